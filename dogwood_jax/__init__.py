@@ -1,0 +1,62 @@
+"""Grow trained JAX networks without changing what they compute.
+
+Three pure functions with two plain data types between them:
+
+    widths = dw.trace(apply, variables, *inputs)     # where does each hidden dimension occur?
+    growth = dw.plan(widths, {"dense_1": 128})       # what becomes of each array?
+    wider = dw.grow(variables, growth, key=key)      # do it
+
+The submodules ``keras_h5``, ``mnist``, ``training`` and ``plotting`` are loaded when first used, so
+that importing the package costs no more than importing JAX.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from dogwood_jax import strategies
+from dogwood_jax._grow import grow
+from dogwood_jax._layout import Concat, Layout, Product, Units
+from dogwood_jax._plan import Change, Growth, plan
+from dogwood_jax._symmetry import find_symmetric
+from dogwood_jax._widen import chain, widen
+from dogwood_jax._widths import Leaf, Occurrence, Width, Widths
+
+if TYPE_CHECKING:
+    from dogwood_jax import keras_h5, mnist, plotting, training
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Change",
+    "Concat",
+    "Growth",
+    "Layout",
+    "Leaf",
+    "Occurrence",
+    "Product",
+    "Units",
+    "Width",
+    "Widths",
+    "chain",
+    "find_symmetric",
+    "grow",
+    "keras_h5",
+    "mnist",
+    "plan",
+    "plotting",
+    "strategies",
+    "training",
+    "widen",
+]
+
+_LAZY = frozenset({"keras_h5", "mnist", "plotting", "training"})
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

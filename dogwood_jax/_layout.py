@@ -1,0 +1,74 @@
+"""How the units of one or more widths lie along one array axis.
+
+An axis need not be a single width. After flattening (H, W, C) it is the *product* h*w*c, and a
+fused query-key-value projection is a *concatenation* q|k|v, each part itself a product
+heads*head_dim. A layout is that expression: a tree with ``Units`` at its leaves. Products are
+row-major: the last part varies fastest.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from types import MappingProxyType
+from typing import Literal
+
+Role = Literal["incoming", "outgoing", "both"]
+
+
+@dataclass(frozen=True)
+class Units:
+    """The units of one width, one after another.
+
+    Attributes:
+        width: name of the width.
+        size: how many units it has.
+        role: ``"incoming"`` if the rest of the array feeds the unit, ``"outgoing"`` if the unit
+            feeds what the other axes name, ``"both"`` for arrays used in both ways.
+    """
+
+    width: str
+    size: int
+    role: Role
+
+    def __str__(self) -> str:
+        return self.width
+
+
+@dataclass(frozen=True)
+class Product:
+    """A row-major product of layouts, as a reshape makes it."""
+
+    parts: tuple["Layout", ...]
+
+    def __str__(self) -> str:
+        return " * ".join(f"({p})" if isinstance(p, Concat) else str(p) for p in self.parts)
+
+
+@dataclass(frozen=True)
+class Concat:
+    """Layouts one after another, as a concatenation makes it."""
+
+    parts: tuple["Layout", ...]
+
+    def __str__(self) -> str:
+        return " | ".join(map(str, self.parts))
+
+
+Layout = Units | Product | Concat
+
+
+def units_of(layout: Layout) -> Iterator[Units]:
+    """Yields every ``Units`` of a layout, from left to right."""
+    if isinstance(layout, Units):
+        yield layout
+    else:
+        for part in layout.parts:
+            yield from units_of(part)
+
+
+def size_of(layout: Layout, sizes: Mapping[str, int] = MappingProxyType({})) -> int:
+    """Returns the length of an axis with this layout, with new sizes for some of its widths."""
+    if isinstance(layout, Units):
+        return sizes.get(layout.width, layout.size)
+    parts = [size_of(part, sizes) for part in layout.parts]
+    return prod(parts) if isinstance(layout, Product) else sum(parts)

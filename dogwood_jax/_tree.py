@@ -1,0 +1,29 @@
+"""Pytrees by path: the one place that says how a leaf is named."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+PyTree = Any
+
+
+def leaf_path(keys: Any) -> str:
+    """Returns the name of a leaf: its keys joined by slashes, ``"params/dense_1/kernel"``."""
+    return jax.tree_util.keystr(keys, simple=True, separator="/")
+
+
+def leaves_by_path(tree: PyTree) -> dict[str, Any]:
+    """Returns the leaves of a tree by path, in the order of ``jax.tree.leaves``."""
+    return {leaf_path(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def in_order_of(template: PyTree, tree: PyTree) -> PyTree:
+    """Returns the tree with the keys of its plain dicts in the template's order.
+
+    JAX rebuilds dicts with sorted keys. Layers have an order that readers and file formats rely
+    on, so it is put back wherever the dicts are within reach.
+    """
+    if type(tree) is dict and isinstance(template, Mapping) and tree.keys() == template.keys():
+        return {key: in_order_of(template[key], tree[key]) for key in template}
+    return tree

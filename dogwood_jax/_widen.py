@@ -1,0 +1,207 @@
+"""Widen Dense layers by name: ``widen``, and ``chain``, their widths written by hand."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dogwood_jax import strategies
+from dogwood_jax._grow import grow
+from dogwood_jax._layout import Units
+from dogwood_jax._plan import plan
+from dogwood_jax._tree import PyTree, leaves_by_path
+from dogwood_jax._widths import Facts, Leaf, Widths, make_widths, no_such
+
+
+def widen(
+    params: PyTree,
+    layer: str | Mapping[str, int],
+    *,
+    into: str | None = None,
+    units: int | None = None,
+    order: Sequence[str] | None = None,
+    strategy: strategies.Strategy | None = None,
+    key: jax.Array | None = None,
+) -> PyTree:
+    """Widens Dense layers by name, without changing what the network computes.
+
+    For plain chains of Dense layers, where it is known which layer reads which; ``trace`` finds
+    the widths of any other network. The layers between which a width lies may have any elementwise
+    activation between them, but nothing that mixes units.
+
+    Args:
+        params: pytree of nested dicts, ``{"params": {...}}`` or the bare parameters. A Dense layer
+            is a dict with a ``kernel`` of shape ``[in, out]`` and perhaps a ``bias`` of shape
+            ``[out]``, of any floating dtype.
+        layer: path of the layer to widen, ``"dense_1"`` or ``"encoder/dense_1"``; or several
+            layers with their new number of units, ``{"dense_1": 128, "dense_2": 64}``.
+        into: path of the layer that reads the first one, where a single layer is named.
+        units: its new number of units.
+        order: paths of the layers in the order of the data, where several layers are named: each
+            is read by the next.
+        strategy: how new units are filled in, ``strategies.zero_outgoing()`` unless given.
+        key: PRNG key, needed if the strategy draws random weights.
+
+    Returns:
+        The parameters with wider layers, in the same tree structure and dtypes.
+
+    Raises:
+        ValueError: for unknown layers, layers that are not Dense, an ``into`` whose input size is
+            not the layer's units, fewer units than today, an order that is missing, cyclic or
+            ends with a layer to widen, or a missing key.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import dogwood_jax as dw
+        >>> layer = lambda i, o: {"kernel": jnp.ones((i, o)), "bias": jnp.zeros(o)}
+        >>> params = {"dense_1": layer(4, 2), "dense_2": layer(2, 3)}
+        >>> wide = dw.widen(params, "dense_1", into="dense_2", units=5, key=jax.random.key(0))
+        >>> wide["dense_1"]["kernel"].shape, wide["dense_2"]["kernel"].shape
+        ((4, 5), (5, 3))
+    """
+    if isinstance(layer, str):
+        if into is None or units is None or order is not None:
+            raise ValueError(
+                f"to widen the one layer {layer!r}, pass into= (the layer that reads it) and "
+                "units= (its new number of units), and no order="
+            )
+        sizes: Mapping[str, int] = {layer: units}
+        order = (layer, into)
+    else:
+        if into is not None or units is not None:
+            raise ValueError("into= and units= go with a single layer's name; pass order= instead")
+        if order is None:
+            raise ValueError(
+                "to widen several layers, pass order=: all layers in the order of the data, "
+                f"for example order=({', '.join(map(repr, layer))}, 'the layer that reads them')"
+            )
+        sizes = layer
+    order = tuple(order)
+    widths = chain(params, order)
+    problems = []
+    for name in sizes:
+        if name == order[-1]:
+            problems.append(
+                f"{name}: is last in order {order}, so nothing is known to read it; "
+                "put the layer that reads it behind it"
+            )
+        elif name not in order:
+            problems.append(f"{name}: is not in order: {no_such('layer', name, list(order))}")
+    if problems:
+        raise ValueError("cannot widen:\n" + "\n".join(f"- {p}" for p in problems))
+    return grow(params, plan(widths, dict(sizes), strategy=strategy), key=key)
+
+
+def chain(params: PyTree, order: Sequence[str]) -> Widths:
+    """Returns the widths of a chain of Dense layers, each read by the next.
+
+    Args:
+        params: pytree of nested dicts, ``{"params": {...}}`` or the bare parameters, of arrays or
+            ``jax.ShapeDtypeStruct``.
+        order: paths of the layers in the order of the data, two at least.
+
+    Returns:
+        The widths, named by the layer that produces them: the same type that ``trace`` returns.
+
+    Raises:
+        ValueError: for unknown layers, layers that are not Dense, a layer named twice, and
+            neighbours whose sizes do not match; all of them in one message.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import dogwood_jax as dw
+        >>> layer = lambda i, o: {"kernel": jnp.ones((i, o)), "bias": jnp.ones(o)}
+        >>> params = {"up": layer(4, 8), "down": layer(8, 2)}
+        >>> print(dw.chain(params, ("up", "down"))["up"])
+        up: 8 units, growable
+          -> up/kernel[1]
+          -> up/bias[0]
+          <- down/kernel[0]
+    """
+    problems: list[str] = []
+    order = tuple(order)
+    if len(order) < 2:
+        problems.append(f"order {order}: names fewer than two layers; the last reads the others")
+    for name in dict.fromkeys(order):
+        if order.count(name) > 1:
+            problems.append(
+                f"{name}: occurs twice in order {order}; a layer cannot feed itself, so name each "
+                "layer once (use trace for networks that share or loop layers)"
+            )
+    leaves = leaves_by_path(params)
+    layers = {name: _dense_layer(leaves, name, problems) for name in dict.fromkeys(order)}
+    for name, reader in zip(order, order[1:], strict=False):
+        out, into = (layers[n].get("kernel", (0, 0)) for n in (name, reader))
+        if layers[name] and layers[reader] and out[1] != into[0]:
+            problems.append(
+                f"{reader}: its kernel of shape {into} reads {into[0]} units, but {name} has "
+                f"{out[1]}; name the layer that reads {name} (use trace if a flatten or a "
+                "concatenation lies between them)"
+            )
+    if problems:
+        raise ValueError("not a chain of Dense layers:\n" + "\n".join(f"- {p}" for p in problems))
+    facts, dense = {}, []
+    first, last = f"{order[0]}[0]", order[-1]
+    for name, source in zip(order, (first, *order), strict=False):
+        kernel = layers[name]["kernel"]
+        facts[source] = Facts(kernel[0], interface=source == first)
+        facts[name] = Facts(kernel[1], interface=name == last)
+        path = _layer_path(leaves, name)
+        axes = (Units(source, kernel[0], "outgoing"), Units(name, kernel[1], "incoming"))
+        dense.append(Leaf(f"{path}/kernel", kernel, axes, "random", (0,), (1,)))
+        if "bias" in layers[name]:
+            bias = layers[name]["bias"]
+            dense.append(Leaf(f"{path}/bias", bias, axes[1:], "zeros"))
+    return make_widths(tuple(dense), facts)
+
+
+def _layer_path(leaves: Mapping[str, Any], name: str) -> str:
+    """Returns the full path of a layer that may be named without its collection."""
+    collection = any(path.startswith("params/") for path in leaves)
+    return f"params/{name}" if collection and not name.startswith("params/") else name
+
+
+def _dense_layer(
+    leaves: Mapping[str, Any], name: str, problems: list[str]
+) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of a Dense layer's arrays, or nothing and says what is wrong."""
+    path = _layer_path(leaves, name)
+    arrays = {
+        p.removeprefix(f"{path}/"): array
+        for p, array in leaves.items()
+        if p.startswith(f"{path}/")
+    }
+    if not arrays:
+        layers = dict.fromkeys(
+            p.rpartition("/")[0].removeprefix("params/") for p in leaves if "/" in p
+        )
+        problems.append(f"{name}: {no_such('layer', name, layers)}")
+        return {}
+    shapes = {p: tuple(jnp.shape(array)) for p, array in arrays.items()}
+    wrong = []
+    if len(shapes.get("kernel", ())) != 2:
+        wrong.append("a kernel of shape [in, out]")
+    elif shapes.get("bias", shapes["kernel"][1:]) != shapes["kernel"][1:]:
+        wrong.append(f"a bias of shape {shapes['kernel'][1:]}")
+    if shapes.keys() - {"kernel", "bias"}:
+        wrong.append("no arrays besides")
+    if wrong:
+        found = ", ".join(f"{path}/{p} {shape}" for p, shape in shapes.items())
+        problems.append(
+            f"{name}: not a Dense layer, which has {' and '.join(wrong)}; found {found} "
+            "(use trace for other layers)"
+        )
+        return {}
+    for p, array in arrays.items():
+        dtype = jnp.result_type(array)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            problems.append(
+                f"{path}/{p}: is {dtype} of shape {shapes[p]}, but weights must be of a floating "
+                "dtype; convert it first, for example with .astype(jnp.float32)"
+            )
+    return shapes
+
+
+

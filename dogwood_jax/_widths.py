@@ -1,0 +1,266 @@
+"""Where every width of a network occurs: ``Width`` and ``Widths``."""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+from dogwood_jax._layout import Concat, Layout, Product, Role, Units, size_of, units_of
+
+# What a new entry of an array should be where nothing else decides: a kernel or embedding is
+# drawn from an initializer, a bias or running mean starts at zero, a scale or variance at one.
+Kind = Literal["random", "zeros", "ones"]
+
+
+@dataclass(frozen=True)
+class Occurrence:
+    """One place where a width appears.
+
+    Attributes:
+        path: path of the array, ``"params/dense_1/kernel"``.
+        axis: which of its axes, counted from 0.
+        role: ``"incoming"``, ``"outgoing"`` or ``"both"``.
+        layout: how the whole axis is laid out; ``Units`` if the width is all of it.
+    """
+
+    path: str
+    axis: int
+    role: Role
+    layout: Layout
+
+    def __str__(self) -> str:
+        arrow = {"incoming": "->", "outgoing": "<-", "both": "<>"}[self.role]
+        layout = "" if isinstance(self.layout, Units) else f" ({self.layout})"
+        return f"{arrow} {self.path}[{self.axis}]{layout}"
+
+
+@dataclass(frozen=True)
+class Width:
+    """A set of array axes that index the same units.
+
+    Attributes:
+        name: the module that produces the units, ``"dense_1"``.
+        size: how many units there are.
+        occurrences: every place where they appear.
+        interface: whether the width is also a dimension of an input or output.
+        fixed: why the width cannot grow, or None.
+        hazards: what would change the network's outputs if the width grew, such as a
+            normalization over it. Only strategies that do not preserve outputs ignore these.
+        notes: what a caller should know before growing it.
+    """
+
+    name: str
+    size: int
+    occurrences: tuple[Occurrence, ...]
+    interface: bool = False
+    fixed: str | None = None
+    hazards: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def status(self) -> str:
+        """``"growable"``, or the reason why it is not, in a few words."""
+        if self.fixed:
+            return f"fixed: {self.fixed}"
+        interface = ["interface"] if self.interface else []
+        return "; ".join([*interface, *self.hazards]) or "growable"
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [f"{self.name}: {self.size} units, {self.status}"]
+            + [f"  {occurrence}" for occurrence in self.occurrences]
+        )
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One array of the variables and the layout of each of its axes.
+
+    Attributes:
+        path: path of the array.
+        shape: its shape today.
+        axes: one layout for each axis.
+        kind: what its new entries are where the growth leaves them free.
+        fan_in: axes whose sizes multiply to the fan-in of random entries.
+        fan_out: axes whose sizes multiply to their fan-out.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    axes: tuple[Layout, ...]
+    kind: Kind = "random"
+    fan_in: tuple[int, ...] = ()
+    fan_out: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a width besides where it occurs."""
+
+    size: int
+    interface: bool = False
+    fixed: str | None = None
+    hazards: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, repr=False)
+class Widths(Mapping[str, Width]):
+    """All widths of a network: a mapping from name to ``Width``.
+
+    Frozen, hashable (so it can be a static argument under ``jax.jit``), comparable and picklable;
+    ``print(widths)`` shows a table.
+
+    Attributes:
+        leaves: the arrays in which widths occur, with the layout of each axis.
+        facts: name and properties of each width, in the order of the table.
+    """
+
+    leaves: tuple[Leaf, ...]
+    facts: tuple[tuple[str, Facts], ...] = field(default=())
+
+    @cached_property
+    def _widths(self) -> dict[str, Width]:
+        places: dict[str, list[Occurrence]] = {name: [] for name, _ in self.facts}
+        for leaf in self.leaves:
+            for axis, layout in enumerate(leaf.axes):
+                for units in dict.fromkeys(units_of(layout)):
+                    places[units.width].append(Occurrence(leaf.path, axis, units.role, layout))
+        return {
+            name: Width(
+                name, f.size, tuple(places[name]), f.interface, f.fixed, f.hazards, f.notes
+            )
+            for name, f in self.facts
+        }
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.leaves, self.facts))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        # Mapping's own equality would ignore the layouts and the order.
+        if not isinstance(other, Widths):
+            return NotImplemented
+        return self is other or (self.leaves, self.facts) == (other.leaves, other.facts)
+
+    def __getstate__(self) -> dict[str, object]:
+        # Without the cached hash: hashes of strings differ between processes.
+        return {"leaves": self.leaves, "facts": self.facts}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+
+    def __getitem__(self, name: str) -> Width:
+        try:
+            return self._widths[name]
+        except KeyError:
+            raise KeyError(no_such("width", name, self._widths)) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._widths)
+
+    def __len__(self) -> int:
+        return len(self._widths)
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Size of each width by name."""
+        return {name: facts.size for name, facts in self.facts}
+
+    def leaf(self, path: str) -> Leaf:
+        """Returns the array at a path, with or without its leading collection (``params/``).
+
+        Raises:
+            KeyError: if there is none, or the shortened path fits several; names the closest.
+        """
+        found = [leaf for leaf in self.leaves if leaf.path == path] or [
+            leaf for leaf in self.leaves if leaf.path.endswith(f"/{path}")
+        ]
+        if len(found) != 1:
+            paths = [leaf.path for leaf in found or self.leaves]
+            raise KeyError(no_such("array" if not found else "single array", path, paths))
+        return found[0]
+
+    def of(self, path: str, axis: int) -> Width:
+        """Returns the width that lies along one axis of one array.
+
+        Args:
+            path: path of the array, with or without its leading collection (``params/``).
+            axis: index of the axis; negative counts from the end.
+
+        Raises:
+            KeyError: if there is no such array or axis, or if several widths share the axis; the
+                message names the choices.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> import dogwood_jax as dw
+            >>> layer = lambda i, o: {"kernel": jnp.ones((i, o)), "bias": jnp.ones(o)}
+            >>> widths = dw.chain({"up": layer(4, 8), "down": layer(8, 2)}, ("up", "down"))
+            >>> widths.of("down/kernel", 0).name
+            'up'
+        """
+        leaf = self.leaf(path)
+        if not -len(leaf.axes) <= axis < len(leaf.axes):
+            raise KeyError(f"{leaf.path} has shape {leaf.shape}, so no axis {axis}")
+        names = dict.fromkeys(units.width for units in units_of(leaf.axes[axis]))
+        if len(names) != 1:
+            raise KeyError(
+                f"axis {axis} of {leaf.path} is composite, {leaf.axes[axis]}: "
+                f"name one of its widths {list(names)}"
+            )
+        return self[next(iter(names))]
+
+    def __str__(self) -> str:
+        rows = [("width", "size", "occurs in", "status")]
+        for width in self.values():
+            places = [str(occurrence) for occurrence in width.occurrences] or ["(no array)"]
+            rows.append((width.name, str(width.size), places[0], width.status))
+            rows += [("", "", place, "") for place in places[1:]]
+        return table(rows)
+
+    def __repr__(self) -> str:
+        return f"Widths({', '.join(f'{name}={size}' for name, size in self.sizes.items())})"
+
+
+def make_widths(leaves: tuple[Leaf, ...], facts: Mapping[str, Facts]) -> Widths:
+    """Returns the widths, after checking that every layout accounts for its axis."""
+    for leaf in leaves:
+        laid_out = tuple(size_of(layout) for layout in leaf.axes)
+        assert laid_out == leaf.shape, (leaf.path, leaf.shape, laid_out)
+    return Widths(leaves, tuple(facts.items()))
+
+
+def no_such(what: str, name: str, names: Mapping[str, object] | list[str]) -> str:
+    """Returns an error message for a failed look-up that names the closest choices."""
+    choices = list(names)
+    close = difflib.get_close_matches(name, choices, n=3, cutoff=0.4) or choices[:10]
+    return f"no {what} {name!r}; the closest are {close}" if close else f"no {what} {name!r}"
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    """Returns rows as text with aligned columns, the first row underlined."""
+    columns = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(n) for cell, n in zip(row, columns, strict=True)).rstrip()
+        for row in rows
+    ]
+    return "\n".join([lines[0], "  ".join("-" * n for n in columns), *lines[1:]])
+
+
+__all__ = [
+    "Concat",
+    "Kind",
+    "Leaf",
+    "Occurrence",
+    "Product",
+    "Width",
+    "Widths",
+    "make_widths",
+    "no_such",
+    "table",
+]

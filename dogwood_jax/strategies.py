@@ -1,0 +1,163 @@
+"""Strategies: how the weights of new units are filled in.
+
+A strategy says what becomes of the two sides of a new unit: its *incoming* weights, which decide
+what it computes, and its *outgoing* weights, which decide what it changes.
+
+| strategy          | incoming | outgoing | preserving | gradient of new units at the first step |
+|-------------------|----------|----------|------------|-----------------------------------------|
+| `zero_outgoing()` | random   | zero     | yes        | outgoing nonzero, incoming zero         |
+| `zeros()`         | zero     | zero     | yes        | both zero, for ever where f(0) = 0      |
+| `random()`        | random   | random   | no         | both nonzero                            |
+| `replicate()`     | copied   | shared   | yes        | that of the copied unit                 |
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+Initializer = Callable[..., jax.Array]  # (key, shape, dtype) -> array, as in jax.nn.initializers
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """What becomes of the incoming and outgoing weights of new units; see this module's functions.
+
+    Attributes:
+        name: the function that made it.
+        incoming: ``"free"`` (drawn from ``init``), ``"zero"`` or ``"copy"``.
+        outgoing: ``"free"``, ``"zero"`` or ``"share"`` (copied, and divided among the copies).
+        init: initializer of free weights.
+        noise: standard deviation of the noise on copies, relative to the copied array's.
+        split: how copies share outgoing weights, ``"even"`` or ``"uneven"``.
+    """
+
+    name: str
+    incoming: Literal["free", "zero", "copy"]
+    outgoing: Literal["free", "zero", "share"]
+    init: Initializer | None = None
+    noise: float = 0.0
+    split: Literal["even", "uneven"] = "even"
+
+    @property
+    def preserving(self) -> bool:
+        """Whether the grown function equals the old one."""
+        return self.outgoing != "free" and self.noise == 0
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def glorot(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    """Glorot-uniform initializer, the default of Flax's and Keras's users alike.
+
+    Growth draws only the new slice, at the scale of the full new shape.
+
+    Args:
+        key: PRNG key.
+        shape: shape of the array, ``[..., in, out]``.
+        dtype: its floating dtype.
+
+    Returns:
+        Uniform values within ``sqrt(6 / (fan_in + fan_out))`` of zero.
+
+    Example:
+        >>> import jax
+        >>> import dogwood_jax as dw
+        >>> bool(abs(dw.strategies.glorot(jax.random.key(0), (4, 2))).max() <= 1)
+        True
+
+    Reference:
+        Glorot and Bengio, 2010, Understanding the difficulty of training deep feedforward neural
+        networks.
+    """
+    return jax.nn.initializers.glorot_uniform()(key, shape, dtype)
+
+
+def zero_outgoing(init: Initializer = glorot) -> Strategy:
+    """New units get random incoming weights and zero outgoing weights (the default).
+
+    Preserving: nothing reads the new units yet. Their outgoing weights have a nonzero gradient at
+    the first step, their incoming weights from the second on; old weights keep their gradients.
+    Where two neighbouring widths grow at once, weights from new units to old ones are zero and
+    those from any unit to new ones are random.
+
+    Args:
+        init: any initializer of ``jax.nn.initializers``. It is given the full new shape, so that
+            fan-in and fan-out are the larger layer's, and only its new part is kept.
+
+    Example:
+        >>> import dogwood_jax as dw
+        >>> print(dw.strategies.zero_outgoing())
+        zero_outgoing
+
+    Reference:
+        Gesmundo and Maile, 2023, Composable Function-preserving Expansions for Transformer
+        Architectures, theorem 3.1.
+    """
+    return Strategy("zero_outgoing", "free", "zero", init)
+
+
+def zeros() -> Strategy:
+    """Everything new is zero.
+
+    Preserving, but the new units never learn where the activation maps zero to zero, as relu and
+    tanh do: with zero incoming and zero outgoing weights, both gradients are zero for ever. Kept
+    as the notebook's first experiment and as a baseline.
+
+    Example:
+        >>> import dogwood_jax as dw
+        >>> dw.strategies.zeros().preserving
+        True
+    """
+    return Strategy("zeros", "zero", "zero")
+
+
+def random(init: Initializer = glorot) -> Strategy:
+    """Everything new is random: not preserving, kept as the baseline.
+
+    All new weights have a nonzero gradient from the first step on.
+
+    Args:
+        init: any initializer of ``jax.nn.initializers``, given the full new shape.
+
+    Example:
+        >>> import dogwood_jax as dw
+        >>> dw.strategies.random().preserving
+        False
+    """
+    return Strategy("random", "free", "free", init)
+
+
+def replicate(noise: float = 0.0, split: Literal["even", "uneven"] = "even") -> Strategy:
+    """New units copy old ones, which share their outgoing weights with the copies.
+
+    Preserving if ``noise`` is zero. With an even split, copies have equal gradients and stay
+    copies for ever under a deterministic optimizer; an uneven split or a little noise lets them
+    part. New units copy old ones round robin.
+
+    Args:
+        noise: standard deviation of normal noise added to the incoming weights of new units, as a
+            fraction of the standard deviation of the array; not preserving unless zero.
+        split: ``"even"`` divides outgoing weights equally among k copies; ``"uneven"`` gives them
+            shares in the ratio 1 : 2 : ... : k, which breaks the symmetry without noise.
+
+    Raises:
+        ValueError: if ``noise`` is negative or ``split`` is not one of the two.
+
+    Example:
+        >>> import dogwood_jax as dw
+        >>> dw.strategies.replicate().preserving, dw.strategies.replicate(noise=0.01).preserving
+        (True, False)
+
+    Reference:
+        Chen, Goodfellow and Shlens, 2016, Net2Net: Accelerating Learning via Knowledge Transfer
+        (even); Wang et al., 2024, LEMON: Lossless model expansion (uneven).
+    """
+    if not noise >= 0:
+        raise ValueError(f"noise must be zero or positive, got {noise!r}")
+    if split not in ("even", "uneven"):
+        raise ValueError(f"split must be 'even' or 'uneven', got {split!r}")
+    return Strategy("replicate", "copy", "share", noise=noise, split=split)
