@@ -18,6 +18,7 @@ from dogwood_jax._grow import grow
 from dogwood_jax._layout import Concat, Layout, Product, Units
 from dogwood_jax._plan import Change, Growth, plan
 from dogwood_jax._symmetry import find_symmetric
+from dogwood_jax._trace import trace
 from dogwood_jax._widen import chain, widen
 from dogwood_jax._widths import Leaf, Occurrence, Width, Widths
 
@@ -45,6 +46,7 @@ __all__ = [
     "plan",
     "plotting",
     "strategies",
+    "trace",
     "training",
     "widen",
 ]

@@ -105,7 +105,9 @@ def _check(
         elif _grows(leaf, growth):
             dtype = jnp.result_type(array) if not hasattr(array, "dtype") else array.dtype
             if not jnp.issubdtype(dtype, jnp.inexact):
-                problems.append(f"{leaf.path}: grows, so it must be of a floating dtype, not {dtype}")
+                problems.append(
+                    f"{leaf.path}: grows, so it must be of a floating dtype, not {dtype}"
+                )
             elif jax.dtypes.canonicalize_dtype(dtype) != dtype:
                 problems.append(
                     f"{leaf.path}: is {dtype}, which JAX would cut short; "
@@ -173,7 +175,12 @@ class _Extension:
 
     def initialized(self) -> Array | None:
         """Returns the whole new array from the strategy's initializer, or None to draw parts."""
-        changes = [self.change[u.width] for layout in self.leaf.axes for u in units_of(layout) if u.width in self.change]
+        changes = [
+            self.change[u.width]
+            for layout in self.leaf.axes
+            for u in units_of(layout)
+            if u.width in self.change
+        ]
         inits = [c.strategy.init for c in changes if c.strategy.init not in (None, glorot)]
         if not inits or self.leaf.kind != "random":
             return None
@@ -220,9 +227,7 @@ class _Extension:
             parts.append(self.extend(old_part, layouts, new_part))
         return lax.concatenate(parts, axis)
 
-    def _extend_factors(
-        self, old: Array, axes: tuple[Layout, ...], fresh: Array | None
-    ) -> Array:
+    def _extend_factors(self, old: Array, axes: tuple[Layout, ...], fresh: Array | None) -> Array:
         """Extends the factors of product axes, each on an axis of its own."""
         factors: list[Layout] = []
         for layout in axes:
@@ -234,9 +239,7 @@ class _Extension:
         new = self.extend(old, tuple(factors), fresh)
         return new.reshape([size_of(layout, self.sizes) for layout in axes])
 
-    def _extend_units(
-        self, old: Array, axes: tuple[Layout, ...], fresh: Array | None
-    ) -> Array:
+    def _extend_units(self, old: Array, axes: tuple[Layout, ...], fresh: Array | None) -> Array:
         """Extends axes that are a single width each."""
         sides: dict[str, list[tuple[int, Change]]] = {}
         for axis, layout in enumerate(axes):
@@ -262,9 +265,7 @@ class _Extension:
             padding[axis] = (0, change.new - change.old, 0)
         return lax.pad(array, jnp.zeros((), array.dtype), padding) if grown else array
 
-    def _free(
-        self, array: Array, grown: list[tuple[int, Change]], fresh: Array | None
-    ) -> Array:
+    def _free(self, array: Array, grown: list[tuple[int, Change]], fresh: Array | None) -> Array:
         """Appends free entries along the axes."""
         if fresh is not None and grown:
             shape = list(array.shape)

@@ -249,8 +249,7 @@ def _refusals(
         return [f"{name}: {new} units are fewer than today's {old}; growing never drops units"]
     if width.fixed:
         return [
-            f"{name}: cannot grow from {old} to {new}: {width.fixed}; "
-            f"it occurs in {_places(width)}"
+            f"{name}: cannot grow from {old} to {new}: {width.fixed}; it occurs in {_places(width)}"
         ]
     problems = []
     if width.interface and not interface:
@@ -263,12 +262,11 @@ def _refusals(
             f"it occurs in {_places(width)}; strategies.random() ignores this"
             for hazard in width.hazards
         ]
-    if strategy.incoming == "copy":
-        for path in [o.path for o in width.occurrences if o.role == "both"]:
-            problems.append(
-                f"{name}: {path} is both incoming and outgoing (tied), so copies cannot share "
-                "its weights; use strategies.zero_outgoing()"
-            )
+    if strategy.preserving and strategy.incoming == "copy":
+        problems += [
+            f"{name}: copying units would change outputs: {hazard}; use strategies.zero_outgoing()"
+            for hazard in width.copy_hazards
+        ]
     return problems
 
 

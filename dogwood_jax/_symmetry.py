@@ -22,14 +22,16 @@ def find_symmetric(
     Args:
         variables: pytree of the network's arrays.
         width: the width whose units are compared, from ``trace`` or ``chain``.
-        tolerance: weights a and b agree if ``|a - b| <= tolerance * (1 + |a|)`` holds; units whose
-            weights are not finite agree with none.
+        tolerance: a unit joins a group if ``|b - a| <= tolerance * (1 + |a|)`` holds for each of
+            its weights b and the weights a of the group's first unit. Weights that are not finite
+            agree with none.
 
     Returns:
         The groups of two or more units, each in ascending order, in the order of their first unit.
 
     Raises:
-        ValueError: if an array of the width is missing or has another size there.
+        ValueError: if an array of the width is missing or has another size there, or the tolerance
+            is negative.
 
     Example:
         >>> import jax.numpy as jnp
@@ -41,27 +43,55 @@ def find_symmetric(
         >>> dw.find_symmetric(params, dw.chain(params, ("up", "down"))["up"])
         ((0, 2),)
     """
-    rows = _rows(variables, width)
-    # Equal units have equal sums of weights, so only units that are close after sorting by a
-    # random weighted sum need comparing. Any fixed direction will do.
-    direction = np.random.default_rng(0).standard_normal(rows.shape[1])
-    slack = tolerance * (1 + np.abs(rows)) @ np.abs(direction)
-    position = rows @ direction
-    order = np.argsort(position)
-    groups: list[list[int]] = []
-    open_groups: list[list[int]] = []
-    for unit in order:
-        reach = position[unit] - 2 * slack[unit]
-        open_groups = [g for g in open_groups if position[g[0]] + 2 * slack[g[0]] >= reach]
-        for group in open_groups:
-            first = rows[group[0]]
-            if np.all(np.abs(rows[unit] - first) <= tolerance * (1 + np.abs(first))):
-                group.append(int(unit))
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance must be zero or positive, got {tolerance!r}")
+    groups: dict[int, list[int]] = {}
+    for unit, first in enumerate(_firsts(_rows(variables, width), tolerance)):
+        groups.setdefault(int(first), []).append(unit)
+    return tuple(tuple(group) for group in groups.values() if len(group) > 1)
+
+
+def _firsts(rows: np.ndarray, tolerance: float) -> np.ndarray:
+    """Returns for each row the first row that it agrees with, itself if there is none.
+
+    Only rows with close sketches are compared in full. A sketch sums up a row block by block, so
+    those of rows that agree differ by no more than a bound.
+    """
+    units, weights = rows.shape
+    firsts = np.arange(units)
+    if not rows.size:
+        return np.zeros_like(firsts)
+    largest = np.maximum(rows.max(axis=1), -rows.min(axis=1))
+    if not np.isfinite(largest).all():
+        finite = np.flatnonzero(np.isfinite(largest))
+        firsts[finite] = finite[_firsts(rows[finite], tolerance)]
+        return firsts
+    # Any fixed blocks and factors will do; random ones keep differences from cancelling.
+    rng = np.random.default_rng(0)
+    blocks = np.zeros((weights, 32))
+    blocks[np.arange(weights), rng.permutation(weights) % 32] = rng.uniform(1, 2, weights)
+    sketch = rows @ blocks
+    rounding = weights * np.finfo(rows.dtype).eps
+    bound = (tolerance + rounding) * np.outer(1 + largest, blocks.sum(axis=0) + 1)
+
+    # Sorted by the sum that tells units apart best, those within reach of a unit are neighbours.
+    best = np.argmax(np.ptp(sketch, axis=0) / bound.max(axis=0))
+    sums, reach = sketch[:, best], bound[:, best].max()
+    order = np.argsort(sums)
+    low = np.searchsorted(sums[order], sums - reach, "left")
+    high = np.searchsorted(sums[order], sums + reach, "right")
+    is_first = np.zeros(units, bool)
+    for unit in range(units):
+        near = order[low[unit] : high[unit]]
+        near = near[is_first[near]]
+        near = near[np.all(np.abs(sketch[near] - sketch[unit]) <= bound[near], axis=1)]
+        for first in np.sort(near):
+            if np.all(np.abs(rows[unit] - rows[first]) <= tolerance * (1 + np.abs(rows[first]))):
+                firsts[unit] = first
                 break
         else:
-            groups.append([int(unit)])
-            open_groups.append(groups[-1])
-    return tuple(sorted(tuple(sorted(group)) for group in groups if len(group) > 1))
+            is_first[unit] = True
+    return firsts
 
 
 def _rows(variables: PyTree, width: Width) -> np.ndarray:
@@ -72,13 +102,19 @@ def _rows(variables: PyTree, width: Width) -> np.ndarray:
         array = leaves.get(place.path)
         if array is None:
             problems.append(f"{place.path}: missing")
-        elif (found := np.shape(array)[place.axis]) != (expected := size_of(place.layout)):
-            problems.append(f"{place.path}: axis {place.axis} is {found}, expected {expected}")
+        elif np.shape(array)[place.axis : place.axis + 1] != (size_of(place.layout),):
+            problems.append(
+                f"{place.path}: has shape {np.shape(array)}, expected {size_of(place.layout)} "
+                f"along axis {place.axis}"
+            )
         elif not problems:
-            columns += _columns(np.asarray(array, np.float64), place.axis, place.layout, width.name)
+            array = np.asarray(array)
+            if np.iscomplexobj(array):
+                array = np.stack([array.real, array.imag], axis=-1)
+            columns += _columns(array.astype(np.float64), place.axis, place.layout, width.name)
     if problems:
         raise ValueError(
-            f"these are not the variables in which {width.name} was found:\n"
+            f"these are not the variables in which {width.name} was found; trace again:\n"
             + "\n".join(f"- {p}" for p in problems)
         )
     return np.concatenate(columns, axis=1)

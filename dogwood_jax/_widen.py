@@ -1,6 +1,6 @@
 """Widen Dense layers by name: ``widen``, and ``chain``, their widths written by hand."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -78,9 +78,10 @@ def widen(
                 f"for example order=({', '.join(map(repr, layer))}, 'the layer that reads them')"
             )
         sizes = layer
-    order = tuple(order)
     widths = chain(params, order)
-    problems = []
+    order, names = _short_names(order), _short_names(sizes)
+    problems = [f"{name}: is named twice in {list(layer)}" for name in names if names.count(name) > 1]
+    sizes = dict(zip(names, sizes.values(), strict=True))
     for name in sizes:
         if name == order[-1]:
             problems.append(
@@ -91,7 +92,7 @@ def widen(
             problems.append(f"{name}: is not in order: {no_such('layer', name, list(order))}")
     if problems:
         raise ValueError("cannot widen:\n" + "\n".join(f"- {p}" for p in problems))
-    return grow(params, plan(widths, dict(sizes), strategy=strategy), key=key)
+    return grow(params, plan(widths, sizes, strategy=strategy), key=key)
 
 
 def chain(params: PyTree, order: Sequence[str]) -> Widths:
@@ -121,7 +122,7 @@ def chain(params: PyTree, order: Sequence[str]) -> Widths:
           <- down/kernel[0]
     """
     problems: list[str] = []
-    order = tuple(order)
+    order = _short_names(order)
     if len(order) < 2:
         problems.append(f"order {order}: names fewer than two layers; the last reads the others")
     for name in dict.fromkeys(order):
@@ -157,10 +158,15 @@ def chain(params: PyTree, order: Sequence[str]) -> Widths:
     return make_widths(tuple(dense), facts)
 
 
+def _short_names(names: str | Iterable[str]) -> tuple[str, ...]:
+    """Returns the names of layers without their collection, so that a layer has one name."""
+    names = (names,) if isinstance(names, str) else names
+    return tuple(name.removeprefix("params/") for name in names)
+
+
 def _layer_path(leaves: Mapping[str, Any], name: str) -> str:
-    """Returns the full path of a layer that may be named without its collection."""
-    collection = any(path.startswith("params/") for path in leaves)
-    return f"params/{name}" if collection and not name.startswith("params/") else name
+    """Returns the full path of a layer."""
+    return f"params/{name}" if any(path.startswith("params/") for path in leaves) else name
 
 
 def _dense_layer(
@@ -169,9 +175,7 @@ def _dense_layer(
     """Returns the shapes of a Dense layer's arrays, or nothing and says what is wrong."""
     path = _layer_path(leaves, name)
     arrays = {
-        p.removeprefix(f"{path}/"): array
-        for p, array in leaves.items()
-        if p.startswith(f"{path}/")
+        p.removeprefix(f"{path}/"): array for p, array in leaves.items() if p.startswith(f"{path}/")
     }
     if not arrays:
         layers = dict.fromkeys(
@@ -180,18 +184,15 @@ def _dense_layer(
         problems.append(f"{name}: {no_such('layer', name, layers)}")
         return {}
     shapes = {p: tuple(jnp.shape(array)) for p, array in arrays.items()}
-    wrong = []
-    if len(shapes.get("kernel", ())) != 2:
-        wrong.append("a kernel of shape [in, out]")
-    elif shapes.get("bias", shapes["kernel"][1:]) != shapes["kernel"][1:]:
-        wrong.append(f"a bias of shape {shapes['kernel'][1:]}")
-    if shapes.keys() - {"kernel", "bias"}:
-        wrong.append("no arrays besides")
-    if wrong:
-        found = ", ".join(f"{path}/{p} {shape}" for p, shape in shapes.items())
+    kernel = shapes.get("kernel", ())
+    if len(kernel) != 2 or shapes not in (
+        {"kernel": kernel},
+        {"kernel": kernel, "bias": kernel[1:]},
+    ):
+        found = ", ".join(f"{path}/{p} of shape {shape}" for p, shape in shapes.items())
         problems.append(
-            f"{name}: not a Dense layer, which has {' and '.join(wrong)}; found {found} "
-            "(use trace for other layers)"
+            f"{name}: expected a Dense layer, a kernel of shape [in, out] and at most a bias of "
+            f"shape [out] beside it; found {found} (use trace for other layers)"
         )
         return {}
     for p, array in arrays.items():
@@ -202,6 +203,3 @@ def _dense_layer(
                 "dtype; convert it first, for example with .astype(jnp.float32)"
             )
     return shapes
-
-
-

@@ -47,6 +47,7 @@ class Width:
         fixed: why the width cannot grow, or None.
         hazards: what would change the network's outputs if the width grew, such as a
             normalization over it. Only strategies that do not preserve outputs ignore these.
+        copy_hazards: what would change them if its units were copied.
         notes: what a caller should know before growing it.
     """
 
@@ -56,6 +57,7 @@ class Width:
     interface: bool = False
     fixed: str | None = None
     hazards: tuple[str, ...] = ()
+    copy_hazards: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -102,6 +104,7 @@ class Facts:
     interface: bool = False
     fixed: str | None = None
     hazards: tuple[str, ...] = ()
+    copy_hazards: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -128,10 +131,8 @@ class Widths(Mapping[str, Width]):
                 for units in dict.fromkeys(units_of(layout)):
                     places[units.width].append(Occurrence(leaf.path, axis, units.role, layout))
         return {
-            name: Width(
-                name, f.size, tuple(places[name]), f.interface, f.fixed, f.hazards, f.notes
-            )
-            for name, f in self.facts
+            name: Width(name, occurrences=tuple(places[name]), **vars(facts))
+            for name, facts in self.facts
         }
 
     @cached_property

@@ -1,0 +1,310 @@
+"""Symbolic array dimensions: the algebra behind tracing.
+
+A ``Dim`` stands for one dimension of one or more arrays while a program is traced. Operations that
+force two dimensions to be equal *unify* them. A dimension may turn out to be structured, a
+row-major product (a reshape made or cut it) or a concatenation; where two structured dimensions
+meet, both are refined to their common structure. The parts of a structured dimension are strictly
+smaller than the whole, so refinement ends and no dimension can contain itself.
+
+What is learned of a dimension, such as why it cannot grow, is noted on it and handed down to its
+parts when tracing is over.
+"""
+
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from math import prod
+from typing import Literal
+
+# Beyond so many parts, or so deep, a structure is a sliding window over positions, not a layout of
+# units.
+_MOST_PIECES = 48
+_DEEPEST = 24
+
+
+class Dim:
+    """One dimension, or, after unification, a reference to the dimension it equals."""
+
+    __slots__ = (
+        "_same_as",
+        "bilinear",
+        "copy_hazards",
+        "fixed",
+        "hazards",
+        "interface",
+        "kind",
+        "label",
+        "notes",
+        "parts",
+        "size",
+    )
+
+    def __init__(self, size: int, fixed: str | None = None) -> None:
+        self.size = size
+        self.kind: Literal["product", "concat"] | None = None
+        self.parts: tuple[Dim, ...] = ()
+        # Dicts serve as ordered sets, so that messages come in the order of the program.
+        self.fixed: dict[str, None] = {fixed: None} if fixed else {}
+        self.hazards: dict[str, None] = {}
+        self.copy_hazards: dict[str, None] = {}
+        self.notes: dict[str, None] = {}
+        self.interface = False
+        self.bilinear = False  # whether two activations are contracted over it
+        self.label: str | None = None
+        self._same_as: Dim | None = None
+
+    @property
+    def root(self) -> "Dim":
+        """The dimension that stands for all that are unified with this one."""
+        dim = self
+        while dim._same_as is not None:
+            if dim._same_as._same_as is not None:
+                dim._same_as = dim._same_as._same_as
+            dim = dim._same_as
+        return dim
+
+    def fix(self, reason: str) -> None:
+        """Notes why the dimension cannot grow at all."""
+        self.root.fixed[reason] = None
+
+    def endanger(self, hazard: str) -> None:
+        """Notes what changes the network's outputs when the dimension grows."""
+        self.root.hazards[hazard] = None
+
+    def endanger_copies(self, hazard: str) -> None:
+        """Notes what changes the network's outputs when units are copied."""
+        self.root.copy_hazards[hazard] = None
+
+    def note(self, note: str) -> None:
+        """Notes what a caller should know before growing the dimension."""
+        self.root.notes[note] = None
+
+    def named(self, label: str) -> None:
+        """Notes what the dimension is, if nothing is known yet."""
+        root = self.root
+        root.label = root.label or label
+
+    def is_same(self, other: "Dim") -> bool:
+        return self.root is other.root
+
+
+def product(dims: Iterable[Dim]) -> Dim:
+    """Returns the row-major product of dimensions."""
+    parts = tuple(d.root for d in dims if d.size != 1)
+    return _structured("product", parts, prod(d.size for d in parts))
+
+
+def concat(dims: Iterable[Dim]) -> Dim:
+    """Returns the concatenation of dimensions."""
+    parts = tuple(d.root for d in dims if d.size != 0)
+    return _structured("concat", parts, sum(d.size for d in parts))
+
+
+def _structured(kind: Literal["product", "concat"], parts: tuple[Dim, ...], size: int) -> Dim:
+    if len(parts) == 1:
+        return parts[0]
+    whole = Dim(size)
+    if parts:
+        whole.kind, whole.parts = kind, parts
+    return whole
+
+
+def factors(dim: Dim) -> list[Dim]:
+    """Returns the factors of a dimension, products within products resolved."""
+    return _flat(dim.root, "product")
+
+
+def pieces(dim: Dim) -> list[Dim]:
+    """Returns the pieces of a dimension, concatenations within concatenations resolved."""
+    return _flat(dim.root, "concat")
+
+
+def _flat(dim: Dim, kind: str) -> list[Dim]:
+    if dim.kind != kind:
+        return [dim]
+    return [part for inner in dim.parts for part in _flat(inner.root, kind)]
+
+
+def unify(a: Dim, b: Dim, depth: int = 0) -> None:
+    """Makes two dimensions of one size the same, refining their structures to a common one."""
+    a, b = a.root, b.root
+    if a is b:
+        return
+    if a.size != b.size:
+        for dim in (a, b):
+            dim.fix(f"an operation without a rule for sizes {a.size} and {b.size} ties it")
+        return
+    if a.kind is None:
+        a, b = b, a
+    kinds, parts = (a.kind, b.kind), b.parts
+    _merge(b, into=a)
+    if kinds[1] is None:
+        return
+    other = Dim(a.size)
+    other.kind, other.parts = kinds[1], parts
+    depth += 1
+    if depth > _DEEPEST:
+        fits = False
+    elif kinds == ("product", "product"):
+        fits = _align_products(factors(a), factors(other), depth)
+    elif kinds == ("concat", "concat"):
+        fits = _align_concats(pieces(a), pieces(other), depth)
+    elif kinds == ("product", "concat"):
+        fits = _align_product_with_concat(factors(a), pieces(other), depth)
+    else:
+        fits = _align_product_with_concat(factors(other), pieces(a), depth)
+    if not fits:
+        reason = "reshapes or slices cut it in ways that do not fit together"
+        a.fix(reason)
+        other.fix(reason)
+        for part in parts:
+            part.fix(reason)
+
+
+def _merge(dim: Dim, into: Dim) -> None:
+    into.fixed |= dim.fixed
+    into.hazards |= dim.hazards
+    into.copy_hazards |= dim.copy_hazards
+    into.notes |= dim.notes
+    into.interface |= dim.interface
+    into.bilinear |= dim.bilinear
+    into.label = into.label or dim.label
+    dim._same_as = into
+
+
+def _align_products(a: list[Dim], b: list[Dim], depth: int) -> bool:
+    """Unifies two row-major products of equal size; False if their cuts do not nest."""
+    a, b = a[::-1], b[::-1]
+    while a and b:
+        x, y = a.pop().root, b.pop().root
+        if x.size == y.size:
+            unify(x, y, depth)
+        elif x.size % y.size == 0:
+            rest = Dim(x.size // y.size)
+            unify(x, product((y, rest)), depth)
+            a += factors(rest)[::-1]
+        elif y.size % x.size == 0:
+            rest = Dim(y.size // x.size)
+            unify(y, product((x, rest)), depth)
+            b += factors(rest)[::-1]
+        else:
+            return False
+    return not a and not b
+
+
+def _align_concats(a: list[Dim], b: list[Dim], depth: int) -> bool:
+    """Unifies two concatenations of equal size, cutting pieces at each other's boundaries."""
+    if len(a) + len(b) > _MOST_PIECES:
+        return False
+    a, b = a[::-1], b[::-1]
+    while a and b:
+        x, y = a.pop().root, b.pop().root
+        if x.size == y.size:
+            unify(x, y, depth)
+        elif x.size > y.size:
+            rest = Dim(x.size - y.size)
+            unify(x, concat((y, rest)), depth)
+            a += pieces(rest)[::-1]
+        else:
+            rest = Dim(y.size - x.size)
+            unify(y, concat((x, rest)), depth)
+            b += pieces(rest)[::-1]
+    return not a and not b
+
+
+def _align_product_with_concat(a: list[Dim], b: list[Dim], depth: int) -> bool:
+    """Unifies a product with a concatenation by cutting the leading factors into pieces.
+
+    Every piece of ``q | k | v`` is a whole number of rows of ``3 * heads * head_dim``.
+    """
+    for lead in range(1, len(a)):
+        inner = prod(d.size for d in a[lead:])
+        if any(piece.size % inner for piece in b):
+            continue
+        rows = [Dim(piece.size // inner) for piece in b]
+        for row, piece in zip(rows, b, strict=True):
+            if row.size == 1:
+                row.fix("its rows are taken one by one")
+            unify(piece, product((row, *a[lead:])), depth)
+        unify(product(a[:lead]), concat(rows), depth)
+        if all(row.size == 1 for row in rows):
+            for dim in a[:lead]:
+                dim.fix("its units are taken one by one")
+        return True
+    return False
+
+
+def reshape(dims: Sequence[Dim], sizes: Sequence[int]) -> list[Dim]:
+    """Returns the dimensions of an array after a row-major reshape."""
+    if 0 in sizes:
+        return [Dim(size) for size in sizes]
+    result: list[Dim] = []
+    pending = [f for dim in dims for f in factors(dim) if f.size != 1][::-1]
+    # A dimension of size 1 is matched with one of size 1, the last with the last: nothing else
+    # can be known of it.
+    ones = [dim for dim in dims if dim.size == 1]
+    spare = sum(size == 1 for size in sizes) - len(ones)
+    for size in sizes:
+        if size == 1:
+            spare -= 1
+            result.append(Dim(1) if spare >= 0 else ones.pop(0))
+            continue
+        taken: list[Dim] = []
+        need = size
+        while need > 1:
+            f = pending.pop().root
+            if f.kind == "product":
+                pending += factors(f)[::-1]
+            elif need % f.size == 0:
+                taken.append(f)
+                need //= f.size
+            elif f.size % need == 0:
+                head, rest = Dim(need), Dim(f.size // need)
+                unify(f, product((head, rest)))
+                pending += [rest, head]
+            else:
+                reason = "a reshape cuts across it"
+                for dim in (*taken, f, *pending):
+                    dim.fix(reason)
+                return result + [Dim(s, reason) for s in sizes[len(result) :]]
+        result.append(product(taken))
+    for one in ones:
+        one.fix("a reshape drops it")
+    return result
+
+
+def hand_down(dims: Iterable[Dim]) -> None:
+    """Gives every part of a structured dimension what is known of the whole."""
+    seen: dict[int, Dim] = {}
+    stack = [d.root for d in dims]
+    while stack:
+        dim = stack.pop()
+        if id(dim) not in seen:
+            seen[id(dim)] = dim
+            stack += [part.root for part in dim.parts]
+    for dim in sorted(seen.values(), key=lambda d: -d.size):
+        for part in dim.parts:
+            root = part.root
+            root.fixed |= dim.fixed
+            root.hazards |= dim.hazards
+            root.copy_hazards |= dim.copy_hazards
+            root.notes |= dim.notes
+            root.interface |= dim.interface
+            root.bilinear |= dim.bilinear
+
+
+def cut(dim: Dim, sizes: Sequence[int]) -> list[Dim]:
+    """Returns consecutive pieces of a dimension, of these sizes."""
+    if len(sizes) == 1:
+        return [dim]
+    parts = [Dim(size) for size in sizes]
+    if len(pieces(dim)) + len(parts) > _MOST_PIECES:
+        for d in (dim, *parts):
+            d.fix("it is sliced into many pieces")
+        return parts
+    unify(dim, concat(parts))
+    return parts
+
+
+def offsets(sizes: Iterable[int]) -> list[int]:
+    """Returns where pieces of these sizes start, and where the last one ends."""
+    return [0, *accumulate(sizes)]

@@ -1,0 +1,138 @@
+"""One rule per primitive: how the dimensions of its results follow from those of its operands.
+
+A rule takes the trace, the equation and the values of its operands and returns the values of its
+results. It unifies what the operation ties, and notes what stops a dimension from growing or what
+growing it would change. Primitives without a rule fix every dimension that passes through them.
+Sub-programs (jit, scan, cond, ...) are in ``_trace``.
+
+This file holds the table and what the rules share; the rules are in ``_rules_*``, by topic.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from dogwood_jax._dims import Dim
+from dogwood_jax._values import Entry, Silencer, Silencers, Trace, Value
+
+Rule = Callable[..., list[Value]]
+RULES: dict[str, Rule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Registers a rule for primitives."""
+
+    def register(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+def shapes_out(eqn: Any) -> list[tuple[int, ...]]:
+    return [tuple(getattr(v.aval, "shape", ())) for v in eqn.outvars]
+
+
+def origin_of(values: Iterable[Value]) -> str:
+    origins = {v.origin for v in values}
+    return next((o for o in ("data", "parameter") if o in origins), "constant")
+
+
+def mixed(values: Sequence[Value], dims: Sequence[Dim], **known: Any) -> Value:
+    """Returns a value computed from others."""
+    origin = origin_of(values)
+    leaves: frozenset[int] = frozenset()
+    if origin == "parameter":
+        leaves = frozenset().union(*(v.leaves for v in values))
+    return Value(tuple(dims), origin, leaves=leaves, **known)  # type: ignore[arg-type]
+
+
+def unknown(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
+    """Fixes every dimension that passes through a primitive without a rule."""
+    if not eqn.outvars:
+        return []
+    reason = f"it passes through the primitive {eqn.primitive.name}, for which there is no rule"
+    for value in operands:
+        list(trace.use(value, "contract"))
+        for dim in value.dims:
+            dim.fix(reason)
+    return [mixed(operands, [Dim(n, reason) for n in shape]) for shape in shapes_out(eqn)]
+
+
+def nonlinear(silencers: Silencers) -> Silencers:
+    return tuple(Silencer(s.entries, linear=False) for s in silencers)
+
+
+def plain(value: Value) -> bool:
+    return value.origin == "data" and value.noise is None and value.number is None
+
+
+def positions_used(value: Value) -> None:
+    for axis in value.positional:
+        value.dims[axis].endanger("a table of positions is computed along it")
+
+
+def noise_used(value: Value) -> None:
+    for dim in value.dims:
+        if value.noise == "noise":
+            dim.endanger("random numbers are drawn along it, and a new shape draws others")
+        else:
+            dim.note("a random mask is drawn along it: growing it draws another mask")
+
+
+def pick(x: Value, axes: Sequence[int]) -> Value:
+    """Returns a value with a selection of its axes, in a new order."""
+    return replace(
+        x,
+        dims=tuple(x.dims[a] for a in axes),
+        silencers=tuple(x.silencers[a] for a in axes) if x.silencers else (),
+        positional=frozenset(i for i, a in enumerate(axes) if a in x.positional),
+        weighted=frozenset(i for i, a in enumerate(axes) if a in x.weighted),
+    )
+
+
+def spread(x: Value, shape: Sequence[int], places: Sequence[int]) -> Value:
+    """Returns a value with its axes at these places among new ones."""
+    dims = [Dim(n) for n in shape]
+    silencers: list[Silencers] = [()] * len(shape)
+    positional = set()
+    for axis, place in enumerate(places):
+        if x.dims[axis].size != shape[place]:
+            x.dims[axis].fix(f"it is broadcast to size {shape[place]}")
+            continue
+        dims[place] = x.dims[axis]
+        silencers[place] = x.silencers_of(axis)
+        if axis in x.positional:
+            positional.add(int(place))
+    return replace(
+        x,
+        dims=tuple(dims),
+        silencers=tuple(silencers) if x.silencers else (),
+        positional=frozenset(positional),
+    )
+
+
+def narrowed(silencers: Silencers, whole: Dim, part: Dim) -> Silencers:
+    """Silencers of a factor or piece of a dimension, from those of the whole."""
+    if whole.size <= part.size:
+        return silencers
+    return tuple(
+        Silencer(
+            frozenset(
+                Entry(e.leaf, e.axis, part) if e.dim.is_same(whole) else e for e in s.entries
+            ),
+            s.linear,
+        )
+        for s in silencers
+    )
+
+
+def part_of(x: Value, axis: int, part: Dim, start: int) -> Value:
+    """Returns a piece of a value along an axis."""
+    silencers = list(x.silencers)
+    if silencers:
+        silencers[axis] = narrowed(x.silencers[axis], x.dims[axis], part)
+    if axis in x.positional and start:
+        x.dims[axis].endanger("a table of positions is cut along it")
+    dims = (*x.dims[:axis], part, *x.dims[axis + 1 :])
+    return replace(x, dims=dims, silencers=tuple(silencers))

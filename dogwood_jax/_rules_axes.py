@@ -1,0 +1,204 @@
+"""Rules for operations that move, cut and join axes."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from dogwood_jax import _dims
+from dogwood_jax._dims import Dim, unify
+from dogwood_jax._rules import (
+    mixed,
+    narrowed,
+    noise_used,
+    origin_of,
+    part_of,
+    pick,
+    plain,
+    positions_used,
+    rule,
+    shapes_out,
+    spread,
+)
+from dogwood_jax._values import Silencers, Trace, Value, every
+
+
+@rule("transpose")
+def _transpose(trace: Trace, eqn: Any, x: Value) -> list[Value]:
+    return [pick(x, eqn.params["permutation"])]
+
+
+@rule("squeeze")
+def _squeeze(trace: Trace, eqn: Any, x: Value) -> list[Value]:
+    gone = {a % x.ndim for a in eqn.params["dimensions"]}
+    for axis in gone:
+        x.dims[axis].fix("an operation drops it because its size is 1")
+    return [pick(x, [a for a in range(x.ndim) if a not in gone])]
+
+
+@rule("expand_dims")
+def _expand_dims(trace: Trace, eqn: Any, x: Value) -> list[Value]:
+    (shape,) = shapes_out(eqn)
+    new = {a % len(shape) for a in eqn.params["dimensions"]}
+    return [spread(x, shape, [a for a in range(len(shape)) if a not in new])]
+
+
+@rule("broadcast_in_dim")
+def _broadcast_in_dim(trace: Trace, eqn: Any, x: Value, *_: Value) -> list[Value]:
+    return [spread(x, shapes_out(eqn)[0], eqn.params["broadcast_dimensions"])]
+
+
+@rule("reshape")
+def _reshape(trace: Trace, eqn: Any, x: Value, *_: Value) -> list[Value]:
+    (shape,) = shapes_out(eqn)
+    if x.ndim and not shape:
+        for dim in x.dims:
+            dim.fix("an operation drops it because its size is 1")
+    dims = tuple(_dims.reshape(x.dims, shape))
+    silencers, positional = [], set()
+    for place, new in enumerate(dims):
+        own = {f.root for f in _dims.factors(new)}
+        old = [
+            a
+            for a, d in enumerate(x.dims)
+            if d.is_same(new) or (new.size > 1 and own & {f.root for f in _dims.factors(d)})
+        ]
+        silencers.append(
+            every([narrowed(x.silencers_of(a), x.dims[a], new) for a in old]) if old else ()
+        )
+        if any(a in x.positional for a in old):
+            positional.add(place)
+            if len(old) > 1 or not x.dims[old[0]].is_same(new):
+                positions_used(x)
+    return [
+        replace(
+            x,
+            dims=dims,
+            silencers=tuple(silencers) if x.silencers else (),
+            positional=frozenset(positional),
+        )
+    ]
+
+
+@rule("rev")
+def _rev(trace: Trace, eqn: Any, x: Value) -> list[Value]:
+    for axis in eqn.params["dimensions"]:
+        x.dims[axis].fix("it is reversed, so appended units would come first")
+    return [x]
+
+
+@rule("concatenate")
+def _concatenate(trace: Trace, eqn: Any, *values: Value) -> list[Value]:
+    axis = eqn.params["dimension"]
+    values = tuple(v for v in values if v.dims[axis].size) or values[:1]
+    return [_joined(trace, values, axis, _dims.concat(v.dims[axis] for v in values))]
+
+
+def _joined(trace: Trace, values: Sequence[Value], axis: int, along: Dim) -> Value:
+    """Returns values one after another along an axis, their other axes unified."""
+    origin = origin_of(values)
+    dims = list(values[0].dims)
+    dims[axis] = along
+    for value in values[1:]:
+        for a, dim in enumerate(value.dims):
+            if a != axis:
+                unify(dims[a], dim)
+    for value in values:
+        if value.origin == "parameter" and origin == "data":
+            list(trace.use(value, "add"))
+            trace.produce(value)
+        if value.noise and origin == "data" and any(plain(v) for v in values):
+            noise_used(value)
+    terms = [v for v in values if v.number != 0]
+    silencers: tuple[Silencers, ...] = ()
+    if terms and all(v.silencers for v in terms):
+        silencers = tuple(every([v.silencers_of(a) for v in terms]) for a in range(len(dims)))
+    numbers = {v.number for v in values}
+    return mixed(
+        values,
+        dims,
+        silencers=silencers,
+        number=numbers.pop() if len(numbers) == 1 else None,
+        positional=frozenset().union(*(v.positional for v in values)),
+        index=all(v.index for v in values),
+        noise=next((v.noise for v in values if v.noise), None),
+    )
+
+
+@rule("stack")
+def _stack(trace: Trace, eqn: Any, *values: Value) -> list[Value]:
+    axis = eqn.params["axis"]
+    (shape,) = shapes_out(eqn)
+    places = [a for a in range(len(shape)) if a != axis % len(shape)]
+    one = [*shape]
+    one[axis] = 1
+    layers = [spread(v, one, places) for v in values]
+    along = Dim(shape[axis], "it counts arrays that are stacked one by one")
+    return [_joined(trace, layers, axis % len(shape), along)]
+
+
+@rule("unstack")
+def _unstack(trace: Trace, eqn: Any, x: Value) -> list[Value]:
+    axis = eqn.params["axis"] % x.ndim
+    x.dims[axis].fix("it is taken apart unit by unit")
+    trace.set_aside(x, axis)
+    part = pick(x, [a for a in range(x.ndim) if a != axis])
+    return [part] * len(eqn.outvars)
+
+
+@rule("split")
+def _split(trace: Trace, eqn: Any, x: Value, *_: Value) -> list[Value]:
+    axis = eqn.params["axis"]
+    parts = _dims.cut(x.dims[axis], eqn.params["sizes"])
+    return [
+        part_of(x, axis, part, start) for part, start in zip(parts, range(len(parts)), strict=True)
+    ]
+
+
+@rule("slice")
+def _slice(trace: Trace, eqn: Any, x: Value) -> list[Value]:
+    starts, limits = eqn.params["start_indices"], eqn.params["limit_indices"]
+    strides = eqn.params["strides"] or (1,) * x.ndim
+    for axis, (start, limit, stride) in enumerate(zip(starts, limits, strides, strict=True)):
+        dim = x.dims[axis]
+        n = dim.size
+        if stride == 1:
+            sizes = [s for s in (start, limit - start, n - limit) if s]
+            if limit == start:
+                x = part_of(x, axis, Dim(0), 0)
+            elif limit - start < n:
+                part = _dims.cut(dim, sizes)[1 if start else 0]
+                x = part_of(x, axis, part, start)
+        elif n % stride == 0 and start < stride and limit > n - stride + start:
+            rows, within = _dims.reshape([dim], [n // stride, stride])
+            within.fix("every so many units are taken from it by a strided slice")
+            x = part_of(x, axis, rows, start)
+        else:
+            dim.fix("a strided slice takes units from it")
+            x = part_of(x, axis, Dim(shapes_out(eqn)[0][axis], "a strided slice made it"), start)
+    return [x]
+
+
+@rule("pad")
+def _pad(trace: Trace, eqn: Any, x: Value, filler: Value) -> list[Value]:
+    silent = filler.number == 0
+    for axis, (low, high, interior) in enumerate(eqn.params["padding_config"]):
+        dim = x.dims[axis]
+        if low == high == interior == 0:
+            continue
+        if interior == 0 and low >= 0 and high >= 0:
+            along = _dims.concat((Dim(low), dim, Dim(high)))
+        else:
+            dim.fix("it is cropped or dilated by a pad")
+            along = Dim(shapes_out(eqn)[0][axis], "a pad with cropping or dilation made it")
+        keep = x.silencers if silent else ()
+        x = replace(x, dims=(*x.dims[:axis], along, *x.dims[axis + 1 :]), silencers=keep)
+    return [replace(x, number=None, index=False)]
+
+
+@rule("tile")
+def _tile(trace: Trace, eqn: Any, x: Value) -> list[Value]:
+    dims = [
+        dim if reps == 1 else _dims.product((Dim(reps), dim))
+        for dim, reps in zip(x.dims, eqn.params["reps"], strict=True)
+    ]
+    return [replace(x, dims=tuple(dims))]

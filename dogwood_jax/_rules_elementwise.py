@@ -1,0 +1,269 @@
+"""Rules for elementwise operations."""
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from dogwood_jax._dims import Dim, unify
+from dogwood_jax._rules import (
+    mixed,
+    noise_used,
+    nonlinear,
+    origin_of,
+    plain,
+    positions_used,
+    rule,
+    shapes_out,
+    unknown,
+)
+from dogwood_jax._values import Silencer, Silencers, Trace, Value, either, every
+
+# f(0) = 0 and f linear; f(0) = 0; any other f.
+_LINEAR = "neg real imag conj reduce_precision copy convert_element_type"
+_ZERO_TO_ZERO = (
+    "abs sign sqrt cbrt square tanh sin sinh tan asin atan asinh atanh expm1 log1p erf erf_inv "
+    "floor ceil round integer_pow not_zero"
+)
+_OTHER_UNARY = (
+    "exp exp2 log log2 cos cosh acos acosh logistic rsqrt erfc lgamma digamma is_finite not "
+    "population_count clz bessel_i0e bessel_i1e one_minus_square bitcast_convert_type"
+)
+_COMPARISONS = "eq ne lt le gt ge eq_to lt_to le_to"
+_SUMS = "add sub add_any max min"
+_OTHER_NARY = (
+    "pow rem atan2 nextafter complex and or xor shift_left shift_right_logical "
+    "shift_right_arithmetic igamma igammac igamma_grad_a random_gamma_grad polygamma zeta "
+    "regularized_incomplete_beta polynomial threefry2x32 select_if_vmap"
+)
+
+
+@rule(*_LINEAR.split())
+def _linear(trace: Trace, eqn: Any, x: Value, *_: Value) -> list[Value]:
+    number, name = x.number, eqn.primitive.name
+    if number is not None and name == "neg":
+        number = -number
+    if name == "convert_element_type" and x.positional:
+        if np.issubdtype(np.dtype(eqn.params["new_dtype"]), np.inexact) and x.number is None:
+            positions_used(x)
+    return [replace(x, number=number)]
+
+
+@rule(*_ZERO_TO_ZERO.split())
+def _zero_to_zero(trace: Trace, eqn: Any, x: Value) -> list[Value]:
+    name = eqn.primitive.name
+    zero_stays = name != "integer_pow" or eqn.params["y"] > 0
+    silencers: tuple[Silencers, ...] = ()
+    if x.origin == "parameter" and zero_stays:
+        silencers = tuple(nonlinear(s) for s in x.silencers)
+    if name == "sqrt" or not zero_stays:
+        trace.use(x, "positive")
+    return [replace(x, silencers=silencers, number=_fold(name, x.number), index=False)]
+
+
+@rule(*_OTHER_UNARY.split())
+def _other_unary(trace: Trace, eqn: Any, x: Value) -> list[Value]:
+    name = eqn.primitive.name
+    (shape,) = shapes_out(eqn)
+    if len(shape) != x.ndim:  # a bitcast between element sizes adds or drops a dimension
+        return unknown(trace, eqn, x)
+    if name in ("rsqrt", "log", "log2"):
+        trace.use(x, "positive")
+    return [replace(x, silencers=(), number=_fold(name, x.number), index=False)]
+
+
+_FOLDS: dict[str, Callable[..., Any]] = {
+    "sqrt": np.sqrt,
+    "rsqrt": lambda x: 1 / np.sqrt(x),
+    "square": np.square,
+    "exp": np.exp,
+    "log": np.log,
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "div": operator.truediv,
+    "max": max,
+    "min": min,
+    "pow": operator.pow,
+}
+
+
+def _fold(name: str, *numbers: float | None) -> float | None:
+    """Computes with known numbers, so that constants are recognised however they were made."""
+    if name not in _FOLDS or any(n is None for n in numbers):
+        return None
+    with np.errstate(all="ignore"):
+        try:
+            return float(_FOLDS[name](*numbers))
+        except (ArithmeticError, TypeError, ValueError):
+            return None
+
+
+def _aligned(eqn: Any, values: Sequence[Value]) -> tuple[tuple[Dim, ...], list[set[int]]]:
+    """Unifies operands axis by axis; returns the result's dimensions and each operand's axes.
+
+    An axis of size 1 beside a longer one is broadcast: it has no part in the result's axis.
+    """
+    shape = shapes_out(eqn)[0]
+    axes: list[set[int]] = [set() for _ in values]
+    dims = []
+    for axis, size in enumerate(shape):
+        found: Dim | None = None
+        for value, own in zip(values, axes, strict=True):
+            if not value.ndim:
+                continue
+            dim = value.dims[axis]
+            if dim.size != size:
+                dim.fix(f"it is broadcast against a dimension of size {size}")
+            else:
+                own.add(axis)
+                if found is None:
+                    found = dim
+                else:
+                    unify(found, dim)
+        dims.append(Dim(size) if found is None else found)
+    return tuple(dims), axes
+
+
+def _nary(trace: Trace, eqn: Any, values: Sequence[Value], how: str) -> Value:
+    """An elementwise operation of several operands, silencers aside."""
+    dims, axes = _aligned(eqn, values)
+    origin = origin_of(values)
+    noise = next((v.noise for v in values if v.noise), None)
+    for value in values:
+        if origin != "constant" and value.origin == "constant" and value.positional:
+            positions_used(value)
+        if value.origin == "parameter" and origin == "data":
+            list(trace.use(value, how))
+            trace.produce(value)
+        if value.noise and any(v.origin == "parameter" or plain(v) for v in values):
+            noise_used(value)
+            noise = None
+    return mixed(
+        values,
+        dims,
+        positional=frozenset().union(
+            *(v.positional & own for v, own in zip(values, axes, strict=True))
+        ),
+        noise=noise,
+        contracted=tuple(d for v in values for d in v.contracted),
+        summed=tuple(d for v in values for d in v.summed),
+    )
+
+
+@rule("mul")
+def _mul(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
+    for a, b in ((x, y), (y, x)):
+        if b.number is not None and a.number is None:
+            trace.scaled(a, b.number)
+    out = _nary(trace, eqn, (x, y), "multiply")
+    silencers: tuple[Silencers, ...] = ()
+    if x.silencers or y.silencers:
+        squared = bool(x.leaves & y.leaves)
+        silencers = tuple(
+            nonlinear(s) if squared else s
+            for s in (
+                either(*(v.silencers_of(a) for v in (x, y) if v.ndim and v.dims[a].size == d.size))
+                for a, d in enumerate(out.dims)
+            )
+        )
+    weighted = frozenset(
+        a
+        for v in (x, y)
+        for a, d in enumerate(out.dims)
+        if v.origin == "parameter" and v.ndim and v.dims[a].size == d.size
+    )
+    number = _fold("mul", x.number, y.number)
+    return [replace(out, silencers=silencers, number=number, weighted=weighted)]
+
+
+@rule("div")
+def _div(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
+    if y.number is not None and x.number is None:
+        trace.scaled(x, y.number)
+    if y.origin == "parameter":
+        list(trace.use(y, "positive"))
+    out = _nary(trace, eqn, (x, y), "multiply")
+    silencers = _kept(x, out) if x.silencers else ()
+    return [replace(out, silencers=silencers, number=_fold("div", x.number, y.number))]
+
+
+def _kept(value: Value, out: Value) -> tuple[Silencers, ...]:
+    """The silencers of one operand along the axes of the result that it has."""
+    return tuple(
+        value.silencers_of(a) if value.ndim and value.dims[a].size == d.size else ()
+        for a, d in enumerate(out.dims)
+    )
+
+
+@rule(*_SUMS.split())
+def _sum(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
+    name = eqn.primitive.name
+    out = _nary(trace, eqn, (x, y), "add")
+    silencers = _terms((x, y), out)
+    if name in ("max", "min"):
+        silencers = tuple(nonlinear(s) for s in silencers) if out.origin == "parameter" else ()
+    index = (x.index or y.index) and all(v.index or v.origin == "constant" for v in (x, y))
+    number = _fold(name, x.number, y.number)
+    return [replace(out, silencers=silencers, number=number, index=index)]
+
+
+def _terms(values: Sequence[Value], out: Value) -> tuple[Silencers, ...]:
+    """Silencers of a sum: of every term that is not zero anyway."""
+    terms = [v for v in values if v.number != 0]
+    if not terms or not all(v.silencers for v in terms):
+        return ()
+    return tuple(every(axis) for axis in zip(*(_kept(v, out) for v in terms), strict=True))
+
+
+@rule(*_COMPARISONS.split())
+def _compare(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
+    dims, axes = _aligned(eqn, (x, y))
+    one_hot = eqn.primitive.name == "eq" and bool(x.positional) != bool(y.positional)
+    positional = frozenset((x.positional & axes[0]) | (y.positional & axes[1]))
+    silencers: tuple[Silencers, ...] = ()
+    if one_hot:
+        # No old value of the other operand equals a new position: the row is zero there.
+        table, other = (x, y) if x.positional else (y, x)
+        free = {a for a in table.positional if not other.ndim or other.dims[a].size == 1}
+        if free == table.positional:
+            silencers = tuple(
+                (Silencer(frozenset(), linear=False),) if a in free else ()
+                for a in range(len(dims))
+            )
+            positional = frozenset()
+            if other.index:
+                for axis in free:
+                    dims[axis].interface = True
+                    dims[axis].root.interface = True
+    noise = "mask" if x.noise or y.noise else None
+    out = mixed((x, y), dims, positional=positional, noise=noise)
+    return [replace(out, silencers=silencers)]
+
+
+@rule(*_OTHER_NARY.split())
+def _other_nary(trace: Trace, eqn: Any, *values: Value) -> list[Value]:
+    out = _nary(trace, eqn, values, "add")
+    number = _fold(eqn.primitive.name, *(v.number for v in values))
+    return [replace(out, number=number)] * len(eqn.outvars)
+
+
+@rule("select_n")
+def _select_n(trace: Trace, eqn: Any, which: Value, *cases: Value) -> list[Value]:
+    out = _nary(trace, eqn, (which, *cases), "add")
+    index = any(c.index for c in cases) and all(c.index or c.origin == "constant" for c in cases)
+    return [replace(out, silencers=_terms(cases, out), index=index)]
+
+
+@rule("clamp")
+def _clamp(trace: Trace, eqn: Any, low: Value, x: Value, high: Value) -> list[Value]:
+    out = _nary(trace, eqn, (low, x, high), "add")
+    return [replace(out, index=x.index)]
+
+
+@rule("stop_gradient", "optimization_barrier", "device_put", "sharding_constraint", "mesh_cast")
+@rule("reshard", "layout_constraint", "name", "pvary", "pcast", "nonbatchable", "copy_p")
+def _identity(trace: Trace, eqn: Any, *values: Value) -> list[Value]:
+    return list(values)

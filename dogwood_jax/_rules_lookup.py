@@ -1,0 +1,146 @@
+"""Rules for looking up and for making values."""
+
+from dataclasses import replace
+from typing import Any
+
+from dogwood_jax._dims import Dim, unify
+from dogwood_jax._rules import mixed, origin_of, part_of, rule, shapes_out
+from dogwood_jax._values import Silencers, Trace, Value, every
+
+
+def _indexed(trace: Trace, x: Value, axis: int, indices: Value) -> None:
+    """Notes that positions along an axis are looked up."""
+    trace.set_aside(x, axis)
+    if indices.index:
+        # Old indices stay in range: more rows are more inputs that the network understands.
+        x.dims[axis].root.interface = True
+        x.dims[axis].named("vocab")
+    else:
+        x.dims[axis].fix("it is indexed by positions computed inside the network")
+
+
+@rule("gather")
+def _gather(trace: Trace, eqn: Any, x: Value, indices: Value) -> list[Value]:
+    n = eqn.params["dimension_numbers"]
+    sizes = eqn.params["slice_sizes"]
+    (shape,) = shapes_out(eqn)
+    batching = list(getattr(n, "operand_batching_dims", ()))
+    index_batching = list(getattr(n, "start_indices_batching_dims", ()))
+    dims: list[Dim] = [Dim(size) for size in shape]
+    silencers: list[Silencers] = [()] * len(shape)
+    window = [a for a in range(x.ndim) if a not in {*n.collapsed_slice_dims, *batching}]
+    for axis, place in zip(window, n.offset_dims, strict=True):
+        if sizes[axis] == x.dims[axis].size:
+            dims[place], silencers[place] = x.dims[axis], x.silencers_of(axis)
+        else:
+            x.dims[axis].fix("a slice is looked up along it")
+            dims[place].fix("it is a slice that is looked up")
+    for axis in n.collapsed_slice_dims:
+        if x.dims[axis].size > 1 or axis in n.start_index_map:
+            _indexed(trace, x, axis, indices)
+    places = [a for a in range(len(shape)) if a not in n.offset_dims]
+    for axis, place in enumerate(places):
+        dims[place] = indices.dims[axis]
+    for axis, index_axis in zip(batching, index_batching, strict=True):
+        unify(x.dims[axis], indices.dims[index_axis])
+        place = places[index_axis]
+        silencers[place] = x.silencers_of(axis)
+    data = origin_of((x, indices)) == "data"
+    if x.origin == "parameter" and data:
+        for use in trace.use(x, "index"):
+            use.count_fans(x, n.collapsed_slice_dims, window)
+        trace.produce(x, window)
+    return [mixed((x, indices), dims, silencers=tuple(silencers), noise=x.noise, index=x.index)]
+
+
+@rule("scatter", "scatter-add", "scatter-mul", "scatter-min", "scatter-max", "scatter_add")
+@rule("scatter_mul", "scatter_min", "scatter_max", "scatter-sub", "scatter_sub")
+def _scatter(trace: Trace, eqn: Any, x: Value, indices: Value, updates: Value) -> list[Value]:
+    n = eqn.params["dimension_numbers"]
+    batching = list(getattr(n, "operand_batching_dims", ()))
+    index_batching = list(getattr(n, "scatter_indices_batching_dims", ()))
+    window = [a for a in range(x.ndim) if a not in {*n.inserted_window_dims, *batching}]
+    along = dict(zip(window, n.update_window_dims, strict=True))
+    for axis, place in along.items():
+        if x.dims[axis].size == updates.dims[place].size:
+            unify(x.dims[axis], updates.dims[place])
+        else:
+            x.dims[axis].fix("a slice is written along it")
+            updates.dims[place].fix("it is a slice that is written")
+    for axis in n.inserted_window_dims:
+        _indexed(trace, x, axis, indices)
+    places = [a for a in range(updates.ndim) if a not in n.update_window_dims]
+    for axis, place in enumerate(places):
+        unify(indices.dims[axis], updates.dims[place])
+    for axis, index_axis in zip(batching, index_batching, strict=True):
+        unify(x.dims[axis], indices.dims[index_axis])
+    operands = (x, updates)
+    for value in operands:
+        if value.origin == "parameter" and origin_of((*operands, indices)) == "data":
+            list(trace.use(value, "add"))
+            trace.produce(value)
+    silencers: list[Silencers] = [()] * x.ndim
+    for axis, place in along.items():
+        terms = [
+            s
+            for v, s in ((x, x.silencers_of(axis)), (updates, updates.silencers_of(place)))
+            if v.number != 0
+        ]
+        silencers[axis] = every(terms) if terms and all(terms) else ()
+    return [mixed((x, indices, updates), x.dims, silencers=tuple(silencers))]
+
+
+@rule("dynamic_slice")
+def _dynamic_slice(trace: Trace, eqn: Any, x: Value, *starts: Value) -> list[Value]:
+    out = x
+    for axis, size in enumerate(eqn.params["slice_sizes"]):
+        if size != x.dims[axis].size:
+            x.dims[axis].fix("a slice at a computed position is read along it")
+            trace.set_aside(x, axis)
+            out = part_of(out, axis, Dim(size, "it is a slice at a computed position"), 0)
+    if x.origin == "parameter" and origin_of(starts) == "data":
+        list(trace.use(x, "index"))
+        trace.produce(x)
+    origin = origin_of((x, *starts))
+    return [replace(out, origin=origin, index=False, number=None)]  # type: ignore[arg-type]
+
+
+@rule("dynamic_update_slice")
+def _dynamic_update_slice(
+    trace: Trace, eqn: Any, x: Value, update: Value, *starts: Value
+) -> list[Value]:
+    silencers: list[Silencers] = [()] * x.ndim
+    for axis, (dim, new) in enumerate(zip(x.dims, update.dims, strict=True)):
+        if dim.size == new.size:
+            unify(dim, new)
+            terms = [v.silencers_of(axis) for v in (x, update) if v.number != 0]
+            silencers[axis] = every(terms) if terms and all(terms) else ()
+        else:
+            dim.fix("a slice at a computed position is written along it")
+            new.fix("it is a slice at a computed position")
+    for value in (x, update):
+        if value.origin == "parameter" and origin_of((x, update, *starts)) == "data":
+            list(trace.use(value, "add"))
+            trace.produce(value)
+    return [mixed((x, update, *starts), x.dims, silencers=tuple(silencers))]
+
+
+# Making values -----------------------------------------------------------------------------------
+
+
+@rule("iota")
+def _iota(trace: Trace, eqn: Any, *_: Value) -> list[Value]:
+    (shape,) = shapes_out(eqn)
+    axis = eqn.params["dimension"]
+    return [Value(tuple(map(Dim, shape)), "constant", positional=frozenset({axis}))]
+
+
+@rule("random_bits", "rng_uniform", "rng_bit_generator", "random_gamma")
+def _random_bits(trace: Trace, eqn: Any, *values: Value) -> list[Value]:
+    return [Value(tuple(map(Dim, shape)), "data", noise="noise") for shape in shapes_out(eqn)]
+
+
+@rule("random_wrap", "random_unwrap", "random_split", "random_fold_in", "random_seed")
+@rule("random_clone", "empty", "empty2", "create_token", "axis_index")
+def _opaque(trace: Trace, eqn: Any, *values: Value) -> list[Value]:
+    return [Value(tuple(map(Dim, shape)), "data") for shape in shapes_out(eqn)]

@@ -1,0 +1,570 @@
+"""Find every width of a network by tracing it: ``trace``.
+
+The network is turned into a jaxpr from shapes alone, its equations are read one by one (``_rules``)
+with symbolic dimensions (``_dims``), and what was learned of the dimensions of its parameters
+becomes ``Widths``.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.extend.core as jex
+import numpy as np
+
+from dogwood_jax import _dims, _rules_axes, _rules_elementwise, _rules_lookup, _rules_sums  # noqa: F401
+from dogwood_jax._dims import Dim, unify
+from dogwood_jax._layout import Concat, Layout, Product, Role, Units
+from dogwood_jax._rules import RULES, unknown
+from dogwood_jax._tree import PyTree, leaf_path
+from dogwood_jax._values import KIND_OF_USE, Entry, Silencer, Trace, Value
+from dogwood_jax._widths import Facts, Leaf, Widths, make_widths, no_such
+
+Place = tuple[str, int]
+
+
+def trace(
+    apply: Callable[..., Any],
+    variables: PyTree,
+    *inputs: Any,
+    fix: Iterable[Place] = (),
+    tie: Iterable[tuple[Place, Place]] = (),
+) -> Widths:
+    """Finds every width of a network: which axes of which arrays index the same units.
+
+    The program of ``apply(variables, *inputs)`` is read, not run: no array is allocated and no
+    value is looked at. Whatever library it was written with, each width is listed with every place
+    where it occurs, and with what stops it from growing or what growing it would change.
+
+    Args:
+        apply: any traceable function of a pytree of variables and inputs, such as a Flax module's
+            ``apply``. To trace a mode of the network (training, a method), close over it.
+        variables: pytree of arrays or ``jax.ShapeDtypeStruct``. Leaves that are not arrays, such
+            as functions in an Equinox module, are passed through.
+        *inputs: pytrees of arrays or ``jax.ShapeDtypeStruct``; anything else in them, such as
+            booleans and None, is passed to ``apply`` as it is.
+        fix: places ``(path, axis)`` that must not grow for reasons the program does not show.
+        tie: pairs of places that index the same units though the program does not show it.
+
+    Returns:
+        The widths by name. Dimensions of inputs and outputs are widths too, marked ``interface``.
+
+    Raises:
+        ValueError: if ``fix`` or ``tie`` names a place that does not exist, or ties axes of
+            different sizes.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import dogwood_jax as dw
+        >>> def apply(params, x):
+        ...     return jax.nn.relu(x @ params["up"]["kernel"]) @ params["down"]["kernel"]
+        >>> params = {"up": {"kernel": jnp.ones((4, 8))}, "down": {"kernel": jnp.ones((8, 2))}}
+        >>> print(dw.trace(apply, params, jnp.ones((1, 4)))["up"])
+        up: 8 units, growable
+          -> up/kernel[1]
+          <- down/kernel[0]
+    """
+    program = _Program(apply, variables, inputs)
+    leaves = program.leaves
+    _override(leaves, tuple(fix), tuple(tie))
+    _attach_unread(leaves, program.trace)
+    return _widths(program)
+
+
+class _Program:
+    """A traced network: its leaves with symbolic dimensions, and what its equations say of them."""
+
+    def __init__(self, apply: Callable[..., Any], variables: PyTree, inputs: Sequence[Any]) -> None:
+        arguments = jax.tree_util.tree_leaves_with_path((variables, *inputs))
+        structure = jax.tree.structure((variables, *inputs))
+        dynamic = [i for i, (_, leaf) in enumerate(arguments) if _is_array(leaf)]
+
+        def flat(*arrays: Any) -> Any:
+            leaves = [leaf for _, leaf in arguments]
+            for i, array in zip(dynamic, arrays, strict=True):
+                leaves[i] = array
+            full = jax.tree.unflatten(structure, leaves)
+            outputs = apply(*full)
+            return {
+                f"{i}": (leaf_path(keys), leaf)[1]
+                for i, (keys, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(outputs))
+                if _is_array(leaf) and not paths.append(leaf_path(keys))
+            }
+
+        paths: list[str] = []
+        structs = [_struct(arguments[i][1]) for i in dynamic]
+        closed = jax.make_jaxpr(lambda *arrays: list(flat(*arrays).values()))(*structs)
+        self.trace = Trace()
+        self.leaves: dict[str, Value] = {}
+        self.inexact: set[str] = set()
+        values = []
+        for i, struct in zip(dynamic, structs, strict=True):
+            keys = arguments[i][0]
+            if keys[0].idx == 0:
+                path = leaf_path(keys[1:])
+                inexact = np.issubdtype(struct.dtype, np.inexact) or struct.dtype == "bfloat16"
+                value = _parameter(len(self.leaves), struct, bool(inexact))
+                self.leaves[path] = value
+            else:
+                value = _input(struct)
+            values.append(value)
+        outputs = run(self.trace, closed.jaxpr, closed.consts, values)
+        shapes = {path: tuple(d.size for d in v.dims) for path, v in self.leaves.items()}
+        for path, output in zip(paths, outputs, strict=True):
+            if not _mirrors(path, tuple(d.size for d in output.dims), shapes):
+                for dim in output.dims:
+                    dim.root.interface = True
+            if output.origin == "parameter":
+                self.trace.use(output, "add")
+
+
+def _is_array(leaf: Any) -> bool:
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+
+
+def _struct(leaf: Any) -> jax.ShapeDtypeStruct:
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return leaf
+    dtype = leaf.dtype
+    if not jax.dtypes.issubdtype(dtype, jax.dtypes.extended):
+        dtype = jax.dtypes.canonicalize_dtype(dtype)
+    return jax.ShapeDtypeStruct(leaf.shape, dtype)
+
+
+def _parameter(index: int, struct: jax.ShapeDtypeStruct, inexact: bool) -> Value:
+    dims = tuple(Dim(n) for n in struct.shape)
+    silencers = ()
+    if inexact:
+        silencers = tuple(
+            (Silencer(frozenset({Entry(index, axis, dim)})),) for axis, dim in enumerate(dims)
+        )
+    else:
+        for dim in dims:
+            dim.fix(f"one of its arrays is of dtype {struct.dtype}, which cannot be filled in")
+    return Value(dims, "parameter", silencers, leaves=frozenset({index}))
+
+
+def _input(struct: jax.ShapeDtypeStruct) -> Value:
+    dims = tuple(Dim(n) for n in struct.shape)
+    for dim in dims:
+        dim.interface = True
+    index = not jax.dtypes.issubdtype(struct.dtype, jax.dtypes.extended) and np.issubdtype(
+        struct.dtype, np.integer
+    )
+    return Value(dims, "data", index=bool(index))
+
+
+def _mirrors(path: str, shape: tuple[int, ...], shapes: dict[str, tuple[int, ...]]) -> bool:
+    """Whether an output is the new value, or the gradient, of one of the variables."""
+    return any(
+        (path == known or path.endswith(f"/{known}")) and shape == shapes[known]
+        for known in shapes
+        if known
+    )
+
+
+# Reading programs ---------------------------------------------------------------------------------
+
+
+def run(trace: Trace, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Value]) -> list[Value]:
+    """Reads every equation of a program; returns the values of its results."""
+    known: dict[Any, Value] = {}
+
+    def read(atom: Any) -> Value:
+        return _constant(atom.val) if isinstance(atom, jex.Literal) else known[atom]
+
+    known.update(zip(jaxpr.constvars, map(_constant, consts), strict=True))
+    known.update(zip(jaxpr.invars, arguments, strict=True))
+    for eqn in jaxpr.eqns:
+        operands = [read(atom) for atom in eqn.invars]
+        name = eqn.primitive.name
+        if name in RULES:
+            results = RULES[name](trace, eqn, *operands)
+        elif name in _LOOPS:
+            results = _LOOPS[name](trace, eqn, operands)
+        else:
+            results = _call(trace, eqn, operands)
+        known.update(zip(eqn.outvars, results, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _constant(array: Any) -> Value:
+    """Returns what is known of a constant: one number, or which axes it varies along."""
+    dims = tuple(Dim(n) for n in np.shape(array))
+    if isinstance(array, jax.core.Tracer) or jax.dtypes.issubdtype(
+        getattr(array, "dtype", np.dtype(float)), jax.dtypes.extended
+    ):
+        return Value(dims, "data")
+    array = np.asarray(array)
+    if array.size and array.dtype.kind in "biufc" and (array == array.flat[0]).all():
+        return Value(dims, "constant", number=float(np.real(array.flat[0])))
+    for axis, dim in enumerate(dims):
+        if dim.size > 1 and (array != np.take(array, [0], axis)).any():
+            dim.endanger(f"a constant of shape {array.shape} inside the network varies along it")
+    return Value(dims, "constant")
+
+
+def _sub_jaxprs(eqn: Any) -> list[tuple[Any, Sequence[Any]]]:
+    """Returns the programs among an equation's parameters, with their constants."""
+    found = []
+    for value in eqn.params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(item, jex.ClosedJaxpr):
+                found.append((item.jaxpr, item.consts))
+            elif isinstance(item, jex.Jaxpr):
+                found.append((item, ()))
+    return found
+
+
+def _call(trace: Trace, eqn: Any, operands: list[Value]) -> list[Value]:
+    """An equation that runs one program: jit, remat, custom derivatives and the like."""
+    programs = _sub_jaxprs(eqn)
+    if len(programs) == 1:
+        jaxpr, consts = programs[0]
+        if len(jaxpr.invars) == len(operands) and len(jaxpr.outvars) == len(eqn.outvars):
+            shapes = [v.aval.shape for v in jaxpr.outvars]
+            if shapes == [v.aval.shape for v in eqn.outvars]:
+                return run(trace, jaxpr, consts, operands)
+    return unknown(trace, eqn, *operands)
+
+
+def _as_loop_state(value: Value) -> Value:
+    """What is known of a loop's state in every iteration: its dimensions."""
+    return Value(value.dims, "data")
+
+
+def _close_loop(trace: Trace, before: Sequence[Value], after: Sequence[Value]) -> None:
+    """Unifies a loop's state before and after an iteration."""
+    for old, new in zip(before, after, strict=True):
+        for a, b in zip(old.dims, new.dims, strict=True):
+            unify(a, b)
+        for axis in new.positional:
+            new.dims[axis].endanger("a table of positions is computed along it")
+        if new.origin == "parameter":
+            list(trace.use(new, "add"))
+            trace.produce(new)
+
+
+def _enter_loop(trace: Trace, state: Sequence[Value]) -> list[Value]:
+    for value in state:
+        if value.origin == "parameter":
+            list(trace.use(value, "add"))
+            trace.produce(value)
+    return [_as_loop_state(value) for value in state]
+
+
+def _scan(trace: Trace, eqn: Any, operands: list[Value]) -> list[Value]:
+    (jaxpr, closed_over), *_ = _sub_jaxprs(eqn)
+    if "num_consts" in eqn.params:
+        n_consts, n_carry = eqn.params["num_consts"], eqn.params["num_carry"]
+    else:  # jax 0.12 and later
+        n_consts, n_carry, _ = (len(part) for part in eqn.params["ft_in"].unpack())
+    consts, carry = operands[:n_consts], operands[n_consts : n_consts + n_carry]
+    stacked = operands[n_consts + n_carry :]
+    length = Dim(eqn.params["length"])
+    slices = []
+    for value in stacked:
+        unify(value.dims[0], length)
+        if value.origin == "parameter":
+            trace.set_aside(value, 0)
+            length.fix("a loop runs over it: it counts layers or steps, not units")
+        slices.append(
+            replace(
+                value,
+                dims=value.dims[1:],
+                silencers=value.silencers[1:],
+                positional=frozenset(a - 1 for a in value.positional if a),
+            )
+        )
+    state = _enter_loop(trace, carry)
+    results = run(trace, jaxpr, closed_over, [*consts, *state, *slices])
+    _close_loop(trace, state, results[:n_carry])
+    outputs = [
+        Value(
+            (length, *value.dims),
+            "data",
+            positional=frozenset(a + 1 for a in value.positional),
+            noise=value.noise,
+        )
+        for value in results[n_carry:]
+    ]
+    return [*map(_as_loop_state, state), *outputs]
+
+
+def _while(trace: Trace, eqn: Any, operands: list[Value]) -> list[Value]:
+    p = eqn.params
+    n_cond, n_body = p["cond_nconsts"], p["body_nconsts"]
+    cond, body = p["cond_jaxpr"], p["body_jaxpr"]
+    state = _enter_loop(trace, operands[n_cond + n_body :])
+    run(trace, cond.jaxpr, cond.consts, [*operands[:n_cond], *state])
+    results = run(trace, body.jaxpr, body.consts, [*operands[n_cond : n_cond + n_body], *state])
+    _close_loop(trace, state, results)
+    return state
+
+
+def _cond(trace: Trace, eqn: Any, operands: list[Value]) -> list[Value]:
+    which, *arguments = operands
+    branches = [run(trace, b.jaxpr, b.consts, arguments) for b in eqn.params["branches"]]
+    for branch in branches[1:]:
+        _close_loop(trace, branches[0], branch)
+    return [_as_loop_state(value) for value in _enter_loop(trace, branches[0])]
+
+
+_LOOPS: dict[str, Callable[[Trace, Any, list[Value]], list[Value]]] = {
+    "scan": _scan,
+    "while": _while,
+    "cond": _cond,
+}
+
+
+# What the caller knows ----------------------------------------------------------------------------
+
+
+def _override(
+    leaves: dict[str, Value], fix: Sequence[Place], tie: Sequence[tuple[Place, Place]]
+) -> None:
+    problems: list[str] = []
+
+    def dim_at(place: Place) -> Dim | None:
+        path, axis = place
+        names = [p for p in leaves if p == path] or [p for p in leaves if p.endswith(f"/{path}")]
+        if len(names) != 1:
+            problems.append(no_such("array", path, leaves))
+            return None
+        dims = leaves[names[0]].dims
+        if not -len(dims) <= axis < len(dims):
+            problems.append(f"{path}: has {len(dims)} axes, so no axis {axis}")
+            return None
+        return dims[axis]
+
+    for place in fix:
+        if dim := dim_at(place):
+            dim.fix("fixed by the caller")
+    for one, other in tie:
+        a, b = dim_at(one), dim_at(other)
+        if a and b and a.size != b.size:
+            problems.append(f"tie: {one} has size {a.size}, but {other} has {b.size}")
+        elif a and b:
+            unify(a, b)
+    if problems:
+        raise ValueError(
+            "fix= and tie= take places (path, axis):\n" + "\n".join(f"- {p}" for p in problems)
+        )
+
+
+def _attach_unread(leaves: dict[str, Value], trace: Trace) -> None:
+    """Ties arrays that are never read to arrays of the same shape beside them.
+
+    A module's variables follow its widths whether or not this mode of the network reads them, as a
+    BatchNorm's statistics in training do.
+    """
+    paths = list(leaves)
+    for index, path in enumerate(paths):
+        if index in trace.uses:
+            continue
+        module = _module(path)
+        value = leaves[path]
+        for axis, dim in enumerate(value.dims):
+            beside = {
+                d.root: None
+                for i, other in enumerate(paths)
+                if i in trace.uses and _module(other) == module
+                for d in leaves[other].dims
+                if d.size == dim.size
+            }
+            if len(beside) == 1:
+                (found,) = beside
+                unify(dim, found)
+                found.note(f"{path} is never read; its axis {axis} follows the arrays beside it")
+
+
+def _module(path: str) -> str:
+    """Returns the module that owns an array, whatever collection the array is in."""
+    collection, _, rest = path.partition("/")
+    inside = rest if collection in _COLLECTIONS and rest else path
+    return inside.rpartition("/")[0] or (inside if inside == path else "")
+
+
+_COLLECTIONS = ("params", "batch_stats")
+
+
+# From dimensions to widths ------------------------------------------------------------------------
+
+
+def _widths(program: _Program) -> Widths:
+    leaves, trace = program.leaves, program.trace
+    outgoing = _solve(trace)
+    trace.check_scales()
+    _dims.hand_down([d for value in leaves.values() for d in value.dims])
+    roles = _Roles(leaves, trace, outgoing)
+    names = _names(roles)
+    for demand_dim, hazard in roles.copy_hazards():
+        demand_dim.endanger_copies(hazard)
+    found = []
+    for index, (path, value) in enumerate(leaves.items()):
+        use = trace.uses.get(index)
+        axes = tuple(
+            _layout(dim, names, functools.partial(roles.of, index, axis))
+            for axis, dim in enumerate(value.dims)
+        )
+        found.append(
+            Leaf(
+                path,
+                tuple(d.size for d in value.dims),
+                axes,
+                KIND_OF_USE[use.how if use else ""],
+                tuple(sorted(use.fan_in)) if use else (),
+                tuple(sorted(use.fan_out)) if use else (),
+            )
+        )
+    facts = {
+        name: Facts(
+            atom.size,
+            atom.interface,
+            next(iter(atom.fixed), None),
+            tuple(atom.hazards),
+            tuple(atom.copy_hazards),
+            tuple(atom.notes),
+        )
+        for atom, name in names.items()
+    }
+    return make_widths(tuple(found), facts)
+
+
+def _layout(dim: Dim, names: Mapping[Dim, str], role: Callable[[Dim], Role]) -> Layout:
+    dim = dim.root
+    if dim.kind is None:
+        return Units(names[dim], dim.size, role(dim))
+    flat = _dims.factors(dim) if dim.kind == "product" else _dims.pieces(dim)
+    parts = tuple(_layout(part, names, role) for part in flat)
+    return Product(parts) if dim.kind == "product" else Concat(parts)
+
+
+def _atoms(dim: Dim) -> list[Dim]:
+    """Returns the dimensions without structure that a dimension is made of."""
+    dim = dim.root
+    return [dim] if dim.kind is None else [a for part in dim.parts for a in _atoms(part)]
+
+
+def _solve(trace: Trace) -> frozenset[Entry]:
+    """Decides which weights are outgoing: as few as satisfy every contraction."""
+    chosen: set[Entry] = set()
+    open_demands = []
+    for demand in trace.demands:
+        options = [s for operand in demand.operands for s in operand]
+        if not options:
+            demand.dim.endanger(demand.hazard)
+        elif len(options) == 1:
+            chosen |= options[0].entries
+        else:
+            open_demands.append(options)
+    for options in open_demands:
+        if not any(option.entries <= chosen for option in options):
+            chosen |= options[0].entries
+    for demand in trace.demands:
+        met = {
+            s for operand in demand.operands for s in operand if s.entries and s.entries <= chosen
+        }
+        if (
+            demand.operands
+            and any(demand.operands)
+            and (len(met) != 1 or not next(iter(met)).linear)
+        ):
+            demand.dim.endanger_copies(
+                "its outgoing weights do not act on it exactly once, linearly"
+            )
+    return frozenset(chosen)
+
+
+class _Roles:
+    """The role of every atom along every axis of every leaf."""
+
+    def __init__(self, leaves: dict[str, Value], trace: Trace, outgoing: frozenset[Entry]) -> None:
+        self.leaves = leaves
+        self.trace = trace
+        self.paths = list(leaves)
+        self._outgoing = _spots((e.leaf, e.axis, e.dim) for e in outgoing)
+        self._produced = _spots(trace.produced)
+        self._aside = _spots(trace.aside)
+
+    def of(self, leaf: int, axis: int, atom: Dim) -> Role:
+        spot = (leaf, axis, atom)
+        if spot in self._outgoing:
+            return "both" if spot in self._produced else "outgoing"
+        return "incoming"
+
+    def produces(self, leaf: int, axis: int, atom: Dim) -> bool:
+        """Whether the rest of the leaf feeds these units."""
+        spot = (leaf, axis, atom)
+        return spot in self._produced and spot not in self._aside and self.of(*spot) != "outgoing"
+
+    def copy_hazards(self) -> Iterable[tuple[Dim, str]]:
+        for leaf, _, atom in self._outgoing & self._produced:
+            yield (
+                atom,
+                (
+                    f"{self.paths[leaf]} is both incoming and outgoing (tied), "
+                    "so copies cannot share its weights"
+                ),
+            )
+
+
+def _spots(entries: Iterable[tuple[int, int, Dim]]) -> frozenset[tuple[int, int, Dim]]:
+    return frozenset((leaf, axis, atom.root) for leaf, axis, dim in entries for atom in _atoms(dim))
+
+
+def _names(roles: _Roles) -> dict[Dim, str]:
+    """Names every width by the module that first produces it."""
+    trace = roles.trace
+    places: dict[Dim, list[tuple[int, int]]] = {}
+    for index, value in enumerate(roles.leaves.values()):
+        for axis, dim in enumerate(value.dims):
+            for atom in _atoms(dim):
+                places.setdefault(atom.root, []).append((index, axis))
+    producers: dict[int, list[Dim]] = {}
+    for atom, spots in places.items():
+        for leaf, axis in spots:
+            if roles.produces(leaf, axis, atom):
+                producers.setdefault(leaf, []).append(atom)
+
+    def rank(atom: Dim, spot: tuple[int, int]) -> tuple[Any, ...]:
+        leaf, axis = spot
+        use = trace.uses.get(leaf)
+        random = use is not None and KIND_OF_USE[use.how] == "random"
+        order = use.order if use else 1 << 30
+        return (not roles.produces(leaf, axis, atom), not random, order, leaf, axis)
+
+    names: dict[Dim, str] = {}
+    taken: set[str] = set()
+    for atom, spots in sorted(
+        places.items(), key=lambda item: min(rank(item[0], s) for s in item[1])
+    ):
+        leaf, axis = min(spots, key=lambda spot: rank(atom, spot))
+        path = roles.paths[leaf]
+        module = _module(path) or path.removeprefix("params/")
+        alone = roles.produces(leaf, axis, atom) and len(set(producers[leaf])) == 1
+        within = _atoms(roles.leaves[path].dims[axis])
+        position = f"{axis}" if len(within) == 1 else f"{axis}.{within.index(atom)}"
+        choices = [
+            *([module] if alone else []),
+            *([f"{module}[{atom.label}]"] if _is_meaningful(atom) else []),
+            f"{module}[{position}]",
+            f"{path.removeprefix('params/')}[{position}]",
+            f"{path}[{position}]",
+        ]
+        name = next(c for c in choices if c not in taken)
+        taken.add(name)
+        names[atom] = name
+    first_use = {
+        atom: min(trace.uses[leaf].order if leaf in trace.uses else 1 << 30 for leaf, _ in spots)
+        for atom, spots in places.items()
+    }
+    return dict(sorted(names.items(), key=lambda item: (bool(item[0].fixed), first_use[item[0]])))
+
+
+def _is_meaningful(atom: Dim) -> bool:
+    """Whether the label says what the units are: positions of an input are no heads."""
+    return atom.label is not None and (atom.label == "vocab" or not atom.interface)
