@@ -6,7 +6,7 @@ Three pure functions with two plain data types between them:
     growth = dw.plan(widths, {"dense_1": 128})       # what becomes of each array?
     wider = dw.grow(variables, growth, key=key)      # do it
 
-The submodules ``keras_h5``, ``mnist``, ``training`` and ``plotting`` are loaded when first used, so
+The submodules ``keras_h5``, ``mnist``, ``nnx``, ``training`` and ``plotting`` are loaded when first used, so
 that importing the package costs no more than importing JAX.
 """
 
@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from dogwood_jax import strategies
+from dogwood_jax._compare import Difference, compare
 from dogwood_jax._grow import grow
 from dogwood_jax._layout import Concat, Layout, Product, Units
 from dogwood_jax._plan import Change, Growth, plan
@@ -23,13 +24,14 @@ from dogwood_jax._widen import chain, widen
 from dogwood_jax._widths import Leaf, Occurrence, Width, Widths
 
 if TYPE_CHECKING:
-    from dogwood_jax import keras_h5, mnist, plotting, training
+    from dogwood_jax import keras_h5, mnist, nnx, plotting, training
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Change",
     "Concat",
+    "Difference",
     "Growth",
     "Layout",
     "Leaf",
@@ -39,10 +41,12 @@ __all__ = [
     "Width",
     "Widths",
     "chain",
+    "compare",
     "find_symmetric",
     "grow",
     "keras_h5",
     "mnist",
+    "nnx",
     "plan",
     "plotting",
     "strategies",
@@ -51,7 +55,7 @@ __all__ = [
     "widen",
 ]
 
-_LAZY = frozenset({"keras_h5", "mnist", "plotting", "training"})
+_LAZY = frozenset({"keras_h5", "mnist", "nnx", "plotting", "training"})
 
 
 def __getattr__(name: str) -> Any:

@@ -82,21 +82,22 @@ class _Program:
         structure = jax.tree.structure((variables, *inputs))
         dynamic = [i for i, (_, leaf) in enumerate(arguments) if _is_array(leaf)]
 
-        def flat(*arrays: Any) -> Any:
+        def flat(*arrays: Any) -> list[Any]:
             leaves = [leaf for _, leaf in arguments]
             for i, array in zip(dynamic, arrays, strict=True):
                 leaves[i] = array
-            full = jax.tree.unflatten(structure, leaves)
-            outputs = apply(*full)
-            return {
-                f"{i}": (leaf_path(keys), leaf)[1]
-                for i, (keys, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(outputs))
-                if _is_array(leaf) and not paths.append(leaf_path(keys))
-            }
+            outputs = apply(*jax.tree.unflatten(structure, leaves))
+            results = [
+                (leaf_path(keys), leaf)
+                for keys, leaf in jax.tree_util.tree_leaves_with_path(outputs)
+                if _is_array(leaf)
+            ]
+            paths[:] = [path for path, _ in results]
+            return [leaf for _, leaf in results]
 
         paths: list[str] = []
         structs = [_struct(arguments[i][1]) for i in dynamic]
-        closed = jax.make_jaxpr(lambda *arrays: list(flat(*arrays).values()))(*structs)
+        closed = jax.make_jaxpr(flat)(*structs)
         self.trace = Trace()
         self.leaves: dict[str, Value] = {}
         self.inexact: set[str] = set()
@@ -105,8 +106,7 @@ class _Program:
             keys = arguments[i][0]
             if keys[0].idx == 0:
                 path = leaf_path(keys[1:])
-                inexact = np.issubdtype(struct.dtype, np.inexact) or struct.dtype == "bfloat16"
-                value = _parameter(len(self.leaves), struct, bool(inexact))
+                value = _parameter(len(self.leaves), struct)
                 self.leaves[path] = value
             else:
                 value = _input(struct)
@@ -134,10 +134,10 @@ def _struct(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, dtype)
 
 
-def _parameter(index: int, struct: jax.ShapeDtypeStruct, inexact: bool) -> Value:
+def _parameter(index: int, struct: jax.ShapeDtypeStruct) -> Value:
     dims = tuple(Dim(n) for n in struct.shape)
     silencers = ()
-    if inexact:
+    if jax.dtypes.issubdtype(struct.dtype, np.inexact):
         silencers = tuple(
             (Silencer(frozenset({Entry(index, axis, dim)})),) for axis, dim in enumerate(dims)
         )
@@ -151,10 +151,7 @@ def _input(struct: jax.ShapeDtypeStruct) -> Value:
     dims = tuple(Dim(n) for n in struct.shape)
     for dim in dims:
         dim.interface = True
-    index = not jax.dtypes.issubdtype(struct.dtype, jax.dtypes.extended) and np.issubdtype(
-        struct.dtype, np.integer
-    )
-    return Value(dims, "data", index=bool(index))
+    return Value(dims, "data", index=jax.dtypes.issubdtype(struct.dtype, np.integer))
 
 
 def _mirrors(path: str, shape: tuple[int, ...], shapes: dict[str, tuple[int, ...]]) -> bool:

@@ -1,6 +1,6 @@
 """Pytrees by path: the one place that says how a leaf is named."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -8,14 +8,24 @@ import jax
 PyTree = Any
 
 
-def leaf_path(keys: Any) -> str:
-    """Returns the name of a leaf: its keys joined by slashes, ``"params/dense_1/kernel"``."""
-    return jax.tree_util.keystr(keys, simple=True, separator="/")
+def leaf_path(keys: Sequence[Any]) -> str:
+    """Returns the name of a leaf: its keys joined by slashes, ``"params/dense_1/kernel"``.
+
+    The boxes in which Flax keeps variables (``nnx.Param``, ``nn.Partitioned``) are left out.
+    """
+    boxed = len(keys) > 1 and keys[-1] == jax.tree_util.GetAttrKey("value")
+    return jax.tree_util.keystr(tuple(keys[:-1] if boxed else keys), simple=True, separator="/")
 
 
 def leaves_by_path(tree: PyTree) -> dict[str, Any]:
     """Returns the leaves of a tree by path, in the order of ``jax.tree.leaves``."""
-    return {leaf_path(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    leaves: dict[str, Any] = {}
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        path = leaf_path(keys)
+        if path in leaves:
+            raise ValueError(f"two leaves have the path {path!r}; rename a key that holds a slash")
+        leaves[path] = leaf
+    return leaves
 
 
 def in_order_of(template: PyTree, tree: PyTree) -> PyTree:

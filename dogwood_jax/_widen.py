@@ -80,7 +80,9 @@ def widen(
         sizes = layer
     widths = chain(params, order)
     order, names = _short_names(order), _short_names(sizes)
-    problems = [f"{name}: is named twice in {list(layer)}" for name in names if names.count(name) > 1]
+    problems = [
+        f"{name}: is named twice in {list(layer)}" for name in names if names.count(name) > 1
+    ]
     sizes = dict(zip(names, sizes.values(), strict=True))
     for name in sizes:
         if name == order[-1]:

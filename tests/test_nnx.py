@@ -1,0 +1,87 @@
+"""The adapter for ``flax.nnx``: the larger module with the smaller one's function."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import dogwood_jax as dw
+
+
+class Network(nnx.Module):
+    def __init__(self, width: int, hidden: int, rngs: nnx.Rngs) -> None:
+        kwargs = {"rngs": rngs, "param_dtype": jnp.float64, "dtype": jnp.float64}
+        self.conv = nnx.Conv(3, width, (3, 3), **kwargs)
+        self.norm = nnx.BatchNorm(width, **kwargs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.up = nnx.Linear(width * 4 * 4, hidden, **kwargs)
+        self.down = nnx.Linear(hidden, 2, **kwargs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nnx.relu(self.norm(self.conv(x)))
+        x = self.dropout(x).reshape(x.shape[0], -1)
+        return self.down(nnx.tanh(self.up(x)))
+
+
+def trained(width: int, hidden: int, seed: int) -> Network:
+    """A module with random values in every variable, as after training."""
+    model = Network(width, hidden, nnx.Rngs(seed))
+    rng = np.random.default_rng(seed)
+    graph, params, statistics, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
+    params = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape)), params)
+    statistics = jax.tree.map(lambda a: jnp.asarray(rng.uniform(0.5, 2, a.shape)), statistics)
+    model = nnx.merge(graph, params, statistics, rest)
+    model.eval()
+    return model
+
+
+@pytest.fixture
+def images() -> jax.Array:
+    return jnp.asarray(np.random.default_rng(7).normal(size=(5, 4, 4, 3)))
+
+
+@pytest.mark.parametrize("key", [None, jax.random.key(3)], ids=["fresh", "drawn"])
+def test_grown_module_computes_the_same(images: jax.Array, key: jax.Array | None) -> None:
+    small, wide = trained(6, 10, seed=0), trained(9, 17, seed=1)
+    before = small(images)
+    grown = dw.nnx.grow(small, wide, images, key=key)
+    assert grown.conv.kernel.shape == (3, 3, 3, 9)
+    assert grown.up.kernel.shape == (9 * 16, 17)
+    np.testing.assert_allclose(grown(images), before, rtol=1e-12)
+    np.testing.assert_array_equal(small(images), before)
+
+
+def test_free_weights_are_the_wide_modules_own(images: jax.Array) -> None:
+    small, wide = trained(6, 10, seed=0), trained(9, 17, seed=1)
+    grown = dw.nnx.grow(small, wide, images)
+    np.testing.assert_array_equal(grown.conv.kernel[..., 6:], wide.conv.kernel[..., 6:])
+    np.testing.assert_array_equal(grown.down.kernel[10:], 0)
+
+
+def test_widths_are_the_same_in_training(images: jax.Array) -> None:
+    model = trained(6, 10, seed=0)
+    evaluating = dw.nnx.trace(model, images)
+    model.train()
+    training = dw.nnx.trace(model, images)
+    assert evaluating["conv"].size == training["conv"].size == 6
+    places = {(o.path, o.axis) for o in evaluating["conv"].occurrences}
+    assert places == {(o.path, o.axis) for o in training["conv"].occurrences}
+    assert ("norm/var", 0) in places and ("up/kernel", 0) in places
+    assert training["conv"].notes, "dropout draws another mask, and the note says so"
+
+
+def test_traces_from_shapes_alone() -> None:
+    abstract = nnx.eval_shape(lambda: Network(6, 10, nnx.Rngs(0)))
+    abstract.eval()
+    widths = dw.nnx.trace(abstract, jax.ShapeDtypeStruct((1, 4, 4, 3), jnp.float64))
+    assert widths["up"].size == 10
+
+
+def test_refuses_other_structures(images: jax.Array) -> None:
+    class Other(nnx.Module):
+        def __init__(self) -> None:
+            self.conv = nnx.Linear(3, 9, rngs=nnx.Rngs(0))
+
+    with pytest.raises(ValueError, match=r"up/kernel: not in the target"):
+        dw.nnx.grow(trained(6, 10, seed=0), Other(), images)
