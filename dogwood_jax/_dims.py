@@ -290,6 +290,7 @@ def hand_down(dims: Iterable[Dim]) -> None:
             root.notes |= dim.notes
             root.interface |= dim.interface
             root.bilinear |= dim.bilinear
+            root.label = root.label or dim.label
 
 
 def cut(dim: Dim, sizes: Sequence[int]) -> list[Dim]:

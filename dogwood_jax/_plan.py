@@ -1,9 +1,10 @@
 """What becomes of each array: ``plan`` and ``Growth``."""
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import jax
@@ -294,15 +295,21 @@ def _sizes_of_target(
             equations.append((f"{path}[{axis}]", layout, size))
     known = dict(asked)
     _solve(equations, known)
-    _solve_by_single_changes(equations, known, widths.sizes, problems)
+    _solve_composites(equations, known, widths, problems)
     sizes = widths.sizes | known
     for place, layout, size in equations:
         if (found := size_of(layout, sizes)) != size:
-            names = ", ".join(
-                f"{n}={sizes[n]}" for n in dict.fromkeys(u.width for u in units_of(layout))
+            names = dict.fromkeys(u.width for u in units_of(layout))
+            facts = [f"{n}={sizes[n]}" + _because(widths[n].fixed) for n in names]
+            problems.append(
+                f"{place}: is {size} long in the target, but {layout} = {found} "
+                f"({', '.join(facts)})"
             )
-            problems.append(f"{place}: is {size} in the target, but {layout} = {found} ({names})")
     return known
+
+
+def _because(reason: str | None) -> str:
+    return f", fixed because {reason}" if reason else ""
 
 
 def _solve(equations: list[tuple[str, Layout, int]], known: dict[str, int]) -> None:
@@ -319,38 +326,56 @@ def _solve(equations: list[tuple[str, Layout, int]], known: dict[str, int]) -> N
                     progress = True
 
 
-def _solve_by_single_changes(
+def _solve_composites(
     equations: list[tuple[str, Layout, int]],
     known: dict[str, int],
-    old: Mapping[str, int],
+    widths: Widths,
     problems: list[str],
 ) -> None:
-    """Settles composite axes in which several widths are unknown.
-
-    An axis that kept its length keeps its widths; one that changed because a single width did is
-    solved for it. Where several single widths could have, the shapes do not say which.
-    """
+    """Settles axes in which several widths are unknown: there must be just one way to grow them."""
+    old = widths.sizes
     for place, layout, size in equations:
-        unknown = list(dict.fromkeys(u.width for u in units_of(layout) if u.width not in known))
-        if not unknown:
-            continue
-        if size_of(layout, dict(old) | known) == size:
-            known.update({name: old[name] for name in unknown})
-            continue
-        options = {}
-        for name in unknown:
-            others = {n: old[n] for n in unknown if n != name}
-            value = _solution(layout, size, name, known | others)
-            if value is not None and value >= old[name]:
-                options[name] = value
-        if len(options) > 1:
-            choices = " or ".join(f"{n}: {old[n]} -> {v}" for n, v in options.items())
-            problems.append(
-                f"{place}: {layout} grew to {size}, but its shape does not say whether "
-                f"{choices}; say so with sizes={{name: units}} beside target="
-            )
-        known.update({n: options.get(n, old[n]) if len(options) == 1 else old[n] for n in unknown})
         _solve(equations, known)
+        unknown = list(dict.fromkeys(u.width for u in units_of(layout) if u.width not in known))
+        free = [name for name in unknown if not widths[name].fixed]
+        pinned = known | {name: old[name] for name in unknown if name not in free}
+        options = list(islice(_solutions(layout, size, free, old, pinned), 3)) if unknown else []
+        if len(options) > 1:
+            choices = " or ".join(
+                ", ".join(f"{n}={size}" for n, size in option.items()) for option in options
+            )
+            problems.append(
+                f"{place}: {layout} is {size} long in the target, but the shapes do not say "
+                f"whether {choices}; say so with sizes={{name: units}} beside target="
+            )
+        chosen = options[0] if len(options) == 1 else {name: old[name] for name in free}
+        known.update(pinned | chosen)
+
+
+def _solutions(
+    layout: Layout,
+    size: int,
+    unknown: Sequence[str],
+    old: Mapping[str, int],
+    known: Mapping[str, int],
+) -> Iterator[dict[str, int]]:
+    """Yields every way in which unknown widths, none smaller than before, make up an axis."""
+    if not unknown:
+        if size_of(layout, known) == size:
+            yield {}
+        return
+    name, *others = unknown
+    smallest = {other: old[other] for other in others}
+    if not others:
+        value = _solution(layout, size, name, known)
+        if value is not None and value >= old[name]:
+            yield {name: value}
+        return
+    value = old[name]
+    while size_of(layout, {**known, **smallest, name: value}) <= size:
+        for rest in _solutions(layout, size, others, old, {**known, name: value}):
+            yield {name: value, **rest}
+        value += 1
 
 
 def _solution(layout: Layout, size: int, name: str, known: Mapping[str, int]) -> int | None:
