@@ -18,6 +18,7 @@ from jax import Array, lax
 
 from dogwood_jax._layout import Concat, Layout, Product, Units, size_of, units_of
 from dogwood_jax._plan import Change, Growth
+from dogwood_jax._random import uniform
 from dogwood_jax._tree import PyTree, in_order_of, leaves_by_path
 from dogwood_jax._widths import Leaf
 from dogwood_jax.strategies import glorot
@@ -289,7 +290,7 @@ class _Extension:
             for axes in (self.leaf.fan_in, self.leaf.fan_out)
         )
         limit = sqrt(6 / (fan_in + fan_out))
-        return jax.random.uniform(next(self.keys), shape, self.dtype, -limit, limit)
+        return uniform(next(self.keys), shape, self.dtype, limit)
 
     def _share(self, array: Array, axis: int, change: Change) -> Array:
         """Copies outgoing entries, divided among the copies."""
