@@ -39,7 +39,7 @@ class Dim:
     )
 
     def __init__(self, size: int, fixed: str | None = None) -> None:
-        self.size = size
+        self.size = int(size)
         self.kind: Literal["product", "concat"] | None = None
         self.parts: tuple[Dim, ...] = ()
         # Dicts serve as ordered sets, so that messages come in the order of the program.

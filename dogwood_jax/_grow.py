@@ -249,36 +249,52 @@ class _Extension:
                 fate = f"{side} {_fate(change, layout)}"
                 sides.setdefault(fate, []).append((axis, change))
         # Incoming sides are extended last: where both sides of an entry are new, it is free.
-        array = self._pad(old, sides.get("outgoing zero", []))
-        array = self._free(array, sides.get("outgoing free", []), fresh)
-        array = self._pad(array, sides.get("incoming zero", []))
-        array = self._free(array, sides.get("incoming free", []), fresh)
+        fates = ("outgoing zero", "outgoing free", "incoming zero", "incoming free")
+        appended = [
+            (axis, change, fate.endswith("free"))
+            for fate in fates
+            for axis, change in sides.get(fate, [])
+        ]
+        if fresh is None:
+            array = self._append(old, appended)
+        else:
+            array = self._append_from(fresh, old, appended)
         for axis, change in sides.get("outgoing share", []):
             array = self._share(array, axis, change)
         for axis, change in sides.get("incoming copy", []):
             array = self._copy(array, axis, change)
         return array
 
-    def _pad(self, array: Array, grown: list[tuple[int, Change]]) -> Array:
-        """Appends zeros along the axes."""
-        padding = [(0, 0, 0)] * array.ndim
-        for axis, change in grown:
+    def _append(self, old: Array, appended: list[tuple[int, Change, bool]]) -> Array:
+        """Appends entries along axes one after another, zeros or free ones."""
+        padding = [(0, 0, 0)] * old.ndim
+        for axis, change, _ in appended:
             padding[axis] = (0, change.new - change.old, 0)
-        return lax.pad(array, jnp.zeros((), array.dtype), padding) if grown else array
+        array = lax.pad(old, jnp.zeros((), old.dtype), padding)
+        extent = list(old.shape)
+        for axis, change, free in appended:
+            if free:
+                block, start = [*extent], [0] * old.ndim
+                block[axis], start[axis] = change.new - change.old, change.old
+                array = lax.dynamic_update_slice(array, self._draw(tuple(block)), start)
+            extent[axis] = change.new
+        return array
 
-    def _free(self, array: Array, grown: list[tuple[int, Change]], fresh: Array | None) -> Array:
-        """Appends free entries along the axes."""
-        if fresh is not None and grown:
-            shape = list(array.shape)
-            for axis, change in grown:
-                shape[axis] = change.new
-            return lax.dynamic_update_slice(
-                fresh[tuple(map(slice, shape))], array, [0] * array.ndim
-            )
-        for axis, change in grown:
-            shape = list(array.shape)
-            shape[axis] = change.new - change.old
-            array = lax.concatenate([array, self._draw(tuple(shape))], axis)
+    def _append_from(
+        self, fresh: Array, old: Array, appended: list[tuple[int, Change, bool]]
+    ) -> Array:
+        """Appends entries along axes one after another, zeros or those of a fresh array."""
+        array = old
+        for free, group in itertools.groupby(appended, key=lambda append: append[2]):
+            extent = list(array.shape)
+            for axis, change, _ in group:
+                extent[axis] = change.new
+            if free:
+                whole = lax.slice(fresh, [0] * old.ndim, extent)
+                array = lax.dynamic_update_slice(whole, array, [0] * old.ndim)
+            else:
+                padding = [(0, n - m, 0) for n, m in zip(extent, array.shape, strict=True)]
+                array = lax.pad(array, jnp.zeros((), array.dtype), padding)
         return array
 
     def _draw(self, shape: tuple[int, ...]) -> Array:

@@ -98,6 +98,15 @@ class Growth:
     def __hash__(self) -> int:
         return self._hash
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Growth):
+            return NotImplemented
+        # A tree structure cannot be compared with None.
+        if (self.structure is None) != (other.structure is None):
+            return False
+        fields = ("widths", "changes", "notes", "structure")
+        return all(getattr(self, name) == getattr(other, name) for name in fields)
+
     def __getstate__(self) -> dict[str, object]:
         # Without the cached hash: hashes of strings differ between processes.
         fields = ("widths", "changes", "notes", "structure")

@@ -132,6 +132,9 @@ def _nary(trace: Trace, eqn: Any, values: Sequence[Value], how: str) -> Value:
     dims, axes = _aligned(eqn, values)
     origin = origin_of(values)
     noise = next((v.noise for v in values if v.noise), None)
+    # Sums that meet other data are one term among several: what scales them scales the others.
+    data = [v for v in values if v.origin == "data"]
+    sums = values if len(data) < 2 else ()
     for value in values:
         if origin != "constant" and value.origin == "constant" and value.positional:
             positions_used(value)
@@ -148,8 +151,8 @@ def _nary(trace: Trace, eqn: Any, values: Sequence[Value], how: str) -> Value:
             *(v.positional & own for v, own in zip(values, axes, strict=True))
         ),
         noise=noise,
-        contracted=tuple(d for v in values for d in v.contracted),
-        summed=tuple(d for v in values for d in v.summed),
+        contracted=tuple(d for v in sums for d in v.contracted),
+        summed=tuple(d for v in sums for d in v.summed),
     )
 
 
@@ -205,9 +208,10 @@ def _sum(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
     silencers = _terms((x, y), out)
     if name in ("max", "min"):
         silencers = tuple(nonlinear(s) for s in silencers) if out.origin == "parameter" else ()
-    index = (x.index or y.index) and all(v.index or v.origin == "constant" for v in (x, y))
+    # jnp adds the length of an axis to negative indices: indices all the same.
+    wrapped = name == "add" and any(a.index and b.number for a, b in ((x, y), (y, x)))
     number = _fold(name, x.number, y.number)
-    return [replace(out, silencers=silencers, number=number, index=index)]
+    return [replace(out, silencers=silencers, number=number, wrapped=wrapped)]
 
 
 def _terms(values: Sequence[Value], out: Value) -> tuple[Silencers, ...]:
@@ -253,7 +257,7 @@ def _other_nary(trace: Trace, eqn: Any, *values: Value) -> list[Value]:
 @rule("select_n")
 def _select_n(trace: Trace, eqn: Any, which: Value, *cases: Value) -> list[Value]:
     out = _nary(trace, eqn, (which, *cases), "add")
-    index = any(c.index for c in cases) and all(c.index or c.origin == "constant" for c in cases)
+    index = any(c.index for c in cases) and all(c.index or c.wrapped for c in cases)
     return [replace(out, silencers=_terms(cases, out), index=index)]
 
 

@@ -11,8 +11,9 @@ from dogwood_jax._values import Silencers, Trace, Value, every
 def _indexed(trace: Trace, x: Value, axis: int, indices: Value) -> None:
     """Notes that positions along an axis are looked up."""
     trace.set_aside(x, axis)
-    if indices.index:
-        # Old indices stay in range: more rows are more inputs that the network understands.
+    if indices.index or indices.number is not None:
+        # Old indices stay in range, whether an input gives them or they count from zero: more
+        # rows are more inputs that the network understands.
         x.dims[axis].root.interface = True
         x.dims[axis].named("vocab")
     else:
@@ -132,7 +133,8 @@ def _dynamic_update_slice(
 def _iota(trace: Trace, eqn: Any, *_: Value) -> list[Value]:
     (shape,) = shapes_out(eqn)
     axis = eqn.params["dimension"]
-    return [Value(tuple(map(Dim, shape)), "constant", positional=frozenset({axis}))]
+    dims = tuple(map(Dim, shape))
+    return [Value(dims, "constant", positional=frozenset({axis}), index=True)]
 
 
 @rule("random_bits", "rng_uniform", "rng_bit_generator", "random_gamma")

@@ -204,7 +204,7 @@ def _reduce_sum(trace: Trace, eqn: Any, x: Value) -> list[Value]:
         positions_used(x)
     kept = pick(x, [a for a in range(x.ndim) if a not in axes])
     summed = tuple(x.dims[a] for a in sorted(axes))
-    return [replace(kept, number=None, index=False, summed=summed)]
+    return [replace(kept, number=None, index=False, contracted=(), summed=summed)]
 
 
 @rule("reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "reduce_xor")

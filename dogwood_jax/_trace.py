@@ -100,7 +100,6 @@ class _Program:
         closed = jax.make_jaxpr(flat)(*structs)
         self.trace = Trace()
         self.leaves: dict[str, Value] = {}
-        self.inexact: set[str] = set()
         values = []
         for i, struct in zip(dynamic, structs, strict=True):
             keys = arguments[i][0]
@@ -499,7 +498,8 @@ class _Roles:
         return spot in self._produced and spot not in self._aside and self.of(*spot) != "outgoing"
 
     def copy_hazards(self) -> Iterable[tuple[Dim, str]]:
-        for leaf, _, atom in self._outgoing & self._produced:
+        tied = sorted(self._outgoing & self._produced, key=lambda spot: spot[:2])
+        for leaf, _, atom in tied:
             yield (
                 atom,
                 (

@@ -74,7 +74,8 @@ class Value:
         number: the one number it consists of, if known.
         positional: axes along which it counts positions.
         noise: ``"noise"`` if it is made of random numbers, ``"mask"`` of random booleans.
-        index: whether its integers come straight from an input.
+        index: whether its integers come straight from an input or count positions from zero.
+        wrapped: whether they are such integers plus a number.
         leaves: the leaves a parameter is made of.
         weighted: axes along which it was just multiplied by a parameter.
         contracted: dimensions that a product with weights was last summed over.
@@ -88,6 +89,7 @@ class Value:
     positional: frozenset[int] = frozenset()
     noise: Literal["noise", "mask"] | None = None
     index: bool = False
+    wrapped: bool = False
     leaves: frozenset[int] = frozenset()
     weighted: frozenset[int] = frozenset()
     contracted: tuple[Dim, ...] = ()
@@ -203,10 +205,13 @@ class Trace:
         """Endangers dimensions scaled by constants that look computed from their size."""
         for value, number in self._scales:
             common = any(abs(number - c) < 1e-9 for c in _COMMON)
+            means = False
             for group, surely in _scaled_groups(value):
                 n = prod(d.size for d in group)
                 fits = any(abs(number - f) <= 3e-6 * f for f in _functions_of_size(n, surely))
-                if any(d.root.bilinear for d in group) or (fits and (surely or not common)):
+                means |= fits and surely
+                suspicious = fits and (surely or not (common or means))
+                if suspicious or any(d.root.bilinear for d in group):
                     for dim in group:
                         if not dim.root.hazards:
                             dim.endanger(
