@@ -1,0 +1,96 @@
+"""Rules that the whole package keeps."""
+
+import importlib
+import importlib.metadata
+import inspect
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import dogwood_jax as dw
+
+SUBMODULES = [
+    importlib.import_module(f"dogwood_jax.{module.name}")
+    for module in pkgutil.iter_modules(dw.__path__)
+    if not module.name.startswith("_")
+]
+
+
+def public_names():
+    """Yields every public name of the package with its value."""
+    for name in dw.__all__:
+        yield f"dogwood_jax.{name}", getattr(dw, name)
+    for module in SUBMODULES:
+        for name, value in vars(module).items():
+            # What a module merely imports is another module's, or not ours at all.
+            if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__:
+                yield f"{module.__name__}.{name}", value
+
+
+def public_functions():
+    """Yields every public function and method, constructors among them."""
+    for name, value in public_names():
+        if inspect.isclass(value):
+            for method, function in inspect.getmembers(value, inspect.isfunction):
+                ours = function.__module__.startswith("dogwood_jax")  # not inherited from Mapping
+                if ours and (method == "__init__" or not method.startswith("_")):
+                    yield f"{name}.{method}", function
+        elif inspect.isroutine(value):
+            yield name, value
+
+
+def test_importing_the_package_imports_no_optional_or_heavy_one():
+    late = {"flax", "h5py", "matplotlib", "optax", "tensorflow", "tensorflow_datasets", "tqdm"}
+    program = "import sys, dogwood_jax; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "dogwood_jax" in run.stdout.split()
+    assert late.isdisjoint(run.stdout.split())
+
+
+@pytest.mark.parametrize("module", SUBMODULES, ids=lambda module: module.__name__)
+def test_submodules_are_attributes_of_the_package(module):
+    assert getattr(dw, module.__name__.removeprefix("dogwood_jax.")) is module
+
+
+def test_every_public_name_is_documented():
+    undocumented = [
+        name
+        for name, value in public_names()
+        # A dataclass or NamedTuple without a docstring gets its signature as one.
+        if not value.__doc__ or value.__doc__.startswith(f"{name.split('.')[-1]}(")
+    ]
+    assert undocumented == []
+
+
+def test_key_is_keyword_only():
+    positional = []
+    for name, function in public_functions():
+        parameters = inspect.signature(function).parameters
+        if list(parameters) == ["key", "shape", "dtype"]:
+            continue  # an initializer, which is called as those of jax.nn.initializers
+        if "key" in parameters and parameters["key"].kind is not inspect.Parameter.KEYWORD_ONLY:
+            positional.append(name)
+    assert positional == []
+
+
+def test_only_public_jax_is_used():
+    sources = Path(dw.__file__).parent.rglob("*.py")
+    private = re.compile(r"jax\._src|from jax import .*_src")
+    assert [path.name for path in sources if private.search(path.read_text())] == []
+
+
+def test_the_version_is_that_of_the_installed_package():
+    try:
+        installed = importlib.metadata.version("dogwood_jax")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("dogwood_jax is not installed, only importable")
+    assert dw.__version__ == installed
+
+
+def test_the_package_says_that_it_is_typed():
+    assert (Path(dw.__file__).parent / "py.typed").is_file()
