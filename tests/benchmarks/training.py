@@ -1,0 +1,348 @@
+"""Speed of `dogwood_jax.training` beside other ways to train the same network.
+
+784-128-10 with relu, Adam 1e-3, batches of 32, 60,000 MNIST images: the time of one epoch, once
+compiled, and of a whole process from its start to ten trained epochs. Each contender runs in
+processes of its own; all take turns, round by round, so that a busy moment of the machine hits all
+of them, and ratios are medians over the rounds. Those whose packages are missing are left out.
+
+    pip install -e '.[bench]' 'tensorflow-cpu'    # 'mnist' too, for --data tfds
+    python tests/benchmarks/training.py
+
+The framework contenders are what their users write: `fit` with its defaults on float32 images in
+memory for both Keras, and for PyTorch a loop over a shuffled tensor, without a DataLoader, whose
+overhead would be larger than the rest.
+"""
+
+import argparse
+import functools
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+BATCH_SIZE = 32
+EPOCHS = 10  # of a whole process
+LEARNING_RATE = 1e-3
+UNITS = 128
+
+
+# A contender takes uint8 images [60000, 28, 28] and int32 labels [60000] and returns a function
+# that trains for some more epochs and returns the loss of the last.
+
+
+def dogwood_jax(images, labels):
+    """Trains with the library."""
+    import jax
+
+    from dogwood_jax import training
+
+    model, variables, tx = _flax_model()
+    data = jax.device_put((images, labels))
+    state = {"variables": variables, "opt_state": None}
+    keys = map(jax.random.key, range(1_000_000))
+
+    def train(epochs):
+        run = training.fit(
+            model.apply,
+            state["variables"],
+            tx,
+            data,
+            epochs=epochs,
+            batch_size=BATCH_SIZE,
+            key=next(keys),
+            opt_state=state["opt_state"],
+        )
+        state.update(variables=run.variables, opt_state=run.opt_state)
+        return run.history["loss"][-1]
+
+    return train
+
+
+def bare_scan(images, labels):
+    """Trains with the least JAX code that does it."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    model, variables, tx = _flax_model()
+    images, labels = jax.device_put((images, labels))
+    state = variables, tx.init(variables)
+    keys = map(jax.random.key, range(1_000_000))
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def train_epoch(state, images, labels, key):
+        def step(state, samples):
+            variables, opt_state = state
+
+            def objective(variables):
+                logits = model.apply(variables, images[samples].astype(jnp.float32) / 255)
+                losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels[samples])
+                return losses.mean(), (logits.argmax(-1) == labels[samples]).mean()
+
+            values, grads = jax.value_and_grad(objective, has_aux=True)(variables)
+            updates, opt_state = tx.update(grads, opt_state, variables)
+            return (optax.apply_updates(variables, updates), opt_state), values
+
+        order = jax.random.permutation(key, len(images)).reshape(-1, BATCH_SIZE)
+        state, (losses, accuracies) = jax.lax.scan(step, state, order)
+        return state, losses.mean(), accuracies.mean()
+
+    def train(epochs):
+        nonlocal state
+        for _ in range(epochs):
+            state, loss, accuracy = train_epoch(state, images, labels, next(keys))
+            loss, accuracy = float(loss), float(accuracy)
+        return loss
+
+    return train
+
+
+def _flax_model():
+    import flax.linen as nn
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    class Classifier(nn.Module):
+        @nn.compact
+        def __call__(self, images):
+            x = images.reshape(len(images), -1)
+            x = nn.relu(nn.Dense(UNITS)(x))
+            return nn.Dense(10)(x)
+
+    model = Classifier()
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 28, 28)))
+    return model, variables, optax.adam(LEARNING_RATE)
+
+
+def keras_on_jax(images, labels):
+    """Trains with Keras 3 on its JAX backend."""
+    os.environ["KERAS_BACKEND"] = "jax"
+    import keras
+
+    return _fit_keras(keras, images, labels)
+
+
+def tf_keras(images, labels):
+    """Trains with Keras 2 on TensorFlow."""
+    import tf_keras
+
+    return _fit_keras(tf_keras, images, labels)
+
+
+def _fit_keras(keras, images, labels):
+    model = keras.Sequential(
+        [
+            keras.layers.Input((28, 28)),
+            keras.layers.Flatten(),
+            keras.layers.Dense(UNITS, activation="relu"),
+            keras.layers.Dense(10),
+        ]
+    )
+    model.compile(
+        optimizer=keras.optimizers.Adam(LEARNING_RATE),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    inputs = images.astype(np.float32) / 255
+
+    def train(epochs):
+        curves = model.fit(inputs, labels, batch_size=BATCH_SIZE, epochs=epochs, verbose=0)
+        return curves.history["loss"][-1]
+
+    return train
+
+
+def torch(images, labels):
+    """Trains with PyTorch, eagerly."""
+    import torch
+
+    model = torch.nn.Sequential(
+        torch.nn.Flatten(),
+        torch.nn.Linear(28 * 28, UNITS),
+        torch.nn.ReLU(),
+        torch.nn.Linear(UNITS, 10),
+    )
+    optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE)
+    cross_entropy = torch.nn.CrossEntropyLoss()
+    inputs = torch.from_numpy(images.astype(np.float32) / 255)
+    targets = torch.from_numpy(labels.astype(np.int64))
+
+    def train(epochs):
+        for _ in range(epochs):
+            total, correct = torch.zeros(()), torch.zeros((), dtype=torch.int64)
+            for samples in torch.randperm(len(inputs)).split(BATCH_SIZE):
+                optimizer.zero_grad()
+                outputs = model(inputs[samples])
+                loss = cross_entropy(outputs, targets[samples])
+                loss.backward()
+                optimizer.step()
+                total += loss.detach() * len(samples)
+                correct += (outputs.argmax(1) == targets[samples]).sum()
+        return float(total) / len(inputs)
+
+    return train
+
+
+CONTENDERS = {  # name: the function and the packages that it takes
+    "dogwood_jax": (dogwood_jax, ("dogwood_jax",)),
+    "bare lax.scan": (bare_scan, ("jax", "flax", "optax")),
+    "Keras 3 on JAX": (keras_on_jax, ("jax", "keras")),
+    "PyTorch eager": (torch, ("torch",)),
+    "tf_keras": (tf_keras, ("tensorflow", "tf_keras")),
+}
+
+
+def work(name, folder, epochs):
+    """Trains in this process, for so many epochs or, if None, for one each time it is asked."""
+    images, labels = (np.load(folder / f"{part}.npy") for part in ("images", "labels"))
+    train = CONTENDERS[name][0](images, labels)
+    if epochs is not None:
+        print(train(epochs))
+        return
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        loss = train(1)
+        print(time.perf_counter() - start, loss, flush=True)
+
+
+def measure_epochs(names, folder, rounds):
+    """Returns, by name, the seconds of a first epoch and of each later one, and the last loss."""
+    workers = {}
+    for name in names:
+        workers[name] = _start(name, folder)
+        # One at a time, so that none imports or builds its model while another is timed.
+        _answer(name, workers[name], folder)
+    seconds = {name: [] for name in names}
+    losses = {}
+    for _ in range(1 + rounds):
+        for name, worker in workers.items():
+            print("epoch", file=worker.stdin, flush=True)
+            time_taken, loss = map(float, _answer(name, worker, folder))
+            seconds[name].append(time_taken)
+            losses[name] = loss
+    for worker in workers.values():
+        worker.communicate()
+    return seconds, losses
+
+
+def measure_processes(names, folder, rounds):
+    """Returns, by name, the seconds of whole processes, and the last loss."""
+    seconds = {name: [] for name in names}
+    losses = {}
+    for _ in range(rounds):
+        for name in names:
+            start = time.perf_counter()
+            worker = _start(name, folder, "--epochs", str(EPOCHS))
+            (loss,) = map(float, _answer(name, worker, folder))
+            worker.communicate()
+            seconds[name].append(time.perf_counter() - start)
+            losses[name] = loss
+    return seconds, losses
+
+
+def _start(name, folder, *options):
+    with (folder / f"{name}.errors").open("w") as errors:  # kept from the tables, for they are many
+        return subprocess.Popen(
+            [sys.executable, __file__, "--worker", name, "--folder", str(folder), *options],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+
+
+def _answer(name, worker, folder):
+    words = worker.stdout.readline().split()
+    if not words:
+        raise SystemExit(f"{(folder / f'{name}.errors').read_text()}\n{name} failed")
+    return words
+
+
+def print_table(title, seconds, losses):
+    """Prints median, spread and ratio to dogwood_jax of each contender."""
+    print(f"\n{title}\n")
+    print("| | median s | least to most s | times dogwood_jax | loss |")
+    print("|---|---|---|---|---|")
+    ours = np.array(seconds["dogwood_jax"])
+    for name, values in seconds.items():
+        # Of each round, then the median: what disturbs a whole round cancels.
+        ratio = np.median(np.array(values) / ours)
+        print(
+            f"| {name} | {np.median(values):.3f} | {min(values):.3f} to {max(values):.3f} "
+            f"| {ratio:.2f} | {losses[name]:.3f} |"
+        )
+
+
+def _digits(source):
+    from dogwood_jax import mnist
+
+    digits = mnist.load(source)
+    images, labels = digits.train_images, digits.train_labels
+    repeats = 60_000 // len(images)
+    return np.tile(images, (repeats, 1, 1)), np.tile(labels, repeats)
+
+
+def _versions():
+    names = ("jax", "flax", "optax", "keras", "torch", "tensorflow-cpu", "tensorflow", "tf_keras")
+    for name in names:
+        try:
+            yield f"{name} {importlib.metadata.version(name)}"
+        except importlib.metadata.PackageNotFoundError:
+            pass
+
+
+def main():
+    """Runs both parts and prints their tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data",
+        choices=["subset", "tfds"],
+        default="subset",
+        help="all of MNIST, or the shipped digits six times over (as many images: as fast)",
+    )
+    parser.add_argument("--rounds", type=int, default=10, help="epochs timed of each contender")
+    parser.add_argument("--processes", type=int, default=5, help="processes timed of each")
+    parser.add_argument("--worker", choices=CONTENDERS, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--epochs", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        work(arguments.worker, arguments.folder, arguments.epochs)
+        return
+
+    names = [
+        name
+        for name, (_, packages) in CONTENDERS.items()
+        if all(importlib.util.find_spec(package) for package in packages)
+    ]
+    print(f"Python {platform.python_version()}, {', '.join(_versions())}; {os.cpu_count()} cores")
+    print(f"60,000 images from {arguments.data}; not installed: {set(CONTENDERS) - set(names)}")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for part, array in zip(("images", "labels"), _digits(arguments.data)):
+            np.save(folder / f"{part}.npy", array)
+        if arguments.rounds:
+            seconds, losses = measure_epochs(names, folder, arguments.rounds)
+            first = {name: values[:1] for name, values in seconds.items()}
+            later = {name: values[1:] for name, values in seconds.items()}
+            print_table("The first epoch, compiling included", first, losses)
+            print_table(f"One epoch after that, {arguments.rounds} rounds", later, losses)
+        if arguments.processes:
+            seconds, losses = measure_processes(names, folder, arguments.processes)
+            title = f"A whole process with {EPOCHS} epochs, {arguments.processes} rounds"
+            print_table(title, seconds, losses)
+
+
+if __name__ == "__main__":
+    main()

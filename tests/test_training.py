@@ -1,0 +1,637 @@
+"""Training: a compiled epoch against a plain loop, and what a user can rely on around it."""
+
+import io
+import signal
+import subprocess
+import sys
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dogwood_jax import training
+
+KEY = jax.random.key(0)
+CROSS_ENTROPY = optax.softmax_cross_entropy_with_integer_labels
+
+
+def linear(variables, inputs):
+    return inputs @ variables["kernel"] + jnp.expand_dims(variables["bias"], 0)
+
+
+def linear_variables(dtype=np.float64, features=3, classes=4):
+    rng = np.random.default_rng(1)
+    kernel = rng.normal(size=(features, classes)).astype(dtype)
+    return {"kernel": kernel, "bias": np.zeros(classes, dtype)}
+
+
+def classes_data(size=5, dtype=np.float64, features=3, classes=4):
+    rng = np.random.default_rng(2)
+    inputs = rng.normal(size=(size, features)).astype(dtype)
+    return inputs, rng.integers(0, classes, size).astype(np.int32)
+
+
+class Recorder:
+    """A preprocess that notes down the inputs of every batch, in the order in which they come."""
+
+    def __init__(self):
+        self.batches = []
+
+    def __call__(self, inputs):
+        jax.debug.callback(lambda batch: self.batches.append(np.array(batch)), inputs, ordered=True)
+        return inputs
+
+
+def fit_recorded(*args, **kwargs):
+    recorder = Recorder()
+    run = training.fit(*args, preprocess=recorder, **kwargs)
+    jax.effects_barrier()
+    return run, recorder.batches
+
+
+def fit_by_hand(apply, variables, tx, data, batches, opt_state=None):
+    """Optax's own loop in plain Python, over batches found again in the data by their inputs."""
+    opt_state = tx.init(variables) if opt_state is None else opt_state
+    values = []
+    for batch in batches:
+        samples = [int(np.flatnonzero((data[0] == row).all(1))[0]) for row in batch]
+        inputs, labels = data[0][samples], data[1][samples]
+
+        def objective(variables, inputs=inputs, labels=labels):
+            outputs = apply(variables, inputs)
+            return CROSS_ENTROPY(outputs, labels).mean(), outputs
+
+        (loss, outputs), grads = jax.value_and_grad(objective, has_aux=True)(variables)
+        updates, opt_state = tx.update(grads, opt_state, variables)
+        variables = optax.apply_updates(variables, updates)
+        right = np.argmax(outputs, -1) == labels
+        values += [(float(loss), bool(hit)) for hit in right]
+    losses, accuracies = np.array(values).reshape(-1, len(data[0]), 2).mean(1).T
+    return variables, opt_state, losses, accuracies
+
+
+def assert_trees_close(actual, expected, rtol):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected)):
+        assert one.dtype == other.dtype
+        np.testing.assert_allclose(one, other, rtol=rtol, atol=rtol)
+
+
+def assert_trees_equal(actual, expected):
+    assert_trees_close(actual, expected, rtol=0)
+
+
+@pytest.mark.parametrize("size, batch_size", [(6, 2), (5, 2), (5, 8)])
+@pytest.mark.parametrize(
+    "tx, dtype, rtol",
+    [
+        (optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(0.1)), np.float64, 1e-12),
+        (
+            optax.sgd(optax.piecewise_constant_schedule(0.1, {2: 0.5}), momentum=0.9),
+            np.float32,
+            1e-5,
+        ),
+    ],
+    ids=["clipped_adamw-float64", "scheduled_momentum-float32"],
+)
+def test_fit_is_the_plain_loop(tx, size, batch_size, dtype, rtol):
+    data, variables = classes_data(size, dtype), linear_variables(dtype)
+    run, batches = fit_recorded(
+        linear, variables, tx, data, epochs=3, batch_size=batch_size, key=KEY
+    )
+    expected, opt_state, losses, accuracies = fit_by_hand(
+        linear, jax.tree.map(jnp.asarray, variables), tx, data, batches
+    )
+    assert_trees_close(run.variables, expected, rtol)
+    assert_trees_close(run.opt_state, opt_state, rtol)
+    np.testing.assert_allclose(run.history["loss"], losses, rtol=rtol)
+    np.testing.assert_allclose(run.history["accuracy"], accuracies, rtol=1e-12)
+
+
+def test_every_epoch_takes_every_sample_once_in_another_order():
+    size, batch_size, epochs = 25, 4, 3
+    inputs = np.arange(size, dtype=np.float64).reshape(-1, 1)
+    data = inputs, np.zeros(size, np.int32)
+    variables = linear_variables(features=1)
+    _, batches = fit_recorded(
+        linear, variables, optax.sgd(0.0), data, epochs=epochs, batch_size=batch_size, key=KEY
+    )
+    assert [len(batch) for batch in batches] == epochs * [4, 4, 4, 4, 4, 4, 1]
+    orders = np.concatenate(batches).reshape(epochs, size)
+    np.testing.assert_array_equal(np.sort(orders), np.tile(inputs.T, (epochs, 1)))
+    assert len(np.unique(orders, axis=0)) == epochs
+
+
+def test_a_wide_network_learns_separable_images():
+    nn = pytest.importorskip("flax.linen", reason="the network is written in Flax")
+
+    class Classifier(nn.Module):
+        @nn.compact
+        def __call__(self, images):
+            x = nn.relu(nn.Dense(128, name="dense_1")(images.reshape(len(images), -1)))
+            return nn.Dense(10, name="dense_2")(x)
+
+    rng = np.random.default_rng(3)
+    labels = np.arange(500) % 10
+    prototypes = rng.integers(0, 256, (10, 28, 28))
+    noisy = (prototypes[labels] + rng.integers(0, 256, (500, 28, 28))) // 2
+    images = noisy.astype(np.uint8)
+    model = Classifier()
+    variables = model.init(KEY, images[:1] / np.float32(255))
+    train, test = (images[:400], labels[:400]), (images[400:], labels[400:])
+    _, before = training.evaluate(model.apply, variables, test)
+    run = training.fit(
+        model.apply, variables, optax.adam(1e-3), train, epochs=3, batch_size=32, key=KEY
+    )
+    _, after = training.evaluate(model.apply, run.variables, test)
+    assert before < 0.4 and after > 0.95
+    assert all(np.diff(run.history["loss"]) < 0)
+
+
+def test_the_same_key_gives_the_same_bits_and_another_key_others():
+    def train(key):
+        return training.fit(
+            linear,
+            linear_variables(),
+            optax.adam(0.1),
+            classes_data(37),
+            epochs=2,
+            batch_size=4,
+            key=key,
+        )
+
+    first, second, other = train(KEY), train(KEY), train(jax.random.key(1))
+    assert_trees_equal(second, first)
+    assert np.any(other.variables["kernel"] != first.variables["kernel"])
+    # A key of the old kind is the same key.
+    assert_trees_equal(train(jax.random.PRNGKey(0)), first)
+
+
+@pytest.mark.parametrize("convert", [np.array, jnp.array], ids=["numpy", "jax"])
+def test_arguments_stay_as_they_are(convert):
+    variables, data = jax.tree.map(convert, (linear_variables(), classes_data()))
+    tx = optax.adam(0.1)
+    opt_state = jax.tree.map(convert, tx.init(variables))
+    before = jax.tree.map(np.array, (variables, opt_state, data))
+    settings = {"epochs": 2, "batch_size": 2, "key": KEY}
+    first = training.fit(linear, variables, tx, data, opt_state=opt_state, **settings)
+    assert_trees_equal((variables, opt_state, data), before)
+    again = training.fit(linear, variables, tx, data, opt_state=opt_state, **settings)
+    assert_trees_equal(again, first)
+
+
+def test_a_run_goes_on_from_its_optimizer_state():
+    data, tx = classes_data(), optax.adam(0.1)
+    settings = {"batch_size": 5, "key": KEY}  # one batch: the order of its samples is no matter
+    whole = training.fit(linear, linear_variables(), tx, data, epochs=5, **settings)
+    half = training.fit(linear, linear_variables(), tx, data, epochs=2, **settings)
+    rest = training.fit(
+        linear, half.variables, tx, data, epochs=3, opt_state=half.opt_state, **settings
+    )
+    assert_trees_close(rest[:2], whole[:2], rtol=1e-12)
+    joined = np.concatenate([half.history["loss"], rest.history["loss"]])
+    np.testing.assert_allclose(joined, whole.history["loss"], rtol=1e-12)
+
+
+def test_no_epochs_return_what_came_in():
+    variables, tx = linear_variables(), optax.adam(0.1)
+    run = training.fit(linear, variables, tx, classes_data(), epochs=0, batch_size=2, key=KEY)
+    assert_trees_equal(run.variables, variables)
+    assert_trees_equal(run.opt_state, tx.init(variables))
+    assert run.history["loss"].shape == run.history["accuracy"].shape == (0,)
+
+
+def test_history_is_numpy():
+    run = training.fit(
+        linear, linear_variables(), optax.adam(0.1), classes_data(), epochs=2, batch_size=2, key=KEY
+    )
+    assert list(run.history) == ["loss", "accuracy"]
+    for curve in run.history.values():
+        assert isinstance(curve, np.ndarray) and curve.dtype == np.float64 and curve.shape == (2,)
+
+
+def test_an_epoch_compiles_once():
+    traces = []
+
+    def apply(variables, inputs):
+        traces.append(inputs.shape)
+        return linear(variables, inputs)
+
+    def train(variables, epochs, opt_state=None):
+        settings = {"epochs": epochs, "batch_size": 2, "key": KEY, "opt_state": opt_state}
+        return training.fit(apply, variables, tx, data, **settings)
+
+    tx, data = optax.inject_hyperparams(optax.adam)(0.1), classes_data()
+    first = train(linear_variables(), epochs=1)
+    assert set(traces) == {(2, 3), (1, 3)}
+    traces.clear()
+    second = train(linear_variables(), epochs=3)
+    third = train(second.variables, epochs=1, opt_state=second.opt_state)
+    # A value of weak type is made strong before the first epoch, not by it.
+    train({**linear_variables(), "bias": jnp.full(4, 0.0)}, epochs=2)
+    assert traces == []
+
+    training.evaluate(apply, first.variables, data, batch_size=2)
+    traces.clear()
+    training.evaluate(apply, third.variables, data, batch_size=2)
+    assert traces == []
+
+
+def test_data_is_converted_a_batch_at_a_time():
+    images = np.arange(5 * 6, dtype=np.uint8).reshape(5, 2, 3)
+    seen = []
+
+    def preprocess(batch):
+        seen.append((batch.shape, batch.dtype))
+        return training.scale_uint8(batch).reshape(len(batch), -1)[:, :3]
+
+    data = jnp.asarray(images), np.zeros(5, np.int64)
+    training.fit(
+        linear,
+        linear_variables(np.float32),
+        optax.sgd(0.1),
+        data,
+        epochs=1,
+        batch_size=2,
+        key=KEY,
+        preprocess=preprocess,
+    )
+    uint8 = np.dtype(np.uint8)
+    assert set(seen) == {((2, 2, 3), uint8), ((1, 2, 3), uint8)}
+
+
+def test_scale_uint8():
+    scaled = training.scale_uint8(jnp.arange(256, dtype=jnp.uint8))
+    assert scaled.dtype == jnp.float32
+    np.testing.assert_allclose(scaled, np.arange(256) / 255, rtol=1e-7)
+    for dtype in (jnp.float64, jnp.bfloat16, jnp.int32):
+        other = jnp.arange(3, dtype=dtype)
+        assert training.scale_uint8(other) is other
+
+
+def test_only_floating_point_leaves_are_trained():
+    variables = {
+        "table": np.array([2, 0, 1]),
+        "kernel": linear_variables()["kernel"],
+        "mask": np.array([True, False, True, True]),
+        "key": jax.random.key(7),
+        "bias": jnp.zeros(4),
+    }
+
+    def apply(variables, inputs):
+        outputs = linear(variables, inputs[:, variables["table"]])
+        return jnp.where(variables["mask"][None], outputs, -1.0)
+
+    run = training.fit(
+        apply, variables, optax.adam(0.1), classes_data(), epochs=2, batch_size=2, key=KEY
+    )
+    assert list(run.variables) == list(variables)  # and in the same order
+    for name in ("table", "mask"):
+        assert run.variables[name].dtype == variables[name].dtype
+        np.testing.assert_array_equal(run.variables[name], variables[name])
+    assert run.variables["key"] == variables["key"]
+    changed = np.asarray(run.variables["kernel"]) != variables["kernel"]
+    np.testing.assert_array_equal(changed, np.tile(variables["mask"], (3, 1)))
+    assert len(jax.tree.leaves(run.opt_state[0].mu)) == 2
+
+
+def test_collections_beside_params_pass_through():
+    statistics = {"mean": np.ones((1, 3))}
+    variables = {"params": linear_variables(), "batch_stats": statistics}
+
+    def apply(variables, inputs):
+        return linear(variables["params"], inputs - variables["batch_stats"]["mean"])
+
+    run = training.fit(
+        apply, variables, optax.adam(0.1), classes_data(), epochs=1, batch_size=2, key=KEY
+    )
+    assert_trees_equal(run.variables["batch_stats"], statistics)
+    assert np.all(run.variables["params"]["kernel"] != variables["params"]["kernel"])
+
+
+def test_parameters_keep_a_low_precision():
+    variables = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), linear_variables())
+    inputs, labels = classes_data(32)
+    data = jnp.asarray(inputs, jnp.bfloat16), labels
+    run = training.fit(linear, variables, optax.adam(0.1), data, epochs=3, batch_size=5, key=KEY)
+    assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(run.variables))
+    assert run.history["loss"][-1] < run.history["loss"][0]
+
+
+def test_complex_parameters_descend():
+    target = np.array([1 + 2j, -3j])
+
+    def distance(outputs, labels):
+        return jnp.abs(outputs - labels) ** 2
+
+    run = training.fit(
+        lambda variables, inputs: jnp.broadcast_to(variables, inputs.shape),
+        jnp.zeros(2, complex),
+        optax.sgd(0.1),
+        (np.zeros((4, 2)), np.tile(target, (4, 1))),
+        epochs=40,
+        batch_size=2,
+        key=KEY,
+        loss=distance,
+    )
+    np.testing.assert_allclose(run.variables, target, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        optax.lbfgs(),
+        optax.chain(optax.adam(0.1), optax.contrib.reduce_on_plateau(patience=1)),
+        optax.noisy_sgd(0.1, key=0),
+        optax.MultiSteps(optax.adam(0.1), every_k_schedule=2),
+        optax.contrib.schedule_free_adamw(0.1),
+    ],
+    ids=["lbfgs", "reduce_on_plateau", "noisy_sgd", "multi_steps", "schedule_free"],
+)
+def test_optimizers_that_need_more_than_gradients(tx):
+    data = classes_data(16)
+    run = training.fit(linear, linear_variables(), tx, data, epochs=5, batch_size=16, key=KEY)
+    assert run.history["loss"][-1] < run.history["loss"][0]
+
+
+def test_a_label_of_optax_holds_leaves_back():
+    tx = optax.multi_transform(
+        {"train": optax.adam(0.1), "hold": optax.set_to_zero()},
+        {"kernel": "train", "bias": "hold"},
+    )
+    run = training.fit(
+        linear, linear_variables(), tx, classes_data(), epochs=1, batch_size=2, key=KEY
+    )
+    np.testing.assert_array_equal(run.variables["bias"], 0.0)
+    assert np.all(run.variables["kernel"] != linear_variables()["kernel"])
+
+
+def test_equinox_modules():
+    eqx = pytest.importorskip("equinox", reason="the network is written in Equinox")
+    model = eqx.nn.MLP(3, 4, 8, 1, key=KEY)
+    arrays, static = eqx.partition(model, eqx.is_array)
+
+    def apply(arrays, inputs):
+        return jax.vmap(eqx.combine(arrays, static))(inputs)
+
+    run = training.fit(
+        apply, arrays, optax.adam(0.1), classes_data(), epochs=3, batch_size=2, key=KEY
+    )
+    assert jax.tree.structure(run.variables) == jax.tree.structure(arrays)
+    assert run.history["loss"][-1] < run.history["loss"][0]
+    with pytest.raises(ValueError, match="variables/activation: expected an array, got custom_jvp"):
+        training.fit(apply, model, optax.adam(0.1), classes_data(), epochs=3, batch_size=2, key=KEY)
+
+
+@pytest.fixture
+def python_handles_ctrl_c():
+    """Python's own handler, which a process started in the background comes without."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+def test_ctrl_c_returns_what_is_trained_so_far(python_handles_ctrl_c):
+    steps = []
+
+    def count(_):
+        steps.append(None)
+        if len(steps) == 4:  # the first step of the second epoch
+            signal.raise_signal(signal.SIGINT)
+
+    def preprocess(inputs):
+        jax.debug.callback(count, inputs, ordered=True)
+        return inputs
+
+    settings = {"batch_size": 2, "key": KEY}
+    tx, data = optax.adam(0.1), classes_data()
+    run = training.fit(
+        linear, linear_variables(), tx, data, epochs=9, preprocess=preprocess, **settings
+    )
+    assert_trees_equal(
+        run, training.fit(linear, linear_variables(), tx, data, epochs=2, **settings)
+    )
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_interrupts_at_once(python_handles_ctrl_c):
+    with training._interrupt_held_back() as interrupted:
+        signal.raise_signal(signal.SIGINT)
+        assert interrupted.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_handler_of_the_user_is_left_alone(python_handles_ctrl_c):
+    received = []
+    signal.signal(signal.SIGINT, lambda *_: received.append(None))
+    with training._interrupt_held_back() as interrupted:
+        signal.raise_signal(signal.SIGINT)
+    assert received and not interrupted.is_set()
+
+
+def test_fit_in_a_thread(python_handles_ctrl_c):
+    runs = []
+
+    def train():
+        settings = {"epochs": 1, "batch_size": 2, "key": KEY}
+        runs.append(
+            training.fit(linear, linear_variables(), optax.sgd(0.1), classes_data(), **settings)
+        )
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+    assert len(runs) == 1
+
+
+def test_a_loss_that_overflows_stops_with_epoch_and_step():
+    # Each step multiplies the weight by -10; its square passes 3.4e38 before step 21.
+    variables = jnp.ones(1, jnp.float32)
+    with pytest.raises(FloatingPointError, match=r"inf in epoch 7 of 9, step 3 of 3; .*learning"):
+        training.fit(
+            lambda weight, inputs: inputs * weight[None],
+            variables,
+            optax.sgd(5.5),
+            (np.ones((5, 1), np.float32), np.zeros(5)),
+            epochs=9,
+            batch_size=2,
+            key=KEY,
+            loss=lambda outputs, _: outputs[:, 0] ** 2,
+        )
+    np.testing.assert_array_equal(variables, 1.0)
+
+
+def test_labels_out_of_range_stop_the_run():
+    inputs, labels = classes_data()
+    labels[:] = 4
+    with pytest.raises(FloatingPointError, match=r"nan in epoch 1 .* labels are in \[0, classes\)"):
+        training.fit(
+            linear,
+            linear_variables(),
+            optax.sgd(0.1),
+            (inputs, labels),
+            epochs=1,
+            batch_size=2,
+            key=KEY,
+        )
+
+
+def never(*_):
+    raise AssertionError("called in spite of wrong arguments")
+
+
+def test_all_wrong_arguments_are_named_at_once():
+    data = np.zeros((5, 3)), np.zeros(4, np.int32)
+    variables = {"kernel": "glorot", "step": 1}
+    with pytest.raises(ValueError) as raised:
+        training.fit(
+            never, variables, optax.adam(0.1), data, epochs=-1, batch_size=0, key=3, loss=never
+        )
+    assert str(raised.value).split("\n  ") == [
+        "training.fit cannot start:",
+        "data: expected inputs and labels with the same number of samples as first axis, "
+        "got shapes (5, 3) and (4,)",
+        "batch_size: expected an integer, 1 or more, got 0",
+        "variables/kernel: expected an array, got str; close over it in apply "
+        "(equinox.partition(model, equinox.is_array) splits a module)",
+        "epochs: expected an integer, 0 or more, got -1",
+        "key: expected one random key, such as jax.random.key(0), got int of shape ()",
+    ]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"data": (np.zeros((0, 3)), np.zeros(0, int))}, "at least one sample, got .* \\(0, 3\\)"),
+        ({"data": (np.float64(1.0), np.zeros(1, int))}, "got shapes \\(\\) and \\(1,\\)"),
+        ({"batch_size": 2.0}, "batch_size: .* got 2.0"),
+        ({"epochs": "3"}, "epochs: .* got '3'"),
+        ({"key": jax.random.split(KEY)}, "key: expected one random key"),
+        ({"key": np.zeros(3, np.uint32)}, "key: expected one random key"),
+        ({"variables": {"table": np.arange(3)}}, "expected a floating-point leaf"),
+        ({"variables": {"params": {}, "stats": np.ones(3)}}, "expected a floating-point leaf"),
+    ],
+)
+def test_each_wrong_argument_is_named(changes, message):
+    arguments = {
+        "variables": linear_variables(),
+        "tx": optax.adam(0.1),
+        "data": classes_data(),
+        "epochs": 1,
+        "batch_size": 2,
+        "key": KEY,
+    }
+    with pytest.raises(ValueError, match=message):
+        training.fit(never, **arguments | changes)
+
+
+def test_an_optimizer_state_that_does_not_fit_is_named_by_path():
+    tx = optax.adam(0.1)
+    small, wide = linear_variables(), linear_variables(classes=6)
+    settings = {"epochs": 1, "batch_size": 2, "key": KEY}
+    with pytest.raises(ValueError) as raised:
+        training.fit(never, wide, tx, classes_data(), opt_state=tx.init(small), **settings)
+    message = str(raised.value)
+    assert "opt_state/0/mu/kernel: expected float64[3, 6], got float64[3, 4]" in message
+    assert "opt_state/0/nu/bias: expected float64[6], got float64[4]" in message
+    assert "count" not in message
+    momentum = optax.sgd(0.1, momentum=0.9).init(small)
+    with pytest.raises(ValueError, match="opt_state/0/trace/bias: expected nothing, got float64"):
+        training.fit(never, small, tx, classes_data(), opt_state=momentum, **settings)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 5, 8])
+def test_evaluate_gives_exact_means_whatever_the_batches(batch_size):
+    (inputs, labels), variables = classes_data(5), linear_variables()
+    logits = inputs @ variables["kernel"]
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    loss, accuracy = training.evaluate(linear, variables, (inputs, labels), batch_size=batch_size)
+    assert type(loss) is type(accuracy) is float
+    assert loss == pytest.approx(-log_p[np.arange(5), labels].mean(), rel=1e-12)
+    assert accuracy == np.mean(logits.argmax(-1) == labels)
+
+
+def test_labels_that_are_not_classes_have_a_loss_alone():
+    inputs, _ = classes_data(5)
+    targets = inputs @ np.ones((3, 4))
+    data = inputs, targets
+    run = training.fit(
+        linear,
+        linear_variables(),
+        optax.adam(0.1),
+        data,
+        epochs=2,
+        batch_size=2,
+        key=KEY,
+        loss=optax.squared_error,
+    )
+    assert run.history["loss"][1] < run.history["loss"][0]
+    assert np.isnan(run.history["accuracy"]).all()
+    loss, accuracy = training.evaluate(
+        linear, run.variables, data, batch_size=2, loss=optax.squared_error
+    )
+    errors = linear(run.variables, inputs) - targets
+    assert loss == pytest.approx(float(np.mean(errors**2)), rel=1e-12)
+    assert np.isnan(accuracy)
+
+
+def test_every_token_of_a_sequence_counts():
+    rng = np.random.default_rng(4)
+    inputs, labels = rng.normal(size=(5, 7, 3)), rng.integers(0, 4, (5, 7))
+    variables = {"kernel": linear_variables()["kernel"]}
+
+    def apply(variables, inputs):
+        return inputs @ variables["kernel"]
+
+    _, accuracy = training.evaluate(apply, variables, (inputs, labels), batch_size=2)
+    assert accuracy == np.mean(apply(variables, inputs).argmax(-1) == labels)
+
+
+def test_wrong_arguments_of_evaluate():
+    with pytest.raises(ValueError, match="(?s)evaluate cannot start.*data: .*batch_size: "):
+        training.evaluate(never, {}, (np.zeros((2, 3)), np.zeros(1, int)), batch_size=0)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def fit_on(stream, monkeypatch, **settings):
+    monkeypatch.setattr(sys, "stderr", stream)
+    training.fit(
+        linear,
+        linear_variables(),
+        optax.sgd(0.1),
+        classes_data(),
+        epochs=3,
+        batch_size=2,
+        key=KEY,
+        **settings,
+    )
+    return stream.getvalue()
+
+
+def test_a_terminal_shows_progress(monkeypatch):
+    pytest.importorskip("tqdm", reason="tqdm draws the bar")
+    shown = fit_on(Terminal(), monkeypatch)
+    assert "3/3" in shown and "accuracy=" in shown
+    assert fit_on(Terminal(), monkeypatch, progress=False) == ""
+    assert fit_on(io.StringIO(), monkeypatch) == ""
+
+
+def test_training_is_silent_without_tqdm(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    assert fit_on(Terminal(), monkeypatch) == ""
+
+
+def test_importing_training_imports_only_what_it_needs():
+    late = {"flax", "h5py", "matplotlib", "tensorflow_datasets", "tqdm"}
+    program = "import sys, dogwood_jax.training; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert late.isdisjoint(run.stdout.split())
