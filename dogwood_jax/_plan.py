@@ -272,6 +272,16 @@ def _refusals(
             f"it occurs in {_places(width)}; strategies.random() ignores this"
             for hazard in width.hazards
         ]
+    if strategy.incoming == "zero" and width.zero_hazard:
+        problems.append(
+            f"{name}: new units cannot have zero incoming weights: {width.zero_hazard}; "
+            "use strategies.zero_outgoing()"
+        )
+    if strategy.incoming == "copy" and width.interface:
+        problems.append(
+            f"{name}: units of an input or output cannot be copied, for new inputs are not copies "
+            "of old ones; use strategies.zero_outgoing()"
+        )
     if strategy.preserving and strategy.incoming == "copy":
         problems += [
             f"{name}: copying units would change outputs: {hazard}; use strategies.zero_outgoing()"

@@ -88,6 +88,7 @@ def pick(x: Value, axes: Sequence[int]) -> Value:
         silencers=tuple(x.silencers[a] for a in axes) if x.silencers else (),
         positional=frozenset(i for i, a in enumerate(axes) if a in x.positional),
         weighted=frozenset(i for i, a in enumerate(axes) if a in x.weighted),
+        singular=frozenset(i for i, a in enumerate(axes) if a in x.singular),
     )
 
 
@@ -95,20 +96,21 @@ def spread(x: Value, shape: Sequence[int], places: Sequence[int]) -> Value:
     """Returns a value with its axes at these places among new ones."""
     dims = [Dim(n) for n in shape]
     silencers: list[Silencers] = [()] * len(shape)
-    positional = set()
+    place_of: dict[int, int] = {}
     for axis, place in enumerate(places):
         if x.dims[axis].size != shape[place]:
             x.dims[axis].fix(f"it is broadcast to size {shape[place]}")
             continue
         dims[place] = x.dims[axis]
         silencers[place] = x.silencers_of(axis)
-        if axis in x.positional:
-            positional.add(int(place))
+        place_of[axis] = int(place)
     return replace(
         x,
         dims=tuple(dims),
         silencers=tuple(silencers) if x.silencers else (),
-        positional=frozenset(positional),
+        positional=frozenset(place_of[a] for a in x.positional if a in place_of),
+        weighted=frozenset(place_of[a] for a in x.weighted if a in place_of),
+        singular=frozenset(place_of[a] for a in x.singular if a in place_of),
     )
 
 

@@ -53,6 +53,8 @@ def _reshape(trace: Trace, eqn: Any, x: Value, *_: Value) -> list[Value]:
     if x.ndim and not shape:
         for dim in x.dims:
             dim.fix("an operation drops it because its size is 1")
+    for axis in x.singular:
+        x.dims[axis].fix("it is reshaped after a norm was divided by")
     dims = tuple(_dims.reshape(x.dims, shape))
     silencers, positional = [], set()
     for place, new in enumerate(dims):
@@ -75,6 +77,8 @@ def _reshape(trace: Trace, eqn: Any, x: Value, *_: Value) -> list[Value]:
             dims=dims,
             silencers=tuple(silencers) if x.silencers else (),
             positional=frozenset(positional),
+            weighted=frozenset(),
+            singular=frozenset(),
         )
     ]
 

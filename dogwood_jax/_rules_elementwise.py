@@ -58,9 +58,18 @@ def _zero_to_zero(trace: Trace, eqn: Any, x: Value) -> list[Value]:
     silencers: tuple[Silencers, ...] = ()
     if x.origin == "parameter" and zero_stays:
         silencers = tuple(nonlinear(s) for s in x.silencers)
-    if name == "sqrt" or not zero_stays:
-        trace.use(x, "positive")
+    if not zero_stays:
+        return [_reciprocal(trace, x)]
     return [replace(x, silencers=silencers, number=_fold(name, x.number), index=False)]
+
+
+def _reciprocal(trace: Trace, x: Value, number: float | None = None) -> Value:
+    """Something like 1 / x: not finite where x is zero."""
+    trace.use(x, "positive")
+    for leaf in x.leaves:
+        trace.uses[leaf].divides = True
+    singular = x.singular | {a for a in range(x.ndim) if x.silencers_of(a)}
+    return replace(x, silencers=(), singular=frozenset(singular), number=number, index=False)
 
 
 @rule(*_OTHER_UNARY.split())
@@ -70,7 +79,7 @@ def _other_unary(trace: Trace, eqn: Any, x: Value) -> list[Value]:
     if len(shape) != x.ndim:  # a bitcast between element sizes adds or drops a dimension
         return unknown(trace, eqn, x)
     if name in ("rsqrt", "log", "log2"):
-        trace.use(x, "positive")
+        return [_reciprocal(trace, x, _fold(name, x.number))]
     return [replace(x, silencers=(), number=_fold(name, x.number), index=False)]
 
 
@@ -150,6 +159,9 @@ def _nary(trace: Trace, eqn: Any, values: Sequence[Value], how: str) -> Value:
         positional=frozenset().union(
             *(v.positional & own for v, own in zip(values, axes, strict=True))
         ),
+        singular=frozenset().union(
+            *(v.singular & own for v, own in zip(values, axes, strict=True))
+        ),
         noise=noise,
         contracted=tuple(d for v in sums for d in v.contracted),
         summed=tuple(d for v in sums for d in v.summed),
@@ -165,13 +177,10 @@ def _mul(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
     silencers: tuple[Silencers, ...] = ()
     if x.silencers or y.silencers:
         squared = bool(x.leaves & y.leaves)
-        silencers = tuple(
-            nonlinear(s) if squared else s
-            for s in (
-                either(*(v.silencers_of(a) for v in (x, y) if v.ndim and v.dims[a].size == d.size))
-                for a, d in enumerate(out.dims)
-            )
-        )
+        factors = (_kept(v, out) for v in (x, y))
+        products = [either(*options) for options in zip(*factors, strict=True)]
+        products = [nonlinear(s) for s in products] if squared else products
+        silencers = _finite(products, out)
     weighted = frozenset(
         a
         for v in (x, y)
@@ -186,11 +195,14 @@ def _mul(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
 def _div(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
     if y.number is not None and x.number is None:
         trace.scaled(x, y.number)
-    if y.origin == "parameter":
-        list(trace.use(y, "positive"))
-    out = _nary(trace, eqn, (x, y), "multiply")
-    silencers = _kept(x, out) if x.silencers else ()
+    out = _nary(trace, eqn, (x, _reciprocal(trace, y)), "multiply")
+    silencers = _finite(_kept(x, out), out) if x.silencers else ()
     return [replace(out, silencers=silencers, number=_fold("div", x.number, y.number))]
+
+
+def _finite(silencers: Sequence[Silencers], out: Value) -> tuple[Silencers, ...]:
+    """Silencers without those that would make something infinite or not a number instead."""
+    return tuple(() if a in out.singular else s for a, s in enumerate(silencers))
 
 
 def _kept(value: Value, out: Value) -> tuple[Silencers, ...]:

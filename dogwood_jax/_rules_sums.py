@@ -23,6 +23,10 @@ from dogwood_jax._values import Silencers, Trace, Value, either
 
 _SPATIAL = "it is a spatial dimension of a convolution or pooling, or follows from one"
 _BILINEAR = "two activations are contracted over it, as attention scores contract queries and keys"
+_HIDDEN = (
+    "no weights can be zeroed to silence new units: they are constants, or behind a function that "
+    "does not keep zeros, such as exp or a norm"
+)
 _UNWEIGHTED = "it is summed over without weights, as a mean, a norm or a softmax does"
 
 
@@ -52,7 +56,7 @@ def _contraction(
             x.dims[a].named("heads")
     for a, b in zip(contract_x, contract_y, strict=True):
         unify(x.dims[a], y.dims[b])
-        trace.demand(x.dims[a], _preferred(x, a, y, b), _BILINEAR)
+        trace.demand(x.dims[a], _preferred(x, a, y, b), _BILINEAR if both_data else _HIDDEN)
         if both_data:
             x.dims[a].root.bilinear = True
             x.dims[a].named("head_dim")
@@ -90,7 +94,9 @@ def _contraction(
 
 
 def _preferred(x: Value, a: int, y: Value, b: int) -> tuple[Silencers, Silencers]:
-    """The silencers of both operands, plain weights first."""
+    """The silencers of both operands, plain weights first; none if something is infinite then."""
+    if a in x.singular or b in y.singular:
+        return (), ()
     first, second = x.silencers_of(a), y.silencers_of(b)
     return (first, second) if x.origin == "parameter" != y.origin else (second, first)
 
@@ -161,7 +167,9 @@ def _conv(trace: Trace, eqn: Any, x: Value, kernel: Value) -> list[Value]:
     first, second = silent_in, kernel.silencers_of(in_k)
     parameter = kernel.origin == "parameter" != x.origin
     if not (groups > 1 and per_group.size == 1):
-        trace.demand(per_group, (second, first) if parameter else (first, second), _BILINEAR)
+        operands = (second, first) if parameter else (first, second)
+        both_data = x.origin == kernel.origin == "data"
+        trace.demand(per_group, operands, _BILINEAR if both_data else _HIDDEN)
     for value, space in ((x, x_space), (kernel, k_space)):
         for axis in space:
             value.dims[axis].fix(_SPATIAL)
@@ -197,7 +205,7 @@ def _reduce_sum(trace: Trace, eqn: Any, x: Value) -> list[Value]:
     axes = {int(a) for a in eqn.params["axes"]}
     for axis in axes:
         weighted = x.origin == "parameter" or axis in x.weighted
-        silencers = x.silencers_of(axis) if weighted else ()
+        silencers = x.silencers_of(axis) if weighted and axis not in x.singular else ()
         if x.origin != "constant":
             trace.demand(x.dims[axis], (silencers,), _UNWEIGHTED)
     if x.origin == "constant" and x.positional & axes:

@@ -109,15 +109,22 @@ class _Program:
                 self.leaves[path] = value
             else:
                 value = _input(struct)
+                self.trace.dims += value.dims
             values.append(value)
         outputs = run(self.trace, closed.jaxpr, closed.consts, values)
-        shapes = {path: tuple(d.size for d in v.dims) for path, v in self.leaves.items()}
+        mirrored = _mirrored(
+            {path: _shape(value) for path, value in zip(paths, outputs, strict=True)},
+            {path: _shape(value) for path, value in self.leaves.items()},
+        )
         for path, output in zip(paths, outputs, strict=True):
-            if not _mirrors(path, tuple(d.size for d in output.dims), shapes):
+            if path not in mirrored:
                 for dim in output.dims:
                     dim.root.interface = True
-            if output.origin == "parameter":
-                self.trace.use(output, "add")
+            self.trace.use(output, "add")
+
+
+def _shape(value: Value) -> tuple[int, ...]:
+    return tuple(dim.size for dim in value.dims)
 
 
 def _is_array(leaf: Any) -> bool:
@@ -153,13 +160,31 @@ def _input(struct: jax.ShapeDtypeStruct) -> Value:
     return Value(dims, "data", index=jax.dtypes.issubdtype(struct.dtype, np.integer))
 
 
-def _mirrors(path: str, shape: tuple[int, ...], shapes: dict[str, tuple[int, ...]]) -> bool:
-    """Whether an output is the new value, or the gradient, of one of the variables."""
-    return any(
-        (path == known or path.endswith(f"/{known}")) and shape == shapes[known]
-        for known in shapes
-        if known
-    )
+def _mirrored(
+    outputs: Mapping[str, tuple[int, ...]], leaves: Mapping[str, tuple[int, ...]]
+) -> set[str]:
+    """Returns the outputs that are new values, or gradients, of all variables or a collection.
+
+    They grow along with the variables: they are no interface to anything else.
+    """
+    collections: dict[str, dict[str, tuple[int, ...]]] = {"": dict(leaves)}
+    for path, shape in leaves.items():
+        collection, _, rest = path.partition("/")
+        if rest:
+            collections.setdefault(collection, {})[rest] = shape
+    found = set()
+    starts = {"/".join(path.split("/")[:n]) for path in outputs for n in range(3)}
+    for start in starts:
+        prefix = f"{start}/" if start else ""
+        below = {
+            path.removeprefix(prefix): shape
+            for path, shape in outputs.items()
+            if path.startswith(prefix)
+        }
+        for collection in collections.values():
+            if collection and collection.items() <= below.items():
+                found |= {f"{prefix}{path}" for path in collection}
+    return found
 
 
 # Reading programs ---------------------------------------------------------------------------------
@@ -183,6 +208,7 @@ def run(trace: Trace, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Val
             results = _LOOPS[name](trace, eqn, operands)
         else:
             results = _call(trace, eqn, operands)
+        trace.dims += (dim for value in results for dim in value.dims)
         known.update(zip(eqn.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
@@ -394,7 +420,7 @@ def _widths(program: _Program) -> Widths:
     leaves, trace = program.leaves, program.trace
     outgoing = _solve(trace)
     trace.check_scales()
-    _dims.hand_down([d for value in leaves.values() for d in value.dims])
+    _dims.hand_down([*trace.dims, *(d for value in leaves.values() for d in value.dims)])
     roles = _Roles(leaves, trace, outgoing)
     names = _names(roles)
     for demand_dim, hazard in roles.copy_hazards():
@@ -423,6 +449,7 @@ def _widths(program: _Program) -> Widths:
             next(iter(atom.fixed), None),
             tuple(atom.hazards),
             tuple(atom.copy_hazards),
+            roles.zero_hazard(atom),
             tuple(atom.notes),
         )
         for atom, name in names.items()
@@ -492,10 +519,12 @@ class _Roles:
             return "both" if spot in self._produced else "outgoing"
         return "incoming"
 
-    def produces(self, leaf: int, axis: int, atom: Dim) -> bool:
-        """Whether the rest of the leaf feeds these units."""
+    def produces(self, leaf: int, axis: int, atom: Dim) -> int:
+        """Whether the rest of the leaf feeds these units: 2 for surely, 1 for perhaps."""
         spot = (leaf, axis, atom)
-        return spot in self._produced and spot not in self._aside and self.of(*spot) != "outgoing"
+        if spot in self._aside or self.of(*spot) == "outgoing":
+            return 0
+        return 2 if spot in self._produced else 1
 
     def copy_hazards(self) -> Iterable[tuple[Dim, str]]:
         tied = sorted(self._outgoing & self._produced, key=lambda spot: spot[:2])
@@ -507,6 +536,16 @@ class _Roles:
                     "so copies cannot share its weights"
                 ),
             )
+
+    def zero_hazard(self, atom: Dim) -> str | None:
+        """Why the weights that produce these units must not all be zero."""
+        for index, (path, value) in enumerate(self.leaves.items()):
+            use = self.trace.uses.get(index)
+            if use and use.divides and use.how == "contract":
+                for axis, dim in enumerate(value.dims):
+                    if atom in _atoms(dim) and self.of(index, axis, atom) == "incoming":
+                        return f"the network divides by a norm of {path}"
+        return None
 
 
 def _spots(entries: Iterable[tuple[int, int, Dim]]) -> frozenset[tuple[int, int, Dim]]:
@@ -521,18 +560,13 @@ def _names(roles: _Roles) -> dict[Dim, str]:
         for axis, dim in enumerate(value.dims):
             for atom in _atoms(dim):
                 places.setdefault(atom.root, []).append((index, axis))
-    producers: dict[int, list[Dim]] = {}
-    for atom, spots in places.items():
-        for leaf, axis in spots:
-            if roles.produces(leaf, axis, atom):
-                producers.setdefault(leaf, []).append(atom)
 
     def rank(atom: Dim, spot: tuple[int, int]) -> tuple[Any, ...]:
         leaf, axis = spot
         use = trace.uses.get(leaf)
         random = use is not None and KIND_OF_USE[use.how] == "random"
         order = use.order if use else 1 << 30
-        return (not roles.produces(leaf, axis, atom), not random, order, leaf, axis)
+        return (-roles.produces(leaf, axis, atom), not random, order, leaf, axis)
 
     names: dict[Dim, str] = {}
     taken: set[str] = set()
@@ -542,7 +576,7 @@ def _names(roles: _Roles) -> dict[Dim, str]:
         leaf, axis = min(spots, key=lambda spot: rank(atom, spot))
         path = roles.paths[leaf]
         module = _module(path) or path.removeprefix("params/")
-        alone = roles.produces(leaf, axis, atom) and len(set(producers[leaf])) == 1
+        alone = roles.produces(leaf, axis, atom) and products[leaf] == 1
         within = _atoms(roles.leaves[path].dims[axis])
         position = f"{axis}" if len(within) == 1 else f"{axis}.{within.index(atom)}"
         choices = [

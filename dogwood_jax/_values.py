@@ -73,6 +73,7 @@ class Value:
         silencers: for each axis, what makes new entries along it zero.
         number: the one number it consists of, if known.
         positional: axes along which it counts positions.
+        singular: axes along which it is not finite where silencers make it zero: it divides by them.
         noise: ``"noise"`` if it is made of random numbers, ``"mask"`` of random booleans.
         index: whether its integers come straight from an input or count positions from zero.
         wrapped: whether they are such integers plus a number.
@@ -87,6 +88,7 @@ class Value:
     silencers: tuple[Silencers, ...] = ()
     number: float | None = None
     positional: frozenset[int] = frozenset()
+    singular: frozenset[int] = frozenset()
     noise: Literal["noise", "mask"] | None = None
     index: bool = False
     wrapped: bool = False
@@ -144,6 +146,7 @@ class Use:
     """How a leaf is used: what its random entries look like, and when it was first read."""
 
     how: str = ""
+    divides: bool = False  # whether the network divides by it, or by its norm
     order: int = 1 << 30
     fan_in: set[int] = field(default_factory=set)
     fan_out: set[int] = field(default_factory=set)
@@ -159,6 +162,7 @@ class Trace:
     """What a program does with its parameters, collected while its equations are read."""
 
     def __init__(self) -> None:
+        self.dims: list[Dim] = []  # of every value, for what is known of wholes concerns parts
         self.demands: list[Demand] = []
         self.uses: dict[int, Use] = {}
         # Entries whose units are produced there: the rest of the leaf feeds them.
@@ -245,4 +249,4 @@ def _functions_of_size(n: int, summed: bool) -> tuple[float, ...]:
 
 
 # Numbers that models use for other reasons: momenta, slopes, halves.
-_COMMON = (2.0, 0.5, 0.1, 0.2, 0.3, 0.01, 0.02, 0.05, 0.001, 10.0, 100.0)
+_COMMON = (2.0, 3.0, 6.0, 0.5, 1 / 3, 1 / 6, 0.1, 0.2, 0.3, 0.01, 0.02, 0.05, 0.001, 10.0, 100.0)

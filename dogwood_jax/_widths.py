@@ -48,6 +48,7 @@ class Width:
         hazards: what would change the network's outputs if the width grew, such as a
             normalization over it. Only strategies that do not preserve outputs ignore these.
         copy_hazards: what would change them if its units were copied.
+        zero_hazard: why the incoming weights of its units must not all be zero, or None.
         notes: what a caller should know before growing it.
     """
 
@@ -58,6 +59,7 @@ class Width:
     fixed: str | None = None
     hazards: tuple[str, ...] = ()
     copy_hazards: tuple[str, ...] = ()
+    zero_hazard: str | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -105,6 +107,7 @@ class Facts:
     fixed: str | None = None
     hazards: tuple[str, ...] = ()
     copy_hazards: tuple[str, ...] = ()
+    zero_hazard: str | None = None
     notes: tuple[str, ...] = ()
 
 
