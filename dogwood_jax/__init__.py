@@ -6,8 +6,8 @@ Three pure functions with two plain data types between them:
     growth = dw.plan(widths, {"dense_1": 128})       # what becomes of each array?
     wider = dw.grow(variables, growth, key=key)      # do it
 
-The submodules ``keras_h5``, ``mnist``, ``nnx``, ``training`` and ``plotting`` are loaded when first used, so
-that importing the package costs no more than importing JAX.
+The submodules ``keras_h5``, ``mnist``, ``nnx``, ``training`` and ``plotting`` are loaded when first
+used, so that importing the package costs no more than importing JAX.
 """
 
 import importlib

@@ -89,7 +89,7 @@ def _difference(path: str, old: np.ndarray, new: np.ndarray) -> Difference:
     if not old.size:
         return Difference(0.0, 0.0, 0.0, path)
     inexact = jnp.issubdtype(old.dtype, jnp.inexact)
-    spacing = jnp.finfo(old.dtype).eps if inexact else 1
+    spacing = jnp.finfo(old.dtype).eps if inexact else 1  # type: ignore[no-untyped-call]
     wide = np.complex128 if jnp.issubdtype(old.dtype, jnp.complexfloating) else np.float64
     a, b = old.astype(wide), new.astype(wide)
     with np.errstate(invalid="ignore", over="ignore"):

@@ -7,7 +7,7 @@ together. Extending a width is a pad or a concatenation; only strategies that co
 
 import functools
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from math import prod, sqrt
 from typing import Any
@@ -163,6 +163,13 @@ def _grow_leaves(
     return grown
 
 
+def _keys(key: Array | None) -> Iterator[Array]:
+    """Yields as many keys as are needed; ``grow`` has checked that there is one if there are."""
+    for index in itertools.count():
+        assert key is not None
+        yield jax.random.fold_in(key, index)
+
+
 class _Extension:
     """Extends one array; holds what every part of it needs."""
 
@@ -172,7 +179,7 @@ class _Extension:
         self.shape = growth.shapes[leaf.path]
         self.sizes = {change.width: change.new for change in growth.changes}
         self.dtype = dtype
-        self.keys = (jax.random.fold_in(key, i) for i in itertools.count())
+        self.keys = _keys(key)
 
     def initialized(self) -> Array | None:
         """Returns the whole new array from the strategy's initializer, or None to draw parts."""

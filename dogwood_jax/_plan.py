@@ -14,8 +14,6 @@ from dogwood_jax._tree import PyTree, leaves_by_path
 from dogwood_jax._widths import Width, Widths, table
 from dogwood_jax.strategies import Strategy, zero_outgoing
 
-WidthName = str | tuple[str, int]
-
 
 @dataclass(frozen=True)
 class Change:
@@ -143,7 +141,7 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 def plan(
     widths: Widths,
-    sizes: Mapping[WidthName, int] | None = None,
+    sizes: Mapping[Any, int] | None = None,
     *,
     target: PyTree = None,
     strategy: Strategy | Mapping[str, Strategy] | None = None,
@@ -203,7 +201,7 @@ def plan(
         width = widths[name]
         how = chosen.get(name, zero_outgoing())
         problems += _refusals(widths, width, new[name], how, interface)
-        copies = ()
+        copies: tuple[int, ...] = ()
         if how.incoming == "copy" and size:
             copies = tuple(i % size for i in range(new[name] - size))
         changes.append(Change(name, size, new[name], how, copies))
@@ -215,9 +213,7 @@ def plan(
     return Growth(widths, tuple(changes), tuple(dict.fromkeys(notes)), structure)
 
 
-def _named_sizes(
-    widths: Widths, sizes: Mapping[WidthName, int], problems: list[str]
-) -> dict[str, int]:
+def _named_sizes(widths: Widths, sizes: Mapping[Any, int], problems: list[str]) -> dict[str, int]:
     """Returns the asked sizes by width name."""
     new: dict[str, int] = {}
     for asked, size in sizes.items():

@@ -29,7 +29,7 @@ def uniform(key: Array, shape: tuple[int, ...], dtype: Any, limit: float) -> Arr
     """
     if jnp.issubdtype(dtype, jnp.complexfloating):
         real, imaginary = jax.random.split(key)
-        part = jnp.finfo(dtype).dtype
+        part = jnp.finfo(dtype).dtype  # type: ignore[no-untyped-call]
         return lax.complex(
             uniform(real, shape, part, limit), uniform(imaginary, shape, part, limit)
         )
@@ -43,7 +43,7 @@ def uniform(key: Array, shape: tuple[int, ...], dtype: Any, limit: float) -> Arr
     numbers = lax.bitcast_convert_type(bits, jnp.int32).astype(
         jnp.promote_types(dtype, jnp.float32)
     )
-    return (numbers * (limit * 2.0**-31)).astype(dtype)
+    return jnp.asarray(numbers * (limit * 2.0**-31), dtype)
 
 
 def _hash(bits: Array) -> Array:

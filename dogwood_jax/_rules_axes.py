@@ -201,8 +201,9 @@ def _pad(trace: Trace, eqn: Any, x: Value, filler: Value) -> list[Value]:
 
 @rule("tile")
 def _tile(trace: Trace, eqn: Any, x: Value) -> list[Value]:
-    dims = [
-        dim if reps == 1 else _dims.product((Dim(reps), dim))
-        for dim, reps in zip(x.dims, eqn.params["reps"], strict=True)
-    ]
+    dims = []
+    for dim, reps in zip(x.dims, eqn.params["reps"], strict=True):
+        if dim.size == 1 and reps > 1:
+            dim.fix(f"it is repeated {reps} times")
+        dims.append(dim if reps == 1 else _dims.product((Dim(reps), dim)))
     return [replace(x, dims=tuple(dims))]

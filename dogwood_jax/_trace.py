@@ -6,12 +6,14 @@ becomes ``Widths``.
 """
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.extend.core as jex
+import jax.numpy as jnp
 import numpy as np
 
 from dogwood_jax import _dims, _rules_axes, _rules_elementwise, _rules_lookup, _rules_sums  # noqa: F401
@@ -19,7 +21,7 @@ from dogwood_jax._dims import Dim, unify
 from dogwood_jax._layout import Concat, Layout, Product, Role, Units
 from dogwood_jax._rules import RULES, unknown
 from dogwood_jax._tree import PyTree, leaf_path
-from dogwood_jax._values import KIND_OF_USE, Entry, Silencer, Trace, Value
+from dogwood_jax._values import KIND_OF_USE, Entry, Silencer, Silencers, Trace, Value
 from dogwood_jax._widths import Facts, Leaf, Widths, make_widths, no_such
 
 Place = tuple[str, int]
@@ -135,15 +137,15 @@ def _struct(leaf: Any) -> jax.ShapeDtypeStruct:
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return leaf
     dtype = leaf.dtype
-    if not jax.dtypes.issubdtype(dtype, jax.dtypes.extended):
+    if not jnp.issubdtype(dtype, jax.dtypes.extended):
         dtype = jax.dtypes.canonicalize_dtype(dtype)
-    return jax.ShapeDtypeStruct(leaf.shape, dtype)
+    return jax.ShapeDtypeStruct(leaf.shape, dtype)  # type: ignore[no-untyped-call]
 
 
 def _parameter(index: int, struct: jax.ShapeDtypeStruct) -> Value:
     dims = tuple(Dim(n) for n in struct.shape)
-    silencers = ()
-    if jax.dtypes.issubdtype(struct.dtype, np.inexact):
+    silencers: tuple[Silencers, ...] = ()
+    if jnp.issubdtype(struct.dtype, np.inexact):
         silencers = tuple(
             (Silencer(frozenset({Entry(index, axis, dim)})),) for axis, dim in enumerate(dims)
         )
@@ -157,7 +159,7 @@ def _input(struct: jax.ShapeDtypeStruct) -> Value:
     dims = tuple(Dim(n) for n in struct.shape)
     for dim in dims:
         dim.interface = True
-    return Value(dims, "data", index=jax.dtypes.issubdtype(struct.dtype, np.integer))
+    return Value(dims, "data", index=jnp.issubdtype(struct.dtype, np.integer))
 
 
 def _mirrored(
@@ -181,9 +183,9 @@ def _mirrored(
             for path, shape in outputs.items()
             if path.startswith(prefix)
         }
-        for collection in collections.values():
-            if collection and collection.items() <= below.items():
-                found |= {f"{prefix}{path}" for path in collection}
+        for members in collections.values():
+            if members and members.items() <= below.items():
+                found |= {f"{prefix}{path}" for path in members}
     return found
 
 
@@ -216,7 +218,7 @@ def run(trace: Trace, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Val
 def _constant(array: Any) -> Value:
     """Returns what is known of a constant: one number, or which axes it varies along."""
     dims = tuple(Dim(n) for n in np.shape(array))
-    if isinstance(array, jax.core.Tracer) or jax.dtypes.issubdtype(
+    if isinstance(array, jax.core.Tracer) or jnp.issubdtype(
         getattr(array, "dtype", np.dtype(float)), jax.dtypes.extended
     ):
         return Value(dims, "data")
@@ -570,10 +572,12 @@ def _names(roles: _Roles) -> dict[Dim, str]:
 
     names: dict[Dim, str] = {}
     taken: set[str] = set()
-    for atom, spots in sorted(
-        places.items(), key=lambda item: min(rank(item[0], s) for s in item[1])
-    ):
-        leaf, axis = min(spots, key=lambda spot: rank(atom, spot))
+    best = {atom: min(spots, key=functools.partial(rank, atom)) for atom, spots in places.items()}
+    products = Counter(
+        leaf for atom, (leaf, axis) in best.items() if roles.produces(leaf, axis, atom)
+    )
+    for atom in sorted(places, key=lambda atom: rank(atom, best[atom])):
+        leaf, axis = best[atom]
         path = roles.paths[leaf]
         module = _module(path) or path.removeprefix("params/")
         alone = roles.produces(leaf, axis, atom) and products[leaf] == 1

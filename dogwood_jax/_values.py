@@ -73,7 +73,7 @@ class Value:
         silencers: for each axis, what makes new entries along it zero.
         number: the one number it consists of, if known.
         positional: axes along which it counts positions.
-        singular: axes along which it is not finite where silencers make it zero: it divides by them.
+        singular: axes along which silencers make it infinite, for it divides by them.
         noise: ``"noise"`` if it is made of random numbers, ``"mask"`` of random booleans.
         index: whether its integers come straight from an input or count positions from zero.
         wrapped: whether they are such integers plus a number.

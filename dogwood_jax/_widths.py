@@ -1,7 +1,7 @@
 """Where every width of a network occurs: ``Width`` and ``Widths``."""
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -246,7 +246,7 @@ def no_such(what: str, name: str, names: Mapping[str, object] | list[str]) -> st
     return f"no {what} {name!r}; the closest are {close}" if close else f"no {what} {name!r}"
 
 
-def table(rows: list[tuple[str, ...]]) -> str:
+def table(rows: Sequence[tuple[str, ...]]) -> str:
     """Returns rows as text with aligned columns, the first row underlined."""
     columns = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [

@@ -44,7 +44,7 @@ def trace(model: nnx.Module, *inputs: Any, **overrides: Any) -> Widths:
 
     def apply(state: Any, *inputs: Any) -> tuple[Any, Any]:
         merged = nnx.merge(graph, state)
-        outputs = merged(*inputs)  # type: ignore[operator]
+        outputs = merged(*inputs)
         return outputs, nnx.state(merged)
 
     return _trace(apply, state, *inputs, **overrides)

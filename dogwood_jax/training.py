@@ -160,7 +160,8 @@ def fit(
             losses.append(np.average(batch_losses, weights=batch_sizes))
             accuracies.append(correct.sum() / labels.size)
             if bar is not None:
-                bar.set_postfix(loss=f"{losses[-1]:.4f}", accuracy=f"{accuracies[-1]:.4f}")
+                means = {"loss": f"{losses[-1]:.4f}", "accuracy": f"{accuracies[-1]:.4f}"}
+                bar.set_postfix(means, refresh=False)
                 bar.update()
             if interrupted.is_set():
                 break
@@ -198,8 +199,8 @@ def evaluate(
 
     Example:
         >>> inputs, labels = jnp.array([[2.0], [3.0], [-1.0]]), jnp.array([1, 1, 1])
-        >>> loss, accuracy = evaluate(lambda weights, inputs: inputs * weights,
-        ...                           jnp.array([0.0, 1.0]), (inputs, labels))
+        >>> loss, accuracy = evaluate(lambda weights, inputs: inputs @ weights,
+        ...                           jnp.array([[0.0, 1.0]]), (inputs, labels))
         >>> f"{loss:.3f} {accuracy:.3f}"
         '0.496 0.667'
     """
