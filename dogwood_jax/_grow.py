@@ -249,27 +249,24 @@ class _Extension:
 
     def _extend_units(self, old: Array, axes: tuple[Layout, ...], fresh: Array | None) -> Array:
         """Extends axes that are a single width each."""
-        sides: dict[str, list[tuple[int, Change]]] = {}
+        appended: list[tuple[int, int, bool, Change]] = []
+        copied: list[tuple[str, int, Change]] = []
         for axis, layout in enumerate(axes):
             if isinstance(layout, Units) and (change := self.change.get(layout.width)):
-                side = "incoming" if layout.role == "incoming" else "outgoing"
-                fate = f"{side} {_fate(change, layout)}"
-                sides.setdefault(fate, []).append((axis, change))
-        # Incoming sides are extended last: where both sides of an entry are new, it is free.
-        fates = ("outgoing zero", "outgoing free", "incoming zero", "incoming free")
-        appended = [
-            (axis, change, fate.endswith("free"))
-            for fate in fates
-            for axis, change in sides.get(fate, [])
-        ]
-        if fresh is None:
-            array = self._append(old, appended)
-        else:
-            array = self._append_from(fresh, old, appended)
-        for axis, change in sides.get("outgoing share", []):
-            array = self._share(array, axis, change)
-        for axis, change in sides.get("incoming copy", []):
-            array = self._copy(array, axis, change)
+                fate = _fate(change, layout)
+                if fate in ("copy", "share"):
+                    copied.append((fate, axis, change))
+                else:
+                    # What is appended last decides about entries that are new on several sides:
+                    # weights into a new unit are free, even from other new units.
+                    last = 1 if layout.role != "incoming" else 2 if layout.produced else 0
+                    appended.append((last, axis, fate == "free", change))
+        appended.sort(key=lambda append: (append[0], append[2]))
+        order = [(axis, change, free) for _, axis, free, change in appended]
+        array = self._append(old, order) if fresh is None else self._append_from(fresh, old, order)
+        for fate, axis, change in copied:
+            copy = self._share if fate == "share" else self._copy
+            array = copy(array, axis, change)
         return array
 
     def _append(self, old: Array, appended: list[tuple[int, Change, bool]]) -> Array:

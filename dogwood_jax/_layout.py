@@ -24,11 +24,15 @@ class Units:
         size: how many units it has.
         role: ``"incoming"`` if the rest of the array feeds the unit, ``"outgoing"`` if the unit
             feeds what the other axes name, ``"both"`` for arrays used in both ways.
+        produced: whether the rest of the array does feed an incoming unit. Where other weights
+            silence a unit, or where an axis counts layers, experts or rows of a table, it does
+            not, and new entries along it are no reason to fill in others freely.
     """
 
     width: str
     size: int
     role: Role
+    produced: bool = True
 
     def __str__(self) -> str:
         return self.width

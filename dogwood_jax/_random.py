@@ -43,7 +43,7 @@ def uniform(key: Array, shape: tuple[int, ...], dtype: Any, limit: float) -> Arr
     numbers = lax.bitcast_convert_type(bits, jnp.int32).astype(
         jnp.promote_types(dtype, jnp.float32)
     )
-    return jnp.asarray(numbers * (limit * 2.0**-31), dtype)
+    return lax.convert_element_type(numbers * (limit * 2.0**-31), dtype)
 
 
 def _hash(bits: Array) -> Array:

@@ -103,7 +103,7 @@ def _dynamic_slice(trace: Trace, eqn: Any, x: Value, *starts: Value) -> list[Val
         list(trace.use(x, "index"))
         trace.produce(x)
     origin = origin_of((x, *starts))
-    return [replace(out, origin=origin, index=False, number=None)]  # type: ignore[arg-type]
+    return [replace(out, origin=origin, number=None)]  # type: ignore[arg-type]
 
 
 @rule("dynamic_update_slice")

@@ -431,7 +431,7 @@ def _widths(program: _Program) -> Widths:
     for index, (path, value) in enumerate(leaves.items()):
         use = trace.uses.get(index)
         axes = tuple(
-            _layout(dim, names, functools.partial(roles.of, index, axis))
+            _layout(dim, names, functools.partial(roles.units, index, axis))
             for axis, dim in enumerate(value.dims)
         )
         found.append(
@@ -459,12 +459,12 @@ def _widths(program: _Program) -> Widths:
     return make_widths(tuple(found), facts)
 
 
-def _layout(dim: Dim, names: Mapping[Dim, str], role: Callable[[Dim], Role]) -> Layout:
+def _layout(dim: Dim, names: Mapping[Dim, str], units: Callable[[Dim, str], Units]) -> Layout:
     dim = dim.root
     if dim.kind is None:
-        return Units(names[dim], dim.size, role(dim))
+        return units(dim, names[dim])
     flat = _dims.factors(dim) if dim.kind == "product" else _dims.pieces(dim)
-    parts = tuple(_layout(part, names, role) for part in flat)
+    parts = tuple(_layout(part, names, units) for part in flat)
     return Product(parts) if dim.kind == "product" else Concat(parts)
 
 
@@ -521,6 +521,12 @@ class _Roles:
             return "both" if spot in self._produced else "outgoing"
         return "incoming"
 
+    def units(self, leaf: int, axis: int, atom: Dim, name: str) -> Units:
+        """Returns the units of an atom as they lie along an axis of a leaf."""
+        spot = (leaf, axis, atom)
+        produced = spot in self._produced and spot not in self._aside
+        return Units(name, atom.size, self.of(*spot), produced)
+
     def produces(self, leaf: int, axis: int, atom: Dim) -> int:
         """Whether the rest of the leaf feeds these units: 2 for surely, 1 for perhaps."""
         spot = (leaf, axis, atom)
@@ -574,13 +580,16 @@ def _names(roles: _Roles) -> dict[Dim, str]:
     taken: set[str] = set()
     best = {atom: min(spots, key=functools.partial(rank, atom)) for atom, spots in places.items()}
     products = Counter(
-        leaf for atom, (leaf, axis) in best.items() if roles.produces(leaf, axis, atom)
+        (leaf, roles.produces(leaf, axis, atom))
+        for atom, spots in places.items()
+        for leaf, axis in dict.fromkeys(spots)
     )
     for atom in sorted(places, key=lambda atom: rank(atom, best[atom])):
         leaf, axis = best[atom]
         path = roles.paths[leaf]
         module = _module(path) or path.removeprefix("params/")
-        alone = roles.produces(leaf, axis, atom) and products[leaf] == 1
+        produces = roles.produces(leaf, axis, atom)
+        alone = produces and products[leaf, produces] == 1
         within = _atoms(roles.leaves[path].dims[axis])
         position = f"{axis}" if len(within) == 1 else f"{axis}.{within.index(atom)}"
         choices = [
