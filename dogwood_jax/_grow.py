@@ -18,7 +18,7 @@ from jax import Array, lax
 
 from dogwood_jax._layout import Concat, Layout, Product, Units, size_of, units_of
 from dogwood_jax._plan import Change, Growth
-from dogwood_jax._random import uniform
+from dogwood_jax._random import seeds, uniform
 from dogwood_jax._tree import PyTree, in_order_of, leaves_by_path
 from dogwood_jax._widths import Leaf
 from dogwood_jax.strategies import glorot
@@ -153,33 +153,32 @@ def _grow_leaves(
     key: Array | None,
     fresh: dict[str, Array] | None,
 ) -> dict[str, Array]:
+    # One call for all arrays: compiling JAX's generator takes longer than the rest.
+    words = None if key is None else jax.random.bits(key, (len(leaves), 2), jnp.uint32)
     grown = {}
     for index, leaf in enumerate(leaf for leaf in growth.widths.leaves if leaf.path in leaves):
         old = leaves[leaf.path]
-        leaf_key = None if key is None else jax.random.fold_in(key, index)
-        extension = _Extension(leaf, growth, old.dtype, leaf_key)
+        extension = _Extension(leaf, growth, old.dtype)
+        if key is not None and words is not None:
+            extension.seeds = seeds(words[index])
+            extension.keys = (jax.random.fold_in(key, i) for i in itertools.count(index * 1024))
         new = extension.initialized() if fresh is None else fresh[leaf.path].astype(old.dtype)
         grown[leaf.path] = extension.extend(old, leaf.axes, new)
     return grown
 
 
-def _keys(key: Array | None) -> Iterator[Array]:
-    """Yields as many keys as are needed; ``grow`` has checked that there is one if there are."""
-    for index in itertools.count():
-        assert key is not None
-        yield jax.random.fold_in(key, index)
-
-
 class _Extension:
     """Extends one array; holds what every part of it needs."""
 
-    def __init__(self, leaf: Leaf, growth: Growth, dtype: Any, key: Array | None) -> None:
+    def __init__(self, leaf: Leaf, growth: Growth, dtype: Any) -> None:
         self.leaf = leaf
         self.change = growth.change
         self.shape = growth.shapes[leaf.path]
         self.sizes = {change.width: change.new for change in growth.changes}
         self.dtype = dtype
-        self.keys = _keys(key)
+        # Left empty without a key: ``grow`` has checked that none is needed then.
+        self.seeds: Iterator[Array] = iter(())
+        self.keys: Iterator[Array] = iter(())
 
     def initialized(self) -> Array | None:
         """Returns the whole new array from the strategy's initializer, or None to draw parts."""
@@ -310,7 +309,7 @@ class _Extension:
             for axes in (self.leaf.fan_in, self.leaf.fan_out)
         )
         limit = sqrt(6 / (fan_in + fan_out))
-        return uniform(next(self.keys), shape, self.dtype, limit)
+        return uniform(next(self.seeds), shape, self.dtype, limit)
 
     def _share(self, array: Array, axis: int, change: Change) -> Array:
         """Copies outgoing entries, divided among the copies."""

@@ -1,53 +1,61 @@
 """Random numbers for new weights, at the speed of writing them.
 
 Initial weights need values without visible pattern, but not a cryptographic generator, and the
-counter-based one of JAX takes longer for a large array than all the rest of growing it. So JAX's
-generator draws 32 random bits for each row and for each column, and every entry mixes the sum of
-its row's and its column's bits with an integer hash: a few elementwise operations that XLA fuses
-into the write, whatever the sharding.
+counter-based one of JAX takes longer for a large array than all the rest of growing it, to run and
+to compile. So JAX's generator draws two words, a seed; an integer hash makes a word for each row
+and for each column of the array from it; and every entry is the hash of the sum of its row's and
+its column's word. These few elementwise operations fuse into the write, whatever the sharding.
 
 Reference:
     The hash is lowbias32, found by Chris Wellons, 2018, Prospecting for Hash Functions.
 """
 
+from collections.abc import Iterator
+from itertools import count
 from math import prod
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 
-def uniform(key: Array, shape: tuple[int, ...], dtype: Any, limit: float) -> Array:
+def seeds(seed: Array) -> Iterator[Array]:
+    """Yields as many independent seeds as are needed, each two words, from one of them."""
+    for index in count(1):
+        # Multiples of the golden ratio are far apart.
+        yield _hash(seed + jnp.uint32(index * 0x9E3779B9 % 2**32))
+
+
+def uniform(seed: Array, shape: tuple[int, ...], dtype: Any, limit: float) -> Array:
     """Returns uniform random numbers between ``-limit`` and ``limit``.
 
     Args:
-        key: PRNG key.
+        seed: two random words, ``uint32[2]``.
         shape: shape of the array.
         dtype: its floating or complex dtype; complex numbers are uniform in both parts.
         limit: the largest magnitude, in each part.
     """
     if jnp.issubdtype(dtype, jnp.complexfloating):
-        real, imaginary = jax.random.split(key)
         part = jnp.finfo(dtype).dtype  # type: ignore[no-untyped-call]
-        return lax.complex(
-            uniform(real, shape, part, limit), uniform(imaginary, shape, part, limit)
-        )
+        both = uniform(seed, (2, *shape), part, limit)
+        return lax.complex(both[0], both[1])
     # Rows and columns: the leading and the trailing axes, split where both are few.
     split = min(range(len(shape) + 1), key=lambda axis: prod(shape[:axis]) + prod(shape[axis:]))
-    row_key, column_key = jax.random.split(key)
-    rows = jax.random.bits(row_key, (*shape[:split], *(1 for _ in shape[split:])), jnp.uint32)
-    columns = jax.random.bits(column_key, (*(1 for _ in shape[:split]), *shape[split:]), jnp.uint32)
-    bits = _hash(rows + columns)
-    # The upper half of the range is as good as its negative: read as signed, bits are centred.
-    numbers = lax.bitcast_convert_type(bits, jnp.int32).astype(
-        jnp.promote_types(dtype, jnp.float32)
-    )
-    return lax.convert_element_type(numbers * (limit * 2.0**-31), dtype)
+    words = [
+        _hash(lax.iota(jnp.uint32, prod(lengths)) + word).reshape(lengths)
+        for lengths, word in ((shape[:split], seed[0]), (shape[split:], seed[1]))
+    ]
+    rows = lax.broadcast_in_dim(words[0], shape, tuple(range(split)))
+    columns = lax.broadcast_in_dim(words[1], shape, tuple(range(split, len(shape))))
+    # Read as signed integers, random words are centred on zero.
+    numbers = lax.bitcast_convert_type(_hash(rows + columns), jnp.int32)
+    wide = numbers.astype(jnp.promote_types(dtype, jnp.float32))
+    scaled: Array = (wide * (limit * 2.0**-31)).astype(dtype)
+    return scaled
 
 
-def _hash(bits: Array) -> Array:
-    """Mixes 32 bits so that each bit of the result depends on all of them."""
+def _hash(words: Array) -> Array:
+    """Mixes words so that each bit of the result depends on all bits of the word."""
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
-        bits = (bits ^ (bits >> jnp.uint32(shift))) * jnp.uint32(factor)
-    return bits ^ (bits >> jnp.uint32(16))
+        words = (words ^ (words >> jnp.uint32(shift))) * jnp.uint32(factor)
+    return words ^ (words >> jnp.uint32(16))

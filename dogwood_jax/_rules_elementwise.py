@@ -178,8 +178,10 @@ def _mul(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
     if x.silencers or y.silencers:
         squared = bool(x.leaves & y.leaves)
         factors = (_kept(v, out) for v in (x, y))
-        products = [either(*options) for options in zip(*factors, strict=True)]
-        products = [nonlinear(s) for s in products] if squared else products
+        products = [
+            nonlinear(either(a, b)) if squared or {*a} & {*b} else either(a, b)
+            for a, b in zip(*factors, strict=True)
+        ]
         silencers = _finite(products, out)
     weighted = frozenset(
         a
@@ -270,7 +272,10 @@ def _other_nary(trace: Trace, eqn: Any, *values: Value) -> list[Value]:
 def _select_n(trace: Trace, eqn: Any, which: Value, *cases: Value) -> list[Value]:
     out = _nary(trace, eqn, (which, *cases), "add")
     index = any(c.index for c in cases) and all(c.index or c.wrapped for c in cases)
-    return [replace(out, silencers=_terms(cases, out), index=index)]
+    silencers = _terms(cases, out)
+    if which.origin != "constant":  # what is selected may depend on the weights themselves
+        silencers = tuple(nonlinear(s) for s in silencers)
+    return [replace(out, silencers=silencers, index=index)]
 
 
 @rule("clamp")

@@ -11,9 +11,9 @@ from dogwood_jax._values import Silencers, Trace, Value, every
 def _indexed(trace: Trace, x: Value, axis: int, indices: Value) -> None:
     """Notes that positions along an axis are looked up."""
     trace.set_aside(x, axis)
-    if indices.index or indices.number is not None:
+    if indices.index or (indices.number is not None and indices.number < x.dims[axis].size - 1):
         # Old indices stay in range, whether an input gives them or they count from zero: more
-        # rows are more inputs that the network understands.
+        # rows are more inputs that the network understands. The last row may count from the end.
         x.dims[axis].root.interface = True
         x.dims[axis].named("vocab")
     else:

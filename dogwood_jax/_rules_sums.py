@@ -253,7 +253,8 @@ def _reduce_all(trace: Trace, eqn: Any, x: Value) -> list[Value]:
 def _cumulative(trace: Trace, eqn: Any, x: Value) -> list[Value]:
     axis = eqn.params["axis"]
     x.dims[axis].endanger(f"{eqn.primitive.name} runs along it")
-    silencers = list(x.silencers)
+    # The logarithm of a sum of exponentials of zeros is not zero.
+    silencers = [] if eqn.primitive.name == "cumlogsumexp" else list(x.silencers)
     if silencers:
         silencers[axis] = ()
     return [replace(x, silencers=tuple(silencers), number=None, index=False)]

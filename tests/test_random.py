@@ -1,15 +1,17 @@
 """Random numbers for new weights: as independent as a network can tell."""
 
+from itertools import islice
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dogwood_jax._random import uniform
+from dogwood_jax._random import seeds, uniform
 
 
 def draw(shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32, seed: int = 0) -> np.ndarray:
-    return np.asarray(uniform(jax.random.key(seed), shape, dtype, 1.0))
+    return np.asarray(uniform(jax.random.bits(jax.random.key(seed), (2,), jnp.uint32), shape, dtype, 1.0))
 
 
 @pytest.mark.parametrize("shape", [(), (100_000,), (300, 400), (3, 3, 64, 128), (1, 5000)])
@@ -63,7 +65,15 @@ def test_rows_repeat_in_no_draw() -> None:
     "dtype", [jnp.float64, jnp.float32, jnp.bfloat16, jnp.float16, jnp.complex64]
 )
 def test_dtypes(dtype: jnp.dtype) -> None:
-    numbers = uniform(jax.random.key(0), (200, 200), dtype, 0.5)
+    numbers = uniform(jax.random.bits(jax.random.key(0), (2,), jnp.uint32), (200, 200), dtype, 0.5)
     assert numbers.dtype == dtype
     spread = float(jnp.std(jnp.real(numbers).astype(jnp.float32)))
     assert abs(spread - 0.5 / np.sqrt(3)) < 5e-3
+
+
+def test_seeds_from_one_seed_are_apart() -> None:
+    word = jax.random.bits(jax.random.key(0), (2,), jnp.uint32)
+    drawn = [np.asarray(uniform(s, (40, 50), jnp.float32, 1.0)) for s in islice(seeds(word), 20)]
+    numbers = np.stack(drawn).reshape(20, -1)
+    correlations = np.corrcoef(numbers) - np.eye(20)
+    assert np.abs(correlations).max() < 0.1  # standard error 0.022

@@ -1,0 +1,117 @@
+"""Pictures of networks that grow, with Matplotlib.
+
+Each function draws into the axes given as ``ax``, or into those of a new figure, and returns them.
+"""
+
+from collections.abc import Mapping
+from math import ceil, prod, sqrt
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def units(
+    kernel: ArrayLike, shape: tuple[int, int] = (28, 28), *, ax: "Axes | None" = None
+) -> "Axes":
+    """Draws the incoming weights of each unit as an image, all units side by side.
+
+    Positive weights are red, negative ones blue and zeros white; all units share the scale.
+
+    Args:
+        kernel: weights ``[height * width, units]``.
+        shape: height and width of an image.
+        ax: where to draw.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: if the kernel does not hold images of that shape, or no unit at all.
+        ImportError: if Matplotlib is not installed.
+
+    Example:
+        >>> import matplotlib
+        >>> import numpy as np
+        >>> from dogwood_jax import plotting
+        >>> matplotlib.use("agg")
+        >>> kernel = np.random.default_rng(0).normal(size=(784, 2))
+        >>> plotting.units(kernel).images[0].get_array().shape  # two images, a line between them
+        (28, 57)
+    """
+    kernel = np.asarray(kernel, np.float64)
+    if kernel.ndim != 2 or kernel.shape[0] != prod(shape) or not kernel.shape[1]:
+        raise ValueError(
+            f"plotting.units: expected a kernel of shape [{prod(shape)}, units] for images of "
+            f"shape {shape}, got {kernel.shape}; pass the shape of the layer's inputs"
+        )
+    count, (height, width) = kernel.shape[1], shape
+    columns = ceil(sqrt(count))
+    rows = ceil(count / columns)
+    tiles = np.full((rows, columns, height + 1, width + 1), np.nan)
+    tiles.reshape(-1, height + 1, width + 1)[:count, :height, :width] = kernel.T.reshape(-1, *shape)
+    mosaic = tiles.swapaxes(1, 2).reshape(rows * (height + 1), columns * (width + 1))[:-1, :-1]
+    ax = _axes() if ax is None else ax
+    limit = np.nanmax(np.abs(mosaic)) or 1.0
+    ax.imshow(mosaic, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    ax.set_facecolor("0.8")  # seen where there is no unit
+    ax.set_xticks([])
+    ax.set_yticks([])
+    return ax
+
+
+def curves(
+    histories: Mapping[str, ArrayLike],
+    *,
+    grown_at: float | None = None,
+    ylabel: str = "accuracy",
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Draws learning curves, with the moment of growth marked.
+
+    Args:
+        histories: label and values ``[epochs]`` of each curve; the first value is that of epoch 1.
+        grown_at: the number of epochs after which the network grew.
+        ylabel: what the values are.
+        ax: where to draw.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ImportError: if Matplotlib is not installed.
+
+    Example:
+        >>> import matplotlib
+        >>> from dogwood_jax import plotting
+        >>> matplotlib.use("agg")
+        >>> ax = plotting.curves({"grown": [0.2, 0.3, 0.5, 0.6]}, grown_at=2)
+        >>> [text.get_text() for text in ax.get_legend().get_texts()]
+        ['grown', 'growth']
+    """
+    ax = _axes() if ax is None else ax
+    for label, values in histories.items():
+        values = np.asarray(values)
+        ax.plot(np.arange(1, len(values) + 1), values, marker=".", label=label)
+    if grown_at is not None:
+        # Between the last epoch of the smaller network and the first of the larger one.
+        ax.axvline(grown_at + 0.5, color="0.4", linestyle="--", label="growth")
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.set_xlabel("epoch")
+    ax.set_ylabel(ylabel)
+    ax.legend()
+    return ax
+
+
+def _axes() -> "Axes":
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise ImportError(
+            "dogwood_jax.plotting needs Matplotlib, not installed here; run: "
+            "pip install 'dogwood_jax[plot]'"
+        ) from error
+    return plt.figure().add_subplot()
