@@ -50,12 +50,11 @@ def uniform(seed: Array, shape: tuple[int, ...], dtype: Any, limit: float) -> Ar
     # Read as signed integers, random words are centred on zero.
     numbers = lax.bitcast_convert_type(_hash(rows + columns), jnp.int32)
     wide = numbers.astype(jnp.promote_types(dtype, jnp.float32))
-    scaled: Array = (wide * (limit * 2.0**-31)).astype(dtype)
-    return scaled
+    return lax.convert_element_type(wide * (limit * 2.0**-31), dtype)
 
 
 def _hash(words: Array) -> Array:
     """Mixes words so that each bit of the result depends on all bits of the word."""
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
         words = (words ^ (words >> jnp.uint32(shift))) * jnp.uint32(factor)
-    return words ^ (words >> jnp.uint32(16))
+    return lax.bitwise_xor(words, words >> jnp.uint32(16))

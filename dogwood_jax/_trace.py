@@ -289,6 +289,8 @@ def _scan(trace: Trace, eqn: Any, operands: list[Value]) -> list[Value]:
     consts, carry = operands[:n_consts], operands[n_consts : n_consts + n_carry]
     stacked = operands[n_consts + n_carry :]
     length = Dim(eqn.params["length"])
+    if carry:
+        length.endanger("a loop runs along it, from one to the next")
     slices = []
     for value in stacked:
         unify(value.dims[0], length)
@@ -490,14 +492,11 @@ def _solve(trace: Trace) -> frozenset[Entry]:
         if not any(option.entries <= chosen for option in options):
             chosen |= options[0].entries
     for demand in trace.demands:
-        met = {
+        # A list, for weights on both sides of a product act twice.
+        met = [
             s for operand in demand.operands for s in operand if s.entries and s.entries <= chosen
-        }
-        if (
-            demand.operands
-            and any(demand.operands)
-            and (len(met) != 1 or not next(iter(met)).linear)
-        ):
+        ]
+        if any(demand.operands) and (len(met) != 1 or not met[0].linear):
             demand.dim.endanger_copies(
                 "its outgoing weights do not act on it exactly once, linearly"
             )
