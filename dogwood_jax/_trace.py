@@ -21,7 +21,7 @@ from dogwood_jax._dims import Dim, unify
 from dogwood_jax._layout import Concat, Layout, Product, Role, Units
 from dogwood_jax._rules import RULES, unknown
 from dogwood_jax._tree import PyTree, leaf_path
-from dogwood_jax._values import KIND_OF_USE, Entry, Silencer, Silencers, Trace, Value
+from dogwood_jax._values import KIND_OF_USE, Entry, Silencer, Silencers, Trace, Use, Value
 from dogwood_jax._widths import Facts, Leaf, Widths, make_widths, no_such
 
 Place = tuple[str, int]
@@ -430,8 +430,10 @@ def _widths(program: _Program) -> Widths:
     for demand_dim, hazard in roles.copy_hazards():
         demand_dim.endanger_copies(hazard)
     found = []
-    for index, (path, value) in enumerate(leaves.items()):
-        use = trace.uses.get(index)
+    paths = list(leaves)
+    for index in sorted(range(len(leaves)), key=lambda i: trace.uses.get(i, Use()).order):
+        path, use = paths[index], trace.uses.get(index)
+        value = leaves[path]
         axes = tuple(
             _layout(dim, names, functools.partial(roles.units, index, axis))
             for axis, dim in enumerate(value.dims)

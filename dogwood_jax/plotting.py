@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
+from dogwood_jax._widths import Widths
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -99,14 +101,58 @@ def curves(
     if grown_at is not None:
         # Between the last epoch of the smaller network and the first of the larger one.
         ax.axvline(grown_at + 0.5, color="0.4", linestyle="--", label="growth")
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.locator_params(axis="x", integer=True)
     ax.set_xlabel("epoch")
     ax.set_ylabel(ylabel)
     ax.legend()
     return ax
 
 
-def _axes() -> "Axes":
+def widths(widths: Widths, *, ax: "Axes | None" = None) -> "Axes":
+    """Draws which arrays share which width.
+
+    A column for each width that can grow or is an input or output, a row for each axis it occurs
+    on; a filled mark where the array produces the units, an open one where it reads them.
+
+    Args:
+        widths: from ``trace`` or ``chain``.
+        ax: where to draw.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ImportError: if Matplotlib is not installed.
+
+    Example:
+        >>> import matplotlib
+        >>> import jax.numpy as jnp
+        >>> import dogwood_jax as dw
+        >>> matplotlib.use("agg")
+        >>> params = {"up": {"kernel": jnp.ones((4, 8))}, "down": {"kernel": jnp.ones((8, 2))}}
+        >>> ax = dw.plotting.widths(dw.chain(params, ("up", "down")))
+        >>> [label.get_text() for label in ax.get_xticklabels()]
+        ['up[0] (4)', 'up (8)', 'down (2)']
+    """
+    shown = [width for width in widths.values() if not width.fixed]
+    places = dict.fromkeys((o.path, o.axis) for width in shown for o in width.occurrences)
+    row = {place: i for i, place in enumerate(places)}
+    ax = _axes((3 + 0.4 * len(shown), 2 + 0.25 * len(row))) if ax is None else ax
+    for column, width in enumerate(shown):
+        rows = [row[o.path, o.axis] for o in width.occurrences]
+        color = f"C{column % 10}"
+        ax.plot([column] * len(rows), rows, color=color, linewidth=1)
+        for place, occurrence in zip(rows, width.occurrences, strict=True):
+            filled = color if occurrence.role == "incoming" else "white"
+            ax.plot(column, place, "o", color=color, markerfacecolor=filled)
+    labels = [f"{width.name} ({width.size})" for width in shown]
+    ax.set_xticks(range(len(shown)), labels, rotation=90)
+    ax.set_yticks(range(len(row)), [f"{path}[{axis}]" for path, axis in row])
+    ax.invert_yaxis()
+    return ax
+
+
+def _axes(size: tuple[float, float] | None = None) -> "Axes":
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
@@ -114,4 +160,4 @@ def _axes() -> "Axes":
             "dogwood_jax.plotting needs Matplotlib, not installed here; run: "
             "pip install 'dogwood_jax[plot]'"
         ) from error
-    return plt.figure().add_subplot()
+    return plt.figure(figsize=size).add_subplot()
