@@ -19,7 +19,7 @@ from jax import Array, lax
 from dogwood_jax._layout import Concat, Layout, Product, Units, size_of, units_of
 from dogwood_jax._plan import Change, Growth
 from dogwood_jax._random import seeds, uniform
-from dogwood_jax._tree import PyTree, in_order_of, leaves_by_path
+from dogwood_jax._tree import PyTree, in_order_of, is_array, leaves_by_path
 from dogwood_jax._widths import Leaf
 from dogwood_jax.strategies import glorot
 
@@ -117,6 +117,10 @@ def _check(
             if key is None and fresh is None and _draws(leaf, growth):
                 problems.append(f"{leaf.path}: gets random new weights; pass key= or fresh=")
     if fresh is not None:
+        leaves, fresh = (
+            {path: leaf for path, leaf in tree.items() if is_array(leaf)}
+            for tree in (leaves, fresh)
+        )
         expected = {path: jnp.shape(array) for path, array in leaves.items()} | growth.shapes
         problems += [f"{path}: not in fresh" for path in leaves if path not in fresh]
         problems += [f"{path}: only in fresh" for path in fresh if path not in leaves]

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from dogwood_jax._layout import Concat, Layout, Product, Units, size_of, units_of
-from dogwood_jax._tree import PyTree, leaves_by_path
+from dogwood_jax._tree import PyTree, is_array, leaves_by_path
 from dogwood_jax._widths import Width, Widths, table
 from dogwood_jax.strategies import Strategy, zero_outgoing
 
@@ -296,7 +296,9 @@ def _sizes_of_target(
     widths: Widths, target: PyTree, asked: Mapping[str, int], problems: list[str]
 ) -> dict[str, int]:
     """Returns the size of every width that explains the target's shapes."""
-    shapes = {path: tuple(leaf.shape) for path, leaf in leaves_by_path(target).items()}
+    shapes = {
+        path: tuple(leaf.shape) for path, leaf in leaves_by_path(target).items() if is_array(leaf)
+    }
     leaves = {leaf.path: leaf for leaf in widths.leaves}
     problems += [f"{path}: not in the target" for path in leaves if path not in shapes]
     problems += [f"{path}: only in the target" for path in shapes if path not in leaves]

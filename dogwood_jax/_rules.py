@@ -39,8 +39,13 @@ def origin_of(values: Iterable[Value]) -> str:
 
 
 def mixed(values: Sequence[Value], dims: Sequence[Dim], **known: Any) -> Value:
-    """Returns a value computed from others."""
+    """Returns a value computed from others.
+
+    A constant made of constants is taken to vary along every axis unless more is known of it.
+    """
     origin = origin_of(values)
+    if origin == "constant" and known.get("number") is None:
+        known.setdefault("positional", frozenset(range(len(dims))))
     leaves: frozenset[int] = frozenset()
     if origin == "parameter":
         leaves = frozenset().union(*(v.leaves for v in values))

@@ -117,12 +117,13 @@ def _joined(trace: Trace, values: Sequence[Value], axis: int, along: Dim) -> Val
     if terms and all(v.silencers for v in terms):
         silencers = tuple(every([v.silencers_of(a) for v in terms]) for a in range(len(dims)))
     numbers = {v.number for v in values}
+    uniform = {axis} if origin != "constant" or len(numbers - {None}) == 1 else set()
     return mixed(
         values,
         dims,
         silencers=silencers,
         number=numbers.pop() if len(numbers) == 1 else None,
-        positional=frozenset().union(*(v.positional for v in values)),
+        positional=frozenset().union(*(v.positional for v in values), {axis} - uniform),
         index=all(v.index for v in values),
         noise=next((v.noise for v in values if v.noise), None),
     )
@@ -195,6 +196,8 @@ def _pad(trace: Trace, eqn: Any, x: Value, filler: Value) -> list[Value]:
             dim.fix("it is cropped or dilated by a pad")
             along = Dim(shapes_out(eqn)[0][axis], "a pad with cropping or dilation made it")
         keep = x.silencers if silent else ()
+        if x.origin == "constant":
+            x = replace(x, positional=x.positional | {axis})
         x = replace(x, dims=(*x.dims[:axis], along, *x.dims[axis + 1 :]), silencers=keep)
     return [replace(x, number=None, index=False)]
 

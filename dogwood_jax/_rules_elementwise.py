@@ -143,10 +143,12 @@ def _nary(trace: Trace, eqn: Any, values: Sequence[Value], how: str) -> Value:
     noise = next((v.noise for v in values if v.noise), None)
     # Sums that meet other data are one term among several: what scales them scales the others.
     data = [v for v in values if v.origin == "data"]
-    sums = values if len(data) < 2 else ()
+    sums = [v for v in values if len(data) < 2 and (v.origin != "constant" or not data)]
     for value in values:
-        if origin != "constant" and value.origin == "constant" and value.positional:
+        if origin != "constant" and value.origin == "constant":
             positions_used(value)
+            for dim in value.summed:
+                dim.endanger("a constant is computed by summing over it")
         if value.origin == "parameter" and origin == "data":
             list(trace.use(value, how))
             trace.produce(value)
@@ -239,7 +241,8 @@ def _terms(values: Sequence[Value], out: Value) -> tuple[Silencers, ...]:
 @rule(*_COMPARISONS.split())
 def _compare(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
     dims, axes = _aligned(eqn, (x, y))
-    one_hot = eqn.primitive.name == "eq" and bool(x.positional) != bool(y.positional)
+    one_hot = eqn.primitive.name == "eq" and (x if x.positional else y).index
+    one_hot &= bool(x.positional) != bool(y.positional)
     positional = frozenset((x.positional & axes[0]) | (y.positional & axes[1]))
     silencers: tuple[Silencers, ...] = ()
     if one_hot:

@@ -31,7 +31,9 @@ def _gather(trace: Trace, eqn: Any, x: Value, indices: Value) -> list[Value]:
     silencers: list[Silencers] = [()] * len(shape)
     window = [a for a in range(x.ndim) if a not in {*n.collapsed_slice_dims, *batching}]
     for axis, place in zip(window, n.offset_dims, strict=True):
-        if sizes[axis] == x.dims[axis].size:
+        if axis in n.start_index_map and sizes[axis] == 1:
+            _indexed(trace, x, axis, indices)
+        elif sizes[axis] == x.dims[axis].size:
             dims[place], silencers[place] = x.dims[axis], x.silencers_of(axis)
         else:
             x.dims[axis].fix("a slice is looked up along it")
@@ -94,8 +96,11 @@ def _scatter(trace: Trace, eqn: Any, x: Value, indices: Value, updates: Value) -
 @rule("dynamic_slice")
 def _dynamic_slice(trace: Trace, eqn: Any, x: Value, *starts: Value) -> list[Value]:
     out = x
-    for axis, size in enumerate(eqn.params["slice_sizes"]):
-        if size != x.dims[axis].size:
+    for axis, (size, start) in enumerate(zip(eqn.params["slice_sizes"], starts, strict=True)):
+        if size == 1 != x.dims[axis].size:
+            _indexed(trace, x, axis, start)
+            out = part_of(out, axis, Dim(1), 0)
+        elif size != x.dims[axis].size:
             x.dims[axis].fix("a slice at a computed position is read along it")
             trace.set_aside(x, axis)
             out = part_of(out, axis, Dim(size, "it is a slice at a computed position"), 0)
@@ -139,10 +144,12 @@ def _iota(trace: Trace, eqn: Any, *_: Value) -> list[Value]:
 
 @rule("random_bits", "rng_uniform", "rng_bit_generator", "random_gamma")
 def _random_bits(trace: Trace, eqn: Any, *values: Value) -> list[Value]:
-    return [Value(tuple(map(Dim, shape)), "data", noise="noise") for shape in shapes_out(eqn)]
+    return [
+        replace(mixed(values, tuple(map(Dim, shape))), noise="noise") for shape in shapes_out(eqn)
+    ]
 
 
 @rule("random_wrap", "random_unwrap", "random_split", "random_fold_in", "random_seed")
 @rule("random_clone", "empty", "empty2", "create_token", "axis_index")
 def _opaque(trace: Trace, eqn: Any, *values: Value) -> list[Value]:
-    return [Value(tuple(map(Dim, shape)), "data") for shape in shapes_out(eqn)]
+    return [mixed(values, tuple(map(Dim, shape))) for shape in shapes_out(eqn)]

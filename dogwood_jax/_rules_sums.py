@@ -102,7 +102,7 @@ def _preferred(x: Value, a: int, y: Value, b: int) -> tuple[Silencers, Silencers
 
 
 def _positions_met(value: Value, data: bool) -> None:
-    if value.origin == "constant" and value.positional and data:
+    if value.origin == "constant" and data:
         positions_used(value)
 
 
@@ -202,7 +202,17 @@ def _conv(trace: Trace, eqn: Any, x: Value, kernel: Value) -> list[Value]:
 
 @rule("reduce_sum")
 def _reduce_sum(trace: Trace, eqn: Any, x: Value) -> list[Value]:
-    axes = {int(a) for a in eqn.params["axes"]}
+    return [_summed(trace, x, {int(a) for a in eqn.params["axes"]})]
+
+
+@rule("psum", "psum_invariant")
+def _psum(trace: Trace, eqn: Any, *values: Value) -> list[Value]:
+    """A sum over devices, which does not touch local axes, or over an axis that vmap named."""
+    axes = {axis for axis in eqn.params["axes"] if isinstance(axis, int)}
+    return [_summed(trace, x, axes) for x in values]
+
+
+def _summed(trace: Trace, x: Value, axes: set[int]) -> Value:
     for axis in axes:
         weighted = x.origin == "parameter" or axis in x.weighted
         silencers = x.silencers_of(axis) if weighted and axis not in x.singular else ()
@@ -212,7 +222,7 @@ def _reduce_sum(trace: Trace, eqn: Any, x: Value) -> list[Value]:
         positions_used(x)
     kept = pick(x, [a for a in range(x.ndim) if a not in axes])
     summed = tuple(x.dims[a] for a in sorted(axes))
-    return [replace(kept, number=None, index=False, contracted=(), summed=summed)]
+    return replace(kept, number=None, index=False, contracted=(), summed=summed)
 
 
 @rule("reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "reduce_xor")

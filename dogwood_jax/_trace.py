@@ -19,8 +19,8 @@ import numpy as np
 from dogwood_jax import _dims, _rules_axes, _rules_elementwise, _rules_lookup, _rules_sums  # noqa: F401
 from dogwood_jax._dims import Dim, unify
 from dogwood_jax._layout import Concat, Layout, Product, Role, Units
-from dogwood_jax._rules import RULES, unknown
-from dogwood_jax._tree import PyTree, leaf_path
+from dogwood_jax._rules import RULES, origin_of, positions_used, unknown
+from dogwood_jax._tree import PyTree, is_array, leaf_path
 from dogwood_jax._values import KIND_OF_USE, Entry, Silencer, Silencers, Trace, Use, Value
 from dogwood_jax._widths import Facts, Leaf, Widths, make_widths, no_such
 
@@ -82,7 +82,7 @@ class _Program:
     def __init__(self, apply: Callable[..., Any], variables: PyTree, inputs: Sequence[Any]) -> None:
         arguments = jax.tree_util.tree_leaves_with_path((variables, *inputs))
         structure = jax.tree.structure((variables, *inputs))
-        dynamic = [i for i, (_, leaf) in enumerate(arguments) if _is_array(leaf)]
+        dynamic = [i for i, (_, leaf) in enumerate(arguments) if is_array(leaf)]
 
         def flat(*arrays: Any) -> list[Any]:
             leaves = [leaf for _, leaf in arguments]
@@ -92,7 +92,7 @@ class _Program:
             results = [
                 (leaf_path(keys), leaf)
                 for keys, leaf in jax.tree_util.tree_leaves_with_path(outputs)
-                if _is_array(leaf)
+                if is_array(leaf)
             ]
             paths[:] = [path for path, _ in results]
             return [leaf for _, leaf in results]
@@ -127,10 +127,6 @@ class _Program:
 
 def _shape(value: Value) -> tuple[int, ...]:
     return tuple(dim.size for dim in value.dims)
-
-
-def _is_array(leaf: Any) -> bool:
-    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
 
 def _struct(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -255,8 +251,10 @@ def _call(trace: Trace, eqn: Any, operands: list[Value]) -> list[Value]:
     return unknown(trace, eqn, *operands)
 
 
-def _as_loop_state(value: Value) -> Value:
+def _as_loop_state(value: Value, operands: Sequence[Value]) -> Value:
     """What is known of a loop's state in every iteration: its dimensions."""
+    if origin_of(operands) == "constant":
+        return Value(value.dims, "constant", positional=frozenset(range(value.ndim)))
     return Value(value.dims, "data")
 
 
@@ -265,19 +263,19 @@ def _close_loop(trace: Trace, before: Sequence[Value], after: Sequence[Value]) -
     for old, new in zip(before, after, strict=True):
         for a, b in zip(old.dims, new.dims, strict=True):
             unify(a, b)
-        for axis in new.positional:
-            new.dims[axis].endanger("a table of positions is computed along it")
+        if old.origin != "constant":
+            positions_used(new)
         if new.origin == "parameter":
             list(trace.use(new, "add"))
             trace.produce(new)
 
 
-def _enter_loop(trace: Trace, state: Sequence[Value]) -> list[Value]:
+def _enter_loop(trace: Trace, state: Sequence[Value], operands: Sequence[Value]) -> list[Value]:
     for value in state:
         if value.origin == "parameter":
             list(trace.use(value, "add"))
             trace.produce(value)
-    return [_as_loop_state(value) for value in state]
+    return [_as_loop_state(value, operands) for value in state]
 
 
 def _scan(trace: Trace, eqn: Any, operands: list[Value]) -> list[Value]:
@@ -305,26 +303,22 @@ def _scan(trace: Trace, eqn: Any, operands: list[Value]) -> list[Value]:
                 positional=frozenset(a - 1 for a in value.positional if a),
             )
         )
-    state = _enter_loop(trace, carry)
+    state = _enter_loop(trace, carry, operands)
     results = run(trace, jaxpr, closed_over, [*consts, *state, *slices])
     _close_loop(trace, state, results[:n_carry])
-    outputs = [
-        Value(
-            (length, *value.dims),
-            "data",
-            positional=frozenset(a + 1 for a in value.positional),
-            noise=value.noise,
-        )
-        for value in results[n_carry:]
-    ]
-    return [*map(_as_loop_state, state), *outputs]
+    outputs = []
+    for value in results[n_carry:]:
+        stack = _as_loop_state(Value((length, *value.dims)), operands)
+        positional = stack.positional | {a + 1 for a in value.positional}
+        outputs.append(replace(stack, positional=positional, noise=value.noise))
+    return [*state, *outputs]
 
 
 def _while(trace: Trace, eqn: Any, operands: list[Value]) -> list[Value]:
     p = eqn.params
     n_cond, n_body = p["cond_nconsts"], p["body_nconsts"]
     cond, body = p["cond_jaxpr"], p["body_jaxpr"]
-    state = _enter_loop(trace, operands[n_cond + n_body :])
+    state = _enter_loop(trace, operands[n_cond + n_body :], operands)
     run(trace, cond.jaxpr, cond.consts, [*operands[:n_cond], *state])
     results = run(trace, body.jaxpr, body.consts, [*operands[n_cond : n_cond + n_body], *state])
     _close_loop(trace, state, results)
@@ -336,7 +330,7 @@ def _cond(trace: Trace, eqn: Any, operands: list[Value]) -> list[Value]:
     branches = [run(trace, b.jaxpr, b.consts, arguments) for b in eqn.params["branches"]]
     for branch in branches[1:]:
         _close_loop(trace, branches[0], branch)
-    return [_as_loop_state(value) for value in _enter_loop(trace, branches[0])]
+    return _enter_loop(trace, branches[0], operands)
 
 
 _LOOPS: dict[str, Callable[[Trace, Any, list[Value]], list[Value]]] = {
@@ -431,7 +425,7 @@ def _widths(program: _Program) -> Widths:
         demand_dim.endanger_copies(hazard)
     found = []
     paths = list(leaves)
-    for index in sorted(range(len(leaves)), key=lambda i: trace.uses.get(i, Use()).order):
+    for index in sorted(range(len(leaves)), key=lambda i: trace.uses.get(i, Use(i)).order):
         path, use = paths[index], trace.uses.get(index)
         value = leaves[path]
         axes = tuple(

@@ -17,6 +17,11 @@ def leaf_path(keys: Sequence[Any]) -> str:
     return jax.tree_util.keystr(tuple(keys[:-1] if boxed else keys), simple=True, separator="/")
 
 
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf is an array or the shape of one, rather than, say, a function."""
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+
+
 def leaves_by_path(tree: PyTree) -> dict[str, Any]:
     """Returns the leaves of a tree by path, in the order of ``jax.tree.leaves``."""
     leaves: dict[str, Any] = {}

@@ -145,6 +145,7 @@ class Demand:
 class Use:
     """How a leaf is used: what its random entries look like, and when it was first read."""
 
+    leaf: int
     how: str = ""
     divides: bool = False  # whether the network divides by it, or by its norm
     order: int = 1 << 30
@@ -155,7 +156,7 @@ class Use:
         """Notes which axes of the leaf make its fan-in and fan-out, as axes of a value it makes."""
         for axes, fan in ((fan_in, self.fan_in), (fan_out, self.fan_out)):
             for axis in axes:
-                fan.update(entry.axis for entry in value.entries(axis))
+                fan.update(e.axis for e in value.entries(axis) if e.leaf == self.leaf)
 
 
 class Trace:
@@ -178,7 +179,7 @@ class Trace:
             return []
         uses = []
         for leaf in value.leaves:
-            use = self.uses.setdefault(leaf, Use())
+            use = self.uses.setdefault(leaf, Use(leaf))
             use.order = min(use.order, next(self._clock))
             if _RANK[how] > _RANK[use.how]:
                 use.how = how
