@@ -124,7 +124,8 @@ def _joined(trace: Trace, values: Sequence[Value], axis: int, along: Dim) -> Val
         silencers=silencers,
         number=numbers.pop() if len(numbers) == 1 else None,
         positional=frozenset().union(*(v.positional for v in values), {axis} - uniform),
-        index=all(v.index for v in values),
+        index=any(v.index for v in values)
+        and all(v.index or v.origin == "constant" for v in values),
         noise=next((v.noise for v in values if v.noise), None),
     )
 
