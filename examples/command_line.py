@@ -1,0 +1,43 @@
+"""What the examples ask of their user: the data, how long to train, and where to write."""
+
+import argparse
+from pathlib import Path
+
+from dogwood_jax import mnist
+
+
+def parse(description: str, arguments: list[str] | None = None) -> argparse.Namespace:
+    """Parses the command line, and makes sure that what it asks for can be had.
+
+    Returns:
+        ``digits``, ``epochs``, ``seed`` and ``out``, a folder that exists.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        "--data",
+        choices=["subset", "tfds"],
+        default="subset",
+        help="12,000 digits that come with the package, or all 70,000 of tensorflow-datasets",
+    )
+    parser.add_argument("--epochs", type=_at_least_one, default=10, help="epochs of each training")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
+    parser.add_argument("--out", type=Path, default=Path("out"), help="folder for what is written")
+    options = parser.parse_args(arguments)
+    try:
+        import matplotlib  # noqa: F401  # better missed now than after the training
+    except ImportError:
+        parser.exit(1, "the picture needs Matplotlib; run: pip install 'dogwood_jax[examples]'\n")
+    try:
+        options.digits = mnist.load(options.data)
+        options.out.mkdir(parents=True, exist_ok=True)
+    except (ImportError, OSError, RuntimeError) as error:
+        parser.exit(1, f"{error}\n")
+    return options
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected an integer, 1 or more, got {text!r}")
+    return int(text)

@@ -1,0 +1,228 @@
+"""Grow trained MNIST networks: hidden units are added, and not a prediction changes.
+
+Trains a network, carries its weights through a Keras file, adds hidden units and trains on, beside
+networks that had the larger size from the start: first with 1 and 2 hidden units, as in the
+notebook this follows, then with 32 and 128.
+"""
+
+import functools
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from command_line import parse
+
+import dogwood_jax as dw
+from dogwood_jax import keras_h5, mnist, plotting, training
+
+Variables = dict[str, Any]
+
+
+class MLP(nn.Module):
+    """784 pixels, one layer of relu units, 10 digits, initialized as in Keras."""
+
+    units: int
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Returns logits ``[n, 10]`` of images ``[n, 28, 28]``."""
+        glorot = nn.initializers.glorot_uniform()
+        x = images.reshape(len(images), -1)
+        x = nn.relu(nn.Dense(self.units, kernel_init=glorot, name="dense_1")(x))
+        return nn.Dense(10, kernel_init=glorot, name="dense_2")(x)
+
+
+def apply(variables: Variables, images: jax.Array) -> jax.Array:
+    """Applies a network of any size: one function for all, so that `fit` knows it again."""
+    return MLP(kernel_of(variables).shape[1]).apply(variables, images)
+
+
+def kernel_of(variables: Variables) -> jax.Array:
+    return variables["params"]["dense_1"]["kernel"]
+
+
+class Stage(NamedTuple):
+    """A row of the table."""
+
+    name: str
+    units: int
+    epochs: int  # of training behind the network, those of the smaller one included
+    loss: float  # on the test images, like the accuracy
+    accuracy: float
+    change: float | None  # largest difference in an output from the network it was made from
+    seconds: float
+
+    def __str__(self) -> str:
+        change = "" if self.change is None else f"{self.change:.2g}"
+        return (
+            f"{self.name:<38}{self.units:>6}{self.epochs:>8}{self.loss:>9.4f}{self.accuracy:>10.2%}"
+            f"{change:>19}{self.seconds:>9.1f}"
+        )
+
+
+HEADER = (
+    f"{'stage':<38}{'units':>6}{'epochs':>8}{'loss':>9}{'accuracy':>10}"
+    f"{'max output change':>19}{'seconds':>9}"
+)
+
+
+class Experiment(NamedTuple):
+    """What came of growing one network."""
+
+    stages: list[Stage]
+    networks: dict[str, Variables]  # before and after growing, and after training on
+    curves: dict[str, np.ndarray]  # accuracy on the training images, by epoch
+
+
+def grow(
+    digits: mnist.Digits,
+    units: int,
+    wide_units: int,
+    strategies: Sequence[dw.strategies.Strategy],
+    *,
+    epochs: int,
+    key: jax.Array,
+    out: Path,
+) -> Experiment:
+    """Trains a network, widens it by each strategy, trains on, and compares with from scratch.
+
+    Prints a row as each stage ends, and writes ``<units>_units.h5`` and, for each strategy,
+    ``<wide_units>_units_<strategy>.h5`` to the folder ``out``.
+    """
+    images, labels = jnp.asarray(digits.train_images), jnp.asarray(digits.train_labels)
+    test = digits.test_images, digits.test_labels
+    fit = functools.partial(
+        training.fit,
+        apply,
+        tx=optax.adam(1e-3),
+        data=(images, labels),
+        batch_size=32,
+        progress=False,
+    )
+    init_key, wide_init_key, grow_key, fit_key, on_key = jax.random.split(key, 5)
+    result = Experiment([], {}, {})
+    started = time.perf_counter()
+
+    def end_of_stage(name: str, variables: Variables, epochs: int, old: Any = None) -> None:
+        nonlocal started
+        loss, accuracy = training.evaluate(apply, variables, test)
+        change = None if old is None else largest_change(old, variables, digits.test_images)
+        seconds = time.perf_counter() - started
+        size = kernel_of(variables).shape[1]
+        result.stages.append(Stage(name, size, epochs, loss, accuracy, change, seconds))
+        print(result.stages[-1], flush=True)
+        started = time.perf_counter()
+
+    small = fit(MLP(units).init(init_key, images[:1] / 255), epochs=epochs, key=fit_key)
+    end_of_stage("trained", small.variables, epochs)
+    result.networks["trained"] = small.variables
+
+    path = out / f"{units}_units.h5"
+    keras_h5.save(path, small.variables)
+    loaded = keras_h5.load(path)
+    end_of_stage("saved as .h5 and loaded", loaded, epochs, small.variables)
+
+    for strategy in strategies:
+        wide = dw.widen(
+            loaded,
+            "dense_1",
+            into="dense_2",
+            units=wide_units,
+            strategy=strategy,
+            key=grow_key,
+        )
+        keras_h5.save(out / f"{wide_units}_units_{strategy}.h5", wide, like=path)
+        end_of_stage(f"widened: {strategy}", wide, epochs, loaded)
+        on = fit(wide, epochs=epochs, key=on_key)
+        end_of_stage(f"widened: {strategy}, trained on", on.variables, 2 * epochs)
+        result.networks[f"widened: {strategy}"] = wide
+        result.networks[f"widened: {strategy},\ntrained on"] = on.variables
+        accuracy = [small.history["accuracy"], on.history["accuracy"]]
+        result.curves[f"widened: {strategy}"] = np.concatenate(accuracy)
+
+    # One run, looked at three times: after as many epochs as either network has had, after as much
+    # computing as both have had, and after as many epochs as both have had.
+    equal_flops = math.ceil(epochs * (flops(loaded) + flops(wide)) / flops(wide))
+    run_key, parts = fit_key, []
+    variables, opt_state, done = MLP(wide_units).init(wide_init_key, images[:1] / 255), None, 0
+    for name, until in [
+        ("from scratch", epochs),
+        ("from scratch, equal FLOPs", equal_flops),
+        ("from scratch, equal epochs", 2 * epochs),
+    ]:
+        run_key = jax.random.fold_in(run_key, until)
+        run = fit(variables, epochs=until - done, key=run_key, opt_state=opt_state)
+        variables, opt_state, done = run.variables, run.opt_state, until
+        end_of_stage(name, variables, done)
+        parts.append(run.history["accuracy"])
+    result.curves["from scratch"] = np.concatenate(parts)
+    return result
+
+
+def flops(variables: Variables) -> int:
+    """Returns the floating-point operations of one training step for one image.
+
+    A weight takes a multiplication and an addition forward, and twice that backward.
+    """
+    return sum(6 * kernel.size for kernel in jax.tree.leaves(variables) if kernel.ndim == 2)
+
+
+def largest_change(old: Variables, new: Variables, images: np.ndarray) -> float:
+    """Returns the largest difference between the outputs of two networks for any image."""
+    x = training.scale_uint8(jnp.asarray(images))
+    return float(jnp.max(jnp.abs(apply(new, x) - apply(old, x))))
+
+
+def picture(experiments: Sequence[Experiment], epochs: int) -> Any:
+    """Returns a figure of the units' incoming weights and of the learning curves."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(14, 4 * len(experiments)), layout="constrained")
+    rows = figure.subfigures(len(experiments), 2, width_ratios=(2, 1), squeeze=False)
+    for (left, right), experiment in zip(rows, experiments, strict=True):
+        axes = left.subplots(1, len(experiment.networks), squeeze=False)[0]
+        for ax, (name, variables) in zip(axes, experiment.networks.items(), strict=True):
+            plotting.units(kernel_of(variables), ax=ax).set_title(name, fontsize=9)
+        ax = plotting.curves(
+            experiment.curves,
+            grown_at=epochs,
+            ylabel="accuracy on training images",
+            ax=right.subplots(),
+        )
+        ax.set_title(f"from {experiment.stages[0].units} to {experiment.stages[-1].units} units")
+    return figure
+
+
+def main(arguments: list[str] | None = None) -> list[Experiment]:
+    options = parse(__doc__, arguments)
+    zeros, zero_outgoing = dw.strategies.zeros(), dw.strategies.zero_outgoing()
+    print(HEADER)
+    experiments = [
+        grow(
+            options.digits,
+            units,
+            wide_units,
+            strategies,
+            epochs=options.epochs,
+            key=jax.random.fold_in(jax.random.key(options.seed), units),
+            out=options.out,
+        )
+        for units, wide_units, strategies in [
+            (1, 2, (zeros, zero_outgoing)),
+            (32, 128, (zero_outgoing,)),
+        ]
+    ]
+    picture(experiments, options.epochs).savefig(options.out / "grow_mnist.png", dpi=150)
+    print(f"written to {options.out}: {', '.join(sorted(p.name for p in options.out.iterdir()))}")
+    return experiments
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""Which layers of an MNIST network may start at zero, and what becomes of their units.
+
+Trains the notebook's models 4 to 9, in which the kernels of some layers start at zero, and counts
+the different units of each hidden layer before and after.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from command_line import parse
+
+import dogwood_jax as dw
+from dogwood_jax import mnist, plotting, training
+
+Variables = dict[str, Any]
+
+
+class Model(NamedTuple):
+    """A network of the notebook: its layers, those that start at zero, and what comes of it."""
+
+    layers: tuple[str, ...]
+    zero: frozenset[str]
+    learns: bool
+    reason: str
+
+
+def _model(layers: str, zero: str, learns: bool, reason: str) -> Model:
+    return Model(tuple(layers.split()), frozenset(zero.split()), learns, reason)
+
+
+MODELS = {
+    4: _model(
+        "dense_1 dense_2",
+        "dense_1 dense_2",
+        False,
+        "units that output relu(0) = 0 give dense_2 no gradient, and a dense_2 of zeros gives none "
+        "to them: all are one unit for ever, and only the output biases learn",
+    ),
+    5: _model(
+        "dense_1 dense_2",
+        "dense_2",
+        True,
+        "random units give dense_2 a gradient at the first step, and get one themselves from the "
+        "second on: this is why zero_outgoing works",
+    ),
+    6: _model(
+        "dense_1 dense_1a dense_2",
+        "dense_1 dense_1a dense_2",
+        False,
+        "as model 4, with one more layer that is a single unit for ever",
+    ),
+    7: _model(
+        "dense_1 dense_1a dense_2",
+        "dense_1a dense_2",
+        False,
+        "the units of dense_1a have zero incoming and zero outgoing weights, so neither get a "
+        "gradient, and nothing passes through them to the random units of dense_1",
+    ),
+    8: _model(
+        "dense_1 dense_1a dense_2",
+        "dense_1 dense_2",
+        False,
+        "dense_1 outputs zero, so the random dense_1a does too: dense_2 gets no gradient, and at "
+        "zero lets none through; that units differ in their outgoing weights does not help them",
+    ),
+    9: _model(
+        "dense_1 dense_1a dense_2",
+        "dense_1",
+        False,
+        "no layer behind dense_1 is zero, but all relus are at exactly 0, where their derivative "
+        "counts as 0: no gradient passes, though units differ in their outgoing weights",
+    ),
+}
+
+
+class MLP(nn.Module):
+    """784 pixels, hidden layers of relu units, 10 digits, initialized as in Keras or at zero."""
+
+    layers: tuple[str, ...]
+    zero: frozenset[str] = frozenset()
+    units: int = 128
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Returns logits ``[n, 10]`` of images ``[n, 28, 28]``."""
+        x = images.reshape(len(images), -1)
+        for name in self.layers:
+            last = name == self.layers[-1]
+            zero = name in self.zero
+            init = nn.initializers.zeros if zero else nn.initializers.glorot_uniform()
+            x = nn.Dense(10 if last else self.units, kernel_init=init, name=name)(x)
+            x = x if last else nn.relu(x)
+        return x
+
+
+@functools.cache
+def apply_of(layers: tuple[str, ...]) -> Callable[..., jax.Array]:
+    """Returns one apply for all models with the same layers, so that `fit` knows it again."""
+    return MLP(layers).apply
+
+
+def different_units(variables: Variables, layers: tuple[str, ...]) -> dict[str, int]:
+    """Returns how many different units each hidden layer has."""
+    widths = dw.chain(variables, layers)
+    counts = {}
+    for name in layers[:-1]:
+        groups = dw.find_symmetric(variables, widths[name])
+        counts[name] = widths[name].size - sum(len(group) - 1 for group in groups)
+    return counts
+
+
+class Outcome(NamedTuple):
+    """What training a model came to."""
+
+    accuracy: float  # on the test images
+    learns: bool
+    before: dict[str, int]  # different units of each hidden layer
+    after: dict[str, int]
+    curve: np.ndarray  # accuracy on the training images, by epoch
+
+
+def train(
+    model: Model,
+    digits: mnist.Digits,
+    tx: optax.GradientTransformation,
+    *,
+    epochs: int,
+    key: jax.Array,
+) -> Outcome:
+    """Trains a model and counts its different units before and after."""
+    apply = apply_of(model.layers)
+    images, labels = jnp.asarray(digits.train_images), jnp.asarray(digits.train_labels)
+    init_key, fit_key = jax.random.split(key)
+    start = MLP(model.layers, model.zero).init(init_key, images[:1] / 255)
+    run = training.fit(
+        apply,
+        start,
+        tx,
+        (images, labels),
+        epochs=epochs,
+        batch_size=32,
+        key=fit_key,
+        progress=False,
+    )
+    _, accuracy = training.evaluate(apply, run.variables, (digits.test_images, digits.test_labels))
+    # A network that only learns how often each digit occurs answers with one digit.
+    one_answer = np.bincount(digits.test_labels).max() / len(digits.test_labels)
+    before, after = (different_units(v, model.layers) for v in (start, run.variables))
+    return Outcome(accuracy, accuracy > 2 * one_answer, before, after, run.history["accuracy"])
+
+
+HEADER = (
+    f"{'model':>5}  {'layers':<27}{'at zero':<27}{'accuracy':>9}  "
+    f"{'different units before':<27}{'after'}"
+)
+
+
+def row(number: int, model: Model, outcome: Outcome) -> str:
+    """Returns a row of the table."""
+    zero = [name for name in model.layers if name in model.zero]
+    before, after = (
+        ", ".join(f"{name} {count}" for name, count in counts.items())
+        for counts in (outcome.before, outcome.after)
+    )
+    return (
+        f"{number:>5}  {' '.join(model.layers):<27}{' '.join(zero):<27}{outcome.accuracy:>9.2%}  "
+        f"{before:<27}{after}"
+    )
+
+
+def sentence(number: int, model: Model, outcome: Outcome) -> str:
+    """Returns what the outcome shows."""
+    verb = "learns" if outcome.learns else "does not learn"
+    expected = outcome.learns == model.learns
+    return f"Model {number} {verb}{': ' + model.reason if expected else ', against expectation'}."
+
+
+def main(arguments: list[str] | None = None) -> dict[int, Outcome]:
+    options = parse(__doc__, arguments)
+    print(HEADER)
+    outcomes, tx = {}, optax.adam(1e-3)
+    for number, model in MODELS.items():
+        key = jax.random.fold_in(jax.random.key(options.seed), number)
+        outcomes[number] = train(model, options.digits, tx, epochs=options.epochs, key=key)
+        print(row(number, model, outcomes[number]), flush=True)
+    print()
+    for number, outcome in outcomes.items():
+        print(sentence(number, MODELS[number], outcome))
+
+    from matplotlib.figure import Figure
+
+    figure = Figure(layout="constrained")
+    histories = {f"model {number}": outcome.curve for number, outcome in outcomes.items()}
+    plotting.curves(histories, ylabel="accuracy on training images", ax=figure.subplots())
+    figure.savefig(options.out / "weight_symmetry.png", dpi=150)
+    print(f"\nwritten to {options.out}: weight_symmetry.png")
+    return outcomes
+
+
+if __name__ == "__main__":
+    main()

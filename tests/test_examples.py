@@ -1,0 +1,203 @@
+"""The examples, on fewer digits and for one epoch, and the README's own code."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dogwood_jax import keras_h5, mnist
+
+pytest.importorskip("matplotlib", reason="the examples need the extra plot")
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "examples"))
+
+import command_line  # noqa: E402
+import grow_mnist  # noqa: E402
+import weight_symmetry  # noqa: E402
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_digits():
+    """Replaces the subset by a part of it."""
+    digits = mnist.load("subset")
+    few = mnist.Digits(*(a[:2000] for a in digits[:2]), *(a[:500] for a in digits[2:]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mnist, "load", lambda source: few)
+        yield few
+
+
+# grow_mnist.py ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory):
+    out = tmp_path_factory.mktemp("grow_mnist")
+    return grow_mnist.main(["--epochs", "1", "--out", str(out)]), out
+
+
+def stage(experiment, name):
+    (found,) = [stage for stage in experiment.stages if stage.name == name]
+    return found
+
+
+def test_every_stage_of_the_notebook_is_there(grown):
+    (small, large), _ = grown
+    assert [stage[:3] for stage in small.stages] == [
+        ("trained", 1, 1),
+        ("saved as .h5 and loaded", 1, 1),
+        ("widened: zeros", 2, 1),
+        ("widened: zeros, trained on", 2, 2),
+        ("widened: zero_outgoing", 2, 1),
+        ("widened: zero_outgoing, trained on", 2, 2),
+        ("from scratch", 2, 1),
+        ("from scratch, equal FLOPs", 2, 2),
+        ("from scratch, equal epochs", 2, 2),
+    ]
+    assert [stage[1:3] for stage in large.stages] == [
+        *[(32, 1), (32, 1), (128, 1), (128, 2)],
+        *[(128, 1), (128, 2), (128, 2)],
+    ]
+
+
+def test_saving_and_widening_change_no_prediction(grown):
+    for experiment in grown[0]:
+        trained = experiment.stages[0]
+        remade = [stage for stage in experiment.stages if stage.change is not None]
+        assert remade[0].change == 0
+        for after in remade:
+            assert after.accuracy == trained.accuracy
+            assert after.loss == pytest.approx(trained.loss, rel=1e-5)
+            assert after.change < 1e-4
+
+
+def test_new_units_learn_unless_they_are_all_zero(grown):
+    networks = grown[0][0].networks
+    kernels = {name: np.asarray(grow_mnist.kernel_of(v)) for name, v in networks.items()}
+    assert not kernels["widened: zeros,\ntrained on"][:, 1].any()
+    before, after = (
+        kernels["widened: zero_outgoing"],
+        kernels["widened: zero_outgoing,\ntrained on"],
+    )
+    assert np.abs(after - before)[:, 1].max() > 0.01
+
+
+def test_files_and_picture_are_written(grown):
+    experiments, out = grown
+    assert sorted(path.name for path in out.iterdir()) == [
+        "128_units_zero_outgoing.h5",
+        "1_units.h5",
+        "2_units_zero_outgoing.h5",
+        "2_units_zeros.h5",
+        "32_units.h5",
+        "grow_mnist.png",
+    ]
+    wide = keras_h5.load(out / "128_units_zero_outgoing.h5")
+    expected = experiments[1].networks["widened: zero_outgoing"]
+    np.testing.assert_array_equal(grow_mnist.kernel_of(wide), grow_mnist.kernel_of(expected))
+    assert (out / "grow_mnist.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_table_has_a_row_for_each_stage_as_it_ends(few_digits, tmp_path, capsys):
+    strategies = (grow_mnist.dw.strategies.replicate(),)
+    key = grow_mnist.jax.random.key(0)
+    arguments = {"epochs": 4, "key": key, "out": tmp_path}
+    experiment = grow_mnist.grow(few_digits, 2, 5, strategies, **arguments)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [str(stage) for stage in experiment.stages]
+    assert {len(line) for line in lines} == {len(grow_mnist.HEADER)}
+    # Two of five units cost two fifths: 4 epochs of either size cost 5.6 of the larger one.
+    assert stage(experiment, "from scratch, equal FLOPs").epochs == 6
+    assert len(experiment.curves["from scratch"]) == 8
+    assert len(experiment.curves["widened: replicate"]) == 8
+
+
+def test_flops_count_every_weight_forward_and_backward():
+    variables = grow_mnist.MLP(3).init(grow_mnist.jax.random.key(0), jnp.zeros((1, 28, 28)))
+    assert grow_mnist.flops(variables) == 6 * (784 * 3 + 3 * 10)
+
+
+# weight_symmetry.py -------------------------------------------------------------------------------
+
+
+def test_only_model_5_learns_and_units_stay_as_different_as_they_were(tmp_path, capsys):
+    outcomes = weight_symmetry.main(["--epochs", "1", "--out", str(tmp_path)])
+    assert [number for number, outcome in outcomes.items() if outcome.learns] == [5]
+    for number, counts in {
+        4: [1],
+        5: [128],
+        6: [1, 1],
+        7: [128, 1],
+        8: [128] * 2,
+        9: [128] * 2,
+    }.items():
+        assert list(outcomes[number].before.values()) == counts
+        assert outcomes[number].after == outcomes[number].before
+    printed = capsys.readouterr().out
+    for number, outcome in outcomes.items():
+        assert outcome.learns == weight_symmetry.MODELS[number].learns
+        verb = "learns" if number == 5 else "does not learn"
+        assert re.search(rf"^Model {number} {verb}: .*\.$", printed, re.MULTILINE)
+        assert re.search(
+            rf"^ *{number}  dense_1 .* {outcome.accuracy:.2%}  dense_1 ", printed, re.M
+        )
+    assert (tmp_path / "weight_symmetry.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_outcome_against_expectation_is_said():
+    model = weight_symmetry.MODELS[4]
+    outcome = weight_symmetry.Outcome(0.9, True, {}, {}, np.ones(1))
+    assert weight_symmetry.sentence(4, model, outcome) == "Model 4 learns, against expectation."
+
+
+# The command line ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--data", "subste"], r"invalid choice: 'subste' \(choose from '?subset'?, '?tfds'?\)"),
+        (["--epochs", "0"], "expected an integer, 1 or more, got '0'"),
+        (["--epochs", "two"], "expected an integer, 1 or more, got 'two'"),
+        (["--sed", "0", "--epoch", "1", "--outt", "x"], "unrecognized arguments: .*--outt"),
+    ],
+)
+def test_typos_are_answered_with_the_choices(arguments, message, capsys):
+    with pytest.raises(SystemExit) as exit:
+        command_line.parse("An example.", arguments)
+    assert exit.value.code == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_what_is_missing_is_said_in_a_line(tmp_path, monkeypatch, capsys):
+    def load(source):
+        raise FileNotFoundError("MNIST is not prepared")
+
+    def message(*arguments):
+        with pytest.raises(SystemExit) as exit:
+            command_line.parse("An example.", list(arguments))
+        assert exit.value.code == 1
+        return capsys.readouterr().err
+
+    file = tmp_path / "file"
+    file.touch()
+    assert str(file) in message("--out", str(file))
+    monkeypatch.setattr(mnist, "load", load)
+    assert message("--data", "tfds", "--out", str(tmp_path)) == "MNIST is not prepared\n"
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert "pip install 'dogwood_jax[examples]'" in message("--out", str(tmp_path))
+
+
+# README.md ----------------------------------------------------------------------------------------
+
+
+def test_the_code_of_the_readme_prints_no_difference():
+    # In a process of its own: the tests' strict mode is not what a reader of the README has.
+    (code, *_) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode == 0, run.stderr
+    assert 0 <= float(run.stdout) <= 1e-6

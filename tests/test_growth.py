@@ -1,0 +1,524 @@
+"""``Widths`` and ``Growth``, and the functions between them, with widths written by hand."""
+
+import pickle
+import subprocess
+import sys
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dogwood_jax as dw
+from dogwood_jax._widths import Facts
+
+
+def layer(inputs, units, seed=0):
+    rng = np.random.default_rng(seed)
+    return {"kernel": rng.normal(size=(inputs, units)), "bias": rng.normal(size=units)}
+
+
+PARAMS = {"params": {"up": layer(4, 8, 0), "mid": layer(8, 6, 1), "down": layer(6, 2, 2)}}
+WIDTHS = dw.chain(PARAMS, ("up", "mid", "down"))
+
+
+def specs(*sizes):
+    """Returns the shapes of the parameters with these sizes."""
+    return {
+        "params": {
+            name: {
+                "kernel": jax.ShapeDtypeStruct((inputs, units), "float64"),
+                "bias": jax.ShapeDtypeStruct((units,), "float64"),
+            }
+            for name, (inputs, units) in zip(("up", "mid", "down"), pairwise(sizes), strict=True)
+        }
+    }
+
+
+def shapes(tree):
+    return jax.tree.map(jnp.shape, tree)
+
+
+# Widths -------------------------------------------------------------------------------------------
+
+
+def test_widths_are_a_mapping_from_names():
+    assert list(WIDTHS) == ["up[0]", "up", "mid", "down"]
+    assert len(WIDTHS) == 4
+    assert "mid" in WIDTHS
+    assert "midd" not in WIDTHS
+    assert WIDTHS.sizes == {"up[0]": 4, "up": 8, "mid": 6, "down": 2}
+    assert repr(WIDTHS) == "Widths(up[0]=4, up=8, mid=6, down=2)"
+
+
+def test_a_width_knows_its_places():
+    width = WIDTHS["up"]
+    places = [(place.path, place.axis, place.role) for place in width.occurrences]
+    assert places == [
+        ("params/up/kernel", 1, "incoming"),
+        ("params/up/bias", 0, "incoming"),
+        ("params/mid/kernel", 0, "outgoing"),
+    ]
+    assert (width.name, width.size, width.interface, width.fixed) == ("up", 8, False, None)
+    assert WIDTHS["up[0]"].interface
+    assert WIDTHS["down"].interface
+
+
+def test_widths_print_as_a_table():
+    assert str(WIDTHS).splitlines() == [
+        "width  size  occurs in                 status",
+        "-----  ----  ------------------------  ---------",
+        "up[0]  4     <- params/up/kernel[0]    interface",
+        "up     8     -> params/up/kernel[1]    growable",
+        "             -> params/up/bias[0]",
+        "             <- params/mid/kernel[0]",
+        "mid    6     -> params/mid/kernel[1]   growable",
+        "             -> params/mid/bias[0]",
+        "             <- params/down/kernel[0]",
+        "down   2     -> params/down/kernel[1]  interface",
+        "             -> params/down/bias[0]",
+    ]
+
+
+def test_a_width_is_found_from_any_of_its_places():
+    for path, axis in [
+        ("up/kernel", 1),
+        ("up/kernel", -1),
+        ("params/mid/kernel", 0),
+        ("up/bias", 0),
+    ]:
+        assert WIDTHS.of(path, axis) is WIDTHS["up"]
+
+
+@pytest.mark.parametrize(
+    "look_up, message",
+    [
+        (lambda: WIDTHS["mid_"], r"no width 'mid_'; the closest are \['mid'"),
+        (lambda: WIDTHS.of("mid/kernal", 0), r"no array 'mid/kernal'.*'params/mid/kernel'"),
+        (lambda: WIDTHS.of("kernel", 0), r"no single array 'kernel'.*'params/up/kernel'"),
+        (lambda: WIDTHS.of("up/kernel", 2), r"params/up/kernel has shape \(4, 8\), so no axis 2"),
+        (lambda: WIDTHS.of("up/bias", -2), r"params/up/bias has shape \(8,\), so no axis -2"),
+    ],
+)
+def test_failed_look_ups_name_the_choices(look_up, message):
+    with pytest.raises(KeyError, match=message):
+        look_up()
+
+
+def test_shapes_are_enough():
+    assert dw.chain(specs(4, 8, 6, 2), ("up", "mid", "down")) == WIDTHS
+
+
+# Both types are data ------------------------------------------------------------------------------
+
+
+def growth_of(units=12, strategy=None):
+    return dw.plan(dw.chain(PARAMS, ("up", "mid", "down")), {"up": units}, strategy=strategy)
+
+
+def test_equal_by_value_and_hashable():
+    assert dw.chain(PARAMS, ("up", "mid", "down")) == WIDTHS
+    assert hash(dw.chain(PARAMS, ("up", "mid", "down"))) == hash(WIDTHS)
+    assert dw.chain(PARAMS, ("up", "mid")) != WIDTHS
+    assert dict(WIDTHS) != WIDTHS
+    growths = [
+        growth_of(),
+        growth_of(13),
+        growth_of(strategy=dw.strategies.zeros()),
+        dw.plan(WIDTHS, target=specs(4, 12, 6, 2)),
+    ]
+    for i, growth in enumerate(growths):
+        assert [growth == other for other in growths] == [i == j for j in range(4)]
+    assert len({*growths, growth_of()}) == 4
+
+
+@pytest.mark.parametrize(
+    "value", [WIDTHS, growth_of(), WIDTHS["up"]], ids=["widths", "growth", "width"]
+)
+def test_pickles(value):
+    hash(value)
+    copy = pickle.loads(pickle.dumps(value))
+    assert copy == value
+    assert hash(copy) == hash(value)
+    assert str(copy) == str(value)
+
+
+@pytest.mark.parametrize("value", [WIDTHS, growth_of()], ids=["widths", "growth"])
+def test_a_pickle_from_another_process_hashes_as_here(value):
+    # Hashes of strings are salted anew in each process; one that was cached must not travel.
+    hash(value)
+    program = (
+        "import pickle, sys; value = pickle.load(sys.stdin.buffer); "
+        "copy = type(value)(**value.__getstate__()); "
+        "sys.exit(not (copy == value and hash(copy) == hash(value)))"
+    )
+    subprocess.run([sys.executable, "-c", program], input=pickle.dumps(value), check=True)
+
+
+def test_frozen():
+    for value, name in [(WIDTHS, "leaves"), (growth_of(), "changes"), (WIDTHS["up"], "size")]:
+        with pytest.raises(AttributeError):
+            setattr(value, name, ())
+
+
+def test_static_under_jit_and_traced_once():
+    traces = []
+
+    def grow(params, growth, key):
+        traces.append(growth)
+        return dw.grow(params, growth, key=key)
+
+    jitted = jax.jit(grow, static_argnames="growth")
+    for seed in range(3):
+        wide = jitted(PARAMS, growth_of(), jax.random.key(seed))
+    assert len(traces) == 1
+    assert wide["params"]["up"]["kernel"].shape == (4, 12)
+    jitted(PARAMS, growth_of(13), jax.random.key(0))
+    assert len(traces) == 2
+
+
+# plan ---------------------------------------------------------------------------------------------
+
+
+def test_sizes_by_name_and_by_place():
+    by_name = dw.plan(WIDTHS, {"up": 12, "mid": 7})
+    assert dw.plan(WIDTHS, {("mid/kernel", 0): 12, ("mid/bias", -1): 7}) == by_name
+    assert dw.plan(WIDTHS, {"up": 12, ("mid/kernel", 0): 12, "mid": 7}) == by_name
+    assert repr(by_name) == "Growth(up: 8 -> 12, mid: 6 -> 7)"
+    assert by_name.shapes == {
+        "params/up/kernel": (4, 12),
+        "params/up/bias": (12,),
+        "params/mid/kernel": (12, 7),
+        "params/mid/bias": (7,),
+        "params/down/kernel": (7, 2),
+        "params/down/bias": (2,),
+    }
+
+
+def test_todays_sizes_change_nothing():
+    growth = dw.plan(WIDTHS, {"up": 8, "down": 2})
+    assert growth.changes == ()
+    assert str(growth) == "nothing grows"
+    wide = dw.grow(PARAMS, growth)
+    assert jax.tree.leaves(jax.tree.map(lambda a, b: a is b, wide, PARAMS)) == [True] * 6
+
+
+def test_a_target_gives_the_sizes():
+    growth = dw.plan(WIDTHS, target=specs(4, 12, 7, 2))
+    assert growth.changes == dw.plan(WIDTHS, {"up": 12, "mid": 7}).changes
+    arrays = jax.tree.map(lambda spec: np.zeros(spec.shape), specs(4, 12, 7, 2))
+    assert dw.plan(WIDTHS, target=arrays) == growth
+
+
+def test_each_width_can_have_its_own_strategy():
+    zeros, replicate = dw.strategies.zeros(), dw.strategies.replicate()
+    sizes = {"up": 12, "mid": 7}
+    growth = dw.plan(WIDTHS, sizes, strategy={"up": zeros})
+    assert [change.strategy.name for change in growth.changes] == ["zeros", "zero_outgoing"]
+    growth = dw.plan(WIDTHS, sizes, strategy={"up": zeros, "mid": replicate})
+    assert str(growth).splitlines() == [
+        "array               before  after  new entries",
+        "------------------  ------  -----  -----------------------",
+        "params/up/kernel    4x8     4x12   up[1] zero",
+        "params/up/bias      8       12     up[0] zero",
+        "params/mid/kernel   8x6     12x7   up[0] zero, mid[1] copy",
+        "params/mid/bias     6       7      mid[0] copy",
+        "params/down/kernel  6x2     7x2    mid[0] share",
+    ]
+    wide = dw.grow(PARAMS, growth)
+    assert_preserves(PARAMS, wide)
+
+
+def test_interface_widths_grow_when_asked():
+    growth = dw.plan(
+        WIDTHS, {"down": 3, "up[0]": 5}, interface=True, strategy=dw.strategies.zeros()
+    )
+    wide = dw.grow(PARAMS, growth)
+    x = np.random.default_rng(0).normal(size=(9, 4))
+    outputs = forward(wide, np.concatenate([x, np.ones((9, 1))], axis=1))
+    np.testing.assert_allclose(outputs[:, :2], forward(PARAMS, x), rtol=1e-12)
+
+
+def test_noise_is_noted():
+    growth = dw.plan(WIDTHS, {"up": 12}, strategy=dw.strategies.replicate(noise=0.1))
+    assert growth.notes == ("up: copies carry noise, so outputs change",)
+    assert str(growth).endswith("note: up: copies carry noise, so outputs change")
+
+
+PROBLEMS = {
+    "unknown width": ({"sizes": {"upp": 9}}, ["no width 'upp'; the closest are ['up'"]),
+    "unknown place": ({"sizes": {("upp/kernel", 1): 9}}, ["no array 'upp/kernel'"]),
+    "fewer units": ({"sizes": {"up": 7}}, ["up: 7 units are fewer than today's 8"]),
+    "not an integer": (
+        {"sizes": {"up": 9.0}},
+        ["up: the number of units must be an integer, got 9.0"],
+    ),
+    "two sizes": ({"sizes": {"up": 9, ("up/bias", 0): 10}}, ["up: asked for two sizes, 9 and 10"]),
+    "an input": ({"sizes": {"up[0]": 9}}, ["up[0]: is a dimension of an input", "interface=True"]),
+    "an output": ({"sizes": {"down": 9}}, ["down: is a dimension of an input", "interface=True"]),
+    "unknown width of a strategy": (
+        {"sizes": {"up": 9}, "strategy": {"upp": dw.strategies.zeros()}},
+        ["strategy: no width 'upp'", "'up'"],
+    ),
+    "a smaller target": (
+        {"target": specs(4, 7, 6, 2)},
+        ["up: 7 units are fewer than today's 8"],
+    ),
+    "an impossible target": (
+        {
+            "target": {
+                "params": {**specs(4, 9, 6, 2)["params"], "up": specs(4, 8, 6, 2)["params"]["up"]}
+            }
+        },
+        ["params/mid/kernel[0]: is 9", "up = 8"],
+    ),
+    "other arrays in the target": (
+        {"target": {"params": {**specs(4, 8, 6, 2)["params"], "top": np.ones(2)}}},
+        ["params/top: only in the target"],
+    ),
+    "arrays that the target lacks": (
+        {"target": {"params": {"up": specs(4, 8, 6, 2)["params"]["up"]}}},
+        ["params/mid/kernel: not in the target", "params/down/bias: not in the target"],
+    ),
+    "all at once": (
+        {
+            "sizes": {"upp": 9, "up": 7, "mid": "9", "down": 3},
+            "strategy": {"top": dw.strategies.zeros()},
+        },
+        [
+            "no width 'upp'",
+            "up: 7 units",
+            "mid: the number of units",
+            "down: is a",
+            "no width 'top'",
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PROBLEMS.values(), ids=PROBLEMS)
+def test_plan_says_what_is_wrong(case):
+    arguments, parts = case
+    with pytest.raises(ValueError, match="cannot plan this growth") as error:
+        dw.plan(WIDTHS, **arguments)
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_plan_needs_sizes_or_a_target():
+    with pytest.raises(ValueError, match="sizes, .* or target="):
+        dw.plan(WIDTHS)
+
+
+def hidden_with(**known):
+    """Returns the widths of one hidden layer with something known of its width."""
+    units, x, y = (dw.Units(name, 3, "incoming") for name in ("units", "x", "y"))
+    leaves = (
+        dw.Leaf("in", (3, 3), (x, units)),
+        dw.Leaf("out", (3, 3), (dw.Units("units", 3, "outgoing"), y)),
+    )
+    return dw.Widths(leaves, (("x", Facts(3)), ("units", Facts(3, **known)), ("y", Facts(3))))
+
+
+def test_fixed_widths_and_hazards_are_refused_with_their_reason():
+    with pytest.raises(
+        ValueError, match=r"units: cannot grow from 3 to 4: sorted; it occurs in in\[1\], out"
+    ):
+        dw.plan(hidden_with(fixed="sorted"), {"units": 4})
+    hazardous = hidden_with(hazards=("normalized over",))
+    with pytest.raises(
+        ValueError, match=r"units: .* would change outputs: normalized over; .*in\[1\]"
+    ):
+        dw.plan(hazardous, {"units": 4})
+    assert dw.plan(hazardous, {"units": 4}, strategy=dw.strategies.random()).changes
+    tied = hidden_with(copy_hazards=("tied",))
+    with pytest.raises(
+        ValueError, match=r"units: copying .* tied; use strategies.zero_outgoing\(\)"
+    ):
+        dw.plan(tied, {"units": 4}, strategy=dw.strategies.replicate())
+    assert dw.plan(tied, {"units": 4}).changes
+
+
+def test_notes_of_a_width_reach_the_growth():
+    growth = dw.plan(hidden_with(notes=("mind the epsilon",)), {"units": 4})
+    assert growth.notes == ("mind the epsilon",)
+
+
+# grow ---------------------------------------------------------------------------------------------
+
+
+def forward(variables, x):
+    """The chain with relu, as a plain loop in NumPy."""
+    params = jax.tree.map(np.asarray, variables["params"])
+    for i, name in enumerate(("up", "mid", "down")):
+        x = np.where(x > 0, x, 0) if i else x
+        x = x @ params[name]["kernel"] + params[name]["bias"]
+    return x
+
+
+def assert_preserves(old, new):
+    x = np.random.default_rng(0).normal(size=(9, 4))
+    np.testing.assert_allclose(forward(new, x), forward(old, x), rtol=1e-12)
+
+
+def test_fresh_gives_the_free_weights_and_the_structure():
+    growth = dw.plan(WIDTHS, {"up": 12, "mid": 7})
+    fresh = jax.tree.map(lambda spec: np.full(spec.shape, 5.0), specs(4, 12, 7, 2))
+    wide = dw.grow(PARAMS, growth, fresh=fresh)
+    assert shapes(wide) == shapes(fresh)
+    assert_preserves(PARAMS, wide)
+    kernel = wide["params"]["mid"]["kernel"]
+    np.testing.assert_array_equal(kernel[:8, :6], PARAMS["params"]["mid"]["kernel"])
+    np.testing.assert_array_equal(kernel[8:, :6], 0)
+    np.testing.assert_array_equal(kernel[:, 6:], 5)
+    np.testing.assert_array_equal(wide["params"]["up"]["bias"][8:], 5)
+    np.testing.assert_array_equal(wide["params"]["down"]["kernel"][6:], 0)
+    np.testing.assert_array_equal(fresh["params"]["mid"]["kernel"], 5)
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class Model:
+    """A pytree that carries its sizes as static data, as an Equinox module does."""
+
+    def __init__(self, params, sizes):
+        self.params, self.sizes = params, sizes
+
+    def tree_flatten_with_keys(self):
+        return [(jax.tree_util.GetAttrKey("params"), self.params)], self.sizes
+
+    @classmethod
+    def tree_unflatten(cls, sizes, children):
+        return cls(*children, sizes)
+
+
+def test_the_result_has_the_structure_of_the_target_or_of_fresh():
+    small = Model(PARAMS["params"], (4, 8, 6, 2))
+    target = Model(specs(4, 12, 6, 2)["params"], (4, 12, 6, 2))
+    fresh = jax.tree.map(lambda spec: np.ones(spec.shape), target)
+    wide = dw.grow(small, dw.plan(WIDTHS, target=target), key=jax.random.key(0))
+    assert wide.sizes == target.sizes
+    assert shapes(wide.params) == shapes(fresh.params)
+    assert dw.grow(small, dw.plan(WIDTHS, {"up": 12}), fresh=fresh).sizes == target.sizes
+
+
+@pytest.mark.parametrize(
+    "change, parts",
+    [
+        (lambda v: v["params"].pop("mid"), ["params/mid/kernel: missing", "planned for (8, 6)"]),
+        (
+            lambda v: v["params"]["mid"].update(kernel=np.ones((9, 6))),
+            ["params/mid/kernel: has shape (9, 6)", "planned for (8, 6)", "plan again"],
+        ),
+        (
+            lambda v: v["params"]["mid"].update(kernel=np.ones((8, 6), int)),
+            ["params/mid/kernel: grows, so it must be of a floating dtype, not int64"],
+        ),
+    ],
+    ids=["missing", "another shape", "integers"],
+)
+def test_grow_says_which_variables_do_not_fit(change, parts):
+    variables = {"params": {name: dict(layer) for name, layer in PARAMS["params"].items()}}
+    change(variables)
+    with pytest.raises(ValueError, match="cannot grow these variables") as error:
+        dw.grow(variables, growth_of(), key=jax.random.key(0))
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_grow_says_what_does_not_fit_in_fresh():
+    fresh = {**specs(4, 13, 6, 2)["params"], "top": layer(2, 2)}
+    del fresh["down"]["bias"]
+    with pytest.raises(ValueError) as error:
+        dw.grow(PARAMS, growth_of(), fresh={"params": fresh})
+    for part in (
+        "params/up/kernel: has shape (4, 13) in fresh, but grows to (4, 12)",
+        "params/down/bias: not in fresh",
+        "params/top/kernel: only in fresh",
+    ):
+        assert part in str(error.value)
+
+
+# Composite axes, against plain NumPy --------------------------------------------------------------
+
+
+def incoming(name, size):
+    return dw.Units(name, size, "incoming")
+
+
+def outgoing(name, size):
+    return dw.Units(name, size, "outgoing")
+
+
+@pytest.mark.parametrize("channels_first", [False, True])
+@pytest.mark.parametrize("strategy", [None, dw.strategies.replicate()], ids=["zero", "replicate"])
+def test_channels_grow_through_a_flatten(strategy, channels_first):
+    # Three channels at five places: a unit feeds five rows of the kernel behind the flatten.
+    places, channels = outgoing("place", 5), outgoing("conv", 3)
+    parts = (channels, places) if channels_first else (places, channels)
+    widths = dw.Widths(
+        (
+            dw.Leaf("conv", (4, 3), (outgoing("x", 4), incoming("conv", 3)), "random", (0,), (1,)),
+            dw.Leaf("dense", (15, 2), (dw.Product(parts), incoming("y", 2)), "random", (0,), (1,)),
+        ),
+        (("x", Facts(4)), ("conv", Facts(3)), ("place", Facts(5)), ("y", Facts(2))),
+    )
+    rng = np.random.default_rng(0)
+    old = {"conv": rng.normal(size=(4, 3)), "dense": rng.normal(size=(15, 2))}
+    new = dw.grow(old, dw.plan(widths, {"conv": 5}, strategy=strategy), key=jax.random.key(0))
+    assert shapes(new) == {"conv": (4, 5), "dense": (25, 2)}
+
+    def apply(params, x):
+        h = np.maximum(x @ np.asarray(params["conv"]), 0)  # [n, place, channel]
+        h = h.swapaxes(1, 2) if channels_first else h
+        return h.reshape(len(x), -1) @ np.asarray(params["dense"])
+
+    x = rng.normal(size=(7, 5, 4))
+    np.testing.assert_allclose(apply(new, x), apply(old, x), rtol=1e-12)
+    with pytest.raises(KeyError, match=r"axis 0 of dense is composite, .*: name one of its widths"):
+        widths.of("dense", 0)
+
+
+def test_value_heads_grow_inside_a_fused_projection():
+    # query | key | value, each heads * dim; here the dim of the values grows inside each head.
+    def part(dim):
+        return dw.Product((incoming("heads", 2), incoming(dim, 3)))
+
+    fused = dw.Concat((part("dim"), part("dim"), part("value")))
+    merged = dw.Product((outgoing("heads", 2), outgoing("value", 3)))
+    widths = dw.Widths(
+        (
+            dw.Leaf("qkv", (4, 18), (outgoing("x", 4), fused), "random", (0,), (1,)),
+            dw.Leaf("out", (6, 4), (merged, incoming("y", 4)), "random", (0,), (1,)),
+        ),
+        tuple((n, Facts(s)) for n, s in {"x": 4, "heads": 2, "dim": 3, "value": 3, "y": 4}.items()),
+    )
+    rng = np.random.default_rng(0)
+    old = {"qkv": rng.normal(size=(4, 18)), "out": rng.normal(size=(6, 4))}
+
+    def apply(params, x, heads, value):
+        q, k, v = np.split(x @ np.asarray(params["qkv"]), [3 * heads, 6 * heads], axis=1)
+        q, k = (a.reshape(len(x), heads, 3) for a in (q, k))
+        weights = np.exp(np.einsum("ihd,jhd->hij", q, k))
+        weights /= weights.sum(axis=-1, keepdims=True)
+        mixed = np.einsum("hij,jhd->ihd", weights, v.reshape(len(x), heads, value))
+        return mixed.reshape(len(x), -1) @ np.asarray(params["out"])
+
+    x = rng.normal(size=(7, 4))
+    for sizes, key in [({"value": 5}, 0), ({"heads": 3}, 1), ({"heads": 4, "value": 4}, 2)]:
+        new = dw.grow(old, dw.plan(widths, sizes), key=jax.random.key(key))
+        after = apply(new, x, sizes.get("heads", 2), sizes.get("value", 3))
+        np.testing.assert_allclose(after, apply(old, x, 2, 3), rtol=1e-12)
+        assert np.count_nonzero(new["qkv"]) == np.size(new["qkv"])
+    with pytest.raises(ValueError, match=r"qkv\[1\]: .* say so with sizes="):
+        dw.plan(widths, target={"qkv": np.zeros((4, 18 + 18)), "out": np.zeros((12, 4))})
+
+
+def test_kinds_of_leaves_say_what_new_entries_are():
+    leaves = tuple(dw.Leaf(kind, (3,), (incoming("units", 3),), kind) for kind in ("zeros", "ones"))
+    widths = dw.Widths(leaves, (("units", Facts(3)),))
+    wide = dw.grow(
+        {"zeros": np.full(3, 2.0), "ones": np.full(3, 2.0)}, dw.plan(widths, {"units": 5})
+    )
+    np.testing.assert_array_equal(wide["zeros"], [2, 2, 2, 0, 0])
+    np.testing.assert_array_equal(wide["ones"], [2, 2, 2, 1, 1])
