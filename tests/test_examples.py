@@ -177,19 +177,24 @@ def test_what_is_missing_is_said_in_a_line(tmp_path, monkeypatch, capsys):
     def load(source):
         raise FileNotFoundError("MNIST is not prepared")
 
-    def message(*arguments):
+    def failure(*arguments):
         with pytest.raises(SystemExit) as exit:
-            command_line.parse("An example.", list(arguments))
-        assert exit.value.code == 1
-        return capsys.readouterr().err
+            command_line.parse("An example.", ["--out", str(tmp_path), *arguments])
+        return exit.value.code, capsys.readouterr().err
 
     file = tmp_path / "file"
     file.touch()
-    assert str(file) in message("--out", str(file))
+    code, message = failure("--out", str(file))
+    assert (code, message.splitlines()[-1].split("error: ")[1]) == (
+        2,
+        f"argument --out: File exists: {file}",
+    )
     monkeypatch.setattr(mnist, "load", load)
-    assert message("--data", "tfds", "--out", str(tmp_path)) == "MNIST is not prepared\n"
+    assert failure("--data", "tfds") == (1, "MNIST is not prepared\n")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert "pip install 'dogwood_jax[examples]'" in message("--out", str(tmp_path))
+    code, message = failure()
+    assert code == 1
+    assert "pip install 'dogwood_jax[examples]'" in message
 
 
 # README.md ----------------------------------------------------------------------------------------

@@ -11,7 +11,9 @@ from dogwood_jax._random import seeds, uniform
 
 
 def draw(shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32, seed: int = 0) -> np.ndarray:
-    return np.asarray(uniform(jax.random.bits(jax.random.key(seed), (2,), jnp.uint32), shape, dtype, 1.0))
+    return np.asarray(
+        uniform(jax.random.bits(jax.random.key(seed), (2,), jnp.uint32), shape, dtype, 1.0)
+    )
 
 
 @pytest.mark.parametrize("shape", [(), (100_000,), (300, 400), (3, 3, 64, 128), (1, 5000)])

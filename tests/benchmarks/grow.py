@@ -53,7 +53,9 @@ def main() -> None:
         "replicate": lambda: dw.grow(old, growth(dw.strategies.replicate())),
         "zero_outgoing, fresh": lambda: dw.grow(old, random, fresh=new),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in [*cases, "zero_outgoing, fresh donated"]}
+    seconds: dict[str, list[float]] = {
+        name: [] for name in [*cases, "zero_outgoing, fresh donated"]
+    }
     for round_ in range(rounds + 1):
         for name, case in cases.items():
             seconds[name].append(timed(case))

@@ -1,0 +1,238 @@
+"""Growing every width of every network of the table leaves its function as it was."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from networks import Expected, Model, Network, fill, load
+
+import dogwood_jax as dw
+
+NETWORKS = load()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_to_compile() -> Iterator[None]:
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Old:
+    """A network before it grows, with its outputs and a gradient."""
+
+    network: Network
+    model: Model
+    widths: dw.Widths
+    variables: Any
+    outputs: list[Any]
+    gradient: list[Any]
+
+
+@functools.cache
+def old(name: str) -> Old:
+    network = NETWORKS[name]
+    model = network.build()
+    variables = fill(model.shapes, 1)
+    outputs, gradient = jax.jit(functools.partial(value_and_gradient, model.apply))(
+        variables, model.inputs
+    )
+    assert all(np.isfinite(x).all() for x in (*outputs, *gradient))
+    assert all(np.ptp(x) for x in outputs if np.size(x) > 1), "a test of constants shows nothing"
+    widths = dw.trace(model.apply, model.shapes, *model.inputs)
+    return Old(network, model, widths, variables, outputs, gradient)
+
+
+def value_and_gradient(
+    apply: Callable[..., Any], variables: Any, inputs: Any, shapes: Any = None
+) -> tuple[list[Any], list[Any]]:
+    """Returns the outputs, cut to these shapes, and the gradient of a projection of them."""
+    leaves, structure = jax.tree.flatten(variables)
+    inexact = [hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.inexact) for x in leaves]
+
+    def outputs(floats: Iterable[Any]) -> list[Any]:
+        numbers = iter(floats)
+        mixed = [next(numbers) if is_float else x for x, is_float in zip(leaves, inexact)]
+        found = jax.tree.leaves(apply(jax.tree.unflatten(structure, mixed), *inputs))
+        return found if shapes is None else cut(found, shapes)
+
+    floats = [x for x, is_float in zip(leaves, inexact) if is_float]
+    results, pull = jax.vjp(outputs, floats)
+    # Cosines of the indices are as good as random numbers.
+    cotangents = [
+        jnp.cos(1 + 0.7 * jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape)
+        if jnp.issubdtype(x.dtype, jnp.inexact)
+        else np.zeros(x.shape, jax.dtypes.float0)
+        for x in results
+    ]
+    return results, pull(cotangents)[0]
+
+
+def cut(arrays: Iterable[Any], shapes: Iterable[Any]) -> list[Any]:
+    return [x[tuple(map(slice, shape))] for x, shape in zip(arrays, shapes, strict=True)]
+
+
+def larger_inputs(small: Model, big: Model) -> tuple[Any, ...]:
+    """The old inputs; where the larger model has more, the rest is its own."""
+
+    def one(a: Any, b: Any) -> Any:
+        return a if a.shape == b.shape else jax.lax.dynamic_update_slice(b, a, [0] * a.ndim)
+
+    return jax.tree.map(one, small.inputs, big.inputs)
+
+
+def assert_same_outputs(before: Old, big: Model, variables: Any) -> None:
+    """Checks values to 1e-12, relative to the largest."""
+    outputs = jax.tree.leaves(jax.jit(big.apply)(variables, *larger_inputs(before.model, big)))
+    shapes = [x.shape for x in before.outputs]
+    for new, reference in zip(cut(outputs, shapes), before.outputs, strict=True):
+        assert_close(new, reference, 1e-12, np.max(np.abs(reference), initial=0))
+
+
+def assert_same_function(before: Old, big: Model, growth: dw.Growth, key: Any) -> None:
+    """Checks values and the adjoint: the growth's transpose gives gradients of the old variables.
+
+    If a growth preserves the function for all variables, the gradient of the grown network, taken
+    back through the growth, is the old gradient.
+    """
+    shapes = [x.shape for x in before.outputs]
+
+    @jax.jit
+    def run(variables: Any, inputs: Any, key: Any) -> Any:
+        def apply(variables: Any, *inputs: Any) -> Any:
+            return big.apply(dw.grow(variables, growth, key=key), *inputs)
+
+        return value_and_gradient(apply, variables, inputs, shapes)
+
+    outputs, gradient = run(before.variables, larger_inputs(before.model, big), key)
+    for new, reference in zip(outputs, before.outputs, strict=True):
+        assert_close(new, reference, 1e-12, np.max(np.abs(reference), initial=0))
+    scale = max(np.max(np.abs(g), initial=0) for g in before.gradient)
+    for new, reference in zip(gradient, before.gradient, strict=True):
+        assert_close(new, reference, 1e-10, scale)
+
+
+def assert_close(new: Any, reference: Any, tolerance: float, scale: Any) -> None:
+    assert new.shape == reference.shape
+    if jnp.issubdtype(new.dtype, jnp.inexact):
+        np.testing.assert_allclose(new, reference, rtol=0, atol=tolerance * max(scale, 1e-3))
+    else:
+        np.testing.assert_array_equal(new, reference)
+
+
+def can_grow(width: Expected) -> bool:
+    return bool(width.by) and not width.fixed and not width.hazard
+
+
+def new_size(size: int) -> int:
+    """A size that is no multiple of the old one, where there is such a size close by."""
+    return size + 2 if size > 2 else size + 1
+
+
+def growable(network: Network) -> dict[str, dict[str, int]]:
+    """New sizes of the widths that each argument of a builder makes larger."""
+    found: dict[str, dict[str, int]] = {}
+    for name, width in network.widths.items():
+        if width.by and all(can_grow(w) for w in network.widths.values() if w.by == width.by):
+            found.setdefault(width.by, {})[name] = new_size(width.size)
+    return found
+
+
+def hidden(network: Network) -> dict[str, dict[str, int]]:
+    return {
+        by: sizes
+        for by, sizes in growable(network).items()
+        if not any(network.widths[width].interface for width in sizes)
+    }
+
+
+def copyable(network: Network) -> dict[str, dict[str, int]]:
+    return {
+        by: sizes
+        for by, sizes in hidden(network).items()
+        if not any(network.widths[width].copies for width in sizes)
+    }
+
+
+def build_larger(network: Network, *arguments: str) -> Model:
+    return network.build(**{by: new_size(network.sizes[by]) for by in arguments})
+
+
+ALONE = [(name, by) for name, network in NETWORKS.items() for by in hidden(network)]
+# A larger width draws another dropout mask, which the growth says in its notes.
+DRAWS_MASKS = ("encoder_decoder", "hidden")
+
+
+@pytest.mark.parametrize(("name", "by"), ALONE, ids=map("-".join, ALONE))
+def test_each_hidden_width_grows_alone(name: str, by: str) -> None:
+    before = old(name)
+    sizes = growable(before.network)[by]
+    big = build_larger(before.network, by)
+    growth = dw.plan(before.widths, sizes, target=big.shapes)  # which checks every shape
+
+    assert {change.width: change.new for change in growth.changes} == sizes
+    try:
+        found = dw.plan(before.widths, target=big.shapes)
+    except ValueError as error:
+        assert "the shapes do not say" in str(error)
+    else:
+        assert found.changes == growth.changes
+
+    grown = dw.grow(before.variables, growth, fresh=fill(big.shapes, 2))
+    if (name, by) == DRAWS_MASKS:
+        assert any("draws another mask" in note for note in growth.notes)
+    else:
+        assert_same_outputs(before, big, grown)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_all_widths_grow_at_once(name: str) -> None:
+    before = old(name)
+    grows = {by: s for by, s in growable(before.network).items() if (name, by) != DRAWS_MASKS}
+    big = build_larger(before.network, *grows)
+    sizes = {width: size for by in grows.values() for width, size in by.items()}
+    growth = dw.plan(before.widths, sizes, target=big.shapes, interface=True)
+    assert_same_function(before, big, growth, jax.random.key(3))
+
+
+@pytest.mark.parametrize("name", [name for name in NETWORKS if copyable(NETWORKS[name])])
+def test_all_units_that_can_be_copied_are_copied_at_once(name: str) -> None:
+    before = old(name)
+    grows = {by: s for by, s in copyable(before.network).items() if (name, by) != DRAWS_MASKS}
+    big = build_larger(before.network, *grows)
+    sizes = {width: size for by in grows.values() for width, size in by.items()}
+    strategy = dw.strategies.replicate(split="uneven")
+    growth = dw.plan(before.widths, sizes, target=big.shapes, strategy=strategy)
+    assert_same_outputs(before, big, dw.grow(before.variables, growth))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_cannot_grow_is_refused_with_the_reason(name: str) -> None:
+    network, widths = NETWORKS[name], old(name).widths
+    for width, expected in network.widths.items():
+        size = new_size(expected.size)
+        if expected.fixed or expected.hazard:
+            with pytest.raises(ValueError) as error:
+                dw.plan(widths, {width: size}, interface=True)
+            message = str(error.value)
+            assert f"- {width}: " in message
+            assert widths[width].occurrences[0].path in message
+            for reason in (expected.fixed or expected.hazard).split("; "):
+                assert reason in message
+        if expected.interface and not expected.fixed:
+            with pytest.raises(ValueError, match="pass interface=True"):
+                dw.plan(widths, {width: size})
+        if expected.copies:
+            with pytest.raises(ValueError, match=expected.copies):
+                dw.plan(widths, {width: size}, strategy=dw.strategies.replicate(), interface=True)
+    for by in set(network.sizes) - growable(network).keys():
+        if any(w.by == by for w in network.widths.values()):
+            target = build_larger(network, by).shapes
+            with pytest.raises(ValueError, match="cannot plan this growth"):
+                dw.plan(widths, target=target, interface=True)
