@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from dogwood_jax._dims import Dim
-from dogwood_jax._values import Entry, Silencer, Silencers, Trace, Value
+from dogwood_jax._values import Entry, Silencer, Silencers, Trace, Value, either
 
 Rule = Callable[..., list[Value]]
 RULES: dict[str, Rule] = {}
@@ -66,6 +66,11 @@ def unknown(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
 
 def nonlinear(silencers: Silencers) -> Silencers:
     return tuple(Silencer(s.entries, linear=False) for s in silencers)
+
+
+def of_product(a: Silencers, b: Silencers) -> Silencers:
+    """Silencers of a product: any factor's will do, but one that is in both factors acts twice."""
+    return nonlinear(either(a, b)) if {*a} & {*b} else either(a, b)
 
 
 def plain(value: Value) -> bool:

@@ -21,6 +21,8 @@ from dogwood_jax._rules import (
 )
 from dogwood_jax._values import Silencers, Trace, Value, every
 
+_DROPPED = "an operation drops it because its size is 1"
+
 
 @rule("transpose")
 def _transpose(trace: Trace, eqn: Any, x: Value) -> list[Value]:
@@ -31,7 +33,7 @@ def _transpose(trace: Trace, eqn: Any, x: Value) -> list[Value]:
 def _squeeze(trace: Trace, eqn: Any, x: Value) -> list[Value]:
     gone = {a % x.ndim for a in eqn.params["dimensions"]}
     for axis in gone:
-        x.dims[axis].fix("an operation drops it because its size is 1")
+        x.dims[axis].fix(_DROPPED)
     return [pick(x, [a for a in range(x.ndim) if a not in gone])]
 
 
@@ -52,7 +54,7 @@ def _reshape(trace: Trace, eqn: Any, x: Value, *_: Value) -> list[Value]:
     (shape,) = shapes_out(eqn)
     if x.ndim and not shape:
         for dim in x.dims:
-            dim.fix("an operation drops it because its size is 1")
+            dim.fix(_DROPPED)
     for axis in x.singular:
         x.dims[axis].fix("it is reshaped after a norm was divided by")
     dims = tuple(_dims.reshape(x.dims, shape))
@@ -145,7 +147,8 @@ def _stack(trace: Trace, eqn: Any, *values: Value) -> list[Value]:
 @rule("unstack")
 def _unstack(trace: Trace, eqn: Any, x: Value) -> list[Value]:
     axis = eqn.params["axis"] % x.ndim
-    x.dims[axis].fix("it is taken apart unit by unit")
+    for unit in _dims.cut(x.dims[axis], [1] * len(eqn.outvars)):
+        unit.fix(_DROPPED)
     trace.set_aside(x, axis)
     part = pick(x, [a for a in range(x.ndim) if a != axis])
     return [part] * len(eqn.outvars)

@@ -12,6 +12,7 @@ from dogwood_jax._rules import (
     mixed,
     noise_used,
     nonlinear,
+    of_product,
     origin_of,
     plain,
     positions_used,
@@ -19,7 +20,7 @@ from dogwood_jax._rules import (
     shapes_out,
     unknown,
 )
-from dogwood_jax._values import Silencer, Silencers, Trace, Value, either, every
+from dogwood_jax._values import Silencer, Silencers, Trace, Value, every
 
 # f(0) = 0 and f linear; f(0) = 0; any other f.
 _LINEAR = "neg real imag conj reduce_precision copy convert_element_type"
@@ -180,10 +181,8 @@ def _mul(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
     if x.silencers or y.silencers:
         squared = bool(x.leaves & y.leaves)
         factors = (_kept(v, out) for v in (x, y))
-        products = [
-            nonlinear(either(a, b)) if squared or {*a} & {*b} else either(a, b)
-            for a, b in zip(*factors, strict=True)
-        ]
+        products = [of_product(*options) for options in zip(*factors, strict=True)]
+        products = [nonlinear(s) for s in products] if squared else products
         silencers = _finite(products, out)
     weighted = frozenset(
         a

@@ -144,12 +144,13 @@ def _iota(trace: Trace, eqn: Any, *_: Value) -> list[Value]:
 
 @rule("random_bits", "rng_uniform", "rng_bit_generator", "random_gamma")
 def _random_bits(trace: Trace, eqn: Any, *values: Value) -> list[Value]:
-    return [
-        replace(mixed(values, tuple(map(Dim, shape))), noise="noise") for shape in shapes_out(eqn)
-    ]
+    return [replace(value, noise="noise") for value in _opaque(trace, eqn, *values)]
 
 
 @rule("random_wrap", "random_unwrap", "random_split", "random_fold_in", "random_seed")
 @rule("random_clone", "empty", "empty2", "create_token", "axis_index")
 def _opaque(trace: Trace, eqn: Any, *values: Value) -> list[Value]:
-    return [mixed(values, tuple(map(Dim, shape))) for shape in shapes_out(eqn)]
+    shapes = [tuple(map(Dim, shape)) for shape in shapes_out(eqn)]
+    if origin_of(values) == "constant":
+        return [mixed(values, dims) for dims in shapes]
+    return [Value(dims) for dims in shapes]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 from dogwood_jax import _dims
@@ -11,6 +12,7 @@ from dogwood_jax._rules import (
     narrowed,
     noise_used,
     nonlinear,
+    of_product,
     origin_of,
     pick,
     plain,
@@ -80,7 +82,7 @@ def _contraction(
             for axis in batch:
                 trace.set_aside(value, axis)
     batch_axes = [
-        (x.dims[a], either(x.silencers_of(a), y.silencers_of(b)))
+        (x.dims[a], of_product(x.silencers_of(a), y.silencers_of(b)))
         for a, b in zip(batch_x, batch_y, strict=True)
     ]
     free_axes = [
@@ -222,7 +224,8 @@ def _summed(trace: Trace, x: Value, axes: set[int]) -> Value:
         positions_used(x)
     kept = pick(x, [a for a in range(x.ndim) if a not in axes])
     summed = tuple(x.dims[a] for a in sorted(axes))
-    return replace(kept, number=None, index=False, contracted=(), summed=summed)
+    number = None if x.number is None else x.number * prod(d.size for d in summed)
+    return replace(kept, number=number, index=False, contracted=(), summed=summed)
 
 
 @rule("reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "reduce_xor")

@@ -30,8 +30,11 @@ def parse(description: str, arguments: list[str] | None = None) -> argparse.Name
     except ImportError:
         parser.exit(1, "the picture needs Matplotlib; run: pip install 'dogwood_jax[examples]'\n")
     try:
-        options.digits = mnist.load(options.data)
         options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"argument --out: {error.strerror}: {error.filename}")
+    try:
+        options.digits = mnist.load(options.data)
     except (ImportError, OSError, RuntimeError) as error:
         parser.exit(1, f"{error}\n")
     return options

@@ -243,8 +243,7 @@ def fused_qkv(
         fused = affine(params["a"], x).reshape(n, time, 3, a, dim)
         x = x + affine(params["a_out"], attend(*(fused[:, :, i] for i in range(3))))
         fused = affine(params["b"], x).reshape(n, time, b, 3, dim)
-        q, k, v = jnp.moveaxis(fused, 3, 0)
-        x = x + affine(params["b_out"], attend(q, k, v))
+        x = x + affine(params["b_out"], attend(*(fused[:, :, :, i] for i in range(3))))
         parts = jnp.split(affine(params["c"], x), [c * dim, 2 * c * dim], axis=-1)
         q, k, v = (part.reshape(n, time, c, -1) for part in parts)
         return affine(params["c_out"], attend(q, k, v))
@@ -296,7 +295,8 @@ def relative_positions(n_in: int = 5, heads: int = 2, dim: int = 3, out: int = 4
     shapes = {"qkv": f64(3, n_in, heads, dim), "bias": f64(7, heads), "o": f64(heads, dim, out)}
 
     def apply(params: Any, x: Any) -> Any:
-        q, k, v = jnp.einsum("btm,amhd->abthd", x, params["qkv"])
+        fused = jnp.einsum("btm,amhd->abthd", x, params["qkv"])
+        q, k, v = (fused[i] for i in range(3))
         time = jnp.arange(x.shape[1])
         bias = params["bias"][time[:, None] - time[None, :] + 3]
         scores = jnp.einsum("bthd,bshd->bhts", q, k) + bias.transpose(2, 0, 1)[None]

@@ -266,7 +266,7 @@ def neural_ode(n_in: int = 3, hidden: int = 5, steps: int = 4) -> Model:
     }
 )
 def selective_state_space(n_in: int = 5, step: int = 2, state: int = 3, out: int = 4) -> Model:
-    """One projection makes step sizes | inputs | outputs of a state whose size is one part (Mamba)."""
+    """One projection makes step sizes | inputs | outputs of a state (Mamba)."""
     shapes = {
         "project": f64(n_in, step + 2 * state),
         "step": dense(step, n_in),

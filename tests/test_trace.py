@@ -1,12 +1,31 @@
-"""What tracing finds: the table of networks, overrides, unknown primitives, kinds of trees."""
+"""What tracing finds: the table of networks, kinds of trees, overrides, unknown primitives."""
 
+import collections
+import dataclasses
+import pickle
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
+import equinox as eqx
+import flax.core
+import jax
+import jax.extend.core
+import jax.numpy as jnp
+import numpy as np
 import pytest
-from networks import NETWORKS, load, places_of
+from flax import nnx
+from networks import NETWORKS, data, f64, fill, load, places_of, tokens
 
 import dogwood_jax as dw
 
 load()
+
+
+def places(width: dw.Width) -> set[str]:
+    return {" ".join(str(o).split()[:2]).replace("params/", "") for o in width.occurrences}
+
+
+# The table ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -15,10 +34,7 @@ def test_widths(name: str) -> None:
     model = network.build()
     widths = dw.trace(model.apply, model.shapes, *model.inputs)
 
-    found = {
-        width.name: {" ".join(str(o).split()[:2]).replace("params/", "") for o in width.occurrences}
-        for width in widths.values()
-    }
+    found = {width.name: places(width) for width in widths.values()}
     assert found == {name: places_of(width.places) for name, width in network.widths.items()}
     for name, expected in network.widths.items():
         width = widths[name]
@@ -37,3 +53,358 @@ def assert_named(reasons: tuple[str, ...], expected: str) -> None:
     assert bool(reasons) == bool(expected), reasons
     for words in expected.split("; "):
         assert words in "; ".join(reasons)
+
+
+@pytest.mark.parametrize("name", ["llama", "lstm", "unet"])
+def test_widths_of_a_network_are_always_the_same(name: str) -> None:
+    model = NETWORKS[name].build()
+    widths = dw.trace(model.apply, model.shapes, *model.inputs)
+    again = dw.trace(model.apply, model.shapes, *model.inputs)
+    assert again == widths
+    assert hash(again) == hash(widths)
+    assert str(again) == str(widths)
+    assert pickle.loads(pickle.dumps(widths)) == widths
+
+
+# Variables ---------------------------------------------------------------------------------------
+
+LAYERS = {"up": {"kernel": f64(3, 5), "bias": f64(5)}, "down": f64(5, 2)}
+PLACES = places_of("-> up/{kernel[1],bias[0]} <- down[0]")
+X = data(4, 3)
+
+
+def apply(params: Any, x: Any) -> Any:
+    hidden = jnp.tanh(x @ params["up"]["kernel"] + params["up"]["bias"][None])
+    return hidden @ params["down"]
+
+
+class Pair(NamedTuple):
+    up: Any
+    down: Any
+
+
+@dataclasses.dataclass
+class Data:
+    up: Any
+    down: Any
+
+
+jax.tree_util.register_dataclass(Data, ["up", "down"], [])
+
+
+class Module(eqx.Module):
+    up: Any
+    down: Any
+    activation: Callable[..., Any] = jnp.tanh
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        LAYERS,
+        {"params": LAYERS},
+        flax.core.freeze({"params": LAYERS}),
+        collections.OrderedDict(LAYERS),
+        nnx.State(LAYERS),
+        Pair(**LAYERS),
+        Data(**LAYERS),
+        Module(**LAYERS),
+    ],
+    ids=lambda tree: type(tree).__name__,
+)
+def test_any_tree_will_do(tree: Any) -> None:
+    def of_any(tree: Any, x: Any) -> Any:
+        if isinstance(tree, Mapping):
+            return apply(tree.get("params", tree), x)
+        return apply({"up": tree.up, "down": tree.down}, x)
+
+    widths = dw.trace(of_any, tree, X)
+    assert places(widths["up"]) == PLACES
+    variables = fill(tree, 1)
+    grown = dw.grow(variables, dw.plan(widths, {"up": 8}), key=jax.random.key(0))
+    assert type(grown) is type(variables)
+    np.testing.assert_allclose(of_any(grown, X), of_any(variables, X), rtol=1e-12)
+
+
+def test_lists_number_their_layers() -> None:
+    def of_list(layers: Any, x: Any) -> Any:
+        for kernel in layers:
+            x = jnp.tanh(x @ kernel)
+        return x
+
+    widths = dw.trace(of_list, [f64(3, 5), f64(5, 6), f64(6, 2)], X)
+    found = {name: places(width) for name, width in widths.items() if not width.interface}
+    assert list(found.values()) == [{"-> 0[1]", "<- 1[0]"}, {"-> 1[1]", "<- 2[0]"}]
+
+
+def test_other_leaves_pass_through() -> None:
+    """Integers, booleans and PRNG keys among the variables stay as they are."""
+    variables = {
+        "layers": fill(LAYERS, 1),
+        "step": jnp.array(3),
+        "mask": jnp.array([True, False, True]),
+        "key": jax.random.key(5),
+        "raw_key": jax.random.PRNGKey(7),
+    }
+
+    def with_others(variables: Any, x: Any) -> Any:
+        noise = jax.random.normal(variables["key"], x.shape, x.dtype)
+        noise += jax.random.normal(variables["raw_key"], x.shape, x.dtype)
+        x = jnp.where(variables["mask"][None], x, noise) * variables["step"]
+        return apply(variables["layers"], x)
+
+    widths = dw.trace(with_others, variables, X)
+    assert places(widths["layers/up"]) == places_of(
+        "-> layers/up/{kernel[1],bias[0]} <- layers/down[0]"
+    )
+    grown = dw.grow(variables, dw.plan(widths, {"layers/up": 7}), key=jax.random.key(0))
+    for name in ("step", "mask", "key", "raw_key"):
+        assert grown[name] is variables[name]
+    np.testing.assert_allclose(with_others(grown, X), with_others(variables, X), rtol=1e-12)
+
+
+def test_integers_along_a_width_fix_it() -> None:
+    def quantized(params: Any, x: Any) -> Any:
+        return jnp.tanh(x @ params["up"]) @ (params["down"] * params["scale"][None])
+
+    shapes = {"up": f64(3, 5), "down": jax.ShapeDtypeStruct((5, 2), jnp.int8), "scale": f64(2)}
+    widths = dw.trace(quantized, shapes, X)
+    assert "int8" in widths.of("up", 1).fixed
+    with pytest.raises(ValueError, match="int8"):
+        dw.plan(widths, {("up", 1): 6})
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_low_precision_leaves(dtype: Any) -> None:
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), LAYERS)
+    widths = dw.trace(apply, shapes, jax.ShapeDtypeStruct((4, 3), dtype))
+    assert places(widths["up"]) == PLACES
+    variables = jax.tree.map(lambda leaf: leaf.astype(dtype), fill(LAYERS, 1))
+    grown = dw.grow(variables, dw.plan(widths, {"up": 8}), key=jax.random.key(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(grown)} == {jnp.dtype(dtype)}
+    x = X.astype(dtype)
+    # The sums gain exact zeros, which may be added in another order.
+    tolerance = 8 * float(jnp.finfo(dtype).eps)
+    old, new = (np.asarray(apply(v, x), np.float64) for v in (variables, grown))
+    np.testing.assert_allclose(new, old, atol=tolerance * np.max(np.abs(old)))
+
+
+def test_variables_without_arrays_have_no_widths() -> None:
+    assert len(dw.trace(lambda variables, x: x, {}, X)) == 0
+    assert len(dw.trace(lambda variables, x: 2 * x, {"name": None}, X)) == 0
+
+
+def test_scalars_have_no_axes() -> None:
+    widths = dw.trace(lambda p, x: apply(p, x) * p["scale"], {**LAYERS, "scale": f64()}, X)
+    assert places(widths["up"]) == PLACES
+
+
+# Nothing is computed ------------------------------------------------------------------------------
+
+
+def test_shapes_are_enough_and_nothing_is_allocated() -> None:
+    """A model far too large for this machine: 64 layers of 2**20 x 2**20."""
+    shapes = {str(i): f64(2**20, 2**20) for i in range(64)}
+
+    def deep(params: Any, x: Any) -> Any:
+        for i in range(64):
+            x = x + jnp.tanh(x @ params[str(i)])
+        return x
+
+    before = len(jax.live_arrays())
+    widths = dw.trace(deep, shapes, f64(2, 2**20))
+    growth = dw.plan(widths, dict.fromkeys(widths, 2**20 + 1), interface=True)
+    grown = jax.eval_shape(lambda v, key: dw.grow(v, growth, key=key), shapes, jax.random.key(0))
+    assert {leaf.shape for leaf in jax.tree.leaves(grown)} == {(2**20 + 1, 2**20 + 1)}
+    assert len(jax.live_arrays()) == before
+
+
+def test_values_are_never_read() -> None:
+    """Not even to check them: not-a-numbers and zeros trace like all other values."""
+    shapes_only = dw.trace(apply, LAYERS, f64(4, 3))
+    for value in (0.0, np.nan):
+        variables = jax.tree.map(lambda leaf, value=value: np.full(leaf.shape, value), LAYERS)
+        assert dw.trace(apply, variables, np.full((4, 3), value)) == shapes_only
+
+
+def test_the_network_is_traced_once() -> None:
+    calls = []
+
+    def counted(params: Any, x: Any) -> Any:
+        calls.append(x)
+        return apply(params, x)
+
+    dw.trace(counted, LAYERS, X)
+    assert len(calls) == 1
+    assert isinstance(calls[0], jax.core.Tracer)
+
+
+def test_growing_compiles_once() -> None:
+    widths = dw.trace(apply, LAYERS, X)
+    traced = []
+
+    @jax.jit
+    def run(variables: Any, key: Any) -> Any:
+        traced.append(key)
+        return dw.grow(variables, dw.plan(widths, {"up": 8}), key=key)
+
+    for seed in range(3):
+        run(fill(LAYERS, seed), jax.random.key(seed))
+    assert len(traced) == 1
+
+
+def test_other_inputs_pass_through() -> None:
+    """Flags, None and functions among the inputs reach the network as they are."""
+
+    def with_options(params: Any, x: Any, train: bool, mask: Any, activation: Any) -> Any:
+        assert train is True and mask is None
+        return activation(x @ params["up"]["kernel"]) @ params["down"]
+
+    shapes = {"up": {"kernel": f64(3, 5)}, "down": f64(5, 2)}
+    widths = dw.trace(with_options, shapes, X, True, None, jnp.tanh)
+    assert places(widths["up"]) == places_of("-> up/kernel[1] <- down[0]")
+
+
+# Interfaces ---------------------------------------------------------------------------------------
+
+
+def test_a_larger_vocabulary_keeps_old_outputs() -> None:
+    """A language model with a tied embedding: new words are new rows, and new logits."""
+    shapes = {"embed": f64(7, 5)}
+
+    def language_model(params: Any, words: Any) -> Any:
+        return jnp.tanh(params["embed"][words]) @ params["embed"].T
+
+    words = tokens(7, 2, 4)
+    widths = dw.trace(language_model, shapes, words)
+    vocabulary = widths.of("embed", 0)
+    assert vocabulary.interface
+    with pytest.raises(ValueError, match="pass interface=True"):
+        dw.plan(widths, {vocabulary.name: 10})
+    growth = dw.plan(widths, {vocabulary.name: 10}, interface=True)
+    variables = fill(shapes, 1)
+    grown = dw.grow(variables, growth, key=jax.random.key(0))
+    logits = language_model(grown, words)
+    assert logits.shape == (2, 4, 10)
+    np.testing.assert_allclose(logits[..., :7], language_model(variables, words), rtol=1e-12)
+    assert np.all(np.asarray(grown["embed"][7:]) != 0)
+
+
+def test_new_inputs_and_outputs_are_appended() -> None:
+    widths = dw.trace(apply, LAYERS, X)
+    sizes = {("up/kernel", 0): 5, ("down", 1): 4}
+    growth = dw.plan(widths, sizes, interface=True)
+    variables = fill(LAYERS, 1)
+    grown = dw.grow(variables, growth, key=jax.random.key(0))
+    old = apply(variables, X)
+    for seed in range(2):  # whatever the new inputs are
+        new = apply(grown, jnp.concatenate([X, data(4, 2, seed=seed)], axis=1))
+        np.testing.assert_allclose(new[:, :2], old, rtol=1e-12)
+        assert np.all(np.asarray(new[:, 2:]) != 0)
+
+
+def test_inputs_cannot_be_copied() -> None:
+    """Nobody but the caller could make the copies."""
+    widths = dw.trace(apply, LAYERS, X)
+    with pytest.raises(ValueError, match="input"):
+        dw.plan(widths, {("up/kernel", 0): 5}, strategy=dw.strategies.replicate(), interface=True)
+
+
+# Overrides ----------------------------------------------------------------------------------------
+
+
+def test_fix() -> None:
+    widths = dw.trace(apply, LAYERS, X, fix=[("up/bias", 0)])
+    assert widths["up"].fixed == "fixed by the caller"
+    assert places(widths["up"]) == PLACES
+    with pytest.raises(ValueError, match="fixed by the caller"):
+        dw.plan(widths, {"up": 8})
+
+
+def test_tie() -> None:
+    """Two towers whose features must stay comparable though the program never compares them."""
+
+    def towers(params: Any, x: Any) -> Any:
+        return [jnp.tanh(x @ params[k]["up"]) @ params[k]["down"] for k in ("one", "two")]
+
+    tower = {"up": f64(3, 5), "down": f64(5, 2)}
+    shapes = {"one": tower, "two": tower}
+    free = dw.trace(towers, shapes, X)
+    assert free.of("one/up", 1) != free.of("two/up", 1)
+    tied = dw.trace(towers, shapes, X, tie=[(("one/up", 1), ("two/down", -2))])
+    assert tied.of("one/up", 1) == tied.of("two/up", 1)
+    grown = dw.grow(fill(shapes, 1), dw.plan(tied, {("two/up", 1): 8}), key=jax.random.key(0))
+    assert {grown[k]["up"].shape for k in shapes} == {(3, 8)}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ({"fix": [("up/kernels", 1)]}, "no array 'up/kernels'; the closest are ['up/kernel'"),
+        ({"fix": [("up/kernel", 2)]}, "up/kernel: has 2 axes, so no axis 2"),
+        ({"tie": [(("up/kernel", 0), ("down", 0))]}, "has size 3, but ('down', 0) has 5"),
+    ],
+)
+def test_overrides_that_fit_nothing(override: Any, message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        dw.trace(apply, LAYERS, X, **override)
+    assert message in str(error.value)
+
+
+def test_all_wrong_overrides_are_reported() -> None:
+    with pytest.raises(ValueError) as error:
+        dw.trace(apply, LAYERS, X, fix=[("a", 0), ("b", 0)], tie=[(("c", 0), ("down", 9))])
+    assert str(error.value).count("\n- ") == 4
+
+
+# Primitives without a rule ------------------------------------------------------------------------
+
+
+def unknown_primitive() -> jax.extend.core.Primitive:
+    primitive = jax.extend.core.Primitive("mystery")
+    primitive.def_abstract_eval(lambda x: jax.core.ShapedArray(x.shape, x.dtype))
+    primitive.def_impl(lambda x: x[:, ::-1])
+    return primitive
+
+
+def test_an_unknown_primitive_fixes_the_widths_through_it() -> None:
+    mystery = unknown_primitive()
+
+    def network(params: Any, x: Any) -> Any:
+        hidden = jnp.tanh(x @ params["a"])
+        return jnp.tanh(mystery.bind(hidden @ params["b"]) @ params["c"]) @ params["d"]
+
+    shapes = {"a": f64(3, 5), "b": f64(5, 6), "c": f64(6, 7), "d": f64(7, 2)}
+    widths = dw.trace(network, shapes, X)
+    through = widths.of("b", 1)
+    assert places(through) == {"-> b[1]"} and widths.of("c", 0).fixed
+    assert "mystery" in through.fixed and "no rule" in through.fixed
+    for name, size in ((through.name, 8), (widths.of("c", 0).name, 9)):
+        with pytest.raises(ValueError, match="mystery") as error:
+            dw.plan(widths, {name: size})
+        assert f"- {name}: cannot grow" in str(error.value)
+        assert "[1]" in str(error.value) or "[0]" in str(error.value)
+    for place in (("a", 1), ("c", 1)):  # those that do not pass through it still grow
+        assert widths.of(*place).status == "growable"
+
+
+def test_an_unknown_primitive_on_weights_fixes_their_widths() -> None:
+    mystery = unknown_primitive()
+    widths = dw.trace(
+        lambda p, x: jnp.tanh(x @ mystery.bind(p["up"])) @ p["down"],
+        {"up": f64(3, 5), "down": f64(5, 2)},
+        X,
+    )
+    assert "mystery" in widths.of("up", 1).fixed
+    assert "mystery" in widths.of("down", 0).fixed
+
+
+def test_callbacks_fix_the_widths_through_them() -> None:
+    def network(params: Any, x: Any) -> Any:
+        hidden = x @ params["up"]
+        hidden = jax.pure_callback(np.tanh, jax.ShapeDtypeStruct(hidden.shape, x.dtype), hidden)
+        return hidden @ params["down"]
+
+    widths = dw.trace(network, {"up": f64(3, 5), "down": f64(5, 2)}, X)
+    assert "pure_callback" in widths.of("up", 1).fixed
+    assert "pure_callback" in widths.of("down", 0).fixed

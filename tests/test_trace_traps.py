@@ -1,0 +1,494 @@
+"""Small programs that could be grown wrongly without anybody noticing.
+
+Each is a function of parameters and one input ``[4, 5]`` whose code follows the shapes of its
+parameters, so that it is its own larger model. What must become of each width is worked out by
+hand: it is ``"copied"`` (it grows, by copies as well), ``"grown"`` (but not by copies), or refused
+with these words.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from networks import data, f64, fill
+
+import dogwood_jax as dw
+
+X = data(4, 5)
+UNWEIGHTED = "summed over without weights"
+POSITIONS = "a table"
+
+
+@dataclasses.dataclass(frozen=True)
+class Trap:
+    apply: Callable[..., Any]
+    shapes: Mapping[str, Any]
+    fates: Mapping[str, str]
+
+
+TRAPS: dict[str, Trap] = {}
+
+
+def trap(fates: Mapping[str, str], **shapes: tuple[int, ...]) -> Callable[..., Any]:
+    """Enters a program, with the fate of the width at each place and its parameters' shapes."""
+
+    def register(apply: Callable[..., Any]) -> Callable[..., Any]:
+        TRAPS[apply.__name__] = Trap(apply, {k: f64(*s) for k, s in shapes.items()}, fates)
+        return apply
+
+    return register
+
+
+def layer(params: Any, x: Any) -> Any:
+    return jnp.tanh(x @ params["i"])
+
+
+MLP = {"i": (5, 6), "o": (6, 2)}
+
+
+# Weights that act more than once -----------------------------------------------------------------
+
+
+@trap({"w[1]": "grown"}, w=(5, 3))
+def gram_matrix_of_weights(p: Any, x: Any) -> Any:
+    return x @ (p["w"] @ p["w"].T)
+
+
+@trap({"i[1]": "grown"}, i=(5, 6), s=(6,))
+def weights_squared_by_einsum(p: Any, x: Any) -> Any:
+    return jnp.einsum("bi,i,i->b", layer(p, x), p["s"], p["s"])
+
+
+@trap({"i[1]": "grown"}, i=(5, 6), s=(6,))
+def weights_squared_by_products(p: Any, x: Any) -> Any:
+    return jnp.sum(layer(p, x) * p["s"][None] * p["s"][None], axis=-1)
+
+
+@trap({"w[1]": "grown"}, w=(5, 6))
+def tied_autoencoder(p: Any, x: Any) -> Any:
+    return jnp.tanh(x @ p["w"]) @ p["w"].T
+
+
+@trap({"i[1]": "copied"}, i=(5, 6), w=(6, 6), o=(6, 2))
+def one_layer_three_times(p: Any, x: Any) -> Any:
+    h = layer(p, x)
+    for _ in range(3):
+        h = jnp.tanh(h @ p["w"])
+    return h @ p["o"]
+
+
+@trap({"a[1]": "grown"}, a=(5, 6), b=(5, 6))
+def bilinear_form(p: Any, x: Any) -> Any:
+    return (x @ p["a"]) @ (x @ p["b"]).T
+
+
+@trap({"i[1]": "grown"}, **MLP)
+def weight_decay_in_the_loss(p: Any, x: Any) -> Any:
+    return layer(p, x) @ p["o"], jnp.sum(p["i"] ** 2) + jnp.sum(jnp.abs(p["o"]))
+
+
+@trap({"i[1]": "grown"}, **MLP)
+def whitened(p: Any, x: Any) -> Any:
+    h = x @ p["i"]
+    return h @ (h.T @ h) @ p["o"]
+
+
+# Ways to make weights ----------------------------------------------------------------------------
+
+DEEP = {"i": (5, 6), "w": (6, 3), "o": (3, 2)}
+BEHIND = "no weights can be zeroed"
+
+
+@trap({"i[1]": "grown", "w[1]": "copied"}, **DEEP)
+def thresholded_weights(p: Any, x: Any) -> Any:
+    return layer(p, x) @ jnp.where(jnp.abs(p["w"]) > 0.1, p["w"], 0.0) @ p["o"]
+
+
+@trap({"i[1]": BEHIND, "w[1]": "copied"}, **DEEP)
+def weights_thresholded_to_one(p: Any, x: Any) -> Any:
+    return layer(p, x) @ jnp.where(jnp.abs(p["w"]) > 0.1, p["w"], 1.0) @ p["o"]
+
+
+@trap({"i[1]": "grown", "w[1]": "copied"}, **DEEP)
+def squared_weights(p: Any, x: Any) -> Any:
+    return layer(p, x) @ p["w"] ** 2 @ p["o"]
+
+
+@trap({"i[1]": BEHIND, "w[1]": "copied"}, **DEEP)
+def positive_weights(p: Any, x: Any) -> Any:
+    return layer(p, x) @ jax.nn.softplus(p["w"]) @ p["o"]
+
+
+@trap({"i[1]": BEHIND, "w[1]": "copied"}, **DEEP)
+def binary_weights(p: Any, x: Any) -> Any:
+    return layer(p, x) @ jnp.where(p["w"] >= 0, 1.0, -1.0) @ p["o"]
+
+
+@trap({"i[1]": BEHIND, "w[1]": "copied"}, **DEEP)
+def shifted_weights(p: Any, x: Any) -> Any:
+    return layer(p, x) @ (p["w"] - 0.1) @ p["o"]
+
+
+@trap({"i[1]": "copied", "w[1]": "copied"}, a=(6, 3), **DEEP)
+def gated_weights(p: Any, x: Any) -> Any:
+    return layer(p, x) @ (p["w"] * jax.nn.sigmoid(p["a"])) @ p["o"]
+
+
+@trap({"i[1]": "reduce_max"}, **MLP)
+def weights_scaled_by_the_largest(p: Any, x: Any) -> Any:
+    return jnp.tanh(x @ (p["i"] / jnp.max(jnp.abs(p["i"])))) @ p["o"]
+
+
+@trap({"i[1]": BEHIND}, **MLP)
+def weights_scaled_by_each_units_norm(p: Any, x: Any) -> Any:
+    norm = jnp.sqrt(jnp.sum(p["o"] ** 2, axis=1, keepdims=True))
+    return layer(p, x) @ (p["o"] / norm)
+
+
+@trap({"i[1]": UNWEIGHTED}, s=(6,), **MLP)
+def softmax_of_weights(p: Any, x: Any) -> Any:
+    return (layer(p, x) * jax.nn.softmax(p["s"])[None]) @ p["o"]
+
+
+@trap({"i[1]": BEHIND}, u=(2, 6), i=(5, 6))
+def logarithms_of_sums_of_weights(p: Any, x: Any) -> Any:
+    return layer(p, x) @ lax.cumlogsumexp(p["u"], axis=0).T
+
+
+@trap({"i[1]": "table"}, w=(6, 6), **MLP)
+def triangular_weights(p: Any, x: Any) -> Any:
+    return layer(p, x) @ jnp.tril(p["w"]) @ p["o"]
+
+
+@trap({"w[0]": "indexed by positions"}, w=(6,), i=(5, 6), o=(6, 2))
+def circulant_weights(p: Any, x: Any) -> Any:
+    at = jnp.arange(p["w"].shape[0])
+    return layer(p, x) @ p["w"][(at[:, None] - at[None]) % p["w"].shape[0]] @ p["o"]
+
+
+@trap({"a[1]": "copied", "b[1]": "copied"}, a=(5, 6), b=(5, 3), o=(18, 2))
+def outer_product(p: Any, x: Any) -> Any:
+    a, b = jnp.tanh(x @ p["a"]), jnp.tanh(x @ p["b"])
+    return (a[:, :, None] * b[:, None, :]).reshape(4, -1) @ p["o"]
+
+
+@trap({"d[0]": "copied", "d[2]": "copied"}, i=(5, 6), d=(3, 2, 2), o=(6, 2))
+def block_diagonal_weights(p: Any, x: Any) -> Any:
+    h = layer(p, x)
+    blocks = h.reshape(4, p["d"].shape[0], -1)
+    return (h + jnp.einsum("bkd,kde->bke", blocks, p["d"]).reshape(4, -1)) @ p["o"]
+
+
+# Statistics over the width -----------------------------------------------------------------------
+
+
+@trap({"i[1]": UNWEIGHTED}, **MLP)
+def deviation(p: Any, x: Any) -> Any:
+    h = layer(p, x)
+    return h @ p["o"] + jnp.std(h, axis=-1, keepdims=True)
+
+
+@trap({"i[1]": UNWEIGHTED}, **MLP)
+def cosine(p: Any, x: Any) -> Any:
+    h = layer(p, x)
+    return (h / jnp.linalg.norm(h, axis=-1, keepdims=True)) @ p["o"]
+
+
+@trap({"i[1]": UNWEIGHTED}, **MLP)
+def how_many_are_positive(p: Any, x: Any) -> Any:
+    h = layer(p, x)
+    return h @ p["o"] + jnp.sum(h > 0, axis=-1, keepdims=True)
+
+
+@trap({"i[1]": "reduce_or"}, **MLP)
+def whether_any_is_large(p: Any, x: Any) -> Any:
+    h = layer(p, x)
+    return jnp.where(jnp.any(h > 0.9, axis=-1, keepdims=True), h @ p["o"], 0)
+
+
+@trap({"i[1]": BEHIND}, **MLP)
+def sum_by_a_matrix_of_ones(p: Any, x: Any) -> Any:
+    h = layer(p, x)
+    return h @ p["o"] + h @ jnp.ones((h.shape[1], 1))
+
+
+@trap({"i[1]": "two activations"}, i=(5, 6))
+def similarities(p: Any, x: Any) -> Any:
+    h = layer(p, x)
+    return jax.nn.softmax(h @ h.T)
+
+
+@trap({"i[1]": "argmax"}, **MLP)
+def hard_choice(p: Any, x: Any) -> Any:
+    h = layer(p, x)
+    return jax.nn.one_hot(jnp.argmax(h, -1), h.shape[1], dtype=h.dtype) @ p["o"]
+
+
+@trap({"i[1]": "sorted"}, **MLP)
+def sorted_units(p: Any, x: Any) -> Any:
+    return jnp.sort(layer(p, x), axis=-1) @ p["o"]
+
+
+@trap({"i[1]": "cumsum"}, **MLP)
+def running_sums(p: Any, x: Any) -> Any:
+    return jnp.cumsum(layer(p, x), axis=-1) @ p["o"]
+
+
+@trap({"i[1]": UNWEIGHTED}, **MLP)
+def loop_until_small(p: Any, x: Any) -> Any:
+    h = lax.while_loop(lambda h: jnp.sum(h**2) > 1, lambda h: 0.7 * h, layer(p, x))
+    return h @ p["o"]
+
+
+@trap({"i[1]": UNWEIGHTED}, **MLP)
+def branch_on_a_sum(p: Any, x: Any) -> Any:
+    h = layer(p, x)
+    return lax.cond(h.sum() > 0, jnp.tanh, jnp.sin, h) @ p["o"]
+
+
+@trap({"i[1]": "a loop"}, **MLP)
+def recurrence_from_unit_to_unit(p: Any, x: Any) -> Any:
+    h = layer(p, x)
+    last, _ = lax.scan(lambda s, u: (jnp.tanh(s + u), None), jnp.zeros(4), h.T)
+    return h @ p["o"] + last[:, None]
+
+
+@trap({"i[1]": "a loop"}, **MLP)
+def sum_of_units_by_a_loop(p: Any, x: Any) -> Any:
+    def add(total: Any, unit: Any) -> Any:
+        return total + unit[0][:, None] * unit[1][None], None
+
+    return lax.scan(add, jnp.zeros((4, p["o"].shape[1])), (layer(p, x).T, p["o"]))[0]
+
+
+@trap({"i[1]": "indexed by positions computed"}, **MLP)
+def sum_of_units_by_index(p: Any, x: Any) -> Any:
+    h = layer(p, x)
+
+    def add(k: Any, total: Any) -> Any:
+        return total + h[:, k][:, None] * p["o"][k][None]
+
+    return lax.fori_loop(0, h.shape[1], add, jnp.zeros((4, p["o"].shape[1])))
+
+
+@trap({"a[1]": UNWEIGHTED, "b[1]": UNWEIGHTED}, a=(5, 3), b=(5, 2), o=(3, 2))
+def softmax_over_two_layers(p: Any, x: Any) -> Any:
+    """The softmax runs over a concatenation, which is no axis of any parameter."""
+    both = jax.nn.softmax(jnp.concatenate([x @ p["a"], x @ p["b"]], -1))
+    return both[:, : p["a"].shape[1]] @ p["o"]
+
+
+@trap({"q[1]": "reduce_max", "q[2]": "grown"}, q=(5, 2, 3), k=(5, 2, 3), o=(2, 2))
+def softmax_over_heads(p: Any, x: Any) -> Any:
+    q, k = (jnp.einsum("tm,mhd->thd", x, p[name]) for name in "qk")
+    scores = jax.nn.softmax(jnp.einsum("thd,shd->tsh", q, k))
+    return jnp.einsum("tsh,ho->to", scores, p["o"])
+
+
+# Constants that follow the width -----------------------------------------------------------------
+
+
+@trap({"i[1]": POSITIONS}, **MLP)
+def ramp(p: Any, x: Any) -> Any:
+    h = layer(p, x)
+    return (h * jnp.linspace(0.5, 1, h.shape[1])[None]) @ p["o"]
+
+
+@trap({"i[1]": POSITIONS}, **MLP)
+def alternating_units(p: Any, x: Any) -> Any:
+    h = layer(p, x)
+    return jnp.where((jnp.arange(h.shape[1]) % 2 == 0)[None], h, 0) @ p["o"]
+
+
+@trap({"i[1]": POSITIONS}, **MLP)
+def table_of_two_positions(p: Any, x: Any) -> Any:
+    h = layer(p, x)
+    decay = jnp.exp(-jnp.arange(h.shape[1], dtype=h.dtype) / h.shape[1])
+    return (h * jnp.sin(jnp.einsum("i,j->ij", jnp.arange(4.0), decay))) @ p["o"]
+
+
+@trap({"i[1]": "random numbers"}, **MLP)
+def random_features(p: Any, x: Any) -> Any:
+    h = layer(p, x)
+    random = jax.random.normal(jax.random.key(0), (h.shape[1], 2), h.dtype)
+    return h @ (p["o"] + random)
+
+
+@trap({"i[1]": "the constant"}, i=(5, 7), o=(7, 2))
+def mean_field(p: Any, x: Any) -> Any:
+    return layer(p, x) @ p["o"] / p["o"].shape[0]
+
+
+@trap({"i[1]": "the constant"}, i=(5, 7), o=(7, 2))
+def mean_by_counting(p: Any, x: Any) -> Any:
+    h = layer(p, x)
+    return h @ p["o"] / jnp.sum(jnp.ones_like(h), axis=-1, keepdims=True)
+
+
+@trap({"i[1]": "varies along it"}, **MLP)
+def captured_table(p: Any, x: Any) -> Any:
+    return (layer(p, x) * np.arange(1.0, 7.0)[None]) @ p["o"]
+
+
+# Units in other places ---------------------------------------------------------------------------
+
+
+@trap({"i[1]": "reversed"}, **MLP)
+def flipped(p: Any, x: Any) -> Any:
+    return layer(p, x)[:, ::-1] @ p["o"]
+
+
+@trap({"i[1]": "a reshape cuts across it"}, **MLP)
+def rows_mixed_with_units(p: Any, x: Any) -> Any:
+    return layer(p, x).reshape(-1, 4).T.reshape(4, -1) @ p["o"]
+
+
+@trap({"a[1]": "do not fit together"}, a=(5, 6), b=(5, 6), o=(12, 2))
+def cut_elsewhere_than_joined(p: Any, x: Any) -> Any:
+    h = jnp.concatenate([x @ p["a"], x @ p["b"]], -1).reshape(4, 3, 4)
+    return jnp.tanh(h).swapaxes(1, 2).reshape(4, -1) @ p["o"]
+
+
+@trap({"i[1]": "indexed by positions"}, **MLP)
+def last_unit_overwritten(p: Any, x: Any) -> Any:
+    return layer(p, x).at[:, -1].set(1.0) @ p["o"]
+
+
+@trap({"i[1]": "copied", "o[0]": "copied"}, i=(5, 6), o=(12, 2))
+def repeated_units(p: Any, x: Any) -> Any:
+    h = layer(p, x)
+    both = jnp.stack([h, h * h], axis=-1).reshape(4, -1)
+    return (both + jnp.repeat(h, 2, axis=-1)) @ p["o"]
+
+
+@trap({"i[1]": "copied"}, i=(5, 6), o=(18, 2))
+def tiled_units(p: Any, x: Any) -> Any:
+    return jnp.tile(layer(p, x), (1, 3)) @ p["o"]
+
+
+@trap({"i[1]": "copied"}, **MLP)
+def halves_swapped(p: Any, x: Any) -> Any:
+    h = layer(p, x)
+    a, b = jnp.split(h, 2, axis=-1)
+    return (h + jnp.concatenate([-b, a], axis=-1)) @ p["o"]
+
+
+@trap({"b[1]": "copied", "c[1]": "copied"}, a=(5, 3), b=(5, 3), c=(5, 2), d=(5, 4), o=(6, 2))
+def concatenations_that_do_not_align(p: Any, x: Any) -> Any:
+    """3 | 3 and 2 | 4 have the pieces 2 | 1 | 3 in common."""
+    one = jnp.concatenate([jnp.tanh(x @ p["a"]), jnp.tanh(x @ p["b"])], -1)
+    two = jnp.concatenate([jnp.tanh(x @ p["c"]), jnp.tanh(x @ p["d"])], -1)
+    return (one + two) @ p["o"]
+
+
+@trap({"qkv[2]": "copied", "qkv[3]": "grown"}, qkv=(3, 5, 2, 3), o=(2, 3, 2))
+def one_array_for_queries_keys_and_values(p: Any, x: Any) -> Any:
+    """New entries of ``o`` for new dimensions of old heads are free, those of new heads zero."""
+    q, k, v = jnp.einsum("tm,amhd->athd", x, p["qkv"])
+    scores = jax.nn.softmax(jnp.einsum("thd,shd->hts", q, k))
+    return jnp.einsum("hts,shd,hdo->to", scores, v, p["o"])
+
+
+@trap({"a[1]": "copied", "b[0]": "copied", "b[2]": "copied"}, a=(5, 6), b=(3, 6, 4), c=(3, 4, 2))
+def experts_and_hidden_units(p: Any, x: Any) -> Any:
+    h = jnp.tanh(jnp.einsum("bi,eij->bej", jnp.tanh(x @ p["a"]), p["b"]))
+    return jnp.einsum("bej,ejo->bo", h, p["c"])
+
+
+@trap({"i[1]": "two activations"}, **MLP)
+def after_a_step_of_training(p: Any, x: Any) -> Any:
+    """New units get a gradient within the program, so they do not stay silent."""
+
+    def loss(p: Any) -> Any:
+        return jnp.sum((layer(p, x) @ p["o"]) ** 2)
+
+    p = jax.tree.map(lambda w, g: w - 0.1 * g, p, jax.grad(loss)(p))
+    return layer(p, x) @ p["o"]
+
+
+@trap({"i[1]": "grown"}, **MLP)
+def gradient_penalty(p: Any, x: Any) -> Any:
+    return jnp.sum(jax.grad(lambda x: jnp.sum(layer(p, x) @ p["o"]))(x) ** 2, axis=0)[:2]
+
+
+@trap({"i[1]": "copied"}, **MLP)
+def own_derivative(p: Any, x: Any) -> Any:
+    @jax.custom_vjp
+    def f(w: Any, x: Any) -> Any:
+        return jnp.tanh(x @ w)
+
+    def backward(residuals: Any, g: Any) -> Any:
+        w, x, y = residuals
+        g = g * (1 - y * y)
+        return x.T @ g, g @ w.T
+
+    f.defvjp(lambda w, x: (f(w, x), (w, x, f(w, x))), backward)
+    return f(p["i"], x) @ p["o"]
+
+
+# The checks --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_to_compile() -> Iterator[None]:
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def width_at(widths: dw.Widths, place: str) -> dw.Width:
+    """The width at a place; of a composite axis, the first that can grow."""
+    path, axis = place[:-1].split("[")
+    names = [
+        w.name
+        for w in widths.values()
+        for o in w.occurrences
+        if (o.path, o.axis) == (path, int(axis))
+    ]
+    return next((widths[n] for n in names if not widths[n].fixed), widths[names[0]])
+
+
+@pytest.mark.parametrize("name", TRAPS)
+def test_trap(name: str) -> None:
+    apply, shapes, fates = dataclasses.astuple(TRAPS[name])
+    widths = dw.trace(apply, shapes, X)
+    grows: dict[str, int] = {}
+    growths = []
+    for place, fate in fates.items():
+        width = width_at(widths, place)
+        new = {width.name: width.size + 2}
+        if fate not in ("copied", "grown"):
+            with pytest.raises(ValueError) as error:
+                dw.plan(widths, new, interface=True)
+            assert fate in str(error.value)
+            continue
+        grows |= new
+        growths.append(dw.plan(widths, new))
+        copies = {"strategy": dw.strategies.replicate(split="uneven")}
+        if fate == "copied":
+            growths.append(dw.plan(widths, new, **copies))
+        else:
+            with pytest.raises(ValueError, match="copying units would change outputs"):
+                dw.plan(widths, new, **copies)
+    if len(grows) > 1:
+        growths.append(dw.plan(widths, grows))
+
+    @jax.jit
+    def run(variables: Any, key: Any) -> Any:
+        grown = [dw.grow(variables, growth, key=key) for growth in growths]
+        return apply(variables, X), [apply(v, X) for v in grown]
+
+    old, new = run(fill(shapes, 1), jax.random.key(0))
+    for growth, outputs in zip(growths, new, strict=True):
+        jax.tree.map(
+            lambda a, b, growth=growth: np.testing.assert_allclose(
+                b, a, rtol=0, atol=1e-12 * np.max(np.abs(a)), err_msg=repr(growth)
+            ),
+            old,
+            outputs,
+        )
