@@ -36,6 +36,31 @@ class Occurrence:
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """A way to grow a width exactly although the network computes with its size.
+
+    A norm over the width, or a scale such as 1/sqrt(head_dim), changes with the width; rescaling
+    some arrays and constants makes up for it.
+
+    Attributes:
+        strategy: the strategy that it goes with: ``"zero_outgoing"``, ``"zero_incoming"`` or
+            ``"tile"``.
+        powers: paths of arrays and the powers of the ratio that multiply their old entries. The
+            ratio is new / old, for ``"tile"`` the share of units that are copies, (new // old) *
+            old / new.
+        constants: what constants inside the network are, their values, and the powers of the
+            ratio by which the larger model's must be larger.
+        blank: paths of arrays whose entries for units that copy no single one are not the mean of
+            the others but as in a new network (``"tile"`` only).
+    """
+
+    strategy: Literal["zero_outgoing", "zero_incoming", "tile"]
+    powers: tuple[tuple[str, float], ...] = ()
+    constants: tuple[tuple[str, float, float], ...] = ()
+    blank: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Width:
     """A set of array axes that index the same units.
 
@@ -50,6 +75,7 @@ class Width:
         copy_hazards: what would change them if its units were copied.
         zero_hazard: why the incoming weights of its units must not all be zero, or None.
         notes: what a caller should know before growing it.
+        recipes: ways to grow it exactly in spite of its hazards.
     """
 
     name: str
@@ -61,6 +87,7 @@ class Width:
     copy_hazards: tuple[str, ...] = ()
     zero_hazard: str | None = None
     notes: tuple[str, ...] = ()
+    recipes: tuple[Recipe, ...] = ()
 
     @property
     def status(self) -> str:
@@ -109,6 +136,7 @@ class Facts:
     copy_hazards: tuple[str, ...] = ()
     zero_hazard: str | None = None
     notes: tuple[str, ...] = ()
+    recipes: tuple[Recipe, ...] = ()
 
 
 @dataclass(frozen=True, repr=False)
@@ -262,6 +290,7 @@ __all__ = [
     "Leaf",
     "Occurrence",
     "Product",
+    "Recipe",
     "Width",
     "Widths",
     "make_widths",
