@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from dogwood_jax import strategies
 from dogwood_jax._compare import Difference, compare
 from dogwood_jax._grow import grow
+from dogwood_jax._growth import Change, Growth
 from dogwood_jax._layout import Concat, Layout, Product, Units
-from dogwood_jax._plan import Change, Growth, plan
+from dogwood_jax._plan import plan
 from dogwood_jax._symmetry import find_symmetric
 from dogwood_jax._trace import trace
 from dogwood_jax._widen import chain, widen

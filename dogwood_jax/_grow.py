@@ -1,23 +1,18 @@
-"""Grow the arrays: ``grow``.
-
-Every axis of an array is taken apart into the widths it is made of (a product is reshaped, a
-concatenation split), each width is extended along an axis of its own, and the axis is put back
-together. Extending a width is a pad or a concatenation; only strategies that copy units gather.
-"""
+"""Grow the arrays: ``grow``."""
 
 import functools
 import itertools
 from collections.abc import Iterator, Mapping
-from itertools import accumulate
 from math import prod, sqrt
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
-from dogwood_jax._layout import Concat, Layout, Product, Units, size_of, units_of
-from dogwood_jax._plan import Change, Growth
+from dogwood_jax._affine import AxisMap, map_of_variable, transform
+from dogwood_jax._growth import Growth
+from dogwood_jax._layout import Units, units_of
 from dogwood_jax._random import seeds, uniform
 from dogwood_jax._tree import PyTree, in_order_of, is_array, leaves_by_path
 from dogwood_jax._widths import Leaf
@@ -63,12 +58,12 @@ def grow(
     leaves = leaves_by_path(variables)
     new = None if fresh is None else leaves_by_path(fresh)
     _check(leaves, growth, key, new)
-    growing = [leaf.path for leaf in growth.widths.leaves if _grows(leaf, growth)]
+    changing = [leaf.path for leaf in growth.widths.leaves if _changes(leaf, growth)]
     grown = leaves | _grow_leaves(
-        {path: leaves[path] for path in growing},
+        {path: leaves[path] for path in changing},
         growth,
         key,
-        None if new is None else {path: new[path] for path in growing},
+        None if new is None else {path: new[path] for path in changing},
     )
     if fresh is not None:
         return _rebuilt(jax.tree.structure(fresh), grown)
@@ -78,8 +73,10 @@ def grow(
     return in_order_of(variables, tree)
 
 
-def _grows(leaf: Leaf, growth: Growth) -> bool:
-    return growth.shapes[leaf.path] != leaf.shape
+def _changes(leaf: Leaf, growth: Growth) -> bool:
+    return leaf.path in growth.factors or any(
+        units.width in growth.change for layout in leaf.axes for units in units_of(layout)
+    )
 
 
 def _rebuilt(structure: Any, leaves: Mapping[str, Any]) -> PyTree:
@@ -103,7 +100,7 @@ def _check(
                 f"{leaf.path}: has shape {jnp.shape(array)}, but the growth was planned for "
                 f"{leaf.shape}; plan again for these variables"
             )
-        elif _grows(leaf, growth):
+        elif _changes(leaf, growth):
             dtype = jnp.result_type(array) if not hasattr(array, "dtype") else array.dtype
             if not jnp.issubdtype(dtype, jnp.inexact):
                 problems.append(
@@ -114,7 +111,10 @@ def _check(
                     f"{leaf.path}: is {dtype}, which JAX would cut short; "
                     "set jax.config.update('jax_enable_x64', True) first"
                 )
-            if key is None and fresh is None and _draws(leaf, growth):
+            needs = _needs(leaf, growth) if key is None else set()
+            if "noise" in needs:
+                problems.append(f"{leaf.path}: gets noise on its copies; pass key=")
+            elif "free" in needs and fresh is None:
                 problems.append(f"{leaf.path}: gets random new weights; pass key= or fresh=")
     if fresh is not None:
         leaves, fresh = (
@@ -133,21 +133,17 @@ def _check(
         raise ValueError("cannot grow these variables:\n" + "\n".join(f"- {p}" for p in problems))
 
 
-def _draws(leaf: Leaf, growth: Growth) -> bool:
-    """Whether the growth of an array needs random numbers."""
+def _needs(leaf: Leaf, growth: Growth) -> set[str]:
+    """Which random numbers the growth of an array needs: ``"free"`` entries, ``"noise"``."""
+    needs = set()
     for units in {units for layout in leaf.axes for units in units_of(layout)}:
-        change = growth.change.get(units.width)
-        if change is not None and units.role == "incoming" and change.strategy.noise:
-            return True
-        if change is not None and _fate(change, units) == "free" and leaf.kind == "random":
-            return True
-    return False
-
-
-def _fate(change: Change, units: Units) -> str:
-    """What becomes of a new unit's entries in an array where it has this role."""
-    strategy = change.strategy
-    return strategy.incoming if units.role == "incoming" else strategy.outgoing
+        if change := growth.change.get(units.width):
+            along = map_of_variable(change, units, leaf)
+            if along.noise:
+                needs.add("noise")
+            if along.fill == "free" and along.rest and leaf.kind == "random":
+                needs.add("free")
+    return needs
 
 
 @functools.partial(jax.jit, static_argnames="growth")
@@ -162,172 +158,71 @@ def _grow_leaves(
     grown = {}
     for index, leaf in enumerate(leaf for leaf in growth.widths.leaves if leaf.path in leaves):
         old = leaves[leaf.path]
-        extension = _Extension(leaf, growth, old.dtype)
+        draws = None
         if key is not None and words is not None:
-            extension.seeds = seeds(words[index])
-            extension.keys = (jax.random.fold_in(key, i) for i in itertools.count(index * 1024))
-        new = extension.initialized() if fresh is None else fresh[leaf.path].astype(old.dtype)
-        grown[leaf.path] = extension.extend(old, leaf.axes, new)
+            keys = (jax.random.fold_in(key, i) for i in itertools.count(index * 1024))
+            draws = _Draws(leaf, growth, old.dtype, seeds(words[index]), keys)
+        new = draws.initialized() if draws and fresh is None else None
+        if fresh is not None:
+            new = fresh[leaf.path].astype(old.dtype)
+        grown[leaf.path] = grow_leaf(old, leaf, growth, new, draws)
     return grown
 
 
-class _Extension:
-    """Extends one array; holds what every part of it needs."""
+def grow_leaf(
+    old: Array, leaf: Leaf, growth: Growth, fresh: Array | None, draws: "_Draws | None" = None
+) -> Array:
+    """Returns one array grown; free entries come from ``fresh``, are drawn, or get defaults."""
 
-    def __init__(self, leaf: Leaf, growth: Growth, dtype: Any) -> None:
-        self.leaf = leaf
-        self.change = growth.change
+    def map_of(units: Units) -> AxisMap:
+        return map_of_variable(growth.change[units.width], units, leaf)
+
+    if factor := growth.factors.get(leaf.path):
+        wide = jnp.promote_types(old.dtype, jnp.float32)
+        old = (old * jnp.asarray(factor, wide)).astype(old.dtype)
+    sizes = {change.width: change.new for change in growth.changes}
+    draw = draws.draw if draws else functools.partial(_default, leaf, old.dtype)
+    return transform(
+        old, leaf.axes, sizes, map_of, fresh, draw, noise=draws.normal if draws else None
+    )
+
+
+def _default(leaf: Leaf, dtype: Any, shape: tuple[int, ...]) -> Array:
+    """What new entries are where nothing is drawn."""
+    return jnp.full(shape, 1 if leaf.kind == "ones" else 0, dtype)
+
+
+class _Draws:
+    """Draws random entries of one array."""
+
+    def __init__(
+        self, leaf: Leaf, growth: Growth, dtype: Any, words: Iterator[Array], keys: Iterator[Array]
+    ) -> None:
+        self.leaf, self.dtype, self.words, self.keys = leaf, dtype, words, keys
         self.shape = growth.shapes[leaf.path]
-        self.sizes = {change.width: change.new for change in growth.changes}
-        self.dtype = dtype
-        # Left empty without a key: ``grow`` has checked that none is needed then.
-        self.seeds: Iterator[Array] = iter(())
-        self.keys: Iterator[Array] = iter(())
+        widths = {units.width for layout in leaf.axes for units in units_of(layout)}
+        inits = (c.strategy.init for c in growth.changes if c.width in widths)
+        self.inits = [init for init in inits if init not in (None, glorot)]
 
     def initialized(self) -> Array | None:
         """Returns the whole new array from the strategy's initializer, or None to draw parts."""
-        changes = [
-            self.change[u.width]
-            for layout in self.leaf.axes
-            for u in units_of(layout)
-            if u.width in self.change
-        ]
-        inits = [c.strategy.init for c in changes if c.strategy.init not in (None, glorot)]
-        if not inits or self.leaf.kind != "random":
+        if not self.inits or self.leaf.kind != "random":
             return None
         # Initializers want two axes at least; a vector is one row of a kernel.
         shape = self.shape if len(self.shape) > 1 else (1, *self.shape)
-        return inits[0](next(self.keys), shape, self.dtype).reshape(self.shape)
+        return self.inits[0](next(self.keys), shape, self.dtype).reshape(self.shape)
 
-    def extend(self, old: Array, axes: tuple[Layout, ...], fresh: Array | None) -> Array:
-        """Returns the array with every width of its axes extended.
-
-        Args:
-            old: a part of the old array.
-            axes: the layout of each of its axes.
-            fresh: the same part of the larger model's array, or None to draw free entries.
-        """
-        for axis, layout in enumerate(axes):
-            if isinstance(layout, Concat) and self._grows(layout):
-                return self._extend_parts(old, axes, axis, layout, fresh)
-        if any(isinstance(layout, Product) and self._grows(layout) for layout in axes):
-            return self._extend_factors(old, axes, fresh)
-        return self._extend_units(old, axes, fresh)
-
-    def _grows(self, layout: Layout) -> bool:
-        return any(units.width in self.change for units in units_of(layout))
-
-    def _extend_parts(
-        self,
-        old: Array,
-        axes: tuple[Layout, ...],
-        axis: int,
-        layout: Concat,
-        fresh: Array | None,
-    ) -> Array:
-        """Extends the parts of a concatenated axis one by one."""
-        starts = [0, *accumulate(size_of(part) for part in layout.parts)]
-        new_starts = [0, *accumulate(size_of(part, self.sizes) for part in layout.parts)]
-        parts = []
-        for i, part in enumerate(layout.parts):
-            old_part = lax.slice_in_dim(old, starts[i], starts[i + 1], axis=axis)
-            new_part = None
-            if fresh is not None:
-                new_part = lax.slice_in_dim(fresh, new_starts[i], new_starts[i + 1], axis=axis)
-            layouts = (*axes[:axis], part, *axes[axis + 1 :])
-            parts.append(self.extend(old_part, layouts, new_part))
-        return lax.concatenate(parts, axis)
-
-    def _extend_factors(self, old: Array, axes: tuple[Layout, ...], fresh: Array | None) -> Array:
-        """Extends the factors of product axes, each on an axis of its own."""
-        factors: list[Layout] = []
-        for layout in axes:
-            exposed = isinstance(layout, Product) and self._grows(layout)
-            factors += layout.parts if exposed else [layout]  # type: ignore[union-attr]
-        old = old.reshape([size_of(f) for f in factors])
-        if fresh is not None:
-            fresh = fresh.reshape([size_of(f, self.sizes) for f in factors])
-        new = self.extend(old, tuple(factors), fresh)
-        return new.reshape([size_of(layout, self.sizes) for layout in axes])
-
-    def _extend_units(self, old: Array, axes: tuple[Layout, ...], fresh: Array | None) -> Array:
-        """Extends axes that are a single width each."""
-        appended: list[tuple[int, int, bool, Change]] = []
-        copied: list[tuple[str, int, Change]] = []
-        for axis, layout in enumerate(axes):
-            if isinstance(layout, Units) and (change := self.change.get(layout.width)):
-                fate = _fate(change, layout)
-                if fate in ("copy", "share"):
-                    copied.append((fate, axis, change))
-                else:
-                    # What is appended last decides about entries that are new on several sides:
-                    # weights into a new unit are free, even from other new units.
-                    last = 1 if layout.role != "incoming" else 2 if layout.produced else 0
-                    appended.append((last, axis, fate == "free", change))
-        appended.sort(key=lambda append: (append[0], append[2]))
-        order = [(axis, change, free) for _, axis, free, change in appended]
-        array = self._append(old, order) if fresh is None else self._append_from(fresh, old, order)
-        for fate, axis, change in copied:
-            copy = self._share if fate == "share" else self._copy
-            array = copy(array, axis, change)
-        return array
-
-    def _append(self, old: Array, appended: list[tuple[int, Change, bool]]) -> Array:
-        """Appends entries along axes one after another, zeros or free ones."""
-        padding = [(0, 0, 0)] * old.ndim
-        for axis, change, _ in appended:
-            padding[axis] = (0, change.new - change.old, 0)
-        array = lax.pad(old, jnp.zeros((), old.dtype), padding)
-        extent = list(old.shape)
-        for axis, change, free in appended:
-            if free:
-                block, start = [*extent], [0] * old.ndim
-                block[axis], start[axis] = change.new - change.old, change.old
-                array = lax.dynamic_update_slice(array, self._draw(tuple(block)), start)
-            extent[axis] = change.new
-        return array
-
-    def _append_from(
-        self, fresh: Array, old: Array, appended: list[tuple[int, Change, bool]]
-    ) -> Array:
-        """Appends entries along axes one after another, zeros or those of a fresh array."""
-        array = old
-        for free, group in itertools.groupby(appended, key=lambda append: append[2]):
-            extent = list(array.shape)
-            for axis, change, _ in group:
-                extent[axis] = change.new
-            if free:
-                whole = lax.slice(fresh, [0] * old.ndim, extent)
-                array = lax.dynamic_update_slice(whole, array, [0] * old.ndim)
-            else:
-                padding = [(0, n - m, 0) for n, m in zip(extent, array.shape, strict=True)]
-                array = lax.pad(array, jnp.zeros((), array.dtype), padding)
-        return array
-
-    def _draw(self, shape: tuple[int, ...]) -> Array:
+    def draw(self, shape: tuple[int, ...]) -> Array:
         """Returns free entries for a part of the new array."""
         if self.leaf.kind != "random":
-            return jnp.full(shape, 0 if self.leaf.kind == "zeros" else 1, self.dtype)
+            return _default(self.leaf, self.dtype, shape)
         fan_in, fan_out = (
             prod(self.shape[axis] for axis in axes)
             for axes in (self.leaf.fan_in, self.leaf.fan_out)
         )
         limit = sqrt(6 / (fan_in + fan_out))
-        return uniform(next(self.seeds), shape, self.dtype, limit)
+        return uniform(next(self.words), shape, self.dtype, limit)
 
-    def _share(self, array: Array, axis: int, change: Change) -> Array:
-        """Copies outgoing entries, divided among the copies."""
-        # Shares in single precision at least: rounded to bfloat16 first, thirds would not add up.
-        shares = jnp.asarray(change.shares, jnp.promote_types(array.dtype, jnp.float32))
-        shares = shares.reshape([-1 if a == axis else 1 for a in range(array.ndim)])
-        copied = jnp.take(array, jnp.asarray(change.sources), axis=axis)
-        return (copied * shares).astype(array.dtype)
-
-    def _copy(self, array: Array, axis: int, change: Change) -> Array:
-        """Copies incoming entries, with noise if the strategy wants some."""
-        copies = jnp.take(array, jnp.asarray(change.copies, int), axis=axis)
-        if change.strategy.noise:
-            scale = change.strategy.noise * jnp.std(array)
-            noise = jax.random.normal(next(self.keys), copies.shape, array.dtype)
-            copies = copies + scale.astype(array.dtype) * noise
-        return lax.concatenate([array, copies], axis)
+    def normal(self, shape: tuple[int, ...]) -> Array:
+        """Returns standard normal numbers."""
+        return jax.random.normal(next(self.keys), shape, self.dtype)

@@ -1,142 +1,19 @@
-"""What becomes of each array: ``plan`` and ``Growth``."""
+"""Plan a growth: ``plan``."""
 
 import operator
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from itertools import islice
 from typing import Any
 
 import jax
+import numpy as np
 
-from dogwood_jax._layout import Concat, Layout, Product, Units, size_of, units_of
+from dogwood_jax import strategies
+from dogwood_jax._growth import Change, Growth
+from dogwood_jax._layout import Layout, size_of, units_of
 from dogwood_jax._tree import PyTree, is_array, leaves_by_path
-from dogwood_jax._widths import Width, Widths, table
-from dogwood_jax.strategies import Strategy, zero_outgoing
-
-
-@dataclass(frozen=True)
-class Change:
-    """How one width grows. Old units keep their places; new ones are appended to them.
-
-    Attributes:
-        width: name of the width.
-        old: number of units before.
-        new: number of units after.
-        strategy: how new units are filled in.
-        copies: the old unit that each new unit copies; empty unless the strategy copies.
-    """
-
-    width: str
-    old: int
-    new: int
-    strategy: Strategy
-    copies: tuple[int, ...] = ()
-
-    @property
-    def sources(self) -> tuple[int, ...]:
-        """The old unit behind each unit after the change, where the strategy copies."""
-        return (*range(self.old), *self.copies)
-
-    @property
-    def shares(self) -> tuple[float, ...]:
-        """The factor on the outgoing weights of each unit after the change; copies' sum to one."""
-        sources = self.sources
-        counts = [0] * self.old
-        for source in sources:
-            counts[source] += 1
-        if self.strategy.split == "even":
-            return tuple(1 / counts[source] for source in sources)
-        seen = [0] * self.old
-        shares = []
-        for source in sources:
-            seen[source] += 1
-            k = counts[source]
-            shares.append(2 * seen[source] / (k * (k + 1)))
-        return tuple(shares)
-
-
-@dataclass(frozen=True, repr=False)
-class Growth:
-    """What becomes of every array when some widths change: an affine map ``new = A(old) + fill``.
-
-    Frozen, hashable (so it can be a static argument under ``jax.jit``), comparable and picklable;
-    ``print(growth)`` shows what becomes of each array.
-
-    Attributes:
-        widths: the widths of the network that grows.
-        changes: how each growing width changes, in the order of the widths.
-        notes: what the larger model's configuration or the caller has to mind.
-        structure: tree structure of the larger model where a target was given.
-    """
-
-    widths: Widths
-    changes: tuple[Change, ...]
-    notes: tuple[str, ...] = ()
-    structure: Any = None
-
-    @cached_property
-    def change(self) -> dict[str, Change]:
-        """The changes by name of their width."""
-        return {change.width: change for change in self.changes}
-
-    @cached_property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every known array after the growth, by path."""
-        sizes = {change.width: change.new for change in self.changes}
-        return {
-            leaf.path: tuple(size_of(layout, sizes) for layout in leaf.axes)
-            for leaf in self.widths.leaves
-        }
-
-    @cached_property
-    def _hash(self) -> int:
-        return hash((self.widths, self.changes, self.notes, self.structure))
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Growth):
-            return NotImplemented
-        # A tree structure cannot be compared with None.
-        if (self.structure is None) != (other.structure is None):
-            return False
-        fields = ("widths", "changes", "notes", "structure")
-        return all(getattr(self, name) == getattr(other, name) for name in fields)
-
-    def __getstate__(self) -> dict[str, object]:
-        # Without the cached hash: hashes of strings differ between processes.
-        fields = ("widths", "changes", "notes", "structure")
-        return {name: getattr(self, name) for name in fields}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state)
-
-    def __str__(self) -> str:
-        rows = [("array", "before", "after", "new entries")]
-        for leaf in self.widths.leaves:
-            new = self.shapes[leaf.path]
-            if new != leaf.shape:
-                rows.append((leaf.path, _shape(leaf.shape), _shape(new), self._fate(leaf.axes)))
-        lines = [table(rows)] if len(rows) > 1 else ["nothing grows"]
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
-
-    def __repr__(self) -> str:
-        return f"Growth({', '.join(f'{c.width}: {c.old} -> {c.new}' for c in self.changes)})"
-
-    def _fate(self, axes: tuple[Layout, ...]) -> str:
-        parts = []
-        for axis, layout in enumerate(axes):
-            for units in dict.fromkeys(units_of(layout)):
-                if change := self.change.get(units.width):
-                    side = "incoming" if units.role == "incoming" else "outgoing"
-                    parts.append(f"{units.width}[{axis}] {getattr(change.strategy, side)}")
-        return ", ".join(parts)
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape)) or "scalar"
+from dogwood_jax._widths import Recipe, Width, Widths
+from dogwood_jax.strategies import Strategy
 
 
 def plan(
@@ -144,13 +21,18 @@ def plan(
     sizes: Mapping[Any, int] | None = None,
     *,
     target: PyTree = None,
+    keep: Mapping[Any, Any] | None = None,
+    merge: Mapping[Any, Sequence[Sequence[int]]] | None = None,
     strategy: Strategy | Mapping[str, Strategy] | None = None,
     interface: bool = False,
 ) -> Growth:
     """Plans a growth: works out what becomes of each array, without touching any values.
 
     With a preserving strategy, which the default is, the grown network computes what the old one
-    did: a width whose growth would change that is refused, with the reason.
+    did: a width whose growth would change that is refused, with the reason. Where the network
+    computes with a width's size, as norms and attention scales do, and an exact recipe is known,
+    the default is that recipe; what it asks of the larger model's configuration is in the growth's
+    notes.
 
     Args:
         widths: the widths of the network, from ``trace`` or ``chain``.
@@ -159,13 +41,18 @@ def plan(
         target: a pytree of arrays or ``jax.ShapeDtypeStruct`` of the larger model. Which widths
             differ is worked out; ``sizes`` settles what the shapes leave open. The grown
             variables get the target's tree structure.
-        strategy: one strategy for all widths, ``strategies.zero_outgoing()`` unless given, or a
-            mapping from width name to strategy.
-        interface: whether widths that are dimensions of the network's inputs or outputs may grow:
-            old outputs stay, new ones are appended.
+        keep: by width, the units that stay: their indices, in their new order, or a boolean mask.
+            The others are removed, see ``narrow``.
+        merge: by width, groups of units that compute the same function, as ``find_symmetric``
+            returns them. The first of a group stays and takes over the others' outgoing weights,
+            see ``merge_symmetric``.
+        strategy: one strategy for all widths, or a mapping from width name to strategy. Widths
+            without one grow by ``strategies.zero_outgoing()``, or by the recipe they need.
+        interface: whether widths that are dimensions of the network's inputs or outputs may
+            change: old outputs stay, new ones are appended.
 
     Returns:
-        The growth, for ``grow``.
+        The growth, for ``grow`` and ``grow_opt_state``.
 
     Raises:
         ValueError: for unknown widths, sizes below today's, widths that cannot grow or cannot
@@ -183,9 +70,14 @@ def plan(
         up/kernel    4x8     4x16   up[1] free
         up/bias      8       16     up[0] free
         down/kernel  8x2     16x2   up[0] zero
+        >>> dw.plan(widths, keep={"up": [0, 2, 5]})
+        Growth(up: 8 -> 3)
     """
-    if sizes is None and target is None:
-        raise ValueError("plan needs sizes, {name: units}, or target=, a larger model's variables")
+    if sizes is None and target is None and keep is None and merge is None:
+        raise ValueError(
+            "plan needs sizes, {name: units}, or target=, a larger model's variables; "
+            "or keep= or merge= to remove units"
+        )
     problems: list[str] = []
     new = _named_sizes(widths, sizes or {}, problems)
     structure = None
@@ -193,49 +85,66 @@ def plan(
         new = _sizes_of_target(widths, target, new, problems)
         structure = jax.tree.structure(target)
     chosen = _strategies(widths, strategy, problems)
-    changes: list[Change] = []
-    notes: list[str] = []
-    for name, size in widths.sizes.items():
-        if new.get(name, size) == size:
-            continue
-        width = widths[name]
-        how = chosen.get(name, zero_outgoing())
-        problems += _refusals(widths, width, new[name], how, interface)
-        copies: tuple[int, ...] = ()
-        if how.incoming == "copy" and size:
-            copies = tuple(i % size for i in range(new[name] - size))
-        changes.append(Change(name, size, new[name], how, copies))
-        notes += width.notes
-        if how.noise:
-            notes.append(f"{name}: copies carry noise, so outputs change")
+    changes = {
+        name: _extended(widths[name], new[name], chosen.get(name), interface, problems)
+        for name, size in widths.sizes.items()
+        if new.get(name, size) != size
+    }
+    for name, units in _by_name(widths, keep or {}, problems):
+        _once(changes, name, problems)
+        changes[name] = _kept(widths[name], units, interface, problems)
+    for name, groups in _by_name(widths, merge or {}, problems):
+        _once(changes, name, problems)
+        changes[name] = _merged(widths[name], groups, interface, problems)
     if problems:
         raise ValueError("cannot plan this growth:\n" + "\n".join(f"- {p}" for p in problems))
-    return Growth(widths, tuple(changes), tuple(dict.fromkeys(notes)), structure)
+    made = tuple(
+        change
+        for name in widths
+        if (change := changes.get(name)) and change.sources != tuple(range(change.old))
+    )
+    notes = (note for change in made for note in _notes(widths[change.width], change))
+    return Growth(widths, made, tuple(dict.fromkeys(notes)), structure)
+
+
+def _by_name(
+    widths: Widths, asked: Mapping[Any, Any], problems: list[str]
+) -> Iterator[tuple[str, Any]]:
+    """Yields what is asked of each width, by its name."""
+    for place, value in asked.items():
+        try:
+            yield (widths[place] if isinstance(place, str) else widths.of(*place)).name, value
+        except KeyError as error:
+            problems.append(str(error.args[0]))
 
 
 def _named_sizes(widths: Widths, sizes: Mapping[Any, int], problems: list[str]) -> dict[str, int]:
     """Returns the asked sizes by width name."""
     new: dict[str, int] = {}
-    for asked, size in sizes.items():
+    for name, size in _by_name(widths, sizes, problems):
         try:
-            name = (widths[asked] if isinstance(asked, str) else widths.of(*asked)).name
             units = operator.index(size)
-        except KeyError as error:
-            problems.append(str(error.args[0]))
         except TypeError:
-            problems.append(f"{asked}: the number of units must be an integer, got {size!r}")
+            problems.append(f"{name}: the number of units must be an integer, got {size!r}")
         else:
             if new.setdefault(name, units) != units:
                 problems.append(f"{name}: asked for two sizes, {new[name]} and {units}")
     return new
 
 
+def _once(changes: Mapping[str, Change], name: str, problems: list[str]) -> None:
+    if name in changes:
+        problems.append(f"{name}: is to change in two ways; plan one after the other")
+
+
 def _strategies(
     widths: Widths, strategy: Strategy | Mapping[str, Strategy] | None, problems: list[str]
 ) -> Mapping[str, Strategy]:
-    """Returns the strategy of each width that has one of its own."""
-    if strategy is None or isinstance(strategy, Strategy):
-        return dict.fromkeys(widths, strategy or zero_outgoing())
+    """Returns the strategy of each width that is given one."""
+    if strategy is None:
+        return {}
+    if isinstance(strategy, Strategy):
+        return dict.fromkeys(widths, strategy)
     if not isinstance(strategy, Mapping):
         raise TypeError(f"strategy must come from dw.strategies, got {strategy!r}")
     for name in strategy:
@@ -246,26 +155,78 @@ def _strategies(
     return strategy
 
 
+# Growing ------------------------------------------------------------------------------------------
+
+
+def _extended(
+    width: Width, new: int, strategy: Strategy | None, interface: bool, problems: list[str]
+) -> Change:
+    """Returns how a width gets more units, after checking that it can."""
+    recipe = _recipe(width, strategy)
+    if strategy is None:
+        make = {
+            "zero_outgoing": strategies.zero_outgoing,
+            "zero_incoming": strategies.zero_incoming,
+            "tile": strategies.tile,
+        }
+        strategy = make[recipe.strategy if recipe else "zero_outgoing"]()
+    problems += _refusals(width, new, strategy, recipe, interface)
+    return Change(
+        width.name,
+        width.size,
+        new,
+        strategy,
+        _sources(width.size, new, strategy, problems, width.name),
+        recipe=recipe,
+    )
+
+
+def _recipe(width: Width, strategy: Strategy | None) -> Recipe | None:
+    """Returns the recipe with which a width can grow, with this strategy if there is one."""
+    if not width.hazards:
+        return None
+    fitting = (r for r in width.recipes if strategy is None or r.strategy == strategy.name)
+    return next(fitting, None)
+
+
+def _sources(
+    old: int, new: int, strategy: Strategy, problems: list[str], name: str
+) -> tuple[int, ...] | None:
+    """Returns the old unit behind each new one, where a strategy copies units."""
+    if strategy.incoming != "copy" or not old:
+        return None
+    if strategy.name == "tile":
+        return (*range(old),) * (new // old)
+    copied = strategy.units or range(old)
+    if bad := [unit for unit in copied if not 0 <= unit < old]:
+        problems.append(f"{name}: has units 0 to {old - 1}, so none of {bad} can be copied")
+    return (*range(old), *(copied[i % len(copied)] for i in range(new - old)))
+
+
 def _refusals(
-    widths: Widths, width: Width, new: int, strategy: Strategy, interface: bool
+    width: Width, new: int, strategy: Strategy, recipe: Recipe | None, interface: bool
 ) -> list[str]:
     """Returns why a width cannot take its new size with this strategy."""
     name, old = width.name, width.size
     if new < old:
-        return [f"{name}: {new} units are fewer than today's {old}; growing never drops units"]
+        return [
+            f"{name}: {new} units are fewer than today's {old}; growing never drops units; "
+            "say which ones stay with keep=, or use dw.narrow"
+        ]
     if width.fixed:
         return [
             f"{name}: cannot grow from {old} to {new}: {width.fixed}; it occurs in {_places(width)}"
         ]
-    problems = []
-    if width.interface and not interface:
+    problems = _interface(width, interface)
+    if strategy.name in ("zero_incoming", "tile") and recipe is None:
         problems.append(
-            f"{name}: is a dimension of an input or output; pass interface=True to append to it"
+            f"{name}: strategies.{strategy.name}() is for widths under a norm that can grow no "
+            f"other way; {_ways_out(width)}"
         )
-    if strategy.preserving:
+    elif strategy.preserving and recipe is None:
         problems += [
             f"{name}: growing it from {old} to {new} would change outputs: {hazard}; "
-            f"it occurs in {_places(width)}; strategies.random() ignores this"
+            f"it occurs in {_places(width)}; {_ways_out(width)}"
             for hazard in width.hazards
         ]
     if strategy.incoming == "zero" and width.zero_hazard:
@@ -278,12 +239,95 @@ def _refusals(
             f"{name}: units of an input or output cannot be copied, for new inputs are not copies "
             "of old ones; use strategies.zero_outgoing()"
         )
-    if strategy.preserving and strategy.incoming == "copy":
+    if strategy.preserving and strategy.incoming == "copy" and recipe is None:
         problems += [
             f"{name}: copying units would change outputs: {hazard}; use strategies.zero_outgoing()"
             for hazard in width.copy_hazards
         ]
     return problems
+
+
+def _ways_out(width: Width) -> str:
+    """Names the strategies with which a width can grow."""
+    if not width.hazards:
+        return "use strategies.zero_outgoing()"
+    exact = [f"strategies.{recipe.strategy}() keeps them" for recipe in width.recipes]
+    return " and ".join([*exact, "strategies.random() ignores this"])
+
+
+def _notes(width: Width, change: Change) -> Iterator[str]:
+    """Yields what the larger model's configuration or the caller has to mind."""
+    yield from width.notes
+    if change.strategy.noise:
+        yield f"{width.name}: copies carry noise, so outputs change"
+    for what, value, power in change.recipe.constants if change.recipe else ():
+        yield (
+            f"{width.name}: in the larger model, {what} must be "
+            f"{value * change.ratio**power:.9g} instead of {value:.9g}"
+        )
+    if change.strategy is strategies.KEEP and change.recipe is None:
+        for hazard in width.hazards:
+            yield f"{width.name}: removing units changes outputs: {hazard}"
+
+
+def _interface(width: Width, interface: bool) -> list[str]:
+    if interface or not width.interface:
+        return []
+    return [
+        f"{width.name}: is a dimension of an input or output; pass interface=True to append to it"
+    ]
+
+
+# Removing units -----------------------------------------------------------------------------------
+
+
+def _kept(width: Width, units: Any, interface: bool, problems: list[str]) -> Change:
+    """Returns how a width loses all units but some."""
+    asked = np.asarray(units)
+    if asked.dtype == bool and asked.shape == (width.size,):
+        asked = np.flatnonzero(asked)
+    kept = tuple(asked.tolist()) if asked.ndim == 1 else (-1,)
+    whole = np.issubdtype(asked.dtype, np.integer) or not asked.size
+    if not whole or {*kept} - {*range(width.size)} or len({*kept}) < len(kept):
+        problems.append(
+            f"{width.name}: keep takes distinct indices below {width.size}, or a boolean mask of "
+            f"{width.size} units; got {units!r}"
+        )
+        kept = ()
+    problems += _fixed(width, len(kept)) + _interface(width, interface)
+    recipe = next((r for r in width.recipes if r.strategy != "tile"), None) if kept else None
+    return Change(width.name, width.size, len(kept), strategies.KEEP, kept, recipe=recipe)
+
+
+def _merged(
+    width: Width, groups: Sequence[Sequence[int]], interface: bool, problems: list[str]
+) -> Change:
+    """Returns how groups of units of a width become one unit each."""
+    members = [unit for group in groups for unit in group]
+    if {*members} - {*range(width.size)} or len({*members}) < len(members):
+        problems.append(
+            f"{width.name}: merge takes groups of distinct units below {width.size}; got {groups!r}"
+        )
+        groups = ()
+    first = {unit: group[0] for group in groups for unit in group}
+    sources = tuple(unit for unit in range(width.size) if first.get(unit, unit) == unit)
+    place = {unit: index for index, unit in enumerate(sources)}
+    into = tuple(place[first.get(unit, unit)] for unit in range(width.size))
+    problems += _fixed(width, len(sources)) + _interface(width, interface)
+    problems += [
+        f"{width.name}: merging units would change outputs: {hazard}"
+        for hazard in (*width.hazards, *width.copy_hazards)
+    ]
+    return Change(width.name, width.size, len(sources), strategies.MERGE, sources, into)
+
+
+def _fixed(width: Width, new: int) -> list[str]:
+    if not width.fixed:
+        return []
+    return [
+        f"{width.name}: cannot change from {width.size} to {new}: {width.fixed}; "
+        f"it occurs in {_places(width)}"
+    ]
 
 
 def _places(width: Width) -> str:
@@ -406,6 +450,3 @@ def _solution(layout: Layout, size: int, name: str, known: Mapping[str, int]) ->
         else:
             high = middle
     return low if size_of(layout, {**known, name: low}) == size else None
-
-
-__all__ = ["Change", "Concat", "Growth", "Product", "Units", "plan"]

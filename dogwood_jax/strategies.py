@@ -9,9 +9,14 @@ what it computes, and its *outgoing* weights, which decide what it changes.
 | `zeros()`         | zero     | zero     | yes        | both zero, for ever where f(0) = 0      |
 | `random()`        | random   | random   | no         | both nonzero                            |
 | `replicate()`     | copied   | shared   | yes        | that of the copied unit                 |
+| `zero_incoming()` | zero     | random   | yes        | incoming nonzero, outgoing zero         |
+| `tile()`          | copied   | shared   | yes        | that of the copied unit                 |
+
+The last two are for residual streams under norms, which can grow no other way.
 """
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,18 +33,21 @@ class Strategy:
     Attributes:
         name: the function that made it.
         incoming: ``"free"`` (drawn from ``init``), ``"zero"`` or ``"copy"``.
-        outgoing: ``"free"``, ``"zero"`` or ``"share"`` (copied, and divided among the copies).
+        outgoing: ``"free"``, ``"zero"``, ``"copy"``, ``"share"`` (copied, and divided among the
+            copies) or ``"sum"`` (added up).
         init: initializer of free weights.
         noise: standard deviation of the noise on copies, relative to the copied array's.
         split: how copies share outgoing weights, ``"even"`` or ``"uneven"``.
+        units: the old units that new ones copy in turn; all of them if empty.
     """
 
     name: str
     incoming: Literal["free", "zero", "copy"]
-    outgoing: Literal["free", "zero", "share"]
+    outgoing: Literal["free", "zero", "copy", "share", "sum"]
     init: Initializer | None = None
     noise: float = 0.0
     split: Literal["even", "uneven"] = "even"
+    units: tuple[int, ...] = ()
 
     @property
     def preserving(self) -> bool:
@@ -131,18 +139,24 @@ def random(init: Initializer = glorot) -> Strategy:
     return Strategy("random", "free", "free", init)
 
 
-def replicate(noise: float = 0.0, split: Literal["even", "uneven"] = "even") -> Strategy:
+def replicate(
+    noise: float = 0.0,
+    split: Literal["even", "uneven"] = "even",
+    units: Sequence[int] = (),
+) -> Strategy:
     """New units copy old ones, which share their outgoing weights with the copies.
 
     Preserving if ``noise`` is zero. With an even split, copies have equal gradients and stay
     copies for ever under a deterministic optimizer; an uneven split or a little noise lets them
-    part. New units copy old ones round robin.
+    part.
 
     Args:
         noise: standard deviation of normal noise added to the incoming weights of new units, as a
             fraction of the standard deviation of the array; not preserving unless zero.
         split: ``"even"`` divides outgoing weights equally among k copies; ``"uneven"`` gives them
             shares in the ratio 1 : 2 : ... : k, which breaks the symmetry without noise.
+        units: the old units that new ones copy, in turn; all of them in their order unless given.
+            ``find_active`` ranks them.
 
     Raises:
         ValueError: if ``noise`` is negative or ``split`` is not one of the two.
@@ -160,4 +174,61 @@ def replicate(noise: float = 0.0, split: Literal["even", "uneven"] = "even") -> 
         raise ValueError(f"noise must be zero or positive, got {noise!r}")
     if split not in ("even", "uneven"):
         raise ValueError(f"split must be 'even' or 'uneven', got {split!r}")
-    return Strategy("replicate", "copy", "share", noise=noise, split=split)
+    copied = tuple(map(operator.index, units))
+    return Strategy("replicate", "copy", "share", noise=noise, split=split, units=copied)
+
+
+def zero_incoming(init: Initializer = glorot) -> Strategy:
+    """New units of a residual stream stay zero; what reads them is random.
+
+    For a stream under RMSNorm or another norm without a mean: everything that writes the stream
+    gets zeros for its new units, so the sum of squares stays. The norm's mean of squares does
+    change with the size, by n / m; its scale is multiplied by sqrt(n / m), and the larger model
+    must multiply the epsilon by n / m, as the growth's notes say. Preserving. At the first step
+    the zero weights that write the new units have a gradient, those that read them from the second
+    on.
+
+    Args:
+        init: any initializer of ``jax.nn.initializers``, given the full new shape.
+
+    Example:
+        >>> import dogwood_jax as dw
+        >>> dw.strategies.zero_incoming().preserving
+        True
+
+    Reference:
+        Gesmundo and Maile, 2023, Composable Function-preserving Expansions for Transformer
+        Architectures, theorem 3.5; the epsilon follows from the algebra.
+    """
+    return Strategy("zero_incoming", "zero", "free", init)
+
+
+def tile(init: Initializer = glorot, split: Literal["even", "uneven"] = "even") -> Strategy:
+    """New units of a residual stream repeat it, with its mean in what is left over.
+
+    For a stream under LayerNorm. From n to m units it is repeated q = m // n times; the remaining
+    m - q n units hold its mean, so that the mean stays and the variance changes by s = q n / m.
+    The norm's scale is multiplied by sqrt(s), and the larger model must multiply the epsilon by s,
+    as the growth's notes say. What reads the stream is divided among the copies, and random for
+    the rest, which is zero behind the norm. Preserving.
+
+    Args:
+        init: any initializer of ``jax.nn.initializers``, given the full new shape.
+        split: how copies share outgoing weights, as for ``replicate``.
+
+    Example:
+        >>> import dogwood_jax as dw
+        >>> dw.strategies.tile().preserving
+        True
+
+    Reference:
+        Wang et al., 2024, LEMON: Lossless model expansion.
+    """
+    if split not in ("even", "uneven"):
+        raise ValueError(f"split must be 'even' or 'uneven', got {split!r}")
+    return Strategy("tile", "copy", "share", init, split=split)
+
+
+# What becomes of units that stay when others are removed, or when some are merged into them.
+KEEP = Strategy("keep", "copy", "copy")
+MERGE = Strategy("merge", "copy", "sum")

@@ -1,0 +1,292 @@
+"""The affine map of a growth, ``new = A(old) + fill``, for one array.
+
+Every axis of an array is taken apart into the widths it is made of (a product is reshaped, a
+concatenation split), each width is mapped along an axis of its own (``AxisMap``), and the axis is
+put back together. Plain growth is a pad or a concatenation; only copied, dropped and merged units
+gather.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from dogwood_jax._growth import Change
+from dogwood_jax._layout import Concat, Layout, Product, Units, size_of, units_of
+from dogwood_jax._widths import Leaf
+
+Fill = Literal["free", "zero", "mean"]
+
+
+@dataclass(frozen=True)
+class AxisMap:
+    """What becomes of the entries of one width along an axis.
+
+    Attributes:
+        old: how many there were.
+        new: how many there are afterwards.
+        sources: the old entry that each of the first entries copies; None for all old ones in
+            their places.
+        factors: what the copies are multiplied by; None for one.
+        into: for each old entry, the new one it is added to; None if none are.
+        power: entries are powers of what adds up: 2 for squares.
+        fill: what the entries are that copy none: free, zero, or the mean of the old ones.
+        rank: where entries are new along several axes, the axis of the highest rank decides.
+        noise: standard deviation of noise on new copies, relative to the array's.
+    """
+
+    old: int
+    new: int
+    sources: tuple[int, ...] | None = None
+    factors: tuple[float, ...] | None = None
+    into: tuple[int, ...] | None = None
+    power: int = 1
+    fill: Fill = "zero"
+    rank: int = 0
+    noise: float = 0.0
+
+    @property
+    def appends(self) -> bool:
+        """Whether old entries keep their places and values."""
+        return self.sources is None and self.into is None
+
+    @property
+    def rest(self) -> int:
+        """How many entries come from no single old one."""
+        if self.into is not None:
+            return 0
+        return self.new - (self.old if self.sources is None else len(self.sources))
+
+
+def map_of_variable(change: Change, units: Units, leaf: Leaf) -> AxisMap:
+    """How an array of the network changes along one of its widths."""
+    strategy, (old, new) = change.strategy, (change.old, change.new)
+    # What is appended last decides about entries that are new on several sides: weights into a new
+    # unit are free, even from other new units.
+    rank = 1 if units.role != "incoming" else 2 if units.produced else 0
+    fate = strategy.incoming if units.role == "incoming" else strategy.outgoing
+    if units.role == "both" and strategy.incoming == "zero":
+        fate = "zero"
+    # Arrays that scale or shift units which are silent already.
+    blank: Fill = "zero" if leaf.kind == "zeros" else "free"
+    is_blank = change.recipe is not None and leaf.path in change.recipe.blank
+    if fate == "sum":
+        return AxisMap(old, new, into=change.into)
+    if fate == "share":
+        return AxisMap(old, new, change.sources, change.shares, fill="free")
+    if fate == "copy":
+        noise = strategy.noise if units.role == "incoming" else 0.0
+        return AxisMap(old, new, change.sources, fill=blank if is_blank else "mean", noise=noise)
+    return AxisMap(old, new, fill=blank if is_blank else fate, rank=rank)
+
+
+def map_of_moment(change: Change, units: Units, degree: int) -> AxisMap:
+    """How an average of powers of the gradient changes along one of the array's widths.
+
+    Gradients transform by the adjoint of the growth: where weights are divided among copies,
+    those that feed the copies get as much less gradient, and the other way round.
+
+    Args:
+        change: how the width changes.
+        units: the units along the axis.
+        degree: the power of the gradient: 1 for first moments, 2 for second moments, 0 for what
+            does not scale with it.
+    """
+    old, new = change.old, change.new
+    incoming = units.role == "incoming"
+    fill: Fill = "zero" if degree == 1 else "mean"
+    if change.into is not None:
+        if incoming and degree:
+            return AxisMap(old, new, into=change.into, power=degree)
+        return AxisMap(old, new, change.sources)
+    factors = None
+    if incoming and change.strategy.outgoing == "share":
+        factors = tuple(share**degree for share in change.shares)
+    return AxisMap(old, new, change.sources, factors, fill=fill)
+
+
+def transform(
+    array: Array,
+    axes: tuple[Layout, ...],
+    sizes: Mapping[str, int],
+    map_of: Callable[[Units], AxisMap],
+    fresh: Array | None = None,
+    draw: Callable[[tuple[int, ...]], Array] | None = None,
+    noise: Callable[[tuple[int, ...]], Array] | None = None,
+) -> Array:
+    """Returns an array with every width of its axes mapped.
+
+    Args:
+        array: the old array.
+        axes: the layout of each of its axes.
+        sizes: new sizes of the widths that change.
+        map_of: gives the map of units of such a width.
+        fresh: an array of the new shape from which free entries are taken.
+        draw: gives free entries of a shape where there is no ``fresh``.
+        noise: gives standard normal numbers of a shape.
+    """
+    changes = _Changes(sizes, map_of, draw, noise)
+    return changes.extend(array, axes, fresh)
+
+
+class _Changes:
+    """The maps of all widths, and what every part of an array needs to be extended."""
+
+    def __init__(
+        self,
+        sizes: Mapping[str, int],
+        map_of: Callable[[Units], AxisMap],
+        draw: Callable[[tuple[int, ...]], Array] | None,
+        noise: Callable[[tuple[int, ...]], Array] | None,
+    ) -> None:
+        self.sizes, self.map_of, self.draw, self.noise = sizes, map_of, draw, noise
+
+    def extend(self, old: Array, axes: tuple[Layout, ...], fresh: Array | None) -> Array:
+        for axis, layout in enumerate(axes):
+            if isinstance(layout, Concat) and self._changes(layout):
+                return self._extend_parts(old, axes, axis, layout, fresh)
+        if any(isinstance(layout, Product) and self._changes(layout) for layout in axes):
+            return self._extend_factors(old, axes, fresh)
+        return self._extend_units(old, axes, fresh)
+
+    def _changes(self, layout: Layout) -> bool:
+        return any(units.width in self.sizes for units in units_of(layout))
+
+    def _extend_parts(
+        self,
+        old: Array,
+        axes: tuple[Layout, ...],
+        axis: int,
+        layout: Concat,
+        fresh: Array | None,
+    ) -> Array:
+        """Extends the parts of a concatenated axis one by one."""
+        starts = [0, *accumulate(size_of(part) for part in layout.parts)]
+        new_starts = [0, *accumulate(size_of(part, self.sizes) for part in layout.parts)]
+        parts = []
+        for i, part in enumerate(layout.parts):
+            old_part = lax.slice_in_dim(old, starts[i], starts[i + 1], axis=axis)
+            new_part = None
+            if fresh is not None:
+                new_part = lax.slice_in_dim(fresh, new_starts[i], new_starts[i + 1], axis=axis)
+            layouts = (*axes[:axis], part, *axes[axis + 1 :])
+            parts.append(self.extend(old_part, layouts, new_part))
+        return lax.concatenate(parts, axis)
+
+    def _extend_factors(self, old: Array, axes: tuple[Layout, ...], fresh: Array | None) -> Array:
+        """Extends the factors of product axes, each on an axis of its own."""
+        factors: list[Layout] = []
+        for layout in axes:
+            exposed = isinstance(layout, Product) and self._changes(layout)
+            factors += layout.parts if exposed else [layout]  # type: ignore[union-attr]
+        old = old.reshape([size_of(f) for f in factors])
+        if fresh is not None:
+            fresh = fresh.reshape([size_of(f, self.sizes) for f in factors])
+        new = self.extend(old, tuple(factors), fresh)
+        return new.reshape([size_of(layout, self.sizes) for layout in axes])
+
+    def _extend_units(self, old: Array, axes: tuple[Layout, ...], fresh: Array | None) -> Array:
+        """Extends axes that are a single width each."""
+        maps = {
+            axis: self.map_of(layout)
+            for axis, layout in enumerate(axes)
+            if isinstance(layout, Units) and layout.width in self.sizes
+        }
+        appended = sorted(
+            ((axis, m) for axis, m in maps.items() if m.appends and m.fill != "mean"),
+            key=lambda item: (item[1].rank, item[1].fill == "free"),
+        )
+        array = self._append(old, appended) if fresh is None else _append(fresh, old, appended)
+        for axis, axis_map in maps.items():
+            if not axis_map.appends or axis_map.fill == "mean":
+                array = self._rearrange(array, axis, axis_map, fresh)
+        return array
+
+    def _append(self, old: Array, appended: list[tuple[int, AxisMap]]) -> Array:
+        """Appends entries along axes one after another, zeros or drawn ones."""
+        padding = [(0, 0, 0)] * old.ndim
+        for axis, axis_map in appended:
+            padding[axis] = (0, axis_map.new - axis_map.old, 0)
+        array = lax.pad(old, jnp.zeros((), old.dtype), padding)
+        extent = list(old.shape)
+        for axis, axis_map in appended:
+            if axis_map.fill == "free":
+                block, start = [*extent], [0] * old.ndim
+                block[axis], start[axis] = axis_map.new - axis_map.old, axis_map.old
+                array = lax.dynamic_update_slice(array, self._drawn(tuple(block)), start)
+            extent[axis] = axis_map.new
+        return array
+
+    def _drawn(self, shape: tuple[int, ...]) -> Array:
+        assert self.draw is not None, "grow has checked that it can draw"
+        return self.draw(shape)
+
+    def _rearrange(self, array: Array, axis: int, axis_map: AxisMap, fresh: Array | None) -> Array:
+        """Copies, drops or merges entries along an axis, and fills in the rest."""
+        if axis_map.into is not None:
+            return _merged(array, axis, axis_map)
+        parts = [array if axis_map.sources is None else self._copied(array, axis, axis_map)]
+        if rest := axis_map.rest:
+            shape = tuple(rest if a == axis else n for a, n in enumerate(array.shape))
+            if axis_map.fill == "mean" and axis_map.old:
+                # In single precision at least, for bfloat16 would round the sum.
+                wide = jnp.promote_types(array.dtype, jnp.float32)
+                mean = jnp.mean(array, axis, wide, keepdims=True).astype(array.dtype)
+                parts.append(jnp.broadcast_to(mean, shape))
+            elif axis_map.fill != "free":
+                parts.append(jnp.zeros(shape, array.dtype))
+            elif fresh is None:
+                parts.append(self._drawn(shape))
+            else:
+                start = [axis_map.new - rest if a == axis else 0 for a in range(array.ndim)]
+                stop = [a + b for a, b in zip(start, shape, strict=True)]
+                parts.append(lax.slice(fresh, start, stop))
+        return lax.concatenate(parts, axis) if len(parts) > 1 else parts[0]
+
+    def _copied(self, array: Array, axis: int, axis_map: AxisMap) -> Array:
+        copied = jnp.take(array, jnp.asarray(axis_map.sources, int), axis=axis)
+        if axis_map.factors is not None:
+            # In single precision at least: rounded to bfloat16 first, thirds would not add up.
+            wide = jnp.promote_types(array.dtype, jnp.float32)
+            factors = _along(jnp.asarray(axis_map.factors, wide), axis, array.ndim)
+            copied = (copied * factors).astype(array.dtype)
+        if axis_map.noise and self.noise is not None:
+            new = _along(jnp.arange(copied.shape[axis]) >= axis_map.old, axis, array.ndim)
+            scale = (axis_map.noise * jnp.std(array)).astype(array.dtype)
+            copied = copied + jnp.where(new, scale * self.noise(copied.shape), 0)
+        return copied
+
+
+def _append(fresh: Array, old: Array, appended: list[tuple[int, AxisMap]]) -> Array:
+    """Appends entries along axes one after another, zeros or those of a fresh array."""
+    array = old
+    for fill, group in itertools.groupby(appended, key=lambda item: item[1].fill):
+        extent = list(array.shape)
+        for axis, axis_map in group:
+            extent[axis] = axis_map.new
+        if fill == "free":
+            whole = lax.slice(fresh, [0] * old.ndim, extent)
+            array = lax.dynamic_update_slice(whole, array, [0] * old.ndim)
+        else:
+            padding = [(0, n - m, 0) for n, m in zip(extent, array.shape, strict=True)]
+            array = lax.pad(array, jnp.zeros((), array.dtype), padding)
+    return array
+
+
+def _merged(array: Array, axis: int, axis_map: AxisMap) -> Array:
+    """Adds up entries along an axis, or the roots of powers."""
+    rows = jnp.moveaxis(array, axis, 0)
+    rows = rows ** (1 / axis_map.power) if axis_map.power != 1 else rows
+    into = jnp.asarray(axis_map.into, int)
+    merged = jax.ops.segment_sum(rows, into, num_segments=axis_map.new)
+    merged = merged**axis_map.power if axis_map.power != 1 else merged
+    return jnp.moveaxis(merged, 0, axis)
+
+
+def _along(vector: Array, axis: int, ndim: int) -> Array:
+    return vector.reshape([-1 if a == axis else 1 for a in range(ndim)])

@@ -1,0 +1,152 @@
+"""What becomes of each array: ``Change`` and ``Growth``."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from dogwood_jax._layout import size_of, units_of
+from dogwood_jax._widths import Leaf, Recipe, Widths, table
+from dogwood_jax.strategies import Strategy
+
+
+@dataclass(frozen=True)
+class Change:
+    """How one width changes. Unless it says otherwise, old units keep their places.
+
+    Attributes:
+        width: name of the width.
+        old: number of units before.
+        new: number of units after.
+        strategy: what becomes of the weights on both sides of its units.
+        sources: the old unit that each of the first units copies; None if all old units stay in
+            their places.
+        into: for each old unit, the new one that takes over its outgoing weights, where units are
+            merged; or None.
+        recipe: what makes up for the size that the network computes with, if it does.
+    """
+
+    width: str
+    old: int
+    new: int
+    strategy: Strategy
+    sources: tuple[int, ...] | None = None
+    into: tuple[int, ...] | None = None
+    recipe: Recipe | None = None
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The factor on the outgoing weights of each copy; those of a unit's copies sum to one."""
+        sources = self.sources or ()
+        counts = [0] * self.old
+        for source in sources:
+            counts[source] += 1
+        if self.strategy.split == "even":
+            return tuple(1 / counts[source] for source in sources)
+        seen = [0] * self.old
+        shares = []
+        for source in sources:
+            seen[source] += 1
+            k = counts[source]
+            shares.append(2 * seen[source] / (k * (k + 1)))
+        return tuple(shares)
+
+    @property
+    def ratio(self) -> float:
+        """What the powers of a recipe are powers of."""
+        if self.strategy.name == "tile":
+            return self.new // self.old * self.old / self.new
+        return self.new / self.old
+
+
+@dataclass(frozen=True, repr=False)
+class Growth:
+    """What becomes of every array when some widths change: an affine map ``new = A(old) + fill``.
+
+    Frozen, hashable (so it can be a static argument under ``jax.jit``), comparable and picklable;
+    ``print(growth)`` shows what becomes of each array.
+
+    Attributes:
+        widths: the widths of the network that grows.
+        changes: how each growing width changes, in the order of the widths.
+        notes: what the larger model's configuration or the caller has to mind.
+        structure: tree structure of the larger model where a target was given.
+    """
+
+    widths: Widths
+    changes: tuple[Change, ...]
+    notes: tuple[str, ...] = ()
+    structure: Any = None
+
+    @cached_property
+    def change(self) -> dict[str, Change]:
+        """The changes by name of their width."""
+        return {change.width: change for change in self.changes}
+
+    @cached_property
+    def factors(self) -> dict[str, float]:
+        """What old entries are multiplied by, for arrays in which they are, by path."""
+        factors: dict[str, float] = {}
+        for change in self.changes:
+            for path, power in change.recipe.powers if change.recipe else ():
+                factors[path] = factors.get(path, 1.0) * change.ratio**power
+        return factors
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every known array after the growth, by path."""
+        sizes = {change.width: change.new for change in self.changes}
+        return {
+            leaf.path: tuple(size_of(layout, sizes) for layout in leaf.axes)
+            for leaf in self.widths.leaves
+        }
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.widths, self.changes, self.notes, self.structure))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Growth):
+            return NotImplemented
+        # A tree structure cannot be compared with None.
+        if (self.structure is None) != (other.structure is None):
+            return False
+        fields = ("widths", "changes", "notes", "structure")
+        return all(getattr(self, name) == getattr(other, name) for name in fields)
+
+    def __getstate__(self) -> dict[str, object]:
+        # Without the cached hash: hashes of strings differ between processes.
+        fields = ("widths", "changes", "notes", "structure")
+        return {name: getattr(self, name) for name in fields}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+
+    def __str__(self) -> str:
+        rows = [("array", "before", "after", "new entries")]
+        for leaf in self.widths.leaves:
+            new = self.shapes[leaf.path]
+            if new != leaf.shape:
+                rows.append((leaf.path, _shape(leaf.shape), _shape(new), self._fate(leaf)))
+        lines = [table(rows)] if len(rows) > 1 else ["nothing grows"]
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    def __repr__(self) -> str:
+        return f"Growth({', '.join(f'{c.width}: {c.old} -> {c.new}' for c in self.changes)})"
+
+    def _fate(self, leaf: Leaf) -> str:
+        parts = []
+        for axis, layout in enumerate(leaf.axes):
+            for units in dict.fromkeys(units_of(layout)):
+                if change := self.change.get(units.width):
+                    side = "incoming" if units.role == "incoming" else "outgoing"
+                    parts.append(f"{units.width}[{axis}] {getattr(change.strategy, side)}")
+        if leaf.path in self.factors:
+            parts.append(f"times {self.factors[leaf.path]:.6g}")
+        return ", ".join(parts)
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
