@@ -18,6 +18,7 @@ from dogwood_jax._compare import Difference, compare
 from dogwood_jax._grow import grow
 from dogwood_jax._growth import Change, Growth
 from dogwood_jax._layout import Concat, Layout, Product, Units
+from dogwood_jax._opt_state import grow_opt_state
 from dogwood_jax._plan import plan
 from dogwood_jax._symmetry import find_symmetric
 from dogwood_jax._trace import trace
@@ -45,6 +46,7 @@ __all__ = [
     "compare",
     "find_symmetric",
     "grow",
+    "grow_opt_state",
     "keras_h5",
     "mnist",
     "nnx",

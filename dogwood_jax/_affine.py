@@ -85,7 +85,7 @@ def map_of_variable(change: Change, units: Units, leaf: Leaf) -> AxisMap:
     return AxisMap(old, new, fill=blank if is_blank else fate, rank=rank)
 
 
-def map_of_moment(change: Change, units: Units, degree: int) -> AxisMap:
+def map_of_moment(change: Change, units: Units, degree: int, fill: Fill) -> AxisMap:
     """How an average of powers of the gradient changes along one of the array's widths.
 
     Gradients transform by the adjoint of the growth: where weights are divided among copies,
@@ -96,10 +96,10 @@ def map_of_moment(change: Change, units: Units, degree: int) -> AxisMap:
         units: the units along the axis.
         degree: the power of the gradient: 1 for first moments, 2 for second moments, 0 for what
             does not scale with it.
+        fill: what new entries are.
     """
     old, new = change.old, change.new
     incoming = units.role == "incoming"
-    fill: Fill = "zero" if degree == 1 else "mean"
     if change.into is not None:
         if incoming and degree:
             return AxisMap(old, new, into=change.into, power=degree)

@@ -58,7 +58,7 @@ def grow(
     leaves = leaves_by_path(variables)
     new = None if fresh is None else leaves_by_path(fresh)
     _check(leaves, growth, key, new)
-    changing = [leaf.path for leaf in growth.widths.leaves if _changes(leaf, growth)]
+    changing = [leaf.path for leaf in growth.widths.leaves if changes(leaf, growth)]
     grown = leaves | _grow_leaves(
         {path: leaves[path] for path in changing},
         growth,
@@ -73,7 +73,8 @@ def grow(
     return in_order_of(variables, tree)
 
 
-def _changes(leaf: Leaf, growth: Growth) -> bool:
+def changes(leaf: Leaf, growth: Growth) -> bool:
+    """Whether a growth changes an array."""
     return leaf.path in growth.factors or any(
         units.width in growth.change for layout in leaf.axes for units in units_of(layout)
     )
@@ -100,7 +101,7 @@ def _check(
                 f"{leaf.path}: has shape {jnp.shape(array)}, but the growth was planned for "
                 f"{leaf.shape}; plan again for these variables"
             )
-        elif _changes(leaf, growth):
+        elif changes(leaf, growth):
             dtype = jnp.result_type(array) if not hasattr(array, "dtype") else array.dtype
             if not jnp.issubdtype(dtype, jnp.inexact):
                 problems.append(
