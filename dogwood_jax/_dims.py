@@ -118,6 +118,12 @@ def pieces(dim: Dim) -> list[Dim]:
     return _flat(dim.root, "concat")
 
 
+def atoms(dim: Dim) -> list[Dim]:
+    """Returns the dimensions without structure that a dimension is made of."""
+    dim = dim.root
+    return [dim] if dim.kind is None else [a for part in dim.parts for a in atoms(part)]
+
+
 def _flat(dim: Dim, kind: str) -> list[Dim]:
     if dim.kind != kind:
         return [dim]

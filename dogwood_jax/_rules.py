@@ -3,7 +3,6 @@
 A rule takes the trace, the equation and the values of its operands and returns the values of its
 results. It unifies what the operation ties, and notes what stops a dimension from growing or what
 growing it would change. Primitives without a rule fix every dimension that passes through them.
-Sub-programs (jit, scan, cond, ...) are in ``_trace``.
 
 This file holds the table and what the rules share; the rules are in ``_rules_*``, by topic.
 """
@@ -13,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from dogwood_jax._dims import Dim
-from dogwood_jax._values import Entry, Silencer, Silencers, Trace, Value, either
+from dogwood_jax._values import Entry, Silencer, Silencers, Trace, Value, either, every
 
 Rule = Callable[..., list[Value]]
 RULES: dict[str, Rule] = {}
@@ -58,7 +57,7 @@ def unknown(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
         return []
     reason = f"it passes through the primitive {eqn.primitive.name}, for which there is no rule"
     for value in operands:
-        list(trace.use(value, "contract"))
+        trace.use(value, "contract")
         for dim in value.dims:
             dim.fix(reason)
     return [mixed(operands, [Dim(n, reason) for n in shape]) for shape in shapes_out(eqn)]
@@ -71,6 +70,12 @@ def nonlinear(silencers: Silencers) -> Silencers:
 def of_product(a: Silencers, b: Silencers) -> Silencers:
     """Silencers of a product: any factor's will do, but one that is in both factors acts twice."""
     return nonlinear(either(a, b)) if {*a} & {*b} else either(a, b)
+
+
+def of_sum(terms: Iterable[tuple[Value, Silencers]]) -> Silencers:
+    """Silencers of a sum: every term's are needed, save those of terms that are zero anyway."""
+    needed = [silencers for value, silencers in terms if value.number != 0]
+    return every(needed) if needed else ()
 
 
 def plain(value: Value) -> bool:

@@ -10,6 +10,7 @@ from dogwood_jax._rules import (
     mixed,
     narrowed,
     noise_used,
+    of_sum,
     origin_of,
     part_of,
     pick,
@@ -19,7 +20,7 @@ from dogwood_jax._rules import (
     shapes_out,
     spread,
 )
-from dogwood_jax._values import Silencers, Trace, Value, every
+from dogwood_jax._values import Trace, Value, every
 
 _DROPPED = "an operation drops it because its size is 1"
 
@@ -109,15 +110,11 @@ def _joined(trace: Trace, values: Sequence[Value], axis: int, along: Dim) -> Val
             if a != axis:
                 unify(dims[a], dim)
     for value in values:
-        if value.origin == "parameter" and origin == "data":
-            list(trace.use(value, "add"))
-            trace.produce(value)
+        if origin == "data":
+            trace.join(value, "add")
         if value.noise and origin == "data" and any(plain(v) for v in values):
             noise_used(value)
-    terms = [v for v in values if v.number != 0]
-    silencers: tuple[Silencers, ...] = ()
-    if terms and all(v.silencers for v in terms):
-        silencers = tuple(every([v.silencers_of(a) for v in terms]) for a in range(len(dims)))
+    silencers = tuple(of_sum((v, v.silencers_of(a)) for v in values) for a in range(len(dims)))
     numbers = {v.number for v in values}
     uniform = {axis} if origin != "constant" or len(numbers - {None}) == 1 else set()
     return mixed(

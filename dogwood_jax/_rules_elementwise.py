@@ -13,6 +13,7 @@ from dogwood_jax._rules import (
     noise_used,
     nonlinear,
     of_product,
+    of_sum,
     origin_of,
     plain,
     positions_used,
@@ -20,7 +21,7 @@ from dogwood_jax._rules import (
     shapes_out,
     unknown,
 )
-from dogwood_jax._values import Silencer, Silencers, Trace, Value, every
+from dogwood_jax._values import Silencer, Silencers, Trace, Value
 
 # f(0) = 0 and f linear; f(0) = 0; any other f.
 _LINEAR = "neg real imag conj reduce_precision copy convert_element_type"
@@ -150,9 +151,8 @@ def _nary(trace: Trace, eqn: Any, values: Sequence[Value], how: str) -> Value:
             positions_used(value)
             for dim in value.summed:
                 dim.endanger("a constant is computed by summing over it")
-        if value.origin == "parameter" and origin == "data":
-            list(trace.use(value, how))
-            trace.produce(value)
+        if origin == "data":
+            trace.join(value, how)
         if value.noise and any(v.origin == "parameter" or plain(v) for v in values):
             noise_used(value)
             noise = None
@@ -230,11 +230,9 @@ def _sum(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
 
 
 def _terms(values: Sequence[Value], out: Value) -> tuple[Silencers, ...]:
-    """Silencers of a sum: of every term that is not zero anyway."""
-    terms = [v for v in values if v.number != 0]
-    if not terms or not all(v.silencers for v in terms):
-        return ()
-    return tuple(every(axis) for axis in zip(*(_kept(v, out) for v in terms), strict=True))
+    """Silencers of a sum along each axis of the result."""
+    terms = [_kept(v, out) for v in values]
+    return tuple(of_sum(zip(values, axis, strict=True)) for axis in zip(*terms, strict=True))
 
 
 @rule(*_COMPARISONS.split())
@@ -256,7 +254,6 @@ def _compare(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
             positional = frozenset()
             if other.index:
                 for axis in free:
-                    dims[axis].interface = True
                     dims[axis].root.interface = True
     noise = "mask" if x.noise or y.noise else None
     out = mixed((x, y), dims, positional=positional, noise=noise)

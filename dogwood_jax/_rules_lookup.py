@@ -4,8 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 from dogwood_jax._dims import Dim, unify
-from dogwood_jax._rules import mixed, origin_of, part_of, rule, shapes_out
-from dogwood_jax._values import Silencers, Trace, Value, every
+from dogwood_jax._rules import mixed, of_sum, origin_of, part_of, rule, shapes_out
+from dogwood_jax._values import Silencers, Trace, Value
 
 
 def _indexed(trace: Trace, x: Value, axis: int, indices: Value) -> None:
@@ -77,19 +77,13 @@ def _scatter(trace: Trace, eqn: Any, x: Value, indices: Value, updates: Value) -
         unify(indices.dims[axis], updates.dims[place])
     for axis, index_axis in zip(batching, index_batching, strict=True):
         unify(x.dims[axis], indices.dims[index_axis])
-    operands = (x, updates)
-    for value in operands:
-        if value.origin == "parameter" and origin_of((*operands, indices)) == "data":
-            list(trace.use(value, "add"))
-            trace.produce(value)
+    if origin_of((x, indices, updates)) == "data":
+        trace.join(x, "add")
+        trace.join(updates, "add")
     silencers: list[Silencers] = [()] * x.ndim
     for axis, place in along.items():
-        terms = [
-            s
-            for v, s in ((x, x.silencers_of(axis)), (updates, updates.silencers_of(place)))
-            if v.number != 0
-        ]
-        silencers[axis] = every(terms) if terms and all(terms) else ()
+        terms = ((x, x.silencers_of(axis)), (updates, updates.silencers_of(place)))
+        silencers[axis] = of_sum(terms)
     return [mixed((x, indices, updates), x.dims, silencers=tuple(silencers))]
 
 
@@ -104,9 +98,8 @@ def _dynamic_slice(trace: Trace, eqn: Any, x: Value, *starts: Value) -> list[Val
             x.dims[axis].fix("a slice at a computed position is read along it")
             trace.set_aside(x, axis)
             out = part_of(out, axis, Dim(size, "it is a slice at a computed position"), 0)
-    if x.origin == "parameter" and origin_of(starts) == "data":
-        list(trace.use(x, "index"))
-        trace.produce(x)
+    if origin_of(starts) == "data":
+        trace.join(x, "index")
     origin = origin_of((x, *starts))
     return [replace(out, origin=origin, number=None)]  # type: ignore[arg-type]
 
@@ -119,15 +112,13 @@ def _dynamic_update_slice(
     for axis, (dim, new) in enumerate(zip(x.dims, update.dims, strict=True)):
         if dim.size == new.size:
             unify(dim, new)
-            terms = [v.silencers_of(axis) for v in (x, update) if v.number != 0]
-            silencers[axis] = every(terms) if terms and all(terms) else ()
+            silencers[axis] = of_sum((v, v.silencers_of(axis)) for v in (x, update))
         else:
             dim.fix("a slice at a computed position is written along it")
             new.fix("it is a slice at a computed position")
-    for value in (x, update):
-        if value.origin == "parameter" and origin_of((x, update, *starts)) == "data":
-            list(trace.use(value, "add"))
-            trace.produce(value)
+    if origin_of((x, update, *starts)) == "data":
+        trace.join(x, "add")
+        trace.join(update, "add")
     return [mixed((x, update, *starts), x.dims, silencers=tuple(silencers))]
 
 

@@ -70,7 +70,8 @@ def _contraction(
         (x, contract_x, free_x, batch_x),
         (y, contract_y, free_y, batch_y),
     ):
-        _positions_met(value, data)
+        if value.origin == "constant" and data:
+            positions_used(value)
         if value.noise and (plain(x) or plain(y)):
             noise_used(value)
         if value.origin != "parameter":
@@ -101,11 +102,6 @@ def _preferred(x: Value, a: int, y: Value, b: int) -> tuple[Silencers, Silencers
         return (), ()
     first, second = x.silencers_of(a), y.silencers_of(b)
     return (first, second) if x.origin == "parameter" != y.origin else (second, first)
-
-
-def _positions_met(value: Value, data: bool) -> None:
-    if value.origin == "constant" and data:
-        positions_used(value)
 
 
 @rule("ragged_dot_general")
@@ -304,14 +300,14 @@ def _reduce_window(trace: Trace, eqn: Any, *values: Value) -> list[Value]:
     for x, shape in zip(values[:count], shapes_out(eqn), strict=True):
         dims = []
         for axis, dim in enumerate(x.dims):
-            plain = (
+            untouched = (
                 p["window_dimensions"][axis] == p["window_strides"][axis] == 1
                 and tuple(p["padding"][axis]) == (0, 0)
                 and p["base_dilation"][axis] == 1
             )
-            if not plain:
+            if not untouched:
                 dim.fix(_SPATIAL)
-            dims.append(dim if plain else Dim(shape[axis], _SPATIAL))
+            dims.append(dim if untouched else Dim(shape[axis], _SPATIAL))
         out.append(mixed((x,), dims))
     return out
 
@@ -349,7 +345,7 @@ def _linear_algebra(trace: Trace, eqn: Any, *values: Value) -> list[Value]:
     rank = 1 if eqn.primitive.name == "lu_pivots_to_permutation" else 2
     batch = values[0].dims[: values[0].ndim - rank]
     for value in values:
-        list(trace.use(value, "contract"))
+        trace.use(value, "contract")
         for dim in value.dims[len(batch) :]:
             dim.fix(reason)
         for a, b in zip(batch, value.dims, strict=False):

@@ -173,7 +173,7 @@ class Trace:
         self._scales: list[tuple[Value, float]] = []
         self._clock = itertools.count()
 
-    def use(self, value: Value, how: str) -> Iterable[Use]:
+    def use(self, value: Value, how: str) -> list[Use]:
         """Notes that data meets a parameter."""
         if value.origin != "parameter":
             return []
@@ -191,6 +191,12 @@ class Trace:
         for axis in range(value.ndim) if axes is None else axes:
             for entry in value.entries(axis):
                 self.produced.add((entry.leaf, entry.axis, entry.dim))
+
+    def join(self, value: Value, how: str) -> None:
+        """Notes that a value becomes part of the data: if a parameter, all of it is used."""
+        if value.origin == "parameter":
+            self.use(value, how)
+            self.produce(value)
 
     def set_aside(self, value: Value, axis: int) -> None:
         """Notes that a parameter is looked up or stacked along an axis."""

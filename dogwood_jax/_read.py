@@ -1,0 +1,73 @@
+"""Reading a program: its equations one by one, each by the rule of its primitive."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.extend.core as jex
+import jax.numpy as jnp
+import numpy as np
+
+from dogwood_jax._dims import Dim
+from dogwood_jax._rules import RULES, Rule, unknown
+from dogwood_jax._values import Trace, Value
+
+
+def run(trace: Trace, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Value]) -> list[Value]:
+    """Reads every equation of a program; returns the values of its results."""
+    known: dict[Any, Value] = {}
+
+    def read(atom: Any) -> Value:
+        return _constant(atom.val) if isinstance(atom, jex.Literal) else known[atom]
+
+    known.update(zip(jaxpr.constvars, map(_constant, consts), strict=True))
+    known.update(zip(jaxpr.invars, arguments, strict=True))
+    for eqn in jaxpr.eqns:
+        operands = [read(atom) for atom in eqn.invars]
+        rule: Rule = RULES.get(eqn.primitive.name, _call)
+        results = rule(trace, eqn, *operands)
+        trace.dims += (dim for value in results for dim in value.dims)
+        known.update(zip(eqn.outvars, results, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _constant(array: Any) -> Value:
+    """Returns what is known of a constant: one number, or which axes it varies along."""
+    dims = tuple(Dim(n) for n in np.shape(array))
+    dtype = getattr(array, "dtype", np.dtype(float))
+    if jnp.issubdtype(dtype, jax.dtypes.extended):
+        return Value(dims, "data")
+    try:
+        array = np.asarray(array)
+    except jax.errors.TracerArrayConversionError:  # a program around this one computes it
+        return Value(dims, "data")
+    if array.size and array.dtype.kind in "biufc" and (array == array.flat[0]).all():
+        return Value(dims, "constant", number=float(np.real(array.flat[0])))
+    for axis, dim in enumerate(dims):
+        if dim.size > 1 and (array != np.take(array, [0], axis)).any():
+            dim.endanger(f"a constant of shape {array.shape} inside the network varies along it")
+    return Value(dims, "constant")
+
+
+def sub_programs(eqn: Any) -> list[tuple[Any, Sequence[Any]]]:
+    """Returns the programs among an equation's parameters, with their constants."""
+    found = []
+    for value in eqn.params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(item, jex.ClosedJaxpr):
+                found.append((item.jaxpr, item.consts))
+            elif isinstance(item, jex.Jaxpr):
+                found.append((item, ()))
+    return found
+
+
+def _call(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
+    """An equation that runs one program: jit, remat, custom derivatives and the like."""
+    programs = sub_programs(eqn)
+    if len(programs) == 1:
+        jaxpr, consts = programs[0]
+        if len(jaxpr.invars) == len(operands) and len(jaxpr.outvars) == len(eqn.outvars):
+            shapes = [v.aval.shape for v in jaxpr.outvars]
+            if shapes == [v.aval.shape for v in eqn.outvars]:
+                return run(trace, jaxpr, consts, operands)
+    return unknown(trace, eqn, *operands)

@@ -1,0 +1,90 @@
+"""Rules for loops and branches."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from dogwood_jax._dims import Dim, unify
+from dogwood_jax._read import run, sub_programs
+from dogwood_jax._rules import origin_of, positions_used, rule
+from dogwood_jax._values import Trace, Value
+
+
+def _enter(trace: Trace, state: Sequence[Value], operands: Sequence[Value]) -> list[Value]:
+    """Returns what is known of a loop's state in every iteration: its dimensions."""
+    for value in state:
+        trace.join(value, "add")
+    return [_any_iteration(value, operands) for value in state]
+
+
+def _any_iteration(value: Value, operands: Sequence[Value]) -> Value:
+    if origin_of(operands) == "constant":
+        return Value(value.dims, "constant", positional=frozenset(range(value.ndim)))
+    return Value(value.dims, "data")
+
+
+def _close(trace: Trace, before: Sequence[Value], after: Sequence[Value]) -> None:
+    """Unifies a loop's state before and after an iteration."""
+    for old, new in zip(before, after, strict=True):
+        for a, b in zip(old.dims, new.dims, strict=True):
+            unify(a, b)
+        if old.origin != "constant":
+            positions_used(new)
+        trace.join(new, "add")
+
+
+@rule("scan")
+def _scan(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
+    (jaxpr, closed_over), *_ = sub_programs(eqn)
+    if "num_consts" in eqn.params:
+        n_consts, n_carry = eqn.params["num_consts"], eqn.params["num_carry"]
+    else:  # jax 0.12 and later
+        n_consts, n_carry, _ = (len(part) for part in eqn.params["ft_in"].unpack())
+    consts, carry = operands[:n_consts], operands[n_consts : n_consts + n_carry]
+    stacked = operands[n_consts + n_carry :]
+    length = Dim(eqn.params["length"])
+    if carry:
+        length.endanger("a loop runs along it, from one to the next")
+    slices = []
+    for value in stacked:
+        unify(value.dims[0], length)
+        if value.origin == "parameter":
+            trace.set_aside(value, 0)
+            length.fix("a loop runs over it: it counts layers or steps, not units")
+        slices.append(
+            replace(
+                value,
+                dims=value.dims[1:],
+                silencers=value.silencers[1:],
+                positional=frozenset(a - 1 for a in value.positional if a),
+            )
+        )
+    state = _enter(trace, carry, operands)
+    results = run(trace, jaxpr, closed_over, [*consts, *state, *slices])
+    _close(trace, state, results[:n_carry])
+    outputs = []
+    for value in results[n_carry:]:
+        stack = _any_iteration(Value((length, *value.dims)), operands)
+        positional = stack.positional | {a + 1 for a in value.positional}
+        outputs.append(replace(stack, positional=positional, noise=value.noise))
+    return [*state, *outputs]
+
+
+@rule("while")
+def _while(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
+    p = eqn.params
+    n_cond, n_body = p["cond_nconsts"], p["body_nconsts"]
+    cond, body = p["cond_jaxpr"], p["body_jaxpr"]
+    state = _enter(trace, operands[n_cond + n_body :], operands)
+    run(trace, cond.jaxpr, cond.consts, [*operands[:n_cond], *state])
+    results = run(trace, body.jaxpr, body.consts, [*operands[n_cond : n_cond + n_body], *state])
+    _close(trace, state, results)
+    return state
+
+
+@rule("cond")
+def _cond(trace: Trace, eqn: Any, which: Value, *arguments: Value) -> list[Value]:
+    branches = [run(trace, b.jaxpr, b.consts, arguments) for b in eqn.params["branches"]]
+    for branch in branches[1:]:
+        _close(trace, branches[0], branch)
+    return _enter(trace, branches[0], (which, *arguments))
