@@ -2,7 +2,6 @@
 
 import operator
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from typing import Any
 
 import jax
@@ -10,8 +9,8 @@ import numpy as np
 
 from dogwood_jax import strategies
 from dogwood_jax._growth import Change, Growth
-from dogwood_jax._layout import Layout, size_of, units_of
-from dogwood_jax._tree import PyTree, is_array, leaves_by_path
+from dogwood_jax._target import sizes_of_target, splits
+from dogwood_jax._tree import PyTree
 from dogwood_jax._widths import Recipe, Width, Widths
 from dogwood_jax.strategies import Strategy
 
@@ -82,7 +81,7 @@ def plan(
     new = _named_sizes(widths, sizes or {}, problems)
     structure = None
     if target is not None:
-        new = _sizes_of_target(widths, target, new, problems)
+        new = sizes_of_target(widths, target, new, problems)
         structure = jax.tree.structure(target)
     chosen = _strategies(widths, strategy, problems)
     changes = {
@@ -103,7 +102,8 @@ def plan(
         for name in widths
         if (change := changes.get(name)) and change.sources != tuple(range(change.old))
     )
-    notes = (note for change in made for note in _notes(widths[change.width], change))
+    notes = [note for change in made for note in _notes(widths[change.width], change)]
+    notes += splits(widths, {change.width: change.new for change in made})
     return Growth(widths, made, tuple(dict.fromkeys(notes)), structure)
 
 
