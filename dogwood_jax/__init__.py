@@ -17,13 +17,15 @@ from dogwood_jax import strategies
 from dogwood_jax._compare import Difference, compare
 from dogwood_jax._grow import grow
 from dogwood_jax._growth import Change, Growth
+from dogwood_jax._json import from_json, to_json
 from dogwood_jax._layout import Concat, Layout, Product, Units
+from dogwood_jax._narrow import merge_symmetric, narrow
 from dogwood_jax._opt_state import grow_opt_state
 from dogwood_jax._plan import plan
-from dogwood_jax._symmetry import find_symmetric
+from dogwood_jax._symmetry import activity, find_dead, find_symmetric
 from dogwood_jax._trace import trace
 from dogwood_jax._widen import chain, widen
-from dogwood_jax._widths import Leaf, Occurrence, Width, Widths
+from dogwood_jax._widths import Leaf, Occurrence, Recipe, Width, Widths
 
 if TYPE_CHECKING:
     from dogwood_jax import keras_h5, mnist, nnx, plotting, training
@@ -39,20 +41,27 @@ __all__ = [
     "Leaf",
     "Occurrence",
     "Product",
+    "Recipe",
     "Units",
     "Width",
     "Widths",
+    "activity",
     "chain",
     "compare",
+    "find_dead",
     "find_symmetric",
+    "from_json",
     "grow",
     "grow_opt_state",
     "keras_h5",
+    "merge_symmetric",
     "mnist",
+    "narrow",
     "nnx",
     "plan",
     "plotting",
     "strategies",
+    "to_json",
     "trace",
     "training",
     "widen",

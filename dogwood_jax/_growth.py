@@ -1,10 +1,10 @@
 """What becomes of each array: ``Change`` and ``Growth``."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from dogwood_jax._layout import size_of, units_of
+from dogwood_jax._layout import resized, size_of, units_of
 from dogwood_jax._widths import Leaf, Recipe, Widths, table
 from dogwood_jax.strategies import Strategy
 
@@ -99,6 +99,24 @@ class Growth:
             leaf.path: tuple(size_of(layout, sizes) for layout in leaf.axes)
             for leaf in self.widths.leaves
         }
+
+    @cached_property
+    def after(self) -> Widths:
+        """The widths of the network that comes out of it."""
+        sizes = {change.width: change.new for change in self.changes}
+        leaves = (
+            replace(
+                leaf,
+                shape=self.shapes[leaf.path],
+                axes=tuple(resized(layout, sizes) for layout in leaf.axes),
+            )
+            for leaf in self.widths.leaves
+        )
+        facts = (
+            (name, replace(facts, size=sizes.get(name, facts.size)))
+            for name, facts in self.widths.facts
+        )
+        return Widths(tuple(leaves), tuple(facts))
 
     @cached_property
     def _hash(self) -> int:

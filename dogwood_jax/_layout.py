@@ -6,11 +6,13 @@ heads*head_dim. A layout is that expression: a tree with ``Units`` at its leaves
 row-major: the last part varies fastest.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from math import prod
 from types import MappingProxyType
 from typing import Literal
+
+import numpy as np
 
 Role = Literal["incoming", "outgoing", "both"]
 
@@ -68,6 +70,34 @@ def units_of(layout: Layout) -> Iterator[Units]:
     else:
         for part in layout.parts:
             yield from units_of(part)
+
+
+def units_along(layout: Layout, width: str, roles: Collection[str]) -> np.ndarray:
+    """Returns which unit of a width each position of an axis belongs to, or -1.
+
+    Args:
+        layout: how the axis is laid out.
+        width: name of the width.
+        roles: the roles in which its units count.
+    """
+    if isinstance(layout, Units):
+        if layout.width == width and layout.role in roles:
+            return np.arange(layout.size)
+        return np.full(layout.size, -1)
+    parts = [units_along(part, width, roles) for part in layout.parts]
+    if isinstance(layout, Concat):
+        return np.concatenate(parts)
+    whole = parts[0]
+    for part in parts[1:]:
+        whole = np.maximum(whole[:, None], part).ravel()
+    return whole
+
+
+def resized(layout: Layout, sizes: Mapping[str, int]) -> Layout:
+    """Returns the layout with new sizes for some of its widths."""
+    if isinstance(layout, Units):
+        return replace(layout, size=sizes.get(layout.width, layout.size))
+    return replace(layout, parts=tuple(resized(part, sizes) for part in layout.parts))
 
 
 def size_of(layout: Layout, sizes: Mapping[str, int] = MappingProxyType({})) -> int:

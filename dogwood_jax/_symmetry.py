@@ -1,16 +1,20 @@
-"""Find units that compute the same function: ``find_symmetric``."""
+"""Find units that are alike or idle: ``find_symmetric``, ``find_dead``, ``activity``."""
 
-from math import prod
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from dogwood_jax._layout import Layout, Product, Units, size_of
+from dogwood_jax._layout import size_of, units_along
 from dogwood_jax._tree import PyTree, leaves_by_path
 from dogwood_jax._widths import Width
 
 
 def find_symmetric(
-    variables: PyTree, width: Width, *, tolerance: float = 1e-6
+    variables: PyTree, width: Width, *, tolerance: float = 1e-6, outgoing: bool = True
 ) -> tuple[tuple[int, ...], ...]:
     """Finds groups of units that no training step can tell apart.
 
@@ -25,6 +29,9 @@ def find_symmetric(
         tolerance: a unit joins a group if ``|b - a| <= tolerance * (1 + |a|)`` holds for each of
             its weights b and the weights a of the group's first unit. Weights that are not finite
             agree with none.
+        outgoing: whether outgoing weights have to agree, too. Units that agree in the others
+            compute the same function, though training may tell them apart; ``merge_symmetric``
+            makes one unit of them.
 
     Returns:
         The groups of two or more units, each in ascending order, in the order of their first unit.
@@ -46,9 +53,107 @@ def find_symmetric(
     if not tolerance >= 0:
         raise ValueError(f"tolerance must be zero or positive, got {tolerance!r}")
     groups: dict[int, list[int]] = {}
-    for unit, first in enumerate(_firsts(_rows(variables, width), tolerance)):
+    roles = ("incoming", "outgoing", "both") if outgoing else ("incoming", "both")
+    for unit, first in enumerate(_firsts(_rows(variables, width, roles), tolerance)):
         groups.setdefault(int(first), []).append(unit)
     return tuple(tuple(group) for group in groups.values() if len(group) > 1)
+
+
+def find_dead(variables: PyTree, width: Width, *, tolerance: float = 0.0) -> tuple[int, ...]:
+    """Finds units that ``narrow`` can remove without changing what the network computes.
+
+    A unit is dead if its outgoing weights are all zero, for then nothing reads it, or if its
+    incoming weights other than biases are, for then it is constant.
+
+    Args:
+        variables: pytree of the network's arrays.
+        width: the width whose units are looked at, from ``trace`` or ``chain``.
+        tolerance: the largest magnitude that counts as zero.
+
+    Returns:
+        The units, in ascending order.
+
+    Raises:
+        ValueError: if an array of the width is missing or has another size there.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import dogwood_jax as dw
+        >>> params = {
+        ...     "up": {"kernel": jnp.array([[1.0, 0.0, 2.0]]), "bias": jnp.ones(3)},
+        ...     "down": {"kernel": jnp.array([[3.0], [4.0], [0.0]])},
+        ... }
+        >>> dw.find_dead(params, dw.chain(params, ("up", "down"))["up"])
+        (1, 2)
+    """
+    dead = np.zeros(width.size, bool)
+    for rows in (
+        _rows(variables, width, ("outgoing", "both")),
+        incoming_weights(variables, width),
+    ):
+        # Without a single such weight, as for an input or output, nothing is known.
+        dead |= (np.abs(rows) <= tolerance).all(axis=1) & (rows.shape[1] > 0)
+    return tuple(np.flatnonzero(dead).tolist())
+
+
+def activity(apply: Callable[..., Any], variables: PyTree, width: Width, *inputs: Any) -> jax.Array:
+    """Measures how much each unit contributes to a network's outputs.
+
+    The contribution of a unit is the derivative of the outputs with respect to a factor on all its
+    outgoing weights: where what reads it is linear, the change that silencing it would make.
+
+    Args:
+        apply: the function of variables and inputs that was traced.
+        variables: pytree of the network's arrays.
+        width: the width whose units are measured.
+        *inputs: a batch of inputs.
+
+    Returns:
+        The root mean square of the contribution over all floating-point outputs, ``[units]``.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import dogwood_jax as dw
+        >>> apply = lambda params, x: jax.nn.relu(x @ params["up"]) @ params["down"]
+        >>> params = {"up": jnp.ones((1, 2)), "down": jnp.array([[3.0], [4.0]])}
+        >>> x = jnp.ones((5, 1))
+        >>> dw.activity(apply, params, dw.trace(apply, params, x)["up"], x).tolist()
+        [3.0, 4.0]
+    """
+    places = dict.fromkeys((o.path, o.axis, o.layout) for o in width.occurrences)
+    leaves, structure = jax.tree.flatten(variables)
+    paths = list(leaves_by_path(variables))
+
+    def outputs(some: dict[str, jax.Array]) -> list[jax.Array]:
+        changed = [some.get(path, leaf) for path, leaf in zip(paths, leaves, strict=True)]
+        results = jax.tree.leaves(apply(jax.tree.unflatten(structure, changed), *inputs))
+        return [r for r in results if jnp.issubdtype(jnp.result_type(r), jnp.inexact)]
+
+    def contribution(unit: jax.Array) -> jax.Array:
+        tangents: dict[str, Any] = {}
+        for path, axis, layout in places:
+            leaf = jnp.asarray(leaves[paths.index(path)])
+            units = jnp.asarray(units_along(layout, width.name, ("outgoing", "both")))
+            mine = jnp.expand_dims(units == unit, [a for a in range(leaf.ndim) if a != axis])
+            tangents[path] = tangents.get(path, 0) + jnp.where(mine, leaf, 0)
+        primals = {path: jnp.asarray(leaves[paths.index(path)]) for path in tangents}
+        _, change = jax.jvp(outputs, (primals,), (tangents,))
+        squares = [jnp.sum(jnp.abs(c) ** 2) for c in change]
+        return jnp.sqrt(sum(squares) / sum(c.size for c in change))
+
+    measured: jax.Array = jax.lax.map(contribution, jnp.arange(width.size))
+    return measured
+
+
+def incoming_weights(variables: PyTree, width: Width) -> np.ndarray:
+    """Returns what feeds each unit but for biases, a matrix ``[units, weights]``."""
+    fed = tuple(
+        place
+        for place in width.occurrences
+        if place.role == "incoming" and len(np.shape(leaves_by_path(variables)[place.path])) > 1
+    )
+    return _rows(variables, replace(width, occurrences=fed), ("incoming",))
 
 
 def _firsts(rows: np.ndarray, tolerance: float) -> np.ndarray:
@@ -59,8 +164,8 @@ def _firsts(rows: np.ndarray, tolerance: float) -> np.ndarray:
     """
     units, weights = rows.shape
     firsts = np.arange(units)
-    if not rows.size:
-        return np.zeros_like(firsts)
+    if not units:
+        return firsts
     largest = np.maximum(rows.max(axis=1), -rows.min(axis=1))
     if not np.isfinite(largest).all():
         finite = np.flatnonzero(np.isfinite(largest))
@@ -94,45 +199,32 @@ def _firsts(rows: np.ndarray, tolerance: float) -> np.ndarray:
     return firsts
 
 
-def _rows(variables: PyTree, width: Width) -> np.ndarray:
+def _rows(
+    variables: PyTree, width: Width, roles: Collection[str] = ("incoming", "outgoing", "both")
+) -> np.ndarray:
     """Returns all weights of each unit as a row of a matrix ``[units, weights]``, in float64."""
     leaves = leaves_by_path(variables)
-    columns, problems = [], []
-    for place in width.occurrences:
-        array = leaves.get(place.path)
+    columns, problems = [np.zeros((width.size, 0))], []
+    for path, axis, layout in dict.fromkeys((o.path, o.axis, o.layout) for o in width.occurrences):
+        array = leaves.get(path)
         if array is None:
-            problems.append(f"{place.path}: missing")
-        elif np.shape(array)[place.axis : place.axis + 1] != (size_of(place.layout),):
+            problems.append(f"{path}: missing")
+        elif np.shape(array)[axis : axis + 1] != (size_of(layout),):
             problems.append(
-                f"{place.path}: has shape {np.shape(array)}, expected {size_of(place.layout)} "
-                f"along axis {place.axis}"
+                f"{path}: has shape {np.shape(array)}, expected {size_of(layout)} along axis {axis}"
             )
         elif not problems:
             array = np.asarray(array)
             if np.iscomplexobj(array):
                 array = np.stack([array.real, array.imag], axis=-1)
-            columns += _columns(array.astype(np.float64), place.axis, place.layout, width.name)
+            units = units_along(layout, width.name, roles)
+            # Sorted by unit: each has as many positions along the axis as any other.
+            order = np.argsort(units, kind="stable")[np.count_nonzero(units < 0) :]
+            rows = np.moveaxis(array.astype(np.float64), axis, 0)[order]
+            columns.append(rows.reshape(width.size, rows.size // max(width.size, 1)))
     if problems:
         raise ValueError(
             f"these are not the variables in which {width.name} was found; trace again:\n"
             + "\n".join(f"- {p}" for p in problems)
         )
     return np.concatenate(columns, axis=1)
-
-
-def _columns(array: np.ndarray, axis: int, layout: Layout, width: str) -> list[np.ndarray]:
-    """Returns the entries of each unit along an axis as matrices ``[units, entries]``."""
-    if isinstance(layout, Units):
-        units = np.moveaxis(array, axis, 0)
-        return [units.reshape(len(units), prod(units.shape[1:]))] if layout.width == width else []
-    sizes = [size_of(part) for part in layout.parts]
-    if isinstance(layout, Product):
-        shape = (*array.shape[:axis], *sizes, *array.shape[axis + 1 :])
-        parts = [(array.reshape(shape), axis + i) for i in range(len(sizes))]
-    else:
-        parts = [(part, axis) for part in np.split(array, np.cumsum(sizes)[:-1], axis)]
-    return [
-        column
-        for (part, place), inner in zip(parts, layout.parts, strict=True)
-        for column in _columns(part, place, inner, width)
-    ]

@@ -7,6 +7,7 @@ which weights are outgoing (``_roles``), and the dimensions of the parameters be
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -25,7 +26,7 @@ from dogwood_jax._naming import module_of, name_widths
 from dogwood_jax._read import run
 from dogwood_jax._tree import PyTree, is_array, leaf_path
 from dogwood_jax._values import Entry, Silencer, Silencers, Trace, Value
-from dogwood_jax._widths import Widths, no_such
+from dogwood_jax._widths import Network, Widths, no_such
 
 Place = tuple[str, int]
 
@@ -76,7 +77,7 @@ def trace(
     leaves = program.leaves
     _override(leaves, tuple(fix), tuple(tie))
     _attach_unread(leaves, program.trace)
-    return name_widths(leaves, program.trace)
+    return replace(name_widths(leaves, program.trace), network=Network(apply, program.inputs))
 
 
 class _Program:
@@ -102,6 +103,10 @@ class _Program:
 
         paths: list[str] = []
         structs = [_struct(arguments[i][1]) for i in dynamic]
+        shapes = jax.tree.unflatten(
+            structure, [_struct(leaf) if is_array(leaf) else leaf for _, leaf in arguments]
+        )
+        self.inputs: tuple[Any, ...] = shapes[1:]
         closed = jax.make_jaxpr(flat)(*structs)
         self.trace = Trace()
         self.leaves: dict[str, Value] = {}

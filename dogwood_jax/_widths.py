@@ -1,10 +1,13 @@
 """Where every width of a network occurs: ``Width`` and ``Widths``."""
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
 
 from dogwood_jax._layout import Concat, Layout, Product, Role, Units, size_of, units_of
 
@@ -139,6 +142,33 @@ class Facts:
     recipes: tuple[Recipe, ...] = ()
 
 
+@dataclass(frozen=True, eq=False)
+class Network:
+    """The function that was traced, for what can only be learned by running it.
+
+    Attributes:
+        apply: the function of variables and inputs.
+        inputs: the inputs, with a ``jax.ShapeDtypeStruct`` for every array.
+    """
+
+    apply: Callable[..., Any]
+    inputs: tuple[Any, ...]
+
+    def random_inputs(self, key: jax.Array) -> tuple[Any, ...]:
+        """Returns inputs with random numbers for the arrays of floats and small integers."""
+
+        def one(leaf: Any) -> Any:
+            if not isinstance(leaf, jax.ShapeDtypeStruct):
+                return leaf
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                return jnp.broadcast_to(key, leaf.shape)
+            if jnp.issubdtype(leaf.dtype, jnp.inexact):
+                return jax.random.normal(key, leaf.shape, leaf.dtype)
+            return jax.random.bernoulli(key, 0.5, leaf.shape).astype(leaf.dtype)
+
+        return tuple(jax.tree.map(one, self.inputs))
+
+
 @dataclass(frozen=True, repr=False)
 class Widths(Mapping[str, Width]):
     """All widths of a network: a mapping from name to ``Width``.
@@ -149,10 +179,12 @@ class Widths(Mapping[str, Width]):
     Attributes:
         leaves: the arrays in which widths occur, with the layout of each axis.
         facts: name and properties of each width, in the order of the table.
+        network: the function that was traced. It has no part in comparisons and is not pickled.
     """
 
     leaves: tuple[Leaf, ...]
     facts: tuple[tuple[str, Facts], ...] = field(default=())
+    network: Network | None = None
 
     @cached_property
     def _widths(self) -> dict[str, Width]:
@@ -181,7 +213,7 @@ class Widths(Mapping[str, Width]):
 
     def __getstate__(self) -> dict[str, object]:
         # Without the cached hash: hashes of strings differ between processes.
-        return {"leaves": self.leaves, "facts": self.facts}
+        return {"leaves": self.leaves, "facts": self.facts, "network": None}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)

@@ -1,0 +1,224 @@
+"""The way back: ``narrow`` removes units, ``merge_symmetric`` folds equal ones into one."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dogwood_jax._grow import grow
+from dogwood_jax._growth import Change, Growth
+from dogwood_jax._layout import Units, units_along
+from dogwood_jax._plan import plan
+from dogwood_jax._symmetry import find_symmetric
+from dogwood_jax._tree import PyTree, in_order_of, leaves_by_path
+from dogwood_jax._widths import Leaf, Network, Widths
+
+
+def narrow(
+    variables: PyTree, widths: Widths, keep: Mapping[Any, Any], *, interface: bool = False
+) -> PyTree:
+    """Removes units from a network.
+
+    The network computes the same as before if the removed units are dead, as ``find_dead`` finds
+    them: their outgoing weights are zero, or they are constant, their incoming weights being zero.
+    What a constant unit adds to its readers is moved into their biases, if the widths were traced
+    and the readers have biases. Of other units, the function loses what they contributed.
+
+    ``narrow`` undoes a growth by ``zero_outgoing``, bit for bit.
+
+    Args:
+        variables: pytree of the network's arrays; also under ``jax.jit``.
+        widths: its widths, from ``trace`` or ``chain``.
+        keep: by name of the width, or ``(path, axis)``, the units that stay: their indices in
+            their new order, or a boolean mask.
+        interface: whether units of the network's inputs or outputs may be removed.
+
+    Returns:
+        The smaller variables. For the optimizer's state, pass ``plan(widths, keep=keep)`` to
+        ``grow_opt_state``.
+
+    Raises:
+        ValueError: for unknown widths, widths that cannot change, and units that do not exist.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import dogwood_jax as dw
+        >>> layer = lambda i, o: {"kernel": jnp.ones((i, o)), "bias": jnp.ones(o)}
+        >>> params = {"up": layer(4, 3), "down": layer(3, 2)}
+        >>> widths = dw.chain(params, ("up", "down"))
+        >>> dw.narrow(params, widths, {"up": [0, 2]})["down"]["kernel"].shape
+        (2, 2)
+    """
+    growth = plan(widths, keep=keep, interface=interface)
+    return grow(_with_constants_folded(variables, growth), growth)
+
+
+def merge_symmetric(
+    variables: PyTree, widths: Widths, names: str | Sequence[str], *, tolerance: float = 1e-6
+) -> PyTree:
+    """Folds units that compute the same function into one, adding up their outgoing weights.
+
+    The network computes the same as before, to rounding and to the tolerance: the inverse of a
+    growth by ``replicate``.
+
+    Args:
+        variables: pytree of the network's arrays, with values.
+        widths: its widths, from ``trace`` or ``chain``.
+        names: name of the width, or names of several.
+        tolerance: how far weights of units that count as equal may differ, see ``find_symmetric``.
+
+    Returns:
+        The smaller variables. For the optimizer's state, pass ``plan(widths, merge=groups)`` to
+        ``grow_opt_state``, with the groups of ``find_symmetric(..., outgoing=False)``.
+
+    Raises:
+        ValueError: if the width cannot change, or weights of its units cannot be added up.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import dogwood_jax as dw
+        >>> params = {
+        ...     "up": {"kernel": jnp.array([[1.0, 2.0, 1.0]])},
+        ...     "down": {"kernel": jnp.array([[3.0], [4.0], [5.0]])},
+        ... }
+        >>> merged = dw.merge_symmetric(params, dw.chain(params, ("up", "down")), "up")
+        >>> merged["down"]["kernel"].tolist()
+        [[8.0], [4.0]]
+    """
+    names = (names,) if isinstance(names, str) else names
+    groups = {
+        name: find_symmetric(variables, widths[name], tolerance=tolerance, outgoing=False)
+        for name in names
+    }
+    return grow(variables, plan(widths, merge=groups))
+
+
+# Constant units -----------------------------------------------------------------------------------
+
+
+def _with_constants_folded(variables: PyTree, growth: Growth) -> PyTree:
+    """Returns the variables with the effect of constant units that go in their readers' biases."""
+    network = growth.widths.network
+    pairs = [
+        (change, reader, bias)
+        for change in growth.changes
+        for reader, bias in _readers(growth.widths, change.width)
+    ]
+    if network is None or not pairs:
+        return variables
+    leaves = leaves_by_path(variables)
+    constant = {change.width: _constant(leaves, growth.widths, change) for change in growth.changes}
+    known = all(not isinstance(units, jax.core.Tracer) for units in constant.values())
+    if known and not any(np.any(units) for units in constant.values()):
+        return variables
+    gradients = _gradients(variables, network, [leaf.path for _, *both in pairs for leaf in both])
+    folded = dict(leaves)
+    for change, reader, bias in pairs:
+        axis = _axis(reader, change.width)
+        rows = jnp.moveaxis(jnp.asarray(leaves[reader.path]), axis, 0)
+        rows_gradient = jnp.moveaxis(gradients[reader.path], axis + 1, 1)
+        effect = _effect(rows, rows_gradient, gradients[bias.path], constant[change.width])
+        folded[bias.path] = (folded[bias.path] + effect).astype(leaves[bias.path].dtype)
+    tree = jax.tree.unflatten(jax.tree.structure(variables), [folded[path] for path in leaves])
+    return in_order_of(variables, tree)
+
+
+def _readers(widths: Widths, width: str) -> list[tuple[Leaf, Leaf]]:
+    """Returns the arrays that read a width, each with the bias of what it produces."""
+    pairs = []
+    for place in widths[width].occurrences:
+        reader = widths.leaf(place.path)
+        if place.role == "outgoing" and isinstance(place.layout, Units):
+            module = reader.path.rpartition("/")[0]
+            biases = [
+                leaf
+                for leaf in widths.leaves
+                if leaf.kind == "zeros"
+                and leaf.path.rpartition("/")[0] == module
+                and leaf.shape
+                and leaf.axes
+                == tuple(a for a in reader.axes if a != place.layout)[-len(leaf.axes) :]
+            ]
+            pairs += [(reader, bias) for bias in biases[:1] if len(biases) == 1]
+    return pairs
+
+
+def _axis(reader: Leaf, width: str) -> int:
+    return next(
+        axis
+        for axis, layout in enumerate(reader.axes)
+        if isinstance(layout, Units) and layout.width == width and layout.role == "outgoing"
+    )
+
+
+def _constant(leaves: Mapping[str, Any], widths: Widths, change: Change) -> jax.Array:
+    """Returns which of the units that go have no incoming weights: ``[units]``, booleans."""
+    zero = jnp.ones(change.old, bool)
+    for place in widths[change.width].occurrences:
+        leaf = leaves[place.path]
+        if place.role == "incoming" and jnp.ndim(leaf) > 1:
+            along = jnp.moveaxis(jnp.asarray(leaf), place.axis, 0) != 0
+            nonzero = along.reshape(along.shape[0], -1).any(axis=1)
+            units = units_along(place.layout, change.width, ("incoming",))
+            zero = zero & ~jax.ops.segment_max(
+                nonzero.astype(int), jnp.where(units < 0, change.old, units), change.old + 1
+            )[: change.old].astype(bool)
+    goes = np.ones(change.old, bool)
+    goes[list(change.sources or ())] = False
+    return zero & goes
+
+
+def _gradients(variables: PyTree, network: Network, paths: list[str]) -> dict[str, jax.Array]:
+    """Returns gradients of some projections of the outputs for random inputs, one after another."""
+    leaves, structure = leaves_by_path(variables), jax.tree.structure(variables)
+
+    def outputs(some: dict[str, jax.Array], inputs: Any) -> list[jax.Array]:
+        tree = jax.tree.unflatten(structure, [some.get(p, leaf) for p, leaf in leaves.items()])
+        results = jax.tree.leaves(network.apply(tree, *inputs))
+        return [r for r in results if jnp.issubdtype(jnp.result_type(r), jnp.inexact)]
+
+    def one(key: jax.Array) -> dict[str, jax.Array]:
+        results, pull = jax.vjp(
+            lambda some: outputs(some, network.random_inputs(key)),
+            {path: jnp.asarray(leaves[path]) for path in dict.fromkeys(paths)},
+        )
+        keys = jax.random.split(key, len(results))
+        cotangents = [
+            jax.random.normal(k, r.shape, r.dtype) for k, r in zip(keys, results, strict=True)
+        ]
+        gradients: dict[str, jax.Array] = pull(cotangents)[0]
+        return gradients
+
+    several = [one(jax.random.key(seed)) for seed in range(4)]
+    return {path: jnp.stack([gradients[path] for gradients in several]) for path in several[0]}
+
+
+def _effect(
+    rows: jax.Array, rows_gradient: jax.Array, bias_gradient: jax.Array, constant: jax.Array
+) -> jax.Array:
+    """Returns what constant units add to the values that a bias is added to.
+
+    A unit of constant value c adds c times its row. The gradients of its row are then c times
+    those of the bias, whatever the input; where they are not, nothing is moved.
+
+    Args:
+        rows: outgoing weights, ``[units, ..., *bias]``.
+        rows_gradient: their gradients for several inputs, ``[inputs, units, ..., *bias]``.
+        bias_gradient: those of the bias, ``[inputs, *bias]``.
+        constant: which units are constant and go, ``[units]``.
+    """
+    bias = bias_gradient.shape[1:]
+    between = rows.shape[1 : rows.ndim - len(bias)]
+    shape = (bias_gradient.shape[0], 1, *(1 for _ in between), *bias)
+    unit_gradient = bias_gradient.reshape(shape)
+    axes = (0, *range(rows_gradient.ndim - len(bias), rows_gradient.ndim))
+    norm = jnp.sum(unit_gradient**2)
+    value = jnp.sum(rows_gradient * unit_gradient, axes, keepdims=True) / norm
+    error = jnp.max(jnp.abs(rows_gradient - value * unit_gradient), axes)
+    scale = jnp.max(jnp.abs(value * unit_gradient), axes)
+    tolerance = 1e3 * float(jnp.finfo(rows.dtype).eps)  # type: ignore[no-untyped-call]
+    fits = (error <= tolerance * scale).all(axis=tuple(range(1, 1 + len(between))))
+    moved = (constant & fits).reshape(-1, *(1 for _ in rows.shape[1:]))
+    return jnp.sum(jnp.where(moved, rows * value[0], 0), axis=tuple(range(1 + len(between))))
