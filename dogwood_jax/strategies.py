@@ -52,7 +52,8 @@ class Strategy:
     @property
     def preserving(self) -> bool:
         """Whether the grown function equals the old one."""
-        return self.outgoing != "free" and self.noise == 0
+        silent = self.outgoing != "free" or self.incoming == "zero"
+        return silent and self.noise == 0
 
     def __str__(self) -> str:
         return self.name
