@@ -78,7 +78,7 @@ def sizes_of_target(
     equations, unread = _equations(widths, target, problems)
     known, doubtful = _stated_sizes(equations, widths, asked, problems)
     doubtful |= unread - known.keys()
-    settled = (known.keys() | {name for name in widths if widths[name].fixed}) - doubtful
+    settled = known.keys() | {name for name in widths if widths[name].fixed}
     composite = [equation for equation in equations if not isinstance(equation.layout, Units)]
     for system in _independent(composite, settled):
         # What would follow from a width in doubt is only misleading.
@@ -311,7 +311,7 @@ def _contradictions(
     left = list(system)
     while not solvable(left):
         core = left
-        for equation in left:
+        for equation in reversed(left):
             fewer = [other for other in core if other is not equation]
             if not solvable(fewer):
                 core = fewer

@@ -313,6 +313,15 @@ LINES = {
             "c[0]: is 17 long in the target, which no growth explains: c * x with c >= 2, x >= 6",
         ],
     ),
+    "two problems of one width": (
+        {"a": (times(H, D),), "b": (times(H, C),), "c": (times(H, X),)},
+        {"a": (13,), "b": (11,), "c": (24,)},
+        {},
+        [
+            "a[0]: is 13 long in the target, which no growth explains: h * d with h >= 3, d >= 4",
+            "b[0]: is 11 long in the target, which no growth explains: h * c with h >= 3, c >= 2",
+        ],
+    ),
     "a smaller width": (
         {"a": (D, H), "b": (D,), "c": (times(H, D),)},
         {"a": (3, 3), "b": (3,), "c": (9,)},
@@ -340,6 +349,12 @@ LINES = {
     "a smaller one was asked for": (
         {"a": (times(D, H),), "b": (times(H, X),)},
         {"a": (24,), "b": (36,)},
+        {"d": 3},
+        ["d: 3 units are fewer than today's 4"],
+    ),
+    "the same smaller one was asked for": (
+        {"a": (D,)},
+        {"a": (3,)},
         {"d": 3},
         ["d: 3 units are fewer than today's 4"],
     ),
@@ -397,16 +412,6 @@ LINES = {
             "{'c': 2, 'h': 5, 'd': 49993} or more than 97 others; say so with sizes= beside target="
         ],
     ),
-    "more sizes than can be tried": (
-        # The sums are even, which bounds on each width do not show.
-        {"a": (joined(H, D),), "b": (joined(H, H, D, D),)},
-        {"a": (100_000,), "b": (200_001,)},
-        {},
-        [
-            "a[0], b[0]: there are too many sizes to try; say some with sizes= beside target=: "
-            "h >= 3, d >= 4"
-        ],
-    ),
 }
 
 
@@ -422,6 +427,24 @@ def test_each_problem_is_said_in_one_line(case):
 
 
 # What it costs ------------------------------------------------------------------------------------
+
+
+def sizes_of(widths, target, problems):
+    return _target.sizes_of_target(widths, target, {}, problems)
+
+
+def calls_of_size_of(monkeypatch, run):
+    count = 0
+
+    def counted(*arguments):
+        nonlocal count
+        count += 1
+        return _layout.size_of(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_target, "size_of", counted)
+        run()
+    return count
 
 
 def layers(number):
@@ -448,25 +471,30 @@ def test_the_cost_is_linear_in_the_number_of_layers(larger, shape, monkeypatch):
     def cost(number):
         widths = layers(number)
         sizes = {f"{i}/{name}": size for name, size in larger.items() for i in range(number)}
-        target = target_of(widths, **sizes, model=12 if shape else 4 * larger.get("heads", 3))
+        target = target_of(widths, **sizes, model=4 * larger.get("heads", 3))
         if shape:
             target |= shaped(**{f"{i}/out": shape for i in range(number)})
-        count = 0
-
-        def counted(*arguments):
-            nonlocal count
-            count += 1
-            return _layout.size_of(*arguments)
-
-        monkeypatch.setattr(_target, "size_of", counted)
         found = []
-        _target.sizes_of_target(widths, target, {}, found)
+        count = calls_of_size_of(monkeypatch, lambda: sizes_of(widths, target, found))
         assert len(found) == (number if shape or larger.get("heads") == 6 else 0)
         return count
 
     once, twice = cost(24), cost(48)
     assert 0 < once < 24 * 1000
     assert twice <= 2.1 * once
+
+
+def test_a_search_ends(monkeypatch):
+    # The second sum cannot be odd, which bounds on each width show only one size at a time.
+    widths = make([("h", 3), ("d", 4)], {"a": (joined(H, D),), "b": (joined(H, H, D, D),)})
+    target = shaped(a=(100_000,), b=(200_001,))
+    monkeypatch.setattr(_target, "_MOST_WORK", 1_000)
+    found = []
+    assert calls_of_size_of(monkeypatch, lambda: sizes_of(widths, target, found)) < 1_000 * 20
+    assert found == [
+        "a[0], b[0]: there are too many sizes to try; say some with sizes= beside target=: "
+        "h >= 3, d >= 4"
+    ]
 
 
 # How the larger model splits its axes -------------------------------------------------------------
