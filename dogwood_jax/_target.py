@@ -149,7 +149,8 @@ def _stated_sizes(
         elif name not in asked and size < (today := widths[name].size):
             doubtful.add(name)
             problems.append(
-                f"{name}: {size} units are fewer than today's {today}, says {source}; {_NEVER_LESS}"
+                f"{name}: {size} units are fewer than today's {today}; {_NEVER_LESS}; "
+                f"see {source} in the target"
             )
         else:
             known[name] = size
@@ -422,9 +423,9 @@ def splits(widths: Widths, sizes: Mapping[str, int]) -> tuple[str, ...]:
     said: set[str] = set()
     products = dict.fromkeys(p for layout in axes for p in _products(_without_roles(layout)))
     for product in sorted(products, key=lambda product: len(product.parts)):
-        open_ = {units.width for units in units_of(product)} - stated
-        if len(open_) > 1 and not open_ & changed <= said:
-            said |= open_ & changed
+        untold = {units.width for units in units_of(product)} - stated
+        if len(untold) > 1 and not untold & changed <= said:
+            said |= untold & changed
             notes.append(_split(product, new))
     return tuple(notes)
 
@@ -438,17 +439,17 @@ def _products(layout: Layout) -> Iterator[Product]:
 
 
 def _split(product: Product, sizes: Mapping[str, int]) -> str:
-    """Says how an axis must be split, in terms of the module that it belongs to if it is one."""
+    """Says how an axis must be split; factors of a single module are told by their labels."""
     modules = {units.width.rpartition("[")[0] for units in units_of(product)}
     (module,) = modules if len(modules) == 1 else ("",)
-    factors = [
-        f"{size_of(part, sizes)} {str(part).removeprefix(module) if module else f'({part})'}"
-        for part in product.parts
-    ]
-    prefix = f"{module}: " if module else ""
-    return (
-        f"{prefix}the larger model must split {size_of(product, sizes)} into {' x '.join(factors)}"
-    )
+    factors = []
+    for part in product.parts:
+        label = str(part).replace(f"{module}[", "[") if module else str(part)
+        brackets = not module or not isinstance(part, Units)
+        factors.append(f"{size_of(part, sizes)} {f'({label})' if brackets else label}")
+    start = f"{module}: " if module else ""
+    whole = size_of(product, sizes)
+    return f"{start}the larger model must split {whole} into {' x '.join(factors)}"
 
 
 __all__ = ["sizes_of_target", "splits"]

@@ -326,7 +326,7 @@ LINES = {
         {"a": (D, H), "b": (D,), "c": (times(H, D),)},
         {"a": (3, 3), "b": (3,), "c": (9,)},
         {},
-        [f"d: 3 units are fewer than today's 4, says a[0], b[0]; {NEVER_LESS}"],
+        [f"d: 3 units are fewer than today's 4; {NEVER_LESS}; see a[0], b[0] in the target"],
     ),
     "a smaller product": (
         {"a": (times(H, D),)},
@@ -527,6 +527,14 @@ def test_splits_are_told_in_terms_of_the_module():
 
 
 NAMED = {"heads": 2, "head_dim": 4}
+
+
+def test_halves_of_a_factor_are_told_as_its_layout():
+    h, d = units("q[heads]", 2), units("q[pairs]", 3)
+    widths = make([("q[heads]", 2), ("q[pairs]", 3)], {"q": (times(h, joined(d, d)),)})
+    assert dw.plan(widths, {"q[heads]": 5}).notes == (
+        "q: the larger model must split 30 into 5 [heads] x 6 ([pairs] | [pairs])",
+    )
 
 
 @pytest.mark.parametrize(
