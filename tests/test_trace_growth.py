@@ -244,7 +244,8 @@ def test_copies_and_zeros_preserve_and_gradients_follow_the_adjoint(name: str) -
         growth = dw.plan(before.widths, sizes, strategy=dw.strategies.zeros())
         found = outputs_and_gradient(growth)
         keep = {width: range(before.widths[width].size) for width in sizes}
-        kept = dw.grow(found, dw.plan(growth.after, keep=keep))
+        others = {path: np.zeros(shape, int) for path, shape in growth.shapes.items()}
+        kept = dw.grow(others | found, dw.plan(growth.after, keep=keep))
         for path, reference in gradient.items():
             assert_close(kept[path], reference, tolerance, scale)
 
