@@ -9,6 +9,7 @@ from dogwood_jax import _dims
 from dogwood_jax._dims import Dim, atoms
 from dogwood_jax._layout import Concat, Layout, Product, Units
 from dogwood_jax._roles import Roles, solve
+from dogwood_jax._scaling import find_recipes
 from dogwood_jax._values import KIND_OF_USE, Trace, Use, Value
 from dogwood_jax._widths import Facts, Leaf, Widths, make_widths
 
@@ -43,6 +44,7 @@ def name_widths(leaves: dict[str, Value], trace: Trace) -> Widths:
                 tuple(sorted(use.fan_out)) if use else (),
             )
         )
+    recipes = find_recipes(trace, leaves, found, names)
     facts = {
         name: Facts(
             atom.size,
@@ -52,6 +54,7 @@ def name_widths(leaves: dict[str, Value], trace: Trace) -> Widths:
             tuple(atom.copy_hazards),
             roles.zero_hazard(atom),
             tuple(atom.notes),
+            recipes.get(atom, ()),
         )
         for atom, name in names.items()
     }

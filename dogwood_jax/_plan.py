@@ -162,7 +162,7 @@ def _extended(
     width: Width, new: int, strategy: Strategy | None, interface: bool, problems: list[str]
 ) -> Change:
     """Returns how a width gets more units, after checking that it can."""
-    recipe = _recipe(width, strategy)
+    recipe = _recipe(width, new, strategy)
     if strategy is None:
         make = {
             "zero_outgoing": strategies.zero_outgoing,
@@ -181,11 +181,16 @@ def _extended(
     )
 
 
-def _recipe(width: Width, strategy: Strategy | None) -> Recipe | None:
+def _recipe(width: Width, new: int, strategy: Strategy | None) -> Recipe | None:
     """Returns the recipe with which a width can grow, with this strategy if there is one."""
     if not width.hazards:
         return None
-    fitting = (r for r in width.recipes if strategy is None or r.strategy == strategy.name)
+    fitting = (
+        recipe
+        for recipe in width.recipes
+        if strategy is None or recipe.strategy == strategy.name
+        if not recipe.multiple or new % width.size == 0
+    )
     return next(fitting, None)
 
 

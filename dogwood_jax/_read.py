@@ -26,6 +26,8 @@ def run(trace: Trace, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Val
         operands = [read(atom) for atom in eqn.invars]
         rule: Rule = RULES.get(eqn.primitive.name, _call)
         results = rule(trace, eqn, *operands)
+        if rule is not _call:  # which records the equations of its program instead
+            trace.record(eqn.primitive.name, operands, results, eqn.params)
         trace.dims += (dim for value in results for dim in value.dims)
         known.update(zip(eqn.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
@@ -41,8 +43,10 @@ def _constant(array: Any) -> Value:
         array = np.asarray(array)
     except jax.errors.TracerArrayConversionError:  # a program around this one computes it
         return Value(dims, "data")
-    if array.size and array.dtype.kind in "biufc" and (array == array.flat[0]).all():
-        return Value(dims, "constant", number=float(np.real(array.flat[0])))
+    if array.size and array.dtype.kind in "biufc":
+        first = array.flat[0]
+        if (array == first).all() or (first != first and np.isnan(array).all()):
+            return Value(dims, "constant", number=float(np.real(first)))
     for axis, dim in enumerate(dims):
         if dim.size > 1 and (array != np.take(array, [0], axis)).any():
             dim.endanger(f"a constant of shape {array.shape} inside the network varies along it")
@@ -70,4 +74,6 @@ def _call(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
             shapes = [v.aval.shape for v in jaxpr.outvars]
             if shapes == [v.aval.shape for v in eqn.outvars]:
                 return run(trace, jaxpr, consts, operands)
-    return unknown(trace, eqn, *operands)
+    results = unknown(trace, eqn, *operands)
+    trace.record("unknown", operands, results)
+    return results

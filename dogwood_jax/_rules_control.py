@@ -14,7 +14,9 @@ def _enter(trace: Trace, state: Sequence[Value], operands: Sequence[Value]) -> l
     """Returns what is known of a loop's state in every iteration: its dimensions."""
     for value in state:
         trace.join(value, "add")
-    return [_any_iteration(value, operands) for value in state]
+    entered = [_any_iteration(value, operands) for value in state]
+    trace.record("enter", state, entered)
+    return entered
 
 
 def _any_iteration(value: Value, operands: Sequence[Value]) -> Value:
@@ -31,6 +33,7 @@ def _close(trace: Trace, before: Sequence[Value], after: Sequence[Value]) -> Non
         if old.origin != "constant":
             positions_used(new)
         trace.join(new, "add")
+        trace.record("close", (old, new), ())
 
 
 @rule("scan")
@@ -59,6 +62,7 @@ def _scan(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
                 positional=frozenset(a - 1 for a in value.positional if a),
             )
         )
+        trace.record("take", (value,), slices[-1:])
     state = _enter(trace, carry, operands)
     results = run(trace, jaxpr, closed_over, [*consts, *state, *slices])
     _close(trace, state, results[:n_carry])
@@ -67,6 +71,7 @@ def _scan(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
         stack = _any_iteration(Value((length, *value.dims)), operands)
         positional = stack.positional | {a + 1 for a in value.positional}
         outputs.append(replace(stack, positional=positional, noise=value.noise))
+        trace.record("collect", (value,), outputs[-1:])
     return [*state, *outputs]
 
 
@@ -85,6 +90,7 @@ def _while(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
 @rule("cond")
 def _cond(trace: Trace, eqn: Any, which: Value, *arguments: Value) -> list[Value]:
     branches = [run(trace, b.jaxpr, b.consts, arguments) for b in eqn.params["branches"]]
+    trace.record("output", (which,), ())
     for branch in branches[1:]:
         _close(trace, branches[0], branch)
     return _enter(trace, branches[0], (which, *arguments))

@@ -120,6 +120,7 @@ class _Program:
             else:
                 value = _input(struct)
                 self.trace.dims += value.dims
+                self.trace.inputs += value.dims
             values.append(value)
         outputs = run(self.trace, closed.jaxpr, closed.consts, values)
         mirrored = _mirrored(
@@ -127,6 +128,7 @@ class _Program:
             {path: _shape(value) for path, value in self.leaves.items()},
         )
         for path, output in zip(paths, outputs, strict=True):
+            self.trace.record("variable" if path in mirrored else "output", (output,), ())
             if path not in mirrored:
                 for dim in output.dims:
                     dim.root.interface = True

@@ -8,10 +8,11 @@ add nothing, so one of the factors must be zero there; if some weights can see t
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod, sqrt
-from typing import Literal
+from types import MappingProxyType
+from typing import Any, Literal
 
 import numpy as np
 
@@ -159,11 +160,31 @@ class Use:
                 fan.update(e.axis for e in value.entries(axis) if e.leaf == self.leaf)
 
 
+@dataclass(frozen=True, eq=False)
+class Step:
+    """An equation of the program, or what a loop does with a value, as it was read.
+
+    Attributes:
+        name: its primitive; for a loop ``"enter"``, ``"take"``, ``"collect"`` or ``"close"``; at
+            the end ``"output"`` or, for a new value of a variable, ``"variable"``.
+        operands: the values it takes.
+        results: the values it makes.
+        params: the parameters of its primitive.
+    """
+
+    name: str
+    operands: Sequence[Value]
+    results: Sequence[Value]
+    params: Mapping[str, Any]
+
+
 class Trace:
     """What a program does with its parameters, collected while its equations are read."""
 
     def __init__(self) -> None:
         self.dims: list[Dim] = []  # of every value, for what is known of wholes concerns parts
+        self.inputs: list[Dim] = []  # of the network's inputs
+        self.steps: list[Step] = []  # every equation, in the order of the program
         self.demands: list[Demand] = []
         self.uses: dict[int, Use] = {}
         # Entries whose units are produced there: the rest of the leaf feeds them.
@@ -172,6 +193,16 @@ class Trace:
         self.aside: set[tuple[int, int, Dim]] = set()
         self._scales: list[tuple[Value, float]] = []
         self._clock = itertools.count()
+
+    def record(
+        self,
+        name: str,
+        operands: Sequence[Value],
+        results: Sequence[Value],
+        params: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        """Notes what was read, for a second reading when all dimensions are known."""
+        self.steps.append(Step(name, operands, results, params))
 
     def use(self, value: Value, how: str) -> list[Use]:
         """Notes that data meets a parameter."""
@@ -215,7 +246,7 @@ class Trace:
     def check_scales(self) -> None:
         """Endangers dimensions scaled by constants that look computed from their size."""
         for value, number in self._scales:
-            common = any(abs(number - c) < 1e-9 for c in _COMMON)
+            common = any(abs(number - c) < 1e-9 for c in COMMON_NUMBERS)
             means = False
             for group, surely in _scaled_groups(value):
                 n = prod(d.size for d in group)
@@ -256,4 +287,20 @@ def _functions_of_size(n: int, summed: bool) -> tuple[float, ...]:
 
 
 # Numbers that models use for other reasons: momenta, slopes, halves.
-_COMMON = (2.0, 3.0, 6.0, 0.5, 1 / 3, 1 / 6, 0.1, 0.2, 0.3, 0.01, 0.02, 0.05, 0.001, 10.0, 100.0)
+COMMON_NUMBERS = (
+    2.0,
+    3.0,
+    6.0,
+    0.5,
+    1 / 3,
+    1 / 6,
+    0.1,
+    0.2,
+    0.3,
+    0.01,
+    0.02,
+    0.05,
+    0.001,
+    10.0,
+    100.0,
+)

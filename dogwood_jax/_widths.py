@@ -53,14 +53,16 @@ class Recipe:
             old / new.
         constants: what constants inside the network are, their values, and the powers of the
             ratio by which the larger model's must be larger.
-        blank: paths of arrays whose entries for units that copy no single one are not the mean of
-            the others but as in a new network (``"tile"`` only).
+        blank: paths of arrays whose new entries are as in a new network instead of zero
+            (``"zero_incoming"``) or the mean of the others (``"tile"``).
+        multiple: whether the new size must be a multiple of the old one (``"tile"`` only).
     """
 
     strategy: Literal["zero_outgoing", "zero_incoming", "tile"]
     powers: tuple[tuple[str, float], ...] = ()
     constants: tuple[tuple[str, float, float], ...] = ()
     blank: tuple[str, ...] = ()
+    multiple: bool = False
 
 
 @dataclass(frozen=True)

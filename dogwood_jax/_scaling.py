@@ -1,0 +1,142 @@
+"""Exact recipes for widths whose size the network computes with: ``find_recipes``.
+
+A norm over a width, or a factor such as 1/sqrt(head_dim), depends on how many units there are, so
+that more units change what the old ones do. What makes up for it is found by dimensional analysis.
+The program is read a second time, for one width and one way to fill in new units, and each of its
+values in the larger network is compared with the same value before:
+
+- Old entries are the old values times a power of the ratio of sizes.
+- Along the width, new entries are zero, or the mean of the old ones, or whatever they may be.
+
+The powers are linear in unknown ones, those of the arrays along the width, which may be rescaled.
+Terms of a sum have equal powers; outputs and what goes through a nonlinear function have power
+zero. The solution of these equations is the recipe. Whatever has no rule (``_scaling_rules``), and
+whatever the rules cannot follow, leaves the width without one.
+"""
+
+import heapq
+from collections.abc import Iterator, Mapping, Sequence
+
+from dogwood_jax._dims import Dim, atoms
+from dogwood_jax._layout import Role, units_of
+from dogwood_jax._scaling_rules import RULES
+from dogwood_jax._scaling_states import Filling, NoRecipe, Place, Reading
+from dogwood_jax._values import Trace, Value
+from dogwood_jax._widths import Leaf, Recipe
+
+_FILLINGS = (
+    Filling("zero_outgoing"),
+    Filling("zero_incoming"),
+    Filling("tile"),
+    Filling("tile", multiple=True),
+)
+
+
+def find_recipes(
+    trace: Trace, values: Mapping[str, Value], leaves: Sequence[Leaf], names: Mapping[Dim, str]
+) -> dict[Dim, tuple[Recipe, ...]]:
+    """Returns the recipes of every width that has hazards.
+
+    Args:
+        trace: a network's program, read and with all dimensions known.
+        values: its arrays by path.
+        leaves: the arrays again, with layouts and roles.
+        names: name of each width by dimension.
+    """
+    inputs = {atom for dim in trace.inputs for atom in atoms(dim)}
+    widths = [d for d in names if d.hazards and not d.fixed and d not in inputs]
+    if not widths:
+        return {}
+    program = _Program(trace, values, leaves)
+    return {width: tuple(program.recipes(width, names[width])) for width in widths}
+
+
+class _Program:
+    """What the readings of all widths share: who reads which value, and where widths appear."""
+
+    def __init__(self, trace: Trace, values: Mapping[str, Value], leaves: Sequence[Leaf]) -> None:
+        self._steps, self._uses = trace.steps, trace.uses
+        self._values = list(values.values())
+        by_path = {leaf.path: leaf for leaf in leaves}
+        self._leaves = [by_path[path] for path in values]
+        self._readers: dict[int, list[int]] = {}
+        self._steps_of: dict[Dim, list[int]] = {}
+        known: dict[Dim, list[Dim]] = {}
+        for index, step in enumerate(self._steps):
+            values = (*step.operands, *step.results)
+            dims = [dim for value in values for dim in value.dims]
+            if step.name in ("mul", "div"):  # perhaps by the size of what was summed over
+                dims += [d for v in step.operands for d in (*v.contracted, *v.summed)]
+            found: dict[Dim, None] = {}
+            for dim in dims:
+                if (root := dim.root) not in known:
+                    known[root] = [atom.root for atom in atoms(root)]
+                found.update(dict.fromkeys(known[root]))
+            for atom in found:
+                self._steps_of.setdefault(atom, []).append(index)
+            for operand in step.operands:
+                self._readers.setdefault(id(operand), []).append(index)
+
+    def recipes(self, width: Dim, name: str) -> Iterator[Recipe]:
+        """Yields a recipe for each way to fill in new units that is exact."""
+        places = self._places(name)
+        for filling in _FILLINGS:
+            try:
+                reading = Reading(name, width, filling, places, self._values)
+                self._read(reading)
+                yield _solution(reading)
+            except NoRecipe:
+                continue
+            if filling.is_tiled:  # what works for any size works for multiples
+                return
+
+    def _places(self, name: str) -> dict[int, Place]:
+        places = {}
+        for index, leaf in enumerate(self._leaves):
+            roles: dict[int, Role | None] = {}
+            for axis, layout in enumerate(leaf.axes):
+                found = {units.role for units in units_of(layout) if units.width == name}
+                if found:
+                    roles[axis] = found.pop() if len(found) == 1 else None
+            if roles:
+                use = self._uses.get(index)
+                places[index] = Place(leaf.path, use.how if use else "", roles)
+        return places
+
+    def _read(self, reading: Reading) -> None:
+        """Reads every equation that has to do with the width, in the order of the program."""
+        pending = list(self._steps_of.get(reading.width, ()))
+        seen = set(pending)
+        while pending:
+            step = self._steps[heapq.heappop(pending)]
+            if step.results and all(value.origin == "constant" for value in step.results):
+                continue
+            if step.name not in RULES:
+                raise NoRecipe
+            states = RULES[step.name](reading, step)
+            for value, state in zip(step.results, states, strict=True):
+                reading.states[id(value)] = state
+                if not state.is_plain:
+                    new = {*self._readers.get(id(value), ())} - seen
+                    seen |= new
+                    for index in new:
+                        heapq.heappush(pending, index)
+
+
+def _solution(reading: Reading) -> Recipe:
+    powers = {
+        place.path: reading.equations.value({index: 1.0}) for index, place in reading.places.items()
+    }
+    constants = (
+        (constant.what, constant.number, reading.equations.value(constant.power))
+        for constant in reading.constants
+    )
+    filling = reading.filling
+    blank = () if filling.multiple else (reading.places[leaf].path for leaf in reading.blank)
+    return Recipe(
+        filling.strategy,
+        tuple((path, power) for path, power in powers.items() if power),
+        tuple(constant for constant in constants if constant[2]),
+        tuple(sorted(blank)),
+        filling.multiple,
+    )
