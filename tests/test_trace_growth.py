@@ -13,6 +13,7 @@ import pytest
 from networks import Expected, Model, Network, fill, load
 
 import dogwood_jax as dw
+from dogwood_jax._tree import leaves_by_path
 
 NETWORKS = load()
 
@@ -251,10 +252,9 @@ def test_copies_and_zeros_preserve_and_gradients_follow_the_adjoint(name: str) -
 
 
 def float_paths(variables: Any) -> list[str]:
-    leaves = jax.tree_util.tree_leaves_with_path(variables)
     return [
-        jax.tree_util.keystr(keys, simple=True, separator="/")
-        for keys, leaf in leaves
+        path
+        for path, leaf in leaves_by_path(variables).items()
         if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)
     ]
 
