@@ -28,6 +28,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dogwood_jax.keras_h5._errors import KerasFileError
+
 if TYPE_CHECKING:
     import h5py
 
@@ -48,10 +50,6 @@ _ATTRIBUTE_LIMIT = 64512  # bytes; Keras splits longer attributes over name0, na
 
 _BFLOAT16 = np.dtype(jnp.bfloat16)  # HDF5 has no such type: Keras stores two opaque bytes
 _OPAQUE16 = np.dtype("V2")
-
-
-class KerasFileError(ValueError):
-    """A file that does not hold Keras weights in a layout known here."""
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
