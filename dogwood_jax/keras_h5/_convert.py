@@ -237,6 +237,12 @@ def _simple_rnn(config: Config) -> list[Weight]:
     return [*kernels, bias] if config.get("use_bias", True) else kernels
 
 
+@_layout("RNN")
+def _rnn(config: Config) -> list[Weight]:
+    cell = config["cell"]
+    return layout(cell["class_name"].removesuffix("Cell"), cell["config"])
+
+
 def _inside(keras: str, flax: str, weights: Iterable[Weight]) -> list[Weight]:
     """The weights of a layer that is inside another, under these names there."""
 

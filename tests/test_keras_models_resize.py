@@ -1,0 +1,91 @@
+import copy
+
+import jax
+import jax.numpy as jnp
+
+from dogwood_jax.keras_h5._resize import resized
+
+
+def shape(*sizes):
+    return jax.ShapeDtypeStruct(sizes, jnp.float32)
+
+
+def layer(class_name, **config):
+    return {"class_name": class_name, "config": config, "build_config": {"input_shape": [None, 1]}}
+
+
+LSTM = {"hg": {"kernel": shape(7, 7)}}
+
+# Layers, what their sizes become, and the shapes that say so.
+LAYERS = [
+    (layer("Dense", units=2), {"units": 7}, {"kernel": shape(3, 7)}),
+    (layer("Conv2DTranspose", filters=2), {"filters": 7}, {"kernel": shape(3, 3, 2, 7)}),
+    (layer("DepthwiseConv2D", depth_multiplier=2), {}, {"kernel": shape(3, 3, 1, 8)}),
+    (
+        layer("SeparableConv1D", filters=2),
+        {"filters": 7},
+        {"pointwise": {"kernel": shape(1, 2, 7)}},
+    ),
+    (
+        layer("Embedding", input_dim=9, output_dim=2),
+        {"output_dim": 7},
+        {"embedding": shape(9, 7)},
+    ),
+    (layer("LSTM", units=2), {"units": 7}, {"cell": LSTM}),
+    (
+        layer("MultiHeadAttention", num_heads=1, key_dim=2, value_dim=2, output_shape=None),
+        {"num_heads": 4, "value_dim": 3},
+        {"query": {"kernel": shape(5, 4, 2)}, "value": {"kernel": shape(5, 4, 3)}},
+    ),
+    (
+        layer("EinsumDense", equation="abc,cde->abde", output_shape=[None, 2, 3]),
+        {"output_shape": [None, 7, 3]},
+        {"kernel": shape(5, 7, 3)},
+    ),
+    (
+        layer("EinsumDense", equation="...x,xy->...y", output_shape=2),
+        {"output_shape": 7},
+        {"kernel": shape(5, 7)},
+    ),
+    (layer("Dropout", rate=0.5), {}, {}),
+    (layer("Mystery", units=2), {}, {"kernel": shape(3, 7)}),
+]
+
+
+def test_every_layer_has_the_sizes_of_its_arrays_and_nothing_else_changes():
+    layers = [copy.deepcopy(old) for old, _, _ in LAYERS]
+    expected = [{"class_name": o["class_name"], "config": o["config"] | n} for o, n, _ in LAYERS]
+    for i, (old, new) in enumerate(zip(layers, expected)):
+        old["config"]["name"] = new["config"]["name"] = f"layer/{i}"
+    params = {f"layer/{i}": arrays for i, (_, _, arrays) in enumerate(LAYERS)}
+    model = {"class_name": "Sequential", "config": {"layers": layers}, "keras_version": "3"}
+    before = copy.deepcopy(model)
+    assert resized(model, {"params": params}) == model | {"config": {"layers": expected}}
+    assert model == before
+
+
+def test_layers_inside_layers_are_resized():
+    dense = layer("Dense", units=2, name="a")
+    inner = layer("Functional", name="inner", layers=[dense])
+    spread = layer("TimeDistributed", name="spread", layer=layer("Dense", units=2))
+    rnn = layer("RNN", name="rnn", cell=layer("LSTMCell", units=2))
+    both = layer("Bidirectional", name="both", layer=layer("LSTM", units=2), backward_layer=None)
+    params = {
+        "inner": {"a": {"kernel": shape(3, 7)}},
+        "spread": {"kernel": shape(3, 7)},
+        "rnn": {"cell": LSTM},
+        "both": {"forward_rnn": {"cell": LSTM}, "backward_rnn": {"cell": LSTM}},
+    }
+    model = {"class_name": "Functional", "config": {"layers": [inner, spread, rnn, both]}}
+    inner, spread, rnn, both = resized(model, {"params": params})["config"]["layers"]
+    assert inner["config"]["layers"][0]["config"]["units"] == 7
+    assert spread["config"]["layer"]["config"]["units"] == 7
+    assert rnn["config"]["cell"]["config"]["units"] == 7
+    assert both["config"]["layer"]["config"]["units"] == 7
+    assert both["config"]["backward_layer"] is None
+
+
+def test_sequential_models_of_old_versions_are_bare_lists():
+    model = {"class_name": "Sequential", "config": [layer("Dense", units=2, name="a")]}
+    wide = {"a": {"kernel": shape(3, 7)}}
+    assert resized(model, wide)["config"][0]["config"] == {"units": 7, "name": "a"}
