@@ -1,0 +1,36 @@
+"""Files that appear whole or not at all."""
+
+import errno
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+
+def replace_file(path: Path, data: memoryview) -> None:
+    """Writes a file beside the old one, and puts it in its place when it is safe on the disk."""
+    target = path.resolve()  # through a symbolic link, not over it
+    if not target.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "no such folder; make it first", str(target.parent))
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".keras_h5-") as folder:
+        draft = Path(folder, target.name)
+        with draft.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if target.exists():
+            shutil.copymode(target, draft)
+        os.replace(draft, target)
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the new name last through a loss of power, where folders can be synchronized."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        except OSError:  # some network file systems cannot; the file itself is safe
+            pass
+        finally:
+            os.close(handle)

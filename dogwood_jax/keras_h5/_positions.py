@@ -1,0 +1,252 @@
+"""Groups of Keras 3's weights files, which name layers by class and position.
+
+::
+
+    /layers/dense/vars/0                    the kernel of the first Dense layer, whatever its name
+    /layers/dense_1/vars/0, 1               kernel and bias of the second one
+    /layers/lstm/cell/vars/0, 1, 2          layers inside layers go by the attribute that holds them
+    /layers/functional/layers/dense/vars/0  models inside models count anew
+    /optimizer/vars/0, 1, ...
+
+TensorFlow 2.12 called the container ``_layer_checkpoint_dependencies`` and counted every layer with
+weights twice. From Keras 3.6 on ``vars`` has an attribute ``name``, the layer's. Without it and
+without the model's config, the layers' own names are not in the file.
+"""
+
+import re
+from collections.abc import Container, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from dogwood_jax.keras_h5._convert import _LAYOUTS, MODELS, Config, layer_name, layers_of
+from dogwood_jax.keras_h5._hdf5 import Dataset, Group, checked_array, children, misplaced, read_text
+
+CONTAINERS = ("layers", "_layer_checkpoint_dependencies")
+
+_RECURRENT = {1: "SimpleRNN", 3: "GRU", 4: "LSTM"}  # by the number of gates
+
+
+class Member(NamedTuple):
+    """A layer in a container: ``config`` and ``group`` are ``None`` where the file has none."""
+
+    name: str
+    class_name: str | None
+    config: Config | None
+    group: Group | None
+
+
+def snake_case(class_name: str) -> str:
+    """Returns what Keras calls the group of a class: ``Conv2DTranspose`` is conv2d_transpose."""
+    name = re.sub(r"\W+", "", class_name.rpartition(">")[2])
+    name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
+    return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
+
+
+_CLASSES = {snake_case(name): name for name in _LAYOUTS}
+
+
+def class_of(name: str) -> str | None:
+    """Returns the class that Keras itself gives a name like this, ``dense_12``."""
+    return _CLASSES.get(re.sub("_[0-9]+$", "", name))
+
+
+def variables(group: Group) -> dict[str, Dataset]:
+    """Returns a layer's own arrays by number, in order."""
+    inside = children(group).get("vars")
+    if inside is None:
+        return {}
+    if type(inside).__name__ != "Group":
+        raise misplaced(group, "a Group 'vars'", f"a {type(inside).__name__}")
+    found = children(inside)
+    for name, item in found.items():
+        if type(item).__name__ != "Dataset":
+            raise misplaced(inside, f"a Dataset {name!r}", f"a {type(item).__name__}")
+        checked_array(item)
+    numbers = sorted(int(name) for name in found if name.isdecimal())
+    if numbers != list(range(len(numbers))):
+        raise misplaced(inside, "arrays 0, 1, ... without a gap", ", ".join(sorted(found)))
+    others = sorted(name for name in found if not name.isdecimal())
+    return {name: found[name] for name in (*map(str, numbers), *others)}
+
+
+def members(container: Group, entries: Sequence[Config] | None) -> list[Member]:
+    """Returns the layers in a container, in the model's order where its config tells.
+
+    Args:
+        container: the group ``layers``.
+        entries: configs of the model's layers, or ``None`` if they are not known.
+    """
+    groups = {n: g for n, g in children(container).items() if type(g).__name__ == "Group"}
+    if entries is None:
+        names = {n: _own_name(group) or n for n, group in groups.items()}
+        if len({*names.values()}) < len(names):
+            names = {n: n for n in names}
+        found = []
+        for group_name in sorted(groups, key=_numbered):
+            group = groups[group_name]
+            class_name, config = described(group, class_of(group_name))
+            found.append(Member(names[group_name], class_name, config, group))
+        return found
+    found = []
+    twice = groups if container.name.endswith(CONTAINERS[1]) else ()
+    for entry, group_name in zip(entries, list(positions(entries, twice))):
+        group = groups.pop(group_name, None)
+        found.append(Member(layer_name(entry), entry["class_name"], entry["config"], group))
+    for name, group in groups.items():
+        if any(True for _ in _walk(group)):
+            raise misplaced(container, "only layers that the model's config has", repr(name))
+    return found
+
+
+def positions(entries: Sequence[Config], counted_twice: Container[str] = ()) -> Iterator[str]:
+    """Yields the names of the layers' groups.
+
+    Args:
+        entries: configs of the model's layers.
+        counted_twice: groups that take two numbers, as in TensorFlow 2.12.
+    """
+    used: dict[str, int] = {}
+    for entry in entries:
+        kind = snake_case(entry["class_name"])
+        number = used.get(kind, 0)
+        name = f"{kind}_{number}" if number else kind
+        yield name
+        used[kind] = number + (2 if name in counted_twice else 1)
+
+
+def arrays(group: Group, class_name: str | None, config: Config | None) -> dict[str, Dataset]:
+    """Returns all arrays of a layer: ``"0"``, ``"cell/0"``, of models inside ``"dense_1/0"``."""
+    found = variables(group)
+    for name, item in children(group).items():
+        if type(item).__name__ != "Group" or name == "vars":
+            continue
+        if name in CONTAINERS:
+            entries = layers_of(config) if class_name in MODELS and config else None
+            inside = members(item, entries)
+        else:
+            entry = inner(config or {}, name)
+            inside = [Member(name, entry.get("class_name"), entry.get("config"), item)]
+        for layer in inside:
+            if layer.group is not None:
+                within = arrays(layer.group, layer.class_name, layer.config)
+                found |= {f"{layer.name}/{n}": dataset for n, dataset in within.items()}
+    return found
+
+
+def inner(config: Config, attribute: str) -> Config:
+    """Returns the description of the layer that a wrapper has under an attribute, if known."""
+    keys = {"forward_layer": ("layer",), "backward_layer": ("backward_layer", "layer")}
+    for key in keys.get(attribute, (attribute,)):
+        if isinstance(config, Mapping) and isinstance(config.get(key), Mapping):
+            return dict(config[key])
+    return {}
+
+
+def _walk(group: Group) -> Iterator[Dataset]:
+    for item in children(group).values():
+        if type(item).__name__ == "Group":
+            yield from _walk(item)
+        else:
+            yield item
+
+
+def _own_name(group: Group) -> str | None:
+    own = children(group).get("vars")
+    name = None if own is None else read_text(own, "name")
+    return name or None
+
+
+def _numbered(name: str) -> tuple[str, int]:
+    stem, _, number = name.rpartition("_")
+    return (stem, int(number)) if stem and number.isdecimal() else (name, 0)
+
+
+# Where there is no config: what can be told for certain from the class and the arrays' shapes.
+
+
+def described(group: Group, class_name: str | None) -> tuple[str | None, Config | None]:
+    """Returns a layer's class and as much of its config as conversion needs, or twice ``None``."""
+    inside = children(group)
+    container = next((inside[name] for name in CONTAINERS if name in inside), None)
+    if class_name in MODELS and container is not None:
+        layers = [
+            {"class_name": layer.class_name, "config": {**(layer.config or {}), "name": layer.name}}
+            for layer in members(container, None)
+        ]
+        return class_name, {"layers": layers}
+    shapes = {name: tuple(d.shape) for name, d in arrays(group, class_name, None).items()}
+    if class_name is None:
+        class_name = class_of(_own_name(group) or "")
+    config = config_of(class_name, shapes)
+    return (None, None) if config is None else (class_name, config)
+
+
+def config_of(class_name: str | None, shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
+    """Returns what a class and the shapes of its arrays say of its config; ``None`` if too little.
+
+    Example:
+        >>> config_of("BatchNormalization", {str(i): (8,) for i in range(4)})
+        {'scale': True, 'center': True}
+        >>> config_of("BatchNormalization", {str(i): (8,) for i in range(3)})  # scale or center?
+    """
+    count = len(shapes)
+    if class_name in ("BatchNormalization", "SyncBatchNormalization"):
+        return {"scale": count == 4, "center": count == 4} if count in (2, 4) else None
+    if class_name in ("LayerNormalization", "GroupNormalization"):
+        return {} if count == 2 else None
+    if class_name in _RECURRENT.values():
+        return _recurrent(shapes)[1]
+    if class_name == "Bidirectional":
+        ways = [
+            _recurrent({n.partition("/")[2]: s for n, s in shapes.items() if n.startswith(way)})
+            for way in ("forward_layer/", "backward_layer/")
+        ]
+        if any(kind is None for kind, _ in ways):
+            return None
+        layers = ({"class_name": kind, "config": config} for kind, config in ways)
+        return dict(zip(("layer", "backward_layer"), layers))
+    if class_name == "TimeDistributed":
+        within = {n.partition("/")[2]: shape for n, shape in shapes.items()}
+        dense = _is_kernel_and_bias(within) and len(within["0"]) == 2
+        return {"layer": {"class_name": "Dense", "config": {}}} if dense else None
+    if class_name == "MultiHeadAttention":
+        return {"use_bias": count == 8} if count in (4, 8) else None
+    if class_name in _LAYOUTS and class_name not in MODELS:
+        full = len(_LAYOUTS[class_name]({}))
+        config: dict[str, Any] = {"use_bias": count == full}
+        if class_name.startswith(("Depthwise", "Separable")) and "0" in shapes:
+            config |= {"depth_multiplier": shapes["0"][-1]}
+        return config if count in (full - 1, full) else None
+    return None
+
+
+def _recurrent(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str | None, Config | None]:
+    kernels = [shapes.get(f"cell/{i}", ()) for i in (0, 1)]
+    if any(len(shape) != 2 for shape in kernels) or not kernels[1][0]:
+        return None, None
+    bias = shapes.get("cell/2")
+    class_name = _RECURRENT.get(kernels[1][1] // kernels[1][0])
+    config = {"use_bias": bias is not None}
+    if class_name == "GRU" and bias is not None:
+        config["reset_after"] = len(bias) == 2
+    return class_name, None if class_name is None else config
+
+
+def _is_kernel_and_bias(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    if shapes.keys() != {"0", "1"}:
+        return False
+    kernel, bias = shapes["0"], shapes["1"]
+    return len(kernel) > 1 and bias == kernel[-1:]
+
+
+def named_by_shape(weights: Mapping[str, Dataset]) -> dict[str, Dataset]:
+    """Calls pairs of arrays kernel and bias where their shapes leave no doubt."""
+    holders: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, dataset in weights.items():
+        holder, _, number = name.rpartition("/")
+        holders.setdefault(holder, {})[number] = tuple(dataset.shape)
+    names = {}
+    for name in weights:
+        holder, slash, number = name.rpartition("/")
+        if _is_kernel_and_bias(holders[holder]):
+            names[name] = f"{holder}{slash}{'kernel' if number == '0' else 'bias'}"
+    return {names.get(name, name): dataset for name, dataset in weights.items()}
