@@ -44,7 +44,7 @@ LAYERS = {
     "prelu": ("PReLU", {}, {"alpha": (1, 4)}),
     "normalization": ("Normalization", {}, {"mean": (4,), "variance": (4,), "count": ()}),
     "lstm": ("LSTM", {}, {f"lstm_cell_7/{name}": shape for name, shape in LSTM_4.items()}),
-    "gru": ("GRU", {}, GRU_4),
+    "gru": ("GRU", {"reset_after": True}, GRU_4),
     "gru_1": ("GRU", {"reset_after": False}, GRU_4 | {"bias": (12,)}),
     "rnn": ("SimpleRNN", {}, {"kernel": (5, 4), "recurrent_kernel": (4, 4), "bias": (4,)}),
     "attention": (
@@ -62,7 +62,7 @@ LAYERS = {
     ),
     "bidirectional": (
         "Bidirectional",
-        {"layer": {"class_name": "GRU", "config": {}}},
+        {"layer": {"class_name": "GRU", "config": {"reset_after": True}}},
         {f"{way}_gru/gru_cell/{n}": s for way in ("forward", "backward") for n, s in GRU_4.items()},
     ),
     "distributed": (

@@ -217,7 +217,7 @@ def _gru(config: Config) -> list[Weight]:
         _split("cell/recurrent_kernel", *_gates("h", order, "kernel")),
     ]
     bias = _split("cell/bias", *_gates("i", order, "bias"))
-    if config.get("reset_after", True):  # bias [2, 3 * units], of inputs and of the state
+    if config.get("reset_after", False):  # bias [2, 3 * units], of inputs and of the state
         bias = Weight(
             "cell/bias",
             tuple(map(_path, _gates("ih", order, "bias"))),
@@ -257,7 +257,8 @@ def _inside(keras: str, flax: str, weights: Iterable[Weight]) -> list[Weight]:
 def _of_layer(layer: Config) -> list[Weight]:
     """The weights of a layer in another's config; all are fixed where the layer is frozen."""
     weights = layout(layer["class_name"], layer["config"])
-    frozen = layer["config"].get("trainable") is False
+    config = layer["config"]
+    frozen = isinstance(config, Mapping) and config.get("trainable") is False
     return [replace(w, trainable=False) for w in weights] if frozen else weights
 
 
@@ -300,7 +301,8 @@ def layout(class_name: str | None, config: Config) -> list[Weight]:
 
     Args:
         class_name: as in a model's config. Classes that are not known here have no weights.
-        config: the layer's config. What it leaves out has Keras's default.
+        config: the layer's config. What it leaves out has the default that Keras had before the
+            option came.
     """
     if class_name not in _LAYOUTS:
         return []

@@ -1,0 +1,136 @@
+"""Keras's activations by the names that configs have for them."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Activation = Callable[[Any], Any]
+
+# Keras 2 and Keras 3 call different functions hard_sigmoid; the older one is renamed on reading.
+HARD_SIGMOID_2 = "hard_sigmoid of Keras 2"
+
+
+def relu(
+    x: Any, negative_slope: float = 0.0, max_value: float | None = None, threshold: float = 0.0
+) -> Any:
+    """Keras's ReLU: ``x`` from the threshold on, ``negative_slope * (x - threshold)`` below it."""
+    if threshold or negative_slope:
+        y = jnp.where(x >= threshold, x, negative_slope * (x - threshold))
+    else:
+        y = jax.nn.relu(x)
+    return y if max_value is None else jnp.minimum(y, max_value)
+
+
+def elu(x: Any, alpha: float = 1.0) -> Any:
+    return jax.nn.elu(x, alpha)
+
+
+def leaky_relu(x: Any, negative_slope: float = 0.2) -> Any:
+    return jnp.where(x >= 0, x, negative_slope * x)
+
+
+def softmax(x: Any, axis: int | tuple[int, ...] = -1) -> Any:
+    return jax.nn.softmax(x, axis=axis)
+
+
+ACTIVATIONS: Mapping[str, Activation] = {
+    "celu": jax.nn.celu,
+    "elu": elu,
+    "exponential": jnp.exp,
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "glu": jax.nn.glu,
+    "hard_shrink": lambda x: jnp.where(jnp.abs(x) > 0.5, x, 0),
+    "hard_sigmoid": lambda x: jnp.clip(x + 3, 0, 6) / 6,
+    HARD_SIGMOID_2: lambda x: jnp.clip(0.2 * x + 0.5, 0, 1),
+    "hard_silu": lambda x: x * (jnp.clip(x + 3, 0, 6) / 6),
+    "hard_swish": lambda x: x * (jnp.clip(x + 3, 0, 6) / 6),
+    "hard_tanh": jax.nn.hard_tanh,
+    "leaky_relu": leaky_relu,
+    "linear": lambda x: x,
+    "log_sigmoid": jax.nn.log_sigmoid,
+    "log_softmax": jax.nn.log_softmax,
+    "mish": lambda x: x * jnp.tanh(jax.nn.softplus(x)),
+    "relu": relu,
+    "relu6": partial(relu, max_value=6),
+    "selu": jax.nn.selu,
+    "sigmoid": jax.nn.sigmoid,
+    "silu": jax.nn.silu,
+    "soft_shrink": lambda x: jnp.sign(x) * jax.nn.relu(jnp.abs(x) - 0.5),
+    "softmax": softmax,
+    "softplus": jax.nn.softplus,
+    "softsign": jax.nn.soft_sign,
+    "sparse_plus": lambda x: jnp.where(x <= -1, 0, jnp.where(x < 1, (x + 1) ** 2 / 4, x)),
+    "sparse_sigmoid": lambda x: jnp.clip(0.5 * (x + 1), 0, 1),
+    "squareplus": lambda x: (x + jnp.sqrt(x * x + 4)) / 2,
+    "swish": jax.nn.silu,
+    "tanh": jnp.tanh,
+    "tanh_shrink": lambda x: x - jnp.tanh(x),
+}
+
+
+def activation(spec: Any) -> Activation:
+    """Returns the function that a config's ``activation`` stands for.
+
+    Args:
+        spec: a name, ``None``, or what Keras writes for functions and layers in that place.
+
+    Raises:
+        ValueError: if it is none of Keras's own. Functions of other people's are never run.
+    """
+    if spec is None:
+        return ACTIVATIONS["linear"]
+    if isinstance(spec, Mapping):
+        config = spec.get("config")
+        if isinstance(config, Mapping) and spec.get("class_name") in LAYERS:
+            return LAYERS[spec["class_name"]](config)
+        own = str(spec.get("module")).partition(".")[0] in ("keras", "tensorflow")
+        spec = config if spec.get("class_name") == "function" and own else spec
+    if not isinstance(spec, str) or spec not in ACTIVATIONS:
+        raise ValueError(f"the activation {spec!r} is none of Keras's own")
+    return ACTIVATIONS[spec]
+
+
+def _relu_layer(config: Mapping[str, Any]) -> Activation:
+    return partial(
+        relu,
+        negative_slope=config.get("negative_slope") or 0.0,
+        max_value=config.get("max_value"),
+        threshold=config.get("threshold") or 0.0,
+    )
+
+
+def _leaky_relu_layer(config: Mapping[str, Any]) -> Activation:
+    slope = config["negative_slope"] if "negative_slope" in config else config["alpha"]
+    return partial(leaky_relu, negative_slope=_number(slope))
+
+
+def _elu_layer(config: Mapping[str, Any]) -> Activation:
+    return partial(elu, alpha=_number(config.get("alpha", 1.0)))
+
+
+def _thresholded_relu_layer(config: Mapping[str, Any]) -> Activation:
+    theta = _number(config["theta"])
+    return lambda x: jnp.where(x > theta, x, 0)
+
+
+def _softmax_layer(config: Mapping[str, Any]) -> Activation:
+    axis = config.get("axis", -1)
+    return partial(softmax, axis=axis if isinstance(axis, int) else tuple(axis))
+
+
+def _number(value: Any) -> float:
+    """Returns a number of a config; early Keras 2 wrote those of some layers as arrays."""
+    return float(value["value"] if isinstance(value, Mapping) else value)
+
+
+LAYERS: Mapping[str, Callable[[Mapping[str, Any]], Activation]] = {
+    "Activation": lambda config: activation(config["activation"]),
+    "ELU": _elu_layer,
+    "LeakyReLU": _leaky_relu_layer,
+    "ReLU": _relu_layer,
+    "Softmax": _softmax_layer,
+    "ThresholdedReLU": _thresholded_relu_layer,
+}

@@ -1,0 +1,217 @@
+"""Keras models as Flax modules that compute the same."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+from flax.core import FrozenDict
+
+from dogwood_jax.keras_h5._activations import HARD_SIGMOID_2
+from dogwood_jax.keras_h5._convert import MODELS, Config
+from dogwood_jax.keras_h5._errors import KerasFileError
+from dogwood_jax.keras_h5._functions import FUNCTIONS
+from dogwood_jax.keras_h5._graph import Ref, class_of, parse, refs_in, replaced
+from dogwood_jax.keras_h5._modules import MODULES
+from dogwood_jax.keras_h5._recurrent import RECURRENT
+from dogwood_jax.keras_h5._resize import resized, resized_layer
+
+
+class KerasModel(nn.Module):
+    """A Keras model as a Flax module: its layers are submodules of the same names.
+
+    ``module.apply(variables, *inputs)`` returns what the model's ``predict`` returns, one array, or
+    lists and dicts of arrays as in Keras. With ``deterministic=False`` it is in training: dropout
+    is drawn with the RNG ``dropout``, and ``batch_stats`` are updated.
+
+    Sizes are those of the variables: units, filters and heads of a grown model need no other
+    module. ``resized`` returns one whose config says them, for ``init``.
+
+    Attributes:
+        config: the model's config as Keras has it, ``{"class_name": ..., "config": {...}}``.
+    """
+
+    config: FrozenDict[str, Any]
+
+    @nn.compact
+    def __call__(self, *inputs: Any, deterministic: bool = True) -> Any:
+        """Computes the outputs.
+
+        Args:
+            *inputs: one array for each of the model's inputs, in their order, or one list of them,
+                or one dict by their names.
+            deterministic: whether to evaluate rather than to train.
+        """
+        graph = parse(self.config["class_name"], self.config["config"])
+        params = self.variables.get("params", {})
+        layers = {
+            name: make_layer(
+                class_name,
+                resized_layer(class_name, config, params.get(name, {})),
+                name,
+                deterministic,
+            )
+            for name, (class_name, config) in graph.layers.items()
+        }
+        values: dict[tuple[str, int], Any] = {}
+        for ref, value in _assigned(graph.inputs, inputs).items():
+            values[ref[:2]] = layers[ref.layer](value) if ref.layer else value
+
+        def found(tree: Any) -> Any:
+            if not isinstance(tree, Ref):
+                return None
+            return jax.tree.leaves(values[tree[:2]])[tree.output]
+
+        for call in graph.calls:
+            args, kwargs = replaced([call.args, call.kwargs], found)
+            values[call.layer, call.number] = layers[call.layer](*args, **kwargs)
+        outputs = list(refs_in(graph.outputs))
+        return replaced(outputs[0] if len(outputs) == 1 else graph.outputs, found)
+
+    @nn.nowrap
+    def resized(self, variables: Mapping[str, Any]) -> "KerasModel":
+        """Returns the module whose config has the sizes of these variables.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> layer = {"class_name": "Dense", "config": {"name": "dense_1", "units": 2}}
+            >>> config = {"class_name": "Sequential", "config": {"layers": [layer]}}
+            >>> module = build(config)
+            >>> wide = module.resized({"params": {"dense_1": {"kernel": jnp.ones((3, 8))}}})
+            >>> wide.init(jax.random.key(0), jnp.ones((1, 3)))["params"]["dense_1"]["kernel"].shape
+            (3, 8)
+        """
+        return KerasModel(_frozen(resized(self.config, variables)))
+
+    def __repr__(self) -> str:
+        return f"KerasModel({self.config['config'].get('name')!r})"
+
+
+def build(config: Config, variables: Mapping[str, Any] | None = None) -> KerasModel:
+    """Returns the Flax module of a Keras model.
+
+    Args:
+        config: ``{"class_name": ..., "config": {...}}`` of a Sequential or Functional model, with
+            ``keras_version`` where it is known.
+        variables: if given, they are checked to be the module's.
+
+    Raises:
+        KerasFileError: if there are layers, options or calls that are not supported, all of them
+            named, or if the variables are not those of the model. Nothing of it is run: layers with
+            code of their own (Lambda) are among those not supported.
+    """
+    config = _with_hard_sigmoid(config) if _is_keras_2(config) else config
+    problems = list(_problems(class_of(config), config.get("config"), ""))
+    if problems:
+        raise KerasFileError(
+            "cannot make a Flax module of this model:\n" + "\n".join(f"- {p}" for p in problems)
+        )
+    module = KerasModel(_frozen({key: config[key] for key in ("class_name", "config")}))
+    return module
+
+
+def make_layer(
+    class_name: str, config: Config, name: str | None, deterministic: bool
+) -> Callable[..., Any]:
+    """Returns a layer as a function of arrays; its variables are named by it.
+
+    Raises:
+        ValueError, KeyError or TypeError: if its class or config is not supported.
+    """
+    if class_name in FUNCTIONS:
+        return FUNCTIONS[class_name](config)
+    if class_name in MODULES or class_name in RECURRENT:
+        return (MODULES | RECURRENT)[class_name](config, name, deterministic)
+    if class_name in MODELS:
+        inner = _frozen({"class_name": class_name, "config": config})
+        module = KerasModel(inner, name=name)
+        return lambda *inputs: module(*inputs, deterministic=deterministic)
+    if class_name == "TimeDistributed":
+        layer = config["layer"]
+        each = make_layer(class_of(layer), layer["config"], name, deterministic)
+
+        def spread(x: jax.Array) -> jax.Array:
+            y: jax.Array = each(x.reshape(-1, *x.shape[2:]))
+            return y.reshape(*x.shape[:2], *y.shape[1:])
+
+        return spread
+    raise ValueError("this class of layers is not supported")
+
+
+# Keyword arguments with which layers may be called.
+_KEYWORDS = {
+    "MultiHeadAttention": {
+        *("query", "key", "value", "attention_mask"),
+        *("return_attention_scores", "use_causal_mask"),
+    },
+    **dict.fromkeys(("SimpleRNN", "GRU", "LSTM", "RNN"), {"initial_state"}),
+}
+
+
+def _problems(class_name: str, config: Any, place: str) -> Iterator[str]:
+    """Yields what of a model is not supported, with its place in the whole."""
+    try:
+        graph = parse(class_name, config)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        yield f"{place or 'the model'} ({class_name}): {_reason(error)}"
+        return
+    for name, (layer_class, layer_config) in graph.layers.items():
+        where = f"{place}{name}"
+        if layer_class in MODELS:
+            yield from _problems(layer_class, layer_config, f"{where}/")
+            continue
+        try:
+            make_layer(layer_class, layer_config, None, deterministic=True)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            yield f"{where} ({layer_class}): {_reason(error)}"
+        if name in dir(KerasModel):
+            yield f"{where} ({layer_class}): Flax has another use for this name; rename the layer"
+    for call in graph.calls:
+        layer_class = graph.layers[call.layer][0]
+        if unknown := call.kwargs.keys() - _KEYWORDS.get(layer_class, set()):
+            what = ", ".join(sorted(unknown))
+            yield f"{place}{call.layer} ({layer_class}): a call with {what} is not supported"
+
+
+def _reason(error: Exception) -> str:
+    return f"its config has no {error}" if isinstance(error, KeyError) else str(error)
+
+
+def _assigned(expected: Any, inputs: tuple[Any, ...]) -> dict[Ref, Any]:
+    """Returns the arrays that were given, by the inputs that they are for."""
+    refs = list(refs_in(expected))
+    if len(inputs) == 1 and isinstance(inputs[0], Mapping):
+        names = sorted(expected) if isinstance(expected, Mapping) else [ref.layer for ref in refs]
+        given = [inputs[0][name] for name in names]
+    else:
+        given = jax.tree.leaves(inputs)
+    if len(given) != len(refs):
+        names = ", ".join(ref.layer or "x" for ref in refs)
+        raise ValueError(f"expected {len(refs)} inputs ({names}), got {len(given)}")
+    return dict(zip(refs, given))
+
+
+def _is_keras_2(config: Config) -> bool:
+    """Whether a model is of Keras 2: by its version, or by how Keras 3 writes layers."""
+    version = config.get("keras_version")
+    return str(version).startswith(("1.", "2.")) if version else "registered_name" not in config
+
+
+def _with_hard_sigmoid(tree: Any) -> Any:
+    """Returns a config of Keras 2 in which hard_sigmoid is not mistaken for that of Keras 3."""
+    if isinstance(tree, Mapping):
+        return {
+            key: HARD_SIGMOID_2
+            if key in ("activation", "recurrent_activation") and branch == "hard_sigmoid"
+            else _with_hard_sigmoid(branch)
+            for key, branch in tree.items()
+        }
+    return [_with_hard_sigmoid(b) for b in tree] if isinstance(tree, list | tuple) else tree
+
+
+def _frozen(tree: Any) -> Any:
+    """Returns a config as values that can be hashed, as the fields of modules must be."""
+    if isinstance(tree, Mapping):
+        frozen: Any = FrozenDict  # untyped
+        return frozen({key: _frozen(branch) for key, branch in tree.items()})
+    return tuple(map(_frozen, tree)) if isinstance(tree, list | tuple) else tree
