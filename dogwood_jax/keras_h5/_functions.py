@@ -107,7 +107,17 @@ def _padding(config: Config) -> str:
 def _global_pooling(pool: Callable[..., Any], rank: int, config: Config) -> Function:
     axes = tuple(range(1, rank + 1))
     keepdims = bool(config.get("keepdims", False))
-    return channels_last(config, lambda x: pool(x, axis=axes, keepdims=keepdims))
+    pooled = channels_last(config, lambda x: pool(x, axis=axes, keepdims=keepdims))
+
+    def masked(x: Any, mask: Any = None) -> Any:
+        if mask is None:
+            return pooled(x)
+        counts = jnp.mean(mask, axis=1, dtype=x.dtype)
+        steps = jnp.expand_dims(mask, 1 if config.get("data_format") == "channels_first" else 2)
+        y = pooled(jnp.where(steps, x, 0))
+        return y / counts.reshape(-1, *(1,) * (y.ndim - 1))
+
+    return masked
 
 
 _POOLS: Mapping[str, Callable[..., Any]] = {
@@ -228,6 +238,12 @@ def _inverse_norm(x: Any, axis: int | tuple[int, ...]) -> Any:
 
 
 # Numbers
+
+
+@_function("Masking")
+def _masking(config: Config) -> Function:
+    value = float(config.get("mask_value", 0.0))
+    return lambda x: x * jnp.any(x != value, axis=-1, keepdims=True)
 
 
 @_function("Rescaling")

@@ -12,6 +12,7 @@ from dogwood_jax.keras_h5._convert import MODELS, Config
 from dogwood_jax.keras_h5._errors import KerasFileError
 from dogwood_jax.keras_h5._functions import FUNCTIONS
 from dogwood_jax.keras_h5._graph import Ref, class_of, parse, refs_in, replaced
+from dogwood_jax.keras_h5._masks import TAKES_MASK, handed_on, made_mask, makes_mask
 from dogwood_jax.keras_h5._modules import MODULES
 from dogwood_jax.keras_h5._recurrent import RECURRENT
 from dogwood_jax.keras_h5._resize import resized, resized_layer
@@ -62,9 +63,19 @@ class KerasModel(nn.Module):
                 return None
             return jax.tree.leaves(values[tree[:2]])[tree.output]
 
+        masks: dict[tuple[str, int], Any] = {}
         for call in graph.calls:
+            class_name, config = graph.layers[call.layer]
             args, kwargs = replaced([call.args, call.kwargs], found)
+            given = [masks.get(ref[:2]) for ref in refs_in(call.args)]
+            if makes_mask(class_name, config):
+                mask = made_mask(class_name, config, args[0])
+            else:
+                mask = handed_on(class_name, config, given)
+                if class_name in TAKES_MASK and given[0] is not None:
+                    kwargs = {**kwargs, "mask": given[0]}
             values[call.layer, call.number] = layers[call.layer](*args, **kwargs)
+            masks[call.layer, call.number] = mask
         outputs = list(refs_in(graph.outputs))
         return replaced(outputs[0] if len(outputs) == 1 else graph.outputs, found)
 
@@ -166,11 +177,20 @@ def _problems(class_name: str, config: Any, place: str) -> Iterator[str]:
             yield f"{where} ({layer_class}): {_reason(error)}"
         if name in dir(KerasModel):
             yield f"{where} ({layer_class}): Flax has another use for this name; rename the layer"
+    masks: dict[tuple[str, int], bool | None] = {}
     for call in graph.calls:
-        layer_class = graph.layers[call.layer][0]
+        layer_class, layer_config = graph.layers[call.layer]
         if unknown := call.kwargs.keys() - _KEYWORDS.get(layer_class, set()):
             what = ", ".join(sorted(unknown))
             yield f"{place}{call.layer} ({layer_class}): a call with {what} is not supported"
+        given = [masks.get(ref[:2]) for ref in refs_in([call.args, call.kwargs])]
+        try:
+            mask = makes_mask(layer_class, layer_config) or None
+            masks[call.layer, call.number] = mask or handed_on(layer_class, layer_config, given)
+        except (KeyError, TypeError, ValueError) as error:
+            yield f"{place}{call.layer} ({layer_class}): {_reason(error)}"
+    if place and any(masks.get(ref[:2]) for ref in refs_in(graph.outputs)):
+        yield f"{place.removesuffix('/')} ({class_name}): a mask of its output is not supported"
 
 
 def _reason(error: Exception) -> str:
@@ -186,8 +206,8 @@ def _assigned(expected: Any, inputs: tuple[Any, ...]) -> dict[Ref, Any]:
     else:
         given = jax.tree.leaves(inputs)
     if len(given) != len(refs):
-        names = ", ".join(ref.layer or "x" for ref in refs)
-        raise ValueError(f"expected {len(refs)} inputs ({names}), got {len(given)}")
+        wanted = ", ".join(ref.layer or "x" for ref in refs)
+        raise ValueError(f"expected {len(refs)} inputs ({wanted}), got {len(given)}")
     return dict(zip(refs, given))
 
 

@@ -90,6 +90,7 @@ class Recurrent(nn.Module):
         go_backwards: whether to begin with the last step; outputs are in the order of computation.
         return_sequences: whether to return the outputs of all steps or of the last one.
         return_state: whether to return the last state as well.
+        zero_masked: whether outputs of masked steps are zero, not those of the step before.
     """
 
     cell: Cell
@@ -97,27 +98,50 @@ class Recurrent(nn.Module):
     go_backwards: bool = False
     return_sequences: bool = False
     return_state: bool = False
+    zero_masked: bool = False
 
     @nn.compact
-    def __call__(self, x: Any, initial_state: Any = None) -> Any:
+    def __call__(self, x: Any, initial_state: Any = None, mask: jax.Array | None = None) -> Any:
+        """Computes the outputs, and with ``return_state`` the states after them.
+
+        Args:
+            x: sequences ``[batch, step, feature]``, or a list of them and the initial state.
+            initial_state: one array ``[batch, unit]``, or as many as there are.
+            mask: booleans ``[batch, step]``; the state stays as it is where they are false.
+        """
         if isinstance(x, list | tuple):  # as Keras 2 writes calls
             x, *initial_state = x
+        zeros = jnp.zeros((x.shape[0], self.cell.units), self._dtype(x))
         if not isinstance(initial_state, jax.Array) and not initial_state:
-            dtype = jnp.result_type(x.dtype, *jax.tree.leaves(self.variables) or [jnp.float32])
-            initial_state = (jnp.zeros((x.shape[0], self.cell.units), dtype),) * self.states
-        if not isinstance(initial_state, list | tuple):
+            initial_state = (zeros,) * self.states
+        elif not isinstance(initial_state, list | tuple):
             initial_state = (initial_state,)
-        xs = x[:, ::-1] if self.go_backwards else x
+
+        def step(cell: Cell, carry: Any, now: Any) -> tuple[Any, jax.Array]:
+            (state, last), (x, counts) = carry, now
+            new, y = cell(state, x)
+            if counts is not None:
+                new = tuple(jnp.where(counts[:, None], a, b) for a, b in zip(new, state))
+                y = jnp.where(counts[:, None], y, zeros if self.zero_masked else last)
+            return (new, y), y
+
         scan: Any = nn.scan(
-            lambda cell, carry, x: cell(carry, x),
+            step,
             variable_broadcast=("params",),
             split_rngs={"params": False},
             in_axes=1,
             out_axes=1,
+            reverse=self.go_backwards,
         )
-        carry, ys = scan(self.cell, tuple(initial_state), xs)
-        y = ys if self.return_sequences else ys[:, -1]
-        return (y, *carry) if self.return_state else y
+        (state, last), ys = scan(self.cell, (tuple(initial_state), zeros), (x, mask))
+        if self.go_backwards:
+            ys = ys[:, ::-1]
+        y = ys if self.return_sequences else last
+        return (y, *state) if self.return_state else y
+
+    def _dtype(self, x: jax.Array) -> Any:
+        """Returns the dtype of the state, which a scan must not change."""
+        return jnp.result_type(x.dtype, *jax.tree.leaves(self.variables) or [jnp.float32])
 
 
 _CELLS: dict[str, tuple[type[Cell], int]] = {
@@ -153,6 +177,7 @@ def _recurrent(
         bool(config.get("go_backwards")),
         bool(config.get("return_sequences")),
         bool(config.get("return_state")),
+        bool(config.get("zero_output_for_mask")),
         **named,
     )
 
@@ -176,8 +201,8 @@ class Bidirectional(nn.Module):
     backward_rnn: Recurrent
     merge_mode: str | None
 
-    def __call__(self, x: jax.Array) -> Any:
-        outputs = [self.forward_rnn(x), self.backward_rnn(x)]
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> Any:
+        outputs = [self.forward_rnn(x, mask=mask), self.backward_rnn(x, mask=mask)]
         states: list[Any] = []
         if self.forward_rnn.return_state:
             states = [state for _, *layer in outputs for state in layer]
