@@ -1,7 +1,7 @@
 """Weights and models in Keras's files, of every layout: ``load``, ``save`` and ``inspect``.
 
-``load`` gives the arrays of a file as variables of Flax, ``save`` writes them back, ``inspect``
-says what a file holds. On the command line::
+``load`` gives the arrays of a file as variables of Flax, ``save`` writes them back, ``load_model``
+makes a Flax module of the model as well, ``inspect`` says what a file holds. On the command line::
 
     python -m dogwood_jax.keras_h5 inspect model.h5
     python -m dogwood_jax.keras_h5 widen model.h5 --layer dense_1=128 --out wider.h5
@@ -11,6 +11,7 @@ says what a file holds. On the command line::
 from dogwood_jax.keras_h5._errors import KerasFileError
 from dogwood_jax.keras_h5._inspect import ArrayInfo, Inspection, LayerInfo, inspect
 from dogwood_jax.keras_h5._load import load
+from dogwood_jax.keras_h5._load_model import load_model
 from dogwood_jax.keras_h5._save import save
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "LayerInfo",
     "inspect",
     "load",
+    "load_model",
     "save",
 ]

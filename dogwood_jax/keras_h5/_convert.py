@@ -285,7 +285,7 @@ def layers_of(config: Config | Sequence[Config]) -> Sequence[Config]:
 
 def layer_name(layer: Config) -> str:
     """Returns the name of a layer in the config of a model."""
-    return str(layer["config"]["name"] if "name" in layer["config"] else layer["name"])
+    return str(layer["name"] if "name" in layer else layer["config"]["name"])
 
 
 @_layout(*MODELS)

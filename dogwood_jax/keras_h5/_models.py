@@ -5,10 +5,11 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from flax.core import FrozenDict
 
 from dogwood_jax.keras_h5._activations import HARD_SIGMOID_2
-from dogwood_jax.keras_h5._convert import MODELS, Config
+from dogwood_jax.keras_h5._convert import MODELS, Config, layout
 from dogwood_jax.keras_h5._errors import KerasFileError
 from dogwood_jax.keras_h5._functions import FUNCTIONS
 from dogwood_jax.keras_h5._graph import Ref, class_of, parse, refs_in, replaced
@@ -16,6 +17,9 @@ from dogwood_jax.keras_h5._masks import TAKES_MASK, handed_on, made_mask, makes_
 from dogwood_jax.keras_h5._modules import MODULES
 from dogwood_jax.keras_h5._recurrent import RECURRENT
 from dogwood_jax.keras_h5._resize import resized, resized_layer
+
+# What reading a config raises that is not as Keras writes it.
+_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 class KerasModel(nn.Module):
@@ -84,7 +88,6 @@ class KerasModel(nn.Module):
         """Returns the module whose config has the sizes of these variables.
 
         Example:
-            >>> import jax.numpy as jnp
             >>> layer = {"class_name": "Dense", "config": {"name": "dense_1", "units": 2}}
             >>> config = {"class_name": "Sequential", "config": {"layers": [layer]}}
             >>> module = build(config)
@@ -98,27 +101,100 @@ class KerasModel(nn.Module):
         return f"KerasModel({self.config['config'].get('name')!r})"
 
 
-def build(config: Config, variables: Mapping[str, Any] | None = None) -> KerasModel:
+def build(config: Config) -> KerasModel:
     """Returns the Flax module of a Keras model.
 
     Args:
         config: ``{"class_name": ..., "config": {...}}`` of a Sequential or Functional model, with
             ``keras_version`` where it is known.
-        variables: if given, they are checked to be the module's.
 
     Raises:
         KerasFileError: if there are layers, options or calls that are not supported, all of them
-            named, or if the variables are not those of the model. Nothing of it is run: layers with
-            code of their own (Lambda) are among those not supported.
+            named. Nothing of the model is run: layers with code of their own (Lambda) are among
+            those not supported.
     """
     config = _with_hard_sigmoid(config) if _is_keras_2(config) else config
-    problems = list(_problems(class_of(config), config.get("config"), ""))
-    if problems:
-        raise KerasFileError(
-            "cannot make a Flax module of this model:\n" + "\n".join(f"- {p}" for p in problems)
-        )
-    module = KerasModel(_frozen({key: config[key] for key in ("class_name", "config")}))
+    if problems := list(_problems(class_of(config), config.get("config"), "")):
+        raise _refused("cannot make a Flax module of this model", problems)
+    module: KerasModel = KerasModel(_frozen({k: config[k] for k in ("class_name", "config")}))
     return module
+
+
+def check_variables(module: KerasModel, variables: Mapping[str, Any]) -> None:
+    """Checks that variables are those of a model, without computing anything.
+
+    Raises:
+        KerasFileError: if arrays are missing, have other sizes than the config says, or do not fit
+            together; all in one message.
+    """
+    class_name, config = module.config["class_name"], module.config["config"]
+    problems = [
+        f"{'/'.join(place[1:])}: is missing"
+        for weight in layout(class_name, config)
+        for place in weight.places
+        if not _has(variables, place)
+    ]
+    if not problems:
+        problems = [
+            f"{name}: the config says {old}, the arrays {new}"
+            for name, old, new in _differences(class_name, config, variables.get("params", {}))
+        ]
+    inputs = _inputs_of(class_name, config)
+    if not problems and None not in inputs:
+        try:
+            jax.eval_shape(module.apply, variables, *inputs)
+        except Exception as error:  # JAX and Flax raise all kinds
+            problems = [str(error)]
+    if problems:
+        raise _refused("the arrays are not those of the model", problems)
+
+
+def _refused(what: str, problems: list[str]) -> KerasFileError:
+    return KerasFileError(f"{what}:\n" + "\n".join(f"- {problem}" for problem in problems))
+
+
+def _has(tree: Any, path: tuple[str, ...]) -> bool:
+    for name in path:
+        if not isinstance(tree, Mapping) or name not in tree:
+            return False
+        tree = tree[name]
+    return True
+
+
+def _differences(
+    class_name: str, config: Config, params: Mapping[str, Any], place: str = ""
+) -> Iterator[tuple[str, dict[str, Any], Any]]:
+    """Yields the layers whose config has other sizes than their arrays, with both."""
+    for name, (layer_class, old) in parse(class_name, config).layers.items():
+        arrays = params.get(name, {})
+        if layer_class in MODELS:
+            yield from _differences(layer_class, old, arrays, f"{place}{name}/")
+            continue
+        old = _frozen(resized_layer(layer_class, old, {}))
+        try:
+            new = _frozen(resized_layer(layer_class, old, arrays))
+        except _ERRORS as error:
+            yield f"{place}{name} ({layer_class})", dict(old), f"have other axes: {error}"
+            continue
+        keys = [key for key in new if new[key] != old.get(key)]
+        if keys:
+            old, new = ({key: layer[key] for key in keys} for layer in (old, new))
+            yield f"{place}{name} ({layer_class})", old, new
+
+
+def _inputs_of(class_name: str, config: Config) -> list[jax.ShapeDtypeStruct | None]:
+    """Returns the shapes of a model's inputs, for one example; ``None`` if they are not fixed."""
+    graph = parse(class_name, config)
+    shapes: list[jax.ShapeDtypeStruct | None] = []
+    for ref in refs_in(graph.inputs):
+        first = graph.layers[ref.layer or next(iter(graph.layers))][1]
+        shape = first.get("batch_shape") or first.get("batch_input_shape") or (None, None)
+        dtype = first.get("dtype")
+        array: Any = jax.ShapeDtypeStruct  # untyped
+        dtype = jnp.dtype(dtype if isinstance(dtype, str) else "float32")
+        known = all(isinstance(size, int) for size in shape[1:])
+        shapes.append(array((1, *shape[1:]), dtype) if known else None)
+    return shapes
 
 
 def make_layer(
@@ -163,7 +239,7 @@ def _problems(class_name: str, config: Any, place: str) -> Iterator[str]:
     """Yields what of a model is not supported, with its place in the whole."""
     try:
         graph = parse(class_name, config)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except _ERRORS as error:
         yield f"{place or 'the model'} ({class_name}): {_reason(error)}"
         return
     for name, (layer_class, layer_config) in graph.layers.items():
@@ -173,7 +249,7 @@ def _problems(class_name: str, config: Any, place: str) -> Iterator[str]:
             continue
         try:
             make_layer(layer_class, layer_config, None, deterministic=True)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except _ERRORS as error:
             yield f"{where} ({layer_class}): {_reason(error)}"
         if name in dir(KerasModel):
             yield f"{where} ({layer_class}): Flax has another use for this name; rename the layer"
@@ -187,7 +263,7 @@ def _problems(class_name: str, config: Any, place: str) -> Iterator[str]:
         try:
             mask = makes_mask(layer_class, layer_config) or None
             masks[call.layer, call.number] = mask or handed_on(layer_class, layer_config, given)
-        except (KeyError, TypeError, ValueError) as error:
+        except _ERRORS as error:
             yield f"{place}{call.layer} ({layer_class}): {_reason(error)}"
     if place and any(masks.get(ref[:2]) for ref in refs_in(graph.outputs)):
         yield f"{place.removesuffix('/')} ({class_name}): a mask of its output is not supported"

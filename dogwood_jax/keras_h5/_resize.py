@@ -44,10 +44,10 @@ def resized_layer(class_name: str, config: Any, params: Mapping[str, Any]) -> An
         return {**config, "layer": _inside(config["layer"], params)}
     if class_name == "RNN":
         return {**config, "cell": _inside(config["cell"], params)}
-    if class_name == "Bidirectional" and params:
+    if class_name == "Bidirectional":
         ways = {"layer": "forward_rnn", "backward_layer": "backward_rnn"}
-        ways = {key: name for key, name in ways.items() if config.get(key)}
-        return {**config, **{key: _inside(config[key], params[ways[key]]) for key in ways}}
+        inner = {k: _inside(config[k], params.get(ways[k], {})) for k in ways if config.get(k)}
+        return {**config, **inner}
     if class_name in _SIZES and params:
         return {**config, **_SIZES[class_name](config, params)}
     return config
@@ -77,9 +77,10 @@ def _embedding(config: Config, params: Mapping[str, Any]) -> dict[str, Any]:
 def _attention(config: Config, params: Mapping[str, Any]) -> dict[str, Any]:
     _, heads, size = params["query"]["kernel"].shape
     sizes = {"num_heads": heads, "key_dim": size, "value_dim": params["value"]["kernel"].shape[-1]}
-    if config.get("output_shape") is not None:
-        rank = len(params["query"]["kernel"].shape) - 1
-        sizes["output_shape"] = list(params["out"]["kernel"].shape[rank:])
+    shape = config.get("output_shape")
+    if shape is not None:
+        new = params["out"]["kernel"].shape[2:]
+        sizes["output_shape"] = new[0] if isinstance(shape, int) else list(new)
     return sizes
 
 

@@ -1,0 +1,64 @@
+"""A whole model of a file as a Flax module and its variables: ``load_model``."""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from dogwood_jax.keras_h5._errors import KerasFileError
+from dogwood_jax.keras_h5._layouts import contents
+from dogwood_jax.keras_h5._load import load
+from dogwood_jax.keras_h5._source import opened
+
+if TYPE_CHECKING:
+    from dogwood_jax.keras_h5._models import KerasModel
+
+
+def load_model(
+    path: str | os.PathLike[str], *, limit: int | None = None
+) -> "tuple[KerasModel, dict[str, dict[str, Any]]]":
+    """Loads a model that Keras saved, as a Flax module that computes the same.
+
+    ``module.apply(variables, x)`` is what the model's ``predict(x)`` was, to rounding in float32.
+    Layers are called as in Keras, and variables are those that ``load`` gives: trace the module,
+    grow them, and ``save`` them like the file. The module takes its sizes from the variables, so
+    that the same module computes a grown model; only shapes that Keras has in a config of their
+    own, such as that of a Reshape, are not grown.
+
+    Sequential and Functional models of Keras 2 and 3, with the layers that ``load`` converts and
+    those without weights, but none that has code in the file (Lambda) or elsewhere (custom ones).
+
+    Args:
+        path: a file or archive that ``model.save`` wrote.
+        limit: as for ``load``.
+
+    Returns:
+        The module, whose call takes the model's inputs and ``deterministic=True``, and its
+        variables.
+
+    Raises:
+        KerasFileError: if the file holds no model, or not its weights, or if there is something in
+            it that is not supported; all layers with their classes in one message, before anything
+            is made.
+        OSError: if the file is missing or must not be read.
+
+    Example:
+        >>> from dogwood_jax import keras_h5
+        >>> module, variables = keras_h5.load_model("model.keras")  # doctest: +SKIP
+        >>> probabilities = module.apply(variables, images)  # doctest: +SKIP
+    """
+    from dogwood_jax.keras_h5._models import build, check_variables
+
+    with opened(path, limit) as source:
+        found = contents(source)
+    if found.config is None:
+        raise KerasFileError(
+            f"{os.fspath(path)}: expected a whole model, as model.save writes it; found weights "
+            "alone. Load them with load, for a module of your own"
+        )
+    try:
+        module = build({**found.config, "keras_version": found.keras_version})
+        variables = load(path, limit=limit)
+        check_variables(module, variables)
+    except KerasFileError as error:
+        name = os.fspath(path)
+        raise error if name in str(error) else KerasFileError(f"{name}: {error}") from error
+    return module, variables
