@@ -135,7 +135,8 @@ def is_numeric(dtype: np.dtype) -> bool:
 
 def dtype_of(dataset: Dataset) -> np.dtype:
     """Returns the dtype in which an array is read."""
-    return BFLOAT16 if dataset.dtype == OPAQUE16 else np.dtype(dataset.dtype).newbyteorder("=")
+    dtype: np.dtype = dataset.dtype.newbyteorder("=")
+    return BFLOAT16 if dataset.dtype == OPAQUE16 else dtype
 
 
 def size_of(dataset: Dataset) -> int:

@@ -46,7 +46,12 @@ _CLASSES = {snake_case(name): name for name in _LAYOUTS}
 
 def class_of(name: str) -> str | None:
     """Returns the class that Keras itself gives a name like this, ``dense_12``."""
-    return _CLASSES.get(re.sub("_[0-9]+$", "", name))
+    return _CLASSES.get(stem(name))
+
+
+def stem(name: str) -> str:
+    """Returns a name without the number with which Keras tells layers of one class apart."""
+    return re.sub("_[0-9]+$", "", name)
 
 
 def variables(group: Group) -> dict[str, Dataset]:
@@ -127,7 +132,8 @@ def arrays(group: Group, class_name: str | None, config: Config | None) -> dict[
             inside = [Member(name, entry.get("class_name"), entry.get("config"), item)]
         for layer in inside:
             if layer.group is not None:
-                within = arrays(layer.group, layer.class_name, layer.config)
+                # What is only inferred does not say how the groups in it are called.
+                within = arrays(layer.group, layer.class_name, config and layer.config)
                 found |= {f"{layer.name}/{n}": dataset for n, dataset in within.items()}
     return found
 

@@ -14,7 +14,7 @@ import numpy as np
 from dogwood_jax.keras_h5 import _write
 from dogwood_jax.keras_h5._atomic import replace_file
 from dogwood_jax.keras_h5._config import entries_of
-from dogwood_jax.keras_h5._convert import MODELS, Config, layer_name
+from dogwood_jax.keras_h5._convert import MODELS, layer_name
 from dogwood_jax.keras_h5._copy import copied
 from dogwood_jax.keras_h5._errors import KerasFileError
 from dogwood_jax.keras_h5._hdf5 import BFLOAT16, dtype_of, is_name, is_numeric
@@ -228,8 +228,7 @@ def _from_variables(
             weights = dict(
                 sorted(weights.items(), key=lambda item: _write.weight_position(item[0]))
             )
-        class_name, config = _write.told(name, class_name, config, weights)
-        layers.append(Layer(name, class_name, config, {}))
+        layers.append(Layer(name, *_write.told(name, class_name, config, weights), {}))
         arrays[name] = weights
     if problems:
         raise _refused(problems)
@@ -245,6 +244,11 @@ def _refuse_unwritable(new: Contents, arrays: Mapping[str, Mapping[str, np.ndarr
         problems.append(
             f"params: layout {new.layout!r} holds a model's configuration; pass like= a whole "
             "model, or choose 'h5' or 'weights.h5'"
+        )
+    elif new.layout == "keras":
+        problems.append(
+            "params: layout 'keras' describes the model in another form than 'model.h5'; pass "
+            "like= a .keras archive, or choose 'model.h5' and let Keras convert it"
         )
     if new.layout in ("weights.h5", "keras"):
         unknown = (None, *MODELS) if new.config is None else (None,)

@@ -17,6 +17,7 @@ from typing import IO, Any
 import h5py
 
 from dogwood_jax.keras_h5._errors import KerasFileError
+from dogwood_jax.keras_h5._heaps import check_strings
 
 CONFIG, METADATA, WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 
@@ -100,7 +101,8 @@ def _file(path: Path, limit: int | None) -> Iterator[Source]:
             with zipfile.ZipFile(stream) as archive:
                 yield from _archive(archive, stream, limit)
             return
-    with h5py.File(path, "r") as file:
+    with path.open("rb") as stream, h5py.File(path, "r") as file:
+        check_strings(file, stream, limit)
         yield Source(file, limit)
 
 
@@ -126,7 +128,7 @@ def _archive(archive: zipfile.ZipFile, stream: IO[bytes], limit: int) -> Iterato
         if name in names
     }
     info = archive.getinfo(WEIGHTS)
-    weights: IO[bytes] | _Slice = io.BytesIO()
+    weights: Any  # a file
     if info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1:
         with archive.open(WEIGHTS):  # checks the header
             weights = _Slice(stream, _data_offset(stream, info), info.file_size)
@@ -139,6 +141,7 @@ def _archive(archive: zipfile.ZipFile, stream: IO[bytes], limit: int) -> Iterato
                 yield name, _inflated(archive, name, limit)
 
     with h5py.File(weights, "r") as file:
+        check_strings(file, weights, limit)
         yield Source(file, limit, texts[CONFIG], texts.get(METADATA), others)
 
 
@@ -201,5 +204,6 @@ def _folder(path: Path, limit: int | None) -> Iterator[Source]:
                 raise KerasFileError(f"at {name}: expected at most {_MAX_JSON:,} bytes; found more")
             texts[name] = (path / name).read_text()
     limit = _limit((path / WEIGHTS).stat().st_size, limit)
-    with h5py.File(path / WEIGHTS, "r") as file:
+    with (path / WEIGHTS).open("rb") as stream, h5py.File(stream, "r") as file:
+        check_strings(file, stream, limit)
         yield Source(file, limit, texts[CONFIG], texts.get(METADATA))

@@ -1,9 +1,7 @@
 """New files, in any of the layouts."""
 
-import io
 import json
 import re
-import zipfile
 from collections.abc import Iterable, Mapping
 from typing import IO, Any
 
@@ -13,8 +11,7 @@ import numpy as np
 from dogwood_jax.keras_h5._convert import MODELS, Config, layer_name, layers_of, layout
 from dogwood_jax.keras_h5._hdf5 import BFLOAT16, OPAQUE16, Dataset, Group
 from dogwood_jax.keras_h5._layouts import TOP_LEVEL, Contents
-from dogwood_jax.keras_h5._positions import class_of, inner, positions
-from dogwood_jax.keras_h5._source import CONFIG, METADATA, WEIGHTS
+from dogwood_jax.keras_h5._positions import class_of, inner, positions, stem
 
 # What Keras calls weights of layers that are not known here, in its order.
 _WEIGHT_ORDER = (
@@ -59,16 +56,6 @@ def told(
 
 def write(draft: IO[bytes], new: Contents, arrays: Arrays) -> None:
     """Writes a file that holds these layers with these arrays, in the layout of ``new``."""
-    if new.layout == "keras":
-        weights = io.BytesIO()
-        with h5py.File(weights, "w") as file:
-            _write_positions(file, new, arrays)
-        with zipfile.ZipFile(draft, "w") as archive:
-            version = new.keras_version or ""
-            archive.writestr(METADATA, json.dumps({"keras_version": version}))
-            archive.writestr(CONFIG, json.dumps(new.config))
-            archive.writestr(WEIGHTS, weights.getbuffer())
-        return
     with h5py.File(draft, "w") as file:
         if new.layout == "weights.h5":
             _write_positions(file, new, arrays)
@@ -130,20 +117,26 @@ def _write_names(group: Group, attribute: str, names: list[str]) -> None:
 
 
 def _write_positions(file: Group, new: Contents, arrays: Arrays) -> None:
-    known = {layer.name: layer.class_name or class_of(layer.name) for layer in new.layers}
-    layers = [layer for layer in new.layers if known[layer.name]]  # others have no weights
-    entries = [{"class_name": known[layer.name], "config": layer.config} for layer in layers]
+    own = file.create_group("vars")
+    for number, array in enumerate(arrays.get(TOP_LEVEL, {}).values()):
+        write_array(own, str(number), array)
+    layers = [layer for layer in new.layers if layer.name != TOP_LEVEL]
+    entries = [
+        # Keras names layers without a name by their class, and layers without weights alone are
+        # of unknown classes here.
+        {"class_name": layer.class_name or stem(layer.name), "config": layer.config}
+        for layer in layers
+    ]
     for layer, entry, place in zip(layers, entries, positions(entries)):
         _write_layer(file.create_group(f"layers/{place}"), layer.name, entry, arrays[layer.name])
-    for number, array in enumerate(arrays.get(TOP_LEVEL, {}).values()):
-        write_array(file, f"vars/{number}", array)
 
 
 def _write_layer(group: Group, name: str, entry: Config, weights: Mapping[str, np.ndarray]) -> None:
     """Writes a layer's own arrays by number, and those of layers inside in their groups."""
     own = group.create_group("vars")
     own.attrs["name"] = name
-    inside: dict[str, dict[str, np.ndarray]] = {}
+    entries = layers_of(entry["config"]) if entry["class_name"] in MODELS else []
+    inside: dict[str, dict[str, np.ndarray]] = {layer_name(layer): {} for layer in entries}
     for key, array in weights.items():
         holder, slash, rest = key.partition("/")
         if slash:
@@ -152,13 +145,13 @@ def _write_layer(group: Group, name: str, entry: Config, weights: Mapping[str, n
             dataset = write_array(own, str(len(own)), array)
             if array.dtype == BFLOAT16:
                 dataset.attrs["dtype"] = "bfloat16"
-    model = entry["class_name"] in MODELS
-    entries = layers_of(entry["config"]) if model else []
     places = zip(entries, positions(entries))
     groups = {layer_name(layer): (f"layers/{place}", layer) for layer, place in places}
     for holder, part in inside.items():
         place, layer = groups.get(holder, (holder, inner(entry["config"], holder)))
         described = {"class_name": layer.get("class_name", ""), "config": layer.get("config", {})}
+        if place in _IN_ATTENTION and entry["class_name"] == "MultiHeadAttention":
+            place = f"_{place}"  # Keras 3 looks there too, tf_keras there alone
         _write_layer(group.create_group(place), holder, described, part)
 
 
