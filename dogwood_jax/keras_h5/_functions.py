@@ -120,11 +120,13 @@ def _global_pooling(pool: Callable[..., Any], rank: int, config: Config) -> Func
     return masked
 
 
-_POOLS: Mapping[str, Callable[..., Any]] = {
-    "Max": nn.max_pool,
-    # Padding does not count.
-    "Average": functools.partial(nn.avg_pool, count_include_pad=False),
-}
+def _average_pool(x: Any, window: tuple[int, ...], **options: Any) -> Any:
+    """The mean of each window, in which padding does not count."""
+    counts = nn.pool(jnp.ones((1, *x.shape[1:-1], 1), x.dtype), 0.0, jax.lax.add, window, **options)
+    return nn.pool(x, 0.0, jax.lax.add, window, **options) / counts
+
+
+_POOLS: Mapping[str, Callable[..., Any]] = {"Max": nn.max_pool, "Average": _average_pool}
 _GLOBAL_POOLS: Mapping[str, Callable[..., Any]] = {"Max": jnp.max, "Average": jnp.mean}
 for _rank in (1, 2, 3):
     for _kind, _pool in _POOLS.items():

@@ -124,8 +124,8 @@ def check_variables(module: KerasModel, variables: Mapping[str, Any]) -> None:
     """Checks that variables are those of a model, without computing anything.
 
     Raises:
-        KerasFileError: if arrays are missing, have other sizes than the config says, or do not fit
-            together; all in one message.
+        KerasFileError: if arrays are missing, or do not fit together. That they have the sizes of
+            the config is checked where they are read.
     """
     class_name, config = module.config["class_name"], module.config["config"]
     problems = [
@@ -134,11 +134,6 @@ def check_variables(module: KerasModel, variables: Mapping[str, Any]) -> None:
         for place in weight.places
         if not _has(variables, place)
     ]
-    if not problems:
-        problems = [
-            f"{name}: the config says {old}, the arrays {new}"
-            for name, old, new in _differences(class_name, config, variables.get("params", {}))
-        ]
     inputs = _inputs_of(class_name, config)
     if not problems and None not in inputs:
         try:
@@ -159,27 +154,6 @@ def _has(tree: Any, path: tuple[str, ...]) -> bool:
             return False
         tree = tree[name]
     return True
-
-
-def _differences(
-    class_name: str, config: Config, params: Mapping[str, Any], place: str = ""
-) -> Iterator[tuple[str, dict[str, Any], Any]]:
-    """Yields the layers whose config has other sizes than their arrays, with both."""
-    for name, (layer_class, old) in parse(class_name, config).layers.items():
-        arrays = params.get(name, {})
-        if layer_class in MODELS:
-            yield from _differences(layer_class, old, arrays, f"{place}{name}/")
-            continue
-        old = _frozen(resized_layer(layer_class, old, {}))
-        try:
-            new = _frozen(resized_layer(layer_class, old, arrays))
-        except _ERRORS as error:
-            yield f"{place}{name} ({layer_class})", dict(old), f"have other axes: {error}"
-            continue
-        keys = [key for key in new if new[key] != old.get(key)]
-        if keys:
-            old, new = ({key: layer[key] for key in keys} for layer in (old, new))
-            yield f"{place}{name} ({layer_class})", old, new
 
 
 def _inputs_of(class_name: str, config: Config) -> list[jax.ShapeDtypeStruct | None]:

@@ -1,0 +1,130 @@
+"""Writes the models of this folder, and what Keras predicts with them.
+
+    python make_keras_models.py tensorflow   # tf.keras of TensorFlow 1.15 to 2.15
+    python make_keras_models.py tf_keras     # Keras 2, the archives it calls v3
+    python make_keras_models.py keras        # Keras 3
+
+Small models with many layers each; weights are random, so that no two arrays can be mistaken for
+each other. A model with layers that a version lacks is left out.
+"""
+
+import importlib
+import os
+import sys
+
+import numpy as np
+
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+package = importlib.import_module(sys.argv[1])
+keras = getattr(package, "keras", package)
+L = keras.layers
+VERSION = getattr(keras, "__version__", None) or package.__version__
+FORMATS = {"tensorflow": [".h5"], "tf_keras": [".keras"], "keras": [".keras", ".h5"]}[sys.argv[1]]
+
+
+def image():
+    x = y = L.Input((9, 8, 3))
+    y = L.ZeroPadding2D(((1, 0), (0, 2)))(y)
+    y = L.Conv2D(6, (3, 2), strides=2, padding="same", activation="relu")(y)
+    y = L.BatchNormalization(epsilon=1e-2)(y)
+    y = L.PReLU(shared_axes=[1, 2])(y)
+    y = L.Conv2DTranspose(4, 3, strides=2, padding="same")(y)
+    y = L.ReLU(6.0, negative_slope=0.1, threshold=0.2)(y)
+    y = L.DepthwiseConv2D(3, padding="same", depth_multiplier=2)(y)
+    y = L.BatchNormalization(scale=False)(y)
+    y = L.SeparableConv2D(5, 3, activation="elu")(y)
+    y = L.Concatenate()(
+        [L.MaxPooling2D(2, padding="same")(y), L.AveragePooling2D(2, padding="same")(y)]
+    )
+    y = L.UpSampling2D(2)(L.Cropping2D(1)(y))
+    z = L.Flatten()(L.Conv2D(2, 2, dilation_rate=2)(y))
+    y = L.Dropout(0.5)(L.GlobalAveragePooling2D()(y))
+    return keras.Model(x, L.Dense(4, activation="softmax")(L.Concatenate()([y, z])))
+
+
+def sequence():
+    model = keras.Sequential()
+    model.add(L.Embedding(9, 4, mask_zero=True, **LENGTH))
+    model.add(L.Bidirectional(L.LSTM(3, return_sequences=True)))
+    model.add(L.GRU(5, return_sequences=True, reset_after=True))
+    model.add(L.TimeDistributed(L.Dense(4, activation="tanh")))
+    model.add(L.Conv1D(4, 3, padding="causal", dilation_rate=2))
+    model.add(L.MaxPooling1D(2))
+    model.add(
+        L.LSTM(4, recurrent_activation="hard_sigmoid", go_backwards=True, return_sequences=True)
+    )
+    model.add(L.GRU(3, reset_after=False, return_sequences=True))
+    model.add(L.SimpleRNN(3, activation="relu"))
+    if not LENGTH:
+        model.build((None, 8))
+    return model
+
+
+# Keras 3 and early Keras 2 learn the length of sequences in different ways.
+LENGTH = {} if VERSION.startswith("3.") else {"input_length": 8}
+
+
+def graph():
+    a, b = L.Input((4,), name="a"), L.Input((4,), name="b")
+    block = keras.Sequential(name="block")
+    block.add(L.Dense(5, activation="softplus", input_shape=(4,)))
+    block.add(L.BatchNormalization())
+    block.add(L.Dense(4, name="narrow"))
+    shared = L.Dense(4, activation="tanh", name="shared")
+    p, q = shared(block(a)), shared(block(b))
+    r = L.Multiply()([p, L.Average()([q, a])])
+    s = L.Subtract()([L.Maximum()([p, q]), L.Add()([p, q, r])])
+    dot = L.Dot(1, normalize=True)([r, s])
+    return keras.Model([a, b], [L.Dense(3)(L.Concatenate()([r, s, dot])), shared(r)])
+
+
+def attention():
+    a, b = L.Input((6, 8)), L.Input((5, 4))
+    x = L.Add()([a, L.MultiHeadAttention(2, 3)(a, a)])
+    x = L.LayerNormalization(epsilon=1e-5)(x)
+    y = L.MultiHeadAttention(3, 4, value_dim=5, use_bias=False)(x, b)
+    y = L.EinsumDense("abc,cd->abd", output_shape=(None, 6), bias_axes="d", activation="gelu")(y)
+    return keras.Model([a, b], L.GlobalAveragePooling1D()(y))
+
+
+def activations():
+    x = L.Input((7,))
+    names = "elu selu relu softplus softsign tanh sigmoid hard_sigmoid exponential linear".split()
+    layers = [L.Activation(name) for name in names]
+    layers += [L.LeakyReLU(0.3), L.ELU(0.7), L.Softmax(), L.ReLU(0.5)]
+    return keras.Model(x, L.Concatenate()([layer(L.Dense(3)(x)) for layer in layers]))
+
+
+def randomized(model, rng):
+    """Gives a model random weights, of scales at which nothing saturates."""
+    new = []
+    for weight, array in zip(model.weights, model.get_weights()):
+        positive = "variance" in weight.name or "gamma" in weight.name
+        draw = (
+            rng.uniform(0.5, 1.5, array.shape) if positive else rng.normal(size=array.shape) * 0.4
+        )
+        new.append(draw.astype(array.dtype))
+    model.set_weights(new)
+    return model
+
+
+for make in (image, sequence, graph, attention, activations):
+    rng = np.random.RandomState(0)
+    keras.backend.clear_session()
+    try:
+        model = randomized(make(), rng)
+    except AttributeError as error:
+        print("without", make.__name__, "-", error)
+        continue
+    if make is sequence:
+        x = [rng.randint(0, 9, (3, 8)) * (np.arange(8) < [[8], [5], [7]])]
+    else:
+        x = [rng.normal(size=(3, *map(int, i.shape[1:]))).astype("float32") for i in model.inputs]
+    y = model.predict(x if len(x) > 1 else x[0])
+    y = y if isinstance(y, list) else [y]
+    stem = f"{sys.argv[1]}_{VERSION}_{make.__name__}"
+    arrays = {f"x{i}": array for i, array in enumerate(x)}
+    arrays.update({f"y{i}": array for i, array in enumerate(y)})
+    np.savez_compressed(f"{stem}.npz", **arrays)
+    for ending in FORMATS:
+        model.save(stem + ending)

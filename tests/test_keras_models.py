@@ -1,0 +1,226 @@
+"""Whole models that real Keras saved, as Flax modules."""
+
+import copy
+import json
+import shutil
+from pathlib import Path
+
+import h5py
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dogwood_jax as dw
+from dogwood_jax.keras_h5 import KerasFileError, load_model
+from dogwood_jax.keras_h5._models import build
+
+DATA = Path(__file__).parent / "data" / "keras_models"
+FILES = sorted([*DATA.glob("*.h5"), *DATA.glob("*.keras")])
+files = pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+LATEST = [DATA / f"keras_3.15.1_{name}.keras" for name in ("image", "sequence", "graph")]
+
+
+def predicted(path):
+    arrays = np.load(path.with_suffix(".npz"))
+    return tuple(
+        [arrays[name] for name in sorted(arrays) if name.startswith(letter)] for letter in "xy"
+    )
+
+
+def assert_predicts(module, variables, path):
+    xs, ys = predicted(path)
+    outputs = jax.tree.leaves(module.apply(variables, *xs))
+    assert len(outputs) == len(ys)
+    for output, y in zip(outputs, ys):
+        assert output.shape == y.shape and output.dtype == y.dtype
+        np.testing.assert_allclose(output, y, rtol=1e-5, atol=1e-5 * np.abs(y).max())
+
+
+@files
+def test_a_module_predicts_what_keras_predicted(path):
+    assert_predicts(*load_model(path), path)
+
+
+@pytest.mark.parametrize("path", LATEST, ids=lambda path: path.stem)
+def test_a_module_is_initialized_with_the_variables_it_takes(path):
+    module, variables = load_model(path)
+    xs, _ = predicted(path)
+    own = jax.eval_shape(module.init, jax.random.key(0), *xs)
+    shapes = lambda tree: {  # noqa: E731
+        jax.tree_util.keystr(p): leaf.shape for p, leaf in jax.tree.leaves_with_path(tree)
+    }
+    assert shapes(own) == shapes(variables)
+
+
+# Layers that feed others, and the input with which their model is traced.
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("image", ["conv2d", "conv2d_transpose", "separable_conv2d"]),
+        ("sequence", ["embedding", "time_distributed", "gru_1"]),
+        ("graph", ["block/dense"]),
+    ],
+)
+def test_a_grown_module_predicts_the_same(name, layers):
+    path = DATA / f"keras_3.15.1_{name}.keras"
+    module, variables = load_model(path)
+    xs, _ = predicted(path)
+    widths = dw.trace(module.apply, variables, *xs)
+    sizes = {}
+    for layer in layers:
+        width = next(
+            w for n, w in widths.items() if n.split("[")[0].startswith(layer) and not w.fixed
+        )
+        sizes[width.name] = width.size + 3
+    wide = dw.grow(variables, dw.plan(widths, sizes), key=jax.random.key(1))
+    assert_predicts(module, wide, path)
+    larger = module.resized(wide)
+    assert_predicts(larger, wide, path)
+    assert larger != module
+
+
+def test_a_module_trains():
+    module, variables = load_model(DATA / "keras_3.15.1_image.keras")
+    (x,), _ = predicted(DATA / "keras_3.15.1_image.keras")
+
+    def loss(params):
+        y, updates = module.apply(
+            {**variables, "params": params},
+            x,
+            deterministic=False,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.key(0)},
+        )
+        return jnp.mean(y**2), updates
+
+    (_, updates), gradients = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+    old, new = (tree["batch_stats"]["batch_normalization"]["mean"] for tree in (variables, updates))
+    assert not np.allclose(old, new)
+
+
+def test_a_module_is_compiled_once():
+    module, variables = load_model(LATEST[2])
+    count = 0
+
+    @jax.jit
+    def apply(variables, *xs):
+        nonlocal count
+        count += 1
+        return module.apply(variables, *xs)
+
+    xs, ys = predicted(LATEST[2])
+    for _ in range(2):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-5), apply(variables, *xs), ys
+        )
+    assert count == 1
+    assert hash(module) == hash(copy.deepcopy(module)) and "KerasModel" in repr(module)
+
+
+def test_inputs_are_taken_in_order_in_a_list_or_by_name():
+    module, variables = load_model(LATEST[2])
+    (a, b), ys = predicted(LATEST[2])
+    for inputs in ((a, b), ([a, b],), ({"b": b, "a": a},)):
+        y, _ = module.apply(variables, *inputs)
+        np.testing.assert_allclose(y, ys[0], rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match=r"expected 2 inputs \(a, b\), got 1"):
+        module.apply(variables, a)
+
+
+# Models made by hand: what they are refused for.
+
+
+def sequential(*layers):
+    listed = [
+        {"class_name": name, "config": {"name": f"layer_{i}"} | config}
+        for i, (name, config) in enumerate(layers)
+    ]
+    return {"class_name": "Sequential", "config": {"name": "model", "layers": listed}}
+
+
+def test_all_that_is_not_supported_is_said_at_once():
+    model = sequential(
+        ("Lambda", {"function": ["4wEAAAAA", None, None], "function_type": "lambda"}),
+        ("Dense", {"units": 3, "activation": "my_activation"}),
+        ("Sequential", {"layers": [{"class_name": "Custom>Thing", "config": {"name": "thing"}}]}),
+        (
+            "LSTM",
+            {"units": 3, "activation": "tanh", "recurrent_activation": "sigmoid", "stateful": 1},
+        ),
+        ("Conv2D", {"filters": 3}),
+        ("Dense", {"name": "variables", "units": 3}),
+    )
+    with pytest.raises(KerasFileError) as raised:
+        build(model)
+    assert str(raised.value).splitlines() == [
+        "cannot make a Flax module of this model:",
+        "- layer_0 (Lambda): this class of layers is not supported",
+        "- layer_1 (Dense): the activation 'my_activation' is none of Keras's own",
+        "- layer_2/thing (Custom>Thing): this class of layers is not supported",
+        "- layer_3 (LSTM): stateful=True, which remembers states between calls, is not supported",
+        "- layer_4 (Conv2D): its config has no 'padding'",
+        "- variables (Dense): Flax has another use for this name; rename the layer",
+    ]
+
+
+def test_masks_are_not_ignored():
+    model = sequential(
+        ("Embedding", {"input_dim": 3, "output_dim": 3, "mask_zero": True}),
+        ("Softmax", {}),
+    )
+    with pytest.raises(KerasFileError, match=r"layer_1 \(Softmax\): it is given a mask"):
+        build(model)
+
+
+def test_layers_that_wait_for_each_other_are_refused():
+    def layer(name, *inbound):
+        nodes = [[[other, 0, 0, {}] for other in inbound]] if inbound else []
+        class_name = "Add" if inbound else "InputLayer"
+        return {
+            "class_name": class_name,
+            "name": name,
+            "config": {"name": name},
+            "inbound_nodes": nodes,
+        }
+
+    config = {
+        "layers": [layer("x"), layer("a", "x", "b"), layer("b", "a")],
+        "input_layers": [["x", 0, 0]],
+        "output_layers": [["b", 0, 0]],
+    }
+    with pytest.raises(KerasFileError, match="the layers a, b wait for each other"):
+        build({"class_name": "Functional", "config": config})
+
+
+def changed(path, tmp_path, change):
+    """A copy of a file of Keras 2 with another config."""
+    new = tmp_path / "changed.h5"
+    shutil.copy(path, new)
+    with h5py.File(new, "r+") as file:
+        config = json.loads(file.attrs["model_config"])
+        change({layer["config"]["name"]: layer for layer in config["config"]["layers"]})
+        file.attrs["model_config"] = json.dumps(config)
+    return new
+
+
+def test_a_config_that_contradicts_the_arrays_is_refused(tmp_path):
+    path = DATA / "tensorflow_2.10.0_image.h5"
+    path = changed(path, tmp_path, lambda layers: layers["conv2d"]["config"].update(filters=7))
+    with pytest.raises(KerasFileError, match=r"'conv2d' \(Conv2D\).* 7\).* 6\)") as e:
+        load_model(path)
+    assert str(path) in str(e.value)
+
+
+def test_arrays_that_do_not_fit_together_are_refused(tmp_path):
+    path = DATA / "tensorflow_2.10.0_image.h5"
+    path = changed(path, tmp_path, lambda layers: layers["conv2d"]["config"].update(groups=5))
+    with pytest.raises(KerasFileError, match="the arrays are not those of the model"):
+        load_model(path)
+
+
+def test_weights_alone_are_no_model():
+    path = Path(__file__).parent / "data" / "keras_2.10.0_mlp.h5"
+    with pytest.raises(KerasFileError, match="expected a whole model, .* found weights alone"):
+        load_model(path)
