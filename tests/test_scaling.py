@@ -79,9 +79,11 @@ def attend(params: Any, x: Any, score: Callable[[Any, Any], Any]) -> Any:
 
 def attention_shapes(model: int, heads: int, dim: int) -> dict[str, Any]:
     projections = {name: f64(model, heads, dim) for name in "qk"}
-    return projections | {"v": f64(model, heads, 3), "o": f64(heads, 3, model)} | {
-        "k_bias": f64(heads, dim)
-    }
+    return (
+        projections
+        | {"v": f64(model, heads, 3), "o": f64(heads, 3, model)}
+        | {"k_bias": f64(heads, dim)}
+    )
 
 
 def scores(scale: Callable[[int], float], where: str = "scores") -> Builder:
@@ -131,13 +133,19 @@ class Block(nn.Module):
 
         model = x.shape[-1]
         attention = nn.MultiHeadDotProductAttention(2, qkv_features=6, out_features=model)
-        x = residual(x, self.norm(), lambda y: attention(y, mask=nn.make_causal_mask(y[..., 0])))
+        x = residual(
+            x, self.norm(), lambda y: attention(y, mask=nn.make_causal_mask(jnp.ones(y.shape[:2])))
+        )
         up, down = nn.Dense(7), nn.Dense(model)
         return residual(x, self.norm(), lambda y: down(nn.gelu(up(y))))
 
 
 def transformer(
-    norm: Any = nn.LayerNorm, post: bool = False, tied: bool = False, scale: bool = False, **options: Any
+    norm: Any = nn.LayerNorm,
+    post: bool = False,
+    tied: bool = False,
+    scale: bool = False,
+    **options: Any,
 ) -> Builder:
     """A small language model of two blocks."""
 
@@ -173,7 +181,9 @@ def scanned(n: int = 6, epsilon: float = EPSILON) -> Model:
         @nn.compact
         def __call__(self, words: Any) -> Any:
             x = nn.Embed(11, n)(words)
-            scan = nn.scan(Layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)
+            scan = nn.scan(
+                Layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=3
+            )
             x, _ = scan()(x, None)
             return nn.Dense(9)(make()(x))
 
@@ -234,7 +244,9 @@ def unit_norm(params: Any, x: Any, epsilon: float) -> Any:
 def scale_norm(params: Any, x: Any, epsilon: float) -> Any:
     """Of length sqrt(n), however it is written."""
     squares = jnp.sum(x**2, -1, keepdims=True)
-    return row(params["g"], x.ndim) * x * (x.shape[-1] ** 0.5) / jnp.maximum(jnp.sqrt(squares), 1e-6)
+    return (
+        row(params["g"], x.ndim) * x * (x.shape[-1] ** 0.5) / jnp.maximum(jnp.sqrt(squares), 1e-6)
+    )
 
 
 def slow_layer_norm(params: Any, x: Any, epsilon: float) -> Any:
@@ -279,7 +291,9 @@ def equinox_norm(n: int = 6, epsilon: float = EPSILON) -> Model:
 
     keys = jax.random.split(jax.random.key(0))
     net = Net(
-        eqx.nn.Linear(4, n, key=keys[0]), eqx.nn.LayerNorm(n, epsilon), eqx.nn.Linear(n, 3, key=keys[1])
+        eqx.nn.Linear(4, n, key=keys[0]),
+        eqx.nn.LayerNorm(n, epsilon),
+        eqx.nn.Linear(n, 3, key=keys[1]),
     )
     arrays, static = eqx.partition(net, eqx.is_array)
     shapes = jax.tree.map(lambda x: f64(*x.shape), arrays)
@@ -356,9 +370,7 @@ CASES = {
         (("value/kernel", 2),),
     ),
     # JAX computes this softmax in single precision.
-    "library attention": Case(
-        library_attention, ("k", 2), "zero_outgoing", (6,), tolerance=1e-5
-    ),
+    "library attention": Case(library_attention, ("k", 2), "zero_outgoing", (6,), tolerance=1e-5),
     "pre-norm": Case(transformer(), KERNEL, "tile", ANY),
     "pre-norm, variance in two passes": Case(
         transformer(use_fast_variance=False), KERNEL, "tile", ANY
