@@ -10,7 +10,7 @@ What is learned of a dimension, such as why it cannot grow, is noted on it and h
 parts when tracing is over.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from math import prod
 from typing import Literal
@@ -122,6 +122,34 @@ def atoms(dim: Dim) -> list[Dim]:
     """Returns the dimensions without structure that a dimension is made of."""
     dim = dim.root
     return [dim] if dim.kind is None else [a for part in dim.parts for a in atoms(part)]
+
+
+def spread_out(dim: Dim) -> Dim:
+    """Returns the same layout in which only the last factor of a product is a concatenation.
+
+    ``a * (b | c) * d`` is ``a * (b * d | c * d)``. Pieces of size 1 that cannot grow, such as the
+    three of ``(q | k | v) * heads * head_dim``, are left out of the products.
+    """
+    dim = dim.root
+    if dim.kind == "concat":
+        return _structured("concat", tuple(map(spread_out, pieces(dim))), dim.size)
+    for i, factor in enumerate(outer := factors(dim)):
+        if factor.kind == "concat" and (inner := outer[i + 1 :]):
+            n = prod(d.size for d in inner)
+            branches = []
+            for piece in pieces(factor):
+                rows = [] if piece.size == 1 and piece.root.fixed else factors(piece)
+                branches.append(_structured("product", (*rows, *inner), piece.size * n))
+            last = _structured("concat", tuple(map(spread_out, branches)), factor.size * n)
+            return _structured("product", (*outer[:i], last), dim.size)
+    return dim
+
+
+def parts_of(dim: Dim) -> Iterator[Dim]:
+    """Yields a dimension and all that it is made of."""
+    yield dim.root
+    for part in dim.root.parts:
+        yield from parts_of(part)
 
 
 def _flat(dim: Dim, kind: str) -> list[Dim]:

@@ -1,14 +1,14 @@
 """From dimensions to widths: every width gets a name, every axis its layout."""
 
-import functools
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from dogwood_jax import _dims
-from dogwood_jax._dims import Dim, atoms
-from dogwood_jax._layout import Concat, Layout, Product, Units
-from dogwood_jax._roles import Roles, solve
+from dogwood_jax._dims import Dim
+from dogwood_jax._layout import Concat, Layout, Product, Role, Units
+from dogwood_jax._roles import Roles, Spot
+from dogwood_jax._scales import check_scales
 from dogwood_jax._scaling import find_recipes
 from dogwood_jax._values import KIND_OF_USE, Trace, Use, Value
 from dogwood_jax._widths import Facts, Leaf, Widths, make_widths
@@ -18,32 +18,39 @@ _COLLECTIONS = ("params", "batch_stats")
 
 def name_widths(leaves: dict[str, Value], trace: Trace) -> Widths:
     """Returns the widths of a network whose program has been read."""
-    outgoing = solve(trace)
-    trace.check_scales()
-    _dims.hand_down([*trace.dims, *(d for value in leaves.values() for d in value.dims)])
-    roles = Roles(leaves, trace, outgoing)
-    names = _names(roles)
-    for demand_dim, hazard in roles.copy_hazards():
-        demand_dim.endanger_copies(hazard)
-    found = []
     paths = list(leaves)
+    roles = Roles(trace, [value.dims for value in leaves.values()])
+    check_scales(trace.scales)
+    _dims.hand_down([*trace.dims, *(d for value in leaves.values() for d in value.dims)])
+    names = _names(paths, roles, trace)
+    _note_units_that_never_learn(roles, trace)
+    for spot in roles.tied():
+        spot.atom.endanger_copies(
+            f"{paths[spot.leaf]} is both incoming and outgoing (tied), "
+            "so copies cannot share its weights"
+        )
+    found = []
     for index in sorted(range(len(leaves)), key=lambda i: trace.uses.get(i, Use(i)).order):
         path, use = paths[index], trace.uses.get(index)
-        value = leaves[path]
+        dims = leaves[path].dims
         axes = tuple(
-            _layout(dim, names, functools.partial(roles.units, index, axis))
-            for axis, dim in enumerate(value.dims)
+            _layout(
+                roles.dims[index, axis],
+                (_units(spot, names, roles) for spot in roles.spots[index, axis]),
+            )
+            for axis in range(len(dims))
         )
         found.append(
             Leaf(
                 path,
-                tuple(d.size for d in value.dims),
+                tuple(d.size for d in dims),
                 axes,
                 KIND_OF_USE[use.how if use else ""],
                 tuple(sorted(use.fan_in)) if use else (),
                 tuple(sorted(use.fan_out)) if use else (),
             )
         )
+    norms = _norms(paths, roles, trace)
     recipes = find_recipes(trace, leaves, found, names)
     facts = {
         name: Facts(
@@ -52,7 +59,7 @@ def name_widths(leaves: dict[str, Value], trace: Trace) -> Widths:
             next(iter(atom.fixed), None),
             tuple(atom.hazards),
             tuple(atom.copy_hazards),
-            roles.zero_hazard(atom),
+            norms.get(atom),
             tuple(atom.notes),
             recipes.get(atom, ()),
         )
@@ -61,47 +68,77 @@ def name_widths(leaves: dict[str, Value], trace: Trace) -> Widths:
     return make_widths(tuple(found), facts)
 
 
-def _layout(dim: Dim, names: Mapping[Dim, str], units: Callable[[Dim, str], Units]) -> Layout:
+def _units(spot: Spot, names: dict[Dim, str], roles: Roles) -> Units:
+    return Units(names[spot.atom], spot.atom.size, roles.of(spot), roles.is_produced(spot))
+
+
+def _layout(dim: Dim, units: Iterator[Units]) -> Layout:
+    """Returns the layout of a dimension, given its units from left to right."""
     dim = dim.root
     if dim.kind is None:
-        return units(dim, names[dim])
-    flat = _dims.factors(dim) if dim.kind == "product" else _dims.pieces(dim)
-    parts = tuple(_layout(part, names, units) for part in flat)
-    return Product(parts) if dim.kind == "product" else Concat(parts)
+        return next(units)
+    if dim.kind == "product":
+        return Product(tuple(_layout(factor, units) for factor in _dims.factors(dim)))
+    return Concat(tuple(_layout(piece, units) for piece in _dims.pieces(dim)))
 
 
-def _names(roles: Roles) -> dict[Dim, str]:
-    """Names every width by the module that first produces it."""
-    trace = roles.trace
-    places: dict[Dim, list[tuple[int, int]]] = {}
-    for index, value in enumerate(roles.leaves.values()):
-        for axis, dim in enumerate(value.dims):
-            for atom in atoms(dim):
-                places.setdefault(atom.root, []).append((index, axis))
-
-    def rank(atom: Dim, spot: tuple[int, int]) -> tuple[Any, ...]:
-        leaf, axis = spot
+def _note_units_that_never_learn(roles: Roles, trace: Trace) -> None:
+    """Notes where all random weights that feed a unit or read it are zero for new units."""
+    found: dict[Dim, set[Role]] = {}
+    for (leaf, _), spots in roles.spots.items():
         use = trace.uses.get(leaf)
+        for spot in spots if use and KIND_OF_USE[use.how] == "random" else ():
+            found.setdefault(spot.atom, set()).add(roles.of(spot))
+    for atom, kinds in found.items():
+        if "both" in kinds and "incoming" not in kinds:
+            atom.note(
+                "the weights that feed its units silence them as well: with zero outgoing weights "
+                "new units never learn"
+            )
+
+
+def _norms(paths: list[str], roles: Roles, trace: Trace) -> dict[Dim, str]:
+    """Returns why the weights that produce some units must not all be zero."""
+    found: dict[Dim, str] = {}
+    for (leaf, _), spots in roles.spots.items():
+        use = trace.uses.get(leaf)
+        if use and use.divides and use.how == "contract":
+            for spot in spots:
+                if roles.of(spot) == "incoming":
+                    found.setdefault(spot.atom, f"the network divides by a norm of {paths[leaf]}")
+    return found
+
+
+def _names(paths: list[str], roles: Roles, trace: Trace) -> dict[Dim, str]:
+    """Names every width by the module that first produces it."""
+    places: dict[Dim, list[Spot]] = {}
+    for spots in roles.spots.values():
+        for spot in spots:
+            places.setdefault(spot.atom, []).append(spot)
+
+    def rank(spot: Spot) -> tuple[Any, ...]:
+        use = trace.uses.get(spot.leaf)
         random = use is not None and KIND_OF_USE[use.how] == "random"
         order = use.order if use else 1 << 30
-        return (-roles.produces(leaf, axis, atom), not random, order, leaf, axis)
+        return (-roles.produces(spot), not random, order, spot.leaf, spot.axis, spot.start)
 
     names: dict[Dim, str] = {}
     taken: set[str] = set()
-    best = {atom: min(spots, key=functools.partial(rank, atom)) for atom, spots in places.items()}
-    products = Counter(
-        (leaf, roles.produces(leaf, axis, atom))
-        for atom, spots in places.items()
-        for leaf, axis in dict.fromkeys(spots)
+    best = {atom: min(spots, key=rank) for atom, spots in places.items()}
+    # A module that produces one width gives it its name.
+    produced = Counter(
+        (leaf, level)
+        for spots in places.values()
+        for leaf, _, level in {(s.leaf, s.axis, roles.produces(s)) for s in spots}
     )
-    for atom in sorted(places, key=lambda atom: rank(atom, best[atom])):
-        leaf, axis = best[atom]
-        path = roles.paths[leaf]
+    for atom in sorted(places, key=lambda atom: rank(best[atom])):
+        spot = best[atom]
+        path = paths[spot.leaf]
         module = module_of(path) or path.removeprefix("params/")
-        produces = roles.produces(leaf, axis, atom)
-        alone = produces and products[leaf, produces] == 1
-        within = atoms(roles.leaves[path].dims[axis])
-        position = f"{axis}" if len(within) == 1 else f"{axis}.{within.index(atom)}"
+        level = roles.produces(spot)
+        alone = level and produced[spot.leaf, level] == 1
+        within = [s.atom for s in roles.spots[spot.leaf, spot.axis]]
+        position = f"{spot.axis}" if len(within) == 1 else f"{spot.axis}.{within.index(atom)}"
         choices = [
             *([module] if alone else []),
             *([f"{module}[{atom.label}]"] if _is_meaningful(atom) else []),
@@ -113,7 +150,7 @@ def _names(roles: Roles) -> dict[Dim, str]:
         taken.add(name)
         names[atom] = name
     first_use = {
-        atom: min(trace.uses[leaf].order if leaf in trace.uses else 1 << 30 for leaf, _ in spots)
+        atom: min(trace.uses.get(spot.leaf, Use(spot.leaf)).order for spot in spots)
         for atom, spots in places.items()
     }
     return dict(sorted(names.items(), key=lambda item: (bool(item[0].fixed), first_use[item[0]])))

@@ -1,6 +1,7 @@
 """Reading a program: its equations one by one, each by the rule of its primitive."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -11,6 +12,12 @@ import numpy as np
 from dogwood_jax._dims import Dim
 from dogwood_jax._rules import RULES, Rule, unknown
 from dogwood_jax._values import Trace, Value
+
+# Primitives that multiply a value by a constant or leave its entries as they are.
+_KEEP_SCALES = frozenset(
+    "mul div neg reshape transpose squeeze expand_dims broadcast_in_dim convert_element_type copy "
+    "stop_gradient".split()
+)
 
 
 def run(trace: Trace, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Value]) -> list[Value]:
@@ -24,8 +31,13 @@ def run(trace: Trace, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Val
     known.update(zip(jaxpr.invars, arguments, strict=True))
     for eqn in jaxpr.eqns:
         operands = [read(atom) for atom in eqn.invars]
-        rule: Rule = RULES.get(eqn.primitive.name, _call)
+        name = eqn.primitive.name
+        rule: Rule = RULES.get(name, _call)
         results = rule(trace, eqn, *operands)
+        if name in RULES and name not in _KEEP_SCALES:
+            for value in operands:
+                trace.scaled(value)
+            results = [v if v.scale == 1 else replace(v, scale=1.0) for v in results]
         if rule is not _call:  # which records the equations of its program instead
             trace.record(eqn.primitive.name, operands, results, eqn.params)
         trace.dims += (dim for value in results for dim in value.dims)

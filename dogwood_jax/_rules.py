@@ -9,9 +9,10 @@ This file holds the table and what the rules share; the rules are in ``_rules_*`
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from math import prod
 from typing import Any
 
-from dogwood_jax._dims import Dim
+from dogwood_jax._dims import Dim, atoms, factors, product
 from dogwood_jax._values import Entry, Silencer, Silencers, Trace, Value, either, every
 
 Rule = Callable[..., list[Value]]
@@ -87,6 +88,11 @@ def positions_used(value: Value) -> None:
         value.dims[axis].endanger("a table of positions is computed along it")
 
 
+def positions_cut(value: Value, axis: int, start: int) -> None:
+    if axis in value.positional and start:
+        value.dims[axis].endanger("a table of positions is cut along it")
+
+
 def noise_used(value: Value) -> None:
     for dim in value.dims:
         if value.noise == "noise":
@@ -97,6 +103,7 @@ def noise_used(value: Value) -> None:
 
 def pick(x: Value, axes: Sequence[int]) -> Value:
     """Returns a value with a selection of its axes, in a new order."""
+    x = blend(x, [a for a in range(x.ndim) if a not in axes and x.dims[a].size > 1])
     return replace(
         x,
         dims=tuple(x.dims[a] for a in axes),
@@ -130,26 +137,76 @@ def spread(x: Value, shape: Sequence[int], places: Sequence[int]) -> Value:
 
 
 def narrowed(silencers: Silencers, whole: Dim, part: Dim) -> Silencers:
-    """Silencers of a factor or piece of a dimension, from those of the whole."""
-    if whole.size <= part.size:
-        return silencers
-    return tuple(
-        Silencer(
-            frozenset(
-                Entry(e.leaf, e.axis, part) if e.dim.is_same(whole) else e for e in s.entries
-            ),
-            s.linear,
-        )
-        for s in silencers
-    )
+    """Silencers along a factor of a dimension, from those along all of it."""
+    own = {f.root for f in factors(part)}
+    others = {f.root for f in factors(whole)} - own
+
+    def factor(entry: Entry) -> Entry | None:
+        parts = [f.root for f in factors(entry.dim)]
+        inside = [i for i, f in enumerate(parts) if f in own]
+        if not others & {*parts}:
+            return entry
+        if inside:
+            shared = product(parts[i] for i in inside)
+            return entry.factor(shared, prod(f.size for f in parts[inside[-1] + 1 :]))
+        return None if others >= {*parts} else entry
+
+    return _each_entry(silencers, factor) if others else silencers
+
+
+def _each_entry(silencers: Silencers, change: Callable[[Entry], Entry | None]) -> Silencers:
+    """Silencers with each of their entries changed, or left out as none of the part's."""
+
+    def changed(entries: frozenset[Entry]) -> frozenset[Entry]:
+        found = frozenset(e for e in map(change, entries) if e is not None)
+        return found or entries
+
+    return tuple(Silencer(changed(s.entries), s.linear) for s in silencers)
+
+
+def with_axis(x: Value, axis: int, dim: Dim, silencers: Silencers = ()) -> Value:
+    """Returns a value with another dimension along an axis."""
+    along = [*x.silencers]
+    if along:
+        along[axis] = silencers
+    return replace(x, dims=(*x.dims[:axis], dim, *x.dims[axis + 1 :]), silencers=tuple(along))
 
 
 def part_of(x: Value, axis: int, part: Dim, start: int) -> Value:
-    """Returns a piece of a value along an axis."""
-    silencers = list(x.silencers)
-    if silencers:
-        silencers[axis] = narrowed(x.silencers[axis], x.dims[axis], part)
-    if axis in x.positional and start:
-        x.dims[axis].endanger("a table of positions is cut along it")
-    dims = (*x.dims[:axis], part, *x.dims[axis + 1 :])
-    return replace(x, dims=dims, silencers=tuple(silencers))
+    """Returns the piece of a value that begins at ``start`` along an axis."""
+    whole = x.dims[axis]
+    positions_cut(x, axis, start)
+    others = {*atoms(whole)} - {*atoms(part)}
+
+    def along(entry: Entry) -> Entry | None:
+        if entry.dim.is_same(whole):
+            return entry.piece(part, start)
+        return None if others >= {*atoms(entry.dim)} else entry
+
+    # Factors within each unit lie in the same piece of the leaf's axis then.
+    elsewhere = frozenset().union(*(x.entries(a) for a in range(x.ndim) if a != axis))
+    cut = [e for e in x.entries(axis) - elsewhere if e.dim.is_same(whole)]
+
+    def across(entry: Entry) -> Entry:
+        for outer in cut:
+            if outer.contains(entry):
+                piece = outer.piece(part, start)
+                return replace(entry, start=piece.start, stop=piece.stop)
+        return entry
+
+    silencers = tuple(
+        _each_entry(s, along if a == axis else across) for a, s in enumerate(x.silencers)
+    )
+    return replace(with_axis(x, axis, part), silencers=silencers)
+
+
+def blend(x: Value, axes: Iterable[int]) -> Value:
+    """Returns a value whose units along some axes have come to depend on each other."""
+    outer = [e for a in axes for e in x.entries(a) if e.stride > 1]
+
+    def inner(entry: Entry) -> Entry:
+        return replace(entry, blended=True) if any(o.contains(entry) for o in outer) else entry
+
+    if not outer:
+        return x
+    return replace(x, silencers=tuple(_each_entry(s, inner) for s in x.silencers))

@@ -15,10 +15,12 @@ from dogwood_jax._rules import (
     part_of,
     pick,
     plain,
+    positions_cut,
     positions_used,
     rule,
     shapes_out,
     spread,
+    with_axis,
 )
 from dogwood_jax._values import Trace, Value, every
 
@@ -144,20 +146,21 @@ def _stack(trace: Trace, eqn: Any, *values: Value) -> list[Value]:
 @rule("unstack")
 def _unstack(trace: Trace, eqn: Any, x: Value) -> list[Value]:
     axis = eqn.params["axis"] % x.ndim
-    for unit in _dims.cut(x.dims[axis], [1] * len(eqn.outvars)):
-        unit.fix(_DROPPED)
+    units = _dims.cut(x.dims[axis], [1] * len(eqn.outvars))
     trace.set_aside(x, axis)
-    part = pick(x, [a for a in range(x.ndim) if a != axis])
-    return [part] * len(eqn.outvars)
+    kept = [a for a in range(x.ndim) if a != axis]
+    for unit in units:
+        unit.fix(_DROPPED)
+    return [pick(part_of(x, axis, unit, i), kept) for i, unit in enumerate(units)]
 
 
 @rule("split")
 def _split(trace: Trace, eqn: Any, x: Value, *_: Value) -> list[Value]:
     axis = eqn.params["axis"]
-    parts = _dims.cut(x.dims[axis], eqn.params["sizes"])
-    return [
-        part_of(x, axis, part, start) for part, start in zip(parts, range(len(parts)), strict=True)
-    ]
+    sizes = eqn.params["sizes"]
+    parts = _dims.cut(x.dims[axis], sizes)
+    starts = _dims.offsets(sizes)[:-1]
+    return [part_of(x, axis, part, start) for part, start in zip(parts, starts, strict=True)]
 
 
 @rule("slice")
@@ -177,10 +180,11 @@ def _slice(trace: Trace, eqn: Any, x: Value) -> list[Value]:
         elif n % stride == 0 and start < stride and limit > n - stride + start:
             rows, within = _dims.reshape([dim], [n // stride, stride])
             within.fix("every so many units are taken from it by a strided slice")
-            x = part_of(x, axis, rows, start)
+            positions_cut(x, axis, start)
+            x = with_axis(x, axis, rows, narrowed(x.silencers_of(axis), dim, rows))
         else:
             dim.fix("a strided slice takes units from it")
-            x = part_of(x, axis, Dim(shapes_out(eqn)[0][axis], "a strided slice made it"), start)
+            x = with_axis(x, axis, Dim(shapes_out(eqn)[0][axis], "a strided slice made it"))
     return [x]
 
 

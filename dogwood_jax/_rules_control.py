@@ -6,7 +6,7 @@ from typing import Any
 
 from dogwood_jax._dims import Dim, unify
 from dogwood_jax._read import run, sub_programs
-from dogwood_jax._rules import origin_of, positions_used, rule
+from dogwood_jax._rules import origin_of, pick, positions_used, rule
 from dogwood_jax._values import Trace, Value
 
 
@@ -54,14 +54,7 @@ def _scan(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
         if value.origin == "parameter":
             trace.set_aside(value, 0)
             length.fix("a loop runs over it: it counts layers or steps, not units")
-        slices.append(
-            replace(
-                value,
-                dims=value.dims[1:],
-                silencers=value.silencers[1:],
-                positional=frozenset(a - 1 for a in value.positional if a),
-            )
-        )
+        slices.append(pick(value, range(1, value.ndim)))
         trace.record("take", (value,), slices[-1:])
     state = _enter(trace, carry, operands)
     results = run(trace, jaxpr, closed_over, [*consts, *state, *slices])

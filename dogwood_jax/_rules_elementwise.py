@@ -173,9 +173,6 @@ def _nary(trace: Trace, eqn: Any, values: Sequence[Value], how: str) -> Value:
 
 @rule("mul")
 def _mul(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
-    for a, b in ((x, y), (y, x)):
-        if b.number is not None and a.number is None:
-            trace.scaled(a, b.number)
     out = _nary(trace, eqn, (x, y), "multiply")
     silencers: tuple[Silencers, ...] = ()
     if x.silencers or y.silencers:
@@ -191,16 +188,26 @@ def _mul(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
         if v.origin == "parameter" and v.ndim and v.dims[a].size == d.size
     )
     number = _fold("mul", x.number, y.number)
-    return [replace(out, silencers=silencers, number=number, weighted=weighted)]
+    scale = _scale(trace, x, y)
+    return [replace(out, silencers=silencers, number=number, scale=scale, weighted=weighted)]
 
 
 @rule("div")
 def _div(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
-    if y.number is not None and x.number is None:
-        trace.scaled(x, y.number)
     out = _nary(trace, eqn, (x, _reciprocal(trace, y)), "multiply")
     silencers = _finite(_kept(x, out), out) if x.silencers else ()
-    return [replace(out, silencers=silencers, number=_fold("div", x.number, y.number))]
+    number = _fold("div", x.number, y.number)
+    return [replace(out, silencers=silencers, number=number, scale=_scale(trace, x, y, -1))]
+
+
+def _scale(trace: Trace, x: Value, y: Value, power: int = 1) -> float:
+    """The constants that a product or quotient has been multiplied by."""
+    for value, other, p in ((x, y, power), (y, x, 1)):
+        if value.number is None and other.number:
+            return value.scale * abs(other.number) ** p
+    trace.scaled(x)
+    trace.scaled(y)
+    return 1.0
 
 
 def _finite(silencers: Sequence[Silencers], out: Value) -> tuple[Silencers, ...]:

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from dogwood_jax._dims import Dim, unify
-from dogwood_jax._rules import mixed, of_sum, origin_of, part_of, rule, shapes_out
+from dogwood_jax._rules import blend, mixed, of_sum, origin_of, rule, shapes_out, with_axis
 from dogwood_jax._values import Silencers, Trace, Value
 
 
@@ -25,6 +25,7 @@ def _gather(trace: Trace, eqn: Any, x: Value, indices: Value) -> list[Value]:
     n = eqn.params["dimension_numbers"]
     sizes = eqn.params["slice_sizes"]
     (shape,) = shapes_out(eqn)
+    x = blend(x, n.start_index_map)
     batching = list(getattr(n, "operand_batching_dims", ()))
     index_batching = list(getattr(n, "start_indices_batching_dims", ()))
     dims: list[Dim] = [Dim(size) for size in shape]
@@ -53,7 +54,8 @@ def _gather(trace: Trace, eqn: Any, x: Value, indices: Value) -> list[Value]:
         for use in trace.use(x, "index"):
             use.count_fans(x, n.collapsed_slice_dims, window)
         trace.produce(x, window)
-    return [mixed((x, indices), dims, silencers=tuple(silencers), noise=x.noise, index=x.index)]
+    out = mixed((x, indices), dims, silencers=tuple(silencers), noise=x.noise, index=x.index)
+    return [replace(out, leaves=x.leaves)]
 
 
 @rule("scatter", "scatter-add", "scatter-mul", "scatter-min", "scatter-max", "scatter_add")
@@ -89,15 +91,15 @@ def _scatter(trace: Trace, eqn: Any, x: Value, indices: Value, updates: Value) -
 
 @rule("dynamic_slice")
 def _dynamic_slice(trace: Trace, eqn: Any, x: Value, *starts: Value) -> list[Value]:
-    out = x
+    out = blend(x, [a for a in range(x.ndim) if eqn.params["slice_sizes"][a] != x.dims[a].size])
     for axis, (size, start) in enumerate(zip(eqn.params["slice_sizes"], starts, strict=True)):
         if size == 1 != x.dims[axis].size:
             _indexed(trace, x, axis, start)
-            out = part_of(out, axis, Dim(1), 0)
+            out = with_axis(out, axis, Dim(1))
         elif size != x.dims[axis].size:
             x.dims[axis].fix("a slice at a computed position is read along it")
             trace.set_aside(x, axis)
-            out = part_of(out, axis, Dim(size, "it is a slice at a computed position"), 0)
+            out = with_axis(out, axis, Dim(size, "it is a slice at a computed position"))
     if origin_of(starts) == "data":
         trace.join(x, "index")
     origin = origin_of((x, *starts))

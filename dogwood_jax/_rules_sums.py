@@ -8,6 +8,7 @@ from typing import Any
 from dogwood_jax import _dims
 from dogwood_jax._dims import Dim, unify
 from dogwood_jax._rules import (
+    blend,
     mixed,
     narrowed,
     noise_used,
@@ -50,6 +51,7 @@ def _contraction(
     """The sum of products over some axes; the result has the batch axes, then the free ones."""
     free_x = [a for a in range(x.ndim) if a not in {*contract_x, *batch_x}]
     free_y = [a for a in range(y.ndim) if a not in {*contract_y, *batch_y}]
+    x, y = blend(x, contract_x), blend(y, contract_y)
     data = origin_of((x, y)) == "data"
     both_data = x.origin == y.origin == "data"
     for a, b in zip(batch_x, batch_y, strict=True):
@@ -60,7 +62,7 @@ def _contraction(
         unify(x.dims[a], y.dims[b])
         trace.demand(x.dims[a], _preferred(x, a, y, b), _BILINEAR if both_data else _HIDDEN)
         if both_data:
-            x.dims[a].root.bilinear = True
+            x.dims[a].root.bilinear |= not (x.leaves or y.leaves)
             x.dims[a].named("head_dim")
     if both_data and batch_x:
         for value, free in ((x, free_x), (y, free_y)):
@@ -261,6 +263,7 @@ def _reduce_all(trace: Trace, eqn: Any, x: Value) -> list[Value]:
 @rule("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")
 def _cumulative(trace: Trace, eqn: Any, x: Value) -> list[Value]:
     axis = eqn.params["axis"]
+    x = blend(x, [axis])
     x.dims[axis].endanger(f"{eqn.primitive.name} runs along it")
     # The logarithm of a sum of exponentials of zeros is not zero.
     silencers = [] if eqn.primitive.name == "cumlogsumexp" else list(x.silencers)

@@ -63,8 +63,7 @@ class _Program:
         self._steps_of: dict[Dim, list[int]] = {}
         known: dict[Dim, list[Dim]] = {}
         for index, step in enumerate(self._steps):
-            values = (*step.operands, *step.results)
-            dims = [dim for value in values for dim in value.dims]
+            dims = [dim for value in (*step.operands, *step.results) for dim in value.dims]
             if step.name in ("mul", "div"):  # perhaps by the size of what was summed over
                 dims += [d for v in step.operands for d in (*v.contracted, *v.summed)]
             found: dict[Dim, None] = {}

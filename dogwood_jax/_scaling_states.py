@@ -12,7 +12,8 @@ from typing import Any, Literal, NamedTuple
 
 from dogwood_jax._dims import Dim
 from dogwood_jax._layout import Role
-from dogwood_jax._values import COMMON_NUMBERS, Value
+from dogwood_jax._scales import USUAL_NUMBERS
+from dogwood_jax._values import Value
 
 
 class NoRecipe(Exception):
@@ -456,7 +457,7 @@ class Reading:
         if x.origin == "parameter":
             groups += [list(g) for k in range(2, len(dims) + 1) for g in combinations(dims[:5], k)]
         degrees: set[float] = set()
-        is_common = any(_near(number, c) for c in COMMON_NUMBERS)
+        is_common = any(_near(number, c) for c in USUAL_NUMBERS)
         for group in groups:
             n = prod(d.size for d in group)
             fits = [power for power, size in _functions_of_size(n) if _near(number, size)]

@@ -133,6 +133,7 @@ class _Program:
                 for dim in output.dims:
                     dim.root.interface = True
             self.trace.use(output, "add")
+            self.trace.scaled(output)
 
 
 def _shape(value: Value) -> tuple[int, ...]:
@@ -153,7 +154,8 @@ def _parameter(index: int, struct: jax.ShapeDtypeStruct) -> Value:
     silencers: tuple[Silencers, ...] = ()
     if jnp.issubdtype(struct.dtype, np.inexact):
         silencers = tuple(
-            (Silencer(frozenset({Entry(index, axis, dim)})),) for axis, dim in enumerate(dims)
+            (Silencer(frozenset({Entry(index, axis, dim, dim.size, 0, dim.size)})),)
+            for axis, dim in enumerate(dims)
         )
     else:
         for dim in dims:

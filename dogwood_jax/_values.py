@@ -7,10 +7,10 @@ add nothing, so one of the factors must be zero there; if some weights can see t
 *outgoing*. Where a dimension is reduced and no weights can, growing it is a *hazard*.
 """
 
+import functools
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from math import prod, sqrt
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -22,13 +22,48 @@ from dogwood_jax._widths import Kind
 Origin = Literal["constant", "parameter", "data"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Entry:
-    """A dimension along an axis of a leaf: where weights can be made zero."""
+    """Where weights can be made zero: the units of a dimension along an axis of a leaf.
+
+    A fused projection, ``q | k`` or three times heads * head_dim, has the same units in several
+    pieces of an axis. Those of one piece may be zero without the others.
+
+    Attributes:
+        leaf: index of the leaf.
+        axis: index of its axis.
+        dim: the dimension.
+        size: its size.
+        start: where the piece of the axis begins in which its units lie.
+        stop: where the piece ends.
+        stride: how far apart its units are.
+        blended: whether the value at one unit of a factor outside of this one has come to depend on
+            all units of that factor.
+    """
 
     leaf: int
     axis: int
-    dim: Dim
+    dim: Dim = field(compare=False)
+    size: int
+    start: int
+    stop: int
+    stride: int = 1
+    blended: bool = False
+
+    def factor(self, dim: Dim, stride: int) -> "Entry":
+        """Returns the entry of a factor, whose units are so many of this one's apart."""
+        return replace(self, dim=dim, size=dim.size, stride=self.stride * stride)
+
+    def piece(self, dim: Dim, start: int) -> "Entry":
+        """Returns the entry of a piece that begins at a unit of this one."""
+        start = self.start + start * self.stride
+        stop = start + dim.size * self.stride
+        return replace(self, dim=dim, size=dim.size, start=start, stop=stop)
+
+    def contains(self, other: "Entry") -> bool:
+        """Whether another entry is that of a factor within each unit of this one."""
+        piece, others = ((e.leaf, e.axis, e.start, e.stop) for e in (self, other))
+        return piece == others and not other.blended and other.size * other.stride <= self.stride
 
 
 @dataclass(frozen=True)
@@ -73,6 +108,7 @@ class Value:
             ``"data"`` (depends on the inputs).
         silencers: for each axis, what makes new entries along it zero.
         number: the one number it consists of, if known.
+        scale: the constants that it has just been multiplied by.
         positional: axes along which it counts positions.
         singular: axes along which silencers make it infinite, for it divides by them.
         noise: ``"noise"`` if it is made of random numbers, ``"mask"`` of random booleans.
@@ -88,6 +124,7 @@ class Value:
     origin: Origin = "data"
     silencers: tuple[Silencers, ...] = ()
     number: float | None = None
+    scale: float = 1.0
     positional: frozenset[int] = frozenset()
     singular: frozenset[int] = frozenset()
     noise: Literal["noise", "mask"] | None = None
@@ -112,19 +149,20 @@ class Value:
 
 def either(*options: Silencers) -> Silencers:
     """Silencers of a product: any factor's will do."""
-    return tuple(dict.fromkeys(itertools.chain.from_iterable(options)))[:_MOST_SILENCERS]
+    return _smallest(itertools.chain.from_iterable(options))
 
 
 def every(options: Sequence[Silencers]) -> Silencers:
     """Silencers of a sum: every term's are needed."""
-    combined = itertools.islice(itertools.product(*options), _MOST_SILENCERS)
-    result = []
-    for combination in combined:
-        joined = combination[0]
-        for silencer in combination[1:]:
-            joined = joined & silencer
-        result.append(joined)
-    return tuple(dict.fromkeys(result))
+    return functools.reduce(
+        lambda sum, term: _smallest(a & b for a, b in itertools.product(sum, term)), options
+    )
+
+
+def _smallest(silencers: Iterable[Silencer]) -> Silencers:
+    """The alternatives that take the fewest weights."""
+    distinct = dict.fromkeys(silencers)
+    return tuple(sorted(distinct, key=lambda s: len(s.entries)))[:_MOST_SILENCERS]
 
 
 @dataclass(frozen=True)
@@ -188,10 +226,10 @@ class Trace:
         self.demands: list[Demand] = []
         self.uses: dict[int, Use] = {}
         # Entries whose units are produced there: the rest of the leaf feeds them.
-        self.produced: set[tuple[int, int, Dim]] = set()
+        self.produced: set[Entry] = set()
         # Entries along which a leaf is looked up or stacked, which make no units of their own.
-        self.aside: set[tuple[int, int, Dim]] = set()
-        self._scales: list[tuple[Value, float]] = []
+        self.aside: set[Entry] = set()
+        self.scales: list[tuple[Value, float]] = []
         self._clock = itertools.count()
 
     def record(
@@ -220,8 +258,7 @@ class Trace:
     def produce(self, value: Value, axes: Iterable[int] | None = None) -> None:
         """Notes that the units along axes of a parameter are produced by the rest of it."""
         for axis in range(value.ndim) if axes is None else axes:
-            for entry in value.entries(axis):
-                self.produced.add((entry.leaf, entry.axis, entry.dim))
+            self.produced |= value.entries(axis)
 
     def join(self, value: Value, how: str) -> None:
         """Notes that a value becomes part of the data: if a parameter, all of it is used."""
@@ -231,76 +268,13 @@ class Trace:
 
     def set_aside(self, value: Value, axis: int) -> None:
         """Notes that a parameter is looked up or stacked along an axis."""
-        for entry in value.entries(axis):
-            self.aside.add((entry.leaf, entry.axis, entry.dim))
+        self.aside |= value.entries(axis)
 
     def demand(self, dim: Dim, operands: Sequence[Silencers], hazard: str) -> None:
         """Notes that new units along a dimension must add nothing to a sum."""
         self.demands.append(Demand(dim, tuple(operands), hazard))
 
-    def scaled(self, value: Value, number: float) -> None:
-        """Notes that a constant scales a value."""
-        if np.isfinite(number) and abs(number) not in (0, 1):
-            self._scales.append((value, abs(number)))
-
-    def check_scales(self) -> None:
-        """Endangers dimensions scaled by constants that look computed from their size."""
-        for value, number in self._scales:
-            common = any(abs(number - c) < 1e-9 for c in COMMON_NUMBERS)
-            means = False
-            for group, surely in _scaled_groups(value):
-                n = prod(d.size for d in group)
-                fits = any(abs(number - f) <= 3e-6 * f for f in _functions_of_size(n, surely))
-                means |= fits and surely
-                suspicious = fits and (surely or not (common or means))
-                if suspicious or any(d.root.bilinear for d in group):
-                    for dim in group:
-                        if not dim.root.hazards:
-                            dim.endanger(
-                                f"the constant {number:.6g} scales it and looks computed from "
-                                "its size"
-                            )
-
-
-def _scaled_groups(value: Value) -> Iterator[tuple[list[Dim], bool]]:
-    """Yields the groups of dimensions whose sizes a constant may be computed from.
-
-    With each comes whether it was just summed over, so that dividing by its size makes a mean.
-    """
-    summed = [d for d in dict.fromkeys(d.root for d in value.summed) if d.size > 1]
-    dims = [d.root for d in (*value.contracted, *value.dims) if d.size > 1]
-    yield from (([d], True) for d in summed)
-    if len(summed) > 1:
-        yield summed, True
-    dims = [d for d in dict.fromkeys(dims) if d not in summed]
-    yield from (([d], False) for d in dims)
-    if value.origin == "parameter":
-        for n in range(2, len(dims) + 1):
-            yield from ((list(group), False) for group in itertools.combinations(dims[:5], n))
-
-
-def _functions_of_size(n: int, summed: bool) -> tuple[float, ...]:
-    """What models compute from the size of a dimension to scale by."""
-    root = sqrt(n)
-    common = (n, 1 / n, root, 1 / root, sqrt(2 / n), sqrt(root), 1 / sqrt(root))
-    return (*common, n - 1, 1 / (n - 1)) if summed else common
-
-
-# Numbers that models use for other reasons: momenta, slopes, halves.
-COMMON_NUMBERS = (
-    2.0,
-    3.0,
-    6.0,
-    0.5,
-    1 / 3,
-    1 / 6,
-    0.1,
-    0.2,
-    0.3,
-    0.01,
-    0.02,
-    0.05,
-    0.001,
-    10.0,
-    100.0,
-)
+    def scaled(self, value: Value) -> None:
+        """Notes that constants have scaled a value, where it is used for something else."""
+        if np.isfinite(value.scale) and value.scale not in (0, 1):
+            self.scales.append((value, value.scale))

@@ -69,7 +69,7 @@ def causal(scores: Any) -> Any:
         ),
         "attention/query[head_dim]": changes(
             "",
-            "the constant 1.73205",
+            "1.73205",
             3,
             "-> attention/query/{kernel[2],bias[1]} <> attention/key/{kernel[2],bias[1]}",
         ),
@@ -123,9 +123,7 @@ def vit(
         ),
         "embed[vocab]": interface("vocab", 11, "-> embed[0]"),
         "q[heads]": grows("kv", 3, "-> {q,k,v}[1] <- o[0]"),
-        "q[head_dim]": changes(
-            "dim", "a table of positions; the constant 2.82843", 4, "-> k[1] <> q[1]"
-        ),
+        "q[head_dim]": changes("dim", "a table of positions; 2.82843", 4, "-> k[1] <> q[1]"),
         "q[1.1]": grows("groups", 2, "-> q[1] <- o[0]"),
         "v[head_dim]": grows("value", 7, "-> v[1] <- o[0]"),
         "gate": grows("hidden", 5, "-> {gate,up}[1] <- down[0]"),
@@ -201,23 +199,25 @@ def multi_query(n_in: int = 5, heads: int = 3, dim: int = 4, value: int = 7, out
     {
         "a[heads]": grows("a", 3, "-> a/{kernel[1],bias[0]} <- a_out/kernel[0]"),
         "a[head_dim]": changes(
-            "dim", "the constant 2", 4, "<- a_out/kernel[0] <> a/{kernel[1],bias[0]}"
+            "dim",
+            "the constant 0.5",
+            4,
+            "-> a/{kernel[1],bias[0]} <> a/{kernel[1],bias[0]} <- a_out/kernel[0]",
         ),
         "a_out": interface("n_in", 5, "-> {a_out,b_out}/{kernel[1],bias[0]} <- {a,b,c}/kernel[0]"),
         "b[heads]": grows("b", 2, "-> b/{kernel[1],bias[0]} <- b_out/kernel[0]"),
         "b[head_dim]": changes(
-            "dim", "the constant 2", 4, "<- b_out/kernel[0] <> b/{kernel[1],bias[0]}"
+            "dim",
+            "the constant 0.5",
+            4,
+            "-> b/{kernel[1],bias[0]} <> b/{kernel[1],bias[0]} <- b_out/kernel[0]",
         ),
         "c[heads]": grows("c", 6, "-> c/{kernel[1],bias[0]} <- c_out/kernel[0]"),
-        "c[head_dim]": changes("dim", "the constant 2", 4, "<> c/{kernel[1],bias[0]}"),
+        "c[head_dim]": changes(
+            "dim", "the constant 0.5", 4, "-> c/{kernel[1],bias[0]} <> c/{kernel[1],bias[0]}"
+        ),
         "c[1.5]": grows("value", 9, "-> c/{kernel[1],bias[0]} <- c_out/kernel[0]"),
         "c_out": interface("out", 7, "-> c_out/{kernel[1],bias[0]}"),
-        "a[1.0]": fixed("size is 1", 1, "-> a/{kernel[1],bias[0]}"),
-        "a[1.1]": fixed("size is 1", 1, "-> a/{kernel[1],bias[0]}"),
-        "a[1.2]": fixed("size is 1", 1, "-> a/{kernel[1],bias[0]}"),
-        "b[1.1]": fixed("size is 1", 1, "-> b/{kernel[1],bias[0]}"),
-        "b[1.2]": fixed("size is 1", 1, "-> b/{kernel[1],bias[0]}"),
-        "b[1.3]": fixed("size is 1", 1, "-> b/{kernel[1],bias[0]}"),
     }
 )
 def fused_qkv(
@@ -327,7 +327,7 @@ def relative_positions(n_in: int = 5, heads: int = 2, dim: int = 3, out: int = 4
         ),
         "cross/query[head_dim]": changes(
             "",
-            "the constant 1.73205",
+            "1.73205",
             3,
             "-> cross/query/{kernel[2],bias[1]} <> cross/key/{kernel[2],bias[1]}",
         ),
@@ -481,13 +481,13 @@ def experts_by_ragged_dot(
     {
         "qkv[heads]": grows("heads", 2, "-> qkv/{kernel[1],bias[0]} <- o/kernel[0]"),
         "qkv[head_dim]": grows(
-            "dim", 3, "<- o/kernel[0] <> qkv/{kernel[1],bias[0]}", copies="tied"
+            "dim",
+            3,
+            "-> qkv/{kernel[1],bias[0]} <> qkv/{kernel[1],bias[0]} <- o/kernel[0]",
+            copies="tied",
         ),
         "qkv[0]": interface("n_in", 4, "<- qkv/kernel[0]"),
         "o": interface("out", 5, "-> o/{kernel[1],bias[0]}"),
-        "qkv[1.0]": fixed("size is 1", 1, "-> qkv/{kernel[1],bias[0]}"),
-        "qkv[1.1]": fixed("size is 1", 1, "-> qkv/{kernel[1],bias[0]}"),
-        "qkv[1.2]": fixed("size is 1", 1, "-> qkv/{kernel[1],bias[0]}"),
     }
 )
 def windows(n_in: int = 4, heads: int = 2, dim: int = 3, out: int = 5) -> Model:
@@ -505,5 +505,32 @@ def windows(n_in: int = 4, heads: int = 2, dim: int = 3, out: int = 5) -> Model:
         y = jnp.einsum("bts,bsd->btd", scores, v).reshape(-1, heads, 2, dim)
         y = y.transpose(0, 2, 1, 3).reshape(n, time, inner)
         return affine(params["o"], jnp.roll(y, 1, axis=1))
+
+    return Model(apply, shapes, (data(2, 4, n_in),))
+
+
+@network(
+    {
+        "qk[heads]": grows("heads", 2, "-> {qk,v}[1] <- o[0]"),
+        "qk[head_dim]": grows("dim", 3, "-> qk[1] <> qk[1]", copies="tied"),
+        "v[head_dim]": grows("value", 5, "-> v[1] <- o[0]"),
+        "qk[0]": interface("n_in", 4, "<- {qk,v}[0]"),
+        "o": interface("out", 5, "-> o[1]"),
+    }
+)
+def unscaled_attention(
+    n_in: int = 4, heads: int = 2, dim: int = 3, value: int = 5, out: int = 5
+) -> Model:
+    """Queries and keys from one array, whose product is not scaled (T5)."""
+    shapes = {"qk": f64(n_in, 2 * heads * dim), "v": f64(n_in, heads * value)}
+    shapes["o"] = f64(heads * value, out)
+
+    def apply(params: Any, x: Any) -> Any:
+        n, time, _ = x.shape
+        q, k = jnp.split(x @ params["qk"], 2, axis=-1)
+        q, k, v = (y.reshape(n, time, heads, -1) for y in (q, k, x @ params["v"]))
+        scores = jax.nn.softmax(causal(jnp.einsum("bthd,bshd->bhts", q, k)))
+        y = jnp.einsum("bhts,bshd->bthd", scores, v)
+        return y.reshape(n, time, -1) @ params["o"]
 
     return Model(apply, shapes, (data(2, 4, n_in),))

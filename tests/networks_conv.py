@@ -67,8 +67,8 @@ def cnn(channels: int = 3, stem: int = 4, wide: int = 6, hidden: int = 7, out: i
         "wide[3]": interface(
             "wide",
             4,
-            "-> wide/bias[0] batch_stats/norm_2/{mean,var}[0] norm_2/{scale,bias}[0] <> "
-            "wide/kernel[3] head/kernel[0]",
+            "-> wide/{kernel[3],bias[0]} batch_stats/norm_2/{mean,var}[0] "
+            "norm_2/{scale,bias}[0] <> head/kernel[0]",
         ),
         "head[vocab]": interface(
             "classes",

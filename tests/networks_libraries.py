@@ -85,7 +85,7 @@ def equinox_mlp(n_in: int = 4, hidden: int = 5, out: int = 3) -> Model:
         ),
         "attention/query_proj[head_dim]": changes(
             "dim",
-            "the constant 2",
+            "the constant 0.5",
             4,
             "-> attention/query_proj/weight[0] <> attention/key_proj/weight[0]",
         ),
@@ -219,7 +219,7 @@ def haiku_cnn(channels: int = 2, wide: int = 5, hidden: int = 6, out: int = 3) -
         ),
         "attention/query[head_dim]": changes(
             "dim",
-            "the constant 1.73205",
+            "1.73205",
             3,
             "-> attention/query/{w[1],b[0]} <> attention/key/{w[1],b[0]}",
         ),

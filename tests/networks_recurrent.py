@@ -259,7 +259,9 @@ def neural_ode(n_in: int = 3, hidden: int = 5, steps: int = 4) -> Model:
 
 @network(
     {
-        "project[head_dim]": grows("state", 3, "-> log_a[1] <> project[1]", copies="tied"),
+        "project[head_dim]": grows(
+            "state", 3, "-> {project,log_a}[1] <> project[1]", copies="tied"
+        ),
         "project[1.0]": grows("step", 2, "-> project[1] <- step/kernel[0]"),
         "step": interface("n_in", 5, "-> step/{kernel[1],bias[0]} log_a[0] <- {project,out}[0]"),
         "out": interface("out", 4, "-> out[1]"),
@@ -292,7 +294,57 @@ def selective_state_space(n_in: int = 5, step: int = 2, state: int = 3, out: int
 
 @network(
     {
-        "k": changes("key", "the constant 0.9", 3, "-> k[1] <> q[1]"),
+        "project[heads]": grows("heads", 2, "-> project[1] {conv,log_a}[0] <- out[0]"),
+        "project[head_dim]": grows("dim", 3, "-> project[1] conv[0] <- out[0]"),
+        "project[1.4]": grows("state", 4, "-> project[1] conv[0] <> conv[0]", copies="tied"),
+        "project[0]": interface("n_in", 5, "<- project[0]"),
+        "out": interface("out", 4, "-> out[1]"),
+        "conv": fixed("one channel a group", 1, "-> conv[1]"),
+        "conv[2]": fixed("spatial dimension", 3, "-> conv[2]"),
+    }
+)
+def state_space_duality(
+    n_in: int = 5, heads: int = 2, dim: int = 3, state: int = 4, out: int = 4
+) -> Model:
+    """Gates, inputs, projections of a state and step sizes in one array, convolved (Mamba 2)."""
+    inner = heads * dim
+    shapes = {
+        "project": f64(n_in, 2 * inner + 2 * state + heads),
+        "conv": f64(inner + 2 * state, 1, 3),
+        "log_a": f64(heads),
+        "out": f64(inner, out),
+    }
+
+    def apply(params: Any, x: Any) -> Any:
+        y = x @ params["project"]
+        gate, y, dt = jnp.split(y, [inner, 2 * inner + 2 * state], axis=-1)
+        y = lax.conv_general_dilated(
+            y[None],
+            params["conv"],
+            (1,),
+            [(2, 0)],
+            dimension_numbers=("NWC", "OIW", "NWC"),
+            feature_group_count=inner + 2 * state,
+        )[0]
+        x, b, c = jnp.split(y, [inner, inner + state], axis=-1)
+        x = x.reshape(-1, heads, dim)
+        dt = jax.nn.softplus(dt)
+        decay = jnp.exp(-jnp.exp(params["log_a"])[None] * dt)
+        steps = (decay[:, :, None, None], jnp.einsum("th,ts,thd->thsd", dt, b, x))
+
+        def join(one: Any, two: Any) -> Any:
+            return one[0] * two[0], one[1] * two[0] + two[1]
+
+        _, h = lax.associative_scan(join, steps)
+        y = jnp.einsum("ts,thsd->thd", c, h).reshape(gate.shape)
+        return (y * jax.nn.silu(gate)) @ params["out"]
+
+    return Model(apply, shapes, (data(7, n_in),))
+
+
+@network(
+    {
+        "k": grows("key", 3, "-> k[1] <> q[1]", copies="tied"),
         "k[0]": interface("n_in", 4, "<- {k,v,q}[0]"),
         "v": grows("value", 5, "-> v[1] <- o[0]"),
         "o": interface("out", 2, "-> o[1]"),

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import Model, affine, data, dense, f64, fill, linen, load, tokens
+from networks import Model, affine, data, dense, f64, fill, linen, tokens
 
 import dogwood_jax as dw
 from dogwood_jax._widths import Recipe

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -55,17 +55,13 @@ def value_and_gradient(
     apply: Callable[..., Any], variables: Any, inputs: Any, shapes: Any = None
 ) -> tuple[list[Any], list[Any]]:
     """Returns the outputs, cut to these shapes, and the gradient of a projection of them."""
-    leaves, structure = jax.tree.flatten(variables)
-    inexact = [hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.inexact) for x in leaves]
+    numbers, rebuild = floats(variables)
 
-    def outputs(floats: Iterable[Any]) -> list[Any]:
-        numbers = iter(floats)
-        mixed = [next(numbers) if is_float else x for x, is_float in zip(leaves, inexact)]
-        found = jax.tree.leaves(apply(jax.tree.unflatten(structure, mixed), *inputs))
+    def outputs(numbers: list[Any]) -> list[Any]:
+        found = jax.tree.leaves(apply(rebuild(numbers), *inputs))
         return found if shapes is None else cut(found, shapes)
 
-    floats = [x for x, is_float in zip(leaves, inexact) if is_float]
-    results, pull = jax.vjp(outputs, floats)
+    results, pull = jax.vjp(outputs, numbers)
     # Cosines of the indices are as good as random numbers.
     cotangents = [
         jnp.cos(1 + 0.7 * jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape)
@@ -74,6 +70,19 @@ def value_and_gradient(
         for x in results
     ]
     return results, pull(cotangents)[0]
+
+
+def floats(variables: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
+    """Returns the floating leaves, and a function that puts others in their place."""
+    leaves, structure = jax.tree.flatten(variables)
+    inexact = [hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.inexact) for x in leaves]
+
+    def rebuild(numbers: list[Any]) -> Any:
+        rest = iter(numbers)
+        mixed = [next(rest) if is_float else x for x, is_float in zip(leaves, inexact)]
+        return jax.tree.unflatten(structure, mixed)
+
+    return [x for x, is_float in zip(leaves, inexact) if is_float], rebuild
 
 
 def cut(arrays: Iterable[Any], shapes: Iterable[Any]) -> list[Any]:
@@ -107,17 +116,55 @@ def assert_same_function(before: Old, big: Model, growth: dw.Growth, key: Any) -
 
     @jax.jit
     def run(variables: Any, inputs: Any, key: Any) -> Any:
-        def apply(variables: Any, *inputs: Any) -> Any:
-            return big.apply(dw.grow(variables, growth, key=key), *inputs)
+        old, rebuild = floats(variables)
+        new, pull = jax.vjp(lambda old: floats(dw.grow(rebuild(old), growth, key=key))[0], old)
+        grown = floats(dw.grow(variables, growth, key=key))[1](new)
+        outputs, gradient = value_and_gradient(big.apply, grown, inputs, shapes)
+        return outputs, gradient, pull(gradient)[0]
 
-        return value_and_gradient(apply, variables, inputs, shapes)
-
-    outputs, gradient = run(before.variables, larger_inputs(before.model, big), key)
+    outputs, new_gradient, gradient = run(before.variables, larger_inputs(before.model, big), key)
     for new, reference in zip(outputs, before.outputs, strict=True):
         assert_close(new, reference, 1e-12, np.max(np.abs(reference), initial=0))
     scale = max(np.max(np.abs(g), initial=0) for g in before.gradient)
     for new, reference in zip(gradient, before.gradient, strict=True):
         assert_close(new, reference, 1e-10, scale)
+    by_path = leaves_by_path(floats(big.shapes)[1](new_gradient))
+    for width in (growth.widths[name] for name in growth.change):
+        if not width.interface and any(o.role != "incoming" for o in width.occurrences):
+            noted = any("new units never learn" in note for note in width.notes)
+            assert learns(growth, width.name, by_path) != noted, width
+
+
+def learns(growth: dw.Growth, width: str, gradient: Mapping[str, Any]) -> bool:
+    """Whether any of the zeros that silence a width's new units towards old ones has a gradient."""
+    sizes = {change.width: change.new for change in growth.changes}
+
+    def among(layout: dw.Layout, new: bool) -> np.ndarray:
+        """Which entries of an axis are old units', or the new units' that are outgoing there."""
+        if isinstance(layout, dw.Units):
+            is_new = np.arange(sizes.get(layout.width, layout.size)) >= layout.size
+            outgoing = layout.width == width and layout.role != "incoming"
+            return is_new & outgoing if new else ~is_new
+        if isinstance(layout, dw.Concat):
+            return np.concatenate([among(part, new) for part in layout.parts])
+        return box(layout.parts, new).ravel()
+
+    def box(layouts: Sequence[dw.Layout], new: bool) -> np.ndarray:
+        """The same of axes together: old units on all axes, or new ones on just one of them."""
+        boxes = [
+            functools.reduce(
+                np.logical_and.outer,
+                [among(layout, new and i == j) for j, layout in enumerate(layouts)],
+            )
+            for i in range(len(layouts) if new else 1)
+        ]
+        return functools.reduce(np.logical_or, boxes)
+
+    return any(
+        np.any(np.asarray(gradient[leaf.path])[box(leaf.axes, new=True)])
+        for leaf in growth.widths.leaves
+        if leaf.axes and leaf.path in gradient
+    )
 
 
 def assert_close(new: Any, reference: Any, tolerance: float, scale: Any) -> None:

@@ -330,6 +330,51 @@ def mean_by_counting(p: Any, x: Any) -> Any:
     return h @ p["o"] / jnp.sum(jnp.ones_like(h), axis=-1, keepdims=True)
 
 
+@trap({"i[1]": "the constant 0.00377964"}, i=(5, 7), o=(7, 2))
+def slow_and_equalized(p: Any, x: Any) -> Any:
+    return layer(p, x) @ (p["o"] * (0.01 / p["o"].shape[0] ** 0.5))
+
+
+@trap({"i[1]": "copied"}, i=(5, 7), o=(7, 2))
+def seven_times_seven_units(p: Any, x: Any) -> Any:
+    return layer(p, 7 * x) * 7 @ p["o"]
+
+
+@trap({"i[1]": "copied"}, i=(5, 6), o=(6, 2))
+def pooled_by_six(p: Any, x: Any) -> Any:
+    return jnp.stack([layer(p, k * x) for k in range(6)], axis=1).mean(axis=1) @ p["o"]
+
+
+@trap({"q[head_dim]": "0.57735", "q[heads]": "copied"}, q=(5, 6), k=(5, 6), v=(5, 6), o=(6, 2))
+def queries_scaled_before_heads_are_parted(p: Any, x: Any) -> Any:
+    heads = p["v"].shape[1] // 3
+    d = p["q"].shape[1] // heads
+    q, k, v = (x @ p["q"] * d**-0.5, x @ p["k"], x @ p["v"])
+    q, k, v = (y.reshape(4, heads, -1) for y in (q, k, v))
+    return jnp.einsum("hts,shd->thd", scores(q, k), v).reshape(4, -1) @ p["o"]
+
+
+@trap({"q[1]": "grown"}, q=(5, 6), k=(5, 6))
+def scales_that_cancel(p: Any, x: Any) -> Any:
+    root = p["q"].shape[1] ** 0.5
+    return jax.nn.softmax((x @ p["q"] * root / root) @ (x @ p["k"]).T)
+
+
+@trap({"q[1]": "2.44949"}, q=(5, 6), k=(5, 6))
+def scales_of_which_one_is_used_alone(p: Any, x: Any) -> Any:
+    root = p["q"].shape[1] ** 0.5
+    q, k = x @ p["q"] * root, x @ p["k"]
+    return jax.nn.softmax((q / root) @ k.T) + jnp.tanh(q) @ k.T
+
+
+@trap({"a[2]": "grown"}, a=(4, 5, 6), b=(4, 6, 2))
+def experts_looked_up(p: Any, x: Any) -> Any:
+    """Weights that are looked up are weights; those of gelu are no scales of a score."""
+    _, chosen = lax.top_k(x[:, :4], 2)
+    h = jax.nn.gelu(jnp.einsum("bd,bkdf->bkf", x, p["a"][chosen]))
+    return jnp.einsum("bkf,bkfo->bo", h, p["b"][chosen])
+
+
 @trap({"i[1]": "varies along it"}, **MLP)
 def captured_table(p: Any, x: Any) -> Any:
     return (layer(p, x) * np.arange(1.0, 7.0)[None]) @ p["o"]
@@ -394,6 +439,72 @@ def one_array_for_queries_keys_and_values(p: Any, x: Any) -> Any:
     return jnp.einsum("hts,shd,hdo->to", scores, v, p["o"])
 
 
+def scores(q: Any, k: Any) -> Any:
+    return jax.nn.softmax(jnp.einsum("thd,shd->hts", q, k))
+
+
+@trap({"qk[1]": "grown"}, qk=(5, 12), m=(2, 2))
+def heads_mixed_before_they_are_parted(p: Any, x: Any) -> Any:
+    """Each head of ``q`` has come to depend on all of them, those of ``k`` have not."""
+    q, k = (x @ p["qk"]).reshape(4, 2, 2, -1).swapaxes(0, 1)
+    q = q + jnp.einsum("gh,thd->tgd", p["m"], q)
+    return jnp.tanh(k[:, 0] @ q[:, 0].T)
+
+
+@trap({"w[1]": "grown"}, w=(5, 12), m=(3, 3))
+def thirds_mixed_before_they_are_parted(p: Any, x: Any) -> Any:
+    y = (x @ p["w"]).reshape(4, 3, -1)
+    a, b, _ = jnp.moveaxis(y + jnp.einsum("ij,tjd->tid", p["m"], y), 1, 0)
+    return a @ b.T
+
+
+@trap({"w[1]": "grown"}, w=(5, 12), s=(3,))
+def thirds_that_share_their_mean(p: Any, x: Any) -> Any:
+    y = (x @ p["w"]).reshape(4, 3, -1)
+    a, b, _ = jnp.moveaxis(y + p["s"][None, :, None] * y.mean(axis=1, keepdims=True), 1, 0)
+    return a @ b.T
+
+
+@trap({"w[1]": "grown"}, w=(5, 12), v=(4,))
+def thirds_scaled_by_each_other(p: Any, x: Any) -> Any:
+    y = (x @ p["w"]).reshape(4, 3, -1)
+    pairs = y[:, :, None] * (y @ p["v"])[:, None, :, None]
+    a, b, _ = jnp.moveaxis(pairs + pairs.swapaxes(1, 2), 1, 0)
+    return jnp.einsum("tid,sid->ts", a, b)
+
+
+@trap({"w[1]": "grown"}, w=(5, 12))
+def thirds_in_another_order(p: Any, x: Any) -> Any:
+    y = (x @ p["w"]).reshape(4, 3, -1)
+    a, b, _ = jnp.moveaxis(y + jnp.roll(y, 1, axis=1) + y[:, jnp.array([2, 0, 1])], 1, 0)
+    return a @ b.T
+
+
+@trap({"qkv[heads]": "copied", "qkv[head_dim]": "grown"}, qkv=(5, 24), o=(2, 4, 2))
+def queries_keys_and_values_within_heads(p: Any, x: Any) -> Any:
+    y = (x @ p["qkv"]).reshape(4, p["o"].shape[0], -1)
+    n = (y.shape[2] - p["o"].shape[1]) // 2
+    q, k, v = jnp.split(y, [n, 2 * n], axis=-1)
+    return jnp.einsum("hts,shd,hdo->to", scores(q, k), v, p["o"])
+
+
+@trap({"qk[head_dim]": "grown"}, qk=(5, 16), v=(5, 4), o=(4, 2))
+def queries_and_keys_turned_together(p: Any, x: Any) -> Any:
+    """Both are rotated as one array of heads, whose halves are cut again."""
+    both = (x @ p["qk"]).reshape(4, 4, -1)
+    a, b = jnp.split(both, 2, axis=-1)
+    both = both * 0.7 + jnp.concatenate([-b, a], axis=-1)
+    q, k = both[:, :2], both[:, 2:]
+    return jnp.einsum("hts,sc,co->to", scores(q, k), x @ p["v"], p["o"])
+
+
+@trap({"flat[0]": "copied"}, flat=(5 * 6 + 6 * 2,))
+def all_weights_in_one_array(p: Any, x: Any) -> Any:
+    n = p["flat"].shape[0] // 7
+    up, down = p["flat"][: 5 * n].reshape(5, n), p["flat"][5 * n :].reshape(n, 2)
+    return jnp.tanh(x @ up) @ down
+
+
 @trap({"a[1]": "copied", "b[0]": "copied", "b[2]": "copied"}, a=(5, 6), b=(3, 6, 4), c=(3, 4, 2))
 def experts_and_hidden_units(p: Any, x: Any) -> Any:
     h = jnp.tanh(jnp.einsum("bi,eij->bej", jnp.tanh(x @ p["a"]), p["b"]))
@@ -442,7 +553,9 @@ def quick_to_compile() -> Iterator[None]:
 
 
 def width_at(widths: dw.Widths, place: str) -> dw.Width:
-    """The width at a place; of a composite axis, the first that can grow."""
+    """The width at a place or of this name; of a composite axis, the first that can grow."""
+    if place in widths:
+        return widths[place]
     path, axis = place[:-1].split("[")
     names = [
         w.name

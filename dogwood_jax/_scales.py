@@ -1,0 +1,110 @@
+"""Constants that look computed from the size of a dimension, as 1 / sqrt(head_dim) is.
+
+A network does not say where its constants come from. One that is neither round nor one over a
+round number, such as 0.176777 or 0.00378, is taken to be computed from n if it is sqrt(n) or the
+like, perhaps times a round number. One that is round must equal one of these.
+"""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from math import pi, prod, sqrt
+from typing import NamedTuple
+
+from dogwood_jax._dims import Dim, parts_of
+from dogwood_jax._values import Value
+
+_ROUNDING = 3e-6  # relative, of single precision
+# Numbers that models use for other reasons: momenta, slopes, halves; then those of activation
+# functions such as gelu and selu, and of the derivative of the error function.
+USUAL_NUMBERS = (
+    *(2.0, 3.0, 6.0, 0.5, 1 / 3, 1 / 6, 0.1, 0.2, 0.3, 0.01, 0.02, 0.05, 0.001, 10.0, 100.0),
+    *(sqrt(2), sqrt(1 / 2), sqrt(2 / pi), 0.044715, 3 * 0.044715, 1.702),
+    *(1.0507009873554805, 1.6732632423543772, 1.7580993408473766),
+    *(2 / sqrt(pi), 1 / sqrt(2 * pi)),
+)
+
+
+def check_scales(scales: Iterable[tuple[Value, float]]) -> None:
+    """Endangers dimensions of values that are scaled by constants computed from their size."""
+    for value, number in scales:
+        inverse = f" (1 / {1 / number:.6g})" if number < 1 and not _is_round(number) else ""
+        hazard = f"the constant {number:.6g}{inverse} scales it and looks computed from its size"
+        for dim in _to_blame(value, number):
+            if not dim.root.hazards:
+                dim.endanger(hazard)
+
+
+def _to_blame(value: Value, number: float) -> Sequence[Dim]:
+    """Returns the dimensions from whose sizes a constant looks computed."""
+    summed = [d for d in dict.fromkeys(d.root for d in value.summed) if d.size > 1]
+    for group in (summed, *([d] for d in summed)):
+        n = prod(d.size for d in group)
+        if n > 1 and _is_any(number, (n, 1 / n, n - 1, 1 / (n - 1))):
+            return group  # a mean
+    usual = _is_any(number, USUAL_NUMBERS)
+    suspects = _suspects(value)
+    found = [s.dim for s in suspects if (s.scores or not usual) and _is_any(number, _roots(s.size))]
+    if usual:
+        return found
+    found += [s.dim for s in suspects if _is_any(number, s.sizes)]
+    if not found and value.origin == "parameter":
+        for n in range(2, len(suspects[:5]) + 1):
+            for fan_in in itertools.combinations(suspects[:5], n):
+                if _is_any(number, _roots(prod(s.size for s in fan_in))):
+                    found += [s.dim for s in fan_in]
+    if found or _is_round(number) or _is_round(1 / number):
+        return found
+    return [
+        s.dim
+        for s in suspects
+        if any(_is_round(number / f) for f in (*_roots(s.size), *(s.sizes if s.mixes else ())))
+    ]
+
+
+class _Suspect(NamedTuple):
+    """A dimension that a constant may be computed from.
+
+    Attributes:
+        dim: the dimension.
+        mixes: whether its units are summed, with weights, before or after the constant is applied.
+        scores: whether that makes scores of two activations.
+    """
+
+    dim: Dim
+    mixes: bool
+    scores: bool
+
+    @property
+    def size(self) -> int:
+        return self.dim.size
+
+    @property
+    def sizes(self) -> tuple[float, ...]:
+        """What else it may be besides a root: multiples of a unit's value are no mean of units."""
+        return (self.size, 1 / self.size) if self.mixes else (1 / self.size,)
+
+
+def _suspects(value: Value) -> list[_Suspect]:
+    found = {}
+    for whole in value.contracted:
+        for dim in parts_of(whole):
+            found[dim] = _Suspect(dim, True, whole.root.bilinear or dim.bilinear)
+    for axis, whole in enumerate(value.dims):
+        for dim in parts_of(whole):
+            scores = bool((whole.root.bilinear or dim.bilinear) and value.silencers_of(axis))
+            found.setdefault(dim, _Suspect(dim, scores or value.origin == "parameter", scores))
+    return [suspect for dim, suspect in found.items() if dim.size > 1]
+
+
+def _roots(n: int) -> tuple[float, ...]:
+    root = sqrt(n)
+    return root, 1 / root, sqrt(root), 1 / sqrt(root)
+
+
+def _is_any(number: float, others: Iterable[float]) -> bool:
+    return any(abs(number - other) <= _ROUNDING * other for other in others)
+
+
+def _is_round(number: float) -> bool:
+    """Whether two digits are enough to write a number."""
+    return _is_any(number, (float(f"{number:.1e}"),))
