@@ -100,7 +100,8 @@ def plan(
     made = tuple(
         change
         for name in widths
-        if (change := changes.get(name)) and change.sources != tuple(range(change.old))
+        if (change := changes.get(name))
+        if (change.new, change.sources) != (change.old, tuple(range(change.old)))
     )
     notes = [note for change in made for note in _notes(widths[change.width], change)]
     notes += splits(widths, {change.width: change.new for change in made})

@@ -55,15 +55,21 @@ class _Program:
     """What the readings of all widths share: who reads which value, and where widths appear."""
 
     def __init__(self, trace: Trace, values: Mapping[str, Value], leaves: Sequence[Leaf]) -> None:
-        self._steps, self._uses = trace.steps, trace.uses
+        self._steps = trace.steps
         self._values = list(values.values())
-        by_path = {leaf.path: leaf for leaf in leaves}
-        self._leaves = [by_path[path] for path in values]
+        self._places: dict[str, dict[int, Place]] = {}
+        numbers = {path: index for index, path in enumerate(values)}
+        for leaf in leaves:
+            index = numbers[leaf.path]
+            use = trace.uses.get(index)
+            for name, roles in _roles(leaf).items():
+                place = Place(leaf.path, use.how if use else "", roles)
+                self._places.setdefault(name, {})[index] = place
         self._readers: dict[int, list[int]] = {}
         self._steps_of: dict[Dim, list[int]] = {}
         known: dict[Dim, list[Dim]] = {}
         for index, step in enumerate(self._steps):
-            dims = [dim for value in (*step.operands, *step.results) for dim in value.dims]
+            dims = [dim for v in (*step.operands, *step.results) for dim in v.dims]
             if step.name in ("mul", "div"):  # perhaps by the size of what was summed over
                 dims += [d for v in step.operands for d in (*v.contracted, *v.summed)]
             found: dict[Dim, None] = {}
@@ -78,29 +84,15 @@ class _Program:
 
     def recipes(self, width: Dim, name: str) -> Iterator[Recipe]:
         """Yields a recipe for each way to fill in new units that is exact."""
-        places = self._places(name)
         for filling in _FILLINGS:
             try:
-                reading = Reading(name, width, filling, places, self._values)
+                reading = Reading(name, width, filling, self._places[name], self._values)
                 self._read(reading)
                 yield _solution(reading)
             except NoRecipe:
                 continue
             if filling.is_tiled:  # what works for any size works for multiples
                 return
-
-    def _places(self, name: str) -> dict[int, Place]:
-        places = {}
-        for index, leaf in enumerate(self._leaves):
-            roles: dict[int, Role | None] = {}
-            for axis, layout in enumerate(leaf.axes):
-                found = {units.role for units in units_of(layout) if units.width == name}
-                if found:
-                    roles[axis] = found.pop() if len(found) == 1 else None
-            if roles:
-                use = self._uses.get(index)
-                places[index] = Place(leaf.path, use.how if use else "", roles)
-        return places
 
     def _read(self, reading: Reading) -> None:
         """Reads every equation that has to do with the width, in the order of the program."""
@@ -120,6 +112,16 @@ class _Program:
                     seen |= new
                     for index in new:
                         heapq.heappush(pending, index)
+
+
+def _roles(leaf: Leaf) -> dict[str, dict[int, Role | None]]:
+    """The role of each width along each axis of a leaf, None if it has several there."""
+    found: dict[str, dict[int, Role | None]] = {}
+    for axis, layout in enumerate(leaf.axes):
+        for units in units_of(layout):
+            roles = found.setdefault(units.width, {})
+            roles[axis] = units.role if roles.get(axis, units.role) == units.role else None
+    return found
 
 
 def _solution(reading: Reading) -> Recipe:

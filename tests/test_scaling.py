@@ -89,7 +89,7 @@ def attention_shapes(model: int, heads: int, dim: int) -> dict[str, Any]:
 def scores(scale: Callable[[int], float], where: str = "scores") -> Builder:
     """Attention by hand, with its scale on the scores, on the queries, or on both factors."""
 
-    def build(n: int = 4, epsilon: float = 0) -> Model:
+    def build(n: int = 6, epsilon: float = 0) -> Model:
         def score(q: Any, k: Any) -> Any:
             factor = scale(q.shape[-1])
             if where in ("queries", "both"):
@@ -147,7 +147,7 @@ def transformer(
     scale: bool = False,
     **options: Any,
 ) -> Builder:
-    """A small language model of two blocks."""
+    """A small language model."""
 
     def build(n: int = 6, epsilon: float = EPSILON) -> Model:
         make = functools.partial(norm, epsilon=epsilon, **options)
@@ -158,8 +158,7 @@ def transformer(
                 embed = nn.Embed(11, n)
                 x = embed(words) * (n**0.5 if scale else 1)
                 x = x + self.param("positions", nn.initializers.normal(), (1, 5, n))
-                for _ in range(2):
-                    x = Block(make, post)(x)
+                x = Block(make, post)(x)
                 x = x if post else make()(x)
                 return embed.attend(x) if tied else nn.Dense(9)(x)
 
@@ -353,45 +352,45 @@ class Case:
     tolerance: float = 1e-12
 
 
-ANY = (7, 12, 15)  # more by one, twice as many, and twice as many with a rest
-MULTIPLES = (12, 18)
+ANY = (7, 15)  # with a rest beside one copy, and beside two
+MULTIPLES = (18,)
 KERNEL = ("Embed_0/embedding", 1)
 
 CASES = {
-    "scores": Case(scores(lambda n: n**-0.5), ("q", 2), "zero_outgoing", (6,)),
-    "queries": Case(scores(lambda n: 1 / np.sqrt(n), "queries"), ("k", 2), "zero_outgoing", (6,)),
-    "both factors": Case(scores(lambda n: n**-0.25, "both"), ("k", 2), "zero_outgoing", (6,)),
-    "mup": Case(scores(lambda n: 1 / n), ("k", 2), "zero_outgoing", (6,)),
+    "scores": Case(scores(lambda n: n**-0.5), ("q", 2), "zero_outgoing", (8,)),
+    "queries": Case(scores(lambda n: 1 / np.sqrt(n), "queries"), ("k", 2), "zero_outgoing", (8,)),
+    "both factors": Case(scores(lambda n: n**-0.25, "both"), ("k", 2), "zero_outgoing", (8,)),
+    "mup": Case(scores(lambda n: 1 / n), ("k", 2), "zero_outgoing", (8,)),
     "flax attention": Case(
         flax_attention,
         ("query/kernel", 2),
         "zero_outgoing",
-        (6, 9),
+        (6,),
         (("value/kernel", 2),),
     ),
     # JAX computes this softmax in single precision.
-    "library attention": Case(library_attention, ("k", 2), "zero_outgoing", (6,), tolerance=1e-5),
-    "pre-norm": Case(transformer(), KERNEL, "tile", ANY),
+    "library attention": Case(library_attention, ("k", 2), "zero_outgoing", (8,), tolerance=1e-5),
+    "pre-norm": Case(transformer(), KERNEL, "tile", (15,)),
     "pre-norm, variance in two passes": Case(
-        transformer(use_fast_variance=False), KERNEL, "tile", ANY
+        transformer(use_fast_variance=False), KERNEL, "tile", (15,)
     ),
     "pre-norm, norms without scale": Case(
-        transformer(use_scale=False, use_bias=False), KERNEL, "tile", ANY
+        transformer(use_scale=False, use_bias=False), KERNEL, "tile", (15,)
     ),
     "post-norm": Case(transformer(post=True), KERNEL, "tile", MULTIPLES),
-    "scanned": Case(scanned, KERNEL, "tile", ANY),
-    "vit": Case(vit, ("patches/kernel", 3), "tile", ANY),
-    "rms pre-norm": Case(transformer(nn.RMSNorm), KERNEL, "zero_incoming", ANY),
-    "rms pre-norm, tied": Case(transformer(nn.RMSNorm, tied=True), KERNEL, "zero_incoming", ANY),
-    "rms post-norm": Case(transformer(nn.RMSNorm, post=True), KERNEL, "zero_incoming", ANY),
+    "scanned": Case(scanned, KERNEL, "tile", (15,)),
+    "vit": Case(vit, ("patches/kernel", 3), "tile", (15,)),
+    "rms pre-norm": Case(transformer(nn.RMSNorm), KERNEL, "zero_incoming", (15,)),
+    "rms pre-norm, tied": Case(transformer(nn.RMSNorm, tied=True), KERNEL, "zero_incoming", (15,)),
+    "rms post-norm": Case(transformer(nn.RMSNorm, post=True), KERNEL, "zero_incoming", (15,)),
     "rms, embeddings times sqrt(n)": Case(
-        transformer(nn.RMSNorm, tied=True, scale=True), KERNEL, "zero_incoming", ANY
+        transformer(nn.RMSNorm, tied=True, scale=True), KERNEL, "zero_incoming", (15,)
     ),
-    "llama": Case(llama(tied=False), ("embed", 1), "zero_incoming", ANY),
-    "llama, tied": Case(llama(tied=True), ("embed", 1), "zero_incoming", ANY),
-    "gemma": Case(llama(tied=True, learned="1 + scale"), ("embed", 1), "zero_incoming", ANY),
+    "llama": Case(llama(tied=False), ("embed", 1), "zero_incoming", (15,)),
+    "llama, tied": Case(llama(tied=True), ("embed", 1), "zero_incoming", (15,)),
+    "gemma": Case(llama(tied=True, learned="1 + scale"), ("embed", 1), "zero_incoming", (15,)),
     "rms, norms without scale": Case(
-        llama(tied=False, learned=""), ("embed", 1), "zero_incoming", ANY
+        llama(tied=False, learned=""), ("embed", 1), "zero_incoming", (15,)
     ),
     "unit norm": Case(stream(unit_norm), ("write/bias", 0), "zero_incoming", ANY),
     "scale norm": Case(stream(scale_norm, g=1), ("write/bias", 0), "zero_incoming", ANY),
