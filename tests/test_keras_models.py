@@ -94,7 +94,8 @@ def test_a_module_trains():
         )
         return jnp.mean(y**2), updates
 
-    (_, updates), gradients = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+    step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (_, updates), gradients = step(variables["params"])
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
     old, new = (tree["batch_stats"]["batch_normalization"]["mean"] for tree in (variables, updates))
     assert not np.allclose(old, new)

@@ -89,3 +89,25 @@ def test_sequential_models_of_old_versions_are_bare_lists():
     model = {"class_name": "Sequential", "config": [layer("Dense", units=2, name="a")]}
     wide = {"a": {"kernel": shape(3, 7)}}
     assert resized(model, wide)["config"][0]["config"] == {"units": 7, "name": "a"}
+
+
+def test_models_and_depthwise_convolutions_inside_get_the_sizes_of_their_inputs():
+    conv = {"kernel_size": 3, "padding": "same"}
+    inner = [
+        layer("InputLayer", name="in", batch_shape=[None, 9, None, 2]),
+        layer("DepthwiseConv2D", name="each", depth_multiplier=2, **conv),
+    ]
+    layers = [
+        layer("Conv2D", name="a", filters=2, batch_input_shape=[None, 9, 8, 3], **conv),
+        layer("Sequential", name="inner", layers=inner),
+    ]
+    kernels = {"a": (3, 3, 3, 5), "each": (3, 3, 1, 15)}
+    a, each = ({"kernel": shape(*sizes), "bias": shape(sizes[-1])} for sizes in kernels.values())
+    model = {"class_name": "Sequential", "config": {"name": "model", "layers": layers}}
+    before = copy.deepcopy(model)
+    new = resized(model, {"params": {"a": a, "inner": {"each": each}}})
+    assert model == before
+    first, second = (layer["config"] for layer in new["config"]["layers"][1]["config"]["layers"])
+    assert new["config"]["layers"][0]["config"]["filters"] == 5
+    assert first["batch_shape"] == [None, 9, None, 5]
+    assert second["depth_multiplier"] == 3

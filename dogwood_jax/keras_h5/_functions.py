@@ -122,8 +122,10 @@ def _global_pooling(pool: Callable[..., Any], rank: int, config: Config) -> Func
 
 def _average_pool(x: Any, window: tuple[int, ...], **options: Any) -> Any:
     """The mean of each window, in which padding does not count."""
-    counts = nn.pool(jnp.ones((1, *x.shape[1:-1], 1), x.dtype), 0.0, jax.lax.add, window, **options)
-    return nn.pool(x, 0.0, jax.lax.add, window, **options) / counts
+    pool: Any = nn.pool  # untyped
+    ones = jnp.ones((1, *x.shape[1:-1], 1), x.dtype)
+    total, counts = (pool(a, 0.0, jax.lax.add, window, **options) for a in (x, ones))
+    return total / counts
 
 
 _POOLS: Mapping[str, Callable[..., Any]] = {"Max": nn.max_pool, "Average": _average_pool}

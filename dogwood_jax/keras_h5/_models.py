@@ -16,7 +16,7 @@ from dogwood_jax.keras_h5._graph import Ref, class_of, parse, refs_in, replaced
 from dogwood_jax.keras_h5._masks import TAKES_MASK, handed_on, made_mask, makes_mask
 from dogwood_jax.keras_h5._modules import MODULES
 from dogwood_jax.keras_h5._recurrent import RECURRENT
-from dogwood_jax.keras_h5._resize import resized, resized_layer
+from dogwood_jax.keras_h5._resize import inputs_of, resized, resized_layer
 
 # What reading a config raises that is not as Keras writes it.
 _ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -71,6 +71,7 @@ class KerasModel(nn.Module):
         for call in graph.calls:
             class_name, config = graph.layers[call.layer]
             args, kwargs = replaced([call.args, call.kwargs], found)
+            self.sow("intermediates", inputs_of(call.layer), args)
             given = [masks.get(ref[:2]) for ref in refs_in(call.args)]
             if makes_mask(class_name, config):
                 mask = made_mask(class_name, config, args[0])
@@ -142,6 +143,26 @@ def check_variables(module: KerasModel, variables: Mapping[str, Any]) -> None:
             problems = [str(error)]
     if problems:
         raise _refused("the arrays are not those of the model", problems)
+
+
+def recorded_inputs(module: KerasModel, variables: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the shapes of what a model and models in it call their layers with.
+
+    By ``inputs_of(layer)``, and for each model in it by its name; nothing if the shapes of the
+    model's inputs are not fixed, or if the variables are not the model's.
+    """
+    inputs = _inputs_of(module.config["class_name"], module.config["config"])
+    if None in inputs:
+        return {}
+
+    def record(variables: Any, *inputs: Any) -> Any:
+        return module.apply(variables, *inputs, mutable=["intermediates"])[1]
+
+    try:
+        recorded: Mapping[str, Any] = jax.eval_shape(record, variables, *inputs)["intermediates"]
+    except Exception:  # JAX and Flax raise all kinds
+        return {}
+    return recorded
 
 
 def _refused(what: str, problems: list[str]) -> KerasFileError:

@@ -101,6 +101,8 @@ class Convolution(nn.Module):
         channels = x.shape[-1]
         groups = channels if self.depthwise else self.groups
         filters = self.filters * channels if self.depthwise else self.filters
+        if self.depthwise and self.has_variable("params", "kernel"):  # perhaps of a grown model
+            filters = self.get_variable("params", "kernel").shape[-1]
         shape = (*self.kernel_size, channels // groups, filters)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
         letters = "DHW"[-len(self.kernel_size) :]

@@ -6,9 +6,15 @@ The weights are those of Flax, as ``load`` gives them; only their shapes are use
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+
 from dogwood_jax.keras_h5._convert import MODELS, Config, layer_name, layers_of
+from dogwood_jax.keras_h5._errors import KerasFileError
+from dogwood_jax.keras_h5._graph import parse, refs_in
 
 Sizes = Callable[[Config, Mapping[str, Any]], dict[str, Any]]
+
+_DEPTHWISE = tuple(f"{kind}Conv{n}D" for kind in ("Depthwise", "Separable") for n in (1, 2))
 
 
 def resized(config: Config, variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -21,7 +27,9 @@ def resized(config: Config, variables: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         A new config. The shapes from which Keras 3 builds layers one by one (``build_config``) are
-        left out: it builds them from the model's input then.
+        left out: it builds them from the model's input then. Models inside and depthwise
+        convolutions have the sizes of their inputs in their configs; these change as well if
+        ``load_model`` supports the model, by which they are found out.
 
     Example:
         >>> import numpy as np
@@ -32,31 +40,113 @@ def resized(config: Config, variables: Mapping[str, Any]) -> dict[str, Any]:
         8
     """
     params = variables.get("params", variables)
-    return {**config, "config": resized_layer(config["class_name"], config["config"], params)}
+    new = resized_layer(config["class_name"], config["config"], params)
+    if any(layer["class_name"] in (*MODELS, *_DEPTHWISE) for layer in layers_of(new)):
+        inputs = _inputs({**config, "config": new}, variables)
+        new = resized_layer(config["class_name"], new, params, inputs)
+    return {**config, "config": new}
 
 
-def resized_layer(class_name: str, config: Any, params: Mapping[str, Any]) -> Any:
-    """Returns the config of one layer for these parameters; unchanged where nothing is known."""
+def resized_layer(
+    class_name: str,
+    config: Any,
+    params: Mapping[str, Any],
+    inner: Mapping[str, Any] | None = None,
+    given: Any = None,
+) -> Any:
+    """Returns the config of one layer for these parameters; unchanged where nothing is known.
+
+    Args:
+        class_name: the layer's class.
+        config: its config.
+        params: its parameters.
+        inner: for a model, what its layers are called with, by ``inputs_of(layer)``, and the same
+            for models in it by their names.
+        given: what the layer is called with, as far as is known.
+    """
     if class_name in MODELS:
-        layers = [_inside(layer, params.get(layer_name(layer), {})) for layer in layers_of(config)]
-        return {**config, "layers": layers} if isinstance(config, Mapping) else layers
+        inner = inner or {}
+        layers = [
+            _inside(
+                layer,
+                params.get(name := layer_name(layer), {}),
+                inner.get(name),
+                inner.get(inputs_of(name)),
+            )
+            for layer in layers_of(config)
+        ]
+        new = {**config, "layers": layers} if isinstance(config, Mapping) else layers
+        return new if given is None else _fed(class_name, new, jax.tree.leaves(given))
     if class_name == "TimeDistributed":
         return {**config, "layer": _inside(config["layer"], params)}
     if class_name == "RNN":
         return {**config, "cell": _inside(config["cell"], params)}
     if class_name == "Bidirectional":
         ways = {"layer": "forward_rnn", "backward_layer": "backward_rnn"}
-        inner = {k: _inside(config[k], params.get(ways[k], {})) for k in ways if config.get(k)}
-        return {**config, **inner}
+        both = {k: _inside(config[k], params.get(ways[k], {})) for k in ways if config.get(k)}
+        return {**config, **both}
     if class_name in _SIZES and params:
-        return {**config, **_SIZES[class_name](config, params)}
+        config = {**config, **_SIZES[class_name](config, params)}
+    if class_name in _DEPTHWISE and params and given is not None:
+        outputs = params.get("depthwise", params)["kernel"].shape[-1]
+        channels = jax.tree.leaves(given)[0].shape[-1]
+        config = {**config, "depth_multiplier": outputs // channels}
     return config
 
 
-def _inside(layer: Config, params: Mapping[str, Any]) -> dict[str, Any]:
+def inputs_of(layer: str) -> str:
+    """Returns the name under which a model's module records what it calls a layer with."""
+    return f"inputs of {layer}"
+
+
+def _inputs(config: Config, variables: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the shapes with which a model calls its layers, or nothing if that is not known."""
+    from dogwood_jax.keras_h5._models import build, recorded_inputs
+
+    try:
+        return recorded_inputs(build(config), variables)
+    except KerasFileError:
+        return {}
+
+
+def _inside(
+    layer: Config,
+    params: Mapping[str, Any],
+    inner: Mapping[str, Any] | None = None,
+    given: Any = None,
+) -> dict[str, Any]:
     """Returns a layer in another's config for these parameters."""
     kept = {key: value for key, value in layer.items() if key != "build_config"}
-    return {**kept, "config": resized_layer(layer["class_name"], layer["config"], params)}
+    config = resized_layer(layer["class_name"], layer["config"], params, inner, given)
+    return {**kept, "config": config}
+
+
+def _fed(class_name: str, config: Any, inputs: list[Any]) -> Any:
+    """Returns the config of a model inside another for inputs of these shapes."""
+    names = [ref.layer for ref in refs_in(parse(class_name, config).inputs)]
+    shapes = dict(zip(names, (array.shape for array in inputs)))
+    layers = list(layers_of(config))
+    if class_name == "Sequential":
+        shapes = {layer_name(layers[0]): inputs[0].shape} if layers else {}
+    layers = [
+        {**layer, "config": _with_shape(layer["config"], shapes[name])}
+        if (name := layer_name(layer)) in shapes
+        else layer
+        for layer in layers
+    ]
+    if not isinstance(config, Mapping):
+        return layers
+    return {**_with_shape(config, inputs[0].shape), "layers": layers}
+
+
+def _with_shape(config: Config, shape: tuple[int, ...]) -> Config:
+    """Returns a config with an input's shape; sizes that it leaves open stay open."""
+    changed = {
+        key: [old if old is None else new for old, new in zip(config[key], shape)]
+        for key in ("batch_shape", "batch_input_shape", "build_input_shape")
+        if config.get(key)
+    }
+    return {**config, **changed}
 
 
 def _last(key: str, *path: str) -> Sizes:
