@@ -66,9 +66,6 @@ class AxisMap:
 def map_of_variable(change: Change, units: Units, leaf: Leaf) -> AxisMap:
     """How an array of the network changes along one of its widths."""
     strategy, (old, new) = change.strategy, (change.old, change.new)
-    # What is appended last decides about entries that are new on several sides: weights into a new
-    # unit are free, even from other new units.
-    rank = 1 if units.role != "incoming" else 2 if units.produced else 0
     fate = strategy.incoming if units.role == "incoming" else strategy.outgoing
     if units.role == "both" and strategy.incoming == "zero":
         fate = "zero"
@@ -82,7 +79,7 @@ def map_of_variable(change: Change, units: Units, leaf: Leaf) -> AxisMap:
     if fate == "copy":
         noise = strategy.noise if units.role == "incoming" else 0.0
         return AxisMap(old, new, change.sources, fill=blank if is_blank else "mean", noise=noise)
-    return AxisMap(old, new, fill=blank if is_blank else fate, rank=rank)
+    return AxisMap(old, new, fill=blank if is_blank else fate, rank=units.rank)
 
 
 def map_of_moment(change: Change, units: Units, degree: int, fill: Fill) -> AxisMap:

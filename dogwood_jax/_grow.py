@@ -11,10 +11,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from dogwood_jax._affine import AxisMap, map_of_variable, transform
+from dogwood_jax._choose import choose, without_choices
 from dogwood_jax._growth import Growth
 from dogwood_jax._layout import Units, units_of
 from dogwood_jax._random import seeds, uniform
-from dogwood_jax._tree import PyTree, in_order_of, is_array, leaves_by_path
+from dogwood_jax._tree import PyTree, in_order_of, is_array, leaves_by_path, rebuilt
 from dogwood_jax._widths import Leaf
 from dogwood_jax.strategies import glorot
 
@@ -59,18 +60,23 @@ def grow(
     new = None if fresh is None else leaves_by_path(fresh)
     _check(leaves, growth, key, new)
     changing = [leaf.path for leaf in growth.widths.leaves if changes(leaf, growth)]
+    old = {path: leaves[path] for path in changing}
+    # What a strategy chooses is chosen in the network that has grown already.
+    first = without_choices(growth)
     grown = leaves | _grow_leaves(
-        {path: leaves[path] for path in changing},
-        growth,
-        key,
-        None if new is None else {path: new[path] for path in changing},
+        old, first, key, None if new is None else {path: new[path] for path in changing}
     )
-    if fresh is not None:
-        return _rebuilt(jax.tree.structure(fresh), grown)
-    if growth.structure is not None:
-        return _rebuilt(growth.structure, grown)
-    tree = jax.tree.unflatten(jax.tree.structure(variables), [grown[path] for path in leaves])
-    return in_order_of(variables, tree)
+    larger = growth.structure if fresh is None else jax.tree.structure(fresh)
+    structure = jax.tree.structure(variables) if larger is None else larger
+    for change in growth.changes:
+        if change.strategy.choice is not None:
+            others = [
+                _grow_leaves(old, first, jax.random.fold_in(key, n), None)  # type: ignore[arg-type]
+                for n in range(1, change.strategy.choice.candidates)
+            ]
+            grown = choose(grown, others, first, change, structure)
+    tree = rebuilt(structure, grown)
+    return in_order_of(variables, tree) if larger is None else tree
 
 
 def changes(leaf: Leaf, growth: Growth) -> bool:
@@ -78,12 +84,6 @@ def changes(leaf: Leaf, growth: Growth) -> bool:
     return leaf.path in growth.factors or any(
         units.width in growth.change for layout in leaf.axes for units in units_of(layout)
     )
-
-
-def _rebuilt(structure: Any, leaves: Mapping[str, Any]) -> PyTree:
-    """Returns a tree of another structure with the leaves that have the same paths."""
-    numbered = jax.tree.unflatten(structure, range(structure.num_leaves))
-    return jax.tree.unflatten(structure, [leaves[path] for path in leaves_by_path(numbered)])
 
 
 def _check(
@@ -117,6 +117,12 @@ def _check(
                 problems.append(f"{leaf.path}: gets noise on its copies; pass key=")
             elif "free" in needs and fresh is None:
                 problems.append(f"{leaf.path}: gets random new weights; pass key= or fresh=")
+    if key is None:
+        problems += [
+            f"{change.width}: strategies.{change.strategy} draws candidates; pass key="
+            for change in growth.changes
+            if change.strategy.choice is not None and change.strategy.choice.candidates > 1
+        ]
     if fresh is not None:
         leaves, fresh = (
             {path: leaf for path, leaf in tree.items() if is_array(leaf)}

@@ -160,7 +160,11 @@ class Growth:
             for units in dict.fromkeys(units_of(layout)):
                 if change := self.change.get(units.width):
                     side = "incoming" if units.role == "incoming" else "outgoing"
-                    parts.append(f"{units.width}[{axis}] {getattr(change.strategy, side)}")
+                    fate = getattr(change.strategy, side)
+                    choice = change.strategy.choice
+                    if choice and (side == "outgoing" or leaf.kind == "random"):
+                        fate = "chosen" if side == choice.side else "zero"
+                    parts.append(f"{units.width}[{axis}] {fate}")
         if leaf.path in self.factors:
             parts.append(f"times {self.factors[leaf.path]:.6g}")
         return ", ".join(parts)

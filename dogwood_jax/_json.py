@@ -29,8 +29,8 @@ def to_json(value: Widths | Growth) -> str:
         value: from ``trace``, ``chain`` or ``plan``.
 
     Raises:
-        ValueError: if a strategy has an initializer of the caller's own, which is code; or if the
-            target's tree structure is not made of dicts, lists and tuples.
+        ValueError: if a strategy has an initializer of the caller's own, which is code, or a loss
+            and a batch; or if the target's tree structure is not made of dicts, lists and tuples.
 
     Example:
         >>> import jax.numpy as jnp
@@ -70,6 +70,11 @@ def _encoded(value: Any) -> Any:
             if field.name != "network"
         }
         return {_TYPE: type(value).__name__, **members}
+    if isinstance(value, strategies.Choice):
+        raise ValueError(
+            "a strategy that looks at a loss and a batch cannot be written as JSON; the growth "
+            "planned with strategies.zero_outgoing() has the same shapes and can"
+        )
     if isinstance(value, tuple):
         return [_encoded(item) for item in value]
     if isinstance(value, jax.tree_util.PyTreeDef):

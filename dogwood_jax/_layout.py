@@ -36,6 +36,15 @@ class Units:
     role: Role
     produced: bool = True
 
+    @property
+    def rank(self) -> int:
+        """Where entries are new along several axes, the units of the highest rank decide.
+
+        That is what is appended last: weights into a new unit are its own, even from other new
+        units.
+        """
+        return 1 if self.role != "incoming" else 2 if self.produced else 0
+
     def __str__(self) -> str:
         return self.width
 
@@ -72,6 +81,21 @@ def units_of(layout: Layout) -> Iterator[Units]:
             yield from units_of(part)
 
 
+def spread(layout: Layout) -> Iterator[tuple[Units, np.ndarray]]:
+    """Yields every ``Units`` of a layout with its unit at each position of the axis, or -1."""
+    if isinstance(layout, Units):
+        yield layout, np.arange(layout.size)
+        return
+    sizes = [size_of(part) for part in layout.parts]
+    for i, part in enumerate(layout.parts):
+        before, after = sizes[:i], sizes[i + 1 :]
+        for units, along in spread(part):
+            if isinstance(layout, Concat):
+                yield units, np.pad(along, (sum(before), sum(after)), constant_values=-1)
+            else:
+                yield units, np.tile(np.repeat(along, prod(after)), prod(before))
+
+
 def units_along(layout: Layout, width: str, roles: Collection[str]) -> np.ndarray:
     """Returns which unit of a width each position of an axis belongs to, or -1.
 
@@ -80,17 +104,11 @@ def units_along(layout: Layout, width: str, roles: Collection[str]) -> np.ndarra
         width: name of the width.
         roles: the roles in which its units count.
     """
-    if isinstance(layout, Units):
-        if layout.width == width and layout.role in roles:
-            return np.arange(layout.size)
-        return np.full(layout.size, -1)
-    parts = [units_along(part, width, roles) for part in layout.parts]
-    if isinstance(layout, Concat):
-        return np.concatenate(parts)
-    whole = parts[0]
-    for part in parts[1:]:
-        whole = np.maximum(whole[:, None], part).ravel()
-    return whole
+    found = np.full(size_of(layout), -1)
+    for units, along in spread(layout):
+        if units.width == width and units.role in roles:
+            found = np.maximum(found, along)
+    return found
 
 
 def resized(layout: Layout, sizes: Mapping[str, int]) -> Layout:

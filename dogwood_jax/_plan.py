@@ -186,10 +186,13 @@ def _recipe(width: Width, new: int, strategy: Strategy | None) -> Recipe | None:
     """Returns the recipe with which a width can grow, with this strategy if there is one."""
     if not width.hazards:
         return None
+    name = None if strategy is None else strategy.name
+    if strategy is not None and strategy.choice is not None:
+        name = "zero_outgoing"  # which is what choosing begins with
     fitting = (
         recipe
         for recipe in width.recipes
-        if strategy is None or recipe.strategy == strategy.name
+        if name in (None, recipe.strategy)
         if not recipe.multiple or new % width.size == 0
     )
     return next(fitting, None)
@@ -229,16 +232,25 @@ def _refusals(
             f"{name}: strategies.{strategy.name}() is for widths under a norm that can grow no "
             f"other way; {_ways_out(width)}"
         )
-    elif strategy.preserving and recipe is None:
+    elif (strategy.preserving or strategy.choice is not None) and recipe is None:
         problems += [
             f"{name}: growing it from {old} to {new} would change outputs: {hazard}; "
             f"it occurs in {_places(width)}; {_ways_out(width)}"
             for hazard in width.hazards
         ]
-    if strategy.incoming == "zero" and width.zero_hazard:
+    choice = strategy.choice
+    zero_incoming = strategy.incoming == "zero" or (choice and choice.side == "outgoing")
+    if zero_incoming and width.zero_hazard:
         problems.append(
             f"{name}: new units cannot have zero incoming weights: {width.zero_hazard}; "
             "use strategies.zero_outgoing()"
+        )
+    roles = {occurrence.role for occurrence in width.occurrences}
+    if choice and not ("incoming" in roles and roles - {"incoming"}):
+        problems.append(
+            f"{name}: strategies.{strategy}() chooses between incoming and outgoing weights, but "
+            f"the width has {' and '.join(sorted(roles))} ones only; use "
+            "strategies.zero_outgoing()"
         )
     if strategy.incoming == "copy" and width.interface:
         problems.append(
@@ -266,6 +278,11 @@ def _notes(width: Width, change: Change) -> Iterator[str]:
     yield from width.notes
     if change.strategy.noise:
         yield f"{width.name}: copies carry noise, so outputs change"
+    if change.strategy.choice and (epsilon := change.strategy.choice.epsilon):
+        yield (
+            f"{width.name}: incoming weights of new units are {epsilon:g} times drawn ones instead "
+            "of zero, so outputs change by about as much"
+        )
     for what, value, power in change.recipe.constants if change.recipe else ():
         yield (
             f"{width.name}: in the larger model, {what} must be "

@@ -33,6 +33,12 @@ def leaves_by_path(tree: PyTree) -> dict[str, Any]:
     return leaves
 
 
+def rebuilt(structure: Any, leaves: Mapping[str, Any]) -> PyTree:
+    """Returns a tree of a given structure with the leaves that have the same paths."""
+    numbered = jax.tree.unflatten(structure, range(structure.num_leaves))
+    return jax.tree.unflatten(structure, [leaves[path] for path in leaves_by_path(numbered)])
+
+
 def in_order_of(template: PyTree, tree: PyTree) -> PyTree:
     """Returns the tree with the keys of its plain dicts in the template's order.
 

@@ -11,19 +11,48 @@ what it computes, and its *outgoing* weights, which decide what it changes.
 | `replicate()`     | copied   | shared   | yes        | that of the copied unit                 |
 | `zero_incoming()` | zero     | random   | yes        | incoming nonzero, outgoing zero         |
 | `tile()`          | copied   | shared   | yes        | that of the copied unit                 |
+| `gradmax()`       | zero     | chosen   | yes        | incoming largest, outgoing zero         |
+| `gradmax()`, in   | chosen   | zero     | yes        | outgoing large, incoming zero           |
+| `firefly()`       | chosen   | zero     | yes        | outgoing large, incoming zero           |
 
-The last two are for residual streams under norms, which can grow no other way.
+`zero_incoming` and `tile` are for residual streams under norms, which can grow no other way;
+`gradmax`, of which there are two variants, and `firefly` look at the gradient of a loss.
 """
 
+import math
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 Initializer = Callable[..., jax.Array]  # (key, shape, dtype) -> array, as in jax.nn.initializers
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """What the weights of new units are chosen by: the gradient of a loss on a batch.
+
+    Functions and arrays have no equality that could be decided, so choices are equal only to
+    themselves, and so are the strategies and growths that hold them.
+
+    Attributes:
+        side: the side that is chosen, ``"incoming"`` or ``"outgoing"``; the other is zero.
+        loss: function of the larger model's variables and the batch.
+        batch: its other arguments.
+        epsilon: what to multiply incoming weights by instead of setting them to zero.
+        candidates: how many times as many incoming weights are drawn as are kept.
+        ascent: steps of gradient ascent that incoming weights take.
+    """
+
+    side: Literal["incoming", "outgoing"]
+    loss: Callable[..., Any]
+    batch: tuple[Any, ...] = field(repr=False)
+    epsilon: float = 0.0
+    candidates: int = 1
+    ascent: int = 0
 
 
 @dataclass(frozen=True)
@@ -39,6 +68,7 @@ class Strategy:
         noise: standard deviation of the noise on copies, relative to the copied array's.
         split: how copies share outgoing weights, ``"even"`` or ``"uneven"``.
         units: the old units that new ones copy in turn; all of them if empty.
+        choice: what weights are chosen by, once the network has grown; or None.
     """
 
     name: str
@@ -48,12 +78,13 @@ class Strategy:
     noise: float = 0.0
     split: Literal["even", "uneven"] = "even"
     units: tuple[int, ...] = ()
+    choice: Choice | None = None
 
     @property
     def preserving(self) -> bool:
         """Whether the grown function equals the old one."""
         silent = self.outgoing != "free" or self.incoming == "zero"
-        return silent and self.noise == 0
+        return silent and self.noise == 0 and (self.choice is None or self.choice.epsilon == 0)
 
     def __str__(self) -> str:
         return self.name
@@ -228,6 +259,123 @@ def tile(init: Initializer = glorot, split: Literal["even", "uneven"] = "even") 
     if split not in ("even", "uneven"):
         raise ValueError(f"split must be 'even' or 'uneven', got {split!r}")
     return Strategy("tile", "copy", "share", init, split=split)
+
+
+def gradmax(
+    loss: Callable[..., Any],
+    *batch: Any,
+    variant: Literal["outgoing", "incoming"] = "outgoing",
+    epsilon: float = 0.0,
+    init: Initializer = glorot,
+) -> Strategy:
+    """New units get the weights with which they receive the largest gradient.
+
+    The first variant sets incoming weights and biases to zero. Outgoing weights are orthogonal
+    vectors of the mean norm of old units' ones, such that the gradient of the incoming weights is
+    as large as it can be: the top right-singular vectors of the matrix of second derivatives of
+    the loss by incoming and outgoing weights. It is preserving where the activation maps zero to
+    zero. Of a gated unit only one factor is zero, of an attention head only the values. New units
+    beyond the number of singular vectors are as ``zero_outgoing`` makes them.
+
+    ``jax.nn.relu`` passes no gradient at zero, so under it ``grow`` refuses zero incoming weights:
+    pass ``epsilon``, or the other variant. It also refuses activations that are not zero at zero.
+    Both show in values alone, so under ``jax.jit`` the new units are as ``zero_outgoing`` makes
+    them instead.
+
+    The variant ``"incoming"`` sets outgoing weights to zero, which is preserving for any
+    activation. Incoming weights begin as drawn and, at the same norm, take a few steps towards
+    those with which the gradient of the outgoing weights is the largest.
+
+    Args:
+        loss: function ``loss(variables, *batch)`` of the *larger* model's variables that returns
+            a scalar. It is called while the network grows, once for each width that this strategy
+            is given, with the other widths grown.
+        *batch: arrays, or pytrees of them, with enough examples to tell a direction.
+        variant: the side whose weights are chosen; the other is zero.
+        epsilon: for ``"outgoing"``, what to multiply drawn incoming weights by instead of setting
+            them to zero; outputs change by about as much. Biases are zero.
+        init: any initializer of ``jax.nn.initializers``, given the full new shape, for incoming
+            weights.
+
+    Raises:
+        ValueError: for another variant, or an ``epsilon`` that is negative or of no use.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import dogwood_jax as dw
+        >>> def loss(params, x, y):  # of any number of units
+        ...     return jnp.mean((jnp.tanh(x @ params["up"]) @ params["down"] - y) ** 2)
+        >>> x, y = jax.random.normal(jax.random.key(0), (2, 9, 3))
+        >>> params = {"up": x[:3, :2], "down": x[:2]}
+        >>> apply = lambda params, x: jnp.tanh(x @ params["up"]) @ params["down"]
+        >>> strategy = dw.strategies.gradmax(loss, x, y)
+        >>> growth = dw.plan(dw.trace(apply, params, x), {"up": 4}, strategy=strategy)
+        >>> wide = dw.grow(params, growth, key=jax.random.key(1))
+        >>> bool(jnp.allclose(apply(wide, x), apply(params, x)))
+        True
+
+    Reference:
+        Evci, van Merrienboer, Unterthiner, Vladymyrov and Pedregosa, 2022, GradMax: Growing
+        Neural Networks using Gradient Information.
+    """
+    if variant not in ("outgoing", "incoming"):
+        raise ValueError(f"variant must be 'outgoing' or 'incoming', got {variant!r}")
+    if not 0 <= epsilon < math.inf or (epsilon and variant == "incoming"):
+        raise ValueError(
+            f"epsilon must be zero or positive, and is for variant='outgoing'; got {epsilon!r}"
+        )
+    ascent = 8 if variant == "incoming" else 0
+    choice = Choice(variant, loss, batch, float(epsilon), ascent=ascent)
+    return Strategy("gradmax", "free", "zero", init, choice=choice)
+
+
+def firefly(
+    loss: Callable[..., Any], *batch: Any, candidates: int = 4, init: Initializer = glorot
+) -> Strategy:
+    """New units are the best of several times as many random ones.
+
+    Candidates get random incoming and zero outgoing weights, as by ``zero_outgoing``. Those are
+    kept whose outgoing weights have the gradient of the largest norm. Preserving for any
+    activation; at the first step the outgoing weights have a gradient, the incoming ones from the
+    second on.
+
+    Only the choice among candidates is the paper's: it also trains them for a few steps, and lets
+    units that split compete with new ones.
+
+    Args:
+        loss: function ``loss(variables, *batch)`` of the *larger* model's variables, as for
+            ``gradmax``.
+        *batch: arrays, or pytrees of them.
+        candidates: how many candidates are drawn for each new unit.
+        init: any initializer of ``jax.nn.initializers``, given the full new shape.
+
+    Raises:
+        ValueError: if ``candidates`` is less than two.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import dogwood_jax as dw
+        >>> def loss(params, x, y):  # of any number of units
+        ...     return jnp.mean((jax.nn.relu(x @ params["up"]) @ params["down"] - y) ** 2)
+        >>> x, y = jax.random.normal(jax.random.key(0), (2, 9, 3))
+        >>> params = {"up": x[:3, :2], "down": x[:2]}
+        >>> apply = lambda params, x: jax.nn.relu(x @ params["up"]) @ params["down"]
+        >>> strategy = dw.strategies.firefly(loss, x, y, candidates=8)
+        >>> growth = dw.plan(dw.trace(apply, params, x), {"up": 4}, strategy=strategy)
+        >>> wide = dw.grow(params, growth, key=jax.random.key(1))
+        >>> bool(jnp.allclose(apply(wide, x), apply(params, x)))
+        True
+
+    Reference:
+        Wu, Liu, Stone and Liu, 2020, Firefly Neural Architecture Descent: a General Approach for
+        Growing Neural Networks.
+    """
+    if operator.index(candidates) < 2:
+        raise ValueError(f"candidates must be two or more for each new unit, got {candidates}")
+    choice = Choice("incoming", loss, batch, candidates=operator.index(candidates))
+    return Strategy("firefly", "free", "zero", init, choice=choice)
 
 
 # What becomes of units that stay when others are removed, or when some are merged into them.

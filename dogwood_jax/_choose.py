@@ -1,0 +1,559 @@
+"""Choose weights of new units by the gradient of a loss: ``gradmax`` and ``firefly``.
+
+The network has grown already, with random incoming and zero outgoing weights. All weights on one
+side of its new units are kept in rows, ``[new units, weights]``. While one side of a unit is zero
+and the unit silent, the other side decides how large the gradient of the zero side is: it is the
+product with M, the matrix of second derivatives of the loss by an incoming and an outgoing weight
+of the unit. No architecture is asked for: products with M are derivatives of the loss itself.
+
+A width can stand for several units of the network at once: a head for all its dimensions, a unit
+of stacked layers for one in every layer. Such *slots* share no weights, so M falls apart into
+blocks, and each slot has vectors of its own.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from dogwood_jax._growth import Change, Growth
+from dogwood_jax._layout import Role, Units, spread, units_along, units_of
+from dogwood_jax._tree import is_array, leaves_by_path, rebuilt
+from dogwood_jax._widths import Kind, Leaf
+
+# Of subspace iteration: the next vectors, the vectors, their gains, the gains before, the steps.
+_State = tuple[Array, Array, Array, Array, Array]
+# Steps of subspace iteration, unless the singular values settle before.
+_STEPS = 64
+
+
+def without_choices(growth: Growth) -> Growth:
+    """Returns the growth with which choosing begins: random incoming, zero outgoing weights."""
+    if all(change.strategy.choice is None for change in growth.changes):
+        return growth
+    changes = (replace(c, strategy=replace(c.strategy, choice=None)) for c in growth.changes)
+    return replace(growth, changes=tuple(changes))
+
+
+def choose(
+    leaves: Mapping[str, Any],
+    others: Sequence[Mapping[str, Any]],
+    growth: Growth,
+    change: Change,
+    structure: Any,
+) -> dict[str, Any]:
+    """Returns the grown arrays with the weights of one width's new units chosen.
+
+    Args:
+        leaves: the grown arrays by path.
+        others: arrays grown from other random numbers, for further candidates.
+        growth: how they grew, without choices.
+        change: how the width changed, with the choice.
+        structure: tree structure of the variables that the loss takes.
+
+    Raises:
+        ValueError: if nothing can be chosen. That shows in values only, so under ``jax.jit`` the
+            arrays are returned as they are instead.
+    """
+    choice = change.strategy.choice
+    assert choice is not None
+    batch = leaves_by_path(choice.batch)
+    case = _Case(
+        growth,
+        change.width,
+        choice.loss,
+        structure,
+        _other(leaves),
+        jax.tree.structure(choice.batch),
+        _other(batch),
+    )
+    # What is chosen is a constant to any derivative taken through the growth.
+    arrays, drawn, inputs = jax.tree.map(
+        lax.stop_gradient, (_arrays(leaves), [_arrays(other) for other in others], _arrays(batch))
+    )
+    try:
+        if choice.side == "outgoing":
+            chosen, silent, found = _choose_outgoing(arrays, inputs, case, choice.epsilon)
+        else:
+            chosen, silent, found = _choose_incoming(arrays, drawn, inputs, case, choice.ascent)
+    except Exception as error:
+        error.add_note(
+            f"strategies.{change.strategy} calls its loss with the grown variables: it must apply "
+            f"the larger model, in which {change.width} has {change.new} units"
+        )
+        raise
+    if not isinstance(silent, jax.core.Tracer):
+        _complain(change, bool(silent), bool(found))
+    return {**leaves, **chosen}
+
+
+def _complain(change: Change, silent: bool, found: bool) -> None:
+    """Raises an error if nothing could be chosen."""
+    choice = change.strategy.choice
+    assert choice is not None
+    if not silent:
+        raise ValueError(
+            f"{change.width}: strategies.{change.strategy}() sets the incoming weights of new "
+            "units to zero, but with these they are not silent (as under a sigmoid, which is 0.5 "
+            "at 0, or with tied weights) or the loss is not finite; use variant='incoming', which "
+            "is preserving for any activation"
+        )
+    if not found:
+        way_out = ""
+        if choice.side == "outgoing" and not choice.epsilon:
+            way_out = (
+                " with zero incoming weights, as jax.nn.relu passes none at 0; use "
+                "variant='incoming', or epsilon=1e-4, which changes outputs by about as much"
+            )
+        raise ValueError(
+            f"{change.width}: no gradient of the loss on this batch reaches new units{way_out}"
+        )
+
+
+# What jit looks at and what it does not -----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Case:
+    """What is static about a choice.
+
+    Attributes:
+        growth: how the arrays grew.
+        width: the width whose new units are chosen.
+        loss: the function of variables and batch.
+        structure: tree structure of the variables.
+        others: leaves of the variables that are not arrays, by path.
+        batch_structure: tree structure of the batch.
+        batch_others: leaves of the batch that are not arrays, by path.
+    """
+
+    growth: Growth
+    width: str
+    loss: Callable[..., Any]
+    structure: Any
+    others: tuple[tuple[str, Any], ...]
+    batch_structure: Any
+    batch_others: tuple[tuple[str, Any], ...]
+
+
+def _arrays(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    return {path: leaf for path, leaf in leaves.items() if is_array(leaf)}
+
+
+def _other(leaves: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple((path, leaf) for path, leaf in leaves.items() if not is_array(leaf))
+
+
+# Rows of weights ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """Weights of some units in one array.
+
+    Attributes:
+        leaf: the array.
+        axis: along which the units lie.
+        positions: the positions along every axis; along the units' own, those of one unit after
+            those of the other.
+        units: how many units.
+    """
+
+    leaf: Leaf
+    axis: int
+    positions: tuple[np.ndarray, ...]
+    units: int
+
+    @property
+    def _shape(self) -> list[int]:
+        """The shape of the block with the axis of the units in front."""
+        lengths = [len(p) for p in self.positions]
+        return [lengths.pop(self.axis), *lengths]
+
+    @property
+    def weights(self) -> int:
+        """How many weights a unit has in it."""
+        return prod(self._shape) // self.units
+
+    def read(self, array: Array, dtype: Any) -> Array:
+        """Returns the rows of these weights."""
+        block = jnp.moveaxis(array[np.ix_(*self.positions)], self.axis, 0)
+        return block.reshape(self.units, -1).astype(dtype)
+
+    def write(self, array: Array, rows: Array) -> Array:
+        """Returns the array with other rows."""
+        block = jnp.moveaxis(rows.reshape(self._shape), 0, self.axis)
+        return array.at[np.ix_(*self.positions)].set(block.astype(array.dtype))
+
+    def slots(self, widths: Mapping[str, int]) -> np.ndarray:
+        """Returns which units of other widths each weight of a unit belongs to, as one number.
+
+        It is -1 where one of the widths is missing.
+        """
+        shape = [len(p) for p in self.positions]
+        shape[self.axis] //= self.units
+        slot = np.zeros(shape, int)
+        for width, size in widths.items():
+            unit = np.full(shape, -1)
+            for axis, layout in enumerate(self.leaf.axes):
+                along = units_along(layout, width, ("incoming", "outgoing", "both"))
+                along = along[self.positions[axis][: shape[axis]]]
+                rest = [a for a in range(len(shape)) if a != axis]
+                unit = np.maximum(unit, np.expand_dims(along, rest))
+            slot = np.where((unit < 0) | (slot < 0), -1, slot * size + unit)
+        return np.moveaxis(slot, self.axis, 0).ravel()
+
+
+def _blocks(
+    growth: Growth,
+    width: str,
+    roles: Iterable[Role],
+    kinds: Iterable[Kind] = ("random", "zeros", "ones"),
+    *,
+    old: bool = False,
+) -> list[_Block]:
+    """Returns the weights of a width's new units, or its old ones, in these roles and arrays."""
+    change = growth.change[width]
+    first, last = (0, change.old) if old else (change.old, change.new)
+    blocks = []
+    for leaf in growth.after.leaves:
+        for axis, layout in enumerate(leaf.axes):
+            for units, along in spread(layout):
+                if units.width == width and units.role in roles and leaf.kind in kinds:
+                    positions = [_not_claimed(other, units, growth) for other in leaf.axes]
+                    mine = (along >= first) & (along < last) & positions[axis]
+                    order = np.argsort(along, kind="stable")
+                    places = [np.flatnonzero(p) for p in positions]
+                    places[axis] = order[mine[order]]
+                    blocks.append(_Block(leaf, axis, tuple(places), last - first))
+    return blocks
+
+
+def _not_claimed(layout: Any, owner: Units, growth: Growth) -> np.ndarray:
+    """Returns which positions of an axis are not those of new units that decide before others."""
+    free = None
+    for units, along in spread(layout):
+        change = growth.change.get(units.width)
+        claimed = along >= (change.old if change else np.inf)
+        if units.rank <= owner.rank:
+            claimed = np.zeros(along.shape, bool)
+        free = ~claimed if free is None else free & ~claimed
+    assert free is not None
+    return free
+
+
+class _Rows:
+    """All weights on one side of some units of a width: ``[units, weights]``."""
+
+    def __init__(self, blocks: list[_Block], dtype: Any) -> None:
+        self.blocks, self.dtype = blocks, dtype
+        sizes = [block.weights for block in blocks]
+        self.block = np.repeat(np.arange(len(blocks)), sizes)
+        self.starts = [0, *np.cumsum(sizes).tolist()]
+
+    def read(self, leaves: Mapping[str, Any]) -> Array:
+        rows = [block.read(leaves[block.leaf.path], self.dtype) for block in self.blocks]
+        return jnp.concatenate(rows, axis=1)
+
+    def write(self, leaves: Mapping[str, Any], rows: Array) -> dict[str, Any]:
+        written = dict(leaves)
+        for i, block in enumerate(self.blocks):
+            part = rows[:, self.starts[i] : self.starts[i + 1]]
+            written[block.leaf.path] = block.write(written[block.leaf.path], part)
+        return written
+
+    def slots(self, widths: Mapping[str, int]) -> np.ndarray:
+        """Returns the slot of each weight of a unit, or -1."""
+        parts = [block.slots(widths) for block in self.blocks]
+        return np.concatenate(parts) if parts else np.zeros(0, int)
+
+
+def _shared(
+    growth: Growth, width: str, writers: list[_Block], readers: list[_Block]
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Returns the widths, with their sizes, that make slots of the units of a width.
+
+    They occur wherever the units are read and somewhere where they are written, and no sum runs
+    over them in between. First come those that count layers or experts, whose slots do not even
+    share what they read or write; then those that are outgoing along with the width, as the
+    dimensions of a head.
+    """
+
+    def found(name: str, block: _Block) -> Iterator[Units]:
+        return (u for layout in block.leaf.axes for u in units_of(layout) if u.width == name)
+
+    apart, along = {}, {}
+    for name, size in growth.after.sizes.items():
+        if name == width or size < 2:
+            continue
+        written = any(u.role == "incoming" for b in writers for u in found(name, b))
+        if written and all((b.slots({name: size}) >= 0).all() for b in readers):
+            if all(u.rank == 0 for b in readers for u in found(name, b)):
+                apart[name] = size
+            elif all(u.role == "outgoing" for b in readers for u in found(name, b)):
+                along[name] = size
+    return apart, along
+
+
+# The loss as a function of the new units ----------------------------------------------------------
+
+
+class _NewUnits:
+    """The new units of a width, and the loss as a function of the weights on both sides."""
+
+    def __init__(self, leaves: Mapping[str, Any], batch: Mapping[str, Any], case: _Case) -> None:
+        self.leaves, self.case = dict(leaves), case
+        growth, width = case.growth, case.width
+        self.batch = rebuilt(case.batch_structure, {**batch, **dict(case.batch_others)})
+        kernels = _blocks(growth, width, ["incoming"], ["random"])
+        shifts = _blocks(growth, width, ["incoming"], ["zeros"])
+        readers = _blocks(growth, width, ["outgoing", "both"])
+        former = _blocks(growth, width, ["outgoing", "both"], old=True)
+        # At single precision at least: there is no other linear algebra.
+        dtypes = [leaves[block.leaf.path].dtype for block in (*kernels, *readers)]
+        dtype = jnp.result_type(jnp.float32, *dtypes)
+        self.kernels, self.shifts, self.readers, self.former = (
+            _Rows(blocks, dtype) for blocks in (kernels, shifts, readers, former)
+        )
+        self.apart, self.along = _shared(growth, width, kernels, readers)
+        self.slots = self.kernels.slots(self.apart | self.along)
+        self.units = growth.change[width].new - growth.change[width].old
+        self.drawn = self.kernels.read(self.leaves)
+        self.zeros = jnp.zeros_like(self.readers.read(self.leaves))
+
+    def loss(self, incoming: Array, outgoing: Array) -> Array:
+        leaves = self.readers.write(self.kernels.write(self.leaves, incoming), outgoing)
+        variables = rebuilt(self.case.structure, {**leaves, **dict(self.case.others)})
+        loss: Array = self.case.loss(variables, *self.batch)
+        return loss
+
+    def by_incoming(self, incoming: Array, outgoing: Array) -> Array:
+        """Returns the gradient of incoming weights."""
+        gradient: Array = jax.grad(self.loss, 0)(incoming, outgoing)
+        return gradient
+
+    def by_outgoing(self, incoming: Array, outgoing: Array) -> Array:
+        """Returns the gradient of outgoing weights."""
+        gradient: Array = jax.grad(self.loss, 1)(incoming, outgoing)
+        return gradient
+
+    def times(self, incoming: Array, outgoing: Array) -> Array:
+        """Returns M times a row for each unit, where its outgoing weights are zero."""
+        gradient = functools.partial(self.by_incoming, incoming)
+        product: Array = jax.jvp(gradient, (self.zeros,), (outgoing,))[1]
+        return product
+
+    def times_transposed(self, incoming: Array, direction: Array) -> Array:
+        """Returns M transposed times a row for each unit, where its outgoing weights are zero."""
+        gradient = functools.partial(self.by_outgoing, outgoing=self.zeros)
+        product: Array = jax.jvp(gradient, (incoming,), (direction,))[1]
+        return product
+
+
+# Outgoing weights ---------------------------------------------------------------------------------
+
+
+@functools.partial(jax.jit, static_argnames=("case", "epsilon"))
+def _choose_outgoing(
+    leaves: dict[str, Any], batch: dict[str, Any], case: _Case, epsilon: float
+) -> tuple[dict[str, Any], Array, Array]:
+    """Chooses outgoing weights where incoming ones are zero, or epsilon times what they are.
+
+    Returns:
+        The arrays that change; whether the units are silent with zero incoming weights; whether
+        any gradient reaches them.
+    """
+    new = _NewUnits(leaves, batch, case)
+    if new.shifts.blocks:
+        new.leaves = new.shifts.write(new.leaves, jnp.zeros_like(new.shifts.read(leaves)))
+    zero, silent = _silencing(new)
+    small = jnp.where(zero, epsilon * new.drawn, new.drawn)
+    # A relu passes the gradient of half of the inputs, and for the opposite weights of the others.
+    points = [small] if epsilon == 0 else [small, jnp.where(zero, -small, new.drawn)]
+    slots = _Slots(new)
+
+    def step(state: _State) -> _State:
+        vectors, _, before, _, count = state
+        rows = slots.unfold(vectors)
+        image = sum((new.times(point, rows) for point in points), jnp.zeros(()))
+        rows = sum((new.times_transposed(point, image) for point in points), jnp.zeros(()))
+        product = slots.fold(rows)
+        gains = jnp.sum(vectors * product, axis=2)
+        return _orthonormal(product), vectors, gains, before, count + 1
+
+    def goes_on(state: _State) -> Array:
+        _, _, gains, before, count = state
+        settled = jnp.max(jnp.abs(gains - before)) <= slots.precision * jnp.max(gains)
+        return (count < 2) | (count < _STEPS) & ~settled
+
+    start = slots.fold(jax.random.normal(jax.random.key(0), new.zeros.shape, new.zeros.dtype))
+    none = jnp.zeros(start.shape[:2], start.dtype)
+    state = (_orthonormal(start), start, none, none, jnp.zeros((), int))
+    _, vectors, gains, _, _ = lax.while_loop(goes_on, step, state)
+
+    # Without a gradient a unit would be dead, so it stays as zero_outgoing made it.
+    enough = gains > jnp.max(gains) * slots.precision * gains.size
+    chosen = slots.units(enough & silent)
+    outgoing = slots.unfold(jnp.where((enough & silent)[..., None], slots.norm * vectors, 0))
+    incoming = jnp.where(_of_slots(chosen, new.slots), small, new.drawn)
+    written = new.readers.write(new.kernels.write(leaves, incoming), outgoing)
+    if new.shifts.blocks:
+        shifts = new.shifts.read(leaves)
+        alike = _of_slots(chosen, new.shifts.slots(new.apart | new.along))
+        written = new.shifts.write(written, jnp.where(alike, 0, shifts))
+    return _changed(written, new), silent, jnp.any(enough)
+
+
+def _silencing(new: "_NewUnits") -> tuple[Array, Array]:
+    """Returns which incoming weights to set to zero, and whether that silences the units.
+
+    As few arrays as possible: of a gated unit one factor, of a head its values, for with all of
+    them zero, no gradient would reach any.
+    """
+    block = new.kernels.block
+    probe = jax.random.normal(jax.random.key(1), new.zeros.shape, new.zeros.dtype)
+    probe = probe / np.sqrt(probe.shape[1])
+
+    def is_silent(zero: Array) -> Array:
+        incoming = jnp.where(zero[block], 0, new.drawn)
+        return jnp.all(new.by_outgoing(incoming, probe) == 0)
+
+    zero = jnp.ones(len(new.kernels.blocks), bool)
+    if zero.size > 1:
+        # An array to which this batch gives no input might break the silence on another batch.
+        effects = new.by_incoming(new.drawn, probe) != 0
+        matters = jnp.stack([jnp.any(effects[:, block == i]) for i in range(zero.size)])
+
+        def spare(i: Array, zero: Array) -> Array:
+            fewer = zero.at[i].set(False)
+            return jnp.where(matters[i] & is_silent(fewer), fewer, zero)
+
+        zero = lax.fori_loop(0, zero.size, spare, zero)
+    return zero[block], is_silent(zero)
+
+
+class _Slots:
+    """Outgoing weights as one row for each slot of a unit: ``[apart, units * along, weights]``.
+
+    Of the rows only as many are kept as can be orthogonal.
+    """
+
+    def __init__(self, new: "_NewUnits") -> None:
+        self.apart, self.along = prod(new.apart.values()), prod(new.along.values())
+        self._order = np.argsort(new.readers.slots(new.apart | new.along), kind="stable")
+        self._units, self._weights = new.units, len(self._order) // (self.apart * self.along)
+        self.rows = min(new.units * self.along, self._weights)
+        self.precision = float(jnp.finfo(new.zeros.dtype).eps)  # type: ignore[no-untyped-call]
+        self.norm = self._norm(new)
+
+    def _sorted(self, rows: Array) -> Array:
+        shape = (rows.shape[0], self.apart, self.along, self._weights)
+        return jnp.swapaxes(rows[:, self._order].reshape(shape), 0, 1)
+
+    def _norm(self, new: "_NewUnits") -> Array:
+        """Returns the mean norm of the rows of old units, 1 if they are zero."""
+        norm = jnp.zeros((self.apart, 1, 1), new.zeros.dtype)
+        if new.former.blocks[0].units:
+            old = self._sorted(new.former.read(new.leaves))
+            norm = jnp.mean(jnp.linalg.norm(old, axis=3), axis=(1, 2))[:, None, None]
+        return jnp.where(norm > 0, norm, 1)
+
+    def fold(self, rows: Array) -> Array:
+        """Returns rows of units as rows of slots."""
+        folded = self._sorted(rows).reshape(self.apart, -1, self._weights)
+        return folded[:, : self.rows]
+
+    def unfold(self, vectors: Array) -> Array:
+        """Returns rows of slots as rows of units."""
+        missing = self._units * self.along - self.rows
+        vectors = jnp.pad(vectors, ((0, 0), (0, missing), (0, 0)))
+        vectors = vectors.reshape(self.apart, self._units, self.along, self._weights)
+        rows = jnp.swapaxes(vectors, 0, 1).reshape(self._units, -1)
+        return rows[:, np.argsort(self._order)]
+
+    def units(self, marks: Array) -> Array:
+        """Returns marks on rows of slots as ``[units, slots]``."""
+        marks = jnp.pad(marks, ((0, 0), (0, self._units * self.along - self.rows)))
+        marks = marks.reshape(self.apart, self._units, self.along)
+        return jnp.swapaxes(marks, 0, 1).reshape(self._units, -1)
+
+
+def _orthonormal(rows: Array) -> Array:
+    """Returns orthonormal rows, ``[batch, rows, weights]``, each as close to the old as can be."""
+    q, r = jnp.linalg.qr(jnp.swapaxes(rows, 1, 2))
+    signs = jnp.where(jnp.diagonal(r, axis1=1, axis2=2) < 0, -1, 1)
+    return jnp.swapaxes(q * signs[:, None], 1, 2)
+
+
+def _of_slots(marks: Array, slots: np.ndarray) -> Array:
+    """Returns the mark of the slot of each weight; of any slot where it belongs to none."""
+    return jnp.where(slots >= 0, marks[:, slots], jnp.any(marks, axis=1, keepdims=True))
+
+
+def _changed(leaves: Mapping[str, Any], new: "_NewUnits") -> dict[str, Any]:
+    blocks = (*new.kernels.blocks, *new.shifts.blocks, *new.readers.blocks)
+    return {block.leaf.path: leaves[block.leaf.path] for block in blocks}
+
+
+# Incoming weights ---------------------------------------------------------------------------------
+
+
+@functools.partial(jax.jit, static_argnames=("case", "ascent"))
+def _choose_incoming(
+    leaves: dict[str, Any],
+    others: list[dict[str, Any]],
+    batch: dict[str, Any],
+    case: _Case,
+    ascent: int,
+) -> tuple[dict[str, Any], Array, Array]:
+    """Chooses incoming weights, by the gradient of the outgoing ones, which are zero.
+
+    Returns:
+        The arrays that change; true; whether any gradient reaches the units.
+    """
+    new = _NewUnits(leaves, batch, case)
+    rows = new.drawn
+    if others:
+        drawn = jnp.stack([rows, *(new.kernels.read({**leaves, **other}) for other in others)])
+        scores = lax.map(lambda rows: _squares(new.by_outgoing(rows, new.zeros)), drawn)
+        _, best = lax.top_k(jnp.where(jnp.isfinite(scores), scores, -1).ravel(), new.units)
+        rows = drawn.reshape(-1, rows.shape[1])[best]
+    # Each slot keeps its norm; weights that belong to none count as one more.
+    slot = np.where(new.slots < 0, new.slots.max(initial=0) + 1, new.slots)
+
+    def norms(rows: Array) -> Array:
+        squares = jax.ops.segment_sum((rows * rows).T, slot, slot.max(initial=0) + 1)
+        return jnp.sqrt(squares).T[:, slot]
+
+    length = norms(rows)
+
+    def scaled(rows: Array) -> Array:
+        now = norms(rows)
+        return rows * jnp.where(now > 0, length / now, 0)
+
+    slots = _Slots(new)
+
+    def climb(_: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        rows, best, most = state
+        gradient = new.by_outgoing(rows, new.zeros)
+        score = jnp.sum(gradient * gradient)
+        best = jnp.where(score > most, rows, best)
+        # Each towards a gradient of its own: all units alike would have the largest together.
+        towards = slots.unfold(_orthonormal(slots.fold(gradient)))
+        rows = scaled(rows + scaled(new.times(rows, towards)))
+        return rows, best, jnp.maximum(score, most)
+
+    none = jnp.zeros((), rows.dtype)
+    _, rows, most = lax.fori_loop(0, ascent + 1, climb, (rows, rows, none))
+    written = new.readers.write(new.kernels.write(leaves, rows), new.zeros)
+    return _changed(written, new), jnp.array(True), most > 0
+
+
+def _squares(rows: Array) -> Array:
+    return jnp.sum(rows * rows, axis=1)
