@@ -6,13 +6,12 @@ and the unit silent, the other side decides how large the gradient of the zero s
 product with M, the matrix of second derivatives of the loss by an incoming and an outgoing weight
 of the unit. No architecture is asked for: products with M are derivatives of the loss itself.
 
-A width can stand for several units of the network at once: a head for all its dimensions, a unit
-of stacked layers for one in every layer. Such *slots* share no weights, so M falls apart into
-blocks, and each slot has vectors of its own.
+Where a width stands for several units at once, its slots (``_rows``) share no weights, so M falls
+apart into blocks, and each slot has vectors of its own.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -23,9 +22,8 @@ import numpy as np
 from jax import Array, lax
 
 from dogwood_jax._growth import Change, Growth
-from dogwood_jax._layout import Role, Units, spread, units_along, units_of
+from dogwood_jax._rows import Rows, blocks_of, slots_of
 from dogwood_jax._tree import is_array, leaves_by_path, rebuilt
-from dogwood_jax._widths import Kind, Leaf
 
 # Of subspace iteration: the next vectors, the vectors, their gains, the gains before, the steps.
 _State = tuple[Array, Array, Array, Array, Array]
@@ -63,6 +61,11 @@ def choose(
     """
     choice = change.strategy.choice
     assert choice is not None
+    if not blocks_of(growth, change.width, ["incoming"], ["random"]):
+        raise ValueError(
+            f"{change.width}: has no incoming weights but biases and scales, so "
+            f"strategies.{change.strategy}() has nothing to choose; use strategies.zero_outgoing()"
+        )
     batch = leaves_by_path(choice.batch)
     case = _Case(
         growth,
@@ -73,10 +76,7 @@ def choose(
         jax.tree.structure(choice.batch),
         _other(batch),
     )
-    # What is chosen is a constant to any derivative taken through the growth.
-    arrays, drawn, inputs = jax.tree.map(
-        lax.stop_gradient, (_arrays(leaves), [_arrays(other) for other in others], _arrays(batch))
-    )
+    arrays, drawn, inputs = _arrays(leaves), [_arrays(other) for other in others], _arrays(batch)
     try:
         if choice.side == "outgoing":
             chosen, silent, found = _choose_outgoing(arrays, inputs, case, choice.epsilon)
@@ -150,157 +150,6 @@ def _other(leaves: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
     return tuple((path, leaf) for path, leaf in leaves.items() if not is_array(leaf))
 
 
-# Rows of weights ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class _Block:
-    """Weights of some units in one array.
-
-    Attributes:
-        leaf: the array.
-        axis: along which the units lie.
-        positions: the positions along every axis; along the units' own, those of one unit after
-            those of the other.
-        units: how many units.
-    """
-
-    leaf: Leaf
-    axis: int
-    positions: tuple[np.ndarray, ...]
-    units: int
-
-    @property
-    def _shape(self) -> list[int]:
-        """The shape of the block with the axis of the units in front."""
-        lengths = [len(p) for p in self.positions]
-        return [lengths.pop(self.axis), *lengths]
-
-    @property
-    def weights(self) -> int:
-        """How many weights a unit has in it."""
-        return prod(self._shape) // self.units
-
-    def read(self, array: Array, dtype: Any) -> Array:
-        """Returns the rows of these weights."""
-        block = jnp.moveaxis(array[np.ix_(*self.positions)], self.axis, 0)
-        return block.reshape(self.units, -1).astype(dtype)
-
-    def write(self, array: Array, rows: Array) -> Array:
-        """Returns the array with other rows."""
-        block = jnp.moveaxis(rows.reshape(self._shape), 0, self.axis)
-        return array.at[np.ix_(*self.positions)].set(block.astype(array.dtype))
-
-    def slots(self, widths: Mapping[str, int]) -> np.ndarray:
-        """Returns which units of other widths each weight of a unit belongs to, as one number.
-
-        It is -1 where one of the widths is missing.
-        """
-        shape = [len(p) for p in self.positions]
-        shape[self.axis] //= self.units
-        slot = np.zeros(shape, int)
-        for width, size in widths.items():
-            unit = np.full(shape, -1)
-            for axis, layout in enumerate(self.leaf.axes):
-                along = units_along(layout, width, ("incoming", "outgoing", "both"))
-                along = along[self.positions[axis][: shape[axis]]]
-                rest = [a for a in range(len(shape)) if a != axis]
-                unit = np.maximum(unit, np.expand_dims(along, rest))
-            slot = np.where((unit < 0) | (slot < 0), -1, slot * size + unit)
-        return np.moveaxis(slot, self.axis, 0).ravel()
-
-
-def _blocks(
-    growth: Growth,
-    width: str,
-    roles: Iterable[Role],
-    kinds: Iterable[Kind] = ("random", "zeros", "ones"),
-    *,
-    old: bool = False,
-) -> list[_Block]:
-    """Returns the weights of a width's new units, or its old ones, in these roles and arrays."""
-    change = growth.change[width]
-    first, last = (0, change.old) if old else (change.old, change.new)
-    blocks = []
-    for leaf in growth.after.leaves:
-        for axis, layout in enumerate(leaf.axes):
-            for units, along in spread(layout):
-                if units.width == width and units.role in roles and leaf.kind in kinds:
-                    positions = [_not_claimed(other, units, growth) for other in leaf.axes]
-                    mine = (along >= first) & (along < last) & positions[axis]
-                    order = np.argsort(along, kind="stable")
-                    places = [np.flatnonzero(p) for p in positions]
-                    places[axis] = order[mine[order]]
-                    blocks.append(_Block(leaf, axis, tuple(places), last - first))
-    return blocks
-
-
-def _not_claimed(layout: Any, owner: Units, growth: Growth) -> np.ndarray:
-    """Returns which positions of an axis are not those of new units that decide before others."""
-    free = None
-    for units, along in spread(layout):
-        change = growth.change.get(units.width)
-        claimed = along >= (change.old if change else np.inf)
-        if units.rank <= owner.rank:
-            claimed = np.zeros(along.shape, bool)
-        free = ~claimed if free is None else free & ~claimed
-    assert free is not None
-    return free
-
-
-class _Rows:
-    """All weights on one side of some units of a width: ``[units, weights]``."""
-
-    def __init__(self, blocks: list[_Block], dtype: Any) -> None:
-        self.blocks, self.dtype = blocks, dtype
-        sizes = [block.weights for block in blocks]
-        self.block = np.repeat(np.arange(len(blocks)), sizes)
-        self.starts = [0, *np.cumsum(sizes).tolist()]
-
-    def read(self, leaves: Mapping[str, Any]) -> Array:
-        rows = [block.read(leaves[block.leaf.path], self.dtype) for block in self.blocks]
-        return jnp.concatenate(rows, axis=1)
-
-    def write(self, leaves: Mapping[str, Any], rows: Array) -> dict[str, Any]:
-        written = dict(leaves)
-        for i, block in enumerate(self.blocks):
-            part = rows[:, self.starts[i] : self.starts[i + 1]]
-            written[block.leaf.path] = block.write(written[block.leaf.path], part)
-        return written
-
-    def slots(self, widths: Mapping[str, int]) -> np.ndarray:
-        """Returns the slot of each weight of a unit, or -1."""
-        parts = [block.slots(widths) for block in self.blocks]
-        return np.concatenate(parts) if parts else np.zeros(0, int)
-
-
-def _shared(
-    growth: Growth, width: str, writers: list[_Block], readers: list[_Block]
-) -> tuple[dict[str, int], dict[str, int]]:
-    """Returns the widths, with their sizes, that make slots of the units of a width.
-
-    They occur wherever the units are read and somewhere where they are written, and no sum runs
-    over them in between. First come those that count layers or experts, whose slots do not even
-    share what they read or write; then those that are outgoing along with the width, as the
-    dimensions of a head.
-    """
-
-    def found(name: str, block: _Block) -> Iterator[Units]:
-        return (u for layout in block.leaf.axes for u in units_of(layout) if u.width == name)
-
-    apart, along = {}, {}
-    for name, size in growth.after.sizes.items():
-        if name == width or size < 2:
-            continue
-        written = any(u.role == "incoming" for b in writers for u in found(name, b))
-        if written and all((b.slots({name: size}) >= 0).all() for b in readers):
-            if all(u.rank == 0 for b in readers for u in found(name, b)):
-                apart[name] = size
-            elif all(u.role == "outgoing" for b in readers for u in found(name, b)):
-                along[name] = size
-    return apart, along
-
-
 # The loss as a function of the new units ----------------------------------------------------------
 
 
@@ -308,20 +157,22 @@ class _NewUnits:
     """The new units of a width, and the loss as a function of the weights on both sides."""
 
     def __init__(self, leaves: Mapping[str, Any], batch: Mapping[str, Any], case: _Case) -> None:
-        self.leaves, self.case = dict(leaves), case
+        # What is chosen is a constant to any derivative that is taken through the growth.
+        self.leaves, batch = lax.stop_gradient((dict(leaves), batch))
+        self.case = case
         growth, width = case.growth, case.width
         self.batch = rebuilt(case.batch_structure, {**batch, **dict(case.batch_others)})
-        kernels = _blocks(growth, width, ["incoming"], ["random"])
-        shifts = _blocks(growth, width, ["incoming"], ["zeros"])
-        readers = _blocks(growth, width, ["outgoing", "both"])
-        former = _blocks(growth, width, ["outgoing", "both"], old=True)
+        kernels = blocks_of(growth, width, ["incoming"], ["random"])
+        shifts = blocks_of(growth, width, ["incoming"], ["zeros"])
+        readers = blocks_of(growth, width, ["outgoing", "both"])
+        former = blocks_of(growth, width, ["outgoing", "both"], old=True)
         # At single precision at least: there is no other linear algebra.
         dtypes = [leaves[block.leaf.path].dtype for block in (*kernels, *readers)]
         dtype = jnp.result_type(jnp.float32, *dtypes)
         self.kernels, self.shifts, self.readers, self.former = (
-            _Rows(blocks, dtype) for blocks in (kernels, shifts, readers, former)
+            Rows(blocks, dtype) for blocks in (kernels, shifts, readers, former)
         )
-        self.apart, self.along = _shared(growth, width, kernels, readers)
+        self.apart, self.along = slots_of(growth, width, kernels, readers)
         self.slots = self.kernels.slots(self.apart | self.along)
         self.units = growth.change[width].new - growth.change[width].old
         self.drawn = self.kernels.read(self.leaves)
@@ -371,7 +222,8 @@ def _choose_outgoing(
     """
     new = _NewUnits(leaves, batch, case)
     if new.shifts.blocks:
-        new.leaves = new.shifts.write(new.leaves, jnp.zeros_like(new.shifts.read(leaves)))
+        shifts = new.shifts.read(new.leaves)
+        new.leaves = new.shifts.write(new.leaves, jnp.zeros_like(shifts))
     zero, silent = _silencing(new)
     small = jnp.where(zero, epsilon * new.drawn, new.drawn)
     # A relu passes the gradient of half of the inputs, and for the opposite weights of the others.
@@ -404,7 +256,6 @@ def _choose_outgoing(
     incoming = jnp.where(_of_slots(chosen, new.slots), small, new.drawn)
     written = new.readers.write(new.kernels.write(leaves, incoming), outgoing)
     if new.shifts.blocks:
-        shifts = new.shifts.read(leaves)
         alike = _of_slots(chosen, new.shifts.slots(new.apart | new.along))
         written = new.shifts.write(written, jnp.where(alike, 0, shifts))
     return _changed(written, new), silent, jnp.any(enough)
@@ -520,7 +371,8 @@ def _choose_incoming(
     new = _NewUnits(leaves, batch, case)
     rows = new.drawn
     if others:
-        drawn = jnp.stack([rows, *(new.kernels.read({**leaves, **other}) for other in others)])
+        read = (new.kernels.read({**leaves, **other}) for other in others)
+        drawn = lax.stop_gradient(jnp.stack([rows, *read]))
         scores = lax.map(lambda rows: _squares(new.by_outgoing(rows, new.zeros)), drawn)
         _, best = lax.top_k(jnp.where(jnp.isfinite(scores), scores, -1).ravel(), new.units)
         rows = drawn.reshape(-1, rows.shape[1])[best]
@@ -535,7 +387,7 @@ def _choose_incoming(
 
     def scaled(rows: Array) -> Array:
         now = norms(rows)
-        return rows * jnp.where(now > 0, length / now, 0)
+        return rows * (length / jnp.where(now > 0, now, 1))
 
     slots = _Slots(new)
 
