@@ -34,9 +34,9 @@ _OTHER_UNARY = (
     "population_count clz bessel_i0e bessel_i1e one_minus_square bitcast_convert_type"
 )
 _COMPARISONS = "eq ne lt le gt ge eq_to lt_to le_to"
-_SUMS = "add sub add_any max min"
+_SUMS = "add sub add_any complex max min"
 _OTHER_NARY = (
-    "pow rem atan2 nextafter complex and or xor shift_left shift_right_logical "
+    "pow rem atan2 nextafter and or xor shift_left shift_right_logical "
     "shift_right_arithmetic igamma igammac igamma_grad_a random_gamma_grad polygamma zeta "
     "regularized_incomplete_beta polynomial threefry2x32 select_if_vmap"
 )
@@ -228,12 +228,14 @@ def _sum(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
     name = eqn.primitive.name
     out = _nary(trace, eqn, (x, y), "add")
     silencers = _terms((x, y), out)
+    indexed = any(a.index and b.number is not None for a, b in ((x, y), (y, x)))
+    clipped = indexed and name in ("max", "min")
     if name in ("max", "min"):
         silencers = tuple(nonlinear(s) for s in silencers) if out.origin == "parameter" else ()
     # jnp adds the length of an axis to negative indices: indices all the same.
-    wrapped = name == "add" and any(a.index and b.number for a, b in ((x, y), (y, x)))
+    wrapped = indexed and name == "add"
     number = _fold(name, x.number, y.number)
-    return [replace(out, silencers=silencers, number=number, wrapped=wrapped)]
+    return [replace(out, silencers=silencers, number=number, index=clipped, wrapped=wrapped)]
 
 
 def _terms(values: Sequence[Value], out: Value) -> tuple[Silencers, ...]:
@@ -277,7 +279,9 @@ def _other_nary(trace: Trace, eqn: Any, *values: Value) -> list[Value]:
 @rule("select_n")
 def _select_n(trace: Trace, eqn: Any, which: Value, *cases: Value) -> list[Value]:
     out = _nary(trace, eqn, (which, *cases), "add")
-    index = any(c.index for c in cases) and all(c.index or c.wrapped for c in cases)
+    index = any(c.index for c in cases) and all(
+        c.index or c.wrapped or c.number == 0 for c in cases
+    )
     silencers = _terms(cases, out)
     if which.origin != "constant":  # what is selected may depend on the weights themselves
         silencers = tuple(nonlinear(s) for s in silencers)

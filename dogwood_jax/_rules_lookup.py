@@ -77,6 +77,8 @@ def _scatter(trace: Trace, eqn: Any, x: Value, indices: Value, updates: Value) -
     places = [a for a in range(updates.ndim) if a not in n.update_window_dims]
     for axis, place in enumerate(places):
         unify(indices.dims[axis], updates.dims[place])
+        if axis not in index_batching and updates.origin != "constant":
+            _scattered(trace, updates, place, eqn.primitive.name)
     for axis, index_axis in zip(batching, index_batching, strict=True):
         unify(x.dims[axis], indices.dims[index_axis])
     if origin_of((x, indices, updates)) == "data":
@@ -87,6 +89,15 @@ def _scatter(trace: Trace, eqn: Any, x: Value, indices: Value, updates: Value) -
         terms = ((x, x.silencers_of(axis)), (updates, updates.silencers_of(place)))
         silencers[axis] = of_sum(terms)
     return [mixed((x, indices, updates), x.dims, silencers=tuple(silencers))]
+
+
+def _scattered(trace: Trace, updates: Value, axis: int, how: str) -> None:
+    """Notes that the units along an axis go to positions that indices name."""
+    if how.replace("_", "-") in ("scatter-add", "scatter-sub"):
+        hazard = "its units are added up at indexed positions"
+        trace.demand(updates.dims[axis], (updates.silencers_of(axis),), hazard)
+    else:
+        updates.dims[axis].endanger("its units are written to indexed positions")
 
 
 @rule("dynamic_slice")

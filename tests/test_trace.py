@@ -290,6 +290,28 @@ def test_a_larger_vocabulary_keeps_old_outputs() -> None:
     assert np.all(np.asarray(grown["embed"][7:]) != 0)
 
 
+@pytest.mark.parametrize(
+    "look_up",
+    [
+        lambda embed, words: embed[jnp.where(words < embed.shape[0], words, 0)],
+        lambda embed, words: embed[jnp.clip(words, 0, embed.shape[0] - 1)],
+        lambda embed, words: jnp.take(embed, words, axis=0, mode="clip"),
+        lambda embed, words: jax.vmap(lambda word: embed[word])(words),
+        lambda embed, words: jax.nn.one_hot(words, embed.shape[0]) @ embed,
+        lambda embed, words: embed[jnp.arange(words.shape[0])],
+    ],
+    ids=["where", "clip", "take", "vmap", "one_hot", "arange"],
+)
+def test_new_rows_of_a_table_are_for_new_words(look_up: Callable[..., Any]) -> None:
+    words = tokens(7, 5)
+    widths = dw.trace(look_up, f64(7, 4), words)
+    assert widths.of("", 0).interface
+    growth = dw.plan(widths, {("", 0): 9}, interface=True)
+    embed = data(7, 4)
+    grown = dw.grow(embed, growth, key=jax.random.key(0))
+    np.testing.assert_array_equal(look_up(grown, words), look_up(embed, words))
+
+
 def test_new_inputs_and_outputs_are_appended() -> None:
     widths = dw.trace(apply, LAYERS, X)
     sizes = {("up/kernel", 0): 5, ("down", 1): 4}

@@ -171,6 +171,11 @@ def circulant_weights(p: Any, x: Any) -> Any:
     return layer(p, x) @ p["w"][(at[:, None] - at[None]) % p["w"].shape[0]] @ p["o"]
 
 
+@trap({"i[1]": "copied"}, i=(5, 6), a=(6, 2), b=(6, 2))
+def complex_weights(p: Any, x: Any) -> Any:
+    return jnp.abs(layer(p, x) @ lax.complex(p["a"], p["b"]))
+
+
 @trap({"a[1]": "copied", "b[1]": "copied"}, a=(5, 6), b=(5, 3), o=(18, 2))
 def outer_product(p: Any, x: Any) -> Any:
     a, b = jnp.tanh(x @ p["a"]), jnp.tanh(x @ p["b"])
@@ -402,6 +407,27 @@ def cut_elsewhere_than_joined(p: Any, x: Any) -> Any:
 @trap({"i[1]": "indexed by positions"}, **MLP)
 def last_unit_overwritten(p: Any, x: Any) -> Any:
     return layer(p, x).at[:, -1].set(1.0) @ p["o"]
+
+
+@trap({"i[1]": "indexed positions"}, i=(5, 6), o=(12, 2))
+def written_to_every_other_position(p: Any, x: Any) -> Any:
+    h = layer(p, x)
+    return jnp.zeros((4, 2 * h.shape[1])).at[:, jnp.arange(h.shape[1]) * 2].set(h) @ p["o"]
+
+
+@trap({"i[1]": "indexed positions"}, i=(5, 6), o=(3, 2))
+def added_up_in_three_bins(p: Any, x: Any) -> Any:
+    h = layer(p, x)
+    return jnp.zeros((4, 3)).at[:, jnp.arange(h.shape[1]) % 3].add(h) @ p["o"]
+
+
+@trap({"q[1]": "indexed", "k[1]": "indexed"}, q=(5, 4), k=(5, 4), c=(4, 2))
+def rotated_in_place(p: Any, x: Any) -> Any:
+    def rotated(x: Any) -> Any:
+        out = jnp.empty_like(x).at[..., 0::2].set(x[..., 0::2] * p["c"])
+        return out.at[..., 1::2].set(x[..., 1::2] * p["c"])
+
+    return jax.nn.softmax(rotated(x @ p["q"]) @ rotated(x @ p["k"]).T)
 
 
 @trap({"i[1]": "copied", "o[0]": "copied"}, i=(5, 6), o=(12, 2))
