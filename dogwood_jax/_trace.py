@@ -182,19 +182,18 @@ def _mirrored(
         collection, _, rest = path.partition("/")
         if rest:
             collections.setdefault(collection, {})[rest] = shape
-    found = set()
-    starts = {"/".join(path.split("/")[:n]) for path in outputs for n in range(3)}
-    for start in starts:
-        prefix = f"{start}/" if start else ""
-        below = {
-            path.removeprefix(prefix): shape
-            for path, shape in outputs.items()
-            if path.startswith(prefix)
-        }
-        for members in collections.values():
-            if members and members.items() <= below.items():
-                found |= {f"{prefix}{path}" for path in members}
-    return found
+    below: dict[str, dict[str, tuple[int, ...]]] = {}
+    for path, shape in outputs.items():
+        keys = path.split("/")
+        for n in range(len(keys)):
+            below.setdefault("/".join(keys[:n]), {})["/".join(keys[n:])] = shape
+    return {
+        f"{start}/{path}".strip("/")
+        for start, paths in below.items()
+        for members in collections.values()
+        if members and members.items() <= paths.items()
+        for path in members
+    }
 
 
 # What the caller knows ----------------------------------------------------------------------------

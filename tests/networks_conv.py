@@ -57,18 +57,20 @@ def cnn(channels: int = 3, stem: int = 4, wide: int = 6, hidden: int = 7, out: i
 
 @network(
     {
-        "stem": interface(
+        "stem": grows(
             "stem",
             3,
             "-> stem/kernel[3] batch_stats/norm/{mean,var}[0] norm/{scale,bias}[0] <> "
             "wide/kernel[2]",
+            copies="tied",
         ),
         "stem[2]": interface("channels", 2, "<- stem/kernel[2]"),
-        "wide[3]": interface(
+        "wide[3]": grows(
             "wide",
             4,
             "-> wide/{kernel[3],bias[0]} batch_stats/norm_2/{mean,var}[0] "
             "norm_2/{scale,bias}[0] <> head/kernel[0]",
+            copies="tied",
         ),
         "head[vocab]": interface(
             "classes",
