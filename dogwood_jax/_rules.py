@@ -10,7 +10,7 @@ This file holds the table and what the rules share; the rules are in ``_rules_*`
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 from dogwood_jax._dims import Dim, atoms, factors, product
 from dogwood_jax._values import Entry, Silencer, Silencers, Trace, Value, either, every
@@ -36,6 +36,11 @@ def shapes_out(eqn: Any) -> list[tuple[int, ...]]:
 def origin_of(values: Iterable[Value]) -> str:
     origins = {v.origin for v in values}
     return next((o for o in ("data", "parameter") if o in origins), "constant")
+
+
+def noise_of(values: Iterable[Value]) -> Literal["noise", "mask"] | None:
+    kinds = {v.noise for v in values}
+    return "noise" if "noise" in kinds else "mask" if "mask" in kinds else None
 
 
 def mixed(values: Sequence[Value], dims: Sequence[Dim], **known: Any) -> Value:

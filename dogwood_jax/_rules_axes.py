@@ -9,6 +9,7 @@ from dogwood_jax._dims import Dim, unify
 from dogwood_jax._rules import (
     mixed,
     narrowed,
+    noise_of,
     noise_used,
     of_sum,
     origin_of,
@@ -127,7 +128,7 @@ def _joined(trace: Trace, values: Sequence[Value], axis: int, along: Dim) -> Val
         positional=frozenset().union(*(v.positional for v in values), {axis} - uniform),
         index=any(v.index for v in values)
         and all(v.index or v.origin == "constant" for v in values),
-        noise=next((v.noise for v in values if v.noise), None),
+        noise=noise_of(values),
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from dogwood_jax._dims import Dim, unify
 from dogwood_jax._rules import (
     mixed,
+    noise_of,
     noise_used,
     nonlinear,
     of_product,
@@ -142,7 +143,7 @@ def _nary(trace: Trace, eqn: Any, values: Sequence[Value], how: str) -> Value:
     """An elementwise operation of several operands, silencers aside."""
     dims, axes = _aligned(eqn, values)
     origin = origin_of(values)
-    noise = next((v.noise for v in values if v.noise), None)
+    noise = noise_of(values)
     # Sums that meet other data are one term among several: what scales them scales the others.
     data = [v for v in values if v.origin == "data"]
     sums = [v for v in values if len(data) < 2 and (v.origin != "constant" or not data)]

@@ -4,7 +4,16 @@ from dataclasses import replace
 from typing import Any
 
 from dogwood_jax._dims import Dim, unify
-from dogwood_jax._rules import blend, mixed, of_sum, origin_of, rule, shapes_out, with_axis
+from dogwood_jax._rules import (
+    blend,
+    mixed,
+    noise_used,
+    of_sum,
+    origin_of,
+    rule,
+    shapes_out,
+    with_axis,
+)
 from dogwood_jax._values import Silencers, Trace, Value
 
 
@@ -45,6 +54,12 @@ def _gather(trace: Trace, eqn: Any, x: Value, indices: Value) -> list[Value]:
     places = [a for a in range(len(shape)) if a not in n.offset_dims]
     for axis, place in enumerate(places):
         dims[place] = indices.dims[axis]
+        if axis in indices.positional:
+            dims[place].endanger_copies(
+                "it counts positions, and a new one is no copy of an old one"
+            )
+    if indices.noise and x.origin != "constant":
+        noise_used(indices)
     for axis, index_axis in zip(batching, index_batching, strict=True):
         unify(x.dims[axis], indices.dims[index_axis])
         place = places[index_axis]

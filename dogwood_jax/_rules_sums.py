@@ -11,6 +11,7 @@ from dogwood_jax._rules import (
     blend,
     mixed,
     narrowed,
+    noise_of,
     noise_used,
     nonlinear,
     of_product,
@@ -280,8 +281,10 @@ def _sort(trace: Trace, eqn: Any, *values: Value) -> list[Value]:
         for a, b in zip(first.dims, value.dims, strict=True):
             unify(a, b)
     first.dims[axis].endanger("it is sorted along")
+    noise = noise_of(values)
     return [
-        replace(v, silencers=(), number=None, index=False, positional=frozenset()) for v in values
+        replace(v, silencers=(), number=None, index=False, positional=frozenset(), noise=noise)
+        for v in values
     ]
 
 

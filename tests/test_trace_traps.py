@@ -324,6 +324,17 @@ def random_features(p: Any, x: Any) -> Any:
     return h @ (p["o"] + random)
 
 
+@trap({"o[0]": "random numbers"}, i=(5, 6), o=(4, 2))
+def some_units_drawn(p: Any, x: Any) -> Any:
+    drawn = jax.random.choice(jax.random.key(0), 6, (p["o"].shape[0],))
+    return layer(p, x)[:, drawn] @ p["o"]
+
+
+@trap({"o[0]": "grown"}, i=(5, 6), o=(4, 2))
+def some_units_counted(p: Any, x: Any) -> Any:
+    return layer(p, x)[:, jnp.arange(p["o"].shape[0]) % 6] @ p["o"]
+
+
 @trap({"i[1]": "the constant"}, i=(5, 7), o=(7, 2))
 def mean_field(p: Any, x: Any) -> Any:
     return layer(p, x) @ p["o"] / p["o"].shape[0]
