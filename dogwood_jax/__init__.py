@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from dogwood_jax import strategies
 from dogwood_jax._compare import Difference, compare
+from dogwood_jax._deepen import deepen
 from dogwood_jax._grow import grow
 from dogwood_jax._growth import Change, Growth
+from dogwood_jax._insert import Insertion
 from dogwood_jax._json import from_json, to_json
 from dogwood_jax._layout import Concat, Layout, Product, Units
 from dogwood_jax._narrow import merge_symmetric, narrow
@@ -37,6 +39,7 @@ __all__ = [
     "Concat",
     "Difference",
     "Growth",
+    "Insertion",
     "Layout",
     "Leaf",
     "Occurrence",
@@ -48,6 +51,7 @@ __all__ = [
     "activity",
     "chain",
     "compare",
+    "deepen",
     "find_dead",
     "find_symmetric",
     "from_json",

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 PyTree = Any
 
@@ -48,3 +49,24 @@ def in_order_of(template: PyTree, tree: PyTree) -> PyTree:
     if type(tree) is dict and isinstance(template, Mapping) and tree.keys() == template.keys():
         return {key: in_order_of(template[key], tree[key]) for key in template}
     return tree
+
+
+def rebuilt(structure: Any, leaves: Mapping[str, Any]) -> PyTree:
+    """Returns a tree of another structure with the leaves that have the same paths."""
+    numbered = jax.tree.unflatten(structure, range(structure.num_leaves))
+    return jax.tree.unflatten(structure, [leaves[path] for path in leaves_by_path(numbered)])
+
+
+def struct_of(leaf: Any) -> jax.ShapeDtypeStruct:
+    """Returns the shape and dtype that an array has inside a traced function."""
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return leaf
+    dtype = leaf.dtype
+    if not jnp.issubdtype(dtype, jax.dtypes.extended):
+        dtype = jax.dtypes.canonicalize_dtype(dtype)
+    return struct(leaf.shape, dtype)
+
+
+def struct(shape: Sequence[int], dtype: Any) -> jax.ShapeDtypeStruct:
+    """Returns the shape and dtype of an array without its values."""
+    return jax.ShapeDtypeStruct(tuple(shape), dtype)  # type: ignore[no-untyped-call]

@@ -1,0 +1,200 @@
+"""Pair the layers of a network with those of a deeper one, by their names and shapes.
+
+A layer that is in both under the same path is the same layer, unless its shape or the program says
+otherwise. Where names are numbered (``layers_0``, ``Dense_1``, or the index in a list), a layer
+that is inserted shifts the numbers of later ones: those are paired in their order.
+"""
+
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+
+Shapes = Mapping[str, jax.ShapeDtypeStruct]
+Fits = Callable[[str, str], bool]
+
+_LIMIT = 256  # of pairings that are looked at
+
+
+class Pairing:
+    """The ways in which the arrays of a network can be among those of a deeper one.
+
+    Attributes:
+        problems: why there is none, if that can be seen.
+    """
+
+    def __init__(
+        self,
+        old: Shapes,
+        new: Shapes,
+        *,
+        fits: Fits,
+        rename: Mapping[str, str],
+    ) -> None:
+        """Prepares to pair arrays.
+
+        Args:
+            old: shapes of the network by path.
+            new: shapes of the deeper network.
+            fits: whether an array can be another one, by their paths.
+            rename: modules with another path in the deeper network, with or without their
+                collection.
+        """
+        self._old, self._new, self._fits = old, new, fits
+        self.problems: list[str] = []
+        self._pinned = self._renamed(rename)
+
+    def _renamed(self, rename: Mapping[str, str]) -> dict[str, str]:
+        pinned: dict[str, str] = {}
+        for before, after in rename.items():
+            found = {path: place for path in self._old if (place := _moved(path, before, after))}
+            if not found:
+                self.problems.append(f"rename: the network has no {before!r}")
+            for path, place in found.items():
+                if place not in self._new:
+                    self.problems.append(f"rename: {place} is not in the target")
+                elif not self._fits(path, place):
+                    self.problems.append(self._misfit(path, place))
+            pinned |= found
+        return pinned
+
+    def candidates(self) -> list[dict[str, str]]:
+        """Returns new paths by old path, those first in which most arrays keep their paths."""
+        if self.problems:
+            return []
+        free = set(self._new) - set(self._pinned.values())
+        old = _nested(path for path in self._old if path not in self._pinned)
+        embeddings = self._embeddings(old, _nested(path for path in self._new if path in free))
+        found = [self._pinned | dict(pairs) for pairs in itertools.islice(embeddings, _LIMIT)]
+        if not found:
+            self.problems += self._misfits()
+        return sorted(found, key=lambda places: -kept(places))
+
+    def _misfits(self) -> list[str]:
+        missing = [f"{path}: not in the target" for path in self._old if path not in self._new]
+        both = [path for path in self._old if path in self._new]
+        return missing + [self._misfit(p, p) for p in both if not self._fits(p, p)]
+
+    def _misfit(self, path: str, place: str) -> str:
+        shape, other = self._old[path].shape, self._new[place].shape
+        name = "" if path == place else f" as {place}"
+        return f"{path}: has shape {shape}, in the target{name} {other}"
+
+    def _embeddings(self, old: Any, new: Any) -> Iterator[list[tuple[str, str]]]:
+        """Yields pairs of paths of all arrays of one tree with some of another."""
+        if isinstance(old, str) or isinstance(new, str):
+            if isinstance(old, str) and isinstance(new, str) and self._fits(old, new):
+                yield [(old, new)]
+            return
+        groups: dict[str, list[str]] = {}
+        for name in old:
+            groups.setdefault(_stem(name), []).append(name)
+        parts = [
+            _Replayed(self._in_order(old, names, new, [n for n in new if _stem(n) == stem]))
+            for stem, names in groups.items()
+        ]
+        for choice in _product(parts):
+            yield [pair for pairs in choice for pair in pairs]
+
+    def _in_order(
+        self, old: Any, names: list[str], new: Any, others: list[str]
+    ) -> Iterator[list[tuple[str, str]]]:
+        """Yields pairs for children with numbered names, which keep their order."""
+        if not names:
+            yield []
+            return
+        first, *rest = names
+        spare = len(others) - len(names)
+        places = list(range(spare + 1))
+        if first in others:
+            places.sort(key=lambda i: others[i] != first)
+        for i in places:
+            tail = _Replayed(self._in_order(old, rest, new, others[i + 1 :]))
+            for head in self._embeddings(old[first], new[others[i]]):
+                for more in tail:
+                    yield head + more
+
+
+class _Replayed:
+    """An iterator that can be gone through again."""
+
+    def __init__(self, iterator: Iterator[Any]) -> None:
+        self._iterator = iterator
+        self._seen: list[Any] = []
+
+    def __iter__(self) -> Iterator[Any]:
+        for i in itertools.count():
+            if i == len(self._seen):
+                try:
+                    self._seen.append(next(self._iterator))
+                except StopIteration:
+                    return
+            yield self._seen[i]
+
+
+def _product(parts: list[_Replayed]) -> Iterator[list[Any]]:
+    """Yields one of each part, as ``itertools.product`` does, but without collecting them first."""
+    if not parts:
+        yield []
+        return
+    for first in parts[0]:
+        for rest in _product(parts[1:]):
+            yield [first, *rest]
+
+
+def kept(places: Mapping[str, str]) -> int:
+    """Returns how many arrays keep their paths."""
+    return sum(path == place for path, place in places.items())
+
+
+def renames(places: Mapping[str, str]) -> dict[str, str]:
+    """Returns the modules that have another path."""
+    found = {}
+    for path, place in places.items():
+        before, after = path.split("/"), place.split("/")
+        while before != after and before[-1] == after[-1]:
+            before, after = before[:-1], after[:-1]
+        if before != after:
+            found["/".join(before)] = "/".join(after)
+    return found
+
+
+def numbered(name: str) -> tuple[str, int | None]:
+    """Returns a name without the number at its end, and the number."""
+    match = re.fullmatch(r"(.*?)(\d+)", name)
+    return (match[1], int(match[2])) if match else (name, None)
+
+
+def _stem(name: str) -> str:
+    stem, number = numbered(name)
+    return name if number is None else f"{stem}#"
+
+
+def _moved(path: str, before: str, after: str) -> str | None:
+    """Returns where an array of a renamed module is, or None for one of another module."""
+    collection, _, rest = path.partition("/")
+    for start, inner in (("", path), (f"{collection}/", rest)):
+        if f"{inner}/".startswith(f"{before}/"):
+            return f"{start}{after}{inner.removeprefix(before)}"
+    return None
+
+
+def _nested(paths: Iterable[str]) -> Any:
+    """Returns a tree of modules, numbered ones in the order of their numbers."""
+    tree: dict[str, Any] = {}
+    for path in paths:
+        *modules, name = path.split("/")
+        node = tree
+        for module in modules:
+            node = node.setdefault(module, {})
+        node[name] = path
+    return _sorted(tree)
+
+
+def _sorted(tree: Any) -> Any:
+    if isinstance(tree, str):
+        return tree
+    names = sorted(tree, key=lambda name: (_stem(name), numbered(name)[1] or 0))
+    return {name: _sorted(tree[name]) for name in names}
