@@ -287,8 +287,10 @@ class _Problem:
     def ratios(self, places: Mapping[str, str]) -> frozenset[float]:
         """Returns by which factors constants that depend on widths can differ."""
         found: set[float] = set()
-        for path, place in places.items():
-            for a, b in zip(self.old.shapes[path].shape, self.new.shapes[place].shape, strict=True):
+        for path, place in places.items() if self.wider else ():
+            start = 1 if path in self._scanned else 0  # the first axis counts layers
+            sizes = self.old.shapes[path].shape[start:], self.new.shapes[place].shape[start:]
+            for a, b in zip(*sizes, strict=True):
                 if a and a < b:
                     # Of sizes, their roots, and the share of units that are copies.
                     found |= {b / a, math.sqrt(b / a), (b // a) * a / b}
@@ -321,11 +323,13 @@ class _Proof:
         if not worlds:
             self.refusal = self._explanation(reader)
             return
-        self.fills = min((dict(fills) for fills, _ in worlds), key=len)
-        # The whole program is read again with these fills, now without any choice.
-        _, found = self._read(self.fills)
-        if not all(self._as_expected(path, found).options for path in found):
-            self.refusal = f"filling {sorted(self.fills)} does not make the new layers do nothing"
+        for fills in sorted((dict(fills) for fills, _ in worlds), key=len):
+            # The whole program is read again with these fills, now without any choice.
+            _, found = self._read(fills)
+            if all(self._as_expected(path, found).options for path in found):
+                self.fills = fills
+                return
+        self.refusal = f"filling {', '.join(fills)} does not make the new layers do nothing"
 
     def _read(self, fills: dict[str, Fill] | None) -> tuple[Reader, dict[str, Value]]:
         """Returns the outputs of the deeper network by their names in the old one."""

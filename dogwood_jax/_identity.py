@@ -52,10 +52,12 @@ class Value:
     Attributes:
         options: what it can be; just one for a value that depends on no new array.
         leaves: paths of the new arrays that it depends on.
+        path: path of the new array that it is, if it is one.
     """
 
     options: tuple[Option, ...]
     leaves: frozenset[str] = frozenset()
+    path: str | None = None
 
     @property
     def term(self) -> Term | None:
@@ -145,7 +147,7 @@ class Reader:
                 for axes in _identities(aval.shape)
             ]
             options = [Option(frozenset({(path, fill)}), term) for fill, term in choices]
-        return Value(tuple(options), frozenset({path}))
+        return Value(tuple(options), frozenset({path}), path)
 
     def _cost(self, fills: Iterable[tuple[str, Fill]]) -> tuple[int, int]:
         """Orders fills: those of fewer arrays first, then those of later ones."""
@@ -159,25 +161,23 @@ class Reader:
         return term.order < self._known and term.number is None
 
     def _best(self, options: Iterable[Option]) -> tuple[Option, ...]:
-        """Returns the options that are worth following, the best two of each term."""
-        useful = {
-            option
-            for option in options
-            if option.term.number is not None
-            or option.term.op in ("identity", "open")
-            or self._leads_on(option.term)
-        }
+        """Returns the options that are worth following: some terms, and the best two ways to each.
+
+        Numbers, and terms that lead on, are counted apart: a branch is silent only where a zero
+        meets what was before it.
+        """
         kept: dict[Term, int] = {}
-        best = []
-
-        def rank(option: Option) -> Any:
-            return not self._leads_on(option.term), self._cost(option.fills), option.term.order
-
-        for option in sorted(useful, key=rank):
+        numbers: list[Option] = []
+        leading: list[Option] = []
+        for option in sorted(set(options), key=lambda o: (self._cost(o.fills), o.term.order)):
+            number = option.term.number is not None or option.term.op in ("identity", "open")
+            if not number and not self._leads_on(option.term):
+                continue
             kept[option.term] = kept.get(option.term, 0) + 1
             if kept[option.term] <= 2:
-                best.append(option)
-        return tuple(best[:16])
+                (numbers if number else leading).append(option)
+        leading.sort(key=lambda option: option.term.order >= self._known)
+        return (*leading[:8], *numbers[:8])
 
     def together(
         self, values: Sequence[Value], tolerant: bool = False
@@ -266,7 +266,7 @@ class Reader:
             )
             term = next(o.term for o in followed[0].options if self._leads_on(o.term))
             name = self._calls[-1] if self._calls else eqn.primitive.name
-            first = any(value.leaves == {last} and not on_track(value) for value in before)
+            first = any(value.path == last for value in before)
             self.losses.append(Loss(name, self._names.get(term, term.op), last, first))
 
     # Programs -------------------------------------------------------------------------------------
@@ -286,8 +286,8 @@ class Reader:
         for eqn in jaxpr.eqns:
             operands = [read(atom) for atom in eqn.invars]
             for value in operands:
-                if len(value.leaves) == 1:
-                    self._orders.update(dict.fromkeys(value.leaves, len(self._orders)))
+                if value.path is not None:
+                    self._orders.setdefault(value.path, len(self._orders))
             known.update(zip(eqn.outvars, self._read(eqn, operands), strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 

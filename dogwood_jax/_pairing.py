@@ -65,8 +65,10 @@ class Pairing:
         if self.problems:
             return []
         free = set(self._new) - set(self._pinned.values())
-        old = _nested(path for path in self._old if path not in self._pinned)
-        embeddings = self._embeddings(old, _nested(path for path in self._new if path in free))
+        collections = any(path.startswith("params/") for path in self._old)
+        old = _nested((p for p in self._old if p not in self._pinned), collections)
+        new = _nested((p for p in self._new if p in free), collections)
+        embeddings = self._embeddings(old, new)
         found = [self._pinned | dict(pairs) for pairs in itertools.islice(embeddings, _LIMIT)]
         if not found:
             self.problems += self._misfits()
@@ -181,11 +183,17 @@ def _moved(path: str, before: str, after: str) -> str | None:
     return None
 
 
-def _nested(paths: Iterable[str]) -> Any:
-    """Returns a tree of modules, numbered ones in the order of their numbers."""
+def _nested(paths: Iterable[str], collections: bool) -> Any:
+    """Returns a tree of modules, numbered ones in the order of their numbers.
+
+    Where there are collections, as Flax has them, a module holds its arrays of all of them.
+    """
     tree: dict[str, Any] = {}
     for path in paths:
         *modules, name = path.split("/")
+        if collections and modules:
+            collection, *modules = modules
+            name = f"{collection}/{name}"
         node = tree
         for module in modules:
             node = node.setdefault(module, {})

@@ -112,8 +112,9 @@ class Terms:
         """Returns the constant that this one is another size's version of, or itself."""
         if not self.ratios:
             self._constants.add(value)
-        elif value and value not in self._constants:
-            for ratio, known in itertools.product(sorted(self.ratios), sorted(self._constants)):
+        elif value not in self._constants:
+            sizes = sorted(self._constants - {0.0, 1.0, -1.0})
+            for ratio, known in itertools.product(sorted(self.ratios), sizes):
                 if math.isclose(value, known * ratio, rel_tol=1e-6):
                     return known
         return value
@@ -176,8 +177,10 @@ class Terms:
                 return self.number(numbers[0] ** eqn.params["y"], aval)
             if name in _FOLD and jnp.issubdtype(aval.dtype, np.inexact):
                 return self.number(_FOLD[name](*numbers), aval)
-        except (ArithmeticError, ValueError, TypeError):
-            pass  # not a finite real number: nothing is known of it
+        except (ArithmeticError, ValueError):
+            return self.number(math.nan, aval)  # a pole: not even a zero silences it
+        except TypeError:
+            pass  # a complex number: nothing is known of it
         return None
 
     def scale(self, x: Term, factor: float, aval: Any) -> Term:
@@ -204,7 +207,7 @@ class Terms:
 
     def params(self, eqn: Any) -> Any:
         """Returns an equation's parameters, programs excepted, in a form that can be compared."""
-        dropped = {"sharding", "out_sharding", "name", "linear"}
+        dropped = {"sharding", "out_sharding"}
         params = {k: v for k, v in eqn.params.items() if k not in dropped and not has_program(v)}
         if not self.sized:
             params = _without_sizes(eqn, params)
@@ -260,6 +263,11 @@ def _is(term: Term | None, number: float) -> bool:
     return term is not None and term.number == number
 
 
+def _is_finite(term: Term | None) -> bool:
+    """Whether a value can be finite; what is not known is taken to be."""
+    return term is None or term.number is None or bool(np.isfinite(term.number))
+
+
 def _is_one(number: Any, aval: Any) -> bool:
     """Whether a factor is one, up to the rounding of what it was computed from."""
     inexact = jnp.issubdtype(aval.dtype, np.inexact)
@@ -296,7 +304,7 @@ def _add(terms: Terms, eqn: Any, operands: Operands) -> Term | None:
 def _mul(terms: Terms, eqn: Any, operands: Operands) -> Term | None:
     aval = eqn.outvars[0].aval
     if any(_is(x, 0) for x in operands):
-        return terms.number(0, aval)
+        return terms.number(0, aval) if all(map(_is_finite, operands)) else None
     x: Term | None
     y: Term | None
     for (var, x), (_, y) in _both_ways(eqn, operands):
@@ -311,7 +319,7 @@ def _mul(terms: Terms, eqn: Any, operands: Operands) -> Term | None:
 def _div(terms: Terms, eqn: Any, operands: Operands) -> Term | None:
     x, y = operands
     aval = eqn.outvars[0].aval
-    if _is(x, 0):
+    if _is(x, 0) and y is not None and (y.low > 0 or y.high < 0):
         return terms.number(0, aval)
     if x is None or y is None or x.number is not None or not _like(eqn.invars[0], aval):
         return None
@@ -355,7 +363,7 @@ def _select(terms: Terms, eqn: Any, operands: Operands) -> Term | None:
 def _dot(terms: Terms, eqn: Any, operands: Operands) -> Term | None:
     aval = eqn.outvars[0].aval
     if any(_is(x, 0) for x in operands[:2]):
-        return terms.number(0, aval)
+        return terms.number(0, aval) if all(map(_is_finite, operands)) else None
     if eqn.primitive.name != "dot_general":
         return None
     x, y = operands
@@ -378,7 +386,7 @@ def _conv(terms: Terms, eqn: Any, operands: Operands) -> Term | None:
     x, kernel = operands
     aval = eqn.outvars[0].aval
     if _is(x, 0) or _is(kernel, 0):
-        return terms.number(0, aval)
+        return terms.number(0, aval) if all(map(_is_finite, operands)) else None
     if x is None or kernel is None or kernel.op != "identity":
         return None
     p = eqn.params
@@ -460,7 +468,7 @@ _SIMPLIFY: dict[str, Rule] = {
 }
 
 # Operations that can be known although an operand could be anything.
-TOLERANT = frozenset({"mul", "div", "select_n", "conv_general_dilated"}) | {
+TOLERANT = frozenset({"mul", "select_n", "conv_general_dilated"}) | {
     name for name, rule in _SIMPLIFY.items() if rule is _dot
 }
 
@@ -541,6 +549,8 @@ def _bounds(op: str, params: Any, operands: Sequence[Term]) -> tuple[float, floa
         return min(lows), max(highs)
     if op == "select_n":
         return min(lows[1:]), max(highs[1:])
+    if op == "sqrt":
+        return math.sqrt(max(lows[0], 0)), math.inf
     if op == "scaled":
         return (lows[0] * params, highs[0] * params) if params > 0 else (-math.inf, math.inf)
     if op in ("reduce_sum", "cumsum", "mul"):
@@ -561,7 +571,6 @@ _RANGES = {
     "logistic": (0.0, 1.0),
     "sign": (-1.0, 1.0),
     "sin": (-1.0, 1.0),
-    "sqrt": (0.0, math.inf),
     "square": (0.0, math.inf),
     "tanh": (-1.0, 1.0),
 }
