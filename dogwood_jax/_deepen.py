@@ -240,19 +240,18 @@ class _Network:
 
 
 class _Problem:
-    """Two networks to compare, the old one already in terms."""
+    """Two networks to compare."""
 
     def __init__(self, old: _Network, new: _Network, wider: bool) -> None:
         self.old, self.new, self.wider = old, new, wider
-        self.terms = Terms(sized=not wider)
-        reader = Reader(self.terms)
-        results = old.read(reader, self._leaf)
-        self.expected = {path: value.options[0].term for path, value in results.items()}
-        self.known = len(self.terms)
-        self._scanned = reader.scanned
+        self._exact = _Old(old, Terms())
+        self._scanned = self._exact.scanned
 
-    def _leaf(self, path: str, aval: Any) -> Value:
-        return exactly(self.terms.make("leaf", path, (), aval))
+    def terms(self, places: Mapping[str, str]) -> "_Old":
+        """Returns the old network in terms that suit the pairs of arrays."""
+        if not self.wider:
+            return self._exact
+        return _Old(self.old, Terms(sized=False, ratios=self._ratios(places)))
 
     def fits(self, path: str, place: str) -> bool:
         """Whether an array of the deeper network can be this one of the old network."""
@@ -284,10 +283,10 @@ class _Problem:
             and self.old.shapes[path].shape[:1] < self.new.shapes[places[path]].shape[:1]
         }
 
-    def ratios(self, places: Mapping[str, str]) -> frozenset[float]:
+    def _ratios(self, places: Mapping[str, str]) -> frozenset[float]:
         """Returns by which factors constants that depend on widths can differ."""
         found: set[float] = set()
-        for path, place in places.items() if self.wider else ():
+        for path, place in places.items():
             start = 1 if path in self._scanned else 0  # the first axis counts layers
             sizes = self.old.shapes[path].shape[start:], self.new.shapes[place].shape[start:]
             for a, b in zip(*sizes, strict=True):
@@ -295,6 +294,24 @@ class _Problem:
                     # Of sizes, their roots, and the share of units that are copies.
                     found |= {b / a, math.sqrt(b / a), (b // a) * a / b}
         return frozenset(found | {1 / ratio for ratio in found})
+
+
+class _Old:
+    """The old network in terms.
+
+    Attributes:
+        terms: the table.
+        known: how many terms there are.
+        outputs: the terms of its outputs.
+        scanned: paths of arrays that a loop runs over.
+    """
+
+    def __init__(self, network: _Network, terms: Terms) -> None:
+        reader = Reader(terms)
+        leaf = terms.make
+        results = network.read(reader, lambda path, aval: exactly(leaf("leaf", path, (), aval)))
+        self.terms, self.known, self.scanned = terms, len(terms), reader.scanned
+        self.outputs = {path: value.options[0].term for path, value in results.items()}
 
 
 class _Proof:
@@ -314,16 +331,17 @@ class _Proof:
         self.fills: dict[str, Fill] = {}
         self.refusal: str | None = None
         self.new = problem.deeper(places)
-        self._problem = problem
+        self._old = problem.terms(places)
         reader, found = self._read(None)
-        if odd := sorted(problem.expected.keys() ^ found.keys()):
+        if odd := sorted(self._old.outputs.keys() ^ found.keys()):
             self.refusal = f"only one of the networks has the outputs {odd}"
             return
-        worlds = reader.together([self._as_expected(path, found) for path in problem.expected])
+        worlds = reader.together([self._as_expected(path, found) for path in self._old.outputs])
         if not worlds:
             self.refusal = self._explanation(reader)
             return
-        for fills in sorted((dict(fills) for fills, _ in worlds), key=len):
+        for chosen, _ in sorted(worlds, key=lambda world: reader.cost(world[0])):
+            fills = dict(chosen)
             # The whole program is read again with these fills, now without any choice.
             _, found = self._read(fills)
             if all(self._as_expected(path, found).options for path in found):
@@ -333,19 +351,19 @@ class _Proof:
 
     def _read(self, fills: dict[str, Fill] | None) -> tuple[Reader, dict[str, Value]]:
         """Returns the outputs of the deeper network by their names in the old one."""
-        problem, sources = self._problem, {new: old for old, new in self.places.items()}
-        problem.terms.ratios = problem.ratios(self.places)
-        reader = Reader(problem.terms, known=problem.known, stacks=self.stacks, fills=fills)
+        sources = {place: path for path, place in self.places.items()}
+        terms = self._old.terms
+        reader = Reader(terms, known=self._old.known, stacks=self.stacks, fills=fills)
 
         def leaf(path: str, aval: Any) -> Value:
             if path in sources:
-                return exactly(problem.terms.make("leaf", sources[path], (), aval))
+                return exactly(terms.make("leaf", sources[path], (), aval))
             return reader.new(path, aval)
 
         found = {}
         for path, value in self.new.read(reader, leaf).items():
             # New values of the variables themselves, such as running statistics, are called alike.
-            own = next((p for p in problem.new.shapes if f"/{path}".endswith(f"/{p}")), None)
+            own = next((p for p in self.new.shapes if f"/{path}".endswith(f"/{p}")), None)
             if own is None:
                 found[path] = value
             elif own in sources:
@@ -353,7 +371,7 @@ class _Proof:
         return reader, found
 
     def _as_expected(self, path: str, found: Mapping[str, Value]) -> Value:
-        term = self._problem.expected[path]
+        term = self._old.outputs[path]
         options = tuple(option for option in found[path].options if option.term is term)
         return Value(options, found[path].leaves)
 
@@ -364,7 +382,7 @@ class _Proof:
             module = loss.leaf.rpartition("/")[0].removeprefix("params/") or loss.leaf
             f = loss.operation
             if loss.first:
-                shape = self._problem.new.shapes[loss.leaf].shape
+                shape = self.new.shapes[loss.leaf].shape
                 return f"{loss.leaf} of shape {shape}: no values make {f} with it the identity"
             inner = f"{f}(x)" if loss.before == f else "x"
             return f"{module}: {f} follows it, and {f}({inner}) is not {inner}"

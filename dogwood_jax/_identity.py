@@ -52,7 +52,7 @@ class Value:
     Attributes:
         options: what it can be; just one for a value that depends on no new array.
         leaves: paths of the new arrays that it depends on.
-        path: path of the new array that it is, if it is one.
+        path: path of the new array that it is, perhaps reshaped, if it is one.
     """
 
     options: tuple[Option, ...]
@@ -121,7 +121,8 @@ class Reader:
         self._stacks = stacks or {}
         self._fills = fills
         self._known = known
-        self._orders: dict[str, int] = {}
+        self._steps = 0
+        self._orders: dict[str, int] = {}  # when a new array was last used
         self._calls: list[str] = []
         self._names: dict[Term, str] = {}
         self._level = 0
@@ -149,10 +150,11 @@ class Reader:
             options = [Option(frozenset({(path, fill)}), term) for fill, term in choices]
         return Value(tuple(options), frozenset({path}), path)
 
-    def _cost(self, fills: Iterable[tuple[str, Fill]]) -> tuple[int, int]:
-        """Orders fills: those of fewer arrays first, then those of later ones."""
+    def cost(self, fills: Iterable[tuple[str, Fill]]) -> tuple[int, int, float]:
+        """Orders fills: those of fewer arrays first, then of later ones, then with plain values."""
         orders = [self._orders.get(path, 0) for path, _ in fills]
-        return len(orders), -sum(orders)
+        values = sorted(min(abs(fill.value), abs(fill.value - 1)) for _, fill in fills)
+        return len(orders), -sum(orders), sum(values)
 
     def _leads_on(self, term: Term) -> bool:
         """Whether a term is something that the old program computes, or close to it."""
@@ -169,7 +171,9 @@ class Reader:
         kept: dict[Term, int] = {}
         numbers: list[Option] = []
         leading: list[Option] = []
-        for option in sorted(set(options), key=lambda o: (self._cost(o.fills), o.term.order)):
+        for option in sorted(
+            dict.fromkeys(options), key=lambda o: (self.cost(o.fills), o.term.order)
+        ):
             number = option.term.number is not None or option.term.op in ("identity", "open")
             if not number and not self._leads_on(option.term):
                 continue
@@ -199,7 +203,7 @@ class Reader:
                         merged[union, (*chosen, term)] = None
             found = merged
             if len(found) > 256:
-                found = dict.fromkeys(sorted(found, key=lambda world: self._cost(world[0]))[:256])
+                found = dict.fromkeys(sorted(found, key=lambda world: self.cost(world[0]))[:256])
         return list(found)
 
     def _evaluate(
@@ -222,7 +226,8 @@ class Reader:
             for result, term in zip(options, function(operands), strict=True):
                 if term is not None:
                     result.append(Option(fills, term))
-        results = [Value(self._best(o), leaves) for o in options]
+        path = values[0].path if len(values) == 1 else None
+        results = [Value(self._best(o), leaves, path) for o in options]
         self._look_for_losses(eqn, values, results)
         return results
 
@@ -285,9 +290,10 @@ class Reader:
 
         for eqn in jaxpr.eqns:
             operands = [read(atom) for atom in eqn.invars]
+            self._steps += 1
             for value in operands:
                 if value.path is not None:
-                    self._orders.setdefault(value.path, len(self._orders))
+                    self._orders[value.path] = self._steps
             known.update(zip(eqn.outvars, self._read(eqn, operands), strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 

@@ -60,14 +60,14 @@ class Terms:
     Attributes:
         sized: whether sizes are part of terms. Otherwise programs end in the same term if they are
             equal up to their sizes.
-        ratios: factors by which constants of the next program can differ from those of programs
-            before it, because they depend on sizes.
+        ratios: factors by which constants can differ because they depend on sizes; such constants
+            are taken for equal.
     """
 
     sized: bool = True
     ratios: frozenset[float] = frozenset()
     _table: dict[Any, Term] = field(default_factory=dict)
-    _constants: set[float] = field(default_factory=set)
+    _constants: dict[float, None] = field(default_factory=dict)
     _kept: list[Any] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -109,14 +109,13 @@ class Terms:
         return self.make("constant", (array.shape, str(aval.dtype), array.tobytes()), (), aval)
 
     def _scaled(self, value: float) -> float:
-        """Returns the constant that this one is another size's version of, or itself."""
-        if not self.ratios:
-            self._constants.add(value)
-        elif value not in self._constants:
-            sizes = sorted(self._constants - {0.0, 1.0, -1.0})
-            for ratio, known in itertools.product(sorted(self.ratios), sizes):
-                if math.isclose(value, known * ratio, rel_tol=1e-6):
-                    return known
+        """Returns the constant before this one that may be it in another size, or itself."""
+        if abs(value) in (0.0, 1.0):
+            return value
+        for ratio, known in itertools.product(sorted(self.ratios), self._constants):
+            if math.isclose(value, known * ratio, rel_tol=1e-6):
+                return known
+        self._constants[value] = None
         return value
 
     def _identity(self, thing: Any) -> Any:
