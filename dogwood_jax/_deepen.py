@@ -15,7 +15,7 @@ from jax import Array
 
 from dogwood_jax._identity import Fill, Reader, Value, exactly
 from dogwood_jax._insert import Insertion, insert
-from dogwood_jax._pairing import Pairing, kept, numbered, renames
+from dogwood_jax._pairing import Pairing, numbered
 from dogwood_jax._terms import Terms
 from dogwood_jax._trace import trace
 from dogwood_jax._tree import (
@@ -68,8 +68,10 @@ def deepen(
         apply: the network, a function of variables and inputs.
         target_apply: the deeper network.
         inputs: pytrees of arrays or ``jax.ShapeDtypeStruct``, the same for both.
-        rename: modules that have another path in the target, ``{"layers_2": "layers_4"}``, where
-            an inserted layer shifts the names of later ones and shapes do not say how.
+        rename: modules that have another path in the target, ``{"layers_2": "layers_4"}``. Without
+            it, layers keep their names where their shapes allow it; where names are numbered, and
+            an inserted layer shifts the numbers of later ones, layers keep their order, and new
+            ones come last among those of equal shapes. Whichever they are, the proof holds.
         copy: whether free values of a new layer are those of the closest layer of its kind before
             it, instead of new ones.
         interleave: whether new layers of a stack are spread between the old ones, instead of
@@ -81,8 +83,8 @@ def deepen(
 
     Raises:
         ValueError: if no values make the deeper network compute the same, if old arrays are
-            missing in the target, have another shape there or could be several ones of it, or if
-            there are free values but neither ``copy``, ``key`` nor a target with arrays.
+            missing in the target or have another shape there, or if there are free values but
+            neither ``copy``, ``key`` nor a target with arrays.
 
     Example:
         >>> import jax
@@ -160,27 +162,16 @@ def insertions(
     new = _Network(target_apply, target, inputs)
     problem = _Problem(old, new, wider)
     pairing = Pairing(old.shapes, new.shapes, fits=problem.fits, rename=rename or {})
-    proved: list[_Proof] = []
-    for places in pairing.candidates()[:64]:
-        if proved and kept(places) < kept(proved[0].places):
-            break
+    refusals = []
+    for places in pairing.candidates():
         proof = _Proof(problem, places)
         if proof.refusal is None:
-            proved.append(proof)
-        else:
-            pairing.problems.append(proof.refusal)
-    if not proved:
-        raise ValueError(
-            "cannot show that the deeper network computes what the old one does:\n"
-            + "\n".join(f"- {p}" for p in dict.fromkeys(pairing.problems))
-        )
-    if len(proved) > 1:
-        raise ValueError(
-            "old layers could be several ones of the deeper network; say which they are, for "
-            "example by one of\n"
-            + "\n".join(f"- rename={renames(proof.places)}" for proof in proved[:4])
-        )
-    return _described(problem, proved[0], target, inputs, copy=copy, interleave=interleave)
+            return _described(problem, proof, target, inputs, copy=copy, interleave=interleave)
+        refusals.append(proof.refusal)
+    raise ValueError(
+        "cannot show that the deeper network computes what the old one does:\n"
+        + "\n".join(f"- {p}" for p in refusals[:1] or pairing.problems)
+    )
 
 
 class _Network:

@@ -49,13 +49,13 @@ class Insertion:
     fans: tuple[int, int] = (1, 1)
 
     def __str__(self) -> str:
-        fill = f"{self.value:.9g}" if self.fill == "constant" else self.fill
-        place = f"{self.path}[{','.join(map(str, self._new))}]" if self.layers else self.path
-        return f"{place}: {fill}" + (f" of {self.source}" if self.fill in ("copy", "moved") else "")
-
-    @property
-    def _new(self) -> list[int]:
-        return [i for i, layer in enumerate(self.layers) if layer < 0]
+        fill = {
+            "constant": f"{self.value:.9g}",
+            "copy": f"copy of {self.source}",
+            "moved": f"moved from {self.source}",
+        }.get(self.fill, self.fill)
+        new = ",".join(str(i) for i, layer in enumerate(self.layers) if layer < 0)
+        return f"{self.path}[{new}]: {fill}" if new else f"{self.path}: {fill}"
 
 
 def insert(

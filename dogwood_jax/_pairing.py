@@ -15,7 +15,7 @@ import jax
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
 Fits = Callable[[str, str], bool]
 
-_LIMIT = 256  # of pairings that are looked at
+_LIMIT = 64  # of pairings that are looked at
 
 
 class Pairing:
@@ -72,7 +72,7 @@ class Pairing:
         found = [self._pinned | dict(pairs) for pairs in itertools.islice(embeddings, _LIMIT)]
         if not found:
             self.problems += self._misfits()
-        return sorted(found, key=lambda places: -kept(places))
+        return sorted(found, key=_moves)
 
     def _misfits(self) -> list[str]:
         missing = [f"{path}: not in the target" for path in self._old if path not in self._new]
@@ -146,21 +146,9 @@ def _product(parts: list[_Replayed]) -> Iterator[list[Any]]:
             yield [first, *rest]
 
 
-def kept(places: Mapping[str, str]) -> int:
-    """Returns how many arrays keep their paths."""
-    return sum(path == place for path, place in places.items())
-
-
-def renames(places: Mapping[str, str]) -> dict[str, str]:
-    """Returns the modules that have another path."""
-    found = {}
-    for path, place in places.items():
-        before, after = path.split("/"), place.split("/")
-        while before != after and before[-1] == after[-1]:
-            before, after = before[:-1], after[:-1]
-        if before != after:
-            found["/".join(before)] = "/".join(after)
-    return found
+def _moves(places: Mapping[str, str]) -> int:
+    """Returns how many arrays have another path."""
+    return sum(path != place for path, place in places.items())
 
 
 def numbered(name: str) -> tuple[str, int | None]:
