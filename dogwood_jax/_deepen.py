@@ -332,7 +332,7 @@ class _Proof:
             self.refusal = self._explanation(reader)
             return
         for chosen, _ in sorted(worlds, key=lambda world: reader.cost(world[0])):
-            fills = dict(chosen)
+            fills = {path: fill for path, fill in chosen if fill.kind != "open"}
             # The whole program is read again with these fills, now without any choice.
             _, found = self._read(fills)
             if all(self._as_expected(path, found).options for path in found):
@@ -405,8 +405,7 @@ def _described(
                 found.append(replace(insertion, fill="moved", source=source))
             continue
         if fill := proof.fills.get(path):
-            # Constants that were left open are none now: nothing depends on them.
-            kind: Any = fill.kind
+            kind: Any = fill.kind  # none is open any more
             insertion = replace(insertion, fill=kind, value=fill.value, axes=fill.axes)
         elif copy and (model := source or _model(path, problem.new.shapes, sources)):
             insertion = replace(insertion, fill="copy", source=model)

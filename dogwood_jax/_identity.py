@@ -372,7 +372,12 @@ class Reader:
         longer = lengths - {length}
         idle: list[frozenset[tuple[str, Fill]]] = [frozenset()]
         if longer:
-            idle = self._idle_layers(eqn, operands, stacks)
+            # Whatever else differs from layer to layer would be another one for the old layers.
+            alike = all(
+                path in self._stacks or value.term is None or value.term.number is not None
+                for path, value in zip(stacks, operands[n_consts + n_carry :], strict=True)
+            )
+            idle = self._idle_layers(eqn, operands, stacks) if alike else []
             (length,) = longer
 
         def function(terms: Operands) -> list[Term | None]:

@@ -516,6 +516,8 @@ REFUSED_BY_HAND = {
 def test_programs_written_by_hand_that_are_refused(name):
     with pytest.raises(ValueError, match="cannot show"):
         insertions(*REFUSED_BY_HAND[name], VECTOR[:4])
+    with pytest.raises(ValueError, match="cannot show"):
+        insertions(*REFUSED_BY_HAND[name], VECTOR[:4], wider=True)
 
 
 # Names --------------------------------------------------------------------------------------------
