@@ -3,6 +3,7 @@
 import functools
 import itertools
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from math import prod, sqrt
 from typing import Any
 
@@ -13,9 +14,18 @@ from jax import Array
 from dogwood_jax._affine import AxisMap, map_of_variable, transform
 from dogwood_jax._choose import choose, without_choices
 from dogwood_jax._growth import Growth
+from dogwood_jax._insert import insert
 from dogwood_jax._layout import Units, units_of
 from dogwood_jax._random import seeds, uniform
-from dogwood_jax._tree import PyTree, in_order_of, is_array, leaves_by_path, rebuilt
+from dogwood_jax._tree import (
+    PyTree,
+    in_order_of,
+    is_array,
+    leaves_by_path,
+    rebuilt,
+    struct,
+    struct_of,
+)
 from dogwood_jax._widths import Leaf
 from dogwood_jax.strategies import glorot
 
@@ -56,6 +66,8 @@ def grow(
         >>> jax.tree.map(jnp.shape, dw.grow(params, growth, key=jax.random.key(0)))["down"]
         {'bias': (2,), 'kernel': (16, 2)}
     """
+    if growth.insertions:
+        return _grow_and_insert(variables, growth, key, fresh)
     leaves = leaves_by_path(variables)
     new = None if fresh is None else leaves_by_path(fresh)
     _check(leaves, growth, key, new)
@@ -77,6 +89,27 @@ def grow(
             grown = choose(grown, others, first, change, structure)
     tree = rebuilt(structure, grown)
     return in_order_of(variables, tree) if larger is None else tree
+
+
+def _grow_and_insert(variables: PyTree, growth: Growth, key: Array | None, fresh: PyTree) -> PyTree:
+    """Returns the variables grown, then with new layers."""
+    leaves = leaves_by_path(variables)
+    wider = replace(growth, insertions=(), structure=None)
+    if fresh is None:
+        grown = grow(leaves, wider, key=key)
+        structs = {
+            path: struct_of(leaf) if is_array(leaf) else leaf for path, leaf in grown.items()
+        }
+        structs |= {i.path: struct(i.shape, jnp.dtype(i.dtype)) for i in growth.insertions}
+        target = rebuilt(growth.structure, structs)
+    else:
+        target, new = fresh, leaves_by_path(fresh)
+        for insertion in growth.insertions:
+            if (source := insertion.source) and (insertion.layers or insertion.fill == "moved"):
+                layers = leaves[source].shape[0] if insertion.layers else None
+                new[source] = new[insertion.path][:layers]
+        grown = grow(leaves, wider, key=key, fresh={path: new[path] for path in leaves})
+    return insert(grown, growth.insertions, target, key=key)
 
 
 def changes(leaf: Leaf, growth: Growth) -> bool:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from dogwood_jax._insert import Insertion
 from dogwood_jax._layout import resized, size_of, units_of
 from dogwood_jax._widths import Leaf, Recipe, Widths, table
 from dogwood_jax.strategies import Strategy
@@ -58,6 +59,9 @@ class Change:
         return self.new / self.old
 
 
+_FIELDS = ("widths", "changes", "notes", "structure", "insertions")
+
+
 @dataclass(frozen=True, repr=False)
 class Growth:
     """What becomes of every array when some widths change: an affine map ``new = A(old) + fill``.
@@ -70,12 +74,14 @@ class Growth:
         changes: how each growing width changes, in the order of the widths.
         notes: what the larger model's configuration or the caller has to mind.
         structure: tree structure of the larger model where a target was given.
+        insertions: what arrays of new layers are filled with, see ``deepen``.
     """
 
     widths: Widths
     changes: tuple[Change, ...]
     notes: tuple[str, ...] = ()
     structure: Any = None
+    insertions: tuple[Insertion, ...] = ()
 
     @cached_property
     def change(self) -> dict[str, Change]:
@@ -120,7 +126,7 @@ class Growth:
 
     @cached_property
     def _hash(self) -> int:
-        return hash((self.widths, self.changes, self.notes, self.structure))
+        return hash(tuple(getattr(self, name) for name in _FIELDS))
 
     def __hash__(self) -> int:
         return self._hash
@@ -131,13 +137,11 @@ class Growth:
         # A tree structure cannot be compared with None.
         if (self.structure is None) != (other.structure is None):
             return False
-        fields = ("widths", "changes", "notes", "structure")
-        return all(getattr(self, name) == getattr(other, name) for name in fields)
+        return all(getattr(self, name) == getattr(other, name) for name in _FIELDS)
 
     def __getstate__(self) -> dict[str, object]:
         # Without the cached hash: hashes of strings differ between processes.
-        fields = ("widths", "changes", "notes", "structure")
-        return {name: getattr(self, name) for name in fields}
+        return {name: getattr(self, name) for name in _FIELDS}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
@@ -148,7 +152,8 @@ class Growth:
             new = self.shapes[leaf.path]
             if new != leaf.shape:
                 rows.append((leaf.path, _shape(leaf.shape), _shape(new), self._fate(leaf)))
-        lines = [table(rows)] if len(rows) > 1 else ["nothing grows"]
+        lines = [table(rows)] if len(rows) > 1 else ["nothing grows"] * (not self.insertions)
+        lines += [f"inserted: {insertion}" for insertion in self.insertions]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     def __repr__(self) -> str:

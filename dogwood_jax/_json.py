@@ -8,13 +8,14 @@ import jax
 
 from dogwood_jax import strategies
 from dogwood_jax._growth import Change, Growth
+from dogwood_jax._insert import Insertion
 from dogwood_jax._layout import Concat, Product, Units
 from dogwood_jax._widths import Facts, Leaf, Recipe, Widths
 
 _TYPES = {
     cls.__name__: cls
     for cls in (
-        *(Change, Concat, Facts, Growth, Leaf, Product, Recipe, Units, Widths),
+        *(Change, Concat, Facts, Growth, Insertion, Leaf, Product, Recipe, Units, Widths),
         strategies.Strategy,
     )
 }

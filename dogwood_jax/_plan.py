@@ -1,7 +1,7 @@
 """Plan a growth: ``plan``."""
 
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ import numpy as np
 
 from dogwood_jax import strategies
 from dogwood_jax._growth import Change, Growth
+from dogwood_jax._larger import Larger, read_larger
 from dogwood_jax._target import sizes_of_target, splits
 from dogwood_jax._tree import PyTree
 from dogwood_jax._widths import Recipe, Width, Widths
@@ -20,6 +21,7 @@ def plan(
     sizes: Mapping[Any, int] | None = None,
     *,
     target: PyTree = None,
+    target_apply: Callable[..., Any] | None = None,
     keep: Mapping[Any, Any] | None = None,
     merge: Mapping[Any, Sequence[Sequence[int]]] | None = None,
     strategy: Strategy | Mapping[str, Strategy] | None = None,
@@ -40,6 +42,10 @@ def plan(
         target: a pytree of arrays or ``jax.ShapeDtypeStruct`` of the larger model. Which widths
             differ is worked out; ``sizes`` settles what the shapes leave open. The grown
             variables get the target's tree structure.
+        target_apply: the larger model's function of variables and inputs. With it, the plan reads
+            how the larger model splits products such as heads * head_dim, checks the constants
+            that a recipe asks for, and may insert layers that only the larger model has, filled
+            so that they compute the identity (see ``deepen``).
         keep: by width, the units that stay: their indices, in their new order, or a boolean mask.
             The others are removed, see ``narrow``.
         merge: by width, groups of units that compute the same function, as ``find_symmetric``
@@ -79,10 +85,15 @@ def plan(
         )
     problems: list[str] = []
     new = _named_sizes(widths, sizes or {}, problems)
-    structure = None
+    structure, larger = None, Larger({})
     if target is not None:
-        new = sizes_of_target(widths, target, new, problems)
-        structure = jax.tree.structure(target)
+        structure, larger = jax.tree.structure(target), read_larger(widths, target, target_apply)
+        problems += [
+            f"{name}: asked for {size} units, but the larger model has {larger.sizes[name]}"
+            for name, size in new.items()
+            if larger.sizes.get(name, size) != size
+        ]
+        new = sizes_of_target(widths, larger.shapes, larger.sizes | new, problems)
     chosen = _strategies(widths, strategy, problems)
     changes = {
         name: _extended(widths[name], new[name], chosen.get(name), interface, problems)
@@ -95,8 +106,6 @@ def plan(
     for name, groups in _by_name(widths, merge or {}, problems):
         _once(changes, name, problems)
         changes[name] = _merged(widths[name], groups, interface, problems)
-    if problems:
-        raise ValueError("cannot plan this growth:\n" + "\n".join(f"- {p}" for p in problems))
     made = tuple(
         change
         for name in widths
@@ -104,8 +113,13 @@ def plan(
         if (change.new, change.sources) != (change.old, tuple(range(change.old)))
     )
     notes = [note for change in made for note in _notes(widths[change.width], change)]
-    notes += splits(widths, {change.width: change.new for change in made})
-    return Growth(widths, made, tuple(dict.fromkeys(notes)), structure)
+    for change in made:
+        notes += _constants(larger, change, problems)
+    if problems:
+        raise ValueError("cannot plan this growth:\n" + "\n".join(f"- {p}" for p in problems))
+    if target_apply is None:
+        notes += splits(widths, {change.width: change.new for change in made})
+    return Growth(widths, made, tuple(dict.fromkeys(notes)), structure, larger.insertions)
 
 
 def _by_name(
@@ -283,14 +297,25 @@ def _notes(width: Width, change: Change) -> Iterator[str]:
             f"{width.name}: incoming weights of new units are {epsilon:g} times drawn ones instead "
             "of zero, so outputs change by about as much"
         )
-    for what, value, power in change.recipe.constants if change.recipe else ():
-        yield (
-            f"{width.name}: in the larger model, {what} must be "
-            f"{value * change.ratio**power:.9g} instead of {value:.9g}"
-        )
     if change.strategy is strategies.KEEP and change.recipe is None:
         for hazard in width.hazards:
             yield f"{width.name}: removing units changes outputs: {hazard}"
+
+
+def _constants(larger: Larger, change: Change, problems: list[str]) -> Iterator[str]:
+    """Yields the constants that the larger model must have, as far as it does not tell its own."""
+    alike: dict[float, list[str]] = {}
+    for what, wanted, own in larger.constants(change):
+        if own is None:
+            alike.setdefault(wanted, []).append(what)
+        elif abs(own - wanted) > 1e-5 * abs(wanted):
+            problems.append(
+                f"{change.width}: in the larger model, {what} must be {wanted:.9g}, but it is "
+                f"{own:.9g}"
+            )
+    for wanted, whats in alike.items():
+        more = f" (and {len(whats) - 1} more such constants)" if len(whats) > 1 else ""
+        yield f"{change.width}: in the larger model, {whats[0]} must be {wanted:.9g}{more}"
 
 
 def _interface(width: Width, interface: bool) -> list[str]:

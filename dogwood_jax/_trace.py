@@ -77,7 +77,7 @@ def trace(
     leaves = program.leaves
     _override(leaves, tuple(fix), tuple(tie))
     _attach_unread(leaves, program.trace)
-    return replace(name_widths(leaves, program.trace), network=Network(apply, program.inputs))
+    return replace(name_widths(leaves, program.trace), network=Network(apply, *program.shapes))
 
 
 class _Program:
@@ -106,7 +106,7 @@ class _Program:
         shapes = jax.tree.unflatten(
             structure, [_struct(leaf) if is_array(leaf) else leaf for _, leaf in arguments]
         )
-        self.inputs: tuple[Any, ...] = shapes[1:]
+        self.shapes = shapes[0], shapes[1:]
         closed = jax.make_jaxpr(flat)(*structs)
         self.trace = Trace()
         self.leaves: dict[str, Value] = {}

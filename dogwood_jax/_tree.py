@@ -51,12 +51,6 @@ def in_order_of(template: PyTree, tree: PyTree) -> PyTree:
     return tree
 
 
-def rebuilt(structure: Any, leaves: Mapping[str, Any]) -> PyTree:
-    """Returns a tree of another structure with the leaves that have the same paths."""
-    numbered = jax.tree.unflatten(structure, range(structure.num_leaves))
-    return jax.tree.unflatten(structure, [leaves[path] for path in leaves_by_path(numbered)])
-
-
 def struct_of(leaf: Any) -> jax.ShapeDtypeStruct:
     """Returns the shape and dtype that an array has inside a traced function."""
     if isinstance(leaf, jax.ShapeDtypeStruct):

@@ -150,10 +150,12 @@ class Network:
 
     Attributes:
         apply: the function of variables and inputs.
-        inputs: the inputs, with a ``jax.ShapeDtypeStruct`` for every array.
+        variables: its variables, with a ``jax.ShapeDtypeStruct`` for every array.
+        inputs: the inputs, in the same way.
     """
 
     apply: Callable[..., Any]
+    variables: Any
     inputs: tuple[Any, ...]
 
     def random_inputs(self, key: jax.Array) -> tuple[Any, ...]:

@@ -1,0 +1,117 @@
+"""Removing units: exact where they are dead, the inverse of growing where they are copies."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dogwood_jax as dw
+
+
+class Network(nn.Module):
+    conv: int = 5
+    wide: int = 4
+    hidden: int = 7
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.gelu(nn.Conv(self.conv, (3, 3), padding="VALID", param_dtype=jnp.float64)(x))
+        x = nn.sigmoid(nn.Conv(self.wide, (2, 2), padding="VALID", param_dtype=jnp.float64)(x))
+        x = nn.tanh(nn.Dense(self.hidden, param_dtype=jnp.float64)(x.mean((1, 2))))
+        return nn.Dense(3, param_dtype=jnp.float64)(x)
+
+
+X = jax.random.normal(jax.random.key(0), (4, 6, 6, 2), jnp.float64)
+SIZES = {"Conv_0": ("conv", 5), "Conv_1": ("wide", 4), "Dense_0": ("hidden", 7)}
+
+
+@pytest.fixture(scope="module")
+def network():
+    variables = Network().init(jax.random.key(1), X)
+    variables = jax.tree.map(
+        lambda a: np.array(a + 0.3 * jax.random.normal(jax.random.key(a.size), a.shape)), variables
+    )
+    return variables, dw.trace(Network().apply, variables, X)
+
+
+def outputs(variables, **sizes):
+    return np.asarray(Network(**sizes).apply(variables, X))
+
+
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("jitted", [False, True])
+def test_constant_units_move_into_the_next_bias(network, name, jitted):
+    variables, widths = jax.tree.map(np.copy, network[0]), network[1]
+    argument, size = SIZES[name]
+    variables["params"][name]["kernel"][..., 2] = 0
+    assert dw.find_dead(variables, widths[name]) == (2,)
+    keep = [unit for unit in range(size) if unit != 2]
+    narrow = lambda v: dw.narrow(v, widths, {name: keep})  # noqa: E731
+    narrowed = (jax.jit(narrow) if jitted else narrow)(variables)
+    before = outputs(variables)
+    np.testing.assert_allclose(outputs(narrowed, **{argument: size - 1}), before, rtol=1e-12)
+
+
+def test_units_that_are_not_constant_are_dropped_without_a_trace(network):
+    variables, widths = network
+    narrowed = dw.narrow(variables, widths, {"Dense_0": np.arange(7) < 6})
+    np.testing.assert_array_equal(
+        narrowed["params"]["Dense_1"]["bias"], variables["params"]["Dense_1"]["bias"]
+    )
+
+
+def test_units_that_nothing_reads_are_dead(network):
+    variables, widths = jax.tree.map(np.copy, network[0]), network[1]
+    variables["params"]["Dense_1"]["kernel"][[1, 4]] = 0
+    assert dw.find_dead(variables, widths["Dense_0"]) == (1, 4)
+    narrowed = dw.narrow(variables, widths, {"Dense_0": [6, 5, 3, 2, 0]})
+    np.testing.assert_allclose(outputs(narrowed, hidden=5), outputs(variables), rtol=1e-12)
+
+
+@pytest.mark.parametrize("split", ["even", "uneven"])
+def test_merging_undoes_replication(network, split):
+    variables, widths = network
+    sizes = {"Conv_0": 8, "Conv_1": 6, "Dense_0": 17}
+    growth = dw.plan(widths, sizes, strategy=dw.strategies.replicate(split=split))
+    grown = dw.grow(variables, growth)
+    merged = dw.merge_symmetric(grown, growth.after, list(sizes))
+    for new, old in zip(jax.tree.leaves(merged), jax.tree.leaves(variables), strict=True):
+        np.testing.assert_allclose(new, old, rtol=1e-12)
+
+
+def test_the_most_active_units_can_be_copied(network):
+    variables, widths = network
+    active = np.argsort(-dw.activity(Network().apply, variables, widths["Dense_0"], X))[:2]
+    growth = dw.plan(widths, {"Dense_0": 10}, strategy=dw.strategies.replicate(units=active))
+    assert growth.changes[0].sources == (*range(7), active[0], active[1], active[0])
+    grown = dw.grow(variables, growth)
+    np.testing.assert_allclose(outputs(grown, hidden=10), outputs(variables), rtol=1e-12)
+
+
+def test_activity_is_the_change_that_silencing_makes(network):
+    variables, widths = network
+    found = dw.activity(Network().apply, variables, widths["Dense_0"], X)
+    for unit in (0, 3):
+        silent = jax.tree.map(np.copy, variables)
+        silent["params"]["Dense_1"]["kernel"][unit] = 0
+        change = outputs(silent) - outputs(variables)
+        np.testing.assert_allclose(found[unit], np.sqrt((change**2).mean()), rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"keep": {"Conv_0": [0, 5]}}, "keep takes distinct indices below 5"),
+        ({"keep": {"Conv_0": [1, 1]}}, "keep takes distinct indices below 5"),
+        ({"keep": {"Conv_0": np.ones(4, bool)}}, "a boolean mask of 5 units"),
+        ({"keep": {"Conv_0[0]": [0]}}, "cannot change from 3 to 1: it is a spatial dimension"),
+        ({"keep": {"Dense_1": [0]}}, "pass interface=True"),
+        ({"keep": {"Conv": [0]}}, "no width 'Conv'"),
+        ({"merge": {"Conv_0": [(0, 1), (1, 2)]}}, "merge takes groups of distinct units"),
+        ({"sizes": {"Conv_0": 6}, "keep": {"Conv_0": [0]}}, "change in two ways"),
+    ],
+)
+def test_bad_requests_are_refused(network, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        dw.plan(network[1], **arguments)

@@ -1,0 +1,186 @@
+"""The optimizer's state after growing, against the state of a network that was large before."""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax.contrib
+import pytest
+from flax.training.train_state import TrainState
+
+import dogwood_jax as dw
+
+
+class Network(nn.Module):
+    a: int = 8
+    b: int = 7
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.tanh(nn.Dense(self.a, param_dtype=jnp.float64)(x))
+        x = nn.tanh(nn.Dense(self.b, param_dtype=jnp.float64)(x))
+        return nn.Dense(3, param_dtype=jnp.float64)(x)
+
+
+X = jax.random.normal(jax.random.key(0), (16, 6), jnp.float64)
+VARIABLES = Network().init(jax.random.key(1), X)
+WIDTHS = dw.trace(Network().apply, VARIABLES, X)
+SIZES = {"Dense_0": 12, "Dense_1": 10}
+
+
+def by_kind(params):
+    return jax.tree.map(lambda p: "kernel" if p.ndim > 1 else "bias", params)
+
+
+def optimizers():
+    kernels = {"kernel": optax.adam(1e-3), "bias": optax.sgd(0.1, momentum=0.9)}
+    frozen = {"kernel": optax.adam(1e-3), "bias": optax.set_to_zero()}
+    return {
+        "adam": optax.adam(1e-3),
+        "amsgrad": optax.amsgrad(1e-3),
+        "lion": optax.lion(1e-3),
+        "lamb": optax.lamb(1e-3),
+        "momentum": optax.sgd(0.1, momentum=0.9, nesterov=True),
+        "muon": optax.contrib.muon(1e-3),
+        "partition": optax.multi_transform(kernels, by_kind),
+        "frozen": optax.multi_transform(frozen, by_kind),
+        "masked": optax.masked(optax.adam(1e-3), lambda p: jax.tree.map(lambda a: a.ndim > 1, p)),
+        "hyperparameters": optax.inject_hyperparams(optax.adam)(1e-3),
+        "accumulating": optax.MultiSteps(optax.adam(1e-3), 2),
+        "average of gradients": optax.ema(0.9),
+        "rprop": optax.rprop(1e-3),
+    }
+
+
+def loss(params, x, network):
+    outputs = network.apply({"params": params}, x)
+    return jnp.sum(jnp.sin(outputs) * jnp.arange(1, 4))
+
+
+def trained(tx, params, network, steps=5):
+    """The state after some gradients at the same parameters."""
+    state = tx.init(params)
+    for step in range(steps):
+        gradient = jax.grad(loss)(params, X + step, network)
+        _, state = tx.update(gradient, state, params)
+    return state
+
+
+def assert_equal(found, wanted, tolerance=1e-10):
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert (jnp.shape(a), jnp.result_type(a)) == (jnp.shape(b), jnp.result_type(b))
+        # Some optimizers keep float32 whatever the parameters.
+        rtol = 1e-5 if jnp.result_type(a) == jnp.float32 else tolerance
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=tolerance * np.max(np.abs(b), initial=0))
+
+
+@pytest.mark.parametrize("split", ["even", "uneven"])
+@pytest.mark.parametrize("name", optimizers())
+def test_after_replicating_the_state_is_that_of_the_large_network(name, split):
+    tx = optimizers()[name]
+    growth = dw.plan(WIDTHS, SIZES, strategy=dw.strategies.replicate(split=split))
+    large = dw.grow(VARIABLES, growth)["params"]
+    wanted = trained(tx, large, Network(12, 10))
+    state = trained(tx, VARIABLES["params"], Network())
+    assert_equal(dw.grow_opt_state(state, growth, tx), wanted)
+    jitted = jax.jit(lambda state: dw.grow_opt_state(state, growth, tx))
+    assert_equal(jitted(state), wanted)
+
+    # And back: merging adds gradients up again.
+    merge = {
+        width: dw.find_symmetric({"params": large}, growth.after[width], outgoing=False)
+        for width in SIZES
+    }
+    assert_equal(dw.grow_opt_state(wanted, dw.plan(growth.after, merge=merge), tx), state)
+
+
+def test_old_entries_are_those_of_the_large_network_and_new_ones_means():
+    tx = optax.adam(1e-3)
+    growth = dw.plan(WIDTHS, SIZES)
+    large = dw.grow(VARIABLES, growth, key=jax.random.key(2))["params"]
+    wanted = trained(tx, large, Network(12, 10))[0]
+    found = dw.grow_opt_state(trained(tx, VARIABLES["params"], Network()), growth, tx)[0]
+    for moment in ("mu", "nu"):
+        a, b = (getattr(s, moment)["Dense_1"]["kernel"] for s in (found, wanted))
+        np.testing.assert_allclose(a[:8, :7], b[:8, :7], rtol=1e-10)
+    kernel = found.nu["Dense_1"]["kernel"]
+    np.testing.assert_array_equal(found.mu["Dense_1"]["kernel"][8:], 0)
+    np.testing.assert_allclose(kernel[8:, :7], np.tile(kernel[:8, :7].mean(0), (4, 1)))
+    assert found.count == 5
+    zeros = dw.grow_opt_state(
+        trained(tx, VARIABLES["params"], Network()), growth, tx, second_moment="zeros"
+    )[0]
+    np.testing.assert_array_equal(zeros.nu["Dense_1"]["kernel"][8:], 0)
+
+
+def test_narrowing_keeps_the_entries_of_units_that_stay():
+    tx = optax.adam(1e-3)
+    state = trained(tx, VARIABLES["params"], Network())
+    grown = dw.grow_opt_state(state, growth := dw.plan(WIDTHS, SIZES), tx)
+    back = dw.plan(growth.after, keep={"Dense_0": range(8), "Dense_1": range(7)})
+    assert_equal(dw.grow_opt_state(grown, back, tx), state)
+
+
+@pytest.mark.parametrize("smallest", [5, 8, 100])
+def test_adafactor_factors_by_the_new_size(smallest):
+    tx = optax.adafactor(1e-3, min_dim_size_to_factor=smallest)
+    growth = dw.plan(WIDTHS, SIZES)
+    params = dw.grow(VARIABLES, growth, key=jax.random.key(2))["params"]
+    state = dw.grow_opt_state(trained(tx, VARIABLES["params"], Network()), growth, tx)
+    shapes = jax.tree.map(jnp.shape, jax.eval_shape(tx.init, params))
+    assert jax.tree.map(jnp.shape, state) == shapes
+    updates, _ = tx.update(params, state, params)
+    assert all(np.isfinite(u).all() for u in jax.tree.leaves(updates))
+
+
+def test_copies_of_parameters_begin_at_the_parameters():
+    tx = optax.contrib.schedule_free_adamw(1e-3)
+    growth = dw.plan(WIDTHS, SIZES)
+    large = dw.grow(VARIABLES, growth, key=jax.random.key(2))
+    state = tx.init(VARIABLES["params"])
+    assert_equal(dw.grow_opt_state(state, growth, tx, variables=large).z, large["params"])
+
+
+def test_a_train_state_grows_as_a_whole():
+    tx = optax.adam(1e-3)
+    state = TrainState.create(apply_fn=Network().apply, params=VARIABLES["params"], tx=tx)
+    state = state.apply_gradients(grads=VARIABLES["params"])
+    growth = dw.plan(WIDTHS, SIZES)
+    large = dw.grow({"params": state.params}, growth, key=jax.random.key(2))
+    grown = dw.grow_opt_state(state, growth, tx, variables=large)
+    assert_equal(grown.params, large["params"])
+    assert grown.step == 1
+    assert_equal(grown.opt_state, dw.grow_opt_state(state.opt_state, growth, tx))
+
+
+class Unknown(NamedTuple):
+    momentum: dict
+
+
+def test_unknown_fields_are_named_and_can_be_explained():
+    growth = dw.plan(WIDTHS, SIZES)
+    trace = optax.trace(0.9)
+
+    def init(params):
+        return Unknown(trace.init(params).trace)
+
+    tx = optax.GradientTransformation(init, trace.update)
+    state = Unknown(VARIABLES["params"])
+    with pytest.raises(ValueError, match="what field 'momentum' of Unknown holds is not known"):
+        dw.grow_opt_state(state, growth, tx)
+    found = dw.grow_opt_state(state, growth, tx, fields={"momentum": "first"})
+    wanted = dw.grow_opt_state(optax.TraceState(VARIABLES["params"]), growth, trace)
+    assert_equal(found.momentum, wanted.trace)
+
+
+def test_another_optimizer_is_refused():
+    growth = dw.plan(WIDTHS, SIZES)
+    state = optax.adam(1e-3).init(VARIABLES["params"])
+    with pytest.raises(ValueError, match="tx has no such state"):
+        dw.grow_opt_state(state, growth, optax.sgd(0.1, momentum=0.9))
+    with pytest.raises(ValueError, match="second_moment must be"):
+        dw.grow_opt_state(state, growth, optax.adam(1e-3), second_moment="ones")
