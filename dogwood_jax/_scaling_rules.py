@@ -254,7 +254,9 @@ def _homogeneous(r: Reading, step: Step) -> Sequence[State]:
 
 def _raised(r: Reading, x: Value, state: State, degree: float) -> State:
     """A power of a value, or something as homogeneous."""
-    along = {a: _through(r, known, degree > 0, degree < 0) for a, known in state.along.items()}
+    # A root is infinitely steep at zero.
+    steep = degree < 0 or 0 < degree < 1
+    along = {a: _through(r, known, degree > 0, steep) for a, known in state.along.items()}
     statistic = r.squared(x, state) if degree == 2 else None
     return State(plus({}, state.power, degree), along, statistic, state.constants)
 
