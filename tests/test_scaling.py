@@ -548,9 +548,14 @@ def softmaxed(params: Any, x: Any, epsilon: float) -> Any:
     return jax.nn.softmax(x)
 
 
-def mean_of_another(params: Any, x: Any, epsilon: float) -> Any:
-    """Centred by the mean of another row: the rest of the units would not be zero."""
-    return jnp.tanh(x - x.mean(-1, keepdims=True)[::-1])
+def mean_of_another(n: int = 6) -> Model:
+    """Centred by the means of other places: the rest of the units would not be zero."""
+
+    def apply(params: Any, x: Any) -> Any:
+        x = affine(params["write"], x)
+        return affine(params["head"], jnp.tanh(x - x.mean(-1).T[..., None]))
+
+    return weighted({"write": dense(4, n), "head": dense(n, 3)}, apply, data(3, 3, 4))
 
 
 REFUSED = {
@@ -587,7 +592,7 @@ def test_some_only_grow_to_multiples(name: str) -> None:
 
 
 def test_the_mean_must_be_that_of_the_same_array() -> None:
-    recipes = widths_of(stream(mean_of_another)()).of("write/bias", 0).recipes
+    recipes = widths_of(mean_of_another()).of("write/bias", 0).recipes
     assert [recipe.multiple for recipe in recipes] == [True]
 
 
