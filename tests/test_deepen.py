@@ -71,7 +71,7 @@ class Cnn(nn.Module):
 
 
 class PooledCnn(nn.Module):
-    """A convolution behind a pooling; depthwise and dilated ones."""
+    """Convolutions of every kind behind a pooling."""
 
     deep: bool = False
 
@@ -82,6 +82,7 @@ class PooledCnn(nn.Module):
             x = nn.relu6(Conv(4, (3, 3), feature_group_count=4, name="depthwise")(x))
             x = nn.relu6(Conv(4, (3, 3), feature_group_count=2, name="grouped")(x))
             x = nn.relu6(Conv(4, (3, 3), kernel_dilation=2, name="dilated")(x))
+            x = nn.relu6(Conv(4, (2, 4), name="even")(x))
         return Dense(3, name="head")(x.reshape(x.shape[0], -1))
 
 
@@ -182,7 +183,7 @@ LINEN = {
         PooledCnn(),
         PooledCnn(True),
         IMAGE,
-        "depthwise/kernel grouped/kernel dilated/kernel",
+        "depthwise/kernel grouped/kernel dilated/kernel even/kernel",
     ),
     "residual": (
         ResNet(),
@@ -472,7 +473,53 @@ def test_what_is_not_proved_is_refused(name):
         refused(old, new, x)
 
 
+def strided(p, x):
+    dims = ("NWC", "WIO", "NWC")
+    return lax.conv_general_dilated(x[None], p["b"], (2,), "VALID", dimension_numbers=dims)[0]
+
+
+def reduced(axis, f=jnp.sin):
+    """A sum with a program of its own."""
+    return lambda x: lax.reduce(x, 0.0, lambda a, b: a + f(b), (axis,))[None]
+
+
 REFUSED_BY_HAND = {
+    "subtracted": (
+        before_last(same),
+        square("a"),
+        before_last(lambda p, x: x @ p["b"] - x),
+        square("a", "b"),
+    ),
+    "negative": (
+        before_last(same),
+        square("a"),
+        before_last(lambda p, x: jax.nn.relu(x @ p["b"])),
+        square("a", "b"),
+    ),
+    "strided": (
+        lambda p, x: x.max(0, keepdims=True) @ p["a"],
+        square("a"),
+        lambda p, x: strided(p, x).max(0, keepdims=True) @ p["a"],
+        square("a") | {"b": f64(1, 4, 4)},
+    ),
+    "another axis": (
+        lambda p, x: reduced(0)(x) @ p["a"],
+        square("a"),
+        lambda p, x: reduced(1)(residual(p, x)) @ p["a"],
+        square("a", "b"),
+    ),
+    "another program": (
+        lambda p, x: reduced(0)(x) @ p["a"],
+        square("a"),
+        lambda p, x: reduced(0, jnp.cos)(residual(p, x)) @ p["a"],
+        square("a", "b"),
+    ),
+    "another branch": (
+        branching,
+        square("a"),
+        lambda p, x: lax.cond(x.sum() > 0, lambda: residual(p, x) @ p["a"] * 2, lambda: x),
+        square("a", "b"),
+    ),
     "swapped": (chain("a", "b"), square("a", "b"), chain("b", "a", "c"), square("a", "b", "c")),
     "another constant": (
         lambda p, x: x @ p["a"] + 1.0,
@@ -543,6 +590,16 @@ def test_numbered_layers_keep_their_order_unless_they_are_named():
         rename = {"l_9": "l_2", "l_2": "l_8"}
         insertions(old, shapes[0], new, shapes[1], VECTOR, rename=rename)
     assert "rename: l_8 is not in the target" in str(error.value)
+
+
+def test_layers_keep_their_names_among_many():
+    names = [f"l_{i}" for i in range(16)]
+    old, new = (
+        lambda p, x, names=names: chain(*names)(p, jax.nn.relu(x)) for names in (names[10:], names)
+    )
+    found = insertions(old, square(*names[10:]), new, square(*names), VECTOR)
+    assert sorted(i.path for i in found) == sorted(names[:10])
+    assert {i.fill for i in found} == {"identity"}
 
 
 def test_modules_can_be_renamed_without_their_collection():
@@ -768,6 +825,24 @@ def test_wider_and_deeper(name):
     deeper = insert(wide, found, target, key=jax.random.key(1))
     assert jax.tree.map(jnp.shape, deeper) == jax.tree.map(jnp.shape, target)
     assert relative(jax.jit(old.apply)(variables, x), jax.jit(new.apply)(deeper, x)) <= 1e-12
+
+
+def test_one_is_no_size():
+    old, new = {"a": f64(4, 4)}, {"a": f64(4, 8), "b": f64(4, 4)}
+    for scale, proved in ((1.0, True), (2.0, False)):
+        try:
+            insertions(
+                lambda p, x: x * 1.0 @ p["a"],
+                old,
+                lambda p, x, scale=scale: residual(p, x) * scale @ p["a"],
+                new,
+                VECTOR,
+                wider=True,
+            )
+        except ValueError:
+            assert not proved
+        else:
+            assert proved
 
 
 def test_deepen_needs_networks_or_names():
