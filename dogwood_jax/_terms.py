@@ -208,6 +208,9 @@ class Terms:
         """Returns an equation's parameters, programs excepted, in a form that can be compared."""
         dropped = {"sharding", "out_sharding"}
         params = {k: v for k, v in eqn.params.items() if k not in dropped and not has_program(v)}
+        if len(params) < len(eqn.params.keys() - dropped):
+            # Functions beside a program are those that it was traced from.
+            params = {k: v for k, v in params.items() if not callable(v)}
         if not self.sized:
             params = _without_sizes(eqn, params)
         return tuple((key, self._static(value)) for key, value in sorted(params.items()))

@@ -327,6 +327,11 @@ def dropped(p, x):
     return x + jnp.where(kept, jnp.tanh(x) @ p["b"] / 0.5, 0)
 
 
+def reduced(axis, f=jnp.sin):
+    """A sum with a program of its own."""
+    return lambda x: lax.reduce(x, 0.0, lambda a, b: a + f(b), (axis,))[None]
+
+
 def same(p, x):
     return x
 
@@ -370,6 +375,13 @@ BY_HAND = {
         lambda p, x: recurrent(p, jax.nn.relu(jax.nn.relu(x) @ p["c"])),
         square("a", "u", "c"),
         {"c": "identity"},
+    ),
+    "before a reduction": (
+        lambda p, x: reduced(0)(x) @ p["a"],
+        square("a"),
+        lambda p, x: reduced(0)(residual(p, x)) @ p["a"],
+        square("a", "b"),
+        {"b": 0.0},
     ),
     "before while": (
         doubling,
@@ -476,11 +488,6 @@ def test_what_is_not_proved_is_refused(name):
 def strided(p, x):
     dims = ("NWC", "WIO", "NWC")
     return lax.conv_general_dilated(x[None], p["b"], (2,), "VALID", dimension_numbers=dims)[0]
-
-
-def reduced(axis, f=jnp.sin):
-    """A sum with a program of its own."""
-    return lambda x: lax.reduce(x, 0.0, lambda a, b: a + f(b), (axis,))[None]
 
 
 REFUSED_BY_HAND = {
