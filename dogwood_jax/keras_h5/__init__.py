@@ -12,6 +12,7 @@ from dogwood_jax.keras_h5._errors import KerasFileError
 from dogwood_jax.keras_h5._inspect import ArrayInfo, Inspection, LayerInfo, inspect
 from dogwood_jax.keras_h5._load import load
 from dogwood_jax.keras_h5._load_model import load_model
+from dogwood_jax.keras_h5._optimizer import load_optimizer
 from dogwood_jax.keras_h5._save import save
 
 __all__ = [
@@ -22,5 +23,6 @@ __all__ = [
     "inspect",
     "load",
     "load_model",
+    "load_optimizer",
     "save",
 ]

@@ -60,18 +60,18 @@ class Contents:
         keras_version: of the Keras that wrote it, where it says so.
         backend: likewise.
         config: the model's, ``{"class_name": ..., "config": ...}``, or ``None``.
-        training: loss, metrics and optimizer that it was compiled with, or ``None``.
         layers: the layers in the model's order.
         optimizer: the optimizer's arrays in its order, by their names in the file.
+        optimizer_class: its class, ``"Adam"`` or as in names ``"adam"``, where the file says so.
     """
 
     layout: str
     keras_version: str | None
     backend: str | None
     config: Config | None
-    training: Config | None
     layers: tuple[Layer, ...]
     optimizer: Mapping[str, Dataset]
+    optimizer_class: str | None
 
 
 def contents(source: Source) -> Contents:
@@ -89,9 +89,9 @@ def contents(source: Source) -> Contents:
             _text(metadata.get("keras_version")),
             None,
             checked_config(config, CONFIG),
-            _mapping(config.get("compile_config")),
             _positioned(root, config),
             _numbered(root, "optimizer"),
+            _optimizer_class(config.get("compile_config")) or _optimizer_name(root),
         )
     whole = "model_weights" in root
     group = member(root, "model_weights", "Group") if whole else root
@@ -105,15 +105,15 @@ def contents(source: Source) -> Contents:
     if config_text is not None:
         place = "attribute model_config"
         model = checked_config(parsed(config_text, place, source.limit), place)
-    training = read_text(root, "training_config")
+    training, place = read_text(root, "training_config"), "attribute training_config"
     return Contents(
         "model.h5" if whole else "h5",
         read_text(group, "keras_version") or read_text(root, "keras_version"),
         read_text(group, "backend"),
         model,
-        None if training is None else parsed(training, "attribute training_config", source.limit),
         _named(group, names, model),
         _slots(root),
+        None if training is None else _optimizer_class(parsed(training, place, source.limit)),
     )
 
 
@@ -126,15 +126,25 @@ def _weights_of_keras_3(root: Group) -> Contents:
             "with their arrays in vars/0, vars/1, ..., as Keras 3 writes them",
             "neither",
         )
-    return Contents("weights.h5", None, None, None, None, layers, _numbered(root, "optimizer"))
+    return Contents("weights.h5", None, None, None, layers, _numbered(root, "optimizer"), None)
 
 
 def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _mapping(value: Any) -> Config | None:
-    return value if isinstance(value, Mapping) else None
+def _optimizer_class(training: Any) -> str | None:
+    """Returns the optimizer's class from what a model was compiled with."""
+    described = training if isinstance(training, Mapping) else {}
+    described = described.get("optimizer", described.get("optimizer_config"))
+    return _text(described.get("class_name") if isinstance(described, Mapping) else described)
+
+
+def _optimizer_name(root: Group) -> str | None:
+    """Returns the optimizer's class as Keras 3.6 and later name it, where nothing else does."""
+    variables = find(root, "optimizer/vars")
+    name = None if variables is None else read_text(variables, "name")
+    return None if name is None else _positions.stem(name)
 
 
 # Layouts of Keras 1 and 2.
