@@ -1,6 +1,6 @@
 """The calls that a Keras model's config describes, in an order in which they can be made."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -141,19 +141,12 @@ def _arguments(node: Any, layers: Mapping[str, Any]) -> tuple[tuple[Any, ...], d
         args, kwargs = (replaced(node[key], _ref_of_tensor) for key in ("args", "kwargs"))
         return tuple(args), _given(kwargs)
     ref = _ref_of_list(layers)
-    if ref(node) is not None:  # one array, not in a list
+    if isinstance(node[0], str):  # one array, not in a list
         node = [node]
-    first = node[0] if isinstance(node, Sequence) and node else None
-    if not isinstance(first, Sequence):
-        raise ValueError(f"expected a list of the layers that feed it, got {node!r}")
-    if first and first[0] == "_CONSTANT_VALUE":
-        args = [
-            constant[2] if constant[0] == "_CONSTANT_VALUE" else ref(constant) for constant in node
-        ]
-    else:
-        args = [ref(item) for item in node]
+    first = node[0]
+    args = [item[2] if item[0] == "_CONSTANT_VALUE" else ref(item) for item in node]
     if None in args:
-        raise ValueError(f"expected layers of the model and numbers, got {node!r}")
+        raise ValueError(f"expected layers of the model, got {node!r}")
     kwargs = first[3] if len(first) > 3 else {}
     return (args[0] if len(args) == 1 else args,), _given(replaced(kwargs, ref))
 

@@ -15,6 +15,7 @@ from dogwood_jax.keras_h5._functions import FUNCTIONS
 from dogwood_jax.keras_h5._graph import Ref, class_of, parse, refs_in, replaced
 from dogwood_jax.keras_h5._masks import TAKES_MASK, handed_on, made_mask, makes_mask
 from dogwood_jax.keras_h5._modules import MODULES
+from dogwood_jax.keras_h5._operations import OPERATIONS
 from dogwood_jax.keras_h5._recurrent import RECURRENT
 from dogwood_jax.keras_h5._resize import inputs_of, resized, resized_layer
 
@@ -200,8 +201,8 @@ def make_layer(
     Raises:
         ValueError, KeyError or TypeError: if its class or config is not supported.
     """
-    if class_name in FUNCTIONS:
-        return FUNCTIONS[class_name](config)
+    if class_name in FUNCTIONS or class_name in OPERATIONS:
+        return (FUNCTIONS | OPERATIONS)[class_name](config)
     if class_name in MODULES or class_name in RECURRENT:
         return (MODULES | RECURRENT)[class_name](config, name, deterministic)
     if class_name in MODELS:
@@ -227,6 +228,8 @@ _KEYWORDS = {
         *("return_attention_scores", "use_causal_mask"),
     },
     **dict.fromkeys(("SimpleRNN", "GRU", "LSTM", "RNN"), {"initial_state"}),
+    "TFOpLambda": {"y"},
+    "SlicingOpLambda": {"slice_spec"},
 }
 
 

@@ -428,7 +428,10 @@ for _rank in (1, 2, 3):
     MODULES[f"SpatialDropout{_rank}D"] = _for_rank(_spatial_dropout, _rank)
 
 
-@_module("AlphaDropout", "GaussianDropout", "GaussianNoise")
+@_module(
+    *("AlphaDropout", "GaussianDropout", "GaussianNoise", "RandomContrast", "RandomFlip"),
+    *("RandomRotation", "RandomTranslation", "RandomZoom"),
+)
 def _noise(config: Config, name: str | None, deterministic: bool) -> Function:
     if not deterministic:
         raise ValueError("its noise is not supported in training; pass deterministic=True")

@@ -5,7 +5,9 @@
     python make_keras_models.py keras        # Keras 3
 
 Small models with many layers each; weights are random, so that no two arrays can be mistaken for
-each other. A model with layers that a version lacks is left out.
+each other. A model with layers that a version lacks is left out. The files in this folder come from
+TensorFlow 1.15.5 and 2.10.1, tf_keras 2.21.0 and Keras 3.15.1; of the latter's .h5, which differ
+from its archives in their layout alone, only the model with a model inside is kept.
 """
 
 import importlib
