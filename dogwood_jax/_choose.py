@@ -227,14 +227,15 @@ def _choose_outgoing(
     zero, silent = _silencing(new)
     small = jnp.where(zero, epsilon * new.drawn, new.drawn)
     # A relu passes the gradient of half of the inputs, and for the opposite weights of the others.
-    points = [small] if epsilon == 0 else [small, jnp.where(zero, -small, new.drawn)]
+    opposite = jnp.where(zero, -small, new.drawn)
+    points = jnp.stack([small, opposite] if epsilon else [small])
     slots = _Slots(new)
 
     def step(state: _State) -> _State:
         vectors, _, before, _, count = state
         rows = slots.unfold(vectors)
-        image = sum((new.times(point, rows) for point in points), jnp.zeros(()))
-        rows = sum((new.times_transposed(point, image) for point in points), jnp.zeros(()))
+        image = jnp.sum(lax.map(lambda point: new.times(point, rows), points), axis=0)
+        rows = jnp.sum(lax.map(lambda point: new.times_transposed(point, image), points), axis=0)
         product = slots.fold(rows)
         gains = jnp.sum(vectors * product, axis=2)
         return _orthonormal(product), vectors, gains, before, count + 1
@@ -370,10 +371,15 @@ def _choose_incoming(
     """
     new = _NewUnits(leaves, batch, case)
     rows = new.drawn
+
+    def score(candidates: Array) -> Array:
+        gradients = lax.map(lambda rows: new.by_outgoing(rows, new.zeros), candidates)
+        return jnp.sum(gradients * gradients, axis=2)
+
     if others:
         read = (new.kernels.read({**leaves, **other}) for other in others)
         drawn = lax.stop_gradient(jnp.stack([rows, *read]))
-        scores = lax.map(lambda rows: _squares(new.by_outgoing(rows, new.zeros)), drawn)
+        scores = score(drawn)
         _, best = lax.top_k(jnp.where(jnp.isfinite(scores), scores, -1).ravel(), new.units)
         rows = drawn.reshape(-1, rows.shape[1])[best]
     # Each slot keeps its norm; weights that belong to none count as one more.
@@ -384,28 +390,18 @@ def _choose_incoming(
         return jnp.sqrt(squares).T[:, slot]
 
     length = norms(rows)
-
-    def scaled(rows: Array) -> Array:
-        now = norms(rows)
-        return rows * (length / jnp.where(now > 0, now, 1))
-
     slots = _Slots(new)
 
-    def climb(_: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        rows, best, most = state
+    def climb(_: Array, rows: Array) -> Array:
         gradient = new.by_outgoing(rows, new.zeros)
-        score = jnp.sum(gradient * gradient)
-        best = jnp.where(score > most, rows, best)
         # Each towards a gradient of its own: all units alike would have the largest together.
         towards = slots.unfold(_orthonormal(slots.fold(gradient)))
-        rows = scaled(rows + scaled(new.times(rows, towards)))
-        return rows, best, jnp.maximum(score, most)
+        uphill = new.times(rows, towards)
+        steep = norms(uphill)
+        return jnp.where(steep > 0, uphill * (length / jnp.where(steep > 0, steep, 1)), rows)
 
-    none = jnp.zeros((), rows.dtype)
-    _, rows, most = lax.fori_loop(0, ascent + 1, climb, (rows, rows, none))
+    both = jnp.stack([rows, lax.fori_loop(0, ascent, climb, rows)])
+    scores = jnp.sum(score(both), axis=1)
+    rows = jnp.where(scores[1] > scores[0], both[1], both[0])
     written = new.readers.write(new.kernels.write(leaves, rows), new.zeros)
-    return _changed(written, new), jnp.array(True), most > 0
-
-
-def _squares(rows: Array) -> Array:
-    return jnp.sum(rows * rows, axis=1)
+    return _changed(written, new), jnp.array(True), jnp.max(scores) > 0

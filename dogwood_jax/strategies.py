@@ -283,8 +283,10 @@ def gradmax(
     them instead.
 
     The variant ``"incoming"`` sets outgoing weights to zero, which is preserving for any
-    activation. Incoming weights begin as drawn and, at the same norm, take a few steps towards
-    those with which the gradient of the outgoing weights is the largest.
+    activation. Incoming weights begin as drawn and take a few steps, at the same norm, uphill on
+    the gradient of the outgoing weights, each unit on a part of it that is orthogonal to the
+    others'. Where the units respond linearly, these steps lead to the left-singular vectors. Units
+    beyond their number stay as drawn, and so do all where the gradient does not become larger.
 
     Args:
         loss: function ``loss(variables, *batch)`` of the *larger* model's variables that returns

@@ -88,7 +88,7 @@ def _inputs(model: Mapping[str, Any]) -> list[jax.ShapeDtypeStruct]:
         if not shape:
             raise ValueError("the model's configuration does not say the shape of its inputs")
         sizes = tuple(_ANY_SIZE if size is None else size for size in shape)
-        inputs.append(jax.ShapeDtypeStruct(sizes, config.get("dtype") or "float32"))
+        inputs.append(struct(sizes, config.get("dtype") or "float32"))
     return inputs
 
 
