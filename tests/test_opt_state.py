@@ -58,7 +58,7 @@ def optimizers():
 
 def loss(params, x, network):
     outputs = network.apply({"params": params}, x)
-    return jnp.sum(jnp.sin(outputs) * jnp.arange(1, 4))
+    return jnp.sum(jnp.sin(outputs) @ jnp.array([1.0, 2.0, 3.0]))
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 import dogwood_jax as dw
+from dogwood_jax._tree import struct
 from dogwood_jax.keras_h5 import inspect, load, load_model, save
 from dogwood_jax.keras_h5._config import entries_of
 
