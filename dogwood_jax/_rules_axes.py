@@ -93,7 +93,7 @@ def _reshape(trace: Trace, eqn: Any, x: Value, *_: Value) -> list[Value]:
 def _rev(trace: Trace, eqn: Any, x: Value) -> list[Value]:
     for axis in eqn.params["dimensions"]:
         x.dims[axis].fix("it is reversed, so appended units would come first")
-    return [x]
+    return [replace(x)]  # which are other entries than those of x
 
 
 @rule("concatenate")

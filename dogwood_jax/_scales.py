@@ -29,12 +29,12 @@ def check_scales(scales: Iterable[tuple[Value, float]]) -> None:
     for value, number in scales:
         inverse = f" (1 / {1 / number:.6g})" if number < 1 and not _is_round(number) else ""
         hazard = f"the constant {number:.6g}{inverse} scales it and looks computed from its size"
-        for dim in _to_blame(value, number):
+        for dim in to_blame(value, number):
             if not dim.root.hazards:
                 dim.endanger(hazard)
 
 
-def _to_blame(value: Value, number: float) -> Sequence[Dim]:
+def to_blame(value: Value, number: float) -> Sequence[Dim]:
     """Returns the dimensions from whose sizes a constant looks computed."""
     summed = [d for d in dict.fromkeys(d.root for d in value.summed) if d.size > 1]
     for group in (summed, *([d] for d in summed)):

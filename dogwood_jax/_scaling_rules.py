@@ -163,7 +163,7 @@ def _slice(r: Reading, step: Step) -> Sequence[State]:
         if axis in state.along:
             raise NoRecipe
         along = {a - (a > axis): known for a, known in state.along.items()}
-        return [State(state.power, along)] * len(step.results)
+        return [State(state.power, along) for _ in step.results]
     if step.name == "rev" and set(step.params["dimensions"]) & set(state.along):
         raise NoRecipe
     kept = {a: a for a in range(x.ndim)}

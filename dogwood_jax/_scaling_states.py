@@ -7,12 +7,12 @@ known of a value, and ``Reading`` is what the rules of ``_scaling_rules`` share.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
-from math import isfinite, prod, sqrt
+from math import isfinite, prod
 from typing import Any, Literal, NamedTuple
 
 from dogwood_jax._dims import Dim
 from dogwood_jax._layout import Role
-from dogwood_jax._scales import USUAL_NUMBERS
+from dogwood_jax._scales import to_blame
 from dogwood_jax._values import Value
 
 
@@ -457,17 +457,18 @@ class Reading:
         if x.origin == "parameter":
             groups += [list(g) for k in range(2, len(dims) + 1) for g in combinations(dims[:5], k)]
         degrees: set[float] = set()
-        is_common = any(_near(number, c) for c in USUAL_NUMBERS)
+        is_ambiguous = False
         for group in groups:
             n = prod(d.size for d in group)
             fits = [power for power, size in _functions_of_size(n) if _near(number, size)]
             if fits and (degree := self._degree_of_group(group)):
                 degrees |= {degree * power for power in fits}
             elif fits:
-                is_common |= not all(d.interface for d in group)
-        # A factor on products of queries and keys is taken to follow from the size of heads.
-        suspicious = not degrees if self.width.bilinear else degrees and is_common
-        if suspicious or len(degrees) > 1:
+                is_ambiguous |= not all(d.interface for d in group)
+        # What scales products of queries and keys follows from the size of heads, if from any.
+        is_ambiguous &= bool(degrees) and not self.width.bilinear
+        is_blamed = any(self.degree(d) != 0 for d in to_blame(x, number))
+        if is_ambiguous or is_blamed != bool(degrees) or len(degrees) > 1:
             raise NoRecipe
         return degrees.pop() if degrees else 0
 
@@ -482,4 +483,4 @@ def _near(a: float, b: float) -> bool:
 def _functions_of_size(n: int) -> tuple[tuple[float, float], ...]:
     """What models compute from the size of a dimension to scale by, and the power it is."""
     powers = (1.0, -1.0, 0.5, -0.5, 0.25, -0.25)
-    return (*((p, float(n) ** p) for p in powers), (-0.5, sqrt(2 / n)))
+    return tuple((power, float(n) ** power) for power in powers)
