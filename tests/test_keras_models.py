@@ -198,6 +198,21 @@ def test_layers_that_wait_for_each_other_are_refused():
         build({"class_name": "Functional", "config": config})
 
 
+def test_padding_does_not_count_in_an_average():
+    pool = {"pool_size": [2], "strides": [2], "padding": "same"}
+    x = np.array([1, 3, 5, 7, 8], "f")[None, :, None]
+    y = build(sequential(("AveragePooling1D", pool))).apply({}, x)
+    np.testing.assert_array_equal(y[0, :, 0], [2, 6, 8])
+
+
+def test_a_depthwise_convolution_may_have_more_outputs_for_each_channel():
+    conv = {"kernel_size": [1], "padding": "valid", "depth_multiplier": 1, "use_bias": False}
+    kernel = np.array([1, 10, 2, 20], "f").reshape(1, 1, 4)
+    module = build(sequential(("DepthwiseConv1D", conv)))
+    y = module.apply({"params": {"layer_0": {"kernel": kernel}}}, np.array([[[3, 5]]], "f"))
+    np.testing.assert_array_equal(y[0, 0], [3, 30, 10, 100])
+
+
 def functional(*layers):
     """A model of an input ``x`` and layers, the last of which gives its output."""
     inputs = {"class_name": "InputLayer", "name": "x", "config": {"name": "x"}, "inbound_nodes": []}
