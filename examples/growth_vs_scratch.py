@@ -188,10 +188,10 @@ class Curve(NamedTuple):
     before: int = 0  # FLOPs spent before the last growth
     change: float = 0.0  # largest difference in an output that growing made
 
-    def reaches(self, accuracy: float) -> int | None:
-        """Returns the FLOPs after which the mean over seeds is as good, if it ever is."""
-        good = self.flops[self.accuracy.mean(axis=0) >= accuracy]
-        return int(good[0]) if len(good) else None
+    def reaches(self, accuracy: float, seed: int | None = None) -> float:
+        """Returns the FLOPs after which the mean over seeds, or one, is as good; or infinity."""
+        values = self.accuracy.mean(axis=0) if seed is None else self.accuracy[seed]
+        return float(min(self.flops[values >= accuracy], default=np.inf))
 
 
 def curve(networks: Sequence[Network], before: int = 0, change: float = 0.0) -> Curve:
@@ -295,8 +295,10 @@ def row(schedule: str, way: Way, curve: Curve, result: Result) -> str:
     loss, loss_spread = mean_and_spread(curve.loss[:, -1])
     reached = curve.reaches(result.bar)
     change = f"{curve.change:.1e}" if curve.before else ""
-    total = "never" if reached is None else f"{reached / result.epoch:.2f}"
-    after = "" if reached is None else f"{(reached - curve.before) / result.epoch:.2f}"
+    total, after = (
+        f"{cost / result.epoch:.2f}" if cost < np.inf else "never"
+        for cost in (reached, reached - curve.before)
+    )
     return (
         f"{schedule:<10} {way.strategy:<17} {way.state:<12} {accuracy:>8.2%} ± {spread:.2%} "
         f"{loss:>7.4f} ± {loss_spread:.3f} {change:>14} {total:>9} {after:>12}"
@@ -306,61 +308,50 @@ def row(schedule: str, way: Way, curve: Curve, result: Result) -> str:
 def verdict(result: Result) -> list[str]:
     """Returns what the measurements say, in sentences."""
     mean, spread = result.converged
-    scratch = result.large.reaches(result.bar)
-    assert scratch is not None  # the mean over seeds comes to more than the bar
+    bar, large = result.bar, result.large
     lines = [
         f"From scratch, the large network comes to {mean:.2%} ± {spread:.2%}. It first reaches "
-        f"{result.bar:.2%} after {_epochs(scratch, result)}."
+        f"{bar:.2%} {_after(large.reaches(bar), result)}.",
+        "With a new optimizer early on, without growing, it does so "
+        f"{_after(result.renewed.reaches(bar), result)}.",
     ]
-    renewed = result.renewed.reaches(result.bar)
-    lines.append(
-        "With a new optimizer early on, and without growing, it does so "
-        f"{'never' if renewed is None else 'after ' + _epochs(renewed, result)}."
-    )
-    reached = {
-        name: (flops, flops - curve.before)
-        for name, curve in result.grown.items()
-        if (flops := curve.reaches(result.bar)) is not None
-    }
+    best = {}
     for schedule in dict.fromkeys(schedule for schedule, _ in result.grown):
-        there = {way: costs for (name, way), costs in reached.items() if name == schedule}
-        if there:
-            way, (total, after) = min(there.items(), key=lambda item: item[1])
-            lines.append(
-                f"Grown {schedule}, the cheapest to do so is {way.strategy} with its state "
-                f"{way.state}, after {_epochs(total, result)}: {_judged(total, scratch, result)}. "
-                f"Where the small network is paid for: {_judged(after, scratch, result)}."
-            )
-        else:
-            curves = {way: c for (name, way), c in result.grown.items() if name == schedule}
-            way = max(curves, key=lambda way: curves[way].accuracy[:, -1].mean())
-            lines.append(
-                f"Grown {schedule}, none does with the same computing, nor with the "
-                f"{_epochs(result.large.flops[-1] - curves[way].before, result)} that follow "
-                f"growing: growing does not pay. The best is {way.strategy} with its state "
-                f"{way.state}, {curves[way].accuracy[:, -1].mean():.2%}."
-            )
-    if reached:
-        schedule, way = min(reached, key=reached.__getitem__)
+        curves = {way: c for (name, way), c in result.grown.items() if name == schedule}
+        way = min(curves, key=lambda way: (curves[way].reaches(bar), -curves[way].accuracy.mean()))
+        found = best[f"{way.strategy}, state {way.state}, {schedule}"] = curves[way]
         lines.append(
-            f"The fewest FLOPs of all: {way.strategy} with its state {way.state}, {schedule}."
+            f"Grown {schedule}, the best way is {way.strategy}, state {way.state}: it does so "
+            f"{_after(found.reaches(bar), result)}: {_judged(found, 0, result)}. "
+            f"Where the small network is paid for: {_judged(found, found.before, result)}."
+        )
+    name, found = min(best.items(), key=lambda item: item[1].reaches(bar))
+    if found.reaches(bar) < np.inf:
+        seeds = range(len(found.accuracy))
+        wins = sum(found.reaches(bar, seed) < large.reaches(bar, seed) for seed in seeds)
+        lines.append(
+            f"The fewest FLOPs of all: {name}; fewer than from scratch for {wins} of "
+            f"{len(seeds)} seeds."
         )
     return lines
 
 
-def _epochs(flops: int, result: Result) -> str:
-    return f"{flops / result.epoch:.2f} epochs ({flops:.3g} FLOPs)"
+def _after(flops: float, result: Result) -> str:
+    if flops == np.inf:
+        return "never"
+    return f"after {flops / result.epoch:.2f} epochs ({flops:.3g} FLOPs)"
 
 
-def _judged(cost: int, scratch: int, result: Result) -> str:
-    """Says whether a cost is less than that of training from scratch."""
-    if abs(scratch - cost) <= result.epoch:
-        return "no clear advantage, within an epoch of from scratch"
-    less = cost < scratch
-    return (
-        f"growing {'pays' if less else 'does not pay'}, {abs(scratch - cost) / scratch:.0%} "
-        f"{'less' if less else 'more'} than from scratch"
-    )
+def _judged(curve: Curve, paid: int, result: Result) -> str:
+    """Says whether growing costs less than training from scratch, without what is paid."""
+    scratch = result.large.reaches(result.bar)
+    saved = scratch - (curve.reaches(result.bar) - paid)
+    if saved == -np.inf:
+        return "growing does not pay"
+    share = f"{abs(saved) / scratch:.0%} {'less' if saved >= 0 else 'more'} than from scratch"
+    if abs(saved) <= result.epoch:
+        return f"no clear advantage, {share}, within an epoch"
+    return f"growing {'pays' if saved > 0 else 'does not pay'}, {share}"
 
 
 def picture(result: Result) -> Any:

@@ -1,5 +1,6 @@
 """The examples, on fewer digits and for one epoch, and the README's own code."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -18,6 +19,8 @@ sys.path.append(str(ROOT / "examples"))
 
 import command_line  # noqa: E402
 import grow_mnist  # noqa: E402
+import grow_transformer  # noqa: E402
+import growth_vs_scratch  # noqa: E402
 import weight_symmetry  # noqa: E402
 
 
@@ -152,6 +155,120 @@ def test_an_outcome_against_expectation_is_said():
     model = weight_symmetry.MODELS[4]
     outcome = weight_symmetry.Outcome(0.9, True, {}, {}, np.ones(1))
     assert weight_symmetry.sentence(4, model, outcome) == "Model 4 learns, against expectation."
+
+
+# growth_vs_scratch.py -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """Two epochs, two seeds, and three ways to grow."""
+    ways = [("zero_outgoing", "grown"), ("zero_outgoing", "new"), ("random", "new")]
+    strategies = growth_vs_scratch.strategies()
+    out = tmp_path_factory.mktemp("growth_vs_scratch")
+    with pytest.MonkeyPatch.context() as patch:
+        chosen = {way: strategies[way] for way in strategies if way in ways}
+        patch.setattr(growth_vs_scratch, "strategies", lambda: chosen)
+        arguments = ["--epochs", "2", "--seeds", "2", "--units", "4", "--wide", "16"]
+        return growth_vs_scratch.main([*arguments, "--out", str(out)]), out
+
+
+def test_all_ways_to_grow_spend_what_training_from_scratch_does(compared):
+    result, out = compared
+    assert len(result.grown) == 3 * 3
+    # An image takes 6 operations for each weight: 784 x 16 and 16 x 10.
+    assert result.epoch == 6 * (784 * 16 + 16 * 10) * 2000
+    assert list(result.large.flops) == [result.epoch, 2 * result.epoch]
+    for (schedule, _), curve in result.grown.items():
+        assert curve.accuracy.shape == curve.loss.shape == (2, len(curve.flops))
+        assert result.epoch < curve.flops[-1] <= 2 * result.epoch
+        steps = np.diff(curve.flops, prepend=0) / result.epoch
+        small = {"early": [0.25], "two steps": [0.25, 0.5], "late": [0.25, 0.25]}[schedule]
+        np.testing.assert_allclose(steps, [*small, *[1] * (len(steps) - len(small))])
+        assert curve.before == curve.flops[len(small) - 1]
+    assert (out / "growth_vs_scratch.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_only_preserving_growth_keeps_the_outputs(compared):
+    for (_, way), curve in compared[0].grown.items():
+        assert (curve.change < 1e-4) == (way.strategy == "zero_outgoing")
+
+
+def curves(flops, *accuracies, before=0):
+    accuracies = np.array(accuracies)
+    return growth_vs_scratch.Curve(np.array(flops), 1 - accuracies, accuracies, before)
+
+
+def test_the_verdict_follows_from_the_measurements():
+    scratch = curves([10, 20, 30, 40], [0.1, 0.5, 0.7, 0.9], [0.1, 0.6, 0.8, 0.8])
+    way = growth_vs_scratch.Way
+    grown = {
+        ("early", way("zeros", "new")): curves([5, 15, 25], [0.1, 0.8, 0.8], [0.1, 0.8, 0.8]),
+        ("early", way("random", "new")): curves([5, 15, 25], [0, 0, 0.9], [0, 0, 0.9]),
+        ("late", way("zeros", "new")): curves([30, 40], [0.6, 0.9], [0.6, 0.9], before=30),
+        ("too late", way("zeros", "new")): curves([30, 40], [0.6, 0.6], [0.6, 0.6], before=30),
+    }
+    result = growth_vs_scratch.Result(scratch, scratch, scratch, grown)
+    # The last quarter is one epoch: 0.85 with a standard deviation of 0.0707.
+    assert result.converged == pytest.approx((0.85, 0.05 * 2**0.5))
+    assert result.bar == pytest.approx(0.85 - 0.05 * 2**0.5)
+    lines = growth_vs_scratch.verdict(result)
+    assert "first reaches 77.93% after 4.00 epochs (40 FLOPs)" in lines[0]
+    assert (
+        "zeros, state new: it does so after 1.50 epochs (15 FLOPs): growing pays, 62% less"
+        in (lines[2])
+    )
+    assert "after 4.00 epochs (40 FLOPs): no clear advantage, 0% less than from scratch" in lines[3]
+    assert "paid for: growing pays, 75% less" in lines[3]
+    assert "it does so never: growing does not pay" in lines[4]
+    assert lines[5] == (
+        "The fewest FLOPs of all: zeros, state new, early; fewer than from scratch for 2 of 2 "
+        "seeds."
+    )
+
+
+# grow_transformer.py ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def transformers(tmp_path_factory):
+    """Shallow networks, short rounds and little text to test on."""
+    out = tmp_path_factory.mktemp("grow_transformer")
+    text = grow_transformer.load()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, depth in ("SMALL", 1), ("WIDE", 1), ("DEEP", 2):
+            model = dataclasses.replace(getattr(grow_transformer, name), depth=depth)
+            patch.setattr(grow_transformer, name, model)
+        patch.setattr(grow_transformer, "STEPS", 4)
+        few = text._replace(test=text.test[:5000])
+        patch.setattr(grow_transformer, "load", lambda: few)
+        arguments = ["--rounds", "4", "--seeds", "1", "--out", str(out)]
+        return grow_transformer.main(arguments), out
+
+
+def test_growing_the_transformer_changes_no_prediction(transformers):
+    result, out = transformers
+    (wide, deep), (grown,) = result.growths[0], result.grown
+    assert 0 < wide.difference.relative < 1e-5
+    assert deep.difference.absolute == 0
+    for growth in wide, deep:
+        assert growth.after == pytest.approx(growth.before, rel=1e-6)
+    assert wide.before > deep.before > grown.points[-1][1]
+    assert grown.model.depth == 2
+    assert grown.model.epsilon == pytest.approx(1e-6 * 32 / 48)
+    # The optimizer has counted all steps: two rounds before the last growth, the rest behind it.
+    assert grown.opt_state[0].count == 4 * len(grown.points)
+    assert (out / "grow_transformer.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_transformers_spend_the_same(transformers):
+    result, _ = transformers
+    (grown,), (scratch,) = result.grown, result.scratch
+    assert len(scratch.points) == 4
+    assert 3 / 4 < grown.spent / scratch.spent <= 1
+    # Weights of two blocks and of the logits, and two products of each head with 64 characters.
+    block = 4 * 48 * 48 + 2 * 48 * 192 + 2 * 64 * 48
+    assert grown.model.flops() == 6 * (2 * block + 48 * 96)
 
 
 # The command line ---------------------------------------------------------------------------------
