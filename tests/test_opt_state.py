@@ -103,14 +103,18 @@ def test_after_replicating_the_state_is_that_of_the_large_network(name, split):
     growth = dw.plan(WIDTHS, SIZES, strategy=dw.strategies.replicate(split=split))
     large, _ = gradients(Network(12, 10), split)
     wanted, state = trained(tx, Network(12, 10), split), trained(tx)
-    assert_equal(jax.jit(lambda state: dw.grow_opt_state(state, growth, tx))(state), wanted)
+    # Optax's running mean of accumulated gradients goes through float32.
+    tolerance = 1e-5 if name == "accumulating" else 1e-10
+    grown = jax.jit(lambda state: dw.grow_opt_state(state, growth, tx))(state)
+    assert_equal(grown, wanted, tolerance)
 
     # And back: merging adds gradients up again.
     merge = {
         width: dw.find_symmetric({"params": large}, growth.after[width], outgoing=False)
         for width in SIZES
     }
-    assert_equal(dw.grow_opt_state(wanted, dw.plan(growth.after, merge=merge), tx), state)
+    merged = dw.grow_opt_state(wanted, dw.plan(growth.after, merge=merge), tx)
+    assert_equal(merged, state, tolerance)
 
 
 def test_old_entries_are_those_of_the_large_network_and_new_ones_means():
