@@ -7,7 +7,7 @@ parameters; so all of it follows from the ``Growth``, once the meaning of each f
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Literal, get_args
 
@@ -20,7 +20,7 @@ from dogwood_jax._affine import AxisMap, Fill, map_of_moment, transform
 from dogwood_jax._grow import changes, grow_leaf
 from dogwood_jax._growth import Growth
 from dogwood_jax._layout import Layout, Units
-from dogwood_jax._tree import PyTree, leaf_path, leaves_by_path
+from dogwood_jax._tree import PyTree, leaf_path, leaves_by_path, rebuilt
 from dogwood_jax._widths import Leaf
 
 Meaning = Literal["first", "second", "magnitude", "update", "step", "parameters"]
@@ -97,6 +97,10 @@ class _Field:
         """The place of the same array in another field of the state."""
         return "/".join(part for part in (self.group, name, self.inner) if part)
 
+    def at(self, inner: str) -> str:
+        """The place of another array in the same field."""
+        return "/".join(part for part in (self.group, self.name, inner) if part)
+
     @property
     def place(self) -> str:
         return self.beside(self.name)
@@ -136,6 +140,8 @@ def grow_opt_state(
     along the axis: with zeros beside a large step count, Adam's bias correction believes that the
     moments have converged, and under a steady gradient its first update of a new entry is 3.16
     times the learning rate, later ones up to 6.6 times (for b1 = 0.9, b2 = 0.999).
+
+    Moments of layers that the growth inserts start as in a new optimizer.
 
     Args:
         opt_state: the state: of any Optax optimizer or chain, or a Flax ``TrainState``.
@@ -179,6 +185,12 @@ def grow_opt_state(
     """
     if second_moment not in ("mean", "zeros"):
         raise ValueError(f"second_moment must be 'mean' or 'zeros', got {second_moment!r}")
+    if growth.insertions:
+        wider = replace(growth, insertions=(), structure=None)
+        grown = grow_opt_state(
+            opt_state, wider, tx, variables=None, second_moment=second_moment, fields=fields
+        )
+        return _with_new_layers(opt_state, grown, growth, tx)
     arrays = leaves_by_path(opt_state)
     found = _fields(opt_state, growth)
     meanings = _meanings(found, arrays, fields or {})
@@ -203,6 +215,42 @@ def grow_opt_state(
     if problems:
         raise _refused(problems)
     return jax.tree.unflatten(structure, [grown[place] for place in shapes])
+
+
+def _with_new_layers(old: PyTree, grown: PyTree, growth: Growth, tx: Any) -> PyTree:
+    """Returns the state with new layers' entries as the optimizer starts them."""
+    found = [field for field in _fields(old, growth) if field.axis is None]
+    if not found:
+        return grown
+    collection = found[0].leaf.path.removesuffix(found[0].inner)
+    inserted = {i.path: i for i in growth.insertions}
+    places = {i.source: i.path for i in growth.insertions if i.fill == "moved" or i.layers}
+    shapes = growth.shapes | {path: i.shape for path, i in inserted.items()}
+    numbered = jax.tree.unflatten(growth.structure, range(growth.structure.num_leaves))
+    params = rebuilt(
+        growth.structure, {path: jnp.zeros(shapes[path]) for path in leaves_by_path(numbered)}
+    )
+    for part in collection.split("/")[:-1]:
+        params = params[part]
+    arrays, started = leaves_by_path(grown), tx.init(params)
+    result = leaves_by_path(started)
+    moved = {}
+    for field in found:
+        place = places.get(field.leaf.path, field.leaf.path)
+        moved[field.at(place.removeprefix(collection))] = (field, place)
+    for place, start in result.items():
+        if place in moved:
+            field, path = moved[place]
+            array = arrays[field.place]
+            layers = inserted[path].layers if path in inserted else ()
+            if layers:
+                rows = jnp.asarray(layers)
+                is_old = (rows >= 0).reshape([-1] + [1] * (array.ndim - 1))
+                array = jnp.where(is_old, array[jnp.maximum(rows, 0)], start.astype(array.dtype))
+            result[place] = array
+        elif place in arrays and jnp.shape(arrays[place]) == jnp.shape(start):
+            result[place] = arrays[place]
+    return rebuilt(jax.tree.structure(started), result)
 
 
 def _refused(problems: list[str]) -> ValueError:

@@ -3,6 +3,8 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 
 import dogwood_jax as dw
@@ -78,6 +80,23 @@ def test_one_call_plans_wider_and_deeper(small, larger):
         assert jax.tree.map(jnp.shape, grown) == jax.tree.map(jnp.shape, fresh)
         difference = dw.compare(SMALL.apply, variables, larger.apply, grown, TOKENS)
         assert difference.relative < 1e-12
+
+
+def test_the_optimizer_follows_into_a_deeper_network(small):
+    variables, widths = small
+    larger = Transformer(heads=3, hidden=13, blocks=3)
+    target = jax.eval_shape(larger.init, jax.random.key(2), TOKENS)
+    growth = dw.plan(widths, target=target, target_apply=larger.apply)
+    tx = optax.adam(1e-3)
+    _, state = tx.update(variables["params"], tx.init(variables["params"]), variables["params"])
+    grown = dw.grow_opt_state(state, growth, tx)
+    wanted = jax.eval_shape(tx.init, target["params"])
+    assert jax.tree.map(jnp.shape, grown) == jax.tree.map(jnp.shape, wanted)
+    name = "MultiHeadDotProductAttention_0"
+    old, new = (s[0].mu["block_1"][name]["out"]["kernel"] for s in (state, grown))
+    np.testing.assert_array_equal(new[:2], old)
+    assert not any(m.any() for m in jax.tree.leaves(grown[0].mu["block_2"]))
+    assert grown[0].count == 1
 
 
 def test_a_wrong_epsilon_is_refused(small):
