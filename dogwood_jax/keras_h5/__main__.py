@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 import dogwood_jax as dw
-from dogwood_jax._tree import struct
 from dogwood_jax.keras_h5 import inspect, load, load_model, save
 from dogwood_jax.keras_h5._config import entries_of
 
@@ -79,7 +79,7 @@ def _widen(options: argparse.Namespace) -> str:
     return f"{options.out}: {', '.join(f'{name} has {n} units' for name, n in sizes.items())}"
 
 
-def _inputs(model: Mapping[str, Any]) -> list[jax.ShapeDtypeStruct]:
+def _inputs(model: Mapping[str, Any]) -> list[jax.Array]:
     """Returns inputs that a model takes, as its configuration describes them."""
     layers = entries_of(model)
     described = [layer["config"] for layer in layers if layer["class_name"] == "InputLayer"]
@@ -89,7 +89,9 @@ def _inputs(model: Mapping[str, Any]) -> list[jax.ShapeDtypeStruct]:
         if not shape:
             raise ValueError("the model's configuration does not say the shape of its inputs")
         sizes = tuple(_ANY_SIZE if size is None else size for size in shape)
-        inputs.append(struct(sizes, config.get("dtype") or "float32"))
+        dtype = config.get("dtype")
+        dtype = dtype if isinstance(dtype, str) else "float32"
+        inputs.append(jnp.zeros(sizes, dtype))
     return inputs
 
 

@@ -9,7 +9,8 @@ from typing import IO, Any
 import h5py
 import numpy as np
 
-from dogwood_jax.keras_h5._hdf5 import Group
+from dogwood_jax.keras_h5._config import as_in
+from dogwood_jax.keras_h5._hdf5 import Group, read_text
 from dogwood_jax.keras_h5._layouts import Contents
 from dogwood_jax.keras_h5._source import CONFIG, METADATA, WEIGHTS, Source
 from dogwood_jax.keras_h5._write import write_array, write_text
@@ -47,7 +48,9 @@ def copied(
     with h5py.File(weights, "w") as file:
         _copy(source.weights, file, replacements, _OPTIMIZER if grown else ())
         if old.layout != "keras" and new.config != old.config:
-            write_text(file, "model_config", json.dumps(new.config), source.weights)
+            original = json.loads(read_text(source.weights, "model_config") or "")
+            text = json.dumps(as_in(original, new.config))
+            write_text(file, "model_config", text, source.weights)
     if old.layout == "keras":
         config = source.config if new.config == old.config else json.dumps(new.config)
         with zipfile.ZipFile(draft, "w") as archive:

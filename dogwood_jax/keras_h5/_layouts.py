@@ -104,7 +104,7 @@ def contents(source: Source) -> Contents:
     model: Config | None = None
     if config_text is not None:
         place = "attribute model_config"
-        model = checked_config(parsed(config_text, place, source.limit), place)
+        model = checked_config(parsed(config_text, place, source.limit), place, names)
     training, place = read_text(root, "training_config"), "attribute training_config"
     return Contents(
         "model.h5" if whole else "h5",

@@ -1,0 +1,349 @@
+"""Files of real Keras in all layouts, read and written; tests/data/make_keras_layouts.py made them.
+
+The model is flatten, dense_1 (relu), dense_2 (tanh, no bias), dropout, the model inner of up (relu)
+and down, and dense_10.
+"""
+
+import io
+import shutil
+import warnings
+import zipfile
+from pathlib import Path
+
+import flax.linen as nn
+import h5py
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from test_keras_h5 import assert_same, everything
+
+import dogwood_jax as dw
+from dogwood_jax import keras_h5
+
+DATA = Path(__file__).parent / "data" / "keras_layouts"
+FILES = sorted(path for path in DATA.iterdir() if path.suffix != ".npz")
+LAYERS = ("dense_1", "dense_2", "inner", "dense_10")
+
+
+def layout(path):
+    """The layout by the name that make_keras_layouts.py gave the file."""
+    if path.name.endswith(".w.h5"):
+        return "h5"
+    if path.name.endswith(".weights.h5"):
+        return "weights.h5"
+    return "keras" if path.suffix == ".keras" and "2.12" not in path.name else "model.h5"
+
+
+def of_layout(*layouts):
+    found = [path for path in FILES if layout(path) in layouts]
+    return pytest.mark.parametrize("path", found, ids=lambda path: path.name)
+
+
+files = of_layout(*keras_h5._layouts.LAYOUTS)
+
+
+def stored(path):
+    for suffix in (".w.h5", ".weights.h5", ".h5", ".keras"):
+        if path.name.endswith(suffix):
+            return np.load(DATA / f"{path.name.removesuffix(suffix)}.npz")
+
+
+def named(variables):
+    """The layers of the model by name, also where the file has them by class and position."""
+    params = {name: layer for name, layer in variables["params"].items() if layer}
+    if params.keys() != {*LAYERS}:
+        assert [*params][:2] == ["dense", "dense_1"] or "dense_4" in params
+        dense = sorted(name for name in params if name.startswith("dense"))
+        inner = params["sequential"]
+        inside = dict(zip(("up", "down"), (inner[name] for name in sorted(inner))))
+        layers = (params[dense[0]], params[dense[1]], inside, params[dense[2]])
+        params = dict(zip(LAYERS, layers))
+    return {name: params[name] for name in LAYERS}
+
+
+def dense(layer, x):
+    return x @ layer["kernel"] + layer.get("bias", jnp.zeros(1, "f"))[None]
+
+
+def predict(params, x):
+    x = x.reshape(len(x), -1)
+    x = jnp.maximum(dense(params["dense_1"], x), 0)
+    x = jnp.tanh(dense(params["dense_2"], x))
+    x = jnp.maximum(dense(params["inner"]["up"], x), 0)
+    return dense(params["dense_10"], dense(params["inner"]["down"], x))
+
+
+def contents(path):
+    """All that is in a file or archive."""
+    if not zipfile.is_zipfile(path):
+        with h5py.File(path) as file:
+            return everything(file)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with h5py.File(io.BytesIO(members.pop("model.weights.h5"))) as file:
+        return members, everything(file)
+
+
+@files
+def test_loaded_weights_predict_what_keras_predicted(path, tmp_path):
+    expected = stored(path)
+    for name in ("x", "x.h5", "x.weights.h5", "x.keras"):  # the bytes count, not the name
+        shutil.copy(path, tmp_path / name)
+        params = named(keras_h5.load(tmp_path / name))
+        np.testing.assert_allclose(predict(params, expected["x"]), expected["y"], 1e-5, 1e-6)
+
+
+@files
+def test_inspect_says_what_a_file_is_without_reading_arrays(path, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("read an array")
+
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", refuse)
+    found = keras_h5.inspect(path)
+    assert found.layout == layout(path)
+    version = path.name.split("_")[-1].split(".")[:2]
+    if found.layout != "weights.h5":
+        # tf.keras of TensorFlow 2.2 calls itself 2.3.0-tf.
+        assert found.keras_version.split(".")[:2] == version
+        assert [layer.name for layer in found.layers if layer.arrays] == list(LAYERS)
+    if found.layout in ("model.h5", "keras"):
+        assert found.model == "Sequential" and found.optimizer >= 19
+    shapes = {
+        array.shape for layer in found.layers for array in layer.arrays if array.name == "kernel"
+    }
+    assert shapes == {(6, 5), (5, 4), (4, 3)} and found.unconverted == ()
+    assert "float32" in str(found) and found.layout in str(found)
+    assert hash(found) == hash(keras_h5.inspect(path))
+
+
+@files
+def test_like_keeps_everything_of_a_file(path, tmp_path):
+    variables = keras_h5.load(path)
+    sorted_by_jax = jax.jit(lambda variables: variables)(variables)
+    keras_h5.save(tmp_path / "new", sorted_by_jax, like=path)
+    assert contents(tmp_path / "new") == contents(path)
+    assert_same(keras_h5.load(tmp_path / "new"), variables)
+
+
+@of_layout("model.h5", "keras")
+@pytest.mark.parametrize("new", ["h5", "weights.h5"])
+def test_whole_models_are_saved_in_the_layouts_of_weights(path, new, tmp_path):
+    variables = keras_h5.load(path)
+    keras_h5.save(tmp_path / "new", variables, like=path, layout=new)
+    assert keras_h5.inspect(tmp_path / "new").layout == new
+    loaded = keras_h5.load(tmp_path / "new")
+    expected = stored(path)
+    np.testing.assert_allclose(predict(named(loaded), expected["x"]), expected["y"], 1e-5, 1e-6)
+    if new == "h5":  # which alone keeps the order of layers
+        assert [*loaded["params"]] == [*variables["params"]]
+
+
+@of_layout("model.h5", "keras")
+def test_a_grown_model_says_its_sizes(path, tmp_path):
+    module, variables = keras_h5.load_model(path)
+    expected = stored(path)
+    widths = dw.trace(module.apply, variables, expected["x"])
+    growth = dw.plan(widths, {"dense_1": 16, "inner/up": 7})
+    wide = dw.grow(variables, growth, key=jax.random.key(0))
+    keras_h5.save(tmp_path / "wide", wide, like=path)
+    module, variables = keras_h5.load_model(tmp_path / "wide")
+    assert variables["params"]["dense_1"]["kernel"].shape == (6, 16)
+    assert variables["params"]["inner"]["down"]["kernel"].shape == (7, 4)
+    y = module.apply(variables, expected["x"])
+    np.testing.assert_allclose(y, expected["y"], 1e-5, 1e-6)
+    found = keras_h5.inspect(tmp_path / "wide")
+    assert found.optimizer == 0 and found.layout == layout(path)
+    assert found.keras_version == keras_h5.inspect(path).keras_version
+
+
+@of_layout("model.h5", "keras")
+def test_training_goes_on_where_keras_left_it(path):
+    expected = stored(path)
+    params = keras_h5.load(path)["params"]
+    with warnings.catch_warnings():
+        if "3.0.5" in path.name:
+            warnings.simplefilter("ignore", RuntimeWarning)  # that it does not say Adam
+        state = keras_h5.load_optimizer(path)
+    assert state.count == 2
+    tx = optax.adam(0.1, eps=1e-7 / np.sqrt(1 - 0.999**3))  # what Keras adds, before step 3
+    loss = lambda params: jnp.mean((predict(params, expected["x"]) - expected["t"]) ** 2)  # noqa: E731
+    assert jax.tree.structure(state.mu) == jax.tree.structure(params)
+
+    @jax.jit
+    def step(params, state):
+        _, *rest = tx.init(params)
+        updates, _ = tx.update(jax.grad(loss)(params), (state, *rest))
+        return optax.apply_updates(params, updates)
+
+    after = named({"params": step(params, state)})
+    inner = after["inner"]
+    order = [after["dense_1"], after["dense_2"], inner["up"], inner["down"], after["dense_10"]]
+    arrays = [layer[name] for layer in order for name in ("kernel", "bias") if name in layer]
+    if path.name.startswith("keras_2"):
+        return  # counts a step before it takes it or after, as TensorFlow 1.15 happens to do it
+    for i, array in enumerate(arrays):
+        np.testing.assert_allclose(array, expected[f"after_{i}"], rtol=1e-3, atol=1e-4)
+
+
+def test_moments_without_names_are_told_by_their_order():
+    path = DATA / "keras_2.0.9.h5"
+    state = keras_h5.load_optimizer(path)
+    names = ["dense_1/kernel", "dense_1/bias", "dense_2/kernel", "inner/up/kernel"]
+    with h5py.File(path) as file:
+        slots = file["optimizer_weights/training/Adam"]
+        for number, name in enumerate(names):
+            for tree, offset in ((state.mu, 0), (state.nu, 9)):
+                slot = slots[f"Variable_{number + offset}:0" if number + offset else "Variable:0"]
+                for key in name.split("/"):
+                    tree = tree[key]
+                np.testing.assert_array_equal(tree, slot)
+
+
+@of_layout("h5", "weights.h5")
+def test_weights_alone_hold_no_optimizer_to_go_on_with(path):
+    with pytest.raises(keras_h5.KerasFileError, match="expected a whole model with its optimizer"):
+        keras_h5.load_optimizer(path)
+
+
+def test_the_optimizer_must_be_adam(tmp_path):
+    path = shutil.copy(DATA / "keras_2.3.1.h5", tmp_path)
+    with h5py.File(path, "r+") as file:
+        text = file.attrs["training_config"].replace('"Adam"', '"Nadam"')
+        file.attrs["training_config"] = text
+    with pytest.raises(keras_h5.KerasFileError, match="to be Adam or AdamW; found 'Nadam'"):
+        keras_h5.load_optimizer(path)
+
+
+def test_the_folder_of_an_archive_is_one_too(tmp_path):
+    path = DATA / "keras_3.15.1.keras"
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(tmp_path / "folder")
+    assert_same(keras_h5.load(tmp_path / "folder"), keras_h5.load(path))
+    assert keras_h5.inspect(tmp_path / "folder") == keras_h5.inspect(path)
+
+
+def test_a_compressed_archive_is_read(tmp_path):
+    path = DATA / "keras_3.15.1.keras"
+    with (
+        zipfile.ZipFile(path) as old,
+        zipfile.ZipFile(tmp_path / "x", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    assert_same(keras_h5.load(tmp_path / "x"), keras_h5.load(path))
+
+
+class Layers(nn.Module):
+    """One of each layer that can be told without a configuration."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(4, (3, 3), name="conv")(x)
+        x = nn.BatchNorm(use_running_average=True, name="batch_normalization")(x)
+        x = nn.LayerNorm(name="layer_normalization")(x)
+        x = nn.PReLU(name="p_re_lu")(x)
+        x = x.reshape(len(x), -1, 4)
+        x = nn.RNN(nn.OptimizedLSTMCell(3, parent=None), name="lstm")(x)
+        x = nn.RNN(nn.SimpleCell(5, parent=None), name="simple_rnn")(x)
+        x = nn.MultiHeadDotProductAttention(2, qkv_features=6, name="multi_head_attention")(x)
+        return nn.Dense(2, name="dense")(x)
+
+
+@pytest.mark.parametrize("new", ["h5", "weights.h5"])
+def test_variables_of_flax_come_back_from_a_new_file(new, tmp_path):
+    shapes = jax.eval_shape(Layers().init, jax.random.key(0), jnp.ones((1, 4, 4, 2), jnp.float32))
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(s.dtype), shapes)
+    variables["params"]["embedding"] = {"embedding": np.ones((5, 3), "f")}
+    path = tmp_path / f"x.{new}"  # the layout that Keras expects of the name
+    keras_h5.save(path, variables)
+    assert keras_h5.inspect(path).layout == new
+    assert keras_h5.inspect(path).unconverted == ()
+    loaded = keras_h5.load(path)
+    assert jax.tree.structure(loaded) == jax.tree.structure(variables)
+    jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+
+
+def test_layers_are_counted_by_class_not_by_name(tmp_path):
+    layer = lambda i: {"kernel": np.full((2, 2), i, "f")}  # noqa: E731
+    params = {"dense_2": layer(2), "dense_1": layer(1), "dense": layer(0)}
+    keras_h5.save(tmp_path / "x.weights.h5", params)
+    with h5py.File(tmp_path / "x.weights.h5") as file:
+        found = {name: file[f"layers/{name}/vars/0"][0, 0] for name in file["layers"]}
+    assert found == {"dense": 2, "dense_1": 1, "dense_2": 0}
+    loaded = keras_h5.load(tmp_path / "x.weights.h5")["params"]
+    assert {name: layer["kernel"][0, 0] for name, layer in loaded.items()} == {
+        "dense_2": 2,
+        "dense_1": 1,
+        "dense": 0,
+    }
+
+
+def test_what_cannot_be_told_is_not_guessed(tmp_path):
+    with h5py.File(tmp_path / "x", "w") as file:
+        for number in range(3):  # either scale or center is False
+            file[f"layers/batch_normalization/vars/{number}"] = np.ones(2)
+        file["encoder/vars/0"] = np.ones((2, 3))  # Dense without a bias, or an Embedding
+    variables = keras_h5.load(tmp_path / "x")
+    assert {name: list(layer) for name, layer in variables["params"].items()} == {
+        "batch_normalization": ["0", "1", "2"],
+        "encoder": ["0"],
+    }
+    unconverted = keras_h5.inspect(tmp_path / "x").unconverted
+    assert unconverted == (*(f"batch_normalization/{n}" for n in "012"), "encoder/0")
+    assert str(keras_h5.inspect(tmp_path / "x")).count("not converted") == 4
+    keras_h5.save(tmp_path / "y", variables, like=tmp_path / "x")
+    assert contents(tmp_path / "y") == contents(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("params", "layout", "message"),
+    [
+        ({"a": {"kernel": np.ones((1, 1))}}, "model.h5", "pass like= a whole model"),
+        ({"a": {"kernel": np.ones((1, 1))}}, "keras", "pass like= a whole model"),
+        ({"a": {"mystery": np.ones((1, 1))}}, "weights.h5", "a: its class .* not known"),
+        ({"a": {"kernel": np.ones((1, 1))}}, "v3", "expected one of 'h5', 'model.h5'"),
+    ],
+)
+def test_layouts_that_need_more_are_refused(params, layout, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        keras_h5.save(tmp_path / "x", params, layout=layout)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_grown_arrays_must_fit_each_other(tmp_path):
+    path = DATA / "keras_3.15.1.keras"
+    variables = keras_h5.load(path)
+    variables["params"]["dense_1"]["kernel"] = np.ones((6, 9), "f")
+    with pytest.raises(ValueError, match=r"dense_1: weight bias: expected shape \(9,\)"):
+        keras_h5.save(tmp_path / "x", variables, like=path)
+    assert list(tmp_path.iterdir()) == []
+
+
+# Real Keras reads what is written.
+
+
+@pytest.mark.filterwarnings("ignore")  # Keras's and TensorFlow's own
+@pytest.mark.parametrize("package", ["keras", "tf_keras"])
+@jax.numpy_rank_promotion("allow")  # which Keras needs with JAX for its backend
+def test_keras_opens_grown_models_and_weights(package, tmp_path):
+    keras = pytest.importorskip(package, reason=f"needs real Keras: pip install {package}")
+    name = "keras_3.15.1" if package == "keras" else "tf_keras_2.21.0"
+    for suffix in (".h5", ".keras"):
+        path = DATA / f"{name}{suffix}"
+        expected = stored(path)
+        module, variables = keras_h5.load_model(path)
+        widths = dw.trace(module.apply, variables, expected["x"])
+        growth = dw.plan(widths, {"dense_1": 16, "dense_2": 6, "inner/up": 7})
+        wide = dw.grow(variables, growth, key=jax.random.key(0))
+        keras_h5.save(tmp_path / f"wide{suffix}", wide, like=path)
+        model = keras.models.load_model(tmp_path / f"wide{suffix}", compile=False)
+        assert model.get_layer("dense_1").units == 16
+        np.testing.assert_allclose(model.predict(expected["x"]), expected["y"], 1e-5, 1e-6)
+        for new in ("h5", "weights.h5"):
+            model.set_weights([np.zeros_like(w) for w in model.get_weights()])
+            keras_h5.save(tmp_path / f"new.{new}", wide, like=path, layout=new)
+            model.load_weights(tmp_path / f"new.{new}")
+            np.testing.assert_allclose(model.predict(expected["x"]), expected["y"], 1e-5, 1e-6)
