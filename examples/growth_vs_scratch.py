@@ -50,6 +50,12 @@ def apply(variables: Variables, images: jax.Array) -> jax.Array:
     return MLP(units, len(params) - 1).apply(variables, images)
 
 
+def loss(variables: Variables, images: jax.Array, labels: jax.Array) -> jax.Array:
+    """Returns the mean loss of a batch."""
+    outputs = apply(variables, images)
+    return optax.softmax_cross_entropy_with_integer_labels(outputs, labels).mean()
+
+
 def flops(variables: Variables) -> int:
     """Returns the floating-point operations of one training step for one image.
 
@@ -77,10 +83,12 @@ STATES: dict[str, Literal["mean", "zeros"] | None] = {
 }
 
 
-def strategies() -> dict[Way, dw.strategies.Strategy]:
+def strategies(digits: mnist.Digits) -> dict[Way, dw.strategies.Strategy]:
     """Returns the strategy of each way to grow."""
+    batch = training.scale_uint8(digits.train_images[:1000]), digits.train_labels[:1000]
     named = {
         "zero_outgoing": dw.strategies.zero_outgoing(),
+        "gradmax": dw.strategies.gradmax(loss, *batch, variant="incoming"),
         "replicate, even": dw.strategies.replicate(),
         "replicate, uneven": dw.strategies.replicate(split="uneven"),
         "replicate, noise": dw.strategies.replicate(noise=0.1),
@@ -410,7 +418,7 @@ def main(arguments: list[str] | None = None) -> Result:
     )
     plans = schedules(units, wide, epochs)
     # Growing to the same size changes nothing but the optimizer's state.
-    same, ways = Way("from scratch", "new"), strategies()
+    same, ways = Way("from scratch", "new"), strategies(digits)
     renewed = grow([Stage(wide, plans["early"][0].epochs)], ways={same: ways["random", "new"]})
     result = Result(small, large, renewed[same], {})
     print(HEADER)
