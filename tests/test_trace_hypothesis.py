@@ -428,12 +428,15 @@ def test_random_networks_grow_exactly(case: tuple[Spec, list[int], list[int], bo
             assert "the shapes do not say" in str(error) or 1 in sizes, f"{error}\n{widths}"
         hypothesis.event("refused")
         return
+    if any(change.recipe and change.recipe.constants for change in growth.changes):
+        hypothesis.event("another epsilon")  # which the larger network here does not have
+        return
     growths = [growth]
     try:
         copies = dw.strategies.replicate(split="uneven")
         growths.append(dw.plan(widths, {c.width: c.new for c in growth.changes}, strategy=copies))
     except ValueError as error:
-        assert "copying units would change outputs" in str(error)
+        assert "would change outputs" in str(error)
 
     fresh = {"key": jax.random.key(1)} if from_key else {"fresh": fill(big, 2)}
 
