@@ -111,6 +111,7 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
         flatten
         dense_1  Dense  kernel  [784, 2]  float64
                         bias    [2]       float64
+        note: classes are told by names and shapes, for the file holds no configuration
     """
     with opened(path) as source:
         found = contents(source)
