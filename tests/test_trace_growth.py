@@ -258,7 +258,14 @@ def test_all_widths_grow_at_once(name: str) -> None:
     assert_same_function(before, big, growth, jax.random.key(3))
 
 
-@pytest.mark.parametrize("name", [name for name in NETWORKS if copyable(NETWORKS[name])])
+COPYABLE = [name for name in NETWORKS if copyable(NETWORKS[name])]
+
+
+@pytest.mark.parametrize(
+    "name",
+    # Compiling a gradient of each takes long: every third one, unless asked for.
+    [pytest.param(n, marks=[pytest.mark.slow] * bool(i % 3)) for i, n in enumerate(COPYABLE)],
+)
 def test_copies_and_zeros_preserve_and_gradients_follow_the_adjoint(name: str) -> None:
     before = old(name)
     grows = {by: s for by, s in copyable(before.network).items() if (name, by) != DRAWS_MASKS}
