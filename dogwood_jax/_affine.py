@@ -198,7 +198,7 @@ class _Changes:
             ((axis, m) for axis, m in maps.items() if m.appends and m.fill != "mean"),
             key=lambda item: (item[1].rank, item[1].fill == "free"),
         )
-        array = self._append(old, appended) if fresh is None else _append(fresh, old, appended)
+        array = self._append(old, appended) if fresh is None else _append_from(fresh, old, appended)
         for axis, axis_map in maps.items():
             if not axis_map.appends or axis_map.fill == "mean":
                 array = self._rearrange(array, axis, axis_map, fresh)
@@ -259,7 +259,7 @@ class _Changes:
         return copied
 
 
-def _append(fresh: Array, old: Array, appended: list[tuple[int, AxisMap]]) -> Array:
+def _append_from(fresh: Array, old: Array, appended: list[tuple[int, AxisMap]]) -> Array:
     """Appends entries along axes one after another, zeros or those of a fresh array."""
     array = old
     for fill, group in itertools.groupby(appended, key=lambda item: item[1].fill):

@@ -23,7 +23,7 @@ from jax import Array, lax
 
 from dogwood_jax._growth import Change, Growth
 from dogwood_jax._rows import Rows, blocks_of, slots_of
-from dogwood_jax._tree import is_array, leaves_by_path, rebuilt
+from dogwood_jax._tree import arrays_of, concrete, is_array, leaves_by_path, rebuilt
 
 # Of subspace iteration: the next vectors, the vectors, their gains, the gains before, the steps.
 _State = tuple[Array, Array, Array, Array, Array]
@@ -76,7 +76,8 @@ def choose(
         jax.tree.structure(choice.batch),
         _other(batch),
     )
-    arrays, drawn, inputs = _arrays(leaves), [_arrays(other) for other in others], _arrays(batch)
+    arrays, inputs = arrays_of(leaves), arrays_of(batch)
+    drawn = [arrays_of(other) for other in others]
     try:
         if choice.side == "outgoing":
             chosen, silent, found = _choose_outgoing(arrays, inputs, case, choice.epsilon)
@@ -88,7 +89,7 @@ def choose(
             f"the larger model, in which {change.width} has {change.new} units"
         )
         raise
-    if not isinstance(silent, jax.core.Tracer):
+    if concrete(silent) is not None:
         _complain(change, bool(silent), bool(found))
     return {**leaves, **chosen}
 
@@ -140,10 +141,6 @@ class _Case:
     others: tuple[tuple[str, Any], ...]
     batch_structure: Any
     batch_others: tuple[tuple[str, Any], ...]
-
-
-def _arrays(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    return {path: leaf for path, leaf in leaves.items() if is_array(leaf)}
 
 
 def _other(leaves: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:

@@ -15,11 +15,14 @@ from jax import Array
 
 from dogwood_jax._identity import Fill, Reader, Value, exactly
 from dogwood_jax._insert import Insertion, insert
+from dogwood_jax._jaxpr import Program
 from dogwood_jax._pairing import Pairing, numbered
+from dogwood_jax._problems import listed
 from dogwood_jax._terms import Terms
 from dogwood_jax._trace import trace
 from dogwood_jax._tree import (
     PyTree,
+    by_path,
     in_order_of,
     is_array,
     leaf_path,
@@ -169,39 +172,20 @@ def insertions(
             return _described(problem, proof, target, inputs, copy=copy, interleave=interleave)
         refusals.append(proof.refusal)
     raise ValueError(
-        "cannot show that the deeper network computes what the old one does:\n"
-        + "\n".join(f"- {p}" for p in refusals[:1] or pairing.problems)
+        listed(
+            "cannot show that the deeper network computes what the old one does",
+            refusals[:1] or pairing.problems,
+        )
     )
 
 
 class _Network:
-    """A network's program and what its arguments and results are called."""
+    """A network, its program and the shapes of its variables."""
 
     def __init__(self, apply: Callable[..., Any], variables: PyTree, inputs: Sequence[Any]) -> None:
-        arguments = jax.tree_util.tree_leaves_with_path((variables, *inputs))
-        structure = jax.tree.structure((variables, *inputs))
-        dynamic = [i for i, (_, leaf) in enumerate(arguments) if is_array(leaf)]
-
-        def flat(*arrays: Any) -> list[Any]:
-            leaves = [leaf for _, leaf in arguments]
-            for i, array in zip(dynamic, arrays, strict=True):
-                leaves[i] = array
-            outputs = leaves_by_path(apply(*jax.tree.unflatten(structure, leaves)))
-            paths[:] = [path for path, leaf in outputs.items() if is_array(leaf)]
-            return [leaf for leaf in outputs.values() if is_array(leaf)]
-
         self.apply, self._variables, self._inputs = apply, variables, inputs
-        structs = [struct_of(arguments[i][1]) for i in dynamic]
-        keys = [arguments[i][0] for i in dynamic]
-        # Paths of variables, None for inputs.
-        self.arguments = [leaf_path(k[1:]) if k[0].idx == 0 else None for k in keys]
-        self.shapes = {
-            path: array
-            for path, array in zip(self.arguments, structs, strict=True)
-            if path is not None
-        }
-        self.outputs = paths = list[str]()
-        self.program = jax.make_jaxpr(flat)(*structs)
+        self._program = Program(apply, variables, inputs)
+        self.shapes = {path: leaf for path, leaf in self._program.arguments if path is not None}
 
     def cast(self, dtypes: Mapping[str, Any]) -> "_Network":
         """Returns the network with variables of other dtypes."""
@@ -217,17 +201,18 @@ class _Network:
 
     def read(self, reader: Reader, leaf: Callable[[str, Any], Value]) -> dict[str, Value]:
         """Returns the values of the results, for given values of the variables."""
+        jaxpr, consts = self._program.jaxpr.jaxpr, self._program.jaxpr.consts
         values = []
-        for i, (path, var) in enumerate(
-            zip(self.arguments, self.program.jaxpr.invars, strict=True)
+        for i, ((path, _), var) in enumerate(
+            zip(self._program.arguments, jaxpr.invars, strict=True)
         ):
             if path is None:
                 index = i - len(self.shapes)
                 values.append(exactly(reader.terms.make("input", index, (), var.aval)))
             else:
                 values.append(leaf(path, var.aval))
-        results = reader.run(self.program.jaxpr, self.program.consts, values)
-        return dict(zip(self.outputs, results, strict=True))
+        results = reader.run(jaxpr, consts, values)
+        return by_path(zip(self._program.results, results, strict=True))
 
 
 class _Problem:
@@ -499,7 +484,7 @@ def _named_layers(
                 )
             target = _with_layer(target, path.split("/"), before.split("/"), layer)
     if problems:
-        raise ValueError("cannot insert layers:\n" + "\n".join(f"- {p}" for p in problems))
+        raise ValueError(listed("cannot insert layers", problems))
     return target, tuple(insertions)
 
 

@@ -16,9 +16,11 @@ from dogwood_jax._choose import choose, without_choices
 from dogwood_jax._growth import Growth
 from dogwood_jax._insert import insert
 from dogwood_jax._layout import Units, units_of
+from dogwood_jax._problems import listed
 from dogwood_jax._random import seeds, uniform
 from dogwood_jax._tree import (
     PyTree,
+    arrays_of,
     in_order_of,
     is_array,
     leaves_by_path,
@@ -105,9 +107,9 @@ def _grow_and_insert(variables: PyTree, growth: Growth, key: Array | None, fresh
     else:
         target, new = fresh, leaves_by_path(fresh)
         for insertion in growth.insertions:
-            if (source := insertion.source) and (insertion.layers or insertion.fill == "moved"):
-                layers = leaves[source].shape[0] if insertion.layers else None
-                new[source] = new[insertion.path][:layers]
+            if insertion.old is not None:
+                layers = leaves[insertion.old].shape[0] if insertion.layers else None
+                new[insertion.old] = new[insertion.path][:layers]
         grown = grow(leaves, wider, key=key, fresh={path: new[path] for path in leaves})
     return insert(grown, growth.insertions, target, key=key)
 
@@ -157,10 +159,7 @@ def _check(
             if change.strategy.choice is not None and change.strategy.choice.candidates > 1
         ]
     if fresh is not None:
-        leaves, fresh = (
-            {path: leaf for path, leaf in tree.items() if is_array(leaf)}
-            for tree in (leaves, fresh)
-        )
+        leaves, fresh = arrays_of(leaves), arrays_of(fresh)
         expected = {path: jnp.shape(array) for path, array in leaves.items()} | growth.shapes
         problems += [f"{path}: not in fresh" for path in leaves if path not in fresh]
         problems += [f"{path}: only in fresh" for path in fresh if path not in leaves]
@@ -170,7 +169,7 @@ def _check(
             if path in expected and jnp.shape(array) != expected[path]
         ]
     if problems:
-        raise ValueError("cannot grow these variables:\n" + "\n".join(f"- {p}" for p in problems))
+        raise ValueError(listed("cannot grow these variables", problems))
 
 
 def _needs(leaf: Leaf, growth: Growth) -> set[str]:
@@ -220,10 +219,9 @@ def grow_leaf(
     if factor := growth.factors.get(leaf.path):
         wide = jnp.promote_types(old.dtype, jnp.float32)
         old = (old * jnp.asarray(factor, wide)).astype(old.dtype)
-    sizes = {change.width: change.new for change in growth.changes}
     draw = draws.draw if draws else functools.partial(_default, leaf, old.dtype)
     return transform(
-        old, leaf.axes, sizes, map_of, fresh, draw, noise=draws.normal if draws else None
+        old, leaf.axes, growth.sizes, map_of, fresh, draw, noise=draws.normal if draws else None
     )
 
 

@@ -89,6 +89,11 @@ class Growth:
         return {change.width: change for change in self.changes}
 
     @cached_property
+    def sizes(self) -> dict[str, int]:
+        """New sizes of the widths that change, by name."""
+        return {change.width: change.new for change in self.changes}
+
+    @cached_property
     def factors(self) -> dict[str, float]:
         """What old entries are multiplied by, for arrays in which they are, by path."""
         factors: dict[str, float] = {}
@@ -100,26 +105,24 @@ class Growth:
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every known array after the growth, by path."""
-        sizes = {change.width: change.new for change in self.changes}
         return {
-            leaf.path: tuple(size_of(layout, sizes) for layout in leaf.axes)
+            leaf.path: tuple(size_of(layout, self.sizes) for layout in leaf.axes)
             for leaf in self.widths.leaves
         }
 
     @cached_property
     def after(self) -> Widths:
         """The widths of the network that comes out of it."""
-        sizes = {change.width: change.new for change in self.changes}
         leaves = (
             replace(
                 leaf,
                 shape=self.shapes[leaf.path],
-                axes=tuple(resized(layout, sizes) for layout in leaf.axes),
+                axes=tuple(resized(layout, self.sizes) for layout in leaf.axes),
             )
             for leaf in self.widths.leaves
         )
         facts = (
-            (name, replace(facts, size=sizes.get(name, facts.size)))
+            (name, replace(facts, size=self.sizes.get(name, facts.size)))
             for name, facts in self.widths.facts
         )
         return Widths(tuple(leaves), tuple(facts))

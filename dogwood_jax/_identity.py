@@ -15,6 +15,7 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 
+from dogwood_jax._jaxpr import scan_counts, sub_programs
 from dogwood_jax._terms import TOLERANT, Operands, Term, Terms
 
 
@@ -299,13 +300,13 @@ class Reader:
 
     def _read(self, eqn: Any, operands: list[Value]) -> list[Value]:
         name = eqn.primitive.name
-        if name in _CALLS and (programs := _programs(eqn)):
+        if name in _CALLS and (programs := sub_programs(eqn)):
             return self._call(eqn, programs[0], operands)
         if name == "scan":
             return self._scan(eqn, operands)
         if name == "cond":
             return self._cond(eqn, operands)
-        if _programs(eqn):
+        if sub_programs(eqn):
             return self._evaluate(eqn, operands, lambda terms: self._opaque(eqn, terms))
         return self._evaluate(
             eqn, operands, lambda terms: self.terms.apply(eqn, terms), name in TOLERANT
@@ -338,7 +339,7 @@ class Reader:
     def _opaque(self, eqn: Any, operands: Sequence[Term]) -> list[Term | None]:
         """Reads an equation that does something unknown with programs among its parameters."""
         bodies = []
-        for jaxpr, consts in _programs(eqn):
+        for jaxpr, consts in sub_programs(eqn):
             results = self.run(jaxpr, consts, self._variables(jaxpr.invars))
             self._level -= 1
             bodies.append(tuple(value.options[0].term for value in results))
@@ -349,7 +350,7 @@ class Reader:
 
     def _cond(self, eqn: Any, operands: list[Value]) -> list[Value]:
         which, *arguments = operands
-        branches = [self.run(*program, arguments) for program in _programs(eqn)]
+        branches = [self.run(*program, arguments) for program in sub_programs(eqn)]
         results = []
         for i, var in enumerate(eqn.outvars):
 
@@ -363,7 +364,7 @@ class Reader:
         return results
 
     def _scan(self, eqn: Any, operands: list[Value]) -> list[Value]:
-        ((jaxpr, closed_over),) = _programs(eqn)
+        ((jaxpr, closed_over),) = sub_programs(eqn)
         n_consts, n_carry = scan_counts(eqn)
         length = eqn.params["length"]
         stacks = [self._stack(value) for value in operands[n_consts + n_carry :]]
@@ -426,7 +427,7 @@ class Reader:
         self, eqn: Any, operands: list[Value], stacks: Sequence[str | None]
     ) -> list[frozenset[tuple[str, Fill]]]:
         """Returns how the arrays of a new layer can be filled so that it changes nothing."""
-        ((jaxpr, closed_over),) = _programs(eqn)
+        ((jaxpr, closed_over),) = sub_programs(eqn)
         n_consts, n_carry = scan_counts(eqn)
         arguments = self._variables(jaxpr.invars)
         arguments[:n_consts] = operands[:n_consts]
@@ -471,26 +472,6 @@ _CALLS = frozenset(
         "remat2",
     }
 )
-
-
-def _programs(eqn: Any) -> list[tuple[Any, Sequence[Any]]]:
-    """Returns the programs among an equation's parameters, with their constants."""
-    found: list[tuple[Any, Sequence[Any]]] = []
-    for _, value in sorted(eqn.params.items()):
-        for item in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(item, jex.ClosedJaxpr):
-                found.append((item.jaxpr, item.consts))
-            elif isinstance(item, jex.Jaxpr):
-                found.append((item, ()))
-    return found
-
-
-def scan_counts(eqn: Any) -> tuple[int, int]:
-    """Returns how many operands of a scan are constants, and how many are its state."""
-    if "num_consts" in eqn.params:
-        return eqn.params["num_consts"], eqn.params["num_carry"]
-    consts, carry, _ = eqn.params["ft_in"].unpack()  # jax 0.12 and later
-    return len(consts), len(carry)
 
 
 def _merge(

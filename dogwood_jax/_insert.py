@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from dogwood_jax._problems import listed
 from dogwood_jax._random import seeds, uniform
 from dogwood_jax._tree import PyTree, in_order_of, is_array, leaves_by_path, rebuilt
 from dogwood_jax._widths import Kind
@@ -47,6 +48,11 @@ class Insertion:
     layers: tuple[int, ...] = ()
     kind: Kind = "random"
     fans: tuple[int, int] = (1, 1)
+
+    @property
+    def old(self) -> str | None:
+        """Path of the old array that lives on in it, if one does."""
+        return self.source if self.layers or self.fill == "moved" else None
 
     def __str__(self) -> str:
         fill = {
@@ -103,11 +109,9 @@ def insert(
                 "of a layer before it, or a target that holds arrays"
             )
     if problems:
-        raise ValueError("cannot insert layers:\n" + "\n".join(f"- {p}" for p in problems))
+        raise ValueError(listed("cannot insert layers", problems))
     sources = {i.source: leaves[i.source] for i in insertions if i.source is not None}
-    filled = _fill(
-        {i.source: sources[i.source] for i in insertions if i.source}, insertions, fresh, key
-    )
+    filled = _fill(sources, insertions, fresh, key)
     result = {path: leaf for path, leaf in shapes.items() if not is_array(leaf)}
     result |= {path: leaf for path, leaf in leaves.items() if path in shapes} | filled
     return in_order_of(target, rebuilt(jax.tree.structure(target), result))

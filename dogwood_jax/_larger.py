@@ -13,7 +13,7 @@ from dogwood_jax._growth import Change
 from dogwood_jax._insert import Insertion
 from dogwood_jax._layout import Layout, Units
 from dogwood_jax._trace import trace
-from dogwood_jax._tree import PyTree, is_array, leaves_by_path, struct
+from dogwood_jax._tree import PyTree, arrays_of, leaves_by_path, struct
 from dogwood_jax._widths import Widths
 
 
@@ -65,7 +65,7 @@ def read_larger(widths: Widths, target: PyTree, target_apply: Callable[..., Any]
         ValueError: if the program is needed and cannot be had, or new layers of the larger model
             cannot compute the identity.
     """
-    shapes = {path: leaf for path, leaf in leaves_by_path(target).items() if is_array(leaf)}
+    shapes = arrays_of(leaves_by_path(target))
     if target_apply is None:
         return Larger(shapes)
     network = widths.network
@@ -78,20 +78,17 @@ def read_larger(widths: Widths, target: PyTree, target_apply: Callable[..., Any]
         found = insertions(
             network.apply, network.variables, target_apply, target, *network.inputs, wider=True
         )
-    places = {i.source: i.path for i in found if i.source and (i.fill == "moved" or i.layers)}
+    places = {i.old: i.path for i in found if i.old is not None}
     stacked = {i.path for i in found if i.layers}
     paired = {leaf.path: places.get(leaf.path, leaf.path) for leaf in widths.leaves}
     kept = {}
-    for path, place in paired.items():
-        if place in shapes:
-            leaf = shapes[place]
-            layers = widths.leaf(path).shape[:1] if place in stacked else tuple(leaf.shape[:1])
-            kept[path] = struct((*layers, *leaf.shape[1:]), leaf.dtype)
-    kept |= {
-        path: leaf
-        for path, leaf in shapes.items()
-        if path not in paired.values() and path not in {i.path for i in found}
-    }
+    for leaf in widths.leaves:
+        if (place := paired[leaf.path]) in shapes:
+            array = shapes[place]
+            layers = leaf.shape[:1] if place in stacked else tuple(array.shape[:1])
+            kept[leaf.path] = struct((*layers, *array.shape[1:]), array.dtype)
+    explained = {*paired.values(), *(i.path for i in found)}
+    kept |= {path: array for path, array in shapes.items() if path not in explained}
     larger = trace(target_apply, target, *network.inputs)
     return Larger(kept, found, larger, _same_widths(widths, larger, paired))
 

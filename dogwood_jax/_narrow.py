@@ -1,6 +1,6 @@
 """The way back: ``narrow`` removes units, ``merge_symmetric`` folds equal ones into one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,9 +11,9 @@ from dogwood_jax._grow import grow
 from dogwood_jax._growth import Change, Growth
 from dogwood_jax._layout import Units, units_along
 from dogwood_jax._plan import plan
-from dogwood_jax._symmetry import find_symmetric
-from dogwood_jax._tree import PyTree, in_order_of, leaves_by_path
-from dogwood_jax._widths import Leaf, Network, Widths
+from dogwood_jax._symmetry import as_function_of, find_symmetric
+from dogwood_jax._tree import PyTree, concrete, in_order_of, leaves_by_path, rebuilt
+from dogwood_jax._widths import Network, Widths
 
 
 def narrow(
@@ -102,55 +102,42 @@ def _with_constants_folded(variables: PyTree, growth: Growth) -> PyTree:
     """Returns the variables with the effect of constant units that go in their readers' biases."""
     network = growth.widths.network
     pairs = [
-        (change, reader, bias)
+        (change, *reading)
         for change in growth.changes
-        for reader, bias in _readers(growth.widths, change.width)
+        for reading in _readers(growth.widths, change.width)
     ]
     if network is None or not pairs:
         return variables
     leaves = leaves_by_path(variables)
     constant = {change.width: _constant(leaves, growth.widths, change) for change in growth.changes}
-    known = all(not isinstance(units, jax.core.Tracer) for units in constant.values())
-    if known and not any(np.any(units) for units in constant.values()):
+    known = [concrete(units) for units in constant.values()]
+    if not any(units is None or units.any() for units in known):
         return variables
-    gradients = _gradients(variables, network, [leaf.path for _, *both in pairs for leaf in both])
+    gradients = _gradients(variables, network, {p for _, *both, _ in pairs for p in both})
     folded = dict(leaves)
-    for change, reader, bias in pairs:
-        axis = _axis(reader, change.width)
-        rows = jnp.moveaxis(jnp.asarray(leaves[reader.path]), axis, 0)
-        rows_gradient = jnp.moveaxis(gradients[reader.path], axis + 1, 1)
-        effect = _effect(rows, rows_gradient, gradients[bias.path], constant[change.width])
-        folded[bias.path] = (folded[bias.path] + effect).astype(leaves[bias.path].dtype)
-    tree = jax.tree.unflatten(jax.tree.structure(variables), [folded[path] for path in leaves])
-    return in_order_of(variables, tree)
+    for change, reader, bias, axis in pairs:
+        rows = jnp.moveaxis(jnp.asarray(leaves[reader]), axis, 0)
+        rows_gradient = jnp.moveaxis(gradients[reader], axis + 1, 1)
+        effect = _effect(rows, rows_gradient, gradients[bias], constant[change.width])
+        folded[bias] = (folded[bias] + effect).astype(leaves[bias].dtype)
+    return in_order_of(variables, rebuilt(jax.tree.structure(variables), folded))
 
 
-def _readers(widths: Widths, width: str) -> list[tuple[Leaf, Leaf]]:
-    """Returns the arrays that read a width, each with the bias of what it produces."""
-    pairs = []
+def _readers(widths: Widths, width: str) -> list[tuple[str, str, int]]:
+    """Returns what reads a width: an array, the bias of what it produces, the axis of the units."""
+    readers = []
     for place in widths[width].occurrences:
-        reader = widths.leaf(place.path)
         if place.role == "outgoing" and isinstance(place.layout, Units):
-            module = reader.path.rpartition("/")[0]
+            module = place.path.rpartition("/")[0]
+            others = [a for a in widths.leaf(place.path).axes if a != place.layout]
             biases = [
-                leaf
+                leaf.path
                 for leaf in widths.leaves
-                if leaf.kind == "zeros"
-                and leaf.path.rpartition("/")[0] == module
-                and leaf.shape
-                and leaf.axes
-                == tuple(a for a in reader.axes if a != place.layout)[-len(leaf.axes) :]
+                if leaf.kind == "zeros" and leaf.path.rpartition("/")[0] == module
+                if leaf.axes and leaf.axes == tuple(others[-len(leaf.axes) :])
             ]
-            pairs += [(reader, bias) for bias in biases[:1] if len(biases) == 1]
-    return pairs
-
-
-def _axis(reader: Leaf, width: str) -> int:
-    return next(
-        axis
-        for axis, layout in enumerate(reader.axes)
-        if isinstance(layout, Units) and layout.width == width and layout.role == "outgoing"
-    )
+            readers += [(place.path, bias, place.axis) for bias in biases if len(biases) == 1]
+    return readers
 
 
 def _constant(leaves: Mapping[str, Any], widths: Widths, change: Change) -> jax.Array:
@@ -170,20 +157,13 @@ def _constant(leaves: Mapping[str, Any], widths: Widths, change: Change) -> jax.
     return zero & goes
 
 
-def _gradients(variables: PyTree, network: Network, paths: list[str]) -> dict[str, jax.Array]:
+def _gradients(variables: PyTree, network: Network, paths: Collection[str]) -> dict[str, jax.Array]:
     """Returns gradients of some projections of the outputs for random inputs, one after another."""
-    leaves, structure = leaves_by_path(variables), jax.tree.structure(variables)
-
-    def outputs(some: dict[str, jax.Array], inputs: Any) -> list[jax.Array]:
-        tree = jax.tree.unflatten(structure, [some.get(p, leaf) for p, leaf in leaves.items()])
-        results = jax.tree.leaves(network.apply(tree, *inputs))
-        return [r for r in results if jnp.issubdtype(jnp.result_type(r), jnp.inexact)]
+    outputs, arrays = as_function_of(network.apply, variables, paths)
 
     def one(key: jax.Array) -> dict[str, jax.Array]:
-        results, pull = jax.vjp(
-            lambda some: outputs(some, network.random_inputs(key)),
-            {path: jnp.asarray(leaves[path]) for path in dict.fromkeys(paths)},
-        )
+        inputs = network.random_inputs(key)
+        results, pull = jax.vjp(lambda arrays: outputs(arrays, *inputs), arrays)
         keys = jax.random.split(key, len(results))
         cotangents = [
             jax.random.normal(k, r.shape, r.dtype) for k, r in zip(keys, results, strict=True)

@@ -20,7 +20,8 @@ from dogwood_jax._affine import AxisMap, Fill, map_of_moment, transform
 from dogwood_jax._grow import changes, grow_leaf
 from dogwood_jax._growth import Growth
 from dogwood_jax._layout import Layout, Units
-from dogwood_jax._tree import PyTree, leaf_path, leaves_by_path, rebuilt
+from dogwood_jax._problems import listed
+from dogwood_jax._tree import PyTree, leaf_path, leaves_by_path, rebuilt, struct
 from dogwood_jax._widths import Leaf
 
 Meaning = Literal["first", "second", "magnitude", "update", "step", "parameters"]
@@ -117,7 +118,7 @@ class _Field:
             known = _MEANINGS.get(owner, {}).get(self.name)
             if meaning := fields.get(f"{owner}.{self.name}") or fields.get(self.name) or known:
                 return meaning
-        return fields.get(self.name)
+        return None
 
 
 def grow_opt_state(
@@ -224,7 +225,7 @@ def _with_new_layers(old: PyTree, grown: PyTree, growth: Growth, tx: Any) -> PyT
         return grown
     collection = found[0].leaf.path.removesuffix(found[0].inner)
     inserted = {i.path: i for i in growth.insertions}
-    places = {i.source: i.path for i in growth.insertions if i.fill == "moved" or i.layers}
+    places = {i.old: i.path for i in growth.insertions if i.old is not None}
     shapes = growth.shapes | {path: i.shape for path, i in inserted.items()}
     numbered = jax.tree.unflatten(growth.structure, range(growth.structure.num_leaves))
     params = rebuilt(
@@ -254,7 +255,7 @@ def _with_new_layers(old: PyTree, grown: PyTree, growth: Growth, tx: Any) -> PyT
 
 
 def _refused(problems: list[str]) -> ValueError:
-    return ValueError("cannot grow this state:\n" + "\n".join(f"- {p}" for p in problems))
+    return ValueError(listed("cannot grow this state", problems))
 
 
 def _fields(opt_state: PyTree, growth: Growth) -> list[_Field]:
@@ -269,35 +270,35 @@ def _fields(opt_state: PyTree, growth: Growth) -> list[_Field]:
             owner = functools.reduce(_child, keys[: start - 1], opt_state)
             inside = hasattr(_child(owner, keys[start - 1]), "_fields")  # another state's field
             if not inside and (leaf := known.get(leaf_path(keys[start:stop]))):
-                found.append(
-                    _Field(
-                        leaf_path(keys[: start - 1]),
-                        leaf_path(keys[start - 1 : start]),
-                        tuple(cls.__name__ for cls in type(owner).__mro__),
-                        leaf_path(keys[start:]),
-                        leaf,
-                        _is_normalized(opt_state, keys[: start - 1], leaf_path(keys[start:])),
-                    )
-                )
+                found.append((keys, start, owner, leaf))
                 break
-    return found
+    normalizing: dict[str, list[Sequence[Any]]] = {}
+    for keys, start, owner, _ in found:
+        if _normalizes(owner):
+            normalizing.setdefault(leaf_path(keys[start:]), []).append(keys[: start - 1])
+    return [
+        _Field(
+            leaf_path(keys[: start - 1]),
+            leaf_path(keys[start - 1 : start]),
+            tuple(cls.__name__ for cls in type(owner).__mro__),
+            inner := leaf_path(keys[start:]),
+            leaf,
+            any(
+                _precedes(earlier, keys[: start - 1], opt_state)
+                for earlier in normalizing.get(inner, ())
+            ),
+        )
+        for keys, start, owner, leaf in found
+    ]
 
 
-def _is_normalized(opt_state: PyTree, keys: Sequence[Any], inner: str) -> bool:
-    """Whether an earlier member of a chain divides the updates of an array by their size."""
+def _precedes(first: Sequence[Any], second: Sequence[Any], opt_state: PyTree) -> bool:
+    """Whether the state at one path comes before that at another in a chain."""
     node = opt_state
-    for key in keys:
-        if type(node) is tuple:
-            for earlier in node[: key.idx]:
-                states = jax.tree.leaves(earlier, is_leaf=_normalizes)
-                if any(
-                    path.endswith(inner)
-                    for state in states
-                    if _normalizes(state)
-                    for path in leaves_by_path(state)
-                ):
-                    return True
-        node = _child(node, key)
+    for a, b in zip(first, second, strict=False):
+        if a != b:
+            return type(node) is tuple and a.idx < b.idx
+        node = _child(node, a)
     return False
 
 
@@ -361,7 +362,7 @@ def _expected(opt_state: PyTree, growth: Growth, tx: Any, found: list[_Field]) -
                 else outer.get(leaf_path(keys))
             )
             shape = growth.shapes[leaf.path] if leaf else jnp.shape(array)
-            return jax.ShapeDtypeStruct(shape, jnp.result_type(array))  # type: ignore[no-untyped-call]
+            return struct(shape, jnp.result_type(array))
 
         return jax.tree_util.tree_map_with_path(one, template)
     params = _params(opt_state, growth, found)
@@ -373,13 +374,11 @@ def _params(opt_state: PyTree, growth: Growth, found: list[_Field]) -> PyTree | 
     first = next((field for field in found if field.axis is None), None)
     if first is None:
         return None
-    for keys, _ in jax.tree_util.tree_leaves_with_path(opt_state):
-        if leaf_path(keys) == first.place:
-            depth = len(keys) - next(
-                i for i in range(len(keys)) if leaf_path(keys[i:]) == first.inner
-            )
-            tree = functools.reduce(_child, keys[:-depth], opt_state)
-    by_inner = {field.inner: field.leaf for field in found}
+    paths = (keys for keys, _ in jax.tree_util.tree_leaves_with_path(opt_state))
+    keys = next(keys for keys in paths if leaf_path(keys) == first.place)
+    start = next(i for i in range(len(keys)) if leaf_path(keys[i:]) == first.inner)
+    tree = functools.reduce(_child, keys[:start], opt_state)
+    by_inner = {field.inner: field.leaf.path for field in found}
     collection = first.leaf.path.removesuffix(first.inner)
 
     def is_masked(node: Any) -> bool:
@@ -387,12 +386,9 @@ def _params(opt_state: PyTree, growth: Growth, found: list[_Field]) -> PyTree | 
 
     def one(keys: Any, array: Any) -> Any:
         inner = leaf_path(keys)
-        leaf = by_inner.get(inner) or next(
-            (leaf for leaf in growth.widths.leaves if leaf.path == collection + inner), None
-        )
-        dtype = jnp.float32 if is_masked(array) else jnp.result_type(array)
-        shape = growth.shapes[leaf.path] if leaf else jnp.shape(array)
-        return jax.ShapeDtypeStruct(shape, dtype)  # type: ignore[no-untyped-call]
+        path = by_inner.get(inner, collection + inner)
+        shape = growth.shapes[path] if path in growth.shapes else jnp.shape(array)
+        return struct(shape, jnp.float32 if is_masked(array) else jnp.result_type(array))
 
     return jax.tree_util.tree_map_with_path(one, tree, is_leaf=is_masked)
 
@@ -442,8 +438,7 @@ def _moment(
 
     if factor := growth.factors.get(path):
         array = (array / factor**degree).astype(array.dtype)
-    sizes = {change.width: change.new for change in growth.changes}
-    return transform(array, axes, sizes, map_of)
+    return transform(array, axes, growth.sizes, map_of)
 
 
 def _factored(

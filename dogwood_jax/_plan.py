@@ -10,6 +10,7 @@ import numpy as np
 from dogwood_jax import strategies
 from dogwood_jax._growth import Change, Growth
 from dogwood_jax._larger import Larger, read_larger
+from dogwood_jax._problems import listed
 from dogwood_jax._target import sizes_of_target, splits
 from dogwood_jax._tree import PyTree
 from dogwood_jax._widths import Recipe, Width, Widths
@@ -116,7 +117,7 @@ def plan(
     for change in made:
         notes += _constants(larger, change, problems)
     if problems:
-        raise ValueError("cannot plan this growth:\n" + "\n".join(f"- {p}" for p in problems))
+        raise ValueError(listed("cannot plan this growth", problems))
     if target_apply is None:
         notes += splits(widths, {change.width: change.new for change in made})
     return Growth(widths, made, tuple(dict.fromkeys(notes)), structure, larger.insertions)
@@ -179,12 +180,7 @@ def _extended(
     """Returns how a width gets more units, after checking that it can."""
     recipe = _recipe(width, new, strategy)
     if strategy is None:
-        make = {
-            "zero_outgoing": strategies.zero_outgoing,
-            "zero_incoming": strategies.zero_incoming,
-            "tile": strategies.tile,
-        }
-        strategy = make[recipe.strategy if recipe else "zero_outgoing"]()
+        strategy = getattr(strategies, recipe.strategy if recipe else "zero_outgoing")()
     problems += _refusals(width, new, strategy, recipe, interface)
     return Change(
         width.name,
@@ -237,9 +233,7 @@ def _refusals(
             "say which ones stay with keep=, or use dw.narrow"
         ]
     if width.fixed:
-        return [
-            f"{name}: cannot grow from {old} to {new}: {width.fixed}; it occurs in {_places(width)}"
-        ]
+        return _fixed(width, new, "grow")
     problems = _interface(width, interface)
     if strategy.name in ("zero_incoming", "tile") and recipe is None:
         problems.append(
@@ -342,7 +336,7 @@ def _kept(width: Width, units: Any, interface: bool, problems: list[str]) -> Cha
             f"{width.size} units; got {units!r}"
         )
         kept = ()
-    problems += _fixed(width, len(kept)) + _interface(width, interface)
+    problems += _fixed(width, len(kept), "change") + _interface(width, interface)
     recipe = next((r for r in width.recipes if r.strategy != "tile"), None) if kept else None
     return Change(width.name, width.size, len(kept), strategies.KEEP, kept, recipe=recipe)
 
@@ -361,7 +355,7 @@ def _merged(
     sources = tuple(unit for unit in range(width.size) if first.get(unit, unit) == unit)
     place = {unit: index for index, unit in enumerate(sources)}
     into = tuple(place[first.get(unit, unit)] for unit in range(width.size))
-    problems += _fixed(width, len(sources)) + _interface(width, interface)
+    problems += _fixed(width, len(sources), "change") + _interface(width, interface)
     problems += [
         f"{width.name}: merging units would change outputs: {hazard}"
         for hazard in (*width.hazards, *width.copy_hazards)
@@ -369,11 +363,11 @@ def _merged(
     return Change(width.name, width.size, len(sources), strategies.MERGE, sources, into)
 
 
-def _fixed(width: Width, new: int) -> list[str]:
+def _fixed(width: Width, new: int, verb: str) -> list[str]:
     if not width.fixed:
         return []
     return [
-        f"{width.name}: cannot change from {width.size} to {new}: {width.fixed}; "
+        f"{width.name}: cannot {verb} from {width.size} to {new}: {width.fixed}; "
         f"it occurs in {_places(width)}"
     ]
 

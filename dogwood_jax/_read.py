@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dogwood_jax._dims import Dim
+from dogwood_jax._jaxpr import sub_programs
 from dogwood_jax._rules import RULES, Rule, unknown
+from dogwood_jax._tree import concrete
 from dogwood_jax._values import Trace, Value
 
 # Primitives that multiply a value by a constant or leave its entries as they are.
@@ -51,9 +53,8 @@ def _constant(array: Any) -> Value:
     dtype = getattr(array, "dtype", np.dtype(float))
     if jnp.issubdtype(dtype, jax.dtypes.extended):
         return Value(dims, "data")
-    try:
-        array = np.asarray(array)
-    except jax.errors.TracerArrayConversionError:  # a program around this one computes it
+    array = concrete(array)
+    if array is None:
         return Value(dims, "data")
     if array.size and array.dtype.kind in "biufc":
         first = array.flat[0]
@@ -63,18 +64,6 @@ def _constant(array: Any) -> Value:
         if dim.size > 1 and (array != np.take(array, [0], axis)).any():
             dim.endanger(f"a constant of shape {array.shape} inside the network varies along it")
     return Value(dims, "constant")
-
-
-def sub_programs(eqn: Any) -> list[tuple[Any, Sequence[Any]]]:
-    """Returns the programs among an equation's parameters, with their constants."""
-    found = []
-    for value in eqn.params.values():
-        for item in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(item, jex.ClosedJaxpr):
-                found.append((item.jaxpr, item.consts))
-            elif isinstance(item, jex.Jaxpr):
-                found.append((item, ()))
-    return found
 
 
 def _call(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:

@@ -5,7 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 from dogwood_jax._dims import Dim, unify
-from dogwood_jax._read import run, sub_programs
+from dogwood_jax._jaxpr import scan_counts, sub_programs
+from dogwood_jax._read import run
 from dogwood_jax._rules import origin_of, pick, positions_used, rule
 from dogwood_jax._values import Trace, Value
 
@@ -39,10 +40,7 @@ def _close(trace: Trace, before: Sequence[Value], after: Sequence[Value]) -> Non
 @rule("scan")
 def _scan(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
     (jaxpr, closed_over), *_ = sub_programs(eqn)
-    if "num_consts" in eqn.params:
-        n_consts, n_carry = eqn.params["num_consts"], eqn.params["num_carry"]
-    else:  # jax 0.12 and later
-        n_consts, n_carry, _ = (len(part) for part in eqn.params["ft_in"].unpack())
+    n_consts, n_carry = scan_counts(eqn)
     consts, carry = operands[:n_consts], operands[n_consts : n_consts + n_carry]
     stacked = operands[n_consts + n_carry :]
     length = Dim(eqn.params["length"])

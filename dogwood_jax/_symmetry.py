@@ -1,6 +1,6 @@
 """Find units that are alike or idle: ``find_symmetric``, ``find_dead``, ``activity``."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dogwood_jax._layout import size_of, units_along
-from dogwood_jax._tree import PyTree, leaves_by_path
+from dogwood_jax._layout import Layout, size_of, units_along
+from dogwood_jax._problems import listed
+from dogwood_jax._tree import PyTree, leaves_by_path, rebuilt
 from dogwood_jax._widths import Width
 
 
@@ -89,7 +90,7 @@ def find_dead(variables: PyTree, width: Width, *, tolerance: float = 0.0) -> tup
     dead = np.zeros(width.size, bool)
     for rows in (
         _rows(variables, width, ("outgoing", "both")),
-        incoming_weights(variables, width),
+        _incoming_weights(variables, width),
     ):
         # Without a single such weight, as for an input or output, nothing is known.
         dead |= (np.abs(rows) <= tolerance).all(axis=1) & (rows.shape[1] > 0)
@@ -121,24 +122,17 @@ def activity(apply: Callable[..., Any], variables: PyTree, width: Width, *inputs
         >>> dw.activity(apply, params, dw.trace(apply, params, x)["up"], x).tolist()
         [3.0, 4.0]
     """
-    places = dict.fromkeys((o.path, o.axis, o.layout) for o in width.occurrences)
-    leaves, structure = jax.tree.flatten(variables)
-    paths = list(leaves_by_path(variables))
-
-    def outputs(some: dict[str, jax.Array]) -> list[jax.Array]:
-        changed = [some.get(path, leaf) for path, leaf in zip(paths, leaves, strict=True)]
-        results = jax.tree.leaves(apply(jax.tree.unflatten(structure, changed), *inputs))
-        return [r for r in results if jnp.issubdtype(jnp.result_type(r), jnp.inexact)]
+    places = _places(width)
+    outputs, arrays = as_function_of(apply, variables, {path for path, _, _ in places})
 
     def contribution(unit: jax.Array) -> jax.Array:
         tangents: dict[str, Any] = {}
         for path, axis, layout in places:
-            leaf = jnp.asarray(leaves[paths.index(path)])
+            leaf = arrays[path]
             units = jnp.asarray(units_along(layout, width.name, ("outgoing", "both")))
             mine = jnp.expand_dims(units == unit, [a for a in range(leaf.ndim) if a != axis])
             tangents[path] = tangents.get(path, 0) + jnp.where(mine, leaf, 0)
-        primals = {path: jnp.asarray(leaves[paths.index(path)]) for path in tangents}
-        _, change = jax.jvp(outputs, (primals,), (tangents,))
+        _, change = jax.jvp(lambda arrays: outputs(arrays, *inputs), (arrays,), (tangents,))
         squares = [jnp.sum(jnp.abs(c) ** 2) for c in change]
         return jnp.sqrt(sum(squares) / sum(c.size for c in change))
 
@@ -146,14 +140,33 @@ def activity(apply: Callable[..., Any], variables: PyTree, width: Width, *inputs
     return measured
 
 
-def incoming_weights(variables: PyTree, width: Width) -> np.ndarray:
+def as_function_of(
+    apply: Callable[..., Any], variables: PyTree, paths: Iterable[str]
+) -> tuple[Callable[..., list[jax.Array]], dict[str, jax.Array]]:
+    """Returns floating-point outputs as a function of some arrays and the inputs; the arrays."""
+    leaves, structure = leaves_by_path(variables), jax.tree.structure(variables)
+
+    def outputs(arrays: Mapping[str, jax.Array], *inputs: Any) -> list[jax.Array]:
+        results = jax.tree.leaves(apply(rebuilt(structure, {**leaves, **arrays}), *inputs))
+        return [r for r in results if jnp.issubdtype(jnp.result_type(r), jnp.inexact)]
+
+    return outputs, {path: jnp.asarray(leaves[path]) for path in sorted(paths)}
+
+
+def _incoming_weights(variables: PyTree, width: Width) -> np.ndarray:
     """Returns what feeds each unit but for biases, a matrix ``[units, weights]``."""
+    leaves = leaves_by_path(variables)
     fed = tuple(
         place
         for place in width.occurrences
-        if place.role == "incoming" and len(np.shape(leaves_by_path(variables)[place.path])) > 1
+        if place.role == "incoming" and len(np.shape(leaves[place.path])) > 1
     )
     return _rows(variables, replace(width, occurrences=fed), ("incoming",))
+
+
+def _places(width: Width) -> list[tuple[str, int, Layout]]:
+    """Returns the axes along which a width lies, each once, whatever the roles of its units."""
+    return list(dict.fromkeys((o.path, o.axis, o.layout) for o in width.occurrences))
 
 
 def _firsts(rows: np.ndarray, tolerance: float) -> np.ndarray:
@@ -205,7 +218,7 @@ def _rows(
     """Returns all weights of each unit as a row of a matrix ``[units, weights]``, in float64."""
     leaves = leaves_by_path(variables)
     columns, problems = [np.zeros((width.size, 0))], []
-    for path, axis, layout in dict.fromkeys((o.path, o.axis, o.layout) for o in width.occurrences):
+    for path, axis, layout in _places(width):
         array = leaves.get(path)
         if array is None:
             problems.append(f"{path}: missing")
@@ -224,7 +237,9 @@ def _rows(
             columns.append(rows.reshape(width.size, rows.size // max(width.size, 1)))
     if problems:
         raise ValueError(
-            f"these are not the variables in which {width.name} was found; trace again:\n"
-            + "\n".join(f"- {p}" for p in problems)
+            listed(
+                f"these are not the variables in which {width.name} was found; trace again",
+                problems,
+            )
         )
     return np.concatenate(columns, axis=1)

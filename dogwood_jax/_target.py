@@ -15,7 +15,7 @@ from functools import cached_property
 from math import isqrt
 
 from dogwood_jax._layout import Layout, Product, Units, size_of, units_of
-from dogwood_jax._tree import PyTree, is_array, leaves_by_path
+from dogwood_jax._tree import PyTree, arrays_of, leaves_by_path
 from dogwood_jax._widths import Widths
 
 # The sizes that a width may still have, in ascending order.
@@ -91,9 +91,8 @@ def _equations(
     widths: Widths, target: PyTree, problems: list[str]
 ) -> tuple[list[Equation], set[str]]:
     """Returns the equations, and the widths of the arrays that could not be compared."""
-    shapes = {
-        path: tuple(leaf.shape) for path, leaf in leaves_by_path(target).items() if is_array(leaf)
-    }
+    arrays = arrays_of(leaves_by_path(target))
+    shapes = {path: tuple(array.shape) for path, array in arrays.items()}
     leaves = {leaf.path: leaf for leaf in widths.leaves}
     problems += [f"{path}: not in the target" for path in leaves if path not in shapes]
     problems += [f"{path}: only in the target" for path in shapes if path not in leaves]

@@ -23,6 +23,8 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 
+from dogwood_jax._tree import concrete
+
 Operands = Sequence["Term | None"]  # None for a value that could be anything
 
 
@@ -98,9 +100,10 @@ class Terms:
     def constant(self, array: Any, aval: Any) -> Term:
         """Returns the term of a constant of a program."""
         extended = jnp.issubdtype(aval.dtype, jax.dtypes.extended)
-        if isinstance(array, jax.core.Tracer) or extended:
+        values = None if extended else concrete(array)
+        if values is None:
             return self.make("constant", self._identity(array), (), aval)
-        array = np.asarray(array, aval.dtype)
+        array = np.asarray(values, aval.dtype)
         if array.size and (array == array.flat[0]).all():
             value = array.flat[0].item()
             if _is_real(value) and jnp.issubdtype(aval.dtype, np.inexact):

@@ -22,9 +22,11 @@ from dogwood_jax import (  # noqa: F401, for the rules in them
     _rules_sums,
 )
 from dogwood_jax._dims import Dim, unify
+from dogwood_jax._jaxpr import Program
 from dogwood_jax._naming import module_of, name_widths
+from dogwood_jax._problems import listed
 from dogwood_jax._read import run
-from dogwood_jax._tree import PyTree, is_array, leaf_path
+from dogwood_jax._tree import PyTree
 from dogwood_jax._values import Entry, Silencer, Silencers, Trace, Value
 from dogwood_jax._widths import Network, Widths, no_such
 
@@ -73,48 +75,23 @@ def trace(
           -> up/kernel[1]
           <- down/kernel[0]
     """
-    program = _Program(apply, variables, inputs)
-    leaves = program.leaves
-    _override(leaves, tuple(fix), tuple(tie))
-    _attach_unread(leaves, program.trace)
-    return replace(name_widths(leaves, program.trace), network=Network(apply, *program.shapes))
+    program = Program(apply, variables, inputs)
+    traced = _Traced(program)
+    _override(traced.leaves, tuple(fix), tuple(tie))
+    _attach_unread(traced.leaves, traced.trace)
+    network = Network(apply, program.variables, tuple(program.inputs))
+    return replace(name_widths(traced.leaves, traced.trace), network=network)
 
 
-class _Program:
+class _Traced:
     """A traced network: its leaves with symbolic dimensions, and what its equations say of them."""
 
-    def __init__(self, apply: Callable[..., Any], variables: PyTree, inputs: Sequence[Any]) -> None:
-        arguments = jax.tree_util.tree_leaves_with_path((variables, *inputs))
-        structure = jax.tree.structure((variables, *inputs))
-        dynamic = [i for i, (_, leaf) in enumerate(arguments) if is_array(leaf)]
-
-        def flat(*arrays: Any) -> list[Any]:
-            leaves = [leaf for _, leaf in arguments]
-            for i, array in zip(dynamic, arrays, strict=True):
-                leaves[i] = array
-            outputs = apply(*jax.tree.unflatten(structure, leaves))
-            results = [
-                (leaf_path(keys), leaf)
-                for keys, leaf in jax.tree_util.tree_leaves_with_path(outputs)
-                if is_array(leaf)
-            ]
-            paths[:] = [path for path, _ in results]
-            return [leaf for _, leaf in results]
-
-        paths: list[str] = []
-        structs = [_struct(arguments[i][1]) for i in dynamic]
-        shapes = jax.tree.unflatten(
-            structure, [_struct(leaf) if is_array(leaf) else leaf for _, leaf in arguments]
-        )
-        self.shapes = shapes[0], shapes[1:]
-        closed = jax.make_jaxpr(flat)(*structs)
+    def __init__(self, program: Program) -> None:
         self.trace = Trace()
         self.leaves: dict[str, Value] = {}
         values = []
-        for i, struct in zip(dynamic, structs, strict=True):
-            keys = arguments[i][0]
-            if keys[0].idx == 0:
-                path = leaf_path(keys[1:])
+        for path, struct in program.arguments:
+            if path is not None:
                 value = _parameter(len(self.leaves), struct)
                 self.leaves[path] = value
             else:
@@ -122,12 +99,12 @@ class _Program:
                 self.trace.dims += value.dims
                 self.trace.inputs += value.dims
             values.append(value)
-        outputs = run(self.trace, closed.jaxpr, closed.consts, values)
+        outputs = run(self.trace, program.jaxpr.jaxpr, program.jaxpr.consts, values)
         mirrored = _mirrored(
-            {path: _shape(value) for path, value in zip(paths, outputs, strict=True)},
+            {path: _shape(value) for path, value in zip(program.results, outputs, strict=True)},
             {path: _shape(value) for path, value in self.leaves.items()},
         )
-        for path, output in zip(paths, outputs, strict=True):
+        for path, output in zip(program.results, outputs, strict=True):
             self.trace.record("variable" if path in mirrored else "output", (output,), ())
             if path not in mirrored:
                 for dim in output.dims:
@@ -138,15 +115,6 @@ class _Program:
 
 def _shape(value: Value) -> tuple[int, ...]:
     return tuple(dim.size for dim in value.dims)
-
-
-def _struct(leaf: Any) -> jax.ShapeDtypeStruct:
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-        return leaf
-    dtype = leaf.dtype
-    if not jnp.issubdtype(dtype, jax.dtypes.extended):
-        dtype = jax.dtypes.canonicalize_dtype(dtype)
-    return jax.ShapeDtypeStruct(leaf.shape, dtype)  # type: ignore[no-untyped-call]
 
 
 def _parameter(index: int, struct: jax.ShapeDtypeStruct) -> Value:
@@ -226,9 +194,7 @@ def _override(
         elif a and b:
             unify(a, b)
     if problems:
-        raise ValueError(
-            "fix= and tie= take places (path, axis):\n" + "\n".join(f"- {p}" for p in problems)
-        )
+        raise ValueError(listed("fix= and tie= take places (path, axis)", problems))
 
 
 def _attach_unread(leaves: dict[str, Value], trace: Trace) -> None:

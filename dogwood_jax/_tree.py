@@ -1,10 +1,11 @@
 """Pytrees by path: the one place that says how a leaf is named."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 PyTree = Any
 
@@ -25,13 +26,31 @@ def is_array(leaf: Any) -> bool:
 
 def leaves_by_path(tree: PyTree) -> dict[str, Any]:
     """Returns the leaves of a tree by path, in the order of ``jax.tree.leaves``."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return by_path((leaf_path(keys), leaf) for keys, leaf in leaves)
+
+
+def by_path(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns leaves by path, after checking that no two have the same."""
     leaves: dict[str, Any] = {}
-    for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        path = leaf_path(keys)
+    for path, leaf in items:
         if path in leaves:
             raise ValueError(f"two leaves have the path {path!r}; rename a key that holds a slash")
         leaves[path] = leaf
     return leaves
+
+
+def arrays_of(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns those leaves that are arrays."""
+    return {path: leaf for path, leaf in leaves.items() if is_array(leaf)}
+
+
+def concrete(array: Any) -> np.ndarray | None:
+    """Returns the values of an array, or None where a program around this one computes them."""
+    try:
+        return np.asarray(array)
+    except jax.errors.TracerArrayConversionError:
+        return None
 
 
 def rebuilt(structure: Any, leaves: Mapping[str, Any]) -> PyTree:

@@ -10,6 +10,7 @@ from dogwood_jax import strategies
 from dogwood_jax._grow import grow
 from dogwood_jax._layout import Units
 from dogwood_jax._plan import plan
+from dogwood_jax._problems import listed
 from dogwood_jax._tree import PyTree, leaves_by_path
 from dogwood_jax._widths import Facts, Leaf, Widths, make_widths, no_such
 
@@ -93,7 +94,7 @@ def widen(
         elif name not in order:
             problems.append(f"{name}: is not in order: {no_such('layer', name, list(order))}")
     if problems:
-        raise ValueError("cannot widen:\n" + "\n".join(f"- {p}" for p in problems))
+        raise ValueError(listed("cannot widen", problems))
     return grow(params, plan(widths, sizes, strategy=strategy), key=key)
 
 
@@ -144,7 +145,7 @@ def chain(params: PyTree, order: Sequence[str]) -> Widths:
                 "concatenation lies between them)"
             )
     if problems:
-        raise ValueError("not a chain of Dense layers:\n" + "\n".join(f"- {p}" for p in problems))
+        raise ValueError(listed("not a chain of Dense layers", problems))
     facts, dense = {}, []
     first, last = f"{order[0]}[0]", order[-1]
     for name, source in zip(order, (first, *order), strict=False):

@@ -204,8 +204,7 @@ def replicate(
     """
     if not noise >= 0:
         raise ValueError(f"noise must be zero or positive, got {noise!r}")
-    if split not in ("even", "uneven"):
-        raise ValueError(f"split must be 'even' or 'uneven', got {split!r}")
+    _check_split(split)
     copied = tuple(map(operator.index, units))
     return Strategy("replicate", "copy", "share", noise=noise, split=split, units=copied)
 
@@ -256,8 +255,7 @@ def tile(init: Initializer = glorot, split: Literal["even", "uneven"] = "even") 
     Reference:
         Wang et al., 2024, LEMON: Lossless model expansion.
     """
-    if split not in ("even", "uneven"):
-        raise ValueError(f"split must be 'even' or 'uneven', got {split!r}")
+    _check_split(split)
     return Strategy("tile", "copy", "share", init, split=split)
 
 
@@ -378,6 +376,11 @@ def firefly(
         raise ValueError(f"candidates must be two or more for each new unit, got {candidates}")
     choice = Choice("incoming", loss, batch, candidates=operator.index(candidates))
     return Strategy("firefly", "free", "zero", init, choice=choice)
+
+
+def _check_split(split: str) -> None:
+    if split not in ("even", "uneven"):
+        raise ValueError(f"split must be 'even' or 'uneven', got {split!r}")
 
 
 # What becomes of units that stay when others are removed, or when some are merged into them.

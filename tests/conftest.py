@@ -1,7 +1,10 @@
 """Strict numerics for every test: float64 enabled, no implicit rank promotion, fixed seeds."""
 
+from collections.abc import Iterator
+
 import hypothesis
 import jax
+import pytest
 
 # Tests state their dtypes; with float64 disabled, asking for it would silently give float32.
 jax.config.update("jax_enable_x64", True)
@@ -9,3 +12,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 hypothesis.settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
 hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="module")
+def quick_to_compile() -> Iterator[None]:
+    """For tests of many networks, which take longer to compile than to run."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from jax import lax
 from networks import fill, load
-from test_trace_growth import build_larger, cut, growable, larger_inputs, quick_to_compile
+from test_trace_growth import build_larger, cut, growable, larger_inputs
 
 import dogwood_jax as dw
 
 NETWORKS = load()
-__all__ = ["quick_to_compile"]  # a fixture
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}
 
 

@@ -7,7 +7,7 @@ ones. Epsilons are large here, so that a wrong one shows.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -20,19 +20,13 @@ from networks import Model, affine, data, dense, f64, fill, linen, tokens
 import dogwood_jax as dw
 from dogwood_jax._widths import Recipe
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 EPSILON = 3e-3
 STRATEGIES = {
     "zero_outgoing": dw.strategies.zero_outgoing,
     "zero_incoming": dw.strategies.zero_incoming,
     "tile": dw.strategies.tile,
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_to_compile() -> Iterator[None]:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 # Networks -----------------------------------------------------------------------------------------

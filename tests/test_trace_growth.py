@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,14 +15,8 @@ from networks import Expected, Model, Network, fill, load
 import dogwood_jax as dw
 from dogwood_jax._tree import leaves_by_path
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 NETWORKS = load()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_to_compile() -> Iterator[None]:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @dataclasses.dataclass(frozen=True)

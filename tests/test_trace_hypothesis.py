@@ -6,7 +6,7 @@ With one of the others among them, a width must grow exactly or be refused.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import hypothesis
@@ -20,6 +20,7 @@ from networks import data, f64, fill
 
 import dogwood_jax as dw
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 Get = Callable[..., Any]  # (name, *shape) -> parameter
 Block = Callable[..., Any]  # (get, x, *sizes) -> x
 FLAT: dict[str, tuple[int, Block]] = {}
@@ -404,13 +405,6 @@ def growths(draw: Any) -> tuple[Spec, list[int], list[int], bool]:
         more = draw(st.lists(st.integers(0, 3), min_size=spec.sizes, max_size=spec.sizes))
     more[draw(st.integers(0, spec.sizes - 1))] += 1
     return spec, sizes, [n + k for n, k in zip(sizes, more)], draw(st.booleans())
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_to_compile() -> Iterator[None]:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @hypothesis.given(growths())

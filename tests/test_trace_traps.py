@@ -7,7 +7,7 @@ with these words.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from networks import data, f64, fill
 
 import dogwood_jax as dw
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 X = data(4, 5)
 UNWEIGHTED = "summed over without weights"
 POSITIONS = "a table"
@@ -580,13 +581,6 @@ def own_derivative(p: Any, x: Any) -> Any:
 
 
 # The checks --------------------------------------------------------------------------------------
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_to_compile() -> Iterator[None]:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def width_at(widths: dw.Widths, place: str) -> dw.Width:

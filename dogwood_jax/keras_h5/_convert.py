@@ -198,13 +198,17 @@ def _gates(sources: str, gates: str, weight: str) -> tuple[str, ...]:
     return tuple(f"params/cell/{source}{gate}/{weight}" for source in sources for gate in gates)
 
 
-@_layout("LSTM", "CuDNNLSTM")
-def _lstm(config: Config) -> list[Weight]:
-    order = "ifgo"  # Keras calls g c
-    kernels = [
+def _gated_kernels(order: str) -> list[Weight]:
+    return [
         _split("cell/kernel", *_gates("i", order, "kernel")),
         _split("cell/recurrent_kernel", *_gates("h", order, "kernel")),
     ]
+
+
+@_layout("LSTM", "CuDNNLSTM")
+def _lstm(config: Config) -> list[Weight]:
+    order = "ifgo"  # Keras calls g c
+    kernels = _gated_kernels(order)
     bias = _split("cell/bias", *_gates("h", order, "bias"))
     return [*kernels, bias] if config.get("use_bias", True) else kernels
 
@@ -212,10 +216,7 @@ def _lstm(config: Config) -> list[Weight]:
 @_layout("GRU")
 def _gru(config: Config) -> list[Weight]:
     order = "zrn"  # Keras calls n h
-    kernels = [
-        _split("cell/kernel", *_gates("i", order, "kernel")),
-        _split("cell/recurrent_kernel", *_gates("h", order, "kernel")),
-    ]
+    kernels = _gated_kernels(order)
     bias = _split("cell/bias", *_gates("i", order, "bias"))
     if config.get("reset_after", False):  # bias [2, 3 * units], of inputs and of the state
         bias = Weight(

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
+from dogwood_jax._problems import listed
 from dogwood_jax.keras_h5._activations import HARD_SIGMOID_2
 from dogwood_jax.keras_h5._convert import MODELS, Config, layout
 from dogwood_jax.keras_h5._errors import KerasFileError
@@ -167,7 +168,7 @@ def recorded_inputs(module: KerasModel, variables: Mapping[str, Any]) -> Mapping
 
 
 def _refused(what: str, problems: list[str]) -> KerasFileError:
-    return KerasFileError(f"{what}:\n" + "\n".join(f"- {problem}" for problem in problems))
+    return KerasFileError(listed(what, problems))
 
 
 def _has(tree: Any, path: tuple[str, ...]) -> bool:

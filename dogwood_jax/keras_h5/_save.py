@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dogwood_jax._problems import listed
 from dogwood_jax.keras_h5 import _write
 from dogwood_jax.keras_h5._atomic import replace_file
 from dogwood_jax.keras_h5._config import entries_of
@@ -171,7 +172,7 @@ def _place(path: Sequence[Any]) -> str:
 
 
 def _refused(problems: list[str]) -> NotSavable:
-    return NotSavable("cannot save these variables:\n" + "\n".join(f"- {p}" for p in problems))
+    return NotSavable(listed("cannot save these variables", problems))
 
 
 def _layer_trees(
