@@ -20,6 +20,8 @@ from typing import Literal
 _MOST_PIECES = 48
 _DEEPEST = 24
 
+DROPPED = "an operation drops it because its size is 1"
+
 
 class Dim:
     """One dimension, or, after unification, a reference to the dimension it equals."""
@@ -302,7 +304,7 @@ def reshape(dims: Sequence[Dim], sizes: Sequence[int]) -> list[Dim]:
                 return result + [Dim(s, reason) for s in sizes[len(result) :]]
         result.append(product(taken))
     for one in ones:
-        one.fix("a reshape drops it")
+        one.fix(DROPPED)
     return result
 
 

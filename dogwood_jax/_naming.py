@@ -6,6 +6,7 @@ from typing import Any
 
 from dogwood_jax import _dims
 from dogwood_jax._dims import Dim
+from dogwood_jax._labels import label_attention
 from dogwood_jax._layout import Concat, Layout, Product, Role, Units
 from dogwood_jax._roles import Roles, Spot
 from dogwood_jax._scales import check_scales
@@ -22,6 +23,7 @@ def name_widths(leaves: dict[str, Value], trace: Trace) -> Widths:
     roles = Roles(trace, [value.dims for value in leaves.values()])
     check_scales(trace.scales)
     _dims.hand_down([*trace.dims, *(d for value in leaves.values() for d in value.dims)])
+    label_attention(trace, roles)
     names = _names(paths, roles, trace)
     _note_units_that_never_learn(roles, trace)
     for spot in roles.tied():

@@ -83,7 +83,8 @@ class Roles:
         """Whether the rest of the leaf feeds these units: 2 for surely, 1 for perhaps."""
         if spot in self._aside or self.of(spot) == "outgoing":
             return 0
-        return 2 if spot in self._produced else 1
+        first = spot.axis in self._trace.first.get(spot.leaf, ())
+        return 2 if spot in self._produced and first else 1
 
     def tied(self) -> list[Spot]:
         """Returns where weights are both incoming and outgoing."""

@@ -12,7 +12,7 @@ from dataclasses import replace
 from math import prod
 from typing import Any, Literal
 
-from dogwood_jax._dims import Dim, atoms, factors, product
+from dogwood_jax._dims import Dim, atoms, cut, factors, product
 from dogwood_jax._values import Entry, Silencer, Silencers, Trace, Value, either, every
 
 Rule = Callable[..., list[Value]]
@@ -203,6 +203,17 @@ def part_of(x: Value, axis: int, part: Dim, start: int) -> Value:
         _each_entry(s, along if a == axis else across) for a, s in enumerate(x.silencers)
     )
     return replace(with_axis(x, axis, part), silencers=silencers)
+
+
+def sliced(x: Value, axis: int, start: int, size: int) -> Value:
+    """Returns so many units of a value along an axis, from ``start`` on."""
+    whole = x.dims[axis]
+    if size == whole.size:
+        return x
+    if size == 0:
+        return part_of(x, axis, Dim(0), 0)
+    sizes = [n for n in (start, size, whole.size - start - size) if n]
+    return part_of(x, axis, cut(whole, sizes)[1 if start else 0], start)
 
 
 def blend(x: Value, axes: Iterable[int]) -> Value:

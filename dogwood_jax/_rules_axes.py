@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from dogwood_jax import _dims
-from dogwood_jax._dims import Dim, unify
+from dogwood_jax._dims import DROPPED, Dim, unify
 from dogwood_jax._rules import (
     mixed,
     narrowed,
@@ -20,12 +20,11 @@ from dogwood_jax._rules import (
     positions_used,
     rule,
     shapes_out,
+    sliced,
     spread,
     with_axis,
 )
 from dogwood_jax._values import Trace, Value, every
-
-_DROPPED = "an operation drops it because its size is 1"
 
 
 @rule("transpose")
@@ -37,7 +36,7 @@ def _transpose(trace: Trace, eqn: Any, x: Value) -> list[Value]:
 def _squeeze(trace: Trace, eqn: Any, x: Value) -> list[Value]:
     gone = {a % x.ndim for a in eqn.params["dimensions"]}
     for axis in gone:
-        x.dims[axis].fix(_DROPPED)
+        x.dims[axis].fix(DROPPED)
     return [pick(x, [a for a in range(x.ndim) if a not in gone])]
 
 
@@ -58,7 +57,7 @@ def _reshape(trace: Trace, eqn: Any, x: Value, *_: Value) -> list[Value]:
     (shape,) = shapes_out(eqn)
     if x.ndim and not shape:
         for dim in x.dims:
-            dim.fix(_DROPPED)
+            dim.fix(DROPPED)
     for axis in x.singular:
         x.dims[axis].fix("it is reshaped after a norm was divided by")
     dims = tuple(_dims.reshape(x.dims, shape))
@@ -151,7 +150,7 @@ def _unstack(trace: Trace, eqn: Any, x: Value) -> list[Value]:
     trace.set_aside(x, axis)
     kept = [a for a in range(x.ndim) if a != axis]
     for unit in units:
-        unit.fix(_DROPPED)
+        unit.fix(DROPPED)
     return [pick(part_of(x, axis, unit, i), kept) for i, unit in enumerate(units)]
 
 
@@ -172,12 +171,7 @@ def _slice(trace: Trace, eqn: Any, x: Value) -> list[Value]:
         dim = x.dims[axis]
         n = dim.size
         if stride == 1:
-            sizes = [s for s in (start, limit - start, n - limit) if s]
-            if limit == start:
-                x = part_of(x, axis, Dim(0), 0)
-            elif limit - start < n:
-                part = _dims.cut(dim, sizes)[1 if start else 0]
-                x = part_of(x, axis, part, start)
+            x = sliced(x, axis, start, limit - start)
         elif n % stride == 0 and start < stride and limit > n - stride + start:
             rows, within = _dims.reshape([dim], [n // stride, stride])
             within.fix("every so many units are taken from it by a strided slice")

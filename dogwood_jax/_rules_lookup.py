@@ -1,30 +1,34 @@
 """Rules for looking up and for making values."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from dogwood_jax._dims import Dim, unify
+from dogwood_jax._dims import DROPPED, Dim, unify
 from dogwood_jax._rules import (
     blend,
     mixed,
     noise_used,
     of_sum,
     origin_of,
+    pick,
     rule,
     shapes_out,
+    sliced,
     with_axis,
 )
 from dogwood_jax._values import Silencers, Trace, Value
 
 
-def _indexed(trace: Trace, x: Value, axis: int, indices: Value) -> None:
-    """Notes that positions along an axis are looked up."""
+def _indexed(trace: Trace, x: Value, axis: int, indices: Value, *, many: bool = True) -> None:
+    """Notes that positions along an axis are looked up, many of them or a single one."""
     trace.set_aside(x, axis)
     if indices.index or (indices.number is not None and indices.number < x.dims[axis].size - 1):
         # Old indices stay in range, whether an input gives them or they count from zero: more
         # rows are more inputs that the network understands. The last row may count from the end.
         x.dims[axis].root.interface = True
-        x.dims[axis].named("vocab")
+        if many and not indices.positional:
+            x.dims[axis].named("vocab")
     else:
         x.dims[axis].fix("it is indexed by positions computed inside the network")
 
@@ -34,15 +38,22 @@ def _gather(trace: Trace, eqn: Any, x: Value, indices: Value) -> list[Value]:
     n = eqn.params["dimension_numbers"]
     sizes = eqn.params["slice_sizes"]
     (shape,) = shapes_out(eqn)
+    if (starts := _known_starts(x, indices, n.start_index_map, sizes)) is not None:
+        for axis, (start, size) in enumerate(zip(starts, sizes, strict=True)):
+            x = sliced(x, axis, start, size)
+        for axis in n.collapsed_slice_dims:
+            x.dims[axis].fix(DROPPED)
+        return [pick(x, [a for a in range(x.ndim) if a not in n.collapsed_slice_dims])]
     x = blend(x, n.start_index_map)
     batching = list(getattr(n, "operand_batching_dims", ()))
     index_batching = list(getattr(n, "start_indices_batching_dims", ()))
     dims: list[Dim] = [Dim(size) for size in shape]
     silencers: list[Silencers] = [()] * len(shape)
+    many = indices.ndim > 1 + len(index_batching)
     window = [a for a in range(x.ndim) if a not in {*n.collapsed_slice_dims, *batching}]
     for axis, place in zip(window, n.offset_dims, strict=True):
         if axis in n.start_index_map and sizes[axis] == 1:
-            _indexed(trace, x, axis, indices)
+            _indexed(trace, x, axis, indices, many=many)
         elif sizes[axis] == x.dims[axis].size:
             dims[place], silencers[place] = x.dims[axis], x.silencers_of(axis)
         else:
@@ -50,7 +61,7 @@ def _gather(trace: Trace, eqn: Any, x: Value, indices: Value) -> list[Value]:
             dims[place].fix("it is a slice that is looked up")
     for axis in n.collapsed_slice_dims:
         if x.dims[axis].size > 1 or axis in n.start_index_map:
-            _indexed(trace, x, axis, indices)
+            _indexed(trace, x, axis, indices, many=many)
     places = [a for a in range(len(shape)) if a not in n.offset_dims]
     for axis, place in enumerate(places):
         dims[place] = indices.dims[axis]
@@ -71,6 +82,17 @@ def _gather(trace: Trace, eqn: Any, x: Value, indices: Value) -> list[Value]:
         trace.produce(x, window)
     out = mixed((x, indices), dims, silencers=tuple(silencers), noise=x.noise, index=x.index)
     return [replace(out, leaves=x.leaves)]
+
+
+def _known_starts(
+    x: Value, indices: Value, axes: Sequence[int], sizes: Sequence[int]
+) -> list[int] | None:
+    """Returns where a slice begins on every axis if it is a single one whose place is known."""
+    if indices.ndim != 1 or indices.number is None:
+        return None
+    starts = [int(indices.number) if axis in axes else 0 for axis in range(x.ndim)]
+    fits = [0 <= s <= d.size - n for s, d, n in zip(starts, x.dims, sizes, strict=True)]
+    return starts if all(fits) else None
 
 
 @rule("scatter", "scatter-add", "scatter-mul", "scatter-min", "scatter-max", "scatter_add")
@@ -120,7 +142,7 @@ def _dynamic_slice(trace: Trace, eqn: Any, x: Value, *starts: Value) -> list[Val
     out = blend(x, [a for a in range(x.ndim) if eqn.params["slice_sizes"][a] != x.dims[a].size])
     for axis, (size, start) in enumerate(zip(eqn.params["slice_sizes"], starts, strict=True)):
         if size == 1 != x.dims[axis].size:
-            _indexed(trace, x, axis, start)
+            _indexed(trace, x, axis, start, many=False)
             out = with_axis(out, axis, Dim(1))
         elif size != x.dims[axis].size:
             x.dims[axis].fix("a slice at a computed position is read along it")

@@ -57,18 +57,11 @@ def _contraction(
     both_data = x.origin == y.origin == "data"
     for a, b in zip(batch_x, batch_y, strict=True):
         unify(x.dims[a], y.dims[b])
-        if both_data:
-            x.dims[a].named("heads")
     for a, b in zip(contract_x, contract_y, strict=True):
         unify(x.dims[a], y.dims[b])
         trace.demand(x.dims[a], _preferred(x, a, y, b), _BILINEAR if both_data else _HIDDEN)
         if both_data:
             x.dims[a].root.bilinear |= not (x.leaves or y.leaves)
-            x.dims[a].named("head_dim")
-    if both_data and batch_x:
-        for value, free in ((x, free_x), (y, free_y)):
-            for axis in free:
-                value.dims[axis].named("head_dim")
     for value, contract, free, batch in (
         (x, contract_x, free_x, batch_x),
         (y, contract_y, free_y, batch_y),

@@ -227,6 +227,8 @@ class Trace:
         self.uses: dict[int, Use] = {}
         # Entries whose units are produced there: the rest of the leaf feeds them.
         self.produced: set[Entry] = set()
+        # The axes of each leaf whose units are produced first: a gradient produces others later.
+        self.first: dict[int, frozenset[int]] = {}
         # Entries along which a leaf is looked up or stacked, which make no units of their own.
         self.aside: set[Entry] = set()
         self.scales: list[tuple[Value, float]] = []
@@ -257,8 +259,11 @@ class Trace:
 
     def produce(self, value: Value, axes: Iterable[int] | None = None) -> None:
         """Notes that the units along axes of a parameter are produced by the rest of it."""
-        for axis in range(value.ndim) if axes is None else axes:
-            self.produced |= value.entries(axis)
+        entries = [value.entries(a) for a in (range(value.ndim) if axes is None else axes)]
+        found: frozenset[Entry] = frozenset().union(*entries)
+        self.produced |= found
+        for leaf in {entry.leaf for entry in found} - self.first.keys():
+            self.first[leaf] = frozenset(entry.axis for entry in found if entry.leaf == leaf)
 
     def join(self, value: Value, how: str) -> None:
         """Notes that a value becomes part of the data: if a parameter, all of it is used."""

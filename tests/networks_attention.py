@@ -79,7 +79,7 @@ def causal(scores: Any) -> Any:
         "up": grows("hidden", 7, "-> up/{kernel[1],bias[0]} <- down/kernel[0]"),
         "head": interface("out", 5, "-> head/{kernel[1],bias[0]}"),
         "token[0]": fixed("repeated 2 times", 1, "-> token[0]"),
-        "token[head_dim]": fixed("size is 1", 1, "-> {token,positions}[1]"),
+        "token[1]": fixed("size is 1", 1, "-> {token,positions}[1]"),
         "positions[0]": fixed("broadcast against a dimension of size 2", 1, "-> positions[0]"),
     }
 )
@@ -254,8 +254,8 @@ def fused_qkv(
 @network(
     {
         "q[heads]": grows("kv", 2, "-> {q,k,v}[1] <- o[0]"),
-        "q[head_dim]": grows("groups", 2, "-> q[1] <- o[0]"),
-        "q[2]": changes("dim", "summed over", 6, "-> {q[2],q_scale[0],k_scale[0]} <> k[2]"),
+        "q[1.1]": grows("groups", 2, "-> q[1] <- o[0]"),
+        "q[head_dim]": changes("dim", "summed over", 6, "-> {q[2],q_scale[0],k_scale[0]} <> k[2]"),
         "q[0]": interface("n_in", 5, "<- {q,k,v}[0]"),
         "v[head_dim]": grows("dim", 6, "-> v[2] <- o[1]"),
         "o": interface("out", 3, "-> o[2]"),
@@ -406,7 +406,7 @@ def mixer(
         "router": changes(
             "experts", "reduce_max runs over; largest are picked; summed over", 4, "-> router[1]"
         ),
-        "up[head_dim]": grows("slots", 9, "-> {up,up_bias,down}[0]", copies="exactly once"),
+        "up[0]": grows("slots", 9, "-> {up,up_bias,down}[0]", copies="exactly once"),
         "up[2]": grows("hidden", 7, "-> {up[2],up_bias[1]} <- down[1]"),
         "head": interface("out", 3, "-> head/{kernel[1],bias[0]}"),
     }

@@ -59,7 +59,7 @@ def graph(n_in: int = 4, hidden: int = 5, message: int = 6, out: int = 3) -> Mod
     {
         "embed": grows("model", 5, "-> {embed[1],positions[1],o[2]} <- {qkv,head}[0]"),
         "embed[vocab]": interface("vocab", 9, "-> embed[0]"),
-        "positions[vocab]": interface("longest", 6, "-> positions[0]"),
+        "positions[0]": interface("longest", 6, "-> positions[0]"),
         "qkv[heads]": grows("heads", 2, "-> qkv[2] <- o[0]"),
         "qkv[head_dim]": grows("dim", 3, "<- o[1] <> qkv[3]", copies="tied"),
         "head": interface("vocab", 9, "-> head[1]"),

@@ -65,14 +65,14 @@ def cnn(channels: int = 3, stem: int = 4, wide: int = 6, hidden: int = 7, out: i
             copies="tied",
         ),
         "stem[2]": interface("channels", 2, "<- stem/kernel[2]"),
-        "wide[3]": grows(
+        "wide": grows(
             "wide",
             4,
             "-> wide/{kernel[3],bias[0]} batch_stats/norm_2/{mean,var}[0] "
             "norm_2/{scale,bias}[0] <> head/kernel[0]",
             copies="tied",
         ),
-        "head[vocab]": interface(
+        "head": interface(
             "classes",
             5,
             "-> head/bias[0] <> head/kernel[1]",

@@ -189,9 +189,9 @@ def implicit_broadcasting(n_in: int = 5, hidden: int = 6, out: int = 2) -> Model
 @network(
     {
         "a[0]": interface("n_in", 2, "<> a/kernel[0]", hazard="a table of positions; summed over"),
-        "a[1]": grows("hidden", 6, "-> a/{kernel[1],bias[0]} <> b/kernel[0]", copies="tied"),
-        "b[1]": grows("wide", 5, "-> b/{kernel[1],bias[0]} <> c/kernel[0]", copies="tied"),
-        "c[1]": fixed("size is 1", 1, "-> c/bias[0] <> c/kernel[1]"),
+        "a": grows("hidden", 6, "-> a/{kernel[1],bias[0]} <> b/kernel[0]", copies="tied"),
+        "b": grows("wide", 5, "-> b/{kernel[1],bias[0]} <> c/kernel[0]", copies="tied"),
+        "c": fixed("size is 1", 1, "-> c/bias[0] <> c/kernel[1]"),
     }
 )
 def pinn(n_in: int = 2, hidden: int = 6, wide: int = 5) -> Model:

@@ -259,9 +259,7 @@ def neural_ode(n_in: int = 3, hidden: int = 5, steps: int = 4) -> Model:
 
 @network(
     {
-        "project[head_dim]": grows(
-            "state", 3, "-> {project,log_a}[1] <> project[1]", copies="tied"
-        ),
+        "project[1.1]": grows("state", 3, "-> {project,log_a}[1] <> project[1]", copies="tied"),
         "project[1.0]": grows("step", 2, "-> project[1] <- step/kernel[0]"),
         "step": interface("n_in", 5, "-> step/{kernel[1],bias[0]} log_a[0] <- {project,out}[0]"),
         "out": interface("out", 4, "-> out[1]"),
@@ -294,8 +292,8 @@ def selective_state_space(n_in: int = 5, step: int = 2, state: int = 3, out: int
 
 @network(
     {
-        "project[heads]": grows("heads", 2, "-> project[1] {conv,log_a}[0] <- out[0]"),
-        "project[head_dim]": grows("dim", 3, "-> project[1] conv[0] <- out[0]"),
+        "project[1.0]": grows("heads", 2, "-> project[1] {conv,log_a}[0] <- out[0]"),
+        "project[1.1]": grows("dim", 3, "-> project[1] conv[0] <- out[0]"),
         "project[1.4]": grows("state", 4, "-> project[1] conv[0] <> conv[0]", copies="tied"),
         "project[0]": interface("n_in", 5, "<- project[0]"),
         "out": interface("out", 4, "-> out[1]"),

@@ -526,7 +526,7 @@ def queries_keys_and_values_within_heads(p: Any, x: Any) -> Any:
     return jnp.einsum("hts,shd,hdo->to", scores(q, k), v, p["o"])
 
 
-@trap({"qk[head_dim]": "grown"}, qk=(5, 16), v=(5, 4), o=(4, 2))
+@trap({"qk[1.1]": "grown"}, qk=(5, 16), v=(5, 4), o=(4, 2))
 def queries_and_keys_turned_together(p: Any, x: Any) -> Any:
     """Both are rotated as one array of heads, whose halves are cut again."""
     both = (x @ p["qk"]).reshape(4, 4, -1)
