@@ -111,6 +111,15 @@ class Growth:
         }
 
     @cached_property
+    def moved(self) -> dict[str, Insertion]:
+        """What becomes of old arrays that get another path, or more layers, by old path."""
+        return {i.old: i for i in self.insertions if i.old is not None}
+
+    def place(self, path: str) -> str:
+        """The path of an old array in the larger model."""
+        return self.moved[path].path if path in self.moved else path
+
+    @cached_property
     def after(self) -> Widths:
         """The widths of the network that comes out of it."""
         leaves = (

@@ -111,14 +111,14 @@ def insert(
     if problems:
         raise ValueError(listed("cannot insert layers", problems))
     sources = {i.source: leaves[i.source] for i in insertions if i.source is not None}
-    filled = _fill(sources, insertions, fresh, key)
+    filled = fill(sources, insertions, fresh, key)
     result = {path: leaf for path, leaf in shapes.items() if not is_array(leaf)}
     result |= {path: leaf for path, leaf in leaves.items() if path in shapes} | filled
     return in_order_of(target, rebuilt(jax.tree.structure(target), result))
 
 
 @functools.partial(jax.jit, static_argnames="insertions")
-def _fill(
+def fill(
     sources: dict[str, Array],
     insertions: tuple[Insertion, ...],
     fresh: dict[str, Array],
@@ -137,7 +137,7 @@ def _fill(
         else:
             new = _values(insertion, word)
         if source is not None and insertion.layers:
-            new = _stacked(insertion, sources[source], new)
+            new = stacked(insertion, sources[source], new)
         filled[insertion.path] = new
     return filled
 
@@ -167,7 +167,7 @@ def _identity(shape: tuple[int, ...], axes: tuple[int, int]) -> Array:
     return mask
 
 
-def _stacked(insertion: Insertion, old: Array, new: Array) -> Array:
+def stacked(insertion: Insertion, old: Array, new: Array) -> Array:
     """Returns old layers with new ones between or behind them."""
     # Layers before which nothing is new come in their order, so the last one is the largest.
     stack = old[jnp.asarray(list(itertools.accumulate(insertion.layers, max)))]

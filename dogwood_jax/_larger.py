@@ -4,7 +4,7 @@ Shapes leave open how a product such as heads * head_dim is split, and say nothi
 larger model's program tells both, and where it has more layers, what they must compute.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,7 +90,7 @@ def read_larger(widths: Widths, target: PyTree, target_apply: Callable[..., Any]
     explained = {*paired.values(), *(i.path for i in found)}
     kept |= {path: array for path, array in shapes.items() if path not in explained}
     larger = trace(target_apply, target, *network.inputs)
-    return Larger(kept, found, larger, _same_widths(widths, larger, paired))
+    return Larger(kept, found, larger, _same_widths(widths, larger, paired, stacked))
 
 
 def _is_deeper(widths: Widths, shapes: Mapping[str, Any]) -> bool:
@@ -106,13 +106,16 @@ def _is_deeper(widths: Widths, shapes: Mapping[str, Any]) -> bool:
     )
 
 
-def _same_widths(old: Widths, new: Widths, paired: Mapping[str, str]) -> dict[str, str]:
+def _same_widths(
+    old: Widths, new: Widths, paired: Mapping[str, str], stacked: Collection[str]
+) -> dict[str, str]:
     """Returns the names that widths have in the larger model, where their arrays agree on it."""
     names: dict[str, set[str]] = {}
     leaves = {leaf.path: leaf for leaf in new.leaves}
     for leaf in old.leaves:
         if (place := paired[leaf.path]) in leaves:
-            for a, b in zip(leaf.axes, leaves[place].axes, strict=False):
+            layers = 1 if place in stacked else 0  # axes along which the old network is shorter
+            for a, b in zip(leaf.axes[layers:], leaves[place].axes[layers:], strict=False):
                 for before, after in _pairs(a, b):
                     names.setdefault(before, set()).add(after)
     return {name: found.pop() for name, found in names.items() if len(found) == 1}

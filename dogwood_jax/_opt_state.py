@@ -6,10 +6,10 @@ parameters; so all of it follows from the ``Growth``, once the meaning of each f
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,106 +19,21 @@ from jax import Array
 from dogwood_jax._affine import AxisMap, Fill, map_of_moment, transform
 from dogwood_jax._grow import changes, grow_leaf
 from dogwood_jax._growth import Growth
-from dogwood_jax._layout import Layout, Units
+from dogwood_jax._insert import Insertion, fill, stacked
+from dogwood_jax._layout import Units
+from dogwood_jax._opt_fields import (
+    DEGREES,
+    Field,
+    Meaning,
+    child,
+    degrees_of,
+    fields_of,
+    meanings_of,
+)
+from dogwood_jax._pairing import numbered
 from dogwood_jax._problems import listed
-from dogwood_jax._tree import PyTree, leaf_path, leaves_by_path, rebuilt, struct
+from dogwood_jax._tree import PyTree, leaf_path, leaves_by_path, struct
 from dogwood_jax._widths import Leaf
-
-Meaning = Literal["first", "second", "magnitude", "update", "step", "parameters"]
-
-# What the fields of optimizer states hold, by the class that declares them.
-_MEANINGS: dict[str, dict[str, Meaning]] = {
-    "ScaleByAdamState": {"mu": "first", "nu": "second"},
-    "ScaleByAmsgradState": {"mu": "first", "nu": "second", "nu_max": "second"},
-    "ScaleByBeliefState": {"mu": "first", "nu": "second"},
-    "ScaleByNovogradState": {"mu": "first", "nu": "second"},
-    "ScaleByLionState": {"mu": "first"},
-    "ScaleByRmsState": {"nu": "second"},
-    "ScaleByRStdDevState": {"mu": "first", "nu": "second"},
-    "ScaleByRmsWithCountState": {"nu": "second"},
-    "ScaleByRStdDevWithCountState": {"mu": "first", "nu": "second"},
-    "ScaleByRssState": {"sum_of_squares": "second"},
-    "ScaleByRpropState": {"step_sizes": "step", "prev_updates": "update"},
-    "ScaleByAdaDeltaState": {"e_g": "second", "e_x": "step"},
-    "ScaleBySM3State": {"mu": "second", "nu": "update"},
-    "ScaleByOptimisticGradientState": {"trace": "first"},
-    "ScaleByAdemamixState": {"m1": "first", "m2": "first", "nu": "second"},
-    "ScaleBySimplifiedAdEMAMixState": {"m": "first", "n": "second"},
-    "TraceState": {"trace": "first"},
-    "EmaState": {"ema": "first"},
-    "MuonState": {"mu": "first"},
-    "SophiaState": {"mu": "first", "nu": "second"},
-    "FactoredState": {"v_row": "second", "v_col": "second", "v": "second"},
-    "ApplyEvery": {"grad_acc": "first"},
-    "MultiStepsState": {"acc_grads": "first"},
-    "AccumulateAvgUpdatesState": {"avg_grad": "first"},
-    "MomoState": {"exp_avg": "first"},
-    "MomoAdamState": {"exp_avg": "first", "exp_avg_sq": "second"},
-    "DAdaptAdamWState": {"exp_avg": "first", "exp_avg_sq": "second", "grad_sum": "first"},
-    "ProdigyState": {
-        "exp_avg": "first",
-        "exp_avg_sq": "second",
-        "grad_sum": "first",
-        "params0": "parameters",
-    },
-    "DoGState": {"init_params": "parameters"},
-    "DoWGState": {"init_params": "parameters"},
-    "ScheduleFreeState": {"z": "parameters"},
-    "MechanicState": {"x0": "parameters"},
-    "SAMState": {"cache": "parameters"},
-    "LookaheadParams": {"fast": "parameters", "slow": "parameters"},
-    "TrainState": {"params": "parameters", "batch_stats": "parameters"},
-}
-
-# The power of the gradient that each is an average of.
-_DEGREES: dict[Meaning, int] = {"first": 1, "second": 2, "magnitude": 1, "update": 0, "step": 0}
-
-
-@dataclass(frozen=True)
-class _Field:
-    """A field of an optimizer state: where it is, and which array of the network it follows.
-
-    Attributes:
-        group: path of the state that the field belongs to.
-        name: name of the field.
-        owner: names of the state's class and its bases, the most derived first.
-        inner: path of the array inside the field.
-        leaf: the array of the network that has this path.
-        normalized: whether the updates that reach this state no longer scale with the gradient.
-    """
-
-    group: str
-    name: str
-    owner: tuple[str, ...]
-    inner: str
-    leaf: Leaf
-    normalized: bool
-
-    def beside(self, name: str) -> str:
-        """The place of the same array in another field of the state."""
-        return "/".join(part for part in (self.group, name, self.inner) if part)
-
-    def at(self, inner: str) -> str:
-        """The place of another array in the same field."""
-        return "/".join(part for part in (self.group, self.name, inner) if part)
-
-    @property
-    def place(self) -> str:
-        return self.beside(self.name)
-
-    @property
-    def axis(self) -> int | None:
-        """The one axis of the array that it follows, where a state keeps a vector for each."""
-        last = self.inner.rpartition("/")[2]
-        return int(last) if not self.leaf.path.endswith(self.inner) and last.isdigit() else None
-
-    def meaning(self, fields: Mapping[str, Meaning]) -> Meaning | None:
-        """What the field holds, as far as the caller or the table knows."""
-        for owner in self.owner:
-            known = _MEANINGS.get(owner, {}).get(self.name)
-            if meaning := fields.get(f"{owner}.{self.name}") or fields.get(self.name) or known:
-                return meaning
-        return None
 
 
 def grow_opt_state(
@@ -142,7 +57,9 @@ def grow_opt_state(
     moments have converged, and under a steady gradient its first update of a new entry is 3.16
     times the learning rate, later ones up to 6.6 times (for b1 = 0.9, b2 = 0.999).
 
-    Moments of layers that the growth inserts start as in a new optimizer.
+    In layers that the growth inserts, first moments are zero, and second moments the mean of those
+    of the arrays that are closest by name: for ``block_2/up/kernel`` of ``block_1/up/kernel`` and
+    its like. In a stack over which a loop runs they are the mean of its old layers.
 
     Args:
         opt_state: the state: of any Optax optimizer or chain, or a Flax ``TrainState``.
@@ -151,7 +68,7 @@ def grow_opt_state(
             the larger network.
         variables: the grown variables, for states that hold averages or copies of parameters:
             their new entries begin at the parameters' own. Without it they begin at zero, those of
-            scales at one.
+            scales at one, and those of inserted layers at what computes the identity.
         second_moment: what new entries of second moments are, the ``"mean"`` of old ones or
             ``"zeros"``.
         fields: meanings of fields that are not known here, by name (``"momentum"`` or
@@ -184,288 +101,371 @@ def grow_opt_state(
         The adjoint follows from the chain rule. Kingma and Ba, 2015, Adam, for the bias
         correction.
     """
+    return grow_state(opt_state, growth, tx, None, variables, second_moment, fields or {})
+
+
+def grow_state(
+    opt_state: PyTree,
+    growth: Growth,
+    tx: Any,
+    params: PyTree | None,
+    variables: PyTree,
+    second_moment: str,
+    fields: Mapping[str, Meaning],
+) -> PyTree:
+    """Grows a state: ``grow_opt_state``, which describes the arguments, but for ``params``.
+
+    Those are the shapes of the larger network's parameters as ``tx.init`` takes them; None to have
+    them read from the state.
+    """
     if second_moment not in ("mean", "zeros"):
         raise ValueError(f"second_moment must be 'mean' or 'zeros', got {second_moment!r}")
-    if growth.insertions:
-        wider = replace(growth, insertions=(), structure=None)
-        grown = grow_opt_state(
-            opt_state, wider, tx, variables=None, second_moment=second_moment, fields=fields
-        )
-        return _with_new_layers(opt_state, grown, growth, tx)
-    arrays = leaves_by_path(opt_state)
-    found = _fields(opt_state, growth)
-    meanings = _meanings(found, arrays, fields or {})
-    expected = _expected(opt_state, growth, tx, found)
-    structure, shapes = jax.tree.structure(expected), leaves_by_path(expected)
-    grown = arrays | _grow_fields(
-        arrays,
+    state, outside = opt_state, ""
+    if hasattr(opt_state, "opt_state") and hasattr(opt_state, "replace"):  # Flax's TrainState
+        state, outside = opt_state.opt_state, "opt_state/"
+    arrays, found = leaves_by_path(opt_state), fields_of(opt_state, growth)
+    if params is None:
+        params = _params(state, growth, fields_of(state, growth))
+
+    def start() -> PyTree:
+        """Returns the state with which training of the larger network would start."""
+        begun = state if params is None else _initial(tx, state, params)
+        if not outside:
+            return begun
+        trees: dict[str, list[Field]] = {}
+        for field in found:
+            if not field.group:
+                trees.setdefault(field.name, []).append(field)
+        zeros = {name: _zeros(_params(opt_state, growth, tree)) for name, tree in trees.items()}
+        return opt_state.replace(opt_state=begun, **zeros)
+
+    degrees = {}
+    if params is not None and _divides(growth):
+        degrees = {outside + place: n for place, n in degrees_of(tx, params).items()}
+    meanings = meanings_of(found, arrays, fields, degrees)
+    expected = jax.eval_shape(start)
+    shapes = {place: tuple(jnp.shape(leaf)) for place, leaf in leaves_by_path(expected).items()}
+    known = tuple((field, meanings[field.place]) for field in found if field.place in meanings)
+    new = tuple(a for a in _new_arrays(found, growth, meanings) if a.field.place in shapes)
+    moved = {field.place: field.at(growth.place(field.leaf.path)) for field in found}
+    grown = {moved.get(place, place): array for place, array in arrays.items()}
+    grown |= _grow_fields(
+        {field.place: arrays[field.place] for field in found},
+        _starts(start, {array.field.place for array in new}),
+        None if variables is None else _own(variables, growth, known, new),
         growth,
-        tuple((field, meanings[field.place]) for field in found if field.place in meanings),
-        tuple((place, tuple(jnp.shape(leaf))) for place, leaf in shapes.items()),
-        None if variables is None else leaves_by_path(variables),
+        known,
+        new,
+        tuple(shapes.items()),
         second_moment,
     )
     problems = [f"{place}: tx has no such state" for place in grown if place not in shapes]
     problems += [
         f"{place}: grows to {jnp.shape(grown[place])}, but for the larger network tx expects "
-        f"{jnp.shape(leaf)}"
-        for place, leaf in shapes.items()
-        if place in grown and jnp.shape(grown[place]) != jnp.shape(leaf)
+        f"{shape}"
+        for place, shape in shapes.items()
+        if place in grown and jnp.shape(grown[place]) != shape
     ]
     problems += [f"{place}: missing in this state" for place in shapes if place not in grown]
     if problems:
-        raise _refused(problems)
-    return jax.tree.unflatten(structure, [grown[place] for place in shapes])
+        raise ValueError(listed("cannot grow this state", problems))
+    return jax.tree.unflatten(jax.tree.structure(expected), [grown[place] for place in shapes])
 
 
-def _with_new_layers(old: PyTree, grown: PyTree, growth: Growth, tx: Any) -> PyTree:
-    """Returns the state with new layers' entries as the optimizer starts them."""
-    found = [field for field in _fields(old, growth) if field.axis is None]
-    if not found:
-        return grown
-    collection = found[0].leaf.path.removesuffix(found[0].inner)
-    inserted = {i.path: i for i in growth.insertions}
-    places = {i.old: i.path for i in growth.insertions if i.old is not None}
-    shapes = growth.shapes | {path: i.shape for path, i in inserted.items()}
-    numbered = jax.tree.unflatten(growth.structure, range(growth.structure.num_leaves))
-    params = rebuilt(
-        growth.structure, {path: jnp.zeros(shapes[path]) for path in leaves_by_path(numbered)}
-    )
-    for part in collection.split("/")[:-1]:
-        params = params[part]
-    arrays, started = leaves_by_path(grown), tx.init(params)
-    result = leaves_by_path(started)
-    moved = {}
-    for field in found:
-        place = places.get(field.leaf.path, field.leaf.path)
-        moved[field.at(place.removeprefix(collection))] = (field, place)
-    for place, start in result.items():
-        if place in moved:
-            field, path = moved[place]
-            array = arrays[field.place]
-            layers = inserted[path].layers if path in inserted else ()
-            if layers:
-                rows = jnp.asarray(layers)
-                is_old = (rows >= 0).reshape([-1] + [1] * (array.ndim - 1))
-                array = jnp.where(is_old, array[jnp.maximum(rows, 0)], start.astype(array.dtype))
-            result[place] = array
-        elif place in arrays and jnp.shape(arrays[place]) == jnp.shape(start):
-            result[place] = arrays[place]
-    return rebuilt(jax.tree.structure(started), result)
+def _divides(growth: Growth) -> bool:
+    """Whether gradients of the larger network are multiples of the old ones, other than one."""
+    fates = {change.strategy.outgoing for change in growth.changes}
+    return bool(growth.factors) or not fates.isdisjoint(("share", "sum"))
 
 
-def _refused(problems: list[str]) -> ValueError:
-    return ValueError(listed("cannot grow this state", problems))
-
-
-def _fields(opt_state: PyTree, growth: Growth) -> list[_Field]:
-    """Returns the arrays of the state that follow an array of the network."""
-    known = {leaf.path.partition("/")[2]: leaf for leaf in reversed(growth.widths.leaves)}
-    known |= {leaf.path: leaf for leaf in growth.widths.leaves}
-    found = []
-    for keys, _ in jax.tree_util.tree_leaves_with_path(opt_state):
-        # The longest path that fits: what is before it is the optimizer's.
-        spans = ((i, j) for i in range(1, len(keys)) for j in (len(keys), len(keys) - 1) if j > i)
-        for start, stop in spans:
-            owner = functools.reduce(_child, keys[: start - 1], opt_state)
-            inside = hasattr(_child(owner, keys[start - 1]), "_fields")  # another state's field
-            if not inside and (leaf := known.get(leaf_path(keys[start:stop]))):
-                found.append((keys, start, owner, leaf))
-                break
-    normalizing: dict[str, list[Sequence[Any]]] = {}
-    for keys, start, owner, _ in found:
-        if _normalizes(owner):
-            normalizing.setdefault(leaf_path(keys[start:]), []).append(keys[: start - 1])
-    return [
-        _Field(
-            leaf_path(keys[: start - 1]),
-            leaf_path(keys[start - 1 : start]),
-            tuple(cls.__name__ for cls in type(owner).__mro__),
-            inner := leaf_path(keys[start:]),
-            leaf,
-            any(
-                _precedes(earlier, keys[: start - 1], opt_state)
-                for earlier in normalizing.get(inner, ())
-            ),
-        )
-        for keys, start, owner, leaf in found
+def _own(
+    variables: PyTree,
+    growth: Growth,
+    known: Iterable[tuple[Field, Meaning]],
+    new: Iterable["_New"],
+) -> dict[str, Array]:
+    """Returns the grown variables at which averages of parameters begin, by path."""
+    given = leaves_by_path(variables)
+    given = {path.partition("/")[2]: leaf for path, leaf in given.items()} | given
+    wanted = [growth.place(f.leaf.path) for f, meaning in known if meaning == "parameters"]
+    wanted += [array.insertion.path for array in new if array.meaning == "parameters"]
+    shapes = {growth.place(path): shape for path, shape in growth.shapes.items()}
+    shapes |= {insertion.path: insertion.shape for insertion in growth.insertions}
+    names = {path: path if path in given else path.partition("/")[2] for path in wanted}
+    problems = [
+        f"{path}: {f'has shape {jnp.shape(given[name])}' if name in given else 'missing'} in "
+        f"variables=, expected shape {shapes[path]}; pass the variables that have grown"
+        for path, name in names.items()
+        if name not in given or jnp.shape(given[name]) != shapes[path]
     ]
-
-
-def _precedes(first: Sequence[Any], second: Sequence[Any], opt_state: PyTree) -> bool:
-    """Whether the state at one path comes before that at another in a chain."""
-    node = opt_state
-    for a, b in zip(first, second, strict=False):
-        if a != b:
-            return type(node) is tuple and a.idx < b.idx
-        node = _child(node, a)
-    return False
-
-
-def _normalizes(state: Any) -> bool:
-    meanings = _MEANINGS.get(type(state).__name__, {})
-    return "second" in meanings.values() or type(state).__name__ in (
-        "ScaleByLionState",
-        "MuonState",
-    )
-
-
-def _child(node: Any, key: Any) -> Any:
-    """Returns what a tree has at a key of a path."""
-    if isinstance(key, jax.tree_util.GetAttrKey):
-        return getattr(node, key.name)
-    return node[key.idx if isinstance(key, jax.tree_util.SequenceKey) else key.key]
-
-
-def _meanings(
-    found: list[_Field], arrays: Mapping[str, Any], fields: Mapping[str, Meaning]
-) -> dict[str, Meaning]:
-    """Returns what every field holds, by place, after checking that all are known."""
-    meanings: dict[str, Meaning] = {}
-    problems = []
-    for field in found:
-        shape = jnp.shape(arrays[field.place])
-        meaning = field.meaning(fields)
-        factored = "FactoredState" in field.owner
-        if prod(shape) == 1 != prod(field.leaf.shape) and not factored:
-            continue  # one number for the whole array, whatever its size
-        if meaning == "first" and field.normalized:
-            meaning = "update"
-        if meaning is None:
-            problems.append(
-                f"{field.place}: what field {field.name!r} of {field.owner[0]} holds is not known; "
-                f"say so with fields={{{field.name!r}: ...}}, one of {get_args(Meaning)}"
-            )
-        elif field.axis is None and shape != field.leaf.shape and not factored:
-            problems.append(
-                f"{field.place}: has shape {shape}, but {field.leaf.path} has {field.leaf.shape}; "
-                "there is no rule for such a state"
-            )
-        else:
-            meanings[field.place] = meaning
     if problems:
-        raise _refused(problems)
-    return meanings
+        raise ValueError(listed("cannot grow this state", problems))
+    return {path: given[name] for path, name in names.items()}
 
 
-def _expected(opt_state: PyTree, growth: Growth, tx: Any, found: list[_Field]) -> PyTree:
-    """Returns the shapes of the state for the larger network, from the optimizer itself."""
-    if hasattr(opt_state, "opt_state") and hasattr(opt_state, "replace"):  # Flax's TrainState
-        inner = _expected(opt_state.opt_state, growth, tx, _fields(opt_state.opt_state, growth))
-        outer = {field.place: field.leaf for field in found}
-        template = opt_state.replace(opt_state=inner)
-
-        def one(keys: Any, array: Any) -> Any:
-            leaf = (
-                None
-                if keys[0] == jax.tree_util.GetAttrKey("opt_state")
-                else outer.get(leaf_path(keys))
-            )
-            shape = growth.shapes[leaf.path] if leaf else jnp.shape(array)
-            return struct(shape, jnp.result_type(array))
-
-        return jax.tree_util.tree_map_with_path(one, template)
-    params = _params(opt_state, growth, found)
-    return opt_state if params is None else jax.eval_shape(tx.init, params)
+# The larger network's parameters ------------------------------------------------------------------
 
 
-def _params(opt_state: PyTree, growth: Growth, found: list[_Field]) -> PyTree | None:
-    """Returns the shapes of the larger network's parameters, from a part that is laid out so."""
+def _params(opt_state: PyTree, growth: Growth, found: list[Field]) -> PyTree | None:
+    """Returns the shapes of the larger network's parameters, from a field that is laid out so."""
     first = next((field for field in found if field.axis is None), None)
     if first is None:
         return None
     paths = (keys for keys, _ in jax.tree_util.tree_leaves_with_path(opt_state))
     keys = next(keys for keys in paths if leaf_path(keys) == first.place)
     start = next(i for i in range(len(keys)) if leaf_path(keys[i:]) == first.inner)
-    tree = functools.reduce(_child, keys[:start], opt_state)
-    by_inner = {field.inner: field.leaf.path for field in found}
-    collection = first.leaf.path.removesuffix(first.inner)
+    tree = functools.reduce(child, keys[:start], opt_state)
 
     def is_masked(node: Any) -> bool:
         return type(node).__name__ == "MaskedNode"
 
+    dtypes = {
+        first.collection + leaf_path(keys): jnp.float32 if is_masked(a) else jnp.result_type(a)
+        for keys, a in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_masked)
+    }
+    inserted = {insertion.path: insertion for insertion in growth.insertions}
+    shapes = growth.shapes | {path: insertion.shape for path, insertion in inserted.items()}
+    if inserted:
+        tree = jax.tree.unflatten(growth.structure, range(growth.structure.num_leaves))
+        for part in first.collection.split("/")[:-1]:
+            tree = tree[part]
+
     def one(keys: Any, array: Any) -> Any:
-        inner = leaf_path(keys)
-        path = by_inner.get(inner, collection + inner)
-        shape = growth.shapes[path] if path in growth.shapes else jnp.shape(array)
-        return struct(shape, jnp.float32 if is_masked(array) else jnp.result_type(array))
+        path = first.collection + leaf_path(keys)
+        old: Sequence[str] = [path]
+        if insertion := inserted.get(path):
+            everywhere = (leaf.path for leaf in growth.widths.leaves)
+            old = [insertion.old] if insertion.old else _closest(path, everywhere)
+        dtype = next((dtypes[p] for p in old if p in dtypes), None)
+        # Arrays like which the optimizer has none are no parameters.
+        if dtype is None:
+            return None
+        return struct(shapes[path] if path in shapes else jnp.shape(array), dtype)
 
     return jax.tree_util.tree_map_with_path(one, tree, is_leaf=is_masked)
 
 
-@functools.partial(jax.jit, static_argnames=("growth", "fields", "shapes", "second_moment"))
+def _closest(path: str, others: Iterable[str]) -> list[str]:
+    """Returns the paths that are most like a path: part by part from the end, best with numbers."""
+
+    def alike(other: str) -> int:
+        pairs = zip(reversed(path.split("/")), reversed(other.split("/")), strict=False)
+        same = ((a == b) + (numbered(a)[0] == numbered(b)[0]) for a, b in pairs)
+        return sum(itertools.takewhile(bool, same))
+
+    counts = {other: alike(other) for other in others}
+    return [other for other, count in counts.items() if count == max(counts.values())]
+
+
+def _zeros(shapes: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def _initial(tx: Any, state: PyTree, params: PyTree) -> PyTree:
+    """Returns the state that an optimizer starts with, for parameters of these shapes."""
+    zeros = _zeros(params)
+    if type(state).__name__ == "LookaheadState":
+        import optax
+
+        zeros = optax.LookaheadParams.init_synced(zeros)
+    return tx.init(zeros)
+
+
+def _starts(start: Any, places: set[str]) -> dict[str, Array]:
+    """Returns some of the arrays that training of the larger network would start with."""
+    if not places:
+        return {}
+
+    @jax.jit
+    def some() -> dict[str, Array]:
+        return {p: array for p, array in leaves_by_path(start()).items() if p in places}
+
+    arrays: dict[str, Array] = some()
+    return arrays
+
+
+# The state's arrays -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _New:
+    """An array of the state that follows a new array of the network.
+
+    Attributes:
+        field: where it is.
+        insertion: what the network's array is filled with.
+        kin: the same field of the old arrays that are closest by name.
+        meaning: what the field holds; None for one number for a whole array.
+    """
+
+    field: Field
+    insertion: Insertion
+    kin: tuple[Field, ...]
+    meaning: Meaning | None
+
+
+def _new_arrays(
+    found: Iterable[Field], growth: Growth, meanings: Mapping[str, Meaning]
+) -> Iterator[_New]:
+    """Yields what the state may hold for new arrays of the network."""
+    trees: dict[tuple[str, str], list[Field]] = {}
+    for field in found:
+        trees.setdefault((field.group, field.name), []).append(field)
+    for insertion in growth.insertions:
+        for tree in trees.values() if insertion.old is None else ():
+            names = _closest(insertion.path, [field.leaf.path for field in tree])
+            kin = tuple(field for field in tree if field.leaf.path in names)
+            inner = insertion.path.removeprefix(kin[0].collection)
+            leaf = Leaf(insertion.path, insertion.shape, ())
+            axes = [None] if kin[0].axis is None else range(len(insertion.shape))
+            for axis in axes:
+                field = replace(kin[0], inner=inner, leaf=leaf, axis=axis)
+                yield _New(field, insertion, kin, meanings.get(kin[0].place))
+
+
+@functools.partial(jax.jit, static_argnames=("growth", "known", "new", "shapes", "second_moment"))
 def _grow_fields(
     arrays: dict[str, Array],
+    starts: dict[str, Array],
+    own: dict[str, Array] | None,
     growth: Growth,
-    fields: tuple[tuple[_Field, Meaning], ...],
+    known: tuple[tuple[Field, Meaning], ...],
+    new: tuple[_New, ...],
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
-    variables: dict[str, Array] | None,
     second_moment: str,
 ) -> dict[str, Array]:
-    grown = {}
-    expected = dict(shapes)
-    for field, meaning in fields:
-        array = arrays[field.place]
-        if "FactoredState" in field.owner:
-            grown[field.place] = _factored(field, arrays, growth, expected, second_moment)
-        elif not changes(field.leaf, growth):
-            grown[field.place] = array
-        elif meaning == "parameters":
-            fresh = None if variables is None else variables[field.leaf.path].astype(array.dtype)
-            grown[field.place] = grow_leaf(array, field.leaf, growth, fresh)
-        else:
-            leaf, axis = field.leaf, field.axis
-            axes = leaf.axes if axis is None else leaf.axes[axis : axis + 1]
-            grown[field.place] = _moment(array, leaf.path, axes, growth, meaning, second_moment)
+    """Returns the arrays of the larger network's state that are not old ones, by place.
+
+    Args:
+        arrays: the old ones, by place.
+        starts: what training of the larger network would start with, for new arrays.
+        own: the grown variables, by path.
+        growth: the growth.
+        known: the fields, and what they hold.
+        new: the arrays that follow new ones of the network.
+        shapes: shapes of the larger network's state, by place.
+        second_moment: see ``grow_opt_state``.
+    """
+    wanted = dict(shapes)
+    grown: dict[str, Array] = {}
+    for field, meaning in known:
+        insertion = growth.moved.get(field.leaf.path)
+        layers = insertion.layers if insertion and not field.axis else ()
+        if field.is_factor or not (changes(field.leaf, growth) or layers):
+            continue
+        place = growth.place(field.leaf.path)
+        array = _read(field, arrays)
+        fresh = own[place].astype(array.dtype) if own and meaning == "parameters" else None
+        if changes(field.leaf, growth):
+            old_rows = np.flatnonzero(np.asarray(layers) >= 0)
+            rows = fresh[old_rows] if layers and fresh is not None else fresh
+            array = _widened(array, field, meaning, growth, rows, second_moment)
+        if insertion and layers:
+            array = _deepened(array, insertion, meaning, fresh, second_moment)
+        grown |= _written(field, place, array, wanted)
+    for one in new:
+        place, dtype = one.field.place, arrays[one.kin[0].place].dtype
+        if one.meaning == "parameters":
+            grown[place] = _filled(one, arrays, grown, growth, own).astype(dtype)
+        elif one.meaning not in ("second", "magnitude") or second_moment == "zeros":
+            grown[place] = starts[place].astype(dtype)
+        elif not one.field.is_factor:
+            sums = [_read(kin, arrays) for kin in one.kin]
+            mean = sum(map(jnp.sum, sums)) / sum(array.size for array in sums)
+            shape = wanted[place] if one.field.axis is not None else one.insertion.shape
+            array = jnp.full(shape, mean, dtype)
+            grown |= _written(one.field, one.insertion.path, array, wanted)
     return grown
 
 
-def _moment(
-    array: Array,
-    path: str,
-    axes: tuple[Layout, ...],
+def _filled(
+    new: _New,
+    arrays: Mapping[str, Array],
+    grown: Mapping[str, Array],
     growth: Growth,
+    own: Mapping[str, Array] | None,
+) -> Array:
+    """Returns an average of parameters for a new array: its own values, or those of an identity."""
+    path, source = new.insertion.path, new.insertion.source
+    if own is not None:
+        return own[path]
+    sources = {}
+    if source is not None:
+        copied = new.field.at(growth.place(source))
+        sources[source] = grown[copied] if copied in grown else arrays[new.field.at(source)]
+    filled: dict[str, Array] = fill(sources, (new.insertion,), {}, None)
+    return filled[path]
+
+
+def _widened(
+    array: Array,
+    field: Field,
     meaning: Meaning,
+    growth: Growth,
+    fresh: Array | None,
     second_moment: str,
 ) -> Array:
-    """Returns an average of powers of the gradient, grown."""
-    degree = _DEGREES[meaning]
+    """Returns an array of the state with its widths grown."""
+    leaf, axis = field.leaf, field.axis
+    if meaning == "parameters":
+        return grow_leaf(array, leaf, growth, fresh)
+    axes = leaf.axes if axis is None else leaf.axes[axis : axis + 1]
+    degree = DEGREES[meaning]
     signed = meaning in ("first", "update")
     fill: Fill = "zero" if signed or second_moment == "zeros" else "mean"
 
     def map_of(units: Units) -> AxisMap:
         return map_of_moment(growth.change[units.width], units, degree, fill)
 
-    if factor := growth.factors.get(path):
+    if factor := growth.factors.get(leaf.path):
         array = (array / factor**degree).astype(array.dtype)
     return transform(array, axes, growth.sizes, map_of)
 
 
-def _factored(
-    field: _Field,
-    arrays: Mapping[str, Array],
-    growth: Growth,
-    expected: Mapping[str, tuple[int, ...]],
+def _deepened(
+    array: Array,
+    insertion: Insertion,
+    meaning: Meaning,
+    fresh: Array | None,
     second_moment: str,
 ) -> Array:
-    """Returns a field of Adafactor's state: a second moment, or its means along two axes.
+    """Returns an array of the state with an entry for each layer of a deeper stack."""
+    if meaning == "parameters" and fresh is None:
+        filled: dict[str, Array] = fill({insertion.old: array}, (insertion,), {}, None)
+        return filled[insertion.path]
+    if fresh is None:
+        fresh = jnp.zeros((1, *array.shape[1:]), array.dtype)
+        if meaning not in ("first", "update") and second_moment == "mean":
+            fresh = jnp.mean(array, 0, keepdims=True).astype(array.dtype)
+    return stacked(replace(insertion, fill="free"), array, fresh)
 
-    The moment is put together from its means, grown, and taken apart again: which axes are
-    factored, if any, depends on the size.
-    """
-    old, new = field.leaf.shape, growth.shapes[field.leaf.path]
-    moment = arrays[field.beside("v")]
-    if moment.shape != old:
-        row, column = np.argsort(old)[-2:]  # as Optax chooses them
-        rows = jnp.expand_dims(arrays[field.beside("v_row")], column)
-        columns = jnp.expand_dims(arrays[field.beside("v_col")], row)
-        mean = jnp.mean(rows, row, keepdims=True)
-        moment = rows * columns / jnp.where(mean == 0, 1, mean)
-    leaf = field.leaf
-    moment = _moment(moment, leaf.path, leaf.axes, growth, "second", second_moment)
-    is_whole = expected.get(field.beside("v"), new) == new
-    if is_whole or field.name == "v":
-        whole = moment if is_whole else jnp.zeros((1,), moment.dtype)
-        return whole if field.name == "v" else jnp.zeros((1,), moment.dtype)
-    row, column = np.argsort(new)[-2:]
-    return jnp.mean(moment, column if field.name == "v_row" else row)
+
+# Second moments that are kept as their means along two axes ---------------------------------------
+
+
+def _read(field: Field, arrays: Mapping[str, Array]) -> Array:
+    """Returns an array of the state, put together from its factors if it has been taken apart."""
+    array, shape = arrays[field.place], field.leaf.shape
+    if not field.factored or array.shape == shape:
+        return array
+    row, column = np.argsort(shape)[-2:]  # as Optax chooses them
+    path = field.leaf.path
+    rows = jnp.expand_dims(arrays[field.at(path, "v_row")], column)
+    columns = jnp.expand_dims(arrays[field.at(path, "v_col")], row)
+    mean = jnp.mean(rows, row, keepdims=True)
+    moment: Array = rows * columns / jnp.where(mean == 0, 1, mean)
+    return moment
+
+
+def _written(
+    field: Field, path: str, array: Array, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Array]:
+    """Returns an array of the state by place, taken apart if that is what is expected."""
+    place = field.at(path)
+    if not field.factored:
+        return {place: array}
+    rows = columns = absent = jnp.zeros((1,), array.dtype)
+    if shapes.get(place, array.shape) != array.shape:
+        row, column = np.argsort(array.shape)[-2:]
+        rows, columns, array = jnp.mean(array, column), jnp.mean(array, row), absent
+    return {place: array, field.at(path, "v_row"): rows, field.at(path, "v_col"): columns}

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 
 import dogwood_jax as dw
@@ -87,16 +88,56 @@ def test_the_optimizer_follows_into_a_deeper_network(small):
     larger = Transformer(heads=3, hidden=13, blocks=3)
     target = jax.eval_shape(larger.init, jax.random.key(2), TOKENS)
     growth = dw.plan(widths, target=target, target_apply=larger.apply)
-    tx = optax.adam(1e-3)
-    _, state = tx.update(variables["params"], tx.init(variables["params"]), variables["params"])
-    grown = dw.grow_opt_state(state, growth, tx)
-    wanted = jax.eval_shape(tx.init, target["params"])
-    assert jax.tree.map(jnp.shape, grown) == jax.tree.map(jnp.shape, wanted)
+    wide = jax.tree.map(jnp.float32, dw.grow(variables, growth, key=jax.random.key(3)))
+    params = jax.tree.map(jnp.float32, variables["params"])
+    tx = optax.contrib.schedule_free(optax.adam(1e-3), 1e-3)
+    _, state = tx.update(params, tx.init(params), params)
+    grown = dw.grow_opt_state(state, growth, tx, variables=wide)
+    wanted = jax.eval_shape(tx.init, wide["params"])
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), grown) == jax.tree.map(
+        lambda a: (a.shape, a.dtype), wanted
+    )
     name = "MultiHeadDotProductAttention_0"
-    old, new = (s[0].mu["block_1"][name]["out"]["kernel"] for s in (state, grown))
-    np.testing.assert_array_equal(new[:2], old)
-    assert not any(m.any() for m in jax.tree.leaves(grown[0].mu["block_2"]))
-    assert grown[0].count == 1
+    adam, old = grown.base_optimizer_state[0], state.base_optimizer_state[0]
+    np.testing.assert_array_equal(
+        adam.mu["block_1"][name]["out"]["kernel"][:2], old.mu["block_1"][name]["out"]["kernel"]
+    )
+    assert not any(m.any() for m in jax.tree.leaves(adam.mu["block_2"]))
+    # New second moments are the mean of those in blocks like it, copies of parameters its own.
+    mean = sum(old.nu[block]["Dense_0"]["kernel"].mean() / 2 for block in ("block_0", "block_1"))
+    np.testing.assert_allclose(adam.nu["block_2"]["Dense_0"]["kernel"], mean, rtol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, grown.z["block_2"], wide["params"]["block_2"])
+    assert adam.count == 1
+    # Without the variables, copies of them compute the same all the same.
+    alone = {"params": dw.grow_opt_state(state, growth, tx).z}
+    assert dw.compare(SMALL.apply, {"params": state.z}, larger.apply, alone, TOKENS).relative < 1e-5
+    with pytest.raises(ValueError, match="params/block_2/.*missing in variables=, expected shape"):
+        dw.grow_opt_state(state, growth, tx, variables=variables)
+
+
+def stacked(params, x):
+    def layer(x, weights):
+        return x + jnp.tanh(x @ weights["up"]) @ weights["down"], None
+
+    return jax.lax.scan(layer, x, params["layers"])[0] @ params["out"]
+
+
+def test_a_stack_grows_wider_and_deeper():
+    def params(layers, hidden, seed):
+        shapes = {"up": (layers, 4, hidden), "down": (layers, hidden, 4)}
+        draw = lambda shape: jax.random.normal(jax.random.key(seed), shape)  # noqa: E731
+        return {"layers": {k: draw(s) for k, s in shapes.items()}, "out": draw((4, 2))}
+
+    old, fresh, x = params(2, 5, 0), params(3, 7, 1), jnp.linspace(-1, 1, 12).reshape(3, 4)
+    growth = dw.plan(dw.trace(stacked, old, x), target=fresh, target_apply=stacked)
+    new = dw.grow(old, growth, fresh=fresh)
+    assert dw.compare(stacked, old, stacked, new, x).relative < 1e-12
+    tx = optax.adam(1e-3)
+    _, state = tx.update(old, tx.init(old))
+    (adam, *_), nu = dw.grow_opt_state(state, growth, tx), state[0].nu["layers"]["up"]
+    assert jax.tree.map(jnp.shape, adam.nu) == jax.tree.map(jnp.shape, new)
+    np.testing.assert_array_equal(adam.nu["layers"]["up"][:2, :, :5], nu)
+    np.testing.assert_allclose(adam.nu["layers"]["up"][2, :, :5], nu.mean(0), rtol=1e-12)
 
 
 def test_a_wrong_epsilon_is_refused(small):

@@ -1,0 +1,249 @@
+"""What the state of an optimizer holds: ``fields_of`` finds it, ``meanings_of`` says what it is."""
+
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from dogwood_jax._growth import Growth
+from dogwood_jax._problems import listed
+from dogwood_jax._tree import PyTree, leaf_path, leaves_by_path
+from dogwood_jax._widths import Leaf
+
+Meaning = Literal["first", "second", "magnitude", "update", "step", "parameters"]
+
+# What the fields of optimizer states hold, by the class that declares them.
+_MEANINGS: dict[str, dict[str, Meaning]] = {
+    "ScaleByAdamState": {"mu": "first", "nu": "second"},
+    "ScaleByAmsgradState": {"mu": "first", "nu": "second", "nu_max": "second"},
+    "ScaleByBeliefState": {"mu": "first", "nu": "second"},
+    "ScaleByNovogradState": {"mu": "first", "nu": "second"},
+    "ScaleByLionState": {"mu": "first"},
+    "ScaleByRmsState": {"nu": "second"},
+    "ScaleByRStdDevState": {"mu": "first", "nu": "second"},
+    "ScaleByRmsWithCountState": {"nu": "second"},
+    "ScaleByRStdDevWithCountState": {"mu": "first", "nu": "second"},
+    "ScaleByRssState": {"sum_of_squares": "second"},
+    "ScaleByRpropState": {"step_sizes": "step", "prev_updates": "update"},
+    "ScaleByAdaDeltaState": {"e_g": "second", "e_x": "step"},
+    "ScaleBySM3State": {"mu": "second", "nu": "update"},
+    "ScaleByOptimisticGradientState": {"trace": "first"},
+    "ScaleByAdemamixState": {"m1": "first", "m2": "first", "nu": "second"},
+    "ScaleBySimplifiedAdEMAMixState": {"m": "first", "n": "second"},
+    "TraceState": {"trace": "first"},
+    "EmaState": {"ema": "first"},
+    "MuonState": {"mu": "first"},
+    "SophiaState": {"mu": "first", "nu": "second"},
+    "FactoredState": {"v_row": "second", "v_col": "second", "v": "second"},
+    "ApplyEvery": {"grad_acc": "first"},
+    "MultiStepsState": {"acc_grads": "first"},
+    "AccumulateAvgUpdatesState": {"avg_grad": "first"},
+    "MomoState": {"exp_avg": "first"},
+    "MomoAdamState": {"exp_avg": "first", "exp_avg_sq": "second"},
+    "DAdaptAdamWState": {"exp_avg": "first", "exp_avg_sq": "second", "grad_sum": "first"},
+    "ProdigyState": {
+        "exp_avg": "first",
+        "exp_avg_sq": "second",
+        "grad_sum": "first",
+        "params0": "parameters",
+    },
+    "DoGState": {"init_params": "parameters"},
+    "DoWGState": {"init_params": "parameters"},
+    "ScheduleFreeState": {"z": "parameters"},
+    "MechanicState": {"x0": "parameters"},
+    "SAMState": {"cache": "parameters"},
+    "LookaheadParams": {"fast": "parameters", "slow": "parameters"},
+    "TrainState": {"params": "parameters", "batch_stats": "parameters"},
+}
+
+# The power of the gradient that each is an average of.
+DEGREES: dict[Meaning, int] = {"first": 1, "second": 2, "magnitude": 1, "update": 0, "step": 0}
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of an optimizer state: where it is, and which array of the network it follows.
+
+    Attributes:
+        group: path of the state that the field belongs to.
+        name: name of the field.
+        owner: names of the state's class and its bases, the most derived first.
+        inner: path of the array inside the field.
+        leaf: the array of the network that has this path.
+        axis: the one axis of the array that it follows, where a state keeps a vector for each.
+    """
+
+    group: str
+    name: str
+    owner: tuple[str, ...]
+    inner: str
+    leaf: Leaf
+    axis: int | None
+
+    @property
+    def place(self) -> str:
+        """The path of the field's array in the state."""
+        return self.at(self.leaf.path)
+
+    @property
+    def collection(self) -> str:
+        """What the path of an array of the network has before the part that the state repeats."""
+        return self.leaf.path.removesuffix(self.inner)
+
+    @property
+    def factored(self) -> bool:
+        """Whether it is a second moment that may be kept as its means along two axes."""
+        return "FactoredState" in self.owner
+
+    @property
+    def is_factor(self) -> bool:
+        """Whether it is one of the means along an axis that a second moment is kept as."""
+        return self.factored and self.name != "v"
+
+    def at(self, path: str, name: str | None = None) -> str:
+        """The path in the state of another array of the network, or of another field."""
+        axis = "" if self.axis is None else str(self.axis)
+        parts = (self.group, name or self.name, path.removeprefix(self.collection), axis)
+        return "/".join(part for part in parts if part)
+
+    def known(self, fields: Mapping[str, Meaning]) -> tuple[Meaning | None, bool]:
+        """What the field holds, as far as is known, and whether the caller says so."""
+        for owner in self.owner:
+            if said := fields.get(f"{owner}.{self.name}") or fields.get(self.name):
+                return said, True
+            if known := _MEANINGS.get(owner, {}).get(self.name):
+                return known, False
+        return None, False
+
+
+def fields_of(opt_state: PyTree, growth: Growth) -> list[Field]:
+    """Returns the arrays of the state that follow an array of the network."""
+    known = {leaf.path.partition("/")[2]: leaf for leaf in reversed(growth.widths.leaves)}
+    known |= {leaf.path: leaf for leaf in growth.widths.leaves}
+    found = []
+    for keys, _ in jax.tree_util.tree_leaves_with_path(opt_state):
+        # The longest path that fits: what is before it is the optimizer's.
+        spans = ((i, j) for i in range(1, len(keys)) for j in (len(keys), len(keys) - 1) if j > i)
+        for start, stop in spans:
+            owner = functools.reduce(child, keys[: start - 1], opt_state)
+            inside = hasattr(child(owner, keys[start - 1]), "_fields")  # another state's field
+            inner = leaf_path(keys[start:stop])
+            if not inside and (leaf := known.get(inner)):
+                last = leaf_path(keys[stop:])
+                found.append(
+                    Field(
+                        leaf_path(keys[: start - 1]),
+                        leaf_path(keys[start - 1 : start]),
+                        tuple(cls.__name__ for cls in type(owner).__mro__),
+                        inner,
+                        leaf,
+                        int(last) if last.isdigit() else None,
+                    )
+                )
+                break
+    return found
+
+
+def child(node: Any, key: Any) -> Any:
+    """Returns what a tree has at a key of a path."""
+    if isinstance(key, jax.tree_util.GetAttrKey):
+        return getattr(node, key.name)
+    return node[key.idx if isinstance(key, jax.tree_util.SequenceKey) else key.key]
+
+
+def meanings_of(
+    found: list[Field],
+    arrays: Mapping[str, Any],
+    fields: Mapping[str, Meaning],
+    degrees: Mapping[str, int],
+) -> dict[str, Meaning]:
+    """Returns what every field holds, by place, after checking that all are known.
+
+    Args:
+        found: from ``fields_of``.
+        arrays: the arrays of the state, by place.
+        fields: what the caller says, by name.
+        degrees: the power of the gradient that fields were seen to follow, by place.
+
+    Returns:
+        The meanings, without those of fields with one number for a whole array.
+    """
+    meanings: dict[str, Meaning] = {}
+    problems = []
+    for field in found:
+        shape = jnp.shape(arrays[field.place])
+        if math.prod(shape) == 1 != math.prod(field.leaf.shape) and not field.factored:
+            continue  # one number for the whole array, whatever its size
+        meaning, said = field.known(fields)
+        if meaning is None:
+            problems.append(
+                f"{field.place}: what field {field.name!r} of {field.owner[0]} holds is not known; "
+                f"say so with fields={{{field.name!r}: ...}}, one of {get_args(Meaning)}"
+            )
+        elif field.axis is None and shape != field.leaf.shape and not field.factored:
+            problems.append(
+                f"{field.place}: has shape {shape}, but {field.leaf.path} has {field.leaf.shape}; "
+                "there is no rule for such a state"
+            )
+        else:
+            seen = _AS_SEEN.get((meaning, degrees.get(field.place, -1)), meaning)
+            meanings[field.place] = meaning if said else seen
+    if problems:
+        raise ValueError(listed("cannot grow this state", problems))
+    return meanings
+
+
+# An average of gradients may be one of updates, where another optimizer comes before it, and a
+# class of states may be shared by optimizers that average other powers, as Adam and Adamax do.
+_AS_SEEN: dict[tuple[Meaning, int], Meaning] = {("first", 0): "update", ("second", 1): "magnitude"}
+
+
+def degrees_of(tx: Any, params: PyTree) -> dict[str, int]:
+    """Finds out which power of the gradient the arrays of an optimizer's state follow.
+
+    The optimizer takes a few steps with small arrays in place of the parameters. One gradient of
+    each array is tried at three sizes; the others are larger, so that norms stay the same.
+
+    Args:
+        tx: the optimizer.
+        params: pytree of ``jax.ShapeDtypeStruct`` of the parameters, as ``tx.init`` takes them.
+
+    Returns:
+        The powers by place in the state, of arrays for which they could be told.
+    """
+    import optax
+
+    def of_gradient(size: float, shape: tuple[int, ...]) -> Array:
+        return jnp.asarray([size, 1e-2], jnp.float32)[: math.prod(shape)].reshape(shape)
+
+    def state_after(size: float) -> dict[str, Any]:
+        state = tx.init(zeros)
+        for _ in range(4):
+            gradient = jax.tree.map(lambda a: of_gradient(size, a.shape), zeros)
+            _, state = update(gradient, state, zeros, value=jnp.zeros(()))
+        return leaves_by_path(state)
+
+    try:
+        with jax.ensure_compile_time_eval():
+            zeros = jax.tree.map(
+                lambda leaf: jnp.zeros([1] * (leaf.ndim - 1) + [2] * (leaf.ndim > 0)), params
+            )
+            update = jax.jit(optax.with_extra_args_support(tx).update)
+            states = [state_after(size) for size in (1e-4, 2e-4, 4e-4)]
+    except (TypeError, ValueError):  # it needs more than a gradient
+        return {}
+    degrees = {}
+    for place, array in states[0].items():
+        if jnp.issubdtype(jnp.result_type(array), jnp.floating):
+            a, b, c = (np.asarray(state[place], float).flat[0] for state in states)
+            if a and abs(b - a) < 0.01 * abs(a):
+                degrees[place] = 0
+            elif (c - b) * (b - a) > 0:
+                degrees[place] = round(math.log2((c - b) / (b - a)))
+    return degrees
