@@ -1,8 +1,8 @@
-"""A training loop for any ``apply`` and any Optax optimizer, one compiled call an epoch.
+"""A training loop for any ``apply`` and any Optax optimizer, with many steps in a compiled call.
 
-The data set lives on the device in its own dtype, uint8 for images, and is converted a batch at a
-time. Its first axis runs over samples: inputs are ``[n, ...]``, labels are ``[n]`` for classes and
-whatever the loss takes otherwise.
+A data set of arrays lives on the device in its own dtype, uint8 for images, and is converted a
+batch at a time. Its first axis runs over samples: inputs are ``[n, ...]``, labels are ``[n]`` for
+classes and whatever the loss takes otherwise.
 
 What is trained: every floating-point (or complex) leaf of ``variables``; leaves of other dtypes
 pass through unchanged. In a Flax mapping ``{"params": ..., "batch_stats": ...}`` only the leaves
@@ -10,29 +10,70 @@ under ``"params"`` are trained and the other collections pass through: ``apply``
 alone, so running statistics keep their values. The optimizer sees the tree of ``variables`` with
 None in place of each leaf that is not trained. To hold back more, close over it in ``apply`` or
 give it ``optax.set_to_zero()`` by ``optax.multi_transform``.
+
+**Data larger than the memory** are given as a source of samples rather than as arrays: anything
+with ``len(source)`` and ``source[i]``, a tuple (input, label) of NumPy arrays or numbers, alike in
+shape and dtype for all ``i``. That is what grain calls a random access data source and PyTorch a
+map-style dataset; where there is ``source.__getitems__``, from a list of indices to a list of
+tuples, it is called instead, once a batch. Several threads read at once, a chunk of 64 MiB ahead
+of the one that is trained on, so at most three chunks are in memory. Shuffling is that of arrays: a
+new permutation of *all* samples each epoch, not one within a window, so a run equals that on the
+same data in arrays. A source must be quick at any index: array_record files, memory maps. With
+tensorflow-datasets (and neither TensorFlow nor a copy in memory)::
+
+    records = tfds.data_source("mnist", split="train")
+    source = grain.MapDataset.source(records).map(lambda r: (r["image"], r["label"]))
+    run = training.fit(apply, variables, tx, source, epochs=10, batch_size=32, key=key)
+
+**On several devices** ``sharding`` says how each batch is split, and ``variables`` how they are
+themselves: they stay where they are. With ``mesh = jax.make_mesh((4, 2), ("data", "model"))`` and
+``sharding=NamedSharding(mesh, PartitionSpec("data"))``,
+
+- data parallel: variables as they come from ``init``; they are copied to every device;
+- tensor parallel: ``jax.device_put(kernel, NamedSharding(mesh, PartitionSpec(None, "model")))``;
+- FSDP: ``PartitionSpec("data")``, so that each device has a part and gathers the others' in turn.
+
+The optimizer's state is split like the variables. Results do not depend on the devices, beyond
+rounding. Arrays of data are copied to every device, those that the caller has put on the mesh stay
+as they are split, and of a source each device gets its part of each batch, no more. ``apply`` need
+not know of the mesh: its axes are automatic within the loop, whichever types they have outside.
+
+**On several hosts**, after ``jax.distributed.initialize()``, each process makes the same call with
+the same arguments: a mesh of all ``jax.devices()``, the same key, and variables either whole in
+each process, with the same values, or global arrays (from an ``init`` jitted with
+``out_shardings``, from Orbax). Data are a source, of which each process reads the samples of its
+own devices only, or arrays, the same in each process, or global ones as made by
+``jax.make_array_from_process_local_data``. The history is the same in every process.
 """
 
-import contextlib
 import functools
-import signal
-import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.typing import ArrayLike
+from jax.sharding import NamedSharding
 from numpy.typing import NDArray
 
+from dogwood_jax._batches import Data, Piece, batches_of, data_problems
+from dogwood_jax._mesh import (
+    Shardings,
+    constrained,
+    context,
+    handed_back,
+    mesh_problems,
+    on_mesh,
+    parts,
+    shardings_of,
+)
+from dogwood_jax._terminal import interrupt_held_back, progress_bar
 from dogwood_jax._tree import PyTree, in_order_of, leaf_path, leaves_by_path
 
 Apply = Callable[[Any, jax.Array], Any]
 Loss = Callable[[Any, jax.Array], jax.Array]
 Preprocess = Callable[[jax.Array], jax.Array]
-Data = tuple[ArrayLike, ArrayLike]
 
 
 class Run(NamedTuple):
@@ -73,6 +114,7 @@ def fit(
     loss: Loss = optax.softmax_cross_entropy_with_integer_labels,
     preprocess: Preprocess = scale_uint8,
     progress: bool = True,
+    sharding: NamedSharding | None = None,
 ) -> Run:
     """Trains variables on shuffled batches and returns them with the learning curves.
 
@@ -92,7 +134,8 @@ def fit(
         variables: Any pytree of arrays that ``apply`` takes; see the module for what is trained.
         tx: An Optax optimizer. It may use the loss, the gradients and the loss function too, as
             ``optax.contrib.reduce_on_plateau`` and ``optax.lbfgs`` do.
-        data: Inputs ``[n, ...]`` and labels ``[n, ...]``, NumPy or JAX arrays of any dtype.
+        data: Inputs ``[n, ...]`` and labels ``[n, ...]``, NumPy or JAX arrays of any dtype, or a
+            source of samples; see the module.
         epochs: How many times to go through the data; 0 returns a copy of what came in.
         batch_size: Samples a step.
         key: A JAX random key, for the order of the samples.
@@ -103,6 +146,8 @@ def fit(
         preprocess: Applied to the inputs of each batch. By default uint8 becomes float32 in [0, 1]
             and other dtypes stay.
         progress: Whether to show a bar, where standard error is a terminal and tqdm is installed.
+        sharding: How a batch is split over a mesh of devices, ``NamedSharding(mesh,
+            PartitionSpec("data"))``; by default all is on one device. See the module.
 
     Returns:
         A `Run`. Its accuracy is the share of samples whose largest output is the labelled class,
@@ -122,7 +167,8 @@ def fit(
         ((5,), True)
     """
     trained, frozen = _partition(variables)
-    problems = _data_problems(data, batch_size) + _variables_problems(variables, trained)
+    problems = _loop_problems(data, batch_size, sharding, variables=variables, opt_state=opt_state)
+    problems += _variables_problems(variables, trained)
     if not _is_count(epochs, at_least=0):
         problems.append(f"epochs: expected an integer, 0 or more, got {epochs!r}")
     problems += _key_problems(key)
@@ -130,35 +176,35 @@ def fit(
         problems += _opt_state_problems(opt_state, tx, trained)
     _raise_if(problems, "training.fit")
 
-    inputs, labels = _on_device(data)
-    size = len(inputs)
-    batch_size = min(batch_size, size)
-    batch_sizes = _batch_sizes(size, batch_size)
+    batches = batches_of(data, batch_size, sharding)
+    trained, frozen, opt_state, shardings = _start(trained, frozen, opt_state, tx, sharding)
     # On the host a shuffle takes a fraction of the time that sorting random numbers takes XLA.
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     losses: list[np.floating[Any]] = []
     accuracies: list[np.floating[Any]] = []
-    # Epochs donate their state to the next; the caller's arrays are copied so that they stay.
-    trained, opt_state = _initial_state(trained, opt_state, tx=tx)
-    with _progress_bar(epochs, progress) as bar, _interrupt_held_back() as interrupted:
+    with progress_bar(epochs, progress) as bar, interrupt_held_back() as interrupted:
         for epoch in range(1, epochs + 1):
-            trained, opt_state, values = _train_epoch(
-                trained,
-                opt_state,
-                frozen,
-                inputs,
-                labels,
-                rng.permutation(size).astype(np.int32),
-                apply=apply,
-                tx=tx,
-                loss=loss,
-                preprocess=preprocess,
-                batch_size=batch_size,
-            )
-            batch_losses, correct = jax.device_get(values)
+            values: list[tuple[jax.Array, jax.Array]] = []
+            for piece in batches.pieces(rng.permutation(batches.size).astype(np.int32)):
+                with context(sharding):
+                    trained, opt_state, value = _train(
+                        trained,
+                        opt_state,
+                        frozen,
+                        piece,
+                        apply=apply,
+                        tx=tx,
+                        loss=loss,
+                        preprocess=preprocess,
+                        shardings=shardings,
+                    )
+                # No further ahead of the devices than a piece, for each takes memory there.
+                values[-1:] = jax.device_get(values[-1:])
+                values.append(value)
+            batch_losses, correct = _joined(values)
             _raise_if_not_finite(batch_losses, epoch, epochs)
-            losses.append(np.average(batch_losses, weights=batch_sizes))
-            accuracies.append(correct.sum() / labels.size)
+            losses.append(np.average(batch_losses, weights=batches.sizes()))
+            accuracies.append(correct.sum() / batches.labels)
             if bar is not None:
                 means = {"loss": f"{losses[-1]:.4f}", "accuracy": f"{accuracies[-1]:.4f}"}
                 bar.set_postfix(means, refresh=False)
@@ -166,6 +212,9 @@ def fit(
             if interrupted.is_set():
                 break
     history = {"loss": np.array(losses, float), "accuracy": np.array(accuracies, float)}
+    if sharding is not None and shardings is not None:
+        trained, opt_state = handed_back((trained, opt_state), shardings, sharding)
+        frozen = handed_back(frozen, shardings_of(frozen), sharding)
     return Run(in_order_of(variables, _combine(trained, frozen)), opt_state, history)
 
 
@@ -177,6 +226,7 @@ def evaluate(
     batch_size: int = 1000,
     loss: Loss = optax.softmax_cross_entropy_with_integer_labels,
     preprocess: Preprocess = scale_uint8,
+    sharding: NamedSharding | None = None,
 ) -> tuple[float, float]:
     """Returns the mean loss and the accuracy over all samples.
 
@@ -186,10 +236,11 @@ def evaluate(
     Args:
         apply: The model, ``apply(variables, inputs) -> outputs``.
         variables: Any pytree of arrays that ``apply`` takes.
-        data: Inputs ``[n, ...]`` and labels ``[n, ...]``.
+        data: Inputs ``[n, ...]`` and labels ``[n, ...]``, or a source of samples.
         batch_size: Samples at a time; bounds the memory, not the result.
         loss: ``loss(outputs, labels)``, a loss for each sample or the mean of a batch.
         preprocess: Applied to the inputs of each batch.
+        sharding: How a batch is split over a mesh of devices.
 
     Returns:
         The loss, and the accuracy in [0, 1], NaN where labels are not classes.
@@ -204,55 +255,52 @@ def evaluate(
         >>> f"{loss:.3f} {accuracy:.3f}"
         '0.496 0.667'
     """
-    _raise_if(_data_problems(data, batch_size), "training.evaluate")
-    inputs, labels = _on_device(data)
-    batch_size = min(batch_size, len(inputs))
-    values = _evaluate_batches(
-        variables,
-        inputs,
-        labels,
-        apply=apply,
-        loss=loss,
-        preprocess=preprocess,
-        batch_size=batch_size,
-    )
-    losses, correct = jax.device_get(values)
-    mean_loss = np.average(losses, weights=_batch_sizes(len(inputs), batch_size))
-    return float(mean_loss), float(correct.sum() / labels.size)
+    problems = _loop_problems(data, batch_size, sharding, variables=variables)
+    _raise_if(problems, "training.evaluate")
+    batches = batches_of(data, batch_size, sharding)
+    if sharding is not None:
+        variables = on_mesh(variables, sharding)
+    values: list[tuple[jax.Array, jax.Array]] = []
+    for piece in batches.pieces(np.arange(batches.size, dtype=np.int32)):
+        with context(sharding):
+            value = _evaluate(variables, piece, apply=apply, loss=loss, preprocess=preprocess)
+        values[-1:] = jax.device_get(values[-1:])
+        values.append(value)
+    losses, correct = _joined(values)
+    mean_loss = np.average(losses, weights=batches.sizes())
+    return float(mean_loss), float(correct.sum() / batches.labels)
 
 
-# The functions are static arguments of jits made once, here, so that a compiled epoch outlives a
+# The functions are static arguments of jits made once, here, so that a compiled loop outlives a
 # call of fit.
 
 
 @functools.partial(
     jax.jit,
-    static_argnames=("apply", "tx", "loss", "preprocess", "batch_size"),
+    static_argnames=("apply", "tx", "loss", "preprocess", "shardings"),
     donate_argnames=("trained", "opt_state"),
 )
-def _train_epoch(
+def _train(
     trained: PyTree,
     opt_state: optax.OptState,
     frozen: PyTree,
-    inputs: jax.Array,
-    labels: jax.Array,
-    order: jax.Array,
+    piece: Piece,
     *,
     apply: Apply,
     tx: optax.GradientTransformation,
     loss: Loss,
     preprocess: Preprocess,
-    batch_size: int,
+    shardings: Shardings | None,
 ) -> tuple[PyTree, optax.OptState, tuple[jax.Array, jax.Array]]:
     tx = optax.with_extra_args_support(tx)
 
-    def step(state: tuple[PyTree, optax.OptState], samples: jax.Array) -> Any:
+    def step(state: tuple[PyTree, optax.OptState], batch: PyTree) -> Any:
         trained, opt_state = state
-        batch = preprocess(inputs[samples]), labels[samples]
+        inputs, labels = piece.inputs_and_labels(batch)
+        inputs = preprocess(inputs)
 
         def objective(trained: PyTree) -> tuple[jax.Array, jax.Array]:
-            outputs = apply(_combine(trained, frozen), batch[0])
-            return _score(outputs, batch[1], loss)
+            return _score(apply(_combine(trained, frozen), inputs), labels, loss)
 
         (value, correct), grads = jax.value_and_grad(objective, has_aux=True)(trained)
         # For complex parameters, descent is along the conjugate of what JAX calls the gradient.
@@ -265,63 +313,74 @@ def _train_epoch(
             grad=grads,
             value_fn=lambda trained: objective(trained)[0],
         )
-        return (optax.apply_updates(trained, updates), opt_state), (value, correct)
+        state = optax.apply_updates(trained, updates), opt_state
+        return constrained(state, shardings), (value, correct)
 
-    state, values = _scan_batches(step, (trained, opt_state), order, batch_size)
-    return *state, values
+    state, values = jax.lax.scan(step, (trained, opt_state), piece.batches)
+    return *state, piece.whole(values)
 
 
-@functools.partial(jax.jit, static_argnames=("apply", "loss", "preprocess", "batch_size"))
-def _evaluate_batches(
+@functools.partial(jax.jit, static_argnames=("apply", "loss", "preprocess"))
+def _evaluate(
     variables: PyTree,
-    inputs: jax.Array,
-    labels: jax.Array,
+    piece: Piece,
     *,
     apply: Apply,
     loss: Loss,
     preprocess: Preprocess,
-    batch_size: int,
 ) -> tuple[jax.Array, jax.Array]:
-    def step(state: None, samples: jax.Array) -> Any:
-        outputs = apply(variables, preprocess(inputs[samples]))
-        return state, _score(outputs, labels[samples], loss)
+    def step(state: None, batch: PyTree) -> Any:
+        inputs, labels = piece.inputs_and_labels(batch)
+        return state, _score(apply(variables, preprocess(inputs)), labels, loss)
 
-    _, values = _scan_batches(step, None, jnp.arange(len(inputs)), batch_size)
-    return values
+    _, (losses, correct) = jax.lax.scan(step, None, piece.batches)
+    return piece.whole(losses), piece.whole(correct)
 
 
-@functools.partial(jax.jit, static_argnames="tx")
+def _start(
+    trained: PyTree,
+    frozen: PyTree,
+    opt_state: optax.OptState | None,
+    tx: optax.GradientTransformation,
+    sharding: NamedSharding | None,
+) -> tuple[PyTree, PyTree, optax.OptState, Shardings | None]:
+    """Returns what training starts from, on the mesh if there is one, and how the state is split.
+
+    Steps donate their state to the next; the caller's arrays are copied so that they stay.
+    """
+    shardings = None
+    with context(sharding):
+        if sharding is not None:
+            trained, frozen, opt_state = on_mesh((trained, frozen, opt_state), sharding)
+            if opt_state is None:
+                # Not in a compiled function: here, what is made like a parameter is split like it.
+                opt_state = on_mesh(tx.init(trained), sharding)
+            shardings = shardings_of((trained, opt_state))
+        trained, opt_state = _initial_state(trained, opt_state, tx=tx, shardings=shardings)
+    return trained, frozen, opt_state, shardings
+
+
+@functools.partial(jax.jit, static_argnames=("tx", "shardings"))
 def _initial_state(
-    trained: PyTree, opt_state: optax.OptState | None, *, tx: optax.GradientTransformation
+    trained: PyTree,
+    opt_state: optax.OptState | None,
+    *,
+    tx: optax.GradientTransformation,
+    shardings: Shardings | None,
 ) -> tuple[PyTree, optax.OptState]:
     """Returns copies, strongly typed as what an epoch returns, or else the second one retraces."""
     state = trained, tx.init(trained) if opt_state is None else opt_state
     trained, opt_state = jax.tree.map(
         lambda leaf: jnp.array(leaf, dtype=jnp.result_type(leaf), copy=True), state
     )
+    trained, opt_state = constrained((trained, opt_state), shardings)
     return trained, opt_state
 
 
-def _scan_batches(
-    step: Callable[[Any, jax.Array], Any], state: Any, order: jax.Array, batch_size: int
-) -> tuple[Any, tuple[jax.Array, jax.Array]]:
-    """Runs a step over all batches, the last and smaller one included, and stacks its values."""
-    whole = len(order) - len(order) % batch_size
-    state, values = jax.lax.scan(step, state, order[:whole].reshape(-1, batch_size))
-    if whole < len(order):
-        state, last = step(state, order[whole:])
-        values = jax.tree.map(lambda value, last: jnp.append(value, last), values, last)
-    return state, values
-
-
-def _batch_sizes(size: int, batch_size: int) -> NDArray[np.int64]:
-    return np.diff(np.append(np.arange(0, size, batch_size), size))
-
-
-def _on_device(data: Data) -> tuple[jax.Array, jax.Array]:
-    # Unlike jnp.asarray, device_put copies no NumPy memory that the device can use as it is.
-    inputs, labels = (a if isinstance(a, jax.Array) else np.asarray(a) for a in data)
-    return jax.device_put(inputs), jax.device_put(labels)
+def _joined(values: list[tuple[jax.Array, jax.Array]]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Returns the losses and the numbers of right labels of all batches of some pieces."""
+    losses, correct = zip(*jax.device_get(values))
+    return np.concatenate(losses), np.concatenate(correct)
 
 
 def _score(outputs: Any, labels: jax.Array, loss: Loss) -> tuple[jax.Array, jax.Array]:
@@ -377,18 +436,19 @@ def _raise_if(problems: list[str], caller: str) -> None:
         raise ValueError("\n  ".join([f"{caller} cannot start:", *problems]))
 
 
-def _data_problems(data: Data, batch_size: int) -> list[str]:
-    problems = []
-    inputs, labels = (np.shape(array) for array in data)
-    if inputs[:1] != labels[:1] or not inputs:
-        problems.append(
-            "data: expected inputs and labels with the same number of samples as first axis, "
-            f"got shapes {inputs} and {labels}"
-        )
-    elif inputs[0] == 0:
-        problems.append(f"data: expected at least one sample, got inputs of shape {inputs}")
+def _loop_problems(data: Any, batch_size: Any, sharding: Any, **trees: PyTree) -> list[str]:
+    """Says what is wrong with the arguments that `fit` and `evaluate` share."""
+    problems = data_problems(data)
     if not _is_count(batch_size, at_least=1):
         problems.append(f"batch_size: expected an integer, 1 or more, got {batch_size!r}")
+    if isinstance(data, tuple):
+        trees["data"] = data
+    problems += mesh_problems(leaves_by_path(trees), sharding)
+    if sharding is not None and not problems and batch_size % parts(sharding):
+        problems.append(
+            f"batch_size: expected a multiple of {parts(sharding)}, the parts in which sharding "
+            f"splits a batch, got {batch_size}"
+        )
     return problems
 
 
@@ -454,40 +514,3 @@ def _raise_if_not_finite(losses: NDArray[Any], epoch: int, epochs: int) -> None:
             "finite and that class labels are in [0, classes); "
             "jax.config.update('jax_debug_nans', True) finds the operation that fails first"
         )
-
-
-@contextlib.contextmanager
-def _interrupt_held_back() -> Iterator[threading.Event]:
-    """Yields an event that a first Ctrl-C sets; a second one interrupts at once.
-
-    Raised wherever it strikes, KeyboardInterrupt could fall between donating the state to an epoch
-    and getting the new one, and all would be lost.
-    """
-    interrupted = threading.Event()
-
-    def hold_back(*_: Any) -> None:
-        interrupted.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    # Python handles signals in the main thread only, and another's handler is not ours to replace.
-    ours = (
-        threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    )
-    if ours:
-        signal.signal(signal.SIGINT, hold_back)
-    try:
-        yield interrupted
-    finally:
-        if ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def _progress_bar(epochs: int, progress: bool) -> contextlib.AbstractContextManager[Any]:
-    if progress and sys.stderr is not None and sys.stderr.isatty():
-        with contextlib.suppress(ImportError):
-            from tqdm import tqdm
-
-            bar: contextlib.AbstractContextManager[Any] = tqdm(total=epochs, unit="epoch")
-            return bar
-    return contextlib.nullcontext()

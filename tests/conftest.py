@@ -9,6 +9,8 @@ import pytest
 # Tests state their dtypes; with float64 disabled, asking for it would silently give float32.
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# For tests of meshes; all else stays on the first.
+jax.config.update("jax_num_cpu_devices", 8)
 
 hypothesis.settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
 hypothesis.settings.load_profile("repeatable")

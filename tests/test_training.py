@@ -13,6 +13,7 @@ import optax
 import pytest
 
 from dogwood_jax import training
+from dogwood_jax._terminal import interrupt_held_back
 
 KEY = jax.random.key(0)
 CROSS_ENTROPY = optax.softmax_cross_entropy_with_integer_labels
@@ -418,7 +419,7 @@ def test_ctrl_c_returns_what_is_trained_so_far(python_handles_ctrl_c):
 
 
 def test_a_second_ctrl_c_interrupts_at_once(python_handles_ctrl_c):
-    with training._interrupt_held_back() as interrupted:
+    with interrupt_held_back() as interrupted:
         signal.raise_signal(signal.SIGINT)
         assert interrupted.is_set()
         with pytest.raises(KeyboardInterrupt):
@@ -428,7 +429,7 @@ def test_a_second_ctrl_c_interrupts_at_once(python_handles_ctrl_c):
 def test_a_handler_of_the_user_is_left_alone(python_handles_ctrl_c):
     received = []
     signal.signal(signal.SIGINT, lambda *_: received.append(None))
-    with training._interrupt_held_back() as interrupted:
+    with interrupt_held_back() as interrupted:
         signal.raise_signal(signal.SIGINT)
     assert received and not interrupted.is_set()
 

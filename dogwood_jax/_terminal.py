@@ -1,0 +1,46 @@
+"""What a person at a terminal has of a training loop: Ctrl-C, and a progress bar."""
+
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+
+@contextlib.contextmanager
+def interrupt_held_back() -> Iterator[threading.Event]:
+    """Yields an event that a first Ctrl-C sets; a second one interrupts at once.
+
+    Raised wherever it strikes, KeyboardInterrupt could fall between donating the state to an epoch
+    and getting the new one, and all would be lost.
+    """
+    interrupted = threading.Event()
+
+    def hold_back(*_: Any) -> None:
+        interrupted.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    # Python handles signals in the main thread only, and another's handler is not ours to replace.
+    ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
+    if ours:
+        signal.signal(signal.SIGINT, hold_back)
+    try:
+        yield interrupted
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def progress_bar(epochs: int, progress: bool) -> contextlib.AbstractContextManager[Any]:
+    """Returns tqdm's bar, or None where none is wanted, seen or installed, as a context."""
+    if progress and sys.stderr is not None and sys.stderr.isatty():
+        with contextlib.suppress(ImportError):
+            from tqdm import tqdm
+
+            bar: contextlib.AbstractContextManager[Any] = tqdm(total=epochs, unit="epoch")
+            return bar
+    return contextlib.nullcontext()
