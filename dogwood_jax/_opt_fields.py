@@ -33,7 +33,8 @@ _MEANINGS: dict[str, dict[str, Meaning]] = {
     "ScaleByRpropState": {"step_sizes": "step", "prev_updates": "update"},
     "ScaleByAdaDeltaState": {"e_g": "second", "e_x": "step"},
     "ScaleBySM3State": {"mu": "second", "nu": "update"},
-    "ScaleByOptimisticGradientState": {"trace": "first"},
+    "ScaleByOptimisticGradientState": {"previous_gradient": "first"},
+    "ScaleByAdanState": {"m": "first", "v": "first", "n": "second", "g": "first"},
     "ScaleByAdemamixState": {"m1": "first", "m2": "first", "nu": "second"},
     "ScaleBySimplifiedAdEMAMixState": {"m": "first", "n": "second"},
     "TraceState": {"trace": "first"},
@@ -53,6 +54,7 @@ _MEANINGS: dict[str, dict[str, Meaning]] = {
         "grad_sum": "first",
         "params0": "parameters",
     },
+    "MadgradState": {"grad_sum_sq": "second", "s": "first", "x0": "parameters"},
     "DoGState": {"init_params": "parameters"},
     "DoWGState": {"init_params": "parameters"},
     "ScheduleFreeState": {"z": "parameters"},
@@ -97,6 +99,11 @@ class Field:
         return self.leaf.path.removesuffix(self.inner)
 
     @property
+    def adds_up(self) -> bool:
+        """Whether what it starts from stays in it for ever, as in Adagrad and Yogi."""
+        return not {"ScaleByRssState", "ScaleByAdamState"}.isdisjoint(self.owner)
+
+    @property
     def factored(self) -> bool:
         """Whether it is a second moment that may be kept as its means along two axes."""
         return "FactoredState" in self.owner
@@ -122,9 +129,24 @@ class Field:
         return None, False
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What was seen of an array of a state.
+
+    Attributes:
+        degree: the power of the gradient that it follows; None if that could not be told.
+        start: what it starts from.
+    """
+
+    degree: int | None
+    start: float
+
+
 def fields_of(opt_state: PyTree, growth: Growth) -> list[Field]:
     """Returns the arrays of the state that follow an array of the network."""
-    known = {leaf.path.partition("/")[2]: leaf for leaf in reversed(growth.widths.leaves)}
+    # Where collections have arrays of the same name, an optimizer's are those of the parameters.
+    leaves = sorted(growth.widths.leaves, key=lambda leaf: leaf.path.startswith("params/"))
+    known = {leaf.path.partition("/")[2]: leaf for leaf in leaves}
     known |= {leaf.path: leaf for leaf in growth.widths.leaves}
     found = []
     for keys, _ in jax.tree_util.tree_leaves_with_path(opt_state):
@@ -161,7 +183,7 @@ def meanings_of(
     found: list[Field],
     arrays: Mapping[str, Any],
     fields: Mapping[str, Meaning],
-    degrees: Mapping[str, int],
+    seen: Mapping[str, Seen],
 ) -> dict[str, Meaning]:
     """Returns what every field holds, by place, after checking that all are known.
 
@@ -169,7 +191,7 @@ def meanings_of(
         found: from ``fields_of``.
         arrays: the arrays of the state, by place.
         fields: what the caller says, by name.
-        degrees: the power of the gradient that fields were seen to follow, by place.
+        seen: from ``watched``.
 
     Returns:
         The meanings, without those of fields with one number for a whole array.
@@ -192,8 +214,8 @@ def meanings_of(
                 "there is no rule for such a state"
             )
         else:
-            seen = _AS_SEEN.get((meaning, degrees.get(field.place, -1)), meaning)
-            meanings[field.place] = meaning if said else seen
+            degree = seen[field.place].degree if field.place in seen and not said else None
+            meanings[field.place] = _AS_SEEN.get((meaning, degree), meaning)
     if problems:
         raise ValueError(listed("cannot grow this state", problems))
     return meanings
@@ -201,10 +223,13 @@ def meanings_of(
 
 # An average of gradients may be one of updates, where another optimizer comes before it, and a
 # class of states may be shared by optimizers that average other powers, as Adam and Adamax do.
-_AS_SEEN: dict[tuple[Meaning, int], Meaning] = {("first", 0): "update", ("second", 1): "magnitude"}
+_AS_SEEN: dict[tuple[Meaning, int | None], Meaning] = {
+    ("first", 0): "update",
+    ("second", 1): "magnitude",
+}
 
 
-def degrees_of(tx: Any, params: PyTree) -> dict[str, int]:
+def watched(tx: Any, params: PyTree) -> dict[str, Seen]:
     """Finds out which power of the gradient the arrays of an optimizer's state follow.
 
     The optimizer takes a few steps with small arrays in place of the parameters. One gradient of
@@ -215,16 +240,16 @@ def degrees_of(tx: Any, params: PyTree) -> dict[str, int]:
         params: pytree of ``jax.ShapeDtypeStruct`` of the parameters, as ``tx.init`` takes them.
 
     Returns:
-        The powers by place in the state, of arrays for which they could be told.
+        What was seen, by place in the state; nothing if the optimizer wants more than a gradient.
     """
     import optax
 
     def of_gradient(size: float, shape: tuple[int, ...]) -> Array:
         return jnp.asarray([size, 1e-2], jnp.float32)[: math.prod(shape)].reshape(shape)
 
-    def state_after(size: float) -> dict[str, Any]:
+    def state_after(steps: int, size: float) -> dict[str, Any]:
         state = tx.init(zeros)
-        for _ in range(4):
+        for _ in range(steps):
             gradient = jax.tree.map(lambda a: of_gradient(size, a.shape), zeros)
             _, state = update(gradient, state, zeros, value=jnp.zeros(()))
         return leaves_by_path(state)
@@ -235,15 +260,17 @@ def degrees_of(tx: Any, params: PyTree) -> dict[str, int]:
                 lambda leaf: jnp.zeros([1] * (leaf.ndim - 1) + [2] * (leaf.ndim > 0)), params
             )
             update = jax.jit(optax.with_extra_args_support(tx).update)
-            states = [state_after(size) for size in (1e-4, 2e-4, 4e-4)]
-    except (TypeError, ValueError):  # it needs more than a gradient
+            begun, *states = (state_after(4 * (n > 0), n * 1e-4) for n in (0, 1, 2, 4))
+    except (TypeError, ValueError):
         return {}
-    degrees = {}
-    for place, array in states[0].items():
+    seen = {}
+    for place, array in begun.items():
         if jnp.issubdtype(jnp.result_type(array), jnp.floating):
-            a, b, c = (np.asarray(state[place], float).flat[0] for state in states)
+            start, a, b, c = (np.asarray(s[place], float).flat[0] for s in (begun, *states))
+            degree = None
             if a and abs(b - a) < 0.01 * abs(a):
-                degrees[place] = 0
+                degree = 0
             elif (c - b) * (b - a) > 0:
-                degrees[place] = round(math.log2((c - b) / (b - a)))
-    return degrees
+                degree = round(math.log2((c - b) / (b - a)))
+            seen[place] = Seen(degree, float(start))
+    return seen

@@ -7,7 +7,7 @@ parameters; so all of it follows from the ``Growth``, once the meaning of each f
 
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -26,9 +26,9 @@ from dogwood_jax._opt_fields import (
     Field,
     Meaning,
     child,
-    degrees_of,
     fields_of,
     meanings_of,
+    watched,
 )
 from dogwood_jax._pairing import numbered
 from dogwood_jax._problems import listed
@@ -139,13 +139,21 @@ def grow_state(
         zeros = {name: _zeros(_params(opt_state, growth, tree)) for name, tree in trees.items()}
         return opt_state.replace(opt_state=begun, **zeros)
 
-    degrees = {}
+    seen = {}
     if params is not None and _divides(growth):
-        degrees = {outside + place: n for place, n in degrees_of(tx, params).items()}
-    meanings = meanings_of(found, arrays, fields, degrees)
-    expected = jax.eval_shape(start)
+        seen = {outside + place: what for place, what in watched(tx, params).items()}
+    meanings = meanings_of(found, arrays, fields, seen)
+    try:
+        expected = jax.eval_shape(start)
+    except jax.errors.ConcretizationTypeError:  # an optimizer that looks at its hyperparameters
+        with jax.ensure_compile_time_eval():
+            expected = start()
     shapes = {place: tuple(jnp.shape(leaf)) for place, leaf in leaves_by_path(expected).items()}
-    known = tuple((field, meanings[field.place]) for field in found if field.place in meanings)
+    known = tuple(
+        _Known(f, meanings[f.place], seen[f.place].start if f.adds_up and f.place in seen else 0.0)
+        for f in found
+        if f.place in meanings
+    )
     new = tuple(a for a in _new_arrays(found, growth, meanings) if a.field.place in shapes)
     moved = {field.place: field.at(growth.place(field.leaf.path)) for field in found}
     grown = {moved.get(place, place): array for place, array in arrays.items()}
@@ -181,13 +189,13 @@ def _divides(growth: Growth) -> bool:
 def _own(
     variables: PyTree,
     growth: Growth,
-    known: Iterable[tuple[Field, Meaning]],
+    known: Iterable["_Known"],
     new: Iterable["_New"],
 ) -> dict[str, Array]:
     """Returns the grown variables at which averages of parameters begin, by path."""
     given = leaves_by_path(variables)
     given = {path.partition("/")[2]: leaf for path, leaf in given.items()} | given
-    wanted = [growth.place(f.leaf.path) for f, meaning in known if meaning == "parameters"]
+    wanted = [growth.place(k.field.leaf.path) for k in known if k.meaning == "parameters"]
     wanted += [array.insertion.path for array in new if array.meaning == "parameters"]
     shapes = {growth.place(path): shape for path, shape in growth.shapes.items()}
     shapes |= {insertion.path: insertion.shape for insertion in growth.insertions}
@@ -271,20 +279,35 @@ def _initial(tx: Any, state: PyTree, params: PyTree) -> PyTree:
     return tx.init(zeros)
 
 
-def _starts(start: Any, places: set[str]) -> dict[str, Array]:
+def _starts(start: Callable[[], PyTree], places: set[str]) -> dict[str, Array]:
     """Returns some of the arrays that training of the larger network would start with."""
-    if not places:
-        return {}
 
-    @jax.jit
     def some() -> dict[str, Array]:
         return {p: array for p, array in leaves_by_path(start()).items() if p in places}
 
-    arrays: dict[str, Array] = some()
+    try:
+        arrays: dict[str, Array] = jax.jit(some)() if places else {}
+    except jax.errors.ConcretizationTypeError:
+        arrays = some()
     return arrays
 
 
 # The state's arrays -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Known:
+    """An array of the state that follows an old array of the network.
+
+    Attributes:
+        field: where it is.
+        meaning: what the field holds.
+        start: what it started from, where that stays in it.
+    """
+
+    field: Field
+    meaning: Meaning
+    start: float
 
 
 @dataclass(frozen=True)
@@ -329,7 +352,7 @@ def _grow_fields(
     starts: dict[str, Array],
     own: dict[str, Array] | None,
     growth: Growth,
-    known: tuple[tuple[Field, Meaning], ...],
+    known: tuple[_Known, ...],
     new: tuple[_New, ...],
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
     second_moment: str,
@@ -341,14 +364,15 @@ def _grow_fields(
         starts: what training of the larger network would start with, for new arrays.
         own: the grown variables, by path.
         growth: the growth.
-        known: the fields, and what they hold.
+        known: the arrays that follow old ones of the network.
         new: the arrays that follow new ones of the network.
         shapes: shapes of the larger network's state, by place.
         second_moment: see ``grow_opt_state``.
     """
     wanted = dict(shapes)
     grown: dict[str, Array] = {}
-    for field, meaning in known:
+    for one in known:
+        field, meaning = one.field, one.meaning
         insertion = growth.moved.get(field.leaf.path)
         layers = insertion.layers if insertion and not field.axis else ()
         if field.is_factor or not (changes(field.leaf, growth) or layers):
@@ -359,22 +383,22 @@ def _grow_fields(
         if changes(field.leaf, growth):
             old_rows = np.flatnonzero(np.asarray(layers) >= 0)
             rows = fresh[old_rows] if layers and fresh is not None else fresh
-            array = _widened(array, field, meaning, growth, rows, second_moment)
+            array = _widened(array, one, growth, rows, second_moment)
         if insertion and layers:
             array = _deepened(array, insertion, meaning, fresh, second_moment)
         grown |= _written(field, place, array, wanted)
-    for one in new:
-        place, dtype = one.field.place, arrays[one.kin[0].place].dtype
-        if one.meaning == "parameters":
-            grown[place] = _filled(one, arrays, grown, growth, own).astype(dtype)
-        elif one.meaning not in ("second", "magnitude") or second_moment == "zeros":
+    for newborn in new:
+        place, dtype = newborn.field.place, arrays[newborn.kin[0].place].dtype
+        if newborn.meaning == "parameters":
+            grown[place] = _filled(newborn, arrays, grown, growth, own).astype(dtype)
+        elif newborn.meaning not in ("second", "magnitude") or second_moment == "zeros":
             grown[place] = starts[place].astype(dtype)
-        elif not one.field.is_factor:
-            sums = [_read(kin, arrays) for kin in one.kin]
+        elif not newborn.field.is_factor:
+            sums = [_read(kin, arrays) for kin in newborn.kin]
             mean = sum(map(jnp.sum, sums)) / sum(array.size for array in sums)
-            shape = wanted[place] if one.field.axis is not None else one.insertion.shape
-            array = jnp.full(shape, mean, dtype)
-            grown |= _written(one.field, one.insertion.path, array, wanted)
+            insertion = newborn.insertion
+            shape = insertion.shape if newborn.field.axis is None else wanted[place]
+            grown |= _written(newborn.field, insertion.path, jnp.full(shape, mean, dtype), wanted)
     return grown
 
 
@@ -398,15 +422,10 @@ def _filled(
 
 
 def _widened(
-    array: Array,
-    field: Field,
-    meaning: Meaning,
-    growth: Growth,
-    fresh: Array | None,
-    second_moment: str,
+    array: Array, known: _Known, growth: Growth, fresh: Array | None, second_moment: str
 ) -> Array:
     """Returns an array of the state with its widths grown."""
-    leaf, axis = field.leaf, field.axis
+    leaf, axis, meaning = known.field.leaf, known.field.axis, known.meaning
     if meaning == "parameters":
         return grow_leaf(array, leaf, growth, fresh)
     axes = leaf.axes if axis is None else leaf.axes[axis : axis + 1]
@@ -417,9 +436,12 @@ def _widened(
     def map_of(units: Units) -> AxisMap:
         return map_of_moment(growth.change[units.width], units, degree, fill)
 
+    if known.start:
+        array = array - known.start
     if factor := growth.factors.get(leaf.path):
         array = (array / factor**degree).astype(array.dtype)
-    return transform(array, axes, growth.sizes, map_of)
+    array = transform(array, axes, growth.sizes, map_of)
+    return array + known.start if known.start else array
 
 
 def _deepened(

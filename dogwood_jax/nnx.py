@@ -1,17 +1,20 @@
 """Trace and grow ``flax.nnx`` modules: a thin adapter over ``trace``, ``plan`` and ``grow``.
 
 A module is split into its graph and its state, a pytree of arrays; the larger module gives the
-target. Paths and widths are those of the state: ``"layers/0/kernel"``.
+target. An ``nnx.Optimizer`` grows along. Paths and widths are those of the state:
+``"layers/0/kernel"``.
 """
 
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeVar
 
 import jax
 from flax import nnx
 
 from dogwood_jax._grow import grow as _grow
-from dogwood_jax._plan import plan
+from dogwood_jax._growth import Growth
+from dogwood_jax._opt_state import grow_state
+from dogwood_jax._plan import plan as _plan
 from dogwood_jax._trace import trace as _trace
 from dogwood_jax._widths import Widths
 from dogwood_jax.strategies import Strategy
@@ -40,14 +43,53 @@ def trace(model: nnx.Module, *inputs: Any, **overrides: Any) -> Widths:
         >>> dw.nnx.trace(model, jnp.ones((1, 4)))["layers/0"].size
         8
     """
-    graph, state = nnx.split(model)
-
-    def apply(state: Any, *inputs: Any) -> tuple[Any, Any]:
-        merged = nnx.merge(graph, state)
-        outputs = merged(*inputs)
-        return outputs, nnx.state(merged)
-
+    apply, state = _function_of(model)
     return _trace(apply, state, *inputs, **overrides)
+
+
+def plan(
+    model: nnx.Module,
+    wide_model: nnx.Module,
+    *inputs: Any,
+    strategy: Strategy | Mapping[str, Strategy] | None = None,
+    interface: bool = False,
+) -> Growth:
+    """Plans how a module becomes a larger one, wider, deeper or both.
+
+    Args:
+        model: the trained module.
+        wide_model: the larger module. Widths that differ are found from both modules' programs and
+            shapes, as by ``dogwood_jax.plan`` with a target, layers that only it has are inserted.
+        *inputs: what to call the modules with: pytrees of arrays or ``jax.ShapeDtypeStruct``.
+        strategy: as for ``dogwood_jax.plan``.
+        interface: whether dimensions of inputs and outputs may grow, as there.
+
+    Returns:
+        The growth of the module's state.
+
+    Raises:
+        ValueError: if no growth of the widths explains the larger shapes, or a growth would change
+            outputs.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> import dogwood_jax as dw
+        >>> def mlp(width):
+        ...     rngs = nnx.Rngs(0)
+        ...     layers = nnx.Linear(4, width, rngs=rngs), nnx.Linear(width, 2, rngs=rngs)
+        ...     return nnx.Sequential(*layers)
+        >>> dw.nnx.plan(mlp(8), mlp(16), jnp.ones((1, 4)))
+        Growth(layers/0: 8 -> 16)
+    """
+    apply, target = _function_of(wide_model)
+    return _plan(
+        trace(model, *inputs),
+        target=target,
+        target_apply=apply if callable(wide_model) else None,
+        strategy=strategy,
+        interface=interface,
+    )
 
 
 def grow(
@@ -60,11 +102,12 @@ def grow(
 ) -> Module:
     """Returns the larger module with the function of the smaller one.
 
-    Neither module is changed. Which widths grow is worked out from the shapes of both.
+    Neither module is changed. Which widths grow, and which layers are new, is worked out from
+    both, see ``plan``.
 
     Args:
         model: the trained module.
-        wide_model: a module of the same structure with larger widths.
+        wide_model: a larger module, wider, deeper or both.
         *inputs: what to call ``model`` with to trace it: arrays or ``jax.ShapeDtypeStruct``.
         key: PRNG key for free weights. Without it they are ``wide_model``'s own values.
         strategy: as for ``plan``.
@@ -91,8 +134,94 @@ def grow(
         >>> wide.layers[0].kernel.shape, bool(jnp.allclose(wide(x), small(x)))
         ((4, 16), True)
     """
-    _, state = nnx.split(model)
-    wide_graph, wide_state = nnx.split(wide_model)
-    growth = plan(trace(model, *inputs), target=wide_state, strategy=strategy, interface=interface)
-    fresh = wide_state if key is None else None
-    return nnx.merge(wide_graph, _grow(state, growth, key=key, fresh=fresh))
+    growth = plan(model, wide_model, *inputs, strategy=strategy, interface=interface)
+    wide_graph, fresh = nnx.split(wide_model)
+    return nnx.merge(
+        wide_graph, _grow(nnx.state(model), growth, key=key, fresh=fresh if key is None else None)
+    )
+
+
+def grow_optimizer(
+    optimizer: nnx.Optimizer[Any],
+    wide_model: nnx.Module,
+    growth: Growth,
+    *,
+    second_moment: Literal["mean", "zeros"] = "mean",
+    fields: Mapping[str, Any] | None = None,
+) -> nnx.Optimizer[Any]:
+    """Returns an optimizer for the module that has grown, with the state of the old one.
+
+    Args:
+        optimizer: the optimizer of the trained module; it is not changed.
+        wide_model: the module that ``grow`` returned.
+        growth: from ``plan``.
+        second_moment: as for ``dogwood_jax.grow_opt_state``.
+        fields: as there.
+
+    Returns:
+        A new ``nnx.Optimizer`` of the same ``tx`` and ``wrt``, at the same step.
+
+    Raises:
+        ValueError: as ``dogwood_jax.grow_opt_state`` does.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> from flax import nnx
+        >>> import dogwood_jax as dw
+        >>> def mlp(width):
+        ...     rngs = nnx.Rngs(0)
+        ...     layers = nnx.Linear(4, width, rngs=rngs), nnx.Linear(width, 2, rngs=rngs)
+        ...     return nnx.Sequential(*layers)
+        >>> small, x = mlp(8), jnp.ones((1, 4))
+        >>> optimizer = nnx.Optimizer(small, optax.adam(1e-3), wrt=nnx.Param)
+        >>> wide = dw.nnx.grow(small, mlp(16), x)
+        >>> growth = dw.nnx.plan(small, mlp(16), x)
+        >>> dw.nnx.grow_optimizer(optimizer, wide, growth).opt_state[0].nu["layers"][0].kernel.shape
+        (4, 16)
+    """
+    new = nnx.Optimizer(wide_model, optimizer.tx, wrt=optimizer.wrt)
+    state = grow_state(
+        _arrays_of(optimizer.opt_state),
+        growth,
+        optimizer.tx,
+        jax.eval_shape(_arrays_of, nnx.state(wide_model, optimizer.wrt)),
+        _arrays_of(nnx.state(wide_model)),
+        second_moment,
+        fields or {},
+    )
+    variables = jax.tree.leaves((new.opt_state, new.step), is_leaf=_is_variable)
+    arrays = jax.tree.leaves((state, _value(optimizer.step)))
+    for variable, array in zip(variables, arrays, strict=True):
+        if hasattr(variable, "set_value"):
+            variable.set_value(array)
+        else:  # Flax before 0.12
+            variable.value = array
+    return new
+
+
+def _function_of(model: nnx.Module) -> tuple[Callable[..., Any], Any]:
+    """Returns a module as a function of its state and inputs, and the state."""
+    graph, state = nnx.split(model)
+
+    def apply(state: Any, *inputs: Any) -> tuple[Any, Any]:
+        merged = nnx.merge(graph, state)
+        outputs = merged(*inputs)
+        return outputs, nnx.state(merged)
+
+    return apply, state
+
+
+def _is_variable(leaf: Any) -> bool:
+    return hasattr(leaf, "get_metadata")  # nnx.Variable, and what holds its state in old Flax
+
+
+def _value(variable: Any) -> Any:
+    return variable.get_value() if hasattr(variable, "get_value") else variable.value
+
+
+def _arrays_of(tree: Any) -> Any:
+    """Returns a tree with arrays in place of the variables that hold them."""
+    return jax.tree.map(
+        lambda leaf: _value(leaf) if _is_variable(leaf) else leaf, tree, is_leaf=_is_variable
+    )

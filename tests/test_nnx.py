@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -76,6 +77,71 @@ def test_traces_from_shapes_alone() -> None:
     abstract.eval()
     widths = dw.nnx.trace(abstract, jax.ShapeDtypeStruct((1, 4, 4, 3), jnp.float64))
     assert widths["up"].size == 10
+
+
+def test_the_optimizer_grows_along(images: jax.Array) -> None:
+    small, wide = trained(6, 10, seed=0), trained(9, 17, seed=1)
+    tx = optax.adam(1e-3)
+    graph, *states = nnx.split(small, nnx.Param, ...)
+    structure = jax.tree.structure(tuple(states))
+    params, rest = map(jax.tree.leaves, states)
+
+    # The module as a function of lists of arrays, and its optimizer's state.
+    def apply(variables: dict[str, list[jax.Array]], x: jax.Array) -> jax.Array:
+        leaves = [*variables["params"], *variables["rest"]]
+        return nnx.merge(graph, *jax.tree.unflatten(structure, leaves))(x)
+
+    gradient = jax.grad(lambda p: (apply({"params": p, "rest": rest}, images) ** 2).sum())(params)
+    _, state = tx.update(gradient, tx.init(params), params)
+
+    optimizer = nnx.Optimizer(small, tx, wrt=nnx.Param)
+    given = () if "model" in vars(optimizer) else (small,)  # Flax 0.11 and newer want it
+    optimizer.update(*given, nnx.grad(lambda model: (model(images) ** 2).sum())(small))
+    growth = dw.nnx.plan(small, wide, images)
+    grown = dw.nnx.grow(small, wide, images)
+    found = dw.nnx.grow_optimizer(optimizer, grown, growth)
+    assert int(found.step[...]) == 1
+
+    variables = {"params": params, "rest": rest}
+    target = dict(zip(variables, map(jax.tree.leaves, nnx.split(grown, nnx.Param, ...)[1:])))
+    plain = dw.plan(dw.trace(apply, variables, images), target=target)
+    wanted = dw.grow_opt_state(state, plain, tx)
+    for a, b in zip(jax.tree.leaves(found.opt_state), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(jnp.asarray(a), b, rtol=1e-10)
+    given = () if "model" in vars(found) else (grown,)
+    found.update(*given, nnx.grad(lambda model: (model(images) ** 2).sum())(grown))
+
+
+class Tower(nnx.Module):
+    def __init__(self, blocks: int, rngs: nnx.Rngs) -> None:
+        kwargs = {"rngs": rngs, "param_dtype": jnp.float64}
+        self.first = nnx.Linear(3, 4, **kwargs)
+        for i in range(blocks):
+            setattr(self, f"up_{i}", nnx.Linear(4, 6, **kwargs))
+            setattr(self, f"down_{i}", nnx.Linear(6, 4, **kwargs))
+        self.blocks = blocks
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.first(x)
+        for i in range(self.blocks):
+            x = x + getattr(self, f"down_{i}")(nnx.tanh(getattr(self, f"up_{i}")(x)))
+        return x
+
+
+def test_a_module_grows_deeper_with_its_optimizer() -> None:
+    x = jnp.linspace(-1, 1, 6).reshape(2, 3)
+    small, deep = Tower(1, nnx.Rngs(0)), Tower(2, nnx.Rngs(1))
+    optimizer = nnx.Optimizer(small, optax.adam(1e-3), wrt=nnx.Param)
+    grown = dw.nnx.grow(small, deep, x)
+    np.testing.assert_allclose(grown(x), small(x), rtol=1e-12)
+    assert not (grown.up_1.kernel[...] == 0).any()
+    found = dw.nnx.grow_optimizer(optimizer, grown, dw.nnx.plan(small, deep, x))
+    wanted = nnx.Optimizer(grown, optax.adam(1e-3), wrt=nnx.Param)
+    shapes = [
+        [(jnp.shape(v), jnp.result_type(v)) for v in jax.tree.leaves(o.opt_state)]
+        for o in (found, wanted)
+    ]
+    assert shapes[0] == shapes[1]
 
 
 def test_refuses_other_structures(images: jax.Array) -> None:
