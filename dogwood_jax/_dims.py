@@ -21,6 +21,7 @@ _MOST_PIECES = 48
 _DEEPEST = 24
 
 DROPPED = "an operation drops it because its size is 1"
+REPEATED = "an operation repeats it because its size is 1"
 
 
 class Dim:

@@ -6,7 +6,8 @@ from typing import Any
 
 from dogwood_jax._insert import Insertion
 from dogwood_jax._layout import resized, size_of, units_of
-from dogwood_jax._widths import Leaf, Recipe, Widths, table
+from dogwood_jax._tables import layers_together, merged, table
+from dogwood_jax._widths import Leaf, Recipe, Widths
 from dogwood_jax.strategies import Strategy
 
 
@@ -159,11 +160,14 @@ class Growth:
         self.__dict__.update(state)
 
     def __str__(self) -> str:
-        rows = [("array", "before", "after", "new entries")]
+        rows: list[tuple[str, ...]] = [("array", "before", "after", "new entries")]
+        changed = []
         for leaf in self.widths.leaves:
             new = self.shapes[leaf.path]
-            if new != leaf.shape:
-                rows.append((leaf.path, _shape(leaf.shape), _shape(new), self._fate(leaf)))
+            if new != leaf.shape or leaf.path in self.factors:
+                cells = _shape(leaf.shape), _shape(new), self._fate(leaf)
+                changed.append((cells, leaf.path))
+        rows += [row for row, _ in layers_together((p, *cells) for cells, p in merged(changed))]
         lines = [table(rows)] if len(rows) > 1 else ["nothing grows"] * (not self.insertions)
         lines += [f"inserted: {insertion}" for insertion in self.insertions]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
@@ -181,7 +185,7 @@ class Growth:
                     choice = change.strategy.choice
                     if choice and (side == "outgoing" or leaf.kind == "random"):
                         fate = "chosen" if side == choice.side else "zero"
-                    parts.append(f"{units.width}[{axis}] {fate}")
+                    parts.append(f"axis {axis} {fate} ({units.width})")
         if leaf.path in self.factors:
             parts.append(f"times {self.factors[leaf.path]:.6g}")
         return ", ".join(parts)

@@ -72,10 +72,10 @@ def plan(
         >>> widths = dw.chain({"up": layer(4, 8), "down": layer(8, 2)}, ("up", "down"))
         >>> print(dw.plan(widths, {"up": 16}))
         array        before  after  new entries
-        -----------  ------  -----  -----------
-        up/kernel    4x8     4x16   up[1] free
-        up/bias      8       16     up[0] free
-        down/kernel  8x2     16x2   up[0] zero
+        -----------  ------  -----  ----------------
+        up/kernel    4x8     4x16   axis 1 free (up)
+        up/bias      8       16     axis 0 free (up)
+        down/kernel  8x2     16x2   axis 0 zero (up)
         >>> dw.plan(widths, keep={"up": [0, 2, 5]})
         Growth(up: 8 -> 3)
     """

@@ -12,7 +12,7 @@ from dataclasses import replace
 from math import prod
 from typing import Any, Literal
 
-from dogwood_jax._dims import Dim, atoms, cut, factors, product
+from dogwood_jax._dims import REPEATED, Dim, atoms, cut, factors, product
 from dogwood_jax._values import Entry, Silencer, Silencers, Trace, Value, either, every
 
 Rule = Callable[..., list[Value]]
@@ -126,7 +126,7 @@ def spread(x: Value, shape: Sequence[int], places: Sequence[int]) -> Value:
     place_of: dict[int, int] = {}
     for axis, place in enumerate(places):
         if x.dims[axis].size != shape[place]:
-            x.dims[axis].fix(f"it is broadcast to size {shape[place]}")
+            x.dims[axis].fix(REPEATED)
             continue
         dims[place] = x.dims[axis]
         silencers[place] = x.silencers_of(axis)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from dogwood_jax import _dims
-from dogwood_jax._dims import DROPPED, Dim, unify
+from dogwood_jax._dims import DROPPED, REPEATED, Dim, unify
 from dogwood_jax._rules import (
     mixed,
     narrowed,
@@ -207,6 +207,6 @@ def _tile(trace: Trace, eqn: Any, x: Value) -> list[Value]:
     dims = []
     for dim, reps in zip(x.dims, eqn.params["reps"], strict=True):
         if dim.size == 1 and reps > 1:
-            dim.fix(f"it is repeated {reps} times")
+            dim.fix(REPEATED)
         dims.append(dim if reps == 1 else _dims.product((Dim(reps), dim)))
     return [replace(x, dims=tuple(dims))]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dogwood_jax._dims import Dim, unify
+from dogwood_jax._dims import REPEATED, Dim, unify
 from dogwood_jax._rules import (
     mixed,
     noise_of,
@@ -128,7 +128,7 @@ def _aligned(eqn: Any, values: Sequence[Value]) -> tuple[tuple[Dim, ...], list[s
                 continue
             dim = value.dims[axis]
             if dim.size != size:
-                dim.fix(f"it is broadcast against a dimension of size {size}")
+                dim.fix(REPEATED)
             else:
                 own.add(axis)
                 if found is None:

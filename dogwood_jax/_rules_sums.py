@@ -220,13 +220,24 @@ def _summed(trace: Trace, x: Value, axes: set[int]) -> Value:
     return replace(kept, number=number, index=False, contracted=(), summed=summed)
 
 
-@rule("reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "reduce_xor")
-@rule("argmax", "argmin")
+_REDUCTIONS = {
+    "reduce_max": "a maximum",
+    "reduce_min": "a minimum",
+    "reduce_prod": "a product",
+    "reduce_and": "all()",
+    "reduce_or": "any()",
+    "reduce_xor": "a parity",
+    "argmax": "argmax",
+    "argmin": "argmin",
+}
+
+
+@rule(*_REDUCTIONS)
 def _reduce(trace: Trace, eqn: Any, x: Value, *_: Value) -> list[Value]:
     axes = {int(a) for a in eqn.params["axes"]}
     if x.origin != "constant":
         for axis in axes:
-            x.dims[axis].endanger(f"{eqn.primitive.name} runs over it")
+            x.dims[axis].endanger(f"{_REDUCTIONS[eqn.primitive.name]} runs over it")
     kept = pick(x, [a for a in range(x.ndim) if a not in axes])
     number = x.number if eqn.primitive.name in ("reduce_max", "reduce_min") else None
     silencers = tuple(nonlinear(s) for s in kept.silencers) if x.origin == "parameter" else ()

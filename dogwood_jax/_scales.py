@@ -27,8 +27,7 @@ USUAL_NUMBERS = (
 def check_scales(scales: Iterable[tuple[Value, float]]) -> None:
     """Endangers dimensions of values that are scaled by constants computed from their size."""
     for value, number in scales:
-        inverse = f" (1 / {1 / number:.6g})" if number < 1 and not _is_round(number) else ""
-        hazard = f"the constant {number:.6g}{inverse} scales it and looks computed from its size"
+        hazard = f"the constant {_spelled(number)} scales it and looks computed from its size"
         for dim in to_blame(value, number):
             if not dim.root.hazards:
                 dim.endanger(hazard)
@@ -43,10 +42,13 @@ def to_blame(value: Value, number: float) -> Sequence[Dim]:
             return group  # a mean
     usual = _is_any(number, USUAL_NUMBERS)
     suspects = _suspects(value)
-    found = [s.dim for s in suspects if (s.scores or not usual) and _is_any(number, _roots(s.size))]
+    rooted = [s for s in suspects if (s.scores or not usual) and _is_any(number, _roots(s.size))]
+    found = [s.dim for s in rooted]
     if usual:
         return found
-    found += [s.dim for s in suspects if _is_any(number, s.sizes)]
+    # Scores scaled by 1 / sqrt(64) need no other reason, though there be 8 heads.
+    scored = any(s.scores for s in rooted)
+    found += [s.dim for s in suspects if (s.mixes or not scored) and _is_any(number, s.sizes)]
     if not found and value.origin == "parameter":
         for n in range(2, len(suspects[:5]) + 1):
             for fan_in in itertools.combinations(suspects[:5], n):
@@ -99,6 +101,17 @@ def _suspects(value: Value) -> list[_Suspect]:
 def _roots(n: int) -> tuple[float, ...]:
     root = sqrt(n)
     return root, 1 / root, sqrt(root), 1 / sqrt(root)
+
+
+def _spelled(number: float) -> str:
+    """Returns a number with what it may have been computed from, as ``0.353553 (1 / sqrt(8))``."""
+    if _is_round(number):
+        return f"{number:.6g}"
+    inverse = "1 / " if number < 1 else ""
+    whole = number if number > 1 else 1 / number
+    n = round(whole**2)
+    found = f"sqrt({n})" if _is_any(whole, [sqrt(n)]) and not _is_round(whole) else f"{whole:.6g}"
+    return f"{number:.6g} ({inverse}{found})" if inverse or "sqrt" in found else f"{number:.6g}"
 
 
 def _is_any(number: float, others: Iterable[float]) -> bool:

@@ -1,7 +1,8 @@
 """Where every width of a network occurs: ``Width`` and ``Widths``."""
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -10,10 +11,16 @@ import jax
 import jax.numpy as jnp
 
 from dogwood_jax._layout import Concat, Layout, Product, Role, Units, size_of, units_of
+from dogwood_jax._tables import MANY, layers_together, merged, table
 
 # What a new entry of an array should be where nothing else decides: a kernel or embedding is
 # drawn from an initializer, a bias or running mean starts at zero, a scale or variance at one.
 Kind = Literal["random", "zeros", "ones"]
+
+# How much of a network a printed table tells.
+_MOST_LINES = 12
+_MOST_NAMES = 6
+_LONGEST_LINE = 100
 
 
 @dataclass(frozen=True)
@@ -96,11 +103,16 @@ class Width:
 
     @property
     def status(self) -> str:
-        """``"growable"``, or the reason why it is not, in a few words."""
+        """``"growable"``, or what stands in the way, in a few words."""
         if self.fixed:
             return f"fixed: {self.fixed}"
-        interface = ["interface"] if self.interface else []
-        return "; ".join([*interface, *self.hazards]) or "growable"
+        kinds = ["interface"] if self.interface else []
+        if self.hazards:
+            ways = {"zero_outgoing": "rescaling", "zero_incoming": "zero_incoming()"}
+            by = dict.fromkeys(ways.get(recipe.strategy, "tile()") for recipe in self.recipes)
+            how = f"growable by {' or '.join(by)}" if by else "changes outputs"
+            kinds.append(f"{how}: {'; '.join(self.hazards)}")
+        return "; ".join(kinds) or "growable"
 
     def __str__(self) -> str:
         return "\n".join(
@@ -284,12 +296,24 @@ class Widths(Mapping[str, Width]):
         return self[next(iter(names))]
 
     def __str__(self) -> str:
-        rows = [("width", "size", "occurs in", "status")]
+        fixed: dict[str, list[str]] = {}
         for width in self.values():
-            places = [str(occurrence) for occurrence in width.occurrences] or ["(no array)"]
-            rows.append((width.name, str(width.size), places[0], width.status))
-            rows += [("", "", place, "") for place in places[1:]]
-        return table(rows)
+            if width.fixed:
+                reason = "of size 1" if width.size == 1 else width.fixed
+                fixed.setdefault(reason, []).append(width.name)
+        summed_up = {
+            reason: names
+            for reason, names in fixed.items()
+            if reason == "of size 1" or len(names) >= MANY
+        }
+        hidden = {name for names in summed_up.values() for name in names}
+        rows: list[tuple[str, ...]] = [("width", "size", "occurs in", "status")]
+        rows += _rows([width for width in self.values() if width.name not in hidden])
+        lines = [table(rows)] * (len(rows) > 1)
+        for reason, names in summed_up.items():
+            line = f"fixed ({reason}): {_some(names)}"
+            lines.append(textwrap.fill(line, _LONGEST_LINE, subsequent_indent="  "))
+        return "\n".join(lines)
 
     def __repr__(self) -> str:
         return f"Widths({', '.join(f'{name}={size}' for name, size in self.sizes.items())})"
@@ -310,14 +334,31 @@ def no_such(what: str, name: str, names: Mapping[str, object] | list[str]) -> st
     return f"no {what} {name!r}; the closest are {close}" if close else f"no {what} {name!r}"
 
 
-def table(rows: Sequence[tuple[str, ...]]) -> str:
-    """Returns rows as text with aligned columns, the first row underlined."""
-    columns = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(n) for cell, n in zip(row, columns, strict=True)).rstrip()
-        for row in rows
+def _rows(widths: Iterable[Width]) -> list[tuple[str, ...]]:
+    """Returns the rows of a table; widths that repeated layers have alike share one."""
+    rows = ((w.name, str(w.size), "\n".join(_places(w)), w.status) for w in widths)
+    return [
+        (*cells, status if count == 1 else f"{count} widths, each {status}")
+        for (*cells, status), count in layers_together(rows)
     ]
-    return "\n".join([lines[0], "  ".join("-" * n for n in columns), *lines[1:]])
+
+
+def _places(width: Width) -> list[str]:
+    """Returns the lines of a table that say where a width occurs."""
+    module = width.name.partition("[")[0]
+    keys = [str(o).partition(o.path) for o in width.occurrences]
+    places = merged(
+        ((arrow, after.replace(f"{module}[", "[")), path) for arrow, path, after in keys
+    )
+    lines = [f"{arrow}{path}{after}" for (arrow, after), path in places] or ["(no array)"]
+    if len(lines) > _MOST_LINES:
+        lines[_MOST_LINES:] = [f"and more: print(widths[{width.name!r}])"]
+    return lines
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 __all__ = [
@@ -331,5 +372,4 @@ __all__ = [
     "Widths",
     "make_widths",
     "no_such",
-    "table",
 ]

@@ -57,10 +57,10 @@ def causal(scores: Any) -> Any:
         "patches[0.1]": interface("", 2, "<- patches/kernel[0]"),
         "patches[0.2]": interface("channels", 3, "<- patches/kernel[0]"),
         "positions[1.1]": interface(
-            "", 2, "-> positions[1]", hazard="reduce_max runs over; summed over; two activations"
+            "", 2, "-> positions[1]", hazard="a maximum runs over; summed over; two activations"
         ),
         "positions[1.2]": interface(
-            "", 2, "-> positions[1]", hazard="reduce_max runs over; summed over; two activations"
+            "", 2, "-> positions[1]", hazard="a maximum runs over; summed over; two activations"
         ),
         "attention/query[heads]": grows(
             "heads",
@@ -69,7 +69,7 @@ def causal(scores: Any) -> Any:
         ),
         "attention/query[head_dim]": changes(
             "",
-            "1.73205",
+            "sqrt(3)",
             3,
             "-> attention/query/{kernel[2],bias[1]} <> attention/key/{kernel[2],bias[1]}",
         ),
@@ -78,9 +78,9 @@ def causal(scores: Any) -> Any:
         ),
         "up": grows("hidden", 7, "-> up/{kernel[1],bias[0]} <- down/kernel[0]"),
         "head": interface("out", 5, "-> head/{kernel[1],bias[0]}"),
-        "token[0]": fixed("repeated 2 times", 1, "-> token[0]"),
+        "token[0]": fixed("because its size is 1", 1, "-> token[0]"),
         "token[1]": fixed("size is 1", 1, "-> {token,positions}[1]"),
-        "positions[0]": fixed("broadcast against a dimension of size 2", 1, "-> positions[0]"),
+        "positions[0]": fixed("because its size is 1", 1, "-> positions[0]"),
     }
 )
 def vit(
@@ -123,7 +123,7 @@ def vit(
         ),
         "embed[vocab]": interface("vocab", 11, "-> embed[0]"),
         "q[heads]": grows("kv", 3, "-> {q,k,v}[1] <- o[0]"),
-        "q[head_dim]": changes("dim", "a table of positions; 2.82843", 4, "-> k[1] <> q[1]"),
+        "q[head_dim]": changes("dim", "a table of positions; sqrt(8)", 4, "-> k[1] <> q[1]"),
         "q[1.1]": grows("groups", 2, "-> q[1] <- o[0]"),
         "v[head_dim]": grows("value", 7, "-> v[1] <- o[0]"),
         "gate": grows("hidden", 5, "-> {gate,up}[1] <- down[0]"),
@@ -327,7 +327,7 @@ def relative_positions(n_in: int = 5, heads: int = 2, dim: int = 3, out: int = 4
         ),
         "cross/query[head_dim]": changes(
             "",
-            "1.73205",
+            "sqrt(3)",
             3,
             "-> cross/query/{kernel[2],bias[1]} <> cross/key/{kernel[2],bias[1]}",
         ),
@@ -404,7 +404,7 @@ def mixer(
         ),
         "inner[0]": interface("n_in", 5, "<- inner/kernel[0]"),
         "router": changes(
-            "experts", "reduce_max runs over; largest are picked; summed over", 4, "-> router[1]"
+            "experts", "a maximum runs over; largest are picked; summed over", 4, "-> router[1]"
         ),
         "up[0]": grows("slots", 9, "-> {up,up_bias,down}[0]", copies="exactly once"),
         "up[2]": grows("hidden", 7, "-> {up[2],up_bias[1]} <- down[1]"),
@@ -444,7 +444,7 @@ def experts_by_one_hot(
         ),
         "inner[0]": interface("n_in", 5, "<- inner/kernel[0]"),
         "router": changes(
-            "experts", "reduce_max runs over; argmax runs over; summed over", 3, "-> router[1]"
+            "experts", "a maximum runs over; argmax runs over; summed over", 3, "-> router[1]"
         ),
         "up": grows("hidden", 7, "-> up[2] <- down[1]"),
         "head": interface("out", 4, "-> head/{kernel[1],bias[0]}"),

@@ -76,7 +76,7 @@ def cnn(channels: int = 3, stem: int = 4, wide: int = 6, hidden: int = 7, out: i
             "classes",
             5,
             "-> head/bias[0] <> head/kernel[1]",
-            hazard="reduce_max runs over; summed over",
+            hazard="a maximum runs over; summed over",
         ),
         **spatial("stem/kernel", 3, 3),
         **spatial("wide/kernel", 3, 3),

@@ -166,11 +166,11 @@ def width_1(n_in: int = 5, a: int = 6, one: int = 1, b: int = 7, out: int = 1) -
         "up/kernel[0]": interface("n_in", 5, "<- {up,gate}/kernel[0]"),
         "token[1]": interface("", 3, "-> token[1]"),
         "down": interface("out", 2, "-> down/{kernel[1],bias[0]}"),
-        "up[0]": fixed("broadcast against a dimension of size 4", 1, "-> up/bias[0]"),
-        "up[1]": fixed("broadcast against a dimension of size 3", 1, "-> up/bias[1]"),
-        "gate": fixed("broadcast against a dimension of size 6", 1, "-> gate/{kernel[1],bias[0]}"),
-        "token[0]": fixed("broadcast against a dimension of size 4", 1, "-> token[0]"),
-        "token[2]": fixed("broadcast against a dimension of size 6", 1, "-> token[2]"),
+        "up[0]": fixed("because its size is 1", 1, "-> up/bias[0]"),
+        "up[1]": fixed("because its size is 1", 1, "-> up/bias[1]"),
+        "gate": fixed("because its size is 1", 1, "-> gate/{kernel[1],bias[0]}"),
+        "token[0]": fixed("because its size is 1", 1, "-> token[0]"),
+        "token[2]": fixed("because its size is 1", 1, "-> token[2]"),
     }
 )
 def implicit_broadcasting(n_in: int = 5, hidden: int = 6, out: int = 2) -> Model:
@@ -292,9 +292,9 @@ jax.tree_util.register_dataclass(Layers, ["layers", "scale"], [])
         "layers/0/0[1]": interface("n_in", 5, "<- layers/0/0[1]"),
         "layers/1": grows("b", 7, "-> layers/1/{0,1}[0] scale[0] <- layers/2/0[1]"),
         "layers/2": interface("out", 3, "-> layers/2/{0,1}[0]"),
-        "layers/0[1]": fixed("broadcast against a dimension of size 4", 1, "-> layers/0/1[1]"),
-        "layers/1[1]": fixed("broadcast against a dimension of size 4", 1, "-> layers/1/1[1]"),
-        "layers/2[1]": fixed("broadcast against a dimension of size 4", 1, "-> layers/2/1[1]"),
+        "layers/0[1]": fixed("because its size is 1", 1, "-> layers/0/1[1]"),
+        "layers/1[1]": fixed("because its size is 1", 1, "-> layers/1/1[1]"),
+        "layers/2[1]": fixed("because its size is 1", 1, "-> layers/2/1[1]"),
     }
 )
 def handwritten(n_in: int = 5, a: int = 6, b: int = 7, out: int = 3) -> Model:

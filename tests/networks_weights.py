@@ -208,7 +208,7 @@ def tied_embedding(vocab: int = 11, model: int = 6, hidden: int = 7) -> Model:
 
 @network(
     {
-        "a": changes("a", "2.44949", 6, "-> a/{kernel[1],bias[0]} <- b/kernel[0]"),
+        "a": changes("a", "sqrt(6)", 6, "-> a/{kernel[1],bias[0]} <- b/kernel[0]"),
         "a[0]": interface("n_in", 5, "<- a/kernel[0]"),
         "b": changes("b", "1 / 7", 7, "-> b/{kernel[1],bias[0]} <- c/kernel[0]"),
         "c": interface("out", 3, "-> c/{kernel[1],bias[0]}"),

@@ -219,12 +219,12 @@ def test_each_width_can_have_its_own_strategy():
     growth = dw.plan(WIDTHS, sizes, strategy={"up": zeros, "mid": replicate})
     assert str(growth).splitlines() == [
         "array               before  after  new entries",
-        "------------------  ------  -----  -----------------------",
-        "params/up/kernel    4x8     4x12   up[1] zero",
-        "params/up/bias      8       12     up[0] zero",
-        "params/mid/kernel   8x6     12x7   up[0] zero, mid[1] copy",
-        "params/mid/bias     6       7      mid[0] copy",
-        "params/down/kernel  6x2     7x2    mid[0] share",
+        "------------------  ------  -----  -----------------------------------",
+        "params/up/kernel    4x8     4x12   axis 1 zero (up)",
+        "params/up/bias      8       12     axis 0 zero (up)",
+        "params/mid/kernel   8x6     12x7   axis 0 zero (up), axis 1 copy (mid)",
+        "params/mid/bias     6       7      axis 0 copy (mid)",
+        "params/down/kernel  6x2     7x2    axis 0 share (mid)",
     ]
     wide = dw.grow(PARAMS, growth)
     assert_preserves(PARAMS, wide)

@@ -140,7 +140,7 @@ def gated_weights(p: Any, x: Any) -> Any:
     return layer(p, x) @ (p["w"] * jax.nn.sigmoid(p["a"])) @ p["o"]
 
 
-@trap({"i[1]": "reduce_max"}, **MLP)
+@trap({"i[1]": "a maximum"}, **MLP)
 def weights_scaled_by_the_largest(p: Any, x: Any) -> Any:
     return jnp.tanh(x @ (p["i"] / jnp.max(jnp.abs(p["i"])))) @ p["o"]
 
@@ -289,7 +289,7 @@ def softmax_over_two_layers(p: Any, x: Any) -> Any:
     return both[:, : p["a"].shape[1]] @ p["o"]
 
 
-@trap({"q[1]": "reduce_max", "q[2]": "grown"}, q=(5, 2, 3), k=(5, 2, 3), o=(2, 2))
+@trap({"q[1]": "a maximum", "q[2]": "grown"}, q=(5, 2, 3), k=(5, 2, 3), o=(2, 2))
 def softmax_over_heads(p: Any, x: Any) -> Any:
     q, k = (jnp.einsum("tm,mhd->thd", x, p[name]) for name in "qk")
     scores = jax.nn.softmax(jnp.einsum("thd,shd->tsh", q, k))

@@ -1,0 +1,125 @@
+"""Tables that people read: aligned columns, and what repeats told once.
+
+Sixty lines for the places of a residual stream say no more than
+``<- block_{0..11}/attention/{query,key,value}/kernel[0]``.
+"""
+
+import re
+import textwrap
+from collections.abc import Hashable, Iterable, Sequence
+from typing import TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
+Row = tuple[str, ...]
+
+# Numbers in paths, not in sizes (4x12). Those in brackets count axes, those in braces are several
+# already.
+_NUMBER = re.compile(r"((?<=[A-Za-z_/])(?<!\dx)\d+|\d+(?=/))(?![^\[\]{}]*[\]}])")
+_LONGEST_LINE = 60
+MANY = 3  # from how many on what is alike is summed up
+_MOST_ALTERNATIVES = 8
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Returns rows as text with aligned columns, the first row underlined.
+
+    Cells may have several lines; those of the last column are broken where they are long.
+    """
+    lines: list[Row] = []
+    for *cells, last in rows:
+        columns = [*(cell.splitlines() for cell in cells), textwrap.wrap(last, _LONGEST_LINE)]
+        height = max(map(len, columns))
+        lines += zip(*(column + [""] * (height - len(column)) for column in columns), strict=True)
+    widest = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    texts = [
+        "  ".join(cell.ljust(n) for cell, n in zip(line, widest, strict=True)).rstrip()
+        for line in lines
+    ]
+    return "\n".join([texts[0], "  ".join("-" * n for n in widest), *texts[1:]])
+
+
+def merged(paths: Iterable[tuple[Key, str]]) -> list[tuple[Key, str]]:
+    """Returns paths in which those that differ in one component have become one.
+
+    ``up/kernel`` and ``down/kernel`` become ``{up,down}/kernel`` if their keys are equal.
+    """
+    items: list[tuple[Key, tuple[Row, ...]]]
+    items = [(key, tuple((part,) for part in path.split("/"))) for key, path in paths]
+    count = -1
+    while count != len(items):
+        count = len(items)
+        for place in reversed(range(max((len(parts) for _, parts in items), default=0))):
+            groups: dict[tuple[Key, tuple[Row, ...], int], list[str]] = {}
+            for key, parts in items:
+                others = parts[:place] + parts[place + 1 :]
+                here = parts[place] if place < len(parts) else ()
+                groups.setdefault((key, others, len(parts)), []).extend(here)
+            items = [
+                (
+                    key,
+                    others[:place]
+                    + ((tuple(dict.fromkeys(here)),) if here else ())
+                    + others[place:],
+                )
+                for (key, others, _), here in groups.items()
+            ]
+    return [(key, "/".join(map(_one_of, parts))) for key, parts in items]
+
+
+def _one_of(names: Sequence[str]) -> str:
+    """Returns how alternatives are written: ``{a,b}``, or ``block_{0..11}``."""
+    if len({_pattern(name) for name in names}) == 1:
+        return _together(names)
+    more = ["..."] if len(names) > _MOST_ALTERNATIVES else []
+    return f"{{{','.join([*names[:_MOST_ALTERNATIVES], *more])}}}"
+
+
+def pattern(text: str) -> str:
+    """Returns a text with its numbers left out, save those of axes."""
+    return _NUMBER.sub("*", text)
+
+
+def layers_together(rows: Iterable[Row]) -> list[tuple[Row, int]]:
+    """Returns rows in which those that differ in the number of a layer alone are one.
+
+    Args:
+        rows: texts, ``("block_0/up", ...)``, of one length all.
+
+    Returns:
+        Rows, ``("block_{0..11}/up", ...)``, with how many each stands for.
+    """
+    alike: dict[Row, list[Row]] = {}
+    for row in rows:
+        alike.setdefault(tuple(map(_pattern, row)), []).append(row)
+    found: list[tuple[Row, int]] = []
+    for group in alike.values():
+        cells = [*zip(*group, strict=True)]
+        numbers = {column for cell in cells for column in zip(*map(_NUMBER.split, cell))}
+        if len(group) >= MANY and sum(len({*column}) > 1 for column in numbers) == 1:
+            found.append((tuple(map(_together, cells)), len(group)))
+        else:
+            found += [(row, 1) for row in group]
+    return found
+
+
+def _pattern(text: str) -> str:
+    """Returns a text with its numbers left out, save those of axes."""
+    return _NUMBER.sub("*", text)
+
+
+def _together(texts: Iterable[str]) -> str:
+    """Returns one text for several with the same pattern: ``block_{0..11}/up``."""
+    columns = zip(*map(_NUMBER.split, texts), strict=True)
+    return "".join(map(_numbers, map(dict.fromkeys, columns)))
+
+
+def _numbers(texts: Iterable[str]) -> str:
+    found = list(texts)
+    if len(found) == 1:
+        return found[0]
+    ints = [int(text) for text in found]
+    if len(ints) > 2 and ints == list(range(ints[0], ints[-1] + 1)):
+        return f"{{{found[0]}..{found[-1]}}}"
+    if len(ints) > _MOST_ALTERNATIVES:
+        found[3:-1] = ["..."]
+    return f"{{{','.join(found)}}}"
