@@ -129,15 +129,10 @@ def grow(
     loaded = keras_h5.load(path)
     end_of_stage("saved as .h5 and loaded", loaded, epochs, small.variables)
 
+    widths = dw.trace(apply, loaded, images[:1])
     for strategy in strategies:
-        wide = dw.widen(
-            loaded,
-            "dense_1",
-            into="dense_2",
-            units=wide_units,
-            strategy=strategy,
-            key=grow_key,
-        )
+        growth = dw.plan(widths, {"dense_1": wide_units}, strategy=strategy)
+        wide = dw.grow(loaded, growth, key=grow_key)
         keras_h5.save(out / f"{wide_units}_units_{strategy}.h5", wide, like=path)
         end_of_stage(f"widened: {strategy}", wide, epochs, loaded)
         on = fit(wide, epochs=epochs, key=on_key)
