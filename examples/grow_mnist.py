@@ -39,12 +39,13 @@ class MLP(nn.Module):
         return nn.Dense(10, kernel_init=glorot, name="dense_2")(x)
 
 
-def apply(variables: Variables, images: jax.Array) -> jax.Array:
+def apply(variables: Variables, images: jax.Array) -> Any:
     """Applies a network of any size: one function for all, so that `fit` knows it again."""
     return MLP(kernel_of(variables).shape[1]).apply(variables, images)
 
 
 def kernel_of(variables: Variables) -> jax.Array:
+    """Returns the weights from the pixels to the units, ``[784, units]``."""
     return variables["params"]["dense_1"]["kernel"]
 
 
@@ -196,6 +197,7 @@ def picture(experiments: Sequence[Experiment], epochs: int) -> Any:
 
 
 def main(arguments: list[str] | None = None) -> list[Experiment]:
+    """Runs the example; returns what came of growing each network."""
     options = parse(__doc__, arguments)
     zeros, zero_outgoing = dw.strategies.zeros(), dw.strategies.zero_outgoing()
     print(HEADER)

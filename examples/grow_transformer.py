@@ -243,7 +243,7 @@ def verdict(result: Result) -> str:
         [end.mean() for end in ends],
         [end.std(ddof=1) if len(end) > 1 else 0.0 for end in ends],
     )
-    clear = abs(scratch - grown) > np.hypot(*spreads)
+    clear = abs(scratch - grown) > np.linalg.norm(spreads)
     outcome = ("growing pays" if grown < scratch else "growing costs") if clear else "no difference"
     total = result.scratch[0].spent
     reached = next(
@@ -276,6 +276,7 @@ def picture(result: Result) -> Any:
 
 
 def main(arguments: list[str] | None = None) -> Result:
+    """Runs the example; returns what was measured."""
     options = parse(
         __doc__,
         arguments,

@@ -20,7 +20,7 @@ from command_line import parse
 import dogwood_jax as dw
 from dogwood_jax import mnist, training
 
-Variables = dict[str, Any]
+Variables = Mapping[str, Any]
 
 TX = optax.adam(1e-3)
 BATCH_SIZE = 128
@@ -43,7 +43,7 @@ class MLP(nn.Module):
         return nn.Dense(10, kernel_init=glorot, name="digits")(x)
 
 
-def apply(variables: Variables, images: jax.Array) -> jax.Array:
+def apply(variables: Variables, images: jax.Array) -> Any:
     """Applies a network of any size: one function for all, so that `fit` knows it again."""
     params = variables["params"]
     units = params["hidden_0"]["kernel"].shape[1]
@@ -85,7 +85,8 @@ STATES: dict[str, Literal["mean", "zeros"] | None] = {
 
 def strategies(digits: mnist.Digits) -> dict[Way, dw.strategies.Strategy]:
     """Returns the strategy of each way to grow."""
-    batch = training.scale_uint8(digits.train_images[:1000]), digits.train_labels[:1000]
+    images = training.scale_uint8(jnp.asarray(digits.train_images[:1000]))
+    batch = images, digits.train_labels[:1000]
     named = {
         "zero_outgoing": dw.strategies.zero_outgoing(),
         "gradmax": dw.strategies.gradmax(loss, *batch, variant="incoming"),
@@ -394,6 +395,7 @@ def _draw(ax: Any, label: str, curve: Curve, **style: Any) -> None:
 
 
 def main(arguments: list[str] | None = None) -> Result:
+    """Runs the example; returns what was measured."""
     options = parse(
         __doc__,
         arguments,
@@ -419,7 +421,7 @@ def main(arguments: list[str] | None = None) -> Result:
     plans = schedules(units, wide, epochs)
     # Growing to the same size changes nothing but the optimizer's state.
     same, ways = Way("from scratch", "new"), strategies(digits)
-    renewed = grow([Stage(wide, plans["early"][0].epochs)], ways={same: ways["random", "new"]})
+    renewed = grow([Stage(wide, plans["early"][0].epochs)], ways={same: ways[Way("random", "new")]})
     result = Result(small, large, renewed[same], {})
     print(HEADER)
     for size, scratch in (units, small), (wide, large):

@@ -5,7 +5,7 @@ the different units of each hidden layer before and after.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -18,7 +18,7 @@ from command_line import parse
 import dogwood_jax as dw
 from dogwood_jax import mnist, plotting, training
 
-Variables = dict[str, Any]
+Variables = Mapping[str, Any]
 
 
 class Model(NamedTuple):
@@ -100,7 +100,7 @@ class MLP(nn.Module):
 
 
 @functools.cache
-def apply_of(layers: tuple[str, ...]) -> Callable[..., jax.Array]:
+def apply_of(layers: tuple[str, ...]) -> Callable[..., Any]:
     """Returns one apply for all models with the same layers, so that `fit` knows it again."""
     return MLP(layers).apply
 
@@ -182,6 +182,7 @@ def sentence(number: int, model: Model, outcome: Outcome) -> str:
 
 
 def main(arguments: list[str] | None = None) -> dict[int, Outcome]:
+    """Runs the example; returns what came of each model."""
     options = parse(__doc__, arguments)
     print(HEADER)
     outcomes, tx = {}, optax.adam(1e-3)
