@@ -61,6 +61,7 @@ def plan(
         The growth, for ``grow`` and ``grow_opt_state``.
 
     Raises:
+        TypeError: if ``widths`` are none, or ``sizes`` or ``strategy`` of another kind.
         ValueError: for unknown widths, sizes below today's, widths that cannot grow or cannot
             grow without changing outputs, and shapes of the target that no growth explains; all
             of them in one message.
@@ -84,6 +85,11 @@ def plan(
             "plan needs sizes, {name: units}, or target=, a larger model's variables; "
             "or keep= or merge= to remove units"
         )
+    if not isinstance(widths, Widths):
+        raise TypeError(f"plan takes the widths that dw.trace returns, got {type(widths).__name__}")
+    for what, asked in (("sizes", sizes), ("keep", keep), ("merge", merge)):
+        if asked is not None and not isinstance(asked, Mapping):
+            raise TypeError(f"{what} must be a mapping, {{width: ...}}, got {asked!r}")
     problems: list[str] = []
     new = _named_sizes(widths, sizes or {}, problems)
     structure, larger = None, Larger({})
@@ -150,7 +156,10 @@ def _named_sizes(widths: Widths, sizes: Mapping[Any, int], problems: list[str]) 
 
 def _once(changes: Mapping[str, Change], name: str, problems: list[str]) -> None:
     if name in changes:
-        problems.append(f"{name}: is to change in two ways; plan one after the other")
+        problems.append(
+            f"{name}: is to change in two ways, by sizes=, target=, keep= or merge=; "
+            "plan one after the other"
+        )
 
 
 def _strategies(
@@ -161,8 +170,12 @@ def _strategies(
         return {}
     if isinstance(strategy, Strategy):
         return dict.fromkeys(widths, strategy)
-    if not isinstance(strategy, Mapping):
-        raise TypeError(f"strategy must come from dw.strategies, got {strategy!r}")
+    for one in strategy.values() if isinstance(strategy, Mapping) else [strategy]:
+        if not isinstance(one, Strategy):
+            raise TypeError(
+                f"strategy must come from dw.strategies, such as dw.strategies.replicate(), "
+                f"got {one!r}"
+            )
     for name in strategy:
         try:
             widths[name]
@@ -240,12 +253,11 @@ def _refusals(
             f"{name}: strategies.{strategy.name}() is for widths under a norm that can grow no "
             f"other way; {_ways_out(width)}"
         )
-    elif (strategy.preserving or strategy.choice is not None) and recipe is None:
-        problems += [
-            f"{name}: growing it from {old} to {new} would change outputs: {hazard}; "
-            f"it occurs in {_places(width)}; {_ways_out(width)}"
-            for hazard in width.hazards
-        ]
+    elif (strategy.preserving or strategy.choice is not None) and recipe is None and width.hazards:
+        problems.append(
+            f"{name}: growing it from {old} to {new} would change outputs: "
+            f"{'; '.join(width.hazards)}; it occurs in {_places(width)}; {_ways_out(width)}"
+        )
     choice = strategy.choice
     zero_incoming = strategy.incoming == "zero" or (choice and choice.side == "outgoing")
     if zero_incoming and width.zero_hazard:
@@ -266,10 +278,11 @@ def _refusals(
             "of old ones; use strategies.zero_outgoing()"
         )
     if strategy.preserving and strategy.incoming == "copy" and recipe is None:
-        problems += [
-            f"{name}: copying units would change outputs: {hazard}; use strategies.zero_outgoing()"
-            for hazard in width.copy_hazards
-        ]
+        if width.copy_hazards:
+            problems.append(
+                f"{name}: copying units would change outputs: {'; '.join(width.copy_hazards)}; "
+                f"{_ways_out(width)}"
+            )
     return problems
 
 
@@ -277,8 +290,12 @@ def _ways_out(width: Width) -> str:
     """Names the strategies with which a width can grow."""
     if not width.hazards:
         return "use strategies.zero_outgoing()"
-    exact = [f"strategies.{recipe.strategy}() keeps them" for recipe in width.recipes]
-    return " and ".join([*exact, "strategies.random() ignores this"])
+    exact = [
+        f"strategies.{recipe.strategy}() keeps them"
+        + f" for multiples of {width.size}" * recipe.multiple
+        for recipe in width.recipes
+    ]
+    return " and ".join([*exact, "strategies.random() grows it all the same"])
 
 
 def _notes(width: Width, change: Change) -> Iterator[str]:
@@ -356,10 +373,8 @@ def _merged(
     place = {unit: index for index, unit in enumerate(sources)}
     into = tuple(place[first.get(unit, unit)] for unit in range(width.size))
     problems += _fixed(width, len(sources), "change") + _interface(width, interface)
-    problems += [
-        f"{width.name}: merging units would change outputs: {hazard}"
-        for hazard in (*width.hazards, *width.copy_hazards)
-    ]
+    if hazards := (*width.hazards, *width.copy_hazards):
+        problems.append(f"{width.name}: merging units would change outputs: {'; '.join(hazards)}")
     return Change(width.name, width.size, len(sources), strategies.MERGE, sources, into)
 
 
@@ -373,6 +388,6 @@ def _fixed(width: Width, new: int, verb: str) -> list[str]:
 
 
 def _places(width: Width) -> str:
-    places = [f"{o.path}[{o.axis}]" for o in width.occurrences[:4]]
-    more = len(width.occurrences) - len(places)
-    return ", ".join(places) + (f" and {more} more" if more else "")
+    places = list(dict.fromkeys(f"{o.path}[{o.axis}]" for o in width.occurrences))
+    more = len(places) - 4
+    return ", ".join(places[:4]) + (f" and {more} more" if more > 0 else "")

@@ -60,6 +60,7 @@ def trace(
         The widths by name. Dimensions of inputs and outputs are widths too, marked ``interface``.
 
     Raises:
+        TypeError: if ``apply`` is no function.
         ValueError: if ``fix`` or ``tie`` names a place that does not exist, or ties axes of
             different sizes.
 
@@ -75,6 +76,8 @@ def trace(
           -> up/kernel[1]
           <- down/kernel[0]
     """
+    if not callable(apply):
+        raise TypeError(f"trace takes a function of variables and inputs, got {apply!r}")
     program = Program(apply, variables, inputs)
     traced = _Traced(program)
     _override(traced.leaves, tuple(fix), tuple(tie))
@@ -173,9 +176,15 @@ def _override(
     problems: list[str] = []
 
     def dim_at(place: Place) -> Dim | None:
+        if not _is_place(place):
+            problems.append(f"{place!r}: is no place (path, axis)")
+            return None
         path, axis = place
         names = [p for p in leaves if p == path] or [p for p in leaves if p.endswith(f"/{path}")]
-        if len(names) != 1:
+        if len(names) > 1:
+            problems.append(f"{path!r} may be any of {names}: say which")
+            return None
+        if not names:
             problems.append(no_such("array", path, leaves))
             return None
         dims = leaves[names[0]].dims
@@ -187,14 +196,27 @@ def _override(
     for place in fix:
         if dim := dim_at(place):
             dim.fix("fixed by the caller")
-    for one, other in tie:
+    for pair in tie:
+        if not (isinstance(pair, Sequence) and len(pair) == 2):
+            problems.append(f"tie: {pair!r}: is no pair of places")
+            continue
+        one, other = pair
         a, b = dim_at(one), dim_at(other)
         if a and b and a.size != b.size:
             problems.append(f"tie: {one} has size {a.size}, but {other} has {b.size}")
         elif a and b:
             unify(a, b)
     if problems:
-        raise ValueError(listed("fix= and tie= take places (path, axis)", problems))
+        raise ValueError(
+            listed("fix= takes places [(path, axis), ...] and tie= pairs of them", problems)
+        )
+
+
+def _is_place(place: object) -> bool:
+    match place:
+        case (str(), int()):
+            return True
+    return False
 
 
 def _attach_unread(leaves: dict[str, Value], trace: Trace) -> None:

@@ -260,9 +260,10 @@ class Widths(Mapping[str, Width]):
         found = [leaf for leaf in self.leaves if leaf.path == path] or [
             leaf for leaf in self.leaves if leaf.path.endswith(f"/{path}")
         ]
-        if len(found) != 1:
-            paths = [leaf.path for leaf in found or self.leaves]
-            raise KeyError(no_such("array" if not found else "single array", path, paths))
+        if len(found) > 1:
+            raise KeyError(f"{path!r} may be any of {[leaf.path for leaf in found]}: say which")
+        if not found:
+            raise KeyError(no_such("array", path, [leaf.path for leaf in self.leaves]))
         return found[0]
 
     def of(self, path: str, axis: int) -> Width:

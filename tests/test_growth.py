@@ -96,7 +96,7 @@ def test_a_width_is_found_from_any_of_its_places():
     [
         (lambda: WIDTHS["mid_"], r"no width 'mid_'; the closest are \['mid'"),
         (lambda: WIDTHS.of("mid/kernal", 0), r"no array 'mid/kernal'.*'params/mid/kernel'"),
-        (lambda: WIDTHS.of("kernel", 0), r"no single array 'kernel'.*'params/up/kernel'"),
+        (lambda: WIDTHS.of("kernel", 0), r"'kernel' may be any of.*'params/up/kernel'.*say which"),
         (lambda: WIDTHS.of("up/kernel", 2), r"params/up/kernel has shape \(4, 8\), so no axis 2"),
         (lambda: WIDTHS.of("up/bias", -2), r"params/up/bias has shape \(8,\), so no axis -2"),
     ],
@@ -238,6 +238,39 @@ def test_interface_widths_grow_when_asked():
     x = np.random.default_rng(0).normal(size=(9, 4))
     outputs = forward(wide, np.concatenate([x, np.ones((9, 1))], axis=1))
     np.testing.assert_allclose(outputs[:, :2], forward(PARAMS, x), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((PARAMS, {"up": 12}), "plan takes the widths that dw.trace returns, got dict"),
+        ((WIDTHS, [("up", 12)]), r"sizes must be a mapping, .* got \[\('up', 12\)\]"),
+        ((WIDTHS, 12), "sizes must be a mapping"),
+    ],
+)
+def test_arguments_of_the_wrong_kind(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        dw.plan(*arguments)
+
+
+@pytest.mark.parametrize(
+    "strategy", ["zeros", dw.strategies.zeros, {"up": "zeros"}, {"mid": dw.strategies.zeros}]
+)
+def test_strategies_are_made_by_their_functions(strategy):
+    with pytest.raises(TypeError, match=r"must come from dw\.strategies, such as .*, got .*zeros"):
+        dw.plan(WIDTHS, {"up": 12}, strategy=strategy)
+
+
+def test_all_hazards_of_a_width_take_one_line():
+    widths = hidden_with(hazards=("normalized over", "sorted"), copy_hazards=("tied",))
+    with pytest.raises(ValueError) as error:
+        dw.plan(widths, {"units": 4}, strategy=dw.strategies.replicate())
+    assert str(error.value).splitlines()[1:] == [
+        "- units: growing it from 3 to 4 would change outputs: normalized over; sorted; it occurs "
+        "in in[1], out[0]; strategies.random() grows it all the same",
+        "- units: copying units would change outputs: tied; strategies.random() grows it all the "
+        "same",
+    ]
 
 
 def test_noise_is_noted():

@@ -211,7 +211,7 @@ def how_many_are_positive(p: Any, x: Any) -> Any:
     return h @ p["o"] + jnp.sum(h > 0, axis=-1, keepdims=True)
 
 
-@trap({"i[1]": "reduce_or"}, **MLP)
+@trap({"i[1]": "any() runs over it"}, **MLP)
 def whether_any_is_large(p: Any, x: Any) -> Any:
     h = layer(p, x)
     return jnp.where(jnp.any(h > 0.9, axis=-1, keepdims=True), h @ p["o"], 0)
