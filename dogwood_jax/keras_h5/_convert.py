@@ -19,6 +19,7 @@ lost, nothing is copied, and moments of optimizers convert as weights do.
 | Embedding | ``embedding`` |
 | PReLU | ``negative_slope`` |
 | MultiHeadAttention | ``query``, ``key``, ``value``, ``out`` of MultiHeadDotProductAttention |
+| Attention, AdditiveAttention, LocallyConnected, ConvLSTM | as in Keras |
 | LSTM, GRU, SimpleRNN | ``cell`` of an RNN, one Dense for each gate of inputs and state |
 | Bidirectional | ``forward_rnn``, ``backward_rnn`` |
 | TimeDistributed | what it wraps |
@@ -157,11 +158,24 @@ def _scale(config: Config) -> list[Weight]:
 
 @_layout("BatchNormalization", "SyncBatchNormalization")
 def _batch_norm(config: Config) -> list[Weight]:
+    renorm = ("moving_stddev", "renorm_mean", "renorm_stddev") if config.get("renorm") else ()
     return [
         *_scale_and_bias(config),
         _plain("moving_mean", "batch_stats/mean", trainable=False),
         _plain("moving_variance", "batch_stats/var", trainable=False),
+        *(_plain(name, f"batch_stats/{name}", trainable=False) for name in renorm),
     ]
+
+
+@_layout("LocallyConnected1D", "LocallyConnected2D")
+def _locally_connected(config: Config) -> list[Weight]:
+    return [_plain("kernel", "params/kernel"), *_bias(config)]
+
+
+@_layout("ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D")
+def _conv_lstm(config: Config) -> list[Weight]:
+    names = ("kernel", "recurrent_kernel", "bias")[: 3 if config.get("use_bias", True) else 2]
+    return [_plain(f"cell/{name}", f"params/{name}") for name in names]
 
 
 @_layout("Normalization")
@@ -185,13 +199,27 @@ def _prelu(config: Config) -> list[Weight]:
     return [_plain("alpha", "params/negative_slope")]
 
 
-@_layout("MultiHeadAttention")
+@_layout("MultiHeadAttention", "GroupQueryAttention", "GroupedQueryAttention")
 def _attention(config: Config) -> list[Weight]:
+    gate = ("gate",) if config.get("use_gate") else ()
     return [
         _plain(f"{part}_dense/{weight}", f"params/{'out' if part == 'output' else part}/{weight}")
-        for part in ("query", "key", "value", "output")
+        for part in ("query", "key", *gate, "value", "output")
         for weight in ("kernel", "bias")[: 2 if config.get("use_bias", True) else 1]
     ]
+
+
+@_layout("Attention")
+def _dot_attention(config: Config) -> list[Weight]:
+    scale = [_plain("scale", "params/scale")] if config.get("use_scale") else []
+    if config.get("score_mode") != "concat":
+        return scale
+    return [*scale, _plain("concat_score_weight", "params/concat_score_weight")]
+
+
+@_layout("AdditiveAttention")
+def _additive_attention(config: Config) -> list[Weight]:
+    return [_plain("scale", "params/scale")] if config.get("use_scale", True) else []
 
 
 def _gates(sources: str, gates: str, weight: str) -> tuple[str, ...]:

@@ -170,14 +170,8 @@ def _cropping(rank: int, config: Config) -> Function:
 
 def _up_sampling(rank: int, config: Config) -> Function:
     sizes = spatial(config["size"], rank)
-    interpolation = config.get("interpolation", "nearest")
-    if interpolation not in ("nearest", "bilinear"):
-        raise ValueError(f"the interpolation {interpolation!r} is not supported")
 
     def repeat(x: Any) -> Any:
-        if interpolation == "bilinear":
-            shape = (x.shape[0], *(n * k for n, k in zip(x.shape[1:-1], sizes)), x.shape[-1])
-            return jax.image.resize(x, shape, "bilinear")
         for axis, size in enumerate(sizes, 1):
             x = jnp.repeat(x, size, axis=axis)
         return x
@@ -188,6 +182,7 @@ def _up_sampling(rank: int, config: Config) -> Function:
 for _rank in (1, 2, 3):
     FUNCTIONS[f"ZeroPadding{_rank}D"] = functools.partial(_zero_padding, _rank)
     FUNCTIONS[f"Cropping{_rank}D"] = functools.partial(_cropping, _rank)
+for _rank in (1, 3):  # UpSampling2D has interpolations: see _images
     FUNCTIONS[f"UpSampling{_rank}D"] = functools.partial(_up_sampling, _rank)
 
 

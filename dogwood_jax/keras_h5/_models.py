@@ -10,15 +10,21 @@ from flax.core import FrozenDict
 
 from dogwood_jax._problems import listed
 from dogwood_jax.keras_h5._activations import HARD_SIGMOID_2
+from dogwood_jax.keras_h5._attention import ATTENTION
 from dogwood_jax.keras_h5._convert import MODELS, Config, layout
 from dogwood_jax.keras_h5._errors import KerasFileError
 from dogwood_jax.keras_h5._functions import FUNCTIONS
 from dogwood_jax.keras_h5._graph import Ref, class_of, parse, refs_in, replaced
-from dogwood_jax.keras_h5._masks import TAKES_MASK, handed_on, made_mask, makes_mask
+from dogwood_jax.keras_h5._images import IMAGES
+from dogwood_jax.keras_h5._local import LOCAL
+from dogwood_jax.keras_h5._masks import arguments, given_to, handed_on, made_mask, makes_mask
 from dogwood_jax.keras_h5._modules import MODULES
 from dogwood_jax.keras_h5._operations import OPERATIONS
 from dogwood_jax.keras_h5._recurrent import RECURRENT
 from dogwood_jax.keras_h5._resize import inputs_of, resized, resized_layer
+
+_FUNCTIONS = FUNCTIONS | IMAGES | OPERATIONS
+_MODULES = MODULES | ATTENTION | LOCAL | RECURRENT
 
 # What reading a config raises that is not as Keras writes it.
 _ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -74,13 +80,11 @@ class KerasModel(nn.Module):
             class_name, config = graph.layers[call.layer]
             args, kwargs = replaced([call.args, call.kwargs], found)
             self.sow("intermediates", inputs_of(call.layer), args)
-            given = [masks.get(ref[:2]) for ref in refs_in(call.args)]
             if makes_mask(class_name, config):
                 mask = made_mask(class_name, config, args[0])
             else:
-                mask = handed_on(class_name, config, given)
-                if class_name in TAKES_MASK and given[0] is not None:
-                    kwargs = {**kwargs, "mask": given[0]}
+                mask = handed_on(class_name, config, given_to(class_name, call, masks))
+                kwargs = {**arguments(class_name, call, masks), **kwargs}
             values[call.layer, call.number] = layers[call.layer](*args, **kwargs)
             masks[call.layer, call.number] = mask
         outputs = list(refs_in(graph.outputs))
@@ -202,10 +206,10 @@ def make_layer(
     Raises:
         ValueError, KeyError or TypeError: if its class or config is not supported.
     """
-    if class_name in FUNCTIONS or class_name in OPERATIONS:
-        return (FUNCTIONS | OPERATIONS)[class_name](config)
-    if class_name in MODULES or class_name in RECURRENT:
-        return (MODULES | RECURRENT)[class_name](config, name, deterministic)
+    if class_name in _FUNCTIONS:
+        return _FUNCTIONS[class_name](config)
+    if class_name in _MODULES:
+        return _MODULES[class_name](config, name, deterministic)
     if class_name in MODELS:
         inner = _frozen({"class_name": class_name, "config": config})
         module = KerasModel(inner, name=name)
@@ -224,13 +228,20 @@ def make_layer(
 
 # Keyword arguments with which layers may be called.
 _KEYWORDS = {
-    "MultiHeadAttention": {
-        *("query", "key", "value", "attention_mask"),
-        *("return_attention_scores", "use_causal_mask"),
-    },
-    **dict.fromkeys(("SimpleRNN", "GRU", "LSTM", "RNN"), {"initial_state"}),
-    "TFOpLambda": {"y"},
-    "SlicingOpLambda": {"slice_spec"},
+    **dict.fromkeys(
+        ("MultiHeadAttention", "GroupQueryAttention", "GroupedQueryAttention"),
+        {
+            *("query", "key", "value", "query_mask", "key_mask", "value_mask", "attention_mask"),
+            *("return_attention_scores", "use_causal_mask"),
+        },
+    ),
+    **dict.fromkeys(
+        ("Attention", "AdditiveAttention"), {"mask", "return_attention_scores", "use_causal_mask"}
+    ),
+    **dict.fromkeys(
+        ("SimpleRNN", "GRU", "LSTM", "RNN", "Bidirectional"), {"mask", "initial_state"}
+    ),
+    "GlobalAveragePooling1D": {"mask"},
 }
 
 
@@ -255,10 +266,11 @@ def _problems(class_name: str, config: Any, place: str) -> Iterator[str]:
     masks: dict[tuple[str, int], bool | None] = {}
     for call in graph.calls:
         layer_class, layer_config = graph.layers[call.layer]
-        if unknown := call.kwargs.keys() - _KEYWORDS.get(layer_class, set()):
+        known = call.kwargs if layer_class in OPERATIONS else _KEYWORDS.get(layer_class, set())
+        if unknown := call.kwargs.keys() - known:
             what = ", ".join(sorted(unknown))
             yield f"{place}{call.layer} ({layer_class}): a call with {what} is not supported"
-        given = [masks.get(ref[:2]) for ref in refs_in([call.args, call.kwargs])]
+        given = given_to(layer_class, call, masks)
         try:
             mask = makes_mask(layer_class, layer_config) or None
             masks[call.layer, call.number] = mask or handed_on(layer_class, layer_config, given)

@@ -4,7 +4,6 @@ Each is made from its Keras config, and has the variables that ``_convert`` make
 layer's weights.
 """
 
-import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -143,7 +142,7 @@ class Convolution(nn.Module):
         return margins
 
 
-def _convolution(config: Config, rank: int, **options: Any) -> dict[str, Any]:
+def convolution_options(config: Config, rank: int, **options: Any) -> dict[str, Any]:
     """Returns what convolutions of all kinds have in their configs."""
     padding = str(config["padding"]).upper()
     if padding not in ("SAME", "VALID", "CAUSAL"):
@@ -159,7 +158,7 @@ def _convolution(config: Config, rank: int, **options: Any) -> dict[str, Any]:
 
 
 def _conv(rank: int, config: Config, name: str | None, deterministic: bool) -> Function:
-    options = _convolution(config, rank, groups=config.get("groups", 1))
+    options = convolution_options(config, rank, groups=config.get("groups", 1))
     conv = Convolution(operator.index(config["filters"]), **options, name=name)
     return _then_activate(config, channels_last(config, conv))
 
@@ -167,13 +166,13 @@ def _conv(rank: int, config: Config, name: str | None, deterministic: bool) -> F
 def _conv_transpose(rank: int, config: Config, name: str | None, deterministic: bool) -> Function:
     extra = config.get("output_padding")
     extra = None if extra is None else spatial(extra, rank)
-    options = _convolution(config, rank, transposed=True, output_padding=extra)
+    options = convolution_options(config, rank, transposed=True, output_padding=extra)
     conv = Convolution(operator.index(config["filters"]), **options, name=name)
     return _then_activate(config, channels_last(config, conv))
 
 
 def _depthwise_conv(rank: int, config: Config, name: str | None, deterministic: bool) -> Function:
-    options = _convolution(config, rank, depthwise=True)
+    options = convolution_options(config, rank, depthwise=True)
     conv = Convolution(operator.index(config.get("depth_multiplier", 1)), **options, name=name)
     return _then_activate(config, channels_last(config, conv))
 
@@ -196,7 +195,7 @@ class SeparableConv(nn.Module):
 
 def _separable_conv(rank: int, config: Config, name: str | None, deterministic: bool) -> Function:
     sizes = operator.index(config["filters"]), operator.index(config.get("depth_multiplier", 1))
-    conv = SeparableConv(*sizes, _convolution(config, rank), name=name)
+    conv = SeparableConv(*sizes, convolution_options(config, rank), name=name)
     return _then_activate(config, channels_last(config, conv))
 
 
@@ -223,8 +222,8 @@ def _axis(config: Config) -> tuple[int, ...]:
 
 @_module("BatchNormalization", "SyncBatchNormalization")
 def _batch_norm(config: Config, name: str | None, deterministic: bool) -> Function:
-    if config.get("renorm"):
-        raise ValueError("renorm is not supported")
+    if config.get("renorm") and not deterministic:
+        raise ValueError("renorm is not supported in training")
     (axis,) = _axis(config)
     return nn.BatchNorm(
         use_running_average=deterministic,
@@ -263,11 +262,12 @@ def _group_norm(config: Config, name: str | None, deterministic: bool) -> Functi
         "use_fast_variance": False,
         "name": name,
     }
-    if _axis(config) != (-1,):
-        raise ValueError("an axis other than the last is not supported")
-    if groups == -1:  # one for each channel
-        return nn.GroupNorm(num_groups=None, group_size=1, **options)
-    return nn.GroupNorm(num_groups=groups, **options)
+    (axis,) = _axis(config)
+    sizes = (None, 1) if groups == -1 else (groups, None)  # -1: one for each channel
+    norm = nn.GroupNorm(*sizes, **options)
+    if axis == -1:
+        return norm
+    return lambda x: jnp.moveaxis(norm(jnp.moveaxis(x, axis, -1)), -1, axis)
 
 
 @_module("RMSNormalization")
@@ -337,76 +337,6 @@ def _prelu(config: Config, name: str | None, deterministic: bool) -> Function:
     return PReLU(tuple(config.get("shared_axes") or ()), name=name)
 
 
-class Attention(nn.Module):
-    """Keras's MultiHeadAttention over the axis between batch and channels."""
-
-    heads: int
-    key_size: int
-    value_size: int
-    output_shape: tuple[int, ...] | None
-    use_bias: bool
-    scale: float
-
-    @nn.compact
-    def __call__(
-        self,
-        query: jax.Array,
-        value: jax.Array,
-        key: jax.Array | None = None,
-        query_mask: None = None,
-        value_mask: None = None,
-        key_mask: None = None,
-        attention_mask: jax.Array | None = None,
-        return_attention_scores: bool = False,
-        use_causal_mask: bool = False,
-    ) -> Any:
-        if query.ndim != 3:
-            raise ValueError(f"expected [batch, position, channel], got shape {query.shape}")
-        key = value if key is None else key
-
-        def project(x: jax.Array, size: int, name: str) -> jax.Array:
-            shape = (self.heads, size)
-            return nn.DenseGeneral(shape, use_bias=self.use_bias, name=name)(x)
-
-        q = project(query, self.key_size, "query") * self.scale
-        k = project(key, self.key_size, "key")
-        v = project(value, self.value_size, "value")
-        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k)
-        if use_causal_mask:
-            scores = jnp.where(
-                jnp.tri(scores.shape[-2], scores.shape[-1], dtype=bool), scores, -jnp.inf
-            )
-        if attention_mask is not None:
-            mask = jnp.expand_dims(attention_mask, range(1, 5 - attention_mask.ndim))
-            scores = jnp.where(mask, scores, -jnp.inf)
-        weights = jax.nn.softmax(scores)
-        y = jnp.einsum("bhqk,bkhd->bqhd", weights, v)
-        shape = (query.shape[-1],) if self.output_shape is None else self.output_shape
-        y = nn.DenseGeneral(shape, axis=(-2, -1), use_bias=self.use_bias, name="out")(y)
-        return (y, weights) if return_attention_scores else y
-
-
-@_module("MultiHeadAttention")
-def _attention(config: Config, name: str | None, deterministic: bool) -> Function:
-    evaluated_only(config, deterministic, "dropout")
-    for option in ("use_gate", "sliding_window"):
-        if config.get(option):
-            raise ValueError(f"{option} is not supported")
-    key_size = operator.index(config["key_dim"])
-    shape = config.get("output_shape")
-    if shape is not None:
-        shape = (shape,) if isinstance(shape, int) else tuple(shape)
-    return Attention(
-        heads=operator.index(config["num_heads"]),
-        key_size=key_size,
-        value_size=operator.index(config.get("value_dim") or key_size),
-        output_shape=shape,
-        use_bias=config.get("use_bias", True),
-        scale=1 / math.sqrt(key_size),
-        name=name,
-    )
-
-
 def evaluated_only(config: Config, deterministic: bool, *rates: str) -> None:
     if not deterministic and any(config.get(rate) for rate in rates):
         raise ValueError(f"{' and '.join(rates)} inside this layer is not supported in training")
@@ -429,8 +359,9 @@ for _rank in (1, 2, 3):
 
 
 @_module(
-    *("AlphaDropout", "GaussianDropout", "GaussianNoise", "RandomContrast", "RandomFlip"),
-    *("RandomRotation", "RandomTranslation", "RandomZoom"),
+    *("AlphaDropout", "GaussianDropout", "GaussianNoise", "RandomBrightness", "RandomContrast"),
+    *("RandomFlip", "RandomHeight", "RandomRotation", "RandomTranslation", "RandomWidth"),
+    *("RandomZoom",),
 )
 def _noise(config: Config, name: str | None, deterministic: bool) -> Function:
     if not deterministic:

@@ -34,9 +34,14 @@ class Member(NamedTuple):
     group: Group | None
 
 
+# Classes that have another name in Keras itself than in its configs.
+_OWN_NAMES = {"GroupQueryAttention": "GroupedQueryAttention"}
+
+
 def snake_case(class_name: str) -> str:
     """Returns what Keras calls the group of a class: ``Conv2DTranspose`` is conv2d_transpose."""
     name = re.sub(r"\W+", "", class_name.rpartition(">")[2])
+    name = _OWN_NAMES.get(name, name)
     name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
     return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
 
@@ -214,8 +219,12 @@ def config_of(class_name: str | None, shapes: Mapping[str, tuple[int, ...]]) -> 
         within = {n.partition("/")[2]: shape for n, shape in shapes.items()}
         dense = _is_kernel_and_bias(within) and len(within["0"]) == 2
         return {"layer": {"class_name": "Dense", "config": {}}} if dense else None
-    if class_name == "MultiHeadAttention":
-        return {"use_bias": count == 8} if count in (4, 8) else None
+    if class_name in ("MultiHeadAttention", "GroupQueryAttention", "GroupedQueryAttention"):
+        gated = any("gate_dense" in name for name in shapes)
+        full = 10 if gated else 8
+        return (
+            {"use_bias": count == full, "use_gate": gated} if count in (full // 2, full) else None
+        )
     if class_name in _LAYOUTS and class_name not in MODELS:
         full = len(_LAYOUTS[class_name]({}))
         config: dict[str, Any] = {"use_bias": count == full}

@@ -201,8 +201,15 @@ class Bidirectional(nn.Module):
     backward_rnn: Recurrent
     merge_mode: str | None
 
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> Any:
-        outputs = [self.forward_rnn(x, mask=mask), self.backward_rnn(x, mask=mask)]
+    def __call__(self, x: Any, initial_state: Any = (), mask: jax.Array | None = None) -> Any:
+        if isinstance(x, list | tuple):  # as Keras 2 writes calls
+            x, *initial_state = x
+        half = len(initial_state) // 2
+        first, second = initial_state[:half], initial_state[half:]
+        outputs = [
+            self.forward_rnn(x, first or None, mask=mask),
+            self.backward_rnn(x, second or None, mask=mask),
+        ]
         states: list[Any] = []
         if self.forward_rnn.return_state:
             states = [state for _, *layer in outputs for state in layer]

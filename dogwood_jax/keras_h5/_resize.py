@@ -174,6 +174,16 @@ def _attention(config: Config, params: Mapping[str, Any]) -> dict[str, Any]:
     return sizes
 
 
+def _group_attention(config: Config, params: Mapping[str, Any]) -> dict[str, Any]:
+    _, heads, size = params["query"]["kernel"].shape
+    shared = params["key"]["kernel"].shape[1]
+    return {"num_query_heads": heads, "head_dim": size, "num_key_value_heads": shared}
+
+
+def _gated_filters(config: Config, params: Mapping[str, Any]) -> dict[str, Any]:
+    return {"filters": params["kernel"].shape[-1] // 4}
+
+
 def _einsum(config: Config, params: Mapping[str, Any]) -> dict[str, Any]:
     """Output axes that the kernel has too are as long as there."""
     operands, output = config["equation"].replace(" ", "").split("->")
@@ -194,6 +204,9 @@ _SIZES: dict[str, Sizes] = {
     "EinsumDense": _einsum,
     "Embedding": _embedding,
     "MultiHeadAttention": _attention,
+    **dict.fromkeys(("GroupQueryAttention", "GroupedQueryAttention"), _group_attention),
+    **{f"LocallyConnected{n}D": _FILTERS for n in (1, 2)},
+    **{f"ConvLSTM{n}D": _gated_filters for n in (1, 2, 3)},
     **{f"Conv{n}D{kind}": _FILTERS for n in (1, 2, 3) for kind in ("", "Transpose")},
     **{f"SeparableConv{n}D": _last("filters", "pointwise", "kernel") for n in (1, 2)},
     **{
