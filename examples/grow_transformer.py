@@ -164,34 +164,16 @@ def train(network: Network, text: Text, key: jax.Array, *, rounds: int, budget: 
     return network
 
 
-def widen(network: Network, model: Transformer, key: jax.Array) -> Network:
-    """Grows the residual stream, heads and MLPs to the sizes of another model of equal depth."""
-    # With more units that are zero, the mean of squares in a norm is smaller: so must epsilon be,
-    # as growth.notes says.
+def grow(network: Network, model: Transformer, key: jax.Array) -> Network:
+    """Grows to the size of another model: stream, heads, MLPs, and blocks that it lacks."""
+    # With more units that are zero, the mean of squares in a norm is smaller: so must epsilon be.
     epsilon = network.model.epsilon * network.model.stream / model.stream
     model = dataclasses.replace(model, epsilon=epsilon)
     widths = dw.trace(network.model.apply, network.variables, WINDOW)
-    growth = dw.plan(widths, target=jax.eval_shape(model.init, key, WINDOW))
+    target = jax.eval_shape(model.init, key, WINDOW)
+    growth = dw.plan(widths, target=target, target_apply=model.apply)
     variables = dw.grow(network.variables, growth, key=key)
     opt_state = dw.grow_opt_state(network.opt_state, growth, TX, second_moment="zeros")
-    return Network(model, variables, opt_state, network.points)
-
-
-def deepen(network: Network, model: Transformer, key: jax.Array) -> Network:
-    """Inserts blocks that compute the identity, to the depth of another model of equal width."""
-    model = dataclasses.replace(model, epsilon=network.model.epsilon)
-    variables = dw.deepen(
-        network.variables,
-        jax.jit(model.init)(key, jnp.zeros(WINDOW.shape, WINDOW.dtype)),
-        apply=network.model.apply,
-        target_apply=model.apply,
-        inputs=(WINDOW,),
-    )
-    # Old blocks keep their names, and with them their part of the optimizer's state.
-    old = dict(jax.tree_util.tree_leaves_with_path(network.opt_state))
-    opt_state = jax.tree_util.tree_map_with_path(
-        lambda path, new: old.get(path, new), TX.init(variables)
-    )
     return Network(model, variables, opt_state, network.points)
 
 
@@ -208,7 +190,7 @@ def grown(text: Text, key: jax.Array, rounds: int, budget: int) -> tuple[Network
     init_key, fit_key, wide_key, deep_key = jax.random.split(key, 4)
     network = start(SMALL, init_key)
     growths = []
-    for grow, model, grow_key in (widen, WIDE, wide_key), (deepen, DEEP, deep_key):
+    for model, grow_key in (WIDE, wide_key), (DEEP, deep_key):
         old = train(network, text, fit_key, rounds=rounds, budget=budget)
         network = grow(old, model, grow_key)
         windows = text.tests()[0][:32]
