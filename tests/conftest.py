@@ -1,5 +1,6 @@
 """Strict numerics for every test: float64 enabled, no implicit rank promotion, fixed seeds."""
 
+import os
 from collections.abc import Iterator
 
 import hypothesis
@@ -9,6 +10,12 @@ import pytest
 # Tests state their dtypes; with float64 disabled, asking for it would silently give float32.
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# With the emitters that XLA had before, compiling takes a third of the time. Later versions do not
+# know the flag, and the oldest have no others.
+if jax.__version_info__[:2] == (0, 10):
+    emitters = "--xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {emitters}".strip()
 # For tests of meshes; all else stays on the first.
 jax.config.update("jax_num_cpu_devices", 8)
 

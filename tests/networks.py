@@ -161,6 +161,7 @@ def values(shape: tuple[int, ...], seed: int, name: str = "") -> np.ndarray:
 
 def fill(shapes: Any, seed: int) -> Any:
     """Variables of these shapes with random values; leaves that have values keep them."""
+    # Arrays are put, for jnp.asarray compiles a program for each shape.
 
     def one(keys: Any, leaf: Any) -> Any:
         if not isinstance(leaf, jax.ShapeDtypeStruct):
@@ -170,21 +171,21 @@ def fill(shapes: Any, seed: int) -> Any:
             return jax.random.key(seed)
         if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
             parts = [values(leaf.shape, zlib.crc32(f"{path}{seed}{p}".encode())) for p in "ri"]
-            return jnp.asarray(parts[0] + 1j * parts[1])
+            return jax.device_put(parts[0] + 1j * parts[1])
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             return jnp.ones(leaf.shape, leaf.dtype)
-        return jnp.asarray(values(leaf.shape, zlib.crc32(f"{path}{seed}".encode()), path))
+        return jax.device_put(values(leaf.shape, zlib.crc32(f"{path}{seed}".encode()), path))
 
     return jax.tree_util.tree_map_with_path(one, shapes)
 
 
 def data(*shape: int, seed: int = 0) -> jax.Array:
     """A random input."""
-    return jnp.asarray(values(shape, seed))
+    return jax.device_put(values(shape, seed))
 
 
 def tokens(vocab: int, *shape: int) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(0).integers(0, vocab, shape), jnp.int32)
+    return jax.device_put(np.random.default_rng(0).integers(0, vocab, shape).astype(np.int32))
 
 
 def load() -> dict[str, Network]:

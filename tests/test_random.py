@@ -7,7 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dogwood_jax._random import seeds, uniform
+from dogwood_jax import _random
+from dogwood_jax._random import seeds
+
+# One program for each shape, as when arrays grow, instead of one for each operation.
+uniform = jax.jit(_random.uniform, static_argnames=("shape", "dtype", "limit"))
 
 
 def draw(shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32, seed: int = 0) -> np.ndarray:
