@@ -18,6 +18,7 @@ from dogwood_jax._insert import Insertion, insert
 from dogwood_jax._jaxpr import Program
 from dogwood_jax._pairing import Pairing, numbered
 from dogwood_jax._problems import listed
+from dogwood_jax._statistics import with_statistics
 from dogwood_jax._terms import Terms
 from dogwood_jax._trace import trace
 from dogwood_jax._tree import (
@@ -46,6 +47,7 @@ def deepen(
     rename: Mapping[str, str] | None = None,
     copy: bool = False,
     interleave: bool = False,
+    batch: Sequence[Any] | None = None,
     key: Array | None = None,
 ) -> PyTree:
     """Inserts layers without changing what the network computes.
@@ -79,6 +81,10 @@ def deepen(
             it, instead of new ones.
         interleave: whether new layers of a stack are spread between the old ones, instead of
             following them.
+        batch: inputs, arrays, whose statistics inserted normalizations get, with the scale and
+            bias that undo them. The deeper network then also trains on from where the old one was:
+            on this batch it computes the same with the batch's own statistics. Without it the
+            running mean is 0 and the variance 1, and only evaluation goes on.
         key: PRNG key for free values, where there are any and the target holds only shapes.
 
     Returns:
@@ -112,7 +118,7 @@ def deepen(
         raise ValueError("deepen needs either target=, the deeper model's variables, or layers=")
     if layers is not None:
         target, named = _named_layers(variables, layers)
-        if apply is None and target_apply is None:
+        if apply is None and target_apply is None and batch is None:
             return insert(variables, named, target)
     if apply is None or target_apply is None:
         raise ValueError("deepen needs apply= and target_apply= to compare the two networks")
@@ -126,7 +132,8 @@ def deepen(
         copy=copy,
         interleave=interleave,
     )
-    return insert(variables, found, target, key=key)
+    deeper = insert(variables, found, target, key=key)
+    return deeper if batch is None else with_statistics(target_apply, deeper, found, batch)
 
 
 # Planning -----------------------------------------------------------------------------------------

@@ -300,7 +300,7 @@ class Reader:
 
     def _read(self, eqn: Any, operands: list[Value]) -> list[Value]:
         name = eqn.primitive.name
-        if name in _CALLS and (programs := sub_programs(eqn)):
+        if name in CALLS and (programs := sub_programs(eqn)):
             return self._call(eqn, programs[0], operands)
         if name == "scan":
             return self._scan(eqn, operands)
@@ -458,7 +458,7 @@ class _Equation:
 
 
 # Primitives that run a program on their operands, and nothing else.
-_CALLS = frozenset(
+CALLS = frozenset(
     {
         "checkpoint",
         "closed_call",

@@ -225,6 +225,7 @@ def meanings_of(
 # class of states may be shared by optimizers that average other powers, as Adam and Adamax do.
 _AS_SEEN: dict[tuple[Meaning, int | None], Meaning] = {
     ("first", 0): "update",
+    ("second", 0): "step",
     ("second", 1): "magnitude",
 }
 
@@ -247,9 +248,9 @@ def watched(tx: Any, params: PyTree) -> dict[str, Seen]:
     def of_gradient(size: float, shape: tuple[int, ...]) -> Array:
         return jnp.asarray([size, 1e-2], jnp.float32)[: math.prod(shape)].reshape(shape)
 
-    def state_after(steps: int, size: float) -> dict[str, Any]:
+    def state_after(size: float) -> dict[str, Any]:
         state = tx.init(zeros)
-        for _ in range(steps):
+        for _ in range(4):
             gradient = jax.tree.map(lambda a: of_gradient(size, a.shape), zeros)
             _, state = update(gradient, state, zeros, value=jnp.zeros(()))
         return leaves_by_path(state)
@@ -260,17 +261,18 @@ def watched(tx: Any, params: PyTree) -> dict[str, Seen]:
                 lambda leaf: jnp.zeros([1] * (leaf.ndim - 1) + [2] * (leaf.ndim > 0)), params
             )
             update = jax.jit(optax.with_extra_args_support(tx).update)
-            begun, *states = (state_after(4 * (n > 0), n * 1e-4) for n in (0, 1, 2, 4))
+            begun = leaves_by_path(tx.init(zeros))
+            states = [state_after(size) for size in (0.0, 1e-4, 2e-4, 4e-4)]
     except (TypeError, ValueError):
         return {}
     seen = {}
     for place, array in begun.items():
         if jnp.issubdtype(jnp.result_type(array), jnp.floating):
-            start, a, b, c = (np.asarray(s[place], float).flat[0] for s in (begun, *states))
+            none, a, b, c = (np.asarray(state[place], float).flat[0] for state in states)
             degree = None
-            if a and abs(b - a) < 0.01 * abs(a):
+            if abs(b - a) < 0.01 * abs(a - none):
                 degree = 0
             elif (c - b) * (b - a) > 0:
                 degree = round(math.log2((c - b) / (b - a)))
-            seen[place] = Seen(degree, float(start))
+            seen[place] = Seen(degree, float(np.asarray(array, float).flat[0]))
     return seen

@@ -50,7 +50,8 @@ def grow_opt_state(
     Gradients transform by the adjoint of the growth. Old entries of first moments are carried over
     exactly, those of second moments with squared coefficients: the state is the one that the
     larger network would have, had it been trained with the same gradients. Step counts, schedules,
-    hyperparameters and random keys stay as they are.
+    hyperparameters and random keys stay as they are, and so do norms of whole arrays (Novograd,
+    DoG, Prodigy). What Adafactor and SM3 keep of rows and columns does not tell it exactly.
 
     New entries of first moments are zero. Those of second moments are the mean of the old entries
     along the axis: with zeros beside a large step count, Adam's bias correction believes that the

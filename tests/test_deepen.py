@@ -770,6 +770,38 @@ def test_running_statistics_among_the_outputs():
     assert fills["params/norm_1/scale"] == pytest.approx(np.sqrt(1 + 1e-5))
 
 
+def test_inserted_normalizations_get_the_statistics_of_a_batch():
+    old, new, x = Cnn(2), Cnn(4), jnp.linspace(-1, 2, 5 * 6 * 6 * 2).reshape(5, 6, 6, 2) ** 3
+    variables = fill(old.init(jax.random.key(0), x), 1)
+    # As after training, the running statistics are those of the data.
+    train = lambda model: functools.partial(model.clone(training=True).apply, mutable="batch_stats")  # noqa: E731
+    _, seen = train(old)(variables, x)
+    fixed = variables["batch_stats"]["norm_1"]
+    variables["batch_stats"]["norm_1"] = jax.tree.map(
+        lambda after, before: (after - 0.99 * before) / 0.01, seen["batch_stats"]["norm_1"], fixed
+    )
+    deepen = functools.partial(
+        dw.deepen,
+        variables,
+        jax.eval_shape(new.init, jax.random.key(0), x),
+        apply=old.apply,
+        target_apply=new.apply,
+        inputs=(x[:1],),
+    )
+    for deeper, limit in ((deepen(batch=(x,)), 1e-6), (deepen(), np.inf)):
+        # Flax adds epsilon to the variance in the statistics' dtype, float32.
+        assert dw.compare(old.apply, variables, new.apply, deeper, x).relative < 1e-6
+        outputs = [train(old)(variables, x)[0], train(new)(deeper, x)[0]]
+        difference = jnp.abs(outputs[1] - outputs[0]).max() / jnp.abs(outputs[0]).max()
+        assert difference < limit
+    assert difference > 1e-2
+    assert list(deeper["params"]) == sorted(deeper["params"])
+    plain = {"a": data(4, 4)}
+    with pytest.raises(ValueError, match="none was inserted"):
+        applies = {"apply": chain("a"), "target_apply": chain("a", "b")}
+        dw.deepen(plain, square("a", "b"), inputs=(VECTOR,), batch=(VECTOR,), **applies)
+
+
 def test_insertions_are_data_from_shapes_alone():
     variables, target = fill(stack(2), 0), stack(4) | {"u": f64(4, 3)}
     found = insertions(loop(), stack(2), loop(), target, f64(5, 4))
