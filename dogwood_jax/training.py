@@ -25,6 +25,21 @@ tensorflow-datasets (and neither TensorFlow nor a copy in memory)::
     source = grain.MapDataset.source(records).map(lambda r: (r["image"], r["label"]))
     run = training.fit(apply, variables, tx, source, epochs=10, batch_size=32, key=key)
 
+**Several models at once**, from different seeds, say: stack their variables along a new first axis
+and sum their losses, so that each has the gradient it would have alone. All see the same batches.
+The optimizer must treat each number by itself, as Adam and SGD do; ``clip_by_global_norm`` would
+not. Models of several widths are stacked once the narrower are grown by ``strategies.zeros()``:
+with activations that are zero at zero, what is all zero stays so. ::
+
+    several = jax.vmap(model.init, (0, None))(jax.random.split(key, 8), inputs)
+
+    def apply(several, inputs):  # outputs [8, batch, classes]
+        return jax.vmap(model.apply)(several, jnp.broadcast_to(inputs, (8, *inputs.shape)))
+
+    def loss(outputs, labels):
+        labels = jnp.broadcast_to(labels, outputs.shape[:-1])
+        return optax.softmax_cross_entropy_with_integer_labels(outputs, labels).sum(0)
+
 **On several devices** ``sharding`` says how each batch is split, and ``variables`` how they are
 themselves: they stay where they are. With ``mesh = jax.make_mesh((4, 2), ("data", "model"))`` and
 ``sharding=NamedSharding(mesh, PartitionSpec("data"))``,

@@ -112,6 +112,38 @@ def test_fit_is_the_plain_loop(tx, size, batch_size, dtype, rtol):
     np.testing.assert_allclose(run.history["accuracy"], accuracies, rtol=1e-12)
 
 
+def test_several_models_at_once_learn_as_each_alone():
+    """As the module says: of several seeds and of several widths, padded with zeros."""
+
+    def model(weights, inputs):
+        return jax.nn.relu(inputs @ weights[0]) @ weights[1]
+
+    def apply(several, inputs):
+        return jax.vmap(model)(several, jnp.broadcast_to(inputs, (3, *inputs.shape)))
+
+    def loss(outputs, labels):
+        return CROSS_ENTROPY(outputs, jnp.broadcast_to(labels, outputs.shape[:-1])).sum(0)
+
+    rng = np.random.default_rng(5)
+    models = [[rng.normal(size=(3, units)), rng.normal(size=(units, 4))] for units in (6, 6, 2)]
+    padded = [
+        *models[:2],
+        [np.pad(models[2][0], ((0, 0), (0, 4))), np.pad(models[2][1], ((0, 4), (0, 0)))],
+    ]
+    several = jax.tree.map(lambda *leaves: np.stack(leaves), *padded)
+    tx, data, settings = (
+        optax.adam(0.1),
+        classes_data(9),
+        {"epochs": 2, "batch_size": 4, "key": KEY},
+    )
+    together = training.fit(apply, several, tx, data, loss=loss, **settings)
+    alone = [training.fit(model, weights, tx, data, **settings) for weights in models[1:]]
+    for index, run, units in zip((1, 2), alone, (6, 2)):
+        first, second = (leaf[index] for leaf in together.variables)
+        assert_trees_close([first[:, :units], second[:units]], run.variables, rtol=1e-12)
+        assert not np.any(first[:, units:]) and not np.any(second[units:])
+
+
 def test_every_epoch_takes_every_sample_once_in_another_order():
     size, batch_size, epochs = 25, 4, 3
     inputs = np.arange(size, dtype=np.float64).reshape(-1, 1)

@@ -3,7 +3,10 @@
 784-128-10 with relu, Adam 1e-3, batches of 32, 60,000 MNIST images: the time of one epoch, once
 compiled, and of a whole process from its start to ten trained epochs. Each contender runs in
 processes of its own; all take turns, round by round, so that a busy moment of the machine hits all
-of them, and ratios are medians over the rounds. Those whose packages are missing are left out.
+of them, and ratios are medians over the rounds. Those whose packages are missing are left out. "One
+core" is XLA with a single thread (the environment variable NPROC=1); the roofline is a scan over
+the same matrix products, and over the reading and writing of parameters, gradients and moments,
+with next to no other arithmetic; eight models are trained at once on the same batches.
 
     pip install -e '.[bench]' 'tensorflow-cpu'    # 'mnist' too, for --data tfds
     python tests/benchmarks/training.py
@@ -41,16 +44,42 @@ def dogwood_jax(images, labels):
     """Trains with the library."""
     import jax
 
-    from dogwood_jax import training
+    model, variables, tx = _flax_model()
+    return _fit(model.apply, variables, tx, jax.device_put((images, labels)))
+
+
+def eight_models(images, labels):
+    """Trains eight models from different seeds with the library, in one call."""
+    import jax
+    import jax.numpy as jnp
+    import optax
 
     model, variables, tx = _flax_model()
-    data = jax.device_put((images, labels))
+    keys = jax.random.split(jax.random.key(0), 8)
+    several = jax.vmap(model.init, (0, None))(keys, jnp.zeros((1, 28, 28)))
+
+    def apply(variables, inputs):
+        return jax.vmap(model.apply)(variables, jnp.broadcast_to(inputs, (8, *inputs.shape)))
+
+    def loss(outputs, labels):
+        labels = jnp.broadcast_to(labels, outputs.shape[:-1])
+        return optax.softmax_cross_entropy_with_integer_labels(outputs, labels).sum(0)
+
+    train = _fit(apply, several, tx, jax.device_put((images, labels)), loss=loss)
+    return lambda epochs: train(epochs) / 8
+
+
+def _fit(apply, variables, tx, data, **settings):
+    import jax
+
+    from dogwood_jax import training
+
     state = {"variables": variables, "opt_state": None}
     keys = map(jax.random.key, range(1_000_000))
 
     def train(epochs):
         run = training.fit(
-            model.apply,
+            apply,
             state["variables"],
             tx,
             data,
@@ -58,6 +87,7 @@ def dogwood_jax(images, labels):
             batch_size=BATCH_SIZE,
             key=next(keys),
             opt_state=state["opt_state"],
+            **settings,
         )
         state.update(variables=run.variables, opt_state=run.opt_state)
         return run.history["loss"][-1]
@@ -100,6 +130,41 @@ def bare_scan(images, labels):
             state, loss, accuracy = train_epoch(state, images, labels, next(keys))
             loss, accuracy = float(loss), float(accuracy)
         return loss
+
+    return train
+
+
+def roofline(images, _):
+    """Multiplies the same matrices, and reads and writes the parameters, once a step."""
+    import jax
+    import jax.numpy as jnp
+
+    inputs = jnp.full((BATCH_SIZE, 28 * 28), 1 / (28 * 28))
+    state = tuple((jnp.ones((28 * 28, UNITS)), jnp.ones((UNITS, 10))) for _ in range(3))
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def train_epoch(state):
+        def step(state, _):
+            (kernel_1, kernel_2), mean, square = state
+            hidden = inputs @ kernel_1
+            outputs = hidden @ kernel_2
+            grads = inputs.T @ (outputs @ kernel_2.T), hidden.T @ outputs
+
+            def update(value, mean, square, grad):
+                # Converges to ones, away from infinities and from slow denormal numbers.
+                mean, square = 0.5 * mean + 0.5 + 1e-9 * grad, 0.5 * square + 0.5 + 1e-9 * grad
+                return 0.5 * value + 0.25 * (mean + square), mean, square
+
+            both = [update(*leaves) for leaves in zip((kernel_1, kernel_2), mean, square, grads)]
+            return tuple(zip(*both)), None
+
+        return jax.lax.scan(step, state, length=len(images) // BATCH_SIZE)[0]
+
+    def train(epochs):
+        nonlocal state
+        for _ in range(epochs):
+            state = jax.block_until_ready(train_epoch(state))
+        return float("nan")
 
     return train
 
@@ -191,12 +256,19 @@ def torch(images, labels):
     return train
 
 
-CONTENDERS = {  # name: the function and the packages that it takes
-    "dogwood_jax": (dogwood_jax, ("dogwood_jax",)),
-    "bare lax.scan": (bare_scan, ("jax", "flax", "optax")),
-    "Keras 3 on JAX": (keras_on_jax, ("jax", "keras")),
-    "PyTorch eager": (torch, ("torch",)),
-    "tf_keras": (tf_keras, ("tensorflow", "tf_keras")),
+OURS = ("dogwood_jax",)
+JAX = ("jax", "flax", "optax")
+CONTENDERS = {  # name: the function, the packages that it takes, and whether to time processes
+    "dogwood_jax": (dogwood_jax, OURS, True),
+    "dogwood_jax, one core": (dogwood_jax, OURS, True),
+    "bare lax.scan": (bare_scan, JAX, True),
+    "bare lax.scan, one core": (bare_scan, JAX, True),
+    "roofline": (roofline, JAX, False),
+    "roofline, one core": (roofline, JAX, False),
+    "dogwood_jax, eight models": (eight_models, OURS, False),
+    "Keras 3 on JAX": (keras_on_jax, ("jax", "keras"), True),
+    "PyTorch eager": (torch, ("torch",), True),
+    "tf_keras": (tf_keras, ("tensorflow", "tf_keras"), True),
 }
 
 
@@ -250,6 +322,7 @@ def measure_processes(names, folder, rounds):
 
 
 def _start(name, folder, *options):
+    one_core = {"NPROC": "1"} if name.endswith("one core") else {}
     with (folder / f"{name}.errors").open("w") as errors:  # kept from the tables, for they are many
         return subprocess.Popen(
             [sys.executable, __file__, "--worker", name, "--folder", str(folder), *options],
@@ -257,6 +330,7 @@ def _start(name, folder, *options):
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
+            env=os.environ | one_core,
         )
 
 
@@ -323,7 +397,7 @@ def main():
 
     names = [
         name
-        for name, (_, packages) in CONTENDERS.items()
+        for name, (_, packages, _) in CONTENDERS.items()
         if all(importlib.util.find_spec(package) for package in packages)
     ]
     print(f"Python {platform.python_version()}, {', '.join(_versions())}; {os.cpu_count()} cores")
@@ -339,6 +413,7 @@ def main():
             print_table("The first epoch, compiling included", first, losses)
             print_table(f"One epoch after that, {arguments.rounds} rounds", later, losses)
         if arguments.processes:
+            names = [name for name in names if CONTENDERS[name][2]]
             seconds, losses = measure_processes(names, folder, arguments.processes)
             title = f"A whole process with {EPOCHS} epochs, {arguments.processes} rounds"
             print_table(title, seconds, losses)
