@@ -26,6 +26,7 @@ from dogwood_jax._opt_state import grow_opt_state
 from dogwood_jax._plan import plan
 from dogwood_jax._symmetry import activity, find_dead, find_symmetric
 from dogwood_jax._trace import trace
+from dogwood_jax._updates import scale_by_growth
 from dogwood_jax._widen import chain, widen
 from dogwood_jax._widths import Leaf, Occurrence, Recipe, Width, Widths
 
@@ -64,6 +65,7 @@ __all__ = [
     "nnx",
     "plan",
     "plotting",
+    "scale_by_growth",
     "strategies",
     "to_json",
     "trace",

@@ -56,7 +56,10 @@ def grow_opt_state(
     New entries of first moments are zero. Those of second moments are the mean of the old entries
     along the axis: with zeros beside a large step count, Adam's bias correction believes that the
     moments have converged, and under a steady gradient its first update of a new entry is 3.16
-    times the learning rate, later ones up to 6.6 times (for b1 = 0.9, b2 = 0.999).
+    times the learning rate, later ones up to 6.6 times (for b1 = 0.9, b2 = 0.999). The mean is
+    careful: where old gradients are larger than those of new units, these learn slowly until it is
+    forgotten. ``scale_by_growth`` corrects the bias of zeros instead; it also divides the updates
+    of copies, whose moments are right but whose sum would move several times as far.
 
     In layers that the growth inserts, first moments are zero, and second moments the mean of those
     of the arrays that are closest by name: for ``block_2/up/kernel`` of ``block_1/up/kernel`` and

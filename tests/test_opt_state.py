@@ -211,3 +211,26 @@ def test_another_optimizer_is_refused():
         dw.grow_opt_state(state, growth, optax.sgd(0.1, momentum=0.9))
     with pytest.raises(ValueError, match="second_moment must be"):
         dw.grow_opt_state(state, growth, optax.adam(1e-3), second_moment="ones")
+
+
+def test_scaled_by_the_growth_updates_are_those_of_the_network_that_did_not_grow():
+    small_tx = optax.adam(0.01, eps=1e-12)
+    growth = dw.plan(WIDTHS, SIZES, strategy=dw.strategies.replicate(split="uneven"))
+    wide = dw.grow(VARIABLES, growth)["params"]
+    scale = dw.scale_by_growth(growth)
+    small, state = VARIABLES["params"], trained(small_tx)
+    wide_tx = optax.chain(small_tx, scale)
+    wide_state = dw.grow_opt_state(state, growth, small_tx), scale.init(wide)
+
+    def three_steps(network, tx, params, state):
+        for _ in range(3):
+            updates, state = tx.update(jax.grad(loss)(params, X, network), state, params)
+            params = optax.apply_updates(params, updates)
+        return params
+
+    small = three_steps(Network(), small_tx, small, state)
+    wide = three_steps(Network(12, 10), wide_tx, wide, wide_state)
+    outputs = Network().apply({"params": small}, X), Network(12, 10).apply({"params": wide}, X)
+    np.testing.assert_allclose(*outputs, rtol=1e-8)
+    with pytest.raises(ValueError, match=r"Dense_0/bias: has shape \(8,\), expected \(12,\)"):
+        scale.update(VARIABLES["params"], wide_state[1])

@@ -112,22 +112,29 @@ def test_the_first_ten_updates_of_new_entries(run, second_moment, low, high):
     assert largest(updates[:1], [NEW_OUTGOING])[0] > 0
 
 
-@pytest.mark.parametrize("second_moment", ["mean", "zeros"])
-def test_updates_under_a_steady_gradient(second_moment):
+@pytest.mark.parametrize(
+    "second_moment, correct", [("mean", False), ("zeros", False), ("zeros", True)]
+)
+def test_updates_under_a_steady_gradient(second_moment, correct):
     """The moments have converged to a gradient of one; new entries get the same gradient."""
     params = new_network(jax.random.key(0), 4)
     growth = dw.plan(dw.chain(params, ("hidden", "digits")), {"hidden": 6})
     steady = jax.tree.map(jnp.ones_like, TX.init(params))
     steady = (steady[0]._replace(count=jnp.array(100_000, jnp.int32)), *steady[1:])
     wide = dw.grow(params, growth, key=jax.random.key(1))
-    state = dw.grow_opt_state(steady, growth, TX, second_moment=second_moment)
-    assert int(state[0].count) == 100_000
+    scale = dw.scale_by_growth(growth, adam=(0.9, 0.999, 100_000) if correct else None)
+    tx = optax.chain(TX, scale)
+    state = dw.grow_opt_state(steady, growth, TX, second_moment=second_moment), scale.init(wide)
+    assert int(state[0][0].count) == 100_000
     found = []
     for _ in range(20):
-        updates, state = TX.update(jax.tree.map(jnp.ones_like, wide), state)
+        updates, state = tx.update(jax.tree.map(jnp.ones_like, wide), state)
         np.testing.assert_allclose(updates["hidden"]["kernel"][:, :4], -RATE, rtol=1e-5)
         new = updates["hidden"]["kernel"][:, 4:], updates["digits"]["kernel"][4:]
         found.append([-float(array.mean()) / RATE for array in new])
+    if correct:
+        np.testing.assert_allclose(found, 1, rtol=1e-3)
+        return
     steps = np.arange(1, 21)[:, None]
     first = 1 - 0.9**steps
     second = 1.0 if second_moment == "mean" else 1 - 0.999**steps
