@@ -4,17 +4,23 @@ Shapes leave open how a product such as heads * head_dim is split, and say nothi
 larger model's program tells both, and where it has more layers, what they must compute.
 """
 
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+
 from dogwood_jax._deepen import insertions
-from dogwood_jax._growth import Change
+from dogwood_jax._follow import Comparison, GrownSizes
+from dogwood_jax._growth import Change, Growth
 from dogwood_jax._insert import Insertion
+from dogwood_jax._jaxpr import Program
 from dogwood_jax._layout import Layout, Units
-from dogwood_jax._trace import trace
-from dogwood_jax._tree import PyTree, arrays_of, leaves_by_path, struct
-from dogwood_jax._widths import Widths
+from dogwood_jax._target import sizes_of_target
+from dogwood_jax._trace import Traced, trace
+from dogwood_jax._tree import PyTree, arrays_of, is_array, leaf_path, leaves_by_path, struct
+from dogwood_jax._widths import Network, Widths
 
 
 @dataclass(frozen=True)
@@ -89,8 +95,74 @@ def read_larger(widths: Widths, target: PyTree, target_apply: Callable[..., Any]
             kept[leaf.path] = struct((*layers, *array.shape[1:]), array.dtype)
     explained = {*paired.values(), *(i.path for i in found)}
     kept |= {path: array for path, array in shapes.items() if path not in explained}
-    larger = trace(target_apply, target, *network.inputs)
+    inputs = _grown_inputs(widths, sizes_of_target(widths, kept, {}, []))
+    try:
+        larger = trace(target_apply, target, *inputs)
+    except Exception as error:
+        raise ValueError(
+            "target_apply= cannot be traced with the target's arrays and the network's inputs: "
+            f"{error}"
+        ) from error
     return Larger(kept, found, larger, _same_widths(widths, larger, paired, stacked))
+
+
+def compare_programs(growth: Growth, larger: Larger, target: PyTree) -> Comparison | None:
+    """Compares the network's program with that of the larger network.
+
+    Returns:
+        The comparison with the larger model's own program. Without that, with the network's own
+        function of larger arrays if it takes them; None if it does not, as the functions of most
+        libraries, or if there is nothing to compare.
+    """
+    network = growth.widths.network
+    if network is None or larger.insertions:
+        return None
+    if larger.widths is not None and larger.widths.network is not None:
+        traced = larger.widths.network.traced
+    else:
+        variables = _resized(network, growth) if target is None else target
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                inputs = _grown_inputs(growth.widths, growth.sizes)
+                traced = Traced(Program(network.apply, variables, inputs))
+        except Exception:  # which any function may raise that knows its sizes
+            return None
+    return Comparison(
+        network.traced.trace.steps,
+        traced.trace.steps,
+        _grown_sizes(growth.widths, growth.sizes),
+        [r for c in growth.changes if c.recipe for r in (c.ratio, c.new / c.old)],
+    )
+
+
+def _grown_sizes(widths: Widths, sizes: Mapping[str, int]) -> GrownSizes:
+    assert widths.network is not None
+    dims = {path: value.dims for path, value in widths.network.traced.leaves.items()}
+    return GrownSizes(widths, dims, sizes)
+
+
+def _resized(network: Network, growth: Growth) -> PyTree:
+    """Returns the network's variables in the shapes that they will have."""
+
+    def one(keys: Any, leaf: Any) -> Any:
+        return struct(growth.shapes[leaf_path(keys)], leaf.dtype) if is_array(leaf) else leaf
+
+    return jax.tree_util.tree_map_with_path(one, network.variables)
+
+
+def _grown_inputs(widths: Widths, sizes: Mapping[str, int]) -> tuple[Any, ...]:
+    """Returns the network's inputs as they are when its widths have these sizes."""
+    network = widths.network
+    assert network is not None
+    grown = _grown_sizes(widths, sizes)
+    dims = iter(network.traced.trace.inputs)
+    leaves, structure = jax.tree.flatten(network.inputs)
+    inputs = [
+        struct([grown(next(dims)) for _ in leaf.shape], leaf.dtype) if is_array(leaf) else leaf
+        for leaf in leaves
+    ]
+    return tuple(jax.tree.unflatten(structure, inputs))
 
 
 def _is_deeper(widths: Widths, shapes: Mapping[str, Any]) -> bool:

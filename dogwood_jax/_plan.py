@@ -8,8 +8,9 @@ import jax
 import numpy as np
 
 from dogwood_jax import strategies
+from dogwood_jax._follow import Comparison
 from dogwood_jax._growth import Change, Growth
-from dogwood_jax._larger import Larger, read_larger
+from dogwood_jax._larger import Larger, compare_programs, read_larger
 from dogwood_jax._problems import listed
 from dogwood_jax._target import sizes_of_target, splits
 from dogwood_jax._tree import PyTree
@@ -126,7 +127,32 @@ def plan(
         raise ValueError(listed("cannot plan this growth", problems))
     if target_apply is None:
         notes += splits(widths, {change.width: change.new for change in made})
-    return Growth(widths, made, tuple(dict.fromkeys(notes)), structure, larger.insertions)
+    growth = Growth(widths, made, tuple(dict.fromkeys(notes)), structure, larger.insertions)
+    if made and keep is None and merge is None and all(c.strategy.preserving for c in made):
+        if found := compare_programs(growth, larger, target):
+            return _checked(growth, found, target, target_apply is not None)
+    return growth
+
+
+def _checked(growth: Growth, found: Comparison, target: PyTree, has_apply: bool) -> Growth:
+    """Returns the growth if the larger network's program does not contradict it."""
+    problems = [*found.sizes, *found.values]
+    if found.sizes and not has_apply:
+        if target is not None or not found.cuts_elsewhere:
+            return growth  # the larger model has a function of its own
+        problems = [
+            f"{size}; if the larger model's function does otherwise, pass target= and target_apply="
+            for size in found.sizes
+        ]
+    if problems:
+        what = "the larger model" if has_apply else "in these sizes, the network itself"
+        raise ValueError(
+            listed(
+                "cannot plan this growth",
+                [f"{what} computes something else: {problem}" for problem in problems[:3]],
+            )
+        )
+    return growth
 
 
 def _by_name(

@@ -63,7 +63,7 @@ def _constant(array: Any) -> Value:
     for axis, dim in enumerate(dims):
         if dim.size > 1 and (array != np.take(array, [0], axis)).any():
             dim.endanger(f"a constant of shape {array.shape} inside the network varies along it")
-    return Value(dims, "constant")
+    return Value(dims, "constant", table=array)
 
 
 def _call(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:

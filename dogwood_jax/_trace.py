@@ -79,14 +79,14 @@ def trace(
     if not callable(apply):
         raise TypeError(f"trace takes a function of variables and inputs, got {apply!r}")
     program = Program(apply, variables, inputs)
-    traced = _Traced(program)
+    traced = Traced(program)
     _override(traced.leaves, tuple(fix), tuple(tie))
     _attach_unread(traced.leaves, traced.trace)
-    network = Network(apply, program.variables, tuple(program.inputs))
+    network = Network(apply, program.variables, tuple(program.inputs), traced)
     return replace(name_widths(traced.leaves, traced.trace), network=network)
 
 
-class _Traced:
+class Traced:
     """A traced network: its leaves with symbolic dimensions, and what its equations say of them."""
 
     def __init__(self, program: Program) -> None:

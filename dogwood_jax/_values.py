@@ -108,6 +108,7 @@ class Value:
             ``"data"`` (depends on the inputs).
         silencers: for each axis, what makes new entries along it zero.
         number: the one number it consists of, if known.
+        table: the numbers that it was made of, if it is a constant that was captured.
         scale: the constants that it has just been multiplied by.
         positional: axes along which it counts positions.
         singular: axes along which silencers make it infinite, for it divides by them.
@@ -124,6 +125,7 @@ class Value:
     origin: Origin = "data"
     silencers: tuple[Silencers, ...] = ()
     number: float | None = None
+    table: np.ndarray | None = None
     scale: float = 1.0
     positional: frozenset[int] = frozenset()
     singular: frozenset[int] = frozenset()

@@ -164,11 +164,13 @@ class Network:
         apply: the function of variables and inputs.
         variables: its variables, with a ``jax.ShapeDtypeStruct`` for every array.
         inputs: the inputs, in the same way.
+        traced: what was learned of its program.
     """
 
     apply: Callable[..., Any]
     variables: Any
     inputs: tuple[Any, ...]
+    traced: Any
 
     def random_inputs(self, key: jax.Array) -> tuple[Any, ...]:
         """Returns inputs with random numbers for the arrays of floats and small integers."""

@@ -155,3 +155,51 @@ def test_widths_from_elsewhere_cannot_be_compared(small):
     target = jax.eval_shape(SMALL.init, jax.random.key(2), TOKENS)
     with pytest.raises(ValueError, match="trace the network again"):
         dw.plan(widths, target=target, target_apply=SMALL.apply)
+
+
+# The larger model's program beside the network's --------------------------------------------------
+
+
+def mlp(scale, shift=0.1, cut=3):
+    def apply(params, x):
+        h = jnp.tanh(x @ params["up"])
+        h = jnp.concatenate([h[:, cut:], h[:, :cut]], axis=1) + shift
+        return scale * h @ params["down"]
+
+    return apply
+
+
+def shapes(features, hidden):
+    shape = jax.ShapeDtypeStruct
+    return {
+        "up": shape((features, hidden), jnp.float64),
+        "down": shape((hidden, 2), jnp.float64),
+    }
+
+
+@pytest.mark.parametrize(
+    "larger, words",
+    [
+        (mlp(2.0, cut=5), None),
+        (mlp(2.5, cut=5), "scaled by 2.5 instead of 2"),
+        (mlp(2.0, shift=0.2, cut=5), "add has the number 0.2 instead of the number 0.1"),
+    ],
+    ids=["the same", "another factor", "another term"],
+)
+def test_a_larger_model_that_computes_something_else_is_refused(larger, words):
+    x = jnp.arange(20.0).reshape(4, 5)
+    widths = dw.trace(mlp(2.0), shapes(5, 8), x)
+    options = {"target": shapes(5, 11), "target_apply": larger, "sizes": {"up[1.0]": 5}}
+    if words:
+        with pytest.raises(ValueError, match=f"larger model computes something else: .*{words}"):
+            dw.plan(widths, **options)
+    else:
+        assert dw.plan(widths, **options).sizes == {"up[1.0]": 5, "up[1.1]": 6}
+
+
+def test_a_larger_model_may_take_larger_inputs():
+    widths = dw.trace(mlp(2.0, cut=0), shapes(5, 8), jax.ShapeDtypeStruct((4, 5), jnp.float64))
+    options = {"target": shapes(7, 9), "target_apply": mlp(2.0, cut=0)}
+    assert dw.plan(widths, **options, interface=True).sizes == {"up[0]": 7, "up": 9}
+    with pytest.raises(ValueError, match="cannot be traced with .* inputs: 'sideways'"):
+        dw.plan(widths, target=shapes(7, 9), target_apply=lambda params, x: params["sideways"])

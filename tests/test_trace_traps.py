@@ -397,6 +397,59 @@ def captured_table(p: Any, x: Any) -> Any:
     return (layer(p, x) * np.arange(1.0, 7.0)[None]) @ p["o"]
 
 
+# Sizes that are numbers to one program: only the program in larger sizes tells.
+OTHER = "computes something else"
+
+
+@trap({"i[1]": OTHER}, **MLP)
+def width_added(p: Any, x: Any) -> Any:
+    h = layer(p, x)
+    return (h + 0.1 * h.shape[1]) @ p["o"]
+
+
+@trap({"i[1]": OTHER}, i=(5, 10), o=(10, 2))
+def tenth_of_ten_units(p: Any, x: Any) -> Any:
+    return layer(p, x) @ p["o"] / p["o"].shape[0]
+
+
+@trap({"i[1]": OTHER}, i=(5, 3), o=(3, 2))
+def power_of_the_width(p: Any, x: Any) -> Any:
+    return jnp.tanh(layer(p, x) @ p["o"]) ** p["o"].shape[0]
+
+
+@trap({"i[1]": OTHER}, i=(5, 3), o=(3, 2))
+def as_many_steps_as_units(p: Any, x: Any) -> Any:
+    h = layer(p, x)
+    return lax.fori_loop(0, h.shape[1], lambda _, h: 0.9 * h, h) @ p["o"]
+
+
+@trap({"i[1]": OTHER}, i=(5, 3), o=(3, 2))
+def as_many_layers_as_units(p: Any, x: Any) -> Any:
+    h = layer(p, x)
+    for _ in range(h.shape[1]):
+        h = jnp.tanh(h)
+    return h @ p["o"]
+
+
+@trap({"i[1]": OTHER}, **MLP)
+def table_computed_with_the_width(p: Any, x: Any) -> Any:
+    h = layer(p, x)
+    return (h * (jnp.arange(4.0) / h.shape[1])[:, None]) @ p["o"]
+
+
+@trap({"i[1]": OTHER}, **MLP)
+def shifted_by_one_unit(p: Any, x: Any) -> Any:
+    """Every unit is added to the next: there are six widths of one unit, which are the same."""
+    h = layer(p, x)
+    return (h + jnp.roll(h, 1, axis=1)) @ p["o"]
+
+
+@trap({"i[1]": OTHER}, **MLP)
+def first_three_from_another_sample(p: Any, x: Any) -> Any:
+    h = layer(p, x)
+    return jnp.concatenate([jnp.roll(h[:, :3], 1, axis=0), h[:, 3:]], axis=1) @ p["o"]
+
+
 # Units in other places ---------------------------------------------------------------------------
 
 

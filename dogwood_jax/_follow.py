@@ -1,0 +1,213 @@
+"""Whether a larger network is the network in other sizes, by both programs: ``Comparison``.
+
+A size that enters a program as a number, as ``0.1 * width`` or a loop of ``width`` steps do, cannot
+be told from any other number. The same program in two sizes tells: what is not the same number
+there depends on the sizes. Beside numbers, arrays must have the sizes that the growth gives them,
+or the larger network cuts and reshapes otherwise.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from math import isclose, prod
+from typing import Any
+
+import numpy as np
+
+from dogwood_jax._dims import Dim, parts_of, pieces, spread_out
+from dogwood_jax._jaxpr import scan_counts
+from dogwood_jax._layout import units_of
+from dogwood_jax._roles import spots_along
+from dogwood_jax._values import Step, Value
+from dogwood_jax._widths import Widths
+
+# Operations that compute nothing. What they are depends on which sizes are 1.
+_QUIET = frozenset(
+    "broadcast_in_dim reshape squeeze expand_dims transpose convert_element_type copy "
+    "stop_gradient".split()
+)
+_POWERS = (1.0, -1.0, 0.5, -0.5, 0.25, -0.25)
+
+
+class GrownSizes:
+    """The size that each dimension of a network has once some widths have grown.
+
+    Args:
+        widths: the network's widths.
+        dims: the dimensions of its arrays, by path.
+        sizes: new sizes by name of the width.
+
+    Attributes:
+        lengths: the sizes of all axes of arrays, and of what these are made of, before and after.
+    """
+
+    def __init__(
+        self, widths: Widths, dims: Mapping[str, Sequence[Dim]], sizes: Mapping[str, int]
+    ) -> None:
+        self._sizes: dict[Dim, int] = {}
+        for leaf in widths.leaves:
+            for axis, (layout, dim) in enumerate(zip(leaf.axes, dims[leaf.path], strict=True)):
+                spots = spots_along(0, axis, spread_out(dim))
+                for spot, units in zip(spots, units_of(layout), strict=True):
+                    self._sizes[spot.atom] = sizes.get(units.width, units.size)
+        every = (d for along in dims.values() for dim in along for d in parts_of(dim))
+        self.lengths = {(d.size, self(d)) for d in every}
+
+    def __call__(self, dim: Dim) -> int:
+        dim = dim.root
+        if dim not in self._sizes:
+            parts = list(map(self, dim.parts))
+            size = prod(parts) if dim.kind == "product" else sum(parts)
+            self._sizes[dim] = size if dim.kind else dim.size
+        return self._sizes[dim]
+
+
+class Comparison:
+    """What a larger network's program does otherwise than the network's, sizes aside.
+
+    Args:
+        steps: the network's program as it was read.
+        larger: the larger network's.
+        grown: the sizes that dimensions of the network should have in the larger one.
+        ratios: factors by which constants may differ since a recipe takes them into account.
+
+    Attributes:
+        sizes: where arrays of the larger network have other sizes than they should, and the
+            operations there.
+        values: where it computes with other numbers, or does something else.
+    """
+
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        larger: Sequence[Step],
+        grown: GrownSizes,
+        ratios: Sequence[float],
+    ) -> None:
+        self._grown = grown
+        self._powers = {ratio**power for ratio in ratios for power in _POWERS}
+        self.sizes: dict[str, str] = {}
+        self.values: dict[str, None] = {}
+        one, other = ([s for s in p if s.name not in _QUIET] for p in (steps, larger))
+        if [s.name for s in one] == [s.name for s in other]:
+            for a, b in zip(one, other, strict=True):
+                self._compare(a, b)
+        else:
+            self._compare_unordered(one, other)
+
+    @property
+    def cuts_elsewhere(self) -> bool:
+        """Whether arrays come to have other sizes because they are cut in other places."""
+        return next(iter(self.sizes.values()), "") in ("slice", "split", "dynamic_slice", "pad")
+
+    def _compare(self, old: Step, new: Step) -> None:
+        values = (*old.operands, *old.results), (*new.operands, *new.results)
+        # The order of several contractions in one einsum depends on the sizes.
+        for a, b in zip(*values, strict=True) if old.name != "dot_general" else ():
+            expected = tuple(map(self._grown, a.dims))
+            found = tuple(dim.size for dim in b.dims)
+            if expected != found:
+                self.sizes[
+                    f"{old.name} makes or takes an array of shape {found} where growing "
+                    f"{tuple(dim.size for dim in a.dims)} gives {expected}"
+                ] = old.name
+        for what, a, b in self._parameters(old, new):
+            if a != b:
+                self.values[f"{old.name} has {what} {b} instead of {a}"] = None
+        for a, b in _constants(old, new):
+            if not self._is_same(old, a, b):
+                self.values[f"{old.name} has {_said(b)} instead of {_said(a)}"] = None
+        if not _scales(old):
+            for a, b in zip(old.operands, new.operands, strict=True):
+                if not self._is_close(a.scale, b.scale):
+                    scales = f"{b.scale:.6g} instead of {a.scale:.6g}"
+                    self.values[f"{old.name} takes what was scaled by {scales}"] = None
+
+    def _parameters(self, old: Step, new: Step) -> Iterator[tuple[str, Any, Any]]:
+        """Yields parameters of a step that must be equal."""
+        if old.name == "integer_pow":
+            yield "the exponent", old.params["y"], new.params["y"]
+        if old.name == "scan":
+            eqns = (old, new)
+            if all(len(s.operands) == sum(scan_counts(s)) for s in eqns):
+                yield "the length", old.params["length"], new.params["length"]
+        if old.name == "slice":
+            (x,) = old.operands
+            starts = old.params["start_indices"], new.params["start_indices"]
+            for dim, a, b in zip(x.dims, *starts, strict=True):
+                yield "the start", self._start(dim, a), b
+
+    def _start(self, dim: Dim, start: int) -> int:
+        """Returns where a slice should start in the larger network."""
+        before = after = 0
+        for piece in pieces(dim):
+            if before >= start:
+                break
+            before, after = before + piece.size, after + self._grown(piece)
+        return after if before == start else start
+
+    def _is_same(self, step: Step, a: Value, b: Value) -> bool:
+        """Whether constants are the same, sizes aside."""
+        if a.number is None or b.number is None:
+            return a.number is b.number is None and _same_table(a.table, b.table)
+        if (a.number, b.number) in self._grown.lengths:
+            if all(x.index or x.wrapped for x in step.operands if x is not a):
+                return True  # counted from the end
+        return self._is_close(a.number, b.number)
+
+    def _is_close(self, a: float, b: float) -> bool:
+        """Whether numbers are the same, or a recipe makes up for the difference."""
+        if isclose(a, b, rel_tol=1e-6) or (a != a and b != b):
+            return True
+        return bool(a) and any(isclose(b, a * p, rel_tol=1e-5) for p in self._powers)
+
+    def _compare_unordered(self, old: Sequence[Step], new: Sequence[Step]) -> None:
+        """Compares programs of which one may have the other's steps in another order."""
+        counts = Counter(step.name for step in old), Counter(step.name for step in new)
+        for name in sorted(counts[0].keys() | counts[1].keys()):
+            a, b = (count[name] for count in counts)
+            if a != b:
+                self.values[f"it has {b} times {name} instead of {a} times"] = None
+        numbers = [
+            sorted(x.number for s in steps for x in s.operands if x.number is not None)
+            for steps in (old, new)
+        ]
+        alike = len(numbers[0]) == len(numbers[1]) and all(map(self._is_close, *numbers))
+        if not self.values and not alike:
+            self.values["it has other constants"] = None
+
+
+def _scales(step: Step) -> bool:
+    """Whether a step multiplies by a number: then it matters what comes of all such steps."""
+    numbers = [value.number for value in step.operands]
+    return step.name in ("mul", "div") and any(numbers) and None in numbers or step.name == "neg"
+
+
+def _constants(old: Step, new: Step) -> Iterator[tuple[Value, Value]]:
+    """Yields the constants among the operands whose values matter."""
+    if all(value.origin == "constant" for value in old.results):
+        if all(value.number is not None for value in old.results):
+            return  # where it is used, the result is compared
+    if _scales(old) and _scales(new):
+        return  # where it is used, the scale is compared
+    for a, b in zip(old.operands, new.operands, strict=True):
+        if a.origin == "constant":
+            yield a, b
+
+
+def _same_table(a: np.ndarray | None, b: np.ndarray | None) -> bool:
+    """Whether arrays of constants are equal, but for axes along which they do not vary."""
+    if a is None or b is None:
+        return a is b
+    if a.ndim != b.ndim:
+        return False
+    for axis, (m, n) in enumerate(zip(a.shape, b.shape, strict=True)):
+        if m != n:
+            b_first, a = np.take(b, [0], axis), np.take(a, [0], axis)
+            if (b_first != b).any():
+                return False
+            b = b_first
+    return bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def _said(value: Value) -> str:
+    return "a table" if value.number is None else f"the number {value.number:.6g}"
