@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 
 from dogwood_jax._dims import Dim, parts_of, pieces, spread_out
+from dogwood_jax._growth import Change
 from dogwood_jax._jaxpr import scan_counts
 from dogwood_jax._layout import units_of
 from dogwood_jax._roles import spots_along
+from dogwood_jax._scales import to_blame
 from dogwood_jax._values import Step, Value
 from dogwood_jax._widths import Widths
 
@@ -37,17 +39,20 @@ class GrownSizes:
         sizes: new sizes by name of the width.
 
     Attributes:
+        names: name of each width by dimension.
         lengths: the sizes of all axes of arrays, and of what these are made of, before and after.
     """
 
     def __init__(
         self, widths: Widths, dims: Mapping[str, Sequence[Dim]], sizes: Mapping[str, int]
     ) -> None:
+        self.names: dict[Dim, str] = {}
         self._sizes: dict[Dim, int] = {}
         for leaf in widths.leaves:
             for axis, (layout, dim) in enumerate(zip(leaf.axes, dims[leaf.path], strict=True)):
                 spots = spots_along(0, axis, spread_out(dim))
                 for spot, units in zip(spots, units_of(layout), strict=True):
+                    self.names[spot.atom] = units.width
                     self._sizes[spot.atom] = sizes.get(units.width, units.size)
         every = (d for along in dims.values() for dim in along for d in parts_of(dim))
         self.lengths = {(d.size, self(d)) for d in every}
@@ -68,12 +73,12 @@ class Comparison:
         steps: the network's program as it was read.
         larger: the larger network's.
         grown: the sizes that dimensions of the network should have in the larger one.
-        ratios: factors by which constants may differ since a recipe takes them into account.
 
     Attributes:
         sizes: where arrays of the larger network have other sizes than they should, and the
             operations there.
-        values: where it computes with other numbers, or does something else.
+        values: where it computes with other numbers, and their ratio, or does something else.
+        is_in_step: whether both programs have the same operations in the same order.
     """
 
     def __init__(
@@ -81,14 +86,14 @@ class Comparison:
         steps: Sequence[Step],
         larger: Sequence[Step],
         grown: GrownSizes,
-        ratios: Sequence[float],
     ) -> None:
         self._grown = grown
-        self._powers = {ratio**power for ratio in ratios for power in _POWERS}
+        self._scaled: list[tuple[str, Value, Value]] = []
         self.sizes: dict[str, str] = {}
-        self.values: dict[str, None] = {}
+        self.values: dict[str, float | None] = {}
         one, other = ([s for s in p if s.name not in _QUIET] for p in (steps, larger))
-        if [s.name for s in one] == [s.name for s in other]:
+        self.is_in_step = list(map(_kind, one)) == list(map(_kind, other))
+        if self.is_in_step:
             for a, b in zip(one, other, strict=True):
                 self._compare(a, b)
         else:
@@ -98,6 +103,35 @@ class Comparison:
     def cuts_elsewhere(self) -> bool:
         """Whether arrays come to have other sizes because they are cut in other places."""
         return next(iter(self.sizes.values()), "") in ("slice", "split", "dynamic_slice", "pad")
+
+    @property
+    def agrees(self) -> bool:
+        """Whether it is the same program, so that none of its numbers depends on a size."""
+        return self.is_in_step and not self.sizes and not self.values
+
+    def problems(self, changes: Mapping[str, Change], *, exactly: bool) -> Iterator[str]:
+        """Yields what speaks against a growth.
+
+        Args:
+            changes: how widths change, by name.
+            exactly: whether the constants that recipes ask for must be those of the program.
+        """
+        yield from self.sizes
+        recipes = [change for change in changes.values() if change.recipe]
+        ratios = {r**p for c in recipes for r in (c.ratio, c.new / c.old) for p in _POWERS}
+        for value, ratio in self.values.items():
+            if ratio is None or not any(isclose(ratio, r, rel_tol=1e-5) for r in ratios):
+                yield value
+        for name, a, b in self._scaled if exactly else ():
+            for dim in to_blame(a, a.scale) if recipes else ():
+                change = changes.get(self._grown.names.get(dim.root, ""))
+                if change is None or change.recipe is None:
+                    continue
+                for _, number, power in change.recipe.constants:
+                    wanted = number * change.ratio**power
+                    if _is_close(number, a.scale) and not _is_close(wanted, b.scale):
+                        scales = f"{b.scale:.6g} instead of {wanted:.6g}"
+                        yield f"{name} takes what was scaled by {scales}"
 
     def _compare(self, old: Step, new: Step) -> None:
         values = (*old.operands, *old.results), (*new.operands, *new.results)
@@ -115,12 +149,15 @@ class Comparison:
                 self.values[f"{old.name} has {what} {b} instead of {a}"] = None
         for a, b in _constants(old, new):
             if not self._is_same(old, a, b):
-                self.values[f"{old.name} has {_said(b)} instead of {_said(a)}"] = None
+                ratio = b.number / a.number if a.number and b.number else None
+                self.values[f"{old.name} has {_said(b)} instead of {_said(a)}"] = ratio
         if not _scales(old):
             for a, b in zip(old.operands, new.operands, strict=True):
-                if not self._is_close(a.scale, b.scale):
+                if a.scale != 1:
+                    self._scaled.append((old.name, a, b))
+                if not _is_close(a.scale, b.scale):
                     scales = f"{b.scale:.6g} instead of {a.scale:.6g}"
-                    self.values[f"{old.name} takes what was scaled by {scales}"] = None
+                    self.values[f"{old.name} takes what was scaled by {scales}"] = b.scale / a.scale
 
     def _parameters(self, old: Step, new: Step) -> Iterator[tuple[str, Any, Any]]:
         """Yields parameters of a step that must be equal."""
@@ -152,28 +189,30 @@ class Comparison:
         if (a.number, b.number) in self._grown.lengths:
             if all(x.index or x.wrapped for x in step.operands if x is not a):
                 return True  # counted from the end
-        return self._is_close(a.number, b.number)
-
-    def _is_close(self, a: float, b: float) -> bool:
-        """Whether numbers are the same, or a recipe makes up for the difference."""
-        if isclose(a, b, rel_tol=1e-6) or (a != a and b != b):
-            return True
-        return bool(a) and any(isclose(b, a * p, rel_tol=1e-5) for p in self._powers)
+        return _is_close(a.number, b.number)
 
     def _compare_unordered(self, old: Sequence[Step], new: Sequence[Step]) -> None:
         """Compares programs of which one may have the other's steps in another order."""
-        counts = Counter(step.name for step in old), Counter(step.name for step in new)
-        for name in sorted(counts[0].keys() | counts[1].keys()):
-            a, b = (count[name] for count in counts)
+        counts = Counter(map(_kind, old)), Counter(map(_kind, new))
+        for kind in sorted(counts[0].keys() | counts[1].keys()):
+            a, b = (count[kind] for count in counts)
             if a != b:
-                self.values[f"it has {b} times {name} instead of {a} times"] = None
+                self.values[f"it has {b} times {kind[0]} instead of {a} times"] = None
         numbers = [
             sorted(x.number for s in steps for x in s.operands if x.number is not None)
             for steps in (old, new)
         ]
-        alike = len(numbers[0]) == len(numbers[1]) and all(map(self._is_close, *numbers))
+        alike = len(numbers[0]) == len(numbers[1]) and all(map(_is_close, *numbers))
         if not self.values and not alike:
             self.values["it has other constants"] = None
+
+
+def _kind(step: Step) -> tuple[str, int, int]:
+    return step.name, len(step.operands), len(step.results)
+
+
+def _is_close(a: float, b: float) -> bool:
+    return isclose(a, b, rel_tol=1e-5) or (a != a and b != b)
 
 
 def _scales(step: Step) -> bool:

@@ -13,14 +13,14 @@ import jax
 
 from dogwood_jax._deepen import insertions
 from dogwood_jax._follow import Comparison, GrownSizes
-from dogwood_jax._growth import Change, Growth
+from dogwood_jax._growth import Change
 from dogwood_jax._insert import Insertion
 from dogwood_jax._jaxpr import Program
-from dogwood_jax._layout import Layout, Units
+from dogwood_jax._layout import Layout, Units, size_of
 from dogwood_jax._target import sizes_of_target
 from dogwood_jax._trace import Traced, trace
 from dogwood_jax._tree import PyTree, arrays_of, is_array, leaf_path, leaves_by_path, struct
-from dogwood_jax._widths import Network, Widths
+from dogwood_jax._widths import Widths
 
 
 @dataclass(frozen=True)
@@ -106,34 +106,38 @@ def read_larger(widths: Widths, target: PyTree, target_apply: Callable[..., Any]
     return Larger(kept, found, larger, _same_widths(widths, larger, paired, stacked))
 
 
-def compare_programs(growth: Growth, larger: Larger, target: PyTree) -> Comparison | None:
+def compare_programs(
+    widths: Widths, sizes: Mapping[str, int], larger: Larger, target: PyTree
+) -> Comparison | None:
     """Compares the network's program with that of the larger network.
+
+    Args:
+        widths: the network's widths.
+        sizes: new sizes by name of the width.
+        larger: what is known of the larger model.
+        target: its variables, or None.
 
     Returns:
         The comparison with the larger model's own program. Without that, with the network's own
         function of larger arrays if it takes them; None if it does not, as the functions of most
         libraries, or if there is nothing to compare.
     """
-    network = growth.widths.network
+    network = widths.network
     if network is None or larger.insertions:
         return None
     if larger.widths is not None and larger.widths.network is not None:
         traced = larger.widths.network.traced
     else:
-        variables = _resized(network, growth) if target is None else target
+        variables = _resized(widths, sizes) if target is None else target
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                inputs = _grown_inputs(growth.widths, growth.sizes)
+                inputs = _grown_inputs(widths, sizes)
                 traced = Traced(Program(network.apply, variables, inputs))
         except Exception:  # which any function may raise that knows its sizes
             return None
-    return Comparison(
-        network.traced.trace.steps,
-        traced.trace.steps,
-        _grown_sizes(growth.widths, growth.sizes),
-        [r for c in growth.changes if c.recipe for r in (c.ratio, c.new / c.old)],
-    )
+    grown = _grown_sizes(widths, sizes)
+    return Comparison(network.traced.trace.steps, traced.trace.steps, grown)
 
 
 def _grown_sizes(widths: Widths, sizes: Mapping[str, int]) -> GrownSizes:
@@ -142,13 +146,15 @@ def _grown_sizes(widths: Widths, sizes: Mapping[str, int]) -> GrownSizes:
     return GrownSizes(widths, dims, sizes)
 
 
-def _resized(network: Network, growth: Growth) -> PyTree:
+def _resized(widths: Widths, sizes: Mapping[str, int]) -> PyTree:
     """Returns the network's variables in the shapes that they will have."""
+    assert widths.network is not None
+    shapes = {leaf.path: [size_of(axis, sizes) for axis in leaf.axes] for leaf in widths.leaves}
 
     def one(keys: Any, leaf: Any) -> Any:
-        return struct(growth.shapes[leaf_path(keys)], leaf.dtype) if is_array(leaf) else leaf
+        return struct(shapes[leaf_path(keys)], leaf.dtype) if is_array(leaf) else leaf
 
-    return jax.tree_util.tree_map_with_path(one, network.variables)
+    return jax.tree_util.tree_map_with_path(one, widths.network.variables)
 
 
 def _grown_inputs(widths: Widths, sizes: Mapping[str, int]) -> tuple[Any, ...]:

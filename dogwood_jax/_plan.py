@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from dogwood_jax._follow import Comparison
 from dogwood_jax._growth import Change, Growth
 from dogwood_jax._larger import Larger, compare_programs, read_larger
 from dogwood_jax._problems import listed
+from dogwood_jax._scales import SUSPICION
 from dogwood_jax._target import sizes_of_target, splits
 from dogwood_jax._tree import PyTree
 from dogwood_jax._widths import Recipe, Width, Widths
@@ -45,9 +47,9 @@ def plan(
             differ is worked out; ``sizes`` settles what the shapes leave open. The grown
             variables get the target's tree structure.
         target_apply: the larger model's function of variables and inputs. With it, the plan reads
-            how the larger model splits products such as heads * head_dim, checks the constants
-            that a recipe asks for, and may insert layers that only the larger model has, filled
-            so that they compute the identity (see ``deepen``).
+            how the larger model splits products such as heads * head_dim, checks its constants and
+            that it computes the same otherwise, and may insert layers that only the larger model
+            has, filled so that they compute the identity (see ``deepen``).
         keep: by width, the units that stay: their indices, in their new order, or a boolean mask.
             The others are removed, see ``narrow``.
         merge: by width, groups of units that compute the same function, as ``find_symmetric``
@@ -103,8 +105,20 @@ def plan(
         ]
         new = sizes_of_target(widths, larger.shapes, larger.sizes | new, problems)
     chosen = _strategies(widths, strategy, problems)
+    comparable = not problems and keep is None and merge is None
+    if comparable and all(s.preserving or s.choice is not None for s in chosen.values()):
+        compared = compare_programs(widths, new, larger, target)
+    else:
+        compared = None
+    cleared = compared is not None and compared.agrees and target_apply is not None
     changes = {
-        name: _extended(widths[name], new[name], chosen.get(name), interface, problems)
+        name: _extended(
+            _cleared(widths[name]) if cleared else widths[name],
+            new[name],
+            chosen.get(name),
+            interface,
+            problems,
+        )
         for name, size in widths.sizes.items()
         if new.get(name, size) != size
     }
@@ -128,22 +142,25 @@ def plan(
     if target_apply is None:
         notes += splits(widths, {change.width: change.new for change in made})
     growth = Growth(widths, made, tuple(dict.fromkeys(notes)), structure, larger.insertions)
-    if made and keep is None and merge is None and all(c.strategy.preserving for c in made):
-        if found := compare_programs(growth, larger, target):
-            return _checked(growth, found, target, target_apply is not None)
+    if compared:
+        _check(growth, compared, target, target_apply is not None)
     return growth
 
 
-def _checked(growth: Growth, found: Comparison, target: PyTree, has_apply: bool) -> Growth:
-    """Returns the growth if the larger network's program does not contradict it."""
-    problems = [*found.sizes, *found.values]
-    if found.sizes and not has_apply:
-        if target is not None or not found.cuts_elsewhere:
-            return growth  # the larger model has a function of its own
-        problems = [
-            f"{size}; if the larger model's function does otherwise, pass target= and target_apply="
-            for size in found.sizes
-        ]
+def _cleared(width: Width) -> Width:
+    """Returns a width without hazards of numbers that turned out not to depend on its size."""
+    hazards = tuple(hazard for hazard in width.hazards if not hazard.endswith(SUSPICION))
+    return replace(width, hazards=hazards, recipes=width.recipes if hazards else ())
+
+
+def _check(growth: Growth, compared: Comparison, target: PyTree, has_apply: bool) -> None:
+    """Raises if the larger network's program contradicts a growth."""
+    problems = list(compared.problems(growth.change, exactly=has_apply))
+    if not has_apply and (compared.sizes or not compared.is_in_step):
+        if target is not None or (compared.sizes and not compared.cuts_elsewhere):
+            return  # the larger model has a function of its own
+        way_out = "if the larger model's function does otherwise, pass target= and target_apply="
+        problems = [f"{problem}; {way_out}" for problem in problems]
     if problems:
         what = "the larger model" if has_apply else "in these sizes, the network itself"
         raise ValueError(
@@ -152,7 +169,6 @@ def _checked(growth: Growth, found: Comparison, target: PyTree, has_apply: bool)
                 [f"{what} computes something else: {problem}" for problem in problems[:3]],
             )
         )
-    return growth
 
 
 def _by_name(

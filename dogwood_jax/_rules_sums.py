@@ -31,6 +31,7 @@ _HIDDEN = (
     "no weights can be zeroed to silence new units: they are constants, or behind a function that "
     "does not keep zeros, such as exp or a norm"
 )
+_WINDOW_SUM = "reduce_window_sum"
 _UNWEIGHTED = "it is summed over without weights, as a mean, a norm or a softmax does"
 
 
@@ -302,7 +303,7 @@ def _top_k(trace: Trace, eqn: Any, x: Value) -> list[Value]:
     return [mixed((x,), dims), mixed((x,), dims)]
 
 
-@rule("reduce_window_sum", "reduce_window_max", "reduce_window_min", "reduce_window")
+@rule(_WINDOW_SUM, "reduce_window_max", "reduce_window_min", "reduce_window")
 def _reduce_window(trace: Trace, eqn: Any, *values: Value) -> list[Value]:
     p = eqn.params
     count = len(eqn.outvars)
@@ -318,7 +319,9 @@ def _reduce_window(trace: Trace, eqn: Any, *values: Value) -> list[Value]:
             if not untouched:
                 dim.fix(_SPATIAL)
             dims.append(dim if untouched else Dim(shape[axis], _SPATIAL))
-        out.append(mixed((x,), dims))
+        # What a mean over the window divides by has nothing to do with other sizes.
+        window = (Dim(prod(p["window_dimensions"])),) if eqn.primitive.name == _WINDOW_SUM else ()
+        out.append(mixed((x,), dims, summed=window))
     return out
 
 

@@ -24,10 +24,14 @@ USUAL_NUMBERS = (
 )
 
 
+# How a hazard ends that the larger model's program can clear up.
+SUSPICION = "and looks computed from its size"
+
+
 def check_scales(scales: Iterable[tuple[Value, float]]) -> None:
     """Endangers dimensions of values that are scaled by constants computed from their size."""
     for value, number in scales:
-        hazard = f"the constant {_spelled(number)} scales it and looks computed from its size"
+        hazard = f"the constant {_spelled(number)} scales it {SUSPICION}"
         for dim in to_blame(value, number):
             if not dim.root.hazards:
                 dim.endanger(hazard)

@@ -203,3 +203,27 @@ def test_a_larger_model_may_take_larger_inputs():
     assert dw.plan(widths, **options, interface=True).sizes == {"up[0]": 7, "up": 9}
     with pytest.raises(ValueError, match="cannot be traced with .* inputs: 'sideways'"):
         dw.plan(widths, target=shapes(7, 9), target_apply=lambda params, x: params["sideways"])
+
+
+def attention(scale):
+    def apply(params, x):
+        q, k, v = (x @ params[name] for name in "qkv")
+        return jax.nn.softmax(q @ k.T * scale(q.shape[1])) @ v
+
+    return apply
+
+
+@pytest.mark.parametrize("scale", [lambda n: n**-0.5, lambda n: 0.5], ids=["root", "number"])
+def test_the_larger_model_tells_whether_a_number_follows_from_a_size(scale):
+    """0.5 is one over the root of the four dimensions, or no more than a number."""
+    draw = lambda n: jnp.asarray(np.random.default_rng(n).normal(size=(5, n)))  # noqa: E731
+    params, x = {"q": draw(4), "k": draw(4) + 1, "v": draw(3)}, draw(7).T
+    apply = attention(scale)
+    widths = dw.trace(apply, params, x)
+    target = params | {"q": draw(6), "k": draw(6)}
+    growth = dw.plan(widths, target=target, target_apply=apply)
+    assert ("k" in growth.factors) == (scale(6) != 0.5)
+    grown = dw.grow(params, growth, key=jax.random.key(0))
+    assert dw.compare(apply, params, apply, grown, x).relative < 1e-12
+    with pytest.raises(ValueError, match="scaled by 0.6 instead of 0.5"):
+        dw.plan(widths, target=target, target_apply=attention(lambda n: 0.1 * n))
