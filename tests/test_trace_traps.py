@@ -431,6 +431,12 @@ def as_many_layers_as_units(p: Any, x: Any) -> Any:
     return h @ p["o"]
 
 
+@trap({"i[1]": OTHER}, i=(5, 3), o=(3, 2))
+def window_of_the_width(p: Any, x: Any) -> Any:
+    h, n = layer(p, x), p["i"].shape[1]
+    return lax.reduce_window(h @ p["o"], 0.0, lax.add, (n, 1), (1, 1), "SAME")
+
+
 @trap({"i[1]": OTHER}, **MLP)
 def table_computed_with_the_width(p: Any, x: Any) -> Any:
     h = layer(p, x)
