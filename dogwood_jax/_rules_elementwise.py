@@ -99,6 +99,12 @@ _FOLDS: dict[str, Callable[..., Any]] = {
     "max": max,
     "min": min,
     "pow": operator.pow,
+    "eq": operator.eq,
+    "ne": operator.ne,
+    "lt": operator.lt,
+    "le": operator.le,
+    "gt": operator.gt,
+    "ge": operator.ge,
 }
 
 
@@ -267,7 +273,8 @@ def _compare(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
                     dims[axis].root.interface = True
     noise = "mask" if x.noise or y.noise else None
     out = mixed((x, y), dims, positional=positional, noise=noise)
-    return [replace(out, silencers=silencers)]
+    number = _fold(eqn.primitive.name, x.number, y.number)
+    return [replace(out, silencers=silencers, number=number)]
 
 
 @rule(*_OTHER_NARY.split())
@@ -286,7 +293,8 @@ def _select_n(trace: Trace, eqn: Any, which: Value, *cases: Value) -> list[Value
     silencers = _terms(cases, out)
     if which.origin != "constant":  # what is selected may depend on the weights themselves
         silencers = tuple(nonlinear(s) for s in silencers)
-    return [replace(out, silencers=silencers, index=index)]
+    number = None if which.number is None else cases[int(which.number)].number
+    return [replace(out, silencers=silencers, index=index, number=number)]
 
 
 @rule("clamp")

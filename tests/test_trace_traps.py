@@ -624,6 +624,12 @@ def gradient_penalty(p: Any, x: Any) -> Any:
     return jnp.sum(jax.grad(lambda x: jnp.sum(layer(p, x) @ p["o"]))(x) ** 2, axis=0)[:2]
 
 
+@trap({"i[1]": "grown"}, i=(5, 6), w=(3, 6, 6), o=(6, 2))
+def layers_looked_up_in_a_loop(p: Any, x: Any) -> Any:
+    """What counts positions from the end depends on the width, and does not matter."""
+    return lax.fori_loop(0, 3, lambda k, h: jnp.tanh(h @ p["w"][k]), x @ p["i"]) @ p["o"]
+
+
 @trap({"i[1]": "copied"}, **MLP)
 def own_derivative(p: Any, x: Any) -> Any:
     @jax.custom_vjp
