@@ -23,6 +23,17 @@ hypothesis.settings.register_profile("repeatable", derandomize=True, database=No
 hypothesis.settings.load_profile("repeatable")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keeps tests of a network, and those of the examples, on one worker: they share its work."""
+    for item in items:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        if item.path.name == "test_examples.py":
+            item.add_marker(pytest.mark.xdist_group("examples"))
+        elif item.path.name == "test_trace_growth.py" and "name" in parameters:
+            item.add_marker(pytest.mark.xdist_group(parameters["name"]))
+
+
 @pytest.fixture(scope="module")
 def quick_to_compile() -> Iterator[None]:
     """For tests of many networks, which take longer to compile than to run."""
