@@ -86,16 +86,24 @@ def _layout(dim: Dim, units: Iterator[Units]) -> Layout:
 
 def _note_units_that_never_learn(roles: Roles, trace: Trace) -> None:
     """Notes where all random weights that feed a unit or read it are zero for new units."""
+    penalized = set()
     found: dict[Dim, set[Role]] = {}
     for (leaf, _), spots in roles.spots.items():
         use = trace.uses.get(leaf)
         for spot in spots if use and KIND_OF_USE[use.how] == "random" else ():
             found.setdefault(spot.atom, set()).add(roles.of(spot))
+            if leaf in trace.penalized:
+                penalized.add(spot.atom)
     for atom, kinds in found.items():
         if "both" in kinds and "incoming" not in kinds:
+            why = (
+                "they are summed up, as weight decay does: trace the network without that"
+                if atom in penalized
+                else "they silence them as well"
+            )
             atom.note(
-                "the weights that feed its units silence them as well: with zero outgoing weights "
-                "new units never learn"
+                "the weights that feed its units must be zero for new ones, which with zero "
+                f"outgoing weights never learn: {why}"
             )
 
 

@@ -213,6 +213,8 @@ def _summed(trace: Trace, x: Value, axes: set[int]) -> Value:
         silencers = x.silencers_of(axis) if weighted and axis not in x.singular else ()
         if x.origin != "constant":
             trace.demand(x.dims[axis], (silencers,), _UNWEIGHTED)
+    if x.origin == "parameter" and len(axes) == x.ndim:
+        trace.penalized |= x.leaves
     if x.origin == "constant" and x.positional & axes:
         positions_used(x)
     kept = pick(x, [a for a in range(x.ndim) if a not in axes])

@@ -233,6 +233,7 @@ class Trace:
         self.first: dict[int, frozenset[int]] = {}
         # Entries along which a leaf is looked up or stacked, which make no units of their own.
         self.aside: set[Entry] = set()
+        self.penalized: set[int] = set()  # leaves of which the network sums up all entries
         self.scales: list[tuple[Value, float]] = []
         self._clock = itertools.count()
 

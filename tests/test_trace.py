@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import pickle
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -276,6 +277,46 @@ def test_other_inputs_pass_through() -> None:
     shapes = {"up": {"kernel": f64(3, 5)}, "down": f64(5, 2)}
     widths = dw.trace(with_options, shapes, X, True, None, jnp.tanh)
     assert places(widths["up"]) == places_of("-> up/kernel[1] <- down[0]")
+
+
+# Losses and gradients -----------------------------------------------------------------------------
+
+
+def training_step(params: Any, x: Any, decay: float) -> Any:
+    """A loss and its gradient, with a BatchNorm by the statistics of the batch in between."""
+
+    def loss(params: Any) -> Any:
+        y = x @ params["up"]
+        y = (y - y.mean(0, keepdims=True)) / jnp.sqrt(y.var(0, keepdims=True) + 1e-5)
+        penalty = sum(jnp.sum(w * w) for w in params.values()) if decay else 0
+        return jnp.mean(jnp.square(jnp.tanh(y * params["scale"][None]) @ params["down"])) + penalty
+
+    return jax.value_and_grad(loss)(params)
+
+
+STEP = {"up": f64(3, 5), "scale": f64(5), "down": f64(5, 2)}
+
+
+def test_new_units_behind_a_batch_norm_learn() -> None:
+    widths = dw.trace(functools.partial(training_step, decay=0), STEP, X)
+    assert widths.of("up", 1).notes == ()
+    params = fill(STEP, 1)
+    grown = dw.grow(params, dw.plan(widths, {("up", 1): 8}), key=jax.random.key(0))
+    value, gradient = training_step(grown, X, decay=0)
+    np.testing.assert_allclose(value, training_step(params, X, decay=0)[0], rtol=1e-12)
+    assert np.all(np.asarray(gradient["down"][5:]))
+    stepped = jax.tree.map(lambda p, g: p - 0.1 * g, grown, gradient)
+    _, gradient = training_step(stepped, X, decay=0)
+    assert np.all(np.asarray(gradient["up"][:, 5:])) and np.all(np.asarray(gradient["scale"][5:]))
+
+
+def test_weight_decay_in_the_network_leaves_new_units_without_weights() -> None:
+    widths = dw.trace(functools.partial(training_step, decay=1e-3), STEP, X)
+    growth = dw.plan(widths, {("up", 1): 8})
+    assert "never learn: they are summed up, as weight decay does" in growth.notes[0]
+    params = fill(STEP, 1)
+    old, new = (training_step(p, X, decay=1e-3)[0] for p in (params, dw.grow(params, growth)))
+    np.testing.assert_allclose(new, old, rtol=1e-12)
 
 
 # Interfaces ---------------------------------------------------------------------------------------
