@@ -62,10 +62,12 @@ def _labels(
     made: set[Dim],
 ) -> tuple[set[Dim], set[Dim]]:
     """Returns what counts heads and what their dimensions are, in two contractions of attention."""
+    free = {*first.free[0], *first.free[1]}
     if {*first.contracted} & made:
+        if not (free - made) & {*second.contracted}:
+            return set(), set()  # without keys' positions this is the gradient of something else
         # Heads that share a key or a value are no batch axis there.
-        kept = {*second.batch, *second.contracted, *scored}
-        heads = {*first.batch, *first.free[0], *first.free[1]} & kept
+        heads = {*first.batch, *free} & {*second.batch, *second.contracted, *scored}
         # Values that have been through the output's weights have no dimensions of a head left.
         values = set() if heads & made & {*second.contracted} else {*other}
         return heads, {*first.contracted} | values - heads

@@ -319,6 +319,20 @@ def test_weight_decay_in_the_network_leaves_new_units_without_weights() -> None:
     np.testing.assert_allclose(new, old, rtol=1e-12)
 
 
+def test_only_attention_has_heads() -> None:
+    """Experts are weighed, and gradients contracted, much as queries meet keys and values."""
+    shapes = {"experts": f64(4, 3, 5), "router": f64(3, 4), "out": f64(5, 2)}
+
+    def loss(params: Any, x: Any) -> Any:
+        each = jnp.tanh(jnp.einsum("bi,eij->ebj", x, params["experts"]))
+        y = jnp.einsum("ebj,be->bj", each, x @ params["router"])
+        return jnp.mean(jnp.square(y @ params["out"]))
+
+    for network in (loss, jax.value_and_grad(loss)):
+        widths = dw.trace(network, shapes, X)
+        assert not any("head" in name for name in widths), list(widths)
+
+
 # Interfaces ---------------------------------------------------------------------------------------
 
 
