@@ -79,26 +79,26 @@ def pattern(text: str) -> str:
     return _NUMBER.sub("*", text)
 
 
-def layers_together(rows: Iterable[Row]) -> list[tuple[Row, int]]:
+def layers_together(rows: Iterable[Row]) -> list[tuple[Row, list[int]]]:
     """Returns rows in which those that differ in the number of a layer alone are one.
 
     Args:
         rows: texts, ``("block_0/up", ...)``, of one length all.
 
     Returns:
-        Rows, ``("block_{0..11}/up", ...)``, with how many each stands for.
+        Rows, ``("block_{0..11}/up", ...)``, each with the indices of those that it stands for.
     """
-    alike: dict[Row, list[Row]] = {}
-    for row in rows:
-        alike.setdefault(tuple(map(_pattern, row)), []).append(row)
-    found: list[tuple[Row, int]] = []
+    alike: dict[Row, list[tuple[Row, int]]] = {}
+    for index, row in enumerate(rows):
+        alike.setdefault(tuple(map(_pattern, row)), []).append((row, index))
+    found: list[tuple[Row, list[int]]] = []
     for group in alike.values():
-        cells = [*zip(*group, strict=True)]
+        cells = [*zip(*(row for row, _ in group), strict=True)]
         numbers = {column for cell in cells for column in zip(*map(_NUMBER.split, cell))}
         if len(group) >= MANY and sum(len({*column}) > 1 for column in numbers) == 1:
-            found.append((tuple(map(_together, cells)), len(group)))
+            found.append((tuple(map(_together, cells)), [index for _, index in group]))
         else:
-            found += [(row, 1) for row in group]
+            found += [(row, [index]) for row, index in group]
     return found
 
 

@@ -341,8 +341,8 @@ def _rows(widths: Iterable[Width]) -> list[tuple[str, ...]]:
     """Returns the rows of a table; widths that repeated layers have alike share one."""
     rows = ((w.name, str(w.size), "\n".join(_places(w)), w.status) for w in widths)
     return [
-        (*cells, status if count == 1 else f"{count} widths, each {status}")
-        for (*cells, status), count in layers_together(rows)
+        (*cells, status if len(members) == 1 else f"{len(members)} widths, each {status}")
+        for (*cells, status), members in layers_together(rows)
     ]
 
 

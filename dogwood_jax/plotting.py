@@ -5,15 +5,18 @@ Each function draws into the axes given as ``ax``, or into those of a new figure
 
 from collections.abc import Mapping
 from math import ceil, prod, sqrt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from dogwood_jax._tables import layers_together, merged
 from dogwood_jax._widths import Widths
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+_Style = Literal["full", "left", "none"]  # how much of a mark is filled
 
 
 def units(
@@ -111,8 +114,9 @@ def curves(
 def widths(widths: Widths, *, ax: "Axes | None" = None) -> "Axes":
     """Draws which arrays share which width.
 
-    A column for each width that can grow or is an input or output, a row for each axis it occurs
-    on; a filled mark where the array produces the units, an open one where it reads them.
+    A column for each width that can grow or is an input or output, a row for each array; repeated
+    layers share theirs. A mark is filled where the array produces the units and open where it reads
+    them, so that a network is read along its rows and columns in turn.
 
     Args:
         widths: from ``trace`` or ``chain``.
@@ -133,23 +137,48 @@ def widths(widths: Widths, *, ax: "Axes | None" = None) -> "Axes":
         >>> ax = dw.plotting.widths(dw.chain(params, ("up", "down")))
         >>> [label.get_text() for label in ax.get_xticklabels()]
         ['up[0] (4)', 'up (8)', 'down (2)']
+        >>> [label.get_text() for label in ax.get_yticklabels()]
+        ['up/kernel', 'down/kernel']
     """
     shown = [width for width in widths.values() if not width.fixed]
-    places = dict.fromkeys((o.path, o.axis) for width in shown for o in width.occurrences)
-    row = {place: i for i, place in enumerate(places)}
-    ax = _axes((3 + 0.4 * len(shown), 2 + 0.25 * len(row))) if ax is None else ax
-    for column, width in enumerate(shown):
-        rows = [row[o.path, o.axis] for o in width.occurrences]
-        color = f"C{column % 10}"
-        ax.plot([column] * len(rows), rows, color=color, linewidth=1)
-        for place, occurrence in zip(rows, width.occurrences, strict=True):
-            filled = color if occurrence.role == "incoming" else "white"
-            ax.plot(column, place, "o", color=color, markerfacecolor=filled)
-    labels = [f"{width.name} ({width.size})" for width in shown]
-    ax.set_xticks(range(len(shown)), labels, rotation=90)
-    ax.set_yticks(range(len(row)), [f"{path}[{axis}]" for path, axis in row])
+    columns = layers_together((f"{width.name} ({width.size})",) for width in shown)
+    column = {
+        shown[member].name: place for place, (_, found) in enumerate(columns) for member in found
+    }
+    marks: dict[str, dict[int, set[str]]] = {}
+    for width in shown:
+        for o in width.occurrences:
+            marks.setdefault(o.path, {}).setdefault(column[width.name], set()).add(o.role)
+    paths = [leaf.path for leaf in widths.leaves if leaf.path in marks]
+    rows = merged((_styles(marks[path]), path) for path in paths)
+    ax = _axes((4 + 0.4 * len(columns), 3 + 0.22 * len(rows))) if ax is None else ax
+    reach: dict[int, list[int]] = {}
+    for row, (found, _) in enumerate(rows):
+        places = [place for place, _ in found]
+        ax.plot([min(places), max(places)], [row, row], color="0.8", linewidth=1, zorder=0)
+        for place, style in found:
+            color = f"C{place % 10}"
+            ax.plot(place, row, "o", color=color, fillstyle=style, markerfacecoloralt="white")
+            reach.setdefault(place, []).append(row)
+    for place, along in reach.items():
+        ax.plot([place, place], [min(along), max(along)], color=f"C{place % 10}", zorder=0)
+    legend: dict[_Style, str] = {"full": "produces the units", "none": "reads them", "left": "both"}
+    for style, what in legend.items():
+        ax.plot([], [], "ko", fillstyle=style, markerfacecoloralt="white", label=what)
+    ax.legend(loc="upper right")
+    ax.set_xticks(range(len(columns)), [label for (label,), _ in columns], rotation=90)
+    ax.set_yticks(range(len(rows)), [path for _, path in rows])
     ax.invert_yaxis()
     return ax
+
+
+def _styles(marks: Mapping[int, set[str]]) -> tuple[tuple[int, _Style], ...]:
+    """Returns how the marks of an array are filled, by column."""
+    styles: dict[frozenset[str], _Style] = {
+        frozenset({"incoming"}): "full",
+        frozenset({"outgoing"}): "none",
+    }
+    return tuple((place, styles.get(frozenset(roles), "left")) for place, roles in marks.items())
 
 
 def _axes(size: tuple[float, float] | None = None) -> "Axes":

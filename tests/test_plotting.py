@@ -94,12 +94,35 @@ def test_widths_are_columns_with_a_mark_for_each_place(ax):
     rows = [label.get_text() for label in ax.get_yticklabels()]
     columns = [label.get_text() for label in ax.get_xticklabels()]
     marks = {
-        (columns[int(line.get_xdata()[0])], rows[int(line.get_ydata()[0])])
+        (columns[int(x)], rows[int(y)], line.get_fillstyle())
         for line in ax.get_lines()
         if line.get_marker() == "o"
+        for x, y in zip(*line.get_data())
     }
     assert marks == {
-        (f"{width.name} ({width.size})", f"{place.path}[{place.axis}]")
+        (
+            f"{width.name} ({width.size})",
+            place.path,
+            "full" if place.role == "incoming" else "none",
+        )
         for width in widths.values()
         for place in width.occurrences
     }
+
+
+def test_repeated_layers_share_rows_and_columns(ax):
+    sizes = {"in": (4, 8), "layer_0": (8, 8), "layer_1": (8, 8), "layer_2": (8, 8), "out": (8, 2)}
+    params = {name: {"kernel": np.ones(shape)} for name, shape in sizes.items()}
+    plotting.widths(dw.chain(params, tuple(sizes)), ax=ax)
+    assert [label.get_text() for label in ax.get_xticklabels()] == [
+        "in[0] (4)",
+        "in (8)",
+        "layer_{0..2} (8)",
+        "out (2)",
+    ]
+    assert [label.get_text() for label in ax.get_yticklabels()] == [
+        "in/kernel",
+        "layer_0/kernel",
+        "layer_{1,2}/kernel",
+        "out/kernel",
+    ]
