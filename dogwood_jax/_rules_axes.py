@@ -55,6 +55,8 @@ def _broadcast_in_dim(trace: Trace, eqn: Any, x: Value, *_: Value) -> list[Value
 @rule("reshape")
 def _reshape(trace: Trace, eqn: Any, x: Value, *_: Value) -> list[Value]:
     (shape,) = shapes_out(eqn)
+    if (order := eqn.params.get("dimensions")) is not None:  # a transpose first
+        x = pick(x, order)
     if x.ndim and not shape:
         for dim in x.dims:
             dim.fix(DROPPED)

@@ -139,7 +139,8 @@ def _broadcast_in_dim(r: Reading, step: Step) -> Sequence[State]:
 @rule("reshape squeeze expand_dims")
 def _reshape(r: Reading, step: Step) -> Sequence[State]:
     x, (result,) = step.operands[0], step.results
-    before = [(a, d.size) for a, d in enumerate(x.dims) if d.size != 1]
+    order = step.params.get("dimensions") or range(x.ndim)
+    before = [(a, x.dims[a].size) for a in order if x.dims[a].size != 1]
     after = [(a, d.size) for a, d in enumerate(result.dims) if d.size != 1]
     origin = None
     if [size for _, size in before] == [size for _, size in after]:

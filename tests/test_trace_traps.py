@@ -52,6 +52,22 @@ def layer(params: Any, x: Any) -> Any:
 MLP = {"i": (5, 6), "o": (6, 2)}
 
 
+# Axes in another order ---------------------------------------------------------------------------
+
+
+@trap({"i[1.1]": "copied"}, i=(5, 9), o=(9, 2))
+def flattened_columns_first(p: Any, x: Any) -> Any:
+    """A reshape that transposes first."""
+    y = layer(p, x).reshape(4, 3, -1)
+    return y.reshape(4, -1, order="F") @ p["o"]
+
+
+@trap({"i[1.1]": "copied"}, i=(5, 9), o=(9, 2))
+def transposed_within_a_reshape(p: Any, x: Any) -> Any:
+    y = layer(p, x).reshape(4, 3, -1)
+    return lax.reshape(y, (4, 3 * y.shape[2]), dimensions=(0, 2, 1)) @ p["o"]
+
+
 # Weights that act more than once -----------------------------------------------------------------
 
 
