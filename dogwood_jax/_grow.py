@@ -259,7 +259,8 @@ class _Draws:
             for axes in (self.leaf.fan_in, self.leaf.fan_out)
         )
         limit = sqrt(6 / (fan_in + fan_out))
-        return uniform(next(self.words), shape, self.dtype, limit)
+        drawn: Array = uniform(next(self.words), shape, self.dtype, limit)
+        return drawn
 
     def normal(self, shape: tuple[int, ...]) -> Array:
         """Returns standard normal numbers."""

@@ -150,7 +150,8 @@ def _values(insertion: Insertion, word: Array | None) -> Array:
         return jnp.broadcast_to(_identity(layer, insertion.axes).astype(dtype), shape)
     if insertion.fill == "free" and insertion.kind == "random" and word is not None:
         limit = math.sqrt(6 / sum(insertion.fans))
-        return uniform(next(seeds(word)), shape, dtype, limit)
+        drawn: Array = uniform(next(seeds(word)), shape, dtype, limit)
+        return drawn
     value = {"zeros": 0.0, "ones": 1.0}.get(insertion.kind, 0.0)
     return jnp.full(shape, insertion.value if insertion.fill == "constant" else value, dtype)
 

@@ -10,11 +10,13 @@ Reference:
     The hash is lowbias32, found by Chris Wellons, 2018, Prospecting for Hash Functions.
 """
 
+import functools
 from collections.abc import Iterator
 from itertools import count
 from math import prod
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -26,6 +28,8 @@ def seeds(seed: Array) -> Iterator[Array]:
         yield _hash(seed + jnp.uint32(index * 0x9E3779B9 % 2**32))
 
 
+# Traced once for each shape, which networks of many layers repeat.
+@functools.partial(jax.jit, static_argnames=("shape", "dtype", "limit"))
 def uniform(seed: Array, shape: tuple[int, ...], dtype: Any, limit: float) -> Array:
     """Returns uniform random numbers between ``-limit`` and ``limit``.
 
