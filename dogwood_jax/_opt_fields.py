@@ -9,7 +9,6 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from dogwood_jax._growth import Growth
 from dogwood_jax._problems import listed
@@ -245,26 +244,24 @@ def watched(tx: Any, params: PyTree) -> dict[str, Seen]:
     """
     import optax
 
-    def of_gradient(size: float, shape: tuple[int, ...]) -> Array:
-        return jnp.asarray([size, 1e-2], jnp.float32)[: math.prod(shape)].reshape(shape)
-
     def state_after(size: float) -> dict[str, Any]:
-        state = tx.init(zeros)
+        state, values = start, np.array([size, 1e-2], np.float32)
+        gradient = jax.tree.map(lambda a: values[: a.size].reshape(a.shape), zeros)
         for _ in range(4):
-            gradient = jax.tree.map(lambda a: of_gradient(size, a.shape), zeros)
-            _, state = update(gradient, state, zeros, value=jnp.zeros(()))
+            _, state = update(gradient, state, zeros, value=0.0)
         return leaves_by_path(state)
 
+    zeros = jax.tree.map(
+        lambda leaf: np.zeros([1] * (leaf.ndim - 1) + [2] * (leaf.ndim > 0), np.float32), params
+    )
     try:
         with jax.ensure_compile_time_eval():
-            zeros = jax.tree.map(
-                lambda leaf: jnp.zeros([1] * (leaf.ndim - 1) + [2] * (leaf.ndim > 0)), params
-            )
             update = jax.jit(optax.with_extra_args_support(tx).update)
-            begun = leaves_by_path(tx.init(zeros))
+            start = tx.init(jax.tree.map(jnp.asarray, zeros))
             states = [state_after(size) for size in (0.0, 1e-4, 2e-4, 4e-4)]
-    except (TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError):
         return {}
+    begun = leaves_by_path(start)
     seen = {}
     for place, array in begun.items():
         if jnp.issubdtype(jnp.result_type(array), jnp.floating):

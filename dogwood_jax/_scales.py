@@ -46,7 +46,7 @@ def to_blame(value: Value, number: float) -> Sequence[Dim]:
             return group  # a mean
     usual = _is_any(number, USUAL_NUMBERS)
     suspects = _suspects(value)
-    rooted = [s for s in suspects if (s.scores or not usual) and _is_any(number, _roots(s.size))]
+    rooted = [s for s in suspects if (s.scores or not usual) and _is_any(number, s.roots)]
     found = [s.dim for s in rooted]
     if usual:
         return found
@@ -83,6 +83,11 @@ class _Suspect(NamedTuple):
     @property
     def size(self) -> int:
         return self.dim.size
+
+    @property
+    def roots(self) -> tuple[float, ...]:
+        """What it may be: fourth roots scale queries and keys, each by half, and nothing else."""
+        return _roots(self.size)[: 4 if self.scores else 2]
 
     @property
     def sizes(self) -> tuple[float, ...]:

@@ -461,6 +461,8 @@ class Reading:
         for group in groups:
             n = prod(d.size for d in group)
             fits = [power for power, size in _functions_of_size(n) if _near(number, size)]
+            if x.origin != "parameter" and not any(d.bilinear for d in group):
+                fits = [power for power in fits if abs(power) != 0.25]  # of queries and keys only
             if fits and (degree := self._degree_of_group(group)):
                 degrees |= {degree * power for power in fits}
             elif fits:

@@ -188,7 +188,7 @@ def replicate(
         split: ``"even"`` divides outgoing weights equally among k copies; ``"uneven"`` gives them
             shares in the ratio 1 : 2 : ... : k, which breaks the symmetry without noise.
         units: the old units that new ones copy, in turn; all of them in their order unless given.
-            ``find_active`` ranks them.
+            ``dogwood_jax.activity`` ranks them.
 
     Raises:
         ValueError: if ``noise`` is negative or ``split`` is not one of the two.

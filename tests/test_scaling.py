@@ -377,6 +377,8 @@ CASES = {
     "library attention": Case(library_attention, ("k", 2), "zero_outgoing", (8,), tolerance=1e-5),
     "pre-norm": Case(transformer(), KERNEL, "tile", (15,)),
     "post-norm": Case(transformer(post=True), KERNEL, "tile", MULTIPLES),
+    # Its 9 units are the square of head_dim, so that 1 / sqrt(3) is also 9 ** -0.25.
+    "square": Case(lambda n=9, epsilon=EPSILON: transformer()(n, epsilon), KERNEL, "tile", (13,)),
     "scanned": Case(scanned, KERNEL, "tile", (15,)),
     "vit": Case(vit, ("patches/kernel", 3), "tile", (15,)),
     "rms post-norm, tied": Case(
