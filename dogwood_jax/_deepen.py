@@ -367,6 +367,10 @@ class _Proof:
             if loss.first:
                 shape = self.new.shapes[loss.leaf].shape
                 return f"{loss.leaf} of shape {shape}: no values make {f} with it the identity"
+            if f in ("integer_pow", "square"):
+                return (
+                    f"{module}: {f} follows it, as in gelu or a norm, which is not done twice alike"
+                )
             inner = f"{f}(x)" if loss.before == f else "x"
             return f"{module}: {f} follows it, and {f}({inner}) is not {inner}"
         if reader.strangers:
