@@ -192,9 +192,11 @@ class Comparison:
         """Whether constants are the same, sizes aside."""
         if a.number is None or b.number is None:
             return a.number is b.number is None and _same_table(a.table, b.table)
-        if (a.number, b.number) in self._grown.lengths:
-            if all(x.index or x.wrapped for x in step.operands if x is not a):
-                return True  # counted from the end
+        others = [x for x in step.operands if x is not a]
+        if all(x.index or x.wrapped or x.number == 0 for x in others):
+            pair = (a.number, b.number)
+            if {pair, (a.number + 1, b.number + 1)} & self._grown.lengths:
+                return True  # indices, counted from the end or kept in range
         return _is_close(a.number, b.number)
 
     def _compare_unordered(self, old: Sequence[Step], new: Sequence[Step]) -> None:
