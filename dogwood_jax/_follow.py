@@ -166,7 +166,8 @@ class Comparison:
 
     def _parameters(self, old: Step, new: Step) -> Iterator[tuple[str, Any, Any]]:
         """Yields parameters of a step that must be equal."""
-        for key in sorted(old.params.keys() & new.params.keys() - _SIZES):
+        keys = old.params.keys() & new.params.keys() - _SIZES if old.name != "dot_general" else ()
+        for key in sorted(keys):
             if _is_plain(old.params[key]) and _is_plain(new.params[key]):
                 yield key, old.params[key], new.params[key]
         if old.name == "scan":

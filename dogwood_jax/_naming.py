@@ -9,7 +9,7 @@ from dogwood_jax._dims import Dim
 from dogwood_jax._labels import label_attention
 from dogwood_jax._layout import Concat, Layout, Product, Role, Units
 from dogwood_jax._roles import Roles, Spot
-from dogwood_jax._scales import check_scales
+from dogwood_jax._scales import check_lone_scales, check_scales
 from dogwood_jax._scaling import find_recipes
 from dogwood_jax._values import KIND_OF_USE, Trace, Use, Value
 from dogwood_jax._widths import Facts, Leaf, Widths, make_widths
@@ -22,6 +22,7 @@ def name_widths(leaves: dict[str, Value], trace: Trace) -> Widths:
     paths = list(leaves)
     roles = Roles(trace, [value.dims for value in leaves.values()])
     check_scales(trace.scales)
+    without_recipe = check_lone_scales(trace.steps)
     _dims.hand_down([*trace.dims, *(d for value in leaves.values() for d in value.dims)])
     label_attention(trace, roles)
     names = _names(paths, roles, trace)
@@ -53,7 +54,8 @@ def name_widths(leaves: dict[str, Value], trace: Trace) -> Widths:
             )
         )
     norms = _norms(paths, roles, trace)
-    recipes = find_recipes(trace, leaves, found, names)
+    scaled = {atom: name for atom, name in names.items() if atom not in without_recipe}
+    recipes = find_recipes(trace, leaves, found, scaled)
     facts = {
         name: Facts(
             atom.size,

@@ -6,12 +6,13 @@ like, perhaps times a round number. One that is round must equal one of these.
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from math import pi, prod, sqrt
 from typing import NamedTuple
 
 from dogwood_jax._dims import Dim, parts_of
-from dogwood_jax._values import Value
+from dogwood_jax._values import Step, Value
 
 _ROUNDING = 3e-6  # relative, of single precision
 # Numbers that models use for other reasons: momenta, slopes, halves; then those of activation
@@ -37,6 +38,51 @@ def check_scales(scales: Iterable[tuple[Value, float]]) -> None:
                 dim.endanger(hazard)
 
 
+def check_lone_scales(steps: Sequence[Step]) -> set[Dim]:
+    """Endangers what a product with weights is summed over if only a multiple of it is used.
+
+    1 / sqrt(4) is a half, and halves have many reasons. But an activation function that multiplies
+    by a half reads what it multiplies elsewhere, too; an initialization at run time does not.
+
+    Returns:
+        The dimensions, for which no recipe is known.
+    """
+    makers = {id(result): step for step in steps for result in step.results}
+    readers = Counter(id(operand) for step in steps for operand in step.operands)
+    found: dict[Dim, None] = {}
+    for step in steps:
+        if step.name not in ("mul", "div") or len(step.operands) != 2:
+            continue
+        for value, other in (step.operands, step.operands[::-1]):
+            number = abs(other.number or 0)
+            if not number or value.number is not None or not _is_any(number, USUAL_NUMBERS):
+                continue
+            if value.origin == "parameter" and value.ndim > 1 and readers[id(value)] == 1:
+                sets = _subsets([d.root for d in value.dims if d.size > 1])
+            else:
+                sets = ((d,) for w in _summed_over(value, makers, readers) for d in parts_of(w))
+            blamed = (dims for dims in sets if _is_any(number, _roots(prod(d.size for d in dims))))
+            for dim in next(blamed, ()):
+                if not dim.hazards:
+                    dim.endanger(f"the constant {_spelled(number)} scales it {SUSPICION}")
+                    found[dim] = None
+    return {*found}
+
+
+def _summed_over(
+    value: Value, makers: Mapping[int, Step], readers: Mapping[int, int]
+) -> Sequence[Dim]:
+    """Returns what a product with weights is summed over, if it is read only once until here."""
+    while readers[id(value)] == 1 and (step := makers.get(id(value))):
+        data = [operand for operand in step.operands if operand.origin == "data"]
+        if step.name in ("dot_general", "conv_general_dilated") and len(data) == 1:
+            return value.contracted
+        if step.name not in ("add", "reshape", "transpose") or len(data) != 1:
+            break
+        (value,) = data
+    return ()
+
+
 def to_blame(value: Value, number: float) -> Sequence[Dim]:
     """Returns the dimensions from whose sizes a constant looks computed."""
     summed = [d for d in dict.fromkeys(d.root for d in value.summed) if d.size > 1]
@@ -54,10 +100,9 @@ def to_blame(value: Value, number: float) -> Sequence[Dim]:
     scored = any(s.scores for s in rooted)
     found += [s.dim for s in suspects if (s.mixes or not scored) and _is_any(number, s.sizes)]
     if not found and value.origin == "parameter":
-        for n in range(2, len(suspects[:5]) + 1):
-            for fan_in in itertools.combinations(suspects[:5], n):
-                if _is_any(number, _roots(prod(s.size for s in fan_in))):
-                    found += [s.dim for s in fan_in]
+        for fan_in in _subsets([s.dim for s in suspects]):
+            if len(fan_in) > 1 and _is_any(number, _roots(prod(d.size for d in fan_in))):
+                found += fan_in
     if found or _is_round(number) or _is_round(1 / number):
         return found
     return [
@@ -65,6 +110,14 @@ def to_blame(value: Value, number: float) -> Sequence[Dim]:
         for s in suspects
         if any(_is_round(number / f) for f in (*_roots(s.size), *(s.sizes if s.mixes else ())))
     ]
+
+
+def _subsets(dims: Sequence[Dim]) -> Iterable[tuple[Dim, ...]]:
+    """Returns all sets of some of the first few dimensions, such as the fan-in."""
+    few = dims[:5]
+    return itertools.chain.from_iterable(
+        itertools.combinations(few, n) for n in range(1, len(few) + 1)
+    )
 
 
 class _Suspect(NamedTuple):

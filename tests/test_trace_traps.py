@@ -413,6 +413,26 @@ def captured_table(p: Any, x: Any) -> Any:
     return (layer(p, x) * np.arange(1.0, 7.0)[None]) @ p["o"]
 
 
+@trap({"i[1]": "the constant 2"}, i=(5, 4), o=(4, 2))
+def half_that_is_one_over_the_root_of_four(p: Any, x: Any) -> Any:
+    return jnp.tanh((layer(p, x) @ p["o"] + 1) / p["o"].shape[0] ** 0.5)
+
+
+@trap({"i[3]": "the constant 0.166667"}, i=(3, 3, 5, 4), o=(3, 3, 4, 2))
+def sixth_that_is_one_over_the_root_of_the_fan_in(p: Any, x: Any) -> Any:
+    numbers = ("NHWC", "HWIO", "NHWC")
+    h = lax.conv_general_dilated(x[None, None], p["i"], (1, 1), "SAME", dimension_numbers=numbers)
+    o = p["o"] * (9 * p["o"].shape[2]) ** -0.5
+    h = lax.conv_general_dilated(jnp.tanh(h), o, (1, 1), "SAME", dimension_numbers=numbers)
+    return h[0, 0]
+
+
+@trap({"i[1]": "copied"}, i=(5, 4), w=(4, 4), o=(4, 2))
+def halves_for_other_reasons(p: Any, x: Any) -> Any:
+    h = jax.nn.gelu(layer(p, x) @ p["w"], approximate=False)
+    return 0.5 * jnp.tanh(h @ p["o"])
+
+
 # Sizes that are numbers to one program: only the program in larger sizes tells.
 OTHER = "computes something else"
 
