@@ -86,6 +86,8 @@ class Heads(nn.Module):
         first = y.ndim - 1 - len(axes)
         y = jnp.moveaxis(y, range(first, y.ndim - 1), axes)  # heads are where they were before
         shape = (query.shape[-1],) if self.output_shape is None else self.output_shape
+        if self.has_variable("params", "out"):  # perhaps of a grown model
+            shape = self.get_variable("params", "out")["kernel"].shape[2:]
         y = nn.DenseGeneral(shape, axis=(-2, -1), use_bias=self.use_bias, name="out")(y)
         weights = weights.reshape(*weights.shape[:-2], *queries, *keys)
         return (y, weights) if return_attention_scores else y

@@ -99,9 +99,15 @@ def _bias(config: Config, place: str = "params/bias") -> list[Weight]:
     return [_plain("bias", place)] if config.get("use_bias", True) else []
 
 
-@_layout("Dense", "EinsumDense", "Conv1D", "Conv2D", "Conv3D", "Convolution1D", "Convolution2D")
+@_layout("Dense", "Conv1D", "Conv2D", "Conv3D", "Convolution1D", "Convolution2D")
 def _kernel_and_bias(config: Config) -> list[Weight]:
     return [_plain("kernel", "params/kernel"), *_bias(config)]
+
+
+@_layout("EinsumDense")
+def _einsum_dense(config: Config) -> list[Weight]:
+    use_bias = config["bias_axes"] if "bias_axes" in config else config.get("use_bias", True)
+    return [_plain("kernel", "params/kernel"), *_bias({"use_bias": bool(use_bias)})]
 
 
 def _transposed(array: np.ndarray) -> np.ndarray:

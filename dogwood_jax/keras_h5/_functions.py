@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from dogwood_jax.keras_h5 import _activations
+from dogwood_jax.keras_h5._channels import CHANNELS, reshape_target
 from dogwood_jax.keras_h5._convert import Config
 
 Function = Callable[..., Any]
@@ -72,7 +73,8 @@ def _flatten(config: Config) -> Function:
 @_function("Reshape")
 def _reshape(config: Config) -> Function:
     shape = tuple(map(operator.index, config["target_shape"]))
-    return lambda x: x.reshape(x.shape[0], *shape)
+    channels = config.get(CHANNELS)
+    return lambda x: x.reshape(x.shape[0], *reshape_target(x.shape[1:], shape, channels))
 
 
 @_function("Permute")

@@ -1,8 +1,10 @@
 """A whole model of a file as a Flax module and its variables: ``load_model``."""
 
 import os
+import warnings
 from typing import TYPE_CHECKING, Any
 
+from dogwood_jax._problems import listed
 from dogwood_jax.keras_h5._errors import KerasFileError
 from dogwood_jax.keras_h5._layouts import contents
 from dogwood_jax.keras_h5._load import load
@@ -20,8 +22,7 @@ def load_model(
     ``module.apply(variables, x)`` is what the model's ``predict(x)`` was, to rounding in float32.
     Layers are called as in Keras, and variables are those that ``load`` gives: trace the module,
     grow them, and ``save`` them like the file. The module takes its sizes from the variables, so
-    that the same module computes a grown model; only shapes that Keras has in a config of their
-    own, such as that of a Reshape, are not grown.
+    that the same module computes a grown model.
 
     Sequential and Functional models of Keras 2 and 3, with the layers that ``load`` converts and
     those without weights, but none that has code in the file (Lambda) or elsewhere (custom ones).
@@ -34,6 +35,10 @@ def load_model(
         The module, whose call takes the model's inputs and ``deterministic=True``, and its
         variables.
 
+    Warns:
+        RuntimeWarning: if layers are stateful, or compute in half precision, in which the module
+            differs from Keras.
+
     Raises:
         KerasFileError: if the file holds no model, or not its weights, or if there is something in
             it that is not supported; all layers with their classes in one message, before anything
@@ -45,7 +50,7 @@ def load_model(
         >>> module, variables = keras_h5.load_model("model.keras")  # doctest: +SKIP
         >>> probabilities = module.apply(variables, images)  # doctest: +SKIP
     """
-    from dogwood_jax.keras_h5._models import build, check_variables
+    from dogwood_jax.keras_h5._models import build, check_variables, differences
 
     with opened(path, limit) as source:
         found = contents(source)
@@ -61,4 +66,6 @@ def load_model(
     except KerasFileError as error:
         name = os.fspath(path)
         raise error if name in str(error) else KerasFileError(f"{name}: {error}") from error
+    if notes := differences(module):
+        warnings.warn(listed(f"{os.fspath(path)}: not as in Keras", notes), RuntimeWarning, 2)
     return module, variables

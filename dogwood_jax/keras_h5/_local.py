@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dogwood_jax.keras_h5._activations import Activation, activation
 from dogwood_jax.keras_h5._convert import Config
@@ -30,12 +31,17 @@ class LocallyConnected(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         sizes = [(n - k) // s + 1 for n, k, s in zip(x.shape[1:-1], self.window, self.strides)]
-        for axis, (size, k, s) in enumerate(zip(sizes, self.window, self.strides)):
-            places = s * jnp.arange(size)[:, None] + jnp.arange(k)
-            x = jnp.take(x, places, axis=1 + 2 * axis)  # the axis becomes two: place, in window
-        rank = len(sizes)
-        order = (*range(1, 2 * rank, 2), *range(2, 2 * rank + 1, 2), 2 * rank + 1)
-        x = jnp.transpose(x, (0, *order)).reshape(len(x), math.prod(sizes), -1)
+        pieces = [
+            x[
+                (
+                    slice(None),
+                    *(slice(i, i + s * (n - 1) + 1, s) for i, s, n in zip(at, self.strides, sizes)),
+                )
+            ]
+            for at in np.ndindex(*self.window)
+        ]
+        x = jnp.concatenate(pieces, axis=-1)
+        x = x.reshape(len(x), math.prod(sizes), -1)
         init = nn.initializers.lecun_normal()
         kernel = self.param("kernel", init, (*x.shape[1:], self.filters))
         y = jnp.einsum("bpi,pio->bpo", x, kernel)
@@ -124,8 +130,6 @@ def _convolved(x: Any, kernel: Any, strides: Any, padding: str, dilation: Any) -
 
 
 def _conv_lstm(rank: int, config: Config, name: str | None, deterministic: bool) -> Function:
-    if config.get("stateful"):
-        raise ValueError("stateful=True, which remembers states between calls, is not supported")
     evaluated_only(config, deterministic, "dropout", "recurrent_dropout")
     flags = ("go_backwards", "return_sequences", "return_state")
     return ConvLSTM(

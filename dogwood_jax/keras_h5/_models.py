@@ -11,7 +11,8 @@ from flax.core import FrozenDict
 from dogwood_jax._problems import listed
 from dogwood_jax.keras_h5._activations import HARD_SIGMOID_2
 from dogwood_jax.keras_h5._attention import ATTENTION
-from dogwood_jax.keras_h5._convert import MODELS, Config, layout
+from dogwood_jax.keras_h5._channels import CHANNELS, read_channels
+from dogwood_jax.keras_h5._convert import MODELS, Config, layer_name, layers_of, layout
 from dogwood_jax.keras_h5._errors import KerasFileError
 from dogwood_jax.keras_h5._functions import FUNCTIONS
 from dogwood_jax.keras_h5._graph import Ref, class_of, parse, refs_in, replaced
@@ -22,6 +23,8 @@ from dogwood_jax.keras_h5._modules import MODULES
 from dogwood_jax.keras_h5._operations import OPERATIONS
 from dogwood_jax.keras_h5._recurrent import RECURRENT
 from dogwood_jax.keras_h5._resize import inputs_of, resized, resized_layer
+
+_ANY_SIZE = 32  # where a model takes inputs of any size
 
 _FUNCTIONS = FUNCTIONS | IMAGES | OPERATIONS
 _MODULES = MODULES | ATTENTION | LOCAL | RECURRENT
@@ -57,15 +60,13 @@ class KerasModel(nn.Module):
         """
         graph = parse(self.config["class_name"], self.config["config"])
         params = self.variables.get("params", {})
-        layers = {
-            name: make_layer(
-                class_name,
-                resized_layer(class_name, config, params.get(name, {})),
-                name,
-                deterministic,
-            )
-            for name, (class_name, config) in graph.layers.items()
-        }
+        channels = read_channels(graph, params)
+        layers = {}
+        for name, (class_name, config) in graph.layers.items():
+            config = resized_layer(class_name, config, params.get(name, {}))
+            if name in channels:
+                config = {**config, CHANNELS: channels[name]}
+            layers[name] = make_layer(class_name, config, name, deterministic)
         values: dict[tuple[str, int], Any] = {}
         for ref, value in _assigned(graph.inputs, inputs).items():
             values[ref[:2]] = layers[ref.layer](value) if ref.layer else value
@@ -102,7 +103,7 @@ class KerasModel(nn.Module):
             >>> wide.init(jax.random.key(0), jnp.ones((1, 3)))["params"]["dense_1"]["kernel"].shape
             (3, 8)
         """
-        return KerasModel(_frozen(resized(self.config, variables)))
+        return KerasModel(_frozen(annotated(resized(self.config, variables))))
 
     def __repr__(self) -> str:
         return f"KerasModel({self.config['config'].get('name')!r})"
@@ -123,7 +124,8 @@ def build(config: Config) -> KerasModel:
     config = _with_hard_sigmoid(config) if _is_keras_2(config) else config
     if problems := list(_problems(class_of(config), config.get("config"), "")):
         raise _refused("cannot make a Flax module of this model", problems)
-    module: KerasModel = KerasModel(_frozen({k: config[k] for k in ("class_name", "config")}))
+    config = annotated({k: config[k] for k in ("class_name", "config")})
+    module: KerasModel = KerasModel(_frozen(config))
     return module
 
 
@@ -155,9 +157,9 @@ def recorded_inputs(module: KerasModel, variables: Mapping[str, Any]) -> Mapping
     """Returns the shapes of what a model and models in it call their layers with.
 
     By ``inputs_of(layer)``, and for each model in it by its name; nothing if the shapes of the
-    model's inputs are not fixed, or if the variables are not the model's.
+    model's inputs are not known, or if the variables are not the model's.
     """
-    inputs = _inputs_of(module.config["class_name"], module.config["config"])
+    inputs = _inputs_of(module.config["class_name"], module.config["config"], _ANY_SIZE)
     if None in inputs:
         return {}
 
@@ -169,6 +171,66 @@ def recorded_inputs(module: KerasModel, variables: Mapping[str, Any]) -> Mapping
     except Exception:  # JAX and Flax raise all kinds
         return {}
     return recorded
+
+
+def described(module: KerasModel) -> Mapping[str, Any] | None:
+    """Returns the variables that a model's config describes, and what its layers are called with.
+
+    The latter are in ``"intermediates"``, as ``recorded_inputs`` returns them. ``None`` if the
+    shapes of the model's inputs are not known.
+
+    Raises:
+        ValueError: if the config contradicts itself.
+    """
+    class_name, config = module.config["class_name"], module.config["config"]
+    inputs = _inputs_of(class_name, config, _ANY_SIZE)
+    if None in inputs:
+        return None
+
+    def everything(key: Any, *inputs: Any) -> Any:
+        return module.apply({}, *inputs, rngs={"params": key}, mutable=True)[1]
+
+    try:
+        found: Mapping[str, Any] = jax.eval_shape(everything, jax.random.key(0), *inputs)
+    except Exception as error:  # JAX and Flax raise all kinds
+        if None in _inputs_of(class_name, config):  # perhaps only the size that was taken
+            return None
+        raise ValueError(str(error)) from error
+    return found
+
+
+def annotated(config: Config) -> Config:
+    """Returns a model's config in which each GroupNormalization says how many channels it has."""
+    if not any(_group_norms(config)):
+        return config
+    try:
+        found = described(KerasModel(_frozen(config)))
+    except ValueError:
+        return config
+    return _with_channels(config, (found or {}).get("intermediates", {}))
+
+
+def _group_norms(config: Config) -> Iterator[Any]:
+    for layer in layers_of(config["config"]):
+        if layer["class_name"] in MODELS:
+            yield from _group_norms(layer)
+        elif layer["class_name"] == "GroupNormalization" and CHANNELS not in layer["config"]:
+            yield layer
+
+
+def _with_channels(config: Config, inputs: Mapping[str, Any]) -> Config:
+    layers = []
+    for layer in layers_of(config["config"]):
+        name = layer_name(layer)
+        if layer["class_name"] in MODELS:
+            layer = _with_channels(layer, inputs.get(name, {}))
+        elif layer["class_name"] == "GroupNormalization" and inputs_of(name) in inputs:
+            sizes = jax.tree.leaves(inputs[inputs_of(name)])[0].shape
+            axis = layer["config"].get("axis", -1)
+            layer = {**layer, "config": {CHANNELS: sizes[axis], **layer["config"]}}
+        layers.append(layer)
+    inner = config["config"]
+    return {**config, "config": {**inner, "layers": layers} if "layers" in inner else layers}
 
 
 def _refused(what: str, problems: list[str]) -> KerasFileError:
@@ -183,8 +245,16 @@ def _has(tree: Any, path: tuple[str, ...]) -> bool:
     return True
 
 
-def _inputs_of(class_name: str, config: Config) -> list[jax.ShapeDtypeStruct | None]:
-    """Returns the shapes of a model's inputs, for one example; ``None`` if they are not fixed."""
+def _inputs_of(
+    class_name: str, config: Config, any_size: int | None = None
+) -> list[jax.ShapeDtypeStruct | None]:
+    """Returns the shapes of a model's inputs, for one example; ``None`` if they are not fixed.
+
+    Args:
+        class_name: the model's class.
+        config: its config.
+        any_size: what to take where the config leaves a size open.
+    """
     graph = parse(class_name, config)
     shapes: list[jax.ShapeDtypeStruct | None] = []
     for ref in refs_in(graph.inputs):
@@ -193,8 +263,9 @@ def _inputs_of(class_name: str, config: Config) -> list[jax.ShapeDtypeStruct | N
         dtype = first.get("dtype")
         array: Any = jax.ShapeDtypeStruct  # untyped
         dtype = jnp.dtype(dtype if isinstance(dtype, str) else "float32")
-        known = all(isinstance(size, int) for size in shape[1:])
-        shapes.append(array((1, *shape[1:]), dtype) if known else None)
+        sizes = [any_size if size is None else size for size in shape[1:]]
+        known = all(isinstance(size, int) for size in sizes)
+        shapes.append(array((1, *sizes), dtype) if known else None)
     return shapes
 
 
@@ -257,6 +328,8 @@ def _problems(class_name: str, config: Any, place: str) -> Iterator[str]:
         if layer_class in MODELS:
             yield from _problems(layer_class, layer_config, f"{where}/")
             continue
+        if "Quantized" in str(_policy(layer_config)):
+            yield f"{where} ({layer_class}): quantized weights are not supported"
         try:
             make_layer(layer_class, layer_config, None, deterministic=True)
         except _ERRORS as error:
@@ -278,6 +351,29 @@ def _problems(class_name: str, config: Any, place: str) -> Iterator[str]:
             yield f"{place}{call.layer} ({layer_class}): {_reason(error)}"
     if place and any(masks.get(ref[:2]) for ref in refs_in(graph.outputs)):
         yield f"{place.removesuffix('/')} ({class_name}): a mask of its output is not supported"
+
+
+def differences(module: KerasModel) -> list[str]:
+    """Returns in what the module of a model differs from it, by layer."""
+    return list(_differences(module.config["class_name"], module.config["config"], ""))
+
+
+def _differences(class_name: str, config: Config, place: str) -> Iterator[str]:
+    for name, (layer_class, details) in parse(class_name, config).layers.items():
+        if layer_class in MODELS:
+            yield from _differences(layer_class, details, f"{place}{name}/")
+            continue
+        if details.get("stateful"):
+            yield f"{place}{name} begins each call with a state of zeros, as after reset_states()"
+        policy = _policy(details)
+        name_of = policy.get("config", {}).get("name") if isinstance(policy, Mapping) else policy
+        if layer_class != "InputLayer" and str(name_of).endswith("float16"):
+            yield f"{place}{name} computes in the dtype of its arrays, in Keras in {name_of}"
+
+
+def _policy(config: Any) -> Any:
+    """Returns a layer's dtype, or what Keras 3 has in its place."""
+    return config.get("dtype") if isinstance(config, Mapping) else None
 
 
 def _reason(error: Exception) -> str:

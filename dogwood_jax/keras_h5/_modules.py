@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from dogwood_jax.keras_h5._activations import activation
+from dogwood_jax.keras_h5._channels import CHANNELS, grown_groups
 from dogwood_jax.keras_h5._convert import Config
 from dogwood_jax.keras_h5._functions import Function, channels_last, spatial
 
@@ -263,11 +264,16 @@ def _group_norm(config: Config, name: str | None, deterministic: bool) -> Functi
         "name": name,
     }
     (axis,) = _axis(config)
-    sizes = (None, 1) if groups == -1 else (groups, None)  # -1: one for each channel
-    norm = nn.GroupNorm(*sizes, **options)
-    if axis == -1:
-        return norm
-    return lambda x: jnp.moveaxis(norm(jnp.moveaxis(x, axis, -1)), -1, axis)
+    before = config.get(CHANNELS)
+
+    def normalize(x: jax.Array) -> jax.Array:
+        x = jnp.moveaxis(x, axis, -1)
+        count = grown_groups(groups, before, x.shape[-1]) if before else groups
+        sizes = (None, 1) if groups == -1 else (count, None)  # -1: one for each channel
+        y: jax.Array = nn.GroupNorm(*sizes, **options)(x)
+        return jnp.moveaxis(y, -1, axis)
+
+    return normalize
 
 
 @_module("RMSNormalization")

@@ -206,6 +206,9 @@ def config_of(class_name: str | None, shapes: Mapping[str, tuple[int, ...]]) -> 
         return {} if count == 2 else None
     if class_name in _RECURRENT.values():
         return _recurrent(shapes)[1]
+    if class_name == "RNN":
+        kind, cell = _recurrent(shapes)
+        return None if kind is None else {"cell": {"class_name": f"{kind}Cell", "config": cell}}
     if class_name == "Bidirectional":
         ways = [
             _recurrent({n.partition("/")[2]: s for n, s in shapes.items() if n.startswith(way)})

@@ -154,8 +154,6 @@ _CELLS: dict[str, tuple[type[Cell], int]] = {
 def _recurrent(
     class_name: str, cell: Config, config: Config, name: str | None, deterministic: bool
 ) -> Recurrent:
-    if config.get("stateful"):
-        raise ValueError("stateful=True, which remembers states between calls, is not supported")
     if config.get("time_major"):
         raise ValueError("time_major=True is not supported")
     evaluated_only(cell, deterministic, "dropout", "recurrent_dropout")

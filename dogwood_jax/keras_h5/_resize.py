@@ -8,13 +8,20 @@ from typing import Any
 
 import jax
 
+from dogwood_jax._problems import listed
+from dogwood_jax.keras_h5._channels import CHANNELS, grown_groups, read_channels, reshape_target
 from dogwood_jax.keras_h5._convert import MODELS, Config, layer_name, layers_of
 from dogwood_jax.keras_h5._errors import KerasFileError
 from dogwood_jax.keras_h5._graph import parse, refs_in
 
 Sizes = Callable[[Config, Mapping[str, Any]], dict[str, Any]]
 
-_DEPTHWISE = tuple(f"{kind}Conv{n}D" for kind in ("Depthwise", "Separable") for n in (1, 2))
+_COLLECTIONS = ("params", "batch_stats")
+
+# Layers whose configs have sizes that follow from their inputs.
+_BY_INPUTS = ("GroupNormalization", "Reshape") + tuple(
+    f"{kind}Conv{n}D" for kind in ("Depthwise", "Separable") for n in (1, 2)
+)
 
 
 def resized(config: Config, variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,6 +38,9 @@ def resized(config: Config, variables: Mapping[str, Any]) -> dict[str, Any]:
         convolutions have the sizes of their inputs in their configs; these change as well if
         ``load_model`` supports the model, by which they are found out.
 
+    Raises:
+        ValueError: if no config describes a model with these variables.
+
     Example:
         >>> import numpy as np
         >>> layers = [{"class_name": "Dense", "config": {"name": "dense_1", "units": 2}}]
@@ -40,11 +50,59 @@ def resized(config: Config, variables: Mapping[str, Any]) -> dict[str, Any]:
         8
     """
     params = variables.get("params", variables)
+    config = _annotated(config)
     new = resized_layer(config["class_name"], config["config"], params)
-    if any(layer["class_name"] in (*MODELS, *_DEPTHWISE) for layer in layers_of(new)):
+    if any(layer["class_name"] in (*MODELS, *_BY_INPUTS) for layer in layers_of(new)):
         inputs = _inputs({**config, "config": new}, variables)
         new = resized_layer(config["class_name"], new, params, inputs)
-    return {**config, "config": new}
+    new = {**config, "config": _without(CHANNELS, new)}
+    _check(new, variables)
+    return new
+
+
+def _annotated(config: Config) -> Config:
+    """Returns a config with the channels that layers have before the model grows, if known."""
+    from dogwood_jax.keras_h5._models import annotated, build
+
+    try:
+        build(config)
+    except KerasFileError:  # a model that is not supported
+        return config
+    return annotated(config)
+
+
+def _without(key: str, tree: Any) -> Any:
+    if isinstance(tree, Mapping):
+        return {name: _without(key, branch) for name, branch in tree.items() if name != key}
+    return [_without(key, branch) for branch in tree] if isinstance(tree, list) else tree
+
+
+def _check(config: Config, variables: Mapping[str, Any]) -> None:
+    """Raises if a config describes other variables than these, as far as that is known."""
+    from dogwood_jax.keras_h5._models import build, described
+
+    try:
+        module = build(config)
+    except KerasFileError:  # a model that is not supported
+        return
+    try:
+        expected = described(module) or {}
+    except ValueError as error:
+        raise ValueError(f"no config of this model has these sizes: {error}") from error
+    shapes = dict(_shapes(variables))
+    problems = [
+        f"{path}: has shape {shapes[path]}, where Keras would make one of shape {shape}"
+        for path, shape in _shapes({name: expected.get(name, {}) for name in _COLLECTIONS})
+        if shapes.get(path, shape) != shape
+    ]
+    if problems:
+        raise ValueError(listed("no config of this model has these sizes", problems))
+
+
+def _shapes(variables: Mapping[str, Any]) -> list[tuple[str, tuple[int, ...]]]:
+    variables = variables if "params" in variables else {"params": variables}
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
+    return [("/".join(str(key.key) for key in path), tuple(a.shape)) for path, a in leaves]
 
 
 def resized_layer(
@@ -53,6 +111,7 @@ def resized_layer(
     params: Mapping[str, Any],
     inner: Mapping[str, Any] | None = None,
     given: Any = None,
+    channels: int | None = None,
 ) -> Any:
     """Returns the config of one layer for these parameters; unchanged where nothing is known.
 
@@ -63,15 +122,18 @@ def resized_layer(
         inner: for a model, what its layers are called with, by ``inputs_of(layer)``, and the same
             for models in it by their names.
         given: what the layer is called with, as far as is known.
+        channels: how many channels of its output are read, likewise.
     """
     if class_name in MODELS:
         inner = inner or {}
+        read = read_channels(parse(class_name, config), params) if inner else {}
         layers = [
             _inside(
                 layer,
                 params.get(name := layer_name(layer), {}),
                 inner.get(name),
                 inner.get(inputs_of(name)),
+                read.get(name),
             )
             for layer in layers_of(config)
         ]
@@ -87,10 +149,21 @@ def resized_layer(
         return {**config, **both}
     if class_name in _SIZES and params:
         config = {**config, **_SIZES[class_name](config, params)}
-    if class_name in _DEPTHWISE and params and given is not None:
+    if given is None:
+        return config
+    sizes = jax.tree.leaves(given)[0].shape
+    if class_name == "Reshape":
+        target = reshape_target(sizes[1:], config["target_shape"], channels)
+        return {**config, "target_shape": list(target)}
+    if class_name == "GroupNormalization":
+        if CHANNELS in config and config["groups"] > 0:
+            size = sizes[config.get("axis", -1)]
+            return {**config, "groups": grown_groups(config["groups"], config[CHANNELS], size)}
+        return config
+    if class_name in _BY_INPUTS and params:
         outputs = params.get("depthwise", params)["kernel"].shape[-1]
-        channels = jax.tree.leaves(given)[0].shape[-1]
-        config = {**config, "depth_multiplier": outputs // channels}
+        inputs = sizes[1 if config.get("data_format") == "channels_first" else -1]
+        config = {**config, "depth_multiplier": outputs // inputs}
     return config
 
 
@@ -114,10 +187,11 @@ def _inside(
     params: Mapping[str, Any],
     inner: Mapping[str, Any] | None = None,
     given: Any = None,
+    channels: int | None = None,
 ) -> dict[str, Any]:
     """Returns a layer in another's config for these parameters."""
     kept = {key: value for key, value in layer.items() if key != "build_config"}
-    config = resized_layer(layer["class_name"], layer["config"], params, inner, given)
+    config = resized_layer(layer["class_name"], layer["config"], params, inner, given, channels)
     return {**kept, "config": config}
 
 
@@ -168,8 +242,8 @@ def _attention(config: Config, params: Mapping[str, Any]) -> dict[str, Any]:
     _, heads, size = params["query"]["kernel"].shape
     sizes = {"num_heads": heads, "key_dim": size, "value_dim": params["value"]["kernel"].shape[-1]}
     shape = config.get("output_shape")
-    if shape is not None:
-        new = params["out"]["kernel"].shape[2:]
+    new = params["out"]["kernel"].shape[2:]
+    if shape is not None or new != params["query"]["kernel"].shape[:1]:
         sizes["output_shape"] = new[0] if isinstance(shape, int) else list(new)
     return sizes
 

@@ -296,7 +296,10 @@ def _from_file(
     if problems:
         raise _refused(problems)
     grown = any(leaves[path].shape != leaf.shape for path, leaf in expected.items())
-    config = resized(old.config, collections) if old.config and grown else old.config
+    try:
+        config = resized(old.config, collections) if old.config and grown else old.config
+    except ValueError as error:
+        raise NotSavable(str(error)) from error
     sizes = {layer_name(entry): entry["config"] for entry in entries_of(config)}
     trees = _layer_trees(collections, leaves)
     layers, arrays = [], {}
