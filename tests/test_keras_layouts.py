@@ -317,7 +317,7 @@ def test_grown_arrays_must_fit_each_other(tmp_path):
     path = DATA / "keras_3.15.1.keras"
     variables = keras_h5.load(path)
     variables["params"]["dense_1"]["kernel"] = np.ones((6, 9), "f")
-    with pytest.raises(ValueError, match=r"dense_1: weight bias: expected shape \(9,\)"):
+    with pytest.raises(ValueError, match=r"dense_1/bias: has shape \(5,\), where Keras .* \(9,\)"):
         keras_h5.save(tmp_path / "x", variables, like=path)
     assert list(tmp_path.iterdir()) == []
 

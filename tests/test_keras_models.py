@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import h5py
@@ -12,8 +13,11 @@ import numpy as np
 import pytest
 
 import dogwood_jax as dw
+from dogwood_jax import keras_h5
 from dogwood_jax.keras_h5 import KerasFileError, load_model
-from dogwood_jax.keras_h5._models import build
+from dogwood_jax.keras_h5._channels import grown_groups, reshape_target
+from dogwood_jax.keras_h5._models import build, differences
+from dogwood_jax.keras_h5._resize import resized
 
 DATA = Path(__file__).parent / "data" / "keras_models"
 FILES = sorted([*DATA.glob("*.h5"), *DATA.glob("*.keras")])
@@ -79,6 +83,66 @@ def test_a_grown_module_predicts_the_same(name, layers):
     assert_predicts(module, wide, path)
     own = jax.eval_shape(module.resized(wide).init, jax.random.key(0), *xs)
     assert shapes(own) == shapes(wide)
+
+
+@pytest.mark.parametrize("writer", ["keras_3.15.1", "tf_keras_2.21.0"])
+def test_shapes_and_groups_of_a_grown_model_are_written(writer, tmp_path):
+    path = DATA / f"{writer}_growing.keras"
+    module, variables = load_model(path)
+    widths = dw.trace(module.apply, variables, *predicted(path)[0])
+    growth = dw.plan(widths, {"dense[1.2]": 9, "conv2d[3.0]": 4})  # channels, groups of 2
+    wide = dw.grow(variables, growth, key=jax.random.key(1))
+    assert_predicts(module, wide, path)
+    keras_h5.save(tmp_path / "wide", wide, like=path)
+    module, wide = load_model(tmp_path / "wide")
+    shutil.copy(path.with_suffix(".npz"), tmp_path / "wide.npz")
+    assert_predicts(module, wide, tmp_path / "wide")
+    config = json.loads(zipfile.ZipFile(tmp_path / "wide").read("config.json"))
+    layers = [layer["config"] for layer in config["config"]["layers"]]
+    found = {key: [c[key] for c in layers if key in c] for key in ("target_shape", "groups")}
+    assert found["target_shape"] == [[4, 3, 9], [1, 1, 8]] and 4 in found["groups"]
+    assert not any("dogwood" in key for layer in layers for key in layer)
+
+
+def test_groups_may_be_more_or_larger():
+    assert grown_groups(3, 6, 8) == 4 and grown_groups(3, 6, 9) == 3
+    assert grown_groups(1, 6, 9) == 1 and grown_groups(6, 6, 9) == 9
+    with pytest.warns(RuntimeWarning, match="12 channels taken for 6 groups of 2, not 3 groups"):
+        assert grown_groups(3, 6, 12) == 6
+    with pytest.raises(ValueError, match="7 channels are neither groups of 2 nor 3 groups"):
+        grown_groups(3, 6, 7)
+
+
+def test_a_shape_of_which_any_axis_may_have_grown_is_refused(tmp_path):
+    assert reshape_target((6, 24), (6, 2, 8), 12) == (6, 2, 12)
+    assert reshape_target((24,), (-1, 1, 12), 24) == (-1, 1, 24)
+    with pytest.raises(ValueError, match=r"which axis of \(2, 3\) has grown"):
+        reshape_target((12,), (2, 3), None)
+    model = sequential(
+        ("InputLayer", {"batch_shape": [None, 4], "dtype": "float32"}),
+        ("Dense", {"units": 6, "activation": "linear"}),
+        ("Reshape", {"target_shape": [2, 3]}),
+        ("Flatten", {}),
+        ("Dense", {"units": 2, "activation": "linear"}),
+    )
+    dense = lambda *sizes: {"kernel": jnp.ones(sizes), "bias": jnp.ones(sizes[1])}  # noqa: E731
+    with pytest.raises(ValueError, match=r"no config .*: Reshape: which axis of \(2, 3\)"):
+        resized(model, {"params": {"layer_1": dense(4, 12), "layer_4": dense(12, 2)}})
+    with pytest.raises(ValueError, match=r"layer_4/kernel: has shape \(7, 2\), where Keras would"):
+        resized(model, {"params": {"layer_1": dense(4, 6), "layer_4": dense(7, 2)}})
+
+
+def test_in_what_a_module_differs_from_keras_is_said():
+    model = sequential(
+        ("LSTM", {"units": 2, "activation": "tanh", "stateful": True}),
+        ("Dense", {"units": 2, "dtype": "mixed_float16"}),
+        ("Dense", {"units": 2, "dtype": {"config": {"name": "bfloat16"}}}),
+    )
+    assert differences(build(model)) == [
+        "layer_0 begins each call with a state of zeros, as after reset_states()",
+        "layer_1 computes in the dtype of its arrays, in Keras in mixed_float16",
+        "layer_2 computes in the dtype of its arrays, in Keras in bfloat16",
+    ]
 
 
 def test_a_module_trains():
@@ -151,7 +215,7 @@ def test_all_that_is_not_supported_is_said_at_once():
         ("Sequential", {"layers": [{"class_name": "Custom>Thing", "config": {"name": "thing"}}]}),
         (
             "LSTM",
-            {"units": 3, "activation": "tanh", "recurrent_activation": "sigmoid", "stateful": 1},
+            {"units": 3, "activation": "tanh", "recurrent_activation": "sigmoid", "time_major": 1},
         ),
         ("Conv2D", {"filters": 3}),
         ("Dense", {"name": "variables", "units": 3}),
@@ -163,7 +227,7 @@ def test_all_that_is_not_supported_is_said_at_once():
         "- layer_0 (Lambda): this class of layers is not supported",
         "- layer_1 (Dense): the activation 'my_activation' is none of Keras's own",
         "- layer_2/thing (Custom>Thing): this class of layers is not supported",
-        "- layer_3 (LSTM): stateful=True, which remembers states between calls, is not supported",
+        "- layer_3 (LSTM): time_major=True is not supported",
         "- layer_4 (Conv2D): its config has no 'padding'",
         "- variables (Dense): Flax has another use for this name; rename the layer",
     ]
@@ -176,6 +240,31 @@ def test_masks_are_not_ignored():
     )
     with pytest.raises(KerasFileError, match=r"layer_1 \(Softmax\): it is given a mask"):
         build(model)
+
+
+def test_masks_that_keras_3_may_forget_are_refused():
+    def layer(class_name, name, *read, **config):
+        refs = [
+            {"class_name": "__keras_tensor__", "config": {"keras_history": [r, 0, 0]}} for r in read
+        ]
+        nodes = [{"args": refs, "kwargs": {}}] if read else []
+        config = {"name": name, **config}
+        return {"class_name": class_name, "config": config, "name": name, "inbound_nodes": nodes}
+
+    def model(second):
+        heads = {"num_heads": 1, "key_dim": 2}
+        layers = [
+            layer("InputLayer", "x"),
+            layer("Embedding", "e", "x", input_dim=3, output_dim=2, mask_zero=True),
+            layer("MultiHeadAttention", "a", "e", "e", **heads),
+            layer("MultiHeadAttention", "b", "a", second, **heads),
+        ]
+        ends = {"input_layers": [["x", 0, 0]], "output_layers": [["b", 0, 0]]}
+        return {"class_name": "Functional", "config": {"layers": layers, **ends}}
+
+    build(model("a"))
+    with pytest.raises(KerasFileError, match="a .MultiHeadAttention.: masks after it, which Keras"):
+        build(model("e"))
 
 
 def test_layers_that_wait_for_each_other_are_refused():

@@ -86,8 +86,9 @@ class Heads(nn.Module):
         first = y.ndim - 1 - len(axes)
         y = jnp.moveaxis(y, range(first, y.ndim - 1), axes)  # heads are where they were before
         shape = (query.shape[-1],) if self.output_shape is None else self.output_shape
-        if self.has_variable("params", "out"):  # perhaps of a grown model
-            shape = self.get_variable("params", "out")["kernel"].shape[2:]
+        out = self.variables.get("params", {}).get("out")
+        if out is not None:  # perhaps of a grown model
+            shape = out["kernel"].shape[2:]
         y = nn.DenseGeneral(shape, axis=(-2, -1), use_bias=self.use_bias, name="out")(y)
         weights = weights.reshape(*weights.shape[:-2], *queries, *keys)
         return (y, weights) if return_attention_scores else y
@@ -184,12 +185,13 @@ class DotAttention(nn.Module):
         if self.use_scale:
             sizes = query.shape[-1:] if self.score == "additive" else ()
             scale = self.param("scale", ones, sizes)
+            scale = scale.reshape((1,) * (4 - scale.ndim) + sizes) if sizes else scale
         if self.score == "dot":
             scores = jnp.einsum("bqd,bkd->bqk", query, key) * scale
         else:
             sums = query[:, :, None] + key[:, None]
             if self.score == "additive":
-                scores = jnp.einsum("bqkd,d->bqk", jnp.tanh(sums), scale * jnp.ones(sums.shape[-1]))
+                scores = jnp.sum(scale * jnp.tanh(sums), axis=-1)
             else:
                 weight = self.param("concat_score_weight", ones, ())
                 scores = jnp.sum(jnp.tanh(scale * sums), axis=-1) * weight

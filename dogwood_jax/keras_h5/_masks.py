@@ -14,7 +14,7 @@ from dogwood_jax.keras_h5._convert import Config
 from dogwood_jax.keras_h5._graph import Call, Ref, refs_in
 
 RECURRENT = ("SimpleRNN", "GRU", "LSTM", "RNN", "Bidirectional")
-_HEADS = ("MultiHeadAttention", "GroupQueryAttention", "GroupedQueryAttention")
+HEADS = ("MultiHeadAttention", "GroupQueryAttention", "GroupedQueryAttention")
 _DOT_ATTENTION = ("Attention", "AdditiveAttention")
 _TAKES_MASK = (*RECURRENT, "GlobalAveragePooling1D")
 
@@ -22,7 +22,7 @@ Masks = Mapping[tuple[str, int], Any]  # of the first output, by layer and call
 _HANDS_ON = (
     *("Activation", "ActivityRegularization", "BatchNormalization", "Dense", "LayerNormalization"),
     *("AlphaDropout", "Dropout", "GaussianDropout", "GaussianNoise", "SpatialDropout1D"),
-    *("ELU", "LeakyReLU", "PReLU", "ReLU", "ThresholdedReLU", *_HEADS, *_DOT_ATTENTION),
+    *("ELU", "LeakyReLU", "PReLU", "ReLU", "ThresholdedReLU", *HEADS, *_DOT_ATTENTION),
 )
 _DROPS = (
     *("Flatten", "Reshape", "Permute", "Conv1D", "SeparableConv1D", "DepthwiseConv1D"),
@@ -46,7 +46,7 @@ def made_mask(class_name: str, config: Config, x: Any) -> Any:
 
 def given_to(class_name: str, call: Call, masks: Masks) -> list[Any]:
     """Returns the masks of what a layer is called with, ``None`` where there are none."""
-    if class_name in _HEADS:
+    if class_name in HEADS:
         named = _named(call)
         return [_mask_of(named[name], masks) for name in ("query", "value", "key") if name in named]
     return [_mask_of(ref, masks) for ref in refs_in(call.args)]
@@ -57,7 +57,7 @@ def arguments(class_name: str, call: Call, masks: Masks) -> dict[str, Any]:
     given = given_to(class_name, call, masks)
     if all(mask is None for mask in given):
         return {}
-    if class_name in _HEADS:
+    if class_name in HEADS:
         return dict(
             zip([f"{n}_mask" for n in ("query", "value", "key") if n in _named(call)], given)
         )

@@ -15,10 +15,18 @@ from dogwood_jax.keras_h5._channels import CHANNELS, read_channels
 from dogwood_jax.keras_h5._convert import MODELS, Config, layer_name, layers_of, layout
 from dogwood_jax.keras_h5._errors import KerasFileError
 from dogwood_jax.keras_h5._functions import FUNCTIONS
-from dogwood_jax.keras_h5._graph import Ref, class_of, parse, refs_in, replaced
+from dogwood_jax.keras_h5._graph import Graph, Ref, class_of, parse, refs_in, replaced
 from dogwood_jax.keras_h5._images import IMAGES
 from dogwood_jax.keras_h5._local import LOCAL
-from dogwood_jax.keras_h5._masks import arguments, given_to, handed_on, made_mask, makes_mask
+from dogwood_jax.keras_h5._masks import (
+    HEADS,
+    Masks,
+    arguments,
+    given_to,
+    handed_on,
+    made_mask,
+    makes_mask,
+)
 from dogwood_jax.keras_h5._modules import MODULES
 from dogwood_jax.keras_h5._operations import OPERATIONS
 from dogwood_jax.keras_h5._recurrent import RECURRENT
@@ -253,7 +261,7 @@ def _inputs_of(
     Args:
         class_name: the model's class.
         config: its config.
-        any_size: what to take where the config leaves a size open.
+        any_size: what to take where the config leaves a size open, not the last one: channels.
     """
     graph = parse(class_name, config)
     shapes: list[jax.ShapeDtypeStruct | None] = []
@@ -263,7 +271,7 @@ def _inputs_of(
         dtype = first.get("dtype")
         array: Any = jax.ShapeDtypeStruct  # untyped
         dtype = jnp.dtype(dtype if isinstance(dtype, str) else "float32")
-        sizes = [any_size if size is None else size for size in shape[1:]]
+        sizes = [any_size if size is None else size for size in shape[1:-1]] + list(shape[-1:])
         known = all(isinstance(size, int) for size in sizes)
         shapes.append(array((1, *sizes), dtype) if known else None)
     return shapes
@@ -349,6 +357,7 @@ def _problems(class_name: str, config: Any, place: str) -> Iterator[str]:
             masks[call.layer, call.number] = mask or handed_on(layer_class, layer_config, given)
         except _ERRORS as error:
             yield f"{place}{call.layer} ({layer_class}): {_reason(error)}"
+    yield from (f"{place}{problem}" for problem in _forgotten_masks(config, graph, masks))
     if place and any(masks.get(ref[:2]) for ref in refs_in(graph.outputs)):
         yield f"{place.removesuffix('/')} ({class_name}): a mask of its output is not supported"
 
@@ -374,6 +383,36 @@ def _differences(class_name: str, config: Config, place: str) -> Iterator[str]:
 def _policy(config: Any) -> Any:
     """Returns a layer's dtype, or what Keras 3 has in its place."""
     return config.get("dtype") if isinstance(config, Mapping) else None
+
+
+def _forgotten_masks(config: Config, graph: Graph, masks: Masks) -> Iterator[str]:
+    """Yields calls whose masks depend on the order of others: of layers of attention in Keras 3.
+
+    Its MultiHeadAttention takes the masks off its inputs, for layers that are called later.
+    """
+    nodes = [node for layer in layers_of(config) for node in layer.get("inbound_nodes") or ()]
+    if not any(isinstance(node, Mapping) for node in nodes):  # not Keras 3
+        return
+    takers = [
+        call
+        for call in graph.calls
+        if arguments(graph.layers[call.layer][0], call, masks).keys() - call.kwargs
+    ]
+    for heads in takers:
+        class_name = graph.layers[heads.layer][0]
+        if class_name not in HEADS:
+            continue
+        given = {ref[:2] for ref in refs_in([heads.args, heads.kwargs]) if masks.get(ref[:2])}
+        readers = [
+            call
+            for call in graph.calls
+            if call is not heads and given & {ref[:2] for ref in refs_in([call.args, call.kwargs])}
+        ]
+        if readers and len(takers) > 1:
+            yield (
+                f"{heads.layer} ({class_name}): masks after it, which Keras 3 hands on or forgets "
+                "by the order of calls, are not supported"
+            )
 
 
 def _reason(error: Exception) -> str:

@@ -139,6 +139,10 @@ def _cast(x: Any, dtype: Any) -> Any:
     return jnp.asarray(x).astype(jnp.dtype(str(dtype)))
 
 
+def _convert(x: Any, dtype: Any = None, **others: Any) -> Any:
+    return jnp.asarray(x) if dtype is None else _cast(x, dtype)
+
+
 def _tile(x: Any, repeats: Any) -> Any:
     return jnp.tile(x, _sizes(repeats))
 
@@ -198,6 +202,7 @@ _OPTIONS_3: Mapping[str, tuple[Function, tuple[str, ...]]] = {
     "Split": (_split, ("indices_or_sections", "axis")),
     "Pad": (_pad, ("pad_width", "mode")),
     "Cast": (_cast, ("dtype",)),
+    "ConvertToTensor": (_convert, ("dtype",)),
     "Clip": (jnp.clip, ("x_min", "x_max")),
     "Tile": (_tile, ("repeats",)),
     "Take": (_take, ("axis",)),

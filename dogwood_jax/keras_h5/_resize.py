@@ -242,8 +242,8 @@ def _attention(config: Config, params: Mapping[str, Any]) -> dict[str, Any]:
     _, heads, size = params["query"]["kernel"].shape
     sizes = {"num_heads": heads, "key_dim": size, "value_dim": params["value"]["kernel"].shape[-1]}
     shape = config.get("output_shape")
-    new = params["out"]["kernel"].shape[2:]
-    if shape is not None or new != params["query"]["kernel"].shape[:1]:
+    new = params["out"]["kernel"].shape[2:] if "out" in params else None
+    if new is not None and (shape is not None or new != params["query"]["kernel"].shape[:1]):
         sizes["output_shape"] = new[0] if isinstance(shape, int) else list(new)
     return sizes
 

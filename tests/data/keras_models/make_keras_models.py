@@ -7,7 +7,8 @@
 Small models with many layers each; weights are random, so that no two arrays can be mistaken for
 each other. A model with layers that a version lacks is left out. The files in this folder come from
 TensorFlow 1.15.5 and 2.10.1, tf_keras 2.21.0 and Keras 3.15.1; of the latter's .h5, which differ
-from its archives in their layout alone, only the model with a model inside is kept.
+from its archives in their layout alone, only the model with a model inside is kept. The masked
+model of Keras 3 is not supported: its masks depend on the order of calls.
 """
 
 import importlib
@@ -97,6 +98,28 @@ def activations():
     return keras.Model(x, L.Concatenate()([layer(L.Dense(3)(x)) for layer in layers]))
 
 
+def growing():
+    x = L.Input((5,))
+    y = L.LeakyReLU(0.3)(L.BatchNormalization()(L.Dense(4 * 3 * 6)(x)))
+    y = L.Conv2D(6, 3, padding="same")(L.UpSampling2D(2)(L.Reshape((4, 3, 6))(y)))
+    y = L.Activation("relu")(L.GroupNormalization(3)(y))
+    gate = L.Reshape((1, 1, 6))(L.GlobalAveragePooling2D()(y))
+    y = L.Multiply()([y, L.Dense(6, activation="sigmoid")(gate)])
+    return keras.Model(x, L.Conv2D(2, 3, activation="tanh")(y))
+
+
+def masked():
+    a = L.Input((8,), dtype="int32")
+    e = L.Embedding(9, 4, mask_zero=True)(a)
+    y = L.Add()([e, L.MultiHeadAttention(2, 3)(e, e)])
+    y = L.Attention(use_scale=True)([y, e])
+    states = L.LSTM(4, return_state=True)(y)
+    b = L.Input((6, 3))
+    z = L.GRU(4, return_sequences=True)(b, initial_state=states[1])
+    z = L.AdditiveAttention()([z, y])
+    return keras.Model([a, b], L.Dense(2)(z[:, -1] * 2 + 1))
+
+
 def randomized(model, rng):
     """Gives a model random weights, of scales at which nothing saturates."""
     new = []
@@ -110,7 +133,7 @@ def randomized(model, rng):
     return model
 
 
-for make in (image, sequence, graph, attention, activations):
+for make in (image, sequence, graph, attention, activations, growing, masked):
     rng = np.random.RandomState(0)
     keras.backend.clear_session()
     try:
@@ -122,6 +145,8 @@ for make in (image, sequence, graph, attention, activations):
         x = [rng.randint(0, 9, (3, 8)) * (np.arange(8) < [[8], [5], [7]])]
     else:
         x = [rng.normal(size=(3, *map(int, i.shape[1:]))).astype("float32") for i in model.inputs]
+    if make is masked:
+        x[0] = rng.randint(1, 9, (3, 8)) * (np.arange(8) < [[8], [5], [7]])
     y = model.predict(x if len(x) > 1 else x[0])
     y = y if isinstance(y, list) else [y]
     stem = f"{sys.argv[1]}_{VERSION}_{make.__name__}"
