@@ -22,7 +22,7 @@ from dogwood_jax import mnist, training
 
 Variables = Mapping[str, Any]
 
-TX = optax.adam(1e-3)
+ADAM = optax.adam(1e-3)
 BATCH_SIZE = 128
 IMAGE = jax.ShapeDtypeStruct((1, 28, 28), jnp.float32)
 
@@ -74,11 +74,12 @@ class Way(NamedTuple):
     state: str
 
 
-# The optimizer's state grows along, its new second moments like the old ones or zero; or it starts
-# anew.
+# The optimizer's state grows along, its new second moments like the old ones or zero, and in the
+# latter case maybe with updates scaled to make up for both; or it starts anew.
 STATES: dict[str, Literal["mean", "zeros"] | None] = {
     "grown": "mean",
     "grown, zeros": "zeros",
+    "grown, scaled": "zeros",
     "new": None,
 }
 
@@ -138,6 +139,7 @@ class Network(NamedTuple):
     """A network in training, and where it has been."""
 
     variables: Variables
+    tx: optax.GradientTransformation = ADAM
     opt_state: Any = None
     points: tuple[Point, ...] = ()
 
@@ -153,13 +155,13 @@ def train(
     """Trains for some epochs, or for as many as the budget of FLOPs allows."""
     data = digits.train_images, digits.train_labels
     test = digits.test_images, digits.test_labels
-    variables, opt_state, points = network
+    variables, tx, opt_state, points = network
     cost = flops(variables) * len(data[0])
     for _ in range(min(epochs, (budget - network.spent) // cost)):
         run = training.fit(
             apply,
             variables,
-            TX,
+            tx,
             data,
             epochs=1,
             batch_size=BATCH_SIZE,
@@ -170,7 +172,13 @@ def train(
         variables, opt_state = run.variables, run.opt_state
         spent = cost + (points[-1].flops if points else 0)
         points = (*points, Point(spent, *training.evaluate(apply, variables, test)))
-    return Network(variables, opt_state, points)
+    return Network(variables, tx, opt_state, points)
+
+
+@functools.cache  # so that `fit` knows it again
+def scaled(growth: dw.Growth, steps: int) -> optax.GradientTransformation:
+    """Returns the optimizer with updates scaled for a growth after so many steps."""
+    return optax.chain(ADAM, dw.scale_by_growth(growth, adam=(0.9, 0.999, steps)))
 
 
 def widen(
@@ -182,10 +190,16 @@ def widen(
     growth = dw.plan(widths, dict.fromkeys(hidden, units), strategy=strategy)
     variables = dw.grow(network.variables, growth, key=key)
     second_moment = STATES[state]
-    opt_state = second_moment and dw.grow_opt_state(
-        network.opt_state, growth, TX, second_moment=second_moment
+    if second_moment is None:
+        return Network(variables, points=network.points)
+    opt_state = dw.grow_opt_state(
+        network.opt_state, growth, network.tx, second_moment=second_moment
     )
-    return Network(variables, opt_state, network.points)
+    if state != "grown, scaled":
+        return Network(variables, ADAM, opt_state, network.points)
+    adam = opt_state if network.tx is ADAM else opt_state[0]
+    tx = scaled(growth, int(adam[0].count))
+    return Network(variables, tx, (adam, tx.init(variables)[1]), network.points)
 
 
 class Curve(NamedTuple):
@@ -375,14 +389,15 @@ def picture(result: Result) -> Any:
         ways = [way for schedule, way in result.grown if schedule == name]
         colors = {strategy: f"C{i}" for i, strategy in enumerate(dict.fromkeys(w[0] for w in ways))}
         for way in ways:
-            style = {"new": "-", "grown": "--", "grown, zeros": ":"}[way.state]
+            style = dict(zip(STATES, ("--", ":", "-.", "-"), strict=True))[way.state]
             label = f"{way.strategy}, state {way.state}"
             _draw(ax, label, result.grown[name, way], color=colors[way.strategy], linestyle=style)
         ax.axhline(result.bar, color="0.6", linewidth=1, label="to reach")
         lowest = float(result.large.accuracy.mean(axis=0)[0])
         ax.set(title=f"grown {name}", xlabel="FLOPs", ylim=(lowest - 0.01, None))
     panels[0].set_ylabel("accuracy on test images")
-    panels[-1].legend(fontsize="small", loc="lower right")
+    handles, labels = panels[-1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize="small")
     return figure
 
 

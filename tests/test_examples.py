@@ -163,7 +163,7 @@ def test_an_outcome_against_expectation_is_said():
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
     """Two epochs, two seeds, and three ways to grow."""
-    ways = [("zero_outgoing", "grown"), ("gradmax", "new"), ("random", "new")]
+    ways = [("zero_outgoing", "grown, scaled"), ("gradmax", "new"), ("random", "new")]
     strategies = growth_vs_scratch.strategies(mnist.load("subset"))
     out = tmp_path_factory.mktemp("growth_vs_scratch")
     with pytest.MonkeyPatch.context() as patch:
