@@ -3,10 +3,12 @@
 784-128-10 with relu, Adam 1e-3, batches of 32, 60,000 MNIST images: the time of one epoch, once
 compiled, and of a whole process from its start to ten trained epochs. Each contender runs in
 processes of its own; all take turns, round by round, so that a busy moment of the machine hits all
-of them, and ratios are medians over the rounds. Those whose packages are missing are left out. "One
-core" is XLA with a single thread (the environment variable NPROC=1); the roofline is a scan over
-the same matrix products, and over the reading and writing of parameters, gradients and moments,
-with next to no other arithmetic; eight models are trained at once on the same batches.
+of them, and ratios are medians over the rounds. The seconds of CPU, of all threads together, say
+more where others keep the machine busy. Those whose packages are missing are left out.
+
+"One core" is XLA with a single thread (the environment variable NPROC=1). The roofline is a scan
+over the same matrix products, and over the reading and writing of parameters, gradients and
+moments, with next to no other arithmetic. The eight models are trained on the same batches.
 
     pip install -e '.[bench]' 'tensorflow-cpu'    # 'mnist' too, for --data tfds
     python tests/benchmarks/training.py
@@ -277,48 +279,47 @@ def work(name, folder, epochs):
     images, labels = (np.load(folder / f"{part}.npy") for part in ("images", "labels"))
     train = CONTENDERS[name][0](images, labels)
     if epochs is not None:
-        print(train(epochs))
+        loss = train(epochs)
+        print(time.process_time(), loss)
         return
     print("ready", flush=True)
     for _ in sys.stdin:
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         loss = train(1)
-        print(time.perf_counter() - start, loss, flush=True)
+        print(time.perf_counter() - start, time.process_time() - cpu_start, loss, flush=True)
+
+
+# Both return, by name, rows [rounds, 3]: seconds, seconds of CPU of all threads, and the loss.
 
 
 def measure_epochs(names, folder, rounds):
-    """Returns, by name, the seconds of a first epoch and of each later one, and the last loss."""
+    """Times a first epoch and so many later ones, each contender in a process that stays."""
     workers = {}
     for name in names:
         workers[name] = _start(name, folder)
         # One at a time, so that none imports or builds its model while another is timed.
         _answer(name, workers[name], folder)
-    seconds = {name: [] for name in names}
-    losses = {}
+    rows = {name: [] for name in names}
     for _ in range(1 + rounds):
         for name, worker in workers.items():
             print("epoch", file=worker.stdin, flush=True)
-            time_taken, loss = map(float, _answer(name, worker, folder))
-            seconds[name].append(time_taken)
-            losses[name] = loss
+            rows[name].append([float(word) for word in _answer(name, worker, folder)])
     for worker in workers.values():
         worker.communicate()
-    return seconds, losses
+    return {name: np.array(values) for name, values in rows.items()}
 
 
 def measure_processes(names, folder, rounds):
-    """Returns, by name, the seconds of whole processes, and the last loss."""
-    seconds = {name: [] for name in names}
-    losses = {}
+    """Times whole processes."""
+    rows = {name: [] for name in names}
     for _ in range(rounds):
         for name in names:
             start = time.perf_counter()
             worker = _start(name, folder, "--epochs", str(EPOCHS))
-            (loss,) = map(float, _answer(name, worker, folder))
+            cpu, loss = map(float, _answer(name, worker, folder))
             worker.communicate()
-            seconds[name].append(time.perf_counter() - start)
-            losses[name] = loss
-    return seconds, losses
+            rows[name].append([time.perf_counter() - start, cpu, loss])
+    return {name: np.array(values) for name, values in rows.items()}
 
 
 def _start(name, folder, *options):
@@ -341,18 +342,18 @@ def _answer(name, worker, folder):
     return words
 
 
-def print_table(title, seconds, losses):
-    """Prints median, spread and ratio to dogwood_jax of each contender."""
+def print_table(title, rows):
+    """Prints median and spread of each contender, and its ratios to dogwood_jax."""
     print(f"\n{title}\n")
-    print("| | median s | least to most s | times dogwood_jax | loss |")
-    print("|---|---|---|---|---|")
-    ours = np.array(seconds["dogwood_jax"])
-    for name, values in seconds.items():
+    print("| | median s | least to most s | times dogwood_jax | CPU s | times dogwood_jax | loss |")
+    print("|---|---|---|---|---|---|---|")
+    for name, values in rows.items():
+        seconds, cpu, loss = values.T
         # Of each round, then the median: what disturbs a whole round cancels.
-        ratio = np.median(np.array(values) / ours)
+        ratio, cpu_ratio, _ = np.median(values / rows["dogwood_jax"], 0)
         print(
-            f"| {name} | {np.median(values):.3f} | {min(values):.3f} to {max(values):.3f} "
-            f"| {ratio:.2f} | {losses[name]:.3f} |"
+            f"| {name} | {np.median(seconds):.3f} | {min(seconds):.3f} to {max(seconds):.3f} "
+            f"| {ratio:.2f} | {np.median(cpu):.3f} | {cpu_ratio:.2f} | {loss[-1]:.3f} |"
         )
 
 
@@ -407,16 +408,15 @@ def main():
         for part, array in zip(("images", "labels"), _digits(arguments.data)):
             np.save(folder / f"{part}.npy", array)
         if arguments.rounds:
-            seconds, losses = measure_epochs(names, folder, arguments.rounds)
-            first = {name: values[:1] for name, values in seconds.items()}
-            later = {name: values[1:] for name, values in seconds.items()}
-            print_table("The first epoch, compiling included", first, losses)
-            print_table(f"One epoch after that, {arguments.rounds} rounds", later, losses)
+            rows = measure_epochs(names, folder, arguments.rounds)
+            first = {name: values[:1] for name, values in rows.items()}
+            later = {name: values[1:] for name, values in rows.items()}
+            print_table("The first epoch, compiling included", first)
+            print_table(f"One epoch after that, {arguments.rounds} rounds", later)
         if arguments.processes:
             names = [name for name in names if CONTENDERS[name][2]]
-            seconds, losses = measure_processes(names, folder, arguments.processes)
             title = f"A whole process with {EPOCHS} epochs, {arguments.processes} rounds"
-            print_table(title, seconds, losses)
+            print_table(title, measure_processes(names, folder, arguments.processes))
 
 
 if __name__ == "__main__":
