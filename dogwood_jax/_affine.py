@@ -2,12 +2,14 @@
 
 Every axis of an array is taken apart into the widths it is made of (a product is reshaped, a
 concatenation split), each width is mapped along an axis of its own (``AxisMap``), and the axis is
-put back together. Plain growth is a pad or a concatenation; only copied, dropped and merged units
-gather.
+put back together. Plain growth is a pad and an update of new entries, the least that one device can
+do. But XLA gathers an array to update it along an axis that lies on several devices, so arrays that
+may be sharded are padded, which moves entries to their new places from device to device, and new
+entries are selected where they are. Either way the values are the same, bit for bit.
 """
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
@@ -115,6 +117,7 @@ def transform(
     fresh: Array | None = None,
     draw: Callable[[tuple[int, ...]], Array] | None = None,
     noise: Callable[[tuple[int, ...]], Array] | None = None,
+    sharded: bool = False,
 ) -> Array:
     """Returns an array with every width of its axes mapped.
 
@@ -124,10 +127,11 @@ def transform(
         sizes: new sizes of the widths that change.
         map_of: gives the map of units of such a width.
         fresh: an array of the new shape from which free entries are taken.
-        draw: gives free entries of a shape where there is no ``fresh``.
+        draw: gives random entries of a shape where there is no ``fresh``.
         noise: gives standard normal numbers of a shape.
+        sharded: whether the array may lie on several devices.
     """
-    changes = _Changes(sizes, map_of, draw, noise)
+    changes = _Changes(sizes, map_of, draw, noise, sharded)
     return changes.extend(array, axes, fresh)
 
 
@@ -140,8 +144,10 @@ class _Changes:
         map_of: Callable[[Units], AxisMap],
         draw: Callable[[tuple[int, ...]], Array] | None,
         noise: Callable[[tuple[int, ...]], Array] | None,
+        sharded: bool,
     ) -> None:
         self.sizes, self.map_of, self.draw, self.noise = sizes, map_of, draw, noise
+        self.sharded = sharded
 
     def extend(self, old: Array, axes: tuple[Layout, ...], fresh: Array | None) -> Array:
         for axis, layout in enumerate(axes):
@@ -173,7 +179,7 @@ class _Changes:
                 new_part = lax.slice_in_dim(fresh, new_starts[i], new_starts[i + 1], axis=axis)
             layouts = (*axes[:axis], part, *axes[axis + 1 :])
             parts.append(self.extend(old_part, layouts, new_part))
-        return lax.concatenate(parts, axis)
+        return self._joined(parts, axis)
 
     def _extend_factors(self, old: Array, axes: tuple[Layout, ...], fresh: Array | None) -> Array:
         """Extends the factors of product axes, each on an axis of its own."""
@@ -198,65 +204,135 @@ class _Changes:
             ((axis, m) for axis, m in maps.items() if m.appends and m.fill != "mean"),
             key=lambda item: (item[1].rank, item[1].fill == "free"),
         )
-        array = self._append(old, appended) if fresh is None else _append_from(fresh, old, appended)
+        array = self._append(old, appended, fresh)
         for axis, axis_map in maps.items():
             if not axis_map.appends or axis_map.fill == "mean":
                 array = self._rearrange(array, axis, axis_map, fresh)
         return array
 
-    def _append(self, old: Array, appended: list[tuple[int, AxisMap]]) -> Array:
-        """Appends entries along axes one after another, zeros or drawn ones."""
-        padding = [(0, 0, 0)] * old.ndim
+    def _append(
+        self, old: Array, appended: list[tuple[int, AxisMap]], fresh: Array | None
+    ) -> Array:
+        """Appends entries along axes one after another: zeros, fresh ones or drawn ones."""
+        if fresh is not None and not self.sharded:
+            return _append_from(fresh, old, appended)
+        new = list(old.shape)
         for axis, axis_map in appended:
-            padding[axis] = (0, axis_map.new - axis_map.old, 0)
-        array = lax.pad(old, jnp.zeros((), old.dtype), padding)
+            new[axis] = axis_map.new
+        array = _padded(old, new)
+        if all(axis_map.fill == "zero" for _, axis_map in appended):
+            return array
+        fresh = self._drawn(tuple(new)) if fresh is None else lax.slice(fresh, [0] * old.ndim, new)
+        if self.sharded:
+            # Along which axis an entry is new, and so what it is, the last axis decides.
+            free = jnp.zeros((1,) * old.ndim, bool)
+            for axis, axis_map in appended:
+                is_new = _places(array, axis) >= axis_map.old
+                free = jnp.where(is_new, axis_map.fill == "free", free)
+            return jnp.where(free, fresh, array)
         extent = list(old.shape)
         for axis, axis_map in appended:
-            if axis_map.fill == "free":
-                block, start = [*extent], [0] * old.ndim
-                block[axis], start[axis] = axis_map.new - axis_map.old, axis_map.old
-                array = lax.dynamic_update_slice(array, self._drawn(tuple(block)), start)
+            start = [axis_map.old if a == axis else 0 for a in range(old.ndim)]
             extent[axis] = axis_map.new
+            if axis_map.fill == "free":
+                block = lax.slice(fresh, start, extent)
+                array = lax.dynamic_update_slice(array, block, start)
         return array
 
     def _drawn(self, shape: tuple[int, ...]) -> Array:
         assert self.draw is not None, "grow has checked that it can draw"
         return self.draw(shape)
 
+    def _joined(self, parts: list[Array], axis: int) -> Array:
+        """Puts parts one after another along an axis."""
+        if not self.sharded:
+            return lax.concatenate(parts, axis)
+        stops = [*accumulate(part.shape[axis] for part in parts)]
+        joined = _padded(parts[0], _with(parts[0].shape, axis, stops[-1]))
+        for start, part in zip(stops, parts[1:], strict=False):
+            moved = _padded(part, joined.shape, axis, start)
+            joined = jnp.where(_places(joined, axis) >= start, moved, joined)
+        return joined
+
     def _rearrange(self, array: Array, axis: int, axis_map: AxisMap, fresh: Array | None) -> Array:
         """Copies, drops or merges entries along an axis, and fills in the rest."""
         if axis_map.into is not None:
             return _merged(array, axis, axis_map)
-        parts = [array if axis_map.sources is None else self._copied(array, axis, axis_map)]
-        if rest := axis_map.rest:
-            shape = tuple(rest if a == axis else n for a, n in enumerate(array.shape))
-            if axis_map.fill == "mean" and axis_map.old:
-                # In single precision at least, for bfloat16 would round the sum.
-                wide = jnp.promote_types(array.dtype, jnp.float32)
-                mean = jnp.mean(array, axis, wide, keepdims=True).astype(array.dtype)
-                parts.append(jnp.broadcast_to(mean, shape))
-            elif axis_map.fill != "free":
-                parts.append(jnp.zeros(shape, array.dtype))
-            elif fresh is None:
-                parts.append(self._drawn(shape))
-            else:
-                start = [axis_map.new - rest if a == axis else 0 for a in range(array.ndim)]
-                stop = [a + b for a, b in zip(start, shape, strict=True)]
-                parts.append(lax.slice(fresh, start, stop))
-        return lax.concatenate(parts, axis) if len(parts) > 1 else parts[0]
+        copied = array if axis_map.sources is None else self._copied(array, axis, axis_map)
+        if not axis_map.rest:
+            return copied
+        shape, start = _with(array.shape, axis, axis_map.new), axis_map.new - axis_map.rest
+        if axis_map.fill == "mean" and axis_map.old:
+            # In single precision at least, for bfloat16 would round the sum.
+            wide = jnp.promote_types(array.dtype, jnp.float32)
+            mean = jnp.mean(array, axis, wide, keepdims=True).astype(array.dtype)
+            rest = jnp.broadcast_to(mean, shape)
+        elif axis_map.fill != "free":
+            rest = jnp.zeros(shape, array.dtype)
+        elif fresh is None:
+            rest = self._drawn(shape)
+        else:
+            rest = lax.slice(fresh, [0] * array.ndim, shape)
+        if self.sharded:
+            is_new = _places(rest, axis) >= start
+            return jnp.where(is_new, rest, _padded(copied, shape))
+        rest = lax.slice_in_dim(rest, start, axis_map.new, axis=axis)
+        return lax.concatenate([copied, rest], axis)
 
     def _copied(self, array: Array, axis: int, axis_map: AxisMap) -> Array:
-        copied = jnp.take(array, jnp.asarray(axis_map.sources, int), axis=axis)
+        assert axis_map.sources is not None
+        copied = self._taken(array, axis, axis_map.sources)
         if axis_map.factors is not None:
             # In single precision at least: rounded to bfloat16 first, thirds would not add up.
             wide = jnp.promote_types(array.dtype, jnp.float32)
             factors = _along(jnp.asarray(axis_map.factors, wide), axis, array.ndim)
             copied = (copied * factors).astype(array.dtype)
         if axis_map.noise and self.noise is not None:
-            new = _along(jnp.arange(copied.shape[axis]) >= axis_map.old, axis, array.ndim)
+            new = _places(copied, axis) >= axis_map.old
             scale = (axis_map.noise * jnp.std(array)).astype(array.dtype)
             copied = copied + jnp.where(new, scale * self.noise(copied.shape), 0)
         return copied
+
+    def _taken(self, array: Array, axis: int, sources: tuple[int, ...]) -> Array:
+        """Returns the entries of an axis that are copied."""
+        runs = _runs(sources)
+        if not self.sharded or len(runs) > _MOST_RUNS:
+            return jnp.take(array, jnp.asarray(sources, int), axis=axis)
+        shape = _with(array.shape, axis, len(sources))
+        taken = _padded(array, shape, axis, runs[0][0] - runs[0][1])
+        for start, source in runs[1:]:
+            moved = _padded(array, shape, axis, start - source)
+            taken = jnp.where(_places(taken, axis) >= start, moved, taken)
+        return taken
+
+
+# An axis of which more pieces are copied is gathered.
+_MOST_RUNS = 16
+
+
+def _runs(sources: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Returns where runs of successive entries begin, and the entries that they begin with."""
+    return [
+        (place, source)
+        for place, source in enumerate(sources)
+        if not place or source != sources[place - 1] + 1
+    ]
+
+
+def _with(shape: tuple[int, ...], axis: int, size: int) -> tuple[int, ...]:
+    return (*shape[:axis], size, *shape[axis + 1 :])
+
+
+def _padded(array: Array, shape: Sequence[int], axis: int = 0, start: int = 0) -> Array:
+    """Returns an array cut or padded with zeros to a shape, moved along one axis."""
+    low = [start if a == axis else 0 for a in range(array.ndim)]
+    padding = [(s, n - m - s, 0) for s, n, m in zip(low, shape, array.shape, strict=True)]
+    return lax.pad(array, jnp.zeros((), array.dtype), padding)
+
+
+def _places(array: Array, axis: int) -> Array:
+    """Returns the places along an axis, of size 1 along the others."""
+    return lax.broadcasted_iota(jnp.int32, _with((1,) * array.ndim, axis, array.shape[axis]), axis)
 
 
 def _append_from(fresh: Array, old: Array, appended: list[tuple[int, AxisMap]]) -> Array:
@@ -270,8 +346,7 @@ def _append_from(fresh: Array, old: Array, appended: list[tuple[int, AxisMap]]) 
             whole = lax.slice(fresh, [0] * old.ndim, extent)
             array = lax.dynamic_update_slice(whole, array, [0] * old.ndim)
         else:
-            padding = [(0, n - m, 0) for n, m in zip(extent, array.shape, strict=True)]
-            array = lax.pad(array, jnp.zeros((), array.dtype), padding)
+            array = _padded(array, extent)
     return array
 
 

@@ -18,6 +18,7 @@ from dogwood_jax._insert import insert
 from dogwood_jax._layout import Units, units_of
 from dogwood_jax._problems import listed
 from dogwood_jax._random import seeds, uniform
+from dogwood_jax._shardings import placement
 from dogwood_jax._tree import (
     PyTree,
     arrays_of,
@@ -77,15 +78,18 @@ def grow(
     old = {path: leaves[path] for path in changing}
     # What a strategy chooses is chosen in the network that has grown already.
     first = without_choices(growth)
-    grown = leaves | _grow_leaves(
-        old, first, key, None if new is None else {path: new[path] for path in changing}
+    fresh_parts = None if new is None else {path: new[path] for path in changing}
+    where = placement(old, growth.shapes, fresh_parts)
+    fill = jax.jit(
+        _grow_leaves, static_argnames=("growth", "sharded"), out_shardings=where.shardings
     )
+    grown = leaves | fill(old, first, key, fresh_parts, where.sharded)
     larger = growth.structure if fresh is None else jax.tree.structure(fresh)
     structure = jax.tree.structure(variables) if larger is None else larger
     for change in growth.changes:
         if change.strategy.choice is not None:
             others = [
-                _grow_leaves(old, first, jax.random.fold_in(key, n), None)  # type: ignore[arg-type]
+                fill(old, first, jax.random.fold_in(key, n), None, where.sharded)  # type: ignore[arg-type]
                 for n in range(1, change.strategy.choice.candidates)
             ]
             grown = choose(grown, others, first, change, structure)
@@ -185,12 +189,12 @@ def _needs(leaf: Leaf, growth: Growth) -> set[str]:
     return needs
 
 
-@functools.partial(jax.jit, static_argnames="growth")
 def _grow_leaves(
     leaves: dict[str, Array],
     growth: Growth,
     key: Array | None,
     fresh: dict[str, Array] | None,
+    sharded: bool,
 ) -> dict[str, Array]:
     # One call for all arrays: compiling JAX's generator takes longer than the rest.
     words = None if key is None else jax.random.bits(key, (len(leaves), 2), jnp.uint32)
@@ -204,12 +208,18 @@ def _grow_leaves(
         new = draws.initialized() if draws and fresh is None else None
         if fresh is not None:
             new = fresh[leaf.path].astype(old.dtype)
-        grown[leaf.path] = grow_leaf(old, leaf, growth, new, draws)
+        grown[leaf.path] = grow_leaf(old, leaf, growth, new, draws, sharded=sharded)
     return grown
 
 
 def grow_leaf(
-    old: Array, leaf: Leaf, growth: Growth, fresh: Array | None, draws: "_Draws | None" = None
+    old: Array,
+    leaf: Leaf,
+    growth: Growth,
+    fresh: Array | None,
+    draws: "_Draws | None" = None,
+    *,
+    sharded: bool,
 ) -> Array:
     """Returns one array grown; free entries come from ``fresh``, are drawn, or get defaults."""
 
@@ -220,9 +230,8 @@ def grow_leaf(
         wide = jnp.promote_types(old.dtype, jnp.float32)
         old = (old * jnp.asarray(factor, wide)).astype(old.dtype)
     draw = draws.draw if draws else functools.partial(_default, leaf, old.dtype)
-    return transform(
-        old, leaf.axes, growth.sizes, map_of, fresh, draw, noise=draws.normal if draws else None
-    )
+    noise = draws.normal if draws else None
+    return transform(old, leaf.axes, growth.sizes, map_of, fresh, draw, noise, sharded)
 
 
 def _default(leaf: Leaf, dtype: Any, shape: tuple[int, ...]) -> Array:

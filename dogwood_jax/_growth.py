@@ -6,7 +6,9 @@ from typing import Any
 
 from dogwood_jax._insert import Insertion
 from dogwood_jax._layout import resized, size_of, units_of
+from dogwood_jax._shardings import grown_shardings
 from dogwood_jax._tables import layers_together, merged, table
+from dogwood_jax._tree import PyTree
 from dogwood_jax._widths import Leaf, Recipe, Widths
 from dogwood_jax.strategies import Strategy
 
@@ -136,6 +138,48 @@ class Growth:
             for name, facts in self.widths.facts
         )
         return Widths(tuple(leaves), tuple(facts))
+
+    def shardings(self, old_shardings: PyTree) -> PyTree:
+        """Returns the shardings of the grown arrays, such as ``out_shardings`` of ``jax.jit``.
+
+        Each array is divided along the same axes, over the same devices. An array of a new layer
+        is divided as the one whose path differs from its own only in numbers (``block_2/up`` as
+        ``block_1/up``) or, if there is none, whole on every device.
+
+        Args:
+            old_shardings: pytree with the ``jax.sharding.Sharding`` of each array, of the
+                variables or, unless layers are inserted, of any tree whose leaves' paths end like
+                those of the variables, such as an optimizer's state.
+
+        Returns:
+            A tree of the same structure; for the variables, of the larger model's.
+
+        Raises:
+            ValueError: if the new size of an axis does not divide evenly over its devices, as JAX
+                requires of the arguments and results of compiled functions; all such axes in one
+                message.
+
+        Example:
+            >>> import jax
+            >>> import jax.numpy as jnp
+            >>> import numpy as np
+            >>> from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+            >>> import dogwood_jax as dw
+            >>> mesh = Mesh(np.array(jax.devices()), "model")
+            >>> columns = NamedSharding(mesh, P(None, "model"))
+            >>> rows = NamedSharding(mesh, P("model"))
+            >>> params = {
+            ...     "up": {"kernel": jax.device_put(jnp.ones((4, 8)), columns)},
+            ...     "down": {"kernel": jax.device_put(jnp.ones((8, 2)), rows)},
+            ... }
+            >>> growth = dw.plan(dw.chain(params, ("up", "down")), {"up": 16})
+            >>> shardings = growth.shardings(jax.tree.map(lambda array: array.sharding, params))
+            >>> grow = jax.jit(dw.grow, static_argnames="growth", out_shardings=shardings)
+            >>> wide = grow(params, growth=growth, key=jax.random.key(0))
+            >>> wide["down"]["kernel"].shape, wide["down"]["kernel"].sharding == rows
+            ((16, 2), True)
+        """
+        return grown_shardings(self, old_shardings)
 
     @cached_property
     def _hash(self) -> int:
