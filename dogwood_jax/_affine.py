@@ -3,9 +3,9 @@
 Every axis of an array is taken apart into the widths it is made of (a product is reshaped, a
 concatenation split), each width is mapped along an axis of its own (``AxisMap``), and the axis is
 put back together. Plain growth is a pad and an update of new entries, the least that one device can
-do. But XLA gathers an array to update it along an axis that lies on several devices, so arrays that
-may be sharded are padded, which moves entries to their new places from device to device, and new
-entries are selected where they are. Either way the values are the same, bit for bit.
+do. But to update an array along an axis that is divided among devices, XLA gathers it. So where
+there are several devices, arrays are only padded, which moves entries from device to device, and
+new entries are selected in their places. Either way the values are the same, bit for bit.
 """
 
 import itertools
@@ -117,7 +117,6 @@ def transform(
     fresh: Array | None = None,
     draw: Callable[[tuple[int, ...]], Array] | None = None,
     noise: Callable[[tuple[int, ...]], Array] | None = None,
-    sharded: bool = False,
 ) -> Array:
     """Returns an array with every width of its axes mapped.
 
@@ -129,9 +128,8 @@ def transform(
         fresh: an array of the new shape from which free entries are taken.
         draw: gives random entries of a shape where there is no ``fresh``.
         noise: gives standard normal numbers of a shape.
-        sharded: whether the array may lie on several devices.
     """
-    changes = _Changes(sizes, map_of, draw, noise, sharded)
+    changes = _Changes(sizes, map_of, draw, noise)
     return changes.extend(array, axes, fresh)
 
 
@@ -144,10 +142,10 @@ class _Changes:
         map_of: Callable[[Units], AxisMap],
         draw: Callable[[tuple[int, ...]], Array] | None,
         noise: Callable[[tuple[int, ...]], Array] | None,
-        sharded: bool,
     ) -> None:
         self.sizes, self.map_of, self.draw, self.noise = sizes, map_of, draw, noise
-        self.sharded = sharded
+        # Within a program that is being compiled, nothing tells how its arrays are divided.
+        self.sharded = jax.device_count() > 1
 
     def extend(self, old: Array, axes: tuple[Layout, ...], fresh: Array | None) -> Array:
         for axis, layout in enumerate(axes):
@@ -326,8 +324,23 @@ def _with(shape: tuple[int, ...], axis: int, size: int) -> tuple[int, ...]:
 def _padded(array: Array, shape: Sequence[int], axis: int = 0, start: int = 0) -> Array:
     """Returns an array cut or padded with zeros to a shape, moved along one axis."""
     low = [start if a == axis else 0 for a in range(array.ndim)]
-    padding = [(s, n - m - s, 0) for s, n, m in zip(low, shape, array.shape, strict=True)]
-    return lax.pad(array, jnp.zeros((), array.dtype), padding)
+    high = [n - m - s for s, n, m in zip(low, shape, array.shape, strict=True)]
+    return _pad(array, low, high)
+
+
+def _pad(array: Array, low: list[int], high: list[int]) -> Array:
+    """Pads or cuts an array on both sides of each axis."""
+    room = [max(n, 1) for n in array.shape]
+    before = [min(max(a, 0), n) for a, n in zip(low, room, strict=True)]
+    after = [min(max(b, 0), n - a) for a, b, n in zip(before, high, room, strict=True)]
+    low, high = ([*map(int.__sub__, *pair)] for pair in ((low, before), (high, after)))
+    zero = jnp.zeros((), array.dtype)
+    if max((*low, *high), default=0) <= 0 or jax.device_count() == 1:
+        padding = zip(map(int.__add__, low, before), map(int.__add__, high, after), strict=True)
+        return lax.pad(array, zero, [(a, b, 0) for a, b in padding])
+    # A divided axis is doubled at most: of one that becomes longer, XLA would gather the array.
+    array = lax.pad(array, zero, [(a, b, 0) for a, b in zip(before, after, strict=True)])
+    return _pad(lax.optimization_barrier(array), low, high)
 
 
 def _places(array: Array, axis: int) -> Array:

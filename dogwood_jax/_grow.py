@@ -18,7 +18,7 @@ from dogwood_jax._insert import insert
 from dogwood_jax._layout import Units, units_of
 from dogwood_jax._problems import listed
 from dogwood_jax._random import seeds, uniform
-from dogwood_jax._shardings import placement
+from dogwood_jax._shardings import Placement, placement
 from dogwood_jax._tree import (
     PyTree,
     arrays_of,
@@ -78,18 +78,16 @@ def grow(
     old = {path: leaves[path] for path in changing}
     # What a strategy chooses is chosen in the network that has grown already.
     first = without_choices(growth)
-    fresh_parts = None if new is None else {path: new[path] for path in changing}
-    where = placement(old, growth.shapes, fresh_parts)
-    fill = jax.jit(
-        _grow_leaves, static_argnames=("growth", "sharded"), out_shardings=where.shardings
-    )
-    grown = leaves | fill(old, first, key, fresh_parts, where.sharded)
+    new = None if new is None else {path: new[path] for path in changing}
+    where = placement(old | (new or {}), growth.shapes)
+    fill = functools.partial(_grow_leaves, where.enter(old), first, where=where)
+    grown = leaves | where.leave(fill(key=key, fresh=where.enter(new)))
     larger = growth.structure if fresh is None else jax.tree.structure(fresh)
     structure = jax.tree.structure(variables) if larger is None else larger
     for change in growth.changes:
         if change.strategy.choice is not None:
             others = [
-                fill(old, first, jax.random.fold_in(key, n), None, where.sharded)  # type: ignore[arg-type]
+                fill(key=jax.random.fold_in(key, n), fresh=None)  # type: ignore[arg-type]
                 for n in range(1, change.strategy.choice.candidates)
             ]
             grown = choose(grown, others, first, change, structure)
@@ -189,12 +187,13 @@ def _needs(leaf: Leaf, growth: Growth) -> set[str]:
     return needs
 
 
+@functools.partial(jax.jit, static_argnames=("growth", "where"))
 def _grow_leaves(
     leaves: dict[str, Array],
     growth: Growth,
     key: Array | None,
     fresh: dict[str, Array] | None,
-    sharded: bool,
+    where: Placement,
 ) -> dict[str, Array]:
     # One call for all arrays: compiling JAX's generator takes longer than the rest.
     words = None if key is None else jax.random.bits(key, (len(leaves), 2), jnp.uint32)
@@ -208,18 +207,12 @@ def _grow_leaves(
         new = draws.initialized() if draws and fresh is None else None
         if fresh is not None:
             new = fresh[leaf.path].astype(old.dtype)
-        grown[leaf.path] = grow_leaf(old, leaf, growth, new, draws, sharded=sharded)
-    return grown
+        grown[leaf.path] = grow_leaf(old, leaf, growth, new, draws)
+    return where.constrain(grown)
 
 
 def grow_leaf(
-    old: Array,
-    leaf: Leaf,
-    growth: Growth,
-    fresh: Array | None,
-    draws: "_Draws | None" = None,
-    *,
-    sharded: bool,
+    old: Array, leaf: Leaf, growth: Growth, fresh: Array | None, draws: "_Draws | None" = None
 ) -> Array:
     """Returns one array grown; free entries come from ``fresh``, are drawn, or get defaults."""
 
@@ -231,7 +224,7 @@ def grow_leaf(
         old = (old * jnp.asarray(factor, wide)).astype(old.dtype)
     draw = draws.draw if draws else functools.partial(_default, leaf, old.dtype)
     noise = draws.normal if draws else None
-    return transform(old, leaf.axes, growth.sizes, map_of, fresh, draw, noise, sharded)
+    return transform(old, leaf.axes, growth.sizes, map_of, fresh, draw, noise)
 
 
 def _default(leaf: Leaf, dtype: Any, shape: tuple[int, ...]) -> Array:

@@ -12,6 +12,7 @@ from jax import Array, lax
 
 from dogwood_jax._problems import listed
 from dogwood_jax._random import seeds, uniform
+from dogwood_jax._shardings import ANYWHERE, Placement, alike, placement
 from dogwood_jax._tree import PyTree, in_order_of, is_array, leaves_by_path, rebuilt
 from dogwood_jax._widths import Kind
 
@@ -111,18 +112,30 @@ def insert(
     if problems:
         raise ValueError(listed("cannot insert layers", problems))
     sources = {i.source: leaves[i.source] for i in insertions if i.source is not None}
-    filled = fill(sources, insertions, fresh, key)
+    sizes = {path: jnp.shape(leaf) for path, leaf in leaves.items()}
+    where = placement(
+        {i.path: leaves[i.source] for i in insertions if i.source is not None} | fresh,
+        {i.path: i.shape for i in insertions},
+        alike={
+            i.path: leaves[alike(i.path, i.shape, sizes)]
+            for i in insertions
+            if i.source is None and i.path not in fresh
+        },
+    )
+    filled = fill(where.enter(sources), insertions, where.enter(fresh), key, where)
+    filled = where.leave(filled)
     result = {path: leaf for path, leaf in shapes.items() if not is_array(leaf)}
     result |= {path: leaf for path, leaf in leaves.items() if path in shapes} | filled
     return in_order_of(target, rebuilt(jax.tree.structure(target), result))
 
 
-@functools.partial(jax.jit, static_argnames="insertions")
+@functools.partial(jax.jit, static_argnames=("insertions", "where"))
 def fill(
     sources: dict[str, Array],
     insertions: tuple[Insertion, ...],
     fresh: dict[str, Array],
     key: Array | None,
+    where: Placement = ANYWHERE,
 ) -> dict[str, Array]:
     """Returns the arrays of all insertions."""
     words = None if key is None else jax.random.bits(key, (len(insertions), 2), jnp.uint32)
@@ -139,7 +152,7 @@ def fill(
         if source is not None and insertion.layers:
             new = stacked(insertion, sources[source], new)
         filled[insertion.path] = new
-    return filled
+    return where.constrain(filled)
 
 
 def _values(insertion: Insertion, word: Array | None) -> Array:

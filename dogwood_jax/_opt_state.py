@@ -6,7 +6,6 @@ parameters; so all of it follows from the ``Growth``, once the meaning of each f
 """
 
 import functools
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -30,8 +29,9 @@ from dogwood_jax._opt_fields import (
     meanings_of,
     watched,
 )
-from dogwood_jax._pairing import numbered
+from dogwood_jax._pairing import closest
 from dogwood_jax._problems import listed
+from dogwood_jax._shardings import Placement, placement
 from dogwood_jax._tree import PyTree, leaf_path, leaves_by_path, struct
 from dogwood_jax._widths import Leaf
 
@@ -161,16 +161,25 @@ def grow_state(
     new = tuple(a for a in _new_arrays(found, growth, meanings) if a.field.place in shapes)
     moved = {field.place: field.at(growth.place(field.leaf.path)) for field in found}
     grown = {moved.get(place, place): array for place, array in arrays.items()}
-    grown |= _grow_fields(
-        {field.place: arrays[field.place] for field in found},
-        _starts(start, {array.field.place for array in new}),
-        None if variables is None else _own(variables, growth, known, new),
+    old = {field.place: arrays[field.place] for field in found}
+    where = placement(
+        {moved[place]: array for place, array in old.items()},
+        shapes,
+        alike={one.field.place: old[one.kin[0].place] for one in new},
+    )
+    own = None if variables is None else _own(variables, growth, known, new)
+    filled = _grow_fields(
+        where.enter(old),
+        _starts(start, {array.field.place for array in new}, where),
+        where.enter(own),
         growth,
         known,
         new,
         tuple(shapes.items()),
         second_moment,
+        where,
     )
+    grown |= where.leave(filled)
     problems = [f"{place}: tx has no such state" for place in grown if place not in shapes]
     problems += [
         f"{place}: grows to {jnp.shape(grown[place])}, but for the larger network tx expects "
@@ -247,7 +256,7 @@ def _params(opt_state: PyTree, growth: Growth, found: list[Field]) -> PyTree | N
         old: Sequence[str] = [path]
         if insertion := inserted.get(path):
             everywhere = (leaf.path for leaf in growth.widths.leaves)
-            old = [insertion.old] if insertion.old else _closest(path, everywhere)
+            old = [insertion.old] if insertion.old else closest(path, everywhere)
         dtype = next((dtypes[p] for p in old if p in dtypes), None)
         # Arrays like which the optimizer has none are no parameters.
         if dtype is None:
@@ -255,18 +264,6 @@ def _params(opt_state: PyTree, growth: Growth, found: list[Field]) -> PyTree | N
         return struct(shapes[path] if path in shapes else jnp.shape(array), dtype)
 
     return jax.tree_util.tree_map_with_path(one, tree, is_leaf=is_masked)
-
-
-def _closest(path: str, others: Iterable[str]) -> list[str]:
-    """Returns the paths that are most like a path: part by part from the end, best with numbers."""
-
-    def alike(other: str) -> int:
-        pairs = zip(reversed(path.split("/")), reversed(other.split("/")), strict=False)
-        same = ((a == b) + (numbered(a)[0] == numbered(b)[0]) for a, b in pairs)
-        return sum(itertools.takewhile(bool, same))
-
-    counts = {other: alike(other) for other in others}
-    return [other for other, count in counts.items() if count == max(counts.values())]
 
 
 def _zeros(shapes: PyTree) -> PyTree:
@@ -283,11 +280,12 @@ def _initial(tx: Any, state: PyTree, params: PyTree) -> PyTree:
     return tx.init(zeros)
 
 
-def _starts(start: Callable[[], PyTree], places: set[str]) -> dict[str, Array]:
+def _starts(start: Callable[[], PyTree], places: set[str], where: Placement) -> dict[str, Array]:
     """Returns some of the arrays that training of the larger network would start with."""
 
     def some() -> dict[str, Array]:
-        return {p: array for p, array in leaves_by_path(start()).items() if p in places}
+        begun = leaves_by_path(start())
+        return where.constrain({place: begun[place] for place in begun if place in places})
 
     try:
         arrays: dict[str, Array] = jax.jit(some)() if places else {}
@@ -340,7 +338,7 @@ def _new_arrays(
         trees.setdefault((field.group, field.name), []).append(field)
     for insertion in growth.insertions:
         for tree in trees.values() if insertion.old is None else ():
-            names = _closest(insertion.path, [field.leaf.path for field in tree])
+            names = closest(insertion.path, [field.leaf.path for field in tree])
             kin = tuple(field for field in tree if field.leaf.path in names)
             inner = insertion.path.removeprefix(kin[0].collection)
             leaf = Leaf(insertion.path, insertion.shape, ())
@@ -350,7 +348,9 @@ def _new_arrays(
                 yield _New(field, insertion, kin, meanings.get(kin[0].place))
 
 
-@functools.partial(jax.jit, static_argnames=("growth", "known", "new", "shapes", "second_moment"))
+@functools.partial(
+    jax.jit, static_argnames=("growth", "known", "new", "shapes", "second_moment", "where")
+)
 def _grow_fields(
     arrays: dict[str, Array],
     starts: dict[str, Array],
@@ -360,6 +360,7 @@ def _grow_fields(
     new: tuple[_New, ...],
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
     second_moment: str,
+    where: Placement,
 ) -> dict[str, Array]:
     """Returns the arrays of the larger network's state that are not old ones, by place.
 
@@ -372,6 +373,7 @@ def _grow_fields(
         new: the arrays that follow new ones of the network.
         shapes: shapes of the larger network's state, by place.
         second_moment: see ``grow_opt_state``.
+        where: on which devices they lie.
     """
     wanted = dict(shapes)
     grown: dict[str, Array] = {}
@@ -403,7 +405,7 @@ def _grow_fields(
             insertion = newborn.insertion
             shape = insertion.shape if newborn.field.axis is None else wanted[place]
             grown |= _written(newborn.field, insertion.path, jnp.full(shape, mean, dtype), wanted)
-    return grown
+    return where.constrain(grown)
 
 
 def _filled(

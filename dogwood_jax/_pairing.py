@@ -157,6 +157,18 @@ def numbered(name: str) -> tuple[str, int | None]:
     return (match[1], int(match[2])) if match else (name, None)
 
 
+def closest(path: str, others: Iterable[str]) -> list[str]:
+    """Returns the paths that are most like a path: part by part from the end, best with numbers."""
+
+    def alike(other: str) -> int:
+        pairs = zip(reversed(path.split("/")), reversed(other.split("/")), strict=False)
+        same = ((a == b) + (numbered(a)[0] == numbered(b)[0]) for a, b in pairs)
+        return sum(itertools.takewhile(bool, same))
+
+    counts = {other: alike(other) for other in others}
+    return [other for other, count in counts.items() if count == max(counts.values())]
+
+
 def _stem(name: str) -> str:
     stem, number = numbered(name)
     return name if number is None else f"{stem}#"

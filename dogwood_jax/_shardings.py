@@ -1,15 +1,16 @@
 """On which devices grown arrays lie: ``grown_shardings`` and ``placement``."""
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec, Sharding
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
-from dogwood_jax._insert import Insertion
+from dogwood_jax._pairing import closest
 from dogwood_jax._problems import listed
 from dogwood_jax._tree import PyTree, leaves_by_path, rebuilt
 
@@ -17,57 +18,103 @@ if TYPE_CHECKING:
     from dogwood_jax._growth import Growth
 
 
+Arrays = TypeVar("Arrays", dict[str, Any], dict[str, Any] | None)
+
 _MISFITS = "cannot divide the grown arrays among devices as the old ones are"
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the results of a computation lie.
+    """Where the results of a compiled function lie.
 
     Attributes:
-        sharded: whether arrays are, or may be, divided among devices.
-        shardings: what to ask for, by path; None to leave it to the program around.
+        shardings: what to ask for, by path; empty if arrays are on one device, or if a program
+            around this one decides.
     """
 
-    sharded: bool
-    shardings: Mapping[str, Sharding] | None = None
+    shardings: tuple[tuple[str, Sharding], ...] = ()
+
+    def enter(self, arrays: Arrays) -> Arrays:
+        """Returns the function's arguments, on the same devices as they are.
+
+        The axes of their meshes are automatic, for with explicit ones, as of ``jax.make_mesh``,
+        JAX asks to be told how every result of every operation is divided.
+        """
+        if not self.shardings or arrays is None:
+            return arrays
+        return {
+            path: jax.device_put(array, _automatic(array.sharding))
+            if isinstance(array, jax.Array)
+            else array
+            for path, array in arrays.items()
+        }
+
+    def constrain(self, arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Returns results within the compiled function, where they should lie."""
+        wanted = dict(self.shardings)
+        return {
+            path: lax.with_sharding_constraint(array, _automatic(wanted[path]))  # type: ignore[no-untyped-call]
+            if path in wanted
+            else array
+            for path, array in arrays.items()
+        }
+
+    def leave(self, arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Returns results of the compiled function with exactly these shardings."""
+        wanted = dict(self.shardings)
+        return {
+            path: jax.device_put(array, wanted[path]) if path in wanted else array
+            for path, array in arrays.items()
+        }
+
+
+ANYWHERE = Placement()
 
 
 def placement(
     arrays: Mapping[str, Any],
     shapes: Mapping[str, tuple[int, ...]],
-    fresh: Mapping[str, Any] | None = None,
+    *,
+    alike: Mapping[str, Any] = MappingProxyType({}),
 ) -> Placement:
-    """Returns where grown arrays should lie: as the fresh ones do, else as the old ones.
+    """Returns where grown arrays should lie.
 
     Args:
-        arrays: the old arrays by path.
+        arrays: old arrays, each by the path of the one that should lie on devices like it.
         shapes: shapes of the grown ones.
-        fresh: arrays of the larger model, if there are any.
+        alike: the same for arrays that may be whole on each device if they cannot be divided so.
 
     Raises:
         ValueError: if a new size cannot be divided as the old one is.
     """
-    given = [*arrays.values(), *(fresh or {}).values()]
-    if any(isinstance(array, jax.core.Tracer) for array in given):
-        # Shardings are only known when this is compiled.
-        return Placement(jax.device_count() > 1)
-    given = [array.sharding for array in given if isinstance(array, jax.Array)]
-    if all(len(sharding.device_set) == 1 for sharding in given):
-        return Placement(False)
-    shardings = {
-        path: array.sharding
-        for path, array in {**arrays, **(fresh or {})}.items()
-        if isinstance(array, jax.Array)
-    }
+    if any(isinstance(array, jax.core.Tracer) for array in (*arrays.values(), *alike.values())):
+        return Placement()
+    olds, others = (
+        {
+            path: array.sharding
+            for path, array in tree.items()
+            if isinstance(array, jax.Array) and len(array.sharding.device_set) > 1
+        }
+        for tree in (arrays, alike)
+    )
     problems = [
         problem
-        for path, sharding in shardings.items()
-        for problem in _misfits(path, sharding, shapes.get(path, ()))
+        for path, sharding in olds.items()
+        if path in shapes
+        for problem in _misfits(path, sharding, shapes[path])
     ]
     if problems:
         raise ValueError(listed(_MISFITS, problems))
-    return Placement(not all(sharding.is_fully_replicated for sharding in given), shardings)
+    fitting = {path: _fitting(sharding, shapes[path]) for path, sharding in others.items()}
+    return Placement((*olds.items(), *fitting.items()))
+
+
+def _automatic(sharding: Sharding) -> Sharding:
+    """Returns the same sharding on a mesh whose axes are automatic."""
+    if not isinstance(sharding, NamedSharding) or not isinstance(sharding.mesh, Mesh):
+        return sharding
+    mesh = Mesh(sharding.mesh.devices, sharding.mesh.axis_names)
+    return NamedSharding(mesh, sharding.spec, memory_kind=sharding.memory_kind)
 
 
 def grown_shardings(growth: "Growth", old: PyTree) -> PyTree:
@@ -88,7 +135,7 @@ def grown_shardings(growth: "Growth", old: PyTree) -> PyTree:
         )
     if problems:
         raise ValueError(listed("cannot tell the shardings of grown arrays", problems))
-    whole = _whole(shardings)
+    whole = _whole(shardings.values())
     # Among arrays on several devices, one on a single device is not tied to it, such as the count
     # of steps in a new optimizer's state.
     shardings = {
@@ -97,7 +144,12 @@ def grown_shardings(growth: "Growth", old: PyTree) -> PyTree:
     }
     tree = jax.tree.unflatten(structure, shardings.values())
     if growth.structure is not None and not missing:
-        found = shardings | {i.path: _of_new(i, shardings, growth) for i in growth.insertions}
+        shapes = {leaf.path: leaf.shape for leaf in growth.widths.leaves}
+        found = shardings | {
+            insertion.path: _fitting(shardings[path], insertion.shape)
+            for insertion in growth.insertions
+            for path in [insertion.source or alike(insertion.path, insertion.shape, shapes)]
+        }
         # An Equinox module's functions have none.
         numbered = jax.tree.unflatten(growth.structure, range(growth.structure.num_leaves))
         tree = rebuilt(growth.structure, dict.fromkeys(leaves_by_path(numbered)) | found)
@@ -122,6 +174,8 @@ def _shape(place: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]
 def _misfits(place: str, sharding: Sharding, shape: tuple[int, ...]) -> Iterator[str]:
     """Yields why an array of a shape cannot have a sharding."""
     if isinstance(sharding, NamedSharding):
+        if len(sharding.spec) > len(shape):
+            yield f"{place}: will have shape {shape}, which has no axes for {sharding.spec}"
         for axis, (names, size) in enumerate(zip(sharding.spec, shape, strict=False)):
             if names is None or names is PartitionSpec.UNCONSTRAINED:
                 continue
@@ -141,26 +195,20 @@ def _misfits(place: str, sharding: Sharding, shape: tuple[int, ...]) -> Iterator
             yield f"{place}: {error}"
 
 
-def _of_new(insertion: Insertion, shardings: Mapping[str, Sharding], growth: "Growth") -> Sharding:
-    """Returns the sharding of an array of a new layer.
-
-    It is that of the array whose values it has; or else of the last array whose path differs only
-    in numbers; or else the array is whole on every device.
-    """
-    if insertion.source is not None:
-        return shardings[insertion.source]
-    kind = re.sub(r"\d+", "#", insertion.path)
-    for leaf in reversed(growth.widths.leaves):
-        if re.sub(r"\d+", "#", leaf.path) == kind and len(leaf.shape) == len(insertion.shape):
-            alike = shardings[leaf.path]
-            if not [*_misfits(leaf.path, alike, insertion.shape)]:
-                return alike
-    return _whole(shardings)
+def alike(path: str, shape: tuple[int, ...], others: Mapping[str, tuple[int, ...]]) -> str:
+    """Returns the path of the array most like a new one: of as many axes, and closest by name."""
+    same = [other for other, theirs in others.items() if len(theirs) == len(shape)]
+    return closest(path, same or others)[-1]
 
 
-def _whole(shardings: Mapping[str, Sharding]) -> Sharding:
+def _fitting(sharding: Sharding, shape: tuple[int, ...]) -> Sharding:
+    """Returns a sharding if an array of a shape can have it, or else that of a whole array."""
+    return _whole([sharding]) if [*_misfits("", sharding, shape)] else sharding
+
+
+def _whole(shardings: Collection[Sharding]) -> Sharding:
     """Returns the sharding of an array that is whole on all devices of some shardings."""
-    widest = max(shardings.values(), key=lambda sharding: len(sharding.device_set))
+    widest = max(shardings, key=lambda sharding: len(sharding.device_set))
     if isinstance(widest, NamedSharding):
         return NamedSharding(widest.mesh, PartitionSpec())  # type: ignore[no-untyped-call]
     return widest
