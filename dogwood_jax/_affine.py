@@ -340,7 +340,8 @@ def _pad(array: Array, low: list[int], high: list[int]) -> Array:
         return lax.pad(array, zero, [(a, b, 0) for a, b in padding])
     # A divided axis is doubled at most: of one that becomes longer, XLA would gather the array.
     array = lax.pad(array, zero, [(a, b, 0) for a, b in zip(before, after, strict=True)])
-    return _pad(lax.optimization_barrier(array), low, high)
+    array = lax.optimization_barrier(array)  # type: ignore[no-untyped-call]
+    return _pad(array, low, high)
 
 
 def _places(array: Array, axis: int) -> Array:

@@ -176,7 +176,8 @@ class Growth:
             >>> shardings = growth.shardings(jax.tree.map(lambda array: array.sharding, params))
             >>> grow = jax.jit(dw.grow, static_argnames="growth", out_shardings=shardings)
             >>> wide = grow(params, growth=growth, key=jax.random.key(0))
-            >>> wide["down"]["kernel"].shape, wide["down"]["kernel"].sharding == rows
+            >>> kernel = wide["down"]["kernel"]
+            >>> kernel.shape, kernel.sharding.is_equivalent_to(rows, kernel.ndim)
             ((16, 2), True)
         """
         return grown_shardings(self, old_shardings)
