@@ -6,10 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import dogwood_jax as dw
 from dogwood_jax import keras_h5, mnist
 
 pytest.importorskip("matplotlib", reason="the examples need the extra plot")
@@ -21,6 +23,7 @@ import command_line  # noqa: E402
 import grow_mnist  # noqa: E402
 import grow_transformer  # noqa: E402
 import growth_vs_scratch  # noqa: E402
+import multi_device  # noqa: E402
 import weight_symmetry  # noqa: E402
 
 
@@ -269,6 +272,34 @@ def test_the_transformers_spend_the_same(transformers):
     # Weights of two blocks and of the logits, and two products of each head with 64 characters.
     block = 4 * 48 * 48 + 2 * 48 * 192 + 2 * 64 * 48
     assert grown.model.flops() == 6 * (2 * block + 48 * 96)
+
+
+# multi_device.py ----------------------------------------------------------------------------------
+
+
+def test_a_run_is_restored_on_another_mesh_grown_and_continued(tmp_path, monkeypatch):
+    options = ["--epochs", "1", "--out", str(tmp_path)]
+    stages = multi_device.main([*options, "--model", "2"])
+    trained, restored, grown, trained_on = stages
+    assert [dict(stage.mesh.shape) for stage in stages] == [
+        {"data": 4, "model": 2},
+        *[{"data": 2, "model": 4}] * 3,
+    ]
+    assert [stage.loss for stage in (restored, grown)] == pytest.approx([trained.loss] * 2)
+    assert trained_on.loss < trained.loss
+    for stage in stages:
+        wanted = jax.tree.leaves(multi_device.shardings(stage.mesh, stage.network))
+        for array, sharding in zip(jax.tree.leaves(stage.network), wanted, strict=True):
+            assert array.sharding.is_equivalent_to(sharding, array.ndim)
+    growth = dw.from_json((tmp_path / "multi_device" / "growth.json").read_text())
+    assert growth.sizes == {"dense_1": 256}
+
+    # On one device, the same comes out.
+    one = multi_device.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"))
+    monkeypatch.setattr(multi_device, "mesh_of", lambda model: one)
+    alone = multi_device.main(options)
+    losses = [[stage.loss for stage in run] for run in (stages, alone)]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
 # The command line ---------------------------------------------------------------------------------
