@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from dogwood_jax._affine import AxisMap, map_of_variable, transform
@@ -34,7 +35,12 @@ from dogwood_jax.strategies import glorot
 
 
 def grow(
-    variables: PyTree, growth: Growth, *, key: Array | None = None, fresh: PyTree = None
+    variables: PyTree,
+    growth: Growth,
+    *,
+    key: Array | None = None,
+    fresh: PyTree = None,
+    donate: bool = False,
 ) -> PyTree:
     """Grows variables as planned.
 
@@ -50,6 +56,9 @@ def grow(
         fresh: variables of the larger model from its own initialization. Free weights are taken
             from it instead of being drawn, and the result has its tree structure. Donate it to
             ``jax.jit`` to have the old values written into it in place.
+        donate: whether old arrays that grow may be deleted, each when its new one is there: then
+            growing takes no more memory than the new arrays and the largest old one. It has no
+            effect under ``jax.jit``.
 
     Returns:
         The variables of the larger model, with the dtypes of the old ones.
@@ -70,7 +79,7 @@ def grow(
         {'bias': (2,), 'kernel': (16, 2)}
     """
     if growth.insertions:
-        return _grow_and_insert(variables, growth, key, fresh)
+        return _grow_and_insert(variables, growth, key, fresh, donate)
     leaves = leaves_by_path(variables)
     new = None if fresh is None else leaves_by_path(fresh)
     _check(leaves, growth, key, new)
@@ -80,14 +89,22 @@ def grow(
     first = without_choices(growth)
     new = None if new is None else {path: new[path] for path in changing}
     where = placement(old | (new or {}), growth.shapes)
-    fill = functools.partial(_grow_leaves, where.enter(old), first, where=where)
-    grown = leaves | where.leave(fill(key=key, fresh=where.enter(new)))
+    fill = functools.partial(_grow_leaves, growth=first, where=where)
+    donate = donate and not any(change.strategy.choice for change in growth.changes)
+    grown = dict(leaves)
+    for paths in _portions(old) if donate else [changing]:
+        portion = {path: old[path] for path in paths}
+        part = None if new is None else {path: new[path] for path in paths}
+        filled = fill(where.enter(portion), key=key, fresh=where.enter(part))
+        grown |= where.leave(filled)
+        if donate:
+            _delete(portion, filled)
     larger = growth.structure if fresh is None else jax.tree.structure(fresh)
     structure = jax.tree.structure(variables) if larger is None else larger
     for change in growth.changes:
         if change.strategy.choice is not None:
             others = [
-                fill(key=jax.random.fold_in(key, n), fresh=None)  # type: ignore[arg-type]
+                fill(where.enter(old), key=jax.random.fold_in(key, n), fresh=None)  # type: ignore[arg-type]
                 for n in range(1, change.strategy.choice.candidates)
             ]
             grown = choose(grown, others, first, change, structure)
@@ -95,12 +112,37 @@ def grow(
     return in_order_of(variables, tree) if larger is None else tree
 
 
-def _grow_and_insert(variables: PyTree, growth: Growth, key: Array | None, fresh: PyTree) -> PyTree:
+def _portions(arrays: Mapping[str, Any]) -> list[list[str]]:
+    """Returns the paths of arrays in portions that are no larger than the largest array."""
+    sizes = {path: np.size(array) * array.dtype.itemsize for path, array in arrays.items()}
+    portions, room = list[list[str]](), 0
+    for path, size in sizes.items():
+        if not portions or size > room:
+            portions.append([])
+            room = max(sizes.values())
+        portions[-1].append(path)
+        room -= size
+    return portions
+
+
+def _delete(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Deletes old arrays, as soon as the new ones no longer need them."""
+    if not any(isinstance(array, jax.core.Tracer) for array in new.values()):
+        for array in new.values():
+            array.block_until_ready()
+        for array in old.values():
+            if isinstance(array, jax.Array):
+                array.delete()
+
+
+def _grow_and_insert(
+    variables: PyTree, growth: Growth, key: Array | None, fresh: PyTree, donate: bool
+) -> PyTree:
     """Returns the variables grown, then with new layers."""
     leaves = leaves_by_path(variables)
     wider = replace(growth, insertions=(), structure=None)
     if fresh is None:
-        grown = grow(leaves, wider, key=key)
+        grown = grow(leaves, wider, key=key, donate=donate)
         structs = {
             path: struct_of(leaf) if is_array(leaf) else leaf for path, leaf in grown.items()
         }
@@ -112,7 +154,8 @@ def _grow_and_insert(variables: PyTree, growth: Growth, key: Array | None, fresh
             if insertion.old is not None:
                 layers = leaves[insertion.old].shape[0] if insertion.layers else None
                 new[insertion.old] = new[insertion.path][:layers]
-        grown = grow(leaves, wider, key=key, fresh={path: new[path] for path in leaves})
+        new = {path: new[path] for path in leaves}
+        grown = grow(leaves, wider, key=key, fresh=new, donate=donate)
     return insert(grown, growth.insertions, target, key=key)
 
 
@@ -195,10 +238,13 @@ def _grow_leaves(
     fresh: dict[str, Array] | None,
     where: Placement,
 ) -> dict[str, Array]:
+    changing = [leaf for leaf in growth.widths.leaves if changes(leaf, growth)]
     # One call for all arrays: compiling JAX's generator takes longer than the rest.
-    words = None if key is None else jax.random.bits(key, (len(leaves), 2), jnp.uint32)
+    words = None if key is None else jax.random.bits(key, (len(changing), 2), jnp.uint32)
     grown = {}
-    for index, leaf in enumerate(leaf for leaf in growth.widths.leaves if leaf.path in leaves):
+    for index, leaf in enumerate(changing):
+        if leaf.path not in leaves:
+            continue
         old = leaves[leaf.path]
         draws = None
         if key is not None and words is not None:
