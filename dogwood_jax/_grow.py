@@ -54,8 +54,9 @@ def grow(
         growth: from ``plan``; static under ``jax.jit``.
         key: PRNG key for random weights, needed only if the strategy draws some.
         fresh: variables of the larger model from its own initialization. Free weights are taken
-            from it instead of being drawn, and the result has its tree structure. Donate it to
-            ``jax.jit`` to have the old values written into it in place.
+            from it instead of being drawn, and the result has its tree structure. To have the old
+            values written into it in place, ``jax.jit(..., donate_argnames="fresh",
+            keep_unused=True)``, for of some arrays nothing is taken.
         donate: whether old arrays that grow may be deleted, each when its new one is there: then
             growing takes no more memory than the new arrays and the largest old one. It has no
             effect under ``jax.jit``.
