@@ -145,13 +145,15 @@ def test_under_jit_nothing_is_gathered(name, strategy, mesh):
         dw.grow_opt_state(TX.init(case.params), growth, TX),
     )
     assert_equal(grown, expected)
-    # Entries move to the devices where they belong, and sums that make means of moments are added.
-    found = collectives(compiled)
-    assert found.keys() <= {"collective-permute", "all-reduce"}
-    assert max(found.get("all-reduce", [0])) <= 64 * 3
     if strategy is None:
         # The old weights were written into the larger model's own, which are taken in part.
         assert any(array.is_deleted() for array in fresh.values())
+    # Entries move to the devices where they belong, and sums that make means of moments are added.
+    if jax.__version_info__ < (0, 7):
+        return  # the partitioner before Shardy gathers what lies on two axes of a mesh
+    found = collectives(compiled)
+    assert found.keys() <= {"collective-permute", "all-reduce"}
+    assert max(found.get("all-reduce", [0])) <= 64 * 3
 
 
 @pytest.mark.parametrize("types", [AxisType.Auto, AxisType.Explicit], ids=str)
