@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -121,7 +122,8 @@ def _convert(options: argparse.Namespace) -> str:
 
 
 def _refuse_to_overwrite(path: str, out: str) -> None:
-    if os.path.exists(path) and os.path.exists(out) and os.path.samefile(path, out):
+    inside = Path(path).resolve() in Path(out).resolve().parents  # the folder of an archive
+    if inside or os.path.exists(path) and os.path.exists(out) and os.path.samefile(path, out):
         raise ValueError(f"{out}: is the input, which is never overwritten; choose another name")
 
 
