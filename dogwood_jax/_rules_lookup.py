@@ -125,7 +125,12 @@ def _scatter(trace: Trace, eqn: Any, x: Value, indices: Value, updates: Value) -
     for axis, place in along.items():
         terms = ((x, x.silencers_of(axis)), (updates, updates.silencers_of(place)))
         silencers[axis] = of_sum(terms)
-    return [mixed((x, indices, updates), x.dims, silencers=tuple(silencers))]
+    known: dict[str, Any] = {}
+    if origin_of((x, indices, updates)) == "constant":  # counts vary along what is indexed only
+        same = (a for a, b in along.items() if x.dims[a].size == updates.dims[b].size)
+        whole = {a for a in same if a not in x.positional and along[a] not in updates.positional}
+        known["positional"] = frozenset({*range(x.ndim)} - whole)
+    return [mixed((x, indices, updates), x.dims, silencers=tuple(silencers), **known)]
 
 
 def _scattered(trace: Trace, updates: Value, axis: int, how: str) -> None:

@@ -522,6 +522,13 @@ def written_to_every_other_position(p: Any, x: Any) -> Any:
     return jnp.zeros((4, 2 * h.shape[1])).at[:, jnp.arange(h.shape[1]) * 2].set(h) @ p["o"]
 
 
+@trap({"i[1]": "copied"}, **MLP)
+def means_of_segments(p: Any, x: Any) -> Any:
+    h, to = layer(p, x), np.array([0, 2, 2, 1])
+    counts = jax.ops.segment_sum(jnp.ones_like(h), to, 3)
+    return jax.ops.segment_sum(h, to, 3) / jnp.maximum(counts, 1) @ p["o"]
+
+
 @trap({"i[1]": "indexed positions"}, i=(5, 6), o=(3, 2))
 def added_up_in_three_bins(p: Any, x: Any) -> Any:
     h = layer(p, x)
