@@ -190,7 +190,8 @@ def _iota(trace: Trace, eqn: Any, *_: Value) -> list[Value]:
 
 @rule("random_bits", "rng_uniform", "rng_bit_generator", "random_gamma")
 def _random_bits(trace: Trace, eqn: Any, *values: Value) -> list[Value]:
-    return [replace(value, noise="noise") for value in _opaque(trace, eqn, *values)]
+    values = tuple(_opaque(trace, eqn, *values))
+    return [replace(value, noise="noise", positional=frozenset()) for value in values]
 
 
 @rule("random_wrap", "random_unwrap", "random_split", "random_fold_in", "random_seed")

@@ -135,7 +135,12 @@ def test_any_tree_will_do(tree: Any) -> None:
     widths = dw.trace(of_any, tree, X)
     assert places(widths["up"]) == PLACES
     variables = fill(tree, 1)
-    grown = dw.grow(variables, dw.plan(widths, {"up": 8}), key=jax.random.key(0))
+    larger = jax.tree.map(
+        lambda x: f64(*(8 if n == 5 else n for n in x.shape)) if hasattr(x, "shape") else x, tree
+    )
+    growth = dw.plan(widths, target=larger)
+    assert growth.changes == dw.plan(widths, {"up": 8}).changes
+    grown = dw.grow(variables, growth, key=jax.random.key(0))
     assert type(grown) is type(variables)
     np.testing.assert_allclose(of_any(grown, X), of_any(variables, X), rtol=1e-12)
 
@@ -168,6 +173,10 @@ def test_other_leaves_pass_through() -> None:
         return apply(variables["layers"], x)
 
     widths = dw.trace(with_others, variables, X)
+    shapes = jax.eval_shape(lambda: variables)
+    assert dw.trace(with_others, shapes, X) == widths
+    target = shapes | {"layers": {"up": {"kernel": f64(3, 7), "bias": f64(7)}, "down": f64(7, 2)}}
+    assert dw.plan(widths, target=target).sizes == {"layers/up": 7}
     assert places(widths["layers/up"]) == places_of(
         "-> layers/up/{kernel[1],bias[0]} <- layers/down[0]"
     )
