@@ -10,6 +10,7 @@ import jax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
+from dogwood_jax._mesh import automatic
 from dogwood_jax._pairing import closest
 from dogwood_jax._problems import listed
 from dogwood_jax._tree import PyTree, leaves_by_path, rebuilt
@@ -113,8 +114,7 @@ def _automatic(sharding: Sharding) -> Sharding:
     """Returns the same sharding on a mesh whose axes are automatic."""
     if not isinstance(sharding, NamedSharding) or not isinstance(sharding.mesh, Mesh):
         return sharding
-    mesh = Mesh(sharding.mesh.devices, sharding.mesh.axis_names)
-    return NamedSharding(mesh, sharding.spec, memory_kind=sharding.memory_kind)
+    return automatic(sharding)
 
 
 def grown_shardings(growth: "Growth", old: PyTree) -> PyTree:
