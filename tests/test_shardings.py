@@ -166,6 +166,13 @@ def test_arrays_stay_on_their_devices(types, mesh):
     state = dw.grow_opt_state(TX.init(case.sharded), case.growth, TX)
     assert shardings_of(state[0].mu) == case.shardings
     assert_equal(state, dw.grow_opt_state(TX.init(case.params), case.growth, TX))
+    # Units that are far apart are gathered, of which explicit axes would have to be told.
+    growth = dw.plan(
+        case.growth.after, keep={name: range(0, n, 2) for name, n in case.growth.sizes.items()}
+    )
+    halved = dw.grow(wide, growth)
+    assert shardings_of(halved) == case.shardings
+    assert_equal(halved, dw.grow(dw.grow(case.params, case.growth), growth))
     # The larger model's own arrays know better.
     out = case.shardings | {"down": NamedSharding(mesh, P(None, "model"))}
     fresh = jax.device_put(wide, out)
