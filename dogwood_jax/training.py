@@ -41,10 +41,10 @@ with activations that are zero at zero, what is all zero stays so. ::
         return optax.softmax_cross_entropy_with_integer_labels(outputs, labels).sum(0)
 
 **On a CPU**, XLA splits each large operation over a thread per core, and the next one waits for
-the slowest. With small layers, this takes more of the CPU than it saves, and on a busy machine it
-waits for others. The environment variable ``NPROC=1``, read when JAX starts, makes it one thread,
-and so do ``taskset -c 0`` and the like. ``JAX_COMPILATION_CACHE_DIR`` saves compiling what an
-earlier process compiled.
+the slowest. With small layers this takes more of the CPU in all than one thread does. Where several
+runs share a machine, the environment variable ``NPROC=1``, read when JAX starts, gives each one
+thread, and so do ``taskset -c 0`` and the like; alone or beside other programs, measure first.
+``JAX_COMPILATION_CACHE_DIR`` saves compiling what an earlier process compiled.
 
 **On several devices** ``sharding`` says how each batch is split, and ``variables`` how they are
 themselves: they stay where they are. With ``mesh = jax.make_mesh((4, 2), ("data", "model"))`` and
