@@ -112,7 +112,7 @@ def insert(
     if problems:
         raise ValueError(listed("cannot insert layers", problems))
     sources = {i.source: leaves[i.source] for i in insertions if i.source is not None}
-    sizes = {path: jnp.shape(leaf) for path, leaf in leaves.items()}
+    sizes = {path: leaf.shape for path, leaf in leaves.items() if is_array(leaf)}
     where = placement(
         {i.path: leaves[i.source] for i in insertions if i.source is not None} | fresh,
         {i.path: i.shape for i in insertions},
