@@ -294,8 +294,15 @@ class _Changes:
     def _taken(self, array: Array, axis: int, sources: tuple[int, ...]) -> Array:
         """Returns the entries of an axis that are copied."""
         runs = _runs(sources)
-        if not self.sharded or len(runs) > _MOST_RUNS:
+        if len(runs) > _MOST_RUNS:
             return jnp.take(array, jnp.asarray(sources, int), axis=axis)
+        if not self.sharded:
+            stops = [*(place for place, _ in runs[1:]), len(sources)]
+            parts = [
+                lax.slice_in_dim(array, source, source + stop - place, axis=axis)
+                for (place, source), stop in zip(runs, stops, strict=True)
+            ]
+            return lax.concatenate(parts, axis)
         shape = _with(array.shape, axis, len(sources))
         taken = _padded(array, shape, axis, runs[0][0] - runs[0][1])
         for start, source in runs[1:]:
@@ -304,7 +311,7 @@ class _Changes:
         return taken
 
 
-# An axis of which more pieces are copied is gathered.
+# An axis of which more pieces are copied is gathered, which takes longer.
 _MOST_RUNS = 16
 
 
