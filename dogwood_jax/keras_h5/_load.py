@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from dogwood_jax.keras_h5._hdf5 import check_sizes, is_finite, read_array
@@ -59,19 +60,19 @@ def load(path: str | os.PathLike[str], *, limit: int | None = None) -> dict[str,
         ['float16', 'float64']
     """
     variables: dict[str, dict[str, Any]] = {"params": {}}
-    not_finite = []
-    with opened(path, limit) as source:
+    finite: dict[str, Future[bool]] = {}
+    # An array is checked while the next one is read.
+    with opened(path, limit) as source, ThreadPoolExecutor(1) as checker:
         layers = contents(source).layers
         check_sizes((d for layer in layers for d in layer.weights.values()), source.limit)
         for layer in layers:
             arrays = {name: read_array(dataset) for name, dataset in layer.weights.items()}
-            not_finite += [
-                f"{layer.name}/{n}" for n, array in arrays.items() if not is_finite(array)
-            ]
+            for name, array in arrays.items():
+                finite[f"{layer.name}/{name}"] = checker.submit(is_finite, array)
             collections = collections_of(layer.class_name, layer.config, arrays)
             for collection, tree in collections.items():
                 variables.setdefault(collection, {})[layer.name] = tree
-    if not_finite:
+    if not_finite := [name for name, is_so in finite.items() if not is_so.result()]:
         warnings.warn(
             f"{os.fspath(path)}: weights hold NaN or infinities: {', '.join(not_finite)}",
             RuntimeWarning,
