@@ -144,8 +144,7 @@ class _Changes:
         noise: Callable[[tuple[int, ...]], Array] | None,
     ) -> None:
         self.sizes, self.map_of, self.draw, self.noise = sizes, map_of, draw, noise
-        # Within a program that is being compiled, nothing tells how its arrays are divided.
-        self.sharded = jax.device_count() > 1
+        self.sharded = _may_be_sharded()
 
     def extend(self, old: Array, axes: tuple[Layout, ...], fresh: Array | None) -> Array:
         for axis, layout in enumerate(axes):
@@ -311,6 +310,11 @@ class _Changes:
         return taken
 
 
+def _may_be_sharded() -> bool:
+    """Whether there are several devices: a program being compiled does not tell more."""
+    return jax.device_count() > 1
+
+
 # An axis of which more pieces are copied is gathered, which takes longer.
 _MOST_RUNS = 16
 
@@ -342,7 +346,7 @@ def _pad(array: Array, low: list[int], high: list[int]) -> Array:
     after = [min(max(b, 0), n - a) for a, b, n in zip(before, high, room, strict=True)]
     low, high = ([*map(int.__sub__, *pair)] for pair in ((low, before), (high, after)))
     zero = jnp.zeros((), array.dtype)
-    if max((*low, *high), default=0) <= 0 or jax.device_count() == 1:
+    if max((*low, *high), default=0) <= 0 or not _may_be_sharded():
         padding = zip(map(int.__add__, low, before), map(int.__add__, high, after), strict=True)
         return lax.pad(array, zero, [(a, b, 0) for a, b in padding])
     # A divided axis is doubled at most: of one that becomes longer, XLA would gather the array.

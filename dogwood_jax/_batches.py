@@ -1,5 +1,6 @@
 """Batches on the devices of a training loop: of arrays that lie there whole, or read in chunks."""
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
@@ -71,7 +72,7 @@ class Piece:
 
 
 @dataclasses.dataclass(frozen=True)
-class Batches:
+class Batches(abc.ABC):
     """A data set and how it is cut into batches.
 
     Attributes:
@@ -90,9 +91,9 @@ class Batches:
         """Returns the number of samples of each batch."""
         return np.diff(np.append(np.arange(0, self.size, self.batch_size), self.size))
 
+    @abc.abstractmethod
     def pieces(self, order: NDArray[np.int32]) -> Iterator[Piece]:
         """Yields the batches of the samples in a given order."""
-        raise NotImplementedError
 
     def _cut(self, order: NDArray[np.int32], most_steps: int) -> list[NDArray[np.int32]]:
         """Returns the samples of pieces of nearly equal length ``[steps, batch_size]``."""

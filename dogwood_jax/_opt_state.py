@@ -32,7 +32,7 @@ from dogwood_jax._opt_fields import (
 from dogwood_jax._pairing import closest
 from dogwood_jax._problems import listed
 from dogwood_jax._shardings import Placement, placement
-from dogwood_jax._tree import PyTree, leaf_path, leaves_by_path, struct
+from dogwood_jax._tree import PyTree, leaf_path, leaves_by_path, numbered, struct
 from dogwood_jax._widths import Leaf
 
 
@@ -247,7 +247,7 @@ def _params(opt_state: PyTree, growth: Growth, found: list[Field]) -> PyTree | N
     inserted = {insertion.path: insertion for insertion in growth.insertions}
     shapes = growth.shapes | {path: insertion.shape for path, insertion in inserted.items()}
     if inserted:
-        tree = jax.tree.unflatten(growth.structure, range(growth.structure.num_leaves))
+        tree = numbered(growth.structure)
         for part in first.collection.split("/")[:-1]:
             tree = tree[part]
 

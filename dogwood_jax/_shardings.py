@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from dogwood_jax._mesh import automatic
 from dogwood_jax._pairing import closest
 from dogwood_jax._problems import listed
-from dogwood_jax._tree import PyTree, leaves_by_path, rebuilt
+from dogwood_jax._tree import PyTree, leaves_by_path, numbered, rebuilt
 
 if TYPE_CHECKING:
     from dogwood_jax._growth import Growth
@@ -151,8 +151,8 @@ def grown_shardings(growth: "Growth", old: PyTree) -> PyTree:
             for path in [insertion.source or alike(insertion.path, insertion.shape, shapes)]
         }
         # An Equinox module's functions have none.
-        numbered = jax.tree.unflatten(growth.structure, range(growth.structure.num_leaves))
-        tree = rebuilt(growth.structure, dict.fromkeys(leaves_by_path(numbered)) | found)
+        paths = leaves_by_path(numbered(growth.structure))
+        tree = rebuilt(growth.structure, dict.fromkeys(paths) | found)
     shapes = growth.shapes | {i.path: i.shape for i in growth.insertions}
     for place, sharding in leaves_by_path(tree).items():
         if shape := _shape(place, shapes):

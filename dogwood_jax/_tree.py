@@ -55,8 +55,14 @@ def concrete(array: Any) -> np.ndarray | None:
 
 def rebuilt(structure: Any, leaves: Mapping[str, Any]) -> PyTree:
     """Returns a tree of a given structure with the leaves that have the same paths."""
-    numbered = jax.tree.unflatten(structure, range(structure.num_leaves))
-    return jax.tree.unflatten(structure, [leaves[path] for path in leaves_by_path(numbered)])
+    return jax.tree.unflatten(
+        structure, [leaves[path] for path in leaves_by_path(numbered(structure))]
+    )
+
+
+def numbered(structure: Any) -> PyTree:
+    """Returns a tree of a given structure whose leaves are numbers, for the sake of their paths."""
+    return jax.tree.unflatten(structure, range(structure.num_leaves))
 
 
 def in_order_of(template: PyTree, tree: PyTree) -> PyTree:
