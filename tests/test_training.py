@@ -1,38 +1,22 @@
-"""Training: a compiled epoch against a plain loop, and what a user can rely on around it."""
-
-import io
-import signal
-import subprocess
-import sys
-import threading
+"""Training: a compiled epoch against a plain loop."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from linear import (
+    KEY,
+    assert_trees_close,
+    assert_trees_equal,
+    classes_data,
+    linear,
+    linear_variables,
+)
 
 from dogwood_jax import training
-from dogwood_jax._terminal import interrupt_held_back
 
-KEY = jax.random.key(0)
 CROSS_ENTROPY = optax.softmax_cross_entropy_with_integer_labels
-
-
-def linear(variables, inputs):
-    return inputs @ variables["kernel"] + jnp.expand_dims(variables["bias"], 0)
-
-
-def linear_variables(dtype=np.float64, features=3, classes=4):
-    rng = np.random.default_rng(1)
-    kernel = rng.normal(size=(features, classes)).astype(dtype)
-    return {"kernel": kernel, "bias": np.zeros(classes, dtype)}
-
-
-def classes_data(size=5, dtype=np.float64, features=3, classes=4):
-    rng = np.random.default_rng(2)
-    inputs = rng.normal(size=(size, features)).astype(dtype)
-    return inputs, rng.integers(0, classes, size).astype(np.int32)
 
 
 class Recorder:
@@ -72,17 +56,6 @@ def fit_by_hand(apply, variables, tx, data, batches, opt_state=None):
         values += [(float(loss), bool(hit)) for hit in right]
     losses, accuracies = np.array(values).reshape(-1, len(data[0]), 2).mean(1).T
     return variables, opt_state, losses, accuracies
-
-
-def assert_trees_close(actual, expected, rtol):
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected)):
-        assert one.dtype == other.dtype
-        np.testing.assert_allclose(one, other, rtol=rtol, atol=rtol)
-
-
-def assert_trees_equal(actual, expected):
-    assert_trees_close(actual, expected, rtol=0)
 
 
 @pytest.mark.parametrize("size, batch_size", [(6, 2), (5, 2), (5, 8)])
@@ -419,164 +392,6 @@ def test_equinox_modules():
         training.fit(apply, model, optax.adam(0.1), classes_data(), epochs=3, batch_size=2, key=KEY)
 
 
-@pytest.fixture
-def python_handles_ctrl_c():
-    """Python's own handler, which a process started in the background comes without."""
-    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, previous)
-
-
-def test_ctrl_c_returns_what_is_trained_so_far(python_handles_ctrl_c):
-    steps = []
-
-    def count(_):
-        steps.append(None)
-        if len(steps) == 4:  # the first step of the second epoch
-            signal.raise_signal(signal.SIGINT)
-
-    def preprocess(inputs):
-        jax.debug.callback(count, inputs, ordered=True)
-        return inputs
-
-    settings = {"batch_size": 2, "key": KEY}
-    tx, data = optax.adam(0.1), classes_data()
-    run = training.fit(
-        linear, linear_variables(), tx, data, epochs=9, preprocess=preprocess, **settings
-    )
-    assert_trees_equal(
-        run, training.fit(linear, linear_variables(), tx, data, epochs=2, **settings)
-    )
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_a_second_ctrl_c_interrupts_at_once(python_handles_ctrl_c):
-    with interrupt_held_back() as interrupted:
-        signal.raise_signal(signal.SIGINT)
-        assert interrupted.is_set()
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-
-
-def test_a_handler_of_the_user_is_left_alone(python_handles_ctrl_c):
-    received = []
-    signal.signal(signal.SIGINT, lambda *_: received.append(None))
-    with interrupt_held_back() as interrupted:
-        signal.raise_signal(signal.SIGINT)
-    assert received and not interrupted.is_set()
-
-
-def test_fit_in_a_thread(python_handles_ctrl_c):
-    runs = []
-
-    def train():
-        settings = {"epochs": 1, "batch_size": 2, "key": KEY}
-        runs.append(
-            training.fit(linear, linear_variables(), optax.sgd(0.1), classes_data(), **settings)
-        )
-
-    thread = threading.Thread(target=train)
-    thread.start()
-    thread.join()
-    assert len(runs) == 1
-
-
-def test_a_loss_that_overflows_stops_with_epoch_and_step():
-    # Each step multiplies the weight by -10; its square passes 3.4e38 before step 21.
-    variables = jnp.ones(1, jnp.float32)
-    with pytest.raises(FloatingPointError, match=r"inf in epoch 7 of 9, step 3 of 3; .*learning"):
-        training.fit(
-            lambda weight, inputs: inputs * weight[None],
-            variables,
-            optax.sgd(5.5),
-            (np.ones((5, 1), np.float32), np.zeros(5)),
-            epochs=9,
-            batch_size=2,
-            key=KEY,
-            loss=lambda outputs, _: outputs[:, 0] ** 2,
-        )
-    np.testing.assert_array_equal(variables, 1.0)
-
-
-def test_labels_out_of_range_stop_the_run():
-    inputs, labels = classes_data()
-    labels[:] = 4
-    with pytest.raises(FloatingPointError, match=r"nan in epoch 1 .* labels are in \[0, classes\)"):
-        training.fit(
-            linear,
-            linear_variables(),
-            optax.sgd(0.1),
-            (inputs, labels),
-            epochs=1,
-            batch_size=2,
-            key=KEY,
-        )
-
-
-def never(*_):
-    raise AssertionError("called in spite of wrong arguments")
-
-
-def test_all_wrong_arguments_are_named_at_once():
-    data = np.zeros((5, 3)), np.zeros(4, np.int32)
-    variables = {"kernel": "glorot", "step": 1}
-    with pytest.raises(ValueError) as raised:
-        training.fit(
-            never, variables, optax.adam(0.1), data, epochs=-1, batch_size=0, key=3, loss=never
-        )
-    assert str(raised.value).split("\n  ") == [
-        "training.fit cannot start:",
-        "data: expected inputs and labels with the same number of samples as first axis, "
-        "got shapes (5, 3) and (4,)",
-        "batch_size: expected an integer, 1 or more, got 0",
-        "variables/kernel: expected an array, got str; close over it in apply "
-        "(equinox.partition(model, equinox.is_array) splits a module)",
-        "epochs: expected an integer, 0 or more, got -1",
-        "key: expected one random key, such as jax.random.key(0), got int of shape ()",
-    ]
-
-
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        ({"data": (np.zeros((0, 3)), np.zeros(0, int))}, "at least one sample, got .* \\(0, 3\\)"),
-        ({"data": (np.float64(1.0), np.zeros(1, int))}, "got shapes \\(\\) and \\(1,\\)"),
-        ({"batch_size": 2.0}, "batch_size: .* got 2.0"),
-        ({"epochs": "3"}, "epochs: .* got '3'"),
-        ({"key": jax.random.split(KEY)}, "key: expected one random key"),
-        ({"key": np.zeros(3, np.uint32)}, "key: expected one random key"),
-        ({"variables": {"table": np.arange(3)}}, "expected a floating-point leaf"),
-        ({"variables": {"params": {}, "stats": np.ones(3)}}, "expected a floating-point leaf"),
-    ],
-)
-def test_each_wrong_argument_is_named(changes, message):
-    arguments = {
-        "variables": linear_variables(),
-        "tx": optax.adam(0.1),
-        "data": classes_data(),
-        "epochs": 1,
-        "batch_size": 2,
-        "key": KEY,
-    }
-    with pytest.raises(ValueError, match=message):
-        training.fit(never, **arguments | changes)
-
-
-def test_an_optimizer_state_that_does_not_fit_is_named_by_path():
-    tx = optax.adam(0.1)
-    small, wide = linear_variables(), linear_variables(classes=6)
-    settings = {"epochs": 1, "batch_size": 2, "key": KEY}
-    with pytest.raises(ValueError) as raised:
-        training.fit(never, wide, tx, classes_data(), opt_state=tx.init(small), **settings)
-    message = str(raised.value)
-    assert "opt_state/0/mu/kernel: expected float64[3, 6], got float64[3, 4]" in message
-    assert "opt_state/0/nu/bias: expected float64[6], got float64[4]" in message
-    assert "count" not in message
-    momentum = optax.sgd(0.1, momentum=0.9).init(small)
-    with pytest.raises(ValueError, match="opt_state/0/trace/bias: expected nothing, got float64"):
-        training.fit(never, small, tx, classes_data(), opt_state=momentum, **settings)
-
-
 @pytest.mark.parametrize("batch_size", [1, 3, 5, 8])
 def test_evaluate_gives_exact_means_whatever_the_batches(batch_size):
     (inputs, labels), variables = classes_data(5), linear_variables()
@@ -622,49 +437,3 @@ def test_every_token_of_a_sequence_counts():
 
     _, accuracy = training.evaluate(apply, variables, (inputs, labels), batch_size=2)
     assert accuracy == np.mean(apply(variables, inputs).argmax(-1) == labels)
-
-
-def test_wrong_arguments_of_evaluate():
-    with pytest.raises(ValueError, match="(?s)evaluate cannot start.*data: .*batch_size: "):
-        training.evaluate(never, {}, (np.zeros((2, 3)), np.zeros(1, int)), batch_size=0)
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-def fit_on(stream, monkeypatch, **settings):
-    monkeypatch.setattr(sys, "stderr", stream)
-    training.fit(
-        linear,
-        linear_variables(),
-        optax.sgd(0.1),
-        classes_data(),
-        epochs=3,
-        batch_size=2,
-        key=KEY,
-        **settings,
-    )
-    return stream.getvalue()
-
-
-def test_a_terminal_shows_progress(monkeypatch):
-    pytest.importorskip("tqdm", reason="tqdm draws the bar")
-    shown = fit_on(Terminal(), monkeypatch)
-    assert "3/3" in shown and "accuracy=" in shown
-    assert fit_on(Terminal(), monkeypatch, progress=False) == ""
-    assert fit_on(io.StringIO(), monkeypatch) == ""
-
-
-def test_training_is_silent_without_tqdm(monkeypatch):
-    monkeypatch.setitem(sys.modules, "tqdm", None)
-    assert fit_on(Terminal(), monkeypatch) == ""
-
-
-def test_importing_training_imports_only_what_it_needs():
-    late = {"flax", "h5py", "matplotlib", "tensorflow_datasets", "tqdm"}
-    program = "import sys, dogwood_jax.training; print(*sys.modules)"
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    assert late.isdisjoint(run.stdout.split())
