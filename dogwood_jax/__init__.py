@@ -6,34 +6,33 @@ Three pure functions with two plain data types between them:
     growth = dw.plan(widths, {"dense_1": 128})       # what becomes of each array?
     wider = dw.grow(variables, growth, key=key)      # do it
 
-The submodules ``keras_h5``, ``mnist``, ``nnx``, ``training`` and ``plotting`` are loaded when first
-used, so that importing the package costs no more than importing JAX.
+Each name is loaded from its file when it is first used (PEP 562), so that importing the package
+costs no more than the part of it that is used.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from dogwood_jax import strategies
-from dogwood_jax._compare import Difference, compare
-from dogwood_jax._deepen import deepen
-from dogwood_jax._grow import grow
-from dogwood_jax._growth import Change, Growth
-from dogwood_jax._insert import Insertion
-from dogwood_jax._json import from_json, to_json
-from dogwood_jax._layout import Concat, Layout, Product, Units
-from dogwood_jax._narrow import merge_symmetric, narrow
-from dogwood_jax._opt_state import grow_opt_state
-from dogwood_jax._plan import plan
-from dogwood_jax._symmetry import activity, find_dead, find_symmetric
-from dogwood_jax._trace import trace
-from dogwood_jax._updates import scale_by_growth
-from dogwood_jax._widen import chain, widen
-from dogwood_jax._widths import Leaf, Occurrence, Recipe, Width, Widths
-
 if TYPE_CHECKING:
-    from dogwood_jax import keras_h5, mnist, nnx, plotting, training
+    from dogwood_jax import keras_h5, mnist, nnx, plotting, strategies, training
+    from dogwood_jax._compare import Difference, compare
+    from dogwood_jax._deepen import deepen
+    from dogwood_jax._grow import grow
+    from dogwood_jax._growth import Change, Growth
+    from dogwood_jax._insert import Insertion
+    from dogwood_jax._json import from_json, to_json
+    from dogwood_jax._layout import Concat, Layout, Product, Units
+    from dogwood_jax._narrow import merge_symmetric, narrow
+    from dogwood_jax._opt_state import grow_opt_state
+    from dogwood_jax._plan import plan
+    from dogwood_jax._symmetry import activity, find_dead, find_symmetric
+    from dogwood_jax._trace import trace
+    from dogwood_jax._updates import scale_by_growth
+    from dogwood_jax._widen import chain, widen
+    from dogwood_jax._widths import Leaf, Occurrence, Recipe, Width, Widths
 
 __version__ = "0.1.0"
+
 
 __all__ = [
     "Change",
@@ -73,14 +72,36 @@ __all__ = [
     "widen",
 ]
 
-_LAZY = frozenset({"keras_h5", "mnist", "nnx", "plotting", "training"})
+# Where the names are that are no submodules: what the imports above say to type checkers.
+_NAMES_IN = {
+    "_compare": ("Difference", "compare"),
+    "_deepen": ("deepen",),
+    "_grow": ("grow",),
+    "_growth": ("Change", "Growth"),
+    "_insert": ("Insertion",),
+    "_json": ("from_json", "to_json"),
+    "_layout": ("Concat", "Layout", "Product", "Units"),
+    "_narrow": ("merge_symmetric", "narrow"),
+    "_opt_state": ("grow_opt_state",),
+    "_plan": ("plan",),
+    "_symmetry": ("activity", "find_dead", "find_symmetric"),
+    "_trace": ("trace",),
+    "_updates": ("scale_by_growth",),
+    "_widen": ("chain", "widen"),
+    "_widths": ("Leaf", "Occurrence", "Recipe", "Width", "Widths"),
+}
+_HOMES = {name: module for module, names in _NAMES_IN.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = importlib.import_module(f"{__name__}.{_HOMES.get(name, name)}")
+    if name in _HOMES:
+        value = getattr(value, name)
+    globals()[name] = value  # not to be asked again
+    return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*globals(), *__all__})

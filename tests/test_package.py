@@ -1,5 +1,6 @@
 """Rules that the whole package keeps."""
 
+import ast
 import importlib
 import importlib.metadata
 import inspect
@@ -43,13 +44,42 @@ def public_functions():
             yield name, value
 
 
-def test_importing_the_package_imports_no_optional_or_heavy_one():
-    late = {"flax", "h5py", "matplotlib", "optax", "tensorflow", "tensorflow_datasets", "tqdm"}
-    program = "import sys, dogwood_jax; print(*sys.modules)"
+LATE = {"flax", "h5py", "matplotlib", "optax", "tensorflow", "tensorflow_datasets", "tqdm"}
+
+
+def modules_after(program):
+    """Returns the modules that a program has imported."""
+    program = f"import sys\n{program}\nprint(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert "dogwood_jax" in run.stdout.split()
-    assert late.isdisjoint(run.stdout.split())
+    return set(run.stdout.split())
+
+
+def test_importing_the_package_imports_no_other():
+    modules = modules_after("import dogwood_jax")
+    assert "dogwood_jax" in modules
+    assert modules.isdisjoint({"jax", "numpy", *LATE})
+
+
+def test_the_core_imports_no_optional_or_heavy_package():
+    modules = modules_after("import dogwood_jax as dw\n[getattr(dw, name) for name in dw._HOMES]")
+    assert {"jax", "dogwood_jax._trace", "dogwood_jax.strategies"} <= modules
+    assert modules.isdisjoint(LATE)
+
+
+def test_type_checkers_are_told_what_is_imported_late():
+    told = {
+        alias.name: node.module
+        for node in ast.walk(ast.parse(inspect.getsource(dw)))
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("dogwood_jax")
+        for alias in node.names
+    }
+    assert sorted(told) == dw.__all__
+    for name, module in told.items():
+        assert getattr(importlib.import_module(module), name) is getattr(dw, name)
+    assert set(told) <= set(dir(dw))
+    with pytest.raises(AttributeError, match="module 'dogwood_jax' has no attribute 'grwo'"):
+        dw.grwo()
 
 
 @pytest.mark.parametrize("module", SUBMODULES, ids=lambda module: module.__name__)
