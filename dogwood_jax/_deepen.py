@@ -234,7 +234,7 @@ class _Problem:
         """Returns the old network in terms that suit the pairs of arrays."""
         if not self.wider:
             return self._exact
-        return _Old(self.old, Terms(sized=False, ratios=self._ratios(places)))
+        return _Old(self.old, Terms(sized=False, sizes=self._sizes(places)))
 
     def fits(self, path: str, place: str) -> bool:
         """Whether an array of the deeper network can be this one of the old network."""
@@ -266,17 +266,14 @@ class _Problem:
             and self.old.shapes[path].shape[:1] < self.new.shapes[places[path]].shape[:1]
         }
 
-    def _ratios(self, places: Mapping[str, str]) -> frozenset[float]:
-        """Returns by which factors constants that depend on widths can differ."""
-        found: set[float] = set()
+    def _sizes(self, places: Mapping[str, str]) -> frozenset[tuple[int, int]]:
+        """Returns the lengths of the axes of old arrays that are longer now, before and after."""
+        found: set[tuple[int, int]] = set()
         for path, place in places.items():
             start = 1 if path in self._scanned else 0  # the first axis counts layers
             sizes = self.old.shapes[path].shape[start:], self.new.shapes[place].shape[start:]
-            for a, b in zip(*sizes, strict=True):
-                if a and a < b:
-                    # Of sizes, their roots, and the share of units that are copies.
-                    found |= {b / a, math.sqrt(b / a), (b // a) * a / b}
-        return frozenset(found | {1 / ratio for ratio in found})
+            found |= {(a, b) for a, b in zip(*sizes, strict=True) if 0 < a < b}
+        return frozenset(found)
 
 
 class _Old:

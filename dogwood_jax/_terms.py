@@ -16,6 +16,7 @@ import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -62,12 +63,12 @@ class Terms:
     Attributes:
         sized: whether sizes are part of terms. Otherwise programs end in the same term if they are
             equal up to their sizes.
-        ratios: factors by which constants can differ because they depend on sizes; such constants
-            are taken for equal.
+        sizes: lengths of axes in one program and in the other. Constants that differ because they
+            depend on these are taken for equal.
     """
 
     sized: bool = True
-    ratios: frozenset[float] = frozenset()
+    sizes: frozenset[tuple[int, int]] = frozenset()
     _table: dict[Any, Term] = field(default_factory=dict)
     _constants: dict[float, None] = field(default_factory=dict)
     _kept: list[Any] = field(default_factory=list)
@@ -106,8 +107,9 @@ class Terms:
         array = np.asarray(values, aval.dtype)
         if array.size and (array == array.flat[0]).all():
             value = array.flat[0].item()
-            if _is_real(value) and jnp.issubdtype(aval.dtype, np.inexact):
-                value = self._scaled(float(value))
+            if _is_real(value) and not isinstance(value, bool):
+                inexact = jnp.issubdtype(aval.dtype, np.inexact)
+                value = self._scaled(float(value)) if inexact else self._counted(value)
             return self.number(value, aval)
         return self.make("constant", (array.shape, str(aval.dtype), array.tobytes()), (), aval)
 
@@ -115,11 +117,25 @@ class Terms:
         """Returns the constant before this one that may be it in another size, or itself."""
         if abs(value) in (0.0, 1.0):
             return value
-        for ratio, known in itertools.product(sorted(self.ratios), self._constants):
+        for ratio, known in itertools.product(self._ratios, self._constants):
             if math.isclose(value, known * ratio, rel_tol=1e-6):
                 return known
         self._constants[value] = None
         return value
+
+    def _counted(self, value: int) -> int:
+        """Returns the length before this one, or the last index before it, or the integer."""
+        counts = ((old - less, new - less) for old, new in sorted(self.sizes) for less in (0, 1))
+        return next((old for old, new in counts if value == new), value)
+
+    @cached_property
+    def _ratios(self) -> list[float]:
+        """By which factors constants that depend on sizes can differ."""
+        found: set[float] = set()
+        for a, b in self.sizes:
+            # Of sizes, their roots, and the share of units that are copies.
+            found |= {b / a, math.sqrt(b / a), (b // a) * a / b}
+        return sorted(found | {1 / ratio for ratio in found})
 
     def _identity(self, thing: Any) -> Any:
         """Returns what stands for something that can only be compared to itself."""

@@ -14,6 +14,7 @@ from networks import data, f64, fill
 from networks_deeper import (
     IMAGE,
     VECTOR,
+    WORDS,
     Cnn,
     Gated,
     Named,
@@ -23,6 +24,7 @@ from networks_deeper import (
     mlp,
     relative,
     residual,
+    sequential,
     shapes_of,
     square,
     stack,
@@ -288,9 +290,16 @@ def test_interleaved_layers_copy_the_one_before():
     assert not deeper[jnp.array([1, 3, 4])].any()
 
 
+def reader_of_words(words, *sizes):
+    embed = nn.Embed(words, 5, param_dtype=jnp.float64)
+    return nn.Sequential([embed, nn.relu, *sequential(*sizes).layers])
+
+
 WIDER = {
     "mlp": (mlp(5, 3), mlp(8, 8, 3), VECTOR, {"dense_0": 8}),
     "heads": (Gated(), Gated(2, 7, 4), data(2, 5, 6), {"up_0": 7, "attention_0/query[heads]": 4}),
+    # Words are looked up by a clipped number, so the program holds their count and the last one.
+    "words": (reader_of_words(7, 3), reader_of_words(9, 5, 3), WORDS, {"layers_0[vocab]": 9}),
 }
 
 
@@ -299,9 +308,8 @@ def test_wider_and_deeper(name):
     old, new, x, sizes = WIDER[name]
     variables, target = fill(shapes_of(old, x), 0), shapes_of(new, x)
     found = insertions(old.apply, variables, new.apply, target, x, wider=True)
-    wide = dw.grow(
-        variables, dw.plan(dw.trace(old.apply, variables, x), sizes), key=jax.random.key(0)
-    )
+    growth = dw.plan(dw.trace(old.apply, variables, x), sizes, interface=True)
+    wide = dw.grow(variables, growth, key=jax.random.key(0))
     deeper = insert(wide, found, target, key=jax.random.key(1))
     assert jax.tree.map(jnp.shape, deeper) == jax.tree.map(jnp.shape, target)
     assert relative(jax.jit(old.apply)(variables, x), jax.jit(new.apply)(deeper, x)) <= 1e-12
