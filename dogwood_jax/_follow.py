@@ -82,7 +82,9 @@ class Comparison:
     Attributes:
         sizes: where arrays of the larger network have other sizes than they should, and the
             operations there.
-        values: where it computes with other numbers, and their ratio, or does something else.
+        values: where it does something else.
+        numbers: where it computes with other numbers, the network's and its own.
+        scales: where its operations take what was multiplied by other numbers, and the ratio.
         is_in_step: whether both programs have the same operations in the same order.
     """
 
@@ -95,7 +97,9 @@ class Comparison:
         self._grown = grown
         self._scaled: list[tuple[str, Value, Value]] = []
         self.sizes: dict[str, str] = {}
-        self.values: dict[str, float | None] = {}
+        self.values: dict[str, None] = {}
+        self.numbers: dict[str, tuple[float, float]] = {}
+        self.scales: dict[str, float] = {}
         one, other = ([s for s in p if s.name not in _QUIET] for p in (steps, larger))
         self.is_in_step = list(map(_kind, one)) == list(map(_kind, other))
         if self.is_in_step:
@@ -112,7 +116,7 @@ class Comparison:
     @property
     def agrees(self) -> bool:
         """Whether it is the same program, so that none of its numbers depends on a size."""
-        return self.is_in_step and not self.sizes and not self.values
+        return self.is_in_step and not (self.sizes or self.values or self.numbers or self.scales)
 
     def problems(self, changes: Mapping[str, Change], *, exactly: bool) -> Iterator[str]:
         """Yields what speaks against a growth.
@@ -122,11 +126,16 @@ class Comparison:
             exactly: whether the constants that recipes ask for must be those of the program.
         """
         yield from self.sizes
-        recipes = [change for change in changes.values() if change.recipe]
-        ratios = {r**p for c in recipes for r in (c.ratio, c.new / c.old) for p in _POWERS}
-        for value, ratio in self.values.items():
-            if ratio is None or not any(isclose(ratio, r, rel_tol=1e-5) for r in ratios):
-                yield value
+        yield from self.values
+        recipes = [(change, change.recipe) for change in changes.values() if change.recipe]
+        constants = [(n, n * c.ratio**power) for c, r in recipes for _, n, power in r.constants]
+        for what, (number, its) in self.numbers.items():
+            if not any(_is_close(number, n) and _is_close(its, w) for n, w in constants):
+                yield what
+        ratios = {r**p for c, _ in recipes for r in (c.ratio, c.new / c.old) for p in _POWERS}
+        for what, ratio in self.scales.items():
+            if not any(isclose(ratio, r, rel_tol=1e-5) for r in ratios):
+                yield what
         for name, a, b in self._scaled if exactly else ():
             for dim in to_blame(a, a.scale) if recipes else ():
                 change = changes.get(self._grown.names.get(dim.root, ""))
@@ -154,15 +163,18 @@ class Comparison:
                 self.values[f"{old.name} has {what} {b} instead of {a}"] = None
         for a, b in _constants(old, new):
             if not self._is_same(old, a, b):
-                ratio = b.number / a.number if a.number and b.number else None
-                self.values[f"{old.name} has {_said(b)} instead of {_said(a)}"] = ratio
+                what = f"{old.name} has {_said(b)} instead of {_said(a)}"
+                if a.number and b.number:
+                    self.numbers[what] = (a.number, b.number)
+                else:
+                    self.values[what] = None
         if not _scales(old):
             for a, b in zip(old.operands, new.operands, strict=True):
                 if a.scale != 1:
                     self._scaled.append((old.name, a, b))
                 if not _is_close(a.scale, b.scale):
                     scales = f"{b.scale:.6g} instead of {a.scale:.6g}"
-                    self.values[f"{old.name} takes what was scaled by {scales}"] = b.scale / a.scale
+                    self.scales[f"{old.name} takes what was scaled by {scales}"] = b.scale / a.scale
 
     def _parameters(self, old: Step, new: Step) -> Iterator[tuple[str, Any, Any]]:
         """Yields parameters of a step that must be equal."""

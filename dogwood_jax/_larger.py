@@ -46,8 +46,12 @@ class Larger:
             return {}
         return {name: self.widths.sizes[larger] for name, larger in self.names.items()}
 
-    def constants(self, change: Change) -> Iterator[tuple[str, float, float | None]]:
-        """Yields what constants a growth asks for: what each is, its value, and the model's own."""
+    def constants(self, change: Change) -> Iterator[tuple[str, float, float, float | None]]:
+        """Yields constants inside a network with norms over a width, or factors that follow it.
+
+        Each with what it is, its value, the one that it must have once the width has grown, and
+        the one that it has in the larger model, if that is known.
+        """
         if change.recipe is None:
             return
         own: dict[str, float] = {}
@@ -56,7 +60,7 @@ class Larger:
                 if recipe.strategy == change.recipe.strategy:
                     own |= {what: value for what, value, _ in recipe.constants}
         for what, value, power in change.recipe.constants:
-            yield what, value * change.ratio**power, own.get(what)
+            yield what, value, value * change.ratio**power, own.get(what)
 
 
 def read_larger(widths: Widths, target: PyTree, target_apply: Callable[..., Any] | None) -> Larger:
@@ -80,7 +84,7 @@ def read_larger(widths: Widths, target: PyTree, target_apply: Callable[..., Any]
             "target_apply= needs widths that were traced in this process: trace the network again"
         )
     found: tuple[Insertion, ...] = ()
-    if _is_deeper(widths, shapes):
+    if is_deeper(widths, shapes):
         found = insertions(
             network.apply, network.variables, target_apply, target, *network.inputs, wider=True
         )
@@ -171,7 +175,7 @@ def _grown_inputs(widths: Widths, sizes: Mapping[str, int]) -> tuple[Any, ...]:
     return tuple(jax.tree.unflatten(structure, inputs))
 
 
-def _is_deeper(widths: Widths, shapes: Mapping[str, Any]) -> bool:
+def is_deeper(widths: Widths, shapes: Mapping[str, Any]) -> bool:
     """Whether the larger model has other arrays, or more entries where a loop counts layers."""
     known = {leaf.path: leaf for leaf in widths.leaves}
     if shapes.keys() != known.keys():

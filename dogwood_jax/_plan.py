@@ -11,7 +11,7 @@ import numpy as np
 from dogwood_jax import strategies
 from dogwood_jax._follow import Comparison
 from dogwood_jax._growth import Change, Growth
-from dogwood_jax._larger import Larger, compare_programs, read_larger
+from dogwood_jax._larger import Larger, compare_programs, is_deeper, read_larger
 from dogwood_jax._problems import listed
 from dogwood_jax._scales import SUSPICION
 from dogwood_jax._target import sizes_of_target, splits
@@ -117,6 +117,7 @@ def plan(
             new[name],
             chosen.get(name),
             interface,
+            larger,
             problems,
         )
         for name, size in widths.sizes.items()
@@ -138,6 +139,12 @@ def plan(
     for change in made:
         notes += _constants(larger, change, problems)
     if problems:
+        unread = target is not None and target_apply is None and widths.network is not None
+        if unread and is_deeper(widths, larger.shapes):
+            problems.append(
+                "if the larger model has more layers, pass its function of variables and inputs as "
+                "target_apply=, and they are inserted"
+            )
         raise ValueError(listed("cannot plan this growth", problems))
     if target_apply is None:
         notes += splits(widths, {change.width: change.new for change in made})
@@ -230,37 +237,45 @@ def _strategies(
 
 
 def _extended(
-    width: Width, new: int, strategy: Strategy | None, interface: bool, problems: list[str]
+    width: Width,
+    new: int,
+    strategy: Strategy | None,
+    interface: bool,
+    larger: Larger,
+    problems: list[str],
 ) -> Change:
     """Returns how a width gets more units, after checking that it can."""
-    recipe = _recipe(width, new, strategy)
-    if strategy is None:
-        strategy = getattr(strategies, recipe.strategy if recipe else "zero_outgoing")()
-    problems += _refusals(width, new, strategy, recipe, interface)
-    return Change(
-        width.name,
-        width.size,
-        new,
-        strategy,
-        _sources(width.size, new, strategy, problems, width.name),
-        recipe=recipe,
-    )
+    ways = [
+        Change(
+            width.name,
+            width.size,
+            new,
+            strategy or getattr(strategies, recipe.strategy if recipe else "zero_outgoing")(),
+            recipe=recipe,
+        )
+        for recipe in _recipes(width, new, strategy)
+    ]
+    # The larger model may have the constants that another recipe asks for.
+    change = next((way for way in ways if not list(_unlike(larger, way))), ways[0])
+    problems += _refusals(width, new, change.strategy, change.recipe, interface)
+    sources = _sources(width.size, new, change.strategy, problems, width.name)
+    return replace(change, sources=sources)
 
 
-def _recipe(width: Width, new: int, strategy: Strategy | None) -> Recipe | None:
-    """Returns the recipe with which a width can grow, with this strategy if there is one."""
+def _recipes(width: Width, new: int, strategy: Strategy | None) -> Sequence[Recipe | None]:
+    """Returns the recipes to choose from, with this strategy if there is one, or None."""
     if not width.hazards:
-        return None
+        return [None]
     name = None if strategy is None else strategy.name
     if strategy is not None and strategy.choice is not None:
         name = "zero_outgoing"  # which is what choosing begins with
-    fitting = (
+    fitting = [
         recipe
         for recipe in width.recipes
         if name in (None, recipe.strategy)
         if not recipe.multiple or new % width.size == 0
-    )
-    return next(fitting, None)
+    ]
+    return fitting or [None]
 
 
 def _sources(
@@ -357,18 +372,24 @@ def _notes(width: Width, change: Change) -> Iterator[str]:
 
 def _constants(larger: Larger, change: Change, problems: list[str]) -> Iterator[str]:
     """Yields the constants that the larger model must have, as far as it does not tell its own."""
+    problems += (
+        f"{change.width}: in the larger model, {what} must be {wanted:.9g}, but it is {own:.9g}"
+        for what, wanted, own in _unlike(larger, change)
+    )
     alike: dict[float, list[str]] = {}
-    for what, wanted, own in larger.constants(change):
-        if own is None:
+    for what, value, wanted, own in larger.constants(change):
+        if own is None and wanted != value:
             alike.setdefault(wanted, []).append(what)
-        elif abs(own - wanted) > 1e-5 * abs(wanted):
-            problems.append(
-                f"{change.width}: in the larger model, {what} must be {wanted:.9g}, but it is "
-                f"{own:.9g}"
-            )
     for wanted, whats in alike.items():
         more = f" (and {len(whats) - 1} more such constants)" if len(whats) > 1 else ""
         yield f"{change.width}: in the larger model, {whats[0]} must be {wanted:.9g}{more}"
+
+
+def _unlike(larger: Larger, change: Change) -> Iterator[tuple[str, float, float]]:
+    """Yields the constants that are others in the larger model than a growth asks for."""
+    for what, _, wanted, own in larger.constants(change):
+        if own is not None and abs(own - wanted) > 1e-5 * abs(wanted):
+            yield what, wanted, own
 
 
 def _interface(width: Width, interface: bool) -> list[str]:

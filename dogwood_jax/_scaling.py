@@ -16,6 +16,7 @@ whatever the rules cannot follow, leaves the width without one.
 
 import heapq
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from dogwood_jax._dims import Dim, atoms
 from dogwood_jax._layout import Role, units_of
@@ -84,13 +85,17 @@ class _Program:
 
     def recipes(self, width: Dim, name: str) -> Iterator[Recipe]:
         """Yields a recipe for each way to fill in new units that is exact."""
+        known: dict[str, float] = {}
         for filling in _FILLINGS:
             try:
                 reading = Reading(name, width, filling, self._places[name], self._values)
                 self._read(reading)
-                yield _solution(reading)
+                recipe = _solution(reading)
             except NoRecipe:
                 continue
+            known |= {what: number for what, number, _ in recipe.constants}
+            same = ((what, known[what], 0.0) for what in known if filling.multiple)
+            yield replace(recipe, constants=recipe.constants or tuple(same))
             if filling.is_tiled:  # what works for any size works for multiples
                 return
 
@@ -137,7 +142,7 @@ def _solution(reading: Reading) -> Recipe:
     return Recipe(
         filling.strategy,
         tuple((path, power) for path, power in powers.items() if power),
-        tuple(constant for constant in constants if constant[2]),
+        tuple(constants),
         tuple(sorted(blank)),
         filling.multiple,
     )

@@ -59,7 +59,7 @@ class Recipe:
             ratio is new / old, for ``"tile"`` the share of units that are copies, (new // old) *
             old / new.
         constants: what constants inside the network are, their values, and the powers of the
-            ratio by which the larger model's must be larger.
+            ratio by which the larger model's must be larger (0 where they must be the same).
         blank: paths of arrays whose new entries are as in a new network instead of zero
             (``"zero_incoming"``) or the mean of the others (``"tile"``).
         multiple: whether the new size must be a multiple of the old one (``"tile"`` only).

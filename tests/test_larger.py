@@ -150,6 +150,48 @@ def test_a_wrong_epsilon_is_refused(small):
     assert "must be 0.0006 (and 4 more such constants)" in note
 
 
+def under_rms_norm(epsilon):
+    def apply(params, x):
+        h = x @ params["in"]
+        size = jax.lax.rsqrt(jnp.mean(h**2, -1, keepdims=True) + epsilon)
+        return (h * size * params["norm"][None]) @ params["out"]
+
+    return apply
+
+
+def test_the_epsilon_of_the_larger_model_tells_how_it_is_filled():
+    def params(n):
+        shapes = {"in": (3, n), "norm": (n,), "out": (n, 2)}
+        return {k: jax.random.normal(jax.random.key(n), shape) for k, shape in shapes.items()}
+
+    old, x, epsilon = params(4), jnp.linspace(-0.1, 0.1, 12).reshape(4, 3), 1e-3
+    apply = under_rms_norm(epsilon)
+    widths = dw.trace(apply, old, x)
+    for new, its, strategy in (
+        (8, epsilon, "tile"),
+        (8, epsilon / 2, "zero_incoming"),
+        (6, epsilon * 4 / 6, "zero_incoming"),
+    ):
+        larger = under_rms_norm(its)
+        growth = dw.plan(widths, target=params(new), target_apply=larger)
+        assert growth.changes[0].strategy.name == strategy and growth.notes == ()
+        wide = dw.grow(old, growth, key=jax.random.key(0))
+        assert dw.compare(apply, old, larger, wide, x).relative < 1e-12
+    for strategy in (None, dw.strategies.tile()):
+        with pytest.raises(ValueError, match="0.0003"):
+            larger = under_rms_norm(0.0003)
+            dw.plan(widths, target=params(8), target_apply=larger, strategy=strategy)
+    assert dw.plan(widths, {"in": 8}, strategy=dw.strategies.tile()).notes == ()
+
+
+def test_layers_of_the_target_alone_ask_for_its_function(small):
+    target = jax.eval_shape(Transformer(blocks=3).init, jax.random.key(2), TOKENS)
+    with pytest.raises(
+        ValueError, match="only in the target(.|\n)*pass its function .* as target_apply="
+    ):
+        dw.plan(small[1], target=target)
+
+
 def test_widths_from_elsewhere_cannot_be_compared(small):
     widths = dw.from_json(dw.to_json(small[1]))
     target = jax.eval_shape(SMALL.init, jax.random.key(2), TOKENS)
