@@ -81,7 +81,10 @@ def map_of_variable(change: Change, units: Units, leaf: Leaf) -> AxisMap:
     if fate == "copy":
         noise = strategy.noise if units.role == "incoming" else 0.0
         return AxisMap(old, new, change.sources, fill=blank if is_blank else "mean", noise=noise)
-    return AxisMap(old, new, fill=blank if is_blank else fate, rank=units.rank)
+    # A unit that is new along two widths is silent by the incoming weights of one of them, or by
+    # the outgoing ones of the other: the same width must decide in all arrays.
+    rank = 2 * units.rank + (strategy.incoming == "zero")
+    return AxisMap(old, new, fill=blank if is_blank else fate, rank=rank)
 
 
 def map_of_moment(change: Change, units: Units, degree: int, fill: Fill) -> AxisMap:

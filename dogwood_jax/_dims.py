@@ -10,9 +10,11 @@ What is learned of a dimension, such as why it cannot grow, is noted on it and h
 parts when tracing is over.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from math import prod
+from operator import mul
 from typing import Literal
 
 # Beyond so many parts, or so deep, a structure is a sliding window over positions, not a layout of
@@ -22,6 +24,7 @@ _DEEPEST = 24
 
 DROPPED = "an operation drops it because its size is 1"
 REPEATED = "an operation repeats it because its size is 1"
+LAYERS = "a loop runs over it: it counts layers or steps, not units"
 
 
 class Dim:
@@ -307,6 +310,33 @@ def reshape(dims: Sequence[Dim], sizes: Sequence[int]) -> list[Dim]:
     for one in ones:
         one.fix(DROPPED)
     return result
+
+
+def ones_split_off(old: Sequence[Dim], new: Sequence[Dim]) -> list[tuple[Dim, Dim, str]]:
+    """Returns dimensions from which a reshape split off factors of size 1.
+
+    Args:
+        old: the dimensions of an array before the reshape.
+        new: its dimensions after it.
+
+    Returns:
+        Each such dimension, the new one of size 1, and how it is split, as ``"4 x 1"``.
+    """
+    wholes = [dim for dim in old if dim.size > 1]
+    starts = list(accumulate((dim.size for dim in wholes), mul, initial=1))[:-1]
+    parts: list[list[Dim]] = [[] for _ in wholes]
+    place = 1
+    for dim in new:
+        if wholes:
+            parts[bisect_right(starts, place) - 1].append(dim)
+        place *= dim.size
+    return [
+        (whole, part, " x ".join(str(p.size) for p in along))
+        for whole, along in zip(wholes, parts, strict=True)
+        if prod(part.size for part in along) == whole.size
+        for part in along
+        if part.size == 1 and not any(part is dim for dim in old)
+    ]
 
 
 def hand_down(dims: Iterable[Dim]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from dogwood_jax._deepen import insertions
+from dogwood_jax._dims import LAYERS
 from dogwood_jax._follow import Comparison, GrownSizes
 from dogwood_jax._growth import Change
 from dogwood_jax._insert import Insertion
@@ -181,7 +182,9 @@ def is_deeper(widths: Widths, shapes: Mapping[str, Any]) -> bool:
     if shapes.keys() != known.keys():
         return True
     return any(
-        isinstance(axes[0], Units) and widths[axes[0].width].fixed and shapes[path].shape[0] > n
+        isinstance(axes[0], Units)
+        and widths[axes[0].width].fixed == LAYERS
+        and shapes[path].shape[0] > n
         for path, leaf in known.items()
         if (axes := leaf.axes) and len(shapes[path].shape) == len(axes)
         for n in leaf.shape[:1]

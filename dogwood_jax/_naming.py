@@ -1,7 +1,8 @@
 """From dimensions to widths: every width gets a name, every axis its layout."""
 
+import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dogwood_jax import _dims
@@ -24,8 +25,10 @@ def name_widths(leaves: dict[str, Value], trace: Trace) -> Widths:
     check_scales(trace.scales)
     without_recipe = check_lone_scales(trace.steps)
     _dims.hand_down([*trace.dims, *(d for value in leaves.values() for d in value.dims)])
+    _fix_units_that_no_array_makes(roles)
     label_attention(trace, roles)
     names = _names(paths, roles, trace)
+    _note_factors_of_size_1(trace)
     _note_units_that_never_learn(roles, trace)
     for spot in roles.tied():
         spot.atom.endanger_copies(
@@ -84,6 +87,30 @@ def _layout(dim: Dim, units: Iterator[Units]) -> Layout:
     if dim.kind == "product":
         return Product(tuple(_layout(factor, units) for factor in _dims.factors(dim)))
     return Concat(tuple(_layout(piece, units) for piece in _dims.pieces(dim)))
+
+
+def _fix_units_that_no_array_makes(roles: Roles) -> None:
+    """Fixes widths of size 1 that arrays only read, such as a mean beside other features."""
+    made: dict[Dim, bool] = {}
+    for spots in roles.spots.values():
+        for spot in spots:
+            made[spot.atom] = made.get(spot.atom, False) or roles.of(spot) != "outgoing"
+    for atom, is_made in made.items():
+        if atom.size == 1 and not is_made and not atom.interface:
+            atom.fix("no array makes its unit, the program does")
+
+
+def _note_factors_of_size_1(trace: Trace) -> None:
+    """Notes where the larger model could have more heads, or more groups, in the same shapes."""
+    for whole, one, split in trace.split_off:
+        for atom in _dims.atoms(whole):
+            # Else it is there for another array's axes, as in squeeze and excitation.
+            grouped = atom.hazards and _dims.REPEATED not in one.root.fixed
+            if atom.label in ("heads", "head_dim") or grouped:
+                atom.note(
+                    f"the network splits an axis into {split}: the 1 must be 1 in the larger "
+                    "model, too, which its shapes do not show"
+                )
 
 
 def _note_units_that_never_learn(roles: Roles, trace: Trace) -> None:
@@ -149,11 +176,14 @@ def _names(paths: list[str], roles: Roles, trace: Trace) -> dict[Dim, str]:
         module = module_of(path) or path.removeprefix("params/")
         level = roles.produces(spot)
         alone = level and produced[spot.leaf, level] == 1
+        # Layers have their name from what they are layers of.
+        modules = {module_of(paths[s.leaf]) for s in places[atom]} if atom.label == "layers" else ()
+        owner = "/".join(_common([m.split("/") for m in modules])) or module
         within = [s.atom for s in roles.spots[spot.leaf, spot.axis]]
         position = f"{spot.axis}" if len(within) == 1 else f"{spot.axis}.{within.index(atom)}"
         choices = [
             *([module] if alone else []),
-            *([f"{module}[{atom.label}]"] if _is_meaningful(atom) else []),
+            *([f"{owner}[{atom.label}]"] if _is_meaningful(atom) else []),
             f"{module}[{position}]",
             f"{path.removeprefix('params/')}[{position}]",
             f"{path}[{position}]",
@@ -166,6 +196,12 @@ def _names(paths: list[str], roles: Roles, trace: Trace) -> dict[Dim, str]:
         for atom, spots in places.items()
     }
     return dict(sorted(names.items(), key=lambda item: (bool(item[0].fixed), first_use[item[0]])))
+
+
+def _common(paths: Sequence[Sequence[str]]) -> list[str]:
+    """Returns the modules in which all of some modules are."""
+    levels = zip(*paths, strict=False)
+    return [first for first, *others in itertools.takewhile(lambda m: len({*m}) == 1, levels)]
 
 
 def _is_meaningful(atom: Dim) -> bool:

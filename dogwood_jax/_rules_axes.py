@@ -63,6 +63,8 @@ def _reshape(trace: Trace, eqn: Any, x: Value, *_: Value) -> list[Value]:
     for axis in x.singular:
         x.dims[axis].fix("it is reshaped after a norm was divided by")
     dims = tuple(_dims.reshape(x.dims, shape))
+    if x.origin == "data":
+        trace.split_off += _dims.ones_split_off(x.dims, dims)
     silencers, positional = [], set()
     for place, new in enumerate(dims):
         own = {f.root for f in _dims.factors(new)}

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from dogwood_jax._dims import Dim, unify
+from dogwood_jax._dims import LAYERS, Dim, unify
 from dogwood_jax._jaxpr import scan_counts, sub_programs
 from dogwood_jax._read import run
 from dogwood_jax._rules import origin_of, pick, positions_used, rule
@@ -51,7 +51,9 @@ def _scan(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
         unify(value.dims[0], length)
         if value.origin == "parameter":
             trace.set_aside(value, 0)
-            length.fix("a loop runs over it: it counts layers or steps, not units")
+            length.fix(LAYERS)
+            if carry:
+                length.named("layers")
         slices.append(pick(value, range(1, value.ndim)))
         trace.record("take", (value,), slices[-1:])
     state = _enter(trace, carry, operands)

@@ -93,15 +93,16 @@ def to_blame(value: Value, number: float) -> Sequence[Dim]:
     usual = _is_any(number, USUAL_NUMBERS)
     suspects = _suspects(value)
     rooted = [s for s in suspects if (s.scores or not usual) and _is_any(number, s.roots)]
-    found = [s.dim for s in rooted]
+    # Scores scaled by 1 / sqrt(64) need no other reason, though there be 8 heads, or 64.
+    scored = [s for s in rooted if s.scores]
+    found = [s.dim for s in scored or rooted]
     if usual:
         return found
-    # Scores scaled by 1 / sqrt(64) need no other reason, though there be 8 heads.
-    scored = any(s.scores for s in rooted)
     found += [s.dim for s in suspects if (s.mixes or not scored) and _is_any(number, s.sizes)]
     if not found and value.origin == "parameter":
         for fan_in in _subsets([s.dim for s in suspects]):
-            if len(fan_in) > 1 and _is_any(number, _roots(prod(d.size for d in fan_in))):
+            n = prod(d.size for d in fan_in)
+            if len(fan_in) > 1 and _is_any(number, (*_roots(n), sqrt(2 / n))):
                 found += fan_in
     if found or _is_round(number) or _is_round(1 / number):
         return found
@@ -139,8 +140,11 @@ class _Suspect(NamedTuple):
 
     @property
     def roots(self) -> tuple[float, ...]:
-        """What it may be: fourth roots scale queries and keys, each by half, and nothing else."""
-        return _roots(self.size)[: 4 if self.scores else 2]
+        """What it may be: fourth roots scale queries and keys, each by half, and nothing else.
+
+        sqrt(2 / n) scales random features, and weights behind a relu.
+        """
+        return (*_roots(self.size)[: 4 if self.scores else 2], sqrt(2 / self.size))
 
     @property
     def sizes(self) -> tuple[float, ...]:

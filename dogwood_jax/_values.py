@@ -235,6 +235,8 @@ class Trace:
         self.aside: set[Entry] = set()
         self.penalized: set[int] = set()  # leaves of which the network sums up all entries
         self.scales: list[tuple[Value, float]] = []
+        # Dimensions with factors of size 1 that they were split into, and how.
+        self.split_off: list[tuple[Dim, Dim, str]] = []
         self._clock = itertools.count()
 
     def record(

@@ -142,7 +142,7 @@ def fused_gates(n_in: int = 4, hidden: int = 5, out: int = 3) -> Model:
             "hidden", 6, "-> blocks/up/{kernel[2],bias[1]} <- blocks/down/kernel[1]"
         ),
         "head": interface("out", 2, "-> head/{kernel[1],bias[0]}"),
-        "blocks/up[0]": fixed("a loop runs over it", 3, "-> blocks/{up,down}/{kernel,bias}[0]"),
+        "blocks[layers]": fixed("a loop runs over it", 3, "-> blocks/{up,down}/{kernel,bias}[0]"),
     }
 )
 def stacked_layers(
@@ -230,7 +230,7 @@ def state_space(n_in: int = 4, state: int = 5, model: int = 6, out: int = 3) -> 
     {
         "up": grows("hidden", 5, "-> up/{kernel[1],bias[0]} <- down/kernel[0]"),
         "down": interface("n_in", 3, "-> down/{kernel[1],bias[0]} <- up/kernel[0]"),
-        "up[0.1]": grows("", 1, "<- up/kernel[0]"),
+        "up[0.1]": fixed("no array makes", 1, "<- up/kernel[0]"),
     }
 )
 def neural_ode(n_in: int = 3, hidden: int = 5, steps: int = 4) -> Model:

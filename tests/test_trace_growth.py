@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from networks import Expected, Model, Network, fill, load
+from networks import Expected, Model, Network, data, f64, fill, load
 
 import dogwood_jax as dw
 from dogwood_jax._tree import leaves_by_path
@@ -244,6 +244,24 @@ def test_each_hidden_width_grows_alone(name: str, by: str) -> None:
         assert any("draws another mask" in note for note in growth.notes)
     else:
         assert_same_outputs(before, big, grown)
+
+
+def test_widths_that_need_different_strategies_grow_together() -> None:
+    def apply(groups: int) -> Any:
+        def run(params: Any, x: Any) -> Any:
+            y = (x @ params["up"]).reshape(x.shape[0], groups, -1)
+            y = y / jnp.linalg.norm(y, axis=-1, keepdims=True)
+            return y.reshape(x.shape[0], -1) @ params["down"]
+
+        return run
+
+    small, x = {"up": f64(4, 6), "down": f64(6, 2)}, data(3, 4)
+    big = {"up": f64(4, 15), "down": f64(15, 2)}
+    params, widths = fill(small, 1), dw.trace(apply(2), small, x)
+    growth = dw.plan(widths, target=big, target_apply=apply(3))
+    assert [str(c.strategy) for c in growth.changes] == ["zero_outgoing", "zero_incoming"]
+    grown = dw.grow(params, growth, key=jax.random.key(0))
+    np.testing.assert_allclose(apply(3)(grown, x), apply(2)(params, x), rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
