@@ -251,16 +251,17 @@ def test_masks_that_keras_3_may_forget_are_refused():
         config = {"name": name, **config}
         return {"class_name": class_name, "config": config, "name": name, "inbound_nodes": nodes}
 
-    def model(second):
+    def model(first):
         heads = {"num_heads": 1, "key_dim": 2}
         layers = [
             layer("InputLayer", "x"),
             layer("Embedding", "e", "x", input_dim=3, output_dim=2, mask_zero=True),
             layer("MultiHeadAttention", "a", "e", "e", **heads),
-            layer("MultiHeadAttention", "b", "a", second, **heads),
+            layer("MultiHeadAttention", "b", first, "e", **heads),
         ]
         ends = {"input_layers": [["x", 0, 0]], "output_layers": [["b", 0, 0]]}
-        return {"class_name": "Functional", "config": {"layers": layers, **ends}}
+        config = {"layers": layers, **ends}
+        return {"class_name": "Functional", "config": config, "keras_version": "3.15.1"}
 
     build(model("a"))
     with pytest.raises(KerasFileError, match="a .MultiHeadAttention.: masks after it, which Keras"):

@@ -13,13 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 import dogwood_jax as dw
 from dogwood_jax.keras_h5 import inspect, load, load_model, save
-from dogwood_jax.keras_h5._config import entries_of
 
-_ANY_SIZE = 32  # where a model takes inputs of any size
 _STRATEGIES = ("zero_outgoing", "replicate", "zeros", "random")
 
 
@@ -67,33 +64,27 @@ def _parser() -> argparse.ArgumentParser:
 def _widen(options: argparse.Namespace) -> str:
     _refuse_to_overwrite(options.path, options.out)
     sizes = dict(map(_size, options.layer))
+    if len(sizes) < len(options.layer):
+        raise ValueError(f"--layer {' '.join(options.layer)}: expected every layer once")
     strategy = getattr(dw.strategies, options.strategy)()
     key = jax.random.key(options.seed)
     if inspect(options.path).model is None:
         variables: Mapping[str, Any] = load(options.path)
         widths = dw.chain(variables, _dense_layers(variables))
     else:
+        from dogwood_jax.keras_h5._models import example_inputs
+
         module, variables = load_model(options.path)
-        widths = dw.trace(module.apply, variables, *_inputs(module.config))
+        inputs = example_inputs(module)
+        if inputs is None:
+            raise ValueError(
+                "the model's configuration does not say the shape of its inputs; use dw.trace "
+                "with the module that load_model returns, and inputs of your own"
+            )
+        widths = dw.trace(module.apply, variables, *inputs)
     growth = dw.plan(widths, sizes, strategy=strategy)
     save(options.out, dw.grow(variables, growth, key=key), like=options.path)
     return f"{options.out}: {', '.join(f'{name} has {n} units' for name, n in sizes.items())}"
-
-
-def _inputs(model: Mapping[str, Any]) -> list[jax.Array]:
-    """Returns inputs that a model takes, as its configuration describes them."""
-    layers = entries_of(model)
-    described = [layer["config"] for layer in layers if layer["class_name"] == "InputLayer"]
-    inputs = []
-    for config in described or [layer["config"] for layer in layers[:1]]:
-        shape = config.get("batch_shape") or config.get("batch_input_shape")
-        if not shape:
-            raise ValueError("the model's configuration does not say the shape of its inputs")
-        sizes = tuple(_ANY_SIZE if size is None else size for size in shape)
-        dtype = config.get("dtype")
-        dtype = dtype if isinstance(dtype, str) else "float32"
-        inputs.append(jnp.zeros(sizes, dtype))
-    return inputs
 
 
 def _dense_layers(variables: Mapping[str, Any]) -> list[str]:
@@ -116,14 +107,16 @@ def _size(option: str) -> tuple[str, int]:
 
 def _convert(options: argparse.Namespace) -> str:
     _refuse_to_overwrite(options.path, options.out)
-    layout = "weights.h5" if options.out.endswith(".weights.h5") else "h5"
+    names = {".weights.h5": "weights.h5", ".keras": "keras"}
+    layout = next((names[end] for end in names if options.out.endswith(end)), "h5")
     save(options.out, load(options.path), like=options.path, layout=layout)
     return f"{options.out}: layout {layout}"
 
 
 def _refuse_to_overwrite(path: str, out: str) -> None:
-    inside = Path(path).resolve() in Path(out).resolve().parents  # the folder of an archive
-    if inside or os.path.exists(path) and os.path.exists(out) and os.path.samefile(path, out):
+    source, target = Path(path).resolve(), Path(out).resolve()
+    inside = source in target.parents  # the folder of an archive
+    if inside or target.exists() and os.path.samefile(source, target):
         raise ValueError(f"{out}: is the input, which is never overwritten; choose another name")
 
 

@@ -88,9 +88,10 @@ def activation(spec: Any) -> Activation:
             return LAYERS[spec["class_name"]](config)
         own = str(spec.get("module")).partition(".")[0] in ("keras", "tensorflow")
         spec = config if spec.get("class_name") == "function" and own else spec
-    if not isinstance(spec, str) or spec not in ACTIVATIONS:
+    name = spec.removesuffix("_v2") if isinstance(spec, str) else ""  # as in TensorFlow
+    if name not in ACTIVATIONS:
         raise ValueError(f"the activation {spec!r} is none of Keras's own")
-    return ACTIVATIONS[spec]
+    return ACTIVATIONS[name]
 
 
 def _relu_layer(config: Mapping[str, Any]) -> Activation:

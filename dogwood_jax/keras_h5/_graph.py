@@ -4,7 +4,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+import numpy as np
+
 from dogwood_jax.keras_h5._convert import Config, layer_name, layers_of
+from dogwood_jax.keras_h5._operations import OPERATIONS
 
 
 class Ref(NamedTuple):
@@ -34,12 +38,23 @@ class Graph:
         calls: each after those whose results it takes.
         inputs: the arrays that the model is given, in nested lists or dicts as it takes them.
         outputs: the arrays that it returns, likewise.
+        masks_are_given: whether calls of recurrent layers say which masks they take, as in Keras 3.
     """
 
     layers: dict[str, tuple[str, Config]]
     calls: list[Call]
     inputs: Any
     outputs: Any
+    masks_are_given: bool = False
+
+    def after(self, call: Call) -> list[Call]:
+        """Returns the calls that wait for this one."""
+        results, found = {(call.layer, call.number)}, []
+        for other in self.calls:  # in an order in which they can be made
+            if results & {ref[:2] for ref in refs_in([other.args, other.kwargs])}:
+                results.add((other.layer, other.number))
+                found.append(other)
+        return found
 
 
 def parse(class_name: str, config: Config) -> Graph:
@@ -72,7 +87,9 @@ def parse(class_name: str, config: Config) -> Graph:
     calls = [
         replace(call, args=renumber(call.args), kwargs=renumber(call.kwargs)) for call in calls
     ]
-    return Graph(described, _sorted(calls, inputs), inputs, outputs)
+    nodes = [node for layer in layers.values() for node in layer["inbound_nodes"]]
+    given = any(isinstance(node, Mapping) for node in nodes)
+    return Graph(described, _sorted(calls, inputs), inputs, outputs, given)
 
 
 def class_of(layer: Config) -> str:
@@ -80,9 +97,15 @@ def class_of(layer: Config) -> str:
     registered = layer.get("registered_name")
     if isinstance(registered, str) and ">" in registered:
         return registered
-    if str(layer.get("module")).startswith(("keras.src.ops", "keras.ops")):
-        return f"ops.{layer['class_name']}"
-    return str(layer["class_name"])
+    name = str(layer["class_name"])
+    operation = f"ops.{name}"
+    if "module" in layer:
+        known = str(layer["module"]).startswith(("keras.src.ops", "keras.ops"))
+    else:  # HDF5 has no modules; but of what has such a name, only layers say if they are trained
+        nodes = layer.get("inbound_nodes") or [None]
+        known = isinstance(nodes[0], Mapping) and "trainable" not in layer["config"]
+        known = known and operation in OPERATIONS
+    return operation if known else name
 
 
 def replaced(tree: Any, new: Callable[[Any], Any]) -> Any:
@@ -123,9 +146,11 @@ def _ref_of_list(layers: Mapping[str, Any]) -> Callable[[Any], Ref | None]:
 
 
 def _ref_of_tensor(value: Any) -> Any:
-    """For Keras 3: a reference is a dict, and so are slices."""
+    """For Keras 3: a reference is a dict, and so are slices and constants."""
     if not isinstance(value, Mapping):
         return None
+    if value.get("class_name") in ("__numpy__", "__tensor__"):
+        return _constant(**value["config"])
     if value.get("class_name") == "__keras_tensor__":
         name, call, output = value["config"]["keras_history"]
         return Ref(name, call, output)
@@ -133,6 +158,14 @@ def _ref_of_tensor(value: Any) -> Any:
         bounds = value["config"]
         return slice(bounds["start"], bounds["stop"], bounds["step"])
     return None
+
+
+def _constant(value: Any, dtype: str = "float32") -> np.ndarray:
+    """Returns an array that is part of a config, before Keras 3.4 without its dtype."""
+    array = np.asarray(value, jnp.dtype(dtype))
+    if not jnp.issubdtype(array.dtype, jnp.number):
+        raise ValueError(f"a constant of dtype {dtype!r} is not supported")
+    return array
 
 
 def _arguments(node: Any, layers: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

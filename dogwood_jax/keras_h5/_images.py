@@ -10,6 +10,9 @@ import jax.numpy as jnp
 from dogwood_jax.keras_h5._convert import Config
 from dogwood_jax.keras_h5._functions import Function, channels_last, spatial
 
+# Keras outside TensorFlow had another bilinear interpolation; it is renamed on reading.
+BILINEAR_2_3 = "bilinear of Keras 2.3"
+
 _METHODS = {
     "nearest": "nearest",
     "bilinear": "linear",
@@ -60,6 +63,8 @@ def _center_crop(config: Config) -> Function:
 
 def _up_sampling(config: Config) -> Function:
     sizes = spatial(config["size"], 2)
+    if config.get("interpolation") == BILINEAR_2_3:
+        return channels_last(config, lambda x: _stretched(_stretched(x, 1, sizes[0]), 2, sizes[1]))
     method = _method(config, "nearest")
 
     def enlarge(x: jax.Array) -> jax.Array:
@@ -68,6 +73,14 @@ def _up_sampling(config: Config) -> Function:
         return jnp.repeat(jnp.repeat(x, sizes[0], axis=1), sizes[1], axis=2)
 
     return channels_last(config, enlarge)
+
+
+def _stretched(x: jax.Array, axis: int, times: int) -> jax.Array:
+    """Puts what was at i to ``times * i``, and in between what is in between."""
+    below, part = divmod(jnp.arange(x.shape[axis] * times), times)
+    part = jnp.expand_dims((part / times).astype(x.dtype), [a for a in range(x.ndim) if a != axis])
+    first, second = (jnp.take(x, at, axis, mode="clip") for at in (below, below + 1))
+    return first + (second - first) * part
 
 
 def _discretization(config: Config) -> Function:

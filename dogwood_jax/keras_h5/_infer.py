@@ -4,7 +4,6 @@ Files of ``save_weights`` name layers and weights, not classes. Most layers can 
 and shapes of their weights.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -100,7 +99,7 @@ def _of_kernel(shapes: Mapping[str, tuple[int, ...]], layer: str) -> tuple[str, 
         return "Dense", config
     # Which sizes of the kernel a bias can have, and what the layer is then.
     kinds = {"Conv{}D": columns, "Conv{}DTranspose": rows, "DepthwiseConv{}D": rows * columns}
-    fits = [k for k, size in kinds.items() if not use_bias or math.prod(shapes["bias"]) == size]
+    fits = [k for k, size in kinds.items() if not use_bias or shapes["bias"] == (size,)]
     hints = {"Conv{}DTranspose": "transpose", "DepthwiseConv{}D": "depthwise"}
     named = [kind for kind in fits if kind in hints and hints[kind] in layer]
     kind = (named or fits or ["Conv{}D"])[0]

@@ -5,20 +5,32 @@ do not count, most others hand it on or drop it. What a layer that is in none of
 does with a mask depends on the version of Keras.
 """
 
-from collections.abc import Mapping
+import functools
+import operator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 
 from dogwood_jax.keras_h5._convert import Config
-from dogwood_jax.keras_h5._graph import Call, Ref, refs_in
+from dogwood_jax.keras_h5._graph import Call, Graph, Ref, refs_in
 
 RECURRENT = ("SimpleRNN", "GRU", "LSTM", "RNN", "Bidirectional")
 HEADS = ("MultiHeadAttention", "GroupQueryAttention", "GroupedQueryAttention")
 _DOT_ATTENTION = ("Attention", "AdditiveAttention")
+
+# In configs, beside what Keras has there, where the version of Keras decides:
+# - "ignored": the layer knows of no masks
+# - "all": of a sum, what the masks of all inputs agree on counts
+# - "computed": of a product, what is masked does not count in it; not supported
+# - "held": of a Bidirectional layer, a masked step has the output of the step before
+# - "taken": attention takes the masks off its inputs, for layers that are called later
+MASKS = "masks, says dogwood_jax"
+
 _TAKES_MASK = (*RECURRENT, "GlobalAveragePooling1D")
 
-Masks = Mapping[tuple[str, int], Any]  # of the first output, by layer and call
+Result = tuple[str, int]  # of a layer, by the number of its call
+Masks = Mapping[Result, Any]  # of the first output
 _HANDS_ON = (
     *("Activation", "ActivityRegularization", "BatchNormalization", "Dense", "LayerNormalization"),
     *("AlphaDropout", "Dropout", "GaussianDropout", "GaussianNoise", "SpatialDropout1D"),
@@ -29,7 +41,14 @@ _DROPS = (
     *("MaxPooling1D", "AveragePooling1D", "GlobalMaxPooling1D", "GlobalAveragePooling1D"),
     *("ZeroPadding1D", "Cropping1D", "UpSampling1D"),
 )
-_MERGES = ("Add", "Average", "Maximum", "Minimum", "Multiply", "Subtract")
+_OPERATIONS = ("ops.", "TFOpLambda", "SlicingOpLambda", "TensorFlowOpLayer")  # drop it too
+_ALONE = {*_DROPS, *_HANDS_ON} - {*_TAKES_MASK, *HEADS, *_DOT_ATTENTION}
+MERGES = ("Add", "Average", "Maximum", "Minimum", "Multiply", "Subtract")
+
+
+def ignores_mask(layer: Config) -> bool:
+    """Whether a layer computes the same with and without a mask."""
+    return layer["class_name"] in _ALONE
 
 
 def makes_mask(class_name: str, config: Config) -> bool:
@@ -44,6 +63,26 @@ def made_mask(class_name: str, config: Config, x: Any) -> Any:
     return jnp.any(x != config.get("mask_value", 0.0), axis=-1)
 
 
+def taken_off(graph: Graph) -> dict[Result, set[Result]]:
+    """Returns for calls which results have no masks any more when they are made."""
+    gone: dict[Result, set[Result]] = {}
+    for call in _takers_off(graph):
+        for later in graph.after(call):
+            results = {ref[:2] for ref in refs_in([call.args, call.kwargs])}
+            gone.setdefault((later.layer, later.number), set()).update(results)
+    return gone
+
+
+def _takers_off(graph: Graph) -> list[Call]:
+    return [call for call in graph.calls if graph.layers[call.layer][1].get(MASKS) == "taken"]
+
+
+def seen_by(call: Call, masks: Masks, gone: Mapping[Result, set[Result]]) -> Masks:
+    """Returns the masks without those that have been taken off before a call."""
+    without = gone.get((call.layer, call.number))
+    return {r: mask for r, mask in masks.items() if r not in without} if without else masks
+
+
 def given_to(class_name: str, call: Call, masks: Masks) -> list[Any]:
     """Returns the masks of what a layer is called with, ``None`` where there are none."""
     if class_name in HEADS:
@@ -52,18 +91,62 @@ def given_to(class_name: str, call: Call, masks: Masks) -> list[Any]:
     return [_mask_of(ref, masks) for ref in refs_in(call.args)]
 
 
-def arguments(class_name: str, call: Call, masks: Masks) -> dict[str, Any]:
-    """Returns the arguments in which a layer takes the masks of its inputs."""
+def with_masks(graph: Graph, call: Call, masks: Masks, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a call's arguments with those in which the layer takes the masks of its inputs.
+
+    Args:
+        graph: the model.
+        call: the call.
+        masks: of the results before it.
+        kwargs: the arguments that the config has.
+    """
+    class_name, config = graph.layers[call.layer]
+    if config.get(MASKS) == "ignored":
+        return {**kwargs}
     given = given_to(class_name, call, masks)
-    if all(mask is None for mask in given):
-        return {}
+    implied: dict[str, Any] = {}
     if class_name in HEADS:
-        return dict(
-            zip([f"{n}_mask" for n in ("query", "value", "key") if n in _named(call)], given)
-        )
-    if class_name in _DOT_ATTENTION:
-        return {"mask": given}
-    return {"mask": given[0]} if class_name in _TAKES_MASK and given[0] is not None else {}
+        names = [f"{n}_mask" for n in ("query", "value", "key") if n in _named(call)]
+        implied = {name: mask for name, mask in zip(names, given) if mask is not None}
+        if config.get(MASKS) == "taken":  # whatever it is called with
+            kwargs = {name: value for name, value in kwargs.items() if name != "query_mask"}
+    elif class_name in _DOT_ATTENTION and any(mask is not None for mask in given):
+        implied = {"mask": given}
+    elif class_name in _TAKES_MASK and given[0] is not None and not graph.masks_are_given:
+        implied = {"mask": given[0]}
+    return {**implied, **kwargs}
+
+
+def unclear(graph: Graph, masks: Masks) -> Iterator[str]:
+    """Yields layers of attention after which there may be a mask or not.
+
+    They take it off their inputs. What else reads these, and does not wait for the attention, has
+    it or not by the order in which Keras makes the calls.
+
+    Args:
+        graph: the model.
+        masks: whether results have masks.
+    """
+    for call in _takers_off(graph):
+        later = graph.after(call)
+        given = {ref[:2] for ref in refs_in([call.args, call.kwargs]) if masks.get(ref[:2])}
+        for other in graph.calls:
+            read = {ref[:2] for ref in refs_in([other.args, other.kwargs])}
+            if other is call or other in later or not read & given:
+                continue
+            after_other = graph.after(other)
+            if call not in after_other and any(_relies(graph, c) for c in (other, *after_other)):
+                yield call.layer
+                break
+
+
+def _relies(graph: Graph, call: Call) -> bool:
+    """Whether a call takes masks that its config does not say."""
+    class_name, config = graph.layers[call.layer]
+    if config.get(MASKS) == "taken":
+        return True
+    takes = class_name in (*_TAKES_MASK, *HEADS, *_DOT_ATTENTION)
+    return takes and "mask" not in call.kwargs
 
 
 def _named(call: Call) -> dict[str, Any]:
@@ -88,24 +171,22 @@ def handed_on(class_name: str, config: Config, masks: list[Any]) -> Any:
     Raises:
         ValueError: if that is not known of such a layer.
     """
-    if all(mask is None for mask in masks) or class_name in _DROPS:
+    known = [mask for mask in masks if mask is not None]
+    operation = class_name.startswith(_OPERATIONS)
+    if not known or operation or class_name in _DROPS or config.get(MASKS) == "ignored":
         return None
     if class_name in RECURRENT:
         inner = config["layer"]["config"] if class_name == "Bidirectional" else config
         if class_name == "Bidirectional" and config["merge_mode"] is None:
             raise ValueError("a mask and merge_mode=None together are not supported")
         return masks[0] if inner.get("return_sequences") else None
-    if class_name == "TimeDistributed" and config["layer"]["class_name"] in _HANDS_ON:
+    if class_name in _HANDS_ON or class_name == "TimeDistributed" and ignores_mask(config["layer"]):
         return masks[0]
-    if class_name in _HANDS_ON:
-        return masks[0]
-    if class_name in _MERGES:
-        if any(mask is None for mask in masks):
-            return None
-        merged = masks[0]
-        for mask in masks[1:]:
-            merged = merged | mask
-        return merged
+    last = class_name == "Concatenate" and config.get("axis", -1) in (-1, 2)
+    if (last or class_name in MERGES) and config.get(MASKS) != "computed":
+        if config.get(MASKS) == "all":
+            return functools.reduce(operator.and_, known)
+        return functools.reduce(operator.or_, known) if len(known) == len(masks) else None
     raise ValueError(
         "it is given a mask, from an Embedding with mask_zero or a Masking layer, and that is not "
         "supported"

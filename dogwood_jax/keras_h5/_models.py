@@ -9,28 +9,30 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 
 from dogwood_jax._problems import listed
-from dogwood_jax.keras_h5._activations import HARD_SIGMOID_2
 from dogwood_jax.keras_h5._attention import ATTENTION
 from dogwood_jax.keras_h5._channels import CHANNELS, read_channels
 from dogwood_jax.keras_h5._convert import MODELS, Config, layer_name, layers_of, layout
 from dogwood_jax.keras_h5._errors import KerasFileError
 from dogwood_jax.keras_h5._functions import FUNCTIONS
-from dogwood_jax.keras_h5._graph import Graph, Ref, class_of, parse, refs_in, replaced
+from dogwood_jax.keras_h5._graph import Ref, class_of, parse, refs_in, replaced
 from dogwood_jax.keras_h5._images import IMAGES
 from dogwood_jax.keras_h5._local import LOCAL
 from dogwood_jax.keras_h5._masks import (
-    HEADS,
-    Masks,
-    arguments,
     given_to,
     handed_on,
+    ignores_mask,
     made_mask,
     makes_mask,
+    seen_by,
+    taken_off,
+    unclear,
+    with_masks,
 )
 from dogwood_jax.keras_h5._modules import MODULES
 from dogwood_jax.keras_h5._operations import OPERATIONS
 from dogwood_jax.keras_h5._recurrent import RECURRENT
 from dogwood_jax.keras_h5._resize import inputs_of, resized, resized_layer
+from dogwood_jax.keras_h5._versions import explicit
 
 _ANY_SIZE = 32  # where a model takes inputs of any size
 
@@ -85,6 +87,7 @@ class KerasModel(nn.Module):
             return jax.tree.leaves(values[tree[:2]])[tree.output]
 
         masks: dict[tuple[str, int], Any] = {}
+        gone = taken_off(graph)
         for call in graph.calls:
             class_name, config = graph.layers[call.layer]
             args, kwargs = replaced([call.args, call.kwargs], found)
@@ -92,8 +95,9 @@ class KerasModel(nn.Module):
             if makes_mask(class_name, config):
                 mask = made_mask(class_name, config, args[0])
             else:
-                mask = handed_on(class_name, config, given_to(class_name, call, masks))
-                kwargs = {**arguments(class_name, call, masks), **kwargs}
+                seen = seen_by(call, masks, gone)
+                mask = handed_on(class_name, config, given_to(class_name, call, seen))
+                kwargs = with_masks(graph, call, seen, kwargs)
             values[call.layer, call.number] = layers[call.layer](*args, **kwargs)
             masks[call.layer, call.number] = mask
         outputs = list(refs_in(graph.outputs))
@@ -129,7 +133,7 @@ def build(config: Config) -> KerasModel:
             named. Nothing of the model is run: layers with code of their own (Lambda) are among
             those not supported.
     """
-    config = _with_hard_sigmoid(config) if _is_keras_2(config) else config
+    config = explicit(config)
     if problems := list(_problems(class_of(config), config.get("config"), "")):
         raise _refused("cannot make a Flax module of this model", problems)
     config = annotated({k: config[k] for k in ("class_name", "config")})
@@ -167,8 +171,8 @@ def recorded_inputs(module: KerasModel, variables: Mapping[str, Any]) -> Mapping
     By ``inputs_of(layer)``, and for each model in it by its name; nothing if the shapes of the
     model's inputs are not known, or if the variables are not the model's.
     """
-    inputs = _inputs_of(module.config["class_name"], module.config["config"], _ANY_SIZE)
-    if None in inputs:
+    inputs = example_inputs(module)
+    if inputs is None:
         return {}
 
     def record(variables: Any, *inputs: Any) -> Any:
@@ -190,9 +194,8 @@ def described(module: KerasModel) -> Mapping[str, Any] | None:
     Raises:
         ValueError: if the config contradicts itself.
     """
-    class_name, config = module.config["class_name"], module.config["config"]
-    inputs = _inputs_of(class_name, config, _ANY_SIZE)
-    if None in inputs:
+    inputs = example_inputs(module)
+    if inputs is None:
         return None
 
     def everything(key: Any, *inputs: Any) -> Any:
@@ -201,8 +204,8 @@ def described(module: KerasModel) -> Mapping[str, Any] | None:
     try:
         found: Mapping[str, Any] = jax.eval_shape(everything, jax.random.key(0), *inputs)
     except Exception as error:  # JAX and Flax raise all kinds
-        if None in _inputs_of(class_name, config):  # perhaps only the size that was taken
-            return None
+        if None in _inputs_of(module.config["class_name"], module.config["config"]):
+            return None  # perhaps only the size that was taken is wrong
         raise ValueError(str(error)) from error
     return found
 
@@ -253,27 +256,41 @@ def _has(tree: Any, path: tuple[str, ...]) -> bool:
     return True
 
 
+def example_inputs(module: KerasModel) -> list[jax.ShapeDtypeStruct] | None:
+    """Returns inputs that a model takes, as its config describes them; ``None`` if it does not."""
+    inputs = _inputs_of(module.config["class_name"], module.config["config"], _ANY_SIZE)
+    known = [one for one in inputs if one is not None]
+    return known if len(known) == len(inputs) else None
+
+
 def _inputs_of(
     class_name: str, config: Config, any_size: int | None = None
 ) -> list[jax.ShapeDtypeStruct | None]:
-    """Returns the shapes of a model's inputs, for one example; ``None`` if they are not fixed.
+    """Returns the shapes of a model's inputs, ``None`` for those that are not fixed.
 
     Args:
         class_name: the model's class.
         config: its config.
-        any_size: what to take where the config leaves a size open, not the last one: channels.
+        any_size: what to take for the batch, one unless given, and where the config leaves a size
+            open, not the last one: channels.
     """
     graph = parse(class_name, config)
     shapes: list[jax.ShapeDtypeStruct | None] = []
     for ref in refs_in(graph.inputs):
-        first = graph.layers[ref.layer or next(iter(graph.layers))][1]
-        shape = first.get("batch_shape") or first.get("batch_input_shape") or (None, None)
+        kind, first = graph.layers[ref.layer or next(iter(graph.layers))]
+        if kind in MODELS:
+            shapes += _inputs_of(kind, first, any_size)
+            continue
+        shape = first.get("batch_shape") or first.get("batch_input_shape")
+        if not shape and not ref.layer and isinstance(config, Mapping):
+            shape = config.get("build_input_shape")
+        shape = shape or (None, None)
         dtype = first.get("dtype")
         array: Any = jax.ShapeDtypeStruct  # untyped
         dtype = jnp.dtype(dtype if isinstance(dtype, str) else "float32")
         sizes = [any_size if size is None else size for size in shape[1:-1]] + list(shape[-1:])
         known = all(isinstance(size, int) for size in sizes)
-        shapes.append(array((1, *sizes), dtype) if known else None)
+        shapes.append(array((any_size or 1, *sizes), dtype) if known else None)
     return shapes
 
 
@@ -297,7 +314,7 @@ def make_layer(
         layer = config["layer"]
         each = make_layer(class_of(layer), layer["config"], name, deterministic)
 
-        def spread(x: jax.Array) -> jax.Array:
+        def spread(x: jax.Array, mask: Any = None) -> jax.Array:
             y: jax.Array = each(x.reshape(-1, *x.shape[2:]))
             return y.reshape(*x.shape[:2], *y.shape[1:])
 
@@ -320,7 +337,7 @@ _KEYWORDS = {
     **dict.fromkeys(
         ("SimpleRNN", "GRU", "LSTM", "RNN", "Bidirectional"), {"mask", "initial_state"}
     ),
-    "GlobalAveragePooling1D": {"mask"},
+    **dict.fromkeys(("GlobalAveragePooling1D", "BatchNormalization"), {"mask"}),
 }
 
 
@@ -345,19 +362,26 @@ def _problems(class_name: str, config: Any, place: str) -> Iterator[str]:
         if name in dir(KerasModel):
             yield f"{where} ({layer_class}): Flax has another use for this name; rename the layer"
     masks: dict[tuple[str, int], bool | None] = {}
+    gone = taken_off(graph)
     for call in graph.calls:
         layer_class, layer_config = graph.layers[call.layer]
         known = call.kwargs if layer_class in OPERATIONS else _KEYWORDS.get(layer_class, set())
+        if layer_class == "TimeDistributed" and ignores_mask(layer_config["layer"]):
+            known = {"mask"}
         if unknown := call.kwargs.keys() - known:
             what = ", ".join(sorted(unknown))
             yield f"{place}{call.layer} ({layer_class}): a call with {what} is not supported"
-        given = given_to(layer_class, call, masks)
+        given = given_to(layer_class, call, seen_by(call, masks, gone))
         try:
             mask = makes_mask(layer_class, layer_config) or None
             masks[call.layer, call.number] = mask or handed_on(layer_class, layer_config, given)
         except _ERRORS as error:
             yield f"{place}{call.layer} ({layer_class}): {_reason(error)}"
-    yield from (f"{place}{problem}" for problem in _forgotten_masks(config, graph, masks))
+    for name in unclear(graph, masks):
+        yield (
+            f"{place}{name} ({graph.layers[name][0]}): masks after it, which Keras 3 hands on or "
+            "forgets by the order of calls, are not supported"
+        )
     if place and any(masks.get(ref[:2]) for ref in refs_in(graph.outputs)):
         yield f"{place.removesuffix('/')} ({class_name}): a mask of its output is not supported"
 
@@ -385,36 +409,6 @@ def _policy(config: Any) -> Any:
     return config.get("dtype") if isinstance(config, Mapping) else None
 
 
-def _forgotten_masks(config: Config, graph: Graph, masks: Masks) -> Iterator[str]:
-    """Yields calls whose masks depend on the order of others: of layers of attention in Keras 3.
-
-    Its MultiHeadAttention takes the masks off its inputs, for layers that are called later.
-    """
-    nodes = [node for layer in layers_of(config) for node in layer.get("inbound_nodes") or ()]
-    if not any(isinstance(node, Mapping) for node in nodes):  # not Keras 3
-        return
-    takers = [
-        call
-        for call in graph.calls
-        if arguments(graph.layers[call.layer][0], call, masks).keys() - call.kwargs
-    ]
-    for heads in takers:
-        class_name = graph.layers[heads.layer][0]
-        if class_name not in HEADS:
-            continue
-        given = {ref[:2] for ref in refs_in([heads.args, heads.kwargs]) if masks.get(ref[:2])}
-        readers = [
-            call
-            for call in graph.calls
-            if call is not heads and given & {ref[:2] for ref in refs_in([call.args, call.kwargs])}
-        ]
-        if readers and len(takers) > 1:
-            yield (
-                f"{heads.layer} ({class_name}): masks after it, which Keras 3 hands on or forgets "
-                "by the order of calls, are not supported"
-            )
-
-
 def _reason(error: Exception) -> str:
     return f"its config has no {error}" if isinstance(error, KeyError) else str(error)
 
@@ -431,24 +425,6 @@ def _assigned(expected: Any, inputs: tuple[Any, ...]) -> dict[Ref, Any]:
         wanted = ", ".join(ref.layer or "x" for ref in refs)
         raise ValueError(f"expected {len(refs)} inputs ({wanted}), got {len(given)}")
     return dict(zip(refs, given))
-
-
-def _is_keras_2(config: Config) -> bool:
-    """Whether a model is of Keras 2: by its version, or by how Keras 3 writes layers."""
-    version = config.get("keras_version")
-    return str(version).startswith(("1.", "2.")) if version else "registered_name" not in config
-
-
-def _with_hard_sigmoid(tree: Any) -> Any:
-    """Returns a config of Keras 2 in which hard_sigmoid is not mistaken for that of Keras 3."""
-    if isinstance(tree, Mapping):
-        return {
-            key: HARD_SIGMOID_2
-            if key in ("activation", "recurrent_activation") and branch == "hard_sigmoid"
-            else _with_hard_sigmoid(branch)
-            for key, branch in tree.items()
-        }
-    return [_with_hard_sigmoid(b) for b in tree] if isinstance(tree, list | tuple) else tree
 
 
 def _frozen(tree: Any) -> Any:

@@ -226,7 +226,7 @@ def _batch_norm(config: Config, name: str | None, deterministic: bool) -> Functi
     if config.get("renorm") and not deterministic:
         raise ValueError("renorm is not supported in training")
     (axis,) = _axis(config)
-    return nn.BatchNorm(
+    norm = nn.BatchNorm(
         use_running_average=deterministic,
         axis=axis,
         momentum=float(config.get("momentum", 0.99)),
@@ -236,6 +236,14 @@ def _batch_norm(config: Config, name: str | None, deterministic: bool) -> Functi
         use_fast_variance=False,
         name=name,
     )
+
+    def normalize(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        if mask is not None and not deterministic:
+            raise ValueError("statistics of masked steps are not supported in training")
+        y: jax.Array = norm(x)
+        return y
+
+    return normalize
 
 
 @_module("LayerNormalization")

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dogwood_jax.keras_h5._activations import ACTIVATIONS
 from dogwood_jax.keras_h5._convert import Config
@@ -59,8 +60,29 @@ _ELEMENTWISE: Mapping[tuple[str, str, str], Function] = {
     ("", "identity", "Identity"): lambda x: x,
     ("StopGradient", "stop_gradient", "StopGradient"): jax.lax.stop_gradient,
 }
+
+
+def _broadcasting(function: Function) -> Function:
+    """Returns a function that takes arrays of any ranks, also where JAX is told to refuse that."""
+
+    def call(*arrays: Any) -> Any:
+        rank = max(map(jnp.ndim, arrays))
+        return function(
+            *(
+                a if n in (0, rank) else jnp.expand_dims(a, range(rank - n))
+                for a, n in zip(arrays, map(jnp.ndim, arrays))
+            )
+        )
+
+    return call
+
+
 _KERAS_3, _FUNCTIONS, _NODES = (
-    {name: function for names, function in _ELEMENTWISE.items() for name in names[version].split()}
+    {
+        name: _broadcasting(function)
+        for names, function in _ELEMENTWISE.items()
+        for name in names[version].split()
+    }
     for version in range(3)
 )
 
@@ -83,6 +105,7 @@ def _reduction(reduce: Function) -> Function:
 _mean, _sum, _max = _reduction(jnp.mean), _reduction(jnp.sum), _reduction(jnp.max)
 _min, _prod = _reduction(jnp.min), _reduction(jnp.prod)
 _logsumexp = _reduction(jax.nn.logsumexp)
+_any, _all = _reduction(jnp.any), _reduction(jnp.all)
 
 
 def _matmul(x: Any, y: Any, transpose_x: Any = False, transpose_y: Any = False) -> Any:
@@ -191,6 +214,8 @@ _OPTIONS_3: Mapping[str, tuple[Function, tuple[str, ...]]] = {
     "Min": (_min, ("axis", "keepdims")),
     "Prod": (_prod, ("axis", "keepdims")),
     "Logsumexp": (_logsumexp, ("axis", "keepdims")),
+    "Any": (_any, ("axis", "keepdims")),
+    "All": (_all, ("axis", "keepdims")),
     "Matmul": (_matmul, ()),
     "Reshape": (_reshape, ("newshape",)),
     "Transpose": (_transpose, ("axes",)),
@@ -206,6 +231,8 @@ _OPTIONS_3: Mapping[str, tuple[Function, tuple[str, ...]]] = {
     "Clip": (jnp.clip, ("x_min", "x_max")),
     "Tile": (_tile, ("repeats",)),
     "Take": (_take, ("axis",)),
+    "OnesLike": (jnp.ones_like, ("dtype",)),
+    "ZerosLike": (jnp.zeros_like, ("dtype",)),
     "Softmax": (_softmax, ("axis",)),
     "LogSoftmax": (_log_softmax, ("axis",)),
     "Gelu": (_gelu, ("approximate",)),
@@ -221,6 +248,8 @@ _OPTIONS_2: Mapping[str, tuple[Function, tuple[str, ...]]] = {
     "math.reduce_min": (_min, ("axis", "keepdims")),
     "math.reduce_prod": (_prod, ("axis", "keepdims")),
     "math.reduce_logsumexp": (_logsumexp, ("axis", "keepdims")),
+    "math.reduce_any": (_any, ("axis", "keepdims")),
+    "math.reduce_all": (_all, ("axis", "keepdims")),
     "linalg.matmul": (_matmul, ("b", "transpose_a", "transpose_b")),
     "reshape": (_reshape, ("shape",)),
     "transpose": (_transpose, ("perm",)),
@@ -285,7 +314,7 @@ def _call_of_function(config: Config) -> Function:
     """A call of a function of TensorFlow's."""
     name = str(config["function"]).removeprefix("compat.v1.")
     if name in _FUNCTIONS:
-        return lambda x, **others: _FUNCTIONS[name](x, *map(_array, others.values()))
+        return lambda x, **others: _FUNCTIONS[name](x, *(_array(y, x) for y in others.values()))
     if name not in _OPTIONS_2:
         raise ValueError(f"the operation {config['function']!r} is not supported")
     function, options = _OPTIONS_2[name]
@@ -302,9 +331,15 @@ def _call_of_function(config: Config) -> Function:
     return call
 
 
-def _array(value: Any) -> Any:
-    """Returns a list of numbers from a config as an array."""
-    return jnp.asarray(value) if isinstance(value, list | tuple) else value
+def _array(value: Any, like: Any) -> Any:
+    """Returns a list of numbers from a config as an array for computing with another one."""
+    if not isinstance(value, list | tuple):
+        return value
+    array = np.asarray(value)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        return jnp.asarray(array)
+    dtype = jnp.result_type(like)
+    return jnp.asarray(array, dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.float32)
 
 
 def _node(config: Config) -> Function:
@@ -320,14 +355,15 @@ def _node(config: Config) -> Function:
         values = [_attribute(node["attr"][option]) for option in options]
     elif name in _NODES:
         function = _NODES[name]
-        constants = {position: _array(value) for position, value in constants.items()}
     else:
         raise ValueError(f"the operation {name!r} is not supported")
 
     def call(x: Any) -> Any:
         arrays = list(x) if isinstance(x, list) else [x]
+        like = arrays[0]
         for position in sorted(constants):
-            arrays.insert(position, constants[position])
+            value = constants[position]
+            arrays.insert(position, _array(value, like) if name in _NODES else value)
         return function(*arrays, *values)
 
     return call

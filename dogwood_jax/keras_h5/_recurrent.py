@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from dogwood_jax.keras_h5._activations import Activation, activation
 from dogwood_jax.keras_h5._convert import Config
 from dogwood_jax.keras_h5._functions import Function
+from dogwood_jax.keras_h5._masks import MASKS
 from dogwood_jax.keras_h5._modules import Make, evaluated_only
 
 
@@ -240,7 +241,10 @@ def _bidirectional(config: Config, name: str | None, deterministic: bool) -> Fun
     for layer in (forward, backward):
         if layer["class_name"] not in (*_CELLS, "RNN"):
             raise ValueError(f"the layer {layer['class_name']} inside is not supported")
-        rnns.append(RECURRENT[layer["class_name"]](layer["config"], None, deterministic))
+        inner = layer["config"]
+        zero = bool(inner.get("return_sequences")) and config.get(MASKS) != "held"
+        inner = {**inner, "zero_output_for_mask": zero}
+        rnns.append(RECURRENT[layer["class_name"]](inner, None, deterministic))
     if config["merge_mode"] not in _MERGES:
         raise ValueError(f"the merge_mode {config['merge_mode']!r} is unknown")
     return Bidirectional(rnns[0], rnns[1], config["merge_mode"], name=name)

@@ -2,7 +2,8 @@
 
     python make_keras_models.py tensorflow   # tf.keras of TensorFlow 1.15 to 2.15
     python make_keras_models.py tf_keras     # Keras 2, the archives it calls v3
-    python make_keras_models.py keras        # Keras 3
+    python make_keras_models.py keras        # Keras 2.3, Keras 3
+    python make_keras_models.py keras image  # this one alone
 
 Small models with many layers each; weights are random, so that no two arrays can be mistaken for
 each other. A model with layers that a version lacks is left out. The files in this folder come from
@@ -23,6 +24,7 @@ keras = getattr(package, "keras", package)
 L = keras.layers
 VERSION = getattr(keras, "__version__", None) or package.__version__
 FORMATS = {"tensorflow": [".h5"], "tf_keras": [".keras"], "keras": [".keras", ".h5"]}[sys.argv[1]]
+FORMATS = [".h5"] if VERSION.startswith("2.3.") else FORMATS
 
 
 def image():
@@ -120,6 +122,21 @@ def masked():
     return keras.Model([a, b], L.Dense(2)(z[:, -1] * 2 + 1))
 
 
+def versions():
+    a, b = L.Input((6,), dtype="int32"), L.Input((6, 4))
+    e, f = L.Embedding(9, 4, mask_zero=True)(a), L.Embedding(9, 4, mask_zero=True)(a)
+    ends = [L.LSTM(2)(L.Add()([e, b])), L.LSTM(2)(L.Add()([e, f]))]
+    ends += [L.LSTM(3)(L.Concatenate()([e, f])), L.GlobalAveragePooling1D()(L.Dense(3)(e))]
+    ends.append(L.Bidirectional(L.GRU(2, return_sequences=True))(e))
+    ends.append(L.UpSampling2D((2, 3), interpolation="bilinear")(L.Reshape((6, 4, 1))(b)))
+    ends.append(L.Activation("hard_sigmoid")(b))
+    if hasattr(L, "MultiHeadAttention"):
+        y = L.LayerNormalization()(L.Add()([f, L.MultiHeadAttention(2, 3)(f, f)]))
+        ends.append(L.GlobalAveragePooling1D()(y))
+        ends.append((1 - b / 2) * np.arange(4, dtype="float32"))
+    return keras.models.Model([a, b], ends)
+
+
 def randomized(model, rng):
     """Gives a model random weights, of scales at which nothing saturates."""
     new = []
@@ -133,7 +150,9 @@ def randomized(model, rng):
     return model
 
 
-for make in (image, sequence, graph, attention, activations, growing, masked):
+for make in (image, sequence, graph, attention, activations, growing, masked, versions):
+    if make.__name__ not in (sys.argv[2:] or [make.__name__]):
+        continue
     rng = np.random.RandomState(0)
     keras.backend.clear_session()
     try:
@@ -147,6 +166,8 @@ for make in (image, sequence, graph, attention, activations, growing, masked):
         x = [rng.normal(size=(3, *map(int, i.shape[1:]))).astype("float32") for i in model.inputs]
     if make is masked:
         x[0] = rng.randint(1, 9, (3, 8)) * (np.arange(8) < [[8], [5], [7]])
+    if make is versions:
+        x[0] = rng.randint(1, 9, (3, 6)) * (np.arange(6) < [[6], [3], [5]])
     y = model.predict(x if len(x) > 1 else x[0])
     y = y if isinstance(y, list) else [y]
     stem = f"{sys.argv[1]}_{VERSION}_{make.__name__}"

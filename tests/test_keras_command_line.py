@@ -1,0 +1,177 @@
+"""Keras files on the command line, and what a process that is killed leaves of them."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from dogwood_jax import keras_h5
+from dogwood_jax.keras_h5.__main__ import main
+
+LAYOUTS = Path(__file__).parent / "data" / "keras_layouts"
+
+
+def mlp(*sizes):
+    """Returns Dense layers whose names sort in another order than they are in."""
+    rng = np.random.default_rng(0)
+    return {
+        "params": {
+            f"dense_{10 - i}": {
+                "kernel": rng.normal(size=shape).astype("f"),
+                "bias": rng.normal(size=shape[1:]).astype("f"),
+            }
+            for i, shape in enumerate(zip(sizes, sizes[1:]))
+        }
+    }
+
+
+def predict(variables, x):
+    layers = list(variables["params"].values())
+    for layer in layers[:-1]:
+        x = np.maximum(x @ layer["kernel"] + layer["bias"], 0)
+    return x @ layers[-1]["kernel"] + layers[-1]["bias"]
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """Files of the same weights in both layouts."""
+    paths = [tmp_path / "small.h5", tmp_path / "small.weights.h5"]
+    for path, layout in zip(paths, ("h5", "weights.h5")):
+        keras_h5.save(path, mlp(5, 4, 3, 2), layout=layout)
+    return paths
+
+
+@pytest.mark.parametrize("strategy", ["zero_outgoing", "replicate", "zeros", "random"])
+def test_files_of_weights_are_widened(strategy, weights, tmp_path):
+    x = np.random.default_rng(1).normal(size=(6, 5)).astype("f")
+    for path in weights:
+        out = tmp_path / f"wide{''.join(path.suffixes)}"
+        command = ["widen", str(path), "--layer", "dense_10=7", "--layer", "dense_9=6"]
+        said = main([*command, "--out", str(out), "--strategy", strategy])
+        assert said == f"{out}: dense_10 has 7 units, dense_9 has 6 units"
+        wide = keras_h5.load(out)
+        assert wide["params"]["dense_9"]["kernel"].shape == (7, 6)
+        same = np.allclose(predict(wide, x), predict(keras_h5.load(path), x), rtol=1e-5, atol=1e-5)
+        assert same == (strategy != "random")
+        assert keras_h5.inspect(out).layout == keras_h5.inspect(path).layout
+
+
+def test_the_seed_decides_new_weights(weights, tmp_path):
+    kernels = []
+    for number, seed in enumerate((1, 1, 2)):
+        out = str(tmp_path / f"{number}.h5")
+        main(["widen", str(weights[0]), "--layer", "dense_10=7", "--out", out, "--seed", str(seed)])
+        kernels.append(keras_h5.load(out)["params"]["dense_10"]["kernel"])
+    np.testing.assert_array_equal(kernels[0], kernels[1])
+    assert not np.array_equal(kernels[0], kernels[2])
+
+
+def test_files_of_weights_are_converted_and_inspected(weights, tmp_path):
+    out, back = str(tmp_path / "out.weights.h5"), str(tmp_path / "back.h5")
+    assert main(["convert", str(weights[0]), out]) == f"{out}: layout weights.h5"
+    assert main(["convert", out, back]) == f"{back}: layout h5"
+    before, after = (keras_h5.load(path) for path in (weights[0], back))
+    assert jax.tree.all(jax.tree.map(np.array_equal, before, after))
+    assert main(["inspect", out]).startswith("layout weights.h5\nlayer     class")
+
+
+@pytest.mark.parametrize("name", ["tf_keras_2.21.0.h5", "keras_3.15.1.keras"])
+def test_whole_models_are_widened(name, tmp_path):
+    out = tmp_path / name
+    main(["widen", str(LAYOUTS / name), "--layer", "dense_1=9", "--out", str(out)])
+    x = np.load((LAYOUTS / name).with_suffix(".npz"))["x"]
+    old, new = (module.apply(v, x) for module, v in map(keras_h5.load_model, (LAYOUTS / name, out)))
+    np.testing.assert_allclose(new, old, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links")
+def test_the_input_is_never_overwritten(weights, tmp_path):
+    path = weights[0]
+    (tmp_path / "symbolic.h5").symlink_to("small.h5")
+    os.link(path, tmp_path / "hard.h5")
+    (tmp_path / "folder").symlink_to(".")
+    before = path.read_bytes()
+    same = ["small.h5", "./small.h5", "symbolic.h5", "hard.h5", "folder/small.h5", "no/../small.h5"]
+    for source in ("small.h5", "symbolic.h5"):
+        for name in same:
+            out = f"{tmp_path}/{name}"
+            for command in (["widen", "--layer", "dense_10=7", "--out", out], ["convert", out]):
+                with pytest.raises(SystemExit, match="is the input, which is never overwritten"):
+                    main([command[0], f"{tmp_path}/{source}", *command[1:]])
+    assert path.read_bytes() == before and (tmp_path / "hard.h5").samefile(path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["inspect", "none.h5"], "No such file or directory: 'none.h5'"),
+        (["inspect", __file__], "expected an HDF5 file or a .keras archive"),
+        (["widen", "in", "--layer", "dense_9", "--out", "out"], "expected a name and a number"),
+        (["widen", "in", "--layer", "dense_9=x", "--out", "out"], "expected a name and a number"),
+        (["widen", "in", "--layer", "other=9", "--out", "out"], "no width 'other'; the closest"),
+        (["widen", "in", "--layer", "dense_9=1", "--out", "out"], "1 units are fewer"),
+        (
+            ["widen", "in", "--layer", "dense_8=9", "--out", "out"],
+            "is a dimension of an input or",
+        ),
+        (
+            ["widen", "in", *("--layer", "dense_9=8") * 2, "--out", "out"],
+            "expected every layer once",
+        ),
+        (["convert", "in", "out.keras"], "layout 'keras' holds a model's configuration"),
+        (["convert", "in", "nowhere/out.h5"], "no such folder; make it first"),
+    ],
+)
+def test_errors_are_said_and_nothing_is_written(arguments, message, weights, tmp_path):
+    names = {"in": str(weights[1]), "out": str(tmp_path / "out.h5")}
+    names |= {name: str(tmp_path / name) for name in ("out.keras", "nowhere/out.h5")}
+    before = sorted(os.listdir(tmp_path))
+    with pytest.raises(SystemExit) as raised:
+        main([names.get(argument, argument) for argument in arguments])
+    assert str(raised.value).startswith("keras_h5: ") and message in str(raised.value)
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+_KILLED = """
+    import os, signal, sys
+    import h5py
+    import numpy as np
+    from dogwood_jax import keras_h5
+
+    path = sys.argv[1]
+    def variables(value):
+        return {"dense_1": {"kernel": np.full((300, 300), value, "f")}}
+    keras_h5.save(path, variables(0))
+    places = [(h5py.Group, "create_dataset"), (os, "fsync"), (os, "replace")]
+    for owner, name in places:
+        for after in (False, True):
+            original = getattr(owner, name)
+            def dying(*args, **kwargs):
+                if after:
+                    original(*args, **kwargs)
+                os.kill(os.getpid(), signal.SIGKILL)
+            child = os.fork()
+            if not child:
+                setattr(owner, name, dying)
+                keras_h5.save(path, variables(1))
+                os._exit(0)
+            assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+            print(name, after, keras_h5.load(path)["params"]["dense_1"]["kernel"].mean())
+            keras_h5.save(path, variables(0))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are killed on Unix only")
+def test_a_killed_process_leaves_the_old_file_or_the_new_one(tmp_path):
+    path = tmp_path / "x.h5"
+    program = [sys.executable, "-c", textwrap.dedent(_KILLED), str(path)]
+    said = subprocess.run(program, capture_output=True, text=True, check=True).stdout.splitlines()
+    places = [f"{n} {a}" for n in ("create_dataset", "fsync", "replace") for a in (False, True)]
+    assert said == [f"{place} {float(place == 'replace True')}" for place in places]
+    # What was begun is in folders of its own, which no one takes for a file of weights.
+    assert all(name == "x.h5" or name.startswith(".keras_h5-") for name in os.listdir(tmp_path))
