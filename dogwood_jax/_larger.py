@@ -5,8 +5,9 @@ larger model's program tells both, and where it has more layers, what they must 
 """
 
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from math import isclose
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from dogwood_jax._growth import Change
 from dogwood_jax._insert import Insertion
 from dogwood_jax._jaxpr import Program
 from dogwood_jax._layout import Layout, Units, size_of
+from dogwood_jax._scaling_states import LARGEST_EPSILON
 from dogwood_jax._target import sizes_of_target
 from dogwood_jax._trace import Traced, trace
 from dogwood_jax._tree import PyTree, arrays_of, is_array, leaf_path, leaves_by_path, struct
@@ -62,6 +64,46 @@ class Larger:
                     own |= {what: value for what, value, _ in recipe.constants}
         for what, value, power in change.recipe.constants:
             yield what, value, value * change.ratio**power, own.get(what)
+
+    def epsilons(self, widths: Widths, changes: Iterable[Change]) -> Iterator[tuple[float, int]]:
+        """Yields epsilons that the model lacks, and how many times.
+
+        Those of other norms must stay as they are, though an argument of the model may set all.
+
+        Args:
+            widths: the network's widths.
+            changes: how they change.
+        """
+        if self.widths is None or self.widths.network is None or widths.network is None:
+            return
+        wanted, found = (_epsilons(w.network.traced) for w in (widths, self.widths))  # type: ignore[union-attr]
+        for change in changes:
+            for _, number, power in change.recipe.constants if change.recipe else ():
+                if (old := _closest(number, wanted)) is not None:
+                    wanted.remove(old)
+                    wanted.append(number * change.ratio**power)
+        missing: dict[float, int] = {}
+        for number in wanted:
+            if (own := _closest(number, found)) is not None:
+                found.remove(own)
+            else:
+                missing[number] = missing.get(number, 0) + 1
+        yield from missing.items()
+
+
+def _epsilons(traced: Traced) -> list[float]:
+    """Returns the small constants that are added to something."""
+    return [
+        value.number
+        for step in traced.trace.steps
+        if step.name in ("add", "add_any", "max")
+        for value in step.operands
+        if value.number is not None and 0 < value.number <= LARGEST_EPSILON
+    ]
+
+
+def _closest(number: float, others: Iterable[float]) -> float | None:
+    return next((other for other in others if isclose(number, other, rel_tol=1e-5)), None)
 
 
 def read_larger(widths: Widths, target: PyTree, target_apply: Callable[..., Any] | None) -> Larger:

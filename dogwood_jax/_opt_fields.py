@@ -17,7 +17,7 @@ from dogwood_jax._widths import Leaf
 
 Meaning = Literal["first", "second", "magnitude", "update", "step", "parameters"]
 
-# What the fields of optimizer states hold, by the class that declares them.
+# What the fields of optimizer states hold, by the class of Optax or Flax that declares them.
 _MEANINGS: dict[str, dict[str, Meaning]] = {
     "ScaleByAdamState": {"mu": "first", "nu": "second"},
     "ScaleByAmsgradState": {"mu": "first", "nu": "second", "nu_max": "second"},
@@ -75,6 +75,7 @@ class Field:
         group: path of the state that the field belongs to.
         name: name of the field.
         owner: names of the state's class and its bases, the most derived first.
+        declared: those of them that Optax or Flax declare; others may only be called alike.
         inner: path of the array inside the field.
         leaf: the array of the network that has this path.
         axis: the one axis of the array that it follows, where a state keeps a vector for each.
@@ -83,6 +84,7 @@ class Field:
     group: str
     name: str
     owner: tuple[str, ...]
+    declared: tuple[str, ...]
     inner: str
     leaf: Leaf
     axis: int | None
@@ -100,17 +102,22 @@ class Field:
     @property
     def adds_up(self) -> bool:
         """Whether what it starts from stays in it for ever, as in Adagrad and Yogi."""
-        return not {"ScaleByRssState", "ScaleByAdamState"}.isdisjoint(self.owner)
+        return not {"ScaleByRssState", "ScaleByAdamState"}.isdisjoint(self.declared)
 
     @property
     def factored(self) -> bool:
         """Whether it is a second moment that may be kept as its means along two axes."""
-        return "FactoredState" in self.owner
+        return "FactoredState" in self.declared
 
     @property
     def is_factor(self) -> bool:
         """Whether it is one of the means along an axis that a second moment is kept as."""
         return self.factored and self.name != "v"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the caller may call it."""
+        return (*(f"{owner}.{self.name}" for owner in self.owner), self.name)
 
     def at(self, path: str, name: str | None = None) -> str:
         """The path in the state of another array of the network, or of another field."""
@@ -120,12 +127,13 @@ class Field:
 
     def known(self, fields: Mapping[str, Meaning]) -> tuple[Meaning | None, bool]:
         """What the field holds, as far as is known, and whether the caller says so."""
-        for owner in self.owner:
-            if said := fields.get(f"{owner}.{self.name}") or fields.get(self.name):
-                return said, True
-            if known := _MEANINGS.get(owner, {}).get(self.name):
-                return known, False
-        return None, False
+        for name in self.names:
+            if name in fields:
+                return fields[name], True
+        if self.declared[:1] == ("EmaState",) and not self.group:
+            return None, False  # on its own it may as well average parameters
+        known = (_MEANINGS.get(owner, {}).get(self.name) for owner in self.declared)
+        return next(filter(None, known), None), False
 
 
 @dataclass(frozen=True)
@@ -157,11 +165,13 @@ def fields_of(opt_state: PyTree, growth: Growth) -> list[Field]:
             inner = leaf_path(keys[start:stop])
             if not inside and (leaf := known.get(inner)):
                 last = leaf_path(keys[stop:])
+                classes = type(owner).__mro__
                 found.append(
                     Field(
                         leaf_path(keys[: start - 1]),
                         leaf_path(keys[start - 1 : start]),
-                        tuple(cls.__name__ for cls in type(owner).__mro__),
+                        tuple(cls.__name__ for cls in classes),
+                        tuple(cls.__name__ for cls in classes if _is_known(cls)),
                         inner,
                         leaf,
                         int(last) if last.isdigit() else None,
@@ -169,6 +179,11 @@ def fields_of(opt_state: PyTree, growth: Growth) -> list[Field]:
                 )
                 break
     return found
+
+
+def _is_known(cls: type) -> bool:
+    # Training states are written anew in many places, always with these fields.
+    return cls.__module__.partition(".")[0] in ("optax", "flax") or cls.__name__ == "TrainState"
 
 
 def child(node: Any, key: Any) -> Any:
@@ -196,17 +211,21 @@ def meanings_of(
         The meanings, without those of fields with one number for a whole array.
     """
     meanings: dict[str, Meaning] = {}
-    problems = []
+    names = {name for field in found for name in field.names}
+    problems = [f"fields: there is no field {name!r}" for name in fields if name not in names]
+    problems += [
+        f"fields: {name!r} holds one of {get_args(Meaning)}, not {meaning!r}"
+        for name, meaning in fields.items()
+        if meaning not in get_args(Meaning)
+    ]
+    unknown: dict[tuple[str, str], list[Field]] = {}
     for field in found:
         shape = jnp.shape(arrays[field.place])
         if math.prod(shape) == 1 != math.prod(field.leaf.shape) and not field.factored:
             continue  # one number for the whole array, whatever its size
         meaning, said = field.known(fields)
         if meaning is None:
-            problems.append(
-                f"{field.place}: what field {field.name!r} of {field.owner[0]} holds is not known; "
-                f"say so with fields={{{field.name!r}: ...}}, one of {get_args(Meaning)}"
-            )
+            unknown.setdefault((field.group, field.name), []).append(field)
         elif field.axis is None and shape != field.leaf.shape and not field.factored:
             problems.append(
                 f"{field.place}: has shape {shape}, but {field.leaf.path} has {field.leaf.shape}; "
@@ -215,6 +234,12 @@ def meanings_of(
         else:
             degree = seen[field.place].degree if field.place in seen and not said else None
             meanings[field.place] = _AS_SEEN.get((meaning, degree), meaning)
+    for (_, name), (field, *others) in unknown.items():
+        problems.append(
+            f"{field.place}{f' and {len(others)} more' if others else ''}: what field {name!r} of "
+            f"{field.owner[0]} holds is not known; say so with fields={{{name!r}: ...}}, one of "
+            f"{get_args(Meaning)}"
+        )
     if problems:
         raise ValueError(listed("cannot grow this state", problems))
     return meanings
@@ -264,7 +289,7 @@ def watched(tx: Any, params: PyTree) -> dict[str, Seen]:
     begun = leaves_by_path(start)
     seen = {}
     for place, array in begun.items():
-        if jnp.issubdtype(jnp.result_type(array), jnp.floating):
+        if jnp.size(array) and jnp.issubdtype(jnp.result_type(array), jnp.floating):
             none, a, b, c = (np.asarray(state[place], float).flat[0] for state in states)
             degree = None
             if abs(b - a) < 0.01 * abs(a - none):

@@ -79,12 +79,14 @@ def grow_opt_state(
             ``"MyState.momentum"``): ``"first"`` and ``"second"`` for averages of gradients and of
             their squares, ``"magnitude"`` for those of absolute values (also Adamax's ``nu``),
             ``"update"`` for averages of updates that no longer scale with the gradient, ``"step"``
-            for step sizes, ``"parameters"`` for averages of parameters.
+            for step sizes, ``"parameters"`` for averages of parameters. An ``optax.ema`` on its
+            own may average either gradients or parameters: ``{"ema": "parameters"}``.
 
     Returns:
         The state, for the grown parameters.
 
     Raises:
+        TypeError: if ``tx`` is no optimizer.
         ValueError: for a field shaped like parameters whose meaning is not known, or a state that
             is not of this growth's network; all of them in one message.
 
@@ -124,6 +126,8 @@ def grow_state(
     """
     if second_moment not in ("mean", "zeros"):
         raise ValueError(f"second_moment must be 'mean' or 'zeros', got {second_moment!r}")
+    if not hasattr(tx, "init"):
+        raise TypeError(f"tx must be the optax.GradientTransformation of the state, got {tx!r}")
     state, outside = opt_state, ""
     if hasattr(opt_state, "opt_state") and hasattr(opt_state, "replace"):  # Flax's TrainState
         state, outside = opt_state.opt_state, "opt_state/"

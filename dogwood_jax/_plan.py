@@ -138,6 +138,12 @@ def plan(
     notes = [note for change in made for note in _notes(widths[change.width], change)]
     for change in made:
         notes += _constants(larger, change, problems)
+    problems += [
+        f"the larger model must add {number:.9g}, the epsilon of a norm, in {n} more "
+        f"place{'s' * (n > 1)}; epsilons change only where the growth's notes say so"
+        for number, n in larger.epsilons(widths, made)
+        if not problems
+    ]
     if problems:
         unread = target is not None and target_apply is None and widths.network is not None
         if unread and is_deeper(widths, larger.shapes):

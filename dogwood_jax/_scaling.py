@@ -130,6 +130,8 @@ def _roles(leaf: Leaf) -> dict[str, dict[int, Role | None]]:
 
 
 def _solution(reading: Reading) -> Recipe:
+    for power in reading.wishes:
+        reading.equations.wish(power)
     powers = {
         place.path: reading.equations.value({index: 1.0}) for index, place in reading.places.items()
     }

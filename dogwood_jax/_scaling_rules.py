@@ -436,7 +436,12 @@ def _mul(r: Reading, step: Step) -> Sequence[State]:
         along[axis] = r.product(parts, a.array is b.array) if parts else r.filled("same")
     constants = r.named((x, a), (y, b))
     statistic = r.squared(x, a) if sign == 1 and a.array is b.array else None
-    return [State(plus(a.power, b.power, sign), along, statistic, constants)]
+    power = plus(a.power, b.power, sign)
+    if r.scales_of(x) or r.scales_of(y):
+        r.wishes.append(power)  # so that all norms of a stream have the same epsilon
+    if not along and "parameter" not in (x.origin, y.origin):
+        r.wishes += [r.constants[i].power for i in constants]  # a norm that is not over this width
+    return [State(power, along, statistic, constants)]
 
 
 def _divided(r: Reading, x: Value, y: Value) -> State:

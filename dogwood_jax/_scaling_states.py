@@ -4,6 +4,7 @@
 known of a value, and ``Reading`` is what the rules of ``_scaling_rules`` share.
 """
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -39,7 +40,7 @@ class Equations:
     """Linear equations between powers, solved as they come.
 
     Every solution makes an exact recipe. Unknowns that stay free are zero, so that few arrays are
-    rescaled.
+    rescaled, unless a wish decides.
 
     Args:
         preference: of the unknowns in an equation, the one with the least is solved for.
@@ -51,12 +52,9 @@ class Equations:
 
     def reduce(self, power: Power) -> Power:
         """Returns a power in terms of free unknowns."""
-        while known := [key for key in power if key in self._solved]:
-            for key in known:
-                coefficient = power[key]
-                power = plus(
-                    {k: c for k, c in power.items() if k != key}, self._solved[key], coefficient
-                )
+        while (key := next((k for k in power if k in self._solved), None)) is not None:
+            others = {k: c for k, c in power.items() if k != key}
+            power = plus(others, self._solved[key], power[key])
         return power
 
     def equate(self, a: Power, b: Power) -> None:
@@ -70,6 +68,11 @@ class Equations:
         self._solved[pivot] = plus(
             {}, {k: c for k, c in difference.items() if k != pivot}, -1 / difference[pivot]
         )
+
+    def wish(self, power: Power) -> None:
+        """Makes a power zero if the equations leave that open."""
+        with contextlib.suppress(NoRecipe):
+            self.equate(power, {})
 
     def value(self, power: Power) -> float:
         """Returns the power of the ratio, with all free unknowns zero."""
@@ -208,6 +211,7 @@ class Reading:
         self.ratio: Power = {RATIO: 1.0}
         self.equations = Equations(self._preference)
         self.constants: list[Constant] = []
+        self.wishes: list[Power] = []  # powers that should be zero, if they may be
         self.blank: set[int] = set()  # leaves whose rest is as in a new network
         self._rests: dict[int, Literal["zero", "mean"]] = {}  # of leaves that were open
         self._degrees: dict[Dim, int | None] = {}
@@ -305,7 +309,7 @@ class Reading:
         for value in terms:
             if value.number is None:
                 continue
-            is_epsilon = constants and 0 < value.number <= _LARGEST_EPSILON
+            is_epsilon = constants and 0 < value.number <= LARGEST_EPSILON
             if is_epsilon and power and not any(state.along for state in states):
                 found.append(len(self.constants))
                 what = f"epsilon of a norm over {self.name}"
@@ -314,13 +318,15 @@ class Reading:
                 self.equations.equate(power, {})
         return State(self.equations.reduce(power), constants=tuple(found))
 
+    def scales_of(self, value: Value) -> list[Place]:
+        """The leaves along the width that a parameter is made of."""
+        leaves = sorted(value.leaves) if value.origin == "parameter" else ()
+        return [self.places[leaf] for leaf in leaves if leaf in self.places]
+
     def named(self, *operands: tuple[Value, State]) -> tuple[int, ...]:
         """Names the constants in a norm by what scales it; returns those without a name."""
         constants = [index for _, state in operands for index in state.constants]
-        leaves = [value.leaves for value, _ in operands if value.origin == "parameter"]
-        scales = [
-            self.places[i].path for i in sorted(frozenset().union(*leaves)) if i in self.places
-        ]
+        scales = [place.path for value, _ in operands for place in self.scales_of(value)]
         if not scales or not constants:
             return tuple(constants)
         for index in constants:
@@ -475,7 +481,7 @@ class Reading:
         return degrees.pop() if degrees else 0
 
 
-_LARGEST_EPSILON = 1e-2  # what is larger is more than to keep a division finite
+LARGEST_EPSILON = 1e-2  # what is larger is more than to keep a division finite
 
 
 def _near(a: float, b: float) -> bool:

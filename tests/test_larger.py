@@ -192,6 +192,34 @@ def test_layers_of_the_target_alone_ask_for_its_function(small):
         dw.plan(small[1], target=target)
 
 
+def normed(stream, hidden=1e-3):
+    """A network with a norm over its stream and another one in every layer."""
+
+    def norm(x, epsilon):
+        return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + epsilon)
+
+    def apply(params, x):
+        x = x @ params["in"]
+        for layer in params["layers"]:
+            x = x + norm(norm(x, stream) @ layer["up"], hidden) @ layer["down"]
+        return norm(x, stream) @ params["out"]
+
+    return apply
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_the_epsilons_of_other_norms_must_stay(layers):
+    def params(width, layers):
+        layer = {"up": jnp.ones((width, 5)), "down": jnp.ones((5, width))}
+        return {"in": jnp.ones((3, width)), "layers": [layer] * layers, "out": jnp.ones((width, 2))}
+
+    widths = dw.trace(normed(1e-3), params(4, 1), jnp.ones((2, 3)))
+    target = params(6, layers)
+    assert dw.plan(widths, target=target, target_apply=normed(1e-3 * 4 / 6)).sizes == {"in": 6}
+    with pytest.raises(ValueError, match="must add 0.001, the epsilon of a norm, in 1 more place"):
+        dw.plan(widths, target=target, target_apply=normed(1e-3 * 4 / 6, 1e-3 * 4 / 6))
+
+
 def test_widths_from_elsewhere_cannot_be_compared(small):
     widths = dw.from_json(dw.to_json(small[1]))
     target = jax.eval_shape(SMALL.init, jax.random.key(2), TOKENS)

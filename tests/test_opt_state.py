@@ -51,7 +51,7 @@ def optimizers():
         "masked": optax.masked(optax.adam(1e-3), lambda p: jax.tree.map(lambda a: a.ndim > 1, p)),
         "hyperparameters": optax.inject_hyperparams(optax.adam)(1e-3),
         "accumulating": optax.MultiSteps(optax.adam(1e-3), 2),
-        "average of gradients": optax.ema(0.9),
+        "average of gradients": optax.chain(optax.ema(0.9), optax.scale(-1e-3)),
         "rprop": optax.rprop(1e-3),
         # Of the class of Adam's state, but not averages of the same powers.
         "alike": optax.multi_transform(
@@ -204,9 +204,34 @@ def test_unknown_fields_are_named_and_can_be_explained():
     assert_equal(found.momentum, wanted.trace)
 
 
+def test_an_average_may_be_one_of_parameters():
+    growth = dw.plan(WIDTHS, SIZES, strategy=dw.strategies.replicate())
+    tx = optax.ema(0.9, debias=False)
+    state = optax.EmaState(jnp.array(3), VARIABLES["params"])
+    with pytest.raises(ValueError, match="ema/Dense_0/bias and 5 more: what field 'ema' of"):
+        dw.grow_opt_state(state, growth, tx)
+    grown = dw.grow_opt_state(state, growth, tx, fields={"ema": "parameters"})
+    jax.tree.map(np.testing.assert_array_equal, grown.ema, dw.grow(VARIABLES, growth)["params"])
+    with pytest.raises(ValueError, match="no field 'emma'") as error:
+        dw.grow_opt_state(state, growth, tx, fields={"emma": "first", "ema": "frist"})
+    assert "'ema' holds one of ('first', 'second'" in str(error.value)
+
+
+def test_a_state_that_is_only_called_like_one_of_optax_is_not_known():
+    class EmaState(NamedTuple):
+        ema: dict
+
+    ema = optax.GradientTransformation(EmaState, None)
+    growth = dw.plan(WIDTHS, SIZES)
+    with pytest.raises(ValueError, match="what field 'ema' of EmaState holds is not known"):
+        dw.grow_opt_state((EmaState(VARIABLES["params"]),), growth, optax.chain(ema))
+
+
 def test_another_optimizer_is_refused():
     growth = dw.plan(WIDTHS, SIZES)
     state = optax.adam(1e-3).init(VARIABLES["params"])
+    with pytest.raises(TypeError, match="tx must be the optax.GradientTransformation"):
+        dw.grow_opt_state(state, growth, None)
     with pytest.raises(ValueError, match="tx has no such state"):
         dw.grow_opt_state(state, growth, optax.sgd(0.1, momentum=0.9))
     with pytest.raises(ValueError, match="second_moment must be"):

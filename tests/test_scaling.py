@@ -163,7 +163,7 @@ def transformer(
                 x = embed(words) * (n**0.5 if scale else 1)
                 x = x + self.param("positions", nn.initializers.normal(), (1, 5, n))
                 x = Block(make, post)(x)
-                x = x if post else make()(x)
+                x = make()(x)
                 return embed.attend(x) if tied else nn.Dense(9)(x)
 
         return linen(Net(), tokens(11, 3, 5))
