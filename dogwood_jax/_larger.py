@@ -57,13 +57,20 @@ class Larger:
         """
         if change.recipe is None:
             return
-        own: dict[str, float] = {}
+        own: dict[str, list[float]] = {}
         if self.widths is not None and self.names and change.width in self.names:
             for recipe in self.widths[self.names[change.width]].recipes:
-                if recipe.strategy == change.recipe.strategy:
-                    own |= {what: value for what, value, _ in recipe.constants}
+                for what, value, _ in recipe.constants:
+                    if recipe.strategy == change.recipe.strategy:
+                        own.setdefault(what, []).append(value)
+        wanted: dict[str, list[tuple[float, float]]] = {}
         for what, value, power in change.recipe.constants:
-            yield what, value, value * change.ratio**power, own.get(what)
+            wanted.setdefault(what, []).append((value, value * change.ratio**power))
+        for what, pairs in wanted.items():
+            # Constants that are called alike are told apart by their order, in equal networks.
+            its = own.get(what, [])
+            known = its if len(its) == len(pairs) else [None] * len(pairs)
+            yield from ((what, *pair, mine) for pair, mine in zip(pairs, known, strict=True))
 
     def epsilons(self, widths: Widths, changes: Iterable[Change]) -> Iterator[tuple[float, int]]:
         """Yields epsilons that the model lacks, and how many times.

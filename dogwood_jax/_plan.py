@@ -312,10 +312,11 @@ def _refusals(
         return _fixed(width, new, "grow")
     problems = _interface(width, interface)
     if strategy.name in ("zero_incoming", "tile") and recipe is None:
-        problems.append(
-            f"{name}: strategies.{strategy.name}() is for widths under a norm that can grow no "
-            f"other way; {_ways_out(width)}"
-        )
+        known = any(strategy.name == other.strategy for other in width.recipes)
+        reason = "is for widths under a norm that can grow no other way"
+        if known:
+            reason = f"cannot grow it from {old} to {new}"
+        problems.append(f"{name}: strategies.{strategy.name}() {reason}; {_ways_out(width)}")
     elif (strategy.preserving or strategy.choice is not None) and recipe is None and width.hazards:
         problems.append(
             f"{name}: growing it from {old} to {new} would change outputs: "

