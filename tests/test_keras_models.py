@@ -369,6 +369,17 @@ def test_arithmetic_of_every_release(layers):
     np.testing.assert_array_equal(build(functional(*layers)).apply({}, x), expected)
 
 
+def test_a_model_with_an_index_grows():
+    whole = {"class_name": "__slice__", "config": dict.fromkeys(("start", "stop", "step"))}
+    dense = keras_3("Dense", "first", "x")
+    dense["config"].update(units=2, activation="linear", trainable=True)
+    dense["module"] = "keras.layers"
+    model = functional(dense, keras_3("GetItem", "end", "first", [whole, 0]))
+    model["config"]["layers"][0]["config"]["batch_shape"] = [None, 5, 3]
+    wide = {"params": {"first": {"kernel": np.ones((3, 4)), "bias": np.ones(4)}}}
+    assert resized(model, wide)["config"]["layers"][1]["config"]["units"] == 4
+
+
 def changed(path, tmp_path, change):
     """A copy of a file of Keras 2 with another config."""
     new = tmp_path / "changed.h5"

@@ -91,7 +91,8 @@ class KerasModel(nn.Module):
         for call in graph.calls:
             class_name, config = graph.layers[call.layer]
             args, kwargs = replaced([call.args, call.kwargs], found)
-            self.sow("intermediates", inputs_of(call.layer), args)
+            arrays = [leaf for leaf in jax.tree.leaves(args) if isinstance(leaf, jax.Array)]
+            self.sow("intermediates", inputs_of(call.layer), arrays)
             if makes_mask(class_name, config):
                 mask = made_mask(class_name, config, args[0])
             else:
