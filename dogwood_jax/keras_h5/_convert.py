@@ -83,13 +83,15 @@ def _split(name: str, *places: str) -> Weight:
     )
 
 
+BY_GATES = {1: "SimpleRNN", 3: "GRU", 4: "LSTM"}  # recurrent classes by how many gates they have
+
 # One function for each class: from its config to its weights.
-_LAYOUTS: dict[str, Callable[[Config], list[Weight]]] = {}
+WEIGHTS: dict[str, Callable[[Config], list[Weight]]] = {}
 
 
 def _layout(*classes: str) -> Callable[[Callable[[Config], list[Weight]]], Any]:
     def register(function: Callable[[Config], list[Weight]]) -> Any:
-        _LAYOUTS.update(dict.fromkeys(classes, function))
+        WEIGHTS.update(dict.fromkeys(classes, function))
         return function
 
     return register
@@ -339,9 +341,9 @@ def layout(class_name: str | None, config: Config) -> list[Weight]:
         config: the layer's config. What it leaves out has the default that Keras had before the
             option came.
     """
-    if class_name not in _LAYOUTS:
+    if class_name not in WEIGHTS:
         return []
-    weights = _LAYOUTS[class_name](config)
+    weights = WEIGHTS[class_name](config)
     return sorted(weights, key=lambda weight: not weight.trainable)
 
 

@@ -52,11 +52,6 @@ def spatial(value: Any, rank: int) -> tuple[int, ...]:
     return values
 
 
-def rank_of(class_name: str) -> int:
-    """Returns the number of spatial axes that a class has in its name."""
-    return int(class_name[class_name.index("D") - 1] if "D" in class_name else 0)
-
-
 # Shapes
 
 

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from dogwood_jax.keras_h5._convert import Config, last_part
+from dogwood_jax.keras_h5._convert import BY_GATES, Config, last_part
 
-_RECURRENT = {1: "SimpleRNN", 3: "GRU", 4: "LSTM"}  # by the number of gates
 _ATTENTION = {"query", "key", "value", "attention_output"}
 
 
@@ -49,7 +48,7 @@ def infer(weights: Mapping[str, np.ndarray], layer: str = "") -> tuple[str | Non
         part: {"class_name": class_name, "config": {"name": part, **config}}
         for part, (class_name, config) in layers.items()
     }
-    if len(parts) == 1 and layers[part := parts.pop()][0] in _RECURRENT.values():
+    if len(parts) == 1 and layers[part := parts.pop()][0] in BY_GATES.values():
         return layers[part]  # the cell of a recurrent layer
     directions = sorted(parts, reverse=True)
     if [name.partition("_")[0] for name in directions] == ["forward", "backward"]:
@@ -67,7 +66,7 @@ def _of_arrays(arrays: Mapping[str, np.ndarray], layer: str) -> tuple[str | None
     if "recurrent_kernel" in names and len(shapes["recurrent_kernel"]) == 2:
         units, columns = shapes["recurrent_kernel"]
         reset_after = {"reset_after": len(shapes.get("bias", ())) == 2}
-        class_name = _RECURRENT.get(columns // max(units, 1))
+        class_name = BY_GATES.get(columns // max(units, 1))
         return class_name, bias | (reset_after if class_name == "GRU" else {})
     if "depthwise_kernel" in names:
         rank = len(shapes["depthwise_kernel"]) - 2

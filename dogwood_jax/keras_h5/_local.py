@@ -1,9 +1,8 @@
 """Keras's LocallyConnected and ConvLSTM layers, which Flax does not have."""
 
-import functools
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -14,7 +13,7 @@ import numpy as np
 from dogwood_jax.keras_h5._activations import Activation, activation
 from dogwood_jax.keras_h5._convert import Config
 from dogwood_jax.keras_h5._functions import Function, channels_last, spatial
-from dogwood_jax.keras_h5._modules import Make, convolution_options, evaluated_only
+from dogwood_jax.keras_h5._modules import Make, convolution_options, evaluated_only, for_rank
 
 
 class LocallyConnected(nn.Module):
@@ -143,11 +142,7 @@ def _conv_lstm(rank: int, config: Config, name: str | None, deterministic: bool)
     )
 
 
-def _for_rank(make: Callable[..., Function], rank: int) -> Make:
-    return functools.partial(make, rank)
-
-
 LOCAL: dict[str, Make] = {
-    **{f"LocallyConnected{rank}D": _for_rank(_locally_connected, rank) for rank in (1, 2)},
-    **{f"ConvLSTM{rank}D": _for_rank(_conv_lstm, rank) for rank in (1, 2, 3)},
+    **{f"LocallyConnected{rank}D": for_rank(_locally_connected, rank) for rank in (1, 2)},
+    **{f"ConvLSTM{rank}D": for_rank(_conv_lstm, rank) for rank in (1, 2, 3)},
 }

@@ -200,19 +200,19 @@ def _separable_conv(rank: int, config: Config, name: str | None, deterministic: 
     return _then_activate(config, channels_last(config, conv))
 
 
-def _for_rank(make: Callable[..., Function], rank: int) -> Make:
+def for_rank(make: Callable[..., Function], rank: int) -> Make:
     return lambda *arguments: make(rank, *arguments)
 
 
 for _rank in (1, 2, 3):
     for _class, _make in {"Conv{}D": _conv, "Conv{}DTranspose": _conv_transpose}.items():
-        MODULES[_class.format(_rank)] = _for_rank(_make, _rank)
+        MODULES[_class.format(_rank)] = for_rank(_make, _rank)
 for _rank in (1, 2):
     for _class, _make in {
         "DepthwiseConv{}D": _depthwise_conv,
         "SeparableConv{}D": _separable_conv,
     }.items():
-        MODULES[_class.format(_rank)] = _for_rank(_make, _rank)
+        MODULES[_class.format(_rank)] = for_rank(_make, _rank)
 
 
 def _axis(config: Config) -> tuple[int, ...]:
@@ -369,7 +369,7 @@ def _spatial_dropout(rank: int, config: Config, name: str | None, deterministic:
 
 
 for _rank in (1, 2, 3):
-    MODULES[f"SpatialDropout{_rank}D"] = _for_rank(_spatial_dropout, _rank)
+    MODULES[f"SpatialDropout{_rank}D"] = for_rank(_spatial_dropout, _rank)
 
 
 @_module(

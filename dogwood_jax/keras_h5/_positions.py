@@ -17,12 +17,10 @@ import re
 from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from dogwood_jax.keras_h5._convert import _LAYOUTS, MODELS, Config, layer_name, layers_of
+from dogwood_jax.keras_h5._convert import BY_GATES, MODELS, WEIGHTS, Config, layer_name, layers_of
 from dogwood_jax.keras_h5._hdf5 import Dataset, Group, checked_array, children, misplaced, read_text
 
 CONTAINERS = ("layers", "_layer_checkpoint_dependencies")
-
-_RECURRENT = {1: "SimpleRNN", 3: "GRU", 4: "LSTM"}  # by the number of gates
 
 
 class Member(NamedTuple):
@@ -46,10 +44,10 @@ def snake_case(class_name: str) -> str:
     return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
-_CLASSES = {snake_case(name): name for name in _LAYOUTS}
+_CLASSES = {snake_case(name): name for name in WEIGHTS}
 
 
-def class_of(name: str) -> str | None:
+def class_named(name: str) -> str | None:
     """Returns the class that Keras itself gives a name like this, ``dense_12``."""
     return _CLASSES.get(stem(name))
 
@@ -93,7 +91,7 @@ def members(container: Group, entries: Sequence[Config] | None) -> list[Member]:
         found = []
         for group_name in sorted(groups, key=_numbered):
             group = groups[group_name]
-            class_name, config = described(group, class_of(group_name))
+            class_name, config = described(group, class_named(group_name))
             found.append(Member(names[group_name], class_name, config, group))
         return found
     found = []
@@ -186,7 +184,7 @@ def described(group: Group, class_name: str | None) -> tuple[str | None, Config 
         return class_name, {"layers": layers}
     shapes = {name: tuple(d.shape) for name, d in arrays(group, class_name, None).items()}
     if class_name is None:
-        class_name = class_of(_own_name(group) or "")
+        class_name = class_named(_own_name(group) or "")
     config = config_of(class_name, shapes)
     return (None, None) if config is None else (class_name, config)
 
@@ -204,7 +202,7 @@ def config_of(class_name: str | None, shapes: Mapping[str, tuple[int, ...]]) -> 
         return {"scale": count == 4, "center": count == 4} if count in (2, 4) else None
     if class_name in ("LayerNormalization", "GroupNormalization"):
         return {} if count == 2 else None
-    if class_name in _RECURRENT.values():
+    if class_name in BY_GATES.values():
         return _recurrent(shapes)[1]
     if class_name == "RNN":
         kind, cell = _recurrent(shapes)
@@ -228,8 +226,8 @@ def config_of(class_name: str | None, shapes: Mapping[str, tuple[int, ...]]) -> 
         return (
             {"use_bias": count == full, "use_gate": gated} if count in (full // 2, full) else None
         )
-    if class_name in _LAYOUTS and class_name not in MODELS:
-        full = len(_LAYOUTS[class_name]({}))
+    if class_name in WEIGHTS and class_name not in MODELS:
+        full = len(WEIGHTS[class_name]({}))
         config: dict[str, Any] = {"use_bias": count == full}
         if class_name.startswith(("Depthwise", "Separable")) and "0" in shapes:
             config |= {"depth_multiplier": shapes["0"][-1]}
@@ -242,7 +240,7 @@ def _recurrent(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str | None, Confi
     if any(len(shape) != 2 for shape in kernels) or not kernels[1][0]:
         return None, None
     bias = shapes.get("cell/2")
-    class_name = _RECURRENT.get(kernels[1][1] // kernels[1][0])
+    class_name = BY_GATES.get(kernels[1][1] // kernels[1][0])
     config = {"use_bias": bias is not None}
     if class_name == "GRU" and bias is not None:
         config["reset_after"] = len(bias) == 2

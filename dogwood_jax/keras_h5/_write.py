@@ -11,7 +11,7 @@ import numpy as np
 from dogwood_jax.keras_h5._convert import MODELS, Config, layer_name, layers_of, layout
 from dogwood_jax.keras_h5._hdf5 import BFLOAT16, OPAQUE16, Dataset, Group
 from dogwood_jax.keras_h5._layouts import TOP_LEVEL, Contents
-from dogwood_jax.keras_h5._positions import class_of, inner, positions, stem
+from dogwood_jax.keras_h5._positions import class_named, inner, positions, stem
 
 # What Keras calls weights of layers that are not known here, in its order.
 _WEIGHT_ORDER = (
@@ -48,7 +48,7 @@ def told(
     kernel = weights.get("kernel")
     if class_name == "Dense" and kernel is not None and 3 <= kernel.ndim <= 5:
         class_name = f"Conv{kernel.ndim - 2}D"
-    hint = class_of(name)
+    hint = class_named(name)
     if hint and {w.name for w in layout(hint, config)} == weights.keys():
         class_name = hint
     return class_name, config
