@@ -6,7 +6,7 @@ programs of both networks (``_identity``); ``insert`` fills them in (``_insert``
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,6 +34,7 @@ from dogwood_jax._tree import (
 from dogwood_jax._widths import Leaf, no_such
 
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
+Pairs = tuple[tuple[float, float], ...]
 
 
 def deepen(
@@ -148,7 +149,6 @@ def insertions(
     rename: Mapping[str, str] | None = None,
     copy: bool = False,
     interleave: bool = False,
-    wider: bool = False,
 ) -> tuple[Insertion, ...]:
     """Works out what the arrays of new layers are filled with, from shapes alone.
 
@@ -161,22 +161,48 @@ def insertions(
         rename: see ``deepen``.
         copy: see ``deepen``.
         interleave: see ``deepen``.
-        wider: whether old arrays may be larger in the target. Sizes, and constants that are in
-            proportion to them, are then left out of the proof: it shows that the new layers do
-            nothing, not that the wider network computes the same.
 
     Returns:
         All arrays of the target that are new, moved, or have new layers, in its order.
     """
-    old = _Network(source_apply, source, inputs)
-    new = _Network(target_apply, target, inputs)
-    problem = _Problem(old, new, wider)
-    pairing = Pairing(old.shapes, new.shapes, fits=problem.fits, rename=rename or {})
+    networks = _Network(source_apply, source, inputs), _Network(target_apply, target, inputs)
+    problem = _Problem(*networks, wider=False)
+    proof = _proved(problem, rename or {})
+    return _described(problem, proof, target, inputs, copy=copy, interleave=interleave)
+
+
+def wider_insertions(
+    source_apply: Callable[..., Any],
+    source: PyTree,
+    target_apply: Callable[..., Any],
+    target: PyTree,
+    *inputs: Any,
+) -> tuple[tuple[Insertion, ...], tuple[Pairs, ...]]:
+    """Does the same where old arrays may be larger in the target.
+
+    Sizes, and constants that differ in proportion to them, are left out of the proof: it shows
+    that the new layers do nothing, not that the wider network computes the same.
+
+    Returns:
+        The insertions, and for each constant that only one of the networks has, the pairs of the
+        network's and the target's constants that it may be one of.
+    """
+    networks = _Network(source_apply, source, inputs), _Network(target_apply, target, inputs)
+    problem = _Problem(*networks, wider=True)
+    proof = _proved(problem, {})
+    found = _described(problem, proof, target, inputs, copy=False, interleave=False)
+    return found, proof.numbers
+
+
+def _proved(problem: "_Problem", rename: Mapping[str, str]) -> "_Proof":
+    """Returns how the deeper network can compute what the old one does."""
+    old, new = problem.old.shapes, problem.new.shapes
+    pairing = Pairing(old, new, fits=problem.fits, rename=rename)
     refusals = []
     for places in pairing.candidates():
         proof = _Proof(problem, places)
         if proof.refusal is None:
-            return _described(problem, proof, target, inputs, copy=copy, interleave=interleave)
+            return proof
         refusals.append(proof.refusal)
     raise ValueError(
         listed(
@@ -282,6 +308,7 @@ class _Old:
     Attributes:
         terms: the table.
         known: how many terms there are.
+        numbers: the constants in it.
         outputs: the terms of its outputs.
         scanned: paths of arrays that a loop runs over.
     """
@@ -291,6 +318,7 @@ class _Old:
         leaf = terms.make
         results = network.read(reader, lambda path, aval: exactly(leaf("leaf", path, (), aval)))
         self.terms, self.known, self.scanned = terms, len(terms), reader.scanned
+        self.numbers = tuple(terms.numbers)
         self.outputs = {path: value.options[0].term for path, value in results.items()}
 
 
@@ -302,6 +330,8 @@ class _Proof:
         new: the deeper network.
         stacks: how many layers stacked arrays had.
         fills: what new arrays must be filled with; all others are free.
+        numbers: for each constant that only one of the networks has, which of the other's in
+            proportion to sizes it may be.
         refusal: why it cannot, or None.
     """
 
@@ -309,9 +339,11 @@ class _Proof:
         self.places = places
         self.stacks = problem.stacks(places)
         self.fills: dict[str, Fill] = {}
+        self.numbers: tuple[Pairs, ...] = ()
         self.refusal: str | None = None
         self.new = problem.deeper(places)
         self._old = problem.terms(places)
+        self._old.terms.numbers.clear()
         reader, found = self._read(None)
         if odd := sorted(self._old.outputs.keys() ^ found.keys()):
             self.refusal = f"only one of the networks has the outputs {odd}"
@@ -325,7 +357,7 @@ class _Proof:
             # The whole program is read again with these fills, now without any choice.
             _, found = self._read(fills)
             if all(self._as_expected(path, found).options for path in found):
-                self.fills = fills
+                self.fills, self.numbers = fills, tuple(dict.fromkeys(self._differing()))
                 return
         self.refusal = f"filling {', '.join(fills)} does not make the new layers do nothing"
 
@@ -349,6 +381,20 @@ class _Proof:
             elif own in sources:
                 found[path.removesuffix(own) + sources[own]] = value
         return reader, found
+
+    def _differing(self) -> Iterator[Pairs]:
+        """Yields the pairs of constants in proportion to sizes, where one network lacks one."""
+        ours, its = self._old.numbers, tuple(self._old.terms.numbers)
+
+        def pairs(ratio: float) -> Iterator[tuple[float, float]]:
+            return ((a, b) for a in ours for b in its if math.isclose(b, a * ratio, rel_tol=1e-6))
+
+        same = {number for pair in pairs(1.0) for number in pair}
+        proportional = [pair for ratio in self._old.terms.ratios for pair in pairs(ratio)]
+        for place, numbers in enumerate((ours, its)):
+            for number in numbers:
+                if number not in same:
+                    yield tuple(pair for pair in proportional if pair[place] == number)
 
     def _as_expected(self, path: str, found: Mapping[str, Value]) -> Value:
         term = self._old.outputs[path]

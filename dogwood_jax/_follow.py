@@ -7,7 +7,7 @@ or the larger network cuts and reshapes otherwise.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import isclose, prod
 from typing import Any
 
@@ -71,6 +71,21 @@ class GrownSizes:
         return self._sizes[dim]
 
 
+def is_constant(number: float, larger: float, changes: Iterable[Change]) -> bool:
+    """Whether a constant becomes this one in the larger network by the recipe of a change."""
+    return any(
+        _is_close(number, known) and _is_close(larger, known * change.ratio**power)
+        for change in changes
+        for _, known, power in (change.recipe.constants if change.recipe else ())
+    )
+
+
+def is_scale(ratio: float, changes: Iterable[Change]) -> bool:
+    """Whether a factor can change so with a width that grows by a recipe, as that of a mean."""
+    sizes = (r for c in changes if c.recipe for r in (c.ratio, c.new / c.old))
+    return any(isclose(ratio, size**power, rel_tol=1e-5) for size in sizes for power in _POWERS)
+
+
 class Comparison:
     """What a larger network's program does otherwise than the network's, sizes aside.
 
@@ -127,14 +142,12 @@ class Comparison:
         """
         yield from self.sizes
         yield from self.values
-        recipes = [(change, change.recipe) for change in changes.values() if change.recipe]
-        constants = [(n, n * c.ratio**power) for c, r in recipes for _, n, power in r.constants]
-        for what, (number, its) in self.numbers.items():
-            if not any(_is_close(number, n) and _is_close(its, w) for n, w in constants):
+        recipes = [change for change in changes.values() if change.recipe]
+        for what, numbers in self.numbers.items():
+            if not is_constant(*numbers, recipes):
                 yield what
-        ratios = {r**p for c, _ in recipes for r in (c.ratio, c.new / c.old) for p in _POWERS}
         for what, ratio in self.scales.items():
-            if not any(isclose(ratio, r, rel_tol=1e-5) for r in ratios):
+            if not is_scale(ratio, recipes):
                 yield what
         for name, a, b in self._scaled if exactly else ():
             for dim in to_blame(a, a.scale) if recipes else ():

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from dogwood_jax._deepen import insertions
+from dogwood_jax._deepen import Pairs, wider_insertions
 from dogwood_jax._dims import LAYERS
 from dogwood_jax._follow import Comparison, GrownSizes
 from dogwood_jax._growth import Change
@@ -33,12 +33,15 @@ class Larger:
     Attributes:
         shapes: shapes of the arrays that the network has, too, by their paths in the network.
         insertions: the arrays that it has not.
+        numbers: where it has layers that the network has not, for each constant that only one of
+            both has, the pairs of the network's and its own that it may be one of.
         widths: the larger model's widths.
         names: for widths of the network, their names in the larger model.
     """
 
     shapes: Mapping[str, Any]
     insertions: tuple[Insertion, ...] = ()
+    numbers: tuple[Pairs, ...] = ()
     widths: Widths | None = None
     names: Mapping[str, str] | None = None
 
@@ -134,9 +137,10 @@ def read_larger(widths: Widths, target: PyTree, target_apply: Callable[..., Any]
             "target_apply= needs widths that were traced in this process: trace the network again"
         )
     found: tuple[Insertion, ...] = ()
+    numbers: tuple[Pairs, ...] = ()
     if is_deeper(widths, shapes):
-        found = insertions(
-            network.apply, network.variables, target_apply, target, *network.inputs, wider=True
+        found, numbers = wider_insertions(
+            network.apply, network.variables, target_apply, target, *network.inputs
         )
     places = {i.old: i.path for i in found if i.old is not None}
     stacked = {i.path for i in found if i.layers}
@@ -157,7 +161,7 @@ def read_larger(widths: Widths, target: PyTree, target_apply: Callable[..., Any]
             "target_apply= cannot be traced with the target's arrays and the network's inputs: "
             f"{error}"
         ) from error
-    return Larger(kept, found, larger, _same_widths(widths, larger, paired, stacked))
+    return Larger(kept, found, numbers, larger, _same_widths(widths, larger, paired, stacked))
 
 
 def compare_programs(

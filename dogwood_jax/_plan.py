@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from dogwood_jax import strategies
-from dogwood_jax._follow import Comparison
+from dogwood_jax._follow import Comparison, is_constant, is_scale
 from dogwood_jax._growth import Change, Growth
 from dogwood_jax._larger import Larger, compare_programs, is_deeper, read_larger
 from dogwood_jax._problems import listed
@@ -144,6 +144,12 @@ def plan(
         for number, n in larger.epsilons(widths, made)
         if not problems
     ]
+    problems += (
+        "the larger model has other numbers than the network: "
+        + " or ".join(f"{its:.6g} instead of {number:.6g}" for number, its in pairs)
+        for pairs in larger.numbers
+        if not any(is_constant(*pair, made) or is_scale(pair[1] / pair[0], made) for pair in pairs)
+    )
     if problems:
         unread = target is not None and target_apply is None and widths.network is not None
         if unread and is_deeper(widths, larger.shapes):

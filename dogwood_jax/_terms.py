@@ -63,12 +63,14 @@ class Terms:
     Attributes:
         sized: whether sizes are part of terms. Otherwise programs end in the same term if they are
             equal up to their sizes.
-        sizes: lengths of axes in one program and in the other. Constants that differ because they
-            depend on these are taken for equal.
+        sizes: lengths of axes in one program and in the other. Constants that differ in such a
+            proportion are taken for equal.
+        numbers: the constants other than 0 and 1 that have come up, to be cleared by the caller.
     """
 
     sized: bool = True
     sizes: frozenset[tuple[int, int]] = frozenset()
+    numbers: dict[float, None] = field(default_factory=dict)
     _table: dict[Any, Term] = field(default_factory=dict)
     _constants: dict[float, None] = field(default_factory=dict)
     _kept: list[Any] = field(default_factory=list)
@@ -117,7 +119,8 @@ class Terms:
         """Returns the constant before this one that may be it in another size, or itself."""
         if abs(value) in (0.0, 1.0):
             return value
-        for ratio, known in itertools.product(self._ratios, self._constants):
+        self.numbers[value] = None
+        for ratio, known in itertools.product(self.ratios, self._constants):
             if math.isclose(value, known * ratio, rel_tol=1e-6):
                 return known
         self._constants[value] = None
@@ -129,7 +132,7 @@ class Terms:
         return next((old for old, new in counts if value == new), value)
 
     @cached_property
-    def _ratios(self) -> list[float]:
+    def ratios(self) -> list[float]:
         """By which factors constants that depend on sizes can differ."""
         found: set[float] = set()
         for a, b in self.sizes:

@@ -40,7 +40,7 @@ from networks_deeper import (
 )
 
 import dogwood_jax as dw
-from dogwood_jax._deepen import insertions
+from dogwood_jax._deepen import insertions, wider_insertions
 from dogwood_jax._insert import insert
 
 Dense = functools.partial(nn.Dense, param_dtype=jnp.float64)
@@ -369,4 +369,4 @@ def test_programs_written_by_hand_that_are_refused(name):
     with pytest.raises(ValueError, match="cannot show"):
         insertions(*REFUSED_BY_HAND[name], VECTOR[:4])
     with pytest.raises(ValueError, match="cannot show"):
-        insertions(*REFUSED_BY_HAND[name], VECTOR[:4], wider=True)
+        wider_insertions(*REFUSED_BY_HAND[name], VECTOR[:4])

@@ -31,7 +31,7 @@ from networks_deeper import (
 )
 
 import dogwood_jax as dw
-from dogwood_jax._deepen import insertions
+from dogwood_jax._deepen import insertions, wider_insertions
 from dogwood_jax._insert import insert
 
 Dense = functools.partial(nn.Dense, param_dtype=jnp.float64)
@@ -307,7 +307,7 @@ WIDER = {
 def test_wider_and_deeper(name):
     old, new, x, sizes = WIDER[name]
     variables, target = fill(shapes_of(old, x), 0), shapes_of(new, x)
-    found = insertions(old.apply, variables, new.apply, target, x, wider=True)
+    found, _ = wider_insertions(old.apply, variables, new.apply, target, x)
     growth = dw.plan(dw.trace(old.apply, variables, x), sizes, interface=True)
     wide = dw.grow(variables, growth, key=jax.random.key(0))
     deeper = insert(wide, found, target, key=jax.random.key(1))
@@ -319,13 +319,12 @@ def test_one_is_no_size():
     old, new = {"a": f64(4, 4)}, {"a": f64(4, 8), "b": f64(4, 4)}
     for scale, proved in ((1.0, True), (2.0, False)):
         try:
-            insertions(
+            wider_insertions(
                 lambda p, x: x * 1.0 @ p["a"],
                 old,
                 lambda p, x, scale=scale: residual(p, x) * scale @ p["a"],
                 new,
                 VECTOR,
-                wider=True,
             )
         except ValueError:
             assert not proved

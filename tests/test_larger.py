@@ -269,6 +269,22 @@ def test_a_larger_model_that_computes_something_else_is_refused(larger, words):
         assert dw.plan(widths, **options).sizes == {"up[1.0]": 5, "up[1.1]": 6}
 
 
+def test_numbers_beside_new_layers_are_compared_too():
+    def apply(params, x):
+        for layer in params["layers"]:
+            x = x + jnp.tanh(x @ layer["up"]) @ layer["down"] * 0.1 * layer["up"].shape[1]
+        return x @ params["out"]
+
+    def network(layers, hidden):
+        layer = {"up": jnp.ones((3, hidden)), "down": jnp.ones((hidden, 3))}
+        return {"layers": layers * [layer], "out": jnp.ones((3, 2))}
+
+    widths = dw.trace(apply, network(1, 4), jnp.ones((2, 3)))
+    assert dw.plan(widths, target=network(2, 4), target_apply=apply).sizes == {}
+    with pytest.raises(ValueError, match="other numbers than the network: 6 instead of 4$"):
+        dw.plan(widths, target=network(2, 6), target_apply=apply)
+
+
 def test_a_larger_model_may_take_larger_inputs():
     widths = dw.trace(mlp(2.0, cut=0), shapes(5, 8), jax.ShapeDtypeStruct((4, 5), jnp.float64))
     options = {"target": shapes(7, 9), "target_apply": mlp(2.0, cut=0)}
