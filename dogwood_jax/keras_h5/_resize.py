@@ -4,7 +4,7 @@ The weights are those of Flax, as ``load`` gives them; only their shapes are use
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -13,6 +13,9 @@ from dogwood_jax.keras_h5._channels import CHANNELS, grown_groups, read_channels
 from dogwood_jax.keras_h5._convert import MODELS, Config, layer_name, layers_of
 from dogwood_jax.keras_h5._errors import KerasFileError
 from dogwood_jax.keras_h5._graph import parse, refs_in
+
+if TYPE_CHECKING:
+    from dogwood_jax.keras_h5._models import KerasModel
 
 Sizes = Callable[[Config, Mapping[str, Any]], dict[str, Any]]
 
@@ -49,26 +52,28 @@ def resized(config: Config, variables: Mapping[str, Any]) -> dict[str, Any]:
         >>> resized(model, wide)["config"]["layers"][0]["config"]["units"]
         8
     """
+    from dogwood_jax.keras_h5._models import annotated, recorded_inputs
+
     params = variables.get("params", variables)
-    config = _annotated(config)
+    config = annotated(config) if _built(config) else config
     new = resized_layer(config["class_name"], config["config"], params)
     if any(layer["class_name"] in (*MODELS, *_BY_INPUTS) for layer in layers_of(new)):
-        inputs = _inputs({**config, "config": new}, variables)
+        module = _built({**config, "config": new})
+        inputs = recorded_inputs(module, variables) if module else {}
         new = resized_layer(config["class_name"], new, params, inputs)
     new = {**config, "config": _without(CHANNELS, new)}
     _check(new, variables)
     return new
 
 
-def _annotated(config: Config) -> Config:
-    """Returns a config with the channels that layers have before the model grows, if known."""
-    from dogwood_jax.keras_h5._models import annotated, build
+def _built(config: Config) -> "KerasModel | None":
+    """Returns the module of a model, if it is supported."""
+    from dogwood_jax.keras_h5._models import build
 
     try:
-        build(config)
-    except KerasFileError:  # a model that is not supported
-        return config
-    return annotated(config)
+        return build(config)
+    except KerasFileError:
+        return None
 
 
 def _without(key: str, tree: Any) -> Any:
@@ -79,11 +84,9 @@ def _without(key: str, tree: Any) -> Any:
 
 def _check(config: Config, variables: Mapping[str, Any]) -> None:
     """Raises if a config describes other variables than these, as far as that is known."""
-    from dogwood_jax.keras_h5._models import build, described
+    from dogwood_jax.keras_h5._models import described
 
-    try:
-        module = build(config)
-    except KerasFileError:  # a model that is not supported
+    if (module := _built(config)) is None:
         return
     try:
         expected = described(module) or {}
@@ -170,16 +173,6 @@ def resized_layer(
 def inputs_of(layer: str) -> str:
     """Returns the name under which a model's module records what it calls a layer with."""
     return f"inputs of {layer}"
-
-
-def _inputs(config: Config, variables: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns the shapes with which a model calls its layers, or nothing if that is not known."""
-    from dogwood_jax.keras_h5._models import build, recorded_inputs
-
-    try:
-        return recorded_inputs(build(config), variables)
-    except KerasFileError:
-        return {}
 
 
 def _inside(
