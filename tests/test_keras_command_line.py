@@ -123,13 +123,17 @@ def test_the_input_is_never_overwritten(weights, tmp_path):
             ["widen", "in", *("--layer", "dense_9=8") * 2, "--out", "out"],
             "expected every layer once",
         ),
+        (["widen", "norm", "--layer", "norm=8", "--out", "out"], "expected Dense layers alone"),
         (["convert", "in", "out.keras"], "layout 'keras' holds a model's configuration"),
         (["convert", "in", "nowhere/out.h5"], "no such folder; make it first"),
     ],
 )
 def test_errors_are_said_and_nothing_is_written(arguments, message, weights, tmp_path):
     names = {"in": str(weights[1]), "out": str(tmp_path / "out.h5")}
-    names |= {name: str(tmp_path / name) for name in ("out.keras", "nowhere/out.h5")}
+    names |= {name: str(tmp_path / name) for name in ("norm", "out.keras", "nowhere/out.h5")}
+    scale, statistics = {"scale": np.ones(4)}, {"mean": np.ones(4), "var": np.ones(4)}
+    norm = {"params": {"norm": scale}, "batch_stats": {"norm": statistics}}
+    keras_h5.save(names["norm"], norm)
     before = sorted(os.listdir(tmp_path))
     with pytest.raises(SystemExit) as raised:
         main([names.get(argument, argument) for argument in arguments])
