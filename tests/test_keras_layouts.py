@@ -224,15 +224,19 @@ def test_the_folder_of_an_archive_is_one_too(tmp_path):
     assert keras_h5.inspect(tmp_path / "folder") == keras_h5.inspect(path)
 
 
+def compressed(path, new, method):
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(new, "w", method) as archive:
+        for name in old.namelist():
+            archive.writestr(name, old.read(name))
+
+
 def test_a_compressed_archive_is_read(tmp_path):
     path = DATA / "keras_3.15.1.keras"
-    with (
-        zipfile.ZipFile(path) as old,
-        zipfile.ZipFile(tmp_path / "x", "w", zipfile.ZIP_DEFLATED) as new,
-    ):
-        for name in old.namelist():
-            new.writestr(name, old.read(name))
+    compressed(path, tmp_path / "x", zipfile.ZIP_DEFLATED)
     assert_same(keras_h5.load(tmp_path / "x"), keras_h5.load(path))
+    compressed(path, tmp_path / "x", zipfile.ZIP_BZIP2)
+    with pytest.raises(keras_h5.KerasFileError, match="at config.json: expected it stored plainly"):
+        keras_h5.load(tmp_path / "x")
 
 
 class Layers(nn.Module):

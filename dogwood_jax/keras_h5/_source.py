@@ -147,6 +147,11 @@ def _archive(archive: zipfile.ZipFile, stream: IO[bytes], limit: int) -> Iterato
 
 def _inflated(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
     """Reads a member of an archive, whatever size the archive says it has, up to a limit."""
+    method = archive.getinfo(name).compress_type
+    if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others take too long to refuse
+        raise KerasFileError(
+            f"at {name}: expected it stored plainly or deflated; found compression method {method}"
+        )
     with archive.open(name) as stream:
         data = stream.read(limit + 1)
     if len(data) > limit:
