@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from math import prod
 from operator import mul
-from typing import Literal
+from typing import Literal, NamedTuple
 
 # Beyond so many parts, or so deep, a structure is a sliding window over positions, not a layout of
 # units.
@@ -279,14 +279,10 @@ def reshape(dims: Sequence[Dim], sizes: Sequence[int]) -> list[Dim]:
         return [Dim(size) for size in sizes]
     result: list[Dim] = []
     pending = [f for dim in dims for f in factors(dim) if f.size != 1][::-1]
-    # A dimension of size 1 is matched with one of size 1, the last with the last: nothing else
-    # can be known of it.
-    ones = [dim for dim in dims if dim.size == 1]
-    spare = sum(size == 1 for size in sizes) - len(ones)
+    ones, gone = _ones(dims, sizes)
     for size in sizes:
         if size == 1:
-            spare -= 1
-            result.append(Dim(1) if spare >= 0 else ones.pop(0))
+            result.append(ones.pop(0))
             continue
         taken: list[Dim] = []
         need = size
@@ -307,20 +303,60 @@ def reshape(dims: Sequence[Dim], sizes: Sequence[int]) -> list[Dim]:
                     dim.fix(reason)
                 return result + [Dim(s, reason) for s in sizes[len(result) :]]
         result.append(product(taken))
-    for one in ones:
+    for one in gone:
         one.fix(DROPPED)
     return result
 
 
-def ones_split_off(old: Sequence[Dim], new: Sequence[Dim]) -> list[tuple[Dim, Dim, str]]:
-    """Returns dimensions from which a reshape split off factors of size 1.
+def _ones(dims: Sequence[Dim], sizes: Sequence[int]) -> tuple[list[Dim], list[Dim]]:
+    """Returns the dimensions of size 1 after a reshape, and those that are gone.
+
+    Each is matched with one in the same place among the others if there is any, else with any, of
+    too many new ones with the last: nothing else can be known of it.
+    """
+    old, new = _places_of_ones([dim.size for dim in dims]), _places_of_ones(sizes)
+    found: dict[int, int] = {}
+    for anywhere in (False, True):
+        left: dict[int, list[int]] = {}
+        for axis, place in old.items():
+            if axis not in found.values():
+                left.setdefault(0 if anywhere else place, []).append(axis)
+        for place, axes in left.items():
+            slots = [i for i, p in new.items() if i not in found and (anywhere or p == place)]
+            found |= zip(slots[max(len(slots) - len(axes), 0) :], axes, strict=False)
+    after = [dims[found[i]] if i in found else Dim(1) for i in new]
+    return after, [dims[axis] for axis in old if axis not in found.values()]
+
+
+def _places_of_ones(sizes: Iterable[int]) -> dict[int, int]:
+    """Returns the axes of size 1, and the product of all sizes before each."""
+    sizes = list(sizes)
+    places = accumulate(sizes, mul, initial=1)
+    return {axis: place for axis, (n, place) in enumerate(zip(sizes, places)) if n == 1}
+
+
+class SplitOff(NamedTuple):
+    """A factor of size 1 that a reshape split off a dimension.
+
+    Attributes:
+        whole: the dimension.
+        one: the factor.
+        how: all factors, as ``"4 x 1"``.
+        beside: the other dimensions of the array.
+    """
+
+    whole: Dim
+    one: Dim
+    how: str
+    beside: Sequence[Dim]
+
+
+def ones_split_off(old: Sequence[Dim], new: Sequence[Dim]) -> Iterator[SplitOff]:
+    """Yields the factors of size 1 that a reshape split off dimensions.
 
     Args:
         old: the dimensions of an array before the reshape.
         new: its dimensions after it.
-
-    Returns:
-        Each such dimension, the new one of size 1, and how it is split, as ``"4 x 1"``.
     """
     wholes = [dim for dim in old if dim.size > 1]
     starts = list(accumulate((dim.size for dim in wholes), mul, initial=1))[:-1]
@@ -330,13 +366,13 @@ def ones_split_off(old: Sequence[Dim], new: Sequence[Dim]) -> list[tuple[Dim, Di
         if wholes:
             parts[bisect_right(starts, place) - 1].append(dim)
         place *= dim.size
-    return [
-        (whole, part, " x ".join(str(p.size) for p in along))
-        for whole, along in zip(wholes, parts, strict=True)
-        if prod(part.size for part in along) == whole.size
-        for part in along
-        if part.size == 1 and not any(part is dim for dim in old)
-    ]
+    for i, (whole, factors_of) in enumerate(zip(wholes, parts, strict=True)):
+        sizes = [part.size for part in factors_of]
+        ones = [part for part in factors_of if part.size == 1]
+        made = not any(one is dim for one in ones for dim in old)
+        if ones and made and prod(sizes) == whole.size:
+            how = " x ".join(map(str, sizes))
+            yield SplitOff(whole, ones[0], how, wholes[:i] + wholes[i + 1 :])
 
 
 def hand_down(dims: Iterable[Dim]) -> None:

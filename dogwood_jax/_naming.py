@@ -102,13 +102,19 @@ def _fix_units_that_no_array_makes(roles: Roles) -> None:
 
 def _note_factors_of_size_1(trace: Trace) -> None:
     """Notes where the larger model could have more heads, or more groups, in the same shapes."""
-    for whole, one, split in trace.split_off:
-        for atom in _dims.atoms(whole):
+    noted: set[Dim] = set()
+    for split in trace.split_off:
+        labels = {atom.label for dim in split.beside for atom in _dims.atoms(dim)}
+        for atom in {*_dims.atoms(split.whole)} - noted:
+            has_heads = atom.label == "heads" or (
+                atom.label == "head_dim" and "heads" not in labels
+            )
             # Else it is there for another array's axes, as in squeeze and excitation.
-            grouped = atom.hazards and _dims.REPEATED not in one.root.fixed
-            if atom.label in ("heads", "head_dim") or grouped:
+            has_groups = atom.hazards and _dims.REPEATED not in split.one.root.fixed
+            if has_heads or has_groups:
+                noted.add(atom)
                 atom.note(
-                    f"the network splits an axis into {split}: the 1 must be 1 in the larger "
+                    f"the network splits an axis into {split.how}: the 1 must be 1 in the larger "
                     "model, too, which its shapes do not show"
                 )
 

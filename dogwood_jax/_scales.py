@@ -95,7 +95,8 @@ def to_blame(value: Value, number: float) -> Sequence[Dim]:
     rooted = [s for s in suspects if (s.scores or not usual) and _is_any(number, s.roots)]
     # Scores scaled by 1 / sqrt(64) need no other reason, though there be 8 heads, or 64.
     scored = [s for s in rooted if s.scores]
-    found = [s.dim for s in scored or rooted]
+    contracted = {d for whole in value.contracted for d in parts_of(whole)}
+    found = [s.dim for s in scored if s.dim in contracted] or [s.dim for s in scored or rooted]
     if usual:
         return found
     found += [s.dim for s in suspects if (s.mixes or not scored) and _is_any(number, s.sizes)]

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dogwood_jax._dims import Dim
+from dogwood_jax._dims import Dim, SplitOff
 from dogwood_jax._widths import Kind
 
 Origin = Literal["constant", "parameter", "data"]
@@ -235,8 +235,7 @@ class Trace:
         self.aside: set[Entry] = set()
         self.penalized: set[int] = set()  # leaves of which the network sums up all entries
         self.scales: list[tuple[Value, float]] = []
-        # Dimensions with factors of size 1 that they were split into, and how.
-        self.split_off: list[tuple[Dim, Dim, str]] = []
+        self.split_off: list[SplitOff] = []
         self._clock = itertools.count()
 
     def record(

@@ -288,6 +288,32 @@ def test_other_inputs_pass_through() -> None:
     assert places(widths["up"]) == places_of("-> up/kernel[1] <- down[0]")
 
 
+def test_constants_endanger_only_the_width_that_they_are_computed_from() -> None:
+    def features(params: Any, x: Any) -> Any:
+        return np.sqrt(2 / 7) * jnp.cos(x @ params["up"]) @ params["down"]
+
+    widths = dw.trace(features, {"up": f64(3, 7), "down": f64(7, 2)}, X)
+    assert "0.534522" in widths["up"].status
+
+    def attend(params: Any, x: Any) -> Any:
+        q, k, v = (jnp.einsum("tm,mhd->thd", x, params[name]) for name in "qkv")
+        weights = jax.nn.softmax(jnp.einsum("thd,shd->hts", q, k) / np.sqrt(8))
+        return jnp.einsum("hts,shd,hdo->to", weights, v, params["o"])
+
+    widths = dw.trace(attend, {**dict.fromkeys("qkv", f64(3, 8, 8)), "o": f64(8, 8, 2)}, X)
+    assert "1 / sqrt(8)" in widths["q[head_dim]"].status
+    assert widths["q[heads]"].status == "growable"
+
+
+def test_units_that_no_array_makes_are_not_taken_for_a_width() -> None:
+    def apply(params: Any, x: Any) -> Any:
+        return jnp.concatenate([x @ params["up"], x.mean(-1, keepdims=True)], -1) @ params["down"]
+
+    widths = dw.trace(apply, {"up": f64(3, 5), "down": f64(6, 2)}, X)
+    growth = dw.plan(widths, target={"up": f64(3, 8), "down": f64(9, 2)})
+    assert [(change.width, change.new) for change in growth.changes] == [("up", 8)]
+
+
 # Losses and gradients -----------------------------------------------------------------------------
 
 
