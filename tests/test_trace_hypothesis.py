@@ -41,8 +41,8 @@ def test_random_networks_grow_exactly(case: tuple[Spec, list[int], list[int], bo
     found = [growth]
     try:
         copies = dw.strategies.replicate(split="uneven")
-        sizes = {change.width: change.new for change in growth.changes}
-        found.append(dw.plan(widths, sizes, target=big, strategy=copies))
+        grows = {change.width: change.new for change in growth.changes}
+        found.append(dw.plan(widths, grows, target=big, strategy=copies))
     except ValueError as error:
         assert "would change outputs" in str(error)
 
