@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from dogwood_jax._identity import Fill, Reader, Value, exactly
@@ -18,6 +19,7 @@ from dogwood_jax._insert import Insertion, insert
 from dogwood_jax._jaxpr import Program
 from dogwood_jax._pairing import Pairing, numbered
 from dogwood_jax._problems import listed
+from dogwood_jax._random import dtype_named
 from dogwood_jax._statistics import with_statistics
 from dogwood_jax._terms import Terms
 from dogwood_jax._trace import trace
@@ -491,6 +493,10 @@ def _split(path: str) -> list[str]:
 
 
 def _with_kind(insertion: Insertion, leaf: Leaf) -> Insertion:
+    dtype = dtype_named(insertion.dtype)
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        is_key = jnp.issubdtype(dtype, jax.dtypes.prng_key)
+        return replace(insertion, kind="random" if is_key else "zeros")
     into, out = (math.prod(leaf.shape[a] for a in axes) for axes in (leaf.fan_in, leaf.fan_out))
     return replace(insertion, kind=leaf.kind, fans=(into, out))
 

@@ -18,7 +18,7 @@ from dogwood_jax._growth import Growth
 from dogwood_jax._insert import insert
 from dogwood_jax._layout import Units, units_of
 from dogwood_jax._problems import listed
-from dogwood_jax._random import seeds, uniform
+from dogwood_jax._random import dtype_named, seeds, uniform
 from dogwood_jax._shardings import Placement, placement
 from dogwood_jax._tree import (
     PyTree,
@@ -147,7 +147,7 @@ def _grow_and_insert(
         structs = {
             path: struct_of(leaf) if is_array(leaf) else leaf for path, leaf in grown.items()
         }
-        structs |= {i.path: struct(i.shape, jnp.dtype(i.dtype)) for i in growth.insertions}
+        structs |= {i.path: struct(i.shape, dtype_named(i.dtype)) for i in growth.insertions}
         target = rebuilt(growth.structure, structs)
     else:
         target, new = fresh, leaves_by_path(fresh)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from dogwood_jax._problems import listed
-from dogwood_jax._random import seeds, uniform
+from dogwood_jax._random import dtype_named, random_keys, seeds, uniform
 from dogwood_jax._shardings import ANYWHERE, Placement, alike, placement
 from dogwood_jax._tree import PyTree, in_order_of, is_array, leaves_by_path, rebuilt
 from dogwood_jax._widths import Kind
@@ -35,7 +35,8 @@ class Insertion:
             layers a stacked array starts from.
         layers: for an array with one entry for each layer along its first axis: the old layer that
             each is, or -1 for a new one. Only the new ones are filled.
-        kind: what free values are drawn as: ``"random"``, ``"zeros"`` or ``"ones"``.
+        kind: what free values are drawn as: ``"random"``, ``"zeros"`` (integers always) or
+            ``"ones"``.
         fans: fan-in and fan-out of random values.
     """
 
@@ -146,7 +147,7 @@ def fill(
         if source is not None and insertion.fill in ("moved", "copy") and not insertion.layers:
             new = sources[source]
         elif insertion.path in fresh:
-            new = fresh[insertion.path].astype(insertion.dtype)
+            new = lax.convert_element_type(fresh[insertion.path], dtype_named(insertion.dtype))
         else:
             new = _values(insertion, word)
         if source is not None and insertion.layers:
@@ -157,11 +158,13 @@ def fill(
 
 def _values(insertion: Insertion, word: Array | None) -> Array:
     """Returns the values of a new array, or of the new entries of a stack."""
-    shape, dtype = insertion.shape, jnp.dtype(insertion.dtype)
+    shape, dtype = insertion.shape, dtype_named(insertion.dtype)
     layer = shape[1:] if insertion.layers else shape
     if insertion.fill == "identity":
         return jnp.broadcast_to(_identity(layer, insertion.axes).astype(dtype), shape)
     if insertion.fill == "free" and insertion.kind == "random" and word is not None:
+        if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+            return random_keys(word, shape, dtype)
         limit = math.sqrt(6 / sum(insertion.fans))
         drawn: Array = uniform(next(seeds(word)), shape, dtype, limit)
         return drawn

@@ -57,6 +57,30 @@ def uniform(seed: Array, shape: tuple[int, ...], dtype: Any, limit: float) -> Ar
     return lax.convert_element_type(wide * (limit * 2.0**-31), dtype)
 
 
+_KEY_IMPLS = ("threefry2x32", "rbg", "unsafe_rbg")
+
+
+def dtype_named(name: str) -> Any:
+    """Returns a dtype by its name, those of PRNG keys among them."""
+    return _key_like(_key_impl(name)).dtype if name.startswith("key<") else jnp.dtype(name)
+
+
+def random_keys(seed: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    """Returns PRNG keys of this dtype from two random words."""
+    return jax.random.split(jax.random.key(seed[0], impl=_key_impl(str(dtype))), shape)
+
+
+def _key_impl(name: str) -> str:
+    for impl in _KEY_IMPLS:
+        if str(_key_like(impl).dtype) == name:
+            return impl
+    raise ValueError(f"{name}: no PRNG keys of JAX; expected one of {_KEY_IMPLS}")
+
+
+def _key_like(impl: str) -> Any:
+    return jax.eval_shape(functools.partial(jax.random.key, impl=impl), 0)
+
+
 def _hash(words: Array) -> Array:
     """Mixes words so that each bit of the result depends on all bits of the word."""
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):

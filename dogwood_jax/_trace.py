@@ -107,7 +107,11 @@ class Traced:
             {path: _shape(value) for path, value in zip(program.results, outputs, strict=True)},
             {path: _shape(value) for path, value in self.leaves.items()},
         )
+        names = {id(value): path for path, value in self.leaves.items()}
         for path, output in zip(program.results, outputs, strict=True):
+            name = names.get(id(output))
+            if name is not None and f"/{path}".endswith(f"/{name}"):
+                continue  # an array that is returned as it is, as all those of NNX modules are
             self.trace.record("variable" if path in mirrored else "output", (output,), ())
             if path not in mirrored:
                 for dim in output.dims:

@@ -144,6 +144,41 @@ def test_a_module_grows_deeper_with_its_optimizer() -> None:
     assert shapes[0] == shapes[1]
 
 
+class Normalized(nnx.Module):
+    """Residual blocks under a norm, each with keys of its own for dropout."""
+
+    def __init__(self, width: int, layers: int, epsilon: float, rngs: nnx.Rngs) -> None:
+        kwargs = {"rngs": rngs, "param_dtype": jnp.float64, "dtype": jnp.float64}
+        self.read = nnx.Linear(3, width, **kwargs)
+        for i in range(layers):
+            setattr(self, f"norm_{i}", nnx.RMSNorm(width, epsilon=epsilon, **kwargs))
+            setattr(self, f"layer_{i}", nnx.Linear(width, width, **kwargs))
+            setattr(self, f"dropout_{i}", nnx.Dropout(0.5, rngs=rngs))
+        self.write = nnx.Linear(width, 2, **kwargs)
+        self.layers = layers
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.read(x)
+        for i in range(self.layers):
+            norm, layer, dropout = (
+                getattr(self, f"{name}_{i}") for name in ("norm", "layer", "dropout")
+            )
+            x = x + dropout(layer(norm(x)))
+        return self.write(x)
+
+
+@pytest.mark.parametrize("key", [None, jax.random.key(3)], ids=["fresh", "drawn"])
+def test_a_stream_grows_under_its_norms_and_new_layers_get_keys(key: jax.Array | None) -> None:
+    x = jnp.linspace(-1, 1, 6).reshape(2, 3)
+    small = Normalized(4, 1, 1e-3, nnx.Rngs(0))
+    wide = Normalized(6, 2, 1e-3 * 4 / 6, nnx.Rngs(1))
+    small.eval(), wide.eval()
+    grown = dw.nnx.grow(small, wide, x, key=key)
+    np.testing.assert_allclose(grown(x), small(x), rtol=1e-12)
+    grown.train()
+    assert jnp.isfinite(grown(x)).all()
+
+
 def test_refuses_other_structures(images: jax.Array) -> None:
     class Other(nnx.Module):
         def __init__(self) -> None:
