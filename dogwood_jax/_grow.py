@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import prod, sqrt
 from typing import Any
@@ -19,6 +19,7 @@ from dogwood_jax._insert import insert
 from dogwood_jax._layout import Units, units_of
 from dogwood_jax._problems import listed
 from dogwood_jax._random import dtype_named, seeds, uniform
+from dogwood_jax._rounds import apart, rounds
 from dogwood_jax._shardings import Placement, placement
 from dogwood_jax._tree import (
     PyTree,
@@ -84,28 +85,21 @@ def grow(
     leaves = leaves_by_path(variables)
     new = None if fresh is None else leaves_by_path(fresh)
     _check(leaves, growth, key, new)
-    changing = [leaf.path for leaf in growth.widths.leaves if changes(leaf, growth)]
-    old = {path: leaves[path] for path in changing}
+    changing = [leaf for leaf in growth.widths.leaves if changes(leaf, growth)]
+    old = {leaf.path: leaves[leaf.path] for leaf in changing}
     # What a strategy chooses is chosen in the network that has grown already.
     first = without_choices(growth)
-    new = None if new is None else {path: new[path] for path in changing}
+    new = None if new is None else {path: new[path] for path in old}
     where = placement(old | (new or {}), growth.shapes)
-    fill = functools.partial(_grow_leaves, growth=first, where=where)
+    fill = functools.partial(_grow_in_rounds, changing, old, growth=first, where=where)
     donate = donate and not any(change.strategy.choice for change in growth.changes)
-    grown = dict(leaves)
-    for paths in _portions(old) if donate else [changing]:
-        portion = {path: old[path] for path in paths}
-        part = None if new is None else {path: new[path] for path in paths}
-        filled = fill(where.enter(portion), key=key, fresh=where.enter(part))
-        grown |= where.leave(filled)
-        if donate:
-            _delete(portion, filled)
+    grown = leaves | fill(fresh=new, key=key, donate=donate)
     larger = growth.structure if fresh is None else jax.tree.structure(fresh)
     structure = jax.tree.structure(variables) if larger is None else larger
     for change in growth.changes:
         if change.strategy.choice is not None:
             others = [
-                fill(where.enter(old), key=jax.random.fold_in(key, n), fresh=None)  # type: ignore[arg-type]
+                fill(fresh=None, key=jax.random.fold_in(key, n))  # type: ignore[arg-type]
                 for n in range(1, change.strategy.choice.candidates)
             ]
             grown = choose(grown, others, first, change, structure)
@@ -113,16 +107,51 @@ def grow(
     return in_order_of(variables, tree) if larger is None else tree
 
 
-def _portions(arrays: Mapping[str, Any]) -> list[list[str]]:
-    """Returns the paths of arrays in portions that are no larger than the largest array."""
-    sizes = {path: np.size(array) * array.dtype.itemsize for path, array in arrays.items()}
-    portions, room = list[list[str]](), 0
-    for path, size in sizes.items():
-        if not portions or size > room:
+def _grow_in_rounds(
+    changing: Sequence[Leaf],
+    old: Mapping[str, Any],
+    *,
+    growth: Growth,
+    fresh: Mapping[str, Any] | None,
+    key: Array | None,
+    where: Placement,
+    donate: bool = False,
+) -> dict[str, Array]:
+    """Returns arrays grown, those that grow alike by the same compiled function."""
+    place = {leaf.path: index for index, leaf in enumerate(changing)}
+    words = None if key is None else _words(key, len(changing))
+    sizes = {path: np.size(array) * array.dtype.itemsize for path, array in old.items()}
+    grown: dict[str, Array] = {}
+    for leaves in rounds(changing, lambda leaf: apart(growth, [leaf])):
+        for portion in _portions(leaves, sizes) if donate else [leaves]:
+            paths = {str(number): leaf.path for number, leaf in enumerate(portion)}
+            olds = {path: old[path] for path in paths.values()}
+            here = where.renamed({path: number for number, path in paths.items()})
+            filled = _grow_leaves(
+                here.enter({number: old[path] for number, path in paths.items()}),
+                fresh and here.enter({number: fresh[path] for number, path in paths.items()}),
+                key,
+                words,
+                np.array([place[path] for path in paths.values()], np.int32),
+                growth=apart(growth, portion),
+                where=here,
+            )
+            filled = {paths[number]: array for number, array in here.leave(filled).items()}
+            grown |= filled
+            if donate:
+                _delete(olds, filled)
+    return grown
+
+
+def _portions(leaves: Iterable[Leaf], sizes: Mapping[str, int]) -> list[list[Leaf]]:
+    """Returns arrays in portions that are no larger than the largest of all arrays."""
+    portions, room = list[list[Leaf]](), 0
+    for leaf in leaves:
+        if not portions or sizes[leaf.path] > room:
             portions.append([])
             room = max(sizes.values())
-        portions[-1].append(path)
-        room -= size
+        portions[-1].append(leaf)
+        room -= sizes[leaf.path]
     return portions
 
 
@@ -231,26 +260,41 @@ def _needs(leaf: Leaf, growth: Growth) -> set[str]:
     return needs
 
 
+@functools.partial(jax.jit, static_argnames="arrays")
+def _words(key: Array, arrays: int) -> Array:
+    """Returns a seed for each array: compiling JAX's generator takes longer than all the rest."""
+    return jax.random.bits(key, (arrays, 2), jnp.uint32)
+
+
 @functools.partial(jax.jit, static_argnames=("growth", "where"))
 def _grow_leaves(
     leaves: dict[str, Array],
-    growth: Growth,
-    key: Array | None,
     fresh: dict[str, Array] | None,
+    key: Array | None,
+    words: Array | None,
+    places: Array,
+    *,
+    growth: Growth,
     where: Placement,
 ) -> dict[str, Array]:
-    changing = [leaf for leaf in growth.widths.leaves if changes(leaf, growth)]
-    # One call for all arrays: compiling JAX's generator takes longer than the rest.
-    words = None if key is None else jax.random.bits(key, (len(changing), 2), jnp.uint32)
+    """Returns arrays grown.
+
+    Args:
+        leaves: the old arrays, by path.
+        fresh: arrays from which free entries are taken.
+        key: what other random numbers are drawn with.
+        words: a seed for each of the network's arrays that grow, ``[arrays, 2]``.
+        places: which of those each of these arrays is.
+        growth: how they grow.
+        where: on which devices they lie.
+    """
     grown = {}
-    for index, leaf in enumerate(changing):
-        if leaf.path not in leaves:
-            continue
+    for leaf, place in zip(growth.widths.leaves, places, strict=True):
         old = leaves[leaf.path]
         draws = None
         if key is not None and words is not None:
-            keys = (jax.random.fold_in(key, i) for i in itertools.count(index * 1024))
-            draws = _Draws(leaf, growth, old.dtype, seeds(words[index]), keys)
+            keys = (jax.random.fold_in(key, place * 1024 + i) for i in itertools.count())
+            draws = _Draws(leaf, growth, old.dtype, seeds(words[place]), keys)
         new = draws.initialized() if draws and fresh is None else None
         if fresh is not None:
             new = fresh[leaf.path].astype(old.dtype)

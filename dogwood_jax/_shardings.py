@@ -35,6 +35,11 @@ class Placement:
 
     shardings: tuple[tuple[str, Sharding], ...] = ()
 
+    def renamed(self, names: Mapping[str, str]) -> "Placement":
+        """Returns the placement of some of the arrays, under other names."""
+        wanted = dict(self.shardings)
+        return Placement(tuple((names[path], wanted[path]) for path in names if path in wanted))
+
     def enter(self, arrays: Arrays) -> Arrays:
         """Returns the function's arguments, on the same devices as they are.
 
