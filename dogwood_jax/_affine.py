@@ -16,6 +16,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from dogwood_jax._growth import Change
@@ -296,6 +297,8 @@ class _Changes:
     def _taken(self, array: Array, axis: int, sources: tuple[int, ...]) -> Array:
         """Returns the entries of an axis that are copied."""
         runs = _runs(sources)
+        if self.sharded and len(runs) > 2 and all(map(int.__lt__, sources, sources[1:])):
+            return _compacted(array, axis, sources)
         if len(runs) > _MOST_RUNS:
             return jnp.take(array, jnp.asarray(sources, int), axis=axis)
         if not self.sharded:
@@ -329,6 +332,24 @@ def _runs(sources: tuple[int, ...]) -> list[tuple[int, int]]:
         for place, source in enumerate(sources)
         if not place or source != sources[place - 1] + 1
     ]
+
+
+def _compacted(array: Array, axis: int, sources: tuple[int, ...]) -> Array:
+    """Returns some entries of an axis in their order, by moves that no device has to gather.
+
+    Each entry moves by the binary digits of how far it has to go, the lowest first: as nothing
+    overtakes, no two are ever in the same place.
+    """
+    places = np.array(sources)
+    steps = places - np.arange(len(sources))
+    for bit in range(int(steps.max(initial=0)).bit_length()):
+        moves = steps >> bit & 1
+        places = places - (moves << bit)
+        arrives = np.zeros(array.shape[axis], bool)
+        arrives[places[moves == 1]] = True
+        moved = _padded(array, array.shape, axis, -(1 << bit))
+        array = jnp.where(_along(jnp.asarray(arrives), axis, array.ndim), moved, array)
+    return _padded(array, _with(array.shape, axis, len(sources)))
 
 
 def _with(shape: tuple[int, ...], axis: int, size: int) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import prod, sqrt
 from typing import Any
@@ -19,7 +19,7 @@ from dogwood_jax._insert import insert
 from dogwood_jax._layout import Units, units_of
 from dogwood_jax._problems import listed
 from dogwood_jax._random import dtype_named, seeds, uniform
-from dogwood_jax._rounds import apart, rounds
+from dogwood_jax._rounds import apart, bytes_of, delete, rounds, several_times
 from dogwood_jax._shardings import Placement, placement
 from dogwood_jax._tree import (
     PyTree,
@@ -120,49 +120,28 @@ def _grow_in_rounds(
     """Returns arrays grown, those that grow alike by the same compiled function."""
     place = {leaf.path: index for index, leaf in enumerate(changing)}
     words = None if key is None else _words(key, len(changing))
-    sizes = {path: np.size(array) * array.dtype.itemsize for path, array in old.items()}
+    keep = several_times(old.values())
     grown: dict[str, Array] = {}
-    for leaves in rounds(changing, lambda leaf: apart(growth, [leaf])):
-        for portion in _portions(leaves, sizes) if donate else [leaves]:
-            paths = {str(number): leaf.path for number, leaf in enumerate(portion)}
-            olds = {path: old[path] for path in paths.values()}
-            here = where.renamed({path: number for number, path in paths.items()})
-            filled = _grow_leaves(
-                here.enter({number: old[path] for number, path in paths.items()}),
-                fresh and here.enter({number: fresh[path] for number, path in paths.items()}),
-                key,
-                words,
-                np.array([place[path] for path in paths.values()], np.int32),
-                growth=apart(growth, portion),
-                where=here,
-            )
-            filled = {paths[number]: array for number, array in here.leave(filled).items()}
-            grown |= filled
-            if donate:
-                _delete(olds, filled)
+    for leaves in rounds(
+        changing,
+        lambda leaf: apart(growth, [leaf]),
+        (lambda leaf: bytes_of(old[leaf.path])) if donate else None,
+    ):
+        paths = {str(number): leaf.path for number, leaf in enumerate(leaves)}
+        here = where.renamed({path: number for number, path in paths.items()})
+        filled = _grow_leaves(
+            here.enter({number: old[path] for number, path in paths.items()}),
+            fresh and here.enter({number: fresh[path] for number, path in paths.items()}),
+            key,
+            words,
+            np.array([place[path] for path in paths.values()], np.int32),
+            growth=apart(growth, leaves),
+            where=here,
+        )
+        grown |= {paths[number]: array for number, array in here.leave(filled).items()}
+        if donate:
+            delete((old[path] for path in paths.values()), filled.values(), keep)
     return grown
-
-
-def _portions(leaves: Iterable[Leaf], sizes: Mapping[str, int]) -> list[list[Leaf]]:
-    """Returns arrays in portions that are no larger than the largest of all arrays."""
-    portions, room = list[list[Leaf]](), 0
-    for leaf in leaves:
-        if not portions or sizes[leaf.path] > room:
-            portions.append([])
-            room = max(sizes.values())
-        portions[-1].append(leaf)
-        room -= sizes[leaf.path]
-    return portions
-
-
-def _delete(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Deletes old arrays, as soon as the new ones no longer need them."""
-    if not any(isinstance(array, jax.core.Tracer) for array in new.values()):
-        for array in new.values():
-            array.block_until_ready()
-        for array in old.values():
-            if isinstance(array, jax.Array):
-                array.delete()
 
 
 def _grow_and_insert(

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
 from typing import Any
 
 from dogwood_jax._insert import Insertion
@@ -97,13 +98,21 @@ class Growth:
         return {change.width: change.new for change in self.changes}
 
     @cached_property
-    def factors(self) -> dict[str, float]:
-        """What old entries are multiplied by, for arrays in which they are, by path."""
-        factors: dict[str, float] = {}
+    def powers(self) -> dict[str, list[tuple[Change, float]]]:
+        """The changes that multiply old entries by a power of their ratio, by path."""
+        powers: dict[str, list[tuple[Change, float]]] = {}
         for change in self.changes:
             for path, power in change.recipe.powers if change.recipe else ():
-                factors[path] = factors.get(path, 1.0) * change.ratio**power
-        return factors
+                powers.setdefault(path, []).append((change, power))
+        return powers
+
+    @cached_property
+    def factors(self) -> dict[str, float]:
+        """What old entries are multiplied by, for arrays in which they are, by path."""
+        return {
+            path: prod(change.ratio**power for change, power in powers)
+            for path, powers in self.powers.items()
+        }
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -28,6 +28,10 @@ def narrow(
 
     ``narrow`` undoes a growth by ``zero_outgoing``, bit for bit.
 
+    Of an array that is divided among devices, units that stay in their order move from device to
+    device, wherever they are. To put them in another order, XLA may make the whole smaller array on
+    each device.
+
     Args:
         variables: pytree of the network's arrays; also under ``jax.jit``.
         widths: its widths, from ``trace`` or ``chain``.

@@ -31,6 +31,7 @@ from dogwood_jax._opt_fields import (
 )
 from dogwood_jax._pairing import closest
 from dogwood_jax._problems import listed
+from dogwood_jax._rounds import apart, bytes_of, delete, rounds, several_times
 from dogwood_jax._shardings import Placement, placement
 from dogwood_jax._tree import PyTree, leaf_path, leaves_by_path, numbered, struct
 from dogwood_jax._widths import Leaf
@@ -44,6 +45,7 @@ def grow_opt_state(
     variables: PyTree = None,
     second_moment: Literal["mean", "zeros"] = "mean",
     fields: Mapping[str, Meaning] | None = None,
+    donate: bool = False,
 ) -> PyTree:
     """Grows the state of an optimizer as the variables grew, so that training goes on.
 
@@ -81,6 +83,8 @@ def grow_opt_state(
             ``"update"`` for averages of updates that no longer scale with the gradient, ``"step"``
             for step sizes, ``"parameters"`` for averages of parameters. An ``optax.ema`` on its
             own may average either gradients or parameters: ``{"ema": "parameters"}``.
+        donate: whether old arrays that grow may be deleted, each when its new one is there, as by
+            ``grow``. It has no effect under ``jax.jit``, nor where layers are inserted.
 
     Returns:
         The state, for the grown parameters.
@@ -107,7 +111,7 @@ def grow_opt_state(
         The adjoint follows from the chain rule. Kingma and Ba, 2015, Adam, for the bias
         correction.
     """
-    return grow_state(opt_state, growth, tx, None, variables, second_moment, fields or {})
+    return grow_state(opt_state, growth, tx, None, variables, second_moment, fields or {}, donate)
 
 
 def grow_state(
@@ -118,6 +122,7 @@ def grow_state(
     variables: PyTree,
     second_moment: str,
     fields: Mapping[str, Meaning],
+    donate: bool = False,
 ) -> PyTree:
     """Grows a state: ``grow_opt_state``, which describes the arguments, but for ``params``.
 
@@ -157,11 +162,11 @@ def grow_state(
         with jax.ensure_compile_time_eval():
             expected = start()
     shapes = {place: tuple(jnp.shape(leaf)) for place, leaf in leaves_by_path(expected).items()}
-    known = tuple(
+    known = [
         _Known(f, meanings[f.place], seen[f.place].start if f.adds_up and f.place in seen else 0.0)
         for f in found
         if f.place in meanings
-    )
+    ]
     new = tuple(a for a in _new_arrays(found, growth, meanings) if a.field.place in shapes)
     moved = {field.place: field.at(growth.place(field.leaf.path)) for field in found}
     grown = {moved.get(place, place): array for place, array in arrays.items()}
@@ -172,18 +177,16 @@ def grow_state(
         alike={one.field.place: old[one.kin[0].place] for one in new},
     )
     own = None if variables is None else _own(variables, growth, known, new)
-    filled = _grow_fields(
-        where.enter(old),
-        _starts(start, {array.field.place for array in new}, where),
-        where.enter(own),
-        growth,
-        known,
-        new,
-        tuple(shapes.items()),
-        second_moment,
-        where,
+    filled = _grow_in_rounds(
+        known, old, own, growth, shapes, second_moment, where, donate and not new
     )
-    grown |= where.leave(filled)
+    if new:
+        begun = _starts(start, {array.field.place for array in new}, where)
+        entered = where.enter(old), where.enter(begun), where.enter(filled), where.enter(own)
+        filled |= where.leave(
+            _fill_fields(*entered, growth, new, tuple(shapes.items()), second_moment, where)
+        )
+    grown |= filled
     problems = [f"{place}: tx has no such state" for place in grown if place not in shapes]
     problems += [
         f"{place}: grows to {jnp.shape(grown[place])}, but for the larger network tx expects "
@@ -309,11 +312,20 @@ class _Known:
         field: where it is.
         meaning: what the field holds.
         start: what it started from, where that stays in it.
+        shape: of a second moment that may be kept as its means, what the larger network's has.
+        stack: what becomes of its layers, where there are more in a stack of them.
     """
 
     field: Field
     meaning: Meaning
     start: float
+    shape: tuple[int, ...] | None = None
+    stack: Insertion | None = None
+
+    def places(self, path: str) -> list[str]:
+        """The paths in the state of what is kept for an array of the network."""
+        names = (None, "v_row", "v_col") if self.field.factored else (None,)
+        return [self.field.at(path, name) for name in names]
 
 
 @dataclass(frozen=True)
@@ -352,64 +364,133 @@ def _new_arrays(
                 yield _New(field, insertion, kin, meanings.get(kin[0].place))
 
 
-@functools.partial(
-    jax.jit, static_argnames=("growth", "known", "new", "shapes", "second_moment", "where")
-)
+def _grow_in_rounds(
+    known: Iterable[_Known],
+    arrays: Mapping[str, Any],
+    own: Mapping[str, Any] | None,
+    growth: Growth,
+    shapes: Mapping[str, tuple[int, ...]],
+    second_moment: str,
+    where: Placement,
+    donate: bool,
+) -> dict[str, Array]:
+    """Returns the arrays that follow old ones of the network, by place in the larger state.
+
+    Those that grow alike do so by the same compiled function. See ``_fill_fields`` for the
+    arguments.
+    """
+    growing = []
+    for one in known:
+        path = one.field.leaf.path
+        stack = growth.moved.get(path) if not one.field.axis else None
+        stack = stack if stack and stack.layers else None
+        if not one.field.is_factor and (changes(one.field.leaf, growth) or stack):
+            shape = shapes.get(one.field.at(growth.place(path))) if one.field.factored else None
+            growing.append(replace(one, shape=shape, stack=stack))
+
+    def size(one: _Known) -> int:
+        return sum(bytes_of(arrays[place]) for place in one.places(one.field.leaf.path))
+
+    keep = several_times(arrays.values())
+    grown: dict[str, Array] = {}
+    for alike in rounds(growing, lambda one: _numbered([one], growth), size if donate else None):
+        numbered, alone = _numbered(alike, growth)
+        old, fresh, names = dict[str, Any](), dict[str, Any](), dict[str, str]()
+        for number, one in zip(numbered, alike, strict=True):
+            path, new_path = one.field.leaf.path, growth.place(one.field.leaf.path)
+            inner = number.places(number.field.leaf.path)
+            old |= {to: arrays[place] for to, place in zip(inner, one.places(path))}
+            names |= dict(zip(one.places(new_path), inner))
+            if own is not None and one.meaning == "parameters":
+                fresh[number.field.leaf.path] = own[new_path]
+        here = where.renamed(names)
+        filled = _grow_fields(
+            here.enter(old), here.enter(fresh), alone, numbered, second_moment, here
+        )
+        filled = here.leave(filled)
+        grown |= {place: filled[inner] for place, inner in names.items() if inner in filled}
+        if donate:
+            delete(old.values(), filled.values(), keep)
+    return grown
+
+
+def _numbered(known: Sequence[_Known], growth: Growth) -> tuple[tuple[_Known, ...], Growth]:
+    """Returns arrays of the state with numbers for names, and the growth of what they follow."""
+    alone = apart(growth, [one.field.leaf for one in known])
+    fields = (
+        replace(one.field, group=leaf.path, inner=leaf.path, leaf=leaf)
+        for one, leaf in zip(known, alone.widths.leaves, strict=True)
+    )
+    numbered = (replace(one, field=field) for one, field in zip(known, fields, strict=True))
+    return tuple(numbered), alone
+
+
+@functools.partial(jax.jit, static_argnames=("growth", "known", "second_moment", "where"))
 def _grow_fields(
     arrays: dict[str, Array],
-    starts: dict[str, Array],
-    own: dict[str, Array] | None,
+    own: dict[str, Array],
     growth: Growth,
     known: tuple[_Known, ...],
+    second_moment: str,
+    where: Placement,
+) -> dict[str, Array]:
+    """Returns arrays that follow old ones of the network, by place; see ``_fill_fields``."""
+    grown: dict[str, Array] = {}
+    for one in known:
+        path, stack = one.field.leaf.path, one.stack
+        array = _read(one.field, arrays)
+        fresh = own[path].astype(array.dtype) if path in own else None
+        if changes(one.field.leaf, growth):
+            old_rows = np.flatnonzero(np.asarray(stack.layers) >= 0) if stack else None
+            rows = fresh if fresh is None or old_rows is None else fresh[old_rows]
+            array = _widened(array, one, growth, rows, second_moment)
+        if stack:
+            array = _deepened(array, stack, one.meaning, fresh, second_moment)
+        grown |= _written(one.field, path, array, one.shape)
+    return where.constrain(grown)
+
+
+@functools.partial(jax.jit, static_argnames=("growth", "new", "shapes", "second_moment", "where"))
+def _fill_fields(
+    arrays: dict[str, Array],
+    starts: dict[str, Array],
+    grown: dict[str, Array],
+    own: dict[str, Array] | None,
+    growth: Growth,
     new: tuple[_New, ...],
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
     second_moment: str,
     where: Placement,
 ) -> dict[str, Array]:
-    """Returns the arrays of the larger network's state that are not old ones, by place.
+    """Returns the arrays that follow new ones of the network, by place.
 
     Args:
         arrays: the old ones, by place.
         starts: what training of the larger network would start with, for new arrays.
+        grown: the arrays that follow old ones of the network, by place.
         own: the grown variables, by path.
         growth: the growth.
-        known: the arrays that follow old ones of the network.
         new: the arrays that follow new ones of the network.
         shapes: shapes of the larger network's state, by place.
         second_moment: see ``grow_opt_state``.
         where: on which devices they lie.
     """
     wanted = dict(shapes)
-    grown: dict[str, Array] = {}
-    for one in known:
-        field, meaning = one.field, one.meaning
-        insertion = growth.moved.get(field.leaf.path)
-        layers = insertion.layers if insertion and not field.axis else ()
-        if field.is_factor or not (changes(field.leaf, growth) or layers):
-            continue
-        place = growth.place(field.leaf.path)
-        array = _read(field, arrays)
-        fresh = own[place].astype(array.dtype) if own and meaning == "parameters" else None
-        if changes(field.leaf, growth):
-            old_rows = np.flatnonzero(np.asarray(layers) >= 0)
-            rows = fresh[old_rows] if layers and fresh is not None else fresh
-            array = _widened(array, one, growth, rows, second_moment)
-        if insertion and layers:
-            array = _deepened(array, insertion, meaning, fresh, second_moment)
-        grown |= _written(field, place, array, wanted)
+    filled: dict[str, Array] = {}
     for newborn in new:
         place, dtype = newborn.field.place, arrays[newborn.kin[0].place].dtype
         if newborn.meaning == "parameters":
-            grown[place] = _filled(newborn, arrays, grown, growth, own).astype(dtype)
+            filled[place] = _filled(newborn, arrays, grown, growth, own).astype(dtype)
         elif newborn.meaning not in ("second", "magnitude") or second_moment == "zeros":
-            grown[place] = starts[place].astype(dtype)
+            filled[place] = starts[place].astype(dtype)
         elif not newborn.field.is_factor:
             sums = [_read(kin, arrays) for kin in newborn.kin]
             mean = sum(map(jnp.sum, sums)) / sum(array.size for array in sums)
             insertion = newborn.insertion
             shape = insertion.shape if newborn.field.axis is None else wanted[place]
-            grown |= _written(newborn.field, insertion.path, jnp.full(shape, mean, dtype), wanted)
-    return where.constrain(grown)
+            full = jnp.full(shape, mean, dtype)
+            filled |= _written(newborn.field, insertion.path, full, wanted.get(place))
+    return where.constrain(filled)
 
 
 def _filled(
@@ -490,14 +571,14 @@ def _read(field: Field, arrays: Mapping[str, Array]) -> Array:
 
 
 def _written(
-    field: Field, path: str, array: Array, shapes: Mapping[str, tuple[int, ...]]
+    field: Field, path: str, array: Array, shape: tuple[int, ...] | None
 ) -> dict[str, Array]:
-    """Returns an array of the state by place, taken apart if that is what is expected."""
+    """Returns an array of the state by place, taken apart unless that shape is expected of it."""
     place = field.at(path)
     if not field.factored:
         return {place: array}
     rows = columns = absent = jnp.zeros((1,), array.dtype)
-    if shapes.get(place, array.shape) != array.shape:
+    if shape not in (None, array.shape):
         row, column = np.argsort(array.shape)[-2:]
         rows, columns, array = jnp.mean(array, column), jnp.mean(array, row), absent
     return {place: array, field.at(path, "v_row"): rows, field.at(path, "v_col"): columns}

@@ -5,9 +5,14 @@ arrays go in rounds: the first of each kind, then the second of each kind that h
 With numbers for the names of arrays and widths, rounds of the same kinds are the same program.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 from dogwood_jax._growth import Change, Growth
 from dogwood_jax._layout import renamed, units_of
@@ -16,13 +21,62 @@ from dogwood_jax._widths import Leaf, Widths
 Item = TypeVar("Item")
 
 
-def rounds(items: Iterable[Item], kind: Callable[[Item], Hashable]) -> list[list[Item]]:
-    """Returns items in rounds with at most one of each kind, in the order of the kinds."""
+def rounds(
+    items: Sequence[Item],
+    kind: Callable[[Item], Hashable],
+    size: Callable[[Item], int] | None = None,
+) -> list[list[Item]]:
+    """Returns items in rounds with at most one of each kind, in the order of the kinds.
+
+    Args:
+        items: what goes in rounds.
+        kind: tells which items are alike.
+        size: if given, rounds are cut into portions that are no larger than the largest item.
+    """
     alike: dict[Hashable, list[Item]] = {}
     for item in items:
         alike.setdefault(kind(item), []).append(item)
     most = max(map(len, alike.values()), default=0)
-    return [[same[n] for same in alike.values() if n < len(same)] for n in range(most)]
+    whole = [[same[n] for same in alike.values() if n < len(same)] for n in range(most)]
+    if size is None:
+        return whole
+    largest = max(map(size, items), default=0)
+    return [part for items in whole for part in _portions(items, size, largest)]
+
+
+def _portions(
+    items: Iterable[Item], size: Callable[[Item], int], largest: int
+) -> Iterator[list[Item]]:
+    portion, room = list[Item](), largest
+    for item in items:
+        if size(item) > room:
+            yield portion
+            portion, room = [], largest
+        portion.append(item)
+        room -= size(item)
+    yield portion
+
+
+def bytes_of(array: Any) -> int:
+    """Returns how much memory an array takes."""
+    return int(np.size(array)) * int(jnp.result_type(array).itemsize)
+
+
+def several_times(arrays: Iterable[Any]) -> frozenset[int]:
+    """Returns the ids of arrays that occur several times, which one place may not delete."""
+    counts = Counter(map(id, arrays))
+    return frozenset(name for name, count in counts.items() if count > 1)
+
+
+def delete(old: Iterable[Any], new: Iterable[Any], keep: frozenset[int]) -> None:
+    """Deletes old arrays but some, as soon as the new ones no longer need them."""
+    new = list(new)
+    if not any(isinstance(array, jax.core.Tracer) for array in new):
+        for array in new:
+            array.block_until_ready()
+        for array in old:
+            if isinstance(array, jax.Array) and id(array) not in keep:
+                array.delete()
 
 
 def apart(growth: Growth, leaves: Sequence[Leaf]) -> Growth:
@@ -32,14 +86,10 @@ def apart(growth: Growth, leaves: Sequence[Leaf]) -> Growth:
         growth: the growth of the network, without insertions.
         leaves: the arrays; they are called ``"0"``, ``"1"`` and so on.
     """
-    scaled: dict[str, list[Change]] = {}
-    for change in growth.changes:
-        for path, _ in change.recipe.powers if change.recipe else ():
-            scaled.setdefault(path, []).append(change)
     numbered, changes = [], []
     for number, leaf in enumerate(leaves):
         found = dict.fromkeys(units.width for layout in leaf.axes for units in units_of(layout))
-        found |= dict.fromkeys(change.width for change in scaled.get(leaf.path, ()))
+        found |= dict.fromkeys(change.width for change, _ in growth.powers.get(leaf.path, ()))
         names = {width: f"{number}.{n}" for n, width in enumerate(found)}
         axes = tuple(renamed(layout, names) for layout in leaf.axes)
         numbered.append(replace(leaf, path=str(number), axes=axes))

@@ -166,9 +166,10 @@ def test_arrays_stay_on_their_devices(types, mesh):
     state = dw.grow_opt_state(TX.init(case.sharded), case.growth, TX)
     assert shardings_of(state[0].mu) == case.shardings
     assert_equal(state, dw.grow_opt_state(TX.init(case.params), case.growth, TX))
-    # Units that are far apart are gathered, of which explicit axes would have to be told.
+    # Units in another order are looked up, of which explicit axes would have to be told.
     growth = dw.plan(
-        case.growth.after, keep={name: range(0, n, 2) for name, n in case.growth.sizes.items()}
+        case.growth.after,
+        keep={name: range(n - 2, -1, -2) for name, n in case.growth.sizes.items()},
     )
     halved = dw.grow(wide, growth)
     assert shardings_of(halved) == case.shardings
@@ -188,6 +189,23 @@ def test_narrowed_and_merged_arrays_stay_on_their_devices(mesh):
     merged = dw.merge_symmetric(wide, widths, list(case.growth.sizes))
     assert shardings_of(merged) == case.shardings
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), merged, case.params)
+
+
+@pytest.mark.parametrize("name", ["tensor parallel", "both axes"])
+def test_units_that_stay_here_and_there_are_not_gathered(name, mesh):
+    case = Case(name, mesh)
+    rng = np.random.default_rng(0)
+    keep = {n: np.sort(rng.permutation(32)[:16]) for n in case.growth.sizes}
+    growth = dw.plan(case.growth.widths, keep=keep)
+    grow = jax.jit(partial(dw.grow, growth=growth), out_shardings=case.shardings)
+    compiled = grow.lower(case.sharded).compile()
+    assert_equal(compiled(case.sharded), dw.grow(case.params, growth))
+    first, second = map(keep.get, case.growth.sizes)
+    np.testing.assert_array_equal(
+        compiled(case.sharded)["mid"], case.params["mid"][first][:, second]
+    )
+    if jax.__version_info__ >= (0, 7):
+        assert collectives(compiled).keys() == {"collective-permute"}
 
 
 def test_sizes_that_do_not_divide_are_refused_together(mesh):
