@@ -196,12 +196,38 @@ def _fold(combine: Callable[[Any, Any], Any]) -> Callable[[Config], Function]:
     return lambda config: lambda xs: functools.reduce(combine, _aligned(xs))
 
 
+def _product(xs: Sequence[Any], masks: Sequence[Any]) -> Any:
+    """A product in which masked factors do not count; zero where none counts."""
+    factors = [x if m is None else jnp.where(m[..., None], x, 1) for x, m in zip(xs, masks)]
+    product = functools.reduce(jnp.multiply, factors)
+    if any(mask is None for mask in masks):
+        return product
+    return jnp.where(functools.reduce(jnp.logical_or, masks)[..., None], product, 0)
+
+
+def _extreme(combine: Callable[[Any, Any], Any], xs: Sequence[Any], masks: Sequence[Any]) -> Any:
+    """A maximum or minimum in which what is masked does not count."""
+    (y, seen), *others = zip(xs, masks)
+    for x, mask in others:
+        x = x if mask is None else jnp.where(mask[..., None], x, y)
+        y = combine(y if seen is None else jnp.where(seen[..., None], y, x), x)
+        seen = None if seen is None or mask is None else seen | mask
+    return y
+
+
+def _masked(combine: Callable[[Any, Any], Any], masked: Function) -> Callable[[Config], Function]:
+    def merge(xs: Sequence[Any], masks: Sequence[Any] | None = None) -> Any:
+        return functools.reduce(combine, _aligned(xs)) if masks is None else masked(xs, masks)
+
+    return lambda config: merge
+
+
 FUNCTIONS |= {
     "Add": _fold(jnp.add),
     "Subtract": _fold(jnp.subtract),
-    "Multiply": _fold(jnp.multiply),
-    "Maximum": _fold(jnp.maximum),
-    "Minimum": _fold(jnp.minimum),
+    "Multiply": _masked(jnp.multiply, _product),
+    "Maximum": _masked(jnp.maximum, functools.partial(_extreme, jnp.maximum)),
+    "Minimum": _masked(jnp.minimum, functools.partial(_extreme, jnp.minimum)),
     "Average": lambda config: lambda xs: functools.reduce(jnp.add, _aligned(xs)) / len(xs),
 }
 

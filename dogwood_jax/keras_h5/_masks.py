@@ -22,7 +22,7 @@ _DOT_ATTENTION = ("Attention", "AdditiveAttention")
 # In configs, beside what Keras has there, where the version of Keras decides:
 # - "ignored": the layer knows of no masks
 # - "all": of a sum, what the masks of all inputs agree on counts
-# - "computed": of a product, what is masked does not count in it; not supported
+# - "computed": in a product or extreme, what is masked does not count
 # - "held": of a Bidirectional layer, a masked step has the output of the step before
 # - "taken": attention takes the masks off its inputs, for layers that are called later
 MASKS = "masks, says dogwood_jax"
@@ -110,8 +110,10 @@ def with_masks(graph: Graph, call: Call, masks: Masks, kwargs: Mapping[str, Any]
         implied = {name: mask for name, mask in zip(names, given) if mask is not None}
         if config.get(MASKS) == "taken":  # whatever it is called with
             kwargs = {name: value for name, value in kwargs.items() if name != "query_mask"}
-    elif class_name in _DOT_ATTENTION and any(mask is not None for mask in given):
+    elif any(mask is not None for mask in given) and class_name in _DOT_ATTENTION:
         implied = {"mask": given}
+    elif any(mask is not None for mask in given) and config.get(MASKS) == "computed":
+        implied = {"masks": given}
     elif class_name in _TAKES_MASK and given[0] is not None and not graph.masks_are_given:
         implied = {"mask": given[0]}
     return {**implied, **kwargs}
@@ -183,7 +185,7 @@ def handed_on(class_name: str, config: Config, masks: list[Any]) -> Any:
     if class_name in _HANDS_ON or class_name == "TimeDistributed" and ignores_mask(config["layer"]):
         return masks[0]
     last = class_name == "Concatenate" and config.get("axis", -1) in (-1, 2)
-    if (last or class_name in MERGES) and config.get(MASKS) != "computed":
+    if last or class_name in MERGES:
         if config.get(MASKS) == "all":
             return functools.reduce(operator.and_, known)
         return functools.reduce(operator.or_, known) if len(known) == len(masks) else None

@@ -127,6 +127,8 @@ def versions():
     e, f = L.Embedding(9, 4, mask_zero=True)(a), L.Embedding(9, 4, mask_zero=True)(a)
     ends = [L.LSTM(2)(L.Add()([e, b])), L.LSTM(2)(L.Add()([e, f]))]
     ends += [L.LSTM(3)(L.Concatenate()([e, f])), L.GlobalAveragePooling1D()(L.Dense(3)(e))]
+    merged = L.Multiply()([e, b]), L.Maximum()([b, e])
+    ends.append(L.Concatenate()([L.LSTM(2)(one) for one in merged]))
     ends.append(L.Bidirectional(L.GRU(2, return_sequences=True))(e))
     ends.append(L.UpSampling2D((2, 3), interpolation="bilinear")(L.Reshape((6, 4, 1))(b)))
     ends.append(L.Activation("hard_sigmoid")(b))
