@@ -1,9 +1,6 @@
-"""Keras files on the command line, and what a process that is killed leaves of them."""
+"""Keras files on the command line."""
 
 import os
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import jax
@@ -139,43 +136,3 @@ def test_errors_are_said_and_nothing_is_written(arguments, message, weights, tmp
         main([names.get(argument, argument) for argument in arguments])
     assert str(raised.value).startswith("keras_h5: ") and message in str(raised.value)
     assert sorted(os.listdir(tmp_path)) == before
-
-
-_KILLED = """
-    import os, signal, sys
-    import h5py
-    import numpy as np
-    from dogwood_jax import keras_h5
-
-    path = sys.argv[1]
-    def variables(value):
-        return {"dense_1": {"kernel": np.full((300, 300), value, "f")}}
-    keras_h5.save(path, variables(0))
-    places = [(h5py.Group, "create_dataset"), (os, "fsync"), (os, "replace")]
-    for owner, name in places:
-        for after in (False, True):
-            original = getattr(owner, name)
-            def dying(*args, **kwargs):
-                if after:
-                    original(*args, **kwargs)
-                os.kill(os.getpid(), signal.SIGKILL)
-            child = os.fork()
-            if not child:
-                setattr(owner, name, dying)
-                keras_h5.save(path, variables(1))
-                os._exit(0)
-            assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
-            print(name, after, keras_h5.load(path)["params"]["dense_1"]["kernel"].mean())
-            keras_h5.save(path, variables(0))
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are killed on Unix only")
-def test_a_killed_process_leaves_the_old_file_or_the_new_one(tmp_path):
-    path = tmp_path / "x.h5"
-    program = [sys.executable, "-c", textwrap.dedent(_KILLED), str(path)]
-    said = subprocess.run(program, capture_output=True, text=True, check=True).stdout.splitlines()
-    places = [f"{n} {a}" for n in ("create_dataset", "fsync", "replace") for a in (False, True)]
-    assert said == [f"{place} {float(place == 'replace True')}" for place in places]
-    # What was begun is in folders of its own, which no one takes for a file of weights.
-    assert all(name == "x.h5" or name.startswith(".keras_h5-") for name in os.listdir(tmp_path))

@@ -1,7 +1,5 @@
-import errno
 import os
 import re
-import stat
 import tempfile
 from pathlib import Path
 
@@ -583,65 +581,6 @@ def test_files_that_cannot_be_opened(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such folder; make it first: .*nowhere'"):
         keras_h5.save(tmp_path / "nowhere" / "x.h5", small())
     assert os.listdir(tmp_path) == []
-
-
-@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "disk full"), KeyboardInterrupt()])
-@pytest.mark.parametrize(
-    ("target", "name"),
-    [(h5py.Group, "create_dataset"), (os, "fsync"), (os, "replace")],
-    ids=lambda value: value if isinstance(value, str) else value.__name__,
-)
-@pytest.mark.parametrize("use_like", [False, True])
-def test_a_failed_save_leaves_the_old_file(target, name, failure, use_like, tmp_path, monkeypatch):
-    path = tmp_path / "x.h5"
-    keras_h5.save(path, small())
-    before = path.read_bytes()
-    original, calls = getattr(target, name), []
-
-    def fail(*args, **kwargs):
-        calls.append(args)
-        if name == "create_dataset" and len(calls) < 3:  # in the middle of the file
-            return original(*args, **kwargs)
-        raise failure
-
-    monkeypatch.setattr(target, name, fail)
-    with pytest.raises((type(failure), keras_h5.KerasFileError)):
-        keras_h5.save(path, jax.tree.map(np.zeros_like, small()), like=path if use_like else None)
-    monkeypatch.undo()
-    assert calls and path.read_bytes() == before and os.listdir(tmp_path) == ["x.h5"]
-
-
-def test_a_full_disk_leaves_the_old_file(tmp_path):
-    resource = pytest.importorskip("resource", reason="limits the size of files, on Unix only")
-    signal = pytest.importorskip("signal")
-    path = tmp_path / "x.h5"
-    keras_h5.save(path, small())
-    before = path.read_bytes()
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
-    try:
-        with pytest.raises(OSError):
-            keras_h5.save(path, small(dense_1={"kernel": np.ones((100, 100))}))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
-    assert path.read_bytes() == before and os.listdir(tmp_path) == ["x.h5"]
-
-
-@pytest.mark.skipif(os.name != "posix", reason="Unix permissions and links")
-def test_permissions_and_links_are_kept(tmp_path):
-    path, link = tmp_path / "x.h5", tmp_path / "link.h5"
-    plain = tmp_path / "plain"
-    plain.touch()
-    keras_h5.save(path, small())
-    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
-    path.chmod(0o640)
-    link.symlink_to(path)
-    variables = small(dense_2={"kernel": np.zeros((2, 3), "f")})
-    keras_h5.save(link, variables)
-    assert link.is_symlink() and stat.S_IMODE(path.stat().st_mode) == 0o640
-    assert_same(keras_h5.load(path), variables)
 
 
 def test_arguments_are_left_alone(tmp_path):

@@ -59,6 +59,22 @@ def test_a_module_is_initialized_with_the_variables_it_takes(path):
     assert shapes(own) == shapes(variables)
 
 
+def test_a_layer_scale_has_a_weight_of_any_name(tmp_path):
+    layer = {"class_name": "LayerScale", "config": {"name": "scale", "projection_dim": 3}}
+    inputs = {"class_name": "InputLayer", "config": {"name": "x", "batch_shape": [None, 3]}}
+    model = {"class_name": "Sequential", "config": {"name": "m", "layers": [inputs, layer]}}
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        file.attrs["model_config"] = json.dumps(model)
+        group = file.create_group("model_weights")
+        group.attrs["layer_names"] = np.array([b"scale"])
+        group["scale/m/variable_1"] = np.array([1, 2, 3], "f")
+        group["scale"].attrs["weight_names"] = np.array([b"m/variable_1"])
+    module, variables = load_model(path)
+    y = module.apply(variables, np.ones((2, 3), "f"))
+    np.testing.assert_array_equal(y, [[1, 2, 3], [1, 2, 3]])
+
+
 # Layers that feed others, and the input with which their model is traced.
 @pytest.mark.parametrize(
     ("name", "layers"),
@@ -403,6 +419,17 @@ def test_arrays_that_do_not_fit_together_are_refused(tmp_path):
     path = DATA / "tensorflow_2.10.0_image.h5"
     path = changed(path, tmp_path, lambda layers: layers["conv2d"]["config"].update(groups=5))
     with pytest.raises(KerasFileError, match="the arrays are not those of the model"):
+        load_model(path)
+
+
+def test_quantized_weights_are_refused(tmp_path):
+    path = shutil.copy(DATA / "tensorflow_2.10.0_image.h5", tmp_path / "quantized.h5")
+    with h5py.File(path, "r+") as file:
+        conv = file["model_weights/conv2d/conv2d"]
+        kernel = conv["kernel:0"][()]
+        del conv["kernel:0"]
+        conv["kernel:0"] = np.round(kernel * 100).astype("int8")
+    with pytest.raises(KerasFileError, match="'conv2d'.*is of int8; quantized weights are not"):
         load_model(path)
 
 

@@ -31,6 +31,7 @@ LAYERS = [
         {"output_dim": 7},
         {"embedding": shape(9, 7)},
     ),
+    (layer("LayerScale", projection_dim=2), {"projection_dim": 7}, {"gamma": shape(7)}),
     (layer("LSTM", units=2), {"units": 7}, {"cell": LSTM}),
     (
         layer("MultiHeadAttention", num_heads=1, key_dim=2, value_dim=2, output_shape=None),

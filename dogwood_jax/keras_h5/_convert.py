@@ -19,7 +19,7 @@ lost, nothing is copied, and moments of optimizers convert as weights do.
 | Embedding | ``embedding`` |
 | PReLU | ``negative_slope`` |
 | MultiHeadAttention | ``query``, ``key``, ``value``, ``out`` of MultiHeadDotProductAttention |
-| Attention, AdditiveAttention, LocallyConnected, ConvLSTM | as in Keras |
+| Attention, AdditiveAttention, LocallyConnected, ConvLSTM, LayerScale | as in Keras |
 | LSTM, GRU, SimpleRNN | ``cell`` of an RNN, one Dense for each gate of inputs and state |
 | Bidirectional | ``forward_rnn``, ``backward_rnn`` |
 | TimeDistributed | what it wraps |
@@ -200,6 +200,11 @@ def _normalization(config: Config) -> list[Weight]:
 @_layout("Embedding")
 def _embedding(config: Config) -> list[Weight]:
     return [_plain("embeddings", "params/embedding")]
+
+
+@_layout("LayerScale")  # of ConvNeXt, in keras.applications
+def _layer_scale(config: Config) -> list[Weight]:
+    return [_plain("gamma", "params/gamma")]
 
 
 @_layout("PReLU")
@@ -440,7 +445,9 @@ def canonical(
     if not expected or weights.keys() <= {*expected}:
         return dict(weights)
     last = [last_part(name) for name in weights]
-    if all(part.isdigit() for part in last):
+    if len(expected) == len(last) == 1 and last[0].startswith("variable"):
+        names = expected  # Keras 3 calls weights without a name variable, variable_1, ...
+    elif all(part.isdigit() for part in last):
         names = [_at_position(class_name, expected, name) for name in weights]
     elif len({name.rsplit("/", 1)[-1] for name in expected}) == len(expected):
         # Keras 3 calls the kernel of a depthwise convolution a kernel.

@@ -156,6 +156,11 @@ def check_variables(module: KerasModel, variables: Mapping[str, Any]) -> None:
         for place in weight.places
         if not _has(variables, place)
     ]
+    problems += [
+        f"{jax.tree_util.keystr(path)}: is of {leaf.dtype}; quantized weights are not supported"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"])
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact)
+    ]
     inputs = _inputs_of(class_name, config)
     if not problems and None not in inputs:
         try:

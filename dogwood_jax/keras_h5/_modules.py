@@ -334,6 +334,20 @@ def _embedding(config: Config, name: str | None, deterministic: bool) -> Functio
     return lambda x: embed(x.astype(jnp.int32))
 
 
+class LayerScale(nn.Module):
+    """A factor for each channel."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        gamma = self.param("gamma", nn.initializers.ones, x.shape[-1:])
+        return x * gamma.reshape((1,) * (x.ndim - 1) + gamma.shape)
+
+
+@_module("LayerScale")
+def _layer_scale(config: Config, name: str | None, deterministic: bool) -> Function:
+    return LayerScale(name=name)
+
+
 class PReLU(nn.Module):
     """A leaky ReLU with slopes that are learned, one for all units along the shared axes."""
 
@@ -375,7 +389,7 @@ for _rank in (1, 2, 3):
 @_module(
     *("AlphaDropout", "GaussianDropout", "GaussianNoise", "RandomBrightness", "RandomContrast"),
     *("RandomFlip", "RandomHeight", "RandomRotation", "RandomTranslation", "RandomWidth"),
-    *("RandomZoom",),
+    *("RandomZoom", "StochasticDepth"),
 )
 def _noise(config: Config, name: str | None, deterministic: bool) -> Function:
     if not deterministic:

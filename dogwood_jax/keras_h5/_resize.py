@@ -269,6 +269,7 @@ _STATE = {"SimpleRNN": "h", "GRU": "hn", "LSTM": "hg"}
 _SIZES: dict[str, Sizes] = {
     "Dense": _UNITS,
     "EinsumDense": _einsum,
+    "LayerScale": _last("projection_dim", "gamma"),
     "Embedding": _embedding,
     "MultiHeadAttention": _attention,
     **dict.fromkeys(("GroupQueryAttention", "GroupedQueryAttention"), _group_attention),
