@@ -74,6 +74,9 @@ def taken_off(graph: Graph) -> dict[Result, set[Result]]:
 
 
 def _takers_off(graph: Graph) -> list[Call]:
+    """Returns the calls that take masks off their inputs; none where there are no masks."""
+    if not any(makes_mask(*layer) for layer in graph.layers.values()):
+        return []
     return [call for call in graph.calls if graph.layers[call.layer][1].get(MASKS) == "taken"]
 
 
