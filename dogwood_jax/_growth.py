@@ -239,6 +239,8 @@ class Growth:
                     choice = change.strategy.choice
                     if choice and (side == "outgoing" or leaf.kind == "random"):
                         fate = "chosen" if side == choice.side else "zero"
+                    if change.strategy.name in ("keep", "merge"):
+                        fate = "summed up" if fate == "sum" else "kept"
                     parts.append(f"axis {axis} {fate} ({units.width})")
         if leaf.path in self.factors:
             parts.append(f"times {self.factors[leaf.path]:.6g}")

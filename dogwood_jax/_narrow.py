@@ -1,5 +1,6 @@
 """The way back: ``narrow`` removes units, ``merge_symmetric`` folds equal ones into one."""
 
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -9,11 +10,11 @@ import numpy as np
 
 from dogwood_jax._grow import grow
 from dogwood_jax._growth import Change, Growth
-from dogwood_jax._layout import Units, units_along
+from dogwood_jax._layout import units_along
 from dogwood_jax._plan import plan
 from dogwood_jax._symmetry import as_function_of, find_symmetric
 from dogwood_jax._tree import PyTree, concrete, in_order_of, leaves_by_path, rebuilt
-from dogwood_jax._widths import Network, Widths
+from dogwood_jax._widths import Network, Occurrence, Widths
 
 
 def narrow(
@@ -24,9 +25,10 @@ def narrow(
     The network computes the same as before if the removed units are dead, as ``find_dead`` finds
     them: their outgoing weights are zero, or they are constant, their incoming weights being zero.
     What a constant unit adds to its readers is moved into their biases, if the widths were traced
-    and the readers have biases. Of other units, the function loses what they contributed.
+    and the readers have biases; a warning says where that cannot be, unless under ``jax.jit``. Of
+    other units, the function loses what they contributed.
 
-    ``narrow`` undoes a growth by ``zero_outgoing``, bit for bit.
+    ``narrow`` undoes a growth by ``zero_outgoing``, bit for bit, where no array was rescaled.
 
     Of an array that is divided among devices, units that stay in their order move from device to
     device, wherever they are. To put them in another order, XLA may make the whole smaller array on
@@ -104,52 +106,69 @@ def merge_symmetric(
 
 def _with_constants_folded(variables: PyTree, growth: Growth) -> PyTree:
     """Returns the variables with the effect of constant units that go in their readers' biases."""
-    network = growth.widths.network
-    pairs = [
-        (change, *reading)
-        for change in growth.changes
-        for reading in _readers(growth.widths, change.width)
-    ]
-    if network is None or not pairs:
-        return variables
-    leaves = leaves_by_path(variables)
+    network, leaves = growth.widths.network, leaves_by_path(variables)
     constant = {change.width: _constant(leaves, growth.widths, change) for change in growth.changes}
     known = [concrete(units) for units in constant.values()]
     if not any(units is None or units.any() for units in known):
         return variables
-    gradients = _gradients(variables, network, {p for _, *both, _ in pairs for p in both})
+    readers = [(width, *reader) for width in constant for reader in _readers(growth.widths, width)]
+    paths = {path for _, place, bias in readers for path in (place.path, bias) if path is not None}
+    gradients = None if network is None else _gradients(variables, network, paths)
     folded = dict(leaves)
-    for change, reader, bias, axis in pairs:
-        rows = jnp.moveaxis(jnp.asarray(leaves[reader]), axis, 0)
-        rows_gradient = jnp.moveaxis(gradients[reader], axis + 1, 1)
-        effect = _effect(rows, rows_gradient, gradients[bias], constant[change.width])
-        folded[bias] = (folded[bias] + effect).astype(leaves[bias].dtype)
+    for width, place, bias in readers:
+        rows = jnp.moveaxis(jnp.asarray(leaves[place.path]), place.axis, 0)
+        units = units_along(place.layout, width, ("outgoing",))
+        goes = constant[width][units] & (units >= 0)
+        lost = goes & _any(rows != 0)
+        if gradients is not None:
+            rows_gradient = jnp.moveaxis(gradients[place.path], place.axis + 1, 1)
+            lost &= _any(jnp.any(rows_gradient != 0, axis=0))
+            if bias is not None:
+                effect, moved = _effect(rows, rows_gradient, gradients[bias], goes)
+                folded[bias] = (folded[bias] + effect).astype(leaves[bias].dtype)
+                lost &= ~moved
+        if (found := concrete(lost)) is not None and found.any():
+            why = "it has no bias that could make up for them"
+            if network is None:
+                why = "only of widths from dw.trace they are moved into its bias"
+            warnings.warn(
+                f"{width}: removing the constant units {sorted({*units[found].tolist()})} changes "
+                f"what {place.path} reads; {why}",
+                stacklevel=3,
+            )
     return in_order_of(variables, rebuilt(jax.tree.structure(variables), folded))
 
 
-def _readers(widths: Widths, width: str) -> list[tuple[str, str, int]]:
-    """Returns what reads a width: an array, the bias of what it produces, the axis of the units."""
-    readers = []
+def _any(marks: jax.Array) -> jax.Array:
+    """Returns which rows hold a mark."""
+    return marks.reshape(marks.shape[0], -1).any(axis=1)
+
+
+def _readers(widths: Widths, width: str) -> list[tuple[Occurrence, str | None]]:
+    """Returns where a width is read, and the bias of what is produced there, if it has one."""
+    readers: list[tuple[Occurrence, str | None]] = []
     for place in widths[width].occurrences:
-        if place.role == "outgoing" and isinstance(place.layout, Units):
+        if place.role == "outgoing":
             module = place.path.rpartition("/")[0]
-            others = [a for a in widths.leaf(place.path).axes if a != place.layout]
+            axes = widths.leaf(place.path).axes
+            others = axes[: place.axis] + axes[place.axis + 1 :]
             biases = [
                 leaf.path
                 for leaf in widths.leaves
                 if leaf.kind == "zeros" and leaf.path.rpartition("/")[0] == module
-                if leaf.axes and leaf.axes == tuple(others[-len(leaf.axes) :])
+                if leaf.axes and leaf.axes == others[-len(leaf.axes) :]
             ]
-            readers += [(place.path, bias, place.axis) for bias in biases if len(biases) == 1]
+            readers.append((place, biases[0] if len(biases) == 1 else None))
     return readers
 
 
 def _constant(leaves: Mapping[str, Any], widths: Widths, change: Change) -> jax.Array:
     """Returns which of the units that go have no incoming weights: ``[units]``, booleans."""
-    zero = jnp.ones(change.old, bool)
+    zero, is_fed = jnp.ones(change.old, bool), False
     for place in widths[change.width].occurrences:
         leaf = leaves[place.path]
         if place.role == "incoming" and jnp.ndim(leaf) > 1:
+            is_fed = True
             along = jnp.moveaxis(jnp.asarray(leaf), place.axis, 0) != 0
             nonzero = along.reshape(along.shape[0], -1).any(axis=1)
             units = units_along(place.layout, change.width, ("incoming",))
@@ -158,7 +177,7 @@ def _constant(leaves: Mapping[str, Any], widths: Widths, change: Change) -> jax.
             )[: change.old].astype(bool)
     goes = np.ones(change.old, bool)
     goes[list(change.sources or ())] = False
-    return zero & goes
+    return zero & goes & is_fed
 
 
 def _gradients(variables: PyTree, network: Network, paths: Collection[str]) -> dict[str, jax.Array]:
@@ -181,8 +200,8 @@ def _gradients(variables: PyTree, network: Network, paths: Collection[str]) -> d
 
 def _effect(
     rows: jax.Array, rows_gradient: jax.Array, bias_gradient: jax.Array, constant: jax.Array
-) -> jax.Array:
-    """Returns what constant units add to the values that a bias is added to.
+) -> tuple[jax.Array, jax.Array]:
+    """Returns what constant units add to the values that a bias is added to, and which ones do.
 
     A unit of constant value c adds c times its row. The gradients of its row are then c times
     those of the bias, whatever the input; where they are not, nothing is moved.
@@ -204,5 +223,6 @@ def _effect(
     scale = jnp.max(jnp.abs(value * unit_gradient), axes)
     tolerance = 1e3 * float(jnp.finfo(rows.dtype).eps)  # type: ignore[no-untyped-call]
     fits = (error <= tolerance * scale).all(axis=tuple(range(1, 1 + len(between))))
-    moved = (constant & fits).reshape(-1, *(1 for _ in rows.shape[1:]))
-    return jnp.sum(jnp.where(moved, rows * value[0], 0), axis=tuple(range(1 + len(between))))
+    moved = constant & fits
+    effect = jnp.where(moved.reshape(-1, *(1 for _ in rows.shape[1:])), rows * value[0], 0)
+    return jnp.sum(effect, axis=tuple(range(1 + len(between)))), moved

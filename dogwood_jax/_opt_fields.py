@@ -95,6 +95,11 @@ class Field:
         return self.at(self.leaf.path)
 
     @property
+    def tree(self) -> tuple[str, str]:
+        """What the fields of all arrays of the network have in common."""
+        return self.group, self.name
+
+    @property
     def collection(self) -> str:
         """What the path of an array of the network has before the part that the state repeats."""
         return self.leaf.path.removesuffix(self.inner)
@@ -225,7 +230,7 @@ def meanings_of(
             continue  # one number for the whole array, whatever its size
         meaning, said = field.known(fields)
         if meaning is None:
-            unknown.setdefault((field.group, field.name), []).append(field)
+            unknown.setdefault(field.tree, []).append(field)
         elif field.axis is None and shape != field.leaf.shape and not field.factored:
             problems.append(
                 f"{field.place}: has shape {shape}, but {field.leaf.path} has {field.leaf.shape}; "

@@ -64,8 +64,10 @@ def grow_opt_state(
     of copies, whose moments are right but whose sum would move several times as far.
 
     In layers that the growth inserts, first moments are zero, and second moments the mean of those
-    of the arrays that are closest by name: for ``block_2/up/kernel`` of ``block_1/up/kernel`` and
-    its like. In a stack over which a loop runs they are the mean of its old layers.
+    of the arrays of the same shape that are closest by name: for ``block_2/up/kernel`` of
+    ``block_1/up/kernel`` and its like. Where none of these has its shape, they are as large as the
+    largest of any array, for a layer of another kind may have much larger gradients. In a stack
+    over which a loop runs they are the mean of its old layers.
 
     Args:
         opt_state: the state: of any Optax optimizer or chain, or a Flax ``TrainState``.
@@ -336,12 +338,16 @@ class _New:
         field: where it is.
         insertion: what the network's array is filled with.
         kin: the same field of the old arrays that are closest by name.
+        alike: those of them that have its shape.
+        others: the same field of all old arrays, if none of them has.
         meaning: what the field holds; None for one number for a whole array.
     """
 
     field: Field
     insertion: Insertion
     kin: tuple[Field, ...]
+    alike: tuple[Field, ...]
+    others: tuple[Field, ...]
     meaning: Meaning | None
 
 
@@ -351,17 +357,19 @@ def _new_arrays(
     """Yields what the state may hold for new arrays of the network."""
     trees: dict[tuple[str, str], list[Field]] = {}
     for field in found:
-        trees.setdefault((field.group, field.name), []).append(field)
+        trees.setdefault(field.tree, []).append(field)
     for insertion in growth.insertions:
         for tree in trees.values() if insertion.old is None else ():
             names = closest(insertion.path, [field.leaf.path for field in tree])
             kin = tuple(field for field in tree if field.leaf.path in names)
+            alike = tuple(f for f in kin if growth.shapes[f.leaf.path] == insertion.shape)
             inner = insertion.path.removeprefix(kin[0].collection)
             leaf = Leaf(insertion.path, insertion.shape, ())
             axes = [None] if kin[0].axis is None else range(len(insertion.shape))
             for axis in axes:
                 field = replace(kin[0], inner=inner, leaf=leaf, axis=axis)
-                yield _New(field, insertion, kin, meanings.get(kin[0].place))
+                others = () if alike else tuple(tree)
+                yield _New(field, insertion, kin, alike, others, meanings.get(kin[0].place))
 
 
 def _grow_in_rounds(
@@ -484,11 +492,15 @@ def _fill_fields(
         elif newborn.meaning not in ("second", "magnitude") or second_moment == "zeros":
             filled[place] = starts[place].astype(dtype)
         elif not newborn.field.is_factor:
-            sums = [_read(kin, arrays) for kin in newborn.kin]
-            mean = sum(map(jnp.sum, sums)) / sum(array.size for array in sums)
+            alike = [_read(kin, arrays) for kin in newborn.alike]
+            if alike:
+                moment = sum(map(jnp.sum, alike)) / sum(array.size for array in alike)
+            else:
+                largest = [jnp.max(_read(one, arrays), initial=0) for one in newborn.others]
+                moment = jnp.max(jnp.stack(largest))
             insertion = newborn.insertion
             shape = insertion.shape if newborn.field.axis is None else wanted[place]
-            full = jnp.full(shape, mean, dtype)
+            full = jnp.full(shape, moment, dtype)
             filled |= _written(newborn.field, insertion.path, full, wanted.get(place))
     return where.constrain(filled)
 

@@ -51,7 +51,8 @@ def plan(
             that it computes the same otherwise, and may insert layers that only the larger model
             has, filled so that they compute the identity (see ``deepen``).
         keep: by width, the units that stay: their indices, in their new order, or a boolean mask.
-            The others are removed, see ``narrow``.
+            The others are removed. ``narrow`` does the same to variables, but moves the effect of
+            constant units into biases before.
         merge: by width, groups of units that compute the same function, as ``find_symmetric``
             returns them. The first of a group stays and takes over the others' outgoing weights,
             see ``merge_symmetric``.

@@ -64,7 +64,8 @@ def find_dead(variables: PyTree, width: Width, *, tolerance: float = 0.0) -> tup
     """Finds units that ``narrow`` can remove without changing what the network computes.
 
     A unit is dead if its outgoing weights are all zero, for then nothing reads it, or if its
-    incoming weights other than biases are, for then it is constant.
+    incoming weights other than biases are, for then it is constant: what reads it needs a bias
+    that takes over its effect.
 
     Args:
         variables: pytree of the network's arrays.

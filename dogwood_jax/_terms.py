@@ -577,7 +577,7 @@ def _bounds(op: str, params: Any, operands: Sequence[Term]) -> tuple[float, floa
         return math.sqrt(max(lows[0], 0)), math.inf
     if op == "scaled":
         return (lows[0] * params, highs[0] * params) if params > 0 else (-math.inf, math.inf)
-    if op in ("reduce_sum", "cumsum", "mul"):
+    if op in ("reduce_sum", "reduce_window_sum", "cumsum", "mul"):
         return (0.0 if all(low >= 0 for low in lows) else -math.inf), math.inf
     if op == "reduce_window_max":
         p = dict(params[1])

@@ -178,7 +178,8 @@ def replicate(
 ) -> Strategy:
     """New units copy old ones, which share their outgoing weights with the copies.
 
-    Preserving if ``noise`` is zero. With an even split, copies have equal gradients and stay
+    Preserving if ``noise`` is zero. At the first step a copy's outgoing weights have the gradient
+    of the old unit's, its incoming weights that times its share. With an even split, copies stay
     copies for ever under a deterministic optimizer; an uneven split or a little noise lets them
     part.
 
@@ -206,7 +207,7 @@ def replicate(
         raise ValueError(f"noise must be zero or positive, got {noise!r}")
     _check_split(split)
     copied = tuple(map(operator.index, units))
-    return Strategy("replicate", "copy", "share", noise=noise, split=split, units=copied)
+    return Strategy("replicate", "copy", "share", noise=float(noise), split=split, units=copied)
 
 
 def zero_incoming(init: Initializer = glorot) -> Strategy:
@@ -241,7 +242,8 @@ def tile(init: Initializer = glorot, split: Literal["even", "uneven"] = "even") 
     m - q n units hold its mean, so that the mean stays and the variance changes by s = q n / m.
     The norm's scale is multiplied by sqrt(s), and the larger model must multiply the epsilon by s,
     as the growth's notes say. What reads the stream is divided among the copies, and random for
-    the rest, which is zero behind the norm. Preserving.
+    the rest, which is zero behind the norm. Preserving. Gradients at the first step are those of
+    ``replicate``. Neither ``narrow`` nor ``merge_symmetric`` is a way back.
 
     Args:
         init: any initializer of ``jax.nn.initializers``, given the full new shape.

@@ -75,6 +75,9 @@ class PooledCnn(nn.Module):
             x = nn.relu6(Conv(4, (3, 3), feature_group_count=2, name="grouped")(x))
             x = nn.relu6(Conv(4, (3, 3), kernel_dilation=2, name="dilated")(x))
             x = nn.relu6(Conv(4, (2, 4), name="even")(x))
+        x = nn.avg_pool(x, (2, 2), padding="SAME")
+        if self.deep:
+            x = nn.relu(Conv(4, (3, 3), name="averaged")(x))
         return Dense(3, name="head")(x.reshape(x.shape[0], -1))
 
 

@@ -76,7 +76,7 @@ LINEN = {
         PooledCnn(),
         PooledCnn(True),
         IMAGE,
-        "depthwise/kernel grouped/kernel dilated/kernel even/kernel",
+        "depthwise/kernel grouped/kernel dilated/kernel even/kernel averaged/kernel",
     ),
     "residual": (
         ResNet(),

@@ -18,7 +18,8 @@ class Network(nn.Module):
     def __call__(self, x):
         x = nn.gelu(nn.Conv(self.conv, (3, 3), padding="VALID", param_dtype=jnp.float64)(x))
         x = nn.sigmoid(nn.Conv(self.wide, (2, 2), padding="VALID", param_dtype=jnp.float64)(x))
-        x = nn.tanh(nn.Dense(self.hidden, param_dtype=jnp.float64)(x.mean((1, 2))))
+        x = x.reshape(len(x), -1)
+        x = nn.tanh(nn.Dense(self.hidden, param_dtype=jnp.float64)(x))
         return nn.Dense(3, param_dtype=jnp.float64)(x)
 
 
@@ -51,6 +52,23 @@ def test_constant_units_move_into_the_next_bias(network, name, jitted):
     narrowed = (jax.jit(narrow) if jitted else narrow)(variables)
     before = outputs(variables)
     np.testing.assert_allclose(outputs(narrowed, **{argument: size - 1}), before, rtol=1e-12)
+
+
+def test_a_constant_unit_that_no_bias_makes_up_for():
+    def apply(params, x):
+        return jax.nn.sigmoid(x @ params["up"]) @ params["down"]
+
+    up, down = np.ones((2, 3)), np.ones((3, 1))
+    up[:, [0, 2]] = down[2] = 0
+    params = {"up": up, "down": down}
+    widths = dw.trace(apply, params, np.ones((4, 2)))
+    dw.narrow(params, widths, {"up": [0, 1]})  # nothing reads the last unit
+    dw.narrow(params, widths, {"up": [0, 2]})  # which is not constant
+    for traced in (widths, dw.from_json(dw.to_json(widths))):
+        with pytest.warns(
+            UserWarning, match=r"removing the constant units \[0\] changes what down"
+        ):
+            dw.narrow(params, traced, {"up": [1]})
 
 
 def test_units_that_are_not_constant_are_dropped_without_a_trace(network):

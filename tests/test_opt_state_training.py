@@ -17,7 +17,9 @@ NEW_OUTGOING = ("digits", "kernel", np.s_[32:])
 
 def apply(params, images):
     x = images.reshape(len(images), -1)
-    x = jax.nn.relu(x @ params["hidden"]["kernel"] + params["hidden"]["bias"][None])
+    for name in ("hidden", "inserted"):
+        if layer := params.get(name):
+            x = jax.nn.relu(x @ layer["kernel"] + layer["bias"][None])
     return x @ params["digits"]["kernel"] + params["digits"]["bias"][None]
 
 
@@ -99,6 +101,18 @@ def test_the_loss_stays_within_the_spread_of_the_run_that_did_not_grow(run):
     assert grown.max() <= run.before + spread
     # A new optimizer takes steps that the loss shows.
     assert run.losses(run.wide, TX.init(run.wide)).max() > run.before + spread
+
+
+def test_an_inserted_layer_begins_with_small_steps(run):
+    widths = dw.trace(apply, run.params, run.images[:1])
+    layer = {"kernel": jnp.zeros((32, 32), jnp.float32), "bias": jnp.zeros(32, jnp.float32)}
+    growth = dw.plan(widths, target={**run.params, "inserted": layer}, target_apply=apply)
+    deeper, state = dw.grow(run.params, growth), dw.grow_opt_state(run.state, growth, TX)
+    ungrown = run.losses(run.params, run.state)
+    spread = max(ungrown.max(), run.before) - min(ungrown.min(), run.before)
+    assert run.losses(deeper, state).max() <= run.before + spread
+    _, updates = run.train(deeper, state, seed=0, steps=10)
+    assert max(largest(updates, [("inserted", name, np.s_[:]) for name in layer])) <= 1.5
 
 
 @pytest.mark.parametrize("second_moment, low, high", [("mean", 0.0, 1.5), ("zeros", 3.0, 6.7)])
