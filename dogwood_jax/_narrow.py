@@ -1,7 +1,7 @@
 """The way back: ``narrow`` removes units, ``merge_symmetric`` folds equal ones into one."""
 
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -114,6 +114,7 @@ def _with_constants_folded(variables: PyTree, growth: Growth) -> PyTree:
     readers = [(width, *reader) for width in constant for reader in _readers(growth.widths, width)]
     paths = {path for _, place, bias in readers for path in (place.path, bias) if path is not None}
     gradients = None if network is None else _gradients(variables, network, paths)
+    biased = {change.width: _biased(leaves, growth.widths, change) for change in growth.changes}
     folded = dict(leaves)
     for width, place, bias in readers:
         rows = jnp.moveaxis(jnp.asarray(leaves[place.path]), place.axis, 0)
@@ -127,6 +128,8 @@ def _with_constants_folded(variables: PyTree, growth: Growth) -> PyTree:
                 effect, moved = _effect(rows, rows_gradient, gradients[bias], goes)
                 folded[bias] = (folded[bias] + effect).astype(leaves[bias].dtype)
                 lost &= ~moved
+        else:  # what nothing feeds, not even a bias, is taken to be zero
+            lost &= biased[width][units]
         if (found := concrete(lost)) is not None and found.any():
             why = "it has no bias that could make up for them"
             if network is None:
@@ -164,20 +167,33 @@ def _readers(widths: Widths, width: str) -> list[tuple[Occurrence, str | None]]:
 
 def _constant(leaves: Mapping[str, Any], widths: Widths, change: Change) -> jax.Array:
     """Returns which of the units that go have no incoming weights: ``[units]``, booleans."""
-    zero, is_fed = jnp.ones(change.old, bool), False
-    for place in widths[change.width].occurrences:
-        leaf = leaves[place.path]
-        if place.role == "incoming" and jnp.ndim(leaf) > 1:
-            is_fed = True
-            along = jnp.moveaxis(jnp.asarray(leaf), place.axis, 0) != 0
-            nonzero = along.reshape(along.shape[0], -1).any(axis=1)
-            units = units_along(place.layout, change.width, ("incoming",))
-            zero = zero & ~jax.ops.segment_max(
-                nonzero.astype(int), jnp.where(units < 0, change.old, units), change.old + 1
-            )[: change.old].astype(bool)
-    goes = np.ones(change.old, bool)
+    fed = [place for place in _incoming(widths, change) if jnp.ndim(leaves[place.path]) > 1]
+    goes = np.full(change.old, bool(fed))
     goes[list(change.sources or ())] = False
-    return zero & goes & is_fed
+    return ~_nonzero(leaves, change, fed) & goes
+
+
+def _biased(leaves: Mapping[str, Any], widths: Widths, change: Change) -> jax.Array:
+    """Returns which units have biases: ``[units]``, booleans."""
+    places = _incoming(widths, change)
+    shifts = [place for place in places if widths.leaf(place.path).kind == "zeros"]
+    return _nonzero(leaves, change, shifts)
+
+
+def _incoming(widths: Widths, change: Change) -> list[Occurrence]:
+    return [place for place in widths[change.width].occurrences if place.role == "incoming"]
+
+
+def _nonzero(leaves: Mapping[str, Any], change: Change, places: Iterable[Occurrence]) -> jax.Array:
+    """Returns for which units arrays are not all zero: ``[units]``, booleans."""
+    found = jnp.zeros(change.old, bool)
+    for place in places:
+        rows = _any(jnp.moveaxis(jnp.asarray(leaves[place.path]), place.axis, 0) != 0)
+        units = units_along(place.layout, change.width, ("incoming",))
+        numbers = jnp.where(units < 0, change.old, units)
+        counts = jax.ops.segment_max(rows.astype(int), numbers, change.old + 1)
+        found |= counts[: change.old] > 0
+    return found
 
 
 def _gradients(variables: PyTree, network: Network, paths: Collection[str]) -> dict[str, jax.Array]:

@@ -56,11 +56,11 @@ def test_constant_units_move_into_the_next_bias(network, name, jitted):
 
 def test_a_constant_unit_that_no_bias_makes_up_for():
     def apply(params, x):
-        return jax.nn.sigmoid(x @ params["up"]) @ params["down"]
+        return jax.nn.sigmoid(x @ params["up"] + params["b"][None]) @ params["down"]
 
-    up, down = np.ones((2, 3)), np.ones((3, 1))
+    up, b, down = np.ones((2, 3)), np.ones(3), np.ones((3, 1))
     up[:, [0, 2]] = down[2] = 0
-    params = {"up": up, "down": down}
+    params = {"up": up, "b": b, "down": down}
     widths = dw.trace(apply, params, np.ones((4, 2)))
     dw.narrow(params, widths, {"up": [0, 1]})  # nothing reads the last unit
     dw.narrow(params, widths, {"up": [0, 2]})  # which is not constant
