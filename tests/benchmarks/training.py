@@ -8,7 +8,10 @@ more where others keep the machine busy. Those whose packages are missing are le
 
 "One core" is XLA with a single thread (the environment variable NPROC=1). The roofline is a scan
 over the same matrix products, and over the reading and writing of parameters, gradients and
-moments, with next to no other arithmetic. The eight models are trained on the same batches.
+moments, with next to no other arithmetic. The eight models are trained on the same batches; "on
+devices" divides them among two virtual devices, or all accelerators. GFLOP/s count the matrix
+products alone; products of large matrices, about as much arithmetic as an epoch, show how many the
+machine can do.
 
     pip install -e '.[bench]' 'tensorflow-cpu'    # 'mnist' too, for --data tfds
     python tests/benchmarks/training.py
@@ -36,6 +39,10 @@ BATCH_SIZE = 32
 EPOCHS = 10  # of a whole process
 LEARNING_RATE = 1e-3
 UNITS = 128
+# In the matrix products of an epoch: forward, and for the gradients of both kernels and of the
+# hidden units.
+GFLOP = 60_000 * 2 * (2 * 28 * 28 * UNITS + 3 * UNITS * 10) / 1e9
+MODELS = 8
 
 
 # A contender takes uint8 images [60000, 28, 28] and int32 labels [60000] and returns a function
@@ -44,31 +51,37 @@ UNITS = 128
 
 def dogwood_jax(images, labels):
     """Trains with the library."""
-    import jax
-
     model, variables, tx = _flax_model()
-    return _fit(model.apply, variables, tx, jax.device_put((images, labels)))
+    return _fit(model.apply, variables, tx, (images, labels))
 
 
 def eight_models(images, labels):
-    """Trains eight models from different seeds with the library, in one call."""
+    """Trains models from different seeds with the library, in one call."""
     import jax
     import jax.numpy as jnp
     import optax
 
     model, variables, tx = _flax_model()
-    keys = jax.random.split(jax.random.key(0), 8)
+    keys = jax.random.split(jax.random.key(0), MODELS)
     several = jax.vmap(model.init, (0, None))(keys, jnp.zeros((1, 28, 28)))
 
     def apply(variables, inputs):
-        return jax.vmap(model.apply)(variables, jnp.broadcast_to(inputs, (8, *inputs.shape)))
+        return jax.vmap(model.apply)(variables, jnp.broadcast_to(inputs, (MODELS, *inputs.shape)))
 
     def loss(outputs, labels):
         labels = jnp.broadcast_to(labels, outputs.shape[:-1])
         return optax.softmax_cross_entropy_with_integer_labels(outputs, labels).sum(0)
 
-    train = _fit(apply, several, tx, jax.device_put((images, labels)), loss=loss)
-    return lambda epochs: train(epochs) / 8
+    settings = {}
+    if jax.device_count() > 1:
+        mesh = jax.sharding.Mesh(np.array(jax.devices()), "models")
+        of_batch, of_models = (
+            jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+            for axes in ((), ("models",))
+        )
+        several, settings["sharding"] = jax.device_put(several, of_models), of_batch
+    train = _fit(apply, several, tx, (images, labels), loss=loss, **settings)
+    return lambda epochs: train(epochs) / MODELS
 
 
 def _fit(apply, variables, tx, data, **settings):
@@ -76,6 +89,7 @@ def _fit(apply, variables, tx, data, **settings):
 
     from dogwood_jax import training
 
+    data = jax.device_put(data, settings.get("sharding"))
     state = {"variables": variables, "opt_state": None}
     keys = map(jax.random.key, range(1_000_000))
 
@@ -166,6 +180,24 @@ def roofline(images, _):
         nonlocal state
         for _ in range(epochs):
             state = jax.block_until_ready(train_epoch(state))
+        return float("nan")
+
+    return train
+
+
+def large_products(images, _):
+    """Multiplies large matrices, with about as much arithmetic as in the products of an epoch."""
+    import jax
+    import jax.numpy as jnp
+
+    size = 1024
+    matrix = jnp.full((size, size), 1 / size)
+    multiply = jax.jit(jnp.matmul)
+    products = round(GFLOP * 1e9 / (2 * size**3))
+
+    def train(epochs):
+        for _ in range(epochs * products):
+            multiply(matrix, matrix).block_until_ready()
         return float("nan")
 
     return train
@@ -267,7 +299,9 @@ CONTENDERS = {  # name: the function, the packages that it takes, and whether to
     "bare lax.scan, one core": (bare_scan, JAX, True),
     "roofline": (roofline, JAX, False),
     "roofline, one core": (roofline, JAX, False),
+    "large matrix products": (large_products, JAX, False),
     "dogwood_jax, eight models": (eight_models, OURS, False),
+    "dogwood_jax, eight models on devices": (eight_models, OURS, False),
     "Keras 3 on JAX": (keras_on_jax, ("jax", "keras"), True),
     "PyTorch eager": (torch, ("torch",), True),
     "tf_keras": (tf_keras, ("tensorflow", "tf_keras"), True),
@@ -323,7 +357,8 @@ def measure_processes(names, folder, rounds):
 
 
 def _start(name, folder, *options):
-    one_core = {"NPROC": "1"} if name.endswith("one core") else {}
+    ways = {"one core": {"NPROC": "1"}, "on devices": {"JAX_NUM_CPU_DEVICES": "2"}}
+    way = next((way for end, way in ways.items() if name.endswith(end)), {})
     with (folder / f"{name}.errors").open("w") as errors:  # kept from the tables, for they are many
         return subprocess.Popen(
             [sys.executable, __file__, "--worker", name, "--folder", str(folder), *options],
@@ -331,7 +366,7 @@ def _start(name, folder, *options):
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            env=os.environ | one_core,
+            env=os.environ | way,
         )
 
 
@@ -342,18 +377,23 @@ def _answer(name, worker, folder):
     return words
 
 
-def print_table(title, rows):
+def print_table(title, rows, *, epochs):
     """Prints median and spread of each contender, and its ratios to dogwood_jax."""
     print(f"\n{title}\n")
-    print("| | median s | least to most s | times dogwood_jax | CPU s | times dogwood_jax | loss |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "| | median s | least to most s | times dogwood_jax | CPU s | times dogwood_jax | GFLOP/s "
+        "| loss |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     for name, values in rows.items():
         seconds, cpu, loss = values.T
+        gflop = GFLOP * epochs * (MODELS if "eight models" in name else 1)
         # Of each round, then the median: what disturbs a whole round cancels.
         ratio, cpu_ratio, _ = np.median(values / rows["dogwood_jax"], 0)
         print(
             f"| {name} | {np.median(seconds):.3f} | {min(seconds):.3f} to {max(seconds):.3f} "
-            f"| {ratio:.2f} | {np.median(cpu):.3f} | {cpu_ratio:.2f} | {loss[-1]:.3f} |"
+            f"| {ratio:.2f} | {np.median(cpu):.3f} | {cpu_ratio:.2f} "
+            f"| {gflop / np.median(seconds):.0f} | {loss[-1]:.3f} |"
         )
 
 
@@ -388,6 +428,9 @@ def main():
     )
     parser.add_argument("--rounds", type=int, default=10, help="epochs timed of each contender")
     parser.add_argument("--processes", type=int, default=5, help="processes timed of each")
+    parser.add_argument(
+        "--only", nargs="+", choices=CONTENDERS, help="contenders beside dogwood_jax"
+    )
     parser.add_argument("--worker", choices=CONTENDERS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--epochs", type=int, help=argparse.SUPPRESS)
@@ -400,9 +443,10 @@ def main():
         name
         for name, (_, packages, _) in CONTENDERS.items()
         if all(importlib.util.find_spec(package) for package in packages)
+        if not arguments.only or name in ("dogwood_jax", *arguments.only)
     ]
     print(f"Python {platform.python_version()}, {', '.join(_versions())}; {os.cpu_count()} cores")
-    print(f"60,000 images from {arguments.data}; not installed: {set(CONTENDERS) - set(names)}")
+    print(f"60,000 images from {arguments.data}; left out: {set(CONTENDERS) - set(names)}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for part, array in zip(("images", "labels"), _digits(arguments.data)):
@@ -411,12 +455,12 @@ def main():
             rows = measure_epochs(names, folder, arguments.rounds)
             first = {name: values[:1] for name, values in rows.items()}
             later = {name: values[1:] for name, values in rows.items()}
-            print_table("The first epoch, compiling included", first)
-            print_table(f"One epoch after that, {arguments.rounds} rounds", later)
+            print_table("The first epoch, compiling included", first, epochs=1)
+            print_table(f"One epoch after that, {arguments.rounds} rounds", later, epochs=1)
         if arguments.processes:
             names = [name for name in names if CONTENDERS[name][2]]
             title = f"A whole process with {EPOCHS} epochs, {arguments.processes} rounds"
-            print_table(title, measure_processes(names, folder, arguments.processes))
+            print_table(title, measure_processes(names, folder, arguments.processes), epochs=EPOCHS)
 
 
 if __name__ == "__main__":
