@@ -119,6 +119,25 @@ def test_devices_do_not_change_the_result(
     )
 
 
+def test_each_device_trains_some_of_several_models(data):
+    mesh = mesh_of(AxisType.Auto)
+    kernels = np.random.default_rng(0).normal(size=(8, 4, 4))
+
+    def several(kernels, inputs):
+        return jnp.einsum("bi,mio->mbo", inputs, kernels)
+
+    def loss(outputs, labels):
+        labels = jnp.broadcast_to(labels, outputs.shape[:-1])
+        return optax.softmax_cross_entropy_with_integer_labels(outputs, labels).sum(0)
+
+    one = training.fit(several, kernels, TX, data, loss=loss, **SETTINGS)
+    divided = jax.device_put(kernels, NamedSharding(mesh, P(("data", "model"))))
+    whole = NamedSharding(mesh, P())
+    run = training.fit(several, divided, TX, data, loss=loss, sharding=whole, **SETTINGS)
+    assert_close(run, one)
+    assert run.variables.sharding == run.opt_state[0].mu.sharding == divided.sharding
+
+
 def test_data_split_over_devices(variables, data, on_one_device):
     sharding = NamedSharding(mesh_of(AxisType.Auto), P("data"))
     split = jax.device_put(data, sharding)
