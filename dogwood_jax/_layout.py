@@ -27,8 +27,9 @@ class Units:
         role: ``"incoming"`` if the rest of the array feeds the unit, ``"outgoing"`` if the unit
             feeds what the other axes name, ``"both"`` for arrays used in both ways.
         produced: whether the rest of the array does feed an incoming unit. Where other weights
-            silence a unit, or where an axis counts layers, experts or rows of a table, it does
-            not, and new entries along it are no reason to fill in others freely.
+            silence a unit, where an axis counts layers, experts or rows of a table, or where only
+            a gradient has such units, it does not, and new entries along it are no reason to fill
+            in others freely.
     """
 
     width: str

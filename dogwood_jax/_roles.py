@@ -76,15 +76,15 @@ class Roles:
         return "incoming"
 
     def is_produced(self, spot: Spot) -> bool:
-        """Whether the rest of the leaf feeds these units."""
-        return spot in self._produced and spot not in self._aside
+        """Whether the rest of the leaf feeds these units, in the first place."""
+        first = spot.axis in self._trace.first.get(spot.leaf, ())
+        return first and spot in self._produced and spot not in self._aside
 
     def produces(self, spot: Spot) -> int:
         """Whether the rest of the leaf feeds these units: 2 for surely, 1 for perhaps."""
         if spot in self._aside or self.of(spot) == "outgoing":
             return 0
-        first = spot.axis in self._trace.first.get(spot.leaf, ())
-        return 2 if spot in self._produced and first else 1
+        return 2 if self.is_produced(spot) else 1
 
     def tied(self) -> list[Spot]:
         """Returns where weights are both incoming and outgoing."""
