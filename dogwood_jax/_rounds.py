@@ -20,6 +20,8 @@ from dogwood_jax._widths import Leaf, Widths
 
 Item = TypeVar("Item")
 
+_FEW = 8
+
 
 def rounds(
     items: Sequence[Item],
@@ -28,14 +30,16 @@ def rounds(
 ) -> list[list[Item]]:
     """Returns items in rounds with at most one of each kind, in the order of the kinds.
 
+    A few go together: another program takes as long to compile as some more arrays in one.
+
     Args:
         items: what goes in rounds.
         kind: tells which items are alike.
         size: if given, rounds are cut into portions that are no larger than the largest item.
     """
     alike: dict[Hashable, list[Item]] = {}
-    for item in items:
-        alike.setdefault(kind(item), []).append(item)
+    for index, item in enumerate(items):
+        alike.setdefault(kind(item) if len(items) > _FEW else index, []).append(item)
     most = max(map(len, alike.values()), default=0)
     whole = [[same[n] for same in alike.values() if n < len(same)] for n in range(most)]
     if size is None:
