@@ -100,7 +100,8 @@ def test_models_and_depthwise_convolutions_inside_get_the_sizes_of_their_inputs(
     ]
     layers = [
         layer("Conv2D", name="a", filters=2, batch_input_shape=[None, 9, 8, 3], **conv),
-        layer("Sequential", name="inner", layers=inner),
+        layer("Sequential", name="inner", layers=inner)
+        | {"build_config": {"input_shape": [None, 9, None, 2]}},
     ]
     kernels = {"a": (3, 3, 3, 5), "each": (3, 3, 1, 15)}
     a, each = ({"kernel": shape(*sizes), "bias": shape(sizes[-1])} for sizes in kernels.values())
@@ -112,3 +113,5 @@ def test_models_and_depthwise_convolutions_inside_get_the_sizes_of_their_inputs(
     assert new["config"]["layers"][0]["config"]["filters"] == 5
     assert first["batch_shape"] == [None, 9, None, 5]
     assert second["depth_multiplier"] == 3
+    # Keras 3.0 builds models inside others from these shapes alone.
+    assert new["config"]["layers"][1]["build_config"] == {"input_shape": [None, 9, None, 5]}

@@ -36,10 +36,10 @@ def resized(config: Config, variables: Mapping[str, Any]) -> dict[str, Any]:
         variables: ``{"params": {"dense_1": ...}, ...}``: arrays or ``jax.ShapeDtypeStruct``.
 
     Returns:
-        A new config. The shapes from which Keras 3 builds layers one by one (``build_config``) are
-        left out: it builds them from the model's input then. Models inside and depthwise
-        convolutions have the sizes of their inputs in their configs; these change as well if
-        ``load_model`` supports the model, by which they are found out.
+        A new config. Models inside, depthwise convolutions and the shapes from which Keras 3 builds
+        layers one by one (``build_config``) follow the sizes of their inputs, as far as these are
+        found out because ``load_model`` supports the model. Otherwise ``build_config`` is left
+        out: Keras builds layers from the model's input then.
 
     Raises:
         ValueError: if no config describes a model with these variables.
@@ -60,7 +60,7 @@ def resized(config: Config, variables: Mapping[str, Any]) -> dict[str, Any]:
     if any(layer["class_name"] in (*MODELS, *_BY_INPUTS) for layer in layers_of(new)):
         module = _built({**config, "config": new})
         inputs = recorded_inputs(module, variables) if module else {}
-        new = resized_layer(config["class_name"], new, params, inputs)
+        new = resized_layer(config["class_name"], config["config"], params, inputs)
     new = {**config, "config": _without(CHANNELS, new)}
     _check(new, variables)
     return new
@@ -184,8 +184,17 @@ def _inside(
 ) -> dict[str, Any]:
     """Returns a layer in another's config for these parameters."""
     kept = {key: value for key, value in layer.items() if key != "build_config"}
+    if given is not None and "build_config" in layer:
+        kept["build_config"] = _built_from(layer["build_config"], jax.tree.leaves(given)[0].shape)
     config = resized_layer(layer["class_name"], layer["config"], params, inner, given, channels)
     return {**kept, "config": config}
+
+
+def _built_from(config: Config, shape: tuple[int, ...]) -> Config:
+    old = config.get("input_shape")
+    if isinstance(old, list) and len(old) == len(shape):
+        return {"input_shape": [n if n is None else m for n, m in zip(old, shape)]}
+    return config
 
 
 def _fed(class_name: str, config: Any, inputs: list[Any]) -> Any:
