@@ -45,7 +45,8 @@ def find_recipes(
         names: name of each width by dimension.
     """
     inputs = {atom for dim in trace.inputs for atom in atoms(dim)}
-    widths = [d for d in names if d.hazards and not d.fixed and d not in inputs]
+    # What is done along an axis of size 1 is lost where programs drop and repeat such axes.
+    widths = [d for d in names if d.size > 1 and d.hazards and not d.fixed and d not in inputs]
     if not widths:
         return {}
     program = _Program(trace, values, leaves)
