@@ -72,7 +72,10 @@ class Larger:
         for what, pairs in wanted.items():
             # Constants that are called alike are told apart by their order, in equal networks.
             its = own.get(what, [])
-            known = its if len(its) == len(pairs) else [None] * len(pairs)
+            if len(its) == len(pairs):
+                known: list[float | None] = [*its]
+            else:
+                known = [_closest(after, its) for _, after in pairs]
             yield from ((what, *pair, mine) for pair, mine in zip(pairs, known, strict=True))
 
     def epsilons(self, widths: Widths, changes: Iterable[Change]) -> Iterator[tuple[float, int]]:

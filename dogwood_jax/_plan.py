@@ -392,7 +392,12 @@ def _constants(larger: Larger, change: Change, problems: list[str]) -> Iterator[
     )
     alike: dict[float, list[str]] = {}
     for what, value, wanted, own in larger.constants(change):
-        if own is None and wanted != value:
+        if own is None and wanted != value and larger.insertions:
+            problems.append(
+                f"{change.width}: {what} must be {wanted:.9g}, but the larger model has none that "
+                "follows from the width"
+            )
+        elif own is None and wanted != value:
             alike.setdefault(wanted, []).append(what)
     for wanted, whats in alike.items():
         more = f" (and {len(whats) - 1} more such constants)" if len(whats) > 1 else ""

@@ -285,6 +285,31 @@ def test_numbers_beside_new_layers_are_compared_too():
         dw.plan(widths, target=network(2, 6), target_apply=apply)
 
 
+@pytest.mark.parametrize("follows", [True, False])
+def test_a_factor_beside_new_layers_must_follow_the_width_as_its_growth_does(follows):
+    def apply(params, x):
+        for layer in params:
+            q, k, v = (x @ layer[name] for name in "qkv")
+            scale = q.shape[1] ** -0.5 if follows else 0.5
+            x = x + jax.nn.softmax(q @ k.T * scale) @ v @ layer["o"]
+        return x
+
+    def network(layers, size):
+        draw = lambda *shape: jnp.asarray(np.random.default_rng(size).normal(size=shape))  # noqa: E731
+        shapes = {"q": (3, size), "k": (3, size), "v": (3, 5), "o": (5, 3)}
+        return layers * [{name: draw(*shape) for name, shape in shapes.items()}]
+
+    x = jnp.linspace(-1, 1, 6).reshape(2, 3)
+    old, target = network(1, 4), network(2, 6)
+    options = {"target": target, "target_apply": apply}
+    if not follows:
+        with pytest.raises(ValueError, match="must be 0.408.* has none that follows"):
+            dw.plan(dw.trace(apply, old, x), **options)
+        return
+    wide = dw.grow(old, dw.plan(dw.trace(apply, old, x), **options), fresh=target)
+    assert dw.compare(apply, old, apply, wide, x).relative < 1e-12
+
+
 def test_a_larger_model_may_take_larger_inputs():
     widths = dw.trace(mlp(2.0, cut=0), shapes(5, 8), jax.ShapeDtypeStruct((4, 5), jnp.float64))
     options = {"target": shapes(7, 9), "target_apply": mlp(2.0, cut=0)}
