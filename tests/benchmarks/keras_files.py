@@ -27,6 +27,7 @@ def main(megabytes, rounds):
 
 def _report(kind, path, megabytes, rounds):
     _run("make", path, megabytes)
+    os.sync()  # or the file is written while others read it
     size = path.stat().st_size / 2**20
     peers = {"h5": ["tf_keras"], "weights.h5": ["keras"], "keras": []}[kind]
     results = {name: [] for name in ("h5py", "dogwood_jax", *peers)}
