@@ -110,7 +110,8 @@ def _note_factors_of_size_1(trace: Trace) -> None:
                 atom.label == "head_dim" and "heads" not in labels
             )
             # Else it is there for another array's axes, as in squeeze and excitation.
-            has_groups = atom.hazards and _dims.REPEATED not in split.one.root.fixed
+            is_repeated = _dims.REPEATED in split.one.root.fixed
+            has_groups = (atom.hazards or split.one.root.hazards) and not is_repeated
             if has_heads or has_groups:
                 noted.add(atom)
                 atom.note(

@@ -583,3 +583,13 @@ def test_factors_of_size_1_stay_what_they_are(heads, split):
     assert any(text.startswith(note) for text in dw.plan(widths, target=target).notes)
     with pytest.raises(ValueError, match="the larger model computes something else"):
         dw.plan(widths, target=target, target_apply=attend(4))
+
+
+@pytest.mark.parametrize(("groups", "split"), [(1, "1 x 4"), (4, "4 x 1")])
+def test_groups_of_size_1_stay_what_they_are(groups, split):
+    def apply(params, x):
+        y = (x @ params["up"]).reshape(x.shape[0], groups, -1)
+        return (y / jnp.linalg.norm(y, axis=-1, keepdims=True)).reshape(x.shape[0], -1)
+
+    widths = dw.trace(apply, shaped(up=(6, 4)), jnp.ones((3, 6)))
+    assert f"the network splits an axis into {split}: " in str(widths["up"].notes)
