@@ -23,6 +23,7 @@ from jax import Array, lax
 
 from dogwood_jax._growth import Change, Growth
 from dogwood_jax._rows import Rows, blocks_of, slots_of
+from dogwood_jax._shardings import Placement
 from dogwood_jax._tree import arrays_of, concrete, is_array, leaves_by_path, rebuilt
 
 # Of subspace iteration: the next vectors, the vectors, their gains, the gains before, the steps.
@@ -45,6 +46,7 @@ def choose(
     growth: Growth,
     change: Change,
     structure: Any,
+    where: Placement,
 ) -> dict[str, Any]:
     """Returns the grown arrays with the weights of one width's new units chosen.
 
@@ -54,6 +56,7 @@ def choose(
         growth: how they grew, without choices.
         change: how the width changed, with the choice.
         structure: tree structure of the variables that the loss takes.
+        where: on which devices arrays that grow lie.
 
     Raises:
         ValueError: if nothing can be chosen. That shows in values only, so under ``jax.jit`` the
@@ -75,9 +78,10 @@ def choose(
         _other(leaves),
         jax.tree.structure(choice.batch),
         _other(batch),
+        where,
     )
-    arrays, inputs = arrays_of(leaves), arrays_of(batch)
-    drawn = [arrays_of(other) for other in others]
+    arrays, inputs = where.enter(arrays_of(leaves)), where.enter(arrays_of(batch))
+    drawn = [where.enter(arrays_of(other)) for other in others]
     try:
         if choice.side == "outgoing":
             chosen, silent, found = _choose_outgoing(arrays, inputs, case, choice.epsilon)
@@ -91,7 +95,7 @@ def choose(
         raise
     if concrete(silent) is not None:
         _complain(change, bool(silent), bool(found))
-    return {**leaves, **chosen}
+    return {**leaves, **where.leave(chosen)}
 
 
 def _complain(change: Change, silent: bool, found: bool) -> None:
@@ -132,6 +136,7 @@ class _Case:
         others: leaves of the variables that are not arrays, by path.
         batch_structure: tree structure of the batch.
         batch_others: leaves of the batch that are not arrays, by path.
+        where: on which devices arrays that grow lie.
     """
 
     growth: Growth
@@ -141,6 +146,7 @@ class _Case:
     others: tuple[tuple[str, Any], ...]
     batch_structure: Any
     batch_others: tuple[tuple[str, Any], ...]
+    where: Placement
 
 
 def _other(leaves: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
@@ -347,7 +353,8 @@ def _of_slots(marks: Array, slots: np.ndarray) -> Array:
 
 def _changed(leaves: Mapping[str, Any], new: "_NewUnits") -> dict[str, Any]:
     blocks = (*new.kernels.blocks, *new.shifts.blocks, *new.readers.blocks)
-    return {block.leaf.path: leaves[block.leaf.path] for block in blocks}
+    changed = {block.leaf.path: leaves[block.leaf.path] for block in blocks}
+    return new.case.where.constrain(changed)
 
 
 # Incoming weights ---------------------------------------------------------------------------------

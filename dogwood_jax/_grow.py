@@ -102,7 +102,7 @@ def grow(
                 fill(fresh=None, key=jax.random.fold_in(key, n))  # type: ignore[arg-type]
                 for n in range(1, change.strategy.choice.candidates)
             ]
-            grown = choose(grown, others, first, change, structure)
+            grown = choose(grown, others, first, change, structure, where)
     tree = rebuilt(structure, grown)
     return in_order_of(variables, tree) if larger is None else tree
 

@@ -140,7 +140,7 @@ def grow_state(
         state, outside = opt_state.opt_state, "opt_state/"
     arrays, found = leaves_by_path(opt_state), fields_of(opt_state, growth)
     if params is None:
-        params = _params(state, growth, fields_of(state, growth))
+        params = _params(state, growth, fields_of(state, growth) if outside else found)
 
     def start() -> PyTree:
         """Returns the state with which training of the larger network would start."""

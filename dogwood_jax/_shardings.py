@@ -50,8 +50,8 @@ class Placement:
             return arrays
         return {
             path: jax.device_put(array, _automatic(array.sharding))
-            if isinstance(array, jax.Array)
-            else array
+            if isinstance(array, jax.Array) and isinstance(array.sharding, NamedSharding)
+            else array  # one that is tied to no device stays so
             for path, array in arrays.items()
         }
 

@@ -288,6 +288,9 @@ def gradmax(
     others'. Where the units respond linearly, these steps lead to the left-singular vectors. Units
     beyond their number stay as drawn, and so do all where the gradient does not become larger.
 
+    Of arrays that are divided among devices, those with the weights on either side of the width
+    are gathered while it is chosen; the results are divided again.
+
     Args:
         loss: function ``loss(variables, *batch)`` of the *larger* model's variables that returns
             a scalar. It is called while the network grows, once for each width that this strategy
@@ -344,6 +347,8 @@ def firefly(
 
     Only the choice among candidates is the paper's: it also trains them for a few steps, and lets
     units that split compete with new ones.
+
+    Arrays that are divided among devices are gathered as by ``gradmax``.
 
     Args:
         loss: function ``loss(variables, *batch)`` of the *larger* model's variables, as for

@@ -34,6 +34,7 @@ with activations that are zero at zero, what is all zero stays so. ::
     several = jax.vmap(model.init, (0, None))(jax.random.split(key, 8), inputs)
 
     def apply(several, inputs):  # outputs [8, batch, classes]
+        # Without the copies, by (0, None), a CPU would transpose all kernels at each step.
         return jax.vmap(model.apply)(several, jnp.broadcast_to(inputs, (8, *inputs.shape)))
 
     def loss(outputs, labels):
@@ -48,7 +49,9 @@ the slowest. With small layers this takes more of the CPU in all than one thread
 other busy programs it may take twice the time, for each operation waits for a thread that has been
 put aside. The environment variable ``NPROC=1``, read when JAX starts, gives one thread, and so do
 ``taskset -c 0`` and the like: worth it where programs share the cores, not on an idle machine.
-``JAX_COMPILATION_CACHE_DIR`` saves compiling what an earlier process compiled.
+``JAX_COMPILATION_CACHE_DIR`` names a folder that saves compiling what an earlier process compiled,
+with ``JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0`` also what took less than a second, as the
+epoch of a small model does.
 
 **On several devices** ``sharding`` says how each batch is split, and ``variables`` how they are
 themselves: they stay where they are. With ``mesh = jax.make_mesh((4, 2), ("data", "model"))`` and

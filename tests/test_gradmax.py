@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from networks import fill, load
 from test_trace_growth import build_larger, cut, growable, larger_inputs
 
@@ -204,6 +205,25 @@ def test_firefly_keeps_the_best_candidates():
         best = scores(strategy, seed)
         assert best.mean() > 1.2 * np.mean(random)
         assert best.min() > np.median(random)
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="takes eight devices")
+@pytest.mark.parametrize("types", [AxisType.Auto, AxisType.Explicit], ids=str)
+@pytest.mark.parametrize("name", ["gradmax", "firefly"])
+def test_devices_do_not_change_the_choice(name, types):
+    mlp = make_mlp("tanh", sizes=(8, 4, 4))
+    apply, params, loss, batch = mlp
+    strategy = getattr(dw.strategies, name)(loss, *batch)
+    mesh = Mesh(np.array(jax.devices()[:8]).reshape(4, 2), ("x", "y"), axis_types=(types,) * 2)
+    both = NamedSharding(mesh, PartitionSpec("x", "y"))
+    divided = {
+        layer: {"kernel": jax.device_put(arrays["kernel"], both), "bias": arrays["bias"]}
+        for layer, arrays in params.items()
+    }
+    wide = grow_mlp((apply, divided, loss, batch), strategy, 8)
+    expected = grow_mlp(mlp, strategy, 8)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), wide, expected)
+    assert wide["up"]["kernel"].sharding == wide["down"]["kernel"].sharding == both
 
 
 def conv_net(params, x):

@@ -180,6 +180,12 @@ def test_arrays_stay_on_their_devices(types, mesh):
     assert shardings_of(dw.grow(case.sharded, case.growth, fresh=fresh)) == out
 
 
+def test_arrays_that_are_tied_to_no_device_grow_beside_divided_ones(mesh):
+    case = Case("both axes", mesh)
+    mixed = case.sharded | {name: case.params[name] for name in ("up_bias", "mid")}
+    assert_equal(dw.grow(mixed, case.growth, key=KEY), dw.grow(case.params, case.growth, key=KEY))
+
+
 def test_narrowed_and_merged_arrays_stay_on_their_devices(mesh):
     case = Case("tensor parallel", mesh, dw.strategies.replicate())
     wide = dw.grow(case.sharded, case.growth)
