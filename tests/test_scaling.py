@@ -2,26 +2,38 @@
 
 Each network is built a second time with the larger size and with the constants that the recipe
 asks for; its outputs and, by the adjoint of the growth, its gradients are compared with the old
-ones. Epsilons are large here, so that a wrong one shows.
+ones.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import Model, affine, data, dense, f64, fill, linen, tokens
+from networks import Model, affine, data, dense, f64, fill
+from networks_scaling import (
+    CASES,
+    EPSILON,
+    KERNEL,
+    MULTIPLES,
+    Case,
+    attend,
+    attention_shapes,
+    rms_norm,
+    row,
+    scores,
+    stream,
+    transformer,
+    weighted,
+)
 
 import dogwood_jax as dw
 from dogwood_jax._widths import Recipe
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
-EPSILON = 3e-3
 STRATEGIES = {
     "zero_outgoing": dw.strategies.zero_outgoing,
     "zero_incoming": dw.strategies.zero_incoming,
@@ -29,384 +41,7 @@ STRATEGIES = {
 }
 
 
-# Networks -----------------------------------------------------------------------------------------
-# Each takes the size that grows, `n`, and the epsilon of its norms.
-
-Builder = Callable[..., Model]
-
-
-def weighted(shapes: Any, apply: Callable[..., Any], *inputs: Any) -> Model:
-    return Model(apply, shapes, inputs)
-
-
-def causal(scores: Any) -> Any:
-    time = scores.shape[-1]
-    mask = jnp.tril(jnp.ones((time, time), bool))[None, None]
-    return jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
-
-
-def row(vector: Any, ndim: int) -> Any:
-    return vector.reshape((1,) * (ndim - 1) + vector.shape)
-
-
-def layer_norm(norm: Any, x: Any, epsilon: float, fast: bool = False) -> Any:
-    mean = jnp.mean(x, -1, keepdims=True)
-    if fast:
-        variance = jnp.maximum(jnp.mean(x * x, -1, keepdims=True) - mean**2, 0)
-    else:
-        variance = jnp.var(x, -1, keepdims=True)
-    y = (x - mean) / jnp.sqrt(variance + epsilon)
-    return y * row(norm["scale"], x.ndim) + row(norm["bias"], x.ndim)
-
-
-def rms_norm(scale: Any, x: Any, epsilon: float) -> Any:
-    return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + epsilon) * row(scale, x.ndim)
-
-
-def attend(params: Any, x: Any, score: Callable[[Any, Any], Any]) -> Any:
-    """Attention with projections [model, heads, head_dim]."""
-    q, k, v = (jnp.einsum("btm,mhd->bthd", x, params[name]) for name in "qkv")
-    k = k + params["k_bias"][None, None]
-    weights = jax.nn.softmax(causal(score(q, k)))
-    return jnp.einsum("bhts,bshd,hdm->btm", weights, v, params["o"])
-
-
-def attention_shapes(model: int, heads: int, dim: int) -> dict[str, Any]:
-    projections = {name: f64(model, heads, dim) for name in "qk"}
-    return (
-        projections
-        | {"v": f64(model, heads, 3), "o": f64(heads, 3, model)}
-        | {"k_bias": f64(heads, dim)}
-    )
-
-
-def scores(scale: Callable[[int], float], where: str = "scores") -> Builder:
-    """Attention by hand, with its scale on the scores, on the queries, or on both factors."""
-
-    def build(n: int = 11, epsilon: float = 0) -> Model:
-        def score(q: Any, k: Any) -> Any:
-            factor = scale(q.shape[-1])
-            if where in ("queries", "both"):
-                q = q * factor
-            if where == "both":
-                k = k * factor
-            s = jnp.einsum("bthd,bshd->bhts", q, k)
-            return s * factor if where == "scores" else s
-
-        shapes = attention_shapes(5, 3, n)
-        return weighted(shapes, lambda p, x: attend(p, x, score), data(2, 7, 5))
-
-    return build
-
-
-def flax_attention(n: int = 4, epsilon: float = 0) -> Model:
-    attention = nn.MultiHeadDotProductAttention(3, qkv_features=3 * n, name="attention")
-    return linen(attention, data(2, 7, 5))
-
-
-def library_attention(n: int = 4, epsilon: float = 0) -> Model:
-    def apply(params: Any, x: Any) -> Any:
-        q, k, v = (jnp.einsum("btm,mhd->bthd", x, params[name]) for name in "qkv")
-        y = jax.nn.dot_product_attention(q, k, jnp.concatenate([v] * q.shape[-1], -1))
-        return jnp.einsum("bthd,hdm->btm", y[..., :1], params["o"])
-
-    shapes = {"q": f64(5, 3, n), "k": f64(5, 3, n), "v": f64(5, 3, 1), "o": f64(3, 1, 2)}
-    return weighted(shapes, apply, data(2, 7, 5))
-
-
-def keys_as_values(n: int = 6, epsilon: float = 0) -> Model:
-    """The scale of the keys is undone in the output projection."""
-
-    def apply(params: Any, x: Any) -> Any:
-        q, k = x @ params["q"], x @ params["k"]
-        return jax.nn.softmax(q @ k.swapaxes(1, 2) * n**-0.5) @ k @ params["o"]
-
-    return weighted({"q": f64(5, n), "k": f64(5, n), "o": f64(n, 2)}, apply, data(2, 7, 5))
-
-
-class Block(nn.Module):
-    """A transformer block, its norms before or after the layers."""
-
-    norm: Callable[..., Any]
-    post: bool = False
-
-    @nn.compact
-    def __call__(self, x: Any) -> Any:
-        def residual(x: Any, norm: Any, layer: Callable[[Any], Any]) -> Any:
-            return norm(x + layer(x)) if self.post else x + layer(norm(x))
-
-        model = x.shape[-1]
-        attention = nn.MultiHeadDotProductAttention(2, qkv_features=6, out_features=model)
-        x = residual(
-            x, self.norm(), lambda y: attention(y, mask=nn.make_causal_mask(jnp.ones(y.shape[:2])))
-        )
-        up, down = nn.Dense(7), nn.Dense(model)
-        return residual(x, self.norm(), lambda y: down(nn.gelu(up(y))))
-
-
-def transformer(
-    norm: Any = nn.LayerNorm,
-    post: bool = False,
-    tied: bool = False,
-    scale: bool = False,
-    **options: Any,
-) -> Builder:
-    """A small language model."""
-
-    def build(n: int = 6, epsilon: float = EPSILON) -> Model:
-        make = functools.partial(norm, epsilon=epsilon, **options)
-
-        class Net(nn.Module):
-            @nn.compact
-            def __call__(self, words: Any) -> Any:
-                embed = nn.Embed(11, n)
-                x = embed(words) * (n**0.5 if scale else 1)
-                x = x + self.param("positions", nn.initializers.normal(), (1, 5, n))
-                x = Block(make, post)(x)
-                x = make()(x)
-                return embed.attend(x) if tied else nn.Dense(9)(x)
-
-        return linen(Net(), tokens(11, 3, 5))
-
-    return build
-
-
-def scanned(n: int = 6, epsilon: float = EPSILON) -> Model:
-    """Blocks with stacked parameters under a scan, rematerialized."""
-    make = functools.partial(nn.LayerNorm, epsilon=epsilon)
-
-    class Layer(nn.Module):
-        @nn.compact
-        def __call__(self, x: Any, _: Any) -> tuple[Any, None]:
-            return nn.remat(Block)(make)(x), None
-
-    class Net(nn.Module):
-        @nn.compact
-        def __call__(self, words: Any) -> Any:
-            x = nn.Embed(11, n)(words)
-            scan = nn.scan(
-                Layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=3
-            )
-            x, _ = scan()(x, None)
-            return nn.Dense(9)(make()(x))
-
-    return linen(Net(), tokens(11, 3, 5))
-
-
-def llama(tied: bool, learned: str = "scale") -> Builder:
-    """RMSNorm and SwiGLU, without rotary embeddings; the norm's scale is w, 1 + w, or one."""
-
-    def build(n: int = 6, epsilon: float = EPSILON) -> Model:
-        shapes: dict[str, Any] = {"embed": f64(11, n), "attention": attention_shapes(n, 2, 3)}
-        shapes |= {"gate": f64(n, 7), "up": f64(n, 7), "down": f64(7, n)}
-        if learned:
-            shapes |= {f"norm_{i}": f64(n) for i in range(3)}
-        if not tied:
-            shapes["head"] = f64(n, 9)
-
-        def apply(params: Any, words: Any) -> Any:
-            def norm(i: int, x: Any) -> Any:
-                w = params[f"norm_{i}"] if learned else jnp.ones(n)
-                return rms_norm(1 + w if learned == "1 + scale" else w, x, epsilon)
-
-            x = params["embed"][words]
-            x = x * n**0.5 if learned == "1 + scale" else x  # as Gemma does
-            score = lambda q, k: jnp.einsum("bthd,bshd->bhts", q, k)  # noqa: E731
-            x = x + attend(params["attention"], norm(0, x), score)
-            y = norm(1, x)
-            x = x + (jax.nn.silu(y @ params["gate"]) * (y @ params["up"])) @ params["down"]
-            y = norm(2, x)
-            return y @ params["embed"].T if tied else y @ params["head"]
-
-        return weighted(shapes, apply, tokens(11, 3, 5))
-
-    return build
-
-
-def stream(norm: Callable[..., Any], **more: Any) -> Builder:
-    """A stream written twice and read behind a norm; leaves of size n are the norm's."""
-
-    def build(n: int = 6, epsilon: float = EPSILON) -> Model:
-        shapes = {"write": dense(4, n), "up": dense(n, 7), "down": dense(7, n), "head": dense(n, 3)}
-        shapes |= {name: f64(n) for name in more}
-
-        def apply(params: Any, x: Any) -> Any:
-            x = affine(params["write"], x)
-            x = x + affine(params["down"], jnp.tanh(affine(params["up"], norm(params, x, epsilon))))
-            return affine(params["head"], norm(params, x, epsilon))
-
-        return weighted(shapes, apply, data(5, 4))
-
-    return build
-
-
-def unit_norm(params: Any, x: Any, epsilon: float) -> Any:
-    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
-
-
-def scale_norm(params: Any, x: Any, epsilon: float) -> Any:
-    """Of length sqrt(n), however it is written."""
-    squares = jnp.sum(x**2, -1, keepdims=True)
-    return (
-        row(params["g"], x.ndim) * x * (x.shape[-1] ** 0.5) / jnp.maximum(jnp.sqrt(squares), 1e-6)
-    )
-
-
-def slow_layer_norm(params: Any, x: Any, epsilon: float) -> Any:
-    return layer_norm(params, x, epsilon)
-
-
-def fast_layer_norm(params: Any, x: Any, epsilon: float) -> Any:
-    return layer_norm(params, x, epsilon, fast=True)
-
-
-def bare_layer_norm(params: Any, x: Any, epsilon: float) -> Any:
-    return jax.nn.standardize(x, epsilon=epsilon)
-
-
-def hidden(*layers: str) -> Builder:
-    """A hidden layer, with a norm and an activation in either order."""
-
-    def build(n: int = 6, epsilon: float = EPSILON) -> Model:
-        shapes = {"a": dense(4, n), "b": dense(n, 3), "scale": f64(n), "bias": f64(n)}
-
-        def apply(params: Any, x: Any) -> Any:
-            x = affine(params["a"], x)
-            for layer in layers:
-                x = layer_norm(params, x, epsilon) if layer == "norm" else jax.nn.relu(x)
-            return affine(params["b"], x)
-
-        return weighted(shapes, apply, data(5, 4))
-
-    return build
-
-
-def equinox_norm(n: int = 6, epsilon: float = EPSILON) -> Model:
-    eqx = pytest.importorskip("equinox", reason="a test of Equinox's LayerNorm")
-
-    class Net(eqx.Module):
-        write: Any
-        norm: Any
-        head: Any
-
-        def __call__(self, x: Any) -> Any:
-            return jax.vmap(lambda x: self.head(self.norm(self.write(x))))(x)
-
-    keys = jax.random.split(jax.random.key(0))
-    net = Net(
-        eqx.nn.Linear(4, n, key=keys[0]),
-        eqx.nn.LayerNorm(n, epsilon),
-        eqx.nn.Linear(n, 3, key=keys[1]),
-    )
-    arrays, static = eqx.partition(net, eqx.is_array)
-    shapes = jax.tree.map(lambda x: f64(*x.shape), arrays)
-    return Model(lambda p, x: eqx.combine(p, static)(x), shapes, (data(5, 4),))
-
-
-def haiku_norm(kind: str) -> Builder:
-    def build(n: int = 6, epsilon: float = EPSILON) -> Model:
-        hk = pytest.importorskip("haiku", reason="a test of Haiku's norms")
-
-        def forward(x: Any) -> Any:
-            with jax.numpy_rank_promotion("allow"):
-                if kind == "layer":
-                    norm = hk.LayerNorm(-1, True, True, eps=epsilon, name="norm")
-                else:
-                    norm = hk.RMSNorm(-1, eps=epsilon, name="norm")
-                x = hk.Linear(n, name="write")(x)
-                x = x + hk.Linear(n, name="down")(jax.nn.relu(hk.Linear(7, name="up")(norm(x))))
-                return hk.Linear(3, name="head")(norm(x))
-
-        net = hk.without_apply_rng(hk.transform(forward))
-        x = data(5, 4)
-        return weighted(jax.eval_shape(net.init, jax.random.key(0), x), net.apply, x)
-
-    return build
-
-
-def vit(n: int = 6, epsilon: float = EPSILON) -> Model:
-    """Patches, a class token, learned positions; the head reads the token."""
-    make = functools.partial(nn.LayerNorm, epsilon=epsilon)
-
-    class Net(nn.Module):
-        @nn.compact
-        def __call__(self, images: Any) -> Any:
-            x = nn.Conv(n, (2, 2), (2, 2), name="patches")(images)
-            x = x.reshape(x.shape[0], -1, n)
-            token = self.param("token", nn.initializers.normal(), (1, 1, n))
-            x = jnp.concatenate([jnp.tile(token, (x.shape[0], 1, 1)), x], 1)
-            x = x + self.param("positions", nn.initializers.normal(), (1, x.shape[1], n))
-            return nn.Dense(5)(make()(Block(make)(x))[:, 0])
-
-    return linen(Net(), data(3, 4, 6, 2))
-
-
 # What grows ---------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """A network whose size grows by a recipe, to sizes, along a place where it occurs."""
-
-    build: Builder
-    place: tuple[str, int]
-    strategy: str
-    sizes: tuple[int, ...]
-    also: tuple[tuple[str, int], ...] = ()  # what the larger configuration makes larger besides
-    tolerance: float = 1e-12
-
-
-ANY = (7, 15)  # with a rest beside one copy, and beside two
-MULTIPLES = (18,)
-KERNEL = ("Embed_0/embedding", 1)
-
-CASES = {
-    "scores": Case(scores(lambda n: n**-0.5), ("q", 2), "zero_outgoing", (13,)),
-    "queries": Case(scores(lambda n: 1 / np.sqrt(n), "queries"), ("k", 2), "zero_outgoing", (13,)),
-    "both factors": Case(scores(lambda n: n**-0.25, "both"), ("k", 2), "zero_outgoing", (13,)),
-    "mup": Case(scores(lambda n: 1 / n), ("k", 2), "zero_outgoing", (13,)),
-    "flax attention": Case(
-        flax_attention,
-        ("query/kernel", 2),
-        "zero_outgoing",
-        (6,),
-        (("value/kernel", 2),),
-    ),
-    "keys as values": Case(keys_as_values, ("k", 1), "zero_outgoing", (8,)),
-    # JAX computes this softmax in single precision.
-    "library attention": Case(library_attention, ("k", 2), "zero_outgoing", (8,), tolerance=1e-5),
-    "pre-norm": Case(transformer(), KERNEL, "tile", (15,)),
-    "post-norm": Case(transformer(post=True), KERNEL, "tile", MULTIPLES),
-    # Its 9 units are the square of head_dim, so that 1 / sqrt(3) is also 9 ** -0.25.
-    "square": Case(lambda n=9, epsilon=EPSILON: transformer()(n, epsilon), KERNEL, "tile", (13,)),
-    "scanned": Case(scanned, KERNEL, "tile", (15,)),
-    "vit": Case(vit, ("patches/kernel", 3), "tile", (15,)),
-    "rms post-norm, tied": Case(
-        transformer(nn.RMSNorm, post=True, tied=True), KERNEL, "zero_incoming", (15,)
-    ),
-    "rms, embeddings times sqrt(n)": Case(
-        transformer(nn.RMSNorm, tied=True, scale=True), KERNEL, "zero_incoming", (15,)
-    ),
-    "llama": Case(llama(tied=False), ("embed", 1), "zero_incoming", (15,)),
-    "llama, tied": Case(llama(tied=True), ("embed", 1), "zero_incoming", (15,)),
-    "gemma": Case(llama(tied=True, learned="1 + scale"), ("embed", 1), "zero_incoming", (15,)),
-    "rms, norms without scale": Case(
-        llama(tied=False, learned=""), ("embed", 1), "zero_incoming", (15,)
-    ),
-    "unit norm": Case(stream(unit_norm), ("write/bias", 0), "zero_incoming", ANY),
-    "scale norm": Case(stream(scale_norm, g=1), ("write/bias", 0), "zero_incoming", ANY),
-    "rms by tiles": Case(
-        stream(lambda p, x, e: rms_norm(p["g"], x, e), g=1), ("write/bias", 0), "tile", MULTIPLES
-    ),
-    "by hand": Case(stream(slow_layer_norm, scale=1, bias=1), ("write/bias", 0), "tile", ANY),
-    "by hand, fast": Case(stream(fast_layer_norm, scale=1, bias=1), ("write/bias", 0), "tile", ANY),
-    "standardized": Case(stream(bare_layer_norm), ("write/bias", 0), "tile", ANY),
-    "norm, relu": Case(hidden("norm", "relu"), ("a/bias", 0), "tile", ANY),
-    "relu, norm": Case(hidden("relu", "norm"), ("a/bias", 0), "tile", MULTIPLES),
-    "equinox": Case(equinox_norm, ("write/weight", 0), "tile", (15,)),
-    "haiku": Case(haiku_norm("layer"), ("write/w", 1), "tile", (15,)),
-    "haiku rms": Case(haiku_norm("rms"), ("write/w", 1), "zero_incoming", (15,)),
-}
 
 
 def widths_of(model: Model) -> dw.Widths:
