@@ -226,12 +226,13 @@ def meanings_of(
     unknown: dict[tuple[str, str], list[Field]] = {}
     for field in found:
         shape = jnp.shape(arrays[field.place])
-        if math.prod(shape) == 1 != math.prod(field.leaf.shape) and not field.factored:
+        whole = field.axis is None and not field.factored
+        if whole and math.prod(shape) == 1 and shape != field.leaf.shape:
             continue  # one number for the whole array, whatever its size
         meaning, said = field.known(fields)
         if meaning is None:
             unknown.setdefault(field.tree, []).append(field)
-        elif field.axis is None and shape != field.leaf.shape and not field.factored:
+        elif whole and shape != field.leaf.shape:
             problems.append(
                 f"{field.place}: has shape {shape}, but {field.leaf.path} has {field.leaf.shape}; "
                 "there is no rule for such a state"
@@ -275,15 +276,18 @@ def watched(tx: Any, params: PyTree) -> dict[str, Seen]:
     import optax
 
     def state_after(size: float) -> dict[str, Any]:
-        state, values = start, np.array([size, 1e-2], np.float32)
-        gradient = jax.tree.map(lambda a: values[: a.size].reshape(a.shape), zeros)
+        state, values = start, np.array([size, 1e-2])
+        gradient = jax.tree.map(lambda a: values[: a.size].reshape(a.shape).astype(a.dtype), zeros)
         for _ in range(4):
             _, state = update(gradient, state, zeros, value=0.0)
         return leaves_by_path(state)
 
-    zeros = jax.tree.map(
-        lambda leaf: np.zeros([1] * (leaf.ndim - 1) + [2] * (leaf.ndim > 0), np.float32), params
-    )
+    def small(leaf: Any) -> Any:
+        # A start of 0.1 is another number in double precision.
+        dtype = leaf.dtype if leaf.dtype == np.float64 else np.float32
+        return np.zeros([1] * (leaf.ndim - 1) + [2] * (leaf.ndim > 0), dtype)
+
+    zeros = jax.tree.map(small, params)
     try:
         with jax.ensure_compile_time_eval():
             update = jax.jit(optax.with_extra_args_support(tx).update)

@@ -184,6 +184,22 @@ def test_a_train_state_grows_as_a_whole():
     assert_equal(grown.opt_state, dw.grow_opt_state(state.opt_state, growth, tx))
 
 
+@pytest.mark.parametrize("tx", [optax.novograd(1e-3), optax.zero_nans(), optax.sm3(1e-3)])
+def test_arrays_of_one_number_are_told_from_one_number_for_an_array(tx):
+    params = {"up": {"kernel": jnp.ones((3, 1))}, "down": {"kernel": jnp.ones((1, 1))}}
+    growth = dw.plan(dw.chain(params, ("up", "down")), {"up": 3})
+    grown = dw.grow_opt_state(tx.init(params), growth, tx)
+    wanted = jax.eval_shape(tx.init, dw.grow(params, growth, key=jax.random.key(0)))
+    assert jax.tree.map(jnp.shape, grown) == jax.tree.map(jnp.shape, wanted)
+
+
+def test_what_adds_up_starts_where_it_started_in_double_precision():
+    tx = optax.adagrad(1e-3)
+    growth = dw.plan(WIDTHS, SIZES, strategy=dw.strategies.replicate())
+    grown = dw.grow_opt_state(tx.init(VARIABLES["params"]), growth, tx)
+    assert all((leaf == 0.1).all() for leaf in jax.tree.leaves(grown[0].sum_of_squares))
+
+
 class Unknown(NamedTuple):
     momentum: dict
 
