@@ -63,11 +63,12 @@ def grow_opt_state(
     forgotten. ``scale_by_growth`` corrects the bias of zeros instead; it also divides the updates
     of copies, whose moments are right but whose sum would move several times as far.
 
-    In layers that the growth inserts, first moments are zero, and second moments the mean of those
-    of the arrays of the same shape that are closest by name: for ``block_2/up/kernel`` of
+    In layers that the growth inserts, first moments are zero, and second moments as large as the
+    largest of the arrays of the same shape that are closest by name: for ``block_2/up/kernel`` of
     ``block_1/up/kernel`` and its like. Where none of these has its shape, they are as large as the
-    largest of any array, for a layer of another kind may have much larger gradients. In a stack
-    over which a loop runs they are the mean of its old layers.
+    largest of any array. Their mean would not do: all weights of a new layer learn at once, and
+    some have much larger gradients. In a stack over which a loop runs they are the mean of its old
+    layers.
 
     Args:
         opt_state: the state: of any Optax optimizer or chain, or a Flax ``TrainState``.
@@ -338,16 +339,14 @@ class _New:
         field: where it is.
         insertion: what the network's array is filled with.
         kin: the same field of the old arrays that are closest by name.
-        alike: those of them that have its shape.
-        others: the same field of all old arrays, if none of them has.
+        peers: those of them that have its shape or, if none of them has, of all old arrays.
         meaning: what the field holds; None for one number for a whole array.
     """
 
     field: Field
     insertion: Insertion
     kin: tuple[Field, ...]
-    alike: tuple[Field, ...]
-    others: tuple[Field, ...]
+    peers: tuple[Field, ...]
     meaning: Meaning | None
 
 
@@ -368,8 +367,8 @@ def _new_arrays(
             axes = [None] if kin[0].axis is None else range(len(insertion.shape))
             for axis in axes:
                 field = replace(kin[0], inner=inner, leaf=leaf, axis=axis)
-                others = () if alike else tuple(tree)
-                yield _New(field, insertion, kin, alike, others, meanings.get(kin[0].place))
+                peers = alike or tuple(tree)
+                yield _New(field, insertion, kin, peers, meanings.get(kin[0].place))
 
 
 def _grow_in_rounds(
@@ -492,12 +491,8 @@ def _fill_fields(
         elif newborn.meaning not in ("second", "magnitude") or second_moment == "zeros":
             filled[place] = starts[place].astype(dtype)
         elif not newborn.field.is_factor:
-            alike = [_read(kin, arrays) for kin in newborn.alike]
-            if alike:
-                moment = sum(map(jnp.sum, alike)) / sum(array.size for array in alike)
-            else:
-                largest = [jnp.max(_read(one, arrays), initial=0) for one in newborn.others]
-                moment = jnp.max(jnp.stack(largest))
+            largest = [jnp.max(_read(one, arrays), initial=0) for one in newborn.peers]
+            moment = jnp.max(jnp.stack(largest))
             insertion = newborn.insertion
             shape = insertion.shape if newborn.field.axis is None else wanted[place]
             full = jnp.full(shape, moment, dtype)
