@@ -290,7 +290,8 @@ class _Changes:
             copied = (copied * factors).astype(array.dtype)
         if axis_map.noise and self.noise is not None:
             new = _places(copied, axis) >= axis_map.old
-            scale = (axis_map.noise * jnp.std(array)).astype(array.dtype)
+            # A constant: growth is affine in the old array, so that gradients follow the adjoint.
+            scale = lax.stop_gradient(axis_map.noise * jnp.std(array)).astype(array.dtype)
             copied = copied + jnp.where(new, scale * self.noise(copied.shape), 0)
         return copied
 

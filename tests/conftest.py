@@ -22,6 +22,8 @@ jax.config.update("jax_num_cpu_devices", 8)
 hypothesis.settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
 hypothesis.settings.load_profile("repeatable")
 
+OF_NETWORKS = ("test_trace_growth.py", "test_strategies.py")
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -30,7 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
         if item.path.name == "test_examples.py":
             item.add_marker(pytest.mark.xdist_group("examples"))
-        elif item.path.name == "test_trace_growth.py" and "name" in parameters:
+        elif item.path.name in OF_NETWORKS and "name" in parameters:
             item.add_marker(pytest.mark.xdist_group(parameters["name"]))
 
 

@@ -1,0 +1,175 @@
+"""Every strategy, in every precision and with an optimizer, on the networks of the table.
+
+Each network is given one strategy, precision and optimizer, so that the table has all pairs of
+strategies and precisions. Widths that the strategy is not for grow by the default beside it.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from networks import Model
+from test_opt_state import optimizers
+from test_trace_growth import (
+    DRAWS_MASKS,
+    NETWORKS,
+    assert_close,
+    assert_equal,
+    build_larger,
+    cast,
+    cut,
+    float_paths,
+    floats,
+    hidden,
+    larger_inputs,
+    old,
+)
+
+import dogwood_jax as dw
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
+STRATEGIES = {
+    "zero_outgoing": dw.strategies.zero_outgoing,
+    "initializer": lambda: dw.strategies.zero_outgoing(jax.nn.initializers.he_normal()),
+    "zeros": dw.strategies.zeros,
+    "random": dw.strategies.random,
+    "replicate": dw.strategies.replicate,
+    "uneven": lambda: dw.strategies.replicate(split="uneven"),
+    "noise": lambda: dw.strategies.replicate(noise=0.1),
+    "first": lambda: dw.strategies.replicate(units=[0]),
+    "gradmax": functools.partial(dw.strategies.gradmax, variant="incoming"),
+    "firefly": functools.partial(dw.strategies.firefly, candidates=2),
+}
+CHOOSING = ("gradmax", "firefly")
+DTYPES = ("float64", "float32", "bfloat16")
+
+
+def case(index: int, name: str) -> Any:
+    strategy = list(STRATEGIES)[index % len(STRATEGIES)]
+    dtype = DTYPES[index // len(STRATEGIES) % len(DTYPES)]
+    optimizer = list(optimizers())[index % len(optimizers())]
+    # Compiling the second derivatives of a loss takes long.
+    marks = [pytest.mark.slow] * (strategy in CHOOSING and dtype != "float64")
+    name_of_test = f"{name}-{strategy}-{dtype}"
+    return pytest.param(name, strategy, dtype, optimizer, marks=marks, id=name_of_test)
+
+
+GROWABLE = [name for name in NETWORKS if set(hidden(NETWORKS[name])) - {DRAWS_MASKS[1]}]
+
+
+def test_the_table_has_all_pairs() -> None:
+    pairs = {tuple(case(i, name).values[1:3]) for i, name in enumerate(GROWABLE)}
+    assert len(pairs) == len(STRATEGIES) * len(DTYPES)
+
+
+@pytest.mark.parametrize(
+    ("name", "strategy", "dtype", "optimizer"), [case(*one) for one in enumerate(GROWABLE)]
+)
+def test_every_strategy(name: str, strategy: str, dtype: str, optimizer: str) -> None:
+    before = old(name)
+    grows = {by: s for by, s in hidden(before.network).items() if (name, by) != DRAWS_MASKS}
+    sizes = {width: size for by in grows.values() for width, size in by.items()}
+    big = build_larger(before.network, *grows)
+    variables, inputs = cast((before.variables, before.model.inputs), dtype)
+    larger = cast(larger_inputs(before.model, big), dtype)
+    ours = made(strategy, big, larger)
+    chosen = {
+        width: ours if is_for(ours, before.widths[width]) else dw.strategies.zero_outgoing()
+        for width in sizes
+    }
+    growth = dw.plan(before.widths, sizes, target=big.shapes, strategy=chosen)
+    grown = dw.grow(variables, growth, key=jax.random.key(5))
+    # Moments are linear in the gradient, of which the variables are as good an example as any.
+    gradient = dict(zip(float_paths(variables), floats(variables)[0], strict=True))
+    moments = dw.grow_opt_state(optax.TraceState(gradient), growth, optax.trace(0.9)).trace
+
+    @jax.jit
+    def run(variables: Any, moments: Mapping[str, Any]) -> Any:
+        numbers, rebuild = floats(variables)
+
+        def grow(numbers: list[Any]) -> Any:
+            new = dw.grow(rebuild(numbers), growth, key=jax.random.key(5))
+            return floats(new)[0], new
+
+        _, pull, new = jax.vjp(grow, numbers, has_aux=True)
+        back = pull([moments[path] for path in float_paths(new)])[0]
+        return new, jax.tree.leaves(big.apply(new, *larger)), back
+
+    jitted, outputs, back = run(variables, moments)
+    if ours.choice is None:
+        assert_equal(jitted, grown)
+    else:  # by sums, which may be added up in another order
+        assert_near(floats(jitted)[0], floats(grown)[0], 64, dtype)
+    assert_near(back, floats(variables)[0], 8, dtype)
+    if ours.preserving:
+        reference = jax.tree.leaves(jax.jit(before.model.apply)(variables, *inputs))
+        outputs = cut(outputs, [x.shape for x in reference])
+        assert_near(outputs, reference, 64, dtype)
+
+    # The way back, for the optimizer's state, too.
+    keep = {width: range(before.widths[width].size) for width in sizes}
+    back_again = dw.plan(growth.after, keep=keep)
+    copied = any(change.sources is not None for change in growth.changes)
+    if not copied:
+        assert_equal(dw.grow(grown, back_again), variables)
+    tx = optimizers()[optimizer]
+    state = trained(tx, gradient)
+    grown_state = dw.grow_opt_state(state, growth, tx)
+    flat = dict(zip(float_paths(grown), floats(grown)[0], strict=True))
+    assert jax.tree.map(struct, grown_state) == jax.tree.map(struct, jax.eval_shape(tx.init, flat))
+    if not copied:
+        assert_equal(dw.grow_opt_state(grown_state, back_again, tx), state)
+
+    # As data, it is the same growth.
+    recorded = dataclasses.replace(growth, structure=None)
+    if ours.choice is None and strategy != "initializer":
+        assert dw.from_json(dw.to_json(recorded)) == recorded
+    else:
+        with pytest.raises(ValueError, match="cannot be written as JSON"):
+            dw.to_json(recorded)
+
+
+def made(strategy: str, big: Model, inputs: tuple[Any, ...]) -> dw.strategies.Strategy:
+    """A strategy; those that look at a loss get one of the larger model."""
+    make = STRATEGIES[strategy]
+    if strategy not in CHOOSING:
+        return make()
+
+    def loss(variables: Any, *inputs: Any) -> Any:
+        outputs = jax.tree.leaves(big.apply(variables, *inputs))
+        numbers = [x for x in outputs if jnp.issubdtype(x.dtype, jnp.inexact)]
+        return sum(jnp.mean(jnp.abs(x - 1) ** 2) for x in numbers)
+
+    return make(loss, *inputs)
+
+
+def is_for(strategy: dw.strategies.Strategy, width: dw.Width) -> bool:
+    if strategy.name == "replicate":
+        return not width.copy_hazards
+    if strategy.choice is not None:
+        return {occurrence.role for occurrence in width.occurrences} > {"incoming"}
+    return not (strategy.name == "zeros" and width.zero_hazard)
+
+
+def assert_near(found: list[Any], wanted: list[Any], rounding: float, dtype: str) -> None:
+    """Checks values to this many times the rounding of the largest of them."""
+    scale = max(np.max(np.abs(x), initial=0) for x in wanted)
+    for new, reference in zip(found, wanted, strict=True):
+        assert new.dtype == reference.dtype
+        assert_close(new, reference, rounding * float(jnp.finfo(dtype).eps), scale)
+
+
+def trained(tx: Any, gradient: Any) -> Any:
+    """The state after a step."""
+    return jax.jit(lambda gradient: tx.update(gradient, tx.init(gradient), gradient)[1])(gradient)
+
+
+def struct(leaf: Any) -> tuple[Any, Any]:
+    return jnp.shape(leaf), jnp.result_type(leaf)
