@@ -144,13 +144,17 @@ def zeros() -> Strategy:
     """Everything new is zero.
 
     Preserving, but the new units never learn where the activation maps zero to zero, as relu and
-    tanh do: with zero incoming and zero outgoing weights, both gradients are zero for ever. Kept
-    as the notebook's first experiment and as a baseline.
+    tanh do: with zero incoming and zero outgoing weights, both gradients are zero for ever. Under
+    others, such as sigmoid, the outgoing weights have a gradient at the first step, the same for
+    all new units. Kept as the notebook's first experiment and as a baseline.
 
     Example:
         >>> import dogwood_jax as dw
         >>> dw.strategies.zeros().preserving
         True
+
+    Reference:
+        No paper: the notebook ``mnist.ipynb`` of https://github.com/kostaleonard/dogwood.
     """
     return Strategy("zeros", "zero", "zero")
 
@@ -167,6 +171,9 @@ def random(init: Initializer = glorot) -> Strategy:
         >>> import dogwood_jax as dw
         >>> dw.strategies.random().preserving
         False
+
+    Reference:
+        Chen, Goodfellow and Shlens, 2016, Net2Net, where it is the baseline "random pad".
     """
     return Strategy("random", "free", "free", init)
 
@@ -274,8 +281,9 @@ def gradmax(
     vectors of the mean norm of old units' ones, such that the gradient of the incoming weights is
     as large as it can be: the top right-singular vectors of the matrix of second derivatives of
     the loss by incoming and outgoing weights. It is preserving where the activation maps zero to
-    zero. Of a gated unit only one factor is zero, of an attention head only the values. New units
-    beyond the number of singular vectors are as ``zero_outgoing`` makes them.
+    zero; outgoing weights have a gradient from the second step on. Of a gated unit only one factor
+    is zero, of an attention head only the values. New units beyond the number of singular vectors
+    are as ``zero_outgoing`` makes them.
 
     ``jax.nn.relu`` passes no gradient at zero, so under it ``grow`` refuses zero incoming weights:
     pass ``epsilon``, or the other variant. It also refuses activations that are not zero at zero.
@@ -284,9 +292,10 @@ def gradmax(
 
     The variant ``"incoming"`` sets outgoing weights to zero, which is preserving for any
     activation. Incoming weights begin as drawn and take a few steps, at the same norm, uphill on
-    the gradient of the outgoing weights, each unit on a part of it that is orthogonal to the
-    others'. Where the units respond linearly, these steps lead to the left-singular vectors. Units
-    beyond their number stay as drawn, and so do all where the gradient does not become larger.
+    the gradient that the outgoing weights have at the first step, each unit on a part of it that
+    is orthogonal to the others'; incoming weights have one from the second step on. Where the
+    units respond linearly, these steps lead to the left-singular vectors. Units beyond their
+    number stay as drawn, and so do all where the gradient does not become larger.
 
     Of arrays that are divided among devices, those with the weights on either side of the width
     are gathered while it is chosen; the results are divided again.
