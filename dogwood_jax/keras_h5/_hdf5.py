@@ -117,6 +117,41 @@ def children(group: Group) -> dict[str, Group | Dataset]:
     return {name: item for name, item in found.items() if item is not None}
 
 
+def check_tree(root: Group) -> None:
+    """Raises if a group is in several others: links can make ever more places of a few groups."""
+    seen = set()
+    groups = [root]
+    for group in groups:  # which grows
+        if address(group) in seen:
+            raise misplaced(group, "each group in one place", "one that is in several")
+        seen.add(address(group))
+        groups += [g for g in children(group).values() if isinstance(g, h5py.Group)]
+
+
+def everything(root: Group) -> list[Any]:
+    """Returns all that is in a file, each once, in time linear in its size."""
+    seen = {address(root)}
+    items = level = [root]
+    for _ in range(_MAX_DEPTH):
+        inside = []
+        for group in level:
+            for name in group if isinstance(group, h5py.Group) else ():
+                if isinstance(group.get(name, getlink=True), h5py.HardLink):
+                    item = group[name]
+                    if address(item) not in seen:
+                        seen.add(address(item))
+                        inside.append(item)
+        items, level = items + inside, inside
+    if level:
+        raise misplaced(level[0], f"groups at most {_MAX_DEPTH} deep", "one deeper")
+    return items
+
+
+def address(item: Any) -> int:
+    """Returns where in its file a group or array begins, whatever it is called."""
+    return int(h5py.h5o.get_info(item.id).addr)
+
+
 def checked_array(dataset: Dataset) -> Dataset:
     """Returns a dataset that holds an array of numbers, within the file."""
     if dataset.shape is None or not (is_numeric(dataset.dtype) or dataset.dtype == OPAQUE16):
@@ -140,8 +175,10 @@ def dtype_of(dataset: Dataset) -> np.dtype:
 
 
 def size_of(dataset: Dataset) -> int:
-    """Returns the bytes that an array takes in memory, as the file declares it."""
-    return int(math.prod(dataset.shape)) * int(dataset.dtype.itemsize)
+    """Returns the bytes that reading an array takes in memory, as the file declares it."""
+    # A chunk is read whole, and may be larger than the array.
+    elements = max(math.prod(dataset.shape), math.prod(dataset.chunks or ()))
+    return int(elements) * int(dataset.dtype.itemsize)
 
 
 def check_sizes(datasets: Iterable[Dataset], limit: int) -> None:

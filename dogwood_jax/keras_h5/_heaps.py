@@ -14,6 +14,7 @@ from typing import IO, Any
 import h5py
 
 from dogwood_jax.keras_h5._errors import KerasFileError
+from dogwood_jax.keras_h5._hdf5 import everything
 
 _SIGNATURE = b"GCOL\x01\0\0\0"
 _HEADER = 16  # bytes of the header of a heap, and of that of an object in it
@@ -37,8 +38,7 @@ def check_strings(file: h5py.File, stream: IO[bytes], limit: int) -> None:
     if file.id.get_create_plist().get_sizes() != (8, 8):
         raise KerasFileError("at byte 0: expected addresses and lengths of 8 bytes")
     end = stream.seek(0, 2)
-    items = [file]
-    file.visititems(lambda _, item: items.append(item))  # each once, and none in another file
+    items = everything(file)
     heaps = {
         place: _objects(stream, place, end)
         for start, stop in _gaps(items, end)

@@ -31,6 +31,7 @@ from dogwood_jax.keras_h5._convert import Config, layer_name
 from dogwood_jax.keras_h5._hdf5 import (
     Dataset,
     Group,
+    check_tree,
     checked_array,
     children,
     find,
@@ -195,6 +196,7 @@ def _slots(root: Group) -> dict[str, Dataset]:
 
 def _positioned(root: Group, config: Config | None) -> tuple[Layer, ...]:
     """Returns the layers of a file that names them by class and position."""
+    check_tree(root)
     layers = []
     inside = children(root)
     own = _positions.variables(root)

@@ -63,6 +63,11 @@ def load_model(
         module = build({**found.config, "keras_version": found.keras_version})
         variables = load(path, limit=limit)
         check_variables(module, variables)
+    except RecursionError as error:
+        raise KerasFileError(
+            f"{os.fspath(path)}: expected a model in which some layers hold others; found them "
+            "nested too deep"
+        ) from error
     except KerasFileError as error:
         name = os.fspath(path)
         raise error if name in str(error) else KerasFileError(f"{name}: {error}") from error

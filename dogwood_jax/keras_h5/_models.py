@@ -35,6 +35,7 @@ from dogwood_jax.keras_h5._resize import inputs_of, resized, resized_layer
 from dogwood_jax.keras_h5._versions import explicit
 
 _ANY_SIZE = 32  # where a model takes inputs of any size
+_MAX_CALLS = 1 << 16  # of layers; models that call models many times can make ever more
 
 _FUNCTIONS = FUNCTIONS | IMAGES | OPERATIONS
 _MODULES = MODULES | ATTENTION | LOCAL | RECURRENT
@@ -137,6 +138,9 @@ def build(config: Config) -> KerasModel:
     config = explicit(config)
     if problems := list(_problems(class_of(config), config.get("config"), "")):
         raise _refused("cannot make a Flax module of this model", problems)
+    if (count := _count_calls(config["class_name"], config["config"])) > _MAX_CALLS:
+        problem = f"expected at most {_MAX_CALLS:,} calls of layers, got {count:,}"
+        raise _refused("cannot make a Flax module of this model", [problem])
     config = annotated({k: config[k] for k in ("class_name", "config")})
     module: KerasModel = KerasModel(_frozen(config))
     return module
@@ -390,6 +394,17 @@ def _problems(class_name: str, config: Any, place: str) -> Iterator[str]:
         )
     if place and any(masks.get(ref[:2]) for ref in refs_in(graph.outputs)):
         yield f"{place.removesuffix('/')} ({class_name}): a mask of its output is not supported"
+
+
+def _count_calls(class_name: str, config: Config) -> int:
+    """Returns how many calls of layers one call of a layer comes to."""
+    if class_name == "TimeDistributed":
+        return _count_calls(class_of(config["layer"]), config["layer"]["config"])
+    if class_name not in MODELS:
+        return 1
+    graph = parse(class_name, config)
+    counts = {name: _count_calls(*layer) for name, layer in graph.layers.items()}
+    return sum(counts[call.layer] for call in graph.calls)
 
 
 def differences(module: KerasModel) -> list[str]:

@@ -83,17 +83,12 @@ def members(container: Group, entries: Sequence[Config] | None) -> list[Member]:
         container: the group ``layers``.
         entries: configs of the model's layers, or ``None`` if they are not known.
     """
-    groups = {n: g for n, g in children(container).items() if type(g).__name__ == "Group"}
     if entries is None:
-        names = {n: _own_name(group) or n for n, group in groups.items()}
-        if len({*names.values()}) < len(names):
-            names = {n: n for n in names}
-        found = []
-        for group_name in sorted(groups, key=_numbered):
-            group = groups[group_name]
-            class_name, config = described(group, class_named(group_name))
-            found.append(Member(names[group_name], class_name, config, group))
-        return found
+        return [
+            Member(name, *described(group, class_named(group_name)), group)
+            for name, (group_name, group) in named(container).items()
+        ]
+    groups = _groups(container)
     found = []
     twice = groups if container.name.endswith(CONTAINERS[1]) else ()
     for entry, group_name in zip(entries, list(positions(entries, twice))):
@@ -103,6 +98,19 @@ def members(container: Group, entries: Sequence[Config] | None) -> list[Member]:
         if any(True for _ in _walk(group)):
             raise misplaced(container, "only layers that the model's config has", repr(name))
     return found
+
+
+def named(container: Group) -> dict[str, tuple[str, Group]]:
+    """Returns the groups of layers, with their names in the container, by the layers' own names."""
+    groups = _groups(container)
+    names = {n: _own_name(group) or n for n, group in groups.items()}
+    if len({*names.values()}) < len(names):
+        names = {n: n for n in names}
+    return {names[n]: (n, groups[n]) for n in sorted(groups, key=_numbered)}
+
+
+def _groups(group: Group) -> dict[str, Group]:
+    return {n: g for n, g in children(group).items() if type(g).__name__ == "Group"}
 
 
 def positions(entries: Sequence[Config], counted_twice: Container[str] = ()) -> Iterator[str]:
@@ -127,12 +135,13 @@ def arrays(group: Group, class_name: str | None, config: Config | None) -> dict[
     for name, item in children(group).items():
         if type(item).__name__ != "Group" or name == "vars":
             continue
-        if name in CONTAINERS:
-            entries = layers_of(config) if class_name in MODELS and config else None
-            inside = members(item, entries)
-        else:
+        if name not in CONTAINERS:
             entry = inner(config or {}, name)
             inside = [Member(name, entry.get("class_name"), entry.get("config"), item)]
+        elif class_name in MODELS and config:
+            inside = members(item, layers_of(config))
+        else:
+            inside = [Member(n, None, None, group) for n, (_, group) in named(item).items()]
         for layer in inside:
             if layer.group is not None:
                 # What is only inferred does not say how the groups in it are called.
