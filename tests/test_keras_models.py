@@ -311,6 +311,20 @@ def test_padding_does_not_count_in_an_average():
     np.testing.assert_array_equal(y[0, :, 0], [2, 6, 8])
 
 
+def test_sparsemax_is_that_of_keras():
+    x = np.array([[2.0, 1.5, -1.0], [0.5, 0.25, 0.0]], "f")
+    y = build(sequential(("Activation", {"activation": "sparsemax"}))).apply({}, x)
+    np.testing.assert_allclose(y, [[0, 0, 0], [1 / 6, 0, 0]], atol=1e-6)
+
+
+def test_noise_is_for_training():
+    x = np.ones((1, 2, 2, 3), "f")
+    module = build(sequential(("RandomHue", {"factor": [0, 1]}), ("CutMix", {"factor": 1})))
+    np.testing.assert_array_equal(module.apply({}, x), x)
+    with pytest.raises(ValueError, match="its noise is not supported in training"):
+        module.apply({}, x, deterministic=False)
+
+
 def test_a_depthwise_convolution_may_have_more_outputs_for_each_channel():
     conv = {"kernel_size": [1], "padding": "valid", "depth_multiplier": 1, "use_bias": False}
     kernel = np.array([1, 10, 2, 20], "f").reshape(1, 1, 4)

@@ -36,6 +36,20 @@ def softmax(x: Any, axis: int | tuple[int, ...] = -1) -> Any:
     return jax.nn.softmax(x, axis=axis)
 
 
+def sparsemax(x: Any) -> Any:
+    """Keras's sparsemax, which is not what the name says: outputs need not sum to one.
+
+    Up to Keras 3.15 at least, the threshold is computed with the sum of all sums in the support, in
+    place of the last of them.
+    """
+    descending = -jnp.sort(-x, axis=-1)
+    sums = jnp.cumsum(descending, axis=-1)
+    counts = jnp.arange(1, x.shape[-1] + 1, dtype=x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+    support = descending > (sums - 1) / counts
+    total = jnp.sum(jnp.where(support, sums, 0), axis=-1, keepdims=True)
+    return jax.nn.relu(x - (total - 1) / jnp.sum(support, axis=-1, keepdims=True, dtype=x.dtype))
+
+
 ACTIVATIONS: Mapping[str, Activation] = {
     "celu": jax.nn.celu,
     "elu": elu,
@@ -64,6 +78,7 @@ ACTIVATIONS: Mapping[str, Activation] = {
     "softsign": jax.nn.soft_sign,
     "sparse_plus": lambda x: jnp.where(x <= -1, 0, jnp.where(x < 1, (x + 1) ** 2 / 4, x)),
     "sparse_sigmoid": lambda x: jnp.clip(0.5 * (x + 1), 0, 1),
+    "sparsemax": sparsemax,
     "squareplus": lambda x: (x + jnp.sqrt(x * x + 4)) / 2,
     "swish": jax.nn.silu,
     "tanh": jnp.tanh,

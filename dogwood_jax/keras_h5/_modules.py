@@ -387,9 +387,13 @@ for _rank in (1, 2, 3):
 
 
 @_module(
-    *("AlphaDropout", "GaussianDropout", "GaussianNoise", "RandomBrightness", "RandomContrast"),
-    *("RandomFlip", "RandomHeight", "RandomRotation", "RandomTranslation", "RandomWidth"),
-    *("RandomZoom", "StochasticDepth"),
+    *("AlphaDropout", "GaussianDropout", "GaussianNoise", "StochasticDepth"),
+    *("AugMix", "CutMix", "MixUp", "RandAugment", "RandomBrightness", "RandomColorDegeneration"),
+    *("RandomColorJitter", "RandomContrast", "RandomElasticTransform", "RandomErasing"),
+    *("RandomFlip", "RandomGaussianBlur", "RandomGrayscale", "RandomHeight", "RandomHue"),
+    *("RandomInvert", "RandomPerspective", "RandomPosterization", "RandomRotation"),
+    *("RandomSaturation", "RandomSharpness", "RandomShear", "RandomTranslation", "RandomWidth"),
+    "RandomZoom",
 )
 def _noise(config: Config, name: str | None, deterministic: bool) -> Function:
     if not deterministic:
