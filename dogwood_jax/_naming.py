@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from dogwood_jax import _dims
@@ -29,6 +29,7 @@ def name_widths(leaves: dict[str, Value], trace: Trace) -> Widths:
     label_attention(trace, roles)
     names = _names(paths, roles, trace)
     _note_factors_of_size_1(trace)
+    _note_scores_of_one_unit(names)
     _note_units_that_never_learn(roles, trace)
     for spot in roles.tied():
         spot.atom.endanger_copies(
@@ -118,6 +119,16 @@ def _note_factors_of_size_1(trace: Trace) -> None:
                     f"the network splits an axis into {split.how}: the 1 must be 1 in the larger "
                     "model, too, which its shapes do not show"
                 )
+
+
+def _note_scores_of_one_unit(atoms: Iterable[Dim]) -> None:
+    """Notes where scores may be scaled by 1 / sqrt(head_dim), which is 1."""
+    for atom in atoms:
+        if atom.size == 1 and atom.bilinear and not atom.hazards:
+            atom.note(
+                "activations are contracted over a single unit, so it does not show whether they "
+                "are scaled by how many there are: pass target_apply="
+            )
 
 
 def _note_units_that_never_learn(roles: Roles, trace: Trace) -> None:

@@ -593,3 +593,14 @@ def test_groups_of_size_1_stay_what_they_are(groups, split):
 
     widths = dw.trace(apply, shaped(up=(6, 4)), jnp.ones((3, 6)))
     assert f"the network splits an axis into {split}: " in str(widths["up"].notes)
+
+
+def test_scores_of_one_unit_may_be_scaled_by_its_size():
+    def attend(size):
+        return lambda params, x: jax.nn.softmax(x @ params["q"] @ (x @ params["k"]).T / size**0.5)
+
+    widths = dw.trace(attend(1), shaped(q=(3, 1), k=(3, 1)), jnp.ones((4, 3)))
+    target = shaped(q=(3, 4), k=(3, 4))
+    assert "it does not show whether they are scaled" in str(dw.plan(widths, target=target).notes)
+    with pytest.raises(ValueError, match="scaled by 0.5 instead of 1"):
+        dw.plan(widths, target=target, target_apply=attend(4))

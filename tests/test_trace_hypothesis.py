@@ -28,7 +28,7 @@ def test_random_networks_grow_exactly(case: tuple[Spec, list[int], list[int], bo
     widths = dw.trace(spec.apply(sizes), small, spec.input)
     try:
         growth = dw.plan(widths, target=big)
-        if any("the 1 must be 1" in note for note in growth.notes):
+        if any("not show" in note for note in growth.notes):
             growth = dw.plan(widths, target=big, target_apply=spec.apply(larger))
     except ValueError as error:
         # The shapes may not say which of two factors has grown; reshapes lose dimensions of size 1;
