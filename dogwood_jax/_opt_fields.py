@@ -260,6 +260,18 @@ _AS_SEEN: dict[tuple[Meaning, int | None], Meaning] = {
 }
 
 
+def unfollowed(arrays: Mapping[str, Any], found: list[Field]) -> list[str]:
+    """Returns which arrays cannot be checked in a state in which nothing tells the parameters."""
+    known = {field.place for field in found}
+    return [
+        f"{place}: has shape {jnp.shape(array)} and is called like no array of the network; there "
+        "is no rule for a state of all parameters in one, as of optax.flatten"
+        for place, array in arrays.items()
+        if place not in known and jnp.size(array) > 1
+        if jnp.issubdtype(jnp.result_type(array), jnp.floating)
+    ]
+
+
 def watched(tx: Any, params: PyTree) -> dict[str, Seen]:
     """Finds out which power of the gradient the arrays of an optimizer's state follow.
 

@@ -27,6 +27,7 @@ from dogwood_jax._opt_fields import (
     child,
     fields_of,
     meanings_of,
+    unfollowed,
     watched,
 )
 from dogwood_jax._pairing import closest
@@ -142,6 +143,8 @@ def grow_state(
     arrays, found = leaves_by_path(opt_state), fields_of(opt_state, growth)
     if params is None:
         params = _params(state, growth, fields_of(state, growth) if outside else found)
+    if params is None and (problems := unfollowed(arrays, found)):
+        raise ValueError(listed("cannot grow this state", problems))
 
     def start() -> PyTree:
         """Returns the state with which training of the larger network would start."""

@@ -243,6 +243,13 @@ def test_a_state_that_is_only_called_like_one_of_optax_is_not_known():
         dw.grow_opt_state((EmaState(VARIABLES["params"]),), growth, optax.chain(ema))
 
 
+def test_parameters_in_one_array_are_refused():
+    tx = optax.flatten(optax.adam(1e-3))
+    state = tx.init(VARIABLES["params"])
+    with pytest.raises(ValueError, match=r"0/mu: has shape \(143,\) and is called like no array"):
+        dw.grow_opt_state(state, dw.plan(WIDTHS, SIZES), tx)
+
+
 def test_another_optimizer_is_refused():
     growth = dw.plan(WIDTHS, SIZES)
     state = optax.adam(1e-3).init(VARIABLES["params"])
