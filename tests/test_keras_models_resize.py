@@ -2,6 +2,7 @@ import copy
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from dogwood_jax.keras_h5._resize import resized
 
@@ -115,3 +116,14 @@ def test_models_and_depthwise_convolutions_inside_get_the_sizes_of_their_inputs(
     assert second["depth_multiplier"] == 3
     # Keras 3.0 builds models inside others from these shapes alone.
     assert new["config"]["layers"][1]["build_config"] == {"input_shape": [None, 9, None, 5]}
+
+
+def test_both_directions_have_one_size_unless_they_had_two_before():
+    ways = {"layer": layer("LSTM", units=2), "backward_layer": layer("LSTM", units=2)}
+    model = {"layers": [layer("Bidirectional", name="both", **ways)]}
+    model = {"class_name": "Sequential", "config": {"name": "model", **model}}
+    wide = {"both": {"forward_rnn": {"cell": LSTM}}}
+    with pytest.raises(ValueError, match="both: its two directions must be of one size"):
+        resized(model, wide)
+    ways["backward_layer"]["config"]["units"] = 3
+    assert resized(model, wide)["config"]["layers"][0]["config"]["layer"]["config"]["units"] == 7

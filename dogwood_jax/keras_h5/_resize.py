@@ -3,7 +3,7 @@
 The weights are those of Flax, as ``load`` gives them; only their shapes are used.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -62,8 +62,23 @@ def resized(config: Config, variables: Mapping[str, Any]) -> dict[str, Any]:
         inputs = recorded_inputs(module, variables) if module else {}
         new = resized_layer(config["class_name"], config["config"], params, inputs)
     new = {**config, "config": _without(CHANNELS, new)}
+    if problems := sorted({*_lopsided(new)} - {*_lopsided(config)}):
+        raise ValueError(listed("no config of this model has these sizes", problems))
     _check(new, variables)
     return new
+
+
+def _lopsided(config: Config, place: str = "") -> Iterator[str]:
+    """Yields the layers whose two directions differ: Keras 3 counts one of them twice."""
+    for layer in layers_of(config["config"]):
+        name = f"{place}{layer_name(layer)}"
+        if layer["class_name"] in MODELS:
+            yield from _lopsided(layer, f"{name}/")
+        ways = [layer["config"].get(way) for way in ("layer", "backward_layer")]
+        if layer["class_name"] == "Bidirectional" and all(ways):
+            cells = [way["config"].get("cell", way) for way in ways]
+            if len({cell["config"].get("units") for cell in cells}) > 1:
+                yield f"{name}: its two directions must be of one size; grow both by as much"
 
 
 def _built(config: Config) -> "KerasModel | None":
