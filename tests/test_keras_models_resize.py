@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dogwood_jax.keras_h5._resize import resized
+from dogwood_jax.keras_h5._resize import _built_from, resized
 
 
 def shape(*sizes):
@@ -127,3 +127,9 @@ def test_both_directions_have_one_size_unless_they_had_two_before():
         resized(model, wide)
     ways["backward_layer"]["config"]["units"] = 3
     assert resized(model, wide)["config"]["layers"][0]["config"]["layer"]["config"]["units"] == 7
+
+
+def test_a_layer_is_built_from_one_shape_or_from_several():
+    assert _built_from({"input_shape": [None, 4]}, [(32, 8)]) == {"input_shape": [None, 8]}
+    two = {"input_shape": [[None, 4], [None, 4]]}
+    assert _built_from(two, [(32, 8), (32, 6)]) == {"input_shape": [[None, 8], [None, 6]]}

@@ -200,16 +200,24 @@ def _inside(
     """Returns a layer in another's config for these parameters."""
     kept = {key: value for key, value in layer.items() if key != "build_config"}
     if given is not None and "build_config" in layer:
-        kept["build_config"] = _built_from(layer["build_config"], jax.tree.leaves(given)[0].shape)
+        kept["build_config"] = _built_from(
+            layer["build_config"], [array.shape for array in jax.tree.leaves(given)]
+        )
     config = resized_layer(layer["class_name"], layer["config"], params, inner, given, channels)
     return {**kept, "config": config}
 
 
-def _built_from(config: Config, shape: tuple[int, ...]) -> Config:
+def _built_from(config: Config, shapes: list[tuple[int, ...]]) -> Config:
+    """Returns what a layer was built from, one shape or a list of them, in new sizes."""
     old = config.get("input_shape")
-    if isinstance(old, list) and len(old) == len(shape):
-        return {"input_shape": [n if n is None else m for n, m in zip(old, shape)]}
-    return config
+    if not isinstance(old, list) or not old:
+        return config
+    many = isinstance(old[0], list)
+    pairs = list(zip(old if many else [old], shapes))
+    if many and len(old) != len(shapes) or any(len(one) != len(shape) for one, shape in pairs):
+        return config
+    new = [[n if n is None else m for n, m in zip(*pair)] for pair in pairs]
+    return {"input_shape": new if many else new[0]}
 
 
 def _fed(class_name: str, config: Any, inputs: list[Any]) -> Any:
