@@ -18,8 +18,8 @@ from dogwood_jax._growth import Change
 from dogwood_jax._jaxpr import scan_counts
 from dogwood_jax._layout import units_of
 from dogwood_jax._roles import spots_along
-from dogwood_jax._scales import to_blame
-from dogwood_jax._values import Step, Value
+from dogwood_jax._scales import suspicion, to_blame
+from dogwood_jax._values import Step, Trace, Value
 from dogwood_jax._widths import Widths
 
 # Operations that compute nothing. What they are depends on which sizes are 1.
@@ -90,7 +90,7 @@ class Comparison:
     """What a larger network's program does otherwise than the network's, sizes aside.
 
     Args:
-        steps: the network's program as it was read.
+        trace: the network's program as it was read.
         larger: the larger network's.
         grown: the sizes that dimensions of the network should have in the larger one.
 
@@ -101,27 +101,27 @@ class Comparison:
         numbers: where it computes with other numbers, the network's and its own.
         scales: where its operations take what was multiplied by other numbers, and the ratio.
         is_in_step: whether both programs have the same operations in the same order.
+        refuted: names of widths and hazards of constants that turn out not to follow from them.
     """
 
-    def __init__(
-        self,
-        steps: Sequence[Step],
-        larger: Sequence[Step],
-        grown: GrownSizes,
-    ) -> None:
+    def __init__(self, trace: Trace, larger: Trace, grown: GrownSizes) -> None:
         self._grown = grown
         self._scaled: list[tuple[str, Value, Value]] = []
         self.sizes: dict[str, str] = {}
         self.values: dict[str, None] = {}
         self.numbers: dict[str, tuple[float, float]] = {}
         self.scales: dict[str, float] = {}
-        one, other = ([s for s in p if s.name not in _QUIET] for p in (steps, larger))
+        one, other = (
+            [step for step in _used(program.steps) if step.name not in _QUIET]
+            for program in (trace, larger)
+        )
         self.is_in_step = list(map(_kind, one)) == list(map(_kind, other))
         if self.is_in_step:
             for a, b in zip(one, other, strict=True):
                 self._compare(a, b)
         else:
             self._compare_unordered(one, other)
+        self.refuted = self._refuted(trace.scales, larger.scales) if self.is_in_step else set()
 
     @property
     def cuts_elsewhere(self) -> bool:
@@ -189,6 +189,18 @@ class Comparison:
                     scales = f"{b.scale:.6g} instead of {a.scale:.6g}"
                     self.scales[f"{old.name} takes what was scaled by {scales}"] = b.scale / a.scale
 
+    def _refuted(
+        self, old: Sequence[tuple[Value, float]], new: Sequence[tuple[Value, float]]
+    ) -> set[tuple[str, str]]:
+        same: set[tuple[str, str]] = set()
+        others: set[tuple[str, str]] = set()
+        for (value, number), (_, its) in zip(old, new, strict=False):
+            found = same if len(old) == len(new) and _is_close(number, its) else others
+            for dim in to_blame(value, number):
+                names = (self._grown.names.get(part) for part in parts_of(dim))
+                found.update((name, suspicion(number)) for name in names if name is not None)
+        return same - others
+
     def _parameters(self, old: Step, new: Step) -> Iterator[tuple[str, Any, Any]]:
         """Yields parameters of a step that must be equal."""
         keys = old.params.keys() & new.params.keys() - _SIZES if old.name != "dot_general" else ()
@@ -239,6 +251,21 @@ class Comparison:
         alike = len(numbers[0]) == len(numbers[1]) and all(map(_is_close, *numbers))
         if not self.values and not alike:
             self.values["it has other constants"] = None
+
+
+def _used(steps: Sequence[Step]) -> list[Step]:
+    """Returns the steps whose results are used: modules also set up tables to initialize from."""
+    read: set[int] = set()
+    used: set[Step] = set()
+    found = -1
+    while found < len(used):  # what a loop hands on is read before it in the program
+        found = len(used)
+        for step in reversed(steps):
+            made = step.operands[:1] if step.name == "close" else step.results
+            if step not in used and (not made or any(id(value) in read for value in made)):
+                read.update(map(id, step.operands))
+                used.add(step)
+    return [step for step in steps if step in used]
 
 
 def _is_plain(value: Any) -> bool:

@@ -198,7 +198,7 @@ def compare_programs(
         except Exception:  # which any function may raise that knows its sizes
             return None
     grown = _grown_sizes(widths, sizes)
-    return Comparison(network.traced.trace.steps, traced.trace.steps, grown)
+    return Comparison(network.traced.trace, traced.trace, grown)
 
 
 def _grown_sizes(widths: Widths, sizes: Mapping[str, int]) -> GrownSizes:

@@ -22,8 +22,7 @@ def name_widths(leaves: dict[str, Value], trace: Trace) -> Widths:
     """Returns the widths of a network whose program has been read."""
     paths = list(leaves)
     roles = Roles(trace, [value.dims for value in leaves.values()])
-    check_scales(trace.scales)
-    without_recipe = check_lone_scales(trace.steps)
+    without_recipe = check_lone_scales(trace.steps, check_scales(trace.scales))
     _dims.hand_down([*trace.dims, *(d for value in leaves.values() for d in value.dims)])
     _fix_units_that_no_array_makes(roles)
     label_attention(trace, roles)

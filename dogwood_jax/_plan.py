@@ -13,7 +13,7 @@ from dogwood_jax._follow import Comparison, is_constant, is_scale
 from dogwood_jax._growth import Change, Growth
 from dogwood_jax._larger import Larger, compare_programs, is_deeper, read_larger
 from dogwood_jax._problems import listed
-from dogwood_jax._scales import SUSPICION
+from dogwood_jax._scales import MUST_STAY, SUSPICION
 from dogwood_jax._target import sizes_of_target, splits
 from dogwood_jax._tree import PyTree
 from dogwood_jax._widths import Recipe, Width, Widths
@@ -111,10 +111,10 @@ def plan(
         compared = compare_programs(widths, new, larger, target)
     else:
         compared = None
-    cleared = compared is not None and compared.agrees and target_apply is not None
+    known = compared if target_apply is not None else None
     changes = {
         name: _extended(
-            _cleared(widths[name]) if cleared else widths[name],
+            widths[name] if known is None else _cleared(widths[name], known),
             new[name],
             chosen.get(name),
             interface,
@@ -136,7 +136,12 @@ def plan(
         if (change := changes.get(name))
         if (change.new, change.sources) != (change.old, tuple(range(change.old)))
     )
-    notes = [note for change in made for note in _notes(widths[change.width], change)]
+    notes = [
+        note
+        for change in made
+        for note in _notes(widths[change.width], change)
+        if known is None or not note.endswith(MUST_STAY)
+    ]
     for change in made:
         notes += _constants(larger, change, problems)
     problems += [
@@ -160,16 +165,22 @@ def plan(
             )
         raise ValueError(listed("cannot plan this growth", problems))
     if target_apply is None:
-        notes += splits(widths, {change.width: change.new for change in made})
+        sizes_now = {change.width: change.new for change in made}
+        notes += splits(widths, sizes_now, every=target is not None)
     growth = Growth(widths, made, tuple(dict.fromkeys(notes)), structure, larger.insertions)
     if compared:
         _check(growth, compared, target, target_apply is not None)
     return growth
 
 
-def _cleared(width: Width) -> Width:
+def _cleared(width: Width, compared: Comparison) -> Width:
     """Returns a width without hazards of numbers that turned out not to depend on its size."""
-    hazards = tuple(hazard for hazard in width.hazards if not hazard.endswith(SUSPICION))
+    hazards = tuple(
+        hazard
+        for hazard in width.hazards
+        if not (hazard.endswith(SUSPICION) and compared.agrees)
+        if (width.name, hazard) not in compared.refuted
+    )
     return replace(width, hazards=hazards, recipes=width.recipes if hazards else ())
 
 
@@ -371,7 +382,8 @@ def _ways_out(width: Width) -> str:
 
 def _notes(width: Width, change: Change) -> Iterator[str]:
     """Yields what the larger model's configuration or the caller has to mind."""
-    yield from width.notes
+    for note in width.notes:
+        yield f"{width.name}: {note}" if note.endswith(MUST_STAY) else note
     if change.strategy.noise:
         yield f"{width.name}: copies carry noise, so outputs change"
     if change.strategy.choice and (epsilon := change.strategy.choice.epsilon):

@@ -7,7 +7,7 @@ from typing import Any
 from dogwood_jax._dims import LAYERS, Dim, unify
 from dogwood_jax._jaxpr import scan_counts, sub_programs
 from dogwood_jax._read import run
-from dogwood_jax._rules import origin_of, pick, positions_used, rule
+from dogwood_jax._rules import origin_of, pick, positions_used, rule, shapes_out, unknown
 from dogwood_jax._values import Trace, Value
 
 
@@ -74,7 +74,8 @@ def _while(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
     n_cond, n_body = p["cond_nconsts"], p["body_nconsts"]
     cond, body = p["cond_jaxpr"], p["body_jaxpr"]
     state = _enter(trace, operands[n_cond + n_body :], operands)
-    run(trace, cond.jaxpr, cond.consts, [*operands[:n_cond], *state])
+    goes_on = run(trace, cond.jaxpr, cond.consts, [*operands[:n_cond], *state])
+    trace.record("output", goes_on, ())
     results = run(trace, body.jaxpr, body.consts, [*operands[n_cond : n_cond + n_body], *state])
     _close(trace, state, results)
     return state
@@ -87,3 +88,18 @@ def _cond(trace: Trace, eqn: Any, which: Value, *arguments: Value) -> list[Value
     for branch in branches[1:]:
         _close(trace, branches[0], branch)
     return _enter(trace, branches[0], (which, *arguments))
+
+
+@rule("pure_callback")
+def _callback(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
+    """A function outside of the program; Equinox's ``error_if`` raises from one."""
+    function = getattr(eqn.params.get("callback"), "callback_func", None)
+    if getattr(function, "__module__", "") != "equinox._errors":
+        return unknown(trace, eqn, *operands)
+    results = [Value(tuple(map(Dim, shape)), "data") for shape in shapes_out(eqn)]
+    for value, result in zip(operands, results, strict=False):
+        shapes = [[dim.size for dim in v.dims] for v in (value, result)]
+        if shapes[0] == shapes[1]:  # a second one hands on what the first would have returned
+            for a, b in zip(value.dims, result.dims, strict=True):
+                unify(a, b)
+    return results

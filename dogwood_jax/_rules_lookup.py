@@ -15,6 +15,7 @@ from dogwood_jax._rules import (
     rule,
     shapes_out,
     sliced,
+    unknown,
     with_axis,
 )
 from dogwood_jax._values import Silencers, Trace, Value
@@ -175,6 +176,21 @@ def _dynamic_update_slice(
         trace.join(x, "add")
         trace.join(update, "add")
     return [mixed((x, update, *starts), x.dims, silencers=tuple(silencers))]
+
+
+@rule("maybe_set")
+def _maybe_set(
+    trace: Trace, eqn: Any, which: Value, stack: Value, item: Value, *index: Value
+) -> list[Value]:
+    """Equinox's loops write into what they return, step by step."""
+    shapes = [tuple(d.size for d in value.dims) for value in (stack, item)]
+    if eqn.params["i_treedef"].num_nodes > 1 or shapes[0][1:] != shapes[1] or len(index) != 1:
+        return unknown(trace, eqn, which, stack, item, *index)
+    for dim, new in zip(stack.dims[1:], item.dims, strict=True):
+        unify(dim, new)
+    trace.join(stack, "add")
+    trace.join(item, "add")
+    return [mixed((which, stack, item, *index), stack.dims)]
 
 
 # Making values -----------------------------------------------------------------------------------

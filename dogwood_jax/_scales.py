@@ -25,24 +25,43 @@ USUAL_NUMBERS = (
 )
 
 
-# How a hazard ends that the larger model's program can clear up.
+# How a hazard ends that the larger model's program can clear up, and how such a note does.
 SUSPICION = "and looks computed from its size"
+MUST_STAY = "scales what is summed over it: the larger model must have the same"
 
 
-def check_scales(scales: Iterable[tuple[Value, float]]) -> None:
-    """Endangers dimensions of values that are scaled by constants computed from their size."""
+def check_scales(scales: Iterable[tuple[Value, float]]) -> list[float]:
+    """Endangers dimensions of values that are scaled by constants computed from their size.
+
+    Returns:
+        The constants.
+    """
+    found = []
     for value, number in scales:
-        hazard = f"the constant {_spelled(number)} scales it {SUSPICION}"
-        for dim in to_blame(value, number):
+        blamed = to_blame(value, number)
+        if blamed:
+            found.append(abs(number))
+        for dim in blamed:
             if not dim.root.hazards:
-                dim.endanger(hazard)
+                dim.endanger(suspicion(number))
+    return found
 
 
-def check_lone_scales(steps: Sequence[Step]) -> set[Dim]:
+def suspicion(number: float) -> str:
+    """Says what a dimension may have to do with a constant."""
+    return f"the constant {_spelled(number)} scales it {SUSPICION}"
+
+
+def check_lone_scales(steps: Sequence[Step], explained: Sequence[float]) -> set[Dim]:
     """Endangers what a product with weights is summed over if only a multiple of it is used.
 
     1 / sqrt(4) is a half, and halves have many reasons. But an activation function that multiplies
-    by a half reads what it multiplies elsewhere, too; an initialization at run time does not.
+    by a half reads what it multiplies elsewhere, too; an initialization at run time does not. Other
+    numbers, such as alpha / rank, are noted.
+
+    Args:
+        steps: the network's program.
+        explained: constants that are known to follow from other dimensions.
 
     Returns:
         The dimensions, for which no recipe is known.
@@ -55,17 +74,23 @@ def check_lone_scales(steps: Sequence[Step]) -> set[Dim]:
             continue
         for value, other in (step.operands, step.operands[::-1]):
             number = abs(other.number or 0)
-            if not number or value.number is not None or not _is_any(number, USUAL_NUMBERS):
+            if not number or value.number is not None:
                 continue
+            summed = [d for w in _summed_over(value, makers, readers) for d in parts_of(w)]
+            sets: Iterable[tuple[Dim, ...]] = ((d,) for d in summed)
             if value.origin == "parameter" and value.ndim > 1 and readers[id(value)] == 1:
                 sets = _subsets([d.root for d in value.dims if d.size > 1])
-            else:
-                sets = ((d,) for w in _summed_over(value, makers, readers) for d in parts_of(w))
-            blamed = (dims for dims in sets if _is_any(number, _roots(prod(d.size for d in dims))))
-            for dim in next(blamed, ()):
+            usual = _is_any(number, USUAL_NUMBERS)
+            blamed = (d for d in sets if usual and _is_any(number, _roots(prod(i.size for i in d))))
+            dims = next(blamed, ())
+            for dim in dims:
                 if not dim.hazards:
-                    dim.endanger(f"the constant {_spelled(number)} scales it {SUSPICION}")
+                    dim.endanger(suspicion(number))
                     found[dim] = None
+            factor = 1 / number if step.name == "div" else number
+            if not _is_any(factor, explained) and set(summed).isdisjoint(dims):
+                for dim in summed:
+                    dim.note(f"the constant {factor:.6g} {MUST_STAY}")
     return {*found}
 
 
@@ -75,7 +100,7 @@ def _summed_over(
     """Returns what a product with weights is summed over, if it is read only once until here."""
     while readers[id(value)] == 1 and (step := makers.get(id(value))):
         data = [operand for operand in step.operands if operand.origin == "data"]
-        if step.name in ("dot_general", "conv_general_dilated") and len(data) == 1:
+        if step.name in ("dot_general", "conv_general_dilated") and len(data) < 2:
             return value.contracted
         if step.name not in ("add", "reshape", "transpose") or len(data) != 1:
             break
@@ -176,6 +201,8 @@ def _spelled(number: float) -> str:
         return f"{number:.6g}"
     inverse = "1 / " if number < 1 else ""
     whole = number if number > 1 else 1 / number
+    if inverse and _is_any(whole, [round(whole)]):
+        return f"{number:.6g} (1 / {round(whole)})"
     n = round(whole**2)
     found = f"sqrt({n})" if _is_any(whole, [sqrt(n)]) and not _is_round(whole) else f"{whole:.6g}"
     return f"{number:.6g} ({inverse}{found})" if inverse or "sqrt" in found else f"{number:.6g}"

@@ -400,7 +400,7 @@ def _listed(places: Sequence[str]) -> str:
 # What the shapes leave to the larger model's configuration ----------------------------------------
 
 
-def splits(widths: Widths, sizes: Mapping[str, int]) -> tuple[str, ...]:
+def splits(widths: Widths, sizes: Mapping[str, int], *, every: bool) -> tuple[str, ...]:
     """Returns how the larger model must split axes that are products of widths.
 
     An array of shape ``[in, heads * head_dim]`` is reshaped by the model, so its shape is the same
@@ -410,6 +410,7 @@ def splits(widths: Widths, sizes: Mapping[str, int]) -> tuple[str, ...]:
     Args:
         widths: the widths of the network that grows.
         sizes: new sizes by name of the width.
+        every: whether to say so of axes of the same factors as before, too.
     """
     axes = [layout for leaf in widths.leaves for layout in leaf.axes]
     stated: set[str] = set()
@@ -417,16 +418,23 @@ def splits(widths: Widths, sizes: Mapping[str, int]) -> tuple[str, ...]:
         names = {units.width for units in units_of(layout)}
         stated |= names if len(names) == 1 else set()
     new = {**widths.sizes, **sizes}
-    changed = {name for name, size in widths.sizes.items() if new[name] != size}
-    notes: list[str] = []
+    changed = {
+        name
+        for name, width in widths.items()
+        if new[name] != width.size or (every and not width.fixed)
+    }
+    modules: dict[str, list[str]] = {}
     said: set[str] = set()
     products = dict.fromkeys(p for layout in axes for p in _products(_without_roles(layout)))
     for product in sorted(products, key=lambda product: len(product.parts)):
         untold = {units.width for units in units_of(product)} - stated
         if len(untold) > 1 and not untold & changed <= said:
             said |= untold & changed
-            notes.append(_split(product, new))
-    return tuple(notes)
+            module, split = _split(product, new)
+            modules.setdefault(split, []).append(module)
+    return tuple(
+        f"{_listed(found)}: {split}" if found[0] else split for split, found in modules.items()
+    )
 
 
 def _products(layout: Layout) -> Iterator[Product]:
@@ -437,8 +445,12 @@ def _products(layout: Layout) -> Iterator[Product]:
             yield from _products(part)
 
 
-def _split(product: Product, sizes: Mapping[str, int]) -> str:
-    """Says how an axis must be split; factors of a single module are told by their labels."""
+def _split(product: Product, sizes: Mapping[str, int]) -> tuple[str, str]:
+    """Says how an axis must be split; factors of a single module are told by their labels.
+
+    Returns:
+        The module or nothing, and how.
+    """
     modules = {units.width.rpartition("[")[0] for units in units_of(product)}
     (module,) = modules if len(modules) == 1 else ("",)
     factors = []
@@ -446,9 +458,8 @@ def _split(product: Product, sizes: Mapping[str, int]) -> str:
         label = str(part).replace(f"{module}[", "[") if module else str(part)
         brackets = not module or not isinstance(part, Units)
         factors.append(f"{size_of(part, sizes)} {f'({label})' if brackets else label}")
-    start = f"{module}: " if module else ""
     whole = size_of(product, sizes)
-    return f"{start}the larger model must split {whole} into {' x '.join(factors)}"
+    return module, f"the larger model must split {whole} into {' x '.join(factors)}"
 
 
 __all__ = ["sizes_of_target", "splits"]

@@ -340,3 +340,72 @@ def test_the_larger_model_tells_whether_a_number_follows_from_a_size(scale):
     assert dw.compare(apply, params, apply, grown, x).relative < 1e-12
     with pytest.raises(ValueError, match="scaled by 0.6 instead of 0.5"):
         dw.plan(widths, target=target, target_apply=attention(lambda n: 0.1 * n))
+
+
+def test_the_larger_model_tells_that_a_number_has_nothing_to_do_with_a_size():
+    """1 / sqrt(8) is also sqrt(2 / 16), and the other attention changes numbers, too."""
+    other = attention(lambda n: n**-0.5)
+
+    def pooled(scale):
+        def apply(params, x):
+            scores = x.T @ params["keys"] @ (scale * (params["probe"] @ params["query"]))
+            return scores @ x.T @ params["keys"], other(params, x)
+
+        return apply
+
+    def network(dims, probe):
+        draw = lambda *shape: jnp.asarray(np.random.default_rng(probe).normal(size=shape))  # noqa: E731
+        shapes = {"q": (5, dims), "k": (5, dims), "v": (5, 3)}
+        shapes |= {"keys": (5, 8), "probe": (probe,), "query": (probe, 8)}
+        return {name: draw(*shape) for name, shape in shapes.items()}
+
+    params, target = network(4, 16), network(6, 19)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(5, 5)))
+    apply = pooled(8**-0.5)
+    widths = dw.trace(apply, params, x)
+    assert "looks computed from its size" in widths["probe"].status
+    growth = dw.plan(widths, target=target, target_apply=apply)
+    grown = dw.grow(params, growth, fresh=target)
+    assert dw.compare(apply, params, apply, grown, x).relative < 1e-12
+    with pytest.raises(ValueError, match="probe: growing it .* looks computed from its size"):
+        dw.plan(widths, target=target, target_apply=pooled((2 / 19) ** 0.5))
+
+
+@pytest.mark.parametrize("follows", [False, True])
+def test_what_nothing_uses_may_differ(follows):
+    """Modules compute tables to initialize arrays from, whether or not they initialize them."""
+
+    def network(hidden):
+        def apply(params, x):
+            table = jnp.sqrt(jnp.arange(hidden))
+            jax.lax.cond(x[0, 0] > 0, lambda: table, lambda: 1 + table)
+            steps = hidden if follows else 3
+            shrink = lambda state: (0.9 * state[0], state[1] + 1)  # noqa: E731
+            x, _ = jax.lax.while_loop(lambda state: state[1] < steps, shrink, (x, 0))
+            return jnp.tanh(x @ params["up"]) @ params["down"]
+
+        return apply
+
+    widths = dw.trace(network(8), shapes(5, 8), jax.ShapeDtypeStruct((4, 5), jnp.float64))
+    options = {"target": shapes(5, 11), "target_apply": network(11)}
+    if follows:
+        with pytest.raises(ValueError, match="lt has the number 11 instead of the number 8"):
+            dw.plan(widths, **options)
+    else:
+        assert dw.plan(widths, **options).sizes == {"up": 11}
+
+
+def test_a_factor_of_a_product_must_stay_as_alpha_over_rank_does_not():
+    def apply(rank):
+        return lambda params, x: x @ params["w"] + 4 / rank * (x @ params["a"] @ params["b"])
+
+    def network(rank):
+        sizes = {"w": (3, 6), "a": (3, rank), "b": (rank, 6)}
+        return {name: jax.ShapeDtypeStruct(shape, float) for name, shape in sizes.items()}
+
+    widths = dw.trace(apply(2), network(2), jnp.ones((1, 3)))
+    note = "a: the constant 2 scales what is summed over it: the larger model must have the same"
+    assert dw.plan(widths, target=network(4)).notes == (note,)
+    assert dw.plan(widths, target=network(4), target_apply=apply(2)).notes == ()
+    with pytest.raises(ValueError, match="scaled by 1 instead of 2"):
+        dw.plan(widths, target=network(4), target_apply=apply(4))

@@ -503,6 +503,8 @@ def test_a_search_ends(monkeypatch):
 def test_splits_are_noted_where_the_shapes_do_not_show_them():
     note = "the larger model must split {} into {}"
     assert dw.plan(ATTENTION, {"model": 13}).notes == ()
+    growth = dw.plan(ATTENTION, target=target_of(ATTENTION, model=13))
+    assert note.format(12, "3 (heads) x 4 (dim)") in growth.notes
     growth = dw.plan(ATTENTION, {"heads": 5})
     assert growth.notes == (note.format(20, "5 (heads) x 4 (dim)"),)
     assert str(growth).endswith("note: the larger model must split 20 into 5 (heads) x 4 (dim)")
@@ -524,6 +526,9 @@ def test_splits_are_told_in_terms_of_the_module():
         "a/query: the larger model must split 20 into 5 [heads] x 4 [head_dim]",
         "b/query: the larger model must split 12 into 2 [heads] x 6 [head_dim]",
     )
+    growth = dw.plan(widths, {"a/query[heads]": 5, "b/query[heads]": 5})
+    note = "a/query, b/query: the larger model must split 20 into 5 [heads] x 4 [head_dim]"
+    assert growth.notes == (note,)
 
 
 NAMED = {"heads": 2, "head_dim": 4}

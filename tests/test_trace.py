@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import equinox.internal as eqxi
 import flax.core
 import jax
 import jax.extend.core
@@ -294,6 +295,9 @@ def test_constants_endanger_only_the_width_that_they_are_computed_from() -> None
 
     widths = dw.trace(features, {"up": f64(3, 7), "down": f64(7, 2)}, X)
     assert "0.534522" in widths["up"].status
+    mean = lambda params, x: jax.nn.relu(x @ params["up"]) / 128 @ params["down"]  # noqa: E731
+    widths = dw.trace(mean, {"up": f64(3, 128), "down": f64(128, 2)}, X)
+    assert "0.0078125 (1 / 128)" in widths["up"].status
 
     def attend(params: Any, x: Any) -> Any:
         q, k, v = (jnp.einsum("tm,mhd->thd", x, params[name]) for name in "qkv")
@@ -537,3 +541,26 @@ def test_callbacks_fix_the_widths_through_them() -> None:
     widths = dw.trace(network, {"up": f64(3, 5), "down": f64(5, 2)}, X)
     assert "pure_callback" in widths.of("up", 1).fixed
     assert "pure_callback" in widths.of("down", 0).fixed
+
+
+def test_checks_and_loops_of_equinox_fix_nothing() -> None:
+    def network(params: Any, x: Any) -> Any:
+        def step(state: Any) -> Any:
+            n, hidden, made = state
+            hidden = jnp.tanh(hidden @ params["again"])
+            return n + 1, hidden, made.at[n].set(hidden)
+
+        hidden = eqx.error_if(x @ params["up"], x.sum() > 1e9, "the inputs are too large")
+        made = jnp.zeros((3, *hidden.shape), hidden.dtype)
+        loop = {"kind": "checkpointed", "checkpoints": 2, "max_steps": 3}
+        goes_on, written = lambda state: state[0] < 3, lambda state: state[2]
+        state = eqxi.while_loop(goes_on, step, (0, hidden, made), buffers=written, **loop)
+        return state[2] @ params["down"]
+
+    shapes = lambda n: {"up": f64(3, n), "again": f64(n, n), "down": f64(n, 2)}  # noqa: E731
+    widths = dw.trace(network, shapes(5), X)
+    assert widths["up"].status == "growable"
+    params = fill(shapes(5), 0)
+    growth = dw.plan(widths, target=shapes(7), target_apply=network)
+    grown = dw.grow(params, growth, key=jax.random.key(0))
+    assert dw.compare(network, params, network, grown, X).relative < 1e-12
