@@ -55,8 +55,8 @@ def case(index: int, name: str) -> Any:
     strategy = list(STRATEGIES)[index % len(STRATEGIES)]
     dtype = DTYPES[index // len(STRATEGIES) % len(DTYPES)]
     optimizer = list(optimizers())[index % len(optimizers())]
-    # Compiling the second derivatives of a loss takes long.
-    marks = [pytest.mark.slow] * (strategy in CHOOSING and dtype != "float64")
+    # Compiling the second derivatives of a loss takes long: once each, unless asked for.
+    marks = [pytest.mark.slow] * (strategy in CHOOSING and index >= len(STRATEGIES))
     name_of_test = f"{name}-{strategy}-{dtype}"
     return pytest.param(name, strategy, dtype, optimizer, marks=marks, id=name_of_test)
 
