@@ -148,6 +148,17 @@ def test_a_shape_of_which_any_axis_may_have_grown_is_refused(tmp_path):
         resized(model, {"params": {"layer_1": dense(4, 6), "layer_4": dense(7, 2)}})
 
 
+def test_channels_that_a_depthwise_kernel_does_not_tell_are_refused():
+    conv = {"kernel_size": [1], "padding": "valid", "depth_multiplier": 1, "use_bias": False}
+    module = build(sequential(("Reshape", {"target_shape": [-1, 2]}), ("DepthwiseConv1D", conv)))
+    x = np.ones((1, 8), "f")
+    kernel = module.init(jax.random.key(0), x)["params"]["layer_1"]["kernel"]
+    assert module.apply({"params": {"layer_1": {"kernel": kernel}}}, x).shape == (1, 4, 2)
+    wide = {"params": {"layer_1": {"kernel": np.ones((1, 1, 4), "f")}}}
+    with pytest.raises(ValueError, match="layer_0: whether the channels or the depth_multiplier"):
+        module.apply(wide, x)
+
+
 def test_in_what_a_module_differs_from_keras_is_said():
     model = sequential(
         ("LSTM", {"units": 2, "activation": "tanh", "stateful": True}),

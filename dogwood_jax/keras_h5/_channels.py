@@ -48,7 +48,7 @@ def read_channels(graph: Graph, params: Mapping[str, Any]) -> dict[str, int]:
         for ref in refs_in([call.args, call.kwargs]):
             readers.setdefault(ref.layer, set()).add(call.layer)
     found: dict[str, int] = {}
-    for name, (class_name, _) in graph.layers.items():
+    for name, (class_name, reshape) in graph.layers.items():
         if class_name != "Reshape":
             continue
         sizes: set[int] = set()
@@ -57,6 +57,11 @@ def read_channels(graph: Graph, params: Mapping[str, Any]) -> dict[str, int]:
             for reader in sorted(readers.get(layer, set()) - seen):
                 seen.add(reader)
                 kind, config = graph.layers[reader]
+                if _is_unclear(reshape["target_shape"], kind, config, params.get(reader, {})):
+                    raise ValueError(
+                        f"{name}: whether the channels or the depth_multiplier of {reader} have "
+                        "grown is not known, for its target_shape has a -1"
+                    )
                 size = _read(kind, config, params.get(reader, {}))
                 if size is not None:
                     sizes.add(size)
@@ -67,6 +72,18 @@ def read_channels(graph: Graph, params: Mapping[str, Any]) -> dict[str, int]:
         if sizes:
             found[name] = sizes.pop()
     return found
+
+
+def _is_unclear(
+    target: Sequence[int], class_name: str, config: Config, params: Mapping[str, Any]
+) -> bool:
+    """Whether a depthwise kernel has grown without telling if it is for more channels."""
+    depthwise = class_name.startswith(("DepthwiseConv", "SeparableConv"))
+    if not depthwise or -1 not in target[:-1] or config.get("data_format") == "channels_first":
+        return False
+    layer = params.get("depthwise", params)
+    size = target[-1] * int(config.get("depth_multiplier", 1))
+    return "kernel" in layer and bool(layer["kernel"].shape[-1] != size)
 
 
 def _read(class_name: str, config: Config, params: Mapping[str, Any]) -> int | None:
