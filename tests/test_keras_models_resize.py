@@ -133,3 +133,16 @@ def test_a_layer_is_built_from_one_shape_or_from_several():
     assert _built_from({"input_shape": [None, 4]}, [(32, 8)]) == {"input_shape": [None, 8]}
     two = {"input_shape": [[None, 4], [None, 4]]}
     assert _built_from(two, [(32, 8), (32, 6)]) == {"input_shape": [[None, 8], [None, 6]]}
+
+
+def test_layers_after_a_time_distributed_one_keep_what_they_are_built_from():
+    each = layer("TimeDistributed", name="each", layer=layer("Dense", name="dense", units=2))
+    each["build_config"] = {"input_shape": [None, 5, 3]}
+    after = layer("Dense", name="after", units=4)
+    after["build_config"] = {"input_shape": [None, 5, 2]}
+    start = {"class_name": "InputLayer", "config": {"name": "x", "batch_shape": [None, 5, 3]}}
+    model = {"class_name": "Sequential", "config": {"name": "m", "layers": [start, each, after]}}
+    dense = {"kernel": shape(3, 7), "bias": shape(7)}
+    wide = {"params": {"each": dense, "after": {"kernel": shape(7, 4), "bias": shape(4)}}}
+    layers = resized(model, wide)["config"]["layers"]
+    assert layers[2]["build_config"] == {"input_shape": [None, 5, 7]}

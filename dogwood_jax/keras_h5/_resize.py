@@ -57,7 +57,8 @@ def resized(config: Config, variables: Mapping[str, Any]) -> dict[str, Any]:
     params = variables.get("params", variables)
     config = annotated(config) if _built(config) else config
     new = resized_layer(config["class_name"], config["config"], params)
-    if any(layer["class_name"] in (*MODELS, *_BY_INPUTS) for layer in layers_of(new)):
+    follow = (*MODELS, *_BY_INPUTS, "TimeDistributed")
+    if any(layer["class_name"] in follow for layer in layers_of(new)):
         module = _built({**config, "config": new})
         inputs = recorded_inputs(module, variables) if module else {}
         new = resized_layer(config["class_name"], config["config"], params, inputs)
