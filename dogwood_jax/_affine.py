@@ -9,18 +9,18 @@ new entries are selected in their places. Either way the values are the same, bi
 """
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
 from dogwood_jax._growth import Change
 from dogwood_jax._layout import Concat, Layout, Product, Units, size_of, units_of
+from dogwood_jax._moves import along, compacted, may_be_sharded, padded, with_size
 from dogwood_jax._widths import Leaf
 
 Fill = Literal["free", "zero", "mean"]
@@ -148,7 +148,7 @@ class _Changes:
         noise: Callable[[tuple[int, ...]], Array] | None,
     ) -> None:
         self.sizes, self.map_of, self.draw, self.noise = sizes, map_of, draw, noise
-        self.sharded = _may_be_sharded()
+        self.sharded = may_be_sharded()
 
     def extend(self, old: Array, axes: tuple[Layout, ...], fresh: Array | None) -> Array:
         for axis, layout in enumerate(axes):
@@ -220,7 +220,7 @@ class _Changes:
         new = list(old.shape)
         for axis, axis_map in appended:
             new[axis] = axis_map.new
-        array = _padded(old, new)
+        array = padded(old, new)
         if all(axis_map.fill == "zero" for _, axis_map in appended):
             return array
         fresh = self._drawn(tuple(new)) if fresh is None else lax.slice(fresh, [0] * old.ndim, new)
@@ -249,9 +249,9 @@ class _Changes:
         if not self.sharded:
             return lax.concatenate(parts, axis)
         stops = [*accumulate(part.shape[axis] for part in parts)]
-        joined = _padded(parts[0], _with(parts[0].shape, axis, stops[-1]))
+        joined = padded(parts[0], with_size(parts[0].shape, axis, stops[-1]))
         for start, part in zip(stops, parts[1:], strict=False):
-            moved = _padded(part, joined.shape, axis, start)
+            moved = padded(part, joined.shape, axis, start)
             joined = jnp.where(_places(joined, axis) >= start, moved, joined)
         return joined
 
@@ -262,7 +262,7 @@ class _Changes:
         copied = array if axis_map.sources is None else self._copied(array, axis, axis_map)
         if not axis_map.rest:
             return copied
-        shape, start = _with(array.shape, axis, axis_map.new), axis_map.new - axis_map.rest
+        shape, start = with_size(array.shape, axis, axis_map.new), axis_map.new - axis_map.rest
         if axis_map.fill == "mean" and axis_map.old:
             # In single precision at least, for bfloat16 would round the sum.
             wide = jnp.promote_types(array.dtype, jnp.float32)
@@ -276,7 +276,7 @@ class _Changes:
             rest = lax.slice(fresh, [0] * array.ndim, shape)
         if self.sharded:
             is_new = _places(rest, axis) >= start
-            return jnp.where(is_new, rest, _padded(copied, shape))
+            return jnp.where(is_new, rest, padded(copied, shape))
         rest = lax.slice_in_dim(rest, start, axis_map.new, axis=axis)
         return lax.concatenate([copied, rest], axis)
 
@@ -286,7 +286,7 @@ class _Changes:
         if axis_map.factors is not None:
             # In single precision at least: rounded to bfloat16 first, thirds would not add up.
             wide = jnp.promote_types(array.dtype, jnp.float32)
-            factors = _along(jnp.asarray(axis_map.factors, wide), axis, array.ndim)
+            factors = along(jnp.asarray(axis_map.factors, wide), axis, array.ndim)
             copied = (copied * factors).astype(array.dtype)
         if axis_map.noise and self.noise is not None:
             new = _places(copied, axis) >= axis_map.old
@@ -299,7 +299,7 @@ class _Changes:
         """Returns the entries of an axis that are copied."""
         runs = _runs(sources)
         if self.sharded and len(runs) > 2 and all(map(int.__lt__, sources, sources[1:])):
-            return _compacted(array, axis, sources)
+            return compacted(array, axis, sources)
         if len(runs) > _MOST_RUNS:
             return jnp.take(array, jnp.asarray(sources, int), axis=axis)
         if not self.sharded:
@@ -309,17 +309,12 @@ class _Changes:
                 for (place, source), stop in zip(runs, stops, strict=True)
             ]
             return lax.concatenate(parts, axis)
-        shape = _with(array.shape, axis, len(sources))
-        taken = _padded(array, shape, axis, runs[0][0] - runs[0][1])
+        shape = with_size(array.shape, axis, len(sources))
+        taken = padded(array, shape, axis, runs[0][0] - runs[0][1])
         for start, source in runs[1:]:
-            moved = _padded(array, shape, axis, start - source)
+            moved = padded(array, shape, axis, start - source)
             taken = jnp.where(_places(taken, axis) >= start, moved, taken)
         return taken
-
-
-def _may_be_sharded() -> bool:
-    """Whether there are several devices: a program being compiled does not tell more."""
-    return jax.device_count() > 1
 
 
 # An axis of which more pieces are copied is gathered, which takes longer.
@@ -335,54 +330,11 @@ def _runs(sources: tuple[int, ...]) -> list[tuple[int, int]]:
     ]
 
 
-def _compacted(array: Array, axis: int, sources: tuple[int, ...]) -> Array:
-    """Returns some entries of an axis in their order, by moves that no device has to gather.
-
-    Each entry moves by the binary digits of how far it has to go, the lowest first: as nothing
-    overtakes, no two are ever in the same place.
-    """
-    places = np.array(sources)
-    steps = places - np.arange(len(sources))
-    for bit in range(int(steps.max(initial=0)).bit_length()):
-        moves = steps >> bit & 1
-        places = places - (moves << bit)
-        arrives = np.zeros(array.shape[axis], bool)
-        arrives[places[moves == 1]] = True
-        moved = _padded(array, array.shape, axis, -(1 << bit))
-        array = jnp.where(_along(jnp.asarray(arrives), axis, array.ndim), moved, array)
-    return _padded(array, _with(array.shape, axis, len(sources)))
-
-
-def _with(shape: tuple[int, ...], axis: int, size: int) -> tuple[int, ...]:
-    return (*shape[:axis], size, *shape[axis + 1 :])
-
-
-def _padded(array: Array, shape: Sequence[int], axis: int = 0, start: int = 0) -> Array:
-    """Returns an array cut or padded with zeros to a shape, moved along one axis."""
-    low = [start if a == axis else 0 for a in range(array.ndim)]
-    high = [n - m - s for s, n, m in zip(low, shape, array.shape, strict=True)]
-    return _pad(array, low, high)
-
-
-def _pad(array: Array, low: list[int], high: list[int]) -> Array:
-    """Pads or cuts an array on both sides of each axis."""
-    room = [max(n, 1) for n in array.shape]
-    before = [min(max(a, 0), n) for a, n in zip(low, room, strict=True)]
-    after = [min(max(b, 0), n - a) for a, b, n in zip(before, high, room, strict=True)]
-    low, high = ([*map(int.__sub__, *pair)] for pair in ((low, before), (high, after)))
-    zero = jnp.zeros((), array.dtype)
-    if max((*low, *high), default=0) <= 0 or not _may_be_sharded():
-        padding = zip(map(int.__add__, low, before), map(int.__add__, high, after), strict=True)
-        return lax.pad(array, zero, [(a, b, 0) for a, b in padding])
-    # A divided axis is doubled at most: of one that becomes longer, XLA would gather the array.
-    array = lax.pad(array, zero, [(a, b, 0) for a, b in zip(before, after, strict=True)])
-    array = lax.optimization_barrier(array)  # type: ignore[no-untyped-call]
-    return _pad(array, low, high)
-
-
 def _places(array: Array, axis: int) -> Array:
     """Returns the places along an axis, of size 1 along the others."""
-    return lax.broadcasted_iota(jnp.int32, _with((1,) * array.ndim, axis, array.shape[axis]), axis)
+    return lax.broadcasted_iota(
+        jnp.int32, with_size((1,) * array.ndim, axis, array.shape[axis]), axis
+    )
 
 
 def _append_from(fresh: Array, old: Array, appended: list[tuple[int, AxisMap]]) -> Array:
@@ -396,7 +348,7 @@ def _append_from(fresh: Array, old: Array, appended: list[tuple[int, AxisMap]]) 
             whole = lax.slice(fresh, [0] * old.ndim, extent)
             array = lax.dynamic_update_slice(whole, array, [0] * old.ndim)
         else:
-            array = _padded(array, extent)
+            array = padded(array, extent)
     return array
 
 
@@ -408,7 +360,3 @@ def _merged(array: Array, axis: int, axis_map: AxisMap) -> Array:
     merged = jax.ops.segment_sum(rows, into, num_segments=axis_map.new)
     merged = merged**axis_map.power if axis_map.power != 1 else merged
     return jnp.moveaxis(merged, 0, axis)
-
-
-def _along(vector: Array, axis: int, ndim: int) -> Array:
-    return vector.reshape([-1 if a == axis else 1 for a in range(ndim)])

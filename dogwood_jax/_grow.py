@@ -14,6 +14,7 @@ from jax import Array
 
 from dogwood_jax._affine import AxisMap, map_of_variable, transform
 from dogwood_jax._choose import choose, without_choices
+from dogwood_jax._explicit import explicit_shardings, with_automatic_axes
 from dogwood_jax._growth import Growth
 from dogwood_jax._insert import insert
 from dogwood_jax._layout import Units, units_of
@@ -80,6 +81,13 @@ def grow(
         >>> jax.tree.map(jnp.shape, dw.grow(params, growth, key=jax.random.key(0)))["down"]
         {'bias': (2,), 'kernel': (16, 2)}
     """
+    if shardings := explicit_shardings((variables, fresh)):
+        old, wanted = shardings
+        return with_automatic_axes(
+            lambda variables, fresh, key: grow(variables, growth, key=key, fresh=fresh),
+            growth.shardings(old) if fresh is None else wanted,
+            *(variables, fresh, key),
+        )
     if growth.insertions:
         return _grow_and_insert(variables, growth, key, fresh, donate)
     leaves = leaves_by_path(variables)
@@ -162,10 +170,17 @@ def _grow_and_insert(
         for insertion in growth.insertions:
             if insertion.old is not None:
                 layers = leaves[insertion.old].shape[0] if insertion.layers else None
-                new[insertion.old] = new[insertion.path][:layers]
+                new[insertion.old] = _first(new[insertion.path], layers)
         new = {path: new[path] for path in leaves}
         grown = grow(leaves, wider, key=key, fresh=new, donate=donate)
     return insert(grown, growth.insertions, target, key=key)
+
+
+def _first(array: Array, size: int | None) -> Array:
+    """Returns the first entries of an array, on the devices that it lies on."""
+    shape = (array.shape[:1] if size is None else (size,)) + array.shape[1:]
+    where = placement({}, {"": shape}, alike={"": array})
+    return where.leave({"": where.enter({"": array})[""][:size]})[""]
 
 
 def changes(leaf: Leaf, growth: Growth) -> bool:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from dogwood_jax._moves import spread
 from dogwood_jax._problems import listed
 from dogwood_jax._random import dtype_named, random_keys, seeds, uniform
 from dogwood_jax._shardings import ANYWHERE, Placement, alike, placement
@@ -187,7 +188,7 @@ def _identity(shape: tuple[int, ...], axes: tuple[int, int]) -> Array:
 def stacked(insertion: Insertion, old: Array, new: Array) -> Array:
     """Returns old layers with new ones between or behind them."""
     # Layers before which nothing is new come in their order, so the last one is the largest.
-    stack = old[jnp.asarray(list(itertools.accumulate(insertion.layers, max)))]
+    stack = spread(old, list(itertools.accumulate(insertion.layers, max, initial=0))[1:])
     if insertion.fill == "copy":
         return stack
     is_old = jnp.asarray(insertion.layers) >= 0

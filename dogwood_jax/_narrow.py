@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dogwood_jax._explicit import explicit_shardings, with_automatic_axes
 from dogwood_jax._grow import grow
 from dogwood_jax._growth import Change, Growth
 from dogwood_jax._layout import units_along
 from dogwood_jax._plan import plan
+from dogwood_jax._shardings import placement
 from dogwood_jax._symmetry import as_function_of, find_symmetric
 from dogwood_jax._tree import PyTree, concrete, in_order_of, leaves_by_path, rebuilt
 from dogwood_jax._widths import Network, Occurrence, Widths
@@ -58,6 +60,12 @@ def narrow(
         (2, 2)
     """
     growth = plan(widths, keep=keep, interface=interface)
+    if shardings := explicit_shardings(variables):
+        return with_automatic_axes(
+            lambda variables: narrow(variables, widths, keep, interface=interface),
+            growth.shardings(shardings),
+            variables,
+        )
     return grow(_with_constants_folded(variables, growth), growth)
 
 
@@ -107,13 +115,16 @@ def merge_symmetric(
 def _with_constants_folded(variables: PyTree, growth: Growth) -> PyTree:
     """Returns the variables with the effect of constant units that go in their readers' biases."""
     network, leaves = growth.widths.network, leaves_by_path(variables)
+    where = placement(leaves, {})
+    leaves = where.enter(leaves)
+    automatic = rebuilt(jax.tree.structure(variables), leaves)
     constant = {change.width: _constant(leaves, growth.widths, change) for change in growth.changes}
     known = [concrete(units) for units in constant.values()]
     if not any(units is None or units.any() for units in known):
         return variables
     readers = [(width, *reader) for width in constant for reader in _readers(growth.widths, width)]
     paths = {path for _, place, bias in readers for path in (place.path, bias) if path is not None}
-    gradients = None if network is None else _gradients(variables, network, paths)
+    gradients = None if network is None else _gradients(automatic, network, paths)
     biased = {change.width: _biased(leaves, growth.widths, change) for change in growth.changes}
     folded = dict(leaves)
     for width, place, bias in readers:
@@ -139,6 +150,7 @@ def _with_constants_folded(variables: PyTree, growth: Growth) -> PyTree:
                 f"what {place.path} reads; {why}",
                 stacklevel=3,
             )
+    folded = where.leave(folded)
     return in_order_of(variables, rebuilt(jax.tree.structure(variables), folded))
 
 

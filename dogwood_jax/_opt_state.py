@@ -16,10 +16,12 @@ import numpy as np
 from jax import Array
 
 from dogwood_jax._affine import AxisMap, Fill, map_of_moment, transform
+from dogwood_jax._explicit import explicit_shardings, with_automatic_axes
 from dogwood_jax._grow import changes, grow_leaf
 from dogwood_jax._growth import Growth
 from dogwood_jax._insert import Insertion, fill, stacked
 from dogwood_jax._layout import Units
+from dogwood_jax._opt_factored import read, written
 from dogwood_jax._opt_fields import (
     DEGREES,
     Field,
@@ -33,7 +35,7 @@ from dogwood_jax._opt_fields import (
 from dogwood_jax._pairing import closest
 from dogwood_jax._problems import listed
 from dogwood_jax._rounds import apart, bytes_of, delete, rounds, several_times
-from dogwood_jax._shardings import Placement, placement
+from dogwood_jax._shardings import Placement, fitting_shardings, placement
 from dogwood_jax._tree import PyTree, leaf_path, leaves_by_path, numbered, struct
 from dogwood_jax._widths import Leaf
 
@@ -168,6 +170,14 @@ def grow_state(
         with jax.ensure_compile_time_eval():
             expected = start()
     shapes = {place: tuple(jnp.shape(leaf)) for place, leaf in leaves_by_path(expected).items()}
+    if shardings := explicit_shardings(opt_state):
+        return with_automatic_axes(
+            lambda opt_state, variables: grow_state(
+                opt_state, growth, tx, params, variables, second_moment, fields
+            ),
+            fitting_shardings(leaves_by_path(shardings), shapes),
+            *(opt_state, variables),
+        )
     known = [
         _Known(f, meanings[f.place], seen[f.place].start if f.adds_up and f.place in seen else 0.0)
         for f in found
@@ -448,7 +458,7 @@ def _grow_fields(
     grown: dict[str, Array] = {}
     for one in known:
         path, stack = one.field.leaf.path, one.stack
-        array = _read(one.field, arrays)
+        array = read(one.field, arrays)
         fresh = own[path].astype(array.dtype) if path in own else None
         if changes(one.field.leaf, growth):
             old_rows = np.flatnonzero(np.asarray(stack.layers) >= 0) if stack else None
@@ -456,7 +466,7 @@ def _grow_fields(
             array = _widened(array, one, growth, rows, second_moment)
         if stack:
             array = _deepened(array, stack, one.meaning, fresh, second_moment)
-        grown |= _written(one.field, path, array, one.shape)
+        grown |= written(one.field, path, array, one.shape)
     return where.constrain(grown)
 
 
@@ -494,12 +504,12 @@ def _fill_fields(
         elif newborn.meaning not in ("second", "magnitude") or second_moment == "zeros":
             filled[place] = starts[place].astype(dtype)
         elif not newborn.field.is_factor:
-            largest = [jnp.max(_read(one, arrays), initial=0) for one in newborn.peers]
+            largest = [jnp.max(read(one, arrays), initial=0) for one in newborn.peers]
             moment = jnp.max(jnp.stack(largest))
             insertion = newborn.insertion
             shape = insertion.shape if newborn.field.axis is None else wanted[place]
             full = jnp.full(shape, moment, dtype)
-            filled |= _written(newborn.field, insertion.path, full, wanted.get(place))
+            filled |= written(newborn.field, insertion.path, full, wanted.get(place))
     return where.constrain(filled)
 
 
@@ -561,34 +571,3 @@ def _deepened(
         if meaning not in ("first", "update") and second_moment == "mean":
             fresh = jnp.mean(array, 0, keepdims=True).astype(array.dtype)
     return stacked(replace(insertion, fill="free"), array, fresh)
-
-
-# Second moments that are kept as their means along two axes ---------------------------------------
-
-
-def _read(field: Field, arrays: Mapping[str, Array]) -> Array:
-    """Returns an array of the state, put together from its factors if it has been taken apart."""
-    array, shape = arrays[field.place], field.leaf.shape
-    if not field.factored or array.shape == shape:
-        return array
-    row, column = np.argsort(shape)[-2:]  # as Optax chooses them
-    path = field.leaf.path
-    rows = jnp.expand_dims(arrays[field.at(path, "v_row")], column)
-    columns = jnp.expand_dims(arrays[field.at(path, "v_col")], row)
-    mean = jnp.mean(rows, row, keepdims=True)
-    moment: Array = rows * columns / jnp.where(mean == 0, 1, mean)
-    return moment
-
-
-def _written(
-    field: Field, path: str, array: Array, shape: tuple[int, ...] | None
-) -> dict[str, Array]:
-    """Returns an array of the state by place, taken apart unless that shape is expected of it."""
-    place = field.at(path)
-    if not field.factored:
-        return {place: array}
-    rows = columns = absent = jnp.zeros((1,), array.dtype)
-    if shape not in (None, array.shape):
-        row, column = np.argsort(array.shape)[-2:]
-        rows, columns, array = jnp.mean(array, column), jnp.mean(array, row), absent
-    return {place: array, field.at(path, "v_row"): rows, field.at(path, "v_col"): columns}

@@ -144,8 +144,7 @@ def grown_shardings(growth: "Growth", old: PyTree) -> PyTree:
     # Among arrays on several devices, one on a single device is not tied to it, such as the count
     # of steps in a new optimizer's state.
     shardings = {
-        path: whole if len(sharding.device_set) == 1 else sharding
-        for path, sharding in shardings.items()
+        path: whole if _devices(sharding) == 1 else sharding for path, sharding in shardings.items()
     }
     tree = jax.tree.unflatten(structure, shardings.values())
     if growth.structure is not None and not missing:
@@ -211,9 +210,26 @@ def _fitting(sharding: Sharding, shape: tuple[int, ...]) -> Sharding:
     return _whole([sharding]) if [*_misfits("", sharding, shape)] else sharding
 
 
+def fitting_shardings(
+    old: Mapping[str, Sharding], shapes: Mapping[str, tuple[int, ...]]
+) -> list[Sharding]:
+    """Returns where arrays by path lie: as old ones of their names, or whole if they cannot."""
+    return [
+        _fitting(old[path if path in old else closest(path, old)[-1]], shape)
+        for path, shape in shapes.items()
+    ]
+
+
+def _devices(sharding: Sharding) -> int:
+    """Returns over how many devices a sharding spreads; within a program they have no names."""
+    if isinstance(sharding, NamedSharding):
+        return sharding.mesh.size
+    return len(sharding.device_set)
+
+
 def _whole(shardings: Collection[Sharding]) -> Sharding:
     """Returns the sharding of an array that is whole on all devices of some shardings."""
-    widest = max(shardings, key=lambda sharding: len(sharding.device_set))
+    widest = max(shardings, key=_devices)
     if isinstance(widest, NamedSharding):
         return NamedSharding(widest.mesh, PartitionSpec())  # type: ignore[no-untyped-call]
     return widest

@@ -1,6 +1,7 @@
 """Growing arrays that are divided among devices: the same values, where promised, none gathered."""
 
 import re
+from dataclasses import replace
 from functools import partial
 from math import prod
 
@@ -178,6 +179,83 @@ def test_arrays_stay_on_their_devices(types, mesh):
     out = case.shardings | {"down": NamedSharding(mesh, P(None, "model"))}
     fresh = jax.device_put(wide, out)
     assert shardings_of(dw.grow(case.sharded, case.growth, fresh=fresh)) == out
+
+
+def stack(params, x):
+    def layer(x, layer):
+        return x + jax.nn.relu(x @ layer["up"]) @ layer["down"], None
+
+    return jax.lax.scan(layer, x, params)[0]
+
+
+@pytest.mark.skipif(not hasattr(jax.sharding, "auto_axes"), reason="takes JAX 0.7")
+@pytest.mark.parametrize("strategy", ["zero_outgoing", "replicate", "stack", "keep"])
+def test_axes_may_be_explicit_under_jit(strategy, mesh):
+    mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Explicit,) * 2)
+    if strategy == "stack":  # deeper, and wider
+        params = arrays(0, up=(2, 8, 8), down=(2, 8, 8))
+        larger = {name: jax.ShapeDtypeStruct((4, 8, 8), jnp.float32) for name in params}
+        widths = dw.trace(stack, params, jax.ShapeDtypeStruct((1, 8), jnp.float32))
+        growth = dw.plan(widths, target=larger, target_apply=stack)
+        specs = dict.fromkeys(params, P("data", "model"))
+    else:
+        case = Case("both axes", mesh)
+        params, widths, specs = case.params, case.growth.widths, CASES["both axes"][-1]
+        uneven = dw.strategies.replicate(split="uneven", units=(3, 1, 2))
+        growth = {
+            "zero_outgoing": case.growth,
+            "replicate": dw.plan(widths, case.growth.sizes, strategy=uneven),
+            "keep": dw.plan(widths, keep={name: range(15, -1, -1) for name in case.growth.sizes}),
+        }[strategy]
+    shardings = {name: NamedSharding(mesh, specs.get(name, P())) for name in params}
+    sharded, out = jax.device_put(params, shardings), growth.shardings(shardings)
+
+    @jax.jit
+    def everything(params, state, fresh):
+        drawn = dw.grow(params, growth, key=KEY)
+        return drawn, dw.grow(params, growth, fresh=fresh), dw.grow_opt_state(state, growth, TX)
+
+    expected = dw.grow(params, growth, key=KEY)
+    fresh = jax.device_put(expected, out)
+    # Each array has a type that says how it is divided, which need not be asked for.
+    drawn, filled, state = everything(sharded, TX.init(sharded), fresh)
+    for tree in (drawn, filled, state[0].mu):
+        for name, array in tree.items():
+            assert array.sharding.is_equivalent_to(out[name], array.ndim), name
+    assert_equal((drawn, filled), (expected, expected))
+    assert_equal(state, dw.grow_opt_state(TX.init(params), growth, TX))
+    assert_equal(dw.grow(sharded, growth, fresh=fresh), expected)
+
+
+def test_axes_may_be_explicit_where_units_are_removed(mesh):
+    mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Explicit,) * 2)
+    params = arrays(0, conv=(3, 3, 8, 16), dense=(64, 8))
+    specs = CASES["convolution"][-1]
+    widths = dw.trace(convolution, params, jax.ShapeDtypeStruct((1, 2, 2, 8), jnp.float32))
+    keep = {"conv": range(8)}
+    sharded = jax.device_put(params, {k: NamedSharding(mesh, spec) for k, spec in specs.items()})
+    narrow = dw.narrow(sharded, widths, keep)
+    assert shardings_of(narrow) == shardings_of(sharded)
+    assert_equal(narrow, dw.narrow(params, widths, keep))
+    if hasattr(jax.sharding, "auto_axes"):
+        assert_equal(jax.jit(lambda params: dw.narrow(params, widths, keep))(sharded), narrow)
+
+
+@pytest.mark.parametrize("layers", [(0, -1, 1, -1), (0, 1, -1, -1)], ids=["between", "behind"])
+def test_a_stack_that_is_divided_along_its_layers_is_not_gathered(layers, mesh):
+    params = arrays(0, up=(2, 8, 8), down=(2, 8, 8))
+    larger = {name: jax.ShapeDtypeStruct((4, 8, 8), jnp.float32) for name in params}
+    network = dw.trace(stack, params, jax.ShapeDtypeStruct((1, 8), jnp.float32))
+    growth = dw.plan(network, target=larger, target_apply=stack)
+    insertions = tuple(replace(i, layers=layers) for i in growth.insertions)
+    growth = replace(growth, insertions=insertions)
+    shardings = dict.fromkeys(params, NamedSharding(mesh, P("data", None, "model")))
+    sharded = jax.device_put(params, shardings)
+    grow = jax.jit(partial(dw.grow, growth=growth, key=KEY), out_shardings=shardings)
+    compiled = grow.lower(sharded).compile()
+    assert_equal(compiled(sharded), dw.grow(params, growth, key=KEY))
+    if jax.__version_info__ >= (0, 7):
+        assert collectives(compiled).keys() == {"collective-permute"}
 
 
 def test_arrays_that_are_tied_to_no_device_grow_beside_divided_ones(mesh):
