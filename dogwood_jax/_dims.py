@@ -342,12 +342,14 @@ class SplitOff(NamedTuple):
         whole: the dimension.
         one: the factor.
         how: all factors, as ``"4 x 1"``.
+        is_last: whether it is the innermost of them, as units of a group usually are.
         beside: the other dimensions of the array.
     """
 
     whole: Dim
     one: Dim
     how: str
+    is_last: bool
     beside: Sequence[Dim]
 
 
@@ -372,7 +374,7 @@ def ones_split_off(old: Sequence[Dim], new: Sequence[Dim]) -> Iterator[SplitOff]
         made = not any(one is dim for one in ones for dim in old)
         if ones and made and prod(sizes) == whole.size:
             how = " x ".join(map(str, sizes))
-            yield SplitOff(whole, ones[0], how, wholes[:i] + wholes[i + 1 :])
+            yield SplitOff(whole, ones[0], how, sizes[-1] == 1, wholes[:i] + wholes[i + 1 :])
 
 
 def hand_down(dims: Iterable[Dim]) -> None:

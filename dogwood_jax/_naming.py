@@ -111,7 +111,9 @@ def _note_factors_of_size_1(trace: Trace) -> None:
             )
             # Else it is there for another array's axes, as in squeeze and excitation.
             is_repeated = _dims.REPEATED in split.one.root.fixed
-            has_groups = (atom.hazards or split.one.root.hazards) and not is_repeated
+            # Gradients of what is repeated are summed over it, too, but it comes first there.
+            is_summed = split.is_last and split.one.root.hazards
+            has_groups = (atom.hazards or is_summed) and not is_repeated
             if has_heads or has_groups:
                 noted.add(atom)
                 atom.note(
