@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from dogwood_jax._tree import PyTree, in_order_of, is_array
+from dogwood_jax._tree import PyTree, in_order_of, is_array, is_traced
 
 
 def explicit_shardings(tree: PyTree) -> PyTree | None:
@@ -22,9 +22,7 @@ def explicit_shardings(tree: PyTree) -> PyTree | None:
     if not hasattr(jax.sharding, "auto_axes"):  # before JAX 0.7
         return None
     known = {
-        id(leaf): jax.typeof(leaf).sharding
-        for leaf in jax.tree.leaves(tree)
-        if isinstance(leaf, jax.core.Tracer)
+        id(leaf): jax.typeof(leaf).sharding for leaf in jax.tree.leaves(tree) if is_traced(leaf)
     }
     meshes = (sharding.mesh for sharding in known.values())
     mesh = next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)

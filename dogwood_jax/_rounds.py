@@ -16,6 +16,7 @@ import numpy as np
 
 from dogwood_jax._growth import Change, Growth
 from dogwood_jax._layout import renamed, units_of
+from dogwood_jax._tree import is_traced
 from dogwood_jax._widths import Leaf, Widths
 
 Item = TypeVar("Item")
@@ -75,7 +76,7 @@ def several_times(arrays: Iterable[Any]) -> frozenset[int]:
 def delete(old: Iterable[Any], new: Iterable[Any], keep: frozenset[int]) -> None:
     """Deletes old arrays but some, as soon as the new ones no longer need them."""
     new = list(new)
-    if not any(isinstance(array, jax.core.Tracer) for array in new):
+    if not any(map(is_traced, new)):
         for array in new:
             array.block_until_ready()
         for array in old:

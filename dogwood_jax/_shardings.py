@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from dogwood_jax._mesh import automatic
 from dogwood_jax._pairing import closest
 from dogwood_jax._problems import listed
-from dogwood_jax._tree import PyTree, leaves_by_path, numbered, rebuilt
+from dogwood_jax._tree import PyTree, is_traced, leaves_by_path, numbered, rebuilt
 
 if TYPE_CHECKING:
     from dogwood_jax._growth import Growth
@@ -93,7 +93,7 @@ def placement(
     Raises:
         ValueError: if a new size cannot be divided as the old one is.
     """
-    if any(isinstance(array, jax.core.Tracer) for array in (*arrays.values(), *alike.values())):
+    if any(map(is_traced, (*arrays.values(), *alike.values()))):
         return Placement()
     olds, others = (
         {

@@ -45,6 +45,11 @@ def arrays_of(leaves: Mapping[str, Any]) -> dict[str, Any]:
     return {path: leaf for path, leaf in leaves.items() if is_array(leaf)}
 
 
+def is_traced(array: Any) -> bool:
+    """Whether a program around this one computes the array."""
+    return isinstance(array, jax.core.Tracer)
+
+
 def concrete(array: Any) -> np.ndarray | None:
     """Returns the values of an array, or None where a program around this one computes them."""
     try:
