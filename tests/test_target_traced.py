@@ -1,0 +1,63 @@
+"""What the shapes of a larger model tell of networks that are traced, and what they hide."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_target import shaped
+
+import dogwood_jax as dw
+
+
+def attend(heads):
+    def apply(params, x):
+        split = (heads, params["out"].shape[0] // heads)
+        q, k, v = (
+            a.reshape(*x.shape[:-1], *split) for a in jnp.split(x @ params["qkv"], 3, axis=-1)
+        )
+        mixed = jax.nn.dot_product_attention(q, k, v, scale=1.0)
+        return mixed.reshape(*x.shape[:-1], -1) @ params["out"]
+
+    return apply
+
+
+def test_a_traced_attention_layer_grows_to_what_its_shapes_tell():
+    rng = np.random.default_rng(0)
+    old = {"qkv": rng.normal(size=(6, 36)), "out": rng.normal(size=(12, 6))}
+    x = rng.normal(size=(1, 5, 6))
+    widths = dw.trace(attend(3), old, x)
+    growth = dw.plan(widths, target=shaped(qkv=(6, 45), out=(15, 6)))
+    assert growth.notes[0].startswith("qkv: the larger model must split 15 into 3 [heads] x 5 ")
+    new = dw.grow(old, growth, key=jax.random.key(0))
+    np.testing.assert_allclose(attend(3)(new, x), attend(3)(old, x), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("heads", "split"), [(1, "1 x 12"), (12, "12 x 1")])
+def test_factors_of_size_1_stay_what_they_are(heads, split):
+    widths = dw.trace(attend(heads), shaped(qkv=(6, 36), out=(12, 6)), jnp.ones((1, 5, 6)))
+    target = shaped(qkv=(6, 72), out=(24, 6))
+    note = f"the network splits an axis into {split}: the 1 must be 1 in the larger model, too"
+    assert any(text.startswith(note) for text in dw.plan(widths, target=target).notes)
+    with pytest.raises(ValueError, match="the larger model computes something else"):
+        dw.plan(widths, target=target, target_apply=attend(4))
+
+
+@pytest.mark.parametrize(("groups", "split"), [(1, "1 x 4"), (4, "4 x 1")])
+def test_groups_of_size_1_stay_what_they_are(groups, split):
+    def apply(params, x):
+        y = (x @ params["up"]).reshape(x.shape[0], groups, -1)
+        return (y / jnp.linalg.norm(y, axis=-1, keepdims=True)).reshape(x.shape[0], -1)
+
+    widths = dw.trace(apply, shaped(up=(6, 4)), jnp.ones((3, 6)))
+    assert f"the network splits an axis into {split}: " in str(widths["up"].notes)
+
+
+def test_scores_of_one_unit_may_be_scaled_by_its_size():
+    def attend(size):
+        return lambda params, x: jax.nn.softmax(x @ params["q"] @ (x @ params["k"]).T / size**0.5)
+
+    widths = dw.trace(attend(1), shaped(q=(3, 1), k=(3, 1)), jnp.ones((4, 3)))
+    target = shaped(q=(3, 4), k=(3, 4))
+    assert "it does not show whether they are scaled" in str(dw.plan(widths, target=target).notes)
+    with pytest.raises(ValueError, match="scaled by 0.5 instead of 1"):
+        dw.plan(widths, target=target, target_apply=attend(4))
