@@ -37,12 +37,36 @@ def a_huge_chunk(file):
     file.create_dataset("layers/dense/vars/0", (3, 2), np.float32, **options)
 
 
+def one_array_under_many_names(file):
+    """200 times the 4 MB of one array, which fit into no more than 4 times the file and 64 MiB."""
+    names = [f"kernel_{i}" for i in range(200)]
+    layer = file.create_group("dense")
+    layer["kernel"] = np.zeros((1000, 1000), np.float32)
+    for name in names:
+        layer[name] = h5py.SoftLink("/dense/kernel")
+    layer.attrs["weight_names"], file.attrs["layer_names"] = names, ["dense"]
+
+
+def links_in_a_circle(file):
+    file["layers/dense/vars/0"] = h5py.SoftLink("/layers/dense/vars/1")
+    file["layers/dense/vars/1"] = h5py.SoftLink("/layers/dense/vars/0")
+
+
+def links_that_double_their_path(file):
+    for i in range(40):
+        file[f"a{i}"] = h5py.SoftLink(f"/a{i + 1}/a{i + 1}")
+    file["a40"] = h5py.SoftLink("/")
+
+
 @pytest.mark.parametrize(
     ("write", "message"),
     [
         (hard_links, "expected each group in one place"),
         (soft_links, "expected each group in one place"),
         (a_deep_group, "expected groups at most 64 deep"),
+        (one_array_under_many_names, "at /dense/kernel: expected arrays of at most .* 800,000,000"),
+        (links_in_a_circle, "at /layers/dense/vars: expected a path of at most 64 names to '[01]'"),
+        (links_that_double_their_path, "at /: expected a path of at most 64 names to 'a0'"),
         (a_huge_chunk, "at /layers/dense/vars/0: expected arrays of at most .* pass limit="),
     ],
 )

@@ -9,7 +9,8 @@ import math
 import re
 import reprlib
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import h5py
@@ -24,14 +25,18 @@ Group: TypeAlias = h5py.Group
 BFLOAT16 = np.dtype(jnp.bfloat16)  # HDF5 has no such type: Keras stores two opaque bytes
 OPAQUE16 = np.dtype("V2")
 
-_MAX_HOPS = 16  # soft links that lead to soft links
-_MAX_DEPTH = 64  # groups in groups; Keras nests a few
+MAX_DEPTH = 64  # groups in groups, names in a path, links it leads through included; Keras has few
 _GZIP, _SHUFFLE, _FLETCHER32 = 1, 2, 3
 
 
 def misplaced(item: Any, expected: str, found: str) -> KerasFileError:
     """Returns the error for a group or dataset in which something else was expected."""
     return KerasFileError(f"at {item.name}: expected {expected}; found {found}")
+
+
+def deeper(place: str) -> KerasFileError:
+    """Returns the error for a group that is in more others than any of Keras's."""
+    return KerasFileError(f"at {place}: expected groups at most {MAX_DEPTH} deep; found one deeper")
 
 
 def is_name(name: object) -> bool:
@@ -83,23 +88,34 @@ def member(group: Group, name: str, kind: str) -> Any:
     return found
 
 
-def find(group: Group, name: str, hops: int = 0) -> Any:
+def find(group: Group, name: str) -> Any:
     """Returns what has this name in a group, or ``None``; only the file itself is looked through.
 
     Raises:
-        KerasFileError: if links lead into another file, or in circles.
+        KerasFileError: if links lead into another file, in circles or along a very long path.
     """
-    found = group.file if name.startswith("/") else group
-    for part in filter(None, name.split("/")):
-        link = found.get(part, getlink=True) if isinstance(found, h5py.Group) else None
-        if link is None:
+    found: Any = group
+    parts = _path(name)
+    steps = 0
+    while parts:
+        part = parts.pop()
+        if not part:
+            found = group.file
+            continue
+        if not isinstance(found, h5py.Group):
             return None
-        if isinstance(link, h5py.SoftLink):
-            if hops == _MAX_HOPS:
-                raise misplaced(found, f"a link {part!r} that leads somewhere", "a circle of links")
-            found = find(found, link.path, hops + 1)
-        elif isinstance(link, h5py.HardLink):
+        # h5py's own ``in`` and ``get`` would follow a link to see whether it leads somewhere.
+        links, key = found.id.links, part.encode(errors="surrogateescape")
+        if not links.exists(key):
+            return None
+        steps += 1
+        if steps + len(parts) > MAX_DEPTH:
+            raise misplaced(group, f"a path of at most {MAX_DEPTH} names to {name!r}", "more")
+        kind = links.get_info(key).type
+        if kind == h5py.h5l.TYPE_HARD:
             found = found[part]
+        elif kind == h5py.h5l.TYPE_SOFT:
+            parts += _path(links.get_val(key).decode(errors="surrogateescape"))
         else:
             raise misplaced(
                 found,
@@ -109,42 +125,53 @@ def find(group: Group, name: str, hops: int = 0) -> Any:
     return found
 
 
-def children(group: Group) -> dict[str, Group | Dataset]:
-    """Returns what is in a group, by name."""
-    if group.name.count("/") > _MAX_DEPTH:
-        raise misplaced(group, f"groups at most {_MAX_DEPTH} deep", "one deeper")
-    found = {name: find(group, name) for name in group}
-    return {name: item for name, item in found.items() if item is not None}
+def _path(name: str) -> list[str]:
+    """Returns the parts of a path, the last one first; an empty one is the file's root."""
+    parts = [part for part in name.split("/")[::-1] if part not in ("", ".")]
+    return [*parts, ""] if name.startswith("/") else parts
 
 
-def check_tree(root: Group) -> None:
-    """Raises if a group is in several others: links can make ever more places of a few groups."""
+@dataclass(frozen=True)
+class Tree:
+    """A group and what is in it, by name: groups are trees themselves, arrays are not read."""
+
+    group: Group
+    inside: Mapping[str, Any]
+
+    def part(self, name: str) -> "Tree | None":
+        """Returns the group of this name in it, or ``None`` if nothing has this name."""
+        found = self.inside.get(name)
+        if not isinstance(found, Tree | None):
+            raise misplaced(self.group, f"a Group {name!r}", f"a {type(found).__name__}")
+        return found
+
+
+def read_tree(root: Group) -> Tree:
+    """Returns a group with all that is in it, looked up once.
+
+    Raises:
+        KerasFileError: if groups are in one another very deep, or one is in several: links can
+            make ever more places of a few groups.
+    """
     seen = set()
-    groups = [root]
-    for group in groups:  # which grows
+
+    def read(group: Group, depth: int) -> Tree:
         if address(group) in seen:
             raise misplaced(group, "each group in one place", "one that is in several")
+        if depth > MAX_DEPTH:
+            raise deeper(group.name)
         seen.add(address(group))
-        groups += [g for g in children(group).values() if isinstance(g, h5py.Group)]
+        found = {name: find(group, name) for name in group}
+        return Tree(
+            group,
+            {
+                name: read(item, depth + 1) if isinstance(item, h5py.Group) else item
+                for name, item in found.items()
+                if item is not None
+            },
+        )
 
-
-def everything(root: Group) -> list[Any]:
-    """Returns all that is in a file, each once, in time linear in its size."""
-    seen = {address(root)}
-    items = level = [root]
-    for _ in range(_MAX_DEPTH):
-        inside = []
-        for group in level:
-            for name in group if isinstance(group, h5py.Group) else ():
-                if isinstance(group.get(name, getlink=True), h5py.HardLink):
-                    item = group[name]
-                    if address(item) not in seen:
-                        seen.add(address(item))
-                        inside.append(item)
-        items, level = items + inside, inside
-    if level:
-        raise misplaced(level[0], f"groups at most {_MAX_DEPTH} deep", "one deeper")
-    return items
+    return read(root, 0)
 
 
 def address(item: Any) -> int:
@@ -183,13 +210,13 @@ def size_of(dataset: Dataset) -> int:
 
 def check_sizes(datasets: Iterable[Dataset], limit: int) -> None:
     """Raises if the arrays together need more memory than the limit, before any is read."""
-    sizes = {dataset.name: size_of(dataset) for dataset in datasets}
-    total = sum(sizes.values())
+    sizes = [(size_of(dataset), dataset.name) for dataset in datasets]  # some may be the same
+    total = sum(size for size, _ in sizes)
     if total > limit:
-        largest = max(sizes, key=lambda name: sizes[name])
+        largest, name = max(sizes)
         raise KerasFileError(
-            f"at {largest}: expected arrays of at most {limit:,} bytes altogether, which is what "
-            f"a file of this size justifies; found {total:,} bytes, {sizes[largest]:,} of them "
+            f"at {name}: expected arrays of at most {limit:,} bytes altogether, which is what "
+            f"a file of this size justifies; found {total:,} bytes, {largest:,} of them "
             "here (if you trust the file, pass limit= the bytes you allow)"
         )
 

@@ -4,17 +4,18 @@ HDF5 keeps strings of variable length, such as a model's configuration, in globa
 say where in them, and how long. HDF5 allocates whatever length an attribute says, and goes round in
 circles for ever in a heap with an object that takes no space. So both are read here first, as the
 HDF5 file format specification 3.0 has them: global heaps in section III.E, object headers in
-IV.A.1, attribute messages in IV.A.2.m.
+IV.A.1, attribute messages in IV.A.2.m. Objects are looked at by their identifiers, without h5py's
+own groups and datasets around them: every file is looked through in this way whole.
 """
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 import h5py
 
 from dogwood_jax.keras_h5._errors import KerasFileError
-from dogwood_jax.keras_h5._hdf5 import everything
+from dogwood_jax.keras_h5._hdf5 import MAX_DEPTH, deeper
 
 _SIGNATURE = b"GCOL\x01\0\0\0"
 _HEADER = 16  # bytes of the header of a heap, and of that of an object in it
@@ -22,6 +23,8 @@ _POINTER = 16  # bytes of a string's length, its heap's address and its number i
 _PIECE = 1 << 20  # bytes looked through at a time
 _CONTINUATION, _ATTRIBUTE = 0x10, 0x0C  # types of messages in object headers
 _MAX_BLOCKS = 1024  # parts of an object's header
+
+ObjectID: TypeAlias = Any  # of a group, dataset or datatype, as h5py.h5o.open returns it
 
 # The sizes of the strings in a heap by their numbers, for every heap by its place in the file.
 Heaps = Mapping[int, Mapping[int, int]]
@@ -38,7 +41,7 @@ def check_strings(file: h5py.File, stream: IO[bytes], limit: int) -> None:
     if file.id.get_create_plist().get_sizes() != (8, 8):
         raise KerasFileError("at byte 0: expected addresses and lengths of 8 bytes")
     end = stream.seek(0, 2)
-    items = everything(file)
+    items = _everything(file.id)
     heaps = {
         place: _objects(stream, place, end)
         for start, stop in _gaps(items, end)
@@ -46,20 +49,44 @@ def check_strings(file: h5py.File, stream: IO[bytes], limit: int) -> None:
     }
     total = 0
     for item in items:
-        total += _strings(item, stream, heaps)
+        total += _strings(item, stream, heaps, file.userblock_size)
         if total > limit:
             raise KerasFileError(
-                f"at {item.name}: expected strings of at most {limit:,} bytes altogether; found "
+                f"at {_name(item)}: expected strings of at most {limit:,} bytes altogether; found "
                 "more (if you trust the file, pass limit= the bytes you allow)"
             )
 
 
-def _gaps(items: list[Any], end: int) -> Iterator[tuple[int, int]]:
+def _everything(root: ObjectID) -> list[ObjectID]:
+    """Returns all that is in a file, each once, in time linear in its size."""
+    start = h5py.h5o.open(root, b"/")
+    seen = {h5py.h5o.get_info(start).addr}
+    items = level = [start]
+    for _ in range(MAX_DEPTH):
+        inside = []
+        for group in level:
+            for key in group if isinstance(group, h5py.h5g.GroupID) else ():
+                if group.links.get_info(key).type == h5py.h5l.TYPE_HARD:
+                    place = h5py.h5o.get_info(group, key).addr
+                    if place not in seen:
+                        seen.add(place)
+                        inside.append(h5py.h5o.open(group, key))
+        items, level = items + inside, inside
+    if level:
+        raise deeper(_name(level[0]))
+    return items
+
+
+def _name(item: ObjectID) -> str:
+    return str(h5py.h5i.get_name(item).decode(errors="replace"))
+
+
+def _gaps(items: list[ObjectID], end: int) -> Iterator[tuple[int, int]]:
     """Yields the parts of a file between its arrays, where heaps can be."""
     arrays = [
-        (item.id.get_offset(), item.id.get_storage_size())
+        (item.get_offset(), item.get_storage_size())
         for item in items
-        if isinstance(item, h5py.Dataset) and item.id.get_offset() is not None
+        if isinstance(item, h5py.h5d.DatasetID) and item.get_offset() is not None
     ]
     start = 0
     for offset, size in sorted(arrays):
@@ -102,30 +129,37 @@ def _objects(stream: IO[bytes], place: int, end: int) -> dict[int, int]:
     return objects
 
 
-def _strings(item: Any, stream: IO[bytes], heaps: Heaps) -> int:
-    """Returns the bytes of an object's strings, once all of them are in their heaps."""
+def _strings(item: ObjectID, stream: IO[bytes], heaps: Heaps, base: int) -> int:
+    """Returns the bytes of an object's strings, once all of them are in their heaps.
+
+    Args:
+        item: the object.
+        stream: the file's bytes.
+        heaps: all heaps in it.
+        base: where in the file HDF5's own addresses begin.
+    """
     pointers = None
     total = 0
-    for name in item.attrs:
-        attribute = item.attrs.get_id(name)
+    for number in range(h5py.h5a.get_num_attrs(item)):
+        attribute = h5py.h5a.open(item, index=number)
         kind = attribute.get_type()
         text = isinstance(kind, h5py.h5t.TypeStringID) and kind.is_variable_str()
         if not text and not isinstance(kind, h5py.h5t.TypeVlenID):
             continue
         if pointers is None:
-            place = h5py.h5o.get_info(item.id).addr
-            pointers = _attributes(stream, place, item.file.userblock_size)
-        data = pointers.get(name.encode(), b"")
+            pointers = _attributes(stream, h5py.h5o.get_info(item).addr, base)
+        name = attribute.name.decode(errors="replace")
+        data = pointers.get(attribute.name, b"")
         count = int(math.prod(attribute.shape or ()))
         if len(data) < count * _POINTER:
-            raise KerasFileError(f"at {item.name}: expected attribute {name} in its header")
+            raise KerasFileError(f"at {_name(item)}: expected attribute {name} in its header")
         unit = 1 if text else kind.get_super().get_size()
         for at in range(0, count * _POINTER, _POINTER):
             length = unit * _number(data[at : at + 4])
-            heap = _number(data[at + 4 : at + 12]) + item.file.userblock_size
+            heap = _number(data[at + 4 : at + 12]) + base
             if length > heaps.get(heap, {}).get(_number(data[at + 12 : at + 16]), 0):
                 raise KerasFileError(
-                    f"at {item.name}: expected attribute {name} to have its strings in the file; "
+                    f"at {_name(item)}: expected attribute {name} to have its strings in the file; "
                     f"found one of {length:,} bytes that is not there"
                 )
             total += length

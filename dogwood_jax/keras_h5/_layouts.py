@@ -31,14 +31,14 @@ from dogwood_jax.keras_h5._convert import Config, layer_name
 from dogwood_jax.keras_h5._hdf5 import (
     Dataset,
     Group,
-    check_tree,
+    Tree,
     checked_array,
-    children,
     find,
     member,
     misplaced,
     read_names,
     read_text,
+    read_tree,
 )
 from dogwood_jax.keras_h5._layers import Layer, make_layer
 from dogwood_jax.keras_h5._source import CONFIG, METADATA, Source, parsed
@@ -85,14 +85,15 @@ def contents(source: Source) -> Contents:
     if source.config is not None:
         config = parsed(source.config, CONFIG, source.limit)
         metadata = parsed(source.metadata or "{}", METADATA, source.limit)
+        tree = read_tree(root)
         return Contents(
             "keras",
             _text(metadata.get("keras_version")),
             None,
             checked_config(config, CONFIG),
-            _positioned(root, config),
-            _numbered(root, "optimizer"),
-            _optimizer_class(config.get("compile_config")) or _optimizer_name(root),
+            _positioned(tree, config),
+            _optimizer(tree),
+            _optimizer_class(config.get("compile_config")) or _optimizer_name(tree),
         )
     whole = "model_weights" in root
     group = member(root, "model_weights", "Group") if whole else root
@@ -119,7 +120,8 @@ def contents(source: Source) -> Contents:
 
 
 def _weights_of_keras_3(root: Group) -> Contents:
-    layers = _positioned(root, None)
+    tree = read_tree(root)
+    layers = _positioned(tree, None)
     if not any(layer.weights for layer in layers):
         raise misplaced(
             root,
@@ -127,7 +129,7 @@ def _weights_of_keras_3(root: Group) -> Contents:
             "with their arrays in vars/0, vars/1, ..., as Keras 3 writes them",
             "neither",
         )
-    return Contents("weights.h5", None, None, None, layers, _numbered(root, "optimizer"), None)
+    return Contents("weights.h5", None, None, None, layers, _optimizer(tree), None)
 
 
 def _text(value: Any) -> str | None:
@@ -141,10 +143,10 @@ def _optimizer_class(training: Any) -> str | None:
     return _text(described.get("class_name") if isinstance(described, Mapping) else described)
 
 
-def _optimizer_name(root: Group) -> str | None:
+def _optimizer_name(tree: Tree) -> str | None:
     """Returns the optimizer's class as Keras 3.6 and later name it, where nothing else does."""
-    variables = find(root, "optimizer/vars")
-    name = None if variables is None else read_text(variables, "name")
+    optimizer = tree.part("optimizer")
+    name = None if optimizer is None else _positions.own_name(optimizer)
     return None if name is None else _positions.stem(name)
 
 
@@ -194,29 +196,25 @@ def _slots(root: Group) -> dict[str, Dataset]:
 # Layouts of Keras 3.
 
 
-def _positioned(root: Group, config: Config | None) -> tuple[Layer, ...]:
+def _positioned(tree: Tree, config: Config | None) -> tuple[Layer, ...]:
     """Returns the layers of a file that names them by class and position."""
-    check_tree(root)
     layers = []
-    inside = children(root)
-    own = _positions.variables(root)
-    for container in _positions.CONTAINERS:
-        if container in inside:
-            group = member(root, container, "Group")
-            entries = entries_of(config) if config else None
-            for name, class_name, details, place in _positions.members(group, entries):
-                known = details if entries else None
-                weights = {} if place is None else _positions.arrays(place, class_name, known)
-                layers.append(make_layer(name, class_name, details or {}, weights))
+    own = _positions.variables(tree)
+    for container in filter(None, map(tree.part, _positions.CONTAINERS)):
+        entries = entries_of(config) if config else None
+        for name, class_name, details, place in _positions.members(container, entries):
+            known = details if entries else None
+            weights = {} if place is None else _positions.arrays(place, class_name, known)
+            layers.append(make_layer(name, class_name, details or {}, weights))
     if config and not layers:
         layers = [
             make_layer(layer_name(layer), layer["class_name"], layer["config"], {})
             for layer in entries_of(config)
         ]
-    for name, item in inside.items():
+    for name, item in tree.inside.items():
         if name in {"vars", *_positions.CONTAINERS} or name.lstrip("_") in _NOT_LAYERS:
             continue
-        if type(item).__name__ == "Group" and (weights := _positions.arrays(item, None, None)):
+        if isinstance(item, Tree) and (weights := _positions.arrays(item, None, None)):
             layers.append(_attribute(name, weights))
     if own:
         layers.append(make_layer(TOP_LEVEL, None, {}, own))
@@ -228,8 +226,6 @@ def _attribute(name: str, weights: Mapping[str, Dataset]) -> Layer:
     return make_layer(name, None, {}, _positions.named_by_shape(weights))
 
 
-def _numbered(root: Group, name: str) -> dict[str, Dataset]:
-    group = find(root, name)
-    if group is None:
-        return {}
-    return _positions.variables(member(root, name, "Group"))
+def _optimizer(tree: Tree) -> dict[str, Dataset]:
+    optimizer = tree.part("optimizer")
+    return {} if optimizer is None else _positions.variables(optimizer)

@@ -18,18 +18,18 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dogwood_jax.keras_h5._convert import BY_GATES, MODELS, WEIGHTS, Config, layer_name, layers_of
-from dogwood_jax.keras_h5._hdf5 import Dataset, Group, checked_array, children, misplaced, read_text
+from dogwood_jax.keras_h5._hdf5 import Dataset, Tree, checked_array, misplaced, read_text
 
 CONTAINERS = ("layers", "_layer_checkpoint_dependencies")
 
 
 class Member(NamedTuple):
-    """A layer in a container: ``config`` and ``group`` are ``None`` where the file has none."""
+    """A layer in a container: ``config`` and ``tree`` are ``None`` where the file has none."""
 
     name: str
     class_name: str | None
     config: Config | None
-    group: Group | None
+    tree: Tree | None
 
 
 # Classes that have another name in Keras itself than in its configs.
@@ -57,26 +57,25 @@ def stem(name: str) -> str:
     return re.sub("_[0-9]+$", "", name)
 
 
-def variables(group: Group) -> dict[str, Dataset]:
+def variables(tree: Tree) -> dict[str, Dataset]:
     """Returns a layer's own arrays by number, in order."""
-    inside = children(group).get("vars")
-    if inside is None:
+    own = tree.part("vars")
+    if own is None:
         return {}
-    if type(inside).__name__ != "Group":
-        raise misplaced(group, "a Group 'vars'", f"a {type(inside).__name__}")
-    found = children(inside)
+    found = own.inside
     for name, item in found.items():
-        if type(item).__name__ != "Dataset":
-            raise misplaced(inside, f"a Dataset {name!r}", f"a {type(item).__name__}")
+        kind = "Group" if isinstance(item, Tree) else type(item).__name__
+        if kind != "Dataset":
+            raise misplaced(own.group, f"a Dataset {name!r}", f"a {kind}")
         checked_array(item)
     numbers = sorted(int(name) for name in found if name.isdecimal())
     if numbers != list(range(len(numbers))):
-        raise misplaced(inside, "arrays 0, 1, ... without a gap", ", ".join(sorted(found)))
+        raise misplaced(own.group, "arrays 0, 1, ... without a gap", ", ".join(sorted(found)))
     others = sorted(name for name in found if not name.isdecimal())
     return {name: found[name] for name in (*map(str, numbers), *others)}
 
 
-def members(container: Group, entries: Sequence[Config] | None) -> list[Member]:
+def members(container: Tree, entries: Sequence[Config] | None) -> list[Member]:
     """Returns the layers in a container, in the model's order where its config tells.
 
     Args:
@@ -85,32 +84,39 @@ def members(container: Group, entries: Sequence[Config] | None) -> list[Member]:
     """
     if entries is None:
         return [
-            Member(name, *described(group, class_named(group_name)), group)
-            for name, (group_name, group) in named(container).items()
+            Member(name, *described(tree, class_named(group_name)), tree)
+            for name, (group_name, tree) in named(container).items()
         ]
     groups = _groups(container)
     found = []
-    twice = groups if container.name.endswith(CONTAINERS[1]) else ()
+    twice = groups if container.group.name.endswith(CONTAINERS[1]) else ()
     for entry, group_name in zip(entries, list(positions(entries, twice))):
-        group = groups.pop(group_name, None)
-        found.append(Member(layer_name(entry), entry["class_name"], entry["config"], group))
-    for name, group in groups.items():
-        if any(True for _ in _walk(group)):
-            raise misplaced(container, "only layers that the model's config has", repr(name))
+        tree = groups.pop(group_name, None)
+        found.append(Member(layer_name(entry), entry["class_name"], entry["config"], tree))
+    for name, tree in groups.items():
+        if _holds_arrays(tree):
+            raise misplaced(container.group, "only layers that the model's config has", repr(name))
     return found
 
 
-def named(container: Group) -> dict[str, tuple[str, Group]]:
+def named(container: Tree) -> dict[str, tuple[str, Tree]]:
     """Returns the groups of layers, with their names in the container, by the layers' own names."""
     groups = _groups(container)
-    names = {n: _own_name(group) or n for n, group in groups.items()}
+    names = {n: own_name(tree) or n for n, tree in groups.items()}
     if len({*names.values()}) < len(names):
         names = {n: n for n in names}
     return {names[n]: (n, groups[n]) for n in sorted(groups, key=_numbered)}
 
 
-def _groups(group: Group) -> dict[str, Group]:
-    return {n: g for n, g in children(group).items() if type(g).__name__ == "Group"}
+def own_name(tree: Tree) -> str | None:
+    """Returns the name that Keras 3.6 and later give a layer or an optimizer itself."""
+    own = tree.part("vars")
+    name = None if own is None else read_text(own.group, "name")
+    return name or None
+
+
+def _groups(tree: Tree) -> dict[str, Tree]:
+    return {name: item for name, item in tree.inside.items() if isinstance(item, Tree)}
 
 
 def positions(entries: Sequence[Config], counted_twice: Container[str] = ()) -> Iterator[str]:
@@ -129,11 +135,11 @@ def positions(entries: Sequence[Config], counted_twice: Container[str] = ()) -> 
         used[kind] = number + (2 if name in counted_twice else 1)
 
 
-def arrays(group: Group, class_name: str | None, config: Config | None) -> dict[str, Dataset]:
+def arrays(tree: Tree, class_name: str | None, config: Config | None) -> dict[str, Dataset]:
     """Returns all arrays of a layer: ``"0"``, ``"cell/0"``, of models inside ``"dense_1/0"``."""
-    found = variables(group)
-    for name, item in children(group).items():
-        if type(item).__name__ != "Group" or name == "vars":
+    found = variables(tree)
+    for name, item in _groups(tree).items():
+        if name == "vars":
             continue
         if name not in CONTAINERS:
             entry = inner(config or {}, name)
@@ -141,11 +147,11 @@ def arrays(group: Group, class_name: str | None, config: Config | None) -> dict[
         elif class_name in MODELS and config:
             inside = members(item, layers_of(config))
         else:
-            inside = [Member(n, None, None, group) for n, (_, group) in named(item).items()]
+            inside = [Member(n, None, None, part) for n, (_, part) in named(item).items()]
         for layer in inside:
-            if layer.group is not None:
+            if layer.tree is not None:
                 # What is only inferred does not say how the groups in it are called.
-                within = arrays(layer.group, layer.class_name, config and layer.config)
+                within = arrays(layer.tree, layer.class_name, config and layer.config)
                 found |= {f"{layer.name}/{n}": dataset for n, dataset in within.items()}
     return found
 
@@ -159,18 +165,8 @@ def inner(config: Config, attribute: str) -> Config:
     return {}
 
 
-def _walk(group: Group) -> Iterator[Dataset]:
-    for item in children(group).values():
-        if type(item).__name__ == "Group":
-            yield from _walk(item)
-        else:
-            yield item
-
-
-def _own_name(group: Group) -> str | None:
-    own = children(group).get("vars")
-    name = None if own is None else read_text(own, "name")
-    return name or None
+def _holds_arrays(tree: Tree) -> bool:
+    return any(_holds_arrays(i) if isinstance(i, Tree) else True for i in tree.inside.values())
 
 
 def _numbered(name: str) -> tuple[str, int]:
@@ -181,9 +177,9 @@ def _numbered(name: str) -> tuple[str, int]:
 # Where there is no config: what can be told for certain from the class and the arrays' shapes.
 
 
-def described(group: Group, class_name: str | None) -> tuple[str | None, Config | None]:
+def described(tree: Tree, class_name: str | None) -> tuple[str | None, Config | None]:
     """Returns a layer's class and as much of its config as conversion needs, or twice ``None``."""
-    inside = children(group)
+    inside = _groups(tree)
     container = next((inside[name] for name in CONTAINERS if name in inside), None)
     if class_name in MODELS and container is not None:
         layers = [
@@ -191,9 +187,9 @@ def described(group: Group, class_name: str | None) -> tuple[str | None, Config 
             for layer in members(container, None)
         ]
         return class_name, {"layers": layers}
-    shapes = {name: tuple(d.shape) for name, d in arrays(group, class_name, None).items()}
+    shapes = {name: tuple(d.shape) for name, d in arrays(tree, class_name, None).items()}
     if class_name is None:
-        class_name = class_named(_own_name(group) or "")
+        class_name = class_named(own_name(tree) or "")
     config = config_of(class_name, shapes)
     return (None, None) if config is None else (class_name, config)
 
