@@ -94,35 +94,39 @@ def find(group: Group, name: str) -> Any:
     Raises:
         KerasFileError: if links lead into another file, in circles or along a very long path.
     """
-    found: Any = group
+    found: Any = group.id
     parts = _path(name)
     steps = 0
     while parts:
         part = parts.pop()
         if not part:
-            found = group.file
+            found = h5py.h5o.open(found, b"/")
             continue
-        if not isinstance(found, h5py.Group):
+        if not isinstance(found, h5py.h5g.GroupID):
             return None
         # h5py's own ``in`` and ``get`` would follow a link to see whether it leads somewhere.
-        links, key = found.id.links, part.encode(errors="surrogateescape")
-        if not links.exists(key):
+        key = part.encode(errors="surrogateescape")
+        if not found.links.exists(key):
             return None
         steps += 1
         if steps + len(parts) > MAX_DEPTH:
             raise misplaced(group, f"a path of at most {MAX_DEPTH} names to {name!r}", "more")
-        kind = links.get_info(key).type
+        kind = found.links.get_info(key).type
         if kind == h5py.h5l.TYPE_HARD:
-            found = found[part]
+            found = h5py.h5o.open(found, key)
         elif kind == h5py.h5l.TYPE_SOFT:
-            parts += _path(links.get_val(key).decode(errors="surrogateescape"))
+            parts += _path(found.links.get_val(key).decode(errors="surrogateescape"))
         else:
             raise misplaced(
-                found,
+                h5py.Group(found),
                 f"a group or array {part!r} in the file itself, for nothing outside it is read",
                 "a link into another file",
             )
-    return found
+    if isinstance(found, h5py.h5g.GroupID):
+        return h5py.Group(found)
+    if isinstance(found, h5py.h5d.DatasetID):
+        return h5py.Dataset(found, readonly=True)
+    return h5py.Datatype(found)
 
 
 def _path(name: str) -> list[str]:
