@@ -91,7 +91,7 @@ class Strategy:
 
 
 def glorot(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """Glorot-uniform initializer, the default of Flax's and Keras's users alike.
+    """Glorot-uniform initializer, what new weights are drawn from by default and in Keras.
 
     Growth draws only the new slice, at the scale of the full new shape.
 
