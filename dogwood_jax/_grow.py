@@ -33,7 +33,7 @@ from dogwood_jax._tree import (
     struct_of,
 )
 from dogwood_jax._widths import Leaf
-from dogwood_jax.strategies import glorot
+from dogwood_jax.strategies import Initializer, glorot
 
 
 def grow(
@@ -333,9 +333,7 @@ class _Draws:
         """Returns the whole new array from the strategy's initializer, or None to draw parts."""
         if not self.inits or self.leaf.kind != "random":
             return None
-        # Initializers want two axes at least; a vector is one row of a kernel.
-        shape = self.shape if len(self.shape) > 1 else (1, *self.shape)
-        return self.inits[0](next(self.keys), shape, self.dtype).reshape(self.shape)
+        return _initialized(self.inits[0], next(self.keys), self.leaf, self.shape, self.dtype)
 
     def draw(self, shape: tuple[int, ...]) -> Array:
         """Returns free entries for a part of the new array."""
@@ -352,3 +350,25 @@ class _Draws:
     def normal(self, shape: tuple[int, ...]) -> Array:
         """Returns standard normal numbers."""
         return jax.random.normal(next(self.keys), shape, self.dtype)
+
+
+def _initialized(
+    init: Initializer, key: Array, leaf: Leaf, shape: tuple[int, ...], dtype: Any
+) -> Array:
+    """Returns a whole array from an initializer, which tells fan-in and fan-out by its last axes.
+
+    So the heads of attention and their units are one axis to it, and each layer of a stack is a
+    kernel of its own.
+    """
+    window = sorted({*leaf.fan_in} & {*leaf.fan_out})
+    into, out = ([a for a in fan if a not in window] for fan in (leaf.fan_in, leaf.fan_out))
+    if not into or not out:
+        # Initializers want two axes at least; a vector is one row of a kernel.
+        return init(key, shape if len(shape) > 1 else (1, *shape), dtype).reshape(shape)
+    stack = [axis for axis in range(len(shape)) if axis not in (*window, *into, *out)]
+    layers, inputs, outputs = (prod(shape[axis] for axis in axes) for axes in (stack, into, out))
+    kernel = (*(shape[axis] for axis in window), inputs, outputs)
+    keys = jax.random.split(key, layers)
+    drawn = jax.vmap(lambda key: init(key, kernel, dtype))(keys)
+    order = [*stack, *window, *into, *out]
+    return drawn.reshape([shape[axis] for axis in order]).transpose(np.argsort(order))

@@ -126,7 +126,10 @@ def zero_outgoing(init: Initializer = glorot) -> Strategy:
 
     Args:
         init: any initializer of ``jax.nn.initializers``. It is given the full new shape, so that
-            fan-in and fan-out are the larger layer's, and only its new part is kept.
+            fan-in and fan-out are the larger layer's, and only its new part is kept. Where the
+            network was traced, the shape is that of the matrices that it multiplies by, ``[in,
+            out]``: of an attention's ``[stream, heads, head_dim]``, ``[stream, heads *
+            head_dim]``, and of a stack of layers that of each.
 
     Example:
         >>> import dogwood_jax as dw

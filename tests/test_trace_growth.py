@@ -397,3 +397,31 @@ def test_what_cannot_grow_is_refused_with_the_reason(name: str) -> None:
             if not any(widths[n].recipes for n, w in network.widths.items() if w.by == by):
                 with pytest.raises(ValueError, match="cannot plan this growth"):
                     dw.plan(widths, target=target, interface=True)
+
+
+def test_initializers_are_asked_for_matrices():
+    """They tell fan-in and fan-out by the last two axes, whatever axes the array has."""
+
+    def apply(params, x):
+        x = jnp.tanh(jnp.einsum("ntd,hud->nthu", x, params["heads"]))
+        x = jnp.einsum("nthu,huo->nto", x, params["joined"])
+        x, _ = jax.lax.scan(lambda x, kernel: (jnp.tanh(x @ kernel), None), x, params["stack"])
+        layout = ("NWC", "WIO", "NWC")
+        x = jax.lax.conv_general_dilated(x, params["conv"], (1,), "SAME", dimension_numbers=layout)
+        return jnp.tanh(x).sum(1) @ params["last"]
+
+    shapes = {"heads": (2, 3, 5), "joined": (2, 3, 4), "stack": (7, 4, 4), "conv": (3, 4, 6)}
+    params = {name: jnp.ones(shape) for name, shape in (shapes | {"last": (6, 2)}).items()}
+    asked = []
+
+    def init(key, shape, dtype):
+        asked.append(shape)
+        return jnp.arange(1.0, 1 + np.prod(shape), dtype=dtype).reshape(shape)
+
+    widths = dw.trace(apply, params, jnp.ones((1, 2, 5)))
+    strategy = dw.strategies.zero_outgoing(init)
+    growth = dw.plan(widths, {"heads[0]": 4, "joined": 8, "conv": 9}, strategy=strategy)
+    wide = dw.grow(params, growth, key=jax.random.key(0))
+    assert set(asked) == {(5, 4 * 3), (4 * 3, 8), (8, 8), (3, 8, 9), (9, 2)}
+    expected = np.arange(1.0, 1 + 5 * 12).reshape(5, 4, 3).transpose(1, 2, 0)
+    np.testing.assert_array_equal(wide["heads"][2:], expected[2:])
