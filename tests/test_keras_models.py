@@ -6,6 +6,7 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import flax
 import h5py
 import jax
 import jax.numpy as jnp
@@ -210,6 +211,17 @@ def test_a_module_is_compiled_once():
         )
     assert count == 1
     assert hash(module) == hash(copy.deepcopy(module)) and "KerasModel" in repr(module)
+
+
+def test_flax_does_not_look_for_modules_in_configs():
+    edges = [i / 1000 for i in range(5000)]
+    layer = {"class_name": "Discretization", "config": {"name": "bins", "bin_boundaries": edges}}
+    module = build({"class_name": "Sequential", "config": {"layers": [layer]}})
+    assert flax.serialization.to_state_dict(module.config) is module.config
+    np.testing.assert_array_equal(
+        module.apply({}, jnp.array([[-1.0, 2.0, 9.0]])), [[0, 2001, 5000]]
+    )
+    assert repr(module.config).startswith("FrozenConfig({'class_name': 'Sequential'")
 
 
 def test_inputs_are_taken_in_order_in_a_list_or_by_name():

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dogwood_jax.keras_h5._convert import Config
 from dogwood_jax.keras_h5._functions import Function, channels_last, spatial
@@ -89,7 +90,7 @@ def _discretization(config: Config) -> Function:
         raise ValueError("boundaries that adapt() found, which are no weights, are not supported")
     if config.get("output_mode", "int") != "int" or config.get("sparse"):
         raise ValueError(f"the output_mode {config['output_mode']!r} is not supported")
-    edges = jnp.asarray(boundaries, jnp.float32)
+    edges = jnp.asarray(np.asarray(boundaries), jnp.float32)  # JAX takes long for long lists
     return lambda x: jnp.searchsorted(edges, x.astype(jnp.float32), side="right")
 
 

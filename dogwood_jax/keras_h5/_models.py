@@ -6,7 +6,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.core import FrozenDict
 
 from dogwood_jax._problems import listed
 from dogwood_jax.keras_h5._attention import ATTENTION
@@ -44,6 +43,32 @@ _MODULES = MODULES | ATTENTION | LOCAL | RECURRENT
 _ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
+class FrozenConfig(Mapping[str, Any]):
+    """A config that can be hashed, as the fields of modules must be.
+
+    Unlike a ``FrozenDict`` it is nothing that Flax looks through for modules, which it would at
+    every call: a config may hold a hundred thousand boundaries.
+    """
+
+    def __init__(self, items: Mapping[str, Any]) -> None:
+        self._items = {key: _frozen(value) for key, value in items.items()}
+
+    def __getitem__(self, key: str) -> Any:
+        return self._items[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._items.items()))
+
+    def __repr__(self) -> str:
+        return f"FrozenConfig({self._items!r})"
+
+
 class KerasModel(nn.Module):
     """A Keras model as a Flax module: its layers are submodules of the same names.
 
@@ -58,7 +83,7 @@ class KerasModel(nn.Module):
         config: the model's config as Keras has it, ``{"class_name": ..., "config": {...}}``.
     """
 
-    config: FrozenDict[str, Any]
+    config: FrozenConfig
 
     @nn.compact
     def __call__(self, *inputs: Any, deterministic: bool = True) -> Any:
@@ -449,8 +474,7 @@ def _assigned(expected: Any, inputs: tuple[Any, ...]) -> dict[Ref, Any]:
 
 
 def _frozen(tree: Any) -> Any:
-    """Returns a config as values that can be hashed, as the fields of modules must be."""
+    """Returns a config, or a value in it, as one that can be hashed."""
     if isinstance(tree, Mapping):
-        frozen: Any = FrozenDict  # untyped
-        return frozen({key: _frozen(branch) for key, branch in tree.items()})
+        return tree if isinstance(tree, FrozenConfig) else FrozenConfig(tree)
     return tuple(map(_frozen, tree)) if isinstance(tree, list | tuple) else tree
