@@ -58,6 +58,13 @@ def links_that_double_their_path(file):
     file["a40"] = h5py.SoftLink("/")
 
 
+def one_long_path_that_many_links_take(file):
+    file["layers/dense/vars/0"] = np.ones((3, 2))
+    file["long"] = h5py.SoftLink("/" + "./" * 30000 + "layers/dense/vars/0")
+    for i in range(1000):
+        file[f"layers/dense/vars/{i + 1}"] = h5py.SoftLink("/long")
+
+
 @pytest.mark.parametrize(
     ("write", "message"),
     [
@@ -67,6 +74,7 @@ def links_that_double_their_path(file):
         (one_array_under_many_names, "at /dense/kernel: expected arrays of at most .* 800,000,000"),
         (links_in_a_circle, "at /layers/dense/vars: expected a path of at most 64 names to '[01]'"),
         (links_that_double_their_path, "at /: expected a path of at most 64 names to 'a0'"),
+        (one_long_path_that_many_links_take, "expected a path of at most 64 names"),
         (a_huge_chunk, "at /layers/dense/vars/0: expected arrays of at most .* pass limit="),
     ],
 )

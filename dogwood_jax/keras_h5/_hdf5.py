@@ -109,13 +109,15 @@ def find(group: Group, name: str) -> Any:
         if not found.links.exists(key):
             return None
         steps += 1
-        if steps + len(parts) > MAX_DEPTH:
-            raise misplaced(group, f"a path of at most {MAX_DEPTH} names to {name!r}", "more")
         kind = found.links.get_info(key).type
+        link = found.links.get_val(key) if kind == h5py.h5l.TYPE_SOFT else b""
+        # Names of no effect, as in "././a", are counted too: many links may lead through these.
+        if steps + len(parts) + link.count(b"/") > MAX_DEPTH:
+            raise misplaced(group, f"a path of at most {MAX_DEPTH} names to {name!r}", "more")
         if kind == h5py.h5l.TYPE_HARD:
             found = h5py.h5o.open(found, key)
         elif kind == h5py.h5l.TYPE_SOFT:
-            parts += _path(found.links.get_val(key).decode(errors="surrogateescape"))
+            parts += _path(link.decode(errors="surrogateescape"))
         else:
             raise misplaced(
                 h5py.Group(found),
