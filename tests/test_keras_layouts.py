@@ -5,6 +5,7 @@ and down, and dense_10.
 """
 
 import io
+import json
 import shutil
 import warnings
 import zipfile
@@ -199,6 +200,49 @@ def test_moments_without_names_are_told_by_their_order():
                 for key in name.split("/"):
                     tree = tree[key]
                 np.testing.assert_array_equal(tree, slot)
+
+
+def archive(path, shapes, frozen, numbers):
+    """Writes an archive of Dense layers, and an optimizer with an array for each layer named."""
+    layers = [
+        {"class_name": "Dense", "config": {"name": f"d{i}", "use_bias": False, "trainable": t}}
+        for i, t in enumerate(not f for f in frozen)
+    ]
+    with h5py.File(path.with_suffix(".h5"), "w") as file:
+        for i, shape in enumerate(shapes):
+            file[f"layers/dense{f'_{i}' if i else ''}/vars/0"] = np.zeros(shape)
+        file["optimizer/vars/0"] = 3
+        for place, i in enumerate(numbers, 1):
+            file[f"optimizer/vars/{place}"] = np.full(shapes[i], place)
+    with zipfile.ZipFile(path, "w") as file:
+        config = {"class_name": "Sequential", "config": {"layers": layers}}
+        file.writestr("config.json", json.dumps(config))
+        file.write(path.with_suffix(".h5"), "model.weights.h5")
+
+
+@pytest.mark.filterwarnings("ignore:.* does not say which optimizer:RuntimeWarning")
+@pytest.mark.parametrize(
+    ("numbers", "frozen", "places"),
+    [
+        ([0, 0, 1, 1], [False, False], [1, 3, 2, 4]),
+        ([0, 0, 1, 1, 0, 1], [False, False], [1, 3, 2, 4]),  # amsgrad
+        ([0, 1, 0, 0, 1, 1], [False, False], [3, 5, 4, 6]),  # use_ema
+        ([0, 0, 1, 1], [False, True], [1, 3, 2, 4]),
+        ([0, 0], [False, True], [1, 0, 2, 0]),
+    ],
+)
+def test_moments_in_archives(numbers, frozen, places, tmp_path):
+    archive(tmp_path / "model.keras", [(2, 3), (3, 4)], frozen, numbers)
+    state = keras_h5.load_optimizer(tmp_path / "model.keras")
+    found = [tree[name]["kernel"] for tree in (state.mu, state.nu) for name in ("d0", "d1")]
+    for array, place in zip(found, places):
+        assert np.all(array == place)
+
+
+def test_moments_that_can_be_read_in_several_ways_are_refused(tmp_path):
+    archive(tmp_path / "model.keras", [(2, 2), (2, 2)], [False, False], [0, 0, 1, 1, 0, 1])
+    with pytest.raises(keras_h5.KerasFileError, match="can be read in several ways"):
+        keras_h5.load_optimizer(tmp_path / "model.keras")
 
 
 @of_layout("h5", "weights.h5")

@@ -64,6 +64,7 @@ class Contents:
         layers: the layers in the model's order.
         optimizer: the optimizer's arrays in its order, by their names in the file.
         optimizer_class: its class, ``"Adam"`` or as in names ``"adam"``, where the file says so.
+        optimizer_config: its config, empty where the file does not have it.
     """
 
     layout: str
@@ -73,6 +74,7 @@ class Contents:
     layers: tuple[Layer, ...]
     optimizer: Mapping[str, Dataset]
     optimizer_class: str | None
+    optimizer_config: Config
 
 
 def contents(source: Source) -> Contents:
@@ -86,6 +88,7 @@ def contents(source: Source) -> Contents:
         config = parsed(source.config, CONFIG, source.limit)
         metadata = parsed(source.metadata or "{}", METADATA, source.limit)
         tree = read_tree(root)
+        optimizer_class, optimizer_config = _compiled(config.get("compile_config"))
         return Contents(
             "keras",
             _text(metadata.get("keras_version")),
@@ -93,7 +96,8 @@ def contents(source: Source) -> Contents:
             checked_config(config, CONFIG),
             _positioned(tree, config),
             _optimizer(tree),
-            _optimizer_class(config.get("compile_config")) or _optimizer_name(tree),
+            optimizer_class or _optimizer_name(tree),
+            optimizer_config,
         )
     whole = "model_weights" in root
     group = member(root, "model_weights", "Group") if whole else root
@@ -115,7 +119,7 @@ def contents(source: Source) -> Contents:
         model,
         _named(group, names, model),
         _slots(root),
-        None if training is None else _optimizer_class(parsed(training, place, source.limit)),
+        *_compiled(None if training is None else parsed(training, place, source.limit)),
     )
 
 
@@ -129,18 +133,21 @@ def _weights_of_keras_3(root: Group) -> Contents:
             "with their arrays in vars/0, vars/1, ..., as Keras 3 writes them",
             "neither",
         )
-    return Contents("weights.h5", None, None, None, layers, _optimizer(tree), None)
+    return Contents("weights.h5", None, None, None, layers, _optimizer(tree), None, {})
 
 
 def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _optimizer_class(training: Any) -> str | None:
-    """Returns the optimizer's class from what a model was compiled with."""
+def _compiled(training: Any) -> tuple[str | None, Config]:
+    """Returns the optimizer's class and config from what a model was compiled with."""
     described = training if isinstance(training, Mapping) else {}
     described = described.get("optimizer", described.get("optimizer_config"))
-    return _text(described.get("class_name") if isinstance(described, Mapping) else described)
+    if not isinstance(described, Mapping):
+        return _text(described), {}
+    config = described.get("config")
+    return _text(described.get("class_name")), config if isinstance(config, Mapping) else {}
 
 
 def _optimizer_name(tree: Tree) -> str | None:

@@ -3,7 +3,7 @@
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -92,43 +92,61 @@ def _check_kind(found: Contents) -> None:
 
 
 def _moments(found: Contents) -> tuple[Dataset, Moments, Moments]:
-    """Returns the count of steps, and the first and second moments of the weights trained."""
-    trained = {
+    """Returns the count of steps, and the first and second moments of the weights that have any."""
+    weights = {
         (layer.name, weight.name): layer.weights[weight.name]
         for layer in found.layers
-        if layer.config.get("trainable") is not False
         for weight in layout(layer.class_name, layer.config)
         if weight.trainable and weight.name in layer.weights
     }
+    frozen = {n.name for n in found.layers if n.config.get("trainable") is False}
+    trained = {place: dataset for place, dataset in weights.items() if place[0] not in frozen}
     slots = list(found.optimizer.items())
     scalars = [dataset for _, dataset in slots if dataset.shape == ()]
     slots = [(name, dataset) for name, dataset in slots if dataset.shape != ()]
-    first, second = _in_order(slots, len(trained), interleaved=found.layout == "keras")
-    shapes = [dataset.shape for dataset in trained.values()]
-    for moments in (first, second):
-        if [dataset.shape for dataset in moments] != shapes:
-            raise KerasFileError(
-                f"at /optimizer: expected moments of {len(shapes)} weights that are trained, of "
-                f"shapes {shapes}; found {[dataset.shape for dataset in moments]}"
-            )
     if not scalars:
         raise KerasFileError("at /optimizer: expected a count of steps; found none")
-    return scalars[0], dict(zip(trained, first)), dict(zip(trained, second))
+    fitting = {}
+    for some in (trained, weights):  # Keras 3.0 has moments of frozen layers as well
+        shapes = [dataset.shape for dataset in some.values()]
+        for moments in _readings(slots, len(some), found):
+            if all([dataset.shape for dataset in each] == shapes for each in moments):
+                first, second = (dict(zip(some, each)) for each in moments)
+                fitting[str([first, second])] = first, second
+    if len(fitting) != 1:
+        shapes = [dataset.shape for dataset in trained.values()]
+        raise KerasFileError(
+            f"at /optimizer: expected moments of {len(shapes)} weights that are trained, of shapes "
+            f"{shapes}; found {[dataset.shape for _, dataset in slots]}"
+            + (", which can be read in several ways" if fitting else "")
+        )
+    return scalars[0], *fitting.popitem()[1]
 
 
-def _in_order(
-    slots: Sequence[tuple[str, Dataset]], count: int, *, interleaved: bool
-) -> tuple[list[Dataset], list[Dataset]]:
-    """Returns first and second moments, told by their names, or by their order."""
+def _readings(
+    slots: Sequence[tuple[str, Dataset]], count: int, found: Contents
+) -> Iterator[tuple[list[Dataset], list[Dataset]]]:
+    """Yields first and second moments, told by their names, or by their order as far as it tells.
+
+    A third array of each weight is the largest second moment (``amsgrad``), after all others, or
+    in Keras 3 the moving average of the weight (``use_ema``), before all others.
+    """
     first = [dataset for name, dataset in slots if _FIRST.search(name)]
     second = [dataset for name, dataset in slots if _SECOND.search(name)]
-    if first or second:
-        return first, second
     datasets = [dataset for _, dataset in slots]
-    if interleaved:
-        step = max(len(datasets) // max(count, 1), 1)  # with amsgrad, of every weight three
-        return datasets[::step], datasets[1::step]
-    return datasets[:count], datasets[count : 2 * count]
+    if first or second:
+        yield first, second
+    elif found.layout != "keras":
+        if len(datasets) in (2 * count, 3 * count):
+            yield datasets[:count], datasets[count : 2 * count]
+    elif len(datasets) == 2 * count:
+        yield datasets[::2], datasets[1::2]
+    elif len(datasets) == 3 * count:
+        known = found.optimizer_config
+        if not known or known.get("amsgrad"):
+            yield datasets[: 2 * count : 2], datasets[1 : 2 * count : 2]
+        if not known or known.get("use_ema"):
+            yield datasets[count::2], datasets[count + 1 :: 2]
 
 
 def _tree(found: Contents, moments: Moments) -> dict[str, Any]:

@@ -233,7 +233,7 @@ def _from_variables(
         arrays[name] = weights
     if problems:
         raise _refused(problems)
-    new = Contents(layout, None, None, None, tuple(layers), {}, None)
+    new = Contents(layout, None, None, None, tuple(layers), {}, None, {})
     _refuse_unwritable(new, arrays)
     return new, arrays
 
