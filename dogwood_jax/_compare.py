@@ -78,8 +78,8 @@ def compare(
     worst = max(found, key=lambda d: np.inf if np.isnan(d.absolute) else d.absolute)
     return Difference(
         worst.absolute,
-        max(d.relative for d in found),
-        max(d.ulps for d in found),
+        float(np.max([d.relative for d in found])),  # NaN where one of them is
+        float(np.max([d.ulps for d in found])),
         worst.where,
     )
 
@@ -89,15 +89,16 @@ def _difference(path: str, old: np.ndarray, new: np.ndarray) -> Difference:
     if not old.size:
         return Difference(0.0, 0.0, 0.0, path)
     inexact = jnp.issubdtype(old.dtype, jnp.inexact)
-    spacing = jnp.finfo(old.dtype).eps if inexact else 1  # type: ignore[no-untyped-call]
+    places = jnp.finfo(old.dtype if inexact else jnp.float32)  # type: ignore[no-untyped-call]
     wide = np.complex128 if jnp.issubdtype(old.dtype, jnp.complexfloating) else np.float64
     a, b = old.astype(wide), new.astype(wide)
     with np.errstate(invalid="ignore", over="ignore"):
         gap = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
         magnitude = float(np.max(np.abs(a), initial=0.0, where=np.isfinite(a)))
-        # The last place of a number is worth eps times the power of two below it.
-        exponent = np.floor(np.log2(np.maximum(np.abs(a), np.finfo(np.float64).tiny)))
-        last_place = spacing * (np.exp2(exponent) if inexact else 1)
+        # The last place of a number is worth eps times the power of two below it; that of zero
+        # and of subnormal numbers what it is worth for the smallest normal one.
+        exponent = np.floor(np.log2(np.maximum(np.abs(a), float(places.smallest_normal))))
+        last_place = float(places.eps) * np.exp2(exponent) if inexact else 1
         ulps = np.where(gap == 0, 0.0, gap / last_place)
     index = np.unravel_index(np.argmax(np.where(np.isnan(gap), np.inf, gap)), gap.shape)
     largest = float(gap[index])

@@ -432,7 +432,7 @@ class Reading:
         if degree is None:
             degree = self._degree_of_scale(x, number)
             if degree and not self.filling.is_tiled:
-                what = f"the factor on {self.name}"
+                what = f"the {'factor on' if sign == 1 else 'divisor of'} {self.name}"
                 self.constants.append(Constant(what, number, plus({}, self.ratio, degree)))
         return plus({}, self.size, sign * degree)
 

@@ -34,10 +34,23 @@ def test_counts_units_in_the_last_place(dtype: jnp.dtype) -> None:
     assert difference(old, new).ulps == 1
 
 
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32, jnp.bfloat16, jnp.float16])
+def test_counts_units_in_the_last_place_of_zero(dtype: jnp.dtype) -> None:
+    smallest = jnp.finfo(dtype).smallest_subnormal
+    assert difference(np.zeros(1, dtype), np.full(1, 3 * smallest, dtype)).ulps == 3
+
+
 def test_a_nan_on_one_side_is_the_worst() -> None:
     found = difference(jnp.array([1.0, 2.0, 3.0]), jnp.array([9.0, jnp.nan, 3.0]))
     assert np.isnan(found.absolute)
     assert found.where == "[1]"
+
+
+def test_a_nan_in_the_second_output_is_not_lost() -> None:
+    old, new = {"a": np.ones(2), "b": np.ones(2)}, {"a": np.full(2, 1.5), "b": np.full(2, np.nan)}
+    found = difference(old, new)
+    assert np.isnan([found.absolute, found.relative, found.ulps]).all()
+    assert found.where == "b[0]"
 
 
 def test_appended_outputs_are_left_out() -> None:

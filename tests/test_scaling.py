@@ -253,6 +253,23 @@ def test_notes_name_the_norm_whose_epsilon_changes() -> None:
     assert "2 more" in note
 
 
+@pytest.mark.parametrize(
+    ("score", "said"),
+    [
+        (lambda s, d: s * d**-0.5, "the factor on q[head_dim] must be 0.25"),
+        (lambda s, d: s / np.sqrt(d), "the divisor of q[head_dim] must be 4"),
+    ],
+)
+def test_notes_say_whether_scores_are_multiplied_or_divided(score: Any, said: str) -> None:
+    def scored(q: Any, k: Any) -> Any:
+        return score(jnp.einsum("bthd,bshd->bhts", q, k), q.shape[-1])
+
+    shapes = attention_shapes(5, 3, 7)
+    model = weighted(shapes, lambda p, x: attend(p, x, scored), data(2, 7, 5))
+    (note,) = dw.plan(widths_of(model), {("q", 2): 16}).notes
+    assert note == f"q[head_dim]: in the larger model, {said}"
+
+
 def test_scales_of_norms_are_all_that_is_rescaled() -> None:
     recipe = recipe_of(before("llama")[1], ("embed", 1), "zero_incoming")
     assert recipe.powers == tuple((f"norm_{i}", -0.5) for i in range(3))
