@@ -6,6 +6,7 @@ programs of both networks (``_identity``); ``insert`` fills them in (``_insert``
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,7 +18,7 @@ from jax import Array
 from dogwood_jax._identity import Fill, Reader, Value, exactly
 from dogwood_jax._insert import Insertion, insert
 from dogwood_jax._jaxpr import Program
-from dogwood_jax._pairing import Pairing, numbered
+from dogwood_jax._pairing import Pairing
 from dogwood_jax._problems import listed
 from dogwood_jax._random import dtype_named
 from dogwood_jax._statistics import with_statistics
@@ -471,21 +472,27 @@ def _model(path: str, shapes: Shapes, sources: Mapping[str, str]) -> str | None:
     start = 1 if any(p.startswith("params/") for p in shapes) else 0
     parts = path.split("/")
     for i in range(start, len(parts)):
-        stem, number = numbered(parts[i])
         module = parts[start : i + 1]
         members = [p for p in map(_split, shapes) if p[start : i + 1] == module]
         siblings = {p[i] for p in map(_split, sources) if p[start:i] == module[:-1] and i < len(p)}
-        closest = sorted(
-            (n > number, abs(n - number), sibling)
-            for sibling in siblings
-            if number is not None and numbered(sibling)[0] == stem
-            if (n := numbered(sibling)[1]) is not None
-        )
-        for *_, sibling in closest:
+        for sibling in _numbered_alike(parts[i], siblings):
             copies = {"/".join(p): "/".join([*p[:i], sibling, *p[i + 1 :]]) for p in members}
             if all(c in sources and shapes[c].shape == shapes[p].shape for p, c in copies.items()):
                 return sources[copies[path]]
     return None
+
+
+def _numbered_alike(name: str, others: Iterable[str]) -> Iterator[str]:
+    """Yields the names that differ in one number, ``block_1_up`` for ``block_2_up``.
+
+    Those before it come first, the closest one ahead, and of several numbers the last is tried
+    first.
+    """
+    for found in reversed([*re.finditer(r"\d+", name)]):
+        number, around = int(found[0]), (name[: found.start()], name[found.end() :])
+        alike = re.compile(r"(\d+)".join(map(re.escape, around)))
+        numbers = {other: int(m[1]) for other in others if (m := alike.fullmatch(other))}
+        yield from sorted(numbers, key=lambda o: (numbers[o] > number, abs(numbers[o] - number), o))
 
 
 def _split(path: str) -> list[str]:

@@ -109,7 +109,7 @@ def insert(
         if key is None:
             problems.append(
                 f"{', '.join(random)}: free, so pass key= to draw values, copy=True to copy those "
-                "of a layer before it, or a target that holds arrays"
+                "of a layer like it, where there is one, or a target that holds arrays"
             )
     if problems:
         raise ValueError(listed("cannot insert layers", problems))

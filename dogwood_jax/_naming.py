@@ -10,7 +10,7 @@ from dogwood_jax._dims import Dim
 from dogwood_jax._labels import label_attention
 from dogwood_jax._layout import Concat, Layout, Product, Role, Units
 from dogwood_jax._roles import Roles, Spot
-from dogwood_jax._scales import check_lone_scales, check_scales
+from dogwood_jax._scales import SILENT, check_lone_scales, check_scales
 from dogwood_jax._scaling import find_recipes
 from dogwood_jax._values import KIND_OF_USE, Trace, Use, Value
 from dogwood_jax._widths import Facts, Leaf, Widths, make_widths
@@ -150,8 +150,7 @@ def _note_units_that_never_learn(roles: Roles, trace: Trace) -> None:
                 else "they silence them as well"
             )
             atom.note(
-                "the weights that feed its units must be zero for new ones, which with zero "
-                f"outgoing weights never learn: {why}"
+                f"{SILENT}, which with zero outgoing weights never learn, or all learn alike: {why}"
             )
 
 

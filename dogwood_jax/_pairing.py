@@ -162,11 +162,16 @@ def closest(path: str, others: Iterable[str]) -> list[str]:
 
     def alike(other: str) -> int:
         pairs = zip(reversed(path.split("/")), reversed(other.split("/")), strict=False)
-        same = ((a == b) + (numbered(a)[0] == numbered(b)[0]) for a, b in pairs)
+        same = ((a == b) + (_kind(a) == _kind(b)) for a, b in pairs)
         return sum(itertools.takewhile(bool, same))
 
     counts = {other: alike(other) for other in others}
     return [other for other, count in counts.items() if count == max(counts.values())]
+
+
+def _kind(name: str) -> str:
+    """Returns a name without its numbers: those of ``block_1_up`` and ``block_2_up`` are equal."""
+    return re.sub(r"\d+", "", name)
 
 
 def _stem(name: str) -> str:

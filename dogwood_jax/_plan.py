@@ -13,7 +13,7 @@ from dogwood_jax._follow import Comparison, is_constant, is_scale
 from dogwood_jax._growth import Change, Growth
 from dogwood_jax._larger import Larger, compare_programs, is_deeper, read_larger
 from dogwood_jax._problems import listed
-from dogwood_jax._scales import MUST_STAY, SUSPICION
+from dogwood_jax._scales import MUST_STAY, SILENT, SUSPICION
 from dogwood_jax._target import sizes_of_target, splits
 from dogwood_jax._tree import PyTree
 from dogwood_jax._widths import Recipe, Width, Widths
@@ -383,7 +383,9 @@ def _ways_out(width: Width) -> str:
 def _notes(width: Width, change: Change) -> Iterator[str]:
     """Yields what the larger model's configuration or the caller has to mind."""
     for note in width.notes:
-        yield f"{width.name}: {note}" if note.endswith(MUST_STAY) else note
+        silent = note.startswith(SILENT)
+        if not silent or change.strategy.outgoing == "zero":
+            yield f"{width.name}: {note}" if silent or note.endswith(MUST_STAY) else note
     if change.strategy.noise:
         yield f"{width.name}: copies carry noise, so outputs change"
     if change.strategy.choice and (epsilon := change.strategy.choice.epsilon):

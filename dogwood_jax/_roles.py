@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from dogwood_jax._dims import Dim, atoms, factors, pieces, spread_out
 from dogwood_jax._layout import Role
-from dogwood_jax._values import Entry, Silencer, Trace
+from dogwood_jax._values import KIND_OF_USE, Demand, Entry, Silencer, Trace
 
 
 class Spot(NamedTuple):
@@ -86,6 +86,19 @@ class Roles:
             return 0
         return 2 if self.is_produced(spot) else 1
 
+    def _preferred(self, options: Sequence[_Option], demand: Demand) -> _Option:
+        """Returns the option that lets new units learn most."""
+        if len(demand.operands) > 1:
+            return options[0]
+        # The factor in a product that is summed up reads the units, as in sum(units * factor):
+        # that it is zero, and not what feeds them, leaves these weights free.
+        return next((o for o in options if not any(map(self._feeds, o.spots))), options[0])
+
+    def _feeds(self, spot: Spot) -> bool:
+        """Whether the rest of the leaf feeds these units by random weights, not by a factor."""
+        use = self._trace.uses.get(spot.leaf)
+        return spot in self._produced and use is not None and KIND_OF_USE[use.how] == "random"
+
     def tied(self) -> list[Spot]:
         """Returns where weights are both incoming and outgoing."""
         return sorted(self._outgoing & self._produced, key=lambda s: (s.leaf, s.axis, s.start))
@@ -116,20 +129,22 @@ class Roles:
     def _solve(self) -> None:
         """Decides which weights are outgoing."""
         sums: list[tuple[Dim, list[_Option]]] = []
+        first: list[_Option] = []
         for demand in self._trace.demands:
             for atom in dict.fromkeys(atoms(demand.dim)):
                 silencers = [s for operand in demand.operands for s in operand]
                 options = [o for s in silencers if (o := self._option(s, atom))]
                 if options:
                     sums.append((atom, options))
+                    first.append(self._preferred(options, demand))
                 else:
                     atom.endanger(demand.hazard)
         for _, options in sums:
             if len(options) == 1:
                 self._outgoing |= options[0].spots
-        for _, options in sums:
+        for (_, options), preferred in zip(sums, first, strict=True):
             if not any(option.spots <= self._outgoing for option in options):
-                self._outgoing |= options[0].spots
+                self._outgoing |= preferred.spots
         for atom, options in sums:
             # A list, for weights on both sides of a product act twice.
             met = [o for o in options if o.spots and o.spots <= self._outgoing]

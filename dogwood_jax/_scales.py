@@ -28,6 +28,8 @@ USUAL_NUMBERS = (
 # How a hazard ends that the larger model's program can clear up, and how such a note does.
 SUSPICION = "and looks computed from its size"
 MUST_STAY = "scales what is summed over it: the larger model must have the same"
+# How a note begins on units that nothing but zeros feeds.
+SILENT = "the weights that feed its units must be zero for new ones"
 
 
 def check_scales(scales: Iterable[tuple[Value, float]]) -> list[float]:

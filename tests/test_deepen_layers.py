@@ -104,6 +104,20 @@ def test_copies_are_of_the_closest_whole_layer():
     assert fills[mean.format(4)] == ("free", None)
 
 
+def test_copies_are_found_by_numbers_within_names():
+    def apply(p, x):
+        for i in range(len(p) // 2):
+            x = x + jax.nn.gelu(x @ p[f"block_{i}_up1"]) @ p[f"block_{i}_down"]
+        return x
+
+    def shapes(blocks):
+        names = [f"block_{i}_" for i in range(blocks)]
+        return {n + "up1": f64(4, 6) for n in names} | {n + "down": f64(6, 4) for n in names}
+
+    found = insertions(apply, shapes(2), apply, shapes(3), data(3, 4), copy=True)
+    assert [str(i) for i in found] == ["block_2_down: 0", "block_2_up1: copy of block_1_up1"]
+
+
 def test_layers_by_name():
     first, last = ({"kernel": data(*n), "bias": data(n[1])} for n in ((4, 5), (5, 3)))
     params = {"first": first, "last": last, "conv": {"kernel": data(3, 3, 2, 6)}}

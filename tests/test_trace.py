@@ -352,7 +352,9 @@ def test_new_units_behind_a_batch_norm_learn() -> None:
 def test_weight_decay_in_the_network_leaves_new_units_without_weights() -> None:
     widths = dw.trace(functools.partial(training_step, decay=1e-3), STEP, X)
     growth = dw.plan(widths, {("up", 1): 8})
-    assert "never learn: they are summed up, as weight decay does" in growth.notes[0]
+    assert growth.notes[0].startswith("up: the weights that feed its units must be zero")
+    assert "learn alike: they are summed up, as weight decay does" in growth.notes[0]
+    assert dw.plan(widths, {("up", 1): 8}, strategy=dw.strategies.random()).notes == ()
     params = fill(STEP, 1)
     old, new = (training_step(p, X, decay=1e-3)[0] for p in (params, dw.grow(params, growth)))
     np.testing.assert_allclose(new, old, rtol=1e-12)
@@ -564,3 +566,26 @@ def test_checks_and_loops_of_equinox_fix_nothing() -> None:
     growth = dw.plan(widths, target=shapes(7), target_apply=network)
     grown = dw.grow(params, growth, key=jax.random.key(0))
     assert dw.compare(network, params, network, grown, X).relative < 1e-12
+
+
+def test_factors_of_attention_read_units_that_weights_feed() -> None:
+    """The scores of a graph attention network: new units of its heads learn."""
+
+    def apply(p, x):
+        z = jnp.einsum("nf,fhd->nhd", x, p["w"])
+        scores = jax.nn.softmax((z * p["sent"][None]).sum(-1), 0) * (z * p["received"][None]).sum(
+            -1
+        )
+        mixed = jax.nn.elu(jnp.einsum("nh,nhd->nhd", scores, z))
+        return jax.nn.relu(mixed.reshape(len(x), -1) @ p["up"]) @ p["down"]
+
+    shapes = {"w": f64(4, 2, 3), "sent": f64(2, 3), "received": f64(2, 3), "up": f64(6, 5)}
+    params = fill(shapes | {"down": f64(5, 2)}, 1)
+    x = data(7, 4)
+    growth = dw.plan(dw.trace(apply, params, x), {("w", 2): 5})
+    assert growth.notes == ()
+    wide = dw.grow(params, growth, key=jax.random.key(0))
+    np.testing.assert_allclose(apply(wide, x), apply(params, x), rtol=1e-12)
+    gradient = jax.grad(lambda p: jnp.sum(jnp.sin(apply(p, x))))(wide)
+    assert np.any(np.asarray(wide["w"][..., 3:]))
+    assert np.all(np.asarray(gradient["sent"][:, 3:]))
