@@ -9,10 +9,11 @@ from typing import IO, Any
 import h5py
 import numpy as np
 
+from dogwood_jax._problems import listed
 from dogwood_jax.keras_h5._config import as_in
 from dogwood_jax.keras_h5._hdf5 import Group, read_text
 from dogwood_jax.keras_h5._layouts import Contents
-from dogwood_jax.keras_h5._source import CONFIG, METADATA, WEIGHTS, Source
+from dogwood_jax.keras_h5._source import CONFIG, METADATA, WEIGHTS, NotSavable, Source
 from dogwood_jax.keras_h5._write import write_array, write_text
 
 _OPTIMIZER = ("/optimizer_weights", "/optimizer")
@@ -33,12 +34,11 @@ def copied(
         new: what the new one shall hold: the same layers, with their configs.
         arrays: its arrays, by layer and name.
         draft: what is written to.
+
+    Raises:
+        NotSavable: if weights that are one array of the old file now differ.
     """
-    replacements = {
-        dataset.name: arrays[layer.name][name]
-        for layer in old.layers
-        for name, dataset in layer.weights.items()
-    }
+    replacements = _replacements(old, arrays)
     grown = any(
         arrays[layer.name][name].shape != dataset.shape
         for layer in old.layers
@@ -61,6 +61,36 @@ def copied(
                 archive.writestr(name, content)
 
 
+def _replacements(
+    old: Contents, arrays: Mapping[str, Mapping[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """Returns the new arrays by where the old ones are in the file, links followed."""
+    replacements: dict[str, np.ndarray] = {}
+    first: dict[str, str] = {}
+    problems = []
+    for layer in old.layers:
+        for name, dataset in layer.weights.items():
+            place, array = dataset.name, arrays[layer.name][name]
+            if place not in replacements:
+                replacements[place], first[place] = array, f"{layer.name}/{name}"
+            elif not _same(array, replacements[place]):
+                problems.append(
+                    f"{layer.name}/{name}: expected the values of {first[place]}, for links of "
+                    f"the file make both one array, {place}; found others; give both the same, "
+                    "or choose another layout, which keeps them apart"
+                )
+    if problems:
+        raise NotSavable(listed("cannot save these variables", problems))
+    return replacements
+
+
+def _same(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two arrays are the same to the last bit, NaN included."""
+    return (
+        one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+    )
+
+
 def _copy(
     old: Group, new: Group, replacements: Mapping[str, np.ndarray], left_out: tuple[str, ...]
 ) -> None:
@@ -69,13 +99,14 @@ def _copy(
     for name in old:
         place = f"{old.name.rstrip('/')}/{name}"
         link = old.get(name, getlink=True)
-        if place in left_out:
+        inside = any(replaced.startswith(f"{place}/") for replaced in replacements)
+        if place in left_out and not inside:
             continue
         if not isinstance(link, h5py.HardLink):
             new[name] = link  # not what it points to, perhaps in another file
         elif place in replacements:
             _copy_attributes(old[name], write_array(new, name, replacements[place]))
-        elif any(replaced.startswith(f"{place}/") for replaced in replacements):
+        elif inside:
             _copy(old[name], new.create_group(name), replacements, left_out)
         else:
             old.copy(name, new)
