@@ -383,9 +383,8 @@ def _ways_out(width: Width) -> str:
 def _notes(width: Width, change: Change) -> Iterator[str]:
     """Yields what the larger model's configuration or the caller has to mind."""
     for note in width.notes:
-        silent = note.startswith(SILENT)
-        if not silent or change.strategy.outgoing == "zero":
-            yield f"{width.name}: {note}" if silent or note.endswith(MUST_STAY) else note
+        if not note.startswith(SILENT) or change.strategy.outgoing == "zero":
+            yield f"{width.name}: {note}"
     if change.strategy.noise:
         yield f"{width.name}: copies carry noise, so outputs change"
     if change.strategy.choice and (epsilon := change.strategy.choice.epsilon):

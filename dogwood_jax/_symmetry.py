@@ -65,7 +65,8 @@ def find_dead(variables: PyTree, width: Width, *, tolerance: float = 0.0) -> tup
 
     A unit is dead if its outgoing weights are all zero, for then nothing reads it, or if its
     incoming weights other than biases are, for then it is constant: what reads it needs a bias
-    that takes over its effect.
+    that takes over its effect. Weights to units that are dead themselves count like others: what
+    only such units read is dead once they are removed.
 
     Args:
         variables: pytree of the network's arrays.

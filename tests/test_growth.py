@@ -375,7 +375,7 @@ def test_fixed_widths_and_hazards_are_refused_with_their_reason():
 
 def test_notes_of_a_width_reach_the_growth():
     growth = dw.plan(hidden_with(notes=("mind the epsilon",)), {"units": 4})
-    assert growth.notes == ("mind the epsilon",)
+    assert growth.notes == ("units: mind the epsilon",)
 
 
 # grow ---------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ def test_factors_of_size_1_stay_what_they_are(heads, split):
     widths = dw.trace(attend(heads), shaped(qkv=(6, 36), out=(12, 6)), jnp.ones((1, 5, 6)))
     target = shaped(qkv=(6, 72), out=(24, 6))
     note = f"the network splits an axis into {split}: the 1 must be 1 in the larger model, too"
-    assert any(text.startswith(note) for text in dw.plan(widths, target=target).notes)
+    assert any(note in text for text in dw.plan(widths, target=target).notes)
     with pytest.raises(ValueError, match="the larger model computes something else"):
         dw.plan(widths, target=target, target_apply=attend(4))
 
