@@ -268,6 +268,23 @@ def test_the_folder_of_an_archive_is_one_too(tmp_path):
     assert keras_h5.inspect(tmp_path / "folder") == keras_h5.inspect(path)
 
 
+def test_the_layers_of_a_class_that_makes_them_itself(tmp_path):
+    path, like = tmp_path / "x.keras", tmp_path / "like.keras"
+    small = {"dense": {"kernel": np.ones((2, 3))}, "dense_1": {"kernel": np.ones((3, 1))}}
+    wide = {"dense": {"kernel": np.ones((2, 5))}, "dense_1": {"kernel": np.ones((5, 1))}}
+    keras_h5.save(tmp_path / "small.weights.h5", small)
+    with zipfile.ZipFile(like, "w") as archive:
+        archive.writestr("config.json", json.dumps({"class_name": "Net", "config": {"name": "n"}}))
+        archive.write(tmp_path / "small.weights.h5", "model.weights.h5")
+    assert_same(keras_h5.load(like)["params"], small)
+    keras_h5.save(path, small, like=like)
+    assert_same(keras_h5.load(path)["params"], small)
+    with pytest.raises(ValueError, match="no layers whose sizes could change: Net makes them"):
+        keras_h5.save(path, wide, like=like)
+    keras_h5.save(path, wide, like=like, layout="weights.h5")
+    assert_same(keras_h5.load(path)["params"], wide)
+
+
 def compressed(path, new, method):
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(new, "w", method) as archive:
         for name in old.namelist():

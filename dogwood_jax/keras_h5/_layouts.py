@@ -207,8 +207,10 @@ def _positioned(tree: Tree, config: Config | None) -> tuple[Layer, ...]:
     """Returns the layers of a file that names them by class and position."""
     layers = []
     own = _positions.variables(tree)
+    # The config of a model of the user's own class may tell nothing of the layers in it.
+    known_layers = config is not None and "layers" in config["config"]
     for container in filter(None, map(tree.part, _positions.CONTAINERS)):
-        entries = entries_of(config) if config else None
+        entries = entries_of(config) if known_layers else None
         for name, class_name, details, place in _positions.members(container, entries):
             known = details if entries else None
             weights = {} if place is None else _positions.arrays(place, class_name, known)

@@ -54,6 +54,12 @@ def resized(config: Config, variables: Mapping[str, Any]) -> dict[str, Any]:
     """
     from dogwood_jax.keras_h5._models import annotated, recorded_inputs
 
+    if "layers" not in config["config"]:
+        raise ValueError(
+            f"the model's config has no layers whose sizes could change: {config['class_name']} "
+            "makes them itself; save with layout='weights.h5', and load these weights into a "
+            "model that is made with the new sizes"
+        )
     params = variables.get("params", variables)
     config = annotated(config) if _built(config) else config
     new = resized_layer(config["class_name"], config["config"], params)

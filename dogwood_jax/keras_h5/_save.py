@@ -99,7 +99,7 @@ def save(
     else:
         with opened(like) as source:
             old = contents(source)
-            new, arrays = _from_file(old, os.fspath(like), collections, leaves)
+            new, arrays = _from_file(old, os.fspath(like), collections, leaves, layout)
             if layout in (None, old.layout):
                 copied(source, old, new, arrays, draft)
             else:
@@ -271,6 +271,7 @@ def _from_file(
     filename: str,
     collections: Mapping[str, Mapping[str, Any]],
     leaves: Mapping[Place, np.ndarray],
+    layout: str | None,
 ) -> tuple[Contents, dict[str, dict[str, np.ndarray]]]:
     """Returns what a file like the old one shall hold: its layers resized, and their arrays."""
     expected = {
@@ -296,8 +297,10 @@ def _from_file(
     if problems:
         raise _refused(problems)
     grown = any(leaves[path].shape != leaf.shape for path, leaf in expected.items())
+    # Nobody asks for the config of a class that makes its layers itself, where only weights are.
+    told = bool(entries_of(old.config)) or layout not in ("h5", "weights.h5")
     try:
-        config = resized(old.config, collections) if old.config and grown else old.config
+        config = resized(old.config, collections) if old.config and grown and told else old.config
     except ValueError as error:
         raise NotSavable(str(error)) from error
     sizes = {layer_name(entry): entry["config"] for entry in entries_of(config)}
