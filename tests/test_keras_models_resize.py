@@ -118,6 +118,31 @@ def test_models_and_depthwise_convolutions_inside_get_the_sizes_of_their_inputs(
     assert new["config"]["layers"][1]["build_config"] == {"input_shape": [None, 9, None, 5]}
 
 
+def test_the_operation_reshape_has_no_target_shape():
+    conv = {"kernel_size": 1, "padding": "same", "use_bias": False}
+    layers = [
+        layer("InputLayer", name="in", batch_shape=[None, 4, 4, 3]),
+        layer("Conv2D", name="a", filters=2, **conv),
+        layer("DepthwiseConv2D", name="each", depth_multiplier=1, **conv),
+        layer("GlobalAveragePooling2D", name="mean"),
+        layer("Dense", name="b", units=6, use_bias=False),
+        layer("Reshape", name="op", newshape=[-1, 3]) | {"module": "keras.src.ops.numpy"},
+    ]
+    names = [described["config"]["name"] for described in layers]
+    for described, before in zip(layers, [None, *names]):
+        tensor = {"class_name": "__keras_tensor__", "config": {"keras_history": [before, 0, 0]}}
+        node = {"args": [tensor], "kwargs": {}}
+        described |= {"name": described["config"]["name"], "inbound_nodes": [node] * bool(before)}
+    ends = {"input_layers": [["in", 0, 0]], "output_layers": [["op", 0, 0]]}
+    config = {"name": "model", "layers": layers, **ends}
+    kernels = {"a": (1, 1, 3, 5), "each": (1, 1, 1, 5), "b": (5, 6)}
+    params = {name: {"kernel": shape(*sizes)} for name, sizes in kernels.items()}
+    model = {"class_name": "Functional", "config": config}
+    _, a, each, _, _, op = resized(model, {"params": params})["config"]["layers"]
+    assert a["config"]["filters"] == 5 and each["config"]["depth_multiplier"] == 1
+    assert op["config"] == layers[-1]["config"]
+
+
 def test_both_directions_have_one_size_unless_they_had_two_before():
     ways = {"layer": layer("LSTM", units=2), "backward_layer": layer("LSTM", units=2)}
     model = {"layers": [layer("Bidirectional", name="both", **ways)]}

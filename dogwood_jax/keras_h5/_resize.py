@@ -54,7 +54,7 @@ def resized(config: Config, variables: Mapping[str, Any]) -> dict[str, Any]:
     """
     from dogwood_jax.keras_h5._models import annotated, recorded_inputs
 
-    if "layers" not in config["config"]:
+    if isinstance(config["config"], Mapping) and "layers" not in config["config"]:
         raise ValueError(
             f"the model's config has no layers whose sizes could change: {config['class_name']} "
             "makes them itself; save with layout='weights.h5', and load these weights into a "
@@ -177,7 +177,7 @@ def resized_layer(
     if given is None:
         return config
     sizes = jax.tree.leaves(given)[0].shape
-    if class_name == "Reshape":
+    if class_name == "Reshape" and "target_shape" in config:  # else it is keras.ops.reshape
         target = reshape_target(sizes[1:], config["target_shape"], channels)
         return {**config, "target_shape": list(target)}
     if class_name == "GroupNormalization":
