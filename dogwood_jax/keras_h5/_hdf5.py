@@ -104,7 +104,7 @@ def find(group: Group, name: str) -> Any:
             continue
         if not isinstance(found, h5py.h5g.GroupID):
             return None
-        # h5py's own ``in`` and ``get`` would follow a link to see whether it leads somewhere.
+        # By identifiers, for h5py's own ``get`` looks every name up several times.
         key = part.encode(errors="surrogateescape")
         if not found.links.exists(key):
             return None
