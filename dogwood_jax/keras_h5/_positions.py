@@ -166,7 +166,7 @@ def inner(config: Config, attribute: str) -> Config:
 
 
 def _holds_arrays(tree: Tree) -> bool:
-    return any(_holds_arrays(i) if isinstance(i, Tree) else True for i in tree.inside.values())
+    return any(not isinstance(i, Tree) or _holds_arrays(i) for i in tree.inside.values())
 
 
 def _numbered(name: str) -> tuple[str, int]:
