@@ -8,6 +8,7 @@ or the larger network cuts and reshapes otherwise.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from math import isclose, prod
 from typing import Any
 
@@ -19,20 +20,22 @@ from dogwood_jax._jaxpr import scan_counts
 from dogwood_jax._layout import units_of
 from dogwood_jax._roles import spots_along
 from dogwood_jax._scales import suspicion, to_blame
-from dogwood_jax._values import Step, Trace, Value
+from dogwood_jax._values import Degree, Step, Trace, Value
 from dogwood_jax._widths import Widths
 
 # Operations that compute nothing. What they are depends on which sizes are 1.
 _QUIET = frozenset(
-    "broadcast_in_dim reshape squeeze expand_dims transpose convert_element_type copy "
-    "stop_gradient".split()
+    "broadcast_in_dim reshape squeeze expand_dims convert_element_type copy stop_gradient".split()
 )
+Degrees = Mapping[int, Degree]
+
 # Parameters that follow from the sizes of what an operation takes and makes.
 _SIZES = frozenset(
     "shape new_sizes sizes slice_sizes start_indices limit_indices padding_config reps length k "
     "feature_group_count batch_group_count fft_lengths".split()
 )
-_POWERS = (1.0, -1.0, 0.5, -0.5, 0.25, -0.25)
+# Operations behind which it is still known what a value was multiplied by.
+_SCALED = _QUIET | {"mul", "div", "neg", "transpose"}
 
 
 class GrownSizes:
@@ -80,10 +83,27 @@ def is_constant(number: float, larger: float, changes: Iterable[Change]) -> bool
     )
 
 
-def is_scale(ratio: float, changes: Iterable[Change]) -> bool:
-    """Whether a factor can change so with a width that grows by a recipe, as that of a mean."""
-    sizes = (r for c in changes if c.recipe for r in (c.ratio, c.new / c.old))
-    return any(isclose(ratio, size**power, rel_tol=1e-5) for size in sizes for power in _POWERS)
+def is_scale(
+    number: float, larger: float, changes: Iterable[Change], degrees: Mapping[Any, Degrees]
+) -> bool:
+    """Whether a number becomes this one in the larger network as a recipe of a change knows."""
+    return any(
+        _is_close(number, known.number) and _is_close(larger / number, ratio)
+        for change in changes
+        for known in _degrees(degrees, change).values()
+        for ratio in (_ratio(change, known), 1 / _ratio(change, known))  # it may be a divisor
+    )
+
+
+def _degrees(degrees: Mapping[Any, Degrees], change: Change) -> Degrees:
+    """Returns what the recipe of a change knows of numbers, by the step that multiplies by them."""
+    recipe = change.recipe
+    return degrees.get((change.width, recipe.strategy, recipe.multiple), {}) if recipe else {}
+
+
+def _ratio(change: Change, known: Degree) -> float:
+    """Returns how much larger the factor becomes that a number makes."""
+    return float((change.new / change.old) ** known.degree)
 
 
 class Comparison:
@@ -97,22 +117,24 @@ class Comparison:
     Attributes:
         sizes: where arrays of the larger network have other sizes than they should, and the
             operations there.
+        holds_on: whether the first of these has its old size where it should have grown: the
+            network's function knows that size, and the larger model has a function of its own.
         values: where it does something else.
         numbers: where it computes with other numbers, the network's and its own.
-        scales: where its operations take what was multiplied by other numbers, and the ratio.
         is_in_step: whether both programs have the same operations in the same order.
         refuted: names of widths and hazards of constants that turn out not to follow from them.
     """
 
     def __init__(self, trace: Trace, larger: Trace, grown: GrownSizes) -> None:
         self._grown = grown
+        self._trace, self._larger = trace, larger
         self._scaled: list[tuple[str, Value, Value]] = []
         self.sizes: dict[str, str] = {}
+        self.holds_on = False
         self.values: dict[str, None] = {}
         self.numbers: dict[str, tuple[float, float]] = {}
-        self.scales: dict[str, float] = {}
         one, other = (
-            [step for step in _used(program.steps) if step.name not in _QUIET]
+            [step for step in _used(program.steps) if not _is_quiet(step)]
             for program in (trace, larger)
         )
         self.is_in_step = list(map(_kind, one)) == list(map(_kind, other))
@@ -131,14 +153,16 @@ class Comparison:
     @property
     def agrees(self) -> bool:
         """Whether it is the same program, so that none of its numbers depends on a size."""
-        return self.is_in_step and not (self.sizes or self.values or self.numbers or self.scales)
+        same = self.is_in_step and not (self.sizes or self.values or self.numbers)
+        return same and all(_is_close(a.scale, b.scale) for _, a, b in self._scaled)
 
     def problems(self, changes: Mapping[str, Change], *, exactly: bool) -> Iterator[str]:
         """Yields what speaks against a growth.
 
         Args:
             changes: how widths change, by name.
-            exactly: whether the constants that recipes ask for must be those of the program.
+            exactly: whether the numbers that recipes ask the larger model for must be those of
+                the program.
         """
         yield from self.sizes
         yield from self.values
@@ -146,64 +170,87 @@ class Comparison:
         for what, numbers in self.numbers.items():
             if not is_constant(*numbers, recipes):
                 yield what
-        for what, ratio in self.scales.items():
-            if not is_scale(ratio, recipes):
-                yield what
-        for name, a, b in self._scaled if exactly else ():
-            for dim in to_blame(a, a.scale) if recipes else ():
-                change = changes.get(self._grown.names.get(dim.root, ""))
-                if change is None or change.recipe is None:
-                    continue
-                for _, number, power in change.recipe.constants:
-                    wanted = number * change.ratio**power
-                    if _is_close(number, a.scale) and not _is_close(wanted, b.scale):
-                        scales = f"{b.scale:.6g} instead of {wanted:.6g}"
-                        yield f"{name} takes what was scaled by {scales}"
+        for name, a, b in self._scaled:
+            wanted = [a.scale * ratio for ratio in self._ratios(a, recipes, exactly)]
+            if not any(_is_close(b.scale, scale) for scale in wanted):
+                yield f"{name} takes what was scaled by {b.scale:.6g} instead of {wanted[0]:.6g}"
+
+    def _ratios(self, value: Value, changes: Sequence[Change], exactly: bool) -> Sequence[float]:
+        """Returns how much larger the numbers may be that a value was multiplied by."""
+        ratio = noted = 1.0
+        known = [(change, _degrees(self._trace.degrees, change)) for change in changes]
+        while (found := self._made.get(id(value))) is not None and value.scale != 1:
+            index, step = found
+            if step.name not in _SCALED:
+                break
+            for change, degrees in known:
+                if (degree := degrees.get(index)) is not None:
+                    if degree.is_noted and not exactly:
+                        noted *= _ratio(change, degree)
+                    else:
+                        ratio *= _ratio(change, degree)
+            value = next((v for v in step.operands if v.number is None), step.operands[0])
+        return (ratio * noted, ratio)
+
+    @cached_property
+    def _made(self) -> dict[int, tuple[int, Step]]:
+        """By value, the step of the network that makes it, and its index."""
+        return {
+            id(value): (index, step)
+            for index, step in enumerate(self._trace.steps)
+            for value in step.results
+        }
 
     def _compare(self, old: Step, new: Step) -> None:
         values = (*old.operands, *old.results), (*new.operands, *new.results)
-        # The order of several contractions in one einsum depends on the sizes.
-        for a, b in zip(*values, strict=True) if old.name != "dot_general" else ():
-            expected = tuple(map(self._grown, a.dims))
-            found = tuple(dim.size for dim in b.dims)
-            if expected != found and 0 not in found:
-                self.sizes[
-                    f"{old.name} makes or takes an array of shape {found} where growing "
-                    f"{tuple(dim.size for dim in a.dims)} gives {expected}"
-                ] = old.name
+        # The size of an array of ones matters where their sum is used, and is compared there.
+        is_compared = not old.may_reorder and not _is_number(old)
+        for a, b in zip(*values, strict=True) if is_compared else ():
+            self._compare_sizes(old.name, a, b)
         for what, a, b in self._parameters(old, new):
             if a != b:
                 self.values[f"{old.name} has {what} {b} instead of {a}"] = None
         for a, b in _constants(old, new):
             if not self._is_same(old, a, b):
                 what = f"{old.name} has {_said(b)} instead of {_said(a)}"
+                if a.number is b.number is None:
+                    what = f"{old.name} has {_said(b)}"
                 if a.number and b.number:
                     self.numbers[what] = (a.number, b.number)
                 else:
                     self.values[what] = None
         if not _scales(old):
             for a, b in zip(old.operands, new.operands, strict=True):
-                if a.scale != 1:
+                if (a.scale, b.scale) != (1, 1):
                     self._scaled.append((old.name, a, b))
-                if not _is_close(a.scale, b.scale):
-                    scales = f"{b.scale:.6g} instead of {a.scale:.6g}"
-                    self.scales[f"{old.name} takes what was scaled by {scales}"] = b.scale / a.scale
 
-    def _refuted(
-        self, old: Sequence[tuple[Value, float]], new: Sequence[tuple[Value, float]]
-    ) -> set[tuple[str, str]]:
+    def _compare_sizes(self, name: str, old: Value, new: Value) -> None:
+        before = tuple(dim.size for dim in old.dims)
+        expected = tuple(map(self._grown, old.dims))
+        found = tuple(dim.size for dim in new.dims)
+        if expected == found or 0 in found:
+            return
+        if not self.sizes:
+            axes = zip(before, expected, found, strict=False)
+            self.holds_on = any(a == c != b for a, b, c in axes)
+        self.sizes[
+            f"{name} makes or takes an array of shape {found} where growing {before} gives "
+            f"{expected}"
+        ] = name
+
+    def _refuted(self, old: Sequence[Value], new: Sequence[Value]) -> set[tuple[str, str]]:
         same: set[tuple[str, str]] = set()
         others: set[tuple[str, str]] = set()
-        for (value, number), (_, its) in zip(old, new, strict=False):
-            found = same if len(old) == len(new) and _is_close(number, its) else others
-            for dim in to_blame(value, number):
+        for a, b in zip(old, new, strict=False):
+            found = same if len(old) == len(new) and _is_close(a.scale, b.scale) else others
+            for dim in to_blame(a, a.scale, a.rounding):
                 names = (self._grown.names.get(part) for part in parts_of(dim))
-                found.update((name, suspicion(number)) for name in names if name is not None)
+                found.update((name, suspicion(a.scale)) for name in names if name is not None)
         return same - others
 
     def _parameters(self, old: Step, new: Step) -> Iterator[tuple[str, Any, Any]]:
         """Yields parameters of a step that must be equal."""
-        keys = old.params.keys() & new.params.keys() - _SIZES if old.name != "dot_general" else ()
+        keys = old.params.keys() & new.params.keys() - _SIZES if not old.may_reorder else ()
         for key in sorted(keys):
             if _is_plain(old.params[key]) and _is_plain(new.params[key]):
                 yield key, old.params[key], new.params[key]
@@ -230,15 +277,60 @@ class Comparison:
         """Whether constants are the same, sizes aside."""
         if a.number is None or b.number is None:
             return a.number is b.number is None and _same_table(a.table, b.table)
-        others = [x for x in step.operands if x is not a]
-        if all(x.index or x.wrapped or x.number == 0 for x in others):
-            pair = (a.number, b.number)
-            if {pair, (a.number + 1, b.number + 1)} & self._grown.lengths:
-                return True  # indices, counted from the end or kept in range
+        if self._keeps_in_range(step, a, b) or self._wraps(step, a, b):
+            return True
         return _is_close(a.number, b.number)
+
+    def _keeps_in_range(self, step: Step, a: Value, b: Value) -> bool:
+        """Whether indices of an input are compared with the length of an axis that they index.
+
+        They are less than the length, so that nothing comes of it.
+        """
+        assert a.number is not None and b.number is not None
+        if step.name in ("lt", "ge"):
+            more = 0
+        elif step.name in ("min", "clamp", "le", "gt"):
+            more = 1
+        else:
+            return False
+        x, y = step.operands[-2:]
+        index = y if step.name == "min" and a is x else x
+        lengths = (a.number + more, b.number + more)
+        return index.index and a is not index and lengths in self._grown.lengths
+
+    def _wraps(self, step: Step, length: Value, larger: Value) -> bool:
+        """Whether the length of an axis is added to indices to be used where they are negative.
+
+        NumPy's indices count from the end then. Those of an input are never negative.
+        """
+        if (length.number, larger.number) not in self._grown.lengths:
+            return False
+        others = [value for value in step.operands if value is not length]
+        if step.name != "add" or len(others) != 1 or not others[0].index:
+            return False
+        (index,), (result,) = others, step.results
+        return all(
+            reader.name == "select_n"
+            and any(case is index for case in reader.operands[1:])
+            and self._is_negative(reader.operands[0], index)
+            for reader in self._trace.steps
+            if any(value is result for value in reader.operands)
+        )
+
+    def _is_negative(self, which: Value, index: Value) -> bool:
+        """Whether a value says which indices are less than zero."""
+        if (made := self._made.get(id(which))) is None or made[1].name != "lt":
+            return False
+        step = made[1]
+        return step.operands[0] is index and step.operands[1].number == 0
 
     def _compare_unordered(self, old: Sequence[Step], new: Sequence[Step]) -> None:
         """Compares programs of which one may have the other's steps in another order."""
+        for a, b in zip(old, new, strict=False):
+            if _kind(a) != _kind(b):
+                break
+            for x, y in zip((*a.operands, *a.results), (*b.operands, *b.results), strict=True):
+                self._compare_sizes(a.name, x, y)
         counts = Counter(map(_kind, old)), Counter(map(_kind, new))
         for kind in sorted(counts[0].keys() | counts[1].keys()):
             a, b = (count[kind] for count in counts)
@@ -268,6 +360,17 @@ def _used(steps: Sequence[Step]) -> list[Step]:
     return [step for step in steps if step in used]
 
 
+def _is_quiet(step: Step) -> bool:
+    return step.name in _QUIET or (step.name == "transpose" and step.may_reorder)
+
+
+def _is_number(step: Step) -> bool:
+    """Whether a step computes nothing but a number."""
+    return bool(step.results) and all(
+        value.origin == "constant" and value.number is not None for value in step.results
+    )
+
+
 def _is_plain(value: Any) -> bool:
     """Whether a parameter is made of numbers and names, so that it can be compared."""
     return all(map(_is_plain, value)) if isinstance(value, tuple) else isinstance(value, int | str)
@@ -289,9 +392,8 @@ def _scales(step: Step) -> bool:
 
 def _constants(old: Step, new: Step) -> Iterator[tuple[Value, Value]]:
     """Yields the constants among the operands whose values matter."""
-    if all(value.origin == "constant" for value in old.results):
-        if all(value.number is not None for value in old.results):
-            return  # where it is used, the result is compared
+    if _is_number(old):
+        return  # where it is used, the result is compared
     if _scales(old) and _scales(new):
         return  # where it is used, the scale is compared
     for a, b in zip(old.operands, new.operands, strict=True):
@@ -315,4 +417,6 @@ def _same_table(a: np.ndarray | None, b: np.ndarray | None) -> bool:
 
 
 def _said(value: Value) -> str:
-    return "a table" if value.number is None else f"the number {value.number:.6g}"
+    if value.number is not None:
+        return f"the number {value.number:.6g}"
+    return f"a table of shape {tuple(dim.size for dim in value.dims)} with entries of its own"

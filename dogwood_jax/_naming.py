@@ -31,6 +31,8 @@ def name_widths(leaves: dict[str, Value], trace: Trace) -> Widths:
     _note_scores_of_one_unit(names)
     _note_units_that_never_learn(roles, trace)
     for spot in roles.tied():
+        if not spot.atom.copy_hazards:
+            continue  # weights that are multiplied by count as produced, but copies share them
         spot.atom.endanger_copies(
             f"{paths[spot.leaf]} is both incoming and outgoing (tied), "
             "so copies cannot share its weights"
@@ -56,7 +58,6 @@ def name_widths(leaves: dict[str, Value], trace: Trace) -> Widths:
                 tuple(sorted(use.fan_out)) if use else (),
             )
         )
-    norms = _norms(paths, roles, trace)
     scaled = {atom: name for atom, name in names.items() if atom not in without_recipe}
     recipes = find_recipes(trace, leaves, found, scaled)
     facts = {
@@ -66,9 +67,10 @@ def name_widths(leaves: dict[str, Value], trace: Trace) -> Widths:
             next(iter(atom.fixed), None),
             tuple(atom.hazards),
             tuple(atom.copy_hazards),
-            norms.get(atom),
+            roles.zero_hazards.get(atom),
             tuple(atom.notes),
             recipes.get(atom, ()),
+            roles.free_hazards.get(atom),
         )
         for atom, name in names.items()
     }
@@ -76,7 +78,7 @@ def name_widths(leaves: dict[str, Value], trace: Trace) -> Widths:
 
 
 def _units(spot: Spot, names: dict[Dim, str], roles: Roles) -> Units:
-    return Units(names[spot.atom], spot.atom.size, roles.of(spot), roles.is_produced(spot))
+    return Units(names[spot.atom], spot.atom.size, roles.of(spot), roles.decides(spot))
 
 
 def _layout(dim: Dim, units: Iterator[Units]) -> Layout:
@@ -152,18 +154,6 @@ def _note_units_that_never_learn(roles: Roles, trace: Trace) -> None:
             atom.note(
                 f"{SILENT}, which with zero outgoing weights never learn, or all learn alike: {why}"
             )
-
-
-def _norms(paths: list[str], roles: Roles, trace: Trace) -> dict[Dim, str]:
-    """Returns why the weights that produce some units must not all be zero."""
-    found: dict[Dim, str] = {}
-    for (leaf, _), spots in roles.spots.items():
-        use = trace.uses.get(leaf)
-        if use and use.divides and use.how == "contract":
-            for spot in spots:
-                if roles.of(spot) == "incoming":
-                    found.setdefault(spot.atom, f"the network divides by a norm of {paths[leaf]}")
-    return found
 
 
 def _names(paths: list[str], roles: Roles, trace: Trace) -> dict[Dim, str]:

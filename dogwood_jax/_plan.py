@@ -150,11 +150,12 @@ def plan(
         for number, n in larger.epsilons(widths, made)
         if not problems
     ]
+    degrees = widths.network.traced.trace.degrees if widths.network else {}
     problems += (
         "the larger model has other numbers than the network: "
         + " or ".join(f"{its:.6g} instead of {number:.6g}" for number, its in pairs)
         for pairs in larger.numbers
-        if not any(is_constant(*pair, made) or is_scale(pair[1] / pair[0], made) for pair in pairs)
+        if not any(is_constant(*pair, made) or is_scale(*pair, made, degrees) for pair in pairs)
     )
     if problems:
         unread = target is not None and target_apply is None and widths.network is not None
@@ -187,8 +188,8 @@ def _cleared(width: Width, compared: Comparison) -> Width:
 def _check(growth: Growth, compared: Comparison, target: PyTree, has_apply: bool) -> None:
     """Raises if the larger network's program contradicts a growth."""
     problems = list(compared.problems(growth.change, exactly=has_apply))
-    if not has_apply and (compared.sizes or not compared.is_in_step):
-        if target is not None or (compared.sizes and not compared.cuts_elsewhere):
+    if problems and not has_apply:
+        if compared.holds_on and (target is not None or not compared.cuts_elsewhere):
             return  # the larger model has a function of its own
         way_out = "if the larger model's function does otherwise, pass target= and target_apply="
         problems = [f"{problem}; {way_out}" for problem in problems]
@@ -342,10 +343,16 @@ def _refusals(
         )
     choice = strategy.choice
     zero_incoming = strategy.incoming == "zero" or (choice and choice.side == "outgoing")
-    if zero_incoming and width.zero_hazard:
+    if zero_incoming and width.zero_hazard and recipe is None:
         problems.append(
             f"{name}: new units cannot have zero incoming weights: {width.zero_hazard}; "
             "use strategies.zero_outgoing()"
+        )
+    free_incoming = strategy.incoming == "free" and strategy.outgoing != "free"
+    if (free_incoming or (choice and choice.side == "incoming")) and width.free_hazard:
+        problems.append(
+            f"{name}: new units cannot have random incoming weights: {width.free_hazard}; "
+            "use strategies.replicate()"
         )
     roles = {occurrence.role for occurrence in width.occurrences}
     if choice and not ("incoming" in roles and roles - {"incoming"}):

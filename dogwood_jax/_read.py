@@ -9,11 +9,21 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 
+from dogwood_jax._bounds import constant
 from dogwood_jax._dims import Dim
 from dogwood_jax._jaxpr import sub_programs
+from dogwood_jax._reads import note
 from dogwood_jax._rules import RULES, Rule, unknown
 from dogwood_jax._tree import concrete
-from dogwood_jax._values import Trace, Value
+from dogwood_jax._values import SINGLE_PRECISION, Trace, Value
+
+_UNSCALED: dict[str, Any] = {"scale": 1.0, "rounding": SINGLE_PRECISION}
+
+# Functions whose programs depend on which sizes are 1, or the largest.
+_REORDERED = frozenset(("_einsum", "matmul"))
+
+# Primitives whose rules read programs of their own, and so note what these do.
+_PROGRAMS = frozenset(("scan", "while", "cond"))
 
 # Primitives that multiply a value by a constant or leave its entries as they are.
 _KEEP_SCALES = frozenset(
@@ -39,7 +49,9 @@ def run(trace: Trace, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Val
         if name in RULES and name not in _KEEP_SCALES:
             for value in operands:
                 trace.scaled(value)
-            results = [v if v.scale == 1 else replace(v, scale=1.0) for v in results]
+            results = [v if v.scale == 1 else replace(v, **_UNSCALED) for v in results]
+        if name in RULES and name not in _PROGRAMS:
+            results = note(trace, eqn, operands, results)
         if rule is not _call:  # which records the equations of its program instead
             trace.record(eqn.primitive.name, operands, results, eqn.params)
         trace.dims += (dim for value in results for dim in value.dims)
@@ -56,14 +68,27 @@ def _constant(array: Any) -> Value:
     array = concrete(array)
     if array is None:
         return Value(dims, "data")
-    if array.size and array.dtype.kind in "biufc":
-        first = array.flat[0]
-        if (array == first).all() or (first != first and np.isnan(array).all()):
-            return Value(dims, "constant", number=float(np.real(first)))
+    if not np.iscomplexobj(array):  # bfloat16 and the like are no numbers to NumPy
+        array = array.astype(np.result_type(array, float) if array.dtype.kind in "biuf" else float)
+    known = Value(dims, "constant", rounding=_rounding(dtype))
+    if array.size and not np.iscomplexobj(array):
+        low, high, first = array.min(), array.max(), array.flat[0]
+        bounds = (constant(float(low), float(high), bool(array.all())),)
+        known = replace(known, bounds=bounds)
+        if low == high or np.isnan(array).all():
+            return replace(known, number=float(first))
     for axis, dim in enumerate(dims):
         if dim.size > 1 and (array != np.take(array, [0], axis)).any():
             dim.endanger(f"a constant of shape {array.shape} inside the network varies along it")
-    return Value(dims, "constant", table=array)
+    return replace(known, table=array)
+
+
+def _rounding(dtype: Any) -> float:
+    """Returns how far a constant of a dtype may be from what it was computed as, relatively."""
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        return SINGLE_PRECISION
+    eps = float(jnp.finfo(dtype).eps)  # type: ignore[no-untyped-call]
+    return max(SINGLE_PRECISION, eps)
 
 
 def _call(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
@@ -74,7 +99,11 @@ def _call(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
         if len(jaxpr.invars) == len(operands) and len(jaxpr.outvars) == len(eqn.outvars):
             shapes = [v.aval.shape for v in jaxpr.outvars]
             if shapes == [v.aval.shape for v in eqn.outvars]:
-                return run(trace, jaxpr, consts, operands)
+                before = trace.may_reorder
+                trace.may_reorder |= eqn.params.get("name") in _REORDERED
+                results = run(trace, jaxpr, consts, operands)
+                trace.may_reorder = before
+                return results
     results = unknown(trace, eqn, *operands)
     trace.record("unknown", operands, results)
     return results

@@ -13,7 +13,7 @@ from math import prod
 from typing import Any, Literal
 
 from dogwood_jax._dims import REPEATED, Dim, atoms, cut, factors, product
-from dogwood_jax._values import Entry, Silencer, Silencers, Trace, Value, either, every
+from dogwood_jax._values import SINGLE_PRECISION, Entry, Silencer, Silencers, Trace, Value, every
 
 Rule = Callable[..., list[Value]]
 RULES: dict[str, Rule] = {}
@@ -49,8 +49,10 @@ def mixed(values: Sequence[Value], dims: Sequence[Dim], **known: Any) -> Value:
     A constant made of constants is taken to vary along every axis unless more is known of it.
     """
     origin = origin_of(values)
-    if origin == "constant" and known.get("number") is None:
-        known.setdefault("positional", frozenset(range(len(dims))))
+    if origin == "constant":
+        known["rounding"] = max((v.rounding for v in values), default=SINGLE_PRECISION)
+        if known.get("number") is None:
+            known.setdefault("positional", frozenset(range(len(dims))))
     leaves: frozenset[int] = frozenset()
     if origin == "parameter":
         leaves = frozenset().union(*(v.leaves for v in values))
@@ -67,15 +69,6 @@ def unknown(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
         for dim in value.dims:
             dim.fix(reason)
     return [mixed(operands, [Dim(n, reason) for n in shape]) for shape in shapes_out(eqn)]
-
-
-def nonlinear(silencers: Silencers) -> Silencers:
-    return tuple(Silencer(s.entries, linear=False) for s in silencers)
-
-
-def of_product(a: Silencers, b: Silencers) -> Silencers:
-    """Silencers of a product: any factor's will do, but one that is in both factors acts twice."""
-    return nonlinear(either(a, b)) if {*a} & {*b} else either(a, b)
 
 
 def of_sum(terms: Iterable[tuple[Value, Silencers]]) -> Silencers:
@@ -113,9 +106,9 @@ def pick(x: Value, axes: Sequence[int]) -> Value:
         x,
         dims=tuple(x.dims[a] for a in axes),
         silencers=tuple(x.silencers[a] for a in axes) if x.silencers else (),
+        reach=tuple(x.reach[a] for a in axes) if x.reach else (),
         positional=frozenset(i for i, a in enumerate(axes) if a in x.positional),
         weighted=frozenset(i for i, a in enumerate(axes) if a in x.weighted),
-        singular=frozenset(i for i, a in enumerate(axes) if a in x.singular),
     )
 
 
@@ -123,6 +116,7 @@ def spread(x: Value, shape: Sequence[int], places: Sequence[int]) -> Value:
     """Returns a value with its axes at these places among new ones."""
     dims = [Dim(n) for n in shape]
     silencers: list[Silencers] = [()] * len(shape)
+    reach = [0] * len(shape)
     place_of: dict[int, int] = {}
     for axis, place in enumerate(places):
         if x.dims[axis].size != shape[place]:
@@ -130,14 +124,15 @@ def spread(x: Value, shape: Sequence[int], places: Sequence[int]) -> Value:
             continue
         dims[place] = x.dims[axis]
         silencers[place] = x.silencers_of(axis)
+        reach[place] = x.reach_along(axis)
         place_of[axis] = int(place)
     return replace(
         x,
         dims=tuple(dims),
         silencers=tuple(silencers) if x.silencers else (),
+        reach=tuple(reach) if x.reach else (),
         positional=frozenset(place_of[a] for a in x.positional if a in place_of),
         weighted=frozenset(place_of[a] for a in x.weighted if a in place_of),
-        singular=frozenset(place_of[a] for a in x.singular if a in place_of),
     )
 
 
@@ -166,7 +161,7 @@ def _each_entry(silencers: Silencers, change: Callable[[Entry], Entry | None]) -
         found = frozenset(e for e in map(change, entries) if e is not None)
         return found or entries
 
-    return tuple(Silencer(changed(s.entries), s.linear) for s in silencers)
+    return tuple(Silencer(changed(s.entries)) for s in silencers)
 
 
 def with_axis(x: Value, axis: int, dim: Dim, silencers: Silencers = ()) -> Value:

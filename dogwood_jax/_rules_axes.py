@@ -60,8 +60,6 @@ def _reshape(trace: Trace, eqn: Any, x: Value, *_: Value) -> list[Value]:
     if x.ndim and not shape:
         for dim in x.dims:
             dim.fix(DROPPED)
-    for axis in x.singular:
-        x.dims[axis].fix("it is reshaped after a norm was divided by")
     dims = tuple(_dims.reshape(x.dims, shape))
     if x.origin == "data":
         trace.split_off += _dims.ones_split_off(x.dims, dims)
@@ -87,7 +85,6 @@ def _reshape(trace: Trace, eqn: Any, x: Value, *_: Value) -> list[Value]:
             silencers=tuple(silencers) if x.silencers else (),
             positional=frozenset(positional),
             weighted=frozenset(),
-            singular=frozenset(),
         )
     ]
 

@@ -8,7 +8,7 @@ from dogwood_jax._dims import LAYERS, Dim, unify
 from dogwood_jax._jaxpr import scan_counts, sub_programs
 from dogwood_jax._read import run
 from dogwood_jax._rules import origin_of, pick, positions_used, rule, shapes_out, unknown
-from dogwood_jax._values import Trace, Value
+from dogwood_jax._values import Read, Trace, Value
 
 
 def _enter(trace: Trace, state: Sequence[Value], operands: Sequence[Value]) -> list[Value]:
@@ -23,11 +23,12 @@ def _enter(trace: Trace, state: Sequence[Value], operands: Sequence[Value]) -> l
 def _any_iteration(value: Value, operands: Sequence[Value]) -> Value:
     if origin_of(operands) == "constant":
         return Value(value.dims, "constant", positional=frozenset(range(value.ndim)))
-    return Value(value.dims, "data")
+    return Value(value.dims, "data", reach=value.reach)
 
 
-def _close(trace: Trace, before: Sequence[Value], after: Sequence[Value]) -> None:
-    """Unifies a loop's state before and after an iteration."""
+def _close(trace: Trace, before: Sequence[Value], after: Sequence[Value]) -> list[Value]:
+    """Unifies a loop's state before and after an iteration; returns it after the loop."""
+    found = []
     for old, new in zip(before, after, strict=True):
         for a, b in zip(old.dims, new.dims, strict=True):
             unify(a, b)
@@ -35,6 +36,25 @@ def _close(trace: Trace, before: Sequence[Value], after: Sequence[Value]) -> Non
             positions_used(new)
         trace.join(new, "add")
         trace.record("close", (old, new), ())
+        found.append(_also_reached_by(trace, old, new))
+    return found
+
+
+def _also_reached_by(trace: Trace, old: Value, new: Value) -> Value:
+    """Returns a loop's state, reached by what reaches it after an iteration, too.
+
+    The loop has been read before this was known: whatever it does with its state counts as nothing
+    that copies could follow.
+    """
+    reach = tuple(old.reach_along(a) | new.reach_along(a) for a in range(old.ndim))
+    if reach == old.reach or not any(reach):
+        return old
+    for axis, dim in enumerate(old.dims):
+        if more := reach[axis] & ~old.reach_along(axis):
+            trace.reads.append(Read("nonlinear", dim, (more,)))
+    known = replace(old, reach=reach)
+    trace.record("enter", (old,), (known,))
+    return known
 
 
 @rule("scan")
@@ -58,10 +78,11 @@ def _scan(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
         trace.record("take", (value,), slices[-1:])
     state = _enter(trace, carry, operands)
     results = run(trace, jaxpr, closed_over, [*consts, *state, *slices])
-    _close(trace, state, results[:n_carry])
+    state = _close(trace, state, results[:n_carry])
     outputs = []
     for value in results[n_carry:]:
-        stack = _any_iteration(Value((length, *value.dims)), operands)
+        reach = (0, *value.reach) if value.reach else ()
+        stack = _any_iteration(Value((length, *value.dims), reach=reach), operands)
         positional = stack.positional | {a + 1 for a in value.positional}
         outputs.append(replace(stack, positional=positional, noise=value.noise))
         trace.record("collect", (value,), outputs[-1:])
@@ -77,17 +98,17 @@ def _while(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
     goes_on = run(trace, cond.jaxpr, cond.consts, [*operands[:n_cond], *state])
     trace.record("output", goes_on, ())
     results = run(trace, body.jaxpr, body.consts, [*operands[n_cond : n_cond + n_body], *state])
-    _close(trace, state, results)
-    return state
+    return _close(trace, state, results)
 
 
 @rule("cond")
 def _cond(trace: Trace, eqn: Any, which: Value, *arguments: Value) -> list[Value]:
     branches = [run(trace, b.jaxpr, b.consts, arguments) for b in eqn.params["branches"]]
     trace.record("output", (which,), ())
+    first = branches[0]
     for branch in branches[1:]:
-        _close(trace, branches[0], branch)
-    return _enter(trace, branches[0], (which, *arguments))
+        first = _close(trace, first, branch)
+    return _enter(trace, first, (which, *arguments))
 
 
 @rule("pure_callback")

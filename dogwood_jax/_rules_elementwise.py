@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from dogwood_jax._dims import REPEATED, Dim, unify
@@ -12,8 +13,6 @@ from dogwood_jax._rules import (
     mixed,
     noise_of,
     noise_used,
-    nonlinear,
-    of_product,
     of_sum,
     origin_of,
     plain,
@@ -22,7 +21,7 @@ from dogwood_jax._rules import (
     shapes_out,
     unknown,
 )
-from dogwood_jax._values import Silencer, Silencers, Trace, Value
+from dogwood_jax._values import Silencer, Silencers, Trace, Value, either
 
 # f(0) = 0 and f linear; f(0) = 0; any other f.
 _LINEAR = "neg real imag conj reduce_precision copy convert_element_type"
@@ -48,31 +47,29 @@ def _linear(trace: Trace, eqn: Any, x: Value, *_: Value) -> list[Value]:
     number, name = x.number, eqn.primitive.name
     if number is not None and name == "neg":
         number = -number
-    if name == "convert_element_type" and x.positional:
-        if np.issubdtype(np.dtype(eqn.params["new_dtype"]), np.inexact) and x.number is None:
+    is_same = name == "copy"
+    if name == "convert_element_type":
+        is_real = jnp.issubdtype(eqn.params["new_dtype"], jnp.inexact)
+        is_same = not is_real
+        if x.positional and is_real and x.number is None:
             positions_used(x)
-    return [replace(x, number=number)]
+    return [replace(x, number=number, index=x.index and is_same, wrapped=x.wrapped and is_same)]
 
 
 @rule(*_ZERO_TO_ZERO.split())
 def _zero_to_zero(trace: Trace, eqn: Any, x: Value) -> list[Value]:
     name = eqn.primitive.name
     zero_stays = name != "integer_pow" or eqn.params["y"] > 0
-    silencers: tuple[Silencers, ...] = ()
-    if x.origin == "parameter" and zero_stays:
-        silencers = tuple(nonlinear(s) for s in x.silencers)
     if not zero_stays:
         return [_reciprocal(trace, x)]
+    silencers = x.silencers if x.origin == "parameter" else ()
     return [replace(x, silencers=silencers, number=_fold(name, x.number), index=False)]
 
 
 def _reciprocal(trace: Trace, x: Value, number: float | None = None) -> Value:
     """Something like 1 / x: not finite where x is zero."""
     trace.use(x, "positive")
-    for leaf in x.leaves:
-        trace.uses[leaf].divides = True
-    singular = x.singular | {a for a in range(x.ndim) if x.silencers_of(a)}
-    return replace(x, silencers=(), singular=frozenset(singular), number=number, index=False)
+    return replace(x, silencers=(), number=number, index=False)
 
 
 @rule(*_OTHER_UNARY.split())
@@ -169,9 +166,6 @@ def _nary(trace: Trace, eqn: Any, values: Sequence[Value], how: str) -> Value:
         positional=frozenset().union(
             *(v.positional & own for v, own in zip(values, axes, strict=True))
         ),
-        singular=frozenset().union(
-            *(v.singular & own for v, own in zip(values, axes, strict=True))
-        ),
         noise=noise,
         contracted=tuple(d for v in sums for d in v.contracted),
         summed=tuple(d for v in sums for d in v.summed),
@@ -183,11 +177,8 @@ def _mul(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
     out = _nary(trace, eqn, (x, y), "multiply")
     silencers: tuple[Silencers, ...] = ()
     if x.silencers or y.silencers:
-        squared = bool(x.leaves & y.leaves)
         factors = (_kept(v, out) for v in (x, y))
-        products = [of_product(*options) for options in zip(*factors, strict=True)]
-        products = [nonlinear(s) for s in products] if squared else products
-        silencers = _finite(products, out)
+        silencers = tuple(either(*options) for options in zip(*factors, strict=True))
     weighted = frozenset(
         a
         for v in (x, y)
@@ -195,31 +186,27 @@ def _mul(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
         if v.origin == "parameter" and v.ndim and v.dims[a].size == d.size
     )
     number = _fold("mul", x.number, y.number)
-    scale = _scale(trace, x, y)
-    return [replace(out, silencers=silencers, number=number, scale=scale, weighted=weighted)]
+    out = _scaled(trace, out, x, y)
+    return [replace(out, silencers=silencers, number=number, weighted=weighted)]
 
 
 @rule("div")
 def _div(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
     out = _nary(trace, eqn, (x, _reciprocal(trace, y)), "multiply")
-    silencers = _finite(_kept(x, out), out) if x.silencers else ()
+    silencers = _kept(x, out) if x.silencers else ()
     number = _fold("div", x.number, y.number)
-    return [replace(out, silencers=silencers, number=number, scale=_scale(trace, x, y, -1))]
+    return [replace(_scaled(trace, out, x, y, -1), silencers=silencers, number=number)]
 
 
-def _scale(trace: Trace, x: Value, y: Value, power: int = 1) -> float:
-    """The constants that a product or quotient has been multiplied by."""
+def _scaled(trace: Trace, out: Value, x: Value, y: Value, power: int = 1) -> Value:
+    """Notes the constants that a product or quotient has been multiplied by."""
     for value, other, p in ((x, y, power), (y, x, 1)):
         if value.number is None and other.number:
-            return value.scale * abs(other.number) ** p
+            rounding = max(value.rounding, other.rounding)
+            return replace(out, scale=value.scale * abs(other.number) ** p, rounding=rounding)
     trace.scaled(x)
     trace.scaled(y)
-    return 1.0
-
-
-def _finite(silencers: Sequence[Silencers], out: Value) -> tuple[Silencers, ...]:
-    """Silencers without those that would make something infinite or not a number instead."""
-    return tuple(() if a in out.singular else s for a, s in enumerate(silencers))
+    return out
 
 
 def _kept(value: Value, out: Value) -> tuple[Silencers, ...]:
@@ -238,7 +225,7 @@ def _sum(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
     indexed = any(a.index and b.number is not None for a, b in ((x, y), (y, x)))
     clipped = indexed and name in ("max", "min")
     if name in ("max", "min"):
-        silencers = tuple(nonlinear(s) for s in silencers) if out.origin == "parameter" else ()
+        silencers = silencers if out.origin == "parameter" else ()
     # jnp adds the length of an axis to negative indices: indices all the same.
     wrapped = indexed and name == "add"
     number = _fold(name, x.number, y.number)
@@ -264,8 +251,7 @@ def _compare(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
         free = {a for a in table.positional if not other.ndim or other.dims[a].size == 1}
         if free == table.positional:
             silencers = tuple(
-                (Silencer(frozenset(), linear=False),) if a in free else ()
-                for a in range(len(dims))
+                (Silencer(frozenset()),) if a in free else () for a in range(len(dims))
             )
             positional = frozenset()
             if other.index:
@@ -291,8 +277,6 @@ def _select_n(trace: Trace, eqn: Any, which: Value, *cases: Value) -> list[Value
         c.index or c.wrapped or c.number == 0 for c in cases
     )
     silencers = _terms(cases, out)
-    if which.origin != "constant":  # what is selected may depend on the weights themselves
-        silencers = tuple(nonlinear(s) for s in silencers)
     number = None if which.number is None else cases[int(which.number)].number
     return [replace(out, silencers=silencers, index=index, number=number)]
 

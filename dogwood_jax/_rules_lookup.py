@@ -138,7 +138,8 @@ def _scattered(trace: Trace, updates: Value, axis: int, how: str) -> None:
     """Notes that the units along an axis go to positions that indices name."""
     if how.replace("_", "-") in ("scatter-add", "scatter-sub"):
         hazard = "its units are added up at indexed positions"
-        trace.demand(updates.dims[axis], (updates.silencers_of(axis),), hazard)
+        silencers = updates.silencers_of(axis)
+        trace.demand(updates.dims[axis], (silencers,), hazard, (updates, axis))
     else:
         updates.dims[axis].endanger("its units are written to indexed positions")
 

@@ -13,8 +13,6 @@ from dogwood_jax._rules import (
     narrowed,
     noise_of,
     noise_used,
-    nonlinear,
-    of_product,
     origin_of,
     pick,
     plain,
@@ -60,7 +58,8 @@ def _contraction(
         unify(x.dims[a], y.dims[b])
     for a, b in zip(contract_x, contract_y, strict=True):
         unify(x.dims[a], y.dims[b])
-        trace.demand(x.dims[a], _preferred(x, a, y, b), _BILINEAR if both_data else _HIDDEN)
+        hazard = _BILINEAR if both_data else _HIDDEN
+        trace.demand(x.dims[a], _preferred(x, a, y, b), hazard, (x, a), (y, b))
         if both_data:
             x.dims[a].root.bilinear |= not (x.leaves or y.leaves)
     for value, contract, free, batch in (
@@ -80,7 +79,7 @@ def _contraction(
             for axis in batch:
                 trace.set_aside(value, axis)
     batch_axes = [
-        (x.dims[a], of_product(x.silencers_of(a), y.silencers_of(b)))
+        (x.dims[a], either(x.silencers_of(a), y.silencers_of(b)))
         for a, b in zip(batch_x, batch_y, strict=True)
     ]
     free_axes = [
@@ -94,9 +93,7 @@ def _contraction(
 
 
 def _preferred(x: Value, a: int, y: Value, b: int) -> tuple[Silencers, Silencers]:
-    """The silencers of both operands, plain weights first; none if something is infinite then."""
-    if a in x.singular or b in y.singular:
-        return (), ()
+    """The silencers of both operands, plain weights first."""
     first, second = x.silencers_of(a), y.silencers_of(b)
     return (first, second) if x.origin == "parameter" != y.origin else (second, first)
 
@@ -164,7 +161,8 @@ def _conv(trace: Trace, eqn: Any, x: Value, kernel: Value) -> list[Value]:
     if not (groups > 1 and per_group.size == 1):
         operands = (second, first) if parameter else (first, second)
         both_data = x.origin == kernel.origin == "data"
-        trace.demand(per_group, operands, _BILINEAR if both_data else _HIDDEN)
+        hazard = _BILINEAR if both_data else _HIDDEN
+        trace.demand(per_group, operands, hazard, (x, x_feature), (kernel, in_k))
     for value, space in ((x, x_space), (kernel, k_space)):
         for axis in space:
             value.dims[axis].fix(_SPATIAL)
@@ -210,9 +208,9 @@ def _psum(trace: Trace, eqn: Any, *values: Value) -> list[Value]:
 def _summed(trace: Trace, x: Value, axes: set[int]) -> Value:
     for axis in axes:
         weighted = x.origin == "parameter" or axis in x.weighted
-        silencers = x.silencers_of(axis) if weighted and axis not in x.singular else ()
+        silencers = x.silencers_of(axis) if weighted else ()
         if x.origin != "constant":
-            trace.demand(x.dims[axis], (silencers,), _UNWEIGHTED)
+            trace.demand(x.dims[axis], (silencers,), _UNWEIGHTED, (x, axis))
     if x.origin == "parameter" and len(axes) == x.ndim:
         trace.penalized |= x.leaves
     if x.origin == "constant" and x.positional & axes:
@@ -243,7 +241,7 @@ def _reduce(trace: Trace, eqn: Any, x: Value, *_: Value) -> list[Value]:
             x.dims[axis].endanger(f"{_REDUCTIONS[eqn.primitive.name]} runs over it")
     kept = pick(x, [a for a in range(x.ndim) if a not in axes])
     number = x.number if eqn.primitive.name in ("reduce_max", "reduce_min") else None
-    silencers = tuple(nonlinear(s) for s in kept.silencers) if x.origin == "parameter" else ()
+    silencers = kept.silencers if x.origin == "parameter" else ()
     return [replace(kept, number=number, index=False, silencers=silencers)]
 
 

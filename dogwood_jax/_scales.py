@@ -12,9 +12,8 @@ from math import pi, prod, sqrt
 from typing import NamedTuple
 
 from dogwood_jax._dims import Dim, parts_of
-from dogwood_jax._values import Step, Value
+from dogwood_jax._values import SINGLE_PRECISION, Step, Value
 
-_ROUNDING = 3e-6  # relative, of single precision
 # Numbers that models use for other reasons: momenta, slopes, halves; then those of activation
 # functions such as gelu and selu, and of the derivative of the error function.
 USUAL_NUMBERS = (
@@ -32,15 +31,16 @@ MUST_STAY = "scales what is summed over it: the larger model must have the same"
 SILENT = "the weights that feed its units must be zero for new ones"
 
 
-def check_scales(scales: Iterable[tuple[Value, float]]) -> list[float]:
+def check_scales(scales: Iterable[Value]) -> list[float]:
     """Endangers dimensions of values that are scaled by constants computed from their size.
 
     Returns:
         The constants.
     """
     found = []
-    for value, number in scales:
-        blamed = to_blame(value, number)
+    for value in scales:
+        number = value.scale
+        blamed = to_blame(value, number, value.rounding)
         if blamed:
             found.append(abs(number))
         for dim in blamed:
@@ -82,15 +82,18 @@ def check_lone_scales(steps: Sequence[Step], explained: Sequence[float]) -> set[
             sets: Iterable[tuple[Dim, ...]] = ((d,) for d in summed)
             if value.origin == "parameter" and value.ndim > 1 and readers[id(value)] == 1:
                 sets = _subsets([d.root for d in value.dims if d.size > 1])
-            usual = _is_any(number, USUAL_NUMBERS)
-            blamed = (d for d in sets if usual and _is_any(number, _roots(prod(i.size for i in d))))
+            near = other.rounding
+            usual = _is_any(number, USUAL_NUMBERS, near)
+            blamed = (
+                d for d in sets if usual and _is_any(number, _roots(prod(i.size for i in d)), near)
+            )
             dims = next(blamed, ())
             for dim in dims:
                 if not dim.hazards:
                     dim.endanger(suspicion(number))
                     found[dim] = None
             factor = 1 / number if step.name == "div" else number
-            if not _is_any(factor, explained) and set(summed).isdisjoint(dims):
+            if not _is_any(factor, explained, near) and set(summed).isdisjoint(dims):
                 for dim in summed:
                     dim.note(f"the constant {factor:.6g} {MUST_STAY}")
     return {*found}
@@ -110,27 +113,37 @@ def _summed_over(
     return ()
 
 
-def to_blame(value: Value, number: float) -> Sequence[Dim]:
-    """Returns the dimensions from whose sizes a constant looks computed."""
+def to_blame(value: Value, number: float, rounding: float = SINGLE_PRECISION) -> Sequence[Dim]:
+    """Returns the dimensions from whose sizes a constant looks computed.
+
+    Args:
+        value: what was multiplied by the constant.
+        number: the constant.
+        rounding: how far it may be from what it was computed as, relatively.
+    """
+
+    def is_any(number: float, others: Iterable[float]) -> bool:
+        return _is_any(number, others, rounding)
+
     summed = [d for d in dict.fromkeys(d.root for d in value.summed) if d.size > 1]
     for group in (summed, *([d] for d in summed)):
         n = prod(d.size for d in group)
-        if n > 1 and _is_any(number, (n, 1 / n, n - 1, 1 / (n - 1))):
+        if n > 1 and is_any(number, (n, 1 / n, n - 1, 1 / (n - 1))):
             return group  # a mean
-    usual = _is_any(number, USUAL_NUMBERS)
+    usual = is_any(number, USUAL_NUMBERS)
     suspects = _suspects(value)
-    rooted = [s for s in suspects if (s.scores or not usual) and _is_any(number, s.roots)]
+    rooted = [s for s in suspects if (s.scores or not usual) and is_any(number, s.roots)]
     # Scores scaled by 1 / sqrt(64) need no other reason, though there be 8 heads, or 64.
     scored = [s for s in rooted if s.scores]
     contracted = {d for whole in value.contracted for d in parts_of(whole)}
     found = [s.dim for s in scored if s.dim in contracted] or [s.dim for s in scored or rooted]
     if usual:
         return found
-    found += [s.dim for s in suspects if (s.mixes or not scored) and _is_any(number, s.sizes)]
+    found += [s.dim for s in suspects if (s.mixes or not scored) and is_any(number, s.sizes)]
     if not found and value.origin == "parameter":
         for fan_in in _subsets([s.dim for s in suspects]):
             n = prod(d.size for d in fan_in)
-            if len(fan_in) > 1 and _is_any(number, (*_roots(n), sqrt(2 / n))):
+            if len(fan_in) > 1 and is_any(number, (*_roots(n), sqrt(2 / n))):
                 found += fan_in
     if found or _is_round(number) or _is_round(1 / number):
         return found
@@ -210,8 +223,8 @@ def _spelled(number: float) -> str:
     return f"{number:.6g} ({inverse}{found})" if inverse or "sqrt" in found else f"{number:.6g}"
 
 
-def _is_any(number: float, others: Iterable[float]) -> bool:
-    return any(abs(number - other) <= _ROUNDING * other for other in others)
+def _is_any(number: float, others: Iterable[float], rounding: float = SINGLE_PRECISION) -> bool:
+    return any(abs(number - other) <= rounding * other for other in others)
 
 
 def _is_round(number: float) -> bool:

@@ -57,7 +57,7 @@ class _Program:
     """What the readings of all widths share: who reads which value, and where widths appear."""
 
     def __init__(self, trace: Trace, values: Mapping[str, Value], leaves: Sequence[Leaf]) -> None:
-        self._steps = trace.steps
+        self._steps, self._degrees = trace.steps, trace.degrees
         self._values = list(values.values())
         self._places: dict[str, dict[int, Place]] = {}
         numbers = {path: index for index, path in enumerate(values)}
@@ -94,6 +94,7 @@ class _Program:
                 recipe = _solution(reading)
             except NoRecipe:
                 continue
+            self._degrees[name, recipe.strategy, recipe.multiple] = reading.degrees
             known |= {what: number for what, number, _ in recipe.constants}
             same = ((what, known[what], 0.0) for what in known if filling.multiple)
             yield replace(recipe, constants=recipe.constants or tuple(same))
@@ -105,7 +106,8 @@ class _Program:
         pending = list(self._steps_of.get(reading.width, ()))
         seen = set(pending)
         while pending:
-            step = self._steps[heapq.heappop(pending)]
+            reading.index = heapq.heappop(pending)
+            step = self._steps[reading.index]
             if step.results and all(value.origin == "constant" for value in step.results):
                 continue
             if step.name not in RULES:

@@ -420,10 +420,9 @@ def _mul(r: Reading, step: Step) -> Sequence[State]:
     (result,) = step.results
     sign = 1 if step.name == "mul" else -1
     if y.number is not None:
-        return [_scaled(r, x, y.number, sign)]
+        return [_scaled(r, x, y, sign)]
     if x.number is not None:
-        scaled = _scaled(r, y, x.number, 1) if sign == 1 else _divided(r, x, y)
-        return [scaled]
+        return [_scaled(r, y, x, 1) if sign == 1 else _divided(r, x, y)]
     for value in (x, y):
         if value.origin == "constant" and all(dim.size == 1 for dim in value.dims):
             raise NoRecipe  # a number computed in a way that is not understood
@@ -446,18 +445,18 @@ def _mul(r: Reading, step: Step) -> Sequence[State]:
 
 def _divided(r: Reading, x: Value, y: Value) -> State:
     """A number divided by a value."""
-    assert x.number is not None
-    power = r.power_of_number(y, x.number, 1)
+    power = r.power_of_number(y, x, 1)
     return replace(_raised(r, y, r.state(y), -1.0), power=plus(power, r.state(y).power, -1))
 
 
-def _scaled(r: Reading, x: Value, number: float, sign: int) -> State:
+def _scaled(r: Reading, x: Value, by: Value, sign: int) -> State:
     """A value times a number, or divided by it."""
-    if number == 0 or not isfinite(number):
+    number = by.number
+    if not number or not isfinite(number):
         raise NoRecipe
     state = r.state(x, raw=True)
-    power = plus(state.power, r.power_of_number(x, number, sign))
-    statistic = r.averaged(state.statistic, number**sign)
+    power = plus(state.power, r.power_of_number(x, by, sign))
+    statistic = r.averaged(state.statistic, number**sign, by.rounding)
     if state.is_raw and statistic is None:
         raise NoRecipe
     return State(power, state.along, statistic, state.constants)

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 from dogwood_jax._dims import Dim
 from dogwood_jax._layout import Role
 from dogwood_jax._scales import to_blame
-from dogwood_jax._values import Value
+from dogwood_jax._values import Degree, Value
 
 
 class NoRecipe(Exception):
@@ -216,6 +216,8 @@ class Reading:
         self._rests: dict[int, Literal["zero", "mean"]] = {}  # of leaves that were open
         self._degrees: dict[Dim, int | None] = {}
         self.states: dict[int, State] = {}  # by identity of the value
+        self.index = 0  # of the step that is read
+        self.degrees: dict[int, Degree] = {}
         for index, place in places.items():
             power = {} if filling.multiple else {index: 1.0}
             along = {axis: self._of_leaf(index, role) for axis, role in place.roles.items()}
@@ -413,9 +415,11 @@ class Reading:
             return Statistic("sum", state.array, kept)
         return None
 
-    def averaged(self, statistic: Statistic | None, number: float) -> Statistic | None:
+    def averaged(
+        self, statistic: Statistic | None, number: float, rounding: float
+    ) -> Statistic | None:
         """What a sum times a number is: a mean, if it is one over the size."""
-        if statistic is None or not _near(number, 1 / self.width.size):
+        if statistic is None or not _near(number, 1 / self.width.size, rounding):
             return None
         if statistic.kind in ("sum", "squares"):
             return replace(statistic, kind="mean" if statistic.kind == "sum" else "moment")
@@ -423,26 +427,30 @@ class Reading:
 
     # Numbers that were computed from the size
 
-    def power_of_number(self, x: Value, number: float, sign: int) -> Power:
+    def power_of_number(self, x: Value, by: Value, sign: int) -> Power:
         """The power of a number that a value is multiplied by, or divided by if the sign is -1."""
-        number = abs(number)
+        assert by.number is not None
+        number = abs(by.number)
         if number == 1:
             return {}
-        degree = self._degree_of_mean(x, number)
+        degree = self._degree_of_mean(x, number, by.rounding)
+        is_noted = degree is None
         if degree is None:
-            degree = self._degree_of_scale(x, number)
+            degree = self._degree_of_scale(x, number, by.rounding)
             if degree and not self.filling.is_tiled:
                 what = f"the {'factor on' if sign == 1 else 'divisor of'} {self.name}"
                 self.constants.append(Constant(what, number, plus({}, self.ratio, degree)))
+        if degree:
+            self.degrees[self.index] = Degree(number, sign * degree, is_noted)
         return plus({}, self.size, sign * degree)
 
-    def _degree_of_mean(self, x: Value, number: float) -> float | None:
+    def _degree_of_mean(self, x: Value, number: float, rounding: float) -> float | None:
         """The degree of a number that makes a sum a mean; None if it does not."""
         summed = [d for d in dict.fromkeys(d.root for d in x.summed) if d.size > 1]
         for group in (*([d] for d in summed), summed):
             n = prod(d.size for d in group)
             for inverse, size in ((1, n), (-1, 1 / n)):
-                if group and _near(number, size):
+                if group and _near(number, size, rounding):
                     return inverse * self._degree_of_group(group)
         if any(self.degree(d) != 0 for d in summed):
             raise NoRecipe  # such as n - 1
@@ -454,7 +462,7 @@ class Reading:
             raise NoRecipe
         return sum(degree or 0 for degree in degrees)
 
-    def _degree_of_scale(self, x: Value, number: float) -> float:
+    def _degree_of_scale(self, x: Value, number: float, rounding: float) -> float:
         """The degree of a number that may have been computed from sizes, or is none of them."""
         dims = list(dict.fromkeys(d.root for d in (*x.contracted, *x.dims) if d.size > 1))
         if all(self.degree(d) == 0 for d in dims):
@@ -466,7 +474,7 @@ class Reading:
         is_ambiguous = False
         for group in groups:
             n = prod(d.size for d in group)
-            fits = [power for power, size in _functions_of_size(n) if _near(number, size)]
+            fits = [power for power, size in _functions_of_size(n) if _near(number, size, rounding)]
             if x.origin != "parameter" and not any(d.bilinear for d in group):
                 fits = [power for power in fits if abs(power) != 0.25]  # of queries and keys only
             if fits and (degree := self._degree_of_group(group)):
@@ -475,7 +483,7 @@ class Reading:
                 is_ambiguous |= not all(d.interface for d in group)
         # What scales products of queries and keys follows from the size of heads, if from any.
         is_ambiguous &= bool(degrees) and not self.width.bilinear
-        is_blamed = any(self.degree(d) != 0 for d in to_blame(x, number))
+        is_blamed = any(self.degree(d) != 0 for d in to_blame(x, number, rounding))
         if is_ambiguous or is_blamed != bool(degrees) or len(degrees) > 1:
             raise NoRecipe
         return degrees.pop() if degrees else 0
@@ -484,8 +492,8 @@ class Reading:
 LARGEST_EPSILON = 1e-2  # what is larger is more than to keep a division finite
 
 
-def _near(a: float, b: float) -> bool:
-    return abs(a - b) <= 3e-6 * abs(b)
+def _near(a: float, b: float, rounding: float) -> bool:
+    return abs(a - b) <= rounding * abs(b)
 
 
 def _functions_of_size(n: int) -> tuple[tuple[float, float], ...]:

@@ -21,11 +21,13 @@ from dogwood_jax import (  # noqa: F401, for the rules in them
     _rules_lookup,
     _rules_sums,
 )
+from dogwood_jax._bounds import UNKNOWN
 from dogwood_jax._dims import Dim, unify
 from dogwood_jax._jaxpr import Program
 from dogwood_jax._naming import module_of, name_widths
 from dogwood_jax._problems import listed
 from dogwood_jax._read import run
+from dogwood_jax._reads import OF_WEIGHTS
 from dogwood_jax._tree import PyTree
 from dogwood_jax._values import Entry, Silencer, Silencers, Trace, Value
 from dogwood_jax._widths import Network, Widths, no_such
@@ -95,7 +97,7 @@ class Traced:
         values = []
         for path, struct in program.arguments:
             if path is not None:
-                value = _parameter(len(self.leaves), struct)
+                value = _parameter(self.trace, len(self.leaves), struct)
                 self.leaves[path] = value
             else:
                 value = _input(struct)
@@ -124,7 +126,7 @@ def _shape(value: Value) -> tuple[int, ...]:
     return tuple(dim.size for dim in value.dims)
 
 
-def _parameter(index: int, struct: jax.ShapeDtypeStruct) -> Value:
+def _parameter(trace: Trace, index: int, struct: jax.ShapeDtypeStruct) -> Value:
     dims = tuple(Dim(n) for n in struct.shape)
     silencers: tuple[Silencers, ...] = ()
     if jnp.issubdtype(struct.dtype, np.inexact):
@@ -135,7 +137,9 @@ def _parameter(index: int, struct: jax.ShapeDtypeStruct) -> Value:
     else:
         for dim in dims:
             dim.fix(f"one of its arrays is of dtype {struct.dtype}, which cannot be filled in")
-    return Value(dims, "parameter", silencers, leaves=frozenset({index}))
+    reach = tuple(trace.bit(index, axis, 0, dim.size) for axis, dim in enumerate(dims))
+    bounds = OF_WEIGHTS if silencers or not dims else (UNKNOWN,) * len(OF_WEIGHTS)
+    return Value(dims, "parameter", silencers, reach, bounds, leaves=frozenset({index}))
 
 
 def _input(struct: jax.ShapeDtypeStruct) -> Value:

@@ -9,17 +9,21 @@ add nothing, so one of the factors must be zero there; if some weights can see t
 
 import functools
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from dogwood_jax._bounds import UNKNOWN, Bounds
 from dogwood_jax._dims import Dim, SplitOff
 from dogwood_jax._widths import Kind
 
 Origin = Literal["constant", "parameter", "data"]
+
+# How far numbers may be from each other that were computed in single precision, relatively.
+SINGLE_PRECISION = 3e-6
 
 
 @dataclass(frozen=True)
@@ -72,19 +76,20 @@ class Silencer:
 
     Attributes:
         entries: all of these have to be zero.
-        linear: whether the value is linear in them, so that scaling works as well as zeroing.
     """
 
     entries: frozenset[Entry]
-    linear: bool = True
 
     def __and__(self, other: "Silencer") -> "Silencer":
-        return Silencer(self.entries | other.entries, self.linear and other.linear)
+        return Silencer(self.entries | other.entries)
 
 
 # Alternatives: any one of them will do. An empty silencer means "zero anyway".
 Silencers = tuple[Silencer, ...]
 _MOST_SILENCERS = 4
+
+# How new entries of weights are filled in where nothing else decides.
+FILLS: tuple[Kind, ...] = ("random", "ones", "zeros")
 
 # How sure a way of using a leaf is about what its new entries should be.
 _RANK: dict[str, int] = {"": 0, "add": 1, "multiply": 2, "index": 3, "positive": 4, "contract": 5}
@@ -107,11 +112,14 @@ class Value:
         origin: ``"constant"``, ``"parameter"`` (nothing but parameters and constants) or
             ``"data"`` (depends on the inputs).
         silencers: for each axis, what makes new entries along it zero.
+        reach: for each axis, a bit for every piece of an axis of weights whose units lie along
+            it, see ``Trace.bit``; nothing for no weights.
+        bounds: between which bounds its entries lie, of a parameter for each of ``FILLS``.
         number: the one number it consists of, if known.
         table: the numbers that it was made of, if it is a constant that was captured.
         scale: the constants that it has just been multiplied by.
+        rounding: how far these, or its number, may be from what they were computed as, relatively.
         positional: axes along which it counts positions.
-        singular: axes along which silencers make it infinite, for it divides by them.
         noise: ``"noise"`` if it is made of random numbers, ``"mask"`` of random booleans.
         index: whether its integers come straight from an input or count positions from zero.
         wrapped: whether they are such integers plus a number.
@@ -124,11 +132,13 @@ class Value:
     dims: tuple[Dim, ...]
     origin: Origin = "data"
     silencers: tuple[Silencers, ...] = ()
+    reach: tuple[int, ...] = ()
+    bounds: tuple[Bounds, ...] = (UNKNOWN,)
     number: float | None = None
     table: np.ndarray | None = None
     scale: float = 1.0
+    rounding: float = SINGLE_PRECISION
     positional: frozenset[int] = frozenset()
-    singular: frozenset[int] = frozenset()
     noise: Literal["noise", "mask"] | None = None
     index: bool = False
     wrapped: bool = False
@@ -143,6 +153,13 @@ class Value:
 
     def silencers_of(self, axis: int) -> Silencers:
         return self.silencers[axis] if self.silencers else ()
+
+    def reach_along(self, axis: int) -> int:
+        return self.reach[axis] if self.reach else 0
+
+    def bounds_for(self, fill: int) -> Bounds:
+        """The bounds of its entries where new weights are filled in so, see ``FILLS``."""
+        return self.bounds[fill] if self.origin == "parameter" else self.bounds[0]
 
     def entries(self, axis: int) -> frozenset[Entry]:
         """The entries of leaves that lie along an axis, as far as they are known."""
@@ -175,11 +192,34 @@ class Demand:
         dim: the dimension.
         operands: the silencers of each operand.
         hazard: what to say if none can be silenced.
+        beside: the other dimensions of the operands, and their silencers.
     """
 
     dim: Dim
     operands: tuple[Silencers, ...]
     hazard: str
+    beside: tuple[tuple[Dim, Silencers], ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """A place where a program reads values along a dimension.
+
+    Attributes:
+        how: ``"nonlinear"`` for anything but a sum or a factor of a product, ``"sum"`` or
+            ``"product"`` of several values; ``"pole"`` where a function or its slope is not finite
+            if weights are zero for new units, ``"stray"`` where it is not if they are random.
+        dim: the dimension.
+        reach: what reaches each of the values along it.
+        primitive: the function, for poles and strays.
+        fills: the fills of weights for which a stray is finite all the same.
+    """
+
+    how: Literal["nonlinear", "sum", "product", "pole", "stray"]
+    dim: Dim
+    reach: tuple[int, ...]
+    primitive: str = ""
+    fills: frozenset[Kind] = frozenset()
 
 
 @dataclass
@@ -188,7 +228,6 @@ class Use:
 
     leaf: int
     how: str = ""
-    divides: bool = False  # whether the network divides by it, or by its norm
     order: int = 1 << 30
     fan_in: set[int] = field(default_factory=set)
     fan_out: set[int] = field(default_factory=set)
@@ -210,12 +249,38 @@ class Step:
         operands: the values it takes.
         results: the values it makes.
         params: the parameters of its primitive.
+        may_reorder: whether it is part of an operation whose steps depend on sizes, as ``einsum``
+            contracts several arrays in the order that takes the least work.
     """
 
     name: str
     operands: Sequence[Value]
     results: Sequence[Value]
     params: Mapping[str, Any]
+    may_reorder: bool = False
+
+
+class Piece(NamedTuple):
+    """A piece of an axis of a leaf, from ``start`` to ``stop``."""
+
+    leaf: int
+    axis: int
+    start: int
+    stop: int
+
+
+class Degree(NamedTuple):
+    """What a recipe knows of a number that a value is multiplied or divided by.
+
+    Attributes:
+        number: the number.
+        degree: the factor that it makes is this power of the width's size.
+        is_noted: whether the recipe says what it must be in the larger model.
+    """
+
+    number: float
+    degree: float
+    is_noted: bool
 
 
 class Trace:
@@ -226,6 +291,9 @@ class Trace:
         self.inputs: list[Dim] = []  # of the network's inputs
         self.steps: list[Step] = []  # every equation, in the order of the program
         self.demands: list[Demand] = []
+        self.reads: list[Read] = []
+        self._pieces: list[Piece] = []  # what the bits of ``Value.reach`` stand for
+        self._bits: dict[tuple[int, int], dict[Piece, int]] = {}  # by leaf and axis
         self.uses: dict[int, Use] = {}
         # Entries whose units are produced there: the rest of the leaf feeds them.
         self.produced: set[Entry] = set()
@@ -234,9 +302,33 @@ class Trace:
         # Entries along which a leaf is looked up or stacked, which make no units of their own.
         self.aside: set[Entry] = set()
         self.penalized: set[int] = set()  # leaves of which the network sums up all entries
-        self.scales: list[tuple[Value, float]] = []
+        self.scales: list[Value] = []
         self.split_off: list[SplitOff] = []
+        # By width, strategy and whether it is for multiples only: the numbers that a recipe knows.
+        self.degrees: dict[tuple[str, str, bool], dict[int, Degree]] = {}
+        self.may_reorder = False
         self._clock = itertools.count()
+
+    def bit(self, leaf: int, axis: int, start: int, stop: int) -> int:
+        """Returns the bit that stands for a piece of a leaf's axis in ``Value.reach``."""
+        piece = Piece(leaf, axis, start, stop)
+        known = self._bits.setdefault((leaf, axis), {})
+        if piece not in known:
+            known[piece] = 1 << len(self._pieces)
+            self._pieces.append(piece)
+        return known[piece]
+
+    def pieces_of(self, reach: int) -> Iterator[tuple[int, Piece]]:
+        """Yields bits one by one, each with the piece that it stands for."""
+        while reach:
+            bit = reach & -reach
+            yield bit, self._pieces[bit.bit_length() - 1]
+            reach &= ~bit
+
+    def bits_at(self, leaf: int, axis: int, place: int) -> int:
+        """Returns the bits of all pieces of a leaf's axis that hold a place."""
+        known = self._bits.get((leaf, axis), {})
+        return sum(bit for piece, bit in known.items() if piece.start <= place < piece.stop)
 
     def record(
         self,
@@ -246,7 +338,7 @@ class Trace:
         params: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         """Notes what was read, for a second reading when all dimensions are known."""
-        self.steps.append(Step(name, operands, results, params))
+        self.steps.append(Step(name, operands, results, params, self.may_reorder))
 
     def use(self, value: Value, how: str) -> list[Use]:
         """Notes that data meets a parameter."""
@@ -279,11 +371,26 @@ class Trace:
         """Notes that a parameter is looked up or stacked along an axis."""
         self.aside |= value.entries(axis)
 
-    def demand(self, dim: Dim, operands: Sequence[Silencers], hazard: str) -> None:
-        """Notes that new units along a dimension must add nothing to a sum."""
-        self.demands.append(Demand(dim, tuple(operands), hazard))
+    def demand(
+        self, dim: Dim, operands: Sequence[Silencers], hazard: str, *summed: tuple[Value, int]
+    ) -> None:
+        """Notes that new units along a dimension must add nothing to a sum.
+
+        Args:
+            dim: the dimension.
+            operands: the silencers of each operand along it.
+            hazard: what to say if none can be silenced.
+            *summed: the operands, and the axis of each that is summed over.
+        """
+        beside = tuple(
+            (other, value.silencers_of(a))
+            for value, axis in summed
+            for a, other in enumerate(value.dims)
+            if a != axis and value.silencers_of(a)
+        )
+        self.demands.append(Demand(dim, tuple(operands), hazard, beside))
 
     def scaled(self, value: Value) -> None:
         """Notes that constants have scaled a value, where it is used for something else."""
         if np.isfinite(value.scale) and value.scale not in (0, 1):
-            self.scales.append((value, value.scale))
+            self.scales.append(value)

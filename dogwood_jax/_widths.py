@@ -88,6 +88,7 @@ class Width:
         zero_hazard: why the incoming weights of its units must not all be zero, or None.
         notes: what a caller should know before growing it.
         recipes: ways to grow it exactly in spite of its hazards.
+        free_hazard: why they must not be random, unlike copies of old ones, or None.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Width:
     zero_hazard: str | None = None
     notes: tuple[str, ...] = ()
     recipes: tuple[Recipe, ...] = ()
+    free_hazard: str | None = None
 
     @property
     def status(self) -> str:
@@ -112,6 +114,8 @@ class Width:
             by = dict.fromkeys(ways.get(recipe.strategy, "tile()") for recipe in self.recipes)
             how = f"growable by {' or '.join(by)}" if by else "changes outputs"
             kinds.append(f"{how}: {'; '.join(self.hazards)}")
+        if self.free_hazard:
+            kinds.append(f"growable by copies: {self.free_hazard}")
         return "; ".join(kinds) or "growable"
 
     def __str__(self) -> str:
@@ -154,6 +158,7 @@ class Facts:
     zero_hazard: str | None = None
     notes: tuple[str, ...] = ()
     recipes: tuple[Recipe, ...] = ()
+    free_hazard: str | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -92,10 +92,10 @@ def flax_attention(n: int = 4, epsilon: float = 0) -> Model:
 def library_attention(n: int = 4, epsilon: float = 0) -> Model:
     def apply(params: Any, x: Any) -> Any:
         q, k, v = (jnp.einsum("btm,mhd->bthd", x, params[name]) for name in "qkv")
-        y = jax.nn.dot_product_attention(q, k, jnp.concatenate([v] * q.shape[-1], -1))
-        return jnp.einsum("bthd,hdm->btm", y[..., :1], params["o"])
+        y = jax.nn.dot_product_attention(q, k, v)
+        return jnp.einsum("bthd,hdm->btm", y, params["o"])
 
-    shapes = {"q": f64(5, 3, n), "k": f64(5, 3, n), "v": f64(5, 3, 1), "o": f64(3, 1, 2)}
+    shapes = {"q": f64(5, 3, n), "k": f64(5, 3, n), "v": f64(5, 3, n), "o": f64(3, n, 2)}
     return weighted(shapes, apply, data(2, 7, 5))
 
 

@@ -1,0 +1,465 @@
+"""Between which bounds a value lies, and where functions are finite: ``Bounds``, ``bounds_of``.
+
+New units take any value that random weights can make. A function such as ``sqrt`` is finite on part
+of the line only, and what it makes elsewhere, NaN or infinity, stays NaN when zero weights multiply
+it. So every value has bounds. ``sqrt(h * h + 1)`` is finite for all ``h`` because its argument is
+never below 1.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import inf, isfinite, isnan, prod
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What is known of the entries of an array, old and new.
+
+    Attributes:
+        low: no entry is less.
+        high: no entry is more.
+        atoms: whether random weights may make a single value, such as the zeros of a relu, with a
+            probability. If not, an entry at the very edge of a domain does not happen.
+        nonzero: whether no entry is zero.
+        moment: the array whose sum, or sum of squares, it is a multiple of; see ``Moment``.
+    """
+
+    low: float = -inf
+    high: float = inf
+    atoms: bool = True
+    nonzero: bool = False
+    moment: "Moment | None" = None
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.nonzero or self.low > 0 or self.high < 0
+
+    @property
+    def number(self) -> float | None:
+        return self.low if self.low == self.high else None
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A multiple of a power of an array, or of its sum over some axes.
+
+    Attributes:
+        of: the array.
+        power: 1 or 2.
+        squared: whether the sum was squared.
+        axes: the axes that it was summed over.
+        size: how many entries were summed.
+        factor: what the sum was multiplied by.
+    """
+
+    of: object
+    power: int
+    squared: bool = False
+    axes: tuple[int, ...] = ()
+    size: int = 1
+    factor: float = 1.0
+
+
+UNKNOWN = Bounds()
+ANY_NUMBER = Bounds(atoms=False)  # such as a random weight
+
+
+def constant(low: float, high: float, nonzero: bool) -> Bounds:
+    """Returns the bounds of constants; a product with one sticks at a value only if it is zero."""
+    return UNKNOWN if isnan(low) or isnan(high) else Bounds(low, high, not nonzero, nonzero)
+
+
+def at(number: float) -> Bounds:
+    """Returns the bounds of one number."""
+    return constant(number, number, number != 0)
+
+
+def union(bounds: Sequence[Bounds]) -> Bounds:
+    """Returns bounds of entries that may be any of several."""
+    return Bounds(
+        min(b.low for b in bounds),
+        max(b.high for b in bounds),
+        any(b.atoms for b in bounds),
+        all(b.excludes_zero for b in bounds),
+    )
+
+
+# Where functions are finite -----------------------------------------------------------------------
+
+Domain = Callable[[Bounds], bool]
+
+
+def _above(edge: float, *, open: bool = False) -> Domain:
+    """All numbers from an edge on, or beyond it."""
+
+    def holds(b: Bounds) -> bool:
+        is_off = not open or not b.atoms or (edge == 0 and b.nonzero)
+        return b.low > edge or (b.low == edge and is_off)
+
+    return holds
+
+
+def _within(*, open: bool = False) -> Domain:
+    """All numbers from -1 to 1, or between them."""
+
+    def holds(b: Bounds) -> bool:
+        inside = -1 < b.low and b.high < 1
+        return inside or (-1 <= b.low and b.high <= 1 and not (open and b.atoms))
+
+    return holds
+
+
+def _off_zero(b: Bounds) -> bool:
+    return b.excludes_zero or not b.atoms
+
+
+# Where a function of one operand is finite.
+_DOMAINS: dict[str, Domain] = {
+    **dict.fromkeys(("rsqrt", "log", "log2"), _above(0, open=True)),
+    **dict.fromkeys(("lgamma", "digamma"), lambda b: b.low > 0 or not b.atoms),
+    "sqrt": _above(0),
+    "log1p": _above(-1, open=True),
+    "acosh": _above(1),
+    "asin": _within(),
+    "acos": _within(),
+    "atanh": _within(open=True),
+    "erf_inv": _within(open=True),
+}
+# Where its slope is not: a root is infinitely steep at zero.
+_STEEP: dict[str, Domain] = {
+    "sqrt": _above(0, open=True),
+    "cbrt": _off_zero,
+    "acosh": _above(1, open=True),
+    "asin": _within(open=True),
+    "acos": _within(open=True),
+}
+_POSITIVE = _above(0, open=True)
+# The same for each operand of a function of several.
+_DOMAINS_OF_SEVERAL: dict[str, tuple[Domain, ...]] = {
+    **dict.fromkeys(
+        ("igamma", "igammac", "igamma_grad_a", "random_gamma_grad"), (_POSITIVE, _above(0))
+    ),
+    "polygamma": (_above(0), _POSITIVE),
+    "zeta": (_above(1, open=True), _POSITIVE),
+    "regularized_incomplete_beta": (_POSITIVE, _POSITIVE, lambda b: b.low >= 0 and b.high <= 1),
+}
+# Functions of complex numbers that are not finite at zero; others are finite almost everywhere.
+_COMPLEX = frozenset(("rsqrt", "log", "log2", "div", "integer_pow", "pow"))
+
+
+def domains(name: str, params: Mapping[str, Any], bounds: Sequence[Bounds]) -> list[Domain | None]:
+    """Returns, for each operand, where a function is finite; None if it is everywhere.
+
+    Args:
+        name: the function's primitive.
+        params: its parameters.
+        bounds: the bounds of its operands.
+    """
+    count = len(bounds)
+    if name in _DOMAINS_OF_SEVERAL:
+        return [*_DOMAINS_OF_SEVERAL[name]]
+    if name in _DOMAINS:
+        return [_DOMAINS[name]] + [None] * (count - 1)
+    if name in ("div", "rem"):
+        return [None, _off_zero]
+    if name == "integer_pow":
+        return [_off_zero if params["y"] < 0 else None]
+    if name == "pow":
+        exponent = bounds[1].number
+        if exponent is not None and exponent == int(exponent if isfinite(exponent) else 0):
+            return [_off_zero if exponent < 0 else None, None]
+        return [_above(0) if bounds[1].low > 0 else _POSITIVE, None]
+    if name == "triangular_solve":
+        return [_off_zero, None]
+    if name == "tridiagonal_solve":
+        return [None, _off_zero, None, None]
+    if name == "cholesky":
+        return [lambda b: False]
+    return [None] * count
+
+
+def domains_of_complex(name: str, count: int) -> list[Domain | None]:
+    """Returns the same for functions of complex numbers, of which only zeros are known."""
+    if name not in _COMPLEX:
+        return [None] * count
+    return [None, _off_zero] if name == "div" else [_off_zero] + [None] * (count - 1)
+
+
+def slopes(name: str, params: Mapping[str, Any], bounds: Sequence[Bounds]) -> list[Domain | None]:
+    """Returns, for each operand, where a function and its slope are finite."""
+    found = domains(name, params, bounds)
+    if name in _STEEP:
+        return [_STEEP[name]]
+    if name == "pow" and found[0] is not None and bounds[1].low < 1:
+        return [_POSITIVE, None]
+    return found
+
+
+# Bounds of what functions make --------------------------------------------------------------------
+
+
+def _monotone(function: Callable[[float], float]) -> Callable[[Bounds], Bounds]:
+    def bounds(b: Bounds) -> Bounds:
+        with np.errstate(all="ignore"):
+            low, high = float(function(b.low)), float(function(b.high))
+        if isnan(low) or isnan(high):
+            return replace(UNKNOWN, atoms=b.atoms)
+        return Bounds(low, high, b.atoms)
+
+    return bounds
+
+
+def _constantly(low: float, high: float, nonzero: bool = False) -> Callable[[Bounds], Bounds]:
+    return lambda b: Bounds(low, high, b.atoms, nonzero)
+
+
+def _negative(b: Bounds) -> Bounds:
+    return Bounds(-b.high, -b.low, b.atoms, b.nonzero)
+
+
+def _absolute(b: Bounds) -> Bounds:
+    low = 0.0 if b.low <= 0 <= b.high else min(abs(b.low), abs(b.high))
+    return Bounds(low, max(abs(b.low), abs(b.high)), b.atoms, b.excludes_zero)
+
+
+def _stepped(function: Callable[[float], float]) -> Callable[[Bounds], Bounds]:
+    return lambda b: Bounds(
+        float(function(b.low)) if isfinite(b.low) else b.low,
+        float(function(b.high)) if isfinite(b.high) else b.high,
+    )
+
+
+def _powered(b: Bounds, exponent: float) -> Bounds:
+    if exponent == 0:
+        return at(1.0)
+    whole = isfinite(exponent) and exponent == int(exponent)
+    if not whole and b.low < 0:
+        return replace(UNKNOWN, atoms=b.atoms)
+    if whole and exponent % 2 == 0:
+        b = _absolute(b)
+    if exponent < 0:
+        nonzero = isfinite(b.low) and isfinite(b.high)
+        if b.low >= 0:
+            return Bounds(_power(b.high, exponent), _power(b.low, exponent), b.atoms, nonzero)
+        return Bounds(-inf, inf, b.atoms, nonzero)
+    return Bounds(_power(b.low, exponent), _power(b.high, exponent), b.atoms, b.excludes_zero)
+
+
+def _power(x: float, exponent: float) -> float:
+    try:
+        return float(x**exponent)
+    except ZeroDivisionError:
+        return inf
+    except OverflowError:
+        return inf if x > 0 or exponent % 2 == 0 else -inf
+
+
+def _exp(b: Bounds) -> Bounds:
+    with np.errstate(all="ignore"):
+        return Bounds(float(np.exp(b.low)), float(np.exp(b.high)), b.atoms, nonzero=True)
+
+
+def _exp2(b: Bounds) -> Bounds:
+    with np.errstate(all="ignore"):
+        return Bounds(float(np.exp2(b.low)), float(np.exp2(b.high)), b.atoms, nonzero=True)
+
+
+def _same(b: Bounds) -> Bounds:
+    return replace(b, moment=None) if b.moment else b
+
+
+_UNARY: dict[str, Callable[[Bounds], Bounds]] = {
+    "neg": _negative,
+    "abs": _absolute,
+    "square": lambda b: _powered(b, 2),
+    "sqrt": lambda b: _powered(b, 0.5),
+    "rsqrt": lambda b: _powered(b, -0.5),
+    "exp": _exp,
+    "exp2": _exp2,
+    "expm1": _monotone(np.expm1),
+    "log": _monotone(np.log),
+    "log2": _monotone(np.log2),
+    "log1p": _monotone(np.log1p),
+    "tanh": _monotone(np.tanh),
+    "sinh": _monotone(np.sinh),
+    "asinh": _monotone(np.arcsinh),
+    "atan": _monotone(np.arctan),
+    "cbrt": _monotone(np.cbrt),
+    "erf": _constantly(-1, 1),
+    "erfc": _constantly(0, 2, nonzero=True),
+    "sin": _constantly(-1, 1),
+    "cos": _constantly(-1, 1),
+    "cosh": _constantly(1, inf),
+    "logistic": _constantly(0, 1, nonzero=True),
+    "acos": _constantly(0, np.pi),
+    "asin": _constantly(-np.pi / 2, np.pi / 2),
+    "acosh": _constantly(0, inf),
+    "sign": _stepped(np.sign),
+    "floor": _stepped(np.floor),
+    "ceil": _stepped(np.ceil),
+    "round": _stepped(np.round),
+    "is_finite": lambda b: Bounds(0, 1),
+    "one_minus_square": lambda b: _sum(at(1.0), _negative(_powered(b, 2))),
+    **dict.fromkeys(("tan", "atanh", "erf_inv", "lgamma", "digamma"), lambda b: ANY_NUMBER),
+    **dict.fromkeys(
+        "copy copy_p stop_gradient optimization_barrier reduce_precision real conj device_put "
+        "sharding_constraint mesh_cast reshard layout_constraint name pvary pcast nonbatchable "
+        "reshape transpose squeeze expand_dims broadcast_in_dim slice split rev tile unstack "
+        "dynamic_slice reduce_max reduce_min sort top_k approx_top_k cummax cummin "
+        "gather reduce_window_max reduce_window_min".split(),
+        _same,
+    ),
+}
+# Operations that do not part a sum's entries from those of another sum over the same axes.
+_KEEP_MOMENTS = frozenset("broadcast_in_dim reshape squeeze expand_dims copy stop_gradient".split())
+_COMPARISONS = frozenset("eq ne lt le gt ge eq_to lt_to le_to and or xor not".split())
+_ALTERNATIVES = frozenset(
+    "concatenate stack pad dynamic_update_slice scatter clamp select_if_vmap".split()
+)
+
+
+def _sum(a: Bounds, b: Bounds) -> Bounds:
+    low, high = a.low + b.low, a.high + b.high
+    nonzero = (a.nonzero or b.nonzero) and (min(a.low, b.low) >= 0 or max(a.high, b.high) <= 0)
+    low, high = -inf if isnan(low) else low, inf if isnan(high) else high
+    return Bounds(low, high, a.atoms or b.atoms, nonzero)
+
+
+def _difference(a: Bounds, b: Bounds) -> Bounds:
+    found = _sum(a, _negative(b))
+    if _is_variance(a.moment, b.moment):
+        return Bounds(0, inf, a.atoms)
+    # What is subtracted may be the value itself, or the largest of its entries.
+    is_constant = a.number is not None or b.number is not None
+    return found if is_constant else replace(found, atoms=True)
+
+
+def _is_variance(a: Moment | None, b: Moment | None) -> bool:
+    """Whether a mean of squares less the square of a mean is no less than zero."""
+    if a is None or b is None or a.of is not b.of or a.axes != b.axes:
+        return False
+    kinds = (a.power, a.squared, b.power, b.squared)
+    return kinds == (2, False, 1, True) and 0 < b.factor * b.size <= a.factor * (1 + 1e-6)
+
+
+def _product(a: Bounds, b: Bounds) -> Bounds:
+    ends = [x * y if x and y else 0.0 for x in (a.low, a.high) for y in (b.low, b.high)]
+    nonzero = a.excludes_zero and b.excludes_zero
+    return Bounds(min(ends), max(ends), a.atoms or b.atoms, nonzero)
+
+
+def bounds_of(
+    name: str, params: Mapping[str, Any], operands: Sequence[Any], bounds: Sequence[Bounds]
+) -> Bounds:
+    """Returns the bounds of what a primitive makes; unknown ones unless more is known.
+
+    Args:
+        name: the primitive.
+        params: its parameters.
+        operands: the values that it takes.
+        bounds: their bounds.
+    """
+    if not bounds:
+        return UNKNOWN
+    first = bounds[0]
+    if name == "convert_element_type":
+        if jnp.issubdtype(params["new_dtype"], jnp.inexact):
+            return first
+        return Bounds(first.low, first.high)
+    if name in _KEEP_MOMENTS:
+        return first
+    if name in _UNARY:
+        found = _UNARY[name](first)
+        return _with_moment(name, found, operands[0], first)
+    if name == "integer_pow":
+        found = _powered(first, params["y"])
+        return _with_moment("square" if params["y"] == 2 else name, found, operands[0], first)
+    if name == "pow":
+        exponent = bounds[1].number
+        return (
+            replace(UNKNOWN, atoms=first.atoms) if exponent is None else _powered(first, exponent)
+        )
+    if name in _COMPARISONS:
+        return Bounds(0, 1)
+    if name in ("add", "add_any"):
+        return _sum(*bounds)
+    if name == "sub":
+        return _difference(*bounds)
+    if name == "mul":
+        return _times(operands, bounds)
+    if name == "div":
+        inverse = _powered(bounds[1], -1) if bounds[1].low >= 0 else replace(UNKNOWN, atoms=False)
+        found = _product(first, inverse)
+        if (number := bounds[1].number) and first.moment:
+            return _scaled(found, first.moment, 1 / number)
+        return found
+    if name == "max":
+        a, b = bounds
+        return Bounds(max(a.low, b.low), max(a.high, b.high))
+    if name == "min":
+        a, b = bounds
+        return Bounds(min(a.low, b.low), min(a.high, b.high))
+    if name == "select_n":
+        if (which := operands[0].number) is not None:
+            return bounds[1 + int(which)]
+        return replace(union(bounds[1:]), atoms=True)
+    if name == "clamp":
+        low, x, high = bounds
+        return Bounds(max(low.low, min(x.low, high.high)), min(high.high, max(x.high, low.low)))
+    if name in _ALTERNATIVES:
+        return union(bounds[:2] if name == "dynamic_update_slice" else bounds)
+    if name in ("reduce_sum", "psum", "psum_invariant"):
+        return _total(operands[0], first, {int(a) for a in params["axes"] if isinstance(a, int)})
+    if name in ("reduce_prod", "cumprod"):
+        return Bounds(0, inf, first.atoms, first.excludes_zero) if first.low >= 0 else UNKNOWN
+    if name in ("cumsum", "reduce_window_sum"):
+        return Bounds(0 if first.low >= 0 else -inf, 0 if first.high <= 0 else inf, first.atoms)
+    if name == "atan2":
+        return Bounds(-np.pi, np.pi, first.atoms)
+    if name in ("dot_general", "conv_general_dilated"):
+        signs, second = _product(*bounds), bounds[1]
+        by_weights = any(value.origin == "parameter" for value in operands)
+        atoms = (first.atoms and second.atoms) if by_weights else signs.atoms
+        return Bounds(0 if signs.low >= 0 else -inf, 0 if signs.high <= 0 else inf, atoms)
+    return UNKNOWN
+
+
+def _times(operands: Sequence[Any], bounds: Sequence[Bounds]) -> Bounds:
+    a, b = bounds
+    if operands[0] is operands[1]:
+        return _with_moment("square", _powered(a, 2), operands[0], a)
+    found = _product(a, b)
+    for one, other in ((a, b), (b, a)):
+        if (number := one.number) and other.moment:
+            return _scaled(found, other.moment, number)
+    return found
+
+
+def _scaled(found: Bounds, moment: Moment, factor: float) -> Bounds:
+    return replace(found, moment=replace(moment, factor=moment.factor * factor))
+
+
+def _with_moment(name: str, found: Bounds, operand: Any, before: Bounds) -> Bounds:
+    """Notes which array's square something is, or keeps the note where entries only move."""
+    if name == "square":
+        mean = before.moment
+        if mean and (mean.power, mean.squared) == (1, False) and mean.axes:
+            # (c sum x)^2 is compared with c' sum x^2: c^2 n <= c' holds for c = c' = 1 / n.
+            return replace(found, moment=replace(mean, squared=True, factor=mean.factor**2))
+        return replace(found, moment=Moment(operand, 2))
+    return found
+
+
+def _total(x: Any, b: Bounds, axes: set[int]) -> Bounds:
+    n = prod(x.dims[a].size for a in axes)
+    low, high = (n * b.low if b.low else 0.0), (n * b.high if b.high else 0.0)
+    one_sign = b.low >= 0 or b.high <= 0
+    found = Bounds(low, high, b.atoms, nonzero=b.excludes_zero and one_sign) if n else at(0.0)
+    order = tuple(sorted(axes))
+    if b.moment and b.moment.power == 2 and not b.moment.axes and not b.moment.squared:
+        return replace(found, moment=replace(b.moment, axes=order, size=n))
+    return replace(found, moment=Moment(x, 1, axes=order, size=n))
