@@ -74,10 +74,11 @@ class GrownSizes:
         return self._sizes[dim]
 
 
-def is_constant(number: float, larger: float, changes: Iterable[Change]) -> bool:
+def is_constant(number: float, larger: float, rounding: float, changes: Iterable[Change]) -> bool:
     """Whether a constant becomes this one in the larger network by the recipe of a change."""
     return any(
-        _is_close(number, known) and _is_close(larger, known * change.ratio**power)
+        _is_close(number, known, rounding)
+        and _is_close(larger, known * change.ratio**power, rounding)
         for change in changes
         for _, known, power in (change.recipe.constants if change.recipe else ())
     )
@@ -120,7 +121,7 @@ class Comparison:
         holds_on: whether the first of these has its old size where it should have grown: the
             network's function knows that size, and the larger model has a function of its own.
         values: where it does something else.
-        numbers: where it computes with other numbers, the network's and its own.
+        numbers: where it computes with other numbers: the network's, its own and their rounding.
         is_in_step: whether both programs have the same operations in the same order.
         refuted: names of widths and hazards of constants that turn out not to follow from them.
     """
@@ -132,7 +133,7 @@ class Comparison:
         self.sizes: dict[str, str] = {}
         self.holds_on = False
         self.values: dict[str, None] = {}
-        self.numbers: dict[str, tuple[float, float]] = {}
+        self.numbers: dict[str, tuple[float, float, float]] = {}
         one, other = (
             [step for step in _used(program.steps) if not _is_quiet(step)]
             for program in (trace, larger)
@@ -172,7 +173,8 @@ class Comparison:
                 yield what
         for name, a, b in self._scaled:
             wanted = [a.scale * ratio for ratio in self._ratios(a, recipes, exactly)]
-            if not any(_is_close(b.scale, scale) for scale in wanted):
+            rounding = max(a.rounding, b.rounding)
+            if not any(_is_close(b.scale, scale, rounding) for scale in wanted):
                 yield f"{name} takes what was scaled by {b.scale:.6g} instead of {wanted[0]:.6g}"
 
     def _ratios(self, value: Value, changes: Sequence[Change], exactly: bool) -> Sequence[float]:
@@ -216,7 +218,7 @@ class Comparison:
                 if a.number is b.number is None:
                     what = f"{old.name} has {_said(b)}"
                 if a.number and b.number:
-                    self.numbers[what] = (a.number, b.number)
+                    self.numbers[what] = (a.number, b.number, max(a.rounding, b.rounding))
                 else:
                     self.values[what] = None
         if not _scales(old):
@@ -326,11 +328,12 @@ class Comparison:
 
     def _compare_unordered(self, old: Sequence[Step], new: Sequence[Step]) -> None:
         """Compares programs of which one may have the other's steps in another order."""
-        for a, b in zip(old, new, strict=False):
-            if _kind(a) != _kind(b):
+        for one, other in zip(old, new, strict=False):
+            if _kind(one) != _kind(other):
                 break
-            for x, y in zip((*a.operands, *a.results), (*b.operands, *b.results), strict=True):
-                self._compare_sizes(a.name, x, y)
+            values = (*one.operands, *one.results), (*other.operands, *other.results)
+            for x, y in zip(*values, strict=True):
+                self._compare_sizes(one.name, x, y)
         counts = Counter(map(_kind, old)), Counter(map(_kind, new))
         for kind in sorted(counts[0].keys() | counts[1].keys()):
             a, b = (count[kind] for count in counts)
@@ -380,8 +383,8 @@ def _kind(step: Step) -> tuple[str, int, int]:
     return step.name, len(step.operands), len(step.results)
 
 
-def _is_close(a: float, b: float) -> bool:
-    return isclose(a, b, rel_tol=1e-5) or (a != a and b != b)
+def _is_close(a: float, b: float, rounding: float = 0.0) -> bool:
+    return isclose(a, b, rel_tol=max(1e-5, 2 * rounding)) or (a != a and b != b)
 
 
 def _scales(step: Step) -> bool:

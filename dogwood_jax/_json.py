@@ -68,8 +68,10 @@ def _encoded(value: Any) -> Any:
         members = {
             field.name: _encoded(getattr(value, field.name))
             for field in dataclasses.fields(value)
-            if field.name != "network"
+            if field.name not in ("network", "conflicts")
         }
+        if isinstance(value, Widths):
+            members["conflicts"] = _encoded(value.recorded_conflicts)
         return {_TYPE: type(value).__name__, **members}
     if isinstance(value, strategies.Choice):
         raise ValueError(

@@ -167,9 +167,27 @@ def read_larger(widths: Widths, target: PyTree, target_apply: Callable[..., Any]
     return Larger(kept, found, numbers, larger, _same_widths(widths, larger, paired, stacked))
 
 
+@dataclass(frozen=True)
+class Rejected:
+    """What the network's own function raised when it was given larger arrays."""
+
+    error: Exception
+
+    @property
+    def note(self) -> str | None:
+        """What to say of it; nothing of modules that check the sizes in their configuration."""
+        if type(self.error).__module__.startswith("flax."):
+            return None
+        reason = next(iter(str(self.error).splitlines()), "")
+        return (
+            "the network's own function does not take arrays of these sizes, so the larger model "
+            f"needs one of its own: {type(self.error).__name__}: {reason}"
+        )
+
+
 def compare_programs(
     widths: Widths, sizes: Mapping[str, int], larger: Larger, target: PyTree
-) -> Comparison | None:
+) -> Comparison | Rejected | None:
     """Compares the network's program with that of the larger network.
 
     Args:
@@ -180,8 +198,8 @@ def compare_programs(
 
     Returns:
         The comparison with the larger model's own program. Without that, with the network's own
-        function of larger arrays if it takes them; None if it does not, as the functions of most
-        libraries, or if there is nothing to compare.
+        function of larger arrays if it takes them, or what it raised if it does not, as functions
+        that know their sizes. None if there is nothing to compare.
     """
     network = widths.network
     if network is None or larger.insertions:
@@ -195,8 +213,8 @@ def compare_programs(
                 warnings.simplefilter("ignore")
                 inputs = _grown_inputs(widths, sizes)
                 traced = Traced(Program(network.apply, variables, inputs))
-        except Exception:  # which any function may raise that knows its sizes
-            return None
+        except Exception as error:  # any function may raise that knows its sizes
+            return Rejected(error)
     grown = _grown_sizes(widths, sizes)
     return Comparison(network.traced.trace, traced.trace, grown)
 

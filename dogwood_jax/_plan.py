@@ -11,7 +11,7 @@ import numpy as np
 from dogwood_jax import strategies
 from dogwood_jax._follow import Comparison, is_constant, is_scale
 from dogwood_jax._growth import Change, Growth
-from dogwood_jax._larger import Larger, compare_programs, is_deeper, read_larger
+from dogwood_jax._larger import Larger, Rejected, compare_programs, is_deeper, read_larger
 from dogwood_jax._problems import listed
 from dogwood_jax._scales import MUST_STAY, SILENT, SUSPICION
 from dogwood_jax._target import sizes_of_target, splits
@@ -107,10 +107,10 @@ def plan(
         new = sizes_of_target(widths, larger.shapes, larger.sizes | new, problems)
     chosen = _strategies(widths, strategy, problems)
     comparable = not problems and keep is None and merge is None
-    if comparable and all(s.preserving or s.choice is not None for s in chosen.values()):
-        compared = compare_programs(widths, new, larger, target)
-    else:
-        compared = None
+    comparable &= all(s.preserving or s.choice is not None for s in chosen.values())
+    compared = compare_programs(widths, new, larger, target) if comparable else None
+    rejected = compared if isinstance(compared, Rejected) else None
+    compared = None if isinstance(compared, Rejected) else compared
     known = compared if target_apply is not None else None
     changes = {
         name: _extended(
@@ -155,8 +155,12 @@ def plan(
         "the larger model has other numbers than the network: "
         + " or ".join(f"{its:.6g} instead of {number:.6g}" for number, its in pairs)
         for pairs in larger.numbers
-        if not any(is_constant(*pair, made) or is_scale(*pair, made, degrees) for pair in pairs)
+        if not any(
+            is_constant(*pair, 0.0, made) or is_scale(*pair, made, degrees) for pair in pairs
+        )
     )
+    if comparable:
+        problems += (f"{name}: {why}" for name, why in widths.conflicts or () if name in changes)
     if problems:
         unread = target is not None and target_apply is None and widths.network is not None
         if unread and is_deeper(widths, larger.shapes):
@@ -168,10 +172,49 @@ def plan(
     if target_apply is None:
         sizes_now = {change.width: change.new for change in made}
         notes += splits(widths, sizes_now, every=target is not None)
+        if rejected and rejected.note and target is None:
+            notes.append(rejected.note)
     growth = Growth(widths, made, tuple(dict.fromkeys(notes)), structure, larger.insertions)
     if compared:
         _check(growth, compared, target, target_apply is not None)
     return growth
+
+
+class Contradicted(ValueError):
+    """The larger network's program computes something else than a growth supposes."""
+
+
+def conflicts_of(widths: Widths) -> tuple[tuple[str, str], ...]:
+    """Returns the widths that the network's own program speaks against growing, with the reasons.
+
+    Widths that are written to a file take these along in place of the function. Every width is
+    doubled, all of them at once, and by halves where that fails.
+    """
+    found: dict[str, str] = {}
+
+    def search(names: Sequence[str]) -> None:
+        try:
+            plan(widths, {name: 2 * widths[name].size for name in names}, interface=True)
+        except Contradicted as error:
+            if len(names) == 1:
+                found[names[0]] = f"when it was written, {str(error).splitlines()[1][2:]}"
+                return
+            for half in (names[: len(names) // 2], names[len(names) // 2 :]):
+                search(half)
+        except ValueError:
+            for name in names if len(names) > 1 else ():
+                search([name])
+
+    names = [name for name, width in widths.items() if not width.fixed]
+    names = [name for name in names if _grows(widths[name])]
+    if names and widths.network is not None:
+        search(names)
+    return tuple(found.items())
+
+
+def _grows(width: Width) -> bool:
+    """Whether a width can be doubled by default."""
+    return (not width.hazards or bool(width.recipes)) and width.free_hazard is None
 
 
 def _cleared(width: Width, compared: Comparison) -> Width:
@@ -195,7 +238,7 @@ def _check(growth: Growth, compared: Comparison, target: PyTree, has_apply: bool
         problems = [f"{problem}; {way_out}" for problem in problems]
     if problems:
         what = "the larger model" if has_apply else "in these sizes, the network itself"
-        raise ValueError(
+        raise Contradicted(
             listed(
                 "cannot plan this growth",
                 [f"{what} computes something else: {problem}" for problem in problems[:3]],

@@ -96,7 +96,9 @@ def _call(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
     programs = sub_programs(eqn)
     if len(programs) == 1:
         jaxpr, consts = programs[0]
-        if len(jaxpr.invars) == len(operands) and len(jaxpr.outvars) == len(eqn.outvars):
+        taken = [getattr(v.aval, "shape", ()) for v in jaxpr.invars]
+        given = [tuple(dim.size for dim in value.dims) for value in operands]
+        if taken == given and len(jaxpr.outvars) == len(eqn.outvars):
             shapes = [v.aval.shape for v in jaxpr.outvars]
             if shapes == [v.aval.shape for v in eqn.outvars]:
                 before = trace.may_reorder

@@ -49,7 +49,20 @@ _CALLED = {
 }
 
 
+_BEHIND = (
+    "its units are silenced by what feeds them, behind a function of activations: behind relu, "
+    "which has no slope at zero, new units never learn"
+)
 _NOT_ONCE = "its outgoing weights do not act on it exactly once, linearly"
+
+
+def _all(demand: Demand) -> Silencers:
+    return tuple(s for operand in demand.operands for s in operand)
+
+
+def _of_weights(demand: Demand) -> Silencers:
+    """The silencers of which the operands are no more than sums and products."""
+    return tuple(s for s in _all(demand) if not s.behind)
 
 
 class Roles:
@@ -168,6 +181,15 @@ class Roles:
     def _options(self, silencers: Silencers, atom: Dim) -> list[_Option]:
         return [o for s in silencers if (o := self._option(s, atom)) is not None]
 
+    def _options_of(self, demand: Demand, atom: Dim) -> list[_Option]:
+        """Returns the weights of which some must be silent; behind functions only if no others."""
+        options = self._options(_of_weights(demand), atom)
+        if not options and len(demand.operands) > 1:
+            options = self._options(_all(demand), atom)
+        if demand.only_readers:
+            options = [option for option in options if not option & self._produced]
+        return options
+
     def _bit(self, spot: Spot) -> int:
         if spot not in self._bits:
             self._bits[spot] = self._trace.bits_at(spot.leaf, spot.axis, spot.start)
@@ -190,14 +212,15 @@ class Roles:
         first: list[_Option] = []
         for demand in self._trace.demands:
             for atom in dict.fromkeys(atoms(demand.dim)):
-                silencers = [s for operand in demand.operands for s in operand]
-                options = self._options(tuple(silencers), atom)
+                options = self._options_of(demand, atom)
                 if not options:
                     atom.endanger(demand.hazard)
                     continue
                 # A function of zero weights may be infinite: others are zero if there are any.
                 pole = poles.get(atom, 0)
                 finite = [o for o in options if not any(self._bit(spot) & pole for spot in o)]
+                if options and not self._options(_of_weights(demand), atom):
+                    atom.note(_BEHIND)
                 sums.append((atom, finite or options))
                 first.append(self._preferred(finite or options, demand))
         for _, options in sums:
@@ -224,8 +247,7 @@ class Roles:
             if not demand.beside:
                 continue
             for atom in dict.fromkeys(atoms(demand.dim)):
-                silencers = tuple(s for operand in demand.operands for s in operand)
-                silent = self._chosen(silencers, atom)
+                silent = self._chosen(_all(demand), atom)
                 for other, along in self._beside(demand, atom) if silent else ():
                     beside = self._chosen(along, other)
                     if not beside or any(self._is_silent(o, atom, other) for o in silent):
@@ -296,9 +318,8 @@ class Roles:
             if spot not in self._outgoing and self._bit(spot) & read.reach[0]
             if spot.leaf in self._trace.uses
         }
-        return bool(kinds) and not (
-            kinds <= read.fills and len(kinds) == 1 or "random" in read.fills
-        )
+        # What is known of several arrays is known where all are random.
+        return not (kinds if len(kinds) < 2 else {"random"}) <= read.fills
 
     def _note_copies(self) -> None:
         """Notes where weights that copies share are read otherwise than once, by a sum."""

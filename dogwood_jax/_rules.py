@@ -93,7 +93,12 @@ def positions_cut(value: Value, axis: int, start: int) -> None:
 
 def noise_used(value: Value) -> None:
     for dim in value.dims:
-        if value.noise == "noise":
+        if value.origin == "constant":
+            dim.endanger(
+                "random numbers are drawn along it with a key inside the network, and a new shape "
+                "draws others: trace the network in evaluation, or pass the key as an input"
+            )
+        elif value.noise == "noise":
             dim.endanger("random numbers are drawn along it, and a new shape draws others")
         else:
             dim.note("a random mask is drawn along it: growing it draws another mask")
@@ -161,7 +166,7 @@ def _each_entry(silencers: Silencers, change: Callable[[Entry], Entry | None]) -
         found = frozenset(e for e in map(change, entries) if e is not None)
         return found or entries
 
-    return tuple(Silencer(changed(s.entries)) for s in silencers)
+    return tuple(Silencer(changed(s.entries), s.behind) for s in silencers)
 
 
 def with_axis(x: Value, axis: int, dim: Dim, silencers: Silencers = ()) -> Value:

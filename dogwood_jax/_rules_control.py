@@ -1,23 +1,52 @@
 """Rules for loops and branches."""
 
-from collections.abc import Sequence
+import functools
+import operator
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
+from dogwood_jax._bounds import union
 from dogwood_jax._dims import LAYERS, Dim, unify
 from dogwood_jax._jaxpr import scan_counts, sub_programs
 from dogwood_jax._read import run
-from dogwood_jax._rules import origin_of, pick, positions_used, rule, shapes_out, unknown
-from dogwood_jax._values import Read, Trace, Value
+from dogwood_jax._rules import (
+    of_sum,
+    origin_of,
+    pick,
+    positions_used,
+    rule,
+    shapes_out,
+    unknown,
+)
+from dogwood_jax._values import FILLS, Read, Trace, Value
 
 
-def _enter(trace: Trace, state: Sequence[Value], operands: Sequence[Value]) -> list[Value]:
-    """Returns what is known of a loop's state in every iteration: its dimensions."""
-    for value in state:
+def _enter(
+    trace: Trace, state: Sequence[Value], operands: Sequence[Value], kept: Collection[int] = ()
+) -> list[Value]:
+    """Returns what is known of a loop's state in every iteration: its dimensions.
+
+    Args:
+        trace: what is noted of the program.
+        state: the state before the first iteration.
+        operands: all that the loop takes.
+        kept: places of values that no iteration changes, such as weights.
+    """
+    changed = [value for place, value in enumerate(state) if place not in kept]
+    for value in changed:
         trace.join(value, "add")
-    entered = [_any_iteration(value, operands) for value in state]
-    trace.record("enter", state, entered)
-    return entered
+    entered = [_any_iteration(value, operands) for value in changed]
+    trace.record("enter", changed, entered)
+    rest = iter(entered)
+    return [value if place in kept else next(rest) for place, value in enumerate(state)]
+
+
+def _kept(jaxpr: Any, before: int, count: int) -> set[int]:
+    """Returns the places of a loop's state that an iteration hands on as they are."""
+    taken = jaxpr.invars[before : before + count]
+    pairs = zip(taken, jaxpr.outvars, strict=False)
+    return {place for place, (old, new) in enumerate(pairs) if old is new}
 
 
 def _any_iteration(value: Value, operands: Sequence[Value]) -> Value:
@@ -30,6 +59,9 @@ def _close(trace: Trace, before: Sequence[Value], after: Sequence[Value]) -> lis
     """Unifies a loop's state before and after an iteration; returns it after the loop."""
     found = []
     for old, new in zip(before, after, strict=True):
+        if old is new:
+            found.append(old)
+            continue
         for a, b in zip(old.dims, new.dims, strict=True):
             unify(a, b)
         if old.origin != "constant":
@@ -76,7 +108,8 @@ def _scan(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
                 length.named("layers")
         slices.append(pick(value, range(1, value.ndim)))
         trace.record("take", (value,), slices[-1:])
-    state = _enter(trace, carry, operands)
+    kept = _kept(jaxpr, n_consts, n_carry)
+    state = _enter(trace, carry, operands, kept)
     results = run(trace, jaxpr, closed_over, [*consts, *state, *slices])
     state = _close(trace, state, results[:n_carry])
     outputs = []
@@ -94,7 +127,8 @@ def _while(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
     p = eqn.params
     n_cond, n_body = p["cond_nconsts"], p["body_nconsts"]
     cond, body = p["cond_jaxpr"], p["body_jaxpr"]
-    state = _enter(trace, operands[n_cond + n_body :], operands)
+    carry = operands[n_cond + n_body :]
+    state = _enter(trace, carry, operands, _kept(body.jaxpr, n_body, len(carry)))
     goes_on = run(trace, cond.jaxpr, cond.consts, [*operands[:n_cond], *state])
     trace.record("output", goes_on, ())
     results = run(trace, body.jaxpr, body.consts, [*operands[n_cond : n_cond + n_body], *state])
@@ -105,10 +139,42 @@ def _while(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
 def _cond(trace: Trace, eqn: Any, which: Value, *arguments: Value) -> list[Value]:
     branches = [run(trace, b.jaxpr, b.consts, arguments) for b in eqn.params["branches"]]
     trace.record("output", (which,), ())
-    first = branches[0]
-    for branch in branches[1:]:
-        first = _close(trace, first, branch)
-    return _enter(trace, first, (which, *arguments))
+    return [_chosen(trace, which, cases) for cases in zip(*branches, strict=True)]
+
+
+def _chosen(trace: Trace, which: Value, cases: Sequence[Value]) -> Value:
+    """Returns what is known of the result of a branch, whichever it is."""
+    first, origin = cases[0], origin_of((*cases, which))
+    are_weights = all(case.origin == "parameter" for case in cases)
+    for case in cases:
+        for axis, (a, b) in enumerate(zip(first.dims, case.dims, strict=True)):
+            unify(a, b)
+            if axis in case.positional and origin != "constant":
+                positions_used(case)
+        if not are_weights:
+            trace.join(case, "add")
+    for axis, dim in enumerate(first.dims):
+        if len({case.reach_along(axis) for case in cases}) > 1:
+            terms = tuple(case.reach_along(axis) for case in cases)
+            trace.reads.append(Read("sum", dim, terms))
+    known = Value(
+        first.dims,
+        "parameter" if are_weights else origin,  # type: ignore[arg-type]
+        tuple(of_sum((c, c.silencers_of(a)) for c in cases) for a in range(first.ndim)),
+        tuple(
+            functools.reduce(operator.or_, (c.reach_along(a) for c in cases))
+            for a in range(first.ndim)
+        ),
+        leaves=frozenset().union(*(c.leaves for c in cases)) if are_weights else frozenset(),
+        positional=frozenset(range(first.ndim)) if origin == "constant" else frozenset(),
+    )
+    if are_weights:
+        fills = range(len(FILLS))
+        known = replace(known, bounds=tuple(union([c.bounds_for(f) for c in cases]) for f in fills))
+    trace.record("enter", (first,), (known,))
+    for case in cases[1:]:
+        trace.record("close", (known, case), ())
+    return known
 
 
 @rule("pure_callback")

@@ -21,7 +21,7 @@ from dogwood_jax._rules import (
     shapes_out,
     unknown,
 )
-from dogwood_jax._values import Silencer, Silencers, Trace, Value, either
+from dogwood_jax._values import Silencer, Silencers, Trace, Value, behind, either
 
 # f(0) = 0 and f linear; f(0) = 0; any other f.
 _LINEAR = "neg real imag conj reduce_precision copy convert_element_type"
@@ -62,7 +62,7 @@ def _zero_to_zero(trace: Trace, eqn: Any, x: Value) -> list[Value]:
     zero_stays = name != "integer_pow" or eqn.params["y"] > 0
     if not zero_stays:
         return [_reciprocal(trace, x)]
-    silencers = x.silencers if x.origin == "parameter" else ()
+    silencers = x.silencers if x.origin == "parameter" else tuple(map(behind, x.silencers))
     return [replace(x, silencers=silencers, number=_fold(name, x.number), index=False)]
 
 
@@ -225,7 +225,7 @@ def _sum(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
     indexed = any(a.index and b.number is not None for a, b in ((x, y), (y, x)))
     clipped = indexed and name in ("max", "min")
     if name in ("max", "min"):
-        silencers = silencers if out.origin == "parameter" else ()
+        silencers = silencers if out.origin == "parameter" else tuple(map(behind, silencers))
     # jnp adds the length of an axis to negative indices: indices all the same.
     wrapped = indexed and name == "add"
     number = _fold(name, x.number, y.number)

@@ -45,6 +45,12 @@ def _gather(trace: Trace, eqn: Any, x: Value, indices: Value) -> list[Value]:
         for axis in n.collapsed_slice_dims:
             x.dims[axis].fix(DROPPED)
         return [pick(x, [a for a in range(x.ndim) if a not in n.collapsed_slice_dims])]
+    if len(n.start_index_map) > 1 and indices.origin == "constant":
+        reason = "it is indexed together with another axis, as a diagonal is"
+        trace.use(x, "contract")
+        for dim in (*(x.dims[axis] for axis in n.start_index_map), *indices.dims):
+            dim.fix(reason)
+        return [mixed((x, indices), [Dim(size, reason) for size in shape])]
     x = blend(x, n.start_index_map)
     batching = list(getattr(n, "operand_batching_dims", ()))
     index_batching = list(getattr(n, "start_indices_batching_dims", ()))
@@ -146,6 +152,11 @@ def _scattered(trace: Trace, updates: Value, axis: int, how: str) -> None:
 
 @rule("dynamic_slice")
 def _dynamic_slice(trace: Trace, eqn: Any, x: Value, *starts: Value) -> list[Value]:
+    sizes = eqn.params["slice_sizes"]
+    if (places := _in_range(x, sizes, starts)) is not None:
+        for axis, (place, size) in enumerate(zip(places, sizes, strict=True)):
+            x = sliced(x, axis, place, size)
+        return [replace(x, number=None)]
     out = blend(x, [a for a in range(x.ndim) if eqn.params["slice_sizes"][a] != x.dims[a].size])
     for axis, (size, start) in enumerate(zip(eqn.params["slice_sizes"], starts, strict=True)):
         if size == 1 != x.dims[axis].size:
@@ -159,6 +170,16 @@ def _dynamic_slice(trace: Trace, eqn: Any, x: Value, *starts: Value) -> list[Val
         trace.join(x, "index")
     origin = origin_of((x, *starts))
     return [replace(out, origin=origin, number=None)]  # type: ignore[arg-type]
+
+
+def _in_range(x: Value, sizes: Sequence[int], starts: Sequence[Value]) -> list[int] | None:
+    """Returns where a slice begins along each axis, if that is known and it fits."""
+    places = [0 if n == d.size else s.number for n, d, s in zip(sizes, x.dims, starts, strict=True)]
+    known = [int(place) for place in places if place is not None]
+    if len(known) < len(places):
+        return None
+    fits = (0 <= p <= d.size - n for p, n, d in zip(known, sizes, x.dims, strict=True))
+    return known if all(fits) else None
 
 
 @rule("dynamic_update_slice")

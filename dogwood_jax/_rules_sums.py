@@ -58,7 +58,7 @@ def _contraction(
         unify(x.dims[a], y.dims[b])
     for a, b in zip(contract_x, contract_y, strict=True):
         unify(x.dims[a], y.dims[b])
-        hazard = _BILINEAR if both_data else _HIDDEN
+        hazard = _BILINEAR if both_data and not (x.leaves or y.leaves) else _HIDDEN
         trace.demand(x.dims[a], _preferred(x, a, y, b), hazard, (x, a), (y, b))
         if both_data:
             x.dims[a].root.bilinear |= not (x.leaves or y.leaves)
@@ -207,10 +207,12 @@ def _psum(trace: Trace, eqn: Any, *values: Value) -> list[Value]:
 
 def _summed(trace: Trace, x: Value, axes: set[int]) -> Value:
     for axis in axes:
-        weighted = x.origin == "parameter" or axis in x.weighted
-        silencers = x.silencers_of(axis) if weighted else ()
         if x.origin != "constant":
-            trace.demand(x.dims[axis], (silencers,), _UNWEIGHTED, (x, axis))
+            weighted = x.origin == "parameter" or axis in x.weighted
+            silencers = x.silencers_of(axis)
+            trace.demand(
+                x.dims[axis], (silencers,), _UNWEIGHTED, (x, axis), only_readers=not weighted
+            )
     if x.origin == "parameter" and len(axes) == x.ndim:
         trace.penalized |= x.leaves
     if x.origin == "constant" and x.positional & axes:
@@ -236,13 +238,22 @@ _REDUCTIONS = {
 @rule(*_REDUCTIONS)
 def _reduce(trace: Trace, eqn: Any, x: Value, *_: Value) -> list[Value]:
     axes = {int(a) for a in eqn.params["axes"]}
-    if x.origin != "constant":
-        for axis in axes:
-            x.dims[axis].endanger(f"{_REDUCTIONS[eqn.primitive.name]} runs over it")
+    for axis in axes if x.origin != "constant" else ():
+        hazard = f"{_REDUCTIONS[eqn.primitive.name]} runs over it"
+        # Zeros are no larger than what is never negative: a maximum does not see silent units.
+        silent = x.silencers_of(axis) if _is_least_at_zero(eqn.primitive.name, x) else ()
+        trace.demand(x.dims[axis], (silent,), hazard, (x, axis), only_readers=True)
     kept = pick(x, [a for a in range(x.ndim) if a not in axes])
     number = x.number if eqn.primitive.name in ("reduce_max", "reduce_min") else None
     silencers = kept.silencers if x.origin == "parameter" else ()
     return [replace(kept, number=number, index=False, silencers=silencers)]
+
+
+def _is_least_at_zero(name: str, x: Value) -> bool:
+    """Whether zeros do not change a maximum, or a minimum."""
+    if name in ("reduce_max", "reduce_or"):
+        return all(bounds.low >= 0 for bounds in x.bounds)
+    return name == "reduce_min" and all(bounds.high <= 0 for bounds in x.bounds)
 
 
 @rule("reduce")

@@ -76,12 +76,14 @@ class Silencer:
 
     Attributes:
         entries: all of these have to be zero.
+        behind: whether the value is a function, such as relu, of the activations that they silence.
     """
 
     entries: frozenset[Entry]
+    behind: bool = False
 
     def __and__(self, other: "Silencer") -> "Silencer":
-        return Silencer(self.entries | other.entries)
+        return Silencer(self.entries | other.entries, self.behind or other.behind)
 
 
 # Alternatives: any one of them will do. An empty silencer means "zero anyway".
@@ -166,6 +168,11 @@ class Value:
         return frozenset().union(*(s.entries for s in self.silencers_of(axis)))
 
 
+def behind(silencers: Silencers) -> Silencers:
+    """Silencers of a function of activations that is zero at zero."""
+    return tuple(Silencer(s.entries, behind=True) for s in silencers)
+
+
 def either(*options: Silencers) -> Silencers:
     """Silencers of a product: any factor's will do."""
     return _smallest(itertools.chain.from_iterable(options))
@@ -193,12 +200,15 @@ class Demand:
         operands: the silencers of each operand.
         hazard: what to say if none can be silenced.
         beside: the other dimensions of the operands, and their silencers.
+        only_readers: whether weights that make units of the dimension must not be silent, because
+            nothing would learn then what they make, as under a norm.
     """
 
     dim: Dim
     operands: tuple[Silencers, ...]
     hazard: str
     beside: tuple[tuple[Dim, Silencers], ...] = ()
+    only_readers: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -372,7 +382,12 @@ class Trace:
         self.aside |= value.entries(axis)
 
     def demand(
-        self, dim: Dim, operands: Sequence[Silencers], hazard: str, *summed: tuple[Value, int]
+        self,
+        dim: Dim,
+        operands: Sequence[Silencers],
+        hazard: str,
+        *summed: tuple[Value, int],
+        only_readers: bool = False,
     ) -> None:
         """Notes that new units along a dimension must add nothing to a sum.
 
@@ -381,6 +396,7 @@ class Trace:
             operands: the silencers of each operand along it.
             hazard: what to say if none can be silenced.
             *summed: the operands, and the axis of each that is summed over.
+            only_readers: see ``Demand``.
         """
         beside = tuple(
             (other, value.silencers_of(a))
@@ -388,7 +404,7 @@ class Trace:
             for a, other in enumerate(value.dims)
             if a != axis and value.silencers_of(a)
         )
-        self.demands.append(Demand(dim, tuple(operands), hazard, beside))
+        self.demands.append(Demand(dim, tuple(operands), hazard, beside, only_readers))
 
     def scaled(self, value: Value) -> None:
         """Notes that constants have scaled a value, where it is used for something else."""

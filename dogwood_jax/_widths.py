@@ -203,11 +203,22 @@ class Widths(Mapping[str, Width]):
         leaves: the arrays in which widths occur, with the layout of each axis.
         facts: name and properties of each width, in the order of the table.
         network: the function that was traced. It has no part in comparisons and is not pickled.
+        conflicts: in place of it, the widths that its program speaks against growing, and why.
     """
 
     leaves: tuple[Leaf, ...]
     facts: tuple[tuple[str, Facts], ...] = field(default=())
     network: Network | None = None
+    conflicts: tuple[tuple[str, str], ...] | None = None
+
+    @cached_property
+    def recorded_conflicts(self) -> tuple[tuple[str, str], ...]:
+        """What a file records in place of the network."""
+        if self.network is None:
+            return self.conflicts or ()
+        from dogwood_jax._plan import conflicts_of  # which imports this file
+
+        return conflicts_of(self)
 
     @cached_property
     def _widths(self) -> dict[str, Width]:
@@ -236,7 +247,12 @@ class Widths(Mapping[str, Width]):
 
     def __getstate__(self) -> dict[str, object]:
         # Without the cached hash: hashes of strings differ between processes.
-        return {"leaves": self.leaves, "facts": self.facts, "network": None}
+        return {
+            "leaves": self.leaves,
+            "facts": self.facts,
+            "network": None,
+            "conflicts": self.recorded_conflicts,
+        }
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)

@@ -145,11 +145,18 @@ def affine(layer: Mapping[str, Any], x: Any) -> Any:
 
 
 def linen(module: Any, *inputs: Any, rngs: Any = None, **options: Any) -> Model:
-    """A Flax Linen module; ``options`` are those of its ``apply``."""
+    """A Flax Linen module; ``options`` are those of its ``apply``, keys are its last input."""
     keys = {"params": jax.random.key(0), **(rngs or {})}
     init = {k: v for k, v in options.items() if k != "mutable"}
     shapes = jax.eval_shape(functools.partial(module.init, **init), keys, *inputs)
-    return Model(functools.partial(module.apply, rngs=rngs, **options), shapes, inputs)
+    if rngs is None:
+        return Model(functools.partial(module.apply, **options), shapes, inputs)
+
+    def apply(variables: Any, *arguments: Any) -> Any:
+        *others, rngs = arguments
+        return module.apply(variables, *others, rngs=rngs, **options)
+
+    return Model(apply, shapes, (*inputs, rngs))
 
 
 def values(shape: tuple[int, ...], seed: int, name: str = "") -> np.ndarray:
