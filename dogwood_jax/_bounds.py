@@ -383,6 +383,8 @@ def bounds_of(
         return (
             replace(UNKNOWN, atoms=first.atoms) if exponent is None else _powered(first, exponent)
         )
+    if name == "ne" and operands[0] is operands[1]:
+        return at(0.0)  # no number differs from itself, but NaN, which nothing makes here
     if name in _COMPARISONS:
         return Bounds(0, 1)
     if name in ("add", "add_any"):
@@ -404,7 +406,7 @@ def bounds_of(
         a, b = bounds
         return Bounds(min(a.low, b.low), min(a.high, b.high))
     if name == "select_n":
-        if (which := operands[0].number) is not None:
+        if (which := first.number) is not None:
             return bounds[1 + int(which)]
         return replace(union(bounds[1:]), atoms=True)
     if name == "clamp":

@@ -31,11 +31,9 @@ def name_widths(leaves: dict[str, Value], trace: Trace) -> Widths:
     _note_scores_of_one_unit(names)
     _note_units_that_never_learn(roles, trace)
     for spot in roles.tied():
-        if not spot.atom.copy_hazards:
-            continue  # weights that are multiplied by count as produced, but copies share them
         spot.atom.endanger_copies(
             f"{paths[spot.leaf]} is both incoming and outgoing (tied), "
-            "so copies cannot share its weights"
+            "and copies cannot share weights that also make their units"
         )
     found = []
     for index in sorted(range(len(leaves)), key=lambda i: trace.uses.get(i, Use(i)).order):

@@ -280,6 +280,9 @@ def _bounds(
     name, params = eqn.primitive.name, eqn.params
     one_by_one = name in ("optimization_barrier", "psum", "psum_invariant", "pvary", "pcast")
     for place, result in enumerate(results):
+        if result.number is not None:
+            yield (at(result.number),)
+            continue
         own = operands[place : place + 1] if one_by_one else operands
         if len(results) > 1 and not one_by_one and name not in ("split", "unstack"):
             yield (UNKNOWN,)

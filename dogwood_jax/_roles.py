@@ -183,9 +183,7 @@ class Roles:
 
     def _options_of(self, demand: Demand, atom: Dim) -> list[_Option]:
         """Returns the weights of which some must be silent; behind functions only if no others."""
-        options = self._options(_of_weights(demand), atom)
-        if not options and len(demand.operands) > 1:
-            options = self._options(_all(demand), atom)
+        options = self._options(_of_weights(demand), atom) or self._options(_all(demand), atom)
         if demand.only_readers:
             options = [option for option in options if not option & self._produced]
         return options

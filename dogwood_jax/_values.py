@@ -161,7 +161,8 @@ class Value:
 
     def bounds_for(self, fill: int) -> Bounds:
         """The bounds of its entries where new weights are filled in so, see ``FILLS``."""
-        return self.bounds[fill] if self.origin == "parameter" else self.bounds[0]
+        is_known = self.origin == "parameter" and len(self.bounds) > 1
+        return self.bounds[fill if is_known else 0]
 
     def entries(self, axis: int) -> frozenset[Entry]:
         """The entries of leaves that lie along an axis, as far as they are known."""
@@ -404,6 +405,8 @@ class Trace:
             for a, other in enumerate(value.dims)
             if a != axis and value.silencers_of(a)
         )
+        if len(operands) < 2 or any(value.origin != "data" for value, _ in summed):
+            operands = [tuple(s for s in along if not s.behind) for along in operands]
         self.demands.append(Demand(dim, tuple(operands), hazard, beside, only_readers))
 
     def scaled(self, value: Value) -> None:

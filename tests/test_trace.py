@@ -421,6 +421,25 @@ def test_new_rows_of_a_table_are_for_new_words(look_up: Callable[..., Any]) -> N
     np.testing.assert_array_equal(look_up(grown, words), look_up(embed, words))
 
 
+@pytest.mark.parametrize(
+    "look_up",
+    [
+        lambda e, t: jnp.where((t == e.shape[0] - 1)[..., None], 0, e[t]),
+        lambda e, t: e[jnp.concatenate([jnp.full_like(t[:1], e.shape[0] - 1), t])],
+        lambda e, t: e[(t + e.shape[0]) % 8],
+        lambda e, t: e[jnp.minimum(t + 1, e.shape[0] - 1)],
+        lambda e, t: e[-t],
+        lambda e, t: jax.nn.one_hot(e.shape[0] - 1 - t, e.shape[0]) @ e,
+    ],
+    ids=["mask", "start", "sum", "shifted", "negated", "one_hot"],
+)
+def test_tokens_that_the_vocabulary_decides_are_no_indices(look_up: Callable[..., Any]) -> None:
+    """Its last token is another one in a larger vocabulary."""
+    widths = dw.trace(look_up, f64(7, 4), tokens(7, 5))
+    with pytest.raises(ValueError, match="computes something else|indexed by positions computed"):
+        dw.plan(widths, {("", 0): 9}, interface=True)
+
+
 def test_new_inputs_and_outputs_are_appended() -> None:
     widths = dw.trace(apply, LAYERS, X)
     sizes = {("up/kernel", 0): 5, ("down", 1): 4}

@@ -1,14 +1,18 @@
 """Programs that could be grown wrongly without anybody noticing are grown exactly, or refused."""
 
 import dataclasses
+import pickle
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import traps_copies  # noqa: F401, for the traps in them
+import traps_partial  # noqa: F401
+import traps_sizes  # noqa: F401
 from jax import lax
-from networks import fill
+from networks import f64, fill
 from traps import MLP, POSITIONS, TRAPS, X, layer, trap
 
 import dogwood_jax as dw
@@ -418,7 +422,17 @@ def test_trap(name: str) -> None:
     for place, fate in fates.items():
         width = width_at(widths, place)
         new = {width.name: width.size + 2}
-        if fate not in ("copied", "grown") and width.recipes:
+        if fate == "only copied":
+            with pytest.raises(ValueError, match="cannot have random incoming weights"):
+                dw.plan(widths, new)
+            growths.append(dw.plan(widths, new, strategy=dw.strategies.replicate(split="uneven")))
+            continue
+        if fate == OTHER:
+            shapes_of = dw.plan(widths, new, strategy=dw.strategies.random()).shapes
+            target = {k: jax.ShapeDtypeStruct(s, jnp.float64) for k, s in shapes_of.items()}
+            with pytest.raises(ValueError, match=f"{OTHER}|the shapes do not say"):
+                dw.plan(widths, target=target)
+        elif fate not in ("copied", "grown") and width.recipes:
             # Plain growth would change outputs; the recipe must not.
             assert fate in "; ".join(width.hazards)
             growths.append(dw.plan(widths, {width.name: 2 * width.size}, interface=True))
@@ -453,3 +467,32 @@ def test_trap(name: str) -> None:
             old,
             outputs,
         )
+
+
+def test_a_transpose_that_depends_on_a_size_is_seen() -> None:
+    def apply(p: Any, x: Any) -> Any:
+        w = p["w"].T if p["i"].shape[1] < 4 else p["w"]
+        return jnp.tanh(layer(p, x) @ w) @ p["o"]
+
+    shapes = {"i": f64(5, 3), "w": f64(3, 3), "o": f64(3, 2)}
+    widths = dw.trace(apply, shapes, X)
+    with pytest.raises(ValueError, match="0 times transpose instead of 1"):
+        dw.plan(widths, {"i": 5, "w": 5})
+    growth = dw.plan(widths, {"i": 5})
+    assert "the network's own function does not take arrays of these sizes" in growth.notes[0]
+
+
+def test_widths_from_a_file_plan_alike() -> None:
+    """What only the function tells is written in its place."""
+
+    def apply(p: Any, x: Any) -> Any:
+        y = jnp.tanh(x @ p["i"]) @ p["w"] * (0.1 * p["i"].shape[1])
+        return jnp.tanh(y @ p["o"]) @ p["v"]
+
+    shapes = {"i": f64(5, 4), "w": f64(4, 3), "o": f64(3, 6), "v": f64(6, 2)}
+    traced = dw.trace(apply, shapes, X)
+    for widths in (traced, dw.from_json(dw.to_json(traced)), pickle.loads(pickle.dumps(traced))):
+        assert widths == traced and hash(widths) == hash(traced)
+        with pytest.raises(ValueError, match="i: .*instead of 0.4|scaled by 0.6 instead of 0.4"):
+            dw.plan(widths, {"i": 6})
+        assert dw.plan(widths, {"o": 9}) == dw.plan(traced, {"o": 9})

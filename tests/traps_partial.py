@@ -1,0 +1,128 @@
+"""Traps of functions that are finite on part of the line only: roots, logarithms, quotients.
+
+New units with random weights leave that part, and zero weights meet the end of it; what is NaN or
+infinite there stays so when zero weights multiply it.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from traps import MLP, layer, trap
+
+STEEP = "infinitely steep, where weights are zero"
+
+
+def positive(params: Any, x: Any) -> Any:
+    """Old units inside the domains of all functions here, whatever random weights would do."""
+    return 0.2 + 0.5 * jnp.tanh(jnp.abs(x) @ jnp.abs(params["i"]))
+
+
+# Random weights leave the domain ------------------------------------------------------------------
+
+
+@trap({"i[1]": "only copied"}, **MLP)
+def root_of_units(p: Any, x: Any) -> Any:
+    h = x @ p["i"]
+    return jnp.sqrt(1 + h - lax.stop_gradient(h)) @ p["o"]
+
+
+@trap({"i[1]": "only copied"}, **MLP)
+def power_of_units(p: Any, x: Any) -> Any:
+    h = x @ p["i"]
+    return jnp.power(h - lax.stop_gradient(h) + 1, -0.5) @ p["o"]
+
+
+@trap({"i[1]": "only copied"}, **MLP)
+def logarithm_of_units(p: Any, x: Any) -> Any:
+    h = x @ p["i"]
+    return jnp.log(0.5 + h - lax.stop_gradient(h)) @ p["o"]
+
+
+@trap({"i[1]": "only copied"}, **MLP)
+def area_cosine_of_units(p: Any, x: Any) -> Any:
+    h = x @ p["i"]
+    return jnp.arccosh(2 + h - lax.stop_gradient(h)) @ p["o"]
+
+
+@trap({"i[1]": "only copied"}, **MLP)
+def quotient_by_a_relu(p: Any, x: Any) -> Any:
+    h = x @ p["i"]
+    return (1 / jax.nn.relu(1 + h - lax.stop_gradient(h))) @ p["o"]
+
+
+# Bounds keep them inside --------------------------------------------------------------------------
+
+
+@trap({"i[1]": "copied"}, **MLP)
+def root_of_one_and_a_square(p: Any, x: Any) -> Any:
+    h = x @ p["i"]
+    return jnp.sqrt(h * h + 1) @ p["o"]
+
+
+@trap({"i[1]": "copied"}, **MLP)
+def functions_of_positive_units(p: Any, x: Any) -> Any:
+    h = positive(p, x)
+    return (jnp.log(h + 1) + h**-0.5 + lax.lgamma(h) + jnp.arccosh(2 + h) + 1 / h) @ p["o"]
+
+
+@trap({"i[1]": "copied"}, **MLP)
+def logarithm_of_a_softplus(p: Any, x: Any) -> Any:
+    return jnp.log(1e-3 + jax.nn.softplus(x @ p["i"])) @ p["o"]
+
+
+@trap({"i[1]": "copied"}, **MLP)
+def softsign_and_mish(p: Any, x: Any) -> Any:
+    h = x @ p["i"]
+    return (jax.nn.soft_sign(h) + jax.nn.mish(h) + jax.nn.silu(h)) @ p["o"]
+
+
+@trap({"i[1]": "copied"}, **MLP)
+def normalized_over_the_batch(p: Any, x: Any) -> Any:
+    """As BatchNorm is in training, in both ways that libraries compute a variance."""
+    h = x @ p["i"]
+    var = jnp.mean(jnp.square(h - jnp.mean(h, 0, keepdims=True)), 0, keepdims=True)
+    fast = jnp.mean(jnp.square(h), 0) - jnp.square(jnp.mean(h, 0))
+    return (h * lax.rsqrt(var + 1e-5) + h * lax.rsqrt(fast + 1e-5)[None]) @ p["o"]
+
+
+@trap({"i[1]": "copied"}, var_scale=(6,), **MLP)
+def batch_norm_without_epsilon(p: Any, x: Any) -> Any:
+    """New entries of a running variance are ones."""
+    return jnp.tanh((x @ p["i"]) / jnp.sqrt(p["var_scale"])[None]) @ p["o"]
+
+
+# Zero weights -------------------------------------------------------------------------------------
+
+HEADS = {"i": (5, 3, 4), "u": (3, 4, 6), "g": (3,)}
+
+
+def heads(p: Any, x: Any) -> Any:
+    return jnp.einsum("bhc,hcd->bhd", jnp.tanh(jnp.einsum("bi,ihc->bhc", x, p["i"])), p["u"])
+
+
+@trap({"i[1]": "grown", "i[2]": "copied"}, **HEADS)
+def unit_vectors_of_heads(p: Any, x: Any) -> Any:
+    """The factors are zero for new heads, not what makes the vectors."""
+    y = heads(p, x)
+    return (y / jnp.linalg.norm(y, axis=-1, keepdims=True) * p["g"][None, :, None]).sum(1)
+
+
+@trap({"i[1]": STEEP}, i=(5, 3, 4), u=(3, 4, 6))
+def sum_of_unit_vectors_of_heads(p: Any, x: Any) -> Any:
+    y = heads(p, x)
+    return jnp.einsum("bhd->bd", y / jnp.linalg.norm(y, axis=-1, keepdims=True)) @ jnp.ones((6, 2))
+
+
+@trap({"i[1]": "grown", "i[2]": "copied"}, **HEADS)
+def heads_by_their_largest_entry(p: Any, x: Any) -> Any:
+    y = heads(p, x)
+    return (y / jnp.abs(y).max(-1, keepdims=True) * p["g"][None, :, None]).sum(1)
+
+
+@trap({"i[1]": "grown"}, **MLP)
+def weights_scaled_by_the_largest_of_each_column(p: Any, x: Any) -> Any:
+    """As weights are quantized: rows of zeros change no maximum."""
+    scale = jnp.abs(p["o"]).max(0, keepdims=True)
+    return layer(p, x) @ (jnp.round(p["o"] / scale * 127) * scale)
