@@ -3,7 +3,8 @@
 Each is a function of parameters and one input ``[4, 5]`` whose code follows the shapes of its
 parameters, so that it is its own larger model. What must become of each width is worked out by
 hand: it is ``"copied"`` (it grows, by copies as well), ``"grown"`` (but not by copies), ``"only
-copied"``, or refused with these words. Those with constants, or units in other places, are in ``test_trace_traps``.
+copied"``, or refused with these words. Those with constants, or units in other places, are in
+``test_trace_traps``.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Traps of sizes that are numbers: only the program in larger sizes tells that they follow a width."""
+"""Traps of sizes that are numbers: only the program in larger sizes tells what follows a width."""
 
 from typing import Any
 
