@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from dogwood_jax._symmetry import activity, find_dead, find_symmetric
     from dogwood_jax._trace import trace
     from dogwood_jax._updates import scale_by_growth
+    from dogwood_jax._verify import verify
     from dogwood_jax._widen import chain, widen
     from dogwood_jax._widths import Leaf, Occurrence, Recipe, Width, Widths
 
@@ -69,6 +70,7 @@ __all__ = [
     "to_json",
     "trace",
     "training",
+    "verify",
     "widen",
 ]
 
@@ -87,6 +89,7 @@ _NAMES_IN = {
     "_symmetry": ("activity", "find_dead", "find_symmetric"),
     "_trace": ("trace",),
     "_updates": ("scale_by_growth",),
+    "_verify": ("verify",),
     "_widen": ("chain", "widen"),
     "_widths": ("Leaf", "Occurrence", "Recipe", "Width", "Widths"),
 }

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from dogwood_jax._growth import Growth
 from dogwood_jax._identity import Fill, Reader, Value, exactly
 from dogwood_jax._insert import Insertion, insert
 from dogwood_jax._jaxpr import Program
@@ -34,7 +35,8 @@ from dogwood_jax._tree import (
     struct,
     struct_of,
 )
-from dogwood_jax._widths import Leaf, no_such
+from dogwood_jax._verify import verify_if_possible
+from dogwood_jax._widths import Leaf, Widths, no_such
 
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
 Pairs = tuple[tuple[float, float], ...]
@@ -53,6 +55,7 @@ def deepen(
     interleave: bool = False,
     batch: Sequence[Any] | None = None,
     key: Array | None = None,
+    verify: bool = True,
 ) -> PyTree:
     """Inserts layers without changing what the network computes.
 
@@ -90,14 +93,17 @@ def deepen(
             on this batch it computes the same with the batch's own statistics. Without it the
             running mean is 0 and the variance 1, and only evaluation goes on.
         key: PRNG key for free values, where there are any and the target holds only shapes.
+        verify: whether to run both networks on the inputs, and raise if outputs moved by more than
+            rounding explains, see ``verify``. It costs two calls, and is left out where arrays have
+            no values, as under ``jax.jit``.
 
     Returns:
         The variables of the deeper model: in its tree structure, old arrays with their dtypes.
 
     Raises:
         ValueError: if no values make the deeper network compute the same, if old arrays are
-            missing in the target or have another shape there, or if there are free values but
-            neither ``copy``, ``key`` nor a target with arrays.
+            missing in the target or have another shape there, if there are free values but
+            neither ``copy``, ``key`` nor a target with arrays, or if outputs moved.
 
     Example:
         >>> import jax
@@ -137,7 +143,12 @@ def deepen(
         interleave=interleave,
     )
     deeper = insert(variables, found, target, key=key)
-    return deeper if batch is None else with_statistics(target_apply, deeper, found, batch)
+    if batch is not None:
+        deeper = with_statistics(target_apply, deeper, found, batch)
+    if verify:
+        growth = Growth(Widths(()), (), insertions=found)
+        verify_if_possible(apply, variables, target_apply, deeper, tuple(inputs), growth)
+    return deeper
 
 
 # Planning -----------------------------------------------------------------------------------------

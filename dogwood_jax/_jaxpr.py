@@ -1,6 +1,6 @@
 """Programs of functions as JAX traces them: ``Program``, and the programs inside equations."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -56,6 +56,14 @@ def sub_programs(eqn: Any) -> list[tuple[Any, Sequence[Any]]]:
             elif isinstance(item, jex.Jaxpr):
                 found.append((item, ()))
     return found
+
+
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """Yields the equations of a program and of all programs in it."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for program, _ in sub_programs(eqn):
+            yield from equations(program)
 
 
 def scan_counts(eqn: Any) -> tuple[int, int]:

@@ -6,7 +6,7 @@ which weights are outgoing (``_roles``), and the dimensions of the parameters be
 (``_naming``).
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +28,7 @@ from dogwood_jax._naming import module_of, name_widths
 from dogwood_jax._problems import listed
 from dogwood_jax._read import run
 from dogwood_jax._reads import OF_WEIGHTS
-from dogwood_jax._tree import PyTree
+from dogwood_jax._tree import PyTree, mirrors
 from dogwood_jax._values import Entry, Silencer, Silencers, Trace, Value
 from dogwood_jax._widths import Network, Widths, no_such
 
@@ -105,7 +105,7 @@ class Traced:
                 self.trace.inputs += value.dims
             values.append(value)
         outputs = run(self.trace, program.jaxpr.jaxpr, program.jaxpr.consts, values)
-        mirrored = _mirrored(
+        mirrored = mirrors(
             {path: _shape(value) for path, value in zip(program.results, outputs, strict=True)},
             {path: _shape(value) for path, value in self.leaves.items()},
         )
@@ -147,32 +147,6 @@ def _input(struct: jax.ShapeDtypeStruct) -> Value:
     for dim in dims:
         dim.interface = True
     return Value(dims, "data", index=jnp.issubdtype(struct.dtype, np.integer))
-
-
-def _mirrored(
-    outputs: Mapping[str, tuple[int, ...]], leaves: Mapping[str, tuple[int, ...]]
-) -> set[str]:
-    """Returns the outputs that are new values, or gradients, of all variables or a collection.
-
-    They grow along with the variables: they are no interface to anything else.
-    """
-    collections: dict[str, dict[str, tuple[int, ...]]] = {"": dict(leaves)}
-    for path, shape in leaves.items():
-        collection, _, rest = path.partition("/")
-        if rest:
-            collections.setdefault(collection, {})[rest] = shape
-    below: dict[str, dict[str, tuple[int, ...]]] = {}
-    for path, shape in outputs.items():
-        keys = path.split("/")
-        for n in range(len(keys)):
-            below.setdefault("/".join(keys[:n]), {})["/".join(keys[n:])] = shape
-    return {
-        f"{start}/{path}".strip("/")
-        for start, paths in below.items()
-        for members in collections.values()
-        if members and members.items() <= paths.items()
-        for path in members
-    }
 
 
 # What the caller knows ----------------------------------------------------------------------------

@@ -45,6 +45,39 @@ def arrays_of(leaves: Mapping[str, Any]) -> dict[str, Any]:
     return {path: leaf for path, leaf in leaves.items() if is_array(leaf)}
 
 
+def mirrors(
+    outputs: Mapping[str, tuple[int, ...]], leaves: Mapping[str, tuple[int, ...]]
+) -> dict[str, str]:
+    """Returns the outputs that are new values, or gradients, of all variables or a collection.
+
+    They grow along with the variables: they are no interface to anything else.
+
+    Args:
+        outputs: shapes of the outputs by path.
+        leaves: shapes of the variables by path.
+
+    Returns:
+        The path of the variable behind each of these outputs.
+    """
+    collections: dict[str, dict[str, tuple[int, ...]]] = {"": dict(leaves)}
+    for path, shape in leaves.items():
+        collection, _, rest = path.partition("/")
+        if rest:
+            collections.setdefault(collection, {})[rest] = shape
+    below: dict[str, dict[str, tuple[int, ...]]] = {}
+    for path, shape in outputs.items():
+        keys = path.split("/")
+        for n in range(len(keys)):
+            below.setdefault("/".join(keys[:n]), {})["/".join(keys[n:])] = shape
+    return {
+        f"{start}/{path}".strip("/"): f"{collection}/{path}".strip("/")
+        for start, paths in below.items()
+        for collection, members in collections.items()
+        if members and members.items() <= paths.items()
+        for path in members
+    }
+
+
 def is_traced(array: Any) -> bool:
     """Whether a program around this one computes the array."""
     return isinstance(array, jax.core.Tracer)

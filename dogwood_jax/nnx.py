@@ -16,6 +16,7 @@ from dogwood_jax._growth import Growth
 from dogwood_jax._opt_state import grow_state
 from dogwood_jax._plan import plan as _plan
 from dogwood_jax._trace import trace as _trace
+from dogwood_jax._verify import verify_if_possible
 from dogwood_jax._widths import Widths
 from dogwood_jax.strategies import Strategy
 
@@ -99,26 +100,31 @@ def grow(
     key: jax.Array | None = None,
     strategy: Strategy | Mapping[str, Strategy] | None = None,
     interface: bool = False,
+    verify: bool = True,
 ) -> Module:
     """Returns the larger module with the function of the smaller one.
 
     Neither module is changed. Which widths grow, and which layers are new, is worked out from
-    both, see ``plan``.
+    both, see ``plan``. Then both are run in evaluation mode, and it is an error if outputs moved by
+    more than rounding explains, see ``dogwood_jax.verify``. Growths that do not preserve outputs
+    are not verified, nor is anything under ``jax.jit``, where there are no values.
 
     Args:
         model: the trained module.
         wide_model: a larger module, wider, deeper or both.
-        *inputs: what to call ``model`` with to trace it: arrays or ``jax.ShapeDtypeStruct``.
+        *inputs: what to call ``model`` with: arrays or ``jax.ShapeDtypeStruct``, of which random
+            ones are made to verify.
         key: PRNG key for free weights. Without it they are ``wide_model``'s own values.
         strategy: as for ``plan``.
         interface: whether dimensions of inputs and outputs may grow, as for ``plan``.
+        verify: whether to run both modules, which costs two calls.
 
     Returns:
         A new module like ``wide_model``.
 
     Raises:
         ValueError: if no growth of the widths explains the larger shapes, or a growth would change
-            outputs; see ``plan``.
+            outputs, see ``plan``; or if outputs moved.
 
     Example:
         >>> import jax
@@ -136,9 +142,12 @@ def grow(
     """
     growth = plan(model, wide_model, *inputs, strategy=strategy, interface=interface)
     wide_graph, fresh = nnx.split(wide_model)
-    return nnx.merge(
+    grown = nnx.merge(
         wide_graph, _grow(nnx.state(model), growth, key=key, fresh=fresh if key is None else None)
     )
+    if verify and callable(grown):
+        verify_if_possible(*_in_evaluation(model), *_in_evaluation(grown), inputs, growth)
+    return grown
 
 
 def grow_optimizer(
@@ -198,6 +207,17 @@ def grow_optimizer(
         else:  # Flax before 0.12
             variable.value = array
     return new
+
+
+def _in_evaluation(model: nnx.Module) -> tuple[Callable[..., Any], Any]:
+    """Returns a module as a function of its state and inputs without side effects, and the state.
+
+    The function is in evaluation mode; the module stays in its own.
+    """
+    copy = nnx.merge(*nnx.split(model))
+    copy.eval()  # type: ignore[no-untyped-call]
+    apply, state = _function_of(copy)
+    return lambda state, *inputs: apply(state, *inputs)[0], state
 
 
 def _function_of(model: nnx.Module) -> tuple[Callable[..., Any], Any]:

@@ -353,4 +353,5 @@ def test_the_code_of_the_readme_prints_no_difference():
     (code, *_) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert run.returncode == 0, run.stderr
-    assert 0 <= float(run.stdout) <= 1e-6
+    (difference,) = re.findall(r"largest difference (\S+) ", run.stdout)
+    assert 0 <= float(difference) <= 1e-6

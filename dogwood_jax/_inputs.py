@@ -1,0 +1,83 @@
+"""Inputs to run networks with: random ones, and those of larger networks."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from dogwood_jax._compare import wide_dtype
+from dogwood_jax._growth import Growth
+from dogwood_jax._random import random_keys
+from dogwood_jax._tree import is_array, struct
+
+Inputs = tuple[Any, ...]
+
+
+def with_values(inputs: Inputs, key: Array) -> Inputs:
+    """Returns inputs with random values for every ``jax.ShapeDtypeStruct`` among them."""
+    leaves, structure = jax.tree.flatten(inputs)
+    given = [leaf for leaf in leaves if is_array(leaf) and not _is_struct(leaf)]
+    values = [
+        _drawn(leaf, given, jax.random.fold_in(key, i)) if _is_struct(leaf) else leaf
+        for i, leaf in enumerate(leaves)
+    ]
+    return tuple(jax.tree.unflatten(structure, values))
+
+
+def grown_inputs(inputs: Inputs, growth: Growth, key: Array) -> Inputs:
+    """Returns a larger network's inputs: the old ones, and random entries behind them.
+
+    Args:
+        inputs: arrays for the network, of any batch size.
+        growth: the growth. Unless its network was traced in this process, the inputs stay.
+        key: PRNG key.
+
+    Raises:
+        ValueError: if the network takes other inputs.
+    """
+    from dogwood_jax._larger import _grown_inputs  # imports deepen, which verifies what it returns
+
+    network = growth.widths.network
+    if network is None:
+        return inputs
+    if jax.tree.map(np.ndim, inputs) != jax.tree.map(np.ndim, network.inputs):
+        given, known = (jax.tree.map(np.shape, tree) for tree in (inputs, network.inputs))
+        raise ValueError(f"growth: its network has inputs of shapes {known}, got {given}")
+    larger = _grown_inputs(growth.widths, growth.sizes)
+    leaves, structure = jax.tree.flatten(inputs)
+    pairs = zip(jax.tree.leaves(network.inputs), jax.tree.leaves(larger), strict=True)
+    for i, (before, after) in enumerate(pairs):
+        sizes = [*zip(np.shape(leaves[i]), np.shape(before), np.shape(after), strict=True)]
+        if any(a < b for _, a, b in sizes):
+            # Other axes may have another size than when the network was traced, as a batch does.
+            whole = struct([max(n, b) if a < b else n for n, a, b in sizes], before.dtype)
+            array = jnp.asarray(leaves[i], before.dtype)
+            behind = _drawn(whole, [array], jax.random.fold_in(key, i))
+            leaves[i] = lax.dynamic_update_slice(behind, array, [0] * array.ndim)
+    return tuple(jax.tree.unflatten(structure, leaves))
+
+
+def _drawn(leaf: jax.ShapeDtypeStruct, given: list[Any], key: Array) -> Array:
+    """Returns a random array; integers lie between those of the same dtype in given arrays."""
+    shape, dtype = leaf.shape, leaf.dtype
+    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        values = random_keys(jax.random.bits(key, (2,), jnp.uint32), shape, dtype)
+    elif jnp.issubdtype(dtype, jnp.inexact):
+        values = jax.random.normal(key, shape, wide_dtype(dtype)).astype(dtype)
+    elif jnp.issubdtype(dtype, bool):
+        values = jax.random.bernoulli(key, 0.5, shape)
+    else:
+        alike = [array for array in given if array.dtype == dtype and array.size]
+        low = min((int(jnp.min(array)) for array in alike), default=0)
+        high = max((int(jnp.max(array)) for array in alike), default=1)
+        wide = wide_dtype(dtype)
+        end = min(high + 1, int(np.iinfo(wide).max))
+        values = jax.random.randint(key, shape, low, end, wide).astype(dtype)
+    sharding = getattr(leaf, "sharding", None)
+    return values if sharding is None else jax.device_put(values, sharding)
+
+
+def _is_struct(leaf: Any) -> bool:
+    return isinstance(leaf, jax.ShapeDtypeStruct)

@@ -1,0 +1,529 @@
+"""``verify`` against networks of which it is known whether they compute the same."""
+
+import re
+from dataclasses import replace
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, SingleDeviceSharding
+from jax.sharding import PartitionSpec as P
+
+import dogwood_jax as dw
+from dogwood_jax import _compare, _deepen, _grow, _verify
+
+KEY = jax.random.key(1)
+
+
+def mlp(params, x):
+    return jnp.tanh(x @ params["up"]) @ params["down"]
+
+
+def arrays(dtype=jnp.float64, seed=0, **shapes):
+    draw = np.random.default_rng(seed).normal
+    return {name: jnp.asarray(draw(size=shape), dtype) for name, shape in shapes.items()}
+
+
+def grown(dtype=jnp.float64, strategy=None):
+    """A network, its larger variables and an input."""
+    params = arrays(dtype, up=(4, 6), down=(6, 3))
+    growth = dw.plan(dw.trace(mlp, params, x := data(dtype)), {"up": 11}, strategy=strategy)
+    return params, dw.grow(params, growth, key=KEY), x
+
+
+def data(dtype=jnp.float64):
+    return arrays(dtype, seed=7, x=(5, 4))["x"]
+
+
+# Outputs that moved -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", [None, dw.strategies.replicate(split="uneven")], ids=str)
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+def test_a_growth_that_preserves_passes_and_a_weight_that_is_wrong_does_not(dtype, strategy):
+    params, wide, x = grown(dtype, strategy)
+    found = dw.verify(mlp, params, mlp, wide, x)
+    assert found == dw.compare(mlp, params, mlp, wide, x)
+    assert str(found).startswith("largest difference")
+    wrong = wide | {"down": wide["down"].at[8, 1].add(1e-3 if dtype != "bfloat16" else 0.5)}
+    if dtype != "float16":
+        with pytest.raises(ValueError, match=rf"output \[., 1\]: moved by .* of {dtype} explains"):
+            dw.verify(mlp, params, mlp, wrong, x)
+
+
+def test_all_outputs_that_moved_are_named():
+    def apply(v):
+        return {"a": v, "b": 2 * v, "c": jnp.array([1.0, 5.0]), "d": {"e": v[0]}}
+
+    def other(v):
+        return apply(v) | {"a": v + 1, "d": {"e": v[0] + 3}}
+
+    v = jnp.array([1.0, 4.0])
+    with pytest.raises(ValueError) as error:
+        dw.verify(apply, v, other, v)
+    header, *lines = str(error.value).splitlines()
+    assert header.startswith("the larger network computes something else")
+    assert lines == [
+        "- output a[0]: moved by 1, relative 0.25; rounding of float64 explains 7.28e-12",
+        "- output d/e: moved by 3, relative 3; rounding of float64 explains 1.82e-12",
+    ]
+
+
+@pytest.mark.parametrize("value, kind", [(jnp.nan, "NaN"), (jnp.inf, "infinite")])
+def test_a_value_that_is_not_finite_in_one_network_has_moved(value, kind):
+    v = jnp.array([1.0, 2.0, 3.0])
+    bad = v.at[1].set(value)
+    for old, new in ((v, bad), (bad, v)):
+        with pytest.raises(ValueError, match=rf"output \[1\]: {kind} in only one"):
+            dw.verify(jnp.multiply, old, jnp.multiply, new, 1.0)
+    assert dw.verify(jnp.multiply, v.at[0].set(-jnp.inf), jnp.multiply, v.at[0].set(-jnp.inf), 1.0)
+
+
+def test_nan_in_both_is_a_warning():
+    v = jnp.array([1.0, jnp.nan, jnp.nan])
+    with pytest.warns(UserWarning, match="both networks have NaN: 2 values of output ''"):
+        found = dw.verify(jnp.multiply, v, jnp.multiply, v, 1.0)
+    assert (found.absolute, found.nans) == (0, 2)
+
+
+def test_integers_are_exact():
+    v = jnp.array([2**24, 5])
+    assert dw.verify(jnp.multiply, v, jnp.multiply, v, 1).absolute == 0
+    with pytest.raises(ValueError, match="moved by 1, .* rounding of int64 explains 0$"):
+        dw.verify(jnp.multiply, v, jnp.multiply, v.at[0].add(1), 1)
+
+
+def test_keys_are_compared_by_their_data():
+    old, new = jax.random.split(KEY)
+    assert dw.verify(lambda v: v, old, lambda v: v, old).absolute == 0
+    with pytest.raises(ValueError, match="moved by"):
+        dw.verify(lambda v: v, old, lambda v: v, new)
+
+
+# What rounding explains ---------------------------------------------------------------------------
+
+
+def test_the_table_of_the_docstring_is_what_is_done():
+    rows = re.findall(r"^ +(\w+).*? ([\d.e-]+) +([\d.e-]+)$", dw.verify.__doc__, re.MULTILINE)
+    assert [name for name, *_ in rows] == [
+        *("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "integers")
+    ]
+    for name, size, bound in rows[:-1]:
+        assert f"{float(jnp.finfo(name).eps):.1e}" == size
+        assert f"{_verify._bound(jnp.dtype(name), jnp.dtype(name)):.1e}" == bound
+    assert _verify._bound(jnp.dtype(int), jnp.dtype(jnp.float32)) == 0
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_the_coarsest_dtype_on_the_way_counts(jit):
+    def apply(v, x):
+        table = jnp.arange(4, dtype=jnp.bfloat16)  # is the same in both networks
+        half = (x.astype(jnp.bfloat16) * v.astype(jnp.bfloat16)).astype(jnp.float32)
+        return {"fine": x * v + table.astype(jnp.float32), "coarse": half}
+
+    f = jax.jit(apply) if jit else apply
+    v, x = jnp.float32(1.0), jnp.linspace(1, 2, 4, dtype=jnp.float32)
+    with pytest.raises(ValueError) as error:
+        dw.verify(f, v, f, v * 1.01, x)
+    assert "output fine" in str(error.value) and "output coarse" not in str(error.value)
+    with pytest.raises(ValueError, match=r"output coarse.*rounding of bfloat16"):
+        dw.verify(f, v, f, v * 2, x)
+
+
+def test_outputs_that_are_small_differences_may_move_as_rounding_moves_them():
+    def apply(v, x):
+        return (x * v).sum() - 1000
+
+    v, x = jnp.float32(100.0), jnp.linspace(0, 2, 10, dtype=jnp.float32)
+    assert abs(apply(v, x)) < 1e-3
+    near, far = v * (1 + 1e-7), v * (1 + 1e-4)
+    assert dw.verify(apply, v, apply, near, x).relative > 1e-3
+    with pytest.raises(ValueError, match="moved by"):
+        dw.verify(apply, v, apply, far, x)
+
+
+def test_matrix_products_are_at_the_highest_precision():
+    seen = []
+
+    def apply(v, x):
+        seen.append(jax.config.jax_default_matmul_precision)
+        return x @ v
+
+    dw.verify(apply, jnp.ones((2, 2)), apply, jnp.ones((2, 2)), jnp.ones((1, 2)))
+    assert set(seen) == {"highest"}
+
+
+# Inputs -------------------------------------------------------------------------------------------
+
+
+def test_shapes_become_random_inputs():
+    shape = jax.ShapeDtypeStruct
+    seen = {}
+
+    def apply(v, *inputs):
+        seen.update(enumerate(inputs))
+        return v
+
+    given = jnp.array([3, 17, 5], jnp.int32)
+    inputs = (
+        *(shape((1000,), dtype) for dtype in (jnp.float32, jnp.bfloat16, jnp.complex64)),
+        *(shape((1000,), dtype) for dtype in (jnp.int32, jnp.uint8, bool)),
+        shape((), jax.random.key(0).dtype),
+        given,
+        None,
+        2.5,
+    )
+    dw.verify(apply, 1.0, apply, 1.0, *inputs)
+    for i, struct in enumerate(inputs[:7]):
+        assert (seen[i].shape, seen[i].dtype) == (struct.shape, struct.dtype)
+    for i in range(3):
+        assert abs(np.std(seen[i].astype(complex)) - 1) < 0.1
+    assert (seen[3].min(), seen[3].max()) == (3, 17)
+    assert {*seen[4].tolist()} == {0, 1} and {*seen[5].tolist()} == {False, True}
+    assert jax.random.uniform(seen[6]) < 1
+    assert seen[7] is given and seen[8] is None and seen[9] == 2.5
+    first = seen[0]
+    dw.verify(apply, 1.0, apply, 1.0, *inputs)
+    np.testing.assert_array_equal(seen[0], first)
+    dw.verify(apply, 1.0, apply, 1.0, *inputs, key=KEY)
+    assert (seen[0] != first).all()
+
+
+def test_both_networks_get_the_same_inputs():
+    struct = jax.ShapeDtypeStruct((5, 4), jnp.float64)
+    params, wide, _ = grown()
+    assert dw.verify(mlp, params, mlp, wide, struct).relative < 1e-14
+
+
+def test_inputs_and_outputs_that_grew_are_mapped():
+    def apply(params, x):
+        return jnp.tanh(x["image"] @ params["up"] + params["embed"][x["tokens"]]) @ params["down"]
+
+    params = arrays(embed=(9, 6), up=(4, 6), down=(6, 3))
+    x = {"image": data(), "tokens": jnp.array([0, 8, 3, 3, 1])}
+    widths = dw.trace(apply, params, jax.tree.map(lambda a: a[:2], x))
+    sizes = {("up", 0): 6, ("down", 1): 5, ("embed", 0): 12, ("up", 1): 7}
+    growth = dw.plan(widths, sizes, interface=True)
+    wide = dw.grow(params, growth, key=KEY)
+    assert wide["up"].shape == (6, 7)
+    assert dw.verify(apply, params, apply, wide, x, growth=growth).relative < 1e-14
+    with pytest.raises(TypeError, match="dot_general|incompatible"):
+        dw.verify(apply, params, apply, wide, x)
+    wrong = wide | {"up": wide["up"].at[5, 0].set(1e-3)}
+    with pytest.raises(ValueError, match="moved by"):
+        dw.verify(apply, params, apply, wrong, x, growth=growth)
+    with pytest.raises(ValueError, match=r"growth: its network has inputs of shapes .* got"):
+        dw.verify(apply, params, apply, wide, x["image"], growth=growth)
+
+
+def test_integers_of_a_larger_input_are_those_of_the_old_one():
+    def apply(params, tokens):
+        return (params["table"][tokens] * params["where"][None, :, None]).sum(1)
+
+    params = arrays(table=(9, 6), where=(4,))
+    tokens = jnp.array([[5, 6, 8, 7]] * 2)
+    growth = dw.plan(dw.trace(apply, params, tokens), {("where", 0): 40}, interface=True)
+    wide = dw.grow(params, growth, key=KEY) | {"table": params["table"].at[:5].set(jnp.nan)}
+    assert (wide["where"][4:] == 0).all()
+    assert dw.verify(apply, params, apply, wide, tokens, growth=growth).relative < 1e-14
+
+
+# Outputs that mirror variables --------------------------------------------------------------------
+
+
+class Normed(nn.Module):
+    hidden: int
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(self.hidden, (2, 2), param_dtype=jnp.float64)(x)
+        x = x.reshape(x.shape[0], -1)
+        x = nn.BatchNorm(use_running_average=False, momentum=0.5, param_dtype=jnp.float64)(x)
+        return nn.Dense(2, param_dtype=jnp.float64)(nn.relu(x))
+
+
+def in_training(hidden):
+    def apply(variables, x):
+        return Normed(hidden).apply(variables, x, mutable=["batch_stats"])
+
+    return apply
+
+
+def test_new_statistics_are_compared_where_old_units_are():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3, 3, 2)))
+    old = Normed(4).init(jax.random.key(0), x)
+    widths = dw.trace(in_training(4), old, x)
+    growth = dw.plan(widths, target=jax.eval_shape(Normed(7).init, KEY, x))
+    wide = dw.grow(old, growth, key=KEY)
+    found = dw.verify(in_training(4), old, in_training(7), wide, x, growth=growth)
+    assert found.relative < 1e-12
+    # The channels of each place lie among others, so the first part is not what was there before.
+    with pytest.raises(ValueError, match="output 1/batch_stats/BatchNorm_0/mean"):
+        dw.verify(in_training(4), old, in_training(7), wide, x)
+    mean = wide["batch_stats"]["BatchNorm_0"]["mean"]
+    wide["batch_stats"]["BatchNorm_0"]["mean"] = mean.at[7].add(1e-3)  # an old unit's
+    with pytest.raises(ValueError, match=r"mean\[4\]: moved"):
+        dw.verify(in_training(4), old, in_training(7), wide, x, growth=growth)
+
+
+def test_gradients_are_compared_unless_the_growth_copies_or_rescales():
+    def gradient(params, x):
+        return jax.grad(lambda params: (mlp(params, x) ** 2).sum())(params)
+
+    params, x = arrays(up=(4, 6), down=(6, 3)), data()
+    widths = dw.trace(mlp, params, x)
+    for strategy in (None, dw.strategies.replicate()):
+        growth = dw.plan(widths, {"up": 11}, strategy=strategy)
+        wide = dw.grow(params, growth, key=KEY)
+        dw.verify(gradient, params, gradient, wide, x, growth=growth)
+    with pytest.raises(ValueError, match="output up"):
+        dw.verify(gradient, params, gradient, wide, x)
+
+
+def test_state_of_new_layers_is_no_output():
+    def apply(params, x):
+        y = x
+        for layer in params.values():
+            y = jax.nn.relu(y @ layer)
+        return y, {name: 2 * layer for name, layer in params.items()}
+
+    params, x = arrays(a=(4, 3), c=(3, 2)), data()
+    target = params | arrays(b=(3, 3))
+    options = {"apply": apply, "target_apply": apply, "inputs": (x,)}
+    deeper = dw.deepen(params, target, **options)
+    assert dw.verify(apply, params, apply, deeper, x).absolute == 0
+
+
+# Devices ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
+@pytest.mark.parametrize("types", [AxisType.Auto, AxisType.Explicit], ids=str)
+def test_divided_arrays_are_compared_where_they_lie(types, monkeypatch):
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(types,) * 2)
+    rows, columns, both, data_parallel = (
+        NamedSharding(mesh, spec)
+        for spec in (P("model"), P(None, "model"), P("data", "model"), P("data"))
+    )
+
+    def apply(params, x):
+        h = jnp.tanh(x @ params["up"])
+        return {"h": h @ params["down"], "x": x @ params["side"]}
+
+    params = arrays(jnp.float32, up=(8, 16), down=(16, 8), side=(8, 8))
+    x = arrays(jnp.float32, x=(8, 8))["x"]
+    growth = dw.plan(dw.trace(apply, params, x), {"up": 32})
+    wide = dw.grow(params, growth, key=KEY)
+    shardings = {"up": columns, "down": rows, "side": columns}
+    if types == AxisType.Explicit:  # where sums over divided axes must be asked for
+        shardings = {"up": None, "down": None, "side": None}
+    put = lambda tree: {  # noqa: E731
+        k: a if shardings[k] is None else jax.device_put(a, shardings[k]) for k, a in tree.items()
+    }
+    x = jax.device_put(x, data_parallel)
+    fetched = []
+    monkeypatch.setattr(_compare, "_measures", lambda *a: fetched.append(a))
+    old, new = put(params), put(wide)
+    assert dw.verify(apply, old, apply, new, x).relative < 1e-6
+    wrong = put(wide | {"down": wide["down"].at[30, 5].set(1e-3)})
+    with pytest.raises(ValueError, match=r"output h\[\d, 5\]: moved by"):
+        dw.verify(apply, old, apply, wrong, x)
+    assert not fetched
+    # Nor does any device get the whole of one.
+    a = jax.device_put(jnp.ones((8, 16)), NamedSharding(mesh, P("data", "model")))
+    with jax.set_mesh(mesh) if hasattr(jax, "set_mesh") else jax.sharding.use_mesh(mesh):
+        compiled = _compare._measured_on_devices.lower(a, a).compile().as_text()
+    assert "all-gather" not in compiled
+    del both
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
+def test_networks_may_lie_on_different_devices():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    params, wide, x = grown()
+    there = jax.device_put(wide, NamedSharding(mesh, P()))
+    divided = there | {"down": jax.device_put(wide["up"].T[:, :3], NamedSharding(mesh, P()))}
+    del divided
+    here = jax.device_put(params, SingleDeviceSharding(jax.devices()[3]))
+    struct = jax.ShapeDtypeStruct((8, 4), jnp.float64)
+    assert dw.verify(mlp, here, mlp, there, struct).relative < 1e-14
+
+
+# Where it does not run ----------------------------------------------------------------------------
+
+
+def test_under_jit_it_says_where_to_call_it():
+    params, wide, x = grown()
+
+    def difference(wide, params=params, x=x):
+        return dw.verify(mlp, params, mlp, wide, x).absolute
+
+    for wrong in (
+        lambda: jax.jit(difference)(wide),
+        lambda: jax.grad(lambda x: difference(wide, x=x))(x),
+        lambda: jax.jit(lambda x: dw.verify(lambda v: v * x, 1.0, jnp.multiply, 1.0).absolute)(1.0),
+    ):
+        with pytest.raises(TypeError, match="needs values, .* call it outside of them"):
+            wrong()
+
+
+def test_arguments_of_another_kind_are_refused_with_the_mistake():
+    module = nn.Dense(3)
+    params, wide, x = grown()
+
+    def refused(*arguments, **options):
+        with pytest.raises(TypeError) as error:
+            dw.verify(*arguments, **options)
+        return str(error.value)
+
+    assert "apply: expected a function of variables and inputs, got Dense: pass its .apply" in (
+        refused(module, params, mlp, wide, x)
+    )
+    small = Small(6, nnx.Rngs(0))
+    assert "target_apply: expected a function" in (text := refused(mlp, params, small, wide, x))
+    assert "got the module Small" in text and "dw.nnx.grow" in text
+    text = refused(params, mlp, wide, mlp, x)
+    assert text.count("expected a function") == 2 and text.count("got function") == 2
+    text = refused(mlp, params, mlp, jax.eval_shape(lambda: wide), x, growth={"up": 11})
+    assert "wide: expected arrays, but 'down' is only the shape of one" in text
+    assert "growth: expected what dw.plan returns, got dict" in text
+    assert "was given no inputs, which follow" in refused(mlp, params, mlp, wide)
+
+
+def test_networks_of_other_outputs_are_refused():
+    params, wide, x = grown()
+    with pytest.raises(ValueError, match="'logits': only one network has it"):
+        dw.verify(mlp, params, lambda *args: {"logits": mlp(*args)}, wide, x)
+    with pytest.raises(ValueError, match=r"has shape \(5, 2\), expected \(5, 3\) or more"):
+        dw.verify(mlp, params, lambda *args: mlp(*args)[:, :2], wide, x)
+
+
+# By default ---------------------------------------------------------------------------------------
+
+
+class Small(nnx.Module):
+    def __init__(self, hidden, rngs):
+        self.up = nnx.Linear(4, hidden, rngs=rngs)
+        self.norm = nnx.BatchNorm(hidden, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.down = nnx.Linear(hidden, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.down(self.dropout(nnx.relu(self.norm(self.up(x)))))
+
+
+@pytest.fixture
+def wrong_rule(monkeypatch):
+    """Makes new units random on both sides."""
+    rule = _grow.map_of_variable
+
+    def wrong(*arguments):
+        return replace(rule(*arguments), fill="free")
+
+    monkeypatch.setattr(_grow, "map_of_variable", wrong)
+
+
+@pytest.mark.parametrize("inputs", ["arrays", "shapes"])
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_a_module_that_grows_wrongly_is_not_returned(mode, inputs, wrong_rule):
+    # Sizes that no other test has, for compiled growths are kept.
+    units = {"train": 12, "eval": 13}[mode] + 2 * (inputs == "arrays")
+    small, wide = Small(units, nnx.Rngs(0)), Small(units + 9, nnx.Rngs(1))
+    getattr(small, mode)(), getattr(wide, mode)()
+    x = data(jnp.float32) if inputs == "arrays" else jax.ShapeDtypeStruct((5, 4), jnp.float32)
+    with pytest.raises(ValueError, match=r"output \[., .\]: moved by") as error:
+        dw.nnx.grow(small, wide, x)
+    assert error.value.__notes__ == ["verify=False leaves out this check."]
+    grown = dw.nnx.grow(small, wide, x, verify=False)
+    assert grown.up.kernel.shape == (4, units + 9)
+
+
+@pytest.mark.parametrize("strategy", [None, dw.strategies.replicate()], ids=str)
+def test_a_module_stays_in_its_mode(strategy):
+    small, wide = Small(6, nnx.Rngs(0)), Small(9, nnx.Rngs(1))
+    before = nnx.to_pure_dict(nnx.state(small))
+    grown = dw.nnx.grow(small, wide, data(jnp.float32), strategy=strategy, key=KEY)
+    assert not small.dropout.deterministic and not grown.dropout.deterministic
+    assert not small.norm.use_running_average and not grown.norm.use_running_average
+    after = nnx.to_pure_dict(nnx.state(small))
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), before, after)
+    assert all(jax.tree.leaves(same))
+
+
+def test_growths_that_change_outputs_are_not_verified():
+    small, wide = Small(6, nnx.Rngs(0)), Small(9, nnx.Rngs(1))
+    for strategy in (dw.strategies.random(), dw.strategies.replicate(noise=0.1)):
+        grown = dw.nnx.grow(small, wide, data(jnp.float32), strategy=strategy, key=KEY)
+        small.eval(), grown.eval()
+        assert abs(grown(data(jnp.float32)) - small(data(jnp.float32))).max() > 1e-3
+
+
+class Noisy(nnx.Module):
+    """Draws a mask in every mode."""
+
+    def __init__(self, hidden, rngs):
+        self.up = nnx.Linear(4, hidden, rngs=rngs)
+        self.down = nnx.Linear(hidden, 3, rngs=rngs)
+
+    def __call__(self, x):
+        h = nnx.relu(self.up(x))
+        mask = jax.random.bernoulli(jax.random.key(0), 0.5, h.shape)
+        return self.down(jnp.where(mask, h, 0))
+
+
+def test_other_masks_are_no_mistake():
+    small, wide = Noisy(6, nnx.Rngs(0)), Noisy(9, nnx.Rngs(1))
+    grown = dw.nnx.grow(small, wide, data(jnp.float32))
+    assert grown.up.kernel.shape == (4, 9)
+    functions = [pair for m in (small, grown) for pair in as_function(m)]
+    with pytest.raises(ValueError, match="for it draws other random numbers"):
+        dw.verify(*functions, data(jnp.float32))
+
+
+def as_function(module):
+    graph, state = nnx.split(module)
+    return lambda state, *inputs: nnx.merge(graph, state)(*inputs), state
+
+
+def test_modules_without_values_grow_unverified():
+    small, wide = (nnx.eval_shape(lambda n=n: Small(n, nnx.Rngs(0))) for n in (6, 9))
+
+    @jax.jit
+    def kernel(x):
+        modules = (Small(n, nnx.Rngs(0)) for n in (6, 9))
+        return dw.nnx.grow(*modules, x).up.kernel[...]
+
+    assert kernel(data(jnp.float32)).shape == (4, 9)
+    x = jax.ShapeDtypeStruct((5, 4), jnp.float32)
+    assert jax.eval_shape(lambda: nnx.state(dw.nnx.grow(small, wide, x, key=KEY)))
+
+
+def blocks(params, x):
+    for layer in params.values():
+        x = x + jnp.tanh(x @ layer["up"]) @ layer["down"]
+    return x
+
+
+def test_a_deeper_network_that_computes_something_else_is_not_returned(monkeypatch):
+    params = {"a": arrays(up=(4, 5), down=(5, 4))}
+    target = params | {"b": arrays(seed=1, up=(4, 5), down=(5, 4))}
+    shape = jax.ShapeDtypeStruct((3, 4), jnp.float64)
+    options = {"apply": blocks, "target_apply": blocks, "inputs": (shape,)}
+    deeper = dw.deepen(params, target, **options)
+    assert (deeper["b"]["down"] == 0).all()
+    found = _deepen.insertions
+
+    def wrong(*arguments, **options):
+        return tuple(replace(i, fill="free") for i in found(*arguments, **options))
+
+    monkeypatch.setattr(_deepen, "insertions", wrong)
+    with pytest.raises(ValueError, match=r"output \[., .\]: moved by"):
+        dw.deepen(params, target, **options)
+    for deeper in (
+        dw.deepen(params, target, **options, verify=False),
+        jax.jit(lambda params: dw.deepen(params, target, **options))(params),
+    ):
+        assert (deeper["b"]["down"] == target["b"]["down"]).all()
