@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeAlias
 
@@ -210,7 +210,7 @@ def data_problems(data: Any) -> list[str]:
         if inputs[0] == 0:
             return [f"data: expected at least one sample, got inputs of shape {inputs}"]
         return []
-    if isinstance(data, (tuple, list)) or not (
+    if isinstance(data, (tuple, list, Mapping)) or not (
         hasattr(data, "__len__") and hasattr(data, "__getitem__")
     ):
         return [

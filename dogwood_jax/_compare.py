@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
+from dogwood_jax._arguments import DATA, FUNCTION, expect, expect_call
 from dogwood_jax._mesh import automatic, context, on_axes
 from dogwood_jax._tree import PyTree, is_array, is_traced, leaves_by_path
 
@@ -61,6 +62,7 @@ def compare(
         The largest differences over all outputs, and where the largest is.
 
     Raises:
+        TypeError: if arguments are of the wrong kind, in the wrong order or missing.
         ValueError: if the outputs differ in structure or number of axes, or a new one is shorter.
 
     Example:
@@ -69,6 +71,16 @@ def compare(
         >>> dw.compare(jnp.multiply, 2.0, jnp.multiply, 3.0, jnp.array([1.0, 4.0])).absolute
         4.0
     """
+    call = "compare(old_apply, old_variables, new_apply, new_variables, *inputs)"
+    expect(
+        call,
+        old_apply=(FUNCTION, old_apply),
+        old_variables=(DATA, old_variables),
+        new_apply=(FUNCTION, new_apply),
+        new_variables=(DATA, new_variables),
+    )
+    expect_call(call, "old_apply", old_apply, old_variables, *inputs)
+    expect_call(call, "new_apply", new_apply, new_variables, *inputs)
     old, new = old_apply(old_variables, *inputs), new_apply(new_variables, *inputs)
     return largest(differences(numbers_by_path(old), numbers_by_path(new)))
 

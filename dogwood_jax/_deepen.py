@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from dogwood_jax._arguments import FUNCTION, KEY, VARIABLES, Kind, expect, expect_call, expect_given
 from dogwood_jax._growth import Growth
 from dogwood_jax._identity import Fill, Reader, Value, exactly
 from dogwood_jax._insert import Insertion, insert
@@ -40,6 +41,15 @@ from dogwood_jax._widths import Leaf, Widths, no_such
 
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
 Pairs = tuple[tuple[float, float], ...]
+
+_LAYERS = Kind(
+    "a mapping from layer to layer, {name: name}",
+    lambda value: (
+        isinstance(value, Mapping)
+        and all(isinstance(name, str) for pair in value.items() for name in pair)
+    ),
+)
+_INPUTS = Kind("a tuple of inputs, (x,)", lambda value: isinstance(value, tuple | list))
 
 
 def deepen(
@@ -101,6 +111,7 @@ def deepen(
         The variables of the deeper model: in its tree structure, old arrays with their dtypes.
 
     Raises:
+        TypeError: if arguments are of the wrong kind.
         ValueError: if no values make the deeper network compute the same, if old arrays are
             missing in the target or have another shape there, if there are free values but
             neither ``copy``, ``key`` nor a target with arrays, or if outputs moved.
@@ -124,6 +135,18 @@ def deepen(
         Chen, Goodfellow and Shlens, 2016, Net2Net; Gesmundo and Maile, 2023, Composable
         Function-preserving Expansions; Wu et al., 2024, LLaMA Pro (``copy``).
     """
+    expect("deepen", variables=(VARIABLES, variables))
+    expect_given(
+        "deepen",
+        target=(VARIABLES, target),
+        layers=(_LAYERS, layers),
+        apply=(FUNCTION, apply),
+        target_apply=(FUNCTION, target_apply),
+        inputs=(_INPUTS, inputs),
+        rename=(_LAYERS, rename),
+        batch=(_INPUTS, batch),
+        key=(KEY, key),
+    )
     if (target is None) == (layers is None):
         raise ValueError("deepen needs either target=, the deeper model's variables, or layers=")
     if layers is not None:
@@ -132,6 +155,8 @@ def deepen(
             return insert(variables, named, target)
     if apply is None or target_apply is None:
         raise ValueError("deepen needs apply= and target_apply= to compare the two networks")
+    expect_call("deepen", "apply", apply, variables, *inputs)
+    expect_call("deepen", "target_apply", target_apply, target, *inputs)
     found = insertions(
         apply,
         variables,

@@ -13,8 +13,11 @@ import numpy as np
 from jax import Array
 
 from dogwood_jax._affine import AxisMap, map_of_variable, transform
+from dogwood_jax._arguments import GROWTH, KEY, VARIABLES, expect, expect_arrays, expect_given
 from dogwood_jax._choose import choose, without_choices
+from dogwood_jax._described import described
 from dogwood_jax._explicit import explicit_shardings, with_automatic_axes
+from dogwood_jax._finite import not_finite
 from dogwood_jax._growth import Growth
 from dogwood_jax._insert import insert
 from dogwood_jax._layout import Units, units_of
@@ -33,7 +36,7 @@ from dogwood_jax._tree import (
     struct_of,
 )
 from dogwood_jax._widths import Leaf
-from dogwood_jax.strategies import Initializer, glorot
+from dogwood_jax.strategies import KEEP, MERGE, Initializer, glorot
 
 
 def grow(
@@ -67,9 +70,13 @@ def grow(
         The variables of the larger model, with the dtypes of the old ones.
 
     Raises:
+        TypeError: if ``variables`` are no pytree of arrays, ``growth`` is none, or ``key`` is no
+            random key.
         ValueError: if the variables or ``fresh`` do not have the shapes of the growth, an array
             that grows is not of a floating dtype, or the strategy draws random weights and there
-            is neither ``key`` nor ``fresh``.
+            is neither ``key`` nor ``fresh``. Also if an array that grows, or its part of
+            ``fresh``, holds NaN or infinities, because outputs may change then: zero times NaN is
+            NaN. Within ``jax.jit``, where values cannot be seen, they are not looked at.
 
     Example:
         >>> import jax
@@ -81,6 +88,8 @@ def grow(
         >>> jax.tree.map(jnp.shape, dw.grow(params, growth, key=jax.random.key(0)))["down"]
         {'bias': (2,), 'kernel': (16, 2)}
     """
+    expect("grow(variables, growth)", variables=(VARIABLES, variables), growth=(GROWTH, growth))
+    expect_given("grow", key=(KEY, key), fresh=(VARIABLES, fresh))
     if shardings := explicit_shardings((variables, fresh)):
         old, wanted = shardings
         return with_automatic_axes(
@@ -88,10 +97,14 @@ def grow(
             growth.shardings(old) if fresh is None else wanted,
             *(variables, fresh, key),
         )
-    if growth.insertions:
-        return _grow_and_insert(variables, growth, key, fresh, donate)
     leaves = leaves_by_path(variables)
     new = None if fresh is None else leaves_by_path(fresh)
+    expect_network("grow", variables, leaves, growth)
+    if new is not None:
+        places = {growth.place(leaf.path): None for leaf in growth.widths.leaves}
+        expect_arrays("grow", "fresh", fresh, arrays_of(new), places)
+    if growth.insertions:
+        return _grow_and_insert(leaves, growth, key, fresh, donate)
     _check(leaves, growth, key, new)
     changing = [leaf for leaf in growth.widths.leaves if changes(leaf, growth)]
     old = {leaf.path: leaves[leaf.path] for leaf in changing}
@@ -153,10 +166,9 @@ def _grow_in_rounds(
 
 
 def _grow_and_insert(
-    variables: PyTree, growth: Growth, key: Array | None, fresh: PyTree, donate: bool
+    leaves: Mapping[str, Any], growth: Growth, key: Array | None, fresh: PyTree, donate: bool
 ) -> PyTree:
     """Returns the variables grown, then with new layers."""
-    leaves = leaves_by_path(variables)
     wider = replace(growth, insertions=(), structure=None)
     if fresh is None:
         grown = grow(leaves, wider, key=key, donate=donate)
@@ -167,6 +179,9 @@ def _grow_and_insert(
         target = rebuilt(growth.structure, structs)
     else:
         target, new = fresh, leaves_by_path(fresh)
+        needed = {i.path for i in growth.insertions} | {growth.place(path) for path in leaves}
+        if missing := [f"{path}: not in fresh" for path in sorted(needed - new.keys())]:
+            raise ValueError(listed("cannot grow these variables", missing))
         for insertion in growth.insertions:
             if insertion.old is not None:
                 layers = leaves[insertion.old].shape[0] if insertion.layers else None
@@ -174,6 +189,26 @@ def _grow_and_insert(
         new = {path: new[path] for path in leaves}
         grown = grow(leaves, wider, key=key, fresh=new, donate=donate)
     return insert(grown, growth.insertions, target, key=key)
+
+
+def expect_network(call: str, variables: PyTree, leaves: Mapping[str, Any], growth: Growth) -> None:
+    """Raises if variables are those of another network than the growth's, or have no values."""
+    known = {leaf.path: leaf.shape for leaf in growth.widths.leaves}
+    expect_arrays(call, "variables", variables, arrays_of(leaves), known)
+    if hasattr(variables, "opt_state") and not any(p.startswith("opt_state/") for p in known):
+        raise TypeError(
+            f"{call}: variables must be the network's alone, got {described(variables)} that holds "
+            "the state of an optimizer, too; dw.grow_opt_state grows both"
+        )
+    shapes = {path: jnp.shape(leaves[path]) for path in known if path in leaves}
+    if shapes == growth.shapes != known:
+        raise ValueError(f"{call}: these variables have grown already, by a growth like this one")
+    if structs := [p for p in shapes if isinstance(leaves[p], jax.ShapeDtypeStruct)]:
+        raise TypeError(
+            f"{call}: variables must hold values, got {described(leaves[structs[0]])} for "
+            f"{structs[0]}; jax.eval_shape(lambda variables: dw.grow(variables, growth, key=key), "
+            "variables) grows shapes"
+        )
 
 
 def _first(array: Array, size: int | None) -> Array:
@@ -237,8 +272,24 @@ def _check(
             for path, array in fresh.items()
             if path in expected and jnp.shape(array) != expected[path]
         ]
+    if not problems:
+        looked_at = [leaf.path for leaf in growth.widths.leaves if _reads_values(leaf, growth)]
+        for where, tree in (("", leaves), (" in fresh", fresh or {})):
+            problems += [
+                f"{path}: holds NaN or infinities{where}, so outputs could change: 0 * NaN is NaN; "
+                "grow weights that are finite, such as those of an earlier checkpoint"
+                for path in not_finite({path: tree[path] for path in looked_at if path in tree})
+            ]
     if problems:
         raise ValueError(listed("cannot grow these variables", problems))
+
+
+def _reads_values(leaf: Leaf, growth: Growth) -> bool:
+    """Whether an array grows, rather than only loses units, which may be those of NaN."""
+    widths = {units.width for layout in leaf.axes for units in units_of(layout)}
+    return leaf.path in growth.factors or any(
+        change.strategy not in (KEEP, MERGE) for change in growth.changes if change.width in widths
+    )
 
 
 def _needs(leaf: Leaf, growth: Growth) -> set[str]:
@@ -364,11 +415,23 @@ def _initialized(
     into, out = ([a for a in fan if a not in window] for fan in (leaf.fan_in, leaf.fan_out))
     if not into or not out:
         # Initializers want two axes at least; a vector is one row of a kernel.
-        return init(key, shape if len(shape) > 1 else (1, *shape), dtype).reshape(shape)
+        return _drawn(init, key, shape if len(shape) > 1 else (1, *shape), dtype).reshape(shape)
     stack = [axis for axis in range(len(shape)) if axis not in (*window, *into, *out)]
     layers, inputs, outputs = (prod(shape[axis] for axis in axes) for axes in (stack, into, out))
     kernel = (*(shape[axis] for axis in window), inputs, outputs)
     keys = jax.random.split(key, layers)
-    drawn = jax.vmap(lambda key: init(key, kernel, dtype))(keys)
+    drawn = jax.vmap(lambda key: _drawn(init, key, kernel, dtype))(keys)
     order = [*stack, *window, *into, *out]
     return drawn.reshape([shape[axis] for axis in order]).transpose(np.argsort(order))
+
+
+def _drawn(init: Initializer, key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    """Returns what an initializer draws, after checking that it is one."""
+    drawn = init(key, shape, dtype)
+    if not is_array(drawn):
+        raise TypeError(
+            f"grow: init= of the strategy must return an array of shape {shape}, got "
+            f"{described(drawn)}; jax.nn.initializers.he_normal() is an initializer, he_normal "
+            "makes one"
+        )
+    return drawn

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from dogwood_jax._finite import not_finite
 from dogwood_jax._moves import spread
 from dogwood_jax._problems import listed
 from dogwood_jax._random import dtype_named, random_keys, seeds, uniform
@@ -87,7 +88,8 @@ def insert(
         The variables of the deeper model, in its tree structure.
 
     Raises:
-        ValueError: if arrays are missing, or random values are needed and there is no key.
+        ValueError: if arrays are missing, free values are not finite, or random values are needed
+            and there is no key.
     """
     leaves = leaves_by_path(variables)
     shapes = leaves_by_path(target)
@@ -111,6 +113,10 @@ def insert(
                 f"{', '.join(random)}: free, so pass key= to draw values, copy=True to copy those "
                 "of a layer like it, where there is one, or a target that holds arrays"
             )
+    problems += [
+        f"{path}: holds NaN or infinities in the target, so outputs could change: 0 * NaN is NaN"
+        for path in not_finite(fresh)
+    ]
     if problems:
         raise ValueError(listed("cannot insert layers", problems))
     sources = {i.source: leaves[i.source] for i in insertions if i.source is not None}

@@ -1,12 +1,19 @@
 """``Widths`` and ``Growth`` as JSON, so that a run can record how it grew and replay it."""
 
 import dataclasses
+import functools
 import json
+import types
+import typing
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
+import dogwood_jax
 from dogwood_jax import strategies
+from dogwood_jax._arguments import Kind, expect
+from dogwood_jax._described import described
 from dogwood_jax._growth import Change, Growth
 from dogwood_jax._insert import Insertion
 from dogwood_jax._layout import Concat, Product, Units
@@ -30,6 +37,7 @@ def to_json(value: Widths | Growth) -> str:
         value: from ``trace``, ``chain`` or ``plan``.
 
     Raises:
+        TypeError: if the value is neither.
         ValueError: if a strategy has an initializer of the caller's own, which is code, or a loss
             and a batch; or if the target's tree structure is not made of dicts, lists and tuples.
 
@@ -42,6 +50,7 @@ def to_json(value: Widths | Growth) -> str:
         >>> dw.from_json(dw.to_json(growth)) == growth
         True
     """
+    expect("to_json", value=(_WIDTHS_OR_GROWTH, value))
     return json.dumps(_encoded(value))
 
 
@@ -55,12 +64,33 @@ def from_json(text: str) -> Any:
         The ``Widths`` or ``Growth``, equal to the one that was written.
 
     Raises:
-        ValueError: if the text is not what ``to_json`` writes.
+        TypeError: if it is no text.
+        ValueError: if the text is not what ``to_json`` writes, or what a newer version wrote.
     """
-    value = _decoded(json.loads(text))
+    expect("from_json", text=(_TEXT, text))
+    try:
+        read = json.loads(text)
+    except ValueError as error:
+        raise ValueError(
+            f"from_json: expected the JSON text that to_json wrote, got {text[:60]!r}, which is no "
+            f"JSON ({error}); of a file, pass what is in it"
+        ) from error
+    value = _decoded(read)
     if not isinstance(value, Widths | Growth):
-        raise ValueError(f"expected JSON that to_json wrote, got {text[:60]!r}")
+        raise ValueError(f"{_EXPECTED}, got {text[:60]!r}")
     return value
+
+
+_EXPECTED = "from_json: expected what to_json wrote of widths or a growth"
+_WIDTHS_OR_GROWTH = Kind(
+    "the Widths that dw.trace returns or the Growth that dw.plan returns",
+    lambda value: isinstance(value, Widths | Growth),
+)
+_TEXT = Kind(
+    "the JSON text that to_json wrote",
+    lambda value: isinstance(value, str | bytes | bytearray),
+    lambda value: "pass json.dumps of it" if isinstance(value, Mapping) else "",
+)
 
 
 def _encoded(value: Any) -> Any:
@@ -100,14 +130,65 @@ def _decoded(value: Any) -> Any:
         return value
     members = dict(value)
     kind = members.pop(_TYPE, None)
-    try:
-        if kind == "tree":
-            return jax.tree.structure(_tree(members["tree"]))
-        if kind == "initializer":
-            return _INITIALIZERS[members["name"]]
-        return _TYPES[kind](**{name: _decoded(member) for name, member in members.items()})
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"expected JSON that to_json wrote; {kind!r}: {error}") from error
+    if kind == "tree":
+        return jax.tree.structure(_tree(members.get("tree")))
+    if kind == "initializer":
+        return _known(_INITIALIZERS, members.get("name"), "initializer")
+    if kind is None:
+        raise ValueError(f"{_EXPECTED}, got an object without {_TYPE!r}")
+    cls = _known(_TYPES, kind, "type")
+    hints = _hints(cls)
+    for name in members:
+        _known(hints, name, f"member of {kind}")
+    decoded = {name: _decoded(member) for name, member in members.items()}
+    for name, member in decoded.items():
+        if not _fits(member, hints[name]):
+            raise ValueError(f"{_EXPECTED}; {kind}.{name} cannot be {described(member)}")
+    if missing := _required(cls) - members.keys():
+        raise ValueError(f"{_EXPECTED}; {kind} lacks {', '.join(sorted(missing))}")
+    return cls(**decoded)
+
+
+def _known(choices: Mapping[str, Any], name: Any, what: str) -> Any:
+    if not isinstance(name, str) or name not in choices:
+        raise ValueError(
+            f"{_EXPECTED}; dogwood_jax {dogwood_jax.__version__} knows no {what} {name!r}, and may "
+            "be older than the one that wrote it"
+        )
+    return choices[name]
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """Returns the types of a class's members."""
+    names = (field.name for field in dataclasses.fields(cls) if field.name != "network")
+    hints = typing.get_type_hints(cls)
+    return {name: hints[name] for name in names}
+
+
+def _required(cls: type) -> set[str]:
+    """Returns the members that have no default."""
+    missing = dataclasses.MISSING
+    return {field.name for field in dataclasses.fields(cls) if field.default is missing}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value from JSON can be a member of this type."""
+    kind, parts = typing.get_origin(hint), typing.get_args(hint)
+    if kind in (typing.Union, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if kind is typing.Literal:
+        return value in parts
+    if kind is tuple:
+        if not isinstance(value, tuple):
+            return False
+        each = parts[:1] * len(value) if parts[-1] is ... else parts
+        return len(value) == len(each) and all(map(_fits, value, each))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return hint is Any or isinstance(value, hint) if isinstance(hint, type) else callable(value)
 
 
 def _plain(tree: Any) -> Any:

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dogwood_jax._arguments import BY_WIDTH, NAMES, VARIABLES, WIDTHS, expect
 from dogwood_jax._explicit import explicit_shardings, with_automatic_axes
-from dogwood_jax._grow import grow
+from dogwood_jax._grow import expect_network, grow
 from dogwood_jax._growth import Change, Growth
 from dogwood_jax._layout import units_along
 from dogwood_jax._plan import plan
@@ -48,7 +49,9 @@ def narrow(
         ``grow_opt_state``.
 
     Raises:
-        ValueError: for unknown widths, widths that cannot change, and units that do not exist.
+        TypeError: if arguments are of the wrong kind or swapped.
+        ValueError: for unknown widths, widths that cannot change or would lose all their units,
+            units that do not exist, and variables of another network.
 
     Example:
         >>> import jax.numpy as jnp
@@ -59,7 +62,14 @@ def narrow(
         >>> dw.narrow(params, widths, {"up": [0, 2]})["down"]["kernel"].shape
         (2, 2)
     """
+    expect(
+        "narrow(variables, widths, keep)",
+        variables=(VARIABLES, variables),
+        widths=(WIDTHS, widths),
+        keep=(BY_WIDTH, keep),
+    )
     growth = plan(widths, keep=keep, interface=interface)
+    expect_network("narrow", variables, leaves_by_path(variables), growth)
     if shardings := explicit_shardings(variables):
         return with_automatic_axes(
             lambda variables: narrow(variables, widths, keep, interface=interface),
@@ -88,6 +98,8 @@ def merge_symmetric(
         ``grow_opt_state``, with the groups of ``find_symmetric(..., outgoing=False)``.
 
     Raises:
+        TypeError: if arguments are of the wrong kind or swapped.
+        KeyError: if there is no width of a name.
         ValueError: if the width cannot change, or weights of its units cannot be added up.
 
     Example:
@@ -101,6 +113,12 @@ def merge_symmetric(
         >>> merged["down"]["kernel"].tolist()
         [[8.0], [4.0]]
     """
+    expect(
+        "merge_symmetric(variables, widths, names)",
+        variables=(VARIABLES, variables),
+        widths=(WIDTHS, widths),
+        names=(NAMES, names),
+    )
     names = (names,) if isinstance(names, str) else names
     groups = {
         name: find_symmetric(variables, widths[name], tolerance=tolerance, outgoing=False)

@@ -63,6 +63,8 @@ _MEANINGS: dict[str, dict[str, Meaning]] = {
     "TrainState": {"params": "parameters", "batch_stats": "parameters"},
 }
 
+_FIELDS = {name for fields in _MEANINGS.values() for name in fields}
+
 # The power of the gradient that each is an average of.
 DEGREES: dict[Meaning, int] = {"first": 1, "second": 2, "magnitude": 1, "update": 0, "step": 0}
 
@@ -240,7 +242,13 @@ def meanings_of(
         else:
             degree = seen[field.place].degree if field.place in seen and not said else None
             meanings[field.place] = _AS_SEEN.get((meaning, degree), meaning)
-    for (_, name), (field, *others) in unknown.items():
+    for (group, name), (field, *others) in unknown.items():
+        if field.owner[-2:-1] == ("dict",) and group.rpartition("/")[2] in _FIELDS:
+            problems.append(
+                f"{field.place}: is below {name!r}, which no path of the network begins with; pass "
+                f"a growth of {{{name!r}: ...}}, or the state of what is below {name!r}"
+            )
+            continue
         problems.append(
             f"{field.place}{f' and {len(others)} more' if others else ''}: what field {name!r} of "
             f"{field.owner[0]} holds is not known; say so with fields={{{name!r}: ...}}, one of "

@@ -16,6 +16,16 @@ import numpy as np
 from jax import Array
 
 from dogwood_jax._affine import AxisMap, Fill, map_of_moment, transform
+from dogwood_jax._arguments import (
+    GROWTH,
+    MAPPING,
+    OPTIMIZER,
+    STATE,
+    VARIABLES,
+    expect,
+    expect_given,
+)
+from dogwood_jax._described import described, optimizer_states
 from dogwood_jax._explicit import explicit_shardings, with_automatic_axes
 from dogwood_jax._grow import changes, grow_leaf
 from dogwood_jax._growth import Growth
@@ -96,9 +106,10 @@ def grow_opt_state(
         The state, for the grown parameters.
 
     Raises:
-        TypeError: if ``tx`` is no optimizer.
-        ValueError: for a field shaped like parameters whose meaning is not known, or a state that
-            is not of this growth's network; all of them in one message.
+        TypeError: if arguments are of the wrong kind, or in the wrong order.
+        ValueError: for the state of another optimizer, a field shaped like parameters whose
+            meaning is not known, or a state that is not of this growth's network; all of them in
+            one message.
 
     Example:
         >>> import jax
@@ -135,18 +146,26 @@ def grow_state(
     Those are the shapes of the larger network's parameters as ``tx.init`` takes them; None to have
     them read from the state.
     """
+    expect(
+        "grow_opt_state(opt_state, growth, tx)",
+        opt_state=(STATE, opt_state),
+        growth=(GROWTH, growth),
+        tx=(OPTIMIZER, tx),
+    )
+    expect_given("grow_opt_state", variables=(VARIABLES, variables), fields=(MAPPING, fields))
     if second_moment not in ("mean", "zeros"):
         raise ValueError(f"second_moment must be 'mean' or 'zeros', got {second_moment!r}")
-    if not hasattr(tx, "init"):
-        raise TypeError(f"tx must be the optax.GradientTransformation of the state, got {tx!r}")
     state, outside = opt_state, ""
     if hasattr(opt_state, "opt_state") and hasattr(opt_state, "replace"):  # Flax's TrainState
         state, outside = opt_state.opt_state, "opt_state/"
     arrays, found = leaves_by_path(opt_state), fields_of(opt_state, growth)
+    _expect_state(opt_state, arrays, found, growth)
     if params is None:
         params = _params(state, growth, fields_of(state, growth) if outside else found)
     if params is None and (problems := unfollowed(arrays, found)):
         raise ValueError(listed("cannot grow this state", problems))
+    if params is None:
+        _expect_same_optimizer(state, _likely_start(tx, growth, state))
 
     def start() -> PyTree:
         """Returns the state with which training of the larger network would start."""
@@ -169,6 +188,7 @@ def grow_state(
     except jax.errors.ConcretizationTypeError:  # an optimizer that looks at its hyperparameters
         with jax.ensure_compile_time_eval():
             expected = start()
+    _expect_same_optimizer(state, expected.opt_state if outside else expected)
     shapes = {place: tuple(jnp.shape(leaf)) for place, leaf in leaves_by_path(expected).items()}
     if shardings := explicit_shardings(opt_state):
         return with_automatic_axes(
@@ -214,6 +234,49 @@ def grow_state(
     if problems:
         raise ValueError(listed("cannot grow this state", problems))
     return jax.tree.unflatten(jax.tree.structure(expected), [grown[place] for place in shapes])
+
+
+def _expect_state(
+    opt_state: PyTree, arrays: Mapping[str, Any], found: Sequence[Field], growth: Growth
+) -> None:
+    """Raises if a state is none, or has grown already."""
+    known = {leaf.path for leaf in growth.widths.leaves}
+    inner = {path.partition("/")[2] for path in known}
+    if arrays.keys() in (known, inner) and not optimizer_states(opt_state):
+        raise TypeError(
+            "grow_opt_state: opt_state must be the state of an optimizer, got the network's "
+            "variables; tx.init(variables) is the state of a new optimizer"
+        )
+    shapes = [
+        (jnp.shape(arrays[field.place]), field.leaf)
+        for field in found
+        if field.axis is None and not field.factored
+    ]
+    grown = all(shape == growth.shapes[leaf.path] for shape, leaf in shapes)
+    if grown and any(shape != leaf.shape for shape, leaf in shapes):
+        raise ValueError("grow_opt_state: this state has grown already, by a growth like this one")
+
+
+def _expect_same_optimizer(state: PyTree, expected: PyTree) -> None:
+    """Raises if a state is another optimizer's."""
+    if {*optimizer_states(state)} != {*optimizer_states(expected)}:
+        raise ValueError(
+            f"grow_opt_state: tx has no such state: expected {described(expected)}, got "
+            f"{described(state)}; pass the optimizer whose init made it"
+        )
+
+
+def _likely_start(tx: Any, growth: Growth, state: PyTree) -> PyTree:
+    """Returns a state like one that an optimizer starts with, or the given one if it is not known.
+
+    It is of a dict of the network's arrays, which some optimizers do not take, as those that
+    divide them into groups do.
+    """
+    arrays = {leaf.path: struct(leaf.shape, jnp.float32) for leaf in growth.widths.leaves}
+    try:
+        return jax.eval_shape(tx.init, arrays)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return state
 
 
 def _divides(growth: Growth) -> bool:

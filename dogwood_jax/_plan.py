@@ -1,7 +1,7 @@
 """Plan a growth: ``plan``."""
 
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,13 +9,23 @@ import jax
 import numpy as np
 
 from dogwood_jax import strategies
+from dogwood_jax._arguments import (
+    BY_WIDTH,
+    FUNCTION,
+    VARIABLES,
+    WIDTHS,
+    expect,
+    expect_arrays,
+    expect_given,
+    is_integer,
+)
 from dogwood_jax._follow import Comparison, is_constant, is_scale
 from dogwood_jax._growth import Change, Growth
 from dogwood_jax._larger import Larger, Rejected, compare_programs, is_deeper, read_larger
 from dogwood_jax._problems import listed
 from dogwood_jax._scales import MUST_STAY, SILENT, SUSPICION
 from dogwood_jax._target import sizes_of_target, splits
-from dogwood_jax._tree import PyTree
+from dogwood_jax._tree import PyTree, arrays_of, leaves_by_path
 from dogwood_jax._widths import Recipe, Width, Widths
 from dogwood_jax.strategies import Strategy
 
@@ -65,7 +75,7 @@ def plan(
         The growth, for ``grow`` and ``grow_opt_state``.
 
     Raises:
-        TypeError: if ``widths`` are none, or ``sizes`` or ``strategy`` of another kind.
+        TypeError: if ``widths`` are none, or another argument is of the wrong kind.
         ValueError: for unknown widths, sizes below today's, widths that cannot grow or cannot
             grow without changing outputs, and shapes of the target that no growth explains; all
             of them in one message.
@@ -84,16 +94,27 @@ def plan(
         >>> dw.plan(widths, keep={"up": [0, 2, 5]})
         Growth(up: 8 -> 3)
     """
+    if sizes is None:
+        expect("plan", widths=(WIDTHS, widths))
+    else:
+        expect("plan(widths, sizes)", widths=(WIDTHS, widths), sizes=(BY_WIDTH, sizes))
+    expect_given(
+        "plan",
+        target=(VARIABLES, target),
+        target_apply=(FUNCTION, target_apply),
+        keep=(BY_WIDTH, keep),
+        merge=(BY_WIDTH, merge),
+    )
     if sizes is None and target is None and keep is None and merge is None:
         raise ValueError(
             "plan needs sizes, {name: units}, or target=, a larger model's variables; "
             "or keep= or merge= to remove units"
         )
-    if not isinstance(widths, Widths):
-        raise TypeError(f"plan takes the widths that dw.trace returns, got {type(widths).__name__}")
-    for what, asked in (("sizes", sizes), ("keep", keep), ("merge", merge)):
-        if asked is not None and not isinstance(asked, Mapping):
-            raise TypeError(f"{what} must be a mapping, {{width: ...}}, got {asked!r}")
+    if target_apply is not None and target is None:
+        raise ValueError("plan: target_apply= goes with target=, the variables of that function")
+    if target is not None and target_apply is None:
+        paths = [leaf.path for leaf in widths.leaves]
+        expect_arrays("plan", "target", target, arrays_of(leaves_by_path(target)), paths)
     problems: list[str] = []
     new = _named_sizes(widths, sizes or {}, problems)
     structure, larger = None, Larger({})
@@ -251,8 +272,9 @@ def _by_name(
 ) -> Iterator[tuple[str, Any]]:
     """Yields what is asked of each width, by its name."""
     for place, value in asked.items():
+        is_place = isinstance(place, tuple) and len(place) == 2
         try:
-            yield (widths[place] if isinstance(place, str) else widths.of(*place)).name, value
+            yield (widths.of(*place) if is_place else widths[place]).name, value
         except KeyError as error:
             problems.append(str(error.args[0]))
 
@@ -261,13 +283,10 @@ def _named_sizes(widths: Widths, sizes: Mapping[Any, int], problems: list[str]) 
     """Returns the asked sizes by width name."""
     new: dict[str, int] = {}
     for name, size in _by_name(widths, sizes, problems):
-        try:
-            units = operator.index(size)
-        except TypeError:
+        if not is_integer(size):
             problems.append(f"{name}: the number of units must be an integer, got {size!r}")
-        else:
-            if new.setdefault(name, units) != units:
-                problems.append(f"{name}: asked for two sizes, {new[name]} and {units}")
+        elif new.setdefault(name, operator.index(size)) != size:
+            problems.append(f"{name}: asked for two sizes, {new[name]} and {size}")
     return new
 
 
@@ -498,6 +517,11 @@ def _kept(width: Width, units: Any, interface: bool, problems: list[str]) -> Cha
             f"{width.size} units; got {units!r}"
         )
         kept = ()
+    elif width.size and not kept:
+        problems.append(
+            f"{width.name}: keep leaves none of its {width.size} units; keep one at least, because "
+            "a width without units cannot grow again, or write the network without these layers"
+        )
     problems += _fixed(width, len(kept), "change") + _interface(width, interface)
     recipe = next((r for r in width.recipes if r.strategy != "tile"), None) if kept else None
     return Change(width.name, width.size, len(kept), strategies.KEEP, kept, recipe=recipe)
@@ -507,10 +531,13 @@ def _merged(
     width: Width, groups: Sequence[Sequence[int]], interface: bool, problems: list[str]
 ) -> Change:
     """Returns how groups of units of a width become one unit each."""
-    members = [unit for group in groups for unit in group]
-    if {*members} - {*range(width.size)} or len({*members}) < len(members):
+    grouped = isinstance(groups, Iterable) and all(isinstance(group, Iterable) for group in groups)
+    members = [unit for group in groups for unit in group] if grouped else [None]
+    whole = all(map(is_integer, members))
+    if not whole or {*members} - {*range(width.size)} or len({*members}) < len(members):
         problems.append(
-            f"{width.name}: merge takes groups of distinct units below {width.size}; got {groups!r}"
+            f"{width.name}: merge takes groups of distinct units below {width.size}, such as "
+            f"[(0, 1)]; got {groups!r}"
         )
         groups = ()
     first = {unit: group[0] for group in groups for unit in group}

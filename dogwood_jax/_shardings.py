@@ -10,10 +10,11 @@ import jax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
+from dogwood_jax._described import described, optimizer_states
 from dogwood_jax._mesh import automatic
 from dogwood_jax._pairing import closest
 from dogwood_jax._problems import listed
-from dogwood_jax._tree import PyTree, is_traced, leaves_by_path, numbered, rebuilt
+from dogwood_jax._tree import PyTree, is_array, is_traced, leaves_by_path, numbered, rebuilt
 
 if TYPE_CHECKING:
     from dogwood_jax._growth import Growth
@@ -138,6 +139,13 @@ def grown_shardings(growth: "Growth", old: PyTree) -> PyTree:
             "variables tell those of the new ones. For an optimizer's state, grow it outside of "
             "jax.jit, or use optax.tree_map_params with the shardings of the grown variables"
         )
+    if not shardings and optimizer_states(old):
+        return old
+    if not shardings or all(map(is_array, shardings.values())):
+        problems = [
+            f"expected a tree of shardings, got {described(old)}; "
+            "jax.tree.map(lambda array: array.sharding, variables) is one"
+        ]
     if problems:
         raise ValueError(listed("cannot tell the shardings of grown arrays", problems))
     whole = _whole(shardings.values())

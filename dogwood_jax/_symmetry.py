@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dogwood_jax._arguments import FUNCTION, VARIABLES, WIDTH, expect, expect_arrays, expect_call
 from dogwood_jax._layout import Layout, size_of, units_along
 from dogwood_jax._problems import listed
 from dogwood_jax._tree import PyTree, leaves_by_path, rebuilt
@@ -38,6 +39,7 @@ def find_symmetric(
         The groups of two or more units, each in ascending order, in the order of their first unit.
 
     Raises:
+        TypeError: if arguments are of the wrong kind or swapped.
         ValueError: if an array of the width is missing or has another size there, or the tolerance
             is negative.
 
@@ -51,8 +53,7 @@ def find_symmetric(
         >>> dw.find_symmetric(params, dw.chain(params, ("up", "down"))["up"])
         ((0, 2),)
     """
-    if not tolerance >= 0:
-        raise ValueError(f"tolerance must be zero or positive, got {tolerance!r}")
+    _expect("find_symmetric", variables, width, tolerance)
     groups: dict[int, list[int]] = {}
     roles = ("incoming", "outgoing", "both") if outgoing else ("incoming", "both")
     for unit, first in enumerate(_firsts(_rows(variables, width, roles), tolerance)):
@@ -77,7 +78,9 @@ def find_dead(variables: PyTree, width: Width, *, tolerance: float = 0.0) -> tup
         The units, in ascending order.
 
     Raises:
-        ValueError: if an array of the width is missing or has another size there.
+        TypeError: if arguments are of the wrong kind or swapped.
+        ValueError: if an array of the width is missing or has another size there, or the tolerance
+            is negative.
 
     Example:
         >>> import jax.numpy as jnp
@@ -89,6 +92,7 @@ def find_dead(variables: PyTree, width: Width, *, tolerance: float = 0.0) -> tup
         >>> dw.find_dead(params, dw.chain(params, ("up", "down"))["up"])
         (1, 2)
     """
+    _expect("find_dead", variables, width, tolerance)
     dead = np.zeros(width.size, bool)
     for rows in (
         _rows(variables, width, ("outgoing", "both")),
@@ -114,6 +118,10 @@ def activity(apply: Callable[..., Any], variables: PyTree, width: Width, *inputs
     Returns:
         The root mean square of the contribution over all floating-point outputs, ``[units]``.
 
+    Raises:
+        TypeError: if arguments are of the wrong kind or swapped.
+        ValueError: if the variables are of another network.
+
     Example:
         >>> import jax
         >>> import jax.numpy as jnp
@@ -124,6 +132,14 @@ def activity(apply: Callable[..., Any], variables: PyTree, width: Width, *inputs
         >>> dw.activity(apply, params, dw.trace(apply, params, x)["up"], x).tolist()
         [3.0, 4.0]
     """
+    expect(
+        "activity(apply, variables, width, *inputs)",
+        apply=(FUNCTION, apply),
+        variables=(VARIABLES, variables),
+        width=(WIDTH, width),
+    )
+    expect_call("activity", "apply", apply, variables, *inputs)
+    _expect_arrays("activity", variables, width)
     places = _places(width)
     outputs, arrays = as_function_of(apply, variables, {path for path, _, _ in places})
 
@@ -153,6 +169,38 @@ def as_function_of(
         return [r for r in results if jnp.issubdtype(jnp.result_type(r), jnp.inexact)]
 
     return outputs, {path: jnp.asarray(leaves[path]) for path in sorted(paths)}
+
+
+def _expect(caller: str, variables: Any, width: Any, tolerance: Any) -> None:
+    """Raises if variables or width are none, or do not belong together."""
+    call = f"{caller}(variables, width)"
+    expect(call, variables=(VARIABLES, variables), width=(WIDTH, width))
+    if not (isinstance(tolerance, int | float | np.number) and tolerance >= 0):
+        raise ValueError(f"tolerance must be zero or positive, got {tolerance!r}")
+    _expect_arrays(caller, variables, width)
+
+
+def _expect_arrays(caller: str, variables: PyTree, width: Width) -> None:
+    """Raises if an array of the width is missing, or has another size there."""
+    leaves = leaves_by_path(variables)
+    known = {path: None for path, _, _ in _places(width)}
+    expect_arrays(caller, "variables", variables, leaves, known)
+    problems = []
+    for path, axis, layout in _places(width):
+        if path not in leaves:
+            problems.append(f"{path}: missing")
+        elif np.shape(leaves[path])[axis : axis + 1] != (size_of(layout),):
+            problems.append(
+                f"{path}: has shape {np.shape(leaves[path])}, expected {size_of(layout)} along "
+                f"axis {axis}"
+            )
+    if problems:
+        raise ValueError(
+            listed(
+                f"these are not the variables in which {width.name} was found; trace again",
+                problems,
+            )
+        )
 
 
 def _incoming_weights(variables: PyTree, width: Width) -> np.ndarray:
@@ -219,29 +267,14 @@ def _rows(
 ) -> np.ndarray:
     """Returns all weights of each unit as a row of a matrix ``[units, weights]``, in float64."""
     leaves = leaves_by_path(variables)
-    columns, problems = [np.zeros((width.size, 0))], []
+    columns = [np.zeros((width.size, 0))]
     for path, axis, layout in _places(width):
-        array = leaves.get(path)
-        if array is None:
-            problems.append(f"{path}: missing")
-        elif np.shape(array)[axis : axis + 1] != (size_of(layout),):
-            problems.append(
-                f"{path}: has shape {np.shape(array)}, expected {size_of(layout)} along axis {axis}"
-            )
-        elif not problems:
-            array = np.asarray(array)
-            if np.iscomplexobj(array):
-                array = np.stack([array.real, array.imag], axis=-1)
-            units = units_along(layout, width.name, roles)
-            # Sorted by unit: each has as many positions along the axis as any other.
-            order = np.argsort(units, kind="stable")[np.count_nonzero(units < 0) :]
-            rows = np.moveaxis(array.astype(np.float64), axis, 0)[order]
-            columns.append(rows.reshape(width.size, rows.size // max(width.size, 1)))
-    if problems:
-        raise ValueError(
-            listed(
-                f"these are not the variables in which {width.name} was found; trace again",
-                problems,
-            )
-        )
+        array = np.asarray(leaves[path])
+        if np.iscomplexobj(array):
+            array = np.stack([array.real, array.imag], axis=-1)
+        units = units_along(layout, width.name, roles)
+        # Sorted by unit: each has as many positions along the axis as any other.
+        order = np.argsort(units, kind="stable")[np.count_nonzero(units < 0) :]
+        rows = np.moveaxis(array.astype(np.float64), axis, 0)[order]
+        columns.append(rows.reshape(width.size, rows.size // max(width.size, 1)))
     return np.concatenate(columns, axis=1)

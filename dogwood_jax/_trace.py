@@ -21,18 +21,22 @@ from dogwood_jax import (  # noqa: F401, for the rules in them
     _rules_lookup,
     _rules_sums,
 )
+from dogwood_jax._arguments import FUNCTION, VARIABLES, expect, expect_call, is_integer
 from dogwood_jax._bounds import UNKNOWN
+from dogwood_jax._described import described, holds_arrays
 from dogwood_jax._dims import Dim, unify
 from dogwood_jax._jaxpr import Program
 from dogwood_jax._naming import module_of, name_widths
 from dogwood_jax._problems import listed
 from dogwood_jax._read import run
 from dogwood_jax._reads import OF_WEIGHTS
-from dogwood_jax._tree import PyTree, mirrors
+from dogwood_jax._tree import PyTree, is_array, mirrors
 from dogwood_jax._values import Entry, Silencer, Silencers, Trace, Value
 from dogwood_jax._widths import Network, Widths, no_such
 
 Place = tuple[str, int]
+
+_CALL = "trace(apply, variables, *inputs)"
 
 
 def trace(
@@ -62,7 +66,8 @@ def trace(
         The widths by name. Dimensions of inputs and outputs are widths too, marked ``interface``.
 
     Raises:
-        TypeError: if ``apply`` is no function.
+        TypeError: if ``apply`` is no function of the variables and these inputs, ``variables`` are
+            no pytree of arrays, or ``fix`` or ``tie`` is no list.
         ValueError: if ``fix`` or ``tie`` names a place that does not exist, or ties axes of
             different sizes.
 
@@ -78,14 +83,29 @@ def trace(
           -> up/kernel[1]
           <- down/kernel[0]
     """
-    if not callable(apply):
-        raise TypeError(f"trace takes a function of variables and inputs, got {apply!r}")
-    program = Program(apply, variables, inputs)
+    expect(_CALL, apply=(FUNCTION, apply), variables=(VARIABLES, variables))
+    expect_call(_CALL, "apply", apply, variables, *inputs)
+    fixed, tied = _listed("fix", fix, "(path, axis)"), _listed("tie", tie, "(place, place)")
+    program = _program(apply, variables, inputs)
     traced = Traced(program)
-    _override(traced.leaves, tuple(fix), tuple(tie))
+    _override(traced.leaves, fixed, tied)
     _attach_unread(traced.leaves, traced.trace)
     network = Network(apply, program.variables, tuple(program.inputs), traced)
     return replace(name_widths(traced.leaves, traced.trace), network=network)
+
+
+def _program(apply: Callable[..., Any], variables: PyTree, inputs: Sequence[Any]) -> Program:
+    """Returns the program of a function; raises if it fails because inputs come first."""
+    try:
+        return Program(apply, variables, inputs)
+    except Exception as error:
+        trees = [tree for tree in inputs if isinstance(tree, Mapping) and holds_arrays(tree)]
+        if is_array(variables) and trees:
+            raise TypeError(
+                f"{_CALL}: apply fails, and the arguments seem to be in the wrong order: variables "
+                f"is {described(variables)}; an input is {described(trees[0])}"
+            ) from error
+        raise
 
 
 class Traced:
@@ -152,6 +172,14 @@ def _input(struct: jax.ShapeDtypeStruct) -> Value:
 # What the caller knows ----------------------------------------------------------------------------
 
 
+def _listed(name: str, given: Iterable[Any], one: str) -> tuple[Any, ...]:
+    """Returns what a caller listed, after checking that it is a list."""
+    alone = isinstance(given, tuple) and _is_place(given)
+    if alone or isinstance(given, str | Mapping) or not isinstance(given, Iterable):
+        raise TypeError(f"trace: {name} must be a list, [{one}, ...], got {given!r}")
+    return tuple(given)
+
+
 def _override(
     leaves: dict[str, Value], fix: Sequence[Place], tie: Sequence[tuple[Place, Place]]
 ) -> None:
@@ -159,7 +187,9 @@ def _override(
 
     def dim_at(place: Place) -> Dim | None:
         if not _is_place(place):
-            problems.append(f"{place!r}: is no place (path, axis)")
+            problems.append(
+                f"{place!r}: is no place (path, axis), such as ({next(iter(leaves))!r}, 0)"
+            )
             return None
         path, axis = place
         names = [p for p in leaves if p == path] or [p for p in leaves if p.endswith(f"/{path}")]
@@ -179,8 +209,8 @@ def _override(
         if dim := dim_at(place):
             dim.fix("fixed by the caller")
     for pair in tie:
-        if not (isinstance(pair, Sequence) and len(pair) == 2):
-            problems.append(f"tie: {pair!r}: is no pair of places")
+        if not (isinstance(pair, Sequence) and len(pair) == 2) or _is_place(pair):
+            problems.append(f"tie: {pair!r}: is no pair of places, ((path, axis), (path, axis))")
             continue
         one, other = pair
         a, b = dim_at(one), dim_at(other)
@@ -196,8 +226,8 @@ def _override(
 
 def _is_place(place: object) -> bool:
     match place:
-        case (str(), int()):
-            return True
+        case (str(), axis):
+            return is_integer(axis)
     return False
 
 

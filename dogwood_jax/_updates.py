@@ -6,14 +6,26 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from dogwood_jax._affine import AxisMap, map_of_variable, transform
+from dogwood_jax._arguments import GROWTH, Kind, expect, expect_given
 from dogwood_jax._growth import Growth
 from dogwood_jax._layout import Units
 from dogwood_jax._problems import listed
 from dogwood_jax._tree import PyTree, leaf_path
 from dogwood_jax._widths import Leaf
+
+
+def _is_adam(value: Any) -> bool:
+    match value:
+        case (int() | float() as b1, int() | float() as b2, int() | np.integer() | Array()):
+            return 0 <= b1 < 1 and 0 <= b2 < 1
+    return False
+
+
+_ADAM = Kind("(b1, b2, count) with decay rates below 1, such as (0.9, 0.999, 500)", _is_adam)
 
 
 class ScaleByGrowthState(NamedTuple):
@@ -46,6 +58,7 @@ def scale_by_growth(growth: Growth, *, adam: tuple[float, float, int] | None = N
         scale with the gradient, until the network changes again.
 
     Raises:
+        TypeError: if ``growth`` is none, or ``adam`` no such numbers.
         ValueError: at an update, if arrays are not of the larger network.
 
     Example:
@@ -64,6 +77,9 @@ def scale_by_growth(growth: Growth, *, adam: tuple[float, float, int] | None = N
         -0.000500, -0.001000
     """
     import optax
+
+    expect("scale_by_growth", growth=(GROWTH, growth))
+    expect_given("scale_by_growth", adam=(_ADAM, adam))
 
     def init(params: PyTree) -> ScaleByGrowthState:
         return ScaleByGrowthState(jnp.zeros([], jnp.int32))

@@ -10,6 +10,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from dogwood_jax._arguments import is_integer
+from dogwood_jax._described import described
 from dogwood_jax._layout import Concat, Layout, Product, Role, Units, size_of, units_of
 from dogwood_jax._tables import MANY, layers_together, merged, table
 
@@ -309,6 +311,8 @@ class Widths(Mapping[str, Width]):
             'up'
         """
         leaf = self.leaf(path)
+        if not is_integer(axis):
+            raise KeyError(f"an axis of {leaf.path} is an integer, not {axis!r}")
         if not -len(leaf.axes) <= axis < len(leaf.axes):
             raise KeyError(f"{leaf.path} has shape {leaf.shape}, so no axis {axis}")
         names = dict.fromkeys(units.width for units in units_of(leaf.axes[axis]))
@@ -351,9 +355,11 @@ def make_widths(leaves: tuple[Leaf, ...], facts: Mapping[str, Facts]) -> Widths:
     return Widths(leaves, tuple(facts.items()))
 
 
-def no_such(what: str, name: str, names: Mapping[str, object] | list[str]) -> str:
+def no_such(what: str, name: object, names: Mapping[str, object] | list[str]) -> str:
     """Returns an error message for a failed look-up that names the closest choices."""
     choices = list(names)
+    if not isinstance(name, str):
+        return f"no {what} is called {described(name)}; there are {choices[:10]}"
     close = difflib.get_close_matches(name, choices, n=3, cutoff=0.4) or choices[:10]
     return f"no {what} {name!r}; the closest are {close}" if close else f"no {what} {name!r}"
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 import jax
 from flax import nnx
 
+from dogwood_jax._arguments import GROWTH, NNX, NNX_OPTIMIZER, expect, expect_call
 from dogwood_jax._grow import grow as _grow
 from dogwood_jax._growth import Growth
 from dogwood_jax._opt_state import grow_state
@@ -35,6 +36,9 @@ def trace(model: nnx.Module, *inputs: Any, **overrides: Any) -> Widths:
     Returns:
         The widths of its state.
 
+    Raises:
+        TypeError: if ``model`` is no module that can be called with these inputs.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from flax import nnx
@@ -44,6 +48,8 @@ def trace(model: nnx.Module, *inputs: Any, **overrides: Any) -> Widths:
         >>> dw.nnx.trace(model, jnp.ones((1, 4)))["layers/0"].size
         8
     """
+    expect("nnx.trace(model, *inputs)", model=(NNX, model))
+    expect_call("nnx.trace(model, *inputs)", "model", model, *inputs)
     apply, state = _function_of(model)
     return _trace(apply, state, *inputs, **overrides)
 
@@ -69,6 +75,7 @@ def plan(
         The growth of the module's state.
 
     Raises:
+        TypeError: if one of the two is no module.
         ValueError: if no growth of the widths explains the larger shapes, or a growth would change
             outputs.
 
@@ -83,6 +90,7 @@ def plan(
         >>> dw.nnx.plan(mlp(8), mlp(16), jnp.ones((1, 4)))
         Growth(layers/0: 8 -> 16)
     """
+    expect("nnx.plan(model, wide_model, *inputs)", model=(NNX, model), wide_model=(NNX, wide_model))
     apply, target = _function_of(wide_model)
     return _plan(
         trace(model, *inputs),
@@ -171,6 +179,7 @@ def grow_optimizer(
         A new ``nnx.Optimizer`` of the same ``tx`` and ``wrt``, at the same step.
 
     Raises:
+        TypeError: if arguments are of the wrong kind, or in the wrong order.
         ValueError: as ``dogwood_jax.grow_opt_state`` does.
 
     Example:
@@ -189,6 +198,12 @@ def grow_optimizer(
         >>> dw.nnx.grow_optimizer(optimizer, wide, growth).opt_state[0].nu["layers"][0].kernel.shape
         (4, 16)
     """
+    expect(
+        "nnx.grow_optimizer(optimizer, wide_model, growth)",
+        optimizer=(NNX_OPTIMIZER, optimizer),
+        wide_model=(NNX, wide_model),
+        growth=(GROWTH, growth),
+    )
     new = nnx.Optimizer(wide_model, optimizer.tx, wrt=optimizer.wrt)
     state = grow_state(
         _arrays_of(optimizer.opt_state),

@@ -10,11 +10,28 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from dogwood_jax._arguments import WIDTHS, Kind, expect, is_integer
 from dogwood_jax._tables import layers_together, merged
 from dogwood_jax._widths import Widths
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+_SHAPE = Kind(
+    "the height and width of an image, (28, 28)",
+    lambda value: (
+        isinstance(value, tuple | list) and len(value) == 2 and all(map(is_integer, value))
+    ),
+)
+_KERNEL = Kind("an array of weights", lambda value: _is_numeric(value))
+_HISTORIES = Kind(
+    "a mapping, {label: [one number for each epoch]}",
+    lambda value: (
+        isinstance(value, Mapping)
+        and len(value) > 0
+        and all(_is_numeric(values) and np.ndim(values) == 1 for values in value.values())
+    ),
+)
 
 _Style = Literal["full", "left", "none"]  # how much of a mark is filled
 
@@ -47,6 +64,7 @@ def units(
         >>> plotting.units(kernel).images[0].get_array().shape  # two images, a line between them
         (28, 57)
     """
+    expect("plotting.units(kernel, shape)", kernel=(_KERNEL, kernel), shape=(_SHAPE, shape))
     kernel = np.asarray(kernel, np.float64)
     if kernel.ndim != 2 or kernel.shape[0] != prod(shape) or not kernel.shape[1]:
         raise ValueError(
@@ -97,6 +115,7 @@ def curves(
         >>> [text.get_text() for text in ax.get_legend().get_texts()]
         ['grown', 'growth']
     """
+    expect("plotting.curves", histories=(_HISTORIES, histories))
     ax = _axes() if ax is None else ax
     for label, values in histories.items():
         values = np.asarray(values)
@@ -140,6 +159,7 @@ def widths(widths: Widths, *, ax: "Axes | None" = None) -> "Axes":
         >>> [label.get_text() for label in ax.get_yticklabels()]
         ['up/kernel', 'down/kernel']
     """
+    expect("plotting.widths", widths=(WIDTHS, widths))
     shown = [width for width in widths.values() if not width.fixed]
     columns = layers_together((f"{width.name} ({width.size})",) for width in shown)
     column = {
@@ -179,6 +199,17 @@ def _styles(marks: Mapping[int, set[str]]) -> tuple[tuple[int, _Style], ...]:
         frozenset({"outgoing"}): "none",
     }
     return tuple((place, styles.get(frozenset(roles), "left")) for place, roles in marks.items())
+
+
+def _is_numeric(value: object) -> bool:
+    """Whether a value is an array of numbers, or a list of such."""
+    if isinstance(value, Mapping | str):
+        return False
+    try:
+        np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _axes(size: tuple[float, float] | None = None) -> "Axes":

@@ -21,14 +21,30 @@ what it computes, and its *outgoing* weights, which decide what it changes.
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from dogwood_jax._arguments import INTEGER, NUMBER, Kind, expect, is_integer
 
 Initializer = Callable[..., jax.Array]  # (key, shape, dtype) -> array, as in jax.nn.initializers
+
+
+def _is_mask(value: Any) -> bool:
+    return isinstance(value, Collection) and all(isinstance(one, bool | np.bool_) for one in value)
+
+
+_INIT = Kind("an initializer, such as jax.nn.initializers.he_normal()", callable)
+_LOSS = Kind("a function, loss(variables, *batch)", callable)
+_UNITS = Kind(
+    "a list of units, integers",
+    lambda value: isinstance(value, Collection) and all(map(is_integer, value)),
+    lambda value: "np.flatnonzero(mask) are the units of a mask" if _is_mask(value) else "",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,6 +156,7 @@ def zero_outgoing(init: Initializer = glorot) -> Strategy:
         Gesmundo and Maile, 2023, Composable Function-preserving Expansions for Transformer
         Architectures, theorem 3.1.
     """
+    expect("strategies.zero_outgoing", init=(_INIT, init))
     return Strategy("zero_outgoing", "free", "zero", init)
 
 
@@ -178,6 +195,7 @@ def random(init: Initializer = glorot) -> Strategy:
     Reference:
         Chen, Goodfellow and Shlens, 2016, Net2Net, where it is the baseline "random pad".
     """
+    expect("strategies.random", init=(_INIT, init))
     return Strategy("random", "free", "free", init)
 
 
@@ -202,6 +220,7 @@ def replicate(
             ``dogwood_jax.activity`` ranks them.
 
     Raises:
+        TypeError: if ``noise`` is no number, or ``units`` are no integers.
         ValueError: if ``noise`` is negative or ``split`` is not one of the two.
 
     Example:
@@ -213,6 +232,7 @@ def replicate(
         Chen, Goodfellow and Shlens, 2016, Net2Net: Accelerating Learning via Knowledge Transfer
         (even); Wang et al., 2024, LEMON: Lossless model expansion (uneven).
     """
+    expect("strategies.replicate", noise=(NUMBER, noise), units=(_UNITS, units))
     if not noise >= 0:
         raise ValueError(f"noise must be zero or positive, got {noise!r}")
     _check_split(split)
@@ -242,6 +262,7 @@ def zero_incoming(init: Initializer = glorot) -> Strategy:
         Gesmundo and Maile, 2023, Composable Function-preserving Expansions for Transformer
         Architectures, theorem 3.5; the epsilon follows from the algebra.
     """
+    expect("strategies.zero_incoming", init=(_INIT, init))
     return Strategy("zero_incoming", "zero", "free", init)
 
 
@@ -267,6 +288,7 @@ def tile(init: Initializer = glorot, split: Literal["even", "uneven"] = "even") 
     Reference:
         Wang et al., 2024, LEMON: Lossless model expansion.
     """
+    expect("strategies.tile", init=(_INIT, init))
     _check_split(split)
     return Strategy("tile", "copy", "share", init, split=split)
 
@@ -315,6 +337,7 @@ def gradmax(
             weights.
 
     Raises:
+        TypeError: if ``loss`` or ``init`` is no function, or ``epsilon`` no number.
         ValueError: for another variant, or an ``epsilon`` that is negative or of no use.
 
     Example:
@@ -336,6 +359,8 @@ def gradmax(
         Evci, van Merrienboer, Unterthiner, Vladymyrov and Pedregosa, 2022, GradMax: Growing
         Neural Networks using Gradient Information.
     """
+    expect("strategies.gradmax", loss=(_LOSS, loss))
+    expect("strategies.gradmax", epsilon=(NUMBER, epsilon), init=(_INIT, init))
     if variant not in ("outgoing", "incoming"):
         raise ValueError(f"variant must be 'outgoing' or 'incoming', got {variant!r}")
     if not 0 <= epsilon < math.inf or (epsilon and variant == "incoming"):
@@ -370,6 +395,7 @@ def firefly(
         init: any initializer of ``jax.nn.initializers``, given the full new shape.
 
     Raises:
+        TypeError: if ``loss`` or ``init`` is no function, or ``candidates`` no integer.
         ValueError: if ``candidates`` is less than two.
 
     Example:
@@ -391,6 +417,8 @@ def firefly(
         Wu, Liu, Stone and Liu, 2020, Firefly Neural Architecture Descent: a General Approach for
         Growing Neural Networks.
     """
+    expect("strategies.firefly", loss=(_LOSS, loss))
+    expect("strategies.firefly", candidates=(INTEGER, candidates), init=(_INIT, init))
     if operator.index(candidates) < 2:
         raise ValueError(f"candidates must be two or more for each new unit, got {candidates}")
     choice = Choice("incoming", loss, batch, candidates=operator.index(candidates))

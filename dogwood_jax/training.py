@@ -85,7 +85,18 @@ import optax
 from jax.sharding import NamedSharding
 from numpy.typing import NDArray
 
+from dogwood_jax._arguments import (
+    DATA,
+    FUNCTION,
+    OPTIMIZER,
+    STATE,
+    Kind,
+    expect,
+    expect_call,
+    expect_given,
+)
 from dogwood_jax._batches import Data, Piece, batches_of, data_problems
+from dogwood_jax._described import described, optimizer_states
 from dogwood_jax._mesh import (
     Shardings,
     constrained,
@@ -102,6 +113,9 @@ from dogwood_jax._tree import PyTree, in_order_of, leaf_path, leaves_by_path
 Apply = Callable[[Any, jax.Array], Any]
 Loss = Callable[[Any, jax.Array], jax.Array]
 Preprocess = Callable[[jax.Array], jax.Array]
+
+_LOSS = Kind("a function of outputs and labels", callable)
+_PREPROCESS = Kind("a function of inputs", callable)
 
 
 class Run(NamedTuple):
@@ -183,6 +197,7 @@ def fit(
         axis.
 
     Raises:
+        TypeError: Arguments of the wrong kind, or in the wrong order.
         ValueError: Arguments that do not fit together, all named at once before any work.
         FloatingPointError: The loss became infinite or NaN; names the epoch and the step.
 
@@ -194,6 +209,19 @@ def fit(
         >>> run.history["loss"].shape, bool(run.history["accuracy"][-1] > 0.9)
         ((5,), True)
     """
+    expect(
+        "training.fit(apply, variables, tx, data)",
+        apply=(FUNCTION, apply),
+        variables=(DATA, variables),
+        tx=(OPTIMIZER, tx),
+    )
+    expect_given(
+        "training.fit",
+        opt_state=(STATE, opt_state),
+        loss=(_LOSS, loss),
+        preprocess=(_PREPROCESS, preprocess),
+    )
+    expect_call("training.fit", "apply", apply, variables, "a batch of inputs")
     trained, frozen = _partition(variables)
     problems = _loop_problems(data, batch_size, sharding, variables=variables, opt_state=opt_state)
     problems += _variables_problems(variables, trained)
@@ -274,6 +302,7 @@ def evaluate(
         The loss, and the accuracy in [0, 1], NaN where labels are not classes.
 
     Raises:
+        TypeError: Arguments of the wrong kind, or in the wrong order.
         ValueError: Arguments that do not fit together, all named at once before any work.
 
     Example:
@@ -283,6 +312,13 @@ def evaluate(
         >>> f"{loss:.3f} {accuracy:.3f}"
         '0.496 0.667'
     """
+    expect(
+        "training.evaluate(apply, variables, data)",
+        apply=(FUNCTION, apply),
+        variables=(DATA, variables),
+    )
+    expect_given("training.evaluate", loss=(_LOSS, loss), preprocess=(_PREPROCESS, preprocess))
+    expect_call("training.evaluate", "apply", apply, variables, "a batch of inputs")
     problems = _loop_problems(data, batch_size, sharding, variables=variables)
     _raise_if(problems, "training.evaluate")
     batches = batches_of(data, batch_size, sharding)
@@ -456,6 +492,8 @@ def _is_inexact(leaf: Any) -> bool:
 
 
 def _is_count(value: Any, *, at_least: int) -> bool:
+    if isinstance(value, bool):
+        return False
     return isinstance(value, (int, np.integer)) and bool(value >= at_least)
 
 
@@ -516,7 +554,13 @@ def _opt_state_problems(
             for path, leaf in leaves_by_path(tree).items()
         }
 
-    expected, got = specs(jax.eval_shape(tx.init, trained)), specs(opt_state)
+    start = jax.eval_shape(tx.init, trained)
+    if {*optimizer_states(start)} != {*optimizer_states(opt_state)}:
+        return [
+            f"opt_state: expected {described(start)}, got {described(opt_state)}; pass the state "
+            "of a run with this tx, or leave it out to start anew"
+        ]
+    expected, got = specs(start), specs(opt_state)
     problems = [
         f"opt_state/{path}: expected {expected.get(path, 'nothing')}, "
         f"got {got.get(path, 'nothing')}"

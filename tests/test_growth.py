@@ -243,8 +243,8 @@ def test_interface_widths_grow_when_asked():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((PARAMS, {"up": 12}), "plan takes the widths that dw.trace returns, got dict"),
-        ((WIDTHS, [("up", 12)]), r"sizes must be a mapping, .* got \[\('up', 12\)\]"),
+        ((PARAMS, {"up": 12}), "widths must be the Widths that dw.trace returns, got a dict"),
+        ((WIDTHS, [("up", 12)]), r"sizes must be a mapping .* got a list .* \[\('up', 12\)\]"),
         ((WIDTHS, 12), "sizes must be a mapping"),
     ],
 )

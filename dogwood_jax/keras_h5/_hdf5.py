@@ -258,21 +258,3 @@ def _check_chunks(dataset: Dataset) -> None:
         stream = zlib.decompressobj()
         if len(stream.decompress(chunk, size + 5)) > size + 4:  # 4 bytes of checksum, perhaps
             raise misplaced(dataset, f"chunks of {size} bytes", "a compressed one that is larger")
-
-
-def is_finite(array: np.ndarray) -> bool:
-    """Whether an array is free of NaN and infinities."""
-    if not jnp.issubdtype(array.dtype, jnp.inexact):
-        return True
-    flat = array.reshape(-1)
-    step = 1 << 20  # takes no memory to speak of
-    parts = (flat[start : start + step] for start in range(0, flat.size, step))
-    with np.errstate(all="ignore"):  # bfloat16 warns of what it is asked about
-        return all(_is_finite(part) for part in parts)
-
-
-def _is_finite(part: np.ndarray) -> bool:
-    # A sum of squares is read twice as fast, and finite if all are; large numbers overflow.
-    if part.dtype in (np.float32, np.float64) and np.isfinite(np.dot(part, part)):
-        return True
-    return bool(np.isfinite(part).all())

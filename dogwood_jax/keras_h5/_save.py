@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dogwood_jax._arguments import PATH, Kind, expect, expect_given
 from dogwood_jax._problems import listed
 from dogwood_jax.keras_h5 import _write
 from dogwood_jax.keras_h5._atomic import replace_file
@@ -28,6 +29,7 @@ from dogwood_jax.keras_h5._source import NotSavable, opened
 
 Place = tuple[str, ...]  # the path of a leaf, its collection first
 
+_NO_PATH = Kind("a dict of layers", lambda value: not PATH.fits(value))
 _COLLECTIONS = ("params", "batch_stats")
 
 
@@ -64,6 +66,7 @@ def save(
             where the weights are no longer of their shapes.
 
     Raises:
+        TypeError: if ``path`` or ``like`` is none.
         ValueError: if the variables are no such tree or do not belong to ``like``; all that is
             wrong in one message, before anything is written.
         KerasFileError: if ``like`` is not a file that ``load`` reads.
@@ -87,6 +90,8 @@ def save(
         >>> wide["params"]["dense_2"]["kernel"].shape
         (8, 3)
     """
+    expect("keras_h5.save(path, variables)", path=(PATH, path), variables=(_NO_PATH, variables))
+    expect_given("keras_h5.save", like=(PATH, like))
     collections, leaves = _checked(variables)
     if layout not in (None, *LAYOUTS):
         raise ValueError(f"layout {layout!r}: expected one of {', '.join(map(repr, LAYOUTS))}")

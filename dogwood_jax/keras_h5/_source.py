@@ -16,6 +16,7 @@ from typing import IO, Any
 
 import h5py
 
+from dogwood_jax._arguments import PATH, expect
 from dogwood_jax.keras_h5._errors import KerasFileError
 from dogwood_jax.keras_h5._heaps import check_strings
 
@@ -54,6 +55,7 @@ class Source:
 @contextlib.contextmanager
 def opened(path: str | os.PathLike[str], limit: int | None = None) -> Iterator[Source]:
     """Opens a file for reading; whatever is wrong with it is a ``KerasFileError`` that names it."""
+    expect("keras_h5", path=(PATH, path))
     path = Path(path)
     folder = path.is_dir() and (path / CONFIG).exists()
     if not folder:
