@@ -141,10 +141,13 @@ def expect_call(call: str, name: str, function: Callable[..., Any], *arguments: 
             _raise(call, {name: (FUNCTION, function)})
     if misfit is not None:
         way_out = f"pass all inputs that {name} takes, and no others"
-        if "keyword" in misfit:
-            way_out = f"set it beforehand, functools.partial({name}, argument=value)"
+        if misfit.startswith(_KEYWORD):
+            way_out = f"set it beforehand, functools.partial({name}, ...)"
         given = ", ".join(map(described, arguments)) or "no inputs"
         raise TypeError(f"{call}: {name} cannot be called with {given}: {misfit}; {way_out}")
+
+
+_KEYWORD = "missing the keyword argument"
 
 
 def _misfit(function: Callable[..., Any], *arguments: Any) -> str | None:
@@ -154,6 +157,11 @@ def _misfit(function: Callable[..., Any], *arguments: Any) -> str | None:
     except (TypeError, ValueError):  # a function that is not written in Python
         return None
     try:
+        bound = signature.bind_partial(*arguments).arguments
+        for name, parameter in signature.parameters.items():
+            if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty:
+                if name not in bound:
+                    return f"{_KEYWORD} {name!r}"
         signature.bind(*arguments)
     except TypeError as error:
         return str(error)

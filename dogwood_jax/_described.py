@@ -82,8 +82,8 @@ def is_nnx_optimizer(value: Any) -> bool:
 
 def is_optimizer(value: Any) -> bool:
     """Whether a value is an optimizer as of Optax."""
-    if isinstance(value, type) or library_of(value) is not None:
-        return False
+    if isinstance(value, type) or library_of(value) is not None or is_a(value, "Rngs", "flax.nnx"):
+        return False  # nnx.Rngs has any attribute
     return callable(getattr(value, "init", None)) and callable(getattr(value, "update", None))
 
 

@@ -1,0 +1,889 @@
+"""A wrong argument is named as such, with what came and the next step, before anything is computed.
+
+What would follow from it, such as a list of all paths, hides the mistake.
+"""
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import flax.linen as nn
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from flax.training.train_state import TrainState
+
+import dogwood_jax as dw
+from dogwood_jax import keras_h5, plotting, strategies, training
+
+X = np.ones((3, 4))
+KEY = jax.random.key(0)
+KEYS = jax.random.split(KEY, 3)
+
+
+def dense(inputs: int, units: int) -> dict[str, np.ndarray]:
+    return {"kernel": np.ones((inputs, units)), "bias": np.ones(units)}
+
+
+def apply(params: Any, x: Any) -> Any:
+    for layer in (params["up"], params["down"]):
+        x = jnp.tanh(x @ layer["kernel"] + layer["bias"][None])
+    return x
+
+
+def apply_in_params(variables: Any, x: Any) -> Any:
+    return apply(variables["params"], x)
+
+
+def apply_mode(params: Any, x: Any, *, train: bool) -> Any:
+    return apply(params, x)
+
+
+PARAMS = {"up": dense(4, 8), "down": dense(8, 2)}
+IN_PARAMS = {"params": PARAMS}
+WIDTHS = dw.trace(apply, PARAMS, X)
+WIDTHS_IN_PARAMS = dw.trace(apply_in_params, IN_PARAMS, X)
+UP = WIDTHS["up"]
+GROWTH = dw.plan(WIDTHS, {"up": 12})
+GROWTH_IN_PARAMS = dw.plan(WIDTHS_IN_PARAMS, {"up": 12})
+WIDE = {"up": dense(4, 12), "down": dense(12, 2)}
+DEEPER = {**PARAMS, "mid": dense(8, 8)}
+TX = optax.adam(1e-3)
+STATE = TX.init(PARAMS)
+WIDE_STATE = TX.init(WIDE)
+SGD_STATE = optax.sgd(0.1, momentum=0.9).init(PARAMS)
+TRAIN_STATE = TrainState.create(apply_fn=apply, params=PARAMS, tx=TX)
+DATA = X, np.zeros(3, int)
+NAN = {**PARAMS, "up": {**PARAMS["up"], "kernel": np.full((4, 8), np.nan)}}
+INFINITE = {**PARAMS, "down": {**PARAMS["down"], "kernel": jnp.full((8, 2), jnp.inf)}}
+SHAPES = jax.eval_shape(lambda: PARAMS)
+
+
+class Linen(nn.Module):
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        return nn.Dense(2)(nn.relu(nn.Dense(8)(x)))
+
+
+class Nnx(nnx.Module):
+    def __init__(self, units: int = 8) -> None:
+        self.up = nnx.Linear(4, units, rngs=nnx.Rngs(0))
+        self.down = nnx.Linear(units, 2, rngs=nnx.Rngs(0))
+
+    def __call__(self, x: Any) -> Any:
+        return self.down(nnx.relu(self.up(x)))
+
+
+LINEN = Linen()
+VARIABLES = jax.eval_shape(LINEN.init, KEY, X)
+LINEN_WIDTHS = dw.trace(LINEN.apply, VARIABLES, X)
+NNX = Nnx()
+WIDE_NNX = Nnx(12)
+RNGS = nnx.Rngs(0)
+NNX_OPTIMIZER = nnx.Optimizer(NNX, TX, wrt=nnx.Param)
+EQUINOX = eqx.filter_eval_shape(eqx.nn.MLP, 4, 2, 8, 1, key=KEY)
+EQUINOX_WIDTHS = dw.trace(lambda module, x: jax.vmap(module)(x), EQUINOX, X)
+HAIKU = hk.transform(lambda x: hk.Linear(2)(x))
+
+fit = functools.partial(training.fit, epochs=1, batch_size=3, key=KEY, progress=False)
+deepen = functools.partial(dw.deepen, apply=apply, target_apply=apply)
+
+
+# What is called, and words that the message must hold: the mistake, what came, the next step.
+CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
+    # Functions of variables and inputs
+    "trace: an unbound Linen module": (
+        lambda: dw.trace(LINEN, VARIABLES, X),
+        ["apply", "Linen, a Flax Linen module", "module.apply"],
+    ),
+    "trace: a bound Linen module": (
+        lambda: dw.trace(LINEN.bind({}), X, X),
+        ["Linen, a Flax Linen module", "module.apply"],
+    ),
+    "trace: a class of modules": (
+        lambda: dw.trace(Linen, VARIABLES, X),
+        ["the class Linen of Flax Linen modules", "make a module"],
+    ),
+    "trace: an NNX module": (lambda: dw.trace(NNX, X), ["Nnx, an NNX module", "dw.nnx.trace"]),
+    "trace: an Equinox module": (
+        lambda: dw.trace(EQUINOX, X),
+        ["MLP, an Equinox module", "jax.vmap(module)(x)", "as variables"],
+    ),
+    "trace: an Equinox module twice": (
+        lambda: dw.trace(EQUINOX, EQUINOX, X),
+        ["MLP, an Equinox module", "jax.vmap(module)(x)"],
+    ),
+    "trace: a pair of Haiku's functions": (
+        lambda: dw.trace(HAIKU, PARAMS, X),
+        ["Transformed", "pass its apply"],
+    ),
+    "trace: no function": (lambda: dw.trace(None, PARAMS, X), ["apply", "function", "got None"]),
+    "trace: variables first": (
+        lambda: dw.trace(PARAMS, apply, X),
+        ["trace(apply, variables, *inputs)", "wrong order", "variables is the function apply"],
+    ),
+    "trace: an Equinox module first": (
+        lambda: dw.trace(EQUINOX, apply, X),
+        ["wrong order", "variables is the function apply"],
+    ),
+    "trace: inputs before variables": (
+        lambda: dw.trace(apply, X, PARAMS),
+        ["wrong order", "variables is an array float64[3, 4]", "a dict of 4 arrays"],
+    ),
+    "trace: no inputs": (
+        lambda: dw.trace(apply, PARAMS),
+        ["apply cannot be called with a dict of 4 arrays", "'x'", "pass all inputs"],
+    ),
+    "trace: no inputs of a Linen module": (
+        lambda: dw.trace(LINEN.apply, VARIABLES),
+        ["apply cannot be called", "'x'", "pass all inputs"],
+    ),
+    "trace: too many inputs": (
+        lambda: dw.trace(LINEN.apply, VARIABLES, X, X),
+        ["apply cannot be called", "too many", "no others"],
+    ),
+    "trace: an option that has no default": (
+        lambda: dw.trace(apply_mode, PARAMS, X),
+        ["apply cannot be called", "'train'", "functools.partial"],
+    ),
+    # Variables
+    "trace: a module as variables": (
+        lambda: dw.trace(LINEN.apply, LINEN, X),
+        ["variables", "Linen, a Flax Linen module", "module.init"],
+    ),
+    "trace: None as variables": (
+        lambda: dw.trace(apply, None, X),
+        ["variables", "pytree of arrays", "got None"],
+    ),
+    "trace: no variables": (
+        lambda: dw.trace(apply, {}, X),
+        ["variables", "pytree of arrays", "without arrays"],
+    ),
+    "trace: a growth as variables": (lambda: dw.trace(apply, GROWTH, X), ["got a Growth"]),
+    # Places
+    "trace: fix is a name": (
+        lambda: dw.trace(apply, PARAMS, X, fix="up"),
+        ["fix", "[(path, axis), ...]", "got 'up'"],
+    ),
+    "trace: fix is a place": (
+        lambda: dw.trace(apply, PARAMS, X, fix=("up/kernel", 1)),
+        ["fix", "[(path, axis), ...]", "got ('up/kernel', 1)"],
+    ),
+    "trace: fix is a mapping": (
+        lambda: dw.trace(apply, PARAMS, X, fix={"up/kernel": 1}),
+        ["fix", "[(path, axis), ...]", "got {'up/kernel': 1}"],
+    ),
+    "trace: fix is a list of names": (
+        lambda: dw.trace(apply, PARAMS, X, fix=["up"]),
+        ["'up': is no place (path, axis)", "such as ('"],
+    ),
+    "trace: fix is no list": (lambda: dw.trace(apply, PARAMS, X, fix=3), ["fix", "got 3"]),
+    "trace: tie is a name": (
+        lambda: dw.trace(apply, PARAMS, X, tie="up"),
+        ["tie", "[(place, place), ...]", "got 'up'"],
+    ),
+    "trace: tie is a pair": (
+        lambda: dw.trace(apply, PARAMS, X, tie=(("up/kernel", 1), ("down/kernel", 0))),
+        ["('up/kernel', 1)", "no pair of places"],
+    ),
+    # NNX
+    "nnx.trace: a Linen module": (
+        lambda: dw.nnx.trace(LINEN, X),
+        ["model", "Linen, a Flax Linen module", "dw.trace(module.apply, variables, *inputs)"],
+    ),
+    "nnx.trace: a class": (
+        lambda: dw.nnx.trace(Nnx, X),
+        ["the class Nnx of NNX modules", "make a module"],
+    ),
+    "nnx.trace: the state": (lambda: dw.nnx.trace(nnx.state(NNX), X), ["State", "dw.trace"]),
+    "nnx.trace: no inputs": (lambda: dw.nnx.trace(NNX), ["model cannot be called", "'x'"]),
+    "nnx.plan: a class": (lambda: dw.nnx.plan(NNX, Nnx, X), ["wide_model", "the class Nnx"]),
+    "nnx.grow: an Equinox module": (
+        lambda: dw.nnx.grow(NNX, EQUINOX, X),
+        ["wide_model", "MLP, an Equinox module"],
+    ),
+    "nnx.grow: a number as key": (
+        lambda: dw.nnx.grow(NNX, WIDE_NNX, X, key=0),
+        ["key", "got the int 0", "jax.random.key(0)"],
+    ),
+    "nnx.grow_optimizer: swapped": (
+        lambda: dw.nnx.grow_optimizer(GROWTH, NNX_OPTIMIZER, NNX),
+        ["wrong order", "a Growth", "an nnx.Optimizer", "Nnx, an NNX module"],
+    ),
+    "nnx.grow_optimizer: the state alone": (
+        lambda: dw.nnx.grow_optimizer(STATE, NNX, GROWTH),
+        ["an nnx.Optimizer", "an optimizer's state of ScaleByAdamState"],
+    ),
+    # Plans
+    "plan: variables": (
+        lambda: dw.plan(PARAMS, {"up": 12}),
+        ["widths", "dw.trace", "got a dict of 4 arrays"],
+    ),
+    "plan: swapped": (
+        lambda: dw.plan({"up": 12}, WIDTHS),
+        ["plan(widths, sizes)", "wrong order", "sizes is Widths"],
+    ),
+    "plan: nothing": (lambda: dw.plan(WIDTHS), ["plan needs sizes"]),
+    "plan: a number": (lambda: dw.plan(WIDTHS, 12), ["sizes", "mapping", "got the int 12"]),
+    "plan: a list": (lambda: dw.plan(WIDTHS, ["up"]), ["sizes", "mapping", "got a list"]),
+    "plan: a size that is a boolean": (
+        lambda: dw.plan(WIDTHS, {"up": True}),
+        ["up", "must be an integer", "got True"],
+    ),
+    "plan: a size that is a float": (
+        lambda: dw.plan(WIDTHS, {"up": 12.0}),
+        ["up", "must be an integer", "got 12.0"],
+    ),
+    "plan: an index for a name": (lambda: dw.plan(WIDTHS, {0: 12}), ["the int 0", "'up'"]),
+    "plan: a width for a name": (lambda: dw.plan(WIDTHS, {UP: 12}), ["a Width", "'up'"]),
+    "plan: half a place": (lambda: dw.plan(WIDTHS, {("up/kernel",): 12}), ["up/kernel", "'up'"]),
+    "plan: an axis that is a name": (
+        lambda: dw.plan(WIDTHS, {("up/kernel", "1"): 12}),
+        ["axis of up/kernel", "'1'"],
+    ),
+    "plan: a Linen module as target": (
+        lambda: dw.plan(LINEN_WIDTHS, target=LINEN),
+        ["target", "Linen, a Flax Linen module", "module.init"],
+    ),
+    "plan: a class as target": (
+        lambda: dw.plan(EQUINOX_WIDTHS, target=eqx.nn.MLP),
+        ["target", "the class MLP of Equinox modules", "jax.eval_shape"],
+    ),
+    "plan: an Equinox module as target of another library's": (
+        lambda: dw.plan(LINEN_WIDTHS, target=EQUINOX),
+        ["target", "params/Dense_1/kernel", "MLP, an Equinox module", "another network's"],
+    ),
+    "plan: bare params as target": (
+        lambda: dw.plan(WIDTHS_IN_PARAMS, target=WIDE),
+        ["target", "params/up/kernel", "{'params': ...}"],
+    ),
+    "plan: a collection as target": (
+        lambda: dw.plan(WIDTHS, target={"params": WIDE}),
+        ["target", "params/down/bias", "target['params']"],
+    ),
+    "plan: sizes as target": (
+        lambda: dw.plan(WIDTHS, target={"up": 12}),
+        ["target", "pytree of arrays", "{'up': 12}"],
+    ),
+    "plan: a module as target_apply": (
+        lambda: dw.plan(LINEN_WIDTHS, target=VARIABLES, target_apply=LINEN),
+        ["target_apply", "Linen, a Flax Linen module", "module.apply"],
+    ),
+    "plan: target_apply without a target": (
+        lambda: dw.plan(WIDTHS, {"up": 12}, target_apply=apply),
+        ["target_apply=", "target="],
+    ),
+    "plan: the name of a strategy": (
+        lambda: dw.plan(WIDTHS, {"up": 12}, strategy="zeros"),
+        ["strategy", "dw.strategies", "'zeros'"],
+    ),
+    "plan: units to keep without a width": (
+        lambda: dw.plan(WIDTHS, keep=[0, 1]),
+        ["keep", "mapping", "[0, 1]"],
+    ),
+    "plan: no unit to keep": (
+        lambda: dw.plan(WIDTHS, keep={"up": []}),
+        ["up", "none of its 8 units", "keep one"],
+    ),
+    "plan: a mask of no unit": (
+        lambda: dw.plan(WIDTHS, keep={"up": np.zeros(8, bool)}),
+        ["up", "none of its 8 units", "keep one"],
+    ),
+    "plan: one unit, not a list of one": (
+        lambda: dw.plan(WIDTHS, keep={"up": 0}),
+        ["up", "distinct indices below 8", "got 0"],
+    ),
+    "plan: one group, not a list of one": (
+        lambda: dw.plan(WIDTHS, merge={"up": (0, 1)}),
+        ["up", "groups of distinct units", "[(0, 1)]", "got (0, 1)"],
+    ),
+    "plan: groups of masks": (
+        lambda: dw.plan(WIDTHS, merge={"up": [(True, False)]}),
+        ["up", "groups of distinct units", "(True, False)"],
+    ),
+    # Removing units
+    "narrow: no unit": (
+        lambda: dw.narrow(PARAMS, WIDTHS, {"up": []}),
+        ["up", "none of its 8 units", "keep one"],
+    ),
+    "narrow: None": (lambda: dw.narrow(PARAMS, WIDTHS, None), ["keep", "mapping", "got None"]),
+    "narrow: swapped": (
+        lambda: dw.narrow(WIDTHS, PARAMS, {"up": [0]}),
+        ["narrow(variables, widths, keep)", "wrong order", "variables is Widths"],
+    ),
+    "narrow: one width": (
+        lambda: dw.narrow(PARAMS, UP, {"up": [0]}),
+        ["widths", "dw.trace", "got a Width"],
+    ),
+    "narrow: other variables": (
+        lambda: dw.narrow(IN_PARAMS, WIDTHS, {"up": [0]}),
+        ["up/kernel", "variables['params']"],
+    ),
+    "merge_symmetric: a width": (
+        lambda: dw.merge_symmetric(PARAMS, WIDTHS, UP),
+        ["names", "got a Width", "pass 'up'"],
+    ),
+    "merge_symmetric: an unknown name": (
+        lambda: dw.merge_symmetric(PARAMS, WIDTHS, "upp"),
+        ["no width 'upp'", "'up'"],
+    ),
+    "merge_symmetric: other variables": (
+        lambda: dw.merge_symmetric(IN_PARAMS, WIDTHS, "up"),
+        ["up/kernel", "variables['params']"],
+    ),
+    # Growing
+    "grow: swapped": (
+        lambda: dw.grow(GROWTH, PARAMS, key=KEY),
+        ["grow(variables, growth)", "wrong order", "variables is a Growth"],
+    ),
+    "grow: widths": (lambda: dw.grow(PARAMS, WIDTHS), ["growth", "dw.plan", "got Widths"]),
+    "grow: sizes": (
+        lambda: dw.grow(PARAMS, {"up": 12}),
+        ["growth", "{'up': 12}", "dw.plan(widths, sizes)"],
+    ),
+    "grow: bare params": (
+        lambda: dw.grow(PARAMS, GROWTH_IN_PARAMS, key=KEY),
+        ["params/up/kernel", "down/bias", "{'params': ...}"],
+    ),
+    "grow: a collection": (
+        lambda: dw.grow(IN_PARAMS, GROWTH, key=KEY),
+        ["up/kernel", "params/down/bias", "variables['params']"],
+    ),
+    "grow: a module": (lambda: dw.grow(LINEN, GROWTH), ["Flax Linen module", "module.init"]),
+    "grow: another network": (
+        lambda: dw.grow(VARIABLES, GROWTH, key=KEY),
+        ["up/kernel", "params/Dense_0/bias", "another network's"],
+    ),
+    "grow: an optimizer's state": (
+        lambda: dw.grow(STATE, GROWTH, key=KEY),
+        ["an optimizer's state of ScaleByAdamState", "dw.grow_opt_state"],
+    ),
+    "grow: a training state": (
+        lambda: dw.grow(TRAIN_STATE, GROWTH_IN_PARAMS, key=KEY),
+        ["a TrainState", "dw.grow_opt_state"],
+    ),
+    "grow: an nnx.Optimizer": (
+        lambda: dw.grow(NNX_OPTIMIZER, GROWTH, key=KEY),
+        ["an nnx.Optimizer", "dw.nnx.grow_optimizer"],
+    ),
+    "grow: twice": (lambda: dw.grow(WIDE, GROWTH, key=KEY), ["have grown already"]),
+    "grow: shapes": (
+        lambda: dw.grow(SHAPES, GROWTH, key=KEY),
+        ["values", "the shape float64[4, 8]", "jax.eval_shape"],
+    ),
+    "grow: NaN": (lambda: dw.grow(NAN, GROWTH, key=KEY), ["up/kernel", "NaN", "checkpoint"]),
+    "grow: infinity": (
+        lambda: dw.grow(INFINITE, GROWTH, key=KEY),
+        ["down/kernel", "infinities", "checkpoint"],
+    ),
+    "grow: no key": (lambda: dw.grow(PARAMS, GROWTH), ["up/kernel", "pass key= or fresh="]),
+    "grow: a number as key": (
+        lambda: dw.grow(PARAMS, GROWTH, key=0),
+        ["key", "got the int 0", "pass jax.random.key(0)"],
+    ),
+    "grow: several keys": (
+        lambda: dw.grow(PARAMS, GROWTH, key=KEYS),
+        ["one random key", "key<fry>[3]"],
+    ),
+    "grow: several keys of the old kind": (
+        lambda: dw.grow(PARAMS, GROWTH, key=np.zeros((3, 2), np.uint32)),
+        ["one random key", "uint32[3, 2]"],
+    ),
+    "grow: nnx.Rngs as key": (
+        lambda: dw.grow(PARAMS, GROWTH, key=RNGS),
+        ["one random key", "Rngs"],
+    ),
+    "grow: a module as fresh": (
+        lambda: dw.grow(PARAMS, GROWTH, fresh=LINEN),
+        ["fresh", "Flax Linen module", "module.init"],
+    ),
+    "grow: a key as fresh": (lambda: dw.grow(PARAMS, GROWTH, fresh=KEY), ["fresh", "key<fry>[]"]),
+    "grow: a collection as fresh": (
+        lambda: dw.grow(PARAMS, GROWTH, fresh={"params": WIDE}),
+        ["fresh", "params/down/bias", "fresh['params']"],
+    ),
+    "grow: NaN in fresh": (
+        lambda: dw.grow(PARAMS, GROWTH, fresh=jax.tree.map(lambda a: a * np.nan, WIDE)),
+        ["up/kernel", "NaN", "fresh"],
+    ),
+    # Optimizers
+    "grow_opt_state: an nnx.Optimizer": (
+        lambda: dw.grow_opt_state(NNX_OPTIMIZER, GROWTH, TX),
+        ["an nnx.Optimizer", "dw.nnx.grow_optimizer"],
+    ),
+    "grow_opt_state: swapped": (
+        lambda: dw.grow_opt_state(STATE, TX, GROWTH),
+        ["grow_opt_state(opt_state, growth, tx)", "wrong order", "tx is a Growth"],
+    ),
+    "grow_opt_state: in the reverse order": (
+        lambda: dw.grow_opt_state(TX, GROWTH, STATE),
+        ["wrong order", "opt_state is an optimizer"],
+    ),
+    "grow_opt_state: variables": (
+        lambda: dw.grow_opt_state(PARAMS, GROWTH, TX),
+        ["opt_state", "the network's variables", "tx.init"],
+    ),
+    "grow_opt_state: None": (
+        lambda: dw.grow_opt_state(None, GROWTH, TX),
+        ["opt_state", "got None", "tx.init"],
+    ),
+    "grow_opt_state: another optimizer's state": (
+        lambda: dw.grow_opt_state(SGD_STATE, GROWTH, TX),
+        ["ScaleByAdamState", "TraceState", "optimizer whose init made it"],
+    ),
+    "grow_opt_state: another optimizer's state without arrays": (
+        lambda: dw.grow_opt_state(optax.sgd(0.1).init(PARAMS), GROWTH, TX),
+        ["ScaleByAdamState", "EmptyState", "optimizer whose init made it"],
+    ),
+    "grow_opt_state: a state of other variables": (
+        lambda: dw.grow_opt_state(TX.init(IN_PARAMS), GROWTH, TX),
+        ["0/mu/params/down/bias", "below 'params'", "{'params': ...}"],
+    ),
+    "grow_opt_state: twice": (
+        lambda: dw.grow_opt_state(WIDE_STATE, GROWTH, TX),
+        ["has grown already"],
+    ),
+    "grow_opt_state: a function that makes optimizers": (
+        lambda: dw.grow_opt_state(STATE, GROWTH, optax.adam),
+        ["tx", "the function adam", "optax.adam(1e-3)"],
+    ),
+    "grow_opt_state: an nnx.Optimizer as tx": (
+        lambda: dw.grow_opt_state(STATE, GROWTH, NNX_OPTIMIZER),
+        ["tx", "an nnx.Optimizer", "optimizer.tx"],
+    ),
+    "grow_opt_state: widths": (
+        lambda: dw.grow_opt_state(STATE, WIDTHS, TX),
+        ["growth", "got Widths"],
+    ),
+    "grow_opt_state: a growth as variables": (
+        lambda: dw.grow_opt_state(STATE, GROWTH, TX, variables=GROWTH),
+        ["variables", "pytree of arrays", "got a Growth"],
+    ),
+    "grow_opt_state: a list of fields": (
+        lambda: dw.grow_opt_state(STATE, GROWTH, TX, fields=["mu"]),
+        ["fields", "mapping", "['mu']"],
+    ),
+    "scale_by_growth: an optimizer": (
+        lambda: dw.scale_by_growth(TX),
+        ["growth", "dw.plan", "got an optimizer"],
+    ),
+    "scale_by_growth: no count": (
+        lambda: dw.scale_by_growth(GROWTH, adam=(0.9, 0.999)),
+        ["adam", "(b1, b2, count)", "(0.9, 0.999)"],
+    ),
+    "shardings: arrays": (
+        lambda: GROWTH.shardings(PARAMS),
+        ["a dict of 4 arrays", "array.sharding"],
+    ),
+    "shardings: nothing": (lambda: GROWTH.shardings({}), ["without arrays", "array.sharding"]),
+    # By name
+    "widen: a list of layers": (
+        lambda: dw.widen(PARAMS, ["up"], order=("up", "down")),
+        ["layer", "{name: units}", "['up']"],
+    ),
+    "widen: swapped": (
+        lambda: dw.widen("up", PARAMS, into="down", units=9),
+        ["widen(params, layer)", "wrong order"],
+    ),
+    "widen: a list of readers": (
+        lambda: dw.widen(PARAMS, "up", into=["down"], units=9),
+        ["into", "the name of a layer", "['down']"],
+    ),
+    "widen: an order of arrays": (
+        lambda: dw.widen(PARAMS, {"up": 9}, order=tuple(PARAMS.values())),
+        ["order", "names", "a tuple of 4 arrays"],
+    ),
+    "widen: a boolean": (
+        lambda: dw.widen(PARAMS, "up", into="down", units=True, key=KEY),
+        ["up", "must be an integer", "got True"],
+    ),
+    "widen: a number as key": (
+        lambda: dw.widen(PARAMS, "up", into="down", units=9, key=0),
+        ["key", "got the int 0", "jax.random.key(0)"],
+    ),
+    "widen: a module": (
+        lambda: dw.widen(LINEN, "up", into="down", units=9),
+        ["params", "Flax Linen module", "module.init"],
+    ),
+    "chain: swapped": (
+        lambda: dw.chain(("up", "down"), PARAMS),
+        ["chain(params, order)", "wrong order"],
+    ),
+    "chain: numbers": (lambda: dw.chain(PARAMS, (0, 1)), ["order", "names", "(0, 1)"]),
+    # Layers
+    "deepen: nothing": (lambda: dw.deepen(PARAMS), ["either target=", "or layers="]),
+    "deepen: a list of layers": (
+        lambda: dw.deepen(PARAMS, layers=["mid"]),
+        ["layers", "{name: name}", "['mid']"],
+    ),
+    "deepen: a module as target": (
+        lambda: deepen(PARAMS, LINEN, inputs=(X,)),
+        ["target", "Flax Linen module", "module.init"],
+    ),
+    "deepen: modules as functions": (
+        lambda: dw.deepen(PARAMS, DEEPER, apply=LINEN, target_apply=LINEN, inputs=(X,)),
+        ["apply", "Flax Linen module", "module.apply"],
+    ),
+    "deepen: an input instead of a tuple of one": (
+        lambda: deepen(PARAMS, DEEPER, inputs=X),
+        ["inputs", "(x,)", "float64[3, 4]"],
+    ),
+    "deepen: no inputs": (
+        lambda: deepen(PARAMS, DEEPER),
+        ["apply cannot be called", "'x'", "pass all inputs"],
+    ),
+    "deepen: a batch instead of a tuple of one": (
+        lambda: deepen(PARAMS, DEEPER, inputs=(X,), batch=X),
+        ["batch", "(x,)", "float64[3, 4]"],
+    ),
+    "deepen: a number as key": (
+        lambda: deepen(PARAMS, DEEPER, inputs=(X,), key=0),
+        ["key", "got the int 0", "jax.random.key(0)"],
+    ),
+    "deepen: a growth": (lambda: deepen(GROWTH, DEEPER, inputs=(X,)), ["got a Growth"]),
+    # Units
+    "find_symmetric: widths": (
+        lambda: dw.find_symmetric(PARAMS, WIDTHS),
+        ["got Widths", "widths[name]"],
+    ),
+    "find_symmetric: a name": (lambda: dw.find_symmetric(PARAMS, "up"), ["widths['up']"]),
+    "find_symmetric: swapped": (
+        lambda: dw.find_symmetric(UP, PARAMS),
+        ["find_symmetric(variables, width)", "wrong order", "variables is a Width"],
+    ),
+    "find_symmetric: other variables": (
+        lambda: dw.find_symmetric(IN_PARAMS, UP),
+        ["up/kernel", "variables['params']"],
+    ),
+    "find_symmetric: no tolerance": (
+        lambda: dw.find_symmetric(PARAMS, UP, tolerance=None),
+        ["tolerance", "got None"],
+    ),
+    "find_dead: a name": (lambda: dw.find_dead(PARAMS, "up"), ["widths['up']"]),
+    "find_dead: other variables": (
+        lambda: dw.find_dead(PARAMS, WIDTHS_IN_PARAMS["up"]),
+        ["params/up/kernel", "{'params': ...}"],
+    ),
+    "find_dead: a negative tolerance": (
+        lambda: dw.find_dead(PARAMS, UP, tolerance=-1),
+        ["tolerance", "got -1"],
+    ),
+    "activity: no width": (
+        lambda: dw.activity(apply, PARAMS, X),
+        ["a Width", "widths[name]", "float64[3, 4]"],
+    ),
+    "activity: swapped": (
+        lambda: dw.activity(PARAMS, apply, UP, X),
+        ["wrong order", "variables is the function apply"],
+    ),
+    "activity: no inputs": (
+        lambda: dw.activity(apply, PARAMS, UP),
+        ["apply cannot be called", "'x'"],
+    ),
+    "activity: other variables": (
+        lambda: dw.activity(apply, IN_PARAMS, UP, X),
+        ["up/kernel", "variables['params']"],
+    ),
+    "compare: no inputs": (
+        lambda: dw.compare(apply, PARAMS, apply, WIDE),
+        ["old_apply cannot be called", "'x'"],
+    ),
+    "compare: swapped": (
+        lambda: dw.compare(apply, apply, PARAMS, WIDE, X),
+        ["compare(old_apply, old_variables, new_apply, new_variables", "wrong order"],
+    ),
+    "compare: modules": (
+        lambda: dw.compare(LINEN, VARIABLES, LINEN, VARIABLES, X),
+        ["old_apply", "new_apply", "Flax Linen module", "module.apply"],
+    ),
+    # Look-ups
+    "widths: an index": (lambda: WIDTHS[0], ["the int 0", "'up'"]),
+    "widths: a place": (lambda: WIDTHS.of("up/kernel", None), ["axis of up/kernel", "None"]),
+    "widths: no path": (lambda: WIDTHS.leaf(0), ["no array", "the int 0", "'up/kernel'"]),
+    # JSON
+    "to_json: variables": (
+        lambda: dw.to_json(PARAMS),
+        ["Widths", "Growth", "got a dict of 4 arrays"],
+    ),
+    "from_json: an empty object": (lambda: dw.from_json("{}"), ["to_json", "without 'type'"]),
+    "from_json: a list": (lambda: dw.from_json("[]"), ["to_json", "got '[]'"]),
+    "from_json: the name of a file": (
+        lambda: dw.from_json("growth.json"),
+        ["'growth.json', which is no JSON", "what is in it"],
+    ),
+    "from_json: half a text": (
+        lambda: dw.from_json(dw.to_json(GROWTH)[:300]),
+        ["which is no JSON", "char 300"],
+    ),
+    "from_json: an object": (
+        lambda: dw.from_json({"type": "Widths"}),
+        ["text", "got a dict", "json.dumps"],
+    ),
+    "from_json: a growth": (lambda: dw.from_json(GROWTH), ["text", "got a Growth"]),
+    "from_json: a part": (
+        lambda: dw.from_json('{"type": "Leaf", "path": "up", "shape": [], "axes": []}'),
+        ["of widths or a growth", "Leaf"],
+    ),
+    "from_json: a type of a newer version": (
+        lambda: dw.from_json('{"type": "Widths", "leaves": [{"type": "Sparse"}]}'),
+        [f"dogwood_jax {dw.__version__}", "'Sparse'", "older"],
+    ),
+    "from_json: a member of a newer version": (
+        lambda: dw.from_json('{"type": "Widths", "leaves": [], "blocks": []}'),
+        [f"dogwood_jax {dw.__version__}", "'blocks'", "older"],
+    ),
+    "from_json: something is missing": (
+        lambda: dw.from_json('{"type": "Widths"}'),
+        ["Widths lacks leaves"],
+    ),
+    "from_json: something is of another kind": (
+        lambda: dw.from_json('{"type": "Widths", "leaves": 3}'),
+        ["Widths.leaves", "the int 3"],
+    ),
+    # Strategies
+    "strategies: the name of an initializer": (
+        lambda: strategies.zero_outgoing("glorot"),
+        ["init", "jax.nn.initializers", "'glorot'"],
+    ),
+    "strategies: a scale instead of an initializer": (
+        lambda: strategies.random(0.1),
+        ["init", "jax.nn.initializers", "0.1"],
+    ),
+    "strategies: a key instead of an initializer": (
+        lambda: strategies.tile(KEY),
+        ["init", "jax.nn.initializers", "key<fry>[]"],
+    ),
+    "replicate: a split instead of noise": (
+        lambda: strategies.replicate("uneven"),
+        ["noise", "a number", "'uneven'"],
+    ),
+    "replicate: a mask of units": (
+        lambda: strategies.replicate(units=np.ones(8, bool)),
+        ["units", "integers", "bool[8]", "np.flatnonzero"],
+    ),
+    "replicate: one unit": (
+        lambda: strategies.replicate(units=3),
+        ["units", "a list", "got the int 3"],
+    ),
+    "gradmax: a batch": (lambda: strategies.gradmax(X), ["loss", "a function", "float64[3, 4]"]),
+    "gradmax: no number": (
+        lambda: strategies.gradmax(apply, X, epsilon="small"),
+        ["epsilon", "a number", "'small'"],
+    ),
+    "firefly: half a candidate": (
+        lambda: strategies.firefly(apply, X, candidates=2.5),
+        ["candidates", "an integer", "2.5"],
+    ),
+    # Training
+    "fit: a module": (
+        lambda: fit(LINEN, VARIABLES, TX, DATA),
+        ["apply", "Flax Linen module", "module.apply"],
+    ),
+    "fit: swapped": (
+        lambda: fit(apply, TX, PARAMS, DATA),
+        ["wrong order", "variables is an optimizer", "tx is a dict of 4 arrays"],
+    ),
+    "fit: a function that makes optimizers": (
+        lambda: fit(apply, PARAMS, optax.adam, DATA),
+        ["tx", "the function adam", "optax.adam(1e-3)"],
+    ),
+    "fit: an option that has no default": (
+        lambda: fit(apply_mode, PARAMS, TX, DATA),
+        ["apply cannot be called", "'train'", "functools.partial"],
+    ),
+    "fit: a number as key": (
+        lambda: fit(apply, PARAMS, TX, DATA, key=0),
+        ["key", "jax.random.key(0)", "got int"],
+    ),
+    "fit: booleans": (
+        lambda: fit(apply, PARAMS, TX, DATA, epochs=True, batch_size=True),
+        ["epochs", "batch_size", "got True"],
+    ),
+    "fit: an optimizer as its state": (
+        lambda: fit(apply, PARAMS, TX, DATA, opt_state=TX),
+        ["opt_state", "got an optimizer", "tx.init"],
+    ),
+    "fit: another optimizer's state": (
+        lambda: fit(apply, PARAMS, TX, DATA, opt_state=SGD_STATE),
+        ["opt_state", "ScaleByAdamState", "TraceState"],
+    ),
+    "fit: the name of a loss": (
+        lambda: fit(apply, PARAMS, TX, DATA, loss="mse"),
+        ["loss", "a function", "'mse'"],
+    ),
+    "evaluate: swapped": (
+        lambda: training.evaluate(PARAMS, apply, DATA),
+        ["training.evaluate(apply, variables, data)", "wrong order"],
+    ),
+    "evaluate: variables as data": (
+        lambda: training.evaluate(apply, DATA, PARAMS),
+        ["data", "(inputs, labels)", "got dict"],
+    ),
+    # Files and pictures
+    "keras_h5.load: variables": (
+        lambda: keras_h5.load(PARAMS),
+        ["path", "os.PathLike", "a dict of 4 arrays"],
+    ),
+    "keras_h5.inspect: a number": (lambda: keras_h5.inspect(3), ["path", "got the int 3"]),
+    "keras_h5.save: swapped": (
+        lambda: keras_h5.save(PARAMS, "model.h5"),
+        ["keras_h5.save(path, variables)", "wrong order"],
+    ),
+    "keras_h5.save: like variables": (
+        lambda: keras_h5.save("model.h5", PARAMS, like=PARAMS),
+        ["like", "os.PathLike", "a dict of 4 arrays"],
+    ),
+    "mnist.load: an unknown source": (lambda: dw.mnist.load("full"), ["'subset'", "'full'"]),
+    "plotting.widths: a growth": (
+        lambda: plotting.widths(GROWTH),
+        ["widths", "dw.trace", "got a Growth"],
+    ),
+    "plotting.units: a layer": (
+        lambda: plotting.units(PARAMS["up"]),
+        ["kernel", "array of weights", "a dict of 2 arrays"],
+    ),
+    "plotting.units: one length": (
+        lambda: plotting.units(X, shape=4),
+        ["shape", "height and width", "got the int 4"],
+    ),
+    "plotting.curves: a list": (
+        lambda: plotting.curves([0.1, 0.2]),
+        ["histories", "mapping", "[0.1, 0.2]"],
+    ),
+    "plotting.curves: one number": (
+        lambda: plotting.curves({"grown": 0.5}),
+        ["histories", "for each epoch", "'grown': 0.5"],
+    ),
+    "plotting.curves: nothing": (lambda: plotting.curves({}), ["histories", "{}"]),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_mistake_is_named(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    call, words = CALLS[name]
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        with pytest.raises((TypeError, ValueError, KeyError)) as error:
+            call()
+    message = str(error.value)
+    assert [word for word in words if word not in message] == [], message
+    assert len(message.splitlines()) <= 4, "a list of what follows"
+    compiled = [r.getMessage() for r in caplog.records if "Finished XLA" in r.getMessage()]
+    assert compiled == [], "computed something first"
+
+
+def test_what_makes_initializers_is_none() -> None:
+    strategy = strategies.zero_outgoing(jax.nn.initializers.he_normal)
+    growth = dw.plan(WIDTHS, {"up": 12}, strategy=strategy)
+    with pytest.raises(TypeError, match=r"init= .* got the function init; .*he_normal\(\)"):
+        dw.grow(PARAMS, growth, key=KEY)
+
+
+# What looks like a mistake and is none ------------------------------------------------------------
+
+
+def test_keys_of_either_kind_are_keys() -> None:
+    new, old = jax.random.key(7), jax.random.PRNGKey(7)
+    expected = dw.grow(PARAMS, GROWTH, key=new)
+    for key in (old, np.asarray(old), jax.random.key(7, impl="rbg"), jax.random.PRNGKey(7)):
+        grown = jax.jit(lambda key: dw.grow(PARAMS, GROWTH, key=key))(key)
+        assert grown["up"]["kernel"].shape == (4, 12)
+    np.testing.assert_array_equal(
+        dw.grow(PARAMS, GROWTH, key=old)["up"]["kernel"], expected["up"]["kernel"]
+    )
+
+
+def test_integers_of_any_kind_are_sizes() -> None:
+    for size in (np.int32(12), np.uint8(12), jnp.int32(12), np.array(12)):
+        assert dw.plan(WIDTHS, {"up": size}) == GROWTH
+
+
+def test_places_have_integers_of_any_kind() -> None:
+    widths = dw.trace(apply, PARAMS, X, fix=[("up/kernel", np.int64(1))])
+    assert "fixed by the caller" in widths["up"].status
+
+
+def test_a_function_that_equinox_transformed_is_a_function() -> None:
+    for function in (eqx.filter_jit(apply), jax.tree_util.Partial(apply), jax.jit(apply)):
+        assert dw.trace(function, PARAMS, X) == WIDTHS
+
+
+def test_a_training_state_that_was_traced_whole_grows_whole() -> None:
+    def step(state: Any, x: Any) -> Any:
+        gradient = jax.grad(lambda params: jnp.sum(apply(params, x)))(state.params)
+        return state.apply_gradients(grads=gradient)
+
+    widths = dw.trace(step, TRAIN_STATE, X)
+    growth = dw.plan(widths, {("params/up/kernel", 1): 12}, strategy=strategies.zeros())
+    grown = dw.grow(TRAIN_STATE, growth)
+    assert grown.opt_state[0].mu["up"]["kernel"].shape == (4, 12)
+
+
+def test_a_state_without_arrays_stays_as_it_is() -> None:
+    tx = optax.chain(optax.clip(1.0), optax.sgd(0.1))
+    assert dw.grow_opt_state(tx.init(PARAMS), GROWTH, tx) == tx.init(PARAMS)
+    assert GROWTH.shardings(tx.init(PARAMS)) == tx.init(PARAMS)
+
+
+# Weights that are not finite ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64", "complex64"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [np.asarray, jnp.asarray])
+def test_weights_that_are_not_finite_are_found(dtype: str, value: float, place: Any) -> None:
+    params = jax.tree.map(lambda a: place(a.astype(jnp.dtype(dtype))), PARAMS)
+    dw.grow(params, GROWTH, key=KEY)
+    kernel = np.array(params["down"]["kernel"])
+    kernel[3, 1] = value
+    params["down"]["kernel"] = place(kernel)
+    with pytest.raises(ValueError, match=r"down/kernel: holds NaN or infinities") as error:
+        dw.grow(params, GROWTH, key=KEY)
+    assert "up/" not in str(error.value)
+
+
+def test_weights_that_are_not_finite_are_found_on_several_devices() -> None:
+    mesh = jax.make_mesh((8,), ("units",))
+    along = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("units"))
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    growth = dw.plan(WIDTHS, {"up": 16})
+    for kernel, bad in ((PARAMS["down"]["kernel"], False), (INFINITE["down"]["kernel"], True)):
+        params = jax.device_put(PARAMS, whole)
+        params["down"]["kernel"] = jax.device_put(kernel, along)
+        if not bad:
+            dw.grow(params, growth, key=KEY)
+            continue
+        with pytest.raises(ValueError, match=r"down/kernel: holds NaN or infinities"):
+            dw.grow(params, growth, key=KEY)
+
+
+def test_large_finite_weights_are_finite() -> None:
+    params = jax.tree.map(lambda a: np.full_like(a, 1e300), PARAMS)
+    dw.grow(params, GROWTH, key=KEY)
+
+
+def test_arrays_that_do_not_grow_may_hold_anything() -> None:
+    params = {**PARAMS, "down": {**PARAMS["down"], "bias": np.full(2, -np.inf)}}
+    np.testing.assert_array_equal(
+        dw.grow(params, GROWTH, key=KEY)["down"]["bias"], params["down"]["bias"]
+    )
+
+
+def test_units_of_nan_can_be_removed() -> None:
+    up = PARAMS["up"]["kernel"].copy()
+    up[:, 2] = np.nan
+    params = {**PARAMS, "up": {**PARAMS["up"], "kernel": up}}
+    narrowed = dw.narrow(params, WIDTHS, {"up": [0, 1, 3]})
+    assert np.isfinite(narrowed["up"]["kernel"]).all()
+
+
+def test_traced_weights_are_not_looked_at() -> None:
+    grown = jax.jit(lambda params: dw.grow(params, GROWTH, key=KEY))(NAN)
+    assert np.isnan(grown["up"]["kernel"][:, :8]).all()
+    shapes = jax.eval_shape(lambda params: dw.grow(params, GROWTH, key=KEY), SHAPES)
+    assert shapes["up"]["kernel"].shape == (4, 12)
