@@ -391,60 +391,64 @@ def _refusals(
         ]
     if width.fixed:
         return _fixed(width, new, "grow")
-    problems = _interface(width, interface)
+    obstacles = _obstacles(width, new, strategy, recipe)
+    return _interface(width, interface) + [
+        f"{name}: {obstacle}; {_ways_out(width)}" for obstacle in obstacles
+    ]
+
+
+def _obstacles(width: Width, new: int, strategy: Strategy, recipe: Recipe | None) -> Iterator[str]:
+    """Yields what keeps a width from growing with this strategy, other than its being fixed."""
     if strategy.name in ("zero_incoming", "tile") and recipe is None:
         known = any(strategy.name == other.strategy for other in width.recipes)
         reason = "is for widths under a norm that can grow no other way"
         if known:
-            reason = f"cannot grow it from {old} to {new}"
-        problems.append(f"{name}: strategies.{strategy.name}() {reason}; {_ways_out(width)}")
+            reason = f"cannot grow it from {width.size} to {new}"
+        yield f"strategies.{strategy.name}() {reason}"
     elif (strategy.preserving or strategy.choice is not None) and recipe is None and width.hazards:
-        problems.append(
-            f"{name}: growing it from {old} to {new} would change outputs: "
-            f"{'; '.join(width.hazards)}; it occurs in {_places(width)}; {_ways_out(width)}"
+        yield (
+            f"growing it from {width.size} to {new} would change outputs: "
+            f"{'; '.join(width.hazards)}; it occurs in {_places(width)}"
         )
     choice = strategy.choice
     zero_incoming = strategy.incoming == "zero" or (choice and choice.side == "outgoing")
     if zero_incoming and width.zero_hazard and recipe is None:
-        problems.append(
-            f"{name}: new units cannot have zero incoming weights: {width.zero_hazard}; "
-            "use strategies.zero_outgoing()"
-        )
+        yield f"new units cannot have zero incoming weights: {width.zero_hazard}"
     free_incoming = strategy.incoming == "free" and strategy.outgoing != "free"
     if (free_incoming or (choice and choice.side == "incoming")) and width.free_hazard:
-        problems.append(
-            f"{name}: new units cannot have random incoming weights: {width.free_hazard}; "
-            "use strategies.replicate()"
-        )
+        yield f"new units cannot have random incoming weights: {width.free_hazard}"
     roles = {occurrence.role for occurrence in width.occurrences}
     if choice and not ("incoming" in roles and roles - {"incoming"}):
-        problems.append(
-            f"{name}: strategies.{strategy}() chooses between incoming and outgoing weights, but "
-            f"the width has {' and '.join(sorted(roles))} ones only; use "
-            "strategies.zero_outgoing()"
+        yield (
+            f"strategies.{strategy}() chooses between incoming and outgoing weights, but the width "
+            f"has {' and '.join(sorted(roles))} ones only"
         )
     if strategy.incoming == "copy" and width.interface:
-        problems.append(
-            f"{name}: units of an input or output cannot be copied, for new inputs are not copies "
-            "of old ones; use strategies.zero_outgoing()"
+        yield (
+            "units of an input or output cannot be copied, because new inputs are not copies of "
+            "old ones"
         )
     if strategy.preserving and strategy.incoming == "copy" and recipe is None:
         if width.copy_hazards:
-            problems.append(
-                f"{name}: copying units would change outputs: {'; '.join(width.copy_hazards)}; "
-                f"{_ways_out(width)}"
-            )
-    return problems
+            yield f"copying units would change outputs: {'; '.join(width.copy_hazards)}"
 
 
 def _ways_out(width: Width) -> str:
-    """Names the strategies with which a width can grow."""
-    if not width.hazards:
-        return "use strategies.zero_outgoing()"
+    """Names strategies with which nothing keeps a width from growing."""
+    ways: list[tuple[Strategy, Recipe | None]] = [
+        (strategies.zero_outgoing(), None),
+        (strategies.replicate(), None),
+        (strategies.zeros(), None),
+    ]
+    if width.hazards:
+        ways = [(getattr(strategies, recipe.strategy)(), recipe) for recipe in width.recipes]
+    open_ways = [way for way in ways if not [*_obstacles(width, 2 * width.size, *way)]]
+    if open_ways and not width.hazards:
+        return f"use strategies.{open_ways[0][0]}()"
     exact = [
-        f"strategies.{recipe.strategy}() keeps them"
-        + f" for multiples of {width.size}" * recipe.multiple
-        for recipe in width.recipes
+        f"strategies.{strategy}() keeps outputs"
+        + f" for multiples of {width.size}" * bool(recipe and recipe.multiple)
+        for strategy, recipe in open_ways
     ]
     return " and ".join([*exact, "strategies.random() grows it all the same"])
 

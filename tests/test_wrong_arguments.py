@@ -818,10 +818,11 @@ def test_a_training_state_that_was_traced_whole_grows_whole() -> None:
         gradient = jax.grad(lambda params: jnp.sum(apply(params, x)))(state.params)
         return state.apply_gradients(grads=gradient)
 
-    widths = dw.trace(step, TRAIN_STATE, X)
-    growth = dw.plan(widths, {("params/up/kernel", 1): 12}, strategy=strategies.zeros())
-    grown = dw.grow(TRAIN_STATE, growth)
-    assert grown.opt_state[0].mu["up"]["kernel"].shape == (4, 12)
+    tx = optax.sgd(0.1, momentum=0.9)
+    state = TrainState.create(apply_fn=apply, params=PARAMS, tx=tx)
+    growth = dw.plan(dw.trace(step, state, X), {("params/up/kernel", 1): 12})
+    grown = dw.grow(state, growth, key=KEY)
+    assert grown.opt_state[0].trace["up"]["kernel"].shape == (4, 12)
 
 
 def test_a_state_without_arrays_stays_as_it_is() -> None:
