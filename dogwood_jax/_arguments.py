@@ -225,6 +225,24 @@ def expect_arrays(
     raise ValueError(f"{call}: {name} must hold {_some(known)}, got {came}; {way_out}")
 
 
+def expect_values(call: str, arrays: Mapping[str, Any], way_out: str) -> None:
+    """Raises if variables hold only the shapes of arrays.
+
+    Args:
+        call: how the public function is called.
+        arrays: its variables, by path.
+        way_out: what to do instead.
+
+    Raises:
+        TypeError: names one of them.
+    """
+    for path, array in arrays.items():
+        if isinstance(array, jax.ShapeDtypeStruct):
+            raise TypeError(
+                f"{call}: variables must hold values, got {described(array)} for {path}; {way_out}"
+            )
+
+
 def _some(paths: Collection[str]) -> str:
     shown = [repr(path) for path in itertools.islice(paths, 2)]
     more = len(paths) - len(shown)
@@ -331,6 +349,7 @@ def _are_names(value: Any) -> bool:
     return isinstance(value, Collection) and all(isinstance(name, str) for name in value)
 
 
+BOOLEAN = Kind("True or False", lambda value: isinstance(value, bool | np.bool_))
 INTEGER = Kind("an integer", is_integer)
 NUMBER = Kind("a number", _is_number)
 # What a function has for variables where these may also be plain numbers.

@@ -15,7 +15,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dogwood_jax._arguments import FUNCTION, KEY, VARIABLES, Kind, expect, expect_call, expect_given
+from dogwood_jax._arguments import (
+    FUNCTION,
+    KEY,
+    VARIABLES,
+    Kind,
+    expect,
+    expect_call,
+    expect_given,
+    expect_values,
+)
 from dogwood_jax._growth import Growth
 from dogwood_jax._identity import Fill, Reader, Value, exactly
 from dogwood_jax._insert import Insertion, insert
@@ -149,6 +158,8 @@ def deepen(
     )
     if (target is None) == (layers is None):
         raise ValueError("deepen needs either target=, the deeper model's variables, or layers=")
+    way_out = "jax.eval_shape calls dw.deepen with shapes"
+    expect_values("deepen", leaves_by_path(variables), way_out)
     if layers is not None:
         target, named = _named_layers(variables, layers)
         if apply is None and target_apply is None and batch is None:

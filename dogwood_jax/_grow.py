@@ -13,7 +13,15 @@ import numpy as np
 from jax import Array
 
 from dogwood_jax._affine import AxisMap, map_of_variable, transform
-from dogwood_jax._arguments import GROWTH, KEY, VARIABLES, expect, expect_arrays, expect_given
+from dogwood_jax._arguments import (
+    GROWTH,
+    KEY,
+    VARIABLES,
+    expect,
+    expect_arrays,
+    expect_given,
+    expect_values,
+)
 from dogwood_jax._choose import choose, without_choices
 from dogwood_jax._described import described
 from dogwood_jax._explicit import explicit_shardings, with_automatic_axes
@@ -203,12 +211,7 @@ def expect_network(call: str, variables: PyTree, leaves: Mapping[str, Any], grow
     shapes = {path: jnp.shape(leaves[path]) for path in known if path in leaves}
     if shapes == growth.shapes != known:
         raise ValueError(f"{call}: these variables have grown already, by a growth like this one")
-    if structs := [p for p in shapes if isinstance(leaves[p], jax.ShapeDtypeStruct)]:
-        raise TypeError(
-            f"{call}: variables must hold values, got {described(leaves[structs[0]])} for "
-            f"{structs[0]}; jax.eval_shape(lambda variables: dw.grow(variables, growth, key=key), "
-            "variables) grows shapes"
-        )
+    expect_values(call, leaves, f"jax.eval_shape calls dw.{call} with shapes")
 
 
 def _first(array: Array, size: int | None) -> Array:

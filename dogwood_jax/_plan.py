@@ -10,6 +10,7 @@ import numpy as np
 
 from dogwood_jax import strategies
 from dogwood_jax._arguments import (
+    BOOLEAN,
     BY_WIDTH,
     FUNCTION,
     VARIABLES,
@@ -104,6 +105,7 @@ def plan(
         target_apply=(FUNCTION, target_apply),
         keep=(BY_WIDTH, keep),
         merge=(BY_WIDTH, merge),
+        interface=(BOOLEAN, interface),
     )
     if sizes is None and target is None and keep is None and merge is None:
         raise ValueError(

@@ -8,7 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dogwood_jax._arguments import FUNCTION, VARIABLES, WIDTH, expect, expect_arrays, expect_call
+from dogwood_jax._arguments import (
+    FUNCTION,
+    VARIABLES,
+    WIDTH,
+    expect,
+    expect_arrays,
+    expect_call,
+    expect_values,
+)
 from dogwood_jax._layout import Layout, size_of, units_along
 from dogwood_jax._problems import listed
 from dogwood_jax._tree import PyTree, leaves_by_path, rebuilt
@@ -177,6 +185,7 @@ def _expect(caller: str, variables: Any, width: Any, tolerance: Any) -> None:
     expect(call, variables=(VARIABLES, variables), width=(WIDTH, width))
     if not (isinstance(tolerance, int | float | np.number) and tolerance >= 0):
         raise ValueError(f"tolerance must be zero or positive, got {tolerance!r}")
+    expect_values(call, leaves_by_path(variables), "pass trained weights")
     _expect_arrays(caller, variables, width)
 
 

@@ -6,7 +6,7 @@ which weights are outgoing (``_roles``), and the dimensions of the parameters be
 (``_naming``).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 

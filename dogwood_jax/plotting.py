@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dogwood_jax._arguments import WIDTHS, Kind, expect, is_integer
+from dogwood_jax._arguments import NUMBER, WIDTHS, Kind, expect, expect_given, is_integer
 from dogwood_jax._tables import layers_together, merged
 from dogwood_jax._widths import Widths
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_AXES = Kind(
+    "the axes of a Matplotlib figure, plt.figure().add_subplot()",
+    lambda value: hasattr(value, "set_xticks"),
+)
 _SHAPE = Kind(
     "the height and width of an image, (28, 28)",
     lambda value: (
@@ -52,6 +56,7 @@ def units(
         The axes.
 
     Raises:
+        TypeError: if arguments are of the wrong kind.
         ValueError: if the kernel does not hold images of that shape, or no unit at all.
         ImportError: if Matplotlib is not installed.
 
@@ -65,6 +70,7 @@ def units(
         (28, 57)
     """
     expect("plotting.units(kernel, shape)", kernel=(_KERNEL, kernel), shape=(_SHAPE, shape))
+    expect_given("plotting.units", ax=(_AXES, ax))
     kernel = np.asarray(kernel, np.float64)
     if kernel.ndim != 2 or kernel.shape[0] != prod(shape) or not kernel.shape[1]:
         raise ValueError(
@@ -105,6 +111,7 @@ def curves(
         The axes.
 
     Raises:
+        TypeError: if arguments are of the wrong kind.
         ImportError: if Matplotlib is not installed.
 
     Example:
@@ -116,6 +123,7 @@ def curves(
         ['grown', 'growth']
     """
     expect("plotting.curves", histories=(_HISTORIES, histories))
+    expect_given("plotting.curves", grown_at=(NUMBER, grown_at), ax=(_AXES, ax))
     ax = _axes() if ax is None else ax
     for label, values in histories.items():
         values = np.asarray(values)
@@ -145,6 +153,7 @@ def widths(widths: Widths, *, ax: "Axes | None" = None) -> "Axes":
         The axes.
 
     Raises:
+        TypeError: if arguments are of the wrong kind.
         ImportError: if Matplotlib is not installed.
 
     Example:
@@ -160,6 +169,7 @@ def widths(widths: Widths, *, ax: "Axes | None" = None) -> "Axes":
         ['up/kernel', 'down/kernel']
     """
     expect("plotting.widths", widths=(WIDTHS, widths))
+    expect_given("plotting.widths", ax=(_AXES, ax))
     shown = [width for width in widths.values() if not width.fixed]
     columns = layers_together((f"{width.name} ({width.size})",) for width in shown)
     column = {

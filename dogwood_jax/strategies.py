@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dogwood_jax._arguments import INTEGER, NUMBER, Kind, expect, is_integer
+from dogwood_jax._arguments import INTEGER, KEY, NUMBER, Kind, expect, is_integer
 
 Initializer = Callable[..., jax.Array]  # (key, shape, dtype) -> array, as in jax.nn.initializers
 
@@ -129,6 +129,7 @@ def glorot(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> 
         Glorot and Bengio, 2010, Understanding the difficulty of training deep feedforward neural
         networks.
     """
+    expect("strategies.glorot", key=(KEY, key))
     return jax.nn.initializers.glorot_uniform()(key, shape, dtype)
 
 

@@ -21,6 +21,7 @@ from flax.training.train_state import TrainState
 
 import dogwood_jax as dw
 from dogwood_jax import keras_h5, plotting, strategies, training
+from dogwood_jax._finite import _all_finite
 
 X = np.ones((3, 4))
 KEY = jax.random.key(0)
@@ -307,6 +308,10 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
         lambda: dw.plan(WIDTHS, merge={"up": [(True, False)]}),
         ["up", "groups of distinct units", "(True, False)"],
     ),
+    "plan: the name of an interface": (
+        lambda: dw.plan(WIDTHS, {"down": 4}, interface="down"),
+        ["interface", "True or False", "'down'"],
+    ),
     # Removing units
     "narrow: no unit": (
         lambda: dw.narrow(PARAMS, WIDTHS, {"up": []}),
@@ -375,7 +380,11 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
     "grow: twice": (lambda: dw.grow(WIDE, GROWTH, key=KEY), ["have grown already"]),
     "grow: shapes": (
         lambda: dw.grow(SHAPES, GROWTH, key=KEY),
-        ["values", "the shape float64[4, 8]", "jax.eval_shape"],
+        ["values", "the shape float64", "jax.eval_shape"],
+    ),
+    "narrow: shapes": (
+        lambda: dw.narrow(SHAPES, WIDTHS, {"up": [0]}),
+        ["values", "the shape float64", "jax.eval_shape"],
     ),
     "grow: NaN": (lambda: dw.grow(NAN, GROWTH, key=KEY), ["up/kernel", "NaN", "checkpoint"]),
     "grow: infinity": (
@@ -546,6 +555,10 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
         lambda: deepen(PARAMS, DEEPER, inputs=(X,), key=0),
         ["key", "got the int 0", "jax.random.key(0)"],
     ),
+    "deepen: shapes": (
+        lambda: deepen(SHAPES, DEEPER, inputs=(X,)),
+        ["values", "the shape float64", "jax.eval_shape"],
+    ),
     "deepen: a growth": (lambda: deepen(GROWTH, DEEPER, inputs=(X,)), ["got a Growth"]),
     # Units
     "find_symmetric: widths": (
@@ -564,6 +577,10 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
     "find_symmetric: no tolerance": (
         lambda: dw.find_symmetric(PARAMS, UP, tolerance=None),
         ["tolerance", "got None"],
+    ),
+    "find_symmetric: shapes": (
+        lambda: dw.find_symmetric(SHAPES, UP),
+        ["values", "the shape float64", "pass trained weights"],
     ),
     "find_dead: a name": (lambda: dw.find_dead(PARAMS, "up"), ["widths['up']"]),
     "find_dead: other variables": (
@@ -659,6 +676,10 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
         lambda: strategies.tile(KEY),
         ["init", "jax.nn.initializers", "key<fry>[]"],
     ),
+    "glorot: a number as key": (
+        lambda: strategies.glorot(0, (4, 8)),
+        ["key", "got the int 0", "jax.random.key(0)"],
+    ),
     "replicate: a split instead of noise": (
         lambda: strategies.replicate("uneven"),
         ["noise", "a number", "'uneven'"],
@@ -731,6 +752,10 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
         ["path", "os.PathLike", "a dict of 4 arrays"],
     ),
     "keras_h5.inspect: a number": (lambda: keras_h5.inspect(3), ["path", "got the int 3"]),
+    "keras_h5.load: no limit": (
+        lambda: keras_h5.load("model.h5", limit="1 GB"),
+        ["limit", "an integer", "'1 GB'"],
+    ),
     "keras_h5.save: swapped": (
         lambda: keras_h5.save(PARAMS, "model.h5"),
         ["keras_h5.save(path, variables)", "wrong order"],
@@ -751,6 +776,14 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
     "plotting.units: one length": (
         lambda: plotting.units(X, shape=4),
         ["shape", "height and width", "got the int 4"],
+    ),
+    "plotting.units: a module as axes": (
+        lambda: plotting.units(X, shape=(3, 1), ax=plotting),
+        ["ax", "axes of a Matplotlib figure"],
+    ),
+    "plotting.curves: an epoch that is a name": (
+        lambda: plotting.curves({"grown": [0.5]}, grown_at="end"),
+        ["grown_at", "a number", "'end'"],
     ),
     "plotting.curves: a list": (
         lambda: plotting.curves([0.1, 0.2]),
@@ -861,6 +894,14 @@ def test_weights_that_are_not_finite_are_found_on_several_devices() -> None:
             continue
         with pytest.raises(ValueError, match=r"down/kernel: holds NaN or infinities"):
             dw.grow(params, growth, key=KEY)
+
+
+def test_a_device_sees_by_itself_whether_its_weights_are_finite() -> None:
+    """What is done for arrays on accelerators, and on the devices of several hosts."""
+    mesh = jax.make_mesh((8,), ("units",))
+    along = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("units"))
+    for kernel, finite in ((PARAMS["down"]["kernel"], True), (INFINITE["down"]["kernel"], False)):
+        assert bool(_all_finite(jax.device_put(kernel, along))) == finite
 
 
 def test_large_finite_weights_are_finite() -> None:

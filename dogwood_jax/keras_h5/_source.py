@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import h5py
 
-from dogwood_jax._arguments import PATH, expect
+from dogwood_jax._arguments import INTEGER, PATH, expect, expect_given
 from dogwood_jax.keras_h5._errors import KerasFileError
 from dogwood_jax.keras_h5._heaps import check_strings
 
@@ -56,6 +56,7 @@ class Source:
 def opened(path: str | os.PathLike[str], limit: int | None = None) -> Iterator[Source]:
     """Opens a file for reading; whatever is wrong with it is a ``KerasFileError`` that names it."""
     expect("keras_h5", path=(PATH, path))
+    expect_given("keras_h5", limit=(INTEGER, limit))
     path = Path(path)
     folder = path.is_dir() and (path / CONFIG).exists()
     if not folder:
