@@ -144,6 +144,11 @@ def deepen(
         Chen, Goodfellow and Shlens, 2016, Net2Net; Gesmundo and Maile, 2023, Composable
         Function-preserving Expansions; Wu et al., 2024, LLaMA Pro (``copy``).
     """
+    if (target is None) == (layers is None):
+        raise ValueError("deepen needs either target=, the deeper model's variables, or layers=")
+    by_name = layers is not None and apply is None and target_apply is None and batch is None
+    if not by_name and (apply is None or target_apply is None):
+        raise ValueError("deepen needs apply= and target_apply= to compare the two networks")
     expect("deepen", variables=(VARIABLES, variables))
     expect_given(
         "deepen",
@@ -156,16 +161,10 @@ def deepen(
         batch=(_INPUTS, batch),
         key=(KEY, key),
     )
-    if (target is None) == (layers is None):
-        raise ValueError("deepen needs either target=, the deeper model's variables, or layers=")
-    way_out = "jax.eval_shape calls dw.deepen with shapes"
-    expect_values("deepen", leaves_by_path(variables), way_out)
     if layers is not None:
         target, named = _named_layers(variables, layers)
-        if apply is None and target_apply is None and batch is None:
-            return insert(variables, named, target)
     if apply is None or target_apply is None:
-        raise ValueError("deepen needs apply= and target_apply= to compare the two networks")
+        return _inserted(variables, named, target, None)
     expect_call("deepen", "apply", apply, variables, *inputs)
     expect_call("deepen", "target_apply", target_apply, target, *inputs)
     found = insertions(
@@ -178,13 +177,22 @@ def deepen(
         copy=copy,
         interleave=interleave,
     )
-    deeper = insert(variables, found, target, key=key)
+    deeper = _inserted(variables, found, target, key)
     if batch is not None:
         deeper = with_statistics(target_apply, deeper, found, batch)
     if verify:
         growth = Growth(Widths(()), (), insertions=found)
         verify_if_possible(apply, variables, target_apply, deeper, tuple(inputs), growth)
     return deeper
+
+
+def _inserted(
+    variables: PyTree, insertions: tuple[Insertion, ...], target: PyTree, key: Array | None
+) -> PyTree:
+    """Returns variables with new layers, after checking that there are values to keep."""
+    way_out = "jax.eval_shape calls dw.deepen with shapes"
+    expect_values("deepen", leaves_by_path(variables), way_out)
+    return insert(variables, insertions, target, key=key)
 
 
 # Planning -----------------------------------------------------------------------------------------

@@ -556,7 +556,7 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
         ["key", "got the int 0", "jax.random.key(0)"],
     ),
     "deepen: shapes": (
-        lambda: deepen(SHAPES, DEEPER, inputs=(X,)),
+        lambda: dw.deepen(SHAPES, layers={"mid": "up"}),
         ["values", "the shape float64", "jax.eval_shape"],
     ),
     "deepen: a growth": (lambda: deepen(GROWTH, DEEPER, inputs=(X,)), ["got a Growth"]),
