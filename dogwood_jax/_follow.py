@@ -7,13 +7,14 @@ or the larger network cuts and reshapes otherwise.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from math import isclose, prod
 from typing import Any
 
 import numpy as np
 
+from dogwood_jax._contractions import contractions_of
 from dogwood_jax._dims import Dim, parts_of, pieces, spread_out
 from dogwood_jax._growth import Change
 from dogwood_jax._jaxpr import scan_counts
@@ -134,10 +135,10 @@ class Comparison:
         self.holds_on = False
         self.values: dict[str, None] = {}
         self.numbers: dict[str, tuple[float, float, float]] = {}
-        one, other = (
-            [step for step in _used(program.steps) if not _is_quiet(step)]
-            for program in (trace, larger)
-        )
+        # Operations on axes of size 1 are others than on longer ones.
+        self._is_loose = any(before == 1 != after for before, after in grown.lengths)
+        one = self._outline(trace, grown)
+        other = self._outline(larger, lambda dim: dim.size)
         self.is_in_step = list(map(_kind, one)) == list(map(_kind, other))
         if self.is_in_step:
             for a, b in zip(one, other, strict=True):
@@ -145,6 +146,36 @@ class Comparison:
         else:
             self._compare_unordered(one, other)
         self.refuted = self._refuted(trace.scales, larger.scales) if self.is_in_step else set()
+
+    def _outline(self, program: Trace, size: Callable[[Dim], int]) -> list[Step]:
+        """Returns what a program does, step by step, without what depends on sizes being 1.
+
+        Args:
+            program: the program.
+            size: the size that a dimension has in the larger network.
+        """
+        steps = _used(program.steps)
+        if self._is_loose:
+            return [step for step in steps if step.name not in _QUIET | {"transpose"}]
+        contractions, found = contractions_of(steps), list[Step]()
+        names: dict[int, str] = {}
+        for index, step in enumerate(steps):
+            for value in step.operands:
+                if id(value) not in names:
+                    shape = [size(dim) for dim in value.dims]
+                    known = sorted(value.leaves) if value.origin == "parameter" else value.number
+                    names[id(value)] = f"{value.origin} {known} {shape}"
+            if step.name in _QUIET:
+                shape = [size(dim) for dim in step.results[0].dims]
+                names[id(step.results[0])] = f"{names[id(step.operands[0])]} as {shape}"
+                continue
+            if index in contractions:
+                if (contraction := contractions[index]) is None:
+                    continue
+                step = contraction.step(step.results[0], names)
+            names |= {id(v): f"{len(found)}.{i}" for i, v in enumerate(step.results)}
+            found.append(step)
+        return found
 
     @property
     def cuts_elsewhere(self) -> bool:
@@ -206,12 +237,15 @@ class Comparison:
     def _compare(self, old: Step, new: Step) -> None:
         values = (*old.operands, *old.results), (*new.operands, *new.results)
         # The size of an array of ones matters where their sum is used, and is compared there.
-        is_compared = not old.may_reorder and not _is_number(old)
+        is_compared = not _is_number(old) and not (self._is_loose and old.name == "dot_general")
         for a, b in zip(*values, strict=True) if is_compared else ():
             self._compare_sizes(old, new, a, b)
         for what, a, b in self._parameters(old, new):
             if a != b:
-                self.values[f"{old.name} has {what} {b} instead of {a}"] = None
+                if what == "operands":
+                    self.values[f"{old.name} contracts other arrays"] = None
+                else:
+                    self.values[f"{old.name} has {what} {b} instead of {a}"] = None
         for a, b in _constants(old, new):
             if not self._is_same(old, a, b):
                 what = f"{old.name} has {_said(b)} instead of {_said(a)}"
@@ -254,8 +288,9 @@ class Comparison:
 
     def _parameters(self, old: Step, new: Step) -> Iterator[tuple[str, Any, Any]]:
         """Yields parameters of a step that must be equal."""
-        keys = old.params.keys() & new.params.keys() - _SIZES if not old.may_reorder else ()
-        for key in sorted(keys):
+        keys = old.params.keys() & new.params.keys() - _SIZES
+        is_compared = not (self._is_loose and old.name == "dot_general")
+        for key in sorted(keys) if is_compared else ():
             if _is_plain(old.params[key]) and _is_plain(new.params[key]):
                 yield key, old.params[key], new.params[key]
         if old.name == "scan":
@@ -369,10 +404,6 @@ def _moves(old: Step, new: Step, axis: int) -> bool:
     """Whether a slice of the old size is taken elsewhere, as the last units are."""
     starts = [step.params["start_indices"] for step in (old, new) if step.name == "slice"]
     return len(starts) == 2 and starts[0][axis] != starts[1][axis]
-
-
-def _is_quiet(step: Step) -> bool:
-    return step.name in _QUIET or (step.name == "transpose" and step.may_reorder)
 
 
 def _is_number(step: Step) -> bool:

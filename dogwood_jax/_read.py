@@ -19,9 +19,6 @@ from dogwood_jax._values import SINGLE_PRECISION, Trace, Value
 
 _UNSCALED: dict[str, Any] = {"scale": 1.0, "rounding": SINGLE_PRECISION}
 
-# Functions whose programs depend on which sizes are 1, or the largest.
-_REORDERED = frozenset(("_einsum", "matmul"))
-
 # Primitives whose rules read programs of their own, and so note what these do.
 _PROGRAMS = frozenset(("scan", "while", "cond"))
 
@@ -101,11 +98,7 @@ def _call(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
         if taken == given and len(jaxpr.outvars) == len(eqn.outvars):
             shapes = [v.aval.shape for v in jaxpr.outvars]
             if shapes == [v.aval.shape for v in eqn.outvars]:
-                before = trace.may_reorder
-                trace.may_reorder |= eqn.params.get("name") in _REORDERED
-                results = run(trace, jaxpr, consts, operands)
-                trace.may_reorder = before
-                return results
+                return run(trace, jaxpr, consts, operands)
     results = unknown(trace, eqn, *operands)
     trace.record("unknown", operands, results)
     return results

@@ -183,7 +183,11 @@ class Roles:
 
     def _options_of(self, demand: Demand, atom: Dim) -> list[_Option]:
         """Returns the weights of which some must be silent; behind functions only if no others."""
-        options = self._options(_of_weights(demand), atom) or self._options(_all(demand), atom)
+        options = self._options(_of_weights(demand), atom)
+        if not options:
+            # What silences both factors would never learn.
+            sides = [self._options(silencers, atom) for silencers in demand.operands]
+            options = [o for side in sides for o in side if sum(o in s for s in sides) == 1]
         if demand.only_readers:
             options = [option for option in options if not option & self._produced]
         return options

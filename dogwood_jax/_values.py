@@ -260,15 +260,12 @@ class Step:
         operands: the values it takes.
         results: the values it makes.
         params: the parameters of its primitive.
-        may_reorder: whether it is part of an operation whose steps depend on sizes, as ``einsum``
-            contracts several arrays in the order that takes the least work.
     """
 
     name: str
     operands: Sequence[Value]
     results: Sequence[Value]
     params: Mapping[str, Any]
-    may_reorder: bool = False
 
 
 class Piece(NamedTuple):
@@ -317,7 +314,6 @@ class Trace:
         self.split_off: list[SplitOff] = []
         # By width, strategy and whether it is for multiples only: the numbers that a recipe knows.
         self.degrees: dict[tuple[str, str, bool], dict[int, Degree]] = {}
-        self.may_reorder = False
         self._clock = itertools.count()
 
     def bit(self, leaf: int, axis: int, start: int, stop: int) -> int:
@@ -349,7 +345,7 @@ class Trace:
         params: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         """Notes what was read, for a second reading when all dimensions are known."""
-        self.steps.append(Step(name, operands, results, params, self.may_reorder))
+        self.steps.append(Step(name, operands, results, params))
 
     def use(self, value: Value, how: str) -> list[Use]:
         """Notes that data meets a parameter."""
