@@ -189,6 +189,12 @@ def _variables_of(value: Any) -> str:
 
 
 VARIABLES = Kind("a pytree of arrays, the network's variables", _is_variables, _variables_of)
+# Of a network that may have no variables.
+TREE = Kind(
+    VARIABLES.what,
+    lambda value: VARIABLES.fits(value) or (value is not None and not jax.tree.leaves(value)),
+    VARIABLES.way_out,
+)
 
 
 def expect_arrays(

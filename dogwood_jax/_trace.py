@@ -21,7 +21,7 @@ from dogwood_jax import (  # noqa: F401, for the rules in them
     _rules_lookup,
     _rules_sums,
 )
-from dogwood_jax._arguments import FUNCTION, VARIABLES, expect, expect_call, is_integer
+from dogwood_jax._arguments import FUNCTION, TREE, expect, expect_call, is_integer
 from dogwood_jax._bounds import UNKNOWN
 from dogwood_jax._described import described, holds_arrays
 from dogwood_jax._dims import Dim, unify
@@ -83,7 +83,7 @@ def trace(
           -> up/kernel[1]
           <- down/kernel[0]
     """
-    expect(_CALL, apply=(FUNCTION, apply), variables=(VARIABLES, variables))
+    expect(_CALL, apply=(FUNCTION, apply), variables=(TREE, variables))
     expect_call(_CALL, "apply", apply, variables, *inputs)
     fixed, tied = _listed("fix", fix, "(path, axis)"), _listed("tie", tie, "(place, place)")
     program = _program(apply, variables, inputs)
@@ -174,8 +174,7 @@ def _input(struct: jax.ShapeDtypeStruct) -> Value:
 
 def _listed(name: str, given: Iterable[Any], one: str) -> tuple[Any, ...]:
     """Returns what a caller listed, after checking that it is a list."""
-    alone = isinstance(given, tuple) and _is_place(given)
-    if alone or isinstance(given, str | Mapping) or not isinstance(given, Iterable):
+    if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
         raise TypeError(f"trace: {name} must be a list, [{one}, ...], got {given!r}")
     return tuple(given)
 
@@ -187,9 +186,7 @@ def _override(
 
     def dim_at(place: Place) -> Dim | None:
         if not _is_place(place):
-            problems.append(
-                f"{place!r}: is no place (path, axis), such as ({next(iter(leaves))!r}, 0)"
-            )
+            problems.append(f"{place!r}: is no place (path, axis)")
             return None
         path, axis = place
         names = [p for p in leaves if p == path] or [p for p in leaves if p.endswith(f"/{path}")]
@@ -205,12 +202,16 @@ def _override(
             return None
         return dims[axis]
 
+    if _is_place(fix):
+        problems.append(f"fix: {fix} is one place, not a list of places; pass [{fix}]")
+    if len(tie) == 2 and all(map(_is_place, tie)):
+        problems.append(f"tie: {tie} is one pair, not a list of pairs; pass [{tie}]")
     for place in fix:
         if dim := dim_at(place):
             dim.fix("fixed by the caller")
     for pair in tie:
-        if not (isinstance(pair, Sequence) and len(pair) == 2) or _is_place(pair):
-            problems.append(f"tie: {pair!r}: is no pair of places, ((path, axis), (path, axis))")
+        if not (isinstance(pair, Sequence) and len(pair) == 2):
+            problems.append(f"tie: {pair!r}: is no pair of places")
             continue
         one, other = pair
         a, b = dim_at(one), dim_at(other)

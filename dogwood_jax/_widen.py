@@ -1,14 +1,13 @@
 """Widen Dense layers by name: ``widen``, and ``chain``, their widths written by hand."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from dogwood_jax import strategies
-from dogwood_jax._arguments import KEY, NAMES, VARIABLES, Kind, expect, expect_given
+from dogwood_jax._arguments import KEY, NAMES, TREE, Kind, expect, expect_given
 from dogwood_jax._grow import grow
 from dogwood_jax._layout import Units
 from dogwood_jax._plan import plan
@@ -16,10 +15,6 @@ from dogwood_jax._problems import listed
 from dogwood_jax._tree import PyTree, leaves_by_path
 from dogwood_jax._widths import Facts, Leaf, Widths, make_widths, no_such
 
-_PARAMS = replace(
-    VARIABLES,
-    fits=lambda value: VARIABLES.fits(value) or (isinstance(value, Mapping) and not value),
-)
 _LAYER = Kind(
     "the name of a layer, or a mapping, {name: units}",
     lambda value: isinstance(value, str) or (isinstance(value, Mapping) and NAMES.fits(value)),
@@ -75,7 +70,7 @@ def widen(
         >>> wide["dense_1"]["kernel"].shape, wide["dense_2"]["kernel"].shape
         ((4, 5), (5, 3))
     """
-    expect("widen(params, layer)", params=(_PARAMS, params), layer=(_LAYER, layer))
+    expect("widen(params, layer)", params=(TREE, params), layer=(_LAYER, layer))
     expect_given("widen", into=(_NAME, into), order=(NAMES, order), key=(KEY, key))
     if isinstance(layer, str):
         if into is None or units is None or order is not None:
@@ -140,7 +135,7 @@ def chain(params: PyTree, order: Sequence[str]) -> Widths:
           -> up/bias[0]
           <- down/kernel[0]
     """
-    expect("chain(params, order)", params=(_PARAMS, params), order=(NAMES, order))
+    expect("chain(params, order)", params=(TREE, params), order=(NAMES, order))
     problems: list[str] = []
     order = _short_names(order)
     if len(order) < 2:
