@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Bounds:
     """What is known of the entries of an array, old and new.
 
@@ -43,7 +43,7 @@ class Bounds:
         return self.low if self.low == self.high else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Moment:
     """A multiple of a power of an array, or of its sum over some axes.
 
@@ -149,6 +149,15 @@ _DOMAINS_OF_SEVERAL: dict[str, tuple[Domain, ...]] = {
 }
 # Functions of complex numbers that are not finite at zero; others are finite almost everywhere.
 _COMPLEX = frozenset(("rsqrt", "log", "log2", "div", "integer_pow", "pow"))
+
+
+# Functions that are not finite, or not of finite slope, everywhere.
+PARTIAL = frozenset(
+    (
+        *(*_DOMAINS, *_STEEP, *_DOMAINS_OF_SEVERAL, "div", "rem", "integer_pow", "pow"),
+        *("triangular_solve", "tridiagonal_solve", "cholesky"),
+    )
+)
 
 
 def domains(name: str, params: Mapping[str, Any], bounds: Sequence[Bounds]) -> list[Domain | None]:
@@ -315,7 +324,7 @@ _UNARY: dict[str, Callable[[Bounds], Bounds]] = {
     ),
 }
 # Operations that do not part a sum's entries from those of another sum over the same axes.
-_KEEP_MOMENTS = frozenset("broadcast_in_dim reshape squeeze expand_dims copy stop_gradient".split())
+KEEP_ENTRIES = frozenset("broadcast_in_dim reshape squeeze expand_dims copy stop_gradient".split())
 _COMPARISONS = frozenset("eq ne lt le gt ge eq_to lt_to le_to and or xor not".split())
 _ALTERNATIVES = frozenset(
     "concatenate stack pad dynamic_update_slice scatter clamp select_if_vmap".split()
@@ -370,7 +379,7 @@ def bounds_of(
         if jnp.issubdtype(params["new_dtype"], jnp.inexact):
             return first
         return Bounds(first.low, first.high)
-    if name in _KEEP_MOMENTS:
+    if name in KEEP_ENTRIES:
         return first
     if name in _UNARY:
         found = _UNARY[name](first)
@@ -423,9 +432,15 @@ def bounds_of(
     if name == "atan2":
         return Bounds(-np.pi, np.pi, first.atoms)
     if name in ("dot_general", "conv_general_dilated"):
-        signs, second = _product(*bounds), bounds[1]
+        second = bounds[1]
+        if first.low < 0 < first.high and second.low < 0 < second.high:
+            signs = ANY_NUMBER if not (first.atoms or second.atoms) else UNKNOWN
+        else:
+            signs = _product(first, second)
         by_weights = any(value.origin == "parameter" for value in operands)
         atoms = (first.atoms and second.atoms) if by_weights else signs.atoms
+        if signs.low < 0 < signs.high:
+            return UNKNOWN if atoms else ANY_NUMBER
         return Bounds(0 if signs.low >= 0 else -inf, 0 if signs.high <= 0 else inf, atoms)
     return UNKNOWN
 

@@ -169,20 +169,45 @@ def read_larger(widths: Widths, target: PyTree, target_apply: Callable[..., Any]
 
 @dataclass(frozen=True)
 class Rejected:
-    """What the network's own function raised when it was given larger arrays."""
+    """What the network's own function raised when it was given larger arrays.
+
+    Attributes:
+        error: the error.
+        takes_others: whether it takes arrays of other sizes, and so follows their shapes.
+    """
 
     error: Exception
+    takes_others: bool
 
     @property
     def note(self) -> str | None:
         """What to say of it; nothing of modules that check the sizes in their configuration."""
-        if type(self.error).__module__.startswith("flax."):
+        if _checks_sizes(self.error):
             return None
-        reason = next(iter(str(self.error).splitlines()), "")
         return (
             "the network's own function does not take arrays of these sizes, so the larger model "
-            f"needs one of its own: {type(self.error).__name__}: {reason}"
+            f"needs one of its own: {self._reason}"
         )
+
+    @property
+    def problem(self) -> str | None:
+        """What speaks against the growth: a function of shapes asks for other widths, too."""
+        if not self.takes_others:
+            return None
+        return (
+            "the network's own function follows the shapes of its arrays but does not take these: "
+            f"{self._reason}; grow more widths along, or pass target= and target_apply="
+        )
+
+    @property
+    def _reason(self) -> str:
+        reason = next(iter(str(self.error).splitlines()), "")
+        return f"{type(self.error).__name__}: {reason}"
+
+
+def _checks_sizes(error: Exception) -> bool:
+    """Whether a module of Flax compared shapes with its configuration."""
+    return type(error).__module__.startswith("flax.")
 
 
 def compare_programs(
@@ -209,14 +234,30 @@ def compare_programs(
     else:
         variables = _resized(widths, sizes) if target is None else target
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                inputs = _grown_inputs(widths, sizes)
-                traced = Traced(Program(network.apply, variables, inputs))
+            traced = Traced(_own_program(widths, sizes, variables))
         except Exception as error:  # any function may raise that knows its sizes
-            return Rejected(error)
+            is_known = _checks_sizes(error) or target is not None
+            return Rejected(error, not is_known and _takes_doubled(widths))
     grown = _grown_sizes(widths, sizes)
     return Comparison(network.traced.trace, traced.trace, grown)
+
+
+def _own_program(widths: Widths, sizes: Mapping[str, int], variables: PyTree) -> Program:
+    """Returns the program of the network's own function in other sizes."""
+    assert widths.network is not None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Program(widths.network.apply, variables, _grown_inputs(widths, sizes))
+
+
+def _takes_doubled(widths: Widths) -> bool:
+    """Whether the network's own function takes arrays in which all widths are twice as large."""
+    sizes = {name: 2 * width.size for name, width in widths.items() if not width.fixed}
+    try:
+        _own_program(widths, sizes, _resized(widths, sizes))
+    except Exception:  # any function may raise that knows its sizes
+        return False
+    return True
 
 
 def _grown_sizes(widths: Widths, sizes: Mapping[str, int]) -> GrownSizes:

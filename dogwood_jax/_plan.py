@@ -182,6 +182,8 @@ def plan(
             is_constant(*pair, 0.0, made) or is_scale(*pair, made, degrees) for pair in pairs
         )
     )
+    if rejected and rejected.problem:
+        problems.append(rejected.problem)
     if comparable:
         problems += (f"{name}: {why}" for name, why in widths.conflicts or () if name in changes)
     if problems:

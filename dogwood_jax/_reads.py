@@ -18,6 +18,8 @@ import jax.numpy as jnp
 
 from dogwood_jax._bounds import (
     ANY_NUMBER,
+    KEEP_ENTRIES,
+    PARTIAL,
     UNKNOWN,
     Bounds,
     at,
@@ -73,19 +75,19 @@ def note(trace: Trace, eqn: Any, operands: Sequence[Value], results: list[Value]
     name, params = eqn.primitive.name, eqn.params
     if not operands or not results:
         return results
-    made = [
-        value if value in operands else replace(value, bounds=bounds)
-        for value, bounds in zip(results, _bounds(eqn, operands, results), strict=True)
-    ]
-    if not any(any(value.reach) for value in operands):
-        return made
-    _note_poles(trace, eqn, operands)
-    _note_linearity(trace, name, params, operands, made)
+    is_reached = any(any(value.reach) for value in operands)
     found = []
-    for value in made:
-        if value not in operands and name not in _MOVES:
-            value = replace(value, reach=_reach(name, params, operands, value))
-        found.append(_of_pieces(trace, value) if name in _PIECES else value)
+    for value, bounds in zip(results, _bounds(eqn, operands, results), strict=True):
+        if value not in operands:
+            reach = value.reach
+            if is_reached and name not in _MOVES:
+                reach = _reach(name, params, operands, value)
+            value = replace(value, bounds=bounds, reach=reach)
+        found.append(_of_pieces(trace, value) if is_reached and name in _PIECES else value)
+    if is_reached:
+        if name in PARTIAL:
+            _note_poles(trace, eqn, operands)
+        _note_linearity(trace, name, params, operands, found)
     return found
 
 
@@ -282,6 +284,9 @@ def _bounds(
     for place, result in enumerate(results):
         if result.number is not None:
             yield (at(result.number),)
+            continue
+        if name in KEEP_ENTRIES and result.origin == operands[0].origin:
+            yield operands[0].bounds
             continue
         own = operands[place : place + 1] if one_by_one else operands
         if len(results) > 1 and not one_by_one and name not in ("split", "unstack"):

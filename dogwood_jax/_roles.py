@@ -90,6 +90,9 @@ class Roles:
             for axis, dim in enumerate(dims)
         }
         self.spots = {place: spots_along(*place, dim) for place, dim in self.dims.items()}
+        self._by_leaf: dict[int, list[Spot]] = {}
+        for (leaf, _), spots in self.spots.items():
+            self._by_leaf.setdefault(leaf, []).extend(spots)
         self._known: dict[Entry, dict[Dim, frozenset[Spot]]] = {}
         self._produced = self._of_entries(trace.produced)
         self._aside = self._of_entries(trace.aside)
@@ -268,13 +271,7 @@ class Roles:
         return [o for o in self._options(silencers, atom) if o and o <= self._outgoing]
 
     def _of_leaves(self, leaves: Iterable[int], atom: Dim) -> set[Spot]:
-        return {
-            spot
-            for (leaf, _), spots in self.spots.items()
-            if leaf in leaves
-            for spot in spots
-            if spot.atom is atom
-        }
+        return {spot for leaf in leaves for spot in self._by_leaf[leaf] if spot.atom is atom}
 
     def _is_silent(self, option: _Option, atom: Dim, other: Dim) -> bool:
         """Whether weights are zero for new units of a dimension that are new along another, too."""

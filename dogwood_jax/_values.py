@@ -26,7 +26,7 @@ Origin = Literal["constant", "parameter", "data"]
 SINGLE_PRECISION = 3e-6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """Where weights can be made zero: the units of a dimension along an axis of a leaf.
 
@@ -70,7 +70,7 @@ class Entry:
         return piece == others and not other.blended and other.size * other.stride <= self.stride
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Silencer:
     """Weights which, if zero for the new units of a dimension, make a value zero there.
 
@@ -105,7 +105,7 @@ KIND_OF_USE: dict[str, Kind] = {
 }
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Value:
     """An array of the program.
 
@@ -169,6 +169,13 @@ class Value:
         return frozenset().union(*(s.entries for s in self.silencers_of(axis)))
 
 
+def _of_weights(silencers: Silencers) -> Silencers:
+    """Those of which a value is no more than sums and products."""
+    if not any(s.behind for s in silencers):
+        return silencers
+    return tuple(s for s in silencers if not s.behind)
+
+
 def behind(silencers: Silencers) -> Silencers:
     """Silencers of a function of activations that is zero at zero."""
     return tuple(Silencer(s.entries, behind=True) for s in silencers)
@@ -192,7 +199,7 @@ def _smallest(silencers: Iterable[Silencer]) -> Silencers:
     return tuple(sorted(distinct, key=lambda s: len(s.entries)))[:_MOST_SILENCERS]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Demand:
     """A contraction over a dimension: one of the operands must be silent along it.
 
@@ -212,7 +219,7 @@ class Demand:
     only_readers: bool = False
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Read:
     """A place where a program reads values along a dimension.
 
@@ -250,7 +257,7 @@ class Use:
                 fan.update(e.axis for e in value.entries(axis) if e.leaf == self.leaf)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Step:
     """An equation of the program, or what a loop does with a value, as it was read.
 
@@ -402,7 +409,7 @@ class Trace:
             if a != axis and value.silencers_of(a)
         )
         if len(operands) < 2 or any(value.origin != "data" for value, _ in summed):
-            operands = [tuple(s for s in along if not s.behind) for along in operands]
+            operands = [_of_weights(along) for along in operands]
         self.demands.append(Demand(dim, tuple(operands), hazard, beside, only_readers))
 
     def scaled(self, value: Value) -> None:

@@ -478,7 +478,23 @@ def test_a_transpose_that_depends_on_a_size_is_seen() -> None:
     widths = dw.trace(apply, shapes, X)
     with pytest.raises(ValueError, match="dot_general has axes"):
         dw.plan(widths, {"i": 5, "w": 5})
-    growth = dw.plan(widths, {"i": 5})
+
+
+def test_a_growth_that_the_network_cannot_run_is_refused_or_noted() -> None:
+    """Here one array ends where another begins, and there one is reshaped to known sizes."""
+
+    def follows(p: Any, x: Any) -> Any:
+        n = p["w"].shape[1]
+        return jnp.tanh((x @ p["i"])[:, n:] @ p["w"]) @ p["o"]
+
+    def knows(p: Any, x: Any) -> Any:
+        return jnp.tanh(x @ p["i"]).reshape(4, 2, 3).sum(1) @ p["o"]
+
+    widths = dw.trace(follows, {"i": f64(5, 7), "w": f64(4, 3), "o": f64(3, 2)}, X)
+    with pytest.raises(ValueError, match="follows the shapes of its arrays but does not take"):
+        dw.plan(widths, {"w": 5})
+    widths = dw.trace(knows, {"i": f64(5, 6), "o": f64(3, 2)}, X)
+    growth = dw.plan(widths, {widths.of("o", 0).name: 4})
     assert "the network's own function does not take arrays of these sizes" in growth.notes[0]
 
 
