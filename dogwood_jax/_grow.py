@@ -29,16 +29,20 @@ from dogwood_jax._finite import not_finite
 from dogwood_jax._growth import Growth
 from dogwood_jax._insert import insert
 from dogwood_jax._layout import Units, units_of
+from dogwood_jax._modules import Resizing, outdated_leaves, says_numbers
 from dogwood_jax._problems import listed
 from dogwood_jax._random import dtype_named, seeds, uniform
 from dogwood_jax._rounds import apart, bytes_of, delete, rounds, several_times
 from dogwood_jax._shardings import Placement, placement
+from dogwood_jax._symmetry import dead_in
 from dogwood_jax._tree import (
     PyTree,
     arrays_of,
     in_order_of,
     is_array,
+    is_traced,
     leaves_by_path,
+    numbered,
     rebuilt,
     struct,
     struct_of,
@@ -63,13 +67,15 @@ def grow(
 
     Args:
         variables: pytree of the arrays the growth was planned for, of any floating dtype, on any
-            devices; also under ``jax.jit`` and ``jax.eval_shape``.
+            devices; also under ``jax.jit`` and ``jax.eval_shape``. Where modules in it say sizes
+            beside their arrays, as Equinox's do, the grown ones say the new sizes.
         growth: from ``plan``; static under ``jax.jit``.
         key: PRNG key for random weights, needed only if the strategy draws some.
         fresh: variables of the larger model from its own initialization. Free weights are taken
-            from it instead of being drawn, and the result has its tree structure. To have the old
-            values written into it in place, ``jax.jit(..., donate_argnames="fresh",
-            keep_unused=True)``, for of some arrays nothing is taken.
+            from it instead of being drawn, and the result has its tree structure. Where they are
+            all zero, from which new units would never learn, a key is needed to draw them. To have
+            the old values written into it in place, ``jax.jit(..., donate_argnames="fresh",
+            keep_unused=True)``, because nothing is taken from some arrays.
         donate: whether old arrays that grow may be deleted, each when its new one is there: then
             growing takes no more memory than the new arrays and the largest old one. It has no
             effect under ``jax.jit``.
@@ -82,9 +88,10 @@ def grow(
             random key.
         ValueError: if the variables or ``fresh`` do not have the shapes of the growth, an array
             that grows is not of a floating dtype, or the strategy draws random weights and there
-            is neither ``key`` nor ``fresh``. Also if an array that grows, or its part of
-            ``fresh``, holds NaN or infinities, because outputs may change then: zero times NaN is
-            NaN. Within ``jax.jit``, where values cannot be seen, they are not looked at.
+            is neither ``key`` nor ``fresh``; if it is not known what a module says in the new
+            sizes: plan with ``target`` then, or pass ``fresh``. Also if an array that grows, or its
+            part of ``fresh``, holds NaN or infinities, because outputs may change then: zero times
+            NaN is NaN. Within ``jax.jit``, where values cannot be seen, they are not looked at.
 
     Example:
         >>> import jax
@@ -114,6 +121,8 @@ def grow(
     if growth.insertions:
         return _grow_and_insert(leaves, growth, key, fresh, donate)
     _check(leaves, growth, key, new)
+    structure, others = _model(variables, growth, fresh)
+    zero = _zero(new, growth, key)
     changing = [leaf for leaf in growth.widths.leaves if changes(leaf, growth)]
     old = {leaf.path: leaves[leaf.path] for leaf in changing}
     # What a strategy chooses is chosen in the network that has grown already.
@@ -122,18 +131,72 @@ def grow(
     where = placement(old | (new or {}), growth.shapes)
     fill = functools.partial(_grow_in_rounds, changing, old, growth=first, where=where)
     donate = donate and not any(change.strategy.choice for change in growth.changes)
-    grown = leaves | fill(fresh=new, key=key, donate=donate)
-    larger = growth.structure if fresh is None else jax.tree.structure(fresh)
-    structure = jax.tree.structure(variables) if larger is None else larger
+    drawn = fill(fresh=None, key=key) if zero else {}
+    grown = leaves | others | fill(fresh=new, key=key, donate=donate)
+    grown |= {path: drawn[path] for path in zero}
     for change in growth.changes:
         if change.strategy.choice is not None:
-            others = [
+            candidates = [
                 fill(fresh=None, key=jax.random.fold_in(key, n))  # type: ignore[arg-type]
                 for n in range(1, change.strategy.choice.candidates)
             ]
-            grown = choose(grown, others, first, change, structure, where)
-    tree = rebuilt(structure, grown)
-    return in_order_of(variables, tree) if larger is None else tree
+            grown = choose(grown, candidates, first, change, structure, where)
+    tree = _filled(structure, grown)
+    return in_order_of(variables, tree) if fresh is None and growth.structure is None else tree
+
+
+def _model(variables: PyTree, growth: Growth, fresh: PyTree) -> tuple[Any, dict[str, Any]]:
+    """Returns the structure of the larger model, and its leaves that are no arrays, by path.
+
+    Raises:
+        ValueError: if modules say sizes, and nothing shows which ones the larger model's say.
+    """
+    model, problems, way_out = variables, list[str](), "pass the larger model as fresh="
+    if fresh is not None:
+        model = fresh
+    elif growth.structure is not None:
+        leaves = leaves_by_path(variables)
+        problems = outdated_leaves(leaves, growth.widths.leaves, growth.sizes)
+    elif says_numbers(variables):
+        resizing = Resizing(growth.widths.leaves, growth.sizes, growth.constants)
+        model, problems = resizing.resized(variables), resizing.problems
+        way_out = "plan with target=, the larger model, or pass it as fresh="
+    if problems:
+        problems = [f"{problem}; {way_out}" for problem in problems]
+        raise ValueError(listed("cannot grow these variables", problems))
+    others = {path: leaf for path, leaf in leaves_by_path(model).items() if not is_array(leaf)}
+    planned = growth.structure if fresh is None else None
+    return jax.tree.structure(model) if planned is None else planned, others
+
+
+def _zero(fresh: Mapping[str, Any] | None, growth: Growth, key: Array | None) -> set[str]:
+    """Returns the arrays of ``fresh`` that are zero where they should be free, to be drawn instead.
+
+    Raises:
+        ValueError: if there are any, and no key to draw them with.
+    """
+    if fresh is None or not all(map(_is_here, fresh.values())):
+        return set()
+    dead = dead_in(fresh, growth)
+    if dead and key is None:
+        problems = [
+            f"{', '.join(paths)}: zero in the larger model for all new units of {width}, so these "
+            "would never learn to differ, or at all; pass key= to draw the weights"
+            for width, paths in dead.items()
+        ]
+        raise ValueError(listed("cannot grow these variables", problems))
+    return {path for paths in dead.values() for path in paths}
+
+
+def _is_here(leaf: Any) -> bool:
+    """Whether the values of an array are on this host."""
+    return not is_traced(leaf) and getattr(leaf, "is_fully_addressable", True)
+
+
+def _filled(structure: Any, leaves: Mapping[str, Any]) -> PyTree:
+    """Returns a tree of a structure, with None where the variables have been parted from a leaf."""
+    paths = leaves_by_path(numbered(structure))
+    return jax.tree.unflatten(structure, [leaves.get(path) for path in paths])
 
 
 def _grow_in_rounds(
@@ -177,14 +240,21 @@ def _grow_and_insert(
     leaves: Mapping[str, Any], growth: Growth, key: Array | None, fresh: PyTree, donate: bool
 ) -> PyTree:
     """Returns the variables grown, then with new layers."""
-    wider = replace(growth, insertions=(), structure=None)
+    arrays, wider = arrays_of(leaves), replace(growth, insertions=(), structure=None)
     if fresh is None:
-        grown = grow(leaves, wider, key=key, donate=donate)
-        structs = {
-            path: struct_of(leaf) if is_array(leaf) else leaf for path, leaf in grown.items()
-        }
-        structs |= {i.path: struct(i.shape, dtype_named(i.dtype)) for i in growth.insertions}
-        target = rebuilt(growth.structure, structs)
+        inserted = {i.path: struct(i.shape, dtype_named(i.dtype)) for i in growth.insertions}
+        problems = outdated_leaves(leaves, growth.widths.leaves, growth.sizes)
+        problems += [
+            f"{path}: no array, so only the larger model has it"
+            for path in leaves_by_path(numbered(growth.structure))
+            if path not in leaves and path not in inserted
+        ]
+        if problems:
+            problems = [f"{problem}; pass the larger model as fresh=" for problem in problems]
+            raise ValueError(listed("cannot grow these variables", problems))
+        grown = grow(arrays, wider, key=key, donate=donate)
+        structs = {path: struct_of(leaf) for path, leaf in grown.items()}
+        target = rebuilt(growth.structure, {**leaves, **structs, **inserted})
     else:
         target, new = fresh, leaves_by_path(fresh)
         needed = {i.path for i in growth.insertions} | {growth.place(path) for path in leaves}
@@ -194,8 +264,8 @@ def _grow_and_insert(
             if insertion.old is not None:
                 layers = leaves[insertion.old].shape[0] if insertion.layers else None
                 new[insertion.old] = _first(new[insertion.path], layers)
-        new = {path: new[path] for path in leaves}
-        grown = grow(leaves, wider, key=key, fresh=new, donate=donate)
+        new = {path: new[path] for path in arrays}
+        grown = grow(arrays, wider, key=key, fresh=new, donate=donate)
     return insert(grown, growth.insertions, target, key=key)
 
 

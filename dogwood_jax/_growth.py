@@ -115,6 +115,16 @@ class Growth:
         }
 
     @cached_property
+    def constants(self) -> tuple[float, ...]:
+        """The constants inside the network that must be others in the larger one."""
+        return tuple(
+            value
+            for change in self.changes
+            for _, value, power in (change.recipe.constants if change.recipe else ())
+            if change.ratio**power != 1
+        )
+
+    @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every known array after the growth, by path."""
         return {

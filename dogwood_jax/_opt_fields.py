@@ -1,10 +1,10 @@
 """What the state of an optimizer holds: ``fields_of`` finds it, ``meanings_of`` says what it is."""
 
-import functools
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,10 @@ import numpy as np
 
 from dogwood_jax._growth import Growth
 from dogwood_jax._problems import listed
-from dogwood_jax._tree import PyTree, leaf_path, leaves_by_path
+from dogwood_jax._tree import Keys, PyTree, leaf_path, leaves_by_path, level
 from dogwood_jax._widths import Leaf
 
+T = TypeVar("T")
 Meaning = Literal["first", "second", "magnitude", "update", "step", "parameters"]
 
 # What the fields of optimizer states hold, by the class of Optax or Flax that declares them.
@@ -158,46 +159,79 @@ class Seen:
 
 def fields_of(opt_state: PyTree, growth: Growth) -> list[Field]:
     """Returns the arrays of the state that follow an array of the network."""
-    # Where collections have arrays of the same name, an optimizer's are those of the parameters.
-    leaves = sorted(growth.widths.leaves, key=lambda leaf: leaf.path.startswith("params/"))
-    known = {leaf.path.partition("/")[2]: leaf for leaf in leaves}
-    known |= {leaf.path: leaf for leaf in growth.widths.leaves}
-    found = []
-    for keys, _ in jax.tree_util.tree_leaves_with_path(opt_state):
-        # The longest path that fits: what is before it is the optimizer's.
-        spans = ((i, j) for i in range(1, len(keys)) for j in (len(keys), len(keys) - 1) if j > i)
-        for start, stop in spans:
-            owner = functools.reduce(child, keys[: start - 1], opt_state)
-            inside = hasattr(child(owner, keys[start - 1]), "_fields")  # another state's field
-            inner = leaf_path(keys[start:stop])
-            if not inside and (leaf := known.get(inner)):
-                last = leaf_path(keys[stop:])
-                classes = type(owner).__mro__
-                found.append(
-                    Field(
-                        leaf_path(keys[: start - 1]),
-                        leaf_path(keys[start - 1 : start]),
-                        tuple(cls.__name__ for cls in classes),
-                        tuple(cls.__name__ for cls in classes if _is_known(cls)),
-                        inner,
-                        leaf,
-                        int(last) if last.isdigit() else None,
-                    )
-                )
-                break
-    return found
+    known = {leaf.path: leaf for leaf in growth.widths.leaves}
+    return list(_fields_in(opt_state, (), by_inner_path(known)))
+
+
+def by_inner_path(known: Mapping[str, T]) -> dict[str, dict[str, T]]:
+    """Returns what is known of arrays by their path inside a collection and by collection.
+
+    Optimizers see all variables, whose collection is called "", or one collection of them, such as
+    ``"params/"``. Where several have arrays of the same name, the parameters come first.
+    """
+    inside: dict[str, dict[str, T]] = {}
+    for path in sorted(known, key=lambda path: not path.startswith("params/")):
+        collection, _, inner = path.partition("/")
+        inside.setdefault(path, {})[""] = known[path]
+        if inner:
+            inside.setdefault(inner, {})[f"{collection}/"] = known[path]
+    return inside
+
+
+def _fields_in(
+    node: PyTree, keys: Keys, known: Mapping[str, Mapping[str, Leaf]]
+) -> Iterator[Field]:
+    """Yields the fields in a part of the state."""
+    owner = tuple(cls.__name__ for cls in type(node).__mro__)
+    declared = tuple(cls.__name__ for cls in type(node).__mro__ if _is_known(cls))
+    parts, structure = level(node)
+    for key, part in parts if structure.node_data() is not None else ():
+        followed = _like_parameters(part, known, "FactoredState" in declared)
+        for inner, axis, leaf in followed:
+            yield Field(leaf_path(keys), leaf_path(key), owner, declared, inner, leaf, axis)
+        if not followed:
+            yield from _fields_in(part, (*keys, *key), known)
+
+
+def _like_parameters(
+    tree: PyTree, known: Mapping[str, Mapping[str, Leaf]], factored: bool
+) -> list[tuple[str, int | None, Leaf]]:
+    """Returns what the arrays of a tree follow, if it is laid out like the parameters.
+
+    Args:
+        tree: a part of a state.
+        known: the arrays of the network, by their path inside a collection and by collection.
+        factored: whether its arrays may be means along axes, so that their shapes tell nothing.
+
+    Returns:
+        For each, its path inside the collection, the axis that it follows if it follows one, and
+        the array of the network.
+    """
+    if hasattr(tree, "_fields") and _is_known(type(tree)):
+        return []  # a state
+    arrays = jax.tree_util.tree_leaves_with_path(tree)
+    readings: dict[tuple[str, bool], list[tuple[str, int | None, Leaf]]] = {}
+    same_shape: Counter[tuple[str, bool]] = Counter()
+    for keys, array in arrays:
+        ways: list[tuple[Keys, int | None]] = [(keys, None)]
+        if keys and isinstance(keys[-1], jax.tree_util.SequenceKey) and not factored:
+            ways.append((keys[:-1], keys[-1].idx))  # a vector for each axis
+        for path, axis in ways:
+            for collection, leaf in known.get(leaf_path(path), {}).items():
+                reading = collection, axis is not None
+                readings.setdefault(reading, []).append((leaf_path(path), axis, leaf))
+                shape = leaf.shape if axis is None else leaf.shape[axis : axis + 1]
+                same_shape[reading] += not factored and jnp.shape(array) == shape != ()
+    best = max(readings, key=lambda r: (len(readings[r]), same_shape[r]), default=None)
+    # Names may be alike by chance, as of hyperparameters.
+    if best is None or not (same_shape[best] or len(readings[best]) == len(arrays)):
+        return []
+    return readings[best]
 
 
 def _is_known(cls: type) -> bool:
     # Training states are written anew in many places, always with these fields.
     return cls.__module__.partition(".")[0] in ("optax", "flax") or cls.__name__ == "TrainState"
-
-
-def child(node: Any, key: Any) -> Any:
-    """Returns what a tree has at a key of a path."""
-    if isinstance(key, jax.tree_util.GetAttrKey):
-        return getattr(node, key.name)
-    return node[key.idx if isinstance(key, jax.tree_util.SequenceKey) else key.key]
 
 
 def meanings_of(

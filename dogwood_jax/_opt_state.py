@@ -31,12 +31,12 @@ from dogwood_jax._grow import changes, grow_leaf
 from dogwood_jax._growth import Growth
 from dogwood_jax._insert import Insertion, fill, stacked
 from dogwood_jax._layout import Units
+from dogwood_jax._modules import Resizing
 from dogwood_jax._opt_factored import read, written
 from dogwood_jax._opt_fields import (
     DEGREES,
     Field,
     Meaning,
-    child,
     fields_of,
     meanings_of,
     unfollowed,
@@ -46,7 +46,7 @@ from dogwood_jax._pairing import closest
 from dogwood_jax._problems import listed
 from dogwood_jax._rounds import apart, bytes_of, delete, rounds, several_times
 from dogwood_jax._shardings import Placement, fitting_shardings, placement
-from dogwood_jax._tree import PyTree, leaf_path, leaves_by_path, numbered, struct
+from dogwood_jax._tree import Keys, PyTree, leaf_path, leaves_by_path, level, numbered, struct
 from dogwood_jax._widths import Leaf
 
 
@@ -90,7 +90,9 @@ def grow_opt_state(
             the larger network.
         variables: the grown variables, for states that hold averages or copies of parameters:
             their new entries begin at the parameters' own. Without it they begin at zero, those of
-            scales at one, and those of inserted layers at what computes the identity.
+            scales at one, and those of inserted layers at what computes the identity. Where
+            modules say sizes beside their arrays, as Equinox's do, the state's modules say what
+            those of the variables do.
         second_moment: what new entries of second moments are, the ``"mean"`` of old ones or
             ``"zeros"``.
         fields: meanings of fields that are not known here, by name (``"momentum"`` or
@@ -108,8 +110,8 @@ def grow_opt_state(
     Raises:
         TypeError: if arguments are of the wrong kind, or in the wrong order.
         ValueError: for the state of another optimizer, a field shaped like parameters whose
-            meaning is not known, or a state that is not of this growth's network; all of them in
-            one message.
+            meaning is not known, a state that is not of this growth's network, or modules of which
+            it is not known what they say in the larger network; all of them in one message.
 
     Example:
         >>> import jax
@@ -161,7 +163,7 @@ def grow_state(
     arrays, found = leaves_by_path(opt_state), fields_of(opt_state, growth)
     _expect_state(opt_state, arrays, found, growth)
     if params is None:
-        params = _params(state, growth, fields_of(state, growth) if outside else found)
+        params = _params(state, growth, fields_of(state, growth) if outside else found, variables)
     if params is None and (problems := unfollowed(arrays, found)):
         raise ValueError(listed("cannot grow this state", problems))
     if params is None:
@@ -176,7 +178,10 @@ def grow_state(
         for field in found:
             if not field.group:
                 trees.setdefault(field.name, []).append(field)
-        zeros = {name: _zeros(_params(opt_state, growth, tree)) for name, tree in trees.items()}
+        zeros = {
+            name: _zeros(_params(opt_state, growth, tree, variables))
+            for name, tree in trees.items()
+        }
         return opt_state.replace(opt_state=begun, **zeros)
 
     seen = {}
@@ -188,6 +193,12 @@ def grow_state(
     except jax.errors.ConcretizationTypeError:  # an optimizer that looks at its hyperparameters
         with jax.ensure_compile_time_eval():
             expected = start()
+    except (TypeError, ValueError) as error:
+        error.add_note(
+            "tx.init was called with the parameters of the larger network. A tx that holds "
+            "something like the old ones, such as a tree of labels or a mask, has to be made anew"
+        )
+        raise
     _expect_same_optimizer(state, expected.opt_state if outside else expected)
     shapes = {place: tuple(jnp.shape(leaf)) for place, leaf in leaves_by_path(expected).items()}
     if shardings := explicit_shardings(opt_state):
@@ -298,7 +309,9 @@ def _own(
     wanted += [array.insertion.path for array in new if array.meaning == "parameters"]
     shapes = {growth.place(path): shape for path, shape in growth.shapes.items()}
     shapes |= {insertion.path: insertion.shape for insertion in growth.insertions}
-    names = {path: path if path in given else path.partition("/")[2] for path in wanted}
+    # What is there must have grown, wanted or not: the state gets the tree of these variables.
+    every = [*shapes] if shapes.keys() <= leaves_by_path(variables).keys() else wanted
+    names = {path: path if path in given else path.partition("/")[2] for path in every}
     problems = [
         f"{path}: {f'has shape {jnp.shape(given[name])}' if name in given else 'missing'} in "
         f"variables=, expected shape {shapes[path]}; pass the variables that have grown"
@@ -307,49 +320,91 @@ def _own(
     ]
     if problems:
         raise ValueError(listed("cannot grow this state", problems))
-    return {path: given[name] for path, name in names.items()}
+    return {path: given[names[path]] for path in wanted}
 
 
 # The larger network's parameters ------------------------------------------------------------------
 
 
-def _params(opt_state: PyTree, growth: Growth, found: list[Field]) -> PyTree | None:
-    """Returns the shapes of the larger network's parameters, from a field that is laid out so."""
+def _params(
+    opt_state: PyTree, growth: Growth, found: list[Field], variables: PyTree
+) -> PyTree | None:
+    """Returns the shapes of the larger network's parameters, from a field that is laid out so.
+
+    They come in the tree of the grown variables or of the larger model, where one is known.
+
+    Raises:
+        ValueError: if modules in the state say sizes, and nothing shows which ones are right.
+    """
     first = next((field for field in found if field.axis is None), None)
     if first is None:
         return None
     paths = (keys for keys, _ in jax.tree_util.tree_leaves_with_path(opt_state))
     keys = next(keys for keys in paths if leaf_path(keys) == first.place)
     start = next(i for i in range(len(keys)) if leaf_path(keys[i:]) == first.inner)
-    tree = functools.reduce(child, keys[:start], opt_state)
+    shapes = {leaf.path: leaf.shape for leaf in growth.widths.leaves}
 
     def is_masked(node: Any) -> bool:
         return type(node).__name__ == "MaskedNode"
 
-    dtypes = {
-        first.collection + leaf_path(keys): jnp.float32 if is_masked(a) else jnp.result_type(a)
-        for keys, a in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_masked)
-    }
-    inserted = {insertion.path: insertion for insertion in growth.insertions}
-    shapes = growth.shapes | {path: insertion.shape for path, insertion in inserted.items()}
-    if inserted:
-        tree = numbered(growth.structure)
-        for part in first.collection.split("/")[:-1]:
-            tree = tree[part]
+    def own(keys: Any, leaf: Any) -> jax.ShapeDtypeStruct:
+        masked = is_masked(leaf)
+        shape, dtype = ((), jnp.float32) if masked else (jnp.shape(leaf), jnp.result_type(leaf))
+        return struct(shapes.get(first.collection + leaf_path(keys), shape), dtype)
 
-    def one(keys: Any, array: Any) -> Any:
+    tree = jax.tree_util.tree_map_with_path(own, _part(opt_state, keys[:start]), is_leaf=is_masked)
+    old = {first.collection + path: leaf for path, leaf in leaves_by_path(tree).items()}
+    larger, deeper = None, bool(growth.insertions)
+    structure = growth.structure if variables is None or deeper else jax.tree.structure(variables)
+    if structure is not None:
+        larger = _collection(numbered(structure), first.collection)
+    if larger is None or not (deeper or _kinds(tree).items() <= _kinds(larger).items()):
+        known = growth.widths.leaves
+        resizing = Resizing(known, growth.sizes, growth.constants, first.collection)
+        larger = resizing.resized(tree)
+        if resizing.problems:
+            way_out = "pass the variables that have grown as variables="
+            problems = (f"{problem}; {way_out}" for problem in resizing.problems)
+            raise ValueError(listed("cannot grow this state", problems))
+    inserted = {insertion.path: insertion for insertion in growth.insertions}
+    grown = growth.shapes | {path: insertion.shape for path, insertion in inserted.items()}
+
+    def one(keys: Any, _: Any) -> Any:
         path = first.collection + leaf_path(keys)
-        old: Sequence[str] = [path]
+        like: Sequence[str] = [path]
         if insertion := inserted.get(path):
             everywhere = (leaf.path for leaf in growth.widths.leaves)
-            old = [insertion.old] if insertion.old else closest(path, everywhere)
-        dtype = next((dtypes[p] for p in old if p in dtypes), None)
+            like = [insertion.old] if insertion.old else closest(path, everywhere)
+        found = next((old[p] for p in like if p in old), None)
         # Arrays like which the optimizer has none are no parameters.
-        if dtype is None:
-            return None
-        return struct(shapes[path] if path in shapes else jnp.shape(array), dtype)
+        return None if found is None else struct(grown.get(path, found.shape), found.dtype)
 
-    return jax.tree_util.tree_map_with_path(one, tree, is_leaf=is_masked)
+    return jax.tree_util.tree_map_with_path(one, larger)
+
+
+def _part(tree: PyTree, keys: Keys) -> PyTree:
+    """Returns the part of a tree that lies at some keys."""
+    for key in keys:
+        tree = dict(level(tree)[0])[(key,)]
+    return tree
+
+
+def _kinds(tree: PyTree) -> dict[str, tuple[Any, ...]]:
+    """Returns the types of the nodes that each leaf of a tree lies in, by its keys."""
+    parts, structure = level(tree)
+    if structure.node_data() is None:
+        return {"": ()}
+    return {
+        jax.tree_util.keystr(key) + keys: (type(tree), *types)
+        for key, part in parts
+        for keys, types in _kinds(part).items()
+    }
+
+
+def _collection(tree: PyTree, name: str) -> PyTree:
+    """Returns a collection of the variables, called ``"params/"`` or so; all if they have none."""
+    parts = ((leaf_path(keys), part) for keys, part in level(tree)[0])
+    return next((part for path, part in parts if f"{path}/" == name), tree)
 
 
 def _zeros(shapes: PyTree) -> PyTree:

@@ -7,14 +7,24 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
+import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from dogwood_jax._described import described, optimizer_states
 from dogwood_jax._mesh import automatic
+from dogwood_jax._modules import Resizing, says_numbers
 from dogwood_jax._pairing import closest
 from dogwood_jax._problems import listed
-from dogwood_jax._tree import PyTree, is_array, is_traced, leaves_by_path, numbered, rebuilt
+from dogwood_jax._tree import (
+    PyTree,
+    is_array,
+    is_traced,
+    leaves_by_path,
+    numbered,
+    rebuilt,
+    struct,
+)
 
 if TYPE_CHECKING:
     from dogwood_jax._growth import Growth
@@ -165,6 +175,13 @@ def grown_shardings(growth: "Growth", old: PyTree) -> PyTree:
         # An Equinox module's functions have none.
         paths = leaves_by_path(numbered(growth.structure))
         tree = rebuilt(growth.structure, dict.fromkeys(paths) | found)
+    elif not missing and says_numbers(tree):
+        # A module says other sizes once it has grown.
+        known = {leaf.path: leaf.shape for leaf in growth.widths.leaves}
+        arrays = [struct(known.get(path, ()), np.float32) for path in shardings]
+        resizing = Resizing(growth.widths.leaves, growth.sizes)
+        larger = resizing.resized(jax.tree.unflatten(structure, arrays))
+        tree = jax.tree.unflatten(jax.tree.structure(larger), shardings.values())
     shapes = growth.shapes | {i.path: i.shape for i in growth.insertions}
     for place, sharding in leaves_by_path(tree).items():
         if shape := _shape(place, shapes):

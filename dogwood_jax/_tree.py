@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 PyTree = Any
+# From a tree to a part of it, as JAX names them.
+Keys = tuple[Any, ...]
 
 
 def leaf_path(keys: Sequence[Any]) -> str:
@@ -17,6 +19,14 @@ def leaf_path(keys: Sequence[Any]) -> str:
     """
     boxed = len(keys) > 1 and keys[-1] == jax.tree_util.GetAttrKey("value")
     return jax.tree_util.keystr(tuple(keys[:-1] if boxed else keys), simple=True, separator="/")
+
+
+def level(tree: PyTree) -> tuple[list[tuple[Keys, Any]], Any]:
+    """Returns what a tree is made of, with its keys, and the structure that holds it together.
+
+    A leaf is made of itself alone, without a key.
+    """
+    return jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda part: part is not tree)
 
 
 def is_array(leaf: Any) -> bool:

@@ -1,5 +1,6 @@
 """Let an optimizer take the steps in the larger network that it took: ``scale_by_growth``."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -13,8 +14,9 @@ from dogwood_jax._affine import AxisMap, map_of_variable, transform
 from dogwood_jax._arguments import GROWTH, Kind, expect, expect_given
 from dogwood_jax._growth import Growth
 from dogwood_jax._layout import Units
+from dogwood_jax._opt_fields import by_inner_path
 from dogwood_jax._problems import listed
-from dogwood_jax._tree import PyTree, leaf_path
+from dogwood_jax._tree import PyTree, leaf_path, leaves_by_path
 from dogwood_jax._widths import Leaf
 
 
@@ -89,7 +91,7 @@ def scale_by_growth(growth: Growth, *, adam: tuple[float, float, int] | None = N
     ) -> tuple[PyTree, ScaleByGrowthState]:
         steps = state.steps + 1
         correction = jnp.ones([]) if adam is None else _correction(steps, *adam)
-        scales = _Scales(growth, correction)
+        scales = _Scales(growth, correction, updates)
         scaled = jax.tree_util.tree_map_with_path(scales.scaled, updates)
         if scales.problems:
             raise ValueError(listed("these updates are not of the larger network", scales.problems))
@@ -110,23 +112,38 @@ def _correction(steps: Array, b1: float, b2: float, before: int) -> Array:
 class _Scales:
     """What the updates of each array are multiplied by.
 
+    Args:
+        growth: how the network grew.
+        correction: what updates of new entries are multiplied by.
+        updates: the updates, of all variables or of a collection.
+
     Attributes:
         problems: which arrays do not have the shapes of the larger network.
     """
 
-    def __init__(self, growth: Growth, correction: Array) -> None:
+    def __init__(self, growth: Growth, correction: Array, updates: PyTree) -> None:
         self.growth, self.correction = growth, correction
         self.problems: list[str] = []
         self._leaves = {growth.place(leaf.path): leaf for leaf in growth.widths.leaves}
         self._inserted = {insertion.path: insertion for insertion in growth.insertions}
+        self._shapes = {path: growth.shapes[leaf.path] for path, leaf in self._leaves.items()}
+        self._shapes |= {path: insertion.shape for path, insertion in self._inserted.items()}
+        inside, fits = by_inner_path(self._shapes), Counter[str]()
+        for path, update in leaves_by_path(updates).items():
+            for collection, shape in inside.get(path, {}).items():
+                fits[collection] += 2 if jnp.shape(update) == shape else 1
+        # The first of those that fit best.
+        self._collection = max(fits, key=fits.__getitem__, default="")
+        if not fits and jax.tree.leaves(updates):
+            self.problems.append("they are called like none of its arrays")
 
     def scaled(self, keys: Any, update: Any) -> Any:
         """Returns the update of one array."""
-        path, update = self._name(leaf_path(keys)), jnp.asarray(update)
+        path, update = self._collection + leaf_path(keys), jnp.asarray(update)
         insertion, leaf = self._inserted.get(path), self._leaves.get(path)
-        if leaf is None and insertion is None:
+        if path not in self._shapes:
             return update
-        shape = insertion.shape if insertion else self.growth.shapes[path]
+        shape = self._shapes[path]
         if update.shape != shape:
             self.problems.append(f"{path}: has shape {update.shape}, expected {shape}")
             return update
@@ -136,11 +153,6 @@ class _Scales:
             scale = self._of_old(leaf, layers)
         scale = jnp.where(scale == 0, self.correction.astype(scale.dtype), scale)
         return update * scale.astype(update.dtype)
-
-    def _name(self, path: str) -> str:
-        """The path of an array among the variables, of which the optimizer may see a collection."""
-        names = (path, f"params/{path}")
-        return next((n for n in names if n in self._leaves or n in self._inserted), path)
 
     def _of_old(self, leaf: Leaf, layers: Sequence[int]) -> Array:
         """Returns what old entries of an array are multiplied by, and 0 for new ones."""

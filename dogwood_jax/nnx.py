@@ -1,11 +1,13 @@
 """Trace and grow ``flax.nnx`` modules: a thin adapter over ``trace``, ``plan`` and ``grow``.
 
-A module is split into its graph and its state, a pytree of arrays; the larger module gives the
-target. An ``nnx.Optimizer`` grows along. Paths and widths are those of the state:
-``"layers/0/kernel"``.
+A module is split into its graph and its state, a pytree of arrays. The larger module is given, or
+made from the module itself and new sizes. An ``nnx.Optimizer`` grows along. Paths and widths are
+those of the state: ``"layers/0/kernel"``.
 """
 
-from collections.abc import Callable, Mapping
+import operator
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 import jax
@@ -14,8 +16,10 @@ from flax import nnx
 from dogwood_jax._arguments import GROWTH, NNX, NNX_OPTIMIZER, expect, expect_call
 from dogwood_jax._grow import grow as _grow
 from dogwood_jax._growth import Growth
+from dogwood_jax._nnx_sizes import resized_module, value_of
 from dogwood_jax._opt_state import grow_state
 from dogwood_jax._plan import plan as _plan
+from dogwood_jax._problems import listed
 from dogwood_jax._trace import trace as _trace
 from dogwood_jax._verify import verify_if_possible
 from dogwood_jax._widths import Widths
@@ -55,8 +59,8 @@ def trace(model: nnx.Module, *inputs: Any, **overrides: Any) -> Widths:
 
 
 def plan(
-    model: nnx.Module,
-    wide_model: nnx.Module,
+    model: nnx.Module | Widths,
+    larger: nnx.Module | Mapping[Any, int],
     *inputs: Any,
     strategy: Strategy | Mapping[str, Strategy] | None = None,
     interface: bool = False,
@@ -64,10 +68,13 @@ def plan(
     """Plans how a module becomes a larger one, wider, deeper or both.
 
     Args:
-        model: the trained module.
-        wide_model: the larger module. Widths that differ are found from both modules' programs and
-            shapes, as by ``dogwood_jax.plan`` with a target, layers that only it has are inserted.
-        *inputs: what to call the modules with: pytrees of arrays or ``jax.ShapeDtypeStruct``.
+        model: the trained module, or its widths from ``trace``.
+        larger: the larger module, or new sizes of widths by name. From the larger module, widths
+            that differ are found from both modules' programs and shapes, as by ``dogwood_jax.plan``
+            with a target, and layers that only it has are inserted. With sizes, the larger module
+            is made from the module: its classes have to show which of their numbers follow.
+        *inputs: what to call the modules with: pytrees of arrays or ``jax.ShapeDtypeStruct``. They
+            are not needed beside widths.
         strategy: as for ``dogwood_jax.plan``.
         interface: whether dimensions of inputs and outputs may grow, as there.
 
@@ -75,9 +82,9 @@ def plan(
         The growth of the module's state.
 
     Raises:
-        TypeError: if one of the two is no module.
+        TypeError: for arguments of other kinds, swapped ones for instance.
         ValueError: if no growth of the widths explains the larger shapes, or a growth would change
-            outputs.
+            outputs; or if it is not known what the module is like in the new sizes.
 
     Example:
         >>> import jax.numpy as jnp
@@ -89,21 +96,30 @@ def plan(
         ...     return nnx.Sequential(*layers)
         >>> dw.nnx.plan(mlp(8), mlp(16), jnp.ones((1, 4)))
         Growth(layers/0: 8 -> 16)
+        >>> dw.nnx.plan(mlp(8), {"layers/0": 16}, jnp.ones((1, 4)))
+        Growth(layers/0: 8 -> 16)
     """
-    expect("nnx.plan(model, wide_model, *inputs)", model=(NNX, model), wide_model=(NNX, wide_model))
-    apply, target = _function_of(wide_model)
-    return _plan(
-        trace(model, *inputs),
-        target=target,
-        target_apply=apply if callable(wide_model) else None,
-        strategy=strategy,
-        interface=interface,
-    )
+    if not isinstance(model, nnx.Module | Widths):
+        raise TypeError(f"plan takes the trained module or its widths first, got {_kind(model)}")
+    if not isinstance(larger, nnx.Module | Mapping):
+        raise TypeError(
+            "plan takes the larger module, or sizes {name: units}, after the trained module; got "
+            f"{_kind(larger)}"
+        )
+    widths = model if isinstance(model, Widths) else trace(model, *inputs)
+    if isinstance(larger, nnx.Module):
+        return _plan_for(widths, larger, None, strategy, interface)
+    sizes = _sizes(widths, larger)
+    if sizes is None or isinstance(model, Widths):
+        return _plan(widths, larger, strategy=strategy, interface=interface)
+    wide_model = _resized(model, widths, sizes, (), "cannot plan this growth")
+    growth = _plan_for(widths, wide_model, larger, strategy, interface)
+    return replace(growth, structure=None)
 
 
 def grow(
-    model: nnx.Module,
-    wide_model: Module,
+    model: Module,
+    larger: Module | Growth,
     *inputs: Any,
     key: jax.Array | None = None,
     strategy: Strategy | Mapping[str, Strategy] | None = None,
@@ -113,26 +129,32 @@ def grow(
     """Returns the larger module with the function of the smaller one.
 
     Neither module is changed. Which widths grow, and which layers are new, is worked out from
-    both, see ``plan``. Then both are run in evaluation mode, and it is an error if outputs moved by
-    more than rounding explains, see ``dogwood_jax.verify``. Growths that do not preserve outputs
-    are not verified, nor is anything under ``jax.jit``, where there are no values.
+    both, see ``plan``, or is what a growth says. Then both are run in evaluation mode, and it is an
+    error if outputs moved by more than rounding explains, see ``dogwood_jax.verify``. Growths that
+    do not preserve outputs are not verified, nor is anything under ``jax.jit``, where there are no
+    values.
 
     Args:
         model: the trained module.
-        wide_model: a larger module, wider, deeper or both.
+        larger: a larger module, wider, deeper or both; or a growth from ``plan``, for which the
+            larger module is made from the trained one, as ``plan`` makes it for sizes.
         *inputs: what to call ``model`` with: arrays or ``jax.ShapeDtypeStruct``, of which random
-            ones are made to verify.
-        key: PRNG key for free weights. Without it they are ``wide_model``'s own values.
-        strategy: as for ``plan``.
+            ones are made to verify. Beside a growth they are needed to verify only, unless it comes
+            from another process: with them, the larger module's program is checked.
+        key: PRNG key for free weights. Without it they are the larger module's own values.
+        strategy: as for ``plan``; not beside a growth.
         interface: whether dimensions of inputs and outputs may grow, as for ``plan``.
         verify: whether to run both modules, which costs two calls.
 
     Returns:
-        A new module like ``wide_model``.
+        A new module like the larger one.
 
     Raises:
+        TypeError: for arguments of other kinds, swapped ones for instance.
         ValueError: if no growth of the widths explains the larger shapes, or a growth would change
-            outputs, see ``plan``; or if outputs moved.
+            outputs, see ``plan``; if free weights are needed and there is no key, or the larger
+            module has nothing but zeros in their place, from which new units would never learn; if
+            a growth does not show what the larger module is; or if outputs moved.
 
     Example:
         >>> import jax
@@ -147,21 +169,36 @@ def grow(
         >>> wide = dw.nnx.grow(small, mlp(16, seed=1), x)
         >>> wide.layers[0].kernel.shape, bool(jnp.allclose(wide(x), small(x)))
         ((4, 16), True)
+        >>> growth = dw.nnx.plan(small, {"layers/0": 16}, x)
+        >>> dw.nnx.grow(small, growth, key=jax.random.key(2)).layers[0].out_features
+        16
     """
-    growth = plan(model, wide_model, *inputs, strategy=strategy, interface=interface)
-    wide_graph, fresh = nnx.split(wide_model)
+    if not isinstance(model, nnx.Module):
+        raise TypeError(f"grow takes the trained module first, got {_kind(model)}")
+    if isinstance(larger, Growth):
+        if strategy is not None or interface:
+            raise TypeError("strategy= and interface= belong to plan, which made this growth")
+        grown = _grow_as_planned(model, larger, inputs, key)
+        _verify(model, grown, inputs if verify else (), larger)
+        return grown
+    if not isinstance(larger, nnx.Module):
+        raise TypeError(
+            f"grow takes the larger module, or a growth, after the trained module; got "
+            f"{_kind(larger)}"
+        )
+    growth = plan(model, larger, *inputs, strategy=strategy, interface=interface)
+    wide_graph, fresh = nnx.split(larger)
     grown = nnx.merge(
         wide_graph, _grow(nnx.state(model), growth, key=key, fresh=fresh if key is None else None)
     )
-    if verify and callable(grown):
-        verify_if_possible(*_in_evaluation(model), *_in_evaluation(grown), inputs, growth)
+    _verify(model, grown, inputs if verify else (), growth)
     return grown
 
 
 def grow_optimizer(
     optimizer: nnx.Optimizer[Any],
-    wide_model: nnx.Module,
     growth: Growth,
+    wide_model: nnx.Module,
     *,
     second_moment: Literal["mean", "zeros"] = "mean",
     fields: Mapping[str, Any] | None = None,
@@ -170,8 +207,8 @@ def grow_optimizer(
 
     Args:
         optimizer: the optimizer of the trained module; it is not changed.
-        wide_model: the module that ``grow`` returned.
         growth: from ``plan``.
+        wide_model: the module that ``grow`` returned.
         second_moment: as for ``dogwood_jax.grow_opt_state``.
         fields: as there.
 
@@ -179,7 +216,7 @@ def grow_optimizer(
         A new ``nnx.Optimizer`` of the same ``tx`` and ``wrt``, at the same step.
 
     Raises:
-        TypeError: if arguments are of the wrong kind, or in the wrong order.
+        TypeError: for arguments of other kinds, swapped ones for instance.
         ValueError: as ``dogwood_jax.grow_opt_state`` does.
 
     Example:
@@ -195,14 +232,14 @@ def grow_optimizer(
         >>> optimizer = nnx.Optimizer(small, optax.adam(1e-3), wrt=nnx.Param)
         >>> wide = dw.nnx.grow(small, mlp(16), x)
         >>> growth = dw.nnx.plan(small, mlp(16), x)
-        >>> dw.nnx.grow_optimizer(optimizer, wide, growth).opt_state[0].nu["layers"][0].kernel.shape
+        >>> dw.nnx.grow_optimizer(optimizer, growth, wide).opt_state[0].nu["layers"][0].kernel.shape
         (4, 16)
     """
     expect(
-        "nnx.grow_optimizer(optimizer, wide_model, growth)",
+        "nnx.grow_optimizer(optimizer, growth, wide_model)",
         optimizer=(NNX_OPTIMIZER, optimizer),
-        wide_model=(NNX, wide_model),
         growth=(GROWTH, growth),
+        wide_model=(NNX, wide_model),
     )
     new = nnx.Optimizer(wide_model, optimizer.tx, wrt=optimizer.wrt)
     state = grow_state(
@@ -215,13 +252,19 @@ def grow_optimizer(
         fields or {},
     )
     variables = jax.tree.leaves((new.opt_state, new.step), is_leaf=_is_variable)
-    arrays = jax.tree.leaves((state, _value(optimizer.step)))
+    arrays = jax.tree.leaves((state, value_of(optimizer.step)))
     for variable, array in zip(variables, arrays, strict=True):
         if hasattr(variable, "set_value"):
             variable.set_value(array)
         else:  # Flax before 0.12
             variable.value = array
     return new
+
+
+def _verify(model: nnx.Module, grown: nnx.Module, inputs: tuple[Any, ...], growth: Growth) -> None:
+    """Raises if two modules have other outputs on inputs, if there are any."""
+    if inputs and callable(grown):
+        verify_if_possible(*_in_evaluation(model), *_in_evaluation(grown), inputs, growth)
 
 
 def _in_evaluation(model: nnx.Module) -> tuple[Callable[..., Any], Any]:
@@ -233,6 +276,79 @@ def _in_evaluation(model: nnx.Module) -> tuple[Callable[..., Any], Any]:
     copy.eval()  # type: ignore[no-untyped-call]
     apply, state = _function_of(copy)
     return lambda state, *inputs: apply(state, *inputs)[0], state
+
+
+def _plan_for(
+    widths: Widths,
+    wide_model: nnx.Module,
+    sizes: Mapping[Any, int] | None,
+    strategy: Strategy | Mapping[str, Strategy] | None,
+    interface: bool,
+) -> Growth:
+    """Plans how the module with these widths becomes a larger module."""
+    apply, target = _function_of(wide_model)
+    return _plan(
+        widths,
+        sizes,
+        target=target,
+        target_apply=apply if callable(wide_model) else None,
+        strategy=strategy,
+        interface=interface,
+    )
+
+
+def _grow_as_planned(
+    model: Module, growth: Growth, inputs: Sequence[Any], key: jax.Array | None
+) -> Module:
+    """Returns a module grown as a growth says, with the numbers that the new sizes ask for."""
+    problem = "cannot grow this module"
+    if growth.insertions:
+        raise ValueError(f"{problem}: the growth inserts layers; {_WAY_OUT}")
+    widths = growth.widths
+    if widths.network is None and inputs:
+        widths = replace(widths, network=trace(model, *inputs).network)
+    # Its program tells whether it is the larger module that was planned for, constants included.
+    has_program = widths.network is not None and all(c.new > c.old for c in growth.changes)
+    constants = () if has_program else growth.constants
+    wide_model = _resized(model, widths, growth.sizes, constants, problem)
+    if has_program:
+        strategy = {change.width: change.strategy for change in growth.changes}
+        _plan_for(widths, wide_model, growth.sizes, strategy, interface=True)
+    state = _grow(nnx.state(model), replace(growth, structure=None), key=key)
+    graph, _ = nnx.split(wide_model)
+    return nnx.merge(graph, state)
+
+
+_WAY_OUT = "pass the larger module instead"
+
+
+def _sizes(widths: Widths, sizes: Mapping[Any, Any]) -> dict[str, int] | None:
+    """Returns sizes by name of the width; None if some are no sizes of its widths."""
+    try:
+        return {
+            (widths[place] if isinstance(place, str) else widths.of(*place)).name: operator.index(n)
+            for place, n in sizes.items()
+        }
+    except (KeyError, TypeError):
+        return None
+
+
+def _resized(
+    model: Module,
+    widths: Widths,
+    sizes: Mapping[str, int],
+    constants: Collection[float],
+    what: str,
+) -> Module:
+    """Returns a module with the shapes and numbers of other sizes."""
+    wide_model, problems = resized_module(model, widths.leaves, sizes, constants)
+    if problems:
+        raise ValueError(listed(what, (f"{problem}; {_WAY_OUT}" for problem in problems)))
+    return wide_model
+
+
+def _kind(value: Any) -> str:
+    return type(value).__name__
 
 
 def _function_of(model: nnx.Module) -> tuple[Callable[..., Any], Any]:
@@ -251,12 +367,8 @@ def _is_variable(leaf: Any) -> bool:
     return hasattr(leaf, "get_metadata")  # nnx.Variable, and what holds its state in old Flax
 
 
-def _value(variable: Any) -> Any:
-    return variable.get_value() if hasattr(variable, "get_value") else variable.value
-
-
 def _arrays_of(tree: Any) -> Any:
     """Returns a tree with arrays in place of the variables that hold them."""
     return jax.tree.map(
-        lambda leaf: _value(leaf) if _is_variable(leaf) else leaf, tree, is_leaf=_is_variable
+        lambda leaf: value_of(leaf) if _is_variable(leaf) else leaf, tree, is_leaf=_is_variable
     )

@@ -410,6 +410,71 @@ def test_fresh_gives_the_free_weights_and_the_structure():
     np.testing.assert_array_equal(fresh["params"]["mid"]["kernel"], 5)
 
 
+def zeros_in(*names):
+    """Returns variables of a larger network in which some kernels are zero, as all biases are."""
+    fresh = jax.tree.map(lambda spec: np.full(spec.shape, 5.0), specs(4, 12, 7, 2))
+    for name, layer in fresh["params"].items():
+        layer["bias"][:] = 0
+        layer["kernel"] *= name not in names
+    return fresh
+
+
+def test_a_fresh_network_of_zeros_is_refused_and_a_key_draws_them():
+    growth, fresh = dw.plan(WIDTHS, {"up": 12, "mid": 7}), zeros_in("up")
+    with pytest.raises(ValueError) as error:
+        dw.grow(PARAMS, growth, fresh=fresh)
+    assert "params/up/kernel: zero in the larger model for all new units of up" in str(error.value)
+    assert "mid" not in str(error.value) and "pass key=" in str(error.value)
+    wide = dw.grow(PARAMS, growth, fresh=fresh, key=jax.random.key(0))
+    assert_preserves(PARAMS, wide)
+    assert not (wide["params"]["up"]["kernel"] == 0).any()
+    np.testing.assert_array_equal(wide["params"]["mid"]["kernel"][:, 6:], 5)
+    np.testing.assert_array_equal(wide["params"]["up"]["bias"][8:], 0)
+    assert dw.find_dead(dw.grow(PARAMS, growth, fresh=zeros_in("down")), growth.after["mid"]) == (
+        6,
+    )
+
+
+@pytest.mark.parametrize("name", ["up", "down"])
+def test_where_zeros_of_a_fresh_network_matter(name):
+    sizes = {"up": 12, "mid": 7}
+    growth = dw.plan(WIDTHS, sizes)
+    # Not in programs, which do not know the values; not where both sides are asked to be zero,
+    # or are copies; and not for what nothing is read from.
+    fresh = zeros_in(name)
+    jax.jit(dw.grow, static_argnames="growth")(PARAMS, growth=growth, fresh=fresh)
+    for strategy in (dw.strategies.zeros(), dw.strategies.replicate()):
+        dw.grow(PARAMS, dw.plan(WIDTHS, sizes, strategy=strategy), fresh=fresh)
+    outputs = {"params": dict(zeros_in("down")["params"], down=layer(7, 3))}
+    outputs["params"]["down"]["kernel"][:] = 0
+    larger = dw.plan(WIDTHS, sizes | {"down": 3}, interface=True)
+    dw.grow(PARAMS, larger, fresh=outputs)
+    if name == "up":
+        mixed = dw.plan(WIDTHS, sizes, strategy=dw.strategies.random())
+        dw.grow(PARAMS, mixed, fresh=fresh)  # what they feed is not zero
+        with pytest.raises(ValueError, match="up/kernel, params/mid/kernel: zero"):
+            dw.grow(PARAMS, mixed, fresh=zeros_in("up", "mid"))
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_zeros_of_a_fresh_network_are_found_where_they_lie(parts):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:parts]), "m")
+    spec = jax.sharding.PartitionSpec(None, "m")
+    kernel = np.zeros((4, 12))
+    for value in (0.0, 1.0):
+        kernel[2, 9] = value  # the one weight of new units that is not zero
+        fresh = zeros_in("up")
+        fresh["params"]["up"]["kernel"] = jax.device_put(
+            kernel, jax.sharding.NamedSharding(mesh, spec)
+        )
+        growth = dw.plan(WIDTHS, {"up": 12, "mid": 7})
+        if value:
+            dw.grow(PARAMS, growth, fresh=fresh)
+        else:
+            with pytest.raises(ValueError, match="zero in the larger model"):
+                dw.grow(PARAMS, growth, fresh=fresh)
+
+
 @jax.tree_util.register_pytree_with_keys_class
 class Model:
     """A pytree that carries its sizes as static data, as an Equinox module does."""

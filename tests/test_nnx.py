@@ -99,7 +99,7 @@ def test_the_optimizer_grows_along(images: jax.Array) -> None:
     optimizer.update(*given, nnx.grad(lambda model: (model(images) ** 2).sum())(small))
     growth = dw.nnx.plan(small, wide, images)
     grown = dw.nnx.grow(small, wide, images)
-    found = dw.nnx.grow_optimizer(optimizer, grown, growth)
+    found = dw.nnx.grow_optimizer(optimizer, growth, grown)
     assert int(found.step[...]) == 1
 
     variables = {"params": params, "rest": rest}
@@ -135,7 +135,7 @@ def test_a_module_grows_deeper_with_its_optimizer() -> None:
     grown = dw.nnx.grow(small, deep, x)
     np.testing.assert_allclose(grown(x), small(x), rtol=1e-12)
     assert not (grown.up_1.kernel[...] == 0).any()
-    found = dw.nnx.grow_optimizer(optimizer, grown, dw.nnx.plan(small, deep, x))
+    found = dw.nnx.grow_optimizer(optimizer, dw.nnx.plan(small, deep, x), grown)
     wanted = nnx.Optimizer(grown, optax.adam(1e-3), wrt=nnx.Param)
     shapes = [
         [(jnp.shape(v), jnp.result_type(v)) for v in jax.tree.leaves(o.opt_state)]
@@ -186,3 +186,76 @@ def test_refuses_other_structures(images: jax.Array) -> None:
 
     with pytest.raises(ValueError, match=r"up/kernel: not in the target"):
         dw.nnx.grow(trained(6, 10, seed=0), Other(), images)
+
+
+def test_by_sizes_the_larger_module_is_made_from_the_module(images: jax.Array) -> None:
+    small = trained(6, 10, seed=0)
+    growth = dw.nnx.plan(small, {"conv": 9, ("up/kernel", 1): 17}, images)
+    assert growth == dw.nnx.plan(small, {"conv": 9, "up": 17}, images)
+    assert dw.from_json(dw.to_json(growth)) == growth
+    grown = dw.nnx.grow(small, growth, key=jax.random.key(3))
+    assert nnx.split(grown)[0] == nnx.split(trained(9, 17, seed=1))[0]
+    assert (grown.conv.out_features, grown.up.in_features, grown.down.in_features) == (9, 144, 17)
+    np.testing.assert_allclose(grown(images), small(images), rtol=1e-12)
+    assert small.conv.out_features == 6
+    # The same for widths, a growth from another process, and one that was planned with a module.
+    key = jax.random.key(3)
+    planned = dw.nnx.plan(dw.nnx.trace(small, images), trained(9, 17, seed=1))
+    for other in (planned, dw.from_json(dw.to_json(growth))):
+        again = dw.nnx.grow(small, other, images, key=key)
+        for a, b in zip(*(jax.tree.leaves(nnx.state(m, nnx.Param)) for m in (again, grown))):
+            np.testing.assert_array_equal(a, b)
+
+
+class Told(nnx.Module):
+    """A module that says a size under another name than its class takes it by."""
+
+    def __init__(self, units: int, rngs: nnx.Rngs) -> None:
+        self.up = nnx.Linear(3, units, param_dtype=jnp.float64, rngs=rngs)
+        self.down = nnx.Linear(units, 2, param_dtype=jnp.float64, rngs=rngs)
+        self.hidden = units
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.down(nnx.tanh(self.up(x)))
+
+
+def test_what_nothing_shows_is_refused() -> None:
+    x = jnp.ones((2, 3))
+    growth = dw.nnx.plan(Told(4, nnx.Rngs(0)), Told(6, nnx.Rngs(1)), x)
+    for refused in (
+        lambda: dw.nnx.plan(Told(4, nnx.Rngs(0)), {"up": 6}, x),
+        lambda: dw.nnx.grow(Told(4, nnx.Rngs(0)), growth, key=jax.random.key(0)),
+    ):
+        with pytest.raises(ValueError, match="Told says hidden=4, .*; pass the larger module"):
+            refused()
+    deeper = dw.nnx.plan(Tower(1, nnx.Rngs(0)), Tower(2, nnx.Rngs(1)), x)
+    with pytest.raises(ValueError, match="inserts layers; pass the larger module"):
+        dw.nnx.grow(Tower(1, nnx.Rngs(0)), deeper)
+
+
+def test_arguments_of_other_kinds_are_named(images: jax.Array) -> None:
+    small, wide = trained(6, 10, seed=0), trained(9, 17, seed=1)
+    growth = dw.nnx.plan(small, wide, images)
+    optimizer = nnx.Optimizer(small, optax.adam(1e-3), wrt=nnx.Param)
+    for wrong, message in (
+        (lambda: dw.nnx.grow_optimizer(optimizer, wide, growth), "got Optimizer, Network, Growth"),
+        (lambda: dw.nnx.grow_optimizer(small, growth, wide), "got Network, Growth, Network"),
+        (lambda: dw.nnx.plan({"conv": 9}, small, images), "trained module .* first, got dict"),
+        (lambda: dw.nnx.plan(small, images), "or sizes {name: units}"),
+        (lambda: dw.nnx.grow(growth, small), "trained module first, got Growth"),
+        (lambda: dw.nnx.grow(small, {"conv": 9}, images), "or a growth, .*; got dict"),
+        (lambda: dw.nnx.grow(small, growth, strategy=dw.strategies.random()), "belong to plan"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            wrong()
+    with pytest.raises(ValueError, match="no width 'con'"):
+        dw.nnx.plan(small, {"con": 9}, images)
+
+
+def test_a_larger_module_that_starts_with_zeros_needs_a_key(images: jax.Array) -> None:
+    small, wide = trained(6, 10, seed=0), trained(9, 17, seed=1)
+    wide.up.kernel = nnx.Param(jnp.zeros((9 * 16, 17)))
+    with pytest.raises(ValueError, match="up/kernel: zero in the larger model .*; pass key="):
+        dw.nnx.grow(small, wide, images)
+    grown = dw.nnx.grow(small, wide, images, key=jax.random.key(3))
+    assert not (grown.up.kernel[..., 10:] == 0).all()

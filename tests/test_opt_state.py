@@ -282,3 +282,104 @@ def test_scaled_by_the_growth_updates_are_those_of_the_network_that_did_not_grow
     np.testing.assert_allclose(*outputs, rtol=1e-8)
     with pytest.raises(ValueError, match=r"Dense_0/bias: has shape \(8,\), expected \(12,\)"):
         scale.update(VARIABLES["params"], wide_state[1])
+
+
+# Variables in lists -------------------------------------------------------------------------------
+
+
+class Weights(NamedTuple):
+    kernel: jax.Array
+    b1: jax.Array  # called like a hyperparameter
+    out: jax.Array
+
+
+def leaves_of(seed):
+    shapes = [(6, 8), (8,), (8, 3)]
+    keys = jax.random.split(jax.random.key(seed), 3)
+    return [jax.random.normal(key, shape, jnp.float64) for key, shape in zip(keys, shapes)]
+
+
+def plain(arrays, x):
+    kernel, bias, out = arrays
+    return jnp.tanh(x @ kernel + bias[None]) @ out
+
+
+def with_statistics(variables, x):
+    """Trainable and other variables in two lists, as Keras' ``stateless_call`` takes them."""
+    (kernel, bias, out), (scale, mean) = variables
+    return (jnp.tanh(x @ kernel + bias[None]) - mean[None]) * scale[None] @ out
+
+
+LAYOUTS = {
+    "list": (lambda a: a, lambda v, x: plain(v, x), lambda v: v, ("0", 1)),
+    "tuple": (tuple, lambda v, x: plain(v, x), lambda v: v, ("0", 1)),
+    "nested": (
+        lambda a: [a[:2], a[2:]],
+        lambda v, x: plain(sum(v, []), x),
+        lambda v: v,
+        ("0/0", 1),
+    ),
+    "named tuple": (lambda a: Weights(*a), lambda v, x: plain(v, x), lambda v: v, ("kernel", 1)),
+    "Keras": (lambda a: (a, [a[1], a[1]]), with_statistics, lambda v: v[0], ("0/0", 1)),
+}
+IN_LISTS = {
+    "chain": optax.chain(optax.clip(1.0), optax.adamw(1e-3)),
+    "chain of chains": optax.chain(
+        optax.clip_by_global_norm(1.0), optax.chain(optax.zero_nans(), optax.scale_by_lion())
+    ),
+    "finite": optax.apply_if_finite(optax.adamw(1e-3), 3),
+    "sm3": optax.sm3(1e-3),
+    "adafactor": optax.adafactor(1e-3, min_dim_size_to_factor=4),
+    "schedule free": optax.contrib.schedule_free_adamw(1e-3),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "name", ["accumulating", "hyperparameters", "masked", "partition", *IN_LISTS]
+)
+def test_variables_in_lists_are_told_from_the_state_around_them(name, layout):
+    tx = (optimizers() | IN_LISTS)[name]
+    arrange, apply, trainable, place = LAYOUTS[layout]
+    variables = arrange(leaves_of(0))
+    if name == "partition" or name == "masked":
+        # The kernels are told by their axes, whatever they are called.
+        labelled = trainable(variables)
+        assert jax.tree.leaves(by_kind(labelled)) == ["kernel", "bias", "kernel"]
+    params = trainable(variables)
+    gradient = jax.tree.map(jnp.square, params)
+    _, state = jax.jit(tx.update)(gradient, tx.init(params), params)
+    growth = dw.plan(dw.trace(apply, variables, X), {place: 12})
+    wide = dw.grow(variables, growth, key=jax.random.key(2))
+    found = dw.grow_opt_state(state, growth, tx)
+    expected = jax.eval_shape(tx.init, trainable(wide))
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, expected)
+
+    # As of the same variables in a dict.
+    named = dict(zip("abc", jax.tree.leaves(params)))
+    _, state = jax.jit(tx.update)(
+        dict(zip("abc", jax.tree.leaves(gradient))), tx.init(named), named
+    )
+    widths = dw.trace(lambda v, x: plain(v.values(), x), named, X)
+    wanted = dw.grow_opt_state(state, dw.plan(widths, {("a", 1): 12}), tx)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_updates_of_variables_in_lists_are_scaled(layout):
+    arrange, apply, trainable, place = LAYOUTS[layout]
+    variables, strategy = arrange(leaves_of(0)), dw.strategies.replicate()
+    growth = dw.plan(dw.trace(apply, variables, X), {place: 16}, strategy=strategy)
+    updates = jax.tree.map(jnp.ones_like, trainable(dw.grow(variables, growth)))
+    scale = dw.scale_by_growth(growth)
+    scaled, _ = scale.update(updates, scale.init(updates))
+    for array, factor in zip(jax.tree.leaves(scaled), (1, 1, 0.5), strict=True):
+        np.testing.assert_array_equal(array, factor)
+
+
+def test_updates_of_no_array_of_the_network_are_refused():
+    scale = dw.scale_by_growth(dw.plan(WIDTHS, SIZES))
+    with pytest.raises(ValueError, match="called like none of its arrays"):
+        scale.update({"other": jnp.ones(3)}, scale.init({}))
