@@ -171,7 +171,9 @@ def test_an_optimizer_state_that_does_not_fit_is_named_by_path():
     assert "opt_state/0/nu/bias: expected float64[6], got float64[4]" in message
     assert "count" not in message
     momentum = optax.sgd(0.1, momentum=0.9).init(small)
-    with pytest.raises(ValueError, match="opt_state/0/trace/bias: expected nothing, got float64"):
+    with pytest.raises(
+        ValueError, match="opt_state: expected .*ScaleByAdamState.* got .*TraceState"
+    ):
         training.fit(never, small, tx, classes_data(), opt_state=momentum, **settings)
 
 
