@@ -135,7 +135,7 @@ def expect_call(call: str, name: str, function: Callable[..., Any], *arguments: 
     misfit = _misfit(function, *arguments)
     module = getattr(function, "__self__", None)
     if misfit is None and library_of(module) == "Flax Linen" and function.__name__ == "apply":
-        misfit = _misfit(type(module).__call__, module, *arguments[1:])
+        misfit = _misfit(inspect.unwrap(type(module).__call__), module, *arguments[1:])
     if library_of(function) == "Equinox" and holds_arrays(function):
         if misfit is not None or len(arguments) == 1:
             _raise(call, {name: (FUNCTION, function)})
@@ -147,13 +147,21 @@ def expect_call(call: str, name: str, function: Callable[..., Any], *arguments: 
         raise TypeError(f"{call}: {name} cannot be called with {given}: {misfit}; {way_out}")
 
 
+def _is_of_python(function: Any) -> bool:
+    return inspect.isfunction(function) or inspect.ismethod(function)
+
+
 _KEYWORD = "missing the keyword argument"
 
 
 def _misfit(function: Callable[..., Any], *arguments: Any) -> str | None:
     """Returns why a function does not take these arguments, as far as its signature tells."""
+    # A function of Python has its own arguments, even if functools.wraps makes it look like another
+    # one; what jax.jit and the like return takes what their function takes.
+    while not _is_of_python(function) and hasattr(function, "__wrapped__"):
+        function = function.__wrapped__
     try:
-        signature = inspect.signature(function)
+        signature = inspect.signature(function, follow_wrapped=not _is_of_python(function))
     except (TypeError, ValueError):  # a function that is not written in Python
         return None
     try:

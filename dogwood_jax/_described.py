@@ -42,7 +42,8 @@ def described(value: Any) -> str:
     if isinstance(value, tuple) and (states := optimizer_states(value)):
         return f"an optimizer's state of {', '.join(states)}"
     if callable(value):
-        return f"the function {getattr(value, '__name__', name)}"
+        called = getattr(value, "__name__", None)
+        return f"the function {called if isinstance(called, str) else name}"
     if is_a(value, "Widths"):
         return "Widths"
     arrays = sum(map(is_array, jax.tree.leaves(value)))

@@ -846,6 +846,18 @@ def test_a_function_that_equinox_transformed_is_a_function() -> None:
         assert dw.trace(function, PARAMS, X) == WIDTHS
 
 
+def test_a_function_that_looks_like_another_takes_its_own_arguments() -> None:
+    def layers(x: Any, up: Any, down: Any, activation: Any) -> Any:
+        raise AssertionError("is only looked like")
+
+    @functools.wraps(layers)
+    def wrapped(params: Any, x: Any) -> Any:
+        return apply(params, x)
+
+    for function in (wrapped, jax.jit(wrapped), functools.partial(apply_mode, train=False)):
+        assert dw.trace(function, PARAMS, X) == WIDTHS
+
+
 def test_a_training_state_that_was_traced_whole_grows_whole() -> None:
     def step(state: Any, x: Any) -> Any:
         gradient = jax.grad(lambda params: jnp.sum(apply(params, x)))(state.params)
