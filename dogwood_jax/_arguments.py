@@ -26,7 +26,7 @@ from dogwood_jax._described import (
     optimizer_states,
 )
 from dogwood_jax._problems import listed
-from dogwood_jax._tree import PyTree, is_array
+from dogwood_jax._tree import PyTree, is_array, is_traced
 
 
 @dataclass(frozen=True)
@@ -240,7 +240,7 @@ def expect_arrays(
 
 
 def expect_values(call: str, arrays: Mapping[str, Any], way_out: str) -> None:
-    """Raises if variables hold only the shapes of arrays.
+    """Raises if variables hold only the shapes of arrays, unless JAX is tracing.
 
     Args:
         call: how the public function is called.
@@ -251,7 +251,7 @@ def expect_values(call: str, arrays: Mapping[str, Any], way_out: str) -> None:
         TypeError: names one of them.
     """
     for path, array in arrays.items():
-        if isinstance(array, jax.ShapeDtypeStruct):
+        if isinstance(array, jax.ShapeDtypeStruct) and not is_traced(jnp.zeros([])):
             raise TypeError(
                 f"{call}: variables must hold values, got {described(array)} for {path}; {way_out}"
             )

@@ -941,3 +941,4 @@ def test_traced_weights_are_not_looked_at() -> None:
     assert np.isnan(grown["up"]["kernel"][:, :8]).all()
     shapes = jax.eval_shape(lambda params: dw.grow(params, GROWTH, key=KEY), SHAPES)
     assert shapes["up"]["kernel"].shape == (4, 12)
+    assert jax.eval_shape(lambda: dw.grow(SHAPES, GROWTH, key=KEY)) == shapes
