@@ -14,6 +14,7 @@ import jax
 from flax import nnx
 
 from dogwood_jax._arguments import GROWTH, NNX, NNX_OPTIMIZER, expect, expect_call
+from dogwood_jax._described import described
 from dogwood_jax._grow import grow as _grow
 from dogwood_jax._growth import Growth
 from dogwood_jax._nnx_sizes import resized_module, value_of
@@ -100,11 +101,13 @@ def plan(
         Growth(layers/0: 8 -> 16)
     """
     if not isinstance(model, nnx.Module | Widths):
-        raise TypeError(f"plan takes the trained module or its widths first, got {_kind(model)}")
+        raise TypeError(
+            f"plan takes the trained module or its widths first, got {described(model)}"
+        )
     if not isinstance(larger, nnx.Module | Mapping):
         raise TypeError(
             "plan takes the larger module, or sizes {name: units}, after the trained module; got "
-            f"{_kind(larger)}"
+            f"{described(larger)}"
         )
     widths = model if isinstance(model, Widths) else trace(model, *inputs)
     if isinstance(larger, nnx.Module):
@@ -174,7 +177,7 @@ def grow(
         16
     """
     if not isinstance(model, nnx.Module):
-        raise TypeError(f"grow takes the trained module first, got {_kind(model)}")
+        raise TypeError(f"grow takes the trained module first, got {described(model)}")
     if isinstance(larger, Growth):
         if strategy is not None or interface:
             raise TypeError("strategy= and interface= belong to plan, which made this growth")
@@ -184,7 +187,7 @@ def grow(
     if not isinstance(larger, nnx.Module):
         raise TypeError(
             f"grow takes the larger module, or a growth, after the trained module; got "
-            f"{_kind(larger)}"
+            f"{described(larger)}"
         )
     growth = plan(model, larger, *inputs, strategy=strategy, interface=interface)
     wide_graph, fresh = nnx.split(larger)
@@ -345,10 +348,6 @@ def _resized(
     if problems:
         raise ValueError(listed(what, (f"{problem}; {_WAY_OUT}" for problem in problems)))
     return wide_model
-
-
-def _kind(value: Any) -> str:
-    return type(value).__name__
 
 
 def _function_of(model: nnx.Module) -> tuple[Callable[..., Any], Any]:
