@@ -44,10 +44,13 @@ def run(devices):
     options["sharding"] = NamedSharding(mesh, P("data"))
 
     first = dw.training.fit(apply, params, TX, data, **options)
-    widths = dw.trace(apply, params, jax.ShapeDtypeStruct((1, 6), jnp.float32))
+    x = jax.ShapeDtypeStruct((8, 6), jnp.float32)
+    widths = dw.trace(apply, params, x)
     growth = dw.plan(widths, {"up": 16})
     wide = dw.grow(first.variables, growth, key=jax.random.key(1))
     assert jax.tree.map(lambda array: array.sharding, wide) == shardings
+    for inputs in (x, jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=options["sharding"])):
+        assert dw.verify(apply, first.variables, apply, wide, inputs).relative < 1e-6
     state = dw.grow_opt_state(first.opt_state, growth, TX)
     # The same under jit, with the shardings said.
     grow = jax.jit(dw.grow, static_argnames="growth", out_shardings=growth.shardings(shardings))

@@ -107,7 +107,7 @@ def test_keys_are_compared_by_their_data():
 
 
 def test_the_table_of_the_docstring_is_what_is_done():
-    rows = re.findall(r"^ +(\w+).*? ([\d.e-]+) +([\d.e-]+)$", dw.verify.__doc__, re.MULTILINE)
+    rows = re.findall(r"^ *(\w+).*? ([\d.e-]+) +([\d.e-]+)$", dw.verify.__doc__, re.MULTILINE)
     assert [name for name, *_ in rows] == [
         *("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "integers")
     ]
@@ -300,56 +300,61 @@ def test_state_of_new_layers_is_no_output():
 # Devices ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
+EIGHT = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
+
+
+@EIGHT
 @pytest.mark.parametrize("types", [AxisType.Auto, AxisType.Explicit], ids=str)
 def test_divided_arrays_are_compared_where_they_lie(types, monkeypatch):
     mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(types,) * 2)
-    rows, columns, both, data_parallel = (
-        NamedSharding(mesh, spec)
-        for spec in (P("model"), P(None, "model"), P("data", "model"), P("data"))
-    )
 
     def apply(params, x):
         h = jnp.tanh(x @ params["up"])
         return {"h": h @ params["down"], "x": x @ params["side"]}
 
+    # With explicit axes, a network has to say how sums over divided axes are divided.
+    divided = types == AxisType.Auto
+    specs = {"up": P(None, "model"), "down": P("model"), "side": P(None, "model")}
+    shardings = {k: NamedSharding(mesh, spec if divided else P()) for k, spec in specs.items()}
     params = arrays(jnp.float32, up=(8, 16), down=(16, 8), side=(8, 8))
     x = arrays(jnp.float32, x=(8, 8))["x"]
-    growth = dw.plan(dw.trace(apply, params, x), {"up": 32})
-    wide = dw.grow(params, growth, key=KEY)
-    shardings = {"up": columns, "down": rows, "side": columns}
-    if types == AxisType.Explicit:  # where sums over divided axes must be asked for
-        shardings = {"up": None, "down": None, "side": None}
-    put = lambda tree: {  # noqa: E731
-        k: a if shardings[k] is None else jax.device_put(a, shardings[k]) for k, a in tree.items()
-    }
-    x = jax.device_put(x, data_parallel)
-    fetched = []
-    monkeypatch.setattr(_compare, "_measures", lambda *a: fetched.append(a))
-    old, new = put(params), put(wide)
-    assert dw.verify(apply, old, apply, new, x).relative < 1e-6
-    wrong = put(wide | {"down": wide["down"].at[30, 5].set(1e-3)})
+    wide = dw.grow(params, dw.plan(dw.trace(apply, params, x), {"up": 32}), key=KEY)
+    wrong = wide | {"down": wide["down"].at[30, 5].set(1e-3)}
+    params, wide, wrong = (jax.device_put(tree, shardings) for tree in (params, wide, wrong))
+    x = jax.device_put(x, NamedSharding(mesh, P("data")))
+
+    def fetched(numpy, *_):
+        raise AssertionError(f"compared by {numpy}")
+
+    monkeypatch.setattr(_compare, "_measures", fetched)
+    assert dw.verify(apply, params, apply, wide, x).relative < 1e-6
     with pytest.raises(ValueError, match=r"output h\[\d, 5\]: moved by"):
-        dw.verify(apply, old, apply, wrong, x)
-    assert not fetched
-    # Nor does any device get the whole of one.
-    a = jax.device_put(jnp.ones((8, 16)), NamedSharding(mesh, P("data", "model")))
-    with jax.set_mesh(mesh) if hasattr(jax, "set_mesh") else jax.sharding.use_mesh(mesh):
-        compiled = _compare._measured_on_devices.lower(a, a).compile().as_text()
-    assert "all-gather" not in compiled
-    del both
+        dw.verify(apply, params, apply, wrong, x)
 
 
-@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
+@EIGHT
+def test_no_device_gets_the_whole_of_a_divided_array():
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    array = jax.device_put(jnp.ones((8, 16)), NamedSharding(mesh, P("data", "model")))
+    compiled = _compare._measured_on_devices.lower(array, array).compile().as_text()
+    assert "all-reduce" in compiled and "all-gather" not in compiled
+
+
+@EIGHT
 def test_networks_may_lie_on_different_devices():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    params, wide, x = grown()
-    there = jax.device_put(wide, NamedSharding(mesh, P()))
-    divided = there | {"down": jax.device_put(wide["up"].T[:, :3], NamedSharding(mesh, P()))}
-    del divided
+    params, wide, _ = grown()
     here = jax.device_put(params, SingleDeviceSharding(jax.devices()[3]))
-    struct = jax.ShapeDtypeStruct((8, 4), jnp.float64)
-    assert dw.verify(mlp, here, mlp, there, struct).relative < 1e-14
+    there = jax.device_put(wide, NamedSharding(mesh, P()))
+    x = arrays(x=(8, 4))["x"]
+    divided = jax.device_put(x, NamedSharding(mesh, P("data")))
+
+    def on_mesh(params, x):
+        return mlp(params, jax.device_put(x, divided.sharding))
+
+    assert dw.verify(mlp, here, mlp, there, x).relative < 1e-14
+    assert dw.compare(mlp, here, on_mesh, there, x).relative < 1e-14
+    assert dw.compare(on_mesh, there, mlp, here, x).relative < 1e-14
 
 
 # Where it does not run ----------------------------------------------------------------------------
