@@ -18,11 +18,12 @@ from dogwood_jax._follow import Comparison, GrownSizes
 from dogwood_jax._growth import Change
 from dogwood_jax._insert import Insertion
 from dogwood_jax._jaxpr import Program
-from dogwood_jax._layout import Layout, Units, size_of
+from dogwood_jax._layout import Layout, Units
+from dogwood_jax._modules import Resizing, says_numbers
 from dogwood_jax._scaling_states import LARGEST_EPSILON
 from dogwood_jax._target import sizes_of_target
 from dogwood_jax._trace import Traced, trace
-from dogwood_jax._tree import PyTree, arrays_of, is_array, leaf_path, leaves_by_path, struct
+from dogwood_jax._tree import PyTree, arrays_of, is_array, leaves_by_path, struct
 from dogwood_jax._widths import Widths
 
 
@@ -232,9 +233,8 @@ def compare_programs(
     if larger.widths is not None and larger.widths.network is not None:
         traced = larger.widths.network.traced
     else:
-        variables = _resized(widths, sizes) if target is None else target
         try:
-            traced = Traced(_own_program(widths, sizes, variables))
+            traced = Traced(_own_program(widths, sizes, target))
         except Exception as error:  # any function may raise that knows its sizes
             is_known = _checks_sizes(error) or target is not None
             return Rejected(error, not is_known and _takes_doubled(widths))
@@ -242,19 +242,31 @@ def compare_programs(
     return Comparison(network.traced.trace, traced.trace, grown)
 
 
-def _own_program(widths: Widths, sizes: Mapping[str, int], variables: PyTree) -> Program:
-    """Returns the program of the network's own function in other sizes."""
+def _own_program(widths: Widths, sizes: Mapping[str, int], target: PyTree = None) -> Program:
+    """Returns the program of the network's own function in other sizes.
+
+    It is called with a target's variables, or with its own as they are once they have grown. Where
+    it does not take these, because it holds parts of modules that say the old sizes, it is called
+    with modules that say them, too.
+    """
     assert widths.network is not None
+    apply, variables = widths.network.apply, widths.network.variables
+    inputs, resizing = _grown_inputs(widths, sizes), Resizing(widths.leaves, sizes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return Program(widths.network.apply, variables, _grown_inputs(widths, sizes))
+        if target is None and says_numbers(variables):
+            try:
+                return Program(apply, resizing.resized(variables), inputs)
+            except Exception:  # any function may raise that holds parts of the old modules
+                pass
+        return Program(apply, resizing.reshaped(variables) if target is None else target, inputs)
 
 
 def _takes_doubled(widths: Widths) -> bool:
     """Whether the network's own function takes arrays in which all widths are twice as large."""
     sizes = {name: 2 * width.size for name, width in widths.items() if not width.fixed}
     try:
-        _own_program(widths, sizes, _resized(widths, sizes))
+        _own_program(widths, sizes)
     except Exception:  # any function may raise that knows its sizes
         return False
     return True
@@ -264,17 +276,6 @@ def _grown_sizes(widths: Widths, sizes: Mapping[str, int]) -> GrownSizes:
     assert widths.network is not None
     dims = {path: value.dims for path, value in widths.network.traced.leaves.items()}
     return GrownSizes(widths, dims, sizes)
-
-
-def _resized(widths: Widths, sizes: Mapping[str, int]) -> PyTree:
-    """Returns the network's variables in the shapes that they will have."""
-    assert widths.network is not None
-    shapes = {leaf.path: [size_of(axis, sizes) for axis in leaf.axes] for leaf in widths.leaves}
-
-    def one(keys: Any, leaf: Any) -> Any:
-        return struct(shapes[leaf_path(keys)], leaf.dtype) if is_array(leaf) else leaf
-
-    return jax.tree_util.tree_map_with_path(one, widths.network.variables)
 
 
 def _grown_inputs(widths: Widths, sizes: Mapping[str, int]) -> tuple[Any, ...]:

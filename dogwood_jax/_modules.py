@@ -58,7 +58,21 @@ class Resizing:
         Args:
             tree: pytree of arrays or ``jax.ShapeDtypeStruct``.
         """
-        return self._resized(tree, ()) if says_numbers(tree) else self._with_shapes(tree, ())
+        return self._resized(tree, ()) if says_numbers(tree) else self.reshaped(tree)
+
+    def reshaped(self, tree: PyTree, keys: Keys = ()) -> PyTree:
+        """Returns a tree with the new shapes, all else as it is.
+
+        Args:
+            tree: pytree of arrays or ``jax.ShapeDtypeStruct``, or a part of one.
+            keys: where that part lies in the tree.
+        """
+
+        def one(inside: Keys, leaf: Any) -> Any:
+            shape = self._shapes.get(leaf_path((*keys, *inside)))
+            return leaf if shape is None else struct(shape, leaf.dtype)
+
+        return jax.tree_util.tree_map_with_path(one, tree)
 
     def _resized(self, node: PyTree, keys: Keys) -> PyTree:
         sizes: dict[int, set[int]] = {}
@@ -66,13 +80,13 @@ class Resizing:
             for old, new in self._changes.get(leaf_path((*keys, *inside)), ()):
                 sizes.setdefault(old, set()).add(new)
         if not sizes or is_array(node):
-            return self._with_shapes(node, keys)
+            return self.reshaped(node, keys)
         outdated = {n for n in _said(node) if n in sizes or self._is_constant(n)}
         if not outdated:
             parts, structure = level(node)
             resized = [self._resized(part, (*keys, *key)) for key, part in parts]
             return jax.tree.unflatten(structure, resized)
-        same_tree = self._with_shapes(node, keys)
+        same_tree = self.reshaped(node, keys)
         try:
             made = self._remaker.remade(node, shapes_in(same_tree), sizes)
             if any(map(self._is_constant, _all_said(made))):
@@ -83,15 +97,6 @@ class Resizing:
             name, said = self._remaker.class_of(node).__name__, ", ".join(_named(node, outdated))
             self.problems.append(f"{where}{name} says {said}, and {why}")
             return same_tree
-
-    def _with_shapes(self, node: PyTree, keys: Keys) -> PyTree:
-        """Returns a tree with the new shapes, all else as it is."""
-
-        def one(inside: Keys, leaf: Any) -> Any:
-            shape = self._shapes.get(leaf_path((*keys, *inside)))
-            return leaf if shape is None else struct(shape, leaf.dtype)
-
-        return jax.tree_util.tree_map_with_path(one, node)
 
     def _is_constant(self, number: float) -> bool:
         is_float = isinstance(number, float | np.floating)

@@ -16,15 +16,7 @@ from dogwood_jax._mesh import automatic
 from dogwood_jax._modules import Resizing, says_numbers
 from dogwood_jax._pairing import closest
 from dogwood_jax._problems import listed
-from dogwood_jax._tree import (
-    PyTree,
-    is_array,
-    is_traced,
-    leaves_by_path,
-    numbered,
-    rebuilt,
-    struct,
-)
+from dogwood_jax._tree import PyTree, is_array, is_traced, leaves_by_path, numbered, rebuilt, struct
 
 if TYPE_CHECKING:
     from dogwood_jax._growth import Growth

@@ -13,8 +13,16 @@ from typing import Any, Literal, TypeVar
 import jax
 from flax import nnx
 
-from dogwood_jax._arguments import GROWTH, NNX, NNX_OPTIMIZER, expect, expect_call
-from dogwood_jax._described import described
+from dogwood_jax._arguments import (
+    BY_WIDTH,
+    GROWTH,
+    NNX,
+    NNX_OPTIMIZER,
+    WIDTHS,
+    Kind,
+    expect,
+    expect_call,
+)
 from dogwood_jax._grow import grow as _grow
 from dogwood_jax._growth import Growth
 from dogwood_jax._nnx_sizes import resized_module, value_of
@@ -83,7 +91,7 @@ def plan(
         The growth of the module's state.
 
     Raises:
-        TypeError: for arguments of other kinds, swapped ones for instance.
+        TypeError: for arguments of the wrong kind, or in the wrong order.
         ValueError: if no growth of the widths explains the larger shapes, or a growth would change
             outputs; or if it is not known what the module is like in the new sizes.
 
@@ -100,15 +108,7 @@ def plan(
         >>> dw.nnx.plan(mlp(8), {"layers/0": 16}, jnp.ones((1, 4)))
         Growth(layers/0: 8 -> 16)
     """
-    if not isinstance(model, nnx.Module | Widths):
-        raise TypeError(
-            f"plan takes the trained module or its widths first, got {described(model)}"
-        )
-    if not isinstance(larger, nnx.Module | Mapping):
-        raise TypeError(
-            "plan takes the larger module, or sizes {name: units}, after the trained module; got "
-            f"{described(larger)}"
-        )
+    expect("nnx.plan(model, larger, *inputs)", model=(_NETWORK, model), larger=(_LARGER, larger))
     widths = model if isinstance(model, Widths) else trace(model, *inputs)
     if isinstance(larger, nnx.Module):
         return _plan_for(widths, larger, None, strategy, interface)
@@ -142,8 +142,7 @@ def grow(
         larger: a larger module, wider, deeper or both; or a growth from ``plan``, for which the
             larger module is made from the trained one, as ``plan`` makes it for sizes.
         *inputs: what to call ``model`` with: arrays or ``jax.ShapeDtypeStruct``, of which random
-            ones are made to verify. Beside a growth they are needed to verify only, unless it comes
-            from another process: with them, the larger module's program is checked.
+            ones are made to verify. Beside a growth they may be left out, and nothing is run.
         key: PRNG key for free weights. Without it they are the larger module's own values.
         strategy: as for ``plan``; not beside a growth.
         interface: whether dimensions of inputs and outputs may grow, as for ``plan``.
@@ -153,7 +152,7 @@ def grow(
         A new module like the larger one.
 
     Raises:
-        TypeError: for arguments of other kinds, swapped ones for instance.
+        TypeError: for arguments of the wrong kind, or in the wrong order.
         ValueError: if no growth of the widths explains the larger shapes, or a growth would change
             outputs, see ``plan``; if free weights are needed and there is no key, or the larger
             module has nothing but zeros in their place, from which new units would never learn; if
@@ -176,25 +175,21 @@ def grow(
         >>> dw.nnx.grow(small, growth, key=jax.random.key(2)).layers[0].out_features
         16
     """
-    if not isinstance(model, nnx.Module):
-        raise TypeError(f"grow takes the trained module first, got {described(model)}")
+    call = "nnx.grow(model, larger, *inputs)"
+    expect(call, model=(NNX, model), larger=(_GROWN, larger))
     if isinstance(larger, Growth):
         if strategy is not None or interface:
-            raise TypeError("strategy= and interface= belong to plan, which made this growth")
-        grown = _grow_as_planned(model, larger, inputs, key)
-        _verify(model, grown, inputs if verify else (), larger)
-        return grown
-    if not isinstance(larger, nnx.Module):
-        raise TypeError(
-            f"grow takes the larger module, or a growth, after the trained module; got "
-            f"{described(larger)}"
-        )
-    growth = plan(model, larger, *inputs, strategy=strategy, interface=interface)
-    wide_graph, fresh = nnx.split(larger)
-    grown = nnx.merge(
-        wide_graph, _grow(nnx.state(model), growth, key=key, fresh=fresh if key is None else None)
+            raise TypeError(f"{call}: strategy= and interface= belong to nnx.plan, beside a Growth")
+        growth, graph, fresh = larger, _graph_of(model, larger, inputs), None
+    else:
+        growth = plan(model, larger, *inputs, strategy=strategy, interface=interface)
+        graph, fresh = nnx.split(larger)
+    planned = growth if fresh is not None else replace(growth, structure=None)
+    grown: Module = nnx.merge(
+        graph, _grow(nnx.state(model), planned, key=key, fresh=fresh if key is None else None)
     )
-    _verify(model, grown, inputs if verify else (), growth)
+    if verify and callable(grown) and (inputs or fresh is not None):
+        verify_if_possible(*_in_evaluation(model), *_in_evaluation(grown), inputs, growth)
     return grown
 
 
@@ -219,7 +214,7 @@ def grow_optimizer(
         A new ``nnx.Optimizer`` of the same ``tx`` and ``wrt``, at the same step.
 
     Raises:
-        TypeError: for arguments of other kinds, swapped ones for instance.
+        TypeError: for arguments of the wrong kind, or in the wrong order.
         ValueError: as ``dogwood_jax.grow_opt_state`` does.
 
     Example:
@@ -264,21 +259,22 @@ def grow_optimizer(
     return new
 
 
-def _verify(model: nnx.Module, grown: nnx.Module, inputs: tuple[Any, ...], growth: Growth) -> None:
-    """Raises if two modules have other outputs on inputs, if there are any."""
-    if inputs and callable(grown):
-        verify_if_possible(*_in_evaluation(model), *_in_evaluation(grown), inputs, growth)
-
-
-def _in_evaluation(model: nnx.Module) -> tuple[Callable[..., Any], Any]:
-    """Returns a module as a function of its state and inputs without side effects, and the state.
-
-    The function is in evaluation mode; the module stays in its own.
-    """
-    copy = nnx.merge(*nnx.split(model))
-    copy.eval()  # type: ignore[no-untyped-call]
-    apply, state = _function_of(copy)
-    return lambda state, *inputs: apply(state, *inputs)[0], state
+_NETWORK = Kind(
+    f"{NNX.what} or its Widths",
+    lambda value: NNX.fits(value) or WIDTHS.fits(value),
+    NNX.way_out,
+)
+_LARGER = Kind(
+    f"{NNX.what}, the larger one, or sizes {{name: units}}",
+    lambda value: NNX.fits(value) or BY_WIDTH.fits(value),
+    NNX.way_out,
+)
+_GROWN = Kind(
+    f"{NNX.what}, the larger one, or the Growth that dw.nnx.plan returns",
+    lambda value: NNX.fits(value) or GROWTH.fits(value),
+    GROWTH.way_out,
+)
+_WAY_OUT = "pass the larger module instead"
 
 
 def _plan_for(
@@ -300,29 +296,23 @@ def _plan_for(
     )
 
 
-def _grow_as_planned(
-    model: Module, growth: Growth, inputs: Sequence[Any], key: jax.Array | None
-) -> Module:
-    """Returns a module grown as a growth says, with the numbers that the new sizes ask for."""
+def _graph_of(model: nnx.Module, growth: Growth, inputs: Sequence[Any]) -> Any:
+    """Returns the graph of the larger module that a growth was planned for."""
     problem = "cannot grow this module"
     if growth.insertions:
         raise ValueError(f"{problem}: the growth inserts layers; {_WAY_OUT}")
     widths = growth.widths
     if widths.network is None and inputs:
         widths = replace(widths, network=trace(model, *inputs).network)
-    # Its program tells whether it is the larger module that was planned for, constants included.
+    # Its program tells whether it is that module, constants included.
     has_program = widths.network is not None and all(c.new > c.old for c in growth.changes)
     constants = () if has_program else growth.constants
     wide_model = _resized(model, widths, growth.sizes, constants, problem)
     if has_program:
         strategy = {change.width: change.strategy for change in growth.changes}
         _plan_for(widths, wide_model, growth.sizes, strategy, interface=True)
-    state = _grow(nnx.state(model), replace(growth, structure=None), key=key)
     graph, _ = nnx.split(wide_model)
-    return nnx.merge(graph, state)
-
-
-_WAY_OUT = "pass the larger module instead"
+    return graph
 
 
 def _sizes(widths: Widths, sizes: Mapping[Any, Any]) -> dict[str, int] | None:
@@ -348,6 +338,17 @@ def _resized(
     if problems:
         raise ValueError(listed(what, (f"{problem}; {_WAY_OUT}" for problem in problems)))
     return wide_model
+
+
+def _in_evaluation(model: nnx.Module) -> tuple[Callable[..., Any], Any]:
+    """Returns a module as a function of its state and inputs without side effects, and the state.
+
+    The function is in evaluation mode; the module stays in its own.
+    """
+    copy = nnx.merge(*nnx.split(model))
+    copy.eval()  # type: ignore[no-untyped-call]
+    apply, state = _function_of(copy)
+    return lambda state, *inputs: apply(state, *inputs)[0], state
 
 
 def _function_of(model: nnx.Module) -> tuple[Callable[..., Any], Any]:

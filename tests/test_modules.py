@@ -225,6 +225,33 @@ def test_a_constant_that_must_change_is_refused() -> None:
     np.testing.assert_allclose(apply(wide, X), apply(small, X), rtol=1e-12)
 
 
+class Averaged(eqx.Module):
+    """Divides by the number of its heads."""
+
+    up: eqx.nn.Linear
+    down: eqx.nn.Linear
+    heads: int = eqx.field(static=True)
+    dim: int = eqx.field(static=True)
+
+    def __init__(self, heads: int, dim: int, key: jax.Array) -> None:
+        self.heads, self.dim = heads, dim
+        self.up, self.down = linear(4, heads * dim, key=key), linear(heads * dim, 3, key=key)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = jnp.tanh(self.up(x)).reshape(self.heads, self.dim)
+        return self.down(x.reshape(-1)) / self.heads
+
+
+def test_the_module_made_anew_is_compared_with_the_network() -> None:
+    widths = dw.trace(apply, Averaged(2, 5, KEY), X)
+    heads, dim = widths["up[0.0]"], widths["up[0.1]"]
+    assert (heads.size, dim.size) == (2, 5)
+    with pytest.raises(ValueError, match=r"scaled by 0\.333333 instead of 0\.5"):
+        dw.plan(widths, {heads.name: 3})
+    wide = dw.grow(Averaged(2, 5, KEY), dw.plan(widths, {dim.name: 7}), key=KEY)
+    assert (wide.heads, wide.dim) == (2, 7)
+
+
 def test_leaves_that_are_no_arrays_are_those_of_the_larger_model() -> None:
     class Block(eqx.Module):
         up: eqx.nn.Linear

@@ -238,16 +238,19 @@ def test_arguments_of_other_kinds_are_named(images: jax.Array) -> None:
     growth = dw.nnx.plan(small, wide, images)
     optimizer = nnx.Optimizer(small, optax.adam(1e-3), wrt=nnx.Param)
     for wrong, message in (
-        (lambda: dw.nnx.grow_optimizer(optimizer, wide, growth), "wrong order"),
+        (lambda: dw.nnx.grow_optimizer(optimizer, wide, growth), "wrong order: growth is Network"),
         (
             lambda: dw.nnx.grow_optimizer(small, growth, wide),
             "optimizer must be an nnx.Optimizer, got Network",
         ),
-        (lambda: dw.nnx.plan({"conv": 9}, small, images), "trained module .* first, got a dict"),
-        (lambda: dw.nnx.plan(small, images), "or sizes {name: units}"),
-        (lambda: dw.nnx.grow(growth, small), "trained module first, got a Growth"),
-        (lambda: dw.nnx.grow(small, {"conv": 9}, images), "or a growth, .*; got a dict"),
-        (lambda: dw.nnx.grow(small, growth, strategy=dw.strategies.random()), "belong to plan"),
+        (lambda: dw.nnx.plan({"conv": 9}, small, images), "wrong order: model is a dict"),
+        (
+            lambda: dw.nnx.plan(small, images),
+            "larger must be .* or sizes {name: units}, got an arr",
+        ),
+        (lambda: dw.nnx.grow(growth, small), "wrong order: model is a Growth"),
+        (lambda: dw.nnx.grow(small, {"conv": 9}, images), "or the Growth .* got a dict"),
+        (lambda: dw.nnx.grow(small, growth, strategy=dw.strategies.random()), "belong to nnx.plan"),
     ):
         with pytest.raises(TypeError, match=message):
             wrong()

@@ -204,10 +204,10 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
     ),
     "nnx.trace: the state": (lambda: dw.nnx.trace(nnx.state(NNX), X), ["State", "dw.trace"]),
     "nnx.trace: no inputs": (lambda: dw.nnx.trace(NNX), ["model cannot be called", "'x'"]),
-    "nnx.plan: a class": (lambda: dw.nnx.plan(NNX, Nnx, X), ["the larger module", "the class Nnx"]),
+    "nnx.plan: a class": (lambda: dw.nnx.plan(NNX, Nnx, X), ["larger", "the class Nnx"]),
     "nnx.grow: an Equinox module": (
         lambda: dw.nnx.grow(NNX, EQUINOX, X),
-        ["the larger module", "MLP, an Equinox module"],
+        ["larger", "MLP, an Equinox module"],
     ),
     "nnx.grow: a number as key": (
         lambda: dw.nnx.grow(NNX, WIDE_NNX, X, key=0),
