@@ -226,7 +226,14 @@ def _iota(trace: Trace, eqn: Any, *_: Value) -> list[Value]:
     return [Value(dims, "constant", positional=frozenset({axis}), index=True)]
 
 
-@rule("random_bits", "rng_uniform", "rng_bit_generator", "random_gamma")
+@rule("random_gamma")
+def _random_gamma(trace: Trace, eqn: Any, key: Value, shape: Value) -> list[Value]:
+    for dim in shape.dims:
+        dim.endanger("random numbers are drawn along it, and a new shape draws others")
+    return [mixed((key, shape), shape.dims)]
+
+
+@rule("random_bits", "rng_uniform", "rng_bit_generator")
 def _random_bits(trace: Trace, eqn: Any, *values: Value) -> list[Value]:
     values = tuple(_opaque(trace, eqn, *values))
     return [replace(value, noise="noise", positional=frozenset()) for value in values]

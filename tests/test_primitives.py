@@ -1,0 +1,516 @@
+"""Every rule has an example, and every example keeps the laws.
+
+The examples are in ``primitive_examples_*``. What fails is in ``KNOWN`` until it is mended.
+"""
+
+import functools
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.extend.core as jex
+import jax.numpy as jnp
+import numpy as np
+import primitive_examples_axes  # noqa: F401, for their examples
+import primitive_examples_control  # noqa: F401
+import primitive_examples_sums  # noqa: F401
+import pytest
+from primitive_examples import EXAMPLES, Example, X
+from primitive_examples_elementwise import BINARY, UNARY, WHOLE, primitive_of
+
+import dogwood_jax as dw
+from dogwood_jax import _rules, _rules_elementwise, _scaling_rules, _terms
+from dogwood_jax._identity import Reader, exactly
+from dogwood_jax._jaxpr import Program
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+strategies = dw.strategies
+
+STRATEGIES = {
+    "zero_outgoing": strategies.zero_outgoing(),
+    "zeros": strategies.zeros(),
+    "replicate": strategies.replicate(split="uneven"),
+}
+# For widths under a norm, which can grow no other way.
+UNDER_NORMS = {"zero_incoming": strategies.zero_incoming(), "tile": strategies.tile()}
+NORMED = [name for name in EXAMPLES if "_a_norm" in name]
+
+OTHERS = [name for name in EXAMPLES if name not in NORMED]
+# One network around a function is enough for laws that do not depend on what is around it.
+AROUND = "summed in_heads twice a_norm in_bfloat16 with_itself themselves crosswise".split()
+PLAIN = [name for name in EXAMPLES if not name.endswith(tuple(f"_{place}" for place in AROUND))]
+
+# Rules that no version of JAX or Equinox can reach: to be removed.
+DEAD = {
+    "copy_p": "the primitive is called copy",
+    "expand_dims": "is broadcast_in_dim, or a reshape",
+    "not_zero": "is no primitive in any version",
+    "pcast": "is called pvary, or is a psum",
+    "scatter_add": "is called scatter-add",
+    "scatter_max": "is called scatter-max",
+    "scatter_min": "is called scatter-min",
+    "scatter_mul": "is called scatter-mul",
+    "scatter_sub": "is called scatter-sub",
+    "select_and_scatter": "only functions within JAX bind it",
+    "random_gamma_grad": "is a function of other primitives",
+}
+
+DEAD_IN_DEEPENING = {"copy_p", "expand_dims", "ragged_dot"}
+
+# What is wrong today: by what is wrong, the laws with the examples that break them.
+KNOWN = {
+    "positions and constants as many as there are units are not tied to them": """
+        dimensions:
+        concatenate_with_zeros gather_every_other
+        growth zero_outgoing:
+        gather_every_other
+        growth zeros:
+        gather_every_other
+    """,
+    "units that are cut off on one side are unified with those on the other, one by one": """
+        dimensions:
+        slice_of_all_but_one
+    """,
+    "recipes take units that are tiled for none": """
+        growth zero_outgoing:
+        tile_as_often_as_there_are_units
+    """,
+    "conversions to integers and booleans count as linear": """
+        linear float64:
+        convert_element_type_{to_int,to_bool,from_bool}
+        linear bfloat16:
+        convert_element_type_{to_int,to_bool,from_bool}
+        linear complex128:
+        convert_element_type_{to_bool,from_bool}
+    """,
+    "the larger of a number and NaN is the number, but NaN to JAX": """
+        fold:
+        max min
+    """,
+    "deepening takes every value for an array": """
+        bounds:
+        create_token
+        numbers:
+        create_token
+    """,
+    "deepening takes new branches for finite, until it runs both networks at last": """
+        deepen branch:
+        sqrt rsqrt log1p log log2 acosh pow_root pow_reciprocal_root log_of_a_shifted
+        acosh_of_a_shifted rsqrt_of_tanh logit
+    """,
+    "deepening takes zero times anything for zero, even times what is not finite": """
+        numbers:
+        {acosh,digamma,lgamma,rem_divisor}_{between,of_incoming,of_outgoing}
+        {div_by_itself,div_reciprocal,integer_pow_reciprocal,sinc}_of_incoming
+        {integer_pow_reciprocal_square,log2,log,logit,pow_reciprocal_root}_of_incoming
+        {rsqrt,rsqrt_of_tanh}_of_incoming
+        {igamma_grad_a,igamma,igammac,polygamma}_{of_two_layers,of_weights,with_weights}
+        {regularized_incomplete_beta,rem,zeta}_{of_two_layers,of_weights,with_weights}
+        tridiagonal_solve_over_weights
+    """,
+}
+# What would never end is not even begun.
+ENDLESS = {
+    "the comparison of scales goes round in circles where an operation returns its operand": """
+        growth zero_outgoing:
+        stop_gradient_of_incoming
+        growth zeros:
+        stop_gradient_of_incoming
+        growth replicate:
+        stop_gradient_of_incoming
+        growth zero_incoming:
+        stop_gradient_behind_a_norm
+        growth tile:
+        stop_gradient_behind_a_norm
+    """,
+}
+
+
+def spelled_out(text: str) -> Iterator[str]:
+    """Yields cases one by one; ``law:`` and then ``a_{b,c} d`` are those of a_b, a_c and d."""
+    law = ""
+    for line in text.splitlines():
+        if line.strip().endswith(":"):
+            law = line.strip()[:-1]
+            continue
+        for word in line.split():
+            parts = [part.split(",") for part in re.split("[{}]", word)]
+            yield from (f"{law} {''.join(choice)}" for choice in itertools.product(*parts))
+
+
+REASONS = {case: why for why, text in (KNOWN | ENDLESS).items() for case in spelled_out(text)}
+NEVER_BEGUN = {case for text in ENDLESS.values() for case in spelled_out(text)}
+
+
+def cases(law: str, arguments: Iterable[tuple[str, ...]]) -> list[Any]:
+    """Returns the cases of a law; those that are known to break it are expected to."""
+
+    def marks(case: tuple[str, ...]) -> Iterator[Any]:
+        known = " ".join((law, *case))
+        if why := REASONS.get(known):
+            yield pytest.mark.xfail(reason=why, strict=True, run=known not in NEVER_BEGUN)
+        # What one primitive compiles is compiled once.
+        yield pytest.mark.xdist_group(
+            EXAMPLES[case[-1]].reaches[0] if case[-1] in EXAMPLES else law
+        )
+
+    return [pytest.param(*case, marks=[*marks(case)]) for case in arguments]
+
+
+@functools.cache
+def reached(name: str) -> frozenset[str]:
+    """The primitives in an example's program and in all programs within it."""
+    example = EXAMPLES[name]
+    program = jax.make_jaxpr(example.apply)(example.structs(), *example.arguments())
+    return frozenset(_primitives(program.jaxpr))
+
+
+def _primitives(jaxpr: Any) -> Iterator[str]:
+    for eqn in jaxpr.eqns:
+        yield eqn.primitive.name
+        for value in eqn.params.values():
+            for item in value if isinstance(value, tuple | list) else (value,):
+                if isinstance(item, jex.ClosedJaxpr | jex.Jaxpr):
+                    yield from _primitives(getattr(item, "jaxpr", item))
+
+
+@functools.cache
+def traced(name: str) -> dw.Widths:
+    example = EXAMPLES[name]
+    return dw.trace(example.apply, example.structs(), *example.arguments())
+
+
+@functools.cache
+def outputs(name: str) -> tuple[Any, ...]:
+    example = EXAMPLES[name]
+    found = jax.tree.leaves(example.apply(example.parameters(), *example.arguments()))
+    assert all(np.isfinite(y).all() for y in found), "an example must be finite before it grows"
+    return tuple(np.asarray(y) for y in found)
+
+
+def growable(name: str, times: bool = False) -> dict[str, int]:
+    """A larger size of each width that can grow, but inputs and outputs without a named size."""
+    example = EXAMPLES[name]
+    named = {place for size in example.sizes for place in _places(example, size)}
+    return {
+        width.name: width.size * 2 if times else width.size + 2
+        for width in traced(name).values()
+        if not width.fixed
+        if not width.interface or named & {(o.path, o.axis) for o in width.occurrences}
+    }
+
+
+def _places(example: Example, name: str) -> set[tuple[str, int]]:
+    """The axes of arrays that depend on a size."""
+    before, after = example.shapes(), example.shapes(**{name: example.sizes[name] + 1})
+    return {(k, a) for k in before for a, n in enumerate(before[k]) if n != after[k][a]}
+
+
+def requests(name: str, times: bool = False) -> Iterator[dict[str, int]]:
+    """Yields what is asked for: each width alone, and all together."""
+    sizes = growable(name, times)
+    yield from ({name: size} for name, size in sizes.items())
+    if len(sizes) > 1:
+        yield sizes
+
+
+def sizes_like(example: Example, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int] | None:
+    """Returns the sizes of an example with which it has these shapes, if there are any."""
+    sizes = example.sizes
+    choices = [range(size, size + 5) for size in sizes.values()]
+    for chosen in itertools.product(*choices):
+        larger = dict(zip(sizes, chosen))
+        if dict(example.shapes(**larger)) == dict(shapes):
+            return larger
+    return None
+
+
+# Coverage -----------------------------------------------------------------------------------------
+
+
+def test_every_tracing_rule_has_an_example() -> None:
+    covered = {primitive for example in EXAMPLES.values() for primitive in example.reaches}
+    assert set(_rules.RULES) - covered == set(DEAD), "rules without an example"
+
+
+def test_every_primitive_of_an_example_has_a_rule() -> None:
+    assert {p for e in EXAMPLES.values() for p in e.reaches} <= set(_rules.RULES)
+
+
+def test_every_scaling_rule_has_an_example() -> None:
+    """What loops do with values, and outputs, are recorded beside the primitives."""
+    beside = {"enter", "take", "collect", "close", "output"}
+    covered = {primitive for example in EXAMPLES.values() for primitive in example.reaches}
+    assert set(_scaling_rules.RULES) - covered - beside == set(DEAD) & set(_scaling_rules.RULES)
+
+
+def test_every_primitive_of_deepening_has_an_example() -> None:
+    tables = (_terms._SIMPLIFY, _terms._FOLD, _terms._RANGES)
+    sets = (_terms.TOLERANT, _terms._SAME, _terms._COMMUTATIVE, _terms._STRUCTURAL)
+    known = set().union(*tables, *sets, _terms._REARRANGING, _terms._SUMS)
+    covered = {primitive for example in EXAMPLES.values() for primitive in example.reaches}
+    assert known - covered == DEAD_IN_DEEPENING
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_examples_reach_their_primitives(name: str) -> None:
+    example = EXAMPLES[name]
+    missing = {*example.reaches} - reached(name)
+    assert not missing or example.somewhere, missing
+
+
+# Growth -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", cases("dimensions", ((name,) for name in PLAIN)))
+def test_dimensions_hold_in_a_second_size(name: str) -> None:
+    """Axes of one width have one size in whatever sizes the network runs, and others need not."""
+    example = EXAMPLES[name]
+    old = [y.shape for y in outputs(name)]
+    for sizes in requests(name):
+        try:
+            growth = dw.plan(traced(name), sizes, strategy=strategies.random(), interface=True)
+        except ValueError:
+            continue
+        larger = sizes_like(example, growth.shapes)
+        assert larger is not None, f"{sizes}: the network has no such sizes: {growth.shapes}"
+        found = jax.eval_shape(
+            example.apply, example.structs(**larger), *example.arguments(**larger)
+        )
+        if not any(traced(name)[width].interface for width in sizes):
+            assert [y.shape for y in jax.tree.leaves(found)] == old, (
+                f"{sizes}: outputs change shape"
+            )
+
+
+@pytest.mark.parametrize(
+    ("strategy", "name"),
+    [
+        *cases("growth", itertools.product(STRATEGIES, OTHERS)),
+        *cases("growth", itertools.product(["zero_outgoing", *UNDER_NORMS], NORMED)),
+    ],
+)
+def test_growth_is_exact(strategy: str, name: str) -> None:
+    """Whatever plan does not refuse leaves outputs as they were, and finite."""
+    example = EXAMPLES[name]
+    problems = []
+    for sizes in requests(name, strategy == "tile"):
+        interface = any(traced(name)[width].interface for width in sizes)
+        try:
+            growth = dw.plan(
+                traced(name),
+                sizes,
+                strategy=(STRATEGIES | UNDER_NORMS)[strategy],
+                interface=interface,
+            )
+        except ValueError:
+            continue
+        larger = sizes_like(example, growth.shapes)
+        if larger is None:
+            problems.append(f"{sizes}: the network has no such sizes: {growth.shapes}")
+            continue
+        grown = dw.grow(example.parameters(), growth, key=jax.random.key(0))
+        found = jax.tree.leaves(example.apply(grown, *example.arguments(**larger)))
+        for new, old in zip(found, outputs(name), strict=True):
+            new = np.asarray(new)[tuple(map(slice, old.shape))]
+            if moved := _moved(new, old, example.rounding):
+                problems.append(f"{sizes}: {moved}")
+    assert not problems, "; ".join(problems)
+
+
+def _moved(new: Any, old: Any, rounding: float) -> str:
+    """Says by how much outputs have moved, relative to the largest in their row."""
+    if new.shape != old.shape:
+        return f"shape {old.shape} has become {new.shape}"
+    if not np.isfinite(new).all():
+        return "not finite"
+    wide = np.complex128 if np.iscomplexobj(old) else np.float64
+    scale = np.abs(old.astype(wide)).max(axis=-1 if old.ndim > 1 else None, keepdims=True)
+    moved = np.abs(new.astype(wide) - old.astype(wide)) / np.maximum(scale, 1e-300)
+    return f"moved by {moved.max():.1e}" if moved.max() > rounding else ""
+
+
+# Facts --------------------------------------------------------------------------------------------
+
+DTYPES = {"float64": jnp.float64, "bfloat16": jnp.bfloat16, "complex128": jnp.complex128}
+NUMBERS = np.array(
+    [0, -0.0, 1, -1, 0.5, -0.5, 2, -3, 1e-3, 40, -40, 1e300, np.inf, -np.inf, np.nan]
+)
+
+
+def evaluated(name: str, dtype: Any, *arrays: Any) -> np.ndarray:
+    """Returns what a function of ``UNARY`` or ``BINARY`` makes of arrays, where it takes them."""
+    function = (UNARY if len(arrays) == 1 else BINARY)[name][0]
+    try:
+        result = function(*(jnp.asarray(x, dtype) for x in arrays))
+    except (TypeError, Warning):  # such as that imaginary parts are dropped
+        pytest.skip(f"{name} does not take {dtype.__name__}")
+    wide = np.complex128 if jnp.iscomplexobj(result) else np.float64
+    return np.asarray(result).astype(wide)
+
+
+def domain(name: str, dtype: Any, seed: int = 0) -> np.ndarray:
+    """Returns numbers in the domain of a function, complex ones if its dtype is."""
+    random = np.random.default_rng(seed)
+    _, low, high = UNARY[name]
+    x = random.uniform(low, high, 20)
+    return x + 1j * random.uniform(-0.1, 0.1, 20) if dtype is jnp.complex128 else x
+
+
+def entries(*primitives: str) -> list[str]:
+    """Returns the functions of ``UNARY`` that are of these primitives."""
+    return [name for name in UNARY if primitive_of(name) in primitives and name not in WHOLE]
+
+
+ZERO_TO_ZERO = {*_rules_elementwise._ZERO_TO_ZERO.split(), *_rules_elementwise._LINEAR.split()}
+KEEP_ZEROS = entries(*sorted({*ZERO_TO_ZERO, *_scaling_rules._ZERO_TO_ZERO} - {"integer_pow"}))
+LINEAR = entries(*_rules_elementwise._LINEAR.split())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name"), cases("zero", itertools.product(DTYPES, [*KEEP_ZEROS, "integer_pow"]))
+)
+def test_zeros_stay_zeros(dtype: str, name: str) -> None:
+    assert not evaluated(name, DTYPES[dtype], np.zeros(3)).any()
+
+
+@pytest.mark.parametrize(("dtype", "name"), cases("linear", itertools.product(DTYPES, LINEAR)))
+def test_linear_functions_are_linear(dtype: str, name: str) -> None:
+    a, b = (domain(name, DTYPES[dtype], seed) for seed in (1, 2))
+    f = functools.partial(evaluated, name, DTYPES[dtype])
+    rounding = 0.05 if dtype == "bfloat16" or name == "reduce_precision" else 1e-6
+    np.testing.assert_allclose(f(a + b), f(a) + f(b), rounding, rounding)
+    np.testing.assert_allclose(f(0.3 * a), 0.3 * f(a), rounding, rounding)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name"), cases("degree", itertools.product(DTYPES, _scaling_rules._DEGREES))
+)
+def test_degrees_are_those_of_the_functions(dtype: str, name: str) -> None:
+    x = domain(name, DTYPES[dtype])
+    f = functools.partial(evaluated, name, DTYPES[dtype])
+    expected = 2.5 ** _scaling_rules._DEGREES[name] * f(x)
+    rounding = 0.05 if dtype == "bfloat16" else 1e-12
+    np.testing.assert_allclose(f(2.5 * x), expected, rounding, rounding)
+
+
+@pytest.mark.parametrize("degree", [3, 2, 1, -1, -2])
+def test_degrees_of_integer_powers(degree: int) -> None:
+    x = domain("integer_pow", jnp.float64)
+    np.testing.assert_allclose(
+        jax.lax.integer_pow(2.5 * x, degree), 2.5**degree * jax.lax.integer_pow(x, degree)
+    )
+
+
+@pytest.mark.parametrize("name", cases("fold", ((name,) for name in _rules_elementwise._FOLDS)))
+def test_folded_numbers_are_what_jax_computes(name: str) -> None:
+    """Numbers that tracing knows are those that the program computes, whatever the numbers."""
+    primitive = getattr(jax.lax, name)
+    count = 1 if name in UNARY and name in ("sqrt", "rsqrt", "square", "exp", "log") else 2
+    wrong = []
+    for numbers in itertools.product(NUMBERS.tolist(), repeat=count):
+        found = _rules_elementwise._fold(name, *numbers)
+        expected = float(primitive(*(np.float64(n) for n in numbers)))
+        if found is not None and not np.isclose(found, expected, 1e-12, 0, equal_nan=True):
+            wrong.append((numbers, found, expected))
+    assert not wrong
+
+
+def terms_of(name: str, fill: float | None) -> list[_terms.Term]:
+    """Reads an example as deepening does; parameters are filled with a number, if one is given."""
+    example = EXAMPLES[name]
+    program = Program(example.apply, example.structs(), example.arguments())
+    terms = _terms.Terms()
+    known = []
+    for path, struct in program.arguments:
+        if path is None or fill is None:
+            known.append(exactly(terms.make("leaf", path, (), struct)))
+        else:
+            known.append(exactly(terms.number(fill, struct)))
+    found = Reader(terms).run(program.jaxpr.jaxpr, program.jaxpr.consts, known)
+    return [value.options[0].term for value in found]
+
+
+@pytest.mark.parametrize("name", cases("bounds", ((name,) for name in PLAIN)))
+def test_deepening_knows_bounds(name: str) -> None:
+    for term, found in zip(terms_of(name, None), outputs(name), strict=True):
+        if not np.iscomplexobj(found):
+            assert (term.low <= found).all() and (found <= term.high).all(), term
+
+
+@pytest.mark.parametrize("name", cases("numbers", ((name,) for name in PLAIN)))
+def test_deepening_knows_numbers(name: str) -> None:
+    """Where deepening knows that all entries of an output are a number, they are."""
+    example = EXAMPLES[name]
+    for fill in (0.0, 1.0, -0.7):
+        terms = terms_of(name, fill)
+        if all(term.number is None for term in terms):
+            continue
+        parameters = {k: jnp.full_like(v, fill) for k, v in example.parameters().items()}
+        found = jax.tree.leaves(example.apply(parameters, *example.arguments()))
+        for term, array in zip(terms, found, strict=True):
+            if term.number is not None and np.isfinite(term.number):
+                np.testing.assert_allclose(np.asarray(array, complex), term.number, 1e-2, 1e-9)
+
+
+# What may become of units h, and of f(h), with new arrays that make it change nothing.
+DEEPER: dict[str, Callable[..., Any]] = {
+    "branch": lambda f, p, h: h + f(h @ p["w"]) @ p["w2"],
+    "factor": lambda f, p, h: h * f(p["s"])[None],
+    "shift": lambda f, p, h: h + f(p["s"])[None],
+    "again": lambda f, p, h: f(f(h) @ p["w"]),
+}
+NEW_ARRAYS = {"branch": ("w", "w2"), "factor": "s", "shift": "s", "again": "w"}
+
+
+FOLDED = [name for name in UNARY if primitive_of(name) in _terms._FOLD]
+ONCE_ONLY = ("complex", "conj")  # they do not take what they return
+
+
+@pytest.mark.parametrize(
+    ("how", "name"),
+    [
+        *cases("deepen", (("branch", name) for name in UNARY)),
+        *cases("deepen", (("again", name) for name in UNARY if name not in ONCE_ONLY)),
+        *cases("deepen", itertools.product(("factor", "shift"), FOLDED)),
+    ],
+)
+def test_deepening_is_exact(how: str, name: str) -> None:
+    """Whatever deepen does not refuse leaves outputs as they were, and finite."""
+    function = UNARY[name][0]
+    example = EXAMPLES[f"{name}_between"]
+    of_function = how == "again"
+
+    def apply(p: Any, x: Any) -> Any:
+        h = x @ p["i"]
+        return (function(h) if of_function else h) @ p["o"]
+
+    def deeper(p: Any, x: Any) -> Any:
+        return DEEPER[how](function, p, x @ p["i"]) @ p["o"]
+
+    new = {"w": (4, 4), "w2": (4, 4), "s": (4,)}
+    new = {k: jax.ShapeDtypeStruct(new[k], float) for k in NEW_ARRAYS[how]}
+    old = example.parameters()
+    try:
+        found = dw.deepen(
+            old,
+            example.structs() | new,
+            apply=apply,
+            target_apply=deeper,
+            inputs=example.arguments(),
+            key=jax.random.key(0),
+        )
+    except ValueError as refusal:
+        # Both programs were taken to compute the same, until they were run.
+        assert "please report" not in str(refusal), refusal
+        return
+    before, after = (np.asarray(f(p, X)) for f, p in ((apply, old), (deeper, found)))
+    assert not _moved(after, before, example.rounding)
+
+
+def test_what_is_known_to_be_wrong_is_tested() -> None:
+    """No case is left in ``KNOWN`` whose example has another name by now."""
+    names = {*EXAMPLES, *UNARY, *_rules_elementwise._FOLDS}
+    assert {case for case in REASONS if case.split()[-1] not in names} == set()
