@@ -1,0 +1,13 @@
+"""Random programs that look for growths that change outputs: see ``random_programs``."""
+
+import pytest
+from random_programs import FAILURES, cases, failure, judge
+
+
+@pytest.mark.parametrize("first", range(0, 240, 20))
+def test_random_programs_grow_exactly_or_are_refused(first: int) -> None:
+    for seed in range(first, first + 20):
+        for program, old, request in cases(seed, most=3):
+            verdict = judge(program, request, seed, old)
+            if verdict.status in FAILURES:
+                pytest.fail(str(failure(seed, program, request, verdict)))
