@@ -50,6 +50,7 @@ def compare(
     """Measures how far the outputs of two networks are apart on the same inputs.
 
     Where the new outputs are longer, because an output width grew, their first part is compared.
+    Arrays that are divided among devices are compared where they lie.
 
     Args:
         old_apply: function of variables and inputs.

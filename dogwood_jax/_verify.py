@@ -13,6 +13,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from dogwood_jax._arguments import (
+    DATA,
+    FUNCTION,
+    GROWTH,
+    KEY,
+    expect,
+    expect_call,
+    expect_given,
+    expect_values,
+)
 from dogwood_jax._compare import Difference, differences, largest, numbers_by_path, wide_dtype
 from dogwood_jax._growth import Growth
 from dogwood_jax._inputs import grown_inputs, with_values
@@ -69,10 +79,10 @@ def verify(
     variables and inputs larger or smaller by eps of itself. An output may then move four times as
     far as this moves it.
 
-    Where only one network has NaN or infinity, the output has moved. Where both have NaN, nothing
-    can be seen, which is a warning. Of outputs that have grown, the first part is compared. Outputs
-    that mirror variables, such as new running statistics, a module's state or gradients, may be
-    there in one network alone.
+    Where only one network has NaN or infinity, the output has moved. Where both have NaN, or where
+    nothing is left to compare, nothing can be seen, which is a warning. Of outputs that have grown,
+    the first part is compared. Outputs that mirror variables, such as new running statistics, a
+    module's state or gradients, may be there in one network alone.
 
     Args:
         apply: the network, a function of variables and inputs, as for ``trace``.
@@ -110,12 +120,12 @@ def verify(
         >>> dw.verify(apply, params, apply, wide, x).relative < 1e-6
         True
     """
-    _check(apply, variables, target_apply, wide, inputs, growth)
+    _check(apply, variables, target_apply, wide, inputs, growth, key)
     keys = jax.random.split(jax.random.key(0) if key is None else key, 3)
     inputs = with_values(inputs, keys[0])
     larger = inputs if growth is None else grown_inputs(inputs, growth, keys[1])
     with jax.default_matmul_precision("highest"):
-        program = _program(apply, variables, inputs)
+        program = Program(apply, variables, inputs)
         outputs = _run(apply, variables, inputs)
         old, new = outputs_to_compare(
             outputs,
@@ -138,17 +148,19 @@ def verify(
     if moved := _moved(found, explained):
         lines = [_said(found[path], explained[path], dtypes[path]) for path in moved]
         what = "the larger network computes something else"
-        if _draws(program) != _draws(_program(target_apply, wide, larger)):
+        if _draws(program) != _draws(Program(target_apply, wide, larger)):
             raise OtherDraws(listed(f"{what}, for it draws other random numbers", lines))
         ask = "if both are in evaluation mode and as the growth's notes ask, please report this"
         raise ValueError(listed(f"{what} ({ask})", lines))
-    for path, difference in found.items():
-        if difference.nans:
-            warnings.warn(
-                f"verify sees nothing where both networks have NaN: {difference.nans} values of "
-                f"output {path!r}; pass other inputs",
-                stacklevel=2,
-            )
+    unseen = [
+        f"both networks have NaN in {difference.nans} values of output {path!r}: pass other inputs"
+        for path, difference in found.items()
+        if difference.nans
+    ]
+    if not found:
+        unseen.append("the networks have no outputs besides those that the growth changes")
+    if unseen:
+        warnings.warn(listed("verify cannot see whether all outputs stayed", unseen), stacklevel=2)
     return largest(found)
 
 
@@ -194,57 +206,30 @@ def verify_if_possible(
 
 
 def _check(
-    apply: Any, variables: PyTree, target_apply: Any, wide: PyTree, inputs: PyTree, growth: Any
+    apply: Any,
+    variables: PyTree,
+    target_apply: Any,
+    wide: PyTree,
+    inputs: tuple[Any, ...],
+    growth: Any,
+    key: Any,
 ) -> None:
-    """Raises one error that lists everything wrong with the kinds of the arguments."""
-    trees = {"variables": variables, "wide": wide}
+    """Raises if arguments are of the wrong kind, in the wrong order, missing or without values."""
+    call = "verify(apply, variables, target_apply, wide, *inputs)"
+    expect(
+        call,
+        apply=(FUNCTION, apply),
+        variables=(DATA, variables),
+        target_apply=(FUNCTION, target_apply),
+        wide=(DATA, wide),
+    )
+    expect_given(call, growth=(GROWTH, growth), key=(KEY, key))
     if any(map(is_traced, jax.tree.leaves((variables, wide, inputs)))):
         raise TypeError(_NO_VALUES)
-    problems = [
-        problem
-        for name, function in (("apply", apply), ("target_apply", target_apply))
-        if (problem := _no_function(name, function))
-    ]
-    for name, tree in trees.items():
-        leaves = leaves_by_path(tree)
-        structs = [path for path, leaf in leaves.items() if isinstance(leaf, jax.ShapeDtypeStruct)]
-        if structs:
-            problems.append(f"{name}: expected arrays, but {structs[0]!r} is only the shape of one")
-        elif leaves and not numbers_by_path(tree):
-            problems.append(f"{name}: expected a pytree of arrays, got {type(tree).__name__}")
-    if growth is not None and not isinstance(growth, Growth):
-        problems.append(f"growth: expected what dw.plan returns, got {type(growth).__name__}")
-    if problems:
-        raise TypeError(
-            listed("verify takes two functions, each followed by its variables", problems)
-        )
-
-
-def _no_function(name: str, function: Any) -> str | None:
-    """Says what is wrong with an argument that should be a function, if anything is."""
-    kind = type(function).__name__
-    if hasattr(function, "apply"):  # a module of Flax Linen, or Haiku's transformed function
-        return f"{name}: expected a function of variables and inputs, got {kind}: pass its .apply"
-    if any(base.__module__.startswith("flax.nnx") for base in type(function).__mro__):
-        return (
-            f"{name}: expected a function of variables and inputs, got the module {kind}: pass "
-            "lambda state, *inputs: nnx.merge(graph, state)(*inputs), of graph, state = "
-            "nnx.split(module); dw.nnx.grow verifies by itself"
-        )
-    if not callable(function):
-        return f"{name}: expected a function of variables and inputs, got {kind}"
-    return None
-
-
-def _program(apply: Callable[..., Any], variables: PyTree, inputs: tuple[Any, ...]) -> Program:
-    try:
-        return Program(apply, variables, inputs)
-    except TypeError as error:
-        if inputs:
-            raise
-        raise TypeError(
-            f"verify was given no inputs, which follow the larger network's variables: {error}"
-        ) from error
+    for tree in (variables, wide):
+        expect_values(call, arrays_of(leaves_by_path(tree)), "both networks are run")
+    expect_call(call, "apply", apply, variables, *inputs)
+    expect_call(call, "target_apply", target_apply, wide, *inputs)
 
 
 def _draws(program: Program) -> list[tuple[str, tuple[int, ...]]]:

@@ -134,8 +134,8 @@ def grow(
     Neither module is changed. Which widths grow, and which layers are new, is worked out from
     both, see ``plan``, or is what a growth says. Then both are run in evaluation mode, and it is an
     error if outputs moved by more than rounding explains, see ``dogwood_jax.verify``. Growths that
-    do not preserve outputs are not verified, nor is anything under ``jax.jit``, where there are no
-    values.
+    do not preserve outputs are not verified, nor modules that draw other random numbers in
+    evaluation mode once they have grown, nor anything under ``jax.jit``, where there are no values.
 
     Args:
         model: the trained module.

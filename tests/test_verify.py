@@ -84,7 +84,7 @@ def test_a_value_that_is_not_finite_in_one_network_has_moved(value, kind):
 
 def test_nan_in_both_is_a_warning():
     v = jnp.array([1.0, jnp.nan, jnp.nan])
-    with pytest.warns(UserWarning, match="both networks have NaN: 2 values of output ''"):
+    with pytest.warns(UserWarning, match="both networks have NaN in 2 values of output ''"):
         found = dw.verify(jnp.multiply, v, jnp.multiply, v, 1.0)
     assert (found.absolute, found.nans) == (0, 2)
 
@@ -275,12 +275,17 @@ def test_gradients_are_compared_unless_the_growth_copies_or_rescales():
 
     params, x = arrays(up=(4, 6), down=(6, 3)), data()
     widths = dw.trace(mlp, params, x)
-    for strategy in (None, dw.strategies.replicate()):
-        growth = dw.plan(widths, {"up": 11}, strategy=strategy)
-        wide = dw.grow(params, growth, key=KEY)
-        dw.verify(gradient, params, gradient, wide, x, growth=growth)
+    growths = [
+        dw.plan(widths, {"up": 11}, strategy=strategy)
+        for strategy in (None, dw.strategies.replicate())
+    ]
+    wide, copied = (dw.grow(params, growth, key=KEY) for growth in growths)
+    found = dw.verify(gradient, params, gradient, wide, x, growth=growths[0])
+    assert found.where.startswith(("up", "down")) and found.relative < 1e-12
+    with pytest.warns(UserWarning, match="no outputs besides those that the growth changes"):
+        dw.verify(gradient, params, gradient, copied, x, growth=growths[1])
     with pytest.raises(ValueError, match="output up"):
-        dw.verify(gradient, params, gradient, wide, x)
+        dw.verify(gradient, params, gradient, copied, x)
 
 
 def test_state_of_new_layers_is_no_output():
@@ -375,27 +380,25 @@ def test_under_jit_it_says_where_to_call_it():
             wrong()
 
 
-def test_arguments_of_another_kind_are_refused_with_the_mistake():
-    module = nn.Dense(3)
+def test_wrong_arguments_are_named():
     params, wide, x = grown()
 
     def refused(*arguments, **options):
-        with pytest.raises(TypeError) as error:
+        with pytest.raises(TypeError, match=r"^verify\(apply, variables, target_app") as error:
             dw.verify(*arguments, **options)
         return str(error.value)
 
-    assert "apply: expected a function of variables and inputs, got Dense: pass its .apply" in (
-        refused(module, params, mlp, wide, x)
+    assert "got Dense, a Flax Linen module; pass its function" in (
+        refused(nn.Dense(3), params, mlp, wide, x)
     )
-    small = Small(6, nnx.Rngs(0))
-    assert "target_apply: expected a function" in (text := refused(mlp, params, small, wide, x))
-    assert "got the module Small" in text and "dw.nnx.grow" in text
-    text = refused(params, mlp, wide, mlp, x)
-    assert text.count("expected a function") == 2 and text.count("got function") == 2
-    text = refused(mlp, params, mlp, jax.eval_shape(lambda: wide), x, growth={"up": 11})
-    assert "wide: expected arrays, but 'down' is only the shape of one" in text
-    assert "growth: expected what dw.plan returns, got dict" in text
-    assert "was given no inputs, which follow" in refused(mlp, params, mlp, wide)
+    module = Small(6, nnx.Rngs(0))
+    assert "target_apply must be a function" in refused(mlp, params, module, wide, x)
+    assert "in the wrong order: apply is a dict" in refused(params, mlp, mlp, wide, x)
+    text = refused(mlp, params, mlp, jax.eval_shape(lambda: wide), x)
+    assert "must hold values" in text and "for down; both networks are run" in text
+    assert "growth must be the Growth" in refused(mlp, params, mlp, wide, x, growth={"up": 11})
+    assert "key must be one random key" in refused(mlp, params, mlp, wide, x, key=0)
+    assert "missing a required argument: 'x'" in refused(mlp, params, mlp, wide)
 
 
 def test_networks_of_other_outputs_are_refused():
