@@ -62,8 +62,10 @@ class Remaker:
         cls = self.class_of(node)
         arguments = self._arguments(cls, node)
         again = None if arguments is None else self._again(cls, arguments, node)
-        if again is None or not _is_same(again, node):
+        stack = None if again is None else _stack(again, node)
+        if stack is None:
             raise Unknown("its class cannot be called with its own fields to make it anew")
+        wanted = {path: shape[len(stack) :] for path, shape in wanted.items()}
         given, structure = jax.tree.flatten(arguments)
 
         def make(numbers: _Numbers) -> PyTree | None:
@@ -81,7 +83,7 @@ class Remaker:
             raise Unknown("its class makes none with arrays of the new shapes")
         if len(found) > 1:
             raise Unknown("the new shapes leave open which of its numbers change")
-        return _with_own(found[0], again, node)
+        return _with_own(found[0], again, node, stack)
 
     def _arguments(self, cls: type, node: PyTree) -> dict[str, Any] | None:
         """Returns the fields of a module that its class takes; None if it takes others, too.
@@ -153,13 +155,21 @@ def _by_path(tree: PyTree) -> dict[str, Any]:
     return {leaf_path(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def _is_same(made: PyTree, node: PyTree) -> bool:
-    """Whether a class made a module anew as it is."""
+def _stack(made: PyTree, node: PyTree) -> tuple[int, ...] | None:
+    """Returns the axes of several modules in one, if a class made a module anew as it is, or None.
+
+    Layers over which a loop runs lie behind one another in the arrays of one module. Where there is
+    one module, there are no such axes.
+    """
     try:
-        same = bool(jax.tree.structure(made) == jax.tree.structure(node))  # type: ignore[operator]
+        if jax.tree.structure(made) != jax.tree.structure(node):  # type: ignore[operator]
+            return None
     except Exception:  # which static data that cannot be compared may raise
-        return False
-    return same and shapes_in(made) == shapes_in(node)
+        return None
+    one, own = shapes_in(made), shapes_in(node)
+    stacks = {own[path][: len(own[path]) - len(shape)] for path, shape in one.items()}
+    stack = stacks.pop() if len(stacks) == 1 else ()
+    return stack if own == {path: stack + shape for path, shape in one.items()} else None
 
 
 def _fitting(
@@ -203,12 +213,13 @@ def _each_way(
             yield {**numbers, **dict(zip(free, way))}
 
 
-def _with_own(made: PyTree, again: PyTree, node: PyTree) -> PyTree:
+def _with_own(made: PyTree, again: PyTree, node: PyTree, stack: tuple[int, ...]) -> PyTree:
     """Returns what a class made in new sizes, with the leaves of the module where they fit."""
 
     def one(leaf: Any, before: Any, own: Any) -> Any:
         if is_array(leaf):
-            return own if own.shape == leaf.shape else struct(leaf.shape, own.dtype)
+            shape = stack + leaf.shape
+            return own if own.shape == shape else struct(shape, own.dtype)
         return leaf if is_number(leaf) and before == own else own
 
     leaves = zip(*map(jax.tree.leaves, (made, again, node)), strict=True)

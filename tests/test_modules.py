@@ -106,6 +106,41 @@ def test_under_jit_and_with_shardings_derived_from_the_old_ones() -> None:
     assert jax.tree.structure(wide) == jax.tree.structure(eqx.filter(mlp(12), eqx.is_array))
 
 
+class Stacked(eqx.Module):
+    """Layers in one module, over which a loop runs."""
+
+    read: eqx.nn.Linear
+    layers: Any
+    write: eqx.nn.Linear
+
+    def __init__(self, width: int, hidden: int) -> None:
+        self.read, self.write = linear(4, width, key=KEY), linear(width, 3, key=KEY)
+        keys = jax.random.split(KEY, 5)
+
+        def layer(key: jax.Array) -> Any:
+            return linear(width, hidden, key=key), linear(hidden, width, key=key)
+
+        self.layers = eqx.filter_vmap(layer)(keys)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        arrays, static = eqx.partition(self.layers, eqx.is_array)
+
+        def step(x: Any, arrays: Any) -> Any:
+            up, down = eqx.combine(arrays, static)
+            return x + down(jnp.tanh(up(x))), None
+
+        return self.write(jax.lax.scan(step, self.read(x), arrays)[0])
+
+
+@pytest.mark.parametrize("sizes", [(8, 9), (7, 9)])
+def test_stacks_of_modules_are_made_anew(sizes: tuple[int, int]) -> None:
+    small, large = Stacked(7, 6), Stacked(*sizes)
+    growth = dw.plan(dw.trace(apply, small, X), dict(zip(("read", "layers/0"), sizes)))
+    wide = dw.grow(small, growth, key=KEY)
+    assert jax.tree.structure(wide) == jax.tree.structure(large)
+    np.testing.assert_allclose(apply(wide, X), apply(small, X), rtol=1e-12)
+
+
 class Own(eqx.Module):
     """Keeps a size that its class is not told by that name."""
 
