@@ -236,10 +236,18 @@ def compare_programs(
         try:
             traced = Traced(_own_program(widths, sizes, target))
         except Exception as error:  # any function may raise that knows its sizes
-            is_known = _checks_sizes(error) or target is not None
+            is_known = _checks_sizes(error) or target is not None or _says_sizes(widths, sizes)
             return Rejected(error, not is_known and _takes_doubled(widths))
     grown = _grown_sizes(widths, sizes)
     return Comparison(network.traced.trace, traced.trace, grown)
+
+
+def _says_sizes(widths: Widths, sizes: Mapping[str, int]) -> bool:
+    """Whether modules among the variables say sizes that change, so that a function knows these."""
+    assert widths.network is not None
+    variables, resizing = widths.network.variables, Resizing(widths.leaves, sizes)
+    larger = jax.tree.structure(resizing.resized(variables))
+    return bool(resizing.problems) or larger != jax.tree.structure(variables)  # type: ignore[operator]
 
 
 def _own_program(widths: Widths, sizes: Mapping[str, int], target: PyTree = None) -> Program:
