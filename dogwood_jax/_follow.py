@@ -232,6 +232,7 @@ class Comparison:
             id(value): (index, step)
             for index, step in enumerate(self._trace.steps)
             for value in step.results
+            if not any(value is operand for operand in step.operands)  # which it hands on
         }
 
     def _compare(self, old: Step, new: Step) -> None:

@@ -174,8 +174,11 @@ def _slice(r: Reading, step: Step) -> Sequence[State]:
 @rule("tile")
 def _tile(r: Reading, step: Step) -> Sequence[State]:
     x, (result,) = step.operands[0], step.results
-    origin = {axis: axis for axis, times in enumerate(step.params["reps"]) if times == 1}
-    return [_moved(r, x, r.state(x), result, origin)]
+    state, reps = r.state(x), step.params["reps"]
+    if any(reps[axis] != 1 for axis in state.along):
+        raise NoRecipe
+    origin = {axis: axis for axis, times in enumerate(reps) if times == 1}
+    return [_moved(r, x, state, result, origin)]
 
 
 @rule("concatenate")

@@ -512,3 +512,14 @@ def test_widths_from_a_file_plan_alike() -> None:
         with pytest.raises(ValueError, match="i: .*instead of 0.4|scaled by 0.6 instead of 0.4"):
             dw.plan(widths, {"i": 6})
         assert dw.plan(widths, {"o": 9}) == dw.plan(traced, {"o": 9})
+
+
+def test_values_that_are_handed_on_are_looked_up_once() -> None:
+    """A step that returns its operand is not what made it."""
+
+    def apply(p: Any, x: Any) -> Any:
+        y = lax.stop_gradient(3 * (layer(p, x) @ p["o"]))
+        return jnp.tanh(y) + y
+
+    widths = dw.trace(apply, {"i": f64(5, 6), "o": f64(6, 2)}, X)
+    assert dw.plan(widths, {"i": 8}).sizes == {"i": 8}
