@@ -237,7 +237,7 @@ def compare_programs(
             traced = Traced(_own_program(widths, sizes, target))
         except Exception as error:  # any function may raise that knows its sizes
             is_known = _checks_sizes(error) or target is not None or _says_sizes(widths, sizes)
-            return Rejected(error, not is_known and _takes_doubled(widths))
+            return Rejected(error, not is_known and _follows_shapes(widths))
     grown = _grown_sizes(widths, sizes)
     return Comparison(network.traced.trace, traced.trace, grown)
 
@@ -270,14 +270,16 @@ def _own_program(widths: Widths, sizes: Mapping[str, int], target: PyTree = None
         return Program(apply, resizing.reshaped(variables) if target is None else target, inputs)
 
 
-def _takes_doubled(widths: Widths) -> bool:
-    """Whether the network's own function takes arrays in which all widths are twice as large."""
+def _follows_shapes(widths: Widths) -> bool:
+    """Whether the network's own function does the same with all widths twice as large."""
+    assert widths.network is not None
     sizes = {name: 2 * width.size for name, width in widths.items() if not width.fixed}
     try:
-        _own_program(widths, sizes)
+        doubled = Traced(_own_program(widths, sizes)).trace
     except Exception:  # any function may raise that knows its sizes
         return False
-    return True
+    found = Comparison(widths.network.traced.trace, doubled, _grown_sizes(widths, sizes))
+    return found.is_in_step and not found.sizes
 
 
 def _grown_sizes(widths: Widths, sizes: Mapping[str, int]) -> GrownSizes:

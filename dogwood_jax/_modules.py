@@ -167,6 +167,8 @@ def _sizes_in(layout: Layout, sizes: Mapping[str, int]) -> Iterator[tuple[int, i
 
 def _said(node: PyTree) -> Iterator[float]:
     """Yields the numbers that a node says itself, or by parts of it that hold no arrays."""
+    if isinstance(node, dict | list | tuple) and not hasattr(node, "_fields"):
+        return  # a number in a plain container is the caller's own
     parts, structure = level(node)
     if (kind := structure.node_data()) is not None:
         # Of a dict and its like, the structure says the keys.

@@ -79,9 +79,10 @@ def note(trace: Trace, eqn: Any, operands: Sequence[Value], results: list[Value]
     found = []
     for value, bounds in zip(results, _bounds(eqn, operands, results), strict=True):
         if value not in operands:
-            reach = value.reach
-            if is_reached and name not in _MOVES:
-                reach = _reach(name, params, operands, value)
+            reach: tuple[int, ...] = ()
+            if is_reached:
+                moved = name in _MOVES
+                reach = value.reach if moved else _reach(name, params, operands, value)
             value = replace(value, bounds=bounds, reach=reach)
         found.append(_of_pieces(trace, value) if is_reached and name in _PIECES else value)
     if is_reached:
