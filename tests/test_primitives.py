@@ -72,6 +72,12 @@ KNOWN = {
     "units that are cut off on one side are unified with those on the other, one by one": """
         dimensions:
         slice_of_all_but_one
+        growth zero_outgoing:
+        slice_of_all_but_one
+        growth zeros:
+        slice_of_all_but_one
+        growth replicate:
+        slice_of_all_but_one
     """,
     "conversions to integers and booleans count as linear": """
         linear float64:
