@@ -192,7 +192,7 @@ def domains(name: str, params: Mapping[str, Any], bounds: Sequence[Bounds]) -> l
 
 
 def domains_of_complex(name: str, count: int) -> list[Domain | None]:
-    """Returns the same for functions of complex numbers, of which only zeros are known."""
+    """Returns the same for functions of complex numbers, whose bounds say nothing but zero."""
     if name not in _COMPLEX:
         return [None] * count
     return [None, _off_zero] if name == "div" else [_off_zero] + [None] * (count - 1)
@@ -267,14 +267,9 @@ def _power(x: float, exponent: float) -> float:
         return inf if x > 0 or exponent % 2 == 0 else -inf
 
 
-def _exp(b: Bounds) -> Bounds:
-    with np.errstate(all="ignore"):
-        return Bounds(float(np.exp(b.low)), float(np.exp(b.high)), b.atoms, nonzero=True)
-
-
-def _exp2(b: Bounds) -> Bounds:
-    with np.errstate(all="ignore"):
-        return Bounds(float(np.exp2(b.low)), float(np.exp2(b.high)), b.atoms, nonzero=True)
+def _exponential(function: Callable[[float], float]) -> Callable[[Bounds], Bounds]:
+    bounds = _monotone(function)
+    return lambda b: replace(bounds(b), nonzero=True)
 
 
 def _same(b: Bounds) -> Bounds:
@@ -287,8 +282,8 @@ _UNARY: dict[str, Callable[[Bounds], Bounds]] = {
     "square": lambda b: _powered(b, 2),
     "sqrt": lambda b: _powered(b, 0.5),
     "rsqrt": lambda b: _powered(b, -0.5),
-    "exp": _exp,
-    "exp2": _exp2,
+    "exp": _exponential(np.exp),
+    "exp2": _exponential(np.exp2),
     "expm1": _monotone(np.expm1),
     "log": _monotone(np.log),
     "log2": _monotone(np.log2),

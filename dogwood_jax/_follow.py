@@ -129,7 +129,7 @@ class Comparison:
 
     def __init__(self, trace: Trace, larger: Trace, grown: GrownSizes) -> None:
         self._grown = grown
-        self._trace, self._larger = trace, larger
+        self._trace = trace
         self._scaled: list[tuple[str, Value, Value]] = []
         self.sizes: dict[str, str] = {}
         self.holds_on = False
@@ -249,9 +249,9 @@ class Comparison:
                     self.values[f"{old.name} has {what} {b} instead of {a}"] = None
         for a, b in _constants(old, new):
             if not self._is_same(old, a, b):
-                what = f"{old.name} has {_said(b)} instead of {_said(a)}"
-                if a.number is b.number is None:
-                    what = f"{old.name} has {_said(b)}"
+                what = f"{old.name} has {_said(b)}"
+                if not (a.number is b.number is None):
+                    what += f" instead of {_said(a)}"
                 if a.number and b.number:
                     self.numbers[what] = (a.number, b.number, max(a.rounding, b.rounding))
                 else:

@@ -36,7 +36,7 @@ OF_WEIGHTS = (ANY_NUMBER, at(1.0), at(0.0))
 # Bounds of what weights make are known for each fill, of data for random weights.
 _RANDOM, _ZEROS = FILLS.index("random"), FILLS.index("zeros")
 
-# Primitives whose rules say which axes weights reach, for they move or drop axes one by one.
+# Primitives whose rules say which axes weights reach, because they move or drop axes one by one.
 _MOVES = frozenset(
     "transpose squeeze expand_dims broadcast_in_dim reduce_sum psum psum_invariant reduce_max "
     "reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin reduce".split()

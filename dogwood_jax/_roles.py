@@ -5,7 +5,16 @@ from typing import NamedTuple
 
 from dogwood_jax._dims import Dim, atoms, factors, pieces, spread_out
 from dogwood_jax._layout import Role
-from dogwood_jax._values import KIND_OF_USE, Demand, Entry, Read, Silencer, Silencers, Trace
+from dogwood_jax._values import (
+    KIND_OF_USE,
+    Demand,
+    Entry,
+    Read,
+    Silencer,
+    Silencers,
+    Trace,
+    of_weights,
+)
 
 
 class Spot(NamedTuple):
@@ -35,7 +44,6 @@ def spots_along(leaf: int, axis: int, dim: Dim) -> list[Spot]:
 # The weights that silence one dimension, where they lie.
 _Option = frozenset[Spot]
 
-# What a hazard calls a function of values along a dimension.
 _CALLED = {
     "div": "a division by it",
     "rem": "a remainder of a division by it",
@@ -60,9 +68,9 @@ def _all(demand: Demand) -> Silencers:
     return tuple(s for operand in demand.operands for s in operand)
 
 
-def _of_weights(demand: Demand) -> Silencers:
-    """The silencers of which the operands are no more than sums and products."""
-    return tuple(s for s in _all(demand) if not s.behind)
+def _called(read: Read) -> str:
+    """Returns what a hazard calls the function that reads values along a dimension."""
+    return _CALLED.get(read.primitive, f"{read.primitive} of it")
 
 
 class Roles:
@@ -186,7 +194,7 @@ class Roles:
 
     def _options_of(self, demand: Demand, atom: Dim) -> list[_Option]:
         """Returns the weights of which some must be silent; behind functions only if no others."""
-        options = self._options(_of_weights(demand), atom)
+        options = self._options(of_weights(_all(demand)), atom)
         if not options:
             # What silences both factors would never learn.
             sides = [self._options(silencers, atom) for silencers in demand.operands]
@@ -224,7 +232,7 @@ class Roles:
                 # A function of zero weights may be infinite: others are zero if there are any.
                 pole = poles.get(atom, 0)
                 finite = [o for o in options if not any(self._bit(spot) & pole for spot in o)]
-                if options and not self._options(_of_weights(demand), atom):
+                if not self._options(of_weights(_all(demand)), atom):
                     atom.note(_BEHIND)
                 sums.append((atom, finite or options))
                 first.append(self._preferred(finite or options, demand))
@@ -284,7 +292,7 @@ class Roles:
 
     # What the reads of weights mean, now that it is known which are outgoing
 
-    def _reads_outgoing(self) -> dict[Dim, int]:
+    def _outgoing_bits(self) -> dict[Dim, int]:
         """Returns the bits of the outgoing weights of each dimension."""
         bits: dict[Dim, int] = {}
         for spot in self._outgoing:
@@ -292,10 +300,9 @@ class Roles:
         return bits
 
     def _note_poles(self) -> None:
-        outgoing = self._reads_outgoing()
+        outgoing = self._outgoing_bits()
         for atom, read in self._reads.get("pole", ()):
-            called = _CALLED.get(read.primitive, f"{read.primitive} of it")
-            hazard = f"{called} is not finite, or infinitely steep, where weights are zero"
+            hazard = f"{_called(read)} is not finite, or infinitely steep, where weights are zero"
             self.zero_hazards.setdefault(atom, hazard)
             if read.reach[0] & outgoing.get(atom, 0):
                 atom.endanger(hazard)
@@ -303,8 +310,7 @@ class Roles:
     def _note_strays(self) -> None:
         for atom, read in self._reads.get("stray", ()):
             if self._strays(atom, read):
-                called = _CALLED.get(read.primitive, f"{read.primitive} of it")
-                hazard = f"{called} is not finite for every value that random weights make"
+                hazard = f"{_called(read)} is not finite for every value that random weights make"
                 self.free_hazards.setdefault(atom, hazard)
 
     def _strays(self, atom: Dim, read: Read) -> bool:
@@ -322,7 +328,7 @@ class Roles:
 
     def _note_copies(self) -> None:
         """Notes where weights that copies share are read otherwise than once, by a sum."""
-        outgoing = self._reads_outgoing()
+        outgoing = self._outgoing_bits()
         for how, mistaken in (
             ("nonlinear", any),
             ("product", all),

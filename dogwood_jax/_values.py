@@ -169,8 +169,8 @@ class Value:
         return frozenset().union(*(s.entries for s in self.silencers_of(axis)))
 
 
-def _of_weights(silencers: Silencers) -> Silencers:
-    """Those of which a value is no more than sums and products."""
+def of_weights(silencers: Silencers) -> Silencers:
+    """Returns the silencers of which a value is no more than sums and products."""
     if not any(s.behind for s in silencers):
         return silencers
     return tuple(s for s in silencers if not s.behind)
@@ -409,7 +409,7 @@ class Trace:
             if a != axis and value.silencers_of(a)
         )
         if len(operands) < 2 or any(value.origin != "data" for value, _ in summed):
-            operands = [_of_weights(along) for along in operands]
+            operands = [of_weights(along) for along in operands]
         self.demands.append(Demand(dim, tuple(operands), hazard, beside, only_readers))
 
     def scaled(self, value: Value) -> None:
