@@ -6,6 +6,7 @@ it. So every value has bounds. ``sqrt(h * h + 1)`` is finite for all ``h`` becau
 never below 1.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf, isfinite, isnan, prod
@@ -66,6 +67,7 @@ class Moment:
 
 UNKNOWN = Bounds()
 ANY_NUMBER = Bounds(atoms=False)  # such as a random weight
+NOTHING_KNOWN = (UNKNOWN,)
 
 
 def constant(low: float, high: float, nonzero: bool) -> Bounds:
@@ -211,13 +213,19 @@ def slopes(name: str, params: Mapping[str, Any], bounds: Sequence[Bounds]) -> li
 # Bounds of what functions make --------------------------------------------------------------------
 
 
-def _monotone(function: Callable[[float], float]) -> Callable[[Bounds], Bounds]:
-    def bounds(b: Bounds) -> Bounds:
+def _monotone(
+    function: Callable[[float], float], nonzero: bool = False
+) -> Callable[[Bounds], Bounds]:
+    @functools.cache
+    def end(edge: float) -> float:
         with np.errstate(all="ignore"):
-            low, high = float(function(b.low)), float(function(b.high))
+            return float(function(edge))
+
+    def bounds(b: Bounds) -> Bounds:
+        low, high = end(b.low), end(b.high)
         if isnan(low) or isnan(high):
-            return replace(UNKNOWN, atoms=b.atoms)
-        return Bounds(low, high, b.atoms)
+            return Bounds(atoms=b.atoms, nonzero=nonzero)
+        return Bounds(low, high, b.atoms, nonzero)
 
     return bounds
 
@@ -227,6 +235,8 @@ def _constantly(low: float, high: float, nonzero: bool = False) -> Callable[[Bou
 
 
 def _negative(b: Bounds) -> Bounds:
+    if b is UNKNOWN or b is ANY_NUMBER:
+        return b
     return Bounds(-b.high, -b.low, b.atoms, b.nonzero)
 
 
@@ -247,7 +257,7 @@ def _powered(b: Bounds, exponent: float) -> Bounds:
         return at(1.0)
     whole = isfinite(exponent) and exponent == int(exponent)
     if not whole and b.low < 0:
-        return replace(UNKNOWN, atoms=b.atoms)
+        return Bounds(atoms=b.atoms)
     if whole and exponent % 2 == 0:
         b = _absolute(b)
     if exponent < 0:
@@ -267,11 +277,6 @@ def _power(x: float, exponent: float) -> float:
         return inf if x > 0 or exponent % 2 == 0 else -inf
 
 
-def _exponential(function: Callable[[float], float]) -> Callable[[Bounds], Bounds]:
-    bounds = _monotone(function)
-    return lambda b: replace(bounds(b), nonzero=True)
-
-
 def _same(b: Bounds) -> Bounds:
     return replace(b, moment=None) if b.moment else b
 
@@ -282,8 +287,8 @@ _UNARY: dict[str, Callable[[Bounds], Bounds]] = {
     "square": lambda b: _powered(b, 2),
     "sqrt": lambda b: _powered(b, 0.5),
     "rsqrt": lambda b: _powered(b, -0.5),
-    "exp": _exponential(np.exp),
-    "exp2": _exponential(np.exp2),
+    "exp": _monotone(np.exp, nonzero=True),
+    "exp2": _monotone(np.exp2, nonzero=True),
     "expm1": _monotone(np.expm1),
     "log": _monotone(np.log),
     "log2": _monotone(np.log2),
@@ -327,6 +332,8 @@ _ALTERNATIVES = frozenset(
 
 
 def _sum(a: Bounds, b: Bounds) -> Bounds:
+    if a is UNKNOWN or b is UNKNOWN:
+        return UNKNOWN
     low, high = a.low + b.low, a.high + b.high
     nonzero = (a.nonzero or b.nonzero) and (min(a.low, b.low) >= 0 or max(a.high, b.high) <= 0)
     low, high = -inf if isnan(low) else low, inf if isnan(high) else high
@@ -339,7 +346,7 @@ def _difference(a: Bounds, b: Bounds) -> Bounds:
         return Bounds(0, inf, a.atoms)
     # What is subtracted may be the value itself, or the largest of its entries.
     is_constant = a.number is not None or b.number is not None
-    return found if is_constant else replace(found, atoms=True)
+    return found if is_constant or found.atoms else replace(found, atoms=True)
 
 
 def _is_variance(a: Moment | None, b: Moment | None) -> bool:
@@ -352,8 +359,11 @@ def _is_variance(a: Moment | None, b: Moment | None) -> bool:
 
 def _product(a: Bounds, b: Bounds) -> Bounds:
     ends = [x * y if x and y else 0.0 for x in (a.low, a.high) for y in (b.low, b.high)]
-    nonzero = a.excludes_zero and b.excludes_zero
-    return Bounds(min(ends), max(ends), a.atoms or b.atoms, nonzero)
+    nonzero, atoms = a.excludes_zero and b.excludes_zero, a.atoms or b.atoms
+    low, high = min(ends), max(ends)
+    if low == -inf and high == inf and not nonzero:
+        return UNKNOWN if atoms else ANY_NUMBER
+    return Bounds(low, high, atoms, nonzero)
 
 
 def bounds_of(
@@ -384,9 +394,7 @@ def bounds_of(
         return _with_moment("square" if params["y"] == 2 else name, found, operands[0], first)
     if name == "pow":
         exponent = bounds[1].number
-        return (
-            replace(UNKNOWN, atoms=first.atoms) if exponent is None else _powered(first, exponent)
-        )
+        return Bounds(atoms=first.atoms) if exponent is None else _powered(first, exponent)
     if name == "ne" and operands[0] is operands[1]:
         return at(0.0)  # no number differs from itself, but NaN, which nothing makes here
     if name in _COMPARISONS:
@@ -398,7 +406,7 @@ def bounds_of(
     if name == "mul":
         return _times(operands, bounds)
     if name == "div":
-        inverse = _powered(bounds[1], -1) if bounds[1].low >= 0 else replace(UNKNOWN, atoms=False)
+        inverse = _powered(bounds[1], -1) if bounds[1].low >= 0 else ANY_NUMBER
         found = _product(first, inverse)
         if (number := bounds[1].number) and first.moment:
             return _scaled(found, first.moment, 1 / number)
@@ -412,6 +420,8 @@ def bounds_of(
     if name == "select_n":
         if (which := first.number) is not None:
             return bounds[1 + int(which)]
+        if UNKNOWN in bounds[1:]:
+            return UNKNOWN
         return replace(union(bounds[1:]), atoms=True)
     if name == "clamp":
         low, x, high = bounds

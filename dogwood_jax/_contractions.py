@@ -6,7 +6,7 @@ axes of which arrays are summed over, and which are those of the result.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from dogwood_jax._values import Step, Value
@@ -25,19 +25,19 @@ class Contraction(NamedTuple):
     operands: list[tuple[Value, list[int]]]
     labels: list[int]
 
-    def step(self, result: Value, names: Mapping[int, str]) -> Step:
+    def step(self, result: Value, name_of: Callable[[Value], str]) -> Step:
         """Returns all of it as one step, the same in whatever order it is computed.
 
         Args:
             result: what it makes.
-            names: what arrays are called, by identity.
+            name_of: what an array is called.
         """
-        operands = sorted(self.operands, key=lambda operand: names[id(operand[0])])
+        operands = sorted(self.operands, key=lambda operand: name_of(operand[0]))
         found: dict[int, int] = {}
         axes = tuple(
             tuple(found.setdefault(n, len(found)) for n in labels) for _, labels in operands
         )
-        of = tuple(names[id(value)] for value, _ in operands)
+        of = tuple(name_of(value) for value, _ in operands)
         params = {"operands": of, "axes": (axes, tuple(found[n] for n in self.labels))}
         name = "dot_general" if len(operands) > 1 else "transpose"
         return Step(name, [value for value, _ in operands], [result], params)

@@ -48,11 +48,11 @@ class Dim:
         self.size = int(size)
         self.kind: Literal["product", "concat"] | None = None
         self.parts: tuple[Dim, ...] = ()
-        # Dicts serve as ordered sets, so that messages come in the order of the program.
-        self.fixed: dict[str, None] = {fixed: None} if fixed else {}
-        self.hazards: dict[str, None] = {}
-        self.copy_hazards: dict[str, None] = {}
-        self.notes: dict[str, None] = {}
+        # Each once, in the order of the program, so that messages come in that order.
+        self.fixed: tuple[str, ...] = (fixed,) if fixed else ()
+        self.hazards: tuple[str, ...] = ()
+        self.copy_hazards: tuple[str, ...] = ()
+        self.notes: tuple[str, ...] = ()
         self.interface = False
         self.bilinear = False  # whether two activations are contracted over it
         self.label: str | None = None
@@ -70,19 +70,19 @@ class Dim:
 
     def fix(self, reason: str) -> None:
         """Notes why the dimension cannot grow at all."""
-        self.root.fixed[reason] = None
+        self.root.fixed = _joined(self.root.fixed, (reason,))
 
     def endanger(self, hazard: str) -> None:
         """Notes what changes the network's outputs when the dimension grows."""
-        self.root.hazards[hazard] = None
+        self.root.hazards = _joined(self.root.hazards, (hazard,))
 
     def endanger_copies(self, hazard: str) -> None:
         """Notes what changes the network's outputs when units are copied."""
-        self.root.copy_hazards[hazard] = None
+        self.root.copy_hazards = _joined(self.root.copy_hazards, (hazard,))
 
     def note(self, note: str) -> None:
         """Notes what a caller should know before growing the dimension."""
-        self.root.notes[note] = None
+        self.root.notes = _joined(self.root.notes, (note,))
 
     def named(self, label: str) -> None:
         """Notes what the dimension is, if nothing is known yet."""
@@ -200,11 +200,16 @@ def unify(a: Dim, b: Dim, depth: int = 0) -> None:
             part.fix(reason)
 
 
+def _joined(known: tuple[str, ...], more: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns all that is in either, each once."""
+    return (*known, *(one for one in more if one not in known)) if more else known
+
+
 def _merge(dim: Dim, into: Dim) -> None:
-    into.fixed |= dim.fixed
-    into.hazards |= dim.hazards
-    into.copy_hazards |= dim.copy_hazards
-    into.notes |= dim.notes
+    into.fixed = _joined(into.fixed, dim.fixed)
+    into.hazards = _joined(into.hazards, dim.hazards)
+    into.copy_hazards = _joined(into.copy_hazards, dim.copy_hazards)
+    into.notes = _joined(into.notes, dim.notes)
     into.interface |= dim.interface
     into.bilinear |= dim.bilinear
     into.label = into.label or dim.label
@@ -389,10 +394,10 @@ def hand_down(dims: Iterable[Dim]) -> None:
     for dim in sorted(seen.values(), key=lambda d: -d.size):
         for part in dim.parts:
             root = part.root
-            root.fixed |= dim.fixed
-            root.hazards |= dim.hazards
-            root.copy_hazards |= dim.copy_hazards
-            root.notes |= dim.notes
+            root.fixed = _joined(root.fixed, dim.fixed)
+            root.hazards = _joined(root.hazards, dim.hazards)
+            root.copy_hazards = _joined(root.copy_hazards, dim.copy_hazards)
+            root.notes = _joined(root.notes, dim.notes)
             root.interface |= dim.interface
             root.bilinear |= dim.bilinear
             root.label = root.label or dim.label

@@ -131,6 +131,7 @@ class Comparison:
         self._grown = grown
         self._trace = trace
         self._scaled: list[tuple[str, Value, Value]] = []
+        self._compared: set[tuple[int, int]] = set()  # arrays, by identity
         self.sizes: dict[str, str] = {}
         self.holds_on = False
         self.values: dict[str, None] = {}
@@ -159,21 +160,31 @@ class Comparison:
             return [step for step in steps if step.name not in _QUIET | {"transpose"}]
         contractions, found = contractions_of(steps), list[Step]()
         names: dict[int, str] = {}
-        for index, step in enumerate(steps):
-            for value in step.operands:
-                if id(value) not in names:
-                    shape = [size(dim) for dim in value.dims]
+        moved: dict[int, Value] = {}
+
+        def name_of(value: Value) -> str:
+            """Returns what an array is called: the step that makes it, or what it is."""
+            if id(value) not in names:
+                shape = [size(dim) for dim in value.dims]
+                if id(value) in moved:
+                    name = f"{name_of(moved[id(value)])} as {shape}"
+                else:
                     known = sorted(value.leaves) if value.origin == "parameter" else value.number
-                    names[id(value)] = f"{value.origin} {known} {shape}"
+                    name = f"{value.origin} {known} {shape}"
+                names[id(value)] = name
+            return names[id(value)]
+
+        for index, step in enumerate(steps):
             if step.name in _QUIET:
-                shape = [size(dim) for dim in step.results[0].dims]
-                names[id(step.results[0])] = f"{names[id(step.operands[0])]} as {shape}"
+                if step.results[0] is not step.operands[0]:  # which some rules hand on
+                    moved[id(step.results[0])] = step.operands[0]
                 continue
             if index in contractions:
                 if (contraction := contractions[index]) is None:
                     continue
-                step = contraction.step(step.results[0], names)
-            names |= {id(v): f"{len(found)}.{i}" for i, v in enumerate(step.results)}
+                step = contraction.step(step.results[0], name_of)
+            for place, value in enumerate(step.results):
+                names[id(value)] = f"{len(found)}.{place}"
             found.append(step)
         return found
 
@@ -240,7 +251,9 @@ class Comparison:
         # The size of an array of ones matters where their sum is used, and is compared there.
         is_compared = not _is_number(old) and not (self._is_loose and old.name == "dot_general")
         for a, b in zip(*values, strict=True) if is_compared else ():
-            self._compare_sizes(old, new, a, b)
+            if (id(a), id(b)) not in self._compared:
+                self._compared.add((id(a), id(b)))
+                self._compare_sizes(old, new, a, b)
         for what, a, b in self._parameters(old, new):
             if a != b:
                 if what == "operands":

@@ -234,7 +234,7 @@ def compare_programs(
         traced = larger.widths.network.traced
     else:
         try:
-            traced = Traced(_own_program(widths, sizes, target))
+            traced = Traced(_own_program(widths, sizes, target), notes_reads=False)
         except Exception as error:  # any function may raise that knows its sizes
             is_known = _checks_sizes(error) or target is not None or _says_sizes(widths, sizes)
             return Rejected(error, not is_known and _follows_shapes(widths))
@@ -259,15 +259,18 @@ def _own_program(widths: Widths, sizes: Mapping[str, int], target: PyTree = None
     """
     assert widths.network is not None
     apply, variables = widths.network.apply, widths.network.variables
-    inputs, resizing = _grown_inputs(widths, sizes), Resizing(widths.leaves, sizes)
+    inputs = _grown_inputs(widths, sizes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if target is None and says_numbers(variables):
+        if target is not None:
+            return Program(apply, target, inputs)
+        resizing = Resizing(widths.leaves, sizes)
+        if says_numbers(variables):
             try:
                 return Program(apply, resizing.resized(variables), inputs)
             except Exception:  # any function may raise that holds parts of the old modules
                 pass
-        return Program(apply, resizing.reshaped(variables) if target is None else target, inputs)
+        return Program(apply, resizing.reshaped(variables), inputs)
 
 
 def _follows_shapes(widths: Widths) -> bool:
@@ -275,7 +278,7 @@ def _follows_shapes(widths: Widths) -> bool:
     assert widths.network is not None
     sizes = {name: 2 * width.size for name, width in widths.items() if not width.fixed}
     try:
-        doubled = Traced(_own_program(widths, sizes)).trace
+        doubled = Traced(_own_program(widths, sizes), notes_reads=False).trace
     except Exception:  # any function may raise that knows its sizes
         return False
     found = Comparison(widths.network.traced.trace, doubled, _grown_sizes(widths, sizes))

@@ -1,7 +1,6 @@
 """Reading a program: its equations one by one, each by the rule of its primitive."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import jax
@@ -46,8 +45,8 @@ def run(trace: Trace, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Val
         if name in RULES and name not in _KEEP_SCALES:
             for value in operands:
                 trace.scaled(value)
-            results = [v if v.scale == 1 else replace(v, **_UNSCALED) for v in results]
-        if name in RULES and name not in _PROGRAMS:
+            results = [v if v.scale == 1 else v.but(**_UNSCALED) for v in results]
+        if trace.notes_reads and name in RULES and name not in _PROGRAMS:
             results = note(trace, eqn, operands, results)
         if rule is not _call:  # which records the equations of its program instead
             trace.record(eqn.primitive.name, operands, results, eqn.params)
@@ -69,15 +68,16 @@ def _constant(array: Any) -> Value:
         array = array.astype(np.result_type(array, float) if array.dtype.kind in "biuf" else float)
     known = Value(dims, "constant", rounding=_rounding(dtype))
     if array.size and not np.iscomplexobj(array):
-        low, high, first = array.min(), array.max(), array.flat[0]
-        bounds = (constant(float(low), float(high), bool(array.all())),)
-        known = replace(known, bounds=bounds)
+        low, high = float(array.min()), float(array.max())
+        known.bounds = (constant(low, high, bool(array.all())),)
         if low == high or np.isnan(array).all():
-            return replace(known, number=float(first))
+            known.number = float(array.flat[0])
+            return known
     for axis, dim in enumerate(dims):
         if dim.size > 1 and (array != np.take(array, [0], axis)).any():
             dim.endanger(f"a constant of shape {array.shape} inside the network varies along it")
-    return replace(known, table=array)
+    known.table = array
+    return known
 
 
 def _rounding(dtype: Any) -> float:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from dogwood_jax._bounds import (
     ANY_NUMBER,
     KEEP_ENTRIES,
+    NOTHING_KNOWN,
     PARTIAL,
     UNKNOWN,
     Bounds,
@@ -29,7 +30,7 @@ from dogwood_jax._bounds import (
     slopes,
 )
 from dogwood_jax._dims import Dim, atoms
-from dogwood_jax._values import FILLS, Read, Trace, Value
+from dogwood_jax._values import FILLS, Entry, Read, Trace, Value
 
 # The bounds of weights by how new entries are filled in, in the order of ``FILLS``.
 OF_WEIGHTS = (ANY_NUMBER, at(1.0), at(0.0))
@@ -75,17 +76,17 @@ def note(trace: Trace, eqn: Any, operands: Sequence[Value], results: list[Value]
     name, params = eqn.primitive.name, eqn.params
     if not operands or not results:
         return results
-    is_reached = any(any(value.reach) for value in operands)
+    reached = [value for value in operands if any(value.reach)]
     found = []
     for value, bounds in zip(results, _bounds(eqn, operands, results), strict=True):
         if value not in operands:
-            reach: tuple[int, ...] = ()
-            if is_reached:
-                moved = name in _MOVES
-                reach = value.reach if moved else _reach(name, params, operands, value)
-            value = replace(value, bounds=bounds, reach=reach)
-        found.append(_of_pieces(trace, value) if is_reached and name in _PIECES else value)
-    if is_reached:
+            value.bounds = bounds
+            if not reached:
+                value.reach = ()
+            elif name not in _MOVES:
+                value.reach = _reach(name, params, operands, reached, value)
+        found.append(_of_pieces(trace, value) if reached and name in _PIECES else value)
+    if reached:
         if name in PARTIAL:
             _note_poles(trace, eqn, operands)
         _note_linearity(trace, name, params, operands, found)
@@ -96,19 +97,25 @@ def note(trace: Trace, eqn: Any, operands: Sequence[Value], results: list[Value]
 
 
 def _reach(
-    name: str, params: Mapping[str, Any], operands: Sequence[Value], result: Value
+    name: str,
+    params: Mapping[str, Any],
+    operands: Sequence[Value],
+    reached: Sequence[Value],
+    result: Value,
 ) -> tuple[int, ...]:
     if name in ("dot_general", "conv_general_dilated"):
         found = [0] * result.ndim
         for axis, (value, own) in _sources(name, params, operands):
             found[axis] |= value.reach_along(own)
         return tuple(found)
-    return tuple(_reach_of_terms(operands, result, axis) for axis in range(result.ndim))
+    if len(reached) == 1 and reached[0].dims == result.dims:
+        return reached[0].reach
+    return tuple(_reach_of_terms(reached, result, axis) for axis in range(result.ndim))
 
 
-def _reach_of_terms(operands: Sequence[Value], result: Value, axis: int) -> int:
+def _reach_of_terms(terms: Sequence[Value], result: Value, axis: int) -> int:
     found = 0
-    for value in operands:
+    for value in terms:
         found |= _along(value, result, axis)
     return found
 
@@ -169,19 +176,20 @@ def _of_pieces(trace: Trace, value: Value) -> Value:
         return value
     reach = list(value.reach)
     for axis in range(value.ndim):
-        entries = value.entries(axis)
-        for bit, whole in trace.pieces_of(reach[axis]) if entries else ():
+        known: dict[tuple[int, int], list[Entry]] = {}
+        for entry in value.entries(axis):
+            known.setdefault((entry.leaf, entry.axis), []).append(entry)
+        for bit, whole in trace.pieces_of(reach[axis]) if known else ():
             pieces = [
-                entry
-                for entry in entries
-                if (entry.leaf, entry.axis) == (whole.leaf, whole.axis)
+                trace.bit(*whole[:2], entry.start, entry.stop)
+                for entry in known.get(whole[:2], ())
                 if whole.start <= entry.start and entry.stop <= whole.stop
             ]
             if pieces:
                 reach[axis] &= ~bit
-                for e in pieces:
-                    reach[axis] |= trace.bit(e.leaf, e.axis, e.start, e.stop)
-    return value if tuple(reach) == value.reach else replace(value, reach=tuple(reach))
+                for piece in pieces:
+                    reach[axis] |= piece
+    return value if tuple(reach) == value.reach else value.but(reach=tuple(reach))
 
 
 # Linear and other reads ---------------------------------------------------------------------------
@@ -264,15 +272,17 @@ def _note_poles(trace: Trace, eqn: Any, operands: Sequence[Value]) -> None:
             bounds = [replace(b, atoms=True) for b in bounds]
         return [domain is None or domain(b) for domain, b in zip(found, bounds, strict=False)]
 
-    by_fill = [finite(fill, with_slope=False) for fill in range(len(FILLS))]
-    is_sure = [finite(fill, with_slope=True) for fill in (_RANDOM, _ZEROS)]
+    # The bounds of data are the same for each fill.
+    fills = range(len(FILLS) if any(value.origin == "parameter" for value in operands) else 1)
+    by_fill = [finite(fill, with_slope=False) for fill in fills] * (len(FILLS) // len(fills))
+    sure = [finite(fill, with_slope=True) for fill in (_RANDOM, _ZEROS)[: len(fills)]]
     for place, value in enumerate(operands[: len(by_fill[0])]):
         is_data = value.origin != "parameter"
-        fills = frozenset(fill for fill, ok in zip(FILLS, by_fill, strict=True) if ok[place])
-        silent = is_sure[0][place] if is_data else is_sure[1][place]
+        kinds = frozenset(kind for kind, ok in zip(FILLS, by_fill, strict=True) if ok[place])
+        silent = sure[0 if is_data else 1][place]
         for dim, reach in zip(value.dims, value.reach, strict=False):
-            if reach and len(fills) < (1 if is_data else len(FILLS)):
-                trace.reads.append(Read("stray", dim, (reach,), name, fills))
+            if reach and len(kinds) < (1 if is_data else len(FILLS)):
+                trace.reads.append(Read("stray", dim, (reach,), name, kinds))
             if reach and not silent:
                 trace.reads.append(Read("pole", dim, (reach,), name))
 
@@ -283,19 +293,18 @@ def _bounds(
     name, params = eqn.primitive.name, eqn.params
     one_by_one = name in ("optimization_barrier", "psum", "psum_invariant", "pvary", "pcast")
     for place, result in enumerate(results):
+        own = operands[place : place + 1] if one_by_one else operands
         if result.number is not None:
             yield (at(result.number),)
-            continue
-        if name in KEEP_ENTRIES and result.origin == operands[0].origin:
+        elif name in KEEP_ENTRIES and result.origin == operands[0].origin:
             yield operands[0].bounds
-            continue
-        own = operands[place : place + 1] if one_by_one else operands
-        if len(results) > 1 and not one_by_one and name not in ("split", "unstack"):
-            yield (UNKNOWN,)
-            continue
-        fills = range(len(FILLS)) if result.origin == "parameter" else range(1)
-        found = (
-            bounds_of(name, params, own, [value.bounds_for(fill) for value in own])
-            for fill in fills
-        )
-        yield tuple(found)
+        elif len(results) > 1 and not one_by_one and name not in ("split", "unstack"):
+            yield NOTHING_KNOWN
+        elif result.origin == "parameter":
+            yield tuple(
+                bounds_of(name, params, own, [value.bounds_for(fill) for value in own])
+                for fill in range(len(FILLS))
+            )
+        else:
+            found = bounds_of(name, params, own, [value.bounds_for(_RANDOM) for value in own])
+            yield NOTHING_KNOWN if found is UNKNOWN else (found,)

@@ -169,15 +169,16 @@ class Roles:
 
     def _of_entry(self, entry: Entry) -> Mapping[Dim, frozenset[Spot]]:
         """Returns the spots of each part of an entry's dimension."""
-        if entry not in self._known:
+        known = self._known.get(entry)
+        if known is None:
             along = self.spots[entry.leaf, entry.axis]
             within = [s for s in along if entry.start <= s.start < entry.stop]
-            self._known[entry] = {
+            known = self._known[entry] = {
                 atom: frozenset(s for s in within if s.atom is atom)
                 or frozenset(s for s in along if s.atom is atom)
                 for atom in atoms(entry.dim)
             }
-        return self._known[entry]
+        return known
 
     def _of_entries(self, entries: Iterable[Entry]) -> frozenset[Spot]:
         return frozenset().union(*(s for e in entries for s in self._of_entry(e).values()))
@@ -192,16 +193,19 @@ class Roles:
     def _options(self, silencers: Silencers, atom: Dim) -> list[_Option]:
         return [o for s in silencers if (o := self._option(s, atom)) is not None]
 
-    def _options_of(self, demand: Demand, atom: Dim) -> list[_Option]:
-        """Returns the weights of which some must be silent; behind functions only if no others."""
+    def _options_of(self, demand: Demand, atom: Dim) -> tuple[list[_Option], bool]:
+        """Returns the weights of which some must be silent, and whether they are behind functions.
+
+        Weights behind functions are returned only if there are no others.
+        """
         options = self._options(of_weights(_all(demand)), atom)
-        if not options:
+        if is_behind := not options:
             # What silences both factors would never learn.
             sides = [self._options(silencers, atom) for silencers in demand.operands]
             options = [o for side in sides for o in side if sum(o in s for s in sides) == 1]
         if demand.only_readers:
             options = [option for option in options if not option & self._produced]
-        return options
+        return options, is_behind
 
     def _bit(self, spot: Spot) -> int:
         if spot not in self._bits:
@@ -225,14 +229,14 @@ class Roles:
         first: list[_Option] = []
         for demand in self._trace.demands:
             for atom in dict.fromkeys(atoms(demand.dim)):
-                options = self._options_of(demand, atom)
+                options, is_behind = self._options_of(demand, atom)
                 if not options:
                     atom.endanger(demand.hazard)
                     continue
                 # A function of zero weights may be infinite: others are zero if there are any.
                 pole = poles.get(atom, 0)
                 finite = [o for o in options if not any(self._bit(spot) & pole for spot in o)]
-                if not self._options(of_weights(_all(demand)), atom):
+                if is_behind:
                     atom.note(_BEHIND)
                 sums.append((atom, finite or options))
                 first.append(self._preferred(finite or options, demand))

@@ -82,7 +82,7 @@ def plain(value: Value) -> bool:
 
 
 def positions_used(value: Value) -> None:
-    for axis in value.positional:
+    for axis in value.positional if value.noise is None else ():
         value.dims[axis].endanger("a table of positions is computed along it")
 
 
@@ -92,8 +92,10 @@ def positions_cut(value: Value, axis: int, start: int) -> None:
 
 
 def noise_used(value: Value) -> None:
-    for dim in value.dims:
+    for axis, dim in enumerate(value.dims):
         if value.origin == "constant":
+            if axis not in value.positional:
+                continue  # A mask for each example is the same for all units.
             dim.endanger(
                 "random numbers are drawn along it with a key inside the network, and a new shape "
                 "draws others: trace the network in evaluation, or pass the key as an input"
@@ -107,8 +109,7 @@ def noise_used(value: Value) -> None:
 def pick(x: Value, axes: Sequence[int]) -> Value:
     """Returns a value with a selection of its axes, in a new order."""
     x = blend(x, [a for a in range(x.ndim) if a not in axes and x.dims[a].size > 1])
-    return replace(
-        x,
+    return x.but(
         dims=tuple(x.dims[a] for a in axes),
         silencers=tuple(x.silencers[a] for a in axes) if x.silencers else (),
         reach=tuple(x.reach[a] for a in axes) if x.reach else (),
@@ -131,8 +132,7 @@ def spread(x: Value, shape: Sequence[int], places: Sequence[int]) -> Value:
         silencers[place] = x.silencers_of(axis)
         reach[place] = x.reach_along(axis)
         place_of[axis] = int(place)
-    return replace(
-        x,
+    return x.but(
         dims=tuple(dims),
         silencers=tuple(silencers) if x.silencers else (),
         reach=tuple(reach) if x.reach else (),
@@ -174,7 +174,7 @@ def with_axis(x: Value, axis: int, dim: Dim, silencers: Silencers = ()) -> Value
     along = [*x.silencers]
     if along:
         along[axis] = silencers
-    return replace(x, dims=(*x.dims[:axis], dim, *x.dims[axis + 1 :]), silencers=tuple(along))
+    return x.but(dims=(*x.dims[:axis], dim, *x.dims[axis + 1 :]), silencers=tuple(along))
 
 
 def part_of(x: Value, axis: int, part: Dim, start: int) -> Value:
@@ -202,7 +202,7 @@ def part_of(x: Value, axis: int, part: Dim, start: int) -> Value:
     silencers = tuple(
         _each_entry(s, along if a == axis else across) for a, s in enumerate(x.silencers)
     )
-    return replace(with_axis(x, axis, part), silencers=silencers)
+    return with_axis(x, axis, part).but(silencers=silencers)
 
 
 def sliced(x: Value, axis: int, start: int, size: int) -> Value:
@@ -225,4 +225,4 @@ def blend(x: Value, axes: Iterable[int]) -> Value:
 
     if not outer:
         return x
-    return replace(x, silencers=tuple(_each_entry(s, inner) for s in x.silencers))
+    return x.but(silencers=tuple(_each_entry(s, inner) for s in x.silencers))

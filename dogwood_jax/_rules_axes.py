@@ -1,7 +1,6 @@
 """Rules for operations that move, cut and join axes."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from dogwood_jax import _dims
@@ -79,8 +78,7 @@ def _reshape(trace: Trace, eqn: Any, x: Value, *_: Value) -> list[Value]:
             if len(old) > 1 or not x.dims[old[0]].is_same(new):
                 positions_used(x)
     return [
-        replace(
-            x,
+        x.but(
             dims=dims,
             silencers=tuple(silencers) if x.silencers else (),
             positional=frozenset(positional),
@@ -93,7 +91,7 @@ def _reshape(trace: Trace, eqn: Any, x: Value, *_: Value) -> list[Value]:
 def _rev(trace: Trace, eqn: Any, x: Value) -> list[Value]:
     for axis in eqn.params["dimensions"]:
         x.dims[axis].fix("it is reversed, so appended units would come first")
-    return [replace(x)]  # which are other entries than those of x
+    return [x.but()]  # which are other entries than those of x
 
 
 @rule("concatenate")
@@ -198,9 +196,9 @@ def _pad(trace: Trace, eqn: Any, x: Value, filler: Value) -> list[Value]:
             along = Dim(shapes_out(eqn)[0][axis], "a pad with cropping or dilation made it")
         keep = x.silencers if silent else ()
         if x.origin == "constant":
-            x = replace(x, positional=x.positional | {axis})
-        x = replace(x, dims=(*x.dims[:axis], along, *x.dims[axis + 1 :]), silencers=keep)
-    return [replace(x, number=None, index=False)]
+            x = x.but(positional=x.positional | {axis})
+        x = x.but(dims=(*x.dims[:axis], along, *x.dims[axis + 1 :]), silencers=keep)
+    return [x.but(number=None, index=False)]
 
 
 @rule("tile")
@@ -210,4 +208,4 @@ def _tile(trace: Trace, eqn: Any, x: Value) -> list[Value]:
         if dim.size == 1 and reps > 1:
             dim.fix(REPEATED)
         dims.append(dim if reps == 1 else _dims.product((Dim(reps), dim)))
-    return [replace(x, dims=tuple(dims))]
+    return [x.but(dims=tuple(dims))]

@@ -3,7 +3,6 @@
 import functools
 import operator
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from typing import Any
 
 from dogwood_jax._bounds import union
@@ -79,12 +78,10 @@ def _also_reached_by(trace: Trace, old: Value, new: Value) -> Value:
     that copies could follow.
     """
     reach = tuple(old.reach_along(a) | new.reach_along(a) for a in range(old.ndim))
-    if reach == old.reach or not any(reach):
-        return old
     for axis, dim in enumerate(old.dims):
         if more := reach[axis] & ~old.reach_along(axis):
             trace.reads.append(Read("nonlinear", dim, (more,)))
-    known = replace(old, reach=reach)
+    known = old.but(reach=reach)
     trace.record("enter", (old,), (known,))
     return known
 
@@ -117,7 +114,7 @@ def _scan(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
         reach = (0, *value.reach) if value.reach else ()
         stack = _any_iteration(Value((length, *value.dims), reach=reach), operands)
         positional = stack.positional | {a + 1 for a in value.positional}
-        outputs.append(replace(stack, positional=positional, noise=value.noise))
+        outputs.append(stack.but(positional=positional, noise=value.noise))
         trace.record("collect", (value,), outputs[-1:])
     return [*state, *outputs]
 
@@ -170,7 +167,7 @@ def _chosen(trace: Trace, which: Value, cases: Sequence[Value]) -> Value:
     )
     if are_weights:
         fills = range(len(FILLS))
-        known = replace(known, bounds=tuple(union([c.bounds_for(f) for c in cases]) for f in fills))
+        known = known.but(bounds=tuple(union([c.bounds_for(f) for c in cases]) for f in fills))
     trace.record("enter", (first,), (known,))
     for case in cases[1:]:
         trace.record("close", (known, case), ())

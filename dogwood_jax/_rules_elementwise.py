@@ -2,7 +2,6 @@
 
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -53,7 +52,7 @@ def _linear(trace: Trace, eqn: Any, x: Value, *_: Value) -> list[Value]:
         is_same = not is_real
         if x.positional and is_real and x.number is None:
             positions_used(x)
-    return [replace(x, number=number, index=x.index and is_same, wrapped=x.wrapped and is_same)]
+    return [x.but(number=number, index=x.index and is_same, wrapped=x.wrapped and is_same)]
 
 
 @rule(*_ZERO_TO_ZERO.split())
@@ -63,13 +62,13 @@ def _zero_to_zero(trace: Trace, eqn: Any, x: Value) -> list[Value]:
     if not zero_stays:
         return [_reciprocal(trace, x)]
     silencers = x.silencers if x.origin == "parameter" else tuple(map(behind, x.silencers))
-    return [replace(x, silencers=silencers, number=_fold(name, x.number), index=False)]
+    return [x.but(silencers=silencers, number=_fold(name, x.number), index=False)]
 
 
 def _reciprocal(trace: Trace, x: Value, number: float | None = None) -> Value:
     """Something like 1 / x: not finite where x is zero."""
     trace.use(x, "positive")
-    return replace(x, silencers=(), number=number, index=False)
+    return x.but(silencers=(), number=number, index=False)
 
 
 @rule(*_OTHER_UNARY.split())
@@ -80,7 +79,7 @@ def _other_unary(trace: Trace, eqn: Any, x: Value) -> list[Value]:
         return unknown(trace, eqn, x)
     if name in ("rsqrt", "log", "log2"):
         return [_reciprocal(trace, x, _fold(name, x.number))]
-    return [replace(x, silencers=(), number=_fold(name, x.number), index=False)]
+    return [x.but(silencers=(), number=_fold(name, x.number), index=False)]
 
 
 _FOLDS: dict[str, Callable[..., Any]] = {
@@ -187,7 +186,7 @@ def _mul(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
     )
     number = _fold("mul", x.number, y.number)
     out = _scaled(trace, out, x, y)
-    return [replace(out, silencers=silencers, number=number, weighted=weighted)]
+    return [out.but(silencers=silencers, number=number, weighted=weighted)]
 
 
 @rule("div")
@@ -195,7 +194,7 @@ def _div(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
     out = _nary(trace, eqn, (x, _reciprocal(trace, y)), "multiply")
     silencers = _kept(x, out) if x.silencers else ()
     number = _fold("div", x.number, y.number)
-    return [replace(_scaled(trace, out, x, y, -1), silencers=silencers, number=number)]
+    return [_scaled(trace, out, x, y, -1).but(silencers=silencers, number=number)]
 
 
 def _scaled(trace: Trace, out: Value, x: Value, y: Value, power: int = 1) -> Value:
@@ -203,7 +202,7 @@ def _scaled(trace: Trace, out: Value, x: Value, y: Value, power: int = 1) -> Val
     for value, other, p in ((x, y, power), (y, x, 1)):
         if value.number is None and other.number:
             rounding = max(value.rounding, other.rounding)
-            return replace(out, scale=value.scale * abs(other.number) ** p, rounding=rounding)
+            return out.but(scale=value.scale * abs(other.number) ** p, rounding=rounding)
     trace.scaled(x)
     trace.scaled(y)
     return out
@@ -229,7 +228,7 @@ def _sum(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
     # jnp adds the length of an axis to negative indices: indices all the same.
     wrapped = indexed and name == "add"
     number = _fold(name, x.number, y.number)
-    return [replace(out, silencers=silencers, number=number, index=clipped, wrapped=wrapped)]
+    return [out.but(silencers=silencers, number=number, index=clipped, wrapped=wrapped)]
 
 
 def _terms(values: Sequence[Value], out: Value) -> tuple[Silencers, ...]:
@@ -260,14 +259,14 @@ def _compare(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
     noise = "mask" if x.noise or y.noise else None
     out = mixed((x, y), dims, positional=positional, noise=noise)
     number = _fold(eqn.primitive.name, x.number, y.number)
-    return [replace(out, silencers=silencers, number=number)]
+    return [out.but(silencers=silencers, number=number)]
 
 
 @rule(*_OTHER_NARY.split())
 def _other_nary(trace: Trace, eqn: Any, *values: Value) -> list[Value]:
     out = _nary(trace, eqn, values, "add")
     number = _fold(eqn.primitive.name, *(v.number for v in values))
-    return [replace(out, number=number)] * len(eqn.outvars)
+    return [out.but(number=number)] * len(eqn.outvars)
 
 
 @rule("select_n")
@@ -278,13 +277,13 @@ def _select_n(trace: Trace, eqn: Any, which: Value, *cases: Value) -> list[Value
     )
     silencers = _terms(cases, out)
     number = None if which.number is None else cases[int(which.number)].number
-    return [replace(out, silencers=silencers, index=index, number=number)]
+    return [out.but(silencers=silencers, index=index, number=number)]
 
 
 @rule("clamp")
 def _clamp(trace: Trace, eqn: Any, low: Value, x: Value, high: Value) -> list[Value]:
     out = _nary(trace, eqn, (low, x, high), "add")
-    return [replace(out, index=x.index)]
+    return [out.but(index=x.index)]
 
 
 @rule("stop_gradient", "optimization_barrier", "device_put", "sharding_constraint", "mesh_cast")

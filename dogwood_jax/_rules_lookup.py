@@ -1,7 +1,6 @@
 """Rules for looking up and for making values."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from dogwood_jax._dims import DROPPED, Dim, unify
@@ -88,7 +87,7 @@ def _gather(trace: Trace, eqn: Any, x: Value, indices: Value) -> list[Value]:
             use.count_fans(x, n.collapsed_slice_dims, window)
         trace.produce(x, window)
     out = mixed((x, indices), dims, silencers=tuple(silencers), noise=x.noise, index=x.index)
-    return [replace(out, leaves=x.leaves)]
+    return [out.but(leaves=x.leaves)]
 
 
 def _known_starts(
@@ -156,7 +155,7 @@ def _dynamic_slice(trace: Trace, eqn: Any, x: Value, *starts: Value) -> list[Val
     if (places := _in_range(x, sizes, starts)) is not None:
         for axis, (place, size) in enumerate(zip(places, sizes, strict=True)):
             x = sliced(x, axis, place, size)
-        return [replace(x, number=None)]
+        return [x.but(number=None)]
     out = blend(x, [a for a in range(x.ndim) if eqn.params["slice_sizes"][a] != x.dims[a].size])
     for axis, (size, start) in enumerate(zip(eqn.params["slice_sizes"], starts, strict=True)):
         if size == 1 != x.dims[axis].size:
@@ -169,7 +168,7 @@ def _dynamic_slice(trace: Trace, eqn: Any, x: Value, *starts: Value) -> list[Val
     if origin_of(starts) == "data":
         trace.join(x, "index")
     origin = origin_of((x, *starts))
-    return [replace(out, origin=origin, number=None)]  # type: ignore[arg-type]
+    return [out.but(origin=origin, number=None)]
 
 
 def _in_range(x: Value, sizes: Sequence[int], starts: Sequence[Value]) -> list[int] | None:
@@ -235,8 +234,7 @@ def _random_gamma(trace: Trace, eqn: Any, key: Value, shape: Value) -> list[Valu
 
 @rule("random_bits", "rng_uniform", "rng_bit_generator")
 def _random_bits(trace: Trace, eqn: Any, *values: Value) -> list[Value]:
-    values = tuple(_opaque(trace, eqn, *values))
-    return [replace(value, noise="noise", positional=frozenset()) for value in values]
+    return [value.but(noise="noise") for value in _opaque(trace, eqn, *values)]
 
 
 @rule("random_wrap", "random_unwrap", "random_split", "random_fold_in", "random_seed")

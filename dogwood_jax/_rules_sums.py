@@ -1,7 +1,6 @@
 """Rules for contractions and reductions."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -220,7 +219,7 @@ def _summed(trace: Trace, x: Value, axes: set[int]) -> Value:
     kept = pick(x, [a for a in range(x.ndim) if a not in axes])
     summed = tuple(x.dims[a] for a in sorted(axes))
     number = None if x.number is None else x.number * prod(d.size for d in summed)
-    return replace(kept, number=number, index=False, contracted=(), summed=summed)
+    return kept.but(number=number, index=False, contracted=(), summed=summed)
 
 
 _REDUCTIONS = {
@@ -246,7 +245,7 @@ def _reduce(trace: Trace, eqn: Any, x: Value, *_: Value) -> list[Value]:
     kept = pick(x, [a for a in range(x.ndim) if a not in axes])
     number = x.number if eqn.primitive.name in ("reduce_max", "reduce_min") else None
     silencers = kept.silencers if x.origin == "parameter" else ()
-    return [replace(kept, number=number, index=False, silencers=silencers)]
+    return [kept.but(number=number, index=False, silencers=silencers)]
 
 
 def _is_least_at_zero(name: str, x: Value) -> bool:
@@ -265,7 +264,7 @@ def _general_reduce(trace: Trace, eqn: Any, *values: Value) -> list[Value]:
         for axis in axes:
             x.dims[axis].endanger("a reduction runs over it")
         kept = pick(x, [a for a in range(x.ndim) if a not in axes])
-        out.append(replace(kept, number=None, index=False, silencers=()))
+        out.append(kept.but(number=None, index=False, silencers=()))
     return out
 
 
@@ -286,7 +285,7 @@ def _cumulative(trace: Trace, eqn: Any, x: Value) -> list[Value]:
     silencers = [] if eqn.primitive.name == "cumlogsumexp" else list(x.silencers)
     if silencers:
         silencers[axis] = ()
-    return [replace(x, silencers=tuple(silencers), number=None, index=False)]
+    return [x.but(silencers=tuple(silencers), number=None, index=False)]
 
 
 @rule("sort")
@@ -299,7 +298,13 @@ def _sort(trace: Trace, eqn: Any, *values: Value) -> list[Value]:
     first.dims[axis].endanger("it is sorted along")
     noise = noise_of(values)
     return [
-        replace(v, silencers=(), number=None, index=False, positional=frozenset(), noise=noise)
+        v.but(
+            silencers=(),
+            number=None,
+            index=False,
+            positional=v.positional if noise else frozenset(),
+            noise=noise,
+        )
         for v in values
     ]
 

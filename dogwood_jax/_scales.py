@@ -224,7 +224,10 @@ def _spelled(number: float) -> str:
 
 
 def _is_any(number: float, others: Iterable[float], rounding: float = SINGLE_PRECISION) -> bool:
-    return any(abs(number - other) <= rounding * other for other in others)
+    for other in others:  # not any(), whose generator takes longer than the comparisons
+        if abs(number - other) <= rounding * other:
+            return True
+    return False
 
 
 def _is_round(number: float) -> bool:

@@ -69,20 +69,20 @@ class _Program:
                 self._places.setdefault(name, {})[index] = place
         self._readers: dict[int, list[int]] = {}
         self._steps_of: dict[Dim, list[int]] = {}
-        known: dict[Dim, list[Dim]] = {}
+        known: dict[int, set[Dim]] = {}
         for index, step in enumerate(self._steps):
-            dims = [dim for v in (*step.operands, *step.results) for dim in v.dims]
-            if step.name in ("mul", "div"):  # perhaps by the size of what was summed over
-                dims += [d for v in step.operands for d in (*v.contracted, *v.summed)]
-            found: dict[Dim, None] = {}
-            for dim in dims:
-                if (root := dim.root) not in known:
-                    known[root] = [atom.root for atom in atoms(root)]
-                found.update(dict.fromkeys(known[root]))
+            found: set[Dim] = set()
+            for value in (*step.operands, *step.results):
+                if id(value) not in known:
+                    known[id(value)] = {atom for dim in value.dims for atom in atoms(dim)}
+                found |= known[id(value)]
+            for value in step.operands:
+                self._readers.setdefault(id(value), []).append(index)
+                if step.name in ("mul", "div"):  # perhaps by the size of what was summed over
+                    summed = (*value.contracted, *value.summed)
+                    found |= {atom for dim in summed for atom in atoms(dim)}
             for atom in found:
                 self._steps_of.setdefault(atom, []).append(index)
-            for operand in step.operands:
-                self._readers.setdefault(id(operand), []).append(index)
 
     def recipes(self, width: Dim, name: str) -> Iterator[Recipe]:
         """Yields a recipe for each way to fill in new units that is exact."""

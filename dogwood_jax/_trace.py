@@ -109,10 +109,15 @@ def _program(apply: Callable[..., Any], variables: PyTree, inputs: Sequence[Any]
 
 
 class Traced:
-    """A traced network: its leaves with symbolic dimensions, and what its equations say of them."""
+    """A traced network: its leaves with symbolic dimensions, and what its equations say of them.
 
-    def __init__(self, program: Program) -> None:
-        self.trace = Trace()
+    Args:
+        program: the network's program.
+        notes_reads: see ``Trace``.
+    """
+
+    def __init__(self, program: Program, *, notes_reads: bool = True) -> None:
+        self.trace = Trace(notes_reads=notes_reads)
         self.leaves: dict[str, Value] = {}
         values = []
         for path, struct in program.arguments:

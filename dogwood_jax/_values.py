@@ -9,14 +9,16 @@ add nothing, so one of the factors must be zero there; if some weights can see t
 
 import functools
 import itertools
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from math import isfinite
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from dogwood_jax._bounds import UNKNOWN, Bounds
+from dogwood_jax._bounds import NOTHING_KNOWN, Bounds
 from dogwood_jax._dims import Dim, SplitOff
 from dogwood_jax._widths import Kind
 
@@ -105,9 +107,12 @@ KIND_OF_USE: dict[str, Kind] = {
 }
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class Value:
     """An array of the program.
+
+    Thousands are made for a network, so a value is not frozen, because frozen ones are slow to
+    make. Rules leave values as they are; ``but`` makes others.
 
     Attributes:
         dims: its dimensions.
@@ -135,7 +140,7 @@ class Value:
     origin: Origin = "data"
     silencers: tuple[Silencers, ...] = ()
     reach: tuple[int, ...] = ()
-    bounds: tuple[Bounds, ...] = (UNKNOWN,)
+    bounds: tuple[Bounds, ...] = NOTHING_KNOWN
     number: float | None = None
     table: np.ndarray | None = None
     scale: float = 1.0
@@ -148,6 +153,13 @@ class Value:
     weighted: frozenset[int] = frozenset()
     contracted: tuple[Dim, ...] = ()
     summed: tuple[Dim, ...] = ()
+
+    def but(self, **changes: Any) -> "Value":
+        """Returns a value that differs in these attributes, as ``dataclasses.replace`` does."""
+        attributes = [*_attributes(self)]
+        for name, attribute in changes.items():
+            attributes[_PLACES[name]] = attribute
+        return Value(*attributes)
 
     @property
     def ndim(self) -> int:
@@ -167,6 +179,10 @@ class Value:
     def entries(self, axis: int) -> frozenset[Entry]:
         """The entries of leaves that lie along an axis, as far as they are known."""
         return frozenset().union(*(s.entries for s in self.silencers_of(axis)))
+
+
+_PLACES = {attribute.name: place for place, attribute in enumerate(fields(Value))}
+_attributes = operator.attrgetter(*_PLACES)
 
 
 def of_weights(silencers: Silencers) -> Silencers:
@@ -299,9 +315,15 @@ class Degree(NamedTuple):
 
 
 class Trace:
-    """What a program does with its parameters, collected while its equations are read."""
+    """What a program does with its parameters, collected while its equations are read.
 
-    def __init__(self) -> None:
+    Args:
+        notes_reads: whether it is noted how weights are read, which roles follow from. Programs
+            that are compared with another one need no roles.
+    """
+
+    def __init__(self, *, notes_reads: bool = True) -> None:
+        self.notes_reads = notes_reads
         self.dims: list[Dim] = []  # of every value, for what is known of wholes concerns parts
         self.inputs: list[Dim] = []  # of the network's inputs
         self.steps: list[Step] = []  # every equation, in the order of the program
@@ -414,5 +436,5 @@ class Trace:
 
     def scaled(self, value: Value) -> None:
         """Notes that constants have scaled a value, where it is used for something else."""
-        if np.isfinite(value.scale) and value.scale not in (0, 1):
+        if value.scale not in (0, 1) and isfinite(value.scale):
             self.scales.append(value)

@@ -16,10 +16,13 @@ pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 # Groups are silenced after the second layer, units within groups by it; gradients produce both.
 SILENCED_IN_TWO_PLACES = Spec(("grouped", "conv_concat"), ("cond",), False, None, False, True)
+# A mask that is drawn for each example is the same for all units.
+DRAWN_FOR_EACH_EXAMPLE = Spec((), ("weight_norm", "dropped_path"), False, None, False, False)
 
 
 @hypothesis.given(growths())
 @hypothesis.example((SILENCED_IN_TWO_PLACES, [2, 3, 2, 2, 2], [3, 3, 3, 2, 2], True))
+@hypothesis.example((DRAWN_FOR_EACH_EXAMPLE, [2, 2], [3, 2], False))
 @hypothesis.settings(max_examples=150)
 def test_random_networks_grow_exactly(case: tuple[Spec, list[int], list[int], bool]) -> None:
     spec, sizes, larger, from_key = case

@@ -46,7 +46,12 @@ def data(dtype=jnp.float64):
 def test_a_growth_that_preserves_passes_and_a_weight_that_is_wrong_does_not(dtype, strategy):
     params, wide, x = grown(dtype, strategy)
     found = dw.verify(mlp, params, mlp, wide, x)
-    assert found == dw.compare(mlp, params, mlp, wide, x)
+    # In other orders of summing, as verify's own precision may bring, the last bits differ.
+    rounding = 8 * float(jnp.finfo(dtype).eps)
+    assert found.absolute == pytest.approx(
+        dw.compare(mlp, params, mlp, wide, x).absolute, abs=rounding
+    )
+    assert found.absolute < rounding and found.nans == 0
     assert str(found).startswith("largest difference")
     wrong = wide | {"down": wide["down"].at[8, 1].add(1e-3 if dtype != "bfloat16" else 0.5)}
     if dtype != "float16":
