@@ -19,6 +19,7 @@ from dogwood_jax._dims import Dim, parts_of, pieces, spread_out
 from dogwood_jax._growth import Change
 from dogwood_jax._jaxpr import scan_counts
 from dogwood_jax._layout import units_of
+from dogwood_jax._positions import moved
 from dogwood_jax._roles import spots_along
 from dogwood_jax._scales import suspicion, to_blame
 from dogwood_jax._values import Degree, Step, Trace, Value
@@ -199,6 +200,14 @@ class Comparison:
         same = self.is_in_step and not (self.sizes or self.values or self.numbers)
         return same and all(_is_close(a.scale, b.scale) for _, a, b in self._scaled)
 
+    @cached_property
+    def kept_tables(self) -> frozenset[str]:
+        """Names of widths whose old units have the numbers that they had in every table."""
+        if not self.agrees:
+            return frozenset()
+        others = moved(self._trace.steps)
+        return frozenset(name for dim, name in self._grown.names.items() if dim not in others)
+
     def problems(self, changes: Mapping[str, Change], *, exactly: bool) -> Iterator[str]:
         """Yields what speaks against a growth.
 
@@ -329,7 +338,7 @@ class Comparison:
     def _is_same(self, step: Step, a: Value, b: Value) -> bool:
         """Whether constants are the same, sizes aside."""
         if a.number is None or b.number is None:
-            return a.number is b.number is None and _same_table(a.table, b.table)
+            return a.number is b.number is None and _same_table(a, b)
         if self._keeps_in_range(step, a, b) or self._wraps(step, a, b):
             return True
         return _is_close(a.number, b.number)
@@ -348,20 +357,23 @@ class Comparison:
             return False
         x, y = step.operands[-2:]
         index = y if step.name == "min" and a is x else x
-        lengths = (a.number + more, b.number + more)
-        return index.index and a is not index and lengths in self._grown.lengths
+        if not index.index or a is index:
+            return False
+        if index.origin == "constant" and max((d.size for d in index.dims), default=0) > a.number:
+            return False  # it counts beyond the length
+        return (a.number + more, b.number + more) in self._indexed.get(id(index), ())
 
     def _wraps(self, step: Step, length: Value, larger: Value) -> bool:
         """Whether the length of an axis is added to indices to be used where they are negative.
 
         NumPy's indices count from the end then. Those of an input are never negative.
         """
-        if (length.number, larger.number) not in self._grown.lengths:
-            return False
         others = [value for value in step.operands if value is not length]
         if step.name != "add" or len(others) != 1 or not others[0].index:
             return False
         (index,), (result,) = others, step.results
+        if (length.number, larger.number) not in self._indexed.get(id(index), ()):
+            return False
         return all(
             reader.name == "select_n"
             and any(case is index for case in reader.operands[1:])
@@ -369,6 +381,25 @@ class Comparison:
             for reader in self._trace.steps
             if any(value is result for value in reader.operands)
         )
+
+    @cached_property
+    def _indexed(self) -> dict[int, set[tuple[float, float]]]:
+        """By value, the lengths of the axes that it is used to index, before and after."""
+        found: dict[int, set[tuple[float, float]]] = {}
+        for step in self._trace.steps:
+            for indices, axes in _indices(step):
+                dims = [step.operands[0].dims[axis] for axis in axes]
+                lengths = {(dim.size, self._grown(dim)) for dim in dims}
+                seen, pending = set[int](), [indices]
+                while pending:
+                    value = pending.pop()
+                    if id(value) in seen or not value.index:
+                        continue
+                    seen.add(id(value))
+                    found.setdefault(id(value), set()).update(lengths)
+                    if id(value) in self._made:
+                        pending += self._made[id(value)][1].operands
+        return found
 
     def _is_negative(self, which: Value, index: Value) -> bool:
         """Whether a value says which indices are less than zero."""
@@ -414,6 +445,19 @@ def _used(steps: Sequence[Step]) -> list[Step]:
     return [step for step in steps if step in used]
 
 
+def _indices(step: Step) -> Iterator[tuple[Value, Sequence[int]]]:
+    """Yields what a step uses as indices of its first operand, and the axes that they index."""
+    numbers: Any = step.params.get("dimension_numbers")
+    if step.name == "gather":
+        yield step.operands[1], numbers.start_index_map
+    elif step.name.startswith("scatter"):
+        yield step.operands[1], numbers.scatter_dims_to_operand_dims
+    elif step.name in ("dynamic_slice", "dynamic_update_slice"):
+        starts = step.operands[1 if step.name == "dynamic_slice" else 2 :]
+        for axis, start in enumerate(starts[: step.operands[0].ndim]):
+            yield start, (axis,)
+
+
 def _moves(old: Step, new: Step, axis: int) -> bool:
     """Whether a slice of the old size is taken elsewhere, as the last units are."""
     starts = [step.params["start_indices"] for step in (old, new) if step.name == "slice"]
@@ -457,14 +501,18 @@ def _constants(old: Step, new: Step) -> Iterator[tuple[Value, Value]]:
             yield a, b
 
 
-def _same_table(a: np.ndarray | None, b: np.ndarray | None) -> bool:
-    """Whether arrays of constants are equal, but for axes along which they do not vary."""
+def _same_table(old: Value, new: Value) -> bool:
+    """Whether arrays of constants are equal, but for new units and where they do not vary."""
+    a, b = old.table, new.table
     if a is None or b is None:
         return a is b
     if a.ndim != b.ndim:
         return False
+    is_finite = bool(np.isfinite(b).all())
     for axis, (m, n) in enumerate(zip(a.shape, b.shape, strict=True)):
-        if m != n:
+        if m < n and is_finite and old.dims[axis].root.kind is None:  # its units are first
+            b = np.take(b, range(m), axis)
+        elif m != n:
             b_first, a = np.take(b, [0], axis), np.take(a, [0], axis)
             if (b_first != b).any():
                 return False

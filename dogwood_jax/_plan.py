@@ -23,6 +23,7 @@ from dogwood_jax._arguments import (
 from dogwood_jax._follow import Comparison, is_constant, is_scale
 from dogwood_jax._growth import Change, Growth
 from dogwood_jax._larger import Larger, Rejected, compare_programs, is_deeper, read_larger
+from dogwood_jax._positions import is_of_table
 from dogwood_jax._problems import listed
 from dogwood_jax._scales import MUST_STAY, SILENT, SUSPICION
 from dogwood_jax._target import sizes_of_target, splits
@@ -243,14 +244,25 @@ def _grows(width: Width) -> bool:
 
 
 def _cleared(width: Width, compared: Comparison) -> Width:
-    """Returns a width without hazards of numbers that turned out not to depend on its size."""
+    """Returns a width without hazards that turned out not to follow from its size.
+
+    Numbers did not change, and tables have the same numbers for old units, which their copies have
+    not.
+    """
+    tables = [h for h in width.hazards if is_of_table(h) and width.name in compared.kept_tables]
     hazards = tuple(
-        hazard
+        f"{hazard}, and not seen to stay in the larger model" if is_of_table(hazard) else hazard
         for hazard in width.hazards
         if not (hazard.endswith(SUSPICION) and compared.agrees)
         if (width.name, hazard) not in compared.refuted
+        if hazard not in tables
     )
-    return replace(width, hazards=hazards, recipes=width.recipes if hazards else ())
+    return replace(
+        width,
+        hazards=hazards,
+        copy_hazards=(*width.copy_hazards, *tables),
+        recipes=width.recipes if hazards else (),
+    )
 
 
 def _check(growth: Growth, compared: Comparison, target: PyTree, has_apply: bool) -> None:
@@ -454,6 +466,11 @@ def _ways_out(width: Width) -> str:
         + f" for multiples of {width.size}" * bool(recipe and recipe.multiple)
         for strategy, recipe in open_ways
     ]
+    if width.hazards and all(map(is_of_table, width.hazards)):
+        exact.append(
+            "if old units have the same numbers in a larger network, target= and target_apply= "
+            "show it"
+        )
     return " and ".join([*exact, "strategies.random() grows it all the same"])
 
 

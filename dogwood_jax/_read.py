@@ -11,6 +11,7 @@ import numpy as np
 from dogwood_jax._bounds import constant
 from dogwood_jax._dims import Dim
 from dogwood_jax._jaxpr import sub_programs
+from dogwood_jax._positions import CONSTANT
 from dogwood_jax._reads import note
 from dogwood_jax._rules import RULES, Rule, unknown
 from dogwood_jax._tree import concrete
@@ -75,7 +76,7 @@ def _constant(array: Any) -> Value:
             return known
     for axis, dim in enumerate(dims):
         if dim.size > 1 and (array != np.take(array, [0], axis)).any():
-            dim.endanger(f"a constant of shape {array.shape} inside the network varies along it")
+            dim.endanger(CONSTANT.format(array.shape))
     known.table = array
     return known
 

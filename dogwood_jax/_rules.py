@@ -13,6 +13,7 @@ from math import prod
 from typing import Any, Literal
 
 from dogwood_jax._dims import REPEATED, Dim, atoms, cut, factors, product
+from dogwood_jax._positions import POSITIONS
 from dogwood_jax._values import SINGLE_PRECISION, Entry, Silencer, Silencers, Trace, Value, every
 
 Rule = Callable[..., list[Value]]
@@ -83,7 +84,7 @@ def plain(value: Value) -> bool:
 
 def positions_used(value: Value) -> None:
     for axis in value.positional if value.noise is None else ():
-        value.dims[axis].endanger("a table of positions is computed along it")
+        value.dims[axis].endanger(POSITIONS)
 
 
 def positions_cut(value: Value, axis: int, start: int) -> None:

@@ -61,3 +61,53 @@ def test_scores_of_one_unit_may_be_scaled_by_its_size():
     assert "it does not show whether they are scaled" in str(dw.plan(widths, target=target).notes)
     with pytest.raises(ValueError, match="scaled by 0.5 instead of 1"):
         dw.plan(widths, target=target, target_apply=attend(4))
+
+
+TABLES_THAT_STAY = {
+    "slopes of ALiBi": lambda n: 2.0 ** -(jnp.arange(n) + 1.0),
+    "slopes made by NumPy": lambda n: jnp.asarray(2.0 ** -(np.arange(n) + 1.0)),
+}
+TABLES_THAT_CHANGE = {
+    "a share of all": lambda n: 2.0 ** (-8 * (jnp.arange(n) + 1.0) / n),
+    "made by NumPy": lambda n: jnp.asarray(2.0 ** (-np.arange(n) / n)),
+    "the last first": lambda n: jnp.asarray(np.arange(n)[::-1] + 1.0),
+    "not finite": lambda n: jnp.log(5.0 - jnp.arange(n)),
+    "NaN for new units": lambda n: (
+        jnp.asarray(np.sqrt(np.clip(5.0 - np.arange(n), -1, 9) + 0j).real)
+        + jnp.asarray([1.0] * min(n, 4) + [np.nan] * (n - 4))
+    ),
+    "a power of what may be negative": lambda n: (5.0 - jnp.arange(n)) ** 0.3,
+    "of part of the axis": lambda n: (jnp.arange(2 * n).reshape(2, n) + 1.0)[1],
+    "summed from behind": lambda n: jax.lax.cumsum(jnp.arange(n) + 1.0, reverse=True),
+}
+
+
+def with_table(table):
+    return lambda p, x: (jnp.tanh(x @ p["up"]) * table(p["up"].shape[1])[None]) @ p["down"]
+
+
+@pytest.mark.parametrize("name", TABLES_THAT_STAY)
+def test_a_table_that_stays_for_old_units_is_seen_in_the_larger_model(name):
+    apply = with_table(TABLES_THAT_STAY[name])
+    rng = np.random.default_rng(0)
+    old = {"up": rng.normal(size=(3, 4)), "down": rng.normal(size=(4, 2))}
+    widths, target = (
+        dw.trace(apply, old, x := rng.normal(size=(5, 3))),
+        shaped(up=(3, 7), down=(7, 2)),
+    )
+    with pytest.raises(
+        ValueError, match="if old units have the same numbers .* target_apply= show"
+    ):
+        dw.plan(widths, {"up": 7})
+    new = dw.grow(old, dw.plan(widths, target=target, target_apply=apply), key=jax.random.key(0))
+    np.testing.assert_allclose(apply(new, x), apply(old, x), rtol=1e-12)
+    with pytest.raises(ValueError, match="copying units would change outputs: a "):
+        dw.plan(widths, target=target, target_apply=apply, strategy=dw.strategies.replicate())
+
+
+@pytest.mark.parametrize("name", TABLES_THAT_CHANGE)
+def test_a_table_that_may_change_is_refused(name):
+    apply = with_table(TABLES_THAT_CHANGE[name])
+    widths = dw.trace(apply, shaped(up=(3, 4), down=(4, 2)), jnp.ones((5, 3)))
+    with pytest.raises(ValueError, match="not seen to stay in the larger model|cut"):
+        dw.plan(widths, target=shaped(up=(3, 7), down=(7, 2)), target_apply=apply)

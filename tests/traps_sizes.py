@@ -47,6 +47,17 @@ def capacity_of_experts(p: Any, x: Any) -> Any:
 
 
 @trap({"i[1]": OTHER}, **SMALL)
+def mask_of_as_many_rows(p: Any, x: Any) -> Any:
+    mask = (jnp.arange(4) < p["i"].shape[1]).astype(x.dtype)
+    return layer(p, x) @ p["o"] * mask[:, None]
+
+
+@trap({"i[1]": OTHER}, **SMALL)
+def rows_up_to_the_width(p: Any, x: Any) -> Any:
+    return (layer(p, x) @ p["o"])[jnp.minimum(jnp.arange(4), p["i"].shape[1] - 1)]
+
+
+@trap({"i[1]": OTHER}, **SMALL)
 def other_branch_for_wide_layers(p: Any, x: Any) -> Any:
     y = layer(p, x) @ p["o"]
     return jnp.tanh(y) if p["i"].shape[1] < 4 else jnp.sin(y)
