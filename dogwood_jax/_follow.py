@@ -9,21 +9,19 @@ or the larger network cuts and reshapes otherwise.
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from math import isclose, prod
+from math import isclose
 from typing import Any
 
 import numpy as np
 
 from dogwood_jax._contractions import contractions_of
-from dogwood_jax._dims import Dim, parts_of, pieces, spread_out
+from dogwood_jax._dims import Dim, parts_of, pieces
+from dogwood_jax._grown_sizes import GrownSizes
 from dogwood_jax._growth import Change
 from dogwood_jax._jaxpr import scan_counts
-from dogwood_jax._layout import units_of
 from dogwood_jax._positions import moved
-from dogwood_jax._roles import spots_along
 from dogwood_jax._scales import suspicion, to_blame
 from dogwood_jax._values import Degree, Step, Trace, Value
-from dogwood_jax._widths import Widths
 
 # Operations that compute nothing. What they are depends on which sizes are 1.
 _QUIET = frozenset(
@@ -38,42 +36,6 @@ _SIZES = frozenset(
 )
 # Operations behind which it is still known what a value was multiplied by.
 _SCALED = _QUIET | {"mul", "div", "neg", "transpose"}
-
-
-class GrownSizes:
-    """The size that each dimension of a network has once some widths have grown.
-
-    Args:
-        widths: the network's widths.
-        dims: the dimensions of its arrays, by path.
-        sizes: new sizes by name of the width.
-
-    Attributes:
-        names: name of each width by dimension.
-        lengths: the sizes of all axes of arrays, and of what these are made of, before and after.
-    """
-
-    def __init__(
-        self, widths: Widths, dims: Mapping[str, Sequence[Dim]], sizes: Mapping[str, int]
-    ) -> None:
-        self.names: dict[Dim, str] = {}
-        self._sizes: dict[Dim, int] = {}
-        for leaf in widths.leaves:
-            for axis, (layout, dim) in enumerate(zip(leaf.axes, dims[leaf.path], strict=True)):
-                spots = spots_along(0, axis, spread_out(dim))
-                for spot, units in zip(spots, units_of(layout), strict=True):
-                    self.names[spot.atom] = units.width
-                    self._sizes[spot.atom] = sizes.get(units.width, units.size)
-        every = (d for along in dims.values() for dim in along for d in parts_of(dim))
-        self.lengths = {(d.size, self(d)) for d in every}
-
-    def __call__(self, dim: Dim) -> int:
-        dim = dim.root
-        if dim not in self._sizes:
-            parts = list(map(self, dim.parts))
-            size = prod(parts) if dim.kind == "product" else sum(parts)
-            self._sizes[dim] = size if dim.kind else dim.size
-        return self._sizes[dim]
 
 
 def is_constant(number: float, larger: float, rounding: float, changes: Iterable[Change]) -> bool:

@@ -5,9 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 
 from dogwood_jax._compare import wide_dtype
+from dogwood_jax._grown_sizes import GrownSizes
 from dogwood_jax._growth import Growth
 from dogwood_jax._random import random_keys
 from dogwood_jax._tree import is_array, struct
@@ -27,7 +28,7 @@ def with_values(inputs: Inputs, key: Array) -> Inputs:
 
 
 def grown_inputs(inputs: Inputs, growth: Growth, key: Array) -> Inputs:
-    """Returns a larger network's inputs: the old ones, and random entries behind them.
+    """Returns a larger network's inputs: the old ones, and random entries for new units.
 
     Args:
         inputs: arrays for the network, of any batch size.
@@ -37,25 +38,25 @@ def grown_inputs(inputs: Inputs, growth: Growth, key: Array) -> Inputs:
     Raises:
         ValueError: if the network takes other inputs.
     """
-    from dogwood_jax._larger import _grown_inputs  # imports deepen, which verifies what it returns
-
     network = growth.widths.network
     if network is None:
         return inputs
     if jax.tree.map(np.ndim, inputs) != jax.tree.map(np.ndim, network.inputs):
         given, known = (jax.tree.map(np.shape, tree) for tree in (inputs, network.inputs))
         raise ValueError(f"growth: its network has inputs of shapes {known}, got {given}")
-    larger = _grown_inputs(growth.widths, growth.sizes)
+    grown = GrownSizes(growth.widths, growth.sizes)
+    dims = iter(network.traced.trace.inputs)
     leaves, structure = jax.tree.flatten(inputs)
-    pairs = zip(jax.tree.leaves(network.inputs), jax.tree.leaves(larger), strict=True)
-    for i, (before, after) in enumerate(pairs):
-        sizes = [*zip(np.shape(leaves[i]), np.shape(before), np.shape(after), strict=True)]
-        if any(a < b for _, a, b in sizes):
+    for i, known in enumerate(jax.tree.leaves(network.inputs)):
+        along = [next(dims) for _ in known.shape] if is_array(known) else []
+        if any(grown(dim) > dim.size for dim in along):
+            array = jnp.asarray(leaves[i], known.dtype)
             # Other axes may have another size than when the network was traced, as a batch does.
-            whole = struct([max(n, b) if a < b else n for n, a, b in sizes], before.dtype)
-            array = jnp.asarray(leaves[i], before.dtype)
-            behind = _drawn(whole, [array], jax.random.fold_in(key, i))
-            leaves[i] = lax.dynamic_update_slice(behind, array, [0] * array.ndim)
+            axes = [*zip(array.shape, along, strict=True)]
+            sizes = [n if grown(dim) == dim.size else grown(dim) for n, dim in axes]
+            places = [np.arange(n) if n != dim.size else grown.old_places(dim) for n, dim in axes]
+            behind = _drawn(struct(sizes, known.dtype), [array], jax.random.fold_in(key, i))
+            leaves[i] = behind.at[np.ix_(*places)].set(array)
     return tuple(jax.tree.unflatten(structure, leaves))
 
 

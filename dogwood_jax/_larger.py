@@ -14,7 +14,8 @@ import jax
 
 from dogwood_jax._deepen import Pairs, wider_insertions
 from dogwood_jax._dims import LAYERS
-from dogwood_jax._follow import Comparison, GrownSizes
+from dogwood_jax._follow import Comparison
+from dogwood_jax._grown_sizes import GrownSizes
 from dogwood_jax._growth import Change
 from dogwood_jax._insert import Insertion
 from dogwood_jax._jaxpr import Program
@@ -23,7 +24,7 @@ from dogwood_jax._modules import Resizing, says_numbers
 from dogwood_jax._scaling_states import LARGEST_EPSILON
 from dogwood_jax._target import sizes_of_target
 from dogwood_jax._trace import Traced, trace
-from dogwood_jax._tree import PyTree, arrays_of, is_array, leaves_by_path, struct
+from dogwood_jax._tree import PyTree, arrays_of, leaves_by_path, struct
 from dogwood_jax._widths import Widths
 
 
@@ -157,7 +158,7 @@ def read_larger(widths: Widths, target: PyTree, target_apply: Callable[..., Any]
             kept[leaf.path] = struct((*layers, *array.shape[1:]), array.dtype)
     explained = {*paired.values(), *(i.path for i in found)}
     kept |= {path: array for path, array in shapes.items() if path not in explained}
-    inputs = _grown_inputs(widths, sizes_of_target(widths, kept, {}, []))
+    inputs = GrownSizes(widths, sizes_of_target(widths, kept, {}, [])).inputs()
     try:
         larger = trace(target_apply, target, *inputs)
     except Exception as error:
@@ -238,8 +239,7 @@ def compare_programs(
         except Exception as error:  # any function may raise that knows its sizes
             is_known = _checks_sizes(error) or target is not None or _says_sizes(widths, sizes)
             return Rejected(error, not is_known and _follows_shapes(widths))
-    grown = _grown_sizes(widths, sizes)
-    return Comparison(network.traced.trace, traced.trace, grown)
+    return Comparison(network.traced.trace, traced.trace, GrownSizes(widths, sizes))
 
 
 def _says_sizes(widths: Widths, sizes: Mapping[str, int]) -> bool:
@@ -259,7 +259,7 @@ def _own_program(widths: Widths, sizes: Mapping[str, int], target: PyTree = None
     """
     assert widths.network is not None
     apply, variables = widths.network.apply, widths.network.variables
-    inputs = _grown_inputs(widths, sizes)
+    inputs = GrownSizes(widths, sizes).inputs()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if target is not None:
@@ -281,28 +281,8 @@ def _follows_shapes(widths: Widths) -> bool:
         doubled = Traced(_own_program(widths, sizes), notes_reads=False).trace
     except Exception:  # any function may raise that knows its sizes
         return False
-    found = Comparison(widths.network.traced.trace, doubled, _grown_sizes(widths, sizes))
+    found = Comparison(widths.network.traced.trace, doubled, GrownSizes(widths, sizes))
     return found.is_in_step and not found.sizes
-
-
-def _grown_sizes(widths: Widths, sizes: Mapping[str, int]) -> GrownSizes:
-    assert widths.network is not None
-    dims = {path: value.dims for path, value in widths.network.traced.leaves.items()}
-    return GrownSizes(widths, dims, sizes)
-
-
-def _grown_inputs(widths: Widths, sizes: Mapping[str, int]) -> tuple[Any, ...]:
-    """Returns the network's inputs as they are when its widths have these sizes."""
-    network = widths.network
-    assert network is not None
-    grown = _grown_sizes(widths, sizes)
-    dims = iter(network.traced.trace.inputs)
-    leaves, structure = jax.tree.flatten(network.inputs)
-    inputs = [
-        struct([grown(next(dims)) for _ in leaf.shape], leaf.dtype) if is_array(leaf) else leaf
-        for leaf in leaves
-    ]
-    return tuple(jax.tree.unflatten(structure, inputs))
 
 
 def is_deeper(widths: Widths, shapes: Mapping[str, Any]) -> bool:

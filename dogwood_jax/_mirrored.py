@@ -11,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from dogwood_jax._grown_sizes import GrownSizes
 from dogwood_jax._growth import Growth
 from dogwood_jax._layout import Concat, Layout, Units, units_of
 from dogwood_jax._tree import mirrors
@@ -38,6 +39,8 @@ def outputs_to_compare(
     before = {path: value for path, value in old.items() if path not in ours}
     aside = {*its, *places.values()} - before.keys()
     after = {path: value for path, value in new.items() if path not in aside}
+    if growth is not None and growth.widths.network is not None:
+        after |= _old_entries(before, after, growth)
     for path, leaf in ours.items():
         value = new.get(places[path])
         if value is not None and growth is not None:
@@ -45,6 +48,20 @@ def outputs_to_compare(
         if value is not None:
             before[path], after[path] = old[path], value
     return before, after
+
+
+def _old_entries(before: Arrays, after: Arrays, growth: Growth) -> dict[str, Any]:
+    """Returns the entries of outputs that are not those of new units, where there are any."""
+    found = {}
+    network, grown = growth.widths.network, GrownSizes(growth.widths, growth.sizes)
+    for path, output in network.traced.outputs.items() if network is not None else ():
+        if path in before and path in after:
+            value, old = after[path], np.shape(before[path])
+            for axis, dim in enumerate(output.dims):
+                if np.shape(value)[axis] == grown(dim) > old[axis] == dim.size:
+                    value = jnp.take(value, grown.old_places(dim), axis)
+            found[path] = value
+    return found
 
 
 def _shapes(arrays: Arrays) -> dict[str, tuple[int, ...]]:

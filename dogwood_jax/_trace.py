@@ -114,11 +114,17 @@ class Traced:
     Args:
         program: the network's program.
         notes_reads: see ``Trace``.
+
+    Attributes:
+        trace: what its equations say.
+        leaves: the arrays among its variables, by path.
+        outputs: its outputs, by path, without those that mirror variables.
     """
 
     def __init__(self, program: Program, *, notes_reads: bool = True) -> None:
         self.trace = Trace(notes_reads=notes_reads)
         self.leaves: dict[str, Value] = {}
+        self.outputs: dict[str, Value] = {}
         values = []
         for path, struct in program.arguments:
             if path is not None:
@@ -141,6 +147,7 @@ class Traced:
                 continue  # an array that is returned as it is, as all those of NNX modules are
             self.trace.record("variable" if path in mirrored else "output", (output,), ())
             if path not in mirrored:
+                self.outputs[path] = output
                 for dim in output.dims:
                     dim.root.interface = True
             self.trace.use(output, "add")

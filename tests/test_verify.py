@@ -541,3 +541,39 @@ def test_a_deeper_network_that_computes_something_else_is_not_returned(monkeypat
         jax.jit(lambda params: dw.deepen(params, target, **options))(params),
     ):
         assert (deeper["b"]["down"] == target["b"]["down"]).all()
+
+
+# Inputs and outputs whose axes are made of several widths -----------------------------------------
+
+
+def two_heads(params, x):
+    """Mixes the entries of each head; inputs and outputs are ``heads * entries``."""
+    parted = x.reshape(len(x), -1, params["mix"].shape[0])
+    return jnp.einsum("bhd,de,hg->bge", parted, params["mix"], params["over"]).reshape(len(x), -1)
+
+
+def pieces_side_by_side(params, x):
+    """Reads one piece of its input by each kernel, and returns both results side by side."""
+    a, b = jnp.split(x, [params["a"].shape[0]], axis=1)
+    return jnp.concatenate([a @ params["a"], jnp.tanh(b @ params["b"])], axis=1)
+
+
+@pytest.mark.parametrize(
+    ("apply", "shapes", "larger"),
+    [
+        (two_heads, {"mix": (3, 4), "over": (2, 5)}, {"mix": (5, 7), "over": (3, 6)}),
+        (pieces_side_by_side, {"a": (3, 2), "b": (4, 5)}, {"a": (6, 3), "b": (5, 7)}),
+    ],
+)
+def test_old_entries_are_found_within_axes_of_several_widths(apply, shapes, larger):
+    params = arrays(jnp.float64, **shapes)
+    n = 6 if apply is two_heads else 7
+    x = arrays(jnp.float64, seed=3, x=(5, n))["x"]
+    target = {name: jax.ShapeDtypeStruct(shape, jnp.float64) for name, shape in larger.items()}
+    growth = dw.plan(dw.trace(apply, params, x), target=target, interface=True)
+    wide = dw.grow(params, growth, key=KEY)
+    found = dw.verify(apply, params, apply, wide, x, growth=growth)
+    assert found.absolute < 1e-12
+    wrong = jax.tree.map(lambda array: array.at[0, 0].add(1e-3), wide)
+    with pytest.raises(ValueError, match="moved by"):
+        dw.verify(apply, params, apply, wrong, x, growth=growth)
