@@ -144,9 +144,18 @@ def read_larger(widths: Widths, target: PyTree, target_apply: Callable[..., Any]
     found: tuple[Insertion, ...] = ()
     numbers: tuple[Pairs, ...] = ()
     if is_deeper(widths, shapes):
-        found, numbers = wider_insertions(
-            network.apply, network.variables, target_apply, target, *network.inputs
-        )
+        try:
+            found, numbers = wider_insertions(
+                network.apply, network.variables, target_apply, target, *network.inputs
+            )
+        except ValueError:
+            raise
+        except Exception as error:  # a function may raise anything if it is given other inputs
+            raise ValueError(
+                "target_apply= cannot be traced with the target's arrays and the network's inputs, "
+                "as it is to find where layers are inserted; if the larger model's inputs are "
+                f"larger, too, grow these first, in a growth of its own: {error}"
+            ) from error
     places = {i.old: i.path for i in found if i.old is not None}
     stacked = {i.path for i in found if i.layers}
     paired = {leaf.path: places.get(leaf.path, leaf.path) for leaf in widths.leaves}

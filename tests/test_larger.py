@@ -409,3 +409,26 @@ def test_a_factor_of_a_product_must_stay_as_alpha_over_rank_does_not():
     assert dw.plan(widths, target=network(4), target_apply=apply(2)).notes == ()
     with pytest.raises(ValueError, match="scaled by 1 instead of 2"):
         dw.plan(widths, target=network(4), target_apply=apply(4))
+
+
+def test_layers_are_not_inserted_while_inputs_grow():
+    class Net(nn.Module):
+        units: int
+        layers: int
+
+        @nn.compact
+        def __call__(self, x):
+            assert x.shape[-1] == self.units, "other inputs"
+            for i in range(self.layers):
+                x = x + nn.Dense(self.units, name=f"layer_{i}")(x)
+            return x
+
+    def shapes(net):
+        x = jax.ShapeDtypeStruct((2, net.units), jnp.float32)
+        return x, jax.eval_shape(net.init, jax.random.key(0), x)
+
+    small, large = Net(3, 1), Net(4, 2)
+    x, variables = shapes(small)
+    widths = dw.trace(small.apply, variables, x)
+    with pytest.raises(ValueError, match="grow these first, in a growth of its own: other inputs"):
+        dw.plan(widths, target=shapes(large)[1], target_apply=large.apply, interface=True)
