@@ -21,7 +21,7 @@ what it computes, and its *outgoing* weights, which decide what it changes.
 
 import math
 import operator
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -34,15 +34,19 @@ from dogwood_jax._arguments import INTEGER, KEY, NUMBER, Kind, expect, is_intege
 Initializer = Callable[..., jax.Array]  # (key, shape, dtype) -> array, as in jax.nn.initializers
 
 
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sized) and isinstance(value, Iterable)  # as arrays of any version are
+
+
 def _is_mask(value: Any) -> bool:
-    return isinstance(value, Collection) and all(isinstance(one, bool | np.bool_) for one in value)
+    return _is_list(value) and all(isinstance(one, bool | np.bool_) for one in value)
 
 
 _INIT = Kind("an initializer, such as jax.nn.initializers.he_normal()", callable)
 _LOSS = Kind("a function, loss(variables, *batch)", callable)
 _UNITS = Kind(
     "a list of units, integers",
-    lambda value: isinstance(value, Collection) and all(map(is_integer, value)),
+    lambda value: _is_list(value) and all(map(is_integer, value)),
     lambda value: "np.flatnonzero(mask) are the units of a mask" if _is_mask(value) else "",
 )
 
