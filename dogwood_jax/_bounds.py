@@ -26,6 +26,9 @@ class Bounds:
         atoms: whether random weights may make a single value, such as the zeros of a relu, with a
             probability. If not, an entry at the very edge of a domain does not happen.
         nonzero: whether no entry is zero.
+        above: whether every entry is more than ``low``, as those of ``exp(x)`` are more than 0.
+        below: whether every entry is less than ``high``.
+        compared: of booleans, which array they compare with a number.
         moment: the array whose sum, or sum of squares, it is a multiple of; see ``Moment``.
     """
 
@@ -34,10 +37,19 @@ class Bounds:
     atoms: bool = True
     nonzero: bool = False
     moment: "Moment | None" = None
+    above: bool = False
+    below: bool = False
+    compared: "Compared | None" = None
 
     @property
     def excludes_zero(self) -> bool:
-        return self.nonzero or self.low > 0 or self.high < 0
+        ends = self.low > 0 or self.high < 0
+        return (
+            self.nonzero
+            or ends
+            or (self.low == 0 and self.above)
+            or (self.high == 0 and self.below)
+        )
 
     @property
     def number(self) -> float | None:
@@ -65,6 +77,31 @@ class Moment:
     factor: float = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A comparison of an array with a number.
+
+    Attributes:
+        how: ``"lt"``, ``"le"``, ``"gt"`` or ``"ge"``.
+        of: the array.
+        number: the number.
+    """
+
+    how: str
+    of: object
+    number: float
+
+    def within(self, value: object, bounds: Bounds, holds: bool) -> Bounds:
+        """Returns the bounds of a value where the comparison holds, or where it does not."""
+        if value is not self.of:
+            return bounds
+        if (self.how in ("gt", "ge")) == holds:
+            above = self.how == ("gt" if holds else "le")
+            return replace(bounds, low=max(bounds.low, self.number), above=above)
+        below = self.how == ("lt" if holds else "ge")
+        return replace(bounds, high=min(bounds.high, self.number), below=below)
+
+
 UNKNOWN = Bounds()
 ANY_NUMBER = Bounds(atoms=False)  # such as a random weight
 NOTHING_KNOWN = (UNKNOWN,)
@@ -82,11 +119,14 @@ def at(number: float) -> Bounds:
 
 def union(bounds: Sequence[Bounds]) -> Bounds:
     """Returns bounds of entries that may be any of several."""
+    low, high = min(b.low for b in bounds), max(b.high for b in bounds)
     return Bounds(
-        min(b.low for b in bounds),
-        max(b.high for b in bounds),
+        low,
+        high,
         any(b.atoms for b in bounds),
         all(b.excludes_zero for b in bounds),
+        above=all(b.above for b in bounds if b.low == low),
+        below=all(b.below for b in bounds if b.high == high),
     )
 
 
@@ -99,7 +139,7 @@ def _above(edge: float, *, open: bool = False) -> Domain:
     """All numbers from an edge on, or beyond it."""
 
     def holds(b: Bounds) -> bool:
-        is_off = not open or not b.atoms or (edge == 0 and b.nonzero)
+        is_off = not open or not b.atoms or b.above or (edge == 0 and b.nonzero)
         return b.low > edge or (b.low == edge and is_off)
 
     return holds
@@ -109,7 +149,9 @@ def _within(*, open: bool = False) -> Domain:
     """All numbers from -1 to 1, or between them."""
 
     def holds(b: Bounds) -> bool:
-        inside = -1 < b.low and b.high < 1
+        inside = (-1 < b.low or (b.low == -1 and b.above)) and (
+            b.high < 1 or (b.high == 1 and b.below)
+        )
         return inside or (-1 <= b.low and b.high <= 1 and not (open and b.atoms))
 
     return holds
@@ -214,8 +256,16 @@ def slopes(name: str, params: Mapping[str, Any], bounds: Sequence[Bounds]) -> li
 
 
 def _monotone(
-    function: Callable[[float], float], nonzero: bool = False
+    function: Callable[[float], float], *, above: bool = False
 ) -> Callable[[Bounds], Bounds]:
+    """Returns the bounds of what an increasing function makes.
+
+    Args:
+        function: the function.
+        above: whether it stays above its limit at minus infinity. That tanh does so helps nobody,
+            because in single precision it is 1 from 9 on.
+    """
+
     @functools.cache
     def end(edge: float) -> float:
         with np.errstate(all="ignore"):
@@ -224,8 +274,8 @@ def _monotone(
     def bounds(b: Bounds) -> Bounds:
         low, high = end(b.low), end(b.high)
         if isnan(low) or isnan(high):
-            return Bounds(atoms=b.atoms, nonzero=nonzero)
-        return Bounds(low, high, b.atoms, nonzero)
+            return Bounds(atoms=b.atoms)
+        return Bounds(low, high, b.atoms, above=above and (b.above or b.low == -inf))
 
     return bounds
 
@@ -237,7 +287,7 @@ def _constantly(low: float, high: float, nonzero: bool = False) -> Callable[[Bou
 def _negative(b: Bounds) -> Bounds:
     if b is UNKNOWN or b is ANY_NUMBER:
         return b
-    return Bounds(-b.high, -b.low, b.atoms, b.nonzero)
+    return Bounds(-b.high, -b.low, b.atoms, b.nonzero, above=b.below, below=b.above)
 
 
 def _absolute(b: Bounds) -> Bounds:
@@ -287,9 +337,9 @@ _UNARY: dict[str, Callable[[Bounds], Bounds]] = {
     "square": lambda b: _powered(b, 2),
     "sqrt": lambda b: _powered(b, 0.5),
     "rsqrt": lambda b: _powered(b, -0.5),
-    "exp": _monotone(np.exp, nonzero=True),
-    "exp2": _monotone(np.exp2, nonzero=True),
-    "expm1": _monotone(np.expm1),
+    "exp": _monotone(np.exp, above=True),
+    "exp2": _monotone(np.exp2, above=True),
+    "expm1": _monotone(np.expm1, above=True),
     "log": _monotone(np.log),
     "log2": _monotone(np.log2),
     "log1p": _monotone(np.log1p),
@@ -337,7 +387,8 @@ def _sum(a: Bounds, b: Bounds) -> Bounds:
     low, high = a.low + b.low, a.high + b.high
     nonzero = (a.nonzero or b.nonzero) and (min(a.low, b.low) >= 0 or max(a.high, b.high) <= 0)
     low, high = -inf if isnan(low) else low, inf if isnan(high) else high
-    return Bounds(low, high, a.atoms or b.atoms, nonzero)
+    above, below = a.above or b.above, a.below or b.below
+    return Bounds(low, high, a.atoms or b.atoms, nonzero, above=above, below=below)
 
 
 def _difference(a: Bounds, b: Bounds) -> Bounds:
@@ -363,6 +414,10 @@ def _product(a: Bounds, b: Bounds) -> Bounds:
     low, high = min(ends), max(ends)
     if low == -inf and high == inf and not nonzero:
         return UNKNOWN if atoms else ANY_NUMBER
+    for one, other in ((a, b), (b, a)):
+        if one.number:  # then open ends stay open
+            above, below = (other.above, other.below)[:: 1 if one.number > 0 else -1]
+            return Bounds(low, high, atoms, nonzero, above=above, below=below)
     return Bounds(low, high, atoms, nonzero)
 
 
@@ -397,6 +452,8 @@ def bounds_of(
         return Bounds(atoms=first.atoms) if exponent is None else _powered(first, exponent)
     if name == "ne" and operands[0] is operands[1]:
         return at(0.0)  # no number differs from itself, but NaN, which nothing makes here
+    if name in ("lt", "le", "gt", "ge") and bounds[1].number is not None:
+        return Bounds(0, 1, compared=Compared(name, operands[0], bounds[1].number))
     if name in _COMPARISONS:
         return Bounds(0, 1)
     if name in ("add", "add_any"):
@@ -420,9 +477,13 @@ def bounds_of(
     if name == "select_n":
         if (which := first.number) is not None:
             return bounds[1 + int(which)]
-        if UNKNOWN in bounds[1:]:
+        cases = bounds[1:]
+        if first.compared and len(cases) == 2:
+            within = first.compared.within
+            cases = [within(operands[1 + i], case, i == 1) for i, case in enumerate(cases)]
+        if UNKNOWN in cases:
             return UNKNOWN
-        return replace(union(bounds[1:]), atoms=True)
+        return replace(union(cases), atoms=True)
     if name == "clamp":
         low, x, high = bounds
         return Bounds(max(low.low, min(x.low, high.high)), min(high.high, max(x.high, low.low)))
@@ -433,7 +494,16 @@ def bounds_of(
     if name in ("reduce_prod", "cumprod"):
         return Bounds(0, inf, first.atoms, first.excludes_zero) if first.low >= 0 else UNKNOWN
     if name in ("cumsum", "reduce_window_sum"):
-        return Bounds(0 if first.low >= 0 else -inf, 0 if first.high <= 0 else inf, first.atoms)
+        return _of_one_sign(first, name == "cumsum" and first.excludes_zero)
+    if name == "complex":
+        # It is one number only where both parts are.
+        one, other = bounds
+        return Bounds(
+            atoms=one.atoms and other.atoms, nonzero=one.excludes_zero or other.excludes_zero
+        )
+    if name in ("scatter-add", "scatter_add") and operands[0].number == 0:
+        # Where nothing is added, that is zero for old units, too.
+        return _of_one_sign(bounds[2], bounds[2].excludes_zero)
     if name == "atan2":
         return Bounds(-np.pi, np.pi, first.atoms)
     if name in ("dot_general", "conv_general_dilated"):
@@ -446,8 +516,17 @@ def bounds_of(
         atoms = (first.atoms and second.atoms) if by_weights else signs.atoms
         if signs.low < 0 < signs.high:
             return UNKNOWN if atoms else ANY_NUMBER
-        return Bounds(0 if signs.low >= 0 else -inf, 0 if signs.high <= 0 else inf, atoms)
+        # A convolution's edges have no terms, perhaps.
+        return _of_one_sign(replace(signs, atoms=atoms), name[0] == "d" and signs.excludes_zero)
     return UNKNOWN
+
+
+def _of_one_sign(terms: Bounds, nonzero: bool) -> Bounds:
+    """Returns bounds of sums, which are known as far as all terms have one sign."""
+    if terms.low < 0 < terms.high:
+        return UNKNOWN if terms.atoms else ANY_NUMBER
+    low, high = 0 if terms.low >= 0 else -inf, 0 if terms.high <= 0 else inf
+    return Bounds(low, high, terms.atoms, nonzero)
 
 
 def _times(operands: Sequence[Any], bounds: Sequence[Bounds]) -> Bounds:

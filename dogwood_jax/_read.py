@@ -68,7 +68,9 @@ def _constant(array: Any) -> Value:
     if not np.iscomplexobj(array):  # bfloat16 and the like are no numbers to NumPy
         array = array.astype(np.result_type(array, float) if array.dtype.kind in "biuf" else float)
     known = Value(dims, "constant", rounding=_rounding(dtype))
-    if array.size and not np.iscomplexobj(array):
+    if np.iscomplexobj(array):  # of which bounds say no more than whether it is zero
+        known.bounds = (constant(-np.inf, np.inf, bool(array.all())),)
+    elif array.size:
         low, high = float(array.min()), float(array.max())
         known.bounds = (constant(low, high, bool(array.all())),)
         if low == high or np.isnan(array).all():

@@ -42,6 +42,8 @@ _MOVES = frozenset(
     "transpose squeeze expand_dims broadcast_in_dim reduce_sum psum psum_invariant reduce_max "
     "reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin reduce".split()
 )
+# Primitives that cut axes and join them, and leave each in its place.
+_KEEP_AXES = frozenset("slice split pad concatenate dynamic_slice dynamic_update_slice".split())
 # Primitives that take pieces of axes apart.
 _PIECES = frozenset("slice split unstack squeeze reshape gather dynamic_slice".split())
 # f(a + b) = f(a) + f(b) in the first operand, or in every one.
@@ -110,22 +112,21 @@ def _reach(
         return tuple(found)
     if len(reached) == 1 and reached[0].dims == result.dims:
         return reached[0].reach
-    return tuple(_reach_of_terms(reached, result, axis) for axis in range(result.ndim))
+    found = [0] * result.ndim
+    for value in reached:
+        for axis in range(result.ndim):
+            found[axis] |= _along(name, value, result, axis)
+    return tuple(found)
 
 
-def _reach_of_terms(terms: Sequence[Value], result: Value, axis: int) -> int:
-    found = 0
-    for value in terms:
-        found |= _along(value, result, axis)
-    return found
-
-
-def _along(value: Value, result: Value, axis: int) -> int:
+def _along(name: str, value: Value, result: Value, axis: int) -> int:
     """What reaches an operand along the axis of a result."""
     if not any(value.reach):
         return 0
     dim = result.dims[axis]
-    if value.ndim == result.ndim and value.dims[axis].is_same(dim):
+    if value.ndim == result.ndim and (
+        value.dims[axis].is_same(dim) or (name in _KEEP_AXES and _overlap(value.dims[axis], dim))
+    ):
         return value.reach[axis]
     found = 0
     for own, mask in enumerate(value.reach):
@@ -217,7 +218,7 @@ def _note_linearity(
         joined = params.get("dimension", params.get("axis")) if name != "pad" else None
         for axis, dim in enumerate(results[0].dims):
             if axis != joined:
-                _note_sum(trace, dim, [_along(value, results[0], axis) for value in terms])
+                _note_sum(trace, dim, [_along(name, value, results[0], axis) for value in terms])
         others = [value for value in operands if value not in operands[_SUMS[name]]]
     for value in others:
         for dim, reach in zip(value.dims, value.reach, strict=False):

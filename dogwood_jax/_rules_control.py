@@ -5,7 +5,7 @@ import operator
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from dogwood_jax._bounds import union
+from dogwood_jax._bounds import NOTHING_KNOWN, Bounds, union
 from dogwood_jax._dims import LAYERS, Dim, unify
 from dogwood_jax._jaxpr import scan_counts, sub_programs
 from dogwood_jax._read import run
@@ -20,9 +20,15 @@ from dogwood_jax._rules import (
 )
 from dogwood_jax._values import FILLS, Read, Trace, Value
 
+_NOT_NEGATIVE = (Bounds(low=0.0),)
+
 
 def _enter(
-    trace: Trace, state: Sequence[Value], operands: Sequence[Value], kept: Collection[int] = ()
+    trace: Trace,
+    state: Sequence[Value],
+    operands: Sequence[Value],
+    kept: Collection[int],
+    lasting: Sequence[tuple[tuple[Bounds, ...], tuple[int, ...]]],
 ) -> list[Value]:
     """Returns what is known of a loop's state in every iteration: its dimensions.
 
@@ -31,14 +37,18 @@ def _enter(
         state: the state before the first iteration.
         operands: all that the loop takes.
         kept: places of values that no iteration changes, such as weights.
+        lasting: the bounds of all values, and what reaches them.
     """
-    changed = [value for place, value in enumerate(state) if place not in kept]
-    for value in changed:
-        trace.join(value, "add")
-    entered = [_any_iteration(value, operands) for value in changed]
-    trace.record("enter", changed, entered)
-    rest = iter(entered)
-    return [value if place in kept else next(rest) for place, value in enumerate(state)]
+    entered = []
+    for place, (value, (bounds, reach)) in enumerate(zip(state, lasting, strict=True)):
+        if place not in kept:
+            trace.join(value, "add")
+            value = _any_iteration(value, operands)
+            value.bounds, value.reach = bounds, reach
+        entered.append(value)
+    changed = [place for place in range(len(state)) if place not in kept]
+    trace.record("enter", [state[i] for i in changed], [entered[i] for i in changed])
+    return entered
 
 
 def _kept(jaxpr: Any, before: int, count: int) -> set[int]:
@@ -46,6 +56,55 @@ def _kept(jaxpr: Any, before: int, count: int) -> set[int]:
     taken = jaxpr.invars[before : before + count]
     pairs = zip(taken, jaxpr.outvars, strict=False)
     return {place for place, (old, new) in enumerate(pairs) if old is new}
+
+
+def _lasting(
+    trace: Trace,
+    program: tuple[Any, Sequence[Any]],
+    before: Sequence[Value],
+    state: Sequence[Value],
+    after: Sequence[Value],
+) -> list[tuple[tuple[Bounds, ...], tuple[int, ...]]]:
+    """Returns the bounds of a loop's state, and what reaches it, in any iteration.
+
+    Iterations are read aside until no more is found. A sum of positive numbers, such as what
+    attention divides by, begins at zero and stays positive: no iteration that begins with what is
+    not negative makes it so.
+
+    Args:
+        trace: what is noted of the program.
+        program: that of an iteration, with its constants.
+        before: what it takes before the state.
+        state: the state before the first iteration.
+        after: what it takes after the state.
+    """
+    known = [
+        (_NOT_NEGATIVE if value.bounds_for(0).low >= 0 else NOTHING_KNOWN, value.reach)
+        for value in state
+    ]
+    while trace.notes_reads and state:
+        begun = [
+            Value(_alone(value).dims, "data", bounds=bounds, reach=reach)
+            for value, (bounds, reach) in zip(state, known, strict=True)
+        ]
+        results = run(trace.apart(), *program, [*map(_alone, before), *begun, *map(_alone, after)])
+        found = [
+            (
+                bounds if result.bounds_for(0).low >= 0 else NOTHING_KNOWN,
+                tuple(one.reach_along(a) | result.reach_along(a) for a in range(one.ndim)),
+            )
+            for one, result, (bounds, _) in zip(begun, results, known, strict=False)
+        ]
+        if found == known:
+            break
+        known = found
+    return known
+
+
+def _alone(value: Value) -> Value:
+    """Returns a value for a reading aside, which leaves the program's dimensions as they are."""
+    dims = tuple(Dim(dim.size) for dim in value.dims)
+    return value.but(dims=dims, silencers=(), contracted=(), summed=())
 
 
 def _any_iteration(value: Value, operands: Sequence[Value]) -> Value:
@@ -67,23 +126,8 @@ def _close(trace: Trace, before: Sequence[Value], after: Sequence[Value]) -> lis
             positions_used(new)
         trace.join(new, "add")
         trace.record("close", (old, new), ())
-        found.append(_also_reached_by(trace, old, new))
+        found.append(old)
     return found
-
-
-def _also_reached_by(trace: Trace, old: Value, new: Value) -> Value:
-    """Returns a loop's state, reached by what reaches it after an iteration, too.
-
-    The loop has been read before this was known: whatever it does with its state counts as nothing
-    that copies could follow.
-    """
-    reach = tuple(old.reach_along(a) | new.reach_along(a) for a in range(old.ndim))
-    for axis, dim in enumerate(old.dims):
-        if more := reach[axis] & ~old.reach_along(axis):
-            trace.reads.append(Read("nonlinear", dim, (more,)))
-    known = old.but(reach=reach)
-    trace.record("enter", (old,), (known,))
-    return known
 
 
 @rule("scan")
@@ -106,7 +150,8 @@ def _scan(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
         slices.append(pick(value, range(1, value.ndim)))
         trace.record("take", (value,), slices[-1:])
     kept = _kept(jaxpr, n_consts, n_carry)
-    state = _enter(trace, carry, operands, kept)
+    lasting = _lasting(trace, (jaxpr, closed_over), consts, carry, slices)
+    state = _enter(trace, carry, operands, kept, lasting)
     results = run(trace, jaxpr, closed_over, [*consts, *state, *slices])
     state = _close(trace, state, results[:n_carry])
     outputs = []
@@ -114,7 +159,7 @@ def _scan(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
         reach = (0, *value.reach) if value.reach else ()
         stack = _any_iteration(Value((length, *value.dims), reach=reach), operands)
         positional = stack.positional | {a + 1 for a in value.positional}
-        outputs.append(stack.but(positional=positional, noise=value.noise))
+        outputs.append(stack.but(positional=positional, noise=value.noise, bounds=value.bounds[:1]))
         trace.record("collect", (value,), outputs[-1:])
     return [*state, *outputs]
 
@@ -125,10 +170,13 @@ def _while(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
     n_cond, n_body = p["cond_nconsts"], p["body_nconsts"]
     cond, body = p["cond_jaxpr"], p["body_jaxpr"]
     carry = operands[n_cond + n_body :]
-    state = _enter(trace, carry, operands, _kept(body.jaxpr, n_body, len(carry)))
+    consts = operands[n_cond : n_cond + n_body]
+    kept = _kept(body.jaxpr, n_body, len(carry))
+    lasting = _lasting(trace, (body.jaxpr, body.consts), consts, carry, ())
+    state = _enter(trace, carry, operands, kept, lasting)
     goes_on = run(trace, cond.jaxpr, cond.consts, [*operands[:n_cond], *state])
     trace.record("output", goes_on, ())
-    results = run(trace, body.jaxpr, body.consts, [*operands[n_cond : n_cond + n_body], *state])
+    results = run(trace, body.jaxpr, body.consts, [*consts, *state])
     return _close(trace, state, results)
 
 

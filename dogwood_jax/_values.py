@@ -345,6 +345,12 @@ class Trace:
         self.degrees: dict[tuple[str, str, bool], dict[int, Degree]] = {}
         self._clock = itertools.count()
 
+    def apart(self) -> "Trace":
+        """Returns another trace, with the same bits for pieces, for what is read twice."""
+        other = Trace(notes_reads=self.notes_reads)
+        other._pieces, other._bits = self._pieces, self._bits
+        return other
+
     def bit(self, leaf: int, axis: int, start: int, stop: int) -> int:
         """Returns the bit that stands for a piece of a leaf's axis in ``Value.reach``."""
         piece = Piece(leaf, axis, start, stop)

@@ -56,6 +56,47 @@ def quotient_by_a_relu(p: Any, x: Any) -> Any:
 
 
 @trap({"i[1]": "copied"}, **MLP)
+def quotient_of_features_that_are_positive(p: Any, x: Any) -> Any:
+    h = jax.nn.elu(x @ p["i"]) + 1
+    return (h / jnp.cumsum(2.0 * h, 0)) @ p["o"]
+
+
+@trap({"i[1]": "only copied"}, **MLP)
+def quotient_of_features_that_may_be_zero(p: Any, x: Any) -> Any:
+    h = jax.nn.elu(x @ p["i"]) + 0.5
+    return (1 / (h - lax.stop_gradient(h) + 1)) @ p["o"]
+
+
+@trap({"i[1]": "copied"}, **MLP)
+def softmax_by_segments(p: Any, x: Any) -> Any:
+    h = jnp.exp(x @ p["i"])
+    segments = jnp.array([0, 2, 2, 0])
+    return (h / jax.ops.segment_sum(h, segments, 3)[segments]) @ p["o"]
+
+
+@trap({"i[1]": "copied"}, **MLP)
+def quotient_by_what_a_loop_adds_up(p: Any, x: Any) -> Any:
+    def step(total: Any, h: Any) -> Any:
+        return 0.5 * total + jnp.exp(h), h / (total + jnp.exp(h))
+
+    return lax.scan(step, jnp.zeros(p["i"].shape[1]), x @ p["i"])[1] @ p["o"]
+
+
+@trap({"i[1]": "only copied"}, **MLP)
+def quotient_by_what_a_loop_subtracts(p: Any, x: Any) -> Any:
+    def step(total: Any, h: Any) -> Any:
+        return total - (h - lax.stop_gradient(h)), h / (1 + total)
+
+    return lax.scan(step, jnp.zeros(p["i"].shape[1]), x @ p["i"])[1] @ p["o"]
+
+
+@trap({"i[1]": "copied"}, r=(6,), **MLP)
+def quotient_by_a_complex_number(p: Any, x: Any) -> Any:
+    rate = -jnp.exp(p["r"]) + 1j * p["r"]
+    return jnp.real((x @ p["i"]) * ((jnp.exp(rate) - 1) / rate)[None]) @ p["o"]
+
+
+@trap({"i[1]": "copied"}, **MLP)
 def root_of_one_and_a_square(p: Any, x: Any) -> Any:
     h = x @ p["i"]
     return jnp.sqrt(h * h + 1) @ p["o"]
