@@ -240,7 +240,7 @@ def test_shapes_are_enough_and_nothing_is_allocated() -> None:
     growth = dw.plan(widths, dict.fromkeys(widths, 2**20 + 1), interface=True)
     grown = jax.eval_shape(lambda v, key: dw.grow(v, growth, key=key), shapes, jax.random.key(0))
     assert {leaf.shape for leaf in jax.tree.leaves(grown)} == {(2**20 + 1, 2**20 + 1)}
-    assert len(jax.live_arrays()) == before
+    assert len(jax.live_arrays()) <= before  # others may have been collected
 
 
 def test_values_are_never_read() -> None:
