@@ -21,6 +21,8 @@ from dogwood_jax._rules import (
 from dogwood_jax._values import FILLS, Read, Trace, Value
 
 _NOT_NEGATIVE = (Bounds(low=0.0),)
+# The bounds of a value in every iteration, and what reaches it along each axis.
+_Lasting = tuple[tuple[Bounds, ...], tuple[int, ...]]
 
 
 def _enter(
@@ -28,7 +30,7 @@ def _enter(
     state: Sequence[Value],
     operands: Sequence[Value],
     kept: Collection[int],
-    lasting: Sequence[tuple[tuple[Bounds, ...], tuple[int, ...]]],
+    lasting: Sequence[_Lasting],
 ) -> list[Value]:
     """Returns what is known of a loop's state in every iteration: its dimensions.
 
@@ -64,7 +66,7 @@ def _lasting(
     before: Sequence[Value],
     state: Sequence[Value],
     after: Sequence[Value],
-) -> list[tuple[tuple[Bounds, ...], tuple[int, ...]]]:
+) -> list[_Lasting]:
     """Returns the bounds of a loop's state, and what reaches it, in any iteration.
 
     Iterations are read aside until no more is found. A sum of positive numbers, such as what
@@ -78,7 +80,7 @@ def _lasting(
         state: the state before the first iteration.
         after: what it takes after the state.
     """
-    known = [
+    known: list[_Lasting] = [
         (_NOT_NEGATIVE if value.bounds_for(0).low >= 0 else NOTHING_KNOWN, value.reach)
         for value in state
     ]
@@ -88,7 +90,7 @@ def _lasting(
             for value, (bounds, reach) in zip(state, known, strict=True)
         ]
         results = run(trace.apart(), *program, [*map(_alone, before), *begun, *map(_alone, after)])
-        found = [
+        found: list[_Lasting] = [
             (
                 bounds if result.bounds_for(0).low >= 0 else NOTHING_KNOWN,
                 tuple(one.reach_along(a) | result.reach_along(a) for a in range(one.ndim)),
