@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dogwood_jax._compare import Difference, compare
     from dogwood_jax._deepen import deepen
     from dogwood_jax._grow import grow
+    from dogwood_jax._growable import growable
     from dogwood_jax._growth import Change, Growth
     from dogwood_jax._insert import Insertion
     from dogwood_jax._json import from_json, to_json
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from dogwood_jax._plan import plan
     from dogwood_jax._symmetry import activity, find_dead, find_symmetric
     from dogwood_jax._trace import trace
-    from dogwood_jax._updates import scale_by_growth
     from dogwood_jax._verify import verify
     from dogwood_jax._widen import chain, widen
     from dogwood_jax._widths import Leaf, Occurrence, Recipe, Width, Widths
@@ -58,6 +58,7 @@ __all__ = [
     "from_json",
     "grow",
     "grow_opt_state",
+    "growable",
     "keras_h5",
     "merge_symmetric",
     "mnist",
@@ -65,7 +66,6 @@ __all__ = [
     "nnx",
     "plan",
     "plotting",
-    "scale_by_growth",
     "strategies",
     "to_json",
     "trace",
@@ -79,6 +79,7 @@ _NAMES_IN = {
     "_compare": ("Difference", "compare"),
     "_deepen": ("deepen",),
     "_grow": ("grow",),
+    "_growable": ("growable",),
     "_growth": ("Change", "Growth"),
     "_insert": ("Insertion",),
     "_json": ("from_json", "to_json"),
@@ -88,15 +89,18 @@ _NAMES_IN = {
     "_plan": ("plan",),
     "_symmetry": ("activity", "find_dead", "find_symmetric"),
     "_trace": ("trace",),
-    "_updates": ("scale_by_growth",),
     "_verify": ("verify",),
     "_widen": ("chain", "widen"),
     "_widths": ("Leaf", "Occurrence", "Recipe", "Width", "Widths"),
 }
 _HOMES = {name: module for module, names in _NAMES_IN.items() for name in names}
+# Names that are gone, with what to use instead.
+_GONE = {"scale_by_growth": "dw.growable(tx), which wraps an optimizer once, before training"}
 
 
 def __getattr__(name: str) -> Any:
+    if name in _GONE:
+        raise AttributeError(f"dogwood_jax.{name} is gone: use {_GONE[name]}")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = importlib.import_module(f"{__name__}.{_HOMES.get(name, name)}")

@@ -159,8 +159,12 @@ class Seen:
 
 def fields_of(opt_state: PyTree, growth: Growth) -> list[Field]:
     """Returns the arrays of the state that follow an array of the network."""
-    known = {leaf.path: leaf for leaf in growth.widths.leaves}
-    return list(_fields_in(opt_state, (), by_inner_path(known)))
+    return list(fields_in(opt_state, {leaf.path: leaf for leaf in growth.widths.leaves}))
+
+
+def fields_in(state: PyTree, known: Mapping[str, Leaf]) -> Iterator[Field]:
+    """Yields the arrays of a state that follow one of these arrays, given by path."""
+    return _fields_in(state, (), by_inner_path(known))
 
 
 def by_inner_path(known: Mapping[str, T]) -> dict[str, dict[str, T]]:
@@ -309,7 +313,7 @@ def unfollowed(arrays: Mapping[str, Any], found: list[Field]) -> list[str]:
         f"{place}: has shape {jnp.shape(array)} and is called like no array of the network; there "
         "is no rule for a state of all parameters in one, as of optax.flatten"
         for place, array in arrays.items()
-        if place not in known and jnp.size(array) > 1
+        if place not in known and math.prod(jnp.shape(array)) > 1
         if jnp.issubdtype(jnp.result_type(array), jnp.floating)
     ]
 
@@ -336,12 +340,7 @@ def watched(tx: Any, params: PyTree) -> dict[str, Seen]:
             _, state = update(gradient, state, zeros, value=0.0)
         return leaves_by_path(state)
 
-    def small(leaf: Any) -> Any:
-        # A start of 0.1 is another number in double precision.
-        dtype = leaf.dtype if leaf.dtype == np.float64 else np.float32
-        return np.zeros([1] * (leaf.ndim - 1) + [2] * (leaf.ndim > 0), dtype)
-
-    zeros = jax.tree.map(small, params)
+    zeros = _stand_ins(params)
     try:
         with jax.ensure_compile_time_eval():
             update = jax.jit(optax.with_extra_args_support(tx).update)
@@ -361,3 +360,29 @@ def watched(tx: Any, params: PyTree) -> dict[str, Seen]:
                 degree = round(math.log2((c - b) / (b - a)))
             seen[place] = Seen(degree, float(np.asarray(array, float).flat[0]))
     return seen
+
+
+def starts(tx: Any, params: PyTree) -> dict[str, float]:
+    """Returns what the arrays of an optimizer's state start from, by place; see ``watched``."""
+    try:
+        with jax.ensure_compile_time_eval():
+            begun = leaves_by_path(tx.init(jax.tree.map(jnp.asarray, _stand_ins(params))))
+    except (AttributeError, TypeError, ValueError):
+        return {}
+    arrays = {place: np.asarray(array) for place, array in begun.items() if jnp.size(array)}
+    return {
+        place: float(array.flat[0])
+        for place, array in arrays.items()
+        if jnp.issubdtype(array.dtype, jnp.floating)
+    }
+
+
+def _stand_ins(params: PyTree) -> PyTree:
+    """Returns small arrays of zeros in place of parameters."""
+
+    def small(leaf: Any) -> Any:
+        # A start of 0.1 is another number in double precision.
+        dtype = leaf.dtype if leaf.dtype == np.float64 else np.float32
+        return np.zeros([1] * (leaf.ndim - 1) + [2] * (leaf.ndim > 0), dtype)
+
+    return jax.tree.map(small, params)

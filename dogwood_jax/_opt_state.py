@@ -6,6 +6,7 @@ parameters; so all of it follows from the ``Growth``, once the meaning of each f
 """
 
 import functools
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -16,6 +17,7 @@ import numpy as np
 from jax import Array
 
 from dogwood_jax._affine import AxisMap, Fill, map_of_moment, transform
+from dogwood_jax._ages import Moments, grown_ages
 from dogwood_jax._arguments import (
     GROWTH,
     MAPPING,
@@ -28,6 +30,7 @@ from dogwood_jax._arguments import (
 from dogwood_jax._described import described, optimizer_states
 from dogwood_jax._explicit import explicit_shardings, with_automatic_axes
 from dogwood_jax._grow import changes, grow_leaf
+from dogwood_jax._growable import has_growable, is_growable, stripped, without, wrapped
 from dogwood_jax._growth import Growth
 from dogwood_jax._insert import Insertion, fill, stacked
 from dogwood_jax._layout import Units
@@ -37,8 +40,10 @@ from dogwood_jax._opt_fields import (
     DEGREES,
     Field,
     Meaning,
+    Seen,
     fields_of,
     meanings_of,
+    starts,
     unfollowed,
     watched,
 )
@@ -56,7 +61,7 @@ def grow_opt_state(
     tx: Any,
     *,
     variables: PyTree = None,
-    second_moment: Literal["mean", "zeros"] = "mean",
+    second_moment: Literal["mean", "zeros"] | None = None,
     fields: Mapping[str, Meaning] | None = None,
     donate: bool = False,
 ) -> PyTree:
@@ -68,16 +73,18 @@ def grow_opt_state(
     hyperparameters and random keys stay as they are, and so do norms of whole arrays (Novograd,
     DoG, Prodigy). What Adafactor and SM3 keep of rows and columns does not tell it exactly.
 
-    New entries of first moments are zero. Those of second moments are the mean of the old entries
-    along the axis: with zeros beside a large step count, Adam's bias correction believes that the
-    moments have converged, and under a steady gradient its first update of a new entry is 3.16
-    times the learning rate, later ones up to 6.6 times (for b1 = 0.9, b2 = 0.999). The mean is
-    careful: where old gradients are larger than those of new units, these learn slowly until it is
-    forgotten. ``scale_by_growth`` corrects the bias of zeros instead; it also divides the updates
-    of copies, whose moments are right but whose sum would move several times as far.
+    Wrap the optimizer once, ``tx = dw.growable(tx)``, and new entries take the steps of a new
+    optimizer, and copies at first those of the network that did not grow; the state of one that was
+    not wrapped becomes that of one that is. Without it, new entries of both moments are zero beside
+    a large step count, by which Adam's correction of bias believes that they have converged: under
+    a steady gradient its first update of a new entry is 3.16 times the learning rate, later ones up
+    to 6.6 times (for b1 = 0.9, b2 = 0.999), which is a warning. With ``second_moment="mean"`` they
+    hardly move for about ``1 / (1 - b2)`` steps instead. 784-32-10 on MNIST, grown to 128 units
+    after one epoch of ten (Adam 1e-3, batches of 128, three seeds), comes to a test loss of 0.064
+    with ``growable``, 0.065 by zeros and 0.110 by the mean; from scratch, 0.069 in twelve epochs.
 
-    In layers that the growth inserts, first moments are zero, and second moments as large as the
-    largest of the arrays of the same shape that are closest by name: for ``block_2/up/kernel`` of
+    By the mean, second moments of layers that the growth inserts are as large as the largest of
+    the arrays of the same shape that are closest by name: for ``block_2/up/kernel`` of
     ``block_1/up/kernel`` and its like. Where none of these has its shape, they are as large as the
     largest of any array. Their mean would not do: all weights of a new layer learn at once, and
     some have much larger gradients. In a stack over which a loop runs they are the mean of its old
@@ -93,8 +100,8 @@ def grow_opt_state(
             scales at one, and those of inserted layers at what computes the identity. Where
             modules say sizes beside their arrays, as Equinox's do, the state's modules say what
             those of the variables do.
-        second_moment: what new entries of second moments are, the ``"mean"`` of old ones or
-            ``"zeros"``.
+        second_moment: what new entries of second moments are, ``"zeros"`` (the default) or the
+            ``"mean"`` of old ones.
         fields: meanings of fields that are not known here, by name (``"momentum"`` or
             ``"MyState.momentum"``): ``"first"`` and ``"second"`` for averages of gradients and of
             their squares, ``"magnitude"`` for those of absolute values (also Adamax's ``nu``),
@@ -139,7 +146,7 @@ def grow_state(
     tx: Any,
     params: PyTree | None,
     variables: PyTree,
-    second_moment: str,
+    second_moment: str | None,
     fields: Mapping[str, Meaning],
     donate: bool = False,
 ) -> PyTree:
@@ -155,15 +162,94 @@ def grow_state(
         tx=(OPTIMIZER, tx),
     )
     expect_given("grow_opt_state", variables=(VARIABLES, variables), fields=(MAPPING, fields))
-    if second_moment not in ("mean", "zeros"):
+    if second_moment not in (None, "mean", "zeros"):
         raise ValueError(f"second_moment must be 'mean' or 'zeros', got {second_moment!r}")
+    plain = stripped(opt_state)
+    found = fields_of(plain, growth)
+    _expect_state(plain, leaves_by_path(plain), found, growth)
+    is_outside = _is_outside(opt_state)
+    state, old = (t.opt_state if is_outside else t for t in (plain, opt_state))
+    if params is None:
+        found = fields_of(state, growth) if is_outside else found
+        params = _params(state, growth, found, variables)
+    like = old if params is None else _shapes_of(lambda: _initial(tx, state, params))
+    moment = second_moment or "zeros"
+    if not has_growable(like):
+        known = {leaf.path: leaf for leaf in growth.widths.leaves}
+        if second_moment is None and Moments(plain, known).counts:
+            warnings.warn(_ONE_COUNT, stacklevel=3)
+        return _grow_plain(plain, growth, tx, params, variables, moment, fields, donate)
+    grown = _grow_plain(plain, growth, without(tx), params, variables, moment, fields, donate)
+    if is_outside:
+        return grown.replace(opt_state=_with_ages(grown.opt_state, like, old, growth))
+    return _with_ages(grown, like, old, growth)
+
+
+_ONE_COUNT = (
+    "grow_opt_state: this optimizer has one step count for old and new entries, so that the first "
+    "steps of new ones are up to 6.6 learning rates long. Wrapped once, tx = dw.growable(tx), it "
+    "counts for each; it takes over this state. second_moment= silences this warning"
+)
+
+
+def _is_outside(opt_state: PyTree) -> bool:
+    """Whether a state is one of training, such as Flax's ``TrainState``, with another inside."""
+    return hasattr(opt_state, "opt_state") and hasattr(opt_state, "replace")
+
+
+def _shapes_of(start: Callable[[], PyTree]) -> PyTree:
+    """Returns the shapes of the state with which training of the larger network would start."""
+    try:
+        return jax.eval_shape(start)
+    except jax.errors.ConcretizationTypeError:  # an optimizer that looks at its hyperparameters
+        with jax.ensure_compile_time_eval():
+            return start()
+    except (TypeError, ValueError) as error:
+        error.add_note(
+            "tx.init was called with the parameters of the larger network. A tx that holds "
+            "something like the old ones, such as a tree of labels or a mask, has to be made anew"
+        )
+        raise
+
+
+def _with_ages(grown: PyTree, like: PyTree, old: PyTree, growth: Growth) -> PyTree:
+    """Returns a grown state with the ages of entries, for the optimizers in it that can grow.
+
+    Args:
+        grown: the grown state, without.
+        like: a state of the same optimizer with them.
+        old: the state before the growth, of an optimizer that was wrapped then or was not.
+        growth: the growth.
+    """
+
+    def aged(keys: Keys, node: Any) -> Any:
+        if not is_growable(node):
+            return node
+        before = _part(old, keys)
+        inner = before.inner_state if is_growable(before) else before
+        ages = before.ages if is_growable(before) and before.ages else None
+        places = leaves_by_path(node.inner_state)
+        ages = grown_ages(ages, inner, growth, places.__contains__)
+        return node if ages is None else node._replace(ages=ages)
+
+    return jax.tree_util.tree_map_with_path(aged, wrapped(grown, like), is_leaf=is_growable)
+
+
+def _grow_plain(
+    opt_state: PyTree,
+    growth: Growth,
+    tx: Any,
+    params: PyTree | None,
+    variables: PyTree,
+    second_moment: str,
+    fields: Mapping[str, Meaning],
+    donate: bool = False,
+) -> PyTree:
+    """Grows the state of an optimizer that is not wrapped; see ``grow_state``."""
     state, outside = opt_state, ""
-    if hasattr(opt_state, "opt_state") and hasattr(opt_state, "replace"):  # Flax's TrainState
+    if _is_outside(opt_state):
         state, outside = opt_state.opt_state, "opt_state/"
     arrays, found = leaves_by_path(opt_state), fields_of(opt_state, growth)
-    _expect_state(opt_state, arrays, found, growth)
-    if params is None:
-        params = _params(state, growth, fields_of(state, growth) if outside else found, variables)
     if params is None and (problems := unfollowed(arrays, found)):
         raise ValueError(listed("cannot grow this state", problems))
     if params is None:
@@ -184,33 +270,27 @@ def grow_state(
         }
         return opt_state.replace(opt_state=begun, **zeros)
 
-    seen = {}
+    seen, begun_at = dict[str, Seen](), dict[str, float]()
     if params is not None and _divides(growth):
         seen = {outside + place: what for place, what in watched(tx, params).items()}
+    elif params is not None and second_moment == "zeros":
+        begun_at = {outside + place: start for place, start in starts(tx, params).items()}
     meanings = meanings_of(found, arrays, fields, seen)
-    try:
-        expected = jax.eval_shape(start)
-    except jax.errors.ConcretizationTypeError:  # an optimizer that looks at its hyperparameters
-        with jax.ensure_compile_time_eval():
-            expected = start()
-    except (TypeError, ValueError) as error:
-        error.add_note(
-            "tx.init was called with the parameters of the larger network. A tx that holds "
-            "something like the old ones, such as a tree of labels or a mask, has to be made anew"
-        )
-        raise
+    expected = _shapes_of(start)
     _expect_same_optimizer(state, expected.opt_state if outside else expected)
     shapes = {place: tuple(jnp.shape(leaf)) for place, leaf in leaves_by_path(expected).items()}
     if shardings := explicit_shardings(opt_state):
         return with_automatic_axes(
-            lambda opt_state, variables: grow_state(
+            lambda opt_state, variables: _grow_plain(
                 opt_state, growth, tx, params, variables, second_moment, fields
             ),
             fitting_shardings(leaves_by_path(shardings), shapes),
             *(opt_state, variables),
         )
+    # What adds up keeps its start for ever; what is new starts there.
+    begun_at |= {f.place: seen[f.place].start for f in found if f.adds_up and f.place in seen}
     known = [
-        _Known(f, meanings[f.place], seen[f.place].start if f.adds_up and f.place in seen else 0.0)
+        _Known(f, meanings[f.place], begun_at.get(f.place, 0.0))
         for f in found
         if f.place in meanings
     ]

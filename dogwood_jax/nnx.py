@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 import jax
+import optax
 from flax import nnx
 
 from dogwood_jax._arguments import (
@@ -24,6 +25,7 @@ from dogwood_jax._arguments import (
     expect_call,
 )
 from dogwood_jax._grow import grow as _grow
+from dogwood_jax._growable import with_ages_of
 from dogwood_jax._growth import Growth
 from dogwood_jax._nnx_sizes import resized_module, value_of
 from dogwood_jax._opt_state import grow_state
@@ -198,7 +200,7 @@ def grow_optimizer(
     growth: Growth,
     wide_model: nnx.Module,
     *,
-    second_moment: Literal["mean", "zeros"] = "mean",
+    second_moment: Literal["mean", "zeros"] | None = None,
     fields: Mapping[str, Any] | None = None,
 ) -> nnx.Optimizer[Any]:
     """Returns an optimizer for the module that has grown, with the state of the old one.
@@ -239,7 +241,6 @@ def grow_optimizer(
         growth=(GROWTH, growth),
         wide_model=(NNX, wide_model),
     )
-    new = nnx.Optimizer(wide_model, optimizer.tx, wrt=optimizer.wrt)
     state = grow_state(
         _arrays_of(optimizer.opt_state),
         growth,
@@ -249,6 +250,14 @@ def grow_optimizer(
         second_moment,
         fields or {},
     )
+
+    def init(params: Any) -> Any:
+        return with_ages_of(optimizer.tx.init(params), state)
+
+    # An nnx.Optimizer makes variables of the arrays in its state when it is made.
+    beginning = optax.GradientTransformationExtraArgs(init, optimizer.tx.update)
+    new = nnx.Optimizer(wide_model, beginning, wrt=optimizer.wrt)
+    new.tx = optimizer.tx
     variables = jax.tree.leaves((new.opt_state, new.step), is_leaf=_is_variable)
     arrays = jax.tree.leaves((state, value_of(optimizer.step)))
     for variable, array in zip(variables, arrays, strict=True):

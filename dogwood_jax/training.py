@@ -97,6 +97,7 @@ from dogwood_jax._arguments import (
 )
 from dogwood_jax._batches import Data, Piece, batches_of, data_problems
 from dogwood_jax._described import described, optimizer_states
+from dogwood_jax._growable import without_ages
 from dogwood_jax._mesh import (
     Shardings,
     constrained,
@@ -560,7 +561,7 @@ def _opt_state_problems(
             f"opt_state: expected {described(start)}, got {described(opt_state)}; pass the state "
             "of a run with this tx, or leave it out to start anew"
         ]
-    expected, got = specs(start), specs(opt_state)
+    expected, got = specs(start), specs(without_ages(opt_state))
     problems = [
         f"opt_state/{path}: expected {expected.get(path, 'nothing')}, "
         f"got {got.get(path, 'nothing')}"

@@ -391,14 +391,3 @@ def test_an_optimizer_that_holds_the_old_tree_is_named() -> None:
         tx.init(pair(8)), growth, optax.multi_transform(transforms, by_axes(pair(12)))
     )
     assert grown.inner_states["kernel"].inner_state[0].mu[0].out_features == 12
-
-
-def test_updates_of_modules_are_scaled() -> None:
-    small = mlp(8)
-    growth = dw.plan(dw.trace(apply, small, X), BOTH, strategy=dw.strategies.replicate())
-    wide = dw.grow(small, growth)
-    updates = jax.tree.map(jnp.ones_like, eqx.filter(wide, eqx.is_array))
-    scale = dw.scale_by_growth(growth)
-    scaled, _ = scale.update(updates, scale.init(updates))
-    np.testing.assert_array_equal(scaled.layers[2].weight[:, 0], 0.5)
-    assert jax.tree.structure(scaled) == jax.tree.structure(updates)

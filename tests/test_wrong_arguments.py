@@ -56,7 +56,7 @@ GROWTH_IN_PARAMS = dw.plan(WIDTHS_IN_PARAMS, {"up": 12})
 WIDE = {"up": dense(4, 12), "down": dense(12, 2)}
 DEEPER = {**PARAMS, "mid": dense(8, 8)}
 TX = optax.adam(1e-3)
-STATE = TX.init(PARAMS)
+STATE, IN_STATE = TX.init(PARAMS), TX.init(IN_PARAMS)
 WIDE_STATE = TX.init(WIDE)
 SGD_STATE = optax.sgd(0.1, momentum=0.9).init(PARAMS)
 TRAIN_STATE = TrainState.create(apply_fn=apply, params=PARAMS, tx=TX)
@@ -451,7 +451,7 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
         ["ScaleByAdamState", "EmptyState", "optimizer whose init made it"],
     ),
     "grow_opt_state: a state of other variables": (
-        lambda: dw.grow_opt_state(TX.init(IN_PARAMS), GROWTH, TX),
+        lambda: dw.grow_opt_state(IN_STATE, GROWTH, TX),
         ["0/mu/params/down/bias", "below 'params'", "{'params': ...}"],
     ),
     "grow_opt_state: twice": (
@@ -478,13 +478,14 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
         lambda: dw.grow_opt_state(STATE, GROWTH, TX, fields=["mu"]),
         ["fields", "mapping", "['mu']"],
     ),
-    "scale_by_growth: an optimizer": (
-        lambda: dw.scale_by_growth(TX),
-        ["growth", "dw.plan", "got an optimizer"],
+    "growable: a class": (
+        lambda: dw.growable(optax.adam),
+        ["tx", "optax.GradientTransformation"],
     ),
-    "scale_by_growth: no count": (
-        lambda: dw.scale_by_growth(GROWTH, adam=(0.9, 0.999)),
-        ["adam", "(b1, b2, count)", "(0.9, 0.999)"],
+    "growable: a growth": (lambda: dw.growable(GROWTH), ["tx", "got a Growth"]),
+    "growable: a fraction of steps": (
+        lambda: dw.growable(TX, warmup=0.5),
+        ["warmup", "an integer", "0.5"],
     ),
     "shardings: arrays": (
         lambda: GROWTH.shardings(PARAMS),
