@@ -99,10 +99,11 @@ def grow(
     """
     images, labels = jnp.asarray(digits.train_images), jnp.asarray(digits.train_labels)
     test = digits.test_images, digits.test_labels
+    tx = dw.growable(optax.adam(1e-3))
     fit = functools.partial(
         training.fit,
         apply,
-        tx=optax.adam(1e-3),
+        tx=tx,
         data=(images, labels),
         batch_size=32,
         progress=False,
@@ -136,7 +137,10 @@ def grow(
         wide = dw.grow(loaded, growth, key=grow_key)
         keras_h5.save(out / f"{wide_units}_units_{strategy}.h5", wide, like=path)
         end_of_stage(f"widened: {strategy}", wide, epochs, loaded)
-        on = fit(wide, epochs=epochs, key=on_key)
+        anew = fit(wide, epochs=epochs, key=on_key)
+        end_of_stage(f"widened: {strategy}, new optimizer", anew.variables, 2 * epochs)
+        opt_state = dw.grow_opt_state(small.opt_state, growth, tx)
+        on = fit(wide, epochs=epochs, key=on_key, opt_state=opt_state)
         end_of_stage(f"widened: {strategy}, trained on", on.variables, 2 * epochs)
         result.networks[f"widened: {strategy}"] = wide
         result.networks[f"widened: {strategy},\ntrained on"] = on.variables

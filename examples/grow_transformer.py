@@ -24,7 +24,7 @@ Variables = dict[str, Any]
 CHARACTERS = 96  # the printable ones of ASCII and the end of a line
 CONTEXT = 64  # characters that the network sees
 HEAD_DIM = 12
-TX = optax.adam(2e-3)
+TX = dw.growable(optax.adam(2e-3))
 STEPS, BATCH_SIZE = 50, 32  # of a round
 WINDOW = jax.ShapeDtypeStruct((1, CONTEXT), jnp.int32)
 
@@ -173,7 +173,7 @@ def grow(network: Network, model: Transformer, key: jax.Array) -> Network:
     target = jax.eval_shape(model.init, key, WINDOW)
     growth = dw.plan(widths, target=target, target_apply=model.apply)
     variables = dw.grow(network.variables, growth, key=key)
-    opt_state = dw.grow_opt_state(network.opt_state, growth, TX, second_moment="zeros")
+    opt_state = dw.grow_opt_state(network.opt_state, growth, TX)
     return Network(model, variables, opt_state, network.points)
 
 

@@ -23,6 +23,7 @@ from dogwood_jax import mnist, training
 Variables = Mapping[str, Any]
 
 ADAM = optax.adam(1e-3)
+GROWABLE = dw.growable(ADAM)
 BATCH_SIZE = 128
 IMAGE = jax.ShapeDtypeStruct((1, 28, 28), jnp.float32)
 
@@ -74,14 +75,10 @@ class Way(NamedTuple):
     state: str
 
 
-# The optimizer's state grows along, its new second moments like the old ones or zero, and in the
-# latter case maybe with updates scaled to make up for both; or it starts anew.
-STATES: dict[str, Literal["mean", "zeros"] | None] = {
-    "grown": "mean",
-    "grown, zeros": "zeros",
-    "grown, scaled": "zeros",
-    "new": None,
-}
+# The optimizer's state grows along, that of one that can grow or that of a plain one, with new
+# second moments of zero or like the old ones; or it starts anew.
+PLAIN: dict[str, Literal["mean", "zeros"]] = {"plain, zeros": "zeros", "plain, mean": "mean"}
+STATES = ("growable", *PLAIN, "new")
 
 
 def strategies(digits: mnist.Digits) -> dict[Way, dw.strategies.Strategy]:
@@ -101,7 +98,7 @@ def strategies(digits: mnist.Digits) -> dict[Way, dw.strategies.Strategy]:
         for name, strategy in named.items()
         for state in STATES
         # Copies have the moments of the units they copy, whatever the others get.
-        if state != "grown, zeros" or not name.startswith("replicate")
+        if state != "plain, zeros" or not name.startswith("replicate")
     }
 
 
@@ -175,12 +172,6 @@ def train(
     return Network(variables, tx, opt_state, points)
 
 
-@functools.cache  # so that `fit` knows it again
-def scaled(growth: dw.Growth, steps: int) -> optax.GradientTransformation:
-    """Returns the optimizer with updates scaled for a growth after so many steps."""
-    return optax.chain(ADAM, dw.scale_by_growth(growth, adam=(0.9, 0.999, steps)))
-
-
 def widen(
     network: Network, units: int, strategy: dw.strategies.Strategy, state: str, key: jax.Array
 ) -> Network:
@@ -189,17 +180,11 @@ def widen(
     hidden = [name for name in network.variables["params"] if name.startswith("hidden")]
     growth = dw.plan(widths, dict.fromkeys(hidden, units), strategy=strategy)
     variables = dw.grow(network.variables, growth, key=key)
-    second_moment = STATES[state]
-    if second_moment is None:
+    if state == "new":
         return Network(variables, points=network.points)
-    opt_state = dw.grow_opt_state(
-        network.opt_state, growth, network.tx, second_moment=second_moment
-    )
-    if state != "grown, scaled":
-        return Network(variables, ADAM, opt_state, network.points)
-    adam = opt_state if network.tx is ADAM else opt_state[0]
-    tx = scaled(growth, int(adam[0].count))
-    return Network(variables, tx, (adam, tx.init(variables)[1]), network.points)
+    tx = ADAM if state in PLAIN else GROWABLE  # which takes over the state of a plain one
+    opt_state = dw.grow_opt_state(network.opt_state, growth, tx, second_moment=PLAIN.get(state))
+    return Network(variables, tx, opt_state, network.points)
 
 
 class Curve(NamedTuple):

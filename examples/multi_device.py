@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import dogwood_jax as dw
 from dogwood_jax import mnist, training
 
-TX = optax.adam(1e-3)
+TX = dw.growable(optax.adam(1e-3))
 SMALL, LARGE = 64, 256  # units
 BATCH_SIZE = 64
 PICTURES = jax.ShapeDtypeStruct((1, 28, 28), np.float32)
