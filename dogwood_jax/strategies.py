@@ -212,9 +212,9 @@ def replicate(
     """New units copy old ones, which share their outgoing weights with the copies.
 
     Preserving if ``noise`` is zero. At the first step a copy's outgoing weights have the gradient
-    of the old unit's, its incoming weights that times its share. With an even split, copies stay
-    copies for ever under a deterministic optimizer; an uneven split or a little noise lets them
-    part.
+    of the old unit's, its incoming weights that times its share. Copies carry the moments of the
+    unit that they copy in the optimizer's state, too. With an even split, copies stay copies for
+    ever under a deterministic optimizer; an uneven split or a little noise lets them part.
 
     Args:
         noise: standard deviation of normal noise added to the incoming weights of new units, as a
