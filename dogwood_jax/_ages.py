@@ -4,10 +4,12 @@ All of it is along axes. An entry is as young as the youngest unit that it belon
 the product of the shares along its axes.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -17,6 +19,7 @@ from dogwood_jax._grow import changes
 from dogwood_jax._growth import Growth
 from dogwood_jax._layout import Layout, Units
 from dogwood_jax._opt_fields import Field, fields_in
+from dogwood_jax._rounds import apart
 from dogwood_jax._tree import PyTree, leaves_by_path
 from dogwood_jax._widths import Leaf
 
@@ -96,7 +99,9 @@ class Moments:
         arrays = leaves_by_path(state)
         found = list(fields_in(state, known))
         self.fields = [f for f in found if f.known({})[0] in ("second", "magnitude")]
-        self._groups = {field.group for field in self.fields}
+        # Averages of updates beside them correct their bias by counts of their own.
+        averages = [f for f in found if "EmaState" in f.declared] if self.fields else []
+        self._groups = {field.group for field in (*self.fields, *averages)}
         self.counts = [
             path
             for path, leaf in arrays.items()
@@ -153,7 +158,9 @@ def grown_ages(
         layers = growth.moved[leaf.path].layers if leaf.path in growth.moved else ()
         if inner in known or changes(leaf, growth) or layers:
             old = known.get(inner) or _born(leaf.shape, 0)
-            grown[place] = _grown(old, leaf, growth, since, number, layers)
+            alone = apart(growth, [leaf])
+            factor = growth.factors.get(leaf.path, 1.0)
+            grown[place] = _grown(old, since, number, growth=alone, layers=layers, factor=factor)
     for insertion in growth.insertions if fields else ():
         field = next(iter(fields.values()))
         inner = insertion.path.removeprefix(field.collection)
@@ -178,15 +185,27 @@ def _born(shape: Sequence[int], number: int) -> AlongAxes:
     )
 
 
+@functools.partial(jax.jit, static_argnames=("growth", "layers", "factor"))
 def _grown(
     old: AlongAxes,
-    leaf: Leaf,
-    growth: Growth,
     since: Array,
     number: int,
-    layers: Sequence[int],
+    *,
+    growth: Growth,
+    layers: tuple[int, ...],
+    factor: float,
 ) -> AlongAxes:
-    """Returns the ages of an array whose axes grow."""
+    """Returns the ages of an array whose axes grow; arrays that grow alike share its program.
+
+    Args:
+        old: its ages.
+        since: the number of steps since each growth.
+        number: that of this growth.
+        growth: the growth of this array alone.
+        layers: of a stack of layers, the old one that each is, or -1.
+        factor: what it was multiplied by.
+    """
+    (leaf,) = growth.widths.leaves
     found = []
     for axis, cohorts in enumerate(old.cohorts):
         layout = leaf.axes[axis] if leaf.axes else None
@@ -197,12 +216,12 @@ def _grown(
         if layers and axis == 0:
             taken = scaled = _stacked(layers)
         is_old = taken(jnp.ones(len(cohorts))) > 0
-        factor = growth.factors.get(leaf.path, 1.0) if axis == 0 else 1.0
-        same = (scaled(jnp.ones(len(cohorts))) == 1) & (factor == 1)
+        times = factor if axis == 0 else 1.0
+        same = (scaled(jnp.ones(len(cohorts))) == 1) & (times == 1)
         found.append(
             (
                 jnp.where(is_old, taken(cohorts), number),
-                jnp.where(is_old, jnp.where(same, taken(shares), scaled(shares_now) * factor), 1.0),
+                jnp.where(is_old, jnp.where(same, taken(shares), scaled(shares_now) * times), 1.0),
                 jnp.where(is_old, jnp.where(same, taken(begun), number), 0),
             )
         )

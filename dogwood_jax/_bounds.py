@@ -28,6 +28,9 @@ class Bounds:
         nonzero: whether no entry is zero.
         above: whether every entry is more than ``low``, as those of ``exp(x)`` are more than 0.
         below: whether every entry is less than ``high``.
+        sparse: whether it is zero only where nothing was added, as it is for old units, too.
+        reached: whether an end may be reached by rounding, as tanh does, which is 1 from 9 on in
+            single precision.
         compared: of booleans, which array they compare with a number.
         moment: the array whose sum, or sum of squares, it is a multiple of; see ``Moment``.
     """
@@ -40,6 +43,8 @@ class Bounds:
     above: bool = False
     below: bool = False
     compared: "Compared | None" = None
+    sparse: bool = False
+    reached: bool = False
 
     @property
     def excludes_zero(self) -> bool:
@@ -96,9 +101,17 @@ class Compared:
         if value is not self.of:
             return bounds
         if (self.how in ("gt", "ge")) == holds:
-            above = self.how == ("gt" if holds else "le")
+            above = bounds.above
+            if self.number >= bounds.low:
+                above = self.how == ("gt" if holds else "le") or (
+                    bounds.above and self.number == bounds.low
+                )
             return replace(bounds, low=max(bounds.low, self.number), above=above)
-        below = self.how == ("lt" if holds else "ge")
+        below = bounds.below
+        if self.number <= bounds.high:
+            below = self.how == ("lt" if holds else "ge") or (
+                bounds.below and self.number == bounds.high
+            )
         return replace(bounds, high=min(bounds.high, self.number), below=below)
 
 
@@ -110,6 +123,12 @@ NOTHING_KNOWN = (UNKNOWN,)
 def constant(low: float, high: float, nonzero: bool) -> Bounds:
     """Returns the bounds of constants; a product with one sticks at a value only if it is zero."""
     return UNKNOWN if isnan(low) or isnan(high) else Bounds(low, high, not nonzero, nonzero)
+
+
+def of_sign(bounds: Bounds) -> Bounds:
+    """Returns what bounds say of signs alone."""
+    low, high = 0.0 if bounds.low >= 0 else -inf, 0.0 if bounds.high <= 0 else inf
+    return Bounds(low, high, bounds.atoms, bounds.excludes_zero)
 
 
 def at(number: float) -> Bounds:
@@ -127,6 +146,7 @@ def union(bounds: Sequence[Bounds]) -> Bounds:
         all(b.excludes_zero for b in bounds),
         above=all(b.above for b in bounds if b.low == low),
         below=all(b.below for b in bounds if b.high == high),
+        reached=any(b.reached for b in bounds),
     )
 
 
@@ -139,7 +159,7 @@ def _above(edge: float, *, open: bool = False) -> Domain:
     """All numbers from an edge on, or beyond it."""
 
     def holds(b: Bounds) -> bool:
-        is_off = not open or not b.atoms or b.above or (edge == 0 and b.nonzero)
+        is_off = not open or not (b.atoms or b.reached) or b.above or (edge == 0 and b.nonzero)
         return b.low > edge or (b.low == edge and is_off)
 
     return holds
@@ -152,13 +172,14 @@ def _within(*, open: bool = False) -> Domain:
         inside = (-1 < b.low or (b.low == -1 and b.above)) and (
             b.high < 1 or (b.high == 1 and b.below)
         )
-        return inside or (-1 <= b.low and b.high <= 1 and not (open and b.atoms))
+        return inside or (-1 <= b.low and b.high <= 1 and not (open and (b.atoms or b.reached)))
 
     return holds
 
 
 def _off_zero(b: Bounds) -> bool:
-    return b.excludes_zero or not b.atoms
+    is_end = b.reached and 0 in (b.low, b.high)
+    return b.excludes_zero or not (b.atoms or is_end)
 
 
 # Where a function of one operand is finite.
@@ -262,8 +283,8 @@ def _monotone(
 
     Args:
         function: the function.
-        above: whether it stays above its limit at minus infinity. That tanh does so helps nobody,
-            because in single precision it is 1 from 9 on.
+        above: whether it stays above its limit at minus infinity. tanh and expm1 do not, because
+            of rounding: in single precision expm1(-17) is -1.
     """
 
     @functools.cache
@@ -275,24 +296,29 @@ def _monotone(
         low, high = end(b.low), end(b.high)
         if isnan(low) or isnan(high):
             return Bounds(atoms=b.atoms)
-        return Bounds(low, high, b.atoms, above=above and (b.above or b.low == -inf))
+        reached = b.reached or (b.high == inf > high) or (b.low == -inf < low and not above)
+        open_end = above and (b.above or b.low == -inf)
+        return Bounds(low, high, b.atoms, above=open_end, reached=reached)
 
     return bounds
 
 
 def _constantly(low: float, high: float, nonzero: bool = False) -> Callable[[Bounds], Bounds]:
-    return lambda b: Bounds(low, high, b.atoms, nonzero)
+    return lambda b: Bounds(low, high, b.atoms, nonzero, reached=True)
 
 
 def _negative(b: Bounds) -> Bounds:
     if b is UNKNOWN or b is ANY_NUMBER:
         return b
-    return Bounds(-b.high, -b.low, b.atoms, b.nonzero, above=b.below, below=b.above)
+    return Bounds(
+        -b.high, -b.low, b.atoms, b.nonzero, above=b.below, below=b.above, reached=b.reached
+    )
 
 
 def _absolute(b: Bounds) -> Bounds:
     low = 0.0 if b.low <= 0 <= b.high else min(abs(b.low), abs(b.high))
-    return Bounds(low, max(abs(b.low), abs(b.high)), b.atoms, b.excludes_zero)
+    high = max(abs(b.low), abs(b.high))
+    return Bounds(low, high, b.atoms, b.excludes_zero, reached=b.reached)
 
 
 def _stepped(function: Callable[[float], float]) -> Callable[[Bounds], Bounds]:
@@ -313,9 +339,11 @@ def _powered(b: Bounds, exponent: float) -> Bounds:
     if exponent < 0:
         nonzero = isfinite(b.low) and isfinite(b.high)
         if b.low >= 0:
-            return Bounds(_power(b.high, exponent), _power(b.low, exponent), b.atoms, nonzero)
+            low, high = _power(b.high, exponent), _power(b.low, exponent)
+            return Bounds(low, high, b.atoms, nonzero, reached=b.reached)
         return Bounds(-inf, inf, b.atoms, nonzero)
-    return Bounds(_power(b.low, exponent), _power(b.high, exponent), b.atoms, b.excludes_zero)
+    low, high = _power(b.low, exponent), _power(b.high, exponent)
+    return Bounds(low, high, b.atoms, b.excludes_zero, reached=b.reached)
 
 
 def _power(x: float, exponent: float) -> float:
@@ -328,7 +356,10 @@ def _power(x: float, exponent: float) -> float:
 
 
 def _same(b: Bounds) -> Bounds:
-    return replace(b, moment=None) if b.moment else b
+    """Returns the bounds of entries that move, of which no more is known than before."""
+    if b.moment or b.compared or b.sparse:
+        return replace(b, moment=None, compared=None, sparse=False)
+    return b
 
 
 _UNARY: dict[str, Callable[[Bounds], Bounds]] = {
@@ -339,7 +370,7 @@ _UNARY: dict[str, Callable[[Bounds], Bounds]] = {
     "rsqrt": lambda b: _powered(b, -0.5),
     "exp": _monotone(np.exp, above=True),
     "exp2": _monotone(np.exp2, above=True),
-    "expm1": _monotone(np.expm1, above=True),
+    "expm1": _monotone(np.expm1),
     "log": _monotone(np.log),
     "log2": _monotone(np.log2),
     "log1p": _monotone(np.log1p),
@@ -387,8 +418,19 @@ def _sum(a: Bounds, b: Bounds) -> Bounds:
     low, high = a.low + b.low, a.high + b.high
     nonzero = (a.nonzero or b.nonzero) and (min(a.low, b.low) >= 0 or max(a.high, b.high) <= 0)
     low, high = -inf if isnan(low) else low, inf if isnan(high) else high
-    above, below = a.above or b.above, a.below or b.below
-    return Bounds(low, high, a.atoms or b.atoms, nonzero, above=above, below=below)
+    # Only near zero do small numbers count beside others: 1 + exp(-40) is 1.
+    above = a.low == b.low == 0 and (a.above or b.above)
+    below = a.high == b.high == 0 and (a.below or b.below)
+    is_rounded = (a.above or b.above) > above or (a.below or b.below) > below
+    return Bounds(
+        low,
+        high,
+        a.atoms or b.atoms,
+        nonzero,
+        above=above,
+        below=below,
+        reached=a.reached or b.reached or is_rounded,
+    )
 
 
 def _difference(a: Bounds, b: Bounds) -> Bounds:
@@ -417,8 +459,37 @@ def _product(a: Bounds, b: Bounds) -> Bounds:
     for one, other in ((a, b), (b, a)):
         if one.number:  # then open ends stay open
             above, below = (other.above, other.below)[:: 1 if one.number > 0 else -1]
-            return Bounds(low, high, atoms, nonzero, above=above, below=below)
-    return Bounds(low, high, atoms, nonzero)
+            return Bounds(
+                low, high, atoms, nonzero, above=above, below=below, reached=other.reached
+            )
+    return Bounds(low, high, atoms, nonzero, reached=a.reached or b.reached)
+
+
+# Functions of complex numbers that are zero only where an operand, or every one, is.
+_COMPLEX_NONZERO = frozenset("neg conj mul div convert_element_type copy stop_gradient".split())
+
+
+def bounds_of_complex(name: str, bounds: Sequence[Bounds], is_real: bool) -> Bounds:
+    """Returns the same where numbers are complex, of which bounds only say whether they are zero.
+
+    Args:
+        name: the primitive.
+        bounds: the bounds of its operands.
+        is_real: whether what it makes is real.
+    """
+    if not bounds:
+        return UNKNOWN
+    nonzero = [b.excludes_zero for b in bounds]
+    if name == "complex":  # which is one number only where both parts are
+        return Bounds(atoms=all(b.atoms for b in bounds), nonzero=any(nonzero))
+    if name == "abs":
+        return Bounds(low=0.0, nonzero=nonzero[0])
+    if name in ("real", "imag"):
+        return UNKNOWN
+    atoms = any(b.atoms for b in bounds)
+    if name in ("exp", "exp2"):
+        return Bounds(atoms=atoms, nonzero=True)
+    return Bounds(atoms=atoms, nonzero=name in _COMPLEX_NONZERO and not is_real and all(nonzero))
 
 
 def bounds_of(
@@ -439,8 +510,10 @@ def bounds_of(
         if jnp.issubdtype(params["new_dtype"], jnp.inexact):
             return first
         return Bounds(first.low, first.high)
+    if name == "gather" and first.sparse:
+        return replace(first, nonzero=True, sparse=False)
     if name in KEEP_ENTRIES:
-        return first
+        return kept(name, first)
     if name in _UNARY:
         found = _UNARY[name](first)
         return _with_moment(name, found, operands[0], first)
@@ -449,6 +522,9 @@ def bounds_of(
         return _with_moment("square" if params["y"] == 2 else name, found, operands[0], first)
     if name == "pow":
         exponent = bounds[1].number
+        if exponent is None and (first.number or 0) > 0:
+            ends = [_power(first.low, end) for end in (bounds[1].low, bounds[1].high)]
+            return Bounds(min(ends), max(ends), bounds[1].atoms, reached=True)
         return Bounds(atoms=first.atoms) if exponent is None else _powered(first, exponent)
     if name == "ne" and operands[0] is operands[1]:
         return at(0.0)  # no number differs from itself, but NaN, which nothing makes here
@@ -459,7 +535,9 @@ def bounds_of(
     if name in ("add", "add_any"):
         return _sum(*bounds)
     if name == "sub":
-        return _difference(*bounds)
+        alike = [(d.size, e.size) for d, e in zip(operands[0].dims, operands[1].dims, strict=False)]
+        is_aligned = all(m == n for m, n in alike)
+        return _difference(*(bounds if is_aligned else map(_same, bounds)))
     if name == "mul":
         return _times(operands, bounds)
     if name == "div":
@@ -468,6 +546,8 @@ def bounds_of(
         if (number := bounds[1].number) and first.moment:
             return _scaled(found, first.moment, 1 / number)
         return found
+    if name in ("argmax", "argmin"):
+        return Bounds(0, prod(operands[0].dims[axis].size for axis in params["axes"]) - 1)
     if name == "max":
         a, b = bounds
         return Bounds(max(a.low, b.low), max(a.high, b.high))
@@ -495,15 +575,9 @@ def bounds_of(
         return Bounds(0, inf, first.atoms, first.excludes_zero) if first.low >= 0 else UNKNOWN
     if name in ("cumsum", "reduce_window_sum"):
         return _of_one_sign(first, name == "cumsum" and first.excludes_zero)
-    if name == "complex":
-        # It is one number only where both parts are.
-        one, other = bounds
-        return Bounds(
-            atoms=one.atoms and other.atoms, nonzero=one.excludes_zero or other.excludes_zero
-        )
     if name in ("scatter-add", "scatter_add") and operands[0].number == 0:
-        # Where nothing is added, that is zero for old units, too.
-        return _of_one_sign(bounds[2], bounds[2].excludes_zero)
+        found = _of_one_sign(bounds[2], False)
+        return replace(found, atoms=True, sparse=bounds[2].excludes_zero)
     if name == "atan2":
         return Bounds(-np.pi, np.pi, first.atoms)
     if name in ("dot_general", "conv_general_dilated"):
@@ -526,7 +600,7 @@ def _of_one_sign(terms: Bounds, nonzero: bool) -> Bounds:
     if terms.low < 0 < terms.high:
         return UNKNOWN if terms.atoms else ANY_NUMBER
     low, high = 0 if terms.low >= 0 else -inf, 0 if terms.high <= 0 else inf
-    return Bounds(low, high, terms.atoms, nonzero)
+    return Bounds(low, high, terms.atoms, nonzero, reached=terms.reached)
 
 
 def _times(operands: Sequence[Any], bounds: Sequence[Bounds]) -> Bounds:
@@ -542,6 +616,13 @@ def _times(operands: Sequence[Any], bounds: Sequence[Bounds]) -> Bounds:
 
 def _scaled(found: Bounds, moment: Moment, factor: float) -> Bounds:
     return replace(found, moment=replace(moment, factor=moment.factor * factor))
+
+
+def kept(name: str, bounds: Bounds) -> Bounds:
+    """Returns the bounds of entries that are the same but, perhaps, for where they lie."""
+    if name in ("copy", "stop_gradient") or not (bounds.compared or bounds.sparse):
+        return bounds
+    return replace(bounds, compared=None, sparse=False)
 
 
 def _with_moment(name: str, found: Bounds, operand: Any, before: Bounds) -> Bounds:

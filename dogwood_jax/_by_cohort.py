@@ -48,12 +48,14 @@ class _Value:
         ties: for each axis, the axis of the parameters that it lies along.
         is_lanes: whether there is one for each cohort.
         beside: what is added to it that is linear in the parameters, as weight decay is.
+        each: the lanes one by one, once they were asked for.
     """
 
     array: Any
     ties: Ties = ()
     is_lanes: bool = False
     beside: Any = None
+    each: list[Any] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -72,6 +74,7 @@ def updated(
     *,
     counts: Mapping[str, Array],
     ties: Mapping[str, Ties],
+    follows: Mapping[str, str],
     cohorts: Cohorts,
 ) -> tuple[PyTree, PyTree, PyTree]:
     """Returns an optimizer's updates and its new state, with a step count for each cohort.
@@ -84,6 +87,7 @@ def updated(
         counts: for each step count of the state, by path, the counts of all cohorts.
         ties: for each array of the state that is laid out like parameters, by path, where its axes
             lie.
+        follows: for each of these, the path of the array of the parameters.
         cohorts: for each array of the parameters with entries of several cohorts, by path, the
             cohort along each of its axes. That of an entry is the largest along its axes.
 
@@ -122,8 +126,7 @@ def updated(
         jax.tree_util.tree_leaves_with_path(shapes_of_state), there, strict=True
     ):
         path = leaf_path(keys)
-        found = ties.get(path, ())
-        array = reading.settled(value, found[0][0] if found and found[0] else path, found)
+        array = reading.settled(value, follows.get(path, ""), ties.get(path, ()))
         new_state.append(array if value.beside is None else array + value.beside)
     return (
         jax.tree.unflatten(structure, changes),
@@ -145,6 +148,7 @@ class _Reading:
 
     def __init__(self, cohorts: Cohorts) -> None:
         self._cohorts = cohorts
+        self._numbers: dict[Any, Array] = {}  # of the cohorts of entries, by where they lie
 
     def run(self, jaxpr: Any, consts: Sequence[Any], values: Sequence[_Value]) -> list[_Value]:
         """Returns the values of a program's results."""
@@ -169,7 +173,7 @@ class _Reading:
             return value.array
         if not value.shape and path in self._cohorts:  # a parameter of one number
             return value.array[self._cohorts[path][0][0]]
-        return self._merged(value, ties or value.ties, value.shape)
+        return jnp.broadcast_to(self._merged(value, ties or value.ties, value.shape), value.shape)
 
     def _equation(self, eqn: Any, values: list[_Value]) -> list[_Value]:
         name, programs = eqn.primitive.name, sub_programs(eqn)
@@ -201,22 +205,35 @@ class _Reading:
         ties = _joined(values, shape)
         if not any(ties):
             return values
+        met = [self._merged(value, ties, shape) if value.is_lanes else None for value in values]
         return [
-            _Value(self._merged(value, ties, shape), ties) if value.is_lanes else value
-            for value in values
+            value
+            if array is None
+            else _Value(array, ties)
+            if array.shape == shape
+            else _untied(array)
+            for value, array in zip(values, met, strict=True)
         ]
 
     def _merged(self, lanes: _Value, ties: Ties, shape: tuple[int, ...]) -> Any:
         """Returns an array of which each entry is that of its own cohort."""
-        cohort: Any = None
-        for axis, tie in enumerate(ties):
-            if tie is not None and tie[0] in self._cohorts:
-                along = self._cohorts[tie[0]][tie[1]]
-                along = along.reshape([-1 if a == axis else 1 for a in range(len(shape))])
-                cohort = along if cohort is None else jnp.maximum(cohort, along)
-        merged = jnp.broadcast_to(lanes.array[0], shape)
-        for number in range(1, len(lanes.array) if cohort is not None else 0):
-            merged = jnp.where(cohort == number, lanes.array[number], merged)
+        if lanes.each is None:
+            lanes.each = [lanes.array[number] for number in range(len(lanes.array))]
+        known = {tie for tie in ties if tie is not None and tie[0] in self._cohorts}
+        if not known:  # of entries that were there from the beginning
+            return lanes.each[0]
+        key = (shape, ties)
+        if key not in self._numbers:
+            cohort = jnp.zeros((1,) * len(shape), jnp.int32)
+            for axis, tie in enumerate(ties):
+                if tie in known:
+                    along = self._cohorts[tie[0]][tie[1]]
+                    along = along.reshape([-1 if a == axis else 1 for a in range(len(shape))])
+                    cohort = jnp.maximum(cohort, along)
+            self._numbers[key] = cohort
+        merged = jnp.broadcast_to(lanes.each[0], shape)
+        for number, lane in enumerate(lanes.each[1:], 1):
+            merged = jnp.where(self._numbers[key] == number, lane, merged)
         return merged
 
     def _cond(self, programs: Sequence[Any], values: Sequence[_Value]) -> list[_Value]:
@@ -234,7 +251,7 @@ class _Reading:
         for jaxpr, consts in programs:
 
             def noted(arrays: Any, jaxpr: Any = jaxpr, consts: Any = consts) -> Any:
-                found.append(self.run(jaxpr, consts, entered(arrays)))
+                found.append(_Reading(self._cohorts).run(jaxpr, consts, entered(arrays)))
                 return [value.array for value in found[-1]]
 
             jax.eval_shape(noted, shapes)
@@ -248,7 +265,10 @@ class _Reading:
             def run(arrays: Any) -> Any:
                 left = []
                 for value, is_lanes, beside in zip(
-                    self.run(jaxpr, consts, entered(arrays)), lanes, besides, strict=True
+                    _Reading(self._cohorts).run(jaxpr, consts, entered(arrays)),
+                    lanes,
+                    besides,
+                    strict=True,
                 ):
                     array = value.array
                     if is_lanes and not value.is_lanes:

@@ -19,7 +19,7 @@ from dogwood_jax._dims import Dim, parts_of, pieces
 from dogwood_jax._grown_sizes import GrownSizes
 from dogwood_jax._growth import Change
 from dogwood_jax._jaxpr import scan_counts
-from dogwood_jax._positions import moved
+from dogwood_jax._positions import are_small, moved
 from dogwood_jax._scales import suspicion, to_blame
 from dogwood_jax._values import Degree, Step, Trace, Value
 
@@ -92,7 +92,7 @@ class Comparison:
 
     def __init__(self, trace: Trace, larger: Trace, grown: GrownSizes) -> None:
         self._grown = grown
-        self._trace = trace
+        self._trace, self._larger = trace, larger
         self._scaled: list[tuple[str, Value, Value]] = []
         self._compared: set[tuple[int, int]] = set()  # arrays, by identity
         self.sizes: dict[str, str] = {}
@@ -165,7 +165,8 @@ class Comparison:
     @cached_property
     def kept_tables(self) -> frozenset[str]:
         """Names of widths whose old units have the numbers that they had in every table."""
-        if not self.agrees:
+        sizes = {after for before, after in self._grown.lengths if before != after}
+        if not self.agrees or not are_small(self._larger.steps, sizes):
             return frozenset()
         others = moved(self._trace.steps)
         return frozenset(name for dim, name in self._grown.names.items() if dim not in others)
@@ -470,9 +471,12 @@ def _same_table(old: Value, new: Value) -> bool:
         return a is b
     if a.ndim != b.ndim:
         return False
-    is_finite = bool(np.isfinite(b).all())
+    # What follows from the signs of old entries is known of new ones, too.
+    is_alike = bool(np.isfinite(b).all()) and all(
+        holds(b) for holds in (_not_negative, _not_positive, np.all) if holds(a)
+    )
     for axis, (m, n) in enumerate(zip(a.shape, b.shape, strict=True)):
-        if m < n and is_finite and old.dims[axis].root.kind is None:  # its units are first
+        if m < n and is_alike and old.dims[axis].root.kind is None:  # its units are first
             b = np.take(b, range(m), axis)
         elif m != n:
             b_first, a = np.take(b, [0], axis), np.take(a, [0], axis)
@@ -480,6 +484,14 @@ def _same_table(old: Value, new: Value) -> bool:
                 return False
             b = b_first
     return bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def _not_negative(array: np.ndarray) -> bool:
+    return bool((array >= 0).all())
+
+
+def _not_positive(array: np.ndarray) -> bool:
+    return bool((array <= 0).all())
 
 
 def _said(value: Value) -> str:

@@ -11,6 +11,7 @@ from jax import Array
 from dogwood_jax._ages import Ages, AlongAxes, Moments, share_now
 from dogwood_jax._arguments import INTEGER, OPTIMIZER, expect, expect_given
 from dogwood_jax._by_cohort import updated
+from dogwood_jax._opt_factored import factored_axes
 from dogwood_jax._opt_fields import Field, fields_in, unfollowed, watched
 from dogwood_jax._problems import listed
 from dogwood_jax._tree import PyTree, is_array, leaf_path, leaves_by_path, struct
@@ -56,7 +57,10 @@ def growable(tx: Any, *, warmup: int = 0) -> Any:
     entry of an old row is as old as the row. Decoupled weight decay, and whatever else is added in
     proportion to the parameters, is not scaled by ``warmup`` and by shares. Where no second moments
     are kept, as by SGD, Lion and Muon, nothing is corrected; where parameters are averaged in the
-    state, as by schedule-free optimizers and Lookahead, steps are not scaled.
+    state, as by schedule-free optimizers and Lookahead, steps are not scaled. Trust ratios and
+    parameter scales (LAMB, Adafactor) shrink with the weights of a copy, and its share shrinks its
+    steps once more. An optimizer without a step count, as RMSProp, counts its updates, those within
+    ``MultiSteps`` too.
 
     Args:
         tx: an ``optax.GradientTransformation``: a whole optimizer, a chain, or one link of a chain.
@@ -151,6 +155,13 @@ def _check(tx: Any, state: PyTree, params: PyTree) -> None:
         "as it is and tell grow_opt_state by fields="
         for name in names
     ]
+    problems += [
+        f"{field.place}: has shape {shape}, but {field.inner} has {field.leaf.shape}; there is no "
+        "rule for such a state"
+        for field in found
+        if field.axis is None and not field.factored
+        if math.prod(shape := jnp.shape(arrays[field.place])) > 1 and shape != field.leaf.shape
+    ]
     if not found:
         problems += unfollowed(arrays, found)
     if problems:
@@ -178,6 +189,7 @@ def _updated(
         params,
         counts=dict(zip(moments.counts, since, strict=True)),
         ties={field.place: _ties(field, arrays[field.place]) for field in found},
+        follows={field.place: field.inner for field in found},
         cohorts={path: one.cohorts for path, one in along.items()},
     )
     own = ages.steps - ages.births
@@ -204,11 +216,9 @@ def _ties(field: Field, array: Any) -> tuple[tuple[str, int] | None, ...]:
     if shape == whole:
         return tuple((field.inner, axis) for axis in range(len(shape)))
     if field.is_factor and len(shape) == len(whole) - 1:
-        # Means along one axis of two: which one, their sizes tell as far as they differ.
-        left = [a for a in range(len(whole)) if whole[:a] + whole[a + 1 :] == shape]
-        pick = (left[-1] if field.name == "v_row" else left[0]) if left else None
-        if pick is not None:
-            return tuple((field.inner, axis) for axis in range(len(whole)) if axis != pick)
+        row, column = factored_axes(whole)
+        gone = column if field.name == "v_row" else row
+        return tuple((field.inner, axis) for axis in range(len(whole)) if axis != gone)
     return (None,) * len(shape)
 
 

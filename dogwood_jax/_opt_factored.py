@@ -9,12 +9,18 @@ from jax import Array
 from dogwood_jax._opt_fields import Field
 
 
+def factored_axes(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Returns the axes that means are kept along, and over: rows and columns, as Optax does."""
+    row, column = np.argsort(shape)[-2:]
+    return int(row), int(column)
+
+
 def read(field: Field, arrays: Mapping[str, Array]) -> Array:
     """Returns an array of the state, put together from its factors if it has been taken apart."""
     array, shape = arrays[field.place], field.leaf.shape
     if not field.factored or array.shape == shape:
         return array
-    row, column = np.argsort(shape)[-2:]  # as Optax chooses them
+    row, column = factored_axes(shape)
     path = field.leaf.path
     rows = jnp.expand_dims(arrays[field.at(path, "v_row")], column)
     columns = jnp.expand_dims(arrays[field.at(path, "v_col")], row)
@@ -32,6 +38,6 @@ def written(
         return {place: array}
     rows = columns = absent = jnp.zeros((1,), array.dtype)
     if shape not in (None, array.shape):
-        row, column = np.argsort(array.shape)[-2:]
+        row, column = factored_axes(array.shape)
         rows, columns, array = jnp.mean(array, column), jnp.mean(array, row), absent
     return {place: array, field.at(path, "v_row"): rows, field.at(path, "v_col"): columns}

@@ -10,9 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dogwood_jax import _trace  # noqa: F401, for the rules that it imports
+from dogwood_jax._dims import Dim
 from dogwood_jax._growth import Growth
+from dogwood_jax._jaxpr import Program
 from dogwood_jax._problems import listed
+from dogwood_jax._read import run
 from dogwood_jax._tree import Keys, PyTree, leaf_path, leaves_by_path, level
+from dogwood_jax._values import Trace, Value
 from dogwood_jax._widths import Leaf
 
 T = TypeVar("T")
@@ -363,18 +368,24 @@ def watched(tx: Any, params: PyTree) -> dict[str, Seen]:
 
 
 def starts(tx: Any, params: PyTree) -> dict[str, float]:
-    """Returns what the arrays of an optimizer's state start from, by place; see ``watched``."""
+    """Returns the numbers that the arrays of an optimizer's state start from, by place.
+
+    Args:
+        tx: the optimizer.
+        params: pytree of ``jax.ShapeDtypeStruct`` of the parameters, as ``tx.init`` takes them.
+
+    Returns:
+        Those that are not zero, as far as the program of ``tx.init`` shows them.
+    """
     try:
-        with jax.ensure_compile_time_eval():
-            begun = leaves_by_path(tx.init(jax.tree.map(jnp.asarray, _stand_ins(params))))
-    except (AttributeError, TypeError, ValueError):
+        program = Program(tx.init, params, ())
+    except Exception:  # as of an optimizer that looks at its hyperparameters
         return {}
-    arrays = {place: np.asarray(array) for place, array in begun.items() if jnp.size(array)}
-    return {
-        place: float(array.flat[0])
-        for place, array in arrays.items()
-        if jnp.issubdtype(array.dtype, jnp.floating)
-    }
+    begun = [Value(tuple(map(Dim, struct.shape))) for _, struct in program.arguments]
+    jaxpr, consts = program.jaxpr.jaxpr, program.jaxpr.consts
+    results = run(Trace(notes_reads=False), jaxpr, consts, begun)
+    found = zip(program.results, results, strict=True)
+    return {place: value.number for place, value in found if value.number}
 
 
 def _stand_ins(params: PyTree) -> PyTree:

@@ -229,12 +229,7 @@ def _with_ages(grown: PyTree, like: PyTree, old: PyTree, growth: Growth) -> PyTr
         inner = before.inner_state if is_growable(before) else before
         ages = before.ages if is_growable(before) and before.ages else None
         places = leaves_by_path(node.inner_state)
-
-        def grow(ages: Any, inner: PyTree) -> Any:
-            return grown_ages(ages, inner, growth, places.__contains__)
-
-        # Compiled at once, and so where the state lies.
-        ages = jax.jit(grow)(ages, inner)
+        ages = grown_ages(ages, inner, growth, places.__contains__)
         return node if ages is None else node._replace(ages=ages)
 
     return jax.tree_util.tree_map_with_path(aged, wrapped(grown, like), is_leaf=is_growable)

@@ -8,7 +8,7 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 
-from dogwood_jax._bounds import constant
+from dogwood_jax._bounds import constant, of_sign
 from dogwood_jax._dims import Dim
 from dogwood_jax._jaxpr import sub_programs
 from dogwood_jax._positions import CONSTANT
@@ -60,8 +60,8 @@ def _constant(array: Any) -> Value:
     """Returns what is known of a constant: one number, or which axes it varies along."""
     dims = tuple(Dim(n) for n in np.shape(array))
     dtype = getattr(array, "dtype", np.dtype(float))
-    if jnp.issubdtype(dtype, jax.dtypes.extended):
-        return Value(dims, "data")
+    if jnp.issubdtype(dtype, jax.dtypes.extended):  # a key, and what is drawn with it never changes
+        return Value(dims, "constant", positional=frozenset(range(len(dims))))
     array = concrete(array)
     if array is None:
         return Value(dims, "data")
@@ -80,6 +80,8 @@ def _constant(array: Any) -> Value:
         if dim.size > 1 and (array != np.take(array, [0], axis)).any():
             dim.endanger(CONSTANT.format(array.shape))
     known.table = array
+    # Of new entries no more than the sign may be known.
+    known.bounds = (of_sign(*known.bounds),)
     return known
 
 

@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from dogwood_jax._bounds import (
     ANY_NUMBER,
@@ -25,8 +26,10 @@ from dogwood_jax._bounds import (
     Bounds,
     at,
     bounds_of,
+    bounds_of_complex,
     domains,
     domains_of_complex,
+    kept,
     slopes,
 )
 from dogwood_jax._dims import Dim, atoms
@@ -281,6 +284,10 @@ def _note_poles(trace: Trace, eqn: Any, operands: Sequence[Value]) -> None:
         is_data = value.origin != "parameter"
         kinds = frozenset(kind for kind, ok in zip(FILLS, by_fill, strict=True) if ok[place])
         silent = sure[0 if is_data else 1][place]
+        if value.bounds[0].sparse and not kinds:
+            for axis, dim in enumerate(value.dims):
+                if not value.reach_along(axis):
+                    dim.endanger(f"{name} is not finite where nothing was added to a sum along it")
         for dim, reach in zip(value.dims, value.reach, strict=False):
             if reach and len(kinds) < (1 if is_data else len(FILLS)):
                 trace.reads.append(Read("stray", dim, (reach,), name, kinds))
@@ -292,20 +299,29 @@ def _bounds(
     eqn: Any, operands: Sequence[Value], results: Sequence[Value]
 ) -> Iterator[tuple[Bounds, ...]]:
     name, params = eqn.primitive.name, eqn.params
+    dtypes = [
+        getattr(atom.aval, "dtype", np.dtype(bool)) for atom in (*eqn.invars, *eqn.outvars[:1])
+    ]
+    is_complex = any(jnp.issubdtype(dtype, jnp.complexfloating) for dtype in dtypes)
     one_by_one = name in ("optimization_barrier", "psum", "psum_invariant", "pvary", "pcast")
     for place, result in enumerate(results):
         own = operands[place : place + 1] if one_by_one else operands
         if result.number is not None:
             yield (at(result.number),)
         elif name in KEEP_ENTRIES and result.origin == operands[0].origin:
-            yield operands[0].bounds
+            yield tuple(kept(name, bounds) for bounds in operands[0].bounds)
+        elif name == "top_k" and place == 1:
+            yield (Bounds(0, operands[0].dims[-1].size - 1),)
         elif len(results) > 1 and not one_by_one and name not in ("split", "unstack"):
             yield NOTHING_KNOWN
-        elif result.origin == "parameter":
-            yield tuple(
-                bounds_of(name, params, own, [value.bounds_for(fill) for value in own])
-                for fill in range(len(FILLS))
-            )
         else:
-            found = bounds_of(name, params, own, [value.bounds_for(_RANDOM) for value in own])
-            yield NOTHING_KNOWN if found is UNKNOWN else (found,)
+            fills = range(len(FILLS) if result.origin == "parameter" else 1)
+            found = []
+            for fill in fills:
+                bounds = [value.bounds_for(fill) for value in own]
+                if is_complex:
+                    is_real = not jnp.issubdtype(dtypes[-1], jnp.complexfloating)
+                    found.append(bounds_of_complex(name, bounds, is_real))
+                else:
+                    found.append(bounds_of(name, params, own, bounds))
+            yield NOTHING_KNOWN if found == [UNKNOWN] else tuple(found)

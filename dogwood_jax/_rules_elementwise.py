@@ -1,7 +1,7 @@
 """Rules for elementwise operations."""
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -222,7 +222,12 @@ def _sum(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
     out = _nary(trace, eqn, (x, y), "add")
     silencers = _terms((x, y), out)
     indexed = any(a.index and b.number is not None for a, b in ((x, y), (y, x)))
-    clipped = indexed and name in ("max", "min")
+    # A bound below zero, or a smaller bound of none, leaves indices within their range.
+    clipped = indexed and any(
+        other.number is not None and (other.number <= 0 if name == "max" else other.number >= 0)
+        for other in (x, y)
+        if name in ("max", "min")
+    )
     if name in ("max", "min"):
         silencers = silencers if out.origin == "parameter" else tuple(map(behind, silencers))
     # jnp adds the length of an axis to negative indices: indices all the same.
@@ -248,18 +253,23 @@ def _compare(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
         # No old value of the other operand equals a new position: the row is zero there.
         table, other = (x, y) if x.positional else (y, x)
         free = {a for a in table.positional if not other.ndim or other.dims[a].size == 1}
-        if free == table.positional:
+        if free == table.positional and (other.index or _is_below(other, dims, free)):
             silencers = tuple(
                 (Silencer(frozenset()),) if a in free else () for a in range(len(dims))
             )
             positional = frozenset()
-            if other.index:
-                for axis in free:
-                    dims[axis].root.interface = True
+            for axis in free if other.index else ():
+                dims[axis].root.interface = True
     noise = "mask" if x.noise or y.noise else None
     out = mixed((x, y), dims, positional=positional, noise=noise)
     number = _fold(eqn.primitive.name, x.number, y.number)
     return [out.but(silencers=silencers, number=number)]
+
+
+def _is_below(value: Value, dims: Sequence[Dim], axes: Iterable[int]) -> bool:
+    """Whether integers are no new positions, as the place of the largest of a few is none."""
+    bounds = value.bounds[0]
+    return bounds.low >= 0 and all(bounds.high < dims[axis].size for axis in axes)
 
 
 @rule(*_OTHER_NARY.split())
@@ -272,8 +282,12 @@ def _other_nary(trace: Trace, eqn: Any, *values: Value) -> list[Value]:
 @rule("select_n")
 def _select_n(trace: Trace, eqn: Any, which: Value, *cases: Value) -> list[Value]:
     out = _nary(trace, eqn, (which, *cases), "add")
+    # The length of an axis is added to indices where they are negative, which those are not.
+    compared = which.bounds[0].compared
+    wraps = compared is not None and (compared.how, compared.number) == ("lt", 0)
+    wraps = wraps and any(compared.of is case for case in cases if case.index)  # type: ignore[union-attr]
     index = any(c.index for c in cases) and all(
-        c.index or c.wrapped or c.number == 0 for c in cases
+        c.index or (c.wrapped and wraps) or c.number == 0 for c in cases
     )
     silencers = _terms(cases, out)
     number = None if which.number is None else cases[int(which.number)].number
@@ -283,7 +297,8 @@ def _select_n(trace: Trace, eqn: Any, which: Value, *cases: Value) -> list[Value
 @rule("clamp")
 def _clamp(trace: Trace, eqn: Any, low: Value, x: Value, high: Value) -> list[Value]:
     out = _nary(trace, eqn, (low, x, high), "add")
-    return [out.but(index=x.index)]
+    clipped = low.number is not None and low.number <= 0
+    return [out.but(index=x.index and clipped and (high.number is None or high.number >= 0))]
 
 
 @rule("stop_gradient", "optimization_barrier", "device_put", "sharding_constraint", "mesh_cast")

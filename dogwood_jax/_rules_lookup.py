@@ -23,6 +23,10 @@ from dogwood_jax._values import Silencers, Trace, Value
 def _indexed(trace: Trace, x: Value, axis: int, indices: Value, *, many: bool = True) -> None:
     """Notes that positions along an axis are looked up, many of them or a single one."""
     trace.set_aside(x, axis)
+    if indices.origin == "constant" and indices.number is None:
+        if max((dim.size for dim in indices.dims), default=0) > x.dims[axis].size:
+            x.dims[axis].fix("positions beyond its end are looked up along it")
+            return
     if indices.index or (indices.number is not None and indices.number < x.dims[axis].size - 1):
         # Old indices stay in range, whether an input gives them or they count from zero: more
         # rows are more inputs that the network understands. The last row may count from the end.

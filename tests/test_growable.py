@@ -96,6 +96,9 @@ OPTIMIZERS = {
         {"matrix": optax.adamw(RATE), "vector": optax.sgd(RATE)}, labels
     ),
     "several steps": lambda: optax.MultiSteps(optax.adam(RATE), 2),
+    "an average of updates": lambda: optax.chain(
+        optax.scale_by_rms(bias_correction=True), optax.ema(0.9), optax.scale(-RATE)
+    ),
     "sgd": lambda: optax.sgd(RATE, momentum=0.9),
     "lion": lambda: optax.lion(RATE),
 }
@@ -157,6 +160,57 @@ def test_adafactor_begins_with_steps_like_those_of_a_new_one(factored):
         norms = [jnp.linalg.norm(tree["down"]["kernel"][8:]) for tree in (updates, begun)]
         sizes.append(float(norms[0] / norms[1]))
     assert 0.7 < min(sizes) and max(sizes) < 1.4
+
+
+def test_factored_moments_of_arrays_with_equal_axes_are_those_of_their_own_entries():
+    def apply(params, x):
+        return jnp.einsum("bi,ijk,jkl->bl", x, params["in"], params["out"])
+
+    def arrays(i):
+        keys = jax.random.split(jax.random.key(0))
+        shapes = (i, 8, 8), (8, 8, 3)
+        drawn = [jax.random.normal(k, s, jnp.float64) for k, s in zip(keys, shapes, strict=True)]
+        return dict(zip(("in", "out"), drawn, strict=True))
+
+    small, x = arrays(6), jnp.ones((2, 6))
+    growth = dw.plan(dw.trace(apply, small, x), {("in", 0): 8}, interface=True)
+    wide = dw.grow(small, growth, key=jax.random.key(1))
+    plain = optax.adafactor(
+        RATE, min_dim_size_to_factor=2, clipping_threshold=None, multiply_by_parameter_scale=False
+    )
+    tx = dw.growable(plain)
+    state = dw.grow_opt_state(trained(tx, small, 200)[1], growth, tx)
+    fresh = plain.init(wide)
+    for step in range(6):
+        gradient = gradients(wide, step)
+        updates, state = tx.update(gradient, state, wide)
+        begun, fresh = plain.update(gradient, fresh, wide)
+    ratio = jnp.median(jnp.abs(updates["in"][6:] / begun["in"][6:]))
+    assert 0.8 < float(ratio) < 1.25
+
+
+def test_a_gate_of_one_number_begins_anew():
+    def apply(params, x):
+        for name in sorted(params):
+            x = x + params[name]["gate"] * jnp.tanh(x @ params[name]["kernel"])
+        return x
+
+    def block(seed):
+        kernel = jax.random.normal(jax.random.key(seed), (4, 4), jnp.float64)
+        return {"kernel": kernel, "gate": jnp.zeros((), jnp.float64)}
+
+    small, deep = {"a": block(0)}, {"a": block(0), "b": block(1)}
+    growth = dw.plan(dw.trace(apply, small, X), target=deep, target_apply=apply)
+    for name in ("adam", "adan", "elementwise adafactor"):
+        plain = OPTIMIZERS[name]()
+        tx = dw.growable(plain)
+        state = dw.grow_opt_state(trained(tx, small, 30)[1], growth, tx)
+        fresh = plain.init(deep)
+        for step in range(5):
+            gradient = gradients(deep, step)
+            updates, state = tx.update(gradient, state, deep)
+            begun, fresh = plain.update(gradient, fresh, deep)
+            np.testing.assert_allclose(updates["b"]["gate"], begun["b"]["gate"], rtol=1e-9)
 
 
 @pytest.mark.parametrize("wrap", ["whole", "link", "group"])

@@ -57,8 +57,28 @@ def quotient_by_a_relu(p: Any, x: Any) -> Any:
 
 @trap({"i[1]": "copied"}, **MLP)
 def quotient_of_features_that_are_positive(p: Any, x: Any) -> Any:
-    h = jax.nn.elu(x @ p["i"]) + 1
+    h = jax.nn.relu(x @ p["i"]) + jnp.exp(x @ p["i"])
     return (h / jnp.cumsum(2.0 * h, 0)) @ p["o"]
+
+
+@trap({"i[1]": "only copied"}, **MLP)
+def quotient_of_features_that_rounding_makes_zero(p: Any, x: Any) -> Any:
+    """expm1(-40) is -1 in double precision."""
+    return (1 / (jnp.expm1(x @ p["i"]) + 1)) @ p["o"]
+
+
+@trap({"i[1]": "only copied"}, **MLP)
+def logarithm_where_another_unit_is_positive(p: Any, x: Any) -> Any:
+    h = x @ p["i"]
+    h = 2 + h - lax.stop_gradient(h)
+    return jnp.log(jnp.where((h > 0)[::-1], h, 1)) @ p["o"]
+
+
+@trap({"i[1]": "only copied"}, **MLP)
+def logarithm_of_a_part_that_may_be_zero(p: Any, x: Any) -> Any:
+    h = x @ p["i"]
+    h = 2 + h - lax.stop_gradient(h)
+    return jnp.log(jnp.where(jax.nn.relu(h) + 1 > 0, jax.nn.relu(h) + 1, 2.0) - 1) @ p["o"]
 
 
 @trap({"i[1]": "only copied"}, **MLP)
