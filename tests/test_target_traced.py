@@ -111,3 +111,29 @@ def test_a_table_that_may_change_is_refused(name):
     widths = dw.trace(apply, shaped(up=(3, 4), down=(4, 2)), jnp.ones((5, 3)))
     with pytest.raises(ValueError, match="not seen to stay in the larger model|cut"):
         dw.plan(widths, target=shaped(up=(3, 7), down=(7, 2)), target_apply=apply)
+
+
+# What is made with a table that stays must be finite for new units, too: zero times NaN is NaN.
+NOT_FINITE = {
+    "a quotient": lambda h, n: h / (8.0 - jnp.arange(n))[None],
+    "a quotient by a constant": lambda h, n: (
+        h / jnp.asarray(np.clip(8.0 - np.arange(n), 0, 9))[None]
+    ),
+    "a remainder": lambda h, n: jax.lax.rem(h, jnp.broadcast_to(8.0 - jnp.arange(n), h.shape)),
+    "infinity elsewhere": lambda h, n: jnp.where((jnp.arange(n) < 8)[None], h, jnp.inf),
+    "an overflow": lambda h, n: h * jnp.exp(100.0 * jnp.arange(n))[None],
+    "a table of infinities": lambda h, n: h * jnp.where(jnp.arange(n) < 8, 1.0, jnp.inf)[None],
+    "a table of another sign": lambda h, n: jnp.sqrt(
+        jax.nn.relu(h) + jnp.asarray(np.where(np.arange(n) < 4, 1.0, -5.0))[None]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NOT_FINITE)
+def test_what_a_table_makes_must_be_finite_for_new_units(name):
+    def apply(p, x):
+        return NOT_FINITE[name](jnp.tanh(x @ p["up"]), p["up"].shape[1]) @ p["down"]
+
+    widths = dw.trace(apply, shaped(up=(3, 4), down=(4, 2)), jnp.ones((5, 3)))
+    with pytest.raises(ValueError, match="not seen to stay|not finite|entries of its own"):
+        dw.plan(widths, target=shaped(up=(3, 12), down=(12, 2)), target_apply=apply)

@@ -440,6 +440,37 @@ def test_tokens_that_the_vocabulary_decides_are_no_indices(look_up: Callable[...
         dw.plan(widths, {("", 0): 9}, interface=True)
 
 
+BEYOND = {
+    "where": lambda e, t: e[jnp.minimum(jnp.where(t > 2, t + 1, t), e.shape[0] - 1)],
+    "clipped": lambda e, t: jnp.take(e, jnp.where(t > 2, t + 1, t), axis=0, mode="clip"),
+    "at least six": lambda e, t: jnp.take(e, jnp.maximum(t, 6), axis=0, mode="clip"),
+    "between": lambda e, t: e[jnp.clip(t, 6, e.shape[0] - 1)],
+    "the next one": lambda e, t: jax.nn.one_hot(t + 1, e.shape[0]) @ e,
+    "rows that are not there": lambda e, t: jnp.take(e, jnp.arange(9), axis=0, mode="clip")[t],
+}
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_numbers_that_a_larger_vocabulary_understands_otherwise_are_no_indices(name: str) -> None:
+    widths = dw.trace(lambda p, t: BEYOND[name](p["e"], t), {"e": f64(5, 4)}, tokens(5, 6))
+    assert [width for width in widths.values() if width.size == 5]
+    for interface in (False, True):
+        with pytest.raises(ValueError, match="cannot plan this growth"):
+            dw.plan(widths, {("e", 0): 9}, interface=interface)
+
+
+def test_masks_of_a_key_around_the_network_stay() -> None:
+    key = jax.random.key(3)
+
+    def apply(p: Any, x: Any) -> Any:
+        h = jnp.tanh(x @ p["up"])
+        return jnp.where(jax.random.bernoulli(key, 0.5, h.shape), h, 0) @ p["down"]
+
+    widths = dw.trace(apply, {"up": f64(3, 4), "down": f64(4, 2)}, f64(5, 3))
+    with pytest.raises(ValueError, match="random numbers are drawn along it with a key inside"):
+        dw.plan(widths, {"up": 6})
+
+
 def test_new_inputs_and_outputs_are_appended() -> None:
     widths = dw.trace(apply, LAYERS, X)
     sizes = {("up/kernel", 0): 5, ("down", 1): 4}
