@@ -51,7 +51,16 @@ from dogwood_jax._pairing import closest
 from dogwood_jax._problems import listed
 from dogwood_jax._rounds import apart, bytes_of, delete, rounds, several_times
 from dogwood_jax._shardings import Placement, fitting_shardings, placement
-from dogwood_jax._tree import Keys, PyTree, leaf_path, leaves_by_path, level, numbered, struct
+from dogwood_jax._tree import (
+    Keys,
+    PyTree,
+    is_traced,
+    leaf_path,
+    leaves_by_path,
+    level,
+    numbered,
+    struct,
+)
 from dogwood_jax._widths import Leaf
 
 
@@ -230,9 +239,22 @@ def _with_ages(grown: PyTree, like: PyTree, old: PyTree, growth: Growth) -> PyTr
         ages = before.ages if is_growable(before) and before.ages else None
         places = leaves_by_path(node.inner_state)
         ages = grown_ages(ages, inner, growth, places.__contains__)
-        return node if ages is None else node._replace(ages=ages)
+        return node if ages is None else node._replace(ages=_beside(ages, inner))
 
     return jax.tree_util.tree_map_with_path(aged, wrapped(grown, like), is_leaf=is_growable)
+
+
+def _beside(ages: PyTree, state: PyTree) -> PyTree:
+    """Returns ages on all devices of a mesh that a state is divided over, if it is."""
+    arrays = [leaf for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array)]
+    if any(map(is_traced, (*arrays, *jax.tree.leaves(ages)))):
+        return ages
+    named = (a.sharding for a in arrays if isinstance(a.sharding, jax.sharding.NamedSharding))
+    if (first := next(named, None)) is None:
+        return ages
+    spec = jax.sharding.PartitionSpec()  # type: ignore[no-untyped-call]
+    everywhere = jax.sharding.NamedSharding(first.mesh, spec)
+    return jax.device_put(ages, everywhere)
 
 
 def _grow_plain(

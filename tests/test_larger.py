@@ -92,7 +92,7 @@ def test_the_optimizer_follows_into_a_deeper_network(small):
     params = jax.tree.map(jnp.float32, variables["params"])
     tx = optax.contrib.schedule_free(optax.adam(1e-3), 1e-3)
     _, state = tx.update(params, tx.init(params), params)
-    grown = dw.grow_opt_state(state, growth, tx, variables=wide)
+    grown = dw.grow_opt_state(state, growth, tx, variables=wide, second_moment="mean")
     wanted = jax.eval_shape(tx.init, wide["params"])
     assert jax.tree.map(lambda a: (a.shape, a.dtype), grown) == jax.tree.map(
         lambda a: (a.shape, a.dtype), wanted
@@ -134,7 +134,10 @@ def test_a_stack_grows_wider_and_deeper():
     assert dw.compare(stacked, old, stacked, new, x).relative < 1e-12
     tx = optax.adam(1e-3)
     _, state = tx.update(old, tx.init(old))
-    (adam, *_), nu = dw.grow_opt_state(state, growth, tx), state[0].nu["layers"]["up"]
+    (adam, *_), nu = (
+        dw.grow_opt_state(state, growth, tx, second_moment="mean"),
+        state[0].nu["layers"]["up"],
+    )
     assert jax.tree.map(jnp.shape, adam.nu) == jax.tree.map(jnp.shape, new)
     np.testing.assert_array_equal(adam.nu["layers"]["up"][:2, :, :5], nu)
     np.testing.assert_allclose(adam.nu["layers"]["up"][2, :, :5], nu.mean(0), rtol=1e-12)
