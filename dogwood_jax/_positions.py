@@ -20,7 +20,7 @@ CONSTANT = "a constant of shape {} inside the network varies along it"
 _IN_PLACE = frozenset(
     "iota add sub mul neg abs sign max min clamp floor square exp exp2 tanh sin cos eq ne lt le gt "
     "ge and or not xor select_n convert_element_type broadcast_in_dim reshape squeeze expand_dims "
-    "transpose copy stop_gradient".split()
+    "transpose copy copy_p device_put stop_gradient".split()
 )
 
 
