@@ -32,8 +32,8 @@ class AlongAxes(NamedTuple):
     """The ages and shares of the entries of one array, along each of its axes.
 
     Attributes:
-        cohorts: the number of the growth in which units were born, 0 for those that were there at
-            the beginning: ``[n]``, int32.
+        cohorts: the number of the growth in which units were born; units of the first network have
+            0: ``[n]``, int32.
         shares: the share that units carried at a growth: ``[n]``, float32.
         since: the number of that growth: ``[n]``, int32.
     """
@@ -59,7 +59,7 @@ class Ages(NamedTuple):
     arrays: PyTree
 
     def by_path(self) -> dict[str, AlongAxes]:
-        """Returns what is known of arrays by path."""
+        """Returns the ages and shares of arrays by path."""
         return dict(_flat(self.arrays, ()))
 
 
@@ -91,16 +91,17 @@ class Moments:
         known: the arrays of parameters by path, as the optimizer sees them.
 
     Attributes:
-        fields: the second moments.
+        followers: all arrays of the state that follow one of the parameters.
+        fields: the second moments among them.
         counts: paths of the step counts, in the order of the state.
     """
 
     def __init__(self, state: PyTree, known: Mapping[str, Leaf]) -> None:
         arrays = leaves_by_path(state)
-        found = list(fields_in(state, known))
-        self.fields = [f for f in found if f.known({})[0] in ("second", "magnitude")]
+        self.followers = list(fields_in(state, known))
+        self.fields = [f for f in self.followers if f.known({})[0] in ("second", "magnitude")]
         # Averages of updates beside them correct their bias by counts of their own.
-        averages = [f for f in found if "EmaState" in f.declared] if self.fields else []
+        averages = [f for f in self.followers if "EmaState" in f.declared] if self.fields else []
         self._groups = {field.group for field in (*self.fields, *averages)}
         self.counts = [
             path
@@ -176,7 +177,7 @@ def grown_ages(
 
 
 def _born(shape: Sequence[int], number: int) -> AlongAxes:
-    """Returns the ages of an array of which all entries were born in one growth."""
+    """Returns the ages of an array whose entries were all born in one growth."""
     sizes = tuple(shape) or (1,)
     return AlongAxes(
         tuple(jnp.full(n, number, jnp.int32) for n in sizes),
@@ -243,8 +244,8 @@ def _taken_along(
         layout: the layout of the axis; None for an array of no axes.
         leaf: the array.
         growth: the growth.
-        copies: whether units have the numbers of those that they come from, the first of several,
-            and not what becomes of weights.
+        copies: whether a unit has the number of the unit that it comes from, the first of several.
+            Otherwise numbers become what weights become, such as shares of them.
     """
 
     def map_of(units: Units) -> AxisMap:

@@ -356,7 +356,7 @@ def _power(x: float, exponent: float) -> float:
 
 
 def _same(b: Bounds) -> Bounds:
-    """Returns the bounds of entries that move, of which no more is known than before."""
+    """Returns the bounds of entries that move: nothing more is known of moved entries."""
     if b.moment or b.compared or b.sparse:
         return replace(b, moment=None, compared=None, sparse=False)
     return b
@@ -470,7 +470,7 @@ _COMPLEX_NONZERO = frozenset("neg conj mul div convert_element_type copy stop_gr
 
 
 def bounds_of_complex(name: str, bounds: Sequence[Bounds], is_real: bool) -> Bounds:
-    """Returns the same where numbers are complex, of which bounds only say whether they are zero.
+    """Returns the same for complex numbers, whose bounds only say whether they are zero.
 
     Args:
         name: the primitive.

@@ -216,7 +216,7 @@ class _Reading:
         ]
 
     def _merged(self, lanes: _Value, ties: Ties, shape: tuple[int, ...]) -> Any:
-        """Returns an array of which each entry is that of its own cohort."""
+        """Returns an array whose entries each come from the lane of their own cohort."""
         if lanes.each is None:
             lanes.each = [lanes.array[number] for number in range(len(lanes.array))]
         known = {tie for tie in ties if tie is not None and tie[0] in self._cohorts}

@@ -181,20 +181,19 @@ def _updated(
     moments, along = Moments(state, known), ages.by_path()
     steps = [jnp.asarray(arrays[path], jnp.int32) for path in moments.counts]
     since = [now - births for now, births in zip(steps, ages.counts, strict=True)]
-    found = list(fields_in(state, known))
     changes, besides, new_state = updated(
         update,
         updates,
         state,
         params,
         counts=dict(zip(moments.counts, since, strict=True)),
-        ties={field.place: _ties(field, arrays[field.place]) for field in found},
-        follows={field.place: field.inner for field in found},
+        ties={field.place: _ties(field, arrays[field.place]) for field in moments.followers},
+        follows={field.place: field.inner for field in moments.followers},
         cohorts={path: one.cohorts for path, one in along.items()},
     )
     own = ages.steps - ages.births
     of = {f.inner: own if (i := moments.count_of(f)) is None else since[i] for f in moments.fields}
-    averages = any(field.known({})[0] == "parameters" for field in found)
+    averages = any(field.known({})[0] == "parameters" for field in moments.followers)
 
     def scaled(keys: Any, change: Any, beside: Any) -> Any:
         path = leaf_path(keys)
