@@ -16,9 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Bounds:
     """What is known of the entries of an array, old and new.
+
+    Thousands are made for a network, so they are not frozen, because frozen ones are slow to make.
+    Nothing changes one.
 
     Attributes:
         low: no entry is less.
@@ -61,7 +64,7 @@ class Bounds:
         return self.low if self.low == self.high else None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Moment:
     """A multiple of a power of an array, or of its sum over some axes.
 

@@ -8,7 +8,7 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 
-from dogwood_jax._bounds import constant, of_sign
+from dogwood_jax._bounds import at, constant, of_sign
 from dogwood_jax._dims import Dim
 from dogwood_jax._jaxpr import sub_programs
 from dogwood_jax._positions import CONSTANT
@@ -65,6 +65,9 @@ def _constant(array: Any) -> Value:
     array = concrete(array)
     if array is None:
         return Value(dims, "data")
+    if not dims and array.dtype.kind != "c":  # as most are: NumPy takes long to look through one
+        number, rounding = float(array), _rounding(dtype)
+        return Value((), "constant", bounds=(at(number),), number=number, rounding=rounding)
     if not np.iscomplexobj(array):  # bfloat16 and the like are no numbers to NumPy
         array = array.astype(np.result_type(array, float) if array.dtype.kind in "biuf" else float)
     known = Value(dims, "constant", rounding=_rounding(dtype))

@@ -15,7 +15,6 @@ from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 
 from dogwood_jax._bounds import (
     ANY_NUMBER,
@@ -299,10 +298,8 @@ def _bounds(
     eqn: Any, operands: Sequence[Value], results: Sequence[Value]
 ) -> Iterator[tuple[Bounds, ...]]:
     name, params = eqn.primitive.name, eqn.params
-    dtypes = [
-        getattr(atom.aval, "dtype", np.dtype(bool)) for atom in (*eqn.invars, *eqn.outvars[:1])
-    ]
-    is_complex = any(jnp.issubdtype(dtype, jnp.complexfloating) for dtype in dtypes)
+    kinds = [_kind(atom) for atom in (*eqn.invars, *eqn.outvars[:1])]
+    is_complex = "c" in kinds
     one_by_one = name in ("optimization_barrier", "psum", "psum_invariant", "pvary", "pcast")
     for place, result in enumerate(results):
         own = operands[place : place + 1] if one_by_one else operands
@@ -320,8 +317,12 @@ def _bounds(
             for fill in fills:
                 bounds = [value.bounds_for(fill) for value in own]
                 if is_complex:
-                    is_real = not jnp.issubdtype(dtypes[-1], jnp.complexfloating)
-                    found.append(bounds_of_complex(name, bounds, is_real))
+                    found.append(bounds_of_complex(name, bounds, is_real=kinds[-1] != "c"))
                 else:
                     found.append(bounds_of(name, params, own, bounds))
             yield NOTHING_KNOWN if found == [UNKNOWN] else tuple(found)
+
+
+def _kind(atom: Any) -> str:
+    """Returns the kind of numbers of an operand or a result, as NumPy has it; of tokens none."""
+    return getattr(getattr(atom.aval, "dtype", None), "kind", "")

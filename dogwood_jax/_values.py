@@ -215,7 +215,7 @@ def _smallest(silencers: Iterable[Silencer]) -> Silencers:
     return tuple(sorted(distinct, key=lambda s: len(s.entries)))[:_MOST_SILENCERS]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Demand:
     """A contraction over a dimension: one of the operands must be silent along it.
 
@@ -235,7 +235,7 @@ class Demand:
     only_readers: bool = False
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class Read:
     """A place where a program reads values along a dimension.
 
@@ -273,7 +273,7 @@ class Use:
                 fan.update(e.axis for e in value.entries(axis) if e.leaf == self.leaf)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class Step:
     """An equation of the program, or what a loop does with a value, as it was read.
 
