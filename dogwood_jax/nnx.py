@@ -95,7 +95,8 @@ def plan(
     Raises:
         TypeError: for arguments of the wrong kind, or in the wrong order.
         ValueError: if no growth of the widths explains the larger shapes, or a growth would change
-            outputs; or if it is not known what the module is like in the new sizes.
+            outputs; if it is not known what the module is like in the new sizes; or if one module
+            is in training mode and the other in evaluation mode.
 
     Example:
         >>> import jax.numpy as jnp
@@ -113,7 +114,12 @@ def plan(
     expect("nnx.plan(model, larger, *inputs)", model=(_NETWORK, model), larger=(_LARGER, larger))
     widths = model if isinstance(model, Widths) else trace(model, *inputs)
     if isinstance(larger, nnx.Module):
-        return _plan_for(widths, larger, None, strategy, interface)
+        try:
+            return _plan_for(widths, larger, None, strategy, interface)
+        except ValueError:
+            if isinstance(model, nnx.Module):
+                _expect_same_mode(model, larger)
+            raise
     sizes = _sizes(widths, larger)
     if sizes is None or isinstance(model, Widths):
         return _plan(widths, larger, strategy=strategy, interface=interface)
@@ -284,6 +290,28 @@ _GROWN = Kind(
     GROWTH.way_out,
 )
 _WAY_OUT = "pass the larger module instead"
+
+
+_MODES = ("deterministic", "use_running_average")
+
+
+def _expect_same_mode(model: nnx.Module, larger: nnx.Module) -> None:
+    """Raises if modules of the two are in other modes, in which they compute something else."""
+    flags: list[dict[str, bool]] = [{}, {}]
+    for found, whole in zip(flags, (model, larger), strict=True):
+        for keys, node in nnx.iter_graph(whole):
+            for mode in _MODES:
+                if isinstance(value := getattr(node, mode, None), bool):
+                    found["/".join(map(str, (*keys, mode)))] = value
+    own, its = flags
+    different = [path for path in own if its.get(path, own[path]) != own[path]]
+    if different:
+        raise ValueError(
+            listed(
+                "nnx.plan: the two modules are in different modes; call train() or eval() on both",
+                (f"{path}: is {own[path]} in model, {its[path]} in larger" for path in different),
+            )
+        ) from None
 
 
 def _plan_for(

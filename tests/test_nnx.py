@@ -179,6 +179,24 @@ def test_a_stream_grows_under_its_norms_and_new_layers_get_keys(key: jax.Array |
     assert jnp.isfinite(grown(x)).all()
 
 
+def test_modules_in_different_modes_are_named() -> None:
+    class Net(nnx.Module):
+        def __init__(self, width: int) -> None:
+            rngs = nnx.Rngs(0)
+            self.up, self.down = nnx.Linear(4, width, rngs=rngs), nnx.Linear(width, 2, rngs=rngs)
+            self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return self.down(self.dropout(nnx.relu(self.up(x))))
+
+    small, wide, x = Net(8), Net(16), jnp.ones((1, 4))
+    small.eval()
+    with pytest.raises(ValueError, match="different modes.*\n- dropout/deterministic: is True in"):
+        dw.nnx.plan(small, wide, x)
+    wide.eval()
+    assert dw.nnx.plan(small, wide, x).sizes["up"] == 16
+
+
 def test_refuses_other_structures(images: jax.Array) -> None:
     class Other(nnx.Module):
         def __init__(self) -> None:
