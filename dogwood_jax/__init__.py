@@ -15,22 +15,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dogwood_jax import keras_h5, mnist, nnx, plotting, strategies, training
-    from dogwood_jax._compare import Difference, compare
-    from dogwood_jax._deepen import deepen
-    from dogwood_jax._grow import grow
-    from dogwood_jax._growable import growable
-    from dogwood_jax._growth import Change, Growth
-    from dogwood_jax._insert import Insertion
-    from dogwood_jax._json import from_json, to_json
-    from dogwood_jax._layout import Concat, Layout, Product, Units
-    from dogwood_jax._narrow import merge_symmetric, narrow
-    from dogwood_jax._opt_state import grow_opt_state
-    from dogwood_jax._plan import plan
-    from dogwood_jax._symmetry import activity, find_dead, find_symmetric
-    from dogwood_jax._trace import trace
-    from dogwood_jax._verify import verify
-    from dogwood_jax._widen import chain, widen
-    from dogwood_jax._widths import Leaf, Occurrence, Recipe, Width, Widths
+    from dogwood_jax._arrays.grow import grow
+    from dogwood_jax._arrays.insert import Insertion
+    from dogwood_jax._front.compare import Difference, compare
+    from dogwood_jax._front.deepen import deepen
+    from dogwood_jax._front.narrow import merge_symmetric, narrow
+    from dogwood_jax._front.symmetry import activity, find_dead, find_symmetric
+    from dogwood_jax._front.verify import verify
+    from dogwood_jax._front.widen import chain, widen
+    from dogwood_jax._growth.as_json import from_json, to_json
+    from dogwood_jax._growth.growth import Change, Growth
+    from dogwood_jax._optimizer.growable import growable
+    from dogwood_jax._optimizer.opt_state import grow_opt_state
+    from dogwood_jax._plan.plan import plan
+    from dogwood_jax._widths.layout import Concat, Layout, Product, Units
+    from dogwood_jax._widths.trace import trace
+    from dogwood_jax._widths.widths import Leaf, Occurrence, Recipe, Width, Widths
 
 __version__ = "0.1.0"
 
@@ -76,22 +76,22 @@ __all__ = [
 
 # Where the names are that are no submodules: what the imports above say to type checkers.
 _NAMES_IN = {
-    "_compare": ("Difference", "compare"),
-    "_deepen": ("deepen",),
-    "_grow": ("grow",),
-    "_growable": ("growable",),
-    "_growth": ("Change", "Growth"),
-    "_insert": ("Insertion",),
-    "_json": ("from_json", "to_json"),
-    "_layout": ("Concat", "Layout", "Product", "Units"),
-    "_narrow": ("merge_symmetric", "narrow"),
-    "_opt_state": ("grow_opt_state",),
-    "_plan": ("plan",),
-    "_symmetry": ("activity", "find_dead", "find_symmetric"),
-    "_trace": ("trace",),
-    "_verify": ("verify",),
-    "_widen": ("chain", "widen"),
-    "_widths": ("Leaf", "Occurrence", "Recipe", "Width", "Widths"),
+    "_arrays.grow": ("grow",),
+    "_front.compare": ("Difference", "compare"),
+    "_front.deepen": ("deepen",),
+    "_front.narrow": ("merge_symmetric", "narrow"),
+    "_front.symmetry": ("activity", "find_dead", "find_symmetric"),
+    "_front.verify": ("verify",),
+    "_front.widen": ("chain", "widen"),
+    "_growth.as_json": ("from_json", "to_json"),
+    "_growth.growth": ("Change", "Growth"),
+    "_arrays.insert": ("Insertion",),
+    "_optimizer.growable": ("growable",),
+    "_optimizer.opt_state": ("grow_opt_state",),
+    "_plan.plan": ("plan",),
+    "_widths.layout": ("Concat", "Layout", "Product", "Units"),
+    "_widths.trace": ("trace",),
+    "_widths.widths": ("Leaf", "Occurrence", "Recipe", "Width", "Widths"),
 }
 _HOMES = {name: module for module, names in _NAMES_IN.items() for name in names}
 # Names that are gone, with what to use instead.

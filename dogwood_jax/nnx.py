@@ -14,7 +14,8 @@ import jax
 import optax
 from flax import nnx
 
-from dogwood_jax._arguments import (
+from dogwood_jax._arrays.grow import grow as _grow
+from dogwood_jax._base.arguments import (
     BY_WIDTH,
     GROWTH,
     NNX,
@@ -24,16 +25,15 @@ from dogwood_jax._arguments import (
     expect,
     expect_call,
 )
-from dogwood_jax._grow import grow as _grow
-from dogwood_jax._growable import with_ages_of
-from dogwood_jax._growth import Growth
-from dogwood_jax._nnx_sizes import resized_module, value_of
-from dogwood_jax._opt_state import grow_state
-from dogwood_jax._plan import plan as _plan
-from dogwood_jax._problems import listed
-from dogwood_jax._trace import trace as _trace
-from dogwood_jax._verify import verify_if_possible
-from dogwood_jax._widths import Widths
+from dogwood_jax._base.problems import listed
+from dogwood_jax._front.verify import verify_if_possible
+from dogwood_jax._growth.growth import Growth
+from dogwood_jax._modules.of_nnx import resized_module, value_of
+from dogwood_jax._optimizer.growable import with_ages_of
+from dogwood_jax._optimizer.opt_state import grow_state
+from dogwood_jax._plan.plan import plan as _plan
+from dogwood_jax._widths.trace import trace as _trace
+from dogwood_jax._widths.widths import Widths
 from dogwood_jax.strategies import Strategy
 
 Module = TypeVar("Module", bound=nnx.Module)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dogwood_jax._arguments import NUMBER, WIDTHS, Kind, expect, expect_given, is_integer
-from dogwood_jax._tables import layers_together, merged
-from dogwood_jax._widths import Widths
+from dogwood_jax._base.arguments import NUMBER, WIDTHS, Kind, expect, expect_given, is_integer
+from dogwood_jax._base.tables import layers_together, merged
+from dogwood_jax._widths.widths import Widths
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

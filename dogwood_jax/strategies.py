@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dogwood_jax._arguments import INTEGER, KEY, NUMBER, Kind, expect, is_integer
+from dogwood_jax._base.arguments import INTEGER, KEY, NUMBER, Kind, expect, is_integer
 
 Initializer = Callable[..., jax.Array]  # (key, shape, dtype) -> array, as in jax.nn.initializers
 

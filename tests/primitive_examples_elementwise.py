@@ -10,8 +10,8 @@ from jax import lax
 from jax.extend.core import primitives
 from primitive_examples import EXAMPLES, TOTAL, Example, Shapes, gated, mlp
 
-import dogwood_jax._trace  # noqa: F401, for the rules
-from dogwood_jax._rules import RULES
+import dogwood_jax._widths.trace  # noqa: F401, for the rules
+from dogwood_jax._widths.rules.registry import RULES
 
 Function = Callable[..., Any]
 

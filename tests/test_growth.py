@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import dogwood_jax as dw
-from dogwood_jax._widths import Facts
+from dogwood_jax._widths.widths import Facts
 
 
 def layer(inputs, units, seed=0):

@@ -10,8 +10,9 @@ import pytest
 import transformer
 
 import dogwood_jax as dw
-from dogwood_jax import _grow, _opt_state
-from dogwood_jax._tree import leaves_by_path
+from dogwood_jax._arrays import grow as _grow
+from dogwood_jax._base.trees import leaves_by_path
+from dogwood_jax._optimizer import opt_state as _opt_state
 
 
 def test_48_layers_of_1600_units_are_planned_and_grown_from_shapes():

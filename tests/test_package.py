@@ -63,7 +63,7 @@ def test_importing_the_package_imports_no_other():
 
 def test_the_core_imports_no_optional_or_heavy_package():
     modules = modules_after("import dogwood_jax as dw\n[getattr(dw, name) for name in dw._HOMES]")
-    assert {"jax", "dogwood_jax._trace", "dogwood_jax.strategies"} <= modules
+    assert {"jax", "dogwood_jax._widths.trace", "dogwood_jax.strategies"} <= modules
     assert modules.isdisjoint(LATE)
 
 

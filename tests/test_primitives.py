@@ -21,9 +21,12 @@ from primitive_examples import EXAMPLES, Example, X
 from primitive_examples_elementwise import BINARY, UNARY, WHOLE, primitive_of
 
 import dogwood_jax as dw
-from dogwood_jax import _rules, _rules_elementwise, _scaling_rules, _terms
-from dogwood_jax._identity import Reader, exactly
-from dogwood_jax._jaxpr import Program
+from dogwood_jax._depth import terms as _terms
+from dogwood_jax._depth.identity import Reader, exactly
+from dogwood_jax._program.program import Program
+from dogwood_jax._widths.recipes import rules as _scaling_rules
+from dogwood_jax._widths.rules import elementwise as _rules_elementwise
+from dogwood_jax._widths.rules import registry as _rules
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 strategies = dw.strategies

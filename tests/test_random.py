@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dogwood_jax import _random
-from dogwood_jax._random import seeds
+from dogwood_jax._base import draw as _random
+from dogwood_jax._base.draw import seeds
 
 # One program for each shape, as when arrays grow, instead of one for each operation.
 uniform = jax.jit(_random.uniform, static_argnames=("shape", "dtype", "limit"))

@@ -31,7 +31,7 @@ from networks_scaling import (
 )
 
 import dogwood_jax as dw
-from dogwood_jax._widths import Recipe
+from dogwood_jax._widths.widths import Recipe
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 STRATEGIES = {

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import dogwood_jax as dw
-from dogwood_jax._widths import Facts
+from dogwood_jax._widths.widths import Facts
 
 
 def make_params(sizes, seed=0, dtype="float32"):

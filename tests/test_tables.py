@@ -8,8 +8,8 @@ import pytest
 from networks import dense, f64
 
 import dogwood_jax as dw
-from dogwood_jax._problems import listed
-from dogwood_jax._tables import layers_together, merged, table
+from dogwood_jax._base.problems import listed
+from dogwood_jax._base.tables import layers_together, merged, table
 
 X = f64(2, 5)
 

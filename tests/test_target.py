@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import dogwood_jax as dw
-from dogwood_jax import _layout, _target
-from dogwood_jax._widths import Facts
+from dogwood_jax._plan import target as _target
+from dogwood_jax._widths import layout as _layout
+from dogwood_jax._widths.widths import Facts
 
 
 def units(name, size):

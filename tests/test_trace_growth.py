@@ -13,7 +13,7 @@ import pytest
 from networks import Expected, Model, Network, data, f64, fill, load
 
 import dogwood_jax as dw
-from dogwood_jax._tree import leaves_by_path
+from dogwood_jax._base.trees import leaves_by_path
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 NETWORKS = load()

@@ -19,8 +19,8 @@ import pytest
 from flax import nnx
 
 import dogwood_jax as dw
-from dogwood_jax._layout import units_along
-from dogwood_jax._tree import leaves_by_path
+from dogwood_jax._base.trees import leaves_by_path
+from dogwood_jax._widths.layout import units_along
 
 KEYS = jax.random.split(jax.random.key(0), 4)
 STEPS = 4

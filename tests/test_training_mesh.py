@@ -9,8 +9,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dogwood_jax import training
-from dogwood_jax._batches import batches_of
-from dogwood_jax._mesh import on_mesh, shardings_of
+from dogwood_jax._base.meshes import on_mesh, shardings_of
+from dogwood_jax.training.batches import batches_of
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="takes eight devices")
 

@@ -8,7 +8,8 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from dogwood_jax import _batches, training
+from dogwood_jax import training
+from dogwood_jax.training import batches as _batches
 
 SETTINGS = {"epochs": 2, "batch_size": 4, "key": jax.random.key(0)}
 TX = optax.adam(0.1)

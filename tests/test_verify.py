@@ -13,7 +13,10 @@ from jax.sharding import AxisType, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 import dogwood_jax as dw
-from dogwood_jax import _compare, _deepen, _grow, _verify
+from dogwood_jax._arrays import grow as _grow
+from dogwood_jax._front import compare as _compare
+from dogwood_jax._front import deepen as _deepen
+from dogwood_jax._front import verify as _verify
 
 KEY = jax.random.key(1)
 

@@ -9,7 +9,7 @@ from typing import IO, Any
 import h5py
 import numpy as np
 
-from dogwood_jax._problems import listed
+from dogwood_jax._base.problems import listed
 from dogwood_jax.keras_h5._config import as_in
 from dogwood_jax.keras_h5._hdf5 import Group, read_text
 from dogwood_jax.keras_h5._layouts import Contents

@@ -4,7 +4,7 @@ import os
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from dogwood_jax._problems import listed
+from dogwood_jax._base.problems import listed
 from dogwood_jax.keras_h5._errors import KerasFileError
 from dogwood_jax.keras_h5._layouts import contents
 from dogwood_jax.keras_h5._load import load

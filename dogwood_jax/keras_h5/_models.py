@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dogwood_jax._problems import listed
+from dogwood_jax._base.problems import listed
 from dogwood_jax.keras_h5._attention import ATTENTION
 from dogwood_jax.keras_h5._channels import CHANNELS, read_channels
 from dogwood_jax.keras_h5._convert import MODELS, Config, layer_name, layers_of, layout

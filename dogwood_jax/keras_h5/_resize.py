@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from dogwood_jax._problems import listed
+from dogwood_jax._base.problems import listed
 from dogwood_jax.keras_h5._channels import CHANNELS, grown_groups, read_channels, reshape_target
 from dogwood_jax.keras_h5._convert import MODELS, Config, layer_name, layers_of
 from dogwood_jax.keras_h5._errors import KerasFileError

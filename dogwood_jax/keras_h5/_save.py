@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from dogwood_jax._arguments import PATH, Kind, expect, expect_given
-from dogwood_jax._problems import listed
+from dogwood_jax._base.arguments import PATH, Kind, expect, expect_given
+from dogwood_jax._base.problems import listed
 from dogwood_jax.keras_h5 import _write
 from dogwood_jax.keras_h5._atomic import replace_file
 from dogwood_jax.keras_h5._config import entries_of

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import h5py
 
-from dogwood_jax._arguments import INTEGER, PATH, expect, expect_given
+from dogwood_jax._base.arguments import INTEGER, PATH, expect, expect_given
 from dogwood_jax.keras_h5._errors import KerasFileError
 from dogwood_jax.keras_h5._heaps import check_strings
 

@@ -1,0 +1,67 @@
+"""Programs on meshes with explicit axes, in which an array's type says how it is divided.
+
+There, JAX asks to be told how the result of each lookup and selection is divided. So within such a
+program, as ``jax.jit`` makes of arrays on the mesh of ``jax.make_mesh``, arrays are computed with
+automatic axes instead, and get their types at the end.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from dogwood_jax._base.trees import PyTree, in_order_of, is_array, is_traced
+
+
+def explicit_shardings(tree: PyTree) -> PyTree | None:
+    """Returns where arrays lie within a program of explicit axes; None if there is no such program.
+
+    Those that come from outside of it are whole on each device. What is no array has None.
+    """
+    if not hasattr(jax.sharding, "auto_axes"):  # before JAX 0.7
+        return None
+    known = {
+        id(leaf): jax.typeof(leaf).sharding for leaf in jax.tree.leaves(tree) if is_traced(leaf)
+    }
+    meshes = (sharding.mesh for sharding in known.values())
+    mesh = next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
+    if mesh is None:
+        return None
+    whole = NamedSharding(mesh, PartitionSpec())  # type: ignore[no-untyped-call]
+
+    def one(leaf: Any) -> NamedSharding | None:
+        sharding = known.get(id(leaf), whole) if is_array(leaf) else None
+        return whole if sharding is not None and sharding.mesh != mesh else sharding
+
+    return jax.tree.map(one, tree)
+
+
+def with_automatic_axes(
+    function: Callable[..., PyTree], shardings: PyTree, *trees: PyTree
+) -> PyTree:
+    """Returns what a function makes of trees, within a program of explicit axes.
+
+    Args:
+        function: computes a tree; called once, with arrays whose types do not say where they lie.
+        shardings: where the arrays of its result are to lie, in the order of their leaves.
+        *trees: its arguments.
+    """
+    leaves, structure = jax.tree.flatten(trees)
+    result: PyTree = None
+
+    def of_arrays(arrays: list[Any]) -> list[Any]:
+        nonlocal result
+        result = function(*jax.tree.unflatten(structure, _exchanged(leaves, arrays)))
+        return list(filter(is_array, jax.tree.leaves(result)))
+
+    automatic = jax.sharding.auto_axes(of_arrays, out_sharding=jax.tree.leaves(shardings))
+    arrays = automatic(list(filter(is_array, leaves)))
+    leaves, structure = jax.tree.flatten(result)
+    return in_order_of(result, jax.tree.unflatten(structure, _exchanged(leaves, arrays)))
+
+
+def _exchanged(leaves: list[Any], arrays: list[Any]) -> list[Any]:
+    """Returns leaves with other arrays in place of theirs."""
+    others = iter(arrays)
+    return [next(others) if is_array(leaf) else leaf for leaf in leaves]

@@ -1,0 +1,510 @@
+"""Grow the arrays: ``grow``."""
+
+import functools
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from math import prod, sqrt
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from dogwood_jax._arrays.axis_maps import AxisMap, map_of_variable, transform
+from dogwood_jax._arrays.choose import choose, without_choices
+from dogwood_jax._arrays.explicit_axes import explicit_shardings, with_automatic_axes
+from dogwood_jax._arrays.finite import not_finite
+from dogwood_jax._arrays.insert import insert
+from dogwood_jax._arrays.rounds import apart, bytes_of, delete, rounds, several_times
+from dogwood_jax._base.arguments import (
+    GROWTH,
+    KEY,
+    VARIABLES,
+    expect,
+    expect_arrays,
+    expect_given,
+    expect_values,
+)
+from dogwood_jax._base.described import described
+from dogwood_jax._base.draw import dtype_named, seeds, uniform
+from dogwood_jax._base.problems import listed
+from dogwood_jax._base.trees import (
+    PyTree,
+    arrays_of,
+    in_order_of,
+    is_array,
+    is_traced,
+    leaves_by_path,
+    numbered,
+    rebuilt,
+    struct,
+    struct_of,
+)
+from dogwood_jax._front.symmetry import dead_in
+from dogwood_jax._growth.growth import Growth
+from dogwood_jax._growth.shardings import Placement, placement
+from dogwood_jax._modules.resizing import Resizing, outdated_leaves, says_numbers
+from dogwood_jax._widths.layout import Units, units_of
+from dogwood_jax._widths.widths import Leaf
+from dogwood_jax.strategies import KEEP, MERGE, Initializer, glorot
+
+
+def grow(
+    variables: PyTree,
+    growth: Growth,
+    *,
+    key: Array | None = None,
+    fresh: PyTree = None,
+    donate: bool = False,
+) -> PyTree:
+    """Grows variables as planned.
+
+    Old units keep their values and places and new units are appended; with a preserving strategy
+    the grown network computes what the old one did. Arrays in which nothing grows are passed
+    through as they are.
+
+    Args:
+        variables: pytree of the arrays the growth was planned for, of any floating dtype, on any
+            devices; also under ``jax.jit`` and ``jax.eval_shape``. Where modules in it say sizes
+            beside their arrays, as Equinox's do, the grown ones say the new sizes.
+        growth: from ``plan``; static under ``jax.jit``.
+        key: PRNG key for random weights, needed only if the strategy draws some.
+        fresh: variables of the larger model from its own initialization. Free weights are taken
+            from it instead of being drawn, and the result has its tree structure. Where they are
+            all zero, from which new units would never learn, a key is needed to draw them. To have
+            the old values written into it in place, ``jax.jit(..., donate_argnames="fresh",
+            keep_unused=True)``, because nothing is taken from some arrays.
+        donate: whether old arrays that grow may be deleted, each when its new one is there: then
+            growing takes no more memory than the new arrays and the largest old one. It has no
+            effect under ``jax.jit``.
+
+    Returns:
+        The variables of the larger model, with the dtypes of the old ones.
+
+    Raises:
+        TypeError: if ``variables`` are no pytree of arrays, ``growth`` is none, or ``key`` is no
+            random key.
+        ValueError: if the variables or ``fresh`` do not have the shapes of the growth, an array
+            that grows is not of a floating dtype, or the strategy draws random weights and there
+            is neither ``key`` nor ``fresh``; if it is not known what a module says in the new
+            sizes: plan with ``target`` then, or pass ``fresh``. Also if an array that grows, or its
+            part of ``fresh``, holds NaN or infinities, because outputs may change then: zero times
+            NaN is NaN. Within ``jax.jit``, where values cannot be seen, they are not looked at.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import dogwood_jax as dw
+        >>> layer = lambda i, o: {"kernel": jnp.ones((i, o)), "bias": jnp.ones(o)}
+        >>> params = {"up": layer(4, 8), "down": layer(8, 2)}
+        >>> growth = dw.plan(dw.chain(params, ("up", "down")), {"up": 16})
+        >>> jax.tree.map(jnp.shape, dw.grow(params, growth, key=jax.random.key(0)))["down"]
+        {'bias': (2,), 'kernel': (16, 2)}
+    """
+    expect("grow(variables, growth)", variables=(VARIABLES, variables), growth=(GROWTH, growth))
+    expect_given("grow", key=(KEY, key), fresh=(VARIABLES, fresh))
+    if shardings := explicit_shardings((variables, fresh)):
+        old, wanted = shardings
+        return with_automatic_axes(
+            lambda variables, fresh, key: grow(variables, growth, key=key, fresh=fresh),
+            growth.shardings(old) if fresh is None else wanted,
+            *(variables, fresh, key),
+        )
+    leaves = leaves_by_path(variables)
+    new = None if fresh is None else leaves_by_path(fresh)
+    expect_network("grow", variables, leaves, growth)
+    if new is not None:
+        places = {growth.place(leaf.path): None for leaf in growth.widths.leaves}
+        expect_arrays("grow", "fresh", fresh, arrays_of(new), places)
+    if growth.insertions:
+        return _grow_and_insert(leaves, growth, key, fresh, donate)
+    _check(leaves, growth, key, new)
+    structure, others = _model(variables, growth, fresh)
+    zero = _zero(new, growth, key)
+    changing = [leaf for leaf in growth.widths.leaves if changes(leaf, growth)]
+    old = {leaf.path: leaves[leaf.path] for leaf in changing}
+    # What a strategy chooses is chosen in the network that has grown already.
+    first = without_choices(growth)
+    new = None if new is None else {path: new[path] for path in old}
+    where = placement(old | (new or {}), growth.shapes)
+    fill = functools.partial(_grow_in_rounds, changing, old, growth=first, where=where)
+    donate = donate and not any(change.strategy.choice for change in growth.changes)
+    drawn = fill(fresh=None, key=key) if zero else {}
+    grown = leaves | others | fill(fresh=new, key=key, donate=donate)
+    grown |= {path: drawn[path] for path in zero}
+    for change in growth.changes:
+        if change.strategy.choice is not None:
+            candidates = [
+                fill(fresh=None, key=jax.random.fold_in(key, n))  # type: ignore[arg-type]
+                for n in range(1, change.strategy.choice.candidates)
+            ]
+            grown = choose(grown, candidates, first, change, structure, where)
+    tree = _filled(structure, grown)
+    return in_order_of(variables, tree) if fresh is None and growth.structure is None else tree
+
+
+def _model(variables: PyTree, growth: Growth, fresh: PyTree) -> tuple[Any, dict[str, Any]]:
+    """Returns the structure of the larger model, and its leaves that are no arrays, by path.
+
+    Raises:
+        ValueError: if modules say sizes, and nothing shows which ones the larger model's say.
+    """
+    model, problems, way_out = variables, list[str](), "pass the larger model as fresh="
+    if fresh is not None:
+        model = fresh
+    elif growth.structure is not None:
+        leaves = leaves_by_path(variables)
+        problems = outdated_leaves(leaves, growth.widths.leaves, growth.sizes)
+    elif says_numbers(variables):
+        resizing = Resizing(growth.widths.leaves, growth.sizes, growth.constants)
+        model, problems = resizing.resized(variables), resizing.problems
+        way_out = "plan with target=, the larger model, or pass it as fresh="
+    if problems:
+        problems = [f"{problem}; {way_out}" for problem in problems]
+        raise ValueError(listed("cannot grow these variables", problems))
+    others = {path: leaf for path, leaf in leaves_by_path(model).items() if not is_array(leaf)}
+    planned = growth.structure if fresh is None else None
+    return jax.tree.structure(model) if planned is None else planned, others
+
+
+def _zero(fresh: Mapping[str, Any] | None, growth: Growth, key: Array | None) -> set[str]:
+    """Returns the arrays of ``fresh`` that are zero where they should be free, to be drawn instead.
+
+    Raises:
+        ValueError: if there are any, and no key to draw them with.
+    """
+    if fresh is None or not all(map(_is_here, fresh.values())):
+        return set()
+    dead = dead_in(fresh, growth)
+    if dead and key is None:
+        problems = [
+            f"{', '.join(paths)}: zero in the larger model for all new units of {width}, so these "
+            "would never learn to differ, or at all; pass key= to draw the weights"
+            for width, paths in dead.items()
+        ]
+        raise ValueError(listed("cannot grow these variables", problems))
+    return {path for paths in dead.values() for path in paths}
+
+
+def _is_here(leaf: Any) -> bool:
+    """Whether the values of an array are on this host."""
+    return not is_traced(leaf) and getattr(leaf, "is_fully_addressable", True)
+
+
+def _filled(structure: Any, leaves: Mapping[str, Any]) -> PyTree:
+    """Returns a tree of a structure, with None where the variables have been parted from a leaf."""
+    paths = leaves_by_path(numbered(structure))
+    return jax.tree.unflatten(structure, [leaves.get(path) for path in paths])
+
+
+def _grow_in_rounds(
+    changing: Sequence[Leaf],
+    old: Mapping[str, Any],
+    *,
+    growth: Growth,
+    fresh: Mapping[str, Any] | None,
+    key: Array | None,
+    where: Placement,
+    donate: bool = False,
+) -> dict[str, Array]:
+    """Returns arrays grown, those that grow alike by the same compiled function."""
+    place = {leaf.path: index for index, leaf in enumerate(changing)}
+    words = None if key is None else _words(key, len(changing))
+    keep = several_times(old.values())
+    grown: dict[str, Array] = {}
+    for leaves in rounds(
+        changing,
+        lambda leaf: apart(growth, [leaf]),
+        (lambda leaf: bytes_of(old[leaf.path])) if donate else None,
+    ):
+        paths = {str(number): leaf.path for number, leaf in enumerate(leaves)}
+        here = where.renamed({path: number for number, path in paths.items()})
+        filled = _grow_leaves(
+            here.enter({number: old[path] for number, path in paths.items()}),
+            fresh and here.enter({number: fresh[path] for number, path in paths.items()}),
+            key,
+            words,
+            np.array([place[path] for path in paths.values()], np.int32),
+            growth=apart(growth, leaves),
+            where=here,
+        )
+        grown |= {paths[number]: array for number, array in here.leave(filled).items()}
+        if donate:
+            delete((old[path] for path in paths.values()), filled.values(), keep)
+    return grown
+
+
+def _grow_and_insert(
+    leaves: Mapping[str, Any], growth: Growth, key: Array | None, fresh: PyTree, donate: bool
+) -> PyTree:
+    """Returns the variables grown, then with new layers."""
+    arrays, wider = arrays_of(leaves), replace(growth, insertions=(), structure=None)
+    if fresh is None:
+        inserted = {i.path: struct(i.shape, dtype_named(i.dtype)) for i in growth.insertions}
+        problems = outdated_leaves(leaves, growth.widths.leaves, growth.sizes)
+        problems += [
+            f"{path}: no array, so only the larger model has it"
+            for path in leaves_by_path(numbered(growth.structure))
+            if path not in leaves and path not in inserted
+        ]
+        if problems:
+            problems = [f"{problem}; pass the larger model as fresh=" for problem in problems]
+            raise ValueError(listed("cannot grow these variables", problems))
+        grown = grow(arrays, wider, key=key, donate=donate)
+        structs = {path: struct_of(leaf) for path, leaf in grown.items()}
+        target = rebuilt(growth.structure, {**leaves, **structs, **inserted})
+    else:
+        target, new = fresh, leaves_by_path(fresh)
+        needed = {i.path for i in growth.insertions} | {growth.place(path) for path in leaves}
+        if missing := [f"{path}: not in fresh" for path in sorted(needed - new.keys())]:
+            raise ValueError(listed("cannot grow these variables", missing))
+        for insertion in growth.insertions:
+            if insertion.old is not None:
+                layers = leaves[insertion.old].shape[0] if insertion.layers else None
+                new[insertion.old] = _first(new[insertion.path], layers)
+        new = {path: new[path] for path in arrays}
+        grown = grow(arrays, wider, key=key, fresh=new, donate=donate)
+    return insert(grown, growth.insertions, target, key=key)
+
+
+def expect_network(call: str, variables: PyTree, leaves: Mapping[str, Any], growth: Growth) -> None:
+    """Raises if variables are those of another network than the growth's, or have no values."""
+    known = {leaf.path: leaf.shape for leaf in growth.widths.leaves}
+    expect_arrays(call, "variables", variables, arrays_of(leaves), known)
+    if hasattr(variables, "opt_state") and not any(p.startswith("opt_state/") for p in known):
+        raise TypeError(
+            f"{call}: variables must be the network's alone, got {described(variables)} that holds "
+            "the state of an optimizer, too; dw.grow_opt_state grows both"
+        )
+    shapes = {path: jnp.shape(leaves[path]) for path in known if path in leaves}
+    if shapes == growth.shapes != known:
+        raise ValueError(f"{call}: these variables have grown already, by a growth like this one")
+    expect_values(call, leaves, f"jax.eval_shape calls dw.{call} with shapes")
+
+
+def _first(array: Array, size: int | None) -> Array:
+    """Returns the first entries of an array, on the devices that it lies on."""
+    shape = (array.shape[:1] if size is None else (size,)) + array.shape[1:]
+    where = placement({}, {"": shape}, alike={"": array})
+    return where.leave({"": where.enter({"": array})[""][:size]})[""]
+
+
+def changes(leaf: Leaf, growth: Growth) -> bool:
+    """Whether a growth changes an array."""
+    return leaf.path in growth.factors or any(
+        units.width in growth.change for layout in leaf.axes for units in units_of(layout)
+    )
+
+
+def _check(
+    leaves: Mapping[str, Any], growth: Growth, key: Array | None, fresh: Mapping[str, Any] | None
+) -> None:
+    """Raises one error that lists everything wrong with the arguments of ``grow``."""
+    problems = []
+    for leaf in growth.widths.leaves:
+        if leaf.path not in leaves:
+            problems.append(f"{leaf.path}: missing; the growth was planned for {leaf.shape}")
+            continue
+        array = leaves[leaf.path]
+        if jnp.shape(array) != leaf.shape:
+            problems.append(
+                f"{leaf.path}: has shape {jnp.shape(array)}, but the growth was planned for "
+                f"{leaf.shape}; plan again for these variables"
+            )
+        elif changes(leaf, growth):
+            dtype = jnp.result_type(array) if not hasattr(array, "dtype") else array.dtype
+            if not jnp.issubdtype(dtype, jnp.inexact):
+                problems.append(
+                    f"{leaf.path}: grows, so it must be of a floating dtype, not {dtype}"
+                )
+            elif jax.dtypes.canonicalize_dtype(dtype) != dtype:
+                problems.append(
+                    f"{leaf.path}: is {dtype}, which JAX would cut short; "
+                    "set jax.config.update('jax_enable_x64', True) first"
+                )
+            needs = _needs(leaf, growth) if key is None else set()
+            if "noise" in needs:
+                problems.append(f"{leaf.path}: gets noise on its copies; pass key=")
+            elif "free" in needs and fresh is None:
+                problems.append(f"{leaf.path}: gets random new weights; pass key= or fresh=")
+    if key is None:
+        problems += [
+            f"{change.width}: strategies.{change.strategy} draws candidates; pass key="
+            for change in growth.changes
+            if change.strategy.choice is not None and change.strategy.choice.candidates > 1
+        ]
+    if fresh is not None:
+        leaves, fresh = arrays_of(leaves), arrays_of(fresh)
+        expected = {path: jnp.shape(array) for path, array in leaves.items()} | growth.shapes
+        problems += [f"{path}: not in fresh" for path in leaves if path not in fresh]
+        problems += [f"{path}: only in fresh" for path in fresh if path not in leaves]
+        problems += [
+            f"{path}: has shape {jnp.shape(array)} in fresh, but grows to {expected[path]}"
+            for path, array in fresh.items()
+            if path in expected and jnp.shape(array) != expected[path]
+        ]
+    if not problems:
+        looked_at = [leaf.path for leaf in growth.widths.leaves if _reads_values(leaf, growth)]
+        for where, tree in (("", leaves), (" in fresh", fresh or {})):
+            problems += [
+                f"{path}: holds NaN or infinities{where}, so outputs could change: 0 * NaN is NaN; "
+                "grow weights that are finite, such as those of an earlier checkpoint"
+                for path in not_finite({path: tree[path] for path in looked_at if path in tree})
+            ]
+    if problems:
+        raise ValueError(listed("cannot grow these variables", problems))
+
+
+def _reads_values(leaf: Leaf, growth: Growth) -> bool:
+    """Whether an array grows, rather than only loses units, which may be those of NaN."""
+    widths = {units.width for layout in leaf.axes for units in units_of(layout)}
+    return leaf.path in growth.factors or any(
+        change.strategy not in (KEEP, MERGE) for change in growth.changes if change.width in widths
+    )
+
+
+def _needs(leaf: Leaf, growth: Growth) -> set[str]:
+    """Which random numbers the growth of an array needs: ``"free"`` entries, ``"noise"``."""
+    needs = set()
+    for units in {units for layout in leaf.axes for units in units_of(layout)}:
+        if change := growth.change.get(units.width):
+            along = map_of_variable(change, units, leaf)
+            if along.noise:
+                needs.add("noise")
+            if along.fill == "free" and along.rest and leaf.kind == "random":
+                needs.add("free")
+    return needs
+
+
+@functools.partial(jax.jit, static_argnames="arrays")
+def _words(key: Array, arrays: int) -> Array:
+    """Returns a seed for each array: compiling JAX's generator takes longer than all the rest."""
+    return jax.random.bits(key, (arrays, 2), jnp.uint32)
+
+
+@functools.partial(jax.jit, static_argnames=("growth", "where"))
+def _grow_leaves(
+    leaves: dict[str, Array],
+    fresh: dict[str, Array] | None,
+    key: Array | None,
+    words: Array | None,
+    places: Array,
+    *,
+    growth: Growth,
+    where: Placement,
+) -> dict[str, Array]:
+    """Returns arrays grown.
+
+    Args:
+        leaves: the old arrays, by path.
+        fresh: arrays from which free entries are taken.
+        key: what other random numbers are drawn with.
+        words: a seed for each of the network's arrays that grow, ``[arrays, 2]``.
+        places: which of those each of these arrays is.
+        growth: how they grow.
+        where: on which devices they lie.
+    """
+    grown = {}
+    for leaf, place in zip(growth.widths.leaves, places, strict=True):
+        old = leaves[leaf.path]
+        draws = None
+        if key is not None and words is not None:
+            keys = (jax.random.fold_in(key, place * 1024 + i) for i in itertools.count())
+            draws = _Draws(leaf, growth, old.dtype, seeds(words[place]), keys)
+        new = draws.initialized() if draws and fresh is None else None
+        if fresh is not None:
+            new = fresh[leaf.path].astype(old.dtype)
+        grown[leaf.path] = grow_leaf(old, leaf, growth, new, draws)
+    return where.constrain(grown)
+
+
+def grow_leaf(
+    old: Array, leaf: Leaf, growth: Growth, fresh: Array | None, draws: "_Draws | None" = None
+) -> Array:
+    """Returns one array grown; free entries come from ``fresh``, are drawn, or get defaults."""
+
+    def map_of(units: Units) -> AxisMap:
+        return map_of_variable(growth.change[units.width], units, leaf)
+
+    if factor := growth.factors.get(leaf.path):
+        wide = jnp.promote_types(old.dtype, jnp.float32)
+        old = (old * jnp.asarray(factor, wide)).astype(old.dtype)
+    draw = draws.draw if draws else functools.partial(_default, leaf, old.dtype)
+    noise = draws.normal if draws else None
+    return transform(old, leaf.axes, growth.sizes, map_of, fresh, draw, noise)
+
+
+def _default(leaf: Leaf, dtype: Any, shape: tuple[int, ...]) -> Array:
+    """What new entries are where nothing is drawn."""
+    return jnp.full(shape, 1 if leaf.kind == "ones" else 0, dtype)
+
+
+class _Draws:
+    """Draws random entries of one array."""
+
+    def __init__(
+        self, leaf: Leaf, growth: Growth, dtype: Any, words: Iterator[Array], keys: Iterator[Array]
+    ) -> None:
+        self.leaf, self.dtype, self.words, self.keys = leaf, dtype, words, keys
+        self.shape = growth.shapes[leaf.path]
+        widths = {units.width for layout in leaf.axes for units in units_of(layout)}
+        inits = (c.strategy.init for c in growth.changes if c.width in widths)
+        self.inits = [init for init in inits if init not in (None, glorot)]
+
+    def initialized(self) -> Array | None:
+        """Returns the whole new array from the strategy's initializer, or None to draw parts."""
+        if not self.inits or self.leaf.kind != "random":
+            return None
+        return _initialized(self.inits[0], next(self.keys), self.leaf, self.shape, self.dtype)
+
+    def draw(self, shape: tuple[int, ...]) -> Array:
+        """Returns free entries for a part of the new array."""
+        if self.leaf.kind != "random":
+            return _default(self.leaf, self.dtype, shape)
+        fan_in, fan_out = (
+            prod(self.shape[axis] for axis in axes)
+            for axes in (self.leaf.fan_in, self.leaf.fan_out)
+        )
+        limit = sqrt(6 / (fan_in + fan_out))
+        drawn: Array = uniform(next(self.words), shape, self.dtype, limit)
+        return drawn
+
+    def normal(self, shape: tuple[int, ...]) -> Array:
+        """Returns standard normal numbers."""
+        return jax.random.normal(next(self.keys), shape, self.dtype)
+
+
+def _initialized(
+    init: Initializer, key: Array, leaf: Leaf, shape: tuple[int, ...], dtype: Any
+) -> Array:
+    """Returns a whole array from an initializer, which tells fan-in and fan-out by its last axes.
+
+    So the heads of attention and their units are one axis to it, and each layer of a stack is a
+    kernel of its own.
+    """
+    window = sorted({*leaf.fan_in} & {*leaf.fan_out})
+    into, out = ([a for a in fan if a not in window] for fan in (leaf.fan_in, leaf.fan_out))
+    if not into or not out:
+        # Initializers want two axes at least; a vector is one row of a kernel.
+        return _drawn(init, key, shape if len(shape) > 1 else (1, *shape), dtype).reshape(shape)
+    stack = [axis for axis in range(len(shape)) if axis not in (*window, *into, *out)]
+    layers, inputs, outputs = (prod(shape[axis] for axis in axes) for axes in (stack, into, out))
+    kernel = (*(shape[axis] for axis in window), inputs, outputs)
+    keys = jax.random.split(key, layers)
+    drawn = jax.vmap(lambda key: _drawn(init, key, kernel, dtype))(keys)
+    order = [*stack, *window, *into, *out]
+    return drawn.reshape([shape[axis] for axis in order]).transpose(np.argsort(order))
+
+
+def _drawn(init: Initializer, key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    """Returns what an initializer draws, after checking that it is one."""
+    drawn = init(key, shape, dtype)
+    if not is_array(drawn):
+        raise TypeError(
+            f"grow: init= of the strategy must return an array of shape {shape}, got "
+            f"{described(drawn)}; jax.nn.initializers.he_normal() is an initializer, he_normal "
+            "makes one"
+        )
+    return drawn

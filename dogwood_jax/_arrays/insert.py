@@ -1,0 +1,202 @@
+"""Fill in the arrays of inserted layers: ``Insertion`` and ``insert``."""
+
+import functools
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from dogwood_jax._arrays.finite import not_finite
+from dogwood_jax._arrays.moves import spread
+from dogwood_jax._base.draw import dtype_named, random_keys, seeds, uniform
+from dogwood_jax._base.problems import listed
+from dogwood_jax._base.trees import PyTree, in_order_of, is_array, leaves_by_path, rebuilt
+from dogwood_jax._growth.shardings import ANYWHERE, Placement, alike, placement
+from dogwood_jax._widths.widths import Kind
+
+
+@dataclass(frozen=True)
+class Insertion:
+    """What an array of the deeper network is filled with, where it is not an old one in its place.
+
+    Attributes:
+        path: path of the array in the deeper network.
+        shape: its shape there.
+        dtype: its dtype there.
+        fill: ``"constant"``; ``"identity"``: ones where the two ``axes`` agree, in the middle of
+            any others, and zeros; ``"free"``: any value, for another array silences the layer;
+            ``"copy"``: free, and the values of ``source``; ``"moved"``: not new, but the old
+            ``source`` under another path.
+        value: the constant.
+        axes: the axis of an identity that is contracted, and the one that is produced.
+        source: path of the array in the old network that is copied or moved, or that holds the
+            layers a stacked array starts from.
+        layers: for an array with one entry for each layer along its first axis: the old layer that
+            each is, or -1 for a new one. Only the new ones are filled.
+        kind: what free values are drawn as: ``"random"``, ``"zeros"`` (integers always) or
+            ``"ones"``.
+        fans: fan-in and fan-out of random values.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    fill: Literal["constant", "identity", "free", "copy", "moved"]
+    value: float = 0.0
+    axes: tuple[int, int] = (0, 1)
+    source: str | None = None
+    layers: tuple[int, ...] = ()
+    kind: Kind = "random"
+    fans: tuple[int, int] = (1, 1)
+
+    @property
+    def old(self) -> str | None:
+        """Path of the old array that lives on in it, if one does."""
+        return self.source if self.layers or self.fill == "moved" else None
+
+    def __str__(self) -> str:
+        fill = {
+            "constant": f"{self.value:.9g}",
+            "copy": f"copy of {self.source}",
+            "moved": f"moved from {self.source}",
+        }.get(self.fill, self.fill)
+        new = ",".join(str(i) for i, layer in enumerate(self.layers) if layer < 0)
+        return f"{self.path}[{new}]: {fill}" if new else f"{self.path}: {fill}"
+
+
+def insert(
+    variables: PyTree,
+    insertions: tuple[Insertion, ...],
+    target: PyTree,
+    *,
+    key: Array | None = None,
+) -> PyTree:
+    """Fills in the arrays of new layers.
+
+    Args:
+        variables: pytree of the old network's arrays.
+        insertions: from the function of this name; hashable, so static under ``jax.jit``.
+        target: pytree of arrays or ``jax.ShapeDtypeStruct`` of the deeper model. Free values are
+            its own where it holds arrays.
+        key: PRNG key for other free values.
+
+    Returns:
+        The variables of the deeper model, in its tree structure.
+
+    Raises:
+        ValueError: if arrays are missing, free values are not finite, or random values are needed
+            and there is no key.
+    """
+    leaves = leaves_by_path(variables)
+    shapes = leaves_by_path(target)
+    inserted = {insertion.path: insertion for insertion in insertions}
+    fresh = {
+        path: shapes[path]
+        for path, insertion in inserted.items()
+        if insertion.fill == "free" and not isinstance(shapes[path], jax.ShapeDtypeStruct)
+    }
+    needed = {i.source: i.path for i in insertions if i.source is not None}
+    needed |= {p: p for p, leaf in shapes.items() if is_array(leaf) and p not in inserted}
+    problems = [
+        f"{path}: missing; it is to become {place}"
+        for path, place in needed.items()
+        if path not in leaves
+    ]
+    random = [i.path for i in insertions if i.fill == "free" and i.kind == "random"]
+    if random := [path for path in random if path not in fresh]:
+        if key is None:
+            problems.append(
+                f"{', '.join(random)}: free, so pass key= to draw values, copy=True to copy those "
+                "of a layer like it, where there is one, or a target that holds arrays"
+            )
+    problems += [
+        f"{path}: holds NaN or infinities in the target, so outputs could change: 0 * NaN is NaN"
+        for path in not_finite(fresh)
+    ]
+    if problems:
+        raise ValueError(listed("cannot insert layers", problems))
+    sources = {i.source: leaves[i.source] for i in insertions if i.source is not None}
+    sizes = {path: leaf.shape for path, leaf in leaves.items() if is_array(leaf)}
+    where = placement(
+        {i.path: leaves[i.source] for i in insertions if i.source is not None} | fresh,
+        {i.path: i.shape for i in insertions},
+        alike={
+            i.path: leaves[alike(i.path, i.shape, sizes)]
+            for i in insertions
+            if i.source is None and i.path not in fresh
+        },
+    )
+    filled = fill(where.enter(sources), insertions, where.enter(fresh), key, where)
+    filled = where.leave(filled)
+    result = {path: leaf for path, leaf in shapes.items() if not is_array(leaf)}
+    result |= {path: leaf for path, leaf in leaves.items() if path in shapes} | filled
+    return in_order_of(target, rebuilt(jax.tree.structure(target), result))
+
+
+@functools.partial(jax.jit, static_argnames=("insertions", "where"))
+def fill(
+    sources: dict[str, Array],
+    insertions: tuple[Insertion, ...],
+    fresh: dict[str, Array],
+    key: Array | None,
+    where: Placement = ANYWHERE,
+) -> dict[str, Array]:
+    """Returns the arrays of all insertions."""
+    words = None if key is None else jax.random.bits(key, (len(insertions), 2), jnp.uint32)
+    filled = {}
+    for index, insertion in enumerate(insertions):
+        word = None if words is None else words[index]
+        source = insertion.source
+        if source is not None and insertion.fill in ("moved", "copy") and not insertion.layers:
+            new = sources[source]
+        elif insertion.path in fresh:
+            new = lax.convert_element_type(fresh[insertion.path], dtype_named(insertion.dtype))
+        else:
+            new = _values(insertion, word)
+        if source is not None and insertion.layers:
+            new = stacked(insertion, sources[source], new)
+        filled[insertion.path] = new
+    return where.constrain(filled)
+
+
+def _values(insertion: Insertion, word: Array | None) -> Array:
+    """Returns the values of a new array, or of the new entries of a stack."""
+    shape, dtype = insertion.shape, dtype_named(insertion.dtype)
+    layer = shape[1:] if insertion.layers else shape
+    if insertion.fill == "identity":
+        return jnp.broadcast_to(_identity(layer, insertion.axes).astype(dtype), shape)
+    if insertion.fill == "free" and insertion.kind == "random" and word is not None:
+        if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+            return random_keys(word, shape, dtype)
+        limit = math.sqrt(6 / sum(insertion.fans))
+        drawn: Array = uniform(next(seeds(word)), shape, dtype, limit)
+        return drawn
+    value = {"zeros": 0.0, "ones": 1.0}.get(insertion.kind, 0.0)
+    return jnp.full(shape, insertion.value if insertion.fill == "constant" else value, dtype)
+
+
+def _identity(shape: tuple[int, ...], axes: tuple[int, int]) -> Array:
+    """Returns where a kernel that passes on its input is one."""
+    contracted, produced = axes
+    places = [lax.broadcasted_iota(jnp.int32, shape, axis) for axis in range(len(shape))]
+    # In a grouped convolution each group counts its input channels from 0.
+    mask = places[contracted] == places[produced] % shape[contracted]
+    for axis, place in enumerate(places):
+        if axis not in axes:
+            mask &= place == (shape[axis] - 1) // 2
+    return mask
+
+
+def stacked(insertion: Insertion, old: Array, new: Array) -> Array:
+    """Returns old layers with new ones between or behind them."""
+    # Layers before which nothing is new come in their order, so the last one is the largest.
+    stack = spread(old, list(itertools.accumulate(insertion.layers, max, initial=0))[1:])
+    if insertion.fill == "copy":
+        return stack
+    is_old = jnp.asarray(insertion.layers) >= 0
+    is_old = is_old.reshape([-1] + [1] * (old.ndim - 1))
+    return jnp.where(is_old, stack, new.astype(old.dtype))

@@ -1,0 +1,384 @@
+"""Refuse arguments of the wrong kind: ``expect``, ``expect_call`` and ``expect_arrays``.
+
+What follows from a wrong argument, such as a list of all paths, hides the mistake; so the mistake
+itself is named, before anything is computed, with what came and with the next step.
+"""
+
+import inspect
+import itertools
+import operator
+import os
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, SupportsFloat
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dogwood_jax._base.described import (
+    described,
+    holds_arrays,
+    is_a,
+    is_nnx_optimizer,
+    is_optimizer,
+    library_of,
+    optimizer_states,
+)
+from dogwood_jax._base.problems import listed
+from dogwood_jax._base.trees import PyTree, is_array, is_traced
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What an argument has to be.
+
+    Attributes:
+        what: words for it.
+        fits: whether a value is of this kind.
+        way_out: what to do with a value that is not, or an empty text.
+    """
+
+    what: str
+    fits: Callable[[Any], bool]
+    way_out: Callable[[Any], str] = lambda value: ""
+
+
+def expect(call: str, **arguments: tuple[Kind, Any]) -> None:
+    """Raises if arguments are of the wrong kind, or in the wrong order.
+
+    Args:
+        call: how the public function is called, ``"grow(variables, growth)"``.
+        **arguments: the kind and the value of each argument, in the function's order.
+
+    Raises:
+        TypeError: says of all of them what each must be, what came, and the next step.
+    """
+    wrong = {name: one for name, one in arguments.items() if not one[0].fits(one[1])}
+    if not wrong:
+        return
+    kinds, values = zip(*arguments.values(), strict=True)
+    for order in itertools.permutations(values):
+        if all(kind.fits(value) for kind, value in zip(kinds, order, strict=True)):
+            moved = [name for name, one, other in zip(arguments, values, order) if one is not other]
+            came = "; ".join(f"{name} is {described(arguments[name][1])}" for name in moved)
+            raise TypeError(f"{call}: the arguments are in the wrong order: {came}")
+    _raise(call, wrong)
+
+
+def expect_given(call: str, **arguments: tuple[Kind, Any]) -> None:
+    """Raises if keyword arguments are of the wrong kind, unless they are None; see ``expect``."""
+    given = {name: one for name, one in arguments.items() if one[1] is not None}
+    _raise(call, {name: one for name, one in given.items() if not one[0].fits(one[1])})
+
+
+def _raise(call: str, wrong: Mapping[str, tuple[Kind, Any]]) -> None:
+    problems = []
+    for name, (kind, value) in wrong.items():
+        way_out = kind.way_out(value)
+        problem = f"{name} must be {kind.what}, got {described(value)}"
+        problems.append(f"{problem}; {way_out}" if way_out else problem)
+    if len(problems) == 1:
+        raise TypeError(f"{call}: {problems[0]}")
+    if problems:
+        raise TypeError(listed(f"{call}: arguments of the wrong kind", problems))
+
+
+# Functions ----------------------------------------------------------------------------------------
+
+
+def _is_function(value: Any) -> bool:
+    library = library_of(value)
+    return callable(value) and (
+        library is None or (library == "Equinox" and not isinstance(value, type))
+    )
+
+
+def _function_of(value: Any) -> str:
+    library = library_of(value)
+    if library is not None and isinstance(value, type):
+        return "make a module of the class first"
+    if library == "Flax Linen":
+        return "pass its function, module.apply, and the variables that module.init returns"
+    if library == "NNX":
+        return (
+            "dw.nnx.trace(module, *inputs) takes NNX modules, other functions take "
+            "lambda state, x: nnx.merge(graph, state)(x), where graph, state = nnx.split(module)"
+        )
+    if library == "Equinox":
+        return (
+            "it holds its arrays itself, so pass a function of the module and inputs, such as "
+            "lambda module, x: jax.vmap(module)(x), and the module as variables"
+        )
+    if library == "Keras":
+        return "pass lambda variables, x: model.stateless_call(*variables, x)[0]"
+    return "pass its apply" if callable(getattr(value, "apply", None)) else ""
+
+
+FUNCTION = Kind(
+    "a function of variables and inputs, such as module.apply", _is_function, _function_of
+)
+
+
+def expect_call(call: str, name: str, function: Callable[..., Any], *arguments: Any) -> None:
+    """Raises if a function does not take these arguments.
+
+    Args:
+        call: how the public function is called.
+        name: its argument that holds the function.
+        function: what will be called.
+        *arguments: with what: the variables, where it takes some, and the inputs.
+
+    Raises:
+        TypeError: says what is missing or too much.
+    """
+    misfit = _misfit(function, *arguments)
+    module = getattr(function, "__self__", None)
+    if misfit is None and library_of(module) == "Flax Linen" and function.__name__ == "apply":
+        misfit = _misfit(inspect.unwrap(type(module).__call__), module, *arguments[1:])
+    if library_of(function) == "Equinox" and holds_arrays(function):
+        if misfit is not None or len(arguments) == 1:
+            _raise(call, {name: (FUNCTION, function)})
+    if misfit is not None:
+        way_out = f"pass all inputs that {name} takes, and no others"
+        if misfit.startswith(_KEYWORD):
+            way_out = f"set it beforehand, functools.partial({name}, ...)"
+        given = ", ".join(map(described, arguments)) or "no inputs"
+        raise TypeError(f"{call}: {name} cannot be called with {given}: {misfit}; {way_out}")
+
+
+def _is_of_python(function: Any) -> bool:
+    return inspect.isfunction(function) or inspect.ismethod(function)
+
+
+_KEYWORD = "missing the keyword argument"
+
+
+def _misfit(function: Callable[..., Any], *arguments: Any) -> str | None:
+    """Returns why a function does not take these arguments, as far as its signature tells."""
+    # A function of Python has its own arguments, even if functools.wraps makes it look like another
+    # one; what jax.jit and the like return takes what their function takes.
+    while not _is_of_python(function) and hasattr(function, "__wrapped__"):
+        function = function.__wrapped__
+    try:
+        signature = inspect.signature(function, follow_wrapped=not _is_of_python(function))
+    except (TypeError, ValueError):  # a function that is not written in Python
+        return None
+    try:
+        bound = signature.bind_partial(*arguments).arguments
+        for name, parameter in signature.parameters.items():
+            if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty:
+                if name not in bound:
+                    return f"{_KEYWORD} {name!r}"
+        signature.bind(*arguments)
+    except TypeError as error:
+        return str(error)
+    return None
+
+
+# Variables ----------------------------------------------------------------------------------------
+
+
+def _is_variables(value: Any) -> bool:
+    return not isinstance(value, type) and not is_nnx_optimizer(value) and holds_arrays(value)
+
+
+def _variables_of(value: Any) -> str:
+    library = library_of(value)
+    if library is not None and isinstance(value, type):
+        return "pass the arrays of a module, not its class; jax.eval_shape gives their shapes"
+    if library == "Flax Linen":
+        return "pass the variables that module.init returns; jax.eval_shape gives their shapes"
+    if library == "NNX":
+        return "pass nnx.state(module); the functions of dw.nnx take modules"
+    if is_nnx_optimizer(value):
+        return "dw.nnx.grow_optimizer grows it"
+    return ""
+
+
+VARIABLES = Kind("a pytree of arrays, the network's variables", _is_variables, _variables_of)
+# Of a network that may have no variables.
+TREE = Kind(
+    VARIABLES.what,
+    lambda value: VARIABLES.fits(value) or (value is not None and not jax.tree.leaves(value)),
+    VARIABLES.way_out,
+)
+
+
+def expect_arrays(
+    call: str, name: str, tree: PyTree, given: Collection[str], known: Collection[str]
+) -> None:
+    """Raises if a tree is not the network's, but one of which all paths are others.
+
+    Where only some arrays are missing, nothing is raised: callers list them.
+
+    Args:
+        call: how the public function is called.
+        name: its argument that holds the tree.
+        tree: the argument.
+        given: paths of the arrays in it.
+        known: paths of the network's arrays.
+
+    Raises:
+        ValueError: says what the tree is, and what to pass.
+    """
+    found = set(given)
+    if not known or not found.isdisjoint(known):
+        return
+    outer, inner = (next(iter(paths)).partition("/")[0] for paths in (known, given))
+    inside = {path.removeprefix(f"{outer}/") for path in known if path.startswith(f"{outer}/")}
+    if inside and inside <= found:
+        way_out = f"pass all of the variables, {{{outer!r}: ...}}"
+    elif found.issuperset(f"{inner}/{path}" for path in known):
+        way_out = f"pass {name}[{inner!r}]"
+    elif optimizer_states(tree):
+        way_out = "dw.grow_opt_state grows an optimizer's state"
+    else:
+        way_out = "it is another network's"
+    came = described(tree) if is_array(tree) else f"{described(tree)}, {_some(given)}"
+    raise ValueError(f"{call}: {name} must hold {_some(known)}, got {came}; {way_out}")
+
+
+def expect_values(call: str, arrays: Mapping[str, Any], way_out: str) -> None:
+    """Raises if variables hold only the shapes of arrays, unless JAX is tracing.
+
+    Args:
+        call: how the public function is called.
+        arrays: its variables, by path.
+        way_out: what to do instead.
+
+    Raises:
+        TypeError: names one of them.
+    """
+    for path, array in arrays.items():
+        if isinstance(array, jax.ShapeDtypeStruct) and not is_traced(jnp.zeros([])):
+            raise TypeError(
+                f"{call}: variables must hold values, got {described(array)} for {path}; {way_out}"
+            )
+
+
+def _some(paths: Collection[str]) -> str:
+    shown = [repr(path) for path in itertools.islice(paths, 2)]
+    more = len(paths) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
+
+
+# What this package makes --------------------------------------------------------------------------
+
+
+def _growth_of(value: Any) -> str:
+    sizes = isinstance(value, Mapping) and not holds_arrays(value)
+    return "plan it first, growth = dw.plan(widths, sizes)" if sizes else ""
+
+
+def _width_of(value: Any) -> str:
+    if isinstance(value, str):
+        return f"pass widths[{value!r}]"
+    return "pass one of them, widths[name]" if is_a(value, "Widths") else ""
+
+
+GROWTH = Kind("the Growth that dw.plan returns", lambda value: is_a(value, "Growth"), _growth_of)
+WIDTHS = Kind("the Widths that dw.trace returns", lambda value: is_a(value, "Widths"))
+WIDTH = Kind("a Width, widths[name]", lambda value: is_a(value, "Width"), _width_of)
+BY_WIDTH = Kind(
+    "a mapping from widths, {name: ...}",
+    lambda value: isinstance(value, Mapping) and not is_a(value, "Widths"),
+)
+
+
+# Modules, optimizers and keys --------------------------------------------------------------------
+
+
+def _optimizer_of(value: Any) -> str:
+    if is_nnx_optimizer(value):
+        return "pass optimizer.tx"
+    return "call it, as in optax.adam(1e-3)" if inspect.isfunction(value) else ""
+
+
+def _is_state(value: Any) -> bool:
+    if value is None or isinstance(value, type) or is_optimizer(value) or is_nnx_optimizer(value):
+        return False
+    return not jax.tree_util.all_leaves([value])
+
+
+def _state_of(value: Any) -> str:
+    if is_nnx_optimizer(value):
+        return "dw.nnx.grow_optimizer grows it"
+    return "pass the one that tx.init and tx.update return"
+
+
+def _is_key(value: Any) -> bool:
+    if not isinstance(value, jax.Array | np.ndarray):
+        return False
+    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        return value.shape == ()
+    return value.dtype == np.uint32 and value.shape in ((2,), (4,))  # as of jax.random.PRNGKey
+
+
+def _key_of(value: Any) -> str:
+    return f"pass jax.random.key({int(value)})" if is_integer(value) else ""
+
+
+def _nnx_of(value: Any) -> str:
+    library = library_of(value)
+    if library == "NNX":
+        return "make a module of the class; nnx.eval_shape makes one without values"
+    if library == "Flax Linen":
+        return "dw.trace(module.apply, variables, *inputs) takes Linen modules"
+    return "dw.trace(apply, variables, *inputs) takes functions of variables and inputs"
+
+
+NNX = Kind(
+    "an nnx.Module",
+    lambda value: library_of(value) == "NNX" and not isinstance(value, type),
+    _nnx_of,
+)
+NNX_OPTIMIZER = Kind("an nnx.Optimizer", is_nnx_optimizer)
+OPTIMIZER = Kind("the optax.GradientTransformation of an optimizer", is_optimizer, _optimizer_of)
+STATE = Kind("the state of an optimizer", _is_state, _state_of)
+KEY = Kind("one random key of JAX, such as jax.random.key(0)", _is_key, _key_of)
+
+
+# Plain values -------------------------------------------------------------------------------------
+
+
+def is_integer(value: Any) -> bool:
+    """Whether a value is an integer, of Python or an array of no axes, and no boolean."""
+    if isinstance(value, bool):
+        return False
+    try:
+        operator.index(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, SupportsFloat):
+        return False
+    return getattr(value, "shape", ()) == ()
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, Collection) and all(isinstance(name, str) for name in value)
+
+
+BOOLEAN = Kind("True or False", lambda value: isinstance(value, bool | np.bool_))
+INTEGER = Kind("an integer", is_integer)
+NUMBER = Kind("a number", _is_number)
+# What a function has for variables where these may also be plain numbers.
+DATA = Kind(
+    VARIABLES.what,
+    lambda value: holds_arrays(value) or not callable(value),
+    VARIABLES.way_out,
+)
+MAPPING = Kind("a mapping", lambda value: isinstance(value, Mapping))
+NAMES = Kind(
+    "a name or a list of names",
+    _are_names,
+    lambda value: f"pass {value.name!r}" if is_a(value, "Width") else "",
+)
+PATH = Kind(
+    "the path of a file, str or os.PathLike",
+    lambda value: isinstance(value, str | os.PathLike),
+)

@@ -1,0 +1,107 @@
+"""What a value is, in the words of error messages: ``described``.
+
+Classes of other libraries are told by the names of their files, so that none of these libraries is
+imported only to say that something is not theirs. This package's own are told in the same way, so
+that all of its files may import this one.
+"""
+
+import reprlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from dogwood_jax._base.trees import PyTree, is_array
+
+_LIBRARIES = {
+    "Flax Linen": ("flax.linen", "Module"),
+    "NNX": ("flax.nnx", "Module"),
+    "Equinox": ("equinox", "Module"),
+    "Haiku": ("haiku", "Module"),
+    "Keras": ("keras", "Layer"),
+}
+
+
+def described(value: Any) -> str:
+    """Returns in a few words what a value is."""
+    name, library = type(value).__name__, library_of(value)
+    if isinstance(value, type):
+        return f"the class {value.__name__}" + f" of {library} modules" * (library is not None)
+    if library is not None:
+        return f"{name}, {_article(library)} {library} module"
+    if is_nnx_optimizer(value):
+        return "an nnx.Optimizer"
+    if isinstance(value, jax.ShapeDtypeStruct):
+        return f"the shape {value.dtype}{list(value.shape)} of an array"
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
+        return f"an array {value.dtype}{list(value.shape)}"
+    if value is None or isinstance(value, str | bytes | bool | int | float | complex):
+        return "None" if value is None else f"the {name} {reprlib.repr(value)}"
+    if is_optimizer(value):
+        return "an optimizer"
+    if isinstance(value, tuple) and (states := optimizer_states(value)):
+        return f"an optimizer's state of {', '.join(states)}"
+    if callable(value):
+        called = getattr(value, "__name__", None)
+        return f"the function {called if isinstance(called, str) else name}"
+    if is_a(value, "Widths"):
+        return "Widths"
+    arrays = sum(map(is_array, jax.tree.leaves(value)))
+    if jax.tree_util.all_leaves([value]):
+        return f"{_article(name)} {name}"
+    if not arrays:
+        return f"{_article(name)} {name} without arrays, {reprlib.repr(value)}"
+    return f"{_article(name)} {name} of {arrays} array{'s' * (arrays > 1)}"
+
+
+def _article(noun: str) -> str:
+    return "an" if noun[0] in "AEIOUaeiou" or noun == "NNX" else "a"
+
+
+def is_a(value: Any, name: str, package: str = "dogwood_jax") -> bool:
+    """Whether a value, or a class, is of a class of this name that a package declares."""
+    cls = value if isinstance(value, type) else type(value)
+    return any(
+        base.__name__ == name and f"{base.__module__}.".startswith(f"{package}.")
+        for base in cls.__mro__
+    )
+
+
+def library_of(value: Any) -> str | None:
+    """Returns whose module a value, or a class, is; None if it is none."""
+    cls = value if isinstance(value, type) else type(value)
+    if cls.__module__.startswith("equinox._"):
+        return None  # a transformed function or a bound method, which Equinox makes modules of
+    found = (library for library, (package, name) in _LIBRARIES.items() if is_a(cls, name, package))
+    return next(found, None)
+
+
+def is_nnx_optimizer(value: Any) -> bool:
+    """Whether a value is an ``nnx.Optimizer``."""
+    return not isinstance(value, type) and is_a(value, "Optimizer", "flax.nnx")
+
+
+def is_optimizer(value: Any) -> bool:
+    """Whether a value is an optimizer as of Optax."""
+    if isinstance(value, type) or library_of(value) is not None or is_a(value, "Rngs", "flax.nnx"):
+        return False  # nnx.Rngs has any attribute
+    return callable(getattr(value, "init", None)) and callable(getattr(value, "update", None))
+
+
+def optimizer_states(tree: PyTree) -> list[str]:
+    """Returns the names of the classes of Optax's states in a tree, each once."""
+    classes: dict[str, None] = {}
+
+    def see(node: Any) -> bool:
+        cls = type(node)
+        if cls.__module__.partition(".")[0] == "optax" and cls.__name__ != "MaskedNode":
+            classes[cls.__name__] = None
+        return False
+
+    jax.tree.leaves(tree, is_leaf=see)
+    return list(classes)
+
+
+def holds_arrays(tree: PyTree) -> bool:
+    """Whether a tree has an array among its leaves, or the shape of one."""
+    return any(map(is_array, jax.tree.leaves(tree)))

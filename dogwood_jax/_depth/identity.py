@@ -1,0 +1,491 @@
+"""Find out which new arrays make a deeper program compute what the old one did: ``Reader``.
+
+Both programs are turned into terms (``_terms``). Where a new array is read, its values are still
+open; so a value that depends on new arrays has *options*: fills of new arrays, and the term that
+the value is if they are filled so. A kernel that is zero makes a product zero, and a residual block
+whose branch is zero passes on its input; an identity kernel passes on its input too. Options that
+lead to nothing that the old program computes are dropped on the way.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import jax.extend.core as jex
+import jax.numpy as jnp
+import numpy as np
+
+from dogwood_jax._depth.terms import TOLERANT, Operands, Term, Terms
+from dogwood_jax._program.program import scan_counts, sub_programs
+
+
+@dataclass(frozen=True)
+class Fill:
+    """What an array is filled with.
+
+    Attributes:
+        kind: ``"constant"``; ``"identity"``: what passes on the input of a contraction or
+            convolution; ``"open"``: a constant that is still to be found.
+        value: the constant.
+        axes: the axis of the identity that is contracted, and the one that is produced.
+    """
+
+    kind: Literal["constant", "identity", "open"]
+    value: float = 0.0
+    axes: tuple[int, int] = (0, 1)
+
+
+Fills = Mapping[str, Fill]
+
+
+@dataclass(frozen=True)
+class Option:
+    """A term that a value can be, and how new arrays must be filled for that."""
+
+    fills: frozenset[tuple[str, Fill]]
+    term: Term
+
+
+@dataclass(frozen=True)
+class Value:
+    """A value of a program.
+
+    Attributes:
+        options: what it can be; just one for a value that depends on no new array.
+        leaves: paths of the new arrays that it depends on.
+        path: path of the new array that it is, perhaps reshaped, if it is one.
+    """
+
+    options: tuple[Option, ...]
+    leaves: frozenset[str] = frozenset()
+    path: str | None = None
+
+    @property
+    def term(self) -> Term | None:
+        """What it is, if it depends on no new array."""
+        return None if self.leaves else self.options[0].term
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Where a program left everything that the old one computes.
+
+    Attributes:
+        operation: name of the primitive or of the function around it.
+        before: name of what computed its operand.
+        leaf: path of the last new array before it.
+        first: whether the array is itself an operand.
+    """
+
+    operation: str
+    before: str
+    leaf: str
+    first: bool
+
+
+def exactly(term: Term) -> Value:
+    """Returns a value that depends on no new array."""
+    return Value((Option(frozenset(), term),))
+
+
+class Reader:
+    """Turns a program into terms.
+
+    Attributes:
+        terms: the table of terms, shared with the program to compare with.
+        losses: where the program left what the old one computes, since it last came back.
+        scanned: paths of arrays that a loop runs over.
+        strangers: operations on what the old program computes whose results it does not, though
+            no new array is involved.
+    """
+
+    def __init__(
+        self,
+        terms: Terms,
+        *,
+        known: int = 0,
+        stacks: Mapping[str, int] | None = None,
+        fills: Fills | None = None,
+    ) -> None:
+        """Starts a program.
+
+        Args:
+            terms: the table of terms.
+            known: how many of them there were after the old program.
+            stacks: how many layers arrays that a loop runs over had in the old program, by path.
+            fills: how new arrays are filled, if that is known; arrays without one can be anything.
+        """
+        self.terms = terms
+        self.losses: list[Loss] = []
+        self.strangers: list[str] = []
+        self.scanned: set[str] = set()
+        self._stacks = stacks or {}
+        self._fills = fills
+        self._known = known
+        self._steps = 0
+        self._orders: dict[str, int] = {}  # when a new array was last used
+        self._calls: list[str] = []
+        self._names: dict[Term, str] = {}
+        self._level = 0
+
+    # Values ---------------------------------------------------------------------------------------
+
+    def new(self, path: str, aval: Any) -> Value:
+        """Returns the value of a new array."""
+        terms, fills = self.terms, self._fills
+        if fills is not None:
+            fill = fills.get(path)
+            if fill is None:
+                return exactly(terms.make("new", path, (), aval))
+            if fill.kind == "constant":
+                return exactly(terms.number(fill.value, aval))
+            return exactly(terms.make("identity", (path, fill.axes), (), aval))
+        options = []
+        if jnp.issubdtype(aval.dtype, np.inexact):
+            choices = [(Fill("constant", value), terms.number(value, aval)) for value in (0.0, 1.0)]
+            choices.append((Fill("open"), terms.make("open", path, (), aval)))
+            choices += [
+                (Fill("identity", axes=axes), terms.make("identity", (path, axes), (), aval))
+                for axes in _identities(aval.shape)
+            ]
+            options = [Option(frozenset({(path, fill)}), term) for fill, term in choices]
+        return Value(tuple(options), frozenset({path}), path)
+
+    def cost(self, fills: Iterable[tuple[str, Fill]]) -> tuple[int, int, float]:
+        """Orders fills: those of fewer arrays first, then of later ones, then with plain values."""
+        orders = [self._orders.get(path, 0) for path, _ in fills]
+        values = sorted(min(abs(fill.value), abs(fill.value - 1)) for _, fill in fills)
+        return len(orders), -sum(orders), sum(values)
+
+    def _leads_on(self, term: Term) -> bool:
+        """Whether a term is something that the old program computes, or close to it."""
+        if term.op in ("scaled", "transpose", "reshape"):
+            return term.order < self._known or self._leads_on(term.operands[0])
+        return term.order < self._known and term.number is None
+
+    def _best(self, options: Iterable[Option]) -> tuple[Option, ...]:
+        """Returns the options that are worth following: some terms, and the best two ways to each.
+
+        Numbers, and terms that lead on, are counted apart: a branch is silent only where a zero
+        meets what was before it.
+        """
+        kept: dict[Term, int] = {}
+        numbers: list[Option] = []
+        leading: list[Option] = []
+        for option in sorted(
+            dict.fromkeys(options), key=lambda o: (self.cost(o.fills), o.term.order)
+        ):
+            number = option.term.number is not None or option.term.op in ("identity", "open")
+            if not number and not self._leads_on(option.term):
+                continue
+            kept[option.term] = kept.get(option.term, 0) + 1
+            if kept[option.term] <= 2:
+                (numbers if number else leading).append(option)
+        leading.sort(key=lambda option: option.term.order >= self._known)
+        return (*leading[:8], *numbers[:8])
+
+    def together(
+        self, values: Sequence[Value], tolerant: bool = False
+    ) -> list[tuple[frozenset[tuple[str, Fill]], tuple[Term | None, ...]]]:
+        """Returns what several values can be at the same time.
+
+        Args:
+            values: the values.
+            tolerant: whether to count in that a value can be anything, None.
+        """
+        found: dict[Any, None] = {(frozenset(), ()): None}
+        anything = [(frozenset[tuple[str, Fill]](), None)]
+        for value in values:
+            choices = [(option.fills, option.term) for option in value.options]
+            merged: dict[Any, None] = {}
+            for fills, chosen in found:
+                for more, term in choices + (anything if value.leaves and tolerant else []):
+                    if (union := _merge(fills, more)) is not None:
+                        merged[union, (*chosen, term)] = None
+            found = merged
+            if len(found) > 256:
+                found = dict.fromkeys(sorted(found, key=lambda world: self.cost(world[0]))[:256])
+        return list(found)
+
+    def _evaluate(
+        self,
+        eqn: Any,
+        values: Sequence[Value],
+        function: Callable[[Any], list[Term | None]],
+        tolerant: bool = False,
+    ) -> list[Value]:
+        """Returns the results of a function of terms for everything that the values can be."""
+        leaves = frozenset[str]().union(*(value.leaves for value in values))
+        if not leaves:
+            terms = [value.options[0].term for value in values]
+            made = function(terms)
+            self._look_for_strangers(eqn, terms, made)
+            return [exactly(term) for term in made if term is not None]
+        options: list[list[Option]] = [[] for _ in eqn.outvars]
+        for fills, operands in self.together(values, tolerant):
+            fills, operands = self._close(eqn, fills, operands)
+            for result, term in zip(options, function(operands), strict=True):
+                if term is not None:
+                    result.append(Option(fills, term))
+        path = values[0].path if len(values) == 1 else None
+        results = [Value(self._best(o), leaves, path) for o in options]
+        self._look_for_losses(eqn, values, results)
+        return results
+
+    def _close(
+        self, eqn: Any, fills: frozenset[tuple[str, Fill]], operands: tuple[Term | None, ...]
+    ) -> tuple[frozenset[tuple[str, Fill]], tuple[Term | None, ...]]:
+        """Chooses an open constant that is a factor so that the product is one times something."""
+        if eqn.primitive.name != "mul":
+            return fills, operands
+        for i, (factor, other) in enumerate((operands, operands[::-1])):
+            if factor is None or other is None or factor.op != "open":
+                continue
+            number = other.params if other.op == "scaled" else other.number
+            if number:
+                chosen = (factor.params, Fill("constant", 1 / number))
+                known = self.terms.number(1 / number, eqn.invars[i].aval)
+                fills = fills - {(factor.params, Fill("open"))} | {chosen}
+                return fills, (known, other) if i == 0 else (other, known)
+        return fills, operands
+
+    def _look_for_strangers(self, eqn: Any, operands: Operands, results: Operands) -> None:
+        if not self._known or self.strangers:
+            return
+        known = all(term is not None and term.order < self._known for term in operands)
+        if known and any(t is not None and t.order >= self._known for t in results):
+            self.strangers.append(self._calls[-1] if self._calls else eqn.primitive.name)
+
+    def _look_for_losses(self, eqn: Any, before: Sequence[Value], after: Sequence[Value]) -> None:
+        def on_track(value: Value) -> bool:
+            return any(self._leads_on(option.term) for option in value.options)
+
+        if any(on_track(value) for value in after):
+            if not all(on_track(value) for value in before if value.leaves):
+                self.losses.clear()
+            return
+        followed = [value for value in before if on_track(value)]
+        if followed:
+            last = max(
+                (path for value in before for path in value.leaves),
+                key=lambda path: self._orders.get(path, 0),
+            )
+            term = next(o.term for o in followed[0].options if self._leads_on(o.term))
+            name = self._calls[-1] if self._calls else eqn.primitive.name
+            first = any(value.path == last for value in before)
+            self.losses.append(Loss(name, self._names.get(term, term.op), last, first))
+
+    # Programs -------------------------------------------------------------------------------------
+
+    def run(self, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Value]) -> list[Value]:
+        """Reads every equation of a program; returns the values of its results."""
+        known: dict[Any, Value] = {}
+        for var, const in zip(jaxpr.constvars, consts, strict=True):
+            known[var] = exactly(self.terms.constant(const, var.aval))
+        known.update(zip(jaxpr.invars, arguments, strict=True))
+
+        def read(atom: Any) -> Value:
+            if isinstance(atom, jex.Literal):
+                return exactly(self.terms.constant(atom.val, atom.aval))
+            return known[atom]
+
+        for eqn in jaxpr.eqns:
+            operands = [read(atom) for atom in eqn.invars]
+            self._steps += 1
+            for value in operands:
+                if value.path is not None:
+                    self._orders[value.path] = self._steps
+            known.update(zip(eqn.outvars, self._read(eqn, operands), strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def _read(self, eqn: Any, operands: list[Value]) -> list[Value]:
+        name = eqn.primitive.name
+        if name in CALLS and (programs := sub_programs(eqn)):
+            return self._call(eqn, programs[0], operands)
+        if name == "scan":
+            return self._scan(eqn, operands)
+        if name == "cond":
+            return self._cond(eqn, operands)
+        if sub_programs(eqn):
+            return self._evaluate(eqn, operands, lambda terms: self._opaque(eqn, terms))
+        return self._evaluate(
+            eqn, operands, lambda terms: self.terms.apply(eqn, terms), name in TOLERANT
+        )
+
+    def _call(self, eqn: Any, program: Any, operands: list[Value]) -> list[Value]:
+        jaxpr, consts = program
+        name = eqn.params.get("name")
+        # A function of one array with a result of the same shape has a name that readers know.
+        named = (
+            isinstance(name, str)
+            and len(eqn.invars) == len(eqn.outvars) == 1
+            and eqn.invars[0].aval.shape == eqn.outvars[0].aval.shape
+        )
+        self._calls += [name] if named else []
+        results = self.run(jaxpr, consts, operands)
+        if named:
+            self._calls.pop()
+            self._names.update((option.term, name) for option in results[0].options)
+        return results
+
+    def _variables(self, variables: Sequence[Any]) -> list[Value]:
+        """Returns values for the arguments of a program of which nothing is known."""
+        self._level += 1
+        return [
+            exactly(self.terms.make("variable", (self._level, i), (), var.aval))
+            for i, var in enumerate(variables)
+        ]
+
+    def _opaque(self, eqn: Any, operands: Sequence[Term]) -> list[Term | None]:
+        """Reads an equation that does something unknown with programs among its parameters."""
+        bodies = []
+        for jaxpr, consts in sub_programs(eqn):
+            results = self.run(jaxpr, consts, self._variables(jaxpr.invars))
+            self._level -= 1
+            bodies.append(tuple(value.options[0].term for value in results))
+        params = self.terms.params(eqn), tuple(bodies)
+        return self.terms.opaque(
+            eqn.primitive.name, params, operands, [var.aval for var in eqn.outvars]
+        )
+
+    def _cond(self, eqn: Any, operands: list[Value]) -> list[Value]:
+        which, *arguments = operands
+        branches = [self.run(*program, arguments) for program in sub_programs(eqn)]
+        results = []
+        for i, var in enumerate(eqn.outvars):
+
+            def choose(terms: Operands, var: Any = var) -> list[Term | None]:
+                if all(term is terms[1] for term in terms[2:]):
+                    return [terms[1]]
+                return self.terms.opaque("cond", (), terms, [var.aval])  # type: ignore[arg-type]
+
+            one = _Equation(eqn.primitive, eqn.invars, [var])
+            results += self._evaluate(one, [which, *(branch[i] for branch in branches)], choose)
+        return results
+
+    def _scan(self, eqn: Any, operands: list[Value]) -> list[Value]:
+        ((jaxpr, closed_over),) = sub_programs(eqn)
+        n_consts, n_carry = scan_counts(eqn)
+        length = eqn.params["length"]
+        stacks = [self._stack(value) for value in operands[n_consts + n_carry :]]
+        self.scanned |= {path for path in stacks if path}
+        lengths = {self._stacks.get(path, length) for path in stacks if path}
+        longer = lengths - {length}
+        idle: list[frozenset[tuple[str, Fill]]] = [frozenset()]
+        if longer:
+            # Whatever else differs from layer to layer would be another one for the old layers.
+            alike = all(
+                path in self._stacks or value.term is None or value.term.number is not None
+                for path, value in zip(stacks, operands[n_consts + n_carry :], strict=True)
+            )
+            idle = self._idle_layers(eqn, operands, stacks) if alike else []
+            (length,) = longer
+
+        def function(terms: Operands) -> list[Term | None]:
+            arguments = self._variables(jaxpr.invars)
+            arguments[:n_consts] = [exactly(t) for t in terms[:n_consts] if t is not None]
+            results = self.run(jaxpr, closed_over, arguments)
+            self._level -= 1
+            state = [value.options[0].term for value in arguments[n_consts:][:n_carry]]
+            body = [value.options[0].term for value in results]
+            outputs = self.terms.opaque(
+                "scan",
+                (length, eqn.params["reverse"], len(body)),
+                [*body, *(t for t in terms[n_consts:] if t is not None)],
+                [var.aval for var in eqn.outvars],
+            )
+            for i, (before, after) in enumerate(zip(state, body, strict=False)):
+                if before is after:
+                    outputs[i] = terms[n_consts + i]
+            return outputs
+
+        results = self._evaluate(eqn, operands, function)
+        if not longer:
+            return results
+        leaves = frozenset(path for path in stacks if path)
+        return [
+            Value(
+                self._best(
+                    Option(union, option.term)
+                    for option in value.options
+                    for fills in (idle if i < n_carry else [])
+                    if (union := _merge(option.fills, fills)) is not None
+                ),
+                value.leaves | leaves,
+            )
+            for i, value in enumerate(results)
+        ]
+
+    def _stack(self, value: Value) -> str | None:
+        """Returns the path of the array that a loop runs over, if it is one."""
+        term = value.term
+        while term is not None and term.op == "convert_element_type":
+            term = term.operands[0]
+        return term.params if term is not None and term.op == "leaf" else None
+
+    def _idle_layers(
+        self, eqn: Any, operands: list[Value], stacks: Sequence[str | None]
+    ) -> list[frozenset[tuple[str, Fill]]]:
+        """Returns how the arrays of a new layer can be filled so that it changes nothing."""
+        ((jaxpr, closed_over),) = sub_programs(eqn)
+        n_consts, n_carry = scan_counts(eqn)
+        arguments = self._variables(jaxpr.invars)
+        arguments[:n_consts] = operands[:n_consts]
+        state = arguments[n_consts:][:n_carry]
+        for i, path in enumerate(stacks):
+            place = n_consts + n_carry + i
+            if path is not None and path in self._stacks:
+                arguments[place] = self.new(path, jaxpr.invars[place].aval)
+        # Whatever the new layer gets is something that the old program computes.
+        known, self._known = self._known, len(self.terms)
+        results = self.run(jaxpr, closed_over, arguments)[:n_carry]
+        self._known = known
+        self._level -= 1
+        same = [
+            replace(value, options=tuple(o for o in value.options if o.term is before.term))
+            for value, before in zip(results, state, strict=True)
+        ]
+        return [fills for fills, _ in self.together(same)]
+
+
+@dataclass(frozen=True)
+class _Equation:
+    """As much of an equation as reading one of its results needs."""
+
+    primitive: Any
+    invars: Sequence[Any]
+    outvars: Sequence[Any]
+
+
+# Primitives that run a program on their operands, and nothing else.
+CALLS = frozenset(
+    {
+        "checkpoint",
+        "closed_call",
+        "core_call",
+        "custom_jvp_call",
+        "custom_vjp_call",
+        "custom_vjp_call_jaxpr",
+        "jit",
+        "pjit",
+        "remat",
+        "remat2",
+    }
+)
+
+
+def _merge(
+    first: frozenset[tuple[str, Fill]], second: frozenset[tuple[str, Fill]]
+) -> frozenset[tuple[str, Fill]] | None:
+    """Returns both fills together, or None if they fill an array in two ways."""
+    if not second or first >= second:
+        return first
+    union = first | second
+    return union if len({path for path, _ in union}) == len(union) else None
+
+
+def _identities(shape: Sequence[int]) -> list[tuple[int, int]]:
+    """Returns the pairs of axes, contracted and produced, that an identity can have."""
+    n = len(shape)
+    pairs = [(0, 1)] if n == 2 else [(n - 2, n - 1), (1, 0)] if n > 2 else []
+    return [(i, o) for i, o in pairs if shape[i] and shape[o] % shape[i] == 0]

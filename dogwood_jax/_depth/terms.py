@@ -1,0 +1,600 @@
+"""Numbers for what programs compute, so that equal numbers mean equal results: ``Terms``.
+
+Two programs that are turned into terms of one table compute the same where they end in the same
+term. Terms are compared after simplification (``_SIMPLIFY``), by rules that hold for all finite
+values: ``0 + x`` is ``x``, a product with the identity matrix is the other factor, a second relu
+does nothing to the result of the first. What has no rule is a term of its own, equal only to the
+same operation on the same operands.
+
+Reference:
+    Value numbering: Cocke and Schwartz, 1970, Programming Languages and their Compilers.
+"""
+
+import itertools
+import math
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.extend.core as jex
+import jax.numpy as jnp
+import numpy as np
+
+from dogwood_jax._base.trees import concrete
+
+Operands = Sequence["Term | None"]  # None for a value that could be anything
+
+
+@dataclass(eq=False, slots=True)
+class Term:
+    """The result of an operation on other terms; each is made only once, so ``is`` compares them.
+
+    Attributes:
+        op: name of the primitive, or of what is no operation: ``"leaf"``, ``"input"``, ...
+        params: what else decides the result.
+        operands: the terms that it is computed from.
+        shape: its shape in the program that made it first.
+        dtype: its dtype.
+        number: the value of all entries, where it is known.
+        low: no entry is below this.
+        high: no entry is above this.
+        order: how many terms were made before it.
+    """
+
+    op: str
+    params: Any
+    operands: tuple["Term", ...]
+    shape: tuple[int, ...]
+    dtype: Any
+    number: Any = None
+    low: float = -math.inf
+    high: float = math.inf
+    order: int = 0
+
+
+@dataclass
+class Terms:
+    """A table of terms.
+
+    Attributes:
+        sized: whether sizes are part of terms. Otherwise programs end in the same term if they are
+            equal up to their sizes.
+        sizes: lengths of axes in one program and in the other. Constants that differ in such a
+            proportion are taken for equal.
+        numbers: the constants other than 0 and 1 that have come up, to be cleared by the caller.
+    """
+
+    sized: bool = True
+    sizes: frozenset[tuple[int, int]] = frozenset()
+    numbers: dict[float, None] = field(default_factory=dict)
+    _table: dict[Any, Term] = field(default_factory=dict)
+    _constants: dict[float, None] = field(default_factory=dict)
+    _kept: list[Any] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def make(
+        self, op: str, params: Any, operands: Sequence[Term], aval: Any, number: Any = None
+    ) -> Term:
+        """Returns the term of an operation, a new one only if there was none."""
+        sized = (tuple(aval.shape),) if number is not None and self.sized else ()
+        key = (op, params, tuple(map(id, operands)), *sized)
+        term = self._table.get(key)
+        if term is None:
+            low, high = (number, number) if _is_real(number) else _bounds(op, params, operands)
+            term = Term(
+                op, params, tuple(operands), tuple(aval.shape), aval.dtype, number, low, high
+            )
+            term.order = len(self._table)
+            self._table[key] = term
+        return term
+
+    def number(self, value: Any, aval: Any) -> Term:
+        """Returns the term of an array with equal entries."""
+        if jnp.issubdtype(aval.dtype, np.inexact) and _is_real(value):
+            value = float(value)
+        return self.make("number", (type(value).__name__, value, str(aval.dtype)), (), aval, value)
+
+    def constant(self, array: Any, aval: Any) -> Term:
+        """Returns the term of a constant of a program."""
+        extended = jnp.issubdtype(aval.dtype, jax.dtypes.extended)
+        values = None if extended else concrete(array)
+        if values is None:
+            return self.make("constant", self._identity(array), (), aval)
+        array = np.asarray(values, aval.dtype)
+        if array.size and (array == array.flat[0]).all():
+            value = array.flat[0].item()
+            if _is_real(value) and not isinstance(value, bool):
+                inexact = jnp.issubdtype(aval.dtype, np.inexact)
+                value = self._scaled(float(value)) if inexact else self._counted(value)
+            return self.number(value, aval)
+        return self.make("constant", (array.shape, str(aval.dtype), array.tobytes()), (), aval)
+
+    def _scaled(self, value: float) -> float:
+        """Returns the constant before this one that may be it in another size, or itself."""
+        if abs(value) in (0.0, 1.0):
+            return value
+        self.numbers[value] = None
+        for ratio, known in itertools.product(self.ratios, self._constants):
+            if math.isclose(value, known * ratio, rel_tol=1e-6):
+                return known
+        self._constants[value] = None
+        return value
+
+    def _counted(self, value: int) -> int:
+        """Returns the length before this one, or the last index before it, or the integer."""
+        counts = ((old - less, new - less) for old, new in sorted(self.sizes) for less in (0, 1))
+        return next((old for old, new in counts if value == new), value)
+
+    @cached_property
+    def ratios(self) -> list[float]:
+        """By which factors constants that depend on sizes can differ."""
+        found: set[float] = set()
+        for a, b in self.sizes:
+            # Of sizes, their roots, and the share of units that are copies.
+            found |= {b / a, math.sqrt(b / a), (b // a) * a / b}
+        return sorted(found | {1 / ratio for ratio in found})
+
+    def _identity(self, thing: Any) -> Any:
+        """Returns what stands for something that can only be compared to itself."""
+        self._kept.append(thing)  # so that its id is not given to anything else
+        return ("object", id(thing))
+
+    def apply(self, eqn: Any, operands: Operands) -> list[Term | None]:
+        """Returns the terms of the results of an equation, None for those that cannot be known.
+
+        Args:
+            eqn: an equation of a jaxpr.
+            operands: its operands, None for those that could be anything finite.
+        """
+        name = eqn.primitive.name
+        if name in _SAME:
+            return list(operands)
+        rule = _SIMPLIFY.get(name)
+        if rule and (result := rule(self, eqn, operands)) is not None:
+            return [result]
+        avals = [var.aval for var in eqn.outvars]
+        results = [self._folded(eqn, operands, aval) for aval in avals]
+        if avals and results[0] is not None:
+            return results
+        known = [term for term in operands if term is not None]
+        if len(known) < len(operands):
+            return [None] * len(avals)
+        return self.opaque(name, self.params(eqn), known, avals)
+
+    def opaque(
+        self, name: str, params: Any, operands: Sequence[Term], avals: Sequence[Any]
+    ) -> list[Term | None]:
+        """Returns the results of an operation of which nothing else is known."""
+        if name in _COMMUTATIVE:
+            operands = sorted(operands, key=lambda term: term.order)
+        return [self.make(name, (i, params), operands, aval) for i, aval in enumerate(avals)]
+
+    def _folded(self, eqn: Any, operands: Operands, aval: Any) -> Term | None:
+        """Returns the result of an operation on equal entries, if it has equal entries."""
+        name = eqn.primitive.name
+        first = operands[0] if operands else None
+        if name in _STRUCTURAL and first is not None:
+            if first.number is not None:
+                return self.number(first.number, aval)
+            return first if first.op == "open" else None
+        numbers: list[Any] = [None if term is None else term.number for term in operands]
+        if not numbers or any(number is None for number in numbers):
+            return None
+        if name in _REARRANGING and len(set(numbers)) == 1:
+            return self.number(numbers[0], aval)
+        if name in _SUMS and numbers[0] == 0:
+            return self.number(numbers[0], aval)
+        try:
+            if name == "convert_element_type":
+                exact = jnp.issubdtype(aval.dtype, np.inexact) or numbers[0] == int(numbers[0])
+                return self.number(numbers[0], aval) if exact else None
+            if name == "integer_pow":
+                return self.number(numbers[0] ** eqn.params["y"], aval)
+            if name in _FOLD and jnp.issubdtype(aval.dtype, np.inexact):
+                return self.number(_FOLD[name](*numbers), aval)
+        except (ArithmeticError, ValueError):
+            return self.number(math.nan, aval)  # a pole: not even a zero silences it
+        except TypeError:
+            pass  # a complex number: nothing is known of it
+        return None
+
+    def scale(self, x: Term, factor: float, aval: Any) -> Term:
+        """Returns a term times a number."""
+        if x.op == "scaled":
+            x, factor = x.operands[0], factor * x.params
+        if _is_one(factor, aval):
+            return x
+        return self.make("scaled", factor, (x,), aval)
+
+    def transpose(self, x: Term, permutation: Sequence[int], aval: Any) -> Term:
+        """Returns a term with its axes in another order."""
+        permutation = tuple(int(axis) for axis in permutation)
+        if x.op == "transpose":
+            permutation = tuple(x.params[axis] for axis in permutation)
+            x = x.operands[0]
+        if permutation == tuple(range(len(permutation))):
+            return x
+        if x.op == "identity":
+            path, axes = x.params
+            moved = tuple(permutation.index(axis) for axis in axes)
+            return self.make("identity", (path, moved), (), aval)
+        return self.make("transpose", permutation, (x,), aval)
+
+    def params(self, eqn: Any) -> Any:
+        """Returns an equation's parameters, programs excepted, in a form that can be compared."""
+        dropped = {"sharding", "out_sharding"}
+        params = {k: v for k, v in eqn.params.items() if k not in dropped and not has_program(v)}
+        if len(params) < len(eqn.params.keys() - dropped):
+            # Functions beside a program are those that it was traced from.
+            params = {k: v for k, v in params.items() if not callable(v)}
+        if not self.sized:
+            params = _without_sizes(eqn, params)
+        return tuple((key, self._static(value)) for key, value in sorted(params.items()))
+
+    def _static(self, value: Any) -> Any:
+        if isinstance(value, tuple | list):
+            return (type(value).__name__, *map(self._static, value))
+        if isinstance(value, np.ndarray):
+            return (value.shape, str(value.dtype), value.tobytes())
+        if isinstance(value, int | np.integer) and not isinstance(value, bool):
+            return int(value)
+        try:
+            hash(value)
+        except TypeError:
+            return self._identity(value)
+        return (type(value).__name__, value)
+
+
+def has_program(value: Any) -> bool:
+    """Whether an equation's parameter is a program or holds some."""
+    items = value if isinstance(value, tuple | list) else (value,)
+    return any(isinstance(item, jex.ClosedJaxpr | jex.Jaxpr) for item in items)
+
+
+def _without_sizes(eqn: Any, params: dict[str, Any]) -> dict[str, Any]:
+    """Returns parameters with sizes left out, or relative to those of the first operand."""
+    name = eqn.primitive.name
+    shape = eqn.invars[0].aval.shape if eqn.invars else ()
+    params = {k: v for k, v in params.items() if k not in ("shape", "new_sizes")}
+    if name == "slice":
+        for limit in ("start_indices", "limit_indices"):
+            params[limit] = tuple(Fraction(i, max(n, 1)) for i, n in zip(params[limit], shape))
+    if name == "split":
+        total = max(shape[params["axis"]], 1)
+        params["sizes"] = tuple(Fraction(size, total) for size in params["sizes"])
+    if name in ("gather", "dynamic_slice"):
+        params["slice_sizes"] = tuple(
+            "all" if size == n else size for size, n in zip(params["slice_sizes"], shape)
+        )
+    if name == "conv_general_dilated":
+        channels = shape[params["dimension_numbers"].lhs_spec[1]]
+        if params["feature_group_count"] == channels > 1:
+            params["feature_group_count"] = "all"
+    return params
+
+
+def _is_real(number: Any) -> bool:
+    return isinstance(number, int | float) and number == number
+
+
+def _is(term: Term | None, number: float) -> bool:
+    return term is not None and term.number == number
+
+
+def _is_finite(term: Term | None) -> bool:
+    """Whether a value can be finite; what is not known is taken to be."""
+    return term is None or term.number is None or bool(np.isfinite(term.number))
+
+
+def _is_one(number: Any, aval: Any) -> bool:
+    """Whether a factor is one, up to the rounding of what it was computed from."""
+    inexact = jnp.issubdtype(aval.dtype, np.inexact)
+    rounding = 4 * float(jnp.finfo(aval.dtype).eps) if inexact else 0  # type: ignore[no-untyped-call]
+    return _is_real(number) and abs(number - 1) <= rounding
+
+
+def _like(var: Any, aval: Any) -> bool:
+    """Whether an operand has the shape and dtype of the result."""
+    return bool(var.aval.shape == aval.shape and var.aval.dtype == aval.dtype)
+
+
+def _both_ways(eqn: Any, operands: Operands) -> Any:
+    """Returns the two operands with their variables, in both orders."""
+    first, second = zip(eqn.invars, operands, strict=True)
+    return (first, second), (second, first)
+
+
+# Simplification -----------------------------------------------------------------------------------
+
+Rule = Callable[[Terms, Any, Operands], Term | None]
+
+
+def _add(terms: Terms, eqn: Any, operands: Operands) -> Term | None:
+    x, y = operands
+    aval = eqn.outvars[0].aval
+    if _is(y, 0) and _like(eqn.invars[0], aval):
+        return x
+    if _is(x, 0) and _like(eqn.invars[1], aval) and eqn.primitive.name != "sub":
+        return y
+    return None
+
+
+def _mul(terms: Terms, eqn: Any, operands: Operands) -> Term | None:
+    aval = eqn.outvars[0].aval
+    if any(_is(x, 0) for x in operands):
+        return terms.number(0, aval) if all(map(_is_finite, operands)) else None
+    x: Term | None
+    y: Term | None
+    for (var, x), (_, y) in _both_ways(eqn, operands):
+        if x is not None and y is not None and _like(var, aval) and x.number is None:
+            if _is_real(y.number) and jnp.issubdtype(aval.dtype, np.inexact):
+                return terms.scale(x, y.number, aval)
+            if _is(y, 1):
+                return x
+    return None
+
+
+def _div(terms: Terms, eqn: Any, operands: Operands) -> Term | None:
+    x, y = operands
+    aval = eqn.outvars[0].aval
+    if _is(x, 0) and y is not None and (y.low > 0 or y.high < 0):
+        return terms.number(0, aval)
+    if x is None or y is None or x.number is not None or not _like(eqn.invars[0], aval):
+        return None
+    if _is_real(y.number) and y.number and jnp.issubdtype(aval.dtype, np.inexact):
+        return terms.scale(x, 1 / y.number, aval)
+    return None
+
+
+def _max(terms: Terms, eqn: Any, operands: Operands) -> Term | None:
+    aval = eqn.outvars[0].aval
+    x: Term | None
+    y: Term | None
+    for (var, x), (_, y) in _both_ways(eqn, operands):
+        if x is None or y is None or not _like(var, aval):
+            continue
+        largest = eqn.primitive.name == "max"
+        if _is_real(y.number) and (x.low >= y.number if largest else x.high <= y.number):
+            return x
+        if x.op == eqn.primitive.name and y in x.operands:
+            return x
+    return None
+
+
+def _abs(terms: Terms, eqn: Any, operands: Operands) -> Term | None:
+    (x,) = operands
+    return x if x is not None and x.low >= 0 else None
+
+
+def _round(terms: Terms, eqn: Any, operands: Operands) -> Term | None:
+    (x,) = operands
+    return x if x is not None and x.op == eqn.primitive.name else None
+
+
+def _select(terms: Terms, eqn: Any, operands: Operands) -> Term | None:
+    _, first, *others = operands
+    if first is not None and all(x is first for x in others):
+        return first
+    return None
+
+
+def _dot(terms: Terms, eqn: Any, operands: Operands) -> Term | None:
+    aval = eqn.outvars[0].aval
+    if any(_is(x, 0) for x in operands[:2]):
+        return terms.number(0, aval) if all(map(_is_finite, operands)) else None
+    if eqn.primitive.name != "dot_general":
+        return None
+    x, y = operands
+    (contract_x, contract_y), (batch, _) = eqn.params["dimension_numbers"]
+    if x is None or y is None or len(contract_x) != 1 or batch:
+        return None
+    for factor, var, axis, last in (
+        (x, eqn.invars[0], contract_x[0], y),
+        (y, eqn.invars[1], contract_y[0], x),
+    ):
+        if last.op == "identity" and len(last.shape) == 2 and var.aval.dtype == aval.dtype:
+            others = [a for a in range(len(aval.shape)) if a != axis]
+            # The axis of the identity matrix takes the place of the one that it is contracted with.
+            order = [*others, axis] if factor is x else [axis, *others]
+            return terms.transpose(factor, order, aval)
+    return None
+
+
+def _conv(terms: Terms, eqn: Any, operands: Operands) -> Term | None:
+    x, kernel = operands
+    aval = eqn.outvars[0].aval
+    if _is(x, 0) or _is(kernel, 0):
+        return terms.number(0, aval) if all(map(_is_finite, operands)) else None
+    if x is None or kernel is None or kernel.op != "identity":
+        return None
+    p = eqn.params
+    image, (out, into, *window), result = p["dimension_numbers"]
+    shape = eqn.invars[1].aval.shape
+    # The centre of the window must lie on the entry of the result.
+    centred = tuple(
+        (dilation * ((shape[axis] - 1) // 2), dilation * (shape[axis] // 2))
+        for axis, dilation in zip(window, p["rhs_dilation"], strict=True)
+    )
+    same = (
+        kernel.params[1] == (into, out)
+        and shape[out] == eqn.invars[0].aval.shape[image[1]]
+        and set(p["window_strides"]) | set(p["lhs_dilation"]) <= {1}
+        and tuple(map(tuple, p["padding"])) == centred
+        and p["batch_group_count"] == 1
+        and eqn.invars[0].aval.dtype == aval.dtype
+    )
+    if not same:
+        return None
+    order = [0] * len(image)
+    for axis, place in zip(image, result, strict=True):
+        order[place] = axis
+    return terms.transpose(x, order, aval)
+
+
+def _transpose(terms: Terms, eqn: Any, operands: Operands) -> Term | None:
+    (x,) = operands
+    if x is None or x.number is not None or x.op == "open":
+        return None
+    return terms.transpose(x, eqn.params["permutation"], eqn.outvars[0].aval)
+
+
+def _reshape(terms: Terms, eqn: Any, operands: Operands) -> Term | None:
+    x, aval = operands[0], eqn.outvars[0].aval
+    plain = len(operands) == 1 and eqn.params.get("dimensions") is None
+    if eqn.primitive.name != "reshape":
+        plain = math.prod(eqn.invars[0].aval.shape) == math.prod(aval.shape)
+    if x is None or x.number is not None or x.op == "open" or not plain or not terms.sized:
+        return None
+    if x.op == "reshape":
+        x = x.operands[0]
+    return x if x.shape == aval.shape else terms.make("reshape", tuple(aval.shape), (x,), aval)
+
+
+def _convert(terms: Terms, eqn: Any, operands: Operands) -> Term | None:
+    x, aval = operands[0], eqn.outvars[0].aval
+    if x is None or _like(eqn.invars[0], aval):
+        return x
+    if x.op == "identity" and jnp.issubdtype(aval.dtype, np.inexact):
+        return x
+    return None
+
+
+_SIMPLIFY: dict[str, Rule] = {
+    "add": _add,
+    "add_any": _add,
+    "sub": _add,
+    "mul": _mul,
+    "div": _div,
+    "max": _max,
+    "min": _max,
+    "abs": _abs,
+    "sign": _round,
+    "round": _round,
+    "floor": _round,
+    "ceil": _round,
+    "select_n": _select,
+    "dot_general": _dot,
+    "ragged_dot": _dot,
+    "ragged_dot_general": _dot,
+    "conv_general_dilated": _conv,
+    "transpose": _transpose,
+    "broadcast_in_dim": _reshape,
+    "expand_dims": _reshape,
+    "reshape": _reshape,
+    "squeeze": _reshape,
+    "convert_element_type": _convert,
+}
+
+# Operations that can be known although an operand could be anything.
+TOLERANT = frozenset({"mul", "select_n", "conv_general_dilated"}) | {
+    name for name, rule in _SIMPLIFY.items() if rule is _dot
+}
+
+# What changes nothing but where and when values are computed.
+_SAME = frozenset({"copy", "copy_p", "name", "sharding_constraint", "optimization_barrier"})
+
+_COMMUTATIVE = frozenset({"add", "add_any", "mul", "max", "min", "and", "or", "xor"})
+
+# Operations that only move entries of their first operand.
+_STRUCTURAL = frozenset(
+    {
+        "broadcast_in_dim",
+        "dynamic_slice",
+        "expand_dims",
+        "reduce_max",
+        "reduce_min",
+        "reshape",
+        "rev",
+        "slice",
+        "split",
+        "squeeze",
+        "tile",
+        "transpose",
+    }
+)
+
+# Operations that put entries of all operands together.
+_REARRANGING = frozenset({"concatenate", "pad", "dynamic_update_slice"})
+
+# Operations that sum up entries.
+_SUMS = frozenset({"cumsum", "fft", "imag", "real", "reduce_precision", "reduce_sum"})
+
+_FOLD: dict[str, Callable[..., Any]] = {
+    "abs": abs,
+    "add": operator.add,
+    "asinh": math.asinh,
+    "atan": math.atan,
+    "div": operator.truediv,
+    "erf": math.erf,
+    "exp": math.exp,
+    "expm1": math.expm1,
+    "log": math.log,
+    "log1p": math.log1p,
+    "logistic": lambda x: 1 / (1 + math.exp(-x)),
+    "max": max,
+    "min": min,
+    "mul": operator.mul,
+    "neg": operator.neg,
+    "pow": operator.pow,
+    "rsqrt": lambda x: 1 / math.sqrt(x),
+    "sin": math.sin,
+    "sinh": math.sinh,
+    "sqrt": math.sqrt,
+    "square": lambda x: x * x,
+    "sub": operator.sub,
+    "tan": math.tan,
+    "tanh": math.tanh,
+}
+
+
+# Bounds -------------------------------------------------------------------------------------------
+
+
+def _bounds(op: str, params: Any, operands: Sequence[Term]) -> tuple[float, float]:
+    """Returns the least and the largest value that an operation can have."""
+    lows, highs = [x.low for x in operands], [x.high for x in operands]
+    if op in _RANGES:
+        return _RANGES[op]
+    if op == "max":
+        return max(lows), max(highs)
+    if op == "min":
+        return min(lows), min(highs)
+    if op in ("add", "add_any"):
+        return sum(lows), sum(highs)
+    if op in _STRUCTURAL:
+        return lows[0], highs[0]
+    if op == "concatenate":
+        return min(lows), max(highs)
+    if op == "select_n":
+        return min(lows[1:]), max(highs[1:])
+    if op == "sqrt":
+        return math.sqrt(max(lows[0], 0)), math.inf
+    if op == "scaled":
+        return (lows[0] * params, highs[0] * params) if params > 0 else (-math.inf, math.inf)
+    if op in ("reduce_sum", "reduce_window_sum", "cumsum", "mul"):
+        return (0.0 if all(low >= 0 for low in lows) else -math.inf), math.inf
+    if op == "reduce_window_max":
+        p = dict(params[1])
+        window, padding = p["window_dimensions"][1:], p["padding"][1:]
+        if all(max(low, high) < size for size, (_, low, high) in zip(window, padding, strict=True)):
+            return lows[0], highs[0]
+    return -math.inf, math.inf
+
+
+_RANGES = {
+    "abs": (0.0, math.inf),
+    "cos": (-1.0, 1.0),
+    "erf": (-1.0, 1.0),
+    "exp": (0.0, math.inf),
+    "logistic": (0.0, 1.0),
+    "sign": (-1.0, 1.0),
+    "sin": (-1.0, 1.0),
+    "square": (0.0, math.inf),
+    "tanh": (-1.0, 1.0),
+}

@@ -1,0 +1,227 @@
+"""How far two networks' outputs are apart: ``compare``."""
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+
+from dogwood_jax._base.arguments import DATA, FUNCTION, expect, expect_call
+from dogwood_jax._base.meshes import automatic, context, on_axes
+from dogwood_jax._base.trees import PyTree, is_array, is_traced, leaves_by_path
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The largest differences between the outputs of two networks.
+
+    Attributes:
+        absolute: largest ``|old - new|``; NaN if only one of two values is NaN.
+        relative: largest absolute difference of an output array over its largest magnitude.
+        ulps: largest difference in units in the last place of the old value.
+        where: path and index of the largest absolute difference, ``"logits[3, 7]"``.
+        nans: how many values are NaN in both networks, which is no difference.
+    """
+
+    absolute: float
+    relative: float
+    ulps: float
+    where: str
+    nans: int = 0
+
+    def __str__(self) -> str:
+        return (
+            f"largest difference {self.absolute:.3g} (relative {self.relative:.3g}, "
+            f"{self.ulps:.3g} ulps) at {self.where}"
+        )
+
+
+def compare(
+    old_apply: Callable[..., Any],
+    old_variables: PyTree,
+    new_apply: Callable[..., Any],
+    new_variables: PyTree,
+    *inputs: Any,
+) -> Difference:
+    """Measures how far the outputs of two networks are apart on the same inputs.
+
+    Where the new outputs are longer, because an output width grew, their first part is compared.
+    Arrays that are divided among devices are compared where they lie.
+
+    Args:
+        old_apply: function of variables and inputs.
+        old_variables: its variables.
+        new_apply: the other function, of outputs of the same structure.
+        new_variables: its variables.
+        *inputs: pytrees of arrays, the same for both.
+
+    Returns:
+        The largest differences over all outputs, and where the largest is.
+
+    Raises:
+        TypeError: if arguments are of the wrong kind, in the wrong order or missing.
+        ValueError: if the outputs differ in structure or number of axes, or a new one is shorter.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import dogwood_jax as dw
+        >>> dw.compare(jnp.multiply, 2.0, jnp.multiply, 3.0, jnp.array([1.0, 4.0])).absolute
+        4.0
+    """
+    call = "compare(old_apply, old_variables, new_apply, new_variables, *inputs)"
+    expect(
+        call,
+        old_apply=(FUNCTION, old_apply),
+        old_variables=(DATA, old_variables),
+        new_apply=(FUNCTION, new_apply),
+        new_variables=(DATA, new_variables),
+    )
+    expect_call(call, "old_apply", old_apply, old_variables, *inputs)
+    expect_call(call, "new_apply", new_apply, new_variables, *inputs)
+    old, new = old_apply(old_variables, *inputs), new_apply(new_variables, *inputs)
+    return largest(differences(numbers_by_path(old), numbers_by_path(new)))
+
+
+def numbers_by_path(outputs: PyTree) -> dict[str, Any]:
+    """Returns the arrays and numbers among outputs by path, of PRNG keys the data."""
+    found: dict[str, Any] = {}
+    for path, leaf in leaves_by_path(outputs).items():
+        if not is_array(leaf):
+            if isinstance(leaf, bool | int | float | complex):
+                found[path] = np.asarray(leaf)
+        elif jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            found[path] = jax.random.key_data(leaf)
+        elif leaf.dtype != jax.dtypes.float0:
+            found[path] = leaf
+    return found
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Difference]:
+    """Returns the largest differences of each output.
+
+    Arrays that are divided among devices are compared where they lie, in the precision that JAX
+    has; all others by NumPy, in double precision.
+
+    Args:
+        old: outputs by path.
+        new: those of the other network.
+
+    Raises:
+        ValueError: if only one network has an output, or a new one has not at least the old shape.
+    """
+    problems = [f"output {path!r}: only one network has it" for path in old.keys() ^ new.keys()]
+    for path in [path for path in old if path in new]:
+        shapes = jnp.shape(old[path]), jnp.shape(new[path])
+        if len(shapes[0]) != len(shapes[1]) or any(a > b for a, b in zip(*shapes, strict=True)):
+            problems.append(f"output {path!r}: has shape {shapes[1]}, expected {shapes[0]} or more")
+    if problems:
+        raise ValueError("these outputs cannot be compared:\n" + "\n".join(problems))
+    return {path: _difference(path, old[path], new[path]) for path in old}
+
+
+def largest(found: Mapping[str, Difference]) -> Difference:
+    """Returns the largest differences over all outputs."""
+    if not found:
+        return Difference(0.0, 0.0, 0.0, "no output")
+    worst = max(found.values(), key=lambda d: np.inf if np.isnan(d.absolute) else d.absolute)
+    return Difference(
+        worst.absolute,
+        float(np.max([d.relative for d in found.values()])),  # NaN where one of them is
+        float(np.max([d.ulps for d in found.values()])),
+        worst.where,
+        sum(d.nans for d in found.values()),
+    )
+
+
+def _difference(path: str, old: Any, new: Any) -> Difference:
+    if not np.size(old):
+        return Difference(0.0, 0.0, 0.0, path)
+    if _is_divided(old) or _is_divided(new):
+        sharding, arrays = _on_the_same_devices(old, new)
+        with context(sharding):
+            measures = _measured_on_devices(*arrays)
+    else:
+        with np.errstate(all="ignore"):
+            measures = _measures(np, np.asarray(old), np.asarray(new))
+    gap, magnitude, ulps, nans, *index = (np.asarray(measure).item() for measure in measures)
+    relative = gap / magnitude if magnitude else (0.0 if gap == 0 else np.inf)
+    place = f"[{', '.join(map(str, index))}]" if index else ""
+    return Difference(gap, float(relative), ulps, f"{path}{place}" or "output", nans)
+
+
+def _measures(numpy: Any, old: Any, new: Any) -> tuple[Any, ...]:
+    """Compares two arrays by NumPy, or by what JAX has in its place.
+
+    Returns:
+        The largest difference, the largest magnitude of the old values, the largest difference in
+        units in the last place, how many values are NaN in both arrays, and the index of the
+        largest difference, one number for each axis.
+    """
+    new = new[tuple(map(slice, old.shape))]
+    inexact = jnp.issubdtype(old.dtype, jnp.inexact)
+    wide = wide_dtype(old.dtype, new.dtype, least=jnp.float64 if numpy is np else jnp.float32)
+    a, b = old.astype(wide), new.astype(wide)
+    if jnp.issubdtype(wide, jnp.inexact):
+        both = numpy.isnan(a) & numpy.isnan(b)
+        gap = numpy.where((a == b) | both, 0, abs(a - b))
+        size = numpy.where(numpy.isfinite(a), abs(a), 0)
+    else:
+        both = numpy.zeros(a.shape, bool)
+        # Subtracted as they are, for as floats large ones would be rounded.
+        gap = numpy.where(a > b, a - b, b - a).astype(f"uint{8 * wide.itemsize}").astype(float)
+        size = abs(a.astype(float))
+    ulps = gap
+    if inexact:
+        # The last place of a number is worth eps times the power of two below it; that of zero
+        # and of subnormal numbers what it is worth for the smallest normal one.
+        places = jnp.finfo(old.dtype)  # type: ignore[no-untyped-call]
+        _, exponent = numpy.frexp(numpy.maximum(size, float(places.smallest_normal)))
+        ulps = numpy.ldexp(gap, 1 - exponent) / float(places.eps)
+    worst = gap.max()  # NaN where one of them is
+    at, index = numpy.isnan(gap) | (gap == worst), []
+    for axis, n in enumerate(gap.shape):
+        along = numpy.arange(n).reshape([-1 if a == axis else 1 for a in range(gap.ndim)])
+        index.append(numpy.where(at, along, n).min())
+        at = at & (along == index[-1])
+    return worst, size.max(), ulps.max(), both.sum(), *index
+
+
+def wide_dtype(*dtypes: Any, least: Any = jnp.float32) -> Any:
+    """Returns a dtype of at least single precision in which numbers of these dtypes can be mixed.
+
+    Args:
+        *dtypes: floating, complex, integer or boolean; integers beside others do not count.
+        least: the precision that floats have at least.
+    """
+    # Numbers of 8 bits and less are promoted to no other unless they are told to be.
+    known = [dtype for dtype in dtypes if jnp.dtype(dtype).itemsize > 1]
+    if any(jnp.issubdtype(dtype, jnp.inexact) for dtype in dtypes):
+        known = [least, *(dtype for dtype in known if jnp.issubdtype(dtype, jnp.inexact))]
+    return jnp.dtype(functools.reduce(jnp.promote_types, known or [jnp.int32]))
+
+
+_measured_on_devices = jax.jit(functools.partial(_measures, jnp))
+
+
+def _is_divided(array: Any) -> bool:
+    return isinstance(array, jax.Array) and not (is_traced(array) or array.is_fully_replicated)
+
+
+def _on_the_same_devices(old: Any, new: Any) -> tuple[NamedSharding | None, list[Any]]:
+    """Returns arrays on one mesh that has no explicit axes, and a sharding on it."""
+    place = new if _is_divided(new) else old
+    others = old if place is new else new
+    if not isinstance(place.sharding, NamedSharding):
+        return None, [old, new]
+    sharding = automatic(place.sharding)
+    here = isinstance(others, jax.Array) and others.sharding.device_set == sharding.device_set
+    if here and isinstance(others.sharding, NamedSharding):
+        other = automatic(others.sharding)
+    else:
+        other = sharding if np.shape(others) == place.shape else on_axes(sharding)
+    own = [sharding, other] if place is old else [other, sharding]
+    return sharding, [jax.device_put(x, s) for x, s in zip((old, new), own, strict=True)]

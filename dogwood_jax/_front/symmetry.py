@@ -1,0 +1,339 @@
+"""Find units that are alike or idle: ``find_symmetric``, ``find_dead``, ``activity``."""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dogwood_jax._base.arguments import (
+    FUNCTION,
+    VARIABLES,
+    WIDTH,
+    expect,
+    expect_arrays,
+    expect_call,
+    expect_values,
+)
+from dogwood_jax._base.problems import listed
+from dogwood_jax._base.trees import PyTree, leaves_by_path, rebuilt
+from dogwood_jax._growth.growth import Growth
+from dogwood_jax._widths.layout import Layout, resized, size_of, units_along
+from dogwood_jax._widths.widths import Width
+
+
+def find_symmetric(
+    variables: PyTree, width: Width, *, tolerance: float = 1e-6, outgoing: bool = True
+) -> tuple[tuple[int, ...], ...]:
+    """Finds groups of units that no training step can tell apart.
+
+    Units are symmetric if all their weights agree: incoming weights, biases *and* outgoing
+    weights. They compute the same function and receive the same gradient, so a deterministic
+    optimizer keeps them equal for ever: a layer has as many *different* units as
+    ``width.size - sum(len(group) - 1 for group in groups)``.
+
+    Args:
+        variables: pytree of the network's arrays.
+        width: the width whose units are compared, from ``trace`` or ``chain``.
+        tolerance: a unit joins a group if ``|b - a| <= tolerance * (1 + |a|)`` holds for each of
+            its weights b and the weights a of the group's first unit. Weights that are not finite
+            agree with none.
+        outgoing: whether outgoing weights have to agree, too. Units that agree in the others
+            compute the same function, though training may tell them apart; ``merge_symmetric``
+            makes one unit of them.
+
+    Returns:
+        The groups of two or more units, each in ascending order, in the order of their first unit.
+
+    Raises:
+        TypeError: if arguments are of the wrong kind or swapped.
+        ValueError: if an array of the width is missing or has another size there, or the tolerance
+            is negative.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import dogwood_jax as dw
+        >>> params = {
+        ...     "up": {"kernel": jnp.array([[1.0, 2.0, 1.0]]), "bias": jnp.zeros(3)},
+        ...     "down": {"kernel": jnp.array([[3.0], [4.0], [3.0]])},
+        ... }
+        >>> dw.find_symmetric(params, dw.chain(params, ("up", "down"))["up"])
+        ((0, 2),)
+    """
+    _expect("find_symmetric", variables, width, tolerance)
+    groups: dict[int, list[int]] = {}
+    roles = ("incoming", "outgoing", "both") if outgoing else ("incoming", "both")
+    for unit, first in enumerate(_firsts(_rows(variables, width, roles), tolerance)):
+        groups.setdefault(int(first), []).append(unit)
+    return tuple(tuple(group) for group in groups.values() if len(group) > 1)
+
+
+def find_dead(variables: PyTree, width: Width, *, tolerance: float = 0.0) -> tuple[int, ...]:
+    """Finds units that ``narrow`` can remove without changing what the network computes.
+
+    A unit is dead if its outgoing weights are all zero, for then nothing reads it, or if its
+    incoming weights other than biases are, for then it is constant: what reads it needs a bias
+    that takes over its effect. Weights to units that are dead themselves count like others: what
+    only such units read is dead once they are removed.
+
+    Args:
+        variables: pytree of the network's arrays.
+        width: the width whose units are looked at, from ``trace`` or ``chain``.
+        tolerance: the largest magnitude that counts as zero.
+
+    Returns:
+        The units, in ascending order.
+
+    Raises:
+        TypeError: if arguments are of the wrong kind or swapped.
+        ValueError: if an array of the width is missing or has another size there, or the tolerance
+            is negative.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import dogwood_jax as dw
+        >>> params = {
+        ...     "up": {"kernel": jnp.array([[1.0, 0.0, 2.0]]), "bias": jnp.ones(3)},
+        ...     "down": {"kernel": jnp.array([[3.0], [4.0], [0.0]])},
+        ... }
+        >>> dw.find_dead(params, dw.chain(params, ("up", "down"))["up"])
+        (1, 2)
+    """
+    _expect("find_dead", variables, width, tolerance)
+    dead = np.zeros(width.size, bool)
+    for rows in (
+        _rows(variables, width, ("outgoing", "both")),
+        _incoming_weights(variables, width),
+    ):
+        # Without a single such weight, as for an input or output, nothing is known.
+        dead |= (np.abs(rows) <= tolerance).all(axis=1) & (rows.shape[1] > 0)
+    return tuple(np.flatnonzero(dead).tolist())
+
+
+def dead_in(fresh: Mapping[str, Any], growth: Growth) -> dict[str, list[str]]:
+    """Finds widths whose new units are dead if their free weights are those of a larger model.
+
+    That is where the larger model starts with zeros there: with nothing but biases on one side of
+    the units and zeros on the other, no gradient tells one of them from another, and under most
+    activations none reaches them.
+
+    Args:
+        fresh: the larger model's arrays by path, not computed by a program around this one.
+        growth: how the network grows.
+
+    Returns:
+        For each such width, the paths of the arrays that are zero where its new units are.
+    """
+    dead = {}
+    for change in growth.changes:
+        fates = {"incoming": change.strategy.incoming, "outgoing": change.strategy.outgoing}
+        fates["both"] = fates["outgoing"]
+        roles = {occurrence.role for occurrence in growth.widths[change.width].occurrences}
+        if not {*fates.values()} <= {"free", "zero"} or roles <= {"incoming"}:
+            continue  # copies learn as old units do, and so do outputs
+        free = {role for role, fate in fates.items() if fate == "free"}
+        filled = change.recipe.blank if change.recipe else ()
+        places = [
+            (leaf.path, axis, new)
+            for leaf in growth.widths.leaves
+            if leaf.kind == "random" and len(leaf.shape) > 1 and leaf.path not in filled
+            for axis, layout in enumerate(leaf.axes)
+            for units in [units_along(resized(layout, growth.sizes), change.width, free)]
+            if (new := np.flatnonzero(units >= change.old)).size
+        ]
+        if places and not any(_has_weights(fresh[path], axis, new) for path, axis, new in places):
+            dead[change.width] = list(dict.fromkeys(path for path, _, _ in places))
+    return dead
+
+
+def _has_weights(array: Any, axis: int, places: np.ndarray) -> bool:
+    """Whether anything but zero lies at some places along an axis."""
+    parts = [(0, array)]
+    if isinstance(array, jax.Array):  # looked at where its parts lie
+        parts = [(shard.index[axis].start or 0, shard.data) for shard in array.addressable_shards]
+    for some in (places[-1:], places):  # one unit of a new network tells as a rule
+        for start, part in parts:
+            inside = some[(some >= start) & (some < start + part.shape[axis])] - start
+            if inside.size and (part[(slice(None),) * axis + (inside,)] != 0).any():
+                return True
+    return False
+
+
+def activity(apply: Callable[..., Any], variables: PyTree, width: Width, *inputs: Any) -> jax.Array:
+    """Measures how much each unit contributes to a network's outputs.
+
+    The contribution of a unit is the derivative of the outputs with respect to a factor on all its
+    outgoing weights: where what reads it is linear, the change that silencing it would make.
+
+    Args:
+        apply: the function of variables and inputs that was traced.
+        variables: pytree of the network's arrays.
+        width: the width whose units are measured.
+        *inputs: a batch of inputs.
+
+    Returns:
+        The root mean square of the contribution over all floating-point outputs, ``[units]``.
+
+    Raises:
+        TypeError: if arguments are of the wrong kind or swapped.
+        ValueError: if the variables are of another network.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import dogwood_jax as dw
+        >>> apply = lambda params, x: jax.nn.relu(x @ params["up"]) @ params["down"]
+        >>> params = {"up": jnp.ones((1, 2)), "down": jnp.array([[3.0], [4.0]])}
+        >>> x = jnp.ones((5, 1))
+        >>> dw.activity(apply, params, dw.trace(apply, params, x)["up"], x).tolist()
+        [3.0, 4.0]
+    """
+    expect(
+        "activity(apply, variables, width, *inputs)",
+        apply=(FUNCTION, apply),
+        variables=(VARIABLES, variables),
+        width=(WIDTH, width),
+    )
+    expect_call("activity", "apply", apply, variables, *inputs)
+    _expect_arrays("activity", variables, width)
+    places = _places(width)
+    outputs, arrays = as_function_of(apply, variables, {path for path, _, _ in places})
+
+    def contribution(unit: jax.Array) -> jax.Array:
+        tangents: dict[str, Any] = {}
+        for path, axis, layout in places:
+            leaf = arrays[path]
+            units = jnp.asarray(units_along(layout, width.name, ("outgoing", "both")))
+            mine = jnp.expand_dims(units == unit, [a for a in range(leaf.ndim) if a != axis])
+            tangents[path] = tangents.get(path, 0) + jnp.where(mine, leaf, 0)
+        _, change = jax.jvp(lambda arrays: outputs(arrays, *inputs), (arrays,), (tangents,))
+        squares = [jnp.sum(jnp.abs(c) ** 2) for c in change]
+        return jnp.sqrt(sum(squares) / sum(c.size for c in change))
+
+    measured: jax.Array = jax.lax.map(contribution, jnp.arange(width.size))
+    return measured
+
+
+def as_function_of(
+    apply: Callable[..., Any], variables: PyTree, paths: Iterable[str]
+) -> tuple[Callable[..., list[jax.Array]], dict[str, jax.Array]]:
+    """Returns floating-point outputs as a function of some arrays and the inputs; the arrays."""
+    leaves, structure = leaves_by_path(variables), jax.tree.structure(variables)
+
+    def outputs(arrays: Mapping[str, jax.Array], *inputs: Any) -> list[jax.Array]:
+        results = jax.tree.leaves(apply(rebuilt(structure, {**leaves, **arrays}), *inputs))
+        return [r for r in results if jnp.issubdtype(jnp.result_type(r), jnp.inexact)]
+
+    return outputs, {path: jnp.asarray(leaves[path]) for path in sorted(paths)}
+
+
+def _expect(caller: str, variables: Any, width: Any, tolerance: Any) -> None:
+    """Raises if variables or width are none, or do not belong together."""
+    call = f"{caller}(variables, width)"
+    expect(call, variables=(VARIABLES, variables), width=(WIDTH, width))
+    if not (isinstance(tolerance, int | float | np.number) and tolerance >= 0):
+        raise ValueError(f"tolerance must be zero or positive, got {tolerance!r}")
+    expect_values(call, leaves_by_path(variables), "pass trained weights")
+    _expect_arrays(caller, variables, width)
+
+
+def _expect_arrays(caller: str, variables: PyTree, width: Width) -> None:
+    """Raises if an array of the width is missing, or has another size there."""
+    leaves = leaves_by_path(variables)
+    known = {path: None for path, _, _ in _places(width)}
+    expect_arrays(caller, "variables", variables, leaves, known)
+    problems = []
+    for path, axis, layout in _places(width):
+        if path not in leaves:
+            problems.append(f"{path}: missing")
+        elif np.shape(leaves[path])[axis : axis + 1] != (size_of(layout),):
+            problems.append(
+                f"{path}: has shape {np.shape(leaves[path])}, expected {size_of(layout)} along "
+                f"axis {axis}"
+            )
+    if problems:
+        raise ValueError(
+            listed(
+                f"these are not the variables in which {width.name} was found; trace again",
+                problems,
+            )
+        )
+
+
+def _incoming_weights(variables: PyTree, width: Width) -> np.ndarray:
+    """Returns what feeds each unit but for biases, a matrix ``[units, weights]``."""
+    leaves = leaves_by_path(variables)
+    fed = tuple(
+        place
+        for place in width.occurrences
+        if place.role == "incoming" and len(np.shape(leaves[place.path])) > 1
+    )
+    return _rows(variables, replace(width, occurrences=fed), ("incoming",))
+
+
+def _places(width: Width) -> list[tuple[str, int, Layout]]:
+    """Returns the axes along which a width lies, each once, whatever the roles of its units."""
+    return list(dict.fromkeys((o.path, o.axis, o.layout) for o in width.occurrences))
+
+
+def _firsts(rows: np.ndarray, tolerance: float) -> np.ndarray:
+    """Returns for each row the first row that it agrees with, itself if there is none.
+
+    Only rows with close sketches are compared in full. A sketch sums up a row block by block, so
+    those of rows that agree differ by no more than a bound.
+    """
+    units, weights = rows.shape
+    firsts = np.arange(units)
+    if not units:
+        return firsts
+    largest = np.maximum(rows.max(axis=1), -rows.min(axis=1))
+    if not np.isfinite(largest).all():
+        finite = np.flatnonzero(np.isfinite(largest))
+        firsts[finite] = finite[_firsts(rows[finite], tolerance)]
+        return firsts
+    # Any fixed blocks and factors will do; random ones keep differences from cancelling.
+    rng = np.random.default_rng(0)
+    blocks = np.zeros((weights, 32))
+    blocks[np.arange(weights), rng.permutation(weights) % 32] = rng.uniform(1, 2, weights)
+    sketch = rows @ blocks
+    rounding = weights * np.finfo(rows.dtype).eps
+    bound = (tolerance + rounding) * np.outer(1 + largest, blocks.sum(axis=0) + 1)
+
+    # Sorted by the sum that tells units apart best, those within reach of a unit are neighbours.
+    best = np.argmax(np.ptp(sketch, axis=0) / bound.max(axis=0))
+    sums, reach = sketch[:, best], bound[:, best].max()
+    order = np.argsort(sums)
+    low = np.searchsorted(sums[order], sums - reach, "left")
+    high = np.searchsorted(sums[order], sums + reach, "right")
+    is_first = np.zeros(units, bool)
+    for unit in range(units):
+        near = order[low[unit] : high[unit]]
+        near = near[is_first[near]]
+        near = near[np.all(np.abs(sketch[near] - sketch[unit]) <= bound[near], axis=1)]
+        for first in np.sort(near):
+            if np.all(np.abs(rows[unit] - rows[first]) <= tolerance * (1 + np.abs(rows[first]))):
+                firsts[unit] = first
+                break
+        else:
+            is_first[unit] = True
+    return firsts
+
+
+def _rows(
+    variables: PyTree, width: Width, roles: Collection[str] = ("incoming", "outgoing", "both")
+) -> np.ndarray:
+    """Returns all weights of each unit as a row of a matrix ``[units, weights]``, in float64."""
+    leaves = leaves_by_path(variables)
+    columns = [np.zeros((width.size, 0))]
+    for path, axis, layout in _places(width):
+        array = np.asarray(leaves[path])
+        if np.iscomplexobj(array):
+            array = np.stack([array.real, array.imag], axis=-1)
+        units = units_along(layout, width.name, roles)
+        # Sorted by unit: each has as many positions along the axis as any other.
+        order = np.argsort(units, kind="stable")[np.count_nonzero(units < 0) :]
+        rows = np.moveaxis(array.astype(np.float64), axis, 0)[order]
+        columns.append(rows.reshape(width.size, rows.size // max(width.size, 1)))
+    return np.concatenate(columns, axis=1)

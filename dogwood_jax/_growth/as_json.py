@@ -1,0 +1,214 @@
+"""``Widths`` and ``Growth`` as JSON, so that a run can record how it grew and replay it."""
+
+import dataclasses
+import functools
+import json
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+import dogwood_jax
+from dogwood_jax import strategies
+from dogwood_jax._arrays.insert import Insertion
+from dogwood_jax._base.arguments import Kind, expect
+from dogwood_jax._base.described import described
+from dogwood_jax._growth.growth import Change, Growth
+from dogwood_jax._widths.layout import Concat, Product, Units
+from dogwood_jax._widths.widths import Facts, Leaf, Recipe, Widths
+
+_TYPES = {
+    cls.__name__: cls
+    for cls in (
+        *(Change, Concat, Facts, Growth, Insertion, Leaf, Product, Recipe, Units, Widths),
+        strategies.Strategy,
+    )
+}
+_TYPE = "type"
+_INITIALIZERS = {"glorot": strategies.glorot}
+
+
+def to_json(value: Widths | Growth) -> str:
+    """Returns widths or a growth as JSON text, for ``from_json``.
+
+    Args:
+        value: from ``trace``, ``chain`` or ``plan``.
+
+    Raises:
+        TypeError: if the value is neither.
+        ValueError: if a strategy has an initializer of the caller's own, which is code, or a loss
+            and a batch; or if the target's tree structure is not made of dicts, lists and tuples.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import dogwood_jax as dw
+        >>> layer = lambda i, o: {"kernel": jnp.ones((i, o)), "bias": jnp.ones(o)}
+        >>> widths = dw.chain({"up": layer(4, 8), "down": layer(8, 2)}, ("up", "down"))
+        >>> growth = dw.plan(widths, {"up": 16})
+        >>> dw.from_json(dw.to_json(growth)) == growth
+        True
+    """
+    expect("to_json", value=(_WIDTHS_OR_GROWTH, value))
+    return json.dumps(_encoded(value))
+
+
+def from_json(text: str) -> Any:
+    """Returns the widths or the growth that ``to_json`` wrote.
+
+    Args:
+        text: the JSON text. Nothing in it is executed.
+
+    Returns:
+        The ``Widths`` or ``Growth``, equal to the one that was written.
+
+    Raises:
+        TypeError: if it is no text.
+        ValueError: if the text is not what ``to_json`` writes, or what a newer version wrote.
+    """
+    expect("from_json", text=(_TEXT, text))
+    try:
+        read = json.loads(text)
+    except ValueError as error:
+        raise ValueError(
+            f"from_json: expected the JSON text that to_json wrote, got {text[:60]!r}, which is no "
+            f"JSON ({error}); of a file, pass what is in it"
+        ) from error
+    value = _decoded(read)
+    if not isinstance(value, Widths | Growth):
+        raise ValueError(f"{_EXPECTED}, got {text[:60]!r}")
+    return value
+
+
+_EXPECTED = "from_json: expected what to_json wrote of widths or a growth"
+_WIDTHS_OR_GROWTH = Kind(
+    "the Widths that dw.trace returns or the Growth that dw.plan returns",
+    lambda value: isinstance(value, Widths | Growth),
+)
+_TEXT = Kind(
+    "the JSON text that to_json wrote",
+    lambda value: isinstance(value, str | bytes | bytearray),
+    lambda value: "pass json.dumps of it" if isinstance(value, Mapping) else "",
+)
+
+
+def _encoded(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and type(value).__name__ in _TYPES:
+        members = {
+            field.name: _encoded(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+            if field.name not in ("network", "conflicts")
+        }
+        if isinstance(value, Widths):
+            members["conflicts"] = _encoded(value.recorded_conflicts)
+        return {_TYPE: type(value).__name__, **members}
+    if isinstance(value, strategies.Choice):
+        raise ValueError(
+            "a strategy that looks at a loss and a batch cannot be written as JSON; the growth "
+            "planned with strategies.zero_outgoing() has the same shapes and can"
+        )
+    if isinstance(value, tuple):
+        return [_encoded(item) for item in value]
+    if isinstance(value, jax.tree_util.PyTreeDef):
+        return {_TYPE: "tree", "tree": _plain(jax.tree.unflatten(value, [0] * value.num_leaves))}
+    if callable(value):
+        for name, known in _INITIALIZERS.items():
+            if value is known:
+                return {_TYPE: "initializer", "name": name}
+        raise ValueError(
+            f"the initializer {value!r} cannot be written as JSON; plan with the default one and "
+            "pass the larger model's own variables as fresh= to grow"
+        )
+    return value
+
+
+def _decoded(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_decoded(item) for item in value)
+    if not isinstance(value, dict):
+        return value
+    members = dict(value)
+    kind = members.pop(_TYPE, None)
+    if kind == "tree":
+        return jax.tree.structure(_tree(members.get("tree")))
+    if kind == "initializer":
+        return _known(_INITIALIZERS, members.get("name"), "initializer")
+    if kind is None:
+        raise ValueError(f"{_EXPECTED}, got an object without {_TYPE!r}")
+    cls = _known(_TYPES, kind, "type")
+    hints = _hints(cls)
+    for name in members:
+        _known(hints, name, f"member of {kind}")
+    decoded = {name: _decoded(member) for name, member in members.items()}
+    for name, member in decoded.items():
+        if not _fits(member, hints[name]):
+            raise ValueError(f"{_EXPECTED}; {kind}.{name} cannot be {described(member)}")
+    if missing := _required(cls) - members.keys():
+        raise ValueError(f"{_EXPECTED}; {kind} lacks {', '.join(sorted(missing))}")
+    return cls(**decoded)
+
+
+def _known(choices: Mapping[str, Any], name: Any, what: str) -> Any:
+    if not isinstance(name, str) or name not in choices:
+        raise ValueError(
+            f"{_EXPECTED}; dogwood_jax {dogwood_jax.__version__} knows no {what} {name!r}, and may "
+            "be older than the one that wrote it"
+        )
+    return choices[name]
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """Returns the types of a class's members."""
+    names = (field.name for field in dataclasses.fields(cls) if field.name != "network")
+    hints = typing.get_type_hints(cls)
+    return {name: hints[name] for name in names}
+
+
+def _required(cls: type) -> set[str]:
+    """Returns the members that have no default."""
+    missing = dataclasses.MISSING
+    return {field.name for field in dataclasses.fields(cls) if field.default is missing}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value from JSON can be a member of this type."""
+    kind, parts = typing.get_origin(hint), typing.get_args(hint)
+    if kind in (typing.Union, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if kind is typing.Literal:
+        return value in parts
+    if kind is tuple:
+        if not isinstance(value, tuple):
+            return False
+        each = parts[:1] * len(value) if parts[-1] is ... else parts
+        return len(value) == len(each) and all(map(_fits, value, each))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return hint is Any or isinstance(value, hint) if isinstance(hint, type) else callable(value)
+
+
+def _plain(tree: Any) -> Any:
+    """Returns a tree of dicts, lists and tuples in which every node says what it is."""
+    if type(tree) is dict and all(isinstance(key, str) for key in tree):
+        return {"dict": {key: _plain(child) for key, child in tree.items()}}
+    if type(tree) in (list, tuple):
+        return {type(tree).__name__: [_plain(child) for child in tree]}
+    if tree is None or tree == 0:
+        return tree
+    raise ValueError(
+        f"the target's tree holds a {type(tree).__name__}, which cannot be written as JSON; plan "
+        "by sizes instead and pass the larger model's own variables as fresh= to grow"
+    )
+
+
+def _tree(plain: Any) -> Any:
+    if not isinstance(plain, dict):
+        return plain
+    ((kind, children),) = plain.items()
+    if kind == "dict":
+        return {key: _tree(child) for key, child in children.items()}
+    return {"list": list, "tuple": tuple}[kind](map(_tree, children))

@@ -1,0 +1,261 @@
+"""What becomes of each array: ``Change`` and ``Growth``."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import prod
+from typing import Any
+
+from dogwood_jax._arrays.insert import Insertion
+from dogwood_jax._base.tables import layers_together, merged, table
+from dogwood_jax._base.trees import PyTree
+from dogwood_jax._growth.shardings import grown_shardings
+from dogwood_jax._widths.layout import resized, size_of, units_of
+from dogwood_jax._widths.widths import Leaf, Recipe, Widths
+from dogwood_jax.strategies import Strategy
+
+
+@dataclass(frozen=True)
+class Change:
+    """How one width changes. Unless it says otherwise, old units keep their places.
+
+    Attributes:
+        width: name of the width.
+        old: number of units before.
+        new: number of units after.
+        strategy: what becomes of the weights on both sides of its units.
+        sources: the old unit that each of the first units copies; None if all old units stay in
+            their places.
+        into: for each old unit, the new one that takes over its outgoing weights, where units are
+            merged; or None.
+        recipe: what makes up for the size that the network computes with, if it does.
+    """
+
+    width: str
+    old: int
+    new: int
+    strategy: Strategy
+    sources: tuple[int, ...] | None = None
+    into: tuple[int, ...] | None = None
+    recipe: Recipe | None = None
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The factor on the outgoing weights of each copy; those of a unit's copies sum to one."""
+        sources = self.sources or ()
+        counts = [0] * self.old
+        for source in sources:
+            counts[source] += 1
+        if self.strategy.split == "even":
+            return tuple(1 / counts[source] for source in sources)
+        seen = [0] * self.old
+        shares = []
+        for source in sources:
+            seen[source] += 1
+            k = counts[source]
+            shares.append(2 * seen[source] / (k * (k + 1)))
+        return tuple(shares)
+
+    @property
+    def ratio(self) -> float:
+        """What the powers of a recipe are powers of."""
+        if self.strategy.name == "tile":
+            return self.new // self.old * self.old / self.new
+        return self.new / self.old
+
+
+_FIELDS = ("widths", "changes", "notes", "structure", "insertions")
+
+
+@dataclass(frozen=True, repr=False)
+class Growth:
+    """What becomes of every array when some widths change: an affine map ``new = A(old) + fill``.
+
+    Frozen, hashable (so it can be a static argument under ``jax.jit``), comparable and picklable;
+    ``print(growth)`` shows what becomes of each array.
+
+    Attributes:
+        widths: the widths of the network that grows.
+        changes: how each growing width changes, in the order of the widths.
+        notes: what the larger model's configuration or the caller has to mind.
+        structure: tree structure of the larger model where a target was given.
+        insertions: what arrays of new layers are filled with, see ``deepen``.
+    """
+
+    widths: Widths
+    changes: tuple[Change, ...]
+    notes: tuple[str, ...] = ()
+    structure: Any = None
+    insertions: tuple[Insertion, ...] = ()
+
+    @cached_property
+    def change(self) -> dict[str, Change]:
+        """The changes by name of their width."""
+        return {change.width: change for change in self.changes}
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """New sizes of the widths that change, by name."""
+        return {change.width: change.new for change in self.changes}
+
+    @cached_property
+    def powers(self) -> dict[str, list[tuple[Change, float]]]:
+        """The changes that multiply old entries by a power of their ratio, by path."""
+        powers: dict[str, list[tuple[Change, float]]] = {}
+        for change in self.changes:
+            for path, power in change.recipe.powers if change.recipe else ():
+                powers.setdefault(path, []).append((change, power))
+        return powers
+
+    @cached_property
+    def factors(self) -> dict[str, float]:
+        """What old entries are multiplied by, for arrays in which they are, by path."""
+        return {
+            path: prod(change.ratio**power for change, power in powers)
+            for path, powers in self.powers.items()
+        }
+
+    @cached_property
+    def constants(self) -> tuple[float, ...]:
+        """The constants inside the network that must be others in the larger one."""
+        return tuple(
+            value
+            for change in self.changes
+            for _, value, power in (change.recipe.constants if change.recipe else ())
+            if change.ratio**power != 1
+        )
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every known array after the growth, by path."""
+        return {
+            leaf.path: tuple(size_of(layout, self.sizes) for layout in leaf.axes)
+            for leaf in self.widths.leaves
+        }
+
+    @cached_property
+    def moved(self) -> dict[str, Insertion]:
+        """What becomes of old arrays that get another path, or more layers, by old path."""
+        return {i.old: i for i in self.insertions if i.old is not None}
+
+    def place(self, path: str) -> str:
+        """The path of an old array in the larger model."""
+        return self.moved[path].path if path in self.moved else path
+
+    @cached_property
+    def after(self) -> Widths:
+        """The widths of the network that comes out of it."""
+        leaves = (
+            replace(
+                leaf,
+                shape=self.shapes[leaf.path],
+                axes=tuple(resized(layout, self.sizes) for layout in leaf.axes),
+            )
+            for leaf in self.widths.leaves
+        )
+        facts = (
+            (name, replace(facts, size=self.sizes.get(name, facts.size)))
+            for name, facts in self.widths.facts
+        )
+        return Widths(tuple(leaves), tuple(facts))
+
+    def shardings(self, old_shardings: PyTree) -> PyTree:
+        """Returns the shardings of the grown arrays, such as ``out_shardings`` of ``jax.jit``.
+
+        Each array is divided along the same axes, over the same devices. An array of a new layer
+        is divided as the one whose path differs from its own only in numbers (``block_2/up`` as
+        ``block_1/up``) or, if there is none, whole on every device.
+
+        Args:
+            old_shardings: pytree with the ``jax.sharding.Sharding`` of each array, of the
+                variables or, unless layers are inserted, of any tree whose leaves' paths end like
+                those of the variables, such as an optimizer's state.
+
+        Returns:
+            A tree of the same structure; for the variables, of the larger model's.
+
+        Raises:
+            ValueError: if the new size of an axis does not divide evenly over its devices, as JAX
+                requires of the arguments and results of compiled functions; all such axes in one
+                message.
+
+        Example:
+            >>> import jax
+            >>> import jax.numpy as jnp
+            >>> import numpy as np
+            >>> from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+            >>> import dogwood_jax as dw
+            >>> mesh = Mesh(np.array(jax.devices()), "model")
+            >>> columns = NamedSharding(mesh, P(None, "model"))
+            >>> rows = NamedSharding(mesh, P("model"))
+            >>> params = {
+            ...     "up": {"kernel": jax.device_put(jnp.ones((4, 8)), columns)},
+            ...     "down": {"kernel": jax.device_put(jnp.ones((8, 2)), rows)},
+            ... }
+            >>> growth = dw.plan(dw.chain(params, ("up", "down")), {"up": 16})
+            >>> shardings = growth.shardings(jax.tree.map(lambda array: array.sharding, params))
+            >>> grow = jax.jit(dw.grow, static_argnames="growth", out_shardings=shardings)
+            >>> wide = grow(params, growth=growth, key=jax.random.key(0))
+            >>> kernel = wide["down"]["kernel"]
+            >>> kernel.shape, kernel.sharding.is_equivalent_to(rows, kernel.ndim)
+            ((16, 2), True)
+        """
+        return grown_shardings(self, old_shardings)
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(tuple(getattr(self, name) for name in _FIELDS))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Growth):
+            return NotImplemented
+        # A tree structure cannot be compared with None.
+        if (self.structure is None) != (other.structure is None):
+            return False
+        return all(getattr(self, name) == getattr(other, name) for name in _FIELDS)
+
+    def __getstate__(self) -> dict[str, object]:
+        # Without the cached hash: hashes of strings differ between processes.
+        return {name: getattr(self, name) for name in _FIELDS}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+
+    def __str__(self) -> str:
+        rows: list[tuple[str, ...]] = [("array", "before", "after", "new entries")]
+        changed = []
+        for leaf in self.widths.leaves:
+            new = self.shapes[leaf.path]
+            if new != leaf.shape or leaf.path in self.factors:
+                cells = _shape(leaf.shape), _shape(new), self._fate(leaf)
+                changed.append((cells, leaf.path))
+        rows += [row for row, _ in layers_together((p, *cells) for cells, p in merged(changed))]
+        lines = [table(rows)] if len(rows) > 1 else ["nothing grows"] * (not self.insertions)
+        lines += [f"inserted: {insertion}" for insertion in self.insertions]
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    def __repr__(self) -> str:
+        return f"Growth({', '.join(f'{c.width}: {c.old} -> {c.new}' for c in self.changes)})"
+
+    def _fate(self, leaf: Leaf) -> str:
+        parts = []
+        for axis, layout in enumerate(leaf.axes):
+            for units in dict.fromkeys(units_of(layout)):
+                if change := self.change.get(units.width):
+                    side = "incoming" if units.role == "incoming" else "outgoing"
+                    fate = getattr(change.strategy, side)
+                    choice = change.strategy.choice
+                    if choice and (side == "outgoing" or leaf.kind == "random"):
+                        fate = "chosen" if side == choice.side else "zero"
+                    if change.strategy.name in ("keep", "merge"):
+                        fate = "summed up" if fate == "sum" else "kept"
+                    parts.append(f"axis {axis} {fate} ({units.width})")
+        if leaf.path in self.factors:
+            parts.append(f"times {self.factors[leaf.path]:.6g}")
+        return ", ".join(parts)
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"

@@ -1,0 +1,260 @@
+"""On which devices grown arrays lie: ``grown_shardings`` and ``placement``."""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import jax
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+
+from dogwood_jax._base.described import described, optimizer_states
+from dogwood_jax._base.meshes import automatic
+from dogwood_jax._base.problems import listed
+from dogwood_jax._base.trees import (
+    PyTree,
+    is_array,
+    is_traced,
+    leaves_by_path,
+    numbered,
+    rebuilt,
+    struct,
+)
+from dogwood_jax._growth.pairing import closest
+from dogwood_jax._modules.resizing import Resizing, says_numbers
+
+if TYPE_CHECKING:
+    from dogwood_jax._growth.growth import Growth
+
+
+Arrays = TypeVar("Arrays", dict[str, Any], dict[str, Any] | None)
+
+_MISFITS = "cannot divide the grown arrays among devices as the old ones are"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the results of a compiled function lie.
+
+    Attributes:
+        shardings: what to ask for, by path; empty if arrays are on one device, or if a program
+            around this one decides.
+    """
+
+    shardings: tuple[tuple[str, Sharding], ...] = ()
+
+    def renamed(self, names: Mapping[str, str]) -> "Placement":
+        """Returns the placement of some of the arrays, under other names."""
+        wanted = dict(self.shardings)
+        return Placement(tuple((names[path], wanted[path]) for path in names if path in wanted))
+
+    def enter(self, arrays: Arrays) -> Arrays:
+        """Returns the function's arguments, on the same devices as they are.
+
+        The axes of their meshes are automatic, for with explicit ones, as of ``jax.make_mesh``,
+        JAX asks to be told how every result of every operation is divided.
+        """
+        if not self.shardings or arrays is None:
+            return arrays
+        return {
+            path: jax.device_put(array, _automatic(array.sharding))
+            if isinstance(array, jax.Array) and isinstance(array.sharding, NamedSharding)
+            else array  # one that is tied to no device stays so
+            for path, array in arrays.items()
+        }
+
+    def constrain(self, arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Returns results within the compiled function, where they should lie."""
+        wanted = dict(self.shardings)
+        return {
+            path: lax.with_sharding_constraint(array, _automatic(wanted[path]))  # type: ignore[no-untyped-call]
+            if path in wanted
+            else array
+            for path, array in arrays.items()
+        }
+
+    def leave(self, arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Returns results of the compiled function with exactly these shardings."""
+        wanted = dict(self.shardings)
+        return {
+            path: jax.device_put(array, wanted[path]) if path in wanted else array
+            for path, array in arrays.items()
+        }
+
+
+ANYWHERE = Placement()
+
+
+def placement(
+    arrays: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    alike: Mapping[str, Any] = MappingProxyType({}),
+) -> Placement:
+    """Returns where grown arrays should lie.
+
+    Args:
+        arrays: old arrays, each by the path of the one that should lie on devices like it.
+        shapes: shapes of the grown ones.
+        alike: the same for arrays that may be whole on each device if they cannot be divided so.
+
+    Raises:
+        ValueError: if a new size cannot be divided as the old one is.
+    """
+    if any(map(is_traced, (*arrays.values(), *alike.values()))):
+        return Placement()
+    olds, others = (
+        {
+            path: array.sharding
+            for path, array in tree.items()
+            if isinstance(array, jax.Array) and len(array.sharding.device_set) > 1
+        }
+        for tree in (arrays, alike)
+    )
+    problems = [
+        problem
+        for path, sharding in olds.items()
+        if path in shapes
+        for problem in _misfits(path, sharding, shapes[path])
+    ]
+    if problems:
+        raise ValueError(listed(_MISFITS, problems))
+    fitting = {path: _fitting(sharding, shapes[path]) for path, sharding in others.items()}
+    return Placement((*olds.items(), *fitting.items()))
+
+
+def _automatic(sharding: Sharding) -> Sharding:
+    """Returns the same sharding on a mesh whose axes are automatic."""
+    if not isinstance(sharding, NamedSharding) or not isinstance(sharding.mesh, Mesh):
+        return sharding
+    return automatic(sharding)
+
+
+def grown_shardings(growth: "Growth", old: PyTree) -> PyTree:
+    """Returns the shardings of grown arrays, see ``Growth.shardings``."""
+    shardings, structure = leaves_by_path(old), jax.tree.structure(old)
+    missing = [leaf.path for leaf in growth.widths.leaves if leaf.path not in shardings]
+    problems = [
+        f"{path}: expected a jax.sharding.Sharding, got {type(sharding).__name__}; "
+        "NamedSharding(mesh, spec) makes one of a PartitionSpec"
+        for path, sharding in shardings.items()
+        if not isinstance(sharding, Sharding)
+    ]
+    if missing and growth.insertions:
+        problems.append(
+            f"{', '.join(missing)}: missing; where layers are inserted, only the shardings of all "
+            "variables tell those of the new ones. For an optimizer's state, grow it outside of "
+            "jax.jit, or use optax.tree_map_params with the shardings of the grown variables"
+        )
+    if not shardings and optimizer_states(old):
+        return old
+    if not shardings or all(map(is_array, shardings.values())):
+        problems = [
+            f"expected a tree of shardings, got {described(old)}; "
+            "jax.tree.map(lambda array: array.sharding, variables) is one"
+        ]
+    if problems:
+        raise ValueError(listed("cannot tell the shardings of grown arrays", problems))
+    whole = _whole(shardings.values())
+    # Among arrays on several devices, one on a single device is not tied to it, such as the count
+    # of steps in a new optimizer's state.
+    shardings = {
+        path: whole if _devices(sharding) == 1 else sharding for path, sharding in shardings.items()
+    }
+    tree = jax.tree.unflatten(structure, shardings.values())
+    if growth.structure is not None and not missing:
+        shapes = {leaf.path: leaf.shape for leaf in growth.widths.leaves}
+        found = shardings | {
+            insertion.path: _fitting(shardings[path], insertion.shape)
+            for insertion in growth.insertions
+            for path in [insertion.source or alike(insertion.path, insertion.shape, shapes)]
+        }
+        # An Equinox module's functions have none.
+        paths = leaves_by_path(numbered(growth.structure))
+        tree = rebuilt(growth.structure, dict.fromkeys(paths) | found)
+    elif not missing and says_numbers(tree):
+        # A module says other sizes once it has grown.
+        known = {leaf.path: leaf.shape for leaf in growth.widths.leaves}
+        arrays = [struct(known.get(path, ()), np.float32) for path in shardings]
+        resizing = Resizing(growth.widths.leaves, growth.sizes)
+        larger = resizing.resized(jax.tree.unflatten(structure, arrays))
+        tree = jax.tree.unflatten(jax.tree.structure(larger), shardings.values())
+    shapes = growth.shapes | {i.path: i.shape for i in growth.insertions}
+    for place, sharding in leaves_by_path(tree).items():
+        if shape := _shape(place, shapes):
+            problems += _misfits(place, sharding, shape)
+    if problems:
+        raise ValueError(listed(_MISFITS, problems))
+    return tree
+
+
+def _shape(place: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...] | None:
+    """Returns the shape of the array that a leaf of a tree follows: the longest path that fits."""
+    keys = place.split("/")
+    ends = ["/".join(keys[i:]) for i in range(len(keys))]
+    # An optimizer's state may follow a collection of the variables.
+    inner = {path.partition("/")[2]: shape for path, shape in shapes.items()} | dict(shapes)
+    return next((inner[end] for end in ends if end in inner), None)
+
+
+def _misfits(place: str, sharding: Sharding, shape: tuple[int, ...]) -> Iterator[str]:
+    """Yields why an array of a shape cannot have a sharding."""
+    if isinstance(sharding, NamedSharding):
+        if len(sharding.spec) > len(shape):
+            yield f"{place}: will have shape {shape}, which has no axes for {sharding.spec}"
+        for axis, (names, size) in enumerate(zip(sharding.spec, shape, strict=False)):
+            if names is None or names is PartitionSpec.UNCONSTRAINED:
+                continue
+            names = names if isinstance(names, tuple) else (names,)
+            parts = prod(sharding.mesh.shape[name] for name in names)
+            if size % parts:
+                yield (
+                    f"{place}: axis {axis} will have size {size}, which does not divide evenly "
+                    f"over the {parts} devices of mesh axis {' and '.join(map(repr, names))}; grow "
+                    f"to a multiple of {parts}, or leave this axis whole, as with None in its "
+                    f"place in {sharding.spec}"
+                )
+    else:
+        try:
+            sharding.shard_shape(shape)
+        except ValueError as error:
+            yield f"{place}: {error}"
+
+
+def alike(path: str, shape: tuple[int, ...], others: Mapping[str, tuple[int, ...]]) -> str:
+    """Returns the path of the array most like a new one: of as many axes, and closest by name."""
+    same = [other for other, theirs in others.items() if len(theirs) == len(shape)]
+    return closest(path, same or others)[-1]
+
+
+def _fitting(sharding: Sharding, shape: tuple[int, ...]) -> Sharding:
+    """Returns a sharding if an array of a shape can have it, or else that of a whole array."""
+    return _whole([sharding]) if [*_misfits("", sharding, shape)] else sharding
+
+
+def fitting_shardings(
+    old: Mapping[str, Sharding], shapes: Mapping[str, tuple[int, ...]]
+) -> list[Sharding]:
+    """Returns where arrays by path lie: as old ones of their names, or whole if they cannot."""
+    return [
+        _fitting(old[path if path in old else closest(path, old)[-1]], shape)
+        for path, shape in shapes.items()
+    ]
+
+
+def _devices(sharding: Sharding) -> int:
+    """Returns over how many devices a sharding spreads; within a program they have no names."""
+    if isinstance(sharding, NamedSharding):
+        return sharding.mesh.size
+    return len(sharding.device_set)
+
+
+def _whole(shardings: Collection[Sharding]) -> Sharding:
+    """Returns the sharding of an array that is whole on all devices of some shardings."""
+    widest = max(shardings, key=_devices)
+    if isinstance(widest, NamedSharding):
+        return NamedSharding(widest.mesh, PartitionSpec())  # type: ignore[no-untyped-call]
+    return widest

@@ -1,0 +1,226 @@
+"""Make modules anew in other sizes: ``Remaker``.
+
+Nothing says which of a module's numbers are sizes. But a class that makes the same module again
+from the module's own fields also makes the larger one, and the right numbers are those that give
+every array its new shape. Where no numbers do so, or several, it stays unknown.
+"""
+
+import inspect
+import itertools
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from dogwood_jax._base.trees import PyTree, is_array, leaf_path, struct, struct_of
+
+Shapes = Mapping[str, tuple[int, ...]]
+# The values of some arguments, by their index among all.
+_Numbers = Mapping[int, float]
+# More ways to fill in a module's numbers are not followed.
+_MOST_WAYS = 256
+# What classes take to draw random numbers with.
+_KEYS = ("key", "rngs")
+
+
+class Unknown(Exception):
+    """Why it is not known what a module says in other sizes."""
+
+
+class Remaker:
+    """Makes modules anew, and remembers what it made: layers that are alike are made once."""
+
+    def __init__(self) -> None:
+        self._made: dict[Any, PyTree | None] = {}
+
+    def class_of(self, node: PyTree) -> type:
+        """Returns the class that makes a module."""
+        return type(node)
+
+    def parameters(self, cls: type) -> Sequence[inspect.Parameter]:
+        """Returns what a class takes; ``ValueError`` or ``TypeError`` if that is not known."""
+        return [*inspect.signature(cls).parameters.values()]
+
+    def construct(self, cls: type, arguments: Mapping[str, Any], key: jax.Array) -> PyTree:
+        """Returns what a class makes of arguments, and of a key for random numbers."""
+        takes_key = any(parameter.name == "key" for parameter in self.parameters(cls))
+        return cls(**arguments, **({"key": key} if takes_key else {}))
+
+    def remade(self, node: PyTree, wanted: Shapes, sizes: Mapping[int, Iterable[int]]) -> PyTree:
+        """Returns what the class of a module makes in new sizes.
+
+        Args:
+            node: the module.
+            wanted: new shapes of all its arrays, by path.
+            sizes: what each size that changes becomes.
+
+        Raises:
+            Unknown: if that does not show what the module says in the new sizes.
+        """
+        cls = self.class_of(node)
+        arguments = self._arguments(cls, node)
+        again = None if arguments is None else self._again(cls, arguments, node)
+        stack = None if again is None else _stack(again, node)
+        if stack is None:
+            raise Unknown("its class cannot be called with its own fields to make it anew")
+        wanted = {path: shape[len(stack) :] for path, shape in wanted.items()}
+        given, structure = jax.tree.flatten(arguments)
+
+        def make(numbers: _Numbers) -> PyTree | None:
+            changed = [numbers.get(index, value) for index, value in enumerate(given)]
+            return self._again(cls, jax.tree.unflatten(structure, changed), node)
+
+        ways = {
+            index: [number, *sorted(sizes[number])]
+            for index, number in enumerate(given)
+            if is_number(number) and number in sizes
+        }
+        fitting = (make(numbers) for numbers in _fitting(make, ways, wanted))
+        found = [*itertools.islice((made for made in fitting if made is not None), 2)]
+        if not found:
+            raise Unknown("its class makes none with arrays of the new shapes")
+        if len(found) > 1:
+            raise Unknown("the new shapes leave open which of its numbers change")
+        return _with_own(found[0], again, node, stack)
+
+    def _arguments(self, cls: type, node: PyTree) -> dict[str, Any] | None:
+        """Returns the fields of a module that its class takes; None if it takes others, too.
+
+        What the class can do without is left out where the module has an array or None for it. None
+        also stands for what a tree has been parted from.
+        """
+        try:
+            parameters, fields = self.parameters(cls), vars(node)
+        except (TypeError, ValueError):
+            return None
+        arguments = {}
+        for parameter in parameters:
+            name, value = parameter.name, fields.get(parameter.name)
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or name in _KEYS:
+                continue
+            if value is not None and not any(map(is_array, jax.tree.leaves(value))):
+                arguments[name] = value
+            elif parameter.default is parameter.empty:
+                return None
+        return arguments
+
+    def _again(self, cls: type, arguments: Mapping[str, Any], node: PyTree) -> PyTree | None:
+        """Returns what a class makes, as far as a module holds it; None if it refuses."""
+        leaves, structure = jax.tree.flatten(arguments)
+        case: Any = (cls, structure, tuple((type(leaf), leaf) for leaf in leaves))
+        try:
+            known = case in self._made
+        except TypeError:  # an argument without a hash
+            case, known = None, False
+        if not known:
+            self._made[case] = self._shapes_of(cls, arguments)
+        if (made := self._made[case]) is None:
+            return None
+        paths = set(_by_path(node))
+        return jax.tree_util.tree_map_with_path(
+            lambda keys, leaf: leaf if leaf_path(keys) in paths else None, made
+        )
+
+    def _shapes_of(self, cls: type, arguments: Mapping[str, Any]) -> PyTree | None:
+        """Returns what a class makes, with ``jax.ShapeDtypeStruct`` for arrays; None if nothing."""
+        made: PyTree = None
+
+        def make(key: jax.Array) -> None:
+            nonlocal made
+            try:
+                made = self.construct(cls, arguments, key)
+                made = jax.tree.map(lambda leaf: struct_of(leaf) if is_array(leaf) else leaf, made)
+            except Exception:  # which any class may raise
+                made = None
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            jax.eval_shape(make, jax.random.key(0))
+        return made
+
+
+def is_number(value: Any) -> bool:
+    """Whether something is a number of Python or NumPy."""
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
+def shapes_in(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of a tree's arrays, by path."""
+    return {path: tuple(leaf.shape) for path, leaf in _by_path(tree).items() if is_array(leaf)}
+
+
+def _by_path(tree: PyTree) -> dict[str, Any]:
+    return {leaf_path(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _stack(made: PyTree, node: PyTree) -> tuple[int, ...] | None:
+    """Returns the axes of several modules in one, if a class made a module anew as it is, or None.
+
+    Layers over which a loop runs lie behind one another in the arrays of one module. Where there is
+    one module, there are no such axes.
+    """
+    try:
+        if jax.tree.structure(made) != jax.tree.structure(node):  # type: ignore[operator]
+            return None
+    except Exception:  # which static data that cannot be compared may raise
+        return None
+    one, own = shapes_in(made), shapes_in(node)
+    stacks = {own[path][: len(own[path]) - len(shape)] for path, shape in one.items()}
+    stack = stacks.pop() if len(stacks) == 1 else ()
+    return stack if own == {path: stack + shape for path, shape in one.items()} else None
+
+
+def _fitting(
+    make: Callable[[_Numbers], PyTree | None], ways: Mapping[int, Sequence[float]], wanted: Shapes
+) -> Iterator[_Numbers]:
+    """Yields the numbers with which a class makes arrays of the shapes that are wanted.
+
+    Args:
+        make: makes the module with some of its numbers changed; None if that cannot be.
+        ways: what each number may be, the old one first.
+        wanted: the shapes, by path.
+    """
+
+    def shapes(numbers: _Numbers) -> Shapes:
+        made = make(numbers)
+        return wanted if made is None else shapes_in(made)  # not ruled out before all are set
+
+    before = shapes({})
+    deciding: dict[str, list[int]] = {path: [] for path in wanted}
+    for index, (_, *others) in ways.items():
+        after = [shapes({index: number}) for number in others]
+        for path, decided_by in deciding.items():
+            if any(one.get(path) != before.get(path) for one in after):
+                decided_by.append(index)
+    found: list[_Numbers] = [{}]
+    for path, decided_by in deciding.items():  # so that few numbers are open at a time
+        tried = _each_way(found, ways, decided_by)
+        found = [numbers for numbers in tried if shapes(numbers).get(path) == wanted[path]]
+        if not 0 < len(found) <= _MOST_WAYS:
+            return
+    yield from (numbers for numbers in _each_way(found, ways, ways) if shapes(numbers) == wanted)
+
+
+def _each_way(
+    found: Sequence[_Numbers], ways: Mapping[int, Sequence[float]], indices: Iterable[int]
+) -> Iterator[_Numbers]:
+    """Yields numbers with some more of them filled in, in every way."""
+    free = [index for index in indices if index not in found[0]]
+    for numbers in found:
+        for way in itertools.product(*(ways[index] for index in free)):
+            yield {**numbers, **dict(zip(free, way))}
+
+
+def _with_own(made: PyTree, again: PyTree, node: PyTree, stack: tuple[int, ...]) -> PyTree:
+    """Returns what a class made in new sizes, with the leaves of the module where they fit."""
+
+    def one(leaf: Any, before: Any, own: Any) -> Any:
+        if is_array(leaf):
+            shape = stack + leaf.shape
+            return own if own.shape == shape else struct(shape, own.dtype)
+        return leaf if is_number(leaf) and before == own else own
+
+    leaves = zip(*map(jax.tree.leaves, (made, again, node)), strict=True)
+    return jax.tree.unflatten(jax.tree.structure(made), [one(*each) for each in leaves])

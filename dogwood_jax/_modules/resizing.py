@@ -1,0 +1,220 @@
+"""What modules say of sizes beside their arrays, once arrays have other sizes: ``Resizing``.
+
+An Equinox module carries numbers such as ``num_heads`` in the structure of its tree, and nothing
+says which of them are sizes. A number that equals a size which changes may be one. Then its class
+is asked (``_remade``), and where that does not tell, only the larger model itself can.
+"""
+
+import itertools
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from dogwood_jax._base.trees import Keys, PyTree, is_array, leaf_path, level, struct
+from dogwood_jax._modules.remaking import Remaker, Unknown, is_number, shapes_in
+from dogwood_jax._widths.layout import Layout, Units, size_of
+from dogwood_jax._widths.widths import Leaf
+
+
+class Resizing:
+    """Gives trees other sizes.
+
+    Args:
+        leaves: the arrays of the network, with the layouts of their axes.
+        sizes: new sizes by name of the width.
+        constants: other numbers that must not stay as they are.
+        collection: what the network's paths have before the paths of the trees.
+        remaker: makes modules anew.
+
+    Attributes:
+        problems: which modules say numbers that nothing tells in the new sizes, and why.
+    """
+
+    def __init__(
+        self,
+        leaves: Iterable[Leaf],
+        sizes: Mapping[str, int],
+        constants: Collection[float] = (),
+        collection: str = "",
+        remaker: Remaker | None = None,
+    ) -> None:
+        self.problems: list[str] = []
+        self._constants, self._remaker = constants, remaker or Remaker()
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._changes: dict[str, set[tuple[int, int]]] = {}
+        for leaf in leaves:
+            changes = _changes(leaf, sizes)
+            if changes and leaf.path.startswith(collection):
+                path = leaf.path.removeprefix(collection)
+                self._shapes[path] = tuple(size_of(axis, sizes) for axis in leaf.axes)
+                self._changes[path] = changes
+
+    def resized(self, tree: PyTree) -> PyTree:
+        """Returns a tree in its new sizes, with ``jax.ShapeDtypeStruct`` for what changes shape.
+
+        Args:
+            tree: pytree of arrays or ``jax.ShapeDtypeStruct``.
+        """
+        return self._resized(tree, ()) if says_numbers(tree) else self.reshaped(tree)
+
+    def reshaped(self, tree: PyTree, keys: Keys = ()) -> PyTree:
+        """Returns a tree with the new shapes, all else as it is.
+
+        Args:
+            tree: pytree of arrays or ``jax.ShapeDtypeStruct``, or a part of one.
+            keys: where that part lies in the tree.
+        """
+
+        def one(inside: Keys, leaf: Any) -> Any:
+            shape = self._shapes.get(leaf_path((*keys, *inside)))
+            return leaf if shape is None else struct(shape, leaf.dtype)
+
+        return jax.tree_util.tree_map_with_path(one, tree)
+
+    def _resized(self, node: PyTree, keys: Keys) -> PyTree:
+        sizes: dict[int, set[int]] = {}
+        for inside, _ in jax.tree_util.tree_leaves_with_path(node):
+            for old, new in self._changes.get(leaf_path((*keys, *inside)), ()):
+                sizes.setdefault(old, set()).add(new)
+        if not sizes or is_array(node):
+            return self.reshaped(node, keys)
+        outdated = {n for n in _said(node) if n in sizes or self._is_constant(n)}
+        if not outdated:
+            parts, structure = level(node)
+            resized = [self._resized(part, (*keys, *key)) for key, part in parts]
+            return jax.tree.unflatten(structure, resized)
+        same_tree = self.reshaped(node, keys)
+        try:
+            made = self._remaker.remade(node, shapes_in(same_tree), sizes)
+            if any(map(self._is_constant, _all_said(made))):
+                raise Unknown("one of its numbers must change with the sizes of other arrays")
+            return made
+        except Unknown as why:
+            where = f"{leaf_path(keys)}: " if keys else ""
+            name, said = self._remaker.class_of(node).__name__, ", ".join(_named(node, outdated))
+            self.problems.append(f"{where}{name} says {said}, and {why}")
+            return same_tree
+
+    def _is_constant(self, number: float) -> bool:
+        is_float = isinstance(number, float | np.floating)
+        return is_float and any(math.isclose(number, c, rel_tol=1e-6) for c in self._constants)
+
+
+def outdated_leaves(
+    leaves: Mapping[str, Any], known: Iterable[Leaf], sizes: Mapping[str, int]
+) -> list[str]:
+    """Returns which leaves are numbers that equal a size of the arrays beside them that changes.
+
+    Args:
+        leaves: the leaves of a tree, by path.
+        known: the arrays of the network.
+        sizes: new sizes by name of the width.
+    """
+    changes = {leaf.path: _changes(leaf, sizes) for leaf in known}
+    problems = []
+    for path, number in leaves.items():
+        if not is_number(number):
+            continue
+        start, beside = path, set[int]()
+        while start and not beside:  # in the smallest part of the tree in which arrays change
+            start = start.rpartition("/")[0]
+            inside = (p for p in changes if not start or p.startswith(f"{start}/"))
+            beside = {old for p in inside for old, _ in changes[p]}
+        if number in beside:
+            problems.append(f"{path}: is {number}, as a size that changes")
+    return problems
+
+
+def says_numbers(tree: PyTree) -> bool:
+    """Whether a tree holds any number that is no array, leaving keys of dicts aside."""
+
+    def says(structure: Any) -> bool:
+        kind = structure.node_data()
+        if kind is not None and kind[0] is not dict and any(True for _ in _numbers(kind[1])):
+            return True
+        return any(map(says, structure.children()))
+
+    leaves, structure = jax.tree.flatten(tree)
+    return any(map(is_number, leaves)) or says(structure)
+
+
+def _changes(leaf: Leaf, sizes: Mapping[str, int]) -> set[tuple[int, int]]:
+    """Returns sizes of an array that change, and what they become.
+
+    They are those of its axes, of what these are made of, and the products of neighbours, such as
+    heads and head_dim.
+    """
+    pairs = {pair for axis in leaf.axes for pair in _sizes_in(axis, sizes)}
+    axes = [(size_of(axis), size_of(axis, sizes)) for axis in leaf.axes]
+    for start, stop in itertools.combinations(range(len(axes) + 1), 2):
+        old, new = zip(*axes[start:stop], strict=True)
+        pairs.add((math.prod(old), math.prod(new)))
+    return {(old, new) for old, new in pairs if old != new}
+
+
+def _sizes_in(layout: Layout, sizes: Mapping[str, int]) -> Iterator[tuple[int, int]]:
+    """Yields the old and new sizes of an axis and of what it is made of."""
+    yield size_of(layout), size_of(layout, sizes)
+    for part in () if isinstance(layout, Units) else layout.parts:
+        yield from _sizes_in(part, sizes)
+
+
+# Numbers in trees ---------------------------------------------------------------------------------
+
+
+def _said(node: PyTree) -> Iterator[float]:
+    """Yields the numbers that a node says itself, or by parts of it that hold no arrays."""
+    if isinstance(node, dict | list | tuple) and not hasattr(node, "_fields"):
+        return  # a number in a plain container is the caller's own
+    parts, structure = level(node)
+    if (kind := structure.node_data()) is not None:
+        # Of a dict and its like, the structure says the keys.
+        keys = {key.key for (key,), _ in parts if isinstance(key, jax.tree_util.DictKey)}
+        yield from (number for number in _numbers(kind[1]) if number not in keys)
+        for _, part in parts:
+            if not _holds_arrays(part):
+                yield from _all_said(part)
+
+
+def _all_said(tree: PyTree) -> Iterator[float]:
+    """Yields all numbers in a tree that are no arrays."""
+    if is_number(tree):
+        yield tree
+    yield from _said(tree)
+    for _, part in level(tree)[0]:
+        if part is not tree and _holds_arrays(part):
+            yield from _all_said(part)
+
+
+def _holds_arrays(tree: PyTree) -> bool:
+    return any(map(is_array, jax.tree.leaves(tree)))
+
+
+def _numbers(value: Any, depth: int = 8) -> Iterator[float]:
+    """Yields the numbers in static data, such as a configuration; not those in functions."""
+    if is_number(value):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _numbers([*value, *value.values()], depth)
+    elif isinstance(value, tuple | list | set | frozenset):
+        for item in value if depth else ():
+            yield from _numbers(item, depth - 1)
+    elif not callable(value) and not type(value).__module__.startswith("jax"):
+        yield from _numbers(getattr(value, "__dict__", {}), depth)
+
+
+def _named(node: PyTree, numbers: set[float]) -> list[str]:
+    """Returns the numbers as the fields of a module say them, as far as fields do."""
+    return [*_fields(node, numbers, "")] or [f"{number:g}" for number in sorted(numbers)]
+
+
+def _fields(value: Any, numbers: set[float], name: str) -> Iterator[str]:
+    for key, field in getattr(value, "__dict__", {}).items():
+        path = f"{name}.{key}" if name else key
+        if hasattr(field, "__dict__") and not _holds_arrays(field):
+            yield from _fields(field, numbers, path)
+        elif not _holds_arrays(field) and not numbers.isdisjoint(_numbers(field)):
+            yield f"{path}={field!r}"

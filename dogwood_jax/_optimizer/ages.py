@@ -1,0 +1,276 @@
+"""When entries of parameters were born, and what share of a unit copies carry: ``Ages``.
+
+All of it is along axes. An entry is as young as the youngest unit that it belongs to, and carries
+the product of the shares along its axes.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from dogwood_jax._arrays.axis_maps import AxisMap, map_of_variable, transform
+from dogwood_jax._arrays.grow import changes
+from dogwood_jax._arrays.rounds import apart
+from dogwood_jax._base.trees import PyTree, leaves_by_path
+from dogwood_jax._growth.growth import Growth
+from dogwood_jax._optimizer.fields import Field, fields_in
+from dogwood_jax._widths.layout import Layout, Units
+from dogwood_jax._widths.widths import Leaf
+
+# Copies begin with the share of a unit's steps that they carry of its weight, and take whole steps
+# after so many of them.
+SETTLED = 100
+
+
+class AlongAxes(NamedTuple):
+    """The ages and shares of the entries of one array, along each of its axes.
+
+    Attributes:
+        cohorts: the number of the growth in which units were born; units of the first network have
+            0: ``[n]``, int32.
+        shares: the share that units carried at a growth: ``[n]``, float32.
+        since: the number of that growth: ``[n]``, int32.
+    """
+
+    cohorts: tuple[Array, ...]
+    shares: tuple[Array, ...]
+    since: tuple[Array, ...]
+
+
+class Ages(NamedTuple):
+    """What an optimizer that can grow keeps beside its state.
+
+    Attributes:
+        steps: the number of updates since the first growth, int32.
+        births: what that was at each growth, after a zero: ``[growths + 1]``, int32.
+        counts: the same for each step count of the optimizer's state.
+        arrays: for each array of parameters that has changed, by the parts of its path.
+    """
+
+    steps: Array
+    births: Array
+    counts: tuple[Array, ...]
+    arrays: PyTree
+
+    def by_path(self) -> dict[str, AlongAxes]:
+        """Returns the ages and shares of arrays by path."""
+        return dict(_flat(self.arrays, ()))
+
+
+def _flat(node: Any, keys: tuple[str, ...]) -> Iterator[tuple[str, AlongAxes]]:
+    if isinstance(node, AlongAxes):
+        yield "/".join(keys), node
+        return
+    for key, part in node.items():
+        yield from _flat(part, (*keys, key))
+
+
+def _nested(found: Mapping[str, AlongAxes]) -> PyTree:
+    """Returns a tree of dicts by the parts of paths, which every checkpoint can hold."""
+    tree: dict[str, Any] = {}
+    for path, along in found.items():
+        *parts, last = path.split("/")
+        node = tree
+        for part in parts:
+            node = node.setdefault(part, {})
+        node[last] = along
+    return tree
+
+
+class Moments:
+    """The second moments in the state of an optimizer, and the step counts beside them.
+
+    Args:
+        state: the state.
+        known: the arrays of parameters by path, as the optimizer sees them.
+
+    Attributes:
+        followers: all arrays of the state that follow one of the parameters.
+        fields: the second moments among them.
+        counts: paths of the step counts, in the order of the state.
+    """
+
+    def __init__(self, state: PyTree, known: Mapping[str, Leaf]) -> None:
+        arrays = leaves_by_path(state)
+        self.followers = list(fields_in(state, known))
+        self.fields = [f for f in self.followers if f.known({})[0] in ("second", "magnitude")]
+        # Averages of updates beside them correct their bias by counts of their own.
+        averages = [f for f in self.followers if "EmaState" in f.declared] if self.fields else []
+        self._groups = {field.group for field in (*self.fields, *averages)}
+        self.counts = [
+            path
+            for path, leaf in arrays.items()
+            if path.rpartition("/")[0] in self._groups
+            if jnp.ndim(leaf) == 0 and jnp.issubdtype(jnp.result_type(leaf), jnp.integer)
+        ]
+
+    def count_of(self, field: Field) -> int | None:
+        """Returns which of the counts says how many steps an array has taken."""
+        groups = (path.rpartition("/")[0] for path in self.counts)
+        return next((i for i, group in enumerate(groups) if group == field.group), None)
+
+
+def share_now(along: AlongAxes, axis: int, ages: Array) -> Array:
+    """Returns the share of each unit along an axis: ``[n]``.
+
+    Args:
+        along: what is known of the array.
+        axis: the axis.
+        ages: the number of steps since each growth: ``[growths + 1]``.
+    """
+    share = along.shares[axis]
+    settled = jnp.minimum(ages[along.since[axis]] / SETTLED, 1.0)
+    return share + (1 - share) * settled
+
+
+def grown_ages(
+    ages: Ages | None, state: PyTree, growth: Growth, exists: Callable[[str], bool]
+) -> Ages | None:
+    """Returns the ages in the larger network; None where an optimizer keeps no second moments.
+
+    Args:
+        ages: those in the network; None before the first growth.
+        state: the optimizer's state in the network.
+        growth: the growth.
+        exists: whether the state of the larger network has an array at a path.
+    """
+    moments = Moments(state, {leaf.path: leaf for leaf in growth.widths.leaves})
+    if not moments.fields:
+        return None
+    arrays = leaves_by_path(state)
+    zero = jnp.zeros((), jnp.int32)
+    if ages is None:
+        ages = Ages(zero, zero[None], tuple(zero[None] for _ in moments.counts), {})
+    now = [jnp.asarray(arrays[path], jnp.int32) for path in moments.counts]
+    number = len(ages.births)
+    known, grown = ages.by_path(), dict[str, AlongAxes]()
+    fields = {field.leaf.path: field for field in moments.fields}
+    for field in fields.values():
+        leaf, inner = field.leaf, field.inner
+        index = moments.count_of(field)
+        since = ages.steps - ages.births if index is None else now[index] - ages.counts[index]
+        place = growth.place(leaf.path).removeprefix(field.collection)
+        layers = growth.moved[leaf.path].layers if leaf.path in growth.moved else ()
+        if inner in known or changes(leaf, growth) or layers:
+            old = known.get(inner) or _born(leaf.shape, 0)
+            alone = apart(growth, [leaf])
+            factor = growth.factors.get(leaf.path, 1.0)
+            grown[place] = _grown(old, since, number, growth=alone, layers=layers, factor=factor)
+    for insertion in growth.insertions if fields else ():
+        field = next(iter(fields.values()))
+        inner = insertion.path.removeprefix(field.collection)
+        places = {f.at(insertion.path) for f in fields.values()}
+        if insertion.old is None and any(map(exists, places)):
+            grown[inner] = _born(insertion.shape, number)
+    return Ages(
+        ages.steps,
+        jnp.append(ages.births, ages.steps),
+        tuple(jnp.append(count, n) for count, n in zip(ages.counts, now, strict=True)),
+        _nested(grown),
+    )
+
+
+def _born(shape: Sequence[int], number: int) -> AlongAxes:
+    """Returns the ages of an array whose entries were all born in one growth."""
+    sizes = tuple(shape) or (1,)
+    return AlongAxes(
+        tuple(jnp.full(n, number, jnp.int32) for n in sizes),
+        tuple(jnp.ones(n, jnp.float32) for n in sizes),
+        tuple(jnp.zeros(n, jnp.int32) for n in sizes),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("growth", "layers", "factor"))
+def _grown(
+    old: AlongAxes,
+    since: Array,
+    number: int,
+    *,
+    growth: Growth,
+    layers: tuple[int, ...],
+    factor: float,
+) -> AlongAxes:
+    """Returns the ages of an array whose axes grow; arrays that grow alike share its program.
+
+    Args:
+        old: its ages.
+        since: the number of steps since each growth.
+        number: that of this growth.
+        growth: the growth of this array alone.
+        layers: of a stack of layers, the old one that each is, or -1.
+        factor: what it was multiplied by.
+    """
+    (leaf,) = growth.widths.leaves
+    found = []
+    for axis, cohorts in enumerate(old.cohorts):
+        layout = leaf.axes[axis] if leaf.axes else None
+        shares, begun = old.shares[axis], old.since[axis]
+        shares_now = share_now(old, axis, since)
+        taken = _taken_along(layout, leaf, growth, copies=True)
+        scaled = _taken_along(layout, leaf, growth, copies=False)
+        if layers and axis == 0:
+            taken = scaled = _stacked(layers)
+        is_old = taken(jnp.ones(len(cohorts))) > 0
+        times = factor if axis == 0 else 1.0
+        same = (scaled(jnp.ones(len(cohorts))) == 1) & (times == 1)
+        found.append(
+            (
+                jnp.where(is_old, taken(cohorts), number),
+                jnp.where(is_old, jnp.where(same, taken(shares), scaled(shares_now) * times), 1.0),
+                jnp.where(is_old, jnp.where(same, taken(begun), number), 0),
+            )
+        )
+    dtypes = jnp.int32, jnp.float32, jnp.int32
+    return AlongAxes(
+        *(
+            tuple(array.astype(dtype) for array in arrays)
+            for arrays, dtype in zip(zip(*found, strict=True), dtypes, strict=True)
+        )
+    )
+
+
+def _taken_along(
+    layout: Layout | None, leaf: Leaf, growth: Growth, *, copies: bool
+) -> Callable[[Array], Array]:
+    """Returns what takes numbers along an axis to the larger network: zero for new units.
+
+    Args:
+        layout: the layout of the axis; None for an array of no axes.
+        leaf: the array.
+        growth: the growth.
+        copies: whether a unit has the number of the unit that it comes from, the first of several.
+            Otherwise numbers become what weights become, such as shares of them.
+    """
+
+    def map_of(units: Units) -> AxisMap:
+        along = map_of_variable(growth.change[units.width], units, leaf)
+        if copies and along.into is not None:
+            along = replace(
+                along, into=None, sources=tuple(along.into.index(n) for n in range(along.new))
+            )
+        if copies:
+            along = replace(along, factors=None)
+        return replace(along, fill="zero", noise=0.0)
+
+    def taken(numbers: Array) -> Array:
+        if layout is None:
+            return numbers
+        return transform(numbers.astype(jnp.float32), (layout,), growth.sizes, map_of)
+
+    return taken
+
+
+def _stacked(layers: Sequence[int]) -> Callable[[Array], Array]:
+    """Returns what takes numbers of layers to a deeper stack of them: zero for new layers."""
+    places = np.asarray(layers)
+
+    def taken(numbers: Array) -> Array:
+        return jnp.where(places >= 0, numbers[np.maximum(places, 0)].astype(jnp.float32), 0)
+
+    return taken

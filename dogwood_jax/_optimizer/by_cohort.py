@@ -1,0 +1,365 @@
+"""An optimizer's update in which every entry has the step count of its cohort: ``updated``.
+
+After a network has grown, its entries are of several ages, but an optimizer has one step count for
+all. So its program is evaluated with a count for each cohort. What is computed of counts alone,
+such as the correction for bias ``1 - b2**count``, is computed for each cohort. Where it meets an
+array that is laid out like parameters, each entry takes that of its own cohort. So all else that
+the optimizer does, such as clipping by a norm, sees the arrays as they are.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.extend.core as jex
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from dogwood_jax._base.trees import PyTree, leaf_path
+from dogwood_jax._program.program import sub_programs
+from dogwood_jax._widths.rules import elementwise as _rules_elementwise
+from dogwood_jax._widths.rules.registry import RULES
+
+# An axis of an array of the parameters: the array's path, and the number of the axis.
+Tie = tuple[str, int]
+Ties = tuple[Tie | None, ...]
+Cohorts = Mapping[str, Sequence[Array]]
+
+_ELEMENTWISE = frozenset(
+    name for name, rule in RULES.items() if rule.__module__ == _rules_elementwise.__name__
+)
+# f(a + b) = f(a) + f(b).
+_LINEAR = frozenset(
+    "neg convert_element_type copy reshape broadcast_in_dim transpose squeeze expand_dims "
+    "stop_gradient".split()
+)
+_REDUCTIONS = frozenset("reduce_sum reduce_max reduce_min reduce_prod argmax argmin".split())
+
+
+@dataclass(eq=False, slots=True)
+class _Value:
+    """An array of the optimizer's program.
+
+    Attributes:
+        array: the array; of lanes, one for each cohort along a new first axis.
+        ties: for each axis, the axis of the parameters that it lies along.
+        is_lanes: whether there is one for each cohort.
+        beside: what is added to it that is linear in the parameters, as weight decay is.
+        each: the lanes one by one, once they were asked for.
+    """
+
+    array: Any
+    ties: Ties = ()
+    is_lanes: bool = False
+    beside: Any = None
+    each: list[Any] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(np.shape(self.array)[1:] if self.is_lanes else np.shape(self.array))
+
+    @property
+    def total(self) -> Any:
+        return self.array if self.beside is None else self.array + self.beside
+
+
+def updated(
+    update: Callable[..., Any],
+    updates: PyTree,
+    state: PyTree,
+    params: PyTree,
+    *,
+    counts: Mapping[str, Array],
+    ties: Mapping[str, Ties],
+    follows: Mapping[str, str],
+    cohorts: Cohorts,
+) -> tuple[PyTree, PyTree, PyTree]:
+    """Returns an optimizer's updates and its new state, with a step count for each cohort.
+
+    Args:
+        update: the optimizer's, a function of the next three.
+        updates: the gradients.
+        state: the optimizer's state.
+        params: the parameters, or None.
+        counts: for each step count of the state, by path, the counts of all cohorts.
+        ties: for each array of the state that is laid out like parameters, by path, where its axes
+            lie.
+        follows: for each of these, the path of the array of the parameters.
+        cohorts: for each array of the parameters with entries of several cohorts, by path, the
+            cohort along each of its axes. That of an entry is the largest along its axes.
+
+    Returns:
+        The updates without what is linear in the parameters, such as decoupled weight decay; that,
+        or zeros; and the state.
+    """
+    program, shapes = jax.make_jaxpr(update, return_shape=True)(updates, state, params)
+    values: list[_Value] = []
+    for place, tree in enumerate((updates, state, params)):
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            path = leaf_path(keys)
+            if place == 1:
+                value = _Value(leaf, ties.get(path, (None,) * np.ndim(leaf)))
+                if path in counts:
+                    value = _Value(counts[path].astype(jnp.result_type(leaf)), (), True)
+            else:
+                value = _Value(leaf, _along(path, leaf))
+            if place == 2 and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+                value = _Value(jnp.zeros_like(leaf), value.ties, beside=leaf)
+            values.append(value)
+    reading = _Reading(cohorts)
+    results = reading.run(program.jaxpr, program.consts, values)
+    shapes_of_updates, shapes_of_state = shapes
+    structure: Any = jax.tree.structure(shapes_of_updates)
+    here, there = results[: structure.num_leaves], results[structure.num_leaves :]
+    changes, besides = [], []
+    for (keys, shape), value in zip(
+        jax.tree_util.tree_leaves_with_path(shapes_of_updates), here, strict=True
+    ):
+        path = leaf_path(keys)
+        changes.append(reading.settled(value, path, _along(path, shape)))
+        besides.append(jnp.zeros_like(changes[-1]) if value.beside is None else value.beside)
+    new_state = []
+    for (keys, _), value in zip(
+        jax.tree_util.tree_leaves_with_path(shapes_of_state), there, strict=True
+    ):
+        path = leaf_path(keys)
+        array = reading.settled(value, follows.get(path, ""), ties.get(path, ()))
+        new_state.append(array if value.beside is None else array + value.beside)
+    return (
+        jax.tree.unflatten(structure, changes),
+        jax.tree.unflatten(structure, besides),
+        jax.tree.unflatten(jax.tree.structure(shapes_of_state), new_state),
+    )
+
+
+def _along(path: str, leaf: Any) -> Ties:
+    return tuple((path, axis) for axis in range(len(np.shape(leaf))))
+
+
+class _Reading:
+    """Evaluates programs with lanes for some values.
+
+    Args:
+        cohorts: see ``updated``.
+    """
+
+    def __init__(self, cohorts: Cohorts) -> None:
+        self._cohorts = cohorts
+        self._numbers: dict[Any, Array] = {}  # of the cohorts of entries, by where they lie
+
+    def run(self, jaxpr: Any, consts: Sequence[Any], values: Sequence[_Value]) -> list[_Value]:
+        """Returns the values of a program's results."""
+        known: dict[Any, _Value] = {}
+
+        def read(atom: Any) -> _Value:
+            if isinstance(atom, jex.Literal):
+                aval: Any = atom.aval
+                return _untied(np.asarray(atom.val, aval.dtype))
+            return known[atom]
+
+        known.update(zip(jaxpr.constvars, map(_untied, consts), strict=True))
+        known.update(zip(jaxpr.invars, values, strict=True))
+        for eqn in jaxpr.eqns:
+            results = self._equation(eqn, [read(atom) for atom in eqn.invars])
+            known.update(zip(eqn.outvars, results, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def settled(self, value: _Value, path: str, ties: Ties) -> Any:
+        """Returns a result's array, of lanes what the entries of a parameter take of them."""
+        if not value.is_lanes:
+            return value.array
+        if not value.shape and path in self._cohorts:  # a parameter of one number
+            return value.array[self._cohorts[path][0][0]]
+        return jnp.broadcast_to(self._merged(value, ties or value.ties, value.shape), value.shape)
+
+    def _equation(self, eqn: Any, values: list[_Value]) -> list[_Value]:
+        name, programs = eqn.primitive.name, sub_programs(eqn)
+        if name == "cond" and not values[0].is_lanes:
+            return self._cond(programs, values)
+        if len(programs) == 1 and name not in ("scan", "while"):
+            jaxpr, consts = programs[0]
+            shapes = [v.aval.shape for v in jaxpr.invars]
+            if shapes == [v.shape for v in values] and len(jaxpr.outvars) == len(eqn.outvars):
+                return self.run(jaxpr, consts, values)
+        if name in _ELEMENTWISE and any(value.is_lanes for value in values):
+            values = self._met(eqn, values)
+        if any(value.is_lanes for value in values):
+            axes = [0 if value.is_lanes else None for value in values]
+            results = jax.vmap(lambda *arrays: _bound(eqn, arrays), in_axes=axes)(
+                *(value.total for value in values)
+            )
+            return [_Value(array, _ties_of(eqn, values, array[0]), True) for array in results]
+        if any(value.beside is not None for value in values):
+            if (parted := _parted(eqn, values)) is not None:
+                return parted
+            values = [_Value(value.total, value.ties) for value in values]
+        results = _bound(eqn, [value.array for value in values])
+        return [_Value(array, _ties_of(eqn, values, array)) for array in results]
+
+    def _met(self, eqn: Any, values: list[_Value]) -> list[_Value]:
+        """Returns operands without lanes, if one of them is laid out like parameters."""
+        shape = np.broadcast_shapes(*(value.shape for value in values))
+        ties = _joined(values, shape)
+        if not any(ties):
+            return values
+        met = [self._merged(value, ties, shape) if value.is_lanes else None for value in values]
+        return [
+            value
+            if array is None
+            else _Value(array, ties)
+            if array.shape == shape
+            else _untied(array)
+            for value, array in zip(values, met, strict=True)
+        ]
+
+    def _merged(self, lanes: _Value, ties: Ties, shape: tuple[int, ...]) -> Any:
+        """Returns an array whose entries each come from the lane of their own cohort."""
+        if lanes.each is None:
+            lanes.each = [lanes.array[number] for number in range(len(lanes.array))]
+        known = {tie for tie in ties if tie is not None and tie[0] in self._cohorts}
+        if not known:  # of entries that were there from the beginning
+            return lanes.each[0]
+        key = (shape, ties)
+        if key not in self._numbers:
+            cohort = jnp.zeros((1,) * len(shape), jnp.int32)
+            for axis, tie in enumerate(ties):
+                if tie in known:
+                    along = self._cohorts[tie[0]][tie[1]]
+                    along = along.reshape([-1 if a == axis else 1 for a in range(len(shape))])
+                    cohort = jnp.maximum(cohort, along)
+            self._numbers[key] = cohort
+        merged = jnp.broadcast_to(lanes.each[0], shape)
+        for number, lane in enumerate(lanes.each[1:], 1):
+            merged = jnp.where(self._numbers[key] == number, lane, merged)
+        return merged
+
+    def _cond(self, programs: Sequence[Any], values: Sequence[_Value]) -> list[_Value]:
+        """Evaluates branches, of which each may have lanes and what is beside them."""
+        index, *operands = values
+        shapes = [(v.array, v.beside) for v in operands]
+        found: list[list[_Value]] = []
+
+        def entered(arrays: Any) -> list[_Value]:
+            return [
+                _Value(array, value.ties, value.is_lanes, beside)
+                for (array, beside), value in zip(arrays, operands, strict=True)
+            ]
+
+        for jaxpr, consts in programs:
+
+            def noted(arrays: Any, jaxpr: Any = jaxpr, consts: Any = consts) -> Any:
+                found.append(_Reading(self._cohorts).run(jaxpr, consts, entered(arrays)))
+                return [value.array for value in found[-1]]
+
+            jax.eval_shape(noted, shapes)
+        results = list(zip(*found, strict=True))
+        with_lanes = [v for v in (*operands, *itertools.chain(*found)) if v.is_lanes]
+        n_lanes = with_lanes[0].array.shape[0] if with_lanes else 0
+        lanes = [any(v.is_lanes for v in each) for each in results]
+        besides = [any(v.beside is not None for v in each) for each in results]
+
+        def branch(jaxpr: Any, consts: Any) -> Callable[..., Any]:
+            def run(arrays: Any) -> Any:
+                left = []
+                for value, is_lanes, beside in zip(
+                    _Reading(self._cohorts).run(jaxpr, consts, entered(arrays)),
+                    lanes,
+                    besides,
+                    strict=True,
+                ):
+                    array = value.array
+                    if is_lanes and not value.is_lanes:
+                        array = jnp.broadcast_to(array, (n_lanes, *np.shape(array)))
+                    other = value.beside if value.beside is not None else jnp.zeros_like(array)
+                    left.append((array, other if beside else None))
+                return left
+
+            return run
+
+        arrays = lax.switch(index.array, [branch(*program) for program in programs], shapes)
+        ties = [
+            max((v.ties for v in each), key=lambda ties: sum(map(bool, ties))) for each in results
+        ]
+        return [
+            _Value(array, own, is_lanes, beside)
+            for (array, beside), own, is_lanes in zip(arrays, ties, lanes, strict=True)
+        ]
+
+
+def _how_many(ties: Ties) -> int:
+    return sum(tie is not None for tie in ties)
+
+
+def _untied(array: Any) -> _Value:
+    return _Value(array, (None,) * np.ndim(array))
+
+
+def _bound(eqn: Any, arrays: Sequence[Any]) -> list[Any]:
+    results = eqn.primitive.bind(*arrays, **eqn.params)
+    return list(results) if eqn.primitive.multiple_results else [results]
+
+
+def _parted(eqn: Any, values: Sequence[_Value]) -> list[_Value] | None:
+    """Returns the result of an operation that is linear in what lies beside its operands."""
+    name, arrays = eqn.primitive.name, [value.array for value in values]
+    besides = [value.beside for value in values]
+    shape = eqn.outvars[0].aval.shape
+
+    def bound(*operands: Any) -> Any:
+        return _bound(eqn, operands)[0]
+
+    if name in _LINEAR:
+        beside = bound(besides[0], *arrays[1:])
+    elif name in ("add", "add_any", "sub"):
+        a, b = (jnp.zeros_like(x) if y is None else y for x, y in zip(arrays, besides, strict=True))
+        beside = bound(a, b)
+    elif name == "mul" and None in besides:
+        beside = bound(*(a if b is None else b for a, b in zip(arrays, besides, strict=True)))
+    elif name == "div" and besides[1] is None:
+        beside = bound(besides[0], arrays[1])
+    elif name == "select_n" and besides[0] is None:
+        cases = zip(arrays[1:], besides[1:], strict=True)
+        beside = bound(arrays[0], *(jnp.zeros_like(a) if b is None else b for a, b in cases))
+    else:
+        return None
+    array = bound(*arrays)
+    return [_Value(array, _ties_of(eqn, values, array), beside=jnp.broadcast_to(beside, shape))]
+
+
+def _joined(values: Sequence[_Value], shape: tuple[int, ...]) -> Ties:
+    """Returns where the axes of an elementwise operation's result lie."""
+    ties: list[Tie | None] = [None] * len(shape)
+    for value in values:
+        for axis, tie in enumerate(value.ties if len(value.ties) == len(shape) else ()):
+            if ties[axis] is None and value.shape[axis] == shape[axis]:
+                ties[axis] = tie
+    return tuple(ties)
+
+
+def _ties_of(eqn: Any, values: Sequence[_Value], result: Any) -> Ties:
+    """Returns where the axes of a result lie; None for those of which it is not known."""
+    name, params, shape = eqn.primitive.name, eqn.params, np.shape(result)
+    unknown: Ties = (None,) * len(shape)
+    if name in _ELEMENTWISE:
+        return _joined(values, shape)
+    if not values or len(values[0].ties) != len(values[0].shape):
+        return unknown
+    first = values[0]
+    if name in _REDUCTIONS:
+        return tuple(tie for axis, tie in enumerate(first.ties) if axis not in params["axes"])
+    if name == "transpose":
+        return tuple(first.ties[axis] for axis in params["permutation"])
+    if name == "broadcast_in_dim":
+        ties = [*unknown]
+        for axis, place in enumerate(params["broadcast_dimensions"]):
+            if first.shape[axis] == shape[place]:
+                ties[place] = first.ties[axis]
+        return tuple(ties)
+    if name in ("reshape", "squeeze", "expand_dims"):
+        kept = [tie for tie, n in zip(first.ties, first.shape, strict=True) if n != 1]
+        if [n for n in first.shape if n != 1] == [n for n in shape if n != 1]:
+            return tuple(kept.pop(0) if n != 1 else None for n in shape)
+    return unknown

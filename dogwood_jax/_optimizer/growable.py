@@ -1,0 +1,302 @@
+"""An optimizer that goes on after its network has grown: ``growable``."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from dogwood_jax._base.arguments import INTEGER, OPTIMIZER, expect, expect_given
+from dogwood_jax._base.problems import listed
+from dogwood_jax._base.trees import PyTree, is_array, leaf_path, leaves_by_path, struct
+from dogwood_jax._optimizer.ages import Ages, AlongAxes, Moments, share_now
+from dogwood_jax._optimizer.by_cohort import updated
+from dogwood_jax._optimizer.factored import factored_axes
+from dogwood_jax._optimizer.fields import Field, fields_in, unfollowed, watched
+from dogwood_jax._widths.widths import Leaf
+
+
+class GrowableState(NamedTuple):
+    """The state of an optimizer that can grow.
+
+    Attributes:
+        inner_state: the state of the optimizer that was wrapped.
+        ages: when entries of parameters were born; empty until the first growth.
+    """
+
+    inner_state: PyTree
+    ages: Ages | tuple[()] = ()
+
+
+def growable(tx: Any, *, warmup: int = 0) -> Any:
+    """Wraps an optimizer, once and before training, so that training goes on after a growth.
+
+    An optimizer such as Adam has one step count, by which it corrects the bias of its moments.
+    After a growth, new entries have seen no gradient, while the count is large: with moments of
+    zero their steps are up to 6.6 learning rates long, and with those of old entries they hardly
+    move for about ``1 / (1 - b2)`` steps. Copies of a unit that share its outgoing weights each
+    take a whole step, so that their sum moves several times as far as the unit did.
+
+    With ``growable``, ``grow_opt_state`` records when entries were born and what share copies
+    carry, and the optimizer goes on so:
+
+    - Old entries take the steps that they would have taken.
+    - New entries take the steps of a new optimizer, whose count begins at their birth.
+    - Copies carry their moments. At first their sum moves as the unit did that they copy, and over
+      100 steps of the optimizer each comes to take its own whole steps. Copies that are
+      exactly alike stay so: a strategy that divides weights unevenly, or adds noise, parts them.
+
+    The optimizer stays the same object through any number of growths, so a compiled step is only
+    compiled again for the new shapes. Until the first growth its program is that of the optimizer
+    that it wraps.
+
+    Each entry takes its own steps, but what an optimizer computes of whole arrays, it computes of
+    the grown ones: norms to clip by, trust ratios, and factored second moments, in which a new
+    entry of an old row is as old as the row. Decoupled weight decay, and whatever else is added in
+    proportion to the parameters, is not scaled by ``warmup`` and by shares. Where no second moments
+    are kept, as by SGD, Lion and Muon, nothing is corrected; where parameters are averaged in the
+    state, as by schedule-free optimizers and Lookahead, steps are not scaled. Trust ratios and
+    parameter scales (LAMB, Adafactor) shrink with the weights of a copy, and its share shrinks its
+    steps once more. An optimizer without a step count, as RMSProp, counts its updates, those within
+    ``MultiSteps`` too.
+
+    Args:
+        tx: an ``optax.GradientTransformation``: a whole optimizer, a chain, or one link of a chain.
+        warmup: over how many steps those of new entries grow to their full length.
+
+    Returns:
+        An ``optax.GradientTransformation`` with a ``GrowableState``.
+
+    Raises:
+        TypeError: if ``tx`` is no optimizer.
+        ValueError: if it is wrapped already, or if it keeps arrays that are not known, because they
+            may be second moments; here or, where it needs the network's own parameters, by its
+            ``init``.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> import dogwood_jax as dw
+        >>> layer = lambda i, o: {"kernel": jnp.ones((i, o)), "bias": jnp.ones(o)}
+        >>> params = {"up": layer(4, 8), "down": layer(8, 2)}
+        >>> tx = dw.growable(optax.adam(1e-3))
+        >>> state = tx.init(params)
+        >>> growth = dw.plan(dw.chain(params, ("up", "down")), {"up": 16})
+        >>> wide = dw.grow(params, growth, key=jax.random.key(0))
+        >>> state = dw.grow_opt_state(state, growth, tx)
+        >>> updates, state = tx.update(wide, state, wide)
+        >>> updates["up"]["kernel"].shape
+        (4, 16)
+
+    Reference:
+        Kingma and Ba, 2015, Adam, for the correction of bias.
+    """
+    import optax
+
+    expect("growable", tx=(OPTIMIZER, tx))
+    expect_given("growable", warmup=(INTEGER, warmup))
+    if warmup < 0:
+        raise ValueError(f"growable: warmup must be 0 or more, got {warmup}")
+    inner = optax.with_extra_args_support(tx)
+    stand_ins = {"kernel": jnp.zeros((2, 3)), "bias": jnp.zeros(3)}
+    try:
+        begun = jax.eval_shape(tx.init, stand_ins)
+    except Exception:  # an optimizer may know the arrays that it is for, and raise anything
+        begun = None
+    if begun is not None:
+        _check(tx, begun, stand_ins)
+
+    def init(params: PyTree) -> GrowableState:
+        state = tx.init(params)
+        _check(tx, state, params)
+        return GrowableState(state)
+
+    def update(
+        updates: PyTree, state: GrowableState, params: PyTree = None, **extra: Any
+    ) -> tuple[PyTree, GrowableState]:
+        if not isinstance(state.ages, Ages):
+            updates, inner_state = inner.update(updates, state.inner_state, params, **extra)
+            return updates, GrowableState(inner_state)
+
+        def run(updates: PyTree, state: PyTree, params: PyTree) -> Any:
+            return inner.update(updates, state, params, **extra)
+
+        return _updated(run, updates, state.inner_state, state.ages, params, warmup)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _known(params: PyTree) -> dict[str, Leaf]:
+    """Returns the arrays of parameters as an optimizer sees them, by path."""
+    arrays = leaves_by_path(params)
+    return {path: Leaf(path, jnp.shape(a), ()) for path, a in arrays.items() if is_array(a)}
+
+
+def _check(tx: Any, state: PyTree, params: PyTree) -> None:
+    """Raises if an optimizer is wrapped already, or may keep second moments that are not known."""
+    if has_growable(state):
+        raise ValueError("growable: this optimizer is wrapped already, or a part of it is")
+    arrays, known = leaves_by_path(state), _known(params)
+    found = list(fields_in(state, known))
+    unknown = [field for field in found if field.known({})[0] is None]
+    unknown = [f for f in unknown if math.prod(jnp.shape(arrays[f.place])) > 1]
+    shapes = jax.tree.map(lambda array: struct(jnp.shape(array), jnp.result_type(array)), params)
+    seen = watched(tx, shapes) if unknown else {}
+    names = {
+        f"{field.owner[0]}.{field.name}": None
+        for field in unknown
+        if field.place not in seen or seen[field.place].degree not in (0, 1)
+    }
+    problems = [
+        f"what {name} holds is not known: wrap the links of the chain that are known, or leave it "
+        "as it is and tell grow_opt_state by fields="
+        for name in names
+    ]
+    problems += [
+        f"{field.place}: has shape {shape}, but {field.inner} has {field.leaf.shape}; there is no "
+        "rule for such a state"
+        for field in found
+        if field.axis is None and not field.factored
+        if math.prod(shape := jnp.shape(arrays[field.place])) > 1 and shape != field.leaf.shape
+    ]
+    if not found:
+        problems += unfollowed(arrays, found)
+    if problems:
+        raise ValueError(listed("growable: cannot wrap this optimizer", problems))
+
+
+def _updated(
+    update: Callable[..., Any],
+    updates: PyTree,
+    state: PyTree,
+    ages: Ages,
+    params: PyTree,
+    warmup: int,
+) -> tuple[PyTree, GrowableState]:
+    """Returns an optimizer's updates by the ages of entries, and its new state."""
+    arrays, known = leaves_by_path(state), _known(updates)
+    moments, along = Moments(state, known), ages.by_path()
+    steps = [jnp.asarray(arrays[path], jnp.int32) for path in moments.counts]
+    since = [now - births for now, births in zip(steps, ages.counts, strict=True)]
+    changes, besides, new_state = updated(
+        update,
+        updates,
+        state,
+        params,
+        counts=dict(zip(moments.counts, since, strict=True)),
+        ties={field.place: _ties(field, arrays[field.place]) for field in moments.followers},
+        follows={field.place: field.inner for field in moments.followers},
+        cohorts={path: one.cohorts for path, one in along.items()},
+    )
+    own = ages.steps - ages.births
+    of = {f.inner: own if (i := moments.count_of(f)) is None else since[i] for f in moments.fields}
+    averages = any(field.known({})[0] == "parameters" for field in moments.followers)
+
+    def scaled(keys: Any, change: Any, beside: Any) -> Any:
+        path = leaf_path(keys)
+        if path in along and path in of and not averages:
+            change = change * _scale(along[path], of[path], warmup, jnp.shape(change)).astype(
+                change.dtype
+            )
+        return change + beside
+
+    changes = jax.tree_util.tree_map_with_path(scaled, changes, besides)
+    return changes, GrowableState(new_state, ages._replace(steps=ages.steps + 1))
+
+
+def _ties(field: Field, array: Any) -> tuple[tuple[str, int] | None, ...]:
+    """Returns where the axes of an array of a state lie along those of parameters."""
+    shape, whole = jnp.shape(array), field.leaf.shape
+    if field.axis is not None:
+        return ((field.inner, field.axis),) if len(shape) == 1 else (None,) * len(shape)
+    if shape == whole:
+        return tuple((field.inner, axis) for axis in range(len(shape)))
+    if field.is_factor and len(shape) == len(whole) - 1:
+        row, column = factored_axes(whole)
+        gone = column if field.name == "v_row" else row
+        return tuple((field.inner, axis) for axis in range(len(whole)) if axis != gone)
+    return (None,) * len(shape)
+
+
+def _scale(along: AlongAxes, ages: Array, warmup: int, shape: tuple[int, ...]) -> Array:
+    """Returns what the steps of entries are multiplied by."""
+    scale, cohort = jnp.ones((1,) * len(shape)), jnp.zeros((1,) * len(shape), jnp.int32)
+    for axis in range(len(along.cohorts)):
+        here = [-1 if a == axis else 1 for a in range(len(shape))]
+        scale = scale * share_now(along, axis, ages).reshape(here)
+        cohort = jnp.maximum(cohort, along.cohorts[axis].reshape(here))
+    if warmup:
+        grown = jnp.minimum((ages + 1) / warmup, 1.0)
+        scale = scale * jnp.where(cohort > 0, grown[cohort], 1.0)
+    return scale
+
+
+# States within states -----------------------------------------------------------------------------
+
+
+def is_growable(node: Any) -> bool:
+    """Whether a part of a state is one of an optimizer that can grow."""
+    return isinstance(node, GrowableState)
+
+
+def has_growable(state: PyTree) -> bool:
+    """Whether a state is one of an optimizer that can grow, or has one in it."""
+    return any(map(is_growable, jax.tree.leaves(state, is_leaf=is_growable)))
+
+
+def stripped(state: PyTree) -> PyTree:
+    """Returns a state as it is of optimizers that are not wrapped."""
+    return jax.tree.map(
+        lambda node: node.inner_state if is_growable(node) else node, state, is_leaf=is_growable
+    )
+
+
+def wrapped(state: PyTree, like: PyTree) -> PyTree:
+    """Returns a state with what was stripped off, without ages.
+
+    Args:
+        state: a state without.
+        like: one of the same optimizer with it.
+    """
+    return jax.tree.unflatten(jax.tree.structure(without_ages(like)), jax.tree.leaves(state))
+
+
+def without_ages(state: PyTree) -> PyTree:
+    """Returns a state as it is before the first growth."""
+    return jax.tree.map(
+        lambda node: GrowableState(node.inner_state) if is_growable(node) else node,
+        state,
+        is_leaf=is_growable,
+    )
+
+
+def without(tx: Any) -> Any:
+    """Returns an optimizer whose states are stripped."""
+    import optax
+
+    def init(params: PyTree) -> PyTree:
+        return stripped(tx.init(params))
+
+    def update(
+        updates: PyTree, state: PyTree, params: PyTree = None, **extra: Any
+    ) -> tuple[PyTree, PyTree]:
+        like = jax.eval_shape(tx.init, updates if params is None else params)
+        update = optax.with_extra_args_support(tx).update
+        updates, state = update(updates, wrapped(state, like), params, **extra)
+        return updates, stripped(state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def with_ages_of(state: PyTree, other: PyTree) -> PyTree:
+    """Returns a state with the ages in another one of the same optimizer."""
+    found = jax.tree.leaves(other, is_leaf=is_growable)
+    ages = iter([node.ages for node in found if is_growable(node)])
+    return jax.tree.map(
+        lambda node: node._replace(ages=next(ages)) if is_growable(node) else node,
+        state,
+        is_leaf=is_growable,
+    )

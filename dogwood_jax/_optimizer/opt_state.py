@@ -1,0 +1,793 @@
+"""Grow the optimizer's state along: ``grow_opt_state``.
+
+Whatever an optimizer keeps for each parameter is an average of gradients, of their powers, or of
+the parameters themselves. The first two transform by the adjoint of the growth, the last like the
+parameters; so all of it follows from the ``Growth``, once the meaning of each field is known.
+"""
+
+import functools
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from dogwood_jax._arrays.axis_maps import AxisMap, Fill, map_of_moment, transform
+from dogwood_jax._arrays.explicit_axes import explicit_shardings, with_automatic_axes
+from dogwood_jax._arrays.grow import changes, grow_leaf
+from dogwood_jax._arrays.insert import Insertion, fill, stacked
+from dogwood_jax._arrays.rounds import apart, bytes_of, delete, rounds, several_times
+from dogwood_jax._base.arguments import (
+    GROWTH,
+    MAPPING,
+    OPTIMIZER,
+    STATE,
+    VARIABLES,
+    expect,
+    expect_given,
+)
+from dogwood_jax._base.described import described, optimizer_states
+from dogwood_jax._base.problems import listed
+from dogwood_jax._base.trees import (
+    Keys,
+    PyTree,
+    is_traced,
+    leaf_path,
+    leaves_by_path,
+    level,
+    numbered,
+    struct,
+)
+from dogwood_jax._growth.growth import Growth
+from dogwood_jax._growth.pairing import closest
+from dogwood_jax._growth.shardings import Placement, fitting_shardings, placement
+from dogwood_jax._modules.resizing import Resizing
+from dogwood_jax._optimizer.ages import Moments, grown_ages
+from dogwood_jax._optimizer.factored import read, written
+from dogwood_jax._optimizer.fields import (
+    DEGREES,
+    Field,
+    Meaning,
+    Seen,
+    fields_of,
+    meanings_of,
+    starts,
+    unfollowed,
+    watched,
+)
+from dogwood_jax._optimizer.growable import has_growable, is_growable, stripped, without, wrapped
+from dogwood_jax._widths.layout import Units
+from dogwood_jax._widths.widths import Leaf
+
+
+def grow_opt_state(
+    opt_state: PyTree,
+    growth: Growth,
+    tx: Any,
+    *,
+    variables: PyTree = None,
+    second_moment: Literal["mean", "zeros"] | None = None,
+    fields: Mapping[str, Meaning] | None = None,
+    donate: bool = False,
+) -> PyTree:
+    """Grows the state of an optimizer as the variables grew, so that training goes on.
+
+    Gradients transform by the adjoint of the growth. Old entries of first moments are carried over
+    exactly, those of second moments with squared coefficients: the state is the one that the
+    larger network would have, had it been trained with the same gradients. Step counts, schedules,
+    hyperparameters and random keys stay as they are, and so do norms of whole arrays (Novograd,
+    DoG, Prodigy). What Adafactor and SM3 keep of rows and columns does not tell it exactly.
+
+    Wrap the optimizer once, ``tx = dw.growable(tx)``, and new entries take the steps of a new
+    optimizer, and copies at first those of the network that did not grow; the state of one that was
+    not wrapped becomes that of one that is. Without it, new entries of both moments are zero beside
+    a large step count, by which Adam's correction of bias believes that they have converged: under
+    a steady gradient its first update of a new entry is 3.16 times the learning rate, later ones up
+    to 6.6 times (for b1 = 0.9, b2 = 0.999), which is a warning. With ``second_moment="mean"`` they
+    hardly move for about ``1 / (1 - b2)`` steps instead. 784-32-10 on MNIST, grown to 128 units
+    after one epoch of ten (Adam 1e-3, batches of 128, three seeds), comes to a test loss of 0.064
+    with ``growable``, 0.065 by zeros and 0.110 by the mean; from scratch, 0.069 in twelve epochs.
+
+    By the mean, second moments of layers that the growth inserts are as large as the largest of
+    the arrays of the same shape that are closest by name: for ``block_2/up/kernel`` of
+    ``block_1/up/kernel`` and its like. Where none of these has its shape, they are as large as the
+    largest of any array. Their mean would not do: all weights of a new layer learn at once, and
+    some have much larger gradients. In a stack over which a loop runs they are the mean of its old
+    layers.
+
+    Args:
+        opt_state: the state: of any Optax optimizer or chain, or a Flax ``TrainState``.
+        growth: from ``plan``: growing, narrowing or merging; static under ``jax.jit``.
+        tx: the optimizer, ``optax.GradientTransformation``. It tells the shapes of the state for
+            the larger network.
+        variables: the grown variables, for states that hold averages or copies of parameters:
+            their new entries begin at the parameters' own. Without it they begin at zero, those of
+            scales at one, and those of inserted layers at what computes the identity. Where
+            modules say sizes beside their arrays, as Equinox's do, the state's modules say what
+            those of the variables do.
+        second_moment: what new entries of second moments are, ``"zeros"`` (the default) or the
+            ``"mean"`` of old ones.
+        fields: meanings of fields that are not known here, by name (``"momentum"`` or
+            ``"MyState.momentum"``): ``"first"`` and ``"second"`` for averages of gradients and of
+            their squares, ``"magnitude"`` for those of absolute values (also Adamax's ``nu``),
+            ``"update"`` for averages of updates that no longer scale with the gradient, ``"step"``
+            for step sizes, ``"parameters"`` for averages of parameters. An ``optax.ema`` on its
+            own may average either gradients or parameters: ``{"ema": "parameters"}``.
+        donate: whether old arrays that grow may be deleted, each when its new one is there, as by
+            ``grow``. It has no effect under ``jax.jit``, nor where layers are inserted.
+
+    Returns:
+        The state, for the grown parameters.
+
+    Raises:
+        TypeError: if arguments are of the wrong kind, or in the wrong order.
+        ValueError: for the state of another optimizer, a field shaped like parameters whose
+            meaning is not known, a state that is not of this growth's network, or modules of which
+            it is not known what they say in the larger network; all of them in one message.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> import dogwood_jax as dw
+        >>> layer = lambda i, o: {"kernel": jnp.ones((i, o)), "bias": jnp.ones(o)}
+        >>> params = {"up": layer(4, 8), "down": layer(8, 2)}
+        >>> tx = optax.adam(1e-3)
+        >>> growth = dw.plan(dw.chain(params, ("up", "down")), {"up": 16})
+        >>> state = dw.grow_opt_state(tx.init(params), growth, tx)
+        >>> state[0].mu["up"]["kernel"].shape
+        (4, 16)
+
+    Reference:
+        The adjoint follows from the chain rule. Kingma and Ba, 2015, Adam, for the bias
+        correction.
+    """
+    return grow_state(opt_state, growth, tx, None, variables, second_moment, fields or {}, donate)
+
+
+def grow_state(
+    opt_state: PyTree,
+    growth: Growth,
+    tx: Any,
+    params: PyTree | None,
+    variables: PyTree,
+    second_moment: str | None,
+    fields: Mapping[str, Meaning],
+    donate: bool = False,
+) -> PyTree:
+    """Grows a state: ``grow_opt_state``, which describes the arguments, but for ``params``.
+
+    Those are the shapes of the larger network's parameters as ``tx.init`` takes them; None to have
+    them read from the state.
+    """
+    expect(
+        "grow_opt_state(opt_state, growth, tx)",
+        opt_state=(STATE, opt_state),
+        growth=(GROWTH, growth),
+        tx=(OPTIMIZER, tx),
+    )
+    expect_given("grow_opt_state", variables=(VARIABLES, variables), fields=(MAPPING, fields))
+    if second_moment not in (None, "mean", "zeros"):
+        raise ValueError(f"second_moment must be 'mean' or 'zeros', got {second_moment!r}")
+    plain = stripped(opt_state)
+    found = fields_of(plain, growth)
+    _expect_state(plain, leaves_by_path(plain), found, growth)
+    is_outside = _is_outside(opt_state)
+    state, old = (t.opt_state if is_outside else t for t in (plain, opt_state))
+    if params is None:
+        found = fields_of(state, growth) if is_outside else found
+        params = _params(state, growth, found, variables)
+    like = old if params is None else _shapes_of(lambda: _initial(tx, state, params))
+    moment = second_moment or "zeros"
+    if not has_growable(like):
+        known = {leaf.path: leaf for leaf in growth.widths.leaves}
+        if second_moment is None and Moments(plain, known).counts:
+            warnings.warn(_ONE_COUNT, stacklevel=3)
+        return _grow_plain(plain, growth, tx, params, variables, moment, fields, donate)
+    grown = _grow_plain(plain, growth, without(tx), params, variables, moment, fields, donate)
+    if is_outside:
+        return grown.replace(opt_state=_with_ages(grown.opt_state, like, old, growth))
+    return _with_ages(grown, like, old, growth)
+
+
+_ONE_COUNT = (
+    "grow_opt_state: this optimizer has one step count for old and new entries, so that the first "
+    "steps of new ones are up to 6.6 learning rates long. Wrapped once, tx = dw.growable(tx), it "
+    "counts for each; it takes over this state. second_moment= silences this warning"
+)
+
+
+def _is_outside(opt_state: PyTree) -> bool:
+    """Whether a state is one of training, such as Flax's ``TrainState``, with another inside."""
+    return hasattr(opt_state, "opt_state") and hasattr(opt_state, "replace")
+
+
+def _shapes_of(start: Callable[[], PyTree]) -> PyTree:
+    """Returns the shapes of the state with which training of the larger network would start."""
+    try:
+        return jax.eval_shape(start)
+    except jax.errors.ConcretizationTypeError:  # an optimizer that looks at its hyperparameters
+        with jax.ensure_compile_time_eval():
+            return start()
+    except (TypeError, ValueError) as error:
+        error.add_note(
+            "tx.init was called with the parameters of the larger network. A tx that holds "
+            "something like the old ones, such as a tree of labels or a mask, has to be made anew"
+        )
+        raise
+
+
+def _with_ages(grown: PyTree, like: PyTree, old: PyTree, growth: Growth) -> PyTree:
+    """Returns a grown state with the ages of entries, for the optimizers in it that can grow.
+
+    Args:
+        grown: the grown state, without.
+        like: a state of the same optimizer with them.
+        old: the state before the growth, of an optimizer that was wrapped then or was not.
+        growth: the growth.
+    """
+
+    def aged(keys: Keys, node: Any) -> Any:
+        if not is_growable(node):
+            return node
+        before = _part(old, keys)
+        inner = before.inner_state if is_growable(before) else before
+        ages = before.ages if is_growable(before) and before.ages else None
+        places = leaves_by_path(node.inner_state)
+        ages = grown_ages(ages, inner, growth, places.__contains__)
+        return node if ages is None else node._replace(ages=_beside(ages, inner))
+
+    return jax.tree_util.tree_map_with_path(aged, wrapped(grown, like), is_leaf=is_growable)
+
+
+def _beside(ages: PyTree, state: PyTree) -> PyTree:
+    """Returns ages on all devices of a mesh that a state is divided over, if it is."""
+    arrays = [leaf for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array)]
+    if any(map(is_traced, (*arrays, *jax.tree.leaves(ages)))):
+        return ages
+    named = (a.sharding for a in arrays if isinstance(a.sharding, jax.sharding.NamedSharding))
+    if (first := next(named, None)) is None:
+        return ages
+    spec = jax.sharding.PartitionSpec()  # type: ignore[no-untyped-call]
+    everywhere = jax.sharding.NamedSharding(first.mesh, spec)
+    return jax.device_put(ages, everywhere)
+
+
+def _grow_plain(
+    opt_state: PyTree,
+    growth: Growth,
+    tx: Any,
+    params: PyTree | None,
+    variables: PyTree,
+    second_moment: str,
+    fields: Mapping[str, Meaning],
+    donate: bool = False,
+) -> PyTree:
+    """Grows the state of an optimizer that is not wrapped; see ``grow_state``."""
+    state, outside = opt_state, ""
+    if _is_outside(opt_state):
+        state, outside = opt_state.opt_state, "opt_state/"
+    arrays, found = leaves_by_path(opt_state), fields_of(opt_state, growth)
+    if params is None and (problems := unfollowed(arrays, found)):
+        raise ValueError(listed("cannot grow this state", problems))
+    if params is None:
+        _expect_same_optimizer(state, _likely_start(tx, growth, state))
+
+    def start() -> PyTree:
+        """Returns the state with which training of the larger network would start."""
+        begun = state if params is None else _initial(tx, state, params)
+        if not outside:
+            return begun
+        trees: dict[str, list[Field]] = {}
+        for field in found:
+            if not field.group:
+                trees.setdefault(field.name, []).append(field)
+        zeros = {
+            name: _zeros(_params(opt_state, growth, tree, variables))
+            for name, tree in trees.items()
+        }
+        return opt_state.replace(opt_state=begun, **zeros)
+
+    seen, begun_at = dict[str, Seen](), dict[str, float]()
+    if params is not None and _divides(growth):
+        seen = {outside + place: what for place, what in watched(tx, params).items()}
+    elif params is not None and second_moment == "zeros":
+        begun_at = {outside + place: start for place, start in starts(tx, params).items()}
+    meanings = meanings_of(found, arrays, fields, seen)
+    expected = _shapes_of(start)
+    _expect_same_optimizer(state, expected.opt_state if outside else expected)
+    shapes = {place: tuple(jnp.shape(leaf)) for place, leaf in leaves_by_path(expected).items()}
+    if shardings := explicit_shardings(opt_state):
+        return with_automatic_axes(
+            lambda opt_state, variables: _grow_plain(
+                opt_state, growth, tx, params, variables, second_moment, fields
+            ),
+            fitting_shardings(leaves_by_path(shardings), shapes),
+            *(opt_state, variables),
+        )
+    # What adds up keeps its start for ever; what is new starts there.
+    begun_at |= {f.place: seen[f.place].start for f in found if f.adds_up and f.place in seen}
+    known = [
+        _Known(f, meanings[f.place], begun_at.get(f.place, 0.0))
+        for f in found
+        if f.place in meanings
+    ]
+    new = tuple(a for a in _new_arrays(found, growth, meanings) if a.field.place in shapes)
+    moved = {field.place: field.at(growth.place(field.leaf.path)) for field in found}
+    grown = {moved.get(place, place): array for place, array in arrays.items()}
+    old = {field.place: arrays[field.place] for field in found}
+    where = placement(
+        {moved[place]: array for place, array in old.items()},
+        shapes,
+        alike={one.field.place: old[one.kin[0].place] for one in new},
+    )
+    own = None if variables is None else _own(variables, growth, known, new)
+    filled = _grow_in_rounds(
+        known, old, own, growth, shapes, second_moment, where, donate and not new
+    )
+    if new:
+        begun = _starts(start, {array.field.place for array in new}, where)
+        entered = where.enter(old), where.enter(begun), where.enter(filled), where.enter(own)
+        filled |= where.leave(
+            _fill_fields(*entered, growth, new, tuple(shapes.items()), second_moment, where)
+        )
+    grown |= filled
+    problems = [f"{place}: tx has no such state" for place in grown if place not in shapes]
+    problems += [
+        f"{place}: grows to {jnp.shape(grown[place])}, but for the larger network tx expects "
+        f"{shape}"
+        for place, shape in shapes.items()
+        if place in grown and jnp.shape(grown[place]) != shape
+    ]
+    problems += [f"{place}: missing in this state" for place in shapes if place not in grown]
+    if problems:
+        raise ValueError(listed("cannot grow this state", problems))
+    return jax.tree.unflatten(jax.tree.structure(expected), [grown[place] for place in shapes])
+
+
+def _expect_state(
+    opt_state: PyTree, arrays: Mapping[str, Any], found: Sequence[Field], growth: Growth
+) -> None:
+    """Raises if a state is none, or has grown already."""
+    known = {leaf.path for leaf in growth.widths.leaves}
+    inner = {path.partition("/")[2] for path in known}
+    if arrays.keys() in (known, inner) and not optimizer_states(opt_state):
+        raise TypeError(
+            "grow_opt_state: opt_state must be the state of an optimizer, got the network's "
+            "variables; tx.init(variables) is the state of a new optimizer"
+        )
+    shapes = [
+        (jnp.shape(arrays[field.place]), field.leaf)
+        for field in found
+        if field.axis is None and not field.factored
+    ]
+    grown = all(shape == growth.shapes[leaf.path] for shape, leaf in shapes)
+    if grown and any(shape != leaf.shape for shape, leaf in shapes):
+        raise ValueError("grow_opt_state: this state has grown already, by a growth like this one")
+
+
+def _expect_same_optimizer(state: PyTree, expected: PyTree) -> None:
+    """Raises if a state is another optimizer's."""
+    if {*optimizer_states(state)} != {*optimizer_states(expected)}:
+        raise ValueError(
+            f"grow_opt_state: tx has no such state: expected {described(expected)}, got "
+            f"{described(state)}; pass the optimizer whose init made it"
+        )
+
+
+def _likely_start(tx: Any, growth: Growth, state: PyTree) -> PyTree:
+    """Returns a state like one that an optimizer starts with, or the given one if it is not known.
+
+    It is of a dict of the network's arrays, which some optimizers do not take, as those that
+    divide them into groups do.
+    """
+    arrays = {leaf.path: struct(leaf.shape, jnp.float32) for leaf in growth.widths.leaves}
+    try:
+        return jax.eval_shape(tx.init, arrays)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return state
+
+
+def _divides(growth: Growth) -> bool:
+    """Whether gradients of the larger network are multiples of the old ones, other than one."""
+    fates = {change.strategy.outgoing for change in growth.changes}
+    return bool(growth.factors) or not fates.isdisjoint(("share", "sum"))
+
+
+def _own(
+    variables: PyTree,
+    growth: Growth,
+    known: Iterable["_Known"],
+    new: Iterable["_New"],
+) -> dict[str, Array]:
+    """Returns the grown variables at which averages of parameters begin, by path."""
+    given = leaves_by_path(variables)
+    given = {path.partition("/")[2]: leaf for path, leaf in given.items()} | given
+    wanted = [growth.place(k.field.leaf.path) for k in known if k.meaning == "parameters"]
+    wanted += [array.insertion.path for array in new if array.meaning == "parameters"]
+    shapes = {growth.place(path): shape for path, shape in growth.shapes.items()}
+    shapes |= {insertion.path: insertion.shape for insertion in growth.insertions}
+    # What is there must have grown, wanted or not: the state gets the tree of these variables.
+    every = [*shapes] if shapes.keys() <= leaves_by_path(variables).keys() else wanted
+    names = {path: path if path in given else path.partition("/")[2] for path in every}
+    problems = [
+        f"{path}: {f'has shape {jnp.shape(given[name])}' if name in given else 'missing'} in "
+        f"variables=, expected shape {shapes[path]}; pass the variables that have grown"
+        for path, name in names.items()
+        if name not in given or jnp.shape(given[name]) != shapes[path]
+    ]
+    if problems:
+        raise ValueError(listed("cannot grow this state", problems))
+    return {path: given[names[path]] for path in wanted}
+
+
+# The larger network's parameters ------------------------------------------------------------------
+
+
+def _params(
+    opt_state: PyTree, growth: Growth, found: list[Field], variables: PyTree
+) -> PyTree | None:
+    """Returns the shapes of the larger network's parameters, from a field that is laid out so.
+
+    They come in the tree of the grown variables or of the larger model, where one is known.
+
+    Raises:
+        ValueError: if modules in the state say sizes, and nothing shows which ones are right.
+    """
+    first = next((field for field in found if field.axis is None), None)
+    if first is None:
+        return None
+    paths = (keys for keys, _ in jax.tree_util.tree_leaves_with_path(opt_state))
+    keys = next(keys for keys in paths if leaf_path(keys) == first.place)
+    start = next(i for i in range(len(keys)) if leaf_path(keys[i:]) == first.inner)
+    shapes = {leaf.path: leaf.shape for leaf in growth.widths.leaves}
+
+    def is_masked(node: Any) -> bool:
+        return type(node).__name__ == "MaskedNode"
+
+    def own(keys: Any, leaf: Any) -> jax.ShapeDtypeStruct:
+        masked = is_masked(leaf)
+        shape, dtype = ((), jnp.float32) if masked else (jnp.shape(leaf), jnp.result_type(leaf))
+        return struct(shapes.get(first.collection + leaf_path(keys), shape), dtype)
+
+    tree = jax.tree_util.tree_map_with_path(own, _part(opt_state, keys[:start]), is_leaf=is_masked)
+    old = {first.collection + path: leaf for path, leaf in leaves_by_path(tree).items()}
+    larger, deeper = None, bool(growth.insertions)
+    structure = growth.structure if variables is None or deeper else jax.tree.structure(variables)
+    if structure is not None:
+        larger = _collection(numbered(structure), first.collection)
+    if larger is None or not (deeper or _kinds(tree).items() <= _kinds(larger).items()):
+        known = growth.widths.leaves
+        resizing = Resizing(known, growth.sizes, growth.constants, first.collection)
+        larger = resizing.resized(tree)
+        if resizing.problems:
+            way_out = "pass the variables that have grown as variables="
+            problems = (f"{problem}; {way_out}" for problem in resizing.problems)
+            raise ValueError(listed("cannot grow this state", problems))
+    inserted = {insertion.path: insertion for insertion in growth.insertions}
+    grown = growth.shapes | {path: insertion.shape for path, insertion in inserted.items()}
+
+    def one(keys: Any, _: Any) -> Any:
+        path = first.collection + leaf_path(keys)
+        like: Sequence[str] = [path]
+        if insertion := inserted.get(path):
+            everywhere = (leaf.path for leaf in growth.widths.leaves)
+            like = [insertion.old] if insertion.old else closest(path, everywhere)
+        found = next((old[p] for p in like if p in old), None)
+        # Arrays like which the optimizer has none are no parameters.
+        return None if found is None else struct(grown.get(path, found.shape), found.dtype)
+
+    return jax.tree_util.tree_map_with_path(one, larger)
+
+
+def _part(tree: PyTree, keys: Keys) -> PyTree:
+    """Returns the part of a tree that lies at some keys."""
+    for key in keys:
+        tree = dict(level(tree)[0])[(key,)]
+    return tree
+
+
+def _kinds(tree: PyTree) -> dict[str, tuple[Any, ...]]:
+    """Returns the types of the nodes that each leaf of a tree lies in, by its keys."""
+    parts, structure = level(tree)
+    if structure.node_data() is None:
+        return {"": ()}
+    return {
+        jax.tree_util.keystr(key) + keys: (type(tree), *types)
+        for key, part in parts
+        for keys, types in _kinds(part).items()
+    }
+
+
+def _collection(tree: PyTree, name: str) -> PyTree:
+    """Returns a collection of the variables, called ``"params/"`` or so; all if they have none."""
+    parts = ((leaf_path(keys), part) for keys, part in level(tree)[0])
+    return next((part for path, part in parts if f"{path}/" == name), tree)
+
+
+def _zeros(shapes: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def _initial(tx: Any, state: PyTree, params: PyTree) -> PyTree:
+    """Returns the state that an optimizer starts with, for parameters of these shapes."""
+    zeros = _zeros(params)
+    if type(state).__name__ == "LookaheadState":
+        import optax
+
+        zeros = optax.LookaheadParams.init_synced(zeros)
+    return tx.init(zeros)
+
+
+def _starts(start: Callable[[], PyTree], places: set[str], where: Placement) -> dict[str, Array]:
+    """Returns some of the arrays that training of the larger network would start with."""
+
+    def some() -> dict[str, Array]:
+        begun = leaves_by_path(start())
+        return where.constrain({place: begun[place] for place in begun if place in places})
+
+    try:
+        arrays: dict[str, Array] = jax.jit(some)() if places else {}
+    except jax.errors.ConcretizationTypeError:
+        arrays = some()
+    return arrays
+
+
+# The state's arrays -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Known:
+    """An array of the state that follows an old array of the network.
+
+    Attributes:
+        field: where it is.
+        meaning: what the field holds.
+        start: what it started from, where that stays in it.
+        shape: of a second moment that may be kept as its means, what the larger network's has.
+        stack: what becomes of its layers, where there are more in a stack of them.
+    """
+
+    field: Field
+    meaning: Meaning
+    start: float
+    shape: tuple[int, ...] | None = None
+    stack: Insertion | None = None
+
+    def places(self, path: str) -> list[str]:
+        """The paths in the state of what is kept for an array of the network."""
+        names = (None, "v_row", "v_col") if self.field.factored else (None,)
+        return [self.field.at(path, name) for name in names]
+
+
+@dataclass(frozen=True)
+class _New:
+    """An array of the state that follows a new array of the network.
+
+    Attributes:
+        field: where it is.
+        insertion: what the network's array is filled with.
+        kin: the same field of the old arrays that are closest by name.
+        peers: those of them that have its shape or, if none of them has, of all old arrays.
+        meaning: what the field holds; None for one number for a whole array.
+    """
+
+    field: Field
+    insertion: Insertion
+    kin: tuple[Field, ...]
+    peers: tuple[Field, ...]
+    meaning: Meaning | None
+
+
+def _new_arrays(
+    found: Iterable[Field], growth: Growth, meanings: Mapping[str, Meaning]
+) -> Iterator[_New]:
+    """Yields what the state may hold for new arrays of the network."""
+    trees: dict[tuple[str, str], list[Field]] = {}
+    for field in found:
+        trees.setdefault(field.tree, []).append(field)
+    for insertion in growth.insertions:
+        for tree in trees.values() if insertion.old is None else ():
+            names = closest(insertion.path, [field.leaf.path for field in tree])
+            kin = tuple(field for field in tree if field.leaf.path in names)
+            alike = tuple(f for f in kin if growth.shapes[f.leaf.path] == insertion.shape)
+            inner = insertion.path.removeprefix(kin[0].collection)
+            leaf = Leaf(insertion.path, insertion.shape, ())
+            axes = [None] if kin[0].axis is None else range(len(insertion.shape))
+            for axis in axes:
+                field = replace(kin[0], inner=inner, leaf=leaf, axis=axis)
+                peers = alike or tuple(tree)
+                yield _New(field, insertion, kin, peers, meanings.get(kin[0].place))
+
+
+def _grow_in_rounds(
+    known: Iterable[_Known],
+    arrays: Mapping[str, Any],
+    own: Mapping[str, Any] | None,
+    growth: Growth,
+    shapes: Mapping[str, tuple[int, ...]],
+    second_moment: str,
+    where: Placement,
+    donate: bool,
+) -> dict[str, Array]:
+    """Returns the arrays that follow old ones of the network, by place in the larger state.
+
+    Those that grow alike do so by the same compiled function. See ``_fill_fields`` for the
+    arguments.
+    """
+    growing = []
+    for one in known:
+        path = one.field.leaf.path
+        stack = growth.moved.get(path) if not one.field.axis else None
+        stack = stack if stack and stack.layers else None
+        if not one.field.is_factor and (changes(one.field.leaf, growth) or stack):
+            shape = shapes.get(one.field.at(growth.place(path))) if one.field.factored else None
+            growing.append(replace(one, shape=shape, stack=stack))
+
+    def size(one: _Known) -> int:
+        return sum(bytes_of(arrays[place]) for place in one.places(one.field.leaf.path))
+
+    keep = several_times(arrays.values())
+    grown: dict[str, Array] = {}
+    for alike in rounds(growing, lambda one: _numbered([one], growth), size if donate else None):
+        numbered, alone = _numbered(alike, growth)
+        old, fresh, names = dict[str, Any](), dict[str, Any](), dict[str, str]()
+        for number, one in zip(numbered, alike, strict=True):
+            path, new_path = one.field.leaf.path, growth.place(one.field.leaf.path)
+            inner = number.places(number.field.leaf.path)
+            old |= {to: arrays[place] for to, place in zip(inner, one.places(path))}
+            names |= dict(zip(one.places(new_path), inner))
+            if own is not None and one.meaning == "parameters":
+                fresh[number.field.leaf.path] = own[new_path]
+        here = where.renamed(names)
+        filled = _grow_fields(
+            here.enter(old), here.enter(fresh), alone, numbered, second_moment, here
+        )
+        filled = here.leave(filled)
+        grown |= {place: filled[inner] for place, inner in names.items() if inner in filled}
+        if donate:
+            delete(old.values(), filled.values(), keep)
+    return grown
+
+
+def _numbered(known: Sequence[_Known], growth: Growth) -> tuple[tuple[_Known, ...], Growth]:
+    """Returns arrays of the state with numbers for names, and the growth of what they follow."""
+    alone = apart(growth, [one.field.leaf for one in known])
+    fields = (
+        replace(one.field, group=leaf.path, inner=leaf.path, leaf=leaf)
+        for one, leaf in zip(known, alone.widths.leaves, strict=True)
+    )
+    numbered = (replace(one, field=field) for one, field in zip(known, fields, strict=True))
+    return tuple(numbered), alone
+
+
+@functools.partial(jax.jit, static_argnames=("growth", "known", "second_moment", "where"))
+def _grow_fields(
+    arrays: dict[str, Array],
+    own: dict[str, Array],
+    growth: Growth,
+    known: tuple[_Known, ...],
+    second_moment: str,
+    where: Placement,
+) -> dict[str, Array]:
+    """Returns arrays that follow old ones of the network, by place; see ``_fill_fields``."""
+    grown: dict[str, Array] = {}
+    for one in known:
+        path, stack = one.field.leaf.path, one.stack
+        array = read(one.field, arrays)
+        fresh = own[path].astype(array.dtype) if path in own else None
+        if changes(one.field.leaf, growth):
+            old_rows = np.flatnonzero(np.asarray(stack.layers) >= 0) if stack else None
+            rows = fresh if fresh is None or old_rows is None else fresh[old_rows]
+            array = _widened(array, one, growth, rows, second_moment)
+        if stack:
+            array = _deepened(array, stack, one.meaning, fresh, second_moment)
+        grown |= written(one.field, path, array, one.shape)
+    return where.constrain(grown)
+
+
+@functools.partial(jax.jit, static_argnames=("growth", "new", "shapes", "second_moment", "where"))
+def _fill_fields(
+    arrays: dict[str, Array],
+    starts: dict[str, Array],
+    grown: dict[str, Array],
+    own: dict[str, Array] | None,
+    growth: Growth,
+    new: tuple[_New, ...],
+    shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    second_moment: str,
+    where: Placement,
+) -> dict[str, Array]:
+    """Returns the arrays that follow new ones of the network, by place.
+
+    Args:
+        arrays: the old ones, by place.
+        starts: what training of the larger network would start with, for new arrays.
+        grown: the arrays that follow old ones of the network, by place.
+        own: the grown variables, by path.
+        growth: the growth.
+        new: the arrays that follow new ones of the network.
+        shapes: shapes of the larger network's state, by place.
+        second_moment: see ``grow_opt_state``.
+        where: on which devices they lie.
+    """
+    wanted = dict(shapes)
+    filled: dict[str, Array] = {}
+    for newborn in new:
+        place, dtype = newborn.field.place, arrays[newborn.kin[0].place].dtype
+        if newborn.meaning == "parameters":
+            filled[place] = _filled(newborn, arrays, grown, growth, own).astype(dtype)
+        elif newborn.meaning not in ("second", "magnitude") or second_moment == "zeros":
+            filled[place] = starts[place].astype(dtype)
+        elif not newborn.field.is_factor:
+            largest = [jnp.max(read(one, arrays), initial=0) for one in newborn.peers]
+            moment = jnp.max(jnp.stack(largest))
+            insertion = newborn.insertion
+            shape = insertion.shape if newborn.field.axis is None else wanted[place]
+            full = jnp.full(shape, moment, dtype)
+            filled |= written(newborn.field, insertion.path, full, wanted.get(place))
+    return where.constrain(filled)
+
+
+def _filled(
+    new: _New,
+    arrays: Mapping[str, Array],
+    grown: Mapping[str, Array],
+    growth: Growth,
+    own: Mapping[str, Array] | None,
+) -> Array:
+    """Returns an average of parameters for a new array: its own values, or those of an identity."""
+    path, source = new.insertion.path, new.insertion.source
+    if own is not None:
+        return own[path]
+    sources = {}
+    if source is not None:
+        copied = new.field.at(growth.place(source))
+        sources[source] = grown[copied] if copied in grown else arrays[new.field.at(source)]
+    filled: dict[str, Array] = fill(sources, (new.insertion,), {}, None)
+    return filled[path]
+
+
+def _widened(
+    array: Array, known: _Known, growth: Growth, fresh: Array | None, second_moment: str
+) -> Array:
+    """Returns an array of the state with its widths grown."""
+    leaf, axis, meaning = known.field.leaf, known.field.axis, known.meaning
+    if meaning == "parameters":
+        return grow_leaf(array, leaf, growth, fresh)
+    axes = leaf.axes if axis is None else leaf.axes[axis : axis + 1]
+    degree = DEGREES[meaning]
+    signed = meaning in ("first", "update")
+    fill: Fill = "zero" if signed or second_moment == "zeros" else "mean"
+
+    def map_of(units: Units) -> AxisMap:
+        return map_of_moment(growth.change[units.width], units, degree, fill)
+
+    if known.start:
+        array = array - known.start
+    if factor := growth.factors.get(leaf.path):
+        array = (array / factor**degree).astype(array.dtype)
+    array = transform(array, axes, growth.sizes, map_of)
+    return array + known.start if known.start else array
+
+
+def _deepened(
+    array: Array,
+    insertion: Insertion,
+    meaning: Meaning,
+    fresh: Array | None,
+    second_moment: str,
+) -> Array:
+    """Returns an array of the state with an entry for each layer of a deeper stack."""
+    if meaning == "parameters" and fresh is None:
+        filled: dict[str, Array] = fill({insertion.old: array}, (insertion,), {}, None)
+        return filled[insertion.path]
+    if fresh is None:
+        fresh = jnp.zeros((1, *array.shape[1:]), array.dtype)
+        if meaning not in ("first", "update") and second_moment == "mean":
+            fresh = jnp.mean(array, 0, keepdims=True).astype(array.dtype)
+    return stacked(replace(insertion, fill="free"), array, fresh)

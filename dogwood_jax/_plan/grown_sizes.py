@@ -1,0 +1,74 @@
+"""The size of every dimension of a network once some widths have grown: ``GrownSizes``."""
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+import jax
+import numpy as np
+
+from dogwood_jax._base.trees import is_array, struct
+from dogwood_jax._widths.dims import Dim, parts_of, spread_out
+from dogwood_jax._widths.layout import units_of
+from dogwood_jax._widths.roles import spots_along
+from dogwood_jax._widths.widths import Widths
+
+
+class GrownSizes:
+    """The size that each dimension of a network has once some widths have grown.
+
+    Args:
+        widths: the widths of a network that was traced in this process.
+        sizes: new sizes by name of the width.
+
+    Attributes:
+        names: name of each width by dimension.
+        lengths: the sizes of all axes of arrays, and of what these are made of, before and after.
+    """
+
+    def __init__(self, widths: Widths, sizes: Mapping[str, int]) -> None:
+        assert widths.network is not None
+        self._network = widths.network
+        dims = {path: value.dims for path, value in widths.network.traced.leaves.items()}
+        self.names: dict[Dim, str] = {}
+        self._sizes: dict[Dim, int] = {}
+        for leaf in widths.leaves:
+            for axis, (layout, dim) in enumerate(zip(leaf.axes, dims[leaf.path], strict=True)):
+                spots = spots_along(0, axis, spread_out(dim))
+                for spot, units in zip(spots, units_of(layout), strict=True):
+                    self.names[spot.atom] = units.width
+                    self._sizes[spot.atom] = sizes.get(units.width, units.size)
+        every = (d for along in dims.values() for dim in along for d in parts_of(dim))
+        self.lengths = {(d.size, self(d)) for d in every}
+
+    def __call__(self, dim: Dim) -> int:
+        dim = dim.root
+        if dim not in self._sizes:
+            parts = list(map(self, dim.parts))
+            size = prod(parts) if dim.kind == "product" else sum(parts)
+            self._sizes[dim] = size if dim.kind else dim.size
+        return self._sizes[dim]
+
+    def old_places(self, dim: Dim) -> np.ndarray:
+        """Returns where the old entries along a dimension are among the new: ``[old size]``."""
+        dim = dim.root
+        if dim.kind is None:
+            return np.arange(dim.size)
+        parts, sizes = list(map(self.old_places, dim.parts)), list(map(self, dim.parts))
+        if dim.kind == "concat":
+            starts = np.cumsum([0, *sizes[:-1]])
+            return np.concatenate([start + part for start, part in zip(starts, parts, strict=True)])
+        places = np.zeros(1, int)
+        for part, size in zip(parts, sizes, strict=True):
+            places = np.add.outer(places * size, part).ravel()
+        return places
+
+    def inputs(self) -> tuple[Any, ...]:
+        """Returns the network's inputs in these sizes, ``jax.ShapeDtypeStruct`` for arrays."""
+        dims = iter(self._network.traced.trace.inputs)
+        leaves, structure = jax.tree.flatten(self._network.inputs)
+        inputs = [
+            struct([self(next(dims)) for _ in leaf.shape], leaf.dtype) if is_array(leaf) else leaf
+            for leaf in leaves
+        ]
+        return tuple(jax.tree.unflatten(structure, inputs))

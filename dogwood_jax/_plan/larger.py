@@ -1,0 +1,333 @@
+"""The larger model's own program, where it is given: ``read_larger``.
+
+Shapes leave open how a product such as heads * head_dim is split, and say nothing of constants. The
+larger model's program tells both, and where it has more layers, what they must compute.
+"""
+
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from math import isclose
+from typing import Any
+
+import jax
+
+from dogwood_jax._arrays.insert import Insertion
+from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path, struct
+from dogwood_jax._front.deepen import Pairs, wider_insertions
+from dogwood_jax._growth.growth import Change
+from dogwood_jax._modules.resizing import Resizing, says_numbers
+from dogwood_jax._plan.comparison import Comparison
+from dogwood_jax._plan.grown_sizes import GrownSizes
+from dogwood_jax._plan.target import sizes_of_target
+from dogwood_jax._program.program import Program
+from dogwood_jax._widths.dims import LAYERS
+from dogwood_jax._widths.layout import Layout, Units
+from dogwood_jax._widths.recipes.states import LARGEST_EPSILON
+from dogwood_jax._widths.trace import Traced, trace
+from dogwood_jax._widths.widths import Widths
+
+
+@dataclass(frozen=True)
+class Larger:
+    """What is known of the larger model.
+
+    Attributes:
+        shapes: shapes of the arrays that the network has, too, by their paths in the network.
+        insertions: the arrays that it has not.
+        numbers: where it has layers that the network has not, for each constant that only one of
+            both has, the pairs of the network's and its own that it may be one of.
+        widths: the larger model's widths.
+        names: for widths of the network, their names in the larger model.
+    """
+
+    shapes: Mapping[str, Any]
+    insertions: tuple[Insertion, ...] = ()
+    numbers: tuple[Pairs, ...] = ()
+    widths: Widths | None = None
+    names: Mapping[str, str] | None = None
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Sizes of the network's widths in the larger model, where its program tells them."""
+        if self.widths is None or self.names is None:
+            return {}
+        return {name: self.widths.sizes[larger] for name, larger in self.names.items()}
+
+    def constants(self, change: Change) -> Iterator[tuple[str, float, float, float | None]]:
+        """Yields constants inside a network with norms over a width, or factors that follow it.
+
+        Each with what it is, its value, the one that it must have once the width has grown, and
+        the one that it has in the larger model, if that is known.
+        """
+        if change.recipe is None:
+            return
+        own: dict[str, list[float]] = {}
+        if self.widths is not None and self.names and change.width in self.names:
+            for recipe in self.widths[self.names[change.width]].recipes:
+                for what, value, _ in recipe.constants:
+                    if recipe.strategy == change.recipe.strategy:
+                        own.setdefault(what, []).append(value)
+        wanted: dict[str, list[tuple[float, float]]] = {}
+        for what, value, power in change.recipe.constants:
+            wanted.setdefault(what, []).append((value, value * change.ratio**power))
+        for what, pairs in wanted.items():
+            # Constants that are called alike are told apart by their order, in equal networks.
+            its = own.get(what, [])
+            if len(its) == len(pairs):
+                known: list[float | None] = [*its]
+            else:
+                known = [_closest(after, its) for _, after in pairs]
+            yield from ((what, *pair, mine) for pair, mine in zip(pairs, known, strict=True))
+
+    def epsilons(self, widths: Widths, changes: Iterable[Change]) -> Iterator[tuple[float, int]]:
+        """Yields epsilons that the model lacks, and how many times.
+
+        Those of other norms must stay as they are, though an argument of the model may set all.
+
+        Args:
+            widths: the network's widths.
+            changes: how they change.
+        """
+        if self.widths is None or self.widths.network is None or widths.network is None:
+            return
+        wanted, found = (_epsilons(w.network.traced) for w in (widths, self.widths))  # type: ignore[union-attr]
+        for change in changes:
+            for _, number, power in change.recipe.constants if change.recipe else ():
+                if (old := _closest(number, wanted)) is not None:
+                    wanted.remove(old)
+                    wanted.append(number * change.ratio**power)
+        missing: dict[float, int] = {}
+        for number in wanted:
+            if (own := _closest(number, found)) is not None:
+                found.remove(own)
+            else:
+                missing[number] = missing.get(number, 0) + 1
+        yield from missing.items()
+
+
+def _epsilons(traced: Traced) -> list[float]:
+    """Returns the small constants that are added to something."""
+    return [
+        value.number
+        for step in traced.trace.steps
+        if step.name in ("add", "add_any", "max")
+        for value in step.operands
+        if value.number is not None and 0 < value.number <= LARGEST_EPSILON
+    ]
+
+
+def _closest(number: float, others: Iterable[float]) -> float | None:
+    return next((other for other in others if isclose(number, other, rel_tol=1e-5)), None)
+
+
+def read_larger(widths: Widths, target: PyTree, target_apply: Callable[..., Any] | None) -> Larger:
+    """Reads the larger model's shapes, and its program if there is one.
+
+    Args:
+        widths: the network's widths.
+        target: a pytree of arrays or ``jax.ShapeDtypeStruct`` of the larger model.
+        target_apply: its function of variables and inputs, or None.
+
+    Raises:
+        ValueError: if the program is needed and cannot be had, or new layers of the larger model
+            cannot compute the identity.
+    """
+    shapes = arrays_of(leaves_by_path(target))
+    if target_apply is None:
+        return Larger(shapes)
+    network = widths.network
+    if network is None:
+        raise ValueError(
+            "target_apply= needs widths that were traced in this process: trace the network again"
+        )
+    found: tuple[Insertion, ...] = ()
+    numbers: tuple[Pairs, ...] = ()
+    if is_deeper(widths, shapes):
+        try:
+            found, numbers = wider_insertions(
+                network.apply, network.variables, target_apply, target, *network.inputs
+            )
+        except ValueError:
+            raise
+        except Exception as error:  # a function may raise anything if it is given other inputs
+            raise ValueError(
+                "target_apply= cannot be traced with the target's arrays and the network's inputs, "
+                "as it is to find where layers are inserted; if the larger model's inputs are "
+                f"larger, too, grow these first, in a growth of its own: {error}"
+            ) from error
+    places = {i.old: i.path for i in found if i.old is not None}
+    stacked = {i.path for i in found if i.layers}
+    paired = {leaf.path: places.get(leaf.path, leaf.path) for leaf in widths.leaves}
+    kept = {}
+    for leaf in widths.leaves:
+        if (place := paired[leaf.path]) in shapes:
+            array = shapes[place]
+            layers = leaf.shape[:1] if place in stacked else tuple(array.shape[:1])
+            kept[leaf.path] = struct((*layers, *array.shape[1:]), array.dtype)
+    explained = {*paired.values(), *(i.path for i in found)}
+    kept |= {path: array for path, array in shapes.items() if path not in explained}
+    inputs = GrownSizes(widths, sizes_of_target(widths, kept, {}, [])).inputs()
+    try:
+        larger = trace(target_apply, target, *inputs)
+    except Exception as error:
+        raise ValueError(
+            "target_apply= cannot be traced with the target's arrays and the network's inputs: "
+            f"{error}"
+        ) from error
+    return Larger(kept, found, numbers, larger, _same_widths(widths, larger, paired, stacked))
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """What the network's own function raised when it was given larger arrays.
+
+    Attributes:
+        error: the error.
+        takes_others: whether it takes arrays of other sizes, and so follows their shapes.
+    """
+
+    error: Exception
+    takes_others: bool
+
+    @property
+    def note(self) -> str | None:
+        """What to say of it; nothing of modules that check the sizes in their configuration."""
+        if _checks_sizes(self.error):
+            return None
+        return (
+            "the network's own function does not take arrays of these sizes, so the larger model "
+            f"needs one of its own: {self._reason}"
+        )
+
+    @property
+    def problem(self) -> str | None:
+        """What speaks against the growth: a function of shapes asks for other widths, too."""
+        if not self.takes_others:
+            return None
+        return (
+            "the network's own function follows the shapes of its arrays but does not take these: "
+            f"{self._reason}; grow more widths along, or pass target= and target_apply="
+        )
+
+    @property
+    def _reason(self) -> str:
+        reason = next(iter(str(self.error).splitlines()), "")
+        return f"{type(self.error).__name__}: {reason}"
+
+
+def _checks_sizes(error: Exception) -> bool:
+    """Whether a module of Flax compared shapes with its configuration."""
+    return type(error).__module__.startswith("flax.")
+
+
+def compare_programs(
+    widths: Widths, sizes: Mapping[str, int], larger: Larger, target: PyTree
+) -> Comparison | Rejected | None:
+    """Compares the network's program with that of the larger network.
+
+    Args:
+        widths: the network's widths.
+        sizes: new sizes by name of the width.
+        larger: what is known of the larger model.
+        target: its variables, or None.
+
+    Returns:
+        The comparison with the larger model's own program. Without that, with the network's own
+        function of larger arrays if it takes them, or what it raised if it does not, as functions
+        that know their sizes. None if there is nothing to compare.
+    """
+    network = widths.network
+    if network is None or larger.insertions:
+        return None
+    if larger.widths is not None and larger.widths.network is not None:
+        traced = larger.widths.network.traced
+    else:
+        try:
+            traced = Traced(_own_program(widths, sizes, target), notes_reads=False)
+        except Exception as error:  # any function may raise that knows its sizes
+            is_known = _checks_sizes(error) or target is not None or _says_sizes(widths, sizes)
+            return Rejected(error, not is_known and _follows_shapes(widths))
+    return Comparison(network.traced.trace, traced.trace, GrownSizes(widths, sizes))
+
+
+def _says_sizes(widths: Widths, sizes: Mapping[str, int]) -> bool:
+    """Whether modules among the variables say sizes that change, so that a function knows these."""
+    assert widths.network is not None
+    variables, resizing = widths.network.variables, Resizing(widths.leaves, sizes)
+    larger = jax.tree.structure(resizing.resized(variables))
+    return bool(resizing.problems) or larger != jax.tree.structure(variables)  # type: ignore[operator]
+
+
+def _own_program(widths: Widths, sizes: Mapping[str, int], target: PyTree = None) -> Program:
+    """Returns the program of the network's own function in other sizes.
+
+    It is called with a target's variables, or with its own as they are once they have grown. Where
+    it does not take these, because it holds parts of modules that say the old sizes, it is called
+    with modules that say them, too.
+    """
+    assert widths.network is not None
+    apply, variables = widths.network.apply, widths.network.variables
+    inputs = GrownSizes(widths, sizes).inputs()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if target is not None:
+            return Program(apply, target, inputs)
+        resizing = Resizing(widths.leaves, sizes)
+        if says_numbers(variables):
+            try:
+                return Program(apply, resizing.resized(variables), inputs)
+            except Exception:  # any function may raise that holds parts of the old modules
+                pass
+        return Program(apply, resizing.reshaped(variables), inputs)
+
+
+def _follows_shapes(widths: Widths) -> bool:
+    """Whether the network's own function does the same with all widths twice as large."""
+    assert widths.network is not None
+    sizes = {name: 2 * width.size for name, width in widths.items() if not width.fixed}
+    try:
+        doubled = Traced(_own_program(widths, sizes), notes_reads=False).trace
+    except Exception:  # any function may raise that knows its sizes
+        return False
+    found = Comparison(widths.network.traced.trace, doubled, GrownSizes(widths, sizes))
+    return found.is_in_step and not found.sizes
+
+
+def is_deeper(widths: Widths, shapes: Mapping[str, Any]) -> bool:
+    """Whether the larger model has other arrays, or more entries where a loop counts layers."""
+    known = {leaf.path: leaf for leaf in widths.leaves}
+    if shapes.keys() != known.keys():
+        return True
+    return any(
+        isinstance(axes[0], Units)
+        and widths[axes[0].width].fixed == LAYERS
+        and shapes[path].shape[0] > n
+        for path, leaf in known.items()
+        if (axes := leaf.axes) and len(shapes[path].shape) == len(axes)
+        for n in leaf.shape[:1]
+    )
+
+
+def _same_widths(
+    old: Widths, new: Widths, paired: Mapping[str, str], stacked: Collection[str]
+) -> dict[str, str]:
+    """Returns the names that widths have in the larger model, where their arrays agree on it."""
+    names: dict[str, set[str]] = {}
+    leaves = {leaf.path: leaf for leaf in new.leaves}
+    for leaf in old.leaves:
+        if (place := paired[leaf.path]) in leaves:
+            layers = 1 if place in stacked else 0  # axes along which the old network is shorter
+            for a, b in zip(leaf.axes[layers:], leaves[place].axes[layers:], strict=False):
+                for before, after in _pairs(a, b):
+                    names.setdefault(before, set()).add(after)
+    return {name: found.pop() for name, found in names.items() if len(found) == 1}
+
+
+def _pairs(old: Layout, new: Layout) -> Iterator[tuple[str, str]]:
+    if isinstance(old, Units) and isinstance(new, Units):
+        yield old.width, new.width
+    elif not isinstance(old, Units) and type(old) is type(new):
+        if len(old.parts) == len(new.parts):
+            for a, b in zip(old.parts, new.parts, strict=True):
+                yield from _pairs(a, b)

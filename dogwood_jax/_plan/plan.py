@@ -1,0 +1,590 @@
+"""Plan a growth: ``plan``."""
+
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from dogwood_jax import strategies
+from dogwood_jax._base.arguments import (
+    BOOLEAN,
+    BY_WIDTH,
+    FUNCTION,
+    VARIABLES,
+    WIDTHS,
+    expect,
+    expect_arrays,
+    expect_given,
+    is_integer,
+)
+from dogwood_jax._base.problems import listed
+from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path
+from dogwood_jax._growth.growth import Change, Growth
+from dogwood_jax._plan.comparison import Comparison, is_constant, is_scale
+from dogwood_jax._plan.larger import Larger, Rejected, compare_programs, is_deeper, read_larger
+from dogwood_jax._plan.target import sizes_of_target, splits
+from dogwood_jax._widths.positions import is_of_table
+from dogwood_jax._widths.scales import MUST_STAY, SILENT, SUSPICION
+from dogwood_jax._widths.widths import Recipe, Width, Widths
+from dogwood_jax.strategies import Strategy
+
+
+def plan(
+    widths: Widths,
+    sizes: Mapping[Any, int] | None = None,
+    *,
+    target: PyTree = None,
+    target_apply: Callable[..., Any] | None = None,
+    keep: Mapping[Any, Any] | None = None,
+    merge: Mapping[Any, Sequence[Sequence[int]]] | None = None,
+    strategy: Strategy | Mapping[str, Strategy] | None = None,
+    interface: bool = False,
+) -> Growth:
+    """Plans a growth: works out what becomes of each array, without touching any values.
+
+    With a preserving strategy, which the default is, the grown network computes what the old one
+    did: a width whose growth would change that is refused, with the reason. Where the network
+    computes with a width's size, as norms and attention scales do, and an exact recipe is known,
+    the default is that recipe; what it asks of the larger model's configuration is in the growth's
+    notes.
+
+    Args:
+        widths: the widths of the network, from ``trace`` or ``chain``.
+        sizes: new number of units by name of the width, or by ``(path, axis)`` of any place where
+            it occurs.
+        target: a pytree of arrays or ``jax.ShapeDtypeStruct`` of the larger model. Which widths
+            differ is worked out; ``sizes`` settles what the shapes leave open. The grown
+            variables get the target's tree structure.
+        target_apply: the larger model's function of variables and inputs. With it, the plan reads
+            how the larger model splits products such as heads * head_dim, checks its constants and
+            that it computes the same otherwise, and may insert layers that only the larger model
+            has, filled so that they compute the identity (see ``deepen``).
+        keep: by width, the units that stay: their indices, in their new order, or a boolean mask.
+            The others are removed. ``narrow`` does the same to variables, but moves the effect of
+            constant units into biases before.
+        merge: by width, groups of units that compute the same function, as ``find_symmetric``
+            returns them. The first of a group stays and takes over the others' outgoing weights,
+            see ``merge_symmetric``.
+        strategy: one strategy for all widths, or a mapping from width name to strategy. Widths
+            without one grow by ``strategies.zero_outgoing()``, or by the recipe they need.
+        interface: whether widths that are dimensions of the network's inputs or outputs may
+            change: old outputs stay, new ones are appended.
+
+    Returns:
+        The growth, for ``grow`` and ``grow_opt_state``.
+
+    Raises:
+        TypeError: if ``widths`` are none, or another argument is of the wrong kind.
+        ValueError: for unknown widths, sizes below today's, widths that cannot grow or cannot
+            grow without changing outputs, and shapes of the target that no growth explains; all
+            of them in one message.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import dogwood_jax as dw
+        >>> layer = lambda i, o: {"kernel": jnp.ones((i, o)), "bias": jnp.ones(o)}
+        >>> widths = dw.chain({"up": layer(4, 8), "down": layer(8, 2)}, ("up", "down"))
+        >>> print(dw.plan(widths, {"up": 16}))
+        array        before  after  new entries
+        -----------  ------  -----  ----------------
+        up/kernel    4x8     4x16   axis 1 free (up)
+        up/bias      8       16     axis 0 free (up)
+        down/kernel  8x2     16x2   axis 0 zero (up)
+        >>> dw.plan(widths, keep={"up": [0, 2, 5]})
+        Growth(up: 8 -> 3)
+    """
+    if sizes is None:
+        expect("plan", widths=(WIDTHS, widths))
+    else:
+        expect("plan(widths, sizes)", widths=(WIDTHS, widths), sizes=(BY_WIDTH, sizes))
+    expect_given(
+        "plan",
+        target=(VARIABLES, target),
+        target_apply=(FUNCTION, target_apply),
+        keep=(BY_WIDTH, keep),
+        merge=(BY_WIDTH, merge),
+        interface=(BOOLEAN, interface),
+    )
+    if sizes is None and target is None and keep is None and merge is None:
+        raise ValueError(
+            "plan needs sizes, {name: units}, or target=, a larger model's variables; "
+            "or keep= or merge= to remove units"
+        )
+    if target_apply is not None and target is None:
+        raise ValueError("plan: target_apply= goes with target=, the variables of that function")
+    if target is not None and target_apply is None:
+        paths = [leaf.path for leaf in widths.leaves]
+        expect_arrays("plan", "target", target, arrays_of(leaves_by_path(target)), paths)
+    problems: list[str] = []
+    new = _named_sizes(widths, sizes or {}, problems)
+    structure, larger = None, Larger({})
+    if target is not None:
+        structure, larger = jax.tree.structure(target), read_larger(widths, target, target_apply)
+        problems += [
+            f"{name}: asked for {size} units, but the larger model has {larger.sizes[name]}"
+            for name, size in new.items()
+            if larger.sizes.get(name, size) != size
+        ]
+        new = sizes_of_target(widths, larger.shapes, larger.sizes | new, problems)
+    chosen = _strategies(widths, strategy, problems)
+    comparable = not problems and keep is None and merge is None
+    comparable &= all(s.preserving or s.choice is not None for s in chosen.values())
+    compared = compare_programs(widths, new, larger, target) if comparable else None
+    rejected = compared if isinstance(compared, Rejected) else None
+    compared = None if isinstance(compared, Rejected) else compared
+    known = compared if target_apply is not None else None
+    changes = {
+        name: _extended(
+            widths[name] if known is None else _cleared(widths[name], known),
+            new[name],
+            chosen.get(name),
+            interface,
+            larger,
+            problems,
+        )
+        for name, size in widths.sizes.items()
+        if new.get(name, size) != size
+    }
+    for name, units in _by_name(widths, keep or {}, problems):
+        _once(changes, name, problems)
+        changes[name] = _kept(widths[name], units, interface, problems)
+    for name, groups in _by_name(widths, merge or {}, problems):
+        _once(changes, name, problems)
+        changes[name] = _merged(widths[name], groups, interface, problems)
+    made = tuple(
+        change
+        for name in widths
+        if (change := changes.get(name))
+        if (change.new, change.sources) != (change.old, tuple(range(change.old)))
+    )
+    notes = [
+        note
+        for change in made
+        for note in _notes(widths[change.width], change)
+        if known is None or not note.endswith(MUST_STAY)
+    ]
+    for change in made:
+        notes += _constants(larger, change, problems)
+    problems += [
+        f"the larger model must add {number:.9g}, the epsilon of a norm, in {n} more "
+        f"place{'s' * (n > 1)}; epsilons change only where the growth's notes say so"
+        for number, n in larger.epsilons(widths, made)
+        if not problems
+    ]
+    degrees = widths.network.traced.trace.degrees if widths.network else {}
+    problems += (
+        "the larger model has other numbers than the network: "
+        + " or ".join(f"{its:.6g} instead of {number:.6g}" for number, its in pairs)
+        for pairs in larger.numbers
+        if not any(
+            is_constant(*pair, 0.0, made) or is_scale(*pair, made, degrees) for pair in pairs
+        )
+    )
+    if rejected and rejected.problem:
+        problems.append(rejected.problem)
+    if comparable:
+        problems += (f"{name}: {why}" for name, why in widths.conflicts or () if name in changes)
+    if problems:
+        unread = target is not None and target_apply is None and widths.network is not None
+        if unread and is_deeper(widths, larger.shapes):
+            problems.append(
+                "if the larger model has more layers, pass its function of variables and inputs as "
+                "target_apply=, and they are inserted"
+            )
+        raise ValueError(listed("cannot plan this growth", problems))
+    if target_apply is None:
+        sizes_now = {change.width: change.new for change in made}
+        notes += splits(widths, sizes_now, every=target is not None)
+        if rejected and rejected.note and target is None:
+            notes.append(rejected.note)
+    growth = Growth(widths, made, tuple(dict.fromkeys(notes)), structure, larger.insertions)
+    if compared:
+        _check(growth, compared, target, target_apply is not None)
+    return growth
+
+
+class Contradicted(ValueError):
+    """The larger network's program computes something else than a growth supposes."""
+
+
+def conflicts_of(widths: Widths) -> tuple[tuple[str, str], ...]:
+    """Returns the widths that the network's own program speaks against growing, with the reasons.
+
+    Widths that are written to a file take these along in place of the function. Every width is
+    doubled, all of them at once, and by halves where that fails.
+    """
+    found: dict[str, str] = {}
+
+    def search(names: Sequence[str]) -> None:
+        try:
+            plan(widths, {name: 2 * widths[name].size for name in names}, interface=True)
+        except Contradicted as error:
+            if len(names) == 1:
+                found[names[0]] = f"when it was written, {str(error).splitlines()[1][2:]}"
+                return
+            for half in (names[: len(names) // 2], names[len(names) // 2 :]):
+                search(half)
+        except ValueError:
+            for name in names if len(names) > 1 else ():
+                search([name])
+
+    names = [name for name, width in widths.items() if not width.fixed]
+    names = [name for name in names if _grows(widths[name])]
+    if names and widths.network is not None:
+        search(names)
+    return tuple(found.items())
+
+
+def _grows(width: Width) -> bool:
+    """Whether a width can be doubled by default."""
+    return (not width.hazards or bool(width.recipes)) and width.free_hazard is None
+
+
+def _cleared(width: Width, compared: Comparison) -> Width:
+    """Returns a width without hazards that turned out not to follow from its size.
+
+    Numbers did not change, and tables have the same numbers for old units, which their copies have
+    not.
+    """
+    tables = [h for h in width.hazards if is_of_table(h) and width.name in compared.kept_tables]
+    hazards = tuple(
+        f"{hazard}, and not seen to stay in the larger model" if is_of_table(hazard) else hazard
+        for hazard in width.hazards
+        if not (hazard.endswith(SUSPICION) and compared.agrees)
+        if (width.name, hazard) not in compared.refuted
+        if hazard not in tables
+    )
+    return replace(
+        width,
+        hazards=hazards,
+        copy_hazards=(*width.copy_hazards, *tables),
+        recipes=width.recipes if hazards else (),
+    )
+
+
+def _check(growth: Growth, compared: Comparison, target: PyTree, has_apply: bool) -> None:
+    """Raises if the larger network's program contradicts a growth."""
+    problems = list(compared.problems(growth.change, exactly=has_apply))
+    if problems and not has_apply:
+        if compared.holds_on and (target is not None or not compared.cuts_elsewhere):
+            return  # the larger model has a function of its own
+        way_out = "if the larger model's function does otherwise, pass target= and target_apply="
+        problems = [f"{problem}; {way_out}" for problem in problems]
+    if problems:
+        what = "the larger model" if has_apply else "in these sizes, the network itself"
+        raise Contradicted(
+            listed(
+                "cannot plan this growth",
+                [f"{what} computes something else: {problem}" for problem in problems[:3]],
+            )
+        )
+
+
+def _by_name(
+    widths: Widths, asked: Mapping[Any, Any], problems: list[str]
+) -> Iterator[tuple[str, Any]]:
+    """Yields what is asked of each width, by its name."""
+    for place, value in asked.items():
+        is_place = isinstance(place, tuple) and len(place) == 2
+        try:
+            yield (widths.of(*place) if is_place else widths[place]).name, value
+        except KeyError as error:
+            problems.append(str(error.args[0]))
+
+
+def _named_sizes(widths: Widths, sizes: Mapping[Any, int], problems: list[str]) -> dict[str, int]:
+    """Returns the asked sizes by width name."""
+    new: dict[str, int] = {}
+    for name, size in _by_name(widths, sizes, problems):
+        if not is_integer(size):
+            problems.append(f"{name}: the number of units must be an integer, got {size!r}")
+        elif new.setdefault(name, operator.index(size)) != size:
+            problems.append(f"{name}: asked for two sizes, {new[name]} and {size}")
+    return new
+
+
+def _once(changes: Mapping[str, Change], name: str, problems: list[str]) -> None:
+    if name in changes:
+        problems.append(
+            f"{name}: is to change in two ways, by sizes=, target=, keep= or merge=; "
+            "plan one after the other"
+        )
+
+
+def _strategies(
+    widths: Widths, strategy: Strategy | Mapping[str, Strategy] | None, problems: list[str]
+) -> Mapping[str, Strategy]:
+    """Returns the strategy of each width that is given one."""
+    if strategy is None:
+        return {}
+    if isinstance(strategy, Strategy):
+        return dict.fromkeys(widths, strategy)
+    for one in strategy.values() if isinstance(strategy, Mapping) else [strategy]:
+        if not isinstance(one, Strategy):
+            raise TypeError(
+                f"strategy must come from dw.strategies, such as dw.strategies.replicate(), "
+                f"got {one!r}"
+            )
+    for name in strategy:
+        try:
+            widths[name]
+        except KeyError as error:
+            problems.append(f"strategy: {error.args[0]}")
+    return strategy
+
+
+# Growing ------------------------------------------------------------------------------------------
+
+
+def _extended(
+    width: Width,
+    new: int,
+    strategy: Strategy | None,
+    interface: bool,
+    larger: Larger,
+    problems: list[str],
+) -> Change:
+    """Returns how a width gets more units, after checking that it can."""
+    ways = [
+        Change(
+            width.name,
+            width.size,
+            new,
+            strategy or getattr(strategies, recipe.strategy if recipe else "zero_outgoing")(),
+            recipe=recipe,
+        )
+        for recipe in _recipes(width, new, strategy)
+    ]
+    # The larger model may have the constants that another recipe asks for.
+    change = next((way for way in ways if not list(_unlike(larger, way))), ways[0])
+    problems += _refusals(width, new, change.strategy, change.recipe, interface)
+    sources = _sources(width.size, new, change.strategy, problems, width.name)
+    return replace(change, sources=sources)
+
+
+def _recipes(width: Width, new: int, strategy: Strategy | None) -> Sequence[Recipe | None]:
+    """Returns the recipes to choose from, with this strategy if there is one, or None."""
+    if not width.hazards:
+        return [None]
+    name = None if strategy is None else strategy.name
+    if strategy is not None and strategy.choice is not None:
+        name = "zero_outgoing"  # which is what choosing begins with
+    fitting = [
+        recipe
+        for recipe in width.recipes
+        if name in (None, recipe.strategy)
+        if not recipe.multiple or new % width.size == 0
+    ]
+    return fitting or [None]
+
+
+def _sources(
+    old: int, new: int, strategy: Strategy, problems: list[str], name: str
+) -> tuple[int, ...] | None:
+    """Returns the old unit behind each new one, where a strategy copies units."""
+    if strategy.incoming != "copy" or not old:
+        return None
+    if strategy.name == "tile":
+        return (*range(old),) * (new // old)
+    copied = strategy.units or range(old)
+    if bad := [unit for unit in copied if not 0 <= unit < old]:
+        problems.append(f"{name}: has units 0 to {old - 1}, so none of {bad} can be copied")
+    return (*range(old), *(copied[i % len(copied)] for i in range(new - old)))
+
+
+def _refusals(
+    width: Width, new: int, strategy: Strategy, recipe: Recipe | None, interface: bool
+) -> list[str]:
+    """Returns why a width cannot take its new size with this strategy."""
+    name, old = width.name, width.size
+    if new < old:
+        return [
+            f"{name}: {new} units are fewer than today's {old}; growing never drops units; "
+            "say which ones stay with keep=, or use dw.narrow"
+        ]
+    if width.fixed:
+        return _fixed(width, new, "grow")
+    obstacles = _obstacles(width, new, strategy, recipe)
+    return _interface(width, interface) + [
+        f"{name}: {obstacle}; {_ways_out(width)}" for obstacle in obstacles
+    ]
+
+
+def _obstacles(width: Width, new: int, strategy: Strategy, recipe: Recipe | None) -> Iterator[str]:
+    """Yields what keeps a width from growing with this strategy, other than its being fixed."""
+    if strategy.name in ("zero_incoming", "tile") and recipe is None:
+        known = any(strategy.name == other.strategy for other in width.recipes)
+        reason = "is for widths under a norm that can grow no other way"
+        if known:
+            reason = f"cannot grow it from {width.size} to {new}"
+        yield f"strategies.{strategy.name}() {reason}"
+    elif (strategy.preserving or strategy.choice is not None) and recipe is None and width.hazards:
+        yield (
+            f"growing it from {width.size} to {new} would change outputs: "
+            f"{'; '.join(width.hazards)}; it occurs in {_places(width)}"
+        )
+    choice = strategy.choice
+    zero_incoming = strategy.incoming == "zero" or (choice and choice.side == "outgoing")
+    if zero_incoming and width.zero_hazard and recipe is None:
+        yield f"new units cannot have zero incoming weights: {width.zero_hazard}"
+    free_incoming = strategy.incoming == "free" and strategy.outgoing != "free"
+    if (free_incoming or (choice and choice.side == "incoming")) and width.free_hazard:
+        yield f"new units cannot have random incoming weights: {width.free_hazard}"
+    roles = {occurrence.role for occurrence in width.occurrences}
+    if choice and not ("incoming" in roles and roles - {"incoming"}):
+        yield (
+            f"strategies.{strategy}() chooses between incoming and outgoing weights, but the width "
+            f"has {' and '.join(sorted(roles))} ones only"
+        )
+    if strategy.incoming == "copy" and width.interface:
+        yield (
+            "units of an input or output cannot be copied, because new inputs are not copies of "
+            "old ones"
+        )
+    if strategy.preserving and strategy.incoming == "copy" and recipe is None:
+        if width.copy_hazards:
+            yield f"copying units would change outputs: {'; '.join(width.copy_hazards)}"
+
+
+def _ways_out(width: Width) -> str:
+    """Names strategies with which nothing keeps a width from growing."""
+    ways: list[tuple[Strategy, Recipe | None]] = [
+        (strategies.zero_outgoing(), None),
+        (strategies.replicate(), None),
+        (strategies.zeros(), None),
+    ]
+    if width.hazards:
+        ways = [(getattr(strategies, recipe.strategy)(), recipe) for recipe in width.recipes]
+    open_ways = [way for way in ways if not [*_obstacles(width, 2 * width.size, *way)]]
+    if open_ways and not width.hazards:
+        return f"use strategies.{open_ways[0][0]}()"
+    exact = [
+        f"strategies.{strategy}() keeps outputs"
+        + f" for multiples of {width.size}" * bool(recipe and recipe.multiple)
+        for strategy, recipe in open_ways
+    ]
+    if width.hazards and all(map(is_of_table, width.hazards)):
+        exact.append(
+            "if old units have the same numbers in a larger network, target= and target_apply= "
+            "show it"
+        )
+    return " and ".join([*exact, "strategies.random() grows it all the same"])
+
+
+def _notes(width: Width, change: Change) -> Iterator[str]:
+    """Yields what the larger model's configuration or the caller has to mind."""
+    for note in width.notes:
+        if not note.startswith(SILENT) or change.strategy.outgoing == "zero":
+            yield f"{width.name}: {note}"
+    if change.strategy.noise:
+        yield f"{width.name}: copies carry noise, so outputs change"
+    if change.strategy.choice and (epsilon := change.strategy.choice.epsilon):
+        yield (
+            f"{width.name}: incoming weights of new units are {epsilon:g} times drawn ones instead "
+            "of zero, so outputs change by about as much"
+        )
+    if change.strategy is strategies.KEEP and change.recipe is None:
+        for hazard in width.hazards:
+            yield f"{width.name}: removing units changes outputs: {hazard}"
+
+
+def _constants(larger: Larger, change: Change, problems: list[str]) -> Iterator[str]:
+    """Yields the constants that the larger model must have, as far as it does not tell its own."""
+    problems += (
+        f"{change.width}: in the larger model, {what} must be {wanted:.9g}, but it is {own:.9g}"
+        for what, wanted, own in _unlike(larger, change)
+    )
+    alike: dict[float, list[str]] = {}
+    for what, value, wanted, own in larger.constants(change):
+        if own is None and wanted != value and larger.insertions:
+            problems.append(
+                f"{change.width}: {what} must be {wanted:.9g}, but the larger model has none that "
+                "follows from the width"
+            )
+        elif own is None and wanted != value:
+            alike.setdefault(wanted, []).append(what)
+    for wanted, whats in alike.items():
+        more = f" (and {len(whats) - 1} more such constants)" if len(whats) > 1 else ""
+        yield f"{change.width}: in the larger model, {whats[0]} must be {wanted:.9g}{more}"
+
+
+def _unlike(larger: Larger, change: Change) -> Iterator[tuple[str, float, float]]:
+    """Yields the constants that are others in the larger model than a growth asks for."""
+    for what, _, wanted, own in larger.constants(change):
+        if own is not None and abs(own - wanted) > 1e-5 * abs(wanted):
+            yield what, wanted, own
+
+
+def _interface(width: Width, interface: bool) -> list[str]:
+    if interface or not width.interface:
+        return []
+    return [
+        f"{width.name}: is a dimension of an input or output; pass interface=True to append to it"
+    ]
+
+
+# Removing units -----------------------------------------------------------------------------------
+
+
+def _kept(width: Width, units: Any, interface: bool, problems: list[str]) -> Change:
+    """Returns how a width loses all units but some."""
+    asked = np.asarray(units)
+    if asked.dtype == bool and asked.shape == (width.size,):
+        asked = np.flatnonzero(asked)
+    kept = tuple(asked.tolist()) if asked.ndim == 1 else (-1,)
+    whole = np.issubdtype(asked.dtype, np.integer) or not asked.size
+    if not whole or {*kept} - {*range(width.size)} or len({*kept}) < len(kept):
+        problems.append(
+            f"{width.name}: keep takes distinct indices below {width.size}, or a boolean mask of "
+            f"{width.size} units; got {units!r}"
+        )
+        kept = ()
+    elif width.size and not kept:
+        problems.append(
+            f"{width.name}: keep leaves none of its {width.size} units; keep one at least, because "
+            "a width without units cannot grow again, or write the network without these layers"
+        )
+    problems += _fixed(width, len(kept), "change") + _interface(width, interface)
+    recipe = next((r for r in width.recipes if r.strategy != "tile"), None) if kept else None
+    return Change(width.name, width.size, len(kept), strategies.KEEP, kept, recipe=recipe)
+
+
+def _merged(
+    width: Width, groups: Sequence[Sequence[int]], interface: bool, problems: list[str]
+) -> Change:
+    """Returns how groups of units of a width become one unit each."""
+    grouped = isinstance(groups, Iterable) and all(isinstance(group, Iterable) for group in groups)
+    members = [unit for group in groups for unit in group] if grouped else [None]
+    whole = all(map(is_integer, members))
+    if not whole or {*members} - {*range(width.size)} or len({*members}) < len(members):
+        problems.append(
+            f"{width.name}: merge takes groups of distinct units below {width.size}, such as "
+            f"[(0, 1)]; got {groups!r}"
+        )
+        groups = ()
+    first = {unit: group[0] for group in groups for unit in group}
+    sources = tuple(unit for unit in range(width.size) if first.get(unit, unit) == unit)
+    place = {unit: index for index, unit in enumerate(sources)}
+    into = tuple(place[first.get(unit, unit)] for unit in range(width.size))
+    problems += _fixed(width, len(sources), "change") + _interface(width, interface)
+    if hazards := (*width.hazards, *width.copy_hazards):
+        problems.append(f"{width.name}: merging units would change outputs: {'; '.join(hazards)}")
+    return Change(width.name, width.size, len(sources), strategies.MERGE, sources, into)
+
+
+def _fixed(width: Width, new: int, verb: str) -> list[str]:
+    if not width.fixed:
+        return []
+    return [
+        f"{width.name}: cannot {verb} from {width.size} to {new}: {width.fixed}; "
+        f"it occurs in {_places(width)}"
+    ]
+
+
+def _places(width: Width) -> str:
+    places = list(dict.fromkeys(f"{o.path}[{o.axis}]" for o in width.occurrences))
+    more = len(places) - 4
+    return ", ".join(places[:4]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,74 @@
+"""Programs of functions as JAX traces them: ``Program``, and the programs inside equations."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.extend.core as jex
+
+from dogwood_jax._base.trees import PyTree, is_array, leaf_path, struct_of
+
+
+class Program:
+    """The program of ``apply(variables, *inputs)``, and what its arguments and results are called.
+
+    Leaves that are not arrays are passed to ``apply`` as they are.
+
+    Attributes:
+        jaxpr: the program, with its constants.
+        arguments: path and shape of each of its arguments; None for the path of an input.
+        results: path of each of its results.
+        variables: the variables, with a ``jax.ShapeDtypeStruct`` for every array.
+        inputs: the inputs, in the same way.
+    """
+
+    def __init__(self, apply: Callable[..., Any], variables: PyTree, inputs: Sequence[Any]) -> None:
+        arguments = jax.tree_util.tree_leaves_with_path((variables, *inputs))
+        structure = jax.tree.structure((variables, *inputs))
+        leaves = [struct_of(leaf) if is_array(leaf) else leaf for _, leaf in arguments]
+        dynamic = [i for i, leaf in enumerate(leaves) if is_array(leaf)]
+        self.variables, *self.inputs = jax.tree.unflatten(structure, leaves)
+        keys = [arguments[i][0] for i in dynamic]
+        paths = [leaf_path(k[1:]) if k[0].idx == 0 else None for k in keys]
+        self.arguments = [(path, leaves[i]) for path, i in zip(paths, dynamic, strict=True)]
+        self.results: list[str] = []
+
+        def flat(*arrays: Any) -> list[Any]:
+            given = [leaf for _, leaf in arguments]
+            for i, array in zip(dynamic, arrays, strict=True):
+                given[i] = array
+            outputs = jax.tree_util.tree_leaves_with_path(
+                apply(*jax.tree.unflatten(structure, given))
+            )
+            self.results = [leaf_path(k) for k, leaf in outputs if is_array(leaf)]
+            return [leaf for _, leaf in outputs if is_array(leaf)]
+
+        self.jaxpr = jax.make_jaxpr(flat)(*(leaves[i] for i in dynamic))
+
+
+def sub_programs(eqn: Any) -> list[tuple[Any, Sequence[Any]]]:
+    """Returns the programs among an equation's parameters, with their constants."""
+    found: list[tuple[Any, Sequence[Any]]] = []
+    for _, value in sorted(eqn.params.items()):
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(item, jex.ClosedJaxpr):
+                found.append((item.jaxpr, item.consts))
+            elif isinstance(item, jex.Jaxpr):
+                found.append((item, ()))
+    return found
+
+
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """Yields the equations of a program and of all programs in it."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for program, _ in sub_programs(eqn):
+            yield from equations(program)
+
+
+def scan_counts(eqn: Any) -> tuple[int, int]:
+    """Returns how many operands of a scan are constants, and how many are its state."""
+    if "num_consts" in eqn.params:
+        return eqn.params["num_consts"], eqn.params["num_carry"]
+    consts, carry, _ = eqn.params["ft_in"].unpack()  # jax 0.12 and later
+    return len(consts), len(carry)

@@ -1,0 +1,98 @@
+"""What the widths of attention are called: ``label_attention``.
+
+Attention is found by its two contractions of activations. The first makes scores, the second
+contracts them, or what elementwise functions and a softmax made of them, with a third activation:
+``q[t, heads, head_dim]``, ``k[s, heads, head_dim] -> scores[heads, t, s]``, then
+``v[s, heads, dim]``. Linear attention contracts keys and values first.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from dogwood_jax._widths.dims import Dim, atoms
+from dogwood_jax._widths.roles import Roles
+from dogwood_jax._widths.values import Step, Trace
+
+
+def label_attention(trace: Trace, roles: Roles) -> None:
+    """Labels heads and the dimensions of heads, as far as weights make them."""
+    made = _made_by_weights(trace, roles)
+    contractions = [_Contraction.of(step) for step in trace.steps if _is_of_activations(step)]
+    scores: dict[Sequence[int], _Contraction] = {}
+    for second in contractions:
+        for scored, other in (second.free, second.free[::-1]):
+            first = scores.get(_key((*second.batch, *second.contracted, *scored)))
+            if first is not None:
+                heads, dims = _labels(first, second, scored, other, made)
+                for label, found in (("heads", heads), ("head_dim", dims)):
+                    for atom in found & made:
+                        atom.named(label)
+        scores[_key((*second.batch, *second.free[0], *second.free[1]))] = second
+
+
+class _Contraction(NamedTuple):
+    """A contraction of two activations: its dimensions, taken apart into atoms."""
+
+    batch: tuple[Dim, ...]
+    contracted: tuple[Dim, ...]
+    free: tuple[tuple[Dim, ...], tuple[Dim, ...]]
+
+    @classmethod
+    def of(cls, step: Step) -> "_Contraction":
+        x, y = step.operands
+        (contract_x, contract_y), (batch_x, batch_y) = step.params["dimension_numbers"]
+        free_x = [a for a in range(x.ndim) if a not in {*contract_x, *batch_x}]
+        free_y = [a for a in range(y.ndim) if a not in {*contract_y, *batch_y}]
+        return cls(
+            _atoms(x.dims[a] for a in batch_x),
+            _atoms(x.dims[a] for a in contract_x),
+            (_atoms(x.dims[a] for a in free_x), _atoms(y.dims[a] for a in free_y)),
+        )
+
+
+def _is_of_activations(step: Step) -> bool:
+    return step.name == "dot_general" and all(v.origin == "data" for v in step.operands)
+
+
+def _labels(
+    first: _Contraction,
+    second: _Contraction,
+    scored: Sequence[Dim],
+    other: Sequence[Dim],
+    made: set[Dim],
+) -> tuple[set[Dim], set[Dim]]:
+    """Returns what counts heads and what their dimensions are, in two contractions of attention."""
+    free = {*first.free[0], *first.free[1]}
+    if {*first.contracted} & made:
+        if not (free - made) & {*second.contracted}:
+            return set(), set()  # without keys' positions this is the gradient of something else
+        # Heads that share a key or a value are no batch axis there.
+        heads = {*first.batch, *free} & {*second.batch, *second.contracted, *scored}
+        # Values that have been through the output's weights have no dimensions of a head left.
+        values = set() if heads & made & {*second.contracted} else {*other}
+        return heads, {*first.contracted} | values - heads
+    heads = {*first.batch} & {*second.batch}
+    return heads, {*second.contracted} if heads & made else set()
+
+
+def _made_by_weights(trace: Trace, roles: Roles) -> set[Dim]:
+    """Returns the hidden dimensions that a layer's weights produce, unlike positions."""
+    return {
+        spot.atom
+        for (leaf, _), spots in roles.spots.items()
+        if leaf in trace.uses and trace.uses[leaf].how == "contract"
+        for spot in spots
+        if roles.produces(spot) == 2 and not (spot.atom.interface or spot.atom.fixed)
+    }
+
+
+def _atoms(dims: Iterable[Dim]) -> tuple[Dim, ...]:
+    def walk() -> Iterator[Any]:
+        for dim in dims:
+            yield from atoms(dim)
+
+    return tuple(atom for atom in walk() if atom.size > 1)
+
+
+def _key(dims: Iterable[Dim]) -> Sequence[int]:
+    return tuple(sorted(map(id, dims)))

@@ -1,0 +1,222 @@
+"""From dimensions to widths: every width gets a name, every axis its layout."""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from dogwood_jax._widths import dims as _dims
+from dogwood_jax._widths.attention import label_attention
+from dogwood_jax._widths.dims import Dim
+from dogwood_jax._widths.layout import Concat, Layout, Product, Role, Units
+from dogwood_jax._widths.recipes.find import find_recipes
+from dogwood_jax._widths.roles import Roles, Spot
+from dogwood_jax._widths.scales import SILENT, check_lone_scales, check_scales
+from dogwood_jax._widths.values import KIND_OF_USE, Trace, Use, Value
+from dogwood_jax._widths.widths import Facts, Leaf, Widths, make_widths
+
+_COLLECTIONS = ("params", "batch_stats")
+
+
+def name_widths(leaves: dict[str, Value], trace: Trace) -> Widths:
+    """Returns the widths of a network whose program has been read."""
+    paths = list(leaves)
+    roles = Roles(trace, [value.dims for value in leaves.values()])
+    without_recipe = check_lone_scales(trace.steps, check_scales(trace.scales))
+    _dims.hand_down([*trace.dims, *(d for value in leaves.values() for d in value.dims)])
+    _fix_units_that_no_array_makes(roles)
+    label_attention(trace, roles)
+    names = _names(paths, roles, trace)
+    _note_factors_of_size_1(trace)
+    _note_scores_of_one_unit(names)
+    _note_units_that_never_learn(roles, trace)
+    for spot in roles.tied():
+        spot.atom.endanger_copies(
+            f"{paths[spot.leaf]} is both incoming and outgoing (tied), "
+            "and copies cannot share weights that also make their units"
+        )
+    found = []
+    for index in sorted(range(len(leaves)), key=lambda i: trace.uses.get(i, Use(i)).order):
+        path, use = paths[index], trace.uses.get(index)
+        dims = leaves[path].dims
+        axes = tuple(
+            _layout(
+                roles.dims[index, axis],
+                (_units(spot, names, roles) for spot in roles.spots[index, axis]),
+            )
+            for axis in range(len(dims))
+        )
+        found.append(
+            Leaf(
+                path,
+                tuple(d.size for d in dims),
+                axes,
+                KIND_OF_USE[use.how if use else ""],
+                tuple(sorted(use.fan_in)) if use else (),
+                tuple(sorted(use.fan_out)) if use else (),
+            )
+        )
+    scaled = {atom: name for atom, name in names.items() if atom not in without_recipe}
+    recipes = find_recipes(trace, leaves, found, scaled)
+    facts = {
+        name: Facts(
+            atom.size,
+            atom.interface,
+            next(iter(atom.fixed), None),
+            tuple(atom.hazards),
+            tuple(atom.copy_hazards),
+            roles.zero_hazards.get(atom),
+            tuple(atom.notes),
+            recipes.get(atom, ()),
+            roles.free_hazards.get(atom),
+        )
+        for atom, name in names.items()
+    }
+    return make_widths(tuple(found), facts)
+
+
+def _units(spot: Spot, names: dict[Dim, str], roles: Roles) -> Units:
+    return Units(names[spot.atom], spot.atom.size, roles.of(spot), roles.decides(spot))
+
+
+def _layout(dim: Dim, units: Iterator[Units]) -> Layout:
+    """Returns the layout of a dimension, given its units from left to right."""
+    dim = dim.root
+    if dim.kind is None:
+        return next(units)
+    if dim.kind == "product":
+        return Product(tuple(_layout(factor, units) for factor in _dims.factors(dim)))
+    return Concat(tuple(_layout(piece, units) for piece in _dims.pieces(dim)))
+
+
+def _fix_units_that_no_array_makes(roles: Roles) -> None:
+    """Fixes widths of size 1 that arrays only read, such as a mean beside other features."""
+    made: dict[Dim, bool] = {}
+    for spots in roles.spots.values():
+        for spot in spots:
+            made[spot.atom] = made.get(spot.atom, False) or roles.of(spot) != "outgoing"
+    for atom, is_made in made.items():
+        if atom.size == 1 and not is_made and not atom.interface:
+            atom.fix("no array makes its unit, the program does")
+
+
+def _note_factors_of_size_1(trace: Trace) -> None:
+    """Notes where the larger model could have more heads, or more groups, in the same shapes."""
+    noted: set[Dim] = set()
+    for split in trace.split_off:
+        labels = {atom.label for dim in split.beside for atom in _dims.atoms(dim)}
+        for atom in {*_dims.atoms(split.whole)} - noted:
+            has_heads = atom.label == "heads" or (
+                atom.label == "head_dim" and "heads" not in labels
+            )
+            # Else it is there for another array's axes, as in squeeze and excitation.
+            is_repeated = _dims.REPEATED in split.one.root.fixed
+            # Gradients of what is repeated are summed over it, too, but it comes first there.
+            is_summed = split.is_last and split.one.root.hazards
+            has_groups = (atom.hazards or is_summed) and not is_repeated
+            if has_heads or has_groups:
+                noted.add(atom)
+                atom.note(
+                    f"the network splits an axis into {split.how}: the 1 must be 1 in the larger "
+                    "model, too, which its shapes do not show"
+                )
+
+
+def _note_scores_of_one_unit(atoms: Iterable[Dim]) -> None:
+    """Notes where scores may be scaled by 1 / sqrt(head_dim), which is 1."""
+    for atom in atoms:
+        if atom.size == 1 and atom.bilinear and not atom.hazards:
+            atom.note(
+                "activations are contracted over a single unit, so it does not show whether they "
+                "are scaled by how many there are: pass target_apply="
+            )
+
+
+def _note_units_that_never_learn(roles: Roles, trace: Trace) -> None:
+    """Notes where all random weights that feed a unit or read it are zero for new units."""
+    penalized = set()
+    found: dict[Dim, set[Role]] = {}
+    for (leaf, _), spots in roles.spots.items():
+        use = trace.uses.get(leaf)
+        for spot in spots if use and KIND_OF_USE[use.how] == "random" else ():
+            found.setdefault(spot.atom, set()).add(roles.of(spot))
+            if leaf in trace.penalized:
+                penalized.add(spot.atom)
+    for atom, kinds in found.items():
+        if "both" in kinds and "incoming" not in kinds:
+            why = (
+                "they are summed up, as weight decay does: trace the network without that"
+                if atom in penalized
+                else "they silence them as well"
+            )
+            atom.note(
+                f"{SILENT}, which with zero outgoing weights never learn, or all learn alike: {why}"
+            )
+
+
+def _names(paths: list[str], roles: Roles, trace: Trace) -> dict[Dim, str]:
+    """Names every width by the module that first produces it."""
+    places: dict[Dim, list[Spot]] = {}
+    for spots in roles.spots.values():
+        for spot in spots:
+            places.setdefault(spot.atom, []).append(spot)
+
+    def rank(spot: Spot) -> tuple[Any, ...]:
+        use = trace.uses.get(spot.leaf)
+        random = use is not None and KIND_OF_USE[use.how] == "random"
+        order = use.order if use else 1 << 30
+        return (-roles.produces(spot), not random, order, spot.leaf, spot.axis, spot.start)
+
+    names: dict[Dim, str] = {}
+    taken: set[str] = set()
+    best = {atom: min(spots, key=rank) for atom, spots in places.items()}
+    # A module that produces one width gives it its name.
+    produced = Counter(
+        (leaf, level)
+        for spots in places.values()
+        for leaf, _, level in {(s.leaf, s.axis, roles.produces(s)) for s in spots}
+    )
+    for atom in sorted(places, key=lambda atom: rank(best[atom])):
+        spot = best[atom]
+        path = paths[spot.leaf]
+        module = module_of(path) or path.removeprefix("params/")
+        level = roles.produces(spot)
+        alone = level and produced[spot.leaf, level] == 1
+        # Layers have their name from what they are layers of.
+        modules = {module_of(paths[s.leaf]) for s in places[atom]} if atom.label == "layers" else ()
+        owner = "/".join(_common([m.split("/") for m in modules])) or module
+        within = [s.atom for s in roles.spots[spot.leaf, spot.axis]]
+        position = f"{spot.axis}" if len(within) == 1 else f"{spot.axis}.{within.index(atom)}"
+        choices = [
+            *([module] if alone else []),
+            *([f"{owner}[{atom.label}]"] if _is_meaningful(atom) else []),
+            f"{module}[{position}]",
+            f"{path.removeprefix('params/')}[{position}]",
+            f"{path}[{position}]",
+        ]
+        name = next(c for c in choices if c not in taken)
+        taken.add(name)
+        names[atom] = name
+    first_use = {
+        atom: min(trace.uses.get(spot.leaf, Use(spot.leaf)).order for spot in spots)
+        for atom, spots in places.items()
+    }
+    return dict(sorted(names.items(), key=lambda item: (bool(item[0].fixed), first_use[item[0]])))
+
+
+def _common(paths: Sequence[Sequence[str]]) -> list[str]:
+    """Returns the modules in which all of some modules are."""
+    levels = zip(*paths, strict=False)
+    return [first for first, *others in itertools.takewhile(lambda m: len({*m}) == 1, levels)]
+
+
+def _is_meaningful(atom: Dim) -> bool:
+    """Whether the label says what the units are: positions of an input are no heads."""
+    return atom.label is not None and (atom.label == "vocab" or not atom.interface)
+
+
+def module_of(path: str) -> str:
+    """Returns the module that owns an array, whatever collection the array is in."""
+    collection, _, rest = path.partition("/")
+    inside = rest if collection in _COLLECTIONS and rest else path
+    return inside.rpartition("/")[0] or (inside if inside == path else "")

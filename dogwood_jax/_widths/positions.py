@@ -1,0 +1,102 @@
+"""Tables inside a network that vary along a width: ``POSITIONS``, ``CONSTANT``, ``moved``.
+
+A table such as ``2.0 ** -(jnp.arange(heads) + 1)``, slopes of ALiBi, has a number for each unit.
+Whether old units keep their numbers in a larger network, its program tells: they do where each
+entry is computed from its own position and from numbers that are the same in every size.
+"""
+
+from collections.abc import Collection, Iterable
+
+import numpy as np
+
+from dogwood_jax._program.bounds import UNKNOWN, Bounds, at, bounds_of
+from dogwood_jax._widths.dims import Dim, atoms
+from dogwood_jax._widths.values import Step, Value
+
+POSITIONS = "a table of positions is computed along it"
+CONSTANT = "a constant of shape {} inside the network varies along it"
+
+# What computes each entry from entries in the same place, whatever these are.
+_IN_PLACE = frozenset(
+    "iota add sub mul neg abs sign max min clamp floor square exp exp2 tanh sin cos eq ne lt le gt "
+    "ge and or not xor select_n convert_element_type broadcast_in_dim reshape squeeze expand_dims "
+    "transpose copy copy_p device_put stop_gradient".split()
+)
+
+
+def is_of_table(hazard: str) -> bool:
+    """Whether a hazard says that a table varies along a dimension."""
+    return hazard == POSITIONS or hazard.endswith(CONSTANT.partition("{}")[2])
+
+
+# What old units keep if a table meets data: their own entries are all that it is computed from, and
+# it is finite for any.
+_MEETS = frozenset(
+    "mul add sub max min select_n eq ne lt le gt ge and or not xor broadcast_in_dim".split()
+)
+_LARGEST = 6e4  # which every dtype can hold
+
+
+def moved(steps: Iterable[Step]) -> set[Dim]:
+    """Returns the dimensions along which entries of tables may change although programs agree.
+
+    Entries are mixed along them, as by a sum, or old units are not first along an axis, as where it
+    counts ``heads * head_dim``, or what is computed with a table may not be finite.
+    """
+    found: set[Dim] = set()
+    for step in steps:
+        tables = [value for value in step.operands if value.origin == "constant"]
+        made = step.results and all(value.origin == "constant" for value in step.results)
+        if made:
+            tables += step.results
+            is_kept = step.name in _IN_PLACE or _is_finite(step)
+        else:
+            is_kept = step.name in _MEETS and all(
+                value.number is None or abs(value.number) <= _LARGEST for value in tables
+            )
+        for value in tables:
+            for dim in value.dims if value.number is None else ():
+                if not is_kept or dim.root.kind is not None:
+                    found |= {*atoms(dim)}
+    return found
+
+
+def are_small(steps: Iterable[Step], sizes: Collection[int]) -> bool:
+    """Whether all tables of a larger program along axes of these sizes are known to be small.
+
+    Tables that overflow are not finite, and make what zero weights multiply not a number.
+    """
+    known: dict[int, Bounds] = {}
+
+    def bounds(value: Value) -> Bounds:
+        if value.number is not None:
+            return at(value.number)
+        if value.table is not None and np.isfinite(value.table).all():
+            return Bounds(float(value.table.min()), float(value.table.max()))
+        return known.get(id(value), UNKNOWN)
+
+    for step in steps:
+        if not step.results or any(value.origin != "constant" for value in step.results):
+            continue
+        if step.name == "iota":
+            made = Bounds(0, max(dim.size for dim in step.results[0].dims))
+        else:
+            made = bounds_of(step.name, step.params, step.operands, [*map(bounds, step.operands)])
+        for value in step.results:
+            known[id(value)] = made
+        tables = [value for value in (*step.operands, *step.results) if value.number is None]
+        for value in tables:
+            if any(dim.size in sizes for dim in value.dims):
+                found = bounds(value)
+                if not (-_LARGEST <= found.low and found.high <= _LARGEST):
+                    return False
+    return True
+
+
+def _is_finite(step: Step) -> bool:
+    """Whether a step is a quotient or a power that is finite for all entries of a table."""
+    if step.name in ("div", "rem"):
+        return bool(step.operands[1].number)
+    if step.name == "integer_pow":
+        return bool(step.params["y"] >= 0)
+    return step.name == "pow" and (step.operands[0].number or 0) > 0

@@ -1,0 +1,112 @@
+"""Reading a program: its equations one by one, each by the rule of its primitive."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.extend.core as jex
+import jax.numpy as jnp
+import numpy as np
+
+from dogwood_jax._base.trees import concrete
+from dogwood_jax._program.bounds import at, constant, of_sign
+from dogwood_jax._program.program import sub_programs
+from dogwood_jax._widths.dims import Dim
+from dogwood_jax._widths.positions import CONSTANT
+from dogwood_jax._widths.reads import note
+from dogwood_jax._widths.rules.registry import RULES, Rule, unknown
+from dogwood_jax._widths.values import SINGLE_PRECISION, Trace, Value
+
+_UNSCALED: dict[str, Any] = {"scale": 1.0, "rounding": SINGLE_PRECISION}
+
+# Primitives whose rules read programs of their own, and so note what these do.
+_PROGRAMS = frozenset(("scan", "while", "cond"))
+
+# Primitives that multiply a value by a constant or leave its entries as they are.
+_KEEP_SCALES = frozenset(
+    "mul div neg reshape transpose squeeze expand_dims broadcast_in_dim convert_element_type copy "
+    "stop_gradient".split()
+)
+
+
+def run(trace: Trace, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Value]) -> list[Value]:
+    """Reads every equation of a program; returns the values of its results."""
+    known: dict[Any, Value] = {}
+
+    def read(atom: Any) -> Value:
+        return _constant(atom.val) if isinstance(atom, jex.Literal) else known[atom]
+
+    known.update(zip(jaxpr.constvars, map(_constant, consts), strict=True))
+    known.update(zip(jaxpr.invars, arguments, strict=True))
+    for eqn in jaxpr.eqns:
+        operands = [read(atom) for atom in eqn.invars]
+        name = eqn.primitive.name
+        rule: Rule = RULES.get(name, _call)
+        results = rule(trace, eqn, *operands)
+        if name in RULES and name not in _KEEP_SCALES:
+            for value in operands:
+                trace.scaled(value)
+            results = [v if v.scale == 1 else v.but(**_UNSCALED) for v in results]
+        if trace.notes_reads and name in RULES and name not in _PROGRAMS:
+            results = note(trace, eqn, operands, results)
+        if rule is not _call:  # which records the equations of its program instead
+            trace.record(eqn.primitive.name, operands, results, eqn.params)
+        trace.dims += (dim for value in results for dim in value.dims)
+        known.update(zip(eqn.outvars, results, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _constant(array: Any) -> Value:
+    """Returns what is known of a constant: one number, or which axes it varies along."""
+    dims = tuple(Dim(n) for n in np.shape(array))
+    dtype = getattr(array, "dtype", np.dtype(float))
+    if jnp.issubdtype(dtype, jax.dtypes.extended):  # a key, and what is drawn with it never changes
+        return Value(dims, "constant", positional=frozenset(range(len(dims))))
+    array = concrete(array)
+    if array is None:
+        return Value(dims, "data")
+    if not dims and array.dtype.kind != "c":  # as most are: NumPy takes long to look through one
+        number, rounding = float(array), _rounding(dtype)
+        return Value((), "constant", bounds=(at(number),), number=number, rounding=rounding)
+    if not np.iscomplexobj(array):  # bfloat16 and the like are no numbers to NumPy
+        array = array.astype(np.result_type(array, float) if array.dtype.kind in "biuf" else float)
+    known = Value(dims, "constant", rounding=_rounding(dtype))
+    if np.iscomplexobj(array):  # of which bounds say no more than whether it is zero
+        known.bounds = (constant(-np.inf, np.inf, bool(array.all())),)
+    elif array.size:
+        low, high = float(array.min()), float(array.max())
+        known.bounds = (constant(low, high, bool(array.all())),)
+        if low == high or np.isnan(array).all():
+            known.number = float(array.flat[0])
+            return known
+    for axis, dim in enumerate(dims):
+        if dim.size > 1 and (array != np.take(array, [0], axis)).any():
+            dim.endanger(CONSTANT.format(array.shape))
+    known.table = array
+    # Of new entries no more than the sign may be known.
+    known.bounds = (of_sign(*known.bounds),)
+    return known
+
+
+def _rounding(dtype: Any) -> float:
+    """Returns how far a constant of a dtype may be from what it was computed as, relatively."""
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        return SINGLE_PRECISION
+    eps = float(jnp.finfo(dtype).eps)  # type: ignore[no-untyped-call]
+    return max(SINGLE_PRECISION, eps)
+
+
+def _call(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
+    """An equation that runs one program: jit, remat, custom derivatives and the like."""
+    programs = sub_programs(eqn)
+    if len(programs) == 1:
+        jaxpr, consts = programs[0]
+        taken = [getattr(v.aval, "shape", ()) for v in jaxpr.invars]
+        given = [tuple(dim.size for dim in value.dims) for value in operands]
+        if taken == given and len(jaxpr.outvars) == len(eqn.outvars):
+            shapes = [v.aval.shape for v in jaxpr.outvars]
+            if shapes == [v.aval.shape for v in eqn.outvars]:
+                return run(trace, jaxpr, consts, operands)
+    results = unknown(trace, eqn, *operands)
+    trace.record("unknown", operands, results)
+    return results

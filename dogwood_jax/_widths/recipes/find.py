@@ -1,0 +1,153 @@
+"""Exact recipes for widths whose size the network computes with: ``find_recipes``.
+
+A norm over a width, or a factor such as 1/sqrt(head_dim), depends on how many units there are, so
+that more units change what the old ones do. What makes up for it is found by dimensional analysis.
+The program is read a second time, for one width and one way to fill in new units, and each of its
+values in the larger network is compared with the same value before:
+
+- Old entries are the old values times a power of the ratio of sizes.
+- Along the width, new entries are zero, or the mean of the old ones, or whatever they may be.
+
+The powers are linear in unknown ones, those of the arrays along the width, which may be rescaled.
+Terms of a sum have equal powers; outputs and what goes through a nonlinear function have power
+zero. The solution of these equations is the recipe. Whatever has no rule (``_scaling_rules``), and
+whatever the rules cannot follow, leaves the width without one.
+"""
+
+import heapq
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from dogwood_jax._widths.dims import Dim, atoms
+from dogwood_jax._widths.layout import Role, units_of
+from dogwood_jax._widths.recipes.rules import RULES
+from dogwood_jax._widths.recipes.states import Filling, NoRecipe, Place, Reading
+from dogwood_jax._widths.values import Trace, Value
+from dogwood_jax._widths.widths import Leaf, Recipe
+
+_FILLINGS = (
+    Filling("zero_outgoing"),
+    Filling("zero_incoming"),
+    Filling("tile"),
+    Filling("tile", multiple=True),
+)
+
+
+def find_recipes(
+    trace: Trace, values: Mapping[str, Value], leaves: Sequence[Leaf], names: Mapping[Dim, str]
+) -> dict[Dim, tuple[Recipe, ...]]:
+    """Returns the recipes of every width that has hazards.
+
+    Args:
+        trace: a network's program, read and with all dimensions known.
+        values: its arrays by path.
+        leaves: the arrays again, with layouts and roles.
+        names: name of each width by dimension.
+    """
+    inputs = {atom for dim in trace.inputs for atom in atoms(dim)}
+    # What is done along an axis of size 1 is lost where programs drop and repeat such axes.
+    widths = [d for d in names if d.size > 1 and d.hazards and not d.fixed and d not in inputs]
+    if not widths:
+        return {}
+    program = _Program(trace, values, leaves)
+    return {width: tuple(program.recipes(width, names[width])) for width in widths}
+
+
+class _Program:
+    """What the readings of all widths share: who reads which value, and where widths appear."""
+
+    def __init__(self, trace: Trace, values: Mapping[str, Value], leaves: Sequence[Leaf]) -> None:
+        self._steps, self._degrees = trace.steps, trace.degrees
+        self._values = list(values.values())
+        self._places: dict[str, dict[int, Place]] = {}
+        numbers = {path: index for index, path in enumerate(values)}
+        for leaf in leaves:
+            index = numbers[leaf.path]
+            use = trace.uses.get(index)
+            for name, roles in _roles(leaf).items():
+                place = Place(leaf.path, use.how if use else "", roles)
+                self._places.setdefault(name, {})[index] = place
+        self._readers: dict[int, list[int]] = {}
+        self._steps_of: dict[Dim, list[int]] = {}
+        known: dict[int, set[Dim]] = {}
+        for index, step in enumerate(self._steps):
+            found: set[Dim] = set()
+            for value in (*step.operands, *step.results):
+                if id(value) not in known:
+                    known[id(value)] = {atom for dim in value.dims for atom in atoms(dim)}
+                found |= known[id(value)]
+            for value in step.operands:
+                self._readers.setdefault(id(value), []).append(index)
+                if step.name in ("mul", "div"):  # perhaps by the size of what was summed over
+                    summed = (*value.contracted, *value.summed)
+                    found |= {atom for dim in summed for atom in atoms(dim)}
+            for atom in found:
+                self._steps_of.setdefault(atom, []).append(index)
+
+    def recipes(self, width: Dim, name: str) -> Iterator[Recipe]:
+        """Yields a recipe for each way to fill in new units that is exact."""
+        known: dict[str, float] = {}
+        for filling in _FILLINGS:
+            try:
+                reading = Reading(name, width, filling, self._places[name], self._values)
+                self._read(reading)
+                recipe = _solution(reading)
+            except NoRecipe:
+                continue
+            self._degrees[name, recipe.strategy, recipe.multiple] = reading.degrees
+            known |= {what: number for what, number, _ in recipe.constants}
+            same = ((what, known[what], 0.0) for what in known if filling.multiple)
+            yield replace(recipe, constants=recipe.constants or tuple(same))
+            if filling.is_tiled:  # what works for any size works for multiples
+                return
+
+    def _read(self, reading: Reading) -> None:
+        """Reads every equation that has to do with the width, in the order of the program."""
+        pending = list(self._steps_of.get(reading.width, ()))
+        seen = set(pending)
+        while pending:
+            reading.index = heapq.heappop(pending)
+            step = self._steps[reading.index]
+            if step.results and all(value.origin == "constant" for value in step.results):
+                continue
+            if step.name not in RULES:
+                raise NoRecipe
+            states = RULES[step.name](reading, step)
+            for value, state in zip(step.results, states, strict=True):
+                reading.states[id(value)] = state
+                if not state.is_plain:
+                    new = {*self._readers.get(id(value), ())} - seen
+                    seen |= new
+                    for index in new:
+                        heapq.heappush(pending, index)
+
+
+def _roles(leaf: Leaf) -> dict[str, dict[int, Role | None]]:
+    """The role of each width along each axis of a leaf, None if it has several there."""
+    found: dict[str, dict[int, Role | None]] = {}
+    for axis, layout in enumerate(leaf.axes):
+        for units in units_of(layout):
+            roles = found.setdefault(units.width, {})
+            roles[axis] = units.role if roles.get(axis, units.role) == units.role else None
+    return found
+
+
+def _solution(reading: Reading) -> Recipe:
+    for power in reading.wishes:
+        reading.equations.wish(power)
+    powers = {
+        place.path: reading.equations.value({index: 1.0}) for index, place in reading.places.items()
+    }
+    constants = (
+        (constant.what, constant.number, reading.equations.value(constant.power))
+        for constant in reading.constants
+    )
+    filling = reading.filling
+    blank = () if filling.multiple else (reading.places[leaf].path for leaf in reading.blank)
+    return Recipe(
+        filling.strategy,
+        tuple((path, power) for path, power in powers.items() if power),
+        tuple(constants),
+        tuple(sorted(blank)),
+        filling.multiple,
+    )

@@ -1,0 +1,502 @@
+"""What is known of a value of the larger network, compared with the same value before.
+
+``Power`` and ``Equations`` are the algebra of powers of the ratio of sizes, ``State`` is what is
+known of a value, and ``Reading`` is what the rules of ``_scaling_rules`` share.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from math import isfinite, prod
+from typing import Any, Literal, NamedTuple
+
+from dogwood_jax._widths.dims import Dim
+from dogwood_jax._widths.layout import Role
+from dogwood_jax._widths.scales import to_blame
+from dogwood_jax._widths.values import Degree, Value
+
+
+class NoRecipe(Exception):
+    """The program cannot be followed, or the equations have no solution."""
+
+
+# A linear expression: coefficients of the unknown powers of leaves, by index, and constants. Where
+# units are tiled, a sum grows with the number of units, SIZE, and with the share of them that are
+# copies, RATIO; only powers of the latter can be made up for.
+Power = Mapping[Any, float]
+RATIO, SIZE = "ratio", "size"
+
+
+def plus(a: Power, b: Power, factor: float = 1) -> Power:
+    """Returns a + factor * b."""
+    total = dict(a)
+    for key, coefficient in b.items():
+        total[key] = total.get(key, 0) + factor * coefficient
+    return {key: c for key, c in total.items() if abs(c) > 1e-9}
+
+
+class Equations:
+    """Linear equations between powers, solved as they come.
+
+    Every solution makes an exact recipe. Unknowns that stay free are zero, so that few arrays are
+    rescaled, unless a wish decides.
+
+    Args:
+        preference: of the unknowns in an equation, the one with the least is solved for.
+    """
+
+    def __init__(self, preference: Callable[[int], Any]) -> None:
+        self._preference = preference
+        self._solved: dict[int, Power] = {}
+
+    def reduce(self, power: Power) -> Power:
+        """Returns a power in terms of free unknowns."""
+        while (key := next((k for k in power if k in self._solved), None)) is not None:
+            others = {k: c for k, c in power.items() if k != key}
+            power = plus(others, self._solved[key], power[key])
+        return power
+
+    def equate(self, a: Power, b: Power) -> None:
+        difference = self.reduce(plus(a, b, -1))
+        if not difference:
+            return
+        unknown = [key for key in difference if isinstance(key, int)]
+        if not unknown or SIZE in difference:
+            raise NoRecipe
+        pivot = min(unknown, key=self._preference)
+        self._solved[pivot] = plus(
+            {}, {k: c for k, c in difference.items() if k != pivot}, -1 / difference[pivot]
+        )
+
+    def wish(self, power: Power) -> None:
+        """Makes a power zero if the equations leave that open."""
+        with contextlib.suppress(NoRecipe):
+            self.equate(power, {})
+
+    def value(self, power: Power) -> float:
+        """Returns the power of the ratio, with all free unknowns zero."""
+        power = self.reduce(power)
+        if SIZE in power:
+            raise NoRecipe
+        return power.get(RATIO, 0.0)
+
+
+class Along(NamedTuple):
+    """What is known of the new entries of a value along the width.
+
+    Attributes:
+        rest: those that copy no single old entry are ``"zero"``, the ``"mean"`` of the old ones,
+            the ``"same"`` as all others, or ``"free"``; ``"none"`` if there are none; ``"open"``
+            if it is up to what a leaf is added to whether its are zero or a mean.
+        shared: whether the entries of copies add up to the old entry instead of repeating it.
+        leaf: the leaf whose rest is open.
+    """
+
+    rest: Literal["zero", "mean", "same", "free", "none", "open"]
+    shared: bool = False
+    leaf: int = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Statistic:
+    """A value made by summing another, or its square, over the width.
+
+    Attributes:
+        kind: ``"square"`` before the sum, ``"sum"`` and ``"squares"`` after it, ``"mean"`` and
+            ``"moment"`` after the division, ``"squared mean"``.
+        of: the array that is summed over, see ``State.array``.
+        axes: which of its axes each axis is, as far as known.
+    """
+
+    kind: Literal["square", "sum", "squares", "mean", "moment", "squared mean"]
+    of: object
+    axes: tuple[int | None, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """What a value of the larger network is.
+
+    Attributes:
+        power: old entries are multiplied by this power.
+        along: the axes that the width is part of.
+        statistic: how it was made from another value, if that matters.
+        constants: constants in what it is made of that have no name yet.
+        array: the same object for all values with the same entries.
+    """
+
+    power: Power = field(default_factory=dict)
+    along: Mapping[int, Along] = field(default_factory=dict)
+    statistic: Statistic | None = None
+    constants: tuple[int, ...] = ()
+    array: object = field(default_factory=object)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is what it was, and nothing need be known of it."""
+        return not (self.power or self.along or self.statistic or self.constants)
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether means in the rest make it something else than a power times what it was."""
+        return self.statistic is not None and self.statistic.kind in ("squares", "moment")
+
+
+class Constant(NamedTuple):
+    """A constant of the program that must be another in the larger network."""
+
+    what: str
+    number: float
+    power: Power
+
+
+@dataclass(frozen=True)
+class Filling:
+    """How new units of a width are filled in.
+
+    Tiled units are q = new // old copies of all old ones and a rest of fewer than old units, unless
+    the new size is a multiple of the old one.
+    """
+
+    strategy: Literal["zero_outgoing", "zero_incoming", "tile"]
+    multiple: bool = False
+
+    @property
+    def is_tiled(self) -> bool:
+        return self.strategy == "tile"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A leaf in which a width occurs.
+
+    Attributes:
+        path: its path.
+        how: how it is used, see ``Use``.
+        roles: the width's role along each axis that it is part of, or None if it has several.
+    """
+
+    path: str
+    how: str
+    roles: Mapping[int, Role | None]
+
+    @property
+    def scales(self) -> bool:
+        """Whether its entries scale units, so that they need not be zero or means."""
+        return self.how in ("multiply", "positive")
+
+
+class Reading:
+    """A program read for one width and one way to fill in new units.
+
+    Args:
+        name: name of the width.
+        width: its dimension.
+        filling: how new units are filled in.
+        places: the leaves in which it occurs, by index.
+        leaves: all leaves.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        width: Dim,
+        filling: Filling,
+        places: Mapping[int, Place],
+        leaves: Sequence[Value],
+    ) -> None:
+        self.name, self.width, self.filling, self.places = name, width, filling, places
+        self.size: Power = {SIZE if filling.is_tiled else RATIO: 1.0}
+        self.ratio: Power = {RATIO: 1.0}
+        self.equations = Equations(self._preference)
+        self.constants: list[Constant] = []
+        self.wishes: list[Power] = []  # powers that should be zero, if they may be
+        self.blank: set[int] = set()  # leaves whose rest is as in a new network
+        self._rests: dict[int, Literal["zero", "mean"]] = {}  # of leaves that were open
+        self._degrees: dict[Dim, int | None] = {}
+        self.states: dict[int, State] = {}  # by identity of the value
+        self.index = 0  # of the step that is read
+        self.degrees: dict[int, Degree] = {}
+        for index, place in places.items():
+            power = {} if filling.multiple else {index: 1.0}
+            along = {axis: self._of_leaf(index, role) for axis, role in place.roles.items()}
+            self.states[id(leaves[index])] = State(power, along)
+
+    def _preference(self, leaf: int) -> tuple[int, int]:
+        """Which leaves to rescale first: keys; scales of norms, embeddings, readers, writers."""
+        place = self.places[leaf]
+        outgoing = not {*place.roles.values()} <= {"incoming"}
+        if self.filling.strategy == "zero_outgoing":
+            return 0 if outgoing else 1, leaf
+        if place.scales:
+            return 0, leaf
+        return 1 if place.how == "index" else 2 if outgoing else 3, leaf
+
+    def _of_leaf(self, leaf: int, role: Role | None) -> Along:
+        """How new entries of a leaf are filled in."""
+        place = self.places[leaf]
+        if self.filling.strategy == "zero_outgoing":
+            return Along("zero" if role in ("outgoing", "both") else "free")
+        if self.filling.is_tiled and role != "incoming":
+            if role is None:
+                raise NoRecipe
+            return self.filled("free", shared=True)
+        if role in ("outgoing", None):
+            return Along("free")
+        if place.scales:
+            self.blank.add(leaf)
+            return self.filled("free")
+        if not self.filling.is_tiled:
+            return Along("zero")
+        if place.how in ("contract", "index") or self.filling.multiple:
+            return self.filled("mean")
+        return Along("open", leaf=leaf)
+
+    # Dimensions
+
+    def degree(self, dim: Dim) -> int | None:
+        """The power of the width's size that a dimension's size is, or None if it is none."""
+        dim = dim.root
+        if dim not in self._degrees:
+            parts = [self.degree(part) for part in dim.parts]
+            degree: int | None = int(dim is self.width)
+            if dim.kind == "product":
+                degree = None if None in parts else sum(p or 0 for p in parts)
+            elif dim.kind == "concat":
+                degree = parts[0] if len({*parts}) == 1 else None
+            if degree and degree > 1:
+                raise NoRecipe
+            self._degrees[dim] = degree
+        return self._degrees[dim]
+
+    def axes(self, value: Value) -> list[int]:
+        """The axes of a value that the width is part of."""
+        return [axis for axis, dim in enumerate(value.dims) if self.degree(dim) != 0]
+
+    # States of values
+
+    def state(self, value: Value, raw: bool = False) -> State:
+        """What is known of a value."""
+        known = self.states.get(id(value))
+        if known is None:
+            axes = self.axes(value)
+            if axes and value.number is None:
+                raise NoRecipe
+            return State(
+                along={a: self.filled("zero" if value.number == 0 else "same") for a in axes}
+            )
+        if known.is_raw and not raw:
+            raise NoRecipe
+        return replace(known, power=self.equations.reduce(known.power))
+
+    def unchanged(self, value: Value) -> None:
+        """Makes sure that old entries of a value are what they were."""
+        state = self.state(value)
+        self.equations.equate(state.power, {})
+        if any(along.shared for along in state.along.values()):
+            raise NoRecipe
+
+    def equal_powers(self, values: Sequence[Value], constants: bool = False) -> State:
+        """The common power of terms, and the small constants among them that can have any."""
+        terms = [v for v in values if v.number is None or (v.number and isfinite(v.number))]
+        states = [self.state(v) for v in terms if v.number is None]
+        if not states:
+            return State()
+        power = states[0].power
+        for state in states[1:]:
+            self.equations.equate(power, state.power)
+        power = self.equations.reduce(power)
+        found: list[int] = []
+        for value in terms:
+            if value.number is None:
+                continue
+            is_epsilon = constants and 0 < value.number <= LARGEST_EPSILON
+            if is_epsilon and power and not any(state.along for state in states):
+                found.append(len(self.constants))
+                what = f"epsilon of a norm over {self.name}"
+                self.constants.append(Constant(what, value.number, power))
+            else:
+                self.equations.equate(power, {})
+        return State(self.equations.reduce(power), constants=tuple(found))
+
+    def scales_of(self, value: Value) -> list[Place]:
+        """The leaves along the width that a parameter is made of."""
+        leaves = sorted(value.leaves) if value.origin == "parameter" else ()
+        return [self.places[leaf] for leaf in leaves if leaf in self.places]
+
+    def named(self, *operands: tuple[Value, State]) -> tuple[int, ...]:
+        """Names the constants in a norm by what scales it; returns those without a name."""
+        constants = [index for _, state in operands for index in state.constants]
+        scales = [place.path for value, _ in operands for place in self.scales_of(value)]
+        if not scales or not constants:
+            return tuple(constants)
+        for index in constants:
+            what = f"epsilon of the norm that scales by {scales[0]}"
+            self.constants[index] = self.constants[index]._replace(what=what)
+        return ()
+
+    # New entries
+
+    def filled(self, rest: Any, shared: bool = False) -> Along:
+        return Along("none" if self.filling.multiple else rest, shared)
+
+    def settle(self, along: Along, rest: Literal["zero", "mean"] = "mean") -> Along:
+        """Decides what the rest of a leaf is, if it is open."""
+        if along.rest != "open":
+            return along
+        found = self._rests.setdefault(along.leaf, rest)
+        if found == "zero":
+            self.blank.add(along.leaf)
+        return Along(found, along.shared)
+
+    def sum(self, parts: Sequence[Along]) -> Along:
+        """New entries of a sum, or of things put side by side."""
+        if len({part.shared for part in parts}) > 1:
+            raise NoRecipe
+        if len({*parts}) == 1:
+            return parts[0]
+        is_zero = any(part.rest == "zero" for part in parts)
+        rests = {self.settle(part, "zero" if is_zero else "mean").rest for part in parts}
+        if len(rests) == 1 or "none" in rests:
+            (rest,) = rests & {"none"} or rests
+        else:
+            rest = "mean" if rests <= {"mean", "same"} else "free"
+        return Along(rest, parts[0].shared)
+
+    def product(self, parts: Sequence[Along], square: bool = False) -> Along:
+        """New entries of a product, of several values or of one with itself."""
+        shared = [part.shared for part in parts].count(True)
+        varying = [part for part in parts if part.rest != "same"]
+        rests = [part.rest for part in varying]
+        if shared > 1 or (rests.count("zero") > 1 and not square and not self.filling.is_tiled):
+            raise NoRecipe  # the second because neither factor would ever learn
+        if len(varying) < 2:
+            return (varying or parts)[0]._replace(shared=bool(shared))
+        rest = next((r for r in ("none", "zero") if r in rests), "free")
+        return Along(rest, bool(shared))  # type: ignore[arg-type]
+
+    def total(self, along: Along, dim: Dim) -> Power:
+        """The power that a sum along a dimension with the width adds."""
+        rest, shared = self.settle(along)[:2]
+        if rest == "zero" and not self.filling.is_tiled:
+            return {}
+        if shared and rest in ("zero", "none"):
+            return {}
+        if shared or self.degree(dim) is None:
+            raise NoRecipe
+        if rest == "zero":
+            return plus(self.size, self.ratio)
+        if rest in ("same", "none") or (rest == "mean" and self.filling.is_tiled):
+            return self.size
+        raise NoRecipe
+
+    # Means and variances where the rest of the units are means
+
+    def squared(self, x: Value, state: State) -> Statistic | None:
+        """What the square of a value is, if that matters."""
+        old = state.statistic
+        if old and old.kind == "mean":
+            return replace(old, kind="squared mean")
+        if [along.rest for along in state.along.values()] == ["mean"]:
+            return Statistic("square", state.array, tuple(range(x.ndim)))
+        return None
+
+    def summed(self, x: Value, state: State, axes: Iterable[int]) -> Statistic | None:
+        """What the sum of a value over some axes is, if that matters."""
+        over = [*axes]
+        if over != [*state.along] or x.dims[over[0]].root is not self.width:
+            return None
+        kept = tuple(axis for axis in range(x.ndim) if axis not in over)
+        old = state.statistic
+        if old and old.kind == "square":
+            return Statistic("squares", old.of, kept)
+        if state.along[over[0]].rest == "mean":
+            return Statistic("sum", state.array, kept)
+        return None
+
+    def averaged(
+        self, statistic: Statistic | None, number: float, rounding: float
+    ) -> Statistic | None:
+        """What a sum times a number is: a mean, if it is one over the size."""
+        if statistic is None or not _near(number, 1 / self.width.size, rounding):
+            return None
+        if statistic.kind in ("sum", "squares"):
+            return replace(statistic, kind="mean" if statistic.kind == "sum" else "moment")
+        return None
+
+    # Numbers that were computed from the size
+
+    def power_of_number(self, x: Value, by: Value, sign: int) -> Power:
+        """The power of a number that a value is multiplied by, or divided by if the sign is -1."""
+        assert by.number is not None
+        number = abs(by.number)
+        if number == 1:
+            return {}
+        degree = self._degree_of_mean(x, number, by.rounding)
+        is_noted = degree is None
+        if degree is None:
+            degree = self._degree_of_scale(x, number, by.rounding)
+            if degree and not self.filling.is_tiled:
+                what = f"the {'factor on' if sign == 1 else 'divisor of'} {self.name}"
+                self.constants.append(Constant(what, number, plus({}, self.ratio, degree)))
+        if degree:
+            self.degrees[self.index] = Degree(number, sign * degree, is_noted)
+        return plus({}, self.size, sign * degree)
+
+    def _degree_of_mean(self, x: Value, number: float, rounding: float) -> float | None:
+        """The degree of a number that makes a sum a mean; None if it does not."""
+        summed = [d for d in dict.fromkeys(d.root for d in x.summed) if d.size > 1]
+        for group in (*([d] for d in summed), summed):
+            n = prod(d.size for d in group)
+            for inverse, size in ((1, n), (-1, 1 / n)):
+                if group and _near(number, size, rounding):
+                    return inverse * self._degree_of_group(group)
+        if any(self.degree(d) != 0 for d in summed):
+            raise NoRecipe  # such as n - 1
+        return None
+
+    def _degree_of_group(self, group: Iterable[Dim]) -> int:
+        degrees = [self.degree(dim) for dim in group]
+        if None in degrees:
+            raise NoRecipe
+        return sum(degree or 0 for degree in degrees)
+
+    def _degree_of_scale(self, x: Value, number: float, rounding: float) -> float:
+        """The degree of a number that may have been computed from sizes, or is none of them."""
+        dims = list(dict.fromkeys(d.root for d in (*x.contracted, *x.dims) if d.size > 1))
+        if all(self.degree(d) == 0 for d in dims):
+            return 0
+        groups = [[d] for d in dict.fromkeys((*dims, self.width))]
+        if x.origin == "parameter":
+            groups += [list(g) for k in range(2, len(dims) + 1) for g in combinations(dims[:5], k)]
+        degrees: set[float] = set()
+        is_ambiguous = False
+        for group in groups:
+            n = prod(d.size for d in group)
+            fits = [power for power, size in _functions_of_size(n) if _near(number, size, rounding)]
+            if x.origin != "parameter" and not any(d.bilinear for d in group):
+                fits = [power for power in fits if abs(power) != 0.25]  # of queries and keys only
+            if fits and (degree := self._degree_of_group(group)):
+                degrees |= {degree * power for power in fits}
+            elif fits:
+                is_ambiguous |= not all(d.interface for d in group)
+        # What scales products of queries and keys follows from the size of heads, if from any.
+        is_ambiguous &= bool(degrees) and not self.width.bilinear
+        is_blamed = any(self.degree(d) != 0 for d in to_blame(x, number, rounding))
+        if is_ambiguous or is_blamed != bool(degrees) or len(degrees) > 1:
+            raise NoRecipe
+        return degrees.pop() if degrees else 0
+
+
+LARGEST_EPSILON = 1e-2  # what is larger is more than to keep a division finite
+
+
+def _near(a: float, b: float, rounding: float) -> bool:
+    return abs(a - b) <= rounding * abs(b)
+
+
+def _functions_of_size(n: int) -> tuple[tuple[float, float], ...]:
+    """What models compute from the size of a dimension to scale by, and the power it is."""
+    powers = (1.0, -1.0, 0.5, -0.5, 0.25, -0.25)
+    return tuple((power, float(n) ** power) for power in powers)

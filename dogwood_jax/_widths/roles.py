@@ -1,0 +1,344 @@
+"""Which weights of a network are outgoing, and the role of every width along every axis."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from dogwood_jax._widths.dims import Dim, atoms, factors, pieces, spread_out
+from dogwood_jax._widths.layout import Role
+from dogwood_jax._widths.values import (
+    KIND_OF_USE,
+    Demand,
+    Entry,
+    Read,
+    Silencer,
+    Silencers,
+    Trace,
+    of_weights,
+)
+
+
+class Spot(NamedTuple):
+    """One place where the units of a dimension without structure lie: on an axis, from a start."""
+
+    leaf: int
+    axis: int
+    atom: Dim
+    start: int
+
+
+def spots_along(leaf: int, axis: int, dim: Dim) -> list[Spot]:
+    """Returns the spots along an axis of a leaf, spread out, in the order of its layout."""
+
+    def walk(dim: Dim, start: int) -> Iterator[Spot]:
+        if dim.kind is None:
+            yield Spot(leaf, axis, dim, start)
+        for piece in pieces(dim) if dim.kind == "concat" else ():
+            yield from walk(piece, start)
+            start += piece.size
+        for factor in factors(dim) if dim.kind == "product" else ():
+            yield from walk(factor, start)
+
+    return list(walk(dim.root, 0))
+
+
+# The weights that silence one dimension, where they lie.
+_Option = frozenset[Spot]
+
+_CALLED = {
+    "div": "a division by it",
+    "rem": "a remainder of a division by it",
+    "sqrt": "its square root",
+    "rsqrt": "one over its square root",
+    "log": "its logarithm",
+    "log1p": "its logarithm",
+    "log2": "its logarithm",
+    "integer_pow": "a power of it",
+    "pow": "a power of it",
+}
+
+
+_BEHIND = (
+    "its units are silenced by what feeds them, behind a function of activations: behind relu, "
+    "which has no slope at zero, new units never learn"
+)
+_NOT_ONCE = "its outgoing weights do not act on it exactly once, linearly"
+
+
+def _all(demand: Demand) -> Silencers:
+    return tuple(s for operand in demand.operands for s in operand)
+
+
+def _called(read: Read) -> str:
+    """Returns what a hazard calls the function that reads values along a dimension."""
+    return _CALLED.get(read.primitive, f"{read.primitive} of it")
+
+
+class Roles:
+    """The role of every dimension without structure along every axis of every leaf.
+
+    Weights are outgoing where some contraction needs them to be zero for new units; as few are
+    chosen as satisfy every contraction.
+
+    Args:
+        trace: what was learned of the program; the hazards of contractions are added to it.
+        leaves: the dimensions of each leaf.
+
+    Attributes:
+        dims: the dimension along every axis of every leaf, spread out.
+        spots: the spots along it.
+        zero_hazards: why the incoming weights of new units must not all be zero, by dimension.
+        free_hazards: why they must not be random.
+    """
+
+    def __init__(self, trace: Trace, leaves: Sequence[Sequence[Dim]]) -> None:
+        self._trace = trace
+        self.dims = {
+            (leaf, axis): spread_out(dim)
+            for leaf, dims in enumerate(leaves)
+            for axis, dim in enumerate(dims)
+        }
+        self.spots = {place: spots_along(*place, dim) for place, dim in self.dims.items()}
+        self._by_leaf: dict[int, list[Spot]] = {}
+        for (leaf, _), spots in self.spots.items():
+            self._by_leaf.setdefault(leaf, []).extend(spots)
+        self._known: dict[Entry, dict[Dim, frozenset[Spot]]] = {}
+        self._produced = self._of_entries(trace.produced)
+        self._aside = self._of_entries(trace.aside)
+        self._outgoing: set[Spot] = set()
+        self._yielding: set[Spot] = set()
+        self._bits: dict[Spot, int] = {}
+        self.zero_hazards: dict[Dim, str] = {}
+        self.free_hazards: dict[Dim, str] = {}
+        self._reads: dict[str, list[tuple[Dim, Read]]] = {}
+        for read in trace.reads:
+            for atom in atoms(read.dim):
+                self._reads.setdefault(read.how, []).append((atom, read))
+        self._bent = self._reach_of("nonlinear")
+        self._solve()
+        self._part_corners()
+        self._note_poles()
+        self._note_strays()
+        self._note_copies()
+
+    def of(self, spot: Spot) -> Role:
+        if spot in self._outgoing:
+            return "both" if spot in self._produced else "outgoing"
+        return "incoming"
+
+    def is_produced(self, spot: Spot) -> bool:
+        """Whether the rest of the leaf feeds these units, in the first place."""
+        first = spot.axis in self._trace.first.get(spot.leaf, ())
+        return first and spot in self._produced and spot not in self._aside
+
+    def decides(self, spot: Spot) -> bool:
+        """Whether entries that are new along this axis and another one are as new units here ask.
+
+        If two widths grow whose new units are silenced in two arrays, one of these must be silent
+        where both units are new.
+        """
+        return self.is_produced(spot) and spot not in self._yielding
+
+    def produces(self, spot: Spot) -> int:
+        """Whether the rest of the leaf feeds these units: 2 for surely, 1 for perhaps."""
+        if spot in self._aside or self.of(spot) == "outgoing":
+            return 0
+        return 2 if self.is_produced(spot) else 1
+
+    def _preferred(self, options: Sequence[_Option], demand: Demand) -> _Option:
+        """Returns the option that lets new units learn most."""
+        if len(demand.operands) > 1:
+            return options[0]
+        # The factor in a product that is summed up reads the units, as in sum(units * factor):
+        # that it is zero, and not what feeds them, leaves these weights free. One that is read by
+        # sums and products alone can be shared by copies, too.
+        ranked = sorted(options, key=lambda o: (any(map(self._feeds, o)), self._is_bent(o)))
+        return ranked[0]
+
+    def _is_bent(self, option: _Option) -> bool:
+        """Whether a function that is not linear reads the weights along their dimension."""
+        return any(self._bit(spot) & self._bent.get(spot.atom, 0) for spot in option)
+
+    def _feeds(self, spot: Spot) -> bool:
+        """Whether the rest of the leaf feeds these units by random weights, not by a factor."""
+        use = self._trace.uses.get(spot.leaf)
+        return spot in self._produced and use is not None and KIND_OF_USE[use.how] == "random"
+
+    def tied(self) -> list[Spot]:
+        """Returns where weights are both incoming and outgoing."""
+        return sorted(self._outgoing & self._produced, key=lambda s: (s.leaf, s.axis, s.start))
+
+    def _of_entry(self, entry: Entry) -> Mapping[Dim, frozenset[Spot]]:
+        """Returns the spots of each part of an entry's dimension."""
+        known = self._known.get(entry)
+        if known is None:
+            along = self.spots[entry.leaf, entry.axis]
+            within = [s for s in along if entry.start <= s.start < entry.stop]
+            known = self._known[entry] = {
+                atom: frozenset(s for s in within if s.atom is atom)
+                or frozenset(s for s in along if s.atom is atom)
+                for atom in atoms(entry.dim)
+            }
+        return known
+
+    def _of_entries(self, entries: Iterable[Entry]) -> frozenset[Spot]:
+        return frozenset().union(*(s for e in entries for s in self._of_entry(e).values()))
+
+    def _option(self, silencer: Silencer, atom: Dim) -> _Option | None:
+        """Returns what a silencer of a dimension does for one of the parts."""
+        if not silencer.entries:  # the part is zero anyway
+            return frozenset()
+        spots = [self._of_entry(e).get(atom, frozenset()) for e in silencer.entries]
+        return frozenset().union(*spots) or None
+
+    def _options(self, silencers: Silencers, atom: Dim) -> list[_Option]:
+        return [o for s in silencers if (o := self._option(s, atom)) is not None]
+
+    def _options_of(self, demand: Demand, atom: Dim) -> tuple[list[_Option], bool]:
+        """Returns the weights of which some must be silent, and whether they are behind functions.
+
+        Weights behind functions are returned only if there are no others.
+        """
+        options = self._options(of_weights(_all(demand)), atom)
+        if is_behind := not options:
+            # What silences both factors would never learn.
+            sides = [self._options(silencers, atom) for silencers in demand.operands]
+            options = [o for side in sides for o in side if sum(o in s for s in sides) == 1]
+        if demand.only_readers:
+            options = [option for option in options if not option & self._produced]
+        return options, is_behind
+
+    def _bit(self, spot: Spot) -> int:
+        if spot not in self._bits:
+            self._bits[spot] = self._trace.bits_at(spot.leaf, spot.axis, spot.start)
+        return self._bits[spot]
+
+    def _leaves(self, reach: int) -> set[int]:
+        return {piece.leaf for _, piece in self._trace.pieces_of(reach)}
+
+    def _reach_of(self, how: str) -> dict[Dim, int]:
+        """Returns, by dimension, the bits of all weights that are read so."""
+        found: dict[Dim, int] = {}
+        for atom, read in self._reads.get(how, ()):
+            found[atom] = found.get(atom, 0) | read.reach[0]
+        return found
+
+    def _solve(self) -> None:
+        """Decides which weights are outgoing."""
+        poles = self._reach_of("pole")
+        sums: list[tuple[Dim, list[_Option]]] = []
+        first: list[_Option] = []
+        for demand in self._trace.demands:
+            for atom in dict.fromkeys(atoms(demand.dim)):
+                options, is_behind = self._options_of(demand, atom)
+                if not options:
+                    atom.endanger(demand.hazard)
+                    continue
+                # A function of zero weights may be infinite: others are zero if there are any.
+                pole = poles.get(atom, 0)
+                finite = [o for o in options if not any(self._bit(spot) & pole for spot in o)]
+                if is_behind:
+                    atom.note(_BEHIND)
+                sums.append((atom, finite or options))
+                first.append(self._preferred(finite or options, demand))
+        for _, options in sums:
+            if len(options) == 1:
+                self._outgoing |= options[0]
+        for (_, options), preferred in zip(sums, first, strict=True):
+            if not any(option <= self._outgoing for option in options):
+                self._outgoing |= preferred
+        for atom, options in sums:
+            # A list, for weights on both sides of a product act twice.
+            met = [o for o in options if o and o <= self._outgoing]
+            if len(met) != 1:
+                atom.endanger_copies(_NOT_ONCE)
+
+    # Units that are new along two dimensions
+
+    def _part_corners(self) -> None:
+        """Makes one array silent where units of two dimensions are new that two arrays silence.
+
+        In ``sum(b * c)`` over both axes, ``b`` may be zero for new units of the first axis and
+        ``c`` for those of the second. Entries that are new along both are zero in one of them.
+        """
+        for demand in self._trace.demands:
+            if not demand.beside:
+                continue
+            for atom in dict.fromkeys(atoms(demand.dim)):
+                silent = self._chosen(_all(demand), atom)
+                for other, along in self._beside(demand, atom) if silent else ():
+                    beside = self._chosen(along, other)
+                    if not beside or any(self._is_silent(o, atom, other) for o in silent):
+                        continue
+                    if any(self._is_silent(o, other, atom) for o in beside):
+                        continue
+                    self._yielding |= self._of_leaves({spot.leaf for spot in silent[0]}, other)
+
+    def _beside(self, demand: Demand, atom: Dim) -> Iterator[tuple[Dim, Silencers]]:
+        for dim, silencers in demand.beside:
+            for other in atoms(dim):
+                if other is not atom:
+                    yield other, silencers
+
+    def _chosen(self, silencers: Silencers, atom: Dim) -> list[_Option]:
+        return [o for o in self._options(silencers, atom) if o and o <= self._outgoing]
+
+    def _of_leaves(self, leaves: Iterable[int], atom: Dim) -> set[Spot]:
+        return {spot for leaf in leaves for spot in self._by_leaf[leaf] if spot.atom is atom}
+
+    def _is_silent(self, option: _Option, atom: Dim, other: Dim) -> bool:
+        """Whether weights are zero for new units of a dimension that are new along another, too."""
+        for spot in option:
+            for beside in self._of_leaves({spot.leaf}, other):
+                if beside.axis != spot.axis and beside not in self._outgoing:
+                    if self.decides(beside):
+                        return False
+        return True
+
+    # What the reads of weights mean, now that it is known which are outgoing
+
+    def _outgoing_bits(self) -> dict[Dim, int]:
+        """Returns the bits of the outgoing weights of each dimension."""
+        bits: dict[Dim, int] = {}
+        for spot in self._outgoing:
+            bits[spot.atom] = bits.get(spot.atom, 0) | self._bit(spot)
+        return bits
+
+    def _note_poles(self) -> None:
+        outgoing = self._outgoing_bits()
+        for atom, read in self._reads.get("pole", ()):
+            hazard = f"{_called(read)} is not finite, or infinitely steep, where weights are zero"
+            self.zero_hazards.setdefault(atom, hazard)
+            if read.reach[0] & outgoing.get(atom, 0):
+                atom.endanger(hazard)
+
+    def _note_strays(self) -> None:
+        for atom, read in self._reads.get("stray", ()):
+            if self._strays(atom, read):
+                hazard = f"{_called(read)} is not finite for every value that random weights make"
+                self.free_hazards.setdefault(atom, hazard)
+
+    def _strays(self, atom: Dim, read: Read) -> bool:
+        """Whether new entries of the weights that a function reads may leave its domain."""
+        if not read.fills:
+            return True
+        kinds = {
+            KIND_OF_USE[self._trace.uses[spot.leaf].how]
+            for spot in self._of_leaves(self._leaves(read.reach[0]), atom)
+            if spot not in self._outgoing and self._bit(spot) & read.reach[0]
+            if spot.leaf in self._trace.uses
+        }
+        # What is known of several arrays is known where all are random.
+        return not (kinds if len(kinds) < 2 else {"random"}) <= read.fills
+
+    def _note_copies(self) -> None:
+        """Notes where weights that copies share are read otherwise than once, by a sum."""
+        outgoing = self._outgoing_bits()
+        for how, mistaken in (
+            ("nonlinear", any),
+            ("product", all),
+            ("sum", lambda shared: len({*shared}) > 1),
+        ):
+            for atom, read in self._reads.get(how, ()):
+                bits = outgoing.get(atom, 0)
+                if bits and mistaken(bool(reach & bits) for reach in read.reach):
+                    atom.endanger_copies(_NOT_ONCE)

@@ -1,0 +1,239 @@
+"""Rules for loops and branches."""
+
+import functools
+import operator
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from dogwood_jax._program.bounds import NOTHING_KNOWN, Bounds, union
+from dogwood_jax._program.program import scan_counts, sub_programs
+from dogwood_jax._widths.dims import LAYERS, Dim, unify
+from dogwood_jax._widths.reader import run
+from dogwood_jax._widths.rules.registry import (
+    of_sum,
+    origin_of,
+    pick,
+    positions_used,
+    rule,
+    shapes_out,
+    unknown,
+)
+from dogwood_jax._widths.values import FILLS, Read, Trace, Value
+
+_NOT_NEGATIVE = (Bounds(low=0.0),)
+# The bounds of a value in every iteration, and what reaches it along each axis.
+_Lasting = tuple[tuple[Bounds, ...], tuple[int, ...]]
+
+
+def _enter(
+    trace: Trace,
+    state: Sequence[Value],
+    operands: Sequence[Value],
+    kept: Collection[int],
+    lasting: Sequence[_Lasting],
+) -> list[Value]:
+    """Returns what is known of a loop's state in every iteration: its dimensions.
+
+    Args:
+        trace: what is noted of the program.
+        state: the state before the first iteration.
+        operands: all that the loop takes.
+        kept: places of values that no iteration changes, such as weights.
+        lasting: the bounds of all values, and what reaches them.
+    """
+    entered = []
+    for place, (value, (bounds, reach)) in enumerate(zip(state, lasting, strict=True)):
+        if place not in kept:
+            trace.join(value, "add")
+            value = _any_iteration(value, operands)
+            value.bounds, value.reach = bounds, reach
+        entered.append(value)
+    changed = [place for place in range(len(state)) if place not in kept]
+    trace.record("enter", [state[i] for i in changed], [entered[i] for i in changed])
+    return entered
+
+
+def _kept(jaxpr: Any, before: int, count: int) -> set[int]:
+    """Returns the places of a loop's state that an iteration hands on as they are."""
+    taken = jaxpr.invars[before : before + count]
+    pairs = zip(taken, jaxpr.outvars, strict=False)
+    return {place for place, (old, new) in enumerate(pairs) if old is new}
+
+
+def _lasting(
+    trace: Trace,
+    program: tuple[Any, Sequence[Any]],
+    before: Sequence[Value],
+    state: Sequence[Value],
+    after: Sequence[Value],
+) -> list[_Lasting]:
+    """Returns the bounds of a loop's state, and what reaches it, in any iteration.
+
+    Iterations are read aside until no more is found. A sum of positive numbers, such as what
+    attention divides by, begins at zero and stays positive: no iteration that begins with what is
+    not negative makes it so.
+
+    Args:
+        trace: what is noted of the program.
+        program: that of an iteration, with its constants.
+        before: what it takes before the state.
+        state: the state before the first iteration.
+        after: what it takes after the state.
+    """
+    known: list[_Lasting] = [
+        (_NOT_NEGATIVE if value.bounds_for(0).low >= 0 else NOTHING_KNOWN, value.reach)
+        for value in state
+    ]
+    while trace.notes_reads and state:
+        begun = [
+            Value(_alone(value).dims, "data", bounds=bounds, reach=reach)
+            for value, (bounds, reach) in zip(state, known, strict=True)
+        ]
+        results = run(trace.apart(), *program, [*map(_alone, before), *begun, *map(_alone, after)])
+        found: list[_Lasting] = [
+            (
+                bounds if result.bounds_for(0).low >= 0 else NOTHING_KNOWN,
+                tuple(one.reach_along(a) | result.reach_along(a) for a in range(one.ndim)),
+            )
+            for one, result, (bounds, _) in zip(begun, results, known, strict=False)
+        ]
+        if found == known:
+            break
+        known = found
+    return known
+
+
+def _alone(value: Value) -> Value:
+    """Returns a value for a reading aside, which leaves the program's dimensions as they are."""
+    dims = tuple(Dim(dim.size) for dim in value.dims)
+    return value.but(dims=dims, silencers=(), contracted=(), summed=())
+
+
+def _any_iteration(value: Value, operands: Sequence[Value]) -> Value:
+    if origin_of(operands) == "constant":
+        return Value(value.dims, "constant", positional=frozenset(range(value.ndim)))
+    return Value(value.dims, "data", reach=value.reach)
+
+
+def _close(trace: Trace, before: Sequence[Value], after: Sequence[Value]) -> list[Value]:
+    """Unifies a loop's state before and after an iteration; returns it after the loop."""
+    found = []
+    for old, new in zip(before, after, strict=True):
+        if old is new:
+            found.append(old)
+            continue
+        for a, b in zip(old.dims, new.dims, strict=True):
+            unify(a, b)
+        if old.origin != "constant":
+            positions_used(new)
+        trace.join(new, "add")
+        trace.record("close", (old, new), ())
+        found.append(old)
+    return found
+
+
+@rule("scan")
+def _scan(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
+    (jaxpr, closed_over), *_ = sub_programs(eqn)
+    n_consts, n_carry = scan_counts(eqn)
+    consts, carry = operands[:n_consts], operands[n_consts : n_consts + n_carry]
+    stacked = operands[n_consts + n_carry :]
+    length = Dim(eqn.params["length"])
+    if carry:
+        length.endanger("a loop runs along it, from one to the next")
+    slices = []
+    for value in stacked:
+        unify(value.dims[0], length)
+        if value.origin == "parameter":
+            trace.set_aside(value, 0)
+            length.fix(LAYERS)
+            if carry:
+                length.named("layers")
+        slices.append(pick(value, range(1, value.ndim)))
+        trace.record("take", (value,), slices[-1:])
+    kept = _kept(jaxpr, n_consts, n_carry)
+    lasting = _lasting(trace, (jaxpr, closed_over), consts, carry, slices)
+    state = _enter(trace, carry, operands, kept, lasting)
+    results = run(trace, jaxpr, closed_over, [*consts, *state, *slices])
+    state = _close(trace, state, results[:n_carry])
+    outputs = []
+    for value in results[n_carry:]:
+        reach = (0, *value.reach) if value.reach else ()
+        stack = _any_iteration(Value((length, *value.dims), reach=reach), operands)
+        positional = stack.positional | {a + 1 for a in value.positional}
+        outputs.append(stack.but(positional=positional, noise=value.noise, bounds=value.bounds[:1]))
+        trace.record("collect", (value,), outputs[-1:])
+    return [*state, *outputs]
+
+
+@rule("while")
+def _while(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
+    p = eqn.params
+    n_cond, n_body = p["cond_nconsts"], p["body_nconsts"]
+    cond, body = p["cond_jaxpr"], p["body_jaxpr"]
+    carry = operands[n_cond + n_body :]
+    consts = operands[n_cond : n_cond + n_body]
+    kept = _kept(body.jaxpr, n_body, len(carry))
+    lasting = _lasting(trace, (body.jaxpr, body.consts), consts, carry, ())
+    state = _enter(trace, carry, operands, kept, lasting)
+    goes_on = run(trace, cond.jaxpr, cond.consts, [*operands[:n_cond], *state])
+    trace.record("output", goes_on, ())
+    results = run(trace, body.jaxpr, body.consts, [*consts, *state])
+    return _close(trace, state, results)
+
+
+@rule("cond")
+def _cond(trace: Trace, eqn: Any, which: Value, *arguments: Value) -> list[Value]:
+    branches = [run(trace, b.jaxpr, b.consts, arguments) for b in eqn.params["branches"]]
+    trace.record("output", (which,), ())
+    return [_chosen(trace, which, cases) for cases in zip(*branches, strict=True)]
+
+
+def _chosen(trace: Trace, which: Value, cases: Sequence[Value]) -> Value:
+    """Returns what is known of the result of a branch, whichever it is."""
+    first, origin = cases[0], origin_of((*cases, which))
+    are_weights = all(case.origin == "parameter" for case in cases)
+    for case in cases:
+        for axis, (a, b) in enumerate(zip(first.dims, case.dims, strict=True)):
+            unify(a, b)
+            if axis in case.positional and origin != "constant":
+                positions_used(case)
+        if not are_weights:
+            trace.join(case, "add")
+    for axis, dim in enumerate(first.dims):
+        if len({case.reach_along(axis) for case in cases}) > 1:
+            terms = tuple(case.reach_along(axis) for case in cases)
+            trace.reads.append(Read("sum", dim, terms))
+    known = Value(
+        first.dims,
+        "parameter" if are_weights else origin,  # type: ignore[arg-type]
+        tuple(of_sum((c, c.silencers_of(a)) for c in cases) for a in range(first.ndim)),
+        tuple(
+            functools.reduce(operator.or_, (c.reach_along(a) for c in cases))
+            for a in range(first.ndim)
+        ),
+        leaves=frozenset().union(*(c.leaves for c in cases)) if are_weights else frozenset(),
+        positional=frozenset(range(first.ndim)) if origin == "constant" else frozenset(),
+    )
+    if are_weights:
+        fills = range(len(FILLS))
+        known = known.but(bounds=tuple(union([c.bounds_for(f) for c in cases]) for f in fills))
+    trace.record("enter", (first,), (known,))
+    for case in cases[1:]:
+        trace.record("close", (known, case), ())
+    return known
+
+
+@rule("pure_callback")
+def _callback(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
+    """A function outside of the program; Equinox's ``error_if`` raises from one."""
+    function = getattr(eqn.params.get("callback"), "callback_func", None)
+    if getattr(function, "__module__", "") != "equinox._errors":
+        return unknown(trace, eqn, *operands)
+    results = [Value(tuple(map(Dim, shape)), "data") for shape in shapes_out(eqn)]
+    for value, result in zip(operands, results, strict=False):
+        shapes = [[dim.size for dim in v.dims] for v in (value, result)]
+        if shapes[0] == shapes[1]:  # a second one hands on what the first would have returned
+            for a, b in zip(value.dims, result.dims, strict=True):
+                unify(a, b)
+    return results

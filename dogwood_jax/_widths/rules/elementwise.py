@@ -1,0 +1,307 @@
+"""Rules for elementwise operations."""
+
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from dogwood_jax._widths.dims import REPEATED, Dim, unify
+from dogwood_jax._widths.rules.registry import (
+    mixed,
+    noise_of,
+    noise_used,
+    of_sum,
+    origin_of,
+    plain,
+    positions_used,
+    rule,
+    shapes_out,
+    unknown,
+)
+from dogwood_jax._widths.values import Silencer, Silencers, Trace, Value, behind, either
+
+# f(0) = 0 and f linear; f(0) = 0; any other f.
+_LINEAR = "neg real imag conj reduce_precision copy convert_element_type"
+_ZERO_TO_ZERO = (
+    "abs sign sqrt cbrt square tanh sin sinh tan asin atan asinh atanh expm1 log1p erf erf_inv "
+    "floor ceil round integer_pow not_zero"
+)
+_OTHER_UNARY = (
+    "exp exp2 log log2 cos cosh acos acosh logistic rsqrt erfc lgamma digamma is_finite not "
+    "population_count clz bessel_i0e bessel_i1e one_minus_square bitcast_convert_type"
+)
+_COMPARISONS = "eq ne lt le gt ge eq_to lt_to le_to"
+_SUMS = "add sub add_any complex max min"
+_OTHER_NARY = (
+    "pow rem atan2 nextafter and or xor shift_left shift_right_logical "
+    "shift_right_arithmetic igamma igammac igamma_grad_a random_gamma_grad polygamma zeta "
+    "regularized_incomplete_beta polynomial threefry2x32 select_if_vmap"
+)
+
+
+@rule(*_LINEAR.split())
+def _linear(trace: Trace, eqn: Any, x: Value, *_: Value) -> list[Value]:
+    number, name = x.number, eqn.primitive.name
+    if number is not None and name == "neg":
+        number = -number
+    is_same = name == "copy"
+    if name == "convert_element_type":
+        is_real = jnp.issubdtype(eqn.params["new_dtype"], jnp.inexact)
+        is_same = not is_real
+        if x.positional and is_real and x.number is None:
+            positions_used(x)
+    return [x.but(number=number, index=x.index and is_same, wrapped=x.wrapped and is_same)]
+
+
+@rule(*_ZERO_TO_ZERO.split())
+def _zero_to_zero(trace: Trace, eqn: Any, x: Value) -> list[Value]:
+    name = eqn.primitive.name
+    zero_stays = name != "integer_pow" or eqn.params["y"] > 0
+    if not zero_stays:
+        return [_reciprocal(trace, x)]
+    silencers = x.silencers if x.origin == "parameter" else tuple(map(behind, x.silencers))
+    return [x.but(silencers=silencers, number=_fold(name, x.number), index=False)]
+
+
+def _reciprocal(trace: Trace, x: Value, number: float | None = None) -> Value:
+    """Something like 1 / x: not finite where x is zero."""
+    trace.use(x, "positive")
+    return x.but(silencers=(), number=number, index=False)
+
+
+@rule(*_OTHER_UNARY.split())
+def _other_unary(trace: Trace, eqn: Any, x: Value) -> list[Value]:
+    name = eqn.primitive.name
+    (shape,) = shapes_out(eqn)
+    if len(shape) != x.ndim:  # a bitcast between element sizes adds or drops a dimension
+        return unknown(trace, eqn, x)
+    if name in ("rsqrt", "log", "log2"):
+        return [_reciprocal(trace, x, _fold(name, x.number))]
+    return [x.but(silencers=(), number=_fold(name, x.number), index=False)]
+
+
+_FOLDS: dict[str, Callable[..., Any]] = {
+    "sqrt": np.sqrt,
+    "rsqrt": lambda x: 1 / np.sqrt(x),
+    "square": np.square,
+    "exp": np.exp,
+    "log": np.log,
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "div": operator.truediv,
+    "max": max,
+    "min": min,
+    "pow": operator.pow,
+    "eq": operator.eq,
+    "ne": operator.ne,
+    "lt": operator.lt,
+    "le": operator.le,
+    "gt": operator.gt,
+    "ge": operator.ge,
+}
+
+
+def _fold(name: str, *numbers: float | None) -> float | None:
+    """Computes with known numbers, so that constants are recognised however they were made."""
+    if name not in _FOLDS or any(n is None for n in numbers):
+        return None
+    with np.errstate(all="ignore"):
+        try:
+            return float(_FOLDS[name](*numbers))
+        except (ArithmeticError, TypeError, ValueError):
+            return None
+
+
+def _aligned(eqn: Any, values: Sequence[Value]) -> tuple[tuple[Dim, ...], list[set[int]]]:
+    """Unifies operands axis by axis; returns the result's dimensions and each operand's axes.
+
+    An axis of size 1 beside a longer one is broadcast: it has no part in the result's axis.
+    """
+    shape = shapes_out(eqn)[0]
+    axes: list[set[int]] = [set() for _ in values]
+    dims = []
+    for axis, size in enumerate(shape):
+        found: Dim | None = None
+        for value, own in zip(values, axes, strict=True):
+            if not value.ndim:
+                continue
+            dim = value.dims[axis]
+            if dim.size != size:
+                dim.fix(REPEATED)
+            else:
+                own.add(axis)
+                if found is None:
+                    found = dim
+                else:
+                    unify(found, dim)
+        dims.append(Dim(size) if found is None else found)
+    return tuple(dims), axes
+
+
+def _nary(trace: Trace, eqn: Any, values: Sequence[Value], how: str) -> Value:
+    """An elementwise operation of several operands, silencers aside."""
+    dims, axes = _aligned(eqn, values)
+    origin = origin_of(values)
+    noise = noise_of(values)
+    # Sums that meet other data are one term among several: what scales them scales the others.
+    data = [v for v in values if v.origin == "data"]
+    sums = [v for v in values if len(data) < 2 and (v.origin != "constant" or not data)]
+    for value in values:
+        if origin != "constant" and value.origin == "constant":
+            positions_used(value)
+            for dim in value.summed:
+                dim.endanger("a constant is computed by summing over it")
+        if origin == "data":
+            trace.join(value, how)
+        if value.noise and any(v.origin == "parameter" or plain(v) for v in values):
+            noise_used(value)
+            noise = None
+    return mixed(
+        values,
+        dims,
+        positional=frozenset().union(
+            *(v.positional & own for v, own in zip(values, axes, strict=True))
+        ),
+        noise=noise,
+        contracted=tuple(d for v in sums for d in v.contracted),
+        summed=tuple(d for v in sums for d in v.summed),
+    )
+
+
+@rule("mul")
+def _mul(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
+    out = _nary(trace, eqn, (x, y), "multiply")
+    silencers: tuple[Silencers, ...] = ()
+    if x.silencers or y.silencers:
+        factors = (_kept(v, out) for v in (x, y))
+        silencers = tuple(either(*options) for options in zip(*factors, strict=True))
+    weighted = frozenset(
+        a
+        for v in (x, y)
+        for a, d in enumerate(out.dims)
+        if v.origin == "parameter" and v.ndim and v.dims[a].size == d.size
+    )
+    number = _fold("mul", x.number, y.number)
+    out = _scaled(trace, out, x, y)
+    return [out.but(silencers=silencers, number=number, weighted=weighted)]
+
+
+@rule("div")
+def _div(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
+    out = _nary(trace, eqn, (x, _reciprocal(trace, y)), "multiply")
+    silencers = _kept(x, out) if x.silencers else ()
+    number = _fold("div", x.number, y.number)
+    return [_scaled(trace, out, x, y, -1).but(silencers=silencers, number=number)]
+
+
+def _scaled(trace: Trace, out: Value, x: Value, y: Value, power: int = 1) -> Value:
+    """Notes the constants that a product or quotient has been multiplied by."""
+    for value, other, p in ((x, y, power), (y, x, 1)):
+        if value.number is None and other.number:
+            rounding = max(value.rounding, other.rounding)
+            return out.but(scale=value.scale * abs(other.number) ** p, rounding=rounding)
+    trace.scaled(x)
+    trace.scaled(y)
+    return out
+
+
+def _kept(value: Value, out: Value) -> tuple[Silencers, ...]:
+    """The silencers of one operand along the axes of the result that it has."""
+    return tuple(
+        value.silencers_of(a) if value.ndim and value.dims[a].size == d.size else ()
+        for a, d in enumerate(out.dims)
+    )
+
+
+@rule(*_SUMS.split())
+def _sum(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
+    name = eqn.primitive.name
+    out = _nary(trace, eqn, (x, y), "add")
+    silencers = _terms((x, y), out)
+    indexed = any(a.index and b.number is not None for a, b in ((x, y), (y, x)))
+    # A bound below zero, or a smaller bound of none, leaves indices within their range.
+    clipped = indexed and any(
+        other.number is not None and (other.number <= 0 if name == "max" else other.number >= 0)
+        for other in (x, y)
+        if name in ("max", "min")
+    )
+    if name in ("max", "min"):
+        silencers = silencers if out.origin == "parameter" else tuple(map(behind, silencers))
+    # jnp adds the length of an axis to negative indices: indices all the same.
+    wrapped = indexed and name == "add"
+    number = _fold(name, x.number, y.number)
+    return [out.but(silencers=silencers, number=number, index=clipped, wrapped=wrapped)]
+
+
+def _terms(values: Sequence[Value], out: Value) -> tuple[Silencers, ...]:
+    """Silencers of a sum along each axis of the result."""
+    terms = [_kept(v, out) for v in values]
+    return tuple(of_sum(zip(values, axis, strict=True)) for axis in zip(*terms, strict=True))
+
+
+@rule(*_COMPARISONS.split())
+def _compare(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
+    dims, axes = _aligned(eqn, (x, y))
+    one_hot = eqn.primitive.name == "eq" and (x if x.positional else y).index
+    one_hot &= bool(x.positional) != bool(y.positional)
+    positional = frozenset((x.positional & axes[0]) | (y.positional & axes[1]))
+    silencers: tuple[Silencers, ...] = ()
+    if one_hot:
+        # No old value of the other operand equals a new position: the row is zero there.
+        table, other = (x, y) if x.positional else (y, x)
+        free = {a for a in table.positional if not other.ndim or other.dims[a].size == 1}
+        if free == table.positional and (other.index or _is_below(other, dims, free)):
+            silencers = tuple(
+                (Silencer(frozenset()),) if a in free else () for a in range(len(dims))
+            )
+            positional = frozenset()
+            for axis in free if other.index else ():
+                dims[axis].root.interface = True
+    noise = "mask" if x.noise or y.noise else None
+    out = mixed((x, y), dims, positional=positional, noise=noise)
+    number = _fold(eqn.primitive.name, x.number, y.number)
+    return [out.but(silencers=silencers, number=number)]
+
+
+def _is_below(value: Value, dims: Sequence[Dim], axes: Iterable[int]) -> bool:
+    """Whether integers are no new positions, as the place of the largest of a few is none."""
+    bounds = value.bounds[0]
+    return bounds.low >= 0 and all(bounds.high < dims[axis].size for axis in axes)
+
+
+@rule(*_OTHER_NARY.split())
+def _other_nary(trace: Trace, eqn: Any, *values: Value) -> list[Value]:
+    out = _nary(trace, eqn, values, "add")
+    number = _fold(eqn.primitive.name, *(v.number for v in values))
+    return [out.but(number=number)] * len(eqn.outvars)
+
+
+@rule("select_n")
+def _select_n(trace: Trace, eqn: Any, which: Value, *cases: Value) -> list[Value]:
+    out = _nary(trace, eqn, (which, *cases), "add")
+    # The length of an axis is added to indices where they are negative, which those are not.
+    compared = which.bounds[0].compared
+    wraps = compared is not None and (compared.how, compared.number) == ("lt", 0)
+    wraps = wraps and any(compared.of is case for case in cases if case.index)  # type: ignore[union-attr]
+    index = any(c.index for c in cases) and all(
+        c.index or (c.wrapped and wraps) or c.number == 0 for c in cases
+    )
+    silencers = _terms(cases, out)
+    number = None if which.number is None else cases[int(which.number)].number
+    return [out.but(silencers=silencers, index=index, number=number)]
+
+
+@rule("clamp")
+def _clamp(trace: Trace, eqn: Any, low: Value, x: Value, high: Value) -> list[Value]:
+    out = _nary(trace, eqn, (low, x, high), "add")
+    clipped = low.number is not None and low.number <= 0
+    return [out.but(index=x.index and clipped and (high.number is None or high.number >= 0))]
+
+
+@rule("stop_gradient", "optimization_barrier", "device_put", "sharding_constraint", "mesh_cast")
+@rule("reshard", "layout_constraint", "name", "pvary", "pcast", "nonbatchable", "copy_p")
+def _identity(trace: Trace, eqn: Any, *values: Value) -> list[Value]:
+    return list(values)

@@ -1,0 +1,264 @@
+"""Find every width of a network by tracing it: ``trace``.
+
+The network is turned into a jaxpr from shapes alone. Its equations are read one by one (``_read``)
+with symbolic dimensions (``_dims``) and a rule for each primitive (``_rules``). Then it is decided
+which weights are outgoing (``_roles``), and the dimensions of the parameters become ``Widths``
+(``_naming``).
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dogwood_jax._base.arguments import FUNCTION, TREE, expect, expect_call, is_integer
+from dogwood_jax._base.described import described, holds_arrays
+from dogwood_jax._base.problems import listed
+from dogwood_jax._base.trees import PyTree, is_array, mirrors
+from dogwood_jax._program.bounds import UNKNOWN
+from dogwood_jax._program.program import Program
+from dogwood_jax._widths.dims import Dim, unify
+from dogwood_jax._widths.naming import module_of, name_widths
+from dogwood_jax._widths.reader import run
+from dogwood_jax._widths.reads import OF_WEIGHTS
+from dogwood_jax._widths.rules import axes, control, elementwise, lookup, sums  # noqa: F401
+from dogwood_jax._widths.values import Entry, Silencer, Silencers, Trace, Value
+from dogwood_jax._widths.widths import Network, Widths, no_such
+
+Place = tuple[str, int]
+
+_CALL = "trace(apply, variables, *inputs)"
+
+
+def trace(
+    apply: Callable[..., Any],
+    variables: PyTree,
+    *inputs: Any,
+    fix: Iterable[Place] = (),
+    tie: Iterable[tuple[Place, Place]] = (),
+) -> Widths:
+    """Finds every width of a network: which axes of which arrays index the same units.
+
+    The program of ``apply(variables, *inputs)`` is read, not run: no array is allocated and no
+    value is looked at. Whatever library it was written with, each width is listed with every place
+    where it occurs, and with what stops it from growing or what growing it would change.
+
+    Args:
+        apply: any traceable function of a pytree of variables and inputs, such as a Flax module's
+            ``apply``. To trace a mode of the network (training, a method), close over it.
+        variables: pytree of arrays or ``jax.ShapeDtypeStruct``. Leaves that are not arrays, such
+            as functions in an Equinox module, are passed through.
+        *inputs: pytrees of arrays or ``jax.ShapeDtypeStruct``; anything else in them, such as
+            booleans and None, is passed to ``apply`` as it is.
+        fix: places ``(path, axis)`` that must not grow for reasons the program does not show.
+        tie: pairs of places that index the same units though the program does not show it.
+
+    Returns:
+        The widths by name. Dimensions of inputs and outputs are widths too, marked ``interface``.
+
+    Raises:
+        TypeError: if ``apply`` is no function of the variables and these inputs, ``variables`` are
+            no pytree of arrays, or ``fix`` or ``tie`` is no list.
+        ValueError: if ``fix`` or ``tie`` names a place that does not exist, or ties axes of
+            different sizes.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import dogwood_jax as dw
+        >>> def apply(params, x):
+        ...     return jax.nn.relu(x @ params["up"]["kernel"]) @ params["down"]["kernel"]
+        >>> params = {"up": {"kernel": jnp.ones((4, 8))}, "down": {"kernel": jnp.ones((8, 2))}}
+        >>> print(dw.trace(apply, params, jnp.ones((1, 4)))["up"])
+        up: 8 units, growable
+          -> up/kernel[1]
+          <- down/kernel[0]
+    """
+    expect(_CALL, apply=(FUNCTION, apply), variables=(TREE, variables))
+    expect_call(_CALL, "apply", apply, variables, *inputs)
+    fixed, tied = _listed("fix", fix, "(path, axis)"), _listed("tie", tie, "(place, place)")
+    program = _program(apply, variables, inputs)
+    traced = Traced(program)
+    _override(traced.leaves, fixed, tied)
+    _attach_unread(traced.leaves, traced.trace)
+    network = Network(apply, program.variables, tuple(program.inputs), traced)
+    return replace(name_widths(traced.leaves, traced.trace), network=network)
+
+
+def _program(apply: Callable[..., Any], variables: PyTree, inputs: Sequence[Any]) -> Program:
+    """Returns the program of a function; raises if it fails because inputs come first."""
+    try:
+        return Program(apply, variables, inputs)
+    except Exception as error:
+        trees = [tree for tree in inputs if isinstance(tree, Mapping) and holds_arrays(tree)]
+        if is_array(variables) and trees:
+            raise TypeError(
+                f"{_CALL}: apply fails, and the arguments seem to be in the wrong order: variables "
+                f"is {described(variables)}; an input is {described(trees[0])}"
+            ) from error
+        raise
+
+
+class Traced:
+    """A traced network: its leaves with symbolic dimensions, and what its equations say of them.
+
+    Args:
+        program: the network's program.
+        notes_reads: see ``Trace``.
+
+    Attributes:
+        trace: what its equations say.
+        leaves: the arrays among its variables, by path.
+        outputs: its outputs, by path, without those that mirror variables.
+    """
+
+    def __init__(self, program: Program, *, notes_reads: bool = True) -> None:
+        self.trace = Trace(notes_reads=notes_reads)
+        self.leaves: dict[str, Value] = {}
+        self.outputs: dict[str, Value] = {}
+        values = []
+        for path, struct in program.arguments:
+            if path is not None:
+                value = _parameter(self.trace, len(self.leaves), struct)
+                self.leaves[path] = value
+            else:
+                value = _input(struct)
+                self.trace.dims += value.dims
+                self.trace.inputs += value.dims
+            values.append(value)
+        outputs = run(self.trace, program.jaxpr.jaxpr, program.jaxpr.consts, values)
+        mirrored = mirrors(
+            {path: _shape(value) for path, value in zip(program.results, outputs, strict=True)},
+            {path: _shape(value) for path, value in self.leaves.items()},
+        )
+        names = {id(value): path for path, value in self.leaves.items()}
+        for path, output in zip(program.results, outputs, strict=True):
+            name = names.get(id(output))
+            if name is not None and f"/{path}".endswith(f"/{name}"):
+                continue  # an array that is returned as it is, as all those of NNX modules are
+            self.trace.record("variable" if path in mirrored else "output", (output,), ())
+            if path not in mirrored:
+                self.outputs[path] = output
+                for dim in output.dims:
+                    dim.root.interface = True
+            self.trace.use(output, "add")
+            self.trace.scaled(output)
+
+
+def _shape(value: Value) -> tuple[int, ...]:
+    return tuple(dim.size for dim in value.dims)
+
+
+def _parameter(trace: Trace, index: int, struct: jax.ShapeDtypeStruct) -> Value:
+    dims = tuple(Dim(n) for n in struct.shape)
+    silencers: tuple[Silencers, ...] = ()
+    if jnp.issubdtype(struct.dtype, np.inexact):
+        silencers = tuple(
+            (Silencer(frozenset({Entry(index, axis, dim, dim.size, 0, dim.size)})),)
+            for axis, dim in enumerate(dims)
+        )
+    else:
+        for dim in dims:
+            dim.fix(f"one of its arrays is of dtype {struct.dtype}, which cannot be filled in")
+    reach = tuple(trace.bit(index, axis, 0, dim.size) for axis, dim in enumerate(dims))
+    bounds = OF_WEIGHTS if silencers or not dims else (UNKNOWN,) * len(OF_WEIGHTS)
+    return Value(dims, "parameter", silencers, reach, bounds, leaves=frozenset({index}))
+
+
+def _input(struct: jax.ShapeDtypeStruct) -> Value:
+    dims = tuple(Dim(n) for n in struct.shape)
+    for dim in dims:
+        dim.interface = True
+    return Value(dims, "data", index=jnp.issubdtype(struct.dtype, np.integer))
+
+
+# What the caller knows ----------------------------------------------------------------------------
+
+
+def _listed(name: str, given: Iterable[Any], one: str) -> tuple[Any, ...]:
+    """Returns what a caller listed, after checking that it is a list."""
+    if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
+        raise TypeError(f"trace: {name} must be a list, [{one}, ...], got {given!r}")
+    return tuple(given)
+
+
+def _override(
+    leaves: dict[str, Value], fix: Sequence[Place], tie: Sequence[tuple[Place, Place]]
+) -> None:
+    problems: list[str] = []
+
+    def dim_at(place: Place) -> Dim | None:
+        if not _is_place(place):
+            problems.append(f"{place!r}: is no place (path, axis)")
+            return None
+        path, axis = place
+        names = [p for p in leaves if p == path] or [p for p in leaves if p.endswith(f"/{path}")]
+        if len(names) > 1:
+            problems.append(f"{path!r} may be any of {names}: say which")
+            return None
+        if not names:
+            problems.append(no_such("array", path, leaves))
+            return None
+        dims = leaves[names[0]].dims
+        if not -len(dims) <= axis < len(dims):
+            problems.append(f"{path}: has {len(dims)} axes, so no axis {axis}")
+            return None
+        return dims[axis]
+
+    if _is_place(fix):
+        problems.append(f"fix: {fix} is one place, not a list of places; pass [{fix}]")
+    if len(tie) == 2 and all(map(_is_place, tie)):
+        problems.append(f"tie: {tie} is one pair, not a list of pairs; pass [{tie}]")
+    for place in fix:
+        if dim := dim_at(place):
+            dim.fix("fixed by the caller")
+    for pair in tie:
+        if not (isinstance(pair, Sequence) and len(pair) == 2):
+            problems.append(f"tie: {pair!r}: is no pair of places")
+            continue
+        one, other = pair
+        a, b = dim_at(one), dim_at(other)
+        if a and b and a.size != b.size:
+            problems.append(f"tie: {one} has size {a.size}, but {other} has {b.size}")
+        elif a and b:
+            unify(a, b)
+    if problems:
+        raise ValueError(
+            listed("fix= takes places [(path, axis), ...] and tie= pairs of them", problems)
+        )
+
+
+def _is_place(place: object) -> bool:
+    match place:
+        case (str(), axis):
+            return is_integer(axis)
+    return False
+
+
+def _attach_unread(leaves: dict[str, Value], trace: Trace) -> None:
+    """Ties arrays that are never read to arrays of the same shape beside them.
+
+    A module's variables follow its widths whether or not this mode of the network reads them, as a
+    BatchNorm's statistics in training do.
+    """
+    paths = list(leaves)
+    for index, path in enumerate(paths):
+        if index in trace.uses:
+            continue
+        module = module_of(path)
+        value = leaves[path]
+        for axis, dim in enumerate(value.dims):
+            beside = {
+                d.root: None
+                for i, other in enumerate(paths)
+                if i in trace.uses and module_of(other) == module
+                for d in leaves[other].dims
+                if d.size == dim.size
+            }
+            if len(beside) == 1:
+                (found,) = beside
+                unify(dim, found)
+                found.note(f"{path} is never read; its axis {axis} follows the arrays beside it")

@@ -1,0 +1,446 @@
+"""What is known of every value while a program is traced: ``Value`` and ``Trace``.
+
+Besides its symbolic dimensions, a value carries what decides whether growing a dimension changes
+the outputs of the network. New units may hold any value, unless it is known to be zero: the
+program's *demands* on weights follow from that. Where a dimension is contracted, the new units must
+add nothing, so one of the factors must be zero there; if some weights can see to that, they are
+*outgoing*. Where a dimension is reduced and no weights can, growing it is a *hazard*.
+"""
+
+import functools
+import itertools
+import operator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from math import isfinite
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from dogwood_jax._program.bounds import NOTHING_KNOWN, Bounds
+from dogwood_jax._widths.dims import Dim, SplitOff
+from dogwood_jax._widths.widths import Kind
+
+Origin = Literal["constant", "parameter", "data"]
+
+# How far numbers may be from each other that were computed in single precision, relatively.
+SINGLE_PRECISION = 3e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where weights can be made zero: the units of a dimension along an axis of a leaf.
+
+    A fused projection, ``q | k`` or three times heads * head_dim, has the same units in several
+    pieces of an axis. Those of one piece may be zero without the others.
+
+    Attributes:
+        leaf: index of the leaf.
+        axis: index of its axis.
+        dim: the dimension.
+        size: its size.
+        start: where the piece of the axis begins in which its units lie.
+        stop: where the piece ends.
+        stride: how far apart its units are.
+        blended: whether the value at one unit of a factor outside of this one has come to depend on
+            all units of that factor.
+    """
+
+    leaf: int
+    axis: int
+    dim: Dim = field(compare=False)
+    size: int
+    start: int
+    stop: int
+    stride: int = 1
+    blended: bool = False
+
+    def factor(self, dim: Dim, stride: int) -> "Entry":
+        """Returns the entry of a factor, whose units are so many of this one's apart."""
+        return replace(self, dim=dim, size=dim.size, stride=self.stride * stride)
+
+    def piece(self, dim: Dim, start: int) -> "Entry":
+        """Returns the entry of a piece that begins at a unit of this one."""
+        start = self.start + start * self.stride
+        stop = start + dim.size * self.stride
+        return replace(self, dim=dim, size=dim.size, start=start, stop=stop)
+
+    def contains(self, other: "Entry") -> bool:
+        """Whether another entry is that of a factor within each unit of this one."""
+        piece, others = ((e.leaf, e.axis, e.start, e.stop) for e in (self, other))
+        return piece == others and not other.blended and other.size * other.stride <= self.stride
+
+
+@dataclass(frozen=True, slots=True)
+class Silencer:
+    """Weights which, if zero for the new units of a dimension, make a value zero there.
+
+    Attributes:
+        entries: all of these have to be zero.
+        behind: whether the value is a function, such as relu, of the activations that they silence.
+    """
+
+    entries: frozenset[Entry]
+    behind: bool = False
+
+    def __and__(self, other: "Silencer") -> "Silencer":
+        return Silencer(self.entries | other.entries, self.behind or other.behind)
+
+
+# Alternatives: any one of them will do. An empty silencer means "zero anyway".
+Silencers = tuple[Silencer, ...]
+_MOST_SILENCERS = 4
+
+# How new entries of weights are filled in where nothing else decides.
+FILLS: tuple[Kind, ...] = ("random", "ones", "zeros")
+
+# How sure a way of using a leaf is about what its new entries should be.
+_RANK: dict[str, int] = {"": 0, "add": 1, "multiply": 2, "index": 3, "positive": 4, "contract": 5}
+KIND_OF_USE: dict[str, Kind] = {
+    "": "zeros",
+    "add": "zeros",
+    "multiply": "ones",
+    "index": "random",
+    "positive": "ones",
+    "contract": "random",
+}
+
+
+@dataclass(eq=False, slots=True)
+class Value:
+    """An array of the program.
+
+    Thousands are made for a network, so a value is not frozen, because frozen ones are slow to
+    make. Rules leave values as they are; ``but`` makes others.
+
+    Attributes:
+        dims: its dimensions.
+        origin: ``"constant"``, ``"parameter"`` (nothing but parameters and constants) or
+            ``"data"`` (depends on the inputs).
+        silencers: for each axis, what makes new entries along it zero.
+        reach: for each axis, a bit for every piece of an axis of weights whose units lie along
+            it, see ``Trace.bit``; nothing for no weights.
+        bounds: between which bounds its entries lie, of a parameter for each of ``FILLS``.
+        number: the one number it consists of, if known.
+        table: the numbers that it was made of, if it is a constant that was captured.
+        scale: the constants that it has just been multiplied by.
+        rounding: how far these, or its number, may be from what they were computed as, relatively.
+        positional: axes along which it counts positions.
+        noise: ``"noise"`` if it is made of random numbers, ``"mask"`` of random booleans.
+        index: whether its integers come straight from an input or count positions from zero.
+        wrapped: whether they are such integers plus a number.
+        leaves: the leaves a parameter is made of.
+        weighted: axes along which it was just multiplied by a parameter.
+        contracted: dimensions that a product with weights was last summed over.
+        summed: dimensions that it was last summed over without weights.
+    """
+
+    dims: tuple[Dim, ...]
+    origin: Origin = "data"
+    silencers: tuple[Silencers, ...] = ()
+    reach: tuple[int, ...] = ()
+    bounds: tuple[Bounds, ...] = NOTHING_KNOWN
+    number: float | None = None
+    table: np.ndarray | None = None
+    scale: float = 1.0
+    rounding: float = SINGLE_PRECISION
+    positional: frozenset[int] = frozenset()
+    noise: Literal["noise", "mask"] | None = None
+    index: bool = False
+    wrapped: bool = False
+    leaves: frozenset[int] = frozenset()
+    weighted: frozenset[int] = frozenset()
+    contracted: tuple[Dim, ...] = ()
+    summed: tuple[Dim, ...] = ()
+
+    def but(self, **changes: Any) -> "Value":
+        """Returns a value that differs in these attributes, as ``dataclasses.replace`` does."""
+        attributes = [*_attributes(self)]
+        for name, attribute in changes.items():
+            attributes[_PLACES[name]] = attribute
+        return Value(*attributes)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.dims)
+
+    def silencers_of(self, axis: int) -> Silencers:
+        return self.silencers[axis] if self.silencers else ()
+
+    def reach_along(self, axis: int) -> int:
+        return self.reach[axis] if self.reach else 0
+
+    def bounds_for(self, fill: int) -> Bounds:
+        """The bounds of its entries where new weights are filled in so, see ``FILLS``."""
+        is_known = self.origin == "parameter" and len(self.bounds) > 1
+        return self.bounds[fill if is_known else 0]
+
+    def entries(self, axis: int) -> frozenset[Entry]:
+        """The entries of leaves that lie along an axis, as far as they are known."""
+        return frozenset().union(*(s.entries for s in self.silencers_of(axis)))
+
+
+_PLACES = {attribute.name: place for place, attribute in enumerate(fields(Value))}
+_attributes = operator.attrgetter(*_PLACES)
+
+
+def of_weights(silencers: Silencers) -> Silencers:
+    """Returns the silencers of which a value is no more than sums and products."""
+    if not any(s.behind for s in silencers):
+        return silencers
+    return tuple(s for s in silencers if not s.behind)
+
+
+def behind(silencers: Silencers) -> Silencers:
+    """Silencers of a function of activations that is zero at zero."""
+    return tuple(Silencer(s.entries, behind=True) for s in silencers)
+
+
+def either(*options: Silencers) -> Silencers:
+    """Silencers of a product: any factor's will do."""
+    return _smallest(itertools.chain.from_iterable(options))
+
+
+def every(options: Sequence[Silencers]) -> Silencers:
+    """Silencers of a sum: every term's are needed."""
+    return functools.reduce(
+        lambda sum, term: _smallest(a & b for a, b in itertools.product(sum, term)), options
+    )
+
+
+def _smallest(silencers: Iterable[Silencer]) -> Silencers:
+    """The alternatives that take the fewest weights."""
+    distinct = dict.fromkeys(silencers)
+    return tuple(sorted(distinct, key=lambda s: len(s.entries)))[:_MOST_SILENCERS]
+
+
+@dataclass(slots=True)
+class Demand:
+    """A contraction over a dimension: one of the operands must be silent along it.
+
+    Attributes:
+        dim: the dimension.
+        operands: the silencers of each operand.
+        hazard: what to say if none can be silenced.
+        beside: the other dimensions of the operands, and their silencers.
+        only_readers: whether weights that make units of the dimension must not be silent, because
+            nothing would learn then what they make, as under a norm.
+    """
+
+    dim: Dim
+    operands: tuple[Silencers, ...]
+    hazard: str
+    beside: tuple[tuple[Dim, Silencers], ...] = ()
+    only_readers: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class Read:
+    """A place where a program reads values along a dimension.
+
+    Attributes:
+        how: ``"nonlinear"`` for anything but a sum or a factor of a product, ``"sum"`` or
+            ``"product"`` of several values; ``"pole"`` where a function or its slope is not finite
+            if weights are zero for new units, ``"stray"`` where it is not if they are random.
+        dim: the dimension.
+        reach: what reaches each of the values along it.
+        primitive: the function, for poles and strays.
+        fills: the fills of weights for which a stray is finite all the same.
+    """
+
+    how: Literal["nonlinear", "sum", "product", "pole", "stray"]
+    dim: Dim
+    reach: tuple[int, ...]
+    primitive: str = ""
+    fills: frozenset[Kind] = frozenset()
+
+
+@dataclass
+class Use:
+    """How a leaf is used: what its random entries look like, and when it was first read."""
+
+    leaf: int
+    how: str = ""
+    order: int = 1 << 30
+    fan_in: set[int] = field(default_factory=set)
+    fan_out: set[int] = field(default_factory=set)
+
+    def count_fans(self, value: Value, fan_in: Iterable[int], fan_out: Iterable[int]) -> None:
+        """Notes which axes of the leaf make its fan-in and fan-out, as axes of a value it makes."""
+        for axes, fan in ((fan_in, self.fan_in), (fan_out, self.fan_out)):
+            for axis in axes:
+                fan.update(e.axis for e in value.entries(axis) if e.leaf == self.leaf)
+
+
+@dataclass(eq=False, slots=True)
+class Step:
+    """An equation of the program, or what a loop does with a value, as it was read.
+
+    Attributes:
+        name: its primitive; for a loop ``"enter"``, ``"take"``, ``"collect"`` or ``"close"``; at
+            the end ``"output"`` or, for a new value of a variable, ``"variable"``.
+        operands: the values it takes.
+        results: the values it makes.
+        params: the parameters of its primitive.
+    """
+
+    name: str
+    operands: Sequence[Value]
+    results: Sequence[Value]
+    params: Mapping[str, Any]
+
+
+class Piece(NamedTuple):
+    """A piece of an axis of a leaf, from ``start`` to ``stop``."""
+
+    leaf: int
+    axis: int
+    start: int
+    stop: int
+
+
+class Degree(NamedTuple):
+    """What a recipe knows of a number that a value is multiplied or divided by.
+
+    Attributes:
+        number: the number.
+        degree: the factor that it makes is this power of the width's size.
+        is_noted: whether the recipe says what it must be in the larger model.
+    """
+
+    number: float
+    degree: float
+    is_noted: bool
+
+
+class Trace:
+    """What a program does with its parameters, collected while its equations are read.
+
+    Args:
+        notes_reads: whether it is noted how weights are read, which roles follow from. Programs
+            that are compared with another one need no roles.
+    """
+
+    def __init__(self, *, notes_reads: bool = True) -> None:
+        self.notes_reads = notes_reads
+        self.dims: list[Dim] = []  # of every value, for what is known of wholes concerns parts
+        self.inputs: list[Dim] = []  # of the network's inputs
+        self.steps: list[Step] = []  # every equation, in the order of the program
+        self.demands: list[Demand] = []
+        self.reads: list[Read] = []
+        self._pieces: list[Piece] = []  # what the bits of ``Value.reach`` stand for
+        self._bits: dict[tuple[int, int], dict[Piece, int]] = {}  # by leaf and axis
+        self.uses: dict[int, Use] = {}
+        # Entries whose units are produced there: the rest of the leaf feeds them.
+        self.produced: set[Entry] = set()
+        # The axes of each leaf whose units are produced first: a gradient produces others later.
+        self.first: dict[int, frozenset[int]] = {}
+        # Entries along which a leaf is looked up or stacked, which make no units of their own.
+        self.aside: set[Entry] = set()
+        self.penalized: set[int] = set()  # leaves of which the network sums up all entries
+        self.scales: list[Value] = []
+        self.split_off: list[SplitOff] = []
+        # By width, strategy and whether it is for multiples only: the numbers that a recipe knows.
+        self.degrees: dict[tuple[str, str, bool], dict[int, Degree]] = {}
+        self._clock = itertools.count()
+
+    def apart(self) -> "Trace":
+        """Returns another trace, with the same bits for pieces, for what is read twice."""
+        other = Trace(notes_reads=self.notes_reads)
+        other._pieces, other._bits = self._pieces, self._bits
+        return other
+
+    def bit(self, leaf: int, axis: int, start: int, stop: int) -> int:
+        """Returns the bit that stands for a piece of a leaf's axis in ``Value.reach``."""
+        piece = Piece(leaf, axis, start, stop)
+        known = self._bits.setdefault((leaf, axis), {})
+        if piece not in known:
+            known[piece] = 1 << len(self._pieces)
+            self._pieces.append(piece)
+        return known[piece]
+
+    def pieces_of(self, reach: int) -> Iterator[tuple[int, Piece]]:
+        """Yields bits one by one, each with the piece that it stands for."""
+        while reach:
+            bit = reach & -reach
+            yield bit, self._pieces[bit.bit_length() - 1]
+            reach &= ~bit
+
+    def bits_at(self, leaf: int, axis: int, place: int) -> int:
+        """Returns the bits of all pieces of a leaf's axis that hold a place."""
+        known = self._bits.get((leaf, axis), {})
+        return sum(bit for piece, bit in known.items() if piece.start <= place < piece.stop)
+
+    def record(
+        self,
+        name: str,
+        operands: Sequence[Value],
+        results: Sequence[Value],
+        params: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        """Notes what was read, for a second reading when all dimensions are known."""
+        self.steps.append(Step(name, operands, results, params))
+
+    def use(self, value: Value, how: str) -> list[Use]:
+        """Notes that data meets a parameter."""
+        if value.origin != "parameter":
+            return []
+        uses = []
+        for leaf in value.leaves:
+            use = self.uses.setdefault(leaf, Use(leaf))
+            use.order = min(use.order, next(self._clock))
+            if _RANK[how] > _RANK[use.how]:
+                use.how = how
+            uses.append(use)
+        return uses
+
+    def produce(self, value: Value, axes: Iterable[int] | None = None) -> None:
+        """Notes that the units along axes of a parameter are produced by the rest of it."""
+        entries = [value.entries(a) for a in (range(value.ndim) if axes is None else axes)]
+        found: frozenset[Entry] = frozenset().union(*entries)
+        self.produced |= found
+        for leaf in {entry.leaf for entry in found} - self.first.keys():
+            self.first[leaf] = frozenset(entry.axis for entry in found if entry.leaf == leaf)
+
+    def join(self, value: Value, how: str) -> None:
+        """Notes that a value becomes part of the data: if a parameter, all of it is used."""
+        if value.origin == "parameter":
+            self.use(value, how)
+            self.produce(value)
+
+    def set_aside(self, value: Value, axis: int) -> None:
+        """Notes that a parameter is looked up or stacked along an axis."""
+        self.aside |= value.entries(axis)
+
+    def demand(
+        self,
+        dim: Dim,
+        operands: Sequence[Silencers],
+        hazard: str,
+        *summed: tuple[Value, int],
+        only_readers: bool = False,
+    ) -> None:
+        """Notes that new units along a dimension must add nothing to a sum.
+
+        Args:
+            dim: the dimension.
+            operands: the silencers of each operand along it.
+            hazard: what to say if none can be silenced.
+            *summed: the operands, and the axis of each that is summed over.
+            only_readers: see ``Demand``.
+        """
+        beside = tuple(
+            (other, value.silencers_of(a))
+            for value, axis in summed
+            for a, other in enumerate(value.dims)
+            if a != axis and value.silencers_of(a)
+        )
+        if len(operands) < 2 or any(value.origin != "data" for value, _ in summed):
+            operands = [of_weights(along) for along in operands]
+        self.demands.append(Demand(dim, tuple(operands), hazard, beside, only_readers))
+
+    def scaled(self, value: Value) -> None:
+        """Notes that constants have scaled a value, where it is used for something else."""
+        if value.scale not in (0, 1) and isfinite(value.scale):
+            self.scales.append(value)

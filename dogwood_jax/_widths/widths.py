@@ -1,0 +1,405 @@
+"""Where every width of a network occurs: ``Width`` and ``Widths``."""
+
+import difflib
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from dogwood_jax._base.arguments import is_integer
+from dogwood_jax._base.described import described
+from dogwood_jax._base.tables import MANY, layers_together, merged, table
+from dogwood_jax._widths.layout import Concat, Layout, Product, Role, Units, size_of, units_of
+
+# What a new entry of an array should be where nothing else decides: a kernel or embedding is
+# drawn from an initializer, a bias or running mean starts at zero, a scale or variance at one.
+Kind = Literal["random", "zeros", "ones"]
+
+# How much of a network a printed table tells.
+_MOST_LINES = 12
+_MOST_NAMES = 6
+_LONGEST_LINE = 100
+
+
+@dataclass(frozen=True)
+class Occurrence:
+    """One place where a width appears.
+
+    Attributes:
+        path: path of the array, ``"params/dense_1/kernel"``.
+        axis: which of its axes, counted from 0.
+        role: ``"incoming"``, ``"outgoing"`` or ``"both"``.
+        layout: how the whole axis is laid out; ``Units`` if the width is all of it.
+    """
+
+    path: str
+    axis: int
+    role: Role
+    layout: Layout
+
+    def __str__(self) -> str:
+        arrow = {"incoming": "->", "outgoing": "<-", "both": "<>"}[self.role]
+        layout = "" if isinstance(self.layout, Units) else f" ({self.layout})"
+        return f"{arrow} {self.path}[{self.axis}]{layout}"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A way to grow a width exactly although the network computes with its size.
+
+    A norm over the width, or a scale such as 1/sqrt(head_dim), changes with the width; rescaling
+    some arrays and constants makes up for it.
+
+    Attributes:
+        strategy: the strategy that it goes with: ``"zero_outgoing"``, ``"zero_incoming"`` or
+            ``"tile"``.
+        powers: paths of arrays and the powers of the ratio that multiply their old entries. The
+            ratio is new / old, for ``"tile"`` the share of units that are copies, (new // old) *
+            old / new.
+        constants: what constants inside the network are, their values, and the powers of the
+            ratio by which the larger model's must be larger (0 where they must be the same).
+        blank: paths of arrays whose new entries are as in a new network instead of zero
+            (``"zero_incoming"``) or the mean of the others (``"tile"``).
+        multiple: whether the new size must be a multiple of the old one (``"tile"`` only).
+    """
+
+    strategy: Literal["zero_outgoing", "zero_incoming", "tile"]
+    powers: tuple[tuple[str, float], ...] = ()
+    constants: tuple[tuple[str, float, float], ...] = ()
+    blank: tuple[str, ...] = ()
+    multiple: bool = False
+
+
+@dataclass(frozen=True)
+class Width:
+    """A set of array axes that index the same units.
+
+    Attributes:
+        name: the module that produces the units, ``"dense_1"``.
+        size: how many units there are.
+        occurrences: every place where they appear.
+        interface: whether the width is also a dimension of an input or output.
+        fixed: why the width cannot grow, or None.
+        hazards: what would change the network's outputs if the width grew, such as a
+            normalization over it. Only strategies that do not preserve outputs ignore these.
+        copy_hazards: what would change them if its units were copied.
+        zero_hazard: why the incoming weights of its units must not all be zero, or None.
+        notes: what a caller should know before growing it.
+        recipes: ways to grow it exactly in spite of its hazards.
+        free_hazard: why they must not be random, unlike copies of old ones, or None.
+    """
+
+    name: str
+    size: int
+    occurrences: tuple[Occurrence, ...]
+    interface: bool = False
+    fixed: str | None = None
+    hazards: tuple[str, ...] = ()
+    copy_hazards: tuple[str, ...] = ()
+    zero_hazard: str | None = None
+    notes: tuple[str, ...] = ()
+    recipes: tuple[Recipe, ...] = ()
+    free_hazard: str | None = None
+
+    @property
+    def status(self) -> str:
+        """``"growable"``, or what stands in the way, in a few words."""
+        if self.fixed:
+            return f"fixed: {self.fixed}"
+        kinds = ["interface"] if self.interface else []
+        if self.hazards:
+            ways = {"zero_outgoing": "rescaling", "zero_incoming": "zero_incoming()"}
+            by = dict.fromkeys(ways.get(recipe.strategy, "tile()") for recipe in self.recipes)
+            how = f"growable by {' or '.join(by)}" if by else "changes outputs"
+            kinds.append(f"{how}: {'; '.join(self.hazards)}")
+        if self.free_hazard:
+            kinds.append(f"growable by copies: {self.free_hazard}")
+        return "; ".join(kinds) or "growable"
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [f"{self.name}: {self.size} units, {self.status}"]
+            + [f"  {occurrence}" for occurrence in self.occurrences]
+        )
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One array of the variables and the layout of each of its axes.
+
+    Attributes:
+        path: path of the array.
+        shape: its shape today.
+        axes: one layout for each axis.
+        kind: what its new entries are where the growth leaves them free.
+        fan_in: axes whose sizes multiply to the fan-in of random entries.
+        fan_out: axes whose sizes multiply to their fan-out.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    axes: tuple[Layout, ...]
+    kind: Kind = "random"
+    fan_in: tuple[int, ...] = ()
+    fan_out: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a width besides where it occurs."""
+
+    size: int
+    interface: bool = False
+    fixed: str | None = None
+    hazards: tuple[str, ...] = ()
+    copy_hazards: tuple[str, ...] = ()
+    zero_hazard: str | None = None
+    notes: tuple[str, ...] = ()
+    recipes: tuple[Recipe, ...] = ()
+    free_hazard: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """The function that was traced, for what can only be learned by running it.
+
+    Attributes:
+        apply: the function of variables and inputs.
+        variables: its variables, with a ``jax.ShapeDtypeStruct`` for every array.
+        inputs: the inputs, in the same way.
+        traced: what was learned of its program.
+    """
+
+    apply: Callable[..., Any]
+    variables: Any
+    inputs: tuple[Any, ...]
+    traced: Any
+
+    def random_inputs(self, key: jax.Array) -> tuple[Any, ...]:
+        """Returns inputs with random numbers for the arrays of floats and small integers."""
+
+        def one(leaf: Any) -> Any:
+            if not isinstance(leaf, jax.ShapeDtypeStruct):
+                return leaf
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                return jnp.broadcast_to(key, leaf.shape)
+            if jnp.issubdtype(leaf.dtype, jnp.inexact):
+                return jax.random.normal(key, leaf.shape, leaf.dtype)
+            return jax.random.bernoulli(key, 0.5, leaf.shape).astype(leaf.dtype)
+
+        return tuple(jax.tree.map(one, self.inputs))
+
+
+@dataclass(frozen=True, repr=False)
+class Widths(Mapping[str, Width]):
+    """All widths of a network: a mapping from name to ``Width``.
+
+    Frozen, hashable (so it can be a static argument under ``jax.jit``), comparable and picklable;
+    ``print(widths)`` shows a table.
+
+    Attributes:
+        leaves: the arrays in which widths occur, with the layout of each axis.
+        facts: name and properties of each width, in the order of the table.
+        network: the function that was traced. It has no part in comparisons and is not pickled.
+        conflicts: in place of it, the widths that its program speaks against growing, and why.
+    """
+
+    leaves: tuple[Leaf, ...]
+    facts: tuple[tuple[str, Facts], ...] = field(default=())
+    network: Network | None = None
+    conflicts: tuple[tuple[str, str], ...] | None = None
+
+    @cached_property
+    def recorded_conflicts(self) -> tuple[tuple[str, str], ...]:
+        """What a file records in place of the network."""
+        if self.network is None:
+            return self.conflicts or ()
+        from dogwood_jax._plan.plan import conflicts_of  # which imports this file
+
+        return conflicts_of(self)
+
+    @cached_property
+    def _widths(self) -> dict[str, Width]:
+        places: dict[str, list[Occurrence]] = {name: [] for name, _ in self.facts}
+        for leaf in self.leaves:
+            for axis, layout in enumerate(leaf.axes):
+                for units in dict.fromkeys(units_of(layout)):
+                    places[units.width].append(Occurrence(leaf.path, axis, units.role, layout))
+        return {
+            name: Width(name, occurrences=tuple(places[name]), **vars(facts))
+            for name, facts in self.facts
+        }
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.leaves, self.facts))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        # Mapping's own equality would ignore the layouts and the order.
+        if not isinstance(other, Widths):
+            return NotImplemented
+        return self is other or (self.leaves, self.facts) == (other.leaves, other.facts)
+
+    def __getstate__(self) -> dict[str, object]:
+        # Without the cached hash: hashes of strings differ between processes.
+        return {
+            "leaves": self.leaves,
+            "facts": self.facts,
+            "network": None,
+            "conflicts": self.recorded_conflicts,
+        }
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+
+    def __getitem__(self, name: str) -> Width:
+        try:
+            return self._widths[name]
+        except KeyError:
+            raise KeyError(no_such("width", name, self._widths)) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._widths)
+
+    def __len__(self) -> int:
+        return len(self._widths)
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Size of each width by name."""
+        return {name: facts.size for name, facts in self.facts}
+
+    def leaf(self, path: str) -> Leaf:
+        """Returns the array at a path, with or without its leading collection (``params/``).
+
+        Raises:
+            KeyError: if there is none, or the shortened path fits several; names the closest.
+        """
+        found = [leaf for leaf in self.leaves if leaf.path == path] or [
+            leaf for leaf in self.leaves if leaf.path.endswith(f"/{path}")
+        ]
+        if len(found) > 1:
+            raise KeyError(f"{path!r} may be any of {[leaf.path for leaf in found]}: say which")
+        if not found:
+            raise KeyError(no_such("array", path, [leaf.path for leaf in self.leaves]))
+        return found[0]
+
+    def of(self, path: str, axis: int) -> Width:
+        """Returns the width that lies along one axis of one array.
+
+        Args:
+            path: path of the array, with or without its leading collection (``params/``).
+            axis: index of the axis; negative counts from the end.
+
+        Raises:
+            KeyError: if there is no such array or axis, or if several widths share the axis; the
+                message names the choices.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> import dogwood_jax as dw
+            >>> layer = lambda i, o: {"kernel": jnp.ones((i, o)), "bias": jnp.ones(o)}
+            >>> widths = dw.chain({"up": layer(4, 8), "down": layer(8, 2)}, ("up", "down"))
+            >>> widths.of("down/kernel", 0).name
+            'up'
+        """
+        leaf = self.leaf(path)
+        if not is_integer(axis):
+            raise KeyError(f"an axis of {leaf.path} is an integer, not {axis!r}")
+        if not -len(leaf.axes) <= axis < len(leaf.axes):
+            raise KeyError(f"{leaf.path} has shape {leaf.shape}, so no axis {axis}")
+        names = dict.fromkeys(units.width for units in units_of(leaf.axes[axis]))
+        if len(names) != 1:
+            raise KeyError(
+                f"axis {axis} of {leaf.path} is composite, {leaf.axes[axis]}: "
+                f"name one of its widths {list(names)}"
+            )
+        return self[next(iter(names))]
+
+    def __str__(self) -> str:
+        fixed: dict[str, list[str]] = {}
+        for width in self.values():
+            if width.fixed:
+                reason = "of size 1" if width.size == 1 else width.fixed
+                fixed.setdefault(reason, []).append(width.name)
+        summed_up = {
+            reason: names
+            for reason, names in fixed.items()
+            if reason == "of size 1" or len(names) >= MANY
+        }
+        hidden = {name for names in summed_up.values() for name in names}
+        rows: list[tuple[str, ...]] = [("width", "size", "occurs in", "status")]
+        rows += _rows([width for width in self.values() if width.name not in hidden])
+        lines = [table(rows)] * (len(rows) > 1)
+        for reason, names in summed_up.items():
+            line = f"fixed ({reason}): {_some(names)}"
+            lines.append(textwrap.fill(line, _LONGEST_LINE, subsequent_indent="  "))
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"Widths({', '.join(f'{name}={size}' for name, size in self.sizes.items())})"
+
+
+def make_widths(leaves: tuple[Leaf, ...], facts: Mapping[str, Facts]) -> Widths:
+    """Returns the widths, after checking that every layout accounts for its axis."""
+    for leaf in leaves:
+        laid_out = tuple(size_of(layout) for layout in leaf.axes)
+        assert laid_out == leaf.shape, (leaf.path, leaf.shape, laid_out)
+    return Widths(leaves, tuple(facts.items()))
+
+
+def no_such(what: str, name: object, names: Mapping[str, object] | list[str]) -> str:
+    """Returns an error message for a failed look-up that names the closest choices."""
+    choices = list(names)
+    if not isinstance(name, str):
+        return f"no {what} is called {described(name)}; there are {choices[:10]}"
+    close = difflib.get_close_matches(name, choices, n=3, cutoff=0.4) or choices[:10]
+    return f"no {what} {name!r}; the closest are {close}" if close else f"no {what} {name!r}"
+
+
+def _rows(widths: Iterable[Width]) -> list[tuple[str, ...]]:
+    """Returns the rows of a table; widths that repeated layers have alike share one."""
+    rows = ((w.name, str(w.size), "\n".join(_places(w)), w.status) for w in widths)
+    return [
+        (*cells, status if len(members) == 1 else f"{len(members)} widths, each {status}")
+        for (*cells, status), members in layers_together(rows)
+    ]
+
+
+def _places(width: Width) -> list[str]:
+    """Returns the lines of a table that say where a width occurs."""
+    module = width.name.partition("[")[0]
+    keys = [str(o).partition(o.path) for o in width.occurrences]
+    places = merged(
+        ((arrow, after.replace(f"{module}[", "[")), path) for arrow, path, after in keys
+    )
+    lines = [f"{arrow}{path}{after}" for (arrow, after), path in places] or ["(no array)"]
+    if len(lines) > _MOST_LINES:
+        lines[_MOST_LINES:] = [f"and more: print(widths[{width.name!r}])"]
+    return lines
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+__all__ = [
+    "Concat",
+    "Kind",
+    "Leaf",
+    "Occurrence",
+    "Product",
+    "Recipe",
+    "Width",
+    "Widths",
+    "make_widths",
+    "no_such",
+]

@@ -1,0 +1,79 @@
+"""A training loop for any ``apply`` and any Optax optimizer, with many steps in a compiled call.
+
+A data set of arrays lives on the device in its own dtype, uint8 for images, and is converted a
+batch at a time. Its first axis runs over samples: inputs are ``[n, ...]``, labels are ``[n]`` for
+classes and whatever the loss takes otherwise.
+
+What is trained: every floating-point (or complex) leaf of ``variables``; leaves of other dtypes
+pass through unchanged. In a Flax mapping ``{"params": ..., "batch_stats": ...}`` only the leaves
+under ``"params"`` are trained and the other collections pass through: ``apply`` returns outputs
+alone, so running statistics keep their values. The optimizer sees the tree of ``variables`` with
+None in place of each leaf that is not trained. To hold back more, close over it in ``apply`` or
+give it ``optax.set_to_zero()`` by ``optax.multi_transform``.
+
+**Data larger than the memory** are given as a source of samples rather than as arrays: anything
+with ``len(source)`` and ``source[i]``, a tuple (input, label) of NumPy arrays or numbers, alike in
+shape and dtype for all ``i``. That is what grain calls a random access data source and PyTorch a
+map-style dataset; where there is ``source.__getitems__``, from a list of indices to a list of
+tuples, it is called instead, once a batch. Several threads read at once, a chunk of 64 MiB ahead
+of the one that is trained on, so at most three chunks are in memory. Shuffling is that of arrays: a
+new permutation of *all* samples each epoch, not one within a window, so a run equals that on the
+same data in arrays. A source must be quick at any index: array_record files, memory maps. With
+tensorflow-datasets (and neither TensorFlow nor a copy in memory)::
+
+    records = tfds.data_source("mnist", split="train")
+    source = grain.MapDataset.source(records).map(lambda r: (r["image"], r["label"]))
+    run = training.fit(apply, variables, tx, source, epochs=10, batch_size=32, key=key)
+
+**Several models at once**, from different seeds, say: stack their variables along a new first axis
+and sum their losses, so that each has the gradient it would have alone. All see the same batches.
+The optimizer must treat each number by itself, as Adam and SGD do; ``clip_by_global_norm`` would
+not. Models of several widths are stacked once the narrower are grown by ``strategies.zeros()``:
+with activations that are zero at zero, what is all zero stays so. ::
+
+    several = jax.vmap(model.init, (0, None))(jax.random.split(key, 8), inputs)
+
+    def apply(several, inputs):  # outputs [8, batch, classes]
+        # Without the copies, by (0, None), a CPU would transpose all kernels at each step.
+        return jax.vmap(model.apply)(several, jnp.broadcast_to(inputs, (8, *inputs.shape)))
+
+    def loss(outputs, labels):
+        labels = jnp.broadcast_to(labels, outputs.shape[:-1])
+        return optax.softmax_cross_entropy_with_integer_labels(outputs, labels).sum(0)
+
+On several devices, each trains some of them: variables on a mesh with ``PartitionSpec("models")``,
+and ``sharding=NamedSharding(mesh, PartitionSpec())``, for all get the whole batch.
+
+**On a CPU**, XLA splits each large operation over a thread per core, and the next one waits for
+the slowest. With small layers this takes more of the CPU in all than one thread does, and beside
+other busy programs it may take twice the time, for each operation waits for a thread that has been
+put aside. The environment variable ``NPROC=1``, read when JAX starts, gives one thread, and so do
+``taskset -c 0`` and the like: worth it where programs share the cores, not on an idle machine.
+``JAX_COMPILATION_CACHE_DIR`` names a folder that saves compiling what an earlier process compiled,
+with ``JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0`` also what took less than a second, as the
+epoch of a small model does.
+
+**On several devices** ``sharding`` says how each batch is split, and ``variables`` how they are
+themselves: they stay where they are. With ``mesh = jax.make_mesh((4, 2), ("data", "model"))`` and
+``sharding=NamedSharding(mesh, PartitionSpec("data"))``,
+
+- data parallel: variables as they come from ``init``; they are copied to every device;
+- tensor parallel: ``jax.device_put(kernel, NamedSharding(mesh, PartitionSpec(None, "model")))``;
+- FSDP: ``PartitionSpec("data")``, so that each device has a part and gathers the others' in turn.
+
+The optimizer's state is split like the variables. Results do not depend on the devices, beyond
+rounding. Arrays of data are copied to every device, those that the caller has put on the mesh stay
+as they are split, and of a source each device gets its part of each batch, no more. ``apply`` need
+not know of the mesh: its axes are automatic within the loop, whichever types they have outside.
+
+**On several hosts**, after ``jax.distributed.initialize()``, each process makes the same call with
+the same arguments: a mesh of all ``jax.devices()``, the same key, and variables either whole in
+each process, with the same values, or global arrays (from an ``init`` jitted with
+``out_shardings``, from Orbax). Data are a source, of which each process reads the samples of its
+own devices only, or arrays, the same in each process, or global ones as made by
+``jax.make_array_from_process_local_data``. The history is the same in every process.
+"""
+
+from dogwood_jax.training.loop import Apply, Loss, Preprocess, Run, evaluate, fit, scale_uint8
+
+__all__ = ["Apply", "Loss", "Preprocess", "Run", "evaluate", "fit", "scale_uint8"]

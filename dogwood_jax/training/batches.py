@@ -1,0 +1,263 @@
+"""Batches on the devices of a training loop: of arrays that lie there whole, or read in chunks."""
+
+import abc
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, TypeAlias
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.typing import ArrayLike
+from numpy.typing import NDArray
+
+from dogwood_jax._base.meshes import automatic, constrained, on_axes, on_mesh, parts
+from dogwood_jax._base.trees import PyTree
+
+_CHUNK_BYTES = 64 * 2**20  # many steps, and little beside a model worth a stream
+_READERS = 8  # threads: more would not read faster from a disk, nor decode faster on most hosts
+
+
+class Source(Protocol):
+    """A data set of which samples are read when they are needed, from several threads.
+
+    Where it also has ``__getitems__``, from a list of indices to a list of pairs, that is called
+    instead, once a batch.
+    """
+
+    def __len__(self) -> int:
+        """Returns the number of samples."""
+        ...
+
+    def __getitem__(self, index: int, /) -> tuple[ArrayLike, ArrayLike]:
+        """Returns the input and the label of a sample, of the same shapes and dtypes for all."""
+        ...
+
+
+Data: TypeAlias = tuple[ArrayLike, ArrayLike] | Source
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["batches", "arrays"],
+    meta_fields=["sharding"],
+)
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """Some batches of the same size, for one compiled call to go through.
+
+    Attributes:
+        batches: Arrays ``[steps, batch_size, ...]``.
+        arrays: Those into which ``batches`` are indices, or None where they are the data.
+        sharding: How a batch is split over devices.
+    """
+
+    batches: PyTree
+    arrays: tuple[jax.Array, jax.Array] | None
+    sharding: NamedSharding | None
+
+    def inputs_and_labels(self, batch: PyTree) -> tuple[jax.Array, jax.Array]:
+        """Returns those of one of the batches, within the compiled call."""
+        batch = constrained(batch, self.sharding)
+        if self.arrays is not None:
+            batch = tuple(array[batch] for array in self.arrays)
+        inputs, labels = constrained(batch, self.sharding)
+        return inputs, labels
+
+    def whole(self, values: PyTree) -> PyTree:
+        """Returns what has been computed from the batches, for every device to have."""
+        return constrained(values, None if self.sharding is None else on_axes(self.sharding))
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches(abc.ABC):
+    """A data set and how it is cut into batches.
+
+    Attributes:
+        size: The number of samples.
+        labels: The number of labels: more than samples where each has several.
+        batch_size: Samples in each batch but the last, which has what is left.
+        sharding: How a batch is split over devices; a last one that cannot be is not.
+    """
+
+    size: int
+    labels: int
+    batch_size: int
+    sharding: NamedSharding | None
+
+    def sizes(self) -> NDArray[np.int64]:
+        """Returns the number of samples of each batch."""
+        return np.diff(np.append(np.arange(0, self.size, self.batch_size), self.size))
+
+    @abc.abstractmethod
+    def pieces(self, order: NDArray[np.int32]) -> Iterator[Piece]:
+        """Yields the batches of the samples in a given order."""
+
+    def _cut(self, order: NDArray[np.int32], most_steps: int) -> list[NDArray[np.int32]]:
+        """Returns the samples of pieces of nearly equal length ``[steps, batch_size]``."""
+        whole = self.size - self.size % self.batch_size
+        steps = order[:whole].reshape(-1, self.batch_size)
+        cut = np.array_split(steps, -(-len(steps) // most_steps))
+        return cut if whole == self.size else [*cut, order[None, whole:]]
+
+    def _sharding_of(self, steps: NDArray[np.int32]) -> NamedSharding | None:
+        if self.sharding is None or steps.shape[1] % parts(self.sharding) == 0:
+            return self.sharding
+        return on_axes(self.sharding)
+
+
+@dataclasses.dataclass(frozen=True)
+class ArrayBatches(Batches):
+    """Those of arrays that lie on every device whole, or as the caller has split them."""
+
+    arrays: tuple[jax.Array, jax.Array]
+
+    def pieces(self, order: NDArray[np.int32]) -> Iterator[Piece]:
+        """Yields one piece, and one with the last batch if it is smaller."""
+        for steps in self._cut(order, self.size):
+            yield Piece(steps, self.arrays, self._sharding_of(steps))
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceBatches(Batches):
+    """Those of a source, in chunks of which each is read while the one before is trained on.
+
+    Each process reads only the samples that its own devices get.
+    """
+
+    source: Source
+    first: tuple[NDArray[Any], NDArray[Any]]  # sample, whose shapes and dtypes are those of all
+
+    def pieces(self, order: NDArray[np.int32]) -> Iterator[Piece]:
+        """Yields the chunks, and one with the last batch if it is smaller."""
+        batch_bytes = self.batch_size * sum(part.nbytes for part in self.first)
+        chunks = self._cut(order, max(1, _CHUNK_BYTES // max(1, batch_bytes)))
+        with ThreadPoolExecutor(_READERS) as readers:
+            try:
+                chunk = self._start_reading(chunks[0], readers)
+                for ahead in chunks[1:]:
+                    piece = chunk()
+                    chunk = self._start_reading(ahead, readers)
+                    yield piece
+                yield chunk()
+            finally:
+                readers.shutdown(cancel_futures=True)
+
+    def _start_reading(
+        self, steps: NDArray[np.int32], readers: ThreadPoolExecutor
+    ) -> Callable[[], Piece]:
+        """Returns a function that waits for the samples of a piece."""
+        sharding = self._sharding_of(steps)
+        rows = _rows_of_this_process(steps.shape[1], sharding)
+        arrays = tuple(np.empty(steps.shape + part.shape, part.dtype) for part in self.first)
+        reads = [
+            readers.submit(self._read, samples[rows], [array[step] for array in arrays], rows)
+            for step, samples in enumerate(steps)
+        ]
+
+        def finish() -> Piece:
+            for read in reads:
+                read.result()
+            return Piece(_chunk_on_devices(arrays, sharding), None, sharding)
+
+        return finish
+
+    def _read(
+        self, samples: NDArray[np.int32], batch: list[NDArray[Any]], rows: NDArray[np.intp]
+    ) -> None:
+        """Reads samples into some rows of a batch."""
+        indices = samples.tolist()
+        if hasattr(self.source, "__getitems__"):
+            pairs = self.source.__getitems__(indices)
+        else:
+            pairs = [self.source[index] for index in indices]
+        for index, row, pair in zip(indices, rows, pairs, strict=True):
+            values = tuple(np.asarray(part) for part in pair)
+            if [(v.shape, v.dtype) for v in values] != [(v.shape, v.dtype) for v in self.first]:
+                raise ValueError(
+                    f"data[{index}]: expected {_specs(self.first)}, input and label as in "
+                    f"data[0], got {_specs(values)}; give all samples the same shapes and dtypes"
+                )
+            for array, value in zip(batch, values):
+                array[row] = value
+
+
+def batches_of(data: Data, batch_size: int, sharding: NamedSharding | None) -> Batches:
+    """Returns the batches of data that have no `data_problems`."""
+    if sharding is not None:
+        sharding = automatic(sharding)
+    if isinstance(data, tuple):
+        inputs, labels = arrays = _whole_on_devices(data, sharding)
+        size = len(inputs)
+        return ArrayBatches(size, labels.size, min(batch_size, size), sharding, arrays)
+    size, (first_input, first_label) = len(data), data[0]
+    first = np.asarray(first_input), np.asarray(first_label)
+    batch_size = min(batch_size, size)
+    return SourceBatches(size, size * first[1].size, batch_size, sharding, data, first)
+
+
+def data_problems(data: Any) -> list[str]:
+    """Says what is wrong with a data set."""
+    if isinstance(data, tuple) and len(data) == 2:
+        inputs, labels = (np.shape(array) for array in data)
+        if inputs[:1] != labels[:1] or not inputs:
+            return [
+                "data: expected inputs and labels with the same number of samples as first axis, "
+                f"got shapes {inputs} and {labels}"
+            ]
+        if inputs[0] == 0:
+            return [f"data: expected at least one sample, got inputs of shape {inputs}"]
+        return []
+    if isinstance(data, (tuple, list, Mapping)) or not (
+        hasattr(data, "__len__") and hasattr(data, "__getitem__")
+    ):
+        return [
+            "data: expected a tuple of arrays (inputs, labels), or a source of samples with "
+            f"__len__ and __getitem__, got {type(data).__name__}"
+        ]
+    if len(data) == 0:
+        return ["data: expected at least one sample, got a source of none"]
+    if not isinstance(data[0], tuple) or len(data[0]) != 2:
+        return [
+            f"data: expected data[0] to be a tuple (input, label), got {type(data[0]).__name__}; "
+            "grain.MapDataset.source(data).map(function) makes such a source of another"
+        ]
+    return []
+
+
+def _whole_on_devices(
+    data: tuple[ArrayLike, ArrayLike], sharding: NamedSharding | None
+) -> tuple[jax.Array, jax.Array]:
+    inputs, labels = (a if isinstance(a, jax.Array) else np.asarray(a) for a in data)
+    if sharding is None:
+        # Unlike jnp.asarray, device_put copies no NumPy memory that the device can use as it is.
+        return jax.device_put(inputs), jax.device_put(labels)
+    return on_mesh(inputs, sharding), on_mesh(labels, sharding)
+
+
+def _chunk_on_devices(
+    chunk: tuple[NDArray[Any], ...], sharding: NamedSharding | None
+) -> tuple[jax.Array, ...]:
+    """Puts inputs and labels ``[steps, batch_size, ...]`` on devices, each batch split."""
+    if sharding is None:
+        return tuple(jax.device_put(array) for array in chunk)
+    of_chunk = on_axes(sharding, None, *sharding.spec)
+    return tuple(
+        jax.make_array_from_callback(array.shape, of_chunk, array.__getitem__) for array in chunk
+    )
+
+
+def _rows_of_this_process(batch_size: int, sharding: NamedSharding | None) -> NDArray[np.intp]:
+    rows = np.zeros(batch_size, bool)
+    if sharding is None:
+        rows[:] = True
+    else:
+        for part in sharding.addressable_devices_indices_map((batch_size,)).values():
+            rows[part] = True
+    return np.flatnonzero(rows)
+
+
+def _specs(sample: tuple[NDArray[Any], ...]) -> str:
+    return " and ".join(f"{part.dtype}{list(part.shape)}" for part in sample)

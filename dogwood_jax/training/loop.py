@@ -1,0 +1,515 @@
+"""The loop: ``fit`` and ``evaluate``."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import NamedSharding
+from numpy.typing import NDArray
+
+from dogwood_jax._base.arguments import (
+    DATA,
+    FUNCTION,
+    OPTIMIZER,
+    STATE,
+    Kind,
+    expect,
+    expect_call,
+    expect_given,
+)
+from dogwood_jax._base.described import described, optimizer_states
+from dogwood_jax._base.meshes import (
+    Shardings,
+    constrained,
+    context,
+    handed_back,
+    mesh_problems,
+    on_mesh,
+    parts,
+    shardings_of,
+)
+from dogwood_jax._base.trees import PyTree, in_order_of, leaf_path, leaves_by_path
+from dogwood_jax._optimizer.growable import without_ages
+from dogwood_jax.training.batches import Data, Piece, batches_of, data_problems
+from dogwood_jax.training.terminal import interrupt_held_back, progress_bar
+
+Apply = Callable[[Any, jax.Array], Any]
+Loss = Callable[[Any, jax.Array], jax.Array]
+Preprocess = Callable[[jax.Array], jax.Array]
+
+_LOSS = Kind("a function of outputs and labels", callable)
+_PREPROCESS = Kind("a function of inputs", callable)
+
+
+class Run(NamedTuple):
+    """What `fit` returns.
+
+    Attributes:
+        variables: The trained variables, in the tree of those given.
+        opt_state: The optimizer's state, to train on with.
+        history: ``"loss"`` and ``"accuracy"``, each float64 ``[epochs]``: means over the samples
+            of an epoch, each taken just before the step that learned from it.
+    """
+
+    variables: PyTree
+    opt_state: optax.OptState
+    history: dict[str, NDArray[np.float64]]
+
+
+def scale_uint8(inputs: jax.Array) -> jax.Array:
+    """Returns uint8 inputs as float32 in [0, 1], those of any other dtype as they are.
+
+    Example:
+        >>> scale_uint8(jnp.array([0, 255], jnp.uint8))
+        Array([0., 1.], dtype=float32)
+    """
+    return inputs.astype(jnp.float32) / 255 if inputs.dtype == jnp.uint8 else inputs
+
+
+def fit(
+    apply: Apply,
+    variables: PyTree,
+    tx: optax.GradientTransformation,
+    data: Data,
+    *,
+    epochs: int,
+    batch_size: int,
+    key: jax.Array,
+    opt_state: optax.OptState | None = None,
+    loss: Loss = optax.softmax_cross_entropy_with_integer_labels,
+    preprocess: Preprocess = scale_uint8,
+    progress: bool = True,
+    sharding: NamedSharding | None = None,
+) -> Run:
+    """Trains variables on shuffled batches and returns them with the learning curves.
+
+    Each epoch visits every sample once, in a new order drawn from ``key``; where the batch size
+    does not divide the data, the last batch is smaller. The same arguments give the same result,
+    bit for bit, on the same machine. Nothing given is changed or donated away: ``variables``,
+    ``opt_state`` and the data can be used again.
+
+    The compiled epoch is kept for later calls with the same ``apply``, ``tx``, ``loss`` and
+    ``preprocess`` *objects* and the same shapes: make these once, not anew for each call.
+
+    Ctrl-C ends the run after the epoch under way and returns what is trained so far, with as many
+    entries in the history.
+
+    Args:
+        apply: The model, ``apply(variables, inputs) -> outputs``.
+        variables: Any pytree of arrays that ``apply`` takes; see the module for what is trained.
+        tx: An Optax optimizer. It may use the loss, the gradients and the loss function too, as
+            ``optax.contrib.reduce_on_plateau`` and ``optax.lbfgs`` do.
+        data: Inputs ``[n, ...]`` and labels ``[n, ...]``, NumPy or JAX arrays of any dtype, or a
+            source of samples; see the module.
+        epochs: How many times to go through the data; 0 returns a copy of what came in.
+        batch_size: Samples a step.
+        key: A JAX random key, for the order of the samples.
+        opt_state: The state to go on from; by default a new one, ``tx.init`` of the trained leaves.
+        loss: ``loss(outputs, labels)``, a loss for each sample or one for the batch; its mean is
+            minimized. By default the cross-entropy of outputs as logits ``[n, classes]`` with
+            class labels ``[n]``.
+        preprocess: Applied to the inputs of each batch. By default uint8 becomes float32 in [0, 1]
+            and other dtypes stay.
+        progress: Whether to show a bar, where standard error is a terminal and tqdm is installed.
+        sharding: How a batch is split over a mesh of devices, ``NamedSharding(mesh,
+            PartitionSpec("data"))``; by default all is on one device. See the module.
+
+    Returns:
+        A `Run`. Its accuracy is the share of samples whose largest output is the labelled class,
+        and NaN where labels are not classes, integers of the shape of the outputs less the last
+        axis.
+
+    Raises:
+        TypeError: Arguments of the wrong kind, or in the wrong order.
+        ValueError: Arguments that do not fit together, all named at once before any work.
+        FloatingPointError: The loss became infinite or NaN; names the epoch and the step.
+
+    Example:
+        >>> inputs = jax.random.normal(jax.random.key(0), (100, 2))
+        >>> labels = (inputs[:, 0] > inputs[:, 1]).astype(jnp.int32)
+        >>> run = fit(lambda weights, inputs: inputs @ weights, jnp.zeros((2, 2)), optax.adam(0.1),
+        ...           (inputs, labels), epochs=5, batch_size=32, key=jax.random.key(1))
+        >>> run.history["loss"].shape, bool(run.history["accuracy"][-1] > 0.9)
+        ((5,), True)
+    """
+    expect(
+        "training.fit(apply, variables, tx, data)",
+        apply=(FUNCTION, apply),
+        variables=(DATA, variables),
+        tx=(OPTIMIZER, tx),
+    )
+    expect_given(
+        "training.fit",
+        opt_state=(STATE, opt_state),
+        loss=(_LOSS, loss),
+        preprocess=(_PREPROCESS, preprocess),
+    )
+    expect_call("training.fit", "apply", apply, variables, "a batch of inputs")
+    trained, frozen = _partition(variables)
+    problems = _loop_problems(data, batch_size, sharding, variables=variables, opt_state=opt_state)
+    problems += _variables_problems(variables, trained)
+    if not _is_count(epochs, at_least=0):
+        problems.append(f"epochs: expected an integer, 0 or more, got {epochs!r}")
+    problems += _key_problems(key)
+    if opt_state is not None and not problems:
+        problems += _opt_state_problems(opt_state, tx, trained)
+    _raise_if(problems, "training.fit")
+
+    batches = batches_of(data, batch_size, sharding)
+    trained, frozen, opt_state, shardings = _start(trained, frozen, opt_state, tx, sharding)
+    # On the host a shuffle takes a fraction of the time that sorting random numbers takes XLA.
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    losses: list[np.floating[Any]] = []
+    accuracies: list[np.floating[Any]] = []
+    with progress_bar(epochs, progress) as bar, interrupt_held_back() as interrupted:
+        for epoch in range(1, epochs + 1):
+            values: list[tuple[jax.Array, jax.Array]] = []
+            for piece in batches.pieces(rng.permutation(batches.size).astype(np.int32)):
+                with context(sharding):
+                    trained, opt_state, value = _train(
+                        trained,
+                        opt_state,
+                        frozen,
+                        piece,
+                        apply=apply,
+                        tx=tx,
+                        loss=loss,
+                        preprocess=preprocess,
+                        shardings=shardings,
+                    )
+                # No further ahead of the devices than a piece, for each takes memory there.
+                values[-1:] = jax.device_get(values[-1:])
+                values.append(value)
+            batch_losses, correct = _joined(values)
+            _raise_if_not_finite(batch_losses, epoch, epochs)
+            losses.append(np.average(batch_losses, weights=batches.sizes()))
+            accuracies.append(correct.sum() / batches.labels)
+            if bar is not None:
+                means = {"loss": f"{losses[-1]:.4f}", "accuracy": f"{accuracies[-1]:.4f}"}
+                bar.set_postfix(means, refresh=False)
+                bar.update()
+            if interrupted.is_set():
+                break
+    history = {"loss": np.array(losses, float), "accuracy": np.array(accuracies, float)}
+    if sharding is not None and shardings is not None:
+        trained, opt_state = handed_back((trained, opt_state), shardings, sharding)
+        frozen = handed_back(frozen, shardings_of(frozen), sharding)
+    return Run(in_order_of(variables, _combine(trained, frozen)), opt_state, history)
+
+
+def evaluate(
+    apply: Apply,
+    variables: PyTree,
+    data: Data,
+    *,
+    batch_size: int = 1000,
+    loss: Loss = optax.softmax_cross_entropy_with_integer_labels,
+    preprocess: Preprocess = scale_uint8,
+    sharding: NamedSharding | None = None,
+) -> tuple[float, float]:
+    """Returns the mean loss and the accuracy over all samples.
+
+    Every sample counts the same, whatever the batch size. Arguments are those of `fit`, and as
+    there the compiled call is kept for the same functions and shapes.
+
+    Args:
+        apply: The model, ``apply(variables, inputs) -> outputs``.
+        variables: Any pytree of arrays that ``apply`` takes.
+        data: Inputs ``[n, ...]`` and labels ``[n, ...]``, or a source of samples.
+        batch_size: Samples at a time; bounds the memory, not the result.
+        loss: ``loss(outputs, labels)``, a loss for each sample or the mean of a batch.
+        preprocess: Applied to the inputs of each batch.
+        sharding: How a batch is split over a mesh of devices.
+
+    Returns:
+        The loss, and the accuracy in [0, 1], NaN where labels are not classes.
+
+    Raises:
+        TypeError: Arguments of the wrong kind, or in the wrong order.
+        ValueError: Arguments that do not fit together, all named at once before any work.
+
+    Example:
+        >>> inputs, labels = jnp.array([[2.0], [3.0], [-1.0]]), jnp.array([1, 1, 1])
+        >>> loss, accuracy = evaluate(lambda weights, inputs: inputs @ weights,
+        ...                           jnp.array([[0.0, 1.0]]), (inputs, labels))
+        >>> f"{loss:.3f} {accuracy:.3f}"
+        '0.496 0.667'
+    """
+    expect(
+        "training.evaluate(apply, variables, data)",
+        apply=(FUNCTION, apply),
+        variables=(DATA, variables),
+    )
+    expect_given("training.evaluate", loss=(_LOSS, loss), preprocess=(_PREPROCESS, preprocess))
+    expect_call("training.evaluate", "apply", apply, variables, "a batch of inputs")
+    problems = _loop_problems(data, batch_size, sharding, variables=variables)
+    _raise_if(problems, "training.evaluate")
+    batches = batches_of(data, batch_size, sharding)
+    if sharding is not None:
+        variables = on_mesh(variables, sharding)
+    values: list[tuple[jax.Array, jax.Array]] = []
+    for piece in batches.pieces(np.arange(batches.size, dtype=np.int32)):
+        with context(sharding):
+            value = _evaluate(variables, piece, apply=apply, loss=loss, preprocess=preprocess)
+        values[-1:] = jax.device_get(values[-1:])
+        values.append(value)
+    losses, correct = _joined(values)
+    mean_loss = np.average(losses, weights=batches.sizes())
+    return float(mean_loss), float(correct.sum() / batches.labels)
+
+
+# The functions are static arguments of jits made once, here, so that a compiled loop outlives a
+# call of fit.
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("apply", "tx", "loss", "preprocess", "shardings"),
+    donate_argnames=("trained", "opt_state"),
+)
+def _train(
+    trained: PyTree,
+    opt_state: optax.OptState,
+    frozen: PyTree,
+    piece: Piece,
+    *,
+    apply: Apply,
+    tx: optax.GradientTransformation,
+    loss: Loss,
+    preprocess: Preprocess,
+    shardings: Shardings | None,
+) -> tuple[PyTree, optax.OptState, tuple[jax.Array, jax.Array]]:
+    tx = optax.with_extra_args_support(tx)
+
+    def step(state: tuple[PyTree, optax.OptState], batch: PyTree) -> Any:
+        trained, opt_state = state
+        inputs, labels = piece.inputs_and_labels(batch)
+        inputs = preprocess(inputs)
+
+        def objective(trained: PyTree) -> tuple[jax.Array, jax.Array]:
+            return _score(apply(_combine(trained, frozen), inputs), labels, loss)
+
+        (value, correct), grads = jax.value_and_grad(objective, has_aux=True)(trained)
+        # For complex parameters, descent is along the conjugate of what JAX calls the gradient.
+        grads = jax.tree.map(jnp.conj, grads)
+        updates, opt_state = tx.update(
+            grads,
+            opt_state,
+            trained,
+            value=value,
+            grad=grads,
+            value_fn=lambda trained: objective(trained)[0],
+        )
+        state = optax.apply_updates(trained, updates), opt_state
+        return constrained(state, shardings), (value, correct)
+
+    state, values = jax.lax.scan(step, (trained, opt_state), piece.batches)
+    return *state, piece.whole(values)
+
+
+@functools.partial(jax.jit, static_argnames=("apply", "loss", "preprocess"))
+def _evaluate(
+    variables: PyTree,
+    piece: Piece,
+    *,
+    apply: Apply,
+    loss: Loss,
+    preprocess: Preprocess,
+) -> tuple[jax.Array, jax.Array]:
+    def step(state: None, batch: PyTree) -> Any:
+        inputs, labels = piece.inputs_and_labels(batch)
+        return state, _score(apply(variables, preprocess(inputs)), labels, loss)
+
+    _, (losses, correct) = jax.lax.scan(step, None, piece.batches)
+    return piece.whole(losses), piece.whole(correct)
+
+
+def _start(
+    trained: PyTree,
+    frozen: PyTree,
+    opt_state: optax.OptState | None,
+    tx: optax.GradientTransformation,
+    sharding: NamedSharding | None,
+) -> tuple[PyTree, PyTree, optax.OptState, Shardings | None]:
+    """Returns what training starts from, on the mesh if there is one, and how the state is split.
+
+    Steps donate their state to the next; the caller's arrays are copied so that they stay.
+    """
+    shardings = None
+    with context(sharding):
+        if sharding is not None:
+            trained, frozen, opt_state = on_mesh((trained, frozen, opt_state), sharding)
+            if opt_state is None:
+                # Not in a compiled function: here, what is made like a parameter is split like it.
+                opt_state = on_mesh(tx.init(trained), sharding)
+            shardings = shardings_of((trained, opt_state))
+        trained, opt_state = _initial_state(trained, opt_state, tx=tx, shardings=shardings)
+    return trained, frozen, opt_state, shardings
+
+
+@functools.partial(jax.jit, static_argnames=("tx", "shardings"))
+def _initial_state(
+    trained: PyTree,
+    opt_state: optax.OptState | None,
+    *,
+    tx: optax.GradientTransformation,
+    shardings: Shardings | None,
+) -> tuple[PyTree, optax.OptState]:
+    """Returns copies, strongly typed as what an epoch returns, or else the second one retraces."""
+    state = trained, tx.init(trained) if opt_state is None else opt_state
+    trained, opt_state = jax.tree.map(
+        lambda leaf: jnp.array(leaf, dtype=jnp.result_type(leaf), copy=True), state
+    )
+    trained, opt_state = constrained((trained, opt_state), shardings)
+    return trained, opt_state
+
+
+def _joined(values: list[tuple[jax.Array, jax.Array]]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Returns the losses and the numbers of right labels of all batches of some pieces."""
+    losses, correct = zip(*jax.device_get(values))
+    return np.concatenate(losses), np.concatenate(correct)
+
+
+def _score(outputs: Any, labels: jax.Array, loss: Loss) -> tuple[jax.Array, jax.Array]:
+    """Returns the mean loss of a batch and the number of labels that the outputs get right."""
+    values = loss(outputs, labels)
+    value = jnp.mean(values, dtype=jnp.promote_types(values.dtype, jnp.float32))
+    labels_are_classes = (
+        isinstance(outputs, jax.Array)
+        and jnp.issubdtype(labels.dtype, jnp.integer)
+        and labels.shape == outputs.shape[:-1]
+    )
+    correct = jnp.sum(jnp.argmax(outputs, -1) == labels) if labels_are_classes else jnp.nan
+    return value, jnp.asarray(correct)
+
+
+def _partition(variables: PyTree) -> tuple[PyTree, PyTree]:
+    """Splits variables in trained and frozen ones: two trees, None where the other has a leaf."""
+    has_collections = isinstance(variables, Mapping) and "params" in variables
+
+    def is_trained(keys: Any, leaf: Any) -> bool:
+        collection = leaf_path(keys[:1])
+        return _is_inexact(leaf) and (not has_collections or collection == "params")
+
+    mask = jax.tree_util.tree_map_with_path(is_trained, variables)
+    trained = jax.tree.map(lambda chosen, leaf: leaf if chosen else None, mask, variables)
+    frozen = jax.tree.map(lambda chosen, leaf: None if chosen else leaf, mask, variables)
+    return trained, frozen
+
+
+def _combine(trained: PyTree, frozen: PyTree) -> PyTree:
+    return jax.tree.map(
+        lambda ours, theirs: theirs if ours is None else ours,
+        trained,
+        frozen,
+        is_leaf=lambda leaf: leaf is None,
+    )
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, (jax.Array, np.ndarray, np.generic, bool, int, float, complex))
+
+
+def _is_inexact(leaf: Any) -> bool:
+    return _is_array(leaf) and bool(jnp.issubdtype(jnp.result_type(leaf), jnp.inexact))
+
+
+def _is_count(value: Any, *, at_least: int) -> bool:
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, (int, np.integer)) and bool(value >= at_least)
+
+
+def _raise_if(problems: list[str], caller: str) -> None:
+    if problems:
+        raise ValueError("\n  ".join([f"{caller} cannot start:", *problems]))
+
+
+def _loop_problems(data: Any, batch_size: Any, sharding: Any, **trees: PyTree) -> list[str]:
+    """Says what is wrong with the arguments that `fit` and `evaluate` share."""
+    problems = data_problems(data)
+    if not _is_count(batch_size, at_least=1):
+        problems.append(f"batch_size: expected an integer, 1 or more, got {batch_size!r}")
+    if isinstance(data, tuple):
+        trees["data"] = data
+    problems += mesh_problems(leaves_by_path(trees), sharding)
+    if sharding is not None and not problems and batch_size % parts(sharding):
+        problems.append(
+            f"batch_size: expected a multiple of {parts(sharding)}, the parts in which sharding "
+            f"splits a batch, got {batch_size}"
+        )
+    return problems
+
+
+def _variables_problems(variables: PyTree, trained: PyTree) -> list[str]:
+    problems = [
+        f"variables/{path}: expected an array, got {type(leaf).__name__}; close over it in apply "
+        "(equinox.partition(model, equinox.is_array) splits a module)"
+        for path, leaf in leaves_by_path(variables).items()
+        if not _is_array(leaf)
+    ]
+    if not problems and not jax.tree.leaves(trained):
+        problems.append(
+            "variables: expected a floating-point leaf to train (under 'params', where there is "
+            "such a collection), got none"
+        )
+    return problems
+
+
+def _key_problems(key: Any) -> list[str]:
+    try:
+        if jax.random.key_data(key).ndim == 1:
+            return []
+    except TypeError:
+        pass
+    return [
+        "key: expected one random key, such as jax.random.key(0), "
+        f"got {type(key).__name__} of shape {np.shape(key)}"
+    ]
+
+
+def _opt_state_problems(
+    opt_state: optax.OptState, tx: optax.GradientTransformation, trained: PyTree
+) -> list[str]:
+    def specs(tree: PyTree) -> dict[str, str]:
+        return {
+            path: f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
+            for path, leaf in leaves_by_path(tree).items()
+        }
+
+    start = jax.eval_shape(tx.init, trained)
+    if {*optimizer_states(start)} != {*optimizer_states(opt_state)}:
+        return [
+            f"opt_state: expected {described(start)}, got {described(opt_state)}; pass the state "
+            "of a run with this tx, or leave it out to start anew"
+        ]
+    expected, got = specs(start), specs(without_ages(opt_state))
+    problems = [
+        f"opt_state/{path}: expected {expected.get(path, 'nothing')}, "
+        f"got {got.get(path, 'nothing')}"
+        for path in expected | got
+        if expected.get(path) != got.get(path)
+    ]
+    if problems:
+        problems.append(
+            "pass the opt_state of a run with this tx and variables of these shapes, grown with "
+            "them if they grew, or leave it out to start anew"
+        )
+    return problems
+
+
+def _raise_if_not_finite(losses: NDArray[Any], epoch: int, epochs: int) -> None:
+    finite = np.isfinite(losses)
+    if not finite.all():
+        step = int(np.argmin(finite))
+        raise FloatingPointError(
+            f"the loss became {losses[step]} in epoch {epoch} of {epochs}, step {step + 1} of "
+            f"{len(losses)}; the variables given to fit are as they were. Try a lower learning "
+            "rate or optax.chain(optax.clip_by_global_norm(1.0), tx); check that the inputs are "
+            "finite and that class labels are in [0, classes); "
+            "jax.config.update('jax_debug_nans', True) finds the operation that fails first"
+        )
