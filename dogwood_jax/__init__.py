@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dogwood_jax import keras_h5, mnist, nnx, plotting, strategies, training
     from dogwood_jax._arrays.grow import grow
-    from dogwood_jax._arrays.insert import Insertion
     from dogwood_jax._front.compare import Difference, compare
     from dogwood_jax._front.deepen import deepen
     from dogwood_jax._front.narrow import merge_symmetric, narrow
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from dogwood_jax._front.widen import chain, widen
     from dogwood_jax._growth.as_json import from_json, to_json
     from dogwood_jax._growth.growth import Change, Growth
+    from dogwood_jax._growth.insertion import Insertion
     from dogwood_jax._optimizer.growable import growable
     from dogwood_jax._optimizer.opt_state import grow_opt_state
     from dogwood_jax._plan.plan import plan
@@ -85,7 +85,7 @@ _NAMES_IN = {
     "_front.widen": ("chain", "widen"),
     "_growth.as_json": ("from_json", "to_json"),
     "_growth.growth": ("Change", "Growth"),
-    "_arrays.insert": ("Insertion",),
+    "_growth.insertion": ("Insertion",),
     "_optimizer.growable": ("growable",),
     "_optimizer.opt_state": ("grow_opt_state",),
     "_plan.plan": ("plan",),

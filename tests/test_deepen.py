@@ -41,7 +41,7 @@ from networks_deeper import (
 
 import dogwood_jax as dw
 from dogwood_jax._arrays.insert import insert
-from dogwood_jax._front.deepen import insertions, wider_insertions
+from dogwood_jax._depth.layers import insertions, wider_insertions
 
 Dense = functools.partial(nn.Dense, param_dtype=jnp.float64)
 # A network, a deeper one, an input, and the new arrays that must get a gradient.

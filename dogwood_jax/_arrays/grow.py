@@ -14,6 +14,7 @@ from jax import Array
 
 from dogwood_jax._arrays.axis_maps import AxisMap, map_of_variable, transform
 from dogwood_jax._arrays.choose import choose, without_choices
+from dogwood_jax._arrays.dead import dead_in
 from dogwood_jax._arrays.explicit_axes import explicit_shardings, with_automatic_axes
 from dogwood_jax._arrays.finite import not_finite
 from dogwood_jax._arrays.insert import insert
@@ -42,7 +43,6 @@ from dogwood_jax._base.trees import (
     struct,
     struct_of,
 )
-from dogwood_jax._front.symmetry import dead_in
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.shardings import Placement, placement
 from dogwood_jax._modules.resizing import Resizing, outdated_leaves, says_numbers

@@ -13,9 +13,9 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 from jax import Array
 
-from dogwood_jax._arrays.insert import Insertion
 from dogwood_jax._base.trees import PyTree, in_order_of, is_array, leaves_by_path, rebuilt
 from dogwood_jax._depth.identity import CALLS
+from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._program.program import Program, sub_programs
 
 # Primitives that leave entries what they are and put them elsewhere.

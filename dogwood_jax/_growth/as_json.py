@@ -12,10 +12,10 @@ import jax
 
 import dogwood_jax
 from dogwood_jax import strategies
-from dogwood_jax._arrays.insert import Insertion
 from dogwood_jax._base.arguments import Kind, expect
 from dogwood_jax._base.described import described
 from dogwood_jax._growth.growth import Change, Growth
+from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._widths.layout import Concat, Product, Units
 from dogwood_jax._widths.widths import Facts, Leaf, Recipe, Widths
 

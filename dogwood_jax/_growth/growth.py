@@ -5,9 +5,9 @@ from functools import cached_property
 from math import prod
 from typing import Any
 
-from dogwood_jax._arrays.insert import Insertion
 from dogwood_jax._base.tables import layers_together, merged, table
 from dogwood_jax._base.trees import PyTree
+from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._growth.shardings import grown_shardings
 from dogwood_jax._widths.layout import resized, size_of, units_of
 from dogwood_jax._widths.widths import Leaf, Recipe, Widths
@@ -199,7 +199,14 @@ class Growth:
             >>> kernel.shape, kernel.sharding.is_equivalent_to(rows, kernel.ndim)
             ((16, 2), True)
         """
-        return grown_shardings(self, old_shardings)
+        return grown_shardings(
+            old_shardings,
+            leaves=self.widths.leaves,
+            shapes=self.shapes,
+            sizes=self.sizes,
+            insertions=self.insertions,
+            structure=self.structure,
+        )
 
     @cached_property
     def _hash(self) -> int:

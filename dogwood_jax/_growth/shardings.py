@@ -1,10 +1,10 @@
 """On which devices grown arrays lie: ``grown_shardings`` and ``placement``."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -23,12 +23,10 @@ from dogwood_jax._base.trees import (
     rebuilt,
     struct,
 )
+from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._growth.pairing import closest
 from dogwood_jax._modules.resizing import Resizing, says_numbers
-
-if TYPE_CHECKING:
-    from dogwood_jax._growth.growth import Growth
-
+from dogwood_jax._widths.widths import Leaf
 
 Arrays = TypeVar("Arrays", dict[str, Any], dict[str, Any] | None)
 
@@ -133,17 +131,34 @@ def _automatic(sharding: Sharding) -> Sharding:
     return automatic(sharding)
 
 
-def grown_shardings(growth: "Growth", old: PyTree) -> PyTree:
-    """Returns the shardings of grown arrays, see ``Growth.shardings``."""
-    shardings, structure = leaves_by_path(old), jax.tree.structure(old)
-    missing = [leaf.path for leaf in growth.widths.leaves if leaf.path not in shardings]
+def grown_shardings(
+    old: PyTree,
+    *,
+    leaves: Sequence[Leaf],
+    shapes: Mapping[str, tuple[int, ...]],
+    sizes: Mapping[str, int],
+    insertions: Sequence[Insertion],
+    structure: Any,
+) -> PyTree:
+    """Returns the shardings of grown arrays, see ``Growth.shardings``.
+
+    Args:
+        old: the shardings of the old arrays.
+        leaves: the old arrays.
+        shapes: their shapes after the growth, by path.
+        sizes: the sizes of the widths that change, by name.
+        insertions: the arrays of new layers.
+        structure: tree structure of the larger model, if it is known.
+    """
+    shardings, old_structure = leaves_by_path(old), jax.tree.structure(old)
+    missing = [leaf.path for leaf in leaves if leaf.path not in shardings]
     problems = [
         f"{path}: expected a jax.sharding.Sharding, got {type(sharding).__name__}; "
         "NamedSharding(mesh, spec) makes one of a PartitionSpec"
         for path, sharding in shardings.items()
         if not isinstance(sharding, Sharding)
     ]
-    if missing and growth.insertions:
+    if missing and insertions:
         problems.append(
             f"{', '.join(missing)}: missing; where layers are inserted, only the shardings of all "
             "variables tell those of the new ones. For an optimizer's state, grow it outside of "
@@ -164,25 +179,25 @@ def grown_shardings(growth: "Growth", old: PyTree) -> PyTree:
     shardings = {
         path: whole if _devices(sharding) == 1 else sharding for path, sharding in shardings.items()
     }
-    tree = jax.tree.unflatten(structure, shardings.values())
-    if growth.structure is not None and not missing:
-        shapes = {leaf.path: leaf.shape for leaf in growth.widths.leaves}
+    tree = jax.tree.unflatten(old_structure, shardings.values())
+    if structure is not None and not missing:
+        known = {leaf.path: leaf.shape for leaf in leaves}
         found = shardings | {
             insertion.path: _fitting(shardings[path], insertion.shape)
-            for insertion in growth.insertions
-            for path in [insertion.source or alike(insertion.path, insertion.shape, shapes)]
+            for insertion in insertions
+            for path in [insertion.source or alike(insertion.path, insertion.shape, known)]
         }
         # An Equinox module's functions have none.
-        paths = leaves_by_path(numbered(growth.structure))
-        tree = rebuilt(growth.structure, dict.fromkeys(paths) | found)
+        paths = leaves_by_path(numbered(structure))
+        tree = rebuilt(structure, dict.fromkeys(paths) | found)
     elif not missing and says_numbers(tree):
         # A module says other sizes once it has grown.
-        known = {leaf.path: leaf.shape for leaf in growth.widths.leaves}
+        known = {leaf.path: leaf.shape for leaf in leaves}
         arrays = [struct(known.get(path, ()), np.float32) for path in shardings]
-        resizing = Resizing(growth.widths.leaves, growth.sizes)
-        larger = resizing.resized(jax.tree.unflatten(structure, arrays))
+        resizing = Resizing(leaves, sizes)
+        larger = resizing.resized(jax.tree.unflatten(old_structure, arrays))
         tree = jax.tree.unflatten(jax.tree.structure(larger), shardings.values())
-    shapes = growth.shapes | {i.path: i.shape for i in growth.insertions}
+    shapes = {**shapes, **{i.path: i.shape for i in insertions}}
     for place, sharding in leaves_by_path(tree).items():
         if shape := _shape(place, shapes):
             problems += _misfits(place, sharding, shape)

@@ -19,7 +19,7 @@ from jax import Array
 from dogwood_jax._arrays.axis_maps import AxisMap, Fill, map_of_moment, transform
 from dogwood_jax._arrays.explicit_axes import explicit_shardings, with_automatic_axes
 from dogwood_jax._arrays.grow import changes, grow_leaf
-from dogwood_jax._arrays.insert import Insertion, fill, stacked
+from dogwood_jax._arrays.insert import fill, stacked
 from dogwood_jax._arrays.rounds import apart, bytes_of, delete, rounds, several_times
 from dogwood_jax._base.arguments import (
     GROWTH,
@@ -43,6 +43,7 @@ from dogwood_jax._base.trees import (
     struct,
 )
 from dogwood_jax._growth.growth import Growth
+from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._growth.pairing import closest
 from dogwood_jax._growth.shardings import Placement, fitting_shardings, placement
 from dogwood_jax._modules.resizing import Resizing

@@ -12,10 +12,10 @@ from typing import Any
 
 import jax
 
-from dogwood_jax._arrays.insert import Insertion
 from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path, struct
-from dogwood_jax._front.deepen import Pairs, wider_insertions
+from dogwood_jax._depth.layers import Pairs, wider_insertions
 from dogwood_jax._growth.growth import Change
+from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._modules.resizing import Resizing, says_numbers
 from dogwood_jax._plan.comparison import Comparison
 from dogwood_jax._plan.grown_sizes import GrownSizes

@@ -1,0 +1,395 @@
+"""Which layers of a deeper model are new, and the proof that they do nothing: ``insertions``."""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dogwood_jax._base.draw import dtype_named
+from dogwood_jax._base.problems import listed
+from dogwood_jax._base.trees import (
+    PyTree,
+    by_path,
+    is_array,
+    leaf_path,
+    struct,
+)
+from dogwood_jax._depth.identity import Fill, Reader, Value, exactly
+from dogwood_jax._depth.terms import Terms
+from dogwood_jax._growth.insertion import Insertion
+from dogwood_jax._growth.pairing import Pairing
+from dogwood_jax._program.program import Program
+from dogwood_jax._widths.trace import trace
+from dogwood_jax._widths.widths import Leaf
+
+Shapes = Mapping[str, jax.ShapeDtypeStruct]
+Pairs = tuple[tuple[float, float], ...]
+
+
+def insertions(
+    source_apply: Callable[..., Any],
+    source: PyTree,
+    target_apply: Callable[..., Any],
+    target: PyTree,
+    *inputs: Any,
+    rename: Mapping[str, str] | None = None,
+    copy: bool = False,
+    interleave: bool = False,
+) -> tuple[Insertion, ...]:
+    """Works out what the arrays of new layers are filled with, from shapes alone.
+
+    Args:
+        source_apply: the network, a function of variables and inputs.
+        source: its variables, arrays or ``jax.ShapeDtypeStruct``.
+        target_apply: the deeper network.
+        target: its variables, arrays or ``jax.ShapeDtypeStruct``.
+        *inputs: of both networks.
+        rename: see ``deepen``.
+        copy: see ``deepen``.
+        interleave: see ``deepen``.
+
+    Returns:
+        All arrays of the target that are new, moved, or have new layers, in its order.
+    """
+    networks = _Network(source_apply, source, inputs), _Network(target_apply, target, inputs)
+    problem = _Problem(*networks, wider=False)
+    proof = _proved(problem, rename or {})
+    return _described(problem, proof, target, inputs, copy=copy, interleave=interleave)
+
+
+def wider_insertions(
+    source_apply: Callable[..., Any],
+    source: PyTree,
+    target_apply: Callable[..., Any],
+    target: PyTree,
+    *inputs: Any,
+) -> tuple[tuple[Insertion, ...], tuple[Pairs, ...]]:
+    """Does the same where old arrays may be larger in the target.
+
+    Sizes, and constants that differ in proportion to them, are left out of the proof: it shows
+    that the new layers do nothing, not that the wider network computes the same.
+
+    Returns:
+        The insertions, and for each constant that only one of the networks has, the pairs of the
+        network's and the target's constants that it may be one of.
+    """
+    networks = _Network(source_apply, source, inputs), _Network(target_apply, target, inputs)
+    problem = _Problem(*networks, wider=True)
+    proof = _proved(problem, {})
+    found = _described(problem, proof, target, inputs, copy=False, interleave=False)
+    return found, proof.numbers
+
+
+def _proved(problem: "_Problem", rename: Mapping[str, str]) -> "_Proof":
+    """Returns how the deeper network can compute what the old one does."""
+    old, new = problem.old.shapes, problem.new.shapes
+    pairing = Pairing(old, new, fits=problem.fits, rename=rename)
+    refusals = []
+    for places in pairing.candidates():
+        proof = _Proof(problem, places)
+        if proof.refusal is None:
+            return proof
+        refusals.append(proof.refusal)
+    raise ValueError(
+        listed(
+            "cannot show that the deeper network computes what the old one does",
+            refusals[:1] or pairing.problems,
+        )
+    )
+
+
+class _Network:
+    """A network, its program and the shapes of its variables."""
+
+    def __init__(self, apply: Callable[..., Any], variables: PyTree, inputs: Sequence[Any]) -> None:
+        self.apply, self._variables, self._inputs = apply, variables, inputs
+        self._program = Program(apply, variables, inputs)
+        self.shapes = {path: leaf for path, leaf in self._program.arguments if path is not None}
+
+    def cast(self, dtypes: Mapping[str, Any]) -> "_Network":
+        """Returns the network with variables of other dtypes."""
+        if all(dtypes[path] == array.dtype for path, array in self.shapes.items()):
+            return self
+        variables = jax.tree_util.tree_map_with_path(
+            lambda keys, leaf: (
+                struct(leaf.shape, dtypes[leaf_path(keys)]) if is_array(leaf) else leaf
+            ),
+            self._variables,
+        )
+        return _Network(self.apply, variables, self._inputs)
+
+    def read(self, reader: Reader, leaf: Callable[[str, Any], Value]) -> dict[str, Value]:
+        """Returns the values of the results, for given values of the variables."""
+        jaxpr, consts = self._program.jaxpr.jaxpr, self._program.jaxpr.consts
+        values = []
+        for i, ((path, _), var) in enumerate(
+            zip(self._program.arguments, jaxpr.invars, strict=True)
+        ):
+            if path is None:
+                index = i - len(self.shapes)
+                values.append(exactly(reader.terms.make("input", index, (), var.aval)))
+            else:
+                values.append(leaf(path, var.aval))
+        results = reader.run(jaxpr, consts, values)
+        return by_path(zip(self._program.results, results, strict=True))
+
+
+class _Problem:
+    """Two networks to compare."""
+
+    def __init__(self, old: _Network, new: _Network, wider: bool) -> None:
+        self.old, self.new, self.wider = old, new, wider
+        self._exact = _Old(old, Terms())
+        self._scanned = self._exact.scanned
+
+    def terms(self, places: Mapping[str, str]) -> "_Old":
+        """Returns the old network in terms that suit the pairs of arrays."""
+        if not self.wider:
+            return self._exact
+        return _Old(self.old, Terms(sized=False, sizes=self._sizes(places)))
+
+    def fits(self, path: str, place: str) -> bool:
+        """Whether an array of the deeper network can be this one of the old network."""
+        old, new = self.old.shapes[path].shape, self.new.shapes[place].shape
+        if len(old) != len(new):
+            return False
+        start = 1 if path == place and path in self._scanned and old[0] <= new[0] else 0
+        pairs = list(zip(old, new, strict=True))[start:]
+        return all(a <= b if self.wider else a == b for a, b in pairs)
+
+    def deeper(self, places: Mapping[str, str]) -> _Network:
+        """Returns the deeper network with old arrays in their dtypes, and new ones in the same."""
+        dtypes = {path: array.dtype for path, array in self.new.shapes.items()}
+        seen: dict[Any, set[Any]] = {}
+        for path, place in places.items():
+            seen.setdefault(dtypes[place], set()).add(self.old.shapes[path].dtype)
+        for path, dtype in dtypes.items():
+            if len(old := seen.get(dtype, {dtype})) == 1:
+                (dtypes[path],) = old
+        dtypes |= {place: self.old.shapes[path].dtype for path, place in places.items()}
+        return self.new.cast(dtypes)
+
+    def stacks(self, places: Mapping[str, str]) -> dict[str, int]:
+        """Returns how many layers each array with an entry for each had, if it has more now."""
+        return {
+            path: self.old.shapes[path].shape[0]
+            for path in places
+            if path in self._scanned
+            and self.old.shapes[path].shape[:1] < self.new.shapes[places[path]].shape[:1]
+        }
+
+    def _sizes(self, places: Mapping[str, str]) -> frozenset[tuple[int, int]]:
+        """Returns the lengths of the axes of old arrays that are longer now, before and after."""
+        found: set[tuple[int, int]] = set()
+        for path, place in places.items():
+            start = 1 if path in self._scanned else 0  # the first axis counts layers
+            sizes = self.old.shapes[path].shape[start:], self.new.shapes[place].shape[start:]
+            found |= {(a, b) for a, b in zip(*sizes, strict=True) if 0 < a < b}
+        return frozenset(found)
+
+
+class _Old:
+    """The old network in terms.
+
+    Attributes:
+        terms: the table.
+        known: how many terms there are.
+        numbers: the constants in it.
+        outputs: the terms of its outputs.
+        scanned: paths of arrays that a loop runs over.
+    """
+
+    def __init__(self, network: _Network, terms: Terms) -> None:
+        reader = Reader(terms)
+        leaf = terms.make
+        results = network.read(reader, lambda path, aval: exactly(leaf("leaf", path, (), aval)))
+        self.terms, self.known, self.scanned = terms, len(terms), reader.scanned
+        self.numbers = tuple(terms.numbers)
+        self.outputs = {path: value.options[0].term for path, value in results.items()}
+
+
+class _Proof:
+    """Whether the deeper network can compute what the old one does, and with which fills.
+
+    Attributes:
+        places: new paths of the old arrays.
+        new: the deeper network.
+        stacks: how many layers stacked arrays had.
+        fills: what new arrays must be filled with; all others are free.
+        numbers: for each constant that only one of the networks has, which of the other's in
+            proportion to sizes it may be.
+        refusal: why it cannot, or None.
+    """
+
+    def __init__(self, problem: _Problem, places: dict[str, str]) -> None:
+        self.places = places
+        self.stacks = problem.stacks(places)
+        self.fills: dict[str, Fill] = {}
+        self.numbers: tuple[Pairs, ...] = ()
+        self.refusal: str | None = None
+        self.new = problem.deeper(places)
+        self._old = problem.terms(places)
+        self._old.terms.numbers.clear()
+        reader, found = self._read(None)
+        if odd := sorted(self._old.outputs.keys() ^ found.keys()):
+            self.refusal = f"only one of the networks has the outputs {odd}"
+            return
+        worlds = reader.together([self._as_expected(path, found) for path in self._old.outputs])
+        if not worlds:
+            self.refusal = self._explanation(reader)
+            return
+        for chosen, _ in sorted(worlds, key=lambda world: reader.cost(world[0])):
+            fills = {path: fill for path, fill in chosen if fill.kind != "open"}
+            # The whole program is read again with these fills, now without any choice.
+            _, found = self._read(fills)
+            if all(self._as_expected(path, found).options for path in found):
+                self.fills, self.numbers = fills, tuple(dict.fromkeys(self._differing()))
+                return
+        self.refusal = f"filling {', '.join(fills)} does not make the new layers do nothing"
+
+    def _read(self, fills: dict[str, Fill] | None) -> tuple[Reader, dict[str, Value]]:
+        """Returns the outputs of the deeper network by their names in the old one."""
+        sources = {place: path for path, place in self.places.items()}
+        terms = self._old.terms
+        reader = Reader(terms, known=self._old.known, stacks=self.stacks, fills=fills)
+
+        def leaf(path: str, aval: Any) -> Value:
+            if path in sources:
+                return exactly(terms.make("leaf", sources[path], (), aval))
+            return reader.new(path, aval)
+
+        found = {}
+        for path, value in self.new.read(reader, leaf).items():
+            # New values of the variables themselves, such as running statistics, are called alike.
+            own = next((p for p in self.new.shapes if f"/{path}".endswith(f"/{p}")), None)
+            if own is None:
+                found[path] = value
+            elif own in sources:
+                found[path.removesuffix(own) + sources[own]] = value
+        return reader, found
+
+    def _differing(self) -> Iterator[Pairs]:
+        """Yields the pairs of constants in proportion to sizes, where one network lacks one."""
+        ours, its = self._old.numbers, tuple(self._old.terms.numbers)
+
+        def pairs(ratio: float) -> Iterator[tuple[float, float]]:
+            return ((a, b) for a in ours for b in its if math.isclose(b, a * ratio, rel_tol=1e-6))
+
+        same = {number for pair in pairs(1.0) for number in pair}
+        proportional = [pair for ratio in self._old.terms.ratios for pair in pairs(ratio)]
+        for place, numbers in enumerate((ours, its)):
+            for number in numbers:
+                if number not in same:
+                    yield tuple(pair for pair in proportional if pair[place] == number)
+
+    def _as_expected(self, path: str, found: Mapping[str, Value]) -> Value:
+        term = self._old.outputs[path]
+        options = tuple(option for option in found[path].options if option.term is term)
+        return Value(options, found[path].leaves)
+
+    def _explanation(self, reader: Reader) -> str:
+        """Says in which layer the deeper network leaves what the old one computes."""
+        if reader.losses:
+            loss = reader.losses[0]
+            module = loss.leaf.rpartition("/")[0].removeprefix("params/") or loss.leaf
+            f = loss.operation
+            if loss.first:
+                shape = self.new.shapes[loss.leaf].shape
+                return f"{loss.leaf} of shape {shape}: no values make {f} with it the identity"
+            if f in ("integer_pow", "square"):
+                return (
+                    f"{module}: {f} follows it, as in gelu or a norm, which is not done twice alike"
+                )
+            inner = f"{f}(x)" if loss.before == f else "x"
+            return f"{module}: {f} follows it, and {f}({inner}) is not {inner}"
+        if reader.strangers:
+            return f"{reader.strangers[0]} is applied where the old network does something else"
+        return "they differ in more than layers that could be the identity"
+
+
+def _described(
+    problem: _Problem,
+    proof: _Proof,
+    target: PyTree,
+    inputs: Sequence[Any],
+    *,
+    copy: bool,
+    interleave: bool,
+) -> tuple[Insertion, ...]:
+    """Returns what becomes of every array that is not an old one in its place."""
+    sources = {new: old for old, new in proof.places.items()}
+    found = []
+    for path, array in proof.new.shapes.items():
+        insertion = Insertion(path, array.shape, str(array.dtype), "free")
+        source = sources.get(path)
+        if source in proof.stacks:
+            layers = _order(proof.stacks[source], array.shape[0], interleave)
+            insertion = replace(insertion, source=source, layers=layers)
+        elif source is not None:
+            if source != path:
+                found.append(replace(insertion, fill="moved", source=source))
+            continue
+        if fill := proof.fills.get(path):
+            kind: Any = fill.kind  # none is open any more
+            insertion = replace(insertion, fill=kind, value=fill.value, axes=fill.axes)
+        elif copy and (model := source or _model(path, problem.new.shapes, sources)):
+            insertion = replace(insertion, fill="copy", source=model)
+        found.append(insertion)
+    if any(insertion.fill == "free" for insertion in found):
+        widths = trace(problem.new.apply, target, *inputs)
+        found = [_with_kind(i, widths.leaf(i.path)) if i.fill == "free" else i for i in found]
+    return tuple(found)
+
+
+def _order(old: int, new: int, interleave: bool) -> tuple[int, ...]:
+    """Returns for each layer of a deeper stack the old one that it is, or -1."""
+    if not interleave:
+        return (*range(old), *[-1] * (new - old))
+    places = {(i * new) // old: i for i in range(old)}
+    return tuple(places.get(i, -1) for i in range(new))
+
+
+def _model(path: str, shapes: Shapes, sources: Mapping[str, str]) -> str | None:
+    """Returns the old array that a new one copies, in the closest layer of the same arrays."""
+    # A module has its arrays under the same path in each collection.
+    start = 1 if any(p.startswith("params/") for p in shapes) else 0
+    parts = path.split("/")
+    for i in range(start, len(parts)):
+        module = parts[start : i + 1]
+        members = [p for p in map(_split, shapes) if p[start : i + 1] == module]
+        siblings = {p[i] for p in map(_split, sources) if p[start:i] == module[:-1] and i < len(p)}
+        for sibling in _numbered_alike(parts[i], siblings):
+            copies = {"/".join(p): "/".join([*p[:i], sibling, *p[i + 1 :]]) for p in members}
+            if all(c in sources and shapes[c].shape == shapes[p].shape for p, c in copies.items()):
+                return sources[copies[path]]
+    return None
+
+
+def _numbered_alike(name: str, others: Iterable[str]) -> Iterator[str]:
+    """Yields the names that differ in one number, ``block_1_up`` for ``block_2_up``.
+
+    Those before it come first, the closest one ahead, and of several numbers the last is tried
+    first.
+    """
+    for found in reversed([*re.finditer(r"\d+", name)]):
+        number, around = int(found[0]), (name[: found.start()], name[found.end() :])
+        alike = re.compile(r"(\d+)".join(map(re.escape, around)))
+        numbers = {other: int(m[1]) for other in others if (m := alike.fullmatch(other))}
+        yield from sorted(numbers, key=lambda o: (numbers[o] > number, abs(numbers[o] - number), o))
+
+
+def _split(path: str) -> list[str]:
+    return path.split("/")
+
+
+def _with_kind(insertion: Insertion, leaf: Leaf) -> Insertion:
+    dtype = dtype_named(insertion.dtype)
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        is_key = jnp.issubdtype(dtype, jax.dtypes.prng_key)
+        return replace(insertion, kind="random" if is_key else "zeros")
+    into, out = (math.prod(leaf.shape[a] for a in axes) for axes in (leaf.fan_in, leaf.fan_out))
+    return replace(insertion, kind=leaf.kind, fans=(into, out))
