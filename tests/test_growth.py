@@ -1,9 +1,11 @@
 """``Widths`` and ``Growth``, and the functions between them, with widths written by hand."""
 
+import json
 import pickle
 import subprocess
 import sys
 from itertools import pairwise
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -142,6 +144,17 @@ def test_pickles(value):
     assert copy == value
     assert hash(copy) == hash(value)
     assert str(copy) == str(value)
+
+
+def test_what_version_0_1_0_wrote_still_loads():
+    # Widths with a recipe and a fused projection, a growth of them, and a growth that inserts.
+    data = Path(__file__).parent / "data"
+    pickled = pickle.loads((data / "growths_of_0_1_0.pickle").read_bytes())
+    written = json.loads((data / "growths_of_0_1_0.json").read_text())
+    assert pickled == [dw.from_json(json.dumps(value)) for value in written]
+    widths, growth, deeper = pickled
+    assert widths.sizes == {"up": 8, "up[0]": 4, "two": 6, "down": 2}
+    assert growth.shapes["two"] == (8, 24) and str(deeper) == "inserted: b: identity"
 
 
 @pytest.mark.parametrize("value", [WIDTHS, growth_of()], ids=["widths", "growth"])

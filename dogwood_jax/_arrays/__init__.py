@@ -1,1 +1,15 @@
-"""."""
+"""``grow``: from variables and a ``Growth`` to the arrays of the larger network.
+
+| file | what it does |
+|---|---|
+| ``grow`` | the stage itself: checks, rounds, one compiled function for each kind of array |
+| ``axis_maps`` | the affine map along each axis: old units to new places, and fills |
+| ``insert`` | the arrays of new layers |
+| ``choose``, ``rows`` | weights of new units by the gradient of a loss: gradmax, firefly |
+| ``rounds`` | arrays that grow alike share a compiled function |
+| ``moves`` | moves of entries along axes that may be divided among devices |
+| ``explicit_axes`` | the same on meshes with explicit axes |
+| ``finite``, ``dead`` | whether arrays are finite, and whether new units can learn |
+
+Where to add: how new entries are filled is said by a strategy; ``axis_maps`` carries it out.
+"""

@@ -6,7 +6,7 @@ and the unit silent, the other side decides how large the gradient of the zero s
 product with M, the matrix of second derivatives of the loss by an incoming and an outgoing weight
 of the unit. No architecture is asked for: products with M are derivatives of the loss itself.
 
-Where a width stands for several units at once, its slots (``_rows``) share no weights, so M falls
+Where a width stands for several units at once, its slots (``rows``) share no weights, so M falls
 apart into blocks, and each slot has vectors of its own.
 """
 

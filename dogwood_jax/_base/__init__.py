@@ -1,1 +1,15 @@
-"""."""
+"""What every room stands on, and what knows nothing of growing: trees, text, meshes, random bits.
+
+| file | holds |
+|---|---|
+| ``trees`` | pytrees by path; the one place that says how a leaf is named |
+| ``arguments`` | refusals of arguments of the wrong kind: ``expect`` |
+| ``described`` | what a value is, in the words of an error |
+| ``problems`` | how an error lists all that is wrong: ``listed`` |
+| ``tables`` | tables that people read |
+| ``meshes`` | where arrays lie on a mesh of devices |
+| ``draw`` | random numbers for new weights, as fast as they can be written |
+
+Where to add: a kind of argument is one ``Kind`` in ``arguments``. A helper goes here only if it
+would make sense in a library that grows nothing.
+"""

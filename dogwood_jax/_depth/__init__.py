@@ -1,1 +1,11 @@
-"""."""
+"""Which layers of a deeper model are new, and the proof that they compute the identity.
+
+In come two networks; out come insertions, or the reason why there are none. ``layers`` states the
+problem and describes the solution. ``identity`` reads the deeper program with open questions (what
+is this new array filled with?) and keeps the answers that give the old network's results. ``terms``
+gives equal numbers to equal results, and says what primitives do with zeros and ones.
+``statistics`` gives inserted normalizations the statistics of a batch.
+
+Where to add: what a primitive does with a zero or an identity is one entry in ``terms``. Without
+it a new layer is not shown to do nothing, and is refused.
+"""

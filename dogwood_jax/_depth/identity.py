@@ -1,6 +1,6 @@
 """Find out which new arrays make a deeper program compute what the old one did: ``Reader``.
 
-Both programs are turned into terms (``_terms``). Where a new array is read, its values are still
+Both programs are turned into terms (``terms``). Where a new array is read, its values are still
 open; so a value that depends on new arrays has *options*: fills of new arrays, and the term that
 the value is if they are filled so. A kernel that is zero makes a product zero, and a residual block
 whose branch is zero passes on its input; an identity kernel passes on its input too. Options that

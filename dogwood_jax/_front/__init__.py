@@ -1,1 +1,9 @@
-"""."""
+"""What users call that is no stage: whole tasks made of stages, and questions about networks.
+
+``deepen``, ``narrow``, ``widen`` and ``merge_symmetric`` plan and grow in one call. ``compare`` and
+``verify`` run two networks and say how far their outputs are apart; ``inputs``, ``mirrored`` and
+``rounding`` serve ``verify``. ``symmetry`` has the questions about units: ``find_symmetric``,
+``find_dead`` and ``activity``.
+
+Nothing else imports this room, but ``nnx`` and the front of the package.
+"""

@@ -1,1 +1,17 @@
-"""."""
+"""``Growth``: what becomes of each array when widths change, as plain data.
+
+| file | holds |
+|---|---|
+| ``growth`` | ``Change`` of one width; ``Growth``, all changes of a network, as a table |
+| ``insertion`` | ``Insertion``: what an array of a new layer is filled with |
+| ``shardings`` | on which devices grown arrays lie |
+| ``pairing`` | which layers of a network are which of a deeper one, by names and shapes |
+| ``as_json`` | ``Widths`` and ``Growth`` as JSON |
+
+Growths are made by ``plan`` and read by ``grow`` and ``grow_opt_state``.
+"""
+
+# By these names version 0.1.0 pickled what is its own.
+from dogwood_jax._growth.growth import Change, Growth
+
+__all__ = ["Change", "Growth"]

@@ -1,7 +1,7 @@
 """NNX modules in other sizes: ``resized_module``.
 
 A module keeps its numbers beside its variables. It is looked at as a tree with static data, as an
-Equinox module is one, and gets its sizes like that (``_modules``).
+Equinox module is one, and gets its sizes like that (``resizing``).
 """
 
 import inspect

@@ -2,7 +2,7 @@
 
 An Equinox module carries numbers such as ``num_heads`` in the structure of its tree, and nothing
 says which of them are sizes. A number that equals a size which changes may be one. Then its class
-is asked (``_remade``), and where that does not tell, only the larger model itself can.
+is asked (``remaking``), and where that does not tell, only the larger model itself can.
 """
 
 import itertools

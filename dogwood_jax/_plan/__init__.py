@@ -1,1 +1,16 @@
-"""."""
+"""``plan``: from ``Widths`` and new sizes to a ``Growth``, or every reason why not.
+
+In come widths with sizes, with a larger model's variables, or with units to keep or merge. Out
+comes a growth.
+
+| file | what it does |
+|---|---|
+| ``plan`` | the stage itself: strategies, refusals, notes |
+| ``target`` | the sizes of widths, from the shapes of a larger model's arrays |
+| ``larger`` | the larger network's own program, where there is one |
+| ``comparison`` | whether that program is the network's in other sizes, equation by equation |
+| ``grown_sizes`` | the size of every dimension of the program once widths have grown |
+
+Where to add: a reason to refuse a growth is a hazard that ``trace`` notes at the width. ``plan``
+asks the strategy whether the hazard matters to it.
+"""

@@ -1,1 +1,29 @@
-"""."""
+"""``trace``: from a function to its ``Widths``, which say where each hidden dimension occurs.
+
+In come ``apply``, shapes of its variables, and inputs. Out come ``Widths``: plain data, printed as
+a table, with the layout of every axis of every array. Between them, in this order:
+
+| file | what it does |
+|---|---|
+| ``trace`` | the stage itself: makes the program, has it read, and names what was found |
+| ``reader`` | reads the equations one by one, each by the rule of its primitive |
+| ``rules/`` | one rule for each primitive: which dimensions of operands and results are the same |
+| ``reads`` | notes of every equation how it reads weights: linearly, in a sum, at a pole |
+| ``roles`` | decides which weights are outgoing, so that zeros there silence new units |
+| ``recipes/`` | finds exact growths for widths whose size the network computes with |
+| ``naming`` | turns dimensions into widths with names, and axes into layouts |
+| ``widths`` | the result: ``Widths``, ``Width``, ``Leaf`` |
+
+They share ``dims`` (dimensions that are unified, multiplied and concatenated), ``values`` (what is
+known of each value), ``layout`` (how units lie along an axis), ``scales`` (constants that look
+computed from a size), ``positions`` (tables along a width), ``contractions`` and ``attention``.
+
+Where to add: a primitive is one function in ``rules/`` and one example in the tests; a primitive
+without a rule makes the widths that it meets fixed. A recipe through a primitive is one function in
+``recipes/rules``; without one, the width has no recipe.
+"""
+
+# By these names version 0.1.0 pickled what is its own.
+from dogwood_jax._widths.widths import Facts, Leaf, Network, Occurrence, Recipe, Width, Widths
+
+__all__ = ["Facts", "Leaf", "Network", "Occurrence", "Recipe", "Width", "Widths"]

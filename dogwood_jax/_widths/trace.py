@@ -1,9 +1,9 @@
 """Find every width of a network by tracing it: ``trace``.
 
-The network is turned into a jaxpr from shapes alone. Its equations are read one by one (``_read``)
-with symbolic dimensions (``_dims``) and a rule for each primitive (``_rules``). Then it is decided
-which weights are outgoing (``_roles``), and the dimensions of the parameters become ``Widths``
-(``_naming``).
+The network is turned into a jaxpr from shapes alone. Its equations are read one by one (``reader``)
+with symbolic dimensions (``dims``) and a rule for each primitive (``rules``). Then it is decided
+which weights are outgoing (``roles``), and the dimensions of the parameters become ``Widths``
+(``naming``).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -10,7 +10,7 @@ values in the larger network is compared with the same value before:
 
 The powers are linear in unknown ones, those of the arrays along the width, which may be rescaled.
 Terms of a sum have equal powers; outputs and what goes through a nonlinear function have power
-zero. The solution of these equations is the recipe. Whatever has no rule (``_scaling_rules``), and
+zero. The solution of these equations is the recipe. Whatever has no rule (``rules``), and
 whatever the rules cannot follow, leaves the width without one.
 """
 

@@ -1,4 +1,4 @@
-"""What each primitive makes of powers and new entries, for ``_scaling``.
+"""What each primitive makes of powers and new entries, for ``find``.
 
 A rule takes a reading and a step and returns the states of its results; it raises ``NoRecipe`` for
 what it cannot follow.

@@ -1,7 +1,7 @@
 """What is known of a value of the larger network, compared with the same value before.
 
 ``Power`` and ``Equations`` are the algebra of powers of the ratio of sizes, ``State`` is what is
-known of a value, and ``Reading`` is what the rules of ``_scaling_rules`` share.
+known of a value, and ``Reading`` is what the rules of ``rules`` share.
 """
 
 import contextlib

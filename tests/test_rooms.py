@@ -1,0 +1,95 @@
+"""The package is a house of rooms, in the order in which data flow: imports go one way."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import dogwood_jax
+
+PACKAGE = Path(dogwood_jax.__file__).parent
+# Each room, or public file, imports only what stands before it.
+ORDER = (
+    "_base strategies _program _widths _modules _growth _depth _plan _arrays _optimizer _front "
+    "_layout _insert nnx plotting mnist training keras_h5"
+).split()
+ROOMS = sorted(path.parent for path in PACKAGE.glob("_*/**/__init__.py"))
+# What still goes the other way. JSON and pickles of widths hold what ``plan`` found out by the
+# network's own function; they will hold it from the beginning once ``trace`` finds it out.
+CLIMBS = {("_widths/widths.py", "dogwood_jax._plan.plan")}
+# Imported by each other, to be parted with the rooms of ``keras_h5``.
+CIRCLES = [
+    {"dogwood_jax.keras_h5._models", "dogwood_jax.keras_h5._resize"},
+]
+
+
+def modules():
+    """Returns the file of each module of the package, by name."""
+    files = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = (PACKAGE.name, *path.relative_to(PACKAGE).with_suffix("").parts)
+        files[".".join(parts).removesuffix(".__init__")] = path
+    return files
+
+
+def imports(path, files):
+    """Returns the modules of the package that a file imports, in functions and for types, too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == PACKAGE.name:
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner in files else node.module)
+    return found
+
+
+def test_imports_go_one_way():
+    files, climbs = modules(), set()
+    for name, path in files.items():
+        room = name.split(".")[1] if "." in name else None
+        for other in imports(path, files) if room else ():
+            place = other.split(".")[1] if "." in other else None
+            if place is not None and ORDER.index(place) > ORDER.index(room):
+                climbs.add((str(path.relative_to(PACKAGE)), other))
+    assert climbs == CLIMBS
+
+
+def test_no_files_import_each_other():
+    files = modules()
+    climbs = {(PACKAGE / path, other) for path, other in CLIMBS}
+    graph = {
+        name: {
+            other
+            for other in imports(path, files)
+            if other != PACKAGE.name and other in files and (path, other) not in climbs
+        }
+        for name, path in files.items()
+        if name != PACKAGE.name
+    }
+
+    def reached(start):
+        seen, pending = set(), [start]
+        while pending:
+            new = graph[pending.pop()] - seen
+            seen |= new
+            pending += new
+        return seen
+
+    behind = {name: reached(name) for name in graph}
+    circles = [
+        {other for other in behind[name] if name in behind[other]}
+        for name in sorted(graph)
+        if name in behind[name]
+    ]
+    assert [circle for i, circle in enumerate(circles) if circle not in circles[:i]] == CIRCLES
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=lambda room: str(room.relative_to(PACKAGE)))
+def test_the_front_of_a_room_names_everything_in_it(room):
+    text = ast.get_docstring(ast.parse((room / "__init__.py").read_text()))
+    inside = {path.stem for path in room.glob("*.py")} | {
+        f"{path.parent.name}/" for path in room.glob("*/__init__.py")
+    }
+    missing = [name for name in inside - {"__init__"} if f"``{name}``" not in text]
+    assert not missing
+    assert len((room / "__init__.py").read_text().splitlines()) < 200
