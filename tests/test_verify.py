@@ -13,7 +13,6 @@ from jax.sharding import AxisType, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 import dogwood_jax as dw
-from dogwood_jax._arrays import grow as _grow
 from dogwood_jax._front import compare as _compare
 from dogwood_jax._front import deepen as _deepen
 from dogwood_jax._front import verify as _verify
@@ -434,12 +433,12 @@ class Small(nnx.Module):
 @pytest.fixture
 def wrong_rule(monkeypatch):
     """Makes new units random on both sides."""
-    rule = _grow.map_of_variable
+    rule = dw.Change.along
 
     def wrong(*arguments):
         return replace(rule(*arguments), fill="free")
 
-    monkeypatch.setattr(_grow, "map_of_variable", wrong)
+    monkeypatch.setattr(dw.Change, "along", wrong)
 
 
 @pytest.mark.parametrize("inputs", ["arrays", "shapes"])

@@ -3,7 +3,7 @@
 | file | what it does |
 |---|---|
 | ``grow`` | the stage itself: checks, rounds, one compiled function for each kind of array |
-| ``axis_maps`` | the affine map along each axis: old units to new places, and fills |
+| ``apply_map`` | the map of one array carried out: old units to new places, and fills |
 | ``insert`` | the arrays of new layers |
 | ``choose``, ``rows`` | weights of new units by the gradient of a loss: gradmax, firefly |
 | ``rounds`` | arrays that grow alike share a compiled function |
@@ -11,5 +11,6 @@
 | ``explicit_axes`` | the same on meshes with explicit axes |
 | ``finite``, ``dead`` | whether arrays are finite, and whether new units can learn |
 
-Where to add: how new entries are filled is said by a strategy; ``axis_maps`` carries it out.
+Where to add: how new entries are filled is said by a strategy and read into a ``LeafMap``;
+``apply_map`` carries it out.
 """

@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from math import prod, sqrt
 from typing import Any
@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from dogwood_jax._arrays.axis_maps import AxisMap, map_of_variable, transform
+from dogwood_jax._arrays.apply_map import apply_map
 from dogwood_jax._arrays.choose import choose, without_choices
 from dogwood_jax._arrays.dead import dead_in
 from dogwood_jax._arrays.explicit_axes import explicit_shardings, with_automatic_axes
 from dogwood_jax._arrays.finite import not_finite
 from dogwood_jax._arrays.insert import insert
-from dogwood_jax._arrays.rounds import apart, bytes_of, delete, rounds, several_times
+from dogwood_jax._arrays.rounds import bytes_of, delete, rounds, several_times
 from dogwood_jax._base.arguments import (
     GROWTH,
     KEY,
@@ -44,11 +44,10 @@ from dogwood_jax._base.trees import (
     struct_of,
 )
 from dogwood_jax._growth.growth import Growth
+from dogwood_jax._growth.leaf_map import LeafMap
 from dogwood_jax._growth.shardings import Placement, placement
 from dogwood_jax._modules.resizing import Resizing, outdated_leaves, says_numbers
-from dogwood_jax._widths.layout import Units, units_of
-from dogwood_jax._widths.widths import Leaf
-from dogwood_jax.strategies import KEEP, MERGE, Initializer, glorot
+from dogwood_jax.strategies import Initializer
 
 
 def grow(
@@ -123,13 +122,13 @@ def grow(
     _check(leaves, growth, key, new)
     structure, others = _model(variables, growth, fresh)
     zero = _zero(new, growth, key)
-    changing = [leaf for leaf in growth.widths.leaves if changes(leaf, growth)]
-    old = {leaf.path: leaves[leaf.path] for leaf in changing}
     # What a strategy chooses is chosen in the network that has grown already.
     first = without_choices(growth)
+    changing = {path: leaf_map for path, leaf_map in first.maps.items() if leaf_map.changes}
+    old = {path: leaves[path] for path in changing}
     new = None if new is None else {path: new[path] for path in old}
     where = placement(old | (new or {}), growth.shapes)
-    fill = functools.partial(_grow_in_rounds, changing, old, growth=first, where=where)
+    fill = functools.partial(_grow_in_rounds, changing, old, where=where)
     donate = donate and not any(change.strategy.choice for change in growth.changes)
     drawn = fill(fresh=None, key=key) if zero else {}
     grown = leaves | others | fill(fresh=new, key=key, donate=donate)
@@ -200,39 +199,37 @@ def _filled(structure: Any, leaves: Mapping[str, Any]) -> PyTree:
 
 
 def _grow_in_rounds(
-    changing: Sequence[Leaf],
+    maps: Mapping[str, LeafMap],
     old: Mapping[str, Any],
     *,
-    growth: Growth,
     fresh: Mapping[str, Any] | None,
     key: Array | None,
     where: Placement,
     donate: bool = False,
 ) -> dict[str, Array]:
     """Returns arrays grown, those that grow alike by the same compiled function."""
-    place = {leaf.path: index for index, leaf in enumerate(changing)}
-    words = None if key is None else _words(key, len(changing))
+    place = {path: index for index, path in enumerate(maps)}
+    words = None if key is None else _words(key, len(maps))
     keep = several_times(old.values())
     grown: dict[str, Array] = {}
-    for leaves in rounds(
-        changing,
-        lambda leaf: apart(growth, [leaf]),
-        (lambda leaf: bytes_of(old[leaf.path])) if donate else None,
-    ):
-        paths = {str(number): leaf.path for number, leaf in enumerate(leaves)}
-        here = where.renamed({path: number for number, path in paths.items()})
+    size = (lambda path: bytes_of(old[path])) if donate else None
+    for paths in rounds(list(maps), maps.__getitem__, size):
+        names = [str(number) for number in range(len(paths))]
+        here = where.renamed(dict(zip(paths, names, strict=True)))
         filled = _grow_leaves(
-            here.enter({number: old[path] for number, path in paths.items()}),
-            fresh and here.enter({number: fresh[path] for number, path in paths.items()}),
+            here.enter({name: old[path] for name, path in zip(names, paths, strict=True)}),
+            fresh
+            and here.enter({name: fresh[path] for name, path in zip(names, paths, strict=True)}),
             key,
             words,
-            np.array([place[path] for path in paths.values()], np.int32),
-            growth=apart(growth, leaves),
+            np.array([place[path] for path in paths], np.int32),
+            maps=tuple(maps[path] for path in paths),
             where=here,
         )
-        grown |= {paths[number]: array for number, array in here.leave(filled).items()}
+        filled = here.leave(filled)
+        grown |= {path: filled[name] for name, path in zip(names, paths, strict=True)}
         if donate:
-            delete((old[path] for path in paths.values()), filled.values(), keep)
+            delete((old[path] for path in paths), filled.values(), keep)
     return grown
 
 
@@ -291,13 +288,6 @@ def _first(array: Array, size: int | None) -> Array:
     return where.leave({"": where.enter({"": array})[""][:size]})[""]
 
 
-def changes(leaf: Leaf, growth: Growth) -> bool:
-    """Whether a growth changes an array."""
-    return leaf.path in growth.factors or any(
-        units.width in growth.change for layout in leaf.axes for units in units_of(layout)
-    )
-
-
 def _check(
     leaves: Mapping[str, Any], growth: Growth, key: Array | None, fresh: Mapping[str, Any] | None
 ) -> None:
@@ -313,7 +303,7 @@ def _check(
                 f"{leaf.path}: has shape {jnp.shape(array)}, but the growth was planned for "
                 f"{leaf.shape}; plan again for these variables"
             )
-        elif changes(leaf, growth):
+        elif growth.maps[leaf.path].changes:
             dtype = jnp.result_type(array) if not hasattr(array, "dtype") else array.dtype
             if not jnp.issubdtype(dtype, jnp.inexact):
                 problems.append(
@@ -324,7 +314,7 @@ def _check(
                     f"{leaf.path}: is {dtype}, which JAX would cut short; "
                     "set jax.config.update('jax_enable_x64', True) first"
                 )
-            needs = _needs(leaf, growth) if key is None else set()
+            needs = growth.maps[leaf.path].needs if key is None else ()
             if "noise" in needs:
                 problems.append(f"{leaf.path}: gets noise on its copies; pass key=")
             elif "free" in needs and fresh is None:
@@ -346,7 +336,8 @@ def _check(
             if path in expected and jnp.shape(array) != expected[path]
         ]
     if not problems:
-        looked_at = [leaf.path for leaf in growth.widths.leaves if _reads_values(leaf, growth)]
+        # Units that are only lost may be those of NaN.
+        looked_at = [path for path, leaf_map in growth.maps.items() if leaf_map.grows]
         for where, tree in (("", leaves), (" in fresh", fresh or {})):
             problems += [
                 f"{path}: holds NaN or infinities{where}, so outputs could change: 0 * NaN is NaN; "
@@ -357,34 +348,13 @@ def _check(
         raise ValueError(listed("cannot grow these variables", problems))
 
 
-def _reads_values(leaf: Leaf, growth: Growth) -> bool:
-    """Whether an array grows, rather than only loses units, which may be those of NaN."""
-    widths = {units.width for layout in leaf.axes for units in units_of(layout)}
-    return leaf.path in growth.factors or any(
-        change.strategy not in (KEEP, MERGE) for change in growth.changes if change.width in widths
-    )
-
-
-def _needs(leaf: Leaf, growth: Growth) -> set[str]:
-    """Which random numbers the growth of an array needs: ``"free"`` entries, ``"noise"``."""
-    needs = set()
-    for units in {units for layout in leaf.axes for units in units_of(layout)}:
-        if change := growth.change.get(units.width):
-            along = map_of_variable(change, units, leaf)
-            if along.noise:
-                needs.add("noise")
-            if along.fill == "free" and along.rest and leaf.kind == "random":
-                needs.add("free")
-    return needs
-
-
 @functools.partial(jax.jit, static_argnames="arrays")
 def _words(key: Array, arrays: int) -> Array:
     """Returns a seed for each array: compiling JAX's generator takes longer than all the rest."""
     return jax.random.bits(key, (arrays, 2), jnp.uint32)
 
 
-@functools.partial(jax.jit, static_argnames=("growth", "where"))
+@functools.partial(jax.jit, static_argnames=("maps", "where"))
 def _grow_leaves(
     leaves: dict[str, Array],
     fresh: dict[str, Array] | None,
@@ -392,80 +362,57 @@ def _grow_leaves(
     words: Array | None,
     places: Array,
     *,
-    growth: Growth,
+    maps: tuple[LeafMap, ...],
     where: Placement,
 ) -> dict[str, Array]:
     """Returns arrays grown.
 
     Args:
-        leaves: the old arrays, by path.
+        leaves: the old arrays, by name: ``"0"``, ``"1"`` and so on.
         fresh: arrays from which free entries are taken.
         key: what other random numbers are drawn with.
         words: a seed for each of the network's arrays that grow, ``[arrays, 2]``.
         places: which of those each of these arrays is.
-        growth: how they grow.
+        maps: what becomes of each.
         where: on which devices they lie.
     """
     grown = {}
-    for leaf, place in zip(growth.widths.leaves, places, strict=True):
-        old = leaves[leaf.path]
-        draws = None
+    for index, leaf_map in enumerate(maps):
+        name, place = str(index), places[index]
+        old, new, draws = leaves[name], None, None
         if key is not None and words is not None:
             keys = (jax.random.fold_in(key, place * 1024 + i) for i in itertools.count())
-            draws = _Draws(leaf, growth, old.dtype, seeds(words[place]), keys)
-        new = draws.initialized() if draws and fresh is None else None
+            draws = _Draws(leaf_map, old.dtype, seeds(words[place]), keys)
         if fresh is not None:
-            new = fresh[leaf.path].astype(old.dtype)
-        grown[leaf.path] = grow_leaf(old, leaf, growth, new, draws)
+            new = fresh[name].astype(old.dtype)
+        elif draws:
+            new = draws.initialized()
+        draw, noise = (draws.draw, draws.normal) if draws else (None, None)
+        grown[name] = apply_map(leaf_map, old, fresh=new, draw=draw, noise=noise)
     return where.constrain(grown)
-
-
-def grow_leaf(
-    old: Array, leaf: Leaf, growth: Growth, fresh: Array | None, draws: "_Draws | None" = None
-) -> Array:
-    """Returns one array grown; free entries come from ``fresh``, are drawn, or get defaults."""
-
-    def map_of(units: Units) -> AxisMap:
-        return map_of_variable(growth.change[units.width], units, leaf)
-
-    if factor := growth.factors.get(leaf.path):
-        wide = jnp.promote_types(old.dtype, jnp.float32)
-        old = (old * jnp.asarray(factor, wide)).astype(old.dtype)
-    draw = draws.draw if draws else functools.partial(_default, leaf, old.dtype)
-    noise = draws.normal if draws else None
-    return transform(old, leaf.axes, growth.sizes, map_of, fresh, draw, noise)
-
-
-def _default(leaf: Leaf, dtype: Any, shape: tuple[int, ...]) -> Array:
-    """What new entries are where nothing is drawn."""
-    return jnp.full(shape, 1 if leaf.kind == "ones" else 0, dtype)
 
 
 class _Draws:
     """Draws random entries of one array."""
 
     def __init__(
-        self, leaf: Leaf, growth: Growth, dtype: Any, words: Iterator[Array], keys: Iterator[Array]
+        self, leaf_map: LeafMap, dtype: Any, words: Iterator[Array], keys: Iterator[Array]
     ) -> None:
-        self.leaf, self.dtype, self.words, self.keys = leaf, dtype, words, keys
-        self.shape = growth.shapes[leaf.path]
-        widths = {units.width for layout in leaf.axes for units in units_of(layout)}
-        inits = (c.strategy.init for c in growth.changes if c.width in widths)
-        self.inits = [init for init in inits if init not in (None, glorot)]
+        self.map, self.dtype, self.words, self.keys = leaf_map, dtype, words, keys
 
     def initialized(self) -> Array | None:
         """Returns the whole new array from the strategy's initializer, or None to draw parts."""
-        if not self.inits or self.leaf.kind != "random":
+        if self.map.init is None or self.map.kind != "random":
             return None
-        return _initialized(self.inits[0], next(self.keys), self.leaf, self.shape, self.dtype)
+        return _initialized(self.map.init, next(self.keys), self.map, self.dtype)
 
     def draw(self, shape: tuple[int, ...]) -> Array:
         """Returns free entries for a part of the new array."""
-        if self.leaf.kind != "random":
-            return _default(self.leaf, self.dtype, shape)
+        if self.map.kind != "random":
+            return jnp.full(shape, 1 if self.map.kind == "ones" else 0, self.dtype)
         fan_in, fan_out = (
-            prod(self.shape[axis] for axis in axes)
-            for axes in (self.leaf.fan_in, self.leaf.fan_out)
+            prod(self.map.shape[axis] for axis in axes)
+            for axes in (self.map.fan_in, self.map.fan_out)
         )
         limit = sqrt(6 / (fan_in + fan_out))
         drawn: Array = uniform(next(self.words), shape, self.dtype, limit)
@@ -476,16 +423,15 @@ class _Draws:
         return jax.random.normal(next(self.keys), shape, self.dtype)
 
 
-def _initialized(
-    init: Initializer, key: Array, leaf: Leaf, shape: tuple[int, ...], dtype: Any
-) -> Array:
+def _initialized(init: Initializer, key: Array, leaf_map: LeafMap, dtype: Any) -> Array:
     """Returns a whole array from an initializer, which tells fan-in and fan-out by its last axes.
 
     So the heads of attention and their units are one axis to it, and each layer of a stack is a
     kernel of its own.
     """
-    window = sorted({*leaf.fan_in} & {*leaf.fan_out})
-    into, out = ([a for a in fan if a not in window] for fan in (leaf.fan_in, leaf.fan_out))
+    shape, fans = leaf_map.shape, (leaf_map.fan_in, leaf_map.fan_out)
+    window = sorted({*fans[0]} & {*fans[1]})
+    into, out = ([a for a in fan if a not in window] for fan in fans)
     if not into or not out:
         # Initializers want two axes at least; a vector is one row of a kernel.
         return _drawn(init, key, shape if len(shape) > 1 else (1, *shape), dtype).reshape(shape)

@@ -3,6 +3,7 @@
 | file | holds |
 |---|---|
 | ``growth`` | ``Change`` of one width; ``Growth``, all changes of a network, as a table |
+| ``leaf_map`` | ``LeafMap``: what becomes of one array, without names; and its adjoint |
 | ``insertion`` | ``Insertion``: what an array of a new layer is filled with |
 | ``shardings`` | on which devices grown arrays lie |
 | ``pairing`` | which layers of a network are which of a deeper one, by names and shapes |

@@ -8,10 +8,11 @@ from typing import Any
 from dogwood_jax._base.tables import layers_together, merged, table
 from dogwood_jax._base.trees import PyTree
 from dogwood_jax._growth.insertion import Insertion
+from dogwood_jax._growth.leaf_map import AlongAxis, AxisMap, Compound, Fill, LeafMap
 from dogwood_jax._growth.shardings import grown_shardings
-from dogwood_jax._widths.layout import resized, size_of, units_of
+from dogwood_jax._widths.layout import Layout, Product, Units, resized, size_of, units_of
 from dogwood_jax._widths.widths import Leaf, Recipe, Widths
-from dogwood_jax.strategies import Strategy
+from dogwood_jax.strategies import Strategy, glorot
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Change:
     into: tuple[int, ...] | None = None
     recipe: Recipe | None = None
 
-    @property
+    @cached_property
     def shares(self) -> tuple[float, ...]:
         """The factor on the outgoing weights of each copy; those of a unit's copies sum to one."""
         sources = self.sources or ()
@@ -61,6 +62,38 @@ class Change:
         if self.strategy.name == "tile":
             return self.new // self.old * self.old / self.new
         return self.new / self.old
+
+    def along(self, units: Units, leaf: Leaf) -> AxisMap:
+        """Returns what becomes of the width's units along an axis of an array.
+
+        Args:
+            units: how they lie there.
+            leaf: the array.
+        """
+        strategy = self.strategy
+        incoming = units.role == "incoming"
+        fate = strategy.incoming if incoming else strategy.outgoing
+        if units.role == "both" and strategy.incoming == "zero":
+            fate = "zero"
+        # Arrays that scale or shift units which are silent already.
+        blank: Fill = "zero" if leaf.kind == "zeros" else "free"
+        is_blank = self.recipe is not None and leaf.path in self.recipe.blank
+        if fate in ("free", "zero"):
+            # A unit that is new along two widths is silent by the incoming weights of one of them,
+            # or by the outgoing ones of the other: the same width must decide in all arrays.
+            rank = 2 * units.rank + (strategy.incoming == "zero")
+            fill: Fill = "zero" if fate == "zero" else "free"
+            return AxisMap(self.old, self.new, fill=blank if is_blank else fill, rank=rank)
+        return AxisMap(
+            self.old,
+            self.new,
+            self.sources,
+            self.shares if strategy.outgoing == "share" else None,
+            self.into,
+            weighs=not incoming,
+            fill="free" if fate == "share" else blank if is_blank else "mean",
+            noise=strategy.noise if incoming else 0.0,
+        )
 
 
 _FIELDS = ("widths", "changes", "notes", "structure", "insertions")
@@ -123,6 +156,32 @@ class Growth:
             for _, value, power in (change.recipe.constants if change.recipe else ())
             if change.ratio**power != 1
         )
+
+    @cached_property
+    def maps(self) -> dict[str, LeafMap]:
+        """What becomes of each known array, by path."""
+        return {leaf.path: self._map_of(leaf) for leaf in self.widths.leaves}
+
+    def _map_of(self, leaf: Leaf) -> LeafMap:
+        widths = {units.width for layout in leaf.axes for units in units_of(layout)}
+        inits = (c.strategy.init for c in self.changes if c.width in widths)
+        return LeafMap(
+            tuple(self._along(layout, leaf) for layout in leaf.axes),
+            self.factors.get(leaf.path, 1.0),
+            leaf.kind,
+            leaf.fan_in,
+            leaf.fan_out,
+            next((init for init in inits if init not in (None, glorot)), None),
+        )
+
+    def _along(self, layout: Layout, leaf: Leaf) -> AlongAxis:
+        if isinstance(layout, Units):
+            change = self.change.get(layout.width)
+            return change.along(layout, leaf) if change else AxisMap(layout.size, layout.size)
+        parts = tuple(self._along(part, leaf) for part in layout.parts)
+        if not any(part.changes for part in parts):
+            return AxisMap(size_of(layout), size_of(layout))
+        return Compound("product" if isinstance(layout, Product) else "concat", parts)
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:

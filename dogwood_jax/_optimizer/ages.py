@@ -6,7 +6,6 @@ the product of the shares along its axes.
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -14,13 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from dogwood_jax._arrays.axis_maps import AxisMap, map_of_variable, transform
-from dogwood_jax._arrays.grow import changes
-from dogwood_jax._arrays.rounds import apart
+from dogwood_jax._arrays.apply_map import apply_map
 from dogwood_jax._base.trees import PyTree, leaves_by_path
 from dogwood_jax._growth.growth import Growth
+from dogwood_jax._growth.leaf_map import LeafMap
 from dogwood_jax._optimizer.fields import Field, fields_in
-from dogwood_jax._widths.layout import Layout, Units
 from dogwood_jax._widths.widths import Leaf
 
 # Copies begin with the share of a unit's steps that they carry of its weight, and take whole steps
@@ -157,11 +154,10 @@ def grown_ages(
         since = ages.steps - ages.births if index is None else now[index] - ages.counts[index]
         place = growth.place(leaf.path).removeprefix(field.collection)
         layers = growth.moved[leaf.path].layers if leaf.path in growth.moved else ()
-        if inner in known or changes(leaf, growth) or layers:
+        leaf_map = growth.maps[leaf.path]
+        if inner in known or leaf_map.changes or layers:
             old = known.get(inner) or _born(leaf.shape, 0)
-            alone = apart(growth, [leaf])
-            factor = growth.factors.get(leaf.path, 1.0)
-            grown[place] = _grown(old, since, number, growth=alone, layers=layers, factor=factor)
+            grown[place] = _grown(old, since, number, leaf_map=leaf_map, layers=layers)
     for insertion in growth.insertions if fields else ():
         field = next(iter(fields.values()))
         inner = insertion.path.removeprefix(field.collection)
@@ -186,15 +182,14 @@ def _born(shape: Sequence[int], number: int) -> AlongAxes:
     )
 
 
-@functools.partial(jax.jit, static_argnames=("growth", "layers", "factor"))
+@functools.partial(jax.jit, static_argnames=("leaf_map", "layers"))
 def _grown(
     old: AlongAxes,
     since: Array,
     number: int,
     *,
-    growth: Growth,
+    leaf_map: LeafMap,
     layers: tuple[int, ...],
-    factor: float,
 ) -> AlongAxes:
     """Returns the ages of an array whose axes grow; arrays that grow alike share its program.
 
@@ -202,22 +197,19 @@ def _grown(
         old: its ages.
         since: the number of steps since each growth.
         number: that of this growth.
-        growth: the growth of this array alone.
+        leaf_map: what becomes of the array.
         layers: of a stack of layers, the old one that each is, or -1.
-        factor: what it was multiplied by.
     """
-    (leaf,) = growth.widths.leaves
     found = []
     for axis, cohorts in enumerate(old.cohorts):
-        layout = leaf.axes[axis] if leaf.axes else None
         shares, begun = old.shares[axis], old.since[axis]
         shares_now = share_now(old, axis, since)
-        taken = _taken_along(layout, leaf, growth, copies=True)
-        scaled = _taken_along(layout, leaf, growth, copies=False)
+        taken = _taken_along(leaf_map, axis, copied=True)
+        scaled = _taken_along(leaf_map, axis, copied=False)
         if layers and axis == 0:
             taken = scaled = _stacked(layers)
         is_old = taken(jnp.ones(len(cohorts))) > 0
-        times = factor if axis == 0 else 1.0
+        times = leaf_map.factor if axis == 0 else 1.0
         same = (scaled(jnp.ones(len(cohorts))) == 1) & (times == 1)
         found.append(
             (
@@ -235,35 +227,12 @@ def _grown(
     )
 
 
-def _taken_along(
-    layout: Layout | None, leaf: Leaf, growth: Growth, *, copies: bool
-) -> Callable[[Array], Array]:
-    """Returns what takes numbers along an axis to the larger network: zero for new units.
-
-    Args:
-        layout: the layout of the axis; None for an array of no axes.
-        leaf: the array.
-        growth: the growth.
-        copies: whether a unit has the number of the unit that it comes from, the first of several.
-            Otherwise numbers become what weights become, such as shares of them.
-    """
-
-    def map_of(units: Units) -> AxisMap:
-        along = map_of_variable(growth.change[units.width], units, leaf)
-        if copies and along.into is not None:
-            along = replace(
-                along, into=None, sources=tuple(along.into.index(n) for n in range(along.new))
-            )
-        if copies:
-            along = replace(along, factors=None)
-        return replace(along, fill="zero", noise=0.0)
-
-    def taken(numbers: Array) -> Array:
-        if layout is None:
-            return numbers
-        return transform(numbers.astype(jnp.float32), (layout,), growth.sizes, map_of)
-
-    return taken
+def _taken_along(leaf_map: LeafMap, axis: int, *, copied: bool) -> Callable[[Array], Array]:
+    """Returns what takes numbers along an axis to the larger network, see ``of_numbers``."""
+    if not leaf_map.axes:  # an array of one number
+        return lambda numbers: numbers
+    along = leaf_map.of_numbers(copied=copied).along(axis)
+    return lambda numbers: apply_map(along, numbers.astype(jnp.float32))
 
 
 def _stacked(layers: Sequence[int]) -> Callable[[Array], Array]:

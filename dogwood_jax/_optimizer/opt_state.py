@@ -16,11 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from dogwood_jax._arrays.axis_maps import AxisMap, Fill, map_of_moment, transform
+from dogwood_jax._arrays.apply_map import apply_map
 from dogwood_jax._arrays.explicit_axes import explicit_shardings, with_automatic_axes
-from dogwood_jax._arrays.grow import changes, grow_leaf
 from dogwood_jax._arrays.insert import fill, stacked
-from dogwood_jax._arrays.rounds import apart, bytes_of, delete, rounds, several_times
+from dogwood_jax._arrays.rounds import bytes_of, delete, rounds, several_times
 from dogwood_jax._base.arguments import (
     GROWTH,
     MAPPING,
@@ -44,6 +43,7 @@ from dogwood_jax._base.trees import (
 )
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.insertion import Insertion
+from dogwood_jax._growth.leaf_map import LeafMap
 from dogwood_jax._growth.pairing import closest
 from dogwood_jax._growth.shardings import Placement, fitting_shardings, placement
 from dogwood_jax._modules.resizing import Resizing
@@ -61,7 +61,6 @@ from dogwood_jax._optimizer.fields import (
     watched,
 )
 from dogwood_jax._optimizer.growable import has_growable, is_growable, stripped, without, wrapped
-from dogwood_jax._widths.layout import Units
 from dogwood_jax._widths.widths import Leaf
 
 
@@ -310,10 +309,20 @@ def _grow_plain(
             fitting_shardings(leaves_by_path(shardings), shapes),
             *(opt_state, variables),
         )
+
+    def maps(field: Field, meaning: Meaning) -> LeafMap:
+        """Returns what becomes of a field: of an average of gradients, by the adjoint."""
+        leaf_map = growth.maps[field.leaf.path]
+        if meaning == "parameters":
+            return leaf_map
+        is_zero = meaning in ("first", "update") or second_moment == "zeros"
+        leaf_map = leaf_map.adjoint(DEGREES[meaning], "zero" if is_zero else "mean")
+        return leaf_map if field.axis is None else leaf_map.along(field.axis)
+
     # What adds up keeps its start for ever; what is new starts there.
     begun_at |= {f.place: seen[f.place].start for f in found if f.adds_up and f.place in seen}
     known = [
-        _Known(f, meanings[f.place], begun_at.get(f.place, 0.0))
+        _Known(f, meanings[f.place], begun_at.get(f.place, 0.0), maps(f, meanings[f.place]))
         for f in found
         if f.place in meanings
     ]
@@ -549,6 +558,7 @@ class _Known:
         field: where it is.
         meaning: what the field holds.
         start: what it started from, where that stays in it.
+        map: what becomes of it.
         shape: of a second moment that may be kept as its means, what the larger network's has.
         stack: what becomes of its layers, where there are more in a stack of them.
     """
@@ -556,6 +566,7 @@ class _Known:
     field: Field
     meaning: Meaning
     start: float
+    map: LeafMap
     shape: tuple[int, ...] | None = None
     stack: Insertion | None = None
 
@@ -625,7 +636,7 @@ def _grow_in_rounds(
         path = one.field.leaf.path
         stack = growth.moved.get(path) if not one.field.axis else None
         stack = stack if stack and stack.layers else None
-        if not one.field.is_factor and (changes(one.field.leaf, growth) or stack):
+        if not one.field.is_factor and (one.map.changes or stack):
             shape = shapes.get(one.field.at(growth.place(path))) if one.field.factored else None
             growing.append(replace(one, shape=shape, stack=stack))
 
@@ -634,8 +645,8 @@ def _grow_in_rounds(
 
     keep = several_times(arrays.values())
     grown: dict[str, Array] = {}
-    for alike in rounds(growing, lambda one: _numbered([one], growth), size if donate else None):
-        numbered, alone = _numbered(alike, growth)
+    for alike in rounds(growing, lambda one: _numbered([one]), size if donate else None):
+        numbered = _numbered(alike)
         old, fresh, names = dict[str, Any](), dict[str, Any](), dict[str, str]()
         for number, one in zip(numbered, alike, strict=True):
             path, new_path = one.field.leaf.path, growth.place(one.field.leaf.path)
@@ -645,9 +656,7 @@ def _grow_in_rounds(
             if own is not None and one.meaning == "parameters":
                 fresh[number.field.leaf.path] = own[new_path]
         here = where.renamed(names)
-        filled = _grow_fields(
-            here.enter(old), here.enter(fresh), alone, numbered, second_moment, here
-        )
+        filled = _grow_fields(here.enter(old), here.enter(fresh), numbered, second_moment, here)
         filled = here.leave(filled)
         grown |= {place: filled[inner] for place, inner in names.items() if inner in filled}
         if donate:
@@ -655,22 +664,22 @@ def _grow_in_rounds(
     return grown
 
 
-def _numbered(known: Sequence[_Known], growth: Growth) -> tuple[tuple[_Known, ...], Growth]:
-    """Returns arrays of the state with numbers for names, and the growth of what they follow."""
-    alone = apart(growth, [one.field.leaf for one in known])
-    fields = (
-        replace(one.field, group=leaf.path, inner=leaf.path, leaf=leaf)
-        for one, leaf in zip(known, alone.widths.leaves, strict=True)
-    )
-    numbered = (replace(one, field=field) for one, field in zip(known, fields, strict=True))
-    return tuple(numbered), alone
+def _numbered(known: Sequence[_Known]) -> tuple[_Known, ...]:
+    """Returns arrays of the state with numbers for names."""
+    numbered = []
+    for number, one in enumerate(known):
+        name, field = str(number), one.field
+        leaf = Leaf(name, field.leaf.shape, ())
+        stack = one.stack and replace(one.stack, path=name, source=name)
+        field = replace(field, group=name, inner=name, leaf=leaf)
+        numbered.append(replace(one, field=field, stack=stack))
+    return tuple(numbered)
 
 
-@functools.partial(jax.jit, static_argnames=("growth", "known", "second_moment", "where"))
+@functools.partial(jax.jit, static_argnames=("known", "second_moment", "where"))
 def _grow_fields(
     arrays: dict[str, Array],
     own: dict[str, Array],
-    growth: Growth,
     known: tuple[_Known, ...],
     second_moment: str,
     where: Placement,
@@ -681,10 +690,10 @@ def _grow_fields(
         path, stack = one.field.leaf.path, one.stack
         array = read(one.field, arrays)
         fresh = own[path].astype(array.dtype) if path in own else None
-        if changes(one.field.leaf, growth):
+        if one.map.changes:
             old_rows = np.flatnonzero(np.asarray(stack.layers) >= 0) if stack else None
             rows = fresh if fresh is None or old_rows is None else fresh[old_rows]
-            array = _widened(array, one, growth, rows, second_moment)
+            array = _widened(array, one, rows)
         if stack:
             array = _deepened(array, stack, one.meaning, fresh, second_moment)
         grown |= written(one.field, path, array, one.shape)
@@ -753,26 +762,12 @@ def _filled(
     return filled[path]
 
 
-def _widened(
-    array: Array, known: _Known, growth: Growth, fresh: Array | None, second_moment: str
-) -> Array:
+def _widened(array: Array, known: _Known, fresh: Array | None) -> Array:
     """Returns an array of the state with its widths grown."""
-    leaf, axis, meaning = known.field.leaf, known.field.axis, known.meaning
-    if meaning == "parameters":
-        return grow_leaf(array, leaf, growth, fresh)
-    axes = leaf.axes if axis is None else leaf.axes[axis : axis + 1]
-    degree = DEGREES[meaning]
-    signed = meaning in ("first", "update")
-    fill: Fill = "zero" if signed or second_moment == "zeros" else "mean"
-
-    def map_of(units: Units) -> AxisMap:
-        return map_of_moment(growth.change[units.width], units, degree, fill)
-
-    if known.start:
-        array = array - known.start
-    if factor := growth.factors.get(leaf.path):
-        array = (array / factor**degree).astype(array.dtype)
-    array = transform(array, axes, growth.sizes, map_of)
+    if known.meaning == "parameters":
+        return apply_map(known.map, array, fresh=fresh)
+    array = array - known.start if known.start else array
+    array = apply_map(known.map, array)
     return array + known.start if known.start else array
 
 

@@ -119,13 +119,6 @@ def resized(layout: Layout, sizes: Mapping[str, int]) -> Layout:
     return replace(layout, parts=tuple(resized(part, sizes) for part in layout.parts))
 
 
-def renamed(layout: Layout, names: Mapping[str, str]) -> Layout:
-    """Returns the layout with other names for its widths."""
-    if isinstance(layout, Units):
-        return replace(layout, width=names[layout.width])
-    return replace(layout, parts=tuple(renamed(part, names) for part in layout.parts))
-
-
 def size_of(layout: Layout, sizes: Mapping[str, int] = MappingProxyType({})) -> int:
     """Returns the length of an axis with this layout, with new sizes for some of its widths."""
     if isinstance(layout, Units):

@@ -1,0 +1,205 @@
+"""What becomes of one array, without names: ``LeafMap``, an affine map ``new = A(old) + fill``.
+
+Equal maps are equal, whatever the arrays are called, so the layers of a network share them. A map
+is derived once from a growth (``Growth.maps``). ``grow`` applies it to the network's arrays, and
+``grow_opt_state`` applies its adjoint to what an optimizer keeps of their gradients.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import prod
+from typing import Literal
+
+from dogwood_jax._widths.widths import Kind
+from dogwood_jax.strategies import Initializer
+
+Fill = Literal["free", "zero", "mean"]
+
+
+@dataclass(frozen=True)
+class AxisMap:
+    """What becomes of the units of one width along an axis.
+
+    Attributes:
+        old: how many there were.
+        new: how many there are afterwards.
+        sources: the old unit that each of the first units copies; None for all old units in their
+            places.
+        shares: the share of each copy in what its unit weighs; None for one.
+        into: for each old unit, the new one that takes over what it weighs; None if none does.
+        weighs: whether entries add up over the units, as outgoing weights do. Then shares multiply
+            them, and ``into`` adds them up. Otherwise entries are copied as they are.
+        power: entries are powers of what adds up: 2 for squares.
+        fill: how entries without a source are filled: free, zero, or with the mean of the old ones.
+        rank: where entries are new along several axes, the axis of the highest rank decides.
+        noise: standard deviation of noise on new copies, relative to the array's.
+    """
+
+    old: int
+    new: int
+    sources: tuple[int, ...] | None = None
+    shares: tuple[float, ...] | None = None
+    into: tuple[int, ...] | None = None
+    weighs: bool = False
+    power: int = 1
+    fill: Fill = "zero"
+    rank: int = 0
+    noise: float = 0.0
+
+    @property
+    def changes(self) -> bool:
+        return self.old != self.new or not self.appends
+
+    @property
+    def sums(self) -> bool:
+        """Whether old entries are added up."""
+        return self.into is not None and self.weighs
+
+    @property
+    def appends(self) -> bool:
+        """Whether old entries keep their places and values."""
+        return self.sources is None and not self.sums
+
+    @property
+    def rest(self) -> int:
+        """How many entries come from no single old one."""
+        if self.sums:
+            return 0
+        return self.new - (self.old if self.sources is None else len(self.sources))
+
+    def adjoint(self, degree: int, fill: Fill) -> "AxisMap":
+        """Returns the map of an average of powers of the gradient.
+
+        Where outgoing weights are divided among copies, the incoming ones get as much less
+        gradient; where outgoing weights are added up, so are the gradients of incoming ones.
+
+        Args:
+            degree: the power of the gradient: 1 for first moments, 2 for second moments, 0 for what
+                does not scale with it.
+            fill: how new entries are filled.
+        """
+        shares = None
+        if self.shares is not None and not self.weighs:
+            shares = tuple(share**degree for share in self.shares)
+        return AxisMap(
+            self.old,
+            self.new,
+            self.sources,
+            shares,
+            self.into,
+            weighs=not self.weighs and degree > 0,
+            power=max(degree, 1),
+            fill=fill,
+        )
+
+
+@dataclass(frozen=True)
+class Compound:
+    """The maps of several widths that lie along one axis: a row-major product, or a sequence."""
+
+    kind: Literal["product", "concat"]
+    parts: tuple["AlongAxis", ...]
+
+    @property
+    def old(self) -> int:
+        return self._size([part.old for part in self.parts])
+
+    @property
+    def new(self) -> int:
+        return self._size([part.new for part in self.parts])
+
+    @property
+    def changes(self) -> bool:
+        return any(part.changes for part in self.parts)
+
+    def _size(self, sizes: list[int]) -> int:
+        return prod(sizes) if self.kind == "product" else sum(sizes)
+
+
+AlongAxis = AxisMap | Compound
+
+
+@dataclass(frozen=True)
+class LeafMap:
+    """What becomes of one array.
+
+    Attributes:
+        axes: what becomes of each axis.
+        factor: what old entries are multiplied by.
+        kind: what free entries are: ``"random"``, ``"ones"`` or ``"zeros"``.
+        fan_in: axes whose new sizes multiply to the fan-in of random entries.
+        fan_out: axes whose new sizes multiply to their fan-out.
+        init: initializer of random entries; None for the one by default.
+    """
+
+    axes: tuple[AlongAxis, ...]
+    factor: float = 1.0
+    kind: Kind = "random"
+    fan_in: tuple[int, ...] = ()
+    fan_out: tuple[int, ...] = ()
+    init: Initializer | None = None
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the new array."""
+        return tuple(axis.new for axis in self.axes)
+
+    @cached_property
+    def changes(self) -> bool:
+        """Whether anything becomes of the array."""
+        return self.factor != 1 or any(axis.changes for axis in self.axes)
+
+    @property
+    def grows(self) -> bool:
+        """Whether it gets new entries, or others' values, rather than only losing some."""
+        return self.factor != 1 or any(axis.new > axis.old for axis in self.maps())
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Which random numbers it needs: ``"free"`` entries, ``"noise"``."""
+        found = {"noise" for axis in self.maps() if axis.noise}
+        if self.kind == "random":
+            found |= {"free" for axis in self.maps() if axis.fill == "free" and axis.rest}
+        return frozenset(found)
+
+    def maps(self) -> Iterator[AxisMap]:
+        """Yields the map of each width, from left to right."""
+        return (axis for whole in self.axes for axis in _maps(whole))
+
+    def adjoint(self, degree: int, fill: Fill) -> "LeafMap":
+        """Returns the map of an average of powers of the gradient, see ``AxisMap.adjoint``."""
+        axes = tuple(_each(axis, lambda one: one.adjoint(degree, fill)) for axis in self.axes)
+        return LeafMap(axes, self.factor**-degree, "zeros")
+
+    def along(self, axis: int) -> "LeafMap":
+        """Returns the map of a vector with an entry for each place along one axis."""
+        return replace(self, axes=self.axes[axis : axis + 1], fan_in=(), fan_out=())
+
+    def of_numbers(self, *, copied: bool) -> "LeafMap":
+        """Returns the map of numbers of units: zero for new ones.
+
+        Args:
+            copied: whether each unit has the number of the one that it comes from, the first of
+                several. Otherwise numbers become what weights become, such as shares of them.
+        """
+
+        def one(axis: AxisMap) -> AxisMap:
+            weighs = axis.weighs and not copied
+            return replace(axis, weighs=weighs, fill="zero", noise=0.0)
+
+        return LeafMap(tuple(_each(axis, one) for axis in self.axes), 1.0, "zeros")
+
+
+def _maps(axis: AlongAxis) -> Iterator[AxisMap]:
+    if isinstance(axis, AxisMap):
+        yield axis
+    else:
+        for part in axis.parts:
+            yield from _maps(part)
+
+
+def _each(axis: AlongAxis, change: Callable[[AxisMap], AxisMap]) -> AlongAxis:
+    if isinstance(axis, AxisMap):
+        return change(axis)
+    return replace(axis, parts=tuple(_each(part, change) for part in axis.parts))
