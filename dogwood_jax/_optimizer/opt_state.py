@@ -187,8 +187,9 @@ def grow_state(
         known = {leaf.path: leaf for leaf in growth.widths.leaves}
         if second_moment is None and Moments(plain, known).counts:
             warnings.warn(_ONE_COUNT, stacklevel=3)
-        return _grow_plain(plain, growth, tx, params, variables, moment, fields, donate)
-    grown = _grow_plain(plain, growth, without(tx), params, variables, moment, fields, donate)
+        return _grow_plain(plain, growth, tx, params, variables, moment, fields, like, donate)
+    inner, start = without(tx), stripped(like)
+    grown = _grow_plain(plain, growth, inner, params, variables, moment, fields, start, donate)
     if is_outside:
         return grown.replace(opt_state=_with_ages(grown.opt_state, like, old, growth))
     return _with_ages(grown, like, old, growth)
@@ -265,9 +266,13 @@ def _grow_plain(
     variables: PyTree,
     second_moment: str,
     fields: Mapping[str, Meaning],
+    expected: PyTree,
     donate: bool = False,
 ) -> PyTree:
-    """Grows the state of an optimizer that is not wrapped; see ``grow_state``."""
+    """Grows the state of an optimizer that is not wrapped; see ``grow_state``.
+
+    ``expected`` has the shapes of the larger network's state, without what is outside of it.
+    """
     state, outside = opt_state, ""
     if _is_outside(opt_state):
         state, outside = opt_state.opt_state, "opt_state/"
@@ -298,13 +303,13 @@ def _grow_plain(
     elif params is not None and second_moment == "zeros":
         begun_at = {outside + place: start for place, start in starts(tx, params).items()}
     meanings = meanings_of(found, arrays, fields, seen)
-    expected = _shapes_of(start)
-    _expect_same_optimizer(state, expected.opt_state if outside else expected)
+    _expect_same_optimizer(state, expected)
+    inner, expected = expected, _shapes_of(start) if outside else expected
     shapes = {place: tuple(jnp.shape(leaf)) for place, leaf in leaves_by_path(expected).items()}
     if shardings := explicit_shardings(opt_state):
         return with_automatic_axes(
             lambda opt_state, variables: _grow_plain(
-                opt_state, growth, tx, params, variables, second_moment, fields
+                opt_state, growth, tx, params, variables, second_moment, fields, inner
             ),
             fitting_shardings(leaves_by_path(shardings), shapes),
             *(opt_state, variables),
