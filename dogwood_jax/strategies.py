@@ -106,6 +106,63 @@ class Strategy:
         silent = self.outgoing != "free" or self.incoming == "zero"
         return silent and self.noise == 0 and (self.choice is None or self.choice.epsilon == 0)
 
+    @property
+    def begins_exact(self) -> bool:
+        """Whether it equals the old one before weights of new units are chosen."""
+        return self.preserving or self.choice is not None
+
+    @property
+    def repeats(self) -> bool:
+        """Whether new units are whole copies of the width, and its mean where these do not fit."""
+        return self.name == "tile"
+
+    @property
+    def removes(self) -> bool:
+        """Whether it is for widths that lose units."""
+        return self.name in ("keep", "merge")
+
+    @property
+    def needs_recipe(self) -> bool:
+        """Whether it is only for widths under a norm that can grow no other way."""
+        return self.name in ("zero_incoming", "tile")
+
+    @property
+    def recipes_for(self) -> str:
+        """The name by which recipes say that they go with it."""
+        return "zero_outgoing" if self.choice is not None else self.name  # choosing begins so
+
+    @property
+    def called(self) -> str:
+        """What a table of widths calls growing by it, with a recipe."""
+        return "rescaling" if self.name == "zero_outgoing" else f"{self.name}()"
+
+    def sources(self, old: int, new: int) -> tuple[int, ...] | None:
+        """Returns the old unit that each of the first units copies; None if none are copied."""
+        if self.incoming != "copy" or not old:
+            return None
+        if self.repeats:
+            return (*range(old),) * (new // old)
+        copied = self.units or range(old)
+        return (*range(old), *(copied[i % len(copied)] for i in range(new - old)))
+
+    def ratio(self, old: int, new: int) -> float:
+        """Returns what the powers of a recipe are powers of."""
+        return new // old * old / new if self.repeats else new / old
+
+    def fate(self, *, incoming: bool, random: bool) -> str:
+        """Says what becomes of weights along an axis, as a table of a growth does.
+
+        Args:
+            incoming: whether they are incoming weights.
+            random: whether a new network draws them.
+        """
+        side = self.incoming if incoming else self.outgoing
+        if self.choice is not None and (random or not incoming):
+            return "chosen" if (self.choice.side == "incoming") == incoming else "zero"
+        if self.removes:
+            return "summed up" if side == "sum" else "kept"
+        return side
+
     def __str__(self) -> str:
         return self.name
 
@@ -433,6 +490,12 @@ def firefly(
 def _check_split(split: str) -> None:
     if split not in ("even", "uneven"):
         raise ValueError(f"split must be 'even' or 'uneven', got {split!r}")
+
+
+def by_name(name: str) -> Strategy:
+    """Returns the strategy that a function of this module makes by default."""
+    strategy: Strategy = globals()[name]()
+    return strategy
 
 
 # What becomes of units that stay when others are removed, or when some are merged into them.

@@ -93,3 +93,17 @@ def test_the_front_of_a_room_names_everything_in_it(room):
     missing = [name for name in inside - {"__init__"} if f"``{name}``" not in text]
     assert not missing
     assert len((room / "__init__.py").read_text().splitlines()) < 200
+
+
+def test_strategies_decide_for_themselves():
+    names = {"zero_outgoing", "zero_incoming", "replicate", "tile", "gradmax", "firefly"}
+    compared = {
+        f"{path.relative_to(PACKAGE)}:{node.lineno}"
+        for path in modules().values()
+        if path.name != "strategies.py"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Compare)
+        for part in ast.walk(node)
+        if isinstance(part, ast.Constant) and part.value in names
+    }
+    assert not compared

@@ -59,9 +59,7 @@ class Change:
     @property
     def ratio(self) -> float:
         """What the powers of a recipe are powers of."""
-        if self.strategy.name == "tile":
-            return self.new // self.old * self.old / self.new
-        return self.new / self.old
+        return self.strategy.ratio(self.old, self.new)
 
     def along(self, units: Units, leaf: Leaf) -> AxisMap:
         """Returns what becomes of the width's units along an axis of an array.
@@ -310,13 +308,9 @@ class Growth:
         for axis, layout in enumerate(leaf.axes):
             for units in dict.fromkeys(units_of(layout)):
                 if change := self.change.get(units.width):
-                    side = "incoming" if units.role == "incoming" else "outgoing"
-                    fate = getattr(change.strategy, side)
-                    choice = change.strategy.choice
-                    if choice and (side == "outgoing" or leaf.kind == "random"):
-                        fate = "chosen" if side == choice.side else "zero"
-                    if change.strategy.name in ("keep", "merge"):
-                        fate = "summed up" if fate == "sum" else "kept"
+                    fate = change.strategy.fate(
+                        incoming=units.role == "incoming", random=leaf.kind == "random"
+                    )
                     parts.append(f"axis {axis} {fate} ({units.width})")
         if leaf.path in self.factors:
             parts.append(f"times {self.factors[leaf.path]:.6g}")

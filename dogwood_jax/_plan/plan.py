@@ -131,7 +131,7 @@ def plan(
         new = sizes_of_target(widths, larger.shapes, larger.sizes | new, problems)
     chosen = _strategies(widths, strategy, problems)
     comparable = not problems and keep is None and merge is None
-    comparable &= all(s.preserving or s.choice is not None for s in chosen.values())
+    comparable &= all(strategy.begins_exact for strategy in chosen.values())
     compared = compare_programs(widths, new, larger, target) if comparable else None
     rejected = compared if isinstance(compared, Rejected) else None
     compared = None if isinstance(compared, Rejected) else compared
@@ -353,7 +353,7 @@ def _extended(
             width.name,
             width.size,
             new,
-            strategy or getattr(strategies, recipe.strategy if recipe else "zero_outgoing")(),
+            strategy or strategies.by_name(recipe.strategy if recipe else "zero_outgoing"),
             recipe=recipe,
         )
         for recipe in _recipes(width, new, strategy)
@@ -369,9 +369,7 @@ def _recipes(width: Width, new: int, strategy: Strategy | None) -> Sequence[Reci
     """Returns the recipes to choose from, with this strategy if there is one, or None."""
     if not width.hazards:
         return [None]
-    name = None if strategy is None else strategy.name
-    if strategy is not None and strategy.choice is not None:
-        name = "zero_outgoing"  # which is what choosing begins with
+    name = None if strategy is None else strategy.recipes_for
     fitting = [
         recipe
         for recipe in width.recipes
@@ -385,14 +383,9 @@ def _sources(
     old: int, new: int, strategy: Strategy, problems: list[str], name: str
 ) -> tuple[int, ...] | None:
     """Returns the old unit behind each new one, where a strategy copies units."""
-    if strategy.incoming != "copy" or not old:
-        return None
-    if strategy.name == "tile":
-        return (*range(old),) * (new // old)
-    copied = strategy.units or range(old)
-    if bad := [unit for unit in copied if not 0 <= unit < old]:
+    if bad := [unit for unit in strategy.units if not 0 <= unit < old]:
         problems.append(f"{name}: has units 0 to {old - 1}, so none of {bad} can be copied")
-    return (*range(old), *(copied[i % len(copied)] for i in range(new - old)))
+    return strategy.sources(old, new)
 
 
 def _refusals(
@@ -415,13 +408,13 @@ def _refusals(
 
 def _obstacles(width: Width, new: int, strategy: Strategy, recipe: Recipe | None) -> Iterator[str]:
     """Yields what keeps a width from growing with this strategy, other than its being fixed."""
-    if strategy.name in ("zero_incoming", "tile") and recipe is None:
-        known = any(strategy.name == other.strategy for other in width.recipes)
+    if strategy.needs_recipe and recipe is None:
+        known = any(strategy.recipes_for == other.strategy for other in width.recipes)
         reason = "is for widths under a norm that can grow no other way"
         if known:
             reason = f"cannot grow it from {width.size} to {new}"
-        yield f"strategies.{strategy.name}() {reason}"
-    elif (strategy.preserving or strategy.choice is not None) and recipe is None and width.hazards:
+        yield f"strategies.{strategy}() {reason}"
+    elif strategy.begins_exact and recipe is None and width.hazards:
         yield (
             f"growing it from {width.size} to {new} would change outputs: "
             f"{'; '.join(width.hazards)}; it occurs in {_places(width)}"
@@ -457,7 +450,7 @@ def _ways_out(width: Width) -> str:
         (strategies.zeros(), None),
     ]
     if width.hazards:
-        ways = [(getattr(strategies, recipe.strategy)(), recipe) for recipe in width.recipes]
+        ways = [(strategies.by_name(recipe.strategy), recipe) for recipe in width.recipes]
     open_ways = [way for way in ways if not [*_obstacles(width, 2 * width.size, *way)]]
     if open_ways and not width.hazards:
         return f"use strategies.{open_ways[0][0]}()"
@@ -548,7 +541,9 @@ def _kept(width: Width, units: Any, interface: bool, problems: list[str]) -> Cha
             "a width without units cannot grow again, or write the network without these layers"
         )
     problems += _fixed(width, len(kept), "change") + _interface(width, interface)
-    recipe = next((r for r in width.recipes if r.strategy != "tile"), None) if kept else None
+    # A recipe for copies says nothing of units that go.
+    fitting = [r for r in width.recipes if not strategies.by_name(r.strategy).repeats]
+    recipe = fitting[0] if fitting and kept else None
     return Change(width.name, width.size, len(kept), strategies.KEEP, kept, recipe=recipe)
 
 

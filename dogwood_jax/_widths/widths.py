@@ -10,6 +10,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from dogwood_jax import strategies
 from dogwood_jax._base.arguments import is_integer
 from dogwood_jax._base.described import described
 from dogwood_jax._base.tables import MANY, layers_together, merged, table
@@ -112,8 +113,7 @@ class Width:
             return f"fixed: {self.fixed}"
         kinds = ["interface"] if self.interface else []
         if self.hazards:
-            ways = {"zero_outgoing": "rescaling", "zero_incoming": "zero_incoming()"}
-            by = dict.fromkeys(ways.get(recipe.strategy, "tile()") for recipe in self.recipes)
+            by = dict.fromkeys(strategies.by_name(r.strategy).called for r in self.recipes)
             how = f"growable by {' or '.join(by)}" if by else "changes outputs"
             kinds.append(f"{how}: {'; '.join(self.hazards)}")
         if self.free_hazard:

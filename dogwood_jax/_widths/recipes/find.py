@@ -17,7 +17,9 @@ whatever the rules cannot follow, leaves the width without one.
 import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
+from dogwood_jax import strategies
 from dogwood_jax._widths.dims import Dim, atoms
 from dogwood_jax._widths.layout import Role, units_of
 from dogwood_jax._widths.recipes.rules import RULES
@@ -26,10 +28,10 @@ from dogwood_jax._widths.values import Trace, Value
 from dogwood_jax._widths.widths import Leaf, Recipe
 
 _FILLINGS = (
-    Filling("zero_outgoing"),
-    Filling("zero_incoming"),
-    Filling("tile"),
-    Filling("tile", multiple=True),
+    Filling(strategies.zero_outgoing()),
+    Filling(strategies.zero_incoming()),
+    Filling(strategies.tile()),
+    Filling(strategies.tile(), multiple=True),
 )
 
 
@@ -143,9 +145,10 @@ def _solution(reading: Reading) -> Recipe:
         for constant in reading.constants
     )
     filling = reading.filling
+    name: Any = filling.strategy.name
     blank = () if filling.multiple else (reading.places[leaf].path for leaf in reading.blank)
     return Recipe(
-        filling.strategy,
+        name,
         tuple((path, power) for path, power in powers.items() if power),
         tuple(constants),
         tuple(sorted(blank)),

@@ -15,6 +15,7 @@ from dogwood_jax._widths.dims import Dim
 from dogwood_jax._widths.layout import Role
 from dogwood_jax._widths.scales import to_blame
 from dogwood_jax._widths.values import Degree, Value
+from dogwood_jax.strategies import Strategy
 
 
 class NoRecipe(Exception):
@@ -159,12 +160,12 @@ class Filling:
     the new size is a multiple of the old one.
     """
 
-    strategy: Literal["zero_outgoing", "zero_incoming", "tile"]
+    strategy: Strategy
     multiple: bool = False
 
     @property
     def is_tiled(self) -> bool:
-        return self.strategy == "tile"
+        return self.strategy.repeats
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,7 @@ class Reading:
         """Which leaves to rescale first: keys; scales of norms, embeddings, readers, writers."""
         place = self.places[leaf]
         outgoing = not {*place.roles.values()} <= {"incoming"}
-        if self.filling.strategy == "zero_outgoing":
+        if self.filling.strategy.outgoing == "zero":
             return 0 if outgoing else 1, leaf
         if place.scales:
             return 0, leaf
@@ -236,7 +237,7 @@ class Reading:
     def _of_leaf(self, leaf: int, role: Role | None) -> Along:
         """How new entries of a leaf are filled in."""
         place = self.places[leaf]
-        if self.filling.strategy == "zero_outgoing":
+        if self.filling.strategy.outgoing == "zero":
             return Along("zero" if role in ("outgoing", "both") else "free")
         if self.filling.is_tiled and role != "incoming":
             if role is None:
