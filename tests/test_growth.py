@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import dogwood_jax as dw
+from dogwood_jax._widths.reasons import Reason, kind_of
 from dogwood_jax._widths.widths import Facts
 
 
@@ -155,6 +156,42 @@ def test_what_version_0_1_0_wrote_still_loads():
     widths, growth, deeper = pickled
     assert widths.sizes == {"up": 8, "up[0]": 4, "two": 6, "down": 2}
     assert growth.shapes["two"] == (8, 24) and str(deeper) == "inserted: b: identity"
+
+
+def test_files_keep_the_kinds_of_reasons():
+    reasons = (Reason("the constant 0.3 scales it", "suspicion"), "another reason")
+    facts = Facts(8, hazards=reasons, notes=(Reason("a table", "table"),))
+    widths = dw.Widths((dw.Leaf("w", (8,), (dw.Units("w", 8, "incoming"),)),), (("w", facts),))
+    for copy in (pickle.loads(pickle.dumps(widths)), dw.from_json(dw.to_json(widths))):
+        assert copy == widths and hash(copy) == hash(widths)
+        assert [kind_of(reason) for reason in copy["w"].hazards] == ["suspicion", ""]
+        assert kind_of(copy["w"].notes[0]) == "table"
+    assert (
+        Reason("a table", "table") != Reason("a table") and Reason("a table", "table") == "a table"
+    )
+    text = dw.to_json(widths).replace('"suspicion"', '"hunch"')
+    with pytest.raises(ValueError, match="knows no kind of reason 'hunch'"):
+        dw.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "kind"),
+    [
+        (
+            "the constant 0.353553 (1 / sqrt(8)) scales it and looks computed from its size",
+            "suspicion",
+        ),
+        (
+            "the constant 2 scales what is summed over it: the larger model must have the same",
+            "must_stay",
+        ),
+        ("a constant of shape (8,) inside the network varies along it", "table"),
+        ("a table of positions is computed along it", "table"),
+        ("it is summed over without weights, as a mean, a norm or a softmax does", ""),
+    ],
+)
+def test_sentences_that_version_0_1_0_wrote_without_a_kind_have_one(sentence, kind):
+    assert kind_of(sentence) == kind
 
 
 @pytest.mark.parametrize("value", [WIDTHS, growth_of()], ids=["widths", "growth"])

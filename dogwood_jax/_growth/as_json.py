@@ -17,6 +17,7 @@ from dogwood_jax._base.described import described
 from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._widths.layout import Concat, Product, Units
+from dogwood_jax._widths.reasons import Reason, ReasonKind
 from dogwood_jax._widths.widths import Facts, Leaf, Recipe, Widths
 
 _TYPES = {
@@ -28,6 +29,7 @@ _TYPES = {
 }
 _TYPE = "type"
 _INITIALIZERS = {"glorot": strategies.glorot}
+_KINDS: dict[str, ReasonKind] = {kind: kind for kind in typing.get_args(ReasonKind)}
 
 
 def to_json(value: Widths | Growth) -> str:
@@ -108,6 +110,8 @@ def _encoded(value: Any) -> Any:
             "a strategy that looks at a loss and a batch cannot be written as JSON; the growth "
             "planned with strategies.zero_outgoing() has the same shapes and can"
         )
+    if isinstance(value, Reason) and value.kind:
+        return {_TYPE: "Reason", "text": str(value), "kind": value.kind}
     if isinstance(value, tuple):
         return [_encoded(item) for item in value]
     if isinstance(value, jax.tree_util.PyTreeDef):
@@ -134,6 +138,11 @@ def _decoded(value: Any) -> Any:
         return jax.tree.structure(_tree(members.get("tree")))
     if kind == "initializer":
         return _known(_INITIALIZERS, members.get("name"), "initializer")
+    if kind == "Reason":
+        text, of_kind = members.get("text"), members.get("kind")
+        if not isinstance(text, str):
+            raise ValueError(f"{_EXPECTED}; Reason.text cannot be {described(text)}")
+        return Reason(text, _known(_KINDS, of_kind, "kind of reason"))
     if kind is None:
         raise ValueError(f"{_EXPECTED}, got an object without {_TYPE!r}")
     cls = _known(_TYPES, kind, "type")

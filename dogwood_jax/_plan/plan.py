@@ -26,8 +26,7 @@ from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._plan.comparison import Comparison, is_constant, is_scale
 from dogwood_jax._plan.larger import Larger, Rejected, compare_programs, is_deeper, read_larger
 from dogwood_jax._plan.target import sizes_of_target, splits
-from dogwood_jax._widths.positions import is_of_table
-from dogwood_jax._widths.scales import MUST_STAY, SILENT, SUSPICION
+from dogwood_jax._widths.reasons import kind_of
 from dogwood_jax._widths.widths import Recipe, Width, Widths
 from dogwood_jax.strategies import Strategy
 
@@ -163,8 +162,7 @@ def plan(
     notes = [
         note
         for change in made
-        for note in _notes(widths[change.width], change)
-        if known is None or not note.endswith(MUST_STAY)
+        for note in _notes(widths[change.width], change, is_seen=known is not None)
     ]
     for change in made:
         notes += _constants(larger, change, problems)
@@ -249,11 +247,14 @@ def _cleared(width: Width, compared: Comparison) -> Width:
     Numbers did not change, and tables have the same numbers for old units, which their copies have
     not.
     """
-    tables = [h for h in width.hazards if is_of_table(h) and width.name in compared.kept_tables]
+    stay = width.name in compared.kept_tables
+    tables = [hazard for hazard in width.hazards if stay and kind_of(hazard) == "table"]
     hazards = tuple(
-        f"{hazard}, and not seen to stay in the larger model" if is_of_table(hazard) else hazard
+        f"{hazard}, and not seen to stay in the larger model"
+        if kind_of(hazard) == "table"
+        else hazard
         for hazard in width.hazards
-        if not (hazard.endswith(SUSPICION) and compared.agrees)
+        if not (kind_of(hazard) == "suspicion" and compared.agrees)
         if (width.name, hazard) not in compared.refuted
         if hazard not in tables
     )
@@ -459,7 +460,7 @@ def _ways_out(width: Width) -> str:
         + f" for multiples of {width.size}" * bool(recipe and recipe.multiple)
         for strategy, recipe in open_ways
     ]
-    if width.hazards and all(map(is_of_table, width.hazards)):
+    if width.hazards and all(kind_of(hazard) == "table" for hazard in width.hazards):
         exact.append(
             "if old units have the same numbers in a larger network, target= and target_apply= "
             "show it"
@@ -467,10 +468,17 @@ def _ways_out(width: Width) -> str:
     return " and ".join([*exact, "strategies.random() grows it all the same"])
 
 
-def _notes(width: Width, change: Change) -> Iterator[str]:
-    """Yields what the larger model's configuration or the caller has to mind."""
+def _notes(width: Width, change: Change, *, is_seen: bool) -> Iterator[str]:
+    """Yields what the larger model's configuration or the caller has to mind.
+
+    Args:
+        width: the width.
+        change: how it changes.
+        is_seen: whether the larger model's program is there, and so its constants are compared.
+    """
     for note in width.notes:
-        if not note.startswith(SILENT) or change.strategy.outgoing == "zero":
+        does_matter = {"silent": change.strategy.outgoing == "zero", "must_stay": not is_seen}
+        if does_matter.get(kind_of(note), True):
             yield f"{width.name}: {note}"
     if change.strategy.noise:
         yield f"{width.name}: copies carry noise, so outputs change"

@@ -15,8 +15,9 @@ a table, with the layout of every axis of every array. Between them, in this ord
 | ``widths`` | the result: ``Widths``, ``Width``, ``Leaf`` |
 
 They share ``dims`` (dimensions that are unified, multiplied and concatenated), ``values`` (what is
-known of each value), ``layout`` (how units lie along an axis), ``scales`` (constants that look
-computed from a size), ``positions`` (tables along a width), ``contractions`` and ``attention``.
+known of each value), ``layout`` (how units lie along an axis), ``reasons`` (why a width cannot
+grow: sentences with a kind), ``scales`` (constants that look computed from a size), ``positions``
+(tables along a width), ``contractions`` and ``attention``.
 
 Where to add: a primitive is one function in ``rules/`` and one example in the tests; a primitive
 without a rule makes the widths that it meets fixed. A recipe through a primitive is one function in

@@ -9,9 +9,10 @@ from dogwood_jax._widths import dims as _dims
 from dogwood_jax._widths.attention import label_attention
 from dogwood_jax._widths.dims import Dim
 from dogwood_jax._widths.layout import Concat, Layout, Product, Role, Units
+from dogwood_jax._widths.reasons import Reason
 from dogwood_jax._widths.recipes.find import find_recipes
 from dogwood_jax._widths.roles import Roles, Spot
-from dogwood_jax._widths.scales import SILENT, check_lone_scales, check_scales
+from dogwood_jax._widths.scales import check_lone_scales, check_scales
 from dogwood_jax._widths.values import KIND_OF_USE, Trace, Use, Value
 from dogwood_jax._widths.widths import Facts, Leaf, Widths, make_widths
 
@@ -150,7 +151,11 @@ def _note_units_that_never_learn(roles: Roles, trace: Trace) -> None:
                 else "they silence them as well"
             )
             atom.note(
-                f"{SILENT}, which with zero outgoing weights never learn, or all learn alike: {why}"
+                Reason(
+                    "the weights that feed its units must be zero for new ones, which with zero "
+                    f"outgoing weights never learn, or all learn alike: {why}",
+                    "silent",
+                )
             )
 
 

@@ -1,4 +1,4 @@
-"""Tables inside a network that vary along a width: ``POSITIONS``, ``CONSTANT``, ``moved``.
+"""Tables inside a network that vary along a width: ``POSITIONS``, ``of_constant``, ``moved``.
 
 A table such as ``2.0 ** -(jnp.arange(heads) + 1)``, slopes of ALiBi, has a number for each unit.
 Whether old units keep their numbers in a larger network, its program tells: they do where each
@@ -11,10 +11,10 @@ import numpy as np
 
 from dogwood_jax._program.bounds import UNKNOWN, Bounds, at, bounds_of
 from dogwood_jax._widths.dims import Dim, atoms
+from dogwood_jax._widths.reasons import Reason
 from dogwood_jax._widths.values import Step, Value
 
-POSITIONS = "a table of positions is computed along it"
-CONSTANT = "a constant of shape {} inside the network varies along it"
+POSITIONS = Reason("a table of positions is computed along it", "table")
 
 # What computes each entry from entries in the same place, whatever these are.
 _IN_PLACE = frozenset(
@@ -24,9 +24,9 @@ _IN_PLACE = frozenset(
 )
 
 
-def is_of_table(hazard: str) -> bool:
-    """Whether a hazard says that a table varies along a dimension."""
-    return hazard == POSITIONS or hazard.endswith(CONSTANT.partition("{}")[2])
+def of_constant(shape: tuple[int, ...]) -> Reason:
+    """Says that a constant of a shape varies along a dimension."""
+    return Reason(f"a constant of shape {shape} inside the network varies along it", "table")
 
 
 # What old units keep if a table meets data: their own entries are all that it is computed from, and

@@ -12,7 +12,7 @@ from dogwood_jax._base.trees import concrete
 from dogwood_jax._program.bounds import at, constant, of_sign
 from dogwood_jax._program.program import sub_programs
 from dogwood_jax._widths.dims import Dim
-from dogwood_jax._widths.positions import CONSTANT
+from dogwood_jax._widths.positions import of_constant
 from dogwood_jax._widths.reads import note
 from dogwood_jax._widths.rules.registry import RULES, Rule, unknown
 from dogwood_jax._widths.values import SINGLE_PRECISION, Trace, Value
@@ -81,7 +81,7 @@ def _constant(array: Any) -> Value:
             return known
     for axis, dim in enumerate(dims):
         if dim.size > 1 and (array != np.take(array, [0], axis)).any():
-            dim.endanger(CONSTANT.format(array.shape))
+            dim.endanger(of_constant(array.shape))
     known.table = array
     # Of new entries no more than the sign may be known.
     known.bounds = (of_sign(*known.bounds),)

@@ -12,6 +12,7 @@ from math import pi, prod, sqrt
 from typing import NamedTuple
 
 from dogwood_jax._widths.dims import Dim, parts_of
+from dogwood_jax._widths.reasons import Reason
 from dogwood_jax._widths.values import SINGLE_PRECISION, Step, Value
 
 # Numbers that models use for other reasons: momenta, slopes, halves; then those of activation
@@ -22,13 +23,6 @@ USUAL_NUMBERS = (
     *(1.0507009873554805, 1.6732632423543772, 1.7580993408473766),
     *(2 / sqrt(pi), 1 / sqrt(2 * pi)),
 )
-
-
-# How a hazard ends that the larger model's program can clear up, and how such a note does.
-SUSPICION = "and looks computed from its size"
-MUST_STAY = "scales what is summed over it: the larger model must have the same"
-# How a note begins on units that nothing but zeros feeds.
-SILENT = "the weights that feed its units must be zero for new ones"
 
 
 def check_scales(scales: Iterable[Value]) -> list[float]:
@@ -49,9 +43,10 @@ def check_scales(scales: Iterable[Value]) -> list[float]:
     return found
 
 
-def suspicion(number: float) -> str:
+def suspicion(number: float) -> Reason:
     """Says what a dimension may have to do with a constant."""
-    return f"the constant {_spelled(number)} scales it {SUSPICION}"
+    text = f"the constant {_spelled(number)} scales it and looks computed from its size"
+    return Reason(text, "suspicion")
 
 
 def check_lone_scales(steps: Sequence[Step], explained: Sequence[float]) -> set[Dim]:
@@ -94,8 +89,12 @@ def check_lone_scales(steps: Sequence[Step], explained: Sequence[float]) -> set[
                     found[dim] = None
             factor = 1 / number if step.name == "div" else number
             if not _is_any(factor, explained, near) and set(summed).isdisjoint(dims):
+                note = (
+                    f"the constant {factor:.6g} scales what is summed over it: the larger model "
+                    "must have the same"
+                )
                 for dim in summed:
-                    dim.note(f"the constant {factor:.6g} {MUST_STAY}")
+                    dim.note(Reason(note, "must_stay"))
     return {*found}
 
 

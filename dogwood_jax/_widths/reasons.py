@@ -1,0 +1,56 @@
+"""Why a width cannot grow, and what to mind when it does: ``Reason``, a sentence with a kind.
+
+People read the sentence. Code asks for the kind, and never looks at the words.
+"""
+
+from typing import Any, Literal
+
+ReasonKind = Literal["", "suspicion", "table", "must_stay", "silent"]
+
+
+class Reason(str):
+    """A sentence with a kind.
+
+    Attributes:
+        kind: ``"suspicion"`` of a constant that looks computed from the size, which the larger
+            model's program can clear up; ``"table"`` of numbers inside the network that vary along
+            the width, which may stay for old units; ``"must_stay"`` of a constant that scales what
+            is summed over the width; ``"silent"`` of units that nothing but zeros feeds; otherwise
+            ``""``.
+    """
+
+    kind: ReasonKind
+
+    def __new__(cls, text: str, kind: ReasonKind = "") -> "Reason":
+        reason = super().__new__(cls, text)
+        reason.kind = kind
+        return reason
+
+    def __eq__(self, other: object) -> Any:
+        same_kind = not isinstance(other, Reason) or self.kind == other.kind
+        return same_kind and str.__eq__(self, other)
+
+    def __ne__(self, other: object) -> Any:
+        return not self == other
+
+    __hash__ = str.__hash__
+
+
+def kind_of(reason: str) -> ReasonKind:
+    """Returns the kind of a reason."""
+    return reason.kind if isinstance(reason, Reason) else _kind_by_words(reason)
+
+
+def _kind_by_words(text: str) -> ReasonKind:
+    """Returns the kind of a sentence that version 0.1.0 wrote to a file, where it had none."""
+    if text.endswith("and looks computed from its size"):
+        return "suspicion"
+    if text.endswith("scales what is summed over it: the larger model must have the same"):
+        return "must_stay"
+    if text.startswith("the weights that feed its units must be zero for new ones"):
+        return "silent"
+    if text == "a table of positions is computed along it" or (
+        text.startswith("a constant of shape") and text.endswith("the network varies along it")
+    ):
+        return "table"
+    return ""
