@@ -12,7 +12,6 @@ Reference:
 
 import itertools
 import math
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -25,6 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dogwood_jax._base.trees import concrete
+from dogwood_jax._program.elementwise import ELEMENTWISE, folded
+from dogwood_jax._program.intervals import Bounds
 
 Operands = Sequence["Term | None"]  # None for a value that could be anything
 
@@ -196,8 +197,11 @@ class Terms:
                 return self.number(numbers[0], aval) if exact else None
             if name == "integer_pow":
                 return self.number(numbers[0] ** eqn.params["y"], aval)
-            if name in _FOLD and jnp.issubdtype(aval.dtype, np.inexact):
-                return self.number(_FOLD[name](*numbers), aval)
+            if jnp.issubdtype(aval.dtype, np.inexact):
+                value = folded(name, *numbers)
+                # A pole is no number: not even a zero silences it.
+                is_pole = value is not None and np.isfinite(numbers).all() > np.isfinite(value)
+                return value if value is None else self.number(math.nan if is_pole else value, aval)
         except (ArithmeticError, ValueError):
             return self.number(math.nan, aval)  # a pole: not even a zero silences it
         except TypeError:
@@ -497,9 +501,9 @@ TOLERANT = frozenset({"mul", "select_n", "conv_general_dilated"}) | {
 }
 
 # What changes nothing but where and when values are computed.
-_SAME = frozenset({"copy", "copy_p", "name", "sharding_constraint", "optimization_barrier"})
+_SAME = frozenset(name for name, law in ELEMENTWISE.items() if law.same) - {"reduce_precision"}
 
-_COMMUTATIVE = frozenset({"add", "add_any", "mul", "max", "min", "and", "or", "xor"})
+_COMMUTATIVE = frozenset(name for name, law in ELEMENTWISE.items() if law.commutes)
 
 # Operations that only move entries of their first operand.
 _STRUCTURAL = frozenset(
@@ -525,33 +529,6 @@ _REARRANGING = frozenset({"concatenate", "pad", "dynamic_update_slice"})
 # Operations that sum up entries.
 _SUMS = frozenset({"cumsum", "fft", "imag", "real", "reduce_precision", "reduce_sum"})
 
-_FOLD: dict[str, Callable[..., Any]] = {
-    "abs": abs,
-    "add": operator.add,
-    "asinh": math.asinh,
-    "atan": math.atan,
-    "div": operator.truediv,
-    "erf": math.erf,
-    "exp": math.exp,
-    "expm1": math.expm1,
-    "log": math.log,
-    "log1p": math.log1p,
-    "logistic": lambda x: 1 / (1 + math.exp(-x)),
-    "max": max,
-    "min": min,
-    "mul": operator.mul,
-    "neg": operator.neg,
-    "pow": operator.pow,
-    "rsqrt": lambda x: 1 / math.sqrt(x),
-    "sin": math.sin,
-    "sinh": math.sinh,
-    "sqrt": math.sqrt,
-    "square": lambda x: x * x,
-    "sub": operator.sub,
-    "tan": math.tan,
-    "tanh": math.tanh,
-}
-
 
 # Bounds -------------------------------------------------------------------------------------------
 
@@ -559,8 +536,11 @@ _FOLD: dict[str, Callable[..., Any]] = {
 def _bounds(op: str, params: Any, operands: Sequence[Term]) -> tuple[float, float]:
     """Returns the least and the largest value that an operation can have."""
     lows, highs = [x.low for x in operands], [x.high for x in operands]
-    if op in _RANGES:
-        return _RANGES[op]
+    if op == "sqrt":  # of finite values, and so of none below zero
+        return math.sqrt(max(lows[0], 0)), math.inf
+    if (law := ELEMENTWISE.get(op)) and law.bounds:
+        found = law.bounds(Bounds(lows[0], highs[0]))
+        return found.low, found.high
     if op == "max":
         return max(lows), max(highs)
     if op == "min":
@@ -573,8 +553,6 @@ def _bounds(op: str, params: Any, operands: Sequence[Term]) -> tuple[float, floa
         return min(lows), max(highs)
     if op == "select_n":
         return min(lows[1:]), max(highs[1:])
-    if op == "sqrt":
-        return math.sqrt(max(lows[0], 0)), math.inf
     if op == "scaled":
         return (lows[0] * params, highs[0] * params) if params > 0 else (-math.inf, math.inf)
     if op in ("reduce_sum", "reduce_window_sum", "cumsum", "mul"):
@@ -585,16 +563,3 @@ def _bounds(op: str, params: Any, operands: Sequence[Term]) -> tuple[float, floa
         if all(max(low, high) < size for size, (_, low, high) in zip(window, padding, strict=True)):
             return lows[0], highs[0]
     return -math.inf, math.inf
-
-
-_RANGES = {
-    "abs": (0.0, math.inf),
-    "cos": (-1.0, 1.0),
-    "erf": (-1.0, 1.0),
-    "exp": (0.0, math.inf),
-    "logistic": (0.0, 1.0),
-    "sign": (-1.0, 1.0),
-    "sin": (-1.0, 1.0),
-    "square": (0.0, math.inf),
-    "tanh": (-1.0, 1.0),
-}

@@ -19,18 +19,14 @@ import numpy as np
 from jax import Array, lax
 
 from dogwood_jax._base.trees import PyTree, leaf_path
+from dogwood_jax._program.elementwise import ELEMENTWISE
 from dogwood_jax._program.program import sub_programs
-from dogwood_jax._widths.rules import elementwise as _rules_elementwise
-from dogwood_jax._widths.rules.registry import RULES
 
 # An axis of an array of the parameters: the array's path, and the number of the axis.
 Tie = tuple[str, int]
 Ties = tuple[Tie | None, ...]
 Cohorts = Mapping[str, Sequence[Array]]
 
-_ELEMENTWISE = frozenset(
-    name for name, rule in RULES.items() if rule.__module__ == _rules_elementwise.__name__
-)
 # f(a + b) = f(a) + f(b).
 _LINEAR = frozenset(
     "neg convert_element_type copy reshape broadcast_in_dim transpose squeeze expand_dims "
@@ -184,7 +180,7 @@ class _Reading:
             shapes = [v.aval.shape for v in jaxpr.invars]
             if shapes == [v.shape for v in values] and len(jaxpr.outvars) == len(eqn.outvars):
                 return self.run(jaxpr, consts, values)
-        if name in _ELEMENTWISE and any(value.is_lanes for value in values):
+        if name in ELEMENTWISE and any(value.is_lanes for value in values):
             values = self._met(eqn, values)
         if any(value.is_lanes for value in values):
             axes = [0 if value.is_lanes else None for value in values]
@@ -343,7 +339,7 @@ def _ties_of(eqn: Any, values: Sequence[_Value], result: Any) -> Ties:
     """Returns where the axes of a result lie; None for those of which it is not known."""
     name, params, shape = eqn.primitive.name, eqn.params, np.shape(result)
     unknown: Ties = (None,) * len(shape)
-    if name in _ELEMENTWISE:
+    if name in ELEMENTWISE:
         return _joined(values, shape)
     if not values or len(values[0].ties) != len(values[0].shape):
         return unknown

@@ -1,10 +1,14 @@
 """Programs as JAX traces them, and between which bounds the values in them lie.
 
 In comes a function with the shapes of its variables and inputs; out comes a ``Program``, from
-``program``: equations, with the paths of arguments and results. ``bounds`` says between which
-bounds the results of each primitive lie, and where it is finite, from the bounds of its operands.
+``program``: equations, with the paths of arguments and results.
 
-Where to add: what a primitive does to bounds is one row of a table in ``bounds``, or one case of
-``bounds_of``. A primitive that is left out has results of which nothing is known, so a function
-that is finite only somewhere is refused behind it.
+``elementwise`` says what functions of single entries are, each in one row of a table: whether zeros
+stay zeros, whether they are linear, where they are finite. All that reads programs asks there.
+``intervals`` has ``Bounds``, between which entries lie, and computes with them. ``bounds`` says
+between which bounds the results of each primitive lie, and where it is finite.
+
+Where to add: a function of single entries is one row of ``ELEMENTWISE``. What another primitive
+does to bounds is one case of ``bounds_of``; one that is left out has results of which nothing is
+known, so a function that is finite only somewhere is refused behind it.
 """

@@ -9,7 +9,9 @@ from collections.abc import Collection, Iterable
 
 import numpy as np
 
-from dogwood_jax._program.bounds import UNKNOWN, Bounds, at, bounds_of
+from dogwood_jax._program.bounds import bounds_of
+from dogwood_jax._program.elementwise import ELEMENTWISE
+from dogwood_jax._program.intervals import UNKNOWN, Bounds, at
 from dogwood_jax._widths.dims import Dim, atoms
 from dogwood_jax._widths.reasons import Reason
 from dogwood_jax._widths.values import Step, Value
@@ -18,9 +20,11 @@ POSITIONS = Reason("a table of positions is computed along it", "table")
 
 # What computes each entry from entries in the same place, whatever these are.
 _IN_PLACE = frozenset(
-    "iota add sub mul neg abs sign max min clamp floor square exp exp2 tanh sin cos eq ne lt le gt "
-    "ge and or not xor select_n convert_element_type broadcast_in_dim reshape squeeze expand_dims "
-    "transpose copy copy_p device_put stop_gradient".split()
+    "iota broadcast_in_dim reshape squeeze expand_dims transpose".split()
+) | frozenset(
+    name
+    for name, law in ELEMENTWISE.items()
+    if not law.finite and name not in ("div", "rem", "integer_pow", "pow")  # see ``_is_finite``
 )
 
 

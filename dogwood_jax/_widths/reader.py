@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dogwood_jax._base.trees import concrete
-from dogwood_jax._program.bounds import at, constant, of_sign
+from dogwood_jax._program.intervals import at, constant, of_sign
 from dogwood_jax._program.program import sub_programs
 from dogwood_jax._widths.dims import Dim
 from dogwood_jax._widths.positions import of_constant

@@ -17,13 +17,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from dogwood_jax._program.bounds import (
-    ANY_NUMBER,
     KEEP_ENTRIES,
-    NOTHING_KNOWN,
     PARTIAL,
-    UNKNOWN,
-    Bounds,
-    at,
     bounds_of,
     bounds_of_complex,
     domains,
@@ -31,6 +26,8 @@ from dogwood_jax._program.bounds import (
     kept,
     slopes,
 )
+from dogwood_jax._program.elementwise import ELEMENTWISE
+from dogwood_jax._program.intervals import ANY_NUMBER, NOTHING_KNOWN, UNKNOWN, Bounds, at
 from dogwood_jax._widths.dims import Dim, atoms
 from dogwood_jax._widths.values import FILLS, Entry, Read, Trace, Value
 
@@ -50,11 +47,10 @@ _KEEP_AXES = frozenset("slice split pad concatenate dynamic_slice dynamic_update
 _PIECES = frozenset("slice split unstack squeeze reshape gather dynamic_slice".split())
 # f(a + b) = f(a) + f(b) in the first operand, or in every one.
 _LINEAR = frozenset(
-    "neg real imag conj reduce_precision copy copy_p transpose squeeze expand_dims "
-    "broadcast_in_dim reshape rev slice split unstack tile stop_gradient optimization_barrier "
-    "device_put sharding_constraint mesh_cast reshard layout_constraint name pvary pcast "
-    "nonbatchable reduce_sum psum psum_invariant cumsum reduce_window_sum fft".split()
-)
+    "transpose squeeze expand_dims broadcast_in_dim reshape rev slice split unstack tile "
+    "reduce_sum psum psum_invariant cumsum reduce_window_sum fft".split()
+) | {name for name, law in ELEMENTWISE.items() if law.linear}
+_CONVERSION = "convert_element_type"  # which is linear only to numbers with a fraction
 _LINEAR_IN_THE_FIRST = frozenset("div gather dynamic_slice".split())
 # Sums, or values side by side: the places of their terms among the operands.
 _SUMS: dict[str, slice] = {
@@ -205,9 +201,9 @@ def _note_linearity(
     operands: Sequence[Value],
     results: Sequence[Value],
 ) -> None:
-    if name in _LINEAR:
-        return
-    if name == "convert_element_type" and jnp.issubdtype(params["new_dtype"], jnp.inexact):
+    if name in _LINEAR and (
+        name != _CONVERSION or jnp.issubdtype(params["new_dtype"], jnp.inexact)
+    ):
         return
     others = operands
     if name in _LINEAR_IN_THE_FIRST:

@@ -18,7 +18,7 @@ from dogwood_jax._base.arguments import FUNCTION, TREE, expect, expect_call, is_
 from dogwood_jax._base.described import described, holds_arrays
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, is_array, mirrors
-from dogwood_jax._program.bounds import UNKNOWN
+from dogwood_jax._program.intervals import UNKNOWN
 from dogwood_jax._program.program import Program
 from dogwood_jax._widths.dims import Dim, unify
 from dogwood_jax._widths.naming import module_of, name_widths

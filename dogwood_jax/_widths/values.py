@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from dogwood_jax._program.bounds import NOTHING_KNOWN, Bounds
+from dogwood_jax._program.intervals import NOTHING_KNOWN, Bounds
 from dogwood_jax._widths.dims import Dim, SplitOff
 from dogwood_jax._widths.widths import Kind
 

@@ -10,6 +10,7 @@ from math import isfinite
 
 import numpy as np
 
+from dogwood_jax._program.elementwise import ELEMENTWISE, Law
 from dogwood_jax._widths.recipes.states import Along, NoRecipe, Reading, State, plus
 from dogwood_jax._widths.values import Step, Value
 
@@ -25,6 +26,11 @@ def rule(names: str) -> Callable[[Rule], Rule]:
         return function
 
     return register
+
+
+def _are(holds: Callable[[Law], bool]) -> str:
+    """Returns the functions of single entries of which something holds."""
+    return " ".join(name for name, law in ELEMENTWISE.items() if holds(law))
 
 
 # Loops and outputs -------------------------------------------------------------------------------
@@ -225,13 +231,15 @@ def _gather(r: Reading, step: Step) -> Sequence[State]:
 # One operand -------------------------------------------------------------------------------------
 
 
-@rule("neg real imag conj reduce_precision copy stop_gradient optimization_barrier device_put")
-@rule("sharding_constraint mesh_cast reshard layout_constraint name pvary pcast copy_p")
-def _linear(r: Reading, step: Step) -> Sequence[State]:
-    if step.name in ("neg", "real", "imag", "conj"):
-        state = r.state(step.operands[0])
-        return [State(state.power, state.along, constants=state.constants)]
+@rule(_are(lambda law: law.same))
+def _same(r: Reading, step: Step) -> Sequence[State]:
     return [r.state(value, raw=True) for value in step.operands]
+
+
+@rule(_are(lambda law: law.linear and not law.same))
+def _linear(r: Reading, step: Step) -> Sequence[State]:
+    state = r.state(step.operands[0])
+    return [State(state.power, state.along, constants=state.constants)]
 
 
 @rule("convert_element_type")
@@ -241,18 +249,11 @@ def _convert(r: Reading, step: Step) -> Sequence[State]:
     return _nonlinear(r, step)
 
 
-# Functions with f(c x) = c^degree f(x) for positive c.
-_DEGREES = {"abs": 1.0, "sign": 0.0, "sqrt": 0.5, "rsqrt": -0.5, "cbrt": 1 / 3, "square": 2.0}
-_ZERO_TO_ZERO = (
-    "tanh sin sinh tan asin atan asinh atanh expm1 log1p erf erf_inv floor ceil round".split()
-)
-_SINGULAR = "log log2 lgamma digamma".split()
-
-
-@rule("abs sign sqrt rsqrt cbrt square integer_pow")
+@rule(_are(lambda law: law.degree is not None and not law.linear) + " integer_pow")
 def _homogeneous(r: Reading, step: Step) -> Sequence[State]:
     state = r.state(step.operands[0])
-    degree = _DEGREES[step.name] if step.name in _DEGREES else step.params["y"]
+    degree = ELEMENTWISE[step.name].degree
+    degree = step.params["y"] if degree is None else degree
     return [_raised(r, step.operands[0], state, degree)]
 
 
@@ -275,23 +276,22 @@ def _through(r: Reading, along: Along, zero_stays: bool, singular: bool = False)
     return along
 
 
-@rule("exp exp2 log log2 cos cosh acos acosh logistic erfc lgamma digamma is_finite not")
-@rule("tanh sin sinh tan asin atan asinh atanh expm1 log1p erf erf_inv floor ceil round")
-@rule("bessel_i0e bessel_i1e one_minus_square population_count clz not_zero")
+_UNARY = _are(lambda law: law.takes == 1 and law.degree is None and not law.linear).split()
+
+
+@rule(" ".join(name for name in _UNARY if name not in ("integer_pow", "bitcast_convert_type")))
 @rule("rem atan2 nextafter and or xor shift_left shift_right_logical shift_right_arithmetic")
 @rule("select_if_vmap clamp")
 def _nonlinear(r: Reading, step: Step) -> Sequence[State]:
     """A function that nothing is known of but whether it keeps zeros."""
-    (result,) = step.results
+    (result,), law = step.results, ELEMENTWISE[step.name]
     states = [r.state(value) for value in step.operands]
     for state in states:
         r.equations.equate(state.power, {})
     along = {}
     for axis in r.axes(result):
         parts = [_operand(r, v, s, axis) for v, s in zip(step.operands, states, strict=True)]
-        moved = [
-            _through(r, part, step.name in _ZERO_TO_ZERO, step.name in _SINGULAR) for part in parts
-        ]
+        moved = [_through(r, part, law.zero, law.pole) for part in parts]
         rests = {part.rest for part in moved}
         along[axis] = moved[0] if len(rests) == 1 else r.filled("free")
     return [State(along=along)]

@@ -1,14 +1,14 @@
 """Rules for elementwise operations."""
 
-import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 
+from dogwood_jax._program.elementwise import ELEMENTWISE, Law, folded
 from dogwood_jax._widths.dims import REPEATED, Dim, unify
 from dogwood_jax._widths.rules.registry import (
+    RULES,
     mixed,
     noise_of,
     noise_used,
@@ -22,31 +22,19 @@ from dogwood_jax._widths.rules.registry import (
 )
 from dogwood_jax._widths.values import Silencer, Silencers, Trace, Value, behind, either
 
-# f(0) = 0 and f linear; f(0) = 0; any other f.
-_LINEAR = "neg real imag conj reduce_precision copy convert_element_type"
-_ZERO_TO_ZERO = (
-    "abs sign sqrt cbrt square tanh sin sinh tan asin atan asinh atanh expm1 log1p erf erf_inv "
-    "floor ceil round integer_pow not_zero"
-)
-_OTHER_UNARY = (
-    "exp exp2 log log2 cos cosh acos acosh logistic rsqrt erfc lgamma digamma is_finite not "
-    "population_count clz bessel_i0e bessel_i1e one_minus_square bitcast_convert_type"
-)
-_COMPARISONS = "eq ne lt le gt ge eq_to lt_to le_to"
-_SUMS = "add sub add_any complex max min"
-_OTHER_NARY = (
-    "pow rem atan2 nextafter and or xor shift_left shift_right_logical "
-    "shift_right_arithmetic igamma igammac igamma_grad_a random_gamma_grad polygamma zeta "
-    "regularized_incomplete_beta polynomial threefry2x32 select_if_vmap"
-)
+_SUMS = ("add", "sub", "add_any", "complex", "max", "min")
 
 
-@rule(*_LINEAR.split())
+def _are(holds: Callable[[Law], bool]) -> list[str]:
+    """Returns the functions of which something holds."""
+    return [name for name, law in ELEMENTWISE.items() if holds(law)]
+
+
+@rule(*_are(lambda law: law.takes == 1 and law.linear))
 def _linear(trace: Trace, eqn: Any, x: Value, *_: Value) -> list[Value]:
-    number, name = x.number, eqn.primitive.name
+    number, name, is_same = x.number, eqn.primitive.name, False
     if number is not None and name == "neg":
         number = -number
-    is_same = name == "copy"
     if name == "convert_element_type":
         is_real = jnp.issubdtype(eqn.params["new_dtype"], jnp.inexact)
         is_same = not is_real
@@ -55,7 +43,7 @@ def _linear(trace: Trace, eqn: Any, x: Value, *_: Value) -> list[Value]:
     return [x.but(number=number, index=x.index and is_same, wrapped=x.wrapped and is_same)]
 
 
-@rule(*_ZERO_TO_ZERO.split())
+@rule(*_are(lambda law: law.takes == 1 and law.zero and not law.linear))
 def _zero_to_zero(trace: Trace, eqn: Any, x: Value) -> list[Value]:
     name = eqn.primitive.name
     zero_stays = name != "integer_pow" or eqn.params["y"] > 0
@@ -71,48 +59,21 @@ def _reciprocal(trace: Trace, x: Value, number: float | None = None) -> Value:
     return x.but(silencers=(), number=number, index=False)
 
 
-@rule(*_OTHER_UNARY.split())
+@rule(*_are(lambda law: law.takes == 1 and not law.zero))
 def _other_unary(trace: Trace, eqn: Any, x: Value) -> list[Value]:
     name = eqn.primitive.name
     (shape,) = shapes_out(eqn)
     if len(shape) != x.ndim:  # a bitcast between element sizes adds or drops a dimension
         return unknown(trace, eqn, x)
-    if name in ("rsqrt", "log", "log2"):
+    if ELEMENTWISE[name].pole:
         return [_reciprocal(trace, x, _fold(name, x.number))]
     return [x.but(silencers=(), number=_fold(name, x.number), index=False)]
 
 
-_FOLDS: dict[str, Callable[..., Any]] = {
-    "sqrt": np.sqrt,
-    "rsqrt": lambda x: 1 / np.sqrt(x),
-    "square": np.square,
-    "exp": np.exp,
-    "log": np.log,
-    "add": operator.add,
-    "sub": operator.sub,
-    "mul": operator.mul,
-    "div": operator.truediv,
-    "max": max,
-    "min": min,
-    "pow": operator.pow,
-    "eq": operator.eq,
-    "ne": operator.ne,
-    "lt": operator.lt,
-    "le": operator.le,
-    "gt": operator.gt,
-    "ge": operator.ge,
-}
-
-
 def _fold(name: str, *numbers: float | None) -> float | None:
     """Computes with known numbers, so that constants are recognised however they were made."""
-    if name not in _FOLDS or any(n is None for n in numbers):
-        return None
-    with np.errstate(all="ignore"):
-        try:
-            return float(_FOLDS[name](*numbers))
-        except (ArithmeticError, TypeError, ValueError):
-            return None
+    found = folded(name, *numbers)
+    return None if found is None else float(found)
 
 
 def _aligned(eqn: Any, values: Sequence[Value]) -> tuple[tuple[Dim, ...], list[set[int]]]:
@@ -216,7 +177,7 @@ def _kept(value: Value, out: Value) -> tuple[Silencers, ...]:
     )
 
 
-@rule(*_SUMS.split())
+@rule(*_SUMS)
 def _sum(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
     name = eqn.primitive.name
     out = _nary(trace, eqn, (x, y), "add")
@@ -242,7 +203,7 @@ def _terms(values: Sequence[Value], out: Value) -> tuple[Silencers, ...]:
     return tuple(of_sum(zip(values, axis, strict=True)) for axis in zip(*terms, strict=True))
 
 
-@rule(*_COMPARISONS.split())
+@rule(*_are(lambda law: law.compares))
 def _compare(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
     dims, axes = _aligned(eqn, (x, y))
     one_hot = eqn.primitive.name == "eq" and (x if x.positional else y).index
@@ -272,13 +233,6 @@ def _is_below(value: Value, dims: Sequence[Dim], axes: Iterable[int]) -> bool:
     return bounds.low >= 0 and all(bounds.high < dims[axis].size for axis in axes)
 
 
-@rule(*_OTHER_NARY.split())
-def _other_nary(trace: Trace, eqn: Any, *values: Value) -> list[Value]:
-    out = _nary(trace, eqn, values, "add")
-    number = _fold(eqn.primitive.name, *(v.number for v in values))
-    return [out.but(number=number)] * len(eqn.outvars)
-
-
 @rule("select_n")
 def _select_n(trace: Trace, eqn: Any, which: Value, *cases: Value) -> list[Value]:
     out = _nary(trace, eqn, (which, *cases), "add")
@@ -301,7 +255,16 @@ def _clamp(trace: Trace, eqn: Any, low: Value, x: Value, high: Value) -> list[Va
     return [out.but(index=x.index and clipped and (high.number is None or high.number >= 0))]
 
 
-@rule("stop_gradient", "optimization_barrier", "device_put", "sharding_constraint", "mesh_cast")
-@rule("reshard", "layout_constraint", "name", "pvary", "pcast", "nonbatchable", "copy_p")
+@rule(*_are(lambda law: law.same))
 def _identity(trace: Trace, eqn: Any, *values: Value) -> list[Value]:
     return list(values)
+
+
+_OF_SEVERAL = _are(lambda law: law.takes != 1 and not law.same and not law.compares)
+
+
+@rule(*(name for name in _OF_SEVERAL if name not in RULES))
+def _other_nary(trace: Trace, eqn: Any, *values: Value) -> list[Value]:
+    out = _nary(trace, eqn, values, "add")
+    number = _fold(eqn.primitive.name, *(v.number for v in values))
+    return [out.but(number=number)] * len(eqn.outvars)

@@ -1,0 +1,231 @@
+"""What functions of single entries are, each said once: ``Law`` and the table ``ELEMENTWISE``.
+
+All that reads programs asks here: ``trace`` whether zeros stay zeros and where a function is
+finite, recipes by which power a factor comes out, ``deepen`` what a function makes of a number. To
+add such a primitive is to add its row. What a row does not say is not so.
+"""
+
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf
+from typing import Any
+
+import numpy as np
+
+from dogwood_jax._program.intervals import (
+    ANY_NUMBER,
+    Bounds,
+    Domain,
+    above,
+    absolute,
+    at,
+    constantly,
+    monotone,
+    negative,
+    off_zero,
+    powered,
+    same,
+    stepped,
+    sum_of,
+    within,
+)
+
+
+@dataclass(frozen=True)
+class Law:
+    """What a function does to each entry of its operands.
+
+    Attributes:
+        takes: how many operands it has; None for several, of which more is said where it is read.
+        same: whether it returns its operands as they are.
+        linear: whether ``f(a + b) = f(a) + f(b)``.
+        zero: whether ``f(0) = 0``.
+        degree: the power of a positive factor that comes out: ``f(c x) = c**degree f(x)``; None if
+            there is none.
+        pole: whether it is not finite at zero.
+        compares: whether it tells which operand is larger, or whether they are equal.
+        commutes: whether ``f(a, b) = f(b, a)``.
+        fold: computes it with numbers.
+        bounds: computes the bounds of its values.
+        finite: for each operand, where it is finite; empty if it is everywhere.
+        smooth: where it and its slope are finite, if that is not the same.
+    """
+
+    takes: int | None = 1
+    same: bool = False
+    linear: bool = False
+    zero: bool = False
+    degree: float | None = None
+    pole: bool = False
+    compares: bool = False
+    commutes: bool = False
+    fold: Callable[..., Any] | None = None
+    bounds: Callable[[Bounds], Bounds] | None = None
+    finite: tuple[Domain, ...] = ()
+    smooth: Domain | None = None
+
+
+def _linear(**known: Any) -> Law:
+    return Law(linear=True, zero=True, **known)
+
+
+def _same() -> Law:
+    return Law(takes=None, same=True, linear=True, zero=True, bounds=same)
+
+
+def _pow(x: float, y: float) -> float:
+    return inf if x == 0 and y < 0 else math.pow(x, y)  # where Python raises, JAX does not
+
+
+_POSITIVE = above(0, open=True)
+
+ELEMENTWISE: dict[str, Law] = {
+    # What passes its operands on.
+    "copy": _same(),
+    "device_put": _same(),
+    "layout_constraint": _same(),
+    "mesh_cast": _same(),
+    "name": _same(),
+    "nonbatchable": _same(),
+    "optimization_barrier": _same(),
+    "pcast": _same(),
+    "pvary": _same(),
+    "reduce_precision": _same(),
+    "reshard": _same(),
+    "sharding_constraint": _same(),
+    "stop_gradient": _same(),
+    # Linear functions; a conversion is one only to numbers with a fraction.
+    "conj": _linear(degree=1.0, bounds=same),
+    "convert_element_type": _linear(),
+    "imag": _linear(degree=1.0),
+    "neg": _linear(degree=1.0, fold=operator.neg, bounds=negative),
+    "real": _linear(degree=1.0, bounds=same),
+    # Functions that a factor passes.
+    "abs": Law(zero=True, degree=1.0, fold=abs, bounds=absolute),
+    "cbrt": Law(zero=True, degree=1 / 3, bounds=monotone(np.cbrt), smooth=off_zero),
+    "rsqrt": Law(
+        pole=True,
+        degree=-0.5,
+        fold=lambda x: 1 / np.sqrt(x),
+        bounds=lambda b: powered(b, -0.5),
+        finite=(_POSITIVE,),
+    ),
+    "sign": Law(zero=True, degree=0.0, bounds=stepped(np.sign)),
+    "sqrt": Law(
+        zero=True,
+        degree=0.5,
+        fold=np.sqrt,
+        bounds=lambda b: powered(b, 0.5),
+        finite=(above(0),),
+        smooth=_POSITIVE,
+    ),
+    "square": Law(zero=True, degree=2.0, fold=np.square, bounds=lambda b: powered(b, 2)),
+    # A power by its exponent, which is a parameter.
+    "integer_pow": Law(zero=True),
+    # Functions that are zero at zero.
+    "asin": Law(
+        zero=True,
+        bounds=constantly(-np.pi / 2, np.pi / 2),
+        finite=(within(),),
+        smooth=within(open=True),
+    ),
+    "asinh": Law(zero=True, fold=np.arcsinh, bounds=monotone(np.arcsinh)),
+    "atan": Law(zero=True, fold=np.arctan, bounds=monotone(np.arctan)),
+    "atanh": Law(zero=True, bounds=lambda b: ANY_NUMBER, finite=(within(open=True),)),
+    "ceil": Law(zero=True, bounds=stepped(np.ceil)),
+    "erf": Law(zero=True, fold=math.erf, bounds=constantly(-1, 1)),
+    "erf_inv": Law(zero=True, bounds=lambda b: ANY_NUMBER, finite=(within(open=True),)),
+    "expm1": Law(zero=True, fold=np.expm1, bounds=monotone(np.expm1)),
+    "floor": Law(zero=True, bounds=stepped(np.floor)),
+    "log1p": Law(
+        zero=True, fold=np.log1p, bounds=monotone(np.log1p), finite=(above(-1, open=True),)
+    ),
+    "round": Law(zero=True, bounds=stepped(np.round)),
+    "sin": Law(zero=True, fold=np.sin, bounds=constantly(-1, 1)),
+    "sinh": Law(zero=True, fold=np.sinh, bounds=monotone(np.sinh)),
+    "tan": Law(zero=True, fold=np.tan, bounds=lambda b: ANY_NUMBER),
+    "tanh": Law(zero=True, fold=np.tanh, bounds=monotone(np.tanh)),
+    # Other functions of one operand.
+    "acos": Law(bounds=constantly(0, np.pi), finite=(within(),), smooth=within(open=True)),
+    "acosh": Law(bounds=constantly(0, inf), finite=(above(1),), smooth=above(1, open=True)),
+    "bessel_i0e": Law(),
+    "bessel_i1e": Law(),
+    "bitcast_convert_type": Law(),
+    "clz": Law(),
+    "cos": Law(bounds=constantly(-1, 1)),
+    "cosh": Law(bounds=constantly(1, inf)),
+    "digamma": Law(
+        pole=True, bounds=lambda b: ANY_NUMBER, finite=(lambda b: b.low > 0 or not b.atoms,)
+    ),
+    "erfc": Law(bounds=constantly(0, 2, nonzero=True)),
+    "exp": Law(fold=np.exp, bounds=monotone(np.exp, above=True)),
+    "exp2": Law(bounds=monotone(np.exp2, above=True)),
+    "is_finite": Law(bounds=lambda b: Bounds(0, 1)),
+    "lgamma": Law(
+        pole=True, bounds=lambda b: ANY_NUMBER, finite=(lambda b: b.low > 0 or not b.atoms,)
+    ),
+    "log": Law(pole=True, fold=np.log, bounds=monotone(np.log), finite=(_POSITIVE,)),
+    "log2": Law(pole=True, bounds=monotone(np.log2), finite=(_POSITIVE,)),
+    "logistic": Law(fold=lambda x: 1 / (1 + np.exp(-x)), bounds=constantly(0, 1, nonzero=True)),
+    "not": Law(bounds=lambda b: Bounds(0, 1)),
+    "one_minus_square": Law(bounds=lambda b: sum_of(at(1.0), negative(powered(b, 2)))),
+    "population_count": Law(),
+    # Comparisons.
+    "eq": Law(takes=2, compares=True, fold=operator.eq),
+    "eq_to": Law(takes=2, compares=True),
+    "ge": Law(takes=2, compares=True, fold=operator.ge),
+    "gt": Law(takes=2, compares=True, fold=operator.gt),
+    "le": Law(takes=2, compares=True, fold=operator.le),
+    "le_to": Law(takes=2, compares=True),
+    "lt": Law(takes=2, compares=True, fold=operator.lt),
+    "lt_to": Law(takes=2, compares=True),
+    "ne": Law(takes=2, compares=True, fold=operator.ne),
+    # Sums, the larger and the smaller, products: what is more than a row has rules of its own.
+    "add": Law(takes=2, commutes=True, fold=operator.add),
+    "add_any": Law(takes=2, commutes=True),
+    "complex": Law(takes=2),
+    "max": Law(takes=2, commutes=True, fold=max),
+    "min": Law(takes=2, commutes=True, fold=min),
+    "sub": Law(takes=2, fold=operator.sub),
+    "clamp": Law(takes=3),
+    "div": Law(takes=2, fold=np.true_divide),
+    "mul": Law(takes=2, commutes=True, fold=operator.mul),
+    "pow": Law(takes=2, fold=_pow),
+    "select_n": Law(takes=None),
+    # Other functions of several operands.
+    "and": Law(takes=2, commutes=True),
+    "atan2": Law(takes=2),
+    "igamma": Law(takes=2, finite=(_POSITIVE, above(0))),
+    "igamma_grad_a": Law(takes=2, finite=(_POSITIVE, above(0))),
+    "igammac": Law(takes=2, finite=(_POSITIVE, above(0))),
+    "nextafter": Law(takes=2),
+    "or": Law(takes=2, commutes=True),
+    "polygamma": Law(takes=2, finite=(above(0), _POSITIVE)),
+    "polynomial": Law(takes=None),
+    "random_gamma_grad": Law(takes=2, finite=(_POSITIVE, above(0))),
+    "regularized_incomplete_beta": Law(
+        takes=3, finite=(_POSITIVE, _POSITIVE, lambda b: b.low >= 0 and b.high <= 1)
+    ),
+    "rem": Law(takes=2),
+    "select_if_vmap": Law(takes=None),
+    "shift_left": Law(takes=2),
+    "shift_right_arithmetic": Law(takes=2),
+    "shift_right_logical": Law(takes=2),
+    "threefry2x32": Law(takes=None),
+    "xor": Law(takes=2, commutes=True),
+    "zeta": Law(takes=2, finite=(above(1, open=True), _POSITIVE)),
+}
+
+
+def folded(name: str, *numbers: Any) -> Any:
+    """Returns what a function makes of numbers, as JAX does; None where that is not known."""
+    law = ELEMENTWISE.get(name)
+    if law is None or law.fold is None or any(number is None for number in numbers):
+        return None
+    with np.errstate(all="ignore"):
+        try:
+            return law.fold(*numbers)
+        except (ArithmeticError, TypeError, ValueError):  # such as of complex numbers
+            return None
