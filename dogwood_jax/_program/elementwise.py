@@ -76,7 +76,9 @@ def _same() -> Law:
 
 
 def _pow(x: float, y: float) -> float:
-    return inf if x == 0 and y < 0 else math.pow(x, y)  # where Python raises, JAX does not
+    if x == 0 and y < 0:  # where Python raises, and JAX does not
+        return math.copysign(inf, x) if y % 2 == 1 else inf
+    return math.pow(x, y)
 
 
 _POSITIVE = above(0, open=True)
