@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dogwood_jax.keras_h5._resize import _built_from, resized
+from dogwood_jax.keras_h5._models import resized
+from dogwood_jax.keras_h5._sizes import _built_from
 
 
 def shape(*sizes):

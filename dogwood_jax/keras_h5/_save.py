@@ -23,7 +23,6 @@ from dogwood_jax.keras_h5._hdf5 import BFLOAT16, dtype_of, is_name, is_numeric
 from dogwood_jax.keras_h5._infer import infer_flax
 from dogwood_jax.keras_h5._layers import Layer, collections_of, unconverted, weights_of
 from dogwood_jax.keras_h5._layouts import LAYOUTS, TOP_LEVEL, Contents, contents
-from dogwood_jax.keras_h5._resize import resized
 from dogwood_jax.keras_h5._shapes import check_shapes
 from dogwood_jax.keras_h5._source import NotSavable, opened
 
@@ -304,6 +303,8 @@ def _from_file(
     grown = any(leaves[path].shape != leaf.shape for path, leaf in expected.items())
     # Nobody asks for the config of a class that makes its layers itself, where only weights are.
     told = bool(entries_of(old.config)) or layout not in ("h5", "weights.h5")
+    if old.config and grown and told:  # Flax is imported only where it is needed
+        from dogwood_jax.keras_h5._models import resized
     try:
         config = resized(old.config, collections) if old.config and grown and told else old.config
     except ValueError as error:

@@ -1,133 +1,23 @@
-"""Configs of Keras models with the sizes of other weights: what a grown model is called in Keras.
+"""Configs of Keras layers with the sizes of other weights: ``resized_layer``.
 
 The weights are those of Flax, as ``load`` gives them; only their shapes are used.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 
-from dogwood_jax._base.problems import listed
 from dogwood_jax.keras_h5._channels import CHANNELS, grown_groups, read_channels, reshape_target
 from dogwood_jax.keras_h5._convert import MODELS, Config, layer_name, layers_of
-from dogwood_jax.keras_h5._errors import KerasFileError
 from dogwood_jax.keras_h5._graph import parse, refs_in
-
-if TYPE_CHECKING:
-    from dogwood_jax.keras_h5._models import KerasModel
 
 Sizes = Callable[[Config, Mapping[str, Any]], dict[str, Any]]
 
-_COLLECTIONS = ("params", "batch_stats")
-
 # Layers whose configs have sizes that follow from their inputs.
-_BY_INPUTS = ("GroupNormalization", "Reshape") + tuple(
+BY_INPUTS = ("GroupNormalization", "Reshape") + tuple(
     f"{kind}Conv{n}D" for kind in ("Depthwise", "Separable") for n in (1, 2)
 )
-
-
-def resized(config: Config, variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a model's config for these variables: units, filters and heads are what they are now.
-
-    Args:
-        config: of the model before it grew, ``{"class_name": "Sequential", "config": {...}}``: in
-            the attribute ``model_config`` of a file or in ``config.json`` of a ``.keras`` archive.
-        variables: ``{"params": {"dense_1": ...}, ...}``: arrays or ``jax.ShapeDtypeStruct``.
-
-    Returns:
-        A new config. Models inside, depthwise convolutions and the shapes from which Keras 3 builds
-        layers one by one (``build_config``) follow the sizes of their inputs, as far as these are
-        found out because ``load_model`` supports the model. Otherwise ``build_config`` is left
-        out: Keras builds layers from the model's input then.
-
-    Raises:
-        ValueError: if no config describes a model with these variables.
-
-    Example:
-        >>> import numpy as np
-        >>> layers = [{"class_name": "Dense", "config": {"name": "dense_1", "units": 2}}]
-        >>> model = {"class_name": "Sequential", "config": {"name": "mlp", "layers": layers}}
-        >>> wide = {"params": {"dense_1": {"kernel": np.ones((3, 8)), "bias": np.ones(8)}}}
-        >>> resized(model, wide)["config"]["layers"][0]["config"]["units"]
-        8
-    """
-    from dogwood_jax.keras_h5._models import annotated, recorded_inputs
-
-    if isinstance(config["config"], Mapping) and "layers" not in config["config"]:
-        raise ValueError(
-            f"the model's config has no layers whose sizes could change: {config['class_name']} "
-            "makes them itself; save with layout='weights.h5', and load these weights into a "
-            "model that is made with the new sizes"
-        )
-    params = variables.get("params", variables)
-    config = annotated(config) if _built(config) else config
-    new = resized_layer(config["class_name"], config["config"], params)
-    follow = (*MODELS, *_BY_INPUTS, "TimeDistributed")
-    if any(layer["class_name"] in follow for layer in layers_of(new)):
-        module = _built({**config, "config": new})
-        inputs = recorded_inputs(module, variables) if module else {}
-        new = resized_layer(config["class_name"], config["config"], params, inputs)
-    new = {**config, "config": _without(CHANNELS, new)}
-    if problems := sorted({*_lopsided(new)} - {*_lopsided(config)}):
-        raise ValueError(listed("no config of this model has these sizes", problems))
-    _check(new, variables)
-    return new
-
-
-def _lopsided(config: Config, place: str = "") -> Iterator[str]:
-    """Yields the layers whose two directions differ: Keras 3 counts one of them twice."""
-    for layer in layers_of(config["config"]):
-        name = f"{place}{layer_name(layer)}"
-        if layer["class_name"] in MODELS:
-            yield from _lopsided(layer, f"{name}/")
-        ways = [layer["config"].get(way) for way in ("layer", "backward_layer")]
-        if layer["class_name"] == "Bidirectional" and all(ways):
-            cells = [way["config"].get("cell", way) for way in ways]
-            if len({cell["config"].get("units") for cell in cells}) > 1:
-                yield f"{name}: its two directions must be of one size; grow both by as much"
-
-
-def _built(config: Config) -> "KerasModel | None":
-    """Returns the module of a model, if it is supported."""
-    from dogwood_jax.keras_h5._models import build
-
-    try:
-        return build(config)
-    except KerasFileError:
-        return None
-
-
-def _without(key: str, tree: Any) -> Any:
-    if isinstance(tree, Mapping):
-        return {name: _without(key, branch) for name, branch in tree.items() if name != key}
-    return [_without(key, branch) for branch in tree] if isinstance(tree, list) else tree
-
-
-def _check(config: Config, variables: Mapping[str, Any]) -> None:
-    """Raises if a config describes other variables than these, as far as that is known."""
-    from dogwood_jax.keras_h5._models import described
-
-    if (module := _built(config)) is None:
-        return
-    try:
-        expected = described(module) or {}
-    except ValueError as error:
-        raise ValueError(f"no config of this model has these sizes: {error}") from error
-    shapes = dict(_shapes(variables))
-    problems = [
-        f"{path}: has shape {shapes[path]}, where Keras would make one of shape {shape}"
-        for path, shape in _shapes({name: expected.get(name, {}) for name in _COLLECTIONS})
-        if shapes.get(path, shape) != shape
-    ]
-    if problems:
-        raise ValueError(listed("no config of this model has these sizes", problems))
-
-
-def _shapes(variables: Mapping[str, Any]) -> list[tuple[str, tuple[int, ...]]]:
-    variables = variables if "params" in variables else {"params": variables}
-    leaves = jax.tree_util.tree_leaves_with_path(variables)
-    return [("/".join(str(key.key) for key in path), tuple(a.shape)) for path, a in leaves]
 
 
 def resized_layer(
@@ -185,7 +75,7 @@ def resized_layer(
             size = sizes[config.get("axis", -1)]
             return {**config, "groups": grown_groups(config["groups"], config[CHANNELS], size)}
         return config
-    if class_name in _BY_INPUTS and params:
+    if class_name in BY_INPUTS and params:
         outputs = params.get("depthwise", params)["kernel"].shape[-1]
         inputs = sizes[1 if config.get("data_format") == "channels_first" else -1]
         config = {**config, "depth_multiplier": outputs // inputs}
