@@ -19,7 +19,7 @@ from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._program.program import Program, sub_programs
 
 # Primitives that leave entries what they are and put them elsewhere.
-_PLACE = frozenset("broadcast_in_dim expand_dims reshape squeeze transpose".split())
+_PLACE = frozenset("broadcast_in_dim reshape squeeze transpose".split())
 _PASS = frozenset({"convert_element_type", "copy"})
 
 

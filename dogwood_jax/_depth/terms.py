@@ -489,7 +489,6 @@ _SIMPLIFY: dict[str, Rule] = {
     "conv_general_dilated": _conv,
     "transpose": _transpose,
     "broadcast_in_dim": _reshape,
-    "expand_dims": _reshape,
     "reshape": _reshape,
     "squeeze": _reshape,
     "convert_element_type": _convert,
@@ -510,7 +509,6 @@ _STRUCTURAL = frozenset(
     {
         "broadcast_in_dim",
         "dynamic_slice",
-        "expand_dims",
         "reduce_max",
         "reduce_min",
         "reshape",

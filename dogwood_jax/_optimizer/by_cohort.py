@@ -29,8 +29,7 @@ Cohorts = Mapping[str, Sequence[Array]]
 
 # f(a + b) = f(a) + f(b).
 _LINEAR = frozenset(
-    "neg convert_element_type copy reshape broadcast_in_dim transpose squeeze expand_dims "
-    "stop_gradient".split()
+    "neg convert_element_type copy reshape broadcast_in_dim transpose squeeze stop_gradient".split()
 )
 _REDUCTIONS = frozenset("reduce_sum reduce_max reduce_min reduce_prod argmax argmin".split())
 
@@ -354,7 +353,7 @@ def _ties_of(eqn: Any, values: Sequence[_Value], result: Any) -> Ties:
             if first.shape[axis] == shape[place]:
                 ties[place] = first.ties[axis]
         return tuple(ties)
-    if name in ("reshape", "squeeze", "expand_dims"):
+    if name in ("reshape", "squeeze"):
         kept = [tie for tie, n in zip(first.ties, first.shape, strict=True) if n != 1]
         if [n for n in first.shape if n != 1] == [n for n in shape if n != 1]:
             return tuple(kept.pop(0) if n != 1 else None for n in shape)

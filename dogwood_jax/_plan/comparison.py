@@ -25,7 +25,7 @@ from dogwood_jax._widths.values import Degree, Step, Trace, Value
 
 # Operations that compute nothing. What they are depends on which sizes are 1.
 _QUIET = frozenset(
-    "broadcast_in_dim reshape squeeze expand_dims convert_element_type copy stop_gradient".split()
+    "broadcast_in_dim reshape squeeze convert_element_type copy stop_gradient".split()
 )
 Degrees = Mapping[int, Degree]
 

@@ -98,12 +98,12 @@ def slopes(name: str, params: Mapping[str, Any], bounds: Sequence[Bounds]) -> li
 
 # Operations that move entries, or take some of them.
 _MOVES = frozenset(
-    "reshape transpose squeeze expand_dims broadcast_in_dim slice split rev tile unstack "
+    "reshape transpose squeeze broadcast_in_dim slice split rev tile unstack "
     "dynamic_slice reduce_max reduce_min sort top_k approx_top_k cummax cummin gather "
     "reduce_window_max reduce_window_min".split()
 )
 # Operations that do not part a sum's entries from those of another sum over the same axes.
-KEEP_ENTRIES = frozenset("broadcast_in_dim reshape squeeze expand_dims copy stop_gradient".split())
+KEEP_ENTRIES = frozenset("broadcast_in_dim reshape squeeze copy stop_gradient".split())
 _COMPARISONS = frozenset(
     ("and", "or", "xor", *(name for name, law in ELEMENTWISE.items() if law.compares))
 )
@@ -255,7 +255,7 @@ def bounds_of(
         return Bounds(0, inf, first.atoms, first.excludes_zero) if first.low >= 0 else UNKNOWN
     if name in ("cumsum", "reduce_window_sum"):
         return _of_one_sign(first, name == "cumsum" and first.excludes_zero)
-    if name in ("scatter-add", "scatter_add") and operands[0].number == 0:
+    if name == "scatter-add" and operands[0].number == 0:
         found = _of_one_sign(bounds[2], False)
         return replace(found, atoms=True, sparse=bounds[2].excludes_zero)
     if name == "atan2":

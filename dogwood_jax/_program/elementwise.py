@@ -92,7 +92,6 @@ ELEMENTWISE: dict[str, Law] = {
     "name": _same(),
     "nonbatchable": _same(),
     "optimization_barrier": _same(),
-    "pcast": _same(),
     "pvary": _same(),
     "reduce_precision": _same(),
     "reshard": _same(),
@@ -206,7 +205,6 @@ ELEMENTWISE: dict[str, Law] = {
     "or": Law(takes=2, commutes=True),
     "polygamma": Law(takes=2, finite=(above(0), _POSITIVE)),
     "polynomial": Law(takes=None),
-    "random_gamma_grad": Law(takes=2, finite=(_POSITIVE, above(0))),
     "regularized_incomplete_beta": Law(
         takes=3, finite=(_POSITIVE, _POSITIVE, lambda b: b.low >= 0 and b.high <= 1)
     ),

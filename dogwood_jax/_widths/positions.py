@@ -19,9 +19,7 @@ from dogwood_jax._widths.values import Step, Value
 POSITIONS = Reason("a table of positions is computed along it", "table")
 
 # What computes each entry from entries in the same place, whatever these are.
-_IN_PLACE = frozenset(
-    "iota broadcast_in_dim reshape squeeze expand_dims transpose".split()
-) | frozenset(
+_IN_PLACE = frozenset("iota broadcast_in_dim reshape squeeze transpose".split()) | frozenset(
     name
     for name, law in ELEMENTWISE.items()
     if not law.finite and name not in ("div", "rem", "integer_pow", "pow")  # see ``_is_finite``

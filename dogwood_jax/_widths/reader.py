@@ -24,7 +24,7 @@ _PROGRAMS = frozenset(("scan", "while", "cond"))
 
 # Primitives that multiply a value by a constant or leave its entries as they are.
 _KEEP_SCALES = frozenset(
-    "mul div neg reshape transpose squeeze expand_dims broadcast_in_dim convert_element_type copy "
+    "mul div neg reshape transpose squeeze broadcast_in_dim convert_element_type copy "
     "stop_gradient".split()
 )
 

@@ -38,7 +38,7 @@ _RANDOM, _ZEROS = FILLS.index("random"), FILLS.index("zeros")
 
 # Primitives whose rules say which axes weights reach, because they move or drop axes one by one.
 _MOVES = frozenset(
-    "transpose squeeze expand_dims broadcast_in_dim reduce_sum psum psum_invariant reduce_max "
+    "transpose squeeze broadcast_in_dim reduce_sum psum psum_invariant reduce_max "
     "reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin reduce".split()
 )
 # Primitives that cut axes and join them, and leave each in its place.
@@ -47,7 +47,7 @@ _KEEP_AXES = frozenset("slice split pad concatenate dynamic_slice dynamic_update
 _PIECES = frozenset("slice split unstack squeeze reshape gather dynamic_slice".split())
 # f(a + b) = f(a) + f(b) in the first operand, or in every one.
 _LINEAR = frozenset(
-    "transpose squeeze expand_dims broadcast_in_dim reshape rev slice split unstack tile "
+    "transpose squeeze broadcast_in_dim reshape rev slice split unstack tile "
     "reduce_sum psum psum_invariant cumsum reduce_window_sum fft".split()
 ) | {name for name, law in ELEMENTWISE.items() if law.linear}
 _CONVERSION = "convert_element_type"  # which is linear only to numbers with a fraction
@@ -59,7 +59,7 @@ _SUMS: dict[str, slice] = {
     ),
     "select_n": slice(1, None),
     "dynamic_update_slice": slice(0, 2),
-    **dict.fromkeys(("scatter", "scatter-add", "scatter_add", "scatter-sub"), slice(0, 3, 2)),
+    **dict.fromkeys(("scatter", "scatter-add", "scatter-sub"), slice(0, 3, 2)),
 }
 _PRODUCTS = frozenset("mul dot_general conv_general_dilated ragged_dot_general".split())
 
@@ -296,7 +296,7 @@ def _bounds(
     name, params = eqn.primitive.name, eqn.params
     kinds = [_kind(atom) for atom in (*eqn.invars, *eqn.outvars[:1])]
     is_complex = "c" in kinds
-    one_by_one = name in ("optimization_barrier", "psum", "psum_invariant", "pvary", "pcast")
+    one_by_one = name in ("optimization_barrier", "psum", "psum_invariant", "pvary")
     for place, result in enumerate(results):
         own = operands[place : place + 1] if one_by_one else operands
         if result.number is not None:

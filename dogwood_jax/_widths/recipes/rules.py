@@ -142,7 +142,7 @@ def _broadcast_in_dim(r: Reading, step: Step) -> Sequence[State]:
     return [_moved(r, x, r.state(x, raw=True), result, origin)]
 
 
-@rule("reshape squeeze expand_dims")
+@rule("reshape squeeze")
 def _reshape(r: Reading, step: Step) -> Sequence[State]:
     x, (result,) = step.operands[0], step.results
     order = step.params.get("dimensions") or range(x.ndim)

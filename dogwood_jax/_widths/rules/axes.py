@@ -39,13 +39,6 @@ def _squeeze(trace: Trace, eqn: Any, x: Value) -> list[Value]:
     return [pick(x, [a for a in range(x.ndim) if a not in gone])]
 
 
-@rule("expand_dims")
-def _expand_dims(trace: Trace, eqn: Any, x: Value) -> list[Value]:
-    (shape,) = shapes_out(eqn)
-    new = {a % len(shape) for a in eqn.params["dimensions"]}
-    return [spread(x, shape, [a for a in range(len(shape)) if a not in new])]
-
-
 @rule("broadcast_in_dim")
 def _broadcast_in_dim(trace: Trace, eqn: Any, x: Value, *_: Value) -> list[Value]:
     return [spread(x, shapes_out(eqn)[0], eqn.params["broadcast_dimensions"])]

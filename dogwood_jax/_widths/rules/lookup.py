@@ -105,8 +105,7 @@ def _known_starts(
     return starts if all(fits) else None
 
 
-@rule("scatter", "scatter-add", "scatter-mul", "scatter-min", "scatter-max", "scatter_add")
-@rule("scatter_mul", "scatter_min", "scatter_max", "scatter-sub", "scatter_sub")
+@rule("scatter", "scatter-add", "scatter-mul", "scatter-min", "scatter-max", "scatter-sub")
 def _scatter(trace: Trace, eqn: Any, x: Value, indices: Value, updates: Value) -> list[Value]:
     n = eqn.params["dimension_numbers"]
     batching = list(getattr(n, "operand_batching_dims", ()))

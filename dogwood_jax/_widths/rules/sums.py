@@ -341,7 +341,7 @@ def _reduce_window(trace: Trace, eqn: Any, *values: Value) -> list[Value]:
     return out
 
 
-@rule("select_and_scatter_add", "select_and_gather_add", "select_and_scatter")
+@rule("select_and_scatter_add", "select_and_gather_add")
 def _pool_gradient(trace: Trace, eqn: Any, a: Value, b: Value, *_: Value) -> list[Value]:
     (shape,) = shapes_out(eqn)
     window = eqn.params["window_dimensions"]
