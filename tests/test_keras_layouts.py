@@ -42,7 +42,7 @@ def of_layout(*layouts):
     return pytest.mark.parametrize("path", found, ids=lambda path: path.name)
 
 
-files = of_layout(*keras_h5._layouts.LAYOUTS)
+files = of_layout(*keras_h5._weights.layouts.LAYOUTS)
 
 
 def stored(path):

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dogwood_jax.keras_h5._convert import canonical, layout, to_flax, to_keras
-from dogwood_jax.keras_h5._errors import KerasFileError
-from dogwood_jax.keras_h5._infer import infer, infer_flax
+from dogwood_jax.keras_h5._files.errors import KerasFileError
+from dogwood_jax.keras_h5._weights.convert import canonical, layout, to_flax, to_keras
+from dogwood_jax.keras_h5._weights.infer import infer, infer_flax
 
 LSTM_4 = {"kernel": (5, 16), "recurrent_kernel": (4, 16), "bias": (16,)}
 GRU_4 = {"kernel": (5, 12), "recurrent_kernel": (4, 12), "bias": (2, 12)}

@@ -8,12 +8,12 @@ makes a Flax module of the model as well, ``inspect`` says what a file holds. On
     python -m dogwood_jax.keras_h5 convert model.h5 model.weights.h5
 """
 
-from dogwood_jax.keras_h5._errors import KerasFileError
-from dogwood_jax.keras_h5._inspect import ArrayInfo, Inspection, LayerInfo, inspect
-from dogwood_jax.keras_h5._load import load
-from dogwood_jax.keras_h5._load_model import load_model
-from dogwood_jax.keras_h5._optimizer import load_optimizer
-from dogwood_jax.keras_h5._save import save
+from dogwood_jax.keras_h5._files.errors import KerasFileError
+from dogwood_jax.keras_h5._front.inspect import ArrayInfo, Inspection, LayerInfo, inspect
+from dogwood_jax.keras_h5._front.load import load
+from dogwood_jax.keras_h5._front.load_model import load_model
+from dogwood_jax.keras_h5._front.optimizer import load_optimizer
+from dogwood_jax.keras_h5._front.save import save
 
 __all__ = [
     "ArrayInfo",

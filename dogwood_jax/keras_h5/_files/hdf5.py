@@ -1,0 +1,260 @@
+"""Groups, arrays and names in HDF5 files that strangers wrote.
+
+Only what the file itself holds is read. HDF5 follows links into other files, reads arrays from raw
+files and from datasets elsewhere, and trusts what a file says of its own size; none of this
+happens here. Errors name the place in the file; ``_source.opened`` adds the file.
+"""
+
+import math
+import re
+import reprlib
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import h5py
+import jax.numpy as jnp
+import numpy as np
+
+from dogwood_jax.keras_h5._files.errors import KerasFileError
+
+Dataset: TypeAlias = h5py.Dataset
+Group: TypeAlias = h5py.Group
+
+BFLOAT16 = np.dtype(jnp.bfloat16)  # HDF5 has no such type: Keras stores two opaque bytes
+OPAQUE16 = np.dtype("V2")
+
+MAX_DEPTH = 64  # groups in groups, names in a path, links it leads through included; Keras has few
+_GZIP, _SHUFFLE, _FLETCHER32 = 1, 2, 3
+
+
+def misplaced(item: Any, expected: str, found: str) -> KerasFileError:
+    """Returns the error for a group or dataset in which something else was expected."""
+    return KerasFileError(f"at {item.name}: expected {expected}; found {found}")
+
+
+def deeper(place: str) -> KerasFileError:
+    """Returns the error for a group that is in more others than any of Keras's."""
+    return KerasFileError(f"at {place}: expected groups at most {MAX_DEPTH} deep; found one deeper")
+
+
+def is_name(name: object) -> bool:
+    """Whether an HDF5 object can have this name, relative to its group."""
+    return (
+        isinstance(name, str)
+        and not any(part in ("", ".") for part in name.split("/"))
+        and not re.search("[\0\ud800-\udfff]", name)
+    )
+
+
+def read_names(group: Group, attribute: str) -> list[str] | None:
+    """Reads an attribute that lists names, whole or split over attribute0, attribute1, ..."""
+    if attribute in group.attrs:
+        parts = [group.attrs[attribute]]
+    else:
+        parts = []
+        while (part := f"{attribute}{len(parts)}") in group.attrs:
+            parts.append(group.attrs[part])
+    if not parts:
+        return None
+    names = [
+        # Fixed-length names are bytes, others str; what is not UTF-8 fails the next check.
+        name.decode(errors="surrogateescape") if isinstance(name, bytes) else name
+        for part in parts
+        for name in np.atleast_1d(part)
+    ]
+    if not all(map(is_name, names)) or len(set(names)) < len(names):
+        raise misplaced(group, f"distinct names in attribute {attribute}", reprlib.repr(names))
+    return names
+
+
+def read_text(group: Group, attribute: str) -> str | None:
+    """Reads an attribute that is one string, or nothing."""
+    value = group.attrs.get(attribute)
+    if isinstance(value, bytes):
+        value = value.decode(errors="replace")
+    if not isinstance(value, str | None):
+        raise misplaced(group, f"a string in attribute {attribute}", type(value).__name__)
+    return None if value is None else str(value)
+
+
+def member(group: Group, name: str, kind: str) -> Any:
+    """Returns the Group or Dataset of this name, which must be in the same file."""
+    found = find(group, name)
+    if type(found).__name__ != kind:
+        described = "nothing" if found is None else f"a {type(found).__name__}"
+        raise misplaced(group, f"a {kind} {name!r}, which is listed in the attributes", described)
+    return found
+
+
+def find(group: Group, name: str) -> Any:
+    """Returns what has this name in a group, or ``None``; only the file itself is looked through.
+
+    Raises:
+        KerasFileError: if links lead into another file, in circles or along a very long path.
+    """
+    found: Any = group.id
+    parts = _path(name)
+    steps = 0
+    while parts:
+        part = parts.pop()
+        if not part:
+            found = h5py.h5o.open(found, b"/")
+            continue
+        if not isinstance(found, h5py.h5g.GroupID):
+            return None
+        # By identifiers, for h5py's own ``get`` looks every name up several times.
+        key = part.encode(errors="surrogateescape")
+        if not found.links.exists(key):
+            return None
+        steps += 1
+        kind = found.links.get_info(key).type
+        link = found.links.get_val(key) if kind == h5py.h5l.TYPE_SOFT else b""
+        # Names of no effect, as in "././a", are counted too: many links may lead through these.
+        if steps + len(parts) + link.count(b"/") > MAX_DEPTH:
+            raise misplaced(group, f"a path of at most {MAX_DEPTH} names to {name!r}", "more")
+        if kind == h5py.h5l.TYPE_HARD:
+            found = h5py.h5o.open(found, key)
+        elif kind == h5py.h5l.TYPE_SOFT:
+            parts += _path(link.decode(errors="surrogateescape"))
+        else:
+            raise misplaced(
+                h5py.Group(found),
+                f"a group or array {part!r} in the file itself, for nothing outside it is read",
+                "a link into another file",
+            )
+    if isinstance(found, h5py.h5g.GroupID):
+        return h5py.Group(found)
+    if isinstance(found, h5py.h5d.DatasetID):
+        return h5py.Dataset(found, readonly=True)
+    return h5py.Datatype(found)
+
+
+def _path(name: str) -> list[str]:
+    """Returns the parts of a path, the last one first; an empty one is the file's root."""
+    parts = [part for part in name.split("/")[::-1] if part not in ("", ".")]
+    return [*parts, ""] if name.startswith("/") else parts
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A group and what is in it, by name: groups are trees themselves, arrays are not read."""
+
+    group: Group
+    inside: Mapping[str, Any]
+
+    def part(self, name: str) -> "Tree | None":
+        """Returns the group of this name in it, or ``None`` if nothing has this name."""
+        found = self.inside.get(name)
+        if not isinstance(found, Tree | None):
+            raise misplaced(self.group, f"a Group {name!r}", f"a {type(found).__name__}")
+        return found
+
+
+def read_tree(root: Group) -> Tree:
+    """Returns a group with all that is in it, looked up once.
+
+    Raises:
+        KerasFileError: if groups are in one another very deep, or one is in several: links can
+            make ever more places of a few groups.
+    """
+    seen = set()
+
+    def read(group: Group, depth: int) -> Tree:
+        if address(group) in seen:
+            raise misplaced(group, "each group in one place", "one that is in several")
+        if depth > MAX_DEPTH:
+            raise deeper(group.name)
+        seen.add(address(group))
+        found = {name: find(group, name) for name in group}
+        return Tree(
+            group,
+            {
+                name: read(item, depth + 1) if isinstance(item, h5py.Group) else item
+                for name, item in found.items()
+                if item is not None
+            },
+        )
+
+    return read(root, 0)
+
+
+def address(item: Any) -> int:
+    """Returns where in its file a group or array begins, whatever it is called."""
+    return int(h5py.h5o.get_info(item.id).addr)
+
+
+def checked_array(dataset: Dataset) -> Dataset:
+    """Returns a dataset that holds an array of numbers, within the file."""
+    if dataset.shape is None or not (is_numeric(dataset.dtype) or dataset.dtype == OPAQUE16):
+        found = "no data" if dataset.shape is None else f"dtype {dataset.dtype}"
+        raise misplaced(dataset, "an array of numbers", found)
+    if dataset.is_virtual or dataset.external:
+        found = "a virtual one" if dataset.is_virtual else "one in an external raw file"
+        raise misplaced(dataset, "an array in the file itself, for nothing outside is read", found)
+    return dataset
+
+
+def is_numeric(dtype: np.dtype) -> bool:
+    """Whether a dtype is NumPy's own, of floats, integers or booleans."""
+    return issubclass(dtype.type, np.floating | np.integer | np.bool_)
+
+
+def dtype_of(dataset: Dataset) -> np.dtype:
+    """Returns the dtype in which an array is read."""
+    dtype: np.dtype = dataset.dtype.newbyteorder("=")
+    return BFLOAT16 if dataset.dtype == OPAQUE16 else dtype
+
+
+def size_of(dataset: Dataset) -> int:
+    """Returns the bytes that reading an array takes in memory, as the file declares it."""
+    # A chunk is read whole, and may be larger than the array.
+    elements = max(math.prod(dataset.shape), math.prod(dataset.chunks or ()))
+    return int(elements) * int(dataset.dtype.itemsize)
+
+
+def check_sizes(datasets: Iterable[Dataset], limit: int) -> None:
+    """Raises if the arrays together need more memory than the limit, before any is read."""
+    sizes = [(size_of(dataset), dataset.name) for dataset in datasets]  # some may be the same
+    total = sum(size for size, _ in sizes)
+    if total > limit:
+        largest, name = max(sizes)
+        raise KerasFileError(
+            f"at {name}: expected arrays of at most {limit:,} bytes altogether, which is what "
+            f"a file of this size justifies; found {total:,} bytes, {largest:,} of them "
+            "here (if you trust the file, pass limit= the bytes you allow)"
+        )
+
+
+def read_array(dataset: Dataset) -> np.ndarray:
+    """Reads an array, once ``check_sizes`` has passed."""
+    if dataset.chunks is not None:
+        _check_chunks(dataset)
+    array = np.asarray(dataset[()])
+    if array.dtype == OPAQUE16:
+        return array.view(BFLOAT16)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)  # JAX takes no other
+
+
+def _check_chunks(dataset: Dataset) -> None:
+    """Raises if a compressed chunk is larger than it says: HDF5 would allocate whatever it is."""
+    properties = dataset.id.get_create_plist()
+    filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
+    if not set(filters) <= {_GZIP, _SHUFFLE, _FLETCHER32} or filters.count(_GZIP) > 1:
+        raise misplaced(
+            dataset,
+            "an array that is stored plainly or compressed with gzip (h5repack -f NONE makes it)",
+            f"HDF5 filters {filters}",
+        )
+    if _GZIP not in filters:
+        return
+    size = math.prod(dataset.chunks) * int(dataset.dtype.itemsize)
+    for index in range(dataset.id.get_num_chunks()):
+        info = dataset.id.get_chunk_info(index)
+        mask, chunk = dataset.id.read_direct_chunk(info.chunk_offset)
+        if mask & 1 << filters.index(_GZIP):  # stored as it is, for it would not shrink
+            continue
+        stream = zlib.decompressobj()
+        if len(stream.decompress(chunk, size + 5)) > size + 4:  # 4 bytes of checksum, perhaps
+            raise misplaced(dataset, f"chunks of {size} bytes", "a compressed one that is larger")

@@ -1,0 +1,217 @@
+"""Opening what Keras wrote: an HDF5 file, a ``.keras`` archive or the folder of one.
+
+Which of them it is, the bytes say; names do not count.
+"""
+
+import contextlib
+import io
+import json
+import os
+import stat
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import h5py
+
+from dogwood_jax._base.arguments import INTEGER, PATH, expect, expect_given
+from dogwood_jax.keras_h5._files.errors import KerasFileError
+from dogwood_jax.keras_h5._files.heaps import check_strings
+
+CONFIG, METADATA, WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
+
+# Arrays may take some times what the file does: compressed ones, up to this.
+_INFLATION = 4
+_ALLOWANCE = 1 << 26
+
+_MAX_JSON = 1 << 24  # bytes; configs of the largest models are a tenth of it
+
+
+class NotSavable(ValueError):
+    """Variables that do not belong into a file: the caller's mistake, not the file's."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """An open file.
+
+    Attributes:
+        weights: the HDF5 file with the arrays.
+        limit: bytes that its arrays may take in memory altogether.
+        config: the text of ``config.json``, which archives alone have.
+        metadata: the text of ``metadata.json``.
+        others: yields the archive's other members, vocabularies for example, by their names.
+    """
+
+    weights: h5py.File
+    limit: int
+    config: str | None = None
+    metadata: str | None = None
+    others: Callable[[], Iterable[tuple[str, bytes]]] = tuple
+
+
+@contextlib.contextmanager
+def opened(path: str | os.PathLike[str], limit: int | None = None) -> Iterator[Source]:
+    """Opens a file for reading; whatever is wrong with it is a ``KerasFileError`` that names it."""
+    expect("keras_h5", path=(PATH, path))
+    expect_given("keras_h5", limit=(INTEGER, limit))
+    path = Path(path)
+    folder = path.is_dir() and (path / CONFIG).exists()
+    if not folder:
+        with open(path, "rb"):  # a file that is missing or forbidden gets Python's own error
+            pass
+    try:
+        with _folder(path, limit) if folder else _file(path, limit) as source:
+            yield source
+    except (NotSavable, Warning):
+        raise
+    except KerasFileError as error:
+        raise KerasFileError(f"{path}: {error}") from error.__cause__
+    except RecursionError as error:
+        raise KerasFileError(f"{path}: expected no more than some nesting; found more") from error
+    except Exception as error:  # h5py and zipfile raise a dozen kinds for what is damaged
+        raise KerasFileError(
+            f"{path}: expected an HDF5 file or a .keras archive, complete and intact; it cannot be "
+            f"read: {type(error).__name__}: {error}"
+        ) from error
+
+
+def parsed(text: str, place: str, limit: int) -> dict[str, Any]:
+    """Parses a JSON object from a file."""
+    if len(text) > max(_MAX_JSON, limit // 32):  # Python's objects take some 30 times the text
+        raise KerasFileError(
+            f"at {place}: expected JSON of at most {_MAX_JSON:,} characters; found {len(text):,} "
+            "(if you trust the file, pass limit= 32 times this)"
+        )
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise KerasFileError(f"at {place}: expected JSON; found it nested too deep") from error
+    except ValueError as error:
+        raise KerasFileError(f"at {place}: expected JSON; found {error}") from error
+    if not isinstance(value, dict):
+        raise KerasFileError(f"at {place}: expected a JSON object; found {type(value).__name__}")
+    return value
+
+
+@contextlib.contextmanager
+def _file(path: Path, limit: int | None) -> Iterator[Source]:
+    with path.open("rb") as stream:
+        limit = _limit(os.fstat(stream.fileno()).st_size, limit)
+        if stream.read(4) == b"PK\x03\x04":
+            with zipfile.ZipFile(stream) as archive:
+                yield from _archive(archive, stream, limit)
+            return
+    with path.open("rb") as stream, h5py.File(path, "r") as file:
+        check_strings(file, stream, limit)
+        yield Source(file, limit)
+
+
+def _limit(size: int, limit: int | None) -> int:
+    return _INFLATION * size + _ALLOWANCE if limit is None else limit
+
+
+def _archive(archive: zipfile.ZipFile, stream: IO[bytes], limit: int) -> Iterator[Source]:
+    names = archive.namelist()
+    for name in names:
+        parts = name.replace("\\", "/").split("/")
+        if ".." in parts or name.startswith(("/", "\\")) or ":" in parts[0]:
+            raise KerasFileError(f"at {name!r}: expected a name inside the archive; found one out")
+    for name in (CONFIG, WEIGHTS):
+        if names.count(name) != 1:
+            raise KerasFileError(
+                f"at /: expected one member {name!r}, as in the archives that Keras saves; found "
+                f"{', '.join(sorted(names)[:8]) or 'nothing'}"
+            )
+    texts = {
+        name: _inflated(archive, name, _MAX_JSON).decode()
+        for name in (CONFIG, METADATA)
+        if name in names
+    }
+    info = archive.getinfo(WEIGHTS)
+    weights: Any  # a file
+    if info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1:
+        with archive.open(WEIGHTS):  # checks the header
+            weights = _Slice(stream, _data_offset(stream, info), info.file_size)
+    else:
+        weights = io.BytesIO(_inflated(archive, WEIGHTS, limit))
+
+    def others() -> Iterator[tuple[str, bytes]]:
+        for name in names:
+            if name not in (CONFIG, METADATA, WEIGHTS) and not name.endswith("/"):
+                yield name, _inflated(archive, name, limit)
+
+    with h5py.File(weights, "r") as file:
+        check_strings(file, weights, limit)
+        yield Source(file, limit, texts[CONFIG], texts.get(METADATA), others)
+
+
+def _inflated(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
+    """Reads a member of an archive, whatever size the archive says it has, up to a limit."""
+    method = archive.getinfo(name).compress_type
+    if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others take too long to refuse
+        raise KerasFileError(
+            f"at {name}: expected it stored plainly or deflated; found compression method {method}"
+        )
+    with archive.open(name) as stream:
+        data = stream.read(limit + 1)
+    if len(data) > limit:
+        raise KerasFileError(
+            f"at {name}: expected at most {limit:,} bytes; found more, compressed (if you trust "
+            "the file, pass limit= the bytes you allow)"
+        )
+    return data
+
+
+def _data_offset(stream: IO[bytes], info: zipfile.ZipInfo) -> int:
+    """Returns where a member's bytes begin: behind its header, which ends with two texts."""
+    stream.seek(info.header_offset + 26)
+    name, extra = (int.from_bytes(stream.read(2), "little") for _ in range(2))
+    return info.header_offset + 30 + name + extra
+
+
+class _Slice(io.RawIOBase):
+    """A part of a file, as a file: HDF5 reads an archive's arrays straight from the disk."""
+
+    def __init__(self, stream: IO[bytes], start: int, size: int):
+        self._stream, self._start, self._size, self._position = stream, start, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = base + offset
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer)[: max(self._size - self._position, 0)]
+        self._stream.seek(self._start + self._position)
+        count = self._stream.readinto(view)  # type: ignore[attr-defined]
+        self._position += count
+        return int(count)
+
+
+@contextlib.contextmanager
+def _folder(path: Path, limit: int | None) -> Iterator[Source]:
+    """Opens the folder that Keras saves with ``zipped=False``."""
+    for name in (CONFIG, METADATA, WEIGHTS):
+        if (path / name).is_symlink() or (
+            (path / name).exists() and not stat.S_ISREG((path / name).stat().st_mode)
+        ):
+            raise KerasFileError(f"at {name}: expected a file in the folder itself; found a link")
+    texts = {}
+    for name in (CONFIG, METADATA):
+        if (path / name).exists():
+            if (path / name).stat().st_size > _MAX_JSON:
+                raise KerasFileError(f"at {name}: expected at most {_MAX_JSON:,} bytes; found more")
+            texts[name] = (path / name).read_text()
+    limit = _limit((path / WEIGHTS).stat().st_size, limit)
+    with (path / WEIGHTS).open("rb") as stream, h5py.File(stream, "r") as file:
+        check_strings(file, stream, limit)
+        yield Source(file, limit, texts[CONFIG], texts.get(METADATA))

@@ -1,0 +1,4 @@
+"""What users call; each reads or writes whole files.
+
+``load``, ``save``, ``inspect``, ``load_model``, and ``load_optimizer`` from ``optimizer``.
+"""

@@ -1,0 +1,76 @@
+"""A whole model of a file as a Flax module and its variables: ``load_model``."""
+
+import os
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from dogwood_jax._base.problems import listed
+from dogwood_jax.keras_h5._files.errors import KerasFileError
+from dogwood_jax.keras_h5._files.source import opened
+from dogwood_jax.keras_h5._front.load import load
+from dogwood_jax.keras_h5._weights.layouts import contents
+
+if TYPE_CHECKING:
+    from dogwood_jax.keras_h5._layers.model import KerasModel
+
+
+def load_model(
+    path: str | os.PathLike[str], *, limit: int | None = None
+) -> "tuple[KerasModel, dict[str, dict[str, Any]]]":
+    """Loads a model that Keras saved, as a Flax module that computes the same.
+
+    ``module.apply(variables, x)`` is what the model's ``predict(x)`` was, to rounding in float32.
+    Layers are called as in Keras, and variables are those that ``load`` gives: trace the module,
+    grow them, and ``save`` them like the file. The module takes its sizes from the variables, so
+    that the same module computes a grown model.
+
+    Sequential and Functional models of Keras 2 and 3, with the layers that ``load`` converts and
+    those without weights, but none that has code in the file (Lambda) or elsewhere (custom ones).
+
+    Args:
+        path: a file or archive that ``model.save`` wrote.
+        limit: as for ``load``.
+
+    Returns:
+        The module, whose call takes the model's inputs and ``deterministic=True``, and its
+        variables.
+
+    Warns:
+        RuntimeWarning: if layers are stateful, or compute in half precision, in which the module
+            differs from Keras.
+
+    Raises:
+        KerasFileError: if the file holds no model, or not its weights, or if there is something in
+            it that is not supported; all layers with their classes in one message, before anything
+            is made.
+        OSError: if the file is missing or must not be read.
+
+    Example:
+        >>> from dogwood_jax import keras_h5
+        >>> module, variables = keras_h5.load_model("model.keras")  # doctest: +SKIP
+        >>> probabilities = module.apply(variables, images)  # doctest: +SKIP
+    """
+    from dogwood_jax.keras_h5._layers.model import build, check_variables, differences
+
+    with opened(path, limit) as source:
+        found = contents(source)
+    if found.config is None:
+        raise KerasFileError(
+            f"{os.fspath(path)}: expected a whole model, as model.save writes it; found weights "
+            "alone. Load them with load, for a module of your own"
+        )
+    try:
+        module = build({**found.config, "keras_version": found.keras_version})
+        variables = load(path, limit=limit)
+        check_variables(module, variables)
+    except RecursionError as error:
+        raise KerasFileError(
+            f"{os.fspath(path)}: expected a model in which some layers hold others; found them "
+            "nested too deep"
+        ) from error
+    except KerasFileError as error:
+        name = os.fspath(path)
+        raise error if name in str(error) else KerasFileError(f"{name}: {error}") from error
+    if notes := differences(module):
+        warnings.warn(listed(f"{os.fspath(path)}: not as in Keras", notes), RuntimeWarning, 2)
+    return module, variables

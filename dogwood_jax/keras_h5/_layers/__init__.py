@@ -1,0 +1,12 @@
+"""Keras's layers and models as Flax modules that compute the same.
+
+In comes a config; out comes a module. ``model`` makes the module of a whole model from the calls
+that ``graph`` reads off its config. ``modules``, ``recurrent``, ``attention`` and ``local`` have
+layers with weights, ``functions``, ``images`` and ``operations`` those without, ``activations``
+what stands between them. ``masks`` hands on which steps of a sequence count. ``sizes`` says what a
+config becomes when weights have other sizes, ``channels`` the sizes that no array has.
+``versions`` says what later versions of Keras read in another way.
+
+Where to add: a layer is one entry in the table of its file; its arrays are one entry in
+``_weights.convert``, its sizes one in ``sizes``.
+"""

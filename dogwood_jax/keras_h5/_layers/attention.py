@@ -1,0 +1,230 @@
+"""Keras's layers of attention as Flax modules."""
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dogwood_jax.keras_h5._layers.functions import Function
+from dogwood_jax.keras_h5._layers.modules import Make, evaluated_only
+from dogwood_jax.keras_h5._weights.convert import Config
+
+_MASKED = -1e9  # what Keras adds to scores that do not count: zero after softmax
+
+
+class Heads(nn.Module):
+    """Keras's MultiHeadAttention, and GroupQueryAttention, in which heads share keys and values.
+
+    Attributes:
+        heads: how many heads queries have.
+        shared_heads: how many keys and values have; a divisor of ``heads``.
+        axes: the axes of the inputs along which positions attend to each other, all between batch
+            and channels unless given.
+        window: how far apart positions may be that attend to each other, and one more.
+        gated: whether outputs of the heads are multiplied by a gate that the query decides.
+    """
+
+    heads: int
+    shared_heads: int
+    key_size: int
+    value_size: int
+    output_shape: tuple[int, ...] | None
+    use_bias: bool
+    axes: tuple[int, ...] | None = None
+    window: int | None = None
+    gated: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        query: jax.Array,
+        value: jax.Array,
+        key: jax.Array | None = None,
+        query_mask: jax.Array | None = None,
+        value_mask: jax.Array | None = None,
+        key_mask: jax.Array | None = None,
+        attention_mask: jax.Array | None = None,
+        return_attention_scores: bool = False,
+        use_causal_mask: bool = False,
+    ) -> Any:
+        key = value if key is None else key
+        axes = self.axes or tuple(range(1, query.ndim - 1))
+        masks = (query_mask, value_mask, key_mask, use_causal_mask or None, self.window)
+        if axes != (1,) and any(mask is not None for mask in masks):
+            raise ValueError("masks are not supported along other axes than the first")
+
+        def project(x: jax.Array, heads: int, size: int, name: str) -> jax.Array:
+            """Returns ``[batch, ..., head, position, channel]``."""
+            y = nn.DenseGeneral((heads, size), use_bias=self.use_bias, name=name)(x)
+            return _positions_last(y, axes)
+
+        q = project(query, self.heads, self.key_size, "query") * (1 / math.sqrt(self.key_size))
+        k = project(key, self.shared_heads, self.key_size, "key")
+        v = project(value, self.shared_heads, self.value_size, "value")
+        if self.shared_heads != self.heads:
+            k, v = (jnp.repeat(a, self.heads // self.shared_heads, axis=-3) for a in (k, v))
+        scores = jnp.einsum("...qd,...kd->...qk", q, k)
+        queries, keys = ([a.shape[axis] for axis in axes] for a in (query, key))
+        for mask in (
+            None if query_mask is None else query_mask[:, None, :, None],
+            None if value_mask is None else value_mask[:, None, None],
+            None if key_mask is None else key_mask[:, None, None],
+            None if attention_mask is None else _expanded(attention_mask, scores, queries + keys),
+            _apart(scores) >= 0 if use_causal_mask else None,
+            jnp.abs(_apart(scores)) < self.window if self.window else None,
+        ):
+            scores = scores if mask is None else jnp.where(mask, scores, _MASKED)
+        weights = jax.nn.softmax(scores)
+        y = jnp.einsum("...qk,...kd->...qd", weights, v)
+        if self.gated:
+            y = y * jax.nn.sigmoid(project(query, self.heads, self.value_size, "gate"))
+        y = y.reshape(*y.shape[:-2], *queries, y.shape[-1])
+        first = y.ndim - 1 - len(axes)
+        y = jnp.moveaxis(y, range(first, y.ndim - 1), axes)  # heads are where they were before
+        shape = (query.shape[-1],) if self.output_shape is None else self.output_shape
+        out = self.variables.get("params", {}).get("out")
+        if out is not None:  # perhaps of a grown model
+            shape = out["kernel"].shape[2:]
+        y = nn.DenseGeneral(shape, axis=(-2, -1), use_bias=self.use_bias, name="out")(y)
+        weights = weights.reshape(*weights.shape[:-2], *queries, *keys)
+        return (y, weights) if return_attention_scores else y
+
+
+def _positions_last(x: jax.Array, axes: Sequence[int]) -> jax.Array:
+    """Moves axes behind the heads, and makes one of them."""
+    x = jnp.moveaxis(x, axes, range(x.ndim - 1 - len(axes), x.ndim - 1))
+    return x.reshape(*x.shape[: -1 - len(axes)], -1, x.shape[-1])
+
+
+def _expanded(mask: jax.Array, scores: jax.Array, sizes: Sequence[int]) -> jax.Array:
+    """Returns a mask ``[batch, ..., query, key]`` with the axes of the scores."""
+    kept = mask.ndim - len(sizes)
+    mask = mask.reshape(*mask.shape[:kept], *_merged(mask.shape[kept:]))
+    return jnp.expand_dims(mask, range(kept, kept + scores.ndim - mask.ndim)).astype(bool)
+
+
+def _merged(shape: Sequence[int]) -> tuple[int, int]:
+    half = len(shape) // 2
+    return math.prod(shape[:half]), math.prod(shape[half:])
+
+
+def _apart(scores: jax.Array) -> jax.Array:
+    """Returns how far queries ``[..., query, key]`` come after keys."""
+    queries, keys = scores.shape[-2:]
+    return jnp.arange(queries)[:, None] - jnp.arange(keys)[None]
+
+
+def _multi_head(config: Config, name: str | None, deterministic: bool) -> Function:
+    evaluated_only(config, deterministic, "dropout")
+    key_size = operator.index(config["key_dim"])
+    shape = config.get("output_shape")
+    if shape is not None:
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    axes = config.get("attention_axes")
+    heads = operator.index(config["num_heads"])
+    return Heads(
+        heads,
+        heads,
+        key_size,
+        operator.index(config.get("value_dim") or key_size),
+        shape,
+        config.get("use_bias", True),
+        (axes,) if isinstance(axes, int) else axes and tuple(map(operator.index, axes)),
+        config.get("sliding_window"),
+        bool(config.get("use_gate")),
+        name=name,
+    )
+
+
+def _group_query(config: Config, name: str | None, deterministic: bool) -> Function:
+    evaluated_only(config, deterministic, "dropout")
+    size = operator.index(config["head_dim"])
+    return Heads(
+        operator.index(config["num_query_heads"]),
+        operator.index(config["num_key_value_heads"]),
+        size,
+        size,
+        None,
+        config.get("use_bias", True),
+        None,
+        config.get("sliding_window"),
+        bool(config.get("use_gate")),
+        name=name,
+    )
+
+
+class DotAttention(nn.Module):
+    """Keras's Attention and AdditiveAttention: values averaged by how keys fit queries.
+
+    Attributes:
+        score: ``"dot"`` for products, ``"concat"`` for tanh of sums, ``"additive"`` for those with
+            a scale for each channel.
+        use_scale: whether the scale is learned.
+        causal: whether positions attend to no later ones.
+    """
+
+    score: str
+    use_scale: bool
+    causal: bool
+
+    @nn.compact
+    def __call__(
+        self,
+        inputs: Sequence[jax.Array],
+        mask: Sequence[jax.Array | None] | None = None,
+        return_attention_scores: bool = False,
+        use_causal_mask: bool = False,
+    ) -> Any:
+        query, value, key = (*inputs, inputs[1])[:3]
+        ones = nn.initializers.ones
+        scale: Any = 1
+        if self.use_scale:
+            sizes = query.shape[-1:] if self.score == "additive" else ()
+            scale = self.param("scale", ones, sizes)
+            scale = scale.reshape((1,) * (4 - scale.ndim) + sizes) if sizes else scale
+        if self.score == "dot":
+            scores = jnp.einsum("bqd,bkd->bqk", query, key) * scale
+        else:
+            sums = query[:, :, None] + key[:, None]
+            if self.score == "additive":
+                scores = jnp.sum(scale * jnp.tanh(sums), axis=-1)
+            else:
+                weight = self.param("concat_score_weight", ones, ())
+                scores = jnp.sum(jnp.tanh(scale * sums), axis=-1) * weight
+        of_query, of_value = (mask or (None, None))[:2]
+        if of_value is not None:
+            scores = jnp.where(of_value[:, None], scores, scores + _MASKED)
+        if self.causal or use_causal_mask:
+            scores = jnp.where(_apart(scores)[None] >= 0, scores, scores + _MASKED)
+        weights = jax.nn.softmax(scores)
+        y = jnp.einsum("bqk,bkd->bqd", weights, value)
+        if of_query is not None:
+            y = jnp.where(of_query[:, :, None], y, 0)
+        return (y, weights) if return_attention_scores else y
+
+
+def _dot_attention(config: Config, name: str | None, deterministic: bool) -> Function:
+    evaluated_only(config, deterministic, "dropout")
+    score = config.get("score_mode", "dot")
+    if score not in ("dot", "concat"):
+        raise ValueError(f"the score_mode {score!r} is unknown")
+    return DotAttention(score, bool(config.get("use_scale")), bool(config.get("causal")), name=name)
+
+
+def _additive_attention(config: Config, name: str | None, deterministic: bool) -> Function:
+    evaluated_only(config, deterministic, "dropout")
+    use_scale, causal = bool(config.get("use_scale", True)), bool(config.get("causal"))
+    return DotAttention("additive", use_scale, causal, name=name)
+
+
+ATTENTION: dict[str, Make] = {
+    "MultiHeadAttention": _multi_head,
+    "GroupQueryAttention": _group_query,
+    "GroupedQueryAttention": _group_query,  # what HDF5 files call it
+    "Attention": _dot_attention,
+    "AdditiveAttention": _additive_attention,
+}

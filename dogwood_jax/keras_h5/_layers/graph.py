@@ -1,0 +1,240 @@
+"""The calls that a Keras model's config describes, in an order in which they can be made."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from dogwood_jax.keras_h5._layers.operations import OPERATIONS
+from dogwood_jax.keras_h5._weights.convert import Config, layer_name, layers_of
+
+
+class Ref(NamedTuple):
+    """One array that a call of a layer returns: the layer, which of its calls, which array."""
+
+    layer: str
+    call: int
+    output: int
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a layer. In place of arrays its arguments have references to them."""
+
+    layer: str
+    number: int
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A model as layers and calls.
+
+    Attributes:
+        layers: class and config by name, in the order of the config.
+        calls: each after those whose results it takes.
+        inputs: the arrays that the model is given, in nested lists or dicts as it takes them.
+        outputs: the arrays that it returns, likewise.
+        masks_are_given: whether calls of recurrent layers say which masks they take, as in Keras 3.
+    """
+
+    layers: dict[str, tuple[str, Config]]
+    calls: list[Call]
+    inputs: Any
+    outputs: Any
+    masks_are_given: bool = False
+
+    def after(self, call: Call) -> list[Call]:
+        """Returns the calls that wait for this one."""
+        results, found = {(call.layer, call.number)}, []
+        for other in self.calls:  # in an order in which they can be made
+            if results & {ref[:2] for ref in refs_in([other.args, other.kwargs])}:
+                results.add((other.layer, other.number))
+                found.append(other)
+        return found
+
+
+def parse(class_name: str, config: Config) -> Graph:
+    """Returns the graph of a model's config, ``KeyError`` or ``ValueError`` if it has none."""
+    layers = {layer_name(layer): layer for layer in layers_of(config)}
+    if len(layers) < len(layers_of(config)):
+        raise ValueError("two layers have the same name")
+    described = {name: (class_of(layer), layer["config"]) for name, layer in layers.items()}
+    if class_name == "Sequential":
+        calls, last = [], Ref("", 0, 0)
+        for name in layers:
+            calls.append(Call(name, 0, (last,), {}))
+            last = Ref(name, 0, 0)
+        return Graph(described, calls, Ref("", 0, 0), last)
+    inputs, outputs = (
+        replaced(config[key], _ref_of_list(layers)) for key in ("input_layers", "output_layers")
+    )
+    calls = [
+        Call(name, number, *_arguments(node, layers))
+        for name, layer in layers.items()
+        for number, node in enumerate(layer["inbound_nodes"])
+    ]
+    refs = list(refs_in([inputs, outputs, *([call.args, call.kwargs] for call in calls)]))
+    new = _renumbered(refs, {name: len(layer["inbound_nodes"]) for name, layer in layers.items()})
+
+    def renumber(tree: Any) -> Any:
+        return replaced(tree, lambda ref: new[ref] if isinstance(ref, Ref) else None)
+
+    inputs, outputs = renumber(inputs), renumber(outputs)
+    calls = [
+        replace(call, args=renumber(call.args), kwargs=renumber(call.kwargs)) for call in calls
+    ]
+    nodes = [node for layer in layers.values() for node in layer["inbound_nodes"]]
+    given = any(isinstance(node, Mapping) for node in nodes)
+    return Graph(described, _sorted(calls, inputs), inputs, outputs, given)
+
+
+def class_of(layer: Config) -> str:
+    """Returns a layer's class; one that is not Keras's own with the package it is registered in."""
+    registered = layer.get("registered_name")
+    if isinstance(registered, str) and ">" in registered:
+        return registered
+    name = str(layer["class_name"])
+    operation = f"ops.{name}"
+    if "module" in layer:
+        known = str(layer["module"]).startswith(("keras.src.ops", "keras.ops"))
+    else:  # HDF5 has no modules; but of what has such a name, only layers say if they are trained
+        nodes = layer.get("inbound_nodes") or [None]
+        known = isinstance(nodes[0], Mapping) and "trainable" not in layer["config"]
+        known = known and operation in OPERATIONS
+    return operation if known else name
+
+
+def replaced(tree: Any, new: Callable[[Any], Any]) -> Any:
+    """Returns nested lists and dicts with what ``new`` returns for them, unless ``None``."""
+    if (value := new(tree)) is not None:
+        return value
+    if isinstance(tree, Mapping):
+        return {key: replaced(branch, new) for key, branch in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [replaced(branch, new) for branch in tree]
+    return tree
+
+
+def refs_in(tree: Any) -> Iterator[Ref]:
+    """Yields the references in nested lists and dicts, dicts in the order of their keys."""
+    if isinstance(tree, Ref):
+        yield tree
+    elif isinstance(tree, Mapping):
+        for key in sorted(tree):
+            yield from refs_in(tree[key])
+    elif isinstance(tree, list | tuple):
+        for branch in tree:
+            yield from refs_in(branch)
+
+
+def _ref_of_list(layers: Mapping[str, Any]) -> Callable[[Any], Ref | None]:
+    """For Keras 2: a reference is ``[layer, call, output]``, perhaps with keyword arguments."""
+
+    def ref(value: Any) -> Ref | None:
+        if not isinstance(value, list | tuple) or len(value) not in (3, 4):
+            return None
+        name, *numbers = value[:3]
+        if isinstance(name, str) and name in layers and all(type(n) is int for n in numbers):
+            return Ref(name, *numbers)
+        return None
+
+    return ref
+
+
+def _ref_of_tensor(value: Any) -> Any:
+    """For Keras 3: a reference is a dict, and so are slices and constants."""
+    if not isinstance(value, Mapping):
+        return None
+    if value.get("class_name") in ("__numpy__", "__tensor__"):
+        return _constant(**value["config"])
+    if value.get("class_name") == "__keras_tensor__":
+        name, call, output = value["config"]["keras_history"]
+        return Ref(name, call, output)
+    if value.get("class_name") == "__slice__":
+        bounds = value["config"]
+        return slice(bounds["start"], bounds["stop"], bounds["step"])
+    return None
+
+
+def _constant(value: Any, dtype: str = "float32") -> np.ndarray:
+    """Returns an array that is part of a config, before Keras 3.4 without its dtype."""
+    array = np.asarray(value, jnp.dtype(dtype))
+    if not jnp.issubdtype(array.dtype, jnp.number):
+        raise ValueError(f"a constant of dtype {dtype!r} is not supported")
+    return array
+
+
+def _arguments(node: Any, layers: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Returns the arguments of one call."""
+    if isinstance(node, Mapping):  # Keras 3
+        args, kwargs = (replaced(node[key], _ref_of_tensor) for key in ("args", "kwargs"))
+        return tuple(args), _given(kwargs)
+    ref = _ref_of_list(layers)
+    if isinstance(node[0], str):  # one array, not in a list
+        node = [node]
+    first = node[0]
+    args = [item[2] if item[0] == "_CONSTANT_VALUE" else ref(item) for item in node]
+    if None in args:
+        raise ValueError(f"expected layers of the model, got {node!r}")
+    kwargs = first[3] if len(first) > 3 else {}
+    return (args[0] if len(args) == 1 else args,), _given(replaced(kwargs, ref))
+
+
+def _given(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves out what says nothing of the evaluation, such as ``mask=[None, None]``."""
+
+    def says_nothing(value: Any) -> bool:
+        return value is None or (
+            isinstance(value, list) and len(value) > 0 and all(map(says_nothing, value))
+        )
+
+    return {
+        key: value
+        for key, value in kwargs.items()
+        if key not in ("training", "name") and not says_nothing(value)
+    }
+
+
+def _renumbered(refs: list[Ref], calls: Mapping[str, int]) -> dict[Ref, Ref]:
+    """Returns references with calls counted from zero, without gaps.
+
+    Configs count a model's calls from one where Keras built it with a call of its own, and early
+    Keras 3 counts calls outside the model as well. But each call is referred to.
+    """
+    new: dict[Ref, Ref] = {}
+    for layer in {ref.layer for ref in refs}:
+        numbers = sorted({ref.call for ref in refs if ref.layer == layer})
+        known = calls.get(layer) or 1  # inputs are not called
+        if len(numbers) < known and numbers[-1] < known:
+            numbers = list(range(known))
+        if layer not in calls or len(numbers) != known:
+            raise ValueError(f"expected {known} calls of {layer!r}, got references to {numbers}")
+        new |= {r: r._replace(call=numbers.index(r.call)) for r in refs if r.layer == layer}
+    return new
+
+
+def _sorted(calls: list[Call], inputs: Any) -> list[Call]:
+    """Returns the calls, each after those that it waits for."""
+    done = {ref[:2] for ref in refs_in(inputs)}
+    waits = {i: {r[:2] for r in refs_in([c.args, c.kwargs])} - done for i, c in enumerate(calls)}
+    waiting: dict[tuple[str, int], list[int]] = {}
+    for i, results in waits.items():
+        for result in results:
+            waiting.setdefault(result, []).append(i)
+    ready = [i for i, results in waits.items() if not results]
+    order = []
+    for i in ready:  # which grows
+        order.append(calls[i])
+        result = (calls[i].layer, calls[i].number)
+        for other in waiting.get(result, ()):
+            waits[other].discard(result)
+            if not waits[other]:
+                ready.append(other)
+    if len(order) < len(calls):
+        stuck = sorted({calls[i].layer for i, results in waits.items() if results})
+        raise ValueError(f"the layers {', '.join(stuck)} wait for each other or for nothing")
+    return order

@@ -1,0 +1,424 @@
+"""Functions of the arrays of a Functional model: ``x * 2 + y``, ``ops.mean(x, axis=1)``.
+
+Keras makes layers of them, and each release has its own kind: operations in Keras 3 (called
+``ops.Add`` here, since there is a layer Add), calls of TensorFlow's functions since 2.4, and nodes
+of its graphs before that.
+"""
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dogwood_jax.keras_h5._layers.activations import ACTIVATIONS
+from dogwood_jax.keras_h5._weights.convert import Config
+
+Function = Callable[..., Any]
+
+# Functions of one or two arrays: by the names in Keras 3, since TensorFlow 2.4, and before.
+_ELEMENTWISE: Mapping[tuple[str, str, str], Function] = {
+    ("Add", "__operators__.add math.add", "AddV2 Add"): jnp.add,
+    ("Subtract", "math.subtract", "Sub"): jnp.subtract,
+    ("Multiply", "math.multiply", "Mul"): jnp.multiply,
+    ("Divide TrueDivide", "math.divide math.truediv", "RealDiv"): jnp.divide,
+    ("Power", "math.pow", "Pow"): jnp.power,
+    ("Maximum", "math.maximum", "Maximum"): jnp.maximum,
+    ("Minimum", "math.minimum", "Minimum"): jnp.minimum,
+    ("Negative", "math.negative", "Neg"): jnp.negative,
+    ("Absolute Abs", "math.abs", "Abs"): jnp.abs,
+    ("Square", "math.square", "Square"): jnp.square,
+    ("Sqrt", "math.sqrt", "Sqrt"): jnp.sqrt,
+    ("Rsqrt", "math.rsqrt", "Rsqrt"): jax.lax.rsqrt,
+    ("Exp", "math.exp", "Exp"): jnp.exp,
+    ("Log", "math.log", "Log"): jnp.log,
+    ("Log1p", "math.log1p", "Log1p"): jnp.log1p,
+    ("Sin", "math.sin", "Sin"): jnp.sin,
+    ("Cos", "math.cos", "Cos"): jnp.cos,
+    ("Floor", "math.floor", "Floor"): jnp.floor,
+    ("Sign", "math.sign", "Sign"): jnp.sign,
+    ("Relu", "nn.relu", "Relu"): ACTIVATIONS["relu"],
+    ("Relu6", "nn.relu6", "Relu6"): ACTIVATIONS["relu6"],
+    ("Selu", "nn.selu", "Selu"): jax.nn.selu,
+    ("Sigmoid", "math.sigmoid", "Sigmoid"): jax.nn.sigmoid,
+    ("Silu", "nn.silu", ""): jax.nn.silu,
+    ("Softplus", "math.softplus", "Softplus"): jax.nn.softplus,
+    ("Softsign", "nn.softsign", "Softsign"): jax.nn.soft_sign,
+    ("Tanh", "math.tanh", "Tanh"): jnp.tanh,
+    ("Equal", "math.equal", "Equal"): jnp.equal,
+    ("NotEqual", "math.not_equal", "NotEqual"): jnp.not_equal,
+    ("Greater", "math.greater", "Greater"): jnp.greater,
+    ("GreaterEqual", "math.greater_equal", "GreaterEqual"): jnp.greater_equal,
+    ("Less", "math.less", "Less"): jnp.less,
+    ("LessEqual", "math.less_equal", "LessEqual"): jnp.less_equal,
+    ("LogicalAnd", "math.logical_and", "LogicalAnd"): jnp.logical_and,
+    ("LogicalOr", "math.logical_or", "LogicalOr"): jnp.logical_or,
+    ("LogicalNot", "math.logical_not", "LogicalNot"): jnp.logical_not,
+    ("Where", "where", "SelectV2"): jnp.where,
+    ("", "identity", "Identity"): lambda x: x,
+    ("StopGradient", "stop_gradient", "StopGradient"): jax.lax.stop_gradient,
+}
+
+
+def _broadcasting(function: Function) -> Function:
+    """Returns a function that takes arrays of any ranks, also where JAX is told to refuse that."""
+
+    def call(*arrays: Any) -> Any:
+        rank = max(map(jnp.ndim, arrays))
+        return function(
+            *(
+                a if n in (0, rank) else jnp.expand_dims(a, range(rank - n))
+                for a, n in zip(arrays, map(jnp.ndim, arrays))
+            )
+        )
+
+    return call
+
+
+_KERAS_3, _FUNCTIONS, _NODES = (
+    {
+        name: _broadcasting(function)
+        for names, function in _ELEMENTWISE.items()
+        for name in names[version].split()
+    }
+    for version in range(3)
+)
+
+
+# Functions with options.
+
+
+def _sizes(value: Any) -> Any:
+    """Returns an axis or size, or several of them."""
+    return tuple(map(operator.index, value)) if isinstance(value, list | tuple) else value
+
+
+def _reduction(reduce: Function) -> Function:
+    def reduced(x: Any, axis: Any = None, keepdims: Any = False) -> Any:
+        return reduce(x, axis=_sizes(axis), keepdims=bool(keepdims))
+
+    return reduced
+
+
+_mean, _sum, _max = _reduction(jnp.mean), _reduction(jnp.sum), _reduction(jnp.max)
+_min, _prod = _reduction(jnp.min), _reduction(jnp.prod)
+_logsumexp = _reduction(jax.nn.logsumexp)
+_any, _all = _reduction(jnp.any), _reduction(jnp.all)
+
+
+def _matmul(x: Any, y: Any, transpose_x: Any = False, transpose_y: Any = False) -> Any:
+    x = jnp.swapaxes(x, -1, -2) if transpose_x else x
+    return jnp.matmul(x, jnp.swapaxes(y, -1, -2) if transpose_y else y)
+
+
+def _reshape(x: Any, shape: Any) -> Any:
+    return jnp.reshape(x, _sizes(shape))
+
+
+def _transpose(x: Any, axes: Any = None) -> Any:
+    return jnp.transpose(x, _sizes(axes))
+
+
+def _concatenate(xs: Sequence[Any], axis: Any = 0) -> Any:
+    return jnp.concatenate(list(xs), axis=operator.index(axis))
+
+
+def _stack(xs: Sequence[Any], axis: Any = 0) -> Any:
+    return jnp.stack(list(xs), axis=operator.index(axis))
+
+
+def _expand_dims(x: Any, axis: Any) -> Any:
+    return jnp.expand_dims(x, _sizes(axis))
+
+
+def _squeeze(x: Any, axis: Any = None) -> Any:
+    return jnp.squeeze(x, _sizes(axis) or None if isinstance(axis, list | tuple) else axis)
+
+
+def _split(x: Any, sections: Any, axis: Any = 0) -> Any:
+    """Splits into equal parts, or at these places."""
+    return jnp.split(x, _sizes(sections), axis=operator.index(axis))
+
+
+def _split_sizes(x: Any, sizes: Any, axis: Any = 0) -> Any:
+    """Splits into equal parts, or parts of these sizes."""
+    if isinstance(sizes, list | tuple):
+        sizes = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
+    return _split(x, sizes, axis)
+
+
+def _pad(x: Any, widths: Any, mode: Any = "constant", constant_values: Any = None) -> Any:
+    mode = str(mode).lower()
+    if mode not in ("constant", "reflect", "symmetric"):
+        raise ValueError(f"the padding mode {mode!r} is not supported")
+    options = {"constant_values": constant_values or 0} if mode == "constant" else {}
+    pairs = [_sizes(pair) for pair in widths] if isinstance(widths, list | tuple) else widths
+    return jnp.pad(x, pairs, mode=mode, **options)
+
+
+def _cast(x: Any, dtype: Any) -> Any:
+    return jnp.asarray(x).astype(jnp.dtype(str(dtype)))
+
+
+def _convert(x: Any, dtype: Any = None, **others: Any) -> Any:
+    return jnp.asarray(x) if dtype is None else _cast(x, dtype)
+
+
+def _tile(x: Any, repeats: Any) -> Any:
+    return jnp.tile(x, _sizes(repeats))
+
+
+def _take(x: Any, indices: Any, axis: Any = 0) -> Any:
+    return jnp.take(x, jnp.asarray(indices), axis=axis)
+
+
+def _softmax(x: Any, axis: Any = -1) -> Any:
+    return jax.nn.softmax(x, axis=-1 if axis is None else _sizes(axis))
+
+
+def _log_softmax(x: Any, axis: Any = -1) -> Any:
+    return jax.nn.log_softmax(x, axis=-1 if axis is None else _sizes(axis))
+
+
+def _gelu(x: Any, approximate: Any = False) -> Any:
+    return jax.nn.gelu(x, approximate=bool(approximate))
+
+
+def _leaky_relu(x: Any, slope: Any = 0.2) -> Any:
+    return jnp.where(x >= 0, x, slope * x)
+
+
+def _l2_normalize(x: Any, axis: Any = None, epsilon: Any = 1e-12) -> Any:
+    total = jnp.sum(x * x, axis=_sizes(axis), keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(total, epsilon))
+
+
+def _normalize(x: Any, axis: Any, order: Any, epsilon: Any) -> Any:
+    if order != 2:
+        raise ValueError(f"the order {order!r} is not supported")
+    total = jnp.sum(x * x, axis=_sizes(axis), keepdims=True)
+    return x * jnp.minimum(jax.lax.rsqrt(total), 1 / (1e-7 if epsilon is None else epsilon))
+
+
+def _einsum(equation: Any) -> Function:
+    return lambda *arrays: jnp.einsum(equation, *arrays)
+
+
+# What Keras 3 calls them, and the options in its configs in the order above.
+_OPTIONS_3: Mapping[str, tuple[Function, tuple[str, ...]]] = {
+    "Mean": (_mean, ("axis", "keepdims")),
+    "Sum": (_sum, ("axis", "keepdims")),
+    "Max": (_max, ("axis", "keepdims")),
+    "Min": (_min, ("axis", "keepdims")),
+    "Prod": (_prod, ("axis", "keepdims")),
+    "Logsumexp": (_logsumexp, ("axis", "keepdims")),
+    "Any": (_any, ("axis", "keepdims")),
+    "All": (_all, ("axis", "keepdims")),
+    "Matmul": (_matmul, ()),
+    "Reshape": (_reshape, ("newshape",)),
+    "Transpose": (_transpose, ("axes",)),
+    "Swapaxes": (jnp.swapaxes, ("axis1", "axis2")),
+    "Concatenate": (_concatenate, ("axis",)),
+    "Stack": (_stack, ("axis",)),
+    "ExpandDims": (_expand_dims, ("axis",)),
+    "Squeeze": (_squeeze, ("axis",)),
+    "Split": (_split, ("indices_or_sections", "axis")),
+    "Pad": (_pad, ("pad_width", "mode")),
+    "Cast": (_cast, ("dtype",)),
+    "ConvertToTensor": (_convert, ("dtype",)),
+    "Clip": (jnp.clip, ("x_min", "x_max")),
+    "Tile": (_tile, ("repeats",)),
+    "Take": (_take, ("axis",)),
+    "OnesLike": (jnp.ones_like, ("dtype",)),
+    "ZerosLike": (jnp.zeros_like, ("dtype",)),
+    "Softmax": (_softmax, ("axis",)),
+    "LogSoftmax": (_log_softmax, ("axis",)),
+    "Gelu": (_gelu, ("approximate",)),
+    "LeakyRelu": (_leaky_relu, ("negative_slope",)),
+    "Normalize": (_normalize, ("axis", "order", "epsilon")),
+}
+
+# What TensorFlow calls them, and their arguments after the first, in the order above.
+_OPTIONS_2: Mapping[str, tuple[Function, tuple[str, ...]]] = {
+    "math.reduce_mean": (_mean, ("axis", "keepdims")),
+    "math.reduce_sum": (_sum, ("axis", "keepdims")),
+    "math.reduce_max": (_max, ("axis", "keepdims")),
+    "math.reduce_min": (_min, ("axis", "keepdims")),
+    "math.reduce_prod": (_prod, ("axis", "keepdims")),
+    "math.reduce_logsumexp": (_logsumexp, ("axis", "keepdims")),
+    "math.reduce_any": (_any, ("axis", "keepdims")),
+    "math.reduce_all": (_all, ("axis", "keepdims")),
+    "linalg.matmul": (_matmul, ("b", "transpose_a", "transpose_b")),
+    "reshape": (_reshape, ("shape",)),
+    "transpose": (_transpose, ("perm",)),
+    "concat": (_concatenate, ("axis",)),
+    "stack": (_stack, ("axis",)),
+    "expand_dims": (_expand_dims, ("axis",)),
+    "squeeze": (_squeeze, ("axis",)),
+    "split": (_split_sizes, ("num_or_size_splits", "axis")),
+    "pad": (_pad, ("paddings", "mode", "constant_values")),
+    "cast": (_cast, ("dtype",)),
+    "clip_by_value": (jnp.clip, ("clip_value_min", "clip_value_max")),
+    "tile": (_tile, ("multiples",)),
+    "gather": (_take, ("indices", "axis")),
+    "nn.softmax": (_softmax, ("axis",)),
+    "nn.log_softmax": (_log_softmax, ("axis",)),
+    "nn.gelu": (_gelu, ("approximate",)),
+    "nn.leaky_relu": (_leaky_relu, ("alpha",)),
+    "math.l2_normalize": (_l2_normalize, ("axis", "epsilon")),
+}
+
+# Nodes: the attributes that are options, in the order above after the arrays. Reductions, shapes
+# and axes are arrays there, constants in the config.
+_OPTIONS_1: Mapping[str, tuple[Function, tuple[str, ...]]] = {
+    "Mean": (_mean, ("keep_dims",)),
+    "Sum": (_sum, ("keep_dims",)),
+    "Max": (_max, ("keep_dims",)),
+    "Min": (_min, ("keep_dims",)),
+    "Prod": (_prod, ("keep_dims",)),
+    "MatMul": (_matmul, ("transpose_a", "transpose_b")),
+    "BatchMatMul": (_matmul, ("adj_x", "adj_y")),
+    "BatchMatMulV2": (_matmul, ("adj_x", "adj_y")),
+    "Reshape": (_reshape, ()),
+    "Transpose": (_transpose, ()),
+    "ConcatV2": (lambda *xs: _concatenate(xs[:-1], xs[-1]), ()),
+    "Pack": (lambda *xs: _stack(xs[:-1], xs[-1]), ("axis",)),
+    "ExpandDims": (_expand_dims, ()),
+    "Squeeze": (_squeeze, ("squeeze_dims",)),
+    "Split": (lambda axis, x, parts: _split(x, parts, axis), ("num_split",)),
+    "Pad": (_pad, ()),
+    "Cast": (_cast, ("DstT",)),
+    "Tile": (_tile, ()),
+    "GatherV2": (_take, ()),
+    "Softmax": (_softmax, ()),
+    "LeakyRelu": (_leaky_relu, ("alpha",)),
+}
+
+
+def _operation(name: str) -> Callable[[Config], Function]:
+    """An operation of Keras 3."""
+    if name in _KERAS_3:
+        return lambda config: _KERAS_3[name]
+    function, options = _OPTIONS_3[name]
+
+    def make(config: Config) -> Function:
+        values = [config[option] for option in options]
+        return lambda *arrays, **others: function(*arrays, *values, **others)
+
+    return make
+
+
+def _call_of_function(config: Config) -> Function:
+    """A call of a function of TensorFlow's."""
+    name = str(config["function"]).removeprefix("compat.v1.")
+    if name in _FUNCTIONS:
+        return lambda x, **others: _FUNCTIONS[name](x, *(_array(y, x) for y in others.values()))
+    if name not in _OPTIONS_2:
+        raise ValueError(f"the operation {config['function']!r} is not supported")
+    function, options = _OPTIONS_2[name]
+
+    def call(x: Any, **given: Any) -> Any:
+        others = {k: v for k, v in given.items() if k not in options and v not in (False, 0)}
+        if others:
+            raise ValueError(f"{name}: the options {others} are not supported")
+        values = [given[option] for option in options if option in given]
+        if list(options[: len(values)]) != [option for option in options if option in given]:
+            raise ValueError(f"{name}: expected the options {options} in their order")
+        return function(x, *values)
+
+    return call
+
+
+def _array(value: Any, like: Any) -> Any:
+    """Returns a list of numbers from a config as an array for computing with another one."""
+    if not isinstance(value, list | tuple):
+        return value
+    array = np.asarray(value)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        return jnp.asarray(array)
+    dtype = jnp.result_type(like)
+    return jnp.asarray(array, dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.float32)
+
+
+def _node(config: Config) -> Function:
+    """An operation whose inputs that are constants are in its config, by position."""
+    node = config["node_def"]
+    name = node["op"]
+    constants = {int(position): value for position, value in config["constants"].items()}
+    values: list[Any] = []
+    if name == "StridedSlice":
+        function: Function = _strided_slice(node["attr"])
+    elif name in _OPTIONS_1:
+        function, options = _OPTIONS_1[name]
+        values = [_attribute(node["attr"][option]) for option in options]
+    elif name in _NODES:
+        function = _NODES[name]
+    else:
+        raise ValueError(f"the operation {name!r} is not supported")
+
+    def call(x: Any) -> Any:
+        arrays = list(x) if isinstance(x, list) else [x]
+        like = arrays[0]
+        for position in sorted(constants):
+            value = constants[position]
+            arrays.insert(position, _array(value, like) if name in _NODES else value)
+        return function(*arrays, *values)
+
+    return call
+
+
+_TYPES = {"DT_FLOAT": "float32", "DT_INT32": "int32", "DT_BOOL": "bool", "DT_HALF": "float16"}
+
+
+def _attribute(value: Mapping[str, Any]) -> Any:
+    """Returns the value of a node's attribute, as TensorFlow's JSON has it."""
+    ((kind, content),) = value.items()
+    if kind == "list":
+        return [int(number) for number in content["i"]]
+    if kind == "i":
+        return int(content)
+    return _TYPES[content] if kind == "type" else content
+
+
+def _strided_slice(attributes: Mapping[str, Any]) -> Function:
+    """Indexing; bits of masks say what of ``begin``, ``end`` and ``strides`` counts."""
+    masks = {name: int(attributes[name]["i"]) for name in attributes if name.endswith("_mask")}
+    if masks["ellipsis_mask"] or masks["new_axis_mask"]:
+        raise ValueError("an index with ... or a new axis is not supported")
+
+    def index(x: Any, begin: Any, end: Any, strides: Any) -> Any:
+        items: list[Any] = []
+        for axis, (first, last, step) in enumerate(zip(begin, end, strides)):
+            bits = {name: mask >> axis & 1 for name, mask in masks.items()}
+            start = None if bits["begin_mask"] else first
+            stop = None if bits["end_mask"] else last
+            items.append(first if bits["shrink_axis_mask"] else slice(start, stop, step))
+        return x[tuple(items)]
+
+    return index
+
+
+def _slicing(x: Any, slice_spec: Any) -> Any:
+    """Indexes, with slices as Keras 3 has them or as TensorFlow wrote them."""
+    items = slice_spec if isinstance(slice_spec, list) else [slice_spec]
+    return x[tuple(map(_index, items))]
+
+
+def _index(item: Any) -> Any:
+    if isinstance(item, Mapping):
+        return slice(item["start"], item["stop"], item["step"])
+    if item is None or isinstance(item, int | slice):
+        return item
+    raise ValueError(f"the index {item!r} is not supported")
+
+
+OPERATIONS: dict[str, Callable[[Config], Function]] = {
+    **{f"ops.{name}": _operation(name) for name in (*_KERAS_3, *_OPTIONS_3)},
+    "ops.Einsum": lambda config: _einsum(config["subscripts"]),
+    "ops.GetItem": lambda config: _slicing,
+    "TFOpLambda": _call_of_function,
+    "SlicingOpLambda": lambda config: _slicing,
+    "TensorFlowOpLayer": _node,
+}

@@ -1,0 +1,10 @@
+"""The arrays of a file as those of Flax and back, whichever layout the file has.
+
+In comes an open file; out come layers with their arrays, and the other way round. ``layouts`` says
+which layers a file has, ``positions`` finds them where they are named by class and position, and
+``config`` checks configs that strangers wrote. ``infer`` says what class a layer is of where the
+file does not, ``shapes`` whether its arrays fit each other, ``convert`` what they are in Flax, and
+``layers`` does all three for every layer. ``write`` makes new files, ``copy`` files like another.
+
+Where to add: what the arrays of a layer are in Flax is one entry in ``convert``.
+"""

@@ -1,0 +1,118 @@
+"""A file like another, with other arrays and all the rest as it was."""
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from typing import IO, Any
+
+import h5py
+import numpy as np
+
+from dogwood_jax._base.problems import listed
+from dogwood_jax.keras_h5._files.hdf5 import Group, read_text
+from dogwood_jax.keras_h5._files.source import CONFIG, METADATA, WEIGHTS, NotSavable, Source
+from dogwood_jax.keras_h5._weights.config import as_in
+from dogwood_jax.keras_h5._weights.layouts import Contents
+from dogwood_jax.keras_h5._weights.write import write_array, write_text
+
+_OPTIMIZER = ("/optimizer_weights", "/optimizer")
+
+
+def copied(
+    source: Source,
+    old: Contents,
+    new: Contents,
+    arrays: Mapping[str, Mapping[str, np.ndarray]],
+    draft: IO[bytes],
+) -> None:
+    """Writes the new file into a draft.
+
+    Args:
+        source: the old file.
+        old: what it holds.
+        new: what the new one shall hold: the same layers, with their configs.
+        arrays: its arrays, by layer and name.
+        draft: what is written to.
+
+    Raises:
+        NotSavable: if weights that are one array of the old file now differ.
+    """
+    replacements = _replacements(old, arrays)
+    grown = any(
+        arrays[layer.name][name].shape != dataset.shape
+        for layer in old.layers
+        for name, dataset in layer.weights.items()
+    )
+    weights = draft if old.layout != "keras" else io.BytesIO()
+    with h5py.File(weights, "w") as file:
+        _copy(source.weights, file, replacements, _OPTIMIZER if grown else ())
+        if old.layout != "keras" and new.config != old.config:
+            original = json.loads(read_text(source.weights, "model_config") or "")
+            text = json.dumps(as_in(original, new.config))
+            write_text(file, "model_config", text, source.weights)
+    if old.layout == "keras":
+        config = source.config if new.config == old.config else json.dumps(new.config)
+        with zipfile.ZipFile(draft, "w") as archive:
+            archive.writestr(METADATA, source.metadata or "{}")
+            archive.writestr(CONFIG, config or "")
+            archive.writestr(WEIGHTS, weights.getbuffer())  # type: ignore[attr-defined]
+            for name, content in source.others():
+                archive.writestr(name, content)
+
+
+def _replacements(
+    old: Contents, arrays: Mapping[str, Mapping[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """Returns the new arrays by where the old ones are in the file, links followed."""
+    replacements: dict[str, np.ndarray] = {}
+    first: dict[str, str] = {}
+    problems = []
+    for layer in old.layers:
+        for name, dataset in layer.weights.items():
+            place, array = dataset.name, arrays[layer.name][name]
+            if place not in replacements:
+                replacements[place], first[place] = array, f"{layer.name}/{name}"
+            elif not _same(array, replacements[place]):
+                problems.append(
+                    f"{layer.name}/{name}: expected the values of {first[place]}, for links of "
+                    f"the file make both one array, {place}; found others; give both the same, "
+                    "or choose another layout, which keeps them apart"
+                )
+    if problems:
+        raise NotSavable(listed("cannot save these variables", problems))
+    return replacements
+
+
+def _same(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two arrays are the same to the last bit, NaN included."""
+    return (
+        one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+    )
+
+
+def _copy(
+    old: Group, new: Group, replacements: Mapping[str, np.ndarray], left_out: tuple[str, ...]
+) -> None:
+    """Copies a group with all that is in it, other arrays in place of those replaced."""
+    _copy_attributes(old, new)
+    for name in old:
+        place = f"{old.name.rstrip('/')}/{name}"
+        link = old.get(name, getlink=True)
+        inside = any(replaced.startswith(f"{place}/") for replaced in replacements)
+        if place in left_out and not inside:
+            continue
+        if not isinstance(link, h5py.HardLink):
+            new[name] = link  # not what it points to, perhaps in another file
+        elif place in replacements:
+            _copy_attributes(old[name], write_array(new, name, replacements[place]))
+        elif inside:
+            _copy(old[name], new.create_group(name), replacements, left_out)
+        else:
+            old.copy(name, new)
+
+
+def _copy_attributes(old: Any, new: Any) -> None:
+    for name, value in old.attrs.items():
+        # With the type of the file, which NumPy's array of names does not know.
+        new.attrs.create(name, value, dtype=old.attrs.get_id(name).dtype)

@@ -1,0 +1,240 @@
+"""What a file of Keras holds: its layers and their arrays, whichever layout it has.
+
+| layout | written by | recognised by |
+|---|---|---|
+| ``"h5"`` | ``model.save_weights("x.h5")`` of Keras 1 and 2 | the attribute layer_names |
+| ``"model.h5"`` | ``model.save("x.h5")`` | the group model_weights |
+| ``"weights.h5"`` | ``model.save_weights("x.weights.h5")`` of Keras 3 | neither of them |
+| ``"keras"`` | ``model.save("x.keras")`` | an archive, or its folder, with config.json |
+
+The first two are those of Keras 1 and 2::
+
+    /                           attributes layer_names, backend, keras_version
+    /dense_1                    attribute weight_names: dense_1/kernel:0, dense_1/bias:0
+    /dense_1/dense_1/kernel:0   float32 [in, out]
+    /dense_1/dense_1/bias:0     float32 [out]
+    /flatten                    attribute weight_names, empty: a layer without weights
+
+The attributes alone say what a file holds and in which order; HDF5 itself lists by the alphabet,
+biases before kernels. The other two name layers by class and position: see ``positions``.
+"""
+
+import os
+import reprlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dogwood_jax.keras_h5._files.hdf5 import (
+    Dataset,
+    Group,
+    Tree,
+    checked_array,
+    find,
+    member,
+    misplaced,
+    read_names,
+    read_text,
+    read_tree,
+)
+from dogwood_jax.keras_h5._files.source import CONFIG, METADATA, Source, parsed
+from dogwood_jax.keras_h5._weights import positions
+from dogwood_jax.keras_h5._weights.config import checked_config, entries_of
+from dogwood_jax.keras_h5._weights.convert import Config, layer_name
+from dogwood_jax.keras_h5._weights.layers import Layer, make_layer
+
+LAYOUTS = ("h5", "model.h5", "weights.h5", "keras")
+
+# Weights of the model itself, outside its layers: a group that Keras leaves out of layer_names.
+TOP_LEVEL = "top_level_model_weights"
+
+# Groups of Keras 3's weights files that hold no layers.
+_NOT_LAYERS = {"optimizer", "metrics", "loss_tracker", "compile_metrics", "seed_generator"}
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a file holds.
+
+    Attributes:
+        layout: one of ``LAYOUTS``.
+        keras_version: of the Keras that wrote it, where it says so.
+        backend: likewise.
+        config: the model's, ``{"class_name": ..., "config": ...}``, or ``None``.
+        layers: the layers in the model's order.
+        optimizer: the optimizer's arrays in its order, by their names in the file.
+        optimizer_class: its class, ``"Adam"`` or as in names ``"adam"``, where the file says so.
+        optimizer_config: its config, empty where the file does not have it.
+    """
+
+    layout: str
+    keras_version: str | None
+    backend: str | None
+    config: Config | None
+    layers: tuple[Layer, ...]
+    optimizer: Mapping[str, Dataset]
+    optimizer_class: str | None
+    optimizer_config: Config
+
+
+def contents(source: Source) -> Contents:
+    """Returns what an open file holds, with its arrays unread.
+
+    Raises:
+        KerasFileError: if it holds no Keras weights, or contradicts itself.
+    """
+    root = source.weights
+    if source.config is not None:
+        config = parsed(source.config, CONFIG, source.limit)
+        metadata = parsed(source.metadata or "{}", METADATA, source.limit)
+        tree = read_tree(root)
+        optimizer_class, optimizer_config = _compiled(config.get("compile_config"))
+        return Contents(
+            "keras",
+            _text(metadata.get("keras_version")),
+            None,
+            checked_config(config, CONFIG),
+            _positioned(tree, config),
+            _optimizer(tree),
+            optimizer_class or _optimizer_name(tree),
+            optimizer_config,
+        )
+    whole = "model_weights" in root
+    group = member(root, "model_weights", "Group") if whole else root
+    names = read_names(group, "layer_names")
+    if names is None and whole:
+        raise misplaced(group, "an attribute layer_names", "none")
+    if names is None:
+        return _weights_of_keras_3(root)
+    config_text = read_text(root, "model_config")
+    model: Config | None = None
+    if config_text is not None:
+        place = "attribute model_config"
+        model = checked_config(parsed(config_text, place, source.limit), place, names)
+    training, place = read_text(root, "training_config"), "attribute training_config"
+    return Contents(
+        "model.h5" if whole else "h5",
+        read_text(group, "keras_version") or read_text(root, "keras_version"),
+        read_text(group, "backend"),
+        model,
+        _named(group, names, model),
+        _slots(root),
+        *_compiled(None if training is None else parsed(training, place, source.limit)),
+    )
+
+
+def _weights_of_keras_3(root: Group) -> Contents:
+    tree = read_tree(root)
+    layers = _positioned(tree, None)
+    if not any(layer.weights for layer in layers):
+        raise misplaced(
+            root,
+            "an attribute layer_names, as in files that Keras 1 and 2 write, or groups of layers "
+            "with their arrays in vars/0, vars/1, ..., as Keras 3 writes them",
+            "neither",
+        )
+    return Contents("weights.h5", None, None, None, layers, _optimizer(tree), None, {})
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _compiled(training: Any) -> tuple[str | None, Config]:
+    """Returns the optimizer's class and config from what a model was compiled with."""
+    described = training if isinstance(training, Mapping) else {}
+    described = described.get("optimizer", described.get("optimizer_config"))
+    if not isinstance(described, Mapping):
+        return _text(described), {}
+    config = described.get("config")
+    return _text(described.get("class_name")), config if isinstance(config, Mapping) else {}
+
+
+def _optimizer_name(tree: Tree) -> str | None:
+    """Returns the optimizer's class as Keras 3.6 and later name it, where nothing else does."""
+    optimizer = tree.part("optimizer")
+    name = None if optimizer is None else positions.own_name(optimizer)
+    return None if name is None else positions.stem(name)
+
+
+# Layouts of Keras 1 and 2.
+
+
+def _named(group: Group, names: Sequence[str], config: Config | None) -> tuple[Layer, ...]:
+    """Returns the layers that attributes list."""
+    described = {layer_name(layer): layer for layer in entries_of(config)}
+    listed = [*names, TOP_LEVEL] if find(group, TOP_LEVEL) is not None else names
+    layers = []
+    for name in listed:
+        place = member(group, name, "Group")
+        weights = _listed_weights(place)
+        if name == TOP_LEVEL and not weights:
+            continue  # Keras writes the group always; empty, it is no layer
+        entry = described.get(name, {"class_name": None, "config": {}})
+        layers.append(make_layer(name, entry["class_name"], entry["config"], weights))
+    return tuple(layers)
+
+
+def _listed_weights(group: Group) -> dict[str, Dataset]:
+    """Returns the arrays that a layer's attribute lists, by their names within the layer."""
+    names = read_names(group, "weight_names")
+    if names is None:
+        raise misplaced(group, "an attribute weight_names", "none")
+    paths = [tuple(name.removesuffix(":0").split("/")) for name in names]
+    # A variable's name may begin with that of another layer, model or cell; what all weights
+    # of a layer share tells nothing.
+    shared = len(os.path.commonprefix([path[:-1] for path in paths]))
+    paths = [path[shared:] for path in paths]
+    inner = {path[:n] for path in paths for n in range(1, len(path))}
+    if len({*paths} - inner) < len(names):
+        raise misplaced(group, "weight_names of distinct weights", reprlib.repr(names))
+    return {"/".join(path): member(group, name, "Dataset") for name, path in zip(names, paths)}
+
+
+def _slots(root: Group) -> dict[str, Dataset]:
+    """Returns the optimizer's arrays in a whole-model file."""
+    if find(root, "optimizer_weights") is None:
+        return {}
+    group = member(root, "optimizer_weights", "Group")
+    names = read_names(group, "weight_names") or []
+    return {name: checked_array(member(group, name, "Dataset")) for name in names}
+
+
+# Layouts of Keras 3.
+
+
+def _positioned(tree: Tree, config: Config | None) -> tuple[Layer, ...]:
+    """Returns the layers of a file that names them by class and position."""
+    layers = []
+    own = positions.variables(tree)
+    # The config of a model of the user's own class may tell nothing of the layers in it.
+    known_layers = config is not None and "layers" in config["config"]
+    for container in filter(None, map(tree.part, positions.CONTAINERS)):
+        entries = entries_of(config) if known_layers else None
+        for name, class_name, details, place in positions.members(container, entries):
+            known = details if entries else None
+            weights = {} if place is None else positions.arrays(place, class_name, known)
+            layers.append(make_layer(name, class_name, details or {}, weights))
+    if config and not layers:
+        layers = [
+            make_layer(layer_name(layer), layer["class_name"], layer["config"], {})
+            for layer in entries_of(config)
+        ]
+    for name, item in tree.inside.items():
+        if name in {"vars", *positions.CONTAINERS} or name.lstrip("_") in _NOT_LAYERS:
+            continue
+        if isinstance(item, Tree) and (weights := positions.arrays(item, None, None)):
+            layers.append(_attribute(name, weights))
+    if own:
+        layers.append(make_layer(TOP_LEVEL, None, {}, own))
+    return tuple(layers)
+
+
+def _attribute(name: str, weights: Mapping[str, Dataset]) -> Layer:
+    """Returns what a model of the user's own class has under one of its attributes."""
+    return make_layer(name, None, {}, positions.named_by_shape(weights))
+
+
+def _optimizer(tree: Tree) -> dict[str, Dataset]:
+    optimizer = tree.part("optimizer")
+    return {} if optimizer is None else positions.variables(optimizer)

@@ -1,0 +1,280 @@
+"""Groups of Keras 3's weights files, which name layers by class and position.
+
+::
+
+    /layers/dense/vars/0                    the kernel of the first Dense layer, whatever its name
+    /layers/dense_1/vars/0, 1               kernel and bias of the second one
+    /layers/lstm/cell/vars/0, 1, 2          layers inside layers go by the attribute that holds them
+    /layers/functional/layers/dense/vars/0  models inside models count anew
+    /optimizer/vars/0, 1, ...
+
+TensorFlow 2.12 called the container ``_layer_checkpoint_dependencies`` and counted every layer with
+weights twice. From Keras 3.6 on ``vars`` has an attribute ``name``, the layer's. Without it and
+without the model's config, the layers' own names are not in the file.
+"""
+
+import re
+from collections.abc import Container, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from dogwood_jax.keras_h5._files.hdf5 import Dataset, Tree, checked_array, misplaced, read_text
+from dogwood_jax.keras_h5._weights.convert import (
+    BY_GATES,
+    MODELS,
+    WEIGHTS,
+    Config,
+    layer_name,
+    layers_of,
+)
+
+CONTAINERS = ("layers", "_layer_checkpoint_dependencies")
+
+
+class Member(NamedTuple):
+    """A layer in a container: ``config`` and ``tree`` are ``None`` where the file has none."""
+
+    name: str
+    class_name: str | None
+    config: Config | None
+    tree: Tree | None
+
+
+# Classes that have another name in Keras itself than in its configs.
+_OWN_NAMES = {"GroupQueryAttention": "GroupedQueryAttention"}
+
+
+def snake_case(class_name: str) -> str:
+    """Returns what Keras calls the group of a class: ``Conv2DTranspose`` is conv2d_transpose."""
+    name = re.sub(r"\W+", "", class_name.rpartition(">")[2])
+    name = _OWN_NAMES.get(name, name)
+    name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
+    return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
+
+
+_CLASSES = {snake_case(name): name for name in WEIGHTS}
+
+
+def class_named(name: str) -> str | None:
+    """Returns the class that Keras itself gives a name like this, ``dense_12``."""
+    return _CLASSES.get(stem(name))
+
+
+def stem(name: str) -> str:
+    """Returns a name without the number with which Keras tells layers of one class apart."""
+    return re.sub("_[0-9]+$", "", name)
+
+
+def variables(tree: Tree) -> dict[str, Dataset]:
+    """Returns a layer's own arrays by number, in order."""
+    own = tree.part("vars")
+    if own is None:
+        return {}
+    found = own.inside
+    for name, item in found.items():
+        kind = "Group" if isinstance(item, Tree) else type(item).__name__
+        if kind != "Dataset":
+            raise misplaced(own.group, f"a Dataset {name!r}", f"a {kind}")
+        checked_array(item)
+    numbers = sorted(int(name) for name in found if name.isdecimal())
+    if numbers != list(range(len(numbers))):
+        raise misplaced(own.group, "arrays 0, 1, ... without a gap", ", ".join(sorted(found)))
+    others = sorted(name for name in found if not name.isdecimal())
+    return {name: found[name] for name in (*map(str, numbers), *others)}
+
+
+def members(container: Tree, entries: Sequence[Config] | None) -> list[Member]:
+    """Returns the layers in a container, in the model's order where its config tells.
+
+    Args:
+        container: the group ``layers``.
+        entries: configs of the model's layers, or ``None`` if they are not known.
+    """
+    if entries is None:
+        return [
+            Member(name, *described(tree, class_named(group_name)), tree)
+            for name, (group_name, tree) in named(container).items()
+        ]
+    groups = _groups(container)
+    found = []
+    twice = groups if container.group.name.endswith(CONTAINERS[1]) else ()
+    for entry, group_name in zip(entries, list(positions(entries, twice))):
+        tree = groups.pop(group_name, None)
+        found.append(Member(layer_name(entry), entry["class_name"], entry["config"], tree))
+    for name, tree in groups.items():
+        if _holds_arrays(tree):
+            raise misplaced(container.group, "only layers that the model's config has", repr(name))
+    return found
+
+
+def named(container: Tree) -> dict[str, tuple[str, Tree]]:
+    """Returns the groups of layers, with their names in the container, by the layers' own names."""
+    groups = _groups(container)
+    names = {n: own_name(tree) or n for n, tree in groups.items()}
+    if len({*names.values()}) < len(names):
+        names = {n: n for n in names}
+    return {names[n]: (n, groups[n]) for n in sorted(groups, key=_numbered)}
+
+
+def own_name(tree: Tree) -> str | None:
+    """Returns the name that Keras 3.6 and later give a layer or an optimizer itself."""
+    own = tree.part("vars")
+    name = None if own is None else read_text(own.group, "name")
+    return name or None
+
+
+def _groups(tree: Tree) -> dict[str, Tree]:
+    return {name: item for name, item in tree.inside.items() if isinstance(item, Tree)}
+
+
+def positions(entries: Sequence[Config], counted_twice: Container[str] = ()) -> Iterator[str]:
+    """Yields the names of the layers' groups.
+
+    Args:
+        entries: configs of the model's layers.
+        counted_twice: groups that take two numbers, as in TensorFlow 2.12.
+    """
+    used: dict[str, int] = {}
+    for entry in entries:
+        kind = snake_case(entry["class_name"])
+        number = used.get(kind, 0)
+        name = f"{kind}_{number}" if number else kind
+        yield name
+        used[kind] = number + (2 if name in counted_twice else 1)
+
+
+def arrays(tree: Tree, class_name: str | None, config: Config | None) -> dict[str, Dataset]:
+    """Returns all arrays of a layer: ``"0"``, ``"cell/0"``, of models inside ``"dense_1/0"``."""
+    found = variables(tree)
+    for name, item in _groups(tree).items():
+        if name == "vars":
+            continue
+        if name not in CONTAINERS:
+            entry = inner(config or {}, name)
+            inside = [Member(name, entry.get("class_name"), entry.get("config"), item)]
+        elif class_name in MODELS and config:
+            inside = members(item, layers_of(config))
+        else:
+            inside = [Member(n, None, None, part) for n, (_, part) in named(item).items()]
+        for layer in inside:
+            if layer.tree is not None:
+                # What is only inferred does not say how the groups in it are called.
+                within = arrays(layer.tree, layer.class_name, config and layer.config)
+                found |= {f"{layer.name}/{n}": dataset for n, dataset in within.items()}
+    return found
+
+
+def inner(config: Config, attribute: str) -> Config:
+    """Returns the description of the layer that a wrapper has under an attribute, if known."""
+    keys = {"forward_layer": ("layer",), "backward_layer": ("backward_layer", "layer")}
+    for key in keys.get(attribute, (attribute,)):
+        if isinstance(config, Mapping) and isinstance(config.get(key), Mapping):
+            return dict(config[key])
+    return {}
+
+
+def _holds_arrays(tree: Tree) -> bool:
+    return any(not isinstance(i, Tree) or _holds_arrays(i) for i in tree.inside.values())
+
+
+def _numbered(name: str) -> tuple[str, int]:
+    stem, _, number = name.rpartition("_")
+    return (stem, int(number)) if stem and number.isdecimal() else (name, 0)
+
+
+# Where there is no config: what can be told for certain from the class and the arrays' shapes.
+
+
+def described(tree: Tree, class_name: str | None) -> tuple[str | None, Config | None]:
+    """Returns a layer's class and as much of its config as conversion needs, or twice ``None``."""
+    inside = _groups(tree)
+    container = next((inside[name] for name in CONTAINERS if name in inside), None)
+    if class_name in MODELS and container is not None:
+        layers = [
+            {"class_name": layer.class_name, "config": {**(layer.config or {}), "name": layer.name}}
+            for layer in members(container, None)
+        ]
+        return class_name, {"layers": layers}
+    shapes = {name: tuple(d.shape) for name, d in arrays(tree, class_name, None).items()}
+    if class_name is None:
+        class_name = class_named(own_name(tree) or "")
+    config = config_of(class_name, shapes)
+    return (None, None) if config is None else (class_name, config)
+
+
+def config_of(class_name: str | None, shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
+    """Returns what a class and the shapes of its arrays say of its config; ``None`` if too little.
+
+    Example:
+        >>> config_of("BatchNormalization", {str(i): (8,) for i in range(4)})
+        {'scale': True, 'center': True}
+        >>> config_of("BatchNormalization", {str(i): (8,) for i in range(3)})  # scale or center?
+    """
+    count = len(shapes)
+    if class_name in ("BatchNormalization", "SyncBatchNormalization"):
+        return {"scale": count == 4, "center": count == 4} if count in (2, 4) else None
+    if class_name in ("LayerNormalization", "GroupNormalization"):
+        return {} if count == 2 else None
+    if class_name in BY_GATES.values():
+        return _recurrent(shapes)[1]
+    if class_name == "RNN":
+        kind, cell = _recurrent(shapes)
+        return None if kind is None else {"cell": {"class_name": f"{kind}Cell", "config": cell}}
+    if class_name == "Bidirectional":
+        ways = [
+            _recurrent({n.partition("/")[2]: s for n, s in shapes.items() if n.startswith(way)})
+            for way in ("forward_layer/", "backward_layer/")
+        ]
+        if any(kind is None for kind, _ in ways):
+            return None
+        layers = ({"class_name": kind, "config": config} for kind, config in ways)
+        return dict(zip(("layer", "backward_layer"), layers))
+    if class_name == "TimeDistributed":
+        within = {n.partition("/")[2]: shape for n, shape in shapes.items()}
+        dense = _is_kernel_and_bias(within) and len(within["0"]) == 2
+        return {"layer": {"class_name": "Dense", "config": {}}} if dense else None
+    if class_name in ("MultiHeadAttention", "GroupQueryAttention", "GroupedQueryAttention"):
+        gated = any("gate_dense" in name for name in shapes)
+        full = 10 if gated else 8
+        return (
+            {"use_bias": count == full, "use_gate": gated} if count in (full // 2, full) else None
+        )
+    if class_name in WEIGHTS and class_name not in MODELS:
+        full = len(WEIGHTS[class_name]({}))
+        config: dict[str, Any] = {"use_bias": count == full}
+        if class_name.startswith(("Depthwise", "Separable")) and "0" in shapes:
+            config |= {"depth_multiplier": shapes["0"][-1]}
+        return config if count in (full - 1, full) else None
+    return None
+
+
+def _recurrent(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str | None, Config | None]:
+    kernels = [shapes.get(f"cell/{i}", ()) for i in (0, 1)]
+    if any(len(shape) != 2 for shape in kernels) or not kernels[1][0]:
+        return None, None
+    bias = shapes.get("cell/2")
+    class_name = BY_GATES.get(kernels[1][1] // kernels[1][0])
+    config = {"use_bias": bias is not None}
+    if class_name == "GRU" and bias is not None:
+        config["reset_after"] = len(bias) == 2
+    return class_name, None if class_name is None else config
+
+
+def _is_kernel_and_bias(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    if shapes.keys() != {"0", "1"}:
+        return False
+    kernel, bias = shapes["0"], shapes["1"]
+    return len(kernel) > 1 and bias == kernel[-1:]
+
+
+def named_by_shape(weights: Mapping[str, Dataset]) -> dict[str, Dataset]:
+    """Calls pairs of arrays kernel and bias where their shapes leave no doubt."""
+    holders: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, dataset in weights.items():
+        holder, _, number = name.rpartition("/")
+        holders.setdefault(holder, {})[number] = tuple(dataset.shape)
+    names = {}
+    for name in weights:
+        holder, slash, number = name.rpartition("/")
+        if _is_kernel_and_bias(holders[holder]):
+            names[name] = f"{holder}{slash}{'kernel' if number == '0' else 'bias'}"
+    return {names.get(name, name): dataset for name, dataset in weights.items()}

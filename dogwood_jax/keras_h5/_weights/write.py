@@ -1,0 +1,173 @@
+"""New files, in any of the layouts."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import IO, Any
+
+import h5py
+import numpy as np
+
+from dogwood_jax.keras_h5._files.hdf5 import BFLOAT16, OPAQUE16, Dataset, Group
+from dogwood_jax.keras_h5._weights.convert import MODELS, Config, layer_name, layers_of, layout
+from dogwood_jax.keras_h5._weights.layouts import TOP_LEVEL, Contents
+from dogwood_jax.keras_h5._weights.positions import class_named, inner, positions, stem
+
+# What Keras calls weights of layers that are not known here, in its order.
+_WEIGHT_ORDER = (
+    *("depthwise_kernel", "pointwise_kernel", "kernel", "recurrent_kernel"),
+    *("gamma", "scale", "bias", "beta", "moving_mean", "moving_variance"),
+)
+
+# What files without a model to imitate say of themselves: the last Keras 2 of that name. Keras
+# treats files of all versions from 2.0 on alike.
+_ORIGIN = {"keras_version": "2.15.0", "backend": "tensorflow"}
+
+_ATTRIBUTE_LIMIT = 64512  # bytes; Keras splits longer attributes over name0, name1, ...
+
+Arrays = Mapping[str, Mapping[str, np.ndarray]]
+
+
+def layer_order(names: Iterable[str]) -> list[str]:
+    """Returns the layers in the dict's order, or numbers by value where JAX has sorted it."""
+    layers = list(names)
+    if layers != sorted(layers):
+        return layers
+    return sorted(layers, key=lambda name: re.sub("[0-9]+", lambda n: n[0].zfill(9), name))
+
+
+def weight_position(name: str) -> int:
+    """Returns where a weight of an unknown layer comes among the others."""
+    return _WEIGHT_ORDER.index(name) if name in _WEIGHT_ORDER else len(_WEIGHT_ORDER)
+
+
+def told(
+    name: str, class_name: str | None, config: Config, weights: Mapping[str, np.ndarray]
+) -> tuple[str | None, Config]:
+    """Returns a layer's class, as its name and the axes of its kernel tell it further."""
+    kernel = weights.get("kernel")
+    if class_name == "Dense" and kernel is not None and 3 <= kernel.ndim <= 5:
+        class_name = f"Conv{kernel.ndim - 2}D"
+    hint = class_named(name)
+    if hint and {w.name for w in layout(hint, config)} == weights.keys():
+        class_name = hint
+    return class_name, config
+
+
+def write(draft: IO[bytes], new: Contents, arrays: Arrays) -> None:
+    """Writes a file that holds these layers with these arrays, in the layout of ``new``."""
+    with h5py.File(draft, "w") as file:
+        if new.layout == "weights.h5":
+            _write_positions(file, new, arrays)
+        elif new.layout == "h5":
+            _write_names_and_weights(file, new, arrays)
+        else:
+            file.attrs["model_config"] = json.dumps(new.config)
+            _write_origin(file, new)
+            _write_names_and_weights(file.create_group("model_weights"), new, arrays)
+
+
+# Layouts of Keras 1 and 2.
+
+_IN_ATTENTION = {f"{part}_dense": part for part in ("query", "key", "value")}
+_IN_ATTENTION["output_dense"] = "attention_output"
+
+
+def _write_names_and_weights(group: Group, new: Contents, arrays: Arrays) -> None:
+    names = [layer.name for layer in new.layers if layer.name != TOP_LEVEL]
+    _write_names(group, "layer_names", names)
+    _write_origin(group, new)
+    for layer in new.layers:
+        place = group.require_group(layer.name)
+        weights = {
+            f"{layer.name}/{_variable_name(layer.class_name, name)}:0": array
+            for name, array in arrays[layer.name].items()
+        }
+        _write_names(place, "weight_names", list(weights))
+        for name, array in weights.items():
+            write_array(place, name, array)
+
+
+def _variable_name(class_name: str | None, name: str) -> str:
+    if class_name == "MultiHeadAttention":
+        part, _, weight = name.partition("/")
+        return f"{_IN_ATTENTION.get(part, part)}/{weight}"
+    return name
+
+
+def _write_origin(group: Group, new: Contents) -> None:
+    given = {"keras_version": new.keras_version, "backend": new.backend}
+    for attribute, value in _ORIGIN.items():
+        # Early versions of Keras can only read bytes.
+        group.attrs[attribute] = np.bytes_(given[attribute] or value)
+
+
+def _write_names(group: Group, attribute: str, names: list[str]) -> None:
+    """Writes names as fixed-length bytes, which Keras of all ages reads, split where too long."""
+    encoded = np.array([name.encode() for name in names])
+    if encoded.nbytes <= _ATTRIBUTE_LIMIT:
+        group.attrs[attribute] = encoded
+        return
+    step = _ATTRIBUTE_LIMIT // encoded.itemsize
+    for part, start in enumerate(range(0, len(encoded), step)):
+        group.attrs[f"{attribute}{part}"] = encoded[start : start + step]
+
+
+# Layouts of Keras 3.
+
+
+def _write_positions(file: Group, new: Contents, arrays: Arrays) -> None:
+    own = file.create_group("vars")
+    for number, array in enumerate(arrays.get(TOP_LEVEL, {}).values()):
+        write_array(own, str(number), array)
+    layers = [layer for layer in new.layers if layer.name != TOP_LEVEL]
+    entries = [
+        # Keras names layers without a name by their class, and layers without weights alone are
+        # of unknown classes here.
+        {"class_name": layer.class_name or stem(layer.name), "config": layer.config}
+        for layer in layers
+    ]
+    for layer, entry, place in zip(layers, entries, positions(entries)):
+        _write_layer(file.create_group(f"layers/{place}"), layer.name, entry, arrays[layer.name])
+
+
+def _write_layer(group: Group, name: str, entry: Config, weights: Mapping[str, np.ndarray]) -> None:
+    """Writes a layer's own arrays by number, and those of layers inside in their groups."""
+    own = group.create_group("vars")
+    own.attrs["name"] = name
+    entries = layers_of(entry["config"]) if entry["class_name"] in MODELS else []
+    inside: dict[str, dict[str, np.ndarray]] = {layer_name(layer): {} for layer in entries}
+    for key, array in weights.items():
+        holder, slash, rest = key.partition("/")
+        if slash:
+            inside.setdefault(holder, {})[rest] = array
+        else:
+            dataset = write_array(own, str(len(own)), array)
+            if array.dtype == BFLOAT16:
+                dataset.attrs["dtype"] = "bfloat16"
+    places = zip(entries, positions(entries))
+    groups = {layer_name(layer): (f"layers/{place}", layer) for layer, place in places}
+    for holder, part in inside.items():
+        place, layer = groups.get(holder, (holder, inner(entry["config"], holder)))
+        described = {"class_name": layer.get("class_name", ""), "config": layer.get("config", {})}
+        if place in _IN_ATTENTION and entry["class_name"] == "MultiHeadAttention":
+            place = f"_{place}"  # Keras 3 looks there too, tf_keras there alone
+        _write_layer(group.create_group(place), holder, described, part)
+
+
+def write_array(group: Group, name: str, array: np.ndarray) -> Dataset:
+    """Writes one array and returns its dataset."""
+    return group.create_dataset(
+        name, data=array.view(OPAQUE16) if array.dtype == BFLOAT16 else array
+    )
+
+
+def write_text(file: Group, attribute: str, text: str, like: Any) -> None:
+    """Writes a string as another file has it, of fixed or variable length."""
+    dtype = like.attrs.get_id(attribute).dtype
+    strings = h5py.check_string_dtype(dtype)
+    fixed = strings is not None and strings.length is not None
+    del file.attrs[attribute]
+    file.attrs.create(
+        attribute, np.bytes_(text.encode()) if fixed else text, dtype=None if fixed else dtype
+    )
