@@ -16,10 +16,9 @@ from jax import Array
 from dogwood_jax._base.trees import PyTree, in_order_of, is_array, leaves_by_path, rebuilt
 from dogwood_jax._depth.identity import CALLS
 from dogwood_jax._growth.insertion import Insertion
+from dogwood_jax._program.moves import KEEP_ENTRIES
 from dogwood_jax._program.program import Program, sub_programs
 
-# Primitives that leave entries what they are and put them elsewhere.
-_PLACE = frozenset("broadcast_in_dim reshape squeeze transpose".split())
 _PASS = frozenset({"convert_element_type", "copy"})
 
 
@@ -146,7 +145,7 @@ def _run(
         if name == "sub" and origins[1] and not origins[0]:
             path, numbers = origins[1]
             found[path] = _statistics(operands[0], numbers)
-        elif origins and origins[0] and name in _PLACE | _PASS:
+        elif origins and origins[0] and name in KEEP_ENTRIES | _PASS:
             path, numbers = origins[0]
             moved = numbers if name in _PASS else _bound(eqn, [numbers])[0]
             results = [(results[0][0], (path, moved))]

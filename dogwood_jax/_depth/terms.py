@@ -26,6 +26,7 @@ import numpy as np
 from dogwood_jax._base.trees import concrete
 from dogwood_jax._program.elementwise import ELEMENTWISE, folded
 from dogwood_jax._program.intervals import Bounds
+from dogwood_jax._program.moves import MOVES
 
 Operands = Sequence["Term | None"]  # None for a value that could be anything
 
@@ -504,25 +505,16 @@ _SAME = frozenset(name for name, law in ELEMENTWISE.items() if law.same) - {"red
 
 _COMMUTATIVE = frozenset(name for name, law in ELEMENTWISE.items() if law.commutes)
 
-# Operations that only move entries of their first operand.
+# Operations that only move entries of their first operand, or take some.
 _STRUCTURAL = frozenset(
-    {
-        "broadcast_in_dim",
-        "dynamic_slice",
-        "reduce_max",
-        "reduce_min",
-        "reshape",
-        "rev",
-        "slice",
-        "split",
-        "squeeze",
-        "tile",
-        "transpose",
-    }
+    (
+        *(name for name, move in MOVES.items() if move.linear and name != "gather"),
+        *("reduce_max", "reduce_min"),
+    )
 )
 
 # Operations that put entries of all operands together.
-_REARRANGING = frozenset({"concatenate", "pad", "dynamic_update_slice"})
+_REARRANGING = frozenset(("concatenate", "pad", "dynamic_update_slice"))
 
 # Operations that sum up entries.
 _SUMS = frozenset({"cumsum", "fft", "imag", "real", "reduce_precision", "reduce_sum"})

@@ -20,6 +20,7 @@ from jax import Array, lax
 
 from dogwood_jax._base.trees import PyTree, leaf_path
 from dogwood_jax._program.elementwise import ELEMENTWISE
+from dogwood_jax._program.moves import KEEP_ENTRIES
 from dogwood_jax._program.program import sub_programs
 
 # An axis of an array of the parameters: the array's path, and the number of the axis.
@@ -28,9 +29,7 @@ Ties = tuple[Tie | None, ...]
 Cohorts = Mapping[str, Sequence[Array]]
 
 # f(a + b) = f(a) + f(b).
-_LINEAR = frozenset(
-    "neg convert_element_type copy reshape broadcast_in_dim transpose squeeze stop_gradient".split()
-)
+_LINEAR = KEEP_ENTRIES | {"neg", "convert_element_type", "copy", "stop_gradient"}
 _REDUCTIONS = frozenset("reduce_sum reduce_max reduce_min reduce_prod argmax argmin".split())
 
 

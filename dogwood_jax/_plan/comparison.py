@@ -16,6 +16,7 @@ import numpy as np
 
 from dogwood_jax._growth.growth import Change
 from dogwood_jax._plan.grown_sizes import GrownSizes
+from dogwood_jax._program.moves import KEEP_ORDER
 from dogwood_jax._program.program import scan_counts
 from dogwood_jax._widths.contractions import contractions_of
 from dogwood_jax._widths.dims import Dim, parts_of, pieces
@@ -24,9 +25,7 @@ from dogwood_jax._widths.scales import suspicion, to_blame
 from dogwood_jax._widths.values import Degree, Step, Trace, Value
 
 # Operations that compute nothing. What they are depends on which sizes are 1.
-_QUIET = frozenset(
-    "broadcast_in_dim reshape squeeze convert_element_type copy stop_gradient".split()
-)
+_QUIET = KEEP_ORDER | {"convert_element_type", "copy", "stop_gradient"}
 Degrees = Mapping[int, Degree]
 
 # Parameters that follow from the sizes of what an operation takes and makes.

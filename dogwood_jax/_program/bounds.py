@@ -30,6 +30,7 @@ from dogwood_jax._program.intervals import (
     sum_of,
     union,
 )
+from dogwood_jax._program.moves import KEEP_ORDER, MOVES
 
 _POSITIVE = above(0, open=True)
 
@@ -96,19 +97,13 @@ def slopes(name: str, params: Mapping[str, Any], bounds: Sequence[Bounds]) -> li
 
 # Bounds of what functions make --------------------------------------------------------------------
 
-# Operations that move entries, or take some of them.
-_MOVES = frozenset(
-    "reshape transpose squeeze broadcast_in_dim slice split rev tile unstack "
-    "dynamic_slice reduce_max reduce_min sort top_k approx_top_k cummax cummin gather "
-    "reduce_window_max reduce_window_min".split()
-)
 # Operations that do not part a sum's entries from those of another sum over the same axes.
-KEEP_ENTRIES = frozenset("broadcast_in_dim reshape squeeze copy stop_gradient".split())
+KEEP_SUMS = KEEP_ORDER | {"copy", "stop_gradient"}
 _COMPARISONS = frozenset(
     ("and", "or", "xor", *(name for name, law in ELEMENTWISE.items() if law.compares))
 )
 _ALTERNATIVES = frozenset(
-    "concatenate stack pad dynamic_update_slice scatter clamp select_if_vmap".split()
+    ("clamp", "select_if_vmap", *(name for name, move in MOVES.items() if move.joins))
 )
 
 
@@ -191,11 +186,11 @@ def bounds_of(
         return Bounds(first.low, first.high)
     if name == "gather" and first.sparse:
         return replace(first, nonzero=True, sparse=False)
-    if name in KEEP_ENTRIES:
+    if name in KEEP_SUMS:
         return kept(name, first)
     if (law := ELEMENTWISE.get(name)) and law.bounds:
         return _with_moment(name, law.bounds(first), operands[0], first)
-    if name in _MOVES:
+    if (move := MOVES.get(name)) and not move.joins:
         return same(first)
     if name == "integer_pow":
         found = powered(first, params["y"])

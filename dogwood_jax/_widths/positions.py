@@ -12,6 +12,7 @@ import numpy as np
 from dogwood_jax._program.bounds import bounds_of
 from dogwood_jax._program.elementwise import ELEMENTWISE
 from dogwood_jax._program.intervals import UNKNOWN, Bounds, at
+from dogwood_jax._program.moves import KEEP_ENTRIES
 from dogwood_jax._widths.dims import Dim, atoms
 from dogwood_jax._widths.reasons import Reason
 from dogwood_jax._widths.values import Step, Value
@@ -19,10 +20,14 @@ from dogwood_jax._widths.values import Step, Value
 POSITIONS = Reason("a table of positions is computed along it", "table")
 
 # What computes each entry from entries in the same place, whatever these are.
-_IN_PLACE = frozenset("iota broadcast_in_dim reshape squeeze transpose".split()) | frozenset(
-    name
-    for name, law in ELEMENTWISE.items()
-    if not law.finite and name not in ("div", "rem", "integer_pow", "pow")  # see ``_is_finite``
+_IN_PLACE = (
+    KEEP_ENTRIES
+    | frozenset(("iota",))
+    | frozenset(
+        name
+        for name, law in ELEMENTWISE.items()
+        if not law.finite and name not in ("div", "rem", "integer_pow", "pow")  # see ``_is_finite``
+    )
 )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from dogwood_jax._base.trees import concrete
 from dogwood_jax._program.intervals import at, constant, of_sign
+from dogwood_jax._program.moves import KEEP_ENTRIES
 from dogwood_jax._program.program import sub_programs
 from dogwood_jax._widths.dims import Dim
 from dogwood_jax._widths.positions import of_constant
@@ -23,9 +24,8 @@ _UNSCALED: dict[str, Any] = {"scale": 1.0, "rounding": SINGLE_PRECISION}
 _PROGRAMS = frozenset(("scan", "while", "cond"))
 
 # Primitives that multiply a value by a constant or leave its entries as they are.
-_KEEP_SCALES = frozenset(
-    "mul div neg reshape transpose squeeze broadcast_in_dim convert_element_type copy "
-    "stop_gradient".split()
+_KEEP_SCALES = KEEP_ENTRIES | frozenset(
+    ("mul", "div", "neg", "convert_element_type", "copy", "stop_gradient")
 )
 
 

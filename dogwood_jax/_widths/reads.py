@@ -17,7 +17,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from dogwood_jax._program.bounds import (
-    KEEP_ENTRIES,
+    KEEP_SUMS,
     PARTIAL,
     bounds_of,
     bounds_of_complex,
@@ -28,6 +28,7 @@ from dogwood_jax._program.bounds import (
 )
 from dogwood_jax._program.elementwise import ELEMENTWISE
 from dogwood_jax._program.intervals import ANY_NUMBER, NOTHING_KNOWN, UNKNOWN, Bounds, at
+from dogwood_jax._program.moves import MOVES
 from dogwood_jax._widths.dims import Dim, atoms
 from dogwood_jax._widths.values import FILLS, Entry, Read, Trace, Value
 
@@ -37,21 +38,24 @@ OF_WEIGHTS = (ANY_NUMBER, at(1.0), at(0.0))
 _RANDOM, _ZEROS = FILLS.index("random"), FILLS.index("zeros")
 
 # Primitives whose rules say which axes weights reach, because they move or drop axes one by one.
-_MOVES = frozenset(
+_BY_RULES = frozenset(
     "transpose squeeze broadcast_in_dim reduce_sum psum psum_invariant reduce_max "
     "reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin reduce".split()
 )
-# Primitives that cut axes and join them, and leave each in its place.
-_KEEP_AXES = frozenset("slice split pad concatenate dynamic_slice dynamic_update_slice".split())
-# Primitives that take pieces of axes apart.
-_PIECES = frozenset("slice split unstack squeeze reshape gather dynamic_slice".split())
+_KEEP_AXES = frozenset(name for name, move in MOVES.items() if move.stays)
+_PIECES = frozenset(name for name, move in MOVES.items() if move.pieces)
 # f(a + b) = f(a) + f(b) in the first operand, or in every one.
 _LINEAR = frozenset(
-    "transpose squeeze broadcast_in_dim reshape rev slice split unstack tile "
-    "reduce_sum psum psum_invariant cumsum reduce_window_sum fft".split()
-) | {name for name, law in ELEMENTWISE.items() if law.linear}
+    (
+        *(name for name, law in ELEMENTWISE.items() if law.linear),
+        *(name for name, move in MOVES.items() if move.linear and not move.indexed),
+        *("reduce_sum", "psum", "psum_invariant", "cumsum", "reduce_window_sum", "fft"),
+    )
+)
 _CONVERSION = "convert_element_type"  # which is linear only to numbers with a fraction
-_LINEAR_IN_THE_FIRST = frozenset("div gather dynamic_slice".split())
+_LINEAR_IN_THE_FIRST = frozenset(
+    ("div", *(name for name, move in MOVES.items() if move.linear and move.indexed))
+)
 # Sums, or values side by side: the places of their terms among the operands.
 _SUMS: dict[str, slice] = {
     **dict.fromkeys(
@@ -83,7 +87,7 @@ def note(trace: Trace, eqn: Any, operands: Sequence[Value], results: list[Value]
             value.bounds = bounds
             if not reached:
                 value.reach = ()
-            elif name not in _MOVES:
+            elif name not in _BY_RULES:
                 value.reach = _reach(name, params, operands, reached, value)
         found.append(_of_pieces(trace, value) if reached and name in _PIECES else value)
     if reached:
@@ -301,7 +305,7 @@ def _bounds(
         own = operands[place : place + 1] if one_by_one else operands
         if result.number is not None:
             yield (at(result.number),)
-        elif name in KEEP_ENTRIES and result.origin == operands[0].origin:
+        elif name in KEEP_SUMS and result.origin == operands[0].origin:
             yield tuple(kept(name, bounds) for bounds in operands[0].bounds)
         elif name == "top_k" and place == 1:
             yield (Bounds(0, operands[0].dims[-1].size - 1),)
