@@ -146,7 +146,7 @@ def _origin_answers() -> bool:
             return
         answers.set()
 
-    # In a thread, for no time limit of requests covers the look-up of the host's name.
+    # In a thread, because no time limit of requests covers the look-up of the host's name.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(_PATIENCE)

@@ -495,7 +495,7 @@ def test_other_masks_are_no_mistake():
         dw.nnx.grow(small, wide, data(jnp.float32))
     grown = dw.nnx.grow(small, wide, data(jnp.float32), strategy=dw.strategies.random())
     functions = [pair for m in (small, grown) for pair in as_function(m)]
-    with pytest.raises(ValueError, match="for it draws other random numbers"):
+    with pytest.raises(ValueError, match="because it draws other random numbers"):
         dw.verify(*functions, data(jnp.float32))
 
 

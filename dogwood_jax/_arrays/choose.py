@@ -268,7 +268,7 @@ def _choose_outgoing(
 def _silencing(new: "_NewUnits") -> tuple[Array, Array]:
     """Returns which incoming weights to set to zero, and whether that silences the units.
 
-    As few arrays as possible: of a gated unit one factor, of a head its values, for with all of
+    As few arrays as possible: of a gated unit one factor, of a head its values, because with all of
     them zero, no gradient would reach any.
     """
     block = new.kernels.block

@@ -171,7 +171,7 @@ def _measures(numpy: Any, old: Any, new: Any) -> tuple[Any, ...]:
         size = numpy.where(numpy.isfinite(a), abs(a), 0)
     else:
         both = numpy.zeros(a.shape, bool)
-        # Subtracted as they are, for as floats large ones would be rounded.
+        # Subtracted as they are, because as floats large ones would be rounded.
         gap = numpy.where(a > b, a - b, b - a).astype(f"uint{8 * wide.itemsize}").astype(float)
         size = abs(a.astype(float))
     ulps = gap

@@ -72,8 +72,8 @@ def find_symmetric(
 def find_dead(variables: PyTree, width: Width, *, tolerance: float = 0.0) -> tuple[int, ...]:
     """Finds units that ``narrow`` can remove without changing what the network computes.
 
-    A unit is dead if its outgoing weights are all zero, for then nothing reads it, or if its
-    incoming weights other than biases are, for then it is constant: what reads it needs a bias
+    A unit is dead if its outgoing weights are all zero, because then nothing reads it, or if its
+    incoming weights other than biases are, because then it is constant: what reads it needs a bias
     that takes over its effect. Weights to units that are dead themselves count like others: what
     only such units read is dead once they are removed.
 

@@ -149,7 +149,7 @@ def verify(
         lines = [_said(found[path], explained[path], dtypes[path]) for path in moved]
         what = "the larger network computes something else"
         if _draws(program) != _draws(Program(target_apply, wide, larger)):
-            raise OtherDraws(listed(f"{what}, for it draws other random numbers", lines))
+            raise OtherDraws(listed(f"{what}, because it draws other random numbers", lines))
         ask = "if both are in evaluation mode and as the growth's notes ask, please report this"
         raise ValueError(listed(f"{what} ({ask})", lines))
     unseen = [

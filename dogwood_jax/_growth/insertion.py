@@ -15,7 +15,7 @@ class Insertion:
         shape: its shape there.
         dtype: its dtype there.
         fill: ``"constant"``; ``"identity"``: ones where the two ``axes`` agree, in the middle of
-            any others, and zeros; ``"free"``: any value, for another array silences the layer;
+            any others, and zeros; ``"free"``: any value, because another array silences the layer;
             ``"copy"``: free, and the values of ``source``; ``"moved"``: not new, but the old
             ``source`` under another path.
         value: the constant.

@@ -52,7 +52,7 @@ class Placement:
     def enter(self, arrays: Arrays) -> Arrays:
         """Returns the function's arguments, on the same devices as they are.
 
-        The axes of their meshes are automatic, for with explicit ones, as of ``jax.make_mesh``,
+        The axes of their meshes are automatic, because with explicit ones, as of ``jax.make_mesh``,
         JAX asks to be told how every result of every operation is divided.
         """
         if not self.shardings or arrays is None:

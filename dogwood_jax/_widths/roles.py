@@ -247,7 +247,7 @@ class Roles:
             if not any(option <= self._outgoing for option in options):
                 self._outgoing |= preferred
         for atom, options in sums:
-            # A list, for weights on both sides of a product act twice.
+            # A list, because weights on both sides of a product act twice.
             met = [o for o in options if o and o <= self._outgoing]
             if len(met) != 1:
                 atom.endanger_copies(_NOT_ONCE)

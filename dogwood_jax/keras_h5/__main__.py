@@ -92,8 +92,8 @@ def _dense_layers(variables: Mapping[str, Any]) -> list[str]:
     layers = [name for name, layer in variables["params"].items() if layer]
     if len(variables) > 1:
         raise ValueError(
-            "expected Dense layers alone, for weights do not say how layers are connected; widen "
-            "a whole model (model.save), or use dw.trace with a module of your own"
+            "expected Dense layers alone, because weights do not say how layers are connected; "
+            "widen a whole model (model.save), or use dw.trace with a module of your own"
         )
     return layers
 

@@ -121,7 +121,7 @@ def find(group: Group, name: str) -> Any:
         else:
             raise misplaced(
                 h5py.Group(found),
-                f"a group or array {part!r} in the file itself, for nothing outside it is read",
+                f"a group or array {part!r} in the file itself, because nothing outside it is read",
                 "a link into another file",
             )
     if isinstance(found, h5py.h5g.GroupID):
@@ -192,7 +192,9 @@ def checked_array(dataset: Dataset) -> Dataset:
         raise misplaced(dataset, "an array of numbers", found)
     if dataset.is_virtual or dataset.external:
         found = "a virtual one" if dataset.is_virtual else "one in an external raw file"
-        raise misplaced(dataset, "an array in the file itself, for nothing outside is read", found)
+        raise misplaced(
+            dataset, "an array in the file itself, because nothing outside is read", found
+        )
     return dataset
 
 
@@ -253,7 +255,7 @@ def _check_chunks(dataset: Dataset) -> None:
     for index in range(dataset.id.get_num_chunks()):
         info = dataset.id.get_chunk_info(index)
         mask, chunk = dataset.id.read_direct_chunk(info.chunk_offset)
-        if mask & 1 << filters.index(_GZIP):  # stored as it is, for it would not shrink
+        if mask & 1 << filters.index(_GZIP):  # stored as it is, because it would not shrink
             continue
         stream = zlib.decompressobj()
         if len(stream.decompress(chunk, size + 5)) > size + 4:  # 4 bytes of checksum, perhaps

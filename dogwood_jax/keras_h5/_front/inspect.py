@@ -111,7 +111,7 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
         flatten
         dense_1  Dense  kernel  [784, 2]  float64
                         bias    [2]       float64
-        note: classes are told by names and shapes, for the file holds no configuration
+        note: classes are told by names and shapes, because the file holds no configuration
     """
     with opened(path) as source:
         found = contents(source)
@@ -141,5 +141,7 @@ def _notes(found: Contents) -> list[str]:
             "Keras 3.6, layers are called by their class and position"
         )
     if found.layout in ("h5", "weights.h5"):
-        notes.append("classes are told by names and shapes, for the file holds no configuration")
+        notes.append(
+            "classes are told by names and shapes, because the file holds no configuration"
+        )
     return notes

@@ -60,7 +60,7 @@ def read_channels(graph: Graph, params: Mapping[str, Any]) -> dict[str, int]:
                 if _is_unclear(reshape["target_shape"], kind, config, params.get(reader, {})):
                     raise ValueError(
                         f"{name}: whether the channels or the depth_multiplier of {reader} have "
-                        "grown is not known, for its target_shape has a -1"
+                        "grown is not known, because its target_shape has a -1"
                     )
                 size = _read(kind, config, params.get(reader, {}))
                 if size is not None:

@@ -75,7 +75,7 @@ def _replacements(
                 replacements[place], first[place] = array, f"{layer.name}/{name}"
             elif not _same(array, replacements[place]):
                 problems.append(
-                    f"{layer.name}/{name}: expected the values of {first[place]}, for links of "
+                    f"{layer.name}/{name}: expected the values of {first[place]}, because links of "
                     f"the file make both one array, {place}; found others; give both the same, "
                     "or choose another layout, which keeps them apart"
                 )
