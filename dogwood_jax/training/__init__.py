@@ -47,10 +47,10 @@ and ``sharding=NamedSharding(mesh, PartitionSpec())``, because all get the whole
 **On a CPU**, XLA splits each large operation over a thread per core, and the next one waits for
 the slowest. With small layers this takes more of the CPU in all than one thread does, and beside
 other busy programs it may take twice the time, because each operation waits for a thread that has
-been put aside. The environment variable ``NPROC=1``, read when JAX starts, gives one thread, and so do
-``taskset -c 0`` and the like: worth it where programs share the cores, not on an idle machine.
-``JAX_COMPILATION_CACHE_DIR`` names a folder that saves compiling what an earlier process compiled,
-with ``JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0`` also what took less than a second, as the
+been put aside. The environment variable ``NPROC=1``, read when JAX starts, gives one thread, and
+so do ``taskset -c 0`` and the like: worth it where programs share the cores, not on an idle
+machine. ``JAX_COMPILATION_CACHE_DIR`` names a folder that saves compiling what an earlier
+process compiled, with ``JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0`` also what took less than a second, as the
 epoch of a small model does.
 
 **On several devices** ``sharding`` says how each batch is split, and ``variables`` how they are

@@ -33,7 +33,7 @@ def load_optimizer(
 
     The state is that of ``optax.scale_by_adam``, the first part of the state of ``optax.adam``.
     Keras adds epsilon before it corrects for the zeros at the start, Optax after: for the same
-    steps pass Optax ``eps / sqrt(1 - b2**step)``. Or leave it, because the difference soon vanishes.
+    steps pass Optax ``eps / sqrt(1 - b2**step)``. Without that, the difference soon vanishes.
 
     Args:
         path: a file or archive that ``model.save`` wrote after training with Adam or AdamW.
