@@ -50,8 +50,8 @@ other busy programs it may take twice the time, because each operation waits for
 been put aside. The environment variable ``NPROC=1``, read when JAX starts, gives one thread, and
 so do ``taskset -c 0`` and the like: worth it where programs share the cores, not on an idle
 machine. ``JAX_COMPILATION_CACHE_DIR`` names a folder that saves compiling what an earlier
-process compiled, with ``JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0`` also what took less than a second, as the
-epoch of a small model does.
+process compiled. With ``JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0``, that includes what took
+less than a second, as the epoch of a small model does.
 
 **On several devices** ``sharding`` says how each batch is split, and ``variables`` how they are
 themselves: they stay where they are. With ``mesh = jax.make_mesh((4, 2), ("data", "model"))`` and
