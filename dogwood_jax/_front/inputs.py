@@ -11,6 +11,7 @@ from dogwood_jax._base.draw import random_keys
 from dogwood_jax._base.trees import is_array, struct
 from dogwood_jax._front.compare import wide_dtype
 from dogwood_jax._growth.growth import Growth
+from dogwood_jax._growth.leaf_map import old_places
 from dogwood_jax._plan.grown_sizes import GrownSizes
 
 Inputs = tuple[Any, ...]
@@ -54,7 +55,9 @@ def grown_inputs(inputs: Inputs, growth: Growth, key: Array) -> Inputs:
             # Other axes may have another size than when the network was traced, as a batch does.
             axes = [*zip(array.shape, along, strict=True)]
             sizes = [n if grown(dim) == dim.size else grown(dim) for n, dim in axes]
-            places = [np.arange(n) if n != dim.size else grown.old_places(dim) for n, dim in axes]
+            places = [
+                np.arange(n) if n != dim.size else old_places(grown.along(dim)) for n, dim in axes
+            ]
             behind = _drawn(struct(sizes, known.dtype), [array], jax.random.fold_in(key, i))
             leaves[i] = behind.at[np.ix_(*places)].set(array)
     return tuple(jax.tree.unflatten(structure, leaves))

@@ -5,7 +5,6 @@ grow along with them. A growth says which of their entries are the old ones.
 """
 
 from collections.abc import Mapping
-from functools import reduce
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,8 +12,8 @@ import numpy as np
 
 from dogwood_jax._base.trees import mirrors
 from dogwood_jax._growth.growth import Growth
+from dogwood_jax._growth.leaf_map import old_places
 from dogwood_jax._plan.grown_sizes import GrownSizes
-from dogwood_jax._widths.layout import Concat, Layout, Units, units_of
 
 Arrays = Mapping[str, Any]
 
@@ -59,7 +58,7 @@ def _old_entries(before: Arrays, after: Arrays, growth: Growth) -> dict[str, Any
             value, old = after[path], np.shape(before[path])
             for axis, dim in enumerate(output.dims):
                 if np.shape(value)[axis] == grown(dim) > old[axis] == dim.size:
-                    value = jnp.take(value, grown.old_places(dim), axis)
+                    value = jnp.take(value, old_places(grown.along(dim)), axis)
             found[path] = value
     return found
 
@@ -82,32 +81,13 @@ def _old_part(value: Any, path: str, growth: Growth) -> Any:
     """Returns the entries of a mirrored variable that are the old ones, or None if none are."""
     moved = growth.moved.get(path)
     if moved is not None and moved.layers:
-        value = _taken(value, 0, np.array(moved.layers) >= 0)
-    leaf = next((leaf for leaf in growth.widths.leaves if leaf.path == path), None)
-    if leaf is None:
+        value = jnp.take(value, np.flatnonzero(np.array(moved.layers) >= 0), 0)
+    leaf_map = growth.maps.get(path)
+    if leaf_map is None:
         return value
-    changes = [
-        growth.change[units.width]
-        for layout in leaf.axes
-        for units in units_of(layout)
-        if units.width in growth.change
-    ]
-    if path in growth.factors or any(change.sources is not None for change in changes):
+    if leaf_map.factor != 1 or not all(axis.appends for axis in leaf_map.maps()):
         return None
-    for axis, layout in enumerate(leaf.axes):
-        value = _taken(value, axis, _is_old(layout, growth.sizes))
+    for axis, along in enumerate(leaf_map.axes):
+        if along.changes:
+            value = jnp.take(value, old_places(along), axis)
     return value
-
-
-def _taken(value: Any, axis: int, chosen: np.ndarray) -> Any:
-    return value if chosen.all() else jnp.take(value, np.flatnonzero(chosen), axis)
-
-
-def _is_old(layout: Layout, sizes: Mapping[str, int]) -> np.ndarray:
-    """Returns which entries of a grown axis belong to old units: ``[new size]``, booleans."""
-    if isinstance(layout, Units):
-        return np.arange(sizes.get(layout.width, layout.size)) < layout.size
-    parts = [_is_old(part, sizes) for part in layout.parts]
-    if isinstance(layout, Concat):
-        return np.concatenate(parts)
-    return reduce(np.logical_and.outer, parts).ravel()

@@ -11,6 +11,8 @@ from functools import cached_property
 from math import prod
 from typing import Literal
 
+import numpy as np
+
 from dogwood_jax._widths.widths import Kind
 from dogwood_jax.strategies import Initializer
 
@@ -189,6 +191,23 @@ class LeafMap:
             return replace(axis, weighs=weighs, fill="zero", noise=0.0)
 
         return LeafMap(tuple(_each(axis, one) for axis in self.axes), 1.0, "zeros")
+
+
+def old_places(axis: AlongAxis) -> np.ndarray:
+    """Returns where the old entries along an axis are among the new ones: ``[old size]``.
+
+    All old units keep their places, or it is where they would be.
+    """
+    if isinstance(axis, AxisMap):
+        return np.arange(axis.old)
+    parts = [(old_places(part), part.new) for part in axis.parts]
+    if axis.kind == "concat":
+        starts = np.cumsum([0, *(size for _, size in parts)])
+        return np.concatenate([start + part for start, (part, _) in zip(starts, parts)])
+    places = np.zeros(1, int)
+    for part, size in parts:
+        places = np.add.outer(places * size, part).ravel()
+    return places
 
 
 def _maps(axis: AlongAxis) -> Iterator[AxisMap]:

@@ -5,9 +5,9 @@ from math import prod
 from typing import Any
 
 import jax
-import numpy as np
 
 from dogwood_jax._base.trees import is_array, struct
+from dogwood_jax._growth.leaf_map import AlongAxis, AxisMap, Compound
 from dogwood_jax._widths.dims import Dim, parts_of, spread_out
 from dogwood_jax._widths.layout import units_of
 from dogwood_jax._widths.roles import spots_along
@@ -49,19 +49,12 @@ class GrownSizes:
             self._sizes[dim] = size if dim.kind else dim.size
         return self._sizes[dim]
 
-    def old_places(self, dim: Dim) -> np.ndarray:
-        """Returns where the old entries along a dimension are among the new: ``[old size]``."""
+    def along(self, dim: Dim) -> AlongAxis:
+        """Returns what becomes of the entries along a dimension."""
         dim = dim.root
         if dim.kind is None:
-            return np.arange(dim.size)
-        parts, sizes = list(map(self.old_places, dim.parts)), list(map(self, dim.parts))
-        if dim.kind == "concat":
-            starts = np.cumsum([0, *sizes[:-1]])
-            return np.concatenate([start + part for start, part in zip(starts, parts, strict=True)])
-        places = np.zeros(1, int)
-        for part, size in zip(parts, sizes, strict=True):
-            places = np.add.outer(places * size, part).ravel()
-        return places
+            return AxisMap(dim.size, self(dim))
+        return Compound(dim.kind, tuple(map(self.along, dim.parts)))
 
     def inputs(self) -> tuple[Any, ...]:
         """Returns the network's inputs in these sizes, ``jax.ShapeDtypeStruct`` for arrays."""
