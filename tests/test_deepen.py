@@ -370,3 +370,33 @@ def test_programs_written_by_hand_that_are_refused(name):
         insertions(*REFUSED_BY_HAND[name], VECTOR[:4])
     with pytest.raises(ValueError, match="cannot show"):
         wider_insertions(*REFUSED_BY_HAND[name], VECTOR[:4])
+
+
+def test_a_real_part_is_not_bounded_like_the_function_of_real_numbers():
+    def cosine(h):  # of both signs, though exp of a real number is positive
+        return jnp.real(jnp.exp(lax.complex(jnp.zeros_like(h), h)))
+
+    def small(p, x):
+        return cosine(x @ p["a"]) @ p["c"]
+
+    def deep(p, x):
+        return jax.nn.relu(cosine(x @ p["a"]) @ p["b"]) @ p["c"]
+
+    params = {"a": jnp.ones((3, 4)), "c": jnp.ones((4, 2))}
+    target = params | {"b": jax.ShapeDtypeStruct((4, 4), params["a"].dtype)}
+    with pytest.raises(ValueError, match="relu follows it"):
+        dw.deepen(params, target, apply=small, target_apply=deep, inputs=(jnp.ones((5, 3)),))
+
+
+def test_zeros_do_not_silence_what_overflows():
+    def small(p, x):
+        return x @ p["a"]
+
+    def deep(p, x):
+        huge = lax.pow(10.0 + 0 * p["b"], 400.0 + 0 * p["b"])
+        return x @ p["a"] + (p["s"] * huge)[None]
+
+    params = {"a": jnp.ones((3, 4))}
+    target = params | {name: jax.ShapeDtypeStruct((4,), params["a"].dtype) for name in "bs"}
+    with pytest.raises(ValueError, match="does not make the new layers do nothing"):
+        dw.deepen(params, target, apply=small, target_apply=deep, inputs=(jnp.ones((5, 3)),))

@@ -23,6 +23,7 @@ from primitive_examples_elementwise import BINARY, UNARY, WHOLE, primitive_of
 import dogwood_jax as dw
 from dogwood_jax._depth import terms as _terms
 from dogwood_jax._depth.identity import Reader, exactly
+from dogwood_jax._program.bounds import PARTIAL
 from dogwood_jax._program.elementwise import ELEMENTWISE, folded
 from dogwood_jax._program.program import Program
 from dogwood_jax._widths.recipes import rules as _scaling_rules
@@ -358,6 +359,19 @@ def test_linear_functions_are_linear(dtype: str, name: str) -> None:
     rounding = 0.05 if dtype == "bfloat16" or name == "reduce_precision" else 1e-6
     np.testing.assert_allclose(f(a + b), f(a) + f(b), rounding, rounding)
     np.testing.assert_allclose(f(0.3 * a), 0.3 * f(a), rounding, rounding)
+
+
+@pytest.mark.parametrize("name", [n for n, law in LAWS.items() if law.total and n in UNARY])
+def test_total_functions_are_finite_everywhere(name: str) -> None:
+    found = np.asarray(UNARY[name][0](jnp.linspace(-20.0, 20.0, 41)))
+    assert np.isfinite(found).all()
+
+
+def test_a_function_that_does_not_say_where_it_is_finite_is_finite_nowhere() -> None:
+    silent = [name for name, law in ELEMENTWISE.items() if not law.total and not law.finite]
+    # These say it by their parameters or by another operand.
+    assert silent == ["integer_pow", "div", "pow", "rem"]
+    assert set(silent) <= PARTIAL
 
 
 @pytest.mark.parametrize(

@@ -173,3 +173,28 @@ def trained(tx: Any, gradient: Any) -> Any:
 
 def struct(leaf: Any) -> tuple[Any, Any]:
     return jnp.shape(leaf), jnp.result_type(leaf)
+
+
+def test_each_width_has_its_own_initializer_where_two_meet():
+    # Kernels that lie the other way round, so that axes are not in the order of the widths.
+    def full(number):
+        return lambda key, shape, dtype=jnp.float32: jnp.full(shape, number, dtype)
+
+    def apply(variables, x):
+        for name in "abc":
+            x = jnp.tanh(x @ variables[name].T)
+        return x
+
+    variables = {"a": jnp.ones((4, 3)), "b": jnp.ones((4, 4)), "c": jnp.ones((2, 4))}
+    widths = dw.trace(apply, variables, jnp.ones((5, 3)))
+    strategy = {name: dw.strategies.zero_outgoing(full(n)) for name, n in (("a", 1), ("b", 2))}
+    growth = dw.plan(widths, {"a": 5, "b": 5}, strategy=strategy)
+    wide = dw.grow(variables, growth, key=jax.random.key(0))
+    assert (wide["b"][-1] == 2).all() and (wide["a"][-1] == 1).all()
+
+
+def test_a_width_without_units_takes_new_ones_that_copy_none():
+    variables = {"up": {"kernel": jnp.ones((3, 0))}, "down": {"kernel": jnp.ones((0, 2))}}
+    widths = dw.chain(variables, ("up", "down"))
+    growth = dw.plan(widths, {"up": 4}, strategy=dw.strategies.replicate(units=[0]))
+    assert growth.sizes == {"up": 4}

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from dogwood_jax import training
 from dogwood_jax._base.meshes import on_mesh, shardings_of
+from dogwood_jax.training import loop
 from dogwood_jax.training.batches import batches_of
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="takes eight devices")
@@ -148,10 +149,10 @@ def test_data_split_over_devices(variables, data, on_one_device):
 def test_devices_exchange_gradients_alone(variables, data):
     """Not samples, nor parameters, where each device has all of both."""
     sharding = NamedSharding(mesh_of(AxisType.Auto), P("data"))
-    trained, frozen = on_mesh(training._partition(variables), sharding)
+    trained, frozen = on_mesh(loop._partition(variables), sharding)
     state = trained, on_mesh(TX.init(trained), sharding)
     piece = next(batches_of(data, 16, sharding).pieces(np.arange(36)))
-    program = training._train.lower(
+    program = loop._train.lower(
         *state,
         frozen,
         piece,

@@ -1,4 +1,4 @@
-"""What every room stands on, and what knows nothing of growing: trees, text, meshes, random bits.
+"""What every room stands on: trees, text, meshes, random bits. Of growing it knows only names.
 
 | file | holds |
 |---|---|

@@ -88,7 +88,9 @@ class Terms:
         key = (op, params, tuple(map(id, operands)), *sized)
         term = self._table.get(key)
         if term is None:
-            low, high = (number, number) if _is_real(number) else _bounds(op, params, operands)
+            low, high = (
+                (number, number) if _is_real(number) else _bounds(op, params, operands, aval.dtype)
+            )
             term = Term(
                 op, params, tuple(operands), tuple(aval.shape), aval.dtype, number, low, high
             )
@@ -501,7 +503,7 @@ TOLERANT = frozenset({"mul", "select_n", "conv_general_dilated"}) | {
 }
 
 # What changes nothing but where and when values are computed.
-_SAME = frozenset(name for name, law in ELEMENTWISE.items() if law.same) - {"reduce_precision"}
+_SAME = frozenset(name for name, law in ELEMENTWISE.items() if law.same)
 
 _COMMUTATIVE = frozenset(name for name, law in ELEMENTWISE.items() if law.commutes)
 
@@ -523,12 +525,13 @@ _SUMS = frozenset({"cumsum", "fft", "imag", "real", "reduce_precision", "reduce_
 # Bounds -------------------------------------------------------------------------------------------
 
 
-def _bounds(op: str, params: Any, operands: Sequence[Term]) -> tuple[float, float]:
+def _bounds(op: str, params: Any, operands: Sequence[Term], dtype: Any) -> tuple[float, float]:
     """Returns the least and the largest value that an operation can have."""
     lows, highs = [x.low for x in operands], [x.high for x in operands]
     if op == "sqrt":  # of finite values, and so of none below zero
         return math.sqrt(max(lows[0], 0)), math.inf
-    if (law := ELEMENTWISE.get(op)) and law.bounds:
+    is_real = all(jnp.issubdtype(d, np.floating) for d in (dtype, *(x.dtype for x in operands)))
+    if is_real and (law := ELEMENTWISE.get(op)) and law.bounds:
         found = law.bounds(Bounds(lows[0], highs[0]))
         return found.low, found.high
     if op == "max":

@@ -161,8 +161,8 @@ class Growth:
         return {leaf.path: self._map_of(leaf) for leaf in self.widths.leaves}
 
     def _map_of(self, leaf: Leaf) -> LeafMap:
-        widths = {units.width for layout in leaf.axes for units in units_of(layout)}
-        inits = (c.strategy.init for c in self.changes if c.width in widths)
+        widths = dict.fromkeys(u.width for layout in leaf.axes for u in units_of(layout))
+        inits = (self.change[width].strategy.init for width in widths if width in self.change)
         return LeafMap(
             tuple(self._along(layout, leaf) for layout in leaf.axes),
             self.factors.get(leaf.path, 1.0),

@@ -384,7 +384,7 @@ def _sources(
     old: int, new: int, strategy: Strategy, problems: list[str], name: str
 ) -> tuple[int, ...] | None:
     """Returns the old unit behind each new one, where a strategy copies units."""
-    if bad := [unit for unit in strategy.units if not 0 <= unit < old]:
+    if bad := [unit for unit in strategy.units if old and not 0 <= unit < old]:
         problems.append(f"{name}: has units 0 to {old - 1}, so none of {bad} can be copied")
     return strategy.sources(old, new)
 

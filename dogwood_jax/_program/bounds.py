@@ -34,6 +34,11 @@ from dogwood_jax._program.moves import KEEP_ORDER, MOVES
 
 _POSITIVE = above(0, open=True)
 
+
+def _nowhere(b: Bounds) -> bool:
+    return False
+
+
 # Where functions are finite -----------------------------------------------------------------------
 
 # Functions of complex numbers that are not finite at zero; others are finite almost everywhere.
@@ -43,7 +48,7 @@ _COMPLEX = frozenset(("rsqrt", "log", "log2", "div", "integer_pow", "pow"))
 # Functions that are not finite, or not of finite slope, everywhere.
 PARTIAL = frozenset(
     (
-        *(name for name, law in ELEMENTWISE.items() if law.finite or law.smooth),
+        *(name for name, law in ELEMENTWISE.items() if not law.total or law.smooth),
         *("div", "rem", "integer_pow", "pow", "triangular_solve", "tridiagonal_solve", "cholesky"),
     )
 )
@@ -58,7 +63,8 @@ def domains(name: str, params: Mapping[str, Any], bounds: Sequence[Bounds]) -> l
         bounds: the bounds of its operands.
     """
     count = len(bounds)
-    if (law := ELEMENTWISE.get(name)) and law.finite:
+    law = ELEMENTWISE.get(name)
+    if law and law.finite:
         return [*law.finite]
     if name in ("div", "rem"):
         return [None, off_zero]
@@ -74,8 +80,8 @@ def domains(name: str, params: Mapping[str, Any], bounds: Sequence[Bounds]) -> l
     if name == "tridiagonal_solve":
         return [None, off_zero, None, None]
     if name == "cholesky":
-        return [lambda b: False]
-    return [None] * count
+        return [_nowhere]
+    return [None if law is None or law.total else _nowhere] * count
 
 
 def domains_of_complex(name: str, count: int) -> list[Domain | None]:
@@ -99,9 +105,7 @@ def slopes(name: str, params: Mapping[str, Any], bounds: Sequence[Bounds]) -> li
 
 # Operations that do not part a sum's entries from those of another sum over the same axes.
 KEEP_SUMS = KEEP_ORDER | {"copy", "stop_gradient"}
-_COMPARISONS = frozenset(
-    ("and", "or", "xor", *(name for name, law in ELEMENTWISE.items() if law.compares))
-)
+_COMPARISONS = frozenset(name for name, law in ELEMENTWISE.items() if law.compares)
 _ALTERNATIVES = frozenset(
     ("clamp", "select_if_vmap", *(name for name, move in MOVES.items() if move.joins))
 )
@@ -207,6 +211,8 @@ def bounds_of(
         return Bounds(0, 1, compared=Compared(name, operands[0], bounds[1].number))
     if name in _COMPARISONS:
         return Bounds(0, 1)
+    if name in ("and", "or", "xor", "not") and all(0 <= b.low and b.high <= 1 for b in bounds):
+        return Bounds(-2 if name == "not" else 0, 1)  # of booleans, or of integers
     if name in ("add", "add_any"):
         return sum_of(*bounds)
     if name == "sub":

@@ -1,8 +1,9 @@
 """What functions of single entries are, each said once: ``Law`` and the table ``ELEMENTWISE``.
 
-All that reads programs asks here: ``trace`` whether zeros stay zeros and where a function is
-finite, recipes by which power a factor comes out, ``deepen`` what a function makes of a number. To
-add such a primitive is to add its row. What a row does not say is not so.
+``trace`` asks here whether zeros stay zeros and where a function is finite, recipes by which power
+a factor comes out, ``deepen`` what a function makes of a number. To add such a primitive is to add
+its row. What a row does not say is taken not to be so, which refuses growths and never makes them
+wrong.
 """
 
 import math
@@ -49,7 +50,9 @@ class Law:
         commutes: whether ``f(a, b) = f(b, a)``.
         fold: computes it with numbers.
         bounds: computes the bounds of its values.
-        finite: for each operand, where it is finite; empty if it is everywhere.
+        total: whether it is finite everywhere.
+        finite: for each operand, where it is finite, if not everywhere. Of a function that is not
+            total and does not say where, it is not known that it is finite anywhere.
         smooth: where it and its slope are finite, if that is not the same.
     """
 
@@ -63,22 +66,28 @@ class Law:
     commutes: bool = False
     fold: Callable[..., Any] | None = None
     bounds: Callable[[Bounds], Bounds] | None = None
+    total: bool = False
     finite: tuple[Domain, ...] = ()
     smooth: Domain | None = None
 
 
 def _linear(**known: Any) -> Law:
-    return Law(linear=True, zero=True, **known)
+    return Law(linear=True, zero=True, total=True, **known)
 
 
 def _same() -> Law:
-    return Law(takes=None, same=True, linear=True, zero=True, bounds=same)
+    return Law(takes=None, same=True, linear=True, zero=True, total=True, bounds=same)
 
 
 def _pow(x: float, y: float) -> float:
-    if x == 0 and y < 0:  # where Python raises, and JAX does not
-        return math.copysign(inf, x) if y % 2 == 1 else inf
-    return math.pow(x, y)
+    """As JAX does it, which does not raise where Python does."""
+    sign = -1 if y % 2 == 1 and math.copysign(1, x) < 0 else 1
+    try:
+        return sign * inf if x == 0 and y < 0 else math.pow(x, y)
+    except OverflowError:
+        return sign * inf
+    except ValueError:
+        return math.nan
 
 
 _POSITIVE = above(0, open=True)
@@ -93,7 +102,6 @@ ELEMENTWISE: dict[str, Law] = {
     "nonbatchable": _same(),
     "optimization_barrier": _same(),
     "pvary": _same(),
-    "reduce_precision": _same(),
     "reshard": _same(),
     "sharding_constraint": _same(),
     "stop_gradient": _same(),
@@ -103,9 +111,10 @@ ELEMENTWISE: dict[str, Law] = {
     "imag": _linear(degree=1.0),
     "neg": _linear(degree=1.0, fold=operator.neg, bounds=negative),
     "real": _linear(degree=1.0, bounds=same),
+    "reduce_precision": _linear(bounds=same),
     # Functions that a factor passes.
-    "abs": Law(zero=True, degree=1.0, fold=abs, bounds=absolute),
-    "cbrt": Law(zero=True, degree=1 / 3, bounds=monotone(np.cbrt), smooth=off_zero),
+    "abs": Law(zero=True, degree=1.0, fold=abs, bounds=absolute, total=True),
+    "cbrt": Law(zero=True, degree=1 / 3, bounds=monotone(np.cbrt), smooth=off_zero, total=True),
     "rsqrt": Law(
         pole=True,
         degree=-0.5,
@@ -113,7 +122,7 @@ ELEMENTWISE: dict[str, Law] = {
         bounds=lambda b: powered(b, -0.5),
         finite=(_POSITIVE,),
     ),
-    "sign": Law(zero=True, degree=0.0, bounds=stepped(np.sign)),
+    "sign": Law(zero=True, degree=0.0, bounds=stepped(np.sign), total=True),
     "sqrt": Law(
         zero=True,
         degree=0.5,
@@ -122,7 +131,9 @@ ELEMENTWISE: dict[str, Law] = {
         finite=(above(0),),
         smooth=_POSITIVE,
     ),
-    "square": Law(zero=True, degree=2.0, fold=np.square, bounds=lambda b: powered(b, 2)),
+    "square": Law(
+        zero=True, degree=2.0, fold=np.square, bounds=lambda b: powered(b, 2), total=True
+    ),
     # A power by its exponent, which is a parameter.
     "integer_pow": Law(zero=True),
     # Functions that are zero at zero.
@@ -132,89 +143,91 @@ ELEMENTWISE: dict[str, Law] = {
         finite=(within(),),
         smooth=within(open=True),
     ),
-    "asinh": Law(zero=True, fold=np.arcsinh, bounds=monotone(np.arcsinh)),
-    "atan": Law(zero=True, fold=np.arctan, bounds=monotone(np.arctan)),
+    "asinh": Law(zero=True, fold=np.arcsinh, bounds=monotone(np.arcsinh), total=True),
+    "atan": Law(zero=True, fold=np.arctan, bounds=monotone(np.arctan), total=True),
     "atanh": Law(zero=True, bounds=lambda b: ANY_NUMBER, finite=(within(open=True),)),
-    "ceil": Law(zero=True, bounds=stepped(np.ceil)),
-    "erf": Law(zero=True, fold=math.erf, bounds=constantly(-1, 1)),
+    "ceil": Law(zero=True, bounds=stepped(np.ceil), total=True),
+    "erf": Law(zero=True, fold=math.erf, bounds=constantly(-1, 1), total=True),
     "erf_inv": Law(zero=True, bounds=lambda b: ANY_NUMBER, finite=(within(open=True),)),
-    "expm1": Law(zero=True, fold=np.expm1, bounds=monotone(np.expm1)),
-    "floor": Law(zero=True, bounds=stepped(np.floor)),
+    "expm1": Law(zero=True, fold=np.expm1, bounds=monotone(np.expm1), total=True),
+    "floor": Law(zero=True, bounds=stepped(np.floor), total=True),
     "log1p": Law(
         zero=True, fold=np.log1p, bounds=monotone(np.log1p), finite=(above(-1, open=True),)
     ),
-    "round": Law(zero=True, bounds=stepped(np.round)),
-    "sin": Law(zero=True, fold=np.sin, bounds=constantly(-1, 1)),
-    "sinh": Law(zero=True, fold=np.sinh, bounds=monotone(np.sinh)),
-    "tan": Law(zero=True, fold=np.tan, bounds=lambda b: ANY_NUMBER),
-    "tanh": Law(zero=True, fold=np.tanh, bounds=monotone(np.tanh)),
+    "round": Law(zero=True, bounds=stepped(np.round), total=True),
+    "sin": Law(zero=True, fold=np.sin, bounds=constantly(-1, 1), total=True),
+    "sinh": Law(zero=True, fold=np.sinh, bounds=monotone(np.sinh), total=True),
+    "tan": Law(zero=True, fold=np.tan, bounds=lambda b: ANY_NUMBER, total=True),
+    "tanh": Law(zero=True, fold=np.tanh, bounds=monotone(np.tanh), total=True),
     # Other functions of one operand.
     "acos": Law(bounds=constantly(0, np.pi), finite=(within(),), smooth=within(open=True)),
     "acosh": Law(bounds=constantly(0, inf), finite=(above(1),), smooth=above(1, open=True)),
-    "bessel_i0e": Law(),
-    "bessel_i1e": Law(),
-    "bitcast_convert_type": Law(),
-    "clz": Law(),
-    "cos": Law(bounds=constantly(-1, 1)),
-    "cosh": Law(bounds=constantly(1, inf)),
+    "bessel_i0e": Law(total=True),
+    "bessel_i1e": Law(total=True),
+    "bitcast_convert_type": Law(total=True),
+    "clz": Law(total=True),
+    "cos": Law(bounds=constantly(-1, 1), total=True),
+    "cosh": Law(bounds=constantly(1, inf), total=True),
     "digamma": Law(
         pole=True, bounds=lambda b: ANY_NUMBER, finite=(lambda b: b.low > 0 or not b.atoms,)
     ),
-    "erfc": Law(bounds=constantly(0, 2, nonzero=True)),
-    "exp": Law(fold=np.exp, bounds=monotone(np.exp, above=True)),
-    "exp2": Law(bounds=monotone(np.exp2, above=True)),
-    "is_finite": Law(bounds=lambda b: Bounds(0, 1)),
+    "erfc": Law(bounds=constantly(0, 2, nonzero=True), total=True),
+    "exp": Law(fold=np.exp, bounds=monotone(np.exp, above=True), total=True),
+    "exp2": Law(bounds=monotone(np.exp2, above=True), total=True),
+    "is_finite": Law(bounds=lambda b: Bounds(0, 1), total=True),
     "lgamma": Law(
         pole=True, bounds=lambda b: ANY_NUMBER, finite=(lambda b: b.low > 0 or not b.atoms,)
     ),
     "log": Law(pole=True, fold=np.log, bounds=monotone(np.log), finite=(_POSITIVE,)),
     "log2": Law(pole=True, bounds=monotone(np.log2), finite=(_POSITIVE,)),
-    "logistic": Law(fold=lambda x: 1 / (1 + np.exp(-x)), bounds=constantly(0, 1, nonzero=True)),
-    "not": Law(bounds=lambda b: Bounds(0, 1)),
-    "one_minus_square": Law(bounds=lambda b: sum_of(at(1.0), negative(powered(b, 2)))),
-    "population_count": Law(),
+    "logistic": Law(
+        fold=lambda x: 1 / (1 + np.exp(-x)), bounds=constantly(0, 1, nonzero=True), total=True
+    ),
+    "not": Law(total=True),
+    "one_minus_square": Law(bounds=lambda b: sum_of(at(1.0), negative(powered(b, 2))), total=True),
+    "population_count": Law(total=True),
     # Comparisons.
-    "eq": Law(takes=2, compares=True, fold=operator.eq),
-    "eq_to": Law(takes=2, compares=True),
-    "ge": Law(takes=2, compares=True, fold=operator.ge),
-    "gt": Law(takes=2, compares=True, fold=operator.gt),
-    "le": Law(takes=2, compares=True, fold=operator.le),
-    "le_to": Law(takes=2, compares=True),
-    "lt": Law(takes=2, compares=True, fold=operator.lt),
-    "lt_to": Law(takes=2, compares=True),
-    "ne": Law(takes=2, compares=True, fold=operator.ne),
+    "eq": Law(takes=2, compares=True, fold=operator.eq, total=True),
+    "eq_to": Law(takes=2, compares=True, total=True),
+    "ge": Law(takes=2, compares=True, fold=operator.ge, total=True),
+    "gt": Law(takes=2, compares=True, fold=operator.gt, total=True),
+    "le": Law(takes=2, compares=True, fold=operator.le, total=True),
+    "le_to": Law(takes=2, compares=True, total=True),
+    "lt": Law(takes=2, compares=True, fold=operator.lt, total=True),
+    "lt_to": Law(takes=2, compares=True, total=True),
+    "ne": Law(takes=2, compares=True, fold=operator.ne, total=True),
     # Sums, the larger and the smaller, products: what is more than a row has rules of its own.
-    "add": Law(takes=2, commutes=True, fold=operator.add),
-    "add_any": Law(takes=2, commutes=True),
-    "complex": Law(takes=2),
-    "max": Law(takes=2, commutes=True, fold=max),
-    "min": Law(takes=2, commutes=True, fold=min),
-    "sub": Law(takes=2, fold=operator.sub),
-    "clamp": Law(takes=3),
+    "add": Law(takes=2, commutes=True, fold=operator.add, total=True),
+    "add_any": Law(takes=2, commutes=True, total=True),
+    "complex": Law(takes=2, total=True),
+    "max": Law(takes=2, commutes=True, fold=max, total=True),
+    "min": Law(takes=2, commutes=True, fold=min, total=True),
+    "sub": Law(takes=2, fold=operator.sub, total=True),
+    "clamp": Law(takes=3, total=True),
     "div": Law(takes=2, fold=np.true_divide),
-    "mul": Law(takes=2, commutes=True, fold=operator.mul),
+    "mul": Law(takes=2, commutes=True, fold=operator.mul, total=True),
     "pow": Law(takes=2, fold=_pow),
-    "select_n": Law(takes=None),
+    "select_n": Law(takes=None, total=True),
     # Other functions of several operands.
-    "and": Law(takes=2, commutes=True),
-    "atan2": Law(takes=2),
+    "and": Law(takes=2, commutes=True, total=True),
+    "atan2": Law(takes=2, total=True),
     "igamma": Law(takes=2, finite=(_POSITIVE, above(0))),
     "igamma_grad_a": Law(takes=2, finite=(_POSITIVE, above(0))),
     "igammac": Law(takes=2, finite=(_POSITIVE, above(0))),
-    "nextafter": Law(takes=2),
-    "or": Law(takes=2, commutes=True),
+    "nextafter": Law(takes=2, total=True),
+    "or": Law(takes=2, commutes=True, total=True),
     "polygamma": Law(takes=2, finite=(above(0), _POSITIVE)),
-    "polynomial": Law(takes=None),
+    "polynomial": Law(takes=None, total=True),
     "regularized_incomplete_beta": Law(
         takes=3, finite=(_POSITIVE, _POSITIVE, lambda b: b.low >= 0 and b.high <= 1)
     ),
     "rem": Law(takes=2),
-    "select_if_vmap": Law(takes=None),
-    "shift_left": Law(takes=2),
-    "shift_right_arithmetic": Law(takes=2),
-    "shift_right_logical": Law(takes=2),
-    "threefry2x32": Law(takes=None),
-    "xor": Law(takes=2, commutes=True),
+    "select_if_vmap": Law(takes=None, total=True),
+    "shift_left": Law(takes=2, total=True),
+    "shift_right_arithmetic": Law(takes=2, total=True),
+    "shift_right_logical": Law(takes=2, total=True),
+    "threefry2x32": Law(takes=None, total=True),
+    "xor": Law(takes=2, commutes=True, total=True),
     "zeta": Law(takes=2, finite=(above(1, open=True), _POSITIVE)),
 }
 

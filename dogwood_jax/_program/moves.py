@@ -1,7 +1,7 @@
 """What operations do that move entries, take some of them or join arrays: the table ``MOVES``.
 
 Functions of single entries have a table of their own, ``elementwise``. To add an operation here is
-to add its row; what a row does not say is not so.
+to add its row; what a row does not say is taken not to be so.
 """
 
 from dataclasses import dataclass
@@ -12,13 +12,14 @@ class Move:
     """What becomes of the entries of an operation's operands.
 
     Attributes:
-        keeps: whether the result has every entry of the operand, once or several times.
-        ordered: whether the entries also stay in their order, so that only axes of size 1 come and
-            go, or several axes become one.
+        keeps: whether the result has every entry of the operand, once or several times, and each at
+            its place along every axis that stays: so not where axes are reversed or sorted.
+        ordered: whether the entries also stay in their row-major order, so that axes of size 1 come
+            and go, or axes become one or several.
         linear: whether the result of a sum is the sum of results.
         indexed: whether operands behind the first one say which entries are taken.
         pieces: whether it takes pieces of axes apart.
-        stays: whether each axis stays an axis in its place, though cut or joined.
+        stays: whether it cuts or joins axes and leaves each in its place.
         joins: whether the result has entries of several operands.
     """
 

@@ -26,7 +26,7 @@ _IN_PLACE = (
     | frozenset(
         name
         for name, law in ELEMENTWISE.items()
-        if not law.finite and name not in ("div", "rem", "integer_pow", "pow")  # see ``_is_finite``
+        if law.total  # of others see ``_is_finite``
     )
 )
 

@@ -320,6 +320,8 @@ def _bounds(
                     found.append(bounds_of_complex(name, bounds, is_real=kinds[-1] != "c"))
                 else:
                     found.append(bounds_of(name, params, own, bounds))
+            if kinds[-1] == "b":
+                found = [Bounds(max(b.low, 0), min(b.high, 1), compared=b.compared) for b in found]
             yield NOTHING_KNOWN if found == [UNKNOWN] else tuple(found)
 
 

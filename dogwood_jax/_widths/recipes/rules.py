@@ -231,12 +231,12 @@ def _gather(r: Reading, step: Step) -> Sequence[State]:
 # One operand -------------------------------------------------------------------------------------
 
 
-@rule(_are(lambda law: law.same))
+@rule(_are(lambda law: law.same) + " reduce_precision")
 def _same(r: Reading, step: Step) -> Sequence[State]:
     return [r.state(value, raw=True) for value in step.operands]
 
 
-@rule(_are(lambda law: law.linear and not law.same))
+@rule(_are(lambda law: law.linear and law.degree is not None))
 def _linear(r: Reading, step: Step) -> Sequence[State]:
     state = r.state(step.operands[0])
     return [State(state.power, state.along, constants=state.constants)]

@@ -73,7 +73,7 @@ def _other_unary(trace: Trace, eqn: Any, x: Value) -> list[Value]:
 def _fold(name: str, *numbers: float | None) -> float | None:
     """Computes with known numbers, so that constants are recognised however they were made."""
     found = folded(name, *numbers)
-    return None if found is None else float(found)
+    return None if found is None or isinstance(found, complex) else float(found)
 
 
 def _aligned(eqn: Any, values: Sequence[Value]) -> tuple[tuple[Dim, ...], list[set[int]]]:
