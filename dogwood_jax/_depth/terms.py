@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dogwood_jax._base.trees import concrete
-from dogwood_jax._program.elementwise import ELEMENTWISE, folded
+from dogwood_jax._program.elementwise import ELEMENTWISE, folded, functions
 from dogwood_jax._program.intervals import Bounds
 from dogwood_jax._program.moves import MOVES
 
@@ -503,9 +503,9 @@ TOLERANT = frozenset({"mul", "select_n", "conv_general_dilated"}) | {
 }
 
 # What changes nothing but where and when values are computed.
-_SAME = frozenset(name for name, law in ELEMENTWISE.items() if law.same)
+_SAME = frozenset(functions(lambda law: law.same))
 
-_COMMUTATIVE = frozenset(name for name, law in ELEMENTWISE.items() if law.commutes)
+_COMMUTATIVE = frozenset(functions(lambda law: law.commutes))
 
 # Operations that only move entries of their first operand, or take some.
 _STRUCTURAL = frozenset(

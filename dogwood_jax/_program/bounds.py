@@ -1,7 +1,7 @@
 """What primitives do to bounds, and where they are finite: ``bounds_of``, ``domains``.
 
-Functions of one operand say both in ``elementwise``; here are those that need their parameters or
-several operands.
+``elementwise`` says both for functions of one operand. Here are the functions that need their
+parameters, or several operands.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,9 +12,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from dogwood_jax._program.elementwise import ELEMENTWISE
+from dogwood_jax._program.elementwise import ELEMENTWISE, functions
 from dogwood_jax._program.intervals import (
     ANY_NUMBER,
+    POSITIVE,
     UNKNOWN,
     Bounds,
     Compared,
@@ -32,8 +33,6 @@ from dogwood_jax._program.intervals import (
 )
 from dogwood_jax._program.moves import KEEP_ORDER, MOVES
 
-_POSITIVE = above(0, open=True)
-
 
 def _nowhere(b: Bounds) -> bool:
     return False
@@ -48,7 +47,7 @@ _COMPLEX = frozenset(("rsqrt", "log", "log2", "div", "integer_pow", "pow"))
 # Functions that are not finite, or not of finite slope, everywhere.
 PARTIAL = frozenset(
     (
-        *(name for name, law in ELEMENTWISE.items() if not law.total or law.smooth),
+        *functions(lambda law: not law.total or law.smooth is not None),
         *("div", "rem", "integer_pow", "pow", "triangular_solve", "tridiagonal_solve", "cholesky"),
     )
 )
@@ -74,7 +73,7 @@ def domains(name: str, params: Mapping[str, Any], bounds: Sequence[Bounds]) -> l
         exponent = bounds[1].number
         if exponent is not None and exponent == int(exponent if isfinite(exponent) else 0):
             return [off_zero if exponent < 0 else None, None]
-        return [above(0) if bounds[1].low > 0 else _POSITIVE, None]
+        return [above(0) if bounds[1].low > 0 else POSITIVE, None]
     if name == "triangular_solve":
         return [off_zero, None]
     if name == "tridiagonal_solve":
@@ -97,7 +96,7 @@ def slopes(name: str, params: Mapping[str, Any], bounds: Sequence[Bounds]) -> li
     if (law := ELEMENTWISE.get(name)) and law.smooth:
         return [law.smooth]
     if name == "pow" and found[0] is not None and bounds[1].low < 1:
-        return [_POSITIVE, None]
+        return [POSITIVE, None]
     return found
 
 
@@ -105,7 +104,7 @@ def slopes(name: str, params: Mapping[str, Any], bounds: Sequence[Bounds]) -> li
 
 # Operations that do not part a sum's entries from those of another sum over the same axes.
 KEEP_SUMS = KEEP_ORDER | {"copy", "stop_gradient"}
-_COMPARISONS = frozenset(name for name, law in ELEMENTWISE.items() if law.compares)
+_COMPARISONS = frozenset(functions(lambda law: law.compares))
 _ALTERNATIVES = frozenset(
     ("clamp", "select_if_vmap", *(name for name, move in MOVES.items() if move.joins))
 )

@@ -17,6 +17,7 @@ import numpy as np
 
 from dogwood_jax._program.intervals import (
     ANY_NUMBER,
+    POSITIVE,
     Bounds,
     Domain,
     above,
@@ -39,7 +40,7 @@ class Law:
     """What a function does to each entry of its operands.
 
     Attributes:
-        takes: how many operands it has; None for several, of which more is said where it is read.
+        takes: how many operands it has; None for any number of them.
         same: whether it returns its operands as they are.
         linear: whether ``f(a + b) = f(a) + f(b)``.
         zero: whether ``f(0) = 0``.
@@ -90,8 +91,6 @@ def _pow(x: float, y: float) -> float:
         return math.nan
 
 
-_POSITIVE = above(0, open=True)
-
 ELEMENTWISE: dict[str, Law] = {
     # What passes its operands on.
     "copy": _same(),
@@ -120,7 +119,7 @@ ELEMENTWISE: dict[str, Law] = {
         degree=-0.5,
         fold=lambda x: 1 / np.sqrt(x),
         bounds=lambda b: powered(b, -0.5),
-        finite=(_POSITIVE,),
+        finite=(POSITIVE,),
     ),
     "sign": Law(zero=True, degree=0.0, bounds=stepped(np.sign), total=True),
     "sqrt": Law(
@@ -129,7 +128,7 @@ ELEMENTWISE: dict[str, Law] = {
         fold=np.sqrt,
         bounds=lambda b: powered(b, 0.5),
         finite=(above(0),),
-        smooth=_POSITIVE,
+        smooth=POSITIVE,
     ),
     "square": Law(
         zero=True, degree=2.0, fold=np.square, bounds=lambda b: powered(b, 2), total=True
@@ -178,8 +177,8 @@ ELEMENTWISE: dict[str, Law] = {
     "lgamma": Law(
         pole=True, bounds=lambda b: ANY_NUMBER, finite=(lambda b: b.low > 0 or not b.atoms,)
     ),
-    "log": Law(pole=True, fold=np.log, bounds=monotone(np.log), finite=(_POSITIVE,)),
-    "log2": Law(pole=True, bounds=monotone(np.log2), finite=(_POSITIVE,)),
+    "log": Law(pole=True, fold=np.log, bounds=monotone(np.log), finite=(POSITIVE,)),
+    "log2": Law(pole=True, bounds=monotone(np.log2), finite=(POSITIVE,)),
     "logistic": Law(
         fold=lambda x: 1 / (1 + np.exp(-x)), bounds=constantly(0, 1, nonzero=True), total=True
     ),
@@ -211,15 +210,15 @@ ELEMENTWISE: dict[str, Law] = {
     # Other functions of several operands.
     "and": Law(takes=2, commutes=True, total=True),
     "atan2": Law(takes=2, total=True),
-    "igamma": Law(takes=2, finite=(_POSITIVE, above(0))),
-    "igamma_grad_a": Law(takes=2, finite=(_POSITIVE, above(0))),
-    "igammac": Law(takes=2, finite=(_POSITIVE, above(0))),
+    "igamma": Law(takes=2, finite=(POSITIVE, above(0))),
+    "igamma_grad_a": Law(takes=2, finite=(POSITIVE, above(0))),
+    "igammac": Law(takes=2, finite=(POSITIVE, above(0))),
     "nextafter": Law(takes=2, total=True),
     "or": Law(takes=2, commutes=True, total=True),
-    "polygamma": Law(takes=2, finite=(above(0), _POSITIVE)),
+    "polygamma": Law(takes=2, finite=(above(0), POSITIVE)),
     "polynomial": Law(takes=None, total=True),
     "regularized_incomplete_beta": Law(
-        takes=3, finite=(_POSITIVE, _POSITIVE, lambda b: b.low >= 0 and b.high <= 1)
+        takes=3, finite=(POSITIVE, POSITIVE, lambda b: b.low >= 0 and b.high <= 1)
     ),
     "rem": Law(takes=2),
     "select_if_vmap": Law(takes=None, total=True),
@@ -228,8 +227,13 @@ ELEMENTWISE: dict[str, Law] = {
     "shift_right_logical": Law(takes=2, total=True),
     "threefry2x32": Law(takes=None, total=True),
     "xor": Law(takes=2, commutes=True, total=True),
-    "zeta": Law(takes=2, finite=(above(1, open=True), _POSITIVE)),
+    "zeta": Law(takes=2, finite=(above(1, open=True), POSITIVE)),
 }
+
+
+def functions(holds: Callable[[Law], bool]) -> list[str]:
+    """Returns the names of the functions whose law is such."""
+    return [name for name, law in ELEMENTWISE.items() if holds(law)]
 
 
 def folded(name: str, *numbers: Any) -> Any:

@@ -166,6 +166,9 @@ def above(edge: float, *, open: bool = False) -> Domain:
     return holds
 
 
+POSITIVE = above(0, open=True)
+
+
 def within(*, open: bool = False) -> Domain:
     """All numbers from -1 to 1, or between them."""
 

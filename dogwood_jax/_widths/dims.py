@@ -205,7 +205,8 @@ def _joined(known: tuple[str, ...], more: tuple[str, ...]) -> tuple[str, ...]:
     return (*known, *(one for one in more if one not in known)) if more else known
 
 
-def _merge(dim: Dim, into: Dim) -> None:
+def _tell(into: Dim, dim: Dim) -> None:
+    """Notes of a dimension what is known of another one."""
     into.fixed = _joined(into.fixed, dim.fixed)
     into.hazards = _joined(into.hazards, dim.hazards)
     into.copy_hazards = _joined(into.copy_hazards, dim.copy_hazards)
@@ -213,6 +214,10 @@ def _merge(dim: Dim, into: Dim) -> None:
     into.interface |= dim.interface
     into.bilinear |= dim.bilinear
     into.label = into.label or dim.label
+
+
+def _merge(dim: Dim, into: Dim) -> None:
+    _tell(into, dim)
     dim._same_as = into
 
 
@@ -393,14 +398,7 @@ def hand_down(dims: Iterable[Dim]) -> None:
             stack += [part.root for part in dim.parts]
     for dim in sorted(seen.values(), key=lambda d: -d.size):
         for part in dim.parts:
-            root = part.root
-            root.fixed = _joined(root.fixed, dim.fixed)
-            root.hazards = _joined(root.hazards, dim.hazards)
-            root.copy_hazards = _joined(root.copy_hazards, dim.copy_hazards)
-            root.notes = _joined(root.notes, dim.notes)
-            root.interface |= dim.interface
-            root.bilinear |= dim.bilinear
-            root.label = root.label or dim.label
+            _tell(part.root, dim)
 
 
 def cut(dim: Dim, sizes: Sequence[int]) -> list[Dim]:

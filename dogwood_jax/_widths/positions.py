@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable
 import numpy as np
 
 from dogwood_jax._program.bounds import bounds_of
-from dogwood_jax._program.elementwise import ELEMENTWISE
+from dogwood_jax._program.elementwise import functions
 from dogwood_jax._program.intervals import UNKNOWN, Bounds, at
 from dogwood_jax._program.moves import KEEP_ENTRIES
 from dogwood_jax._widths.dims import Dim, atoms
@@ -20,15 +20,7 @@ from dogwood_jax._widths.values import Step, Value
 POSITIONS = Reason("a table of positions is computed along it", "table")
 
 # What computes each entry from entries in the same place, whatever these are.
-_IN_PLACE = (
-    KEEP_ENTRIES
-    | frozenset(("iota",))
-    | frozenset(
-        name
-        for name, law in ELEMENTWISE.items()
-        if law.total  # of others see ``_is_finite``
-    )
-)
+_IN_PLACE = KEEP_ENTRIES | {"iota", *functions(lambda law: law.total)}  # see ``_is_finite``, too
 
 
 def of_constant(shape: tuple[int, ...]) -> Reason:

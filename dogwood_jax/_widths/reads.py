@@ -26,7 +26,7 @@ from dogwood_jax._program.bounds import (
     kept,
     slopes,
 )
-from dogwood_jax._program.elementwise import ELEMENTWISE
+from dogwood_jax._program.elementwise import functions
 from dogwood_jax._program.intervals import ANY_NUMBER, NOTHING_KNOWN, UNKNOWN, Bounds, at
 from dogwood_jax._program.moves import MOVES
 from dogwood_jax._widths.dims import Dim, atoms
@@ -47,7 +47,7 @@ _PIECES = frozenset(name for name, move in MOVES.items() if move.pieces)
 # f(a + b) = f(a) + f(b) in the first operand, or in every one.
 _LINEAR = frozenset(
     (
-        *(name for name, law in ELEMENTWISE.items() if law.linear),
+        *functions(lambda law: law.linear),
         *(name for name, move in MOVES.items() if move.linear and not move.indexed),
         *("reduce_sum", "psum", "psum_invariant", "cumsum", "reduce_window_sum", "fft"),
     )

@@ -324,7 +324,7 @@ class Trace:
 
     def __init__(self, *, notes_reads: bool = True) -> None:
         self.notes_reads = notes_reads
-        self.dims: list[Dim] = []  # of every value: what is known of wholes concerns parts
+        self.dims: list[Dim] = []  # of every value
         self.inputs: list[Dim] = []  # of the network's inputs
         self.steps: list[Step] = []  # every equation, in the order of the program
         self.demands: list[Demand] = []

@@ -62,8 +62,8 @@ themselves: they stay where they are. With ``mesh = jax.make_mesh((4, 2), ("data
 - FSDP: ``PartitionSpec("data")``, so that each device has a part and gathers the others' in turn.
 
 The optimizer's state is split like the variables. Results do not depend on the devices, beyond
-rounding. Arrays of data are copied to every device, those that the caller has put on the mesh stay
-as they are split, and of a source each device gets its part of each batch, no more. ``apply`` need
+rounding. Arrays of data are copied to every device. Arrays that the caller has put on the mesh stay
+as they are split. Of a source, each device gets its part of each batch and no more. ``apply`` need
 not know of the mesh: its axes are automatic within the loop, whichever types they have outside.
 
 **On several hosts**, after ``jax.distributed.initialize()``, each process makes the same call with

@@ -10,7 +10,7 @@ from math import isfinite
 
 import numpy as np
 
-from dogwood_jax._program.elementwise import ELEMENTWISE, Law
+from dogwood_jax._program.elementwise import ELEMENTWISE, functions
 from dogwood_jax._widths.recipes.states import Along, NoRecipe, Reading, State, plus
 from dogwood_jax._widths.values import Step, Value
 
@@ -18,19 +18,14 @@ Rule = Callable[[Reading, Step], Sequence[State]]
 RULES: dict[str, Rule] = {}
 
 
-def rule(names: str) -> Callable[[Rule], Rule]:
-    """Registers a rule for primitives."""
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Registers a rule for primitives, one by one or several in a string."""
 
     def register(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys(names.split(), function))
+        RULES.update(dict.fromkeys(" ".join(names).split(), function))
         return function
 
     return register
-
-
-def _are(holds: Callable[[Law], bool]) -> str:
-    """Returns the functions of single entries of which something holds."""
-    return " ".join(name for name, law in ELEMENTWISE.items() if holds(law))
 
 
 # Loops and outputs -------------------------------------------------------------------------------
@@ -231,12 +226,12 @@ def _gather(r: Reading, step: Step) -> Sequence[State]:
 # One operand -------------------------------------------------------------------------------------
 
 
-@rule(_are(lambda law: law.same) + " reduce_precision")
+@rule("reduce_precision", *functions(lambda law: law.same))
 def _same(r: Reading, step: Step) -> Sequence[State]:
     return [r.state(value, raw=True) for value in step.operands]
 
 
-@rule(_are(lambda law: law.linear and law.degree is not None))
+@rule(*functions(lambda law: law.linear and law.degree is not None))
 def _linear(r: Reading, step: Step) -> Sequence[State]:
     state = r.state(step.operands[0])
     return [State(state.power, state.along, constants=state.constants)]
@@ -249,7 +244,7 @@ def _convert(r: Reading, step: Step) -> Sequence[State]:
     return _nonlinear(r, step)
 
 
-@rule(_are(lambda law: law.degree is not None and not law.linear) + " integer_pow")
+@rule("integer_pow", *functions(lambda law: law.degree is not None and not law.linear))
 def _homogeneous(r: Reading, step: Step) -> Sequence[State]:
     state = r.state(step.operands[0])
     degree = ELEMENTWISE[step.name].degree
@@ -276,10 +271,10 @@ def _through(r: Reading, along: Along, zero_stays: bool, singular: bool = False)
     return along
 
 
-_UNARY = _are(lambda law: law.takes == 1 and law.degree is None and not law.linear).split()
+_UNARY = functions(lambda law: law.takes == 1 and law.degree is None and not law.linear)
 
 
-@rule(" ".join(name for name in _UNARY if name not in ("integer_pow", "bitcast_convert_type")))
+@rule(*(name for name in _UNARY if name not in ("integer_pow", "bitcast_convert_type")))
 @rule("rem atan2 nextafter and or xor shift_left shift_right_logical shift_right_arithmetic")
 @rule("select_if_vmap clamp")
 def _nonlinear(r: Reading, step: Step) -> Sequence[State]:

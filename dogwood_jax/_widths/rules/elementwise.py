@@ -1,11 +1,11 @@
 """Rules for elementwise operations."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 
-from dogwood_jax._program.elementwise import ELEMENTWISE, Law, folded
+from dogwood_jax._program.elementwise import ELEMENTWISE, folded, functions
 from dogwood_jax._widths.dims import REPEATED, Dim, unify
 from dogwood_jax._widths.rules.registry import (
     RULES,
@@ -25,12 +25,7 @@ from dogwood_jax._widths.values import Silencer, Silencers, Trace, Value, behind
 _SUMS = ("add", "sub", "add_any", "complex", "max", "min")
 
 
-def _are(holds: Callable[[Law], bool]) -> list[str]:
-    """Returns the functions of which something holds."""
-    return [name for name, law in ELEMENTWISE.items() if holds(law)]
-
-
-@rule(*_are(lambda law: law.takes == 1 and law.linear))
+@rule(*functions(lambda law: law.takes == 1 and law.linear))
 def _linear(trace: Trace, eqn: Any, x: Value, *_: Value) -> list[Value]:
     number, name, is_same = x.number, eqn.primitive.name, False
     if number is not None and name == "neg":
@@ -43,7 +38,7 @@ def _linear(trace: Trace, eqn: Any, x: Value, *_: Value) -> list[Value]:
     return [x.but(number=number, index=x.index and is_same, wrapped=x.wrapped and is_same)]
 
 
-@rule(*_are(lambda law: law.takes == 1 and law.zero and not law.linear))
+@rule(*functions(lambda law: law.takes == 1 and law.zero and not law.linear))
 def _zero_to_zero(trace: Trace, eqn: Any, x: Value) -> list[Value]:
     name = eqn.primitive.name
     zero_stays = name != "integer_pow" or eqn.params["y"] > 0
@@ -59,7 +54,7 @@ def _reciprocal(trace: Trace, x: Value, number: float | None = None) -> Value:
     return x.but(silencers=(), number=number, index=False)
 
 
-@rule(*_are(lambda law: law.takes == 1 and not law.zero))
+@rule(*functions(lambda law: law.takes == 1 and not law.zero))
 def _other_unary(trace: Trace, eqn: Any, x: Value) -> list[Value]:
     name = eqn.primitive.name
     (shape,) = shapes_out(eqn)
@@ -203,7 +198,7 @@ def _terms(values: Sequence[Value], out: Value) -> tuple[Silencers, ...]:
     return tuple(of_sum(zip(values, axis, strict=True)) for axis in zip(*terms, strict=True))
 
 
-@rule(*_are(lambda law: law.compares))
+@rule(*functions(lambda law: law.compares))
 def _compare(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
     dims, axes = _aligned(eqn, (x, y))
     one_hot = eqn.primitive.name == "eq" and (x if x.positional else y).index
@@ -255,12 +250,12 @@ def _clamp(trace: Trace, eqn: Any, low: Value, x: Value, high: Value) -> list[Va
     return [out.but(index=x.index and clipped and (high.number is None or high.number >= 0))]
 
 
-@rule(*_are(lambda law: law.same))
+@rule(*functions(lambda law: law.same))
 def _identity(trace: Trace, eqn: Any, *values: Value) -> list[Value]:
     return list(values)
 
 
-_OF_SEVERAL = _are(lambda law: law.takes != 1 and not law.same and not law.compares)
+_OF_SEVERAL = functions(lambda law: law.takes != 1 and not law.same and not law.compares)
 
 
 @rule(*(name for name in _OF_SEVERAL if name not in RULES))
