@@ -107,3 +107,14 @@ def test_strategies_decide_for_themselves():
         if isinstance(part, ast.Constant) and part.value in names
     }
     assert not compared
+
+
+def test_one_loop_runs_over_programs():
+    """``interpret`` runs them; ``equations`` counts what is in them."""
+    readers = {
+        str(path.relative_to(PACKAGE))
+        for path in modules().values()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr == "eqns"
+    }
+    assert readers == {"_program/interpret.py", "_program/program.py"}

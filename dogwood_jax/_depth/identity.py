@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 
 from dogwood_jax._depth.terms import TOLERANT, Operands, Term, Terms
+from dogwood_jax._program.interpret import called, interpret
 from dogwood_jax._program.program import scan_counts, sub_programs
 
 
@@ -279,29 +279,20 @@ class Reader:
 
     def run(self, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Value]) -> list[Value]:
         """Reads every equation of a program; returns the values of its results."""
-        known: dict[Any, Value] = {}
-        for var, const in zip(jaxpr.constvars, consts, strict=True):
-            known[var] = exactly(self.terms.constant(const, var.aval))
-        known.update(zip(jaxpr.invars, arguments, strict=True))
 
-        def read(atom: Any) -> Value:
-            if isinstance(atom, jex.Literal):
-                return exactly(self.terms.constant(atom.val, atom.aval))
-            return known[atom]
+        def constant(array: Any, aval: Any) -> Value:
+            return exactly(self.terms.constant(array, aval))
 
-        for eqn in jaxpr.eqns:
-            operands = [read(atom) for atom in eqn.invars]
-            self._steps += 1
-            for value in operands:
-                if value.path is not None:
-                    self._orders[value.path] = self._steps
-            known.update(zip(eqn.outvars, self._read(eqn, operands), strict=True))
-        return [read(atom) for atom in jaxpr.outvars]
+        return interpret(jaxpr, consts, arguments, constant=constant, equation=self._read)
 
     def _read(self, eqn: Any, operands: list[Value]) -> list[Value]:
+        self._steps += 1
+        for value in operands:
+            if value.path is not None:
+                self._orders[value.path] = self._steps
         name = eqn.primitive.name
-        if name in CALLS and (programs := sub_programs(eqn)):
-            return self._call(eqn, programs[0], operands)
+        if (program := called(eqn)) is not None:
+            return self._call(eqn, program, operands)
         if name == "scan":
             return self._scan(eqn, operands)
         if name == "cond":
@@ -455,23 +446,6 @@ class _Equation:
     primitive: Any
     invars: Sequence[Any]
     outvars: Sequence[Any]
-
-
-# Primitives that run a program on their operands, and nothing else.
-CALLS = frozenset(
-    {
-        "checkpoint",
-        "closed_call",
-        "core_call",
-        "custom_jvp_call",
-        "custom_vjp_call",
-        "custom_vjp_call_jaxpr",
-        "jit",
-        "pjit",
-        "remat",
-        "remat2",
-    }
-)
 
 
 def _merge(

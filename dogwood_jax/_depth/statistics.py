@@ -6,18 +6,18 @@ With those of a batch, and the scale and bias that undo these, both compute the 
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.extend.core as jex
 import jax.numpy as jnp
 from jax import Array
 
 from dogwood_jax._base.trees import PyTree, in_order_of, is_array, leaves_by_path, rebuilt
-from dogwood_jax._depth.identity import CALLS
 from dogwood_jax._growth.insertion import Insertion
+from dogwood_jax._program.interpret import called, interpret
 from dogwood_jax._program.moves import KEEP_ENTRIES
-from dogwood_jax._program.program import Program, sub_programs
+from dogwood_jax._program.program import Program
 
 _PASS = frozenset({"convert_element_type", "copy"})
 
@@ -50,14 +50,15 @@ def with_statistics(
     @jax.jit
     def measured(leaves: Mapping[str, Array], inputs: Sequence[Array]) -> dict[str, Array]:
         rest = iter(inputs)
-        arguments = [next(rest) if path is None else leaves[path] for path, _ in program.arguments]
-        places = {
-            i: (path, jnp.arange(leaves[path].size, dtype=jnp.int32).reshape(leaves[path].shape))
-            for i, (path, _) in enumerate(program.arguments)
-            if path in norms
-        }
+        arguments = []
+        for path, _ in program.arguments:
+            argument = _Value(next(rest) if path is None else leaves[path])
+            if path in norms:
+                numbers = jnp.arange(argument.array.size, dtype=jnp.int32)
+                argument = _Value(argument.array, path, numbers.reshape(argument.array.shape))
+            arguments.append(argument)
         found: dict[str, tuple[Array, Array]] = {}
-        _run(program.jaxpr.jaxpr, program.jaxpr.consts, arguments, places, found)
+        _run(program.jaxpr.jaxpr, program.jaxpr.consts, arguments, found)
         filled = {}
         for path, (mean, variance) in found.items():
             norm = norms[path]
@@ -107,63 +108,58 @@ def _norms(insertions: Sequence[Insertion]) -> dict[str, dict[str, Insertion]]:
     return norms
 
 
+@dataclass(frozen=True)
+class _Value:
+    """An array, and what its entries are if they are means of an inserted normalization.
+
+    Attributes:
+        array: the array.
+        path: path of the means; None if it holds none.
+        numbers: for each of its entries, which entry of the means it is.
+    """
+
+    array: Any
+    path: str | None = None
+    numbers: Any = None
+
+
 def _run(
     jaxpr: Any,
     consts: Sequence[Any],
-    arguments: Sequence[Any],
-    places: Mapping[int, tuple[str, Array]],
+    arguments: Sequence[_Value],
     found: dict[str, tuple[Array, Array]],
-) -> list[tuple[Any, tuple[str, Array] | None]]:
+) -> list[_Value]:
     """Runs a program; finds the statistics of what means are subtracted from.
 
     Args:
         jaxpr: the program.
         consts: its constants.
         arguments: its arguments.
-        places: for arguments that are means, the path and each entry's number.
         found: the means and variances, by path; added to.
-
-    Returns:
-        The results, and for those that are means, the same.
     """
-    values = dict(zip(jaxpr.constvars, consts, strict=True))
-    values |= dict(zip(jaxpr.invars, arguments, strict=True))
-    means = {jaxpr.invars[i]: place for i, place in places.items()}
 
-    def read(atom: Any) -> Any:
-        return atom.val if _is_literal(atom) else values[atom]
-
-    for eqn in jaxpr.eqns:
-        name, operands = eqn.primitive.name, [read(atom) for atom in eqn.invars]
-        origins = [None if _is_literal(atom) else means.get(atom) for atom in eqn.invars]
-        programs = sub_programs(eqn) if name in CALLS else []
-        if programs:
-            inner = {i: origin for i, origin in enumerate(origins) if origin}
-            results = _run(*programs[0], operands, inner, found)
-        else:
-            results = [(value, None) for value in _bound(eqn, operands)]
-        if name == "sub" and origins[1] and not origins[0]:
-            path, numbers = origins[1]
-            found[path] = _statistics(operands[0], numbers)
-        elif origins and origins[0] and name in KEEP_ENTRIES | _PASS:
-            path, numbers = origins[0]
+    def equation(eqn: Any, operands: list[_Value]) -> list[_Value]:
+        name = eqn.primitive.name
+        if (program := called(eqn)) is not None:
+            return _run(*program, operands, found)
+        results = [_Value(array) for array in _bound(eqn, [value.array for value in operands])]
+        if name == "sub" and operands[1].path is not None and operands[0].path is None:
+            found[operands[1].path] = _statistics(operands[0].array, operands[1].numbers)
+        elif operands and operands[0].path is not None and name in KEEP_ENTRIES | _PASS:
+            numbers = operands[0].numbers
             moved = numbers if name in _PASS else _bound(eqn, [numbers])[0]
-            results = [(results[0][0], (path, moved))]
-        for var, (value, origin) in zip(eqn.outvars, results, strict=True):
-            values[var] = value
-            if origin:
-                means[var] = origin
-    return [(read(a), None if isinstance(a, jex.Literal) else means.get(a)) for a in jaxpr.outvars]
+            results = [_Value(results[0].array, operands[0].path, moved)]
+        return results
+
+    return interpret(
+        jaxpr, consts, arguments, constant=lambda array, _: _Value(array), equation=equation
+    )
 
 
 def _bound(eqn: Any, operands: Sequence[Any]) -> list[Any]:
     """Returns the results of an equation."""
     results = eqn.primitive.bind(*operands, **eqn.params)
     return list(results) if eqn.primitive.multiple_results else [results]
-
-
-def _is_literal(atom: Any) -> bool:
-    return isinstance(atom, jex.Literal)
 
 
 def _statistics(values: Array, numbers: Array) -> tuple[Array, Array]:

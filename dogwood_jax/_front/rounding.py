@@ -7,10 +7,9 @@ variables nor the outputs tell. The program does.
 from collections.abc import Sequence
 from typing import Any
 
-import jax.extend.core as jex
 import jax.numpy as jnp
 
-from dogwood_jax._depth.identity import CALLS
+from dogwood_jax._program.interpret import called, interpret
 from dogwood_jax._program.program import Program, equations, sub_programs
 
 
@@ -28,34 +27,31 @@ def coarsest_dtypes(program: Program) -> dict[str, Any]:
     a table of positions, is the same in a larger network.
     """
     jaxpr = program.jaxpr.jaxpr
-    found = _through(jaxpr, [var.aval.dtype for var in jaxpr.invars])
+    given = [var.aval.dtype for var in jaxpr.invars]
+    found = _through(jaxpr, program.jaxpr.consts, given)
     return {
         path: atom.aval.dtype if dtype is None else dtype
         for path, atom, dtype in zip(program.results, jaxpr.outvars, found, strict=True)
     }
 
 
-def _through(jaxpr: Any, given: Sequence[Any]) -> list[Any]:
+def _through(jaxpr: Any, consts: Sequence[Any], given: Sequence[Any]) -> list[Any]:
     """Returns the coarsest dtype of each result, or None if it follows from no argument.
 
     Args:
         jaxpr: the program.
+        consts: its constants.
         given: the coarsest dtype that each argument has been through, or None.
     """
-    known = dict(zip(jaxpr.invars, given, strict=True))
 
-    def read(atoms: Sequence[Any]) -> list[Any]:
-        return [None if isinstance(atom, jex.Literal) else known.get(atom) for atom in atoms]
+    def equation(eqn: Any, taken: list[Any]) -> list[Any]:
+        if (program := called(eqn)) is not None:
+            return _through(*program, taken)
+        behind = [dtype for dtype in taken if dtype is not None]
+        if not behind:
+            return [None] * len(eqn.outvars)
+        inner = (e for body, _ in sub_programs(eqn) for e in equations(body))
+        behind += [var.aval.dtype for e in inner for var in e.outvars]
+        return [max([*behind, var.aval.dtype], key=eps) for var in eqn.outvars]
 
-    for eqn in jaxpr.eqns:
-        taken, programs = read(eqn.invars), sub_programs(eqn)
-        if eqn.primitive.name in CALLS and programs:
-            made = _through(programs[0][0], taken)
-        elif behind := [dtype for dtype in taken if dtype is not None]:
-            inner = (e for program, _ in programs for e in equations(program))
-            behind += [var.aval.dtype for e in inner for var in e.outvars]
-            made = [max([*behind, var.aval.dtype], key=eps) for var in eqn.outvars]
-        else:
-            continue
-        known |= dict(zip(eqn.outvars, made, strict=True))
-    return read(jaxpr.outvars)
+    return interpret(jaxpr, consts, given, constant=lambda *_: None, equation=equation)

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
 from dogwood_jax._base.trees import PyTree, leaf_path
 from dogwood_jax._program.elementwise import ELEMENTWISE
+from dogwood_jax._program.interpret import called, interpret
 from dogwood_jax._program.moves import KEEP_ENTRIES
 from dogwood_jax._program.program import sub_programs
 
@@ -146,20 +146,12 @@ class _Reading:
 
     def run(self, jaxpr: Any, consts: Sequence[Any], values: Sequence[_Value]) -> list[_Value]:
         """Returns the values of a program's results."""
-        known: dict[Any, _Value] = {}
 
-        def read(atom: Any) -> _Value:
-            if isinstance(atom, jex.Literal):
-                aval: Any = atom.aval
-                return _untied(np.asarray(atom.val, aval.dtype))
-            return known[atom]
+        def constant(array: Any, aval: Any) -> _Value:
+            is_number = isinstance(array, int | float | complex | np.generic)
+            return _untied(np.asarray(array, aval.dtype) if is_number else array)
 
-        known.update(zip(jaxpr.constvars, map(_untied, consts), strict=True))
-        known.update(zip(jaxpr.invars, values, strict=True))
-        for eqn in jaxpr.eqns:
-            results = self._equation(eqn, [read(atom) for atom in eqn.invars])
-            known.update(zip(eqn.outvars, results, strict=True))
-        return [read(atom) for atom in jaxpr.outvars]
+        return interpret(jaxpr, consts, values, constant=constant, equation=self._equation)
 
     def settled(self, value: _Value, path: str, ties: Ties) -> Any:
         """Returns a result's array, of lanes what the entries of a parameter take of them."""
@@ -173,11 +165,8 @@ class _Reading:
         name, programs = eqn.primitive.name, sub_programs(eqn)
         if name == "cond" and not values[0].is_lanes:
             return self._cond(programs, values)
-        if len(programs) == 1 and name not in ("scan", "while"):
-            jaxpr, consts = programs[0]
-            shapes = [v.aval.shape for v in jaxpr.invars]
-            if shapes == [v.shape for v in values] and len(jaxpr.outvars) == len(eqn.outvars):
-                return self.run(jaxpr, consts, values)
+        if (program := called(eqn)) is not None:
+            return self.run(*program, values)
         if name in ELEMENTWISE and any(value.is_lanes for value in values):
             values = self._met(eqn, values)
         if any(value.is_lanes for value in values):

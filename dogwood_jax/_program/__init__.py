@@ -1,7 +1,8 @@
 """Programs as JAX traces them, and between which bounds the values in them lie.
 
 In comes a function with the shapes of its variables and inputs; out comes a ``Program``, from
-``program``: equations, with the paths of arguments and results.
+``program``: equations, with the paths of arguments and results. ``interpret`` is the one loop over
+these equations, for whatever is asked of them.
 
 ``elementwise`` says what functions of single entries are, each in one row of a table: whether zeros
 stay zeros, whether they are linear, where they are finite. ``moves`` says the same of operations

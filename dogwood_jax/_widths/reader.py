@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 
 from dogwood_jax._base.trees import concrete
+from dogwood_jax._program.interpret import called, interpret
 from dogwood_jax._program.intervals import at, constant, of_sign
 from dogwood_jax._program.moves import KEEP_ENTRIES
-from dogwood_jax._program.program import sub_programs
 from dogwood_jax._widths.dims import Dim
 from dogwood_jax._widths.positions import of_constant
 from dogwood_jax._widths.reads import note
@@ -31,15 +30,8 @@ _KEEP_SCALES = KEEP_ENTRIES | frozenset(
 
 def run(trace: Trace, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Value]) -> list[Value]:
     """Reads every equation of a program; returns the values of its results."""
-    known: dict[Any, Value] = {}
 
-    def read(atom: Any) -> Value:
-        return _constant(atom.val) if isinstance(atom, jex.Literal) else known[atom]
-
-    known.update(zip(jaxpr.constvars, map(_constant, consts), strict=True))
-    known.update(zip(jaxpr.invars, arguments, strict=True))
-    for eqn in jaxpr.eqns:
-        operands = [read(atom) for atom in eqn.invars]
+    def equation(eqn: Any, operands: list[Value]) -> list[Value]:
         name = eqn.primitive.name
         rule: Rule = RULES.get(name, _call)
         results = rule(trace, eqn, *operands)
@@ -52,13 +44,14 @@ def run(trace: Trace, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Val
         if rule is not _call:  # which records the equations of its program instead
             trace.record(eqn.primitive.name, operands, results, eqn.params)
         trace.dims += (dim for value in results for dim in value.dims)
-        known.update(zip(eqn.outvars, results, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+        return results
+
+    return interpret(jaxpr, consts, arguments, constant=_constant, equation=equation)
 
 
-def _constant(array: Any) -> Value:
+def _constant(array: Any, aval: Any) -> Value:
     """Returns what is known of a constant: one number, or which axes it varies along."""
-    dims = tuple(Dim(n) for n in np.shape(array))
+    dims = tuple(Dim(n) for n in aval.shape)
     dtype = getattr(array, "dtype", np.dtype(float))
     if jnp.issubdtype(dtype, jax.dtypes.extended):  # a key, and what is drawn with it never changes
         return Value(dims, "constant", positional=frozenset(range(len(dims))))
@@ -97,16 +90,9 @@ def _rounding(dtype: Any) -> float:
 
 
 def _call(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
-    """An equation that runs one program: jit, remat, custom derivatives and the like."""
-    programs = sub_programs(eqn)
-    if len(programs) == 1:
-        jaxpr, consts = programs[0]
-        taken = [getattr(v.aval, "shape", ()) for v in jaxpr.invars]
-        given = [tuple(dim.size for dim in value.dims) for value in operands]
-        if taken == given and len(jaxpr.outvars) == len(eqn.outvars):
-            shapes = [v.aval.shape for v in jaxpr.outvars]
-            if shapes == [v.aval.shape for v in eqn.outvars]:
-                return run(trace, jaxpr, consts, operands)
+    """An equation without a rule: it may run one program, as that of jit or remat does."""
+    if (program := called(eqn)) is not None:
+        return run(trace, *program, operands)
     results = unknown(trace, eqn, *operands)
     trace.record("unknown", operands, results)
     return results

@@ -1,0 +1,67 @@
+"""The one loop over programs: ``interpret``, and the programs that equations run: ``called``.
+
+What is asked of a program differs: which dimensions are the same, what terms its values are,
+between which dtypes they pass. Each question is a *domain*: a kind of value, and a function that
+gives the values of an equation's results from those of its operands.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import jax.extend.core as jex
+
+from dogwood_jax._program.program import sub_programs
+
+V = TypeVar("V")
+
+# Equations that run a program many times over, so that it is no call of it.
+_LOOPS = frozenset(("scan", "while"))
+
+
+def interpret(
+    jaxpr: Any,
+    consts: Sequence[Any],
+    arguments: Sequence[V],
+    *,
+    constant: Callable[[Any, Any], V],
+    equation: Callable[[Any, list[V]], Sequence[V]],
+) -> list[V]:
+    """Reads every equation of a program; returns the values of its results.
+
+    Args:
+        jaxpr: the program.
+        consts: its constants.
+        arguments: the value of each argument.
+        constant: from a constant of the program and its shape and dtype to its value.
+        equation: from an equation and the values of its operands to those of its results.
+    """
+    known: dict[Any, V] = {}
+
+    def read(atom: Any) -> V:
+        return constant(atom.val, atom.aval) if isinstance(atom, jex.Literal) else known[atom]
+
+    for var, const in zip(jaxpr.constvars, consts, strict=True):
+        known[var] = constant(const, var.aval)
+    known.update(zip(jaxpr.invars, arguments, strict=True))
+    for eqn in jaxpr.eqns:
+        results = equation(eqn, [read(atom) for atom in eqn.invars])
+        known.update(zip(eqn.outvars, results, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def called(eqn: Any) -> tuple[Any, Sequence[Any]] | None:
+    """Returns the program that an equation runs once on its operands, with its constants.
+
+    ``jit``, ``remat`` and custom derivatives are such equations. They are known by their shapes, so
+    that one of a later version of JAX is known, too. None for any other equation.
+    """
+    programs = sub_programs(eqn)
+    if len(programs) != 1 or eqn.primitive.name in _LOOPS:
+        return None
+    jaxpr, consts = programs[0]
+    is_call = _shapes(jaxpr.invars) == _shapes(eqn.invars)
+    return (jaxpr, consts) if is_call and _shapes(jaxpr.outvars) == _shapes(eqn.outvars) else None
+
+
+def _shapes(atoms: Sequence[Any]) -> list[tuple[int, ...]]:
+    return [tuple(getattr(atom.aval, "shape", ())) for atom in atoms]
