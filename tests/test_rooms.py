@@ -17,7 +17,7 @@ KERAS_ORDER = "_files _weights _layers _front __main__".split()
 ROOMS = sorted(path.parent for path in PACKAGE.rglob("_*/**/__init__.py"))
 # What still goes the other way. JSON and pickles of widths hold what ``plan`` found out by the
 # network's own function; they will hold it from the beginning once ``trace`` finds it out.
-CLIMBS = {("_widths/widths.py", "dogwood_jax._plan.plan")}
+CLIMBS = {("_widths/widths.py", "dogwood_jax._plan.tried")}
 
 
 def modules():

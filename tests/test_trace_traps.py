@@ -413,6 +413,18 @@ def width_at(widths: dw.Widths, place: str) -> dw.Width:
     return next((widths[n] for n in names if not widths[n].fixed), widths[names[0]])
 
 
+def assert_alike(traced: dw.Widths, read: dw.Widths) -> None:
+    """Both refuse to double a width, or plan the same growth."""
+    for name, width in traced.items():
+        found = []
+        for widths in (traced, read):
+            try:
+                found.append(dw.plan(widths, {name: 2 * width.size}, interface=True))
+            except ValueError:
+                found.append(None)
+        assert found[0] == found[1], name
+
+
 @pytest.mark.parametrize("name", TRAPS)
 def test_trap(name: str) -> None:
     apply, shapes, fates = dataclasses.astuple(TRAPS[name])
@@ -523,3 +535,9 @@ def test_values_that_are_handed_on_are_looked_up_once() -> None:
 
     widths = dw.trace(apply, {"i": f64(5, 6), "o": f64(6, 2)}, X)
     assert dw.plan(widths, {"i": 8}).sizes == {"i": 8}
+
+
+@pytest.mark.parametrize("name", TRAPS)
+def test_each_width_of_a_file_doubles_alike(name: str) -> None:
+    traced = dw.trace(TRAPS[name].apply, TRAPS[name].shapes, X)
+    assert_alike(traced, dw.from_json(dw.to_json(traced)))

@@ -18,12 +18,12 @@ from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._widths.layout import Concat, Product, Units
 from dogwood_jax._widths.reasons import Reason, ReasonKind
-from dogwood_jax._widths.widths import Facts, Leaf, Recipe, Widths
+from dogwood_jax._widths.widths import Facts, Leaf, Recipe, Tried, Widths
 
 _TYPES = {
     cls.__name__: cls
     for cls in (
-        *(Change, Concat, Facts, Growth, Insertion, Leaf, Product, Recipe, Units, Widths),
+        *(Change, Concat, Facts, Growth, Insertion, Leaf, Product, Recipe, Tried, Units, Widths),
         strategies.Strategy,
     )
 }
@@ -100,10 +100,10 @@ def _encoded(value: Any) -> Any:
         members = {
             field.name: _encoded(getattr(value, field.name))
             for field in dataclasses.fields(value)
-            if field.name not in ("network", "conflicts")
+            if field.name not in ("network", "tried")
         }
         if isinstance(value, Widths):
-            members["conflicts"] = _encoded(value.recorded_conflicts)
+            members["tried"] = _encoded(value.recorded)
         return {_TYPE: type(value).__name__, **members}
     if isinstance(value, strategies.Choice):
         raise ValueError(
@@ -146,6 +146,8 @@ def _decoded(value: Any) -> Any:
     if kind is None:
         raise ValueError(f"{_EXPECTED}, got an object without {_TYPE!r}")
     cls = _known(_TYPES, kind, "type")
+    if cls is Widths and "conflicts" in members:  # as 0.1.0 wrote it
+        members["tried"] = {_TYPE: "Tried", "conflicts": members.pop("conflicts") or []}
     hints = _hints(cls)
     for name in members:
         _known(hints, name, f"member of {kind}")

@@ -8,6 +8,8 @@ comes a growth.
 | ``plan`` | the stage itself: strategies, refusals, notes |
 | ``target`` | the sizes of widths, from the shapes of a larger model's arrays |
 | ``larger`` | the larger network's own program, where there is one |
+| ``own_function`` | what the network's own function says of a growth, once it is planned |
+| ``tried`` | what that function did with doubled widths, written to files in its place |
 | ``comparison`` | whether that program is the network's in other sizes, equation by equation |
 | ``grown_sizes`` | the size of every dimension of the program once widths have grown |
 

@@ -4,23 +4,18 @@ Shapes leave open how a product such as heads * head_dim is split, and say nothi
 larger model's program tells both, and where it has more layers, what they must compute.
 """
 
-import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import isclose
 from typing import Any
 
-import jax
-
 from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path, struct
 from dogwood_jax._depth.layers import Pairs, wider_insertions
 from dogwood_jax._growth.growth import Change
 from dogwood_jax._growth.insertion import Insertion
-from dogwood_jax._modules.resizing import Resizing, says_numbers
 from dogwood_jax._plan.comparison import Comparison
 from dogwood_jax._plan.grown_sizes import GrownSizes
 from dogwood_jax._plan.target import sizes_of_target
-from dogwood_jax._program.program import Program
 from dogwood_jax._widths.dims import LAYERS
 from dogwood_jax._widths.layout import Layout, Units
 from dogwood_jax._widths.recipes.states import LARGEST_EPSILON
@@ -53,6 +48,19 @@ class Larger:
         if self.widths is None or self.names is None:
             return {}
         return {name: self.widths.sizes[larger] for name, larger in self.names.items()}
+
+    def compared(self, widths: Widths, sizes: Mapping[str, int]) -> Comparison | None:
+        """Compares its program with that of the network; None if there is no such program.
+
+        Args:
+            widths: the network's widths.
+            sizes: new sizes by name of the width.
+        """
+        if self.insertions or self.widths is None or self.widths.network is None:
+            return None
+        assert widths.network is not None
+        programs = widths.network.traced.trace, self.widths.network.traced.trace
+        return Comparison(*programs, GrownSizes(widths, sizes))
 
     def constants(self, change: Change) -> Iterator[tuple[str, float, float, float | None]]:
         """Yields constants inside a network with norms over a width, or factors that follow it.
@@ -176,122 +184,6 @@ def read_larger(widths: Widths, target: PyTree, target_apply: Callable[..., Any]
             f"{error}"
         ) from error
     return Larger(kept, found, numbers, larger, _same_widths(widths, larger, paired, stacked))
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """What the network's own function raised when it was given larger arrays.
-
-    Attributes:
-        error: the error.
-        takes_others: whether it takes arrays of other sizes, and so follows their shapes.
-    """
-
-    error: Exception
-    takes_others: bool
-
-    @property
-    def note(self) -> str | None:
-        """What to say of it; nothing of modules that check the sizes in their configuration."""
-        if _checks_sizes(self.error):
-            return None
-        return (
-            "the network's own function does not take arrays of these sizes, so the larger model "
-            f"needs one of its own: {self._reason}"
-        )
-
-    @property
-    def problem(self) -> str | None:
-        """What speaks against the growth: a function of shapes asks for other widths, too."""
-        if not self.takes_others:
-            return None
-        return (
-            "the network's own function follows the shapes of its arrays but does not take these: "
-            f"{self._reason}; grow more widths along, or pass target= and target_apply="
-        )
-
-    @property
-    def _reason(self) -> str:
-        reason = next(iter(str(self.error).splitlines()), "")
-        return f"{type(self.error).__name__}: {reason}"
-
-
-def _checks_sizes(error: Exception) -> bool:
-    """Whether a module of Flax compared shapes with its configuration."""
-    return type(error).__module__.startswith("flax.")
-
-
-def compare_programs(
-    widths: Widths, sizes: Mapping[str, int], larger: Larger, target: PyTree
-) -> Comparison | Rejected | None:
-    """Compares the network's program with that of the larger network.
-
-    Args:
-        widths: the network's widths.
-        sizes: new sizes by name of the width.
-        larger: what is known of the larger model.
-        target: its variables, or None.
-
-    Returns:
-        The comparison with the larger model's own program. Without that, with the network's own
-        function of larger arrays if it takes them, or what it raised if it does not, as functions
-        that know their sizes. None if there is nothing to compare.
-    """
-    network = widths.network
-    if network is None or larger.insertions:
-        return None
-    if larger.widths is not None and larger.widths.network is not None:
-        traced = larger.widths.network.traced
-    else:
-        try:
-            traced = Traced(_own_program(widths, sizes, target), notes_reads=False)
-        except Exception as error:  # any function may raise that knows its sizes
-            is_known = _checks_sizes(error) or target is not None or _says_sizes(widths, sizes)
-            return Rejected(error, not is_known and _follows_shapes(widths))
-    return Comparison(network.traced.trace, traced.trace, GrownSizes(widths, sizes))
-
-
-def _says_sizes(widths: Widths, sizes: Mapping[str, int]) -> bool:
-    """Whether modules among the variables say sizes that change, so that a function knows these."""
-    assert widths.network is not None
-    variables, resizing = widths.network.variables, Resizing(widths.leaves, sizes)
-    larger = jax.tree.structure(resizing.resized(variables))
-    return bool(resizing.problems) or larger != jax.tree.structure(variables)  # type: ignore[operator]
-
-
-def _own_program(widths: Widths, sizes: Mapping[str, int], target: PyTree = None) -> Program:
-    """Returns the program of the network's own function in other sizes.
-
-    It is called with a target's variables, or with its own as they are once they have grown. Where
-    it does not take these, because it holds parts of modules that say the old sizes, it is called
-    with modules that say them, too.
-    """
-    assert widths.network is not None
-    apply, variables = widths.network.apply, widths.network.variables
-    inputs = GrownSizes(widths, sizes).inputs()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if target is not None:
-            return Program(apply, target, inputs)
-        resizing = Resizing(widths.leaves, sizes)
-        if says_numbers(variables):
-            try:
-                return Program(apply, resizing.resized(variables), inputs)
-            except Exception:  # any function may raise that holds parts of the old modules
-                pass
-        return Program(apply, resizing.reshaped(variables), inputs)
-
-
-def _follows_shapes(widths: Widths) -> bool:
-    """Whether the network's own function does the same with all widths twice as large."""
-    assert widths.network is not None
-    sizes = {name: 2 * width.size for name, width in widths.items() if not width.fixed}
-    try:
-        doubled = Traced(_own_program(widths, sizes), notes_reads=False).trace
-    except Exception:  # any function may raise that knows its sizes
-        return False
-    found = Comparison(widths.network.traced.trace, doubled, GrownSizes(widths, sizes))
-    return found.is_in_step and not found.sizes
 
 
 def is_deeper(widths: Widths, shapes: Mapping[str, Any]) -> bool:

@@ -24,7 +24,8 @@ from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path
 from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._plan.comparison import Comparison, is_constant, is_scale
-from dogwood_jax._plan.larger import Larger, Rejected, compare_programs, is_deeper, read_larger
+from dogwood_jax._plan.larger import Larger, is_deeper, read_larger
+from dogwood_jax._plan.own_function import check_own_function, contradicted
 from dogwood_jax._plan.target import sizes_of_target, splits
 from dogwood_jax._widths.reasons import kind_of
 from dogwood_jax._widths.widths import Recipe, Width, Widths
@@ -129,15 +130,12 @@ def plan(
         ]
         new = sizes_of_target(widths, larger.shapes, larger.sizes | new, problems)
     chosen = _strategies(widths, strategy, problems)
-    comparable = not problems and keep is None and merge is None
-    comparable &= all(strategy.begins_exact for strategy in chosen.values())
-    compared = compare_programs(widths, new, larger, target) if comparable else None
-    rejected = compared if isinstance(compared, Rejected) else None
-    compared = None if isinstance(compared, Rejected) else compared
-    known = compared if target_apply is not None else None
+    is_checked = not problems and keep is None and merge is None
+    is_checked &= all(strategy.begins_exact for strategy in chosen.values())
+    compared = larger.compared(widths, new) if is_checked else None
     changes = {
         name: _extended(
-            widths[name] if known is None else _cleared(widths[name], known),
+            widths[name] if compared is None else _cleared(widths[name], compared),
             new[name],
             chosen.get(name),
             interface,
@@ -162,7 +160,7 @@ def plan(
     notes = [
         note
         for change in made
-        for note in _notes(widths[change.width], change, is_seen=known is not None)
+        for note in _notes(widths[change.width], change, is_seen=compared is not None)
     ]
     for change in made:
         notes += _constants(larger, change, problems)
@@ -181,10 +179,6 @@ def plan(
             is_constant(*pair, 0.0, made) or is_scale(*pair, made, degrees) for pair in pairs
         )
     )
-    if rejected and rejected.problem:
-        problems.append(rejected.problem)
-    if comparable:
-        problems += (f"{name}: {why}" for name, why in widths.conflicts or () if name in changes)
     if problems:
         unread = target is not None and target_apply is None and widths.network is not None
         if unread and is_deeper(widths, larger.shapes):
@@ -196,49 +190,12 @@ def plan(
     if target_apply is None:
         sizes_now = {change.width: change.new for change in made}
         notes += splits(widths, sizes_now, every=target is not None)
-        if rejected and rejected.note and target is None:
-            notes.append(rejected.note)
     growth = Growth(widths, made, tuple(dict.fromkeys(notes)), structure, larger.insertions)
-    if compared:
-        _check(growth, compared, target, target_apply is not None)
+    if compared and (found := list(compared.problems(growth.change, exactly=True))):
+        raise contradicted("the larger model", found)
+    if is_checked and target_apply is None:
+        return check_own_function(growth, target)
     return growth
-
-
-class Contradicted(ValueError):
-    """The larger network's program computes something else than a growth supposes."""
-
-
-def conflicts_of(widths: Widths) -> tuple[tuple[str, str], ...]:
-    """Returns the widths that the network's own program speaks against growing, with the reasons.
-
-    Widths that are written to a file take these along in place of the function. Every width is
-    doubled, all of them at once, and by halves where that fails.
-    """
-    found: dict[str, str] = {}
-
-    def search(names: Sequence[str]) -> None:
-        try:
-            plan(widths, {name: 2 * widths[name].size for name in names}, interface=True)
-        except Contradicted as error:
-            if len(names) == 1:
-                found[names[0]] = f"when it was written, {str(error).splitlines()[1][2:]}"
-                return
-            for half in (names[: len(names) // 2], names[len(names) // 2 :]):
-                search(half)
-        except ValueError:
-            for name in names if len(names) > 1 else ():
-                search([name])
-
-    names = [name for name, width in widths.items() if not width.fixed]
-    names = [name for name in names if _grows(widths[name])]
-    if names and widths.network is not None:
-        search(names)
-    return tuple(found.items())
-
-
-def _grows(width: Width) -> bool:
-    """Whether a width can be doubled by default."""
-    return (not width.hazards or bool(width.recipes)) and width.free_hazard is None
 
 
 def _cleared(width: Width, compared: Comparison) -> Width:
@@ -264,24 +221,6 @@ def _cleared(width: Width, compared: Comparison) -> Width:
         copy_hazards=(*width.copy_hazards, *tables),
         recipes=width.recipes if hazards else (),
     )
-
-
-def _check(growth: Growth, compared: Comparison, target: PyTree, has_apply: bool) -> None:
-    """Raises if the larger network's program contradicts a growth."""
-    problems = list(compared.problems(growth.change, exactly=has_apply))
-    if problems and not has_apply:
-        if compared.holds_on and (target is not None or not compared.cuts_elsewhere):
-            return  # the larger model has a function of its own
-        way_out = "if the larger model's function does otherwise, pass target= and target_apply="
-        problems = [f"{problem}; {way_out}" for problem in problems]
-    if problems:
-        what = "the larger model" if has_apply else "in these sizes, the network itself"
-        raise Contradicted(
-            listed(
-                "cannot plan this growth",
-                [f"{what} computes something else: {problem}" for problem in problems[:3]],
-            )
-        )
 
 
 def _by_name(

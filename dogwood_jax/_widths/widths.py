@@ -194,6 +194,21 @@ class Network:
         return tuple(jax.tree.map(one, self.inputs))
 
 
+@dataclass(frozen=True)
+class Tried:
+    """What a network's function did when its widths were doubled one after another.
+
+    Attributes:
+        conflicts: the widths that its program spoke against growing, and why.
+        known: the widths whose sizes it knows, so that it did not take larger arrays.
+        alone: the widths that it does not take larger unless others grow along, and why.
+    """
+
+    conflicts: tuple[tuple[str, str], ...] = ()
+    known: tuple[str, ...] = ()
+    alone: tuple[tuple[tuple[str, ...], str], ...] = ()
+
+
 @dataclass(frozen=True, repr=False)
 class Widths(Mapping[str, Width]):
     """All widths of a network: a mapping from name to ``Width``.
@@ -205,22 +220,22 @@ class Widths(Mapping[str, Width]):
         leaves: the arrays in which widths occur, with the layout of each axis.
         facts: name and properties of each width, in the order of the table.
         network: the function that was traced. It has no part in comparisons and is not pickled.
-        conflicts: in place of it, the widths that its program speaks against growing, and why.
+        tried: in place of the function, what it did with doubled widths.
     """
 
     leaves: tuple[Leaf, ...]
     facts: tuple[tuple[str, Facts], ...] = field(default=())
     network: Network | None = None
-    conflicts: tuple[tuple[str, str], ...] | None = None
+    tried: Tried | None = None
 
     @cached_property
-    def recorded_conflicts(self) -> tuple[tuple[str, str], ...]:
-        """What a file records in place of the network."""
+    def recorded(self) -> Tried:
+        """What a file records in place of the function."""
         if self.network is None:
-            return self.conflicts or ()
-        from dogwood_jax._plan.plan import conflicts_of  # which imports this file
+            return self.tried or Tried()
+        from dogwood_jax._plan.tried import try_doubled  # which imports this file
 
-        return conflicts_of(self)
+        return try_doubled(self)
 
     @cached_property
     def _widths(self) -> dict[str, Width]:
@@ -253,11 +268,13 @@ class Widths(Mapping[str, Width]):
             "leaves": self.leaves,
             "facts": self.facts,
             "network": None,
-            "conflicts": self.recorded_conflicts,
+            "tried": self.recorded,
         }
 
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        conflicts = state.get("conflicts")  # as 0.1.0 wrote it
+        rest = {name: value for name, value in state.items() if name != "conflicts"}
+        self.__dict__.update({"tried": Tried(conflicts) if conflicts else None} | rest)
 
     def __getitem__(self, name: str) -> Width:
         try:

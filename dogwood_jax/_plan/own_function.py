@@ -1,0 +1,177 @@
+"""What the network's own function says of a growth: ``check_own_function``.
+
+A planned growth follows from the widths alone. Where the function that was traced is at hand, it is
+called once more, with shapes in the grown sizes, and both programs are compared: a number such as
+``0.1 * width`` shows here, and so does ``heads = width // 64``. The function can only refuse a
+growth, not change it. Widths that were read from a file have no function. They know what it did
+when every width was doubled (``tried``).
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import jax
+
+from dogwood_jax._base.problems import listed
+from dogwood_jax._base.trees import PyTree
+from dogwood_jax._growth.growth import Growth
+from dogwood_jax._modules.resizing import Resizing, says_numbers
+from dogwood_jax._plan.comparison import Comparison
+from dogwood_jax._plan.grown_sizes import GrownSizes
+from dogwood_jax._program.program import Program
+from dogwood_jax._widths.trace import Traced
+from dogwood_jax._widths.widths import Tried, Widths
+
+KNOWS_SIZES = (
+    "the network's own function does not take arrays of these sizes, so the larger model needs one "
+    "of its own"
+)
+
+
+class Contradicted(ValueError):
+    """The larger network's program computes something else than a growth supposes."""
+
+
+class NeedsMore(ValueError):
+    """The network's own function asks for more widths to grow along."""
+
+
+def contradicted(whose: str, problems: Sequence[str]) -> Contradicted:
+    """Returns the error that says what a program computes instead."""
+    lines = [f"{whose} computes something else: {problem}" for problem in problems[:3]]
+    return Contradicted(listed("cannot plan this growth", lines))
+
+
+def check_own_function(growth: Growth, target: PyTree = None) -> Growth:
+    """Returns a growth once the network's own function does not speak against it.
+
+    Args:
+        growth: by sizes, or by a target without a function of its own.
+        target: the target, or None.
+
+    Returns:
+        The growth, with a note if the larger model needs another function.
+
+    Raises:
+        ValueError: if the function computes something else in the grown sizes.
+    """
+    widths = growth.widths
+    if widths.network is None:
+        knows_sizes = _check_record(growth, widths.tried or Tried())
+    else:
+        knows_sizes = _check_program(growth, target)
+    if knows_sizes and target is None:
+        return replace(growth, notes=(*growth.notes, KNOWS_SIZES))
+    return growth
+
+
+def _check_record(growth: Growth, tried: Tried) -> bool:
+    """Returns whether the function knows its sizes, as far as was tried before it was left."""
+    problems = [f"{name}: {why}" for name, why in tried.conflicts if name in growth.change]
+    problems += (why for names, why in tried.alone if growth.change.keys() <= {*names})
+    if problems and growth.change:
+        raise ValueError(listed("cannot plan this growth", problems))
+    return any(name in growth.change for name in tried.known)
+
+
+def _check_program(growth: Growth, target: PyTree) -> bool:
+    """Returns whether the function knows its sizes, and so does not take the grown ones."""
+    widths = growth.widths
+    assert widths.network is not None
+    larger = trace_own(widths, growth.sizes, target)
+    if isinstance(larger, Rejected):
+        if larger.follows_shapes:
+            problem = (
+                "the network's own function follows the shapes of its arrays but does not take "
+                f"these: {larger.reason}; grow more widths along, or pass target= and target_apply="
+            )
+            raise NeedsMore(listed("cannot plan this growth", [problem]))
+        return not larger.is_checked
+    grown = GrownSizes(widths, growth.sizes)
+    compared = Comparison(widths.network.traced.trace, larger.trace, grown)
+    problems = list(compared.problems(growth.change, exactly=False))
+    if compared.holds_on and (target is not None or not compared.cuts_elsewhere):
+        return False  # the larger model has a function of its own
+    if problems:
+        way_out = "if the larger model's function does otherwise, pass target= and target_apply="
+        raise contradicted(
+            "in these sizes, the network itself", [f"{problem}; {way_out}" for problem in problems]
+        )
+    return False
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """What the network's own function raised when it was given larger arrays.
+
+    Attributes:
+        reason: the kind of error and its first line.
+        is_checked: whether a module compared shapes with its configuration, which needs no note.
+        follows_shapes: whether it takes arrays of other sizes, only not of these.
+    """
+
+    reason: str
+    is_checked: bool
+    follows_shapes: bool
+
+
+def trace_own(widths: Widths, sizes: Mapping[str, int], target: PyTree = None) -> Traced | Rejected:
+    """Traces the network's own function in other sizes, or returns what it raised.
+
+    Args:
+        widths: the widths of a network that was traced in this process.
+        sizes: new sizes by name of the width.
+        target: the larger model's variables, or None.
+    """
+    try:
+        return Traced(_own_program(widths, sizes, target), notes_reads=False)
+    except Exception as error:  # any function may raise that knows its sizes
+        is_checked = type(error).__module__.startswith("flax.")
+        knows_sizes = is_checked or target is not None or _says_sizes(widths, sizes)
+        first = next(iter(str(error).splitlines()), "")
+        reason = f"{type(error).__name__}: {first}"
+        return Rejected(reason, is_checked, not knows_sizes and _follows_shapes(widths))
+
+
+def _says_sizes(widths: Widths, sizes: Mapping[str, int]) -> bool:
+    """Whether modules among the variables say sizes that change, so that a function knows these."""
+    assert widths.network is not None
+    variables, resizing = widths.network.variables, Resizing(widths.leaves, sizes)
+    larger = jax.tree.structure(resizing.resized(variables))
+    return bool(resizing.problems) or larger != jax.tree.structure(variables)  # type: ignore[operator]
+
+
+def _own_program(widths: Widths, sizes: Mapping[str, int], target: PyTree = None) -> Program:
+    """Returns the program of the network's own function in other sizes.
+
+    It is called with a target's variables, or with its own as they are once they have grown. Where
+    it does not take these, because it holds parts of modules that say the old sizes, it is called
+    with modules that say them, too.
+    """
+    assert widths.network is not None
+    apply, variables = widths.network.apply, widths.network.variables
+    inputs = GrownSizes(widths, sizes).inputs()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if target is not None:
+            return Program(apply, target, inputs)
+        resizing = Resizing(widths.leaves, sizes)
+        if says_numbers(variables):
+            try:
+                return Program(apply, resizing.resized(variables), inputs)
+            except Exception:  # any function may raise that holds parts of the old modules
+                pass
+        return Program(apply, resizing.reshaped(variables), inputs)
+
+
+def _follows_shapes(widths: Widths) -> bool:
+    """Whether the network's own function does the same with all widths twice as large."""
+    assert widths.network is not None
+    sizes = {name: 2 * width.size for name, width in widths.items() if not width.fixed}
+    try:
+        doubled = Traced(_own_program(widths, sizes), notes_reads=False).trace
+    except Exception:  # any function may raise that knows its sizes
+        return False
+    found = Comparison(widths.network.traced.trace, doubled, GrownSizes(widths, sizes))
+    return found.is_in_step and not found.sizes

@@ -1,0 +1,47 @@
+"""What a network's function did with doubled widths, written in its place: ``try_doubled``."""
+
+import re
+from collections.abc import Iterable
+
+from dogwood_jax._plan.own_function import KNOWS_SIZES, Contradicted, NeedsMore
+from dogwood_jax._plan.plan import plan
+from dogwood_jax._widths.widths import Tried, Width, Widths
+
+
+def try_doubled(widths: Widths) -> Tried:
+    """Doubles the widths that can grow, each by itself; those of repeated layers together."""
+    if widths.network is None:
+        return Tried()
+    conflicts: list[tuple[str, str]] = []
+    known: list[str] = []
+    alone: list[tuple[tuple[str, ...], str]] = []
+    for names in _alike(width for width in widths.values() if _grows(width)):
+        sizes = {name: 2 * widths[name].size for name in names}
+        try:
+            growth = plan(widths, sizes, interface=True)
+        except Contradicted as error:
+            why = f"when it was written, {str(error).splitlines()[1][2:]}"
+            conflicts += ((name, why) for name in names)
+        except NeedsMore as error:
+            alone.append((names, f"when it was written, {str(error).splitlines()[1][2:]}"))
+        except ValueError:  # the widths say so themselves
+            pass
+        else:
+            known += names if KNOWS_SIZES in growth.notes else ()
+    return Tried(tuple(conflicts), tuple(known), tuple(alone))
+
+
+def _grows(width: Width) -> bool:
+    """Whether a width can be doubled by default."""
+    exact = not width.hazards or bool(width.recipes)
+    return exact and not width.fixed and width.free_hazard is None
+
+
+def _alike(widths: Iterable[Width]) -> list[tuple[str, ...]]:
+    """Returns the names of widths, together where they occur alike but for numbers in paths."""
+    groups: dict[object, list[str]] = {}
+    for width in widths:
+        places = ((re.sub(r"\d+", "#", o.path), o.axis, o.role) for o in width.occurrences)
+        label = width.name.partition("[")[2]
+        groups.setdefault((width.size, label, *places), []).append(width.name)
+    return [tuple(names) for names in groups.values()]
