@@ -29,11 +29,11 @@ _SHAPE = Kind(
 )
 _KERNEL = Kind("an array of weights", lambda value: _is_numeric(value))
 _HISTORIES = Kind(
-    "a mapping, {label: [one number for each epoch]}",
+    "a mapping, {label: [one number for each epoch]} or {label: run.history}",
     lambda value: (
         isinstance(value, Mapping)
         and len(value) > 0
-        and all(_is_numeric(values) and np.ndim(values) == 1 for values in value.values())
+        and all(_is_curve(one) or _is_history(one) for one in value.values())
     ),
 )
 
@@ -93,18 +93,19 @@ def units(
 
 
 def curves(
-    histories: Mapping[str, ArrayLike],
+    histories: Mapping[str, ArrayLike | Mapping[str, ArrayLike]],
     *,
     grown_at: float | None = None,
     ylabel: str = "accuracy",
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """Draws learning curves, with the moment of growth marked.
+    """Draws learning curves, with the moments of growth marked.
 
     Args:
         histories: label and values ``[epochs]`` of each curve; the first value is that of epoch 1.
+            Or label and history of a run of ``training.fit``: its moments of growth are marked.
         grown_at: the number of epochs after which the network grew.
-        ylabel: what the values are.
+        ylabel: what the values are, and of a history which of them: ``"accuracy"`` or ``"loss"``.
         ax: where to draw.
 
     Returns:
@@ -112,6 +113,7 @@ def curves(
 
     Raises:
         TypeError: if arguments are of the wrong kind.
+        ValueError: if a history has no values of this name.
         ImportError: if Matplotlib is not installed.
 
     Example:
@@ -124,13 +126,28 @@ def curves(
     """
     expect("plotting.curves", histories=(_HISTORIES, histories))
     expect_given("plotting.curves", grown_at=(NUMBER, grown_at), ax=(_AXES, ax))
+    moments = {} if grown_at is None else {float(grown_at): None}
+    curves: dict[str, ArrayLike] = {}
+    for label, given in histories.items():
+        if not isinstance(given, Mapping):
+            curves[label] = given
+        elif ylabel in given:
+            curves[label] = given[ylabel]
+            moments |= dict.fromkeys(np.asarray(given.get("grown_at", ()), float).tolist())
+        else:
+            names = [name for name in given if name != "grown_at"]
+            raise ValueError(
+                f"plotting.curves: the history of {label!r} has no {ylabel!r}; pass ylabel=, one "
+                f"of {names}"
+            )
     ax = _axes() if ax is None else ax
-    for label, values in histories.items():
+    for label, values in curves.items():
         values = np.asarray(values)
         ax.plot(np.arange(1, len(values) + 1), values, marker=".", label=label)
-    if grown_at is not None:
+    for number, moment in enumerate(moments):
         # Between the last epoch of the smaller network and the first of the larger one.
-        ax.axvline(grown_at + 0.5, color="0.4", linestyle="--", label="growth")
+        name = "growth" if number == 0 else None
+        ax.axvline(moment + 0.5, color="0.4", linestyle="--", label=name)
     ax.locator_params(axis="x", integer=True)
     ax.set_xlabel("epoch")
     ax.set_ylabel(ylabel)
@@ -209,6 +226,16 @@ def _styles(marks: Mapping[int, set[str]]) -> tuple[tuple[int, _Style], ...]:
         frozenset({"outgoing"}): "none",
     }
     return tuple((place, styles.get(frozenset(roles), "left")) for place, roles in marks.items())
+
+
+def _is_curve(value: object) -> bool:
+    """Whether a value is one number for each epoch."""
+    return _is_numeric(value) and np.ndim(value) == 1  # type: ignore[arg-type]
+
+
+def _is_history(value: object) -> bool:
+    """Whether a value is what ``training.fit`` returns as its history."""
+    return isinstance(value, Mapping) and all(map(_is_curve, value.values()))
 
 
 def _is_numeric(value: object) -> bool:

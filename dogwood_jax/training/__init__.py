@@ -25,6 +25,17 @@ tensorflow-datasets (and neither TensorFlow nor a copy in memory)::
     source = grain.MapDataset.source(records).map(lambda r: (r["image"], r["label"]))
     run = training.fit(apply, variables, tx, source, epochs=10, batch_size=32, key=key)
 
+**Growing between epochs.** ``stages=`` in place of ``epochs=`` says how long the network trains in
+each size. Growths are planned before any work, and the optimizer's state grows along::
+
+    tx = dogwood_jax.growable(optax.adam(1e-3))
+    stages = [Stage(epochs=2), Stage(sizes={"hidden": 128}, epochs=14)]
+    run = training.fit(apply, variables, tx, data, stages=stages, batch_size=32, key=key)
+    training.evaluate(run.apply, run.variables, test)
+
+A deeper model, or a module whose configuration says its sizes, comes with its function:
+``Stage(target=deep.init(key, x), apply=deep.apply, epochs=14)``.
+
 **Several models at once**, from different seeds, say: stack their variables along a new first axis
 and sum their losses, so that each has the gradient it would have alone. All see the same batches.
 The optimizer must treat each number by itself, as Adam and SGD do; ``clip_by_global_norm`` would
@@ -75,5 +86,6 @@ own devices only, or arrays, the same in each process, or global ones as made by
 """
 
 from dogwood_jax.training.loop import Apply, Loss, Preprocess, Run, evaluate, fit, scale_uint8
+from dogwood_jax.training.stages import Stage
 
-__all__ = ["Apply", "Loss", "Preprocess", "Run", "evaluate", "fit", "scale_uint8"]
+__all__ = ["Apply", "Loss", "Preprocess", "Run", "Stage", "evaluate", "fit", "scale_uint8"]

@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
 from dogwood_jax._base.meshes import automatic, constrained, on_axes, on_mesh, parts
-from dogwood_jax._base.trees import PyTree
+from dogwood_jax._base.trees import PyTree, struct
 
 _CHUNK_BYTES = 64 * 2**20  # many steps, and little beside a model worth a stream
 _READERS = 8  # threads: more would not read faster from a disk, nor decode faster on most hosts
@@ -91,6 +91,11 @@ class Batches(abc.ABC):
         """Returns the number of samples of each batch."""
         return np.diff(np.append(np.arange(0, self.size, self.batch_size), self.size))
 
+    @property
+    @abc.abstractmethod
+    def inputs(self) -> jax.ShapeDtypeStruct:
+        """The shape of a batch of inputs."""
+
     @abc.abstractmethod
     def pieces(self, order: NDArray[np.int32]) -> Iterator[Piece]:
         """Yields the batches of the samples in a given order."""
@@ -114,6 +119,11 @@ class ArrayBatches(Batches):
 
     arrays: tuple[jax.Array, jax.Array]
 
+    @property
+    def inputs(self) -> jax.ShapeDtypeStruct:
+        """The shape of a batch of inputs."""
+        return struct((self.batch_size, *self.arrays[0].shape[1:]), self.arrays[0].dtype)
+
     def pieces(self, order: NDArray[np.int32]) -> Iterator[Piece]:
         """Yields one piece, and one with the last batch if it is smaller."""
         for steps in self._cut(order, self.size):
@@ -129,6 +139,11 @@ class SourceBatches(Batches):
 
     source: Source
     first: tuple[NDArray[Any], NDArray[Any]]  # sample, whose shapes and dtypes are those of all
+
+    @property
+    def inputs(self) -> jax.ShapeDtypeStruct:
+        """The shape of a batch of inputs."""
+        return struct((self.batch_size, *self.first[0].shape), self.first[0].dtype)
 
     def pieces(self, order: NDArray[np.int32]) -> Iterator[Piece]:
         """Yields the chunks, and one with the last batch if it is smaller."""

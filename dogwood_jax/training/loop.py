@@ -1,7 +1,8 @@
 """The loop: ``fit`` and ``evaluate``."""
 
 import functools
-from collections.abc import Callable, Mapping
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -35,6 +36,7 @@ from dogwood_jax._base.meshes import (
 from dogwood_jax._base.trees import PyTree, in_order_of, leaf_path, leaves_by_path
 from dogwood_jax._optimizer.growable import without_ages
 from dogwood_jax.training.batches import Data, Piece, batches_of, data_problems
+from dogwood_jax.training.stages import Planned, Stage, planned
 from dogwood_jax.training.terminal import interrupt_held_back, progress_bar
 
 Apply = Callable[[Any, jax.Array], Any]
@@ -45,19 +47,37 @@ _LOSS = Kind("a function of outputs and labels", callable)
 _PREPROCESS = Kind("a function of inputs", callable)
 
 
-class Run(NamedTuple):
-    """What `fit` returns.
-
-    Attributes:
-        variables: The trained variables, in the tree of those given.
-        opt_state: The optimizer's state, to train on with.
-        history: ``"loss"`` and ``"accuracy"``, each float64 ``[epochs]``: means over the samples
-            of an epoch, each taken just before the step that learned from it.
-    """
-
+class _Run(NamedTuple):
     variables: PyTree
     opt_state: optax.OptState
     history: dict[str, NDArray[np.float64]]
+
+
+class Run(_Run):
+    """What `fit` returns; it unpacks into variables, state and history.
+
+    Attributes:
+        variables: The trained variables, in the tree of those given, or of the larger model.
+        opt_state: The optimizer's state, to train on with.
+        history: ``"loss"`` and ``"accuracy"``, each float64 ``[epochs]``: means over the samples
+            of an epoch, each taken just before the step that learned from it. With stages also
+            ``"grown_at"``, float64 ``[growths]``: after how many epochs the network grew.
+        apply: The function of these variables: the last stage's, where stages have their own.
+    """
+
+    apply: Apply
+
+    def __new__(
+        cls,
+        variables: PyTree,
+        opt_state: optax.OptState,
+        history: dict[str, NDArray[np.float64]],
+        apply: Any = None,
+    ) -> "Run":
+        """Returns a run."""
+        self = super().__new__(cls, variables, opt_state, history)
+        self.apply = apply
+        return self
 
 
 def scale_uint8(inputs: jax.Array) -> jax.Array:
@@ -76,7 +96,8 @@ def fit(
     tx: optax.GradientTransformation,
     data: Data,
     *,
-    epochs: int,
+    epochs: int | None = None,
+    stages: Sequence[Stage] | None = None,
     batch_size: int,
     key: jax.Array,
     opt_state: optax.OptState | None = None,
@@ -95,6 +116,10 @@ def fit(
     The compiled epoch is kept for later calls with the same ``apply``, ``tx``, ``loss`` and
     ``preprocess`` *objects* and the same shapes: make these once, not anew for each call.
 
+    With ``stages``, the network grows between them, and its optimizer's state with it. Wrap the
+    optimizer once, ``dogwood_jax.growable(tx)``, so that new weights take the steps of a new
+    optimizer and old ones go on. All growths are planned before any work.
+
     Ctrl-C ends the run after the epoch under way and returns what is trained so far, with as many
     entries in the history.
 
@@ -106,6 +131,7 @@ def fit(
         data: Inputs ``[n, ...]`` and labels ``[n, ...]``, NumPy or JAX arrays of any dtype, or a
             source of samples; see the module.
         epochs: How many times to go through the data; 0 returns a copy of what came in.
+        stages: Instead of ``epochs``, stretches of training with growths between them, see `Stage`.
         batch_size: Samples a step.
         key: A JAX random key, for the order of the samples.
         opt_state: The state to go on from; by default a new one, ``tx.init`` of the trained leaves.
@@ -135,6 +161,14 @@ def fit(
         ...           (inputs, labels), epochs=5, batch_size=32, key=jax.random.key(1))
         >>> run.history["loss"].shape, bool(run.history["accuracy"][-1] > 0.9)
         ((5,), True)
+        >>> def apply(params, inputs):
+        ...     return jnp.tanh(inputs @ params["up"]) @ params["down"]
+        >>> params = {"up": jnp.ones((2, 3)), "down": jnp.ones((3, 2))}
+        >>> stages = [Stage(epochs=2), Stage(sizes={"up": 8}, epochs=3)]
+        >>> run = fit(apply, params, optax.adam(0.1), (inputs, labels), stages=stages,
+        ...           batch_size=32, key=jax.random.key(1))
+        >>> run.variables["up"].shape, run.history["loss"].shape, run.history["grown_at"].tolist()
+        ((2, 8), (5,), [2.0])
     """
     expect(
         "training.fit(apply, variables, tx, data)",
@@ -152,53 +186,72 @@ def fit(
     trained, frozen = _partition(variables)
     problems = _loop_problems(data, batch_size, sharding, variables=variables, opt_state=opt_state)
     problems += _variables_problems(variables, trained)
-    if not _is_count(epochs, at_least=0):
-        problems.append(f"epochs: expected an integer, 0 or more, got {epochs!r}")
+    problems += _stages_problems(epochs, stages)
     problems += _key_problems(key)
     if opt_state is not None and not problems:
         problems += _opt_state_problems(opt_state, tx, trained)
     _raise_if(problems, "training.fit")
 
     batches = batches_of(data, batch_size, sharding)
-    trained, frozen, opt_state, shardings = _start(trained, frozen, opt_state, tx, sharding)
+    if stages is None:
+        schedule = [Planned(operator.index(epochs), apply)]  # type: ignore[arg-type]
+    else:
+        inputs = jax.eval_shape(preprocess, batches.inputs)
+        schedule, problems = planned(stages, apply, variables, inputs)
+        _raise_if(problems, "training.fit")
+    epochs = sum(stage.epochs for stage in schedule)
     # On the host a shuffle takes a fraction of the time that sorting random numbers takes XLA.
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     losses: list[np.floating[Any]] = []
     accuracies: list[np.floating[Any]] = []
+    grown_at: list[int] = []
     with progress_bar(epochs, progress) as bar, interrupt_held_back() as interrupted:
-        for epoch in range(1, epochs + 1):
-            values: list[tuple[jax.Array, jax.Array]] = []
-            for piece in batches.pieces(rng.permutation(batches.size).astype(np.int32)):
-                with context(sharding):
-                    trained, opt_state, value = _train(
-                        trained,
-                        opt_state,
-                        frozen,
-                        piece,
-                        apply=apply,
-                        tx=tx,
-                        loss=loss,
-                        preprocess=preprocess,
-                        shardings=shardings,
-                    )
-                # No further ahead of the devices than a piece, for each takes memory there.
-                values[-1:] = jax.device_get(values[-1:])
-                values.append(value)
-            batch_losses, correct = _joined(values)
-            _raise_if_not_finite(batch_losses, epoch, epochs)
-            losses.append(np.average(batch_losses, weights=batches.sizes()))
-            accuracies.append(correct.sum() / batches.labels)
-            if bar is not None:
-                means = {"loss": f"{losses[-1]:.4f}", "accuracy": f"{accuracies[-1]:.4f}"}
-                bar.set_postfix(means, refresh=False)
-                bar.update()
+        for number, stage in enumerate(schedule):
+            if stage.growth is not None:
+                grow_key = jax.random.fold_in(key, number)
+                variables, opt_state = stage.grown(variables, opt_state, tx, grow_key)
+                grown_at.append(len(losses))
+            apply = stage.apply
+            trained, frozen = _partition(variables)
+            trained, frozen, opt_state, shardings = _start(trained, frozen, opt_state, tx, sharding)
+            for _ in range(stage.epochs):
+                values: list[tuple[jax.Array, jax.Array]] = []
+                for piece in batches.pieces(rng.permutation(batches.size).astype(np.int32)):
+                    with context(sharding):
+                        trained, opt_state, value = _train(
+                            trained,
+                            opt_state,
+                            frozen,
+                            piece,
+                            apply=apply,
+                            tx=tx,
+                            loss=loss,
+                            preprocess=preprocess,
+                            shardings=shardings,
+                        )
+                    # No further ahead of the devices than a piece, for each takes memory there.
+                    values[-1:] = jax.device_get(values[-1:])
+                    values.append(value)
+                batch_losses, correct = _joined(values)
+                _raise_if_not_finite(batch_losses, len(losses) + 1, epochs)
+                losses.append(np.average(batch_losses, weights=batches.sizes()))
+                accuracies.append(correct.sum() / batches.labels)
+                if bar is not None:
+                    means = {"loss": f"{losses[-1]:.4f}", "accuracy": f"{accuracies[-1]:.4f}"}
+                    bar.set_postfix(means, refresh=False)
+                    bar.update()
+                if interrupted.is_set():
+                    break
+            if sharding is not None and shardings is not None:
+                trained, opt_state = handed_back((trained, opt_state), shardings, sharding)
+                frozen = handed_back(frozen, shardings_of(frozen), sharding)
+            variables = in_order_of(variables, _combine(trained, frozen))
             if interrupted.is_set():
                 break
     history = {"loss": np.array(losses, float), "accuracy": np.array(accuracies, float)}
-    if sharding is not None and shardings is not None:
-        trained, opt_state = handed_back((trained, opt_state), shardings, sharding)
-        frozen = handed_back(frozen, shardings_of(frozen), sharding)
-    return Run(in_order_of(variables, _combine(trained, frozen)), opt_state, history)
+    if stages is not None:
+        history["grown_at"] = np.array(grown_at, float)
+    return Run(variables, opt_state, history, apply)
 
 
 def evaluate(
@@ -458,6 +511,22 @@ def _variables_problems(variables: PyTree, trained: PyTree) -> list[str]:
             "such a collection), got none"
         )
     return problems
+
+
+def _stages_problems(epochs: Any, stages: Any) -> list[str]:
+    if (epochs is None) == (stages is None):
+        return ["pass either epochs=, or stages= with the epochs of each"]
+    if stages is None:
+        if _is_count(epochs, at_least=0):
+            return []
+        return [f"epochs: expected an integer, 0 or more, got {epochs!r}"]
+    if not isinstance(stages, Sequence) or not all(isinstance(one, Stage) for one in stages):
+        return [f"stages: expected a list of training.Stage, got {stages!r}"]
+    return [
+        f"stages[{number}]: expected epochs to be an integer, 0 or more, got {stage.epochs!r}"
+        for number, stage in enumerate(stages)
+        if not _is_count(stage.epochs, at_least=0)
+    ]
 
 
 def _key_problems(key: Any) -> list[str]:
