@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dogwood_jax import keras_h5, mnist, nnx, plotting, strategies, training
     from dogwood_jax._arrays.grow import grow
     from dogwood_jax._front.compare import Difference, compare
+    from dogwood_jax._front.cost import Cost, cost
     from dogwood_jax._front.deepen import deepen
     from dogwood_jax._front.narrow import merge_symmetric, narrow
     from dogwood_jax._front.symmetry import activity, find_dead, find_symmetric
@@ -38,6 +39,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Change",
     "Concat",
+    "Cost",
     "Difference",
     "Growth",
     "Insertion",
@@ -52,6 +54,7 @@ __all__ = [
     "activity",
     "chain",
     "compare",
+    "cost",
     "deepen",
     "find_dead",
     "find_symmetric",
@@ -78,6 +81,7 @@ __all__ = [
 _NAMES_IN = {
     "_arrays.grow": ("grow",),
     "_front.compare": ("Difference", "compare"),
+    "_front.cost": ("Cost", "cost"),
     "_front.deepen": ("deepen",),
     "_front.narrow": ("merge_symmetric", "narrow"),
     "_front.symmetry": ("activity", "find_dead", "find_symmetric"),

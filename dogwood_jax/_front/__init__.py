@@ -3,7 +3,7 @@
 ``deepen``, ``narrow``, ``widen`` and ``merge_symmetric`` plan and grow in one call. ``compare`` and
 ``verify`` run two networks and say how far their outputs are apart; ``inputs``, ``mirrored`` and
 ``rounding`` serve ``verify``. ``symmetry`` has the questions about units: ``find_symmetric``,
-``find_dead`` and ``activity``.
+``find_dead`` and ``activity``. ``cost`` counts parameters and FLOPs before and after growing.
 
 Nothing else imports this room, but ``nnx`` and the front of the package.
 """

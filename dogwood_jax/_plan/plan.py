@@ -119,7 +119,7 @@ def plan(
         paths = [leaf.path for leaf in widths.leaves]
         expect_arrays("plan", "target", target, arrays_of(leaves_by_path(target)), paths)
     problems: list[str] = []
-    new = _named_sizes(widths, sizes or {}, problems)
+    new = named_sizes(widths, sizes or {}, problems)
     structure, larger = None, Larger({})
     if target is not None:
         structure, larger = jax.tree.structure(target), read_larger(widths, target, target_apply)
@@ -235,7 +235,7 @@ def _by_name(
             problems.append(str(error.args[0]))
 
 
-def _named_sizes(widths: Widths, sizes: Mapping[Any, int], problems: list[str]) -> dict[str, int]:
+def named_sizes(widths: Widths, sizes: Mapping[Any, int], problems: list[str]) -> dict[str, int]:
     """Returns the asked sizes by width name."""
     new: dict[str, int] = {}
     for name, size in _by_name(widths, sizes, problems):

@@ -283,12 +283,14 @@ class Step:
         operands: the values it takes.
         results: the values it makes.
         params: the parameters of its primitive.
+        times: how often it runs, by the lengths of the loops around it.
     """
 
     name: str
     operands: Sequence[Value]
     results: Sequence[Value]
     params: Mapping[str, Any]
+    times: int = 1
 
 
 class Piece(NamedTuple):
@@ -327,6 +329,7 @@ class Trace:
         self.dims: list[Dim] = []  # of every value
         self.inputs: list[Dim] = []  # of the network's inputs
         self.steps: list[Step] = []  # every equation, in the order of the program
+        self.times = 1  # how often the equation that is read runs
         self.demands: list[Demand] = []
         self.reads: list[Read] = []
         self._pieces: list[Piece] = []  # what the bits of ``Value.reach`` stand for
@@ -380,7 +383,7 @@ class Trace:
         params: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         """Notes what was read, for a second reading when all dimensions are known."""
-        self.steps.append(Step(name, operands, results, params))
+        self.steps.append(Step(name, operands, results, params, self.times))
 
     def use(self, value: Value, how: str) -> list[Use]:
         """Notes that data meets a parameter."""

@@ -154,7 +154,9 @@ def _scan(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
     kept = _kept(jaxpr, n_consts, n_carry)
     lasting = _lasting(trace, (jaxpr, closed_over), consts, carry, slices)
     state = _enter(trace, carry, operands, kept, lasting)
+    once, trace.times = trace.times, trace.times * length.size
     results = run(trace, jaxpr, closed_over, [*consts, *state, *slices])
+    trace.times = once
     state = _close(trace, state, results[:n_carry])
     outputs = []
     for value in results[n_carry:]:
