@@ -671,3 +671,33 @@ def test_kinds_of_leaves_say_what_new_entries_are():
     )
     np.testing.assert_array_equal(wide["zeros"], [2, 2, 2, 0, 0])
     np.testing.assert_array_equal(wide["ones"], [2, 2, 2, 1, 1])
+
+
+def test_rates_are_those_of_the_maximal_update_parametrization():
+    """Input, hidden and output layer, biases, and a new layer."""
+    sizes = {"a": (4, 8), "b": (8, 6), "c": (6, 2)}
+    params = {k: {"kernel": jnp.ones(s), "bias": jnp.ones(s[1])} for k, s in sizes.items()}
+    growth = dw.plan(dw.chain(params, ("a", "b", "c")), {"a": 32, "b": 12})
+    rates = growth.rates({"params": {**params, "new": {"kernel": jnp.ones(3)}}})["params"]
+    assert {k: rates[k]["kernel"] for k in rates} == {"a": 1, "b": 0.25, "c": 0.5, "new": 1}
+    assert all(rates[k]["bias"] == 1 for k in sizes)
+    rates = growth.rates(params, optimizer="sgd")
+    assert {k: rates[k]["kernel"] for k in rates} == {"a": 4, "b": 0.5, "c": 0.5}
+    assert {k: rates[k]["bias"] for k in rates} == {"a": 4, "b": 2, "c": 1}
+    with pytest.raises(ValueError, match="must be 'adam' or 'sgd', got 'muon'"):
+        growth.rates(params, optimizer="muon")
+
+
+def test_rates_count_the_window_of_no_convolution():
+    def apply(params, x):
+        dims = ("NHWC", "HWIO", "NHWC")
+        for name in ("first", "last"):
+            x = jax.lax.conv_general_dilated(
+                x, params[name], (1, 1), "SAME", dimension_numbers=dims
+            )
+            x = jnp.tanh(x)
+        return x
+
+    params = {"first": jnp.ones((3, 3, 2, 4)), "last": jnp.ones((3, 3, 4, 2))}
+    growth = dw.plan(dw.trace(apply, params, jnp.ones((1, 5, 5, 2))), {"first": 8})
+    assert growth.rates(params) == {"first": 1.0, "last": 0.5}

@@ -1,13 +1,15 @@
 """Pytrees by path: the one place that says how a leaf is named."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 PyTree = Any
+V = TypeVar("V")
 # From a tree to a part of it, as JAX names them.
 Keys = tuple[Any, ...]
 
@@ -48,6 +50,25 @@ def by_path(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"two leaves have the path {path!r}; rename a key that holds a slash")
         leaves[path] = leaf
     return leaves
+
+
+def by_ending(path: str, items: Mapping[str, V]) -> V | None:
+    """Returns what belongs to the variable that a leaf of another tree follows, or None.
+
+    The leaf's path ends like the variable's, with or without its collection: the longest end that
+    fits counts. An optimizer's state is such a tree.
+
+    Args:
+        path: path of the leaf.
+        items: what belongs to each variable, by path.
+    """
+    keys = path.split("/")
+    ends = ["/".join(keys[i:]) for i in range(len(keys))]
+    inner = Counter(name.partition("/")[2] for name in items)
+    known = {name.partition("/")[2]: item for name, item in items.items()}
+    # Without a collection, several layers may have a "kernel".
+    known = {name: item for name, item in known.items() if inner[name] == 1} | dict(items)
+    return next((known[end] for end in ends if end in known), None)
 
 
 def arrays_of(leaves: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@
 | ``leaf_map`` | ``LeafMap``: what becomes of one array, without names; and its adjoint |
 | ``insertion`` | ``Insertion``: what an array of a new layer is filled with |
 | ``shardings`` | on which devices grown arrays lie |
+| ``rates`` | how the best learning rate of each array moves as the network widens |
 | ``pairing`` | which layers of a network are which of a deeper one, by names and shapes |
 | ``as_json`` | ``Widths`` and ``Growth`` as JSON |
 

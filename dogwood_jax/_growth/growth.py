@@ -3,12 +3,15 @@
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
-from typing import Any
+from typing import Any, Literal
+
+import jax
 
 from dogwood_jax._base.tables import layers_together, merged, table
-from dogwood_jax._base.trees import PyTree
+from dogwood_jax._base.trees import PyTree, by_ending, in_order_of, leaves_by_path, rebuilt
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._growth.leaf_map import AlongAxis, AxisMap, Compound, Fill, LeafMap
+from dogwood_jax._growth.rates import rates_of
 from dogwood_jax._growth.shardings import grown_shardings
 from dogwood_jax._widths.layout import Layout, Product, Units, resized, size_of, units_of
 from dogwood_jax._widths.widths import Leaf, Recipe, Widths
@@ -214,6 +217,52 @@ class Growth:
             for name, facts in self.widths.facts
         )
         return Widths(tuple(leaves), tuple(facts))
+
+    def rates(self, tree: PyTree, *, optimizer: Literal["adam", "sgd"] = "adam") -> PyTree:
+        """Returns what to multiply the learning rate of each array by, so that it stays the best.
+
+        A rate that was tuned for the small network is too high for wider layers, because their
+        outputs sum up more terms. By the maximal update parametrization, an array whose fan-in
+        grows r-fold takes 1 / r of the rate under optimizers like Adam, whose updates have the size
+        of the rate. Under SGD an array takes fan-out / fan-in: r where only the fan-out grows, as
+        for biases, and 1 / r where only the fan-in grows. Depth changes nothing here.
+
+        Args:
+            tree: the larger model's variables, or any tree whose leaves' paths end like theirs,
+                such as its parameters alone.
+            optimizer: ``"adam"`` for optimizers that divide by the size of gradients, ``"sgd"`` for
+                optimizers whose updates are multiples of gradients.
+
+        Returns:
+            A tree of the same structure with a float for each leaf; 1.0 for arrays of new layers.
+
+        Raises:
+            ValueError: if the optimizer is none of both.
+
+        Example:
+            >>> import jax
+            >>> import jax.numpy as jnp
+            >>> import optax
+            >>> import dogwood_jax as dw
+            >>> layer = lambda i, o: {"kernel": jnp.ones((i, o)), "bias": jnp.ones(o)}
+            >>> params = {"up": layer(4, 8), "down": layer(8, 2)}
+            >>> growth = dw.plan(dw.chain(params, ("up", "down")), {"up": 16})
+            >>> rates = growth.rates(params)
+            >>> rates
+            {'up': {'kernel': 1.0, 'bias': 1.0}, 'down': {'kernel': 0.5, 'bias': 1.0}}
+            >>> scaled = optax.stateless(lambda u, _: jax.tree.map(jnp.multiply, u, rates))
+            >>> tx = optax.chain(optax.adam(1e-3), scaled)
+
+        Reference:
+            Yang et al., 2022, Tensor Programs V: Tuning Large Neural Networks via Zero-Shot
+            Hyperparameter Transfer, table 3.
+        """
+        if optimizer not in ("adam", "sgd"):
+            raise ValueError(f"growth.rates: optimizer must be 'adam' or 'sgd', got {optimizer!r}")
+        found = rates_of(self.widths.leaves, self.sizes, optimizer)
+        placed = {self.place(path): rate for path, rate in found.items()}
+        rates = {path: by_ending(path, placed) or 1.0 for path in leaves_by_path(tree)}
+        return in_order_of(tree, rebuilt(jax.tree.structure(tree), rates))
 
     def shardings(self, old_shardings: PyTree) -> PyTree:
         """Returns the shardings of the grown arrays, such as ``out_shardings`` of ``jax.jit``.

@@ -16,6 +16,7 @@ from dogwood_jax._base.meshes import automatic
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import (
     PyTree,
+    by_ending,
     is_array,
     is_traced,
     leaves_by_path,
@@ -199,20 +200,11 @@ def grown_shardings(
         tree = jax.tree.unflatten(jax.tree.structure(larger), shardings.values())
     shapes = {**shapes, **{i.path: i.shape for i in insertions}}
     for place, sharding in leaves_by_path(tree).items():
-        if shape := _shape(place, shapes):
+        if shape := by_ending(place, shapes):
             problems += _misfits(place, sharding, shape)
     if problems:
         raise ValueError(listed(_MISFITS, problems))
     return tree
-
-
-def _shape(place: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...] | None:
-    """Returns the shape of the array that a leaf of a tree follows: the longest path that fits."""
-    keys = place.split("/")
-    ends = ["/".join(keys[i:]) for i in range(len(keys))]
-    # An optimizer's state may follow a collection of the variables.
-    inner = {path.partition("/")[2]: shape for path, shape in shapes.items()} | dict(shapes)
-    return next((inner[end] for end in ends if end in inner), None)
 
 
 def _misfits(place: str, sharding: Sharding, shape: tuple[int, ...]) -> Iterator[str]:
