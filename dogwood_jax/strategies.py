@@ -15,6 +15,10 @@ what it computes, and its *outgoing* weights, which decide what it changes.
 | `gradmax()`, in   | chosen   | zero     | yes        | outgoing large, incoming zero           |
 | `firefly()`       | chosen   | zero     | yes        | outgoing large, incoming zero           |
 
+`stack()`, `interpose()` and `new_layers()` say how the new layers of a deeper model are filled in:
+`plan(depth=...)`. They do not preserve the function; without `depth=`, new layers compute the
+identity.
+
 `zero_incoming` and `tile` are for residual streams under norms, which can grow no other way;
 `gradmax`, of which there are two variants, and `firefly` look at the gradient of a loss.
 """
@@ -485,6 +489,90 @@ def firefly(
         raise ValueError(f"candidates must be two or more for each new unit, got {candidates}")
     choice = Choice("incoming", loss, batch, candidates=operator.index(candidates))
     return Strategy("firefly", "free", "zero", init, choice=choice)
+
+
+# Depth --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Which layers of a deeper network are copies of which; see ``stack`` and the like.
+
+    Attributes:
+        name: the function that made it.
+    """
+
+    name: Literal["stack", "interpose", "new_layers"]
+
+    def sources(self, old: int, new: int) -> tuple[int | None, ...]:
+        """Returns for each of the new layers the old one that it is or copies, or None.
+
+        The first layer with a source is that old layer itself.
+        """
+        if self.name == "stack":
+            return tuple(place % old for place in range(new))
+        if self.name == "interpose":
+            return tuple(place * old // new for place in range(new))
+        return tuple(place if place < old else None for place in range(new))
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def stack() -> Layers:
+    """The whole stack of layers is repeated: 0, 1, 2 become 0, 1, 2, 0, 1, 2.
+
+    Not preserving. For ``plan(depth=...)`` with a deeper model as target. One layer becomes many
+    copies of it. New layers get a new state of the optimizer. What is promised is the paper's: that
+    training from there costs less than from scratch, where the growth comes early.
+
+    Example:
+        >>> import dogwood_jax as dw
+        >>> dw.strategies.stack().sources(2, 4)
+        (0, 1, 0, 1)
+
+    Reference:
+        Du et al., 2024, Stacking Your Transformers (G_stack); Gong et al., 2019, Efficient Training
+        of BERT by Progressively Stacking.
+    """
+    return Layers("stack")
+
+
+def interpose() -> Layers:
+    """Each layer is repeated in its place: 0, 1, 2 become 0, 0, 1, 1, 2, 2.
+
+    Not preserving. For ``plan(depth=...)`` with a deeper model as target. The order of layers
+    stays, which suits networks that have been trained for long. New layers get a new state of the
+    optimizer.
+
+    Example:
+        >>> import dogwood_jax as dw
+        >>> dw.strategies.interpose().sources(2, 4)
+        (0, 0, 1, 1)
+
+    Reference:
+        Chang et al., 2018, Multi-level Residual Networks from Dynamical Systems View; for converged
+        mixtures of experts, arXiv 2510.08008, 2025.
+    """
+    return Layers("interpose")
+
+
+def new_layers() -> Layers:
+    """New layers follow the old ones, with random weights as in a new network.
+
+    Not preserving. For ``plan(depth=...)`` with a deeper model as target: from one layer to many,
+    for example. Without ``depth=``, new layers are random too, but for the weights that silence
+    them, and outputs stay.
+
+    Example:
+        >>> import dogwood_jax as dw
+        >>> dw.strategies.new_layers().sources(1, 3)
+        (0, None, None)
+
+    Reference:
+        Zero- and one-layer expansion, arXiv 2511.04981, 2025.
+    """
+    return Layers("new_layers")
 
 
 def _check_split(split: str) -> None:

@@ -108,6 +108,18 @@ def test_wider_and_deeper_with_functions_of_their_own():
     assert more.history["loss"].shape == (3,)
 
 
+def test_a_stage_may_stack_layers():
+    inputs, labels = data()
+    target = jax.eval_shape(Net(6, layers=5).init, KEY, inputs)
+    stages = [
+        Stage(epochs=1),
+        Stage(epochs=1, target=target, apply=Net(6, 5).apply, depth=dw.strategies.stack()),
+    ]
+    start = Net(6, layers=2).init(jax.random.key(1), inputs)
+    run = training.fit(Net(6, 2).apply, start, TX, (inputs, labels), stages=stages, **SETTINGS)
+    assert len(run.variables["params"]) == 6
+
+
 def test_a_module_of_another_size_comes_with_its_function():
     inputs, labels = data()
     start = Net(6).init(jax.random.key(1), inputs)

@@ -143,6 +143,8 @@ def _identity(shape: tuple[int, ...], axes: tuple[int, int]) -> Array:
 def stacked(insertion: Insertion, old: Array, new: Array) -> Array:
     """Returns old layers with new ones between or behind them."""
     # Layers before which nothing is new come in their order, so the last one is the largest.
+    if insertion.fill == "copy" and insertion.copies:
+        return jnp.take(old, jnp.asarray(insertion.copies), axis=0)
     stack = spread(old, list(itertools.accumulate(insertion.layers, max, initial=0))[1:])
     if insertion.fill == "copy":
         return stack

@@ -4,7 +4,8 @@ In come two networks; out come insertions, or the reason why there are none. ``l
 problem and describes the solution. ``identity`` reads the deeper program with open questions (what
 is this new array filled with?) and keeps the answers that give the old network's results. ``terms``
 gives equal numbers to equal results, and says what primitives do with zeros and ones.
-``statistics`` gives inserted normalizations the statistics of a batch.
+``statistics`` gives inserted normalizations the statistics of a batch. ``repeated`` makes layers
+that do not compute the identity, such as copies.
 
 Where to add: what a primitive does with a zero or an identity is one entry in ``terms``. Without
 it a new layer is not shown to do nothing, and is refused.

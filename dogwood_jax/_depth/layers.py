@@ -339,8 +339,22 @@ def _described(
         elif copy and (model := source or _model(path, problem.new.shapes, sources)):
             insertion = replace(insertion, fill="copy", source=model)
         found.append(insertion)
+    return with_kinds(found, problem.new.apply, target, inputs)
+
+
+def with_kinds(
+    found: Sequence[Insertion], apply: Callable[..., Any], target: PyTree, inputs: Sequence[Any]
+) -> tuple[Insertion, ...]:
+    """Returns insertions whose free values say what they are drawn as.
+
+    Args:
+        found: the insertions.
+        apply: the deeper network.
+        target: its variables, arrays or ``jax.ShapeDtypeStruct``.
+        inputs: its inputs.
+    """
     if any(insertion.fill == "free" for insertion in found):
-        widths = trace(problem.new.apply, target, *inputs)
+        widths = trace(apply, target, *inputs)
         found = [_with_kind(i, widths.leaf(i.path)) if i.fill == "free" else i for i in found]
     return tuple(found)
 

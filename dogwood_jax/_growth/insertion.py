@@ -24,6 +24,8 @@ class Insertion:
             layers a stacked array starts from.
         layers: for an array with one entry for each layer along its first axis: the old layer that
             each is, or -1 for a new one. Only the new ones are filled.
+        copies: of such an array that is filled by copies, the old layer that each layer is or
+            copies; if empty, new ones copy the old layer before them.
         kind: what free values are drawn as: ``"random"``, ``"zeros"`` (integers always) or
             ``"ones"``.
         fans: fan-in and fan-out of random values.
@@ -39,6 +41,7 @@ class Insertion:
     layers: tuple[int, ...] = ()
     kind: Kind = "random"
     fans: tuple[int, int] = (1, 1)
+    copies: tuple[int, ...] = ()
 
     @property
     def old(self) -> str | None:

@@ -66,8 +66,8 @@ class Pairing:
             return []
         free = set(self._new) - set(self._pinned.values())
         collections = any(path.startswith("params/") for path in self._old)
-        old = _nested((p for p in self._old if p not in self._pinned), collections)
-        new = _nested((p for p in self._new if p in free), collections)
+        old = nested((p for p in self._old if p not in self._pinned), collections)
+        new = nested((p for p in self._new if p in free), collections)
         embeddings = self._embeddings(old, new)
         found = [self._pinned | dict(pairs) for pairs in itertools.islice(embeddings, _LIMIT)]
         if not found:
@@ -94,8 +94,8 @@ class Pairing:
         for name in old:
             groups.setdefault(_stem(name), []).append(name)
         parts = [
-            _Replayed(self._in_order(old, names, new, [n for n in new if _stem(n) == stem]))
-            for stem, names in groups.items()
+            _Replayed(self._in_order(old, names, new, [n for n in new if _stem(n) == group]))
+            for group, names in groups.items()
         ]
         for choice in _product(parts):
             yield [pair for pairs in choice for pair in pairs]
@@ -175,8 +175,8 @@ def _kind(name: str) -> str:
 
 
 def _stem(name: str) -> str:
-    stem, number = numbered(name)
-    return name if number is None else f"{stem}#"
+    start, number = numbered(name)
+    return name if number is None else f"{start}#"
 
 
 def _moved(path: str, before: str, after: str) -> str | None:
@@ -188,7 +188,7 @@ def _moved(path: str, before: str, after: str) -> str | None:
     return None
 
 
-def _nested(paths: Iterable[str], collections: bool) -> Any:
+def nested(paths: Iterable[str], collections: bool) -> Any:
     """Returns a tree of modules, numbered ones in the order of their numbers.
 
     Where there are collections, as Flax has them, a module holds its arrays of all of them.

@@ -10,7 +10,8 @@ from math import isclose
 from typing import Any
 
 from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path, struct
-from dogwood_jax._depth.layers import Pairs, wider_insertions
+from dogwood_jax._depth.layers import Pairs, wider_insertions, with_kinds
+from dogwood_jax._depth.repeated import repeated_insertions
 from dogwood_jax._growth.growth import Change
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._plan.comparison import Comparison
@@ -20,7 +21,8 @@ from dogwood_jax._widths.dims import LAYERS
 from dogwood_jax._widths.layout import Layout, Units
 from dogwood_jax._widths.recipes.states import LARGEST_EPSILON
 from dogwood_jax._widths.trace import Traced, trace
-from dogwood_jax._widths.widths import Widths
+from dogwood_jax._widths.widths import Leaf, Widths
+from dogwood_jax.strategies import Layers
 
 
 @dataclass(frozen=True)
@@ -129,13 +131,19 @@ def _closest(number: float, others: Iterable[float]) -> float | None:
     return next((other for other in others if isclose(number, other, rel_tol=1e-5)), None)
 
 
-def read_larger(widths: Widths, target: PyTree, target_apply: Callable[..., Any] | None) -> Larger:
+def read_larger(
+    widths: Widths,
+    target: PyTree,
+    target_apply: Callable[..., Any] | None,
+    depth: Layers | None = None,
+) -> Larger:
     """Reads the larger model's shapes, and its program if there is one.
 
     Args:
         widths: the network's widths.
         target: a pytree of arrays or ``jax.ShapeDtypeStruct`` of the larger model.
         target_apply: its function of variables and inputs, or None.
+        depth: how new layers are filled in; None for layers that compute the identity.
 
     Raises:
         ValueError: if the program is needed and cannot be had, or new layers of the larger model
@@ -151,7 +159,12 @@ def read_larger(widths: Widths, target: PyTree, target_apply: Callable[..., Any]
         )
     found: tuple[Insertion, ...] = ()
     numbers: tuple[Pairs, ...] = ()
-    if is_deeper(widths, shapes):
+    if is_deeper(widths, shapes) and depth is not None:
+        old = {leaf.path: struct(leaf.shape, float) for leaf in widths.leaves}
+        scanned = {leaf.path for leaf in widths.leaves if _counts_layers(widths, leaf)}
+        found = repeated_insertions(old, shapes, scanned, depth)
+        found = with_kinds(found, target_apply, target, network.inputs)
+    elif is_deeper(widths, shapes):
         try:
             found, numbers = wider_insertions(
                 network.apply, network.variables, target_apply, target, *network.inputs
@@ -192,13 +205,16 @@ def is_deeper(widths: Widths, shapes: Mapping[str, Any]) -> bool:
     if shapes.keys() != known.keys():
         return True
     return any(
-        isinstance(axes[0], Units)
-        and widths[axes[0].width].fixed == LAYERS
-        and shapes[path].shape[0] > n
+        _counts_layers(widths, leaf) and shapes[path].shape[0] > leaf.shape[0]
         for path, leaf in known.items()
-        if (axes := leaf.axes) and len(shapes[path].shape) == len(axes)
-        for n in leaf.shape[:1]
+        if len(shapes[path].shape) == len(leaf.shape)
     )
+
+
+def _counts_layers(widths: Widths, leaf: Leaf) -> bool:
+    """Whether a loop over layers runs along the first axis of an array."""
+    first = leaf.axes[0] if leaf.axes else None
+    return isinstance(first, Units) and widths[first.width].fixed == LAYERS
 
 
 def _same_widths(

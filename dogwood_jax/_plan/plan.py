@@ -15,6 +15,7 @@ from dogwood_jax._base.arguments import (
     FUNCTION,
     VARIABLES,
     WIDTHS,
+    Kind,
     expect,
     expect_arrays,
     expect_given,
@@ -23,13 +24,19 @@ from dogwood_jax._base.arguments import (
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path
 from dogwood_jax._growth.growth import Change, Growth
+from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._plan.comparison import Comparison, is_constant, is_scale
 from dogwood_jax._plan.larger import Larger, is_deeper, read_larger
 from dogwood_jax._plan.own_function import check_own_function, contradicted
 from dogwood_jax._plan.target import sizes_of_target, splits
 from dogwood_jax._widths.reasons import kind_of
 from dogwood_jax._widths.widths import Recipe, Width, Widths
-from dogwood_jax.strategies import Strategy
+from dogwood_jax.strategies import Layers, Strategy
+
+LAYERS = Kind(
+    "strategies.stack(), strategies.interpose() or strategies.new_layers()",
+    lambda value: isinstance(value, Layers),
+)
 
 
 def plan(
@@ -41,6 +48,7 @@ def plan(
     keep: Mapping[Any, Any] | None = None,
     merge: Mapping[Any, Sequence[Sequence[int]]] | None = None,
     strategy: Strategy | Mapping[str, Strategy] | None = None,
+    depth: Layers | None = None,
     interface: bool = False,
 ) -> Growth:
     """Plans a growth: works out what becomes of each array, without touching any values.
@@ -70,6 +78,9 @@ def plan(
             see ``merge_symmetric``.
         strategy: one strategy for all widths, or a mapping from width name to strategy. Widths
             without one grow by ``strategies.zero_outgoing()``, or by the recipe they need.
+        depth: how the layers that only the target has are filled in, such as
+            ``strategies.stack()``, if not so that they compute the identity. It takes
+            ``target_apply``.
         interface: whether widths that are dimensions of the network's inputs or outputs may
             change: old outputs stay, new ones are appended.
 
@@ -106,6 +117,7 @@ def plan(
         target_apply=(FUNCTION, target_apply),
         keep=(BY_WIDTH, keep),
         merge=(BY_WIDTH, merge),
+        depth=(LAYERS, depth),
         interface=(BOOLEAN, interface),
     )
     if sizes is None and target is None and keep is None and merge is None:
@@ -115,6 +127,8 @@ def plan(
         )
     if target_apply is not None and target is None:
         raise ValueError("plan: target_apply= goes with target=, the variables of that function")
+    if depth is not None and target_apply is None:
+        raise ValueError("plan: depth= goes with target= and target_apply=, the deeper model")
     if target is not None and target_apply is None:
         paths = [leaf.path for leaf in widths.leaves]
         expect_arrays("plan", "target", target, arrays_of(leaves_by_path(target)), paths)
@@ -122,7 +136,8 @@ def plan(
     new = named_sizes(widths, sizes or {}, problems)
     structure, larger = None, Larger({})
     if target is not None:
-        structure, larger = jax.tree.structure(target), read_larger(widths, target, target_apply)
+        structure = jax.tree.structure(target)
+        larger = read_larger(widths, target, target_apply, depth)
         problems += [
             f"{name}: asked for {size} units, but the larger model has {larger.sizes[name]}"
             for name, size in new.items()
@@ -131,7 +146,7 @@ def plan(
         new = sizes_of_target(widths, larger.shapes, larger.sizes | new, problems)
     chosen = _strategies(widths, strategy, problems)
     is_checked = not problems and keep is None and merge is None
-    is_checked &= all(strategy.begins_exact for strategy in chosen.values())
+    is_checked &= depth is None and all(strategy.begins_exact for strategy in chosen.values())
     compared = larger.compared(widths, new) if is_checked else None
     changes = {
         name: _extended(
@@ -187,6 +202,8 @@ def plan(
                 "target_apply=, and they are inserted"
             )
         raise ValueError(listed("cannot plan this growth", problems))
+    if depth is not None:
+        notes.append(_changes_outputs(depth, larger.insertions))
     if target_apply is None:
         sizes_now = {change.width: change.new for change in made}
         notes += splits(widths, sizes_now, every=target is not None)
@@ -221,6 +238,13 @@ def _cleared(width: Width, compared: Comparison) -> Width:
         copy_hazards=(*width.copy_hazards, *tables),
         recipes=width.recipes if hazards else (),
     )
+
+
+def _changes_outputs(depth: Layers, insertions: Sequence[Insertion]) -> str:
+    """Says that new layers change outputs, or that there are none."""
+    if not insertions:
+        return f"strategies.{depth}() fills in new layers, but the target has none"
+    return f"outputs change, because strategies.{depth}() does not silence new layers"
 
 
 def _by_name(

@@ -12,9 +12,9 @@ from dogwood_jax._base.arguments import BY_WIDTH, FUNCTION, VARIABLES, Kind, exp
 from dogwood_jax._base.trees import PyTree, is_array, struct_of
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._optimizer.opt_state import grow_opt_state
-from dogwood_jax._plan.plan import plan
+from dogwood_jax._plan.plan import LAYERS, plan
 from dogwood_jax._widths.trace import trace
-from dogwood_jax.strategies import Strategy
+from dogwood_jax.strategies import Layers, Strategy
 
 Apply = Callable[[Any, jax.Array], Any]
 
@@ -36,6 +36,7 @@ class Stage:
         apply: the larger model's function, if it has one of its own. Deeper models need it, and
             modules whose configuration says their sizes.
         strategy: how new units are filled in, as for ``dogwood_jax.plan``.
+        depth: how new layers are filled in, as for ``dogwood_jax.plan``.
 
     Raises:
         TypeError: if arguments are of the wrong kind.
@@ -51,6 +52,7 @@ class Stage:
     target: PyTree = None
     apply: Apply | None = None
     strategy: Strategy | Mapping[str, Strategy] | None = None
+    depth: Layers | None = None
 
     def __post_init__(self) -> None:
         expect_given(
@@ -59,6 +61,7 @@ class Stage:
             target=(VARIABLES, self.target),
             apply=(FUNCTION, self.apply),
             strategy=(_STRATEGY, self.strategy),
+            depth=(LAYERS, self.depth),
         )
 
     @property
@@ -150,6 +153,7 @@ def _planned(stage: Stage, apply: Apply, variables: PyTree, inputs: jax.ShapeDty
         target=target,
         target_apply=stage.apply if target is not None else None,
         strategy=stage.strategy,
+        depth=stage.depth,
     )
 
 

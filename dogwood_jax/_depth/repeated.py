@@ -1,0 +1,168 @@
+"""New layers that do not compute the identity: ``repeated_insertions``.
+
+A repeated layer has a number in its name, ``block_2``, or is an entry of a stack over which a loop
+runs. Which layer of the deeper network is which of the network, and which is a copy, a ``Layers``
+strategy says by numbers alone. Nothing is proved, because outputs change.
+"""
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+
+from dogwood_jax._base.problems import listed
+from dogwood_jax._growth.insertion import Insertion
+from dogwood_jax._growth.pairing import nested
+from dogwood_jax.strategies import Layers
+
+Shapes = Mapping[str, jax.ShapeDtypeStruct]
+
+
+def repeated_insertions(
+    old: Shapes, new: Shapes, stacked: Collection[str], layers: Layers
+) -> tuple[Insertion, ...]:
+    """Returns all arrays of a deeper network that are new, moved, or have new layers.
+
+    Args:
+        old: shapes of the network by path.
+        new: shapes of the deeper network by path.
+        stacked: paths of arrays whose first axis counts layers.
+        layers: which layers are copies of which.
+
+    Raises:
+        ValueError: if the networks differ in more than the number of repeated layers.
+    """
+    collections = any(path.startswith("params/") for path in old)
+    reading = _Reading(old, new, stacked, layers)
+    found = dict(reading.pairs(nested(old, collections), nested(new, collections)))
+    if reading.problems:
+        raise ValueError(
+            listed(f"strategies.{layers}() cannot make these layers", reading.problems)
+        )
+    return tuple(found[path] for path in new if path in found)
+
+
+@dataclass
+class _Reading:
+    """Two trees of layers, read side by side."""
+
+    old: Shapes
+    new: Shapes
+    stacked: Collection[str]
+    layers: Layers
+    problems: list[str] = field(default_factory=list)
+
+    def pairs(
+        self, old: Any, new: Any, *, is_copy: bool = False
+    ) -> Iterator[tuple[str, Insertion]]:
+        """Yields what becomes of the arrays of a part of the deeper network, by path.
+
+        Args:
+            old: a part of the network, a path or a mapping of parts.
+            new: a part of the deeper network.
+            is_copy: whether the layer is a copy of the old one rather than itself.
+        """
+        if isinstance(old, str) and isinstance(new, str):
+            if (insertion := self._array(old, new, is_copy)) is not None:
+                yield new, insertion
+            return
+        if isinstance(old, str) or isinstance(new, str):
+            self.problems.append(f"{old if isinstance(old, str) else new}: an array in one network")
+            return
+        kept: set[str] = set()
+        for name, (source, is_new) in self._sources(list(old), list(new)).items():
+            if source is None:
+                yield from self._free(new[name])
+            elif source not in old:
+                self.problems.append(f"{name}: the network has no {source}")
+            else:
+                if not is_new:
+                    kept.add(source)
+                yield from self.pairs(old[source], new[name], is_copy=is_copy or is_new)
+        self.problems += (f"{name}: not in the deeper network" for name in old.keys() - kept)
+
+    def _sources(
+        self, old: Sequence[str], new: Sequence[str]
+    ) -> dict[str, tuple[str | None, bool]]:
+        """Returns for each part the old one that it is or copies, and whether it is a copy.
+
+        A number in a name counts layers if the deeper network has more of it.
+        """
+        found: dict[str, tuple[str | None, bool]] = {}
+        for kind in dict.fromkeys(map(_kind, new)):
+            ours, theirs = ([n for n in tree if _kind(n) == kind] for tree in (old, new))
+            counted = [
+                self._counted(
+                    sorted({_numbers(name)[place] for name in ours}),
+                    sorted({_numbers(name)[place] for name in theirs}),
+                )
+                for place in range(kind.count("#"))
+            ]
+            for name in theirs:
+                pairs = [along[n] for along, n in zip(counted, _numbers(name), strict=True)]
+                numbers = [number for number, _ in pairs if number is not None]
+                source = None if len(numbers) < len(pairs) else _with_numbers(kind, numbers)
+                found[name] = source, any(is_copy for _, is_copy in pairs)
+        return found
+
+    def _counted(self, old: list[int], new: list[int]) -> dict[int, tuple[int | None, bool]]:
+        """Returns for each number of a layer the old number, and whether it is a copy's.
+
+        Args:
+            old: the numbers in one place of the old names.
+            new: the numbers in the same place of the new names.
+        """
+        if not old or len(new) <= len(old):
+            return {number: (number, False) for number in new}
+        found: dict[int, tuple[int | None, bool]] = {}
+        for number, source in zip(new, self.layers.sources(len(old), len(new)), strict=True):
+            before = None if source is None else old[source]
+            found[number] = before, any(before == other for other, _ in found.values())
+        return found
+
+    def _array(self, path: str, place: str, is_copy: bool) -> Insertion | None:
+        before, array = self.old[path].shape, self.new[place]
+        start = 1 if path in self.stacked else 0
+        fits = len(before) == len(array.shape)
+        if not fits or any(a > b for a, b in zip(before, array.shape, strict=True)):
+            self.problems.append(f"{place}: has shape {array.shape}, cannot be {path} of {before}")
+            return None
+        found = Insertion(place, array.shape, str(array.dtype), "moved", source=path)
+        if start and before[0] < array.shape[0]:
+            return self._stack(found, before[0])
+        if is_copy:
+            return replace(found, fill="copy")
+        return None if path == place else found
+
+    def _stack(self, insertion: Insertion, old: int) -> Insertion:
+        """Returns what becomes of an array with an entry for each layer."""
+        sources = self.layers.sources(old, insertion.shape[0])
+        first = {source: place for place, source in reversed([*enumerate(sources)])}
+        kept = [-1 if s is None or first[s] != i else s for i, s in enumerate(sources)]
+        if None in sources:
+            return replace(insertion, fill="free", layers=tuple(kept))
+        copies = tuple(source for source in sources if source is not None)
+        return replace(insertion, fill="copy", layers=tuple(kept), copies=copies)
+
+    def _free(self, new: Any) -> Iterator[tuple[str, Insertion]]:
+        if isinstance(new, str):
+            array = self.new[new]
+            yield new, Insertion(new, array.shape, str(array.dtype), "free")
+        else:
+            for part in new.values():
+                yield from self._free(part)
+
+
+def _kind(name: str) -> str:
+    return re.sub(r"\d+", "#", name)
+
+
+def _numbers(name: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", name)]
+
+
+def _with_numbers(kind: str, numbers: Sequence[int]) -> str:
+    values = iter(numbers)
+    return re.sub("#", lambda _: str(next(values)), kind)

@@ -1,0 +1,176 @@
+"""Deeper by copies or by new layers: what becomes of each, and that it is said."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import dogwood_jax as dw
+from dogwood_jax import strategies
+
+X = jax.random.normal(jax.random.key(0), (3, 8))
+KEY = jax.random.key(1)
+
+
+class Blocks(nn.Module):
+    """Residual blocks between an embedding and a head, as a language model has them."""
+
+    layers: int
+    width: int = 8
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(self.width, name="embed")(x)
+        for i in range(self.layers):
+            h = nn.gelu(nn.Dense(12, name=f"block_{i}_up")(x))
+            x = x + nn.Dense(self.width, name=f"block_{i}_down")(h)
+        return nn.Dense(2, name="head")(x)
+
+
+def variables(layers, width=8):
+    return Blocks(layers, width).init(jax.random.key(layers), X)
+
+
+def deeper(old, new, depth, width=8, **options):
+    small, target = variables(old), variables(new, width)
+    widths = dw.trace(Blocks(old).apply, small, X)
+    shapes = jax.eval_shape(lambda: target)
+    growth = dw.plan(
+        widths, target=shapes, target_apply=Blocks(new, width).apply, depth=depth, **options
+    )
+    return small, growth, dw.grow(small, growth, key=KEY)
+
+
+def kernel(tree, layer, part="up"):
+    return np.asarray(tree["params"][f"block_{layer}_{part}"]["kernel"])
+
+
+@pytest.mark.parametrize(
+    ("depth", "sources"),
+    [
+        (strategies.stack(), [0, 1, 0, 1, 0]),
+        (strategies.interpose(), [0, 0, 0, 1, 1]),
+    ],
+)
+def test_layers_are_copies_in_the_order_of_the_strategy(depth, sources):
+    small, growth, wide = deeper(2, 5, depth)
+    for layer, source in enumerate(sources):
+        for part in ("up", "down"):
+            np.testing.assert_array_equal(kernel(wide, layer, part), kernel(small, source, part))
+    for name in ("embed", "head"):
+        jax.tree.map(np.testing.assert_array_equal, wide["params"][name], small["params"][name])
+    assert any(f"outputs change, because strategies.{depth}()" in note for note in growth.notes)
+    assert "copy of params/block_0_up/kernel" in str(growth)
+    assert dw.from_json(dw.to_json(growth)) == growth
+
+
+def test_new_layers_are_random():
+    small, growth, wide = deeper(1, 4, strategies.new_layers())
+    np.testing.assert_array_equal(kernel(wide, 0), kernel(small, 0))
+    for layer in (1, 2, 3):
+        assert 0.1 < kernel(wide, layer, "down").std() < 1
+    assert not np.allclose(kernel(wide, 1), kernel(wide, 2))
+    fresh = variables(4)
+    own = dw.grow(small, growth, fresh=fresh)
+    np.testing.assert_array_equal(kernel(own, 2), kernel(fresh, 2))
+
+
+def test_one_layer_becomes_many_and_wider():
+    small, _, wide = deeper(1, 3, strategies.stack(), width=12, strategy=strategies.replicate())
+    for layer in range(3):
+        np.testing.assert_array_equal(kernel(wide, layer)[:8, :12] * 1.0, kernel(wide, 0)[:8, :12])
+        np.testing.assert_array_equal(kernel(wide, layer, "down")[:, :8], kernel(small, 0, "down"))
+
+
+def is_adam(node):
+    return isinstance(node, optax.ScaleByAdamState)
+
+
+@pytest.mark.parametrize("depth", [strategies.stack(), strategies.interpose()])
+def test_old_layers_keep_their_state_and_copies_begin_anew(depth):
+    small, growth, wide = deeper(2, 4, depth)
+    tx = dw.growable(optax.adam(1e-2))
+    grads = jax.tree.map(jnp.ones_like, small)
+    _, state = tx.update(grads, tx.init(small), small)
+    grown = dw.grow_opt_state(state, growth, tx)
+    has_moments = [leaf for leaf in jax.tree.leaves(grown, is_leaf=is_adam) if is_adam(leaf)]
+    moments = has_moments[0]
+    mu = moments.mu["params"]
+    old = {0, 1} if depth.name == "stack" else {0, 2}
+    for layer in range(4):
+        value = float(mu[f"block_{layer}_up"]["kernel"].max())
+        assert value == pytest.approx(0.1 if layer in old else 0.0)
+    updates, _ = tx.update(jax.tree.map(jnp.ones_like, wide), grown, wide)
+    assert jax.tree.structure(updates) == jax.tree.structure(wide)
+
+
+def stacked(params, x):
+    def layer(h, p):
+        return h + jnp.tanh(h @ p["up"]) @ p["down"], None
+
+    return jax.lax.scan(layer, x @ params["embed"], params["layers"])[0]
+
+
+def stack_of(layers):
+    keys = jax.random.split(jax.random.key(layers), 3)
+    shapes = {"up": (layers, 6, 5), "down": (layers, 5, 6)}
+    return {
+        "embed": jax.random.normal(keys[0], (8, 6)),
+        "layers": {n: jax.random.normal(k, s) for k, (n, s) in zip(keys[1:], shapes.items())},
+    }
+
+
+@pytest.mark.parametrize(
+    ("depth", "sources"),
+    [
+        (strategies.stack(), [0, 1, 0, 1, 0]),
+        (strategies.interpose(), [0, 0, 0, 1, 1]),
+    ],
+)
+def test_layers_of_a_scan_are_copied_alike(depth, sources):
+    small = stack_of(2)
+    growth = dw.plan(
+        dw.trace(stacked, small, X), target=stack_of(5), target_apply=stacked, depth=depth
+    )
+    wide = dw.grow(small, growth, key=KEY)
+    for part in ("up", "down"):
+        np.testing.assert_array_equal(
+            wide["layers"][part], np.asarray(small["layers"][part])[np.array(sources)]
+        )
+
+
+def test_new_layers_of_a_scan_are_random():
+    small = stack_of(2)
+    growth = dw.plan(
+        dw.trace(stacked, small, X),
+        target=stack_of(4),
+        target_apply=stacked,
+        depth=strategies.new_layers(),
+    )
+    wide = dw.grow(small, growth, key=KEY)
+    np.testing.assert_array_equal(wide["layers"]["up"][:2], small["layers"]["up"])
+    assert 0.1 < float(wide["layers"]["up"][2:].std()) < 2
+
+
+def test_without_a_strategy_layers_still_compute_the_identity():
+    small, _, wide = deeper(2, 4, None)
+    before, after = Blocks(2).apply(small, X), Blocks(4).apply(wide, X)
+    np.testing.assert_allclose(after, before, atol=1e-5)
+
+
+def test_what_cannot_be_is_refused():
+    small = variables(2)
+    widths = dw.trace(Blocks(2).apply, small, X)
+    with pytest.raises(ValueError, match="depth= goes with target= and target_apply="):
+        dw.plan(widths, target=variables(4), depth=strategies.stack())
+    with pytest.raises(TypeError, match="plan: depth must be strategies.stack"):
+        dw.plan(widths, target=variables(4), target_apply=Blocks(4).apply, depth="stack")
+    other = variables(4)
+    other["params"]["extra"] = {"kernel": jnp.ones((8, 8))}
+    with pytest.raises(
+        ValueError,
+        match=r"stack\(\) cannot make these layers.(?s:.*)extra: the network has no extra",
+    ):
+        dw.plan(widths, target=other, target_apply=Blocks(4).apply, depth=strategies.stack())
