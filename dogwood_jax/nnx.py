@@ -80,10 +80,11 @@ def plan(
 
     Args:
         model: the trained module, or its widths from ``trace``.
-        larger: the larger module, or new sizes of widths by name. From the larger module, widths
-            that differ are found from both modules' programs and shapes, as by ``dogwood_jax.plan``
-            with a target, and layers that only it has are inserted. With sizes, the larger module
-            is made from the module: its classes have to show which of their numbers follow.
+        larger: the larger module, or new sizes of widths by name. With a module, the widths that
+            differ are found from both modules' programs and shapes, as by ``dogwood_jax.plan`` with
+            a target. Layers that only the larger module has are inserted. With sizes, the larger
+            module is made by calling the module's classes. Their arguments must have the names of
+            their fields, so that it is clear which of these numbers are sizes.
         *inputs: what to call the modules with: pytrees of arrays or ``jax.ShapeDtypeStruct``. They
             are not needed beside widths.
         strategy: as for ``dogwood_jax.plan``.
@@ -139,11 +140,11 @@ def grow(
 ) -> Module:
     """Returns the larger module with the function of the smaller one.
 
-    Neither module is changed. Which widths grow, and which layers are new, is worked out from
-    both, see ``plan``, or is what a growth says. Then both are run in evaluation mode, and it is an
-    error if outputs moved by more than rounding explains, see ``dogwood_jax.verify``. Growths that
-    do not preserve outputs are not verified, nor modules that draw other random numbers in
-    evaluation mode once they have grown, nor anything under ``jax.jit``, where there are no values.
+    Neither module is changed. Which widths grow and which layers are new follows from both modules,
+    see ``plan``, or from a growth. Then both modules run in evaluation mode, and it is an error if
+    outputs moved by more than rounding explains, see ``dogwood_jax.verify``. Three cases are not
+    verified: growths that do not preserve outputs, modules that draw other random numbers in
+    evaluation mode once they have grown, and calls under ``jax.jit``, where there are no values.
 
     Args:
         model: the trained module.
@@ -296,7 +297,7 @@ _MODES = ("deterministic", "use_running_average")
 
 
 def _expect_same_mode(model: nnx.Module, larger: nnx.Module) -> None:
-    """Raises if modules of the two are in other modes, in which they compute something else."""
+    """Raises if modules in the two are in different modes, one in training, one in evaluation."""
     flags: list[dict[str, bool]] = [{}, {}]
     for found, whole in zip(flags, (model, larger), strict=True):
         for keys, node in nnx.iter_graph(whole):

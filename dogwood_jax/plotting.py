@@ -158,9 +158,9 @@ def curves(
 def widths(widths: Widths, *, ax: "Axes | None" = None) -> "Axes":
     """Draws which arrays share which width.
 
-    A column for each width that can grow or is an input or output, a row for each array; repeated
-    layers share theirs. A mark is filled where the array produces the units and open where it reads
-    them, so that a network is read along its rows and columns in turn.
+    There is a column for each width that can grow or is an input or output, and a row for each
+    array. Repeated layers share rows and columns. A mark is filled where the array produces the
+    units and open where it reads them. To follow the data, go along rows and columns in turn.
 
     Args:
         widths: from ``trace`` or ``chain``.

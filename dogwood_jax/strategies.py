@@ -19,8 +19,8 @@ what it computes, and its *outgoing* weights, which decide what it changes.
 `plan(depth=...)`. They do not preserve the function; without `depth=`, new layers compute the
 identity.
 
-`zero_incoming` and `tile` are for residual streams under norms, which can grow no other way;
-`gradmax`, of which there are two variants, and `firefly` look at the gradient of a loss.
+`zero_incoming` and `tile` are for residual streams under norms, which can grow in no other way.
+`gradmax` (with two variants) and `firefly` look at the gradient of a loss.
 """
 
 import math
@@ -59,15 +59,15 @@ _UNITS = Kind(
 class Choice:
     """What the weights of new units are chosen by: the gradient of a loss on a batch.
 
-    Functions and arrays have no equality that could be decided, so choices are equal only to
-    themselves, and so are the strategies and growths that hold them.
+    Nothing can tell whether two functions are equal. So a choice is equal only to itself, and so
+    is a strategy or a growth that holds one.
 
     Attributes:
         side: the side that is chosen, ``"incoming"`` or ``"outgoing"``; the other is zero.
         loss: function of the larger model's variables and the batch.
         batch: its other arguments.
         epsilon: what to multiply incoming weights by instead of setting them to zero.
-        candidates: how many times as many incoming weights are drawn as are kept.
+        candidates: how many candidates are drawn for each new unit.
         ascent: steps of gradient ascent that incoming weights take.
     """
 
@@ -112,12 +112,12 @@ class Strategy:
 
     @property
     def begins_exact(self) -> bool:
-        """Whether it equals the old one before weights of new units are chosen."""
+        """Whether outputs are the old ones until the weights of new units are chosen."""
         return self.preserving or self.choice is not None
 
     @property
     def repeats(self) -> bool:
-        """Whether new units are whole copies of the width, and its mean where these do not fit."""
+        """Whether new units repeat the whole width, with its mean in what is left over."""
         return self.name == "tile"
 
     @property
@@ -132,12 +132,12 @@ class Strategy:
 
     @property
     def recipes_for(self) -> str:
-        """The name by which recipes say that they go with it."""
+        """The strategy that a ``Recipe`` must name for this one to use it."""
         return "zero_outgoing" if self.choice is not None else self.name  # choosing begins so
 
     @property
     def called(self) -> str:
-        """What a table of widths calls growing by it, with a recipe."""
+        """The name of growing by it, with a recipe, in a table of widths."""
         return "rescaling" if self.name == "zero_outgoing" else f"{self.name}()"
 
     def sources(self, old: int, new: int) -> tuple[int, ...] | None:
@@ -150,7 +150,7 @@ class Strategy:
         return (*range(old), *(copied[i % len(copied)] for i in range(new - old)))
 
     def ratio(self, old: int, new: int) -> float:
-        """Returns what the powers of a recipe are powers of."""
+        """Returns the ratio whose powers a recipe multiplies arrays by, see ``Recipe.powers``."""
         return new // old * old / new if self.repeats else new / old
 
     def fate(self, *, incoming: bool, random: bool) -> str:
@@ -207,11 +207,11 @@ def zero_outgoing(init: Initializer = glorot) -> Strategy:
     those from any unit to new ones are random.
 
     Args:
-        init: any initializer of ``jax.nn.initializers``. It is given the full new shape, so that
-            fan-in and fan-out are the larger layer's, and only its new part is kept. Where the
-            network was traced, the shape is that of the matrices that it multiplies by, ``[in,
-            out]``: of an attention's ``[stream, heads, head_dim]``, ``[stream, heads *
-            head_dim]``, and of a stack of layers that of each.
+        init: any initializer of ``jax.nn.initializers``. It makes the full new array, so that
+            fan-in and fan-out are those of the larger layer, and only the new part is kept. Where
+            the network was traced, it gets the shape of a matrix, ``[in, out]``. For an attention
+            kernel ``[stream, heads, head_dim]`` this is ``[stream, heads * head_dim]``. The layers
+            of a stack are made one by one.
 
     Example:
         >>> import dogwood_jax as dw
@@ -272,10 +272,11 @@ def replicate(
 ) -> Strategy:
     """New units copy old ones, which share their outgoing weights with the copies.
 
-    Preserving if ``noise`` is zero. At the first step a copy's outgoing weights have the gradient
-    of the old unit's, its incoming weights that times its share. Copies carry the moments of the
-    unit that they copy in the optimizer's state, too. With an even split, copies stay copies for
-    ever under a deterministic optimizer; an uneven split or a little noise lets them part.
+    Preserving if ``noise`` is zero. At the first step the outgoing weights of a copy have the same
+    gradient as those of its old unit. The gradient of its incoming weights is that of the old
+    unit's, times the copy's share. In the optimizer's state, copies get the moments of their unit,
+    too. With an even split, copies stay equal for ever under a deterministic optimizer. With an
+    uneven split or a little noise they become different.
 
     Args:
         noise: standard deviation of normal noise added to the incoming weights of new units, as a
@@ -309,12 +310,12 @@ def replicate(
 def zero_incoming(init: Initializer = glorot) -> Strategy:
     """New units of a residual stream stay zero; what reads them is random.
 
-    For a stream under RMSNorm or another norm without a mean: everything that writes the stream
-    gets zeros for its new units, so the sum of squares stays. The norm's mean of squares does
-    change with the size, by n / m; its scale is multiplied by sqrt(n / m), and the larger model
+    For a stream under RMSNorm or another norm without a mean. Everything that writes the stream
+    gets zeros for its new units, so the sum of squares stays. But from n to m units the norm's mean
+    of squares changes by n / m. So its scale is multiplied by sqrt(n / m), and the larger model
     must multiply the epsilon by n / m, as the growth's notes say. Preserving. At the first step
-    the zero weights that write the new units have a gradient, those that read them from the second
-    on.
+    only the zero weights that write the new units have a gradient. The weights that read these
+    units have one from the second step on.
 
     Args:
         init: any initializer of ``jax.nn.initializers``, given the full new shape.
@@ -338,9 +339,10 @@ def tile(init: Initializer = glorot, split: Literal["even", "uneven"] = "even") 
     For a stream under LayerNorm. From n to m units it is repeated q = m // n times; the remaining
     m - q n units hold its mean, so that the mean stays and the variance changes by s = q n / m.
     The norm's scale is multiplied by sqrt(s), and the larger model must multiply the epsilon by s,
-    as the growth's notes say. What reads the stream is divided among the copies, and random for
-    the rest, which is zero behind the norm. Preserving. Gradients at the first step are those of
-    ``replicate``. Neither ``narrow`` nor ``merge_symmetric`` is a way back.
+    as the growth's notes say. Weights that read the stream are divided among the copies. Those that
+    read the remaining units are random, because these units are zero behind the norm. Preserving.
+    Gradients at the first step are those of ``replicate``. Neither ``narrow`` nor
+    ``merge_symmetric`` can undo it.
 
     Args:
         init: any initializer of ``jax.nn.initializers``, given the full new shape.
@@ -368,28 +370,28 @@ def gradmax(
 ) -> Strategy:
     """New units get the weights with which they receive the largest gradient.
 
-    The first variant sets incoming weights and biases to zero. Outgoing weights are orthogonal
-    vectors of the mean norm of old units' ones, such that the gradient of the incoming weights is
-    as large as it can be: the top right-singular vectors of the matrix of second derivatives of
-    the loss by incoming and outgoing weights. It is preserving where the activation maps zero to
-    zero; outgoing weights have a gradient from the second step on. Of a gated unit only one factor
-    is zero, of an attention head only the values. New units beyond the number of singular vectors
-    are as ``zero_outgoing`` makes them.
+    The variant ``"outgoing"`` sets incoming weights and biases to zero. It chooses outgoing weights
+    with which the gradient of the incoming weights is as large as it can be. They are orthogonal
+    vectors, as long as those of old units on average: the top right-singular vectors of the matrix
+    of second derivatives of the loss by incoming and outgoing weights. This is preserving where the
+    activation maps zero to zero. Outgoing weights have a gradient from the second step on. In a
+    gated unit only one factor is zero, in an attention head only the values. If there are more new
+    units than singular vectors, the others are as ``zero_outgoing`` makes them.
 
     ``jax.nn.relu`` passes no gradient at zero, so under it ``grow`` refuses zero incoming weights:
     pass ``epsilon``, or the other variant. It also refuses activations that are not zero at zero.
-    Both show in values alone, so under ``jax.jit`` the new units are as ``zero_outgoing`` makes
-    them instead.
+    Only values show these two cases. So under ``jax.jit``, where there are none, nothing is
+    refused, and the new units are as ``zero_outgoing`` makes them.
 
     The variant ``"incoming"`` sets outgoing weights to zero, which is preserving for any
-    activation. Incoming weights begin as drawn and take a few steps, at the same norm, uphill on
-    the gradient that the outgoing weights have at the first step, each unit on a part of it that
-    is orthogonal to the others'; incoming weights have one from the second step on. Where the
-    units respond linearly, these steps lead to the left-singular vectors. Units beyond their
-    number stay as drawn, and so do all where the gradient does not become larger.
+    activation. Incoming weights begin as drawn. Then they take a few steps, at the same norm, that
+    make the gradient of the outgoing weights larger. Each unit follows a direction orthogonal to
+    those of the other units. Where units respond linearly, the steps lead to the left-singular
+    vectors. Units beyond the number of these vectors stay as drawn, and all do if the gradient does
+    not become larger. Incoming weights have a gradient from the second step on.
 
-    Of arrays that are divided among devices, those with the weights on either side of the width
-    are gathered while it is chosen; the results are divided again.
+    Where arrays are divided among devices, the weights on both sides of the width are gathered for
+    the choice, and the results are divided again.
 
     Args:
         loss: function ``loss(variables, *batch)`` of the *larger* model's variables that returns
@@ -443,10 +445,10 @@ def firefly(
 ) -> Strategy:
     """New units are the best of several times as many random ones.
 
-    Candidates get random incoming and zero outgoing weights, as by ``zero_outgoing``. Those are
-    kept whose outgoing weights have the gradient of the largest norm. Preserving for any
-    activation; at the first step the outgoing weights have a gradient, the incoming ones from the
-    second on.
+    Candidates get random incoming and zero outgoing weights, as by ``zero_outgoing``. The
+    candidates with the largest gradient of their outgoing weights are kept. Preserving for any
+    activation. At the first step only outgoing weights have a gradient; incoming weights have one
+    from the second step on.
 
     Only the choice among candidates is the paper's: it also trains them for a few steps, and lets
     units that split compete with new ones.
@@ -507,7 +509,7 @@ class Layers:
     def sources(self, old: int, new: int) -> tuple[int | None, ...]:
         """Returns for each of the new layers the old one that it is or copies, or None.
 
-        The first layer with a source is that old layer itself.
+        The first layer with a source is the old layer itself; later ones with it are copies.
         """
         if self.name == "stack":
             return tuple(place % old for place in range(new))
@@ -523,8 +525,8 @@ def stack() -> Layers:
     """The whole stack of layers is repeated: 0, 1, 2 become 0, 1, 2, 0, 1, 2.
 
     Not preserving. For ``plan(depth=...)`` with a deeper model as target. One layer becomes many
-    copies of it. New layers get a new state of the optimizer. What is promised is the paper's: that
-    training from there costs less than from scratch, where the growth comes early.
+    copies of it. New layers get a new state of the optimizer. The paper reports that training from
+    there costs less than from scratch, if the growth comes early.
 
     Example:
         >>> import dogwood_jax as dw
@@ -561,8 +563,8 @@ def new_layers() -> Layers:
     """New layers follow the old ones, with random weights as in a new network.
 
     Not preserving. For ``plan(depth=...)`` with a deeper model as target: from one layer to many,
-    for example. Without ``depth=``, new layers are random too, but for the weights that silence
-    them, and outputs stay.
+    for example. Without ``depth=``, new layers are random, too, except the weights that silence
+    them, so that outputs stay the same.
 
     Example:
         >>> import dogwood_jax as dw

@@ -34,8 +34,8 @@ def apply_map(
         leaf_map: what becomes of it.
         array: the old array.
         fresh: an array of the new shape from which free entries are taken.
-        draw: gives free entries of a shape where there is no ``fresh``; those of a new network
-            that need no random numbers unless given.
+        draw: makes free entries of a given shape, where there is no ``fresh``. By default they are
+            ones for ``kind="ones"``, and zeros otherwise.
         noise: gives standard normal numbers of a shape.
     """
     if leaf_map.factor != 1:
@@ -127,7 +127,7 @@ class _Application:
             return array
         fresh = self.draw(tuple(new)) if fresh is None else lax.slice(fresh, [0] * old.ndim, new)
         if self.sharded:
-            # Along which axis an entry is new, and so what it is, the last axis decides.
+            # If an entry is new along several axes, the last of them decides what fills it.
             free = jnp.zeros((1,) * old.ndim, bool)
             for axis, axis_map in appended:
                 is_new = _places(array, axis) >= axis_map.old
@@ -162,7 +162,7 @@ class _Application:
             return copied
         shape, start = with_size(array.shape, axis, axis_map.new), axis_map.new - axis_map.rest
         if axis_map.fill == "mean" and axis_map.old:
-            # In single precision at least, for bfloat16 would round the sum.
+            # In single precision at least: bfloat16 would round the sum.
             wide = jnp.promote_types(array.dtype, jnp.float32)
             mean = jnp.mean(array, axis, wide, keepdims=True).astype(array.dtype)
             rest = jnp.broadcast_to(mean, shape)

@@ -1,13 +1,13 @@
 """Choose weights of new units by the gradient of a loss: ``gradmax`` and ``firefly``.
 
 The network has grown already, with random incoming and zero outgoing weights. All weights on one
-side of its new units are kept in rows, ``[new units, weights]``. While one side of a unit is zero
-and the unit silent, the other side decides how large the gradient of the zero side is: it is the
-product with M, the matrix of second derivatives of the loss by an incoming and an outgoing weight
-of the unit. No architecture is asked for: products with M are derivatives of the loss itself.
+side of its new units are kept in rows, ``[new units, weights]``. As long as one side of a unit is
+zero and the unit is silent, the gradient of this side is a product of M with the other side. M is
+the matrix of second derivatives of the loss by the unit's incoming and outgoing weights. Products
+with M are derivatives of the loss, so this works for any architecture.
 
-Where a width stands for several units at once, its slots (``rows``) share no weights, so M falls
-apart into blocks, and each slot has vectors of its own.
+Where a width stands for several units at once, as for one in each layer of a stack, these *slots*
+(``rows``) share no weights. Then M consists of blocks, and each slot has vectors of its own.
 """
 
 import functools
@@ -229,7 +229,7 @@ def _choose_outgoing(
         new.leaves = new.shifts.write(new.leaves, jnp.zeros_like(shifts))
     zero, silent = _silencing(new)
     small = jnp.where(zero, epsilon * new.drawn, new.drawn)
-    # A relu passes the gradient of half of the inputs, and for the opposite weights of the others.
+    # A relu passes the gradient of half of the inputs; with opposite weights, of the other half.
     opposite = jnp.where(zero, -small, new.drawn)
     points = jnp.stack([small, opposite] if epsilon else [small])
     slots = _Slots(new)
@@ -268,8 +268,8 @@ def _choose_outgoing(
 def _silencing(new: "_NewUnits") -> tuple[Array, Array]:
     """Returns which incoming weights to set to zero, and whether that silences the units.
 
-    As few arrays as possible: of a gated unit one factor, of a head its values, because with all of
-    them zero, no gradient would reach any.
+    These are as few arrays as possible: one factor of a gated unit, the values of a head. If all
+    were zero, no gradient would reach any of them.
     """
     block = new.kernels.block
     probe = jax.random.normal(jax.random.key(1), new.zeros.shape, new.zeros.dtype)
@@ -398,7 +398,7 @@ def _choose_incoming(
 
     def climb(_: Array, rows: Array) -> Array:
         gradient = new.by_outgoing(rows, new.zeros)
-        # Each towards a gradient of its own: all units alike would have the largest together.
+        # Each unit climbs in a direction of its own. Otherwise all would take the steepest one.
         towards = slots.unfold(_orthonormal(slots.fold(gradient)))
         uphill = new.times(rows, towards)
         steep = norms(uphill)

@@ -13,9 +13,9 @@ from dogwood_jax._widths.layout import resized, units_along
 def dead_in(fresh: Mapping[str, Any], growth: Growth) -> dict[str, list[str]]:
     """Finds widths whose new units are dead if their free weights are those of a larger model.
 
-    That is where the larger model starts with zeros there: with nothing but biases on one side of
-    the units and zeros on the other, no gradient tells one of them from another, and under most
-    activations none reaches them.
+    This happens if the larger model itself starts with zeros there. Then one side of the new units
+    has only biases, and the other side only zeros. All new units get the same gradient, or under
+    most activations none, so they never become different.
 
     Args:
         fresh: the larger model's arrays by path, not computed by a program around this one.

@@ -1,8 +1,8 @@
 """Programs on meshes with explicit axes, in which an array's type says how it is divided.
 
-There, JAX asks to be told how the result of each lookup and selection is divided. So within such a
-program, as ``jax.jit`` makes of arrays on the mesh of ``jax.make_mesh``, arrays are computed with
-automatic axes instead, and get their types at the end.
+``jax.make_mesh`` makes such meshes. In a program on one, JAX asks how the result of each lookup and
+selection is divided. So within it arrays are computed with automatic axes instead, and get their
+types at the end.
 """
 
 from collections.abc import Callable

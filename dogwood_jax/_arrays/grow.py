@@ -66,15 +66,15 @@ def grow(
 
     Args:
         variables: pytree of the arrays the growth was planned for, of any floating dtype, on any
-            devices; also under ``jax.jit`` and ``jax.eval_shape``. Where modules in it say sizes
-            beside their arrays, as Equinox's do, the grown ones say the new sizes.
+            devices; also under ``jax.jit`` and ``jax.eval_shape``. Modules in it that hold sizes
+            beside their arrays, such as Equinox's ``out_features``, get the new sizes.
         growth: from ``plan``; static under ``jax.jit``.
         key: PRNG key for random weights, needed only if the strategy draws some.
         fresh: variables of the larger model from its own initialization. Free weights are taken
-            from it instead of being drawn, and the result has its tree structure. Where they are
-            all zero, from which new units would never learn, a key is needed to draw them. To have
-            the old values written into it in place, ``jax.jit(..., donate_argnames="fresh",
-            keep_unused=True)``, because nothing is taken from some arrays.
+            from ``fresh`` instead of being drawn, and the result has its tree structure. If all
+            free weights of a width are zero in it, new units would never learn. Then they are drawn
+            with ``key``. To write old values into ``fresh`` in place, use ``jax.jit(...,
+            donate_argnames="fresh", keep_unused=True)``; some arrays of it are not read at all.
         donate: whether old arrays that grow may be deleted, each when its new one is there: then
             growing takes no more memory than the new arrays and the largest old one. It has no
             effect under ``jax.jit``.
@@ -85,12 +85,12 @@ def grow(
     Raises:
         TypeError: if ``variables`` are no pytree of arrays, ``growth`` is none, or ``key`` is no
             random key.
-        ValueError: if the variables or ``fresh`` do not have the shapes of the growth, an array
-            that grows is not of a floating dtype, or the strategy draws random weights and there
-            is neither ``key`` nor ``fresh``; if it is not known what a module says in the new
-            sizes: plan with ``target`` then, or pass ``fresh``. Also if an array that grows, or its
-            part of ``fresh``, holds NaN or infinities, because outputs may change then: zero times
-            NaN is NaN. Within ``jax.jit``, where values cannot be seen, they are not looked at.
+        ValueError: if the variables or ``fresh`` do not have the shapes of the growth; if an array
+            that grows is not of a floating dtype; if the strategy draws random weights and there is
+            neither ``key`` nor ``fresh``; or if it is not known which sizes a module should hold
+            (plan with ``target`` then, or pass ``fresh``). Also if an array that grows, or its part
+            of ``fresh``, holds NaN or infinities: outputs may change, because zero times NaN is
+            NaN. Within ``jax.jit`` values cannot be seen, so this is not checked.
 
     Example:
         >>> import jax
@@ -193,7 +193,7 @@ def _is_here(leaf: Any) -> bool:
 
 
 def _filled(structure: Any, leaves: Mapping[str, Any]) -> PyTree:
-    """Returns a tree of a structure, with None where the variables have been parted from a leaf."""
+    """Returns a tree of a structure; None where the variables lack a leaf, as when partitioned."""
     paths = leaves_by_path(numbered(structure))
     return jax.tree.unflatten(structure, [leaves.get(path) for path in paths])
 
@@ -336,7 +336,7 @@ def _check(
             if path in expected and jnp.shape(array) != expected[path]
         ]
     if not problems:
-        # Units that are only lost may be those of NaN.
+        # NaN may be in units that are removed, so arrays that only lose units are not checked.
         looked_at = [path for path, leaf_map in growth.maps.items() if leaf_map.grows]
         for where, tree in (("", leaves), (" in fresh", fresh or {})):
             problems += [
@@ -372,7 +372,7 @@ def _grow_leaves(
         fresh: arrays from which free entries are taken.
         key: what other random numbers are drawn with.
         words: a seed for each of the network's arrays that grow, ``[arrays, 2]``.
-        places: which of those each of these arrays is.
+        places: the row of ``words`` for each of these arrays.
         maps: what becomes of each.
         where: on which devices they lie.
     """
@@ -424,9 +424,10 @@ class _Draws:
 
 
 def _initialized(init: Initializer, key: Array, leaf_map: LeafMap, dtype: Any) -> Array:
-    """Returns a whole array from an initializer, which tells fan-in and fan-out by its last axes.
+    """Returns a whole array from an initializer.
 
-    So the heads of attention and their units are one axis to it, and each layer of a stack is a
+    Initializers take fan-in and fan-out from the last two axes of a shape. So the heads of
+    attention and their units are joined into one axis, and each layer of a stack is drawn as a
     kernel of its own.
     """
     shape, fans = leaf_map.shape, (leaf_map.fan_in, leaf_map.fan_out)

@@ -142,7 +142,7 @@ def _identity(shape: tuple[int, ...], axes: tuple[int, int]) -> Array:
 
 def stacked(insertion: Insertion, old: Array, new: Array) -> Array:
     """Returns old layers with new ones between or behind them."""
-    # Layers before which nothing is new come in their order, so the last one is the largest.
+    # A new layer (-1) takes the place of the old layer before it: the largest index so far.
     if insertion.fill == "copy" and insertion.copies:
         return jnp.take(old, jnp.asarray(insertion.copies), axis=0)
     stack = spread(old, list(itertools.accumulate(insertion.layers, max, initial=0))[1:])

@@ -1,4 +1,4 @@
-"""Moves of entries along axes that may be divided among devices, of which none gathers the axis."""
+"""Moves of entries along axes that may be divided among devices, without gathering the axis."""
 
 from collections.abc import Sequence
 
@@ -11,8 +11,8 @@ from jax import Array, lax
 def compacted(array: Array, axis: int, sources: tuple[int, ...]) -> Array:
     """Returns some entries of an axis in their order, by moves that no device has to gather.
 
-    Each entry moves by the binary digits of how far it has to go, the lowest first: as nothing
-    overtakes, no two are ever in the same place.
+    Each entry moves in steps of powers of two, the smallest first: by 5 places as 1 and 4. No entry
+    overtakes another, so no two are ever in the same place.
     """
     places = np.array(sources)
     steps = places - np.arange(len(sources))
@@ -31,15 +31,15 @@ def spread(array: Array, sources: Sequence[int]) -> Array:
 
     Args:
         array: what has the entries.
-        sources: the old place of each, from 0 and either the one before it or the next.
+        sources: the old place of each, such as ``(0, 0, 1, 2)``: 0, then the same or the next.
     """
     if not may_be_sharded() or jnp.issubdtype(array.dtype, jax.dtypes.extended):
         return array[jnp.asarray(sources)]
     places = np.arange(len(sources))
     steps = places - np.array(sources)
     array, moves = padded(array, (len(sources), *array.shape[1:])), list[tuple[int, np.ndarray]]()
-    # The last move of each is by the lowest digit: back from the end, no two come from one place
-    # that are not the same entry.
+    # Entries move by the largest step first. Planned back from their final places, two of them come
+    # from the same place only if they are copies of the same entry.
     for bit in range(int(steps.max(initial=0)).bit_length()):
         step = steps & 1 << bit
         arrives = np.zeros(len(sources), bool)

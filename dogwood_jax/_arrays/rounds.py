@@ -27,7 +27,8 @@ def rounds(
 ) -> list[list[Item]]:
     """Returns items in rounds with at most one of each kind, in the order of the kinds.
 
-    A few go together: another program takes as long to compile as some more arrays in one.
+    If there are only a few, all are one round: a second program takes longer to compile than a few
+    more arrays in the first.
 
     Args:
         items: what goes in rounds.

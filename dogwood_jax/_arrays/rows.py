@@ -28,8 +28,8 @@ class Block:
     Attributes:
         leaf: the array.
         axis: along which the units lie.
-        positions: the positions along every axis; along the units' own, those of one unit after
-            those of the other.
+        positions: the positions along every axis; along ``axis``, first all positions of the first
+            unit, then those of the next.
         units: how many units.
     """
 
@@ -104,7 +104,7 @@ def blocks_of(
 
 
 def _not_claimed(layout: Layout, owner: Units, growth: Growth) -> np.ndarray:
-    """Returns which positions of an axis are not those of new units that decide before others."""
+    """Returns at which positions of an axis no width of a higher rank than this has a new unit."""
     free = None
     for units, along in spread(layout):
         change = growth.change.get(units.width)
@@ -147,10 +147,10 @@ def slots_of(
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Returns the widths, with their sizes, that make slots of the units of a width.
 
-    They occur wherever the units are read and somewhere where they are written, and no sum runs
-    over them in between. First come those that count layers or experts, whose slots do not even
-    share what they read or write; then those that are outgoing along with the width, as the
-    dimensions of a head.
+    Such a width occurs wherever the units are read, and somewhere where they are written, and no
+    sum runs over it in between. The first result holds widths that count layers or experts: their
+    slots share neither what they read nor what they write. The second holds widths that are
+    outgoing together with this one, such as the dimensions of a head.
     """
 
     def found(name: str, block: Block) -> Iterator[Units]:

@@ -1,7 +1,7 @@
 """Refuse arguments of the wrong kind: ``expect``, ``expect_call`` and ``expect_arrays``.
 
-What follows from a wrong argument, such as a list of all paths, hides the mistake; so the mistake
-itself is named, before anything is computed, with what came and with the next step.
+A wrong argument causes errors later that hide the mistake, such as a list of all paths. So the
+mistake itself is named before anything is computed, with what came and what to do next.
 """
 
 import inspect
@@ -208,7 +208,7 @@ TREE = Kind(
 def expect_arrays(
     call: str, name: str, tree: PyTree, given: Collection[str], known: Collection[str]
 ) -> None:
-    """Raises if a tree is not the network's, but one of which all paths are others.
+    """Raises if a tree is not the network's: if it has none of the network's paths.
 
     Where only some arrays are missing, nothing is raised: callers list them.
 

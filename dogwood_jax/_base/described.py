@@ -1,8 +1,8 @@
 """What a value is, in the words of error messages: ``described``.
 
-Classes of other libraries are told by the names of their files, so that none of these libraries is
-imported only to say that something is not theirs. This package's own are told in the same way, so
-that all of its files may import this one.
+Classes of other libraries are recognized by the names of their files. So no library is imported
+only to find out that a value is not from it. This package's own classes are recognized in the same
+way, so that all of its files may import this one.
 """
 
 import reprlib
@@ -68,7 +68,7 @@ def is_a(value: Any, name: str, package: str = "dogwood_jax") -> bool:
 
 
 def library_of(value: Any) -> str | None:
-    """Returns whose module a value, or a class, is; None if it is none."""
+    """Returns the library that a module, or a class of modules, is from; None if it is neither."""
     cls = value if isinstance(value, type) else type(value)
     if cls.__module__.startswith("equinox._"):
         return None  # a transformed function or a bound method, which Equinox makes modules of

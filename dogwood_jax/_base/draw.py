@@ -1,10 +1,10 @@
 """Random numbers for new weights, at the speed of writing them.
 
-Initial weights need values without visible pattern, but not a cryptographic generator, and the
-counter-based one of JAX takes longer for a large array than all the rest of growing it, to run and
-to compile. So JAX's generator draws two words, a seed; an integer hash makes a word for each row
-and for each column of the array from it; and every entry is the hash of the sum of its row's and
-its column's word. These few elementwise operations fuse into the write, whatever the sharding.
+Initial weights need values without visible pattern, but not a cryptographic generator. JAX's own
+generator takes longer for a large array than all the rest of growing it, to run and to compile. So
+it draws only two words, a seed. From the seed an integer hash makes a word for each row and each
+column of the array. An entry is the hash of the sum of its row's word and its column's word. These
+few elementwise operations fuse into the write, whatever the sharding.
 
 Reference:
     The hash is lowbias32, found by Chris Wellons, 2018, Prospecting for Hash Functions.

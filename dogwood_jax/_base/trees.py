@@ -53,10 +53,10 @@ def by_path(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def by_ending(path: str, items: Mapping[str, V]) -> V | None:
-    """Returns what belongs to the variable that a leaf of another tree follows, or None.
+    """Returns the item of the variable that a leaf of another tree follows, or None.
 
-    The leaf's path ends like the variable's, with or without its collection: the longest end that
-    fits counts. An optimizer's state is such a tree.
+    In an optimizer's state, for example, the path of a leaf ends with the path of a variable, with
+    or without its collection. If several paths fit, the longest counts.
 
     Args:
         path: path of the leaf.

@@ -1,10 +1,10 @@
 """Find out which new arrays make a deeper program compute what the old one did: ``Reader``.
 
-Both programs are turned into terms (``terms``). Where a new array is read, its values are still
-open; so a value that depends on new arrays has *options*: fills of new arrays, and the term that
-the value is if they are filled so. A kernel that is zero makes a product zero, and a residual block
-whose branch is zero passes on its input; an identity kernel passes on its input too. Options that
-lead to nothing that the old program computes are dropped on the way.
+Both programs are turned into terms (``terms``). What a new array holds is still open, so a value
+that depends on new arrays has *options*. An option says how new arrays are filled, and which term
+the value then is. If a kernel is zero, for example, its product is zero, and a residual block
+passes on its input. If a kernel is an identity, its product is its input. Options that do not lead
+back to a term of the old program are dropped on the way.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -53,7 +53,7 @@ class Value:
     Attributes:
         options: what it can be; just one for a value that depends on no new array.
         leaves: paths of the new arrays that it depends on.
-        path: path of the new array that it is, perhaps reshaped, if it is one.
+        path: if the value is a new array itself, perhaps reshaped, the path of this array.
     """
 
     options: tuple[Option, ...]
@@ -93,10 +93,10 @@ class Reader:
 
     Attributes:
         terms: the table of terms, shared with the program to compare with.
-        losses: where the program left what the old one computes, since it last came back.
+        losses: where the program left the terms of the old one, since it last came back to them.
         scanned: paths of arrays that a loop runs over.
-        strangers: operations on what the old program computes whose results it does not, though
-            no new array is involved.
+        strangers: operations on terms of the old program, without any new array, whose results are
+            no terms of the old program.
     """
 
     def __init__(
@@ -166,8 +166,8 @@ class Reader:
     def _best(self, options: Iterable[Option]) -> tuple[Option, ...]:
         """Returns the options that are worth following: some terms, and the best two ways to each.
 
-        Numbers, and terms that lead on, are counted apart: a branch is silent only where a zero
-        meets what was before it.
+        Eight terms that lead on are kept, and eight numbers beside them. The zero of a silent
+        branch must still be there when it is added to what was before the branch.
         """
         kept: dict[Term, int] = {}
         numbers: list[Option] = []
@@ -235,7 +235,7 @@ class Reader:
     def _close(
         self, eqn: Any, fills: frozenset[tuple[str, Fill]], operands: tuple[Term | None, ...]
     ) -> tuple[frozenset[tuple[str, Fill]], tuple[Term | None, ...]]:
-        """Chooses an open constant that is a factor so that the product is one times something."""
+        """Chooses an open constant so that it cancels the number in the factor beside it."""
         if eqn.primitive.name != "mul":
             return fills, operands
         for i, (factor, other) in enumerate((operands, operands[::-1])):
@@ -364,7 +364,8 @@ class Reader:
         longer = lengths - {length}
         idle: list[frozenset[tuple[str, Fill]]] = [frozenset()]
         if longer:
-            # Whatever else differs from layer to layer would be another one for the old layers.
+            # If the loop also runs over something else that differs from layer to layer, old layers
+            # would get other parts of it.
             alike = all(
                 path in self._stacks or value.term is None or value.term.number is not None
                 for path, value in zip(stacks, operands[n_consts + n_carry :], strict=True)

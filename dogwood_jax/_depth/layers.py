@@ -68,14 +68,14 @@ def wider_insertions(
     target: PyTree,
     *inputs: Any,
 ) -> tuple[tuple[Insertion, ...], tuple[Pairs, ...]]:
-    """Does the same where old arrays may be larger in the target.
+    """Works out ``insertions`` where old arrays may also be larger in the target.
 
     Sizes, and constants that differ in proportion to them, are left out of the proof: it shows
     that the new layers do nothing, not that the wider network computes the same.
 
     Returns:
-        The insertions, and for each constant that only one of the networks has, the pairs of the
-        network's and the target's constants that it may be one of.
+        The insertions; and for each constant that only one of the networks has, the pairs to which
+        it may belong: a constant of the network, and the target's constant in its place.
     """
     networks = _Network(source_apply, source, inputs), _Network(target_apply, target, inputs)
     problem = _Problem(*networks, wider=True)
@@ -174,7 +174,7 @@ class _Problem:
         return self.new.cast(dtypes)
 
     def stacks(self, places: Mapping[str, str]) -> dict[str, int]:
-        """Returns how many layers each array with an entry for each had, if it has more now."""
+        """Returns how many layers stacked arrays had, for those that have more layers now."""
         return {
             path: self.old.shapes[path].shape[0]
             for path in places
@@ -220,8 +220,8 @@ class _Proof:
         new: the deeper network.
         stacks: how many layers stacked arrays had.
         fills: what new arrays must be filled with; all others are free.
-        numbers: for each constant that only one of the networks has, which of the other's in
-            proportion to sizes it may be.
+        numbers: for each constant that only one of the networks has, the pairs to which it may
+            belong: constants of both networks, in proportion to sizes.
         refusal: why it cannot, or None.
     """
 
@@ -386,8 +386,8 @@ def _model(path: str, shapes: Shapes, sources: Mapping[str, str]) -> str | None:
 def _numbered_alike(name: str, others: Iterable[str]) -> Iterator[str]:
     """Yields the names that differ in one number, ``block_1_up`` for ``block_2_up``.
 
-    Those before it come first, the closest one ahead, and of several numbers the last is tried
-    first.
+    Smaller numbers come first, and of these the closest. If a name has several numbers, the last is
+    tried first.
     """
     for found in reversed([*re.finditer(r"\d+", name)]):
         number, around = int(found[0]), (name[: found.start()], name[found.end() :])

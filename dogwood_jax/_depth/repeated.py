@@ -1,8 +1,8 @@
 """New layers that do not compute the identity: ``repeated_insertions``.
 
 A repeated layer has a number in its name, ``block_2``, or is an entry of a stack over which a loop
-runs. Which layer of the deeper network is which of the network, and which is a copy, a ``Layers``
-strategy says by numbers alone. Nothing is proved, because outputs change.
+runs. A ``Layers`` strategy says, by these numbers alone, which old layer each layer of the deeper
+network is or copies. Nothing is proved, because outputs change.
 """
 
 import re

@@ -1,8 +1,9 @@
 """Give inserted normalizations the statistics of a batch: ``with_statistics``.
 
-A normalization by running statistics computes the identity with mean 0, variance 1 and the scale
-that undoes them, but training, which goes by the batch's own statistics, then starts elsewhere.
-With those of a batch, and the scale and bias that undo these, both compute the identity.
+With running mean 0, variance 1 and the scale that undoes them, a normalization is the identity in
+evaluation. But in training it uses the statistics of the batch, so training would start elsewhere.
+With the statistics of a batch, and the scale and bias that undo them, it is the identity in
+evaluation, and in training on this batch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -64,7 +65,7 @@ def with_statistics(
             norm = norms[path]
             like = {role: leaves[insertion.path] for role, insertion in norm.items()}
             epsilon = norm["scale"].value ** 2 - norm["variance"].value
-            # Rounded to what holds them first, so that scale and bias undo just these.
+            # Rounded first, as they will be stored: scale and bias must undo the stored values.
             mean = mean.astype(like["mean"].dtype).astype(like["bias"].dtype)
             variance = variance.astype(like["variance"].dtype)
             wide = jnp.promote_types(variance.dtype, like["scale"].dtype)
@@ -129,7 +130,7 @@ def _run(
     arguments: Sequence[_Value],
     found: dict[str, tuple[Array, Array]],
 ) -> list[_Value]:
-    """Runs a program; finds the statistics of what means are subtracted from.
+    """Runs a program, and measures the values from which it subtracts an inserted mean.
 
     Args:
         jaxpr: the program.

@@ -120,7 +120,7 @@ class Terms:
         return self.make("constant", (array.shape, str(aval.dtype), array.tobytes()), (), aval)
 
     def _scaled(self, value: float) -> float:
-        """Returns the constant before this one that may be it in another size, or itself."""
+        """Returns an earlier constant that may be this one in another size, or else this one."""
         if abs(value) in (0.0, 1.0):
             return value
         self.numbers[value] = None
@@ -131,7 +131,7 @@ class Terms:
         return value
 
     def _counted(self, value: int) -> int:
-        """Returns the length before this one, or the last index before it, or the integer."""
+        """Returns the old length for a new one, also for a last index; else the integer itself."""
         counts = ((old - less, new - less) for old, new in sorted(self.sizes) for less in (0, 1))
         return next((old for old, new in counts if value == new), value)
 

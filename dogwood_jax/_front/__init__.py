@@ -1,4 +1,4 @@
-"""What users call that is no stage: whole tasks made of stages, and questions about networks.
+"""Functions for users that are no stage: tasks made of several stages, and questions on networks.
 
 ``deepen``, ``narrow``, ``widen`` and ``merge_symmetric`` plan and grow in one call. ``compare`` and
 ``verify`` run two networks and say how far their outputs are apart; ``inputs``, ``mirrored`` and

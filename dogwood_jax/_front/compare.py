@@ -87,7 +87,7 @@ def compare(
 
 
 def numbers_by_path(outputs: PyTree) -> dict[str, Any]:
-    """Returns the arrays and numbers among outputs by path, of PRNG keys the data."""
+    """Returns the arrays and numbers among outputs by path; for PRNG keys, their data."""
     found: dict[str, Any] = {}
     for path, leaf in leaves_by_path(outputs).items():
         if not is_array(leaf):
@@ -171,13 +171,13 @@ def _measures(numpy: Any, old: Any, new: Any) -> tuple[Any, ...]:
         size = numpy.where(numpy.isfinite(a), abs(a), 0)
     else:
         both = numpy.zeros(a.shape, bool)
-        # Subtracted as they are, because as floats large ones would be rounded.
+        # Integers are subtracted as integers: as floats, large ones would be rounded.
         gap = numpy.where(a > b, a - b, b - a).astype(f"uint{8 * wide.itemsize}").astype(float)
         size = abs(a.astype(float))
     ulps = gap
     if inexact:
-        # The last place of a number is worth eps times the power of two below it; that of zero
-        # and of subnormal numbers what it is worth for the smallest normal one.
+        # The last place of a number is worth eps times the power of two below the number. For zero
+        # and subnormal numbers it is worth as much as for the smallest normal number.
         places = jnp.finfo(old.dtype)  # type: ignore[no-untyped-call]
         _, exponent = numpy.frexp(numpy.maximum(size, float(places.smallest_normal)))
         ulps = numpy.ldexp(gap, 1 - exponent) / float(places.eps)

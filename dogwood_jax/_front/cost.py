@@ -53,7 +53,7 @@ def cost(widths: Widths, sizes: Mapping[Any, int] | None = None) -> Cost:
     Args:
         widths: the widths of the network, from ``trace`` or ``chain``.
         sizes: new number of units by name of the width, or by ``(path, axis)`` of any place where
-            it occurs; whether it can grow so, ``plan`` says.
+            it occurs. Only ``plan`` checks whether it can grow like this.
 
     Returns:
         The cost. FLOPs are None for widths from ``chain`` or from a file, because only the traced

@@ -65,16 +65,20 @@ def deepen(
 ) -> PyTree:
     """Inserts layers without changing what the network computes.
 
-    Either with the deeper model's own variables as ``target``: the layers that the network lacks
-    are found, filled so that they compute the identity, and that the deeper network computes what
-    the old one did is proved from both programs before anything is written. A Dense layer gets an
-    identity kernel, a convolution a centred one, a normalization by running statistics those of a
-    new network and the scale that undoes them, and of a residual block only the last projection of
-    each branch is zero: the rest is free. Where no values do, as before a tanh, it is refused.
+    There are two ways. The first takes the deeper model's own variables as ``target``. Layers that
+    the network lacks are found, and filled so that they compute the identity:
 
-    Or by name, for nested dicts of plain Dense and convolution layers: ``layers`` says which new
-    layer follows which existing one. Then the caller has to know that what follows the new layer,
-    such as a relu, does nothing to what has been through it already.
+    - A Dense layer gets an identity kernel, a convolution a centred one.
+    - A normalization by running statistics gets mean 0, variance 1, and the scale that undoes them.
+    - In a residual block, only the last projection of each branch is zero. The rest is free.
+
+    Before anything is written, it is proved from both programs that the deeper network computes the
+    same. A layer without such values is refused, such as a Dense layer before a tanh.
+
+    The second way is by name, for nested dicts of plain Dense and convolution layers: ``layers``
+    says which new layer follows which existing one. Without ``apply`` and ``target_apply`` nothing
+    is proved then. The caller has to know that the function behind the new layer, such as a relu,
+    changes nothing when it is applied a second time.
 
     Args:
         variables: pytree of the network's arrays.
@@ -86,18 +90,18 @@ def deepen(
         apply: the network, a function of variables and inputs.
         target_apply: the deeper network.
         inputs: pytrees of arrays or ``jax.ShapeDtypeStruct``, the same for both.
-        rename: modules that have another path in the target, ``{"layers_2": "layers_4"}``. Without
-            it, layers keep their names where their shapes allow it; where names are numbered, and
-            an inserted layer shifts the numbers of later ones, layers keep their order, and new
-            ones come last among those of equal shapes. Whichever they are, the proof holds.
+        rename: modules that have another path in the target, ``{"layers_2": "layers_4"}``. By
+            default layers keep their names where their shapes allow it. Where an inserted layer
+            shifts the numbers in names, layers keep their order, and among layers of equal shapes
+            the new ones come last. The proof holds for every choice.
         copy: whether free values of a new layer are those of the closest layer of its kind before
             it, instead of new ones.
         interleave: whether new layers of a stack are spread between the old ones, instead of
             following them.
-        batch: inputs, arrays, whose statistics inserted normalizations get, with the scale and
-            bias that undo them. The deeper network then also trains on from where the old one was:
-            on this batch it computes the same with the batch's own statistics. Without it the
-            running mean is 0 and the variance 1, and only evaluation goes on.
+        batch: a tuple of input arrays. Inserted normalizations get the statistics of this batch,
+            and the scale and bias that undo them. Then training goes on, too: on this batch the
+            deeper network computes the same with the batch's own statistics. Without ``batch`` the
+            running mean is 0 and the variance 1, and only in evaluation is the network the same.
         key: PRNG key for free values, where there are any and the target holds only shapes.
         verify: whether to run both networks on the inputs, and raise if outputs moved by more than
             rounding explains, see ``verify``. It costs two calls, and is left out where arrays have

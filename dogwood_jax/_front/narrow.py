@@ -25,17 +25,16 @@ def narrow(
 ) -> PyTree:
     """Removes units from a network.
 
-    The network computes the same as before if the removed units are dead, as ``find_dead`` finds
-    them: their outgoing weights are zero, or they are constant, their incoming weights being zero.
-    What a constant unit adds to its readers is moved into their biases, if the widths were traced
-    and the readers have biases; a warning says where that cannot be, unless under ``jax.jit``. Of
-    other units, the function loses what they contributed.
+    The network computes the same as before if all removed units are dead, see ``find_dead``: their
+    outgoing weights are zero, or their incoming weights are, which makes them constant. What a
+    constant unit adds to its readers is moved into the biases of these. This is possible only if
+    the widths were traced and the readers have biases. If not, a warning says so, except under
+    ``jax.jit``. If other units are removed, the outputs lose what they contributed.
 
     ``narrow`` undoes a growth by ``zero_outgoing``, bit for bit, where no array was rescaled.
 
-    Of an array that is divided among devices, units that stay in their order move from device to
-    device, wherever they are. To put them in another order, XLA may make the whole smaller array on
-    each device.
+    Where an array is divided among devices, kept units move from device to device, if they keep
+    their order. If ``keep`` changes the order, XLA may make the whole smaller array on each device.
 
     Args:
         variables: pytree of the network's arrays; also under ``jax.jit``.

@@ -39,9 +39,9 @@ def find_symmetric(
         tolerance: a unit joins a group if ``|b - a| <= tolerance * (1 + |a|)`` holds for each of
             its weights b and the weights a of the group's first unit. Weights that are not finite
             agree with none.
-        outgoing: whether outgoing weights have to agree, too. Units that agree in the others
-            compute the same function, though training may tell them apart; ``merge_symmetric``
-            makes one unit of them.
+        outgoing: whether outgoing weights have to agree, too. Without it, units of a group compute
+            the same function, but training may make them different. ``merge_symmetric`` makes one
+            unit of them.
 
     Returns:
         The groups of two or more units, each in ascending order, in the order of their first unit.
@@ -72,10 +72,10 @@ def find_symmetric(
 def find_dead(variables: PyTree, width: Width, *, tolerance: float = 0.0) -> tuple[int, ...]:
     """Finds units that ``narrow`` can remove without changing what the network computes.
 
-    A unit is dead if its outgoing weights are all zero, because then nothing reads it, or if its
-    incoming weights other than biases are, because then it is constant: what reads it needs a bias
-    that takes over its effect. Weights to units that are dead themselves count like others: what
-    only such units read is dead once they are removed.
+    A unit is dead in two cases. If all its outgoing weights are zero, nothing reads it. If all its
+    incoming weights except biases are zero, it is constant; then the layer that reads it needs a
+    bias that takes over its effect. Weights to dead units count like others. So a unit that only
+    dead units read is not found before these are removed.
 
     Args:
         variables: pytree of the network's arrays.
@@ -114,8 +114,8 @@ def find_dead(variables: PyTree, width: Width, *, tolerance: float = 0.0) -> tup
 def activity(apply: Callable[..., Any], variables: PyTree, width: Width, *inputs: Any) -> jax.Array:
     """Measures how much each unit contributes to a network's outputs.
 
-    The contribution of a unit is the derivative of the outputs with respect to a factor on all its
-    outgoing weights: where what reads it is linear, the change that silencing it would make.
+    The contribution of a unit is the derivative of the outputs by a factor on all its outgoing
+    weights. If all that follows is linear, outputs change by this when the unit is silenced.
 
     Args:
         apply: the function of variables and inputs that was traced.
@@ -169,7 +169,7 @@ def activity(apply: Callable[..., Any], variables: PyTree, width: Width, *inputs
 def as_function_of(
     apply: Callable[..., Any], variables: PyTree, paths: Iterable[str]
 ) -> tuple[Callable[..., list[jax.Array]], dict[str, jax.Array]]:
-    """Returns floating-point outputs as a function of some arrays and the inputs; the arrays."""
+    """Returns a function from some arrays and the inputs to floating outputs; and these arrays."""
     leaves, structure = leaves_by_path(variables), jax.tree.structure(variables)
 
     def outputs(arrays: Mapping[str, jax.Array], *inputs: Any) -> list[jax.Array]:

@@ -1,6 +1,6 @@
 """Whether a grown network computes what the old one did, found by running both: ``verify``.
 
-This is the net below the rules of tracing and growing: it depends on none of them being right.
+This finds mistakes in the rules of tracing and growing, because it does not rely on them.
 """
 
 import functools
@@ -38,8 +38,8 @@ _NO_VALUES = (
     "call it outside of them"
 )
 _GENERATORS = ("random_bits", "rng_bit_generator", "rng_uniform", "threefry2x32")
-# How many times as far as by nudging every number an output may move. In networks of 12 and 48
-# layers, growths moved outputs 0.7 times as far at most, in float32 and bfloat16.
+# An output may move this many times as far as it moves when every number is nudged. In networks of
+# 12 and 48 layers, growths moved outputs 0.7 times as far at most, in float32 and bfloat16.
 _NUDGES = 4
 
 
@@ -59,8 +59,8 @@ def verify(
     computed at the highest precision, unless the functions themselves ask for another.
 
     An output has moved if its largest difference, relative to its largest magnitude, is more than
-    ``eps ** (3/4)``, where eps is that of the coarsest dtype on the way to the output, which need
-    not be the output's own:
+    ``eps ** (3/4)``. This is the eps of the coarsest dtype on the way to the output: a network may
+    compute in bfloat16 and return float32.
 
     ==================== ======= =====================
     dtype                eps     an output may move by
@@ -75,28 +75,27 @@ def verify(
     ==================== ======= =====================
 
     Very deep networks round more than that, and so do outputs that are small differences of large
-    numbers. So before it raises, the old network is run once more, with every number of its
-    variables and inputs larger or smaller by eps of itself. An output may then move four times as
-    far as this moves it.
+    numbers. So before ``verify`` raises, it runs the old network once more, with every number of
+    the variables and inputs multiplied by 1 + eps or 1 - eps. An output may then move four times as
+    far as it moved in this run.
 
     Where only one network has NaN or infinity, the output has moved. Where both have NaN, or where
-    nothing is left to compare, nothing can be seen, which is a warning. Of outputs that have grown,
-    the first part is compared. Outputs that mirror variables, such as new running statistics, a
-    module's state or gradients, may be there in one network alone.
+    nothing is left to compare, ``verify`` cannot tell, and warns. Of outputs that have grown, the
+    first part is compared. Some outputs mirror variables: new running statistics, a module's state
+    or gradients. These may be there in only one of the networks.
 
     Args:
         apply: the network, a function of variables and inputs, as for ``trace``.
         variables: its variables, a pytree of arrays on any devices.
         target_apply: the larger network.
         wide: its variables, as ``grow`` returns them.
-        *inputs: pytrees of arrays, or of ``jax.ShapeDtypeStruct`` to have random ones drawn: floats
-            are normal; integers lie between the least and the largest of those in the arrays of
-            the same dtype among the inputs or, where there are none, are 0 and 1, which are
+        *inputs: pytrees of arrays, or of ``jax.ShapeDtypeStruct``, for which random arrays are
+            drawn. Floats are normal. Integers lie between the least and the largest integer in
+            given inputs of the same dtype. If there are none, they are 0 or 1, which are valid
             indices into any table of two rows or more.
         growth: the growth from one to the other. With it, inputs that grow (``interface=True``)
-            get random entries behind the old ones for the larger network, and outputs that mirror
-            variables are compared where old units are in them, and not where the growth copies or
-            rescales these.
+            get random entries for new units. Outputs that mirror variables are compared only in
+            the entries of old units, and not at all if the growth copies or rescales these.
         key: PRNG key for what is drawn; by default ``jax.random.key(0)``.
 
     Returns:
@@ -176,7 +175,7 @@ def verify_if_possible(
     inputs: tuple[Any, ...],
     growth: Growth,
 ) -> None:
-    """Verifies a growth if outputs are not to move and there are values to see it by.
+    """Verifies a growth if it should preserve outputs, and there are values to run networks on.
 
     Args:
         apply: the network, in evaluation mode.

@@ -31,7 +31,7 @@ class Change:
             their places.
         into: for each old unit, the new one that takes over its outgoing weights, where units are
             merged; or None.
-        recipe: what makes up for the size that the network computes with, if it does.
+        recipe: what to rescale if the network computes with this size, as a norm does; or None.
     """
 
     width: str
@@ -44,7 +44,7 @@ class Change:
 
     @cached_property
     def shares(self) -> tuple[float, ...]:
-        """The factor on the outgoing weights of each copy; those of a unit's copies sum to one."""
+        """The factor on each copy's outgoing weights. For all copies of a unit they sum to one."""
         sources = self.sources or ()
         counts = [0] * self.old
         for source in sources:
@@ -61,7 +61,7 @@ class Change:
 
     @property
     def ratio(self) -> float:
-        """What the powers of a recipe are powers of."""
+        """The ratio whose powers a recipe multiplies arrays by, see ``Recipe.powers``."""
         return self.strategy.ratio(self.old, self.new)
 
     def along(self, units: Units, leaf: Leaf) -> AxisMap:
@@ -80,8 +80,8 @@ class Change:
         blank: Fill = "zero" if leaf.kind == "zeros" else "free"
         is_blank = self.recipe is not None and leaf.path in self.recipe.blank
         if fate in ("free", "zero"):
-            # A unit that is new along two widths is silent by the incoming weights of one of them,
-            # or by the outgoing ones of the other: the same width must decide in all arrays.
+            # A unit can be new along two widths. The incoming weights of one of them, or the
+            # outgoing weights of the other, silence it. The same width must decide in all arrays.
             rank = 2 * units.rank + (strategy.incoming == "zero")
             fill: Fill = "zero" if fate == "zero" else "free"
             return AxisMap(self.old, self.new, fill=blank if is_blank else fill, rank=rank)
@@ -142,7 +142,7 @@ class Growth:
 
     @cached_property
     def factors(self) -> dict[str, float]:
-        """What old entries are multiplied by, for arrays in which they are, by path."""
+        """The factors on old entries, by path, for the arrays that are rescaled."""
         return {
             path: prod(change.ratio**power for change, power in powers)
             for path, powers in self.powers.items()
@@ -150,7 +150,7 @@ class Growth:
 
     @cached_property
     def constants(self) -> tuple[float, ...]:
-        """The constants inside the network that must be others in the larger one."""
+        """The constants inside the network that must have other values in the larger one."""
         return tuple(
             value
             for change in self.changes
@@ -219,17 +219,17 @@ class Growth:
         return Widths(tuple(leaves), tuple(facts))
 
     def rates(self, tree: PyTree, *, optimizer: Literal["adam", "sgd"] = "adam") -> PyTree:
-        """Returns what to multiply the learning rate of each array by, so that it stays the best.
+        """Returns a factor on the learning rate of each array, with which a tuned rate stays good.
 
         A rate that was tuned for the small network is too high for wider layers, because their
-        outputs sum up more terms. By the maximal update parametrization, an array whose fan-in
-        grows r-fold takes 1 / r of the rate under optimizers like Adam, whose updates have the size
-        of the rate. Under SGD an array takes fan-out / fan-in: r where only the fan-out grows, as
-        for biases, and 1 / r where only the fan-in grows. Depth changes nothing here.
+        outputs sum up more terms. The maximal update parametrization says what to do where a fan
+        grows r-fold. For optimizers like Adam, whose updates have the size of the rate, the factor
+        is 1 / r for the fan-in, and the fan-out does not matter. For SGD it is r for the fan-out,
+        as of a bias, and 1 / r for the fan-in. Depth changes nothing here.
 
         Args:
-            tree: the larger model's variables, or any tree whose leaves' paths end like theirs,
-                such as its parameters alone.
+            tree: the larger model's variables, or another tree whose paths end like those of the
+                variables, such as its parameters alone.
             optimizer: ``"adam"`` for optimizers that divide by the size of gradients, ``"sgd"`` for
                 optimizers whose updates are multiples of gradients.
 
@@ -265,19 +265,19 @@ class Growth:
         return in_order_of(tree, rebuilt(jax.tree.structure(tree), rates))
 
     def shardings(self, old_shardings: PyTree) -> PyTree:
-        """Returns the shardings of the grown arrays, such as ``out_shardings`` of ``jax.jit``.
+        """Returns the shardings of the grown arrays, for ``out_shardings`` of ``jax.jit``.
 
         Each array is divided along the same axes, over the same devices. An array of a new layer
-        is divided as the one whose path differs from its own only in numbers (``block_2/up`` as
-        ``block_1/up``) or, if there is none, whole on every device.
+        is divided as the array with the closest name (``block_2/up`` as ``block_1/up``). If its
+        sizes do not allow that, it is whole on every device.
 
         Args:
-            old_shardings: pytree with the ``jax.sharding.Sharding`` of each array, of the
-                variables or, unless layers are inserted, of any tree whose leaves' paths end like
-                those of the variables, such as an optimizer's state.
+            old_shardings: pytree with the ``jax.sharding.Sharding`` of each array of the variables.
+                Unless layers are inserted, it may also be another tree whose paths end like those
+                of the variables, such as an optimizer's state.
 
         Returns:
-            A tree of the same structure; for the variables, of the larger model's.
+            A tree of the same structure; for variables, the structure of the larger model.
 
         Raises:
             ValueError: if the new size of an axis does not divide evenly over its devices, as JAX

@@ -14,18 +14,19 @@ class Insertion:
         path: path of the array in the deeper network.
         shape: its shape there.
         dtype: its dtype there.
-        fill: ``"constant"``; ``"identity"``: ones where the two ``axes`` agree, in the middle of
-            any others, and zeros; ``"free"``: any value, because another array silences the layer;
-            ``"copy"``: free, and the values of ``source``; ``"moved"``: not new, but the old
-            ``source`` under another path.
+        fill: what it is filled with. ``"constant"``: ``value``. ``"identity"``: ones where the
+            indices along both ``axes`` are equal, in the middle of all other axes, and zeros
+            elsewhere. ``"free"``: any values, because another array silences the layer.
+            ``"copy"``: free, with the values of ``source``. ``"moved"``: not new, but the old
+            array ``source`` under another path.
         value: the constant.
         axes: the axis of an identity that is contracted, and the one that is produced.
         source: path of the array in the old network that is copied or moved, or that holds the
             layers a stacked array starts from.
-        layers: for an array with one entry for each layer along its first axis: the old layer that
-            each is, or -1 for a new one. Only the new ones are filled.
-        copies: of such an array that is filled by copies, the old layer that each layer is or
-            copies; if empty, new ones copy the old layer before them.
+        layers: for an array with one entry for each layer along its first axis: the index of the
+            old layer, or -1 for a new layer, as in ``(0, 1, -1)``. Only new layers are filled.
+        copies: for such an array with ``"copy"``: for each layer, the index of the old layer that
+            it is or copies. If empty, a new layer copies the old layer before it.
         kind: what free values are drawn as: ``"random"``, ``"zeros"`` (integers always) or
             ``"ones"``.
         fans: fan-in and fan-out of random values.

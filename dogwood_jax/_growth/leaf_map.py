@@ -1,6 +1,6 @@
 """What becomes of one array, without names: ``LeafMap``, an affine map ``new = A(old) + fill``.
 
-Equal maps are equal, whatever the arrays are called, so the layers of a network share them. A map
+A map holds no names, so arrays that grow alike have equal maps, as those of repeated layers. A map
 is derived once from a growth (``Growth.maps``). ``grow`` applies it to the network's arrays, and
 ``grow_opt_state`` applies its adjoint to what an optimizer keeps of their gradients.
 """
@@ -28,11 +28,12 @@ class AxisMap:
         new: how many there are afterwards.
         sources: the old unit that each of the first units copies; None for all old units in their
             places.
-        shares: the share of each copy in what its unit weighs; None for one.
-        into: for each old unit, the new one that takes over what it weighs; None if none does.
-        weighs: whether entries add up over the units, as outgoing weights do. Then shares multiply
-            them, and ``into`` adds them up. Otherwise entries are copied as they are.
-        power: entries are powers of what adds up: 2 for squares.
+        shares: for each copy, its share of its unit, such as 0.5; None if all have the whole.
+        into: for each old unit, the new unit into which it is merged; None if none are merged.
+        weighs: whether entries add up over the units, as outgoing weights do. Then ``shares``
+            multiply them, and entries of units that are merged are added up. Otherwise entries are
+            copied as they are.
+        power: which power of a quantity entries are, 2 for squares. Quantities are added up.
         fill: how entries without a source are filled: free, zero, or with the mean of the old ones.
         rank: where entries are new along several axes, the axis of the highest rank decides.
         noise: standard deviation of noise on new copies, relative to the array's.
@@ -73,8 +74,8 @@ class AxisMap:
     def adjoint(self, degree: int, fill: Fill) -> "AxisMap":
         """Returns the map of an average of powers of the gradient.
 
-        Where outgoing weights are divided among copies, the incoming ones get as much less
-        gradient; where outgoing weights are added up, so are the gradients of incoming ones.
+        If each of two copies has half of the outgoing weights, the gradients of their incoming
+        weights are half as large. If outgoing weights are added up, so are these gradients.
 
         Args:
             degree: the power of the gradient: 1 for first moments, 2 for second moments, 0 for what
@@ -179,11 +180,11 @@ class LeafMap:
         return replace(self, axes=self.axes[axis : axis + 1], fan_in=(), fan_out=())
 
     def of_numbers(self, *, copied: bool) -> "LeafMap":
-        """Returns the map of numbers of units: zero for new ones.
+        """Returns the map of an array that holds a number of each unit; new units have zero.
 
         Args:
-            copied: whether each unit has the number of the one that it comes from, the first of
-                several. Otherwise numbers become what weights become, such as shares of them.
+            copied: whether each unit keeps the number of its old unit (the first of several).
+                Otherwise numbers change as weights do: a copy with half of the weights has half.
         """
 
         def one(axis: AxisMap) -> AxisMap:
@@ -196,7 +197,7 @@ class LeafMap:
 def old_places(axis: AlongAxis) -> np.ndarray:
     """Returns where the old entries along an axis are among the new ones: ``[old size]``.
 
-    All old units keep their places, or it is where they would be.
+    It is assumed that all old units keep their places in their width.
     """
     if isinstance(axis, AxisMap):
         return np.arange(axis.old)

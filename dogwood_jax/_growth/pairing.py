@@ -61,7 +61,7 @@ class Pairing:
         return pinned
 
     def candidates(self) -> list[dict[str, str]]:
-        """Returns new paths by old path, those first in which most arrays keep their paths."""
+        """Returns ways to pair, as new paths by old path; ways that keep most paths come first."""
         if self.problems:
             return []
         free = set(self._new) - set(self._pinned.values())
@@ -170,7 +170,7 @@ def closest(path: str, others: Iterable[str]) -> list[str]:
 
 
 def _kind(name: str) -> str:
-    """Returns a name without its numbers: those of ``block_1_up`` and ``block_2_up`` are equal."""
+    """Returns a name without its numbers: the same for ``block_1_up`` and ``block_2_up``."""
     return re.sub(r"\d+", "", name)
 
 

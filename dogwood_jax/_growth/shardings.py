@@ -53,8 +53,8 @@ class Placement:
     def enter(self, arrays: Arrays) -> Arrays:
         """Returns the function's arguments, on the same devices as they are.
 
-        The axes of their meshes are automatic, because with explicit ones, as of ``jax.make_mesh``,
-        JAX asks to be told how every result of every operation is divided.
+        The axes of their meshes become automatic. With explicit axes, as ``jax.make_mesh`` makes
+        them, JAX would ask how the result of every operation is divided.
         """
         if not self.shardings or arrays is None:
             return arrays
@@ -175,8 +175,8 @@ def grown_shardings(
     if problems:
         raise ValueError(listed("cannot tell the shardings of grown arrays", problems))
     whole = _whole(shardings.values())
-    # Among arrays on several devices, one on a single device is not tied to it, such as the count
-    # of steps in a new optimizer's state.
+    # Beside arrays on several devices, an array on a single device may move, such as the step count
+    # in the state of a new optimizer.
     shardings = {
         path: whole if _devices(sharding) == 1 else sharding for path, sharding in shardings.items()
     }
@@ -188,7 +188,7 @@ def grown_shardings(
             for insertion in insertions
             for path in [insertion.source or alike(insertion.path, insertion.shape, known)]
         }
-        # An Equinox module's functions have none.
+        # Leaves that are functions, as in an Equinox module, have no sharding.
         paths = leaves_by_path(numbered(structure))
         tree = rebuilt(structure, dict.fromkeys(paths) | found)
     elif not missing and says_numbers(tree):
@@ -245,7 +245,7 @@ def _fitting(sharding: Sharding, shape: tuple[int, ...]) -> Sharding:
 def fitting_shardings(
     old: Mapping[str, Sharding], shapes: Mapping[str, tuple[int, ...]]
 ) -> list[Sharding]:
-    """Returns where arrays by path lie: as old ones of their names, or whole if they cannot."""
+    """Returns a sharding for each array: that of the old one closest by name, or a whole one."""
     return [
         _fitting(old[path if path in old else closest(path, old)[-1]], shape)
         for path, shape in shapes.items()

@@ -1,6 +1,7 @@
 """Modules that say sizes beside their arrays, as Equinox's and NNX's do, in other sizes.
 
-In come a module, the arrays in it and new sizes; out comes the module with every number changed
-that says one of these sizes, or the problems, where it is not known which numbers do. ``resizing``
-finds the numbers, ``remaking`` makes a module anew by its class, ``of_nnx`` does both for NNX.
+In come a module, the arrays in it and new sizes. Out comes the module with its numbers changed,
+such as ``out_features``, or the problems, where it is not known which of its numbers are sizes.
+``resizing`` finds the numbers, ``remaking`` makes a module anew by its class, ``of_nnx`` does both
+for NNX.
 """

@@ -1,7 +1,7 @@
 """NNX modules in other sizes: ``resized_module``.
 
-A module keeps its numbers beside its variables. It is looked at as a tree with static data, as an
-Equinox module is one, and gets its sizes like that (``resizing``).
+A module keeps its numbers beside its variables. It is viewed as a tree with static data, like an
+Equinox module, and then resized like one (``resizing``).
 """
 
 import inspect
@@ -29,7 +29,7 @@ def resized_module(
     sizes: Mapping[str, int],
     constants: Collection[float] = (),
 ) -> tuple[Module, list[str]]:
-    """Returns a module in other sizes, and of which of its modules the numbers are not known.
+    """Returns a module in other sizes, and which modules in it have numbers that are not known.
 
     What changes shape is a ``jax.ShapeDtypeStruct`` in it.
 

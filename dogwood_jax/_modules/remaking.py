@@ -1,8 +1,9 @@
 """Make modules anew in other sizes: ``Remaker``.
 
-Nothing says which of a module's numbers are sizes. But a class that makes the same module again
-from the module's own fields also makes the larger one, and the right numbers are those that give
-every array its new shape. Where no numbers do so, or several, it stays unknown.
+Nothing says which numbers of a module are sizes. But its class may make the same module again when
+it is called with the module's own fields. Then it also makes the larger module: the right numbers
+are those with which every array gets its new shape. If there are none, or several choices, it stays
+unknown which numbers change.
 """
 
 import inspect
@@ -88,8 +89,8 @@ class Remaker:
     def _arguments(self, cls: type, node: PyTree) -> dict[str, Any] | None:
         """Returns the fields of a module that its class takes; None if it takes others, too.
 
-        What the class can do without is left out where the module has an array or None for it. None
-        also stands for what a tree has been parted from.
+        An argument with a default is left out if the module's field holds an array or None. (A tree
+        that was partitioned has None in place of what was taken out.)
         """
         try:
             parameters, fields = self.parameters(cls), vars(node)
@@ -156,10 +157,10 @@ def _by_path(tree: PyTree) -> dict[str, Any]:
 
 
 def _stack(made: PyTree, node: PyTree) -> tuple[int, ...] | None:
-    """Returns the axes of several modules in one, if a class made a module anew as it is, or None.
+    """Returns the leading axes that count stacked modules; None if the module made differs.
 
-    Layers over which a loop runs lie behind one another in the arrays of one module. Where there is
-    one module, there are no such axes.
+    Layers over which a loop runs may be stacked in the arrays of one module, along leading axes. A
+    single module has none, ``()``.
     """
     try:
         if jax.tree.structure(made) != jax.tree.structure(node):  # type: ignore[operator]

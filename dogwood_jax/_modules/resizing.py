@@ -1,8 +1,8 @@
-"""What modules say of sizes beside their arrays, once arrays have other sizes: ``Resizing``.
+"""Give modules other sizes, in their arrays and in the numbers beside them: ``Resizing``.
 
 An Equinox module carries numbers such as ``num_heads`` in the structure of its tree, and nothing
-says which of them are sizes. A number that equals a size which changes may be one. Then its class
-is asked (``remaking``), and where that does not tell, only the larger model itself can.
+says which of them are sizes. A number may be a size if it equals a size that changes. Then the
+module's class is asked (``remaking``). If that gives no answer, only the larger model can.
 """
 
 import itertools
@@ -30,7 +30,7 @@ class Resizing:
         remaker: makes modules anew.
 
     Attributes:
-        problems: which modules say numbers that nothing tells in the new sizes, and why.
+        problems: which modules hold numbers that are not known in the new sizes, and why.
     """
 
     def __init__(
@@ -144,8 +144,8 @@ def says_numbers(tree: PyTree) -> bool:
 def _changes(leaf: Leaf, sizes: Mapping[str, int]) -> set[tuple[int, int]]:
     """Returns sizes of an array that change, and what they become.
 
-    They are those of its axes, of what these are made of, and the products of neighbours, such as
-    heads and head_dim.
+    These are the sizes of its axes, of the parts of an axis, and the products of neighbouring axes,
+    such as heads * head_dim.
     """
     pairs = {pair for axis in leaf.axes for pair in _sizes_in(axis, sizes)}
     axes = [(size_of(axis), size_of(axis, sizes)) for axis in leaf.axes]

@@ -1,7 +1,7 @@
 """When entries of parameters were born, and what share of a unit copies carry: ``Ages``.
 
-All of it is along axes. An entry is as young as the youngest unit that it belongs to, and carries
-the product of the shares along its axes.
+Both are kept for the units along each axis of an array, not for each entry. An entry is as old as
+the youngest unit that it belongs to, and its share is the product of the shares along its axes.
 """
 
 import functools
@@ -20,8 +20,8 @@ from dogwood_jax._growth.leaf_map import LeafMap
 from dogwood_jax._optimizer.fields import Field, fields_in
 from dogwood_jax._widths.widths import Leaf
 
-# Copies begin with the share of a unit's steps that they carry of its weight, and take whole steps
-# after so many of them.
+# A copy with half of a unit's weight begins with half of the unit's steps. After this many steps
+# it takes whole ones.
 SETTLED = 100
 
 
@@ -45,7 +45,7 @@ class Ages(NamedTuple):
 
     Attributes:
         steps: the number of updates since the first growth, int32.
-        births: what that was at each growth, after a zero: ``[growths + 1]``, int32.
+        births: a zero, then the value of ``steps`` at each growth: ``[growths + 1]``, int32.
         counts: the same for each step count of the optimizer's state.
         arrays: for each array of parameters that has changed, by the parts of its path.
     """

@@ -38,9 +38,10 @@ class _Value:
     """An array of the optimizer's program.
 
     Attributes:
-        array: the array; of lanes, one for each cohort along a new first axis.
+        array: the array. If a value has *lanes*, it holds one array for each cohort, along a new
+            first axis.
         ties: for each axis, the axis of the parameters that it lies along.
-        is_lanes: whether there is one for each cohort.
+        is_lanes: whether it has lanes.
         beside: what is added to it that is linear in the parameters, as weight decay is.
         each: the lanes one by one, once they were asked for.
     """
@@ -86,8 +87,8 @@ def updated(
             cohort along each of its axes. That of an entry is the largest along its axes.
 
     Returns:
-        The updates without what is linear in the parameters, such as decoupled weight decay; that,
-        or zeros; and the state.
+        Three trees: the updates without the part that is linear in the parameters, such as
+        decoupled weight decay; that part alone, or zeros; and the new state.
     """
     program, shapes = jax.make_jaxpr(update, return_shape=True)(updates, state, params)
     values: list[_Value] = []
@@ -154,7 +155,7 @@ class _Reading:
         return interpret(jaxpr, consts, values, constant=constant, equation=self._equation)
 
     def settled(self, value: _Value, path: str, ties: Ties) -> Any:
-        """Returns a result's array, of lanes what the entries of a parameter take of them."""
+        """Returns a result's array; each entry comes from the lane of its cohort, if it has any."""
         if not value.is_lanes:
             return value.array
         if not value.shape and path in self._cohorts:  # a parameter of one number

@@ -83,7 +83,7 @@ class Field:
         group: path of the state that the field belongs to.
         name: name of the field.
         owner: names of the state's class and its bases, the most derived first.
-        declared: those of them that Optax or Flax declare; others may only be called alike.
+        declared: those that Optax or Flax declare; other classes may just have the same name.
         inner: path of the array inside the field.
         leaf: the array of the network that has this path.
         axis: the one axis of the array that it follows, where a state keeps a vector for each.
@@ -302,8 +302,9 @@ def meanings_of(
     return meanings
 
 
-# An average of gradients may be one of updates, where another optimizer comes before it, and a
-# class of states may be shared by optimizers that average other powers, as Adam and Adamax do.
+# What was seen corrects what the class says. An average of gradients is one of updates if another
+# optimizer comes before it in a chain. And Adam and Adamax share one class of states, but average
+# different powers of the gradient.
 _AS_SEEN: dict[tuple[Meaning, int | None], Meaning] = {
     ("first", 0): "update",
     ("second", 0): "step",
@@ -326,8 +327,9 @@ def unfollowed(arrays: Mapping[str, Any], found: list[Field]) -> list[str]:
 def watched(tx: Any, params: PyTree) -> dict[str, Seen]:
     """Finds out which power of the gradient the arrays of an optimizer's state follow.
 
-    The optimizer takes a few steps with small arrays in place of the parameters. One gradient of
-    each array is tried at three sizes; the others are larger, so that norms stay the same.
+    The optimizer takes a few steps with small arrays in place of the parameters. The first entry of
+    each gradient is tried at zero and at three sizes. The second entry is much larger, so that
+    norms stay nearly the same.
 
     Args:
         tx: the optimizer.

@@ -34,46 +34,51 @@ def growable(tx: Any, *, warmup: int = 0) -> Any:
     """Wraps an optimizer, once and before training, so that training goes on after a growth.
 
     An optimizer such as Adam has one step count, by which it corrects the bias of its moments.
-    After a growth, new entries have seen no gradient, while the count is large: with moments of
-    zero their steps are up to 6.6 learning rates long, and with those of old entries they hardly
-    move for about ``1 / (1 - b2)`` steps. Copies of a unit that share its outgoing weights each
-    take a whole step, so that their sum moves several times as far as the unit did.
+    After a growth the count is large, but new entries have seen no gradient. If their moments are
+    zero, their steps are up to 6.6 learning rates long. If their second moments are the mean of old
+    ones, they hardly move for about ``1 / (1 - b2)`` steps. Copies of a unit that share its
+    outgoing weights each take a whole step, so their sum moves several times as far as the unit.
 
-    With ``growable``, ``grow_opt_state`` records when entries were born and what share copies
-    carry, and the optimizer goes on so:
+    With ``growable``, ``grow_opt_state`` records when entries were born, and which share of a unit
+    each copy carries. Then the optimizer goes on like this:
 
-    - Old entries take the steps that they would have taken.
+    - Old entries take the steps that they would have taken without the growth.
     - New entries take the steps of a new optimizer, whose count begins at their birth.
-    - Copies carry their moments. At first their sum moves as the unit did that they copy, and over
-      100 steps of the optimizer each comes to take its own whole steps. Copies that are
-      exactly alike stay so: a strategy that divides weights unevenly, or adds noise, parts them.
+    - Copies get the moments of their unit. At first their sum moves as this unit did. Over 100
+      steps their own steps become whole ones. Copies that are exactly alike stay so, unless the
+      strategy divides weights unevenly or adds noise.
 
     The optimizer stays the same object through any number of growths, so a compiled step is only
     compiled again for the new shapes. Until the first growth its program is that of the optimizer
     that it wraps.
 
-    Each entry takes its own steps, but what an optimizer computes of whole arrays, it computes of
-    the grown ones: norms to clip by, trust ratios, and factored second moments, in which a new
-    entry of an old row is as old as the row. Decoupled weight decay, and whatever else is added in
-    proportion to the parameters, is not scaled by ``warmup`` and by shares. Where no second moments
-    are kept, as by SGD, Lion and Muon, nothing is corrected; where parameters are averaged in the
-    state, as by schedule-free optimizers and Lookahead, steps are not scaled. Trust ratios and
-    parameter scales (LAMB, Adafactor) shrink with the weights of a copy, and its share shrinks its
-    steps once more. An optimizer without a step count, as RMSProp, counts its updates, those within
-    ``MultiSteps`` too.
+    There are limits to this:
+
+    - What an optimizer computes from whole arrays, it computes from the grown ones: norms to clip
+      by, trust ratios, factored second moments. In factored ones, a new entry of an old row is as
+      old as the row.
+    - ``warmup`` and shares do not scale decoupled weight decay, or anything else that is added in
+      proportion to the parameters.
+    - Without second moments (SGD, Lion, Muon) nothing is corrected.
+    - With averages of parameters in the state (schedule-free optimizers, Lookahead) steps are not
+      scaled.
+    - Trust ratios and parameter scales (LAMB, Adafactor) already shrink with the weights of a copy.
+      The copy's share shrinks its steps once more.
+    - For an optimizer without a step count (RMSProp), all its updates are counted, also those
+      within ``MultiSteps``.
 
     Args:
         tx: an ``optax.GradientTransformation``: a whole optimizer, a chain, or one link of a chain.
-        warmup: over how many steps those of new entries grow to their full length.
+        warmup: the number of steps until the steps of new entries have their full length.
 
     Returns:
         An ``optax.GradientTransformation`` with a ``GrowableState``.
 
     Raises:
         TypeError: if ``tx`` is no optimizer.
-        ValueError: if it is wrapped already, or if it keeps arrays that are not known, because they
-            may be second moments; here or, where it needs the network's own parameters, by its
-            ``init``.
+        ValueError: if ``tx`` is wrapped already, or keeps arrays of unknown meaning, which may be
+            second moments. If ``tx.init`` needs the network's own parameters, the wrapped ``init``
+            raises this.
 
     Example:
         >>> import jax
@@ -255,11 +260,11 @@ def stripped(state: PyTree) -> PyTree:
 
 
 def wrapped(state: PyTree, like: PyTree) -> PyTree:
-    """Returns a state with what was stripped off, without ages.
+    """Returns a state with its ``GrowableState`` again, without ages.
 
     Args:
-        state: a state without.
-        like: one of the same optimizer with it.
+        state: a state from which ``stripped`` has removed it.
+        like: a state of the same optimizer that still has it.
     """
     return jax.tree.unflatten(jax.tree.structure(without_ages(like)), jax.tree.leaves(state))
 

@@ -76,39 +76,41 @@ def grow_opt_state(
 ) -> PyTree:
     """Grows the state of an optimizer as the variables grew, so that training goes on.
 
-    Gradients transform by the adjoint of the growth. Old entries of first moments are carried over
-    exactly, those of second moments with squared coefficients: the state is the one that the
-    larger network would have, had it been trained with the same gradients. Step counts, schedules,
-    hyperparameters and random keys stay as they are, and so do norms of whole arrays (Novograd,
-    DoG, Prodigy). What Adafactor and SM3 keep of rows and columns does not tell it exactly.
+    Gradients transform by the adjoint of the growth. It multiplies old entries by coefficients, for
+    second moments by their squares. The result is the state that the larger network would have if
+    it had been trained with the same gradients. Step counts, schedules, hyperparameters and random
+    keys stay as they are, and so do norms of whole arrays (Novograd, DoG, Prodigy). Adafactor and
+    SM3 keep only numbers for rows and columns, so their states are not exact.
 
-    Wrap the optimizer once, ``tx = dw.growable(tx)``, and new entries take the steps of a new
-    optimizer, and copies at first those of the network that did not grow; the state of one that was
-    not wrapped becomes that of one that is. Without it, new entries of both moments are zero beside
-    a large step count, by which Adam's correction of bias believes that they have converged: under
-    a steady gradient its first update of a new entry is 3.16 times the learning rate, later ones up
-    to 6.6 times (for b1 = 0.9, b2 = 0.999), which is a warning. With ``second_moment="mean"`` they
-    hardly move for about ``1 / (1 - b2)`` steps instead. 784-32-10 on MNIST, grown to 128 units
-    after one epoch of ten (Adam 1e-3, batches of 128, three seeds), comes to a test loss of 0.064
-    with ``growable``, 0.065 by zeros and 0.110 by the mean; from scratch, 0.069 in twelve epochs.
+    Wrap the optimizer once, ``tx = dw.growable(tx)``. Then new entries take the steps of a new
+    optimizer, and copies together move at first as their unit did. ``opt_state`` may come from an
+    optimizer that was not wrapped yet.
 
-    By the mean, second moments of layers that the growth inserts are as large as the largest of
-    the arrays of the same shape that are closest by name: for ``block_2/up/kernel`` of
-    ``block_1/up/kernel`` and its like. Where none of these has its shape, they are as large as the
-    largest of any array. Their mean would not do: all weights of a new layer learn at once, and
-    some have much larger gradients. In a stack over which a loop runs they are the mean of its old
-    layers.
+    Without ``growable``, both moments of new entries are zero, but the step count is large, so Adam
+    does not correct their bias. With b1 = 0.9, b2 = 0.999 and a steady gradient, its first update
+    of a new entry is 3.16 times the learning rate, and later ones are up to 6.6 times. A warning
+    says so. With ``second_moment="mean"`` new entries hardly move for about ``1 / (1 - b2)`` steps
+    instead. An example: 784-32-10 on MNIST grows to 128 units after one epoch of ten (Adam 1e-3,
+    batches of 128, three seeds). It reaches a test loss of 0.064 with ``growable``, 0.065 with
+    zeros and 0.110 with the mean. From scratch it reaches 0.069 in twelve epochs.
+
+    With ``"mean"``, second moments of an inserted layer get the largest value in the arrays that
+    are closest to it by name and have its shape: ``block_2/up/kernel`` gets that of
+    ``block_1/up/kernel`` and of its like. If no such array has its shape, it is the largest value
+    in all arrays. A mean would be too small: all weights of a new layer learn at once, and some
+    have much larger gradients. But in a stack over which a loop runs, new layers do get the mean of
+    old ones.
 
     Args:
         opt_state: the state: of any Optax optimizer or chain, or a Flax ``TrainState``.
         growth: from ``plan``: growing, narrowing or merging; static under ``jax.jit``.
         tx: the optimizer, ``optax.GradientTransformation``. It tells the shapes of the state for
             the larger network.
-        variables: the grown variables, for states that hold averages or copies of parameters:
-            their new entries begin at the parameters' own. Without it they begin at zero, those of
-            scales at one, and those of inserted layers at what computes the identity. Where
-            modules say sizes beside their arrays, as Equinox's do, the state's modules say what
-            those of the variables do.
+        variables: the grown variables, for states that hold averages or copies of parameters.
+            New entries of these begin with the parameters' values. Without ``variables`` they begin
+            with zeros, for scales with ones, and in inserted layers with values that compute the
+            identity. Modules in the state that hold sizes beside their arrays, as Equinox's do, get
+            the sizes of those in ``variables``.
         second_moment: what new entries of second moments are, ``"zeros"`` (the default) or the
             ``"mean"`` of old ones.
         fields: meanings of fields that are not known here, by name (``"momentum"`` or
@@ -159,10 +161,10 @@ def grow_state(
     fields: Mapping[str, Meaning],
     donate: bool = False,
 ) -> PyTree:
-    """Grows a state: ``grow_opt_state``, which describes the arguments, but for ``params``.
+    """Grows a state; ``grow_opt_state`` describes all arguments except ``params``.
 
-    Those are the shapes of the larger network's parameters as ``tx.init`` takes them; None to have
-    them read from the state.
+    ``params`` are the shapes of the larger network's parameters as ``tx.init`` takes them. If they
+    are None, they are read from the state.
     """
     expect(
         "grow_opt_state(opt_state, growth, tx)",
@@ -226,9 +228,9 @@ def _with_ages(grown: PyTree, like: PyTree, old: PyTree, growth: Growth) -> PyTr
     """Returns a grown state with the ages of entries, for the optimizers in it that can grow.
 
     Args:
-        grown: the grown state, without.
-        like: a state of the same optimizer with them.
-        old: the state before the growth, of an optimizer that was wrapped then or was not.
+        grown: the grown state, without ``GrowableState``.
+        like: a state of the same optimizer that has it.
+        old: the state before the growth; its optimizer may not have been wrapped yet.
         growth: the growth.
     """
 
@@ -397,8 +399,8 @@ def _expect_same_optimizer(state: PyTree, expected: PyTree) -> None:
 def _likely_start(tx: Any, growth: Growth, state: PyTree) -> PyTree:
     """Returns a state like one that an optimizer starts with, or the given one if it is not known.
 
-    It is of a dict of the network's arrays, which some optimizers do not take, as those that
-    divide them into groups do.
+    ``tx.init`` is called with a dict of the network's arrays. Some optimizers do not take it, such
+    as those that divide parameters into groups.
     """
     arrays = {leaf.path: struct(leaf.shape, jnp.float32) for leaf in growth.widths.leaves}
     try:
@@ -493,7 +495,7 @@ def _params(
             everywhere = (leaf.path for leaf in growth.widths.leaves)
             like = [insertion.old] if insertion.old else closest(path, everywhere)
         found = next((old[p] for p in like if p in old), None)
-        # Arrays like which the optimizer has none are no parameters.
+        # The optimizer keeps nothing for arrays like this one, so it is no parameter.
         return None if found is None else struct(grown.get(path, found.shape), found.dtype)
 
     return jax.tree_util.tree_map_with_path(one, larger)
@@ -562,10 +564,10 @@ class _Known:
     Attributes:
         field: where it is.
         meaning: what the field holds.
-        start: what it started from, where that stays in it.
+        start: the number that the optimizer starts it with, as Adagrad does; new entries get it.
         map: what becomes of it.
-        shape: of a second moment that may be kept as its means, what the larger network's has.
-        stack: what becomes of its layers, where there are more in a stack of them.
+        shape: for a second moment that may be factored, its shape in the larger network's state.
+        stack: what becomes of its layers, if it is a stack that gets more of them.
     """
 
     field: Field

@@ -9,8 +9,8 @@ comes a growth.
 | ``target`` | the sizes of widths, from the shapes of a larger model's arrays |
 | ``larger`` | the larger network's own program, where there is one |
 | ``own_function`` | what the network's own function says of a growth, once it is planned |
-| ``tried`` | what that function did with doubled widths, written to files in its place |
-| ``comparison`` | whether that program is the network's in other sizes, equation by equation |
+| ``tried`` | what the network's function did with doubled widths; files keep this in its place |
+| ``comparison`` | whether two programs are the same in other sizes, equation by equation |
 | ``grown_sizes`` | the size of every dimension of the program once widths have grown |
 
 Where to add: a reason to refuse a growth is a hazard that ``trace`` notes at the width. ``plan``

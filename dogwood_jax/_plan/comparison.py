@@ -1,9 +1,9 @@
-"""Whether a larger network is the network in other sizes, by both programs: ``Comparison``.
+"""Compares the programs of a network and of a larger one: ``Comparison``.
 
-A size that enters a program as a number, as ``0.1 * width`` or a loop of ``width`` steps do, cannot
-be told from any other number. The same program in two sizes tells: what is not the same number
-there depends on the sizes. Beside numbers, arrays must have the sizes that the growth gives them,
-or the larger network cuts and reshapes otherwise.
+A size may enter a program as a number, as in ``0.1 * width``. In one program, this number looks
+like any other. In the programs of two sizes it differs, so it depends on a size. The sizes of
+arrays are compared, too: they must be the sizes that the growth gives them. If not, the larger
+network cuts or reshapes its arrays in another way.
 """
 
 from collections import Counter
@@ -24,11 +24,11 @@ from dogwood_jax._widths.positions import are_small, moved
 from dogwood_jax._widths.scales import suspicion, to_blame
 from dogwood_jax._widths.values import Degree, Step, Trace, Value
 
-# Operations that compute nothing. What they are depends on which sizes are 1.
+# Operations that compute nothing. A program has other ones if other sizes are 1.
 _QUIET = KEEP_ORDER | {"convert_element_type", "copy", "stop_gradient"}
 Degrees = Mapping[int, Degree]
 
-# Parameters that follow from the sizes of what an operation takes and makes.
+# Parameters that follow from the sizes of an operation's operands and results.
 _SIZES = frozenset(
     "shape new_sizes sizes slice_sizes start_indices limit_indices padding_config reps length k "
     "feature_group_count batch_group_count fft_lengths".split()
@@ -38,7 +38,7 @@ _SCALED = _QUIET | {"mul", "div", "neg", "transpose"}
 
 
 def is_constant(number: float, larger: float, rounding: float, changes: Iterable[Change]) -> bool:
-    """Whether a constant becomes this one in the larger network by the recipe of a change."""
+    """Whether a recipe explains that a constant is another one in the larger network."""
     return any(
         _is_close(number, known, rounding)
         and _is_close(larger, known * change.ratio**power, rounding)
@@ -50,7 +50,7 @@ def is_constant(number: float, larger: float, rounding: float, changes: Iterable
 def is_scale(
     number: float, larger: float, changes: Iterable[Change], degrees: Mapping[Any, Degrees]
 ) -> bool:
-    """Whether a number becomes this one in the larger network as a recipe of a change knows."""
+    """Whether a recipe explains that a factor is another number in the larger network."""
     return any(
         _is_close(number, known.number) and _is_close(larger / number, ratio)
         for change in changes
@@ -66,27 +66,29 @@ def _degrees(degrees: Mapping[Any, Degrees], change: Change) -> Degrees:
 
 
 def _ratio(change: Change, known: Degree) -> float:
-    """Returns how much larger the factor becomes that a number makes."""
+    """Returns the ratio by which the factor grows that a recipe knows."""
     return float((change.new / change.old) ** known.degree)
 
 
 class Comparison:
-    """What a larger network's program does otherwise than the network's, sizes aside.
+    """The differences between the programs of a network and of a larger one, apart from sizes.
 
     Args:
         trace: the network's program as it was read.
-        larger: the larger network's.
+        larger: the larger network's program.
         grown: the sizes that dimensions of the network should have in the larger one.
 
     Attributes:
         sizes: where arrays of the larger network have other sizes than they should, and the
             operations there.
-        holds_on: whether the first of these has its old size where it should have grown: the
-            network's function knows that size, and the larger model has a function of its own.
-        values: where it does something else.
-        numbers: where it computes with other numbers: the network's, its own and their rounding.
+        holds_on: whether the first of these arrays still has its old size. Then the network's
+            function contains this size, and the larger model needs a function of its own.
+        values: where the larger program does something else.
+        numbers: where it computes with another number; for each place the network's number, the
+            larger network's number and their rounding.
         is_in_step: whether both programs have the same operations in the same order.
-        refuted: names of widths and hazards of constants that turn out not to follow from them.
+        refuted: the name of a width and a hazard, for each constant that turned out not to follow
+            from the width.
     """
 
     def __init__(self, trace: Trace, larger: Trace, grown: GrownSizes) -> None:
@@ -98,7 +100,7 @@ class Comparison:
         self.holds_on = False
         self.values: dict[str, None] = {}
         self.numbers: dict[str, tuple[float, float, float]] = {}
-        # Operations on axes of size 1 are others than on longer ones.
+        # Programs have other operations on axes of size 1 than on longer axes.
         self._is_loose = any(before == 1 != after for before, after in grown.lengths)
         one = self._outline(trace, grown)
         other = self._outline(larger, lambda dim: dim.size)
@@ -111,7 +113,7 @@ class Comparison:
         self.refuted = self._refuted(trace.scales, larger.scales) if self.is_in_step else set()
 
     def _outline(self, program: Trace, size: Callable[[Dim], int]) -> list[Step]:
-        """Returns what a program does, step by step, without what depends on sizes being 1.
+        """Returns the steps of a program, without the ones that depend on which sizes are 1.
 
         Args:
             program: the program.
@@ -138,7 +140,7 @@ class Comparison:
 
         for index, step in enumerate(steps):
             if step.name in _QUIET:
-                if step.results[0] is not step.operands[0]:  # which some rules hand on
+                if step.results[0] is not step.operands[0]:  # some rules return the operand itself
                     moved[id(step.results[0])] = step.operands[0]
                 continue
             if index in contractions:
@@ -163,7 +165,7 @@ class Comparison:
 
     @cached_property
     def kept_tables(self) -> frozenset[str]:
-        """Names of widths whose old units have the numbers that they had in every table."""
+        """Names of widths whose old units keep their numbers in every table."""
         sizes = {after for before, after in self._grown.lengths if before != after}
         if not self.agrees or not are_small(self._larger.steps, sizes):
             return frozenset()
@@ -175,8 +177,8 @@ class Comparison:
 
         Args:
             changes: how widths change, by name.
-            exactly: whether the numbers that recipes ask the larger model for must be those of
-                the program.
+            exactly: whether the program must have the numbers that recipes ask the larger model
+                for.
         """
         yield from self.sizes
         yield from self.values
@@ -219,7 +221,8 @@ class Comparison:
 
     def _compare(self, old: Step, new: Step) -> None:
         values = (*old.operands, *old.results), (*new.operands, *new.results)
-        # The size of an array of ones matters where their sum is used, and is compared there.
+        # A step may compute a mere number, such as a sum of ones. The number is compared where it
+        # is used.
         is_compared = not _is_number(old) and not (self._is_loose and old.name == "dot_general")
         for a, b in zip(*values, strict=True) if is_compared else ():
             if (id(a), id(b)) not in self._compared:
@@ -308,7 +311,7 @@ class Comparison:
     def _keeps_in_range(self, step: Step, a: Value, b: Value) -> bool:
         """Whether indices of an input are compared with the length of an axis that they index.
 
-        They are less than the length, so that nothing comes of it.
+        Such indices are always less than the length, so the comparison changes nothing.
         """
         assert a.number is not None and b.number is not None
         if step.name in ("lt", "ge"):
@@ -326,9 +329,9 @@ class Comparison:
         return (a.number + more, b.number + more) in self._indexed.get(id(index), ())
 
     def _wraps(self, step: Step, length: Value, larger: Value) -> bool:
-        """Whether the length of an axis is added to indices to be used where they are negative.
+        """Whether a step adds the length of an axis to indices, in case they are negative.
 
-        NumPy's indices count from the end then. Those of an input are never negative.
+        In NumPy, negative indices count from the end. Indices from an input are never negative.
         """
         others = [value for value in step.operands if value is not length]
         if step.name != "add" or len(others) != 1 or not others[0].index:
@@ -371,7 +374,7 @@ class Comparison:
         return step.operands[0] is index and step.operands[1].number == 0
 
     def _compare_unordered(self, old: Sequence[Step], new: Sequence[Step]) -> None:
-        """Compares programs of which one may have the other's steps in another order."""
+        """Compares programs that may have the same steps in different orders."""
         for one, other in zip(old, new, strict=False):
             if _kind(one) != _kind(other):
                 break
@@ -393,11 +396,11 @@ class Comparison:
 
 
 def _used(steps: Sequence[Step]) -> list[Step]:
-    """Returns the steps whose results are used: modules also set up tables to initialize from."""
+    """Returns the steps whose results are used. Modules may also compute unused initial values."""
     read: set[int] = set()
     used: set[Step] = set()
     found = -1
-    while found < len(used):  # what a loop hands on is read before it in the program
+    while found < len(used):  # earlier steps read the state that a loop's last steps make
         found = len(used)
         for step in reversed(steps):
             made = step.operands[:1] if step.name == "close" else step.results
@@ -421,7 +424,7 @@ def _indices(step: Step) -> Iterator[tuple[Value, Sequence[int]]]:
 
 
 def _moves(old: Step, new: Step, axis: int) -> bool:
-    """Whether a slice of the old size is taken elsewhere, as the last units are."""
+    """Whether a slice begins at another place, as a slice of the last units does."""
     starts = [step.params["start_indices"] for step in (old, new) if step.name == "slice"]
     return len(starts) == 2 and starts[0][axis] != starts[1][axis]
 
@@ -447,7 +450,7 @@ def _is_close(a: float, b: float, rounding: float = 0.0) -> bool:
 
 
 def _scales(step: Step) -> bool:
-    """Whether a step multiplies by a number: then it matters what comes of all such steps."""
+    """Whether a step multiplies by a number. Only the product of all such numbers matters."""
     numbers = [value.number for value in step.operands]
     return step.name in ("mul", "div") and any(numbers) and None in numbers or step.name == "neg"
 
@@ -464,13 +467,13 @@ def _constants(old: Step, new: Step) -> Iterator[tuple[Value, Value]]:
 
 
 def _same_table(old: Value, new: Value) -> bool:
-    """Whether arrays of constants are equal, but for new units and where they do not vary."""
+    """Whether tables are equal, apart from new units and axes along which they do not vary."""
     a, b = old.table, new.table
     if a is None or b is None:
         return a is b
     if a.ndim != b.ndim:
         return False
-    # What follows from the signs of old entries is known of new ones, too.
+    # Bounds rest on the signs of old entries, so new entries must have the same signs.
     is_alike = bool(np.isfinite(b).all()) and all(
         holds(b) for holds in (_not_negative, _not_positive, np.all) if holds(a)
     )

@@ -31,9 +31,9 @@ class Larger:
 
     Attributes:
         shapes: shapes of the arrays that the network has, too, by their paths in the network.
-        insertions: the arrays that it has not.
-        numbers: where it has layers that the network has not, for each constant that only one of
-            both has, the pairs of the network's and its own that it may be one of.
+        insertions: the arrays that the network does not have.
+        numbers: if it has more layers: for each constant that only one of the two has, the pairs
+            that the constant may belong to (the network's number, the larger model's number).
         widths: the larger model's widths.
         names: for widths of the network, their names in the larger model.
     """
@@ -65,10 +65,10 @@ class Larger:
         return Comparison(*programs, GrownSizes(widths, sizes))
 
     def constants(self, change: Change) -> Iterator[tuple[str, float, float, float | None]]:
-        """Yields constants inside a network with norms over a width, or factors that follow it.
+        """Yields the constants that the recipe of a change names, such as the epsilon of a norm.
 
-        Each with what it is, its value, the one that it must have once the width has grown, and
-        the one that it has in the larger model, if that is known.
+        Each comes with its name, its value, the value that it must have in the larger model, and
+        the value that it does have there, if known.
         """
         if change.recipe is None:
             return
@@ -82,7 +82,7 @@ class Larger:
         for what, value, power in change.recipe.constants:
             wanted.setdefault(what, []).append((value, value * change.ratio**power))
         for what, pairs in wanted.items():
-            # Constants that are called alike are told apart by their order, in equal networks.
+            # If both have equally many constants of one name, these are matched by their order.
             its = own.get(what, [])
             if len(its) == len(pairs):
                 known: list[float | None] = [*its]
@@ -91,9 +91,10 @@ class Larger:
             yield from ((what, *pair, mine) for pair, mine in zip(pairs, known, strict=True))
 
     def epsilons(self, widths: Widths, changes: Iterable[Change]) -> Iterator[tuple[float, int]]:
-        """Yields epsilons that the model lacks, and how many times.
+        """Yields the epsilons that the larger model lacks, and how many times.
 
-        Those of other norms must stay as they are, though an argument of the model may set all.
+        Only some epsilons change with a width. If one argument of the model sets the epsilons of
+        all norms, others change by mistake.
 
         Args:
             widths: the network's widths.

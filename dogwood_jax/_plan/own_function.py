@@ -67,7 +67,7 @@ def check_own_function(growth: Growth, target: PyTree = None) -> Growth:
 
 
 def _check_record(growth: Growth, tried: Tried) -> bool:
-    """Returns whether the function knows its sizes, as far as was tried before it was left."""
+    """Returns whether the function knows its sizes, by what was recorded when it was at hand."""
     problems = [f"{name}: {why}" for name, why in tried.conflicts if name in growth.change]
     problems += (why for names, why in tried.alone if growth.change.keys() <= {*names})
     if problems and growth.change:
@@ -107,7 +107,8 @@ class Rejected:
 
     Attributes:
         reason: the kind of error and its first line.
-        is_checked: whether a module compared shapes with its configuration, which needs no note.
+        is_checked: whether a Flax module compared shapes with its configuration. A growth needs no
+            note of that.
         follows_shapes: whether it takes arrays of other sizes, only not of these.
     """
 
@@ -145,9 +146,9 @@ def _says_sizes(widths: Widths, sizes: Mapping[str, int]) -> bool:
 def _own_program(widths: Widths, sizes: Mapping[str, int], target: PyTree = None) -> Program:
     """Returns the program of the network's own function in other sizes.
 
-    It is called with a target's variables, or with its own as they are once they have grown. Where
-    it does not take these, because it holds parts of modules that say the old sizes, it is called
-    with modules that say them, too.
+    It is called with the target's variables, or with its own variables after the growth. Modules
+    among these state the new sizes. The function may hold parts of modules that state the old ones,
+    and fail. Then it is called with modules that state the old sizes, too.
     """
     assert widths.network is not None
     apply, variables = widths.network.apply, widths.network.variables

@@ -53,11 +53,10 @@ def plan(
 ) -> Growth:
     """Plans a growth: works out what becomes of each array, without touching any values.
 
-    With a preserving strategy, which the default is, the grown network computes what the old one
-    did: a width whose growth would change that is refused, with the reason. Where the network
-    computes with a width's size, as norms and attention scales do, and an exact recipe is known,
-    the default is that recipe; what it asks of the larger model's configuration is in the growth's
-    notes.
+    With a preserving strategy, such as the default one, the grown network computes what the old one
+    did. A width that cannot grow in this way is refused, with the reason. Some parts of a network
+    compute with a width's size, such as a norm. If an exact recipe is known for such a width, it is
+    the default. It may need other constants in the larger model: the growth's notes say which.
 
     Args:
         widths: the widths of the network, from ``trace`` or ``chain``.
@@ -66,10 +65,10 @@ def plan(
         target: a pytree of arrays or ``jax.ShapeDtypeStruct`` of the larger model. Which widths
             differ is worked out; ``sizes`` settles what the shapes leave open. The grown
             variables get the target's tree structure.
-        target_apply: the larger model's function of variables and inputs. With it, the plan reads
-            how the larger model splits products such as heads * head_dim, checks its constants and
-            that it computes the same otherwise, and may insert layers that only the larger model
-            has, filled so that they compute the identity (see ``deepen``).
+        target_apply: the larger model's function of variables and inputs. It shows how the larger
+            model splits products such as heads * head_dim. It also shows whether the larger model
+            computes the same, with the right constants. If the larger model has more layers, they
+            are inserted, filled so that they compute the identity (see ``deepen``).
         keep: by width, the units that stay: their indices, in their new order, or a boolean mask.
             The others are removed. ``narrow`` does the same to variables, but moves the effect of
             constant units into biases before.
@@ -88,7 +87,7 @@ def plan(
         The growth, for ``grow`` and ``grow_opt_state``.
 
     Raises:
-        TypeError: if ``widths`` are none, or another argument is of the wrong kind.
+        TypeError: if ``widths`` is no ``Widths``, or another argument is of the wrong kind.
         ValueError: for unknown widths, sizes below today's, widths that cannot grow or cannot
             grow without changing outputs, and shapes of the target that no growth explains; all
             of them in one message.
@@ -216,10 +215,10 @@ def plan(
 
 
 def _cleared(width: Width, compared: Comparison) -> Width:
-    """Returns a width without hazards that turned out not to follow from its size.
+    """Returns a width without the hazards that the larger model's program refutes.
 
-    Numbers did not change, and tables have the same numbers for old units, which their copies have
-    not.
+    A constant that looked computed from the size did not change, for example. If old units keep
+    their numbers in every table, tables are hazards for copies only.
     """
     stay = width.name in compared.kept_tables
     tables = [hazard for hazard in width.hazards if stay and kind_of(hazard) == "table"]
@@ -371,7 +370,7 @@ def _refusals(
 
 
 def _obstacles(width: Width, new: int, strategy: Strategy, recipe: Recipe | None) -> Iterator[str]:
-    """Yields what keeps a width from growing with this strategy, other than its being fixed."""
+    """Yields what keeps a width that is not fixed from growing with this strategy."""
     if strategy.needs_recipe and recipe is None:
         known = any(strategy.recipes_for == other.strategy for other in width.recipes)
         reason = "is for widths under a norm that can grow no other way"
@@ -407,7 +406,7 @@ def _obstacles(width: Width, new: int, strategy: Strategy, recipe: Recipe | None
 
 
 def _ways_out(width: Width) -> str:
-    """Names strategies with which nothing keeps a width from growing."""
+    """Names the strategies with which a width can grow."""
     ways: list[tuple[Strategy, Recipe | None]] = [
         (strategies.zero_outgoing(), None),
         (strategies.replicate(), None),
@@ -456,7 +455,7 @@ def _notes(width: Width, change: Change, *, is_seen: bool) -> Iterator[str]:
 
 
 def _constants(larger: Larger, change: Change, problems: list[str]) -> Iterator[str]:
-    """Yields the constants that the larger model must have, as far as it does not tell its own."""
+    """Yields the constants that the larger model must have, where its own ones are not known."""
     problems += (
         f"{change.width}: in the larger model, {what} must be {wanted:.9g}, but it is {own:.9g}"
         for what, wanted, own in _unlike(larger, change)
@@ -476,7 +475,7 @@ def _constants(larger: Larger, change: Change, problems: list[str]) -> Iterator[
 
 
 def _unlike(larger: Larger, change: Change) -> Iterator[tuple[str, float, float]]:
-    """Yields the constants that are others in the larger model than a growth asks for."""
+    """Yields the constants that the larger model has with another value than a growth needs."""
     for what, _, wanted, own in larger.constants(change):
         if own is not None and abs(own - wanted) > 1e-5 * abs(wanted):
             yield what, wanted, own
@@ -494,7 +493,7 @@ def _interface(width: Width, interface: bool) -> list[str]:
 
 
 def _kept(width: Width, units: Any, interface: bool, problems: list[str]) -> Change:
-    """Returns how a width loses all units but some."""
+    """Returns how a width changes if only some of its units stay."""
     asked = np.asarray(units)
     if asked.dtype == bool and asked.shape == (width.size,):
         asked = np.flatnonzero(asked)

@@ -2,9 +2,9 @@
 
 Each axis is an equation, ``layout(sizes) == length in the target``. An axis of a single width
 states its size. Axes of several widths, such as a product heads * head_dim or a concatenation of
-query, key and value, are solved together where they share widths that no axis states: in whole
-numbers, none smaller than today, fixed widths as they are. A single solution is the answer. Of
-several, none is preferred: another factorization of the same length is another function.
+query, key and value, are solved together if they share widths that no axis states. Sizes are whole
+numbers and not smaller than today. Fixed widths stay as they are. If there is one solution, it is
+the answer. If there are several, none is preferred: heads of other sizes are another function.
 """
 
 from bisect import bisect_left, bisect_right
@@ -28,7 +28,7 @@ _MOST_WORK = 100_000  # what a search may cost, see ``Equation.work``
 
 @dataclass(frozen=True, eq=False)
 class Equation:
-    """A layout that is so long in the target, and the axes that say so."""
+    """A layout, its length in the target, and the axes that have this length."""
 
     layout: Layout
     length: int
@@ -182,7 +182,7 @@ def _independent(equations: Sequence[Equation], settled: set[str]) -> Iterator[l
 def _solved(
     system: Sequence[Equation], widths: Widths, known: Mapping[str, int], problems: list[str]
 ) -> dict[str, int]:
-    """Returns the only sizes that satisfy all equations, or none of them and says why."""
+    """Returns the sizes that satisfy all equations; if there is no single answer, says why."""
     ways, complete = _ways(system, _domains(system, widths, known))
     if complete and len(ways) == 1:
         return ways[0]
@@ -204,7 +204,7 @@ def _solved(
 def _domains(
     system: Iterable[Equation], widths: Widths, known: Mapping[str, int]
 ) -> dict[str, Domain]:
-    """Returns the sizes that each width may have as far as single equations go."""
+    """Returns the sizes that each width may have if every equation is looked at alone."""
     domains: dict[str, Domain] = {}
     for equation in system:
         for name in equation.names:
@@ -222,7 +222,7 @@ def _domains(
 
 
 def _factors(layout: Layout) -> set[str]:
-    """Returns the widths by which the length of a layout can always be divided."""
+    """Returns the widths whose size always divides the length of a layout."""
     if isinstance(layout, Units):
         return {layout.width}
     parts = [_factors(part) for part in layout.parts]
@@ -270,7 +270,7 @@ def _narrow(
     sharing: Mapping[str, Sequence[Equation]],
     work: int,
 ) -> tuple[bool, int]:
-    """Takes from the domains what no sizes of the others go with, as long as there is work left.
+    """Removes sizes from the domains that fit no sizes of other widths, while work is left.
 
     Args:
         domains: sizes by width, narrowed in place.
@@ -404,13 +404,13 @@ def splits(widths: Widths, sizes: Mapping[str, int], *, every: bool) -> tuple[st
     """Returns how the larger model must split axes that are products of widths.
 
     An array of shape ``[in, heads * head_dim]`` is reshaped by the model, so its shape is the same
-    for another number of heads. Where arrays state all factors but one, as channels are stated by
-    the convolution before a flatten, the shapes leave no choice and nothing is said.
+    for another number of heads. If arrays state all factors but one, there is no choice, and
+    nothing is said. Before a flatten, for example, the convolution's kernel states the channels.
 
     Args:
         widths: the widths of the network that grows.
         sizes: new sizes by name of the width.
-        every: whether to say so of axes of the same factors as before, too.
+        every: whether to say it of axes whose factors do not change, too.
     """
     axes = [layout for leaf in widths.leaves for layout in leaf.axes]
     stated: set[str] = set()

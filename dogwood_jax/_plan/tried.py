@@ -9,7 +9,7 @@ from dogwood_jax._widths.widths import Tried, Width, Widths
 
 
 def try_doubled(widths: Widths) -> Tried:
-    """Doubles the widths that can grow, each by itself; those of repeated layers together."""
+    """Doubles each width that can grow, together with the same width of repeated layers."""
     if widths.network is None:
         return Tried()
     conflicts: list[tuple[str, str]] = []

@@ -84,7 +84,7 @@ def domains(name: str, params: Mapping[str, Any], bounds: Sequence[Bounds]) -> l
 
 
 def domains_of_complex(name: str, count: int) -> list[Domain | None]:
-    """Returns the same for functions of complex numbers, whose bounds say nothing but zero."""
+    """Returns the same for complex numbers. Their bounds only say whether they are zero."""
     if name not in _COMPLEX:
         return [None] * count
     return [None, off_zero] if name == "div" else [off_zero] + [None] * (count - 1)
@@ -102,7 +102,8 @@ def slopes(name: str, params: Mapping[str, Any], bounds: Sequence[Bounds]) -> li
 
 # Bounds of what functions make --------------------------------------------------------------------
 
-# Operations that do not part a sum's entries from those of another sum over the same axes.
+# Operations that keep the order of entries. Behind them, two sums over the same axes still match
+# entry by entry.
 KEEP_SUMS = KEEP_ORDER | {"copy", "stop_gradient"}
 _COMPARISONS = frozenset(functions(lambda law: law.compares))
 _ALTERNATIVES = frozenset(
@@ -114,13 +115,13 @@ def _difference(a: Bounds, b: Bounds) -> Bounds:
     found = sum_of(a, negative(b))
     if _is_variance(a.moment, b.moment):
         return Bounds(0, inf, a.atoms)
-    # What is subtracted may be the value itself, or the largest of its entries.
+    # ``b`` may be ``a`` itself, or the largest entry of ``a``: then zero has a probability.
     is_constant = a.number is not None or b.number is not None
     return found if is_constant or found.atoms else replace(found, atoms=True)
 
 
 def _is_variance(a: Moment | None, b: Moment | None) -> bool:
-    """Whether a mean of squares less the square of a mean is no less than zero."""
+    """Whether a difference is a variance, mean(x**2) - mean(x)**2, and so not negative."""
     if a is None or b is None or a.of is not b.of or a.axes != b.axes:
         return False
     kinds = (a.power, a.squared, b.power, b.squared)
@@ -142,7 +143,7 @@ def _product(a: Bounds, b: Bounds) -> Bounds:
     return Bounds(low, high, atoms, nonzero, reached=a.reached or b.reached)
 
 
-# Functions of complex numbers that are zero only where an operand, or every one, is.
+# Functions of complex numbers that are not zero where no operand is zero.
 _COMPLEX_NONZERO = frozenset("neg conj mul div convert_element_type copy stop_gradient".split())
 
 
@@ -157,7 +158,7 @@ def bounds_of_complex(name: str, bounds: Sequence[Bounds], is_real: bool) -> Bou
     if not bounds:
         return UNKNOWN
     nonzero = [b.excludes_zero for b in bounds]
-    if name == "complex":  # which is one number only where both parts are
+    if name == "complex":  # a value has a probability only if both parts have one
         return Bounds(atoms=all(b.atoms for b in bounds), nonzero=any(nonzero))
     if name == "abs":
         return Bounds(low=0.0, nonzero=nonzero[0])
@@ -270,13 +271,13 @@ def bounds_of(
         atoms = (first.atoms and second.atoms) if by_weights else signs.atoms
         if signs.low < 0 < signs.high:
             return UNKNOWN if atoms else ANY_NUMBER
-        # A convolution's edges have no terms, perhaps.
+        # A convolution may have no terms at the edges: its result may be zero there.
         return _of_one_sign(replace(signs, atoms=atoms), name[0] == "d" and signs.excludes_zero)
     return UNKNOWN
 
 
 def _of_one_sign(terms: Bounds, nonzero: bool) -> Bounds:
-    """Returns bounds of sums, which are known as far as all terms have one sign."""
+    """Returns the bounds of a sum. Its sign is known if all terms have the same sign."""
     if terms.low < 0 < terms.high:
         return UNKNOWN if terms.atoms else ANY_NUMBER
     low, high = 0 if terms.low >= 0 else -inf, 0 if terms.high <= 0 else inf
@@ -299,14 +300,14 @@ def _scaled(found: Bounds, moment: Moment, factor: float) -> Bounds:
 
 
 def kept(name: str, bounds: Bounds) -> Bounds:
-    """Returns the bounds of entries that are the same but, perhaps, for where they lie."""
+    """Returns the bounds of the same entries, perhaps at other places."""
     if name in ("copy", "stop_gradient") or not (bounds.compared or bounds.sparse):
         return bounds
     return replace(bounds, compared=None, sparse=False)
 
 
 def _with_moment(name: str, found: Bounds, operand: Any, before: Bounds) -> Bounds:
-    """Notes which array's square something is, or keeps the note where entries only move."""
+    """Returns the bounds that were found; those of a square note which array was squared."""
     if name == "square":
         mean = before.moment
         if mean and (mean.power, mean.squared) == (1, False) and mean.axes:

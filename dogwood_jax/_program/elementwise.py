@@ -1,9 +1,9 @@
-"""What functions of single entries are, each said once: ``Law`` and the table ``ELEMENTWISE``.
+"""Properties of functions of single entries: ``Law`` and the table ``ELEMENTWISE``.
 
-``trace`` asks here whether zeros stay zeros and where a function is finite, recipes by which power
-a factor comes out, ``deepen`` what a function makes of a number. To add such a primitive is to add
-its row. What a row does not say is taken not to be so, which refuses growths and never makes them
-wrong.
+``trace`` asks here whether a function keeps zeros, and where it is finite. Recipes ask what becomes
+of a factor: ``sqrt(4 * x)`` is ``2 * sqrt(x)``. ``deepen`` computes numbers with it. To add such a
+primitive, add its row. A property that the row does not state counts as not true. That may refuse a
+growth, but never makes one wrong.
 """
 
 import math
@@ -44,17 +44,17 @@ class Law:
         same: whether it returns its operands as they are.
         linear: whether ``f(a + b) = f(a) + f(b)``.
         zero: whether ``f(0) = 0``.
-        degree: the power of a positive factor that comes out: ``f(c x) = c**degree f(x)``; None if
-            there is none.
+        degree: the number for which ``f(c x) = c**degree f(x)`` with every positive c; None if
+            there is no such number.
         pole: whether it is not finite at zero.
         compares: whether it tells which operand is larger, or whether they are equal.
         commutes: whether ``f(a, b) = f(b, a)``.
         fold: computes it with numbers.
         bounds: computes the bounds of its values.
         total: whether it is finite everywhere.
-        finite: for each operand, where it is finite, if not everywhere. Of a function that is not
-            total and does not say where, it is not known that it is finite anywhere.
-        smooth: where it and its slope are finite, if that is not the same.
+        finite: for each operand, where the function is finite. A function that is not total and
+            says nothing here counts as finite nowhere.
+        smooth: where both the function and its slope are finite, if these are fewer numbers.
     """
 
     takes: int | None = 1
@@ -81,7 +81,7 @@ def _same() -> Law:
 
 
 def _pow(x: float, y: float) -> float:
-    """As JAX does it, which does not raise where Python does."""
+    """Computes a power as JAX does: infinity or NaN where Python raises an error."""
     sign = -1 if y % 2 == 1 and math.copysign(1, x) < 0 else 1
     try:
         return sign * inf if x == 0 and y < 0 else math.pow(x, y)
@@ -104,14 +104,14 @@ ELEMENTWISE: dict[str, Law] = {
     "reshard": _same(),
     "sharding_constraint": _same(),
     "stop_gradient": _same(),
-    # Linear functions; a conversion is one only to numbers with a fraction.
+    # Linear functions. A conversion to integers is not linear; rules ask for its dtype.
     "conj": _linear(degree=1.0, bounds=same),
     "convert_element_type": _linear(),
     "imag": _linear(degree=1.0),
     "neg": _linear(degree=1.0, fold=operator.neg, bounds=negative),
     "real": _linear(degree=1.0, bounds=same),
     "reduce_precision": _linear(bounds=same),
-    # Functions that a factor passes.
+    # Functions that pass on a factor, as a power of it.
     "abs": Law(zero=True, degree=1.0, fold=abs, bounds=absolute, total=True),
     "cbrt": Law(zero=True, degree=1 / 3, bounds=monotone(np.cbrt), smooth=off_zero, total=True),
     "rsqrt": Law(
@@ -195,7 +195,7 @@ ELEMENTWISE: dict[str, Law] = {
     "lt": Law(takes=2, compares=True, fold=operator.lt, total=True),
     "lt_to": Law(takes=2, compares=True, total=True),
     "ne": Law(takes=2, compares=True, fold=operator.ne, total=True),
-    # Sums, the larger and the smaller, products: what is more than a row has rules of its own.
+    # Sums, maxima, products and the like. Rules of their own say what a row cannot say.
     "add": Law(takes=2, commutes=True, fold=operator.add, total=True),
     "add_any": Law(takes=2, commutes=True, total=True),
     "complex": Law(takes=2, total=True),
@@ -232,7 +232,7 @@ ELEMENTWISE: dict[str, Law] = {
 
 
 def functions(holds: Callable[[Law], bool]) -> list[str]:
-    """Returns the names of the functions whose law is such."""
+    """Returns the names of the functions for whose law ``holds`` is true."""
     return [name for name, law in ELEMENTWISE.items() if holds(law)]
 
 

@@ -1,8 +1,8 @@
 """The one loop over programs: ``interpret``, and the programs that equations run: ``called``.
 
-What is asked of a program differs: which dimensions are the same, what terms its values are,
-between which dtypes they pass. Each question is a *domain*: a kind of value, and a function that
-gives the values of an equation's results from those of its operands.
+There are several questions about a program, such as which of its dimensions are the same. Each
+question is a *domain*: a kind of value, and a function that takes the values of an equation's
+operands and returns the values of its results.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from dogwood_jax._program.program import sub_programs
 
 V = TypeVar("V")
 
-# Equations that run a program many times over, so that it is no call of it.
+# Equations that run a program many times. They are no calls.
 _LOOPS = frozenset(("scan", "while"))
 
 
@@ -32,8 +32,9 @@ def interpret(
         jaxpr: the program.
         consts: its constants.
         arguments: the value of each argument.
-        constant: from a constant of the program and its shape and dtype to its value.
-        equation: from an equation and the values of its operands to those of its results.
+        constant: takes a constant of the program, and its shape and dtype; returns its value.
+        equation: takes an equation and the values of its operands; returns the values of its
+            results.
     """
     known: dict[Any, V] = {}
 
@@ -52,8 +53,9 @@ def interpret(
 def called(eqn: Any) -> tuple[Any, Sequence[Any]] | None:
     """Returns the program that an equation runs once on its operands, with its constants.
 
-    ``jit``, ``remat`` and custom derivatives are such equations. They are known by their shapes, so
-    that one of a later version of JAX is known, too. None for any other equation.
+    ``jit``, ``remat`` and custom derivatives are such equations. They are recognized by their
+    shapes, not by their names, so new ones in a later version of JAX are recognized, too. Returns
+    None for any other equation.
     """
     programs = sub_programs(eqn)
     if len(programs) != 1 or eqn.primitive.name in _LOOPS:

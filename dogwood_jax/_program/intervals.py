@@ -1,9 +1,9 @@
-"""Between which bounds a value lies: ``Bounds``, and computing with them.
+"""The bounds of values: ``Bounds``, and how to compute with them.
 
-New units take any value that random weights can make. A function such as ``sqrt`` is finite on part
-of the line only, and what it makes elsewhere, NaN or infinity, stays NaN when zero weights multiply
-it. So every value has bounds. ``sqrt(h * h + 1)`` is finite for all ``h`` because its argument is
-never below 1.
+New units may have any value that random weights can make. A function such as ``sqrt`` is finite for
+some numbers only. Elsewhere it makes NaN or infinity. Zero weights do not help: zero times infinity
+is NaN. So every value has bounds. ``sqrt(h * h + 1)`` is finite for all ``h`` because its argument
+is never below 1.
 """
 
 import functools
@@ -18,22 +18,23 @@ import numpy as np
 class Bounds:
     """What is known of the entries of an array, old and new.
 
-    Thousands are made for a network, so they are not frozen, because frozen ones are slow to make.
-    Nothing changes one.
+    A network needs thousands of them, and frozen dataclasses are slow to make, so this one is not
+    frozen. But do not change one: several values may share it.
 
     Attributes:
         low: no entry is less.
         high: no entry is more.
-        atoms: whether random weights may make a single value, such as the zeros of a relu, with a
-            probability. If not, an entry at the very edge of a domain does not happen.
+        atoms: whether a single number may have a probability when weights are random, as zero has
+            behind a relu. If not, no entry lies exactly at the edge of a domain.
         nonzero: whether no entry is zero.
         above: whether every entry is more than ``low``, as those of ``exp(x)`` are more than 0.
         below: whether every entry is less than ``high``.
-        sparse: whether it is zero only where nothing was added, as it is for old units, too.
-        reached: whether an end may be reached by rounding, as tanh does, which is 1 from 9 on in
-            single precision.
-        compared: of booleans, which array they compare with a number.
-        moment: the array whose sum, or sum of squares, it is a multiple of; see ``Moment``.
+        sparse: whether entries are zero only where a scatter added nothing. Old units have such
+            zeros, too.
+        reached: whether rounding may make an entry equal to an end: tanh(10) is 1 in single
+            precision.
+        compared: for booleans, the comparison of an array with a number that made them.
+        moment: the sum, or the sum of squares, that the array is a multiple of; see ``Moment``.
     """
 
     low: float = -inf
@@ -122,12 +123,12 @@ NOTHING_KNOWN = (UNKNOWN,)
 
 
 def constant(low: float, high: float, nonzero: bool) -> Bounds:
-    """Returns the bounds of constants; a product with one sticks at a value only if it is zero."""
+    """Returns the bounds of constants. Products with them have atoms only where one is zero."""
     return UNKNOWN if isnan(low) or isnan(high) else Bounds(low, high, not nonzero, nonzero)
 
 
 def of_sign(bounds: Bounds) -> Bounds:
-    """Returns what bounds say of signs alone."""
+    """Returns bounds that keep only what is known of the sign."""
     low, high = 0.0 if bounds.low >= 0 else -inf, 0.0 if bounds.high <= 0 else inf
     return Bounds(low, high, bounds.atoms, bounds.excludes_zero)
 
@@ -138,7 +139,7 @@ def at(number: float) -> Bounds:
 
 
 def union(bounds: Sequence[Bounds]) -> Bounds:
-    """Returns bounds of entries that may be any of several."""
+    """Returns the bounds of entries that each come from any one of several values."""
     low, high = min(b.low for b in bounds), max(b.high for b in bounds)
     return Bounds(
         low,
@@ -157,7 +158,7 @@ Domain = Callable[[Bounds], bool]
 
 
 def above(edge: float, *, open: bool = False) -> Domain:
-    """All numbers from an edge on, or beyond it."""
+    """All numbers not less than an edge; if ``open``, only larger numbers."""
 
     def holds(b: Bounds) -> bool:
         is_off = not open or not (b.atoms or b.reached) or b.above or (edge == 0 and b.nonzero)
@@ -170,7 +171,7 @@ POSITIVE = above(0, open=True)
 
 
 def within(*, open: bool = False) -> Domain:
-    """All numbers from -1 to 1, or between them."""
+    """All numbers from -1 to 1; if ``open``, without -1 and 1."""
 
     def holds(b: Bounds) -> bool:
         inside = (-1 < b.low or (b.low == -1 and b.above)) and (
@@ -266,7 +267,7 @@ def power(x: float, exponent: float) -> float:
 
 
 def same(b: Bounds) -> Bounds:
-    """Returns the bounds of entries that move: nothing more is known of moved entries."""
+    """Returns the bounds of entries after a move, without the facts that a move makes wrong."""
     if b.moment or b.compared or b.sparse:
         return replace(b, moment=None, compared=None, sparse=False)
     return b
@@ -278,7 +279,7 @@ def sum_of(a: Bounds, b: Bounds) -> Bounds:
     low, high = a.low + b.low, a.high + b.high
     nonzero = (a.nonzero or b.nonzero) and (min(a.low, b.low) >= 0 or max(a.high, b.high) <= 0)
     low, high = -inf if isnan(low) else low, inf if isnan(high) else high
-    # Only near zero do small numbers count beside others: 1 + exp(-40) is 1.
+    # Rounding loses a small number beside a large one, but not beside zero: 1 + exp(-40) is 1.
     above = a.low == b.low == 0 and (a.above or b.above)
     below = a.high == b.high == 0 and (a.below or b.below)
     is_rounded = (a.above or b.above) > above or (a.below or b.below) > below

@@ -1,7 +1,7 @@
-"""What operations do that move entries, take some of them or join arrays: the table ``MOVES``.
+"""Operations that move entries, take some of them or join arrays: the table ``MOVES``.
 
-Functions of single entries have a table of their own, ``elementwise``. To add an operation here is
-to add its row; what a row does not say is taken not to be so.
+Functions of single entries have a table of their own, in ``elementwise``. To add an operation, add
+its row. A property that the row does not state counts as not true.
 """
 
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ class Move:
     """What becomes of the entries of an operation's operands.
 
     Attributes:
-        keeps: whether the result has every entry of the operand, once or several times, and each at
-            its place along every axis that stays: so not where axes are reversed or sorted.
+        keeps: whether the result has every entry of the operand, once or several times, each at
+            the same place along every axis that stays. A reversed axis is not kept.
         ordered: whether the entries also stay in their row-major order, so that axes of size 1 come
             and go, or axes become one or several.
         linear: whether the result of a sum is the sum of results.
         indexed: whether operands behind the first one say which entries are taken.
         pieces: whether it takes pieces of axes apart.
-        stays: whether it cuts or joins axes and leaves each in its place.
+        stays: whether it cuts or joins along axes, but each axis keeps its index.
         joins: whether the result has entries of several operands.
     """
 
@@ -63,6 +63,7 @@ MOVES: dict[str, Move] = {
     "stack": Move(joins=True),
 }
 
-# What has every entry of its operand, in any order or in the same.
+# Operations whose results have every entry of the operand, and among them the ones that also keep
+# the entries in order.
 KEEP_ENTRIES = frozenset(name for name, move in MOVES.items() if move.keeps)
 KEEP_ORDER = frozenset(name for name, move in MOVES.items() if move.ordered)

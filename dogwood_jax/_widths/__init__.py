@@ -19,12 +19,12 @@ known of each value), ``layout`` (how units lie along an axis), ``reasons`` (why
 grow: sentences with a kind), ``scales`` (constants that look computed from a size), ``positions``
 (tables along a width), ``contractions`` and ``attention``.
 
-Where to add: a primitive is one function in ``rules/`` and one example in the tests; a primitive
-without a rule makes the widths that it meets fixed. A recipe through a primitive is one function in
-``recipes/rules``; without one, the width has no recipe.
+Where to add: a primitive is one function in ``rules/`` and one example in the tests. Widths that
+meet a primitive without a rule cannot grow. For recipes, the primitive needs one more function, in
+``recipes/rules``. A width that meets a primitive without that has no recipe.
 """
 
-# By these names version 0.1.0 pickled what is its own.
+# Pickles of version 0.1.0 look for these classes here, by these names.
 from dogwood_jax._widths.widths import Facts, Leaf, Network, Occurrence, Recipe, Width, Widths
 
 __all__ = ["Facts", "Leaf", "Network", "Occurrence", "Recipe", "Width", "Widths"]

@@ -1,7 +1,7 @@
 """What the widths of attention are called: ``label_attention``.
 
-Attention is found by its two contractions of activations. The first makes scores, the second
-contracts them, or what elementwise functions and a softmax made of them, with a third activation:
+Attention is found by its two contractions of activations. The first makes scores. The second
+contracts the scores, perhaps after a softmax, with a third activation:
 ``q[t, heads, head_dim]``, ``k[s, heads, head_dim] -> scores[heads, t, s]``, then
 ``v[s, heads, dim]``. Linear attention contracts keys and values first.
 """
@@ -61,11 +61,11 @@ def _labels(
     other: Sequence[Dim],
     made: set[Dim],
 ) -> tuple[set[Dim], set[Dim]]:
-    """Returns what counts heads and what their dimensions are, in two contractions of attention."""
+    """Returns the dimensions that count heads, and the dimensions of a head, in attention."""
     free = {*first.free[0], *first.free[1]}
     if {*first.contracted} & made:
         if not (free - made) & {*second.contracted}:
-            return set(), set()  # without keys' positions this is the gradient of something else
+            return set(), set()  # no sum over positions of keys: a gradient, not attention
         # Heads that share a key or a value are no batch axis there.
         heads = {*first.batch, *free} & {*second.batch, *second.contracted, *scored}
         # Values that have been through the output's weights have no dimensions of a head left.

@@ -1,8 +1,9 @@
 """Contractions of several arrays, whatever their order: ``contractions_of``.
 
-``einsum`` contracts three arrays or more in the order that takes the least work, which depends on
-their sizes. So ``dot_general`` and ``transpose`` are compared as what they compute together: which
-axes of which arrays are summed over, and which are those of the result.
+``einsum`` contracts three arrays or more in the order that takes the least work. This order depends
+on their sizes, so two programs may contain different steps for the same sum. Here, steps that
+belong together become one contraction: it says which axes of which arrays are summed over, and
+which axes the result has.
 """
 
 from collections import Counter
@@ -26,11 +27,11 @@ class Contraction(NamedTuple):
     labels: list[int]
 
     def step(self, result: Value, name_of: Callable[[Value], str]) -> Step:
-        """Returns all of it as one step, the same in whatever order it is computed.
+        """Returns the contraction as one step, the same for every order of computing it.
 
         Args:
-            result: what it makes.
-            name_of: what an array is called.
+            result: its result.
+            name_of: returns the name of an array.
         """
         operands = sorted(self.operands, key=lambda operand: name_of(operand[0]))
         found: dict[int, int] = {}

@@ -17,8 +17,8 @@ from math import prod
 from operator import mul
 from typing import Literal, NamedTuple
 
-# Beyond so many parts, or so deep, a structure is a sliding window over positions, not a layout of
-# units.
+# A structure with more parts than this, or a deeper one, is a sliding window over positions, not a
+# layout of units.
 _MOST_PIECES = 48
 _DEEPEST = 24
 
@@ -206,7 +206,7 @@ def _joined(known: tuple[str, ...], more: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _tell(into: Dim, dim: Dim) -> None:
-    """Notes of a dimension what is known of another one."""
+    """Copies all that is known of ``dim`` to ``into``."""
     into.fixed = _joined(into.fixed, dim.fixed)
     into.hazards = _joined(into.hazards, dim.hazards)
     into.copy_hazards = _joined(into.copy_hazards, dim.copy_hazards)
@@ -319,10 +319,11 @@ def reshape(dims: Sequence[Dim], sizes: Sequence[int]) -> list[Dim]:
 
 
 def _ones(dims: Sequence[Dim], sizes: Sequence[int]) -> tuple[list[Dim], list[Dim]]:
-    """Returns the dimensions of size 1 after a reshape, and those that are gone.
+    """Returns the dimensions of size 1 after a reshape, and the old ones that are gone.
 
-    Each is matched with one in the same place among the others if there is any, else with any, of
-    too many new ones with the last: nothing else can be known of it.
+    A reshape does not say which axis of size 1 becomes which. An old one is matched with a new one
+    at the same place among the longer axes, else at any place. If too many new ones fit, the last
+    are matched.
     """
     old, new = _places_of_ones([dim.size for dim in dims]), _places_of_ones(sizes)
     found: dict[int, int] = {}

@@ -25,11 +25,10 @@ class Units:
         width: name of the width.
         size: how many units it has.
         role: ``"incoming"`` if the rest of the array feeds the unit, ``"outgoing"`` if the unit
-            feeds what the other axes name, ``"both"`` for arrays used in both ways.
-        produced: whether the rest of the array does feed an incoming unit. Where other weights
-            silence a unit, where an axis counts layers, experts or rows of a table, or where only
-            a gradient has such units, it does not, and new entries along it are no reason to fill
-            in others freely.
+            feeds the units of the other axes, ``"both"`` for arrays used in both ways.
+        produced: whether the rest of the array really makes an incoming unit. It does not if the
+            axis counts layers or rows of a table, for example. Such an axis does not decide how
+            entries are filled in that are new along another axis, too.
     """
 
     width: str
@@ -41,8 +40,8 @@ class Units:
     def rank(self) -> int:
         """Where entries are new along several axes, the units of the highest rank decide.
 
-        That is what is appended last: weights into a new unit are its own, even from other new
-        units.
+        A weight from a new unit into another new unit belongs to the second one: it is filled in
+        like all incoming weights of that unit.
         """
         return 1 if self.role != "incoming" else 2 if self.produced else 0
 

@@ -110,9 +110,9 @@ def _note_factors_of_size_1(trace: Trace) -> None:
             has_heads = atom.label == "heads" or (
                 atom.label == "head_dim" and "heads" not in labels
             )
-            # Else it is there for another array's axes, as in squeeze and excitation.
+            # A repeated 1 only fits the axes of another array, as in squeeze and excitation.
             is_repeated = _dims.REPEATED in split.one.root.fixed
-            # Gradients of what is repeated are summed over it, too, but it comes first there.
+            # The gradient of a repeated array is summed over the 1, too, but there it comes first.
             is_summed = split.is_last and split.one.root.hazards
             has_groups = (atom.hazards or is_summed) and not is_repeated
             if has_heads or has_groups:
@@ -187,7 +187,7 @@ def _names(paths: list[str], roles: Roles, trace: Trace) -> dict[Dim, str]:
         module = module_of(path) or path.removeprefix("params/")
         level = roles.produces(spot)
         alone = level and produced[spot.leaf, level] == 1
-        # Layers have their name from what they are layers of.
+        # A width that counts layers is named after the module that all these layers are in.
         modules = {module_of(paths[s.leaf]) for s in places[atom]} if atom.label == "layers" else ()
         owner = "/".join(_common([m.split("/") for m in modules])) or module
         within = [s.atom for s in roles.spots[spot.leaf, spot.axis]]
@@ -210,7 +210,7 @@ def _names(paths: list[str], roles: Roles, trace: Trace) -> dict[Dim, str]:
 
 
 def _common(paths: Sequence[Sequence[str]]) -> list[str]:
-    """Returns the modules in which all of some modules are."""
+    """Returns the path of the innermost module that contains all these modules."""
     levels = zip(*paths, strict=False)
     return [first for first, *others in itertools.takewhile(lambda m: len({*m}) == 1, levels)]
 

@@ -1,8 +1,8 @@
 """Tables inside a network that vary along a width: ``POSITIONS``, ``of_constant``, ``moved``.
 
 A table such as ``2.0 ** -(jnp.arange(heads) + 1)``, slopes of ALiBi, has a number for each unit.
-Whether old units keep their numbers in a larger network, its program tells: they do where each
-entry is computed from its own position and from numbers that are the same in every size.
+The program of a larger network shows whether old units keep their numbers there. They keep them if
+each entry is computed from its own position and from numbers that are the same in every size.
 """
 
 from collections.abc import Collection, Iterable
@@ -19,7 +19,7 @@ from dogwood_jax._widths.values import Step, Value
 
 POSITIONS = Reason("a table of positions is computed along it", "table")
 
-# What computes each entry from entries in the same place, whatever these are.
+# Operations that compute each entry from entries at the same place, and are finite for all of them.
 _IN_PLACE = KEEP_ENTRIES | {"iota", *functions(lambda law: law.total)}  # see ``_is_finite``, too
 
 
@@ -28,8 +28,8 @@ def of_constant(shape: tuple[int, ...]) -> Reason:
     return Reason(f"a constant of shape {shape} inside the network varies along it", "table")
 
 
-# What old units keep if a table meets data: their own entries are all that it is computed from, and
-# it is finite for any.
+# Operations of a table with data that change nothing for old units: each result is computed from
+# entries at the same place, and is finite for all of them.
 _MEETS = frozenset(
     "mul add sub max min select_n eq ne lt le gt ge and or not xor broadcast_in_dim".split()
 )
@@ -39,8 +39,8 @@ _LARGEST = 6e4  # which every dtype can hold
 def moved(steps: Iterable[Step]) -> set[Dim]:
     """Returns the dimensions along which entries of tables may change although programs agree.
 
-    Entries are mixed along them, as by a sum, or old units are not first along an axis, as where it
-    counts ``heads * head_dim``, or what is computed with a table may not be finite.
+    There are three reasons. Entries are mixed along them, as by a sum. Old units are not first
+    along an axis, as in ``heads * head_dim``. A value computed with a table may not be finite.
     """
     found: set[Dim] = set()
     for step in steps:
@@ -63,7 +63,7 @@ def moved(steps: Iterable[Step]) -> set[Dim]:
 def are_small(steps: Iterable[Step], sizes: Collection[int]) -> bool:
     """Whether all tables of a larger program along axes of these sizes are known to be small.
 
-    Tables that overflow are not finite, and make what zero weights multiply not a number.
+    A table that overflows has infinite entries, and zero weights times infinity is NaN.
     """
     known: dict[int, Bounds] = {}
 

@@ -41,7 +41,7 @@ def run(trace: Trace, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Val
             results = [v if v.scale == 1 else v.but(**_UNSCALED) for v in results]
         if trace.notes_reads and name in RULES and name not in _PROGRAMS:
             results = note(trace, eqn, operands, results)
-        if rule is not _call:  # which records the equations of its program instead
+        if rule is not _call:  # _call records the equations inside the call instead
             trace.record(eqn.primitive.name, operands, results, eqn.params)
         trace.dims += (dim for value in results for dim in value.dims)
         return results
@@ -58,7 +58,7 @@ def _constant(array: Any, aval: Any) -> Value:
     array = concrete(array)
     if array is None:
         return Value(dims, "data")
-    if not dims and array.dtype.kind != "c":  # as most are: NumPy takes long to look through one
+    if not dims and array.dtype.kind != "c":  # most constants; the NumPy calls below are slow
         number, rounding = float(array), _rounding(dtype)
         return Value((), "constant", bounds=(at(number),), number=number, rounding=rounding)
     if not np.iscomplexobj(array):  # bfloat16 and the like are no numbers to NumPy
@@ -76,13 +76,13 @@ def _constant(array: Any, aval: Any) -> Value:
         if dim.size > 1 and (array != np.take(array, [0], axis)).any():
             dim.endanger(of_constant(array.shape))
     known.table = array
-    # Of new entries no more than the sign may be known.
+    # Entries of new units may be other numbers: only the signs of the old ones are kept.
     known.bounds = (of_sign(*known.bounds),)
     return known
 
 
 def _rounding(dtype: Any) -> float:
-    """Returns how far a constant of a dtype may be from what it was computed as, relatively."""
+    """Returns the relative rounding error that a constant of a dtype may have."""
     if not jnp.issubdtype(dtype, jnp.inexact):
         return SINGLE_PRECISION
     eps = float(jnp.finfo(dtype).eps)  # type: ignore[no-untyped-call]

@@ -1,13 +1,13 @@
 """How a program reads its weights along each axis, noted for every equation in one place: ``note``.
 
-The rules of primitives say which dimensions are the same. What else matters of every value is noted
-here, whatever its rule says, so that no rule can forget it:
+The rules of primitives say which dimensions are the same. Three more facts are noted here, for all
+primitives in the same way, so that no rule can forget them:
 
 - ``Value.reach``: the axes of weights whose units lie along each of its axes. ``tanh(x @ kernel)``
   is reached by ``kernel[1]`` along its last axis.
-- ``Value.bounds``: between which bounds its entries lie.
-- ``Trace.reads``: where weights are read otherwise than as factors of a sum. Where weights are
-  divided among copies, each such read is a mistake; where they are zero, a division is.
+- ``Value.bounds``: the bounds of its entries.
+- ``Trace.reads``: where weights are not simply factors in a sum, as in ``tanh(kernel)``. If copies
+  share weights, such a read changes outputs. If weights are zero, a division by them is infinite.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +34,7 @@ from dogwood_jax._widths.values import FILLS, Entry, Read, Trace, Value
 
 # The bounds of weights by how new entries are filled in, in the order of ``FILLS``.
 OF_WEIGHTS = (ANY_NUMBER, at(1.0), at(0.0))
-# Bounds of what weights make are known for each fill, of data for random weights.
+# A value made of weights alone has bounds for each fill. Data has bounds for random weights.
 _RANDOM, _ZEROS = FILLS.index("random"), FILLS.index("zeros")
 
 # Primitives whose rules say which axes weights reach, because they move or drop axes one by one.
@@ -149,7 +149,7 @@ def _overlap(a: Dim, b: Dim) -> bool:
 def _sources(
     name: str, params: Mapping[str, Any], operands: Sequence[Value]
 ) -> Iterator[tuple[int, tuple[Value, int]]]:
-    """Yields each axis of a contraction's result with an operand's axis that it is."""
+    """Yields each axis of a contraction's result, with the operand and axis it comes from."""
     x, y = operands[:2]
     if name == "dot_general":
         (contract_x, contract_y), (batch_x, batch_y) = params["dimension_numbers"]
@@ -174,7 +174,7 @@ def _sources(
 
 
 def _of_pieces(trace: Trace, value: Value) -> Value:
-    """Returns a value with the pieces of axes that reach it, where its silencers tell them."""
+    """Returns a value whose reach names pieces of axes, where its silencers show the pieces."""
     if not value.silencers or not value.reach:
         return value
     reach = list(value.reach)
@@ -265,7 +265,7 @@ def _note_poles(trace: Trace, eqn: Any, operands: Sequence[Value]) -> None:
         return
 
     def finite(fill: int, with_slope: bool) -> list[bool]:
-        """Whether a function is finite at each of its operands, however often they are zero."""
+        """Whether a function is finite for each operand; ``with_slope``, its slope, too."""
         bounds = [value.bounds_for(fill) for value in operands]
         if jnp.issubdtype(dtype, jnp.complexfloating):
             found = domains_of_complex(name, len(bounds))

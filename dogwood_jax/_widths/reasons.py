@@ -12,11 +12,14 @@ class Reason(str):
     """A sentence with a kind.
 
     Attributes:
-        kind: ``"suspicion"`` of a constant that looks computed from the size, which the larger
-            model's program can clear up; ``"table"`` of numbers inside the network that vary along
-            the width, which may stay for old units; ``"must_stay"`` of a constant that scales what
-            is summed over the width; ``"silent"`` of units that nothing but zeros feeds; otherwise
-            ``""``.
+        kind: one of these, otherwise ``""``:
+
+            - ``"suspicion"``: a constant looks computed from the size. The larger model's program
+              may show that it is not.
+            - ``"table"``: numbers inside the network vary along the width. Old units may keep
+              their numbers in the larger model.
+            - ``"must_stay"``: a constant scales a sum over the width and must stay the same.
+            - ``"silent"``: the weights that feed new units must be zero.
     """
 
     kind: ReasonKind
@@ -42,7 +45,7 @@ def kind_of(reason: str) -> ReasonKind:
 
 
 def _kind_by_words(text: str) -> ReasonKind:
-    """Returns the kind of a sentence that version 0.1.0 wrote to a file, where it had none."""
+    """Returns the kind of a sentence from a file of version 0.1.0, which wrote no kinds."""
     if text.endswith("and looks computed from its size"):
         return "suspicion"
     if text.endswith("scales what is summed over it: the larger model must have the same"):

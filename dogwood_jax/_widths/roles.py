@@ -41,7 +41,7 @@ def spots_along(leaf: int, axis: int, dim: Dim) -> list[Spot]:
     return list(walk(dim.root, 0))
 
 
-# The weights that silence one dimension, where they lie.
+# One way to silence a dimension: the spots of the weights that must be zero together.
 _Option = frozenset[Spot]
 
 _CALLED = {
@@ -76,8 +76,8 @@ def _called(read: Read) -> str:
 class Roles:
     """The role of every dimension without structure along every axis of every leaf.
 
-    Weights are outgoing where some contraction needs them to be zero for new units; as few are
-    chosen as satisfy every contraction.
+    Weights are outgoing where some contraction needs them to be zero for new units. If a
+    contraction leaves a choice, weights that are outgoing already are enough.
 
     Args:
         trace: what was learned of the program; the hazards of contractions are added to it.
@@ -87,7 +87,7 @@ class Roles:
         dims: the dimension along every axis of every leaf, spread out.
         spots: the spots along it.
         zero_hazards: why the incoming weights of new units must not all be zero, by dimension.
-        free_hazards: why they must not be random.
+        free_hazards: why the incoming weights of new units must not be random, by dimension.
     """
 
     def __init__(self, trace: Trace, leaves: Sequence[Sequence[Dim]]) -> None:
@@ -131,10 +131,10 @@ class Roles:
         return first and spot in self._produced and spot not in self._aside
 
     def decides(self, spot: Spot) -> bool:
-        """Whether entries that are new along this axis and another one are as new units here ask.
+        """Whether this axis decides on entries that are new along another axis, too.
 
-        If two widths grow whose new units are silenced in two arrays, one of these must be silent
-        where both units are new.
+        Two widths may have new units that are silenced in two different arrays. Then one of these
+        arrays must be zero where both units are new.
         """
         return self.is_produced(spot) and spot not in self._yielding
 
@@ -148,9 +148,9 @@ class Roles:
         """Returns the option that lets new units learn most."""
         if len(demand.operands) > 1:
             return options[0]
-        # The factor in a product that is summed up reads the units, as in sum(units * factor):
-        # that it is zero, and not what feeds them, leaves these weights free. One that is read by
-        # sums and products alone can be shared by copies, too.
+        # In sum(units * factor), the factor reads the units. If the factor is zero, the weights
+        # that feed the units need not be. Copies can share a factor if only sums and products
+        # read it.
         ranked = sorted(options, key=lambda o: (any(map(self._feeds, o)), self._is_bent(o)))
         return ranked[0]
 
@@ -184,7 +184,7 @@ class Roles:
         return frozenset().union(*(s for e in entries for s in self._of_entry(e).values()))
 
     def _option(self, silencer: Silencer, atom: Dim) -> _Option | None:
-        """Returns what a silencer of a dimension does for one of the parts."""
+        """Returns the spots that a silencer of a dimension makes zero for one of its parts."""
         if not silencer.entries:  # the part is zero anyway
             return frozenset()
         spots = [self._of_entry(e).get(atom, frozenset()) for e in silencer.entries]
@@ -194,13 +194,13 @@ class Roles:
         return [o for s in silencers if (o := self._option(s, atom)) is not None]
 
     def _options_of(self, demand: Demand, atom: Dim) -> tuple[list[_Option], bool]:
-        """Returns the weights of which some must be silent, and whether they are behind functions.
+        """Returns the options that satisfy a demand, and whether they are behind functions.
 
-        Weights behind functions are returned only if there are no others.
+        Options behind functions are returned only if there are no others.
         """
         options = self._options(of_weights(_all(demand)), atom)
         if is_behind := not options:
-            # What silences both factors would never learn.
+            # Weights that silence both factors of a product would never learn.
             sides = [self._options(silencers, atom) for silencers in demand.operands]
             options = [o for side in sides for o in side if sum(o in s for s in sides) == 1]
         if demand.only_readers:
@@ -233,7 +233,7 @@ class Roles:
                 if not options:
                     atom.endanger(demand.hazard)
                     continue
-                # A function of zero weights may be infinite: others are zero if there are any.
+                # A function of zero weights may be infinite: other options come first, if any.
                 pole = poles.get(atom, 0)
                 finite = [o for o in options if not any(self._bit(spot) & pole for spot in o)]
                 if is_behind:
@@ -255,10 +255,10 @@ class Roles:
     # Units that are new along two dimensions
 
     def _part_corners(self) -> None:
-        """Makes one array silent where units of two dimensions are new that two arrays silence.
+        """Decides which of two arrays is zero where the units of two dimensions are new.
 
         In ``sum(b * c)`` over both axes, ``b`` may be zero for new units of the first axis and
-        ``c`` for those of the second. Entries that are new along both are zero in one of them.
+        ``c`` for new units of the second. Where both units are new, one of the two must be zero.
         """
         for demand in self._trace.demands:
             if not demand.beside:
@@ -286,7 +286,7 @@ class Roles:
         return {spot for leaf in leaves for spot in self._by_leaf[leaf] if spot.atom is atom}
 
     def _is_silent(self, option: _Option, atom: Dim, other: Dim) -> bool:
-        """Whether weights are zero for new units of a dimension that are new along another, too."""
+        """Whether silent weights stay zero where units of another dimension are new, too."""
         for spot in option:
             for beside in self._of_leaves({spot.leaf}, other):
                 if beside.axis != spot.axis and beside not in self._outgoing:
@@ -327,11 +327,11 @@ class Roles:
             if spot not in self._outgoing and self._bit(spot) & read.reach[0]
             if spot.leaf in self._trace.uses
         }
-        # What is known of several arrays is known where all are random.
+        # Arrays that are filled in differently count as random: bounds are for one fill each.
         return not (kinds if len(kinds) < 2 else {"random"}) <= read.fills
 
     def _note_copies(self) -> None:
-        """Notes where weights that copies share are read otherwise than once, by a sum."""
+        """Notes where weights that copies share do not act exactly once, linearly."""
         outgoing = self._outgoing_bits()
         for how, mistaken in (
             ("nonlinear", any),

@@ -1,8 +1,8 @@
 """Constants that look computed from the size of a dimension, as 1 / sqrt(head_dim) is.
 
-A network does not say where its constants come from. One that is neither round nor one over a
-round number, such as 0.176777 or 0.00378, is taken to be computed from n if it is sqrt(n) or the
-like, perhaps times a round number. One that is round must equal one of these.
+A network does not say where its constants come from. 0.176777 is not a round number, and neither
+is 1 / 0.176777. Such a constant counts as computed from n if it is sqrt(n) or the like, perhaps
+times a round number. A round constant counts only if it is sqrt(n) or the like itself.
 """
 
 import itertools
@@ -50,11 +50,11 @@ def suspicion(number: float) -> Reason:
 
 
 def check_lone_scales(steps: Sequence[Step], explained: Sequence[float]) -> set[Dim]:
-    """Endangers what a product with weights is summed over if only a multiple of it is used.
+    """Endangers the dimensions of a sum of products if only a constant times the sum is used.
 
-    1 / sqrt(4) is a half, and halves have many reasons. But an activation function that multiplies
-    by a half reads what it multiplies elsewhere, too; an initialization at run time does not. Other
-    numbers, such as alpha / rank, are noted.
+    1 / sqrt(4) is a half, and models use halves for many reasons. An activation function that
+    multiplies a value by a half also reads the value elsewhere. If nothing else reads it, the half
+    may come from a size. Other numbers, such as alpha / rank, are noted.
 
     Args:
         steps: the network's program.
@@ -101,7 +101,7 @@ def check_lone_scales(steps: Sequence[Step], explained: Sequence[float]) -> set[
 def _summed_over(
     value: Value, makers: Mapping[int, Step], readers: Mapping[int, int]
 ) -> Sequence[Dim]:
-    """Returns what a product with weights is summed over, if it is read only once until here."""
+    """Returns the dimensions that a product with weights is summed over, if it is read once."""
     while readers[id(value)] == 1 and (step := makers.get(id(value))):
         data = [operand for operand in step.operands if operand.origin == "data"]
         if step.name in ("dot_general", "conv_general_dilated") and len(data) < 2:
@@ -118,7 +118,7 @@ def to_blame(value: Value, number: float, rounding: float = SINGLE_PRECISION) ->
     Args:
         value: what was multiplied by the constant.
         number: the constant.
-        rounding: how far it may be from what it was computed as, relatively.
+        rounding: the relative rounding error that it may have.
     """
 
     def is_any(number: float, others: Iterable[float]) -> bool:
@@ -132,7 +132,7 @@ def to_blame(value: Value, number: float, rounding: float = SINGLE_PRECISION) ->
     usual = is_any(number, USUAL_NUMBERS)
     suspects = _suspects(value)
     rooted = [s for s in suspects if (s.scores or not usual) and is_any(number, s.roots)]
-    # Scores scaled by 1 / sqrt(64) need no other reason, though there be 8 heads, or 64.
+    # If scores explain 1 / sqrt(64), no other reason is needed, even if there are 8 or 64 heads.
     scored = [s for s in rooted if s.scores]
     contracted = {d for whole in value.contracted for d in parts_of(whole)}
     found = [s.dim for s in scored if s.dim in contracted] or [s.dim for s in scored or rooted]
@@ -180,7 +180,7 @@ class _Suspect(NamedTuple):
 
     @property
     def roots(self) -> tuple[float, ...]:
-        """What it may be: fourth roots scale queries and keys, each by half, and nothing else.
+        """The roots that the constant may be. Fourth roots only scale queries and keys.
 
         sqrt(2 / n) scales random features, and weights behind a relu.
         """
@@ -188,7 +188,7 @@ class _Suspect(NamedTuple):
 
     @property
     def sizes(self) -> tuple[float, ...]:
-        """What else it may be besides a root: multiples of a unit's value are no mean of units."""
+        """The sizes that the constant may be; n itself only where units are summed."""
         return (self.size, 1 / self.size) if self.mixes else (1 / self.size,)
 
 

@@ -43,8 +43,9 @@ def trace(
     """Finds every width of a network: which axes of which arrays index the same units.
 
     The program of ``apply(variables, *inputs)`` is read, not run: no array is allocated and no
-    value is looked at. Whatever library it was written with, each width is listed with every place
-    where it occurs, and with what stops it from growing or what growing it would change.
+    value is looked at. ``apply`` may be written with any library. Each width is listed with every
+    place where it occurs. If a width cannot grow, or not without changing outputs, the reason is
+    given.
 
     Args:
         apply: any traceable function of a pytree of variables and inputs, such as a Flax module's
@@ -89,7 +90,7 @@ def trace(
 
 
 def _program(apply: Callable[..., Any], variables: PyTree, inputs: Sequence[Any]) -> Program:
-    """Returns the program of a function; raises if it fails because inputs come first."""
+    """Returns the program of a function. If inputs come before variables, the error says so."""
     try:
         return Program(apply, variables, inputs)
     except Exception as error:
@@ -138,7 +139,7 @@ class Traced:
         for path, output in zip(program.results, outputs, strict=True):
             name = names.get(id(output))
             if name is not None and f"/{path}".endswith(f"/{name}"):
-                continue  # an array that is returned as it is, as all those of NNX modules are
+                continue  # an array that is returned unchanged; NNX modules return all of theirs
             self.trace.record("variable" if path in mirrored else "output", (output,), ())
             if path not in mirrored:
                 self.outputs[path] = output
@@ -241,8 +242,8 @@ def _is_place(place: object) -> bool:
 def _attach_unread(leaves: dict[str, Value], trace: Trace) -> None:
     """Ties arrays that are never read to arrays of the same shape beside them.
 
-    A module's variables follow its widths whether or not this mode of the network reads them, as a
-    BatchNorm's statistics in training do.
+    A module's variables grow with the module, even if this mode of the network does not read them.
+    In training, for example, a BatchNorm does not read its running mean.
     """
     paths = list(leaves)
     for index, path in enumerate(paths):

@@ -1,10 +1,10 @@
 """What is known of every value while a program is traced: ``Value`` and ``Trace``.
 
-Besides its symbolic dimensions, a value carries what decides whether growing a dimension changes
-the outputs of the network. New units may hold any value, unless it is known to be zero: the
-program's *demands* on weights follow from that. Where a dimension is contracted, the new units must
-add nothing, so one of the factors must be zero there; if some weights can see to that, they are
-*outgoing*. Where a dimension is reduced and no weights can, growing it is a *hazard*.
+A value has symbolic dimensions. It also has the facts that decide whether growing a dimension
+changes the outputs of the network. New units may hold any value. Where a dimension is summed over,
+they must add nothing, so one factor of the product must be zero there. This is a *demand*. The
+weights that are zero to satisfy it are *outgoing*. If no weights can satisfy it, growing the
+dimension is a *hazard*.
 """
 
 import functools
@@ -24,7 +24,7 @@ from dogwood_jax._widths.widths import Kind
 
 Origin = Literal["constant", "parameter", "data"]
 
-# How far numbers may be from each other that were computed in single precision, relatively.
+# Numbers computed in single precision count as equal if their relative difference is at most this.
 SINGLE_PRECISION = 3e-6
 
 
@@ -33,18 +33,18 @@ class Entry:
     """Where weights can be made zero: the units of a dimension along an axis of a leaf.
 
     A fused projection, ``q | k`` or three times heads * head_dim, has the same units in several
-    pieces of an axis. Those of one piece may be zero without the others.
+    pieces of an axis. One piece may be zero while the others are not.
 
     Attributes:
         leaf: index of the leaf.
         axis: index of its axis.
         dim: the dimension.
         size: its size.
-        start: where the piece of the axis begins in which its units lie.
+        start: where the piece of the axis begins that holds its units.
         stop: where the piece ends.
         stride: how far apart its units are.
-        blended: whether the value at one unit of a factor outside of this one has come to depend on
-            all units of that factor.
+        blended: whether an operation has mixed the units of an outer factor, as a sum over heads
+            does for the entry of ``head_dim``.
     """
 
     leaf: int
@@ -57,7 +57,7 @@ class Entry:
     blended: bool = False
 
     def factor(self, dim: Dim, stride: int) -> "Entry":
-        """Returns the entry of a factor, whose units are so many of this one's apart."""
+        """Returns the entry of a factor; ``stride`` counts units of this entry."""
         return replace(self, dim=dim, size=dim.size, stride=self.stride * stride)
 
     def piece(self, dim: Dim, start: int) -> "Entry":
@@ -67,7 +67,7 @@ class Entry:
         return replace(self, dim=dim, size=dim.size, start=start, stop=stop)
 
     def contains(self, other: "Entry") -> bool:
-        """Whether another entry is that of a factor within each unit of this one."""
+        """Whether another entry is for a factor that lies inside each unit of this one."""
         piece, others = ((e.leaf, e.axis, e.start, e.stop) for e in (self, other))
         return piece == others and not other.blended and other.size * other.stride <= self.stride
 
@@ -95,7 +95,8 @@ _MOST_SILENCERS = 4
 # How new entries of weights are filled in where nothing else decides.
 FILLS: tuple[Kind, ...] = ("random", "ones", "zeros")
 
-# How sure a way of using a leaf is about what its new entries should be.
+# Ways of using a leaf. If a leaf is used in several ways, the highest number decides on its new
+# entries.
 _RANK: dict[str, int] = {"": 0, "add": 1, "multiply": 2, "index": 3, "positive": 4, "contract": 5}
 KIND_OF_USE: dict[str, Kind] = {
     "": "zeros",
@@ -118,18 +119,18 @@ class Value:
         dims: its dimensions.
         origin: ``"constant"``, ``"parameter"`` (nothing but parameters and constants) or
             ``"data"`` (depends on the inputs).
-        silencers: for each axis, what makes new entries along it zero.
-        reach: for each axis, a bit for every piece of an axis of weights whose units lie along
-            it, see ``Trace.bit``; nothing for no weights.
-        bounds: between which bounds its entries lie, of a parameter for each of ``FILLS``.
-        number: the one number it consists of, if known.
-        table: the numbers that it was made of, if it is a constant that was captured.
-        scale: the constants that it has just been multiplied by.
-        rounding: how far these, or its number, may be from what they were computed as, relatively.
+        silencers: for each axis, the weights that can make new entries along it zero.
+        reach: for each axis, the bits of the weights whose units lie along it, see ``Trace.bit``.
+            Empty if there are no such weights.
+        bounds: the bounds of its entries; for a parameter, one for each of ``FILLS``.
+        number: the number that all its entries are, if known.
+        table: its numbers, if the function captured it as a constant.
+        scale: the product of the constants that it has just been multiplied by.
+        rounding: the relative rounding error that ``scale`` or ``number`` may have.
         positional: axes along which it counts positions.
         noise: ``"noise"`` if it is made of random numbers, ``"mask"`` of random booleans.
         index: whether its integers come straight from an input or count positions from zero.
-        wrapped: whether they are such integers plus a number.
+        wrapped: whether its integers are such indices plus a number.
         leaves: the leaves a parameter is made of.
         weighted: axes along which it was just multiplied by a parameter.
         contracted: dimensions that a product with weights was last summed over.
@@ -186,7 +187,7 @@ _attributes = operator.attrgetter(*_PLACES)
 
 
 def of_weights(silencers: Silencers) -> Silencers:
-    """Returns the silencers of which a value is no more than sums and products."""
+    """Returns the silencers whose weights act on a value by sums and products alone."""
     if not any(s.behind for s in silencers):
         return silencers
     return tuple(s for s in silencers if not s.behind)
@@ -198,12 +199,12 @@ def behind(silencers: Silencers) -> Silencers:
 
 
 def either(*options: Silencers) -> Silencers:
-    """Silencers of a product: any factor's will do."""
+    """Silencers of a product: it is enough to silence one factor."""
     return _smallest(itertools.chain.from_iterable(options))
 
 
 def every(options: Sequence[Silencers]) -> Silencers:
-    """Silencers of a sum: every term's are needed."""
+    """Silencers of a sum: all terms must be silenced."""
     return functools.reduce(
         lambda sum, term: _smallest(a & b for a, b in itertools.product(sum, term)), options
     )
@@ -224,8 +225,8 @@ class Demand:
         operands: the silencers of each operand.
         hazard: what to say if none can be silenced.
         beside: the other dimensions of the operands, and their silencers.
-        only_readers: whether weights that make units of the dimension must not be silent, because
-            nothing would learn then what they make, as under a norm.
+        only_readers: whether only weights that read the units may be silent, because units whose
+            own weights are zero would never learn, as under a norm.
     """
 
     dim: Dim
@@ -244,9 +245,9 @@ class Read:
             ``"product"`` of several values; ``"pole"`` where a function or its slope is not finite
             if weights are zero for new units, ``"stray"`` where it is not if they are random.
         dim: the dimension.
-        reach: what reaches each of the values along it.
+        reach: for each of the values, the bits of the weights that lie along the dimension.
         primitive: the function, for poles and strays.
-        fills: the fills of weights for which a stray is finite all the same.
+        fills: for a stray, the fills of weights with which the function is finite.
     """
 
     how: Literal["nonlinear", "sum", "product", "pole", "stray"]
@@ -307,7 +308,7 @@ class Degree(NamedTuple):
 
     Attributes:
         number: the number.
-        degree: the factor that it makes is this power of the width's size.
+        degree: the factor follows the width's size to this power: -0.5 for 1/sqrt(head_dim).
         is_noted: whether the recipe says what it must be in the larger model.
     """
 
@@ -320,8 +321,8 @@ class Trace:
     """What a program does with its parameters, collected while its equations are read.
 
     Args:
-        notes_reads: whether it is noted how weights are read, which roles follow from. Programs
-            that are compared with another one need no roles.
+        notes_reads: whether to note how weights are read. Roles follow from these notes. A program
+            that is only compared with another one needs no roles.
     """
 
     def __init__(self, *, notes_reads: bool = True) -> None:
@@ -337,7 +338,8 @@ class Trace:
         self.uses: dict[int, Use] = {}
         # Entries whose units are produced there: the rest of the leaf feeds them.
         self.produced: set[Entry] = set()
-        # The axes of each leaf whose units are produced first: a gradient produces others later.
+        # For each leaf, the axes whose units it produces first. A gradient in the program may use
+        # the leaf again and produce units along other axes.
         self.first: dict[int, frozenset[int]] = {}
         # Entries along which a leaf is looked up or stacked, which make no units of their own.
         self.aside: set[Entry] = set()
@@ -349,7 +351,7 @@ class Trace:
         self._clock = itertools.count()
 
     def apart(self) -> "Trace":
-        """Returns another trace, with the same bits for pieces, for what is read twice."""
+        """Returns another trace with the same bits, for a reading that must not change this one."""
         other = Trace(notes_reads=self.notes_reads)
         other._pieces, other._bits = self._pieces, self._bits
         return other

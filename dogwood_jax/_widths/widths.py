@@ -61,8 +61,8 @@ class Recipe:
         powers: paths of arrays and the powers of the ratio that multiply their old entries. The
             ratio is new / old, for ``"tile"`` the share of units that are copies, (new // old) *
             old / new.
-        constants: what constants inside the network are, their values, and the powers of the
-            ratio by which the larger model's must be larger (0 where they must be the same).
+        constants: for each constant inside the network its name, its value and a power. In the
+            larger model it must be value * ratio**power (a power of 0: the same).
         blank: paths of arrays whose new entries are as in a new network instead of zero
             (``"zero_incoming"``) or the mean of the others (``"tile"``).
         multiple: whether the new size must be a multiple of the old one (``"tile"`` only).
@@ -87,11 +87,12 @@ class Width:
         fixed: why the width cannot grow, or None.
         hazards: what would change the network's outputs if the width grew, such as a
             normalization over it. Only strategies that do not preserve outputs ignore these.
-        copy_hazards: what would change them if its units were copied.
-        zero_hazard: why the incoming weights of its units must not all be zero, or None.
+        copy_hazards: what would change the outputs if its units were copied.
+        zero_hazard: why the incoming weights of new units must not all be zero, or None.
         notes: what a caller should know before growing it.
         recipes: ways to grow it exactly in spite of its hazards.
-        free_hazard: why they must not be random, unlike copies of old ones, or None.
+        free_hazard: why the incoming weights of new units must not be random, or None. Copies of
+            old weights are no problem then.
     """
 
     name: str
@@ -165,7 +166,7 @@ class Facts:
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """The function that was traced, for what can only be learned by running it.
+    """The function that was traced, kept to trace it in other sizes or to run it.
 
     Attributes:
         apply: the function of variables and inputs.
@@ -199,9 +200,9 @@ class Tried:
     """What a network's function did when its widths were doubled one after another.
 
     Attributes:
-        conflicts: the widths that its program spoke against growing, and why.
-        known: the widths whose sizes it knows, so that it did not take larger arrays.
-        alone: the widths that it does not take larger unless others grow along, and why.
+        conflicts: each width that made the function compute something else, and what.
+        known: the widths whose sizes the function knows. It did not take larger arrays for them.
+        alone: groups of widths that can only grow together with other widths, and why.
     """
 
     conflicts: tuple[tuple[str, str], ...] = ()
@@ -220,7 +221,8 @@ class Widths(Mapping[str, Width]):
         leaves: the arrays in which widths occur, with the layout of each axis.
         facts: name and properties of each width, in the order of the table.
         network: the function that was traced. It has no part in comparisons and is not pickled.
-        tried: in place of the function, what it did with doubled widths.
+        tried: what the function did with doubled widths. Widths from a file have no function, but
+            have this.
     """
 
     leaves: tuple[Leaf, ...]

@@ -8,18 +8,18 @@ What is trained: every floating-point (or complex) leaf of ``variables``; leaves
 pass through unchanged. In a Flax mapping ``{"params": ..., "batch_stats": ...}`` only the leaves
 under ``"params"`` are trained and the other collections pass through: ``apply`` returns outputs
 alone, so running statistics keep their values. The optimizer sees the tree of ``variables`` with
-None in place of each leaf that is not trained. To hold back more, close over it in ``apply`` or
-give it ``optax.set_to_zero()`` by ``optax.multi_transform``.
+None in place of each leaf that is not trained. To keep more leaves as they are, close over them in
+``apply``, or give them ``optax.set_to_zero()`` by ``optax.multi_transform``.
 
 **Data larger than the memory** are given as a source of samples rather than as arrays: anything
 with ``len(source)`` and ``source[i]``, a tuple (input, label) of NumPy arrays or numbers, alike in
-shape and dtype for all ``i``. That is what grain calls a random access data source and PyTorch a
-map-style dataset; where there is ``source.__getitems__``, from a list of indices to a list of
-tuples, it is called instead, once a batch. Several threads read at once, a chunk of 64 MiB ahead
-of the one that is trained on, so at most three chunks are in memory. Shuffling is that of arrays: a
-new permutation of *all* samples each epoch, not one within a window, so a run equals that on the
-same data in arrays. A source must be quick at any index: array_record files, memory maps. With
-tensorflow-datasets (and neither TensorFlow nor a copy in memory)::
+shape and dtype for all ``i``. Grain calls this a random access data source, PyTorch a map-style
+dataset. If the source has ``__getitems__``, from a list of indices to a list of tuples, that is
+called instead, once a batch. Several threads read at once. While one chunk of 64 MiB is trained on,
+the next one is read, so at most three chunks are in memory. Samples are shuffled as in arrays: each
+epoch has a new permutation of *all* samples, not one within a window. So a run gives the same
+result as with the same data in arrays. A source must be quick at any index, as array_record files
+and memory maps are. With tensorflow-datasets (and neither TensorFlow nor a copy in memory)::
 
     records = tfds.data_source("mnist", split="train")
     source = grain.MapDataset.source(records).map(lambda r: (r["image"], r["label"]))
@@ -39,8 +39,8 @@ A deeper model, or a module whose configuration says its sizes, comes with its f
 **Several models at once**, from different seeds, say: stack their variables along a new first axis
 and sum their losses, so that each has the gradient it would have alone. All see the same batches.
 The optimizer must treat each number by itself, as Adam and SGD do; ``clip_by_global_norm`` would
-not. Models of several widths are stacked once the narrower are grown by ``strategies.zeros()``:
-with activations that are zero at zero, what is all zero stays so. ::
+not. To stack models of several widths, first grow the narrower ones by ``strategies.zeros()``: with
+activations that are zero at zero, units that are all zero stay so. ::
 
     several = jax.vmap(model.init, (0, None))(jax.random.split(key, 8), inputs)
 
@@ -59,13 +59,13 @@ and ``sharding=NamedSharding(mesh, PartitionSpec())``, because all get the whole
 the slowest. With small layers this takes more of the CPU in all than one thread does, and beside
 other busy programs it may take twice the time, because each operation waits for a thread that has
 been put aside. The environment variable ``NPROC=1``, read when JAX starts, gives one thread, and
-so do ``taskset -c 0`` and the like: worth it where programs share the cores, not on an idle
-machine. ``JAX_COMPILATION_CACHE_DIR`` names a folder that saves compiling what an earlier
-process compiled. With ``JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0``, that includes what took
-less than a second, as the epoch of a small model does.
+so do ``taskset -c 0`` and the like. This helps where programs share the cores, not on an idle
+machine. ``JAX_COMPILATION_CACHE_DIR`` names a folder in which JAX keeps compiled programs for later
+processes. With ``JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0`` it also keeps programs that compile
+in less than a second, such as the epoch of a small model.
 
-**On several devices** ``sharding`` says how each batch is split, and ``variables`` how they are
-themselves: they stay where they are. With ``mesh = jax.make_mesh((4, 2), ("data", "model"))`` and
+**On several devices** ``sharding`` says how each batch is split. ``variables`` stay where they are,
+split as the caller has split them. With ``mesh = jax.make_mesh((4, 2), ("data", "model"))`` and
 ``sharding=NamedSharding(mesh, PartitionSpec("data"))``,
 
 - data parallel: variables as they come from ``init``; they are copied to every device;
@@ -80,9 +80,9 @@ not know of the mesh: its axes are automatic within the loop, whichever types th
 **On several hosts**, after ``jax.distributed.initialize()``, each process makes the same call with
 the same arguments: a mesh of all ``jax.devices()``, the same key, and variables either whole in
 each process, with the same values, or global arrays (from an ``init`` jitted with
-``out_shardings``, from Orbax). Data are a source, of which each process reads the samples of its
-own devices only, or arrays, the same in each process, or global ones as made by
-``jax.make_array_from_process_local_data``. The history is the same in every process.
+``out_shardings``, from Orbax). Data may be a source: each process reads only the samples of its own
+devices. Or they are arrays, either the same in each process, or global ones, as
+``jax.make_array_from_process_local_data`` makes them. The history is the same in every process.
 """
 
 from dogwood_jax.training.loop import Apply, Loss, Preprocess, Run, evaluate, fit, scale_uint8

@@ -50,7 +50,7 @@ class Piece:
 
     Attributes:
         batches: Arrays ``[steps, batch_size, ...]``.
-        arrays: Those into which ``batches`` are indices, or None where they are the data.
+        arrays: Inputs and labels, if ``batches`` are indices into them; None if they are the data.
         sharding: How a batch is split over devices.
     """
 
@@ -59,7 +59,7 @@ class Piece:
     sharding: NamedSharding | None
 
     def inputs_and_labels(self, batch: PyTree) -> tuple[jax.Array, jax.Array]:
-        """Returns those of one of the batches, within the compiled call."""
+        """Returns the inputs and labels of one of the batches, within the compiled call."""
         batch = constrained(batch, self.sharding)
         if self.arrays is not None:
             batch = tuple(array[batch] for array in self.arrays)
@@ -79,7 +79,7 @@ class Batches(abc.ABC):
         size: The number of samples.
         labels: The number of labels: more than samples where each has several.
         batch_size: Samples in each batch but the last, which has what is left.
-        sharding: How a batch is split over devices; a last one that cannot be is not.
+        sharding: How a batch is split over devices. A smaller last batch is whole if it must be.
     """
 
     size: int
@@ -115,7 +115,7 @@ class Batches(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class ArrayBatches(Batches):
-    """Those of arrays that lie on every device whole, or as the caller has split them."""
+    """Batches of arrays that lie on every device whole, or as the caller has split them."""
 
     arrays: tuple[jax.Array, jax.Array]
 
@@ -132,7 +132,7 @@ class ArrayBatches(Batches):
 
 @dataclasses.dataclass(frozen=True)
 class SourceBatches(Batches):
-    """Those of a source, in chunks of which each is read while the one before is trained on.
+    """Batches of a source, in chunks: while one is trained on, the next one is read.
 
     Each process reads only the samples that its own devices get.
     """

@@ -145,8 +145,8 @@ def fit(
             PartitionSpec("data"))``; by default all is on one device. See the module.
 
     Returns:
-        A `Run`. Its accuracy is the share of samples whose largest output is the labelled class,
-        and NaN where labels are not classes, integers of the shape of the outputs less the last
+        A `Run`. Its accuracy is the share of samples whose largest output is the labelled class. It
+        is NaN if labels are not classes: integers of the shape that outputs have without their last
         axis.
 
     Raises:
@@ -229,7 +229,7 @@ def fit(
                             preprocess=preprocess,
                             shardings=shardings,
                         )
-                    # No further ahead of the devices than a piece, for each takes memory there.
+                    # At most one piece ahead of the devices, because each takes memory there.
                     values[-1:] = jax.device_get(values[-1:])
                     values.append(value)
                 batch_losses, correct = _joined(values)
@@ -412,7 +412,7 @@ def _initial_state(
     tx: optax.GradientTransformation,
     shardings: Shardings | None,
 ) -> tuple[PyTree, optax.OptState]:
-    """Returns copies, strongly typed as what an epoch returns, or else the second one retraces."""
+    """Returns copies, typed strongly as after an epoch, so that the second one does not retrace."""
     state = trained, tx.init(trained) if opt_state is None else opt_state
     trained, opt_state = jax.tree.map(
         lambda leaf: jnp.array(leaf, dtype=jnp.result_type(leaf), copy=True), state

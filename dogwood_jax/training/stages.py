@@ -33,8 +33,8 @@ class Stage:
         sizes: new number of units by width, as for ``dogwood_jax.plan``.
         target: a pytree of arrays or ``jax.ShapeDtypeStruct`` of the larger model, wider, deeper or
             both. Where it holds arrays, free values are its own.
-        apply: the larger model's function, if it has one of its own. Deeper models need it, and
-            modules whose configuration says their sizes.
+        apply: the larger model's function, if the old one does not take larger arrays. This is so
+            for deeper models, and for modules with sizes in their configuration.
         strategy: how new units are filled in, as for ``dogwood_jax.plan``.
         depth: how new layers are filled in, as for ``dogwood_jax.plan``.
 
@@ -145,7 +145,7 @@ def _planned(stage: Stage, apply: Apply, variables: PyTree, inputs: jax.ShapeDty
     """Returns the growth before a stage."""
     widths, target = trace(apply, variables, inputs), stage.target
     if target is None and stage.apply is not None:
-        # The larger model's function tells whether it computes the same otherwise.
+        # With a target, ``plan`` compares the larger model's function with the old one.
         target = _grown(variables, plan(widths, stage.sizes, strategy=stage.strategy))
     return plan(
         widths,

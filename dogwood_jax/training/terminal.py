@@ -1,4 +1,4 @@
-"""What a person at a terminal has of a training loop: Ctrl-C, and a progress bar."""
+"""A training loop at a terminal: Ctrl-C, and a progress bar."""
 
 import contextlib
 import signal
@@ -12,8 +12,8 @@ from typing import Any
 def interrupt_held_back() -> Iterator[threading.Event]:
     """Yields an event that a first Ctrl-C sets; a second one interrupts at once.
 
-    Raised wherever it strikes, KeyboardInterrupt could fall between donating the state to an epoch
-    and getting the new one, and all would be lost.
+    Without this, KeyboardInterrupt could come when the old state has been donated to an epoch and
+    the new one is not there yet. Then everything would be lost.
     """
     interrupted = threading.Event()
 

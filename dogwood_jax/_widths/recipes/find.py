@@ -1,17 +1,17 @@
 """Exact recipes for widths whose size the network computes with: ``find_recipes``.
 
-A norm over a width, or a factor such as 1/sqrt(head_dim), depends on how many units there are, so
-that more units change what the old ones do. What makes up for it is found by dimensional analysis.
-The program is read a second time, for one width and one way to fill in new units, and each of its
-values in the larger network is compared with the same value before:
+A norm over a width, or a factor such as 1/sqrt(head_dim), depends on the number of units: with more
+units, the old ones compute something else. A recipe rescales arrays and constants to make up for
+this. It is found by dimensional analysis. The program is read a second time, for one width and one
+way to fill in new units. Each value in the larger network is compared with the same value before:
 
 - Old entries are the old values times a power of the ratio of sizes.
-- Along the width, new entries are zero, or the mean of the old ones, or whatever they may be.
+- Along the width, new entries are zero, or the mean of the old ones, or any number.
 
-The powers are linear in unknown ones, those of the arrays along the width, which may be rescaled.
-Terms of a sum have equal powers; outputs and what goes through a nonlinear function have power
-zero. The solution of these equations is the recipe. Whatever has no rule (``rules``), and
-whatever the rules cannot follow, leaves the width without one.
+Arrays along the width may be rescaled, by powers that are unknown. The power of each value is a
+linear expression of these. Terms of a sum have equal powers. Outputs, and operands of a nonlinear
+function, have power zero. The solution of these equations is the recipe. A width has no recipe if
+it meets a primitive without a rule (``rules``), or something that its rule cannot follow.
 """
 
 import heapq

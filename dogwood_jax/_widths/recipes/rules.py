@@ -97,7 +97,7 @@ def _moved(
         x: the value before.
         state: its state.
         result: the value after.
-        origin: the axis of ``x`` that each axis of the result is, for those that are known.
+        origin: for each axis of the result, the axis of ``x`` that it comes from, if known.
     """
     axes, old = r.axes(result), sorted(state.along)
     if origin is not None:
@@ -253,7 +253,7 @@ def _homogeneous(r: Reading, step: Step) -> Sequence[State]:
 
 
 def _raised(r: Reading, x: Value, state: State, degree: float) -> State:
-    """A power of a value, or something as homogeneous."""
+    """A power of a value, or another function for which ``f(c x) = c**degree f(x)``."""
     # A root is infinitely steep at zero.
     steep = degree < 0 or 0 < degree < 1
     along = {a: _through(r, known, degree > 0, steep) for a, known in state.along.items()}
@@ -278,7 +278,7 @@ _UNARY = functions(lambda law: law.takes == 1 and law.degree is None and not law
 @rule("rem atan2 nextafter and or xor shift_left shift_right_logical shift_right_arithmetic")
 @rule("select_if_vmap clamp")
 def _nonlinear(r: Reading, step: Step) -> Sequence[State]:
-    """A function that nothing is known of but whether it keeps zeros."""
+    """Any other function. All that is known of it is whether it keeps zeros."""
     (result,), law = step.results, ELEMENTWISE[step.name]
     states = [r.state(value) for value in step.operands]
     for state in states:
@@ -332,7 +332,8 @@ def _centred(r: Reading, x: Value, y: Value) -> bool:
 def _variance(r: Reading, x: Value, y: Value) -> State | None:
     """The mean of squares less the square of the mean, if that is what x and y are.
 
-    With means in the rest, s E[x^2] + (1 - s) E[x]^2 - E[x]^2 is s times the variance.
+    A share s of the units are copies, and the rest are means. So the new mean of squares is
+    s E[x^2] + (1 - s) E[x]^2. Less E[x]^2, this is s times the variance.
     """
     moment, mean = r.state(x, raw=True), r.state(y)
     if not moment.is_raw:
@@ -570,7 +571,7 @@ def _reduce(r: Reading, step: Step) -> Sequence[State]:
     state = r.state(x)
     along = {a: _through(r, known, True) for a, known in state.along.items()}
     over = [along[a] for a in along if a in axes]
-    # Copies do not change an extremum, but which of equal entries comes first is not followed.
+    # Copies do not change a maximum or minimum. Other functions, such as argmax, are not followed.
     extremum = step.name in ("reduce_max", "reduce_min")
     if over and not (extremum and all(known.rest in ("none", "same") for known in over)):
         raise NoRecipe

@@ -22,9 +22,9 @@ class NoRecipe(Exception):
     """The program cannot be followed, or the equations have no solution."""
 
 
-# A linear expression: coefficients of the unknown powers of leaves, by index, and constants. Where
-# units are tiled, a sum grows with the number of units, SIZE, and with the share of them that are
-# copies, RATIO; only powers of the latter can be made up for.
+# A linear expression: the coefficients of the unknown powers of leaves, by index, and of RATIO and
+# SIZE. Where units are tiled, RATIO is the share of units that are copies, and SIZE is new / old. A
+# recipe can make up for powers of RATIO only.
 Power = Mapping[Any, float]
 RATIO, SIZE = "ratio", "size"
 
@@ -44,7 +44,7 @@ class Equations:
     rescaled, unless a wish decides.
 
     Args:
-        preference: of the unknowns in an equation, the one with the least is solved for.
+        preference: a rank for each unknown. An equation is solved for its unknown of lowest rank.
     """
 
     def __init__(self, preference: Callable[[int], Any]) -> None:
@@ -87,9 +87,9 @@ class Along(NamedTuple):
     """What is known of the new entries of a value along the width.
 
     Attributes:
-        rest: those that copy no single old entry are ``"zero"``, the ``"mean"`` of the old ones,
-            the ``"same"`` as all others, or ``"free"``; ``"none"`` if there are none; ``"open"``
-            if it is up to what a leaf is added to whether its are zero or a mean.
+        rest: what the new entries are that copy no old entry: ``"zero"``, the ``"mean"`` of the
+            old ones, the ``"same"`` as all others, or ``"free"``. ``"none"`` if there are no such
+            entries. ``"open"`` if they may be zero or a mean: the other terms of a sum decide.
         shared: whether the entries of copies add up to the old entry instead of repeating it.
         leaf: the leaf whose rest is open.
     """
@@ -107,7 +107,7 @@ class Statistic:
         kind: ``"square"`` before the sum, ``"sum"`` and ``"squares"`` after it, ``"mean"`` and
             ``"moment"`` after the division, ``"squared mean"``.
         of: the array that is summed over, see ``State.array``.
-        axes: which of its axes each axis is, as far as known.
+        axes: for each axis of the value, the axis of ``of`` that it comes from, or None.
     """
 
     kind: Literal["square", "sum", "squares", "mean", "moment", "squared mean"]
@@ -140,7 +140,7 @@ class State:
 
     @property
     def is_raw(self) -> bool:
-        """Whether means in the rest make it something else than a power times what it was."""
+        """Whether it is no multiple of the old value, because some of the new units are means."""
         return self.statistic is not None and self.statistic.kind in ("squares", "moment")
 
 
@@ -156,8 +156,8 @@ class Constant(NamedTuple):
 class Filling:
     """How new units of a width are filled in.
 
-    Tiled units are q = new // old copies of all old ones and a rest of fewer than old units, unless
-    the new size is a multiple of the old one.
+    Tiled units are new // old copies of every old unit, then a rest: 3 units become 8 as two of
+    each and a rest of two. If the new size is a multiple of the old one, there is no rest.
     """
 
     strategy: Strategy
@@ -225,7 +225,11 @@ class Reading:
             self.states[id(leaves[index])] = State(power, along)
 
     def _preference(self, leaf: int) -> tuple[int, int]:
-        """Which leaves to rescale first: keys; scales of norms, embeddings, readers, writers."""
+        """Returns a rank for each leaf: leaves of low rank are rescaled first.
+
+        If new outgoing weights are zero, outgoing leaves come first, such as keys. Otherwise scales
+        of norms come first, then embeddings, then leaves that read the units.
+        """
         place = self.places[leaf]
         outgoing = not {*place.roles.values()} <= {"incoming"}
         if self.filling.strategy.outgoing == "zero":
@@ -257,7 +261,7 @@ class Reading:
     # Dimensions
 
     def degree(self, dim: Dim) -> int | None:
-        """The power of the width's size that a dimension's size is, or None if it is none."""
+        """The power of the width's size that a dimension's size follows; None if it has none."""
         dim = dim.root
         if dim not in self._degrees:
             parts = [self.degree(part) for part in dim.parts]
@@ -299,7 +303,7 @@ class Reading:
             raise NoRecipe
 
     def equal_powers(self, values: Sequence[Value], constants: bool = False) -> State:
-        """The common power of terms, and the small constants among them that can have any."""
+        """The common power of terms, and the epsilons among them, which adapt to any power."""
         terms = [v for v in values if v.number is None or (v.number and isfinite(v.number))]
         states = [self.state(v) for v in terms if v.number is None]
         if not states:
@@ -327,7 +331,7 @@ class Reading:
         return [self.places[leaf] for leaf in leaves if leaf in self.places]
 
     def named(self, *operands: tuple[Value, State]) -> tuple[int, ...]:
-        """Names the constants in a norm by what scales it; returns those without a name."""
+        """Names the constants in a norm after the array that scales it; returns the others."""
         constants = [index for _, state in operands for index in state.constants]
         scales = [place.path for value, _ in operands for place in self.scales_of(value)]
         if not scales or not constants:
@@ -371,7 +375,7 @@ class Reading:
         varying = [part for part in parts if part.rest != "same"]
         rests = [part.rest for part in varying]
         if shared > 1 or (rests.count("zero") > 1 and not square and not self.filling.is_tiled):
-            raise NoRecipe  # the second because neither factor would ever learn
+            raise NoRecipe  # if both factors are zero, neither ever learns
         if len(varying) < 2:
             return (varying or parts)[0]._replace(shared=bool(shared))
         rest = next((r for r in ("none", "zero") if r in rests), "free")
@@ -482,7 +486,7 @@ class Reading:
                 degrees |= {degree * power for power in fits}
             elif fits:
                 is_ambiguous |= not all(d.interface for d in group)
-        # What scales products of queries and keys follows from the size of heads, if from any.
+        # A number that scales scores follows from head_dim, if it follows from any size.
         is_ambiguous &= bool(degrees) and not self.width.bilinear
         is_blamed = any(self.degree(d) != 0 for d in to_blame(x, number, rounding))
         if is_ambiguous or is_blamed != bool(degrees) or len(degrees) > 1:
@@ -490,7 +494,7 @@ class Reading:
         return degrees.pop() if degrees else 0
 
 
-LARGEST_EPSILON = 1e-2  # what is larger is more than to keep a division finite
+LARGEST_EPSILON = 1e-2  # a larger constant does more than keep a division finite
 
 
 def _near(a: float, b: float, rounding: float) -> bool:
@@ -498,6 +502,6 @@ def _near(a: float, b: float, rounding: float) -> bool:
 
 
 def _functions_of_size(n: int) -> tuple[tuple[float, float], ...]:
-    """What models compute from the size of a dimension to scale by, and the power it is."""
+    """Returns the numbers that models compute from a size to scale by, each with its power."""
     powers = (1.0, -1.0, 0.5, -0.5, 0.25, -0.25)
     return tuple((power, float(n) ** power) for power in powers)

@@ -84,7 +84,7 @@ def _reshape(trace: Trace, eqn: Any, x: Value, *_: Value) -> list[Value]:
 def _rev(trace: Trace, eqn: Any, x: Value) -> list[Value]:
     for axis in eqn.params["dimensions"]:
         x.dims[axis].fix("it is reversed, so appended units would come first")
-    return [x.but()]  # which are other entries than those of x
+    return [x.but()]  # a new value, because its entries are not those of x
 
 
 @rule("concatenate")

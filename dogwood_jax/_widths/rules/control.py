@@ -69,16 +69,16 @@ def _lasting(
 ) -> list[_Lasting]:
     """Returns the bounds of a loop's state, and what reaches it, in any iteration.
 
-    Iterations are read aside until no more is found. A sum of positive numbers, such as what
-    attention divides by, begins at zero and stays positive: no iteration that begins with what is
-    not negative makes it so.
+    An iteration is read several times, apart from the program, until nothing new is found. A sum
+    that attention divides by may begin at zero, for example. If one iteration does not make such a
+    sum negative, none does.
 
     Args:
         trace: what is noted of the program.
-        program: that of an iteration, with its constants.
-        before: what it takes before the state.
+        program: the program of an iteration, with its constants.
+        before: the operands of an iteration before the state.
         state: the state before the first iteration.
-        after: what it takes after the state.
+        after: the operands of an iteration after the state.
     """
     known: list[_Lasting] = [
         (_NOT_NEGATIVE if value.bounds_for(0).low >= 0 else NOTHING_KNOWN, value.reach)
@@ -192,7 +192,7 @@ def _cond(trace: Trace, eqn: Any, which: Value, *arguments: Value) -> list[Value
 
 
 def _chosen(trace: Trace, which: Value, cases: Sequence[Value]) -> Value:
-    """Returns what is known of the result of a branch, whichever it is."""
+    """Returns what is known of a result, whichever branch runs."""
     first, origin = cases[0], origin_of((*cases, which))
     are_weights = all(case.origin == "parameter" for case in cases)
     for case in cases:

@@ -102,7 +102,7 @@ def _nary(trace: Trace, eqn: Any, values: Sequence[Value], how: str) -> Value:
     dims, axes = _aligned(eqn, values)
     origin = origin_of(values)
     noise = noise_of(values)
-    # Sums that meet other data are one term among several: what scales them scales the others.
+    # If a sum meets other data, a later constant scales both and says nothing of the sum alone.
     data = [v for v in values if v.origin == "data"]
     sums = [v for v in values if len(data) < 2 and (v.origin != "constant" or not data)]
     for value in values:
@@ -178,7 +178,7 @@ def _sum(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
     out = _nary(trace, eqn, (x, y), "add")
     silencers = _terms((x, y), out)
     indexed = any(a.index and b.number is not None for a, b in ((x, y), (y, x)))
-    # A bound below zero, or a smaller bound of none, leaves indices within their range.
+    # max(index, 0) and min(index, n) with n >= 0 leave indices within their range.
     clipped = indexed and any(
         other.number is not None and (other.number <= 0 if name == "max" else other.number >= 0)
         for other in (x, y)
@@ -186,7 +186,7 @@ def _sum(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
     )
     if name in ("max", "min"):
         silencers = silencers if out.origin == "parameter" else tuple(map(behind, silencers))
-    # jnp adds the length of an axis to negative indices: indices all the same.
+    # jnp adds the length of an axis to negative indices. The results are still indices.
     wrapped = indexed and name == "add"
     number = _fold(name, x.number, y.number)
     return [out.but(silencers=silencers, number=number, index=clipped, wrapped=wrapped)]
@@ -223,7 +223,7 @@ def _compare(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
 
 
 def _is_below(value: Value, dims: Sequence[Dim], axes: Iterable[int]) -> bool:
-    """Whether integers are no new positions, as the place of the largest of a few is none."""
+    """Whether integers never equal a new position: they are less than the old sizes of axes."""
     bounds = value.bounds[0]
     return bounds.low >= 0 and all(bounds.high < dims[axis].size for axis in axes)
 
@@ -231,7 +231,7 @@ def _is_below(value: Value, dims: Sequence[Dim], axes: Iterable[int]) -> bool:
 @rule("select_n")
 def _select_n(trace: Trace, eqn: Any, which: Value, *cases: Value) -> list[Value]:
     out = _nary(trace, eqn, (which, *cases), "add")
-    # The length of an axis is added to indices where they are negative, which those are not.
+    # jnp adds the length of an axis to negative indices. These indices are never negative.
     compared = which.bounds[0].compared
     wraps = compared is not None and (compared.how, compared.number) == ("lt", 0)
     wraps = wraps and any(compared.of is case for case in cases if case.index)  # type: ignore[union-attr]

@@ -28,8 +28,8 @@ def _indexed(trace: Trace, x: Value, axis: int, indices: Value, *, many: bool = 
             x.dims[axis].fix("positions beyond its end are looked up along it")
             return
     if indices.index or (indices.number is not None and indices.number < x.dims[axis].size - 1):
-        # Old indices stay in range, whether an input gives them or they count from zero: more
-        # rows are more inputs that the network understands. The last row may count from the end.
+        # Old indices stay in range: in a larger table, new rows are for new inputs. A constant
+        # index of the last row is left out: it may count from the end.
         x.dims[axis].root.interface = True
         if many and not indices.positional:
             x.dims[axis].named("vocab")
@@ -97,7 +97,7 @@ def _gather(trace: Trace, eqn: Any, x: Value, indices: Value) -> list[Value]:
 def _known_starts(
     x: Value, indices: Value, axes: Sequence[int], sizes: Sequence[int]
 ) -> list[int] | None:
-    """Returns where a slice begins on every axis if it is a single one whose place is known."""
+    """Returns where a slice begins on every axis, if there is only one and its place is known."""
     if indices.ndim != 1 or indices.number is None:
         return None
     starts = [int(indices.number) if axis in axes else 0 for axis in range(x.ndim)]

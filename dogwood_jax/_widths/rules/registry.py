@@ -1,10 +1,10 @@
-"""One rule per primitive: how the dimensions of its results follow from those of its operands.
+"""One rule per primitive: how the dimensions of its results follow from its operands.
 
 A rule takes the trace, the equation and the values of its operands and returns the values of its
 results. It unifies what the operation ties, and notes what stops a dimension from growing or what
 growing it would change. Primitives without a rule fix every dimension that passes through them.
 
-This file holds the table and what the rules share; the rules are in ``_rules_*``, by topic.
+This file holds the table and what the rules share. The other files of this folder hold the rules.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -81,7 +81,7 @@ def unknown(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
 
 
 def of_sum(terms: Iterable[tuple[Value, Silencers]]) -> Silencers:
-    """Silencers of a sum: every term's are needed, save those of terms that are zero anyway."""
+    """Silencers of a sum: all terms must be silenced, except terms that are zero anyway."""
     needed = [silencers for value, silencers in terms if value.number != 0]
     return every(needed) if needed else ()
 
@@ -151,7 +151,7 @@ def spread(x: Value, shape: Sequence[int], places: Sequence[int]) -> Value:
 
 
 def narrowed(silencers: Silencers, whole: Dim, part: Dim) -> Silencers:
-    """Silencers along a factor of a dimension, from those along all of it."""
+    """Silencers along a factor of a dimension, given the silencers along the whole dimension."""
     own = {f.root for f in factors(part)}
     others = {f.root for f in factors(whole)} - own
 
@@ -169,7 +169,7 @@ def narrowed(silencers: Silencers, whole: Dim, part: Dim) -> Silencers:
 
 
 def _each_entry(silencers: Silencers, change: Callable[[Entry], Entry | None]) -> Silencers:
-    """Silencers with each of their entries changed, or left out as none of the part's."""
+    """Silencers with changed entries; entries that become None are left out, unless all do."""
 
     def changed(entries: frozenset[Entry]) -> frozenset[Entry]:
         found = frozenset(e for e in map(change, entries) if e is not None)
@@ -197,7 +197,7 @@ def part_of(x: Value, axis: int, part: Dim, start: int) -> Value:
             return entry.piece(part, start)
         return None if others >= {*atoms(entry.dim)} else entry
 
-    # Factors within each unit lie in the same piece of the leaf's axis then.
+    # A factor inside each unit of a cut dimension moves to the same piece of the leaf's axis.
     elsewhere = frozenset().union(*(x.entries(a) for a in range(x.ndim) if a != axis))
     cut = [e for e in x.entries(axis) - elsewhere if e.dim.is_same(whole)]
 
@@ -215,7 +215,7 @@ def part_of(x: Value, axis: int, part: Dim, start: int) -> Value:
 
 
 def sliced(x: Value, axis: int, start: int, size: int) -> Value:
-    """Returns so many units of a value along an axis, from ``start`` on."""
+    """Returns ``size`` units of a value along an axis, from ``start`` on."""
     whole = x.dims[axis]
     if size == whole.size:
         return x

@@ -239,7 +239,7 @@ def _reduce(trace: Trace, eqn: Any, x: Value, *_: Value) -> list[Value]:
     axes = {int(a) for a in eqn.params["axes"]}
     for axis in axes if x.origin != "constant" else ():
         hazard = f"{_REDUCTIONS[eqn.primitive.name]} runs over it"
-        # Zeros are no larger than what is never negative: a maximum does not see silent units.
+        # If values are never negative, additional zeros do not change their maximum.
         silent = x.silencers_of(axis) if _is_least_at_zero(eqn.primitive.name, x) else ()
         trace.demand(x.dims[axis], (silent,), hazard, (x, axis), only_readers=True)
     kept = pick(x, [a for a in range(x.ndim) if a not in axes])
@@ -335,7 +335,7 @@ def _reduce_window(trace: Trace, eqn: Any, *values: Value) -> list[Value]:
             if not untouched:
                 dim.fix(_SPATIAL)
             dims.append(dim if untouched else Dim(shape[axis], _SPATIAL))
-        # What a mean over the window divides by has nothing to do with other sizes.
+        # A mean divides by the size of the window. Other sizes do not explain that number.
         window = (Dim(prod(p["window_dimensions"])),) if eqn.primitive.name == _WINDOW_SUM else ()
         out.append(mixed((x,), dims, summed=window))
     return out
