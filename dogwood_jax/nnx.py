@@ -21,7 +21,7 @@ from dogwood_jax._base.arguments import (
     NNX,
     NNX_OPTIMIZER,
     WIDTHS,
-    Kind,
+    ArgumentKind,
     expect,
     expect_call,
 )
@@ -275,17 +275,17 @@ def grow_optimizer(
     return new
 
 
-_NETWORK = Kind(
+_NETWORK = ArgumentKind(
     f"{NNX.what} or its Widths",
     lambda value: NNX.fits(value) or WIDTHS.fits(value),
     NNX.way_out,
 )
-_LARGER = Kind(
+_LARGER = ArgumentKind(
     f"{NNX.what}, the larger one, or sizes {{name: units}}",
     lambda value: NNX.fits(value) or BY_WIDTH.fits(value),
     NNX.way_out,
 )
-_GROWN = Kind(
+_GROWN = ArgumentKind(
     f"{NNX.what}, the larger one, or the Growth that dw.nnx.plan returns",
     lambda value: NNX.fits(value) or GROWTH.fits(value),
     GROWTH.way_out,

@@ -10,25 +10,32 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dogwood_jax._base.arguments import NUMBER, WIDTHS, Kind, expect, expect_given, is_integer
+from dogwood_jax._base.arguments import (
+    NUMBER,
+    WIDTHS,
+    ArgumentKind,
+    expect,
+    expect_given,
+    is_integer,
+)
 from dogwood_jax._base.tables import layers_together, merged
 from dogwood_jax._widths.widths import Widths
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_AXES = Kind(
+_AXES = ArgumentKind(
     "the axes of a Matplotlib figure, plt.figure().add_subplot()",
     lambda value: hasattr(value, "set_xticks"),
 )
-_SHAPE = Kind(
+_SHAPE = ArgumentKind(
     "the height and width of an image, (28, 28)",
     lambda value: (
         isinstance(value, tuple | list) and len(value) == 2 and all(map(is_integer, value))
     ),
 )
-_KERNEL = Kind("an array of weights", lambda value: _is_numeric(value))
-_HISTORIES = Kind(
+_KERNEL = ArgumentKind("an array of weights", lambda value: _is_numeric(value))
+_HISTORIES = ArgumentKind(
     "a mapping, {label: [one number for each epoch]} or {label: run.history}",
     lambda value: (
         isinstance(value, Mapping)

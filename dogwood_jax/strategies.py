@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dogwood_jax._base.arguments import INTEGER, KEY, NUMBER, Kind, expect, is_integer
+from dogwood_jax._base.arguments import INTEGER, KEY, NUMBER, ArgumentKind, expect, is_integer
 
 Initializer = Callable[..., jax.Array]  # (key, shape, dtype) -> array, as in jax.nn.initializers
 
@@ -46,9 +46,9 @@ def _is_mask(value: Any) -> bool:
     return _is_list(value) and all(isinstance(one, bool | np.bool_) for one in value)
 
 
-_INIT = Kind("an initializer, such as jax.nn.initializers.he_normal()", callable)
-_LOSS = Kind("a function, loss(variables, *batch)", callable)
-_UNITS = Kind(
+_INIT = ArgumentKind("an initializer, such as jax.nn.initializers.he_normal()", callable)
+_LOSS = ArgumentKind("a function, loss(variables, *batch)", callable)
+_UNITS = ArgumentKind(
     "a list of units, integers",
     lambda value: _is_list(value) and all(map(is_integer, value)),
     lambda value: "np.flatnonzero(mask) are the units of a mask" if _is_mask(value) else "",
@@ -497,7 +497,7 @@ def firefly(
 
 
 @dataclass(frozen=True)
-class Layers:
+class DepthStrategy:
     """Which layers of a deeper network are copies of which; see ``stack`` and the like.
 
     Attributes:
@@ -521,7 +521,7 @@ class Layers:
         return self.name
 
 
-def stack() -> Layers:
+def stack() -> DepthStrategy:
     """The whole stack of layers is repeated: 0, 1, 2 become 0, 1, 2, 0, 1, 2.
 
     Not preserving. For ``plan(depth=...)`` with a deeper model as target. One layer becomes many
@@ -537,10 +537,10 @@ def stack() -> Layers:
         Du et al., 2024, Stacking Your Transformers (G_stack); Gong et al., 2019, Efficient Training
         of BERT by Progressively Stacking.
     """
-    return Layers("stack")
+    return DepthStrategy("stack")
 
 
-def interpose() -> Layers:
+def interpose() -> DepthStrategy:
     """Each layer is repeated in its place: 0, 1, 2 become 0, 0, 1, 1, 2, 2.
 
     Not preserving. For ``plan(depth=...)`` with a deeper model as target. The order of layers
@@ -556,10 +556,10 @@ def interpose() -> Layers:
         Chang et al., 2018, Multi-level Residual Networks from Dynamical Systems View; for converged
         mixtures of experts, arXiv 2510.08008, 2025.
     """
-    return Layers("interpose")
+    return DepthStrategy("interpose")
 
 
-def new_layers() -> Layers:
+def new_layers() -> DepthStrategy:
     """New layers follow the old ones, with random weights as in a new network.
 
     Not preserving. For ``plan(depth=...)`` with a deeper model as target: from one layer to many,
@@ -574,7 +574,7 @@ def new_layers() -> Layers:
     Reference:
         Zero- and one-layer expansion, arXiv 2511.04981, 2025.
     """
-    return Layers("new_layers")
+    return DepthStrategy("new_layers")
 
 
 def _check_split(split: str) -> None:

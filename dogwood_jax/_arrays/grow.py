@@ -38,10 +38,10 @@ from dogwood_jax._base.trees import (
     is_array,
     is_traced,
     leaves_by_path,
-    numbered,
     rebuilt,
     struct,
     struct_of,
+    tree_of_indices,
 )
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.leaf_map import LeafMap
@@ -194,7 +194,7 @@ def _is_here(leaf: Any) -> bool:
 
 def _filled(structure: Any, leaves: Mapping[str, Any]) -> PyTree:
     """Returns a tree of a structure; None where the variables lack a leaf, as when partitioned."""
-    paths = leaves_by_path(numbered(structure))
+    paths = leaves_by_path(tree_of_indices(structure))
     return jax.tree.unflatten(structure, [leaves.get(path) for path in paths])
 
 
@@ -243,7 +243,7 @@ def _grow_and_insert(
         problems = outdated_leaves(leaves, growth.widths.leaves, growth.sizes)
         problems += [
             f"{path}: no array, so only the larger model has it"
-            for path in leaves_by_path(numbered(growth.structure))
+            for path in leaves_by_path(tree_of_indices(growth.structure))
             if path not in leaves and path not in inserted
         ]
         if problems:

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from dogwood_jax._arrays.finite import not_finite
-from dogwood_jax._arrays.moves import spread
+from dogwood_jax._arrays.moves import repeated
 from dogwood_jax._base.draw import dtype_named, random_keys, seeds, uniform
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, in_order_of, is_array, leaves_by_path, rebuilt
 from dogwood_jax._growth.insertion import Insertion
-from dogwood_jax._growth.shardings import ANYWHERE, Placement, alike, placement
+from dogwood_jax._growth.shardings import ANYWHERE, Placement, most_like, placement
 
 
 def insert(
@@ -74,7 +74,7 @@ def insert(
         {i.path: leaves[i.source] for i in insertions if i.source is not None} | fresh,
         {i.path: i.shape for i in insertions},
         alike={
-            i.path: leaves[alike(i.path, i.shape, sizes)]
+            i.path: leaves[most_like(i.path, i.shape, sizes)]
             for i in insertions
             if i.source is None and i.path not in fresh
         },
@@ -145,7 +145,7 @@ def stacked(insertion: Insertion, old: Array, new: Array) -> Array:
     # A new layer (-1) takes the place of the old layer before it: the largest index so far.
     if insertion.fill == "copy" and insertion.copies:
         return jnp.take(old, jnp.asarray(insertion.copies), axis=0)
-    stack = spread(old, list(itertools.accumulate(insertion.layers, max, initial=0))[1:])
+    stack = repeated(old, list(itertools.accumulate(insertion.layers, max, initial=0))[1:])
     if insertion.fill == "copy":
         return stack
     is_old = jnp.asarray(insertion.layers) >= 0

@@ -26,7 +26,7 @@ def compacted(array: Array, axis: int, sources: tuple[int, ...]) -> Array:
     return padded(array, with_size(array.shape, axis, len(sources)))
 
 
-def spread(array: Array, sources: Sequence[int]) -> Array:
+def repeated(array: Array, sources: Sequence[int]) -> Array:
     """Returns the entries of the first axis, some several times, by moves as for ``compacted``.
 
     Args:

@@ -30,7 +30,7 @@ from dogwood_jax._base.trees import PyTree, is_array, is_traced
 
 
 @dataclass(frozen=True)
-class Kind:
+class ArgumentKind:
     """What an argument has to be.
 
     Attributes:
@@ -44,7 +44,7 @@ class Kind:
     way_out: Callable[[Any], str] = lambda value: ""
 
 
-def expect(call: str, **arguments: tuple[Kind, Any]) -> None:
+def expect(call: str, **arguments: tuple[ArgumentKind, Any]) -> None:
     """Raises if arguments are of the wrong kind, or in the wrong order.
 
     Args:
@@ -66,13 +66,13 @@ def expect(call: str, **arguments: tuple[Kind, Any]) -> None:
     _raise(call, wrong)
 
 
-def expect_given(call: str, **arguments: tuple[Kind, Any]) -> None:
+def expect_given(call: str, **arguments: tuple[ArgumentKind, Any]) -> None:
     """Raises if keyword arguments are of the wrong kind, unless they are None; see ``expect``."""
     given = {name: one for name, one in arguments.items() if one[1] is not None}
     _raise(call, {name: one for name, one in given.items() if not one[0].fits(one[1])})
 
 
-def _raise(call: str, wrong: Mapping[str, tuple[Kind, Any]]) -> None:
+def _raise(call: str, wrong: Mapping[str, tuple[ArgumentKind, Any]]) -> None:
     problems = []
     for name, (kind, value) in wrong.items():
         way_out = kind.way_out(value)
@@ -115,7 +115,7 @@ def _function_of(value: Any) -> str:
     return "pass its apply" if callable(getattr(value, "apply", None)) else ""
 
 
-FUNCTION = Kind(
+FUNCTION = ArgumentKind(
     "a function of variables and inputs, such as module.apply", _is_function, _function_of
 )
 
@@ -196,9 +196,11 @@ def _variables_of(value: Any) -> str:
     return ""
 
 
-VARIABLES = Kind("a pytree of arrays, the network's variables", _is_variables, _variables_of)
+VARIABLES = ArgumentKind(
+    "a pytree of arrays, the network's variables", _is_variables, _variables_of
+)
 # Of a network that may have no variables.
-TREE = Kind(
+TREE = ArgumentKind(
     VARIABLES.what,
     lambda value: VARIABLES.fits(value) or (value is not None and not jax.tree.leaves(value)),
     VARIABLES.way_out,
@@ -277,10 +279,12 @@ def _width_of(value: Any) -> str:
     return "pass one of them, widths[name]" if is_a(value, "Widths") else ""
 
 
-GROWTH = Kind("the Growth that dw.plan returns", lambda value: is_a(value, "Growth"), _growth_of)
-WIDTHS = Kind("the Widths that dw.trace returns", lambda value: is_a(value, "Widths"))
-WIDTH = Kind("a Width, widths[name]", lambda value: is_a(value, "Width"), _width_of)
-BY_WIDTH = Kind(
+GROWTH = ArgumentKind(
+    "the Growth that dw.plan returns", lambda value: is_a(value, "Growth"), _growth_of
+)
+WIDTHS = ArgumentKind("the Widths that dw.trace returns", lambda value: is_a(value, "Widths"))
+WIDTH = ArgumentKind("a Width, widths[name]", lambda value: is_a(value, "Width"), _width_of)
+BY_WIDTH = ArgumentKind(
     "a mapping from widths, {name: ...}",
     lambda value: isinstance(value, Mapping) and not is_a(value, "Widths"),
 )
@@ -328,15 +332,17 @@ def _nnx_of(value: Any) -> str:
     return "dw.trace(apply, variables, *inputs) takes functions of variables and inputs"
 
 
-NNX = Kind(
+NNX = ArgumentKind(
     "an nnx.Module",
     lambda value: library_of(value) == "NNX" and not isinstance(value, type),
     _nnx_of,
 )
-NNX_OPTIMIZER = Kind("an nnx.Optimizer", is_nnx_optimizer)
-OPTIMIZER = Kind("the optax.GradientTransformation of an optimizer", is_optimizer, _optimizer_of)
-STATE = Kind("the state of an optimizer", _is_state, _state_of)
-KEY = Kind("one random key of JAX, such as jax.random.key(0)", _is_key, _key_of)
+NNX_OPTIMIZER = ArgumentKind("an nnx.Optimizer", is_nnx_optimizer)
+OPTIMIZER = ArgumentKind(
+    "the optax.GradientTransformation of an optimizer", is_optimizer, _optimizer_of
+)
+STATE = ArgumentKind("the state of an optimizer", _is_state, _state_of)
+KEY = ArgumentKind("one random key of JAX, such as jax.random.key(0)", _is_key, _key_of)
 
 
 # Plain values -------------------------------------------------------------------------------------
@@ -363,22 +369,22 @@ def _are_names(value: Any) -> bool:
     return isinstance(value, Collection) and all(isinstance(name, str) for name in value)
 
 
-BOOLEAN = Kind("True or False", lambda value: isinstance(value, bool | np.bool_))
-INTEGER = Kind("an integer", is_integer)
-NUMBER = Kind("a number", _is_number)
+BOOLEAN = ArgumentKind("True or False", lambda value: isinstance(value, bool | np.bool_))
+INTEGER = ArgumentKind("an integer", is_integer)
+NUMBER = ArgumentKind("a number", _is_number)
 # What a function has for variables where these may also be plain numbers.
-DATA = Kind(
+DATA = ArgumentKind(
     VARIABLES.what,
     lambda value: holds_arrays(value) or not callable(value),
     VARIABLES.way_out,
 )
-MAPPING = Kind("a mapping", lambda value: isinstance(value, Mapping))
-NAMES = Kind(
+MAPPING = ArgumentKind("a mapping", lambda value: isinstance(value, Mapping))
+NAMES = ArgumentKind(
     "a name or a list of names",
     _are_names,
     lambda value: f"pass {value.name!r}" if is_a(value, "Width") else "",
 )
-PATH = Kind(
+PATH = ArgumentKind(
     "the path of a file, str or os.PathLike",
     lambda value: isinstance(value, str | os.PathLike),
 )

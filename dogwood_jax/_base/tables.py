@@ -74,11 +74,6 @@ def _one_of(names: Sequence[str]) -> str:
     return f"{{{','.join([*names[:_MOST_ALTERNATIVES], *more])}}}"
 
 
-def pattern(text: str) -> str:
-    """Returns a text with its numbers left out, save those of axes."""
-    return _NUMBER.sub("*", text)
-
-
 def layers_together(rows: Iterable[Row]) -> list[tuple[Row, list[int]]]:
     """Returns rows in which those that differ in the number of a layer alone are one.
 

@@ -125,11 +125,11 @@ def concrete(array: Any) -> np.ndarray | None:
 def rebuilt(structure: Any, leaves: Mapping[str, Any]) -> PyTree:
     """Returns a tree of a given structure with the leaves that have the same paths."""
     return jax.tree.unflatten(
-        structure, [leaves[path] for path in leaves_by_path(numbered(structure))]
+        structure, [leaves[path] for path in leaves_by_path(tree_of_indices(structure))]
     )
 
 
-def numbered(structure: Any) -> PyTree:
+def tree_of_indices(structure: Any) -> PyTree:
     """Returns a tree of a given structure whose leaves are numbers, for the sake of their paths."""
     return jax.tree.unflatten(structure, range(structure.num_leaves))
 

@@ -1,4 +1,4 @@
-"""Find out which new arrays make a deeper program compute what the old one did: ``Reader``.
+"""Find out which new arrays make a deeper program compute what the old one did: ``TermReader``.
 
 Both programs are turned into terms (``terms``). What a new array holds is still open, so a value
 that depends on new arrays has *options*. An option says how new arrays are filled, and which term
@@ -67,7 +67,7 @@ class Value:
 
 
 @dataclass(frozen=True)
-class Loss:
+class Departure:
     """Where a program left everything that the old one computes.
 
     Attributes:
@@ -88,12 +88,12 @@ def exactly(term: Term) -> Value:
     return Value((Option(frozenset(), term),))
 
 
-class Reader:
+class TermReader:
     """Turns a program into terms.
 
     Attributes:
         terms: the table of terms, shared with the program to compare with.
-        losses: where the program left the terms of the old one, since it last came back to them.
+        departures: where the program left the terms of the old one since it last came back.
         scanned: paths of arrays that a loop runs over.
         strangers: operations on terms of the old program, without any new array, whose results are
             no terms of the old program.
@@ -116,7 +116,7 @@ class Reader:
             fills: how new arrays are filled, if that is known; arrays without one can be anything.
         """
         self.terms = terms
-        self.losses: list[Loss] = []
+        self.departures: list[Departure] = []
         self.strangers: list[str] = []
         self.scanned: set[str] = set()
         self._stacks = stacks or {}
@@ -229,7 +229,7 @@ class Reader:
                     result.append(Option(fills, term))
         path = values[0].path if len(values) == 1 else None
         results = [Value(self._best(o), leaves, path) for o in options]
-        self._look_for_losses(eqn, values, results)
+        self._note_departures(eqn, values, results)
         return results
 
     def _close(
@@ -256,13 +256,13 @@ class Reader:
         if known and any(t is not None and t.order >= self._known for t in results):
             self.strangers.append(self._calls[-1] if self._calls else eqn.primitive.name)
 
-    def _look_for_losses(self, eqn: Any, before: Sequence[Value], after: Sequence[Value]) -> None:
+    def _note_departures(self, eqn: Any, before: Sequence[Value], after: Sequence[Value]) -> None:
         def on_track(value: Value) -> bool:
             return any(self._leads_on(option.term) for option in value.options)
 
         if any(on_track(value) for value in after):
             if not all(on_track(value) for value in before if value.leaves):
-                self.losses.clear()
+                self.departures.clear()
             return
         followed = [value for value in before if on_track(value)]
         if followed:
@@ -273,7 +273,7 @@ class Reader:
             term = next(o.term for o in followed[0].options if self._leads_on(o.term))
             name = self._calls[-1] if self._calls else eqn.primitive.name
             first = any(value.path == last for value in before)
-            self.losses.append(Loss(name, self._names.get(term, term.op), last, first))
+            self.departures.append(Departure(name, self._names.get(term, term.op), last, first))
 
     # Programs -------------------------------------------------------------------------------------
 

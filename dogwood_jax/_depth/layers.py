@@ -18,7 +18,7 @@ from dogwood_jax._base.trees import (
     leaf_path,
     struct,
 )
-from dogwood_jax._depth.identity import Fill, Reader, Value, exactly
+from dogwood_jax._depth.identity import Fill, TermReader, Value, exactly
 from dogwood_jax._depth.terms import Terms
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._growth.pairing import Pairing
@@ -122,7 +122,7 @@ class _Network:
         )
         return _Network(self.apply, variables, self._inputs)
 
-    def read(self, reader: Reader, leaf: Callable[[str, Any], Value]) -> dict[str, Value]:
+    def read(self, reader: TermReader, leaf: Callable[[str, Any], Value]) -> dict[str, Value]:
         """Returns the values of the results, for given values of the variables."""
         jaxpr, consts = self._program.jaxpr.jaxpr, self._program.jaxpr.consts
         values = []
@@ -204,7 +204,7 @@ class _Old:
     """
 
     def __init__(self, network: _Network, terms: Terms) -> None:
-        reader = Reader(terms)
+        reader = TermReader(terms)
         leaf = terms.make
         results = network.read(reader, lambda path, aval: exactly(leaf("leaf", path, (), aval)))
         self.terms, self.known, self.scanned = terms, len(terms), reader.scanned
@@ -251,11 +251,11 @@ class _Proof:
                 return
         self.refusal = f"filling {', '.join(fills)} does not make the new layers do nothing"
 
-    def _read(self, fills: dict[str, Fill] | None) -> tuple[Reader, dict[str, Value]]:
+    def _read(self, fills: dict[str, Fill] | None) -> tuple[TermReader, dict[str, Value]]:
         """Returns the outputs of the deeper network by their names in the old one."""
         sources = {place: path for path, place in self.places.items()}
         terms = self._old.terms
-        reader = Reader(terms, known=self._old.known, stacks=self.stacks, fills=fills)
+        reader = TermReader(terms, known=self._old.known, stacks=self.stacks, fills=fills)
 
         def leaf(path: str, aval: Any) -> Value:
             if path in sources:
@@ -291,20 +291,20 @@ class _Proof:
         options = tuple(option for option in found[path].options if option.term is term)
         return Value(options, found[path].leaves)
 
-    def _explanation(self, reader: Reader) -> str:
+    def _explanation(self, reader: TermReader) -> str:
         """Says in which layer the deeper network leaves what the old one computes."""
-        if reader.losses:
-            loss = reader.losses[0]
-            module = loss.leaf.rpartition("/")[0].removeprefix("params/") or loss.leaf
-            f = loss.operation
-            if loss.first:
-                shape = self.new.shapes[loss.leaf].shape
-                return f"{loss.leaf} of shape {shape}: no values make {f} with it the identity"
+        if reader.departures:
+            departure = reader.departures[0]
+            module = departure.leaf.rpartition("/")[0].removeprefix("params/") or departure.leaf
+            f = departure.operation
+            if departure.first:
+                shape = self.new.shapes[departure.leaf].shape
+                return f"{departure.leaf} of shape {shape}: no values make {f} with it the identity"
             if f in ("integer_pow", "square"):
                 return (
                     f"{module}: {f} follows it, as in gelu or a norm, which is not done twice alike"
                 )
-            inner = f"{f}(x)" if loss.before == f else "x"
+            inner = f"{f}(x)" if departure.before == f else "x"
             return f"{module}: {f} follows it, and {f}({inner}) is not {inner}"
         if reader.strangers:
             return f"{reader.strangers[0]} is applied where the old network does something else"

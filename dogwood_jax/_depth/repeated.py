@@ -1,7 +1,7 @@
 """New layers that do not compute the identity: ``repeated_insertions``.
 
 A repeated layer has a number in its name, ``block_2``, or is an entry of a stack over which a loop
-runs. A ``Layers`` strategy says, by these numbers alone, which old layer each layer of the deeper
+runs. A ``DepthStrategy`` says, by these numbers alone, which old layer each layer of the deeper
 network is or copies. Nothing is proved, because outputs change.
 """
 
@@ -15,13 +15,13 @@ import jax
 from dogwood_jax._base.problems import listed
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._growth.pairing import nested
-from dogwood_jax.strategies import Layers
+from dogwood_jax.strategies import DepthStrategy
 
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
 
 
 def repeated_insertions(
-    old: Shapes, new: Shapes, stacked: Collection[str], layers: Layers
+    old: Shapes, new: Shapes, stacked: Collection[str], layers: DepthStrategy
 ) -> tuple[Insertion, ...]:
     """Returns all arrays of a deeper network that are new, moved, or have new layers.
 
@@ -51,7 +51,7 @@ class _Reading:
     old: Shapes
     new: Shapes
     stacked: Collection[str]
-    layers: Layers
+    layers: DepthStrategy
     problems: list[str] = field(default_factory=list)
 
     def pairs(

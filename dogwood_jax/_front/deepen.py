@@ -16,7 +16,7 @@ from dogwood_jax._base.arguments import (
     FUNCTION,
     KEY,
     VARIABLES,
-    Kind,
+    ArgumentKind,
     expect,
     expect_call,
     expect_given,
@@ -38,14 +38,14 @@ from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._widths.widths import Widths, no_such
 
-_LAYERS = Kind(
+_LAYERS = ArgumentKind(
     "a mapping from layer to layer, {name: name}",
     lambda value: (
         isinstance(value, Mapping)
         and all(isinstance(name, str) for pair in value.items() for name in pair)
     ),
 )
-_INPUTS = Kind("a tuple of inputs, (x,)", lambda value: isinstance(value, tuple | list))
+_INPUTS = ArgumentKind("a tuple of inputs, (x,)", lambda value: isinstance(value, tuple | list))
 
 
 def deepen(

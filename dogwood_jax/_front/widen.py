@@ -8,18 +8,18 @@ import jax.numpy as jnp
 
 from dogwood_jax import strategies
 from dogwood_jax._arrays.grow import grow
-from dogwood_jax._base.arguments import KEY, NAMES, TREE, Kind, expect, expect_given
+from dogwood_jax._base.arguments import KEY, NAMES, TREE, ArgumentKind, expect, expect_given
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, leaves_by_path
 from dogwood_jax._plan.plan import plan
 from dogwood_jax._widths.layout import Units
 from dogwood_jax._widths.widths import Facts, Leaf, Widths, make_widths, no_such
 
-_LAYER = Kind(
+_LAYER = ArgumentKind(
     "the name of a layer, or a mapping, {name: units}",
     lambda value: isinstance(value, str) or (isinstance(value, Mapping) and NAMES.fits(value)),
 )
-_NAME = Kind("the name of a layer", lambda value: isinstance(value, str))
+_NAME = ArgumentKind("the name of a layer", lambda value: isinstance(value, str))
 
 
 def widen(

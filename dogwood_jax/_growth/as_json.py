@@ -12,7 +12,7 @@ import jax
 
 import dogwood_jax
 from dogwood_jax import strategies
-from dogwood_jax._base.arguments import Kind, expect
+from dogwood_jax._base.arguments import ArgumentKind, expect
 from dogwood_jax._base.described import described
 from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._growth.insertion import Insertion
@@ -84,11 +84,11 @@ def from_json(text: str) -> Any:
 
 
 _EXPECTED = "from_json: expected what to_json wrote of widths or a growth"
-_WIDTHS_OR_GROWTH = Kind(
+_WIDTHS_OR_GROWTH = ArgumentKind(
     "the Widths that dw.trace returns or the Growth that dw.plan returns",
     lambda value: isinstance(value, Widths | Growth),
 )
-_TEXT = Kind(
+_TEXT = ArgumentKind(
     "the JSON text that to_json wrote",
     lambda value: isinstance(value, str | bytes | bytearray),
     lambda value: "pass json.dumps of it" if isinstance(value, Mapping) else "",

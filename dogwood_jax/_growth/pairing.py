@@ -151,7 +151,7 @@ def _moves(places: Mapping[str, str]) -> int:
     return sum(path != place for path, place in places.items())
 
 
-def numbered(name: str) -> tuple[str, int | None]:
+def split_number(name: str) -> tuple[str, int | None]:
     """Returns a name without the number at its end, and the number."""
     match = re.fullmatch(r"(.*?)(\d+)", name)
     return (match[1], int(match[2])) if match else (name, None)
@@ -175,7 +175,7 @@ def _kind(name: str) -> str:
 
 
 def _stem(name: str) -> str:
-    start, number = numbered(name)
+    start, number = split_number(name)
     return name if number is None else f"{start}#"
 
 
@@ -209,5 +209,5 @@ def nested(paths: Iterable[str], collections: bool) -> Any:
 def _sorted(tree: Any) -> Any:
     if isinstance(tree, str):
         return tree
-    names = sorted(tree, key=lambda name: (_stem(name), numbered(name)[1] or 0))
+    names = sorted(tree, key=lambda name: (_stem(name), split_number(name)[1] or 0))
     return {name: _sorted(tree[name]) for name in names}

@@ -20,9 +20,9 @@ from dogwood_jax._base.trees import (
     is_array,
     is_traced,
     leaves_by_path,
-    numbered,
     rebuilt,
     struct,
+    tree_of_indices,
 )
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._growth.pairing import closest
@@ -186,10 +186,10 @@ def grown_shardings(
         found = shardings | {
             insertion.path: _fitting(shardings[path], insertion.shape)
             for insertion in insertions
-            for path in [insertion.source or alike(insertion.path, insertion.shape, known)]
+            for path in [insertion.source or most_like(insertion.path, insertion.shape, known)]
         }
         # Leaves that are functions, as in an Equinox module, have no sharding.
-        paths = leaves_by_path(numbered(structure))
+        paths = leaves_by_path(tree_of_indices(structure))
         tree = rebuilt(structure, dict.fromkeys(paths) | found)
     elif not missing and says_numbers(tree):
         # A module says other sizes once it has grown.
@@ -231,7 +231,7 @@ def _misfits(place: str, sharding: Sharding, shape: tuple[int, ...]) -> Iterator
             yield f"{place}: {error}"
 
 
-def alike(path: str, shape: tuple[int, ...], others: Mapping[str, tuple[int, ...]]) -> str:
+def most_like(path: str, shape: tuple[int, ...], others: Mapping[str, tuple[int, ...]]) -> str:
     """Returns the path of the array most like a new one: of as many axes, and closest by name."""
     same = [other for other, theirs in others.items() if len(theirs) == len(shape)]
     return closest(path, same or others)[-1]

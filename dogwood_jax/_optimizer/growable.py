@@ -252,18 +252,18 @@ def has_growable(state: PyTree) -> bool:
     return any(map(is_growable, jax.tree.leaves(state, is_leaf=is_growable)))
 
 
-def stripped(state: PyTree) -> PyTree:
+def unwrapped_state(state: PyTree) -> PyTree:
     """Returns a state as it is of optimizers that are not wrapped."""
     return jax.tree.map(
         lambda node: node.inner_state if is_growable(node) else node, state, is_leaf=is_growable
     )
 
 
-def wrapped(state: PyTree, like: PyTree) -> PyTree:
+def rewrapped_state(state: PyTree, like: PyTree) -> PyTree:
     """Returns a state with its ``GrowableState`` again, without ages.
 
     Args:
-        state: a state from which ``stripped`` has removed it.
+        state: a state from which ``unwrapped_state`` has removed it.
         like: a state of the same optimizer that still has it.
     """
     return jax.tree.unflatten(jax.tree.structure(without_ages(like)), jax.tree.leaves(state))
@@ -278,20 +278,20 @@ def without_ages(state: PyTree) -> PyTree:
     )
 
 
-def without(tx: Any) -> Any:
-    """Returns an optimizer whose states are stripped."""
+def unwrapped(tx: Any) -> Any:
+    """Returns an optimizer whose states are unwrapped."""
     import optax
 
     def init(params: PyTree) -> PyTree:
-        return stripped(tx.init(params))
+        return unwrapped_state(tx.init(params))
 
     def update(
         updates: PyTree, state: PyTree, params: PyTree = None, **extra: Any
     ) -> tuple[PyTree, PyTree]:
         like = jax.eval_shape(tx.init, updates if params is None else params)
         update = optax.with_extra_args_support(tx).update
-        updates, state = update(updates, wrapped(state, like), params, **extra)
-        return updates, stripped(state)
+        updates, state = update(updates, rewrapped_state(state, like), params, **extra)
+        return updates, unwrapped_state(state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -38,8 +38,8 @@ from dogwood_jax._base.trees import (
     leaf_path,
     leaves_by_path,
     level,
-    numbered,
     struct,
+    tree_of_indices,
 )
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.insertion import Insertion
@@ -60,7 +60,13 @@ from dogwood_jax._optimizer.fields import (
     unfollowed,
     watched,
 )
-from dogwood_jax._optimizer.growable import has_growable, is_growable, stripped, without, wrapped
+from dogwood_jax._optimizer.growable import (
+    has_growable,
+    is_growable,
+    rewrapped_state,
+    unwrapped,
+    unwrapped_state,
+)
 from dogwood_jax._widths.widths import Leaf
 
 
@@ -175,7 +181,7 @@ def grow_state(
     expect_given("grow_opt_state", variables=(VARIABLES, variables), fields=(MAPPING, fields))
     if second_moment not in (None, "mean", "zeros"):
         raise ValueError(f"second_moment must be 'mean' or 'zeros', got {second_moment!r}")
-    plain = stripped(opt_state)
+    plain = unwrapped_state(opt_state)
     found = fields_of(plain, growth)
     _expect_state(plain, leaves_by_path(plain), found, growth)
     is_outside = _is_outside(opt_state)
@@ -190,7 +196,7 @@ def grow_state(
         if second_moment is None and Moments(plain, known).counts:
             warnings.warn(_ONE_COUNT, stacklevel=3)
         return _grow_plain(plain, growth, tx, params, variables, moment, fields, like, donate)
-    inner, start = without(tx), stripped(like)
+    inner, start = unwrapped(tx), unwrapped_state(like)
     grown = _grow_plain(plain, growth, inner, params, variables, moment, fields, start, donate)
     if is_outside:
         return grown.replace(opt_state=_with_ages(grown.opt_state, like, old, growth))
@@ -244,7 +250,7 @@ def _with_ages(grown: PyTree, like: PyTree, old: PyTree, growth: Growth) -> PyTr
         ages = grown_ages(ages, inner, growth, places.__contains__)
         return node if ages is None else node._replace(ages=_beside(ages, inner))
 
-    return jax.tree_util.tree_map_with_path(aged, wrapped(grown, like), is_leaf=is_growable)
+    return jax.tree_util.tree_map_with_path(aged, rewrapped_state(grown, like), is_leaf=is_growable)
 
 
 def _beside(ages: PyTree, state: PyTree) -> PyTree:
@@ -476,7 +482,7 @@ def _params(
     larger, deeper = None, bool(growth.insertions)
     structure = growth.structure if variables is None or deeper else jax.tree.structure(variables)
     if structure is not None:
-        larger = _collection(numbered(structure), first.collection)
+        larger = _collection(tree_of_indices(structure), first.collection)
     if larger is None or not (deeper or _kinds(tree).items() <= _kinds(larger).items()):
         known = growth.widths.leaves
         resizing = Resizing(known, growth.sizes, growth.constants, first.collection)
@@ -652,10 +658,10 @@ def _grow_in_rounds(
 
     keep = several_times(arrays.values())
     grown: dict[str, Array] = {}
-    for alike in rounds(growing, lambda one: _numbered([one]), size if donate else None):
-        numbered = _numbered(alike)
+    for alike in rounds(growing, lambda one: _without_names([one]), size if donate else None):
+        without_names = _without_names(alike)
         old, fresh, names = dict[str, Any](), dict[str, Any](), dict[str, str]()
-        for number, one in zip(numbered, alike, strict=True):
+        for number, one in zip(without_names, alike, strict=True):
             path, new_path = one.field.leaf.path, growth.place(one.field.leaf.path)
             inner = number.places(number.field.leaf.path)
             old |= {to: arrays[place] for to, place in zip(inner, one.places(path))}
@@ -663,7 +669,9 @@ def _grow_in_rounds(
             if own is not None and one.meaning == "parameters":
                 fresh[number.field.leaf.path] = own[new_path]
         here = where.renamed(names)
-        filled = _grow_fields(here.enter(old), here.enter(fresh), numbered, second_moment, here)
+        filled = _grow_fields(
+            here.enter(old), here.enter(fresh), without_names, second_moment, here
+        )
         filled = here.leave(filled)
         grown |= {place: filled[inner] for place, inner in names.items() if inner in filled}
         if donate:
@@ -671,16 +679,16 @@ def _grow_in_rounds(
     return grown
 
 
-def _numbered(known: Sequence[_Known]) -> tuple[_Known, ...]:
+def _without_names(known: Sequence[_Known]) -> tuple[_Known, ...]:
     """Returns arrays of the state with numbers for names."""
-    numbered = []
+    tree_of_indices = []
     for number, one in enumerate(known):
         name, field = str(number), one.field
         leaf = Leaf(name, field.leaf.shape, ())
         stack = one.stack and replace(one.stack, path=name, source=name)
         field = replace(field, group=name, inner=name, leaf=leaf)
-        numbered.append(replace(one, field=field, stack=stack))
-    return tuple(numbered)
+        tree_of_indices.append(replace(one, field=field, stack=stack))
+    return tuple(tree_of_indices)
 
 
 @functools.partial(jax.jit, static_argnames=("known", "second_moment", "where"))

@@ -22,7 +22,7 @@ from dogwood_jax._widths.layout import Layout, Units
 from dogwood_jax._widths.recipes.states import LARGEST_EPSILON
 from dogwood_jax._widths.trace import Traced, trace
 from dogwood_jax._widths.widths import Leaf, Widths
-from dogwood_jax.strategies import Layers
+from dogwood_jax.strategies import DepthStrategy
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def read_larger(
     widths: Widths,
     target: PyTree,
     target_apply: Callable[..., Any] | None,
-    depth: Layers | None = None,
+    depth: DepthStrategy | None = None,
 ) -> Larger:
     """Reads the larger model's shapes, and its program if there is one.
 

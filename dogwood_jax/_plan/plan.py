@@ -15,7 +15,7 @@ from dogwood_jax._base.arguments import (
     FUNCTION,
     VARIABLES,
     WIDTHS,
-    Kind,
+    ArgumentKind,
     expect,
     expect_arrays,
     expect_given,
@@ -31,11 +31,11 @@ from dogwood_jax._plan.own_function import check_own_function, contradicted
 from dogwood_jax._plan.target import sizes_of_target, splits
 from dogwood_jax._widths.reasons import kind_of
 from dogwood_jax._widths.widths import Recipe, Width, Widths
-from dogwood_jax.strategies import Layers, Strategy
+from dogwood_jax.strategies import DepthStrategy, Strategy
 
-LAYERS = Kind(
+DEPTH = ArgumentKind(
     "strategies.stack(), strategies.interpose() or strategies.new_layers()",
-    lambda value: isinstance(value, Layers),
+    lambda value: isinstance(value, DepthStrategy),
 )
 
 
@@ -48,7 +48,7 @@ def plan(
     keep: Mapping[Any, Any] | None = None,
     merge: Mapping[Any, Sequence[Sequence[int]]] | None = None,
     strategy: Strategy | Mapping[str, Strategy] | None = None,
-    depth: Layers | None = None,
+    depth: DepthStrategy | None = None,
     interface: bool = False,
 ) -> Growth:
     """Plans a growth: works out what becomes of each array, without touching any values.
@@ -116,7 +116,7 @@ def plan(
         target_apply=(FUNCTION, target_apply),
         keep=(BY_WIDTH, keep),
         merge=(BY_WIDTH, merge),
-        depth=(LAYERS, depth),
+        depth=(DEPTH, depth),
         interface=(BOOLEAN, interface),
     )
     if sizes is None and target is None and keep is None and merge is None:
@@ -239,7 +239,7 @@ def _cleared(width: Width, compared: Comparison) -> Width:
     )
 
 
-def _changes_outputs(depth: Layers, insertions: Sequence[Insertion]) -> str:
+def _changes_outputs(depth: DepthStrategy, insertions: Sequence[Insertion]) -> str:
     """Says that new layers change outputs, or that there are none."""
     if not insertions:
         return f"strategies.{depth}() fills in new layers, but the target has none"

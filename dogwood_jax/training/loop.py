@@ -17,7 +17,7 @@ from dogwood_jax._base.arguments import (
     FUNCTION,
     OPTIMIZER,
     STATE,
-    Kind,
+    ArgumentKind,
     expect,
     expect_call,
     expect_given,
@@ -43,8 +43,8 @@ Apply = Callable[[Any, jax.Array], Any]
 Loss = Callable[[Any, jax.Array], jax.Array]
 Preprocess = Callable[[jax.Array], jax.Array]
 
-_LOSS = Kind("a function of outputs and labels", callable)
-_PREPROCESS = Kind("a function of inputs", callable)
+_LOSS = ArgumentKind("a function of outputs and labels", callable)
+_PREPROCESS = ArgumentKind("a function of inputs", callable)
 
 
 class _Run(NamedTuple):

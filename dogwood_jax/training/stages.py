@@ -8,17 +8,17 @@ import jax
 import optax
 
 from dogwood_jax._arrays.grow import grow
-from dogwood_jax._base.arguments import BY_WIDTH, FUNCTION, VARIABLES, Kind, expect_given
+from dogwood_jax._base.arguments import BY_WIDTH, FUNCTION, VARIABLES, ArgumentKind, expect_given
 from dogwood_jax._base.trees import PyTree, is_array, struct_of
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._optimizer.opt_state import grow_opt_state
-from dogwood_jax._plan.plan import LAYERS, plan
+from dogwood_jax._plan.plan import DEPTH, plan
 from dogwood_jax._widths.trace import trace
-from dogwood_jax.strategies import Layers, Strategy
+from dogwood_jax.strategies import DepthStrategy, Strategy
 
 Apply = Callable[[Any, jax.Array], Any]
 
-_STRATEGY = Kind(
+_STRATEGY = ArgumentKind(
     "a strategy from dw.strategies, or a mapping {width: strategy}",
     lambda value: isinstance(value, Strategy | Mapping),
 )
@@ -52,7 +52,7 @@ class Stage:
     target: PyTree = None
     apply: Apply | None = None
     strategy: Strategy | Mapping[str, Strategy] | None = None
-    depth: Layers | None = None
+    depth: DepthStrategy | None = None
 
     def __post_init__(self) -> None:
         expect_given(
@@ -61,7 +61,7 @@ class Stage:
             target=(VARIABLES, self.target),
             apply=(FUNCTION, self.apply),
             strategy=(_STRATEGY, self.strategy),
-            depth=(LAYERS, self.depth),
+            depth=(DEPTH, self.depth),
         )
 
     @property

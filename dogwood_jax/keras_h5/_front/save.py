@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dogwood_jax._base.arguments import PATH, Kind, expect, expect_given
+from dogwood_jax._base.arguments import PATH, ArgumentKind, expect, expect_given
 from dogwood_jax._base.problems import listed
 from dogwood_jax.keras_h5._files.atomic import replace_file
 from dogwood_jax.keras_h5._files.errors import KerasFileError
@@ -28,7 +28,7 @@ from dogwood_jax.keras_h5._weights.shapes import check_shapes
 
 Place = tuple[str, ...]  # the path of a leaf, its collection first
 
-_NO_PATH = Kind("a dict of layers", lambda value: not PATH.fits(value))
+_NO_PATH = ArgumentKind("a dict of layers", lambda value: not PATH.fits(value))
 _COLLECTIONS = ("params", "batch_stats")
 
 
