@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dogwood_jax.keras_h5._layers.model import resized
-from dogwood_jax.keras_h5._layers.sizes import _built_from
+from dogwood_jax.keras_h5._models.model import resized
+from dogwood_jax.keras_h5._models.sizes import _built_from
 
 
 def shape(*sizes):

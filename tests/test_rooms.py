@@ -13,7 +13,7 @@ ORDER = (
     "_base strategies _program _widths _modules _growth _depth _plan _arrays _optimizer _front "
     "_layout _insert nnx plotting mnist training keras_h5"
 ).split()
-KERAS_ORDER = "_files _weights _layers _front __main__".split()
+KERAS_ORDER = "_files _kinds _weights _models _front __main__".split()
 ROOMS = sorted(path.parent for path in PACKAGE.rglob("_*/**/__init__.py"))
 # What still goes the other way. JSON and pickles of widths hold what ``plan`` found out by the
 # network's own function; they will hold it from the beginning once ``trace`` finds it out.

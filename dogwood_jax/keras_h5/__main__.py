@@ -72,7 +72,7 @@ def _widen(options: argparse.Namespace) -> str:
         variables: Mapping[str, Any] = load(options.path)
         widths = dw.chain(variables, _dense_layers(variables))
     else:
-        from dogwood_jax.keras_h5._layers.model import example_inputs
+        from dogwood_jax.keras_h5._models.model import example_inputs
 
         module, variables = load_model(options.path)
         inputs = example_inputs(module)

@@ -11,7 +11,7 @@ from dogwood_jax.keras_h5._front.load import load
 from dogwood_jax.keras_h5._weights.layouts import contents
 
 if TYPE_CHECKING:
-    from dogwood_jax.keras_h5._layers.model import KerasModel
+    from dogwood_jax.keras_h5._models.model import KerasModel
 
 
 def load_model(
@@ -50,7 +50,7 @@ def load_model(
         >>> module, variables = keras_h5.load_model("model.keras")  # doctest: +SKIP
         >>> probabilities = module.apply(variables, images)  # doctest: +SKIP
     """
-    from dogwood_jax.keras_h5._layers.model import build, check_variables, differences
+    from dogwood_jax.keras_h5._models.model import build, check_variables, differences
 
     with opened(path, limit) as source:
         found = contents(source)

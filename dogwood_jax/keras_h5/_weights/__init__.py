@@ -5,6 +5,4 @@ which layers a file has, ``positions`` finds them where they are named by class 
 ``config`` checks configs that strangers wrote. ``infer`` says what class a layer is of where the
 file does not, ``shapes`` whether its arrays fit each other, ``convert`` what they are in Flax, and
 ``layers`` does all three for every layer. ``write`` makes new files, ``copy`` files like another.
-
-Where to add: what the arrays of a layer are in Flax is one entry in ``convert``.
 """

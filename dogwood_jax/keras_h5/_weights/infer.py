@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from dogwood_jax.keras_h5._weights.convert import BY_GATES, Config, last_part
+from dogwood_jax.keras_h5._kinds.weight import BY_GATES, Config
+from dogwood_jax.keras_h5._weights.convert import last_part
 
 _ATTENTION = {"query", "key", "value", "attention_output"}
 

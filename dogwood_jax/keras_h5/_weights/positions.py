@@ -18,7 +18,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dogwood_jax.keras_h5._files.hdf5 import Dataset, Tree, checked_array, misplaced, read_text
-from dogwood_jax.keras_h5._weights.convert import (
+from dogwood_jax.keras_h5._kinds.weight import (
     BY_GATES,
     MODELS,
     WEIGHTS,

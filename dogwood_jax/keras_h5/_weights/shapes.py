@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dogwood_jax.keras_h5._files.errors import KerasFileError
-from dogwood_jax.keras_h5._weights.convert import Config
+from dogwood_jax.keras_h5._kinds.weight import Config
 
 # Axes by name, as many times their size as it says; the same name is the same size everywhere.
 # A name that is also in the layer's config has its size there. "..." stands for any axes.

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 
 from dogwood_jax.keras_h5._files.hdf5 import BFLOAT16, OPAQUE16, Dataset, Group
-from dogwood_jax.keras_h5._weights.convert import MODELS, Config, layer_name, layers_of, layout
+from dogwood_jax.keras_h5._kinds.weight import MODELS, Config, layer_name, layers_of, layout
 from dogwood_jax.keras_h5._weights.layouts import TOP_LEVEL, Contents
 from dogwood_jax.keras_h5._weights.positions import class_named, inner, positions, stem
 

@@ -9,13 +9,17 @@ import jax.numpy as jnp
 
 from dogwood_jax._base.problems import listed
 from dogwood_jax.keras_h5._files.errors import KerasFileError
-from dogwood_jax.keras_h5._layers.attention import ATTENTION
-from dogwood_jax.keras_h5._layers.channels import CHANNELS, read_channels
-from dogwood_jax.keras_h5._layers.functions import FUNCTIONS
-from dogwood_jax.keras_h5._layers.graph import Ref, class_of, parse, refs_in, replaced
-from dogwood_jax.keras_h5._layers.images import IMAGES
-from dogwood_jax.keras_h5._layers.local import LOCAL
-from dogwood_jax.keras_h5._layers.masks import (
+from dogwood_jax.keras_h5._kinds.attention import ATTENTION
+from dogwood_jax.keras_h5._kinds.functions import CHANNELS, FUNCTIONS
+from dogwood_jax.keras_h5._kinds.images import IMAGES
+from dogwood_jax.keras_h5._kinds.local import LOCAL
+from dogwood_jax.keras_h5._kinds.modules import MODULES
+from dogwood_jax.keras_h5._kinds.operations import OPERATIONS
+from dogwood_jax.keras_h5._kinds.recurrent import RECURRENT
+from dogwood_jax.keras_h5._kinds.weight import MODELS, Config, layer_name, layers_of, layout
+from dogwood_jax.keras_h5._models.channels import read_channels
+from dogwood_jax.keras_h5._models.graph import Ref, class_of, parse, refs_in, replaced
+from dogwood_jax.keras_h5._models.masks import (
     given_to,
     handed_on,
     ignores_mask,
@@ -26,12 +30,8 @@ from dogwood_jax.keras_h5._layers.masks import (
     unclear,
     with_masks,
 )
-from dogwood_jax.keras_h5._layers.modules import MODULES
-from dogwood_jax.keras_h5._layers.operations import OPERATIONS
-from dogwood_jax.keras_h5._layers.recurrent import RECURRENT
-from dogwood_jax.keras_h5._layers.sizes import BY_INPUTS, inputs_of, resized_layer
-from dogwood_jax.keras_h5._layers.versions import explicit
-from dogwood_jax.keras_h5._weights.convert import MODELS, Config, layer_name, layers_of, layout
+from dogwood_jax.keras_h5._models.sizes import BY_INPUTS, inputs_of, resized_layer
+from dogwood_jax.keras_h5._models.versions import explicit
 
 _ANY_SIZE = 32  # where a model takes inputs of any size
 _MAX_CALLS = 1 << 16  # of layers; models that call models many times can make ever more

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dogwood_jax.keras_h5._layers.activations import ACTIVATIONS
-from dogwood_jax.keras_h5._weights.convert import Config
+from dogwood_jax.keras_h5._kinds.activations import ACTIVATIONS
+from dogwood_jax.keras_h5._kinds.weight import Config
 
 Function = Callable[..., Any]
 

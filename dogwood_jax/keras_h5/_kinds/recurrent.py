@@ -13,11 +13,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dogwood_jax.keras_h5._layers.activations import Activation, activation
-from dogwood_jax.keras_h5._layers.functions import Function
-from dogwood_jax.keras_h5._layers.masks import MASKS
-from dogwood_jax.keras_h5._layers.modules import Make, evaluated_only
-from dogwood_jax.keras_h5._weights.convert import Config
+from dogwood_jax.keras_h5._kinds.activations import Activation, activation
+from dogwood_jax.keras_h5._kinds.functions import MASKS, Function
+from dogwood_jax.keras_h5._kinds.modules import Make, evaluated_only
+from dogwood_jax.keras_h5._kinds.weight import Config
 
 
 class Cell(nn.Module):

@@ -5,6 +5,7 @@ layer's weights.
 """
 
 import operator
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,10 +13,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dogwood_jax.keras_h5._layers.activations import activation
-from dogwood_jax.keras_h5._layers.channels import CHANNELS, grown_groups
-from dogwood_jax.keras_h5._layers.functions import Function, channels_last, spatial
-from dogwood_jax.keras_h5._weights.convert import Config
+from dogwood_jax.keras_h5._kinds.activations import activation
+from dogwood_jax.keras_h5._kinds.functions import CHANNELS, Function, channels_last, spatial
+from dogwood_jax.keras_h5._kinds.weight import Config
 
 # From the config, the name and whether it is evaluated rather than trained.
 Make = Callable[[Config, str | None, bool], Function]
@@ -282,6 +282,40 @@ def _group_norm(config: Config, name: str | None, deterministic: bool) -> Functi
         return jnp.moveaxis(y, -1, axis)
 
     return normalize
+
+
+def grown_groups(groups: int, before: int, channels: int) -> int:
+    """Returns how many groups a GroupNormalization has with more channels.
+
+    Warns:
+        RuntimeWarning: if there may be more groups or larger ones. More are taken, which leave the
+            model's outputs as they are; groups get larger by ``strategies.tile`` alone.
+
+    Raises:
+        ValueError: if it is neither.
+
+    Example:
+        >>> grown_groups(4, before=8, channels=10)  # five groups of 2
+        5
+        >>> grown_groups(1, before=8, channels=10)
+        1
+    """
+    if channels == before or groups == 1:
+        return groups
+    size = before // groups
+    more, larger = channels % size == 0, channels % groups == 0
+    if not more and not larger:
+        raise ValueError(
+            f"{channels} channels are neither groups of {size} nor {groups} groups, as before"
+        )
+    if more and larger and size > 1:
+        warnings.warn(
+            f"GroupNormalization: {channels} channels taken for {channels // size} groups of "
+            f"{size}, not {groups} groups of {channels // groups}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return channels // size if more else groups
 
 
 @_module("RMSNormalization")

@@ -8,14 +8,11 @@ from typing import Any
 
 import jax
 
-from dogwood_jax.keras_h5._layers.channels import (
-    CHANNELS,
-    grown_groups,
-    read_channels,
-    reshape_target,
-)
-from dogwood_jax.keras_h5._layers.graph import parse, refs_in
-from dogwood_jax.keras_h5._weights.convert import MODELS, Config, layer_name, layers_of
+from dogwood_jax.keras_h5._kinds.functions import CHANNELS, reshape_target
+from dogwood_jax.keras_h5._kinds.modules import grown_groups
+from dogwood_jax.keras_h5._kinds.weight import MODELS, Config, layer_name, layers_of
+from dogwood_jax.keras_h5._models.channels import read_channels
+from dogwood_jax.keras_h5._models.graph import parse, refs_in
 
 Sizes = Callable[[Config, Mapping[str, Any]], dict[str, Any]]
 

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dogwood_jax.keras_h5._layers.activations import Activation, activation
-from dogwood_jax.keras_h5._layers.functions import Function, channels_last, spatial
-from dogwood_jax.keras_h5._layers.modules import Make, convolution_options, evaluated_only, for_rank
-from dogwood_jax.keras_h5._weights.convert import Config
+from dogwood_jax.keras_h5._kinds.activations import Activation, activation
+from dogwood_jax.keras_h5._kinds.functions import Function, channels_last, spatial
+from dogwood_jax.keras_h5._kinds.modules import Make, convolution_options, evaluated_only, for_rank
+from dogwood_jax.keras_h5._kinds.weight import Config
 
 
 class LocallyConnected(nn.Module):

@@ -4,10 +4,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from dogwood_jax.keras_h5._layers.activations import HARD_SIGMOID_2
-from dogwood_jax.keras_h5._layers.images import BILINEAR_2_3
-from dogwood_jax.keras_h5._layers.masks import HEADS, MASKS, MERGES
-from dogwood_jax.keras_h5._weights.convert import Config
+from dogwood_jax.keras_h5._kinds.activations import HARD_SIGMOID_2
+from dogwood_jax.keras_h5._kinds.functions import MASKS
+from dogwood_jax.keras_h5._kinds.images import BILINEAR_2_3
+from dogwood_jax.keras_h5._kinds.weight import Config
+from dogwood_jax.keras_h5._models.masks import HEADS, MERGES
 
 
 def explicit(config: Config) -> Config:

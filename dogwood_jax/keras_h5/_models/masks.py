@@ -12,20 +12,13 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from dogwood_jax.keras_h5._layers.graph import Call, Graph, Ref, refs_in
-from dogwood_jax.keras_h5._weights.convert import Config
+from dogwood_jax.keras_h5._kinds.functions import MASKS
+from dogwood_jax.keras_h5._kinds.weight import Config
+from dogwood_jax.keras_h5._models.graph import Call, Graph, Ref, refs_in
 
 RECURRENT = ("SimpleRNN", "GRU", "LSTM", "RNN", "Bidirectional")
 HEADS = ("MultiHeadAttention", "GroupQueryAttention", "GroupedQueryAttention")
 _DOT_ATTENTION = ("Attention", "AdditiveAttention")
-
-# In configs, beside what Keras has there, where the version of Keras decides:
-# - "ignored": the layer knows of no masks
-# - "all": of a sum, what the masks of all inputs agree on counts
-# - "computed": in a product or extreme, what is masked does not count
-# - "held": of a Bidirectional layer, a masked step has the output of the step before
-# - "taken": attention takes the masks off its inputs, for layers that are called later
-MASKS = "masks, says dogwood_jax"
 
 _TAKES_MASK = (*RECURRENT, "GlobalAveragePooling1D")
 

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dogwood_jax.keras_h5._layers.functions import Function, channels_last, spatial
-from dogwood_jax.keras_h5._weights.convert import Config
+from dogwood_jax.keras_h5._kinds.functions import Function, channels_last, spatial
+from dogwood_jax.keras_h5._kinds.weight import Config
 
 # Keras outside TensorFlow had another bilinear interpolation; it is renamed on reading.
 BILINEAR_2_3 = "bilinear of Keras 2.3"

@@ -9,9 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dogwood_jax.keras_h5._layers.functions import Function
-from dogwood_jax.keras_h5._layers.modules import Make, evaluated_only
-from dogwood_jax.keras_h5._weights.convert import Config
+from dogwood_jax.keras_h5._kinds.functions import Function
+from dogwood_jax.keras_h5._kinds.modules import Make, evaluated_only
+from dogwood_jax.keras_h5._kinds.weight import Config
 
 _MASKED = -1e9  # what Keras adds to scores that do not count: zero after softmax
 

@@ -6,17 +6,11 @@ or there is only one that it can be. Where a GroupNormalization has more channel
 groups or larger ones.
 """
 
-import math
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dogwood_jax.keras_h5._layers.graph import Graph, refs_in
-from dogwood_jax.keras_h5._weights.convert import Config
-
-# In configs of modules, beside what Keras has there: for a Reshape how many channels are read, for
-# a GroupNormalization how many there were before the model grew.
-CHANNELS = "channels, says dogwood_jax"
+from dogwood_jax.keras_h5._kinds.weight import Config
+from dogwood_jax.keras_h5._models.graph import Graph, refs_in
 
 # Layers whose outputs have the channels of their inputs, and do not tell how many.
 _PASS = {
@@ -103,72 +97,3 @@ def _read(class_name: str, config: Config, params: Mapping[str, Any]) -> int | N
         gate = next(name for name in sorted(params["cell"]) if name.startswith("i"))
         return int(params["cell"][gate]["kernel"].shape[0])
     return None
-
-
-def reshape_target(
-    sizes: Sequence[int], target: Sequence[int], channels: int | None
-) -> tuple[int, ...]:
-    """Returns the shape that a Reshape makes, without the batch.
-
-    Args:
-        sizes: the shape of its input, without the batch.
-        target: the shape in its config, in which one size may be -1.
-        channels: the size of the last axis that is read, if known.
-
-    Raises:
-        ValueError: if it is not known which axis has grown.
-
-    Example:
-        >>> reshape_target((24,), (1, 1, 12), None)
-        (1, 1, 24)
-        >>> reshape_target((784,), (7, 7, 8), 16)
-        (7, 7, 16)
-    """
-    target = tuple(target)
-    if channels is not None and target and target[-1] not in (-1, channels):
-        grown = (*target[:-1], channels)
-        if -1 in grown or math.prod(grown) == math.prod(sizes):
-            return grown
-    count, wanted = math.prod(sizes), math.prod(target)
-    if -1 in target or count == wanted:
-        return target
-    longer = [axis for axis, size in enumerate(target) if size > 1]
-    if len(longer) == 1:
-        return tuple(count if axis in longer else size for axis, size in enumerate(target))
-    raise ValueError(
-        f"Reshape: which axis of {target} has grown for inputs of shape {tuple(sizes)} is not known"
-    )
-
-
-def grown_groups(groups: int, before: int, channels: int) -> int:
-    """Returns how many groups a GroupNormalization has with more channels.
-
-    Warns:
-        RuntimeWarning: if there may be more groups or larger ones. More are taken, which leave the
-            model's outputs as they are; groups get larger by ``strategies.tile`` alone.
-
-    Raises:
-        ValueError: if it is neither.
-
-    Example:
-        >>> grown_groups(4, before=8, channels=10)  # five groups of 2
-        5
-        >>> grown_groups(1, before=8, channels=10)
-        1
-    """
-    if channels == before or groups == 1:
-        return groups
-    size = before // groups
-    more, larger = channels % size == 0, channels % groups == 0
-    if not more and not larger:
-        raise ValueError(
-            f"{channels} channels are neither groups of {size} nor {groups} groups, as before"
-        )
-    if more and larger and size > 1:
-        warnings.warn(
-            f"GroupNormalization: {channels} channels taken for {channels // size} groups of "
-            f"{size}, not {groups} groups of {channels // groups}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-    return channels // size if more else groups

@@ -4,6 +4,7 @@ Arrays have the batch first and, unless ``data_format`` says otherwise, channels
 """
 
 import functools
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,11 +13,22 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dogwood_jax.keras_h5._layers import activations
-from dogwood_jax.keras_h5._layers.channels import CHANNELS, reshape_target
-from dogwood_jax.keras_h5._weights.convert import Config
+from dogwood_jax.keras_h5._kinds import activations
+from dogwood_jax.keras_h5._kinds.weight import Config
 
 Function = Callable[..., Any]
+
+# In configs of modules, beside what Keras has there: for a Reshape how many channels are read, for
+# a GroupNormalization how many there were before the model grew.
+CHANNELS = "channels, says dogwood_jax"
+
+# In configs, beside what Keras has there, where the version of Keras decides:
+# - "ignored": the layer knows of no masks
+# - "all": of a sum, what the masks of all inputs agree on counts
+# - "computed": in a product or extreme, what is masked does not count
+# - "held": of a Bidirectional layer, a masked step has the output of the step before
+# - "taken": attention takes the masks off its inputs, for layers that are called later
+MASKS = "masks, says dogwood_jax"
 
 FUNCTIONS: dict[str, Callable[[Config], Function]] = dict(activations.LAYERS)
 
@@ -70,6 +82,41 @@ def _reshape(config: Config) -> Function:
     shape = tuple(map(operator.index, config["target_shape"]))
     channels = config.get(CHANNELS)
     return lambda x: x.reshape(x.shape[0], *reshape_target(x.shape[1:], shape, channels))
+
+
+def reshape_target(
+    sizes: Sequence[int], target: Sequence[int], channels: int | None
+) -> tuple[int, ...]:
+    """Returns the shape that a Reshape makes, without the batch.
+
+    Args:
+        sizes: the shape of its input, without the batch.
+        target: the shape in its config, in which one size may be -1.
+        channels: the size of the last axis that is read, if known.
+
+    Raises:
+        ValueError: if it is not known which axis has grown.
+
+    Example:
+        >>> reshape_target((24,), (1, 1, 12), None)
+        (1, 1, 24)
+        >>> reshape_target((784,), (7, 7, 8), 16)
+        (7, 7, 16)
+    """
+    target = tuple(target)
+    if channels is not None and target and target[-1] not in (-1, channels):
+        grown = (*target[:-1], channels)
+        if -1 in grown or math.prod(grown) == math.prod(sizes):
+            return grown
+    count, wanted = math.prod(sizes), math.prod(target)
+    if -1 in target or count == wanted:
+        return target
+    longer = [axis for axis, size in enumerate(target) if size > 1]
+    if len(longer) == 1:
+        return tuple(count if axis in longer else size for axis, size in enumerate(target))
+    raise ValueError(
+        f"Reshape: which axis of {target} has grown for inputs of shape {tuple(sizes)} is not known"
+    )
 
 
 @_function("Permute")

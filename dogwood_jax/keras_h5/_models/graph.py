@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from dogwood_jax.keras_h5._layers.operations import OPERATIONS
-from dogwood_jax.keras_h5._weights.convert import Config, layer_name, layers_of
+from dogwood_jax.keras_h5._kinds.operations import OPERATIONS
+from dogwood_jax.keras_h5._kinds.weight import Config, layer_name, layers_of
 
 
 class Ref(NamedTuple):
