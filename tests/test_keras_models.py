@@ -16,8 +16,8 @@ import pytest
 import dogwood_jax as dw
 from dogwood_jax import keras_h5
 from dogwood_jax.keras_h5 import KerasFileError, load_model
-from dogwood_jax.keras_h5._kinds.functions import reshape_target
-from dogwood_jax.keras_h5._kinds.modules import grown_groups
+from dogwood_jax.keras_h5._kinds.normalizations import grown_groups
+from dogwood_jax.keras_h5._kinds.reshaping import reshape_target
 from dogwood_jax.keras_h5._models.model import build, differences, resized
 
 DATA = Path(__file__).parent / "data" / "keras_models"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dogwood_jax.keras_h5._files.errors import KerasFileError
-from dogwood_jax.keras_h5._kinds.weight import layout
+from dogwood_jax.keras_h5._kinds.kind import layout
 from dogwood_jax.keras_h5._weights.convert import canonical, to_flax, to_keras
 from dogwood_jax.keras_h5._weights.infer import infer, infer_flax
 

@@ -16,6 +16,7 @@ import jax
 
 import dogwood_jax as dw
 from dogwood_jax.keras_h5 import inspect, load, load_model, save
+from dogwood_jax.keras_h5._models.model import example_inputs
 
 _STRATEGIES = ("zero_outgoing", "replicate", "zeros", "random")
 
@@ -72,8 +73,6 @@ def _widen(options: argparse.Namespace) -> str:
         variables: Mapping[str, Any] = load(options.path)
         widths = dw.chain(variables, _dense_layers(variables))
     else:
-        from dogwood_jax.keras_h5._models.model import example_inputs
-
         module, variables = load_model(options.path)
         inputs = example_inputs(module)
         if inputs is None:

@@ -2,21 +2,19 @@
 
 import os
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dogwood_jax._base.problems import listed
 from dogwood_jax.keras_h5._files.errors import KerasFileError
 from dogwood_jax.keras_h5._files.source import opened
 from dogwood_jax.keras_h5._front.load import load
+from dogwood_jax.keras_h5._models.model import KerasModel, build, check_variables, differences
 from dogwood_jax.keras_h5._weights.layouts import contents
-
-if TYPE_CHECKING:
-    from dogwood_jax.keras_h5._models.model import KerasModel
 
 
 def load_model(
     path: str | os.PathLike[str], *, limit: int | None = None
-) -> "tuple[KerasModel, dict[str, dict[str, Any]]]":
+) -> tuple[KerasModel, dict[str, dict[str, Any]]]:
     """Loads a model that Keras saved, as a Flax module that computes the same.
 
     ``module.apply(variables, x)`` is what the model's ``predict(x)`` was, to rounding in float32.
@@ -50,8 +48,6 @@ def load_model(
         >>> module, variables = keras_h5.load_model("model.keras")  # doctest: +SKIP
         >>> probabilities = module.apply(variables, images)  # doctest: +SKIP
     """
-    from dogwood_jax.keras_h5._models.model import build, check_variables, differences
-
     with opened(path, limit) as source:
         found = contents(source)
     if found.config is None:

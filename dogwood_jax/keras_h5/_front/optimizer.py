@@ -11,7 +11,7 @@ import numpy as np
 from dogwood_jax.keras_h5._files.errors import KerasFileError
 from dogwood_jax.keras_h5._files.hdf5 import Dataset, check_sizes, dtype_of, read_array
 from dogwood_jax.keras_h5._files.source import opened
-from dogwood_jax.keras_h5._kinds.weight import layout
+from dogwood_jax.keras_h5._kinds.kind import layout
 from dogwood_jax.keras_h5._weights.layers import collections_of
 from dogwood_jax.keras_h5._weights.layouts import Contents, contents
 

@@ -17,7 +17,8 @@ from dogwood_jax.keras_h5._files.atomic import replace_file
 from dogwood_jax.keras_h5._files.errors import KerasFileError
 from dogwood_jax.keras_h5._files.hdf5 import BFLOAT16, dtype_of, is_name, is_numeric
 from dogwood_jax.keras_h5._files.source import NotSavable, opened
-from dogwood_jax.keras_h5._kinds.weight import MODELS, layer_name
+from dogwood_jax.keras_h5._kinds.nested import MODELS, layer_name
+from dogwood_jax.keras_h5._models.model import resized
 from dogwood_jax.keras_h5._weights import write
 from dogwood_jax.keras_h5._weights.config import entries_of
 from dogwood_jax.keras_h5._weights.copy import copied
@@ -301,8 +302,6 @@ def _from_file(
     grown = any(leaves[path].shape != leaf.shape for path, leaf in expected.items())
     # Nobody asks for the config of a class that makes its layers itself, where only weights are.
     told = bool(entries_of(old.config)) or layout not in ("h5", "weights.h5")
-    if old.config and grown and told:  # Flax is imported only where it is needed
-        from dogwood_jax.keras_h5._models.model import resized
     try:
         config = resized(old.config, collections) if old.config and grown and told else old.config
     except ValueError as error:

@@ -1,6 +1,33 @@
 """The layers of Keras, class by class: their weights, and what computes the same in Flax.
 
-``weight`` says what the arrays of a layer are in Flax. ``modules``, ``recurrent``, ``attention``
-and ``local`` have layers with weights, ``functions``, ``images`` and ``operations`` those without,
-``activations`` what stands between them.
+In comes the name of a class; out comes what is known of it: ``kind`` has the record, ``Kind``, and
+the table of all, ``KINDS``, which the other files fill. ``weight`` says what an array of Keras is
+in Flax, ``masking`` what becomes of masks, ``options`` has what configs of many layers share.
+
+The layers are in ``dense``, ``convolutions``, ``local``, ``recurrent``, ``attention``,
+``normalizations``, ``categories``, ``activations``, ``identity``, ``reshaping``, ``pooling``,
+``images`` and ``merging``; ``nested`` has layers that hold layers, and ``operations``
+the functions of which Keras makes layers.
+
+Where to add: a layer is one entry in the file of its family, below what it is made of. What the
+entry does not say is unknown, and refused where it matters.
 """
+
+# Whoever asks for a kind finds the table filled.
+from dogwood_jax.keras_h5._kinds import (  # noqa: F401
+    activations,
+    attention,
+    categories,
+    convolutions,
+    dense,
+    identity,
+    images,
+    local,
+    merging,
+    nested,
+    normalizations,
+    operations,
+    pooling,
+    recurrent,
+    reshaping,
+)

@@ -1,11 +1,16 @@
-"""Keras's activations by the names that configs have for them."""
+"""Activations by the names that configs have for them, and layers of them."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from dogwood_jax.keras_h5._kinds.kind import KINDS, Config, Function, Kind
+from dogwood_jax.keras_h5._kinds.masking import handed_on
+from dogwood_jax.keras_h5._kinds.weight import plain
 
 Activation = Callable[[Any], Any]
 
@@ -109,7 +114,12 @@ def activation(spec: Any) -> Activation:
     return ACTIVATIONS[name]
 
 
-def _relu_layer(config: Mapping[str, Any]) -> Activation:
+def then_activate(config: Config, function: Function) -> Function:
+    activate = activation(config.get("activation"))
+    return lambda x: activate(function(x))
+
+
+def _relu_layer(config: Config) -> Activation:
     return partial(
         relu,
         negative_slope=config.get("negative_slope") or 0.0,
@@ -118,21 +128,21 @@ def _relu_layer(config: Mapping[str, Any]) -> Activation:
     )
 
 
-def _leaky_relu_layer(config: Mapping[str, Any]) -> Activation:
+def _leaky_relu_layer(config: Config) -> Activation:
     slope = config["negative_slope"] if "negative_slope" in config else config["alpha"]
     return partial(leaky_relu, negative_slope=_number(slope))
 
 
-def _elu_layer(config: Mapping[str, Any]) -> Activation:
+def _elu_layer(config: Config) -> Activation:
     return partial(elu, alpha=_number(config.get("alpha", 1.0)))
 
 
-def _thresholded_relu_layer(config: Mapping[str, Any]) -> Activation:
+def _thresholded_relu_layer(config: Config) -> Activation:
     theta = _number(config["theta"])
     return lambda x: jnp.where(x > theta, x, 0)
 
 
-def _softmax_layer(config: Mapping[str, Any]) -> Activation:
+def _softmax_layer(config: Config) -> Activation:
     axis = config.get("axis", -1)
     return partial(softmax, axis=axis if isinstance(axis, int) else tuple(axis))
 
@@ -142,7 +152,7 @@ def _number(value: Any) -> float:
     return float(value["value"] if isinstance(value, Mapping) else value)
 
 
-LAYERS: Mapping[str, Callable[[Mapping[str, Any]], Activation]] = {
+LAYERS: Mapping[str, Callable[[Config], Activation]] = {
     "Activation": lambda config: activation(config["activation"]),
     "ELU": _elu_layer,
     "LeakyReLU": _leaky_relu_layer,
@@ -150,3 +160,29 @@ LAYERS: Mapping[str, Callable[[Mapping[str, Any]], Activation]] = {
     "Softmax": _softmax_layer,
     "ThresholdedReLU": _thresholded_relu_layer,
 }
+for _class, _make in LAYERS.items():
+    KINDS[_class] = Kind(function=_make, passes_channels=True, on_mask=handed_on)
+KINDS["Softmax"] = Kind(function=_softmax_layer)
+
+
+class PReLU(nn.Module):
+    """A leaky ReLU with slopes that are learned, one for all units along the shared axes."""
+
+    shared_axes: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = [1 if axis in self.shared_axes else n for axis, n in enumerate(x.shape)][1:]
+        slope = self.param("negative_slope", nn.initializers.zeros, tuple(shape))
+        return jnp.where(x >= 0, x, slope[None] * x)
+
+
+def _prelu(config: Config, name: str | None, deterministic: bool) -> Function:
+    return PReLU(tuple(config.get("shared_axes") or ()), name=name)
+
+
+KINDS["PReLU"] = Kind(
+    module=_prelu,
+    weights=lambda config: [plain("alpha", "params/negative_slope")],
+    on_mask=handed_on,
+)

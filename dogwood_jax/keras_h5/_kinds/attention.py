@@ -1,17 +1,18 @@
-"""Keras's layers of attention as Flax modules."""
+"""Layers of attention."""
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dogwood_jax.keras_h5._kinds.functions import Function
-from dogwood_jax.keras_h5._kinds.modules import Make, evaluated_only
-from dogwood_jax.keras_h5._kinds.weight import Config
+from dogwood_jax.keras_h5._kinds.kind import KINDS, Config, Function, Kind, Params, Shape, Weight
+from dogwood_jax.keras_h5._kinds.masking import handed_on
+from dogwood_jax.keras_h5._kinds.options import evaluated_only
+from dogwood_jax.keras_h5._kinds.weight import plain
 
 _MASKED = -1e9  # what Keras adds to scores that do not count: zero after softmax
 
@@ -157,6 +158,89 @@ def _group_query(config: Config, name: str | None, deterministic: bool) -> Funct
     )
 
 
+def _heads_weights(config: Config) -> list[Weight]:
+    gate = ("gate",) if config.get("use_gate") else ()
+    return [
+        plain(f"{part}_dense/{weight}", f"params/{'out' if part == 'output' else part}/{weight}")
+        for part in ("query", "key", *gate, "value", "output")
+        for weight in ("kernel", "bias")[: 2 if config.get("use_bias", True) else 1]
+    ]
+
+
+def _heads_told(shapes: Mapping[str, Shape]) -> Config | None:
+    gated = any("gate_dense" in name for name in shapes)
+    count, full = len(shapes), 10 if gated else 8
+    return {"use_bias": count == full, "use_gate": gated} if count in (full // 2, full) else None
+
+
+def _heads_sizes(config: Config, params: Params) -> dict[str, Any]:
+    _, heads, size = params["query"]["kernel"].shape
+    sizes = {"num_heads": heads, "key_dim": size, "value_dim": params["value"]["kernel"].shape[-1]}
+    shape = config.get("output_shape")
+    new = params["out"]["kernel"].shape[2:] if "out" in params else None
+    if new is not None and (shape is not None or new != params["query"]["kernel"].shape[:1]):
+        sizes["output_shape"] = new[0] if isinstance(shape, int) else list(new)
+    return sizes
+
+
+def _heads_masks_in(version: tuple[int, ...]) -> str | None:
+    return "ignored" if version < (2, 10) else None
+
+
+_HEADS_KEYWORDS = {
+    *("query", "key", "value", "query_mask", "key_mask", "value_mask", "attention_mask"),
+    *("return_attention_scores", "use_causal_mask"),
+}
+
+KINDS["MultiHeadAttention"] = Kind(
+    module=_multi_head,
+    keywords=_HEADS_KEYWORDS,
+    weights=_heads_weights,
+    axes=lambda config: {
+        "query_dense/kernel": "q num_heads key_dim",
+        "query_dense/bias": "num_heads key_dim",
+        "key_dense/kernel": "k num_heads key_dim",
+        "key_dense/bias": "num_heads key_dim",
+        "value_dense/kernel": "v num_heads value",
+        "value_dense/bias": "num_heads value",
+        "output_dense/kernel": "num_heads value ...",
+        "output_dense/bias": "...",
+    },
+    told=_heads_told,
+    inner_names={
+        "query_dense": "query",
+        "key_dense": "key",
+        "value_dense": "value",
+        "output_dense": "attention_output",
+    },
+    sizes=_heads_sizes,
+    reads=lambda config, params: int(params["query"]["kernel"].shape[0]),
+    on_mask=handed_on,
+    takes_masks="by name",
+    masks_in=lambda version: "taken" if version >= (3, 8) else _heads_masks_in(version),
+)
+
+
+def _group_sizes(config: Config, params: Params) -> dict[str, Any]:
+    _, heads, size = params["query"]["kernel"].shape
+    shared = params["key"]["kernel"].shape[1]
+    return {"num_query_heads": heads, "head_dim": size, "num_key_value_heads": shared}
+
+
+KINDS["GroupQueryAttention"] = Kind(
+    module=_group_query,
+    keywords=_HEADS_KEYWORDS,
+    weights=_heads_weights,
+    told=_heads_told,
+    own_name="GroupedQueryAttention",
+    sizes=_group_sizes,
+    on_mask=handed_on,
+    takes_masks="by name",
+    masks_in=_heads_masks_in,
+)
+KINDS["GroupedQueryAttention"] = KINDS["GroupQueryAttention"]  # what HDF5 files call it
+
+
 class DotAttention(nn.Module):
     """Keras's Attention and AdditiveAttention: values averaged by how keys fit queries.
 
@@ -221,10 +305,25 @@ def _additive_attention(config: Config, name: str | None, deterministic: bool) -
     return DotAttention("additive", use_scale, causal, name=name)
 
 
-ATTENTION: dict[str, Make] = {
-    "MultiHeadAttention": _multi_head,
-    "GroupQueryAttention": _group_query,
-    "GroupedQueryAttention": _group_query,  # what HDF5 files call it
-    "Attention": _dot_attention,
-    "AdditiveAttention": _additive_attention,
-}
+def _dot_weights(config: Config) -> list[Weight]:
+    scale = [plain("scale", "params/scale")] if config.get("use_scale") else []
+    if config.get("score_mode") != "concat":
+        return scale
+    return [*scale, plain("concat_score_weight", "params/concat_score_weight")]
+
+
+def _additive_weights(config: Config) -> list[Weight]:
+    return [plain("scale", "params/scale")] if config.get("use_scale", True) else []
+
+
+for _class, _make, _weights in (
+    ("Attention", _dot_attention, _dot_weights),
+    ("AdditiveAttention", _additive_attention, _additive_weights),
+):
+    KINDS[_class] = Kind(
+        module=_make,
+        keywords={"mask", "return_attention_scores", "use_causal_mask"},
+        weights=_weights,
+        on_mask=handed_on,
+        takes_masks="all",
+    )

@@ -1,15 +1,48 @@
-"""Keras's layers that resize images, cut them out, or change them in training only."""
+"""Layers that resize images and sequences, pad them or cut them out."""
 
 import operator
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from dogwood_jax.keras_h5._kinds.functions import Function, channels_last, spatial
-from dogwood_jax.keras_h5._kinds.weight import Config
+from dogwood_jax.keras_h5._kinds.kind import KINDS, Config, Function, Kind
+from dogwood_jax.keras_h5._kinds.masking import dropped, unknown
+from dogwood_jax.keras_h5._kinds.options import channels_last, spatial, spatial_values
+
+
+def _margins(value: Any, rank: int) -> list[tuple[int, int]]:
+    """Returns what a padding or cropping adds or removes before and after each spatial axis."""
+    pairs = (value,) if rank == 1 else spatial_values(value, rank)
+    return [tuple(spatial(pair, 2)) for pair in pairs]  # type: ignore[misc]
+
+
+def _zero_padding(rank: int, config: Config) -> Function:
+    margins = [(0, 0), *_margins(config["padding"], rank), (0, 0)]
+    return channels_last(config, lambda x: jnp.pad(x, margins))
+
+
+def _cropping(rank: int, config: Config) -> Function:
+    margins = _margins(config["cropping"], rank)
+
+    def crop(x: Any) -> Any:
+        slices = [slice(a, n - b) for (a, b), n in zip(margins, x.shape[1:])]
+        return x[(slice(None), *slices)]
+
+    return channels_last(config, crop)
+
+
+def _repeated(rank: int, config: Config) -> Function:
+    sizes = spatial(config["size"], rank)
+
+    def repeat(x: Any) -> Any:
+        for axis, size in enumerate(sizes, 1):
+            x = jnp.repeat(x, size, axis=axis)
+        return x
+
+    return channels_last(config, repeat)
+
 
 # Keras outside TensorFlow had another bilinear interpolation; it is renamed on reading.
 BILINEAR_2_3 = "bilinear of Keras 2.3"
@@ -38,30 +71,6 @@ def _to(x: jax.Array, height: int, width: int, method: str, antialias: bool = Fa
     return resized
 
 
-def _resizing(config: Config) -> Function:
-    for option in ("crop_to_aspect_ratio", "pad_to_aspect_ratio"):
-        if config.get(option):
-            raise ValueError(f"{option} is not supported")
-    sizes = operator.index(config["height"]), operator.index(config["width"])
-    method, antialias = _method(config, "bilinear"), bool(config.get("antialias"))
-    return channels_last(config, lambda x: _to(x, *sizes, method, antialias))
-
-
-def _center_crop(config: Config) -> Function:
-    sizes = operator.index(config["height"]), operator.index(config["width"])
-
-    def crop(x: jax.Array) -> jax.Array:
-        rows, columns = (n - size for n, size in zip(x.shape[-3:-1], sizes))
-        if min(rows, columns) < 0:
-            raise ValueError(
-                f"an image smaller than {sizes}, which Keras resizes, is not supported"
-            )
-        top, left = rows // 2, columns // 2
-        return x[..., top : top + sizes[0], left : left + sizes[1], :]
-
-    return channels_last(config, crop)
-
-
 def _up_sampling(config: Config) -> Function:
     sizes = spatial(config["size"], 2)
     if config.get("interpolation") == BILINEAR_2_3:
@@ -84,36 +93,42 @@ def _stretched(x: jax.Array, axis: int, times: int) -> jax.Array:
     return first + (second - first) * part
 
 
-def _discretization(config: Config) -> Function:
-    boundaries = config.get("bin_boundaries")
-    if boundaries is None:
-        raise ValueError("boundaries that adapt() found, which are no weights, are not supported")
-    if config.get("output_mode", "int") != "int" or config.get("sparse"):
-        raise ValueError(f"the output_mode {config['output_mode']!r} is not supported")
-    edges = jnp.asarray(np.asarray(boundaries), jnp.float32)  # JAX takes long for long lists
-    return lambda x: jnp.searchsorted(edges, x.astype(jnp.float32), side="right")
+for _rank in (1, 2, 3):
+    for _class, _make in (
+        ("ZeroPadding", partial(_zero_padding, _rank)),
+        ("Cropping", partial(_cropping, _rank)),
+        ("UpSampling", _up_sampling if _rank == 2 else partial(_repeated, _rank)),
+    ):
+        KINDS[f"{_class}{_rank}D"] = Kind(
+            function=_make, passes_channels=True, on_mask=dropped if _rank == 1 else unknown
+        )
 
 
-def _category_encoding(config: Config) -> Function:
-    count, mode = operator.index(config["num_tokens"]), config.get("output_mode", "multi_hot")
-    if mode not in ("one_hot", "multi_hot", "count") or config.get("sparse"):
-        raise ValueError(f"the output_mode {mode!r} is not supported")
-
-    def encode(x: Any) -> Any:
-        hot = jax.nn.one_hot(x.astype(jnp.int32), count)
-        if mode == "one_hot":
-            return hot[..., 0, :] if x.ndim > 1 and x.shape[-1] == 1 else hot
-        if x.ndim == 1:
-            return hot
-        return jnp.max(hot, axis=-2) if mode == "multi_hot" else jnp.sum(hot, axis=-2)
-
-    return encode
+def _resizing(config: Config) -> Function:
+    for option in ("crop_to_aspect_ratio", "pad_to_aspect_ratio"):
+        if config.get(option):
+            raise ValueError(f"{option} is not supported")
+    sizes = operator.index(config["height"]), operator.index(config["width"])
+    method, antialias = _method(config, "bilinear"), bool(config.get("antialias"))
+    return channels_last(config, lambda x: _to(x, *sizes, method, antialias))
 
 
-IMAGES: dict[str, Callable[[Config], Function]] = {
-    "Resizing": _resizing,
-    "CenterCrop": _center_crop,
-    "UpSampling2D": _up_sampling,
-    "Discretization": _discretization,
-    "CategoryEncoding": _category_encoding,
-}
+KINDS["Resizing"] = Kind(function=_resizing)
+
+
+def _center_crop(config: Config) -> Function:
+    sizes = operator.index(config["height"]), operator.index(config["width"])
+
+    def crop(x: jax.Array) -> jax.Array:
+        rows, columns = (n - size for n, size in zip(x.shape[-3:-1], sizes))
+        if min(rows, columns) < 0:
+            raise ValueError(
+                f"an image smaller than {sizes}, which Keras resizes, is not supported"
+            )
+        top, left = rows // 2, columns // 2
+        return x[..., top : top + sizes[0], left : left + sizes[1], :]
+
+    return channels_last(config, crop)
+
+
+KINDS["CenterCrop"] = Kind(function=_center_crop)

@@ -1,8 +1,9 @@
-"""Keras's LocallyConnected and ConvLSTM layers, which Flax does not have."""
+"""LocallyConnected and ConvLSTM layers, which Flax does not have."""
 
 import math
 import operator
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -10,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dogwood_jax.keras_h5._kinds.activations import Activation, activation
-from dogwood_jax.keras_h5._kinds.functions import Function, channels_last, spatial
-from dogwood_jax.keras_h5._kinds.modules import Make, convolution_options, evaluated_only, for_rank
-from dogwood_jax.keras_h5._kinds.weight import Config
+from dogwood_jax.keras_h5._kinds.activations import Activation, activation, then_activate
+from dogwood_jax.keras_h5._kinds.convolutions import convolution_options
+from dogwood_jax.keras_h5._kinds.kind import KINDS, Config, Function, Kind, Weight
+from dogwood_jax.keras_h5._kinds.options import channels_last, evaluated_only, spatial
+from dogwood_jax.keras_h5._kinds.weight import kernel_and_bias, last_axis, plain
 
 
 class LocallyConnected(nn.Module):
@@ -62,9 +64,15 @@ def _locally_connected(
         config.get("use_bias", True),
         name=name,
     )
-    activate = activation(config.get("activation"))
-    placed = channels_last(config, layer)
-    return lambda x: activate(placed(x))
+    return then_activate(config, channels_last(config, layer))
+
+
+for _rank in (1, 2):
+    KINDS[f"LocallyConnected{_rank}D"] = Kind(
+        module=partial(_locally_connected, _rank),
+        weights=kernel_and_bias,
+        sizes=last_axis("filters", "kernel"),
+    )
 
 
 class ConvLSTM(nn.Module):
@@ -142,7 +150,14 @@ def _conv_lstm(rank: int, config: Config, name: str | None, deterministic: bool)
     )
 
 
-LOCAL: dict[str, Make] = {
-    **{f"LocallyConnected{rank}D": for_rank(_locally_connected, rank) for rank in (1, 2)},
-    **{f"ConvLSTM{rank}D": for_rank(_conv_lstm, rank) for rank in (1, 2, 3)},
-}
+def _conv_lstm_weights(config: Config) -> list[Weight]:
+    names = ("kernel", "recurrent_kernel", "bias")[: 3 if config.get("use_bias", True) else 2]
+    return [plain(f"cell/{name}", f"params/{name}") for name in names]
+
+
+for _rank in (1, 2, 3):
+    KINDS[f"ConvLSTM{_rank}D"] = Kind(
+        module=partial(_conv_lstm, _rank),
+        weights=_conv_lstm_weights,
+        sizes=lambda config, params: {"filters": params["kernel"].shape[-1] // 4},
+    )

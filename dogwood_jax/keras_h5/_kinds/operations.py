@@ -14,9 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dogwood_jax.keras_h5._kinds.activations import ACTIVATIONS
-from dogwood_jax.keras_h5._kinds.weight import Config
-
-Function = Callable[..., Any]
+from dogwood_jax.keras_h5._kinds.kind import KINDS, Config, Function, Kind
+from dogwood_jax.keras_h5._kinds.masking import forgotten
 
 # Functions of one or two arrays: by the names in Keras 3, since TensorFlow 2.4, and before.
 _ELEMENTWISE: Mapping[tuple[str, str, str], Function] = {
@@ -414,7 +413,7 @@ def _index(item: Any) -> Any:
     raise ValueError(f"the index {item!r} is not supported")
 
 
-OPERATIONS: dict[str, Callable[[Config], Function]] = {
+_OPERATIONS: dict[str, Callable[[Config], Function]] = {
     **{f"ops.{name}": _operation(name) for name in (*_KERAS_3, *_OPTIONS_3)},
     "ops.Einsum": lambda config: _einsum(config["subscripts"]),
     "ops.GetItem": lambda config: _slicing,
@@ -422,3 +421,5 @@ OPERATIONS: dict[str, Callable[[Config], Function]] = {
     "SlicingOpLambda": lambda config: _slicing,
     "TensorFlowOpLayer": _node,
 }
+for _class, _make in _OPERATIONS.items():
+    KINDS[_class] = Kind(function=_make, keywords=None, on_mask=forgotten)

@@ -6,17 +6,32 @@ activations, leave biases out, and has two kinds of GRU, of which Flax has neith
 """
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dogwood_jax.keras_h5._kinds.activations import Activation, activation
-from dogwood_jax.keras_h5._kinds.functions import MASKS, Function
-from dogwood_jax.keras_h5._kinds.modules import Make, evaluated_only
-from dogwood_jax.keras_h5._kinds.weight import Config
+from dogwood_jax.keras_h5._kinds.kind import (
+    KINDS,
+    Config,
+    Function,
+    Kind,
+    Params,
+    Shape,
+    Weight,
+    layout,
+)
+from dogwood_jax.keras_h5._kinds.masking import MASKS
+from dogwood_jax.keras_h5._kinds.nested import inside, weights_of_layer
+from dogwood_jax.keras_h5._kinds.options import evaluated_only
+from dogwood_jax.keras_h5._kinds.weight import last_axis, path, plain, split
+
+BY_GATES = {1: "SimpleRNN", 3: "GRU", 4: "LSTM"}  # classes by how many gates they have
 
 
 class Cell(nn.Module):
@@ -180,8 +195,105 @@ def _recurrent(
     )
 
 
-def _for_class(class_name: str) -> Make:
-    return lambda config, *arguments: _recurrent(class_name, config, config, *arguments)
+def _layer(class_name: str, config: Config, name: str | None, deterministic: bool) -> Function:
+    return _recurrent(class_name, config, config, name, deterministic)
+
+
+def _gates(sources: str, gates: str, weight: str) -> tuple[str, ...]:
+    return tuple(f"params/cell/{source}{gate}/{weight}" for source in sources for gate in gates)
+
+
+def _gated_kernels(order: str) -> list[Weight]:
+    return [
+        split("cell/kernel", *_gates("i", order, "kernel")),
+        split("cell/recurrent_kernel", *_gates("h", order, "kernel")),
+    ]
+
+
+def _lstm(config: Config) -> list[Weight]:
+    order = "ifgo"  # Keras calls g c
+    kernels = _gated_kernels(order)
+    bias = split("cell/bias", *_gates("h", order, "bias"))
+    return [*kernels, bias] if config.get("use_bias", True) else kernels
+
+
+def _gru(config: Config) -> list[Weight]:
+    order = "zrn"  # Keras calls n h
+    kernels = _gated_kernels(order)
+    bias = split("cell/bias", *_gates("i", order, "bias"))
+    if config.get("reset_after", False):  # bias [2, 3 * units], of inputs and of the state
+        bias = Weight(
+            "cell/bias",
+            tuple(map(path, _gates("ih", order, "bias"))),
+            lambda array: np.split(array.reshape(-1), 6),
+            lambda arrays: np.concatenate(arrays).reshape(2, -1),
+        )
+    return [*kernels, bias] if config.get("use_bias", True) else kernels
+
+
+def _simple_rnn(config: Config) -> list[Weight]:
+    kernels = [
+        plain("cell/kernel", "params/cell/i/kernel"),
+        plain("cell/recurrent_kernel", "params/cell/h/kernel"),
+    ]
+    bias = plain("cell/bias", "params/cell/i/bias")
+    return [*kernels, bias] if config.get("use_bias", True) else kernels
+
+
+def _axes(gates: int, config: Config) -> dict[str, str]:
+    bias = f"{gates}*units"
+    if gates == 3 and config.get("reset_after", True):  # the default depends on the version
+        bias = "2 3*units" if "reset_after" in config else "..."
+    return {
+        "cell/kernel": f"in {gates}*units",
+        "cell/recurrent_kernel": f"units {gates}*units",
+        "cell/bias": bias,
+    }
+
+
+def cell_told(shapes: Mapping[str, Shape]) -> tuple[str | None, Config | None]:
+    """Returns which of the classes has a cell with such arrays, and its config."""
+    kernels = [shapes.get(f"cell/{i}", ()) for i in (0, 1)]
+    if any(len(shape) != 2 for shape in kernels) or not kernels[1][0]:
+        return None, None
+    bias = shapes.get("cell/2")
+    class_name = BY_GATES.get(kernels[1][1] // kernels[1][0])
+    config = {"use_bias": bias is not None}
+    if class_name == "GRU" and bias is not None:
+        config["reset_after"] = len(bias) == 2
+    return class_name, None if class_name is None else config
+
+
+def _channels(config: Config, params: Params) -> int:
+    gate = next(name for name in sorted(params["cell"]) if name.startswith("i"))
+    return int(params["cell"][gate]["kernel"].shape[0])
+
+
+def _mask(config: Config, masks: list[Any]) -> Any:
+    return masks[0] if config.get("return_sequences") else None
+
+
+_KEYWORDS = {"mask", "initial_state"}
+
+for _count, _class, _weights, _state in (
+    (1, "SimpleRNN", _simple_rnn, "h"),
+    (3, "GRU", _gru, "hn"),
+    (4, "LSTM", _lstm, "hg"),
+):
+    _sizes = last_axis("units", "cell", _state, "kernel")
+    KINDS[_class] = Kind(
+        module=partial(_layer, _class),
+        keywords=_KEYWORDS,
+        weights=_weights,
+        axes=partial(_axes, _count),
+        told=lambda shapes: cell_told(shapes)[1],
+        sizes=_sizes,
+        reads=_channels,
+        on_mask=_mask,
+        takes_masks="first",
+    )
+    KINDS[f"{_class}Cell"] = Kind(sizes=_sizes)
+KINDS["CuDNNLSTM"] = Kind(weights=_lstm)
 
 
 def _rnn(config: Config, name: str | None, deterministic: bool) -> Function:
@@ -190,6 +302,27 @@ def _rnn(config: Config, name: str | None, deterministic: bool) -> Function:
     if class_name not in _CELLS:
         raise ValueError(f"the cell {cell['class_name']} is not supported")
     return _recurrent(class_name, cell["config"], config, name, deterministic)
+
+
+def _rnn_weights(config: Config) -> list[Weight]:
+    cell = config["cell"]
+    return layout(cell["class_name"].removesuffix("Cell"), cell["config"])
+
+
+def _rnn_told(shapes: Mapping[str, Shape]) -> Config | None:
+    kind, cell = cell_told(shapes)
+    return None if kind is None else {"cell": {"class_name": f"{kind}Cell", "config": cell}}
+
+
+KINDS["RNN"] = Kind(
+    module=_rnn,
+    keywords=_KEYWORDS,
+    weights=_rnn_weights,
+    told=_rnn_told,
+    holds={"cell": ""},
+    on_mask=_mask,
+    takes_masks="first",
+)
 
 
 class Bidirectional(nn.Module):
@@ -243,14 +376,48 @@ def _bidirectional(config: Config, name: str | None, deterministic: bool) -> Fun
         inner = layer["config"]
         zero = bool(inner.get("return_sequences")) and config.get(MASKS) != "held"
         inner = {**inner, "zero_output_for_mask": zero}
-        rnns.append(RECURRENT[layer["class_name"]](inner, None, deterministic))
+        make = KINDS[layer["class_name"]].module
+        rnns.append(make(inner, None, deterministic) if make else None)
     if config["merge_mode"] not in _MERGES:
         raise ValueError(f"the merge_mode {config['merge_mode']!r} is unknown")
     return Bidirectional(rnns[0], rnns[1], config["merge_mode"], name=name)
 
 
-RECURRENT: dict[str, Make] = {
-    **{class_name: _for_class(class_name) for class_name in _CELLS},
-    "RNN": _rnn,
-    "Bidirectional": _bidirectional,
-}
+def _both_weights(config: Config) -> list[Weight]:
+    forward = config["layer"]
+    backward = config.get("backward_layer") or forward
+    return [
+        *inside("forward_layer", "forward_rnn", weights_of_layer(forward)),
+        *inside("backward_layer", "backward_rnn", weights_of_layer(backward)),
+    ]
+
+
+def _both_told(shapes: Mapping[str, Shape]) -> Config | None:
+    ways = [
+        cell_told({n.partition("/")[2]: s for n, s in shapes.items() if n.startswith(way)})
+        for way in ("forward_layer/", "backward_layer/")
+    ]
+    if any(kind is None for kind, _ in ways):
+        return None
+    layers = ({"class_name": kind, "config": config} for kind, config in ways)
+    return dict(zip(("layer", "backward_layer"), layers))
+
+
+def _mask_of_both(config: Config, masks: list[Any]) -> Any:
+    inner = config["layer"]["config"]
+    if config["merge_mode"] is None:
+        raise ValueError("a mask and merge_mode=None together are not supported")
+    return _mask(inner, masks)
+
+
+KINDS["Bidirectional"] = Kind(
+    module=_bidirectional,
+    keywords=_KEYWORDS,
+    weights=_both_weights,
+    told=_both_told,
+    holds={"layer": "forward_rnn", "backward_layer": "backward_rnn"},
+    reads=lambda config, params: _channels({}, params["forward_rnn"]),
+    on_mask=_mask_of_both,
+    takes_masks="first",
+    masks_in=lambda version: "held" if version < (2, 4) else None,
+)

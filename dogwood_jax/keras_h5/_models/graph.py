@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from dogwood_jax.keras_h5._kinds.operations import OPERATIONS
-from dogwood_jax.keras_h5._kinds.weight import Config, layer_name, layers_of
+from dogwood_jax.keras_h5._kinds.kind import KINDS, Config
+from dogwood_jax.keras_h5._kinds.nested import layer_name, layers_of
 
 
 class Ref(NamedTuple):
@@ -104,7 +104,7 @@ def class_of(layer: Config) -> str:
     else:  # HDF5 has no modules; but of what has such a name, only layers say if they are trained
         nodes = layer.get("inbound_nodes") or [None]
         known = isinstance(nodes[0], Mapping) and "trainable" not in layer["config"]
-        known = known and operation in OPERATIONS
+        known = known and operation in KINDS
     return operation if known else name
 
 

@@ -9,35 +9,23 @@ import jax.numpy as jnp
 
 from dogwood_jax._base.problems import listed
 from dogwood_jax.keras_h5._files.errors import KerasFileError
-from dogwood_jax.keras_h5._kinds.attention import ATTENTION
-from dogwood_jax.keras_h5._kinds.functions import CHANNELS, FUNCTIONS
-from dogwood_jax.keras_h5._kinds.images import IMAGES
-from dogwood_jax.keras_h5._kinds.local import LOCAL
-from dogwood_jax.keras_h5._kinds.modules import MODULES
-from dogwood_jax.keras_h5._kinds.operations import OPERATIONS
-from dogwood_jax.keras_h5._kinds.recurrent import RECURRENT
-from dogwood_jax.keras_h5._kinds.weight import MODELS, Config, layer_name, layers_of, layout
+from dogwood_jax.keras_h5._kinds.kind import CHANNELS, Config, kind_of, layout
+from dogwood_jax.keras_h5._kinds.nested import MODELS, layer_name, layers_of
 from dogwood_jax.keras_h5._models.channels import read_channels
 from dogwood_jax.keras_h5._models.graph import Ref, class_of, parse, refs_in, replaced
 from dogwood_jax.keras_h5._models.masks import (
     given_to,
     handed_on,
-    ignores_mask,
-    made_mask,
-    makes_mask,
     seen_by,
     taken_off,
     unclear,
     with_masks,
 )
-from dogwood_jax.keras_h5._models.sizes import BY_INPUTS, inputs_of, resized_layer
+from dogwood_jax.keras_h5._models.sizes import inputs_of, resized_layer
 from dogwood_jax.keras_h5._models.versions import explicit
 
 _ANY_SIZE = 32  # where a model takes inputs of any size
 _MAX_CALLS = 1 << 16  # of layers; models that call models many times can make ever more
-
-_FUNCTIONS = FUNCTIONS | IMAGES | OPERATIONS
-_MODULES = MODULES | ATTENTION | LOCAL | RECURRENT
 
 # What reading a config raises that is not as Keras writes it.
 _ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -119,8 +107,8 @@ class KerasModel(nn.Module):
             args, kwargs = replaced([call.args, call.kwargs], found)
             arrays = [leaf for leaf in jax.tree.leaves(args) if isinstance(leaf, jax.Array)]
             self.sow("intermediates", inputs_of(call.layer), arrays)
-            if makes_mask(class_name, config):
-                mask = made_mask(class_name, config, args[0])
+            if new_mask := kind_of(class_name).new_mask(config):
+                mask = new_mask(args[0])
             else:
                 seen = seen_by(call, masks, gone)
                 mask = handed_on(class_name, config, given_to(class_name, call, seen))
@@ -337,10 +325,11 @@ def make_layer(
     Raises:
         ValueError, KeyError or TypeError: if its class or config is not supported.
     """
-    if class_name in _FUNCTIONS:
-        return _FUNCTIONS[class_name](config)
-    if class_name in _MODULES:
-        return _MODULES[class_name](config, name, deterministic)
+    kind = kind_of(class_name)
+    if kind.function is not None:
+        return kind.function(config)
+    if kind.module is not None:
+        return kind.module(config, name, deterministic)
     if class_name in MODELS:
         inner = _frozen({"class_name": class_name, "config": config})
         module = KerasModel(inner, name=name)
@@ -355,25 +344,6 @@ def make_layer(
 
         return spread
     raise ValueError("this class of layers is not supported")
-
-
-# Keyword arguments with which layers may be called.
-_KEYWORDS = {
-    **dict.fromkeys(
-        ("MultiHeadAttention", "GroupQueryAttention", "GroupedQueryAttention"),
-        {
-            *("query", "key", "value", "query_mask", "key_mask", "value_mask", "attention_mask"),
-            *("return_attention_scores", "use_causal_mask"),
-        },
-    ),
-    **dict.fromkeys(
-        ("Attention", "AdditiveAttention"), {"mask", "return_attention_scores", "use_causal_mask"}
-    ),
-    **dict.fromkeys(
-        ("SimpleRNN", "GRU", "LSTM", "RNN", "Bidirectional"), {"mask", "initial_state"}
-    ),
-    **dict.fromkeys(("GlobalAveragePooling1D", "BatchNormalization"), {"mask"}),
-}
 
 
 def _problems(class_name: str, config: Any, place: str) -> Iterator[str]:
@@ -400,16 +370,21 @@ def _problems(class_name: str, config: Any, place: str) -> Iterator[str]:
     gone = taken_off(graph)
     for call in graph.calls:
         layer_class, layer_config = graph.layers[call.layer]
-        known = call.kwargs if layer_class in OPERATIONS else _KEYWORDS.get(layer_class, set())
-        if layer_class == "TimeDistributed" and ignores_mask(layer_config["layer"]):
+        kind = kind_of(layer_class)
+        known = call.kwargs if kind.keywords is None else kind.keywords
+        if (
+            layer_class == "TimeDistributed"
+            and kind_of(layer_config["layer"]["class_name"]).ignores_masks
+        ):
             known = {"mask"}
         if unknown := call.kwargs.keys() - known:
             what = ", ".join(sorted(unknown))
             yield f"{place}{call.layer} ({layer_class}): a call with {what} is not supported"
         given = given_to(layer_class, call, seen_by(call, masks, gone))
         try:
-            mask = makes_mask(layer_class, layer_config) or None
-            masks[call.layer, call.number] = mask or handed_on(layer_class, layer_config, given)
+            made = kind.new_mask(layer_config) is not None
+            mask = True if made else handed_on(layer_class, layer_config, given)
+            masks[call.layer, call.number] = mask
         except _ERRORS as error:
             yield f"{place}{call.layer} ({layer_class}): {_reason(error)}"
     for name in unclear(graph, masks):
@@ -519,8 +494,7 @@ def resized(config: Config, variables: Mapping[str, Any]) -> dict[str, Any]:
     params = variables.get("params", variables)
     config = annotated(config) if _built(config) else config
     new = resized_layer(config["class_name"], config["config"], params)
-    follow = (*MODELS, *BY_INPUTS, "TimeDistributed")
-    if any(layer["class_name"] in follow for layer in layers_of(new)):
+    if any(_follows(layer["class_name"]) for layer in layers_of(new)):
         module = _built({**config, "config": new})
         inputs = recorded_inputs(module, variables) if module else {}
         new = resized_layer(config["class_name"], config["config"], params, inputs)
@@ -529,6 +503,12 @@ def resized(config: Config, variables: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(listed("no config of this model has these sizes", problems))
     _check(new, variables)
     return new
+
+
+def _follows(class_name: str) -> bool:
+    """Whether sizes in a layer, or in layers that it holds, follow from its inputs."""
+    by_input = kind_of(class_name).sizes_by_input is not None
+    return by_input or class_name in (*MODELS, "TimeDistributed")
 
 
 def _lopsided(config: Config, place: str = "") -> Iterator[str]:

@@ -3,23 +3,15 @@
 The weights are those of Flax, as ``load`` gives them; only their shapes are used.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
-from dogwood_jax.keras_h5._kinds.functions import CHANNELS, reshape_target
-from dogwood_jax.keras_h5._kinds.modules import grown_groups
-from dogwood_jax.keras_h5._kinds.weight import MODELS, Config, layer_name, layers_of
+from dogwood_jax.keras_h5._kinds.kind import Config, kind_of
+from dogwood_jax.keras_h5._kinds.nested import MODELS, layer_name, layers_of
 from dogwood_jax.keras_h5._models.channels import read_channels
 from dogwood_jax.keras_h5._models.graph import parse, refs_in
-
-Sizes = Callable[[Config, Mapping[str, Any]], dict[str, Any]]
-
-# Layers whose configs have sizes that follow from their inputs.
-BY_INPUTS = ("GroupNormalization", "Reshape") + tuple(
-    f"{kind}Conv{n}D" for kind in ("Depthwise", "Separable") for n in (1, 2)
-)
 
 
 def resized_layer(
@@ -56,31 +48,16 @@ def resized_layer(
         ]
         new = {**config, "layers": layers} if isinstance(config, Mapping) else layers
         return new if given is None else _fed(class_name, new, jax.tree.leaves(given))
-    if class_name == "TimeDistributed":
-        return {**config, "layer": _inside(config["layer"], params)}
-    if class_name == "RNN":
-        return {**config, "cell": _inside(config["cell"], params)}
-    if class_name == "Bidirectional":
-        ways = {"layer": "forward_rnn", "backward_layer": "backward_rnn"}
-        both = {k: _inside(config[k], params.get(ways[k], {})) for k in ways if config.get(k)}
-        return {**config, **both}
-    if class_name in _SIZES and params:
-        config = {**config, **_SIZES[class_name](config, params)}
-    if given is None:
-        return config
-    sizes = jax.tree.leaves(given)[0].shape
-    if class_name == "Reshape" and "target_shape" in config:  # else it is keras.ops.reshape
-        target = reshape_target(sizes[1:], config["target_shape"], channels)
-        return {**config, "target_shape": list(target)}
-    if class_name == "GroupNormalization":
-        if CHANNELS in config and config["groups"] > 0:
-            size = sizes[config.get("axis", -1)]
-            return {**config, "groups": grown_groups(config["groups"], config[CHANNELS], size)}
-        return config
-    if class_name in BY_INPUTS and params:
-        outputs = params.get("depthwise", params)["kernel"].shape[-1]
-        inputs = sizes[1 if config.get("data_format") == "channels_first" else -1]
-        config = {**config, "depth_multiplier": outputs // inputs}
+    kind = kind_of(class_name)
+    if kind.holds:
+        parts = {key: params.get(at, {}) if at else params for key, at in kind.holds.items()}
+        inside = {key: _inside(config[key], part) for key, part in parts.items() if config.get(key)}
+        return {**config, **inside}
+    if kind.sizes and params:
+        config = {**config, **kind.sizes(config, params)}
+    if kind.sizes_by_input and given is not None:
+        shape = jax.tree.leaves(given)[0].shape
+        config = {**config, **kind.sizes_by_input(config, params, shape, channels)}
     return config
 
 
@@ -145,72 +122,3 @@ def _with_shape(config: Config, shape: tuple[int, ...]) -> Config:
         if config.get(key)
     }
     return {**config, **changed}
-
-
-def _last(key: str, *path: str) -> Sizes:
-    """The size under a key is that of the last axis of an array."""
-
-    def sizes(config: Config, params: Mapping[str, Any]) -> dict[str, Any]:
-        for name in path:
-            params = params[name]
-        return {key: params.shape[-1]}  # type: ignore[attr-defined]
-
-    return sizes
-
-
-def _embedding(config: Config, params: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(zip(("input_dim", "output_dim"), params["embedding"].shape))
-
-
-def _attention(config: Config, params: Mapping[str, Any]) -> dict[str, Any]:
-    _, heads, size = params["query"]["kernel"].shape
-    sizes = {"num_heads": heads, "key_dim": size, "value_dim": params["value"]["kernel"].shape[-1]}
-    shape = config.get("output_shape")
-    new = params["out"]["kernel"].shape[2:] if "out" in params else None
-    if new is not None and (shape is not None or new != params["query"]["kernel"].shape[:1]):
-        sizes["output_shape"] = new[0] if isinstance(shape, int) else list(new)
-    return sizes
-
-
-def _group_attention(config: Config, params: Mapping[str, Any]) -> dict[str, Any]:
-    _, heads, size = params["query"]["kernel"].shape
-    shared = params["key"]["kernel"].shape[1]
-    return {"num_query_heads": heads, "head_dim": size, "num_key_value_heads": shared}
-
-
-def _gated_filters(config: Config, params: Mapping[str, Any]) -> dict[str, Any]:
-    return {"filters": params["kernel"].shape[-1] // 4}
-
-
-def _einsum(config: Config, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Output axes that the kernel has too are as long as there."""
-    operands, output = config["equation"].replace(" ", "").split("->")
-    size_of = dict(zip(operands.split(",")[1], params["kernel"].shape))
-    shape = config["output_shape"]
-    old = [shape] if isinstance(shape, int) else list(shape)
-    labels = output.replace("...", "")[-len(old) :]  # the batch axis is not among them
-    new = [None if size is None else size_of.get(axis, size) for axis, size in zip(labels, old)]
-    return {"output_shape": new[0] if isinstance(shape, int) else new}
-
-
-_UNITS = _last("units", "kernel")
-_FILTERS = _last("filters", "kernel")
-_STATE = {"SimpleRNN": "h", "GRU": "hn", "LSTM": "hg"}
-
-_SIZES: dict[str, Sizes] = {
-    "Dense": _UNITS,
-    "EinsumDense": _einsum,
-    "LayerScale": _last("projection_dim", "gamma"),
-    "Embedding": _embedding,
-    "MultiHeadAttention": _attention,
-    **dict.fromkeys(("GroupQueryAttention", "GroupedQueryAttention"), _group_attention),
-    **{f"LocallyConnected{n}D": _FILTERS for n in (1, 2)},
-    **{f"ConvLSTM{n}D": _gated_filters for n in (1, 2, 3)},
-    **{f"Conv{n}D{kind}": _FILTERS for n in (1, 2, 3) for kind in ("", "Transpose")},
-    **{f"SeparableConv{n}D": _last("filters", "pointwise", "kernel") for n in (1, 2)},
-    **{
-        f"{kind}{suffix}": _last("units", "cell", state, "kernel")
-        for kind, state in _STATE.items()
-        for suffix in ("", "Cell")
-    },
-}

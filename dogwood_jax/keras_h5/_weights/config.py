@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dogwood_jax.keras_h5._files.errors import KerasFileError
-from dogwood_jax.keras_h5._kinds.weight import MODELS, Config, layers_of
+from dogwood_jax.keras_h5._kinds.kind import Config
+from dogwood_jax.keras_h5._kinds.nested import MODELS, layers_of
 
 _WRAPPED = ("layer", "backward_layer", "cell")  # where the config of a layer has another one
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from dogwood_jax.keras_h5._files.errors import KerasFileError
-from dogwood_jax.keras_h5._kinds.weight import Config, Path, layout
+from dogwood_jax.keras_h5._kinds.kind import Config, Path, layout
 
 Collections = dict[str, dict[str, Any]]
 

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from dogwood_jax.keras_h5._kinds.weight import BY_GATES, Config
+from dogwood_jax.keras_h5._kinds.kind import KINDS, Config, layout
+from dogwood_jax.keras_h5._kinds.recurrent import BY_GATES
 from dogwood_jax.keras_h5._weights.convert import last_part
-
-_ATTENTION = {"query", "key", "value", "attention_output"}
 
 
 def infer(weights: Mapping[str, np.ndarray], layer: str = "") -> tuple[str | None, dict[str, Any]]:
@@ -42,7 +41,7 @@ def infer(weights: Mapping[str, np.ndarray], layer: str = "") -> tuple[str | Non
     }
     if sum(map(len, inside.values())) < len(weights):  # some weights are the layer's own
         return None, {}
-    if parts == _ATTENTION:
+    if parts == {*KINDS["MultiHeadAttention"].inner_names.values()}:
         return "MultiHeadAttention", {"use_bias": "query/bias" in weights}
     layers = {part: infer(arrays, part) for part, arrays in inside.items()}
     described = {
@@ -80,12 +79,8 @@ def _of_arrays(arrays: Mapping[str, np.ndarray], layer: str) -> tuple[str | None
         return "BatchNormalization", norm
     if names and names <= {"gamma", "beta"}:
         return "LayerNormalization", norm
-    for class_name, only in {
-        "Normalization": {"mean", "variance", "count"},
-        "Embedding": {"embeddings"},
-        "PReLU": {"alpha"},
-    }.items():
-        if names == only:
+    for class_name in ("Normalization", "Embedding", "PReLU"):
+        if names == {weight.name for weight in layout(class_name, {})}:
             return class_name, {}
     return None, {}
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from dogwood_jax.keras_h5._files.errors import KerasFileError
 from dogwood_jax.keras_h5._files.hdf5 import Dataset, checked_array
-from dogwood_jax.keras_h5._kinds.weight import MODELS, Config, layer_name, layers_of, layout
+from dogwood_jax.keras_h5._kinds.kind import Config, layout
+from dogwood_jax.keras_h5._kinds.nested import MODELS, layer_name, layers_of
 from dogwood_jax.keras_h5._weights.convert import Collections, canonical, to_flax, to_keras
 from dogwood_jax.keras_h5._weights.infer import infer
 from dogwood_jax.keras_h5._weights.shapes import check_shapes, fits

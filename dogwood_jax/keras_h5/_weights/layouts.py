@@ -38,7 +38,8 @@ from dogwood_jax.keras_h5._files.hdf5 import (
     read_tree,
 )
 from dogwood_jax.keras_h5._files.source import CONFIG, METADATA, Source, parsed
-from dogwood_jax.keras_h5._kinds.weight import Config, layer_name
+from dogwood_jax.keras_h5._kinds.kind import Config
+from dogwood_jax.keras_h5._kinds.nested import layer_name
 from dogwood_jax.keras_h5._weights import positions
 from dogwood_jax.keras_h5._weights.config import checked_config, entries_of
 from dogwood_jax.keras_h5._weights.layers import Layer, make_layer

@@ -18,14 +18,9 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dogwood_jax.keras_h5._files.hdf5 import Dataset, Tree, checked_array, misplaced, read_text
-from dogwood_jax.keras_h5._kinds.weight import (
-    BY_GATES,
-    MODELS,
-    WEIGHTS,
-    Config,
-    layer_name,
-    layers_of,
-)
+from dogwood_jax.keras_h5._kinds.kind import KINDS, Config, kind_of
+from dogwood_jax.keras_h5._kinds.nested import MODELS, layer_name, layers_of
+from dogwood_jax.keras_h5._kinds.weight import is_kernel_and_bias
 
 CONTAINERS = ("layers", "_layer_checkpoint_dependencies")
 
@@ -39,19 +34,15 @@ class Member(NamedTuple):
     tree: Tree | None
 
 
-# Classes that have another name in Keras itself than in its configs.
-_OWN_NAMES = {"GroupQueryAttention": "GroupedQueryAttention"}
-
-
 def snake_case(class_name: str) -> str:
     """Returns what Keras calls the group of a class: ``Conv2DTranspose`` is conv2d_transpose."""
     name = re.sub(r"\W+", "", class_name.rpartition(">")[2])
-    name = _OWN_NAMES.get(name, name)
+    name = kind_of(name).own_name or name
     name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
     return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
-_CLASSES = {snake_case(name): name for name in WEIGHTS}
+_CLASSES = {snake_case(name): name for name, kind in KINDS.items() if kind.weights}
 
 
 def class_named(name: str) -> str | None:
@@ -209,61 +200,16 @@ def config_of(class_name: str | None, shapes: Mapping[str, tuple[int, ...]]) -> 
         {'scale': True, 'center': True}
         >>> config_of("BatchNormalization", {str(i): (8,) for i in range(3)})  # scale or center?
     """
-    count = len(shapes)
-    if class_name in ("BatchNormalization", "SyncBatchNormalization"):
-        return {"scale": count == 4, "center": count == 4} if count in (2, 4) else None
-    if class_name in ("LayerNormalization", "GroupNormalization"):
-        return {} if count == 2 else None
-    if class_name in BY_GATES.values():
-        return _recurrent(shapes)[1]
-    if class_name == "RNN":
-        kind, cell = _recurrent(shapes)
-        return None if kind is None else {"cell": {"class_name": f"{kind}Cell", "config": cell}}
-    if class_name == "Bidirectional":
-        ways = [
-            _recurrent({n.partition("/")[2]: s for n, s in shapes.items() if n.startswith(way)})
-            for way in ("forward_layer/", "backward_layer/")
-        ]
-        if any(kind is None for kind, _ in ways):
-            return None
-        layers = ({"class_name": kind, "config": config} for kind, config in ways)
-        return dict(zip(("layer", "backward_layer"), layers))
-    if class_name == "TimeDistributed":
-        within = {n.partition("/")[2]: shape for n, shape in shapes.items()}
-        dense = _is_kernel_and_bias(within) and len(within["0"]) == 2
-        return {"layer": {"class_name": "Dense", "config": {}}} if dense else None
-    if class_name in ("MultiHeadAttention", "GroupQueryAttention", "GroupedQueryAttention"):
-        gated = any("gate_dense" in name for name in shapes)
-        full = 10 if gated else 8
-        return (
-            {"use_bias": count == full, "use_gate": gated} if count in (full // 2, full) else None
-        )
-    if class_name in WEIGHTS and class_name not in MODELS:
-        full = len(WEIGHTS[class_name]({}))
-        config: dict[str, Any] = {"use_bias": count == full}
-        if class_name.startswith(("Depthwise", "Separable")) and "0" in shapes:
-            config |= {"depth_multiplier": shapes["0"][-1]}
-        return config if count in (full - 1, full) else None
-    return None
-
-
-def _recurrent(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str | None, Config | None]:
-    kernels = [shapes.get(f"cell/{i}", ()) for i in (0, 1)]
-    if any(len(shape) != 2 for shape in kernels) or not kernels[1][0]:
-        return None, None
-    bias = shapes.get("cell/2")
-    class_name = BY_GATES.get(kernels[1][1] // kernels[1][0])
-    config = {"use_bias": bias is not None}
-    if class_name == "GRU" and bias is not None:
-        config["reset_after"] = len(bias) == 2
-    return class_name, None if class_name is None else config
-
-
-def _is_kernel_and_bias(shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    if shapes.keys() != {"0", "1"}:
-        return False
-    kernel, bias = shapes["0"], shapes["1"]
-    return len(kernel) > 1 and bias == kernel[-1:]
+    kind = kind_of(class_name)
+    if kind.told is not None:
+        return kind.told(shapes)
+    if kind.weights is None or class_name in MODELS:
+        return None
+    full = len(kind.weights({}))
+    config: dict[str, Any] = {"use_bias": len(shapes) == full}
+    if "depthwise_kernel" in kind.axes({}) and "0" in shapes:
+        config |= {"depth_multiplier": shapes["0"][-1]}
+    return config if len(shapes) in (full - 1, full) else None
 
 
 def named_by_shape(weights: Mapping[str, Dataset]) -> dict[str, Dataset]:
@@ -275,6 +221,6 @@ def named_by_shape(weights: Mapping[str, Dataset]) -> dict[str, Dataset]:
     names = {}
     for name in weights:
         holder, slash, number = name.rpartition("/")
-        if _is_kernel_and_bias(holders[holder]):
+        if is_kernel_and_bias(holders[holder]):
             names[name] = f"{holder}{slash}{'kernel' if number == '0' else 'bias'}"
     return {names.get(name, name): dataset for name, dataset in weights.items()}

@@ -9,7 +9,8 @@ import h5py
 import numpy as np
 
 from dogwood_jax.keras_h5._files.hdf5 import BFLOAT16, OPAQUE16, Dataset, Group
-from dogwood_jax.keras_h5._kinds.weight import MODELS, Config, layer_name, layers_of, layout
+from dogwood_jax.keras_h5._kinds.kind import Config, kind_of, layout
+from dogwood_jax.keras_h5._kinds.nested import MODELS, layer_name, layers_of
 from dogwood_jax.keras_h5._weights.layouts import TOP_LEVEL, Contents
 from dogwood_jax.keras_h5._weights.positions import class_named, inner, positions, stem
 
@@ -69,9 +70,6 @@ def write(draft: IO[bytes], new: Contents, arrays: Arrays) -> None:
 
 # Layouts of Keras 1 and 2.
 
-_IN_ATTENTION = {f"{part}_dense": part for part in ("query", "key", "value")}
-_IN_ATTENTION["output_dense"] = "attention_output"
-
 
 def _write_names_and_weights(group: Group, new: Contents, arrays: Arrays) -> None:
     names = [layer.name for layer in new.layers if layer.name != TOP_LEVEL]
@@ -89,10 +87,8 @@ def _write_names_and_weights(group: Group, new: Contents, arrays: Arrays) -> Non
 
 
 def _variable_name(class_name: str | None, name: str) -> str:
-    if class_name == "MultiHeadAttention":
-        part, _, weight = name.partition("/")
-        return f"{_IN_ATTENTION.get(part, part)}/{weight}"
-    return name
+    part, slash, weight = name.partition("/")
+    return kind_of(class_name).inner_names.get(part, part) + slash + weight
 
 
 def _write_origin(group: Group, new: Contents) -> None:
@@ -150,7 +146,7 @@ def _write_layer(group: Group, name: str, entry: Config, weights: Mapping[str, n
     for holder, part in inside.items():
         place, layer = groups.get(holder, (holder, inner(entry["config"], holder)))
         described = {"class_name": layer.get("class_name", ""), "config": layer.get("config", {})}
-        if place in _IN_ATTENTION and entry["class_name"] == "MultiHeadAttention":
+        if place in kind_of(entry["class_name"]).inner_names:
             place = f"_{place}"  # Keras 3 looks there too, tf_keras there alone
         _write_layer(group.create_group(place), holder, described, part)
 

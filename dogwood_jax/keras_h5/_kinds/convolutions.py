@@ -1,0 +1,258 @@
+"""Convolutions: plain, transposed, depthwise and separable ones."""
+
+import operator
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from dogwood_jax.keras_h5._kinds.activations import then_activate
+from dogwood_jax.keras_h5._kinds.kind import KINDS, Config, Function, Kind, Params, Shape, Weight
+from dogwood_jax.keras_h5._kinds.masking import dropped, unknown
+from dogwood_jax.keras_h5._kinds.options import channels_last, spatial
+from dogwood_jax.keras_h5._kinds.weight import (
+    bias,
+    channels_of_kernel,
+    kernel_and_bias,
+    last_axis,
+    path,
+    plain,
+)
+
+
+class Convolution(nn.Module):
+    """A convolution of any kind, channels last.
+
+    Attributes:
+        filters: number of output channels; for a depthwise convolution for each input channel.
+        kernel_size: one for each spatial axis, as the following.
+        transposed: whether it is the gradient of a convolution.
+        depthwise: whether each channel is convolved on its own.
+    """
+
+    filters: int
+    kernel_size: tuple[int, ...]
+    strides: tuple[int, ...]
+    padding: str
+    dilation: tuple[int, ...]
+    groups: int = 1
+    use_bias: bool = True
+    transposed: bool = False
+    output_padding: tuple[int, ...] | None = None
+    depthwise: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+        groups = channels if self.depthwise else self.groups
+        filters = self.filters * channels if self.depthwise else self.filters
+        if self.depthwise and self.has_variable("params", "kernel"):  # perhaps of a grown model
+            filters = self.get_variable("params", "kernel").shape[-1]
+        shape = (*self.kernel_size, channels // groups, filters)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        letters = "DHW"[-len(self.kernel_size) :]
+        x, kernel = nn.dtypes.promote_dtype(x, kernel)
+        y = jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            window_strides=(1,) * len(shape[:-2]) if self.transposed else self.strides,
+            padding=self._margins(x.shape[1:-1]),
+            lhs_dilation=self.strides if self.transposed else None,
+            rhs_dilation=self.dilation,
+            dimension_numbers=(f"N{letters}C", f"{letters}IO", f"N{letters}C"),
+            feature_group_count=groups,
+        )
+        if not self.use_bias:
+            return y
+        bias = self.param("bias", nn.initializers.zeros, (filters,))
+        return y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)
+
+    def _margins(self, sizes: Sequence[int]) -> str | list[tuple[int, int]]:
+        """Returns the padding of each spatial axis."""
+        extents = [(k - 1) * d + 1 for k, d in zip(self.kernel_size, self.dilation)]
+        if self.padding == "CAUSAL":
+            return [(extent - 1, 0) for extent in extents]
+        if not self.transposed:
+            return self.padding
+        margins = []
+        extra = self.output_padding or (None,) * len(extents)
+        for n, k, stride, more in zip(sizes, extents, self.strides, extra):
+            spread = (n - 1) * stride  # distance of the first and last input, spread out
+            if self.padding == "VALID":
+                size = spread + k + (max(stride - k, 0) if more is None else more)
+            else:
+                size = n * stride if more is None else spread + k % 2 + more
+            # What the convolution whose gradient this is would have padded.
+            before = max(spread + k - size, 0) // 2 if self.padding == "SAME" else 0
+            margins.append((k - 1 - before, size - 1 - spread + before))
+        return margins
+
+
+def convolution_options(config: Config, rank: int, **options: Any) -> dict[str, Any]:
+    """Returns what convolutions of all kinds have in their configs."""
+    padding = str(config["padding"]).upper()
+    if padding not in ("SAME", "VALID", "CAUSAL"):
+        raise ValueError(f"the padding {config['padding']!r} is unknown")
+    return {
+        "kernel_size": spatial(config["kernel_size"], rank),
+        "strides": spatial(config.get("strides", 1), rank),
+        "padding": padding,
+        "dilation": spatial(config.get("dilation_rate", 1), rank),
+        "use_bias": config.get("use_bias", True),
+        **options,
+    }
+
+
+def _conv(rank: int, config: Config, name: str | None, deterministic: bool) -> Function:
+    options = convolution_options(config, rank, groups=config.get("groups", 1))
+    conv = Convolution(operator.index(config["filters"]), **options, name=name)
+    return then_activate(config, channels_last(config, conv))
+
+
+def _conv_transpose(rank: int, config: Config, name: str | None, deterministic: bool) -> Function:
+    extra = config.get("output_padding")
+    extra = None if extra is None else spatial(extra, rank)
+    options = convolution_options(config, rank, transposed=True, output_padding=extra)
+    conv = Convolution(operator.index(config["filters"]), **options, name=name)
+    return then_activate(config, channels_last(config, conv))
+
+
+def _transposed(array: np.ndarray) -> np.ndarray:
+    """Swaps the channels of a kernel and turns it around: its own inverse."""
+    return np.flip(np.swapaxes(array, -1, -2), axis=tuple(range(array.ndim - 2)))
+
+
+def _weights_of_transpose(config: Config) -> list[Weight]:
+    kernel = Weight(
+        "kernel",
+        (("params", "kernel"),),
+        lambda array: [_transposed(array)],
+        lambda arrays: _transposed(arrays[0]),
+    )
+    return [kernel, *bias(config)]
+
+
+_FILTERS = last_axis("filters", "kernel")
+
+
+def _conv_axes(space: str, config: Config) -> dict[str, str]:
+    return {"kernel": f"{space} in filters", "bias": "filters"}
+
+
+def _transpose_axes(space: str, config: Config) -> dict[str, str]:
+    return {"kernel": f"{space} filters in", "bias": "filters"}
+
+
+for _rank, _space in ((1, "x"), (2, "y x"), (3, "z y x")):
+    KINDS[f"Conv{_rank}D"] = Kind(
+        module=partial(_conv, _rank),
+        weights=kernel_and_bias,
+        axes=partial(_conv_axes, _space),
+        sizes=_FILTERS,
+        reads=channels_of_kernel,
+        on_mask=dropped if _rank == 1 else unknown,
+    )
+    KINDS[f"Conv{_rank}DTranspose"] = Kind(
+        module=partial(_conv_transpose, _rank),
+        weights=_weights_of_transpose,
+        axes=partial(_transpose_axes, _space),
+        sizes=_FILTERS,
+        reads=channels_of_kernel,
+    )
+# As Keras 1 called them.
+KINDS["Convolution1D"] = Kind(weights=kernel_and_bias, reads=channels_of_kernel)
+KINDS["Convolution2D"] = Kind(weights=kernel_and_bias, reads=channels_of_kernel)
+
+
+def _depthwise_conv(rank: int, config: Config, name: str | None, deterministic: bool) -> Function:
+    options = convolution_options(config, rank, depthwise=True)
+    conv = Convolution(operator.index(config.get("depth_multiplier", 1)), **options, name=name)
+    return then_activate(config, channels_last(config, conv))
+
+
+def _depthwise_kernel(name: str, place: str, config: Config) -> Weight:
+    multiplier = config.get("depth_multiplier", 1)
+    return Weight(
+        name,
+        (path(place),),
+        lambda array: [array.reshape(*array.shape[:-2], 1, -1)],
+        lambda arrays: arrays[0].reshape(*arrays[0].shape[:-2], -1, multiplier),
+    )
+
+
+def _depthwise_weights(config: Config) -> list[Weight]:
+    return [_depthwise_kernel("depthwise_kernel", "params/kernel", config), *bias(config)]
+
+
+def _depthwise_axes(space: str, config: Config) -> dict[str, str]:
+    return {"depthwise_kernel": f"{space} in depth_multiplier", "bias": "..."}
+
+
+def _multiplier(
+    config: Config, params: Params, shape: Shape, channels: int | None
+) -> dict[str, Any]:
+    """A kernel of more outputs is one of a larger multiplier only if there are no more inputs."""
+    if not params:
+        return {}
+    outputs = params.get("depthwise", params)["kernel"].shape[-1]
+    inputs = shape[1 if config.get("data_format") == "channels_first" else -1]
+    return {"depth_multiplier": outputs // inputs}
+
+
+class SeparableConv(nn.Module):
+    """A depthwise convolution and a pointwise one."""
+
+    filters: int
+    depth_multiplier: int
+    options: Config
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        options = {**self.options, "use_bias": False, "depthwise": True}
+        x = Convolution(self.depth_multiplier, **options, name="depthwise")(x)
+        one = (1,) * len(self.options["kernel_size"])
+        use_bias = self.options["use_bias"]
+        return Convolution(self.filters, one, one, "VALID", one, 1, use_bias, name="pointwise")(x)
+
+
+def _separable_conv(rank: int, config: Config, name: str | None, deterministic: bool) -> Function:
+    sizes = operator.index(config["filters"]), operator.index(config.get("depth_multiplier", 1))
+    conv = SeparableConv(*sizes, convolution_options(config, rank), name=name)
+    return then_activate(config, channels_last(config, conv))
+
+
+def _separable_weights(config: Config) -> list[Weight]:
+    return [
+        _depthwise_kernel("depthwise_kernel", "params/depthwise/kernel", config),
+        plain("pointwise_kernel", "params/pointwise/kernel"),
+        *bias(config, "params/pointwise/bias"),
+    ]
+
+
+def _separable_axes(space: str, config: Config) -> dict[str, str]:
+    return {
+        "depthwise_kernel": f"{space} in depth_multiplier",
+        "pointwise_kernel": "1 " * len(space.split()) + "all filters",
+        "bias": "filters",
+    }
+
+
+for _rank, _space in ((1, "x"), (2, "y x")):
+    KINDS[f"DepthwiseConv{_rank}D"] = Kind(
+        module=partial(_depthwise_conv, _rank),
+        weights=_depthwise_weights,
+        axes=partial(_depthwise_axes, _space),
+        sizes_by_input=_multiplier,
+        on_mask=dropped if _rank == 1 else unknown,
+    )
+    KINDS[f"SeparableConv{_rank}D"] = Kind(
+        module=partial(_separable_conv, _rank),
+        weights=_separable_weights,
+        axes=partial(_separable_axes, _space),
+        sizes=last_axis("filters", "pointwise", "kernel"),
+        sizes_by_input=_multiplier,
+        on_mask=dropped if _rank == 1 else unknown,
+    )

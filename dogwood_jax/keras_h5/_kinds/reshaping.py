@@ -1,0 +1,89 @@
+"""Layers that give arrays another shape."""
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from dogwood_jax.keras_h5._kinds.kind import CHANNELS, KINDS, Config, Function, Kind, Params, Shape
+from dogwood_jax.keras_h5._kinds.masking import dropped
+
+
+def _flatten(config: Config) -> Function:
+    def flatten(x: Any) -> Any:
+        if config.get("data_format") == "channels_first" and x.ndim > 2:
+            x = jnp.moveaxis(x, 1, -1)
+        return x.reshape(x.shape[0], -1)
+
+    return flatten
+
+
+KINDS["Flatten"] = Kind(function=_flatten, on_mask=dropped)
+
+
+def _reshape(config: Config) -> Function:
+    shape = tuple(map(operator.index, config["target_shape"]))
+    channels = config.get(CHANNELS)
+    return lambda x: x.reshape(x.shape[0], *reshape_target(x.shape[1:], shape, channels))
+
+
+def reshape_target(
+    sizes: Sequence[int], target: Sequence[int], channels: int | None
+) -> tuple[int, ...]:
+    """Returns the shape that a Reshape makes, without the batch.
+
+    Args:
+        sizes: the shape of its input, without the batch.
+        target: the shape in its config, in which one size may be -1.
+        channels: the size of the last axis that is read, if known.
+
+    Raises:
+        ValueError: if it is not known which axis has grown.
+
+    Example:
+        >>> reshape_target((24,), (1, 1, 12), None)
+        (1, 1, 24)
+        >>> reshape_target((784,), (7, 7, 8), 16)
+        (7, 7, 16)
+    """
+    target = tuple(target)
+    if channels is not None and target and target[-1] not in (-1, channels):
+        grown = (*target[:-1], channels)
+        if -1 in grown or math.prod(grown) == math.prod(sizes):
+            return grown
+    count, wanted = math.prod(sizes), math.prod(target)
+    if -1 in target or count == wanted:
+        return target
+    longer = [axis for axis, size in enumerate(target) if size > 1]
+    if len(longer) == 1:
+        return tuple(count if axis in longer else size for axis, size in enumerate(target))
+    raise ValueError(
+        f"Reshape: which axis of {target} has grown for inputs of shape {tuple(sizes)} is not known"
+    )
+
+
+def _target(config: Config, params: Params, shape: Shape, channels: int | None) -> dict[str, Any]:
+    if "target_shape" not in config:  # it is keras.ops.reshape
+        return {}
+    return {"target_shape": list(reshape_target(shape[1:], config["target_shape"], channels))}
+
+
+KINDS["Reshape"] = Kind(function=_reshape, sizes_by_input=_target, on_mask=dropped)
+
+
+def _permute(config: Config) -> Function:
+    axes = (0, *map(operator.index, config["dims"]))
+    return lambda x: jnp.transpose(x, axes)
+
+
+KINDS["Permute"] = Kind(function=_permute, on_mask=dropped)
+
+
+def _repeat_vector(config: Config) -> Function:
+    n = operator.index(config["n"])
+    return lambda x: jnp.repeat(x[:, None], n, axis=1)
+
+
+KINDS["RepeatVector"] = Kind(function=_repeat_vector)
