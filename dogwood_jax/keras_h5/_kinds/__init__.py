@@ -9,8 +9,8 @@ The layers are in ``dense``, ``convolutions``, ``local``, ``recurrent``, ``atten
 ``images`` and ``merging``; ``nested`` has layers that hold layers, and ``operations``
 the functions of which Keras makes layers.
 
-Where to add: a layer is one entry in the file of its family, below what it is made of. What the
-entry does not say is unknown, and refused where it matters.
+Where to add: a layer is one entry in the table at the end of its family's file. What an entry does
+not say is unknown, and refused where it matters.
 """
 
 # Whoever asks for a kind finds the table filled.

@@ -120,21 +120,13 @@ def then_activate(config: Config, function: Function) -> Function:
 
 
 def _relu_layer(config: Config) -> Activation:
-    return partial(
-        relu,
-        negative_slope=config.get("negative_slope") or 0.0,
-        max_value=config.get("max_value"),
-        threshold=config.get("threshold") or 0.0,
-    )
+    options = {name: config.get(name) or 0.0 for name in ("negative_slope", "threshold")}
+    return partial(relu, max_value=config.get("max_value"), **options)
 
 
 def _leaky_relu_layer(config: Config) -> Activation:
     slope = config["negative_slope"] if "negative_slope" in config else config["alpha"]
     return partial(leaky_relu, negative_slope=_number(slope))
-
-
-def _elu_layer(config: Config) -> Activation:
-    return partial(elu, alpha=_number(config.get("alpha", 1.0)))
 
 
 def _thresholded_relu_layer(config: Config) -> Activation:
@@ -154,15 +146,12 @@ def _number(value: Any) -> float:
 
 LAYERS: Mapping[str, Callable[[Config], Activation]] = {
     "Activation": lambda config: activation(config["activation"]),
-    "ELU": _elu_layer,
+    "ELU": lambda config: partial(elu, alpha=_number(config.get("alpha", 1.0))),
     "LeakyReLU": _leaky_relu_layer,
     "ReLU": _relu_layer,
     "Softmax": _softmax_layer,
     "ThresholdedReLU": _thresholded_relu_layer,
 }
-for _class, _make in LAYERS.items():
-    KINDS[_class] = Kind(function=_make, passes_channels=True, on_mask=handed_on)
-KINDS["Softmax"] = Kind(function=_softmax_layer)
 
 
 class PReLU(nn.Module):
@@ -181,6 +170,9 @@ def _prelu(config: Config, name: str | None, deterministic: bool) -> Function:
     return PReLU(tuple(config.get("shared_axes") or ()), name=name)
 
 
+for _class, _make in LAYERS.items():
+    KINDS[_class] = Kind(function=_make, passes_channels=True, on_mask=handed_on)
+KINDS["Softmax"] = Kind(function=_softmax_layer)
 KINDS["PReLU"] = Kind(
     module=_prelu,
     weights=lambda config: [plain("alpha", "params/negative_slope")],

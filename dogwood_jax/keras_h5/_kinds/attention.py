@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from dogwood_jax.keras_h5._kinds.kind import KINDS, Config, Function, Kind, Params, Shape, Weight
 from dogwood_jax.keras_h5._kinds.masking import handed_on
 from dogwood_jax.keras_h5._kinds.options import evaluated_only
-from dogwood_jax.keras_h5._kinds.weight import plain
+from dogwood_jax.keras_h5._kinds.weight import fixed, plain
 
 _MASKED = -1e9  # what Keras adds to scores that do not count: zero after softmax
 
@@ -192,53 +192,11 @@ _HEADS_KEYWORDS = {
     *("return_attention_scores", "use_causal_mask"),
 }
 
-KINDS["MultiHeadAttention"] = Kind(
-    module=_multi_head,
-    keywords=_HEADS_KEYWORDS,
-    weights=_heads_weights,
-    axes=lambda config: {
-        "query_dense/kernel": "q num_heads key_dim",
-        "query_dense/bias": "num_heads key_dim",
-        "key_dense/kernel": "k num_heads key_dim",
-        "key_dense/bias": "num_heads key_dim",
-        "value_dense/kernel": "v num_heads value",
-        "value_dense/bias": "num_heads value",
-        "output_dense/kernel": "num_heads value ...",
-        "output_dense/bias": "...",
-    },
-    told=_heads_told,
-    inner_names={
-        "query_dense": "query",
-        "key_dense": "key",
-        "value_dense": "value",
-        "output_dense": "attention_output",
-    },
-    sizes=_heads_sizes,
-    reads=lambda config, params: int(params["query"]["kernel"].shape[0]),
-    on_mask=handed_on,
-    takes_masks="by name",
-    masks_in=lambda version: "taken" if version >= (3, 8) else _heads_masks_in(version),
-)
-
 
 def _group_sizes(config: Config, params: Params) -> dict[str, Any]:
     _, heads, size = params["query"]["kernel"].shape
     shared = params["key"]["kernel"].shape[1]
     return {"num_query_heads": heads, "head_dim": size, "num_key_value_heads": shared}
-
-
-KINDS["GroupQueryAttention"] = Kind(
-    module=_group_query,
-    keywords=_HEADS_KEYWORDS,
-    weights=_heads_weights,
-    told=_heads_told,
-    own_name="GroupedQueryAttention",
-    sizes=_group_sizes,
-    on_mask=handed_on,
-    takes_masks="by name",
-    masks_in=_heads_masks_in,
-)
-KINDS["GroupedQueryAttention"] = KINDS["GroupQueryAttention"]  # what HDF5 files call it
 
 
 class DotAttention(nn.Module):
@@ -316,6 +274,47 @@ def _additive_weights(config: Config) -> list[Weight]:
     return [plain("scale", "params/scale")] if config.get("use_scale", True) else []
 
 
+KINDS["MultiHeadAttention"] = Kind(
+    module=_multi_head,
+    keywords=_HEADS_KEYWORDS,
+    weights=_heads_weights,
+    axes=fixed(
+        {
+            "query_dense/kernel": "q num_heads key_dim",
+            "query_dense/bias": "num_heads key_dim",
+            "key_dense/kernel": "k num_heads key_dim",
+            "key_dense/bias": "num_heads key_dim",
+            "value_dense/kernel": "v num_heads value",
+            "value_dense/bias": "num_heads value",
+            "output_dense/kernel": "num_heads value ...",
+            "output_dense/bias": "...",
+        }
+    ),
+    told=_heads_told,
+    inner_names={
+        "query_dense": "query",
+        "key_dense": "key",
+        "value_dense": "value",
+        "output_dense": "attention_output",
+    },
+    sizes=_heads_sizes,
+    reads=lambda config, params: int(params["query"]["kernel"].shape[0]),
+    on_mask=handed_on,
+    takes_masks="by name",
+    masks_in=lambda version: "taken" if version >= (3, 8) else _heads_masks_in(version),
+)
+KINDS["GroupQueryAttention"] = Kind(
+    module=_group_query,
+    keywords=_HEADS_KEYWORDS,
+    weights=_heads_weights,
+    told=_heads_told,
+    own_name="GroupedQueryAttention",
+    sizes=_group_sizes,
+    on_mask=handed_on,
+    takes_masks="by name",
+    masks_in=_heads_masks_in,
+)
+KINDS["GroupedQueryAttention"] = KINDS["GroupQueryAttention"]  # what HDF5 files call it
 for _class, _make, _weights in (
     ("Attention", _dot_attention, _dot_weights),
     ("AdditiveAttention", _additive_attention, _additive_weights),

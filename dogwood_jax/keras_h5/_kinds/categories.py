@@ -9,22 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from dogwood_jax.keras_h5._kinds.kind import KINDS, Config, Function, Kind
-from dogwood_jax.keras_h5._kinds.weight import plain
+from dogwood_jax.keras_h5._kinds.weight import fixed, plain
 
 
 def _embedding(config: Config, name: str | None, deterministic: bool) -> Function:
     sizes = operator.index(config["input_dim"]), operator.index(config["output_dim"])
     embed = nn.Embed(*sizes, name=name)
     return lambda x: embed(x.astype(jnp.int32))
-
-
-KINDS["Embedding"] = Kind(
-    module=_embedding,
-    weights=lambda config: [plain("embeddings", "params/embedding")],
-    axes=lambda config: {"embeddings": "input_dim output_dim"},
-    sizes=lambda config, params: dict(zip(("input_dim", "output_dim"), params["embedding"].shape)),
-    new_mask=lambda config: (lambda x: x != 0) if config.get("mask_zero") else None,
-)
 
 
 def _discretization(config: Config) -> Function:
@@ -35,9 +26,6 @@ def _discretization(config: Config) -> Function:
         raise ValueError(f"the output_mode {config['output_mode']!r} is not supported")
     edges = jnp.asarray(np.asarray(boundaries), jnp.float32)  # JAX takes long for long lists
     return lambda x: jnp.searchsorted(edges, x.astype(jnp.float32), side="right")
-
-
-KINDS["Discretization"] = Kind(function=_discretization)
 
 
 def _category_encoding(config: Config) -> Function:
@@ -56,4 +44,12 @@ def _category_encoding(config: Config) -> Function:
     return encode
 
 
+KINDS["Embedding"] = Kind(
+    module=_embedding,
+    weights=lambda config: [plain("embeddings", "params/embedding")],
+    axes=fixed({"embeddings": "input_dim output_dim"}),
+    sizes=lambda config, params: dict(zip(("input_dim", "output_dim"), params["embedding"].shape)),
+    new_mask=lambda config: (lambda x: x != 0) if config.get("mask_zero") else None,
+)
+KINDS["Discretization"] = Kind(function=_discretization)
 KINDS["CategoryEncoding"] = Kind(function=_category_encoding)

@@ -16,6 +16,7 @@ from dogwood_jax.keras_h5._kinds.options import channels_last, spatial
 from dogwood_jax.keras_h5._kinds.weight import (
     bias,
     channels_of_kernel,
+    fixed,
     kernel_and_bias,
     last_axis,
     path,
@@ -138,35 +139,6 @@ def _weights_of_transpose(config: Config) -> list[Weight]:
 _FILTERS = last_axis("filters", "kernel")
 
 
-def _conv_axes(space: str, config: Config) -> dict[str, str]:
-    return {"kernel": f"{space} in filters", "bias": "filters"}
-
-
-def _transpose_axes(space: str, config: Config) -> dict[str, str]:
-    return {"kernel": f"{space} filters in", "bias": "filters"}
-
-
-for _rank, _space in ((1, "x"), (2, "y x"), (3, "z y x")):
-    KINDS[f"Conv{_rank}D"] = Kind(
-        module=partial(_conv, _rank),
-        weights=kernel_and_bias,
-        axes=partial(_conv_axes, _space),
-        sizes=_FILTERS,
-        reads=channels_of_kernel,
-        on_mask=dropped if _rank == 1 else unknown,
-    )
-    KINDS[f"Conv{_rank}DTranspose"] = Kind(
-        module=partial(_conv_transpose, _rank),
-        weights=_weights_of_transpose,
-        axes=partial(_transpose_axes, _space),
-        sizes=_FILTERS,
-        reads=channels_of_kernel,
-    )
-# As Keras 1 called them.
-KINDS["Convolution1D"] = Kind(weights=kernel_and_bias, reads=channels_of_kernel)
-KINDS["Convolution2D"] = Kind(weights=kernel_and_bias, reads=channels_of_kernel)
-
-
 def _depthwise_conv(rank: int, config: Config, name: str | None, deterministic: bool) -> Function:
     options = convolution_options(config, rank, depthwise=True)
     conv = Convolution(operator.index(config.get("depth_multiplier", 1)), **options, name=name)
@@ -185,10 +157,6 @@ def _depthwise_kernel(name: str, place: str, config: Config) -> Weight:
 
 def _depthwise_weights(config: Config) -> list[Weight]:
     return [_depthwise_kernel("depthwise_kernel", "params/kernel", config), *bias(config)]
-
-
-def _depthwise_axes(space: str, config: Config) -> dict[str, str]:
-    return {"depthwise_kernel": f"{space} in depth_multiplier", "bias": "..."}
 
 
 def _multiplier(
@@ -232,26 +200,39 @@ def _separable_weights(config: Config) -> list[Weight]:
     ]
 
 
-def _separable_axes(space: str, config: Config) -> dict[str, str]:
-    return {
-        "depthwise_kernel": f"{space} in depth_multiplier",
-        "pointwise_kernel": "1 " * len(space.split()) + "all filters",
-        "bias": "filters",
-    }
-
-
+for _rank, _space in ((1, "x"), (2, "y x"), (3, "z y x")):
+    KINDS[f"Conv{_rank}D"] = Kind(
+        module=partial(_conv, _rank),
+        weights=kernel_and_bias,
+        axes=fixed({"kernel": f"{_space} in filters", "bias": "filters"}),
+        sizes=_FILTERS,
+        reads=channels_of_kernel,
+        on_mask=dropped if _rank == 1 else unknown,
+    )
+    KINDS[f"Conv{_rank}DTranspose"] = Kind(
+        module=partial(_conv_transpose, _rank),
+        weights=_weights_of_transpose,
+        axes=fixed({"kernel": f"{_space} filters in", "bias": "filters"}),
+        sizes=_FILTERS,
+        reads=channels_of_kernel,
+    )
+# As Keras 1 called them.
+KINDS["Convolution1D"] = Kind(weights=kernel_and_bias, reads=channels_of_kernel)
+KINDS["Convolution2D"] = Kind(weights=kernel_and_bias, reads=channels_of_kernel)
 for _rank, _space in ((1, "x"), (2, "y x")):
+    _depthwise = {"depthwise_kernel": f"{_space} in depth_multiplier"}
+    _pointwise = {"pointwise_kernel": "1 " * _rank + "all filters"}
     KINDS[f"DepthwiseConv{_rank}D"] = Kind(
         module=partial(_depthwise_conv, _rank),
         weights=_depthwise_weights,
-        axes=partial(_depthwise_axes, _space),
+        axes=fixed({**_depthwise, "bias": "..."}),
         sizes_by_input=_multiplier,
         on_mask=dropped if _rank == 1 else unknown,
     )
     KINDS[f"SeparableConv{_rank}D"] = Kind(
         module=partial(_separable_conv, _rank),
         weights=_separable_weights,
-        axes=partial(_separable_axes, _space),
+        axes=fixed({**_depthwise, **_pointwise, "bias": "filters"}),
         sizes=last_axis("filters", "pointwise", "kernel"),
         sizes_by_input=_multiplier,
         on_mask=dropped if _rank == 1 else unknown,

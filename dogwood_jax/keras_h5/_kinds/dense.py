@@ -13,6 +13,7 @@ from dogwood_jax.keras_h5._kinds.masking import handed_on
 from dogwood_jax.keras_h5._kinds.weight import (
     bias,
     channels_of_kernel,
+    fixed,
     kernel_and_bias,
     last_axis,
     plain,
@@ -22,16 +23,6 @@ from dogwood_jax.keras_h5._kinds.weight import (
 def _dense(config: Config, name: str | None, deterministic: bool) -> Function:
     units = operator.index(config["units"])
     return then_activate(config, nn.Dense(units, config.get("use_bias", True), name=name))
-
-
-KINDS["Dense"] = Kind(
-    module=_dense,
-    weights=kernel_and_bias,
-    axes=lambda config: {"kernel": "in units", "bias": "units"},
-    sizes=last_axis("units", "kernel"),
-    reads=channels_of_kernel,
-    on_mask=handed_on,
-)
 
 
 class Einsum(nn.Module):
@@ -82,9 +73,17 @@ def _einsum_sizes(config: Config, params: Params) -> dict[str, Any]:
     return {"output_shape": new[0] if isinstance(shape, int) else new}
 
 
+KINDS["Dense"] = Kind(
+    module=_dense,
+    weights=kernel_and_bias,
+    axes=fixed({"kernel": "in units", "bias": "units"}),
+    sizes=last_axis("units", "kernel"),
+    reads=channels_of_kernel,
+    on_mask=handed_on,
+)
 KINDS["EinsumDense"] = Kind(
     module=_einsum_dense,
     weights=_einsum_weights,
-    axes=lambda config: {"kernel": "...", "bias": "..."},
+    axes=fixed({"kernel": "...", "bias": "..."}),
     sizes=_einsum_sizes,
 )

@@ -23,32 +23,13 @@ def _input(config: Config) -> Function:
     return cast
 
 
-def _identity(config: Config) -> Function:
-    return lambda x: x
-
-
-KINDS["InputLayer"] = Kind(function=_input)
-KINDS["Identity"] = Kind(function=_identity)
-KINDS["ActivityRegularization"] = Kind(function=_identity, passes_channels=True, on_mask=handed_on)
-
-
 def _masking(config: Config) -> Function:
     value = float(config.get("mask_value", 0.0))
     return lambda x: x * jnp.any(x != value, axis=-1, keepdims=True)
 
 
-def _mask(config: Config) -> Function:
-    return lambda x: jnp.any(x != config.get("mask_value", 0.0), axis=-1)
-
-
-KINDS["Masking"] = Kind(function=_masking, new_mask=_mask)
-
-
 def _dropout(config: Config, name: str | None, deterministic: bool) -> Function:
     return nn.Dropout(float(config["rate"]), deterministic=deterministic, name=name)
-
-
-KINDS["Dropout"] = Kind(module=_dropout, passes_channels=True, on_mask=handed_on)
 
 
 def _spatial_dropout(rank: int, config: Config, name: str | None, deterministic: bool) -> Function:
@@ -58,22 +39,12 @@ def _spatial_dropout(rank: int, config: Config, name: str | None, deterministic:
     return channels_last(config, dropout)
 
 
-for _rank in (1, 2, 3):
-    KINDS[f"SpatialDropout{_rank}D"] = Kind(
-        module=partial(_spatial_dropout, _rank),
-        passes_channels=True,
-        on_mask=handed_on if _rank == 1 else unknown,
-    )
-
-
 def _noise(config: Config, name: str | None, deterministic: bool) -> Function:
     if not deterministic:
         raise ValueError("its noise is not supported in training; pass deterministic=True")
     return lambda x: x
 
 
-for _class in ("AlphaDropout", "GaussianDropout", "GaussianNoise"):
-    KINDS[_class] = Kind(module=_noise, passes_channels=True, on_mask=handed_on)
 _IMAGES = (
     *("StochasticDepth", "AugMix", "CutMix", "MixUp", "RandAugment", "RandomBrightness"),
     *("RandomColorDegeneration", "RandomColorJitter", "RandomContrast", "RandomElasticTransform"),
@@ -82,4 +53,24 @@ _IMAGES = (
     *("RandomSaturation", "RandomSharpness", "RandomShear", "RandomTranslation", "RandomWidth"),
     "RandomZoom",
 )
+
+
+KINDS["InputLayer"] = Kind(function=_input)
+KINDS["Identity"] = Kind(function=lambda config: lambda x: x)
+KINDS["ActivityRegularization"] = Kind(
+    function=lambda config: lambda x: x, passes_channels=True, on_mask=handed_on
+)
+KINDS["Masking"] = Kind(
+    function=_masking,
+    new_mask=lambda config: lambda x: jnp.any(x != config.get("mask_value", 0.0), axis=-1),
+)
+KINDS["Dropout"] = Kind(module=_dropout, passes_channels=True, on_mask=handed_on)
+for _rank in (1, 2, 3):
+    KINDS[f"SpatialDropout{_rank}D"] = Kind(
+        module=partial(_spatial_dropout, _rank),
+        passes_channels=True,
+        on_mask=handed_on if _rank == 1 else unknown,
+    )
+for _class in ("AlphaDropout", "GaussianDropout", "GaussianNoise"):
+    KINDS[_class] = Kind(module=_noise, passes_channels=True, on_mask=handed_on)
 KINDS.update(dict.fromkeys(_IMAGES, Kind(module=_noise)))

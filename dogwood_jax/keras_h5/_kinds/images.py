@@ -9,12 +9,14 @@ import jax.numpy as jnp
 
 from dogwood_jax.keras_h5._kinds.kind import KINDS, Config, Function, Kind
 from dogwood_jax.keras_h5._kinds.masking import dropped, unknown
-from dogwood_jax.keras_h5._kinds.options import channels_last, spatial, spatial_values
+from dogwood_jax.keras_h5._kinds.options import channels_last, spatial
 
 
 def _margins(value: Any, rank: int) -> list[tuple[int, int]]:
     """Returns what a padding or cropping adds or removes before and after each spatial axis."""
-    pairs = (value,) if rank == 1 else spatial_values(value, rank)
+    pairs = (value,) * rank if rank == 1 or isinstance(value, int) else tuple(value)
+    if len(pairs) != rank:
+        raise ValueError(f"expected {rank} values, got {value!r}")
     return [tuple(spatial(pair, 2)) for pair in pairs]  # type: ignore[misc]
 
 
@@ -33,27 +35,11 @@ def _cropping(rank: int, config: Config) -> Function:
     return channels_last(config, crop)
 
 
-def _repeated(rank: int, config: Config) -> Function:
-    sizes = spatial(config["size"], rank)
-
-    def repeat(x: Any) -> Any:
-        for axis, size in enumerate(sizes, 1):
-            x = jnp.repeat(x, size, axis=axis)
-        return x
-
-    return channels_last(config, repeat)
-
-
 # Keras outside TensorFlow had another bilinear interpolation; it is renamed on reading.
 BILINEAR_2_3 = "bilinear of Keras 2.3"
 
-_METHODS = {
-    "nearest": "nearest",
-    "bilinear": "linear",
-    "bicubic": "cubic",
-    "lanczos3": "lanczos3",
-    "lanczos5": "lanczos5",
-}
+_METHODS = {name: name for name in ("nearest", "lanczos3", "lanczos5")}
+_METHODS |= {"bilinear": "linear", "bicubic": "cubic"}
 
 
 def _method(config: Config, default: str) -> str:
@@ -71,16 +57,19 @@ def _to(x: jax.Array, height: int, width: int, method: str, antialias: bool = Fa
     return resized
 
 
-def _up_sampling(config: Config) -> Function:
-    sizes = spatial(config["size"], 2)
-    if config.get("interpolation") == BILINEAR_2_3:
+def _up_sampling(rank: int, config: Config) -> Function:
+    sizes = spatial(config["size"], rank)
+    options = config if rank == 2 else {}
+    if options.get("interpolation") == BILINEAR_2_3:
         return channels_last(config, lambda x: _stretched(_stretched(x, 1, sizes[0]), 2, sizes[1]))
-    method = _method(config, "nearest")
+    method = _method(options, "nearest")
 
     def enlarge(x: jax.Array) -> jax.Array:
         if method != "nearest":
             return _to(x, x.shape[1] * sizes[0], x.shape[2] * sizes[1], method)
-        return jnp.repeat(jnp.repeat(x, sizes[0], axis=1), sizes[1], axis=2)
+        for axis, size in enumerate(sizes, 1):
+            x = jnp.repeat(x, size, axis=axis)
+        return x
 
     return channels_last(config, enlarge)
 
@@ -93,17 +82,6 @@ def _stretched(x: jax.Array, axis: int, times: int) -> jax.Array:
     return first + (second - first) * part
 
 
-for _rank in (1, 2, 3):
-    for _class, _make in (
-        ("ZeroPadding", partial(_zero_padding, _rank)),
-        ("Cropping", partial(_cropping, _rank)),
-        ("UpSampling", _up_sampling if _rank == 2 else partial(_repeated, _rank)),
-    ):
-        KINDS[f"{_class}{_rank}D"] = Kind(
-            function=_make, passes_channels=True, on_mask=dropped if _rank == 1 else unknown
-        )
-
-
 def _resizing(config: Config) -> Function:
     for option in ("crop_to_aspect_ratio", "pad_to_aspect_ratio"):
         if config.get(option):
@@ -111,9 +89,6 @@ def _resizing(config: Config) -> Function:
     sizes = operator.index(config["height"]), operator.index(config["width"])
     method, antialias = _method(config, "bilinear"), bool(config.get("antialias"))
     return channels_last(config, lambda x: _to(x, *sizes, method, antialias))
-
-
-KINDS["Resizing"] = Kind(function=_resizing)
 
 
 def _center_crop(config: Config) -> Function:
@@ -131,4 +106,15 @@ def _center_crop(config: Config) -> Function:
     return channels_last(config, crop)
 
 
+for _rank in (1, 2, 3):
+    _on_mask = dropped if _rank == 1 else unknown
+    for _class, _make in (
+        ("ZeroPadding", _zero_padding),
+        ("Cropping", _cropping),
+        ("UpSampling", _up_sampling),
+    ):
+        KINDS[f"{_class}{_rank}D"] = Kind(
+            function=partial(_make, _rank), passes_channels=True, on_mask=_on_mask
+        )
+KINDS["Resizing"] = Kind(function=_resizing)
 KINDS["CenterCrop"] = Kind(function=_center_crop)

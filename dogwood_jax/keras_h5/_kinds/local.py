@@ -67,14 +67,6 @@ def _locally_connected(
     return then_activate(config, channels_last(config, layer))
 
 
-for _rank in (1, 2):
-    KINDS[f"LocallyConnected{_rank}D"] = Kind(
-        module=partial(_locally_connected, _rank),
-        weights=kernel_and_bias,
-        sizes=last_axis("filters", "kernel"),
-    )
-
-
 class ConvLSTM(nn.Module):
     """An LSTM whose products are convolutions; gates are i, f, c, o side by side.
 
@@ -155,6 +147,12 @@ def _conv_lstm_weights(config: Config) -> list[Weight]:
     return [plain(f"cell/{name}", f"params/{name}") for name in names]
 
 
+for _rank in (1, 2):
+    KINDS[f"LocallyConnected{_rank}D"] = Kind(
+        module=partial(_locally_connected, _rank),
+        weights=kernel_and_bias,
+        sizes=last_axis("filters", "kernel"),
+    )
 for _rank in (1, 2, 3):
     KINDS[f"ConvLSTM{_rank}D"] = Kind(
         module=partial(_conv_lstm, _rank),

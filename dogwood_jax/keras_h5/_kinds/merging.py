@@ -31,14 +31,6 @@ def _masks_in(version: tuple[int, ...]) -> str | None:
     return "all" if version < (3,) else "ignored" if version < (3, 4) else None
 
 
-for _class, _make in (
-    ("Add", _fold(jnp.add)),
-    ("Subtract", _fold(jnp.subtract)),
-    ("Average", _average),
-):
-    KINDS[_class] = Kind(function=_make, passes_channels=True, on_mask=merged, masks_in=_masks_in)
-
-
 def _product(xs: Sequence[Any], masks: Sequence[Any]) -> Any:
     """A product in which masked factors do not count; zero where none counts."""
     factors = [x if m is None else jnp.where(m[..., None], x, 1) for x, m in zip(xs, masks)]
@@ -65,19 +57,6 @@ def _masked(combine: Callable[[Any, Any], Any], masked: Function) -> Callable[[C
     return lambda config: merge
 
 
-for _class, _combine, _where_masked in (
-    ("Multiply", jnp.multiply, _product),
-    ("Maximum", jnp.maximum, functools.partial(_extreme, jnp.maximum)),
-    ("Minimum", jnp.minimum, functools.partial(_extreme, jnp.minimum)),
-):
-    KINDS[_class] = Kind(
-        function=_masked(_combine, _where_masked),
-        passes_channels=True,
-        on_mask=merged,
-        masks_in=lambda version: _masks_in(version) or "computed",
-    )
-
-
 def _concatenate(config: Config) -> Function:
     axis = operator.index(config.get("axis", -1))
     return lambda xs: jnp.concatenate(xs, axis=axis)
@@ -86,11 +65,6 @@ def _concatenate(config: Config) -> Function:
 def _mask_of_concatenated(config: Config, masks: list[Any]) -> Any:
     last = config.get("axis", -1) in (-1, 2)
     return (merged if last else unknown)(config, masks)
-
-
-KINDS["Concatenate"] = Kind(
-    function=_concatenate, on_mask=_mask_of_concatenated, masks_in=_masks_in
-)
 
 
 def _dot(config: Config) -> Function:
@@ -109,4 +83,24 @@ def _dot(config: Config) -> Function:
     return dot
 
 
+for _class, _make in (
+    ("Add", _fold(jnp.add)),
+    ("Subtract", _fold(jnp.subtract)),
+    ("Average", _average),
+):
+    KINDS[_class] = Kind(function=_make, passes_channels=True, on_mask=merged, masks_in=_masks_in)
+for _class, _combine, _where_masked in (
+    ("Multiply", jnp.multiply, _product),
+    ("Maximum", jnp.maximum, functools.partial(_extreme, jnp.maximum)),
+    ("Minimum", jnp.minimum, functools.partial(_extreme, jnp.minimum)),
+):
+    KINDS[_class] = Kind(
+        function=_masked(_combine, _where_masked),
+        passes_channels=True,
+        on_mask=merged,
+        masks_in=lambda version: _masks_in(version) or "computed",
+    )
+KINDS["Concatenate"] = Kind(
+    function=_concatenate, on_mask=_mask_of_concatenated, masks_in=_masks_in
+)
 KINDS["Dot"] = Kind(function=_dot)

@@ -57,9 +57,6 @@ def _model(config: Config) -> list[Weight]:
     return weights
 
 
-KINDS.update(dict.fromkeys(MODELS, Kind(weights=_model)))
-
-
 def _told_each(shapes: Mapping[str, Shape]) -> Config | None:
     within = {name.partition("/")[2]: shape for name, shape in shapes.items()}
     dense = is_kernel_and_bias(within) and len(within["0"]) == 2
@@ -71,6 +68,7 @@ def _mask_of_each(config: Config, masks: list[Any]) -> Any:
     return (handed_on if known else unknown)(config, masks)
 
 
+KINDS.update(dict.fromkeys(MODELS, Kind(weights=_model)))
 KINDS["TimeDistributed"] = Kind(
     weights=lambda config: inside("layer", "", weights_of_layer(config["layer"])),
     told=_told_each,

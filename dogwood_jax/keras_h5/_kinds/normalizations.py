@@ -20,13 +20,24 @@ from dogwood_jax.keras_h5._kinds.kind import (
     Weight,
 )
 from dogwood_jax.keras_h5._kinds.masking import handed_on
-from dogwood_jax.keras_h5._kinds.weight import last_axis, plain
+from dogwood_jax.keras_h5._kinds.weight import fixed, last_axis, plain
 
 
 def _axis(config: Config) -> tuple[int, ...]:
     """Returns the axes of a normalization, which configs have as a number or a list."""
     axis = config.get("axis", -1)
     return (axis,) if isinstance(axis, int) else tuple(map(operator.index, axis))
+
+
+def _options(config: Config, name: str | None) -> dict[str, Any]:
+    """Returns what normalizations that center and scale have in common."""
+    return {
+        "epsilon": float(config.get("epsilon", 1e-3)),
+        "use_scale": config.get("scale", True),
+        "use_bias": config.get("center", True),
+        "use_fast_variance": False,
+        "name": name,
+    }
 
 
 def _scale_and_bias(config: Config) -> list[Weight]:
@@ -42,10 +53,6 @@ def _channels(config: Config, params: Params) -> int | None:
     return int(arrays[0].shape[-1]) if arrays and last else None
 
 
-def _told(shapes: Mapping[str, Shape]) -> Config | None:
-    return {} if len(shapes) == 2 else None
-
-
 def _batch_norm(config: Config, name: str | None, deterministic: bool) -> Function:
     if config.get("renorm") and not deterministic:
         raise ValueError("renorm is not supported in training")
@@ -54,11 +61,7 @@ def _batch_norm(config: Config, name: str | None, deterministic: bool) -> Functi
         use_running_average=deterministic,
         axis=axis,
         momentum=float(config.get("momentum", 0.99)),
-        epsilon=float(config.get("epsilon", 1e-3)),
-        use_scale=config.get("scale", True),
-        use_bias=config.get("center", True),
-        use_fast_variance=False,
-        name=name,
+        **_options(config, name),
     )
 
     def normalize(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -92,20 +95,6 @@ def _batch_norm_told(shapes: Mapping[str, Shape]) -> Config | None:
     return {"scale": both, "center": both} if len(shapes) in (2, 4) else None
 
 
-KINDS["BatchNormalization"] = Kind(
-    module=_batch_norm,
-    keywords={"mask"},
-    weights=_batch_norm_weights,
-    axes=_batch_norm_axes,
-    told=_batch_norm_told,
-    reads=_channels,
-    on_mask=handed_on,
-)
-KINDS["SyncBatchNormalization"] = Kind(
-    module=_batch_norm, weights=_batch_norm_weights, told=_batch_norm_told
-)
-
-
 def _layer_norm(config: Config, name: str | None, deterministic: bool) -> Function:
     if config.get("rms_scaling"):
         raise ValueError("rms_scaling, which differs between versions of Keras, is not supported")
@@ -120,26 +109,9 @@ def _layer_norm(config: Config, name: str | None, deterministic: bool) -> Functi
     )
 
 
-KINDS["LayerNormalization"] = Kind(
-    module=_layer_norm,
-    weights=_scale_and_bias,
-    axes=lambda config: {"gamma": "...", "beta": "..."},
-    told=_told,
-    reads=_channels,
-    on_mask=handed_on,
-)
-
-
 def _group_norm(config: Config, name: str | None, deterministic: bool) -> Function:
     groups = operator.index(config.get("groups", 32))
-    options = {
-        "epsilon": float(config.get("epsilon", 1e-3)),
-        "use_scale": config.get("scale", True),
-        "use_bias": config.get("center", True),
-        "use_fast_variance": False,
-        "name": name,
-    }
-    (axis,) = _axis(config)
+    options, (axis,) = _options(config, name), _axis(config)
     before = config.get(CHANNELS)
 
     def normalize(x: jax.Array) -> jax.Array:
@@ -193,27 +165,10 @@ def _groups(config: Config, params: Params, shape: Shape, channels: int | None) 
     return {"groups": grown_groups(config["groups"], config[CHANNELS], size)}
 
 
-KINDS["GroupNormalization"] = Kind(
-    module=_group_norm,
-    weights=_scale_and_bias,
-    axes=lambda config: {"gamma": "channels", "beta": "channels"},
-    told=_told,
-    sizes_by_input=_groups,
-    reads=_channels,
-)
-
-
 def _rms_norm(config: Config, name: str | None, deterministic: bool) -> Function:
     axis = _axis(config)
     epsilon = float(config.get("epsilon", 1e-6))
     return nn.RMSNorm(epsilon=epsilon, reduction_axes=axis, feature_axes=axis, name=name)
-
-
-KINDS["RMSNormalization"] = Kind(
-    module=_rms_norm,
-    weights=lambda config: [plain("scale", "params/scale")],
-    reads=_channels,
-)
 
 
 def inverse_norm(x: Any, axis: int | tuple[int, ...]) -> Any:
@@ -224,9 +179,6 @@ def _unit_normalization(config: Config) -> Function:
     axis = config.get("axis", -1)
     axis = axis if isinstance(axis, int) else tuple(axis)
     return lambda x: x * inverse_norm(x, axis)
-
-
-KINDS["UnitNormalization"] = Kind(function=_unit_normalization)
 
 
 class Standardize(nn.Module):
@@ -274,9 +226,6 @@ def _normalization_weights(config: Config) -> list[Weight]:
     ]
 
 
-KINDS["Normalization"] = Kind(module=_normalization, weights=_normalization_weights)
-
-
 class LayerScale(nn.Module):
     """A factor for each channel."""
 
@@ -284,13 +233,6 @@ class LayerScale(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         gamma = self.param("gamma", nn.initializers.ones, x.shape[-1:])
         return x * gamma.reshape((1,) * (x.ndim - 1) + gamma.shape)
-
-
-KINDS["LayerScale"] = Kind(  # of ConvNeXt, in keras.applications
-    module=lambda config, name, deterministic: LayerScale(name=name),
-    weights=lambda config: [plain("gamma", "params/gamma")],
-    sizes=last_axis("projection_dim", "gamma"),
-)
 
 
 def _rescaling(config: Config) -> Function:
@@ -307,4 +249,44 @@ def _constant(value: Any, x: Any) -> Any:
     return jnp.asarray(value, x.dtype)
 
 
+KINDS["BatchNormalization"] = Kind(
+    module=_batch_norm,
+    keywords={"mask"},
+    weights=_batch_norm_weights,
+    axes=_batch_norm_axes,
+    told=_batch_norm_told,
+    reads=_channels,
+    on_mask=handed_on,
+)
+KINDS["SyncBatchNormalization"] = Kind(
+    module=_batch_norm, weights=_batch_norm_weights, told=_batch_norm_told
+)
+KINDS["LayerNormalization"] = Kind(
+    module=_layer_norm,
+    weights=_scale_and_bias,
+    axes=fixed({"gamma": "...", "beta": "..."}),
+    told=lambda shapes: {} if len(shapes) == 2 else None,
+    reads=_channels,
+    on_mask=handed_on,
+)
+KINDS["GroupNormalization"] = Kind(
+    module=_group_norm,
+    weights=_scale_and_bias,
+    axes=fixed({"gamma": "channels", "beta": "channels"}),
+    told=lambda shapes: {} if len(shapes) == 2 else None,
+    sizes_by_input=_groups,
+    reads=_channels,
+)
+KINDS["RMSNormalization"] = Kind(
+    module=_rms_norm,
+    weights=lambda config: [plain("scale", "params/scale")],
+    reads=_channels,
+)
+KINDS["UnitNormalization"] = Kind(function=_unit_normalization)
+KINDS["Normalization"] = Kind(module=_normalization, weights=_normalization_weights)
+KINDS["LayerScale"] = Kind(  # of ConvNeXt, in keras.applications
+    module=lambda config, name, deterministic: LayerScale(name=name),
+    weights=lambda config: [plain("gamma", "params/gamma")],
+    sizes=last_axis("projection_dim", "gamma"),
+)
 KINDS["Rescaling"] = Kind(function=_rescaling)

@@ -205,95 +205,62 @@ def _einsum(equation: Any) -> Function:
     return lambda *arrays: jnp.einsum(equation, *arrays)
 
 
-# What Keras 3 calls them, and the options in its configs in the order above.
-_OPTIONS_3: Mapping[str, tuple[Function, tuple[str, ...]]] = {
-    "Mean": (_mean, ("axis", "keepdims")),
-    "Sum": (_sum, ("axis", "keepdims")),
-    "Max": (_max, ("axis", "keepdims")),
-    "Min": (_min, ("axis", "keepdims")),
-    "Prod": (_prod, ("axis", "keepdims")),
-    "Logsumexp": (_logsumexp, ("axis", "keepdims")),
-    "Any": (_any, ("axis", "keepdims")),
-    "All": (_all, ("axis", "keepdims")),
-    "Matmul": (_matmul, ()),
-    "Reshape": (_reshape, ("newshape",)),
-    "Transpose": (_transpose, ("axes",)),
-    "Swapaxes": (jnp.swapaxes, ("axis1", "axis2")),
-    "Concatenate": (_concatenate, ("axis",)),
-    "Stack": (_stack, ("axis",)),
-    "ExpandDims": (_expand_dims, ("axis",)),
-    "Squeeze": (_squeeze, ("axis",)),
-    "Split": (_split, ("indices_or_sections", "axis")),
-    "Pad": (_pad, ("pad_width", "mode")),
-    "Cast": (_cast, ("dtype",)),
-    "ConvertToTensor": (_convert, ("dtype",)),
-    "Clip": (jnp.clip, ("x_min", "x_max")),
-    "Tile": (_tile, ("repeats",)),
-    "Take": (_take, ("axis",)),
-    "OnesLike": (jnp.ones_like, ("dtype",)),
-    "ZerosLike": (jnp.zeros_like, ("dtype",)),
-    "Softmax": (_softmax, ("axis",)),
-    "LogSoftmax": (_log_softmax, ("axis",)),
-    "Gelu": (_gelu, ("approximate",)),
-    "LeakyRelu": (_leaky_relu, ("negative_slope",)),
-    "Normalize": (_normalize, ("axis", "order", "epsilon")),
-}
-
-# What TensorFlow calls them, and their arguments after the first, in the order above.
-_OPTIONS_2: Mapping[str, tuple[Function, tuple[str, ...]]] = {
-    "math.reduce_mean": (_mean, ("axis", "keepdims")),
-    "math.reduce_sum": (_sum, ("axis", "keepdims")),
-    "math.reduce_max": (_max, ("axis", "keepdims")),
-    "math.reduce_min": (_min, ("axis", "keepdims")),
-    "math.reduce_prod": (_prod, ("axis", "keepdims")),
-    "math.reduce_logsumexp": (_logsumexp, ("axis", "keepdims")),
-    "math.reduce_any": (_any, ("axis", "keepdims")),
-    "math.reduce_all": (_all, ("axis", "keepdims")),
-    "linalg.matmul": (_matmul, ("b", "transpose_a", "transpose_b")),
-    "reshape": (_reshape, ("shape",)),
-    "transpose": (_transpose, ("perm",)),
-    "concat": (_concatenate, ("axis",)),
-    "stack": (_stack, ("axis",)),
-    "expand_dims": (_expand_dims, ("axis",)),
-    "squeeze": (_squeeze, ("axis",)),
-    "split": (_split_sizes, ("num_or_size_splits", "axis")),
-    "pad": (_pad, ("paddings", "mode", "constant_values")),
-    "cast": (_cast, ("dtype",)),
-    "clip_by_value": (jnp.clip, ("clip_value_min", "clip_value_max")),
-    "tile": (_tile, ("multiples",)),
-    "gather": (_take, ("indices", "axis")),
-    "nn.softmax": (_softmax, ("axis",)),
-    "nn.log_softmax": (_log_softmax, ("axis",)),
-    "nn.gelu": (_gelu, ("approximate",)),
-    "nn.leaky_relu": (_leaky_relu, ("alpha",)),
-    "math.l2_normalize": (_l2_normalize, ("axis", "epsilon")),
-}
-
-# Nodes: the attributes that are options, in the order above after the arrays. Reductions, shapes
-# and axes are arrays there, constants in the config.
-_OPTIONS_1: Mapping[str, tuple[Function, tuple[str, ...]]] = {
-    "Mean": (_mean, ("keep_dims",)),
-    "Sum": (_sum, ("keep_dims",)),
-    "Max": (_max, ("keep_dims",)),
-    "Min": (_min, ("keep_dims",)),
-    "Prod": (_prod, ("keep_dims",)),
-    "MatMul": (_matmul, ("transpose_a", "transpose_b")),
-    "BatchMatMul": (_matmul, ("adj_x", "adj_y")),
-    "BatchMatMulV2": (_matmul, ("adj_x", "adj_y")),
-    "Reshape": (_reshape, ()),
-    "Transpose": (_transpose, ()),
-    "ConcatV2": (lambda *xs: _concatenate(xs[:-1], xs[-1]), ()),
-    "Pack": (lambda *xs: _stack(xs[:-1], xs[-1]), ("axis",)),
-    "ExpandDims": (_expand_dims, ()),
-    "Squeeze": (_squeeze, ("squeeze_dims",)),
-    "Split": (lambda axis, x, parts: _split(x, parts, axis), ("num_split",)),
-    "Pad": (_pad, ()),
-    "Cast": (_cast, ("DstT",)),
-    "Tile": (_tile, ()),
-    "GatherV2": (_take, ()),
-    "Softmax": (_softmax, ()),
-    "LeakyRelu": (_leaky_relu, ("alpha",)),
-}
+# What Keras 3 calls them, with the options in its configs in the order above; what TensorFlow calls
+# them, with the arguments after the first; and nodes, with the attributes that are options after
+# the arrays: reductions, shapes and axes are arrays there, constants in the config.
+_WITH_OPTIONS: Sequence[tuple[Function, str, str, str]] = (
+    (_mean, "Mean: axis keepdims", "math.reduce_mean: axis keepdims", "Mean: keep_dims"),
+    (_sum, "Sum: axis keepdims", "math.reduce_sum: axis keepdims", "Sum: keep_dims"),
+    (_max, "Max: axis keepdims", "math.reduce_max: axis keepdims", "Max: keep_dims"),
+    (_min, "Min: axis keepdims", "math.reduce_min: axis keepdims", "Min: keep_dims"),
+    (_prod, "Prod: axis keepdims", "math.reduce_prod: axis keepdims", "Prod: keep_dims"),
+    (_logsumexp, "Logsumexp: axis keepdims", "math.reduce_logsumexp: axis keepdims", ""),
+    (_any, "Any: axis keepdims", "math.reduce_any: axis keepdims", ""),
+    (_all, "All: axis keepdims", "math.reduce_all: axis keepdims", ""),
+    (
+        _matmul,
+        "Matmul",
+        "linalg.matmul: b transpose_a transpose_b",
+        "MatMul: transpose_a transpose_b",
+    ),
+    (_reshape, "Reshape: newshape", "reshape: shape", "Reshape"),
+    (_transpose, "Transpose: axes", "transpose: perm", "Transpose"),
+    (jnp.swapaxes, "Swapaxes: axis1 axis2", "", ""),
+    (_concatenate, "Concatenate: axis", "concat: axis", ""),
+    (_stack, "Stack: axis", "stack: axis", ""),
+    (_expand_dims, "ExpandDims: axis", "expand_dims: axis", "ExpandDims"),
+    (_squeeze, "Squeeze: axis", "squeeze: axis", "Squeeze: squeeze_dims"),
+    (_split, "Split: indices_or_sections axis", "", ""),
+    (_pad, "Pad: pad_width mode", "pad: paddings mode constant_values", "Pad"),
+    (_cast, "Cast: dtype", "cast: dtype", "Cast: DstT"),
+    (_convert, "ConvertToTensor: dtype", "", ""),
+    (jnp.clip, "Clip: x_min x_max", "clip_by_value: clip_value_min clip_value_max", ""),
+    (_tile, "Tile: repeats", "tile: multiples", "Tile"),
+    (_take, "Take: axis", "gather: indices axis", "GatherV2"),
+    (jnp.ones_like, "OnesLike: dtype", "", ""),
+    (jnp.zeros_like, "ZerosLike: dtype", "", ""),
+    (_softmax, "Softmax: axis", "nn.softmax: axis", "Softmax"),
+    (_log_softmax, "LogSoftmax: axis", "nn.log_softmax: axis", ""),
+    (_gelu, "Gelu: approximate", "nn.gelu: approximate", ""),
+    (_leaky_relu, "LeakyRelu: negative_slope", "nn.leaky_relu: alpha", "LeakyRelu: alpha"),
+    (_normalize, "Normalize: axis order epsilon", "", ""),
+    (_split_sizes, "", "split: num_or_size_splits axis", ""),
+    (_l2_normalize, "", "math.l2_normalize: axis epsilon", ""),
+    (_matmul, "", "", "BatchMatMul: adj_x adj_y"),
+    (_matmul, "", "", "BatchMatMulV2: adj_x adj_y"),
+    (lambda *xs: _concatenate(xs[:-1], xs[-1]), "", "", "ConcatV2"),
+    (lambda *xs: _stack(xs[:-1], xs[-1]), "", "", "Pack: axis"),
+    (lambda axis, x, parts: _split(x, parts, axis), "", "", "Split: num_split"),
+)
+_OPTIONS_3, _OPTIONS_2, _OPTIONS_1 = (
+    {
+        name: (function, tuple(options.split()))
+        for function, *calls in _WITH_OPTIONS
+        for name, _, options in [calls[version].partition(":")]
+        if name
+    }
+    for version in range(3)
+)
 
 
 def _operation(name: str) -> Callable[[Config], Function]:
@@ -421,5 +388,7 @@ _OPERATIONS: dict[str, Callable[[Config], Function]] = {
     "SlicingOpLambda": lambda config: _slicing,
     "TensorFlowOpLayer": _node,
 }
+
+
 for _class, _make in _OPERATIONS.items():
     KINDS[_class] = Kind(function=_make, keywords=None, on_mask=forgotten)

@@ -1,6 +1,5 @@
 """What configs of many layers share: sizes along axes, ``data_format``, rates of dropout."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -28,14 +27,6 @@ def spatial(value: Any, rank: int) -> tuple[int, ...]:
     values = (value,) * rank if isinstance(value, int) else tuple(value)
     if len(values) != rank or not all(isinstance(size, int) for size in values):
         raise ValueError(f"expected {rank} sizes, got {value!r}")
-    return values
-
-
-def spatial_values(value: Any, rank: int) -> Sequence[Any]:
-    """Returns one value for each spatial axis."""
-    values = (value,) * rank if isinstance(value, int) else tuple(value)
-    if len(values) != rank:
-        raise ValueError(f"expected {rank} values, got {value!r}")
     return values
 
 

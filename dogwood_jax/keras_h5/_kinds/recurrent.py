@@ -2,7 +2,7 @@
 
 They are the cells of Flax where these compute the same. Keras lets every layer choose its
 activations, leave biases out, and has two kinds of GRU, of which Flax has neither: with
-``reset_after`` all its gates have a bias on the state as well.
+``reset_after`` all its gates have a bias on the state as well, beside that on the inputs.
 """
 
 import operator
@@ -212,9 +212,8 @@ def _gated_kernels(order: str) -> list[Weight]:
 
 def _lstm(config: Config) -> list[Weight]:
     order = "ifgo"  # Keras calls g c
-    kernels = _gated_kernels(order)
-    bias = split("cell/bias", *_gates("h", order, "bias"))
-    return [*kernels, bias] if config.get("use_bias", True) else kernels
+    weights = [*_gated_kernels(order), split("cell/bias", *_gates("h", order, "bias"))]
+    return weights if config.get("use_bias", True) else weights[:2]
 
 
 def _gru(config: Config) -> list[Weight]:
@@ -232,12 +231,9 @@ def _gru(config: Config) -> list[Weight]:
 
 
 def _simple_rnn(config: Config) -> list[Weight]:
-    kernels = [
-        plain("cell/kernel", "params/cell/i/kernel"),
-        plain("cell/recurrent_kernel", "params/cell/h/kernel"),
-    ]
-    bias = plain("cell/bias", "params/cell/i/bias")
-    return [*kernels, bias] if config.get("use_bias", True) else kernels
+    places = {"kernel": "i/kernel", "recurrent_kernel": "h/kernel", "bias": "i/bias"}
+    weights = [plain(f"cell/{name}", f"params/cell/{place}") for name, place in places.items()]
+    return weights if config.get("use_bias", True) else weights[:2]
 
 
 def _axes(gates: int, config: Config) -> dict[str, str]:
@@ -275,26 +271,6 @@ def _mask(config: Config, masks: list[Any]) -> Any:
 
 _KEYWORDS = {"mask", "initial_state"}
 
-for _count, _class, _weights, _state in (
-    (1, "SimpleRNN", _simple_rnn, "h"),
-    (3, "GRU", _gru, "hn"),
-    (4, "LSTM", _lstm, "hg"),
-):
-    _sizes = last_axis("units", "cell", _state, "kernel")
-    KINDS[_class] = Kind(
-        module=partial(_layer, _class),
-        keywords=_KEYWORDS,
-        weights=_weights,
-        axes=partial(_axes, _count),
-        told=lambda shapes: cell_told(shapes)[1],
-        sizes=_sizes,
-        reads=_channels,
-        on_mask=_mask,
-        takes_masks="first",
-    )
-    KINDS[f"{_class}Cell"] = Kind(sizes=_sizes)
-KINDS["CuDNNLSTM"] = Kind(weights=_lstm)
-
 
 def _rnn(config: Config, name: str | None, deterministic: bool) -> Function:
     cell = config["cell"]
@@ -312,17 +288,6 @@ def _rnn_weights(config: Config) -> list[Weight]:
 def _rnn_told(shapes: Mapping[str, Shape]) -> Config | None:
     kind, cell = cell_told(shapes)
     return None if kind is None else {"cell": {"class_name": f"{kind}Cell", "config": cell}}
-
-
-KINDS["RNN"] = Kind(
-    module=_rnn,
-    keywords=_KEYWORDS,
-    weights=_rnn_weights,
-    told=_rnn_told,
-    holds={"cell": ""},
-    on_mask=_mask,
-    takes_masks="first",
-)
 
 
 class Bidirectional(nn.Module):
@@ -410,6 +375,34 @@ def _mask_of_both(config: Config, masks: list[Any]) -> Any:
     return _mask(inner, masks)
 
 
+for _count, _class, _weights, _state in (
+    (1, "SimpleRNN", _simple_rnn, "h"),
+    (3, "GRU", _gru, "hn"),
+    (4, "LSTM", _lstm, "hg"),
+):
+    _sizes = last_axis("units", "cell", _state, "kernel")
+    KINDS[_class] = Kind(
+        module=partial(_layer, _class),
+        keywords=_KEYWORDS,
+        weights=_weights,
+        axes=partial(_axes, _count),
+        told=lambda shapes: cell_told(shapes)[1],
+        sizes=_sizes,
+        reads=_channels,
+        on_mask=_mask,
+        takes_masks="first",
+    )
+    KINDS[f"{_class}Cell"] = Kind(sizes=_sizes)
+KINDS["CuDNNLSTM"] = Kind(weights=_lstm)
+KINDS["RNN"] = Kind(
+    module=_rnn,
+    keywords=_KEYWORDS,
+    weights=_rnn_weights,
+    told=_rnn_told,
+    holds={"cell": ""},
+    on_mask=_mask,
+    takes_masks="first",
+)
 KINDS["Bidirectional"] = Kind(
     module=_bidirectional,
     keywords=_KEYWORDS,

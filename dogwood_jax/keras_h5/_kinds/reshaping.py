@@ -20,9 +20,6 @@ def _flatten(config: Config) -> Function:
     return flatten
 
 
-KINDS["Flatten"] = Kind(function=_flatten, on_mask=dropped)
-
-
 def _reshape(config: Config) -> Function:
     shape = tuple(map(operator.index, config["target_shape"]))
     channels = config.get(CHANNELS)
@@ -70,15 +67,9 @@ def _target(config: Config, params: Params, shape: Shape, channels: int | None) 
     return {"target_shape": list(reshape_target(shape[1:], config["target_shape"], channels))}
 
 
-KINDS["Reshape"] = Kind(function=_reshape, sizes_by_input=_target, on_mask=dropped)
-
-
 def _permute(config: Config) -> Function:
     axes = (0, *map(operator.index, config["dims"]))
     return lambda x: jnp.transpose(x, axes)
-
-
-KINDS["Permute"] = Kind(function=_permute, on_mask=dropped)
 
 
 def _repeat_vector(config: Config) -> Function:
@@ -86,4 +77,7 @@ def _repeat_vector(config: Config) -> Function:
     return lambda x: jnp.repeat(x[:, None], n, axis=1)
 
 
+KINDS["Flatten"] = Kind(function=_flatten, on_mask=dropped)
+KINDS["Reshape"] = Kind(function=_reshape, sizes_by_input=_target, on_mask=dropped)
+KINDS["Permute"] = Kind(function=_permute, on_mask=dropped)
 KINDS["RepeatVector"] = Kind(function=_repeat_vector)

@@ -1,4 +1,4 @@
-"""The arrays of a Keras layer as those of the Flax layer that computes the same, and back.
+"""What arrays of Keras are in Flax, and the sizes that they tell, where many layers share it.
 
 Keras and ``flax.linen`` differ in names (gamma, scale), in where statistics are kept (the
 collection ``batch_stats``), and in how some arrays are laid out: Keras has the gates of a recurrent
@@ -6,28 +6,6 @@ layer side by side in one kernel, and the kernel of a transposed convolution is 
 convolution which it transposes. Each layer's layout is a list of ``Weight``, in the order in which
 Keras lists and stores them. Every change is a renaming, split, transposition or reshape: nothing is
 lost, nothing is copied, and moments of optimizers convert as weights do.
-
-| Keras | flax.linen |
-|---|---|
-| Dense, EinsumDense, Conv | ``kernel``, ``bias`` |
-| ConvTranspose ``[..., out, in]`` | ``kernel [..., in, out]``, flipped along the spatial axes |
-| DepthwiseConv ``[..., in, multiplier]`` | ``kernel [..., 1, in * multiplier]`` of a grouped Conv |
-| SeparableConv | ``depthwise/kernel``, ``pointwise/kernel``, ``pointwise/bias`` |
-| BatchNormalization | ``scale``, ``bias``; in batch_stats ``mean``, ``var`` |
-| LayerNormalization, GroupNormalization | ``scale``, ``bias`` |
-| Normalization | in batch_stats ``mean``, ``var``, ``count`` |
-| Embedding | ``embedding`` |
-| PReLU | ``negative_slope`` |
-| MultiHeadAttention | ``query``, ``key``, ``value``, ``out`` of MultiHeadDotProductAttention |
-| Attention, AdditiveAttention, LocallyConnected, ConvLSTM, LayerScale | as in Keras |
-| LSTM, GRU, SimpleRNN | ``cell`` of an RNN, one Dense for each gate of inputs and state |
-| Bidirectional | ``forward_rnn``, ``backward_rnn`` |
-| TimeDistributed | what it wraps |
-| Sequential, Functional | their layers by name |
-
-A GRU with ``reset_after`` has biases of its own on the inputs and on the state. Flax's GRUCell has
-only their sum where they are added, but the two are kept: the cell has a bias more on ``hr`` and
-``hz``.
 """
 
 from collections.abc import Callable, Mapping
@@ -63,6 +41,11 @@ def bias(config: Config, place: str = "params/bias") -> list[Weight]:
 
 def kernel_and_bias(config: Config) -> list[Weight]:
     return [plain("kernel", "params/kernel"), *bias(config)]
+
+
+def fixed(axes: Mapping[str, str]) -> Callable[[Config], Mapping[str, str]]:
+    """The axes of arrays, whatever the config."""
+    return lambda config: axes
 
 
 def is_kernel_and_bias(shapes: Mapping[str, tuple[int, ...]]) -> bool:

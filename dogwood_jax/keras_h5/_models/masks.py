@@ -11,10 +11,6 @@ from dogwood_jax.keras_h5._kinds.kind import Config, kind_of
 from dogwood_jax.keras_h5._kinds.masking import MASKS
 from dogwood_jax.keras_h5._models.graph import Call, Graph, Ref, refs_in
 
-RECURRENT = ("SimpleRNN", "GRU", "LSTM", "RNN", "Bidirectional")
-HEADS = ("MultiHeadAttention", "GroupQueryAttention", "GroupedQueryAttention")
-_DOT_ATTENTION = ("Attention", "AdditiveAttention")
-
 Result = tuple[str, int]  # of a layer, by the number of its call
 Masks = Mapping[Result, Any]  # of the first output
 

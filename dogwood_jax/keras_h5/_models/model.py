@@ -372,10 +372,8 @@ def _problems(class_name: str, config: Any, place: str) -> Iterator[str]:
         layer_class, layer_config = graph.layers[call.layer]
         kind = kind_of(layer_class)
         known = call.kwargs if kind.keywords is None else kind.keywords
-        if (
-            layer_class == "TimeDistributed"
-            and kind_of(layer_config["layer"]["class_name"]).ignores_masks
-        ):
+        each = layer_config["layer"] if layer_class == "TimeDistributed" else None
+        if each and kind_of(each["class_name"]).ignores_masks:
             known = {"mask"}
         if unknown := call.kwargs.keys() - known:
             what = ", ".join(sorted(unknown))

@@ -5,4 +5,7 @@ which layers a file has, ``positions`` finds them where they are named by class 
 ``config`` checks configs that strangers wrote. ``infer`` says what class a layer is of where the
 file does not, ``shapes`` whether its arrays fit each other, ``convert`` what they are in Flax, and
 ``layers`` does all three for every layer. ``write`` makes new files, ``copy`` files like another.
+
+Where to add: what a layer's arrays are in Flax is in its entry, in ``_kinds``; a layout of files is
+one in ``layouts``.
 """

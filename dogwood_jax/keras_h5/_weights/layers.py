@@ -26,7 +26,7 @@ class Layer:
         name: the layer's own name.
         class_name: its class in Keras, ``None`` where neither the file nor its weights tell.
         config: its config, as far as it is known.
-        weights: arrays in the file's order, not read yet, by the names of ``_convert.layout``;
+        weights: arrays in the file's order, not read yet, by the names of ``layout``;
             those of unknown layers by the names in the file.
         state: arrays that are no weights: the states of random generators.
     """
@@ -90,7 +90,7 @@ def _inner(
 
 
 def _named(class_name: str | None, config: Config, weights: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns arrays under the names of ``_convert.layout``."""
+    """Returns arrays under the names of ``layout``."""
     if class_name in MODELS:
         entries = {layer_name(entry) for entry in layers_of(config)}
         if all("/" in name and name.partition("/")[0] in entries for name in weights):
