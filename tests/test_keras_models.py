@@ -16,6 +16,7 @@ import pytest
 import dogwood_jax as dw
 from dogwood_jax import keras_h5
 from dogwood_jax.keras_h5 import KerasFileError, load_model
+from dogwood_jax.keras_h5._kinds.kind import KINDS, Kind
 from dogwood_jax.keras_h5._kinds.normalizations import grown_groups
 from dogwood_jax.keras_h5._kinds.reshaping import reshape_target
 from dogwood_jax.keras_h5._models.model import build, differences, resized
@@ -474,3 +475,12 @@ def test_weights_alone_are_no_model():
     path = Path(__file__).parent / "data" / "keras_2.10.0_mlp.h5"
     with pytest.raises(KerasFileError, match="expected a whole model, .* found weights alone"):
         load_model(path)
+
+
+def test_what_is_not_said_of_a_layer_is_unknown():
+    kind = Kind()
+    with pytest.raises(ValueError, match="it is given a mask"):
+        kind.on_mask({}, [True])
+    assert not kind.ignores_masks and not kind.keywords and not kind.passes_channels
+    assert kind.reads({}, {"kernel": np.ones((2, 3))}) is None
+    assert not [name for name, kind in KINDS.items() if kind.function and kind.module]

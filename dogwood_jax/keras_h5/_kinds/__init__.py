@@ -6,8 +6,8 @@ in Flax, ``masking`` what becomes of masks, ``options`` has what configs of many
 
 The layers are in ``dense``, ``convolutions``, ``local``, ``recurrent``, ``attention``,
 ``normalizations``, ``categories``, ``activations``, ``identity``, ``reshaping``, ``pooling``,
-``images`` and ``merging``; ``nested`` has layers that hold layers, and ``operations``
-the functions of which Keras makes layers.
+``images`` and ``merging``; ``nested`` has layers that hold layers, and ``operations`` functions
+that Keras makes layers of.
 
 Where to add: a layer is one entry in the table at the end of its family's file. What an entry does
 not say is unknown, and refused where it matters.

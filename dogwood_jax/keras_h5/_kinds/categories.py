@@ -1,4 +1,4 @@
-"""Layers of categories: Embedding, and those that make categories or encode them."""
+"""Layers that make categories of numbers, encode them or embed them."""
 
 import operator
 from typing import Any

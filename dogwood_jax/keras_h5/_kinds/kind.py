@@ -43,7 +43,7 @@ class Weight:
 class Kind:
     """All that is known of a class of layers; what is not said is unknown, or not supported.
 
-    What computes the layer:
+    What computes it, its weights, its sizes, and what it does with masks:
 
     Attributes:
         function: makes it from its config, where it has neither weights nor noise in training.
@@ -63,7 +63,7 @@ class Kind:
         sizes_by_input: what else it says, by its parameters, the shape of its input, and how many
             channels of its output are read, if known.
         passes_channels: whether its output has the channels of its input, whatever their number.
-        reads: how many channels its input has, by its config and parameters, if they tell; where
+        reads: how many channels its input has, by its config and parameters, if they tell and
             channels are last.
 
         on_mask: the mask of its output, by its config and the masks of its inputs; see ``masking``.

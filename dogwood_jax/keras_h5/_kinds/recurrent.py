@@ -2,7 +2,7 @@
 
 They are the cells of Flax where these compute the same. Keras lets every layer choose its
 activations, leave biases out, and has two kinds of GRU, of which Flax has neither: with
-``reset_after`` all its gates have a bias on the state as well, beside that on the inputs.
+``reset_after`` all its gates have a bias on the state as well.
 """
 
 import operator
@@ -220,7 +220,8 @@ def _gru(config: Config) -> list[Weight]:
     order = "zrn"  # Keras calls n h
     kernels = _gated_kernels(order)
     bias = split("cell/bias", *_gates("i", order, "bias"))
-    if config.get("reset_after", False):  # bias [2, 3 * units], of inputs and of the state
+    if config.get("reset_after", False):
+        # [2, 3 * units], of inputs and of the state. Flax's own cell would have only their sum.
         bias = Weight(
             "cell/bias",
             tuple(map(path, _gates("ih", order, "bias"))),

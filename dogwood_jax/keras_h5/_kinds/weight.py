@@ -1,4 +1,4 @@
-"""What arrays of Keras are in Flax, and the sizes that they tell, where many layers share it.
+"""What arrays of Keras are in Flax, and which sizes they tell, as many layers have it.
 
 Keras and ``flax.linen`` differ in names (gamma, scale), in where statistics are kept (the
 collection ``batch_stats``), and in how some arrays are laid out: Keras has the gates of a recurrent
