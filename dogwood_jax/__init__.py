@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dogwood_jax._front.compare import Difference, compare
     from dogwood_jax._front.cost import Cost, cost
     from dogwood_jax._front.deepen import deepen
+    from dogwood_jax._front.gain import Gain, Gains, gain
     from dogwood_jax._front.narrow import merge_symmetric, narrow
     from dogwood_jax._front.symmetry import activity, find_dead, find_symmetric
     from dogwood_jax._front.verify import verify
@@ -41,6 +42,8 @@ __all__ = [
     "Concat",
     "Cost",
     "Difference",
+    "Gain",
+    "Gains",
     "Growth",
     "Insertion",
     "Layout",
@@ -59,6 +62,7 @@ __all__ = [
     "find_dead",
     "find_symmetric",
     "from_json",
+    "gain",
     "grow",
     "grow_opt_state",
     "growable",
@@ -83,6 +87,7 @@ _NAMES_IN = {
     "_front.compare": ("Difference", "compare"),
     "_front.cost": ("Cost", "cost"),
     "_front.deepen": ("deepen",),
+    "_front.gain": ("Gain", "Gains", "gain"),
     "_front.narrow": ("merge_symmetric", "narrow"),
     "_front.symmetry": ("activity", "find_dead", "find_symmetric"),
     "_front.verify": ("verify",),

@@ -22,7 +22,7 @@ from primitive_examples_elementwise import BINARY, UNARY, WHOLE, primitive_of
 
 import dogwood_jax as dw
 from dogwood_jax._depth import terms as _terms
-from dogwood_jax._depth.identity import Reader, exactly
+from dogwood_jax._depth.identity import TermReader, exactly
 from dogwood_jax._program.bounds import PARTIAL
 from dogwood_jax._program.elementwise import ELEMENTWISE, folded
 from dogwood_jax._program.program import Program
@@ -417,7 +417,7 @@ def terms_of(name: str, fill: float | None) -> list[_terms.Term]:
             known.append(exactly(terms.make("leaf", path, (), struct)))
         else:
             known.append(exactly(terms.number(fill, struct)))
-    found = Reader(terms).run(program.jaxpr.jaxpr, program.jaxpr.consts, known)
+    found = TermReader(terms).run(program.jaxpr.jaxpr, program.jaxpr.consts, known)
     return [value.options[0].term for value in found]
 
 

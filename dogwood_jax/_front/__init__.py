@@ -4,6 +4,7 @@
 ``verify`` run two networks and say how far their outputs are apart; ``inputs``, ``mirrored`` and
 ``rounding`` serve ``verify``. ``symmetry`` has the questions about units: ``find_symmetric``,
 ``find_dead`` and ``activity``. ``cost`` counts parameters and FLOPs before and after growing.
+``gain`` says where a new unit or layer would lower the loss most.
 
 Nothing else imports this room, but ``nnx`` and the front of the package.
 """
