@@ -11,6 +11,9 @@ what it computes, and its *outgoing* weights, which decide what it changes.
 | `replicate()`     | copied   | shared   | yes        | that of the copied unit                 |
 | `zero_incoming()` | zero     | random   | yes        | incoming nonzero, outgoing zero         |
 | `tile()`          | copied   | shared   | yes        | that of the copied unit                 |
+| `hyperclone()`    | copied   | shared   | yes        | that of the copied unit                 |
+| `paired()`        | random   | opposed  | yes        | both nonzero                            |
+| `shrink_perturb()`| random   | random   | no         | both nonzero                            |
 | `gradmax()`       | zero     | chosen   | yes        | incoming largest, outgoing zero         |
 | `gradmax()`, in   | chosen   | zero     | yes        | outgoing large, incoming zero           |
 | `firefly()`       | chosen   | zero     | yes        | outgoing large, incoming zero           |
@@ -87,28 +90,36 @@ class Strategy:
         name: the function that made it.
         incoming: ``"free"`` (drawn from ``init``), ``"zero"`` or ``"copy"``.
         outgoing: ``"free"``, ``"zero"``, ``"copy"``, ``"share"`` (copied, and divided among the
-            copies) or ``"sum"`` (added up).
+            copies), ``"sum"`` (added up) or ``"opposed"`` (drawn, with opposite signs for units
+            whose incoming weights are the same).
         init: initializer of free weights.
         noise: standard deviation of the noise on copies, relative to the copied array's.
         split: how copies share outgoing weights, ``"even"`` or ``"uneven"``.
         units: the old units that new ones copy in turn; all of them if empty.
         choice: what weights are chosen by, once the network has grown; or None.
+        state: whether copies take over the optimizer's state of the units that they copy.
+        shrink: what old weights are multiplied by.
+        perturb: how many times drawn weights are added to all weights.
     """
 
     name: str
     incoming: Literal["free", "zero", "copy"]
-    outgoing: Literal["free", "zero", "copy", "share", "sum"]
+    outgoing: Literal["free", "zero", "copy", "share", "sum", "opposed"]
     init: Initializer | None = None
     noise: float = 0.0
     split: Literal["even", "uneven"] = "even"
     units: tuple[int, ...] = ()
     choice: Choice | None = None
+    state: Literal["copied", "new"] = "copied"
+    shrink: float = 1.0
+    perturb: float = 0.0
 
     @property
     def preserving(self) -> bool:
         """Whether the grown function equals the old one."""
         silent = self.outgoing != "free" or self.incoming == "zero"
-        return silent and self.noise == 0 and (self.choice is None or self.choice.epsilon == 0)
+        exact = self.noise == self.perturb == 0 and self.shrink == 1
+        return silent and exact and (self.choice is None or self.choice.epsilon == 0)
 
     @property
     def begins_exact(self) -> bool:
@@ -118,7 +129,17 @@ class Strategy:
     @property
     def repeats(self) -> bool:
         """Whether new units repeat the whole width, with its mean in what is left over."""
-        return self.name == "tile"
+        return self.name in ("tile", "hyperclone")
+
+    @property
+    def takes_multiples_only(self) -> bool:
+        """Whether it grows widths to multiples of their sizes only."""
+        return self.name == "hyperclone"
+
+    @property
+    def makes_alike(self) -> bool:
+        """Whether some units compute the same, so that readers must act on each of them alike."""
+        return self.incoming == "copy" or self.outgoing == "opposed"
 
     @property
     def removes(self) -> bool:
@@ -133,7 +154,9 @@ class Strategy:
     @property
     def recipes_for(self) -> str:
         """The strategy that a ``Recipe`` must name for this one to use it."""
-        return "zero_outgoing" if self.choice is not None else self.name  # choosing begins so
+        if self.choice is not None:
+            return "zero_outgoing"  # choosing begins so
+        return "tile" if self.repeats else self.name
 
     @property
     def called(self) -> str:
@@ -269,6 +292,7 @@ def replicate(
     noise: float = 0.0,
     split: Literal["even", "uneven"] = "even",
     units: Sequence[int] = (),
+    state: Literal["copied", "new"] = "copied",
 ) -> Strategy:
     """New units copy old ones, which share their outgoing weights with the copies.
 
@@ -285,10 +309,13 @@ def replicate(
             shares in the ratio 1 : 2 : ... : k, which breaks the symmetry without noise.
         units: the old units that new ones copy, in turn; all of them in their order unless given.
             ``dogwood_jax.activity`` ranks them.
+        state: what copies have in the optimizer's state: ``"copied"`` moments, or those of a
+            ``"new"`` weight. New moments let copies part under optimizers such as Adam, and
+            ``growable(warmup=...)`` warms up their rate.
 
     Raises:
         TypeError: if ``noise`` is no number, or ``units`` are no integers.
-        ValueError: if ``noise`` is negative or ``split`` is not one of the two.
+        ValueError: if ``noise`` is negative, or ``split`` or ``state`` is none of its two.
 
     Example:
         >>> import dogwood_jax as dw
@@ -297,14 +324,108 @@ def replicate(
 
     Reference:
         Chen, Goodfellow and Shlens, 2016, Net2Net: Accelerating Learning via Knowledge Transfer
-        (even); Wang et al., 2024, LEMON: Lossless model expansion (uneven).
+        (even); Wang et al., 2024, LEMON: Lossless model expansion (uneven); Yu et al., 2026,
+        SPARKLING (new state for copies, with a warmup).
     """
     expect("strategies.replicate", noise=(NUMBER, noise), units=(_UNITS, units))
     if not noise >= 0:
         raise ValueError(f"noise must be zero or positive, got {noise!r}")
     _check_split(split)
+    if state not in ("copied", "new"):
+        raise ValueError(f"state must be 'copied' or 'new', got {state!r}")
     copied = tuple(map(operator.index, units))
-    return Strategy("replicate", "copy", "share", noise=float(noise), split=split, units=copied)
+    return Strategy(
+        "replicate", "copy", "share", None, float(noise), split, units=copied, state=state
+    )
+
+
+def hyperclone(state: Literal["copied", "new"] = "copied") -> Strategy:
+    """Whole widths are repeated, under norms too, so that a model is cloned n times as wide.
+
+    Preserving. For all widths at once, to multiples of their sizes: ``plan(widths, {name: 2 * size
+    for name, size in ...}, strategy=strategies.hyperclone())``. Outgoing weights are divided among
+    the copies. Mean and variance of a repeated stream are those of the stream, so LayerNorm and
+    RMSNorm need no change. All copies learn alike under a deterministic optimizer unless dropout,
+    or a new ``state``, lets them part.
+
+    Args:
+        state: what copies have in the optimizer's state, as for ``replicate``.
+
+    Raises:
+        ValueError: if ``state`` is none of its two.
+
+    Example:
+        >>> import dogwood_jax as dw
+        >>> dw.strategies.hyperclone().preserving
+        True
+
+    Reference:
+        Samragh et al., 2024, Scaling Smart: Accelerating Large Language Model Pre-training with
+        Small Model Initialization (HyperCloning, the symmetric variant).
+    """
+    if state not in ("copied", "new"):
+        raise ValueError(f"state must be 'copied' or 'new', got {state!r}")
+    return Strategy("hyperclone", "copy", "share", state=state)
+
+
+def paired(init: Initializer = glorot) -> Strategy:
+    """New units come in pairs with the same random incoming and opposite outgoing weights.
+
+    Preserving: what one unit of a pair adds, the other takes away. Unlike ``zero_outgoing``, both
+    sides of new units have a gradient at the first step, and the units of a pair part with it. Of
+    an odd number of new units the last has zero outgoing weights.
+
+    Args:
+        init: any initializer of ``jax.nn.initializers``, given the full new shape.
+
+    Example:
+        >>> import dogwood_jax as dw
+        >>> dw.strategies.paired().preserving
+        True
+
+    Reference:
+        Yuan, Savarese and Maire, 2023, Accelerated Training via Incrementally Growing Neural
+        Networks using Variance Transfer and Learning Rate Adaptation: the pairs (V, V) and (Z, -Z).
+        Its rescaling of old weights is not done, because outputs would change.
+    """
+    expect("strategies.paired", init=(_INIT, init))
+    return Strategy("paired", "free", "opposed", init)
+
+
+def shrink_perturb(
+    shrink: float = 0.5, perturb: float = 0.5, init: Initializer = glorot
+) -> Strategy:
+    """Old weights are multiplied by a number, padded with zeros, and noise is added to all.
+
+    Not preserving: what the network has learned becomes fainter, so that it learns on more like a
+    new network. Arrays that a new network draws are changed where the width occurs in them, biases
+    and scales only grow.
+
+    Args:
+        shrink: what old weights are multiplied by.
+        perturb: how many times the weights of a new network are added to all weights.
+        init: any initializer of ``jax.nn.initializers``, given the full new shape.
+
+    Raises:
+        TypeError: if ``shrink`` or ``perturb`` is no number.
+        ValueError: if one of both is negative.
+
+    Example:
+        >>> import dogwood_jax as dw
+        >>> dw.strategies.shrink_perturb().preserving
+        False
+
+    Reference:
+        Ash and Adams, 2020, On Warm-Starting Neural Network Training (shrink and perturb); with
+        zero padding, for growing, arXiv 2605.13405, 2026.
+    """
+    expect("strategies.shrink_perturb", shrink=(NUMBER, shrink), perturb=(NUMBER, perturb))
+    expect("strategies.shrink_perturb", init=(_INIT, init))
+    if not (shrink >= 0 and perturb >= 0):
+        raise ValueError(f"shrink and perturb must not be negative, got {shrink} and {perturb}")
+    return Strategy(
+        "shrink_perturb", "zero", "zero", init, shrink=float(shrink), perturb=float(perturb)
+    )
 
 
 def zero_incoming(init: Initializer = glorot) -> Strategy:

@@ -44,6 +44,7 @@ STRATEGIES = {
     "uneven": lambda: dw.strategies.replicate(split="uneven"),
     "noise": lambda: dw.strategies.replicate(noise=0.1),
     "first": lambda: dw.strategies.replicate(units=[0]),
+    "paired": dw.strategies.paired,
     "gradmax": functools.partial(dw.strategies.gradmax, variant="incoming"),
     "firefly": functools.partial(dw.strategies.firefly, candidates=2),
 }
@@ -151,7 +152,7 @@ def made(strategy: str, big: Model, inputs: tuple[Any, ...]) -> dw.strategies.St
 
 
 def is_for(strategy: dw.strategies.Strategy, width: dw.Width) -> bool:
-    if strategy.name == "replicate":
+    if strategy.makes_alike:
         return not width.copy_hazards
     if strategy.choice is not None:
         return {occurrence.role for occurrence in width.occurrences} > {"incoming"}

@@ -38,14 +38,18 @@ def apply_map(
             ones for ``kind="ones"``, and zeros otherwise.
         noise: gives standard normal numbers of a shape.
     """
-    if leaf_map.factor != 1:
+    if (factor := leaf_map.factor * leaf_map.shrink) != 1:
         wide = jnp.promote_types(array.dtype, jnp.float32)
-        array = (array * jnp.asarray(leaf_map.factor, wide)).astype(array.dtype)
+        array = (array * jnp.asarray(factor, wide)).astype(array.dtype)
 
     def default(shape: tuple[int, ...]) -> Array:
         return jnp.full(shape, 1 if leaf_map.kind == "ones" else 0, array.dtype)
 
-    return _Application(draw or default, noise).extend(array, leaf_map.axes, fresh)
+    made = _Application(draw or default, noise).extend(array, leaf_map.axes, fresh)
+    if leaf_map.perturb:
+        added = (draw or default)(made.shape) if fresh is None else fresh
+        made = made + jnp.asarray(leaf_map.perturb, made.dtype) * added.astype(made.dtype)
+    return made
 
 
 class _Application:
@@ -111,6 +115,8 @@ class _Application:
         for axis, axis_map in maps.items():
             if not axis_map.appends or axis_map.fill == "mean":
                 array = self._rearrange(array, axis, axis_map, fresh)
+            if axis_map.pairs:
+                array = _paired(array, axis, axis_map)
         return array
 
     def _append(
@@ -247,6 +253,17 @@ def _append_from(fresh: Array, old: Array, appended: list[tuple[int, AxisMap]]) 
             array = lax.dynamic_update_slice(whole, array, [0] * old.ndim)
         else:
             array = padded(array, extent)
+    return array
+
+
+def _paired(array: Array, axis: int, axis_map: AxisMap) -> Array:
+    """Gives the second half of new units the entries of the first one, perhaps negated."""
+    half, places = (axis_map.new - axis_map.old) // 2, _places(array, axis)
+    first = axis_map.pairs * padded(array, array.shape, axis, half)
+    second = (places >= axis_map.old + half) & (places < axis_map.old + 2 * half)
+    array = jnp.where(second, first, array)
+    if axis_map.pairs < 0:  # nothing takes away what the last of an odd number adds
+        array = jnp.where(places < axis_map.old + 2 * half, array, 0)
     return array
 
 

@@ -79,12 +79,16 @@ class Change:
         # Arrays that scale or shift units which are silent already.
         blank: Fill = "zero" if leaf.kind == "zeros" else "free"
         is_blank = self.recipe is not None and leaf.path in self.recipe.blank
-        if fate in ("free", "zero"):
+        if fate in ("free", "zero", "opposed"):
             # A unit can be new along two widths. The incoming weights of one of them, or the
             # outgoing weights of the other, silence it. The same width must decide in all arrays.
             rank = 2 * units.rank + (strategy.incoming == "zero")
             fill: Fill = "zero" if fate == "zero" else "free"
-            return AxisMap(self.old, self.new, fill=blank if is_blank else fill, rank=rank)
+            pairs: Literal[-1, 0, 1] = 0
+            if strategy.outgoing == "opposed":
+                pairs = 1 if incoming else -1
+            fill = blank if is_blank else fill
+            return AxisMap(self.old, self.new, fill=fill, rank=rank, pairs=pairs)
         return AxisMap(
             self.old,
             self.new,
@@ -94,6 +98,7 @@ class Change:
             weighs=not incoming,
             fill="free" if fate == "share" else blank if is_blank else "mean",
             noise=strategy.noise if incoming else 0.0,
+            forgets=strategy.state == "new",
         )
 
 
@@ -165,7 +170,10 @@ class Growth:
 
     def _map_of(self, leaf: Leaf) -> LeafMap:
         widths = dict.fromkeys(u.width for layout in leaf.axes for u in units_of(layout))
-        inits = (self.change[width].strategy.init for width in widths if width in self.change)
+        strategies = [self.change[width].strategy for width in widths if width in self.change]
+        inits = (strategy.init for strategy in strategies)
+        if leaf.kind != "random":
+            strategies = []
         return LeafMap(
             tuple(self._along(layout, leaf) for layout in leaf.axes),
             self.factors.get(leaf.path, 1.0),
@@ -173,6 +181,8 @@ class Growth:
             leaf.fan_in,
             leaf.fan_out,
             next((init for init in inits if init not in (None, glorot)), None),
+            min((strategy.shrink for strategy in strategies), default=1.0),
+            max((strategy.perturb for strategy in strategies), default=0.0),
         )
 
     def _along(self, layout: Layout, leaf: Leaf) -> AlongAxis:

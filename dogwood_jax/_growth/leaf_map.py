@@ -37,6 +37,8 @@ class AxisMap:
         fill: how entries without a source are filled: free, zero, or with the mean of the old ones.
         rank: where entries are new along several axes, the axis of the highest rank decides.
         noise: standard deviation of noise on new copies, relative to the array's.
+        pairs: for new units in pairs, the sign of the second one's entries; 0 for no pairs.
+        forgets: whether an optimizer keeps nothing of old units for their copies.
     """
 
     old: int
@@ -49,6 +51,8 @@ class AxisMap:
     fill: Fill = "zero"
     rank: int = 0
     noise: float = 0.0
+    pairs: Literal[-1, 0, 1] = 0
+    forgets: bool = False
 
     @property
     def changes(self) -> bool:
@@ -82,6 +86,8 @@ class AxisMap:
                 does not scale with it.
             fill: how new entries are filled.
         """
+        if self.forgets:
+            return self._without_copies().adjoint(degree, fill)
         shares = None
         if self.shares is not None and not self.weighs:
             shares = tuple(share**degree for share in self.shares)
@@ -95,6 +101,19 @@ class AxisMap:
             power=max(degree, 1),
             fill=fill,
         )
+
+    def of_numbers(self, *, copied: bool) -> "AxisMap":
+        """Returns the map of a number of each unit, see ``LeafMap.of_numbers``."""
+        if self.forgets:
+            return self._without_copies().of_numbers(copied=copied)
+        weighs = self.weighs and not copied
+        return replace(self, weighs=weighs, fill="zero", noise=0.0, pairs=0)
+
+    def _without_copies(self) -> "AxisMap":
+        """Returns the map in which new units copy none."""
+        sources = None if self.sources is None else self.sources[: self.old]
+        shares = None if self.shares is None else self.shares[: self.old]
+        return replace(self, sources=sources, shares=shares, forgets=False)
 
 
 @dataclass(frozen=True)
@@ -134,6 +153,8 @@ class LeafMap:
         fan_in: axes whose new sizes multiply to the fan-in of random entries.
         fan_out: axes whose new sizes multiply to their fan-out.
         init: initializer of random entries; None for the one by default.
+        shrink: what old entries are multiplied by, without what an optimizer keeps of them.
+        perturb: how many times an array as in a new network is added in the end.
     """
 
     axes: tuple[AlongAxis, ...]
@@ -142,6 +163,8 @@ class LeafMap:
     fan_in: tuple[int, ...] = ()
     fan_out: tuple[int, ...] = ()
     init: Initializer | None = None
+    shrink: float = 1.0
+    perturb: float = 0.0
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
@@ -162,6 +185,8 @@ class LeafMap:
     def needs(self) -> frozenset[str]:
         """Which random numbers it needs: ``"free"`` entries, ``"noise"``."""
         found = {"noise" for axis in self.maps() if axis.noise}
+        if self.perturb:
+            found.add("free")
         if self.kind == "random":
             found |= {"free" for axis in self.maps() if axis.fill == "free" and axis.rest}
         return frozenset(found)
@@ -186,12 +211,8 @@ class LeafMap:
             copied: whether each unit keeps the number of its old unit (the first of several).
                 Otherwise numbers change as weights do: a copy with half of the weights has half.
         """
-
-        def one(axis: AxisMap) -> AxisMap:
-            weighs = axis.weighs and not copied
-            return replace(axis, weighs=weighs, fill="zero", noise=0.0)
-
-        return LeafMap(tuple(_each(axis, one) for axis in self.axes), 1.0, "zeros")
+        axes = (_each(axis, lambda one: one.of_numbers(copied=copied)) for axis in self.axes)
+        return LeafMap(tuple(axes), 1.0, "zeros")
 
 
 def old_places(axis: AlongAxis) -> np.ndarray:

@@ -382,6 +382,8 @@ def _obstacles(width: Width, new: int, strategy: Strategy, recipe: Recipe | None
             f"growing it from {width.size} to {new} would change outputs: "
             f"{'; '.join(width.hazards)}; it occurs in {_places(width)}"
         )
+    if strategy.takes_multiples_only and width.size and new % width.size:
+        yield f"strategies.{strategy}() grows it to multiples of {width.size} only, not to {new}"
     choice = strategy.choice
     zero_incoming = strategy.incoming == "zero" or (choice and choice.side == "outgoing")
     if zero_incoming and width.zero_hazard and recipe is None:
@@ -395,12 +397,12 @@ def _obstacles(width: Width, new: int, strategy: Strategy, recipe: Recipe | None
             f"strategies.{strategy}() chooses between incoming and outgoing weights, but the width "
             f"has {' and '.join(sorted(roles))} ones only"
         )
-    if strategy.incoming == "copy" and width.interface:
+    if strategy.makes_alike and width.interface:
         yield (
             "units of an input or output cannot be copied, because new inputs are not copies of "
             "old ones"
         )
-    if strategy.preserving and strategy.incoming == "copy" and recipe is None:
+    if strategy.preserving and strategy.makes_alike and recipe is None:
         if width.copy_hazards:
             yield f"copying units would change outputs: {'; '.join(width.copy_hazards)}"
 
@@ -444,6 +446,11 @@ def _notes(width: Width, change: Change, *, is_seen: bool) -> Iterator[str]:
             yield f"{width.name}: {note}"
     if change.strategy.noise:
         yield f"{width.name}: copies carry noise, so outputs change"
+    if change.strategy.perturb or change.strategy.shrink != 1:
+        yield (
+            f"{width.name}: outputs change, because old weights are multiplied by "
+            f"{change.strategy.shrink:g} and {change.strategy.perturb:g} times new ones are added"
+        )
     if change.strategy.choice and (epsilon := change.strategy.choice.epsilon):
         yield (
             f"{width.name}: incoming weights of new units are {epsilon:g} times drawn ones instead "
