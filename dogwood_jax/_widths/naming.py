@@ -10,21 +10,16 @@ from dogwood_jax._widths.attention import label_attention
 from dogwood_jax._widths.dims import Dim
 from dogwood_jax._widths.layout import Concat, Layout, Product, Role, Units
 from dogwood_jax._widths.reasons import Reason
-from dogwood_jax._widths.recipes.find import find_recipes
 from dogwood_jax._widths.roles import Roles, Spot
-from dogwood_jax._widths.scales import check_lone_scales, check_scales
 from dogwood_jax._widths.values import KIND_OF_USE, Trace, Use, Value
-from dogwood_jax._widths.widths import Facts, Leaf, Widths, make_widths
+from dogwood_jax._widths.widths import Leaf
 
 _COLLECTIONS = ("params", "batch_stats")
 
 
-def name_widths(leaves: dict[str, Value], trace: Trace) -> Widths:
-    """Returns the widths of a network whose program has been read."""
+def names_of(leaves: dict[str, Value], roles: Roles, trace: Trace) -> dict[Dim, str]:
+    """Returns the name of each width, by its dimension, and notes what only its place tells."""
     paths = list(leaves)
-    roles = Roles(trace, [value.dims for value in leaves.values()])
-    without_recipe = check_lone_scales(trace.steps, check_scales(trace.scales))
-    _dims.hand_down([*trace.dims, *(d for value in leaves.values() for d in value.dims)])
     _fix_units_that_no_array_makes(roles)
     label_attention(trace, roles)
     names = _names(paths, roles, trace)
@@ -36,7 +31,14 @@ def name_widths(leaves: dict[str, Value], trace: Trace) -> Widths:
             f"{paths[spot.leaf]} is both incoming and outgoing (tied), "
             "and copies cannot share weights that also make their units"
         )
-    found = []
+    return names
+
+
+def laid_out(
+    leaves: dict[str, Value], names: dict[Dim, str], roles: Roles, trace: Trace
+) -> tuple[Leaf, ...]:
+    """Returns the arrays with the layout of every axis, in the order in which they are used."""
+    paths, found = list(leaves), []
     for index in sorted(range(len(leaves)), key=lambda i: trace.uses.get(i, Use(i)).order):
         path, use = paths[index], trace.uses.get(index)
         dims = leaves[path].dims
@@ -57,23 +59,7 @@ def name_widths(leaves: dict[str, Value], trace: Trace) -> Widths:
                 tuple(sorted(use.fan_out)) if use else (),
             )
         )
-    scaled = {atom: name for atom, name in names.items() if atom not in without_recipe}
-    recipes = find_recipes(trace, leaves, found, scaled)
-    facts = {
-        name: Facts(
-            atom.size,
-            atom.interface,
-            next(iter(atom.fixed), None),
-            tuple(atom.hazards),
-            tuple(atom.copy_hazards),
-            roles.zero_hazards.get(atom),
-            tuple(atom.notes),
-            recipes.get(atom, ()),
-            roles.free_hazards.get(atom),
-        )
-        for atom, name in names.items()
-    }
-    return make_widths(tuple(found), facts)
+    return tuple(found)
 
 
 def _units(spot: Spot, names: dict[Dim, str], roles: Roles) -> Units:

@@ -20,13 +20,16 @@ from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, is_array, mirrors
 from dogwood_jax._program.intervals import UNKNOWN
 from dogwood_jax._program.program import Program
-from dogwood_jax._widths.dims import Dim, unify
-from dogwood_jax._widths.naming import module_of, name_widths
+from dogwood_jax._widths.dims import Dim, hand_down, unify
+from dogwood_jax._widths.naming import laid_out, module_of, names_of
 from dogwood_jax._widths.reader import run
 from dogwood_jax._widths.reads import OF_WEIGHTS
+from dogwood_jax._widths.recipes.find import find_recipes
+from dogwood_jax._widths.roles import Roles
 from dogwood_jax._widths.rules import axes, control, elementwise, lookup, sums  # noqa: F401
+from dogwood_jax._widths.scales import check_lone_scales, check_scales
 from dogwood_jax._widths.values import Entry, Silencer, Silencers, Trace, Value
-from dogwood_jax._widths.widths import Network, Widths, no_such
+from dogwood_jax._widths.widths import Facts, Network, Widths, make_widths, no_such
 
 Place = tuple[str, int]
 
@@ -86,7 +89,38 @@ def trace(
     _override(traced.leaves, fixed, tied)
     _attach_unread(traced.leaves, traced.trace)
     network = Network(apply, program.variables, tuple(program.inputs), traced)
-    return replace(name_widths(traced.leaves, traced.trace), network=network)
+    return replace(_widths_of(traced.leaves, traced.trace), network=network)
+
+
+def _widths_of(leaves: dict[str, Value], trace: Trace) -> Widths:
+    """Returns the widths of a network whose program has been read.
+
+    Args:
+        leaves: its arrays, with symbolic dimensions.
+        trace: what its equations say of them.
+    """
+    roles = Roles(trace, [value.dims for value in leaves.values()])
+    without_recipe = check_lone_scales(trace.steps, check_scales(trace.scales))
+    hand_down([*trace.dims, *(dim for value in leaves.values() for dim in value.dims)])
+    names = names_of(leaves, roles, trace)
+    arrays = laid_out(leaves, names, roles, trace)
+    scaled = {dim: name for dim, name in names.items() if dim not in without_recipe}
+    recipes = find_recipes(trace, leaves, arrays, scaled)
+    facts = {
+        name: Facts(
+            dim.size,
+            dim.interface,
+            next(iter(dim.fixed), None),
+            tuple(dim.hazards),
+            tuple(dim.copy_hazards),
+            roles.zero_hazards.get(dim),
+            tuple(dim.notes),
+            recipes.get(dim, ()),
+            roles.free_hazards.get(dim),
+        )
+        for dim, name in names.items()
+    }
+    return make_widths(arrays, facts)
 
 
 def _program(apply: Callable[..., Any], variables: PyTree, inputs: Sequence[Any]) -> Program:
