@@ -22,6 +22,7 @@ sys.path.append(str(ROOT / "examples"))
 import command_line  # noqa: E402
 import grow_mnist  # noqa: E402
 import grow_transformer  # noqa: E402
+import growbench  # noqa: E402
 import growth_vs_scratch  # noqa: E402
 import multi_device  # noqa: E402
 import weight_symmetry  # noqa: E402
@@ -35,6 +36,44 @@ def few_digits():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mnist, "load", lambda source: few)
         yield few
+
+
+# growbench.py -------------------------------------------------------------------------------------
+
+
+def ended(loss, budget, way=growbench.SCRATCH):
+    return growbench.Result("task", "schedule", way, 0, growbench.Run([budget], [loss]))
+
+
+def test_a_ratio_compares_with_the_budget_that_from_scratch_needs():
+    scratch = [ended(2.0, 0.5), ended(1.0, 1.0), ended(1.1, 1.0), ended(1.9, 0.75)]
+    assert growbench.equivalent(1.95, scratch) == pytest.approx(0.625)
+    assert growbench.equivalent(0.5, scratch) == 1.0  # beyond what was tried
+    found = growbench.ratios([ended(1.95, 0.5, "default")], scratch)
+    assert found == pytest.approx([0.8])
+    assert "0.80" in growbench.table([*scratch, ended(1.95, 0.5, "default")])
+
+
+@pytest.mark.parametrize("name", ["default", "pairs", "copies, new state"])
+def test_grown_runs_pay_for_the_small_network(name):
+    task = growbench.dataclasses.replace(growbench.TASKS["MNIST, MLP"], steps=40)
+    data = growbench.digits("subset")
+    way = next(way for way in growbench.WAYS if way.name == name)
+    run = growbench.train(task, data, 0, growbench.constant, 0.5, way, moment=0.5)
+    assert 0.3 < run.budgets[-1] < 0.8
+    steps = np.diff([0, *run.budgets])
+    assert steps[-1] > 2 * steps[0]  # the large network's cost more
+    assert np.isfinite(run.losses).all()
+
+
+def test_the_bench_writes_a_table_and_pictures(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(growbench, "WAYS", growbench.WAYS[:1])
+    options = ["--quick", "--tasks", "MNIST, MLP", "--data", "subset", "--out", str(tmp_path)]
+    results = growbench.main(options)
+    assert {result.way for result in results} == {"from scratch", "default"}
+    assert len((tmp_path / "growbench.csv").read_text().splitlines()) == 1 + len(results)
+    assert len(list(tmp_path.glob("*.png"))) == 1
+    assert "default" in capsys.readouterr().out
 
 
 # grow_mnist.py ------------------------------------------------------------------------------------
