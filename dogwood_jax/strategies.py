@@ -188,6 +188,8 @@ class Strategy:
             return "chosen" if (self.choice.side == "incoming") == incoming else "zero"
         if self.removes:
             return "summed up" if side == "sum" else "kept"
+        if self.perturb and random:
+            return "perturbed"
         return side
 
     def __str__(self) -> str:
@@ -626,6 +628,16 @@ class DepthStrategy:
     """
 
     name: Literal["stack", "interpose", "new_layers"]
+
+    @property
+    def needs_layers(self) -> bool:
+        """Whether it needs an old layer to begin with."""
+        return self.name != "new_layers"
+
+    @property
+    def keeps_order(self) -> bool:
+        """Whether copies lie beside what they copy, so that counts of layers must be the same."""
+        return self.name == "interpose"
 
     def sources(self, old: int, new: int) -> tuple[int | None, ...]:
         """Returns for each of the new layers the old one that it is or copies, or None.

@@ -154,6 +154,60 @@ def test_new_layers_of_a_scan_are_random():
     assert 0.1 < float(wide["layers"]["up"][2:].std()) < 2
 
 
+class Normed(nn.Module):
+    """Blocks with names, but norms that are numbered through, one of them behind the blocks."""
+
+    layers: int
+
+    @nn.compact
+    def __call__(self, x):
+        for i in range(self.layers):
+            h = nn.gelu(nn.Dense(12, name=f"up_{i}")(nn.LayerNorm()(x)))
+            x = x + nn.Dense(8, name=f"down_{i}")(h)
+        return nn.LayerNorm()(x)
+
+
+def test_numbers_that_count_something_else_are_refused():
+    small, target = (Normed(n).init(KEY, X) for n in (2, 4))
+    widths = dw.trace(Normed(2).apply, small, X)
+    for depth in (strategies.stack(), strategies.new_layers(), strategies.interpose()):
+        with pytest.raises(ValueError, match="LayerNorm_# from 3 to 5.*name modules by the layer"):
+            dw.plan(widths, target=target, target_apply=Normed(4).apply, depth=depth)
+
+
+def test_copies_of_another_shape_are_refused():
+    def apply(params, x):
+        for i in range(len(params)):
+            x = jnp.tanh(x @ params[f"hidden_{i}"])
+        return x
+
+    def of(*sizes):
+        return {f"hidden_{i}": jnp.ones(s) for i, s in enumerate(zip(sizes, sizes[1:]))}
+
+    widths = dw.trace(apply, of(8, 6, 6), X)
+    with pytest.raises(ValueError, match=r"hidden_2: .*hidden_0.*\(8, 6\)"):
+        dw.plan(widths, target=of(8, 6, 6, 6, 6), target_apply=apply, depth=strategies.stack())
+
+
+def test_from_no_layer_to_some():
+    small, target = variables(0), variables(3)
+    growth = dw.plan(
+        dw.trace(Blocks(0).apply, small, X),
+        target=target,
+        target_apply=Blocks(3).apply,
+        depth=strategies.new_layers(),
+    )
+    wide = dw.grow(small, growth, key=KEY)
+    assert 0.1 < kernel(wide, 2, "down").std() < 1
+
+
+def test_rates_of_new_layers_are_those_of_layers_like_them():
+    _, growth, wide = deeper(1, 3, strategies.stack(), width=16, strategy=strategies.replicate())
+    rates = growth.rates(wide)["params"]
+    assert [rates[f"block_{i}_up"]["kernel"] for i in range(3)] == [0.5] * 3
+    assert [rates[f"block_{i}_down"]["kernel"] for i in range(3)] == [1.0] * 3
+
+
 def test_without_a_strategy_layers_still_compute_the_identity():
     small, _, wide = deeper(2, 4, None)
     before, after = Blocks(2).apply(small, X), Blocks(4).apply(wide, X)

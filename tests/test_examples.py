@@ -48,9 +48,11 @@ def ended(loss, budget, way=growbench.SCRATCH):
 def test_a_ratio_compares_with_the_budget_that_from_scratch_needs():
     scratch = [ended(2.0, 0.5), ended(1.0, 1.0), ended(1.1, 1.0), ended(1.9, 0.75)]
     assert growbench.equivalent(1.95, scratch) == pytest.approx(0.625)
-    assert growbench.equivalent(0.5, scratch) == 1.0  # beyond what was tried
-    found = growbench.ratios([ended(1.95, 0.5, "default")], scratch)
-    assert found == pytest.approx([0.8])
+    assert growbench.ratio([ended(1.95, 0.5, "default")], scratch) == "0.80"
+    assert growbench.ratio([ended(2.1, 0.5)], scratch) == "> 1.00"  # worse than what was tried
+    assert growbench.ratio([ended(0.9, 0.5)], scratch) == "< 0.50"
+    worse = [*scratch, ended(1.3, 1.5)]  # more computing may end worse
+    assert growbench.equivalent(1.05, worse) == pytest.approx(1.0)
     assert "0.80" in growbench.table([*scratch, ended(1.95, 0.5, "default")])
 
 

@@ -1,6 +1,7 @@
 """Stages: the network grows between epochs, and the run goes on as one."""
 
 import signal
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -226,6 +227,7 @@ def test_ctrl_c_ends_the_run_before_the_next_growth():
     [
         ({}, "pass either epochs=, or stages="),
         ({"epochs": 1, "stages": [Stage(epochs=1)]}, "pass either epochs=, or stages="),
+        ({"stages": []}, "expected a list of training.Stage"),
         ({"stages": Stage(epochs=1)}, "expected a list of training.Stage"),
         ({"stages": [{"epochs": 1}]}, "expected a list of training.Stage"),
         ({"stages": [Stage(epochs=-1)]}, r"stages\[0\]: expected epochs to be an integer"),
@@ -253,7 +255,40 @@ def test_a_function_that_knows_its_sizes_is_asked_for():
         training.fit(Net(6).apply, start, TX, (inputs, labels), stages=stages, **SETTINGS)
 
 
+class Unknown(NamedTuple):
+    trace: Any
+
+
+UNKNOWN = optax.GradientTransformation(
+    lambda params: Unknown(jax.tree.map(jnp.zeros_like, params)),
+    lambda updates, state, params=None: (updates, state),
+)
+
+
+def test_a_state_that_cannot_grow_is_found_before_any_work(monkeypatch):
+    tx = optax.chain(UNKNOWN, optax.sgd(0.1))
+    stages = [Stage(epochs=1), Stage(epochs=1, sizes={"up": 12})]
+    known = [stages[0], Stage(epochs=1, sizes={"up": 12}, fields={"trace": "first"})]
+    run = training.fit(apply, variables(), tx, data(), stages=known, **SETTINGS)
+    assert run.opt_state[0].trace["params"]["up"]["kernel"].shape == (4, 12)
+    monkeypatch.setattr("dogwood_jax.training.loop._train", None)  # any work would fail
+    with pytest.raises(
+        ValueError, match=r"stages\[1\]: the optimizer's state cannot grow: (?s:.*)trace"
+    ):
+        training.fit(apply, variables(), tx, data(), stages=stages, **SETTINGS)
+
+
+def test_averages_of_parameters_begin_at_the_grown_ones():
+    tx = optax.contrib.schedule_free_sgd(0.05)
+    stages = [Stage(epochs=1), Stage(epochs=0, sizes={"up": 12})]
+    run = training.fit(apply, variables(), tx, data(), stages=stages, **SETTINGS)
+    new = run.opt_state.z["params"]["up"]["kernel"][:, 8:]
+    np.testing.assert_array_equal(new, run.variables["params"]["up"]["kernel"][:, 8:])
+
+
 def test_a_stage_checks_its_arguments():
+    with pytest.raises(ValueError, match="pass sizes= or target=, too"):
+        Stage(epochs=1, depth=dw.strategies.stack())
     with pytest.raises(TypeError, match="training.Stage.*sizes"):
         Stage(epochs=1, sizes=12)
     with pytest.raises(TypeError, match="training.Stage.*strategy"):

@@ -541,3 +541,21 @@ def test_values_that_are_handed_on_are_looked_up_once() -> None:
 def test_each_width_of_a_file_doubles_alike(name: str) -> None:
     traced = dw.trace(TRAPS[name].apply, TRAPS[name].shapes, X)
     assert_alike(traced, dw.from_json(dw.to_json(traced)))
+
+
+def test_a_target_says_by_itself_what_grows_along() -> None:
+    def apply(p: Any, x: Any) -> Any:
+        assert p["a"].shape[1] == 2 * p["b"].shape[1]
+        return jnp.tanh(x @ p["a"]).sum() + jnp.tanh(x @ p["b"])
+
+    shapes, target = ({"a": f64(5, n), "b": f64(5, 3)} for n in (6, 8))
+    traced = dw.trace(apply, shapes, X)
+    read = dw.from_json(dw.to_json(traced))
+    name = traced.of("a", 1).name
+    outcomes = []
+    for widths in (traced, read):
+        try:
+            outcomes.append(dw.plan(widths, target=target, strategy=dw.strategies.random()))
+        except ValueError as error:
+            outcomes.append(str(error))
+    assert outcomes[0] == outcomes[1], name

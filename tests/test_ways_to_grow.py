@@ -121,6 +121,14 @@ def test_pairs_cancel_and_learn_at_once(sizes, is_fresh):
             assert np.abs(slopes[reader[name]]["kernel"][old : old + half]).min() > 0
 
 
+def test_pairs_that_would_never_part_are_refused():
+    fresh = variables(2) | {"up": {"kernel": jnp.ones((4, 8)), "bias": jnp.ones(8)}}
+    fresh["mid"] = {"kernel": jnp.zeros((8, 5)), "bias": jnp.ones(5)}
+    growth = dw.plan(dw.trace(apply, variables(), X), {"up": 8}, strategy=strategies.paired())
+    with pytest.raises(ValueError, match="never learn to differ"):
+        dw.grow(variables(), growth, fresh=fresh)
+
+
 def test_pairs_are_refused_where_units_cannot_be_alike():
     def gated(params, x):
         h = jnp.tanh(x @ params["up"]["kernel"])
@@ -146,6 +154,15 @@ def test_old_weights_shrink_and_all_are_perturbed():
     limit = 0.1 * np.sqrt(6 / (4 + 8))
     assert 0.5 * limit < np.abs(added).max() <= limit and (added != 0).all()
     np.testing.assert_array_equal(noisy["down"]["kernel"], params["down"]["kernel"])
+    averages = optax.contrib.schedule_free_sgd(0.1).init(params)
+    noisy_growth = dw.plan(
+        dw.trace(apply, params, X), {"up": 8}, strategy=strategies.shrink_perturb(0.3, 0.1)
+    )
+    assert "axis 1 perturbed (up)" in str(noisy_growth)
+    state = dw.grow_opt_state(
+        averages, noisy_growth, optax.contrib.schedule_free_sgd(0.1), variables=noisy
+    )
+    np.testing.assert_array_equal(state.z["up"]["kernel"], noisy["up"]["kernel"])
     with pytest.raises(ValueError, match="must not be negative, got -1"):
         strategies.shrink_perturb(-1)
 

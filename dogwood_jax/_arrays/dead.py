@@ -29,9 +29,11 @@ def dead_in(fresh: Mapping[str, Any], growth: Growth) -> dict[str, list[str]]:
         fates = {"incoming": change.strategy.incoming, "outgoing": change.strategy.outgoing}
         fates["both"] = fates["outgoing"]
         roles = {occurrence.role for occurrence in growth.widths[change.width].occurrences}
-        if not {*fates.values()} <= {"free", "zero"} or roles <= {"incoming"}:
+        if not {*fates.values()} <= {"free", "zero", "opposed"} or roles <= {"incoming"}:
             continue  # copies learn as old units do, and so do outputs
-        free = {role for role, fate in fates.items() if fate == "free"}
+        # The units of a pair part by their outgoing weights.
+        deciding = "opposed" if "opposed" in fates.values() else "free"
+        free = {role for role, fate in fates.items() if fate == deciding}
         filled = change.recipe.blank if change.recipe else ()
         places = [
             (leaf.path, axis, new)

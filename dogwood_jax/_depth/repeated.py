@@ -72,6 +72,7 @@ class _Reading:
             self.problems.append(f"{old if isinstance(old, str) else new}: an array in one network")
             return
         kept: set[str] = set()
+        self._expect_same_growth(list(old), list(new))
         for name, (source, is_new) in self._sources(list(old), list(new)).items():
             if source is None:
                 yield from self._free(new[name])
@@ -100,12 +101,31 @@ class _Reading:
                 )
                 for place in range(kind.count("#"))
             ]
+            named = {_numbers(name): name for name in ours}
             for name in theirs:
                 pairs = [along[n] for along, n in zip(counted, _numbers(name), strict=True)]
-                numbers = [number for number, _ in pairs if number is not None]
-                source = None if len(numbers) < len(pairs) else _with_numbers(kind, numbers)
+                numbers = tuple(number for number, _ in pairs if number is not None)
+                source = None
+                if len(numbers) == len(pairs):
+                    source = named.get(numbers, _with_numbers(kind, numbers))
                 found[name] = source, any(is_copy for _, is_copy in pairs)
         return found
+
+    def _expect_same_growth(self, old: Sequence[str], new: Sequence[str]) -> None:
+        """Notes a problem if what is beside each other does not count the same layers."""
+        counts: dict[tuple[int, int], str] = {}
+        for kind in dict.fromkeys(map(_kind, new)):
+            ours, theirs = ([_numbers(n) for n in tree if _kind(n) == kind] for tree in (old, new))
+            for place in range(kind.count("#")):
+                before, after = (len({n[place] for n in names}) for names in (ours, theirs))
+                if 0 < before < after:
+                    counts.setdefault((before, after), f"{kind} from {before} to {after}")
+        ratios = {after / before for before, after in counts}
+        if len(ratios) > 1 or (self.layers.keeps_order and len(counts) > 1):
+            self.problems.append(
+                f"numbers grow differently, {' and '.join(counts.values())}, so it is not known "
+                "which of them count the same layers; name modules by the layer that they are in"
+            )
 
     def _counted(self, old: list[int], new: list[int]) -> dict[int, tuple[int | None, bool]]:
         """Returns for each number of a layer the old number, and whether it is a copy's.
@@ -114,6 +134,8 @@ class _Reading:
             old: the numbers in one place of the old names.
             new: the numbers in the same place of the new names.
         """
+        if not old and not self.layers.needs_layers:
+            return dict.fromkeys(new, (None, True))
         if not old or len(new) <= len(old):
             return {number: (number, False) for number in new}
         found: dict[int, tuple[int | None, bool]] = {}
@@ -159,8 +181,8 @@ def _kind(name: str) -> str:
     return re.sub(r"\d+", "#", name)
 
 
-def _numbers(name: str) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", name)]
+def _numbers(name: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", name))
 
 
 def _with_numbers(kind: str, numbers: Sequence[int]) -> str:

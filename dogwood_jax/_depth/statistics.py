@@ -141,7 +141,8 @@ def _run(
 
     def equation(eqn: Any, operands: list[_Value]) -> list[_Value]:
         name = eqn.primitive.name
-        if (program := called(eqn)) is not None:
+        # What is inside of a shard_map can only be computed there.
+        if name != "shard_map" and (program := called(eqn)) is not None:
             return _run(*program, operands, found)
         results = [_Value(array) for array in _bound(eqn, [value.array for value in operands])]
         if name == "sub" and operands[1].path is not None and operands[0].path is None:

@@ -245,13 +245,13 @@ def _units(
         wide = grow(variables, growth, key=jax.random.fold_in(key, number))
         slopes = slopes or _Gradients(wide, loss, batch)
         arrays = slopes.arrays_of(wide)
-        for path, along in new.items():
-            if path in arrays:
-                # Each unit is tried by itself: no new unit reads another one.
-                arrays[path] = jnp.where(sum(along.values()) > 1, 0, arrays[path])
+        # Each unit is tried by itself: no new unit reads another one.
+        shared = {path: sum(along.values()) > 1 for path, along in new.items()}
+        arrays |= {p: jnp.where(shared[p], 0, arrays[p]) for p in new if p in arrays}
         for path, gradient in slopes(arrays).items():
             for name, is_new in new.get(path, {}).items():
-                totals[name] += float(jnp.sum(jnp.where(is_new, jnp.abs(gradient) ** 2, 0)))
+                is_tried = is_new & ~shared[path]
+                totals[name] += float(jnp.sum(jnp.where(is_tried, jnp.abs(gradient) ** 2, 0)))
     return {name: total / DRAWS for name, total in totals.items()}
 
 

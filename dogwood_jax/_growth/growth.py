@@ -12,7 +12,7 @@ from dogwood_jax._base.trees import PyTree, by_ending, in_order_of, leaves_by_pa
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._growth.leaf_map import AlongAxis, AxisMap, Compound, Fill, LeafMap
 from dogwood_jax._growth.rates import rates_of
-from dogwood_jax._growth.shardings import grown_shardings
+from dogwood_jax._growth.shardings import grown_shardings, most_like
 from dogwood_jax._widths.layout import Layout, Product, Units, resized, size_of, units_of
 from dogwood_jax._widths.widths import Leaf, Recipe, Widths
 from dogwood_jax.strategies import Strategy, glorot
@@ -244,7 +244,8 @@ class Growth:
                 optimizers whose updates are multiples of gradients.
 
         Returns:
-            A tree of the same structure with a float for each leaf; 1.0 for arrays of new layers.
+            A tree of the same structure with a float for each leaf. An array of a new layer has
+            that of the old array most like it, and a leaf that the growth does not know has 1.0.
 
         Raises:
             ValueError: if the optimizer is none of both.
@@ -271,6 +272,9 @@ class Growth:
             raise ValueError(f"growth.rates: optimizer must be 'adam' or 'sgd', got {optimizer!r}")
         found = rates_of(self.widths.leaves, self.sizes, optimizer)
         placed = {self.place(path): rate for path, rate in found.items()}
+        shapes = {leaf.path: leaf.shape for leaf in self.widths.leaves}
+        for new in self.insertions if shapes else ():
+            placed[new.path] = found[new.source or most_like(new.path, new.shape, shapes)]
         rates = {path: by_ending(path, placed) or 1.0 for path in leaves_by_path(tree)}
         return in_order_of(tree, rebuilt(jax.tree.structure(tree), rates))
 

@@ -780,7 +780,9 @@ def _filled(
 def _widened(array: Array, known: _Known, fresh: Array | None) -> Array:
     """Returns an array of the state with its widths grown."""
     if known.meaning == "parameters":
-        return apply_map(known.map, array, fresh=fresh)
+        if known.map.perturb and fresh is not None:
+            return fresh
+        return apply_map(replace(known.map, perturb=0.0), array, fresh=fresh)
     array = array - known.start if known.start else array
     array = apply_map(known.map, array)
     return array + known.start if known.start else array

@@ -58,7 +58,7 @@ def check_own_function(growth: Growth, target: PyTree = None) -> Growth:
     """
     widths = growth.widths
     if widths.network is None:
-        knows_sizes = _check_record(growth, widths.tried or Tried())
+        knows_sizes = _check_record(growth, widths.tried or Tried(), target)
     else:
         knows_sizes = _check_program(growth, target)
     if knows_sizes and target is None:
@@ -66,10 +66,11 @@ def check_own_function(growth: Growth, target: PyTree = None) -> Growth:
     return growth
 
 
-def _check_record(growth: Growth, tried: Tried) -> bool:
+def _check_record(growth: Growth, tried: Tried, target: PyTree) -> bool:
     """Returns whether the function knows its sizes, by what was recorded when it was at hand."""
     problems = [f"{name}: {why}" for name, why in tried.conflicts if name in growth.change]
-    problems += (why for names, why in tried.alone if growth.change.keys() <= {*names})
+    if target is None:  # the larger model says by itself what grows along
+        problems += (why for names, why in tried.alone if growth.change.keys() <= {*names})
     if problems and growth.change:
         raise ValueError(listed("cannot plan this growth", problems))
     return any(name in growth.change for name in tried.known)

@@ -207,6 +207,15 @@ def plan(
         sizes_now = {change.width: change.new for change in made}
         notes += splits(widths, sizes_now, every=target is not None)
     growth = Growth(widths, made, tuple(dict.fromkeys(notes)), structure, larger.insertions)
+    problems += (
+        f"{new.path}: cannot copy {new.source}, which has shape {growth.shapes[new.source]} then, "
+        f"because its own shape is {new.shape}"
+        for new in larger.insertions
+        if new.fill == "copy" and new.source is not None and not new.layers
+        if growth.shapes[new.source] != new.shape
+    )
+    if problems:
+        raise ValueError(listed("cannot plan this growth", problems))
     if compared and (found := list(compared.problems(growth.change, exactly=True))):
         raise contradicted("the larger model", found)
     if is_checked and target_apply is None:
@@ -385,7 +394,8 @@ def _obstacles(width: Width, new: int, strategy: Strategy, recipe: Recipe | None
     if strategy.takes_multiples_only and width.size and new % width.size:
         yield f"strategies.{strategy}() grows it to multiples of {width.size} only, not to {new}"
     choice = strategy.choice
-    zero_incoming = strategy.incoming == "zero" or (choice and choice.side == "outgoing")
+    zero_incoming = strategy.incoming == "zero" and not strategy.perturb
+    zero_incoming |= choice is not None and choice.side == "outgoing"
     if zero_incoming and width.zero_hazard and recipe is None:
         yield f"new units cannot have zero incoming weights: {width.zero_hazard}"
     free_incoming = strategy.incoming == "free" and strategy.outgoing != "free"

@@ -197,7 +197,8 @@ def fit(
         schedule = [Planned(operator.index(epochs), apply)]  # type: ignore[arg-type]
     else:
         inputs = jax.eval_shape(preprocess, batches.inputs)
-        schedule, problems = planned(stages, apply, variables, inputs)
+        start = jax.eval_shape(tx.init, trained) if opt_state is None else opt_state
+        schedule, problems = planned(stages, apply, variables, inputs, start, tx)
         _raise_if(problems, "training.fit")
     epochs = sum(stage.epochs for stage in schedule)
     # On the host a shuffle takes a fraction of the time that sorting random numbers takes XLA.
@@ -520,7 +521,8 @@ def _stages_problems(epochs: Any, stages: Any) -> list[str]:
         if _is_count(epochs, at_least=0):
             return []
         return [f"epochs: expected an integer, 0 or more, got {epochs!r}"]
-    if not isinstance(stages, Sequence) or not all(isinstance(one, Stage) for one in stages):
+    is_list = isinstance(stages, Sequence) and len(stages) > 0
+    if not is_list or not all(isinstance(one, Stage) for one in stages):
         return [f"stages: expected a list of training.Stage, got {stages!r}"]
     return [
         f"stages[{number}]: expected epochs to be an integer, 0 or more, got {stage.epochs!r}"

@@ -1,7 +1,7 @@
 """Stages of a training run, with the growths between them: ``Stage``."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -37,9 +37,11 @@ class Stage:
             for deeper models, and for modules with sizes in their configuration.
         strategy: how new units are filled in, as for ``dogwood_jax.plan``.
         depth: how new layers are filled in, as for ``dogwood_jax.plan``.
+        fields: what fields of the optimizer's state hold, as for ``dogwood_jax.grow_opt_state``.
 
     Raises:
         TypeError: if arguments are of the wrong kind.
+        ValueError: if it is said how to grow, but not to what.
 
     Example:
         >>> from dogwood_jax.training import Stage
@@ -53,6 +55,7 @@ class Stage:
     apply: Apply | None = None
     strategy: Strategy | Mapping[str, Strategy] | None = None
     depth: DepthStrategy | None = None
+    fields: Mapping[Any, Any] | None = None
 
     def __post_init__(self) -> None:
         expect_given(
@@ -63,6 +66,11 @@ class Stage:
             strategy=(_STRATEGY, self.strategy),
             depth=(DEPTH, self.depth),
         )
+        if not self.grows and (self.strategy is not None or self.depth is not None):
+            raise ValueError(
+                "training.Stage: strategy= and depth= say how the network grows, so pass sizes= or "
+                "target=, too"
+            )
 
     @property
     def grows(self) -> bool:
@@ -79,12 +87,14 @@ class Planned:
         apply: the network's function in this stage.
         growth: how the network grows before it, or None.
         fresh: the larger model's own arrays, or None.
+        fields: see ``Stage``.
     """
 
     epochs: int
     apply: Apply
     growth: Growth | None = None
     fresh: PyTree = None
+    fields: Mapping[Any, Any] | None = None
 
     def grown(
         self,
@@ -99,11 +109,16 @@ class Planned:
         wide = grow(variables, self.growth, key=key, fresh=self.fresh)
         if opt_state is None:  # it begins with this stage
             return wide, None
-        return wide, grow_opt_state(opt_state, self.growth, tx)
+        return wide, grow_opt_state(opt_state, self.growth, tx, variables=wide, fields=self.fields)
 
 
 def planned(
-    stages: Sequence[Stage], apply: Apply, variables: PyTree, inputs: jax.ShapeDtypeStruct
+    stages: Sequence[Stage],
+    apply: Apply,
+    variables: PyTree,
+    inputs: jax.ShapeDtypeStruct,
+    opt_state: optax.OptState,
+    tx: optax.GradientTransformation,
 ) -> tuple[list[Planned], list[str]]:
     """Plans all growths of a run before any work; returns them, and what stands in the way.
 
@@ -112,6 +127,8 @@ def planned(
         apply: the network's function at first.
         variables: its arrays.
         inputs: the shape of a batch of inputs, preprocessed.
+        opt_state: the shapes of the optimizer's state at first.
+        tx: the optimizer.
     """
     shapes = jax.tree.map(lambda leaf: struct_of(leaf) if is_array(leaf) else leaf, variables)
     found: list[Planned] = []
@@ -126,6 +143,17 @@ def planned(
         except (TypeError, ValueError) as error:
             return found, [f"stages[{number}]: {error}"]
         shapes = _grown(shapes, growth)
+        made = Planned(stage.epochs, own, growth, fields=stage.fields)
+        try:
+            opt_state = jax.eval_shape(
+                lambda state, wide, made=made: grow_opt_state(
+                    state, made.growth, tx, variables=wide, fields=made.fields
+                ),
+                opt_state,
+                shapes,
+            )
+        except (TypeError, ValueError) as error:
+            return found, [f"stages[{number}]: the optimizer's state cannot grow: {error}"]
         try:
             jax.eval_shape(own, shapes, inputs)
         except Exception as error:  # any function may raise that knows its sizes
@@ -136,7 +164,7 @@ def planned(
         is_shapes = any(
             isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(stage.target)
         )
-        found.append(Planned(stage.epochs, own, growth, None if is_shapes else stage.target))
+        found.append(replace(made, fresh=None if is_shapes else stage.target))
         apply = own
     return found, []
 
