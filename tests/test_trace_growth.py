@@ -337,6 +337,7 @@ def float_paths(variables: Any) -> list[str]:
     ]
 
 
+@pytest.mark.slow  # traps tell more, and take less time
 @pytest.mark.parametrize("name", NETWORKS)
 def test_each_width_of_a_file_doubles_alike(name: str) -> None:
     widths = old(name).widths

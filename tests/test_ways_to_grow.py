@@ -58,8 +58,7 @@ class Encoder(nn.Module):
         return nn.Dense(3, name="head")(self.norm(name="norm")(x))
 
 
-@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
-@pytest.mark.parametrize("times", [2, 3])
+@pytest.mark.parametrize(("norm", "times"), [(nn.LayerNorm, 2), (nn.RMSNorm, 3)])
 def test_a_whole_model_is_cloned(norm, times):
     x = jax.random.normal(KEY, (2, 5, 6), jnp.float64)
     small = Encoder(norm=norm)
