@@ -333,8 +333,7 @@ def replicate(
     if not noise >= 0:
         raise ValueError(f"noise must be zero or positive, got {noise!r}")
     _check_split(split)
-    if state not in ("copied", "new"):
-        raise ValueError(f"state must be 'copied' or 'new', got {state!r}")
+    _check_state(state)
     copied = tuple(map(operator.index, units))
     return Strategy(
         "replicate", "copy", "share", None, float(noise), split, units=copied, state=state
@@ -365,8 +364,7 @@ def hyperclone(state: Literal["copied", "new"] = "copied") -> Strategy:
         Samragh et al., 2024, Scaling Smart: Accelerating Large Language Model Pre-training with
         Small Model Initialization (HyperCloning, the symmetric variant).
     """
-    if state not in ("copied", "new"):
-        raise ValueError(f"state must be 'copied' or 'new', got {state!r}")
+    _check_state(state)
     return Strategy("hyperclone", "copy", "share", state=state)
 
 
@@ -713,6 +711,11 @@ def new_layers() -> DepthStrategy:
 def _check_split(split: str) -> None:
     if split not in ("even", "uneven"):
         raise ValueError(f"split must be 'even' or 'uneven', got {split!r}")
+
+
+def _check_state(state: str) -> None:
+    if state not in ("copied", "new"):
+        raise ValueError(f"state must be 'copied' or 'new', got {state!r}")
 
 
 def by_name(name: str) -> Strategy:

@@ -102,6 +102,11 @@ def optimizer_states(tree: PyTree) -> list[str]:
     return list(classes)
 
 
+def first_line(error: Exception) -> str:
+    """Returns the kind of an error and the first line of what it says."""
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+
+
 def holds_arrays(tree: PyTree) -> bool:
     """Whether a tree has an array among its leaves, or the shape of one."""
     return any(map(is_array, jax.tree.leaves(tree)))

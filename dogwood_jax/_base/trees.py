@@ -52,23 +52,27 @@ def by_path(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     return leaves
 
 
-def by_ending(path: str, items: Mapping[str, V]) -> V | None:
-    """Returns the item of the variable that a leaf of another tree follows, or None.
+def by_ending(paths: Iterable[str], items: Mapping[str, V]) -> dict[str, V]:
+    """Returns what belongs to the variables that leaves of another tree follow, by the leaf's path.
 
-    In an optimizer's state, for example, the path of a leaf ends with the path of a variable, with
-    or without its collection. If several paths fit, the longest counts.
+    A leaf's path ends like the variable's, with or without its collection: the longest end that
+    fits counts. An optimizer's state is such a tree. A leaf that follows no variable is left out.
 
     Args:
-        path: path of the leaf.
+        paths: paths of the leaves.
         items: what belongs to each variable, by path.
     """
-    keys = path.split("/")
-    ends = ["/".join(keys[i:]) for i in range(len(keys))]
     inner = Counter(name.partition("/")[2] for name in items)
     known = {name.partition("/")[2]: item for name, item in items.items()}
     # Without a collection, several layers may have a "kernel".
     known = {name: item for name, item in known.items() if inner[name] == 1} | dict(items)
-    return next((known[end] for end in ends if end in known), None)
+    found: dict[str, V] = {}
+    for path in paths:
+        keys = path.split("/")
+        ends = ("/".join(keys[i:]) for i in range(len(keys)))
+        if (end := next((end for end in ends if end in known), None)) is not None:
+            found[path] = known[end]
+    return found
 
 
 def arrays_of(leaves: Mapping[str, Any]) -> dict[str, Any]:

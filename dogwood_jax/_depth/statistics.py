@@ -16,7 +16,7 @@ from jax import Array
 
 from dogwood_jax._base.trees import PyTree, in_order_of, is_array, leaves_by_path, rebuilt
 from dogwood_jax._growth.insertion import Insertion
-from dogwood_jax._program.interpret import called, interpret
+from dogwood_jax._program.interpret import called, evaluated, interpret
 from dogwood_jax._program.moves import KEEP_ENTRIES
 from dogwood_jax._program.program import Program
 
@@ -144,24 +144,18 @@ def _run(
         # What is inside of a shard_map can only be computed there.
         if name != "shard_map" and (program := called(eqn)) is not None:
             return _run(*program, operands, found)
-        results = [_Value(array) for array in _bound(eqn, [value.array for value in operands])]
+        results = [_Value(array) for array in evaluated(eqn, [value.array for value in operands])]
         if name == "sub" and operands[1].path is not None and operands[0].path is None:
             found[operands[1].path] = _statistics(operands[0].array, operands[1].numbers)
         elif operands and operands[0].path is not None and name in KEEP_ENTRIES | _PASS:
             numbers = operands[0].numbers
-            moved = numbers if name in _PASS else _bound(eqn, [numbers])[0]
+            moved = numbers if name in _PASS else evaluated(eqn, [numbers])[0]
             results = [_Value(results[0].array, operands[0].path, moved)]
         return results
 
     return interpret(
         jaxpr, consts, arguments, constant=lambda array, _: _Value(array), equation=equation
     )
-
-
-def _bound(eqn: Any, operands: Sequence[Any]) -> list[Any]:
-    """Returns the results of an equation."""
-    results = eqn.primitive.bind(*operands, **eqn.params)
-    return list(results) if eqn.primitive.multiple_results else [results]
 
 
 def _statistics(values: Array, numbers: Array) -> tuple[Array, Array]:

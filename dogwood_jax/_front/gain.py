@@ -12,6 +12,7 @@ from jax import Array
 
 from dogwood_jax._arrays.grow import grow
 from dogwood_jax._base.arguments import KEY, VARIABLES, WIDTHS, ArgumentKind, expect, expect_given
+from dogwood_jax._base.described import first_line
 from dogwood_jax._base.tables import table
 from dogwood_jax._base.trees import PyTree, leaves_by_path, rebuilt
 from dogwood_jax._front.cost import cost
@@ -189,11 +190,11 @@ def gain(
             try:
                 units |= _units(variables, plain, {name: size}, loss, batch, key)
             except Exception as error:
-                skipped[name] = f"the loss raises {_first_line(error)}"
+                skipped[name] = f"the loss raises {first_line(error)}"
         if not units:
             raise ValueError(
                 "gain: the loss does not take the arrays of a larger network; it must follow the "
-                f"shapes of its arrays: {_first_line(failed)}"
+                f"shapes of its arrays: {first_line(failed)}"
             ) from failed
     layers = _layers(variables, plain, list(units), loss, batch)
     gains = [_gain(widths, name, unit, layers.get(name)) for name, unit in units.items()]
@@ -330,7 +331,3 @@ def _layers(
         if np.ndim(kernel):
             found[name] = float(jnp.sum(jnp.abs(kernel) ** 2))
     return found
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"

@@ -275,7 +275,8 @@ class Growth:
         shapes = {leaf.path: leaf.shape for leaf in self.widths.leaves}
         for new in self.insertions if shapes else ():
             placed[new.path] = found[new.source or most_like(new.path, new.shape, shapes)]
-        rates = {path: by_ending(path, placed) or 1.0 for path in leaves_by_path(tree)}
+        paths = leaves_by_path(tree)
+        rates = dict.fromkeys(paths, 1.0) | by_ending(paths, placed)
         return in_order_of(tree, rebuilt(jax.tree.structure(tree), rates))
 
     def shardings(self, old_shardings: PyTree) -> PyTree:

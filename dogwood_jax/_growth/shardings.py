@@ -199,8 +199,10 @@ def grown_shardings(
         larger = resizing.resized(jax.tree.unflatten(old_structure, arrays))
         tree = jax.tree.unflatten(jax.tree.structure(larger), shardings.values())
     shapes = {**shapes, **{i.path: i.shape for i in insertions}}
-    for place, sharding in leaves_by_path(tree).items():
-        if shape := by_ending(place, shapes):
+    leaves_of_tree = leaves_by_path(tree)
+    followed = by_ending(leaves_of_tree, shapes)
+    for place, sharding in leaves_of_tree.items():
+        if shape := followed.get(place):
             problems += _misfits(place, sharding, shape)
     if problems:
         raise ValueError(listed(_MISFITS, problems))

@@ -19,7 +19,7 @@ from jax import Array, lax
 
 from dogwood_jax._base.trees import PyTree, leaf_path
 from dogwood_jax._program.elementwise import ELEMENTWISE
-from dogwood_jax._program.interpret import called, interpret
+from dogwood_jax._program.interpret import called, evaluated, interpret
 from dogwood_jax._program.moves import KEEP_ENTRIES
 from dogwood_jax._program.program import sub_programs
 
@@ -172,7 +172,7 @@ class _Reading:
             values = self._met(eqn, values)
         if any(value.is_lanes for value in values):
             axes = [0 if value.is_lanes else None for value in values]
-            results = jax.vmap(lambda *arrays: _bound(eqn, arrays), in_axes=axes)(
+            results = jax.vmap(lambda *arrays: evaluated(eqn, arrays), in_axes=axes)(
                 *(value.total for value in values)
             )
             return [_Value(array, _ties_of(eqn, values, array[0]), True) for array in results]
@@ -180,7 +180,7 @@ class _Reading:
             if (parted := _parted(eqn, values)) is not None:
                 return parted
             values = [_Value(value.total, value.ties) for value in values]
-        results = _bound(eqn, [value.array for value in values])
+        results = evaluated(eqn, [value.array for value in values])
         return [_Value(array, _ties_of(eqn, values, array)) for array in results]
 
     def _met(self, eqn: Any, values: list[_Value]) -> list[_Value]:
@@ -281,11 +281,6 @@ def _untied(array: Any) -> _Value:
     return _Value(array, (None,) * np.ndim(array))
 
 
-def _bound(eqn: Any, arrays: Sequence[Any]) -> list[Any]:
-    results = eqn.primitive.bind(*arrays, **eqn.params)
-    return list(results) if eqn.primitive.multiple_results else [results]
-
-
 def _parted(eqn: Any, values: Sequence[_Value]) -> list[_Value] | None:
     """Returns the result of an operation that is linear in what lies beside its operands."""
     name, arrays = eqn.primitive.name, [value.array for value in values]
@@ -293,7 +288,7 @@ def _parted(eqn: Any, values: Sequence[_Value]) -> list[_Value] | None:
     shape = eqn.outvars[0].aval.shape
 
     def bound(*operands: Any) -> Any:
-        return _bound(eqn, operands)[0]
+        return evaluated(eqn, operands)[0]
 
     if name in _LINEAR:
         beside = bound(besides[0], *arrays[1:])

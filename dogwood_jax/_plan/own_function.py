@@ -4,7 +4,7 @@ A planned growth follows from the widths alone. Where the function that was trac
 called once more, with shapes in the grown sizes, and both programs are compared: a number such as
 ``0.1 * width`` shows here, and so does ``heads = width // 64``. The function can only refuse a
 growth, not change it. Widths that were read from a file have no function. They know what it did
-when every width was doubled (``tried``).
+when each width was doubled (``tried``).
 """
 
 import warnings
@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import jax
 
+from dogwood_jax._base.described import first_line
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree
 from dogwood_jax._growth.growth import Growth
@@ -131,9 +132,8 @@ def trace_own(widths: Widths, sizes: Mapping[str, int], target: PyTree = None) -
     except Exception as error:  # any function may raise that knows its sizes
         is_checked = type(error).__module__.startswith("flax.")
         knows_sizes = is_checked or target is not None or _says_sizes(widths, sizes)
-        first = next(iter(str(error).splitlines()), "")
-        reason = f"{type(error).__name__}: {first}"
-        return Rejected(reason, is_checked, not knows_sizes and _follows_shapes(widths))
+        follows_shapes = not knows_sizes and _follows_shapes(widths)
+        return Rejected(first_line(error), is_checked, follows_shapes)
 
 
 def _says_sizes(widths: Widths, sizes: Mapping[str, int]) -> bool:

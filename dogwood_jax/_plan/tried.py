@@ -20,15 +20,19 @@ def try_doubled(widths: Widths) -> Tried:
         try:
             growth = plan(widths, sizes, interface=True)
         except Contradicted as error:
-            why = f"when it was written, {str(error).splitlines()[1][2:]}"
-            conflicts += ((name, why) for name in names)
+            conflicts += ((name, _first_problem(error)) for name in names)
         except NeedsMore as error:
-            alone.append((names, f"when it was written, {str(error).splitlines()[1][2:]}"))
+            alone.append((names, _first_problem(error)))
         except ValueError:  # the widths say so themselves
             pass
         else:
             known += names if KNOWS_SIZES in growth.notes else ()
     return Tried(tuple(conflicts), tuple(known), tuple(alone))
+
+
+def _first_problem(error: ValueError) -> str:
+    """Returns the first of the problems that an error lists, and when it was found."""
+    return f"when it was written, {str(error).splitlines()[1][2:]}"
 
 
 def _grows(width: Width) -> bool:

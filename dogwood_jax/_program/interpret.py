@@ -1,4 +1,4 @@
-"""The one loop over programs: ``interpret``, and the programs that equations run: ``called``.
+"""The one loop over programs: ``interpret``, and what equations run: ``called``, ``evaluated``.
 
 There are several questions about a program, such as which of its dimensions are the same. Each
 question is a *domain*: a kind of value, and a function that takes the values of an equation's
@@ -63,6 +63,12 @@ def called(eqn: Any) -> tuple[Any, Sequence[Any]] | None:
     jaxpr, consts = programs[0]
     is_call = _shapes(jaxpr.invars) == _shapes(eqn.invars)
     return (jaxpr, consts) if is_call and _shapes(jaxpr.outvars) == _shapes(eqn.outvars) else None
+
+
+def evaluated(eqn: Any, operands: Sequence[Any]) -> list[Any]:
+    """Returns the arrays that an equation computes from those of its operands."""
+    results = eqn.primitive.bind(*operands, **eqn.params)
+    return list(results) if eqn.primitive.multiple_results else [results]
 
 
 def _shapes(atoms: Sequence[Any]) -> list[tuple[int, ...]]:
