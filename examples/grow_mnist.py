@@ -21,6 +21,7 @@ from command_line import parse
 
 import dogwood_jax as dw
 from dogwood_jax import keras_h5, mnist, plotting, training
+from dogwood_jax.training import Stage
 
 Variables = dict[str, Any]
 
@@ -49,7 +50,7 @@ def kernel_of(variables: Variables) -> jax.Array:
     return variables["params"]["dense_1"]["kernel"]
 
 
-class Stage(NamedTuple):
+class Row(NamedTuple):
     """A row of the table."""
 
     name: str
@@ -77,7 +78,7 @@ HEADER = (
 class Experiment(NamedTuple):
     """What came of growing one network."""
 
-    stages: list[Stage]
+    rows: list[Row]
     networks: dict[str, Variables]  # before and after growing, and after training on
     curves: dict[str, np.ndarray]  # accuracy on the training images, by epoch
 
@@ -118,8 +119,8 @@ def grow(
         change = None if old is None else largest_change(old, variables, digits.test_images)
         seconds = time.perf_counter() - started
         size = kernel_of(variables).shape[1]
-        result.stages.append(Stage(name, size, epochs, loss, accuracy, change, seconds))
-        print(result.stages[-1], flush=True)
+        result.rows.append(Row(name, size, epochs, loss, accuracy, change, seconds))
+        print(result.rows[-1], flush=True)
         started = time.perf_counter()
 
     small = fit(MLP(units).init(init_key, images[:1] / 255), epochs=epochs, key=fit_key)
@@ -131,15 +132,13 @@ def grow(
     loaded = keras_h5.load(path)
     end_of_stage("saved as .h5 and loaded", loaded, epochs, small.variables)
 
-    widths = dw.trace(apply, loaded, images[:1])
     for strategy in strategies:
-        growth = dw.plan(widths, {"dense_1": wide_units}, strategy=strategy)
-        wide = dw.grow(loaded, growth, key=grow_key)
+        growing = Stage(sizes={"dense_1": wide_units}, strategy=strategy, epochs=0)
+        wide, opt_state, _ = fit(loaded, stages=[growing], key=grow_key, opt_state=small.opt_state)
         keras_h5.save(out / f"{wide_units}_units_{strategy}.h5", wide, like=path)
         end_of_stage(f"widened: {strategy}", wide, epochs, loaded)
         anew = fit(wide, epochs=epochs, key=on_key)
         end_of_stage(f"widened: {strategy}, new optimizer", anew.variables, 2 * epochs)
-        opt_state = dw.grow_opt_state(small.opt_state, growth, tx)
         on = fit(wide, epochs=epochs, key=on_key, opt_state=opt_state)
         end_of_stage(f"widened: {strategy}, trained on", on.variables, 2 * epochs)
         result.networks[f"widened: {strategy}"] = wide
@@ -149,7 +148,9 @@ def grow(
 
     # One run, looked at three times: after as many epochs as either network has had, after as much
     # computing as both have had, and after as many epochs as both have had.
-    equal_flops = math.ceil(epochs * (flops(loaded) + flops(wide)) / flops(wide))
+    cost = dw.cost(dw.trace(apply, loaded, images[:1]), {"dense_1": wide_units})
+    assert cost.flops is not None  # as it is for a traced network
+    equal_flops = math.ceil(epochs * sum(cost.flops) / cost.flops[1])
     run_key, parts = fit_key, []
     variables, opt_state, done = MLP(wide_units).init(wide_init_key, images[:1] / 255), None, 0
     for name, until in [
@@ -164,14 +165,6 @@ def grow(
         parts.append(run.history["accuracy"])
     result.curves["from scratch"] = np.concatenate(parts)
     return result
-
-
-def flops(variables: Variables) -> int:
-    """Returns the floating-point operations of one training step for one image.
-
-    A weight takes a multiplication and an addition forward, and twice that backward.
-    """
-    return sum(6 * kernel.size for kernel in jax.tree.leaves(variables) if kernel.ndim == 2)
 
 
 def largest_change(old: Variables, new: Variables, images: np.ndarray) -> float:
@@ -196,7 +189,7 @@ def picture(experiments: Sequence[Experiment], epochs: int) -> Any:
             ylabel="accuracy on training images",
             ax=right.subplots(),
         )
-        ax.set_title(f"from {experiment.stages[0].units} to {experiment.stages[-1].units} units")
+        ax.set_title(f"from {experiment.rows[0].units} to {experiment.rows[-1].units} units")
     return figure
 
 

@@ -5,14 +5,19 @@ with a full schedule of its own, decay included. A grown run with the share b of
 that ends with the loss that from scratch needs the share c for has the ratio b / c: below 1,
 growing pays. All that a run has cost counts, the small network's training too, but for what gradmax
 computes once when it grows. Learning rates are tuned for from scratch, and all ways take the same.
+
+There are three commands: ``table`` compares the ways to grow, ``rates`` what other learning rates
+come to, and ``map`` how large the small network is best, and when it grows best.
 """
 
 import argparse
 import csv
 import dataclasses
 import functools
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any, NamedTuple
@@ -28,6 +33,7 @@ from dogwood_jax import mnist, strategies
 
 Variables = Any
 BUDGETS = (0.25, 0.4, 0.55, 0.7, 0.85, 1.0)  # of from scratch, as shares of the full one
+SCRATCH = "from scratch"
 CHARACTERS = 96  # the printable ones of ASCII and the end of a line
 CONTEXT = 64  # characters that a language model sees
 CHUNK = 10  # steps of a compiled call
@@ -58,7 +64,8 @@ class CNN(nn.Module):
         x = x[..., None]
         for i, times in enumerate((1, 2, 2)):
             x = nn.Conv(times * self.channels, (3, 3), strides=(2, 2), name=f"conv_{i}")(x)
-            x = nn.relu(nn.BatchNorm(use_running_average=not train, name=f"norm_{i}")(x))
+            norm = nn.BatchNorm(use_running_average=not train, momentum=0.9, name=f"norm_{i}")
+            x = nn.relu(norm(x))
         return nn.Dense(10, name="digits")(x.mean((1, 2)))
 
 
@@ -125,6 +132,18 @@ def digits(data: str) -> Data:
     return Data((images, labels), (test_images, test_labels))
 
 
+def moved_digits(data: str) -> Data:
+    """Returns the digits, each moved by up to three pixels up or down, left or right."""
+    rng = np.random.default_rng(0)
+
+    def moved(images: np.ndarray) -> np.ndarray:
+        by = rng.integers(-3, 4, (len(images), 2))
+        return np.stack([np.roll(image, at, (0, 1)) for image, at in zip(images, by, strict=True)])
+
+    (images, labels), (test_images, test_labels) = digits(data)
+    return Data((moved(images), labels), (moved(test_images), test_labels))
+
+
 def text(data: str) -> Data:
     """Returns windows of Python's help texts and of the sources of its standard library."""
     del data  # it ships with Python
@@ -137,7 +156,7 @@ def text(data: str) -> Data:
     windows = np.lib.stride_tricks.sliding_window_view(numbers, CONTEXT)
     inputs, labels = windows[:-1], windows[1:]
     cut = len(inputs) * 9 // 10
-    tests = np.arange(cut, len(inputs), CONTEXT)[:1000]
+    tests = np.arange(cut, len(inputs), 4 * CONTEXT)[:500]
     return Data((inputs[:cut], labels[:cut]), (inputs[tests], labels[tests]))
 
 
@@ -155,8 +174,10 @@ class Task:
         batch_size: samples a step.
         rate: the largest learning rate, tuned for from scratch.
         budget: the share of the full budget that grown runs take.
-        moment: the share of their steps that the small network takes.
+        moments: the share of their steps that the small network takes, by schedule.
         b2: the decay of second moments in Adam.
+        rates: others to try.
+        seeds: how often each run is made.
     """
 
     name: str
@@ -167,8 +188,10 @@ class Task:
     batch_size: int
     rate: float
     budget: float = 0.55
-    moment: float = 0.15
+    moments: tuple[float, float] = (0.15, 0.15)
     b2: float = 0.999
+    rates: tuple[float, ...] = ()
+    seeds: int = 5
 
 
 TASKS = {
@@ -179,27 +202,41 @@ TASKS = {
             MLP(128),
             {"width": MLP(32)},
             digits,
-            steps=5600,
+            steps=2800,
             batch_size=128,
-            rate=1e-3,
+            rate=2e-3,
+            rates=(1e-3, 2e-3, 4e-3, 8e-3),
+        ),
+        Task(
+            "moved digits, MLP",
+            MLP(128),
+            {"width": MLP(32)},
+            moved_digits,
+            steps=2800,
+            batch_size=128,
+            rate=2e-3,
+            rates=(1e-3, 2e-3, 4e-3, 8e-3),
         ),
         Task(
             "MNIST, CNN",
             CNN(16),
             {"width": CNN(4)},
             digits,
-            steps=600,
+            steps=2000,
             batch_size=64,
-            rate=1e-2,
+            rate=2e-2,
+            rates=(5e-3, 1e-2, 2e-2, 4e-2),
         ),
         Task(
             "MNIST, GRU",
             GRU(64),
             {"width": GRU(16)},
             digits,
-            steps=600,
+            steps=1500,
             batch_size=64,
-            rate=1e-2,
+            rate=6e-3,
+            moments=(0.3, 0.3),
+            rates=(3e-3, 6e-3, 1e-2, 2e-2),
         ),
         Task(
             "text, transformer",
@@ -210,12 +247,14 @@ TASKS = {
                 "layers": Transformer(1),
             },
             text,
-            steps=400,
+            steps=1000,
             batch_size=16,
             rate=6e-3,
             budget=0.42,
-            moment=0.75,
+            moments=(0.9, 0.5),
             b2=0.99,
+            rates=(3e-3, 6e-3, 1e-2),
+            seeds=3,
         ),
     )
 }
@@ -315,7 +354,9 @@ def train_chunk(
 
     others = {name: tree for name, tree in variables.items() if name != "params"}
     carry = (variables["params"], others, state)
-    (params, others, state), _ = jax.lax.scan(step, carry, (batches, rates))
+    # Within a loop, XLA on CPU computes convolutions nine times as slowly.
+    unroll = isinstance(model, CNN)
+    (params, others, state), _ = jax.lax.scan(step, carry, (batches, rates), unroll=unroll)
     return {"params": params, **others}, state
 
 
@@ -440,13 +481,29 @@ def grow(
 # What comes of it ---------------------------------------------------------------------------------
 
 
-class Result(NamedTuple):
-    """A run of the table."""
+class Trial(NamedTuple):
+    """A run to make: the way is the name of one, or ``SCRATCH``."""
 
-    task: str
+    task: Task
     schedule: str
     way: str
     seed: int
+    budget: float
+    moment: float = 0.0
+
+
+def trial_of(task: Task, schedule: str, way: str, seed: int, budget: float | None = None) -> Trial:
+    """Returns a run from scratch with a budget, or a grown one as the task says."""
+    if budget is not None:
+        return Trial(task, schedule, way, seed, budget)
+    moment = task.moments[list(SCHEDULES).index(schedule)]
+    return Trial(task, schedule, way, seed, task.budget, moment)
+
+
+class Result(NamedTuple):
+    """A run that was made."""
+
+    trial: Trial
     run: Run
 
     @property
@@ -460,7 +517,17 @@ class Result(NamedTuple):
         return self.run.losses[-1]
 
 
-SCRATCH = "from scratch"
+def made(trials: Sequence[Trial], data: Data) -> list[Result]:
+    """Makes the runs of one task, as many at once as there are processors."""
+    ways = {way.name: way for way in WAYS}
+
+    def one(trial: Trial) -> Result:
+        task, schedule, way, seed, budget, moment = trial
+        run = train(task, data, seed, SCHEDULES[schedule], budget, ways.get(way), moment)
+        return Result(trial, run)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(one, trials))
 
 
 def equivalent(loss: float, scratch: Sequence[Result]) -> float:
@@ -469,8 +536,7 @@ def equivalent(loss: float, scratch: Sequence[Result]) -> float:
     Between the budgets that were tried it is interpolated. It is infinite for a loss that no budget
     came to, and zero for a loss that is worse than with the smallest one.
     """
-    budgets = sorted({round(result.budget, 6) for result in scratch})
-    means = [np.mean([r.loss for r in scratch if round(r.budget, 6) == b]) for b in budgets]
+    budgets, means = ends(scratch)
     # Of budgets that end alike, or worse than a smaller one, the smallest counts.
     best = [i for i, mean in enumerate(means) if mean < min(means[:i], default=np.inf)]
     if loss > means[best[0]]:
@@ -481,78 +547,247 @@ def equivalent(loss: float, scratch: Sequence[Result]) -> float:
     return float(np.interp(-loss, losses, [budgets[i] for i in best]))
 
 
-def ratio(results: Sequence[Result], scratch: Sequence[Result]) -> str:
+def ends(results: Sequence[Result]) -> tuple[list[float], list[float]]:
+    """Returns the budgets of some runs, and the mean loss that those of each budget end with."""
+    budgets = sorted({round(result.budget, 3) for result in results})
+    losses = [[r.loss for r in results if round(r.budget, 3) == budget] for budget in budgets]
+    return budgets, [float(np.mean(some)) for some in losses]
+
+
+class Ratio(NamedTuple):
+    """A grown budget by the budget that from scratch needs; a bound, where none was tried."""
+
+    value: float
+    sign: str = ""  # ``>`` if from scratch ends better with any budget, ``<`` if with none
+
+    def __str__(self) -> str:
+        return f"{self.sign}{self.value:.2f}"
+
+
+def ratio(results: Sequence[Result], scratch: Sequence[Result]) -> Ratio:
     """Returns the ratio of a way: its budget by that from scratch for the same mean loss."""
-    budget = np.mean([result.budget for result in results])
+    budget = float(np.mean([result.budget for result in results]))
     budgets = [result.budget for result in scratch]
-    loss = float(np.mean([result.loss for result in results]))
-    needed = equivalent(loss, scratch)
+    needed = equivalent(float(np.mean([result.loss for result in results])), scratch)
     if needed == 0:
-        return f"> {budget / min(budgets):.2f}"
-    return f"< {budget / max(budgets):.2f}" if needed == np.inf else f"{budget / needed:.2f}"
+        return Ratio(budget / min(budgets), ">")
+    if needed == np.inf:
+        return Ratio(budget / max(budgets), "<")
+    return Ratio(budget / needed)
 
 
-def of(results: Sequence[Result], task: str, schedule: str, way: str) -> list[Result]:
-    """Returns the runs of one way."""
-    wanted = (task, schedule, way)
-    return [r for r in results if (r.task, r.schedule, r.way) == wanted]
+Group = tuple[str, str, str]  # task, schedule, way
+
+
+def grouped(results: Sequence[Result]) -> dict[Group, list[Result]]:
+    """Returns the runs of each task, schedule and way."""
+    groups: dict[Group, list[Result]] = {}
+    for result in results:
+        task, schedule, way, *_ = result.trial
+        groups.setdefault((task.name, schedule, way), []).append(result)
+    return groups
 
 
 def table(results: Sequence[Result]) -> str:
-    """Returns a row for each task, schedule and way: budget, loss, ratio."""
-    lines = [f"{'task':<19}{'schedule':<17}{'way':<23}{'budget':>7}{'test loss':>18}{'ratio':>9}"]
-    for task, schedule, way in dict.fromkeys((r.task, r.schedule, r.way) for r in results):
-        runs = of(results, task, schedule, way)
-        scratch = of(results, task, schedule, SCRATCH)
-        for budget in sorted({round(r.budget, 3) for r in runs}):
+    """Returns a row for each task, schedule and way: budget, loss, ratio and that of each seed."""
+    lines = [
+        f"{'task':<19}{'schedule':<17}{'way':<23}{'budget':>7}{'test loss':>18}{'ratio':>8}"
+        "  of single seeds"
+    ]
+    groups = grouped(results)
+    for (task, schedule, way), runs in groups.items():
+        scratch = groups[task, schedule, SCRATCH]
+        for budget in ends(runs)[0]:
             some = [r for r in runs if round(r.budget, 3) == budget]
             losses = np.array([r.loss for r in some])
             spread = losses.std(ddof=1) if len(losses) > 1 else 0.0
             line = f"{task:<19}{schedule:<17}{way:<23}{budget:>7.2f}"
             line += f"{losses.mean():>10.4f} ± {spread:.4f}"
             if way != SCRATCH:
-                line += f"{ratio(some, scratch):>9}"
+                singles = sorted(ratio([one], scratch) for one in some)
+                line += f"{ratio(some, scratch)!s:>8}  {singles[0]} to {singles[-1]}"
             lines.append(line)
     return "\n".join(lines)
 
 
+def write(results: Sequence[Result], path: Path) -> None:
+    """Writes all runs as a CSV."""
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow("task schedule way rate small moment seed budget loss".split())
+        for (task, schedule, way, seed, _, moment), run in results:
+            small = "" if way == SCRATCH else size(task.small[lacking(way)])
+            end = run.budgets[-1], run.losses[-1]
+            rows.writerow([task.name, schedule, way, task.rate, small, moment, seed, *end])
+
+
+def size(model: nn.Module) -> str:
+    """Returns what a network's configuration says."""
+    names = [field.name for field in dataclasses.fields(model)]
+    names = [name for name in names if name not in ("parent", "name")]  # of any Flax module
+    return " ".join(f"{name}={getattr(model, name)}" for name in names)
+
+
+def lacking(name: str) -> str:
+    """Returns what the small network of a way lacks."""
+    return next(way.lacks for way in WAYS if way.name == name)
+
+
+# The table ----------------------------------------------------------------------------------------
+
+
+def compare_ways(task: Task, data: Data, out: Path, quick: bool) -> list[Result]:
+    """Trains from scratch and in all ways, and draws a picture for each schedule."""
+    budgets = (0.25, 0.5, 1.0) if quick else BUDGETS
+    schedules = list(SCHEDULES)[: 1 if quick else None]
+    runs: list[tuple[str, float | None]] = [(SCRATCH, budget) for budget in budgets]
+    runs += [(way.name, None) for way in WAYS if way.lacks in task.small]
+    results = made(
+        [
+            trial_of(task, schedule, way, seed, budget)
+            for schedule in schedules
+            for way, budget in runs
+            for seed in range(task.seeds)
+        ],
+        data,
+    )
+    for schedule in schedules:
+        name = f"growbench_{task.name}_{schedule}.png".replace(", ", "_")
+        picture(results, task.name, schedule).savefig(out / name, dpi=120)
+    return results
+
+
+COLORS = ("C0", "C1", "C2", "C3")
+
+
 def picture(results: Sequence[Result], task: str, schedule: str) -> Any:
-    """Returns a figure of the losses as the runs went on: from scratch and the best ways."""
+    """Returns a figure: where from scratch ends with each budget, and how grown runs went on.
+
+    Of the ways to grow, the default ones are shown and the best of the others. What a grown run
+    saves is the distance from its end to the black line along the horizontal.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     ax = figure.subplots()
-    ways = dict.fromkeys(r.way for r in results if (r.task, r.schedule) == (task, schedule))
-    ends = {
-        way: np.mean([r.loss for r in of(results, task, schedule, way)])
-        for way in ways
-        if way != SCRATCH
-    }
-    default = [way for way in ends if way.startswith(("default", "one layer, silent"))]
-    best = [way for way in sorted(ends, key=lambda way: ends[way]) if way not in default]
-    shown = [SCRATCH, *default, *best][:5]
-    for color, way in zip(("black", "C0", "C1", "C2", "C3"), shown):
-        runs = of(results, task, schedule, way)
-        if way == SCRATCH:
-            last = max(r.budget for r in runs)
-            runs = [r for r in runs if r.budget == last]
-        budgets = np.mean([r.run.budgets for r in runs], axis=0)
-        losses = np.mean([r.run.losses for r in runs], axis=0)
-        ax.plot(budgets, losses, color=color, marker=".")
-        ax.annotate(way, (budgets[-1], losses[-1]), xytext=(5, 0), textcoords="offset points")
-    ax.set(
-        xlabel="share of the FLOPs", ylabel="test loss", yscale="log", title=f"{task}, {schedule}"
-    )
-    ax.set(yscale="log", xlim=(0, 1.3))
+    groups = {group[2]: runs for group, runs in grouped(results).items() if group[1] == schedule}
+    ax.plot(*ends(groups.pop(SCRATCH)), color="black", marker="o", label="from scratch, each end")
+    rank = {way: float(np.mean([r.loss for r in runs])) for way, runs in groups.items()}
+    default = [way for way in rank if way.startswith("default") or "silent" in way]
+    others = sorted((way for way in rank if way not in default), key=lambda way: rank[way])
+    for color, way in zip(COLORS, [*default, *others]):
+        budgets = np.mean([r.run.budgets for r in groups[way]], axis=0)
+        losses = np.mean([r.run.losses for r in groups[way]], axis=0)
+        ax.plot(budgets, losses, color=color, linewidth=1, label=way)
+        ax.plot(budgets[-1], losses[-1], "o", color=color)
+    ax.set(xlabel="share of the FLOPs", ylabel="test loss", yscale="log")
+    ax.set_title(f"{task}, {schedule}")
+    ax.legend()
     return figure
+
+
+# Learning rates -----------------------------------------------------------------------------------
+
+
+def compare_rates(task: Task, data: Data, out: Path, quick: bool) -> list[Result]:
+    """Trains with other learning rates, from scratch and in the default ways."""
+    del out  # nothing is drawn
+    budgets = (0.5, 1.0) if quick else (0.4, 0.55, 0.7, 1.0)
+    runs: list[tuple[str, float | None]] = [(SCRATCH, budget) for budget in budgets]
+    runs += [(way, None) for way in defaults(task)]
+    trials = []
+    for rate in task.rates:
+        tried = dataclasses.replace(task, rate=rate, name=f"{task.name}, {rate:g}")
+        for way, budget in runs:
+            seeds = range(min(task.seeds, 3))
+            trials += [trial_of(tried, "constant, decay", way, seed, budget) for seed in seeds]
+    return made(trials, data)
+
+
+def defaults(task: Task) -> list[str]:
+    """Returns the ways of a task that change nothing but what is missing, as by default."""
+    found = [way for way in WAYS if way.lacks in task.small and way == Way(way.name, way.lacks)]
+    return [way.name for way in found]
+
+
+# The map ------------------------------------------------------------------------------------------
+
+MOMENTS = (0.05, 0.15, 0.3, 0.5, 0.75, 0.9)
+SMALL: dict[str, dict[str, nn.Module]] = {
+    "MNIST, MLP": {f"{units} units": MLP(units) for units in (8, 16, 32, 64)},
+    "text, transformer": {f"{n} layers": Transformer(n) for n in (1, 2, 3)},
+}
+
+
+def compare_moments(task: Task, data: Data, out: Path, quick: bool) -> list[Result]:
+    """Grows from several sizes at several moments by default, and draws the map of ratios."""
+    if task.name not in SMALL:
+        return []
+    way = next(way for way in ("default", "one layer, silent new") if way in defaults(task))
+    schedules = list(SCHEDULES)[: 1 if quick else None]
+    seeds = range(min(task.seeds, 3))
+    trials = [
+        trial_of(task, schedule, SCRATCH, seed, budget)
+        for schedule in schedules
+        for budget in ((0.25, 0.5, 1.0) if quick else BUDGETS)
+        for seed in seeds
+    ]
+    for small in SMALL[task.name].values():
+        tried = dataclasses.replace(task, small={lacking(way): small})
+        trials += [
+            Trial(tried, schedule, way, seed, task.budget, moment)
+            for moment in MOMENTS
+            for schedule in schedules
+            for seed in seeds
+        ]
+    results = made(trials, data)
+    map_of(results, task, way).savefig(out / f"growbench_map_{task.name}.png".replace(", ", "_"))
+    return results
+
+
+def map_of(results: Sequence[Result], task: Task, way: str) -> Any:
+    """Returns a figure of ratios: size of the small network by moment, a panel a schedule."""
+    from matplotlib.figure import Figure
+
+    groups = grouped(results)
+    schedules = list(dict.fromkeys(result.trial.schedule for result in results))
+    figure = Figure(figsize=(5.5 * len(schedules), 3.5), layout="constrained", dpi=120)
+    for ax, schedule in zip(figure.subplots(1, len(schedules), squeeze=False)[0], schedules):
+        scratch, grown = (groups[task.name, schedule, name] for name in (SCRATCH, way))
+        cells = [
+            [
+                ratio([r for r in grown if (small_of(r), r.trial.moment) == at], scratch)
+                for at in ((small, moment) for moment in MOMENTS)
+            ]
+            for small in SMALL[task.name].values()
+        ]
+        ax.imshow([[cell.value for cell in row] for row in cells], "RdBu_r", vmin=0.3, vmax=1.7)
+        for y, row in enumerate(cells):
+            for x, cell in enumerate(row):
+                ax.text(x, y, str(cell), ha="center", va="center")
+        ax.set_xticks(range(len(MOMENTS)), [f"{moment:.0%}" for moment in MOMENTS])
+        ax.set_yticks(range(len(cells)), list(SMALL[task.name]))
+        ax.set(xlabel="grown after this share of the steps", title=f"{task.name}: {schedule}")
+    figure.suptitle("Budget, as a share of what from scratch needs (blue: growing pays)")
+    return figure
+
+
+def small_of(result: Result) -> nn.Module:
+    """Returns the small network of a grown run."""
+    (small,) = result.trial.task.small.values()
+    return small
+
+
+COMMANDS = {"table": compare_ways, "rates": compare_rates, "map": compare_moments}
 
 
 def main(arguments: list[str] | None = None) -> list[Result]:
     """Runs the bench; returns all runs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("command", nargs="?", default="table", choices=list(COMMANDS))
     parser.add_argument("--quick", action="store_true", help="one seed and an eighth of the steps")
     parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=list(TASKS))
-    parser.add_argument("--seeds", type=int, default=5, help="of each run; 3 of the transformer")
+    parser.add_argument("--seeds", type=int, default=5, help="of each run, at most; 3 of some")
     parser.add_argument(
         "--data",
         choices=["subset", "tfds"],
@@ -565,29 +800,14 @@ def main(arguments: list[str] | None = None) -> list[Result]:
     results: list[Result] = []
     started = time.perf_counter()
     for task in (TASKS[name] for name in options.tasks):
-        data = task.load(options.data)
-        seeds = min(options.seeds, 3) if "transformer" in task.name else options.seeds
-        schedules, budgets = SCHEDULES, [*BUDGETS]
+        seeds, steps = min(options.seeds, task.seeds), task.steps
         if options.quick:
-            task, seeds = dataclasses.replace(task, steps=whole(task.steps / 8)), 1
-            schedules, budgets = {"constant, decay": constant}, [0.25, 0.5, 1.0]
-        ways = [way for way in WAYS if way.lacks in task.small]
-        for name, schedule in schedules.items():
-            runs: list[tuple[str, float, Way | None]]
-            runs = [(SCRATCH, budget, None) for budget in budgets]
-            runs += [(way.name, task.budget, way) for way in ways]
-            for label, budget, way in runs:
-                for seed in range(seeds):
-                    run = train(task, data, seed, schedule, budget, way, task.moment)
-                    results.append(Result(task.name, name, label, seed, run))
-            picture(results, task.name, name).savefig(
-                options.out / f"growbench_{task.name}_{name}.png".replace(", ", "_"), dpi=120
-            )
+            seeds, steps = 1, whole(task.steps / 8)
+        task = dataclasses.replace(task, seeds=seeds, steps=steps)
+        compare = COMMANDS[options.command]
+        results += compare(task, task.load(options.data), options.out, options.quick)
+        write(results, options.out / f"growbench_{options.command}.csv")
         print(f"{task.name}: {time.perf_counter() - started:.0f} s", flush=True)
-    with (options.out / "growbench.csv").open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["task", "schedule", "way", "seed", "budget", "loss"])
-        rows.writerows([r.task, r.schedule, r.way, r.seed, r.budget, r.loss] for r in results)
     print(table(results))
     return results
 

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -41,16 +40,21 @@ def few_digits():
 # growbench.py -------------------------------------------------------------------------------------
 
 
+MLP_TASK = growbench.TASKS["MNIST, MLP"]
+SCHEDULE = "constant, decay"
+
+
 def ended(loss, budget, way=growbench.SCRATCH):
-    return growbench.Result("task", "schedule", way, 0, growbench.Run([budget], [loss]))
+    trial = growbench.Trial(MLP_TASK, SCHEDULE, way, 0, budget)
+    return growbench.Result(trial, growbench.Run([budget], [loss]))
 
 
 def test_a_ratio_compares_with_the_budget_that_from_scratch_needs():
     scratch = [ended(2.0, 0.5), ended(1.0, 1.0), ended(1.1, 1.0), ended(1.9, 0.75)]
     assert growbench.equivalent(1.95, scratch) == pytest.approx(0.625)
-    assert growbench.ratio([ended(1.95, 0.5, "default")], scratch) == "0.80"
-    assert growbench.ratio([ended(2.1, 0.5)], scratch) == "> 1.00"  # worse than what was tried
-    assert growbench.ratio([ended(0.9, 0.5)], scratch) == "< 0.50"
+    assert str(growbench.ratio([ended(1.95, 0.5, "default")], scratch)) == "0.80"
+    assert str(growbench.ratio([ended(2.1, 0.5)], scratch)) == ">1.00"  # worse than what was tried
+    assert str(growbench.ratio([ended(0.9, 0.5)], scratch)) == "<0.50"
     worse = [*scratch, ended(1.3, 1.5)]  # more computing may end worse
     assert growbench.equivalent(1.05, worse) == pytest.approx(1.0)
     assert "0.80" in growbench.table([*scratch, ended(1.95, 0.5, "default")])
@@ -58,7 +62,7 @@ def test_a_ratio_compares_with_the_budget_that_from_scratch_needs():
 
 @pytest.mark.parametrize("name", ["default", "pairs", "copies, new state"])
 def test_grown_runs_pay_for_the_small_network(name):
-    task = growbench.dataclasses.replace(growbench.TASKS["MNIST, MLP"], steps=40)
+    task = dataclasses.replace(MLP_TASK, steps=40)
     data = growbench.digits("subset")
     way = next(way for way in growbench.WAYS if way.name == name)
     run = growbench.train(task, data, 0, growbench.constant, 0.5, way, moment=0.5)
@@ -68,13 +72,20 @@ def test_grown_runs_pay_for_the_small_network(name):
     assert np.isfinite(run.losses).all()
 
 
-def test_the_bench_writes_a_table_and_pictures(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("command", ["table", "rates", "map"])
+def test_the_bench_measures_and_writes(command, tmp_path, monkeypatch, capsys):
+    task = dataclasses.replace(MLP_TASK, steps=320, rates=(1e-3, 2e-3))
+    monkeypatch.setattr(growbench, "TASKS", {task.name: task})
     monkeypatch.setattr(growbench, "WAYS", growbench.WAYS[:1])
-    options = ["--quick", "--tasks", "MNIST, MLP", "--data", "subset", "--out", str(tmp_path)]
+    monkeypatch.setattr(growbench, "MOMENTS", (0.25, 0.5))
+    options = [command, "--quick", "--data", "subset", "--out", str(tmp_path)]
     results = growbench.main(options)
-    assert {result.way for result in results} == {"from scratch", "default"}
-    assert len((tmp_path / "growbench.csv").read_text().splitlines()) == 1 + len(results)
-    assert len(list(tmp_path.glob("*.png"))) == 1
+    count = {"table": 3 + 1, "rates": 2 * (2 + 1), "map": 3 + 4 * 2}[command]
+    assert len(results) == count
+    assert len((tmp_path / f"growbench_{command}.csv").read_text().splitlines()) == 1 + count
+    if command != "rates":
+        assert "units=32" in (tmp_path / f"growbench_{command}.csv").read_text()
+    assert len(list(tmp_path.glob("*.png"))) == {"table": 1, "rates": 0, "map": 1}[command]
     assert "default" in capsys.readouterr().out
 
 
@@ -87,14 +98,14 @@ def grown(tmp_path_factory):
     return grow_mnist.main(["--epochs", "1", "--out", str(out)]), out
 
 
-def stage(experiment, name):
-    (found,) = [stage for stage in experiment.stages if stage.name == name]
+def row(experiment, name):
+    (found,) = [row for row in experiment.rows if row.name == name]
     return found
 
 
 def test_every_stage_of_the_notebook_is_there(grown):
     (small, large), _ = grown
-    assert [stage[:3] for stage in small.stages] == [
+    assert [row[:3] for row in small.rows] == [
         ("trained", 1, 1),
         ("saved as .h5 and loaded", 1, 1),
         ("widened: zeros", 2, 1),
@@ -107,7 +118,7 @@ def test_every_stage_of_the_notebook_is_there(grown):
         ("from scratch, equal FLOPs", 2, 2),
         ("from scratch, equal epochs", 2, 2),
     ]
-    assert [stage[1:3] for stage in large.stages] == [
+    assert [row[1:3] for row in large.rows] == [
         *[(32, 1), (32, 1), (128, 1), (128, 2), (128, 2)],
         *[(128, 1), (128, 2), (128, 2)],
     ]
@@ -115,8 +126,8 @@ def test_every_stage_of_the_notebook_is_there(grown):
 
 def test_saving_and_widening_change_no_prediction(grown):
     for experiment in grown[0]:
-        trained = experiment.stages[0]
-        remade = [stage for stage in experiment.stages if stage.change is not None]
+        trained = experiment.rows[0]
+        remade = [row for row in experiment.rows if row.change is not None]
         assert remade[0].change == 0
         for after in remade:
             assert after.accuracy == trained.accuracy
@@ -157,17 +168,12 @@ def test_the_table_has_a_row_for_each_stage_as_it_ends(few_digits, tmp_path, cap
     arguments = {"epochs": 4, "key": key, "out": tmp_path}
     experiment = grow_mnist.grow(few_digits, 2, 5, strategies, **arguments)
     lines = capsys.readouterr().out.splitlines()
-    assert lines == [str(stage) for stage in experiment.stages]
+    assert lines == [str(row) for row in experiment.rows]
     assert {len(line) for line in lines} == {len(grow_mnist.HEADER)}
     # Two of five units cost two fifths: 4 epochs of either size cost 5.6 of the larger one.
-    assert stage(experiment, "from scratch, equal FLOPs").epochs == 6
+    assert row(experiment, "from scratch, equal FLOPs").epochs == 6
     assert len(experiment.curves["from scratch"]) == 8
     assert len(experiment.curves["widened: replicate"]) == 8
-
-
-def test_flops_count_every_weight_forward_and_backward():
-    variables = grow_mnist.MLP(3).init(grow_mnist.jax.random.key(0), jnp.zeros((1, 28, 28)))
-    assert grow_mnist.flops(variables) == 6 * (784 * 3 + 3 * 10)
 
 
 # weight_symmetry.py -------------------------------------------------------------------------------
@@ -208,69 +214,37 @@ def test_an_outcome_against_expectation_is_said():
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
-    """Two epochs, two seeds, and three ways to grow."""
-    ways = [("zero_outgoing", "growable"), ("gradmax", "new"), ("random", "new")]
-    strategies = growth_vs_scratch.strategies(mnist.load("subset"))
+    """Two budgets and two seeds."""
     out = tmp_path_factory.mktemp("growth_vs_scratch")
-    with pytest.MonkeyPatch.context() as patch:
-        chosen = {way: strategies[way] for way in strategies if way in ways}
-        patch.setattr(growth_vs_scratch, "strategies", lambda digits: chosen)
-        arguments = ["--epochs", "2", "--seeds", "2", "--units", "4", "--wide", "16"]
-        return growth_vs_scratch.main([*arguments, "--out", str(out)]), out
+    arguments = ["--epochs", "2", "--seeds", "2", "--units", "4", "--wide", "16"]
+    return growth_vs_scratch.main([*arguments, "--out", str(out)]), out
 
 
-def test_all_ways_to_grow_spend_what_training_from_scratch_does(compared):
-    result, out = compared
-    assert len(result.grown) == 3 * 3
-    # An image takes 6 operations for each weight: 784 x 16 and 16 x 10.
-    assert result.epoch == 6 * (784 * 16 + 16 * 10) * 2000
-    assert list(result.large.flops) == [result.epoch, 2 * result.epoch]
-    for (schedule, _), curve in result.grown.items():
-        assert curve.accuracy.shape == curve.loss.shape == (2, len(curve.flops))
-        assert result.epoch < curve.flops[-1] <= 2 * result.epoch
-        steps = np.diff(curve.flops, prepend=0) / result.epoch
-        small = {"early": [0.25], "two steps": [0.25, 0.5], "late": [0.25, 0.25]}[schedule]
-        np.testing.assert_allclose(steps, [*small, *[1] * (len(steps) - len(small))])
-        assert curve.before == curve.flops[len(small) - 1]
+def test_grown_runs_pay_for_the_small_network_too(compared):
+    ends, out = compared
+    budgets = {name: np.mean(found, axis=1)[:, 0] for name, found in ends.items()}
+    np.testing.assert_array_equal(budgets["from scratch"], [1, 2])
+    np.testing.assert_allclose(budgets["grown"], [1.25, 2.25])  # a quarter of the units at first
+    assert np.shape(ends["grown"]) == (2, 2, 3)
+    losses = np.mean(ends["from scratch"], axis=1)[:, 1]
+    assert losses[1] < losses[0] < 2.3
     assert (out / "growth_vs_scratch.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_only_preserving_growth_keeps_the_outputs(compared):
-    for (_, way), curve in compared[0].grown.items():
-        assert (curve.change < 1e-4) == (way.strategy != "random")
-
-
-def curves(flops, *accuracies, before=0):
-    accuracies = np.array(accuracies)
-    return growth_vs_scratch.Curve(np.array(flops), 1 - accuracies, accuracies, before)
-
-
 def test_the_verdict_follows_from_the_measurements():
-    scratch = curves([10, 20, 30, 40], [0.1, 0.5, 0.7, 0.9], [0.1, 0.6, 0.8, 0.8])
-    way = growth_vs_scratch.Way
-    grown = {
-        ("early", way("zeros", "new")): curves([5, 15, 25], [0.1, 0.8, 0.8], [0.1, 0.8, 0.8]),
-        ("early", way("random", "new")): curves([5, 15, 25], [0, 0, 0.9], [0, 0, 0.9]),
-        ("late", way("zeros", "new")): curves([30, 40], [0.6, 0.9], [0.6, 0.9], before=30),
-        ("too late", way("zeros", "new")): curves([30, 40], [0.6, 0.6], [0.6, 0.6], before=30),
-    }
-    result = growth_vs_scratch.Result(scratch, scratch, scratch, grown)
-    # The last quarter is one epoch: 0.85 with a standard deviation of 0.0707.
-    assert result.converged == pytest.approx((0.85, 0.05 * 2**0.5))
-    assert result.bar == pytest.approx(0.85 - 0.05 * 2**0.5)
-    lines = growth_vs_scratch.verdict(result)
-    assert "first reaches 77.93% after 4.00 epochs (40 FLOPs)" in lines[0]
-    assert (
-        "zeros, state new: it does so after 1.50 epochs (15 FLOPs): growing pays, 62% less"
-        in (lines[2])
-    )
-    assert "after 4.00 epochs (40 FLOPs): no clear advantage, 0% less than from scratch" in lines[3]
-    assert "paid for: growing pays, 75% less" in lines[3]
-    assert "it does so never: growing does not pay" in lines[4]
-    assert lines[5] == (
-        "The fewest FLOPs of all: zeros, state new, early; fewer than from scratch for 2 of 2 "
-        "seeds."
-    )
+    def runs(*points):
+        return [[growth_vs_scratch.End(budget, loss, 0.9)] for budget, loss in points]
+
+    # The third budget ends worse than the second, so the second is what its loss takes.
+    scratch = runs((1, 4.0), (2, 2.0), (3, 2.5), (4, 1.0))
+    grown = runs((1.5, 3.0), (1, 4.5), (3, 0.5), (2, 1.5))
+    found = growth_vs_scratch.verdict({"from scratch": scratch, "grown": grown})
+    assert [line.split(": ")[1] for line in found] == [
+        "from scratch needs 1.50, the ratio is 1.00.",
+        "from scratch ends better with every budget.",
+        "from scratch ends worse with every budget.",
+        "from scratch needs 3.50, the ratio is 0.57.",
+    ]
 
 
 # grow_transformer.py ------------------------------------------------------------------------------
