@@ -109,6 +109,18 @@ def keys_as_values(n: int = 6, epsilon: float = 0) -> Model:
     return weighted({"q": f64(5, n), "k": f64(5, n), "o": f64(n, 2)}, apply, data(2, 7, 5))
 
 
+def fused_attention(n: int = 6, epsilon: float = 0) -> Model:
+    """Queries and keys from one kernel: if new units of both were zero, neither would learn."""
+
+    def apply(params: Any, x: Any) -> Any:
+        q, k, v = jnp.moveaxis(jnp.einsum("btm,mchd->btchd", x, params["qkv"]), 2, 0)
+        weights = jax.nn.softmax(jnp.einsum("bthd,bshd->bhts", q, k) * q.shape[-1] ** -0.5)
+        return jnp.einsum("bhts,bshd,hdm->btm", weights, v, params["o"])
+
+    shapes = {"qkv": f64(5, 3, 2, n), "o": f64(2, n, 4)}
+    return weighted(shapes, apply, data(2, 7, 5))
+
+
 class Block(nn.Module):
     """A transformer block, its norms before or after the layers."""
 
@@ -237,6 +249,10 @@ def scale_norm(params: Any, x: Any, epsilon: float) -> Any:
     )
 
 
+def softmaxed(params: Any, x: Any, epsilon: float) -> Any:
+    return jax.nn.softmax(x)
+
+
 def slow_layer_norm(params: Any, x: Any, epsilon: float) -> Any:
     return layer_norm(params, x, epsilon)
 
@@ -360,7 +376,11 @@ CASES = {
     "keys as values": Case(keys_as_values, ("k", 1), "zero_outgoing", (8,)),
     # JAX computes this softmax in single precision.
     "library attention": Case(library_attention, ("k", 2), "zero_outgoing", (8,), tolerance=1e-5),
+    "queries and keys from one kernel": Case(fused_attention, ("qkv", 3), "tile", MULTIPLES),
     "pre-norm": Case(transformer(), KERNEL, "tile", (15,)),
+    "pre-norm, tied": Case(transformer(tied=True), KERNEL, "tile", (15, 18)),
+    "post-norm, tied": Case(transformer(post=True, tied=True), KERNEL, "tile", MULTIPLES),
+    "pre-norm, embeddings times sqrt(n)": Case(transformer(scale=True), KERNEL, "tile", (15,)),
     "post-norm": Case(transformer(post=True), KERNEL, "tile", MULTIPLES),
     # Its 9 units are the square of head_dim, so that 1 / sqrt(3) is also 9 ** -0.25.
     "square": Case(lambda n=9, epsilon=EPSILON: transformer()(n, epsilon), KERNEL, "tile", (13,)),
@@ -383,6 +403,7 @@ CASES = {
     "rms by tiles": Case(
         stream(lambda p, x, e: rms_norm(p["g"], x, e), g=1), ("write/bias", 0), "tile", MULTIPLES
     ),
+    "softmax": Case(stream(softmaxed), ("write/bias", 0), "tile", MULTIPLES),
     "by hand": Case(stream(slow_layer_norm, scale=1, bias=1), ("write/bias", 0), "tile", ANY),
     "by hand, fast": Case(stream(fast_layer_norm, scale=1, bias=1), ("write/bias", 0), "tile", ANY),
     "standardized": Case(stream(bare_layer_norm), ("write/bias", 0), "tile", ANY),

@@ -1,8 +1,8 @@
 """What becomes of each array: ``Change`` and ``Growth``."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import prod
 from typing import Any, Literal
 
 import jax
@@ -64,6 +64,13 @@ class Change:
         """The ratio whose powers a recipe multiplies arrays by, see ``Recipe.powers``."""
         return self.strategy.ratio(self.old, self.new)
 
+    def factors(self) -> Iterator[tuple[str, float]]:
+        """Yields the arrays that the recipe rescales, by path, each with a factor."""
+        if self.recipe is not None:
+            yield from ((path, self.ratio**power) for path, power in self.recipe.powers)
+            copies = self.new // self.old
+            yield from ((path, copies**power) for path, power in self.recipe.copies)
+
     def along(self, units: Units, leaf: Leaf) -> AxisMap:
         """Returns what becomes of the width's units along an axis of an array.
 
@@ -73,6 +80,8 @@ class Change:
         """
         strategy = self.strategy
         incoming = units.role == "incoming"
+        if units.role == "both" and strategy.repeats and self.recipe is not None:
+            incoming = True  # the recipe makes up for reading every copy
         fate = strategy.incoming if incoming else strategy.outgoing
         if units.role == "both" and strategy.incoming == "zero":
             fate = "zero"
@@ -137,21 +146,13 @@ class Growth:
         return {change.width: change.new for change in self.changes}
 
     @cached_property
-    def powers(self) -> dict[str, list[tuple[Change, float]]]:
-        """The changes that multiply old entries by a power of their ratio, by path."""
-        powers: dict[str, list[tuple[Change, float]]] = {}
-        for change in self.changes:
-            for path, power in change.recipe.powers if change.recipe else ():
-                powers.setdefault(path, []).append((change, power))
-        return powers
-
-    @cached_property
     def factors(self) -> dict[str, float]:
         """The factors on old entries, by path, for the arrays that are rescaled."""
-        return {
-            path: prod(change.ratio**power for change, power in powers)
-            for path, powers in self.powers.items()
-        }
+        factors: dict[str, float] = {}
+        for change in self.changes:
+            for path, factor in change.factors():
+                factors[path] = factors.get(path, 1.0) * factor
+        return factors
 
     @cached_property
     def constants(self) -> tuple[float, ...]:

@@ -74,20 +74,21 @@ class Larger:
             return
         own: dict[str, list[float]] = {}
         if self.widths is not None and self.names and change.width in self.names:
-            for recipe in self.widths[self.names[change.width]].recipes:
-                for what, value, _ in recipe.constants:
-                    if recipe.strategy == change.recipe.strategy:
-                        own.setdefault(what, []).append(value)
+            its = self.widths[self.names[change.width]].recipes
+            # All recipes of a strategy name the same constants.
+            alike = [recipe for recipe in its if recipe.strategy == change.recipe.strategy]
+            for what, value, _ in alike[0].constants if alike else ():
+                own.setdefault(what, []).append(value)
         wanted: dict[str, list[tuple[float, float]]] = {}
         for what, value, power in change.recipe.constants:
             wanted.setdefault(what, []).append((value, value * change.ratio**power))
         for what, pairs in wanted.items():
             # If both have equally many constants of one name, these are matched by their order.
-            its = own.get(what, [])
-            if len(its) == len(pairs):
-                known: list[float | None] = [*its]
+            values = own.get(what, [])
+            if len(values) == len(pairs):
+                known: list[float | None] = [*values]
             else:
-                known = [_closest(after, its) for _, after in pairs]
+                known = [_closest(after, values) for _, after in pairs]
             yield from ((what, *pair, mine) for pair, mine in zip(pairs, known, strict=True))
 
     def epsilons(self, widths: Widths, changes: Iterable[Change]) -> Iterator[tuple[float, int]]:

@@ -149,6 +149,7 @@ def plan(
     compared = larger.compared(widths, new) if is_checked else None
     changes = {
         name: _extended(
+            widths,
             widths[name] if compared is None else _cleared(widths[name], compared),
             new[name],
             chosen.get(name),
@@ -312,6 +313,7 @@ def _strategies(
 
 
 def _extended(
+    widths: Widths,
     width: Width,
     new: int,
     strategy: Strategy | None,
@@ -330,8 +332,13 @@ def _extended(
         )
         for recipe in _recipes(width, new, strategy)
     ]
-    # The larger model may have the constants that another recipe asks for.
-    change = next((way for way in ways if not list(_unlike(larger, way))), ways[0])
+
+    def misfit(way: Change) -> tuple[bool, int]:
+        """Whether the larger model has other constants than a way needs, and how many it lacks."""
+        lacking = sum(count for _, count in larger.epsilons(widths, [way]))
+        return any(True for _ in _unlike(larger, way)), lacking
+
+    change = min(ways, key=misfit) if len(ways) > 1 else ways[0]
     problems += _refusals(width, new, change.strategy, change.recipe, interface)
     sources = _sources(width.size, new, change.strategy, problems, width.name)
     return replace(change, sources=sources)

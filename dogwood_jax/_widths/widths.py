@@ -66,6 +66,8 @@ class Recipe:
         blank: paths of arrays whose new entries are as in a new network instead of zero
             (``"zero_incoming"``) or the mean of the others (``"tile"``).
         multiple: whether the new size must be a multiple of the old one (``"tile"`` only).
+        copies: paths of arrays and the powers of the number of copies of a unit, new // old, that
+            multiply their old entries, too (``"tile"`` only).
     """
 
     strategy: Literal["zero_outgoing", "zero_incoming", "tile"]
@@ -73,6 +75,7 @@ class Recipe:
     constants: tuple[tuple[str, float, float], ...] = ()
     blank: tuple[str, ...] = ()
     multiple: bool = False
+    copies: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -87,20 +87,27 @@ class _Program:
                 self._steps_of.setdefault(atom, []).append(index)
 
     def recipes(self, width: Dim, name: str) -> Iterator[Recipe]:
-        """Yields a recipe for each way to fill in new units that is exact."""
+        """Yields the recipes for each way to fill in new units that is exact.
+
+        First comes the one that keeps the epsilons of norms, because larger models have the same.
+        """
         known: dict[str, float] = {}
         for filling in _FILLINGS:
-            try:
-                reading = Reading(name, width, filling, self._places[name], self._values)
-                self._read(reading)
-                recipe = _solution(reading)
-            except NoRecipe:
-                continue
-            self._degrees[name, recipe.strategy, recipe.multiple] = reading.degrees
-            known |= {what: number for what, number, _ in recipe.constants}
-            same = ((what, known[what], 0.0) for what in known if filling.multiple)
-            yield replace(recipe, constants=recipe.constants or tuple(same))
-            if filling.is_tiled:  # what works for any size works for multiples
+            found: list[Recipe] = []
+            for keeps_epsilons in (True, False):
+                try:
+                    reading = Reading(name, width, filling, self._places[name], self._values)
+                    self._read(reading)
+                    recipe = _solution(reading, keeps_epsilons)
+                except NoRecipe:
+                    continue
+                self._degrees[name, recipe.strategy, recipe.multiple] = reading.degrees
+                known |= {what: number for what, number, _ in recipe.constants}
+                same = ((what, known[what], 0.0) for what in known if filling.multiple)
+                recipe = replace(recipe, constants=recipe.constants or tuple(same))
+                found += [recipe] if recipe not in found else []
+            yield from found
+            if found and filling.is_tiled:  # what works for any size works for multiples
                 return
 
     def _read(self, reading: Reading) -> None:
@@ -134,23 +141,27 @@ def _roles(leaf: Leaf) -> dict[str, dict[int, Role | None]]:
     return found
 
 
-def _solution(reading: Reading) -> Recipe:
-    for power in reading.wishes:
+def _solution(reading: Reading, keeps_epsilons: bool) -> Recipe:
+    epsilons = [constant.power for constant in reading.constants] if keeps_epsilons else []
+    for power in (*epsilons, *reading.wishes):
         reading.equations.wish(power)
     powers = {
         place.path: reading.equations.value({index: 1.0}) for index, place in reading.places.items()
     }
-    constants = (
-        (constant.what, constant.number, reading.equations.value(constant.power))
-        for constant in reading.constants
-    )
+    constants = []
+    for constant in reading.constants:
+        of_ratio, of_copies = reading.equations.value(constant.power)
+        if of_copies:
+            raise NoRecipe
+        constants.append((constant.what, constant.number, of_ratio))
     filling = reading.filling
     name: Any = filling.strategy.name
     blank = () if filling.multiple else (reading.places[leaf].path for leaf in reading.blank)
     return Recipe(
         name,
-        tuple((path, power) for path, power in powers.items() if power),
+        tuple((path, of_ratio) for path, (of_ratio, _) in powers.items() if of_ratio),
         tuple(constants),
         tuple(sorted(blank)),
         filling.multiple,
+        tuple((path, of_copies) for path, (_, of_copies) in powers.items() if of_copies),
     )

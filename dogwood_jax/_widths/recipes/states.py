@@ -23,10 +23,10 @@ class NoRecipe(Exception):
 
 
 # A linear expression: the coefficients of the unknown powers of leaves, by index, and of RATIO and
-# SIZE. Where units are tiled, RATIO is the share of units that are copies, and SIZE is new / old. A
-# recipe can make up for powers of RATIO only.
+# COPIES. RATIO is new / old. Where units are tiled, it is the share of units that are copies, and
+# COPIES is how many there are of each unit, so new / old is COPIES / RATIO.
 Power = Mapping[Any, float]
-RATIO, SIZE = "ratio", "size"
+RATIO, COPIES = "ratio", "copies"
 
 
 def plus(a: Power, b: Power, factor: float = 1) -> Power:
@@ -63,7 +63,7 @@ class Equations:
         if not difference:
             return
         unknown = [key for key in difference if isinstance(key, int)]
-        if not unknown or SIZE in difference:
+        if not unknown:
             raise NoRecipe
         pivot = min(unknown, key=self._preference)
         self._solved[pivot] = plus(
@@ -75,12 +75,10 @@ class Equations:
         with contextlib.suppress(NoRecipe):
             self.equate(power, {})
 
-    def value(self, power: Power) -> float:
-        """Returns the power of the ratio, with all free unknowns zero."""
+    def value(self, power: Power) -> tuple[float, float]:
+        """Returns the powers of RATIO and of COPIES, with all free unknowns zero."""
         power = self.reduce(power)
-        if SIZE in power:
-            raise NoRecipe
-        return power.get(RATIO, 0.0)
+        return power.get(RATIO, 0.0), power.get(COPIES, 0.0)
 
 
 class Along(NamedTuple):
@@ -208,8 +206,8 @@ class Reading:
         leaves: Sequence[Value],
     ) -> None:
         self.name, self.width, self.filling, self.places = name, width, filling, places
-        self.size: Power = {SIZE if filling.is_tiled else RATIO: 1.0}
-        self.ratio: Power = {RATIO: 1.0}
+        self.ratio: Power = {} if filling.multiple else {RATIO: 1.0}
+        self.size = plus({COPIES: 1.0}, self.ratio, -1) if filling.is_tiled else self.ratio
         self.equations = Equations(self._preference)
         self.constants: list[Constant] = []
         self.wishes: list[Power] = []  # powers that should be zero, if they may be
@@ -220,9 +218,8 @@ class Reading:
         self.index = 0  # of the step that is read
         self.degrees: dict[int, Degree] = {}
         for index, place in places.items():
-            power = {} if filling.multiple else {index: 1.0}
             along = {axis: self._of_leaf(index, role) for axis, role in place.roles.items()}
-            self.states[id(leaves[index])] = State(power, along)
+            self.states[id(leaves[index])] = State({index: 1.0}, along)
 
     def _preference(self, leaf: int) -> tuple[int, int]:
         """Returns a rank for each leaf: leaves of low rank are rescaled first.
@@ -243,9 +240,11 @@ class Reading:
         place = self.places[leaf]
         if self.filling.strategy.outgoing == "zero":
             return Along("zero" if role in ("outgoing", "both") else "free")
-        if self.filling.is_tiled and role != "incoming":
-            if role is None:
-                raise NoRecipe
+        if self.filling.is_tiled and role is None:
+            raise NoRecipe
+        if self.filling.is_tiled and role == "both":
+            return self.filled("mean")  # what writes units cannot share them out
+        if self.filling.is_tiled and role == "outgoing":
             return self.filled("free", shared=True)
         if role in ("outgoing", None):
             return Along("free")
