@@ -3,8 +3,9 @@
 From scratch, the large network is trained with several budgets of floating-point operations, each
 with a full schedule of its own, decay included. A grown run with the share b of the full budget
 that ends with the loss that from scratch needs the share c for has the ratio b / c: below 1,
-growing pays. All that a run has cost counts, the small network's training too, but for what gradmax
-computes once when it grows. Learning rates are tuned for from scratch, and all ways take the same.
+growing pays. All that a run has cost counts: the small network's training too, and a growth as one
+step of the large network, because gradmax takes as much. Learning rates are tuned for from scratch,
+and all ways take the same.
 
 There are three commands: ``table`` compares the ways to grow, ``rates`` what other learning rates
 come to, and ``map`` how large the small network is best, and when it grows best.
@@ -447,6 +448,7 @@ def train(
         if way is not None and done == first:
             variables, state = grow(task, data, way, variables, state, tx, key)
             model = large
+            spent += costs["large"]
         count = len(batches[0])
         rates = task.rate * schedule((done + np.arange(count) + 0.5) / steps)
         variables, state = train_chunk(
