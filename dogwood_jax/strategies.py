@@ -433,10 +433,13 @@ def zero_incoming(init: Initializer = glorot) -> Strategy:
 
     For a stream under RMSNorm or another norm without a mean. Everything that writes the stream
     gets zeros for its new units, so the sum of squares stays. But from n to m units the norm's mean
-    of squares changes by n / m. So its scale is multiplied by sqrt(n / m), and the larger model
-    must multiply the epsilon by n / m, as the growth's notes say. Preserving. At the first step
-    only the zero weights that write the new units have a gradient. The weights that read these
-    units have one from the second step on.
+    of squares changes by n / m. So all that writes the stream is multiplied by sqrt(m / n), and
+    what reads it is divided by that: the norm's scale, weights without a norm. Epsilons stay as
+    they are. If the larger model has its epsilon times n / m, only the norm's scale is divided. So
+    it is, too, where what writes the stream cannot be multiplied. Then the growth's notes say which
+    epsilon the larger model must have. Preserving. At the first step only the zero weights that
+    write the new units have a gradient. The weights that read these units have one from the second
+    step on.
 
     Args:
         init: any initializer of ``jax.nn.initializers``, given the full new shape.
@@ -448,7 +451,7 @@ def zero_incoming(init: Initializer = glorot) -> Strategy:
 
     Reference:
         Gesmundo and Maile, 2023, Composable Function-preserving Expansions for Transformer
-        Architectures, theorem 3.5; the epsilon follows from the algebra.
+        Architectures, theorem 3.5; the factors that keep the epsilon follow from the algebra.
     """
     expect("strategies.zero_incoming", init=(_INIT, init))
     return Strategy("zero_incoming", "zero", "free", init)
@@ -458,12 +461,14 @@ def tile(init: Initializer = glorot, split: Literal["even", "uneven"] = "even") 
     """New units of a residual stream repeat it, with its mean in what is left over.
 
     For a stream under LayerNorm. From n to m units it is repeated q = m // n times; the remaining
-    m - q n units hold its mean, so that the mean stays and the variance changes by s = q n / m.
-    The norm's scale is multiplied by sqrt(s), and the larger model must multiply the epsilon by s,
-    as the growth's notes say. Weights that read the stream are divided among the copies. Those that
-    read the remaining units are random, because these units are zero behind the norm. Preserving.
-    Gradients at the first step are those of ``replicate``. Neither ``narrow`` nor
-    ``merge_symmetric`` can undo it.
+    m - q n units hold its mean, so that the mean stays and the variance changes by s = q n / m. So
+    all that writes the stream is divided by sqrt(s), and the norm's scale is multiplied by it.
+    Epsilons stay as they are. If the larger model has its epsilon times s, or if what writes the
+    stream cannot be divided, only the norm's scale is multiplied. Weights that read the stream are
+    divided among the copies. An embedding that is read as the head, too, is repeated whole, and the
+    last norm is divided by q. Weights that read the remaining units are random, because these units
+    are zero behind the norm. Preserving. Gradients at the first step are those of ``replicate``.
+    Neither ``narrow`` nor ``merge_symmetric`` can undo it.
 
     Args:
         init: any initializer of ``jax.nn.initializers``, given the full new shape.
@@ -475,7 +480,8 @@ def tile(init: Initializer = glorot, split: Literal["even", "uneven"] = "even") 
         True
 
     Reference:
-        Wang et al., 2024, LEMON: Lossless model expansion.
+        Wang et al., 2024, LEMON: Lossless model expansion; the factors that keep the epsilon follow
+        from the algebra.
     """
     expect("strategies.tile", init=(_INIT, init))
     _check_split(split)

@@ -10,8 +10,10 @@ way to fill in new units. Each value in the larger network is compared with the 
 
 Arrays along the width may be rescaled, by powers that are unknown. The power of each value is a
 linear expression of these. Terms of a sum have equal powers. Outputs, and operands of a nonlinear
-function, have power zero. The solution of these equations is the recipe. A width has no recipe if
-it meets a primitive without a rule (``rules``), or something that its rule cannot follow.
+function, have power zero. The solution of these equations is the recipe. Often there are many. Then
+the first one leaves the epsilons of norms as they are, and another one rescales as little as it
+can. A width has no recipe if it meets a primitive without a rule (``rules``), or something that its
+rule cannot follow.
 """
 
 import heapq
