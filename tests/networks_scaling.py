@@ -190,14 +190,17 @@ def scanned(n: int = 6, epsilon: float = EPSILON) -> Model:
     return linen(Net(), tokens(11, 3, 5))
 
 
-def llama(tied: bool, learned: str = "scale") -> Builder:
-    """RMSNorm and SwiGLU, without rotary embeddings; the norm's scale is w, 1 + w, or one."""
+def llama(tied: bool, learned: str = "scale", post: bool = False) -> Builder:
+    """RMSNorm and SwiGLU, without rotary embeddings; the norm's scale is w, 1 + w, or one.
+
+    With ``post``, there is another norm behind each branch.
+    """
 
     def build(n: int = 6, epsilon: float = EPSILON) -> Model:
         shapes: dict[str, Any] = {"embed": f64(11, n), "attention": attention_shapes(n, 2, 3)}
         shapes |= {"gate": f64(n, 7), "up": f64(n, 7), "down": f64(7, n)}
         if learned:
-            shapes |= {f"norm_{i}": f64(n) for i in range(3)}
+            shapes |= {f"norm_{i}": f64(n) for i in range(5 if post else 3)}
         if not tied:
             shapes["head"] = f64(n, 9)
 
@@ -209,15 +212,50 @@ def llama(tied: bool, learned: str = "scale") -> Builder:
             x = params["embed"][words]
             x = x * n**0.5 if learned == "1 + scale" else x  # as Gemma does
             score = lambda q, k: jnp.einsum("bthd,bshd->bhts", q, k)  # noqa: E731
-            x = x + attend(params["attention"], norm(0, x), score)
+            y = attend(params["attention"], norm(0, x), score)
+            x = x + (norm(3, y) if post else y)
             y = norm(1, x)
-            x = x + (jax.nn.silu(y @ params["gate"]) * (y @ params["up"])) @ params["down"]
+            y = (jax.nn.silu(y @ params["gate"]) * (y @ params["up"])) @ params["down"]
+            x = x + (norm(4, y) if post else y)
             y = norm(2, x)
             return y @ params["embed"].T if tied else y @ params["head"]
 
         return weighted(shapes, apply, tokens(11, 3, 5))
 
     return build
+
+
+def scanned_gemma(n: int = 6, epsilon: float = EPSILON) -> Model:
+    """Norms with scales 1 + w before and behind each of three layers, under a scan; tied."""
+
+    def apply(params: Any, words: Any) -> Any:
+        def norm(w: Any, x: Any) -> Any:
+            return rms_norm(1 + w, x, epsilon)
+
+        def layer(x: Any, p: Any) -> tuple[Any, None]:
+            y = jnp.tanh(norm(p["before"], x) @ p["up"]) @ p["down"]
+            return x + norm(p["behind"], y), None
+
+        x = params["embed"][words] * n**0.5
+        x, _ = jax.lax.scan(layer, x, params["layers"])
+        return norm(params["norm"], x) @ params["embed"].T
+
+    norms = {"before": f64(3, n), "behind": f64(3, n)}
+    layers = {"up": f64(3, n, 7), "down": f64(3, 7, n)} | norms
+    shapes = {"embed": f64(11, n), "layers": layers, "norm": f64(n)}
+    return weighted(shapes, apply, tokens(11, 3, 5))
+
+
+def read_twice(n: int = 6, epsilon: float = EPSILON) -> Model:
+    """A norm's scale is 1 + w, and w is read without the 1, too: no multiple of it suits both."""
+
+    def apply(params: Any, x: Any) -> Any:
+        x = affine(params["write"], x)
+        y = rms_norm(1 + params["w"], x, epsilon) + row(params["w"], x.ndim)
+        return affine(params["head"], y)
+
+    shapes = {"write": dense(4, n), "w": f64(n), "head": dense(n, 3)}
+    return weighted(shapes, apply, data(5, 4))
 
 
 def stream(norm: Callable[..., Any], **more: Any) -> Builder:
@@ -395,6 +433,11 @@ CASES = {
     "llama": Case(llama(tied=False), ("embed", 1), "zero_incoming", (15,)),
     "llama, tied": Case(llama(tied=True), ("embed", 1), "zero_incoming", (15,)),
     "gemma": Case(llama(tied=True, learned="1 + scale"), ("embed", 1), "zero_incoming", (15,)),
+    "gemma, norms behind branches": Case(
+        llama(tied=True, learned="1 + scale", post=True), ("embed", 1), "zero_incoming", (15,)
+    ),
+    "gemma, scanned": Case(scanned_gemma, ("embed", 1), "zero_incoming", (15,)),
+    "scale read with and without 1": Case(read_twice, ("write/bias", 0), "tile", MULTIPLES),
     "rms, norms without scale": Case(
         llama(tied=False, learned=""), ("embed", 1), "zero_incoming", (15,)
     ),

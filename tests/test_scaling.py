@@ -107,7 +107,15 @@ def test_the_larger_network_computes_the_same(name: str, new: int) -> None:
         assert_close(new_outputs, outputs, CASES[name].tolerance, np.max(np.abs(outputs)))
 
 
-TURNED_BACK = ["mup", "keys as values", "llama", "by hand", "by hand, fast", "pre-norm, tied"]
+TURNED_BACK = [
+    "mup",
+    "keys as values",
+    "llama",
+    "by hand",
+    "by hand, fast",
+    "pre-norm, tied",
+    "gemma",
+]
 
 
 @pytest.mark.parametrize("name", [*TURNED_BACK, "queries and keys from one kernel"])

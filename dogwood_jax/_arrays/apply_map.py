@@ -40,7 +40,10 @@ def apply_map(
     """
     if (factor := leaf_map.factor * leaf_map.shrink) != 1:
         wide = jnp.promote_types(array.dtype, jnp.float32)
-        array = (array * jnp.asarray(factor, wide)).astype(array.dtype)
+        scaled = array * jnp.asarray(factor, wide)
+        if leaf_map.offset:
+            scaled = scaled + jnp.asarray((leaf_map.factor - 1) * leaf_map.offset, wide)
+        array = scaled.astype(array.dtype)
 
     def default(shape: tuple[int, ...]) -> Array:
         return jnp.full(shape, 1 if leaf_map.kind == "ones" else 0, array.dtype)

@@ -155,6 +155,12 @@ class Growth:
         return factors
 
     @cached_property
+    def offsets(self) -> dict[str, float]:
+        """For arrays that are read as a number plus the array, the number that factors include."""
+        recipes = [change.recipe for change in self.changes if change.recipe]
+        return {path: number for recipe in recipes for path, number in recipe.offsets}
+
+    @cached_property
     def constants(self) -> tuple[float, ...]:
         """The constants inside the network that must have other values in the larger one."""
         return tuple(
@@ -184,6 +190,7 @@ class Growth:
             next((init for init in inits if init not in (None, glorot)), None),
             min((strategy.shrink for strategy in strategies), default=1.0),
             max((strategy.perturb for strategy in strategies), default=0.0),
+            self.offsets.get(leaf.path, 0.0),
         )
 
     def _along(self, layout: Layout, leaf: Leaf) -> AlongAxis:
@@ -378,7 +385,9 @@ class Growth:
                     )
                     parts.append(f"axis {axis} {fate} ({units.width})")
         if leaf.path in self.factors:
-            parts.append(f"times {self.factors[leaf.path]:.6g}")
+            offset = self.offsets.get(leaf.path)
+            what = f"{offset:g} + array " if offset else ""
+            parts.append(f"{what}times {self.factors[leaf.path]:.6g}")
         return ", ".join(parts)
 
 

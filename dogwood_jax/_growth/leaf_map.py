@@ -155,6 +155,8 @@ class LeafMap:
         init: initializer of random entries; None for the one by default.
         shrink: what old entries are multiplied by, without what an optimizer keeps of them.
         perturb: how many times an array as in a new network is added in the end.
+        offset: a number that the array is added to wherever it is read. ``factor`` multiplies the
+            sum, as 1 + scale.
     """
 
     axes: tuple[AlongAxis, ...]
@@ -165,6 +167,7 @@ class LeafMap:
     init: Initializer | None = None
     shrink: float = 1.0
     perturb: float = 0.0
+    offset: float = 0.0
 
     @cached_property
     def shape(self) -> tuple[int, ...]:

@@ -211,7 +211,7 @@ def monotone(
         if isnan(low) or isnan(high):
             return Bounds(atoms=b.atoms)
         reached = b.reached or (b.high == inf > high) or (b.low == -inf < low and not above)
-        open_end = above and (b.above or b.low == -inf)
+        open_end = above and (b.above or low == end(-inf))
         return Bounds(low, high, b.atoms, above=open_end, reached=reached)
 
     return bounds

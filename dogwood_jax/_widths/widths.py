@@ -68,6 +68,8 @@ class Recipe:
         multiple: whether the new size must be a multiple of the old one (``"tile"`` only).
         copies: paths of arrays and the powers of the number of copies of a unit, new // old, that
             multiply their old entries, too (``"tile"`` only).
+        offsets: paths of arrays that are read as a number plus the array, as 1 + scale, and the
+            numbers. Here powers multiply the sum.
     """
 
     strategy: Literal["zero_outgoing", "zero_incoming", "tile"]
@@ -76,6 +78,7 @@ class Recipe:
     blank: tuple[str, ...] = ()
     multiple: bool = False
     copies: tuple[tuple[str, float], ...] = ()
+    offsets: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -166,4 +166,9 @@ def _solution(reading: Reading, keeps_epsilons: bool) -> Recipe:
         tuple(sorted(blank)),
         filling.multiple,
         tuple((path, of_copies) for path, (_, of_copies) in powers.items() if of_copies),
+        tuple(
+            (reading.places[leaf].path, number)
+            for leaf, number in sorted(reading.offsets.items())
+            if any(powers[reading.places[leaf].path])
+        ),
     )

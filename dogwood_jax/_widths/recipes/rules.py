@@ -45,8 +45,8 @@ def _output(r: Reading, step: Step) -> Sequence[State]:
 
 @rule("enter")
 def _enter(r: Reading, step: Step) -> Sequence[State]:
-    states = [r.state(value) for value in step.operands]
-    return [State(s.power, _settled(r, s)) for s in states]
+    states = [r.state(value, moved=True) for value in step.operands]
+    return [State(s.power, _settled(r, s), leaf=s.leaf) for s in states]
 
 
 def _settled(r: Reading, state: State) -> dict[int, Along]:
@@ -71,10 +71,11 @@ def _close(r: Reading, step: Step) -> Sequence[State]:
 @rule("take")
 def _take(r: Reading, step: Step) -> Sequence[State]:
     """A slice of what a loop runs over."""
-    state = r.state(step.operands[0])
+    state = r.state(step.operands[0], moved=True)
     if 0 in state.along:
         raise NoRecipe
-    return [State(state.power, {axis - 1: along for axis, along in state.along.items()})]
+    along = {axis - 1: along for axis, along in state.along.items()}
+    return [State(state.power, along, leaf=state.leaf)]
 
 
 @rule("collect")
@@ -119,14 +120,14 @@ def _moved(
         statistic = replace(state.statistic, axes=known)
     elif state.is_raw:
         raise NoRecipe
-    return State(state.power, along, statistic, state.constants)
+    return State(state.power, along, statistic, state.constants, state.leaf)
 
 
 @rule("transpose")
 def _transpose(r: Reading, step: Step) -> Sequence[State]:
     x, (result,) = step.operands[0], step.results
     origin = dict(enumerate(step.params["permutation"]))
-    return [_moved(r, x, r.state(x, raw=True), result, origin)]
+    return [_moved(r, x, r.state(x, raw=True, moved=True), result, origin)]
 
 
 @rule("broadcast_in_dim")
@@ -134,7 +135,7 @@ def _broadcast_in_dim(r: Reading, step: Step) -> Sequence[State]:
     x, (result,) = step.operands[0], step.results
     places = enumerate(step.params["broadcast_dimensions"])
     origin = {int(p): axis for axis, p in places if x.dims[axis].size == result.dims[p].size}
-    return [_moved(r, x, r.state(x, raw=True), result, origin)]
+    return [_moved(r, x, r.state(x, raw=True, moved=True), result, origin)]
 
 
 @rule("reshape squeeze")
@@ -146,7 +147,7 @@ def _reshape(r: Reading, step: Step) -> Sequence[State]:
     origin = None
     if [size for _, size in before] == [size for _, size in after]:
         origin = {new: old for (new, _), (old, _) in zip(after, before, strict=True)}
-    return [_moved(r, x, r.state(x, raw=True), result, origin)]
+    return [_moved(r, x, r.state(x, raw=True, moved=True), result, origin)]
 
 
 @rule("slice split rev unstack dynamic_slice")
@@ -228,7 +229,7 @@ def _gather(r: Reading, step: Step) -> Sequence[State]:
 
 @rule("reduce_precision", *functions(lambda law: law.same))
 def _same(r: Reading, step: Step) -> Sequence[State]:
-    return [r.state(value, raw=True) for value in step.operands]
+    return [r.state(value, raw=True, moved=True) for value in step.operands]
 
 
 @rule(*functions(lambda law: law.linear and law.degree is not None))
@@ -240,7 +241,7 @@ def _linear(r: Reading, step: Step) -> Sequence[State]:
 @rule("convert_element_type")
 def _convert(r: Reading, step: Step) -> Sequence[State]:
     if np.issubdtype(step.params["new_dtype"], np.inexact):
-        return [r.state(step.operands[0], raw=True)]
+        return [r.state(step.operands[0], raw=True, moved=True)]
     return _nonlinear(r, step)
 
 
@@ -306,10 +307,14 @@ def _add(r: Reading, step: Step) -> Sequence[State]:
     (result,) = step.results
     if step.name == "sub" and (variance := _variance(r, x, y)):
         return [variance]
-    common = r.equal_powers((x, y), constants=step.name != "sub")
+    shifted = None
+    if step.name != "sub":
+        shifted = r.with_offset(x, y.number) or r.with_offset(y, x.number)
+    common = shifted or r.equal_powers((x, y), constants=step.name != "sub")
     along = {}
     for axis in r.axes(result):
-        parts = [_operand(r, v, r.state(v), axis) for v in (x, y) if v.number != 0]
+        states = [(v, r.state(v, moved=shifted is not None)) for v in (x, y) if v.number != 0]
+        parts = [_operand(r, v, state, axis) for v, state in states]
         along[axis] = r.sum(parts) if parts else r.filled("zero")
         if step.name == "sub" and _centred(r, x, y) and along[axis].rest == "mean":
             along[axis] = Along("zero", along[axis].shared)

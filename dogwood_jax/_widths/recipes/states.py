@@ -122,6 +122,7 @@ class State:
         along: the axes that the width is part of.
         statistic: how it was made from another value, if that matters.
         constants: constants in what it is made of that have no name yet.
+        leaf: the leaf whose entries these are, at other places perhaps.
         array: the same object for all values with the same entries.
     """
 
@@ -129,6 +130,7 @@ class State:
     along: Mapping[int, Along] = field(default_factory=dict)
     statistic: Statistic | None = None
     constants: tuple[int, ...] = ()
+    leaf: int | None = None
     array: object = field(default_factory=object)
 
     @property
@@ -212,6 +214,8 @@ class Reading:
         self.constants: list[Constant] = []
         self.wishes: list[Power] = []  # powers that should be zero, if they may be
         self.blank: set[int] = set()  # leaves whose rest is as in a new network
+        self.offsets: dict[int, float] = {}  # numbers that leaves are added to wherever they are
+        self._bare: set[int] = set()  # leaves that are read without such a number
         self._rests: dict[int, Literal["zero", "mean"]] = {}  # of leaves that were open
         self._degrees: dict[Dim, int | None] = {}
         self.states: dict[int, State] = {}  # by identity of the value
@@ -219,7 +223,7 @@ class Reading:
         self.degrees: dict[int, Degree] = {}
         for index, place in places.items():
             along = {axis: self._of_leaf(index, role) for axis, role in place.roles.items()}
-            self.states[id(leaves[index])] = State({index: 1.0}, along)
+            self.states[id(leaves[index])] = State({index: 1.0}, along, leaf=index)
 
     def _preference(self, leaf: int) -> tuple[int, int]:
         """Returns a rank for each leaf: leaves of low rank are rescaled first.
@@ -280,8 +284,14 @@ class Reading:
 
     # States of values
 
-    def state(self, value: Value, raw: bool = False) -> State:
-        """What is known of a value."""
+    def state(self, value: Value, raw: bool = False, moved: bool = False) -> State:
+        """What is known of a value.
+
+        Args:
+            value: the value.
+            raw: whether it may be no multiple of the old value.
+            moved: whether it is only moved, so that it may still be added to a number.
+        """
         known = self.states.get(id(value))
         if known is None:
             axes = self.axes(value)
@@ -292,7 +302,24 @@ class Reading:
             )
         if known.is_raw and not raw:
             raise NoRecipe
+        if known.leaf is not None and not moved:
+            self._bare.add(known.leaf)
+            if known.leaf in self.offsets:  # no multiple of it suits both
+                self.equations.equate({known.leaf: 1.0}, {})
+            known = replace(known, leaf=None)
         return replace(known, power=self.equations.reduce(known.power))
+
+    def with_offset(self, value: Value, number: float | None) -> State | None:
+        """What is known of a leaf plus a number, if the leaf is always read so; else None.
+
+        Then the sum may take any power, because the leaf can make up for the number.
+        """
+        leaf = self.state(value, moved=True).leaf if number and value.number is None else None
+        if leaf is None or number is None or not isfinite(number) or leaf in self._bare:
+            return None
+        if self.offsets.setdefault(leaf, number) != number:
+            return None
+        return replace(self.state(value, moved=True), leaf=None)
 
     def unchanged(self, value: Value) -> None:
         """Makes sure that old entries of a value are what they were."""
