@@ -246,6 +246,39 @@ def scanned_gemma(n: int = 6, epsilon: float = EPSILON) -> Model:
     return weighted(shapes, apply, tokens(11, 3, 5))
 
 
+def stacked_experts(n: int = 6, epsilon: float = EPSILON) -> Model:
+    """A stream that experts write, their outputs stacked and summed with weights."""
+
+    def apply(params: Any, x: Any) -> Any:
+        x = x @ params["write"]
+        y = rms_norm(params["norm"], x, epsilon)
+        outputs = jnp.stack([jax.nn.silu(y @ up) @ down for up, down in params["experts"]], 1)
+        x = x + jnp.einsum("te,ted->td", jax.nn.softmax(y @ params["router"]), outputs)
+        return rms_norm(params["norm"], x, epsilon) @ params["head"]
+
+    shapes = {"write": f64(4, n), "norm": f64(n), "experts": [(f64(n, 7), f64(7, n))] * 3}
+    return weighted(shapes | {"router": f64(n, 3), "head": f64(n, 3)}, apply, data(5, 4))
+
+
+def sorted_experts(n: int = 6, epsilon: float = EPSILON) -> Model:
+    """A stream that experts write: tokens are sorted by expert, and multiplied in groups."""
+
+    def apply(params: Any, x: Any) -> Any:
+        x = x @ params["write"]
+        y = rms_norm(params["norm"], x, epsilon)
+        weights, chosen = jax.lax.top_k(jax.nn.softmax(y @ params["router"]), 2)
+        order = jnp.argsort(chosen.ravel())
+        counts = jnp.bincount(chosen.ravel(), length=3)
+        hidden = jax.lax.ragged_dot(y[order // 2], params["up"], counts)
+        outputs = jax.lax.ragged_dot(jax.nn.silu(hidden), params["down"], counts)
+        outputs = outputs * weights.ravel()[order][:, None]
+        x = x + jnp.zeros_like(x).at[order // 2].add(outputs)
+        return rms_norm(params["norm"], x, epsilon) @ params["head"]
+
+    shapes = {"write": f64(4, n), "norm": f64(n), "up": f64(3, n, 7), "down": f64(3, 7, n)}
+    return weighted(shapes | {"router": f64(n, 3), "head": f64(n, 3)}, apply, data(5, 4))
+
+
 def read_twice(n: int = 6, epsilon: float = EPSILON) -> Model:
     """A norm's scale is 1 + w, and w is read without the 1, too: no multiple of it suits both."""
 
@@ -437,6 +470,8 @@ CASES = {
         llama(tied=True, learned="1 + scale", post=True), ("embed", 1), "zero_incoming", (15,)
     ),
     "gemma, scanned": Case(scanned_gemma, ("embed", 1), "zero_incoming", (15,)),
+    "stacked experts": Case(stacked_experts, ("write", 1), "zero_incoming", (15,)),
+    "sorted experts": Case(sorted_experts, ("write", 1), "zero_incoming", (15,)),
     "scale read with and without 1": Case(read_twice, ("write/bias", 0), "tile", MULTIPLES),
     "rms, norms without scale": Case(
         llama(tied=False, learned=""), ("embed", 1), "zero_incoming", (15,)

@@ -12,8 +12,8 @@ Arrays along the width may be rescaled, by powers that are unknown. The power of
 linear expression of these. Terms of a sum have equal powers. Outputs, and operands of a nonlinear
 function, have power zero. The solution of these equations is the recipe. Often there are many. Then
 the first one leaves the epsilons of norms as they are, and another one rescales as little as it
-can. A width has no recipe if it meets a primitive without a rule (``rules``), or something that its
-rule cannot follow.
+can. A width has no recipe if it runs along arrays of a primitive without a rule (``rules``), or if
+it meets something that a rule cannot follow.
 """
 
 import heapq
@@ -24,7 +24,7 @@ from typing import Any
 from dogwood_jax import strategies
 from dogwood_jax._widths.dims import Dim, atoms
 from dogwood_jax._widths.layout import Role, units_of
-from dogwood_jax._widths.recipes.rules import RULES
+from dogwood_jax._widths.recipes.rules import RULES, unchanged
 from dogwood_jax._widths.recipes.states import Filling, NoRecipe, Place, Reading
 from dogwood_jax._widths.values import Trace, Value
 from dogwood_jax._widths.widths import Leaf, Recipe
@@ -121,9 +121,7 @@ class _Program:
             step = self._steps[reading.index]
             if step.results and all(value.origin == "constant" for value in step.results):
                 continue
-            if step.name not in RULES:
-                raise NoRecipe
-            states = RULES[step.name](reading, step)
+            states = RULES.get(step.name, unchanged)(reading, step)
             for value, state in zip(step.results, states, strict=True):
                 reading.states[id(value)] = state
                 if not state.is_plain:

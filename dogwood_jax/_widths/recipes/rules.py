@@ -28,6 +28,15 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
+def unchanged(r: Reading, step: Step) -> Sequence[State]:
+    """Any function, if nothing that it takes or makes has the width, and its operands stay."""
+    if any(r.axes(value) for value in (*step.operands, *step.results)):
+        raise NoRecipe
+    for value in step.operands:
+        r.unchanged(value)
+    return [State() for _ in step.results]
+
+
 # Loops and outputs -------------------------------------------------------------------------------
 
 
@@ -194,6 +203,21 @@ def _concatenate(r: Reading, step: Step) -> Sequence[State]:
         states = [r.state(v) for v in terms]
         parts = [s.along[axis] for s in states if axis in s.along]
         if axis != joined and len(parts) < len(terms):
+            raise NoRecipe
+        along[axis] = r.sum(parts) if parts else r.filled("zero")
+    return [State(common.power, along)]
+
+
+@rule("stack")
+def _stack(r: Reading, step: Step) -> Sequence[State]:
+    (result,) = step.results
+    common = r.equal_powers(step.operands)
+    new = step.params["axis"] % result.ndim
+    terms = [r.state(v) for v in step.operands if v.number != 0]
+    along = {}
+    for axis in r.axes(result):
+        parts = [s.along[old] for s in terms if (old := axis - (axis > new)) in s.along]
+        if axis == new or len(parts) < len(terms):
             raise NoRecipe
         along[axis] = r.sum(parts) if parts else r.filled("zero")
     return [State(common.power, along)]
@@ -398,6 +422,26 @@ def _select_n(r: Reading, step: Step) -> Sequence[State]:
     return [replace(common, along=along)]
 
 
+@rule("scatter-add")
+def _scatter_add(r: Reading, step: Step) -> Sequence[State]:
+    """Updates are added to places that are indexed along other axes than the width's."""
+    x, indices, updates = step.operands
+    r.unchanged(indices)
+    numbers = step.params["dimension_numbers"]
+    batching = getattr(numbers, "operand_batching_dims", ())
+    window = [a for a in range(x.ndim) if a not in {*numbers.inserted_window_dims, *batching}]
+    place = dict(zip(window, numbers.update_window_dims, strict=True))
+    common = r.equal_powers((x, updates))
+    along = {}
+    for axis in r.axes(x):
+        if axis not in place or updates.dims[place[axis]].size != x.dims[axis].size:
+            raise NoRecipe
+        terms = [(x, axis), (updates, place[axis])]
+        parts = [_operand(r, v, r.state(v), a) for v, a in terms if v.number != 0]
+        along[axis] = r.sum(parts) if parts else r.filled("zero")
+    return [State(common.power, along)]
+
+
 @rule("dynamic_update_slice")
 def _dynamic_update_slice(r: Reading, step: Step) -> Sequence[State]:
     x, update, *starts = step.operands
@@ -484,6 +528,23 @@ def _dot_general(r: Reading, step: Step) -> Sequence[State]:
         *zip(batch_x, batch_y, strict=True),
         *((a, None) for a in free_x),
         *((None, a) for a in free_y),
+    ]
+    return [_contraction(r, x, y, list(zip(contract_x, contract_y, strict=True)), places)]
+
+
+@rule("ragged_dot_general")
+def _ragged_dot_general(r: Reading, step: Step) -> Sequence[State]:
+    """Rows of x, sorted by group, each times the matrix of its group."""
+    numbers = step.params["ragged_dot_dimension_numbers"]
+    (contract_x, contract_y), (batch_x, batch_y) = numbers.dot_dimension_numbers
+    x, y, *group_sizes = step.operands
+    for value in group_sizes:
+        r.unchanged(value)
+    aside = {*contract_y, *batch_y, *numbers.rhs_group_dimensions}
+    places = [
+        *zip(batch_x, batch_y, strict=True),
+        *((a, None) for a in range(x.ndim) if a not in {*contract_x, *batch_x}),
+        *((None, a) for a in range(y.ndim) if a not in aside),
     ]
     return [_contraction(r, x, y, list(zip(contract_x, contract_y, strict=True)), places)]
 
