@@ -95,21 +95,18 @@ class _Program:
         """
         known: dict[str, float] = {}
         for filling in _FILLINGS:
-            found: list[Recipe] = []
-            for keeps_epsilons in (True, False):
-                try:
-                    reading = Reading(name, width, filling, self._places[name], self._values)
-                    self._read(reading)
-                    recipe = _solution(reading, keeps_epsilons)
-                except NoRecipe:
-                    continue
+            try:
+                reading = Reading(name, width, filling, self._places[name], self._values)
+                self._read(reading)
+            except NoRecipe:
+                continue
+            found = [_solution(reading, keeps_epsilons) for keeps_epsilons in (True, False)]
+            for recipe in dict.fromkeys(one for one in found if one is not None):
                 self._degrees[name, recipe.strategy, recipe.multiple] = reading.degrees
                 known |= {what: number for what, number, _ in recipe.constants}
                 same = ((what, known[what], 0.0) for what in known if filling.multiple)
-                recipe = replace(recipe, constants=recipe.constants or tuple(same))
-                found += [recipe] if recipe not in found else []
-            yield from found
-            if found and filling.is_tiled:  # what works for any size works for multiples
+                yield replace(recipe, constants=recipe.constants or tuple(same))
+            if filling.is_tiled and any(found):  # what works for any size works for multiples
                 return
 
     def _read(self, reading: Reading) -> None:
@@ -141,18 +138,21 @@ def _roles(leaf: Leaf) -> dict[str, dict[int, Role | None]]:
     return found
 
 
-def _solution(reading: Reading, keeps_epsilons: bool) -> Recipe:
+def _solution(reading: Reading, keeps_epsilons: bool) -> Recipe | None:
+    """Returns the recipe in which the epsilons of norms stay, or else arrays, if they can.
+
+    It is None if an epsilon would follow from the number of copies.
+    """
+    equations = reading.equations.copy()
     epsilons = [constant.power for constant in reading.constants] if keeps_epsilons else []
     for power in (*epsilons, *reading.wishes):
-        reading.equations.wish(power)
-    powers = {
-        place.path: reading.equations.value({index: 1.0}) for index, place in reading.places.items()
-    }
+        equations.wish(power)
+    powers = {place.path: equations.value({leaf: 1.0}) for leaf, place in reading.places.items()}
     constants = []
     for constant in reading.constants:
-        of_ratio, of_copies = reading.equations.value(constant.power)
+        of_ratio, of_copies = equations.value(constant.power)
         if of_copies:
-            raise NoRecipe
+            return None
         constants.append((constant.what, constant.number, of_ratio))
     filling = reading.filling
     name: Any = filling.strategy.name

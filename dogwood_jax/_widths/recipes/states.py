@@ -51,6 +51,12 @@ class Equations:
         self._preference = preference
         self._solved: dict[int, Power] = {}
 
+    def copy(self) -> "Equations":
+        """Returns the same equations, to go on with in another way."""
+        found = Equations(self._preference)
+        found._solved = dict(self._solved)
+        return found
+
     def reduce(self, power: Power) -> Power:
         """Returns a power in terms of free unknowns."""
         while (key := next((k for k in power if k in self._solved), None)) is not None:
