@@ -38,9 +38,9 @@ def test_repeated_layers_and_modules_share_rows() -> None:
     widths = dw.trace(apply, shapes(7, 7, 7, 8), X)
     assert str(widths) == textwrap.dedent("""\
         width            size  occurs in                            status
-        ---------------  ----  -----------------------------------  ------------------------------------------------------
-        stem             6     -> stem[1]                           growable by zero_incoming(): it is summed over without
-                               -> block_{0..3}/scale[0]             weights, as a mean, a norm or a softmax does
+        ---------------  ----  -----------------------------------  --------------------------------------------------------
+        stem             6     -> stem[1]                           growable by zero_incoming() or tile(): it is summed over
+                               -> block_{0..3}/scale[0]             without weights, as a mean, a norm or a softmax does
                                <- block_{0..3}/{up,gate}/kernel[0]
                                -> block_{0..3}/down/kernel[1]
                                -> block_{0..3}/down/bias[0]
