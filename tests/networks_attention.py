@@ -534,3 +534,30 @@ def unscaled_attention(
         return y.reshape(n, time, -1) @ params["o"]
 
     return Model(apply, shapes, (data(2, 4, n_in),))
+
+
+@network(
+    {
+        "q[heads]": grows("heads", 2, "-> {q,k,v}[1] <- o[0]"),
+        "v[head_dim]": grows("value", 5, "-> v[2] <- o[1]"),
+        "q[head_dim]": grows("dim", 3, "-> q[2] <> k[2]", copies="tied"),
+        "q[0]": interface("n_in", 4, "<- {q,k,v}[0]"),
+        "o": interface("out", 5, "-> o[2]"),
+    }
+)
+def capped_attention(
+    n_in: int = 4, heads: int = 2, dim: int = 3, value: int = 5, out: int = 5
+) -> Model:
+    """Scores that tanh keeps within bounds, as in Gemma 2: their softmax is still positive."""
+    shapes = {name: f64(n_in, heads, dim) for name in "qk"}
+    shapes |= {"v": f64(n_in, heads, value), "o": f64(heads, value, out)}
+
+    def apply(params: Any, x: Any) -> Any:
+        q, k, v = (jnp.einsum("btm,mhd->bthd", x, params[name]) for name in "qkv")
+        scores = jnp.tanh(jnp.einsum("bthd,bshd->bhts", q, k) / 50) * 50
+        time = x.shape[1]
+        mask = jnp.tril(jnp.ones((time, time), bool))[None, None]
+        weights = jax.nn.softmax(jnp.where(mask, scores, -2.3819763e38))
+        return jnp.einsum("bhts,bshd,hdm->btm", weights, v, params["o"])
+
+    return Model(apply, shapes, (data(2, 4, n_in),))

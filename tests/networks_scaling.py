@@ -109,6 +109,17 @@ def keys_as_values(n: int = 6, epsilon: float = 0) -> Model:
     return weighted({"q": f64(5, n), "k": f64(5, n), "o": f64(n, 2)}, apply, data(2, 7, 5))
 
 
+def summed_scores(n: int = 11, epsilon: float = 0) -> Model:
+    """Scores as a sum of products in the place of a contraction."""
+
+    def score(q: Any, k: Any) -> Any:
+        s = (q[:, :, None] * k[:, None]).sum(-1) * q.shape[-1] ** -0.5
+        return s.transpose(0, 3, 1, 2)
+
+    shapes = attention_shapes(5, 3, n)
+    return weighted(shapes, lambda p, x: attend(p, x, score), data(2, 7, 5))
+
+
 def fused_attention(n: int = 6, epsilon: float = 0) -> Model:
     """Queries and keys from one kernel: if new units of both were zero, neither would learn."""
 
@@ -437,6 +448,7 @@ CASES = {
     "queries": Case(scores(lambda n: 1 / np.sqrt(n), "queries"), ("k", 2), "zero_outgoing", (13,)),
     "both factors": Case(scores(lambda n: n**-0.25, "both"), ("k", 2), "zero_outgoing", (13,)),
     "mup": Case(scores(lambda n: 1 / n), ("k", 2), "zero_outgoing", (13,)),
+    "summed scores": Case(summed_scores, ("k", 2), "zero_outgoing", (13,)),
     "flax attention": Case(
         flax_attention,
         ("query/kernel", 2),

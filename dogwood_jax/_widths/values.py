@@ -132,7 +132,8 @@ class Value:
         index: whether its integers come straight from an input or count positions from zero.
         wrapped: whether its integers are such indices plus a number.
         leaves: the leaves a parameter is made of.
-        weighted: axes along which it was just multiplied by a parameter.
+        weighted: axes along which it was just multiplied by a parameter, or by activations that
+            other weights silence.
         contracted: dimensions that a product with weights was last summed over.
         summed: dimensions that it was last summed over without weights.
     """

@@ -489,7 +489,8 @@ class Reading:
             for inverse, size in ((1, n), (-1, 1 / n)):
                 if group and _near(number, size, rounding):
                     return inverse * self._degree_of_group(group)
-        if any(self.degree(d) != 0 for d in summed):
+        weighted = [d.root for d in x.contracted]
+        if any(self.degree(d) != 0 for d in summed if d not in weighted):
             raise NoRecipe  # such as n - 1
         return None
 

@@ -131,18 +131,26 @@ def _nary(trace: Trace, eqn: Any, values: Sequence[Value], how: str) -> Value:
 def _mul(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
     out = _nary(trace, eqn, (x, y), "multiply")
     silencers: tuple[Silencers, ...] = ()
-    if x.silencers or y.silencers:
-        factors = (_kept(v, out) for v in (x, y))
-        silencers = tuple(either(*options) for options in zip(*factors, strict=True))
-    weighted = frozenset(
+    weighted = {
         a
         for v in (x, y)
         for a, d in enumerate(out.dims)
         if v.origin == "parameter" and v.ndim and v.dims[a].size == d.size
-    )
+    }
+    if x.silencers or y.silencers:
+        factors = [_kept(v, out) for v in (x, y)]
+        silencers = tuple(either(*options) for options in zip(*factors, strict=True))
+        if x.origin == y.origin == "data":
+            weighted |= {a for a, (s, t) in enumerate(zip(*factors, strict=True)) if _apart(s, t)}
     number = _fold("mul", x.number, y.number)
     out = _scaled(trace, out, x, y)
-    return [out.but(silencers=silencers, number=number, weighted=weighted)]
+    return [out.but(silencers=silencers, number=number, weighted=frozenset(weighted))]
+
+
+def _apart(one: Silencers, other: Silencers) -> bool:
+    """Whether other weights silence each factor, so that one may be zero while the other is not."""
+    leaves = [{entry.leaf for s in side for entry in s.entries} for side in (one, other)]
+    return bool(leaves[0] and leaves[1]) and leaves[0].isdisjoint(leaves[1])
 
 
 @rule("div")

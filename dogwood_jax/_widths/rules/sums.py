@@ -218,8 +218,9 @@ def _summed(trace: Trace, x: Value, axes: set[int]) -> Value:
         positions_used(x)
     kept = pick(x, [a for a in range(x.ndim) if a not in axes])
     summed = tuple(x.dims[a] for a in sorted(axes))
+    contracted = tuple(x.dims[a] for a in sorted(axes & x.weighted))
     number = None if x.number is None else x.number * prod(d.size for d in summed)
-    return kept.but(number=number, index=False, contracted=(), summed=summed)
+    return kept.but(number=number, index=False, contracted=contracted, summed=summed)
 
 
 _REDUCTIONS = {
