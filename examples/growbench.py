@@ -654,12 +654,17 @@ def compare_ways(task: Task, data: Data, out: Path, quick: bool) -> list[Result]
         data,
     )
     for schedule in schedules:
-        name = f"growbench_{task.name}_{schedule}.png".replace(", ", "_")
-        picture(results, task.name, schedule).savefig(out / name, dpi=120)
+        picture(results, task.name, schedule).savefig(out / file_name(task, schedule), dpi=120)
     return results
 
 
-COLORS = ("C0", "C1", "C2", "C3")
+def file_name(*parts: Task | str) -> str:
+    """Returns the name of a picture: the command, and what it shows."""
+    names = [part.name if isinstance(part, Task) else part for part in parts]
+    return "_".join(["growbench", *names]).replace(",", "").replace(" ", "_") + ".png"
+
+
+COLORS = {way.name: f"C{number % 8}" for number, way in enumerate(WAYS)}
 
 
 def picture(results: Sequence[Result], task: str, schedule: str) -> Any:
@@ -673,18 +678,33 @@ def picture(results: Sequence[Result], task: str, schedule: str) -> Any:
     figure = Figure(figsize=(8, 5), layout="constrained")
     ax = figure.subplots()
     groups = {group[2]: runs for group, runs in grouped(results).items() if group[1] == schedule}
-    ax.plot(*ends(groups.pop(SCRATCH)), color="black", marker="o", label="from scratch, each end")
+    scratch = ends(groups.pop(SCRATCH))
+    ax.plot(*scratch, color="black", marker="o")
+    text = "from scratch,\neach budget's end"
+    middle = scratch[0][2], scratch[1][2]
+    ax.annotate(text, middle, xytext=(12, 6), textcoords="offset points")
     rank = {way: float(np.mean([r.loss for r in runs])) for way, runs in groups.items()}
     default = [way for way in rank if way.startswith("default") or "silent" in way]
     others = sorted((way for way in rank if way not in default), key=lambda way: rank[way])
-    for color, way in zip(COLORS, [*default, *others]):
+    # The labels of curves that end alike stand one above the other, the best at the bottom.
+    shown = sorted([*default, *others][:4], key=lambda way: rank[way])
+    for number, way in enumerate(shown):
         budgets = np.mean([r.run.budgets for r in groups[way]], axis=0)
         losses = np.mean([r.run.losses for r in groups[way]], axis=0)
-        ax.plot(budgets, losses, color=color, linewidth=1, label=way)
-        ax.plot(budgets[-1], losses[-1], "o", color=color)
+        ax.plot(budgets, losses, color=COLORS[way], linewidth=1)
+        ax.plot(budgets[-1], losses[-1], "o", color=COLORS[way])
+        ax.annotate(
+            way,
+            (budgets[-1], losses[-1]),
+            xytext=(0.72, 0.62 + 0.08 * number),
+            textcoords="axes fraction",
+            color=COLORS[way],
+            arrowprops={"arrowstyle": "-", "color": COLORS[way], "alpha": 0.4},
+        )
     ax.set(xlabel="share of the FLOPs", ylabel="test loss", yscale="log")
-    ax.set_title(f"{task}, {schedule}")
-    ax.legend()
+    ax.set_title(f"{task}: {schedule}")
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter("{x:g}")
     return figure
 
 
@@ -743,7 +763,7 @@ def compare_moments(task: Task, data: Data, out: Path, quick: bool) -> list[Resu
             for seed in seeds
         ]
     results = made(trials, data)
-    map_of(results, task, way).savefig(out / f"growbench_map_{task.name}.png".replace(", ", "_"))
+    map_of(results, task, way).savefig(out / file_name("map", task))
     return results
 
 
