@@ -356,7 +356,7 @@ def _choices(
         said += f" or {'' if complete else 'more than '}{len(choices) - 3} others"
     return (
         f"{_length(first)}, but for {first.layout} the shapes do not say whether {said}; "
-        "say so with sizes= beside target="
+        "say so with sizes= beside target=, or pass target_apply=, the larger model's function"
     )
 
 
