@@ -493,6 +493,21 @@ class Trial(NamedTuple):
     budget: float
     moment: float = 0.0
 
+    @property
+    def small(self) -> str:
+        """What the small network's configuration says."""
+        if self.way == SCRATCH:
+            return ""
+        model = self.task.small[lacking(self.way)]
+        names = [field.name for field in dataclasses.fields(model)]
+        names = [name for name in names if name not in ("parent", "name")]  # of any Flax module
+        return " ".join(f"{name}={getattr(model, name)}" for name in names)
+
+
+def lacking(way: str) -> str:
+    """Returns what the small network of a way lacks."""
+    return next(one.lacks for one in WAYS if one.name == way)
+
 
 def trial_of(task: Task, schedule: str, way: str, seed: int, budget: float | None = None) -> Trial:
     """Returns a run from scratch with a budget, or a grown one as the task says."""
@@ -591,24 +606,28 @@ def grouped(results: Sequence[Result]) -> dict[Group, list[Result]]:
 
 
 def table(results: Sequence[Result]) -> str:
-    """Returns a row for each task, schedule and way: budget, loss, ratio and that of each seed."""
+    """Returns a row for each kind of run: budget, loss, ratio and the ratios of single seeds."""
     lines = [
-        f"{'task':<19}{'schedule':<17}{'way':<23}{'budget':>7}{'test loss':>18}{'ratio':>8}"
-        "  of single seeds"
+        f"{'task':<24}{'schedule':<17}{'way':<23}{'small network':<28}{'grown at':>8}{'budget':>8}"
+        f"{'test loss':>18}{'ratio':>8}  of single seeds"
     ]
     groups = grouped(results)
-    for (task, schedule, way), runs in groups.items():
-        scratch = groups[task, schedule, SCRATCH]
-        for budget in ends(runs)[0]:
-            some = [r for r in runs if round(r.budget, 3) == budget]
-            losses = np.array([r.loss for r in some])
-            spread = losses.std(ddof=1) if len(losses) > 1 else 0.0
-            line = f"{task:<19}{schedule:<17}{way:<23}{budget:>7.2f}"
-            line += f"{losses.mean():>10.4f} ± {spread:.4f}"
-            if way != SCRATCH:
-                singles = sorted(ratio([one], scratch) for one in some)
-                line += f"{ratio(some, scratch)!s:>8}  {singles[0]} to {singles[-1]}"
-            lines.append(line)
+    rows: dict[tuple[Any, ...], list[Result]] = {}
+    for result in results:
+        task, schedule, way, _, budget, moment = trial = result.trial
+        row = task.name, schedule, way, trial.small, moment, budget
+        rows.setdefault(row, []).append(result)
+    for (name, schedule, way, small, moment, _), runs in rows.items():
+        losses = np.array([run.loss for run in runs])
+        spread = losses.std(ddof=1) if len(losses) > 1 else 0.0
+        line = f"{name:<24}{schedule:<17}{way:<23}{small:<28}"
+        line += f"{f'{moment:.0%}' if small else '':>8}{np.mean([r.budget for r in runs]):>8.2f}"
+        line += f"{losses.mean():>10.4f} ± {spread:.4f}"
+        if small:
+            scratch = groups[name, schedule, SCRATCH]
+            singles = sorted(ratio([run], scratch) for run in runs)
+            line += f"{ratio(runs, scratch)!s:>8}  {singles[0]} to {singles[-1]}"
+        lines.append(line)
     return "\n".join(lines)
 
 
@@ -617,22 +636,10 @@ def write(results: Sequence[Result], path: Path) -> None:
     with path.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow("task schedule way rate small moment seed budget loss".split())
-        for (task, schedule, way, seed, _, moment), run in results:
-            small = "" if way == SCRATCH else size(task.small[lacking(way)])
+        for trial, run in results:
+            (task, schedule, way, seed, _, moment), small = trial, trial.small
             end = run.budgets[-1], run.losses[-1]
             rows.writerow([task.name, schedule, way, task.rate, small, moment, seed, *end])
-
-
-def size(model: nn.Module) -> str:
-    """Returns what a network's configuration says."""
-    names = [field.name for field in dataclasses.fields(model)]
-    names = [name for name in names if name not in ("parent", "name")]  # of any Flax module
-    return " ".join(f"{name}={getattr(model, name)}" for name in names)
-
-
-def lacking(name: str) -> str:
-    """Returns what the small network of a way lacks."""
-    return next(way.lacks for way in WAYS if way.name == name)
 
 
 # The table ----------------------------------------------------------------------------------------
@@ -786,7 +793,8 @@ def map_of(results: Sequence[Result], task: Task, way: str) -> Any:
         ax.imshow([[cell.value for cell in row] for row in cells], "RdBu_r", vmin=0.3, vmax=1.7)
         for y, row in enumerate(cells):
             for x, cell in enumerate(row):
-                ax.text(x, y, str(cell), ha="center", va="center")
+                color = "black" if 0.5 < cell.value < 1.5 else "white"
+                ax.text(x, y, str(cell), ha="center", va="center", color=color)
         ax.set_xticks(range(len(MOMENTS)), [f"{moment:.0%}" for moment in MOMENTS])
         ax.set_yticks(range(len(cells)), list(SMALL[task.name]))
         ax.set(xlabel="grown after this share of the steps", title=f"{task.name}: {schedule}")
