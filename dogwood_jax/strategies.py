@@ -463,8 +463,9 @@ def tile(init: Initializer = glorot, split: Literal["even", "uneven"] = "even") 
     For a stream under LayerNorm. From n to m units it is repeated q = m // n times; the remaining
     m - q n units hold its mean, so that the mean stays and the variance changes by s = q n / m. So
     all that writes the stream is divided by sqrt(s), and the norm's scale is multiplied by it.
-    Epsilons stay as they are. If the larger model has its epsilon times s, or if what writes the
-    stream cannot be divided, only the norm's scale is multiplied. Weights that read the stream are
+    Epsilons stay as they are. If the larger model has its epsilon times s, only the norm's scale is
+    multiplied. So it is, too, where what writes the stream cannot be divided. Then the growth's
+    notes say which epsilon the larger model must have. Weights that read the stream are
     divided among the copies. An embedding that is read as the head, too, is repeated whole, and the
     last norm is divided by q. Weights that read the remaining units are random, because these units
     are zero behind the norm. Preserving. Gradients at the first step are those of ``replicate``.

@@ -274,6 +274,7 @@ class Way:
         strategy: from the loss of the larger network to how new units are filled in.
         depth: how new layers are filled in, if they are not silent.
         warmup: steps in which the rate of new weights warms up.
+        stays: whether the small network never grows. Where it ends as well, growing is needless.
     """
 
     name: str
@@ -281,6 +282,7 @@ class Way:
     strategy: Callable[[Callable[..., Any], Any], Any] = lambda loss, batch: None
     depth: strategies.DepthStrategy | None = None
     warmup: int = 0
+    stays: bool = False
 
 
 WAYS = (
@@ -309,6 +311,8 @@ WAYS = (
     Way("one layer, silent new", "layers"),
     Way("one layer, copies", "layers", depth=strategies.stack()),
     Way("one layer, random new", "layers", depth=strategies.new_layers()),
+    Way("small alone", "width", stays=True),
+    Way("one layer alone", "layers", stays=True),
 )
 
 
@@ -436,16 +440,17 @@ def train(
     if way is not None:
         small = task.small[way.lacks]
         costs["small"] = flops(small, inputs.shape, inputs.dtype)
+        moment = 1.0 if way.stays else moment
         mean = moment * costs["small"] + (1 - moment) * costs["large"]
         steps = max(whole(budget * full / mean), 2 * CHUNK)
-        first = min(whole(moment * steps), steps - CHUNK)
+        first = steps if way.stays else min(whole(moment * steps), steps - CHUNK)
     model, spent, run = small, 0, Run([], [])
     key = jax.random.key(seed)
     variables = model.init(key, data.train[0][:1])
     state = tx.init(variables["params"])
     done, marks = 0, {whole(steps * i / 10) for i in range(1, 11)}
     for batches in data.batches(seed, steps, task.batch_size):
-        if way is not None and done == first:
+        if done == first and way is not None:
             variables, state = grow(task, data, way, variables, state, tx, key)
             model = large
             spent += costs["large"]
@@ -671,14 +676,14 @@ def file_name(*parts: Task | str) -> str:
     return "_".join(["growbench", *names]).replace(",", "").replace(" ", "_") + ".png"
 
 
-COLORS = {way.name: f"C{number % 8}" for number, way in enumerate(WAYS)}
+COLORS = {way.name: "0.5" if way.stays else f"C{n % 8}" for n, way in enumerate(WAYS)}
 
 
 def picture(results: Sequence[Result], task: str, schedule: str) -> Any:
     """Returns a figure: where from scratch ends with each budget, and how grown runs went on.
 
-    Of the ways to grow, the default ones are shown and the best of the others. What a grown run
-    saves is the distance from its end to the black line along the horizontal.
+    The default ways to grow are shown, the small network alone, and the best of the others. What a
+    grown run saves is the distance from its end to the black line along the horizontal.
     """
     from matplotlib.figure import Figure
 
@@ -691,10 +696,10 @@ def picture(results: Sequence[Result], task: str, schedule: str) -> Any:
     middle = scratch[0][2], scratch[1][2]
     ax.annotate(text, middle, xytext=(12, 6), textcoords="offset points")
     rank = {way: float(np.mean([r.loss for r in runs])) for way, runs in groups.items()}
-    default = [way for way in rank if way.startswith("default") or "silent" in way]
-    others = sorted((way for way in rank if way not in default), key=lambda way: rank[way])
+    first = [way for way in rank if way.startswith("default") or "silent" in way or "alone" in way]
+    others = sorted((way for way in rank if way not in first), key=lambda way: rank[way])
     # The labels of curves that end alike stand one above the other, the best at the bottom.
-    shown = sorted([*default, *others][:4], key=lambda way: rank[way])
+    shown = sorted([*first, *others][:4], key=lambda way: rank[way])
     for number, way in enumerate(shown):
         budgets = np.mean([r.run.budgets for r in groups[way]], axis=0)
         losses = np.mean([r.run.losses for r in groups[way]], axis=0)

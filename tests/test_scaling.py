@@ -216,6 +216,25 @@ def test_what_has_no_exact_recipe_is_refused(name: str) -> None:
             dw.plan(widths, {width.name: 2 * width.size}, strategy=make())
 
 
+def test_copies_take_the_scale_that_their_size_asks_for() -> None:
+    model, widths, variables = before("summed scores")
+    big = CASES["summed scores"].build(n=22)
+    growth = dw.plan(
+        widths,
+        target=big.shapes,
+        target_apply=big.apply,
+        strategy={widths.of("k", 2).name: dw.strategies.tile()},
+    )
+    outputs = model.apply(variables, *model.inputs)
+    grown = dw.grow(variables, growth, fresh=fill(big.shapes, 2))
+    assert_close(big.apply(grown, *big.inputs), outputs, 1e-12, np.max(np.abs(outputs)))
+
+
+def test_a_growth_says_what_a_scale_is_added_to() -> None:
+    growth = dw.plan(before("gemma")[1], {"embed": 12})
+    assert "(1 + array) times 0.707107" in str(growth)
+
+
 @pytest.mark.parametrize("name", ["post-norm", "relu, norm", "rms by tiles"])
 def test_some_only_grow_to_multiples(name: str) -> None:
     widths = before(name)[1]

@@ -386,7 +386,7 @@ class Growth:
                     parts.append(f"axis {axis} {fate} ({units.width})")
         if leaf.path in self.factors:
             offset = self.offsets.get(leaf.path)
-            what = f"{offset:g} + array " if offset else ""
+            what = f"({offset:g} + array) " if offset else ""
             parts.append(f"{what}times {self.factors[leaf.path]:.6g}")
         return ", ".join(parts)
 

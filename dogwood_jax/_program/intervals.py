@@ -189,6 +189,9 @@ def off_zero(b: Bounds) -> bool:
 
 # Bounds of what functions make --------------------------------------------------------------------
 
+# Masks are such numbers. Only they come near this end, which counts as minus infinity.
+_FARTHEST = -1e8
+
 
 def monotone(
     function: Callable[[float], float], *, above: bool = False
@@ -211,7 +214,8 @@ def monotone(
         if isnan(low) or isnan(high):
             return Bounds(atoms=b.atoms)
         reached = b.reached or (b.high == inf > high) or (b.low == -inf < low and not above)
-        open_end = above and (b.above or low == end(-inf))
+        is_far = b.low <= _FARTHEST and low == end(-inf)
+        open_end = above and (b.above or is_far)
         return Bounds(low, high, b.atoms, above=open_end, reached=reached)
 
     return bounds

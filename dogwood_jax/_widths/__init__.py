@@ -21,7 +21,7 @@ grow: sentences with a kind), ``scales`` (constants that look computed from a si
 
 Where to add: a primitive is one function in ``rules/`` and one example in the tests. Widths that
 meet a primitive without a rule cannot grow. For recipes, the primitive needs one more function, in
-``recipes/rules``. A width that meets a primitive without that has no recipe.
+``recipes/rules``. A width that runs along arrays of a primitive without that has no recipe.
 """
 
 # Pickles of version 0.1.0 look for these classes here, by these names.

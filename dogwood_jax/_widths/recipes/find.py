@@ -9,7 +9,8 @@ way to fill in new units. Each value in the larger network is compared with the 
 - Along the width, new entries are zero, or the mean of the old ones, or any number.
 
 Arrays along the width may be rescaled, by powers that are unknown. The power of each value is a
-linear expression of these. Terms of a sum have equal powers. Outputs, and operands of a nonlinear
+linear expression of these. Terms of a sum have equal powers, but for epsilons and for numbers that
+an array is added to wherever it is read, as 1 + scale. Outputs, and operands of a nonlinear
 function, have power zero. The solution of these equations is the recipe. Often there are many. Then
 the first one leaves the epsilons of norms as they are, and another one rescales as little as it
 can. A width has no recipe if it runs along arrays of a primitive without a rule (``rules``), or if
@@ -104,8 +105,10 @@ class _Program:
             for recipe in dict.fromkeys(one for one in found if one is not None):
                 self._degrees[name, recipe.strategy, recipe.multiple] = reading.degrees
                 known |= {what: number for what, number, _ in recipe.constants}
-                same = ((what, known[what], 0.0) for what in known if filling.multiple)
-                yield replace(recipe, constants=recipe.constants or tuple(same))
+                followed = {degree.number for degree in reading.degrees.values()}
+                same = ((what, n, 0.0) for what, n in known.items() if abs(n) not in followed)
+                multiple = tuple(same) if filling.multiple else ()
+                yield replace(recipe, constants=recipe.constants or multiple)
             if filling.is_tiled and any(found):  # what works for any size works for multiples
                 return
 

@@ -424,13 +424,15 @@ def _select_n(r: Reading, step: Step) -> Sequence[State]:
 
 @rule("scatter-add")
 def _scatter_add(r: Reading, step: Step) -> Sequence[State]:
-    """Updates are added to places that are indexed along other axes than the width's."""
+    """Updates are added to indexed places, and the width lies along the axes of what is added."""
     x, indices, updates = step.operands
     r.unchanged(indices)
     numbers = step.params["dimension_numbers"]
     batching = getattr(numbers, "operand_batching_dims", ())
     window = [a for a in range(x.ndim) if a not in {*numbers.inserted_window_dims, *batching}]
     place = dict(zip(window, numbers.update_window_dims, strict=True))
+    if r.axes(indices) or not {*r.axes(updates)} <= {*place.values()}:
+        raise NoRecipe
     common = r.equal_powers((x, updates))
     along = {}
     for axis in r.axes(x):

@@ -316,16 +316,18 @@ class Reading:
         return replace(known, power=self.equations.reduce(known.power))
 
     def with_offset(self, value: Value, number: float | None) -> State | None:
-        """What is known of a leaf plus a number, if the leaf is always read so; else None.
+        """What is known of a leaf plus a number; None if the leaf was read otherwise before.
 
-        Then the sum may take any power, because the leaf can make up for the number.
+        The sum may take any power, because the leaf can make up for the number. If the leaf is read
+        otherwise later on, the power must be zero.
         """
         leaf = self.state(value, moved=True).leaf if number and value.number is None else None
         if leaf is None or number is None or not isfinite(number) or leaf in self._bare:
             return None
         if self.offsets.setdefault(leaf, number) != number:
             return None
-        return replace(self.state(value, moved=True), leaf=None)
+        known = self.state(value, moved=True)
+        return State(known.power, known.along)
 
     def unchanged(self, value: Value) -> None:
         """Makes sure that old entries of a value are what they were."""
