@@ -74,7 +74,7 @@ def test_grown_runs_pay_for_the_small_network(name):
 
 @pytest.mark.parametrize("command", ["table", "rates", "map"])
 def test_the_bench_measures_and_writes(command, tmp_path, monkeypatch, capsys):
-    task = dataclasses.replace(MLP_TASK, steps=320, rates=(1e-3, 2e-3))
+    task = dataclasses.replace(MLP_TASK, steps=640, rates=(1e-3, 2e-3))
     monkeypatch.setattr(growbench, "TASKS", {task.name: task})
     monkeypatch.setattr(growbench, "WAYS", growbench.WAYS[:1])
     monkeypatch.setattr(growbench, "MOMENTS", (0.25, 0.5))
