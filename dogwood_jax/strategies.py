@@ -465,10 +465,10 @@ def tile(init: Initializer = glorot, split: Literal["even", "uneven"] = "even") 
     all that writes the stream is divided by sqrt(s), and the norm's scale is multiplied by it.
     Epsilons stay as they are. If the larger model has its epsilon times s, only the norm's scale is
     multiplied. So it is, too, where what writes the stream cannot be divided. Then the growth's
-    notes say which epsilon the larger model must have. Weights that read the stream are
-    divided among the copies. An embedding that is read as the head, too, is repeated whole, and the
-    last norm is divided by q. Weights that read the remaining units are random, because these units
-    are zero behind the norm. Preserving. Gradients at the first step are those of ``replicate``.
+    notes say which epsilon the larger model must have. Weights that read the stream are divided
+    among the copies. An embedding that is read as the head, too, is repeated whole, and the last
+    norm is divided by q. Weights that read the remaining units are random, because these units are
+    zero behind the norm. Preserving. Gradients at the first step are those of ``replicate``.
     Neither ``narrow`` nor ``merge_symmetric`` can undo it.
 
     Args:

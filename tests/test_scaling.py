@@ -233,6 +233,7 @@ def test_copies_take_the_scale_that_their_size_asks_for() -> None:
 def test_a_growth_says_what_a_scale_is_added_to() -> None:
     growth = dw.plan(before("gemma")[1], {"embed": 12})
     assert "(1 + array) times 0.707107" in str(growth)
+    assert "embed            11x6    11x12   axis 1 zero (embed)\n" in str(growth)
 
 
 @pytest.mark.parametrize("name", ["post-norm", "relu, norm", "rms by tiles"])

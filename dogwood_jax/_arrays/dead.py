@@ -27,7 +27,7 @@ def dead_in(fresh: Mapping[str, Any], growth: Growth) -> dict[str, list[str]]:
     dead = {}
     for change in growth.changes:
         fates = {"incoming": change.strategy.incoming, "outgoing": change.strategy.outgoing}
-        fates["both"] = fates["outgoing"]
+        fates["both"] = fates["incoming" if change.writes("both") else "outgoing"]
         roles = {occurrence.role for occurrence in growth.widths[change.width].occurrences}
         if not {*fates.values()} <= {"free", "zero", "opposed"} or roles <= {"incoming"}:
             continue  # copies learn as old units do, and so do outputs

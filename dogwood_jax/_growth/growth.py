@@ -13,7 +13,7 @@ from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._growth.leaf_map import AlongAxis, AxisMap, Compound, Fill, LeafMap
 from dogwood_jax._growth.rates import rates_of
 from dogwood_jax._growth.shardings import grown_shardings, most_like
-from dogwood_jax._widths.layout import Layout, Product, Units, resized, size_of, units_of
+from dogwood_jax._widths.layout import Layout, Product, Role, Units, resized, size_of, units_of
 from dogwood_jax._widths.widths import Leaf, Recipe, Widths
 from dogwood_jax.strategies import Strategy, glorot
 
@@ -71,6 +71,13 @@ class Change:
             copies = self.new // self.old
             yield from ((path, copies**power) for path, power in self.recipe.copies)
 
+    def writes(self, role: Role) -> bool:
+        """Whether weights of a role are filled in as those that write the width's units are."""
+        if role == "both":  # if copies are read whole, a recipe makes up for it
+            copied = self.strategy.repeats and self.recipe is not None
+            return copied or self.strategy.incoming == "zero"
+        return role == "incoming"
+
     def along(self, units: Units, leaf: Leaf) -> AxisMap:
         """Returns what becomes of the width's units along an axis of an array.
 
@@ -79,12 +86,8 @@ class Change:
             leaf: the array.
         """
         strategy = self.strategy
-        incoming = units.role == "incoming"
-        if units.role == "both" and strategy.repeats and self.recipe is not None:
-            incoming = True  # the recipe makes up for reading every copy
+        incoming = self.writes(units.role)
         fate = strategy.incoming if incoming else strategy.outgoing
-        if units.role == "both" and strategy.incoming == "zero":
-            fate = "zero"
         # Arrays that scale or shift units which are silent already.
         blank: Fill = "zero" if leaf.kind == "zeros" else "free"
         is_blank = self.recipe is not None and leaf.path in self.recipe.blank
@@ -381,7 +384,7 @@ class Growth:
             for units in dict.fromkeys(units_of(layout)):
                 if change := self.change.get(units.width):
                     fate = change.strategy.fate(
-                        incoming=units.role == "incoming", random=leaf.kind == "random"
+                        incoming=change.writes(units.role), random=leaf.kind == "random"
                     )
                     parts.append(f"axis {axis} {fate} ({units.width})")
         if leaf.path in self.factors:

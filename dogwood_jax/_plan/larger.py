@@ -19,8 +19,7 @@ from dogwood_jax._plan.grown_sizes import GrownSizes
 from dogwood_jax._plan.target import sizes_of_target
 from dogwood_jax._widths.dims import LAYERS
 from dogwood_jax._widths.layout import Layout, Units
-from dogwood_jax._widths.recipes.states import LARGEST_EPSILON
-from dogwood_jax._widths.trace import Traced, trace
+from dogwood_jax._widths.trace import trace
 from dogwood_jax._widths.widths import Leaf, Widths
 from dogwood_jax.strategies import DepthStrategy
 
@@ -103,7 +102,7 @@ class Larger:
         """
         if self.widths is None or self.widths.network is None or widths.network is None:
             return
-        wanted, found = (_epsilons(w.network.traced) for w in (widths, self.widths))  # type: ignore[union-attr]
+        wanted, found = ([*w.network.traced.epsilons] for w in (widths, self.widths))  # type: ignore[union-attr]
         for change in changes:
             for _, number, power in change.recipe.constants if change.recipe else ():
                 if (old := _closest(number, wanted)) is not None:
@@ -116,17 +115,6 @@ class Larger:
             else:
                 missing[number] = missing.get(number, 0) + 1
         yield from missing.items()
-
-
-def _epsilons(traced: Traced) -> list[float]:
-    """Returns the small constants that are added to something."""
-    return [
-        value.number
-        for step in traced.trace.steps
-        if step.name in ("add", "add_any", "max")
-        for value in step.operands
-        if value.number is not None and 0 < value.number <= LARGEST_EPSILON
-    ]
 
 
 def _closest(number: float, others: Iterable[float]) -> float | None:

@@ -336,7 +336,7 @@ def _extended(
     def misfit(way: Change) -> tuple[bool, int]:
         """Whether the larger model has other constants than a way needs, and how many it lacks."""
         lacking = sum(count for _, count in larger.epsilons(widths, [way]))
-        return any(True for _ in _unlike(larger, way)), lacking
+        return next(_unlike(larger, way), None) is not None, lacking
 
     change = min(ways, key=misfit) if len(ways) > 1 else ways[0]
     problems += _refusals(width, new, change.strategy, change.recipe, interface)

@@ -8,6 +8,7 @@ which weights are outgoing (``roles``), and the dimensions of the parameters bec
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ from dogwood_jax._widths.naming import laid_out, module_of, names_of
 from dogwood_jax._widths.reader import run
 from dogwood_jax._widths.reads import OF_WEIGHTS
 from dogwood_jax._widths.recipes.find import find_recipes
+from dogwood_jax._widths.recipes.states import LARGEST_EPSILON
 from dogwood_jax._widths.roles import Roles
 from dogwood_jax._widths.rules import axes, control, elementwise, lookup, sums  # noqa: F401
 from dogwood_jax._widths.scales import check_lone_scales, check_scales
@@ -181,6 +183,17 @@ class Traced:
                     dim.root.interface = True
             self.trace.use(output, "add")
             self.trace.scaled(output)
+
+    @cached_property
+    def epsilons(self) -> tuple[float, ...]:
+        """The small constants that are added to something."""
+        return tuple(
+            value.number
+            for step in self.trace.steps
+            if step.name in ("add", "add_any", "max")
+            for value in step.operands
+            if value.number is not None and 0 < value.number <= LARGEST_EPSILON
+        )
 
 
 def _shape(value: Value) -> tuple[int, ...]:

@@ -101,15 +101,18 @@ class _Program:
                 self._read(reading)
             except NoRecipe:
                 continue
-            found = [_solution(reading, keeps_epsilons) for keeps_epsilons in (True, False)]
-            for recipe in dict.fromkeys(one for one in found if one is not None):
-                self._degrees[name, recipe.strategy, recipe.multiple] = reading.degrees
+            solutions = [_solution(reading, keeps_epsilons) for keeps_epsilons in (True, False)]
+            found = [recipe for recipe in dict.fromkeys(solutions) if recipe is not None]
+            if not found:
+                continue
+            self._degrees[name, filling.strategy.name, filling.multiple] = reading.degrees
+            followed = {degree.number for degree in reading.degrees.values()}
+            for recipe in found:
                 known |= {what: number for what, number, _ in recipe.constants}
-                followed = {degree.number for degree in reading.degrees.values()}
                 same = ((what, n, 0.0) for what, n in known.items() if abs(n) not in followed)
-                multiple = tuple(same) if filling.multiple else ()
-                yield replace(recipe, constants=recipe.constants or multiple)
-            if filling.is_tiled and any(found):  # what works for any size works for multiples
+                stay = tuple(same) if filling.multiple else ()
+                yield replace(recipe, constants=recipe.constants or stay)
+            if filling.is_tiled:  # what works for any size works for multiples
                 return
 
     def _read(self, reading: Reading) -> None:

@@ -250,12 +250,11 @@ class Reading:
         place = self.places[leaf]
         if self.filling.strategy.outgoing == "zero":
             return Along("zero" if role in ("outgoing", "both") else "free")
-        if self.filling.is_tiled and role is None:
-            raise NoRecipe
-        if self.filling.is_tiled and role == "both":
-            return self.filled("mean")  # what writes units cannot share them out
-        if self.filling.is_tiled and role == "outgoing":
-            return self.filled("free", shared=True)
+        if self.filling.is_tiled and role != "incoming":
+            if role is None:
+                raise NoRecipe
+            # What also writes units cannot share them out among copies.
+            return self.filled("mean") if role == "both" else self.filled("free", shared=True)
         if role in ("outgoing", None):
             return Along("free")
         if place.scales:
@@ -321,12 +320,13 @@ class Reading:
         The sum may take any power, because the leaf can make up for the number. If the leaf is read
         otherwise later on, the power must be zero.
         """
-        leaf = self.state(value, moved=True).leaf if number and value.number is None else None
-        if leaf is None or number is None or not isfinite(number) or leaf in self._bare:
-            return None
-        if self.offsets.setdefault(leaf, number) != number:
+        if not number or not isfinite(number) or value.number is not None:
             return None
         known = self.state(value, moved=True)
+        if known.leaf is None or known.leaf in self._bare:
+            return None
+        if self.offsets.setdefault(known.leaf, number) != number:
+            return None
         return State(known.power, known.along)
 
     def unchanged(self, value: Value) -> None:
