@@ -34,6 +34,7 @@ from dogwood_jax import mnist, strategies
 
 Variables = Any
 BUDGETS = (0.25, 0.4, 0.55, 0.7, 0.85, 1.0)  # of from scratch, as shares of the full one
+FEW_BUDGETS = (0.25, 0.5, 1.0)  # in short
 SCRATCH = "from scratch"
 CHARACTERS = 96  # the printable ones of ASCII and the end of a line
 CONTEXT = 64  # characters that a language model sees
@@ -189,35 +190,27 @@ class Task:
     batch_size: int
     rate: float
     budget: float = 0.55
-    moments: tuple[float, float] = (0.15, 0.15)
+    moments: tuple[float, ...] = (0.15, 0.15)
     b2: float = 0.999
     rates: tuple[float, ...] = ()
     seeds: int = 5
 
 
+MNIST_MLP = Task(
+    "MNIST, MLP",
+    MLP(128),
+    {"width": MLP(32)},
+    digits,
+    steps=2800,
+    batch_size=128,
+    rate=2e-3,
+    rates=(1e-3, 2e-3, 4e-3, 8e-3),
+)
 TASKS = {
     task.name: task
     for task in (
-        Task(
-            "MNIST, MLP",
-            MLP(128),
-            {"width": MLP(32)},
-            digits,
-            steps=2800,
-            batch_size=128,
-            rate=2e-3,
-            rates=(1e-3, 2e-3, 4e-3, 8e-3),
-        ),
-        Task(
-            "moved digits, MLP",
-            MLP(128),
-            {"width": MLP(32)},
-            moved_digits,
-            steps=2800,
-            batch_size=128,
-            rate=2e-3,
-            rates=(1e-3, 2e-3, 4e-3, 8e-3),
-        ),
+        MNIST_MLP,
+        dataclasses.replace(MNIST_MLP, name="moved digits, MLP", load=moved_digits),
         Task(
             "MNIST, CNN",
             CNN(16),
@@ -284,6 +277,11 @@ class Way:
     warmup: int = 0
     stays: bool = False
 
+    @property
+    def is_default(self) -> bool:
+        """Whether nothing is said of how to grow."""
+        return self == Way(self.name, self.lacks)
+
 
 WAYS = (
     Way("default", "width"),
@@ -314,6 +312,7 @@ WAYS = (
     Way("small alone", "width", stays=True),
     Way("one layer alone", "layers", stays=True),
 )
+BY_NAME = {way.name: way for way in WAYS}
 
 
 # Training -----------------------------------------------------------------------------------------
@@ -500,27 +499,41 @@ class Trial(NamedTuple):
     moment: float = 0.0
 
     @property
-    def small(self) -> str:
+    def small(self) -> nn.Module | None:
+        """The small network, or None from scratch."""
+        return None if self.way == SCRATCH else self.task.small[BY_NAME[self.way].lacks]
+
+    @property
+    def begins(self) -> str:
         """What the small network's configuration says."""
-        if self.way == SCRATCH:
+        if self.small is None:
             return ""
-        model = self.task.small[lacking(self.way)]
-        names = [field.name for field in dataclasses.fields(model)]
+        names = [field.name for field in dataclasses.fields(self.small)]
         names = [name for name in names if name not in ("parent", "name")]  # of any Flax module
-        return " ".join(f"{name}={getattr(model, name)}" for name in names)
+        return " ".join(f"{name}={getattr(self.small, name)}" for name in names)
+
+    @property
+    def grows_at(self) -> str:
+        """The share of the steps after which the network grows, if it does."""
+        if self.way == SCRATCH or BY_NAME[self.way].stays:
+            return ""
+        return f"{self.moment:.0%}"
 
 
-def lacking(way: str) -> str:
-    """Returns what the small network of a way lacks."""
-    return next(one.lacks for one in WAYS if one.name == way)
+def from_scratch(task: Task, schedule: str, budgets: Sequence[float]) -> list[Trial]:
+    """Returns the runs from scratch with some budgets, for all seeds."""
+    seeds = range(task.seeds)
+    return [Trial(task, schedule, SCRATCH, seed, budget) for budget in budgets for seed in seeds]
 
 
-def trial_of(task: Task, schedule: str, way: str, seed: int, budget: float | None = None) -> Trial:
-    """Returns a run from scratch with a budget, or a grown one as the task says."""
-    if budget is not None:
-        return Trial(task, schedule, way, seed, budget)
+def grown(task: Task, schedule: str, ways: Sequence[Way]) -> list[Trial]:
+    """Returns the runs of some ways to grow, as the task says, for all seeds."""
     moment = task.moments[list(SCHEDULES).index(schedule)]
-    return Trial(task, schedule, way, seed, task.budget, moment)
+    return [
+        Trial(task, schedule, way.name, seed, task.budget, moment)
+        for way in ways
+        for seed in range(task.seeds)
+    ]
 
 
 class Result(NamedTuple):
@@ -542,32 +555,41 @@ class Result(NamedTuple):
 
 def made(trials: Sequence[Trial], data: Data) -> list[Result]:
     """Makes the runs of one task, as many at once as there are processors."""
-    ways = {way.name: way for way in WAYS}
 
     def one(trial: Trial) -> Result:
         task, schedule, way, seed, budget, moment = trial
-        run = train(task, data, seed, SCHEDULES[schedule], budget, ways.get(way), moment)
+        run = train(task, data, seed, SCHEDULES[schedule], budget, BY_NAME.get(way), moment)
         return Result(trial, run)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(one, trials))
 
 
-def equivalent(loss: float, scratch: Sequence[Result]) -> float:
-    """Returns the budget with which training from scratch ends with a loss, on average.
+def needed(loss: float, budgets: Sequence[float], losses: Sequence[float]) -> float:
+    """Returns the budget that it takes to end with a loss.
 
     Between the budgets that were tried it is interpolated. It is infinite for a loss that no budget
-    came to, and zero for a loss that is worse than with the smallest one.
+    came to, and zero for a loss that is worse than with the smallest one. A budget that ends worse
+    than a smaller one counts as if it ended alike.
+
+    Args:
+        loss: the loss.
+        budgets: those that were tried, in rising order.
+        losses: what they ended with.
     """
-    budgets, means = ends(scratch)
-    # Of budgets that end alike, or worse than a smaller one, the smallest counts.
-    best = [i for i, mean in enumerate(means) if mean < min(means[:i], default=np.inf)]
-    if loss > means[best[0]]:
+    best = np.minimum.accumulate(losses)
+    if loss > best[0]:
         return 0.0
-    if loss < means[best[-1]]:
+    if loss < best[-1]:
         return float("inf")
-    losses = [-means[i] for i in best]
-    return float(np.interp(-loss, losses, [budgets[i] for i in best]))
+    first = int(np.argmax(best <= loss))  # that ends as well
+    around = [max(first - 1, 0), first]
+    return float(np.interp(-loss, -best[around], np.asarray(budgets)[around]))
+
+
+def equivalent(loss: float, scratch: Sequence[Result]) -> float:
+    """Returns the budget with which training from scratch ends with a loss, on average."""
+    return needed(loss, *ends(scratch))
 
 
 def ends(results: Sequence[Result]) -> tuple[list[float], list[float]]:
@@ -591,12 +613,12 @@ def ratio(results: Sequence[Result], scratch: Sequence[Result]) -> Ratio:
     """Returns the ratio of a way: its budget by that from scratch for the same mean loss."""
     budget = float(np.mean([result.budget for result in results]))
     budgets = [result.budget for result in scratch]
-    needed = equivalent(float(np.mean([result.loss for result in results])), scratch)
-    if needed == 0:
+    alike = equivalent(float(np.mean([result.loss for result in results])), scratch)
+    if alike == 0:
         return Ratio(budget / min(budgets), ">")
-    if needed == np.inf:
+    if alike == np.inf:
         return Ratio(budget / max(budgets), "<")
-    return Ratio(budget / needed)
+    return Ratio(budget / alike)
 
 
 Group = tuple[str, str, str]  # task, schedule, way
@@ -620,14 +642,14 @@ def table(results: Sequence[Result]) -> str:
     groups = grouped(results)
     rows: dict[tuple[Any, ...], list[Result]] = {}
     for result in results:
-        task, schedule, way, _, budget, moment = trial = result.trial
-        row = task.name, schedule, way, trial.small, moment, budget
+        task, schedule, way, _, budget, _ = trial = result.trial
+        row = task.name, schedule, way, trial.begins, trial.grows_at, budget
         rows.setdefault(row, []).append(result)
     for (name, schedule, way, small, moment, _), runs in rows.items():
         losses = np.array([run.loss for run in runs])
         spread = losses.std(ddof=1) if len(losses) > 1 else 0.0
         line = f"{name:<24}{schedule:<17}{way:<23}{small:<28}"
-        line += f"{f'{moment:.0%}' if small else '':>8}{np.mean([r.budget for r in runs]):>8.2f}"
+        line += f"{moment:>8}{np.mean([r.budget for r in runs]):>8.2f}"
         line += f"{losses.mean():>10.4f} ± {spread:.4f}"
         if small:
             scratch = groups[name, schedule, SCRATCH]
@@ -643,9 +665,9 @@ def write(results: Sequence[Result], path: Path) -> None:
         rows = csv.writer(file)
         rows.writerow("task schedule way rate small moment seed budget loss".split())
         for trial, run in results:
-            (task, schedule, way, seed, _, moment), small = trial, trial.small
+            task, schedule, way, seed, _, moment = trial
             end = run.budgets[-1], run.losses[-1]
-            rows.writerow([task.name, schedule, way, task.rate, small, moment, seed, *end])
+            rows.writerow([task.name, schedule, way, task.rate, trial.begins, moment, seed, *end])
 
 
 # The table ----------------------------------------------------------------------------------------
@@ -653,22 +675,20 @@ def write(results: Sequence[Result], path: Path) -> None:
 
 def compare_ways(task: Task, data: Data, out: Path, quick: bool) -> list[Result]:
     """Trains from scratch and in all ways, and draws a picture for each schedule."""
-    budgets = (0.25, 0.5, 1.0) if quick else BUDGETS
-    schedules = list(SCHEDULES)[: 1 if quick else None]
-    runs: list[tuple[str, float | None]] = [(SCRATCH, budget) for budget in budgets]
-    runs += [(way.name, None) for way in WAYS if way.lacks in task.small]
-    results = made(
-        [
-            trial_of(task, schedule, way, seed, budget)
-            for schedule in schedules
-            for way, budget in runs
-            for seed in range(task.seeds)
-        ],
-        data,
-    )
-    for schedule in schedules:
+    ways = [way for way in WAYS if way.lacks in task.small]
+    trials = []
+    for schedule in schedules_of(quick):
+        trials += from_scratch(task, schedule, FEW_BUDGETS if quick else BUDGETS)
+        trials += grown(task, schedule, ways)
+    results = made(trials, data)
+    for schedule in schedules_of(quick):
         picture(results, task.name, schedule).savefig(out / file_name(task, schedule), dpi=120)
     return results
+
+
+def schedules_of(quick: bool) -> list[str]:
+    """Returns the schedules that are compared, in short the first one alone."""
+    return list(SCHEDULES)[: 1 if quick else None]
 
 
 def file_name(*parts: Task | str) -> str:
@@ -698,7 +718,7 @@ def picture(results: Sequence[Result], task: str, schedule: str) -> Any:
     middle = scratch[0][at], scratch[1][at]
     ax.annotate(text, middle, xytext=(12, 6), textcoords="offset points")
     rank = {way: float(np.mean([r.loss for r in runs])) for way, runs in groups.items()}
-    first = [way for way in rank if way.startswith("default") or "silent" in way or "alone" in way]
+    first = [way for way in rank if BY_NAME[way].is_default or BY_NAME[way].stays]
     others = sorted((way for way in rank if way not in first), key=lambda way: rank[way])
     # The labels of curves that end alike stand one above the other, the best at the bottom.
     shown = sorted([*first, *others][:4], key=lambda way: rank[way])
@@ -728,22 +748,19 @@ def picture(results: Sequence[Result], task: str, schedule: str) -> Any:
 def compare_rates(task: Task, data: Data, out: Path, quick: bool) -> list[Result]:
     """Trains with other learning rates, from scratch and in the default ways."""
     del out  # nothing is drawn
-    budgets = (0.5, 1.0) if quick else (0.4, 0.55, 0.7, 1.0)
-    runs: list[tuple[str, float | None]] = [(SCRATCH, budget) for budget in budgets]
-    runs += [(way, None) for way in defaults(task)]
+    (schedule, *_), seeds = SCHEDULES, min(task.seeds, 3)
     trials = []
     for rate in task.rates:
-        tried = dataclasses.replace(task, rate=rate, name=f"{task.name}, {rate:g}")
-        for way, budget in runs:
-            seeds = range(min(task.seeds, 3))
-            trials += [trial_of(tried, "constant, decay", way, seed, budget) for seed in seeds]
+        name = f"{task.name}, {rate:g}"
+        tried = dataclasses.replace(task, rate=rate, name=name, seeds=seeds)
+        trials += from_scratch(tried, schedule, (0.5, 1.0) if quick else (0.4, 0.55, 0.7, 1.0))
+        trials += grown(tried, schedule, defaults(task))
     return made(trials, data)
 
 
-def defaults(task: Task) -> list[str]:
-    """Returns the ways of a task that change nothing but what is missing, as by default."""
-    found = [way for way in WAYS if way.lacks in task.small and way == Way(way.name, way.lacks)]
-    return [way.name for way in found]
+def defaults(task: Task) -> list[Way]:
+    """Returns the default ways of a task."""
+    return [way for way in WAYS if way.lacks in task.small and way.is_default]
 
 
 # The map ------------------------------------------------------------------------------------------
@@ -759,29 +776,22 @@ def compare_moments(task: Task, data: Data, out: Path, quick: bool) -> list[Resu
     """Grows from several sizes at several moments by default, and draws the map of ratios."""
     if task.name not in SMALL:
         return []
-    way = next(way for way in ("default", "one layer, silent new") if way in defaults(task))
-    schedules = list(SCHEDULES)[: 1 if quick else None]
-    seeds = range(min(task.seeds, 3))
-    trials = [
-        trial_of(task, schedule, SCRATCH, seed, budget)
-        for schedule in schedules
-        for budget in ((0.25, 0.5, 1.0) if quick else BUDGETS)
-        for seed in seeds
-    ]
-    for small in SMALL[task.name].values():
-        tried = dataclasses.replace(task, small={lacking(way): small})
-        trials += [
-            Trial(tried, schedule, way, seed, task.budget, moment)
-            for moment in MOMENTS
-            for schedule in schedules
-            for seed in seeds
-        ]
+    task = dataclasses.replace(task, seeds=min(task.seeds, 3))
+    way = defaults(task)[-1]
+    trials = []
+    for schedule in schedules_of(quick):
+        trials += from_scratch(task, schedule, FEW_BUDGETS if quick else BUDGETS)
+        for small in SMALL[task.name].values():
+            for moment in MOMENTS:
+                moments = (moment,) * len(SCHEDULES)
+                tried = dataclasses.replace(task, small={way.lacks: small}, moments=moments)
+                trials += grown(tried, schedule, [way])
     results = made(trials, data)
     map_of(results, task, way).savefig(out / file_name("map", task))
     return results
 
 
-def map_of(results: Sequence[Result], task: Task, way: str) -> Any:
+def map_of(results: Sequence[Result], task: Task, way: Way) -> Any:
     """Returns a figure of ratios: size of the small network by moment, a panel a schedule."""
     from matplotlib.figure import Figure
 
@@ -789,10 +799,10 @@ def map_of(results: Sequence[Result], task: Task, way: str) -> Any:
     schedules = list(dict.fromkeys(result.trial.schedule for result in results))
     figure = Figure(figsize=(5.5 * len(schedules), 3.5), layout="constrained", dpi=120)
     for ax, schedule in zip(figure.subplots(1, len(schedules), squeeze=False)[0], schedules):
-        scratch, grown = (groups[task.name, schedule, name] for name in (SCRATCH, way))
+        scratch, runs = (groups[task.name, schedule, name] for name in (SCRATCH, way.name))
         cells = [
             [
-                ratio([r for r in grown if (small_of(r), r.trial.moment) == at], scratch)
+                ratio([r for r in runs if (r.trial.small, r.trial.moment) == at], scratch)
                 for at in ((small, moment) for moment in MOMENTS)
             ]
             for small in SMALL[task.name].values()
@@ -807,12 +817,6 @@ def map_of(results: Sequence[Result], task: Task, way: str) -> Any:
         ax.set(xlabel="grown after this share of the steps", title=f"{task.name}: {schedule}")
     figure.suptitle("Budget, as a share of what from scratch needs (blue: growing pays)")
     return figure
-
-
-def small_of(result: Result) -> nn.Module:
-    """Returns the small network of a grown run."""
-    (small,) = result.trial.task.small.values()
-    return small
 
 
 COMMANDS = {"table": compare_ways, "rates": compare_rates, "map": compare_moments}

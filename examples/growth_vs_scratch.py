@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from command_line import parse
+from growbench import needed
 
 import dogwood_jax as dw
 from dogwood_jax import mnist, training
@@ -120,18 +121,17 @@ def row(name: str, ends: Sequence[End]) -> str:
 def verdict(ends: Mapping[str, list[list[End]]]) -> list[str]:
     """Says what growing saves with each budget, in sentences."""
     budgets, losses = np.mean(ends["from scratch"], axis=1)[:, :2].T
-    best = np.minimum.accumulate(losses)  # with a smaller budget it may end better
     lines = []
     for budget, loss, _ in np.mean(ends["grown"], axis=1):
         start = f"Grown with a budget of {budget:.2f} epochs: "
-        if loss > best[0]:
+        alike = needed(loss, budgets, losses)
+        if alike == 0:
             lines.append(f"{start}from scratch ends better with every budget.")
-        elif loss < best[-1]:
+        elif alike == np.inf:
             lines.append(f"{start}from scratch ends worse with every budget.")
         else:
-            needed = np.interp(-loss, -best, budgets)
             lines.append(
-                f"{start}from scratch needs {needed:.2f}, the ratio is {budget / needed:.2f}."
+                f"{start}from scratch needs {alike:.2f}, the ratio is {budget / alike:.2f}."
             )
     return lines
 
