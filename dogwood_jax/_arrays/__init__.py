@@ -4,6 +4,8 @@
 |---|---|
 | ``grow`` | the stage itself: checks, rounds, one compiled function for each kind of array |
 | ``apply_map`` | the map of one array carried out: old units to new places, and fills |
+| ``draws`` | random entries |
+| ``pieces`` | an array that is too large for memory, some places along one axis at a time |
 | ``insert`` | the arrays of new layers |
 | ``choose``, ``rows`` | weights of new units by the gradient of a loss: gradmax, firefly |
 | ``rounds`` | arrays that grow alike share a compiled function |

@@ -6,10 +6,14 @@ Plain growth is a pad and an update of new entries, the least that one device ca
 an array along an axis that is divided among devices, XLA gathers it. So where there are several
 devices, arrays are only padded, which moves entries from device to device, and new entries are
 selected in their places. Either way the values are the same, bit for bit.
+
+Of a large array, some places along one axis can be made at a time (``Window``), from the old
+entries that they come from. The values are the same again.
 """
 
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import accumulate
 
 import jax
@@ -20,13 +24,34 @@ from dogwood_jax._arrays.moves import along, compacted, may_be_sharded, padded, 
 from dogwood_jax._growth.leaf_map import AlongAxis, AxisMap, Compound, LeafMap
 
 
+@dataclass(frozen=True)
+class Window:
+    """Some places along an axis, where only these are made.
+
+    Attributes:
+        axis: the axis.
+        size: how many places there are along it.
+        places: those that are made, ``[count]``.
+    """
+
+    axis: int
+    size: int
+    places: Array
+
+
+# Makes free entries of a shape. If there is a window, the shape has its places alone.
+Draw = Callable[[tuple[int, ...], Window | None], Array]
+
+
 def apply_map(
     leaf_map: LeafMap,
     array: Array,
     *,
     fresh: Array | None = None,
-    draw: Callable[[tuple[int, ...]], Array] | None = None,
+    draw: Draw | None = None,
     noise: Callable[[tuple[int, ...]], Array] | None = None,
+    axis: int = 0,
+    places: tuple[Array, Array] | None = None,
 ) -> Array:
     """Returns an array with every width of its axes mapped.
 
@@ -37,6 +62,10 @@ def apply_map(
         draw: makes free entries of a given shape, where there is no ``fresh``. By default they are
             ones for ``kind="ones"``, and zeros otherwise.
         noise: gives standard normal numbers of a shape.
+        axis: a single width's axis, along which only some places are made.
+        places: the old places in ``array``, and the new ones that are made of them, each
+            ``[count]``. Where a new place comes from no old one, what ``array`` holds does not
+            count. See ``parts_of`` for which maps can be carried out so.
     """
     if (factor := leaf_map.factor * leaf_map.shrink) != 1:
         wide = jnp.promote_types(array.dtype, jnp.float32)
@@ -45,12 +74,19 @@ def apply_map(
             scaled = scaled + jnp.asarray((leaf_map.factor - 1) * leaf_map.offset, wide)
         array = scaled.astype(array.dtype)
 
-    def default(shape: tuple[int, ...]) -> Array:
+    def default(shape: tuple[int, ...], window: Window | None) -> Array:
         return jnp.full(shape, 1 if leaf_map.kind == "ones" else 0, array.dtype)
 
-    made = _Application(draw or default, noise).extend(array, leaf_map.axes, fresh)
+    windows = None
+    if places is not None:
+        whole = leaf_map.axes[axis]
+        after = Window(axis, whole.new, places[1])
+        appends = isinstance(whole, AxisMap) and whole.appends
+        windows = (after if appends else Window(axis, whole.old, places[0])), after
+    application = _Application(draw or default, noise, windows)
+    made = application.extend(array, leaf_map.axes, fresh)
     if leaf_map.perturb:
-        added = (draw or default)(made.shape) if fresh is None else fresh
+        added = application.draw(made.shape) if fresh is None else fresh
         made = made + jnp.asarray(leaf_map.perturb, made.dtype) * added.astype(made.dtype)
     return made
 
@@ -60,11 +96,27 @@ class _Application:
 
     def __init__(
         self,
-        draw: Callable[[tuple[int, ...]], Array],
+        draw: Draw,
         noise: Callable[[tuple[int, ...]], Array] | None,
+        windows: tuple[Window, Window] | None,
     ) -> None:
-        self.draw, self.noise = draw, noise
+        self._draw, self.noise = draw, noise
+        # Of the array as it is, and once its places along this axis are the new ones.
+        self.window: Window | None
+        self.new_window: Window | None
+        self.window, self.new_window = windows or (None, None)
         self.sharded = may_be_sharded()
+        self.selects = self.sharded or windows is not None
+
+    def draw(self, shape: tuple[int, ...]) -> Array:
+        """Returns free entries."""
+        return self._draw(shape, self.window)
+
+    def places(self, array: Array, axis: int) -> Array:
+        """Returns the places along an axis, of size 1 along the others."""
+        if self.window is not None and axis == self.window.axis:
+            return along(self.window.places, axis, array.ndim)
+        return _places(array, axis)
 
     def extend(self, old: Array, axes: tuple[AlongAxis, ...], fresh: Array | None) -> Array:
         for axis, part in enumerate(axes):
@@ -130,16 +182,19 @@ class _Application:
             return _append_from(fresh, old, appended)
         new = list(old.shape)
         for axis, axis_map in appended:
-            new[axis] = axis_map.new
+            if self.window is None or axis != self.window.axis:
+                new[axis] = axis_map.new
+            else:
+                old = jnp.where(self.places(old, axis) < axis_map.old, old, 0)
         array = padded(old, new)
         if all(axis_map.fill == "zero" for _, axis_map in appended):
             return array
         fresh = self.draw(tuple(new)) if fresh is None else lax.slice(fresh, [0] * old.ndim, new)
-        if self.sharded:
+        if self.selects:
             # If an entry is new along several axes, the last of them decides what fills it.
             free = jnp.zeros((1,) * old.ndim, bool)
             for axis, axis_map in appended:
-                is_new = _places(array, axis) >= axis_map.old
+                is_new = self.places(array, axis) >= axis_map.old
                 free = jnp.where(is_new, axis_map.fill == "free", free)
             return jnp.where(free, fresh, array)
         extent = list(old.shape)
@@ -166,10 +221,13 @@ class _Application:
         """Copies, drops or merges entries along an axis, and fills in the rest."""
         if axis_map.sums:
             return _merged(array, axis, axis_map)
+        shape = with_size(array.shape, axis, axis_map.new)
+        if self.window is not None and axis == self.window.axis:
+            self.window, shape = self.new_window, array.shape
         copied = array if axis_map.sources is None else self._copied(array, axis, axis_map)
         if not axis_map.rest:
             return copied
-        shape, start = with_size(array.shape, axis, axis_map.new), axis_map.new - axis_map.rest
+        start = axis_map.new - axis_map.rest
         if axis_map.fill == "mean" and axis_map.old:
             # In single precision at least: bfloat16 would round the sum.
             wide = jnp.promote_types(array.dtype, jnp.float32)
@@ -181,20 +239,22 @@ class _Application:
             rest = self.draw(shape)
         else:
             rest = lax.slice(fresh, [0] * array.ndim, shape)
-        if self.sharded:
-            is_new = _places(rest, axis) >= start
+        if self.selects:
+            is_new = self.places(rest, axis) >= start
             return jnp.where(is_new, rest, padded(copied, shape))
         rest = lax.slice_in_dim(rest, start, axis_map.new, axis=axis)
         return lax.concatenate([copied, rest], axis)
 
     def _copied(self, array: Array, axis: int, axis_map: AxisMap) -> Array:
         assert axis_map.sources is not None
-        copied = self._taken(array, axis, axis_map.sources)
+        window = self.window if self.window is not None and axis == self.window.axis else None
+        copied = self._taken(array, axis, axis_map.sources) if window is None else array
         if axis_map.shares is not None and axis_map.weighs:
             # In single precision at least: rounded to bfloat16 first, thirds would not add up.
             wide = jnp.promote_types(array.dtype, jnp.float32)
-            shares = along(jnp.asarray(axis_map.shares, wide), axis, array.ndim)
-            copied = (copied * shares).astype(array.dtype)
+            shares = jnp.asarray(axis_map.shares, wide)
+            shares = shares if window is None else jnp.take(shares, window.places, mode="clip")
+            copied = (copied * along(shares, axis, array.ndim)).astype(array.dtype)
         if axis_map.noise and self.noise is not None:
             new = _places(copied, axis) >= axis_map.old
             # A constant: growth is affine in the old array, so that gradients follow the adjoint.

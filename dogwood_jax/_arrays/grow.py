@@ -1,10 +1,8 @@
 """Grow the arrays: ``grow``."""
 
 import functools
-import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from math import prod, sqrt
 from typing import Any
 
 import jax
@@ -15,6 +13,7 @@ from jax import Array
 from dogwood_jax._arrays.apply_map import apply_map
 from dogwood_jax._arrays.choose import choose, without_choices
 from dogwood_jax._arrays.dead import dead_in
+from dogwood_jax._arrays.draws import Draws, keys_of, words_of
 from dogwood_jax._arrays.explicit_axes import explicit_shardings, with_automatic_axes
 from dogwood_jax._arrays.finite import not_finite
 from dogwood_jax._arrays.insert import insert
@@ -29,7 +28,7 @@ from dogwood_jax._base.arguments import (
     expect_values,
 )
 from dogwood_jax._base.described import described
-from dogwood_jax._base.draw import dtype_named, seeds, uniform
+from dogwood_jax._base.draw import dtype_named, seeds
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import (
     PyTree,
@@ -47,7 +46,6 @@ from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.leaf_map import LeafMap
 from dogwood_jax._growth.shardings import Placement, placement
 from dogwood_jax._modules.resizing import Resizing, outdated_leaves, says_numbers
-from dogwood_jax.strategies import Initializer
 
 
 def grow(
@@ -209,7 +207,7 @@ def _grow_in_rounds(
 ) -> dict[str, Array]:
     """Returns arrays grown, those that grow alike by the same compiled function."""
     place = {path: index for index, path in enumerate(maps)}
-    words = None if key is None else _words(key, len(maps))
+    words = None if key is None else words_of(key, len(maps))
     keep = several_times(old.values())
     grown: dict[str, Array] = {}
     size = (lambda path: bytes_of(old[path])) if donate else None
@@ -348,12 +346,6 @@ def _check(
         raise ValueError(listed("cannot grow these variables", problems))
 
 
-@functools.partial(jax.jit, static_argnames="arrays")
-def _words(key: Array, arrays: int) -> Array:
-    """Returns a seed for each array: compiling JAX's generator takes longer than all the rest."""
-    return jax.random.bits(key, (arrays, 2), jnp.uint32)
-
-
 @functools.partial(jax.jit, static_argnames=("maps", "where"))
 def _grow_leaves(
     leaves: dict[str, Array],
@@ -381,8 +373,7 @@ def _grow_leaves(
         name, place = str(index), places[index]
         old, new, draws = leaves[name], None, None
         if key is not None and words is not None:
-            keys = (jax.random.fold_in(key, place * 1024 + i) for i in itertools.count())
-            draws = _Draws(leaf_map, old.dtype, seeds(words[place]), keys)
+            draws = Draws(leaf_map, old.dtype, seeds(words[place]), keys_of(key, place))
         if fresh is not None:
             new = fresh[name].astype(old.dtype)
         elif draws:
@@ -390,68 +381,3 @@ def _grow_leaves(
         draw, noise = (draws.draw, draws.normal) if draws else (None, None)
         grown[name] = apply_map(leaf_map, old, fresh=new, draw=draw, noise=noise)
     return where.constrain(grown)
-
-
-class _Draws:
-    """Draws random entries of one array."""
-
-    def __init__(
-        self, leaf_map: LeafMap, dtype: Any, words: Iterator[Array], keys: Iterator[Array]
-    ) -> None:
-        self.map, self.dtype, self.words, self.keys = leaf_map, dtype, words, keys
-
-    def initialized(self) -> Array | None:
-        """Returns the whole new array from the strategy's initializer, or None to draw parts."""
-        if self.map.init is None or self.map.kind != "random":
-            return None
-        return _initialized(self.map.init, next(self.keys), self.map, self.dtype)
-
-    def draw(self, shape: tuple[int, ...]) -> Array:
-        """Returns free entries for a part of the new array."""
-        if self.map.kind != "random":
-            return jnp.full(shape, 1 if self.map.kind == "ones" else 0, self.dtype)
-        fan_in, fan_out = (
-            prod(self.map.shape[axis] for axis in axes)
-            for axes in (self.map.fan_in, self.map.fan_out)
-        )
-        limit = sqrt(6 / (fan_in + fan_out))
-        drawn: Array = uniform(next(self.words), shape, self.dtype, limit)
-        return drawn
-
-    def normal(self, shape: tuple[int, ...]) -> Array:
-        """Returns standard normal numbers."""
-        return jax.random.normal(next(self.keys), shape, self.dtype)
-
-
-def _initialized(init: Initializer, key: Array, leaf_map: LeafMap, dtype: Any) -> Array:
-    """Returns a whole array from an initializer.
-
-    Initializers take fan-in and fan-out from the last two axes of a shape. So the heads of
-    attention and their units are joined into one axis, and each layer of a stack is drawn as a
-    kernel of its own.
-    """
-    shape, fans = leaf_map.shape, (leaf_map.fan_in, leaf_map.fan_out)
-    window = sorted({*fans[0]} & {*fans[1]})
-    into, out = ([a for a in fan if a not in window] for fan in fans)
-    if not into or not out:
-        # Initializers want two axes at least; a vector is one row of a kernel.
-        return _drawn(init, key, shape if len(shape) > 1 else (1, *shape), dtype).reshape(shape)
-    stack = [axis for axis in range(len(shape)) if axis not in (*window, *into, *out)]
-    layers, inputs, outputs = (prod(shape[axis] for axis in axes) for axes in (stack, into, out))
-    kernel = (*(shape[axis] for axis in window), inputs, outputs)
-    keys = jax.random.split(key, layers)
-    drawn = jax.vmap(lambda key: _drawn(init, key, kernel, dtype))(keys)
-    order = [*stack, *window, *into, *out]
-    return drawn.reshape([shape[axis] for axis in order]).transpose(np.argsort(order))
-
-
-def _drawn(init: Initializer, key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
-    """Returns what an initializer draws, after checking that it is one."""
-    drawn = init(key, shape, dtype)
-    if not is_array(drawn):
-        raise TypeError(
-            f"grow: init= of the strategy must return an array of shape {shape}, got "
-            f"{described(drawn)}; jax.nn.initializers.he_normal() is an initializer, he_normal "
-            "makes one"
-        )
-    return drawn

@@ -29,8 +29,15 @@ def seeds(seed: Array) -> Iterator[Array]:
 
 
 # Traced once for each shape, which networks of many layers repeat.
-@functools.partial(jax.jit, static_argnames=("shape", "dtype", "limit"))
-def uniform(seed: Array, shape: tuple[int, ...], dtype: Any, limit: float) -> Array:
+@functools.partial(jax.jit, static_argnames=("shape", "dtype", "limit", "axis"))
+def uniform(
+    seed: Array,
+    shape: tuple[int, ...],
+    dtype: Any,
+    limit: float,
+    axis: int = 0,
+    places: Array | None = None,
+) -> Array:
     """Returns uniform random numbers between ``-limit`` and ``limit``.
 
     Args:
@@ -38,23 +45,35 @@ def uniform(seed: Array, shape: tuple[int, ...], dtype: Any, limit: float) -> Ar
         shape: shape of the array.
         dtype: its floating or complex dtype; complex numbers are uniform in both parts.
         limit: the largest magnitude, in each part.
+        axis: along which only some places are drawn.
+        places: these places, ``[count]``; None for all. Each has the numbers that it has among all.
     """
     if jnp.issubdtype(dtype, jnp.complexfloating):
         part = jnp.finfo(dtype).dtype  # type: ignore[no-untyped-call]
-        both = uniform(seed, (2, *shape), part, limit)
+        both = uniform(seed, (2, *shape), part, limit, axis + 1, places)
         return lax.complex(both[0], both[1])
     # Rows and columns: the leading and the trailing axes, split where both are few.
     split = min(range(len(shape) + 1), key=lambda axis: prod(shape[:axis]) + prod(shape[axis:]))
-    words = [
-        _hash(lax.iota(jnp.uint32, prod(lengths)) + word).reshape(lengths)
-        for lengths, word in ((shape[:split], seed[0]), (shape[split:], seed[1]))
-    ]
-    rows = lax.broadcast_in_dim(words[0], shape, tuple(range(split)))
-    columns = lax.broadcast_in_dim(words[1], shape, tuple(range(split, len(shape))))
+    sides = [_numbered(shape[:split], axis, places), _numbered(shape[split:], axis - split, places)]
+    words = [_hash(numbers + word) for numbers, word in zip(sides, (seed[0], seed[1]), strict=True)]
+    drawn = (*words[0].shape, *words[1].shape)
+    rows = lax.broadcast_in_dim(words[0], drawn, tuple(range(split)))
+    columns = lax.broadcast_in_dim(words[1], drawn, tuple(range(split, len(shape))))
     # Read as signed integers, random words are centred on zero.
     numbers = lax.bitcast_convert_type(_hash(rows + columns), jnp.int32)
     wide = numbers.astype(jnp.promote_types(dtype, jnp.float32))
     return lax.convert_element_type(wide * (limit * 2.0**-31), dtype)
+
+
+def _numbered(shape: tuple[int, ...], axis: int, places: Array | None) -> Array:
+    """Returns the number of each entry in row-major order, perhaps only at places of one axis."""
+    if places is None or not 0 <= axis < len(shape):
+        return lax.iota(jnp.uint32, prod(shape)).reshape(shape)
+    sizes = (prod(shape[:axis]), prod(shape[axis + 1 :]))
+    before, after = (lax.iota(jnp.uint32, size) for size in sizes)
+    middle = before[:, None] * jnp.uint32(shape[axis]) + places.astype(jnp.uint32)
+    numbers: Array = middle[:, :, None] * jnp.uint32(sizes[1]) + after
+    return numbers.reshape((*shape[:axis], places.size, *shape[axis + 1 :]))
 
 
 _KEY_IMPLS = ("threefry2x32", "rbg", "unsafe_rbg")

@@ -1,0 +1,101 @@
+"""Random entries of a network's arrays: ``Draws``."""
+
+import functools
+import itertools
+from collections.abc import Iterator
+from math import prod, sqrt
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from dogwood_jax._arrays.apply_map import Window
+from dogwood_jax._arrays.moves import with_size
+from dogwood_jax._base.described import described
+from dogwood_jax._base.draw import uniform
+from dogwood_jax._base.trees import is_array
+from dogwood_jax._growth.leaf_map import LeafMap
+from dogwood_jax.strategies import Initializer
+
+
+@functools.partial(jax.jit, static_argnames="arrays")
+def words_of(key: Array, arrays: int) -> Array:
+    """Returns a seed for each array: compiling JAX's generator takes longer than all the rest."""
+    return jax.random.bits(key, (arrays, 2), jnp.uint32)
+
+
+def keys_of(key: Array, place: Any) -> Iterator[Array]:
+    """Yields keys for the array that has this place among those that grow."""
+    return (jax.random.fold_in(key, place * 1024 + i) for i in itertools.count())
+
+
+class Draws:
+    """Draws random entries of one array."""
+
+    def __init__(
+        self, leaf_map: LeafMap, dtype: Any, words: Iterator[Array], keys: Iterator[Array]
+    ) -> None:
+        self.map, self.dtype, self.words, self.keys = leaf_map, dtype, words, keys
+
+    def initialized(self) -> Array | None:
+        """Returns the whole new array from the strategy's initializer, or None to draw parts."""
+        if self.map.init is None or self.map.kind != "random":
+            return None
+        return _initialized(self.map.init, next(self.keys), self.map, self.dtype)
+
+    def draw(self, shape: tuple[int, ...], window: Window | None) -> Array:
+        """Returns free entries for a part of the new array."""
+        if self.map.kind != "random":
+            return jnp.full(shape, 1 if self.map.kind == "ones" else 0, self.dtype)
+        fan_in, fan_out = (
+            prod(self.map.shape[axis] for axis in axes)
+            for axes in (self.map.fan_in, self.map.fan_out)
+        )
+        limit = sqrt(6 / (fan_in + fan_out))
+        seed = next(self.words)
+        if window is None:
+            drawn: Array = uniform(seed, shape, self.dtype, limit)
+        else:
+            whole = with_size(shape, window.axis, window.size)
+            drawn = uniform(seed, whole, self.dtype, limit, window.axis, window.places)
+        return drawn
+
+    def normal(self, shape: tuple[int, ...]) -> Array:
+        """Returns standard normal numbers."""
+        return jax.random.normal(next(self.keys), shape, self.dtype)
+
+
+def _initialized(init: Initializer, key: Array, leaf_map: LeafMap, dtype: Any) -> Array:
+    """Returns a whole array from an initializer.
+
+    Initializers take fan-in and fan-out from the last two axes of a shape. So the heads of
+    attention and their units are joined into one axis, and each layer of a stack is drawn as a
+    kernel of its own.
+    """
+    shape, fans = leaf_map.shape, (leaf_map.fan_in, leaf_map.fan_out)
+    window = sorted({*fans[0]} & {*fans[1]})
+    into, out = ([a for a in fan if a not in window] for fan in fans)
+    if not into or not out:
+        # Initializers want two axes at least; a vector is one row of a kernel.
+        return _drawn(init, key, shape if len(shape) > 1 else (1, *shape), dtype).reshape(shape)
+    stack = [axis for axis in range(len(shape)) if axis not in (*window, *into, *out)]
+    layers, inputs, outputs = (prod(shape[axis] for axis in axes) for axes in (stack, into, out))
+    kernel = (*(shape[axis] for axis in window), inputs, outputs)
+    keys = jax.random.split(key, layers)
+    drawn = jax.vmap(lambda key: _drawn(init, key, kernel, dtype))(keys)
+    order = [*stack, *window, *into, *out]
+    return drawn.reshape([shape[axis] for axis in order]).transpose(np.argsort(order))
+
+
+def _drawn(init: Initializer, key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    """Returns what an initializer draws, after checking that it is one."""
+    drawn = init(key, shape, dtype)
+    if not is_array(drawn):
+        raise TypeError(
+            f"grow: init= of the strategy must return an array of shape {shape}, got "
+            f"{described(drawn)}; jax.nn.initializers.he_normal() is an initializer, he_normal "
+            "makes one"
+        )
+    return drawn
