@@ -14,7 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dogwood_jax import keras_h5, mnist, nnx, plotting, strategies, training
+    from dogwood_jax import checkpoint, keras_h5, mnist, nnx, plotting, strategies, training
     from dogwood_jax._arrays.grow import grow
     from dogwood_jax._front.compare import Difference, compare
     from dogwood_jax._front.cost import Cost, cost
@@ -56,6 +56,7 @@ __all__ = [
     "Widths",
     "activity",
     "chain",
+    "checkpoint",
     "compare",
     "cost",
     "deepen",

@@ -370,14 +370,34 @@ def _grow_leaves(
     """
     grown = {}
     for index, leaf_map in enumerate(maps):
-        name, place = str(index), places[index]
-        old, new, draws = leaves[name], None, None
-        if key is not None and words is not None:
-            draws = Draws(leaf_map, old.dtype, seeds(words[place]), keys_of(key, place))
-        if fresh is not None:
-            new = fresh[name].astype(old.dtype)
-        elif draws:
-            new = draws.initialized()
-        draw, noise = (draws.draw, draws.normal) if draws else (None, None)
-        grown[name] = apply_map(leaf_map, old, fresh=new, draw=draw, noise=noise)
+        name, word = str(index), None if words is None else words[places[index]]
+        new = None if fresh is None else fresh[name]
+        grown[name] = grow_array(leaves[name], leaf_map, key, word, places[index], new)
     return where.constrain(grown)
+
+
+def grow_array(
+    old: Array,
+    leaf_map: LeafMap,
+    key: Array | None,
+    word: Array | None,
+    place: Any,
+    fresh: Array | None = None,
+) -> Array:
+    """Returns one array grown.
+
+    Args:
+        old: the old array.
+        leaf_map: what becomes of it.
+        key: what random numbers are drawn with; None if there are none.
+        word: the array's seed, ``uint32[2]``.
+        place: its place among the arrays that grow.
+        fresh: an array from which free entries are taken.
+    """
+    draw = noise = None
+    fresh = None if fresh is None else fresh.astype(old.dtype)
+    if key is not None and word is not None:
+        draws = Draws(leaf_map, old.dtype, seeds(word), keys_of(key, place))
+        fresh = draws.initialized() if fresh is None else fresh
+        draw, noise = draws.draw, draws.normal
+    return apply_map(leaf_map, old, fresh=fresh, draw=draw, noise=noise)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from dogwood_jax._arrays.draws import words_of
 from dogwood_jax._arrays.finite import not_finite
 from dogwood_jax._arrays.moves import repeated
 from dogwood_jax._base.draw import dtype_named, random_keys, seeds, uniform
@@ -95,21 +96,33 @@ def fill(
     where: Placement = ANYWHERE,
 ) -> dict[str, Array]:
     """Returns the arrays of all insertions."""
-    words = None if key is None else jax.random.bits(key, (len(insertions), 2), jnp.uint32)
+    words = None if key is None else words_of(key, len(insertions))
     filled = {}
     for index, insertion in enumerate(insertions):
         word = None if words is None else words[index]
-        source = insertion.source
-        if source is not None and insertion.fill in ("moved", "copy") and not insertion.layers:
-            new = sources[source]
-        elif insertion.path in fresh:
-            new = lax.convert_element_type(fresh[insertion.path], dtype_named(insertion.dtype))
-        else:
-            new = _values(insertion, word)
-        if source is not None and insertion.layers:
-            new = stacked(insertion, sources[source], new)
-        filled[insertion.path] = new
+        source = None if insertion.source is None else sources[insertion.source]
+        filled[insertion.path] = filled_in(insertion, source, word, fresh.get(insertion.path))
     return where.constrain(filled)
+
+
+def filled_in(
+    insertion: Insertion, source: Array | None, word: Array | None, fresh: Array | None = None
+) -> Array:
+    """Returns the array of one insertion.
+
+    Args:
+        insertion: what it is filled with.
+        source: the old array that it names, grown.
+        word: its seed, ``uint32[2]``.
+        fresh: free values, if they are not drawn.
+    """
+    if source is not None and insertion.fill in ("moved", "copy") and not insertion.layers:
+        return source
+    if fresh is not None:
+        new = lax.convert_element_type(fresh, dtype_named(insertion.dtype))
+    else:
+        new = _values(insertion, word)
+    return new if source is None or not insertion.layers else stacked(insertion, source, new)
 
 
 def _values(insertion: Insertion, word: Array | None) -> Array:

@@ -70,14 +70,14 @@ def parts_of(leaf_map: LeafMap, order: Sequence[int]) -> tuple[Part, ...]:
 
     Returns:
         The parts in the order of the file. There are none if the array must be made as a whole: if
-        entries depend on all others along an axis (means, noise, merged units), or if an
-        initializer of the caller's own draws them.
+        entries depend on all others along an axis (means, noise, merged units), if an initializer
+        of the caller's own draws them, or if XLA rounds a product and a sum at once (perturbation).
     """
     cut = order[0]
     factors = [_factors(axis) for axis in leaf_map.axes]
     rest = [None if axis == cut else f for axis, f in enumerate(factors)]
     pieces = list(_pieces(leaf_map.axes[cut]))
-    if leaf_map.init is not None or (leaf_map.perturb and len(pieces) > 1):
+    if leaf_map.init is not None or leaf_map.perturb:
         return ()
     parts, old, new, draws = list[Part](), 0, 0, 0
     for piece in pieces:

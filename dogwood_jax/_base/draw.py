@@ -69,10 +69,10 @@ def _numbered(shape: tuple[int, ...], axis: int, places: Array | None) -> Array:
     """Returns the number of each entry in row-major order, perhaps only at places of one axis."""
     if places is None or not 0 <= axis < len(shape):
         return lax.iota(jnp.uint32, prod(shape)).reshape(shape)
-    sizes = (prod(shape[:axis]), prod(shape[axis + 1 :]))
-    before, after = (lax.iota(jnp.uint32, size) for size in sizes)
-    middle = before[:, None] * jnp.uint32(shape[axis]) + places.astype(jnp.uint32)
-    numbers: Array = middle[:, :, None] * jnp.uint32(sizes[1]) + after
+    inner = prod(shape[axis + 1 :])
+    before, after = lax.iota(jnp.uint32, prod(shape[:axis])), lax.iota(jnp.uint32, inner)
+    rows = before[:, None] * jnp.uint32(shape[axis]) + places.astype(jnp.uint32)[None]
+    numbers: Array = rows[:, :, None] * jnp.uint32(inner) + after[None, None]
     return numbers.reshape((*shape[:axis], places.size, *shape[axis + 1 :]))
 
 

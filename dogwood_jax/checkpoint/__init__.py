@@ -1,0 +1,34 @@
+"""Grow checkpoints on disk, array by array, without loading them.
+
+``shapes`` reads what ``dw.trace`` needs, ``grow`` carries a growth out from file to file, and
+``inspect`` says what a checkpoint holds. On the command line::
+
+    python -m dogwood_jax inspect model/
+    python -m dogwood_jax grow model/ growth.json larger/ --seed 0
+
+| file | what it does |
+|---|---|
+| ``grow``, ``inspect`` | the front |
+| ``names``, ``open_models`` | which tensor is which leaf, and how it lies |
+| ``made`` | how each array of the larger model is made, piece by piece |
+| ``safetensors_files``, ``tensors`` | files of safetensors |
+| ``draft`` | what is being written appears whole or not at all, and is gone on with |
+| ``errors`` | ``CheckpointError`` |
+"""
+
+from dogwood_jax.checkpoint.errors import CheckpointError
+from dogwood_jax.checkpoint.grow import grow, shapes
+from dogwood_jax.checkpoint.inspect import Inspection, StoredArray, inspect
+from dogwood_jax.checkpoint.open_models import gemma, llama, qwen
+
+__all__ = [
+    "CheckpointError",
+    "Inspection",
+    "StoredArray",
+    "gemma",
+    "grow",
+    "inspect",
+    "llama",
+    "qwen",
+    "shapes",
+]

@@ -1,0 +1,121 @@
+"""From a checkpoint on disk to a larger one: ``shapes`` and ``grow``."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from jax import Array
+
+from dogwood_jax._base.arguments import GROWTH, KEY, PATH, expect, expect_given
+from dogwood_jax._base.trees import PyTree
+from dogwood_jax._growth.growth import Growth
+from dogwood_jax.checkpoint.names import Rows
+from dogwood_jax.checkpoint.safetensors_files import grow_files, shapes_of_files
+
+
+def shapes(source: str | os.PathLike[str], *, names: Rows | None = None) -> PyTree:
+    """Returns the shapes of a checkpoint's arrays, for ``dw.trace``; the arrays are not read.
+
+    Args:
+        source: a ``.safetensors`` file, a folder of shards with their index, or the index itself.
+        names: which tensor is which leaf, see ``names`` of ``grow``.
+
+    Returns:
+        Nested dicts with a ``jax.ShapeDtypeStruct`` for each array. Keys 0, 1, ... become a list.
+
+    Raises:
+        CheckpointError: if it is no intact checkpoint, or does not fit ``names``.
+        OSError: if it is missing or must not be read.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from safetensors.numpy import save_file
+        >>> import dogwood_jax as dw
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_file({"up.kernel": np.ones((4, 8))}, f"{folder}/small.safetensors")
+        ...     dw.checkpoint.shapes(f"{folder}/small.safetensors")
+        {'up': {'kernel': ShapeDtypeStruct(shape=(4, 8), dtype=float64)}}
+    """
+    expect("checkpoint.shapes(source)", source=(PATH, source))
+    return _nested(shapes_of_files(Path(source), names))
+
+
+def _nested(leaves: dict[str, Any]) -> PyTree:
+    """Returns leaves by path as nested dicts and lists."""
+    if "" in leaves:
+        return leaves[""]
+    below: dict[str, dict[str, Any]] = {}
+    for path, leaf in leaves.items():
+        key, _, rest = path.partition("/")
+        below.setdefault(key, {})[rest] = leaf
+    parts = {key: _nested(inner) for key, inner in below.items()}
+    numbers = [str(number) for number in range(len(parts))]
+    return [parts[key] for key in numbers] if {*parts} == {*numbers} and parts else parts
+
+
+def grow(
+    source: str | os.PathLike[str],
+    growth: Growth,
+    out: str | os.PathLike[str],
+    *,
+    key: Array | None = None,
+    names: Rows | None = None,
+) -> None:
+    """Grows a checkpoint on disk, bit for bit as ``dw.grow`` grows its arrays with that key.
+
+    Arrays are read, made and written one after another, and large ones in pieces of 16 MiB: neither
+    the old nor the new network is ever in memory. Arrays in which nothing grows are copied. What is
+    written appears whole or not at all: it is written into the folder ``OUT.growing`` and then
+    moved. If the run is killed or the disk gets full, the same call goes on where it stopped.
+
+    Args:
+        source: a ``.safetensors`` file, a folder of shards with their index, or the index itself.
+        growth: from ``plan`` for these variables, as ``shapes`` gives them to ``trace``; growing,
+            deepening or narrowing.
+        out: where the larger checkpoint goes: a new name, a regular file to replace if the source
+            is one file, or an empty folder if it is several. Arrays stay in files of the same name.
+        key: PRNG key for random weights, as for ``dw.grow``.
+        names: which tensor is which leaf. Without it, a tensor's name is the leaf's path, joined by
+            ``/`` or ``.``. A row such as ``{"model.layers.{i}.mlp.up_proj.weight":
+            ("layers/{i}/mlp/up_proj/kernel", "transpose")}`` names tensors and leaves of all
+            layers. The second text is ``"transpose"``, or the tensor's axes and the leaf's, as
+            ``"(n h:128) d -> d n h"`` for heads of size 128. ``"layers/{i}/mlp/up[{e}]"`` is a leaf
+            that is stacked of one tensor for each expert. ``llama``, ``qwen`` and ``gemma`` are
+            such tables.
+
+    Raises:
+        TypeError: if arguments are of the wrong kind.
+        ValueError: if ``dw.grow`` would raise it; if a strategy looks at a loss; if ``names`` does
+            not name an array of a new layer.
+        CheckpointError: if the source is damaged, hostile or not of a known kind.
+        OSError: if a file cannot be read or written, if ``out`` is something else than said above,
+            or if the disk has too little room.
+
+    Example:
+        >>> import tempfile
+        >>> import jax
+        >>> import numpy as np
+        >>> from safetensors.numpy import load_file, save_file
+        >>> import dogwood_jax as dw
+        >>> arrays = {"up.kernel": np.ones((4, 8), "f4"), "down.kernel": np.ones((8, 2), "f4")}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_file(arrays, f"{folder}/small.safetensors")
+        ...     shapes = dw.checkpoint.shapes(f"{folder}/small.safetensors")
+        ...     growth = dw.plan(dw.chain(shapes, ("up", "down")), {"up": 16})
+        ...     source, out = f"{folder}/small.safetensors", f"{folder}/wide.safetensors"
+        ...     dw.checkpoint.grow(source, growth, out, key=jax.random.key(0))
+        ...     wide = load_file(out)
+        >>> wide["up.kernel"].shape, wide["down.kernel"].shape
+        ((4, 16), (16, 2))
+    """
+    expect(
+        "checkpoint.grow(source, growth, out)",
+        source=(PATH, source),
+        growth=(GROWTH, growth),
+        out=(PATH, out),
+    )
+    expect_given("checkpoint.grow", key=(KEY, key))
+    if os.path.exists(out) and os.path.exists(source) and os.path.samefile(source, out):
+        raise ValueError(f"{out}: is the source, which is never overwritten; choose another name")
+    grow_files(Path(source), growth, Path(out), key, names)

@@ -1,0 +1,103 @@
+"""What a checkpoint holds, without its arrays: ``inspect``."""
+
+import os
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import jax.numpy as jnp
+
+from dogwood_jax._base.arguments import PATH, expect
+from dogwood_jax._base.tables import layers_together, table
+from dogwood_jax.checkpoint.tensors import headers_of
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """One array of a checkpoint.
+
+    Attributes:
+        name: what the checkpoint calls it.
+        shape: its shape.
+        dtype: its dtype.
+        file: the file that it is in, by its name in the checkpoint's folder.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    file: str
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes it takes."""
+        return prod(self.shape) * int(jnp.dtype(self.dtype).itemsize)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a checkpoint holds; ``print`` shows it as a table, arrays of like layers in one line.
+
+    Attributes:
+        format: ``"safetensors"`` or ``"orbax"``.
+        arrays: its arrays, in the order of the files.
+    """
+
+    format: str
+    arrays: tuple[StoredArray, ...]
+
+    @property
+    def parameters(self) -> int:
+        """How many entries all arrays have."""
+        return sum(prod(array.shape) for array in self.arrays)
+
+    def __str__(self) -> str:
+        files = len({array.file for array in self.arrays})
+        size = sum(array.nbytes for array in self.arrays)
+        head = (
+            f"{self.format}, {files} file{'s' * (files != 1)}, {len(self.arrays)} arrays, "
+            f"{self.parameters:,} parameters, {size:,} bytes"
+        )
+        # Names joined by dots are paths, too.
+        mark = "/" if any("/" in array.name for array in self.arrays) else "."
+        rows = (
+            (array.name.replace(mark, "/"), "x".join(map(str, array.shape)), array.dtype)
+            for array in self.arrays
+        )
+        lines = [(name.replace("/", mark), *rest) for (name, *rest), _ in layers_together(rows)]
+        return "\n".join([head, table([("array", "shape", "dtype"), *lines])])
+
+
+def inspect(source: str | os.PathLike[str]) -> Inspection:
+    """Returns what a checkpoint holds: names, shapes, dtypes. The arrays are not read.
+
+    Args:
+        source: a ``.safetensors`` file, a folder of shards with their index, or the index itself.
+
+    Returns:
+        A table that ``print`` shows.
+
+    Raises:
+        CheckpointError: if it is no intact checkpoint.
+        OSError: if it is missing or must not be read.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from safetensors.numpy import save_file
+        >>> import dogwood_jax as dw
+        >>> arrays = {f"layers.{i}.up.kernel": np.ones((4, 8), "f4") for i in range(3)}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_file(arrays, f"{folder}/small.safetensors")
+        ...     print(dw.checkpoint.inspect(f"{folder}/small.safetensors"))
+        safetensors, 1 file, 3 arrays, 96 parameters, 384 bytes
+        array                    shape  dtype
+        -----------------------  -----  -------
+        layers.{0..2}.up.kernel  4x8    float32
+    """
+    expect("checkpoint.inspect(source)", source=(PATH, source))
+    arrays = (
+        StoredArray(tensor.name, tensor.shape, tensor.dtype, tensor.file)
+        for tensor in headers_of(Path(source)).tensors.values()
+    )
+    return Inspection("safetensors", tuple(arrays))

@@ -1,0 +1,240 @@
+"""How each array of the larger model is made of the stored ones: ``Made``, ``made_of``.
+
+Which arrays there are, and whether they can grow, ``dw.grow`` itself says, called with shapes. So a
+checkpoint grows when its variables do, and raises the same errors.
+"""
+
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from dogwood_jax._arrays.draws import words_of
+from dogwood_jax._arrays.finite import is_finite
+from dogwood_jax._arrays.grow import grow, grow_array
+from dogwood_jax._arrays.insert import filled_in
+from dogwood_jax._arrays.pieces import Part, grow_piece, parts_of
+from dogwood_jax._base.trees import leaves_by_path
+from dogwood_jax._growth.growth import Growth
+from dogwood_jax._growth.insertion import Insertion
+from dogwood_jax._growth.leaf_map import LeafMap
+
+# Bytes of a new array that are made at a time.
+_PIECE = 1 << 24
+
+
+class Stored(Protocol):
+    """An old array that can be read in parts."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    order: tuple[int, ...]
+
+    def read(self, start: int, into: np.ndarray) -> None:
+        """Reads entries in the order of the file, from this one on."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """How an array of the larger model is made.
+
+    Attributes:
+        path: its path.
+        shape: its shape.
+        dtype: its dtype.
+        source: the path of the old array that it is made of; None for none.
+        leaf_map: what becomes of the old array; None if nothing does.
+        insertion: what it is filled with, if layers are inserted.
+        seed: the seed of its map, ``uint32[2]``.
+        place: the place of the old array among those that grow.
+        word: the seed of its insertion, ``uint32[2]``.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: Any
+    source: str | None
+    leaf_map: LeafMap | None = None
+    insertion: Insertion | None = None
+    seed: np.ndarray | None = None
+    place: int = 0
+    word: np.ndarray | None = None
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether it is an old array as it was, perhaps under another path."""
+        new = self.insertion is not None and bool(self.insertion.layers)
+        return self.source is not None and self.leaf_map is None and not new
+
+
+def made_of(
+    shapes: Mapping[str, jax.ShapeDtypeStruct], growth: Growth, key: Array | None
+) -> list[Made]:
+    """Returns how the arrays of the larger model are made.
+
+    Args:
+        shapes: shapes and dtypes of the stored arrays, by path.
+        growth: what becomes of them.
+        key: the key as for ``dw.grow``.
+
+    Raises:
+        ValueError: if ``dw.grow`` would raise it, or if a strategy looks at a loss.
+    """
+    if choices := [change for change in growth.changes if change.strategy.choice is not None]:
+        raise ValueError(
+            f"checkpoint.grow: strategies.{choices[0].strategy} looks at a loss of the whole "
+            "network, so it needs the arrays in memory; use dw.grow, or another strategy"
+        )
+    grown = leaves_by_path(jax.eval_shape(lambda old: grow(old, growth, key=key), dict(shapes)))
+    changing = [path for path, leaf_map in growth.maps.items() if leaf_map.changes]
+    places = {path: place for place, path in enumerate(changing)}
+    seeds = words = None
+    if key is not None:
+        seeds = np.asarray(words_of(key, len(changing)))
+        words = np.asarray(words_of(key, len(growth.insertions)))
+    inserted = {i.path: (n, i) for n, i in enumerate(growth.insertions)}
+    every = list[Made]()
+    for path, leaf in grown.items():
+        number, insertion = inserted.get(path, (0, None))
+        source = path if insertion is None else _source(insertion)
+        made = Made(path, leaf.shape, leaf.dtype, source, insertion=insertion)
+        if source in places:
+            place = places[source]
+            seed = None if seeds is None else seeds[place]
+            made = replace(made, leaf_map=growth.maps[source], seed=seed, place=place)
+        if insertion is not None and words is not None:
+            made = replace(made, word=words[number])
+        every.append(made)
+    return every
+
+
+def _source(insertion: Insertion) -> str | None:
+    """Returns the old array that an insertion is made of."""
+    return insertion.source if insertion.layers or insertion.fill in ("moved", "copy") else None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some entries of a new array that follow each other in the file.
+
+    Attributes:
+        start: the place of the first among all entries.
+        entries: the entries, perhaps still being computed.
+        finite: whether all old entries that they are made of are finite.
+    """
+
+    start: int
+    entries: Array
+    finite: Array | bool = True
+
+    def values(self, made: Made) -> np.ndarray:
+        """Returns the entries when they are there.
+
+        Raises:
+            ValueError: if the array grows and holds NaN or infinities, as for ``dw.grow``.
+        """
+        if made.leaf_map is not None and made.leaf_map.grows and not bool(self.finite):
+            raise ValueError(
+                f"{made.source}: holds NaN or infinities, so outputs could change: 0 * NaN is NaN; "
+                "grow weights that are finite, such as those of an earlier checkpoint"
+            )
+        return np.asarray(self.entries)
+
+
+def pieces_of(
+    made: Made, old: Stored | None, order: tuple[int, ...], key: Array | None
+) -> Iterator[Piece]:
+    """Yields an array piece by piece, in the order of the file.
+
+    Args:
+        made: how it is made.
+        old: the stored array that it is made of, if there is one.
+        order: the new array's axes in the order of the file.
+        key: the key as for ``dw.grow``.
+    """
+    stacks = made.insertion is not None and bool(made.insertion.layers)
+    parts: tuple[Part, ...] = ()
+    if old is not None and made.leaf_map is not None and not stacks:
+        parts = parts_of(made.leaf_map, old.order)
+    if not parts:
+        yield _whole(made, old, order, key)
+        return
+    assert old is not None and made.leaf_map is not None
+    itemsize = int(jnp.dtype(old.dtype).itemsize)
+    for part in parts:
+        sources, row = part.sources(), prod(part.old_shape[1:])
+        new_row = prod(part.new_shape[1:])
+        pieces = max(1, -(-sources.size * new_row * itemsize // _PIECE))
+        count = max(1, -(-sources.size // pieces))
+        for start in range(0, sources.size, count):
+            # The last piece has as many places as others, for the sake of the compiled function.
+            places = np.minimum(np.arange(start, start + count), sources.size - 1)
+            rows = np.empty((count, row), old.dtype)
+            _read_rows(old, part.old, sources[places], rows)
+            entries, finite = grow_piece(
+                rows.reshape((count, *part.old_shape[1:])),
+                sources[places],
+                places,
+                made.seed,
+                leaf_map=made.leaf_map,
+                part=part,
+            )
+            yield Piece(part.new + start * new_row, entries[: sources.size - start], finite)
+
+
+def _read_rows(old: Stored, start: int, sources: np.ndarray, rows: np.ndarray) -> None:
+    """Reads the rows of an array at these places; zeros for -1."""
+    size = rows.shape[1]
+    stops = np.flatnonzero(np.diff(sources) != 1) + 1
+    for first, stop in zip((0, *stops), (*stops, sources.size), strict=True):
+        if sources[first] < 0:
+            rows[first:stop] = 0
+        else:
+            old.read(start + int(sources[first]) * size, rows[first:stop].reshape(-1))
+
+
+def _whole(made: Made, old: Stored | None, order: tuple[int, ...], key: Array | None) -> Piece:
+    """Returns an array that is made at once."""
+    source, finite = None, True
+    if old is not None:
+        held = np.empty([old.shape[axis] for axis in old.order], old.dtype)
+        old.read(0, held.reshape(-1))
+        finite = is_finite(held)
+        source = jnp.asarray(held.transpose(np.argsort(old.order)))
+    return Piece(
+        0, _made(source, key, made.seed, made.word, made=_static(made), order=order), finite
+    )
+
+
+def _static(made: Made) -> Made:
+    """Returns what compiled functions for arrays that are made alike have in common."""
+    insertion = made.insertion
+    if insertion is not None:
+        insertion = replace(insertion, path="", source=insertion.source and "")
+    return Made("", made.shape, made.dtype, None, made.leaf_map, insertion)
+
+
+@functools.partial(jax.jit, static_argnames=("made", "order"))
+def _made(
+    source: Array | None,
+    key: Array | None,
+    seed: Array | None,
+    word: Array | None,
+    place: Array,
+    *,
+    made: Made,
+    order: tuple[int, ...],
+) -> Array:
+    """Returns a new array in the order of the file."""
+    if source is not None and made.leaf_map is not None:
+        source = grow_array(source, made.leaf_map, key, seed, place)
+    if made.insertion is None:
+        assert source is not None
+        return source.transpose(order)
+    return filled_in(made.insertion, source, word).transpose(order)

@@ -1,0 +1,247 @@
+"""Grow a checkpoint of safetensors, one file or several: ``grow_files``."""
+
+import hashlib
+import json
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+
+from dogwood_jax._base.problems import listed
+from dogwood_jax._base.trees import struct
+from dogwood_jax._growth.as_json import to_json
+from dogwood_jax._growth.growth import Growth
+from dogwood_jax._growth.shardings import most_like
+from dogwood_jax.checkpoint.draft import Draft, draft
+from dogwood_jax.checkpoint.made import Made, Piece, made_of, pieces_of
+from dogwood_jax.checkpoint.names import Rows, StoredLeaf, Table
+from dogwood_jax.checkpoint.tensors import Headers, Tensor, header_for, headers_of
+
+# How many pieces may wait to be written.
+_WAITING = 3
+# Bytes that are copied at a time.
+_COPIED = 1 << 26
+
+
+def shapes_of_files(source: Path, names: Rows | None) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shape and dtype of every leaf of a checkpoint, by path."""
+    headers = headers_of(source)
+    leaves = Table(names, headers.tensors).leaves(headers.tensors.values())
+    return {path: struct(leaf.shape, leaf.dtype) for path, leaf in leaves.items()}
+
+
+def grow_files(
+    source: Path, growth: Growth, out: Path, key: Array | None, names: Rows | None
+) -> None:
+    """Grows a checkpoint of safetensors; ``dw.checkpoint.grow`` says what is promised."""
+    headers = headers_of(source)
+    table = Table(names, headers.tensors)
+    old = table.leaves(headers.tensors.values())
+    every = made_of(shapes_of_files(source, names), growth, key)
+    new = _stored(every, old, table)
+    texts: dict[str, bytes] = {}
+    places: dict[str, Tensor] = {}
+    for file, metadata in headers.metadata.items():
+        mine = [tensor for leaf in new for tensor in leaf.tensors if tensor.file == file]
+        texts[file], placed = header_for(mine, metadata)
+        places |= {tensor.name: tensor for tensor in placed}
+    new = [replace(leaf, tensors=tuple(places[t.name] for t in leaf.tensors)) for leaf in new]
+    size = sum(map(len, texts.values())) + sum(tensor.nbytes for tensor in places.values())
+    what = _fingerprint(headers, growth, key, names)
+    is_folder = headers.index is not None
+    with draft(out, what, is_folder=is_folder, size=size) as begun:
+        with _Files(headers, begun) as files:
+            for file, text in texts.items():
+                files.write(file, 0, text)
+            for made, leaf in sorted(zip(every, new, strict=True), key=lambda one: _place(one[1])):
+                files.make(made, old.get(made.source or ""), leaf, key)
+        if headers.index is not None:
+            index = _index(headers.index, places)
+            begun.folder.joinpath(headers.index_name).write_text(index)
+
+
+def _stored(every: Sequence[Made], old: Mapping[str, StoredLeaf], table: Table) -> list[StoredLeaf]:
+    """Returns how the new checkpoint holds each array, in the files of the arrays most like it.
+
+    Raises:
+        ValueError: if the table does not say what an array is called, all of them in one message.
+    """
+    problems, stored = list[str](), list[StoredLeaf]()
+    shapes = {path: leaf.shape for path, leaf in old.items()}
+    files = {tensor.name: tensor.file for leaf in old.values() for tensor in leaf.tensors}
+    for made in every:
+        try:
+            leaf = table.stored(made.path, made.shape, str(made.dtype))
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        like = old[made.source or most_like(made.path, made.shape, shapes)]
+        named = [
+            replace(tensor, file=files.get(tensor.name, like.tensors[-1].file))
+            for tensor in leaf.tensors
+        ]
+        stored.append(replace(leaf, tensors=tuple(named)))
+    if problems:
+        raise ValueError(listed("names= does not name these arrays of the larger model", problems))
+    return stored
+
+
+def _place(leaf: StoredLeaf) -> tuple[str, int]:
+    """Returns where a leaf begins, for writing in the order of the files."""
+    return leaf.tensors[0].file, leaf.tensors[0].start
+
+
+def _fingerprint(headers: Headers, growth: Growth, key: Array | None, names: Rows | None) -> str:
+    """Returns a text that changes if anything does that decides what is written."""
+    try:
+        planned = to_json(growth)
+    except ValueError:  # an initializer of the caller's own: nobody knows whether it is the same
+        planned = os.urandom(16).hex()
+    states = [(headers.folder / file).stat() for file in headers.metadata]
+    seed = None if key is None else np.asarray(jax.random.key_data(key)).tolist()
+    facts = [
+        planned,
+        seed,
+        repr(key.dtype) if key is not None else "",
+        sorted((names or {}).items()) if names is not None else None,
+        [str(headers.folder.resolve()), *((state.st_size, state.st_mtime_ns) for state in states)],
+        [repr(tensor) for tensor in headers.tensors.values()],
+    ]
+    return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
+
+
+def _index(index: Mapping[str, Any], places: Mapping[str, Tensor]) -> str:
+    """Returns the text of the index of the new files."""
+    metadata = dict(index.get("metadata") or {})
+    metadata["total_size"] = sum(tensor.nbytes for tensor in places.values())
+    if "total_parameters" in metadata:
+        metadata["total_parameters"] = sum(prod(tensor.shape) for tensor in places.values())
+    weight_map = {name: places[name].file for name in sorted(places)}
+    return json.dumps({**index, "metadata": metadata, "weight_map": weight_map}, indent=2) + "\n"
+
+
+class _Leaf:
+    """A stored leaf whose entries can be read; see ``made.Stored``."""
+
+    def __init__(self, leaf: StoredLeaf, files: "_Files") -> None:
+        self.shape, self.dtype, self.order = leaf.shape, np.dtype(leaf.dtype), leaf.order
+        self._leaf, self._files = leaf, files
+
+    def read(self, start: int, into: np.ndarray) -> None:
+        for tensor, offset, part in _ranges(self._leaf, start, into):
+            self._files.read(tensor.file, offset, part)
+
+
+def _ranges(
+    leaf: StoredLeaf, start: int, entries: np.ndarray
+) -> Iterator[tuple[Tensor, int, memoryview]]:
+    """Yields where entries of a leaf lie: tensor, place in its file, and the bytes of the entries.
+
+    Args:
+        leaf: the leaf.
+        start: the place of the first entry among the leaf's.
+        entries: the entries, one after another in memory.
+    """
+    data = entries.reshape(-1).view(np.uint8).data
+    first = leaf.tensors[0]
+    position, done = start * first.itemsize, 0
+    while done < len(data):
+        number, inner = divmod(position + done, first.nbytes)
+        size = min(first.nbytes - inner, len(data) - done)
+        tensor = leaf.tensors[number]
+        yield tensor, tensor.start + inner, data[done : done + size]
+        done += size
+
+
+class _Files:
+    """The old files and the new ones, which one thread writes while another computes."""
+
+    def __init__(self, headers: Headers, begun: Draft) -> None:
+        self._folder, self._draft = headers.folder, begun
+        self._old = {file: os.open(headers.folder / file, os.O_RDONLY) for file in headers.metadata}
+        flags = os.O_RDWR | os.O_CREAT
+        self._new = {file: os.open(begun.folder / file, flags, 0o666) for file in headers.metadata}
+        self._writer = ThreadPoolExecutor(1)
+        self._waiting: deque[Future[None]] = deque()
+
+    def __enter__(self) -> "_Files":
+        return self
+
+    def __exit__(self, error: object, *_: object) -> None:
+        try:
+            while self._waiting and error is None:
+                self._waiting.popleft().result()
+        finally:
+            self._writer.shutdown(cancel_futures=True)
+            for handle in (*self._old.values(), *self._new.values()):
+                os.close(handle)
+
+    def make(self, made: Made, old: StoredLeaf | None, new: StoredLeaf, key: Array | None) -> None:
+        """Makes an array and writes it, unless the draft has it."""
+        if all((tensor.file, tensor.name) in self._draft.done for tensor in new.tensors):
+            return
+        if made.is_copy and old is not None and old.layout == new.layout:
+            for before, after in zip(old.tensors, new.tensors, strict=True):
+                self._submit(self._copy, before, after)
+        else:
+            stored = None if old is None else _Leaf(old, self)
+            for piece in pieces_of(made, stored, new.order, key):
+                self._submit(self._write, made, piece, new)
+        self._submit(self._note, new)
+
+    def _submit(self, task: Any, *arguments: Any) -> None:
+        while len(self._waiting) >= _WAITING:
+            self._waiting.popleft().result()
+        self._waiting.append(self._writer.submit(task, *arguments))
+
+    def _note(self, leaf: StoredLeaf) -> None:
+        for tensor in leaf.tensors:
+            self._draft.note(tensor.file, tensor.name)
+
+    def _write(self, made: Made, piece: Piece, leaf: StoredLeaf) -> None:
+        entries = np.ascontiguousarray(piece.values(made))
+        for tensor, offset, data in _ranges(leaf, piece.start, entries):
+            self.write(tensor.file, offset, data)
+
+    def _copy(self, before: Tensor, after: Tensor) -> None:
+        """Copies a tensor without taking it into memory, where the system can."""
+        old, new = self._old[before.file], self._new[after.file]
+        done = 0
+        while done < before.nbytes:
+            size, here, there = before.nbytes - done, before.start + done, after.start + done
+            try:
+                copied = os.copy_file_range(old, new, min(size, _COPIED), here, there)
+            except (AttributeError, OSError):  # other systems, and some files of networks
+                copied = 0
+            if not copied:
+                part = memoryview(bytearray(min(size, _COPIED)))
+                self.read(before.file, here, part)
+                self.write(after.file, there, part)
+                copied = len(part)
+            done += copied
+
+    def read(self, file: str, offset: int, into: memoryview) -> None:
+        """Reads bytes of an old file."""
+        handle = self._old[file]
+        while into:
+            count = os.preadv(handle, [into], offset)
+            if not count:
+                raise OSError(
+                    f"{self._folder / file}: ends too early; it changed while it was read"
+                )
+            offset, into = offset + count, into[count:]
+
+    def write(self, file: str, offset: int, data: bytes | memoryview) -> None:
+        """Writes bytes of a new file."""
+        handle, data = self._new[file], memoryview(data)
+        while data:
+            count = os.pwrite(handle, data, offset)
+            offset, data = offset + count, data[count:]

@@ -1,0 +1,239 @@
+"""Tensors in safetensors files: ``Tensor``, ``headers_of`` and ``header_for``.
+
+A file begins with the length of its header in eight bytes, little-endian. The header is a JSON
+object with the dtype, the shape and the place of each tensor, and the tensors' bytes follow it. The
+library safetensors checks a header; it reads and writes whole tensors only, so pieces of them are
+read and written here.
+
+Reference:
+    The format is described in the README of https://github.com/huggingface/safetensors.
+"""
+
+import json
+import os
+import stat
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from dogwood_jax.checkpoint.errors import CheckpointError
+
+INDEX = "model.safetensors.index.json"
+_INDEX_END = ".safetensors.index.json"
+# The library's names of the dtypes that JAX has, and JAX's.
+_DTYPES = {
+    **{"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool"},
+    **{"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "C64": "complex64"},
+    **{"U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8"},
+    **{"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"},
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_MAX_INDEX = 1 << 28  # bytes; a million tensors take half of it
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of a file.
+
+    Attributes:
+        name: its name.
+        dtype: its dtype as JAX calls it.
+        shape: its shape.
+        file: the file's name in its folder.
+        start: where its bytes begin in the file.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+    start: int = 0
+
+    @property
+    def itemsize(self) -> int:
+        """How many bytes an entry takes."""
+        return int(jnp.dtype(self.dtype).itemsize)
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes the tensor takes."""
+        return prod(self.shape) * self.itemsize
+
+
+@dataclass(frozen=True)
+class Headers:
+    """What the headers of a checkpoint say.
+
+    Attributes:
+        folder: where its files are.
+        tensors: all tensors by name, in the order of files and of places in them.
+        metadata: the texts that each file's header holds beside its tensors, by file.
+        index: what the index of a sharded checkpoint says beside its tensors' files; None if the
+            checkpoint is a single file.
+        index_name: name of the index's file.
+    """
+
+    folder: Path
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, Mapping[str, str]]
+    index: Mapping[str, Any] | None = None
+    index_name: str = INDEX
+
+
+def headers_of(source: Path) -> Headers:
+    """Reads the headers of a checkpoint: a file, a folder with an index and shards, or the index.
+
+    Raises:
+        CheckpointError: if it is no intact checkpoint of safetensors.
+        OSError: if it is missing or must not be read.
+    """
+    if source.is_dir():
+        indexes = sorted(source.glob(f"*{_INDEX_END}"))
+        if len(indexes) == 1:
+            return _sharded(indexes[0])
+        files = sorted(source.glob("*.safetensors"))
+        if len(files) != 1 or indexes:
+            found = ", ".join(path.name for path in (*indexes, *files)) or "neither"
+            raise CheckpointError(
+                f"{source}: expected a folder with one index (*{_INDEX_END}) or one .safetensors "
+                f"file; found {found}; name the file"
+            )
+        source = files[0]
+    if source.name.endswith(_INDEX_END):
+        return _sharded(source)
+    tensors, metadata = _header(source)
+    return Headers(source.parent, _checked(source, tensors), {source.name: metadata})
+
+
+def _sharded(path: Path) -> Headers:
+    """Reads the index of a sharded checkpoint and the headers of its files."""
+    _expect_regular(path)
+    if (size := path.stat().st_size) > _MAX_INDEX:
+        raise CheckpointError(f"{path}: expected at most {_MAX_INDEX:,} bytes; found {size:,}")
+    try:
+        index = json.loads(path.read_bytes())
+        places = dict(index.pop("weight_map"))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path}: expected a JSON object with a weight_map, from tensors to files; it cannot "
+            f"be read: {type(error).__name__}: {error}"
+        ) from error
+    files = sorted({*places.values()}, key=str)
+    if wrong := [name for name in files if not _is_plain(name)]:
+        raise CheckpointError(
+            f"{path}: expected names of files in the same folder; found {_some(map(repr, wrong))}"
+        )
+    found, metadata = dict[str, Tensor](), dict[str, Mapping[str, str]]()
+    for file in files:
+        tensors, metadata[file] = _header(path.parent / file)
+        for tensor in tensors:
+            if places.get(tensor.name) != file:
+                where = places.get(tensor.name, "no file")
+                raise CheckpointError(
+                    f"{path}: expected {tensor.name} in {where}, as the index says; found it in "
+                    f"{file}"
+                )
+            found[tensor.name] = tensor
+    if missing := sorted(places.keys() - found.keys()):
+        raise CheckpointError(f"{path}: the files lack tensors of the index: {_some(missing)}")
+    return Headers(path.parent, _checked(path, found.values()), metadata, index, path.name)
+
+
+def _header(path: Path) -> tuple[list[Tensor], Mapping[str, str]]:
+    """Reads the header of one file; returns its tensors in their order, and its other texts."""
+    from safetensors import SafetensorError, safe_open
+
+    _expect_regular(path)
+    try:
+        with safe_open(path, framework="numpy"):  # checks lengths, places and shapes
+            pass
+    except (SafetensorError, ValueError, OverflowError) as error:
+        raise CheckpointError(
+            f"{path}: expected a safetensors file, complete and intact; it cannot be read: {error}"
+        ) from error
+    with path.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header = json.loads(stream.read(length))
+    metadata = header.pop("__metadata__", None) or {}
+    unknown = {item["dtype"] for item in header.values()} - _DTYPES.keys()
+    if unknown:
+        raise CheckpointError(
+            f"{path}: expected dtypes {', '.join(_DTYPES)}; found {', '.join(sorted(unknown))}"
+        )
+    tensors = [
+        Tensor(
+            name,
+            _DTYPES[item["dtype"]],
+            tuple(item["shape"]),
+            path.name,
+            8 + length + item["data_offsets"][0],
+        )
+        for name, item in header.items()
+    ]
+    return sorted(tensors, key=lambda tensor: (tensor.start, tensor.nbytes)), metadata
+
+
+def header_for(
+    tensors: Iterable[Tensor], metadata: Mapping[str, str]
+) -> tuple[bytes, list[Tensor]]:
+    """Returns the header of a new file with these tensors, and the tensors with their places.
+
+    Tensors of larger entries come first, as in files of the library, so that all are aligned.
+    """
+    tensors = sorted(tensors, key=lambda tensor: -tensor.itemsize)
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    for tensor in tensors:
+        stop = offset + tensor.nbytes
+        header[tensor.name] = {
+            "dtype": _NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, stop],
+        }
+        offset = stop
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    start, placed = 8 + len(text), []
+    for tensor in tensors:
+        placed.append(Tensor(tensor.name, tensor.dtype, tensor.shape, tensor.file, start))
+        start += tensor.nbytes
+    return struct.pack("<Q", len(text)) + text, placed
+
+
+def _checked(path: Path, tensors: Iterable[Tensor]) -> dict[str, Tensor]:
+    """Returns tensors by name, after checking that names are usable as paths."""
+    found = {tensor.name: tensor for tensor in tensors}
+    wrong = [name for name in found if {"", ".", ".."} & {*name.split("/")} or "\0" in name]
+    if wrong:
+        raise CheckpointError(
+            f"{path}: expected names of tensors without empty parts, '.' and '..'; found "
+            f"{_some(map(repr, wrong))}"
+        )
+    return found
+
+
+def _expect_regular(path: Path) -> None:
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        raise CheckpointError(f"{path}: expected a regular file; found {_kind(mode)}")
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a FIFO", stat.S_ISSOCK: "a socket"}
+    return next((kind for test, kind in kinds.items() if test(mode)), "a device")
+
+
+def _is_plain(name: Any) -> bool:
+    """Whether a text is the name of a file in the same folder."""
+    return isinstance(name, str) and name == os.path.basename(name) and name not in ("", ".", "..")
+
+
+def _some(names: Iterable[str], most: int = 5) -> str:
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
