@@ -29,6 +29,7 @@ from dogwood_jax._base.arguments import (
     expect,
     expect_given,
 )
+from dogwood_jax._base.deferred import Deferred, made
 from dogwood_jax._base.described import described, optimizer_states
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import (
@@ -39,13 +40,14 @@ from dogwood_jax._base.trees import (
     leaves_by_path,
     level,
     struct,
+    struct_of,
     tree_of_indices,
 )
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._growth.leaf_map import LeafMap
 from dogwood_jax._growth.pairing import closest
-from dogwood_jax._growth.shardings import Placement, fitting_shardings, placement
+from dogwood_jax._growth.shardings import ANYWHERE, Placement, fitting_shardings, placement
 from dogwood_jax._modules.resizing import Resizing
 from dogwood_jax._optimizer.ages import Moments, grown_ages
 from dogwood_jax._optimizer.factored import read, written
@@ -339,7 +341,7 @@ def _grow_plain(
         for f in found
         if f.place in meanings
     ]
-    new = tuple(a for a in _new_arrays(found, growth, meanings) if a.field.place in shapes)
+    new = tuple(a for a in _new_arrays(found, growth, meanings, arrays) if a.field.place in shapes)
     moved = {field.place: field.at(growth.place(field.leaf.path)) for field in found}
     grown = {moved.get(place, place): array for place, array in arrays.items()}
     old = {field.place: arrays[field.place] for field in found}
@@ -349,15 +351,24 @@ def _grow_plain(
         alike={one.field.place: old[one.kin[0].place] for one in new},
     )
     own = None if variables is None else _own(variables, growth, known, new)
-    filled = _grow_in_rounds(
-        known, old, own, growth, shapes, second_moment, where, donate and not new
-    )
-    if new:
+    growing = _growing(known, growth, shapes)
+
+    def fill_new(
+        new: tuple[_New, ...], old: dict[str, Any], grown: dict[str, Any], own: Any
+    ) -> dict[str, Array]:
         begun = _starts(start, {array.field.place for array in new}, where)
-        entered = where.enter(old), where.enter(begun), where.enter(filled), where.enter(own)
-        filled |= where.leave(
-            _fill_fields(*entered, growth, new, tuple(shapes.items()), second_moment, where)
+        entered = where.enter(old), where.enter(begun), where.enter(grown), where.enter(own)
+        filled = _fill_fields(*entered, growth, new, tuple(shapes.items()), second_moment, where)
+        return where.leave(filled)
+
+    if any(isinstance(array, Deferred) for array in old.values()):
+        ends = {place: struct_of(leaf) for place, leaf in leaves_by_path(expected).items()}
+        filled = _deferred(growing, new, old, own, growth, ends, second_moment, fill_new)
+    else:
+        filled = _grow_in_rounds(
+            growing, old, own, growth, second_moment, where, donate and not new
         )
+        filled |= fill_new(new, old, filled, own) if new else {}
     grown |= filled
     problems = [f"{place}: tx has no such state" for place in grown if place not in shapes]
     problems += [
@@ -585,8 +596,13 @@ class _Known:
 
     def places(self, path: str) -> list[str]:
         """The paths in the state of what is kept for an array of the network."""
-        names = (None, "v_row", "v_col") if self.field.factored else (None,)
-        return [self.field.at(path, name) for name in names]
+        return _places(self.field, path)
+
+
+def _places(field: Field, path: str) -> list[str]:
+    """Returns the paths in the state of what a field keeps for an array of the network."""
+    names = (None, "v_row", "v_col") if field.factored else (None,)
+    return [field.at(path, name) for name in names]
 
 
 @dataclass(frozen=True)
@@ -599,6 +615,7 @@ class _New:
         kin: the same field of the old arrays that are closest by name.
         peers: those of them that have its shape or, if none of them has, of all old arrays.
         meaning: what the field holds; None for one number for a whole array.
+        dtype: its dtype.
     """
 
     field: Field
@@ -606,10 +623,14 @@ class _New:
     kin: tuple[Field, ...]
     peers: tuple[Field, ...]
     meaning: Meaning | None
+    dtype: Any
 
 
 def _new_arrays(
-    found: Iterable[Field], growth: Growth, meanings: Mapping[str, Meaning]
+    found: Iterable[Field],
+    growth: Growth,
+    meanings: Mapping[str, Meaning],
+    arrays: Mapping[str, Any],
 ) -> Iterator[_New]:
     """Yields what the state may hold for new arrays of the network."""
     trees: dict[tuple[str, str], list[Field]] = {}
@@ -626,15 +647,104 @@ def _new_arrays(
             for axis in axes:
                 field = replace(kin[0], inner=inner, leaf=leaf, axis=axis)
                 peers = alike or tuple(tree)
-                yield _New(field, insertion, kin, peers, meanings.get(kin[0].place))
+                place = kin[0].place
+                dtype = jnp.result_type(arrays[place])
+                yield _New(field, insertion, kin, peers, meanings.get(place), dtype)
+
+
+def _growing(
+    known: Iterable[_Known], growth: Growth, shapes: Mapping[str, tuple[int, ...]]
+) -> list[_Known]:
+    """Returns those arrays of the state that become other ones, with what becomes of them."""
+    growing = []
+    for one in known:
+        path = one.field.leaf.path
+        stack = growth.moved.get(path) if not one.field.axis else None
+        stack = stack if stack and stack.layers else None
+        if not one.field.is_factor and (one.map.changes or stack):
+            shape = shapes.get(one.field.at(growth.place(path))) if one.field.factored else None
+            growing.append(replace(one, shape=shape, stack=stack))
+    return growing
+
+
+def _deferred(
+    growing: Iterable[_Known],
+    new: Iterable[_New],
+    old: Mapping[str, Any],
+    own: Mapping[str, Any] | None,
+    growth: Growth,
+    ends: Mapping[str, jax.ShapeDtypeStruct],
+    second_moment: str,
+    fill_new: Callable[..., dict[str, Array]],
+) -> dict[str, Any]:
+    """Returns the arrays that grow and new ones, each to be made when it is needed.
+
+    Args:
+        growing: the arrays that become other ones.
+        new: the arrays that follow new ones of the network.
+        old: the old arrays, by place.
+        own: the grown variables, by path.
+        growth: the growth.
+        ends: shapes and dtypes of the larger network's state, by place.
+        second_moment: see ``grow_opt_state``.
+        fill_new: fills in new arrays from old ones, grown ones and the grown variables.
+    """
+    deferred: dict[str, Any] = {}
+
+    def taken(places: Iterable[str]) -> dict[str, Any]:
+        return {place: made(old[place]) for place in places}
+
+    def defer(place: str, make: Callable[[], dict[str, Array]]) -> None:
+        if place in ends:
+            deferred[place] = Deferred(ends[place].shape, ends[place].dtype, lambda: make()[place])
+
+    for one in growing:
+        path, new_path = one.field.leaf.path, growth.place(one.field.leaf.path)
+
+        def grow(one: _Known = one, path: str = path, new_path: str = new_path) -> dict[str, Array]:
+            arrays, variable = taken(one.places(path)), None
+            if own is not None and one.meaning == "parameters":
+                variable = {new_path: made(own[new_path])}
+            return _grow_in_rounds([one], arrays, variable, growth, second_moment, ANYWHERE, False)
+
+        for place in one.places(new_path):
+            defer(place, grow)
+    for newborn in new:
+        path, places = newborn.insertion.path, [newborn.field.place]
+        peers = newborn.peers
+        if newborn.meaning not in ("second", "magnitude") or second_moment == "zeros":
+            peers = ()
+        elif newborn.field.is_factor:
+            continue  # what it is a factor of brings it along
+        else:
+            places = _places(newborn.field, path)
+
+        def fill(
+            newborn: _New = newborn, path: str = path, peers: tuple[Field, ...] = peers
+        ) -> dict[str, Array]:
+            places = [place for peer in peers for place in _places(peer, peer.leaf.path)]
+            source = newborn.insertion.source
+            variable, grown = None, {}
+            if newborn.meaning == "parameters" and own is not None:
+                variable = {path: made(own[path])}
+            elif newborn.meaning == "parameters" and source is not None:
+                copied = newborn.field.at(growth.place(source))
+                if copied in deferred:
+                    grown = {copied: made(deferred[copied])}
+                else:
+                    places = [newborn.field.at(source)]
+            return fill_new((newborn,), taken(places), grown, variable)
+
+        for place in places:
+            defer(place, fill)
+    return deferred
 
 
 def _grow_in_rounds(
-    known: Iterable[_Known],
+    growing: Sequence[_Known],
     arrays: Mapping[str, Any],
     own: Mapping[str, Any] | None,
     growth: Growth,
-    shapes: Mapping[str, tuple[int, ...]],
     second_moment: str,
     where: Placement,
     donate: bool,
@@ -644,14 +754,6 @@ def _grow_in_rounds(
     Those that grow alike do so by the same compiled function. See ``_fill_fields`` for the
     arguments.
     """
-    growing = []
-    for one in known:
-        path = one.field.leaf.path
-        stack = growth.moved.get(path) if not one.field.axis else None
-        stack = stack if stack and stack.layers else None
-        if not one.field.is_factor and (one.map.changes or stack):
-            shape = shapes.get(one.field.at(growth.place(path))) if one.field.factored else None
-            growing.append(replace(one, shape=shape, stack=stack))
 
     def size(one: _Known) -> int:
         return sum(bytes_of(arrays[place]) for place in one.places(one.field.leaf.path))
@@ -743,7 +845,7 @@ def _fill_fields(
     wanted = dict(shapes)
     filled: dict[str, Array] = {}
     for newborn in new:
-        place, dtype = newborn.field.place, arrays[newborn.kin[0].place].dtype
+        place, dtype = newborn.field.place, newborn.dtype
         if newborn.meaning == "parameters":
             filled[place] = _filled(newborn, arrays, grown, growth, own).astype(dtype)
         elif newborn.meaning not in ("second", "magnitude") or second_moment == "zeros":
