@@ -9,6 +9,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from safetensors.numpy import load_file, save_file
 
@@ -18,7 +19,6 @@ from dogwood_jax import checkpoint, strategies
 from dogwood_jax._base.trees import leaves_by_path
 from dogwood_jax.checkpoint import draft, made
 
-WIDTHS = {"stream": 6, "up": 20, "heads": 4, "vocabulary": 11}
 KEY = jax.random.key(7)
 
 
@@ -40,10 +40,12 @@ def network(dtype=jnp.float32):
         return jnp.asarray(rng.normal(size=shape) / 4, dtype)
 
     layers = [
-        dict(qkv=array(6, 9, 4), out=array(3, 4, 6), up=array(6, 20), bias=array(20),
-             down=array(20, 6))
+        {
+            **{"qkv": array(6, 9, 4), "out": array(3, 4, 6)},
+            **{"up": array(6, 20), "bias": array(20), "down": array(20, 6)},
+        }
         for _ in range(2)
-    ]  # fmt: skip
+    ]
     tree = {"embedding": array(11, 6), "layers": layers, "head": array(6, 5)}
     return apply, tree, jnp.arange(7)
 
@@ -56,18 +58,17 @@ def growths():
     """Growths of all kinds, by name."""
     apply, tree, tokens = network()
     widths = dw.trace(apply, tree, tokens)
-    stream, *_, up = (widths.of(path, 1).name for path in ("embedding", "layers/0/up"))
+    stream, up = (widths.of(path, 1).name for path in ("embedding", "layers/0/up"))
     sizes = {stream: 10, up: 33, widths.of("layers/1/up", 1).name: 21}
-    noise = strategies.replicate(noise=0.1)
     larger = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), deeper(tree))
+    he_normal = strategies.zero_outgoing(init=jax.nn.initializers.he_normal())
     return {
         "wider": dw.plan(widths, sizes),
         "copies": dw.plan(widths, sizes, strategy=strategies.replicate()),
-        "noise": dw.plan(widths, sizes, strategy=noise),
         "shrunk": dw.plan(widths, sizes, strategy=strategies.shrink_perturb()),
-        "init": dw.plan(
-            widths, sizes, strategy=strategies.zero_outgoing(init=jax.nn.initializers.he_normal())
-        ),
+        # Compiling a generator takes long, so this is one width.
+        "noise": dw.plan(widths, {up: 33}, strategy=strategies.replicate(noise=0.1)),
+        "init": dw.plan(widths, {up: 33}, strategy=he_normal),
         "deeper": dw.plan(widths, target=larger, target_apply=apply),
         "narrower": dw.plan(widths, keep={up: [*range(3, 18)], stream: [0, 1, 3, 5]}),
     }
@@ -130,3 +131,318 @@ def test_a_checkpoint_grows_as_its_arrays_do(name, tmp_path, monkeypatch):
         assert index["metadata"] == {"total_size": sizes, "kept": "text"}
         for tensor, file in index["weight_map"].items():
             assert tensor.replace(".", "/") in load(out / file)
+
+
+# Names --------------------------------------------------------------------------------------------
+
+
+def test_names_map_tensors_to_leaves_and_back(tmp_path, monkeypatch):
+    """Heads, transposed matrices and stacks of experts, as Hugging Face's files have them."""
+    monkeypatch.setattr(made, "_PIECE", 128)
+    rng = np.random.default_rng(0)
+
+    def array(*shape):
+        return rng.normal(size=shape).astype(np.float32)
+
+    def apply(tree, x):
+        layer = tree["layers"][0]
+        heads = jnp.einsum("td,dnh->tnh", x @ tree["in"], layer["attn"]["q_proj"]["w"])
+        x = jnp.einsum("tnh,nhd->td", heads, layer["attn"]["o_proj"]["w"])
+        experts = jax.nn.relu(jnp.einsum("td,edf->tef", x, layer["mlp"]["up"]))
+        return jnp.einsum("tef,efd->td", experts, layer["mlp"]["down"]) @ tree["out"]
+
+    # d = 6, n = 3, h = 4, e = 2, f = 5
+    file = {
+        "model.in": array(3, 6),
+        "model.out": array(6, 2),
+        "model.layers.0.self_attn.q_proj.weight": array(12, 6),
+        "model.layers.0.self_attn.o_proj.weight": array(6, 12),
+        **{f"model.layers.0.mlp.experts.{e}.up.weight": array(5, 6) for e in range(2)},
+        **{f"model.layers.0.mlp.experts.{e}.down.weight": array(6, 5) for e in range(2)},
+    }
+    qwen = checkpoint.qwen(head_dim=4)
+    layer = "model.layers.{i}."
+    names = {f"{layer}self_attn.{n}_proj.weight": qwen[f"{layer}self_attn.{n}_proj.weight"]
+             for n in "qo"}  # fmt: skip
+    for part in ("up", "down"):
+        names[f"{layer}mlp.experts.{{e}}.{part}.weight"] = (
+            f"layers/{{i}}/mlp/{part}[{{e}}]",
+            "transpose",
+        )
+    names |= {"model.in": "in", "model.out": "out"}
+    save_file(file, tmp_path / "small.safetensors")
+    shapes = checkpoint.shapes(tmp_path / "small.safetensors", names=names)
+    experts = {
+        part: jnp.stack([file[f"model.layers.0.mlp.experts.{e}.{part}.weight"].T for e in range(2)])
+        for part in ("up", "down")
+    }
+    attention = {
+        "q_proj": {"w": file["model.layers.0.self_attn.q_proj.weight"].T.reshape(6, 3, 4)},
+        "o_proj": {"w": file["model.layers.0.self_attn.o_proj.weight"].T.reshape(3, 4, 6)},
+    }
+    tree = {"in": file["model.in"], "out": file["model.out"],
+            "layers": [{"attn": attention, "mlp": experts}]}  # fmt: skip
+    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, tree)
+    larger = jax.tree.map(lambda a: a, shapes)
+    sizes = {"q_proj": (8, 5, 7), "o_proj": (5, 7, 8)}
+    for name, shape in sizes.items():
+        larger["layers"][0]["attn"][name]["w"] = jax.ShapeDtypeStruct(shape, jnp.float32)
+    for name, shape in {"up": (4, 8, 9), "down": (4, 9, 8)}.items():
+        larger["layers"][0]["mlp"][name] = jax.ShapeDtypeStruct(shape, jnp.float32)
+    larger |= {"in": jax.ShapeDtypeStruct((3, 8), jnp.float32),
+               "out": jax.ShapeDtypeStruct((8, 2), jnp.float32)}  # fmt: skip
+    x = jax.ShapeDtypeStruct((5, 3), jnp.float32)
+    growth = dw.plan(dw.trace(apply, shapes, x), target=larger)
+    checkpoint.grow(
+        tmp_path / "small.safetensors", growth, tmp_path / "large", key=KEY, names=names
+    )
+    wide = dw.grow(tree, growth, key=KEY)
+    layer = wide["layers"][0]
+    expected = {
+        "model.in": wide["in"],
+        "model.out": wide["out"],
+        "model.layers.0.self_attn.q_proj.weight": layer["attn"]["q_proj"]["w"].reshape(8, 35).T,
+        "model.layers.0.self_attn.o_proj.weight": layer["attn"]["o_proj"]["w"].reshape(35, 8).T,
+        **{f"model.layers.0.mlp.experts.{e}.{part}.weight": layer["mlp"][part][e].T
+           for part in ("up", "down") for e in range(4)},
+    }  # fmt: skip
+    assert_same(load_file(tmp_path / "large"), expected)
+
+
+def test_what_names_cannot_say_is_listed(tmp_path):
+    save_file({"a.b": np.ones((4, 6)), "c.0": np.ones(3)}, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match=r"a.b: .*'\(n h:128\) d -> d n h', found 'a b'\n- c.{i}"):
+        checkpoint.shapes(
+            tmp_path / "x.safetensors", names={"a.b": ("a", "a b"), "c.{i}": ("c", "-> a")}
+        )
+    with pytest.raises(checkpoint.CheckpointError, match="a.b: no row .*\n- c.0: expected 2 axes"):
+        checkpoint.shapes(tmp_path / "x.safetensors", names={"c.{i}": ("c[{i}]", "transpose")})
+    with pytest.raises(checkpoint.CheckpointError, match="a.b: expected a multiple of 4 in shape"):
+        names = {"a.b": ("a", "d (n h:4) -> d n h"), "c.{i}": "c[{i}]"}
+        checkpoint.shapes(tmp_path / "x.safetensors", names=names)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        checkpoint.llama(head_dim=4),
+        checkpoint.qwen(head_dim=4),
+        *(checkpoint.gemma(head_dim=4, version=version) for version in (1, 2, 3)),
+        checkpoint.gemma(head_dim=4, version=1, fused=True),
+    ],
+    ids=["llama", "qwen", "gemma1", "gemma2", "gemma3", "gemma7b"],
+)
+def test_ready_tables_name_each_leaf_once(names):
+    table = checkpoint.names.Table(names, names)
+    addresses = [row if isinstance(row, str) else row[0] for row in names.values()]
+    assert len({*addresses}) == len(addresses)
+    tensors = [
+        checkpoint.tensors.Tensor(
+            name.format(i=0, e=0), "float32", (8, 8) if isinstance(row, tuple) else (8,), "f"
+        )
+        for name, row in names.items()
+    ]
+    for path, leaf in table.leaves(tensors).items():
+        again = table.stored(path, leaf.shape, "float32")
+        assert [t.name for t in again.tensors] == [t.name for t in leaf.tensors]
+        assert [t.shape for t in again.tensors] == [t.shape for t in leaf.tensors]
+
+
+# What goes wrong ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(tmp_path):
+    return save(network()[1], tmp_path / "small", 1)
+
+
+def test_a_run_that_fails_goes_on_where_it_stopped(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(made, "_PIECE", 128)
+    whole, out = tmp_path / "whole", tmp_path / "large"
+    written, write, last = [], os.pwrite, 10**6
+
+    def fails(handle, data, offset):
+        written.append(offset)
+        if len(written) == last:
+            raise OSError(28, "No space left on device")
+        return write(handle, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", fails)
+    checkpoint.grow(small, GROWTHS["wider"], whole, key=KEY)
+    every = len(written)
+    written, last = [], every // 2
+    with pytest.raises(OSError, match="No space left") as failed:
+        checkpoint.grow(small, GROWTHS["wider"], out, key=KEY)
+    assert "the same call goes on" in failed.value.__notes__[0]
+    assert not out.exists()
+    written, last = [], 10**6
+    checkpoint.grow(small, GROWTHS["wider"], out, key=KEY)
+    assert out.read_bytes() == whole.read_bytes()
+    assert len(written) < 0.8 * every
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["large", "small", "whole"]
+
+
+def test_a_draft_of_something_else_is_begun_anew(small, tmp_path, monkeypatch):
+    out = tmp_path / "large"
+    with monkeypatch.context() as patch:
+        patch.setattr(draft, "_move", lambda *_: (_ for _ in ()).throw(OSError("killed")))
+        with pytest.raises(OSError, match="killed"):
+            checkpoint.grow(small, GROWTHS["wider"], out, key=jax.random.key(1))
+    checkpoint.grow(small, GROWTHS["wider"], out, key=KEY)
+    assert_same(load(out), leaves_by_path(dw.grow(network()[1], GROWTHS["wider"], key=KEY)))
+
+
+def test_a_killed_run_leaves_what_it_has_written(small, tmp_path):
+    out, growth = tmp_path / "large", tmp_path / "growth.json"
+    growth.write_text(dw.to_json(GROWTHS["wider"]))
+    program = (
+        "import os, sys\n"
+        "from dogwood_jax import __main__ as command_line\n"
+        "from dogwood_jax.checkpoint.draft import Draft\n"
+        "note = Draft.note\n"
+        "def dies(self, file, tensor):\n"
+        "    note(self, file, tensor)\n"
+        "    if tensor == 'layers.0.out': os._exit(9)\n"
+        "Draft.note = dies\n"
+        "command_line.main(sys.argv[1:])\n"
+    )
+    arguments = ["grow", str(small), str(growth), str(out), "--seed", "7"]
+    assert subprocess.run([sys.executable, "-c", program, *arguments], check=False).returncode == 9
+    assert not out.exists()
+    assert "stream" not in command_line.main(arguments)
+    assert_same(load(out), leaves_by_path(dw.grow(network()[1], GROWTHS["wider"], key=KEY)))
+
+
+@pytest.mark.parametrize("kind", ["folder", "fifo", "source", "missing parent"])
+def test_only_regular_files_are_replaced(small, kind, tmp_path):
+    out = tmp_path / "out"
+    if kind == "folder":
+        out.mkdir()
+        (out / "mine").write_text("kept")
+    elif kind == "fifo":
+        os.mkfifo(out)
+    out = {"source": small, "missing parent": tmp_path / "no" / "out"}.get(kind, out)
+    before = small.read_bytes()
+    expected = "is the source" if kind == "source" else "expected a new name|no such folder"
+    with pytest.raises((OSError, ValueError), match=expected):
+        checkpoint.grow(small, GROWTHS["wider"], out, key=KEY)
+    assert small.read_bytes() == before
+    assert not (tmp_path / "out.growing").exists()
+
+
+def test_a_missing_key_and_infinite_weights_are_refused(small, tmp_path):
+    with pytest.raises(ValueError, match="pass key="):
+        checkpoint.grow(small, GROWTHS["wider"], tmp_path / "large")
+    tree = network()[1]
+    tree["layers"][1]["up"] = tree["layers"][1]["up"].at[0, 0].set(jnp.nan)
+    source = save(tree, tmp_path / "bad", 1)
+    with pytest.raises(ValueError, match="layers/1/up: holds NaN"):
+        checkpoint.grow(source, GROWTHS["wider"], tmp_path / "large", key=KEY)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad", "small"]
+
+
+def header(text, data=b"", length=None):
+    text = text if isinstance(text, bytes) else json.dumps(text).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+def tensor(start, stop, shape=(4,)):
+    return {"dtype": "F32", "shape": list(shape), "data_offsets": [start, stop]}
+
+
+HOSTILE = {
+    "overlap": header({"a": tensor(0, 16), "b": tensor(8, 24)}, bytes(24)),
+    "huge header": header({"a": tensor(0, 16)}, bytes(16), 2**62),
+    "short": header({"a": tensor(0, 16)}, bytes(8)),
+    "huge shape": header({"a": tensor(0, 16, (2**62, 8))}, bytes(16)),
+    "parent": header({"../a": tensor(0, 16)}, bytes(16)),
+    "parent below": header({"b/../../a": tensor(0, 16)}, bytes(16)),
+    "list": header([1], b""),
+    "unknown dtype": header({"a": {**tensor(0, 2), "dtype": "F4"}}, bytes(2)),
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_files_get_one_clear_error(name, tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(HOSTILE[name])
+    with pytest.raises(checkpoint.CheckpointError, match=r"x.safetensors: expected .*; "):
+        checkpoint.inspect(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "message"),
+    [
+        ({"a": "../x.safetensors"}, "names of files in the same folder"),
+        ({"a": "/etc/passwd"}, "names of files in the same folder"),
+        ({"a": "1.safetensors", "b": "1.safetensors"}, "lack tensors of the index: b"),
+        ({"b": "1.safetensors"}, "expected a in no file, as the index says"),
+        ([], "expected a JSON object with a weight_map"),
+    ],
+)
+def test_hostile_indexes_get_one_clear_error(weight_map, message, tmp_path):
+    save_file({"a": np.ones(3)}, tmp_path / "1.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(checkpoint.CheckpointError, match=message):
+        checkpoint.shapes(tmp_path)
+
+
+def test_the_command_line_inspects_and_grows(small, tmp_path, capsys):
+    (tmp_path / "growth.json").write_text(dw.to_json(GROWTHS["wider"]))
+    assert "layers.0.up    6x20   float32" in command_line.main(["inspect", str(small)])
+    out = tmp_path / "large"
+    arguments = ["grow", str(small), str(tmp_path / "growth.json"), str(out), "--seed", "7"]
+    assert command_line.main(arguments).startswith(f"{out}: embedding has 10 units, ")
+    assert_same(load(out), leaves_by_path(dw.grow(network()[1], GROWTHS["wider"], key=KEY)))
+    with pytest.raises(SystemExit):
+        command_line.main(arguments[:-2])
+    assert "pass key=" in capsys.readouterr().err
+
+
+# Orbax --------------------------------------------------------------------------------------------
+
+
+def trained(tx, tree, steps=2):
+    """Returns the state of an optimizer after some updates."""
+    state = tx.init(tree)
+    for step in range(steps):
+        gradient = jax.tree.map(lambda a, step=step: jnp.cos(a + step), tree)
+        state = tx.update(gradient, state, tree)[1]
+    return state
+
+
+ADAMW = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.linear_schedule(0, 1e-3, 9)))
+
+
+@pytest.mark.parametrize(
+    ("tx", "name"),
+    [(ADAMW, "wider"), (dw.growable(ADAMW), "deeper"), (optax.adafactor(1e-3), "narrower")],
+    ids=["adamw", "growable", "adafactor"],
+)
+@pytest.mark.filterwarnings("ignore:.*[Ss]harding.*")
+def test_a_checkpoint_of_orbax_grows_with_the_optimizer(tx, name, tmp_path):
+    import orbax.checkpoint as ocp
+
+    apply, tree, tokens = network()
+    growth = GROWTHS[name]
+    state = trained(tx, tree)
+    saver = ocp.StandardCheckpointer()
+    saver.save(tmp_path / "small", {"model": tree, "opt_state": state, "step": 7})
+    saver.wait_until_finished()
+    assert checkpoint.grow(tmp_path / "small", growth, tmp_path / "large", key=KEY, tx=tx) is None
+    wide = dw.grow(tree, growth, key=KEY)
+    wide_state = dw.grow_opt_state(state, growth, tx, variables=wide)
+    target = {"model": wide, "opt_state": wide_state, "step": 0}
+    found = saver.restore(tmp_path / "large", jax.tree.map(np.zeros_like, target))
+    assert found["step"] == 7
+    assert_same(*(leaves_by_path({**t, "step": np.int64(7)}) for t in (found, target)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["large", "small"]
+    if name == "deeper":  # and once more, with the ages of units
+        again = dw.plan(dw.trace(apply, wide, tokens), {"embedding": 12})
+        checkpoint.grow(tmp_path / "large", again, tmp_path / "larger", key=KEY, tx=tx)
+        wider = dw.grow(wide, again, key=KEY)
+        state = dw.grow_opt_state(wide_state, again, tx, variables=wider)
+        target = {"model": wider, "opt_state": state, "step": np.int64(7)}
+        found = saver.restore(tmp_path / "larger", jax.tree.map(np.zeros_like, target))
+        assert_same(*(leaves_by_path({**t, "step": np.int64(7)}) for t in (found, target)))

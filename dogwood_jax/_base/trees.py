@@ -133,6 +133,19 @@ def rebuilt(structure: Any, leaves: Mapping[str, Any]) -> PyTree:
     )
 
 
+def nested(leaves: Mapping[str, Any]) -> PyTree:
+    """Returns leaves by path as nested dicts, and as lists where keys are 0, 1 and so on."""
+    if "" in leaves:
+        return leaves[""]
+    below: dict[str, dict[str, Any]] = {}
+    for path, leaf in leaves.items():
+        key, _, rest = path.partition("/")
+        below.setdefault(key, {})[rest] = leaf
+    parts = {key: nested(inner) for key, inner in below.items()}
+    numbers = [str(number) for number in range(len(parts))]
+    return [parts[key] for key in numbers] if parts and {*parts} == {*numbers} else parts
+
+
 def tree_of_indices(structure: Any) -> PyTree:
     """Returns a tree of a given structure whose leaves are numbers, for the sake of their paths."""
     return jax.tree.unflatten(structure, range(structure.num_leaves))

@@ -80,6 +80,18 @@ def _nested(found: Mapping[str, AlongAxes]) -> PyTree:
     return tree
 
 
+def ages_of(stored: Mapping[str, Any]) -> Ages:
+    """Returns ages from the nested dicts and lists that a checkpoint holds of them."""
+
+    def arrays(node: Mapping[str, Any]) -> PyTree:
+        if node.keys() == {*AlongAxes._fields}:
+            return AlongAxes(*(tuple(node[name]) for name in AlongAxes._fields))
+        return {key: arrays(part) for key, part in node.items()}
+
+    counts = tuple(stored["counts"])
+    return Ages(stored["steps"], stored["births"], counts, arrays(stored["arrays"]))
+
+
 class Moments:
     """The second moments in the state of an optimizer, and the step counts beside them.
 

@@ -10,8 +10,8 @@ from jax import Array
 
 from dogwood_jax._base.arguments import INTEGER, OPTIMIZER, expect, expect_given
 from dogwood_jax._base.problems import listed
-from dogwood_jax._base.trees import PyTree, is_array, leaf_path, leaves_by_path, struct
-from dogwood_jax._optimizer.ages import Ages, AlongAxes, Moments, share_now
+from dogwood_jax._base.trees import Keys, PyTree, is_array, leaf_path, leaves_by_path, struct
+from dogwood_jax._optimizer.ages import Ages, AlongAxes, Moments, ages_of, share_now
 from dogwood_jax._optimizer.by_cohort import updated
 from dogwood_jax._optimizer.factored import factored_axes
 from dogwood_jax._optimizer.fields import Field, fields_in, unfollowed, watched
@@ -276,6 +276,29 @@ def without_ages(state: PyTree) -> PyTree:
         state,
         is_leaf=is_growable,
     )
+
+
+def with_stored_ages(like: PyTree, stored: PyTree) -> PyTree:
+    """Returns a state with the ages that a checkpoint holds.
+
+    Args:
+        like: a state without ages.
+        stored: the state as nested dicts and lists, in which its named tuples are dicts.
+    """
+
+    def one(keys: Keys, node: Any) -> Any:
+        if not is_growable(node):
+            return node
+        part = stored
+        for key in filter(None, leaf_path(keys).split("/")):
+            part = part[int(key) if isinstance(part, list | tuple) else key]
+        ages = part.get("ages")
+        return node._replace(ages=ages_of(ages)) if ages else node
+
+    try:
+        return jax.tree_util.tree_map_with_path(one, like, is_leaf=is_growable)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):  # another optimizer's
+        return like
 
 
 def unwrapped(tx: Any) -> Any:

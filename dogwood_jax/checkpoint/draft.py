@@ -50,7 +50,7 @@ def draft(out: Path, what: str, *, is_folder: bool, size: int) -> Iterator[Draft
             missing; if the disk has too little room; if another run writes there.
     """
     out = out.resolve()  # through a symbolic link, not over it
-    _expect_free(out, is_folder)
+    expect_free(out, is_folder)
     folder = out.with_name(f"{out.name}.growing")
     folder.mkdir(exist_ok=True)
     with open(folder / _JOURNAL, "a+") as journal:
@@ -87,7 +87,8 @@ def draft(out: Path, what: str, *, is_folder: bool, size: int) -> Iterator[Draft
         _move(folder, out, is_folder)
 
 
-def _expect_free(out: Path, is_folder: bool) -> None:
+def expect_free(out: Path, is_folder: bool) -> None:
+    """Raises unless a checkpoint may be written here; see ``draft``."""
     if not out.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "no such folder; make it first", str(out.parent))
     if is_folder and out.exists() and not (out.is_dir() and not any(out.iterdir())):

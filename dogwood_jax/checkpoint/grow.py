@@ -4,12 +4,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax import Array
 
-from dogwood_jax._base.arguments import GROWTH, KEY, PATH, expect, expect_given
-from dogwood_jax._base.trees import PyTree
+from dogwood_jax._base.arguments import GROWTH, KEY, OPTIMIZER, PATH, expect, expect_given
+from dogwood_jax._base.trees import PyTree, nested, struct_of
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax.checkpoint.names import Rows
+from dogwood_jax.checkpoint.orbax_folders import grow_folder, item_folder, tree_of_folder
 from dogwood_jax.checkpoint.safetensors_files import grow_files, shapes_of_files
 
 
@@ -17,11 +19,13 @@ def shapes(source: str | os.PathLike[str], *, names: Rows | None = None) -> PyTr
     """Returns the shapes of a checkpoint's arrays, for ``dw.trace``; the arrays are not read.
 
     Args:
-        source: a ``.safetensors`` file, a folder of shards with their index, or the index itself.
+        source: a ``.safetensors`` file, a folder of shards with their index, or the index itself;
+            or the folder of a tree that Orbax saved.
         names: which tensor is which leaf, see ``names`` of ``grow``.
 
     Returns:
-        Nested dicts with a ``jax.ShapeDtypeStruct`` for each array. Keys 0, 1, ... become a list.
+        Nested dicts with a ``jax.ShapeDtypeStruct`` for each array. Keys 0, 1, ... of safetensors
+        become a list. Of Orbax, the tree that was saved, perhaps with an optimizer's state in it.
 
     Raises:
         CheckpointError: if it is no intact checkpoint, or does not fit ``names``.
@@ -38,20 +42,9 @@ def shapes(source: str | os.PathLike[str], *, names: Rows | None = None) -> PyTr
         {'up': {'kernel': ShapeDtypeStruct(shape=(4, 8), dtype=float64)}}
     """
     expect("checkpoint.shapes(source)", source=(PATH, source))
-    return _nested(shapes_of_files(Path(source), names))
-
-
-def _nested(leaves: dict[str, Any]) -> PyTree:
-    """Returns leaves by path as nested dicts and lists."""
-    if "" in leaves:
-        return leaves[""]
-    below: dict[str, dict[str, Any]] = {}
-    for path, leaf in leaves.items():
-        key, _, rest = path.partition("/")
-        below.setdefault(key, {})[rest] = leaf
-    parts = {key: _nested(inner) for key, inner in below.items()}
-    numbers = [str(number) for number in range(len(parts))]
-    return [parts[key] for key in numbers] if {*parts} == {*numbers} and parts else parts
+    if folder := item_folder(Path(source)):
+        return jax.tree.map(struct_of, tree_of_folder(folder))
+    return nested(shapes_of_files(Path(source), names))
 
 
 def grow(
@@ -60,22 +53,31 @@ def grow(
     out: str | os.PathLike[str],
     *,
     key: Array | None = None,
+    tx: Any = None,
     names: Rows | None = None,
 ) -> None:
     """Grows a checkpoint on disk, bit for bit as ``dw.grow`` grows its arrays with that key.
 
-    Arrays are read, made and written one after another, and large ones in pieces of 16 MiB: neither
-    the old nor the new network is ever in memory. Arrays in which nothing grows are copied. What is
-    written appears whole or not at all: it is written into the folder ``OUT.growing`` and then
-    moved. If the run is killed or the disk gets full, the same call goes on where it stopped.
+    Arrays are read, made and written one after another: neither the old nor the new network is ever
+    in memory. The result appears whole or not at all.
+
+    Large arrays of safetensors are made in pieces of 16 MiB, and those in which nothing grows are
+    copied. They are written into the folder ``OUT.growing`` and then moved. If the run is killed or
+    the disk gets full, the same call goes on where it stopped.
+
+    Of Orbax, each array is in memory as a whole, old and new. Beside the network's variables, the
+    saved tree may hold an optimizer's state, ``{"params": ..., "opt_state": ...}``. The state grows
+    as ``dw.grow_opt_state`` grows it. All else is saved as it was.
 
     Args:
-        source: a ``.safetensors`` file, a folder of shards with their index, or the index itself.
+        source: a ``.safetensors`` file, a folder of shards with their index, or the index itself;
+            or the folder of a tree that Orbax saved, or of a step that holds one.
         growth: from ``plan`` for these variables, as ``shapes`` gives them to ``trace``; growing,
             deepening or narrowing.
         out: where the larger checkpoint goes: a new name, a regular file to replace if the source
             is one file, or an empty folder if it is several. Arrays stay in files of the same name.
         key: PRNG key for random weights, as for ``dw.grow``.
+        tx: the optimizer, if the checkpoint holds its state.
         names: which tensor is which leaf. Without it, a tensor's name is the leaf's path, joined by
             ``/`` or ``.``. A row such as ``{"model.layers.{i}.mlp.up_proj.weight":
             ("layers/{i}/mlp/up_proj/kernel", "transpose")}`` names tensors and leaves of all
@@ -86,8 +88,9 @@ def grow(
 
     Raises:
         TypeError: if arguments are of the wrong kind.
-        ValueError: if ``dw.grow`` would raise it; if a strategy looks at a loss; if ``names`` does
-            not name an array of a new layer.
+        ValueError: if ``dw.grow`` or ``dw.grow_opt_state`` would raise it; if a strategy looks at a
+            loss; if ``names`` does not name an array of a new layer; if there is a state and no
+            ``tx``, or a ``tx`` and not its state.
         CheckpointError: if the source is damaged, hostile or not of a known kind.
         OSError: if a file cannot be read or written, if ``out`` is something else than said above,
             or if the disk has too little room.
@@ -115,7 +118,14 @@ def grow(
         growth=(GROWTH, growth),
         out=(PATH, out),
     )
-    expect_given("checkpoint.grow", key=(KEY, key))
+    expect_given("checkpoint.grow", key=(KEY, key), tx=(OPTIMIZER, tx))
     if os.path.exists(out) and os.path.exists(source) and os.path.samefile(source, out):
-        raise ValueError(f"{out}: is the source, which is never overwritten; choose another name")
+        raise ValueError(f"{out}: is the source, which is never overwritten; take another name")
+    if folder := item_folder(Path(source)):
+        if names is not None:
+            raise ValueError("checkpoint.grow: names= is for safetensors; leave it out for Orbax")
+        grow_folder(folder, growth, Path(out), key, tx)
+        return
+    if tx is not None:
+        raise ValueError("checkpoint.grow: tx= is for checkpoints of Orbax; safetensors hold none")
     grow_files(Path(source), growth, Path(out), key, names)

@@ -5,7 +5,7 @@ checkpoint grows when its variables do, and raises the same errors.
 """
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Protocol
@@ -20,7 +20,7 @@ from dogwood_jax._arrays.finite import is_finite
 from dogwood_jax._arrays.grow import grow, grow_array
 from dogwood_jax._arrays.insert import filled_in
 from dogwood_jax._arrays.pieces import Part, grow_piece, parts_of
-from dogwood_jax._base.trees import leaves_by_path
+from dogwood_jax._base.trees import Keys, PyTree, leaf_path
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._growth.leaf_map import LeafMap
@@ -73,13 +73,11 @@ class Made:
         return self.source is not None and self.leaf_map is None and not new
 
 
-def made_of(
-    shapes: Mapping[str, jax.ShapeDtypeStruct], growth: Growth, key: Array | None
-) -> list[Made]:
-    """Returns how the arrays of the larger model are made.
+def made_of(variables: PyTree, growth: Growth, key: Array | None) -> PyTree:
+    """Returns how the arrays of the larger model are made: a ``Made`` for each, in its tree.
 
     Args:
-        shapes: shapes and dtypes of the stored arrays, by path.
+        variables: shapes and dtypes of the stored arrays, as a tree that the growth is planned for.
         growth: what becomes of them.
         key: the key as for ``dw.grow``.
 
@@ -91,27 +89,29 @@ def made_of(
             f"checkpoint.grow: strategies.{choices[0].strategy} looks at a loss of the whole "
             "network, so it needs the arrays in memory; use dw.grow, or another strategy"
         )
-    grown = leaves_by_path(jax.eval_shape(lambda old: grow(old, growth, key=key), dict(shapes)))
+    grown = jax.eval_shape(lambda old: grow(old, growth, key=key), variables)
     changing = [path for path, leaf_map in growth.maps.items() if leaf_map.changes]
     places = {path: place for place, path in enumerate(changing)}
     seeds = words = None
     if key is not None:
         seeds = np.asarray(words_of(key, len(changing)))
         words = np.asarray(words_of(key, len(growth.insertions)))
-    inserted = {i.path: (n, i) for n, i in enumerate(growth.insertions)}
-    every = list[Made]()
-    for path, leaf in grown.items():
+    inserted = {i.path: (number, i) for number, i in enumerate(growth.insertions)}
+
+    def made(keys: Keys, leaf: jax.ShapeDtypeStruct) -> Made:
+        path = leaf_path(keys)
         number, insertion = inserted.get(path, (0, None))
         source = path if insertion is None else _source(insertion)
-        made = Made(path, leaf.shape, leaf.dtype, source, insertion=insertion)
+        one = Made(path, leaf.shape, leaf.dtype, source, insertion=insertion)
         if source in places:
             place = places[source]
             seed = None if seeds is None else seeds[place]
-            made = replace(made, leaf_map=growth.maps[source], seed=seed, place=place)
+            one = replace(one, leaf_map=growth.maps[source], seed=seed, place=place)
         if insertion is not None and words is not None:
-            made = replace(made, word=words[number])
-        every.append(made)
-    return every
+            one = replace(one, word=words[number])
+        return one
+
+    return jax.tree_util.tree_map_with_path(made, grown)
 
 
 def _source(insertion: Insertion) -> str | None:
@@ -207,9 +207,8 @@ def _whole(made: Made, old: Stored | None, order: tuple[int, ...], key: Array | 
         old.read(0, held.reshape(-1))
         finite = is_finite(held)
         source = jnp.asarray(held.transpose(np.argsort(old.order)))
-    return Piece(
-        0, _made(source, key, made.seed, made.word, made=_static(made), order=order), finite
-    )
+    values = source, key, made.seed, made.word, made.place
+    return Piece(0, _made(*values, made=_static(made), order=order), finite)
 
 
 def _static(made: Made) -> Made:

@@ -22,6 +22,7 @@ from dogwood_jax.checkpoint.tensors import Tensor
 
 Rows = Mapping[str, str | Sequence[str]]
 
+_EXPECTED = "expected 'transpose' or axes such as '(n h:128) d -> d n h'"
 _AXIS = re.compile(r"\(([^()]*)\)|([^()\s]+)")
 
 
@@ -241,20 +242,26 @@ def _layout(how: str) -> Layout:
     if how == "transpose":
         how = "a b -> b a"
     before, arrow, after = how.partition("->")
-    names, sizes = after.split(), dict[int, int]()
+    names, sizes = after.split(), dict[str, int]()
     groups = [(group or one).split() for group, one in _AXIS.findall(before)]
     for group in groups:
         for n, axis in enumerate(group):
             group[n], colon, size = axis.partition(":")
             if colon:
-                sizes[names.index(group[n])] = int(size)
-    places = [[names.index(axis) for axis in group] for group in groups]
-    unknown = [[axis for axis in group if axis not in sizes] for group in places]
-    if not arrow or sorted(sum(places, [])) != [*range(len(names))] or max(map(len, unknown)) > 1:
+                sizes[group[n]] = int(size)
+    open_axes = (sum(axis not in sizes for axis in group) for group in groups)
+    every = [axis for group in groups for axis in group]
+    if not arrow or sorted(every) != sorted({*names}) or len(names) > len(every):
+        raise ValueError(f"{_EXPECTED}, found {how!r}")
+    if max(open_axes, default=0) > 1:
         raise ValueError(
-            f"expected 'transpose' or axes such as '(n h:128) d -> d n h', found {how!r}"
+            f"{_EXPECTED}, where all sizes in brackets but one are said, found {how!r}"
         )
-    return Layout(tuple(map(tuple, places)), tuple(sorted(sizes.items())))
+    places = {name: place for place, name in enumerate(names)}
+    return Layout(
+        tuple(tuple(places[axis] for axis in group) for group in groups),
+        tuple(sorted((places[axis], size) for axis, size in sizes.items())),
+    )
 
 
 def _split(address: str) -> tuple[str, int | None]:

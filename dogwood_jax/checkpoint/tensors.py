@@ -117,13 +117,13 @@ def _sharded(path: Path) -> Headers:
         raise CheckpointError(f"{path}: expected at most {_MAX_INDEX:,} bytes; found {size:,}")
     try:
         index = json.loads(path.read_bytes())
-        places = dict(index.pop("weight_map"))
+        places = index.pop("weight_map")
+        files = sorted({*places.values()}, key=str)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: expected a JSON object with a weight_map, from tensors to files; it cannot "
             f"be read: {type(error).__name__}: {error}"
         ) from error
-    files = sorted({*places.values()}, key=str)
     if wrong := [name for name in files if not _is_plain(name)]:
         raise CheckpointError(
             f"{path}: expected names of files in the same folder; found {_some(map(repr, wrong))}"

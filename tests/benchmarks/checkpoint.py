@@ -1,0 +1,111 @@
+"""How fast a checkpoint grows on disk, against copying the larger file, and in how much memory.
+
+A decoder is saved as safetensors, then grown in a process of its own: as wide again in its stream,
+its heads and its MLP. Growing and copying take turns, because the disk and the machine are shared.
+Both are asked for bytes written a second.
+
+    python tests/benchmarks/checkpoint.py [--gib 4] [--dtype float32] [--runs 3] [--folder DIR]
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import dogwood_jax as dw
+from dogwood_jax.checkpoint.tensors import Tensor, header_for
+
+sys.path.append(str(Path(__file__).parents[1]))
+import transformer
+
+_GROW = """
+import json, resource, sys, time
+import jax
+import dogwood_jax as dw
+
+source, growth, out = sys.argv[1:]
+growth = dw.from_json(open(growth).read())
+start = time.perf_counter()
+dw.checkpoint.grow(source, growth, out, key=jax.random.key(0))
+seconds = time.perf_counter() - start
+print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
+"""
+
+
+def save(shapes, path):
+    """Writes random weights of these shapes, tensor by tensor."""
+    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    names = [jax.tree_util.keystr(keys, simple=True, separator=".") for keys, _ in leaves]
+    tensors = [Tensor(n, str(a.dtype), a.shape, "") for n, (_, a) in zip(names, leaves)]
+    text, placed = header_for(tensors, {})
+    rng = np.random.default_rng(0)
+    with open(path, "wb") as stream:
+        stream.write(text)
+        for tensor in placed:
+            weights = rng.standard_normal(tensor.shape, np.float32) / 32
+            stream.write(weights.astype(tensor.dtype).tobytes())
+
+
+def main(gib, dtype, runs, folder):
+    """Prints the ratio of speeds, and the peak memory beside the largest array."""
+    heads = 16
+
+    def shapes(layers, heads):
+        tree = transformer.shapes(layers, 64 * heads, heads, 256 * heads, vocabulary=32_768)
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), tree)
+
+    def size(tree):
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+    layer = size(shapes(2, 2 * heads)) - size(shapes(1, 2 * heads))
+    layers = max(1, round(gib * 2**30 / layer))
+    small, large = shapes(layers, heads), shapes(layers, 2 * heads)
+    growth = dw.plan(dw.trace(transformer.apply, small, transformer.TOKENS), target=large)
+    source, wide, copied = (Path(folder, name) for name in ("small", "wide", "copied"))
+    save(small, source)
+    Path(folder, "growth.json").write_text(dw.to_json(growth))
+    ratios, peaks = [], []
+    for run in range(runs + 1):
+        command = [sys.executable, "-c", _GROW, source, Path(folder, "growth.json"), wide]
+        seconds, peak = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+        written = wide.stat().st_size
+        start = time.perf_counter()
+        shutil.copyfile(wide, copied)
+        copying = time.perf_counter() - start
+        copied.unlink()
+        wide.unlink()
+        os.sync()
+        if run:  # the first fills the caches
+            ratios.append(copying / seconds)
+            peaks.append(peak)
+        print(
+            f"{written / 2**30:.2f} GiB: grown in {seconds:.1f} s, copied in {copying:.1f} s, "
+            f"peak {peak / 2**20:.0f} MiB"
+        )
+    largest = max(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(large))
+    print(
+        f"{layers} layers, {dtype.name}: {statistics.median(ratios):.2f} times the speed of "
+        f"copying; peak memory: the largest array ({largest / 2**20:.0f} MiB) + "
+        f"{(max(peaks) - largest) / 2**20:.0f} MiB"
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--gib", type=float, default=4)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--folder", help="where the files go; a temporary folder by default")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as place:
+        main(options.gib, jnp.dtype(options.dtype), options.runs, place)
