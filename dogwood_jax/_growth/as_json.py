@@ -14,6 +14,7 @@ import dogwood_jax
 from dogwood_jax import strategies
 from dogwood_jax._base.arguments import ArgumentKind, expect
 from dogwood_jax._base.described import described
+from dogwood_jax._base.trees import leaves_by_path, nested
 from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._widths.layout import Concat, Product, Units
@@ -35,13 +36,16 @@ _KINDS: dict[str, ReasonKind] = {kind: kind for kind in typing.get_args(ReasonKi
 def to_json(value: Widths | Growth) -> str:
     """Returns widths or a growth as JSON text, for ``from_json``.
 
+    Of a target that is a module or state of NNX, the paths are written: ``from_json`` gives nested
+    dicts and lists for it.
+
     Args:
         value: from ``trace``, ``chain`` or ``plan``.
 
     Raises:
         TypeError: if the value is neither.
         ValueError: if a strategy has an initializer of the caller's own, which is code, or a loss
-            and a batch; or if the target's tree structure is not made of dicts, lists and tuples.
+            and a batch; or if the target's tree structure is made of classes of other libraries.
 
     Example:
         >>> import jax.numpy as jnp
@@ -115,7 +119,10 @@ def _encoded(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_encoded(item) for item in value]
     if isinstance(value, jax.tree_util.PyTreeDef):
-        return {_TYPE: "tree", "tree": _plain(jax.tree.unflatten(value, [0] * value.num_leaves))}
+        tree = jax.tree.unflatten(value, [0] * value.num_leaves)
+        if type(tree).__module__.startswith("flax.nnx"):
+            tree = nested(leaves_by_path(tree))
+        return {_TYPE: "tree", "tree": _plain(tree)}
     if callable(value):
         for name, known in _INITIALIZERS.items():
             if value is known:

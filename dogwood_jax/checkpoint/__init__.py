@@ -17,7 +17,7 @@
 """
 
 from dogwood_jax.checkpoint.errors import CheckpointError
-from dogwood_jax.checkpoint.grow import grow, shapes
+from dogwood_jax.checkpoint.grow import grow, load, shapes
 from dogwood_jax.checkpoint.inspect import Inspection, StoredArray, inspect
 from dogwood_jax.checkpoint.open_models import gemma, llama, qwen
 
@@ -29,6 +29,7 @@ __all__ = [
     "grow",
     "inspect",
     "llama",
+    "load",
     "qwen",
     "shapes",
 ]

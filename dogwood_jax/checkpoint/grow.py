@@ -1,4 +1,4 @@
-"""From a checkpoint on disk to a larger one: ``shapes`` and ``grow``."""
+"""From a checkpoint on disk to a larger one: ``shapes``, ``load`` and ``grow``."""
 
 import os
 from pathlib import Path
@@ -8,11 +8,12 @@ import jax
 from jax import Array
 
 from dogwood_jax._base.arguments import GROWTH, KEY, OPTIMIZER, PATH, expect, expect_given
+from dogwood_jax._base.deferred import made
 from dogwood_jax._base.trees import PyTree, nested, struct_of
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax.checkpoint.names import Rows
 from dogwood_jax.checkpoint.orbax_folders import grow_folder, item_folder, tree_of_folder
-from dogwood_jax.checkpoint.safetensors_files import grow_files, shapes_of_files
+from dogwood_jax.checkpoint.safetensors_files import arrays_of_files, grow_files, shapes_of_files
 
 
 def shapes(source: str | os.PathLike[str], *, names: Rows | None = None) -> PyTree:
@@ -45,6 +46,37 @@ def shapes(source: str | os.PathLike[str], *, names: Rows | None = None) -> PyTr
     if folder := item_folder(Path(source)):
         return jax.tree.map(struct_of, tree_of_folder(folder))
     return nested(shapes_of_files(Path(source), names))
+
+
+def load(source: str | os.PathLike[str], *, names: Rows | None = None) -> PyTree:
+    """Returns a checkpoint's arrays, in the tree that ``shapes`` gives; all of them in memory.
+
+    Args:
+        source: as for ``shapes``.
+        names: which tensor is which leaf, see ``names`` of ``grow``.
+
+    Returns:
+        A tree of NumPy arrays, of Orbax with what else was saved.
+
+    Raises:
+        CheckpointError: if it is no intact checkpoint, or does not fit ``names``.
+        OSError: if it is missing or must not be read.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from safetensors.numpy import save_file
+        >>> import dogwood_jax as dw
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_file({"model.up.weight": np.ones((8, 4))}, f"{folder}/small.safetensors")
+        ...     names = {"model.up.weight": ("up/kernel", "transpose")}
+        ...     dw.checkpoint.load(f"{folder}/small.safetensors", names=names)["up"]["kernel"].shape
+        (4, 8)
+    """
+    expect("checkpoint.load(source)", source=(PATH, source))
+    if folder := item_folder(Path(source)):
+        return jax.tree.map(made, tree_of_folder(folder))
+    return nested(arrays_of_files(Path(source), names))
 
 
 def grow(

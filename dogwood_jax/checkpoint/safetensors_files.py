@@ -33,8 +33,22 @@ _COPIED = 1 << 26
 
 def shapes_of_files(source: Path, names: Rows | None) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shape and dtype of every leaf of a checkpoint, by path."""
+    return _shapes(_leaves(headers_of(source), names)[1])
+
+
+def arrays_of_files(source: Path, names: Rows | None) -> dict[str, np.ndarray]:
+    """Returns every leaf of a checkpoint, by path."""
     headers = headers_of(source)
-    leaves = Table(names, headers.tensors).leaves(headers.tensors.values())
+    with _Old(headers) as files:
+        return {path: files.whole(leaf) for path, leaf in _leaves(headers, names)[1].items()}
+
+
+def _leaves(headers: Headers, names: Rows | None) -> tuple[Table, dict[str, StoredLeaf]]:
+    table = Table(names, headers.tensors)
+    return table, table.leaves(headers.tensors.values())
+
+
+def _shapes(leaves: Mapping[str, StoredLeaf]) -> dict[str, jax.ShapeDtypeStruct]:
     return {path: struct(leaf.shape, leaf.dtype) for path, leaf in leaves.items()}
 
 
@@ -43,10 +57,8 @@ def grow_files(
 ) -> None:
     """Grows a checkpoint of safetensors; ``dw.checkpoint.grow`` says what is promised."""
     headers = headers_of(source)
-    table = Table(names, headers.tensors)
-    old = table.leaves(headers.tensors.values())
-    shapes = {path: struct(leaf.shape, leaf.dtype) for path, leaf in old.items()}
-    every = jax.tree.leaves(made_of(shapes, growth, key))
+    table, old = _leaves(headers, names)
+    every = jax.tree.leaves(made_of(_shapes(old), growth, key))
     new = _stored(every, old, table)
     texts: dict[str, bytes] = {}
     places: dict[str, Tensor] = {}
@@ -132,7 +144,7 @@ def _index(index: Mapping[str, Any], places: Mapping[str, Tensor]) -> str:
 class _Leaf:
     """A stored leaf whose entries can be read; see ``made.Stored``."""
 
-    def __init__(self, leaf: StoredLeaf, files: "_Files") -> None:
+    def __init__(self, leaf: StoredLeaf, files: "_Old") -> None:
         self.shape, self.dtype, self.order = leaf.shape, np.dtype(leaf.dtype), leaf.order
         self._leaf, self._files = leaf, files
 
@@ -162,13 +174,44 @@ def _ranges(
         done += size
 
 
-class _Files:
+class _Old:
+    """The old files, open for reading."""
+
+    def __init__(self, headers: Headers) -> None:
+        self._folder = headers.folder
+        self._old = {file: os.open(headers.folder / file, os.O_RDONLY) for file in headers.metadata}
+
+    def __enter__(self) -> "_Old":
+        return self
+
+    def __exit__(self, error: object = None, *_: object) -> None:
+        for handle in self._old.values():
+            os.close(handle)
+
+    def whole(self, leaf: StoredLeaf) -> np.ndarray:
+        """Returns all of a leaf."""
+        held = np.empty([leaf.shape[axis] for axis in leaf.order], leaf.dtype)
+        _Leaf(leaf, self).read(0, held.reshape(-1))
+        return held.transpose(np.argsort(leaf.order))
+
+    def read(self, file: str, offset: int, into: memoryview) -> None:
+        """Reads bytes of an old file."""
+        handle = self._old[file]
+        while into:
+            count = os.preadv(handle, [into], offset)
+            if not count:
+                raise OSError(
+                    f"{self._folder / file}: ends too early; it changed while it was read"
+                )
+            offset, into = offset + count, into[count:]
+
+
+class _Files(_Old):
     """The old files and the new ones, which one thread writes while another computes."""
 
     def __init__(self, headers: Headers, begun: Draft) -> None:
-        self._folder, self._draft = headers.folder, begun
-        self._old = {file: os.open(headers.folder / file, os.O_RDONLY) for file in headers.metadata}
-        flags = os.O_RDWR | os.O_CREAT
+        super().__init__(headers)
+        self._draft, flags = begun, os.O_RDWR | os.O_CREAT
         self._new = {file: os.open(begun.folder / file, flags, 0o666) for file in headers.metadata}
         self._writer = ThreadPoolExecutor(1)
         self._waiting: deque[Future[None]] = deque()
@@ -176,13 +219,14 @@ class _Files:
     def __enter__(self) -> "_Files":
         return self
 
-    def __exit__(self, error: object, *_: object) -> None:
+    def __exit__(self, error: object = None, *_: object) -> None:
         try:
             while self._waiting and error is None:
                 self._waiting.popleft().result()
         finally:
             self._writer.shutdown(cancel_futures=True)
-            for handle in (*self._old.values(), *self._new.values()):
+            super().__exit__(error)
+            for handle in self._new.values():
                 os.close(handle)
 
     def make(self, made: Made, old: StoredLeaf | None, new: StoredLeaf, key: Array | None) -> None:
@@ -228,17 +272,6 @@ class _Files:
                 self.write(after.file, there, part)
                 copied = len(part)
             done += copied
-
-    def read(self, file: str, offset: int, into: memoryview) -> None:
-        """Reads bytes of an old file."""
-        handle = self._old[file]
-        while into:
-            count = os.preadv(handle, [into], offset)
-            if not count:
-                raise OSError(
-                    f"{self._folder / file}: ends too early; it changed while it was read"
-                )
-            offset, into = offset + count, into[count:]
 
     def write(self, file: str, offset: int, data: bytes | memoryview) -> None:
         """Writes bytes of a new file."""
