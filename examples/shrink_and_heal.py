@@ -6,6 +6,7 @@ from what the large one predicts, on a few more characters of the same text.
 """
 
 import argparse
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -36,7 +37,7 @@ def init(key: jax.Array, layers: int) -> Params:
     keys = iter(jax.random.split(key, 6 * layers + 3))
 
     def weights(*shape: int, inputs: int) -> jax.Array:
-        return jax.random.normal(next(keys), shape) / np.sqrt(inputs)
+        return jax.random.normal(next(keys), shape, jnp.float32) / math.sqrt(inputs)
 
     def block() -> Params:
         heads = {
@@ -47,15 +48,15 @@ def init(key: jax.Array, layers: int) -> Params:
             "out": weights(HEADS, HEAD_DIM, STREAM, inputs=HEADS * HEAD_DIM),
             "up": weights(STREAM, MLP, inputs=STREAM),
             "down": weights(MLP, STREAM, inputs=MLP),
-            "attention_norm": jnp.ones(STREAM),
-            "mlp_norm": jnp.ones(STREAM),
+            "attention_norm": jnp.ones(STREAM, jnp.float32),
+            "mlp_norm": jnp.ones(STREAM, jnp.float32),
         }
 
     return {
         "characters": weights(CHARACTERS, STREAM, inputs=STREAM),
         "positions": weights(CONTEXT, STREAM, inputs=STREAM),
         "blocks": [block() for _ in range(layers)],
-        "norm": jnp.ones(STREAM),
+        "norm": jnp.ones(STREAM, jnp.float32),
         "logits": weights(STREAM, CHARACTERS, inputs=STREAM),
     }
 
@@ -73,7 +74,7 @@ def apply(params: Params, text: jax.Array) -> jax.Array:
         query, key, value = (
             jnp.einsum("nti,ihd->nthd", h, block[part]) for part in ("query", "key", "value")
         )
-        scores = jnp.einsum("nthd,nshd->nhts", query, key) / np.sqrt(query.shape[-1])
+        scores = jnp.einsum("nthd,nshd->nhts", query, key) / math.sqrt(query.shape[-1])
         seen = jax.nn.softmax(jnp.where(is_past, scores, -1e9))
         x += jnp.einsum("nhts,nshd,hdi->nti", seen, value, block["out"])
         x += jax.nn.gelu(_norm(x, block["mlp_norm"]) @ block["up"]) @ block["down"]
