@@ -8,7 +8,7 @@ from what the large one predicts, on a few more characters of the same text.
 import argparse
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ SHARE = 0.67  # of the parameters that stays
 TOKENS = 0.05  # to heal with, as a share of those that the large network learned from
 HEALING_BATCH_SIZE, HEALING_RATE = 4, 2e-3
 OWN = 0.3  # the weight of the text itself against that of the large network's predictions
-WAYS = ("first_order", "activity", "norm")
+WAYS: tuple[Literal["first_order", "activity", "norm"], ...] = ("first_order", "activity", "norm")
 
 # The network --------------------------------------------------------------------------------------
 
@@ -78,7 +78,7 @@ def apply(params: Params, text: jax.Array) -> jax.Array:
         seen = jax.nn.softmax(jnp.where(is_past, scores, -1e9))
         x += jnp.einsum("nhts,nshd,hdi->nti", seen, value, block["out"])
         x += jax.nn.gelu(_norm(x, block["mlp_norm"]) @ block["up"]) @ block["down"]
-    return _norm(x, params["norm"]) @ params["logits"]
+    return jnp.asarray(_norm(x, params["norm"]) @ params["logits"])
 
 
 def _norm(x: jax.Array, scale: jax.Array) -> jax.Array:
@@ -91,7 +91,7 @@ def _norm(x: jax.Array, scale: jax.Array) -> jax.Array:
 def loss(params: Params, text: jax.Array, following: jax.Array) -> jax.Array:
     """Returns the mean loss of a batch, in nats a character."""
     logits = apply(params, text)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, following).mean()
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, following))
 
 
 def optimizer(rate: float, steps: int, decay: float) -> optax.GradientTransformation:
@@ -126,7 +126,7 @@ def train(data: Data, seed: int, layers: int, steps: int) -> training.Run:
 
 def heal(
     small: Params, growth: dw.Growth, large: training.Run, data: Data, count: int, own: float
-) -> Params:
+) -> training.Run:
     """Trains the small network on some windows to predict what the large one does.
 
     Args:
@@ -144,7 +144,7 @@ def heal(
     inputs, following = windows(data, 1_000_000, count)
     predicted = jax.nn.softmax(jax.jit(apply)(large.variables, inputs))
     targets = own * jax.nn.one_hot(following, CHARACTERS) + (1 - own) * predicted
-    healed = training.fit(
+    return training.fit(
         apply,
         small,
         tx,
@@ -156,7 +156,6 @@ def heal(
         loss=optax.softmax_cross_entropy,
         progress=False,
     )
-    return healed.variables
 
 
 def tested(params: Params, data: Data) -> float:
@@ -196,8 +195,8 @@ def shrink_and_heal(
         after, sizes = tested(small, data), dw.cost(widths, growth.sizes).parameters
         growths.append(growth)
         for way, own in ((by, OWN), (f"{by}, the text alone", 1.0))[: 2 if by == WAYS[0] else 1]:
-            healed = tested(heal(small, growth, large, data, count, own), data)
-            results.append(Result(way, sizes, before, after, healed))
+            healed = heal(small, growth, large, data, count, own)
+            results.append(Result(way, sizes, before, after, tested(healed.variables, data)))
     return results, growths[0]
 
 

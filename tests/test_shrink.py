@@ -127,6 +127,7 @@ def test_units_that_can_go_for_nothing_go_first(network, by):
     for unit in (4, 7):  # compute what unit 1 does
         params["h2"]["kernel"][:, unit] = params["h2"]["kernel"][:, 1]
         params["h2"]["bias"][unit] = params["h2"]["bias"][1]
+    params["out"]["kernel"][1] = 0  # but a copy stays
     smaller = {"h0": 11, "h1": 15, "h2": 8}
     before, after = dw.cost(widths, smaller).parameters
     scores = dw.saliency(params, widths, loss, *batch, by=by)

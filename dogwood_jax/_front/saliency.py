@@ -46,8 +46,8 @@ def saliency(
 
     Scores are plain data: compute them once and pass them to ``shrink`` for several budgets, leave
     out the widths that are to stay, or add up the scores of several batches. By default they
-    estimate how much the loss rises without the unit, up to a common factor, so that those of
-    different widths compare. The other scores compare within a width at best.
+    estimate how much the loss rises without the unit, up to a common factor. So scores of different
+    widths compare, as activities do. Norms compare within a width at best.
 
     ``by`` says how:
 
@@ -107,23 +107,23 @@ def saliency(
     expect_values("saliency", leaves, "pass trained weights")
     expect_arrays("saliency", "variables", variables, leaves, [leaf.path for leaf in widths.leaves])
     removable = [width for width in widths.values() if refusal(widths, width) is None]
+    idle = {width.name: _idle(variables, widths, width) for width in removable}
+    groups = {width.name: copies(variables, width) for width in removable}
     if by == "norm":
         scores = {w.name: np.sum(weights_of(variables, w) ** 2, axis=1) for w in removable}
     elif by == "activity":
         scores = _activities(variables, widths, removable, batch)
     else:
         scores = _first_order(variables, removable, loss, batch)
-    for width in removable:
-        own = scores[width.name]
+    for name, own in scores.items():
         if not np.isfinite(own).all():
             raise ValueError(
-                f"saliency: scores of {width.name} are not finite; the gradient of the loss or an "
-                "array is not"
+                f"saliency: scores of {name} are not finite, because weights or gradients are not"
             )
-        for group in copies(variables, width):
-            own[group[0]] = np.sqrt(own[list(group)]).sum() ** 2
-            own[list(group[1:])] = 0
-        own[list(_idle(variables, widths, width))] = 0
+        own[list(idle[name])] = 0
+        for first, *others in groups[name]:
+            own[first] = np.sqrt(own[[first, *others]]).sum() ** 2
+            own[others] = 0
     return scores
 
 
@@ -218,6 +218,8 @@ def _mean_squares(
     leaves = {p: jnp.asarray(leaf) if is_array(leaf) else leaf for p, leaf in leaves.items()}
     places = {width.name: _read_at(width) for width in removable}
     arrays = {path: leaves[path] for along in places.values() for path, *_ in along}
+    if whole := [p for p, a in arrays.items() if not jnp.issubdtype(a.dtype, jnp.inexact)]:
+        raise ValueError(f"saliency: integers have no gradient: {', '.join(whole)}; use by='norm'")
 
     def loss_of(arrays: Mapping[str, Array], sample: Any) -> Any:
         one = jax.tree.map(lambda array: array[None], sample)
@@ -264,7 +266,8 @@ def _read_at(width: Width) -> list[tuple[str, int, NDArray[np.int_]]]:
     query, for example, a unit of the key counts for nothing.
     """
     for roles in (("outgoing", "both"), ("incoming",)):
-        found = {(o.path, o.axis, o.layout) for o in width.occurrences if o.role in roles}
+        places = ((o.path, o.axis, o.layout) for o in width.occurrences if o.role in roles)
+        found = dict.fromkeys(places)  # once, whatever the roles of the units
         if found:
             break
     return [(path, axis, units_along(layout, width.name, roles)) for path, axis, layout in found]
