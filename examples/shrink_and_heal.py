@@ -6,6 +6,7 @@ from what the large one predicts, on a few more characters of the same text.
 """
 
 import argparse
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -94,6 +95,7 @@ def loss(params: Params, text: jax.Array, following: jax.Array) -> jax.Array:
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, following))
 
 
+@functools.cache  # because training.fit compiles once for each optimizer
 def optimizer(rate: float, steps: int, decay: float) -> optax.GradientTransformation:
     """Returns Adam with a short warmup and a linear decay over the last share of the steps."""
 
