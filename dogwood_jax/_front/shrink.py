@@ -42,10 +42,10 @@ def shrink(
     The units of all widths go in one order, the smallest score for what a unit costs first, until
     the network keeps within the budget. So widths whose units matter less give way by more, and
     layers that were alike come out with sizes of their own, ``growth.sizes``. At least one unit of
-    each width stays. Units that are dead or copies of others go first and change
-    nothing, see ``saliency``: a copy that stays takes over the outgoing weights of copies that go.
-    Other units take with them what they contributed. Train the network on, best by distillation
-    from the large one.
+    each width stays. Units that are dead or copies of others go first and change nothing, see
+    ``saliency``: a copy that stays takes over the outgoing weights of copies that go. Other units
+    take with them what they contributed. Train the network on, best by distillation from the large
+    one.
 
     The same scores shrink to several budgets: pass ``scores``. Widths without scores stay as they
     are.
