@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from dogwood_jax._front.deepen import deepen
     from dogwood_jax._front.gain import Gain, Gains, gain
     from dogwood_jax._front.narrow import merge_symmetric, narrow
+    from dogwood_jax._front.saliency import saliency
+    from dogwood_jax._front.shrink import shrink
     from dogwood_jax._front.symmetry import activity, find_dead, find_symmetric
     from dogwood_jax._front.verify import verify
     from dogwood_jax._front.widen import chain, widen
@@ -74,6 +76,8 @@ __all__ = [
     "nnx",
     "plan",
     "plotting",
+    "saliency",
+    "shrink",
     "strategies",
     "to_json",
     "trace",
@@ -90,6 +94,8 @@ _NAMES_IN = {
     "_front.deepen": ("deepen",),
     "_front.gain": ("Gain", "Gains", "gain"),
     "_front.narrow": ("merge_symmetric", "narrow"),
+    "_front.saliency": ("saliency",),
+    "_front.shrink": ("shrink",),
     "_front.symmetry": ("activity", "find_dead", "find_symmetric"),
     "_front.verify": ("verify",),
     "_front.widen": ("chain", "widen"),

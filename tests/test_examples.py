@@ -24,6 +24,7 @@ import grow_transformer  # noqa: E402
 import growbench  # noqa: E402
 import growth_vs_scratch  # noqa: E402
 import multi_device  # noqa: E402
+import shrink_and_heal  # noqa: E402
 import weight_symmetry  # noqa: E402
 
 
@@ -289,6 +290,23 @@ def test_the_transformers_spend_the_same(transformers):
     # Weights of two blocks and of the logits, and two products of each head with 64 characters.
     block = 4 * 48 * 48 + 2 * 48 * 192 + 2 * 64 * 48
     assert grown.model.flops() == 6 * (2 * block + 48 * 96)
+
+
+# shrink_and_heal.py -------------------------------------------------------------------------------
+
+
+def test_a_shrunk_transformer_heals(monkeypatch, capsys):
+    monkeypatch.setattr(shrink_and_heal, "STREAM", 24)
+    monkeypatch.setattr(shrink_and_heal, "WAYS", ("first_order",))
+    healed, on_text = shrink_and_heal.main(["--quick"])
+    assert healed.way == "first_order"
+    before, after = healed.parameters
+    assert 0.66 * before < after <= 0.67 * before
+    assert healed.large == on_text.large < 3
+    assert healed.healed < healed.shrunk < 1.05 * healed.large
+    printed = capsys.readouterr().out
+    assert "of healing (5.0%)" in printed
+    assert "kept (blocks/1)" in printed
 
 
 # multi_device.py ----------------------------------------------------------------------------------

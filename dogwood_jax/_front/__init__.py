@@ -4,7 +4,8 @@
 ``verify`` run two networks and say how far their outputs are apart; ``inputs``, ``mirrored`` and
 ``rounding`` serve ``verify``. ``symmetry`` has the questions about units: ``find_symmetric``,
 ``find_dead`` and ``activity``. ``cost`` counts parameters and FLOPs before and after growing.
-``gain`` says where a new unit or layer would lower the loss most.
+``gain`` says where a new unit or layer would lower the loss most, ``saliency`` what would be lost
+with each unit, and ``shrink`` narrows to a budget by it.
 
 Nothing else imports this room, but ``nnx`` and the front of the package.
 """

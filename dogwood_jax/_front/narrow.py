@@ -171,6 +171,12 @@ def _with_constants_folded(variables: PyTree, growth: Growth) -> PyTree:
     return in_order_of(variables, rebuilt(jax.tree.structure(variables), folded))
 
 
+def moves_constants(widths: Widths, width: str) -> bool:
+    """Returns whether all readers of a width have biases that constant units can move into."""
+    known = widths.network is not None
+    return known and all(bias is not None for _, bias in _readers(widths, width))
+
+
 def _any(marks: jax.Array) -> jax.Array:
     """Returns which rows hold a mark."""
     return marks.reshape(marks.shape[0], -1).any(axis=1)

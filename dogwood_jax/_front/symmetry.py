@@ -64,7 +64,7 @@ def find_symmetric(
     _expect("find_symmetric", variables, width, tolerance)
     groups: dict[int, list[int]] = {}
     roles = ("incoming", "outgoing", "both") if outgoing else ("incoming", "both")
-    for unit, first in enumerate(_firsts(_rows(variables, width, roles), tolerance)):
+    for unit, first in enumerate(_firsts(weights_of(variables, width, roles), tolerance)):
         groups.setdefault(int(first), []).append(unit)
     return tuple(tuple(group) for group in groups.values() if len(group) > 1)
 
@@ -103,7 +103,7 @@ def find_dead(variables: PyTree, width: Width, *, tolerance: float = 0.0) -> tup
     _expect("find_dead", variables, width, tolerance)
     dead = np.zeros(width.size, bool)
     for rows in (
-        _rows(variables, width, ("outgoing", "both")),
+        weights_of(variables, width, ("outgoing", "both")),
         _incoming_weights(variables, width),
     ):
         # Without a single such weight, as for an input or output, nothing is known.
@@ -220,7 +220,7 @@ def _incoming_weights(variables: PyTree, width: Width) -> np.ndarray:
         for place in width.occurrences
         if place.role == "incoming" and len(np.shape(leaves[place.path])) > 1
     )
-    return _rows(variables, replace(width, occurrences=fed), ("incoming",))
+    return weights_of(variables, replace(width, occurrences=fed), ("incoming",))
 
 
 def _places(width: Width) -> list[tuple[str, int, Layout]]:
@@ -271,7 +271,7 @@ def _firsts(rows: np.ndarray, tolerance: float) -> np.ndarray:
     return firsts
 
 
-def _rows(
+def weights_of(
     variables: PyTree, width: Width, roles: Collection[str] = ("incoming", "outgoing", "both")
 ) -> np.ndarray:
     """Returns all weights of each unit as a row of a matrix ``[units, weights]``, in float64."""

@@ -195,7 +195,8 @@ def grow_state(
     moment = second_moment or "zeros"
     if not has_growable(like):
         known = {leaf.path: leaf for leaf in growth.widths.leaves}
-        if second_moment is None and Moments(plain, known).counts:
+        is_larger = growth.insertions or any(c.new > c.old for c in growth.changes)
+        if second_moment is None and is_larger and Moments(plain, known).counts:
             warnings.warn(_ONE_COUNT, stacklevel=3)
         return _grow_plain(plain, growth, tx, params, variables, moment, fields, like, donate)
     inner, start = unwrapped(tx), unwrapped_state(like)

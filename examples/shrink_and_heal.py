@@ -1,0 +1,247 @@
+"""Shrink a trained transformer to two thirds of its parameters, and heal it by distillation.
+
+The large network learns to write like Python's sources, one character at a time. ``dw.shrink``
+removes the units that it misses least, in one order over all widths. The small network then learns
+from what the large one predicts, on a few more characters of the same text.
+"""
+
+import argparse
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from growbench import CHARACTERS, CONTEXT, Data, text
+
+import dogwood_jax as dw
+from dogwood_jax import training
+
+Params = dict[str, Any]
+
+STREAM, HEADS, HEAD_DIM, MLP = 64, 4, 16, 256
+BATCH_SIZE, RATE = 16, 6e-3  # as in growbench
+SHARE = 0.67  # of the parameters that stays
+TOKENS = 0.05  # to heal with, as a share of those that the large network learned from
+HEALING_BATCH_SIZE, HEALING_RATE = 4, 2e-3
+OWN = 0.3  # the weight of the text itself against that of the large network's predictions
+WAYS: tuple[Literal["first_order", "activity", "norm"], ...] = ("first_order", "activity", "norm")
+
+# The network --------------------------------------------------------------------------------------
+
+
+def init(key: jax.Array, layers: int) -> Params:
+    """Returns random weights of a decoder."""
+    keys = iter(jax.random.split(key, 6 * layers + 3))
+
+    def weights(*shape: int, inputs: int) -> jax.Array:
+        return jax.random.normal(next(keys), shape, jnp.float32) / math.sqrt(inputs)
+
+    def block() -> Params:
+        heads = {
+            part: weights(STREAM, HEADS, HEAD_DIM, inputs=STREAM)
+            for part in ("query", "key", "value")
+        }
+        return heads | {
+            "out": weights(HEADS, HEAD_DIM, STREAM, inputs=HEADS * HEAD_DIM),
+            "up": weights(STREAM, MLP, inputs=STREAM),
+            "down": weights(MLP, STREAM, inputs=MLP),
+            "attention_norm": jnp.ones(STREAM, jnp.float32),
+            "mlp_norm": jnp.ones(STREAM, jnp.float32),
+        }
+
+    return {
+        "characters": weights(CHARACTERS, STREAM, inputs=STREAM),
+        "positions": weights(CONTEXT, STREAM, inputs=STREAM),
+        "blocks": [block() for _ in range(layers)],
+        "norm": jnp.ones(STREAM, jnp.float32),
+        "logits": weights(STREAM, CHARACTERS, inputs=STREAM),
+    }
+
+
+def apply(params: Params, text: jax.Array) -> jax.Array:
+    """Returns logits ``[n, time, characters]`` of what follows each character of a text.
+
+    All sizes follow from the arrays. So this is the function of the small network, too, in which
+    each layer has sizes of its own.
+    """
+    x = params["characters"][text] + params["positions"][None, : text.shape[1]]
+    is_past = jnp.tril(jnp.ones((text.shape[1],) * 2, bool))[None, None]
+    for block in params["blocks"]:
+        h = _norm(x, block["attention_norm"])
+        query, key, value = (
+            jnp.einsum("nti,ihd->nthd", h, block[part]) for part in ("query", "key", "value")
+        )
+        scores = jnp.einsum("nthd,nshd->nhts", query, key) / math.sqrt(query.shape[-1])
+        seen = jax.nn.softmax(jnp.where(is_past, scores, -1e9))
+        x += jnp.einsum("nhts,nshd,hdi->nti", seen, value, block["out"])
+        x += jax.nn.gelu(_norm(x, block["mlp_norm"]) @ block["up"]) @ block["down"]
+    return jnp.asarray(_norm(x, params["norm"]) @ params["logits"])
+
+
+def _norm(x: jax.Array, scale: jax.Array) -> jax.Array:
+    return x * jax.lax.rsqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-6) * scale[None, None]
+
+
+# Training -----------------------------------------------------------------------------------------
+
+
+def loss(params: Params, text: jax.Array, following: jax.Array) -> jax.Array:
+    """Returns the mean loss of a batch, in nats a character."""
+    logits = apply(params, text)
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, following))
+
+
+@functools.cache  # because training.fit compiles once for each optimizer
+def optimizer(rate: float, steps: int, decay: float) -> optax.GradientTransformation:
+    """Returns Adam with a short warmup and a linear decay over the last share of the steps."""
+
+    def schedule(step: jax.Array) -> jax.Array:
+        done = step / steps
+        return rate * jnp.minimum(1, (done + 1 / steps) / 0.05) * jnp.minimum(1, (1 - done) / decay)
+
+    return optax.adam(schedule, b2=0.99)
+
+
+def windows(data: Data, seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns random windows of the text to train on, and what follows each character."""
+    chosen = np.random.default_rng(seed).integers(0, len(data.train[0]), count)
+    return data.train[0][chosen], data.train[1][chosen]
+
+
+def train(data: Data, seed: int, layers: int, steps: int) -> training.Run:
+    """Trains the large network."""
+    return training.fit(
+        apply,
+        jax.jit(init, static_argnames="layers")(jax.random.key(seed), layers=layers),
+        optimizer(RATE, steps, 0.2),
+        windows(data, seed, steps * BATCH_SIZE),
+        epochs=1,
+        batch_size=BATCH_SIZE,
+        key=jax.random.key(seed),
+        progress=False,
+    )
+
+
+def heal(
+    small: Params, growth: dw.Growth, large: training.Run, data: Data, count: int, own: float
+) -> training.Run:
+    """Trains the small network on some windows to predict what the large one does.
+
+    Args:
+        small: the narrowed variables.
+        growth: how they were narrowed; the state of Adam is narrowed along.
+        large: the large network.
+        data: the text.
+        count: how many windows.
+        own: the weight of what really follows.
+    """
+    steps = count // HEALING_BATCH_SIZE
+    tx = optimizer(HEALING_RATE, steps, 1.0)
+    moments, _ = dw.grow_opt_state(large.opt_state, growth, tx)
+    _, schedule = tx.init(small)  # which counts from zero
+    inputs, following = windows(data, 1_000_000, count)
+    predicted = jax.nn.softmax(jax.jit(apply)(large.variables, inputs))
+    targets = own * jax.nn.one_hot(following, CHARACTERS) + (1 - own) * predicted
+    return training.fit(
+        apply,
+        small,
+        tx,
+        (inputs, np.asarray(targets)),
+        epochs=1,
+        batch_size=HEALING_BATCH_SIZE,
+        key=jax.random.key(0),
+        opt_state=(moments, schedule),
+        loss=optax.softmax_cross_entropy,
+        progress=False,
+    )
+
+
+def tested(params: Params, data: Data) -> float:
+    """Returns the test loss, in nats a character."""
+    return training.evaluate(apply, params, data.test, batch_size=100)[0]
+
+
+# What comes of it ---------------------------------------------------------------------------------
+
+
+class Result(NamedTuple):
+    """Test losses of one way to shrink and heal, for one seed."""
+
+    way: str
+    parameters: tuple[int, int]  # before and after
+    large: float
+    shrunk: float
+    healed: float
+
+
+def shrink_and_heal(
+    data: Data, seed: int, layers: int, steps: int, scored: int
+) -> tuple[list[Result], dw.Growth]:
+    """Trains a large network, and shrinks and heals it in all ways.
+
+    Returns:
+        The results, and how the first way narrows.
+    """
+    large = train(data, seed, layers, steps)
+    batch = windows(data, 2_000_000, scored)
+    widths = dw.trace(apply, large.variables, batch[0])
+    before, count = tested(large.variables, data), int(TOKENS * steps * BATCH_SIZE)
+    results, growths = [], []
+    for by in WAYS:
+        scores = dw.saliency(large.variables, widths, loss, *batch, by=by)
+        small, growth = dw.shrink(large.variables, widths, scores=scores, parameters=SHARE)
+        after, sizes = tested(small, data), dw.cost(widths, growth.sizes).parameters
+        growths.append(growth)
+        for way, own in ((by, OWN), (f"{by}, the text alone", 1.0))[: 2 if by == WAYS[0] else 1]:
+            healed = heal(small, growth, large, data, count, own)
+            results.append(Result(way, sizes, before, after, tested(healed.variables, data)))
+    return results, growths[0]
+
+
+def table(results: Sequence[Result]) -> str:
+    """Returns a row for each way: mean losses over seeds, and how far above the large network's."""
+    lines = [f"{'scored by':<28}{'large':>8}{'shrunk':>9}{'':>8}{'healed':>9}{'':>8}  single seeds"]
+    for way in dict.fromkeys(result.way for result in results):
+        runs = [result for result in results if result.way == way]
+        large, shrunk, healed = np.mean([run[2:] for run in runs], axis=0)
+        single = ", ".join(f"{run.healed / run.large - 1:+.1%}" for run in runs)
+        lines.append(
+            f"{way:<28}{large:>8.4f}{shrunk:>9.4f}{shrunk / large - 1:>+8.1%}"
+            f"{healed:>9.4f}{healed / large - 1:>+8.1%}  {single}"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> list[Result]:
+    """Runs the example; returns what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="two layers, few steps and one seed")
+    parser.add_argument("--steps", type=int, default=1000, help="of the large network's training")
+    parser.add_argument("--seeds", type=int, default=3, help="how often all of it is run")
+    options = parser.parse_args(arguments)
+    layers, steps, seeds, scored = 6, options.steps, options.seeds, 128
+    if options.quick:
+        layers, steps, seeds, scored = 2, 100, 1, 16
+    data = text("")
+    results: list[Result] = []
+    for seed in range(seeds):
+        found, growth = shrink_and_heal(data, seed, layers, steps, scored)
+        if not seed:
+            print(growth, end="\n\n", flush=True)
+        results += found
+    (before, after), count = results[0].parameters, int(TOKENS * steps * BATCH_SIZE)
+    print(f"{before:,} parameters become {after:,}. Test losses, in nats a character, after")
+    print(
+        f"{steps * BATCH_SIZE * CONTEXT:,} characters of training, and {count * CONTEXT:,} of "
+        f"healing ({count / steps / BATCH_SIZE:.1%}):\n"
+    )
+    print(table(results))
+    return results
+
+
+if __name__ == "__main__":
+    main()
