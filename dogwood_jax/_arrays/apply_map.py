@@ -12,7 +12,7 @@ entries that they come from. The values are the same again.
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -91,6 +91,16 @@ def apply_map(
     return made
 
 
+def appended(axes: Sequence[AxisMap]) -> list[tuple[int, AxisMap]]:
+    """Returns the axes that entries are appended along, in the order in which that is done.
+
+    Entries that are new along several axes are filled as the last of these says.
+    """
+    changed = ((axis, m) for axis, m in enumerate(axes) if m.changes)
+    found = [(axis, m) for axis, m in changed if m.appends and m.fill != "mean"]
+    return sorted(found, key=lambda item: (item[1].rank, item[1].fill == "free"))
+
+
 class _Application:
     """What every part of an array needs to be extended."""
 
@@ -162,11 +172,7 @@ class _Application:
     def _extend_units(self, old: Array, axes: list[AxisMap], fresh: Array | None) -> Array:
         """Extends axes that are a single width each."""
         maps = {axis: part for axis, part in enumerate(axes) if part.changes}
-        appended = sorted(
-            ((axis, m) for axis, m in maps.items() if m.appends and m.fill != "mean"),
-            key=lambda item: (item[1].rank, item[1].fill == "free"),
-        )
-        array = self._append(old, appended, fresh)
+        array = self._append(old, appended(axes), fresh)
         for axis, axis_map in maps.items():
             if not axis_map.appends or axis_map.fill == "mean":
                 array = self._rearrange(array, axis, axis_map, fresh)

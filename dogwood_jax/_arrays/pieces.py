@@ -1,4 +1,4 @@
-"""Grow an array some places at a time, without holding all of it: ``parts_of``, ``grow_piece``.
+"""Grow an array some places at a time, without holding all of it: ``parts_of``, ``grow_window``.
 
 The entries of an array lie one after another in a file, so a piece of the file is a range of places
 along the axis that changes most slowly there. An axis of several widths is taken apart first. In
@@ -11,14 +11,17 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from dogwood_jax._arrays.apply_map import Window, apply_map
+from dogwood_jax._arrays.apply_map import Window, appended, apply_map
 from dogwood_jax._arrays.draws import Draws
+from dogwood_jax._arrays.finite import is_finite
+from dogwood_jax._arrays.moves import with_size
 from dogwood_jax._base.draw import seeds
 from dogwood_jax._base.trees import struct
 from dogwood_jax._growth.leaf_map import AlongAxis, AxisMap, LeafMap
@@ -137,27 +140,114 @@ def _draws(part: Part) -> int:
     return count
 
 
-@functools.partial(jax.jit, static_argnames=("leaf_map", "part"))
-def grow_piece(
-    old: Array, sources: Array, places: Array, words: Array | None, leaf_map: LeafMap, part: Part
-) -> tuple[Array, Array]:
-    """Returns some places of a part, bit for bit what ``grow`` makes of the whole array.
+def windows_of(part: Part, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields the places along the first axis that are made at a time, and where they come from.
+
+    Places that come from old ones and new places are never in one window, if the part is only
+    appended to. A window has fewer than ``count`` places only where there are no more.
+    """
+    sources = part.sources()
+    cuts = [part.old_shape[0]] if _only_appends(part) else []
+    for first, stop in itertools.pairwise([0, *cuts, sources.size]):
+        for start in range(first, stop, count):
+            places = np.arange(start, min(start + count, stop))
+            yield places, sources[places]
+
+
+def grow_window(
+    old: np.ndarray,
+    places: np.ndarray,
+    sources: np.ndarray,
+    words: np.ndarray | None,
+    leaf_map: LeafMap,
+    part: Part,
+    count: int,
+) -> tuple[np.ndarray | Array, bool | Array]:
+    """Returns a window of a part, bit for bit what ``grow`` makes of the whole array.
 
     Args:
-        old: the old places that they come from, in the order of the file: ``[count, ...]``.
-        sources: which ones these are, ``[count]``. What ``old`` holds for -1 does not count.
-        places: the new places, ``[count]``.
+        old: the old places that it comes from, in the order of the file: ``[window, ...]``.
+        places: the places along the first axis that are made: ``[window]``.
+        sources: which ones ``old`` holds, ``[window]``. What it holds for -1 does not count.
         words: the array's seed, ``uint32[2]``; None if nothing is drawn.
         leaf_map: what becomes of the whole array.
         part: the part.
+        count: the most places that a window has.
 
     Returns:
-        The new places in the order of the file, and whether all of ``old`` is finite.
+        The window in the order of the file, and whether all of ``old`` is finite.
     """
-    draw = None
-    if words is not None:
-        later = itertools.islice(seeds(words), part.draws, None)
-        draw = Draws(leaf_map, old.dtype, later, iter(())).draw
+    # The same program makes all windows, so a short one is filled up.
+    more = count - places.size
+    filled = np.pad(places, (0, more), mode="edge")
+    if not _only_appends(part):
+        rest = np.zeros((more, *old.shape[1:]), old.dtype)
+        rows, from_ = np.concatenate([old, rest]) if more else old, np.pad(sources, (0, more))
+        made, finite = _made(rows, from_, filled, words, leaf_map=leaf_map, part=part)
+        return made[: places.size], finite
+    # To copy blocks and to draw others takes a fraction of the time of one program for both.
+    window = np.empty((places.size, *part.new_shape[1:]), old.dtype)
+    old_rows, sizes = bool(sources[0] >= 0), list(part.old_shape)
+    sizes[0] = places.size if old_rows else 0
+    if old_rows:
+        window[tuple(map(slice, sizes))] = old
+    for axis, axis_map in appended([a for a in part.map.axes if isinstance(a, AxisMap)]):
+        place = part.order.index(axis)
+        block = [slice(size) for size in sizes]
+        block[place] = slice(axis_map.old, axis_map.new)
+        sizes[place] = axis_map.new
+        if place == 0:
+            block[0] = slice(0) if old_rows else slice(places.size)
+            sizes[0] = places.size
+        if axis_map.fill == "zero" or leaf_map.kind != "random":
+            is_one = axis_map.fill == "free" and leaf_map.kind == "ones"
+            window[tuple(block)] = 1 if is_one else 0
+        elif 0 not in window[tuple(block)].shape:
+            stops = tuple((one.start or 0, one.stop) for one in block[1:])
+            drawn = _drawn(
+                words, filled, leaf_map=leaf_map, part=part, dtype=old.dtype, stops=stops
+            )
+            window[tuple(block)] = np.asarray(drawn)[: places.size]
+    return window, not old_rows or is_finite(old)
+
+
+def _only_appends(part: Part) -> bool:
+    """Whether old entries stay where they are and as they are."""
+    axes = [axis for axis in part.map.axes if isinstance(axis, AxisMap)]
+    scaled = part.map.factor * part.map.shrink != 1
+    return not scaled and all(axis.appends and not axis.pairs for axis in axes)
+
+
+@functools.partial(jax.jit, static_argnames=("leaf_map", "part", "dtype", "stops"))
+def _drawn(
+    words: Array,
+    places: Array,
+    *,
+    leaf_map: LeafMap,
+    part: Part,
+    dtype: Any,
+    stops: tuple[tuple[int, int], ...],
+) -> Array:
+    """Returns free entries of some places, between these stops along the other axes."""
+    cut = part.order[0]
+    sizes = [axis.new for axis in part.map.axes]
+    window = Window(cut, sizes[cut], places)
+    shape = with_size(tuple(sizes), cut, places.size)
+    drawn = _draws_of(words, leaf_map, part, dtype).draw(shape, window).transpose(part.order)
+    return drawn[(slice(None), *(slice(*one) for one in stops))]
+
+
+def _draws_of(words: Array, leaf_map: LeafMap, part: Part, dtype: Any) -> Draws:
+    later = itertools.islice(seeds(words), part.draws, None)
+    return Draws(leaf_map, dtype, later, iter(()))
+
+
+@functools.partial(jax.jit, static_argnames=("leaf_map", "part"))
+def _made(
+    old: Array, sources: Array, places: Array, words: Array | None, leaf_map: LeafMap, part: Part
+) -> tuple[Array, Array]:
+    """Returns a window by the map itself; see ``grow_window`` for the arguments."""
+    draw = None if words is None else _draws_of(words, leaf_map, part, old.dtype).draw
     array = old.transpose(np.argsort(part.order))
     cut = part.order[0]
     made = apply_map(part.map, array, draw=draw, axis=cut, places=(sources, places))

@@ -19,7 +19,7 @@ from dogwood_jax._arrays.draws import words_of
 from dogwood_jax._arrays.finite import is_finite
 from dogwood_jax._arrays.grow import grow, grow_array
 from dogwood_jax._arrays.insert import filled_in
-from dogwood_jax._arrays.pieces import Part, grow_piece, parts_of
+from dogwood_jax._arrays.pieces import Part, grow_window, parts_of, windows_of
 from dogwood_jax._base.trees import Keys, PyTree, leaf_path
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.insertion import Insertion
@@ -130,7 +130,7 @@ class Piece:
     """
 
     start: int
-    entries: Array
+    entries: Array | np.ndarray
     finite: Array | bool = True
 
     def values(self, made: Made) -> np.ndarray:
@@ -168,24 +168,18 @@ def pieces_of(
     assert old is not None and made.leaf_map is not None
     itemsize = int(jnp.dtype(old.dtype).itemsize)
     for part in parts:
-        sources, row = part.sources(), prod(part.old_shape[1:])
-        new_row = prod(part.new_shape[1:])
-        pieces = max(1, -(-sources.size * new_row * itemsize // _PIECE))
-        count = max(1, -(-sources.size // pieces))
-        for start in range(0, sources.size, count):
-            # The last piece has as many places as others, for the sake of the compiled function.
-            places = np.minimum(np.arange(start, start + count), sources.size - 1)
-            rows = np.empty((count, row), old.dtype)
-            _read_rows(old, part.old, sources[places], rows)
-            entries, finite = grow_piece(
-                rows.reshape((count, *part.old_shape[1:])),
-                sources[places],
-                places,
-                made.seed,
-                leaf_map=made.leaf_map,
-                part=part,
+        row, new_row = prod(part.old_shape[1:]), prod(part.new_shape[1:])
+        rows = part.new_shape[0]
+        pieces = max(1, -(-rows * new_row * itemsize // _PIECE))
+        count = max(1, -(-rows // pieces))
+        for places, sources in windows_of(part, count):
+            held = np.empty((places.size, row), old.dtype)
+            _read_rows(old, part.old, sources, held)
+            held = held.reshape((places.size, *part.old_shape[1:]))
+            entries, finite = grow_window(
+                held, places, sources, made.seed, made.leaf_map, part, count
             )
-            yield Piece(part.new + start * new_row, entries[: sources.size - start], finite)
+            yield Piece(part.new + int(places[0]) * new_row, entries, finite)
 
 
 def _read_rows(old: Stored, start: int, sources: np.ndarray, rows: np.ndarray) -> None:
