@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "examples"))
 
 import command_line  # noqa: E402
+import grow_checkpoint  # noqa: E402
 import grow_mnist  # noqa: E402
 import grow_transformer  # noqa: E402
 import growbench  # noqa: E402
@@ -36,6 +37,14 @@ def few_digits():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mnist, "load", lambda source: few)
         yield few
+
+
+# grow_checkpoint.py -------------------------------------------------------------------------------
+
+
+def test_a_language_model_grows_on_disk(tmp_path):
+    assert grow_checkpoint.main(tmp_path) < 1e-5
+    assert {path.name for path in tmp_path.iterdir()} == {"small", "large"}
 
 
 # growbench.py -------------------------------------------------------------------------------------

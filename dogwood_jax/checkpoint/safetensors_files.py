@@ -17,7 +17,6 @@ from jax import Array
 
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import struct
-from dogwood_jax._growth.as_json import to_json
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.shardings import most_like
 from dogwood_jax.checkpoint.draft import Draft, draft
@@ -113,22 +112,21 @@ def _place(leaf: StoredLeaf) -> tuple[str, int]:
 
 
 def _fingerprint(headers: Headers, growth: Growth, key: Array | None, names: Rows | None) -> str:
-    """Returns a text that changes if anything does that decides what is written."""
-    try:
-        planned = to_json(growth)
-    except ValueError:  # an initializer of the caller's own: nobody knows whether it is the same
-        planned = os.urandom(16).hex()
+    """Returns a text that changes if anything does that decides what is written.
+
+    An initializer of the caller's own is told by its place in memory, so it is never the same in
+    another process.
+    """
     states = [(headers.folder / file).stat() for file in headers.metadata]
-    seed = None if key is None else np.asarray(jax.random.key_data(key)).tolist()
-    facts = [
-        planned,
-        seed,
-        repr(key.dtype) if key is not None else "",
-        sorted((names or {}).items()) if names is not None else None,
-        [str(headers.folder.resolve()), *((state.st_size, state.st_mtime_ns) for state in states)],
-        [repr(tensor) for tensor in headers.tensors.values()],
-    ]
-    return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
+    facts = (
+        {path: leaf_map for path, leaf_map in growth.maps.items() if leaf_map.changes},
+        growth.insertions,
+        None if key is None else (str(key.dtype), np.asarray(jax.random.key_data(key)).tolist()),
+        None if names is None else dict(names),
+        headers,
+        [(state.st_size, state.st_mtime_ns) for state in states],
+    )
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
 def _index(index: Mapping[str, Any], places: Mapping[str, Tensor]) -> str:
