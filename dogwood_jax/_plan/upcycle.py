@@ -1,0 +1,289 @@
+"""Plan more experts, or the first ones: ``upcycle``."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from dogwood_jax._base.arguments import (
+    BY_WIDTH,
+    FUNCTION,
+    MAPPING,
+    NUMBER,
+    VARIABLES,
+    WIDTHS,
+    expect,
+    expect_given,
+)
+from dogwood_jax._base.problems import listed
+from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path
+from dogwood_jax._growth.growth import Change, Growth
+from dogwood_jax._plan.experts import Experts, copied, experts_like, experts_of, notes_of, said
+from dogwood_jax._plan.mixture import mixture
+from dogwood_jax._plan.plan import named_sizes
+from dogwood_jax._widths.layout import Units, units_of
+from dogwood_jax._widths.trace import trace
+from dogwood_jax._widths.widths import Widths
+
+
+def upcycle(
+    widths: Widths,
+    experts: Mapping[Any, int] | None = None,
+    *,
+    target: PyTree = None,
+    target_apply: Callable[..., Any] | None = None,
+    rename: Mapping[str, str] | None = None,
+    usefulness: Mapping[str, Any] | None = None,
+    noise: float = 0.0,
+    anew: float = 0.0,
+) -> Growth:
+    """Plans more experts in a mixture of experts, or a mixture in place of an MLP.
+
+    **From E to m E experts**, by ``experts`` or ``target``. Every expert is copied, and so are the
+    router's weights for it. Outputs stay if the larger model chooses m times as many experts for
+    each token. Then all copies of an expert are chosen where the expert was, and together they have
+    its gate. Where gates are not divided by their sum, as by a softmax over all experts, over the
+    chosen ones, or by a renormalization, each copy has the whole gate: then the arrays that make
+    the experts' outputs are divided by m. If the larger model chooses as many experts as before,
+    the copies of fewer experts take all places, and outputs change.
+
+    **From an MLP to experts**, by ``target`` and ``target_apply``. Every expert is a copy of the
+    MLP, and the router is new. Outputs stay if the gates of each token sum to one, because all
+    experts compute the same. If the larger model has the MLP beside the experts, as a shared
+    expert, the experts are new: the arrays that make their outputs are zero, so outputs stay with
+    any gates.
+
+    The growth's notes say which of this is the case, and what the larger model must choose. Growths
+    that change outputs are planned all the same.
+
+    Copies with equal weights that are always chosen together learn alike. Let them part by
+    ``noise``, or by gates that are computed with noise in training.
+
+    Args:
+        widths: the widths of the network, from ``trace``.
+        experts: the new number of experts by name of a router's width, or by ``(path, axis)``. The
+            width of the experts' arrays grows along. Where the program does not show which one this
+            is, name it, too.
+        target: a pytree of arrays or ``jax.ShapeDtypeStruct`` of the larger model, instead. Every
+            axis that is longer in it must count experts. The result has its tree structure.
+        target_apply: the larger model's function of variables and inputs. It shows how many experts
+            are chosen.
+        rename: for arrays of an MLP whose names do not tell which array of the experts they become:
+            ``{"mlp/fc1": "moe/w_in"}``, parts of paths.
+        usefulness: by name of a width that counts experts, a number for each expert, ``[E]``, as
+            from ``dw.usefulness``. More useful experts get more copies. Outputs change, because an
+            expert with more copies gets more weight.
+        noise: standard deviation of normal noise on the copies, relative to the array's; it changes
+            outputs, unless it is zero.
+        anew: the share of hidden units that are drawn anew in each expert that is a copy of an MLP,
+            with the mean and the standard deviation of the arrays. It changes outputs, unless it is
+            zero or these units had outgoing weights of zero.
+
+    Returns:
+        The growth, for ``grow`` and ``grow_opt_state``. In the optimizer's state, copies share the
+        moments of what they copy, as they share its gradient.
+
+    Raises:
+        TypeError: if arguments are of the wrong kind.
+        ValueError: if the widths do not count the experts of a router, or the target has other
+            arrays than a mixture in place of an MLP; all problems in one message.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import dogwood_jax as dw
+        >>> def moe(chosen):
+        ...     def apply(params, x):
+        ...         gates, experts = jax.lax.top_k(jax.nn.softmax(x @ params["router"]), chosen)
+        ...         outputs = jnp.einsum("td,edf->tef", x, params["experts"])
+        ...         mask = jax.nn.one_hot(experts, outputs.shape[1])
+        ...         return jnp.einsum("tk,tke,tef->tf", gates, mask, outputs)
+        ...     return apply
+        >>> x = jax.random.normal(jax.random.key(0), (9, 3))
+        >>> params = {"router": x[:3, :2], "experts": jnp.stack([x[:3], x[3:6]])}
+        >>> growth = dw.upcycle(dw.trace(moe(1), params, x), {"router": 4})
+        >>> print(growth)
+        array    before  after  new entries
+        -------  ------  -----  -----------------------
+        router   3x2     3x4    axis 1 copy (router)
+        experts  2x3x3   4x3x3  axis 0 copy (experts[0])
+        note: router: outputs stay if the larger model chooses 2 of 4 experts for each token, instead of 1 of 2
+        >>> wide = dw.grow(params, growth)
+        >>> bool(jnp.allclose(moe(2)(wide, x), moe(1)(params, x)))
+        True
+
+    Reference:
+        Komatsuzaki et al., 2022, Sparse Upcycling; Nakamura et al., 2025, Drop-Upcycling
+        (``anew``); expert upcycling, arXiv 2604.19835, 2026 (``usefulness``). Dividing outputs
+        follows from the algebra.
+    """
+    expect("upcycle(widths, experts)", widths=(WIDTHS, widths))
+    expect("upcycle", noise=(NUMBER, noise), anew=(NUMBER, anew))
+    expect_given(
+        "upcycle",
+        experts=(BY_WIDTH, experts),
+        target=(VARIABLES, target),
+        target_apply=(FUNCTION, target_apply),
+        rename=(MAPPING, rename),
+        usefulness=(MAPPING, usefulness),
+    )
+    if (experts is None) == (target is None):
+        raise ValueError(
+            "upcycle needs either experts, {name: number}, or target=, a larger model's variables"
+        )
+    if target_apply is not None and target is None:
+        raise ValueError(
+            "upcycle: target_apply= goes with target=, the variables of that function"
+        )
+    if not noise >= 0 or not 0 <= anew <= 1:
+        raise ValueError(
+            f"upcycle: noise must not be negative and anew lies between 0 and 1, got {noise} and "
+            f"{anew}"
+        )
+    if widths.network is None:
+        raise ValueError(
+            "upcycle needs widths that were traced in this process: trace the network again"
+        )
+    larger = None
+    if target_apply is not None:
+        larger = trace(target_apply, target, *widths.network.inputs)
+    known = {leaf.path for leaf in widths.leaves}
+    shapes = {} if target is None else arrays_of(leaves_by_path(target))
+    structure = None if target is None else jax.tree.structure(target)
+    problems: list[str] = []
+    if target is not None and (shapes.keys() != known or _has_other_axes(widths, shapes)):
+        found, notes = mixture(widths, shapes, larger, rename or {}, float(anew), problems)
+        if noise or usefulness:
+            problems.append("noise= and usefulness= are for copies of experts, not of an MLP")
+        if problems:
+            raise ValueError(listed("cannot plan these experts", problems))
+        return Growth(widths, (), tuple(notes), structure, found)
+    if anew or rename:
+        problems.append("anew= and rename= are for experts that are copies of an MLP")
+    sizes = named_sizes(widths, experts or {}, problems)
+    if target is not None:
+        sizes = _longer(widths, shapes, problems)
+    changes: dict[str, Change] = {}
+    texts: dict[str, str] = {}
+    for group in _groups(widths, sizes, problems):
+        router, old, new = widths[group.router], widths[group.router].size, sizes[group.router]
+        own = experts_like(router, larger)
+        if larger is not None and own is None:
+            problems.append(f"{router.name}: the larger model chooses no experts by its arrays")
+            continue
+        sources = _sources(group, old, new, usefulness or {}, problems)
+        made, reasons = copied(widths, group, new, own, sources=sources, noise=noise)
+        changes |= {change.width: change for change in made}
+        texts[router.name] = said(group, old, new, own, reasons)
+    if not changes and not problems:
+        problems.append("the target has as many experts as the network")
+    if problems:
+        raise ValueError(listed("cannot plan these experts", problems))
+    made = [changes[name] for name in widths if name in changes]
+    return Growth(widths, tuple(made), tuple(notes_of(texts)), structure)
+
+
+def _has_other_axes(widths: Widths, shapes: Mapping[str, Any]) -> bool:
+    return any(len(shapes[leaf.path].shape) != len(leaf.shape) for leaf in widths.leaves)
+
+
+def _longer(
+    widths: Widths, shapes: Mapping[str, Any], problems: list[str]
+) -> dict[str, int]:
+    """Returns the sizes of the widths along which a target's arrays are longer."""
+    sizes: dict[str, int] = {}
+    for leaf in widths.leaves:
+        for axis, layout in enumerate(leaf.axes):
+            length = shapes[leaf.path].shape[axis]
+            if length == leaf.shape[axis]:
+                continue
+            if not isinstance(layout, Units):
+                problems.append(f"{leaf.path}[{axis}]: grows, but is made of {layout}")
+            elif sizes.setdefault(layout.width, length) != length:
+                problems.append(
+                    f"{leaf.path}[{axis}]: is {length} long in the target, but {layout.width} = "
+                    f"{sizes[layout.width]} elsewhere"
+                )
+    return sizes
+
+
+def _groups(widths: Widths, sizes: dict[str, int], problems: list[str]) -> list[Experts]:
+    """Returns the experts that grow; adds the sizes of widths that grow along with a router's.
+
+    Widths that the program does not tie to a router belong to the one whose arrays are closest by
+    path.
+    """
+    every = experts_of(widths)
+    routers = [group for group in every if group.router in sizes]
+    stacks = {name: group for group in every for name in group.stacks}
+    found = {group.router: group for group in routers}
+    for name in [name for name in sizes if name not in found]:
+        group = stacks.get(name) or _closest(widths, name, routers)
+        if group is None or group.router not in found:
+            problems.append(
+                f"{name}: no router is named that chooses along it; those of the network are "
+                f"{[group.router for group in every]}"
+            )
+            continue
+        group = found[group.router]
+        found[group.router] = replace(group, stacks=tuple(dict.fromkeys((*group.stacks, name))))
+    for group in found.values():
+        old, new = widths[group.router].size, sizes[group.router]
+        if new < old:
+            problems.append(f"{group.router}: {new} experts are fewer than today's {old}")
+        if not [name for name in group.stacks if name != group.router]:
+            problems.append(
+                f"{group.router}: the program does not show which arrays hold its experts; name "
+                "their widths, too, or pass target=, the larger model's variables"
+            )
+        for name in group.stacks:
+            if (widths[name].size, sizes.setdefault(name, new)) != (old, new):
+                problems.append(
+                    f"{name}: is to grow from {widths[name].size} to {sizes[name]}, but its router "
+                    f"{group.router} from {old} to {new}"
+                )
+    return [] if problems else list(found.values())
+
+
+def _closest(widths: Widths, name: str, routers: Iterable[Experts]) -> Experts | None:
+    """Returns the experts whose router's arrays share the longest path with those of a width."""
+
+    def shared(group: Experts) -> int:
+        return max(
+            _common(one.path.split("/"), other.path.split("/"))
+            for one in widths[name].occurrences
+            for other in widths[group.router].occurrences
+        )
+
+    ranked = sorted(routers, key=shared, reverse=True)
+    if not ranked or (len(ranked) > 1 and shared(ranked[0]) == shared(ranked[1])):
+        return None
+    return ranked[0]
+
+
+def _common(one: list[str], other: list[str]) -> int:
+    """Returns how many parts two paths have in common from the start."""
+    different = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    return next(different, min(len(one), len(other)))
+
+
+def _sources(
+    group: Experts, old: int, new: int, usefulness: Mapping[str, Any], problems: list[str]
+) -> tuple[int, ...] | None:
+    """Returns the expert that each new one copies, by usefulness if it is known."""
+    scores = [np.asarray(usefulness[name], float) for name in group.names if name in usefulness]
+    if not scores:
+        return None
+    if any(score.shape != (old,) or not np.all(score >= 0) for score in scores):
+        problems.append(
+            f"{group.router}: usefulness must be {old} numbers that are not negative for each width"
+        )
+        return None
+    score, copies = np.sum(scores, axis=0), np.ones(old, int)
+    extra = []
+    for _ in range(new - old):  # the next copy is for the expert with most to do for each copy
+        extra.append(int(np.argmax(score / copies)))
+        copies[extra[-1]] += 1
+    return (*range(old), *extra)
