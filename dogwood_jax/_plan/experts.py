@@ -1,4 +1,4 @@
-"""More experts in a network that has some: ``experts_of`` and ``copied``.
+"""More experts in a network that has some: ``Mixtures`` and ``copied``.
 
 Every expert is copied, with the router's weights that make its logit. If as many times more experts
 are chosen for each token, all copies of an expert are chosen where the expert was, and share its
@@ -9,11 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dogwood_jax import strategies
+from dogwood_jax._base.trees import PyTree
 from dogwood_jax._growth.growth import Change
-from dogwood_jax._plan.gates import routers_of
+from dogwood_jax._plan.gates import Router, numbers_in, routers_of
 from dogwood_jax._plan.grown_sizes import GrownSizes
+from dogwood_jax._plan.own_function import trace_own
 from dogwood_jax._widths.layout import Units, units_of
-from dogwood_jax._widths.widths import Leaf, Recipe, Width, Widths
+from dogwood_jax._widths.trace import Traced
+from dogwood_jax._widths.values import Trace
+from dogwood_jax._widths.widths import Facts, Leaf, Recipe, Width, Widths
 
 
 @dataclass(frozen=True)
@@ -23,16 +27,12 @@ class Experts:
     Attributes:
         router: name of the width of the logits.
         stacks: names of the widths that count experts in arrays of theirs.
-        chosen: how many are chosen for each token.
-        power: see ``Router``.
-        sums_to_one: see ``Router``.
+        choice: what the program shows of the router.
     """
 
     router: str
     stacks: tuple[str, ...]
-    chosen: int
-    power: float | None
-    sums_to_one: bool
+    choice: Router
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -40,36 +40,70 @@ class Experts:
         return tuple(dict.fromkeys((self.router, *self.stacks)))
 
 
-def experts_of(widths: Widths) -> list[Experts]:
-    """Returns the experts of each router whose logits are made by arrays of the network."""
-    if widths.network is None:
-        return []
-    found, names = dict[str, Experts](), GrownSizes(widths, {}).names
-    for router in routers_of(widths.network.traced.trace):
-        name = names.get(router.experts)
-        size = router.experts.size
-        stacks = tuple(
-            sorted({names[dim] for dim in router.stacks if dim in names and dim.size == size})
+class Mixtures:
+    """The experts in a network, by routers whose logits are made by arrays of it.
+
+    Args:
+        widths: the network's widths.
+
+    Attributes:
+        widths: the same.
+        trace: its program as it was read.
+        experts: the experts of each router.
+    """
+
+    def __init__(self, widths: Widths) -> None:
+        assert widths.network is not None
+        self.widths = widths
+        self.trace = widths.network.traced.trace
+        self._routers = routers_of(self.trace)
+        found, names = dict[str, Experts](), GrownSizes(widths, {}).names
+        for router in self._routers:
+            if (name := names.get(router.experts)) is None:
+                continue
+            sizes = router.experts.size
+            stacks = {names[dim] for dim in router.stacks if dim in names and dim.size == sizes}
+            before = found.get(name)
+            if before is not None and not router.is_like(before.choice):
+                router = replace(router, power=None, sums_to_one=False)
+            found[name] = Experts(name, tuple(sorted(stacks)), router)
+        self.experts = list(found.values())
+
+    def like(self, width: Width) -> Experts | None:
+        """Returns the experts whose router makes logits by the same arrays as another network's."""
+        places = {(place.path, place.axis) for place in width.occurrences}
+        alike = (
+            experts
+            for experts in self.experts
+            for place in self.widths[experts.router].occurrences
+            if (place.path, place.axis) in places
         )
-        if name is not None:
-            one = Experts(name, stacks, router.chosen, router.power, router.sums_to_one)
-            both = found.get(name, one)
-            # One router may be read several times, as in a network that is applied twice.
-            found[name] = one if both == one else replace(one, power=None, sums_to_one=False)
-    return list(found.values())
+        return next(alike, None)
 
+    def others(
+        self, larger: Widths | None, sizes: Mapping[str, int], target: PyTree = None
+    ) -> list[str]:
+        """Returns numbers that only one of two networks computes with, and in what.
 
-def experts_like(width: Width, larger: Widths | None) -> Experts | None:
-    """Returns the experts of a larger model whose router makes logits by the same arrays."""
-    if larger is None:
-        return None
-    places = {(place.path, place.axis) for place in width.occurrences}
-    alike = (
-        experts
-        for experts in experts_of(larger)
-        if any((place.path, place.axis) in places for place in larger[experts.router].occurrences)
-    )
-    return next(alike, None)
+        Args:
+            larger: the larger network; if None, the network itself in other sizes.
+            sizes: these sizes, by name of the width.
+            target: the larger model's variables, or None.
+        """
+        if larger is not None:
+            assert larger.network is not None
+            return self.differences(larger.network.traced.trace, with_gates=True)
+        own = trace_own(self.widths, sizes, target)
+        known = isinstance(own, Traced)
+        return self.differences(own.trace, with_gates=True) if known else []
+
+    def differences(self, larger: Trace, *, with_gates: bool) -> list[str]:
+        """Returns numbers that only one of two programs computes with, see ``numbers_in``."""
+        ours, theirs = (
+            numbers_in(trace, routers, with_gates=with_gates)
+            for trace, routers in ((self.trace, self._routers), (larger, routers_of(larger)))
+        )
+        return [f"{number:.6g} in {name}" for name, number in sorted(ours ^ theirs)]
 
 
 def hidden_in(widths: Widths, leaves: Sequence[Leaf]) -> set[str]:
@@ -114,6 +148,7 @@ def copied(
     *,
     sources: Sequence[int] | None = None,
     noise: float = 0.0,
+    others: Sequence[str] = (),
 ) -> tuple[list[Change], list[str]]:
     """Returns how the widths of experts change, and why outputs change if they do.
 
@@ -124,28 +159,31 @@ def copied(
         larger: the same experts in the larger model; None if its program is not known.
         sources: the old expert that each of the new ones copies; all of them in turn if None.
         noise: see ``upcycle``.
+        others: numbers that only one of both networks computes with.
     """
     old = widths[experts.router].size
     sources = tuple(i % old for i in range(new)) if sources is None else tuple(sources)
     reasons = []
     if len({sources.count(expert) for expert in range(old)}) > 1:
         reasons.append("some experts get more copies than others, and so more weight")
-    elif larger is not None and larger.chosen * old != experts.chosen * new:
+    elif larger is not None and larger.choice.chosen * old != experts.choice.chosen * new:
         reasons.append(
-            f"the larger model chooses {larger.chosen} of {new} experts for each token, and not "
-            f"all {experts.chosen * new // old} copies of those chosen before"
+            f"the larger model chooses {larger.choice.chosen} of {new} experts for each token, and not "
+            f"all {experts.choice.chosen * new // old} copies of those chosen before"
         )
     if noise:
         reasons.append("copies carry noise")
+    if others:
+        reasons.append(f"only one of the two networks computes with {', '.join(others[:3])}")
     recipe = None
-    if not reasons and experts.power:
+    if not reasons and experts.choice.power:
         arrays = arrays_along(widths, [n for n in experts.stacks if n != experts.router])
         paths = outputs_of_experts(widths, arrays)
-        copies = tuple((path, -float(experts.power)) for path in paths)
+        copies = tuple((path, -float(experts.choice.power)) for path in paths)
         recipe = Recipe("tile", multiple=True, copies=copies)
         if not paths:
             reasons.append("the gates of all copies of an expert are each as large as its gate was")
-    is_exact = not reasons and experts.power is not None
+    is_exact = not reasons and experts.choice.power is not None
     strategy = replace(strategies.UPCYCLE, noise=float(noise), exact=is_exact)
     changes = [
         Change(name, old, new, strategy, sources, recipe=recipe if name == experts.router else None)
@@ -158,12 +196,12 @@ def said(experts: Experts, old: int, new: int, larger: Experts | None, reasons: 
     """Says whether outputs stay, and what the larger model must choose."""
     if reasons:
         return f"outputs change, because {' and '.join(reasons)}"
-    if experts.power is None:
+    if experts.choice.power is None:
         return "outputs may change, because its gates cannot be followed; dw.verify tells"
-    chosen = experts.chosen * new // old
+    chosen = experts.choice.chosen * new // old
     return (
         f"outputs stay {'if' if larger is None else 'because'} the larger model chooses {chosen} "
-        f"of {new} experts for each token, instead of {experts.chosen} of {old}"
+        f"of {new} experts for each token, instead of {experts.choice.chosen} of {old}"
     )
 
 
@@ -176,3 +214,67 @@ def notes_of(texts: Mapping[str, str]) -> list[str]:
         f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {text}"
         for text, names in together.items()
     ]
+
+
+def exact_copies(
+    widths: Widths,
+    sizes: Mapping[str, int],
+    larger: Widths | None,
+    target: PyTree,
+    problems: list[str],
+) -> tuple[dict[str, Change], list[str]]:
+    """Returns how the widths of experts change by name, where outputs stay, and notes.
+
+    Args:
+        widths: the network's widths.
+        sizes: new sizes by name of the width. Only experts whose widths all grow alike count.
+        larger: the widths of the larger model, if its program is known.
+        target: its variables, or None.
+        problems: receives a line for each router with which outputs would change.
+    """
+    changes, texts = dict[str, Change](), dict[str, str]()
+    if widths.network is None:
+        return {}, []
+    network, theirs = Mixtures(widths), None if larger is None else Mixtures(larger)
+    for experts in network.experts:
+        old = widths[experts.router].size
+        new = sizes.get(experts.router, old)
+        if new <= old or len(experts.names) < 2:
+            continue
+        if {sizes.get(name) for name in experts.names} != {new}:
+            problems.append(
+                f"{experts.router}: its experts grow along, {', '.join(experts.stacks)}; "
+                "dw.upcycle plans both"
+            )
+            continue
+        own = theirs and theirs.like(widths[experts.router])
+        others = network.others(larger, sizes, target)
+        made, reasons = copied(widths, experts, new, own, others=others)
+        text = said(experts, old, new, own, reasons)
+        changes |= {change.width: change for change in made}
+        texts[experts.router] = text
+        if not all(change.strategy.exact for change in made):
+            problems.append(f"{experts.router}: {text}; dw.upcycle copies experts all the same")
+    return changes, notes_of(texts)
+
+
+def counted_in_one(widths: Widths, places: Sequence[tuple[str, int]]) -> Widths:
+    """Returns widths in which an axis that the program takes apart is a width of its own.
+
+    A program may take the experts out of their array one by one.
+
+    Args:
+        widths: the network's widths.
+        places: the axes, each by path and axis.
+    """
+    leaves, facts = [], dict(widths.facts)
+    for leaf in widths.leaves:
+        axes = list(leaf.axes)
+        for axis in [axis for path, axis in places if path == leaf.path]:
+            name = f"{leaf.path}[{axis}]"
+            for units in units_of(axes[axis]):
+                facts.pop(units.width, None)
+            facts[name] = Facts(leaf.shape[axis])
+            axes[axis] = Units(name, leaf.shape[axis], "incoming")
+        leaves.append(replace(leaf, axes=tuple(axes)))
+    return Widths(tuple(leaves), tuple(facts.items()))

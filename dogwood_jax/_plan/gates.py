@@ -23,6 +23,8 @@ from dogwood_jax._widths.values import Step, Trace, Value
 # A number that keeps a divisor from being zero: too small to matter in a sum, and as the least
 # value of a sum.
 _NEGLIGIBLE, _LEAST = 1e-15, 1e-6
+# Numbers with which an operation does nothing.
+_NEUTRAL = {"add": 0, "sub": 0, "mul": 1, "div": 1}
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Router:
         power: the power of the number of copies by which outputs grow if every expert is copied and
             as many times more are chosen; None if the program does not show it.
         sums_to_one: whether the gates of the chosen experts are shown to sum to one.
+        dispatch: the steps that only find out which tokens go to which experts.
+        gates: the steps that compute gates.
     """
 
     experts: Dim
@@ -44,6 +48,13 @@ class Router:
     stacks: frozenset[Dim]
     power: float | None
     sums_to_one: bool
+    dispatch: frozenset[int]
+    gates: frozenset[int]
+
+    def is_like(self, other: "Router") -> bool:
+        """Whether as many experts are chosen, by such gates."""
+        ours, theirs = ((r.chosen, r.power, r.sums_to_one) for r in (self, other))
+        return ours == theirs
 
 
 def routers_of(trace: Trace) -> list[Router]:
@@ -57,6 +68,31 @@ def routers_of(trace: Trace) -> list[Router]:
         for index, step in enumerate(trace.steps)
         if step.name in ("top_k", "approx_top_k")
     ]
+
+
+def numbers_in(
+    trace: Trace, routers: Sequence[Router], *, with_gates: bool
+) -> set[tuple[str, float]]:
+    """Returns the numbers that a program computes with, each with its operation.
+
+    Where tokens find their experts, numbers are positions, which follow from sizes.
+
+    Args:
+        trace: the program as it was read.
+        routers: its routers.
+        with_gates: whether to look at how gates are computed, too.
+    """
+    left_out = frozenset[int]().union(*(router.dispatch for router in routers))
+    if not with_gates:
+        left_out = left_out.union(*(router.gates for router in routers))
+    return {
+        (step.name, value.number)
+        for index, step in enumerate(trace.steps)
+        if index not in left_out
+        if any(operand.origin != "constant" for operand in step.operands)
+        for value in step.operands
+        if value.number not in (None, _NEUTRAL.get(step.name)) and value.origin == "constant"
+    }
 
 
 @dataclass(frozen=True)
@@ -111,7 +147,11 @@ class _Reading:
 
     def router(self) -> Router:
         """Returns what was found."""
-        for step in self._steps:
+        dispatch, gates = set[int](), set[int]()
+        for index, step in enumerate(self._steps):
+            known = [self._known.get(id(value)) for value in step.operands]
+            if any(one is not None for one in known):
+                (gates if any(one and one.is_gate for one in known) else dispatch).add(index)
             found = [*self._results(step)]
             for value, known in zip(step.results, found, strict=False):
                 if known is not None:
@@ -123,6 +163,8 @@ class _Reading:
             frozenset(dim.root for dim in self._stacks),
             powers.pop() if len(powers) == 1 else None,
             bool(self._uses) and all(use.is_one for use in self._uses),
+            frozenset(dispatch),
+            frozenset(gates),
         )
 
     def _computed_from_experts(self, index: int, logits: Value) -> set[int]:

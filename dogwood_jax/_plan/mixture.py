@@ -13,8 +13,8 @@ from typing import Any
 from dogwood_jax._depth.layers import with_kind
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._plan.experts import (
+    Mixtures,
     arrays_along,
-    experts_of,
     hidden_in,
     notes_of,
     outputs_of_experts,
@@ -24,9 +24,9 @@ from dogwood_jax._widths.widths import Leaf, Widths
 
 
 def mixture(
-    widths: Widths,
+    network: Mixtures,
     shapes: Mapping[str, Any],
-    larger: Widths | None,
+    larger: Mixtures | None,
     rename: Mapping[str, str],
     anew: float,
     problems: list[str],
@@ -34,9 +34,9 @@ def mixture(
     """Returns what the arrays of a mixture of experts are filled with, and notes.
 
     Args:
-        widths: the widths of the network with the MLP.
+        network: the network with the MLP.
         shapes: arrays of the larger model by path.
-        larger: its widths, from its program.
+        larger: the larger model, if its program is known.
         rename: parts of paths that have other names in the larger model.
         anew: the share of hidden units that are drawn anew in each expert.
         problems: receives a line for each thing that is wrong.
@@ -44,10 +44,11 @@ def mixture(
     if larger is None:
         problems.append("the target has other arrays: pass target_apply=, its function, too")
         return (), []
-    routers = {group.router: group for group in experts_of(larger)}
+    widths, routers = network.widths, {group.router: group for group in larger.experts}
     if not routers:
         problems.append("the larger model has no router: it picks the largest along no width")
         return (), []
+    others = network.differences(larger.trace, with_gates=False)
     stay = {
         leaf.path
         for leaf in widths.leaves
@@ -56,18 +57,21 @@ def mixture(
     gone = [leaf for leaf in widths.leaves if leaf.path not in stay]
     new = {path: array for path, array in shapes.items() if path not in stay}
     found = _moved(widths, gone, new, rename, anew, problems)
-    if anew and not any(insertion.repeats for insertion in found.values()):
+    is_replaced = any(insertion.repeats for insertion in found.values())
+    if anew and not is_replaced:
         problems.append("anew= is for experts that are copies of an MLP, but the MLP stays")
-    outputs, own = list[str](), {leaf.path for leaf in arrays_along(larger, [*routers])}
+    outputs, own = list[str](), {leaf.path for leaf in arrays_along(larger.widths, [*routers])}
     texts: dict[str, str] = {}
     for name, group in routers.items():
-        stacks = arrays_along(larger, [stack for stack in group.stacks if stack != name])
+        stacks = arrays_along(larger.widths, [stack for stack in group.stacks if stack != name])
         own |= {leaf.path for leaf in stacks}
-        if any(leaf.path in found for leaf in stacks):
-            texts[name] = _said(group.sums_to_one, anew)
+        if any(leaf.path in found for leaf in stacks) or (is_replaced and not stacks):
+            texts[name] = _said(group.choice.sums_to_one, anew, others)
+        elif not stacks:
+            problems.append(f"{name}: the program does not show which arrays hold its experts")
         else:
-            outputs += outputs_of_experts(larger, stacks)
-            texts[name] = "outputs stay, because the outputs of new experts are zero"
+            outputs += outputs_of_experts(larger.widths, stacks)
+            texts[name] = _said(True, 0.0, others, "the outputs of new experts are zero")
     for path, array in new.items():
         if path in found:
             continue
@@ -78,21 +82,26 @@ def mixture(
         found[path] = (
             replace(insertion, fill="constant")
             if is_output
-            else with_kind(insertion, larger.leaf(path))
+            else with_kind(insertion, larger.widths.leaf(path))
         )
     return tuple(found[path] for path in new if path in found), notes_of(texts)
 
 
-def _said(sums_to_one: bool, anew: float) -> str:
-    """Says whether outputs stay where experts take the place of an MLP."""
+_ALIKE = "all experts are alike and the gates of each token sum to one"
+
+
+def _said(sums_to_one: bool, anew: float, others: Sequence[str], exact: str = _ALIKE) -> str:
+    """Says whether outputs stay where experts take the place of an MLP, or stand beside it."""
     reasons = []
     if not sums_to_one:
         reasons.append("the gates of a token are not shown to sum to one")
     if anew:
         reasons.append(f"{anew:g} of the hidden units are drawn anew")
+    if others:
+        reasons.append(f"only one of the two networks computes with {', '.join(others[:3])}")
     if reasons:
         return f"outputs change, because {' and '.join(reasons)}"
-    return "outputs stay, because all experts are alike and the gates of each token sum to one"
+    return f"outputs stay, because {exact}"
 
 
 def _moved(

@@ -1,6 +1,6 @@
 """Plan more experts, or the first ones: ``upcycle``."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,10 +20,10 @@ from dogwood_jax._base.arguments import (
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path
 from dogwood_jax._growth.growth import Change, Growth
-from dogwood_jax._plan.experts import Experts, copied, experts_like, experts_of, notes_of, said
+from dogwood_jax._plan.experts import Experts, Mixtures, copied, counted_in_one, notes_of, said
 from dogwood_jax._plan.mixture import mixture
 from dogwood_jax._plan.plan import named_sizes
-from dogwood_jax._widths.layout import Units, units_of
+from dogwood_jax._widths.layout import Concat, Layout, Units, units_of
 from dogwood_jax._widths.trace import trace
 from dogwood_jax._widths.widths import Widths
 
@@ -146,17 +146,18 @@ def upcycle(
         raise ValueError(
             "upcycle needs widths that were traced in this process: trace the network again"
         )
-    larger = None
-    if target_apply is not None:
-        larger = trace(target_apply, target, *widths.network.inputs)
+    network = Mixtures(widths)
+    larger = trace(target_apply, target, *widths.network.inputs) if target_apply else None
     known = {leaf.path for leaf in widths.leaves}
     shapes = {} if target is None else arrays_of(leaves_by_path(target))
     structure = None if target is None else jax.tree.structure(target)
     problems: list[str] = []
     if target is not None and (shapes.keys() != known or _has_other_axes(widths, shapes)):
-        found, notes = mixture(widths, shapes, larger, rename or {}, float(anew), problems)
         if noise or usefulness:
             problems.append("noise= and usefulness= are for copies of experts, not of an MLP")
+        found, notes = mixture(
+            network, shapes, larger and Mixtures(larger), rename or {}, float(anew), problems
+        )
         if problems:
             raise ValueError(listed("cannot plan these experts", problems))
         return Growth(widths, (), tuple(notes), structure, found)
@@ -164,21 +165,25 @@ def upcycle(
         problems.append("anew= and rename= are for experts that are copies of an MLP")
     sizes = named_sizes(widths, experts or {}, problems)
     if target is not None:
-        sizes = _longer(widths, shapes, problems)
-    changes: dict[str, Change] = {}
-    texts: dict[str, str] = {}
-    for group in _groups(widths, sizes, problems):
+        widths, sizes = _longer(widths, shapes, problems)
+    changes, texts = dict[str, Change](), dict[str, str]()
+    theirs = larger and Mixtures(larger)
+    groups = _groups(widths, network.experts, sizes, problems)
+    others = [] if problems else network.others(larger, sizes, target)
+    for group in groups:
         router, old, new = widths[group.router], widths[group.router].size, sizes[group.router]
-        own = experts_like(router, larger)
-        if larger is not None and own is None:
+        own = theirs and theirs.like(router)
+        if theirs is not None and own is None:
             problems.append(f"{router.name}: the larger model chooses no experts by its arrays")
             continue
         sources = _sources(group, old, new, usefulness or {}, problems)
-        made, reasons = copied(widths, group, new, own, sources=sources, noise=noise)
+        made, reasons = copied(
+            widths, group, new, own, sources=sources, noise=noise, others=others
+        )
         changes |= {change.width: change for change in made}
         texts[router.name] = said(group, old, new, own, reasons)
     if not changes and not problems:
-        problems.append("the target has as many experts as the network")
+        problems.append("there are as many experts as in the network")
     if problems:
         raise ValueError(listed("cannot plan these experts", problems))
     made = [changes[name] for name in widths if name in changes]
@@ -191,31 +196,42 @@ def _has_other_axes(widths: Widths, shapes: Mapping[str, Any]) -> bool:
 
 def _longer(
     widths: Widths, shapes: Mapping[str, Any], problems: list[str]
-) -> dict[str, int]:
-    """Returns the sizes of the widths along which a target's arrays are longer."""
+) -> tuple[Widths, dict[str, int]]:
+    """Returns widths with those along which a target's arrays are longer, and their sizes."""
+    longer = [
+        (leaf.path, axis)
+        for leaf in widths.leaves
+        for axis, length in enumerate(shapes[leaf.path].shape)
+        if length != leaf.shape[axis]
+    ]
+    apart = [place for place in longer if _is_apart(widths.leaf(place[0]).axes[place[1]])]
+    widths = counted_in_one(widths, apart) if apart else widths
     sizes: dict[str, int] = {}
-    for leaf in widths.leaves:
-        for axis, layout in enumerate(leaf.axes):
-            length = shapes[leaf.path].shape[axis]
-            if length == leaf.shape[axis]:
-                continue
-            if not isinstance(layout, Units):
-                problems.append(f"{leaf.path}[{axis}]: grows, but is made of {layout}")
-            elif sizes.setdefault(layout.width, length) != length:
-                problems.append(
-                    f"{leaf.path}[{axis}]: is {length} long in the target, but {layout.width} = "
-                    f"{sizes[layout.width]} elsewhere"
-                )
-    return sizes
+    for path, axis in longer:
+        layout, length = widths.leaf(path).axes[axis], shapes[path].shape[axis]
+        if not isinstance(layout, Units):
+            problems.append(f"{path}[{axis}]: grows, but is made of {layout}")
+        elif sizes.setdefault(layout.width, length) != length:
+            problems.append(
+                f"{path}[{axis}]: is {length} long in the target, but {layout.width} = "
+                f"{sizes[layout.width]} elsewhere"
+            )
+    return widths, sizes
 
 
-def _groups(widths: Widths, sizes: dict[str, int], problems: list[str]) -> list[Experts]:
+def _is_apart(layout: Layout) -> bool:
+    """Whether a program takes the units of an axis one by one."""
+    return isinstance(layout, Concat) and all(units.size == 1 for units in units_of(layout))
+
+
+def _groups(
+    widths: Widths, every: Sequence[Experts], sizes: dict[str, int], problems: list[str]
+) -> list[Experts]:
     """Returns the experts that grow; adds the sizes of widths that grow along with a router's.
 
     Widths that the program does not tie to a router belong to the one whose arrays are closest by
     path.
     """
-    every = experts_of(widths)
     routers = [group for group in every if group.router in sizes]
     stacks = {name: group for group in every for name in group.stacks}
     found = {group.router: group for group in routers}
