@@ -5,17 +5,15 @@ are chosen for each token, all copies of an expert are chosen where the expert w
 gate. ``gates`` says whether they do.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dogwood_jax import strategies
 from dogwood_jax._base.trees import PyTree
 from dogwood_jax._growth.growth import Change
 from dogwood_jax._plan.gates import Router, numbers_in, routers_of
-from dogwood_jax._plan.grown_sizes import GrownSizes
-from dogwood_jax._plan.own_function import trace_own
-from dogwood_jax._widths.layout import Units, units_of
-from dogwood_jax._widths.trace import Traced
+from dogwood_jax._plan.own_function import Rejected, trace_own
+from dogwood_jax._widths.layout import Concat, Units, units_of
 from dogwood_jax._widths.values import Trace
 from dogwood_jax._widths.widths import Facts, Leaf, Recipe, Width, Widths
 
@@ -28,16 +26,22 @@ class Experts:
         router: name of the width of the logits.
         stacks: names of the widths that count experts in arrays of theirs.
         choice: what the program shows of the router.
+        logits: paths of the arrays that make the logits.
     """
 
     router: str
     stacks: tuple[str, ...]
     choice: Router
+    logits: frozenset[str]
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names of all widths that count these experts."""
         return tuple(dict.fromkeys((self.router, *self.stacks)))
+
+    def arrays(self, widths: Widths) -> list[Leaf]:
+        """Returns the arrays of the experts themselves."""
+        return [leaf for leaf in arrays_along(widths, self.stacks) if leaf.path not in self.logits]
 
 
 class Mixtures:
@@ -45,28 +49,44 @@ class Mixtures:
 
     Args:
         widths: the network's widths.
+        places: axes that count experts, each by path and axis, as far as they are known besides.
 
     Attributes:
-        widths: the same.
+        widths: the same, in which every axis that counts experts is one width.
         trace: its program as it was read.
         experts: the experts of each router.
     """
 
-    def __init__(self, widths: Widths) -> None:
+    def __init__(self, widths: Widths, places: Sequence[tuple[str, int]] = ()) -> None:
         assert widths.network is not None
-        self.widths = widths
-        self.trace = widths.network.traced.trace
-        self._routers = routers_of(self.trace)
-        found, names = dict[str, Experts](), GrownSizes(widths, {}).names
+        traced = widths.network.traced
+        self.trace, self._routers = traced.trace, routers_of(traced.trace)
+        counted = {dim for router in self._routers for dim in (router.experts, *router.stacks)}
+        dims = {
+            (path, axis): dim.root
+            for path, value in traced.leaves.items()
+            for axis, dim in enumerate(value.dims)
+        }
+        self.widths = _counted_in_one(
+            widths, {*places, *(place for place, dim in dims.items() if dim in counted)}
+        )
+        names = {
+            dims[leaf.path, axis]: layout.width
+            for leaf in self.widths.leaves
+            for axis, layout in enumerate(leaf.axes)
+            if isinstance(layout, Units)
+        }
+        paths, found = [*traced.leaves], dict[str, Experts]()
         for router in self._routers:
             if (name := names.get(router.experts)) is None:
                 continue
-            sizes = router.experts.size
-            stacks = {names[dim] for dim in router.stacks if dim in names and dim.size == sizes}
+            size = router.experts.size
+            stacks = {names[dim] for dim in router.stacks if dim in names and dim.size == size}
             before = found.get(name)
             if before is not None and not router.is_like(before.choice):
                 router = replace(router, power=None, sums_to_one=False)
-            found[name] = Experts(name, tuple(sorted(stacks)), router)
+            logits = frozenset(paths[leaf] for leaf in router.leaves)
+            found[name] = Experts(name, tuple(sorted(stacks)), router, logits)
         self.experts = list(found.values())
 
     def like(self, width: Width) -> Experts | None:
@@ -79,23 +99,6 @@ class Mixtures:
             if (place.path, place.axis) in places
         )
         return next(alike, None)
-
-    def others(
-        self, larger: Widths | None, sizes: Mapping[str, int], target: PyTree = None
-    ) -> list[str]:
-        """Returns numbers that only one of two networks computes with, and in what.
-
-        Args:
-            larger: the larger network; if None, the network itself in other sizes.
-            sizes: these sizes, by name of the width.
-            target: the larger model's variables, or None.
-        """
-        if larger is not None:
-            assert larger.network is not None
-            return self.differences(larger.network.traced.trace, with_gates=True)
-        own = trace_own(self.widths, sizes, target)
-        known = isinstance(own, Traced)
-        return self.differences(own.trace, with_gates=True) if known else []
 
     def differences(self, larger: Trace, *, with_gates: bool) -> list[str]:
         """Returns numbers that only one of two programs computes with, see ``numbers_in``."""
@@ -118,16 +121,16 @@ def hidden_in(widths: Widths, leaves: Sequence[Leaf]) -> set[str]:
 
 
 def outputs_of_experts(widths: Widths, leaves: Sequence[Leaf]) -> list[str]:
-    """Returns the arrays of experts that make their outputs: those that write no hidden units."""
-    hidden = hidden_in(widths, leaves)
+    """Returns the arrays of experts that their outputs are sums of.
+
+    These arrays write no hidden units. Factors on the outputs do not count.
+    """
+    hidden = {(name, "incoming") for name in hidden_in(widths, leaves)}
+    written = [{(u.width, u.role) for axis in leaf.axes for u in units_of(axis)} for leaf in leaves]
     return [
         leaf.path
-        for leaf in leaves
-        if not any(
-            units.width in hidden and units.role == "incoming"
-            for layout in leaf.axes
-            for units in units_of(layout)
-        )
+        for leaf, units in zip(leaves, written, strict=True)
+        if leaf.kind != "ones" and not units & hidden
     ]
 
 
@@ -168,8 +171,8 @@ def copied(
         reasons.append("some experts get more copies than others, and so more weight")
     elif larger is not None and larger.choice.chosen * old != experts.choice.chosen * new:
         reasons.append(
-            f"the larger model chooses {larger.choice.chosen} of {new} experts for each token, and not "
-            f"all {experts.choice.chosen * new // old} copies of those chosen before"
+            f"the larger model chooses {larger.choice.chosen} of {new} experts, and not all "
+            f"{experts.choice.chosen * new // old} copies of those chosen before"
         )
     if noise:
         reasons.append("copies carry noise")
@@ -177,8 +180,7 @@ def copied(
         reasons.append(f"only one of the two networks computes with {', '.join(others[:3])}")
     recipe = None
     if not reasons and experts.choice.power:
-        arrays = arrays_along(widths, [n for n in experts.stacks if n != experts.router])
-        paths = outputs_of_experts(widths, arrays)
+        paths = outputs_of_experts(widths, experts.arrays(widths))
         copies = tuple((path, -float(experts.choice.power)) for path in paths)
         recipe = Recipe("tile", multiple=True, copies=copies)
         if not paths:
@@ -201,7 +203,7 @@ def said(experts: Experts, old: int, new: int, larger: Experts | None, reasons: 
     chosen = experts.choice.chosen * new // old
     return (
         f"outputs stay {'if' if larger is None else 'because'} the larger model chooses {chosen} "
-        f"of {new} experts for each token, instead of {experts.choice.chosen} of {old}"
+        f"of {new} experts instead of {experts.choice.chosen} of {old}"
     )
 
 
@@ -237,9 +239,9 @@ def exact_copies(
         return {}, []
     network, theirs = Mixtures(widths), None if larger is None else Mixtures(larger)
     for experts in network.experts:
-        old = widths[experts.router].size
-        new = sizes.get(experts.router, old)
-        if new <= old or len(experts.names) < 2:
+        router = network.widths[experts.router]
+        old, new = router.size, sizes.get(experts.router, router.size)
+        if new <= old or not experts.stacks:
             continue
         if {sizes.get(name) for name in experts.names} != {new}:
             problems.append(
@@ -247,8 +249,8 @@ def exact_copies(
                 "dw.upcycle plans both"
             )
             continue
-        own = theirs and theirs.like(widths[experts.router])
-        others = network.others(larger, sizes, target)
+        own = theirs.like(router) if theirs is not None else None
+        others = other_numbers(network, widths, larger, sizes, target)
         made, reasons = copied(widths, experts, new, own, others=others)
         text = said(experts, old, new, own, reasons)
         changes |= {change.width: change for change in made}
@@ -258,23 +260,45 @@ def exact_copies(
     return changes, notes_of(texts)
 
 
-def counted_in_one(widths: Widths, places: Sequence[tuple[str, int]]) -> Widths:
-    """Returns widths in which an axis that the program takes apart is a width of its own.
+def _counted_in_one(widths: Widths, places: Collection[tuple[str, int]]) -> Widths:
+    """Returns widths in which some axes are a width of their own, though a program cuts them.
 
-    A program may take the experts out of their array one by one.
-
-    Args:
-        widths: the network's widths.
-        places: the axes, each by path and axis.
+    A program may take experts out of their array one by one, or count tokens of all but the last.
     """
-    leaves, facts = [], dict(widths.facts)
+    leaves, facts, names = [], dict(widths.facts), dict[tuple[str, ...], str]()
     for leaf in widths.leaves:
         axes = list(leaf.axes)
-        for axis in [axis for path, axis in places if path == leaf.path]:
-            name = f"{leaf.path}[{axis}]"
-            for units in units_of(axes[axis]):
-                facts.pop(units.width, None)
-            facts[name] = Facts(leaf.shape[axis])
-            axes[axis] = Units(name, leaf.shape[axis], "incoming")
+        for axis, layout in enumerate(leaf.axes):
+            if isinstance(layout, Concat) and (leaf.path, axis) in places:
+                pieces = tuple(units.width for units in units_of(layout))
+                name = names.setdefault(pieces, f"{leaf.path}[{axis}]")
+                facts[name] = Facts(leaf.shape[axis])
+                axes[axis] = Units(name, leaf.shape[axis], "incoming")
         leaves.append(replace(leaf, axes=tuple(axes)))
-    return Widths(tuple(leaves), tuple(facts.items()))
+    if not names:
+        return widths
+    cut = {piece for pieces in names for piece in pieces}
+    left = tuple((name, fact) for name, fact in facts.items() if name not in cut)
+    return Widths(tuple(leaves), left)
+
+
+def other_numbers(
+    network: Mixtures,
+    widths: Widths,
+    larger: Widths | None,
+    sizes: Mapping[str, int],
+    target: PyTree,
+) -> list[str]:
+    """Returns numbers that only one of two networks computes with, and in what.
+
+    Args:
+        network: the experts of a network.
+        widths: its widths.
+        larger: those of the larger network; if None, the network itself is called in other sizes.
+        sizes: these sizes, by name of the width.
+        target: the larger model's variables, or None.
+    """
+    if larger is not None and larger.network is not None:
+        return network.differences(larger.network.traced.trace, with_gates=True)
+    own = trace_own(widths, sizes, target)
+    return [] if isinstance(own, Rejected) else network.differences(own.trace, with_gates=True)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 from dogwood_jax._program.elementwise import ELEMENTWISE
 from dogwood_jax._program.moves import MOVES
-from dogwood_jax._widths.dims import Dim, atoms
+from dogwood_jax._widths.dims import Dim, parts_of
 from dogwood_jax._widths.values import Step, Trace, Value
 
 # A number that keeps a divisor from being zero: too small to matter in a sum, and as the least
@@ -34,6 +34,7 @@ class Router:
     Attributes:
         experts: the dimension of the logits.
         chosen: how many experts are chosen for each token.
+        leaves: the arrays that make the logits, by their numbers.
         stacks: dimensions of the experts' arrays, as far as the program shows where tokens find
             their experts.
         power: the power of the number of copies by which outputs grow if every expert is copied and
@@ -45,6 +46,7 @@ class Router:
 
     experts: Dim
     chosen: int
+    leaves: frozenset[int]
     stacks: frozenset[Dim]
     power: float | None
     sums_to_one: bool
@@ -140,6 +142,7 @@ class _Reading:
         self._choice = choice
         self._experts = logits.dims[axis].root
         self._chosen = values.dims[axis].root
+        self._leaves: set[int] = set()
         self._stacks: set[Dim] = set()
         self._known: dict[int, _Known] = {}
         self._uses: list[_Known] = []
@@ -152,14 +155,14 @@ class _Reading:
             known = [self._known.get(id(value)) for value in step.operands]
             if any(one is not None for one in known):
                 (gates if any(one and one.is_gate for one in known) else dispatch).add(index)
-            found = [*self._results(step)]
-            for value, known in zip(step.results, found, strict=False):
-                if known is not None:
-                    self._known[id(value)] = known
+            for value, found in zip(step.results, [*self._results(step)], strict=False):
+                if found is not None:
+                    self._known[id(value)] = found
         powers = {use.power if use.power is None else use.power + use.tagged for use in self._uses}
         return Router(
             self._experts,
             self._chosen.size,
+            frozenset(self._leaves),
             frozenset(dim.root for dim in self._stacks),
             powers.pop() if len(powers) == 1 else None,
             bool(self._uses) and all(use.is_one for use in self._uses),
@@ -168,15 +171,18 @@ class _Reading:
         )
 
     def _computed_from_experts(self, index: int, logits: Value) -> set[int]:
-        """Returns the values along experts that what is chosen from is computed from."""
+        """Returns the activations along experts that what is chosen from is computed from."""
         found = {id(logits)}
         for step in reversed(self._steps[:index]):
             if any(id(value) in found for value in step.results):
-                found |= {id(v) for v in step.operands if self._has(v, self._experts)}
+                along = [v for v in step.operands if self._has(v, self._experts)]
+                found |= {id(value) for value in along if value.origin == "data"}
+                parameters = [value for value in along if value.origin == "parameter"]
+                self._leaves.update(*(value.leaves for value in parameters))
         return found
 
     def _has(self, value: Value, *dims: Dim) -> bool:
-        return any(atom in dims for dim in value.dims for atom in atoms(dim))
+        return any(part in dims for dim in value.dims for part in parts_of(dim))
 
     def _results(self, step: Step) -> Iterator[_Known | None]:
         """Yields what is known of the results of a step, as far as they follow from logits."""
@@ -218,9 +224,9 @@ class _Reading:
 
     def _sums(self, value: Value, axes: Sequence[int]) -> int:
         """Returns along how many axes of experts, or of choices, a sum runs."""
-        dims = [atoms(value.dims[axis]) for axis in axes]
+        dims = [[*parts_of(value.dims[axis])] for axis in axes]
         places = ({self._chosen}, {self._experts, *(dim.root for dim in self._stacks)})
-        return sum(any(atom in place for along in dims for atom in along) for place in places)
+        return sum(any(part in place for along in dims for part in along) for place in places)
 
     # Values of gates ------------------------------------------------------------------------------
 
@@ -319,7 +325,7 @@ class _Reading:
         return _Known(power + 1, tagged=False, base=value, sum_of=what)
 
     def _sums_choices(self, value: Value, axes: Sequence[int]) -> bool:
-        return any(atom is self._chosen for axis in axes for atom in atoms(value.dims[axis]))
+        return any(part is self._chosen for axis in axes for part in parts_of(value.dims[axis]))
 
     def _joined(self, step: Step, operands: Sequence[tuple[Value, _Known | None]]) -> _Known:
         """Returns what is known of a sum of terms, of the larger of two values, or of a choice."""

@@ -63,7 +63,7 @@ def mixture(
     outputs, own = list[str](), {leaf.path for leaf in arrays_along(larger.widths, [*routers])}
     texts: dict[str, str] = {}
     for name, group in routers.items():
-        stacks = arrays_along(larger.widths, [stack for stack in group.stacks if stack != name])
+        stacks = group.arrays(larger.widths)
         own |= {leaf.path for leaf in stacks}
         if any(leaf.path in found for leaf in stacks) or (is_replaced and not stacks):
             texts[name] = _said(group.choice.sums_to_one, anew, others)

@@ -20,10 +20,17 @@ from dogwood_jax._base.arguments import (
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path
 from dogwood_jax._growth.growth import Change, Growth
-from dogwood_jax._plan.experts import Experts, Mixtures, copied, counted_in_one, notes_of, said
+from dogwood_jax._plan.experts import (
+    Experts,
+    Mixtures,
+    copied,
+    notes_of,
+    other_numbers,
+    said,
+)
 from dogwood_jax._plan.mixture import mixture
 from dogwood_jax._plan.plan import named_sizes
-from dogwood_jax._widths.layout import Concat, Layout, Units, units_of
+from dogwood_jax._widths.layout import Units
 from dogwood_jax._widths.trace import trace
 from dogwood_jax._widths.widths import Widths
 
@@ -35,7 +42,7 @@ def upcycle(
     target: PyTree = None,
     target_apply: Callable[..., Any] | None = None,
     rename: Mapping[str, str] | None = None,
-    usefulness: Mapping[str, Any] | None = None,
+    usefulness: PyTree = None,
     noise: float = 0.0,
     anew: float = 0.0,
 ) -> Growth:
@@ -72,14 +79,17 @@ def upcycle(
             are chosen.
         rename: for arrays of an MLP whose names do not tell which array of the experts they become:
             ``{"mlp/fc1": "moe/w_in"}``, parts of paths.
-        usefulness: by name of a width that counts experts, a number for each expert, ``[E]``, as
-            from ``dw.usefulness``. More useful experts get more copies. Outputs change, because an
-            expert with more copies gets more weight.
+        usefulness: a pytree like the variables, with a number for each weight: for example, weights
+            times the gradient of a loss on a batch, which summed up over an expert is what the loss
+            would change by without it, at first order. The more useful an expert, by the absolute
+            value of its sum, the more copies it gets. Outputs change, because experts with more
+            copies get more weight.
         noise: standard deviation of normal noise on the copies, relative to the array's; it changes
             outputs, unless it is zero.
         anew: the share of hidden units that are drawn anew in each expert that is a copy of an MLP,
             with the mean and the standard deviation of the arrays. It changes outputs, unless it is
-            zero or these units had outgoing weights of zero.
+            zero. New hidden units that change nothing have outgoing weights of zero: widen the MLP
+            by ``plan`` first.
 
     Returns:
         The growth, for ``grow`` and ``grow_opt_state``. In the optimizer's state, copies share the
@@ -106,10 +116,10 @@ def upcycle(
         >>> growth = dw.upcycle(dw.trace(moe(1), params, x), {"router": 4})
         >>> print(growth)
         array    before  after  new entries
-        -------  ------  -----  -----------------------
+        -------  ------  -----  ------------------------
         router   3x2     3x4    axis 1 copy (router)
         experts  2x3x3   4x3x3  axis 0 copy (experts[0])
-        note: router: outputs stay if the larger model chooses 2 of 4 experts for each token, instead of 1 of 2
+        note: router: outputs stay if the larger model chooses 2 of 4 experts instead of 1 of 2
         >>> wide = dw.grow(params, growth)
         >>> bool(jnp.allclose(moe(2)(wide, x), moe(1)(params, x)))
         True
@@ -127,16 +137,14 @@ def upcycle(
         target=(VARIABLES, target),
         target_apply=(FUNCTION, target_apply),
         rename=(MAPPING, rename),
-        usefulness=(MAPPING, usefulness),
+        usefulness=(VARIABLES, usefulness),
     )
     if (experts is None) == (target is None):
         raise ValueError(
             "upcycle needs either experts, {name: number}, or target=, a larger model's variables"
         )
     if target_apply is not None and target is None:
-        raise ValueError(
-            "upcycle: target_apply= goes with target=, the variables of that function"
-        )
+        raise ValueError("upcycle: target_apply= goes with target=, the variables of that function")
     if not noise >= 0 or not 0 <= anew <= 1:
         raise ValueError(
             f"upcycle: noise must not be negative and anew lies between 0 and 1, got {noise} and "
@@ -146,40 +154,40 @@ def upcycle(
         raise ValueError(
             "upcycle needs widths that were traced in this process: trace the network again"
         )
-    network = Mixtures(widths)
     larger = trace(target_apply, target, *widths.network.inputs) if target_apply else None
     known = {leaf.path for leaf in widths.leaves}
     shapes = {} if target is None else arrays_of(leaves_by_path(target))
     structure = None if target is None else jax.tree.structure(target)
     problems: list[str] = []
     if target is not None and (shapes.keys() != known or _has_other_axes(widths, shapes)):
-        if noise or usefulness:
+        if noise or usefulness is not None:
             problems.append("noise= and usefulness= are for copies of experts, not of an MLP")
         found, notes = mixture(
-            network, shapes, larger and Mixtures(larger), rename or {}, float(anew), problems
+            Mixtures(widths), shapes, larger and Mixtures(larger), rename or {}, anew, problems
         )
         if problems:
             raise ValueError(listed("cannot plan these experts", problems))
         return Growth(widths, (), tuple(notes), structure, found)
     if anew or rename:
         problems.append("anew= and rename= are for experts that are copies of an MLP")
+    longer = _longer(widths, shapes)
+    network = Mixtures(widths, longer)
+    theirs = Mixtures(larger, longer) if larger is not None else None
+    whole, widths = widths, network.widths
     sizes = named_sizes(widths, experts or {}, problems)
     if target is not None:
-        widths, sizes = _longer(widths, shapes, problems)
+        sizes = _sizes(widths, longer, shapes, problems)
     changes, texts = dict[str, Change](), dict[str, str]()
-    theirs = larger and Mixtures(larger)
     groups = _groups(widths, network.experts, sizes, problems)
-    others = [] if problems else network.others(larger, sizes, target)
+    others = [] if problems else other_numbers(network, whole, larger, sizes, target)
     for group in groups:
         router, old, new = widths[group.router], widths[group.router].size, sizes[group.router]
-        own = theirs and theirs.like(router)
+        own = theirs.like(router) if theirs is not None else None
         if theirs is not None and own is None:
             problems.append(f"{router.name}: the larger model chooses no experts by its arrays")
             continue
-        sources = _sources(group, old, new, usefulness or {}, problems)
-        made, reasons = copied(
-            widths, group, new, own, sources=sources, noise=noise, others=others
-        )
+        sources = _sources(widths, group, new, usefulness, problems)
+        made, reasons = copied(widths, group, new, own, sources=sources, noise=noise, others=others)
         changes |= {change.width: change for change in made}
         texts[router.name] = said(group, old, new, own, reasons)
     if not changes and not problems:
@@ -194,18 +202,23 @@ def _has_other_axes(widths: Widths, shapes: Mapping[str, Any]) -> bool:
     return any(len(shapes[leaf.path].shape) != len(leaf.shape) for leaf in widths.leaves)
 
 
-def _longer(
-    widths: Widths, shapes: Mapping[str, Any], problems: list[str]
-) -> tuple[Widths, dict[str, int]]:
-    """Returns widths with those along which a target's arrays are longer, and their sizes."""
-    longer = [
+def _longer(widths: Widths, shapes: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Returns the axes that have another length in a target, each by path and axis."""
+    return [
         (leaf.path, axis)
         for leaf in widths.leaves
-        for axis, length in enumerate(shapes[leaf.path].shape)
+        for axis, length in enumerate(shapes[leaf.path].shape if leaf.path in shapes else ())
         if length != leaf.shape[axis]
     ]
-    apart = [place for place in longer if _is_apart(widths.leaf(place[0]).axes[place[1]])]
-    widths = counted_in_one(widths, apart) if apart else widths
+
+
+def _sizes(
+    widths: Widths,
+    longer: Iterable[tuple[str, int]],
+    shapes: Mapping[str, Any],
+    problems: list[str],
+) -> dict[str, int]:
+    """Returns the sizes of the widths along some axes of a target."""
     sizes: dict[str, int] = {}
     for path, axis in longer:
         layout, length = widths.leaf(path).axes[axis], shapes[path].shape[axis]
@@ -216,12 +229,7 @@ def _longer(
                 f"{path}[{axis}]: is {length} long in the target, but {layout.width} = "
                 f"{sizes[layout.width]} elsewhere"
             )
-    return widths, sizes
-
-
-def _is_apart(layout: Layout) -> bool:
-    """Whether a program takes the units of an axis one by one."""
-    return isinstance(layout, Concat) and all(units.size == 1 for units in units_of(layout))
+    return sizes
 
 
 def _groups(
@@ -249,7 +257,7 @@ def _groups(
         old, new = widths[group.router].size, sizes[group.router]
         if new < old:
             problems.append(f"{group.router}: {new} experts are fewer than today's {old}")
-        if not [name for name in group.stacks if name != group.router]:
+        if not group.stacks:
             problems.append(
                 f"{group.router}: the program does not show which arrays hold its experts; name "
                 "their widths, too, or pass target=, the larger model's variables"
@@ -286,20 +294,23 @@ def _common(one: list[str], other: list[str]) -> int:
 
 
 def _sources(
-    group: Experts, old: int, new: int, usefulness: Mapping[str, Any], problems: list[str]
+    widths: Widths, group: Experts, new: int, usefulness: PyTree, problems: list[str]
 ) -> tuple[int, ...] | None:
     """Returns the expert that each new one copies, by usefulness if it is known."""
-    scores = [np.asarray(usefulness[name], float) for name in group.names if name in usefulness]
-    if not scores:
+    if usefulness is None:
         return None
-    if any(score.shape != (old,) or not np.all(score >= 0) for score in scores):
-        problems.append(
-            f"{group.router}: usefulness must be {old} numbers that are not negative for each width"
-        )
-        return None
-    score, copies = np.sum(scores, axis=0), np.ones(old, int)
+    values, old = leaves_by_path(usefulness), widths[group.router].size
+    score, copies = np.zeros(old), np.ones(old, int)
+    for leaf in group.arrays(widths):
+        if leaf.path not in values or np.shape(values[leaf.path]) != leaf.shape:
+            problems.append(f"{leaf.path}: usefulness= must have an array of shape {leaf.shape}")
+            continue
+        for axis, layout in enumerate(leaf.axes):
+            if isinstance(layout, Units) and layout.width in group.stacks:
+                others = tuple(other for other in range(len(leaf.shape)) if other != axis)
+                score += np.sum(np.asarray(values[leaf.path], float), axis=others)
     extra = []
-    for _ in range(new - old):  # the next copy is for the expert with most to do for each copy
-        extra.append(int(np.argmax(score / copies)))
+    for _ in range(new - old):  # the next copy is of the expert with most to do for each copy
+        extra.append(int(np.argmax(np.abs(score) / copies)))
         copies[extra[-1]] += 1
     return (*range(old), *extra)
