@@ -359,7 +359,7 @@ def test_refusals():
     widths = dw.trace(apply, variables, TOKENS)
     with pytest.raises(ValueError, match="does not show which arrays hold its experts"):
         dw.upcycle(widths, {"moe/router": 6})
-    with pytest.raises(ValueError, match="head: no router is named that chooses along it"):
+    with pytest.raises(ValueError, match="head: no router that grows is seen to choose along it"):
         dw.upcycle(widths, {"head": 20})
     with pytest.raises(ValueError, match="2 experts are fewer than today's 3"):
         dw.upcycle(widths, {"moe/router": 2})
@@ -371,6 +371,11 @@ def test_refusals():
         dw.upcycle(dw.from_json(dw.to_json(widths)), {"moe/router": 6})
     with pytest.raises(ValueError, match="are for experts that are copies of an MLP"):
         dw.upcycle(widths, target=shapes(6), anew=0.5)
+    # The stream has as many units as there are experts, and doubles, too.
+    even, eight = net.network("top-k, softmax"), net.params(8)
+    wide = jax.tree.map(lambda a: jnp.ones([16 if n == 8 else n for n in a.shape]), eight)
+    with pytest.raises(ValueError, match="embed: no router that grows .* other widths grow by"):
+        dw.upcycle(dw.trace(even, eight, TOKENS), target=wide)
     dense = dw.trace(net.network(), net.params(0, mlp=True), TOKENS)
     with pytest.raises(ValueError, match="pass target_apply="):
         dw.upcycle(dense, target=shapes(4))

@@ -1,6 +1,6 @@
 """Plan more experts, or the first ones: ``upcycle``."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -178,7 +178,9 @@ def upcycle(
     if target is not None:
         sizes = _sizes(widths, longer, shapes, problems)
     changes, texts = dict[str, Change](), dict[str, str]()
-    groups = _groups(widths, network.experts, sizes, problems)
+    # An axis that is longer in a target may be another one than of experts.
+    unsure = whole if target is not None else ()
+    groups = _groups(widths, network.experts, sizes, unsure, problems)
     others = [] if problems else other_numbers(network, whole, larger, sizes, target)
     for group in groups:
         router, old, new = widths[group.router], widths[group.router].size, sizes[group.router]
@@ -233,22 +235,28 @@ def _sizes(
 
 
 def _groups(
-    widths: Widths, every: Sequence[Experts], sizes: dict[str, int], problems: list[str]
+    widths: Widths,
+    every: Sequence[Experts],
+    sizes: dict[str, int],
+    unsure: Collection[str],
+    problems: list[str],
 ) -> list[Experts]:
     """Returns the experts that grow; adds the sizes of widths that grow along with a router's.
 
     Widths that the program does not tie to a router belong to the one whose arrays are closest by
-    path.
+    path, unless it is not sure that they count experts.
     """
     routers = [group for group in every if group.router in sizes]
     stacks = {name: group for group in every for name in group.stacks}
     found = {group.router: group for group in routers}
     for name in [name for name in sizes if name not in found]:
-        group = stacks.get(name) or _closest(widths, name, routers)
+        group = stacks.get(name)
+        if group is None and name not in unsure:
+            group = _closest(widths, name, routers)
         if group is None or group.router not in found:
             problems.append(
-                f"{name}: no router is named that chooses along it; those of the network are "
-                f"{[group.router for group in every]}"
+                f"{name}: no router that grows is seen to choose along it; the routers are "
+                f"{[group.router for group in every]}; other widths grow by dw.plan"
             )
             continue
         group = found[group.router]
