@@ -95,7 +95,7 @@ def moe(weights, x, kind, dispatch, chosen):
     return jnp.einsum("ted,tek->td", jnp.stack(outputs, 1), gates)
 
 
-def network(kind="", dispatch="einsum", chosen=2, scale=1.0):
+def network(kind="", dispatch="einsum", chosen=2, scale=1.0, function=jax.nn.silu):
     """Returns the function of variables and tokens ``[batch, time]``.
 
     Args:
@@ -103,6 +103,7 @@ def network(kind="", dispatch="einsum", chosen=2, scale=1.0):
         dispatch: one of ``DISPATCHES``.
         chosen: the number of experts that are chosen for each token.
         scale: what the outputs of experts are multiplied by.
+        function: the activation of the MLP.
     """
 
     def apply(variables, tokens):
@@ -110,7 +111,7 @@ def network(kind="", dispatch="einsum", chosen=2, scale=1.0):
         added = []
         if "mlp" in variables:
             gate, up, down = (variables["mlp"][n]["kernel"] for n in ("gate", "up", "down"))
-            added.append((jax.nn.silu(stream @ gate) * (stream @ up)) @ down)
+            added.append((function(stream @ gate) * (stream @ up)) @ down)
         if "moe" in variables:
             out = moe(variables["moe"], stream, kind, dispatch, chosen)
             added.append(out if scale == 1 else scale * out)

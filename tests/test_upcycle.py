@@ -143,6 +143,13 @@ def test_another_number_in_the_larger_model_is_seen():
     assert not is_preserving(growth)
 
 
+def test_another_function_in_the_larger_model_is_seen():
+    variables, old = net.params(0, mlp=True), net.network(function=jnp.tanh)
+    widths = dw.trace(old, variables, TOKENS)
+    growth = dw.upcycle(widths, target=shapes(4), target_apply=net.network("top-k, softmax"))
+    assert "only one of the two networks computes with logistic, tanh" in growth.notes[0]
+
+
 def test_gates_that_cannot_be_followed():
     def apply(variables, x):
         gates, experts = jax.lax.top_k(x @ variables["router"], 2)

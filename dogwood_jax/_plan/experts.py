@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from dogwood_jax import strategies
 from dogwood_jax._base.trees import PyTree
 from dogwood_jax._growth.growth import Change
-from dogwood_jax._plan.gates import Router, numbers_in, routers_of
+from dogwood_jax._plan.gates import Router, computed_with, routers_of
 from dogwood_jax._plan.own_function import Rejected, trace_own
 from dogwood_jax._widths.layout import Concat, Units, units_of
 from dogwood_jax._widths.values import Trace
@@ -101,12 +101,10 @@ class Mixtures:
         return next(alike, None)
 
     def differences(self, larger: Trace, *, with_gates: bool) -> list[str]:
-        """Returns numbers that only one of two programs computes with, see ``numbers_in``."""
-        ours, theirs = (
-            numbers_in(trace, routers, with_gates=with_gates)
-            for trace, routers in ((self.trace, self._routers), (larger, routers_of(larger)))
-        )
-        return [f"{number:.6g} in {name}" for name, number in sorted(ours ^ theirs)]
+        """Returns what only one of two programs computes with, see ``computed_with``."""
+        ours = computed_with(self.trace, self._routers, with_gates=with_gates)
+        theirs = computed_with(larger, routers_of(larger), with_gates=with_gates)
+        return sorted(ours ^ theirs)
 
 
 def hidden_in(widths: Widths, leaves: Sequence[Leaf]) -> set[str]:
@@ -162,7 +160,7 @@ def copied(
         larger: the same experts in the larger model; None if its program is not known.
         sources: the old expert that each of the new ones copies; all of them in turn if None.
         noise: see ``upcycle``.
-        others: numbers that only one of both networks computes with.
+        others: what only one of both networks computes with.
     """
     old = widths[experts.router].size
     sources = tuple(i % old for i in range(new)) if sources is None else tuple(sources)
@@ -238,6 +236,7 @@ def exact_copies(
     if widths.network is None:
         return {}, []
     network, theirs = Mixtures(widths), None if larger is None else Mixtures(larger)
+    others: list[str] | None = None
     for experts in network.experts:
         router = network.widths[experts.router]
         old, new = router.size, sizes.get(experts.router, router.size)
@@ -250,7 +249,8 @@ def exact_copies(
             )
             continue
         own = theirs.like(router) if theirs is not None else None
-        others = other_numbers(network, widths, larger, sizes, target)
+        if others is None:
+            others = differences_of(network, widths, larger, sizes, target)
         made, reasons = copied(widths, experts, new, own, others=others)
         text = said(experts, old, new, own, reasons)
         changes |= {change.width: change for change in made}
@@ -282,14 +282,14 @@ def _counted_in_one(widths: Widths, places: Collection[tuple[str, int]]) -> Widt
     return Widths(tuple(leaves), left)
 
 
-def other_numbers(
+def differences_of(
     network: Mixtures,
     widths: Widths,
     larger: Widths | None,
     sizes: Mapping[str, int],
     target: PyTree,
 ) -> list[str]:
-    """Returns numbers that only one of two networks computes with, and in what.
+    """Returns what only one of two networks computes with: numbers and functions.
 
     Args:
         network: the experts of a network.

@@ -72,10 +72,8 @@ def routers_of(trace: Trace) -> list[Router]:
     ]
 
 
-def numbers_in(
-    trace: Trace, routers: Sequence[Router], *, with_gates: bool
-) -> set[tuple[str, float]]:
-    """Returns the numbers that a program computes with, each with its operation.
+def computed_with(trace: Trace, routers: Sequence[Router], *, with_gates: bool) -> set[str]:
+    """Returns what a program computes with: numbers, each with its operation, and functions.
 
     Where tokens find their experts, numbers are positions, which follow from sizes.
 
@@ -87,14 +85,19 @@ def numbers_in(
     left_out = frozenset[int]().union(*(router.dispatch for router in routers))
     if not with_gates:
         left_out = left_out.union(*(router.gates for router in routers))
-    return {
-        (step.name, value.number)
-        for index, step in enumerate(trace.steps)
-        if index not in left_out
-        if any(operand.origin != "constant" for operand in step.operands)
-        for value in step.operands
-        if value.number not in (None, _NEUTRAL.get(step.name)) and value.origin == "constant"
-    }
+    found = set[str]()
+    for index, step in enumerate(trace.steps):
+        if index in left_out or all(value.origin == "constant" for value in step.operands):
+            continue
+        law = ELEMENTWISE.get(step.name)
+        if law and law.takes == 1 and not law.linear:
+            found.add(step.name)
+        found |= {
+            f"{value.number:.6g} in {step.name}"
+            for value in step.operands
+            if value.number not in (None, _NEUTRAL.get(step.name)) and value.origin == "constant"
+        }
+    return found
 
 
 @dataclass(frozen=True)
@@ -155,9 +158,12 @@ class _Reading:
             known = [self._known.get(id(value)) for value in step.operands]
             if any(one is not None for one in known):
                 (gates if any(one and one.is_gate for one in known) else dispatch).add(index)
-            for value, found in zip(step.results, [*self._results(step)], strict=False):
-                if found is not None:
-                    self._known[id(value)] = found
+                found = [*self._results(step, known)]
+            else:
+                found = [_Known(base=v) if id(v) in self._before else None for v in step.results]
+            for value, one in zip(step.results, found, strict=False):
+                if one is not None:
+                    self._known[id(value)] = one
         powers = {use.power if use.power is None else use.power + use.tagged for use in self._uses}
         return Router(
             self._experts,
@@ -184,13 +190,9 @@ class _Reading:
     def _has(self, value: Value, *dims: Dim) -> bool:
         return any(part in dims for dim in value.dims for part in parts_of(dim))
 
-    def _results(self, step: Step) -> Iterator[_Known | None]:
-        """Yields what is known of the results of a step, as far as they follow from logits."""
-        known = [self._known.get(id(value)) for value in step.operands]
-        if all(one is None for one in known):
-            for value in step.results:
-                yield _Known(base=value) if id(value) in self._before else None
-        elif step is self._choice:
+    def _results(self, step: Step, known: Sequence[_Known | None]) -> Iterator[_Known | None]:
+        """Yields what is known of the results of a step that takes what follows from logits."""
+        if step is self._choice:
             logits = known[0] or _UNKNOWN
             yield replace(logits, masked=False)
             yield _Known(is_gate=False)

@@ -24,8 +24,8 @@ from dogwood_jax._plan.experts import (
     Experts,
     Mixtures,
     copied,
+    differences_of,
     notes_of,
-    other_numbers,
     said,
 )
 from dogwood_jax._plan.mixture import mixture
@@ -162,9 +162,8 @@ def upcycle(
     if target is not None and (shapes.keys() != known or _has_other_axes(widths, shapes)):
         if noise or usefulness is not None:
             problems.append("noise= and usefulness= are for copies of experts, not of an MLP")
-        found, notes = mixture(
-            Mixtures(widths), shapes, larger and Mixtures(larger), rename or {}, anew, problems
-        )
+        theirs = Mixtures(larger) if larger is not None else None
+        found, notes = mixture(Mixtures(widths), shapes, theirs, rename or {}, anew, problems)
         if problems:
             raise ValueError(listed("cannot plan these experts", problems))
         return Growth(widths, (), tuple(notes), structure, found)
@@ -181,7 +180,7 @@ def upcycle(
     # An axis that is longer in a target may be another one than of experts.
     unsure = whole if target is not None else ()
     groups = _groups(widths, network.experts, sizes, unsure, problems)
-    others = [] if problems else other_numbers(network, whole, larger, sizes, target)
+    others = [] if problems else differences_of(network, whole, larger, sizes, target)
     for group in groups:
         router, old, new = widths[group.router], widths[group.router].size, sizes[group.router]
         own = theirs.like(router) if theirs is not None else None
