@@ -320,6 +320,14 @@ def test_experts_share_the_gradient_of_an_mlp():
     assert not momentum.trace["moe"]["router"]["kernel"].any()
 
 
+def test_a_state_by_axes_is_refused_for_new_experts():
+    variables, old, tx = net.params(0, mlp=True), net.network(), optax.sm3(1e-3)
+    widths = dw.trace(old, variables, TOKENS)
+    growth = dw.upcycle(widths, target=shapes(4), target_apply=net.network("sigmoid"))
+    with pytest.raises(ValueError, match="start anew with tx.init"):
+        dw.grow_opt_state(tx.init(variables), growth, tx)
+
+
 @pytest.mark.parametrize("is_mixture", [True, False], ids=["experts", "mlp"])
 def test_training_goes_on_without_a_jump(is_mixture):
     schedule = optax.warmup_cosine_decay_schedule(0.0, 3e-3, 10, 500)

@@ -287,6 +287,11 @@ def _grow_plain(
     arrays, found = leaves_by_path(opt_state), fields_of(opt_state, growth)
     if params is None and (problems := unfollowed(arrays, found)):
         raise ValueError(listed("cannot grow this state", problems))
+    repeated = {i.old for i in growth.insertions if i.repeats}
+    if by_axis := [f for f in found if f.axis is not None and f.leaf.path in repeated]:
+        problems = [f"{f.place}: has a number for each place along one axis" for f in by_axis]
+        problem = "cannot grow this state to that of experts; start anew with tx.init"
+        raise ValueError(listed(problem, problems))
     if params is None:
         _expect_same_optimizer(state, _likely_start(tx, growth, state))
 
