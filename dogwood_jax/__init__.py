@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from dogwood_jax._optimizer.growable import growable
     from dogwood_jax._optimizer.opt_state import grow_opt_state
     from dogwood_jax._plan.plan import plan
+    from dogwood_jax._plan.upcycle import upcycle
     from dogwood_jax._widths.layout import Concat, Layout, Product, Units
     from dogwood_jax._widths.trace import trace
     from dogwood_jax._widths.widths import Leaf, Occurrence, Recipe, Width, Widths
@@ -82,6 +83,7 @@ __all__ = [
     "to_json",
     "trace",
     "training",
+    "upcycle",
     "verify",
     "widen",
 ]
@@ -105,6 +107,7 @@ _NAMES_IN = {
     "_optimizer.growable": ("growable",),
     "_optimizer.opt_state": ("grow_opt_state",),
     "_plan.plan": ("plan",),
+    "_plan.upcycle": ("upcycle",),
     "_widths.layout": ("Concat", "Layout", "Product", "Units"),
     "_widths.trace": ("trace",),
     "_widths.widths": ("Leaf", "Occurrence", "Recipe", "Width", "Widths"),

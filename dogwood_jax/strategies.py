@@ -100,6 +100,8 @@ class Strategy:
         state: whether copies take over the optimizer's state of the units that they copy.
         shrink: what old weights are multiplied by.
         perturb: how many times drawn weights are added to all weights.
+        exact: False if the larger network may do otherwise although the weights would allow it to
+            do the same, as a router that chooses as many experts as before.
     """
 
     name: str
@@ -113,12 +115,13 @@ class Strategy:
     state: Literal["copied", "new"] = "copied"
     shrink: float = 1.0
     perturb: float = 0.0
+    exact: bool = True
 
     @property
     def preserving(self) -> bool:
         """Whether the grown function equals the old one."""
         silent = self.outgoing != "free" or self.incoming == "zero"
-        exact = self.noise == self.perturb == 0 and self.shrink == 1
+        exact = self.exact and self.noise == self.perturb == 0 and self.shrink == 1
         return silent and exact and (self.choice is None or self.choice.epsilon == 0)
 
     @property
@@ -140,6 +143,11 @@ class Strategy:
     def makes_alike(self) -> bool:
         """Whether some units compute the same, so that readers must act on each of them alike."""
         return self.incoming == "copy" or self.outgoing == "opposed"
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether gates inside the network weigh copies, so that no weights are divided."""
+        return self.name == "upcycle"
 
     @property
     def removes(self) -> bool:
@@ -734,3 +742,5 @@ def by_name(name: str) -> Strategy:
 # What becomes of units that stay when others are removed, or when some are merged into them.
 KEEP = Strategy("keep", "copy", "copy")
 MERGE = Strategy("merge", "copy", "sum")
+# What becomes of experts when there are more of them, see ``upcycle``.
+UPCYCLE = Strategy("upcycle", "copy", "share")

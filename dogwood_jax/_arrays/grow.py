@@ -258,7 +258,8 @@ def _grow_and_insert(
         for insertion in growth.insertions:
             if insertion.old is not None:
                 layers = leaves[insertion.old].shape[0] if insertion.layers else None
-                new[insertion.old] = _first(new[insertion.path], layers)
+                first = _first(new[insertion.path], 1 if insertion.repeats else layers)
+                new[insertion.old] = first[0] if insertion.repeats else first
         new = {path: new[path] for path in arrays}
         grown = grow(arrays, wider, key=key, fresh=new, donate=donate)
     return insert(grown, growth.insertions, target, key=key)

@@ -57,7 +57,8 @@ def insert(
         if path not in leaves
     ]
     random = [i.path for i in insertions if i.fill == "free" and i.kind == "random"]
-    if random := [path for path in random if path not in fresh]:
+    random = [path for path in random if path not in fresh]
+    if random := random + [i.path for i in insertions if i.anew]:
         if key is None:
             problems.append(
                 f"{', '.join(random)}: free, so pass key= to draw values, copy=True to copy those "
@@ -74,6 +75,7 @@ def insert(
     where = placement(
         {i.path: leaves[i.source] for i in insertions if i.source is not None} | fresh,
         {i.path: i.shape for i in insertions},
+        repeated={i.path for i in insertions if i.repeats},
         alike={
             i.path: leaves[most_like(i.path, i.shape, sizes)]
             for i in insertions
@@ -117,12 +119,32 @@ def filled_in(
         fresh: free values, if they are not drawn.
     """
     if source is not None and insertion.fill in ("moved", "copy") and not insertion.layers:
-        return source
+        return _experts(insertion, source, word) if insertion.repeats else source
     if fresh is not None:
         new = lax.convert_element_type(fresh, dtype_named(insertion.dtype))
     else:
         new = _values(insertion, word)
     return new if source is None or not insertion.layers else stacked(insertion, source, new)
+
+
+def _experts(insertion: Insertion, old: Array, word: Array | None) -> Array:
+    """Returns an array repeated for each expert, with the hidden units that are drawn anew.
+
+    Each expert draws other units anew, as many as they are. All units are drawn equally often, and
+    the arrays on both sides of a unit draw the same ones.
+    """
+    new = jnp.broadcast_to(old, insertion.shape)
+    count = insertion.shape[insertion.units]
+    if not insertion.anew or word is None:
+        return new
+    expert = lax.broadcasted_iota(jnp.int32, insertion.shape, 0)
+    unit = lax.broadcasted_iota(jnp.int32, insertion.shape, insertion.units)
+    first = expert * count // insertion.repeats
+    is_new = (unit - first) % count < round(insertion.anew * count)
+    wide = old.astype(jnp.promote_types(old.dtype, jnp.float32))
+    drawn = uniform(next(seeds(word)), insertion.shape, wide.dtype, math.sqrt(3))
+    drawn = jnp.mean(wide) + jnp.std(wide) * drawn
+    return jnp.where(is_new, drawn.astype(old.dtype), new)
 
 
 def _values(insertion: Insertion, word: Array | None) -> Array:

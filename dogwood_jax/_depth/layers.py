@@ -355,7 +355,7 @@ def with_kinds(
     """
     if any(insertion.fill == "free" for insertion in found):
         widths = trace(apply, target, *inputs)
-        found = [_with_kind(i, widths.leaf(i.path)) if i.fill == "free" else i for i in found]
+        found = [with_kind(i, widths.leaf(i.path)) if i.fill == "free" else i for i in found]
     return tuple(found)
 
 
@@ -400,7 +400,7 @@ def _split(path: str) -> list[str]:
     return path.split("/")
 
 
-def _with_kind(insertion: Insertion, leaf: Leaf) -> Insertion:
+def with_kind(insertion: Insertion, leaf: Leaf) -> Insertion:
     dtype = dtype_named(insertion.dtype)
     if not jnp.issubdtype(dtype, jnp.inexact):
         is_key = jnp.issubdtype(dtype, jax.dtypes.prng_key)

@@ -73,6 +73,8 @@ class Change:
 
     def writes(self, role: Role) -> bool:
         """Whether weights of a role are filled in as those that write the width's units are."""
+        if self.strategy.is_gated:
+            return True
         if role == "both":  # if copies are read whole, a recipe makes up for it
             copied = self.strategy.repeats and self.recipe is not None
             return copied or self.strategy.incoming == "zero"

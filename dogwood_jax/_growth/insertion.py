@@ -1,4 +1,4 @@
-"""What an array of an inserted layer is filled with: ``Insertion``."""
+"""What an array of an inserted layer, or of new experts, is filled with: ``Insertion``."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -30,6 +30,10 @@ class Insertion:
         kind: what free values are drawn as: ``"random"``, ``"zeros"`` (integers always) or
             ``"ones"``.
         fans: fan-in and fan-out of random values.
+        repeats: for an array of experts that is ``"moved"``, how many times the old array is
+            repeated along a new first axis; 0 for an array without such an axis.
+        anew: the share of hidden units that are drawn anew in each expert.
+        units: the axis of these units.
     """
 
     path: str
@@ -43,6 +47,9 @@ class Insertion:
     kind: Kind = "random"
     fans: tuple[int, int] = (1, 1)
     copies: tuple[int, ...] = ()
+    repeats: int = 0
+    anew: float = 0.0
+    units: int = 0
 
     @property
     def old(self) -> str | None:
@@ -55,5 +62,7 @@ class Insertion:
             "copy": f"copy of {self.source}",
             "moved": f"moved from {self.source}",
         }.get(self.fill, self.fill)
+        if self.repeats:
+            fill += f", {self.repeats} times" + f", {self.anew:g} of it anew" * bool(self.anew)
         new = ",".join(str(i) for i, layer in enumerate(self.layers) if layer < 0)
         return f"{self.path}[{new}]: {fill}" if new else f"{self.path}: {fill}"

@@ -92,6 +92,7 @@ def placement(
     shapes: Mapping[str, tuple[int, ...]],
     *,
     alike: Mapping[str, Any] = MappingProxyType({}),
+    repeated: Collection[str] = (),
 ) -> Placement:
     """Returns where grown arrays should lie.
 
@@ -99,6 +100,7 @@ def placement(
         arrays: old arrays, each by the path of the one that should lie on devices like it.
         shapes: shapes of the grown ones.
         alike: the same for arrays that may be whole on each device if they cannot be divided so.
+        repeated: paths of grown arrays that repeat the old ones along a new first axis.
 
     Raises:
         ValueError: if a new size cannot be divided as the old one is.
@@ -107,7 +109,7 @@ def placement(
         return Placement()
     olds, others = (
         {
-            path: array.sharding
+            path: _behind_new_axis(array.sharding) if path in repeated else array.sharding
             for path, array in tree.items()
             if isinstance(array, jax.Array) and len(array.sharding.device_set) > 1
         }
@@ -184,7 +186,10 @@ def grown_shardings(
     if structure is not None and not missing:
         known = {leaf.path: leaf.shape for leaf in leaves}
         found = shardings | {
-            insertion.path: _fitting(shardings[path], insertion.shape)
+            insertion.path: _fitting(
+                _behind_new_axis(shardings[path]) if insertion.repeats else shardings[path],
+                insertion.shape,
+            )
             for insertion in insertions
             for path in [insertion.source or most_like(insertion.path, insertion.shape, known)]
         }
@@ -237,6 +242,13 @@ def most_like(path: str, shape: tuple[int, ...], others: Mapping[str, tuple[int,
     """Returns the path of the array most like a new one: of as many axes, and closest by name."""
     same = [other for other, theirs in others.items() if len(theirs) == len(shape)]
     return closest(path, same or others)[-1]
+
+
+def _behind_new_axis(sharding: Sharding) -> Sharding:
+    """Returns the sharding of an array that repeats another one along a new first axis."""
+    if not isinstance(sharding, NamedSharding):
+        return sharding
+    return NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))  # type: ignore[no-untyped-call]
 
 
 def _fitting(sharding: Sharding, shape: tuple[int, ...]) -> Sharding:

@@ -165,11 +165,13 @@ def grown_ages(
         index = moments.count_of(field)
         since = ages.steps - ages.births if index is None else now[index] - ages.counts[index]
         place = growth.place(leaf.path).removeprefix(field.collection)
-        layers = growth.moved[leaf.path].layers if leaf.path in growth.moved else ()
+        moved = growth.moved.get(leaf.path)
+        layers, repeats = (moved.layers, moved.repeats) if moved else ((), 0)
         leaf_map = growth.maps[leaf.path]
-        if inner in known or leaf_map.changes or layers:
+        if inner in known or leaf_map.changes or layers or repeats:
             old = known.get(inner) or _born(leaf.shape, 0)
-            grown[place] = _grown(old, since, number, leaf_map=leaf_map, layers=layers)
+            found = _grown(old, since, number, leaf_map=leaf_map, layers=layers)
+            grown[place] = _repeated(found, repeats) if repeats else found
     for insertion in growth.insertions if fields else ():
         field = next(iter(fields.values()))
         inner = insertion.path.removeprefix(field.collection)
@@ -237,6 +239,15 @@ def _grown(
             for arrays, dtype in zip(zip(*found, strict=True), dtypes, strict=True)
         )
     )
+
+
+def _repeated(old: AlongAxes, repeats: int) -> AlongAxes:
+    """Returns the ages of an array of experts, each of which repeats an old array.
+
+    Gates weigh the experts, so that together they move as the old array did if each of them does.
+    """
+    experts = _born((repeats,), 0)
+    return AlongAxes(*((*new, *olds) for new, olds in zip(experts, old, strict=True)))
 
 
 def _taken_along(leaf_map: LeafMap, axis: int, *, copied: bool) -> Callable[[Array], Array]:

@@ -290,6 +290,11 @@ def _grow_plain(
     arrays, found = leaves_by_path(opt_state), fields_of(opt_state, growth)
     if params is None and (problems := unfollowed(arrays, found)):
         raise ValueError(listed("cannot grow this state", problems))
+    repeated = {i.old for i in growth.insertions if i.repeats}
+    if by_axis := [f for f in found if f.axis is not None and f.leaf.path in repeated]:
+        problems = [f"{f.place}: has a number for each place along one axis" for f in by_axis]
+        problem = "cannot grow this state to that of experts; start anew with tx.init"
+        raise ValueError(listed(problem, problems))
     if params is None:
         _expect_same_optimizer(state, _likely_start(tx, growth, state))
 
@@ -430,7 +435,8 @@ def _likely_start(tx: Any, growth: Growth, state: PyTree) -> PyTree:
 def _divides(growth: Growth) -> bool:
     """Whether gradients of the larger network are multiples of the old ones, other than one."""
     fates = {change.strategy.outgoing for change in growth.changes}
-    return bool(growth.factors) or not fates.isdisjoint(("share", "sum"))
+    repeated = any(insertion.repeats for insertion in growth.insertions)
+    return repeated or bool(growth.factors) or not fates.isdisjoint(("share", "sum"))
 
 
 def _own(
@@ -585,7 +591,8 @@ class _Known:
         start: the number that the optimizer starts it with, as Adagrad does; new entries get it.
         map: what becomes of it.
         shape: for a second moment that may be factored, its shape in the larger network's state.
-        stack: what becomes of its layers, if it is a stack that gets more of them.
+        stack: what becomes of its layers, if it is a stack that gets more of them, or how it is
+            repeated, if it becomes an array of experts.
     """
 
     field: Field
@@ -661,7 +668,7 @@ def _growing(
     for one in known:
         path = one.field.leaf.path
         stack = growth.moved.get(path) if not one.field.axis else None
-        stack = stack if stack and stack.layers else None
+        stack = stack if stack and (stack.layers or stack.repeats) else None
         if not one.field.is_factor and (one.map.changes or stack):
             shape = shapes.get(one.field.at(growth.place(path))) if one.field.factored else None
             growing.append(replace(one, shape=shape, stack=stack))
@@ -809,7 +816,8 @@ def _grow_fields(
         array = read(one.field, arrays)
         fresh = own[path].astype(array.dtype) if path in own else None
         if one.map.changes:
-            old_rows = np.flatnonzero(np.asarray(stack.layers) >= 0) if stack else None
+            layers = stack.layers if stack else ()
+            old_rows = np.flatnonzero(np.asarray(layers) >= 0) if layers else None
             rows = fresh if fresh is None or old_rows is None else fresh[old_rows]
             array = _widened(array, one, rows)
         if stack:
@@ -898,7 +906,13 @@ def _deepened(
     fresh: Array | None,
     second_moment: str,
 ) -> Array:
-    """Returns an array of the state with an entry for each layer of a deeper stack."""
+    """Returns an array of the state with an entry for each layer of a deeper stack, or expert."""
+    if insertion.repeats:
+        if meaning == "parameters":
+            return jnp.broadcast_to(array, insertion.shape) if fresh is None else fresh
+        # Together, the experts get the gradient of the array that they repeat.
+        share = insertion.repeats ** -float(DEGREES[meaning])
+        return jnp.broadcast_to((array * share).astype(array.dtype), insertion.shape)
     if meaning == "parameters" and fresh is None:
         filled: dict[str, Array] = fill({insertion.old: array}, (insertion,), {}, None)
         return filled[insertion.path]

@@ -6,6 +6,10 @@ comes a growth.
 | file | what it does |
 |---|---|
 | ``plan`` | the stage itself: strategies, refusals, notes |
+| ``upcycle`` | more experts, or the first ones |
+| ``experts`` | how the widths of experts grow, and whether outputs stay |
+| ``mixture`` | arrays of experts in place of an MLP, or beside it |
+| ``gates`` | what the gates of a router become if every expert is copied |
 | ``target`` | the sizes of widths, from the shapes of a larger model's arrays |
 | ``larger`` | the larger network's own program, where there is one |
 | ``own_function`` | what the network's own function says of a growth, once it is planned |

@@ -26,6 +26,7 @@ from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path
 from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._plan.comparison import Comparison, is_constant, is_scale
+from dogwood_jax._plan.experts import exact_copies
 from dogwood_jax._plan.larger import Larger, is_deeper, read_larger
 from dogwood_jax._plan.own_function import check_own_function, contradicted
 from dogwood_jax._plan.target import sizes_of_target, splits
@@ -57,6 +58,7 @@ def plan(
     did. A width that cannot grow in this way is refused, with the reason. Some parts of a network
     compute with a width's size, such as a norm. If an exact recipe is known for such a width, it is
     the default. It may need other constants in the larger model: the growth's notes say which.
+    Experts are copied where outputs stay, with as many times more of them chosen, see ``upcycle``.
 
     Args:
         widths: the widths of the network, from ``trace`` or ``chain``.
@@ -144,10 +146,12 @@ def plan(
         ]
         new = sizes_of_target(widths, larger.shapes, larger.sizes | new, problems)
     chosen = _strategies(widths, strategy, problems)
+    without_strategy = {name: size for name, size in new.items() if name not in chosen}
+    experts, notes = exact_copies(widths, without_strategy, larger.widths, target, problems)
     is_checked = not problems and keep is None and merge is None
     is_checked &= depth is None and all(strategy.begins_exact for strategy in chosen.values())
-    compared = larger.compared(widths, new) if is_checked else None
-    changes = {
+    compared = larger.compared(widths, new) if is_checked and not experts else None
+    changes = experts | {
         name: _extended(
             widths,
             widths[name] if compared is None else _cleared(widths[name], compared),
@@ -158,8 +162,12 @@ def plan(
             problems,
         )
         for name, size in widths.sizes.items()
-        if new.get(name, size) != size
+        if new.get(name, size) != size and name not in experts
     }
+    if experts and larger.widths is not None and len(changes) > len(experts):
+        problems.append(
+            f"{', '.join(changes.keys() - experts)}: experts grow, too; plan one after the other"
+        )
     for name, units in _by_name(widths, keep or {}, problems):
         _once(changes, name, problems)
         changes[name] = _kept(widths[name], units, interface, problems)
@@ -172,7 +180,7 @@ def plan(
         if (change := changes.get(name))
         if (change.new, change.sources) != (change.old, tuple(range(change.old)))
     )
-    notes = [
+    notes += [
         note
         for change in made
         for note in _notes(widths[change.width], change, is_seen=compared is not None)
@@ -219,7 +227,7 @@ def plan(
         raise ValueError(listed("cannot plan this growth", problems))
     if compared and (found := list(compared.problems(growth.change, exactly=True))):
         raise contradicted("the larger model", found)
-    if is_checked and target_apply is None:
+    if is_checked and target_apply is None and not experts:
         return check_own_function(growth, target)
     return growth
 

@@ -69,8 +69,12 @@ class Made:
     @property
     def is_copy(self) -> bool:
         """Whether it is an old array as it was, perhaps under another path."""
-        new = self.insertion is not None and bool(self.insertion.layers)
-        return self.source is not None and self.leaf_map is None and not new
+        return self.source is not None and self.leaf_map is None and not self.has_new_rows
+
+    @property
+    def has_new_rows(self) -> bool:
+        """Whether layers or experts are inserted along its first axis."""
+        return self.insertion is not None and bool(self.insertion.layers or self.insertion.repeats)
 
 
 def made_of(variables: PyTree, growth: Growth, key: Array | None) -> PyTree:
@@ -158,9 +162,8 @@ def pieces_of(
         order: the new array's axes in the order of the file.
         key: the key as for ``dw.grow``.
     """
-    stacks = made.insertion is not None and bool(made.insertion.layers)
     parts: tuple[Part, ...] = ()
-    if old is not None and made.leaf_map is not None and not stacks:
+    if old is not None and made.leaf_map is not None and not made.has_new_rows:
         parts = parts_of(made.leaf_map, old.order)
     if not parts:
         yield _whole(made, old, order, key)

@@ -1,0 +1,401 @@
+"""``upcycle``: more experts, experts in place of an MLP, and what stays exact."""
+
+import jax
+import jax.numpy as jnp
+import networks_experts as net
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import dogwood_jax as dw
+
+TOKENS = jnp.arange(30).reshape(3, 10) % net.VOCAB
+CASES = [(kind, dispatch) for kind in net.GATES for dispatch in net.DISPATCHES]
+
+
+@pytest.fixture(autouse=True)
+def _double():
+    with jax.enable_x64(True):
+        yield
+
+
+def shapes(*args, **kwargs):
+    return jax.eval_shape(lambda: net.params(*args, **kwargs))
+
+
+def moved(old, variables, new, grown):
+    """Returns by how much outputs moved, relative to the largest one."""
+    before, after = old(variables, TOKENS), new(grown, TOKENS)
+    return float(jnp.max(jnp.abs(after - before)) / jnp.max(jnp.abs(before)))
+
+
+def is_preserving(growth):
+    return all(change.strategy.preserving for change in growth.changes)
+
+
+def keeps_as_text(growth):
+    return dw.from_json(dw.to_json(growth)) == growth and hash(growth) and "note" in str(growth)
+
+
+def loss_of(apply):
+    def loss(variables, tokens):
+        logits = apply(variables, tokens)[:, :-1]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
+
+    return loss
+
+
+# More experts -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "dispatch"), CASES)
+def test_twice_the_experts(kind, dispatch):
+    variables, old = net.params(3), net.network(kind, dispatch)
+    widths, target = dw.trace(old, variables, TOKENS), shapes(6)
+    new = net.network(kind, dispatch, chosen=4)
+    growth = dw.upcycle(widths, target=target, target_apply=new)
+    assert moved(old, variables, new, dw.grow(variables, growth)) < 1e-12
+    assert is_preserving(growth)
+    assert "outputs stay because the larger model chooses 4 of 6 experts" in growth.notes[0]
+    assert keeps_as_text(growth)
+    # As many are chosen as before: the copies of one expert take both places.
+    growth = dw.upcycle(widths, target=target, target_apply=old)
+    assert moved(old, variables, old, dw.grow(variables, growth)) > 1e-3
+    assert not is_preserving(growth)
+    assert "outputs change, because the larger model chooses 2 of 6" in growth.notes[0]
+
+
+@pytest.mark.parametrize("dispatch", ["einsum", "ragged_dot"])
+def test_the_router_tells_the_arrays_of_its_experts(dispatch):
+    variables, old = net.params(3), net.network("sigmoid", dispatch)
+    growth = dw.upcycle(dw.trace(old, variables, TOKENS), {("moe/router/kernel", 1): 9})
+    assert "outputs stay if the larger model chooses 6 of 9" in growth.notes[0]
+    grown = jax.jit(dw.grow, static_argnames="growth")(variables, growth=growth)
+    new = net.network("sigmoid", dispatch, chosen=6)
+    assert moved(old, variables, new, grown) < 1e-12
+
+
+def test_bfloat16():
+    variables = net.params(4, dtype=jnp.bfloat16)
+    old, new = (net.network("top-k, softmax", "ragged_dot", chosen) for chosen in (2, 4))
+    growth = dw.upcycle(dw.trace(old, variables, TOKENS), target=shapes(8), target_apply=new)
+    grown = dw.grow(variables, growth)
+    assert is_preserving(growth) and grown["moe"]["up"].dtype == jnp.bfloat16
+    assert moved(old, variables, new, grown) < 0.02
+
+
+def test_layers_in_a_scan():
+    def network(chosen):
+        def apply(variables, x):
+            def block(x, layer):
+                return x + net.moe(layer, x, "softmax, top-k", "einsum", chosen), None
+
+            return jax.lax.scan(block, x, variables)[0]
+
+        return apply
+
+    def stacked(experts):
+        layers = [net.params(experts, seed=seed)["moe"] for seed in (0, 1)]
+        return jax.tree.map(lambda *arrays: jnp.stack(arrays), *layers)
+
+    x = jax.random.normal(jax.random.key(3), (9, net.STREAM))
+    variables, old, new = stacked(3), network(2), network(4)
+    growth = dw.upcycle(dw.trace(old, variables, x), target=stacked(6), target_apply=new)
+    assert is_preserving(growth)
+    np.testing.assert_allclose(
+        new(dw.grow(variables, growth), x), old(variables, x), rtol=1e-12, atol=1e-12
+    )
+
+
+def test_more_copies_of_the_more_useful_experts():
+    variables, apply = net.params(3), net.network("top-k, softmax")
+    gradient = jax.grad(loss_of(apply))(variables, TOKENS)
+    useful = jax.tree.map(jnp.multiply, variables, gradient)
+    useful["moe"]["up"] = useful["moe"]["up"].at[1].set(100.0)
+    widths = dw.trace(apply, variables, TOKENS)
+    growth = dw.upcycle(widths, {"moe/router": 5}, usefulness=useful)
+    assert [change.sources for change in growth.changes] == [(0, 1, 2, 1, 1)] * 2
+    assert "outputs change, because some experts get more copies" in growth.notes[0]
+    assert not is_preserving(growth)
+    grown = dw.grow(variables, growth)
+    np.testing.assert_array_equal(grown["moe"]["up"][4], variables["moe"]["up"][1])
+
+
+def test_noise_is_on_copies_alone():
+    variables, apply = net.params(3), net.network("top-k, softmax")
+    widths = dw.trace(apply, variables, TOKENS)
+    growth = dw.upcycle(widths, {"moe/router": 6}, noise=0.1)
+    grown = dw.grow(variables, growth, key=jax.random.key(1))["moe"]
+    np.testing.assert_array_equal(grown["down"][:3], variables["moe"]["down"])
+    assert 0.05 < jnp.std(grown["down"][3:] - variables["moe"]["down"]) * 12**0.5 < 0.2
+    assert "outputs change, because copies carry noise" in growth.notes[0]
+    assert not is_preserving(growth)
+
+
+def test_another_number_in_the_larger_model_is_seen():
+    variables, old = net.params(3), net.network("top-k, softmax")
+    widths = dw.trace(old, variables, TOKENS)
+    new = net.network("top-k, softmax", chosen=4, scale=0.5)
+    growth = dw.upcycle(widths, target=shapes(6), target_apply=new)
+    assert "only one of the two networks computes with 0.5 in mul" in growth.notes[0]
+    assert not is_preserving(growth)
+
+
+def test_another_function_in_the_larger_model_is_seen():
+    variables, old = net.params(0, mlp=True), net.network(function=jnp.tanh)
+    widths = dw.trace(old, variables, TOKENS)
+    growth = dw.upcycle(widths, target=shapes(4), target_apply=net.network("top-k, softmax"))
+    assert "only one of the two networks computes with logistic, tanh" in growth.notes[0]
+
+
+def test_gates_that_cannot_be_followed():
+    def apply(variables, x):
+        gates, experts = jax.lax.top_k(x @ variables["router"], 2)
+        gates = jnp.cumsum(gates, -1)
+        mask = jax.nn.one_hot(experts, variables["up"].shape[0], dtype=x.dtype)
+        return jnp.einsum("tk,tke,td,edf->tf", gates, mask, x, variables["up"])
+
+    x = jnp.ones((4, 3))
+    widths = dw.trace(apply, {"router": jnp.ones((3, 4)), "up": jnp.ones((4, 3, 2))}, x)
+    growth = dw.upcycle(widths, {"router": 8})
+    assert growth.notes == (
+        "router: outputs may change, because its gates cannot be followed; dw.verify tells",
+    )
+    assert not is_preserving(growth)
+
+
+# By plan ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dispatch", ["einsum", "ragged_dot"])
+def test_plan_copies_experts_where_outputs_stay(dispatch):
+    kind = "sigmoid"
+    variables, old = net.params(3), net.network(kind, dispatch)
+    new = net.network(kind, dispatch, chosen=4)
+    widths = dw.trace(old, variables, TOKENS)
+    names = [widths.of("moe/router/kernel", 1).name, widths.of("moe/up", 0).name]
+    for growth in (
+        dw.plan(widths, dict.fromkeys(names, 6)),
+        dw.plan(widths, target=shapes(6)),
+        dw.plan(widths, target=shapes(6), target_apply=new),
+    ):
+        assert moved(old, variables, new, dw.grow(variables, growth)) < 1e-12
+        assert "the larger model chooses 4 of 6 experts instead of 2 of 3" in growth.notes[0]
+    with pytest.raises(ValueError, match="chooses 2 of 6 experts, .*; dw.upcycle copies experts"):
+        dw.plan(widths, target=shapes(6), target_apply=old)
+    with pytest.raises(ValueError, match="some experts get more copies"):
+        dw.plan(widths, dict.fromkeys(names, 5))
+    with pytest.raises(ValueError, match="its experts grow along, .*; dw.upcycle plans both"):
+        dw.plan(widths, {names[0]: 6})
+
+
+# Experts in place of an MLP -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "dispatch"),
+    [case for case in CASES if "einsum" in case or "top-k, softmax" in case],
+)
+def test_experts_in_place_of_an_mlp(kind, dispatch):
+    variables, old = net.params(0, mlp=True), net.network()
+    new = net.network(kind, dispatch)
+    growth = dw.upcycle(dw.trace(old, variables, TOKENS), target=shapes(4), target_apply=new)
+    grown = dw.grow(variables, growth, key=jax.random.key(1))
+    assert float(jnp.std(grown["moe"]["router"]["kernel"])) > 0.1
+    distance = moved(old, variables, new, grown)
+    if net.GATES[kind]:
+        assert distance < 1e-12
+        assert "outputs stay, because all experts are alike" in growth.notes[0]
+    else:
+        assert distance > 1e-3
+        assert "the gates of a token are not shown to sum to one" in growth.notes[0]
+    assert keeps_as_text(growth)
+    own = net.params(4, seed=2)
+    fresh = dw.grow(variables, growth, fresh=own)
+    np.testing.assert_array_equal(fresh["moe"]["router"]["kernel"], own["moe"]["router"]["kernel"])
+    np.testing.assert_array_equal(fresh["moe"]["up"], grown["moe"]["up"])
+
+
+@pytest.mark.parametrize("kind", ["softmax, top-k", "sigmoid"])
+@pytest.mark.parametrize("dispatch", ["einsum", "ragged_dot"])
+def test_experts_beside_an_mlp_begin_with_zero(kind, dispatch):
+    variables, old = net.params(0, mlp=True), net.network()
+    new, target = net.network(kind, dispatch), shapes(4, mlp=True)
+    growth = dw.upcycle(dw.trace(old, variables, TOKENS), target=target, target_apply=new)
+    grown = dw.grow(variables, growth, key=jax.random.key(1))
+    assert moved(old, variables, new, grown) < 1e-12
+    assert growth.notes == (
+        "moe/router: outputs stay, because the outputs of new experts are zero",
+    )
+    gradient = jax.grad(loss_of(new))(grown, TOKENS)["moe"]
+    assert jnp.abs(gradient["down"]).max() > 0 and not grown["moe"]["down"].any()
+
+
+def test_hidden_units_drawn_anew():
+    variables, old, new = net.params(0, mlp=True), net.network(), net.network("top-k, softmax")
+    widths = dw.trace(old, variables, TOKENS)
+    growth = dw.upcycle(widths, target=shapes(4), target_apply=new, anew=0.5)
+    assert "outputs change, because 0.5 of the hidden units are drawn anew" in growth.notes[0]
+    grown, mlp = dw.grow(variables, growth, key=jax.random.key(1))["moe"], variables["mlp"]
+    changed = {name: grown[name] != mlp[name]["kernel"][None] for name in ("gate", "up", "down")}
+    units = changed["up"].all(1)
+    np.testing.assert_array_equal(units, changed["up"].any(1))
+    np.testing.assert_array_equal(units, changed["gate"].all(1))
+    np.testing.assert_array_equal(units, changed["down"].all(2))
+    assert units.sum(1).tolist() == [6] * 4 and units.sum(0).tolist() == [2] * 12
+    with pytest.raises(ValueError, match="free, so pass key="):
+        dw.grow(variables, growth)
+
+
+def test_rename_where_names_do_not_tell():
+    names = {"gate": "w1", "up": "w3", "down": "w2"}
+
+    def new(variables, tokens):
+        moe = {old: variables["moe"][name] for old, name in names.items()}
+        moe["router"] = variables["moe"]["router"]
+        return net.network("top-k, softmax")({**variables, "moe": moe}, tokens)
+
+    target = shapes(4)
+    target["moe"] = {names.get(name, name): array for name, array in target["moe"].items()}
+    variables, old = net.params(0, mlp=True), net.network()
+    widths = dw.trace(old, variables, TOKENS)
+    with pytest.raises(ValueError, match="mlp/gate/kernel: names do not tell which of"):
+        dw.upcycle(widths, target=target, target_apply=new)
+    rename = {f"mlp/{name}": f"moe/{name_there}" for name, name_there in names.items()}
+    growth = dw.upcycle(widths, target=target, target_apply=new, rename=rename)
+    grown = dw.grow(variables, growth, key=jax.random.key(1))
+    assert moved(old, variables, new, grown) < 1e-12
+
+
+def test_repeated_arrays_are_divided_along_the_same_axes():
+    mesh = Mesh(np.array(jax.devices()[:4]), "model")
+    variables, old = net.params(0, mlp=True), net.network()
+    new, widths = net.network("top-k, softmax"), dw.trace(old, variables, TOKENS)
+    growth = dw.upcycle(widths, target=shapes(4), target_apply=new)
+    specs = {"gate": P(None, "model"), "up": P(None, "model"), "down": P("model")}
+    shardings = jax.tree.map(lambda _: NamedSharding(mesh, P()), variables)
+    shardings["mlp"] = {name: {"kernel": NamedSharding(mesh, spec)} for name, spec in specs.items()}
+    there = growth.shardings(shardings)["moe"]
+    assert there["up"].spec == P(None, None, "model") and there["down"].spec == P(None, "model")
+    grown = dw.grow(jax.device_put(variables, shardings), growth, key=jax.random.key(1))
+    assert grown["moe"]["up"].sharding.is_equivalent_to(there["up"], 3)
+    whole = dw.grow(variables, growth, key=jax.random.key(1))
+    jax.tree.map(np.testing.assert_array_equal, grown, whole)
+    assert growth.rates(shapes(4))["moe"]["up"] == 1.0
+
+
+# The optimizer's state ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["softmax, top-k", "sigmoid", "top-k, softmax"])
+def test_the_state_is_that_of_the_larger_network(kind):
+    """An average of gradients that only holds the last one becomes the larger network's."""
+    variables, tx = net.params(3), optax.trace(0.0)
+    old, new = (net.network(kind, "ragged_dot", chosen) for chosen in (2, 4))
+    gradient = jax.grad(loss_of(old))(variables, TOKENS)
+    _, state = tx.update(gradient, tx.init(variables))
+    growth = dw.upcycle(dw.trace(old, variables, TOKENS), target=shapes(6), target_apply=new)
+    wanted = jax.grad(loss_of(new))(dw.grow(variables, growth), TOKENS)
+    found = dw.grow_opt_state(state, growth, tx).trace
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-13), found, wanted)
+
+
+def test_experts_share_the_gradient_of_an_mlp():
+    variables, tx = net.params(0, mlp=True), optax.chain(optax.trace(0.0), optax.adam(1e-3))
+    old, new = net.network(), net.network("top-k, softmax", "ragged_dot")
+    gradient = jax.grad(loss_of(old))(variables, TOKENS)
+    _, state = tx.update(gradient, tx.init(variables))
+    growth = dw.upcycle(dw.trace(old, variables, TOKENS), target=shapes(4), target_apply=new)
+    grown = dw.grow(variables, growth, key=jax.random.key(1))
+    wanted = jax.grad(loss_of(new))(grown, TOKENS)["moe"]
+    with pytest.warns(UserWarning, match="one step count"):
+        momentum, (adam, _) = dw.grow_opt_state(state, growth, tx)
+    for name in ("gate", "up", "down"):
+        found = momentum.trace["moe"][name]
+        np.testing.assert_allclose(found.sum(0), wanted[name].sum(0), atol=1e-13)
+        old_nu = state[1][0].nu["mlp"][name]["kernel"]
+        np.testing.assert_allclose(adam.nu["moe"][name][2], old_nu / 16, rtol=1e-12)
+    assert not momentum.trace["moe"]["router"]["kernel"].any()
+
+
+def test_a_state_by_axes_is_refused_for_new_experts():
+    variables, old, tx = net.params(0, mlp=True), net.network(), optax.sm3(1e-3)
+    widths = dw.trace(old, variables, TOKENS)
+    growth = dw.upcycle(widths, target=shapes(4), target_apply=net.network("sigmoid"))
+    with pytest.raises(ValueError, match="start anew with tx.init"):
+        dw.grow_opt_state(tx.init(variables), growth, tx)
+
+
+@pytest.mark.parametrize("is_mixture", [True, False], ids=["experts", "mlp"])
+def test_training_goes_on_without_a_jump(is_mixture):
+    schedule = optax.warmup_cosine_decay_schedule(0.0, 3e-3, 10, 500)
+    tx = dw.growable(optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule)))
+
+    def trained(apply, variables, state, steps):
+        loss = loss_of(apply)
+
+        @jax.jit
+        def step(variables, state):
+            value, gradient = jax.value_and_grad(loss)(variables, TOKENS)
+            updates, state = tx.update(gradient, state, variables)
+            return optax.apply_updates(variables, updates), state, value
+
+        losses = []
+        for _ in range(steps):
+            variables, state, value = step(variables, state)
+            losses.append(float(value))
+        return variables, state, losses
+
+    kind = "softmax, top-k, renormalized"
+    variables = net.params(3) if is_mixture else net.params(0, mlp=True)
+    old, new = net.network(kind, chosen=2), net.network(kind, chosen=4 if is_mixture else 2)
+    variables, state, _ = trained(old, variables, tx.init(variables), 40)
+    target = shapes(6 if is_mixture else 4)
+    growth = dw.upcycle(dw.trace(old, variables, TOKENS), target=target, target_apply=new)
+    grown = dw.grow(variables, growth, key=jax.random.key(1))
+    *_, before = trained(old, variables, state, 12)
+    grown, state, after = trained(new, grown, dw.grow_opt_state(state, growth, tx), 12)
+    assert after[0] == pytest.approx(before[0], rel=1e-12)
+    np.testing.assert_allclose(after, before, rtol=0.02)
+    assert after[-1] < 0.95 * after[0]
+    again = dw.grow_opt_state(
+        state, dw.upcycle(dw.trace(new, grown, TOKENS), {("moe/router/kernel", 1): 12}), tx
+    )
+    assert jax.tree.leaves(again)
+
+
+# Refusals -----------------------------------------------------------------------------------------
+
+
+def test_refusals():
+    variables, apply = net.params(3), net.network("top-k, softmax", "one by one")
+    widths = dw.trace(apply, variables, TOKENS)
+    with pytest.raises(ValueError, match="does not show which arrays hold its experts"):
+        dw.upcycle(widths, {"moe/router": 6})
+    with pytest.raises(ValueError, match="head: no router that grows is seen to choose along it"):
+        dw.upcycle(widths, {"head": 20})
+    with pytest.raises(ValueError, match="2 experts are fewer than today's 3"):
+        dw.upcycle(widths, {"moe/router": 2})
+    with pytest.raises(ValueError, match="as many experts as in the network"):
+        dw.upcycle(widths, target=variables)
+    with pytest.raises(ValueError, match="either experts"):
+        dw.upcycle(widths)
+    with pytest.raises(ValueError, match="traced in this process"):
+        dw.upcycle(dw.from_json(dw.to_json(widths)), {"moe/router": 6})
+    with pytest.raises(ValueError, match="are for experts that are copies of an MLP"):
+        dw.upcycle(widths, target=shapes(6), anew=0.5)
+    # The stream has as many units as there are experts, and doubles, too.
+    even, eight = net.network("top-k, softmax"), net.params(8)
+    wide = jax.tree.map(lambda a: jnp.ones([16 if n == 8 else n for n in a.shape]), eight)
+    with pytest.raises(ValueError, match="embed: no router that grows .* other widths grow by"):
+        dw.upcycle(dw.trace(even, eight, TOKENS), target=wide)
+    dense = dw.trace(net.network(), net.params(0, mlp=True), TOKENS)
+    with pytest.raises(ValueError, match="pass target_apply="):
+        dw.upcycle(dense, target=shapes(4))
+    with pytest.raises(ValueError, match="no router"):
+        dw.upcycle(dense, target=net.params(0), target_apply=net.network())
+    target = shapes(4) | {"other": shapes(4)["head"]}
+    with pytest.raises(ValueError, match="other: only in the target, and no array of a router"):
+        dw.upcycle(dense, target=target, target_apply=net.network("sigmoid"))
