@@ -10,6 +10,7 @@ comes a growth.
 | ``larger`` | the larger network's own program, where there is one |
 | ``own_function`` | what the network's own function says of a growth, once it is planned |
 | ``tried`` | what the network's function did with doubled widths; files keep this in its place |
+| ``solved`` | recipes that make up for the numbers of one larger model |
 | ``comparison`` | whether two programs are the same in other sizes, equation by equation |
 | ``grown_sizes`` | the size of every dimension of the program once widths have grown |
 

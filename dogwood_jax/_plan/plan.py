@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -28,6 +29,7 @@ from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._plan.comparison import Comparison, is_constant, is_scale
 from dogwood_jax._plan.larger import Larger, is_deeper, read_larger
 from dogwood_jax._plan.own_function import check_own_function, contradicted
+from dogwood_jax._plan.solved import Solved, solve_recipes
 from dogwood_jax._plan.target import sizes_of_target, splits
 from dogwood_jax._widths.reasons import kind_of
 from dogwood_jax._widths.widths import Recipe, Width, Widths
@@ -37,6 +39,16 @@ DEPTH = ArgumentKind(
     "strategies.stack(), strategies.interpose() or strategies.new_layers()",
     lambda value: isinstance(value, DepthStrategy),
 )
+
+# Kinds of hazards that the larger model's program may refute, and what to say if it does not.
+_IN_LARGER_MODEL: Mapping[str, str] = {
+    "table": (
+        "not seen to stay in the larger model, as it does where each number follows from its "
+        "position and from no size: rotary embeddings keep rotary_dim or begin with the old "
+        "frequencies"
+    ),
+    "suspicion": "no rescaled array makes up for the larger model's numbers",
+}
 
 
 def plan(
@@ -67,8 +79,10 @@ def plan(
             variables get the target's tree structure.
         target_apply: the larger model's function of variables and inputs. It shows how the larger
             model splits products such as heads * head_dim. It also shows whether the larger model
-            computes the same, with the right constants. If the larger model has more layers, they
-            are inserted, filled so that they compute the identity (see ``deepen``).
+            computes the same, with the right constants. Where its numbers differ, as alpha / rank
+            does, arrays are rescaled to make up for them, and a note says so. If the larger model
+            has more layers, they are inserted, filled so that they compute the identity (see
+            ``deepen``).
         keep: by width, the units that stay: their indices, in their new order, or a boolean mask.
             The others are removed. ``narrow`` does the same to variables, but moves the effect of
             constant units into biases before.
@@ -147,19 +161,16 @@ def plan(
     is_checked = not problems and keep is None and merge is None
     is_checked &= depth is None and all(strategy.begins_exact for strategy in chosen.values())
     compared = larger.compared(widths, new) if is_checked else None
-    changes = {
-        name: _extended(
-            widths,
-            widths[name] if compared is None else _cleared(widths[name], compared),
-            new[name],
-            chosen.get(name),
-            interface,
-            larger,
-            problems,
-        )
-        for name, size in widths.sizes.items()
-        if new.get(name, size) != size
-    }
+    changes, refusals = _extensions(widths, new, chosen, interface, larger, compared)
+    unlike = [] if compared is None else [*compared.problems(changes, exactly=True)]
+    solved = Solved()
+    if compared and (refusals or unlike):
+        found = solve_recipes(widths, compared, changes, chosen)
+        others, still = _extensions(widths, new, chosen, interface, larger, compared, found.recipes)
+        differing = [*compared.problems(others, exactly=True, solved=found.degrees)]
+        if not still and (refusals or not differing):
+            changes, refusals, unlike, solved = others, still, differing, found
+    problems += refusals
     for name, units in _by_name(widths, keep or {}, problems):
         _once(changes, name, problems)
         changes[name] = _kept(widths[name], units, interface, problems)
@@ -202,6 +213,8 @@ def plan(
                 "target_apply=, and they are inserted"
             )
         raise ValueError(listed("cannot plan this growth", problems))
+    if compared is not None:
+        notes += solved.notes(compared)
     if depth is not None:
         notes.append(_changes_outputs(depth, larger.insertions))
     if target_apply is None:
@@ -217,8 +230,8 @@ def plan(
     )
     if problems:
         raise ValueError(listed("cannot plan this growth", problems))
-    if compared and (found := list(compared.problems(growth.change, exactly=True))):
-        raise contradicted("the larger model", found)
+    if unlike:
+        raise contradicted("the larger model", unlike)
     if is_checked and target_apply is None:
         return check_own_function(growth, target)
     return growth
@@ -233,8 +246,8 @@ def _cleared(width: Width, compared: Comparison) -> Width:
     stay = width.name in compared.kept_tables
     tables = [hazard for hazard in width.hazards if stay and kind_of(hazard) == "table"]
     hazards = tuple(
-        f"{hazard}, and not seen to stay in the larger model"
-        if kind_of(hazard) == "table"
+        f"{hazard}, and {_IN_LARGER_MODEL[kind_of(hazard)]}"
+        if kind_of(hazard) in _IN_LARGER_MODEL
         else hazard
         for hazard in width.hazards
         if not (kind_of(hazard) == "suspicion" and compared.agrees)
@@ -312,13 +325,37 @@ def _strategies(
 # Growing ------------------------------------------------------------------------------------------
 
 
-def _extended(
+def _extensions(
     widths: Widths,
+    sizes: Mapping[str, int],
+    chosen: Mapping[str, Strategy],
+    interface: bool,
+    larger: Larger,
+    compared: Comparison | None,
+    solved: Mapping[str, Recipe] = MappingProxyType({}),
+) -> tuple[dict[str, Change], list[str]]:
+    """Returns how widths get more units, by name, and the reasons why some cannot."""
+    problems: list[str] = []
+    changes = {}
+    for name, width in widths.items():
+        if sizes.get(name, width.size) == width.size:
+            continue
+        known = width if compared is None else _cleared(width, compared)
+        recipes = [solved[name]] if name in solved else None
+        changes[name] = _extended(
+            known, sizes[name], chosen.get(name), recipes, interface, larger, widths, problems
+        )
+    return changes, problems
+
+
+def _extended(
     width: Width,
     new: int,
     strategy: Strategy | None,
+    recipes: Sequence[Recipe] | None,
     interface: bool,
     larger: Larger,
+    widths: Widths,
     problems: list[str],
 ) -> Change:
     """Returns how a width gets more units, after checking that it can."""
@@ -330,7 +367,7 @@ def _extended(
             strategy or strategies.by_name(recipe.strategy if recipe else "zero_outgoing"),
             recipe=recipe,
         )
-        for recipe in _recipes(width, new, strategy)
+        for recipe in recipes or _recipes(width, new, strategy)
     ]
 
     def misfit(way: Change) -> tuple[bool, int]:
@@ -441,10 +478,10 @@ def _ways_out(width: Width) -> str:
         + f" for multiples of {width.size}" * bool(recipe and recipe.multiple)
         for strategy, recipe in open_ways
     ]
-    if width.hazards and all(kind_of(hazard) == "table" for hazard in width.hazards):
+    if width.hazards and all(kind_of(hazard) in _IN_LARGER_MODEL for hazard in width.hazards):
         exact.append(
-            "if old units have the same numbers in a larger network, target= and target_apply= "
-            "show it"
+            "if old units have the same numbers in a larger network, or numbers that rescaled "
+            "arrays make up for, target= and target_apply= show it"
         )
     return " and ".join([*exact, "strategies.random() grows it all the same"])
 

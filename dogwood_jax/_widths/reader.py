@@ -15,7 +15,7 @@ from dogwood_jax._widths.dims import Dim
 from dogwood_jax._widths.positions import of_constant
 from dogwood_jax._widths.reads import note
 from dogwood_jax._widths.rules.registry import RULES, Rule, unknown
-from dogwood_jax._widths.values import SINGLE_PRECISION, Trace, Value
+from dogwood_jax._widths.values import SINGLE_PRECISION, Table, Trace, Value
 
 _UNSCALED: dict[str, Any] = {"scale": 1.0, "rounding": SINGLE_PRECISION}
 
@@ -75,7 +75,7 @@ def _constant(array: Any, aval: Any) -> Value:
     for axis, dim in enumerate(dims):
         if dim.size > 1 and (array != np.take(array, [0], axis)).any():
             dim.endanger(of_constant(array.shape))
-    known.table = array
+    known.table = Table(array, dims)
     # Entries of new units may be other numbers: only the signs of the old ones are kept.
     known.bounds = (of_sign(*known.bounds),)
     return known

@@ -108,6 +108,13 @@ KIND_OF_USE: dict[str, Kind] = {
 }
 
 
+class Table(NamedTuple):
+    """The numbers of a captured constant, and the dimension along each of their axes."""
+
+    array: np.ndarray
+    dims: tuple[Dim, ...]
+
+
 @dataclass(eq=False, slots=True)
 class Value:
     """An array of the program.
@@ -124,7 +131,7 @@ class Value:
             Empty if there are no such weights.
         bounds: the bounds of its entries; for a parameter, one for each of ``FILLS``.
         number: the number that all its entries are, if known.
-        table: its numbers, if the function captured it as a constant.
+        table: its numbers, if the function captured it as a constant, before their axes were moved.
         scale: the product of the constants that it has just been multiplied by.
         rounding: the relative rounding error that ``scale`` or ``number`` may have.
         positional: axes along which it counts positions.
@@ -144,7 +151,7 @@ class Value:
     reach: tuple[int, ...] = ()
     bounds: tuple[Bounds, ...] = NOTHING_KNOWN
     number: float | None = None
-    table: np.ndarray | None = None
+    table: Table | None = None
     scale: float = 1.0
     rounding: float = SINGLE_PRECISION
     positional: frozenset[int] = frozenset()
