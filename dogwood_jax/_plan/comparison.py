@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from dogwood_jax._growth.growth import Change
+from dogwood_jax._growth.leaf_map import old_places
 from dogwood_jax._plan.grown_sizes import GrownSizes
 from dogwood_jax._program.moves import KEEP_ORDER
 from dogwood_jax._program.program import scan_counts
@@ -524,7 +525,7 @@ def _same_table(old: Table | None, new: Table | None, grown: GrownSizes) -> bool
     )
     for axis, (m, n) in enumerate(zip(a.shape, b.shape, strict=True)):
         if m < n == grown(old.dims[axis]) and is_alike:
-            b = np.take(b, grown.places(old.dims[axis]), axis)
+            b = np.take(b, old_places(grown.along(old.dims[axis])), axis)
         elif m != n:
             b_first, a = np.take(b, [0], axis), np.take(a, [0], axis)
             if (b_first != b).any():

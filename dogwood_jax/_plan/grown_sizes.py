@@ -5,7 +5,6 @@ from math import prod
 from typing import Any
 
 import jax
-import numpy as np
 
 from dogwood_jax._base.trees import is_array, struct
 from dogwood_jax._growth.leaf_map import AlongAxis, AxisMap, Compound
@@ -56,20 +55,6 @@ class GrownSizes:
         if dim.kind is None:
             return AxisMap(dim.size, self(dim))
         return Compound(dim.kind, tuple(map(self.along, dim.parts)))
-
-    def places(self, dim: Dim) -> np.ndarray:
-        """Returns where the units that a dimension has today lie along it then."""
-        dim = dim.root
-        if dim.kind is None:
-            return np.arange(dim.size)
-        found, start = np.zeros(int(dim.kind == "product"), int), 0
-        for part in dim.parts:
-            if dim.kind == "product":
-                found = (found[:, None] * self(part) + self.places(part)[None]).ravel()
-            else:
-                found = np.concatenate([found, start + self.places(part)])
-                start += self(part)
-        return found
 
     def inputs(self) -> tuple[Any, ...]:
         """Returns the network's inputs in these sizes, ``jax.ShapeDtypeStruct`` for arrays."""

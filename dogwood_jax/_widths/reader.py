@@ -13,6 +13,7 @@ from dogwood_jax._program.intervals import at, constant, of_sign
 from dogwood_jax._program.moves import KEEP_ENTRIES
 from dogwood_jax._widths.dims import Dim
 from dogwood_jax._widths.positions import of_constant
+from dogwood_jax._widths.quantized import check_read
 from dogwood_jax._widths.reads import note
 from dogwood_jax._widths.rules.registry import RULES, Rule, unknown
 from dogwood_jax._widths.values import SINGLE_PRECISION, Table, Trace, Value
@@ -34,6 +35,8 @@ def run(trace: Trace, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Val
     def equation(eqn: Any, operands: list[Value]) -> list[Value]:
         name = eqn.primitive.name
         rule: Rule = RULES.get(name, _call)
+        if name in RULES:
+            check_read(name, operands)
         results = rule(trace, eqn, *operands)
         if name in RULES and name not in _KEEP_SCALES:
             for value in operands:

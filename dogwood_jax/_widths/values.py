@@ -139,6 +139,7 @@ class Value:
         index: whether its integers come straight from an input or count positions from zero.
         wrapped: whether its integers are such indices plus a number.
         leaves: the leaves a parameter is made of.
+        quantized: whether it holds entries of a leaf of small integers, as they are.
         weighted: axes along which it was just multiplied by a parameter, or by activations that
             other weights silence.
         contracted: dimensions that a product with weights was last summed over.
@@ -159,6 +160,7 @@ class Value:
     index: bool = False
     wrapped: bool = False
     leaves: frozenset[int] = frozenset()
+    quantized: bool = False
     weighted: frozenset[int] = frozenset()
     contracted: tuple[Dim, ...] = ()
     summed: tuple[Dim, ...] = ()
@@ -351,6 +353,7 @@ class Trace:
         self.first: dict[int, frozenset[int]] = {}
         # Entries along which a leaf is looked up or stacked, which make no units of their own.
         self.aside: set[Entry] = set()
+        self.quantized: set[int] = set()  # leaves of small integers
         self.penalized: set[int] = set()  # leaves of which the network sums up all entries
         self.scales: list[Value] = []
         self.split_off: list[SplitOff] = []

@@ -248,6 +248,14 @@ class Reading:
         for index, place in places.items():
             along = {axis: self._of_leaf(index, role) for axis, role in place.roles.items()}
             self.states[id(leaves[index])] = State({index: 1.0}, along, leaf=index)
+            if leaves[index].quantized:
+                self._leave_integers(index, along.values())
+
+    def _leave_integers(self, leaf: int, along: Iterable[Along]) -> None:
+        """Makes sure that a leaf of small integers is not rescaled, and gets integers."""
+        self.equations.equate({leaf: 1.0}, {})
+        if any(known.shared or known.rest in ("mean", "open") for known in along):
+            raise NoRecipe
 
     def _preference(self, leaf: int) -> tuple[int, int]:
         """Returns a rank for each leaf: leaves of low rank are rescaled first.
