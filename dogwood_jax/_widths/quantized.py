@@ -44,6 +44,6 @@ def note_quantized(roles: Roles, trace: Trace) -> None:
                     "its new units"
                 )
                 if (hazard := roles.zero_hazards.get(spot.atom)) is not None:
-                    spot.atom.endanger(hazard)
+                    spot.atom.fix(f"new entries of its small integers are zeros, but {hazard}")
                 if roles.of(spot) != "incoming":
                     spot.atom.endanger_copies("small integers cannot be shared out among copies")
