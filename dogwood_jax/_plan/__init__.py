@@ -8,6 +8,7 @@ comes a growth.
 | ``plan`` | the stage itself: strategies, refusals, notes |
 | ``target`` | the sizes of widths, from the shapes of a larger model's arrays |
 | ``larger`` | the larger network's own program, where there is one |
+| ``groups`` | heads of keys and values that grow without more query heads |
 | ``own_function`` | what the network's own function says of a growth, once it is planned |
 | ``tried`` | what the network's function did with doubled widths; files keep this in its place |
 | ``solved`` | recipes that make up for the numbers of one larger model |

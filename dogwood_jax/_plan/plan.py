@@ -27,6 +27,7 @@ from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path
 from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._plan.comparison import Comparison, is_constant, is_scale
+from dogwood_jax._plan.groups import divided, split_groups
 from dogwood_jax._plan.larger import Larger, is_deeper, read_larger
 from dogwood_jax._plan.own_function import check_own_function, contradicted
 from dogwood_jax._plan.solved import Solved, solve_recipes
@@ -147,7 +148,7 @@ def plan(
         expect_arrays("plan", "target", target, arrays_of(leaves_by_path(target)), paths)
     problems: list[str] = []
     new = named_sizes(widths, sizes or {}, problems)
-    structure, larger = None, Larger({})
+    structure, larger, groups = None, Larger({}), None
     if target is not None:
         structure = jax.tree.structure(target)
         larger = read_larger(widths, target, target_apply, depth)
@@ -156,11 +157,27 @@ def plan(
             for name, size in new.items()
             if larger.sizes.get(name, size) != size
         ]
-        new = sizes_of_target(widths, larger.shapes, larger.sizes | new, problems)
+        told, contradictions = larger.sizes | new, list[str]()
+        new = sizes_of_target(widths, larger.shapes, told, contradictions)
+        groups = split_groups(widths, larger) if contradictions else None
+        if groups is not None:
+            widths, contradictions = groups.widths, []
+            new = sizes_of_target(widths, larger.shapes, groups.asked(told), contradictions)
+        elif contradictions and target_apply is None and divided(widths):
+            contradictions.append(
+                "if the larger model has more heads of keys and values for the same query heads, "
+                "pass its function as target_apply=, and these heads are copied"
+            )
+        problems += contradictions
     chosen = _strategies(widths, strategy, problems)
+    if groups is not None:
+        chosen = {**chosen, **dict.fromkeys(groups.copies, strategies.replicate())}
     is_checked = not problems and keep is None and merge is None
     is_checked &= depth is None and all(strategy.begins_exact for strategy in chosen.values())
-    compared = larger.compared(widths, new) if is_checked else None
+    compared = None
+    if is_checked:
+        its_sizes = new if groups is None else groups.sizes_in_program(new)
+        compared = larger.compared(widths if groups is None else groups.before, its_sizes)
     changes, refusals = _extensions(widths, new, chosen, interface, larger, compared)
     unlike = [] if compared is None else [*compared.problems(changes, exactly=True)]
     solved = Solved()
@@ -213,6 +230,8 @@ def plan(
                 "target_apply=, and they are inserted"
             )
         raise ValueError(listed("cannot plan this growth", problems))
+    if groups is not None:
+        notes += groups.notes
     if compared is not None:
         notes += solved.notes(compared)
     if depth is not None:

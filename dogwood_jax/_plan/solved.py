@@ -65,7 +65,9 @@ def solve_recipes(
     finder = Finder(traced.trace, traced.leaves, widths.leaves)
     dims = {name: dim for dim, name in compared.names.items()}
     differing = {index: _log(*pair) for index, pair in compared.factors.items()}
-    growing = [name for name, change in changes.items() if 0 < change.old < change.new]
+    growing = [
+        name for name, change in changes.items() if name in dims and 0 < change.old < change.new
+    ]
     sizes = {name: log(changes[name].new / changes[name].old) for name in growing}
     known = {name: compared.degrees(changes[name]) for name in growing}
     lacking = {name for name in growing if widths[name].hazards and not changes[name].recipe}
