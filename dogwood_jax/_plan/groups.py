@@ -96,18 +96,29 @@ def split_groups(widths: Widths, larger: Larger) -> Groups | None:
         widths: the network's widths.
         larger: the larger model, whose program says how many heads it has.
     """
-    if widths.network is None:
-        return None
-    dims = {name: dim for dim, name in GrownSizes(widths, {}).names.items()}
-    steps = widths.network.traced.trace.steps
     splits, wider = [], widths
     for group, heads in divided(widths).items():
         times, rest = divmod(larger.sizes.get(heads, 0), widths[heads].size)
         if not rest and times > 1 and not widths[group].size % times:
-            if _are_apart(steps, dims[heads], dims[group]):
-                splits.append(Split(heads, group, times))
-                wider = _with_copies(wider, splits[-1])
+            splits.append(Split(heads, group, times))
+            wider = _with_copies(wider, splits[-1])
     return Groups(widths, tuple(splits), wider) if splits else None
+
+
+def divided(widths: Widths) -> dict[str, str]:
+    """Returns the widths of query heads that share a head, each with the width of these heads.
+
+    Query heads are computed each on its own, so that they may share copies of the head instead.
+    """
+    if widths.network is None:
+        return {}
+    dims = {name: dim for dim, name in GrownSizes(widths, {}).names.items()}
+    steps = widths.network.traced.trace.steps
+    return {
+        group: heads
+        for group, heads in _dividing(widths).items()
+        if _are_apart(steps, dims[heads], dims[group])
+    }
 
 
 class _Place(NamedTuple):
@@ -130,7 +141,7 @@ def _places(layout: Layout) -> Iterator[_Place]:
                 yield from _places(inner)
 
 
-def divided(widths: Widths) -> dict[str, str]:
+def _dividing(widths: Widths) -> dict[str, str]:
     """Returns widths that only divide the units of another width into groups, each with this one.
 
     The other one must have places of its own, too, where arrays make its units.

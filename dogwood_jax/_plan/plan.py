@@ -163,11 +163,12 @@ def plan(
         if groups is not None:
             widths, contradictions = groups.widths, []
             new = sizes_of_target(widths, larger.shapes, groups.asked(told), contradictions)
-        elif contradictions and target_apply is None and divided(widths):
-            contradictions.append(
+        elif contradictions and target_apply is None:
+            in_doubt = any(not {*pair} <= new.keys() for pair in divided(widths).items())
+            contradictions += [
                 "if the larger model has more heads of keys and values for the same query heads, "
                 "pass its function as target_apply=, and these heads are copied"
-            )
+            ] * in_doubt
         problems += contradictions
     chosen = _strategies(widths, strategy, problems)
     if groups is not None:
