@@ -7,6 +7,7 @@ comes a growth.
 |---|---|
 | ``plan`` | the stage itself: strategies, refusals, notes |
 | ``target`` | the sizes of widths, from the shapes of a larger model's arrays |
+| ``names`` | names of arrays that carry sizes, which look like new layers |
 | ``larger`` | the larger network's own program, where there is one |
 | ``groups`` | heads of keys and values that grow without more query heads |
 | ``own_function`` | what the network's own function says of a growth, once it is planned |

@@ -29,6 +29,7 @@ from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._plan.comparison import Comparison, is_constant, is_scale
 from dogwood_jax._plan.groups import divided, split_groups
 from dogwood_jax._plan.larger import Larger, is_deeper, read_larger
+from dogwood_jax._plan.names import check_names
 from dogwood_jax._plan.own_function import check_own_function, contradicted
 from dogwood_jax._plan.solved import Solved, solve_recipes
 from dogwood_jax._plan.target import sizes_of_target, splits
@@ -143,9 +144,12 @@ def plan(
         raise ValueError("plan: target_apply= goes with target=, the variables of that function")
     if depth is not None and target_apply is None:
         raise ValueError("plan: depth= goes with target= and target_apply=, the deeper model")
-    if target is not None and target_apply is None:
-        paths = [leaf.path for leaf in widths.leaves]
-        expect_arrays("plan", "target", target, arrays_of(leaves_by_path(target)), paths)
+    if target is not None:
+        shapes = arrays_of(leaves_by_path(target))
+        check_names(widths, shapes)
+        if target_apply is None:
+            paths = [leaf.path for leaf in widths.leaves]
+            expect_arrays("plan", "target", target, shapes, paths)
     problems: list[str] = []
     new = named_sizes(widths, sizes or {}, problems)
     structure, larger, groups = None, Larger({}), None
