@@ -52,7 +52,13 @@ def by_repeating(q: Any, k: Any, v: Any) -> Any:
     return jnp.einsum("bhts,bshd->bthd", jax.nn.softmax(scores), v)
 
 
+def masked(scores: Any) -> Any:
+    return jnp.where(jnp.tril(jnp.ones((5, 5), bool))[None, None, None], scores, -1e9)
+
+
 EXACT = {
+    "masked": (lambda *qkv: by_groups(*qkv, masked), 4, {}),
+    "keys normalized": (lambda *qkv: by_groups(*qkv, first=jax.nn.standardize), 4, {}),
     "groups": (by_groups, 4, {}),
     "groups, heads apart": (by_groups, 4, {"split": True}),
     "repeated": (by_repeating, 4, {}),
@@ -112,6 +118,9 @@ REFUSED = {
     ),
     "a slope for each of the group": lambda q, k, v: by_groups(
         q, k, v, lambda s: s * jnp.arange(1.0, s.shape[2] + 1)[None, None, :, None, None]
+    ),
+    "a slope for each, by NumPy": lambda q, k, v: by_groups(
+        q, k, v, lambda s: s * np.arange(1.0, s.shape[2] + 1).reshape(1, 1, -1, 1, 1)
     ),
     "keys mixed": lambda q, k, v: by_groups(q, k, v, first=lambda k: jnp.flip(k, 2)),
     "keys centred": lambda q, k, v: by_groups(

@@ -233,6 +233,10 @@ REFUSED = {
     "frequencies in reverse": (attention(reversed_tables), "it is reversed"),
     "positions along the whole axis": (attention(counted_on), "not seen to stay"),
     "tanh": (attention(tanh_of), "no rescaled array makes up"),
+    "a factor of another sign": (
+        adapter(lambda rank: -5.0 if rank == 4 else 5.0),
+        "mul has the number 5 instead of the number -5",
+    ),
     "a factor that no array of the width reaches": (
         adapter(lambda rank: 2.0, behind=lambda rank: 1 / rank),
         "scaled by",

@@ -286,7 +286,9 @@ class Comparison:
                     self.values[what] = None
         if _scales(old) and old.name != "neg":
             for place, (a, b) in enumerate(zip(old.operands, new.operands, strict=True)):
-                if a.number and b.number:
+                if a.number and b.number and a.number * b.number < 0:  # scales have no sign
+                    self.values[f"{old.name} has {_said(b)} instead of {_said(a)}"] = None
+                elif a.number and b.number:
                     sign = -1 if old.name == "div" and place == 1 else 1
                     self.factors[self._indices[id(old)]] = (a.number**sign, b.number**sign)
         if not _scales(old):

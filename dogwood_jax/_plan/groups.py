@@ -16,7 +16,7 @@ from dogwood_jax._program.elementwise import ELEMENTWISE
 from dogwood_jax._program.moves import KEEP_ENTRIES
 from dogwood_jax._widths.dims import Dim, atoms
 from dogwood_jax._widths.layout import Concat, Layout, Product, Units
-from dogwood_jax._widths.values import Step, Value
+from dogwood_jax._widths.values import Step
 from dogwood_jax._widths.widths import Facts, Widths
 
 # Operations that compute each entry from entries at the same places, or hand values on.
@@ -117,7 +117,8 @@ def divided(widths: Widths) -> dict[str, str]:
     return {
         group: heads
         for group, heads in _dividing(widths).items()
-        if _are_apart(steps, dims[heads], dims[group])
+        if not (widths[heads].hazards or widths[group].hazards)
+        and _are_apart(steps, dims[heads], dims[group])
     }
 
 
@@ -191,7 +192,7 @@ def _are_apart(steps: Sequence[Step], heads: Dim, group: Dim) -> bool:
         values = (*step.operands, *step.results)
         if not any(of(dim) for value in values for dim in value.dims):
             return True
-        if any(_is_table(value) and any(map(of, value.dims)) for value in step.operands):
+        if any(of(value.dims[axis]) for value in step.operands for axis in value.positional):
             return False
         if step.name in _APART:
             return True
@@ -210,7 +211,3 @@ def _are_apart(steps: Sequence[Step], heads: Dim, group: Dim) -> bool:
         return set().union(*summed) in (set(), both)
 
     return all(map(is_apart, steps))
-
-
-def _is_table(value: Value) -> bool:
-    return value.origin == "constant" and value.number is None
