@@ -263,3 +263,7 @@ def test_without_the_larger_function_the_way_out_is_named() -> None:
     widths = dw.trace(case.apply(4), case.shapes(4), data(*case.inputs))
     (note,) = dw.plan(widths, {"a": 8}).notes
     assert "pass its function as target_apply=" in note
+    case = EXACT["alpha over rank, equal to the rank"]
+    widths = dw.trace(case.apply(4), case.shapes(4), data(*case.inputs))
+    (note,) = dw.plan(widths, {"a": 8}).notes
+    assert "the factor on a must be 8; if it has another, pass its function as target_" in note

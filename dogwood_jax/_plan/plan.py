@@ -80,8 +80,9 @@ def plan(
             differ is worked out; ``sizes`` settles what the shapes leave open. The grown
             variables get the target's tree structure.
         target_apply: the larger model's function of variables and inputs. It shows how the larger
-            model splits products such as heads * head_dim. It also shows whether the larger model
-            computes the same, with the right constants. Where its numbers differ, as alpha / rank
+            model splits products such as heads * head_dim, and whether heads of keys and values
+            grow alone: then they are copied. It also shows whether the larger model computes the
+            same, with the right constants. Where its numbers differ, as alpha / rank
             does, arrays are rescaled to make up for them, and a note says so. If the larger model
             has more layers, they are inserted, filled so that they compute the identity (see
             ``deepen``).
@@ -556,7 +557,8 @@ def _constants(larger: Larger, change: Change, problems: list[str]) -> Iterator[
             alike.setdefault(wanted, []).append(what)
     for wanted, whats in alike.items():
         more = f" (and {len(whats) - 1} more such constants)" if len(whats) > 1 else ""
-        yield f"{change.width}: in the larger model, {whats[0]} must be {wanted:.9g}{more}"
+        other = "; if it has another, pass its function as target_apply=" * (larger.widths is None)
+        yield f"{change.width}: in the larger model, {whats[0]} must be {wanted:.9g}{more}{other}"
 
 
 def _unlike(larger: Larger, change: Change) -> Iterator[tuple[str, float, float]]:
