@@ -153,7 +153,7 @@ def plan(
             expect_arrays("plan", "target", target, shapes, paths)
     problems: list[str] = []
     new = named_sizes(widths, sizes or {}, problems)
-    structure, larger, groups = None, Larger({}), None
+    structure, larger, heads = None, Larger({}), None
     if target is not None:
         structure = jax.tree.structure(target)
         larger = read_larger(widths, target, target_apply, depth)
@@ -164,10 +164,10 @@ def plan(
         ]
         told, contradictions = larger.sizes | new, list[str]()
         new = sizes_of_target(widths, larger.shapes, told, contradictions)
-        groups = split_groups(widths, larger) if contradictions else None
-        if groups is not None:
-            widths, contradictions = groups.widths, []
-            new = sizes_of_target(widths, larger.shapes, groups.asked(told), contradictions)
+        heads = split_groups(widths, larger) if contradictions else None
+        if heads is not None:
+            widths, contradictions = heads.widths, []
+            new = sizes_of_target(widths, larger.shapes, heads.asked(told), contradictions)
         elif contradictions and target_apply is None:
             in_doubt = any(not {*pair} <= new.keys() for pair in divided(widths).items())
             contradictions += [
@@ -176,14 +176,14 @@ def plan(
             ] * in_doubt
         problems += contradictions
     chosen = _strategies(widths, strategy, problems)
-    if groups is not None:
-        chosen = {**chosen, **dict.fromkeys(groups.copies, strategies.replicate())}
+    if heads is not None:
+        chosen = {**chosen, **dict.fromkeys(heads.copies, strategies.replicate())}
     is_checked = not problems and keep is None and merge is None
     is_checked &= depth is None and all(strategy.begins_exact for strategy in chosen.values())
     compared = None
     if is_checked:
-        its_sizes = new if groups is None else groups.sizes_in_program(new)
-        compared = larger.compared(widths if groups is None else groups.before, its_sizes)
+        its_sizes = new if heads is None else heads.sizes_in_program(new)
+        compared = larger.compared(widths if heads is None else heads.before, its_sizes)
     changes, refusals = _extensions(widths, new, chosen, interface, larger, compared)
     unlike = [] if compared is None else [*compared.problems(changes, exactly=True)]
     solved = Solved()
@@ -236,8 +236,8 @@ def plan(
                 "target_apply=, and they are inserted"
             )
         raise ValueError(listed("cannot plan this growth", problems))
-    if groups is not None:
-        notes += groups.notes
+    if heads is not None:
+        notes += heads.notes
     if compared is not None:
         notes += solved.notes(compared)
     if depth is not None:
