@@ -141,3 +141,10 @@ def test_shapes_alone_name_the_way_out() -> None:
     widths = dw.trace(network(2, by_groups), shapes_of(2), X)
     with pytest.raises(ValueError, match="pass its function as target_apply=, and these heads are"):
         dw.plan(widths, target=shapes_of(4))
+
+
+def test_copies_are_made_only_where_programs_are_compared() -> None:
+    widths = dw.trace(network(2, by_groups), shapes_of(2), X)
+    options = {"target": shapes_of(4), "target_apply": network(4, by_groups)}
+    with pytest.raises(ValueError, match="are copied in a growth of their own"):
+        dw.plan(widths, **options, strategy=dw.strategies.random())

@@ -184,6 +184,12 @@ def plan(
     if is_checked:
         its_sizes = new if heads is None else heads.sizes_in_program(new)
         compared = larger.compared(widths if heads is None else heads.before, its_sizes)
+    if heads is not None and compared is None:
+        problems += [
+            f"{split.heads}: heads of keys and values are copied in a growth of their own, without "
+            "new layers and with strategies that keep outputs"
+            for split in heads.splits
+        ]
     changes, refusals = _extensions(widths, new, chosen, interface, larger, compared)
     unlike = [] if compared is None else [*compared.problems(changes, exactly=True)]
     solved = Solved()
