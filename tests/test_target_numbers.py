@@ -254,6 +254,33 @@ def test_what_no_array_makes_up_for_is_refused(name: str) -> None:
         dw.plan(widths, target=target, target_apply=large)
 
 
+def test_recipes_that_fit_stay() -> None:
+    """A norm's recipe is kept where another width needs one for the larger model's numbers."""
+
+    def network(rank: int) -> Callable[..., Any]:
+        def apply(p: Any, x: Any) -> Any:
+            x = x @ p["write"]
+            y = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-3) * p["scale"][None]
+            return (x + y @ p["a"] @ p["b"] * (20 / rank)) @ p["head"]
+
+        return apply
+
+    def shapes(n: int, rank: int) -> Any:
+        sizes = {"write": (5, n), "scale": (n,), "a": (n, rank), "b": (rank, n), "head": (n, 2)}
+        return {name: f64(*size) for name, size in sizes.items()}
+
+    variables, x, target = fill(shapes(6, 4), 1), data(4, 5), shapes(9, 7)
+    widths = dw.trace(network(4), variables, x)
+    growth = dw.plan(widths, target=target, target_apply=network(7))
+    assert growth.change["write"].recipe in widths["write"].recipes
+    assert [note.partition(":")[0] for note in growth.notes] == ["a"]
+    grown = dw.grow(variables, growth, fresh=fill(target, 2))
+    outputs = network(4)(variables, x)
+    np.testing.assert_allclose(
+        network(7)(grown, x), outputs, rtol=0, atol=1e-12 * abs(outputs).max()
+    )
+
+
 def test_without_the_larger_function_the_way_out_is_named() -> None:
     case = EXACT["alpha grows with the rank"]
     widths = dw.trace(case.apply(4), case.shapes(4), data(*case.inputs))

@@ -13,6 +13,7 @@ from math import isfinite, log
 
 from dogwood_jax._growth.growth import Change
 from dogwood_jax._plan.comparison import Comparison, Degrees
+from dogwood_jax._widths.dims import atoms
 from dogwood_jax._widths.recipes.find import Finder
 from dogwood_jax._widths.recipes.states import LargerNetwork
 from dogwood_jax._widths.widths import Recipe, Widths
@@ -71,8 +72,16 @@ def solve_recipes(
     sizes = {name: log(changes[name].new / changes[name].old) for name in growing}
     known = {name: compared.degrees(changes[name]) for name in growing}
     lacking = {name for name in growing if widths[name].hazards and not changes[name].recipe}
+    summed = {
+        atom
+        for index, ratio in differing.items()
+        for value in traced.trace.steps[index].operands
+        for dim in (value.contracted if abs(ratio) > _ROUNDING else ())
+        for atom in atoms(dim)
+    }
     recipes: dict[str, Recipe] = {}
-    for name in sorted(growing, key=lacking.__contains__, reverse=True):
+    # A number follows from the width that was summed over, as alpha / rank does, if from any.
+    for name in sorted(growing, key=lambda n: (n not in lacking, dims[n] not in summed)):
         left = dict(differing)
         for other in known.keys() - {name}:
             for index in known[other].keys() & left.keys():
@@ -83,7 +92,14 @@ def solve_recipes(
         )
         strategy = strategies[name].recipes_for if name in strategies else None
         solved = finder.solved(dims[name], name, larger, strategy)
-        if solved is not None and (solved[1] or name in lacking):
+        if solved is None:
+            continue
+        its = {index: sizes[name] * degree.degree for index, degree in known[name].items()}
+        misfits = (
+            abs(left.get(index, 0.0) - its.get(index, 0.0)) > _ROUNDING
+            for index in {*solved[1], *its}
+        )
+        if name in lacking or any(misfits):
             recipes[name], known[name] = solved
     return Solved(recipes, {name: known[name] for name in recipes})
 
