@@ -71,6 +71,14 @@ def interleaved(x: Any, frequency: Any) -> Any:
     return jnp.stack([a * cos - b * sin, a * sin + b * cos], -1).reshape(x.shape)
 
 
+def by_numpy(x: Any, frequency: Any) -> Any:
+    """The same with tables that are captured as constants."""
+    angle = np.arange(7)[:, None] * np.tile(np.asarray(frequency), 2)[None]
+    sin, cos = np.sin(angle)[None, :, None], np.cos(angle)[None, :, None]
+    a, b = jnp.split(x, 2, -1)
+    return x * cos + jnp.concatenate([-b, a], -1) * sin
+
+
 def attention(change: Callable[[Any], Any], flat: bool = False) -> Case:
     """Attention in which something becomes of queries and keys; its scale is 1/sqrt(head_dim)."""
 
@@ -157,6 +165,7 @@ EXACT = {
     "rotary, flat heads": attention(rotated(in_halves), flat=True),
     "rotary, tables of the whole axis": attention(rotated(by_tables_of_the_axis)),
     "rotary, interleaved": attention(rotated(interleaved)),
+    "rotary, tables by NumPy": attention(rotated(by_numpy, lambda n: 0.3 ** np.arange(n))),
     "rotary, frequencies by a list": attention(rotated(in_halves, listed)),
     "rotary, tables outside a scan": scanned_rotary(),
     "partial rotary": attention(partly(in_halves)),
@@ -225,6 +234,10 @@ REFUSED = {
     "rotary, tables of the whole axis": (
         attention(rotated(by_tables_of_the_axis, of_all_pairs)),
         "not seen to stay",
+    ),
+    "rotary, tables by NumPy": (
+        attention(rotated(by_numpy, lambda n: 0.1 ** (np.arange(n) / n))),
+        "a constant of shape .* not seen to stay",
     ),
     "partial rotary by halves of the head": (
         attention(lambda x: partly(in_halves, x.shape[-1] // 2 // 2 * 2)(x)),
