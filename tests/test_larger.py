@@ -257,10 +257,9 @@ def shapes(features, hidden):
     "larger, words",
     [
         (mlp(2.0, cut=5), None),
-        (mlp(2.5, cut=5), "scaled by 2.5 instead of 2"),
         (mlp(2.0, shift=0.2, cut=5), "add has the number 0.2 instead of the number 0.1"),
     ],
-    ids=["the same", "another factor", "another term"],
+    ids=["the same", "another term"],
 )
 def test_a_larger_model_that_computes_something_else_is_refused(larger, words):
     x = jnp.arange(20.0).reshape(4, 5)
@@ -342,8 +341,11 @@ def test_the_larger_model_tells_whether_a_number_follows_from_a_size(scale):
     assert ("k" in growth.factors) == (scale(6) != 0.5)
     grown = dw.grow(params, growth, key=jax.random.key(0))
     assert dw.compare(apply, params, apply, grown, x).relative < 1e-12
-    with pytest.raises(ValueError, match="scaled by 0.6 instead of 0"):
-        dw.plan(widths, target=target, target_apply=attention(lambda n: 0.1 * n))
+    other = attention(lambda n: 0.1 * n)
+    growth = dw.plan(widths, target=target, target_apply=other)
+    assert any("multiplies by 0.6 instead of 0.5" in note for note in growth.notes)
+    grown = dw.grow(params, growth, key=jax.random.key(0))
+    assert dw.compare(apply, params, other, grown, x).relative < 1e-12
 
 
 def test_the_larger_model_tells_that_a_number_has_nothing_to_do_with_a_size():
@@ -371,8 +373,9 @@ def test_the_larger_model_tells_that_a_number_has_nothing_to_do_with_a_size():
     growth = dw.plan(widths, target=target, target_apply=apply)
     grown = dw.grow(params, growth, fresh=target)
     assert dw.compare(apply, params, apply, grown, x).relative < 1e-12
-    with pytest.raises(ValueError, match="probe: growing it .* looks computed from its size"):
-        dw.plan(widths, target=target, target_apply=pooled((2 / 19) ** 0.5))
+    larger = pooled((2 / 19) ** 0.5)
+    grown = dw.grow(params, dw.plan(widths, target=target, target_apply=larger), fresh=target)
+    assert dw.compare(apply, params, larger, grown, x).relative < 1e-12
 
 
 @pytest.mark.parametrize("follows", [False, True])
@@ -399,7 +402,7 @@ def test_what_nothing_uses_may_differ(follows):
         assert dw.plan(widths, **options).sizes == {"up": 11}
 
 
-def test_a_factor_of_a_product_must_stay_as_alpha_over_rank_does_not():
+def test_a_factor_of_a_product_must_stay():
     def apply(rank):
         return lambda params, x: x @ params["w"] + 4 / rank * (x @ params["a"] @ params["b"])
 
@@ -408,11 +411,9 @@ def test_a_factor_of_a_product_must_stay_as_alpha_over_rank_does_not():
         return {name: jax.ShapeDtypeStruct(shape, float) for name, shape in sizes.items()}
 
     widths = dw.trace(apply(2), network(2), jnp.ones((1, 3)))
-    note = "a: the constant 2 scales what is summed over it: the larger model must have the same"
-    assert dw.plan(widths, target=network(4)).notes == (note,)
+    (note,) = dw.plan(widths, target=network(4)).notes
+    assert note.startswith("a: the constant 2 scales what is summed over it: the larger model must")
     assert dw.plan(widths, target=network(4), target_apply=apply(2)).notes == ()
-    with pytest.raises(ValueError, match="scaled by 1 instead of 2"):
-        dw.plan(widths, target=network(4), target_apply=apply(4))
 
 
 def test_layers_are_not_inserted_while_inputs_grow():

@@ -493,8 +493,8 @@ def test_a_search_ends(monkeypatch):
     found = []
     assert calls_of_size_of(monkeypatch, lambda: sizes_of(widths, target, found)) < 1_000 * 20
     assert found == [
-        "a[0], b[0]: there are too many sizes to try; say some with sizes= beside target=: "
-        "h >= 3, d >= 4"
+        "a[0], b[0]: there are too many sizes to try; say some with sizes= beside target=, "
+        "or pass target_apply=: h >= 3, d >= 4"
     ]
 
 

@@ -191,10 +191,10 @@ def test_integers_along_a_width_fix_it() -> None:
     def quantized(params: Any, x: Any) -> Any:
         return jnp.tanh(x @ params["up"]) @ (params["down"] * params["scale"][None])
 
-    shapes = {"up": f64(3, 5), "down": jax.ShapeDtypeStruct((5, 2), jnp.int8), "scale": f64(2)}
+    shapes = {"up": f64(3, 5), "down": jax.ShapeDtypeStruct((5, 2), jnp.int32), "scale": f64(2)}
     widths = dw.trace(quantized, shapes, X)
-    assert "int8" in widths.of("up", 1).fixed
-    with pytest.raises(ValueError, match="int8"):
+    assert "int32" in widths.of("up", 1).fixed
+    with pytest.raises(ValueError, match="int32"):
         dw.plan(widths, {("up", 1): 6})
 
 

@@ -64,8 +64,9 @@ def grow(
 
     Args:
         variables: pytree of the arrays the growth was planned for, of any floating dtype, on any
-            devices; also under ``jax.jit`` and ``jax.eval_shape``. Modules in it that hold sizes
-            beside their arrays, such as Equinox's ``out_features``, get the new sizes.
+            devices; also under ``jax.jit`` and ``jax.eval_shape``. New entries of quantized
+            weights, such as ``int8``, are zeros. Modules in it that hold sizes beside their arrays,
+            such as Equinox's ``out_features``, get the new sizes.
         growth: from ``plan``; static under ``jax.jit``.
         key: PRNG key for random weights, needed only if the strategy draws some.
         fresh: variables of the larger model from its own initialization. Free weights are taken
@@ -84,11 +85,11 @@ def grow(
         TypeError: if ``variables`` are no pytree of arrays, ``growth`` is none, or ``key`` is no
             random key.
         ValueError: if the variables or ``fresh`` do not have the shapes of the growth; if an array
-            that grows is not of a floating dtype; if the strategy draws random weights and there is
-            neither ``key`` nor ``fresh``; or if it is not known which sizes a module should hold
-            (plan with ``target`` then, or pass ``fresh``). Also if an array that grows, or its part
-            of ``fresh``, holds NaN or infinities: outputs may change, because zero times NaN is
-            NaN. Within ``jax.jit`` values cannot be seen, so this is not checked.
+            that grows is of a dtype that cannot be filled in; if the strategy draws random weights
+            and there is neither ``key`` nor ``fresh``; or if it is not known which sizes a module
+            should hold (plan with ``target`` then, or pass ``fresh``). Also if an array that grows,
+            or its part of ``fresh``, holds NaN or infinities: outputs may change, because zero
+            times NaN is NaN. Within ``jax.jit`` values cannot be seen, so this is not checked.
 
     Example:
         >>> import jax
@@ -304,7 +305,8 @@ def _check(
             )
         elif growth.maps[leaf.path].changes:
             dtype = jnp.result_type(array) if not hasattr(array, "dtype") else array.dtype
-            if not jnp.issubdtype(dtype, jnp.inexact):
+            whole = jnp.issubdtype(dtype, jnp.integer) and growth.maps[leaf.path].keeps_integers
+            if not whole and not jnp.issubdtype(dtype, jnp.inexact):
                 problems.append(
                     f"{leaf.path}: grows, so it must be of a floating dtype, not {dtype}"
                 )

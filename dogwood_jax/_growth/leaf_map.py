@@ -194,6 +194,19 @@ class LeafMap:
             found |= {"free" for axis in self.maps() if axis.fill == "free" and axis.rest}
         return frozenset(found)
 
+    @property
+    def keeps_integers(self) -> bool:
+        """Whether all entries of an array of integers stay integers."""
+        is_scaled = (self.factor, self.shrink, self.perturb) != (1, 1, 0)
+        return (
+            not is_scaled
+            and self.kind != "random"
+            and not any(
+                axis.shares or axis.sums or axis.fill == "mean" or axis.noise
+                for axis in self.maps()
+            )
+        )
+
     def maps(self) -> Iterator[AxisMap]:
         """Yields the map of each width, from left to right."""
         return (axis for whole in self.axes for axis in _maps(whole))

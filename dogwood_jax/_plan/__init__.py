@@ -11,9 +11,12 @@ comes a growth.
 | ``mixture`` | arrays of experts in place of an MLP, or beside it |
 | ``gates`` | what the gates of a router become if every expert is copied |
 | ``target`` | the sizes of widths, from the shapes of a larger model's arrays |
+| ``names`` | names of arrays that carry sizes, which look like new layers |
 | ``larger`` | the larger network's own program, where there is one |
+| ``groups`` | heads of keys and values that grow without more query heads |
 | ``own_function`` | what the network's own function says of a growth, once it is planned |
 | ``tried`` | what the network's function did with doubled widths; files keep this in its place |
+| ``solved`` | recipes that make up for the numbers of one larger model |
 | ``comparison`` | whether two programs are the same in other sizes, equation by equation |
 | ``grown_sizes`` | the size of every dimension of the program once widths have grown |
 

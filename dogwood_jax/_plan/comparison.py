@@ -10,11 +10,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from math import isclose
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from dogwood_jax._growth.growth import Change
+from dogwood_jax._growth.leaf_map import old_places
 from dogwood_jax._plan.grown_sizes import GrownSizes
 from dogwood_jax._program.moves import KEEP_ORDER
 from dogwood_jax._program.program import scan_counts
@@ -22,7 +24,7 @@ from dogwood_jax._widths.contractions import contractions_of
 from dogwood_jax._widths.dims import Dim, parts_of, pieces
 from dogwood_jax._widths.positions import are_small, moved
 from dogwood_jax._widths.scales import suspicion, to_blame
-from dogwood_jax._widths.values import Degree, Step, Trace, Value
+from dogwood_jax._widths.values import Degree, Step, Table, Trace, Value
 
 # Operations that compute nothing. A program has other ones if other sizes are 1.
 _QUIET = KEEP_ORDER | {"convert_element_type", "copy", "stop_gradient"}
@@ -87,6 +89,9 @@ class Comparison:
         numbers: where it computes with another number; for each place the network's number, the
             larger network's number and their rounding.
         is_in_step: whether both programs have the same operations in the same order.
+        factors: the numbers that both multiply a value by (the network's number, the larger
+            network's number), by the index of the step of the network. A divisor counts as a factor
+            of one over it.
         refuted: the name of a width and a hazard, for each constant that turned out not to follow
             from the width.
     """
@@ -95,11 +100,13 @@ class Comparison:
         self._grown = grown
         self._trace, self._larger = trace, larger
         self._scaled: list[tuple[str, Value, Value]] = []
+        self._indices = {id(step): index for index, step in enumerate(trace.steps)}
         self._compared: set[tuple[int, int]] = set()  # arrays, by identity
         self.sizes: dict[str, str] = {}
         self.holds_on = False
         self.values: dict[str, None] = {}
         self.numbers: dict[str, tuple[float, float, float]] = {}
+        self.factors: dict[int, tuple[float, float]] = {}
         # Programs have other operations on axes of size 1 than on longer axes.
         self._is_loose = any(before == 1 != after for before, after in grown.lengths)
         one = self._outline(trace, grown)
@@ -153,6 +160,11 @@ class Comparison:
         return found
 
     @property
+    def names(self) -> Mapping[Dim, str]:
+        """Name of each width by dimension."""
+        return self._grown.names
+
+    @property
     def cuts_elsewhere(self) -> bool:
         """Whether arrays come to have other sizes because they are cut in other places."""
         return next(iter(self.sizes.values()), "") in ("slice", "split", "dynamic_slice", "pad")
@@ -160,25 +172,43 @@ class Comparison:
     @property
     def agrees(self) -> bool:
         """Whether it is the same program, so that none of its numbers depends on a size."""
-        same = self.is_in_step and not (self.sizes or self.values or self.numbers)
-        return same and all(_is_close(a.scale, b.scale) for _, a, b in self._scaled)
+        return self._is_same_but_for_scales and not any(
+            not _is_close(a.scale, b.scale) for _, a, b in self._scaled
+        )
+
+    @property
+    def _is_same_but_for_scales(self) -> bool:
+        return self.is_in_step and not (self.sizes or self.values or self.numbers)
 
     @cached_property
     def kept_tables(self) -> frozenset[str]:
         """Names of widths whose old units keep their numbers in every table."""
         sizes = {after for before, after in self._grown.lengths if before != after}
-        if not self.agrees or not are_small(self._larger.steps, sizes):
+        is_rescaled = any(
+            a.origin == "constant" and not _is_close(a.scale, b.scale) for _, a, b in self._scaled
+        )
+        if not self._is_same_but_for_scales or is_rescaled:
+            return frozenset()
+        if not are_small(self._larger.steps, sizes):
             return frozenset()
         others = moved(self._trace.steps)
         return frozenset(name for dim, name in self._grown.names.items() if dim not in others)
 
-    def problems(self, changes: Mapping[str, Change], *, exactly: bool) -> Iterator[str]:
+    def problems(
+        self,
+        changes: Mapping[str, Change],
+        *,
+        exactly: bool,
+        solved: Mapping[str, Degrees] = MappingProxyType({}),
+    ) -> Iterator[str]:
         """Yields what speaks against a growth.
 
         Args:
             changes: how widths change, by name.
             exactly: whether the program must have the numbers that recipes ask the larger model
                 for.
+            solved: for each change whose recipe was solved from the numbers of both programs, the
+                numbers that the recipe makes up for.
         """
         yield from self.sizes
         yield from self.values
@@ -187,18 +217,29 @@ class Comparison:
             if not is_constant(*numbers, recipes):
                 yield what
         for name, a, b in self._scaled:
-            wanted = [a.scale * ratio for ratio in self._ratios(a, recipes, exactly)]
+            ratios = self._ratios(a, recipes, exactly, solved)
+            wanted = [a.scale * ratio for ratio in ratios]
             rounding = max(a.rounding, b.rounding)
             if not any(_is_close(b.scale, scale, rounding) for scale in wanted):
                 yield f"{name} takes what was scaled by {b.scale:.6g} instead of {wanted[0]:.6g}"
 
-    def _ratios(self, value: Value, changes: Sequence[Change], exactly: bool) -> Sequence[float]:
+    def degrees(self, change: Change) -> Degrees:
+        """Returns what a change's recipe for any network of these widths knows of numbers."""
+        return _degrees(self._trace.degrees, change)
+
+    def _ratios(
+        self,
+        value: Value,
+        changes: Sequence[Change],
+        exactly: bool,
+        solved: Mapping[str, Degrees],
+    ) -> Sequence[float]:
         """Returns how much larger the numbers may be that a value was multiplied by."""
         ratio = noted = 1.0
-        known = [(change, _degrees(self._trace.degrees, change)) for change in changes]
-        while (found := self._made.get(id(value))) is not None and value.scale != 1:
+        known = [(change, solved.get(change.width, self.degrees(change))) for change in changes]
+        while (found := self._made.get(id(value))) is not None:
             index, step = found
-            if step.name not in _SCALED:
+            if step.name not in _SCALED or (step.name in ("mul", "div") and not _scales(step)):
                 break
             for change, degrees in known:
                 if (degree := degrees.get(index)) is not None:
@@ -243,6 +284,13 @@ class Comparison:
                     self.numbers[what] = (a.number, b.number, max(a.rounding, b.rounding))
                 else:
                     self.values[what] = None
+        if _scales(old) and old.name != "neg":
+            for place, (a, b) in enumerate(zip(old.operands, new.operands, strict=True)):
+                if a.number and b.number and a.number * b.number < 0:  # scales have no sign
+                    self.values[f"{old.name} has {_said(b)} instead of {_said(a)}"] = None
+                elif a.number and b.number:
+                    sign = -1 if old.name == "div" and place == 1 else 1
+                    self.factors[self._indices[id(old)]] = (a.number**sign, b.number**sign)
         if not _scales(old):
             for a, b in zip(old.operands, new.operands, strict=True):
                 if (a.scale, b.scale) != (1, 1):
@@ -303,7 +351,7 @@ class Comparison:
     def _is_same(self, step: Step, a: Value, b: Value) -> bool:
         """Whether constants are the same, sizes aside."""
         if a.number is None or b.number is None:
-            return a.number is b.number is None and _same_table(a, b)
+            return a.number is b.number is None and _same_table(a.table, b.table, self._grown)
         if self._keeps_in_range(step, a, b) or self._wraps(step, a, b):
             return True
         return _is_close(a.number, b.number)
@@ -466,11 +514,11 @@ def _constants(old: Step, new: Step) -> Iterator[tuple[Value, Value]]:
             yield a, b
 
 
-def _same_table(old: Value, new: Value) -> bool:
+def _same_table(old: Table | None, new: Table | None, grown: GrownSizes) -> bool:
     """Whether tables are equal, apart from new units and axes along which they do not vary."""
-    a, b = old.table, new.table
-    if a is None or b is None:
-        return a is b
+    if old is None or new is None:
+        return old is new
+    a, b = old.array, new.array
     if a.ndim != b.ndim:
         return False
     # Bounds rest on the signs of old entries, so new entries must have the same signs.
@@ -478,8 +526,8 @@ def _same_table(old: Value, new: Value) -> bool:
         holds(b) for holds in (_not_negative, _not_positive, np.all) if holds(a)
     )
     for axis, (m, n) in enumerate(zip(a.shape, b.shape, strict=True)):
-        if m < n and is_alike and old.dims[axis].root.kind is None:  # its units are first
-            b = np.take(b, range(m), axis)
+        if m < n == grown(old.dims[axis]) and is_alike:
+            b = np.take(b, old_places(grown.along(old.dims[axis])), axis)
         elif m != n:
             b_first, a = np.take(b, [0], axis), np.take(a, [0], axis)
             if (b_first != b).any():

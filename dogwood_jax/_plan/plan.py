@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -27,8 +28,11 @@ from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._plan.comparison import Comparison, is_constant, is_scale
 from dogwood_jax._plan.experts import exact_copies
+from dogwood_jax._plan.groups import divided, split_groups
 from dogwood_jax._plan.larger import Larger, is_deeper, read_larger
+from dogwood_jax._plan.names import check_names
 from dogwood_jax._plan.own_function import check_own_function, contradicted
+from dogwood_jax._plan.solved import Solved, solve_recipes
 from dogwood_jax._plan.target import sizes_of_target, splits
 from dogwood_jax._widths.reasons import kind_of
 from dogwood_jax._widths.widths import Recipe, Width, Widths
@@ -38,6 +42,16 @@ DEPTH = ArgumentKind(
     "strategies.stack(), strategies.interpose() or strategies.new_layers()",
     lambda value: isinstance(value, DepthStrategy),
 )
+
+# Kinds of hazards that the larger model's program may refute, and what to say if it does not.
+_IN_LARGER_MODEL: Mapping[str, str] = {
+    "table": (
+        "not seen to stay in the larger model, as it does where each number follows from its "
+        "position and from no size: rotary embeddings keep rotary_dim or begin with the old "
+        "frequencies"
+    ),
+    "suspicion": "no rescaled array makes up for the larger model's numbers",
+}
 
 
 def plan(
@@ -68,9 +82,12 @@ def plan(
             differ is worked out; ``sizes`` settles what the shapes leave open. The grown
             variables get the target's tree structure.
         target_apply: the larger model's function of variables and inputs. It shows how the larger
-            model splits products such as heads * head_dim. It also shows whether the larger model
-            computes the same, with the right constants. If the larger model has more layers, they
-            are inserted, filled so that they compute the identity (see ``deepen``).
+            model splits products such as heads * head_dim, and whether heads of keys and values
+            grow alone: then they are copied. It also shows whether the larger model computes the
+            same, with the right constants. Where its numbers differ, as alpha / rank
+            does, arrays are rescaled to make up for them, and a note says so. If the larger model
+            has more layers, they are inserted, filled so that they compute the identity (see
+            ``deepen``).
         keep: by width, the units that stay: their indices, in their new order, or a boolean mask.
             The others are removed. ``narrow`` does the same to variables, but moves the effect of
             constant units into biases before.
@@ -130,12 +147,15 @@ def plan(
         raise ValueError("plan: target_apply= goes with target=, the variables of that function")
     if depth is not None and target_apply is None:
         raise ValueError("plan: depth= goes with target= and target_apply=, the deeper model")
-    if target is not None and target_apply is None:
-        paths = [leaf.path for leaf in widths.leaves]
-        expect_arrays("plan", "target", target, arrays_of(leaves_by_path(target)), paths)
+    if target is not None:
+        shapes = arrays_of(leaves_by_path(target))
+        check_names(widths, shapes)
+        if target_apply is None:
+            paths = [leaf.path for leaf in widths.leaves]
+            expect_arrays("plan", "target", target, shapes, paths)
     problems: list[str] = []
     new = named_sizes(widths, sizes or {}, problems)
-    structure, larger = None, Larger({})
+    structure, larger, heads = None, Larger({}), None
     if target is not None:
         structure = jax.tree.structure(target)
         larger = read_larger(widths, target, target_apply, depth)
@@ -144,30 +164,50 @@ def plan(
             for name, size in new.items()
             if larger.sizes.get(name, size) != size
         ]
-        new = sizes_of_target(widths, larger.shapes, larger.sizes | new, problems)
+        told, contradictions = larger.sizes | new, list[str]()
+        new = sizes_of_target(widths, larger.shapes, told, contradictions)
+        heads = split_groups(widths, larger) if contradictions else None
+        if heads is not None:
+            widths, contradictions = heads.widths, []
+            new = sizes_of_target(widths, larger.shapes, heads.asked(told), contradictions)
+        elif contradictions and target_apply is None:
+            in_doubt = any(not {*pair} <= new.keys() for pair in divided(widths).items())
+            contradictions += [
+                "if the larger model has more heads of keys and values for the same query heads, "
+                "pass its function as target_apply=, and these heads are copied"
+            ] * in_doubt
+        problems += contradictions
     chosen = _strategies(widths, strategy, problems)
     without_strategy = {name: size for name, size in new.items() if name not in chosen}
     experts, notes = exact_copies(widths, without_strategy, larger.widths, target, problems)
+    others = {name: size for name, size in new.items() if name not in experts}
+    if heads is not None:
+        chosen = {**chosen, **dict.fromkeys(heads.copies, strategies.replicate())}
     is_checked = not problems and keep is None and merge is None
     is_checked &= depth is None and all(strategy.begins_exact for strategy in chosen.values())
-    compared = larger.compared(widths, new) if is_checked and not experts else None
-    changes = experts | {
-        name: _extended(
-            widths,
-            widths[name] if compared is None else _cleared(widths[name], compared),
-            new[name],
-            chosen.get(name),
-            interface,
-            larger,
-            problems,
-        )
-        for name, size in widths.sizes.items()
-        if new.get(name, size) != size and name not in experts
-    }
-    if experts and larger.widths is not None and len(changes) > len(experts):
-        problems.append(
-            f"{', '.join(changes.keys() - experts)}: experts grow, too; plan one after the other"
-        )
+    compared = None
+    if is_checked and not experts:
+        its_sizes = new if heads is None else heads.sizes_in_program(new)
+        compared = larger.compared(widths if heads is None else heads.before, its_sizes)
+    if heads is not None and compared is None:
+        problems += [
+            f"{split.heads}: heads of keys and values are copied in a growth of their own, without "
+            "new layers and with strategies that keep outputs"
+            for split in heads.splits
+        ]
+    changes, refusals = _extensions(widths, others, chosen, interface, larger, compared)
+    unlike = [] if compared is None else [*compared.problems(changes, exactly=True)]
+    solved = Solved()
+    if compared and (refusals or unlike):
+        found = solve_recipes(widths, compared, changes, chosen)
+        again, still = _extensions(widths, new, chosen, interface, larger, compared, found.recipes)
+        differing = [*compared.problems(again, exactly=True, solved=found.degrees)]
+        if not still and (refusals or not differing):
+            changes, refusals, unlike, solved = again, still, differing, found
+    problems += refusals
+    if experts and larger.widths is not None and changes:
+        problems.append(f"{', '.join(changes)}: experts grow, too; plan one after the other")
+    changes = experts | changes
     for name, units in _by_name(widths, keep or {}, problems):
         _once(changes, name, problems)
         changes[name] = _kept(widths[name], units, interface, problems)
@@ -210,6 +250,10 @@ def plan(
                 "target_apply=, and they are inserted"
             )
         raise ValueError(listed("cannot plan this growth", problems))
+    if heads is not None:
+        notes += heads.notes
+    if compared is not None:
+        notes += solved.notes(compared)
     if depth is not None:
         notes.append(_changes_outputs(depth, larger.insertions))
     if target_apply is None:
@@ -225,8 +269,8 @@ def plan(
     )
     if problems:
         raise ValueError(listed("cannot plan this growth", problems))
-    if compared and (found := list(compared.problems(growth.change, exactly=True))):
-        raise contradicted("the larger model", found)
+    if unlike:
+        raise contradicted("the larger model", unlike)
     if is_checked and target_apply is None and not experts:
         return check_own_function(growth, target)
     return growth
@@ -241,8 +285,8 @@ def _cleared(width: Width, compared: Comparison) -> Width:
     stay = width.name in compared.kept_tables
     tables = [hazard for hazard in width.hazards if stay and kind_of(hazard) == "table"]
     hazards = tuple(
-        f"{hazard}, and not seen to stay in the larger model"
-        if kind_of(hazard) == "table"
+        f"{hazard}, and {_IN_LARGER_MODEL[kind_of(hazard)]}"
+        if kind_of(hazard) in _IN_LARGER_MODEL
         else hazard
         for hazard in width.hazards
         if not (kind_of(hazard) == "suspicion" and compared.agrees)
@@ -320,13 +364,37 @@ def _strategies(
 # Growing ------------------------------------------------------------------------------------------
 
 
-def _extended(
+def _extensions(
     widths: Widths,
+    sizes: Mapping[str, int],
+    chosen: Mapping[str, Strategy],
+    interface: bool,
+    larger: Larger,
+    compared: Comparison | None,
+    solved: Mapping[str, Recipe] = MappingProxyType({}),
+) -> tuple[dict[str, Change], list[str]]:
+    """Returns how widths get more units, by name, and the reasons why some cannot."""
+    problems: list[str] = []
+    changes = {}
+    for name, width in widths.items():
+        if sizes.get(name, width.size) == width.size:
+            continue
+        known = width if compared is None else _cleared(width, compared)
+        recipes = [solved[name]] if name in solved else None
+        changes[name] = _extended(
+            known, sizes[name], chosen.get(name), recipes, interface, larger, widths, problems
+        )
+    return changes, problems
+
+
+def _extended(
     width: Width,
     new: int,
     strategy: Strategy | None,
+    recipes: Sequence[Recipe] | None,
     interface: bool,
     larger: Larger,
+    widths: Widths,
     problems: list[str],
 ) -> Change:
     """Returns how a width gets more units, after checking that it can."""
@@ -338,7 +406,7 @@ def _extended(
             strategy or strategies.by_name(recipe.strategy if recipe else "zero_outgoing"),
             recipe=recipe,
         )
-        for recipe in _recipes(width, new, strategy)
+        for recipe in recipes or _recipes(width, new, strategy)
     ]
 
     def misfit(way: Change) -> tuple[bool, int]:
@@ -449,10 +517,10 @@ def _ways_out(width: Width) -> str:
         + f" for multiples of {width.size}" * bool(recipe and recipe.multiple)
         for strategy, recipe in open_ways
     ]
-    if width.hazards and all(kind_of(hazard) == "table" for hazard in width.hazards):
+    if width.hazards and all(kind_of(hazard) in _IN_LARGER_MODEL for hazard in width.hazards):
         exact.append(
-            "if old units have the same numbers in a larger network, target= and target_apply= "
-            "show it"
+            "if old units have the same numbers in a larger network, or numbers that rescaled "
+            "arrays make up for, target= and target_apply= show it"
         )
     return " and ".join([*exact, "strategies.random() grows it all the same"])
 
@@ -503,7 +571,8 @@ def _constants(larger: Larger, change: Change, problems: list[str]) -> Iterator[
             alike.setdefault(wanted, []).append(what)
     for wanted, whats in alike.items():
         more = f" (and {len(whats) - 1} more such constants)" if len(whats) > 1 else ""
-        yield f"{change.width}: in the larger model, {whats[0]} must be {wanted:.9g}{more}"
+        other = "; if it has another, pass its function as target_apply=" * (larger.widths is None)
+        yield f"{change.width}: in the larger model, {whats[0]} must be {wanted:.9g}{more}{other}"
 
 
 def _unlike(larger: Larger, change: Change) -> Iterator[tuple[str, float, float]]:

@@ -189,8 +189,8 @@ def _solved(
     if not complete and len(ways) < 2:
         places = _listed([place for equation in system for place in equation.places])
         problems.append(
-            f"{places}: there are too many sizes to try; say some with sizes= beside target=: "
-            f"{_facts(system, widths, known)}"
+            f"{places}: there are too many sizes to try; say some with sizes= beside target=, or "
+            f"pass target_apply=: {_facts(system, widths, known)}"
         )
     elif ways:
         problems.append(_choices(system, widths, known, ways, complete))

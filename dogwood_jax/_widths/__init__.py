@@ -9,6 +9,7 @@ a table, with the layout of every axis of every array. Between them, in this ord
 | ``reader`` | reads the equations one by one, each by the rule of its primitive |
 | ``rules/`` | one rule for each primitive: which dimensions of operands and results are the same |
 | ``reads`` | notes of every equation how it reads weights: linearly, in a sum, at a pole |
+| ``quantized`` | weights of small integers, which get zeros |
 | ``roles`` | decides which weights are outgoing, so that zeros there silence new units |
 | ``recipes/`` | finds exact growths for widths whose size the network computes with |
 | ``naming`` | turns dimensions into widths with names, and axes into layouts |

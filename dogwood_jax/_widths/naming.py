@@ -54,7 +54,7 @@ def laid_out(
                 path,
                 tuple(d.size for d in dims),
                 axes,
-                KIND_OF_USE[use.how if use else ""],
+                "zeros" if index in trace.quantized else KIND_OF_USE[use.how if use else ""],
                 tuple(sorted(use.fan_in)) if use else (),
                 tuple(sorted(use.fan_out)) if use else (),
             )

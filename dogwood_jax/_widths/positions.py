@@ -20,7 +20,9 @@ from dogwood_jax._widths.values import Step, Value
 POSITIONS = Reason("a table of positions is computed along it", "table")
 
 # Operations that compute each entry from entries at the same place, and are finite for all of them.
-_IN_PLACE = KEEP_ENTRIES | {"iota", *functions(lambda law: law.total)}  # see ``_is_finite``, too
+# Joined arrays keep their entries' places in the layout of the joined axis. ``are_small`` finds
+# infinite quotients. See ``_is_finite``, too.
+_IN_PLACE = KEEP_ENTRIES | {"iota", "concatenate", "div", *functions(lambda law: law.total)}
 
 
 def of_constant(shape: tuple[int, ...]) -> Reason:
@@ -29,9 +31,10 @@ def of_constant(shape: tuple[int, ...]) -> Reason:
 
 
 # Operations of a table with data that change nothing for old units: each result is computed from
-# entries at the same place, and is finite for all of them.
+# entries at the same place, and is finite for all of them. The steps inside loops stand alone.
 _MEETS = frozenset(
-    "mul add sub max min select_n eq ne lt le gt ge and or not xor broadcast_in_dim".split()
+    "mul add sub max min select_n eq ne lt le gt ge and or not xor broadcast_in_dim "
+    "scan while cond".split()
 )
 _LARGEST = 6e4  # which every dtype can hold
 
@@ -39,8 +42,9 @@ _LARGEST = 6e4  # which every dtype can hold
 def moved(steps: Iterable[Step]) -> set[Dim]:
     """Returns the dimensions along which entries of tables may change although programs agree.
 
-    There are three reasons. Entries are mixed along them, as by a sum. Old units are not first
-    along an axis, as in ``heads * head_dim``. A value computed with a table may not be finite.
+    There are three reasons. Entries are mixed along them, as by a sum. Positions are counted along
+    an axis where old units are not first, as in ``heads * head_dim``. A value computed with a table
+    may not be finite.
     """
     found: set[Dim] = set()
     for step in steps:
@@ -55,7 +59,7 @@ def moved(steps: Iterable[Step]) -> set[Dim]:
             )
         for value in tables:
             for dim in value.dims if value.number is None else ():
-                if not is_kept or dim.root.kind is not None:
+                if not is_kept or (step.name == "iota" and dim.root.kind is not None):
                     found |= {*atoms(dim)}
     return found
 
@@ -70,8 +74,8 @@ def are_small(steps: Iterable[Step], sizes: Collection[int]) -> bool:
     def bounds(value: Value) -> Bounds:
         if value.number is not None:
             return at(value.number)
-        if value.table is not None and np.isfinite(value.table).all():
-            return Bounds(float(value.table.min()), float(value.table.max()))
+        if value.table is not None and np.isfinite(array := value.table.array).all():
+            return Bounds(float(array.min()), float(array.max()))
         return known.get(id(value), UNKNOWN)
 
     for step in steps:
@@ -93,8 +97,8 @@ def are_small(steps: Iterable[Step], sizes: Collection[int]) -> bool:
 
 
 def _is_finite(step: Step) -> bool:
-    """Whether a step is a quotient or a power that is finite for all entries of a table."""
-    if step.name in ("div", "rem"):
+    """Whether a step is a remainder or a power that is finite for all entries of a table."""
+    if step.name == "rem":
         return bool(step.operands[1].number)
     if step.name == "integer_pow":
         return bool(step.params["y"] >= 0)

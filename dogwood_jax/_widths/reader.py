@@ -13,9 +13,10 @@ from dogwood_jax._program.intervals import at, constant, of_sign
 from dogwood_jax._program.moves import KEEP_ENTRIES
 from dogwood_jax._widths.dims import Dim
 from dogwood_jax._widths.positions import of_constant
+from dogwood_jax._widths.quantized import check_read
 from dogwood_jax._widths.reads import note
 from dogwood_jax._widths.rules.registry import RULES, Rule, unknown
-from dogwood_jax._widths.values import SINGLE_PRECISION, Trace, Value
+from dogwood_jax._widths.values import SINGLE_PRECISION, Table, Trace, Value
 
 _UNSCALED: dict[str, Any] = {"scale": 1.0, "rounding": SINGLE_PRECISION}
 
@@ -34,6 +35,8 @@ def run(trace: Trace, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Val
     def equation(eqn: Any, operands: list[Value]) -> list[Value]:
         name = eqn.primitive.name
         rule: Rule = RULES.get(name, _call)
+        if name in RULES:
+            check_read(name, operands)
         results = rule(trace, eqn, *operands)
         if name in RULES and name not in _KEEP_SCALES:
             for value in operands:
@@ -75,7 +78,7 @@ def _constant(array: Any, aval: Any) -> Value:
     for axis, dim in enumerate(dims):
         if dim.size > 1 and (array != np.take(array, [0], axis)).any():
             dim.endanger(of_constant(array.shape))
-    known.table = array
+    known.table = Table(array, dims)
     # Entries of new units may be other numbers: only the signs of the old ones are kept.
     known.bounds = (of_sign(*known.bounds),)
     return known

@@ -91,7 +91,7 @@ def check_lone_scales(steps: Sequence[Step], explained: Sequence[float]) -> set[
             if not _is_any(factor, explained, near) and set(summed).isdisjoint(dims):
                 note = (
                     f"the constant {factor:.6g} scales what is summed over it: the larger model "
-                    "must have the same"
+                    "must have the same; if it has another, pass its function as target_apply="
                 )
                 for dim in summed:
                     dim.note(Reason(note, "must_stay"))

@@ -23,6 +23,7 @@ from dogwood_jax._program.intervals import UNKNOWN
 from dogwood_jax._program.program import Program
 from dogwood_jax._widths.dims import Dim, hand_down, unify
 from dogwood_jax._widths.naming import laid_out, module_of, names_of
+from dogwood_jax._widths.quantized import is_quantized, note_quantized
 from dogwood_jax._widths.reader import run
 from dogwood_jax._widths.reads import OF_WEIGHTS
 from dogwood_jax._widths.recipes.find import find_recipes
@@ -105,6 +106,7 @@ def _widths_of(leaves: dict[str, Value], trace: Trace) -> Widths:
     without_recipe = check_lone_scales(trace.steps, check_scales(trace.scales))
     hand_down([*trace.dims, *(dim for value in leaves.values() for dim in value.dims)])
     names = names_of(leaves, roles, trace)
+    note_quantized(roles, trace)
     arrays = laid_out(leaves, names, roles, trace)
     scaled = {dim: name for dim, name in names.items() if dim not in without_recipe}
     recipes = find_recipes(trace, leaves, arrays, scaled)
@@ -203,7 +205,10 @@ def _shape(value: Value) -> tuple[int, ...]:
 def _parameter(trace: Trace, index: int, struct: jax.ShapeDtypeStruct) -> Value:
     dims = tuple(Dim(n) for n in struct.shape)
     silencers: tuple[Silencers, ...] = ()
-    if jnp.issubdtype(struct.dtype, np.inexact):
+    quantized = is_quantized(struct.dtype)
+    if quantized:
+        trace.quantized.add(index)
+    if quantized or jnp.issubdtype(struct.dtype, np.inexact):
         silencers = tuple(
             (Silencer(frozenset({Entry(index, axis, dim, dim.size, 0, dim.size)})),)
             for axis, dim in enumerate(dims)
@@ -213,7 +218,15 @@ def _parameter(trace: Trace, index: int, struct: jax.ShapeDtypeStruct) -> Value:
             dim.fix(f"one of its arrays is of dtype {struct.dtype}, which cannot be filled in")
     reach = tuple(trace.bit(index, axis, 0, dim.size) for axis, dim in enumerate(dims))
     bounds = OF_WEIGHTS if silencers or not dims else (UNKNOWN,) * len(OF_WEIGHTS)
-    return Value(dims, "parameter", silencers, reach, bounds, leaves=frozenset({index}))
+    return Value(
+        dims,
+        "parameter",
+        silencers,
+        reach,
+        bounds,
+        leaves=frozenset({index}),
+        quantized=quantized,
+    )
 
 
 def _input(struct: jax.ShapeDtypeStruct) -> Value:

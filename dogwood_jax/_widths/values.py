@@ -108,6 +108,13 @@ KIND_OF_USE: dict[str, Kind] = {
 }
 
 
+class Table(NamedTuple):
+    """The numbers of a captured constant, and the dimension along each of their axes."""
+
+    array: np.ndarray
+    dims: tuple[Dim, ...]
+
+
 @dataclass(eq=False, slots=True)
 class Value:
     """An array of the program.
@@ -124,7 +131,7 @@ class Value:
             Empty if there are no such weights.
         bounds: the bounds of its entries; for a parameter, one for each of ``FILLS``.
         number: the number that all its entries are, if known.
-        table: its numbers, if the function captured it as a constant.
+        table: its numbers, if the function captured it as a constant, before their axes were moved.
         scale: the product of the constants that it has just been multiplied by.
         rounding: the relative rounding error that ``scale`` or ``number`` may have.
         positional: axes along which it counts positions.
@@ -132,6 +139,7 @@ class Value:
         index: whether its integers come straight from an input or count positions from zero.
         wrapped: whether its integers are such indices plus a number.
         leaves: the leaves a parameter is made of.
+        quantized: whether it holds entries of a leaf of small integers, as they are.
         weighted: axes along which it was just multiplied by a parameter, or by activations that
             other weights silence.
         contracted: dimensions that a product with weights was last summed over.
@@ -144,7 +152,7 @@ class Value:
     reach: tuple[int, ...] = ()
     bounds: tuple[Bounds, ...] = NOTHING_KNOWN
     number: float | None = None
-    table: np.ndarray | None = None
+    table: Table | None = None
     scale: float = 1.0
     rounding: float = SINGLE_PRECISION
     positional: frozenset[int] = frozenset()
@@ -152,6 +160,7 @@ class Value:
     index: bool = False
     wrapped: bool = False
     leaves: frozenset[int] = frozenset()
+    quantized: bool = False
     weighted: frozenset[int] = frozenset()
     contracted: tuple[Dim, ...] = ()
     summed: tuple[Dim, ...] = ()
@@ -344,6 +353,7 @@ class Trace:
         self.first: dict[int, frozenset[int]] = {}
         # Entries along which a leaf is looked up or stacked, which make no units of their own.
         self.aside: set[Entry] = set()
+        self.quantized: set[int] = set()  # leaves of small integers
         self.penalized: set[int] = set()  # leaves of which the network sums up all entries
         self.scales: list[Value] = []
         self.split_off: list[SplitOff] = []

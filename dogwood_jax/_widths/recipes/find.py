@@ -26,8 +26,8 @@ from dogwood_jax import strategies
 from dogwood_jax._widths.dims import Dim, atoms
 from dogwood_jax._widths.layout import Role, units_of
 from dogwood_jax._widths.recipes.rules import RULES, unchanged
-from dogwood_jax._widths.recipes.states import Filling, NoRecipe, Place, Reading
-from dogwood_jax._widths.values import Trace, Value
+from dogwood_jax._widths.recipes.states import Filling, LargerNetwork, NoRecipe, Place, Reading
+from dogwood_jax._widths.values import Degree, Trace, Value
 from dogwood_jax._widths.widths import Leaf, Recipe
 
 _FILLINGS = (
@@ -49,20 +49,31 @@ def find_recipes(
         leaves: the arrays again, with layouts and roles.
         names: name of each width by dimension.
     """
-    inputs = {atom for dim in trace.inputs for atom in atoms(dim)}
-    # What is done along an axis of size 1 is lost where programs drop and repeat such axes.
-    widths = [d for d in names if d.size > 1 and d.hazards and not d.fixed and d not in inputs]
+    widths = [d for d in names if d.hazards and _may_have_recipes(trace, d)]
     if not widths:
         return {}
-    program = _Program(trace, values, leaves)
+    program = Finder(trace, values, leaves)
     return {width: tuple(program.recipes(width, names[width])) for width in widths}
 
 
-class _Program:
-    """What the readings of all widths share: who reads which value, and where widths appear."""
+def _may_have_recipes(trace: Trace, width: Dim) -> bool:
+    """Whether a width may grow, and so have recipes."""
+    is_input = any(width is atom for dim in trace.inputs for atom in atoms(dim))
+    # What is done along an axis of size 1 is lost where programs drop and repeat such axes.
+    return width.size > 1 and not width.fixed and not is_input
+
+
+class Finder:
+    """What the readings of all widths share: who reads which value, and where widths appear.
+
+    Args:
+        trace: a network's program, read and with all dimensions known.
+        values: its arrays by path.
+        leaves: the arrays again, with layouts and roles.
+    """
 
     def __init__(self, trace: Trace, values: Mapping[str, Value], leaves: Sequence[Leaf]) -> None:
-        self._steps, self._degrees = trace.steps, trace.degrees
+        self._trace, self._steps, self._degrees = trace, trace.steps, trace.degrees
         self._values = list(values.values())
         self._places: dict[str, dict[int, Place]] = {}
         numbers = {path: index for index, path in enumerate(values)}
@@ -114,6 +125,38 @@ class _Program:
                 yield replace(recipe, constants=recipe.constants or stay)
             if filling.is_tiled:  # what works for any size works for multiples
                 return
+
+    def solved(
+        self, width: Dim, name: str, larger: LargerNetwork, strategy: str | None
+    ) -> tuple[Recipe, Mapping[int, Degree]] | None:
+        """Returns a width's recipe for one larger network whose numbers are known.
+
+        The recipe keeps all epsilons, because the larger network's epsilons are not looked at.
+
+        Args:
+            width: the width.
+            name: its name.
+            larger: what is known of the larger network.
+            strategy: the strategy that the recipe must go with, if any.
+
+        Returns:
+            The recipe, and the numbers that it makes up for, by the index of the step; None if
+            there is no recipe.
+        """
+        if not _may_have_recipes(self._trace, width):
+            return None
+        for filling in _FILLINGS:
+            if filling.is_tiled or strategy not in (None, filling.strategy.name):
+                continue
+            try:
+                reading = Reading(name, width, filling, self._places[name], self._values, larger)
+                self._read(reading)
+            except NoRecipe:
+                continue
+            recipe = _solution(reading, keeps_epsilons=True)
+            if recipe is not None and not any(power for *_, power in recipe.constants):
+                return replace(recipe, constants=()), reading.degrees
+        return None
 
     def _read(self, reading: Reading) -> None:
         """Reads every equation that has to do with the width, in the order of the program."""

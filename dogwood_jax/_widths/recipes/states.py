@@ -194,6 +194,21 @@ class Place:
         return self.how in ("multiply", "positive")
 
 
+@dataclass(frozen=True)
+class LargerNetwork:
+    """What is known of one larger network whose program is at hand.
+
+    Attributes:
+        powers: the powers of new / old by which its factors differ, by the index of the step that
+            multiplies. All others are the same. A divisor counts as a factor of one over it.
+        keeps_tables: whether old units have the same numbers in all tables along the width, and new
+            units have finite ones.
+    """
+
+    powers: Mapping[int, float]
+    keeps_tables: bool
+
+
 class Reading:
     """A program read for one width and one way to fill in new units.
 
@@ -203,6 +218,7 @@ class Reading:
         filling: how new units are filled in.
         places: the leaves in which it occurs, by index.
         leaves: all leaves.
+        larger: what is known of one larger network; None for any larger network.
     """
 
     def __init__(
@@ -212,8 +228,10 @@ class Reading:
         filling: Filling,
         places: Mapping[int, Place],
         leaves: Sequence[Value],
+        larger: "LargerNetwork | None" = None,
     ) -> None:
         self.name, self.width, self.filling, self.places = name, width, filling, places
+        self.larger = larger
         self.ratio: Power = {} if filling.multiple else {RATIO: 1.0}
         self.size = plus({COPIES: 1.0}, self.ratio, -1) if filling.is_tiled else self.ratio
         self.equations = Equations(self._preference)
@@ -230,6 +248,14 @@ class Reading:
         for index, place in places.items():
             along = {axis: self._of_leaf(index, role) for axis, role in place.roles.items()}
             self.states[id(leaves[index])] = State({index: 1.0}, along, leaf=index)
+            if leaves[index].quantized:
+                self._leave_integers(index, along.values())
+
+    def _leave_integers(self, leaf: int, along: Iterable[Along]) -> None:
+        """Makes sure that a leaf of small integers is not rescaled, and gets integers."""
+        self.equations.equate({leaf: 1.0}, {})
+        if any(known.shared or known.rest in ("mean", "open") for known in along):
+            raise NoRecipe
 
     def _preference(self, leaf: int) -> tuple[int, int]:
         """Returns a rank for each leaf: leaves of low rank are rescaled first.
@@ -300,11 +326,12 @@ class Reading:
         known = self.states.get(id(value))
         if known is None:
             axes = self.axes(value)
+            rest = "zero" if value.number == 0 else "same"
             if axes and value.number is None:
-                raise NoRecipe
-            return State(
-                along={a: self.filled("zero" if value.number == 0 else "same") for a in axes}
-            )
+                if not (self.larger and self.larger.keeps_tables):
+                    raise NoRecipe
+                rest = "free"
+            return State(along={a: self.filled(rest) for a in axes})
         if known.is_raw and not raw:
             raise NoRecipe
         if known.leaf is not None and not moved:
@@ -470,6 +497,11 @@ class Reading:
         """The power of a number that a value is multiplied by, or divided by if the sign is -1."""
         assert by.number is not None
         number = abs(by.number)
+        if self.larger is not None:
+            power = self.larger.powers.get(self.index, 0.0)
+            if power:
+                self.degrees[self.index] = Degree(number, power, is_noted=False)
+            return plus({}, self.ratio, power)
         if number == 1:
             return {}
         degree = self._degree_of_mean(x, number, by.rounding)

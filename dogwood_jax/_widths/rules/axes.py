@@ -63,8 +63,10 @@ def _reshape(trace: Trace, eqn: Any, x: Value, *_: Value) -> list[Value]:
             for a, d in enumerate(x.dims)
             if d.is_same(new) or (new.size > 1 and own & {f.root for f in _dims.factors(d)})
         ]
+        # Factors that never grow have no new units to silence, as where halves are interleaved.
+        growing = [a for a in old if not all(atom.fixed for atom in _dims.atoms(x.dims[a]))]
         silencers.append(
-            every([narrowed(x.silencers_of(a), x.dims[a], new) for a in old]) if old else ()
+            every([narrowed(x.silencers_of(a), x.dims[a], new) for a in growing]) if growing else ()
         )
         if any(a in x.positional for a in old):
             positional.add(place)

@@ -35,7 +35,14 @@ def _linear(trace: Trace, eqn: Any, x: Value, *_: Value) -> list[Value]:
         is_same = not is_real
         if x.positional and is_real and x.number is None:
             positions_used(x)
-    return [x.but(number=number, index=x.index and is_same, wrapped=x.wrapped and is_same)]
+    return [
+        x.but(
+            number=number,
+            index=x.index and is_same,
+            wrapped=x.wrapped and is_same,
+            quantized=x.quantized and is_same,
+        )
+    ]
 
 
 @rule(*functions(lambda law: law.takes == 1 and law.zero and not law.linear))

@@ -1,0 +1,61 @@
+"""Names of arrays that carry sizes, such as ``linear_32x64``: ``check_names``.
+
+Arrays of a network and of a larger one are matched by their paths. A library may put sizes into
+these, as e3nn does. Then no array of the larger model has the name that it has in the network, and
+all of them would look like new layers.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
+from typing import Any
+
+from dogwood_jax._base.problems import listed
+from dogwood_jax._widths.widths import Widths
+
+_NUMBER = re.compile(r"\d+")
+
+
+def check_names(widths: Widths, shapes: Mapping[str, Any]) -> None:
+    """Raises an error if arrays are missing from a larger model only because of sizes in names.
+
+    Args:
+        widths: the network's widths.
+        shapes: the larger model's arrays by path.
+    """
+    paths = {leaf.path for leaf in widths.leaves}
+    missing = _by_text(leaf.path for leaf in widths.leaves if leaf.path not in shapes)
+    new = _by_text(path for path in shapes if path not in paths)
+    sizes = {*widths.sizes.values(), *(n for leaf in widths.leaves for n in leaf.shape)}
+    problems = []
+    for text, old in missing.items():
+        for one, other in zip_longest(old, new.get(text, ()), fillvalue=""):
+            if _differ_in_sizes(one, other, sizes):
+                problems.append(
+                    f"{one}: the name carries sizes, and in the target it seems to be {other}"
+                )
+    if problems:
+        problems.append(
+            "give the target's arrays the names that they have in the network, and let "
+            "target_apply= rename them back before it calls the larger model"
+        )
+        raise ValueError(listed("cannot plan this growth", problems))
+
+
+def _by_text(paths: Iterable[str]) -> dict[str, list[str]]:
+    """Returns paths, together where they differ in numbers only."""
+    found: dict[str, list[str]] = {}
+    for path in paths:
+        found.setdefault(_NUMBER.sub("#", path), []).append(path)
+    return found
+
+
+def _differ_in_sizes(old: str, new: str, sizes: set[int]) -> bool:
+    """Whether paths are alike, but for numbers that are sizes of the network and grow."""
+    a, b = (_numbers(path) for path in (old, new))
+    differing = [(m, n) for m, n in zip(a, b, strict=False) if m != n]
+    return len(a) == len(b) > 0 and all(m in sizes and m < n for m, n in differing)
+
+
+def _numbers(path: str) -> Sequence[int]:
+    return [int(number) for number in _NUMBER.findall(path)]

@@ -1,0 +1,49 @@
+"""Arrays of small integers, as quantized weights are.
+
+Such an array stays as it is while other arrays beside it are trained. Its new entries are zeros,
+whatever reads them, and its old entries are never multiplied by anything.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from dogwood_jax._program.moves import KEEP_ENTRIES
+from dogwood_jax._widths.roles import Roles
+from dogwood_jax._widths.values import Trace, Value
+
+# What may happen to the integers themselves. Anything else may take them for indices or bits.
+_READ = KEEP_ENTRIES | frozenset(
+    "slice split unstack dynamic_slice concatenate convert_element_type copy stop_gradient "
+    "dot_general conv_general_dilated scan while cond gather".split()
+)
+
+
+def is_quantized(dtype: Any) -> bool:
+    """Whether arrays of a dtype are taken for quantized weights: ``int8``, ``int4`` and so on."""
+    return bool(jnp.issubdtype(dtype, np.signedinteger)) and jnp.dtype(dtype).itemsize == 1
+
+
+def check_read(name: str, operands: Sequence[Value]) -> None:
+    """Fixes the dimensions of small integers that a primitive reads otherwise than as weights."""
+    for place, value in enumerate(operands):
+        if value.quantized and (name not in _READ or (name == "gather" and place > 0)):
+            for dim in value.dims:
+                dim.fix("its small integers are read otherwise than as quantized weights")
+
+
+def note_quantized(roles: Roles, trace: Trace) -> None:
+    """Notes what is special of the dimensions of small integers."""
+    for spots in roles.spots.values():
+        for spot in spots:
+            if spot.leaf in trace.quantized:
+                spot.atom.note(
+                    "new entries of arrays of small integers are zeros, so other arrays must feed "
+                    "its new units"
+                )
+                if (hazard := roles.zero_hazards.get(spot.atom)) is not None:
+                    spot.atom.fix(f"new entries of its small integers are zeros, but {hazard}")
+                if roles.of(spot) != "incoming":
+                    spot.atom.endanger_copies("small integers cannot be shared out among copies")

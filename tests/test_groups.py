@@ -1,0 +1,150 @@
+"""Grouped-query attention with more heads of keys and values, and the same query heads."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from networks import data, f64, fill
+
+import dogwood_jax as dw
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
+HEADS, DIM, VALUE = 4, 3, 2
+X = data(2, 5, 6)
+
+
+def shapes_of(kv: int, layers: int = 1, split: bool = False) -> Any:
+    """Arrays of attention layers, in which axes of heads are split from those of dimensions."""
+    sizes = {"q": (HEADS, DIM), "k": (kv, DIM), "v": (kv, VALUE)}
+    one = {n: f64(6, *size) if split else f64(6, size[0] * size[1]) for n, size in sizes.items()}
+    one["o"] = f64(HEADS, VALUE, 6) if split else f64(HEADS * VALUE, 6)
+    return [one for _ in range(layers)]
+
+
+Mix = Callable[[Any], Any]
+
+
+def network(kv: int, attend: Callable[..., Any]) -> Callable[..., Any]:
+    def apply(params: Any, x: Any) -> Any:
+        for p in params:
+            q, k, v = (x @ p[name].reshape(6, -1) for name in "qkv")
+            q, k, v = (y.reshape(2, 5, heads, -1) for y, heads in ((q, HEADS), (k, kv), (v, kv)))
+            x = x + attend(q, k, v).reshape(2, 5, -1) @ p["o"].reshape(-1, 6)
+        return x
+
+    return apply
+
+
+def by_groups(q: Any, k: Any, v: Any, change: Mix = lambda s: s, first: Mix = lambda k: k) -> Any:
+    q = q.reshape(2, 5, k.shape[2], -1, DIM)
+    scores = change(jnp.einsum("btkgd,bskd->bkgts", q, first(k)) / np.sqrt(DIM))
+    return jnp.einsum("bkgts,bskd->btkgd", jax.nn.softmax(scores), v)
+
+
+def by_repeating(q: Any, k: Any, v: Any) -> Any:
+    k, v = (jnp.repeat(y, HEADS // y.shape[2], axis=2) for y in (k, v))
+    scores = jnp.einsum("bthd,bshd->bhts", q, k) / np.sqrt(DIM)
+    return jnp.einsum("bhts,bshd->bthd", jax.nn.softmax(scores), v)
+
+
+def masked(scores: Any) -> Any:
+    return jnp.where(jnp.tril(jnp.ones((5, 5), bool))[None, None, None], scores, -1e9)
+
+
+EXACT = {
+    "groups": (by_groups, 4, {}),
+    "masked, keys normalized": (lambda *qkv: by_groups(*qkv, masked, jax.nn.standardize), 4, {}),
+    "groups, heads apart": (by_groups, 4, {"split": True}),
+    "repeated": (by_repeating, 4, {}),
+    "two layers": (by_groups, 4, {"layers": 2}),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_heads_of_keys_and_values_are_copied(name: str) -> None:
+    attend, new, options = EXACT[name]
+    shapes, target = shapes_of(2, **options), shapes_of(new, **options)
+    small, large = network(2, attend), network(new, attend)
+    variables = fill(shapes, 1)
+    widths = dw.trace(small, shapes, X)
+    growth = dw.plan(widths, target=target, target_apply=large)
+    assert len(growth.notes) == len(shapes)
+    assert "each is copied 2 times, and the 2 query heads that shared it" in growth.notes[0]
+
+    @jax.jit
+    def run(variables: Any) -> Any:
+        outputs, pull = jax.vjp(lambda v: small(v, X), variables)
+        grown, back = jax.vjp(lambda v: dw.grow(v, growth), variables)
+        new, pull_new = jax.vjp(lambda v: large(v, X), grown)
+        gradients = pull(jnp.cos(outputs)), back(pull_new(jnp.cos(new))[0])
+        return outputs, new, grown, gradients
+
+    outputs, new, grown, gradients = run(variables)
+    np.testing.assert_allclose(new, outputs, rtol=0, atol=1e-12 * abs(outputs).max())
+    assert (grown[0]["q"] == variables[0]["q"]).all() and (grown[0]["o"] == variables[0]["o"]).all()
+    for a, b in zip(*map(jax.tree.leaves, gradients), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-11 * abs(a).max())
+    tx = optax.adam(0.1)
+    state = dw.grow_opt_state(tx.init(variables), growth, tx)
+    assert jax.tree.map(jnp.shape, state[0].mu) == jax.tree.map(lambda s: s.shape, target)
+
+
+def test_more_heads_of_all_kinds_are_no_copies() -> None:
+    """The groups stay, so new heads are silent instead."""
+    shapes, target = shapes_of(2, split=True), shapes_of(4, split=True)
+    target[0]["q"], target[0]["o"] = f64(6, 2 * HEADS, DIM), f64(2 * HEADS, VALUE, 6)
+
+    def apply(params: Any, x: Any) -> Any:
+        (p,) = params
+        q, k, v = (jnp.einsum("btm,mhd->bthd", x, p[name]) for name in "qkv")
+        y = by_groups(q, k, v)
+        return jnp.einsum("bthd,hdm->btm", y.reshape(2, 5, -1, VALUE), p["o"])
+
+    growth = dw.plan(dw.trace(apply, shapes, X), target=target, target_apply=apply)
+    assert {change.strategy.name for change in growth.changes} == {"zero_outgoing"}
+
+
+REFUSED = {
+    "a softmax over the group": lambda q, k, v: by_groups(q, k, v, lambda s: jax.nn.softmax(s, 2)),
+    "centred in the group": lambda q, k, v: by_groups(
+        q, k, v, lambda s: s - s.mean(2, keepdims=True)
+    ),
+    "summed up over the group before": lambda q, k, v: by_groups(
+        q, k, v, lambda s: jnp.cumsum(s, 2)
+    ),
+    "a slope for each of the group": lambda q, k, v: by_groups(
+        q, k, v, lambda s: s * jnp.arange(1.0, s.shape[2] + 1)[None, None, :, None, None]
+    ),
+    "a slope for each, by NumPy": lambda q, k, v: by_groups(
+        q, k, v, lambda s: s * np.arange(1.0, s.shape[2] + 1).reshape(1, 1, -1, 1, 1)
+    ),
+    "keys mixed": lambda q, k, v: by_groups(q, k, v, first=lambda k: jnp.flip(k, 2)),
+    "keys centred": lambda q, k, v: by_groups(
+        q, k, v, first=lambda k: k - k.mean(2, keepdims=True)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_heads_that_are_mixed_cannot_be_copied(name: str) -> None:
+    widths = dw.trace(network(2, REFUSED[name]), shapes_of(2), X)
+    with pytest.raises(ValueError, match="cannot plan this growth"):
+        dw.plan(widths, target=shapes_of(4), target_apply=network(4, REFUSED[name]))
+
+
+def test_shapes_alone_name_the_way_out() -> None:
+    widths = dw.trace(network(2, by_groups), shapes_of(2), X)
+    with pytest.raises(ValueError, match="pass its function as target_apply=, and these heads are"):
+        dw.plan(widths, target=shapes_of(4))
+
+
+def test_copies_are_made_only_where_programs_are_compared() -> None:
+    widths = dw.trace(network(2, by_groups), shapes_of(2), X)
+    options = {"target": shapes_of(4), "target_apply": network(4, by_groups)}
+    with pytest.raises(ValueError, match="are copied in a growth of their own"):
+        dw.plan(widths, **options, strategy=dw.strategies.random())

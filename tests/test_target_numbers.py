@@ -1,0 +1,309 @@
+"""The larger model has other numbers: arrays are rescaled to make up for them, or it is refused."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from networks import data, f64, fill
+
+import dogwood_jax as dw
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
+
+class Case(NamedTuple):
+    """A network and the arrays of the function, for any size of what grows.
+
+    Attributes:
+        apply: a function of the variables and one input.
+        shapes: returns the shapes of the variables, given the size.
+        inputs: the input's shape.
+        sizes: the size before and after.
+    """
+
+    apply: Callable[[int], Callable[..., Any]]
+    shapes: Callable[[int], Any]
+    inputs: tuple[int, ...]
+    sizes: tuple[int, int] = (6, 10)
+
+
+# Rotary embeddings --------------------------------------------------------------------------------
+
+
+def frequencies(n: int) -> Any:
+    """Frequencies of pairs, computed from no size."""
+    return 1 / 10 ** (jnp.arange(n) / 3)
+
+
+def of_all_pairs(n: int) -> Any:
+    """The usual frequencies: old pairs get others if there are more pairs."""
+    return 1 / 10 ** (jnp.arange(n) / n)
+
+
+def listed(n: int) -> Any:
+    return jnp.asarray(np.array([1, 0.5, 0.2, 0.1, 0.3])[:n])
+
+
+def in_halves(x: Any, frequency: Any) -> Any:
+    """Rotates pairs (i, i + dim / 2) of the last axis of [batch, time, heads, dim]."""
+    angle = jnp.arange(x.shape[1])[:, None] * frequency[None]
+    sin, cos = jnp.sin(angle)[None, :, None], jnp.cos(angle)[None, :, None]
+    a, b = jnp.split(x, 2, -1)
+    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1)
+
+
+def by_tables_of_the_axis(x: Any, frequency: Any) -> Any:
+    """The same with tables as long as the axis, as Llama computes it."""
+    angle = jnp.arange(x.shape[1])[:, None] * frequency[None]
+    angle = jnp.concatenate([angle, angle], -1)[None, :, None]
+    a, b = jnp.split(x, 2, -1)
+    return x * jnp.cos(angle) + jnp.concatenate([-b, a], -1) * jnp.sin(angle)
+
+
+def interleaved(x: Any, frequency: Any) -> Any:
+    """Rotates pairs (2 i, 2 i + 1), as GPT-J does."""
+    angle = jnp.arange(x.shape[1])[:, None] * frequency[None]
+    sin, cos = jnp.sin(angle)[None, :, None], jnp.cos(angle)[None, :, None]
+    a, b = x[..., ::2], x[..., 1::2]
+    return jnp.stack([a * cos - b * sin, a * sin + b * cos], -1).reshape(x.shape)
+
+
+def by_numpy(x: Any, frequency: Any) -> Any:
+    """The same with tables that are captured as constants."""
+    angle = np.arange(7)[:, None] * np.tile(np.asarray(frequency), 2)[None]
+    sin, cos = np.sin(angle)[None, :, None], np.cos(angle)[None, :, None]
+    a, b = jnp.split(x, 2, -1)
+    return x * cos + jnp.concatenate([-b, a], -1) * sin
+
+
+def attention(change: Callable[[Any], Any], flat: bool = False) -> Case:
+    """Attention in which something becomes of queries and keys; its scale is 1/sqrt(head_dim)."""
+
+    def apply(params: Any, x: Any) -> Any:
+        q, k = ((x @ params[n].reshape(5, -1)).reshape(2, 7, 3, -1) for n in "qk")
+        v = jnp.einsum("btm,mhd->bthd", x, params["v"])
+        scores = jnp.einsum("bthd,bshd->bhts", change(q), change(k)) * q.shape[-1] ** -0.5
+        return jnp.einsum("bhts,bshd,hdm->btm", jax.nn.softmax(scores), v, params["o"])
+
+    def shapes(dim: int) -> Any:
+        return {n: f64(5, 3 * dim) if flat else f64(5, 3, dim) for n in "qk"} | {
+            "v": f64(5, 3, 4),
+            "o": f64(3, 4, 5),
+        }
+
+    return Case(lambda _: apply, shapes, (2, 7, 5))
+
+
+def scanned_rotary() -> Case:
+    """Layers under a scan, all of which read the same tables."""
+
+    def apply(dim: int) -> Callable[..., Any]:
+        def run(params: Any, x: Any) -> Any:
+            angle = jnp.arange(7.0)[:, None] * frequencies(dim // 2)[None]
+            sin, cos = jnp.sin(angle)[None], jnp.cos(angle)[None]
+
+            def rotate(x: Any) -> Any:
+                a, b = jnp.split(x, 2, -1)
+                return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1)
+
+            def layer(x: Any, p: Any) -> Any:
+                scores = rotate(x @ p["q"]) @ rotate(x @ p["k"]).mT / np.sqrt(dim)
+                return x + jax.nn.softmax(scores) @ x @ p["v"], None
+
+            return jax.lax.scan(layer, x, params)[0]
+
+        return run
+
+    def shapes(dim: int) -> Any:
+        return {"q": f64(2, 5, dim), "k": f64(2, 5, dim), "v": f64(2, 5, 5)}
+
+    return Case(apply, shapes, (2, 7, 5))
+
+
+def rotated(rotate: Callable[..., Any], of: Callable[[int], Any] = frequencies) -> Any:
+    return lambda x: rotate(x, of(x.shape[-1] // 2))
+
+
+def partly(rotate: Callable[..., Any], dim: int = 4) -> Any:
+    """Only the first units of a head are rotated."""
+    return lambda x: jnp.concatenate(
+        [rotate(x[..., :dim], of_all_pairs(dim // 2)), x[..., dim:]], -1
+    )
+
+
+# Adapters -----------------------------------------------------------------------------------------
+
+
+def adapter(
+    factor: Callable[[int], float],
+    merged: bool = False,
+    rank: int = 4,
+    behind: Callable[[int], float] = lambda rank: 1.0,
+) -> Case:
+    """A layer with a low-rank adapter (LoRA), which may be added to the weights, and a factor."""
+
+    def apply(rank: int) -> Callable[..., Any]:
+        def merge(p: Any, x: Any) -> Any:
+            return jnp.tanh(x @ (p["w"] + factor(rank) * (p["a"] @ p["b"]))) * behind(rank)
+
+        def add(p: Any, x: Any) -> Any:
+            return jnp.tanh(x @ p["w"] + x @ p["a"] @ p["b"] * factor(rank)) * behind(rank)
+
+        return merge if merged else add
+
+    def shapes(rank: int) -> Any:
+        return {"w": f64(5, 6), "a": f64(5, rank), "b": f64(rank, 6)}
+
+    return Case(apply, shapes, (4, 5), (rank, rank + 3))
+
+
+EXACT = {
+    "rotary, first frequencies the old ones": attention(rotated(in_halves)),
+    "rotary, flat heads": attention(rotated(in_halves), flat=True),
+    "rotary, tables of the whole axis": attention(rotated(by_tables_of_the_axis)),
+    "rotary, interleaved": attention(rotated(interleaved)),
+    "rotary, tables by NumPy": attention(rotated(by_numpy, lambda n: 0.3 ** np.arange(n))),
+    "rotary, frequencies by a list": attention(rotated(in_halves, listed)),
+    "rotary, tables outside a scan": scanned_rotary(),
+    "partial rotary": attention(partly(in_halves)),
+    "partial rotary, flat heads": attention(partly(in_halves), flat=True),
+    "partial rotary, tables of the whole axis": attention(partly(by_tables_of_the_axis)),
+    "partial rotary, interleaved": attention(partly(interleaved)),
+    "alpha over rank": adapter(lambda rank: 20 / rank),
+    "alpha over rank, equal to the rank": adapter(lambda rank: 16 / rank),
+    "alpha over rank, equal to one": adapter(lambda rank: 4 / rank),
+    "alpha over rank, merged": adapter(lambda rank: 20 / rank, merged=True),
+    "alpha over the root of the rank": adapter(lambda rank: 16 / rank**0.5),
+    "alpha over the root of the rank, no round number": adapter(lambda r: 16 / r**0.5, rank=6),
+    "alpha grows with the rank": adapter(lambda rank: 2.0),
+}
+
+
+SAID = {
+    "alpha over rank": "a: the larger model multiplies by 2.85714 instead of 5",
+    "partial rotary": "q[2.2]: the larger model multiplies by 0.316228 instead of 0.408248",
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_arrays_make_up_for_the_larger_models_numbers(name: str) -> None:
+    case = EXACT[name]
+    (small, shapes), (large, target) = ((case.apply(n), case.shapes(n)) for n in case.sizes)
+    variables, x = fill(shapes, 1), data(*case.inputs)
+    growth = dw.plan(dw.trace(small, shapes, x), target=target, target_apply=large)
+    outputs, pull = jax.vjp(lambda v: small(v, x), variables)
+
+    @jax.jit
+    def of_grown(variables: Any) -> Any:
+        grown, pull = jax.vjp(lambda v: dw.grow(v, growth, fresh=fill(target, 2)), variables)
+        new, back = jax.vjp(lambda v: large(v, x), grown)
+        return new, pull(back(jnp.cos(new))[0])[0]
+
+    made_up = [note.partition("; rescaled arrays make up for it")[0] for note in growth.notes]
+    assert name not in SAID or SAID[name] in made_up
+    new, gradient = of_grown(variables)
+    np.testing.assert_allclose(new, outputs, rtol=0, atol=1e-12 * np.max(np.abs(outputs)))
+    for a, b in zip(*map(jax.tree.leaves, (gradient, pull(jnp.cos(outputs))[0])), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-11 * np.max(np.abs(b)))
+
+
+def reversed_tables(x: Any) -> Any:
+    """The second half of the axis has the frequencies of the first in reverse."""
+    frequency = frequencies(x.shape[-1] // 2)
+    angle = jnp.arange(7)[:, None] * jnp.concatenate([frequency, frequency[::-1]])[None]
+    return x * jnp.cos(angle)[None, :, None]
+
+
+def counted_on(x: Any) -> Any:
+    """Positions along the whole axis, whose halves are cut apart and rotated."""
+    angle = jnp.arange(7)[:, None] / 10 ** (jnp.arange(x.shape[-1]) / 3)[None]
+    a, b = jnp.split(x, 2, -1)
+    return jnp.concatenate([-b, a], -1) * jnp.sin(angle)[None, :, None]
+
+
+def tanh_of(x: Any) -> Any:
+    return jnp.tanh(x)
+
+
+REFUSED = {
+    "rotary": (attention(rotated(in_halves, of_all_pairs)), "keep rotary_dim or begin with the"),
+    "rotary, interleaved": (attention(rotated(interleaved, of_all_pairs)), "not seen to stay"),
+    "rotary, tables of the whole axis": (
+        attention(rotated(by_tables_of_the_axis, of_all_pairs)),
+        "not seen to stay",
+    ),
+    "rotary, tables by NumPy": (
+        attention(rotated(by_numpy, lambda n: 0.1 ** (np.arange(n) / n))),
+        "a constant of shape .* not seen to stay",
+    ),
+    "partial rotary by halves of the head": (
+        attention(lambda x: partly(in_halves, x.shape[-1] // 2 // 2 * 2)(x)),
+        "cannot plan",
+    ),
+    "frequencies in reverse": (attention(reversed_tables), "it is reversed"),
+    "positions along the whole axis": (attention(counted_on), "not seen to stay"),
+    "tanh": (attention(tanh_of), "no rescaled array makes up"),
+    "a factor of another sign": (
+        adapter(lambda rank: -5.0 if rank == 4 else 5.0),
+        "mul has the number 5 instead of the number -5",
+    ),
+    "a factor that no array of the width reaches": (
+        adapter(lambda rank: 2.0, behind=lambda rank: 1 / rank),
+        "scaled by",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_no_array_makes_up_for_is_refused(name: str) -> None:
+    case, reason = REFUSED[name]
+    shapes, target = map(case.shapes, case.sizes)
+    small, large = map(case.apply, case.sizes)
+    widths = dw.trace(small, shapes, data(*case.inputs))
+    with pytest.raises(ValueError, match=reason):
+        dw.plan(widths, target=target, target_apply=large)
+
+
+def test_recipes_that_fit_stay() -> None:
+    """A norm's recipe is kept where another width needs one for the larger model's numbers."""
+
+    def network(rank: int) -> Callable[..., Any]:
+        def apply(p: Any, x: Any) -> Any:
+            x = x @ p["write"]
+            y = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-3) * p["scale"][None]
+            return (x + y @ p["a"] @ p["b"] * (20 / rank)) @ p["head"]
+
+        return apply
+
+    def shapes(n: int, rank: int) -> Any:
+        sizes = {"write": (5, n), "scale": (n,), "a": (n, rank), "b": (rank, n), "head": (n, 2)}
+        return {name: f64(*size) for name, size in sizes.items()}
+
+    variables, x, target = fill(shapes(6, 4), 1), data(4, 5), shapes(9, 7)
+    widths = dw.trace(network(4), variables, x)
+    growth = dw.plan(widths, target=target, target_apply=network(7))
+    assert growth.change["write"].recipe in widths["write"].recipes
+    assert [note.partition(":")[0] for note in growth.notes] == ["a"]
+    grown = dw.grow(variables, growth, fresh=fill(target, 2))
+    outputs = network(4)(variables, x)
+    np.testing.assert_allclose(
+        network(7)(grown, x), outputs, rtol=0, atol=1e-12 * abs(outputs).max()
+    )
+
+
+def test_without_the_larger_function_the_way_out_is_named() -> None:
+    case = EXACT["alpha grows with the rank"]
+    widths = dw.trace(case.apply(4), case.shapes(4), data(*case.inputs))
+    with pytest.raises(ValueError, match="arrays make up for, target= and target_apply= show it"):
+        dw.plan(widths, {"a": 8})
+    case = EXACT["alpha over rank"]
+    widths = dw.trace(case.apply(4), case.shapes(4), data(*case.inputs))
+    (note,) = dw.plan(widths, {"a": 8}).notes
+    assert "pass its function as target_apply=" in note
+    case = EXACT["alpha over rank, equal to the rank"]
+    widths = dw.trace(case.apply(4), case.shapes(4), data(*case.inputs))
+    (note,) = dw.plan(widths, {"a": 8}).notes
+    assert "the factor on a must be 8; if it has another, pass its function as target_" in note
