@@ -53,6 +53,8 @@ _IN_LARGER_MODEL: Mapping[str, str] = {
     "suspicion": "no rescaled array makes up for the larger model's numbers",
 }
 
+_LONELY = "one of them computes with a number that the other lacks"
+
 
 def plan(
     widths: Widths,
@@ -236,7 +238,7 @@ def plan(
     degrees = widths.network.traced.trace.degrees if widths.network else {}
     problems += (
         "the larger model has other numbers than the network: "
-        + " or ".join(f"{its:.6g} instead of {number:.6g}" for number, its in pairs)
+        + (" or ".join(f"{its:.6g} instead of {number:.6g}" for number, its in pairs) or _LONELY)
         for pairs in larger.numbers
         if not any(
             is_constant(*pair, 0.0, made) or is_scale(*pair, made, degrees) for pair in pairs

@@ -108,6 +108,7 @@ def grow(
             deepening or narrowing.
         out: where the larger checkpoint goes: a new name, a regular file to replace if the source
             is one file, or an empty folder if it is several. Arrays stay in files of the same name.
+            Other files beside them, such as ``config.json``, are left to you: they say old sizes.
         key: PRNG key for random weights, as for ``dw.grow``.
         tx: the optimizer, if the checkpoint holds its state.
         names: which tensor is which leaf. Without it, a tensor's name is the leaf's path, joined by
