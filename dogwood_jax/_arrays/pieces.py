@@ -162,8 +162,9 @@ def grow_window(
     leaf_map: LeafMap,
     part: Part,
     count: int,
-) -> tuple[np.ndarray | Array, bool | Array]:
-    """Returns a window of a part, bit for bit what ``grow`` makes of the whole array.
+    window: np.ndarray,
+) -> bool:
+    """Makes a window of a part, bit for bit as ``grow`` makes the whole array.
 
     Args:
         old: the old places that it comes from, in the order of the file: ``[window, ...]``.
@@ -173,9 +174,10 @@ def grow_window(
         leaf_map: what becomes of the whole array.
         part: the part.
         count: the most places that a window has.
+        window: where the result is written, in the order of the file: ``[window, ...]``.
 
     Returns:
-        The window in the order of the file, and whether all of ``old`` is finite.
+        Whether all of ``old`` is finite.
     """
     # The same program makes all windows, so a short one is filled up.
     more = count - places.size
@@ -184,31 +186,40 @@ def grow_window(
         rest = np.zeros((more, *old.shape[1:]), old.dtype)
         rows, from_ = np.concatenate([old, rest]) if more else old, np.pad(sources, (0, more))
         made, finite = _made(rows, from_, filled, words, leaf_map=leaf_map, part=part)
-        return made[: places.size], finite
+        _bits(window)[...] = _bits(np.asarray(made))[: places.size]
+        return bool(finite)
     # To copy blocks and to draw others takes a fraction of the time of one program for both.
-    window = np.empty((places.size, *part.new_shape[1:]), old.dtype)
-    old_rows, sizes = bool(sources[0] >= 0), list(part.old_shape)
-    sizes[0] = places.size if old_rows else 0
-    if old_rows:
-        window[tuple(map(slice, sizes))] = old
+    is_old, sizes = bool(sources[0] >= 0), list(part.old_shape)
+    sizes[0] = places.size if is_old else 0
+    if is_old:
+        _bits(window)[tuple(map(slice, sizes))] = _bits(old)
     for axis, axis_map in appended([a for a in part.map.axes if isinstance(a, AxisMap)]):
         place = part.order.index(axis)
         block = [slice(size) for size in sizes]
         block[place] = slice(axis_map.old, axis_map.new)
         sizes[place] = axis_map.new
         if place == 0:
-            block[0] = slice(0) if old_rows else slice(places.size)
+            block[0] = slice(0) if is_old else slice(places.size)
             sizes[0] = places.size
+        target = window[tuple(block)]
+        if not target.size:
+            continue
         if axis_map.fill == "zero" or leaf_map.kind != "random":
             is_one = axis_map.fill == "free" and leaf_map.kind == "ones"
-            window[tuple(block)] = 1 if is_one else 0
-        elif 0 not in window[tuple(block)].shape:
+            target[...] = 1 if is_one else 0
+        else:
             stops = tuple((one.start or 0, one.stop) for one in block[1:])
             drawn = _drawn(
                 words, filled, leaf_map=leaf_map, part=part, dtype=old.dtype, stops=stops
             )
-            window[tuple(block)] = np.asarray(drawn)[: places.size]
-    return window, not old_rows or is_finite(old)
+            _bits(target)[...] = _bits(np.asarray(drawn))[: places.size]
+    return not is_old or is_finite(old)
+
+
+def _bits(array: np.ndarray) -> np.ndarray:
+    """Returns an array as integers, which NumPy copies at once; bfloat16 it copies one by one."""
+    size = array.dtype.itemsize
+    return array.view(f"u{size}") if size in (1, 2, 4, 8) and array.ndim else array
 
 
 def _only_appends(part: Part) -> bool:

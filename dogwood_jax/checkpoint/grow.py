@@ -93,7 +93,7 @@ def grow(
     Arrays are read, made and written one after another: neither the old nor the new network is ever
     in memory. The result appears whole or not at all.
 
-    Large arrays of safetensors are made in pieces of 16 MiB, and those in which nothing grows are
+    Large arrays of safetensors are made in pieces of 4 MiB, and those in which nothing grows are
     copied. They are written into the folder ``OUT.growing`` and then moved. If the run is killed or
     the disk gets full, the same call goes on where it stopped.
 

@@ -5,7 +5,8 @@ checkpoint grows when its variables do, and raises the same errors.
 """
 
 import functools
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Protocol
@@ -26,7 +27,7 @@ from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._growth.leaf_map import LeafMap
 
 # Bytes of a new array that are made at a time.
-_PIECE = 1 << 24
+_PIECE = 1 << 22
 
 
 class Stored(Protocol):
@@ -129,32 +130,33 @@ class Piece:
 
     Attributes:
         start: the place of the first among all entries.
-        entries: the entries, perhaps still being computed.
-        finite: whether all old entries that they are made of are finite.
+        make: reads the old entries and makes the new ones; also says whether the old are finite.
+        is_whole: whether it is the whole array, however large that is.
     """
 
     start: int
-    entries: Array | np.ndarray
-    finite: Array | bool = True
+    make: Callable[[], tuple[np.ndarray, bool]]
+    is_whole: bool = False
 
     def values(self, made: Made) -> np.ndarray:
-        """Returns the entries when they are there.
+        """Returns the entries, valid until the same thread makes other ones.
 
         Raises:
             ValueError: if the array grows and holds NaN or infinities, as for ``dw.grow``.
         """
-        if made.leaf_map is not None and made.leaf_map.grows and not bool(self.finite):
+        entries, finite = self.make()
+        if made.leaf_map is not None and made.leaf_map.grows and not finite:
             raise ValueError(
                 f"{made.source}: holds NaN or infinities, so outputs could change: 0 * NaN is NaN; "
                 "grow weights that are finite, such as those of an earlier checkpoint"
             )
-        return np.asarray(self.entries)
+        return entries
 
 
 def pieces_of(
     made: Made, old: Stored | None, order: tuple[int, ...], key: Array | None
 ) -> Iterator[Piece]:
-    """Yields an array piece by piece, in the order of the file.
+    """Yields an array piece by piece, in the order of the file. Threads may share the pieces.
 
     Args:
         made: how it is made.
@@ -166,27 +168,48 @@ def pieces_of(
     if old is not None and made.leaf_map is not None and not made.has_new_rows:
         parts = parts_of(made.leaf_map, old.order)
     if not parts:
-        yield _whole(made, old, order, key)
+        yield Piece(0, functools.partial(_whole, made, old, order, key), is_whole=True)
         return
-    assert old is not None and made.leaf_map is not None
+    assert old is not None
     itemsize = int(jnp.dtype(old.dtype).itemsize)
     for part in parts:
-        row, new_row = prod(part.old_shape[1:]), prod(part.new_shape[1:])
-        rows = part.new_shape[0]
-        pieces = max(1, -(-rows * new_row * itemsize // _PIECE))
-        count = max(1, -(-rows // pieces))
+        rows, row = part.new_shape[0], prod(part.new_shape[1:])
+        count = max(1, -(-rows // max(1, -(-rows * row * itemsize // _PIECE))))
         for places, sources in windows_of(part, count):
-            held = np.empty((places.size, row), old.dtype)
-            _read_rows(old, part.old, sources, held)
-            held = held.reshape((places.size, *part.old_shape[1:]))
-            entries, finite = grow_window(
-                held, places, sources, made.seed, made.leaf_map, part, count
-            )
-            yield Piece(part.new + int(places[0]) * new_row, entries, finite)
+            make = functools.partial(_window, made, old, part, places, sources, count)
+            yield Piece(part.new + int(places[0]) * row, make)
+
+
+_SCRATCH = threading.local()
+
+
+def _scratch(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Returns memory that this thread uses again and again: new memory takes time to get."""
+    size = prod(shape) * int(jnp.dtype(dtype).itemsize)
+    held: np.ndarray | None = getattr(_SCRATCH, name, None)
+    if held is None or held.size < size:
+        held = np.empty(size, np.uint8)
+        setattr(_SCRATCH, name, held)
+    array: np.ndarray = held[:size].view(dtype).reshape(shape)
+    return array
+
+
+def _window(
+    made: Made, old: Stored, part: Part, places: np.ndarray, sources: np.ndarray, count: int
+) -> tuple[np.ndarray, bool]:
+    """Reads some places of a part, and makes what becomes of them."""
+    assert made.leaf_map is not None
+    held = _scratch("old", (places.size, *part.old_shape[1:]), old.dtype)
+    window = _scratch("new", (places.size, *part.new_shape[1:]), old.dtype)
+    _read_rows(old, part.old, sources, held.reshape(places.size, -1))
+    finite = grow_window(held, places, sources, made.seed, made.leaf_map, part, count, window)
+    return window, finite
 
 
 def _read_rows(old: Stored, start: int, sources: np.ndarray, rows: np.ndarray) -> None:
-    """Reads the rows of an array at these places; zeros for -1."""
+    """Reads the rows of an array at these places; zeros for -1 between others."""
+    if sources.max() < 0:
+        return
     size = rows.shape[1]
     stops = np.flatnonzero(np.diff(sources) != 1) + 1
     for first, stop in zip((0, *stops), (*stops, sources.size), strict=True):
@@ -196,8 +219,10 @@ def _read_rows(old: Stored, start: int, sources: np.ndarray, rows: np.ndarray) -
             old.read(start + int(sources[first]) * size, rows[first:stop].reshape(-1))
 
 
-def _whole(made: Made, old: Stored | None, order: tuple[int, ...], key: Array | None) -> Piece:
-    """Returns an array that is made at once."""
+def _whole(
+    made: Made, old: Stored | None, order: tuple[int, ...], key: Array | None
+) -> tuple[np.ndarray, bool]:
+    """Makes an array at once, in the order of the file."""
     source, finite = None, True
     if old is not None:
         held = np.empty([old.shape[axis] for axis in old.order], old.dtype)
@@ -205,7 +230,7 @@ def _whole(made: Made, old: Stored | None, order: tuple[int, ...], key: Array | 
         finite = is_finite(held)
         source = jnp.asarray(held.transpose(np.argsort(old.order)))
     values = source, key, made.seed, made.word, made.place
-    return Piece(0, _made(*values, made=_static(made), order=order), finite)
+    return np.asarray(_made(*values, made=_static(made), order=order)), finite
 
 
 def _static(made: Made) -> Made:

@@ -3,9 +3,11 @@
 import hashlib
 import json
 import os
+import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -24,8 +26,8 @@ from dogwood_jax.checkpoint.made import Made, Piece, made_of, pieces_of
 from dogwood_jax.checkpoint.names import Rows, StoredLeaf, Table
 from dogwood_jax.checkpoint.tensors import Headers, Tensor, header_for, headers_of
 
-# How many pieces may wait to be written.
-_WAITING = 3
+# Each of them needs memory for some pieces.
+_MOST_THREADS = 8
 # Bytes that are copied at a time.
 _COPIED = 1 << 26
 
@@ -205,14 +207,19 @@ class _Old:
 
 
 class _Files(_Old):
-    """The old files and the new ones, which one thread writes while another computes."""
+    """The old files and the new ones, to which several threads write pieces."""
 
     def __init__(self, headers: Headers, begun: Draft) -> None:
         super().__init__(headers)
         self._draft, flags = begun, os.O_RDWR | os.O_CREAT
         self._new = {file: os.open(begun.folder / file, flags, 0o666) for file in headers.metadata}
-        self._writer = ThreadPoolExecutor(1)
-        self._waiting: deque[Future[None]] = deque()
+        self._threads = min(os.cpu_count() or 1, _MOST_THREADS)
+        self._writers = ThreadPoolExecutor(self._threads)
+        # Pieces that are being written; behind those of an array, the array.
+        self._waiting: deque[Future[None] | StoredLeaf] = deque()
+        self._alone = threading.Lock()
+        # Threads that write to one file at a time stand in each other's way.
+        self._writing = threading.Lock()
 
     def __enter__(self) -> "_Files":
         return self
@@ -220,9 +227,9 @@ class _Files(_Old):
     def __exit__(self, error: object = None, *_: object) -> None:
         try:
             while self._waiting and error is None:
-                self._waiting.popleft().result()
+                self._next()
         finally:
-            self._writer.shutdown(cancel_futures=True)
+            self._writers.shutdown(cancel_futures=True)
             super().__exit__(error)
             for handle in self._new.values():
                 os.close(handle)
@@ -238,21 +245,28 @@ class _Files(_Old):
             stored = None if old is None else _Leaf(old, self)
             for piece in pieces_of(made, stored, new.order, key):
                 self._submit(self._write, made, piece, new)
-        self._submit(self._note, new)
+        self._waiting.append(new)
 
     def _submit(self, task: Any, *arguments: Any) -> None:
-        while len(self._waiting) >= _WAITING:
-            self._waiting.popleft().result()
-        self._waiting.append(self._writer.submit(task, *arguments))
+        while len(self._waiting) > 2 * self._threads:
+            self._next()
+        self._waiting.append(self._writers.submit(task, *arguments))
 
-    def _note(self, leaf: StoredLeaf) -> None:
-        for tensor in leaf.tensors:
-            self._draft.note(tensor.file, tensor.name)
+    def _next(self) -> None:
+        """Waits for the piece that was begun first; notes an array all of which is written."""
+        first = self._waiting.popleft()
+        if isinstance(first, Future):
+            first.result()
+        else:
+            for tensor in first.tensors:
+                self._draft.note(tensor.file, tensor.name)
 
     def _write(self, made: Made, piece: Piece, leaf: StoredLeaf) -> None:
-        entries = np.ascontiguousarray(piece.values(made))
-        for tensor, offset, data in _ranges(leaf, piece.start, entries):
-            self.write(tensor.file, offset, data)
+        # Two whole arrays at a time could be too much for the memory.
+        with self._alone if piece.is_whole else nullcontext():
+            entries = np.ascontiguousarray(piece.values(made))
+            for tensor, offset, data in _ranges(leaf, piece.start, entries):
+                self.write(tensor.file, offset, data)
 
     def _copy(self, before: Tensor, after: Tensor) -> None:
         """Copies a tensor without taking it into memory, where the system can."""
@@ -261,7 +275,8 @@ class _Files(_Old):
         while done < before.nbytes:
             size, here, there = before.nbytes - done, before.start + done, after.start + done
             try:
-                copied = os.copy_file_range(old, new, min(size, _COPIED), here, there)
+                with self._writing:
+                    copied = os.copy_file_range(old, new, min(size, _COPIED), here, there)
             except (AttributeError, OSError):  # other systems, and some files of networks
                 copied = 0
             if not copied:
@@ -274,6 +289,7 @@ class _Files(_Old):
     def write(self, file: str, offset: int, data: bytes | memoryview) -> None:
         """Writes bytes of a new file."""
         handle, data = self._new[file], memoryview(data)
-        while data:
-            count = os.pwrite(handle, data, offset)
-            offset, data = offset + count, data[count:]
+        with self._writing:
+            while data:
+                count = os.pwrite(handle, data, offset)
+                offset, data = offset + count, data[count:]
