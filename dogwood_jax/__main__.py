@@ -35,7 +35,8 @@ def main(arguments: Sequence[str]) -> str:
     try:
         said: str = options.run(options)
     except (ValueError, TypeError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+        lines = [f"{parser.prog}: {error}", *getattr(error, "__notes__", ())]
+        parser.exit(2, "\n".join([*lines, ""]))
     return said
 
 

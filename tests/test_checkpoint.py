@@ -217,6 +217,16 @@ def test_what_names_cannot_say_is_listed(tmp_path):
         )
     with pytest.raises(checkpoint.CheckpointError, match="a.b: no row .*\n- c.0: expected 2 axes"):
         checkpoint.shapes(tmp_path / "x.safetensors", names={"c.{i}": ("c[{i}]", "transpose")})
+    with pytest.raises(
+        ValueError, match="x: expected a path.*\n- y.{i}: expected the same numbers"
+    ):
+        names = {"x": 3, "y.{i}": "y", "{0}": "z", "w": "z"}
+        checkpoint.shapes(tmp_path / "x.safetensors", names=names)
+    with pytest.raises(ValueError, match="b: a has the leaf c, too"):
+        checkpoint.shapes(tmp_path / "x.safetensors", names={"a": "c", "b": "c"})
+    save_file({"q.w": np.ones(2), "q.w.max": np.ones(2)}, tmp_path / "y.safetensors")
+    with pytest.raises(checkpoint.CheckpointError, match="q/w/max: q/w is a tensor itself"):
+        checkpoint.load(tmp_path / "y.safetensors")
     with pytest.raises(checkpoint.CheckpointError, match="a.b: expected a multiple of 4 in shape"):
         names = {"a.b": ("a", "d (n h:4) -> d n h"), "c.{i}": "c[{i}]"}
         checkpoint.shapes(tmp_path / "x.safetensors", names=names)
@@ -238,7 +248,11 @@ def test_ready_tables_name_each_leaf_once(names):
     assert len({*addresses}) == len(addresses)
     tensors = [
         checkpoint.tensors.Tensor(
-            name.format(i=0, e=0), "float32", (8, 8) if isinstance(row, tuple) else (8,), "f"
+            # A layer has an MLP or experts.
+            name.format(i=int("experts" in name), e=0),
+            "float32",
+            (8, 8) if isinstance(row, tuple) else (8,),
+            "f",
         )
         for name, row in names.items()
     ]
@@ -246,6 +260,60 @@ def test_ready_tables_name_each_leaf_once(names):
         again = table.stored(path, leaf.shape, "float32")
         assert [t.name for t in again.tensors] == [t.name for t in leaf.tensors]
         assert [t.shape for t in again.tensors] == [t.shape for t in leaf.tensors]
+
+
+# What does not grow -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["safetensors", "orbax"])
+def test_what_does_not_grow_is_copied_as_it_is(form, tmp_path):
+    """Also numbers of 64 bits where JAX has 32, and what the growth does not know."""
+    rng = np.random.default_rng(0)
+    tree = {
+        "up": {"kernel": rng.normal(size=(4, 8)).astype("f4")},
+        "down": {"kernel": rng.normal(size=(8, 2)).astype("f4")},
+    }
+    growth = dw.plan(dw.chain(tree, ("up", "down")), {"up": 16})
+    others = {
+        "ids": np.array([2**40, 1]),
+        "scale": np.array(0.1),
+        "flags": np.array([True, False, True]),
+        "empty": np.zeros((0, 3), np.float16),
+    }
+    source, out = tmp_path / "small", tmp_path / "large"
+    with jax.enable_x64(False):
+        if form == "orbax":
+            import orbax.checkpoint as ocp
+
+            del others["empty"]  # Orbax does not save it
+            ocp.PyTreeCheckpointer().save(source, {"model": tree, "others": others})
+        else:
+            flat = {f"{name}.kernel": layer["kernel"] for name, layer in tree.items()}
+            save_file({**flat, **others}, source)
+        checkpoint.grow(source, growth, out, key=KEY)
+        wide = dw.grow(tree, growth, key=KEY)
+        found = checkpoint.load(out)
+        assert "64" in str(checkpoint.inspect(out))
+    expected = {"model": wide, "others": others} if form == "orbax" else {**wide, **others}
+    assert_same(leaves_by_path(found), leaves_by_path(expected))
+
+
+def test_new_rows_are_not_looked_at_before_they_are_made(tmp_path, monkeypatch):
+    """Memory that is used again held NaN, and rows that come from no old one were not read."""
+    monkeypatch.setattr(made, "_PIECE", 64)
+    nan = np.full(4096, np.nan, np.float32).view(np.uint8)
+    for name in ("old", "new"):
+        monkeypatch.setattr(made._SCRATCH, name, nan.copy(), raising=False)
+    tree = {"a": {"kernel": np.ones((3, 4), "f4")}, "b": {"kernel": np.ones((4, 6), "f4")},
+            "c": {"kernel": np.ones((6, 2), "f4")}}  # fmt: skip
+    widths = dw.chain(tree, ("a", "b", "c"))
+    strategy = {"b": strategies.replicate()}
+    growth = dw.plan(widths, {"a": 32, "b": 12}, strategy=strategy)
+    save_file({f"{name}.kernel": layer["kernel"] for name, layer in tree.items()}, tmp_path / "x")
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    checkpoint.grow(tmp_path / "x", growth, tmp_path / "y", key=KEY)
+    found = leaves_by_path(checkpoint.load(tmp_path / "y"))
+    assert_same(found, leaves_by_path(dw.grow(tree, growth, key=KEY)))
 
 
 # What goes wrong ----------------------------------------------------------------------------------
@@ -282,6 +350,30 @@ def test_a_run_that_fails_goes_on_where_it_stopped(small, tmp_path, monkeypatch)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["large", "small", "whole"]
 
 
+@pytest.mark.parametrize("damage", ["no file", "cut journal", "no room"])
+def test_a_draft_that_was_damaged_is_completed(small, damage, tmp_path, monkeypatch):
+    out, folder = tmp_path / "large", tmp_path / "large.growing"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(PermissionError("no")))
+        with pytest.raises(PermissionError) as failed:
+            checkpoint.grow(small, GROWTHS["wider"], out, key=KEY)
+    assert "the same call goes on" in failed.value.__notes__[0]
+    journal = tmp_path / "large.growing.journal"
+    if damage == "no file":
+        (folder / small.name).unlink()
+    elif damage == "cut journal":
+        journal.write_bytes(journal.read_bytes()[:-5])
+    else:
+        with monkeypatch.context() as patch:
+            patch.setattr(draft.shutil, "disk_usage", lambda _: type("", (), {"free": -(10**9)}))
+            with pytest.raises(OSError, match="are free"):
+                checkpoint.grow(small, GROWTHS["wider"], out, key=KEY)
+        assert (folder / small.name).stat().st_size
+    checkpoint.grow(small, GROWTHS["wider"], out, key=KEY)
+    assert_same(load(out), leaves_by_path(dw.grow(network()[1], GROWTHS["wider"], key=KEY)))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["large", "small"]
+
+
 def test_a_draft_of_something_else_is_begun_anew(small, tmp_path, monkeypatch):
     out = tmp_path / "large"
     with monkeypatch.context() as patch:
@@ -313,21 +405,36 @@ def test_a_killed_run_leaves_what_it_has_written(small, tmp_path):
     assert_same(load(out), leaves_by_path(dw.grow(network()[1], GROWTHS["wider"], key=KEY)))
 
 
-@pytest.mark.parametrize("kind", ["folder", "fifo", "source", "missing parent"])
+@pytest.mark.parametrize(
+    "kind", ["folder", "draft", "journal", "fifo", "source", "file of source", "missing parent"]
+)
 def test_only_regular_files_are_replaced(small, kind, tmp_path):
     out = tmp_path / "out"
-    if kind == "folder":
-        out.mkdir()
-        (out / "mine").write_text("kept")
+    if kind in ("folder", "draft"):
+        mine = out if kind == "folder" else tmp_path / "out.growing"
+        mine.mkdir()
+        (mine / "mine").write_text("kept")
+    elif kind == "journal":
+        (tmp_path / "out.growing.journal").write_text("mine")
     elif kind == "fifo":
         os.mkfifo(out)
-    out = {"source": small, "missing parent": tmp_path / "no" / "out"}.get(kind, out)
+    source = small.parent if kind == "file of source" else small
+    out = {"source": small, "file of source": small, "missing parent": tmp_path / "no" / "out"}.get(
+        kind, out
+    )
     before = small.read_bytes()
-    expected = "is the source" if kind == "source" else "expected a new name|no such folder"
+    expected = {
+        "source": "is the source",
+        "file of source": "is the source",
+        "draft": "expected a draft",
+        "journal": "expected a draft",
+        "missing parent": "no such folder",
+    }.get(kind, "expected a new name")
     with pytest.raises((OSError, ValueError), match=expected):
-        checkpoint.grow(small, GROWTHS["wider"], out, key=KEY)
+        checkpoint.grow(source, GROWTHS["wider"], out, key=KEY)
     assert small.read_bytes() == before
-    assert not (tmp_path / "out.growing").exists()
+    left = [path.name for path in tmp_path.rglob("*") if path.name == "mine"]
+    assert left == ["mine"] * (kind in ("folder", "draft"))
 
 
 def test_a_missing_key_and_infinite_weights_are_refused(small, tmp_path):
@@ -373,10 +480,12 @@ def test_hostile_files_get_one_clear_error(name, tmp_path):
 @pytest.mark.parametrize(
     ("weight_map", "message"),
     [
-        ({"a": "../x.safetensors"}, "names of files in the same folder"),
-        ({"a": "/etc/passwd"}, "names of files in the same folder"),
+        ({"a": "../x.safetensors"}, "names of .safetensors files in the same folder"),
+        ({"a": "/etc/passwd"}, "names of .safetensors files in the same folder"),
         ({"a": "1.safetensors", "b": "1.safetensors"}, "lack tensors of the index: b"),
         ({"b": "1.safetensors"}, "expected a in no file, as the index says"),
+        ({"a": "journal.jsonl"}, "names of .safetensors files"),
+        ({"a": "x\0.safetensors"}, "names of .safetensors files"),
         ([], "expected a JSON object with a weight_map"),
     ],
 )

@@ -187,7 +187,7 @@ def grow_window(
         rows, from_ = np.concatenate([old, rest]) if more else old, np.pad(sources, (0, more))
         made, finite = _made(rows, from_, filled, words, leaf_map=leaf_map, part=part)
         _bits(window)[...] = _bits(np.asarray(made))[: places.size]
-        return bool(finite)
+        return bool(sources.max() < 0 or finite)
     # To copy blocks and to draw others takes a fraction of the time of one program for both.
     is_old, sizes = bool(sources[0] >= 0), list(part.old_shape)
     sizes[0] = places.size if is_old else 0

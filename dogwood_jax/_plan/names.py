@@ -27,10 +27,11 @@ def check_names(widths: Widths, shapes: Mapping[str, Any]) -> None:
     missing = _by_text(leaf.path for leaf in widths.leaves if leaf.path not in shapes)
     new = _by_text(path for path in shapes if path not in paths)
     sizes = {*widths.sizes.values(), *(n for leaf in widths.leaves for n in leaf.shape)}
+    larger = {n for leaf in shapes.values() for n in leaf.shape}
     problems = []
     for text, old in missing.items():
         for one, other in zip_longest(old, new.get(text, ()), fillvalue=""):
-            if _differ_in_sizes(one, other, sizes):
+            if _differ_in_sizes(one, other, sizes, larger):
                 problems.append(
                     f"{one}: the name carries sizes, and in the target it seems to be {other}"
                 )
@@ -50,11 +51,11 @@ def _by_text(paths: Iterable[str]) -> dict[str, list[str]]:
     return found
 
 
-def _differ_in_sizes(old: str, new: str, sizes: set[int]) -> bool:
-    """Whether paths are alike, but for numbers that are sizes of the network and grow."""
+def _differ_in_sizes(old: str, new: str, sizes: set[int], larger: set[int]) -> bool:
+    """Whether paths are alike, but for numbers that are sizes and grow to sizes of the larger."""
     a, b = (_numbers(path) for path in (old, new))
     differing = [(m, n) for m, n in zip(a, b, strict=False) if m != n]
-    return len(a) == len(b) > 0 and all(m in sizes and m < n for m, n in differing)
+    return len(a) == len(b) > 0 and all(m in sizes and n in larger and m < n for m, n in differing)
 
 
 def _numbers(path: str) -> Sequence[int]:

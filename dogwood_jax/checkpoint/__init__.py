@@ -12,6 +12,7 @@
 | ``names``, ``open_models`` | which tensor is which leaf, and how it lies |
 | ``made`` | how each array of the larger model is made, piece by piece |
 | ``safetensors_files``, ``tensors`` | files of safetensors |
+| ``orbax_folders`` | folders of Orbax, with the optimizer's state |
 | ``draft`` | what is being written appears whole or not at all, and is gone on with |
 | ``errors`` | ``CheckpointError`` |
 """

@@ -1,6 +1,6 @@
 """A checkpoint that is being written: ``Draft``, a folder beside the place where it will be.
 
-A journal in the folder says what the draft will be, and which tensors are complete. If writing
+A journal beside the folder says what the draft will be, and which tensors are complete. If writing
 stops, the next run with the same arguments goes on behind them. When all is there, the files move
 to their place. Until then the place stays as it is.
 """
@@ -15,8 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-_JOURNAL = "journal.jsonl"
-
 
 class Draft:
     """The folder of a checkpoint that is being written.
@@ -26,12 +24,12 @@ class Draft:
         done: the tensors that are complete, as pairs of file and name.
     """
 
-    def __init__(self, folder: Path, journal: IO[str], done: set[tuple[str, str]]) -> None:
+    def __init__(self, folder: Path, journal: IO[bytes], done: set[tuple[str, str]]) -> None:
         self.folder, self.done, self._journal = folder, done, journal
 
     def note(self, file: str, tensor: str) -> None:
         """Enters in the journal that a tensor is complete."""
-        self._journal.write(json.dumps([file, tensor]) + "\n")
+        self._journal.write(json.dumps([file, tensor]).encode() + b"\n")
         self._journal.flush()
 
 
@@ -51,40 +49,41 @@ def draft(out: Path, what: str, *, is_folder: bool, size: int) -> Iterator[Draft
     """
     out = out.resolve()  # through a symbolic link, not over it
     expect_free(out, is_folder)
-    folder = out.with_name(f"{out.name}.growing")
-    folder.mkdir(exist_ok=True)
-    with open(folder / _JOURNAL, "a+") as journal:
+    folder, path = (out.with_name(f"{out.name}.growing{end}") for end in ("", ".journal"))
+    if not path.exists() and folder.exists() and any(folder.iterdir()):
+        raise _taken(folder)
+    with open(path, "a+b") as journal:
         try:
             fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise BlockingIOError(
                 errno.EAGAIN, "another process is writing this checkpoint", str(folder)
             ) from error
-        done = _done(journal, what)
+        done = _done(journal, what, path)
         if done is None:
-            for path in folder.iterdir():
-                if path.name != _JOURNAL:
-                    path.unlink()
+            shutil.rmtree(folder, ignore_errors=True)
             journal.truncate(0)
-            journal.write(json.dumps([what, _boot()]) + "\n")
+            journal.write(json.dumps([what, _boot()]).encode() + b"\n")
             journal.flush()
-        room = shutil.disk_usage(folder).free + sum(
-            path.stat().st_blocks * 512 for path in folder.iterdir()
-        )
+        folder.mkdir(exist_ok=True)
+        held = sum(file.stat().st_blocks * 512 for file in folder.iterdir())
+        room = shutil.disk_usage(folder).free + held
         if size > room:
-            shutil.rmtree(folder)
+            if done is None:
+                _remove(folder, path)
             raise OSError(
                 errno.ENOSPC, f"the checkpoint takes {size:,} bytes, {room:,} are free", str(out)
             )
         try:
             yield Draft(folder, journal, done or set())
+            _move(folder, out, is_folder)
         except OSError as error:
             error.add_note(f"what is written is kept in {folder}: the same call goes on there")
             raise
         except ValueError:
-            shutil.rmtree(folder)
+            _remove(folder, path)
             raise
-        _move(folder, out, is_folder)
+        path.unlink()
 
 
 def expect_free(out: Path, is_folder: bool) -> None:
@@ -93,25 +92,39 @@ def expect_free(out: Path, is_folder: bool) -> None:
         raise FileNotFoundError(errno.ENOENT, "no such folder; make it first", str(out.parent))
     if is_folder and out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise FileExistsError(
-            errno.EEXIST,
-            "expected a new name or an empty folder for a checkpoint of files",
-            str(out),
+            errno.EEXIST, "expected a new name or an empty folder for several files", str(out)
         )
     if not is_folder and out.exists() and not out.is_file():
         raise FileExistsError(errno.EEXIST, "expected a new name or a regular file", str(out))
 
 
-def _done(journal: IO[str], what: str) -> set[tuple[str, str]] | None:
-    """Returns the tensors that are complete in the draft; None if it is of something else."""
+def _done(journal: IO[bytes], what: str, path: Path) -> set[tuple[str, str]] | None:
+    """Returns the tensors that are complete in the draft; None if it is of something else.
+
+    The journal then ends with a complete line.
+    """
     journal.seek(0)
-    first, *lines = [*journal.read().split("\n"), ""][:-1] or [""]
-    try:
-        # What was written before a loss of power may not be on the disk.
-        if not _boot() or json.loads(first) != [what, _boot()]:
-            return None
-        return {(file, tensor) for file, tensor in map(json.loads, filter(None, lines))}
-    except ValueError:
+    text = journal.read()
+    if not text:
         return None
+    end = text.rfind(b"\n") + 1  # the last line may have been cut
+    journal.truncate(end)
+    try:
+        first, *lines = [json.loads(line) for line in text[:end].splitlines()]
+        is_ours = len(first) == 2 and all(isinstance(part, str) for part in first)
+        done = {(file, tensor) for file, tensor in lines}
+    except (ValueError, TypeError) as error:
+        raise _taken(path) from error
+    if not is_ours:
+        raise _taken(path)
+    # What was written before a loss of power may not be on the disk.
+    return done if _boot() and first == [what, _boot()] else None
+
+
+def _taken(path: Path) -> FileExistsError:
+    return FileExistsError(
+        errno.EEXIST, "expected a draft of this library, or nothing; move it away", str(path)
+    )
 
 
 def _boot() -> str:
@@ -122,8 +135,12 @@ def _boot() -> str:
         return ""
 
 
+def _remove(folder: Path, journal: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    journal.unlink()
+
+
 def _move(folder: Path, out: Path, is_folder: bool) -> None:
-    (folder / _JOURNAL).unlink()
     if is_folder:
         if out.is_dir():
             out.rmdir()

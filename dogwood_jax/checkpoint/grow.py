@@ -9,7 +9,7 @@ from jax import Array
 
 from dogwood_jax._base.arguments import GROWTH, KEY, OPTIMIZER, PATH, expect, expect_given
 from dogwood_jax._base.deferred import made
-from dogwood_jax._base.trees import PyTree, nested, struct_of
+from dogwood_jax._base.trees import PyTree, is_array, nested, struct
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax.checkpoint.names import Rows
 from dogwood_jax.checkpoint.orbax_folders import grow_folder, item_folder, tree_of_folder
@@ -44,7 +44,8 @@ def shapes(source: str | os.PathLike[str], *, names: Rows | None = None) -> PyTr
     """
     expect("checkpoint.shapes(source)", source=(PATH, source))
     if folder := item_folder(Path(source)):
-        return jax.tree.map(struct_of, tree_of_folder(folder))
+        tree = tree_of_folder(folder)
+        return jax.tree.map(lambda a: struct(a.shape, a.dtype) if is_array(a) else a, tree)
     return nested(shapes_of_files(Path(source), names))
 
 
@@ -94,8 +95,10 @@ def grow(
     in memory. The result appears whole or not at all.
 
     Large arrays of safetensors are made in pieces of 4 MiB, and those in which nothing grows are
-    copied. They are written into the folder ``OUT.growing`` and then moved. If the run is killed or
-    the disk gets full, the same call goes on where it stopped.
+    copied. A few are made as a whole, because their entries depend on each other: copies with
+    noise, merged units, stacks of layers that get more of them, arrays of an initializer given to
+    the strategy. All is written into the folder ``OUT.growing``, with a journal beside it, and then
+    moved. If the run is killed or the disk gets full, the same call goes on where it stopped.
 
     Of Orbax, each array is in memory as a whole, old and new. Beside the network's variables, the
     saved tree may hold an optimizer's state, ``{"params": ..., "opt_state": ...}``. The state grows
@@ -121,8 +124,9 @@ def grow(
 
     Raises:
         TypeError: if arguments are of the wrong kind.
-        ValueError: if ``dw.grow`` or ``dw.grow_opt_state`` would raise it; if a strategy looks at a
-            loss; if ``names`` does not name an array of a new layer; if there is a state and no
+        ValueError: if ``dw.grow`` or ``dw.grow_opt_state`` would raise it, except that NaN is not
+            looked for in units that are dropped; if a strategy looks at a loss; if ``out`` is the
+            source; if ``names`` does not name an array of a new layer; if there is a state and no
             ``tx``, or a ``tx`` and not its state.
         CheckpointError: if the source is damaged, hostile or not of a known kind.
         OSError: if a file cannot be read or written, if ``out`` is something else than said above,
@@ -152,8 +156,6 @@ def grow(
         out=(PATH, out),
     )
     expect_given("checkpoint.grow", key=(KEY, key), tx=(OPTIMIZER, tx))
-    if os.path.exists(out) and os.path.exists(source) and os.path.samefile(source, out):
-        raise ValueError(f"{out}: is the source, which is never overwritten; take another name")
     if folder := item_folder(Path(source)):
         if names is not None:
             raise ValueError("checkpoint.grow: names= is for safetensors; leave it out for Orbax")

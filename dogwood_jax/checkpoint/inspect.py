@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from dogwood_jax._base.arguments import PATH, expect
 from dogwood_jax._base.tables import layers_together, table
+from dogwood_jax._base.trees import is_array, leaves_by_path
+from dogwood_jax.checkpoint.orbax_folders import item_folder, tree_of_folder
 from dogwood_jax.checkpoint.tensors import headers_of
 
 
@@ -20,7 +22,7 @@ class StoredArray:
         name: what the checkpoint calls it.
         shape: its shape.
         dtype: its dtype.
-        file: the file that it is in, by its name in the checkpoint's folder.
+        file: the file that it is in, by its name in the checkpoint's folder; empty for Orbax.
     """
 
     name: str
@@ -52,11 +54,12 @@ class Inspection:
         return sum(prod(array.shape) for array in self.arrays)
 
     def __str__(self) -> str:
-        files = len({array.file for array in self.arrays})
+        files = len({array.file for array in self.arrays if array.file})
         size = sum(array.nbytes for array in self.arrays)
+        where = f"{files} file{'s' * (files != 1)}, " if files else ""
         head = (
-            f"{self.format}, {files} file{'s' * (files != 1)}, {len(self.arrays)} arrays, "
-            f"{self.parameters:,} parameters, {size:,} bytes"
+            f"{self.format}, {where}{len(self.arrays)} arrays, {self.parameters:,} parameters, "
+            f"{size:,} bytes"
         )
         # Names joined by dots are paths, too.
         mark = "/" if any("/" in array.name for array in self.arrays) else "."
@@ -72,7 +75,8 @@ def inspect(source: str | os.PathLike[str]) -> Inspection:
     """Returns what a checkpoint holds: names, shapes, dtypes. The arrays are not read.
 
     Args:
-        source: a ``.safetensors`` file, a folder of shards with their index, or the index itself.
+        source: a ``.safetensors`` file, a folder of shards with their index, or the index itself;
+            or the folder of a tree that Orbax saved.
 
     Returns:
         A table that ``print`` shows.
@@ -96,6 +100,10 @@ def inspect(source: str | os.PathLike[str]) -> Inspection:
         layers.{0..2}.up.kernel  4x8    float32
     """
     expect("checkpoint.inspect(source)", source=(PATH, source))
+    if folder := item_folder(Path(source)):
+        leaves = leaves_by_path(tree_of_folder(folder)).items()
+        saved = (StoredArray(p, a.shape, str(a.dtype), "") for p, a in leaves if is_array(a))
+        return Inspection("orbax", tuple(saved))
     arrays = (
         StoredArray(tensor.name, tensor.shape, tensor.dtype, tensor.file)
         for tensor in headers_of(Path(source)).tensors.values()

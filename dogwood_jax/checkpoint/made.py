@@ -21,7 +21,8 @@ from dogwood_jax._arrays.finite import is_finite
 from dogwood_jax._arrays.grow import grow, grow_array
 from dogwood_jax._arrays.insert import filled_in
 from dogwood_jax._arrays.pieces import Part, grow_window, parts_of, windows_of
-from dogwood_jax._base.trees import Keys, PyTree, leaf_path
+from dogwood_jax._base.problems import listed
+from dogwood_jax._base.trees import Keys, PyTree, leaf_path, leaves_by_path
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._growth.leaf_map import LeafMap
@@ -102,6 +103,7 @@ def made_of(variables: PyTree, growth: Growth, key: Array | None) -> PyTree:
         seeds = np.asarray(words_of(key, len(changing)))
         words = np.asarray(words_of(key, len(growth.insertions)))
     inserted = {i.path: (number, i) for number, i in enumerate(growth.insertions)}
+    stored, cut = leaves_by_path(variables), list[str]()
 
     def made(keys: Keys, leaf: jax.ShapeDtypeStruct) -> Made:
         path = leaf_path(keys)
@@ -114,9 +116,18 @@ def made_of(variables: PyTree, growth: Growth, key: Array | None) -> PyTree:
             one = replace(one, leaf_map=growth.maps[source], seed=seed, place=place)
         if insertion is not None and words is not None:
             one = replace(one, word=words[number])
-        return one
+        dtype = leaf.dtype if source is None else stored[source].dtype
+        if not one.is_copy and jax.dtypes.canonicalize_dtype(dtype) != dtype:
+            cut.append(
+                f"{path}: is {dtype}, which JAX would cut short; "
+                "set jax.config.update('jax_enable_x64', True) first"
+            )
+        return replace(one, dtype=dtype)
 
-    return jax.tree_util.tree_map_with_path(made, grown)
+    every = jax.tree_util.tree_map_with_path(made, grown)
+    if cut:
+        raise ValueError(listed("cannot grow this checkpoint", cut))
+    return every
 
 
 def _source(insertion: Insertion) -> str | None:
@@ -131,12 +142,12 @@ class Piece:
     Attributes:
         start: the place of the first among all entries.
         make: reads the old entries and makes the new ones; also says whether the old are finite.
-        is_whole: whether it is the whole array, however large that is.
+        is_large: whether it may take much memory, because it is a whole array or a long row.
     """
 
     start: int
     make: Callable[[], tuple[np.ndarray, bool]]
-    is_whole: bool = False
+    is_large: bool = False
 
     def values(self, made: Made) -> np.ndarray:
         """Returns the entries, valid until the same thread makes other ones.
@@ -168,7 +179,7 @@ def pieces_of(
     if old is not None and made.leaf_map is not None and not made.has_new_rows:
         parts = parts_of(made.leaf_map, old.order)
     if not parts:
-        yield Piece(0, functools.partial(_whole, made, old, order, key), is_whole=True)
+        yield Piece(0, functools.partial(_whole, made, old, order, key), is_large=True)
         return
     assert old is not None
     itemsize = int(jnp.dtype(old.dtype).itemsize)
@@ -177,7 +188,7 @@ def pieces_of(
         count = max(1, -(-rows // max(1, -(-rows * row * itemsize // _PIECE))))
         for places, sources in windows_of(part, count):
             make = functools.partial(_window, made, old, part, places, sources, count)
-            yield Piece(part.new + int(places[0]) * row, make)
+            yield Piece(part.new + int(places[0]) * row, make, row * itemsize > _PIECE)
 
 
 _SCRATCH = threading.local()
@@ -186,6 +197,8 @@ _SCRATCH = threading.local()
 def _scratch(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """Returns memory that this thread uses again and again: new memory takes time to get."""
     size = prod(shape) * int(jnp.dtype(dtype).itemsize)
+    if size > 2 * _PIECE:  # too much to keep
+        return np.empty(shape, dtype)
     held: np.ndarray | None = getattr(_SCRATCH, name, None)
     if held is None or held.size < size:
         held = np.empty(size, np.uint8)
@@ -229,6 +242,7 @@ def _whole(
         old.read(0, held.reshape(-1))
         finite = is_finite(held)
         source = jnp.asarray(held.transpose(np.argsort(old.order)))
+        del held
     values = source, key, made.seed, made.word, made.place
     return np.asarray(_made(*values, made=_static(made), order=order)), finite
 

@@ -16,12 +16,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
+from dogwood_jax._base.arguments import MAPPING, expect
 from dogwood_jax._base.problems import listed
 from dogwood_jax.checkpoint.errors import CheckpointError
 from dogwood_jax.checkpoint.tensors import Tensor
 
 Rows = Mapping[str, str | Sequence[str]]
 
+_NUMBER = re.compile(r"\{([A-Za-z_]\w*)\}")
 _EXPECTED = "expected 'transpose' or axes such as '(n h:128) d -> d n h'"
 _AXIS = re.compile(r"\(([^()]*)\)|([^()\s]+)")
 
@@ -103,16 +105,20 @@ class Table:
 
     def __init__(self, rows: Rows | None, names: Iterable[str]) -> None:
         self._separator = "/" if any("/" in name for name in names) else "."
-        self._rows, problems = None if rows is None else list[_Row](), list[str]()
-        for tensor, leaf in (rows or {}).items():
-            address, *how = [leaf] if isinstance(leaf, str) else leaf
+        self._rows: list[_Row] | None = None
+        if rows is None:
+            return
+        expect("checkpoint", names=(MAPPING, rows))
+        self._rows, problems, seen = [], list[str](), dict[str, str]()
+        for tensor, leaf in rows.items():
             try:
-                layout = _layout(*how) if how else None
-            except (ValueError, TypeError) as error:
+                row = _row(tensor, leaf)
+            except ValueError as error:
                 problems.append(f"{tensor}: {error}")
-            else:
-                assert self._rows is not None
-                self._rows.append(_Row(_Pattern(tensor), _Pattern(address), layout))
+                continue
+            if (other := seen.setdefault(row.address.text, tensor)) != tensor:
+                problems.append(f"{tensor}: {other} has the leaf {row.address.text}, too")
+            self._rows.append(row)
         if problems:
             raise ValueError(listed("names= cannot be read", problems))
 
@@ -152,8 +158,12 @@ class Table:
             whole = (len(stack), *stack[0].shape)
             tensors = tuple(leaf.tensors[0] for leaf in stack)
             leaves[path] = StoredLeaf(path, whole, tensors, stack[0].layout, stacked=True)
+        for path in leaves:
+            parts = path.split("/")
+            above = ("/".join(parts[:n]) for n in range(1, len(parts)))
+            problems += [f"{path}: {one} is a tensor itself" for one in above if one in leaves]
         if problems:
-            raise CheckpointError(listed("the tensors do not fit names=", problems))
+            raise CheckpointError(listed("the tensors cannot be a network's leaves", problems))
         return leaves
 
     def stored(self, path: str, shape: tuple[int, ...], dtype: str) -> StoredLeaf:
@@ -204,14 +214,16 @@ class _Pattern:
     """A text in which ``{i}`` stands for a number."""
 
     def __init__(self, text: str) -> None:
-        self._text, seen = text, set[str]()
-        parts = re.split(r"\{(\w+)\}", text)
+        self.text = text
+        parts = _NUMBER.split(text)
+        self.names = {*parts[1::2]}
+        seen = set[str]()
         for n, part in enumerate(parts):
-            if n % 2:
+            if n % 2 == 0:
+                parts[n] = re.escape(part)
+            else:
                 parts[n] = f"(?P={part})" if part in seen else f"(?P<{part}>[0-9]+)"
                 seen.add(part)
-            else:
-                parts[n] = re.escape(part)
         self._regex = re.compile("".join(parts))
 
     def numbers(self, text: str) -> dict[str, str] | None:
@@ -221,7 +233,7 @@ class _Pattern:
 
     def filled(self, numbers: Mapping[str, str]) -> str:
         """Returns the text with these numbers."""
-        return self._text.format_map(numbers)
+        return _NUMBER.sub(lambda found: numbers[found[1]], self.text)
 
 
 @dataclass(frozen=True)
@@ -231,6 +243,22 @@ class _Row:
     tensor: _Pattern
     address: _Pattern
     layout: Layout | None
+
+
+def _row(tensor: str, leaf: str | Sequence[str]) -> _Row:
+    """Reads a row.
+
+    Raises:
+        ValueError: says what is wrong with it.
+    """
+    texts = [leaf] if isinstance(leaf, str) else [*leaf] if isinstance(leaf, list | tuple) else []
+    if not 1 <= len(texts) <= 2 or not all(isinstance(text, str) for text in (tensor, *texts)):
+        raise ValueError(f"expected a path, or a path and how the tensor lies, found {leaf!r}")
+    address, *how = texts
+    patterns = _Pattern(tensor), _Pattern(address)
+    if patterns[0].names != patterns[1].names:
+        raise ValueError(f"expected the same numbers in braces on both sides, found {address!r}")
+    return _Row(*patterns, _layout(how[0]) if how else None)
 
 
 def _plain(ndim: int) -> Layout:

@@ -16,7 +16,7 @@ from jax import Array
 
 from dogwood_jax._base.deferred import Deferred, made
 from dogwood_jax._base.problems import listed
-from dogwood_jax._base.trees import PyTree, leaves_by_path, nested, rebuilt
+from dogwood_jax._base.trees import PyTree, is_array, leaves_by_path, nested, rebuilt
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._optimizer.growable import unwrapped, with_stored_ages
 from dogwood_jax._optimizer.opt_state import grow_opt_state
@@ -237,7 +237,7 @@ def _state_of(tx: Any, state: PyTree, variables: PyTree) -> PyTree:
         ValueError: if it is another optimizer's.
     """
     # What has several axes is large. Counts and the ages of units are needed before.
-    state = jax.tree.map(lambda leaf: leaf if leaf.ndim > 1 else made(leaf), state)
+    state = jax.tree.map(lambda leaf: leaf if getattr(leaf, "ndim", 0) > 1 else made(leaf), state)
     stored = leaves_by_path(state)
     trees = [variables]
     if isinstance(variables, Mapping) and "params" in variables:
@@ -254,6 +254,15 @@ def _state_of(tx: Any, state: PyTree, variables: PyTree) -> PyTree:
 
 
 # Saving -------------------------------------------------------------------------------------------
+
+
+def _savable(leaf: Any) -> Any:
+    """Returns an array as one of NumPy if JAX would cut its numbers short, else as one of JAX."""
+    if not is_array(leaf):
+        return leaf
+    if jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype:
+        return np.asarray(made(leaf))
+    return jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
 
 
 def _save(out: Path, tree: PyTree) -> None:
@@ -275,12 +284,14 @@ def _save(out: Path, tree: PyTree) -> None:
                     saved.result()
             return []
 
-    numbers, texts = handlers.ScalarHandler(), handlers.StringHandler()
+    numbers = handlers.ScalarHandler()
     registry = handlers.create_type_handler_registry(
-        *((kind, DeferredHandler()) for kind in (jax.ShapeDtypeStruct, jax.Array, np.ndarray)),
+        *((kind, DeferredHandler()) for kind in (jax.ShapeDtypeStruct, jax.Array)),
         *((kind, numbers) for kind in (int, float, np.number)),
-        (str, texts),
+        (np.ndarray, handlers.NumpyHandler()),
+        (str, handlers.StringHandler()),
     )
+    tree = jax.tree.map(_savable, tree)
     if out.is_dir():
         out.rmdir()
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry)) as saver:

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from jax import Array
 
+import dogwood_jax
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import struct
 from dogwood_jax._growth.growth import Growth
@@ -58,6 +59,9 @@ def grow_files(
 ) -> None:
     """Grows a checkpoint of safetensors; ``dw.checkpoint.grow`` says what is promised."""
     headers = headers_of(source)
+    for file in headers.metadata:
+        if out.exists() and os.path.samefile(headers.folder / file, out):
+            raise ValueError(f"{out}: is the source, which is never overwritten; take another name")
     table, old = _leaves(headers, names)
     every = jax.tree.leaves(made_of(_shapes(old), growth, key))
     new = _stored(every, old, table)
@@ -121,6 +125,7 @@ def _fingerprint(headers: Headers, growth: Growth, key: Array | None, names: Row
     """
     states = [(headers.folder / file).stat() for file in headers.metadata]
     facts = (
+        dogwood_jax.__version__,
         {path: leaf_map for path, leaf_map in growth.maps.items() if leaf_map.changes},
         growth.insertions,
         None if key is None else (str(key.dtype), np.asarray(jax.random.key_data(key)).tolist()),
@@ -212,6 +217,9 @@ class _Files(_Old):
     def __init__(self, headers: Headers, begun: Draft) -> None:
         super().__init__(headers)
         self._draft, flags = begun, os.O_RDWR | os.O_CREAT
+        # A file of the draft may have been removed, though the journal says what was in it.
+        paths = {file: begun.folder / file for file in headers.metadata}
+        self._sizes = {f: path.stat().st_size if path.exists() else 0 for f, path in paths.items()}
         self._new = {file: os.open(begun.folder / file, flags, 0o666) for file in headers.metadata}
         self._threads = min(os.cpu_count() or 1, _MOST_THREADS)
         self._writers = ThreadPoolExecutor(self._threads)
@@ -228,6 +236,8 @@ class _Files(_Old):
         try:
             while self._waiting and error is None:
                 self._next()
+            for handle in self._new.values() if error is None else ():
+                os.fsync(handle)  # before the files get their names
         finally:
             self._writers.shutdown(cancel_futures=True)
             super().__exit__(error)
@@ -236,7 +246,7 @@ class _Files(_Old):
 
     def make(self, made: Made, old: StoredLeaf | None, new: StoredLeaf, key: Array | None) -> None:
         """Makes an array and writes it, unless the draft has it."""
-        if all((tensor.file, tensor.name) in self._draft.done for tensor in new.tensors):
+        if all(map(self._has, new.tensors)):
             return
         if made.is_copy and old is not None and old.layout == new.layout:
             for before, after in zip(old.tensors, new.tensors, strict=True):
@@ -246,6 +256,11 @@ class _Files(_Old):
             for piece in pieces_of(made, stored, new.order, key):
                 self._submit(self._write, made, piece, new)
         self._waiting.append(new)
+
+    def _has(self, tensor: Tensor) -> bool:
+        """Whether the draft has a tensor already."""
+        is_there = tensor.start + tensor.nbytes <= self._sizes[tensor.file]
+        return is_there and (tensor.file, tensor.name) in self._draft.done
 
     def _submit(self, task: Any, *arguments: Any) -> None:
         while len(self._waiting) > 2 * self._threads:
@@ -262,14 +277,15 @@ class _Files(_Old):
                 self._draft.note(tensor.file, tensor.name)
 
     def _write(self, made: Made, piece: Piece, leaf: StoredLeaf) -> None:
-        # Two whole arrays at a time could be too much for the memory.
-        with self._alone if piece.is_whole else nullcontext():
+        # Two large pieces at a time could be too much for the memory.
+        with self._alone if piece.is_large else nullcontext():
             entries = np.ascontiguousarray(piece.values(made))
             for tensor, offset, data in _ranges(leaf, piece.start, entries):
                 self.write(tensor.file, offset, data)
 
     def _copy(self, before: Tensor, after: Tensor) -> None:
         """Copies a tensor without taking it into memory, where the system can."""
+        assert before.nbytes == after.nbytes, before.name
         old, new = self._old[before.file], self._new[after.file]
         done = 0
         while done < before.nbytes:

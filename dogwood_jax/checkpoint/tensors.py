@@ -117,7 +117,9 @@ def _sharded(path: Path) -> Headers:
         raise CheckpointError(f"{path}: expected at most {_MAX_INDEX:,} bytes; found {size:,}")
     try:
         index = json.loads(path.read_bytes())
-        places = index.pop("weight_map")
+        places, metadata = index.pop("weight_map"), index.get("metadata")
+        if not isinstance(metadata, dict | None):
+            raise TypeError("metadata is no object")
         files = sorted({*places.values()}, key=str)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
@@ -126,11 +128,12 @@ def _sharded(path: Path) -> Headers:
         ) from error
     if wrong := [name for name in files if not _is_plain(name)]:
         raise CheckpointError(
-            f"{path}: expected names of files in the same folder; found {_some(map(repr, wrong))}"
+            f"{path}: expected names of .safetensors files in the same folder; found "
+            f"{_some(map(repr, wrong))}"
         )
-    found, metadata = dict[str, Tensor](), dict[str, Mapping[str, str]]()
+    found, texts = dict[str, Tensor](), dict[str, Mapping[str, str]]()
     for file in files:
-        tensors, metadata[file] = _header(path.parent / file)
+        tensors, texts[file] = _header(path.parent / file)
         for tensor in tensors:
             if places.get(tensor.name) != file:
                 where = places.get(tensor.name, "no file")
@@ -141,7 +144,7 @@ def _sharded(path: Path) -> Headers:
             found[tensor.name] = tensor
     if missing := sorted(places.keys() - found.keys()):
         raise CheckpointError(f"{path}: the files lack tensors of the index: {_some(missing)}")
-    return Headers(path.parent, _checked(path, found.values()), metadata, index, path.name)
+    return Headers(path.parent, _checked(path, found.values()), texts, index, path.name)
 
 
 def _header(path: Path) -> tuple[list[Tensor], Mapping[str, str]]:
@@ -229,8 +232,10 @@ def _kind(mode: int) -> str:
 
 
 def _is_plain(name: Any) -> bool:
-    """Whether a text is the name of a file in the same folder."""
-    return isinstance(name, str) and name == os.path.basename(name) and name not in ("", ".", "..")
+    """Whether a text is the name of a file of safetensors in the same folder."""
+    if not isinstance(name, str) or name != os.path.basename(name) or "\0" in name:
+        return False
+    return name.endswith(".safetensors") and name.encode(errors="replace").decode() == name
 
 
 def _some(names: Iterable[str], most: int = 5) -> str:

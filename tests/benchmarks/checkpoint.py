@@ -2,10 +2,9 @@
 
 A decoder is saved as safetensors, then grown in a process of its own: as wide again in its stream,
 its heads and its MLP. Growing and copying take turns, because the disk and the machine are shared.
-Both are asked for bytes written a second: as far as the system's cache, or with --sync to the disk.
+Both are asked for bytes written a second, until they are on the disk.
 
     python tests/benchmarks/checkpoint.py [--gib 4] [--dtype float32] [--runs 3] [--folder DIR]
-        [--sync]
 """
 
 import argparse
@@ -30,15 +29,14 @@ sys.path.append(str(Path(__file__).parents[1]))
 import transformer
 
 _GROW = """
-import json, os, resource, sys, time
+import json, resource, sys, time
 import jax
 import dogwood_jax as dw
 
-source, growth, out, sync = sys.argv[1:]
+source, growth, out = sys.argv[1:]
 growth = dw.from_json(open(growth).read())
 start = time.perf_counter()
 dw.checkpoint.grow(source, growth, out, key=jax.random.key(0))
-sync and os.sync()
 seconds = time.perf_counter() - start
 print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
 """
@@ -58,7 +56,7 @@ def save(shapes, path):
             stream.write(weights.astype(tensor.dtype).tobytes())
 
 
-def main(gib, dtype, runs, folder, sync):
+def main(gib, dtype, runs, folder):
     """Prints the ratio of speeds, and the peak memory beside the largest array."""
     heads = 16
 
@@ -78,13 +76,12 @@ def main(gib, dtype, runs, folder, sync):
     Path(folder, "growth.json").write_text(dw.to_json(growth))
     ratios, peaks = [], []
     for run in range(runs + 1):
-        command = [sys.executable, "-c", _GROW, source, Path(folder, "growth.json"), wide, sync]
+        command = [sys.executable, "-c", _GROW, source, Path(folder, "growth.json"), wide]
         seconds, peak = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
         written = wide.stat().st_size
         start = time.perf_counter()
         shutil.copyfile(wide, copied)
-        if sync:
-            os.sync()
+        os.sync()
         copying = time.perf_counter() - start
         copied.unlink()
         wide.unlink()
@@ -110,7 +107,6 @@ if __name__ == "__main__":
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--folder", help="where the files go; a temporary folder by default")
-    parser.add_argument("--sync", action="store_const", const="sync", default="")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as place:
-        main(options.gib, jnp.dtype(options.dtype), options.runs, place, options.sync)
+        main(options.gib, jnp.dtype(options.dtype), options.runs, place)
