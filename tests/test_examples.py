@@ -43,7 +43,8 @@ def few_digits():
 
 
 def test_a_language_model_grows_on_disk(tmp_path):
-    assert grow_checkpoint.main(tmp_path) < 1e-5
+    with jax.numpy_rank_promotion("allow"):
+        assert grow_checkpoint.main(tmp_path) < 1e-5
     assert {path.name for path in tmp_path.iterdir()} == {"small", "large"}
 
 

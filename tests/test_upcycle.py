@@ -12,7 +12,8 @@ from jax.sharding import PartitionSpec as P
 import dogwood_jax as dw
 
 TOKENS = jnp.arange(30).reshape(3, 10) % net.VOCAB
-CASES = [(kind, dispatch) for kind in net.GATES for dispatch in net.DISPATCHES]
+# Each kind of gates, and in turn each way to the experts.
+CASES = [(kind, net.DISPATCHES[n % 3]) for n, kind in enumerate(net.GATES)]
 
 
 @pytest.fixture(autouse=True)
