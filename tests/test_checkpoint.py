@@ -133,6 +133,14 @@ def test_a_checkpoint_grows_as_its_arrays_do(name, tmp_path, monkeypatch):
             assert tensor.replace(".", "/") in load(out / file)
 
 
+def test_a_folder_with_one_file_becomes_a_folder(tmp_path):
+    source = save(network()[1], tmp_path / "small", 1)
+    checkpoint.grow(source.parent, GROWTHS["copies"], tmp_path / "large", key=KEY)
+    assert [path.name for path in (tmp_path / "large").iterdir()] == [source.name]
+    expected = leaves_by_path(dw.grow(network()[1], GROWTHS["copies"], key=KEY))
+    assert_same(load(tmp_path / "large"), expected)
+
+
 # Names --------------------------------------------------------------------------------------------
 
 

@@ -20,7 +20,7 @@ def shapes(source: str | os.PathLike[str], *, names: Rows | None = None) -> PyTr
     """Returns the shapes of a checkpoint's arrays, for ``dw.trace``; the arrays are not read.
 
     Args:
-        source: a ``.safetensors`` file, a folder of shards with their index, or the index itself;
+        source: a ``.safetensors`` file, a folder with one or with shards, or the index of these;
             or the folder of a tree that Orbax saved.
         names: which tensor is which leaf, see ``names`` of ``grow``.
 
@@ -105,12 +105,13 @@ def grow(
     as ``dw.grow_opt_state`` grows it. All else is saved as it was.
 
     Args:
-        source: a ``.safetensors`` file, a folder of shards with their index, or the index itself;
+        source: a ``.safetensors`` file, a folder with one or with shards, or the index of these;
             or the folder of a tree that Orbax saved, or of a step that holds one.
         growth: from ``plan`` for these variables, as ``shapes`` gives them to ``trace``; growing,
             deepening or narrowing.
-        out: where the larger checkpoint goes: a new name, a regular file to replace if the source
-            is one file, or an empty folder if it is several. Arrays stay in files of the same name.
+        out: where the larger checkpoint goes: a new name, or a regular file to replace if the
+            source is a file, or an empty folder if it is a folder or an index. Arrays stay in files
+            of the same name.
             Other files beside them, such as ``config.json``, are left to you: they say old sizes.
         key: PRNG key for random weights, as for ``dw.grow``.
         tx: the optimizer, if the checkpoint holds its state.

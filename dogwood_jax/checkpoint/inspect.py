@@ -75,7 +75,7 @@ def inspect(source: str | os.PathLike[str]) -> Inspection:
     """Returns what a checkpoint holds: names, shapes, dtypes. The arrays are not read.
 
     Args:
-        source: a ``.safetensors`` file, a folder of shards with their index, or the index itself;
+        source: a ``.safetensors`` file, a folder with one or with shards, or the index of these;
             or the folder of a tree that Orbax saved.
 
     Returns:

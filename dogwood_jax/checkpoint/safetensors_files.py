@@ -74,7 +74,7 @@ def grow_files(
     new = [replace(leaf, tensors=tuple(places[t.name] for t in leaf.tensors)) for leaf in new]
     size = sum(map(len, texts.values())) + sum(tensor.nbytes for tensor in places.values())
     what = _fingerprint(headers, growth, key, names)
-    is_folder = headers.index is not None
+    is_folder = source.is_dir() or headers.index is not None
     with draft(out, what, is_folder=is_folder, size=size) as begun:
         with _Files(headers, begun) as files:
             for file, text in texts.items():
