@@ -33,6 +33,14 @@ def _is_finite(part: np.ndarray) -> bool:
     return bool(np.isfinite(part).all())
 
 
+def refusal_of_not_finite(path: str, where: str = "") -> str:
+    """Returns why an array that is not finite cannot grow, and what to do."""
+    return (
+        f"{path}: holds NaN or infinities{where}, so outputs could change: 0 * NaN is NaN; grow "
+        "weights that are finite, such as those of an earlier checkpoint"
+    )
+
+
 def not_finite(arrays: Mapping[str, Any]) -> list[str]:
     """Returns which arrays hold NaN or infinities, by path.
 

@@ -15,7 +15,7 @@ from dogwood_jax._arrays.choose import choose, without_choices
 from dogwood_jax._arrays.dead import dead_in
 from dogwood_jax._arrays.draws import Draws, keys_of, words_of
 from dogwood_jax._arrays.explicit_axes import explicit_shardings, with_automatic_axes
-from dogwood_jax._arrays.finite import not_finite
+from dogwood_jax._arrays.finite import not_finite, refusal_of_not_finite
 from dogwood_jax._arrays.insert import insert
 from dogwood_jax._arrays.rounds import bytes_of, delete, rounds, several_times
 from dogwood_jax._base.arguments import (
@@ -341,8 +341,7 @@ def _check(
         looked_at = [path for path, leaf_map in growth.maps.items() if leaf_map.grows]
         for where, tree in (("", leaves), (" in fresh", fresh or {})):
             problems += [
-                f"{path}: holds NaN or infinities{where}, so outputs could change: 0 * NaN is NaN; "
-                "grow weights that are finite, such as those of an earlier checkpoint"
+                refusal_of_not_finite(path, where)
                 for path in not_finite({path: tree[path] for path in looked_at if path in tree})
             ]
     if problems:

@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array
 
 from dogwood_jax._arrays.draws import words_of
-from dogwood_jax._arrays.finite import is_finite
+from dogwood_jax._arrays.finite import is_finite, refusal_of_not_finite
 from dogwood_jax._arrays.grow import grow, grow_array
 from dogwood_jax._arrays.insert import filled_in
 from dogwood_jax._arrays.pieces import Part, grow_window, parts_of, windows_of
@@ -157,10 +157,7 @@ class Piece:
         """
         entries, finite = self.make()
         if made.leaf_map is not None and made.leaf_map.grows and not finite:
-            raise ValueError(
-                f"{made.source}: holds NaN or infinities, so outputs could change: 0 * NaN is NaN; "
-                "grow weights that are finite, such as those of an earlier checkpoint"
-            )
+            raise ValueError(refusal_of_not_finite(str(made.source)))
         return entries
 
 
@@ -232,16 +229,22 @@ def _read_rows(old: Stored, start: int, sources: np.ndarray, rows: np.ndarray) -
             old.read(start + int(sources[first]) * size, rows[first:stop].reshape(-1))
 
 
+def whole_of(old: Stored) -> np.ndarray:
+    """Reads all of a stored array."""
+    held = np.empty([old.shape[axis] for axis in old.order], old.dtype)
+    old.read(0, held.reshape(-1))
+    return held.transpose(np.argsort(old.order))
+
+
 def _whole(
     made: Made, old: Stored | None, order: tuple[int, ...], key: Array | None
 ) -> tuple[np.ndarray, bool]:
     """Makes an array at once, in the order of the file."""
     source, finite = None, True
     if old is not None:
-        held = np.empty([old.shape[axis] for axis in old.order], old.dtype)
-        old.read(0, held.reshape(-1))
-        finite = is_finite(held)
-        source = jnp.asarray(held.transpose(np.argsort(old.order)))
+        held = whole_of(old)
+        finite = is_finite(held.transpose(old.order))
+        source = jnp.asarray(held)
         del held
     values = source, key, made.seed, made.word, made.place
     return np.asarray(_made(*values, made=_static(made), order=order)), finite

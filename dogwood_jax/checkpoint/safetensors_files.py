@@ -23,7 +23,7 @@ from dogwood_jax._base.trees import struct
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.shardings import most_like
 from dogwood_jax.checkpoint.draft import Draft, draft
-from dogwood_jax.checkpoint.made import Made, Piece, made_of, pieces_of
+from dogwood_jax.checkpoint.made import Made, Piece, made_of, pieces_of, whole_of
 from dogwood_jax.checkpoint.names import Rows, StoredLeaf, Table
 from dogwood_jax.checkpoint.tensors import Headers, Tensor, header_for, headers_of
 
@@ -42,7 +42,8 @@ def arrays_of_files(source: Path, names: Rows | None) -> dict[str, np.ndarray]:
     """Returns every leaf of a checkpoint, by path."""
     headers = headers_of(source)
     with _Old(headers) as files:
-        return {path: files.whole(leaf) for path, leaf in _leaves(headers, names)[1].items()}
+        leaves = _leaves(headers, names)[1]
+        return {path: whole_of(_Leaf(leaf, files)) for path, leaf in leaves.items()}
 
 
 def _leaves(headers: Headers, names: Rows | None) -> tuple[Table, dict[str, StoredLeaf]]:
@@ -192,12 +193,6 @@ class _Old:
     def __exit__(self, error: object = None, *_: object) -> None:
         for handle in self._old.values():
             os.close(handle)
-
-    def whole(self, leaf: StoredLeaf) -> np.ndarray:
-        """Returns all of a leaf."""
-        held = np.empty([leaf.shape[axis] for axis in leaf.order], leaf.dtype)
-        _Leaf(leaf, self).read(0, held.reshape(-1))
-        return held.transpose(np.argsort(leaf.order))
 
     def read(self, file: str, offset: int, into: memoryview) -> None:
         """Reads bytes of an old file."""
