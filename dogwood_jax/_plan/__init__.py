@@ -15,6 +15,7 @@ comes a growth.
 | ``larger`` | the larger network's own program, where there is one |
 | ``groups`` | heads of keys and values that grow without more query heads |
 | ``own_function`` | what the network's own function says of a growth, once it is planned |
+| ``fewer_layers`` | a deep network with fewer layers, to ask its own function at less cost |
 | ``tried`` | what the network's function did with doubled widths; files keep this in its place |
 | ``solved`` | recipes that make up for the numbers of one larger model |
 | ``comparison`` | whether two programs are the same in other sizes, equation by equation |

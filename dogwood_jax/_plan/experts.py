@@ -13,6 +13,7 @@ from dogwood_jax._base.trees import PyTree
 from dogwood_jax._growth.growth import Change
 from dogwood_jax._plan.gates import Router, computed_with, routers_of
 from dogwood_jax._plan.own_function import Rejected, trace_own
+from dogwood_jax._widths.dims import PICKED
 from dogwood_jax._widths.layout import Concat, Units, units_of
 from dogwood_jax._widths.values import Trace
 from dogwood_jax._widths.widths import Facts, Leaf, Recipe, Width, Widths
@@ -233,7 +234,10 @@ def exact_copies(
         problems: receives a line for each router with which outputs would change.
     """
     changes, texts = dict[str, Change](), dict[str, str]()
-    if widths.network is None:
+    # Where a router chooses, the largest are picked. Without one, its program need not be read.
+    if widths.network is None or not any(
+        PICKED in widths[name].hazards for name, new in sizes.items() if new > widths[name].size
+    ):
         return {}, []
     network, theirs = Mixtures(widths), None if larger is None else Mixtures(larger)
     others: list[str] | None = None

@@ -22,13 +22,14 @@ class GrownSizes:
         sizes: new sizes by name of the width.
 
     Attributes:
+        sizes: the new sizes by name of the width.
         names: name of each width by dimension.
         lengths: the sizes of all axes of arrays, and of what these are made of, before and after.
     """
 
     def __init__(self, widths: Widths, sizes: Mapping[str, int]) -> None:
         assert widths.network is not None
-        self._network = widths.network
+        self._network, self.sizes = widths.network, sizes
         dims = {path: value.dims for path, value in widths.network.traced.leaves.items()}
         self.names: dict[Dim, str] = {}
         self._sizes: dict[Dim, int] = {}

@@ -8,7 +8,7 @@ when each width was doubled (``tried``).
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import jax
@@ -19,6 +19,7 @@ from dogwood_jax._base.trees import PyTree
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._modules.resizing import Resizing, says_numbers
 from dogwood_jax._plan.comparison import Comparison
+from dogwood_jax._plan.fewer_layers import fewer_layers, read_so_far
 from dogwood_jax._plan.grown_sizes import GrownSizes
 from dogwood_jax._program.program import Program
 from dogwood_jax._widths.trace import Traced
@@ -81,6 +82,8 @@ def _check_program(growth: Growth, target: PyTree) -> bool:
     """Returns whether the function knows its sizes, and so does not take the grown ones."""
     widths = growth.widths
     assert widths.network is not None
+    if _agrees_with_fewer_layers(growth, target):
+        return False
     larger = trace_own(widths, growth.sizes, target)
     if isinstance(larger, Rejected):
         if larger.follows_shapes:
@@ -101,6 +104,24 @@ def _check_program(growth: Growth, target: PyTree) -> bool:
             "in these sizes, the network itself", [f"{problem}; {way_out}" for problem in problems]
         )
     return False
+
+
+def _agrees_with_fewer_layers(growth: Growth, target: PyTree) -> bool:
+    """Whether a few layers stand for the network, and nothing in them speaks against a growth."""
+    fewer = fewer_layers(growth.widths, growth.sizes)
+    if fewer is None:
+        return False
+    assert fewer.widths.network is not None
+    grown = GrownSizes(fewer.widths, growth.sizes)
+    try:
+        program = fewer.shortened(_own_program(growth.widths, grown, target, fewer.cut))
+    except Exception:  # any function may raise that knows its sizes
+        return False
+    if program is None:
+        return False
+    larger = Traced(program, notes_reads=False)
+    compared = Comparison(fewer.widths.network.traced.trace, larger.trace, grown)
+    return not any(compared.problems(growth.change, exactly=False))
 
 
 @dataclass(frozen=True)
@@ -128,7 +149,8 @@ def trace_own(widths: Widths, sizes: Mapping[str, int], target: PyTree = None) -
         target: the larger model's variables, or None.
     """
     try:
-        return Traced(_own_program(widths, sizes, target), notes_reads=False)
+        grown = GrownSizes(read_so_far(widths), sizes)  # enough for the sizes of inputs
+        return Traced(_own_program(widths, grown, target), notes_reads=False)
     except Exception as error:  # any function may raise that knows its sizes
         is_checked = type(error).__module__.startswith("flax.")
         knows_sizes = is_checked or target is not None or _says_sizes(widths, sizes)
@@ -144,36 +166,48 @@ def _says_sizes(widths: Widths, sizes: Mapping[str, int]) -> bool:
     return bool(resizing.problems) or larger != jax.tree.structure(variables)  # type: ignore[operator]
 
 
-def _own_program(widths: Widths, sizes: Mapping[str, int], target: PyTree = None) -> Program:
+def _own_program(
+    widths: Widths,
+    grown: GrownSizes,
+    target: PyTree = None,
+    cut: Callable[[PyTree], PyTree] = lambda variables: variables,
+) -> Program:
     """Returns the program of the network's own function in other sizes.
 
     It is called with the target's variables, or with its own variables after the growth. Modules
     among these state the new sizes. The function may hold parts of modules that state the old ones,
     and fail. Then it is called with modules that state the old sizes, too.
+
+    Args:
+        widths: the widths of the network.
+        grown: the other sizes.
+        target: the larger model's variables, or None.
+        cut: leaves layers out of variables.
     """
     assert widths.network is not None
     apply, variables = widths.network.apply, widths.network.variables
-    inputs = GrownSizes(widths, sizes).inputs()
+    inputs = grown.inputs()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if target is not None:
-            return Program(apply, target, inputs)
-        resizing = Resizing(widths.leaves, sizes)
+            return Program(apply, cut(target), inputs)
+        resizing = Resizing(widths.leaves, grown.sizes)
         if says_numbers(variables):
             try:
-                return Program(apply, resizing.resized(variables), inputs)
+                return Program(apply, cut(resizing.resized(variables)), inputs)
             except Exception:  # any function may raise that holds parts of the old modules
                 pass
-        return Program(apply, resizing.reshaped(variables), inputs)
+        return Program(apply, cut(resizing.reshaped(variables)), inputs)
 
 
 def _follows_shapes(widths: Widths) -> bool:
     """Whether the network's own function does the same with all widths twice as large."""
     assert widths.network is not None
     sizes = {name: 2 * width.size for name, width in widths.items() if not width.fixed}
+    grown = GrownSizes(widths, sizes)
     try:
-        doubled = Traced(_own_program(widths, sizes), notes_reads=False).trace
+        doubled = Traced(_own_program(widths, grown), notes_reads=False).trace
     except Exception:  # any function may raise that knows its sizes
         return False
-    found = Comparison(widths.network.traced.trace, doubled, GrownSizes(widths, sizes))
+    found = Comparison(widths.network.traced.trace, doubled, grown)
     return found.is_in_step and not found.sizes

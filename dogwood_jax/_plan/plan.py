@@ -235,7 +235,8 @@ def plan(
         for number, n in larger.epsilons(widths, made)
         if not problems
     ]
-    degrees = widths.network.traced.trace.degrees if widths.network else {}
+    is_read = bool(larger.numbers) and widths.network is not None
+    degrees = widths.network.traced.trace.degrees if is_read else {}  # type: ignore[union-attr]
     problems += (
         "the larger model has other numbers than the network: "
         + (" or ".join(f"{its:.6g} instead of {number:.6g}" for number, its in pairs) or _LONELY)

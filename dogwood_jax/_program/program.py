@@ -1,5 +1,6 @@
 """Programs of functions as JAX traces them: ``Program``, and the programs inside equations."""
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -44,6 +45,25 @@ class Program:
             return [leaf for _, leaf in outputs if is_array(leaf)]
 
         self.jaxpr = jax.make_jaxpr(flat)(*(leaves[i] for i in dynamic))
+
+    def in_order(self, paths: Sequence[str]) -> "Program":
+        """Returns the same program, which takes the arrays at these paths in this order."""
+        jaxpr = self.jaxpr.jaxpr
+        variables = {
+            path: (var, (path, struct))
+            for var, (path, struct) in zip(jaxpr.invars, self.arguments, strict=True)
+            if path is not None
+        }
+        inputs = [
+            pair for pair in zip(jaxpr.invars, self.arguments, strict=True) if pair[1][0] is None
+        ]
+        pairs = [*(variables[path] for path in paths), *inputs]
+        ordered = copy.copy(self)
+        ordered.jaxpr = jex.ClosedJaxpr(
+            jaxpr.replace(invars=[var for var, _ in pairs]), self.jaxpr.consts
+        )
+        ordered.arguments = [argument for _, argument in pairs]
+        return ordered
 
 
 def sub_programs(eqn: Any) -> list[tuple[Any, Sequence[Any]]]:

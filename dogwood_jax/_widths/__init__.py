@@ -12,6 +12,7 @@ a table, with the layout of every axis of every array. Between them, in this ord
 | ``quantized`` | weights of small integers, which get zeros |
 | ``roles`` | decides which weights are outgoing, so that zeros there silence new units |
 | ``recipes/`` | finds exact growths for widths whose size the network computes with |
+| ``by_analogy`` | the widths of many like layers, of which only some are read |
 | ``naming`` | turns dimensions into widths with names, and axes into layouts |
 | ``widths`` | the result: ``Widths``, ``Width``, ``Leaf`` |
 

@@ -208,6 +208,11 @@ def _is_meaningful(atom: Dim) -> bool:
 
 def module_of(path: str) -> str:
     """Returns the module that owns an array, whatever collection the array is in."""
-    collection, _, rest = path.partition("/")
-    inside = rest if collection in _COLLECTIONS and rest else path
+    inside = inside_of(path)
     return inside.rpartition("/")[0] or (inside if inside == path else "")
+
+
+def inside_of(path: str) -> str:
+    """Returns a path without the collection that it begins with."""
+    collection, _, rest = path.partition("/")
+    return rest if collection in _COLLECTIONS and rest else path

@@ -20,7 +20,9 @@ from dogwood_jax._base.described import described, holds_arrays
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, is_array, mirrors
 from dogwood_jax._program.intervals import UNKNOWN
+from dogwood_jax._program.like_layers import find_like_layers
 from dogwood_jax._program.program import Program
+from dogwood_jax._widths.by_analogy import all_layers
 from dogwood_jax._widths.dims import Dim, hand_down, unify
 from dogwood_jax._widths.naming import laid_out, module_of, names_of
 from dogwood_jax._widths.quantized import is_quantized, note_quantized
@@ -32,7 +34,7 @@ from dogwood_jax._widths.roles import Roles
 from dogwood_jax._widths.rules import axes, control, elementwise, lookup, sums  # noqa: F401
 from dogwood_jax._widths.scales import check_lone_scales, check_scales
 from dogwood_jax._widths.values import Entry, Silencer, Silencers, Trace, Value
-from dogwood_jax._widths.widths import Facts, Network, Widths, make_widths, no_such
+from dogwood_jax._widths.widths import Deep, Facts, Network, Widths, make_widths, no_such
 
 Place = tuple[str, int]
 
@@ -88,11 +90,31 @@ def trace(
     expect_call(_CALL, "apply", apply, variables, *inputs)
     fixed, tied = _listed("fix", fix, "(path, axis)"), _listed("tie", tie, "(place, place)")
     program = _program(apply, variables, inputs)
+    network = Network(apply, program.variables, tuple(program.inputs))
+    layers = None if fixed or tied else find_like_layers(program)
+    if layers is not None:
+        few: dict[tuple[int, ...], Traced] = {}
+
+        def read_some(kept: tuple[int, ...]) -> Widths:
+            few[kept], widths = read_program(layers.keeping(program, kept))
+            return widths
+
+        widths = all_layers(read_some, layers)
+        if widths is not None:
+            deep = Deep(program, layers, few[layers.few], lambda: read_program(program)[0])
+            return replace(widths, network=replace(network, deep=deep))
+    traced, widths = read_program(program, fixed, tied)
+    return replace(widths, network=replace(network, read=traced))
+
+
+def read_program(
+    program: Program, fixed: Sequence[Place] = (), tied: Sequence[tuple[Place, Place]] = ()
+) -> tuple["Traced", Widths]:
+    """Returns what a program says, and the widths that follow from it."""
     traced = Traced(program)
     _override(traced.leaves, fixed, tied)
     _attach_unread(traced.leaves, traced.trace)
-    network = Network(apply, program.variables, tuple(program.inputs), traced)
-    return replace(_widths_of(traced.leaves, traced.trace), network=network)
+    return traced, _widths_of(traced.leaves, traced.trace)
 
 
 def _widths_of(leaves: dict[str, Value], trace: Trace) -> Widths:

@@ -14,6 +14,8 @@ from dogwood_jax import strategies
 from dogwood_jax._base.arguments import is_integer
 from dogwood_jax._base.described import described
 from dogwood_jax._base.tables import MANY, layers_together, merged, table
+from dogwood_jax._program.like_layers import LikeLayers
+from dogwood_jax._program.program import Program
 from dogwood_jax._widths.layout import Concat, Layout, Product, Role, Units, size_of, units_of
 
 # What a new entry of an array should be where nothing else decides: a kernel or embedding is
@@ -171,6 +173,25 @@ class Facts:
 
 
 @dataclass(frozen=True, eq=False)
+class Deep:
+    """The program of a network of which some layers stand for many like ones.
+
+    Attributes:
+        program: the whole program.
+        layers: which layers are alike.
+        few: what was learned of the program with the layers that stand for all.
+        read: reads the whole program.
+        tried: what the function does with variables of fewer layers, as far as it was tried.
+    """
+
+    program: Program
+    layers: LikeLayers
+    few: Any
+    read: Callable[[], Any]
+    tried: dict[tuple[int, ...], Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
 class Network:
     """The function that was traced, kept to trace it in other sizes or to run it.
 
@@ -178,13 +199,20 @@ class Network:
         apply: the function of variables and inputs.
         variables: its variables, with a ``jax.ShapeDtypeStruct`` for every array.
         inputs: the inputs, in the same way.
-        traced: what was learned of its program.
+        read: what was learned of its program, if all of it was read.
+        deep: the program, if not.
     """
 
     apply: Callable[..., Any]
     variables: Any
     inputs: tuple[Any, ...]
-    traced: Any
+    read: Any = None
+    deep: Deep | None = None
+
+    @cached_property
+    def traced(self) -> Any:
+        """What was learned of its program. It is read now, if only some of its layers were."""
+        return self.read if self.deep is None else self.deep.read()
 
     def random_inputs(self, key: jax.Array) -> tuple[Any, ...]:
         """Returns inputs with random numbers for the arrays of floats and small integers."""

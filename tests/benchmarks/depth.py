@@ -1,12 +1,15 @@
 """How the time of tracing and planning grows with the number of layers.
 
-A GPT-2 of the largest size (1600 wide, 25 heads, 1024 tokens, 50257 words) with 1 to 96 layers,
-from shapes alone: no array is allocated. Each round takes all depths in turn.
+A GPT-2 of the largest size (1600 wide, 25 heads, 1024 tokens, 50257 words) with 1 to 96 layers.
+Then Llama-3 405B and DeepSeek-V3 671B, whose hidden units of all MLPs grow: in seconds, and as
+multiples of the time that ``jax.make_jaxpr`` takes. All from shapes alone: no array is allocated.
+Each round takes all depths, or ``make_jaxpr`` and ``trace`` with ``plan``, in turn.
 
     python tests/benchmarks/depth.py [--rounds 3] [--layers 1 6 12 24 48 96]
 """
 
 import argparse
+import gc
 import os
 import platform
 import statistics
@@ -19,6 +22,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from large_models import deepseek, deepseek_v3, llama, llama_405b
 
 import dogwood_jax as dw
 
@@ -88,6 +92,33 @@ def measure(layers: int) -> dict[str, float]:
     return seconds
 
 
+def compare(apply: Callable[..., Any], variables: Any) -> dict[str, float]:
+    """Returns the seconds that make_jaxpr takes, and trace and plan."""
+    tokens = jax.ShapeDtypeStruct((1, 4096), jnp.int32)
+    seconds: dict[str, float] = {}
+    jax.clear_caches()
+    gc.collect()
+    start = time.perf_counter()
+    jax.make_jaxpr(apply)(variables, tokens)
+    seconds["make_jaxpr"] = time.perf_counter() - start
+    jax.clear_caches()
+    gc.collect()
+    start = time.perf_counter()
+    widths = dw.trace(apply, variables, tokens)
+    seconds["trace"] = time.perf_counter() - start
+    hidden = {
+        name: width.size * 3 // 2
+        for name, width in widths.items()
+        if any(place.path.endswith("/down") for place in width.occurrences)
+        if width.size in (2048, 18432, 53248)
+    }
+    start = time.perf_counter()
+    growth = dw.plan(widths, hidden)
+    seconds["plan"] = time.perf_counter() - start
+    assert len(growth.changes) >= len(variables["layers"])
+    return seconds
+
+
 def _shapes(growth: dw.Growth, variables: Any) -> list[tuple[int, ...]]:
     paths = jax.tree_util.tree_leaves_with_path(variables)
     names = [jax.tree_util.keystr(keys, simple=True, separator="/") for keys, _ in paths]
@@ -119,6 +150,15 @@ def main() -> None:
     for a, b in zip(options.layers, options.layers[1:], strict=False):
         ratio = statistics.median(r[b]["trace"] / r[a]["trace"] for r in rounds)
         print(f"trace, {a} to {b} layers: {ratio:.2f} times")
+    for name, apply, make in (
+        ("Llama-3 405B", llama, llama_405b),
+        ("DeepSeek-V3 671B", deepseek, deepseek_v3),
+    ):
+        compare(apply, make(8))  # imports what is imported late
+        found = [compare(apply, make()) for _ in range(options.rounds)]
+        cells = ", ".join(f"{what} {cell([r[what] for r in found])}" for what in found[0])
+        ratios = [(r["trace"] + r["plan"]) / r["make_jaxpr"] for r in found]
+        print(f"{name}: {cells}; trace and plan take {cell(ratios)} times make_jaxpr")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from math import prod
 from typing import Any
 
 from dogwood_jax._widths import dims as _dims
-from dogwood_jax._widths.dims import Dim, unify
+from dogwood_jax._widths.dims import PICKED, Dim, unify
 from dogwood_jax._widths.rules.registry import (
     blend,
     mixed,
@@ -313,7 +313,7 @@ def _sort(trace: Trace, eqn: Any, *values: Value) -> list[Value]:
 @rule("top_k", "approx_top_k")
 def _top_k(trace: Trace, eqn: Any, x: Value) -> list[Value]:
     axis = eqn.params.get("axis", eqn.params.get("reduction_dimension", -1)) % x.ndim
-    x.dims[axis].endanger("the largest are picked along it")
+    x.dims[axis].endanger(PICKED)
     (shape, _) = shapes_out(eqn)
     dims = [*x.dims]
     dims[axis] = Dim(shape[axis], "it counts the largest that are picked")

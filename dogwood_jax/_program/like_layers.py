@@ -1,0 +1,336 @@
+"""Programs of many like layers, and the same programs with fewer of them: ``find_like_layers``.
+
+A deep network that is not written as a loop has the same equations once for each layer. They differ
+in the arrays that they read: those of ``layers/7`` instead of those of ``layers/6``. One layer
+begins with what the layer before it made. So layers can be left out of the program: then the layer
+after them begins with what the layer before them made.
+
+What repeats is called a layer here. In a network in which two kinds of layers alternate, it is two
+layers.
+"""
+
+import copy
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax.extend.core as jex
+import numpy as np
+
+from dogwood_jax._program.program import Program
+from dogwood_jax._program.sameness import Sameness
+
+# How many equations the like layers must have, so that it is worth while.
+WORTH = 1000
+
+# How many layers there must be.
+FEWEST = 6
+
+# How many distances between equal equations are tried as the length of a layer.
+_TRIED = 4
+
+
+@dataclass(frozen=True)
+class LikeLayers:
+    """Layers of a program that are like each other.
+
+    Attributes:
+        start: index of the first equation of the first of these layers.
+        length: how many equations a layer has.
+        prefixes: what the paths of the arrays of each layer begin with, such as ``"layers/7"``.
+            Where a layer's arrays are in several places, there are several, in the same order for
+            every layer.
+    """
+
+    start: int
+    length: int
+    prefixes: tuple[tuple[str, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.prefixes)
+
+    @property
+    def few(self) -> tuple[int, ...]:
+        """The layers that stand for all: the second one does for those after it but the last."""
+        return (0, 1, len(self) - 1)
+
+    @property
+    def more(self) -> tuple[int, ...]:
+        """The same layers and two more, which show whether others are like the second one."""
+        return (0, 1, 2, 3, len(self) - 1)
+
+    def layer_of(self, path: str) -> int | None:
+        """Returns which layer an array is in, or None."""
+        parts = path.split("/")
+        beginnings = ("/".join(parts[:end]) for end in range(1, len(parts) + 1))
+        return next((self._layers[b] for b in beginnings if b in self._layers), None)
+
+    @property
+    def has_names_twice(self) -> bool:
+        """Whether a beginning of paths is that of several layers."""
+        return len(self._layers) < sum(map(len, self.prefixes))
+
+    @cached_property
+    def _layers(self) -> dict[str, int]:
+        return {
+            prefix: layer for layer, prefixes in enumerate(self.prefixes) for prefix in prefixes
+        }
+
+    def keeping(self, program: Program, layers: Sequence[int]) -> Program:
+        """Returns a program without all of these layers but some.
+
+        Args:
+            program: the program in which they were found.
+            layers: those that stay, in their order, the first one and the last one among them.
+        """
+        jaxpr, kept = program.jaxpr.jaxpr, {*layers}
+        end = self.start + len(self) * self.length
+        eqns = [*jaxpr.eqns[: self.start]]
+        made: dict[Any, tuple[int, int]] = {}
+        for index in range(self.start, end):
+            for place, var in enumerate(jaxpr.eqns[index].outvars):
+                made[var] = index, place
+        for before, layer in zip([None, *layers[:-1]], layers, strict=True):
+            first = self.start + layer * self.length
+            left_out = 0 if before is None else (layer - before - 1) * self.length
+
+            def moved(atom: Any, first: int = first, left_out: int = left_out) -> Any:
+                """Returns what stands for a result of the layer before, where that is left out."""
+                if isinstance(atom, jex.Literal) or not left_out or atom not in made:
+                    return atom
+                index, place = made[atom]
+                if not first - self.length <= index < first:
+                    return atom
+                return jaxpr.eqns[index - left_out].outvars[place]
+
+            for eqn in jaxpr.eqns[first : first + self.length]:
+                invars = [*map(moved, eqn.invars)]
+                is_same = all(a is b for a, b in zip(invars, eqn.invars, strict=True))
+                eqns.append(eqn if is_same else eqn.replace(invars=invars))
+        eqns += jaxpr.eqns[end:]
+
+        def stays(path: str | None) -> bool:
+            return path is None or (layer := self.layer_of(path)) is None or layer in kept
+
+        arguments = [*zip(jaxpr.invars, program.arguments, strict=True)]
+        gone = {var for var, (path, _) in arguments if not stays(path)}
+        results = [
+            (var, path)
+            for var, path in zip(jaxpr.outvars, program.results, strict=True)
+            if isinstance(var, jex.Literal) or var not in gone
+        ]
+        shorter = copy.copy(program)
+        shorter.jaxpr = jex.ClosedJaxpr(
+            jaxpr.replace(
+                eqns=eqns,
+                invars=[var for var, _ in arguments if var not in gone],
+                outvars=[var for var, _ in results],
+            ),
+            program.jaxpr.consts,
+        )
+        shorter.arguments = [argument for var, argument in arguments if var not in gone]
+        shorter.results = [path for _, path in results]
+        return shorter
+
+
+def find_like_layers(program: Program) -> LikeLayers | None:
+    """Returns the like layers of a program, if it has so many that leaving them out is worth it.
+
+    If a program has several kinds of layers, one after another, those with most equations are
+    found.
+    """
+    eqns = program.jaxpr.jaxpr.eqns
+    if len(eqns) < WORTH:
+        return None
+    same = Sameness()
+    numbers = np.asarray([same.equation(eqn) for eqn in eqns])
+    reading = _Reading(program)
+    runs = [
+        (length, *_longest(numbers[:-length] == numbers[length:])) for length in _lengths(numbers)
+    ]
+    for length, first, count in sorted(runs, key=lambda run: (-run[2], run[0])):
+        if count < WORTH:
+            continue
+        layers = reading.layers(first, count, length)
+        if layers is not None:
+            return layers
+    return None
+
+
+def _lengths(numbers: np.ndarray) -> list[int]:
+    """Returns the distances between equal equations that occur most often."""
+    last: dict[int, int] = {}
+    distances: Counter[int] = Counter()
+    for index, number in enumerate(numbers.tolist()):
+        if number in last:
+            distances[index - last[number]] += 1
+        last[number] = index
+    covered = {distance: distance * times for distance, times in distances.items()}
+    return sorted(covered, key=lambda distance: -covered[distance])[:_TRIED]
+
+
+class _Reading:
+    """What the variables of a program are, as far as layers are told by them."""
+
+    def __init__(self, program: Program) -> None:
+        self._jaxpr = program.jaxpr.jaxpr
+        self._paths: dict[Any, str] = {
+            var: path
+            for var, (path, _) in zip(self._jaxpr.invars, program.arguments, strict=True)
+            if path is not None
+        }
+        self._made: dict[Any, tuple[int, int]] = {
+            var: (index, place)
+            for index, eqn in enumerate(self._jaxpr.eqns)
+            for place, var in enumerate(eqn.outvars)
+        }
+        self._reads = [
+            tuple(atom for atom in eqn.invars if not isinstance(atom, jex.Literal))
+            for eqn in self._jaxpr.eqns
+        ]
+        self._reading_arrays = {
+            index
+            for index, reads in enumerate(self._reads)
+            if any(atom in self._paths for atom in reads)
+        }
+
+    def layers(self, begin: int, count: int, length: int) -> LikeLayers | None:
+        """Returns the layers that have this many equations each.
+
+        Args:
+            begin: index of the first equation that is equal to the one this much later.
+            count: how many such equations there are.
+            length: how many equations a layer has.
+        """
+        repeats = [self._repeats(index, length) for index in range(begin, begin + count)]
+        first, count = _longest(np.asarray(repeats))
+        first += begin
+        for start in self._beginnings(first, length) if count >= length else ():
+            layers = (first + count + length - start) // length
+            if layers >= FEWEST:
+                prefixes = self._prefixes(start, length, layers)
+                if prefixes is not None:
+                    found = LikeLayers(start, length, self._with_collections(prefixes))
+                    if self._is_closed(found):
+                        return found
+        return None
+
+    def _repeats(self, index: int, length: int) -> bool:
+        """Whether an equation reads what the same equation of the next layer reads, one later."""
+        return all(
+            a is b or self._is_next(a, b, length)
+            for a, b in zip(self._reads[index], self._reads[index + length], strict=True)
+        )
+
+    def _is_next(self, one: Any, other: Any, length: int) -> bool:
+        if one in self._made and other in self._made:
+            (index, place), its = self._made[one], self._made[other]
+            return (index + length, place) == its
+        return one in self._paths and other in self._paths
+
+    def _beginnings(self, first: int, length: int) -> list[int]:
+        """Returns where layers may begin: after an equation that reads arrays of a layer."""
+        ends = (
+            index for index in range(first, first + length) if self._layered(index, index + length)
+        )
+        return [first, *(index + 1 for index in ends)]
+
+    def _layered(self, index: int, its: int) -> list[tuple[str, str]]:
+        """Returns the paths of arrays that two equations read, where these are different ones."""
+        if index not in self._reading_arrays:
+            return []
+        return [
+            (self._paths[a], self._paths[b])
+            for a, b in zip(self._reads[index], self._reads[its], strict=True)
+            if a is not b and a in self._paths
+        ]
+
+    def _prefixes(self, start: int, length: int, layers: int) -> tuple[tuple[str, ...], ...] | None:
+        """Returns what the paths of each layer's arrays begin with, or None if they do not tell."""
+        found: list[dict[str, str]] = [{} for _ in range(layers)]
+        reading = self._reading_arrays.intersection(range(start, start + length))
+        for layer in range(1, layers):
+            for index in reading:
+                for path, its in self._layered(index, index + layer * length):
+                    pair = _differing(path, its)
+                    if pair is None or found[layer].setdefault(pair[0], pair[1]) != pair[1]:
+                        return None
+                    found[0][pair[0]] = pair[0]
+        families = [*found[0]]
+        if not families or any([*prefixes] != families for prefixes in found[1:]):
+            return None
+        return tuple(tuple(prefixes[family] for family in families) for prefixes in found)
+
+    def _with_collections(
+        self, prefixes: tuple[tuple[str, ...], ...]
+    ) -> tuple[tuple[str, ...], ...]:
+        """Returns the same, and where the layers' arrays are in collections beside ``params``.
+
+        Those may be unread, so that the program does not show them.
+        """
+        paths = list(self._paths.values())
+        others = dict.fromkeys(path.partition("/")[0] for path in paths if "/" in path)
+        found = [[*of_layer] for of_layer in prefixes]
+        for family in zip(*prefixes, strict=True):
+            inside = [prefix.removeprefix("params/") for prefix in family]
+            for other in others if inside != [*family] else ():
+                theirs = [f"{other}/{prefix}" for prefix in inside]
+                starts = tuple(f"{prefix}/" for prefix in theirs)
+                if theirs[0] not in found[0] and any(path.startswith(starts) for path in paths):
+                    for of_layer, prefix in zip(found, theirs, strict=True):
+                        of_layer.append(prefix)
+        return tuple(map(tuple, found))
+
+    def _is_closed(self, layers: LikeLayers) -> bool:
+        """Whether each layer reads its own arrays and the layer before, and nothing else does."""
+        if layers.has_names_twice:
+            return False
+        start, length = layers.start, layers.length
+        end = start + len(layers) * length
+        first, last = range(start, start + length), range(end - length, end)
+        for index, reads in enumerate(self._reads):
+            layer = (index - start) // length if start <= index < end else None
+            for atom in reads:
+                path = self._paths.get(atom)
+                if path is not None and layers.layer_of(path) not in (None, layer):
+                    return False
+                made, _ = self._made.get(atom, (-1, 0))
+                if layer is None:
+                    is_near = made in last
+                else:
+                    is_near = made in first or made >= start + (layer - 1) * length
+                if start <= made < end and not is_near:
+                    return False
+        results = (
+            self._made[var][0]
+            for var in self._jaxpr.outvars
+            if not isinstance(var, jex.Literal) and var in self._made
+        )
+        return all(made in last or not start <= made < end for made in results)
+
+
+def _longest(where: np.ndarray) -> tuple[int, int]:
+    """Returns the index of the longest run of true values, and how many these are."""
+    ends = np.flatnonzero(~np.append(where, False))
+    counts = np.diff(ends, prepend=-1) - 1
+    longest = int(counts.argmax())
+    return int(ends[longest] - counts[longest]), int(counts[longest])
+
+
+def _differing(path: str, other: str) -> tuple[str, str] | None:
+    """Returns the beginnings of two paths up to the one part in which they differ."""
+    parts, others = path.split("/"), other.split("/")
+    places = [i for i, pair in enumerate(zip(parts, others, strict=False)) if pair[0] != pair[1]]
+    if len(parts) != len(others) or len(places) != 1:
+        return None
+    if _without_numbers(parts[places[0]]) != _without_numbers(others[places[0]]):
+        return None
+    end = places[0] + 1
+    return "/".join(parts[:end]), "/".join(others[:end])
+
+
+def _without_numbers(part: str) -> str:
+    return re.sub(r"\d+", "#", part)

@@ -1,0 +1,122 @@
+"""Which equations and programs do the same: ``Sameness`` gives these the same number."""
+
+import hashlib
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.extend.core as jex
+import jax.numpy as jnp
+import numpy as np
+
+from dogwood_jax._base.trees import concrete
+
+
+class Sameness:
+    """Numbers equations and programs. What does the same has the same number.
+
+    Functions among the parameters of equations do not count: they say how to differentiate.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: dict[Hashable, int] = {}
+        self._programs: dict[int, int] = {}
+        self._params: dict[Hashable, Hashable] = {}
+        self._held: list[Any] = []  # what is known by its identity must live as long
+
+    def equation(self, eqn: Any) -> int:
+        """Returns the number of an equation, whatever variables it reads."""
+        operands = tuple(map(self._atom, eqn.invars))
+        results = tuple(map(_kind, eqn.outvars))
+        return self._number((eqn.primitive, operands, results, self._params_of(eqn.params)))
+
+    def program(
+        self, jaxpr: Any, consts: Sequence[Any], arguments: Iterable[Hashable] | None = None
+    ) -> int:
+        """Returns the number of a program.
+
+        Args:
+            jaxpr: the program.
+            consts: its constants.
+            arguments: what each argument is called; by default, by its place. If arguments have
+                names, programs may take these in another order.
+        """
+        names = range(len(jaxpr.invars)) if arguments is None else arguments
+        known: dict[Any, Hashable] = dict(zip(jaxpr.invars, names, strict=True))
+        taken = frozenset((known[var], _kind(var)) for var in jaxpr.invars)
+        for place, var in enumerate(jaxpr.constvars):
+            known[var] = ("constant", place)
+
+        def read(atom: Any) -> Hashable:
+            return self._atom(atom) if isinstance(atom, jex.Literal) else known[atom]
+
+        lines = []
+        for index, eqn in enumerate(jaxpr.eqns):
+            lines.append((self.equation(eqn), *map(read, eqn.invars)))
+            for place, var in enumerate(eqn.outvars):
+                known[var] = ("result", index, place)
+        results = tuple(map(read, jaxpr.outvars))
+        numbers = tuple(map(self._plain, consts))
+        return self._number((taken, numbers, tuple(lines), results))
+
+    def _params_of(self, params: Mapping[str, Any]) -> Hashable:
+        given = tuple(params.items())
+        try:
+            return self._params[given]
+        except KeyError:
+            plain = self._plain(params)
+            return self._params.setdefault(given, plain)
+        except TypeError:  # a list, for example, has no hash
+            return self._plain(params)
+
+    def _number(self, key: Hashable) -> int:
+        return self._numbers.setdefault(key, len(self._numbers))
+
+    def _atom(self, atom: Any) -> Hashable:
+        if isinstance(atom, jex.Literal):
+            return (*_kind(atom), self._plain(atom.val))
+        return _kind(atom)
+
+    def _inner(self, jaxpr: Any, consts: Sequence[Any]) -> int:
+        if id(jaxpr) not in self._programs:
+            self._held.append(jaxpr)
+            self._programs[id(jaxpr)] = self.program(jaxpr, consts)
+        return self._programs[id(jaxpr)]
+
+    def _plain(self, value: Any) -> Hashable:
+        """Returns something that is equal for equal values and only for these."""
+        if value is None or isinstance(value, bool | int | str | bytes | type):
+            return type(value), value
+        if isinstance(value, float):
+            return repr(value)
+        if isinstance(value, jex.ClosedJaxpr):
+            return "program", self._inner(value.jaxpr, value.consts)
+        if isinstance(value, jex.Jaxpr):
+            return "program", self._inner(value, ())
+        if isinstance(value, tuple | list):
+            return type(value), tuple(map(self._plain, value))
+        if isinstance(value, Mapping):
+            return tuple((key, self._plain(value[key])) for key in sorted(value))
+        if isinstance(value, np.generic | np.ndarray | jax.Array):
+            return self._array(value)
+        if callable(value) or hasattr(value, "call_wrapped"):
+            return "function"
+        if not isinstance(value, Hashable):
+            self._held.append(value)
+            return id(value)
+        return value
+
+    def _array(self, array: Any) -> Hashable:
+        if isinstance(array, np.generic):
+            return type(array), array.tobytes()
+        known = None if jnp.issubdtype(array.dtype, jax.dtypes.extended) else concrete(array)
+        if known is None:
+            self._held.append(array)
+            return id(array)
+        digest = hashlib.blake2b(np.ascontiguousarray(known).tobytes()).digest()
+        return str(known.dtype), known.shape, digest
+
+
+def _kind(atom: Any) -> tuple[Hashable, ...]:
+    aval = atom.aval
+    return getattr(aval, "shape", None), getattr(aval, "dtype", None)

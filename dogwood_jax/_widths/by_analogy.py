@@ -1,0 +1,209 @@
+"""The widths of a deep network, by those of the same network with fewer layers: ``all_layers``.
+
+A network of 126 like layers is read with three and with five of them. What the second layer adds
+to the widths, each layer between the first one and the last one adds, too: the same arrays and
+widths with other numbers in their names. This is not taken for granted: three layers that are made
+to be five in this way must have the same widths as five layers that were read. If not, the network
+is read whole.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
+from itertools import groupby
+from typing import Any, TypeVar
+
+from dogwood_jax._program.like_layers import LikeLayers
+from dogwood_jax._widths.naming import inside_of
+from dogwood_jax._widths.reasons import Reason
+from dogwood_jax._widths.widths import Facts, Recipe, Widths
+
+T = TypeVar("T")
+
+# The places of the layers that are read. What belongs to the second one may name those beside it.
+_BEFORE, _ITSELF, _AFTER = 0, 1, 2
+
+
+class NotAlike(Exception):
+    """It is open what the layers between the first one and the last one add to the widths."""
+
+
+def all_layers(read: Callable[[tuple[int, ...]], Widths], layers: LikeLayers) -> Widths | None:
+    """Returns the widths of a network with all its layers, or None if these are not alike.
+
+    Args:
+        read: reads the network with these layers only; returns its widths.
+        layers: the like layers.
+    """
+    by_reading, analogy = read(layers.more), _Analogy(layers)
+    widths = read(layers.few)
+    try:
+        per_layer = _constants_without_place(widths, by_reading, analogy)
+        if analogy.extended(widths, layers.more, per_layer) != by_reading:
+            return None
+        return analogy.extended(widths, range(len(layers)), per_layer)
+    except NotAlike:
+        return None
+
+
+def _constants_without_place(
+    few: Widths, more: Widths, analogy: "_Analogy"
+) -> Mapping[tuple[str, int], int]:
+    """Returns how many constants that name no layer one more layer adds to each recipe.
+
+    Args:
+        few: the widths of a network.
+        more: its widths if it has two layers more.
+        analogy: tells which constants name a layer.
+    """
+
+    def count(recipe: Recipe) -> int:
+        return sum(not analogy.mentioned(constant) for constant in recipe.constants)
+
+    found, theirs = {}, dict(more.facts)
+    for name, facts in few.facts:
+        recipes = theirs[name].recipes if name in theirs else ()
+        for index, pair in enumerate(zip(facts.recipes, recipes, strict=False)):
+            before, after = map(count, pair)
+            found[name, index] = (after - before) // 2
+    return found
+
+
+class _Analogy:
+    """Names of some layers' arrays and widths, in place of those of other layers.
+
+    Args:
+        layers: the like layers, of which few were read.
+    """
+
+    def __init__(self, layers: LikeLayers) -> None:
+        self._few = layers.few
+        self._names = [
+            [*prefixes, *(inside_of(prefix) for prefix in prefixes)] for prefixes in layers.prefixes
+        ]
+        self._places = {
+            name: (family, place)
+            for place, layer in enumerate(dict.fromkeys((*layers.few, *layers.more)))
+            for family, name in enumerate(self._names[layer])
+        }
+        choices = "|".join(map(re.escape, sorted(self._places, key=len, reverse=True)))
+        self._pattern = re.compile(rf"(?<![\w/.-])(?:{choices})(?![\w.-])")
+
+    def mentioned(self, value: Any) -> frozenset[int]:
+        """Returns the places of the layers that are mentioned."""
+        if isinstance(value, str):
+            return frozenset(self._places[m[0]][1] for m in self._pattern.finditer(value))
+        found = (self.mentioned(part) for part in _parts(value))
+        return frozenset().union(*found)
+
+    def extended(
+        self, widths: Widths, layers: Sequence[int], per_layer: Mapping[tuple[str, int], int]
+    ) -> Widths:
+        """Returns the widths of the network with these layers.
+
+        Args:
+            widths: those of the network with the layers that were read.
+            layers: the numbers of the layers, the ones that were read among them.
+            per_layer: see ``_constants_without_place``.
+
+        Raises:
+            NotAlike: if it is open what more layers add.
+        """
+        leaves = self._sequence(widths.leaves, layers, lambda leaf: leaf.path)
+        more = len(layers) - len(self._few)
+
+        def whole(name: str, known: Facts) -> Facts:
+            if self._owner(name) in (_ITSELF, _AFTER):
+                return known
+            if _ITSELF in self.mentioned((known.fixed, known.zero_hazard, known.free_hazard)):
+                raise NotAlike
+            return replace(
+                known,
+                hazards=self._sequence(known.hazards, layers),
+                copy_hazards=self._sequence(known.copy_hazards, layers),
+                notes=self._sequence(known.notes, layers),
+                recipes=tuple(
+                    self._recipe(recipe, layers, more * per_layer.get((name, index), 0))
+                    for index, recipe in enumerate(known.recipes)
+                ),
+            )
+
+        shared = tuple((name, whole(name, known)) for name, known in widths.facts)
+        facts = self._sequence(shared, layers, lambda item: item[0])
+        return Widths(leaves, facts)
+
+    def _recipe(self, recipe: Recipe, layers: Sequence[int], more: int) -> Recipe:
+        placeless = [constant for constant in recipe.constants if not self.mentioned(constant)]
+        if more and len({*placeless}) != 1:
+            raise NotAlike
+        constants = self._sequence(recipe.constants, layers)
+        return replace(
+            recipe,
+            powers=self._sequence(recipe.powers, layers),
+            constants=(*constants, *placeless[:1] * more),
+            blank=tuple(sorted(self._sequence(recipe.blank, layers))),
+            copies=self._sequence(recipe.copies, layers),
+            offsets=self._sequence(recipe.offsets, layers),
+        )
+
+    def _sequence(
+        self,
+        items: Sequence[T],
+        layers: Sequence[int],
+        name_of: Callable[[T], Any] = lambda item: item,
+    ) -> tuple[T, ...]:
+        """Returns a sequence in which every layer has what the second one has.
+
+        Args:
+            items: the sequence, as it was read.
+            layers: the numbers of all layers.
+            name_of: what tells to which layer an item belongs.
+        """
+        found: list[T] = []
+        for owner, group in groupby(items, lambda item: self._owner(name_of(item))):
+            if owner == _ITSELF:
+                segment = list(group)
+                for beside in zip(layers, layers[1:], layers[2:], strict=False):
+                    found += (self._renamed(item, beside) for item in segment)
+            elif owner == _AFTER:
+                last = (layers[0], layers[-2], layers[-1])
+                found += (self._renamed(item, last) for item in group)
+            else:
+                found += group
+        return tuple(found)
+
+    def _owner(self, name: Any) -> int | None:
+        """Returns the first layer that is mentioned; what it hands on is read by the next."""
+        return min(self.mentioned(name), default=None)
+
+    def _renamed(self, value: T, beside: Sequence[int]) -> T:
+        """Returns the same with the names of other layers.
+
+        Args:
+            value: what mentions the first three layers that were read.
+            beside: the numbers of the layers that take their places.
+        """
+        if isinstance(value, str):
+            text = self._pattern.sub(lambda match: self._name(match[0], beside), value)
+            return type(value)(text, value.kind) if isinstance(value, Reason) else text  # type: ignore[return-value]
+        if isinstance(value, tuple):
+            return tuple(self._renamed(part, beside) for part in value)  # type: ignore[return-value]
+        if is_dataclass(value):
+            changed = {
+                field.name: new
+                for field in fields(value)
+                if (new := self._renamed(old := getattr(value, field.name), beside)) is not old
+            }
+            return replace(value, **changed)  # type: ignore[type-var]
+        return value
+
+    def _name(self, name: str, beside: Sequence[int]) -> str:
+        family, place = self._places[name]
+        return self._names[beside[place]][family]
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    if isinstance(value, tuple):
+        yield from value
+    elif is_dataclass(value):
+        yield from (getattr(value, field.name) for field in fields(value))

@@ -1,0 +1,269 @@
+"""Deep networks of like layers: some layers are read, and the others are known by analogy."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+import dogwood_jax as dw
+from dogwood_jax._program import like_layers
+from dogwood_jax._program.like_layers import LikeLayers
+from dogwood_jax._widths.by_analogy import all_layers
+
+DEPTH = 11  # so that layers/10 comes before layers/2 where names are sorted
+X = jax.ShapeDtypeStruct((2, 6, 8), jnp.float32)
+TOKENS = jax.ShapeDtypeStruct((2, 6), jnp.int32)
+
+
+def shapes(*sizes: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(sizes, jnp.float32)
+
+
+def mlp(hidden: int = 12) -> dict[str, Any]:
+    return {"up": shapes(8, hidden), "down": shapes(hidden, 8)}
+
+
+def blocks(count: int = DEPTH) -> dict[str, Any]:
+    return {"blocks": [mlp() for _ in range(count)], "out": shapes(8, 3)}
+
+
+def residual(p: Any, x: Any) -> Any:
+    for q in p["blocks"]:
+        x = x + jax.nn.relu(x @ q["up"]) @ q["down"]
+    return x @ p["out"]
+
+
+def named(p: Any, x: Any) -> Any:
+    for i in range(len(p) - 1):
+        q = p[f"layer_{i}"]
+        x = x + jax.nn.relu(x @ q["up"]) @ q["down"]
+    return x @ p["out"]
+
+
+def normed(p: Any, x: Any) -> Any:
+    for q in p["blocks"]:
+        y = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6) * q["scale"][None, None]
+        x = x + jax.nn.silu(y @ q["up"]) @ q["down"]
+    return x @ p["out"]
+
+
+def alternating(p: Any, x: Any) -> Any:
+    for i, q in enumerate(p["blocks"]):
+        x = x + (jnp.tanh if i % 2 else jax.nn.gelu)(x @ q["up"]) @ q["down"]
+    return x @ p["out"]
+
+
+def two_stacks(p: Any, x: Any) -> Any:
+    for q in p["encoder"]:
+        x = x + jax.nn.relu(x @ q["up"]) @ q["down"]
+    memory = jnp.tanh(x)
+    for q in p["blocks"]:
+        x = x + jax.nn.relu(x @ q["up"] + memory @ q["up"]) @ q["down"]
+    return x @ p["out"]
+
+
+class Chain(nn.Module):
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        for _ in range(DEPTH):
+            x = nn.relu(nn.Dense(8)(x))
+        return nn.Dense(3)(x)
+
+
+class ConvNet(nn.Module):
+    """Its running statistics are unread in training."""
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        for _ in range(DEPTH):
+            x = x + nn.BatchNorm(use_running_average=False)(nn.Conv(8, (3,))(nn.relu(x)))
+        return nn.Dense(3)(x)
+
+
+class Block(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.norm = nnx.RMSNorm(8, rngs=rngs)
+        self.attention = nnx.MultiHeadAttention(2, 8, decode=False, rngs=rngs)
+
+    def __call__(self, x: Any) -> Any:
+        return x + self.attention(self.norm(x))
+
+
+class Transformer(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.embed = nnx.Embed(10, 8, rngs=rngs)
+        self.layers = nnx.Dict({f"layer_{i}": Block(rngs) for i in range(DEPTH)})
+
+    def __call__(self, tokens: Any) -> Any:
+        x = self.embed(tokens)
+        for i in range(DEPTH):
+            x = self.layers[f"layer_{i}"](x)
+        return self.embed.attend(x)
+
+
+def of_linen(module: nn.Module, **options: Any) -> tuple[Callable[..., Any], Any, Any]:
+    variables = jax.eval_shape(module.init, jax.random.key(0), X)
+    if options:
+        return (lambda v, x: module.apply(v, x, **options)[0]), variables, X
+    return module.apply, variables, X
+
+
+def of_nnx() -> tuple[Callable[..., Any], Any, Any]:
+    graph, state = nnx.split(nnx.eval_shape(lambda: Transformer(nnx.Rngs(0))))
+    return lambda state, tokens: nnx.merge(graph, state)(tokens), state, TOKENS
+
+
+NETWORKS: dict[str, Callable[[], tuple[Callable[..., Any], Any, Any]]] = {
+    "residual": lambda: (residual, blocks(), X),
+    "named": lambda: (
+        named,
+        {f"layer_{i}": mlp() for i in range(DEPTH)} | {"out": shapes(8, 3)},
+        X,
+    ),
+    "normed": lambda: (
+        normed,
+        {"blocks": [mlp() | {"scale": shapes(8)} for _ in range(DEPTH)], "out": shapes(8, 3)},
+        X,
+    ),
+    "alternating": lambda: (alternating, blocks(16), X),
+    "two_stacks": lambda: (two_stacks, blocks() | {"encoder": [mlp(5) for _ in range(8)]}, X),
+    "chain": lambda: of_linen(Chain()),
+    "batch_norm": lambda: of_linen(ConvNet(), mutable=["batch_stats"]),
+    "nnx": of_nnx,
+}
+
+
+@pytest.fixture
+def is_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(like_layers, "WORTH", 1)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_widths_by_analogy_are_those_of_the_whole_program(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply, variables, x = NETWORKS[name]()
+    whole = dw.trace(apply, variables, x)
+    assert whole.network.deep is None
+    monkeypatch.setattr(like_layers, "WORTH", 1)
+    found = dw.trace(apply, variables, x)
+    assert found.network.deep is not None
+    assert found == whole
+    assert str(found) == str(whole)
+
+
+def collected(p: Any, x: Any) -> Any:
+    outputs = []
+    for q in p["blocks"]:
+        x = x + jax.nn.relu(x @ q["up"]) @ q["down"]
+        outputs.append(x @ p["out"])
+    return outputs
+
+
+def numbered(p: Any, x: Any) -> Any:
+    for i, q in enumerate(p["blocks"]):
+        x = x + jax.nn.relu(x @ q["up"]) @ q["down"] * (1 - i / 100)
+    return x @ p["out"]
+
+
+def shared(p: Any, x: Any) -> Any:
+    for _ in range(DEPTH):
+        x = x + jax.nn.relu(x @ p["blocks"][0]["up"]) @ p["blocks"][1]["down"]
+    return x @ p["out"]
+
+
+@pytest.mark.usefixtures("is_worth_it")
+@pytest.mark.parametrize("apply", [collected, numbered, shared])
+def test_layers_that_are_not_like_are_read(apply: Callable[..., Any]) -> None:
+    assert dw.trace(apply, blocks(), X).network.deep is None
+
+
+def test_what_more_layers_add_is_checked() -> None:
+    def read(kept: tuple[int, ...]) -> dw.Widths:
+        chain = {f"layers/{i}": {"kernel": shapes(8, 8)} for i in kept}
+        if 2 in kept:  # though no such thing is in the program
+            chain["layers/2"]["bias"] = shapes(8)
+        return dw.chain(chain, tuple(chain))
+
+    layers = LikeLayers(0, 1, tuple((f"layers/{i}",) for i in range(DEPTH)))
+    assert all_layers(read, layers) is None
+
+
+def test_a_program_with_few_equations_is_read_whole() -> None:
+    assert dw.trace(residual, blocks(), X).network.deep is None
+
+
+@pytest.mark.usefixtures("is_worth_it")
+@pytest.mark.parametrize("name", ["residual", "named", "normed"])
+@pytest.mark.parametrize("grown", ["all", "one"])
+def test_plan_tries_the_function_with_fewer_layers(name: str, grown: str) -> None:
+    apply, variables, x = NETWORKS[name]()
+    depths = []
+
+    def counting(p: Any, x: Any) -> Any:
+        depths.append(len(p.get("blocks", p)))
+        return apply(p, x)
+
+    widths = dw.trace(counting, variables, x)
+    hidden = [name for name, width in widths.items() if width.size == 12]
+    assert len(hidden) == DEPTH
+    names = hidden if grown == "all" else hidden[5:6]
+    growth = dw.plan(widths, dict.fromkeys(names, 20))
+    assert depths[0] == max(depths) and max(depths[1:]) < depths[0] - 3
+    assert [change.width for change in growth.changes] == names
+    assert growth.shapes == dw.plan(dw.trace(apply, variables, x), growth.sizes).shapes
+
+
+def scaled_by_size(p: Any, x: Any) -> Any:
+    for q in p["blocks"]:
+        x = x + jax.nn.relu(x @ q["up"]) @ q["down"] * (12 / q["up"].shape[1])
+    return x @ p["out"]
+
+
+def scaled_in_one_layer(p: Any, x: Any) -> Any:
+    for q in p["blocks"]:
+        x = x + jax.nn.relu(x @ q["up"]) @ q["down"] * (1 if q["up"].shape[1] < 20 else 0.5)
+    return x @ p["out"]
+
+
+def scaled_by_depth(p: Any, x: Any) -> Any:
+    for q in p["blocks"]:
+        x = x + jax.nn.relu(x @ q["up"]) @ q["down"] / len(p["blocks"])
+    return x @ p["out"]
+
+
+@pytest.mark.usefixtures("is_worth_it")
+@pytest.mark.parametrize("apply", [scaled_by_size, scaled_in_one_layer])
+def test_plan_sees_numbers_that_follow_from_sizes(apply: Callable[..., Any]) -> None:
+    widths = dw.trace(apply, blocks(), X)
+    assert widths.network.deep is not None
+    with pytest.raises(ValueError, match="in these sizes, the network itself computes something"):
+        dw.plan(widths, {"blocks/5": 20})
+
+
+@pytest.mark.usefixtures("is_worth_it")
+def test_a_function_of_its_depth_is_tried_with_all_layers() -> None:
+    depths = []
+
+    def counting(p: Any, x: Any) -> Any:
+        depths.append(len(p["blocks"]))
+        return scaled_by_depth(p, x)
+
+    widths = dw.trace(counting, blocks(), X)
+    dw.plan(widths, {"blocks/5": 20})
+    assert depths[-1] == DEPTH
+
+
+@pytest.mark.usefixtures("is_worth_it")
+def test_a_deep_network_grows_exactly() -> None:
+    keys = iter(jax.random.split(jax.random.key(0), 100))
+    variables = jax.tree.map(lambda s: jax.random.normal(next(keys), s.shape) / 4, blocks())
+    x = jax.random.normal(next(keys), X.shape)
+    widths = dw.trace(residual, variables, x)
+    growth = dw.plan(widths, {name: 20 for name, width in widths.items() if width.size == 12})
+    wide = dw.grow(variables, growth, key=next(keys))
+    dw.verify(residual, variables, residual, wide, x, growth=growth)
