@@ -113,7 +113,11 @@ class _Analogy:
         more = len(layers) - len(self._few)
 
         def whole(name: str, known: Facts) -> Facts:
-            if self._owner(name) in (_ITSELF, _AFTER):
+            counts = [per_layer.get((name, index), 0) for index in range(len(known.recipes))]
+            owner = self._owner(name)
+            # The first layer's widths are its own, or run through all layers.
+            is_own = owner is not None and _AFTER not in self.mentioned(known) and not any(counts)
+            if is_own or owner in (_ITSELF, _AFTER):
                 return known
             if _ITSELF in self.mentioned((known.fixed, known.zero_hazard, known.free_hazard)):
                 raise NotAlike
@@ -123,8 +127,8 @@ class _Analogy:
                 copy_hazards=self._sequence(known.copy_hazards, layers),
                 notes=self._sequence(known.notes, layers),
                 recipes=tuple(
-                    self._recipe(recipe, layers, more * per_layer.get((name, index), 0))
-                    for index, recipe in enumerate(known.recipes)
+                    self._recipe(recipe, layers, more * count)
+                    for recipe, count in zip(known.recipes, counts, strict=True)
                 ),
             )
 

@@ -214,8 +214,8 @@ def _solution(reading: Reading, keeps_epsilons: bool) -> Recipe | None:
         filling.multiple,
         tuple((path, of_copies) for path, (_, of_copies) in powers.items() if of_copies),
         tuple(
-            (reading.places[leaf].path, number)
-            for leaf, number in sorted(reading.offsets.items())
-            if any(powers[reading.places[leaf].path])
+            (place.path, reading.offsets[leaf])
+            for leaf, place in reading.places.items()
+            if leaf in reading.offsets and any(powers[place.path])
         ),
     )
