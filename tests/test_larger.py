@@ -272,6 +272,23 @@ def test_a_larger_model_that_computes_something_else_is_refused(larger, words):
         assert dw.plan(widths, **options).sizes == {"up[1.0]": 5, "up[1.1]": 6}
 
 
+def difference(sign):
+    def apply(params, x):
+        y = jnp.sin(x)
+        z = jnp.sin(y)  # of the same shape
+        return (y - z if sign > 0 else z - y) @ params["up"] @ params["down"]
+
+    return apply
+
+
+def test_a_larger_model_that_takes_other_arrays_is_refused():
+    widths = dw.trace(difference(1), shapes(5, 8), jnp.ones((4, 5)))
+    target = shapes(5, 11)
+    assert dw.plan(widths, target=target, target_apply=difference(1)).sizes == {"up": 11}
+    with pytest.raises(ValueError, match="computes something else: sub takes other arrays"):
+        dw.plan(widths, target=target, target_apply=difference(-1))
+
+
 def test_numbers_beside_new_layers_are_compared_too():
     def apply(params, x):
         for layer in params["layers"]:

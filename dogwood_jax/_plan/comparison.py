@@ -28,6 +28,8 @@ from dogwood_jax._widths.values import Degree, Step, Table, Trace, Value
 
 # Operations that compute nothing. A program has other ones if other sizes are 1.
 _QUIET = KEEP_ORDER | {"convert_element_type", "copy", "stop_gradient"}
+# Operations whose operands may change places.
+_COMMUTATIVE = frozenset(("add", "add_any", "mul", "max", "min", "and", "or", "xor", "eq", "ne"))
 Degrees = Mapping[int, Degree]
 
 # Parameters that follow from the sizes of an operation's operands and results.
@@ -102,6 +104,7 @@ class Comparison:
         self._scaled: list[tuple[str, Value, Value]] = []
         self._indices = {id(step): index for index, step in enumerate(trace.steps)}
         self._compared: set[tuple[int, int]] = set()  # arrays, by identity
+        self._sources: dict[int, list[str]] = {}  # what each step takes, by its identity
         self.sizes: dict[str, str] = {}
         self.holds_on = False
         self.values: dict[str, None] = {}
@@ -133,6 +136,15 @@ class Comparison:
         names: dict[int, str] = {}
         moved: dict[int, Value] = {}
 
+        def source_of(value: Value) -> str:
+            """Returns what an array is called without its shape."""
+            while id(value) in moved:
+                value = moved[id(value)]
+            made = names.get(id(value))
+            if made is not None and value.origin != "constant":
+                return made.partition(" ")[0]
+            return f"{value.origin} {sorted(value.leaves)}"
+
         def name_of(value: Value) -> str:
             """Returns what an array is called: the step that makes it, or what it is."""
             if id(value) not in names:
@@ -154,6 +166,7 @@ class Comparison:
                 if (contraction := contractions[index]) is None:
                     continue
                 step = contraction.step(step.results[0], name_of)
+            self._sources[id(step)] = [source_of(value) for value in step.operands]
             for place, value in enumerate(step.results):
                 names[id(value)] = f"{len(found)}.{place}"
             found.append(step)
@@ -275,6 +288,8 @@ class Comparison:
                     self.values[f"{old.name} contracts other arrays"] = None
                 else:
                     self.values[f"{old.name} has {what} {b} instead of {a}"] = None
+        if not self._takes_the_same(old, new):
+            self.values[f"{old.name} takes other arrays"] = None
         for a, b in _constants(old, new):
             if not self._is_same(old, a, b):
                 what = f"{old.name} has {_said(b)}"
@@ -295,6 +310,14 @@ class Comparison:
             for a, b in zip(old.operands, new.operands, strict=True):
                 if (a.scale, b.scale) != (1, 1):
                     self._scaled.append((old.name, a, b))
+
+    def _takes_the_same(self, old: Step, new: Step) -> bool:
+        """Whether what one step takes is made as what the other one takes."""
+        ours, theirs = (self._sources.get(id(step), []) for step in (old, new))
+        pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if "constant" not in a + b]
+        if old.name in _COMMUTATIVE:
+            return sorted(a for a, _ in pairs) == sorted(b for _, b in pairs)
+        return all(a == b for a, b in pairs)
 
     def _compare_sizes(self, step: Step, its: Step, old: Value, new: Value) -> None:
         before = tuple(dim.size for dim in old.dims)
