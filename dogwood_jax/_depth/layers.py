@@ -150,7 +150,8 @@ class _Problem:
         """Returns the old network in terms that suit the pairs of arrays."""
         if not self.wider:
             return self._exact
-        return _Old(self.old, Terms(sized=False, sizes=self._sizes(places)))
+        lengths = frozenset(self._exact.terms.integers)
+        return _Old(self.old, Terms(sized=False, sizes=self._sizes(places), lengths=lengths))
 
     def fits(self, path: str, place: str) -> bool:
         """Whether an array of the deeper network can be this one of the old network."""

@@ -24,7 +24,7 @@ _APART = KEEP_ENTRIES | frozenset(
     ("reduce_precision", "scan", "while", "cond", "enter", "close", *ELEMENTWISE)
 )
 # Operations that cut or join along axes of which they change the size.
-_ALONG_OTHERS = frozenset("slice dynamic_slice pad concatenate".split())
+_ALONG_OTHERS = frozenset("slice dynamic_slice split pad concatenate".split())
 
 
 class Split(NamedTuple):
@@ -201,10 +201,13 @@ def _are_apart(steps: Sequence[Step], heads: Dim, group: Dim) -> bool:
         elif step.name.startswith("reduce_"):
             contracted = step.params["axes"]
         elif step.name in _ALONG_OTHERS:
-            (result,) = step.results
-            operands = [v for v in step.operands if v.ndim == result.ndim]
-            axes = [axis for axis, dim in enumerate(result.dims) if of(dim)]
-            return all(v.dims[axis].is_same(result.dims[axis]) for v in operands for axis in axes)
+            return all(
+                value.dims[axis].is_same(dim)
+                for result in step.results
+                for axis, dim in enumerate(result.dims)
+                for value in step.operands
+                if of(dim) and value.ndim == result.ndim
+            )
         else:
             return False
         summed = [of(step.operands[0].dims[axis]) for axis in contracted]
