@@ -61,11 +61,15 @@ def test_twice_the_experts(kind, dispatch):
     assert is_preserving(growth)
     assert "outputs stay because the larger model chooses 4 of 6 experts" in growth.notes[0]
     assert keeps_as_text(growth)
+    planned = dw.plan(widths, target=target, target_apply=new)
+    assert planned.changes == growth.changes and planned.notes == growth.notes
     # As many are chosen as before: the copies of one expert take both places.
     growth = dw.upcycle(widths, target=target, target_apply=old)
     assert moved(old, variables, old, dw.grow(variables, growth)) > 1e-3
     assert not is_preserving(growth)
     assert "outputs change, because the larger model chooses 2 of 6" in growth.notes[0]
+    with pytest.raises(ValueError, match="dw.upcycle copies"):
+        dw.plan(widths, target=target, target_apply=old)
 
 
 @pytest.mark.parametrize("dispatch", ["einsum", "ragged_dot"])

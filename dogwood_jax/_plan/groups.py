@@ -16,6 +16,7 @@ from dogwood_jax._program.elementwise import ELEMENTWISE
 from dogwood_jax._program.moves import KEEP_ENTRIES
 from dogwood_jax._widths.dims import Dim, atoms
 from dogwood_jax._widths.layout import Concat, Layout, Product, Units
+from dogwood_jax._widths.reasons import kind_of
 from dogwood_jax._widths.values import Step
 from dogwood_jax._widths.widths import Facts, Widths
 
@@ -117,7 +118,11 @@ def divided(widths: Widths) -> dict[str, str]:
     return {
         group: heads
         for group, heads in _dividing(widths).items()
-        if not (widths[heads].hazards or widths[group].hazards)
+        # A number that only looks computed from a size is compared with the larger model's.
+        if all(
+            kind_of(hazard) == "suspicion"
+            for hazard in (*widths[heads].hazards, *widths[group].hazards)
+        )
         and _are_apart(steps, dims[heads], dims[group])
     }
 

@@ -35,6 +35,7 @@ from dogwood_jax._plan.names import check_names
 from dogwood_jax._plan.own_function import check_own_function, contradicted
 from dogwood_jax._plan.solved import Solved, solve_recipes
 from dogwood_jax._plan.target import sizes_of_target, splits
+from dogwood_jax._widths.dims import LAYERS
 from dogwood_jax._widths.reasons import kind_of
 from dogwood_jax._widths.widths import Recipe, Width, Widths
 from dogwood_jax.strategies import DepthStrategy, Strategy
@@ -259,6 +260,14 @@ def plan(
             problems.append(
                 "if the larger model has more layers, pass its function of variables and inputs as "
                 "target_apply=, and they are inserted"
+            )
+        if any(
+            widths[name].fixed == LAYERS and size > widths[name].size for name, size in new.items()
+        ):
+            ways_out.append(
+                "new layers are inserted by target= and target_apply=, along the first axis of "
+                "arrays that a loop runs over: move an axis of layers to the front (MaxText: "
+                "param_scan_axis=0)"
             )
         raise ValueError(listed("cannot plan this growth", problems + ways_out))
     if heads is not None:
