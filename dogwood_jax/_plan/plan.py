@@ -163,7 +163,8 @@ def plan(
     if target is not None:
         structure = jax.tree.structure(target)
         larger = read_larger(widths, target, target_apply, depth)
-        if keep is merge is strategy is None and not (problems or new or larger.insertions):
+        is_plain = all(given is None for given in (keep, merge, strategy))
+        if is_plain and not (problems or new or larger.insertions):
             copies = experts_alone(widths, larger.widths, larger.shapes, target, ways_out)
             if copies is not None:
                 return Growth(copies.widths, copies.changes, copies.notes, structure)
@@ -216,8 +217,8 @@ def plan(
     problems += refusals
     if experts and larger.widths is not None and changes:
         problems.append(
-            f"{', '.join(changes)}: experts grow, too; plan one after the other, the first with a "
-            "target that has no more than one of both"
+            f"{', '.join(changes)}: experts grow, too; plan one after the other, first with a "
+            "target that only has more experts"
         )
     changes = experts | changes
     for name, units in _by_name(widths, keep or {}, problems):
