@@ -404,3 +404,17 @@ def test_refusals():
     target = shapes(4) | {"other": shapes(4)["head"]}
     with pytest.raises(ValueError, match="other: only in the target, and no array of a router"):
         dw.upcycle(dense, target=target, target_apply=net.network("sigmoid"))
+
+
+def test_joined_axes_are_not_taken_for_experts():
+    def apply(params, x):
+        first, second = jnp.split(x @ params["both"], 2, axis=-1)
+        return (jnp.tanh(first) * second) @ params["out"]
+
+    def params(width):
+        return {"both": jnp.ones((3, 2 * width)), "out": jnp.ones((width, 2))}
+
+    widths = dw.trace(apply, params(4), jnp.ones((5, 3)))
+    assert dw.plan(widths, target=params(6), target_apply=apply).sizes == {"both": 6}
+    with pytest.raises(ValueError, match="no router that grows"):
+        dw.upcycle(widths, target=params(6), target_apply=apply)

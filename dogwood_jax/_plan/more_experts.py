@@ -9,7 +9,7 @@ import numpy as np
 from dogwood_jax._base.trees import PyTree, leaves_by_path
 from dogwood_jax._growth.growth import Change
 from dogwood_jax._plan.experts import Experts, Mixtures, copied, differences_of, notes_of, said
-from dogwood_jax._widths.layout import Concat, Units
+from dogwood_jax._widths.layout import Concat, Units, units_of
 from dogwood_jax._widths.widths import Widths
 
 
@@ -100,18 +100,26 @@ def experts_alone(
     ranks = {leaf.path: len(leaf.shape) for leaf in widths.leaves}
     if widths.network is None or {p: len(array.shape) for p, array in shapes.items()} != ranks:
         return None
-    longer = [widths.leaf(path).axes[axis] for path, axis in _longer(widths, shapes)]
-    if not any(isinstance(layout, Concat) for layout in longer):
+    cut = [
+        (path, axis, layout)
+        for path, axis in _longer(widths, shapes)
+        if isinstance(layout := widths.leaf(path).axes[axis], Concat)
+    ]
+    network = Mixtures(widths) if cut else None
+    if network is None or not network.experts:
         return None
+    for path, axis, layout in cut:
+        is_counted = isinstance(network.widths.leaf(path).axes[axis], Units)
+        if not is_counted and any(units.size > 1 for units in units_of(layout)):
+            return None
     problems: list[str] = []
     found = more_experts(widths, larger, shapes, None, problems, target=target)
     if not problems and all(change.strategy.exact for change in found.changes):
         return found
-    if Mixtures(widths).experts:
-        ways_out.append(
-            "if the network gets more experts: dw.upcycle copies them, in a growth of their own; "
-            "dw.plan copies them where outputs stay and nothing else grows"
-        )
+    ways_out.append(
+        "if the network gets more experts: dw.upcycle copies them, in a growth of their own; "
+        "dw.plan copies them where outputs stay and nothing else grows"
+    )
     return None
 
 
