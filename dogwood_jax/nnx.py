@@ -32,6 +32,7 @@ from dogwood_jax._modules.of_nnx import resized_module, value_of
 from dogwood_jax._optimizer.growable import with_ages_of
 from dogwood_jax._optimizer.opt_state import grow_state
 from dogwood_jax._plan.plan import plan as _plan
+from dogwood_jax._plan.upcycle import upcycle as _upcycle
 from dogwood_jax._widths.trace import trace as _trace
 from dogwood_jax._widths.widths import Widths
 from dogwood_jax.strategies import Strategy
@@ -273,6 +274,68 @@ def grow_optimizer(
         else:  # Flax before 0.12
             variable.value = array
     return new
+
+
+def upcycle(
+    model: nnx.Module,
+    larger: nnx.Module,
+    *inputs: Any,
+    rename: Mapping[str, str] | None = None,
+    usefulness: Any = None,
+    noise: float = 0.0,
+    anew: float = 0.0,
+) -> Growth:
+    """Plans more experts in a module's mixture of experts, or a mixture in place of its MLP.
+
+    Args:
+        model: the trained module.
+        larger: the module with more experts, or with experts in place of an MLP.
+        *inputs: what to call the modules with: pytrees of arrays or ``jax.ShapeDtypeStruct``.
+        rename: as for ``dogwood_jax.upcycle``.
+        usefulness: as there, a pytree like the module's state.
+        noise: as there.
+        anew: as there.
+
+    Returns:
+        The growth of the module's state. ``dogwood_jax.grow`` makes the larger module's state.
+
+    Raises:
+        TypeError: for arguments of the wrong kind, or in the wrong order.
+        ValueError: as ``dogwood_jax.upcycle`` does.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> import dogwood_jax as dw
+        >>> class Mixture(nnx.Module):
+        ...     def __init__(self, experts, chosen):
+        ...         self.chosen, init = chosen, jax.random.normal
+        ...         self.router = nnx.Param(init(jax.random.key(0), (3, experts)))
+        ...         self.experts = nnx.Param(init(jax.random.key(1), (experts, 3, 3)))
+        ...     def __call__(self, x):
+        ...         gates, which = jax.lax.top_k(jax.nn.softmax(x @ self.router[...]), self.chosen)
+        ...         outputs = jnp.einsum("td,edf->tef", x, self.experts[...])
+        ...         mask = jax.nn.one_hot(which, outputs.shape[1])
+        ...         return jnp.einsum("tk,tke,tef->tf", gates, mask, outputs)
+        >>> small, large, x = Mixture(2, 1), Mixture(4, 2), jnp.ones((1, 3))
+        >>> growth = dw.nnx.upcycle(small, large, x)
+        >>> nnx.update(large, dw.grow(nnx.state(small), growth, key=jax.random.key(2)))
+        >>> bool(jnp.allclose(large(x), small(x), rtol=1e-5))
+        True
+    """
+    call = "nnx.upcycle(model, larger, *inputs)"
+    expect(call, model=(NNX, model), larger=(NNX, larger))
+    apply, target = _function_of(larger)
+    return _upcycle(
+        trace(model, *inputs),
+        target=target,
+        target_apply=apply,
+        rename=rename,
+        usefulness=usefulness,
+        noise=noise,
+        anew=anew,
+    )
 
 
 _NETWORK = ArgumentKind(

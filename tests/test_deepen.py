@@ -147,6 +147,12 @@ ACCEPTED = {
     "scaled": (same, scaled_branch, square("b") | {"g": f64()}, {"g": 0.0}),
     "normalized": (same, normalized, square("b"), {"b": 0.0}),
     "dropped": (same, dropped, square("b"), {"b": 0.0}),
+    "stacked": (
+        same,
+        lambda p, x: x + jnp.stack([x @ p["b"], jnp.tanh(x @ p["b"])]).sum(0),
+        square("b"),
+        {"b": 0.0},
+    ),
 }
 
 BY_HAND = {

@@ -14,7 +14,7 @@ import dogwood_jax as dw
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
-HEADS, DIM, VALUE = 4, 3, 2
+HEADS, DIM, VALUE = 8, 4, 2
 X = data(2, 5, 6)
 
 
@@ -52,12 +52,20 @@ def by_repeating(q: Any, k: Any, v: Any) -> Any:
     return jnp.einsum("bhts,bshd->bthd", jax.nn.softmax(scores), v)
 
 
+def halves_swapped(x: Any) -> Any:
+    """Cuts what each head computes in two, as rotary embeddings do."""
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([-second, first], axis=-1)
+
+
 def masked(scores: Any) -> Any:
     return jnp.where(jnp.tril(jnp.ones((5, 5), bool))[None, None, None], scores, -1e9)
 
 
 EXACT = {
     "groups": (by_groups, 4, {}),
+    "a head for each query head": (by_groups, 8, {}),
+    "cut in two": (lambda q, k, v: by_groups(halves_swapped(q), k, v), 4, {"split": True}),
     "masked, keys normalized": (lambda *qkv: by_groups(*qkv, masked, jax.nn.standardize), 4, {}),
     "groups, heads apart": (by_groups, 4, {"split": True}),
     "repeated": (by_repeating, 4, {}),
@@ -74,7 +82,8 @@ def test_heads_of_keys_and_values_are_copied(name: str) -> None:
     widths = dw.trace(small, shapes, X)
     growth = dw.plan(widths, target=target, target_apply=large)
     assert len(growth.notes) == len(shapes)
-    assert "each is copied 2 times, and the 2 query heads that shared it" in growth.notes[0]
+    copied = f"each is copied {new // 2} times, and the {HEADS // 2} query heads that shared it"
+    assert copied in growth.notes[0]
 
     @jax.jit
     def run(variables: Any) -> Any:

@@ -454,3 +454,28 @@ def test_layers_are_not_inserted_while_inputs_grow():
     widths = dw.trace(small.apply, variables, x)
     with pytest.raises(ValueError, match="grow these first, in a growth of its own: other inputs"):
         dw.plan(widths, target=shapes(large)[1], target_apply=large.apply, interface=True)
+
+
+@pytest.mark.parametrize(("hidden", "width"), [(8, 4), (7, 6), (8, 6)])
+def test_lengths_that_become_the_same_are_told_apart(hidden, width):
+    """The old vocabulary may be as long as the new stream, the new one as a new hidden width."""
+
+    def params(vocab, width, hidden, layers, seed=0):
+        draw = lambda *shape: jax.random.normal(jax.random.key(seed), shape)  # noqa: E731
+        layer = {"up": draw(width, hidden), "down": draw(hidden, width)}
+        return {"embed": draw(vocab, width), "out": draw(width, 2)} | {
+            f"layer_{i}": layer for i in range(layers)
+        }
+
+    def apply(params, tokens):
+        x = params["embed"][tokens]  # an index below zero counts from the end of the vocabulary
+        for i in range(len(params) - 2):
+            layer = params[f"layer_{i}"]
+            x = x + jnp.tanh(x @ layer["up"]) @ layer["down"]
+        return x @ params["out"]
+
+    old, fresh = params(6, 4, 5, 2), params(8, width, hidden, 3, seed=1)
+    tokens = jnp.arange(6)
+    growth = dw.plan(dw.trace(apply, old, tokens), target=fresh, target_apply=apply, interface=True)
+    new = dw.grow(old, growth, fresh=fresh)
+    np.testing.assert_allclose(apply(new, tokens), apply(old, tokens), rtol=1e-12, atol=1e-12)

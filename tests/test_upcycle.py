@@ -61,11 +61,15 @@ def test_twice_the_experts(kind, dispatch):
     assert is_preserving(growth)
     assert "outputs stay because the larger model chooses 4 of 6 experts" in growth.notes[0]
     assert keeps_as_text(growth)
+    planned = dw.plan(widths, target=target, target_apply=new)
+    assert planned.changes == growth.changes and planned.notes == growth.notes
     # As many are chosen as before: the copies of one expert take both places.
     growth = dw.upcycle(widths, target=target, target_apply=old)
     assert moved(old, variables, old, dw.grow(variables, growth)) > 1e-3
     assert not is_preserving(growth)
     assert "outputs change, because the larger model chooses 2 of 6" in growth.notes[0]
+    with pytest.raises(ValueError, match="dw.upcycle copies"):
+        dw.plan(widths, target=target, target_apply=old)
 
 
 @pytest.mark.parametrize("dispatch", ["einsum", "ragged_dot"])
@@ -400,3 +404,17 @@ def test_refusals():
     target = shapes(4) | {"other": shapes(4)["head"]}
     with pytest.raises(ValueError, match="other: only in the target, and no array of a router"):
         dw.upcycle(dense, target=target, target_apply=net.network("sigmoid"))
+
+
+def test_joined_axes_are_not_taken_for_experts():
+    def apply(params, x):
+        first, second = jnp.split(x @ params["both"], 2, axis=-1)
+        return (jnp.tanh(first) * second) @ params["out"]
+
+    def params(width):
+        return {"both": jnp.ones((3, 2 * width)), "out": jnp.ones((width, 2))}
+
+    widths = dw.trace(apply, params(4), jnp.ones((5, 3)))
+    assert dw.plan(widths, target=params(6), target_apply=apply).sizes == {"both": 6}
+    with pytest.raises(ValueError, match="no router that grows"):
+        dw.upcycle(widths, target=params(6), target_apply=apply)

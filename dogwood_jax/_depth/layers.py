@@ -88,16 +88,18 @@ def _proved(problem: "_Problem", rename: Mapping[str, str]) -> "_Proof":
     """Returns how the deeper network can compute what the old one does."""
     old, new = problem.old.shapes, problem.new.shapes
     pairing = Pairing(old, new, fits=problem.fits, rename=rename)
-    refusals = []
+    refusals, way_out = [], list[str]()
     for places in pairing.candidates():
         proof = _Proof(problem, places)
         if proof.refusal is None:
             return proof
         refusals.append(proof.refusal)
+        if problem.wider and problem.sizes(places):
+            way_out = ["widths grow, too: grow them first, or insert the layers first, each alone"]
     raise ValueError(
         listed(
             "cannot show that the deeper network computes what the old one does",
-            refusals[:1] or pairing.problems,
+            (refusals[:1] or pairing.problems) + way_out,
         )
     )
 
@@ -150,7 +152,8 @@ class _Problem:
         """Returns the old network in terms that suit the pairs of arrays."""
         if not self.wider:
             return self._exact
-        return _Old(self.old, Terms(sized=False, sizes=self._sizes(places)))
+        lengths = frozenset(self._exact.terms.integers)
+        return _Old(self.old, Terms(sized=False, sizes=self.sizes(places), lengths=lengths))
 
     def fits(self, path: str, place: str) -> bool:
         """Whether an array of the deeper network can be this one of the old network."""
@@ -182,7 +185,7 @@ class _Problem:
             and self.old.shapes[path].shape[:1] < self.new.shapes[places[path]].shape[:1]
         }
 
-    def _sizes(self, places: Mapping[str, str]) -> frozenset[tuple[int, int]]:
+    def sizes(self, places: Mapping[str, str]) -> frozenset[tuple[int, int]]:
         """Returns the lengths of the axes of old arrays that are longer now, before and after."""
         found: set[tuple[int, int]] = set()
         for path, place in places.items():

@@ -67,11 +67,15 @@ class Terms:
             equal up to their sizes.
         sizes: lengths of axes in one program and in the other. Constants that differ in such a
             proportion are taken for equal.
+        lengths: the integers of the old program, which may be lengths of axes; None to note them.
+        integers: the integers that have come up, if they are noted.
         numbers: the constants other than 0 and 1 that have come up, to be cleared by the caller.
     """
 
     sized: bool = True
     sizes: frozenset[tuple[int, int]] = frozenset()
+    lengths: frozenset[int] | None = None
+    integers: dict[int, None] = field(default_factory=dict)
     numbers: dict[float, None] = field(default_factory=dict)
     _table: dict[Any, Term] = field(default_factory=dict)
     _constants: dict[float, None] = field(default_factory=dict)
@@ -131,9 +135,16 @@ class Terms:
         return value
 
     def _counted(self, value: int) -> int:
-        """Returns the old length for a new one, also for a last index; else the integer itself."""
-        counts = ((old - less, new - less) for old, new in sorted(self.sizes) for less in (0, 1))
-        return next((old for old, new in counts if value == new), value)
+        """Returns what stands for an integer and all that it may be in the other size.
+
+        A length, or a last index, can be one that an axis had before. It must have come up then.
+        """
+        if self.lengths is None:
+            self.integers[value] = None
+            return value
+        pairs = ((old - less, new - less) for old, new in self.sizes for less in (0, 1))
+        known = self.lengths & {value, *(old for old, new in pairs if new == value)}
+        return min(known, default=value)
 
     @cached_property
     def ratios(self) -> list[float]:
@@ -516,7 +527,7 @@ _STRUCTURAL = frozenset(
 )
 
 # Operations that put entries of all operands together.
-_REARRANGING = frozenset(("concatenate", "pad", "dynamic_update_slice"))
+_REARRANGING = frozenset(name for name, move in MOVES.items() if move.joins and name != "scatter")
 
 # Operations that sum up entries.
 _SUMS = frozenset({"cumsum", "fft", "imag", "real", "reduce_precision", "reduce_sum"})

@@ -8,6 +8,7 @@ comes a growth.
 | ``plan`` | the stage itself: strategies, refusals, notes |
 | ``upcycle`` | more experts, or the first ones |
 | ``experts`` | how the widths of experts grow, and whether outputs stay |
+| ``more_experts`` | which axes count experts in a larger model, and what new experts copy |
 | ``mixture`` | arrays of experts in place of an MLP, or beside it |
 | ``gates`` | what the gates of a router become if every expert is copied |
 | ``target`` | the sizes of widths, from the shapes of a larger model's arrays |

@@ -282,6 +282,7 @@ def _counted_in_one(widths: Widths, places: Collection[tuple[str, int]]) -> Widt
     if not names:
         return widths
     cut = {piece for pieces in names for piece in pieces}
+    cut -= {units.width for leaf in leaves for axis in leaf.axes for units in units_of(axis)}
     left = tuple((name, fact) for name, fact in facts.items() if name not in cut)
     return Widths(tuple(leaves), left)
 

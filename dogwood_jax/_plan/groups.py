@@ -16,6 +16,7 @@ from dogwood_jax._program.elementwise import ELEMENTWISE
 from dogwood_jax._program.moves import KEEP_ENTRIES
 from dogwood_jax._widths.dims import Dim, atoms
 from dogwood_jax._widths.layout import Concat, Layout, Product, Units
+from dogwood_jax._widths.reasons import kind_of
 from dogwood_jax._widths.values import Step
 from dogwood_jax._widths.widths import Facts, Widths
 
@@ -24,7 +25,7 @@ _APART = KEEP_ENTRIES | frozenset(
     ("reduce_precision", "scan", "while", "cond", "enter", "close", *ELEMENTWISE)
 )
 # Operations that cut or join along axes of which they change the size.
-_ALONG_OTHERS = frozenset("slice dynamic_slice pad concatenate".split())
+_ALONG_OTHERS = frozenset("slice dynamic_slice split pad concatenate".split())
 
 
 class Split(NamedTuple):
@@ -117,7 +118,11 @@ def divided(widths: Widths) -> dict[str, str]:
     return {
         group: heads
         for group, heads in _dividing(widths).items()
-        if not (widths[heads].hazards or widths[group].hazards)
+        # A number that only looks computed from a size is compared with the larger model's.
+        if all(
+            kind_of(hazard) == "suspicion"
+            for hazard in (*widths[heads].hazards, *widths[group].hazards)
+        )
         and _are_apart(steps, dims[heads], dims[group])
     }
 
@@ -201,10 +206,13 @@ def _are_apart(steps: Sequence[Step], heads: Dim, group: Dim) -> bool:
         elif step.name.startswith("reduce_"):
             contracted = step.params["axes"]
         elif step.name in _ALONG_OTHERS:
-            (result,) = step.results
-            operands = [v for v in step.operands if v.ndim == result.ndim]
-            axes = [axis for axis, dim in enumerate(result.dims) if of(dim)]
-            return all(v.dims[axis].is_same(result.dims[axis]) for v in operands for axis in axes)
+            return all(
+                value.dims[axis].is_same(dim)
+                for result in step.results
+                for axis, dim in enumerate(result.dims)
+                for value in step.operands
+                if of(dim) and value.ndim == result.ndim
+            )
         else:
             return False
         summed = [of(step.operands[0].dims[axis]) for axis in contracted]

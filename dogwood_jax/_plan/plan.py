@@ -30,10 +30,12 @@ from dogwood_jax._plan.comparison import Comparison, is_constant, is_scale
 from dogwood_jax._plan.experts import exact_copies
 from dogwood_jax._plan.groups import divided, split_groups
 from dogwood_jax._plan.larger import Larger, is_deeper, read_larger
+from dogwood_jax._plan.more_experts import experts_alone
 from dogwood_jax._plan.names import check_names
 from dogwood_jax._plan.own_function import check_own_function, contradicted
 from dogwood_jax._plan.solved import Solved, solve_recipes
 from dogwood_jax._plan.target import sizes_of_target, splits
+from dogwood_jax._widths.dims import LAYERS
 from dogwood_jax._widths.reasons import kind_of
 from dogwood_jax._widths.widths import Recipe, Width, Widths
 from dogwood_jax.strategies import DepthStrategy, Strategy
@@ -157,10 +159,15 @@ def plan(
             expect_arrays("plan", "target", target, shapes, paths)
     problems: list[str] = []
     new = named_sizes(widths, sizes or {}, problems)
-    structure, larger, heads = None, Larger({}), None
+    structure, larger, heads, ways_out = None, Larger({}), None, list[str]()
     if target is not None:
         structure = jax.tree.structure(target)
         larger = read_larger(widths, target, target_apply, depth)
+        is_plain = all(given is None for given in (keep, merge, strategy))
+        if is_plain and not (problems or new or larger.insertions):
+            copies = experts_alone(widths, larger.widths, larger.shapes, target, ways_out)
+            if copies is not None:
+                return Growth(copies.widths, copies.changes, copies.notes, structure)
         problems += [
             f"{name}: asked for {size} units, but the larger model has {larger.sizes[name]}"
             for name, size in new.items()
@@ -168,7 +175,8 @@ def plan(
         ]
         told, contradictions = larger.sizes | new, list[str]()
         new = sizes_of_target(widths, larger.shapes, told, contradictions)
-        heads = split_groups(widths, larger) if contradictions else None
+        shrinks = any(size < widths[name].size for name, size in new.items())
+        heads = split_groups(widths, larger) if contradictions or shrinks else None
         if heads is not None:
             widths, contradictions = heads.widths, []
             new = sizes_of_target(widths, larger.shapes, heads.asked(told), contradictions)
@@ -208,7 +216,10 @@ def plan(
             changes, refusals, unlike, solved = again, still, differing, found
     problems += refusals
     if experts and larger.widths is not None and changes:
-        problems.append(f"{', '.join(changes)}: experts grow, too; plan one after the other")
+        problems.append(
+            f"{', '.join(changes)}: experts grow, too; plan one after the other, first with a "
+            "target that only has more experts"
+        )
     changes = experts | changes
     for name, units in _by_name(widths, keep or {}, problems):
         _once(changes, name, problems)
@@ -252,7 +263,15 @@ def plan(
                 "if the larger model has more layers, pass its function of variables and inputs as "
                 "target_apply=, and they are inserted"
             )
-        raise ValueError(listed("cannot plan this growth", problems))
+        if any(
+            widths[name].fixed == LAYERS and size > widths[name].size for name, size in new.items()
+        ):
+            ways_out.append(
+                "new layers are inserted by target= and target_apply=, along the first axis of "
+                "arrays that a loop runs over: move an axis of layers to the front (MaxText: "
+                "param_scan_axis=0)"
+            )
+        raise ValueError(listed("cannot plan this growth", problems + ways_out))
     if heads is not None:
         notes += heads.notes
     if compared is not None:

@@ -1,11 +1,9 @@
 """Plan more experts, or the first ones: ``upcycle``."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
 from dogwood_jax._base.arguments import (
     BY_WIDTH,
@@ -19,18 +17,13 @@ from dogwood_jax._base.arguments import (
 )
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path
-from dogwood_jax._growth.growth import Change, Growth
+from dogwood_jax._growth.growth import Growth
 from dogwood_jax._plan.experts import (
-    Experts,
     Mixtures,
-    copied,
-    differences_of,
-    notes_of,
-    said,
 )
 from dogwood_jax._plan.mixture import mixture
+from dogwood_jax._plan.more_experts import more_experts
 from dogwood_jax._plan.plan import named_sizes
-from dogwood_jax._widths.layout import Units
 from dogwood_jax._widths.trace import trace
 from dogwood_jax._widths.widths import Widths
 
@@ -169,155 +162,14 @@ def upcycle(
         return Growth(widths, (), tuple(notes), structure, found)
     if anew or rename:
         problems.append("anew= and rename= are for experts that are copies of an MLP")
-    longer = _longer(widths, shapes)
-    network = Mixtures(widths, longer)
-    theirs = Mixtures(larger, longer) if larger is not None else None
-    whole, widths = widths, network.widths
-    sizes = named_sizes(widths, experts or {}, problems)
-    if target is not None:
-        sizes = _sizes(widths, longer, shapes, problems)
-    changes, texts = dict[str, Change](), dict[str, str]()
-    # An axis that is longer in a target may be another one than of experts.
-    unsure = whole if target is not None else ()
-    groups = _groups(widths, network.experts, sizes, unsure, problems)
-    others = [] if problems else differences_of(network, whole, larger, sizes, target)
-    for group in groups:
-        router, old, new = widths[group.router], widths[group.router].size, sizes[group.router]
-        own = theirs.like(router) if theirs is not None else None
-        if theirs is not None and own is None:
-            problems.append(f"{router.name}: the larger model chooses no experts by its arrays")
-            continue
-        sources = _sources(widths, group, new, usefulness, problems)
-        made, reasons = copied(widths, group, new, own, sources=sources, noise=noise, others=others)
-        changes |= {change.width: change for change in made}
-        texts[router.name] = said(group, old, new, own, reasons)
-    if not changes and not problems:
-        problems.append("there are as many experts as in the network")
+    sizes = None if experts is None else named_sizes(widths, experts, problems)
+    more = more_experts(
+        widths, larger, shapes, sizes, problems, target=target, usefulness=usefulness, noise=noise
+    )
     if problems:
         raise ValueError(listed("cannot plan these experts", problems))
-    made = [changes[name] for name in widths if name in changes]
-    return Growth(widths, tuple(made), tuple(notes_of(texts)), structure)
+    return Growth(more.widths, more.changes, more.notes, structure)
 
 
 def _has_other_axes(widths: Widths, shapes: Mapping[str, Any]) -> bool:
     return any(len(shapes[leaf.path].shape) != len(leaf.shape) for leaf in widths.leaves)
-
-
-def _longer(widths: Widths, shapes: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """Returns the axes that have another length in a target, each by path and axis."""
-    return [
-        (leaf.path, axis)
-        for leaf in widths.leaves
-        for axis, length in enumerate(shapes[leaf.path].shape if leaf.path in shapes else ())
-        if length != leaf.shape[axis]
-    ]
-
-
-def _sizes(
-    widths: Widths,
-    longer: Iterable[tuple[str, int]],
-    shapes: Mapping[str, Any],
-    problems: list[str],
-) -> dict[str, int]:
-    """Returns the sizes of the widths along some axes of a target."""
-    sizes: dict[str, int] = {}
-    for path, axis in longer:
-        layout, length = widths.leaf(path).axes[axis], shapes[path].shape[axis]
-        if not isinstance(layout, Units):
-            problems.append(f"{path}[{axis}]: grows, but is made of {layout}")
-        elif sizes.setdefault(layout.width, length) != length:
-            problems.append(
-                f"{path}[{axis}]: is {length} long in the target, but {layout.width} = "
-                f"{sizes[layout.width]} elsewhere"
-            )
-    return sizes
-
-
-def _groups(
-    widths: Widths,
-    every: Sequence[Experts],
-    sizes: dict[str, int],
-    unsure: Collection[str],
-    problems: list[str],
-) -> list[Experts]:
-    """Returns the experts that grow; adds the sizes of widths that grow along with a router's.
-
-    Widths that the program does not tie to a router belong to the one whose arrays are closest by
-    path, unless it is not sure that they count experts.
-    """
-    routers = [group for group in every if group.router in sizes]
-    stacks = {name: group for group in every for name in group.stacks}
-    found = {group.router: group for group in routers}
-    for name in [name for name in sizes if name not in found]:
-        group = stacks.get(name)
-        if group is None and name not in unsure:
-            group = _closest(widths, name, routers)
-        if group is None or group.router not in found:
-            problems.append(
-                f"{name}: no router that grows is seen to choose along it; the routers are "
-                f"{[group.router for group in every]}; other widths grow by dw.plan"
-            )
-            continue
-        group = found[group.router]
-        found[group.router] = replace(group, stacks=tuple(dict.fromkeys((*group.stacks, name))))
-    for group in found.values():
-        old, new = widths[group.router].size, sizes[group.router]
-        if new < old:
-            problems.append(f"{group.router}: {new} experts are fewer than today's {old}")
-        if not group.stacks:
-            problems.append(
-                f"{group.router}: the program does not show which arrays hold its experts; name "
-                "their widths, too, or pass target=, the larger model's variables"
-            )
-        for name in group.stacks:
-            if (widths[name].size, sizes.setdefault(name, new)) != (old, new):
-                problems.append(
-                    f"{name}: is to grow from {widths[name].size} to {sizes[name]}, but its router "
-                    f"{group.router} from {old} to {new}"
-                )
-    return [] if problems else list(found.values())
-
-
-def _closest(widths: Widths, name: str, routers: Iterable[Experts]) -> Experts | None:
-    """Returns the experts whose router's arrays share the longest path with those of a width."""
-
-    def shared(group: Experts) -> int:
-        return max(
-            _common(one.path.split("/"), other.path.split("/"))
-            for one in widths[name].occurrences
-            for other in widths[group.router].occurrences
-        )
-
-    ranked = sorted(routers, key=shared, reverse=True)
-    if not ranked or (len(ranked) > 1 and shared(ranked[0]) == shared(ranked[1])):
-        return None
-    return ranked[0]
-
-
-def _common(one: list[str], other: list[str]) -> int:
-    """Returns how many parts two paths have in common from the start."""
-    different = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
-    return next(different, min(len(one), len(other)))
-
-
-def _sources(
-    widths: Widths, group: Experts, new: int, usefulness: PyTree, problems: list[str]
-) -> tuple[int, ...] | None:
-    """Returns the expert that each new one copies, by usefulness if it is known."""
-    if usefulness is None:
-        return None
-    values, old = leaves_by_path(usefulness), widths[group.router].size
-    score, copies = np.zeros(old), np.ones(old, int)
-    for leaf in group.arrays(widths):
-        if leaf.path not in values or np.shape(values[leaf.path]) != leaf.shape:
-            problems.append(f"{leaf.path}: usefulness= must have an array of shape {leaf.shape}")
-            continue
-        for axis, layout in enumerate(leaf.axes):
-            if isinstance(layout, Units) and layout.width in group.stacks:
-                others = tuple(other for other in range(len(leaf.shape)) if other != axis)
-                score += np.sum(np.asarray(values[leaf.path], float), axis=others)
-    extra = []
-    for _ in range(new - old):  # the next copy is of the expert with most to do for each copy
-        extra.append(int(np.argmax(np.abs(score) / copies)))
-        copies[extra[-1]] += 1
-    return (*range(old), *extra)

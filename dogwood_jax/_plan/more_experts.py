@@ -1,0 +1,243 @@
+"""More experts by a larger model's arrays or by numbers: ``more_experts``."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from dogwood_jax._base.trees import PyTree, leaves_by_path
+from dogwood_jax._growth.growth import Change
+from dogwood_jax._plan.experts import Experts, Mixtures, copied, differences_of, notes_of, said
+from dogwood_jax._widths.layout import Concat, Units, units_of
+from dogwood_jax._widths.widths import Widths
+
+
+@dataclass(frozen=True)
+class MoreExperts:
+    """What becomes of a network that gets more experts.
+
+    Attributes:
+        widths: its widths, in which every axis that counts experts is one width.
+        changes: how the widths of experts change.
+        notes: whether outputs stay, and why.
+    """
+
+    widths: Widths
+    changes: tuple[Change, ...]
+    notes: tuple[str, ...]
+
+
+def more_experts(
+    widths: Widths,
+    larger: Widths | None,
+    shapes: Mapping[str, Any],
+    sizes: Mapping[str, int] | None,
+    problems: list[str],
+    *,
+    target: PyTree = None,
+    usefulness: PyTree = None,
+    noise: float = 0.0,
+) -> MoreExperts:
+    """Works out which axes count experts, and what they copy.
+
+    Args:
+        widths: the network's widths.
+        larger: those of the larger model, if its program is known.
+        shapes: the shapes of the larger model's arrays, by path; empty if ``sizes`` are given.
+        sizes: new numbers of experts by name of the width, or None.
+        problems: receives what speaks against it.
+        target: the larger model's variables, or None.
+        usefulness: see ``upcycle``.
+        noise: see ``upcycle``.
+    """
+    longer = _longer(widths, shapes)
+    network = Mixtures(widths, longer)
+    theirs = Mixtures(larger, longer) if larger is not None else None
+    whole, widths = widths, network.widths
+    new = dict(sizes) if sizes is not None else _sizes(widths, longer, shapes, problems)
+    changes, texts = dict[str, Change](), dict[str, str]()
+    # An axis that is longer in a target may be another one than of experts.
+    unsure = whole if sizes is None else ()
+    groups = _groups(widths, network.experts, new, unsure, problems)
+    others = [] if problems else differences_of(network, whole, larger, new, target)
+    for group in groups:
+        router, old, size = widths[group.router], widths[group.router].size, new[group.router]
+        own = theirs.like(router) if theirs is not None else None
+        if theirs is not None and own is None:
+            problems.append(f"{router.name}: the larger model chooses no experts by its arrays")
+            continue
+        sources = _sources(widths, group, size, usefulness, problems)
+        made, reasons = copied(
+            widths, group, size, own, sources=sources, noise=noise, others=others
+        )
+        changes |= {change.width: change for change in made}
+        texts[router.name] = said(group, old, size, own, reasons)
+    if not changes and not problems:
+        problems.append("there are as many experts as in the network")
+    ordered = tuple(changes[name] for name in widths if name in changes)
+    return MoreExperts(widths, ordered, tuple(notes_of(texts)))
+
+
+def experts_alone(
+    widths: Widths,
+    larger: Widths | None,
+    shapes: Mapping[str, Any],
+    target: PyTree,
+    ways_out: list[str],
+) -> MoreExperts | None:
+    """Returns what becomes of experts that a program takes out of their arrays one by one.
+
+    None if outputs would change, or if other axes are longer in the larger model, too.
+
+    Args:
+        widths: the network's widths.
+        larger: those of the larger model, if its program is known.
+        shapes: the shapes of the larger model's arrays, by path.
+        target: its variables.
+        ways_out: receives what to do instead.
+    """
+    ranks = {leaf.path: len(leaf.shape) for leaf in widths.leaves}
+    if widths.network is None or {p: len(array.shape) for p, array in shapes.items()} != ranks:
+        return None
+    cut = [
+        (path, axis, layout)
+        for path, axis in _longer(widths, shapes)
+        if isinstance(layout := widths.leaf(path).axes[axis], Concat)
+    ]
+    network = Mixtures(widths) if cut else None
+    if network is None or not network.experts:
+        return None
+    for path, axis, layout in cut:
+        is_counted = isinstance(network.widths.leaf(path).axes[axis], Units)
+        if not is_counted and any(units.size > 1 for units in units_of(layout)):
+            return None
+    problems: list[str] = []
+    found = more_experts(widths, larger, shapes, None, problems, target=target)
+    if not problems and all(change.strategy.exact for change in found.changes):
+        return found
+    ways_out.append(
+        "if the network gets more experts: dw.upcycle copies them, in a growth of their own; "
+        "dw.plan copies them where outputs stay and nothing else grows"
+    )
+    return None
+
+
+def _longer(widths: Widths, shapes: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Returns the axes that have another length in a target, each by path and axis."""
+    return [
+        (leaf.path, axis)
+        for leaf in widths.leaves
+        for axis, length in enumerate(shapes[leaf.path].shape if leaf.path in shapes else ())
+        if length != leaf.shape[axis]
+    ]
+
+
+def _sizes(
+    widths: Widths,
+    longer: Iterable[tuple[str, int]],
+    shapes: Mapping[str, Any],
+    problems: list[str],
+) -> dict[str, int]:
+    """Returns the sizes of the widths along some axes of a target."""
+    sizes: dict[str, int] = {}
+    for path, axis in longer:
+        layout, length = widths.leaf(path).axes[axis], shapes[path].shape[axis]
+        if not isinstance(layout, Units):
+            problems.append(f"{path}[{axis}]: grows, but is made of {layout}")
+        elif sizes.setdefault(layout.width, length) != length:
+            problems.append(
+                f"{path}[{axis}]: is {length} long in the target, but {layout.width} = "
+                f"{sizes[layout.width]} elsewhere"
+            )
+    return sizes
+
+
+def _groups(
+    widths: Widths,
+    every: Sequence[Experts],
+    sizes: dict[str, int],
+    unsure: Collection[str],
+    problems: list[str],
+) -> list[Experts]:
+    """Returns the experts that grow; adds the sizes of widths that grow along with a router's.
+
+    Widths that the program does not tie to a router belong to the one whose arrays are closest by
+    path, unless it is not sure that they count experts.
+    """
+    routers = [group for group in every if group.router in sizes]
+    stacks = {name: group for group in every for name in group.stacks}
+    found = {group.router: group for group in routers}
+    for name in [name for name in sizes if name not in found]:
+        group = stacks.get(name)
+        if group is None and name not in unsure:
+            group = _closest(widths, name, routers)
+        if group is None or group.router not in found:
+            problems.append(
+                f"{name}: no router that grows is seen to choose along it; the routers are "
+                f"{[group.router for group in every]}; other widths grow by dw.plan"
+            )
+            continue
+        group = found[group.router]
+        found[group.router] = replace(group, stacks=tuple(dict.fromkeys((*group.stacks, name))))
+    for group in found.values():
+        old, new = widths[group.router].size, sizes[group.router]
+        if new < old:
+            problems.append(f"{group.router}: {new} experts are fewer than today's {old}")
+        if not group.stacks:
+            problems.append(
+                f"{group.router}: the program does not show which arrays hold its experts; name "
+                "their widths, too, or pass target=, the larger model's variables"
+            )
+        for name in group.stacks:
+            if (widths[name].size, sizes.setdefault(name, new)) != (old, new):
+                problems.append(
+                    f"{name}: is to grow from {widths[name].size} to {sizes[name]}, but its router "
+                    f"{group.router} from {old} to {new}"
+                )
+    return [] if problems else list(found.values())
+
+
+def _closest(widths: Widths, name: str, routers: Iterable[Experts]) -> Experts | None:
+    """Returns the experts whose router's arrays share the longest path with those of a width."""
+
+    def shared(group: Experts) -> int:
+        return max(
+            _common(one.path.split("/"), other.path.split("/"))
+            for one in widths[name].occurrences
+            for other in widths[group.router].occurrences
+        )
+
+    ranked = sorted(routers, key=shared, reverse=True)
+    if not ranked or (len(ranked) > 1 and shared(ranked[0]) == shared(ranked[1])):
+        return None
+    return ranked[0]
+
+
+def _common(one: list[str], other: list[str]) -> int:
+    """Returns how many parts two paths have in common from the start."""
+    different = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    return next(different, min(len(one), len(other)))
+
+
+def _sources(
+    widths: Widths, group: Experts, new: int, usefulness: PyTree, problems: list[str]
+) -> tuple[int, ...] | None:
+    """Returns the expert that each new one copies, by usefulness if it is known."""
+    if usefulness is None:
+        return None
+    values, old = leaves_by_path(usefulness), widths[group.router].size
+    score, copies = np.zeros(old), np.ones(old, int)
+    for leaf in group.arrays(widths):
+        if leaf.path not in values or np.shape(values[leaf.path]) != leaf.shape:
+            problems.append(f"{leaf.path}: usefulness= must have an array of shape {leaf.shape}")
+            continue
+        for axis, layout in enumerate(leaf.axes):
+            if isinstance(layout, Units) and layout.width in group.stacks:
+                others = tuple(other for other in range(len(leaf.shape)) if other != axis)
+                score += np.sum(np.asarray(values[leaf.path], float), axis=others)
+    extra = []
+    for _ in range(new - old):  # the next copy is of the expert with most to do for each copy
+        extra.append(int(np.argmax(np.abs(score) / copies)))
+        copies[extra[-1]] += 1
+    return (*range(old), *extra)
