@@ -132,6 +132,19 @@ def fused_attention(n: int = 6, epsilon: float = 0) -> Model:
     return weighted(shapes, apply, data(2, 7, 5))
 
 
+def fused_projection(n: int = 6, epsilon: float = 0) -> Model:
+    """Queries, keys and values side by side, ``q | k | v``: only the keys are rescaled."""
+
+    def apply(params: Any, x: Any) -> Any:
+        qkv = affine(params["qkv"], x).reshape(2, 7, 3, 2, -1)
+        q, k, v = jnp.moveaxis(qkv, 2, 0)
+        weights = jax.nn.softmax(jnp.einsum("bthd,bshd->bhts", q * q.shape[-1] ** -0.5, k))
+        return jnp.einsum("bhts,bshd,hdm->btm", weights, v, params["o"])
+
+    shapes = {"qkv": dense(5, 3 * 2 * n), "o": f64(2, n, 4)}
+    return weighted(shapes, apply, data(2, 7, 5))
+
+
 class Block(nn.Module):
     """A transformer block, its norms before or after the layers."""
 
@@ -460,6 +473,7 @@ CASES = {
     # JAX computes this softmax in single precision.
     "library attention": Case(library_attention, ("k", 2), "zero_outgoing", (8,), tolerance=1e-5),
     "queries and keys from one kernel": Case(fused_attention, ("qkv", 3), "tile", MULTIPLES),
+    "keys beside queries": Case(fused_projection, ("o", 1), "zero_outgoing", (8,)),
     "pre-norm": Case(transformer(), KERNEL, "tile", (15,)),
     "pre-norm, tied": Case(transformer(tied=True), KERNEL, "tile", (15, 18)),
     "post-norm, tied": Case(transformer(post=True, tied=True), KERNEL, "tile", MULTIPLES),

@@ -70,6 +70,8 @@ class Recipe:
             multiply their old entries, too (``"tile"`` only).
         offsets: paths of arrays that are read as a number plus the array, as 1 + scale, and the
             numbers. Here powers multiply the sum.
+        parts: paths of fused arrays and powers as in ``powers``, but only of the entries along
+            whose units the array is outgoing, such as the keys of ``q | k | v``.
     """
 
     strategy: Literal["zero_outgoing", "zero_incoming", "tile"]
@@ -79,6 +81,7 @@ class Recipe:
     multiple: bool = False
     copies: tuple[tuple[str, float], ...] = ()
     offsets: tuple[tuple[str, float], ...] = ()
+    parts: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,12 @@ from itertools import combinations
 from math import isfinite, prod
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
 from dogwood_jax._widths.dims import Dim
 from dogwood_jax._widths.layout import Role
 from dogwood_jax._widths.scales import to_blame
-from dogwood_jax._widths.values import Degree, Value
+from dogwood_jax._widths.values import Degree, Entry, Value
 from dogwood_jax.strategies import Strategy
 
 
@@ -35,6 +37,33 @@ def plus(a: Power, b: Power, factor: float = 1) -> Power:
     for key, coefficient in b.items():
         total[key] = total.get(key, 0) + factor * coefficient
     return {key: c for key, c in total.items() if abs(c) > 1e-9}
+
+
+class Part(NamedTuple):
+    """The part of a fused array's axis that is outgoing, such as the keys of ``q | k | v``.
+
+    Attributes:
+        axis: the axis.
+        places: whether each place along the axis belongs to it, as the bytes of booleans.
+    """
+
+    axis: int
+    places: bytes
+
+    def covers(self, entry: Entry) -> bool | None:
+        """Whether a piece of the axis lies within the part; None if some of it does."""
+        within = {*self.places[entry.start : entry.stop]}
+        return bool(within.pop()) if len(within) == 1 else None
+
+
+class Partly(NamedTuple):
+    """In a power, the unknown power of a fused array of which only a part is rescaled.
+
+    It stands in powers of values that hold the part and what lies beside it, whose power is zero.
+    """
+
+    leaf: int
+    part: Part
 
 
 class Equations:
@@ -67,6 +96,13 @@ class Equations:
     def equate(self, a: Power, b: Power) -> None:
         difference = self.reduce(plus(a, b, -1))
         if not difference:
+            return
+        if partly := [key for key in difference if isinstance(key, Partly)]:
+            if len({key.part.places for key in partly}) > 1:
+                raise NoRecipe
+            beside = {key: c for key, c in difference.items() if key not in partly}
+            self.equate(beside, {})
+            self.equate(plus(beside, {key.leaf: difference[key] for key in partly}), {})
             return
         unknown = [key for key in difference if isinstance(key, int)]
         if not unknown:
@@ -182,16 +218,34 @@ class Place:
         path: its path.
         how: how it is used, see ``Use``.
         roles: the width's role along each axis that it is part of, or None if it has several.
+        parts: for each axis with several roles, these roles and where their units lie.
     """
 
     path: str
     how: str
     roles: Mapping[int, Role | None]
+    parts: Mapping[int, Mapping[Role, np.ndarray]] = field(default_factory=dict)
 
     @property
     def scales(self) -> bool:
         """Whether its entries scale units, so that they need not be zero or means."""
         return self.how in ("multiply", "positive")
+
+    def is_silent(self, entry: Entry) -> bool:
+        """Whether all new units of a piece of an axis are outgoing."""
+        role = self.roles.get(entry.axis)
+        parts = self.parts.get(entry.axis, {})
+        within = {r for r, along in parts.items() if along[entry.start : entry.stop].any()}
+        return bool(roles := {role} - {None} or within) and "incoming" not in roles
+
+    @property
+    def part(self) -> Part | None:
+        """The outgoing part, if the width lies along a single axis that it is only a part of."""
+        if not self.parts or len(self.roles) > 1:
+            return None
+        ((axis, parts),) = self.parts.items()
+        silent = [along for role, along in parts.items() if role != "incoming"]
+        return Part(axis, np.any(silent, 0).tobytes())
 
 
 @dataclass(frozen=True)
@@ -245,9 +299,14 @@ class Reading:
         self.states: dict[int, State] = {}  # by identity of the value
         self.index = 0  # of the step that is read
         self.degrees: dict[int, Degree] = {}
+        self.parts: set[int] = set()  # fused leaves of which only the outgoing part is rescaled
         for index, place in places.items():
             along = {axis: self._of_leaf(index, role) for axis, role in place.roles.items()}
-            self.states[id(leaves[index])] = State({index: 1.0}, along, leaf=index)
+            part = place.part if filling.strategy.outgoing == "zero" else None
+            power: Power = {index if part is None else Partly(index, part): 1.0}
+            if part is not None:
+                self.parts.add(index)
+            self.states[id(leaves[index])] = State(power, along, leaf=index)
             if leaves[index].quantized:
                 self._leave_integers(index, along.values())
 
@@ -339,7 +398,38 @@ class Reading:
             if known.leaf in self.offsets:  # no multiple of it suits both
                 self.equations.equate({known.leaf: 1.0}, {})
             known = replace(known, leaf=None)
+        if self.parts:
+            along = {a: self._of_part(value, a, new) for a, new in known.along.items()}
+            known = replace(known, along=along)
         return replace(known, power=self.equations.reduce(known.power))
+
+    def _of_part(self, value: Value, axis: int, along: Along) -> Along:
+        """New entries of a value that may be a part of fused weights, such as keys."""
+        if along.rest != "free":
+            return along
+        is_zero = any(
+            silencer.entries
+            and all(
+                entry.leaf in self.places and self.places[entry.leaf].is_silent(entry)
+                for entry in silencer.entries
+            )
+            for silencer in value.silencers_of(axis)
+        )
+        return along._replace(rest="zero") if is_zero else along
+
+    def cut(self, value: Value, state: State) -> State:
+        """What is known of a value that was cut out of another, perhaps of fused arrays."""
+        power = dict(state.power)
+        for key in [key for key in power if isinstance(key, Partly)]:
+            along = [value.silencers_of(axis) for axis in range(value.ndim)]
+            entries = {e for silencers in along for s in silencers for e in s.entries}
+            own = [e for e in entries if (e.leaf, e.axis) == (key.leaf, key.part.axis)]
+            covered = {key.part.covers(entry) for entry in own}
+            if len(covered) == 1 and None not in covered:
+                coefficient = power.pop(key)
+                if covered == {True}:
+                    power = plus(power, {key.leaf: coefficient})
+        return replace(state, power=power)
 
     def with_offset(self, value: Value, number: float | None) -> State | None:
         """What is known of a leaf plus a number; None if the leaf was read otherwise before.
@@ -379,6 +469,8 @@ class Reading:
                 continue
             is_epsilon = constants and 0 < value.number <= LARGEST_EPSILON
             if is_epsilon and power and not any(state.along for state in states):
+                if any(isinstance(key, Partly) for key in power):
+                    raise NoRecipe
                 found.append(len(self.constants))
                 what = f"epsilon of a norm over {self.name}"
                 self.constants.append(Constant(what, value.number, power))
