@@ -332,6 +332,28 @@ def stream(norm: Callable[..., Any], **more: Any) -> Builder:
     return build
 
 
+def unusual_stream(n: int = 6, epsilon: float = EPSILON) -> Model:
+    """A stream that a factor writes, mixed by a Fourier transform, and read without a norm.
+
+    A branch attends to a normalized array, before which there are no data. Another one is zero.
+    """
+    vectors = ("number", "real", "imaginary", "scale", "bias", "scale_of", "bias_of")
+    shapes = {name: f64(n) for name in vectors} | {"latents": f64(3, n)}
+    shapes |= {"key": dense(n, 4), "up": dense(n, 7), "down": dense(7, n), "head": dense(n, 3)}
+
+    def apply(params: Any, x: Any, queries: Any) -> Any:
+        x = x[:, None] * params["number"][None]
+        norm = {"scale": params["scale_of"], "bias": params["bias_of"]}
+        keys = affine(params["key"], layer_norm(norm, params["latents"], epsilon))
+        x = x + jax.nn.softmax(queries @ keys.T) @ params["latents"] + 0.0 * x
+        filter = params["real"] + 1j * params["imaginary"]
+        y = jnp.fft.rfft(layer_norm(params, x, epsilon), axis=0) * filter[None]
+        y = affine(params["up"], jnp.fft.irfft(y, n=5, axis=0))
+        return affine(params["head"], x + affine(params["down"], jnp.tanh(y)))
+
+    return weighted(shapes, apply, data(5), data(5, 4))
+
+
 def unit_norm(params: Any, x: Any, epsilon: float) -> Any:
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
@@ -507,6 +529,7 @@ CASES = {
     "rms by tiles": Case(
         stream(lambda p, x, e: rms_norm(p["g"], x, e), g=1), ("write/bias", 0), "tile", MULTIPLES
     ),
+    "unusual": Case(unusual_stream, ("latents", 1), "tile", ANY),
     "softmax": Case(stream(softmaxed), ("write/bias", 0), "tile", MULTIPLES),
     "by hand": Case(stream(slow_layer_norm, scale=1, bias=1), ("write/bias", 0), "tile", ANY),
     "by hand, fast": Case(stream(fast_layer_norm, scale=1, bias=1), ("write/bias", 0), "tile", ANY),

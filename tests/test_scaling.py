@@ -204,7 +204,7 @@ def unbiased(params: Any, x: Any, epsilon: float) -> Any:
 
 
 def mean_of_another(n: int = 6) -> Model:
-    """Centred by the means of other places: the rest of the units would not be zero."""
+    """Centred by the means of other places: the rest of the units is not zero."""
 
     def apply(params: Any, x: Any) -> Any:
         x = affine(params["write"], x)
@@ -264,7 +264,7 @@ def test_some_only_grow_to_multiples(name: str) -> None:
 
 def test_the_mean_must_be_that_of_the_same_array() -> None:
     recipes = widths_of(mean_of_another()).of("write/bias", 0).recipes
-    assert [recipe.multiple for recipe in recipes] == [True]
+    assert [recipe.zeros for recipe in recipes] == [("head/kernel",)]
 
 
 @pytest.mark.parametrize("name", ["pre-norm", "llama", "mup", "haiku"])

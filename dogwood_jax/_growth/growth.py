@@ -109,6 +109,9 @@ class Change:
             fill = blank if is_blank else fill
             factor = self.factor_of_part(units.role, leaf.path)
             return AxisMap(self.old, self.new, fill=fill, rank=rank, pairs=pairs, factor=factor)
+        rest: Fill = "free" if fate == "share" else blank if is_blank else "mean"
+        if self.recipe is not None and leaf.path in self.recipe.zeros:
+            rest = "zero"
         return AxisMap(
             self.old,
             self.new,
@@ -116,7 +119,7 @@ class Change:
             self.shares if strategy.outgoing == "share" else None,
             self.into,
             weighs=not incoming,
-            fill="free" if fate == "share" else blank if is_blank else "mean",
+            fill=rest,
             noise=strategy.noise if incoming else 0.0,
             forgets=strategy.state == "new",
         )

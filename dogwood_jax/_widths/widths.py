@@ -72,6 +72,8 @@ class Recipe:
             numbers. Here powers multiply the sum.
         parts: paths of fused arrays and powers as in ``powers``, but only of the entries along
             whose units the array is outgoing, such as the keys of ``q | k | v``.
+        zeros: paths of arrays whose entries for units that are no copies are zero (``"tile"``
+            only).
     """
 
     strategy: Literal["zero_outgoing", "zero_incoming", "tile"]
@@ -82,6 +84,7 @@ class Recipe:
     copies: tuple[tuple[str, float], ...] = ()
     offsets: tuple[tuple[str, float], ...] = ()
     parts: tuple[tuple[str, float], ...] = ()
+    zeros: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

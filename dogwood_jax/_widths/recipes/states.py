@@ -129,7 +129,8 @@ class Along(NamedTuple):
     Attributes:
         rest: what the new entries are that copy no old entry: ``"zero"``, the ``"mean"`` of the
             old ones, the ``"same"`` as all others, or ``"free"``. ``"none"`` if there are no such
-            entries. ``"open"`` if they may be zero or a mean: the other terms of a sum decide.
+            entries. ``"open"`` if they may be zero or a mean: the other terms of a sum decide. If
+            shared, they may be zero or free: they are zero where what they meet is not.
         shared: whether the entries of copies add up to the old entry instead of repeating it.
         leaf: the leaf whose rest is open.
     """
@@ -292,6 +293,8 @@ class Reading:
         self.constants: list[Constant] = []
         self.wishes: list[Power] = []  # powers that should be zero, if they may be
         self.blank: set[int] = set()  # leaves whose rest is as in a new network
+        self.zeros: set[int] = set()  # leaves whose rest must be zero
+        self.zero_values: set[int] = set()  # values times zero, by identity
         self.offsets: dict[int, float] = {}  # numbers that leaves are added to wherever they are
         self._bare: set[int] = set()  # leaves that are read without such a number
         self._rests: dict[int, Literal["zero", "mean"]] = {}  # of leaves that were open
@@ -339,7 +342,9 @@ class Reading:
             if role is None:
                 raise NoRecipe
             # What also writes units cannot share them out among copies.
-            return self.filled("mean") if role == "both" else self.filled("free", shared=True)
+            if role == "both":
+                return self.filled("mean")
+            return self.filled("open", shared=True)._replace(leaf=leaf)
         if role in ("outgoing", None):
             return Along("free")
         if place.scales:
@@ -347,7 +352,7 @@ class Reading:
             return self.filled("free")
         if not self.filling.is_tiled:
             return Along("zero")
-        if place.how in ("contract", "index") or self.filling.multiple:
+        if place.how == "index" or self.filling.multiple:
             return self.filled("mean")
         return Along("open", leaf=leaf)
 
@@ -431,6 +436,10 @@ class Reading:
                     power = plus(power, {key.leaf: coefficient})
         return replace(state, power=power)
 
+    def is_zero(self, value: Value) -> bool:
+        """Whether all entries of a value are known to be zero."""
+        return value.number == 0 or id(value) in self.zero_values
+
     def with_offset(self, value: Value, number: float | None) -> State | None:
         """What is known of a leaf plus a number; None if the leaf was read otherwise before.
 
@@ -446,6 +455,27 @@ class Reading:
             return None
         return State(known.power, known.along)
 
+    def written(self, value: Value, state: State, other: State) -> State:
+        """What is known of a factor: it writes units, if what it multiplies has none of them.
+
+        An array that scales units need not be zero or means where they are. But ``x[..., None] * w``
+        writes units as a kernel does.
+        """
+        leaf = next(iter(value.leaves), -1) if value.origin == "parameter" else -1
+        place = self.places.get(leaf)
+        if (
+            place is None
+            or not place.scales
+            or len(value.leaves) > 1
+            or state.along.keys() & other.along
+        ):
+            return state
+        if self.filling.strategy.outgoing == "zero" or {*place.roles.values()} != {"incoming"}:
+            return state
+        self.blank.discard(leaf)
+        rest = self.filled("mean" if self.filling.is_tiled else "zero")
+        return replace(state, along=dict.fromkeys(state.along, rest))
+
     def unchanged(self, value: Value) -> None:
         """Makes sure that old entries of a value are what they were."""
         state = self.state(value)
@@ -455,7 +485,8 @@ class Reading:
 
     def equal_powers(self, values: Sequence[Value], constants: bool = False) -> State:
         """The common power of terms, and the epsilons among them, which adapt to any power."""
-        terms = [v for v in values if v.number is None or (v.number and isfinite(v.number))]
+        values = [value for value in values if not self.is_zero(value)]
+        terms = [v for v in values if v.number is None or isfinite(v.number)]
         states = [self.state(v) for v in terms if v.number is None]
         if not states:
             return State()
@@ -503,9 +534,12 @@ class Reading:
         """Decides what the rest of a leaf is, if it is open."""
         if along.rest != "open":
             return along
+        if along.shared and rest == "mean":  # free, unless it must be zero elsewhere
+            return Along("zero" if along.leaf in self.zeros else "free", shared=True)
         found = self._rests.setdefault(along.leaf, rest)
         if found == "zero":
-            self.blank.add(along.leaf)
+            is_blank = self.places[along.leaf].how in ("", "add")
+            (self.blank if is_blank else self.zeros).add(along.leaf)
         return Along(found, along.shared)
 
     def sum(self, parts: Sequence[Along]) -> Along:
@@ -531,12 +565,16 @@ class Reading:
             raise NoRecipe  # if both factors are zero, neither ever learns
         if len(varying) < 2:
             return (varying or parts)[0]._replace(shared=bool(shared))
+        if shared and "zero" not in rests:
+            open_ones = [part for part in varying if part.rest == "open" and part.shared]
+            if open_ones:
+                return open_ones[0]
         rest = next((r for r in ("none", "zero") if r in rests), "free")
         return Along(rest, bool(shared))  # type: ignore[arg-type]
 
     def total(self, along: Along, dim: Dim) -> Power:
         """The power that a sum along a dimension with the width adds."""
-        rest, shared = self.settle(along)[:2]
+        rest, shared = self.settle(along, "zero" if along.shared else "mean")[:2]
         if rest == "zero" and not self.filling.is_tiled:
             return {}
         if shared and rest in ("zero", "none"):
