@@ -254,12 +254,19 @@ def test_a_growth_says_what_a_scale_is_added_to() -> None:
     assert "embed            11x6    11x12   axis 1 zero (embed)\n" in str(growth)
 
 
+OBSTACLES = {
+    "post-norm": "the norm that scales by params/Block_0/LayerNorm_0/scale writes some",
+    "relu, norm": "max acts on its units one by one",
+}
+
+
 @pytest.mark.parametrize("name", ["post-norm", "relu, norm", "rms by tiles"])
 def test_some_only_grow_to_multiples(name: str) -> None:
     widths = before(name)[1]
     width = widths.of(*CASES[name].place)
-    with pytest.raises(ValueError, match="cannot plan this growth"):
+    with pytest.raises(ValueError, match="cannot plan this growth") as error:
         dw.plan(widths, {width.name: 2 * width.size + 1}, strategy=dw.strategies.tile())
+    assert OBSTACLES.get(name, "") in str(error.value)
 
 
 def test_the_mean_must_be_that_of_the_same_array() -> None:

@@ -74,7 +74,7 @@ class Change:
     def factor_of_part(self, role: Role, path: str) -> float:
         """What the recipe multiplies old entries along units of a role by, see ``Recipe.parts``."""
         powers = dict(self.recipe.parts) if self.recipe and role != "incoming" else {}
-        return self.ratio ** powers.get(path, 0.0)
+        return float(self.ratio ** powers.get(path, 0.0))
 
     def writes(self, role: Role) -> bool:
         """Whether weights of a role are filled in as those that write the width's units are."""

@@ -74,6 +74,8 @@ class Recipe:
             whose units the array is outgoing, such as the keys of ``q | k | v``.
         zeros: paths of arrays whose entries for units that are no copies are zero (``"tile"``
             only).
+        obstacle: if the new size must be a multiple, what keeps other sizes from being exact, as
+            far as it is known.
     """
 
     strategy: Literal["zero_outgoing", "zero_incoming", "tile"]
@@ -85,6 +87,7 @@ class Recipe:
     offsets: tuple[tuple[str, float], ...] = ()
     parts: tuple[tuple[str, float], ...] = ()
     zeros: tuple[str, ...] = ()
+    obstacle: str = ""
 
 
 @dataclass(frozen=True)

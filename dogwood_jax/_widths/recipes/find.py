@@ -27,6 +27,7 @@ import numpy as np
 from dogwood_jax import strategies
 from dogwood_jax._widths.dims import Dim, atoms
 from dogwood_jax._widths.layout import Layout, Role, units_along, units_of
+from dogwood_jax._widths.recipes.obstacles import obstacle
 from dogwood_jax._widths.recipes.rules import RULES, unchanged
 from dogwood_jax._widths.recipes.states import Filling, LargerNetwork, NoRecipe, Place, Reading
 from dogwood_jax._widths.values import Degree, Trace, Value
@@ -93,6 +94,7 @@ class Finder:
                 }
                 place = Place(leaf.path, use.how if use else "", roles, parts)
                 self._places.setdefault(name, {})[index] = place
+        self._makers = {id(v): step for step in self._steps for v in step.results}
         self._readers: dict[int, list[int]] = {}
         self._steps_of: dict[Dim, list[int]] = {}
         known: dict[int, set[Dim]] = {}
@@ -116,11 +118,15 @@ class Finder:
         First comes the one that keeps the epsilons of norms, because larger models have the same.
         """
         known: dict[str, float] = {}
+        why = ""
         for filling in _FILLINGS:
+            reading = None
             try:
                 reading = Reading(name, width, filling, self._places[name], self._values)
                 self._read(reading)
             except NoRecipe:
+                if filling.is_tiled and reading is not None:
+                    why = why or obstacle(reading, self._steps, self._makers)
                 continue
             solutions = [_solution(reading, keeps_epsilons) for keeps_epsilons in (True, False)]
             found = [recipe for recipe in dict.fromkeys(solutions) if recipe is not None]
@@ -132,7 +138,11 @@ class Finder:
                 known |= {what: number for what, number, _ in recipe.constants}
                 same = ((what, n, 0.0) for what, n in known.items() if abs(n) not in followed)
                 stay = tuple(same) if filling.multiple else ()
-                yield replace(recipe, constants=recipe.constants or stay)
+                yield replace(
+                    recipe,
+                    constants=recipe.constants or stay,
+                    obstacle=why if filling.multiple else "",
+                )
             if filling.is_tiled:  # what works for any size works for multiples
                 return
 

@@ -424,14 +424,15 @@ class Reading:
 
     def cut(self, value: Value, state: State) -> State:
         """What is known of a value that was cut out of another, perhaps of fused arrays."""
-        power = dict(state.power)
+        power = state.power
         for key in [key for key in power if isinstance(key, Partly)]:
             along = [value.silencers_of(axis) for axis in range(value.ndim)]
             entries = {e for silencers in along for s in silencers for e in s.entries}
             own = [e for e in entries if (e.leaf, e.axis) == (key.leaf, key.part.axis)]
             covered = {key.part.covers(entry) for entry in own}
             if len(covered) == 1 and None not in covered:
-                coefficient = power.pop(key)
+                coefficient = power[key]
+                power = plus(power, {key: 1}, -coefficient)
                 if covered == {True}:
                     power = plus(power, {key.leaf: coefficient})
         return replace(state, power=power)
@@ -456,10 +457,10 @@ class Reading:
         return State(known.power, known.along)
 
     def written(self, value: Value, state: State, other: State) -> State:
-        """What is known of a factor: it writes units, if what it multiplies has none of them.
+        """What is known of a factor: it may write units, if what it multiplies has none of them.
 
-        An array that scales units need not be zero or means where they are. But ``x[..., None] * w``
-        writes units as a kernel does.
+        An array that scales units need not be zero or a mean where they are. But in
+        ``x[..., None] * w`` it writes units as a kernel does.
         """
         leaf = next(iter(value.leaves), -1) if value.origin == "parameter" else -1
         place = self.places.get(leaf)
@@ -472,8 +473,7 @@ class Reading:
             return state
         if self.filling.strategy.outgoing == "zero" or {*place.roles.values()} != {"incoming"}:
             return state
-        self.blank.discard(leaf)
-        rest = self.filled("mean" if self.filling.is_tiled else "zero")
+        rest = self.filled("open")._replace(leaf=leaf)
         return replace(state, along=dict.fromkeys(state.along, rest))
 
     def unchanged(self, value: Value) -> None:
@@ -536,6 +536,9 @@ class Reading:
             return along
         if along.shared and rest == "mean":  # free, unless it must be zero elsewhere
             return Along("zero" if along.leaf in self.zeros else "free", shared=True)
+        if not along.shared and self.places[along.leaf].scales:
+            self.blank.discard(along.leaf)
+            return Along("mean" if self.filling.is_tiled else "zero")
         found = self._rests.setdefault(along.leaf, rest)
         if found == "zero":
             is_blank = self.places[along.leaf].how in ("", "add")
