@@ -340,12 +340,14 @@ def unusual_stream(n: int = 6, epsilon: float = EPSILON) -> Model:
     vectors = ("number", "real", "imaginary", "scale", "bias", "scale_of", "bias_of")
     shapes = {name: f64(n) for name in vectors} | {"latents": f64(3, n)}
     shapes |= {"key": dense(n, 4), "up": dense(n, 7), "down": dense(7, n), "head": dense(n, 3)}
+    shapes |= {"mix": dense(n, n)}
 
     def apply(params: Any, x: Any, queries: Any) -> Any:
         x = x[:, None] * params["number"][None]
         norm = {"scale": params["scale_of"], "bias": params["bias_of"]}
         keys = affine(params["key"], layer_norm(norm, params["latents"], epsilon))
         x = x + jax.nn.softmax(queries @ keys.T) @ params["latents"] + 0.0 * x
+        x = x + affine(params["mix"], x)
         filter = params["real"] + 1j * params["imaginary"]
         y = jnp.fft.rfft(layer_norm(params, x, epsilon), axis=0) * filter[None]
         y = affine(params["up"], jnp.fft.irfft(y, n=5, axis=0))

@@ -271,7 +271,7 @@ def test_some_only_grow_to_multiples(name: str) -> None:
 
 def test_the_mean_must_be_that_of_the_same_array() -> None:
     recipes = widths_of(mean_of_another()).of("write/bias", 0).recipes
-    assert [recipe.zeros for recipe in recipes] == [("head/kernel",)]
+    assert [recipe.zeros for recipe in recipes] == [(("head/kernel", "outgoing"),)]
 
 
 @pytest.mark.parametrize("name", ["pre-norm", "llama", "mup", "haiku"])

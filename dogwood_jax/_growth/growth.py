@@ -110,7 +110,8 @@ class Change:
             factor = self.factor_of_part(units.role, leaf.path)
             return AxisMap(self.old, self.new, fill=fill, rank=rank, pairs=pairs, factor=factor)
         rest: Fill = "free" if fate == "share" else blank if is_blank else "mean"
-        if self.recipe is not None and leaf.path in self.recipe.zeros:
+        role = "incoming" if incoming else "outgoing"
+        if self.recipe is not None and (leaf.path, role) in self.recipe.zeros:
             rest = "zero"
         return AxisMap(
             self.old,

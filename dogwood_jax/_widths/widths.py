@@ -72,8 +72,8 @@ class Recipe:
             numbers. Here powers multiply the sum.
         parts: paths of fused arrays and powers as in ``powers``, but only of the entries along
             whose units the array is outgoing, such as the keys of ``q | k | v``.
-        zeros: paths of arrays whose entries for units that are no copies are zero (``"tile"``
-            only).
+        zeros: paths of arrays and roles, ``"incoming"`` or ``"outgoing"``: in these roles, their
+            entries for units that are no copies are zero (``"tile"`` only).
         obstacle: if the new size must be a multiple, what keeps other sizes from being exact, as
             far as it is known.
     """
@@ -86,7 +86,7 @@ class Recipe:
     copies: tuple[tuple[str, float], ...] = ()
     offsets: tuple[tuple[str, float], ...] = ()
     parts: tuple[tuple[str, float], ...] = ()
-    zeros: tuple[str, ...] = ()
+    zeros: tuple[tuple[str, str], ...] = ()
     obstacle: str = ""
 
 

@@ -256,5 +256,5 @@ def _solution(reading: Reading, keeps_epsilons: bool) -> Recipe | None:
             if any(powers[reading.places[leaf].path])
         ),
         rescaled(whole=False),
-        tuple(sorted(reading.places[leaf].path for leaf in reading.zeros)),
+        tuple(sorted((reading.places[leaf].path, role) for leaf, role in reading.zeros)),
     )

@@ -584,9 +584,11 @@ def _contraction(
         if i in a.along or j in b.along:
             parts = [k for k in (a.along.get(i), b.along.get(j)) if k is not None]
             power = plus(power, r.total(r.product(parts, either), x.dims[i]))
-            silent = [k.rest == "zero" for k in parts]
-            hidden |= {0} if not silent[-1] else set()
-            hidden |= {1} if not silent[0] else set()
+            silent = [r.settle(k).rest == "zero" if k.shared else k.rest == "zero" for k in parts]
+            # Weights that are zero for the rest of the units they read are so for all they write.
+            whole = [k.shared and is_zero for k, is_zero in zip(parts, silent, strict=True)]
+            hidden |= {0} if not (silent[-1] or whole[0]) else set()
+            hidden |= {1} if not (silent[0] or whole[-1]) else set()
     along = {}
     for place, axes in enumerate(places):
         parts = [

@@ -293,7 +293,8 @@ class Reading:
         self.constants: list[Constant] = []
         self.wishes: list[Power] = []  # powers that should be zero, if they may be
         self.blank: set[int] = set()  # leaves whose rest is as in a new network
-        self.zeros: set[int] = set()  # leaves whose rest must be zero
+        # Leaves whose rest must be zero, where they write the width or where they read it.
+        self.zeros: set[tuple[int, Role]] = set()
         self.zero_values: set[int] = set()  # values times zero, by identity
         self.offsets: dict[int, float] = {}  # numbers that leaves are added to wherever they are
         self._bare: set[int] = set()  # leaves that are read without such a number
@@ -534,16 +535,21 @@ class Reading:
         """Decides what the rest of a leaf is, if it is open."""
         if along.rest != "open":
             return along
-        if along.shared and rest == "mean":  # free, unless it must be zero elsewhere
-            return Along("zero" if along.leaf in self.zeros else "free", shared=True)
-        if not along.shared and self.places[along.leaf].scales:
+        if along.shared:  # free, unless it must be zero here or elsewhere
+            if rest == "zero":
+                self.zeros.add((along.leaf, "outgoing"))
+            is_zero = (along.leaf, "outgoing") in self.zeros
+            return Along("zero" if is_zero else "free", shared=True)
+        if self.places[along.leaf].scales:
             self.blank.discard(along.leaf)
             return Along("mean" if self.filling.is_tiled else "zero")
         found = self._rests.setdefault(along.leaf, rest)
         if found == "zero":
-            is_blank = self.places[along.leaf].how in ("", "add")
-            (self.blank if is_blank else self.zeros).add(along.leaf)
-        return Along(found, along.shared)
+            if self.places[along.leaf].how in ("", "add"):
+                self.blank.add(along.leaf)
+            else:
+                self.zeros.add((along.leaf, "incoming"))
+        return Along(found)
 
     def sum(self, parts: Sequence[Along]) -> Along:
         """New entries of a sum, or of things put side by side."""
