@@ -132,6 +132,19 @@ def fused_attention(n: int = 6, epsilon: float = 0) -> Model:
     return weighted(shapes, apply, data(2, 7, 5))
 
 
+def fused_projection(n: int = 6, epsilon: float = 0) -> Model:
+    """Queries, keys and values side by side, ``q | k | v``: only the keys are rescaled."""
+
+    def apply(params: Any, x: Any) -> Any:
+        qkv = affine(params["qkv"], x).reshape(2, 7, 3, 2, -1)
+        q, k, v = jnp.moveaxis(qkv, 2, 0)
+        weights = jax.nn.softmax(jnp.einsum("bthd,bshd->bhts", q * q.shape[-1] ** -0.5, k))
+        return jnp.einsum("bhts,bshd,hdm->btm", weights, v, params["o"])
+
+    shapes = {"qkv": dense(5, 3 * 2 * n), "o": f64(2, n, 4)}
+    return weighted(shapes, apply, data(2, 7, 5))
+
+
 class Block(nn.Module):
     """A transformer block, its norms before or after the layers."""
 
@@ -319,6 +332,30 @@ def stream(norm: Callable[..., Any], **more: Any) -> Builder:
     return build
 
 
+def unusual_stream(n: int = 6, epsilon: float = EPSILON) -> Model:
+    """A stream that a factor writes, mixed by a Fourier transform, and read without a norm.
+
+    A branch attends to a normalized array, before which there are no data. Another one is zero.
+    """
+    vectors = ("number", "real", "imaginary", "scale", "bias", "scale_of", "bias_of")
+    shapes = {name: f64(n) for name in vectors} | {"latents": f64(3, n)}
+    shapes |= {"key": dense(n, 4), "up": dense(n, 7), "down": dense(7, n), "head": dense(n, 3)}
+    shapes |= {"mix": dense(n, n)}
+
+    def apply(params: Any, x: Any, queries: Any) -> Any:
+        x = x[:, None] * params["number"][None]
+        norm = {"scale": params["scale_of"], "bias": params["bias_of"]}
+        keys = affine(params["key"], layer_norm(norm, params["latents"], epsilon))
+        x = x + jax.nn.softmax(queries @ keys.T) @ params["latents"] + 0.0 * x
+        x = x + affine(params["mix"], x)
+        filter = params["real"] + 1j * params["imaginary"]
+        y = jnp.fft.rfft(layer_norm(params, x, epsilon), axis=0) * filter[None]
+        y = affine(params["up"], jnp.fft.irfft(y, n=5, axis=0))
+        return affine(params["head"], x + affine(params["down"], jnp.tanh(y)))
+
+    return weighted(shapes, apply, data(5), data(5, 4))
+
+
 def unit_norm(params: Any, x: Any, epsilon: float) -> Any:
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
@@ -460,6 +497,7 @@ CASES = {
     # JAX computes this softmax in single precision.
     "library attention": Case(library_attention, ("k", 2), "zero_outgoing", (8,), tolerance=1e-5),
     "queries and keys from one kernel": Case(fused_attention, ("qkv", 3), "tile", MULTIPLES),
+    "keys beside queries": Case(fused_projection, ("o", 1), "zero_outgoing", (8,)),
     "pre-norm": Case(transformer(), KERNEL, "tile", (15,)),
     "pre-norm, tied": Case(transformer(tied=True), KERNEL, "tile", (15, 18)),
     "post-norm, tied": Case(transformer(post=True, tied=True), KERNEL, "tile", MULTIPLES),
@@ -493,6 +531,7 @@ CASES = {
     "rms by tiles": Case(
         stream(lambda p, x, e: rms_norm(p["g"], x, e), g=1), ("write/bias", 0), "tile", MULTIPLES
     ),
+    "unusual": Case(unusual_stream, ("latents", 1), "tile", ANY),
     "softmax": Case(stream(softmaxed), ("write/bias", 0), "tile", MULTIPLES),
     "by hand": Case(stream(slow_layer_norm, scale=1, bias=1), ("write/bias", 0), "tile", ANY),
     "by hand, fast": Case(stream(fast_layer_norm, scale=1, bias=1), ("write/bias", 0), "tile", ANY),

@@ -5,6 +5,7 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import lax
 from networks import data, f64, fill
@@ -406,3 +407,27 @@ def test_zeros_do_not_silence_what_overflows():
     target = params | {name: jax.ShapeDtypeStruct((4,), params["a"].dtype) for name in "bs"}
     with pytest.raises(ValueError, match="does not make the new layers do nothing"):
         dw.deepen(params, target, apply=small, target_apply=deep, inputs=(jnp.ones((5, 3)),))
+
+
+class Stages(nn.Module):
+    """Residual layers of three widths. Flax numbers them, so more of the first rename the rest."""
+
+    first: int
+
+    @nn.compact
+    def __call__(self, x):
+        for width, layers in ((4, self.first), (6, 1), (8, 1)):
+            x = nn.Dense(width)(x)
+            for _ in range(layers):
+                x = x + nn.Dense(width)(nn.relu(nn.Dense(width + 1)(x)))
+        return nn.Dense(2)(x)
+
+
+def test_fresh_arrays_are_read_where_old_ones_go():
+    x = jnp.linspace(-1, 1, 6).reshape(2, 3)
+    small, large = Stages(1), Stages(2)
+    variables, fresh = (model.init(jax.random.key(1), x) for model in (small, large))
+    widths = dw.trace(small.apply, variables, x)
+    growth = dw.plan(widths, target=fresh, target_apply=large.apply)
+    grown = dw.grow(variables, growth, fresh=fresh, key=jax.random.key(2))
+    np.testing.assert_allclose(large.apply(grown, x), small.apply(variables, x), rtol=1e-5)

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from networks import Model, affine, data, dense, fill
 from networks_scaling import (
@@ -29,6 +30,8 @@ from networks_scaling import (
 )
 
 import dogwood_jax as dw
+from dogwood_jax._base.trees import leaves_by_path
+from dogwood_jax._growth.leaf_map import old_places
 from dogwood_jax._widths.widths import Recipe
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
@@ -110,6 +113,7 @@ def test_the_larger_network_computes_the_same(name: str, new: int) -> None:
 TURNED_BACK = [
     "mup",
     "keys as values",
+    "keys beside queries",
     "llama",
     "by hand",
     "by hand, fast",
@@ -118,15 +122,16 @@ TURNED_BACK = [
 ]
 
 
+def gradient(model: Model, variables: Any) -> Any:
+    outputs, pull = jax.vjp(lambda v: model.apply(v, *model.inputs), variables)
+    cotangent = jnp.cos(1 + 0.7 * jnp.arange(outputs.size, dtype=outputs.dtype))
+    return pull(cotangent.reshape(outputs.shape))[0]
+
+
 @pytest.mark.parametrize("name", [*TURNED_BACK, "queries and keys from one kernel"])
 def test_gradients_come_back_through_the_growth(name: str) -> None:
     model, _, variables = before(name)
     big, growth = planned(name, CASES[name].sizes[-1])[0]
-
-    def gradient(model: Model, variables: Any) -> Any:
-        outputs, pull = jax.vjp(lambda v: model.apply(v, *model.inputs), variables)
-        cotangent = jnp.cos(1 + 0.7 * jnp.arange(outputs.size, dtype=outputs.dtype))
-        return pull(cotangent.reshape(outputs.shape))[0]
 
     @jax.jit
     def of_grown(variables: Any, fresh: Any) -> Any:
@@ -137,6 +142,19 @@ def test_gradients_come_back_through_the_growth(name: str) -> None:
     scale = max(np.max(np.abs(g)) for g in old)
     for a, b in zip(jax.tree.leaves(of_grown(variables, fill(big.shapes, 2))), old, strict=True):
         assert_close(a, b, 1e-10, scale)
+
+
+def test_moments_follow_arrays_of_which_a_part_is_rescaled() -> None:
+    model, _, variables = before("keys beside queries")
+    big, growth = planned("keys beside queries", 8)[0]
+    tx = optax.trace(0.9)
+    _, state = tx.update(gradient(model, variables), tx.init(variables))
+    grown = dw.grow(variables, growth, fresh=fill(big.shapes, 2))
+    moments = leaves_by_path(dw.grow_opt_state(state, growth, tx))
+    gradients = leaves_by_path(gradient(big, grown))
+    for path in ("qkv/kernel", "qkv/bias"):
+        places = np.ix_(*map(old_places, growth.maps[path].axes))
+        assert_close(moments[f"trace/{path}"][places], gradients[path][places], 1e-10, 1.0)
 
 
 # What does not ------------------------------------------------------------------------------------
@@ -186,7 +204,7 @@ def unbiased(params: Any, x: Any, epsilon: float) -> Any:
 
 
 def mean_of_another(n: int = 6) -> Model:
-    """Centred by the means of other places: the rest of the units would not be zero."""
+    """Centred by the means of other places: the rest of the units is not zero."""
 
     def apply(params: Any, x: Any) -> Any:
         x = affine(params["write"], x)
@@ -236,17 +254,24 @@ def test_a_growth_says_what_a_scale_is_added_to() -> None:
     assert "embed            11x6    11x12   axis 1 zero (embed)\n" in str(growth)
 
 
+OBSTACLES = {
+    "post-norm": "the norm that scales by params/Block_0/LayerNorm_0/scale writes some",
+    "relu, norm": "max acts on its units one by one",
+}
+
+
 @pytest.mark.parametrize("name", ["post-norm", "relu, norm", "rms by tiles"])
 def test_some_only_grow_to_multiples(name: str) -> None:
     widths = before(name)[1]
     width = widths.of(*CASES[name].place)
-    with pytest.raises(ValueError, match="cannot plan this growth"):
+    with pytest.raises(ValueError, match="cannot plan this growth") as error:
         dw.plan(widths, {width.name: 2 * width.size + 1}, strategy=dw.strategies.tile())
+    assert OBSTACLES.get(name, "") in str(error.value)
 
 
 def test_the_mean_must_be_that_of_the_same_array() -> None:
     recipes = widths_of(mean_of_another()).of("write/bias", 0).recipes
-    assert [recipe.multiple for recipe in recipes] == [True]
+    assert [recipe.zeros for recipe in recipes] == [(("head/kernel", "outgoing"),)]
 
 
 @pytest.mark.parametrize("name", ["pre-norm", "llama", "mup", "haiku"])

@@ -15,6 +15,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from math import prod
 
 import jax
 import jax.numpy as jnp
@@ -68,11 +69,7 @@ def apply_map(
             count. See ``parts_of`` for which maps can be carried out so.
     """
     if (factor := leaf_map.factor * leaf_map.shrink) != 1:
-        wide = jnp.promote_types(array.dtype, jnp.float32)
-        scaled = array * jnp.asarray(factor, wide)
-        if leaf_map.offset:
-            scaled = scaled + jnp.asarray((leaf_map.factor - 1) * leaf_map.offset, wide)
-        array = scaled.astype(array.dtype)
+        array = _times(array, factor, (leaf_map.factor - 1) * leaf_map.offset)
 
     def default(shape: tuple[int, ...], window: Window | None) -> Array:
         return jnp.full(shape, 1 if leaf_map.kind == "ones" else 0, array.dtype)
@@ -89,6 +86,15 @@ def apply_map(
         added = application.draw(made.shape) if fresh is None else fresh
         made = made + jnp.asarray(leaf_map.perturb, made.dtype) * added.astype(made.dtype)
     return made
+
+
+def _times(array: Array, factor: float, offset: float = 0.0) -> Array:
+    """Returns ``factor * array + offset``, computed in single precision at least."""
+    wide = jnp.promote_types(array.dtype, jnp.float32)
+    scaled = array * jnp.asarray(factor, wide)
+    if offset:
+        scaled = scaled + jnp.asarray(offset, wide)
+    return scaled.astype(array.dtype)
 
 
 def appended(axes: Sequence[AxisMap]) -> list[tuple[int, AxisMap]]:
@@ -172,6 +178,8 @@ class _Application:
     def _extend_units(self, old: Array, axes: list[AxisMap], fresh: Array | None) -> Array:
         """Extends axes that are a single width each."""
         maps = {axis: part for axis, part in enumerate(axes) if part.changes}
+        if (factor := prod(part.factor for part in axes)) != 1:
+            old = _times(old, factor)
         array = self._append(old, appended(axes), fresh)
         for axis, axis_map in maps.items():
             if not axis_map.appends or axis_map.fill == "mean":

@@ -252,14 +252,15 @@ def _grow_and_insert(
         structs = {path: struct_of(leaf) for path, leaf in grown.items()}
         target = rebuilt(growth.structure, {**leaves, **structs, **inserted})
     else:
-        target, new = fresh, leaves_by_path(fresh)
+        target, larger = fresh, leaves_by_path(fresh)
         needed = {i.path for i in growth.insertions} | {growth.place(path) for path in leaves}
-        if missing := [f"{path}: not in fresh" for path in sorted(needed - new.keys())]:
+        if missing := [f"{path}: not in fresh" for path in sorted(needed - larger.keys())]:
             raise ValueError(listed("cannot grow these variables", missing))
+        new = dict(larger)  # by old paths, each of which may be another array's new one
         for insertion in growth.insertions:
             if insertion.old is not None:
                 layers = leaves[insertion.old].shape[0] if insertion.layers else None
-                first = _first(new[insertion.path], 1 if insertion.repeats else layers)
+                first = _first(larger[insertion.path], 1 if insertion.repeats else layers)
                 new[insertion.old] = first[0] if insertion.repeats else first
         new = {path: new[path] for path in arrays}
         grown = grow(arrays, wider, key=key, fresh=new, donate=donate)

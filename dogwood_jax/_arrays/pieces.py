@@ -225,7 +225,7 @@ def _bits(array: np.ndarray) -> np.ndarray:
 def _only_appends(part: Part) -> bool:
     """Whether old entries stay where they are and as they are."""
     axes = [axis for axis in part.map.axes if isinstance(axis, AxisMap)]
-    scaled = part.map.factor * part.map.shrink != 1
+    scaled = part.map.rescales or part.map.shrink != 1
     return not scaled and all(axis.appends and not axis.pairs for axis in axes)
 
 

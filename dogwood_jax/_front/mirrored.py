@@ -85,7 +85,7 @@ def _old_part(value: Any, path: str, growth: Growth) -> Any:
     leaf_map = growth.maps.get(path)
     if leaf_map is None:
         return value
-    if leaf_map.factor != 1 or not all(axis.appends for axis in leaf_map.maps()):
+    if leaf_map.rescales or not all(axis.appends for axis in leaf_map.maps()):
         return None
     for axis, along in enumerate(leaf_map.axes):
         if along.changes:

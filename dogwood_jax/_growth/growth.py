@@ -71,6 +71,11 @@ class Change:
             copies = self.new // self.old
             yield from ((path, copies**power) for path, power in self.recipe.copies)
 
+    def factor_of_part(self, role: Role, path: str) -> float:
+        """What the recipe multiplies old entries along units of a role by, see ``Recipe.parts``."""
+        powers = dict(self.recipe.parts) if self.recipe and role != "incoming" else {}
+        return float(self.ratio ** powers.get(path, 0.0))
+
     def writes(self, role: Role) -> bool:
         """Whether weights of a role are filled in as those that write the width's units are."""
         if self.strategy.is_gated:
@@ -102,7 +107,12 @@ class Change:
             if strategy.outgoing == "opposed":
                 pairs = 1 if incoming else -1
             fill = blank if is_blank else fill
-            return AxisMap(self.old, self.new, fill=fill, rank=rank, pairs=pairs)
+            factor = self.factor_of_part(units.role, leaf.path)
+            return AxisMap(self.old, self.new, fill=fill, rank=rank, pairs=pairs, factor=factor)
+        rest: Fill = "free" if fate == "share" else blank if is_blank else "mean"
+        role = "incoming" if incoming else "outgoing"
+        if self.recipe is not None and (leaf.path, role) in self.recipe.zeros:
+            rest = "zero"
         return AxisMap(
             self.old,
             self.new,
@@ -110,7 +120,7 @@ class Change:
             self.shares if strategy.outgoing == "share" else None,
             self.into,
             weighs=not incoming,
-            fill="free" if fate == "share" else blank if is_blank else "mean",
+            fill=rest,
             noise=strategy.noise if incoming else 0.0,
             forgets=strategy.state == "new",
         )
@@ -388,7 +398,9 @@ class Growth:
                     fate = change.strategy.fate(
                         incoming=change.writes(units.role), random=leaf.kind == "random"
                     )
-                    parts.append(f"axis {axis} {fate} ({units.width})")
+                    factor = change.factor_of_part(units.role, leaf.path)
+                    times = f", old entries there times {factor:.6g}" * (factor != 1)
+                    parts.append(f"axis {axis} {fate} ({units.width}){times}")
         if leaf.path in self.factors:
             offset = self.offsets.get(leaf.path)
             what = f"({offset:g} + array) " if offset else ""

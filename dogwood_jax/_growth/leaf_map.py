@@ -39,6 +39,7 @@ class AxisMap:
         noise: standard deviation of noise on new copies, relative to the array's.
         pairs: for new units in pairs, the sign of the second one's entries; 0 for no pairs.
         forgets: whether an optimizer keeps nothing of old units for their copies.
+        factor: what old entries are multiplied by here, besides the array's own factor.
     """
 
     old: int
@@ -53,6 +54,7 @@ class AxisMap:
     noise: float = 0.0
     pairs: Literal[-1, 0, 1] = 0
     forgets: bool = False
+    factor: float = 1.0
 
     @property
     def changes(self) -> bool:
@@ -100,14 +102,15 @@ class AxisMap:
             weighs=not self.weighs and degree > 0,
             power=max(degree, 1),
             fill=fill,
+            factor=self.factor**-degree,
         )
 
     def of_numbers(self, *, copied: bool) -> "AxisMap":
         """Returns the map of a number of each unit, see ``LeafMap.of_numbers``."""
         if self.forgets:
             return self._without_copies().of_numbers(copied=copied)
-        weighs = self.weighs and not copied
-        return replace(self, weighs=weighs, fill="zero", noise=0.0, pairs=0)
+        weighs, factor = self.weighs and not copied, 1.0 if copied else self.factor
+        return replace(self, weighs=weighs, fill="zero", noise=0.0, pairs=0, factor=factor)
 
     def _without_copies(self) -> "AxisMap":
         """Returns the map in which new units copy none."""
@@ -180,6 +183,11 @@ class LeafMap:
         return self.factor != 1 or any(axis.changes for axis in self.axes)
 
     @property
+    def rescales(self) -> bool:
+        """Whether old entries are multiplied by numbers that make up for others."""
+        return self.factor != 1 or any(axis.factor != 1 for axis in self.maps())
+
+    @property
     def grows(self) -> bool:
         """Whether it gets new entries, or others' values, rather than only losing some."""
         return self.factor != 1 or any(axis.new > axis.old for axis in self.maps())
@@ -197,7 +205,7 @@ class LeafMap:
     @property
     def keeps_integers(self) -> bool:
         """Whether all entries of an array of integers stay integers."""
-        is_scaled = (self.factor, self.shrink, self.perturb) != (1, 1, 0)
+        is_scaled = self.rescales or (self.shrink, self.perturb) != (1, 0)
         return (
             not is_scaled
             and self.kind != "random"

@@ -436,7 +436,8 @@ def _divides(growth: Growth) -> bool:
     """Whether gradients of the larger network are multiples of the old ones, other than one."""
     fates = {change.strategy.outgoing for change in growth.changes}
     repeated = any(insertion.repeats for insertion in growth.insertions)
-    return repeated or bool(growth.factors) or not fates.isdisjoint(("share", "sum"))
+    rescaled = any(leaf_map.rescales for leaf_map in growth.maps.values())
+    return repeated or rescaled or not fates.isdisjoint(("share", "sum"))
 
 
 def _own(

@@ -536,7 +536,7 @@ def _ways_out(width: Width) -> str:
         return f"use strategies.{open_ways[0][0]}()"
     exact = [
         f"strategies.{strategy}() keeps outputs"
-        + f" for multiples of {width.size}" * bool(recipe and recipe.multiple)
+        + (_multiples(width, recipe) if recipe and recipe.multiple else "")
         for strategy, recipe in open_ways
     ]
     if width.hazards and all(kind_of(hazard) in _IN_LARGER_MODEL for hazard in width.hazards):
@@ -545,6 +545,14 @@ def _ways_out(width: Width) -> str:
             "arrays make up for, target= and target_apply= show it"
         )
     return " and ".join([*exact, "strategies.random() grows it all the same"])
+
+
+def _multiples(width: Width, recipe: Recipe) -> str:
+    """Says for which sizes a recipe is, and why for no others."""
+    because = " (other sizes need units that are means of the old ones, but "
+    return f" for multiples of {width.size}" + f"{because}{recipe.obstacle})" * bool(
+        recipe.obstacle
+    )
 
 
 def _notes(width: Width, change: Change, *, is_seen: bool) -> Iterator[str]:

@@ -72,6 +72,12 @@ class Recipe:
             multiply their old entries, too (``"tile"`` only).
         offsets: paths of arrays that are read as a number plus the array, as 1 + scale, and the
             numbers. Here powers multiply the sum.
+        parts: paths of fused arrays and powers as in ``powers``, but only of the entries along
+            whose units the array is outgoing, such as the keys of ``q | k | v``.
+        zeros: paths of arrays and roles, ``"incoming"`` or ``"outgoing"``: in these roles, their
+            entries for units that are no copies are zero (``"tile"`` only).
+        obstacle: if the new size must be a multiple, what keeps other sizes from being exact, as
+            far as it is known.
     """
 
     strategy: Literal["zero_outgoing", "zero_incoming", "tile"]
@@ -81,6 +87,9 @@ class Recipe:
     multiple: bool = False
     copies: tuple[tuple[str, float], ...] = ()
     offsets: tuple[tuple[str, float], ...] = ()
+    parts: tuple[tuple[str, float], ...] = ()
+    zeros: tuple[tuple[str, str], ...] = ()
+    obstacle: str = ""
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from dogwood_jax import strategies
 from dogwood_jax._widths.dims import Dim, atoms
-from dogwood_jax._widths.layout import Role, units_of
+from dogwood_jax._widths.layout import Layout, Role, units_along, units_of
+from dogwood_jax._widths.recipes.obstacles import obstacle
 from dogwood_jax._widths.recipes.rules import RULES, unchanged
 from dogwood_jax._widths.recipes.states import Filling, LargerNetwork, NoRecipe, Place, Reading
 from dogwood_jax._widths.values import Degree, Trace, Value
 from dogwood_jax._widths.widths import Leaf, Recipe
+
+# Primitives that may cut a part out of a fused array.
+_CUTS = frozenset({"slice", "split", "dynamic_slice", "unstack", "gather", "squeeze"})
 
 _FILLINGS = (
     Filling(strategies.zero_outgoing()),
@@ -81,8 +87,14 @@ class Finder:
             index = numbers[leaf.path]
             use = trace.uses.get(index)
             for name, roles in _roles(leaf).items():
-                place = Place(leaf.path, use.how if use else "", roles)
+                parts = {
+                    axis: _parts(leaf.axes[axis], name)
+                    for axis, role in roles.items()
+                    if role is None
+                }
+                place = Place(leaf.path, use.how if use else "", roles, parts)
                 self._places.setdefault(name, {})[index] = place
+        self._makers = {id(v): step for step in self._steps for v in step.results}
         self._readers: dict[int, list[int]] = {}
         self._steps_of: dict[Dim, list[int]] = {}
         known: dict[int, set[Dim]] = {}
@@ -106,11 +118,15 @@ class Finder:
         First comes the one that keeps the epsilons of norms, because larger models have the same.
         """
         known: dict[str, float] = {}
+        why = ""
         for filling in _FILLINGS:
+            reading = None
             try:
                 reading = Reading(name, width, filling, self._places[name], self._values)
                 self._read(reading)
             except NoRecipe:
+                if filling.is_tiled and reading is not None:
+                    why = why or obstacle(reading, self._steps, self._makers)
                 continue
             solutions = [_solution(reading, keeps_epsilons) for keeps_epsilons in (True, False)]
             found = [recipe for recipe in dict.fromkeys(solutions) if recipe is not None]
@@ -122,7 +138,11 @@ class Finder:
                 known |= {what: number for what, number, _ in recipe.constants}
                 same = ((what, n, 0.0) for what, n in known.items() if abs(n) not in followed)
                 stay = tuple(same) if filling.multiple else ()
-                yield replace(recipe, constants=recipe.constants or stay)
+                yield replace(
+                    recipe,
+                    constants=recipe.constants or stay,
+                    obstacle=why if filling.multiple else "",
+                )
             if filling.is_tiled:  # what works for any size works for multiples
                 return
 
@@ -169,6 +189,8 @@ class Finder:
                 continue
             states = RULES.get(step.name, unchanged)(reading, step)
             for value, state in zip(step.results, states, strict=True):
+                if step.name in _CUTS and state.power:
+                    state = reading.cut(value, state)
                 reading.states[id(value)] = state
                 if not state.is_plain:
                     new = {*self._readers.get(id(value), ())} - seen
@@ -185,6 +207,12 @@ def _roles(leaf: Leaf) -> dict[str, dict[int, Role | None]]:
             roles = found.setdefault(units.width, {})
             roles[axis] = units.role if roles.get(axis, units.role) == units.role else None
     return found
+
+
+def _parts(layout: Layout, name: str) -> dict[Role, np.ndarray]:
+    """Where the units of a width lie along an axis, by role."""
+    roles = {units.role for units in units_of(layout) if units.width == name}
+    return {role: units_along(layout, name, (role,)) >= 0 for role in roles}
 
 
 def _solution(reading: Reading, keeps_epsilons: bool) -> Recipe | None:
@@ -205,10 +233,19 @@ def _solution(reading: Reading, keeps_epsilons: bool) -> Recipe | None:
         constants.append((constant.what, constant.number, of_ratio))
     filling = reading.filling
     name: Any = filling.strategy.name
+    fused = {reading.places[leaf].path for leaf in reading.parts}
+
+    def rescaled(whole: bool) -> tuple[tuple[str, float], ...]:
+        return tuple(
+            (path, of_ratio)
+            for path, (of_ratio, _) in powers.items()
+            if of_ratio and (path not in fused) == whole
+        )
+
     blank = () if filling.multiple else (reading.places[leaf].path for leaf in reading.blank)
     return Recipe(
         name,
-        tuple((path, of_ratio) for path, (of_ratio, _) in powers.items() if of_ratio),
+        rescaled(whole=True),
         tuple(constants),
         tuple(sorted(blank)),
         filling.multiple,
@@ -218,4 +255,6 @@ def _solution(reading: Reading, keeps_epsilons: bool) -> Recipe | None:
             for leaf, place in reading.places.items()
             if leaf in reading.offsets and any(powers[place.path])
         ),
+        rescaled(whole=False),
+        tuple(sorted((reading.places[leaf].path, role) for leaf, role in reading.zeros)),
     )

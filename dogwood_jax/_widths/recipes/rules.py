@@ -199,7 +199,7 @@ def _concatenate(r: Reading, step: Step) -> Sequence[State]:
     joined = step.params["dimension"]
     along = {}
     for axis in r.axes(result):
-        terms = [v for v in step.operands if v.number != 0 and v.dims[axis].size]
+        terms = [v for v in step.operands if not r.is_zero(v) and v.dims[axis].size]
         states = [r.state(v) for v in terms]
         parts = [s.along[axis] for s in states if axis in s.along]
         if axis != joined and len(parts) < len(terms):
@@ -213,7 +213,7 @@ def _stack(r: Reading, step: Step) -> Sequence[State]:
     (result,) = step.results
     common = r.equal_powers(step.operands)
     new = step.params["axis"] % result.ndim
-    terms = [r.state(v) for v in step.operands if v.number != 0]
+    terms = [r.state(v) for v in step.operands if not r.is_zero(v)]
     along = {}
     for axis in r.axes(result):
         parts = [s.along[old] for s in terms if (old := axis - (axis > new)) in s.along]
@@ -226,7 +226,8 @@ def _stack(r: Reading, step: Step) -> Sequence[State]:
 @rule("pad")
 def _pad(r: Reading, step: Step) -> Sequence[State]:
     x, filler = step.operands
-    if filler.number != 0:
+    is_zero = filler.table is not None and not filler.table.array.any()  # a complex zero
+    if filler.number != 0 and not is_zero:
         raise NoRecipe
     state = r.state(x)
     return [State(state.power, state.along)]
@@ -319,7 +320,7 @@ def _nonlinear(r: Reading, step: Step) -> Sequence[State]:
 
 def _operand(r: Reading, value: Value, state: State, axis: int) -> Along:
     """New entries of an operand along an axis of the result, where it may be broadcast."""
-    return state.along.get(axis) or r.filled("zero" if value.number == 0 else "same")
+    return state.along.get(axis) or r.filled("zero" if r.is_zero(value) else "same")
 
 
 # Sums --------------------------------------------------------------------------------------------
@@ -337,7 +338,7 @@ def _add(r: Reading, step: Step) -> Sequence[State]:
     common = shifted or r.equal_powers((x, y), constants=step.name != "sub")
     along = {}
     for axis in r.axes(result):
-        states = [(v, r.state(v, moved=shifted is not None)) for v in (x, y) if v.number != 0]
+        states = [(v, r.state(v, moved=shifted is not None)) for v in (x, y) if not r.is_zero(v)]
         parts = [_operand(r, v, state, axis) for v, state in states]
         along[axis] = r.sum(parts) if parts else r.filled("zero")
         if step.name == "sub" and _centred(r, x, y) and along[axis].rest == "mean":
@@ -409,7 +410,7 @@ def _select_n(r: Reading, step: Step) -> Sequence[State]:
     common = r.equal_powers(cases)
     along = {}
     for axis in r.axes(result):
-        parts = [_operand(r, v, r.state(v), axis) for v in cases if v.number != 0]
+        parts = [_operand(r, v, r.state(v), axis) for v in cases if not r.is_zero(v)]
         known = r.sum(parts) if parts else r.filled("zero")
         if len(parts) < len(cases) and known.rest not in ("zero", "none"):
             known = Along("free", known.shared)
@@ -439,7 +440,7 @@ def _scatter_add(r: Reading, step: Step) -> Sequence[State]:
         if axis not in place or updates.dims[place[axis]].size != x.dims[axis].size:
             raise NoRecipe
         terms = [(x, axis), (updates, place[axis])]
-        parts = [_operand(r, v, r.state(v), a) for v, a in terms if v.number != 0]
+        parts = [_operand(r, v, r.state(v), a) for v, a in terms if not r.is_zero(v)]
         along[axis] = r.sum(parts) if parts else r.filled("zero")
     return [State(common.power, along)]
 
@@ -454,7 +455,7 @@ def _dynamic_update_slice(r: Reading, step: Step) -> Sequence[State]:
     for axis in r.axes(x):
         if update.dims[axis].size != x.dims[axis].size:
             raise NoRecipe
-        parts = [_operand(r, v, r.state(v), axis) for v in (x, update) if v.number != 0]
+        parts = [_operand(r, v, r.state(v), axis) for v in (x, update) if not r.is_zero(v)]
         along[axis] = r.sum(parts) if parts else r.filled("zero")
         if len(parts) < 2 and along[axis].rest == "same":
             along[axis] = r.filled("free")
@@ -469,15 +470,21 @@ def _mul(r: Reading, step: Step) -> Sequence[State]:
     x, y = step.operands
     (result,) = step.results
     sign = 1 if step.name == "mul" else -1
+    if sign == 1 and (r.is_zero(x) or r.is_zero(y)):
+        r.zero_values.add(id(result))
+        return [State(along={axis: r.filled("zero") for axis in r.axes(result)})]
     if y.number is not None:
         return [_scaled(r, x, y, sign)]
     if x.number is not None:
         return [_scaled(r, y, x, 1) if sign == 1 else _divided(r, x, y)]
     for value in (x, y):
-        if value.origin == "constant" and all(dim.size == 1 for dim in value.dims):
+        is_number = value.origin == "constant" and all(dim.size == 1 for dim in value.dims)
+        if is_number and not _is_turn(value):
             raise NoRecipe  # a number computed in a way that is not understood
     a, b = r.state(x), r.state(y)
-    if sign == -1:
+    if sign == 1:
+        a, b = r.written(x, a, b), r.written(y, b, a)
+    else:
         b = replace(b, along={axis: _through(r, k, True, True) for axis, k in b.along.items()})
     along = {}
     for axis in r.axes(result):
@@ -491,6 +498,12 @@ def _mul(r: Reading, step: Step) -> Sequence[State]:
     if not along and "parameter" not in (x.origin, y.origin):
         r.wishes += [r.constants[i].power for i in constants]  # a norm that is not over this width
     return [State(power, along, statistic, constants)]
+
+
+def _is_turn(value: Value) -> bool:
+    """Whether a constant is a complex number of absolute value one, which scales nothing."""
+    array = None if value.table is None else value.table.array
+    return array is not None and np.iscomplexobj(array) and bool((np.abs(array) == 1).all())
 
 
 def _divided(r: Reading, x: Value, y: Value) -> State:
@@ -571,9 +584,11 @@ def _contraction(
         if i in a.along or j in b.along:
             parts = [k for k in (a.along.get(i), b.along.get(j)) if k is not None]
             power = plus(power, r.total(r.product(parts, either), x.dims[i]))
-            silent = [k.rest == "zero" for k in parts]
-            hidden |= {0} if not silent[-1] else set()
-            hidden |= {1} if not silent[0] else set()
+            silent = [r.settle(k).rest == "zero" if k.shared else k.rest == "zero" for k in parts]
+            # Weights that are zero for the rest of the units they read are so for all they write.
+            whole = [k.shared and is_zero for k, is_zero in zip(parts, silent, strict=True)]
+            hidden |= {0} if not (silent[-1] or whole[0]) else set()
+            hidden |= {1} if not (silent[0] or whole[-1]) else set()
     along = {}
     for place, axes in enumerate(places):
         parts = [
@@ -647,6 +662,15 @@ def _reduce(r: Reading, step: Step) -> Sequence[State]:
         r.equations.equate(state.power, {})
     kept = [a for a in range(x.ndim) if a not in axes]
     return [State(state.power, {kept.index(a): along[a] for a in along if a in kept})]
+
+
+@rule("fft")
+def _fft(r: Reading, step: Step) -> Sequence[State]:
+    (x,) = step.operands
+    state = r.state(x)
+    if any(axis >= x.ndim - len(step.params["fft_lengths"]) for axis in state.along):
+        raise NoRecipe
+    return [State(state.power, state.along)]
 
 
 @rule("cumsum")

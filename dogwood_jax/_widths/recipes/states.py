@@ -11,10 +11,12 @@ from itertools import combinations
 from math import isfinite, prod
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
 from dogwood_jax._widths.dims import Dim
 from dogwood_jax._widths.layout import Role
 from dogwood_jax._widths.scales import to_blame
-from dogwood_jax._widths.values import Degree, Value
+from dogwood_jax._widths.values import Degree, Entry, Value
 from dogwood_jax.strategies import Strategy
 
 
@@ -35,6 +37,33 @@ def plus(a: Power, b: Power, factor: float = 1) -> Power:
     for key, coefficient in b.items():
         total[key] = total.get(key, 0) + factor * coefficient
     return {key: c for key, c in total.items() if abs(c) > 1e-9}
+
+
+class Part(NamedTuple):
+    """The part of a fused array's axis that is outgoing, such as the keys of ``q | k | v``.
+
+    Attributes:
+        axis: the axis.
+        places: whether each place along the axis belongs to it, as the bytes of booleans.
+    """
+
+    axis: int
+    places: bytes
+
+    def covers(self, entry: Entry) -> bool | None:
+        """Whether a piece of the axis lies within the part; None if some of it does."""
+        within = {*self.places[entry.start : entry.stop]}
+        return bool(within.pop()) if len(within) == 1 else None
+
+
+class Partly(NamedTuple):
+    """In a power, the unknown power of a fused array of which only a part is rescaled.
+
+    It stands in powers of values that hold the part and what lies beside it, whose power is zero.
+    """
+
+    leaf: int
+    part: Part
 
 
 class Equations:
@@ -68,6 +97,13 @@ class Equations:
         difference = self.reduce(plus(a, b, -1))
         if not difference:
             return
+        if partly := [key for key in difference if isinstance(key, Partly)]:
+            if len({key.part.places for key in partly}) > 1:
+                raise NoRecipe
+            beside = {key: c for key, c in difference.items() if key not in partly}
+            self.equate(beside, {})
+            self.equate(plus(beside, {key.leaf: difference[key] for key in partly}), {})
+            return
         unknown = [key for key in difference if isinstance(key, int)]
         if not unknown:
             raise NoRecipe
@@ -93,7 +129,8 @@ class Along(NamedTuple):
     Attributes:
         rest: what the new entries are that copy no old entry: ``"zero"``, the ``"mean"`` of the
             old ones, the ``"same"`` as all others, or ``"free"``. ``"none"`` if there are no such
-            entries. ``"open"`` if they may be zero or a mean: the other terms of a sum decide.
+            entries. ``"open"`` if they may be zero or a mean: the other terms of a sum decide. If
+            shared, they may be zero or free: they are zero where what they meet is not.
         shared: whether the entries of copies add up to the old entry instead of repeating it.
         leaf: the leaf whose rest is open.
     """
@@ -182,16 +219,34 @@ class Place:
         path: its path.
         how: how it is used, see ``Use``.
         roles: the width's role along each axis that it is part of, or None if it has several.
+        parts: for each axis with several roles, these roles and where their units lie.
     """
 
     path: str
     how: str
     roles: Mapping[int, Role | None]
+    parts: Mapping[int, Mapping[Role, np.ndarray]] = field(default_factory=dict)
 
     @property
     def scales(self) -> bool:
         """Whether its entries scale units, so that they need not be zero or means."""
         return self.how in ("multiply", "positive")
+
+    def is_silent(self, entry: Entry) -> bool:
+        """Whether all new units of a piece of an axis are outgoing."""
+        role = self.roles.get(entry.axis)
+        parts = self.parts.get(entry.axis, {})
+        within = {r for r, along in parts.items() if along[entry.start : entry.stop].any()}
+        return bool(roles := {role} - {None} or within) and "incoming" not in roles
+
+    @property
+    def part(self) -> Part | None:
+        """The outgoing part, if the width lies along a single axis that it is only a part of."""
+        if not self.parts or len(self.roles) > 1:
+            return None
+        ((axis, parts),) = self.parts.items()
+        silent = [along for role, along in parts.items() if role != "incoming"]
+        return Part(axis, np.any(silent, 0).tobytes())
 
 
 @dataclass(frozen=True)
@@ -238,6 +293,9 @@ class Reading:
         self.constants: list[Constant] = []
         self.wishes: list[Power] = []  # powers that should be zero, if they may be
         self.blank: set[int] = set()  # leaves whose rest is as in a new network
+        # Leaves whose rest must be zero, where they write the width or where they read it.
+        self.zeros: set[tuple[int, Role]] = set()
+        self.zero_values: set[int] = set()  # values times zero, by identity
         self.offsets: dict[int, float] = {}  # numbers that leaves are added to wherever they are
         self._bare: set[int] = set()  # leaves that are read without such a number
         self._rests: dict[int, Literal["zero", "mean"]] = {}  # of leaves that were open
@@ -245,9 +303,14 @@ class Reading:
         self.states: dict[int, State] = {}  # by identity of the value
         self.index = 0  # of the step that is read
         self.degrees: dict[int, Degree] = {}
+        self.parts: set[int] = set()  # fused leaves of which only the outgoing part is rescaled
         for index, place in places.items():
             along = {axis: self._of_leaf(index, role) for axis, role in place.roles.items()}
-            self.states[id(leaves[index])] = State({index: 1.0}, along, leaf=index)
+            part = place.part if filling.strategy.outgoing == "zero" else None
+            power: Power = {index if part is None else Partly(index, part): 1.0}
+            if part is not None:
+                self.parts.add(index)
+            self.states[id(leaves[index])] = State(power, along, leaf=index)
             if leaves[index].quantized:
                 self._leave_integers(index, along.values())
 
@@ -280,7 +343,9 @@ class Reading:
             if role is None:
                 raise NoRecipe
             # What also writes units cannot share them out among copies.
-            return self.filled("mean") if role == "both" else self.filled("free", shared=True)
+            if role == "both":
+                return self.filled("mean")
+            return self.filled("open", shared=True)._replace(leaf=leaf)
         if role in ("outgoing", None):
             return Along("free")
         if place.scales:
@@ -288,7 +353,7 @@ class Reading:
             return self.filled("free")
         if not self.filling.is_tiled:
             return Along("zero")
-        if place.how in ("contract", "index") or self.filling.multiple:
+        if place.how == "index" or self.filling.multiple:
             return self.filled("mean")
         return Along("open", leaf=leaf)
 
@@ -339,7 +404,43 @@ class Reading:
             if known.leaf in self.offsets:  # no multiple of it suits both
                 self.equations.equate({known.leaf: 1.0}, {})
             known = replace(known, leaf=None)
+        if self.parts:
+            along = {a: self._of_part(value, a, new) for a, new in known.along.items()}
+            known = replace(known, along=along)
         return replace(known, power=self.equations.reduce(known.power))
+
+    def _of_part(self, value: Value, axis: int, along: Along) -> Along:
+        """New entries of a value that may be a part of fused weights, such as keys."""
+        if along.rest != "free":
+            return along
+        is_zero = any(
+            silencer.entries
+            and all(
+                entry.leaf in self.places and self.places[entry.leaf].is_silent(entry)
+                for entry in silencer.entries
+            )
+            for silencer in value.silencers_of(axis)
+        )
+        return along._replace(rest="zero") if is_zero else along
+
+    def cut(self, value: Value, state: State) -> State:
+        """What is known of a value that was cut out of another, perhaps of fused arrays."""
+        power = state.power
+        for key in [key for key in power if isinstance(key, Partly)]:
+            along = [value.silencers_of(axis) for axis in range(value.ndim)]
+            entries = {e for silencers in along for s in silencers for e in s.entries}
+            own = [e for e in entries if (e.leaf, e.axis) == (key.leaf, key.part.axis)]
+            covered = {key.part.covers(entry) for entry in own}
+            if len(covered) == 1 and None not in covered:
+                coefficient = power[key]
+                power = plus(power, {key: 1}, -coefficient)
+                if covered == {True}:
+                    power = plus(power, {key.leaf: coefficient})
+        return replace(state, power=power)
+
+    def is_zero(self, value: Value) -> bool:
+        """Whether all entries of a value are known to be zero."""
+        return value.number == 0 or id(value) in self.zero_values
 
     def with_offset(self, value: Value, number: float | None) -> State | None:
         """What is known of a leaf plus a number; None if the leaf was read otherwise before.
@@ -356,6 +457,26 @@ class Reading:
             return None
         return State(known.power, known.along)
 
+    def written(self, value: Value, state: State, other: State) -> State:
+        """What is known of a factor: it may write units, if what it multiplies has none of them.
+
+        An array that scales units need not be zero or a mean where they are. But in
+        ``x[..., None] * w`` it writes units as a kernel does.
+        """
+        leaf = next(iter(value.leaves), -1) if value.origin == "parameter" else -1
+        place = self.places.get(leaf)
+        if (
+            place is None
+            or not place.scales
+            or len(value.leaves) > 1
+            or state.along.keys() & other.along
+        ):
+            return state
+        if self.filling.strategy.outgoing == "zero" or {*place.roles.values()} != {"incoming"}:
+            return state
+        rest = self.filled("open")._replace(leaf=leaf)
+        return replace(state, along=dict.fromkeys(state.along, rest))
+
     def unchanged(self, value: Value) -> None:
         """Makes sure that old entries of a value are what they were."""
         state = self.state(value)
@@ -365,7 +486,8 @@ class Reading:
 
     def equal_powers(self, values: Sequence[Value], constants: bool = False) -> State:
         """The common power of terms, and the epsilons among them, which adapt to any power."""
-        terms = [v for v in values if v.number is None or (v.number and isfinite(v.number))]
+        values = [value for value in values if not self.is_zero(value)]
+        terms = [v for v in values if v.number is None or isfinite(v.number)]
         states = [self.state(v) for v in terms if v.number is None]
         if not states:
             return State()
@@ -379,6 +501,8 @@ class Reading:
                 continue
             is_epsilon = constants and 0 < value.number <= LARGEST_EPSILON
             if is_epsilon and power and not any(state.along for state in states):
+                if any(isinstance(key, Partly) for key in power):
+                    raise NoRecipe
                 found.append(len(self.constants))
                 what = f"epsilon of a norm over {self.name}"
                 self.constants.append(Constant(what, value.number, power))
@@ -411,10 +535,21 @@ class Reading:
         """Decides what the rest of a leaf is, if it is open."""
         if along.rest != "open":
             return along
+        if along.shared:  # free, unless it must be zero here or elsewhere
+            if rest == "zero":
+                self.zeros.add((along.leaf, "outgoing"))
+            is_zero = (along.leaf, "outgoing") in self.zeros
+            return Along("zero" if is_zero else "free", shared=True)
+        if self.places[along.leaf].scales:
+            self.blank.discard(along.leaf)
+            return Along("mean" if self.filling.is_tiled else "zero")
         found = self._rests.setdefault(along.leaf, rest)
         if found == "zero":
-            self.blank.add(along.leaf)
-        return Along(found, along.shared)
+            if self.places[along.leaf].how in ("", "add"):
+                self.blank.add(along.leaf)
+            else:
+                self.zeros.add((along.leaf, "incoming"))
+        return Along(found)
 
     def sum(self, parts: Sequence[Along]) -> Along:
         """New entries of a sum, or of things put side by side."""
@@ -439,12 +574,16 @@ class Reading:
             raise NoRecipe  # if both factors are zero, neither ever learns
         if len(varying) < 2:
             return (varying or parts)[0]._replace(shared=bool(shared))
+        if shared and "zero" not in rests:
+            open_ones = [part for part in varying if part.rest == "open" and part.shared]
+            if open_ones:
+                return open_ones[0]
         rest = next((r for r in ("none", "zero") if r in rests), "free")
         return Along(rest, bool(shared))  # type: ignore[arg-type]
 
     def total(self, along: Along, dim: Dim) -> Power:
         """The power that a sum along a dimension with the width adds."""
-        rest, shared = self.settle(along)[:2]
+        rest, shared = self.settle(along, "zero" if along.shared else "mean")[:2]
         if rest == "zero" and not self.filling.is_tiled:
             return {}
         if shared and rest in ("zero", "none"):
