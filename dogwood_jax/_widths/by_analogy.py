@@ -140,15 +140,15 @@ class _Analogy:
         placeless = [constant for constant in recipe.constants if not self.mentioned(constant)]
         if more and len({*placeless}) != 1:
             raise NotAlike
-        constants = self._sequence(recipe.constants, layers)
-        return replace(
-            recipe,
-            powers=self._sequence(recipe.powers, layers),
-            constants=(*constants, *placeless[:1] * more),
-            blank=tuple(sorted(self._sequence(recipe.blank, layers))),
-            copies=self._sequence(recipe.copies, layers),
-            offsets=self._sequence(recipe.offsets, layers),
-        )
+        if _ITSELF in self.mentioned(recipe.obstacle):
+            raise NotAlike
+        found: dict[str, Any] = {
+            field.name: self._sequence(value, layers)
+            for field in fields(recipe)
+            if isinstance(value := getattr(recipe, field.name), tuple)
+        }
+        found["constants"] += tuple(placeless[:1] * more)
+        return replace(recipe, **found)
 
     def _sequence(
         self,

@@ -242,19 +242,24 @@ def _solution(reading: Reading, keeps_epsilons: bool) -> Recipe | None:
             if of_ratio and (path not in fused) == whole
         )
 
-    blank = () if filling.multiple else (reading.places[leaf].path for leaf in reading.blank)
+    places = reading.places.items()
+    blank = () if filling.multiple else (p.path for leaf, p in places if leaf in reading.blank)
     return Recipe(
         name,
         rescaled(whole=True),
         tuple(constants),
-        tuple(sorted(blank)),
+        tuple(blank),
         filling.multiple,
         tuple((path, of_copies) for path, (_, of_copies) in powers.items() if of_copies),
         tuple(
             (place.path, reading.offsets[leaf])
-            for leaf, place in reading.places.items()
+            for leaf, place in places
             if leaf in reading.offsets and any(powers[place.path])
         ),
         rescaled(whole=False),
-        tuple(sorted((reading.places[leaf].path, role) for leaf, role in reading.zeros)),
+        tuple(
+            (place.path, role)
+            for leaf, place in places
+            for role in sorted(role for its, role in reading.zeros if its == leaf)
+        ),
     )
