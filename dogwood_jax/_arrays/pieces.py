@@ -254,8 +254,10 @@ def _appended(
         if not target.size:
             continue
         if axis_map.fill == "zero" or leaf_map.kind != "random":
-            is_one = axis_map.fill == "free" and leaf_map.kind == "ones"
-            target[...] = 1 if is_one else 0
+            if axis_map.fill == "free" and leaf_map.kind == "ones":
+                target[...] = 1
+            else:
+                _bits(target)[...] = 0
         else:
             assert words is not None
             along = [places[block[0]], *(np.arange(b.start or 0, b.stop) for b in block[1:])]

@@ -21,7 +21,7 @@ from dogwood_jax._arrays.finite import is_finite, refusal_of_not_finite
 from dogwood_jax._arrays.grow import grow, grow_array
 from dogwood_jax._arrays.insert import filled_in
 from dogwood_jax._arrays.pieces import Part, grow_window, is_zero, parts_of, windows_of
-from dogwood_jax._base.problems import listed
+from dogwood_jax._base.problems import cut_short, listed
 from dogwood_jax._base.trees import Keys, PyTree, leaf_path, leaves_by_path
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.insertion import Insertion
@@ -103,7 +103,7 @@ def made_of(variables: PyTree, growth: Growth, key: Array | None) -> PyTree:
     seeds = words = None
     if key is not None:
         seeds = np.asarray(words_of(key, len(changing)))
-        words = np.asarray(words_of(key, len(growth.insertions)))
+        words = np.asarray(words_of(key, len(growth.insertions))) if growth.insertions else None
     inserted = {i.path: (number, i) for number, i in enumerate(growth.insertions)}
     stored, cut = leaves_by_path(variables), list[str]()
 
@@ -119,11 +119,8 @@ def made_of(variables: PyTree, growth: Growth, key: Array | None) -> PyTree:
         if insertion is not None and words is not None:
             one = replace(one, word=words[number])
         dtype = leaf.dtype if source is None else stored[source].dtype
-        if not one.is_copy and jax.dtypes.canonicalize_dtype(dtype) != dtype:
-            cut.append(
-                f"{path}: is {dtype}, which JAX would cut short; "
-                "set jax.config.update('jax_enable_x64', True) first"
-            )
+        if not one.is_copy:
+            cut.extend(cut_short(path, dtype))
         return replace(one, dtype=dtype)
 
     every = jax.tree_util.tree_map_with_path(made, grown)
