@@ -173,7 +173,7 @@ def draw_into(
         _hash_here(drawn, spare)
         # Read as signed integers, random words are centred on zero.
         np.multiply(drawn.view(np.int32), scale, out=numbers, dtype=wide, casting="unsafe")
-        _round_into(target[block], numbers, spare)
+        target[block] = numbers
 
 
 def scale_into(target: np.ndarray, array: np.ndarray, factor: float) -> bool:
@@ -186,26 +186,17 @@ def scale_into(target: np.ndarray, array: np.ndarray, factor: float) -> bool:
     number = _wide(array.dtype).type(factor)
     with np.errstate(over="ignore"):
         for block in _blocks(array.shape):
-            old = _widened(array[block])
+            old = array[block].astype(number.dtype, copy=False)
             new = old * number
             if not (_are_normal(old) and _are_normal(new)):
                 return False
-            _round_into(target[block], new, np.empty(new.shape, np.uint32))
+            target[block] = new
     return True
 
 
 def _wide(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """Returns the dtype in which numbers of a floating dtype are computed."""
     return np.dtype(np.promote_types(np.float32, dtype) if dtype.kind == "f" else np.float32)
-
-
-def _widened(array: np.ndarray) -> np.ndarray:
-    """Returns floating numbers in the dtype in which they are computed."""
-    if array.dtype.name != "bfloat16":
-        return array.astype(_wide(array.dtype), copy=False)
-    bits: np.ndarray = array.view(np.uint16).astype(np.uint32)
-    bits <<= np.uint32(16)
-    return bits.view(np.float32)
 
 
 def _are_normal(numbers: np.ndarray) -> bool:
@@ -215,24 +206,6 @@ def _are_normal(numbers: np.ndarray) -> bool:
     magnitudes -= bits.dtype.type(1)  # zeros become the largest ones
     smallest = np.finfo(numbers.dtype).tiny.view(bits.dtype)
     return not magnitudes.size or bool(magnitudes.min() >= smallest - bits.dtype.type(1))
-
-
-def _round_into(target: np.ndarray, wide: np.ndarray, spare: np.ndarray) -> None:
-    """Writes numbers as they are rounded to the target's dtype, to the nearest, to even ones.
-
-    What ``wide`` and ``spare`` hold is lost.
-    """
-    if target.dtype.name != "bfloat16":
-        target[...] = wide
-        return
-    # NumPy would call a function for each number.
-    bits = wide.view(np.uint32)
-    np.right_shift(bits, np.uint32(16), out=spare)
-    spare &= np.uint32(1)
-    spare += np.uint32(0x7FFF)
-    bits += spare
-    bits >>= np.uint32(16)
-    np.copyto(target.view(np.uint16), bits, casting="unsafe")
 
 
 def _blocks(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
