@@ -5,19 +5,22 @@ import os
 import struct
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import transformer
 from safetensors.numpy import load_file, save_file
 
 import dogwood_jax as dw
 from dogwood_jax import __main__ as command_line
 from dogwood_jax import checkpoint, strategies
-from dogwood_jax._base.trees import leaves_by_path
-from dogwood_jax.checkpoint import draft, made
+from dogwood_jax._base import draw
+from dogwood_jax._base.trees import leaves_by_path, nested
+from dogwood_jax.checkpoint import draft, made, safetensors_files
 
 KEY = jax.random.key(7)
 
@@ -139,6 +142,54 @@ def test_a_folder_with_one_file_becomes_a_folder(tmp_path):
     assert [path.name for path in (tmp_path / "large").iterdir()] == [source.name]
     expected = leaves_by_path(dw.grow(network()[1], GROWTHS["copies"], key=KEY))
     assert_same(load(tmp_path / "large"), expected)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=str)
+def test_large_pieces_are_written_directly_and_zeros_left_out(dtype, tmp_path, monkeypatch):
+    """With factors, denormal numbers (which XLA takes for zeros), and NumPy's blocks of a row."""
+    monkeypatch.setattr(draw, "_STEP", 100)
+    monkeypatch.setattr(made, "_PIECE", 5 * made.PAGE)
+    small, large = (transformer.shapes(1, 64 * heads, heads, 96, 40) for heads in (2, 3))
+    rng, tree = np.random.default_rng(0), {}
+    for path, leaf in leaves_by_path(small).items():
+        tree[path] = rng.normal(size=leaf.shape).astype(dtype)
+        tree[path].flat[:2] = 1e-40, 0
+    tree["copied"] = rng.normal(size=(70, 70)).astype(np.float32)
+    growth = dw.plan(dw.trace(transformer.apply, small, transformer.TOKENS), target=large)
+    assert any(leaf_map.factor != 1 for leaf_map in growth.maps.values())
+    arrays = {path: jnp.asarray(array) for path, array in tree.items()}
+    from safetensors.flax import save_file
+
+    save_file({path.replace("/", "."): a for path, a in arrays.items()}, tmp_path / "small")
+    handles, write = [], os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda *a: handles.append(a[0]) or write(*a))
+    checkpoint.grow(tmp_path / "small", growth, tmp_path / "large", key=KEY)
+    expected = leaves_by_path(dw.grow(nested(arrays), growth, key=KEY))
+    assert_same(load(tmp_path / "large"), expected)
+    assert len({*handles}) == 2 or not hasattr(os, "O_DIRECT")
+    monkeypatch.setattr(safetensors_files, "_open_directly", lambda _: None)
+    checkpoint.grow(tmp_path / "small", growth, tmp_path / "again", key=KEY)
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "large").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "dtype", ["float16", "bfloat16", "float32", "float64", "complex64", "complex128"]
+)
+def test_numpy_draws_and_scales_as_xla_does(dtype, monkeypatch):
+    monkeypatch.setattr(draw, "_STEP", 50)
+    seed, shape = np.array([3, 2**31], np.uint32), (5, 7, 31)
+    whole = np.asarray(draw.uniform(seed, shape, jnp.dtype(dtype), 0.3))
+    places = np.array([4, 0, 4]), np.arange(2, 7), np.arange(31)
+    expected = whole[places[0]][:, 2:].transpose(2, 0, 1)
+    found = np.empty(expected.shape, expected.dtype)
+    draw.draw_into(found, seed, shape, 0.3, places, (2, 0, 1))
+    assert found.tobytes() == np.ascontiguousarray(expected).tobytes()
+    if found.dtype.kind != "c":
+        wide = jnp.promote_types(dtype, jnp.float32)
+        expected = jax.jit(lambda a: (a * jnp.asarray(3**0.5, wide)).astype(a.dtype))(whole)
+        scaled = np.empty(whole.shape, whole.dtype)
+        assert draw.scale_into(scaled, whole, 3**0.5)
+        assert scaled.tobytes() == np.asarray(expected).tobytes()
 
 
 # Names --------------------------------------------------------------------------------------------
@@ -310,8 +361,9 @@ def test_new_rows_are_not_looked_at_before_they_are_made(tmp_path, monkeypatch):
     """Memory that is used again held NaN, and rows that come from no old one were not read."""
     monkeypatch.setattr(made, "_PIECE", 64)
     nan = np.full(4096, np.nan, np.float32).view(np.uint8)
-    for name in ("old", "new"):
-        monkeypatch.setattr(made._SCRATCH, name, nan.copy(), raising=False)
+    scratch = types.SimpleNamespace(old=nan.copy(), new=nan.copy())
+    monkeypatch.setattr(made, "_SCRATCH", scratch)
+    monkeypatch.setattr(safetensors_files, "_WAITING", 0)
     tree = {"a": {"kernel": np.ones((3, 4), "f4")}, "b": {"kernel": np.ones((4, 6), "f4")},
             "c": {"kernel": np.ones((6, 2), "f4")}}  # fmt: skip
     widths = dw.chain(tree, ("a", "b", "c"))

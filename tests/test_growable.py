@@ -11,15 +11,16 @@ from flax.training.train_state import TrainState
 
 import dogwood_jax as dw
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 RATE = 1e-2
 LAYERS = ("up", "down")
 
 
 def network(n, seed=0):
-    keys = jax.random.split(jax.random.key(seed), 4)
     shapes = {"up": {"kernel": (4, n), "bias": (n,)}, "down": {"kernel": (n, 3), "bias": (3,)}}
     leaves, structure = jax.tree.flatten(shapes, is_leaf=lambda node: isinstance(node, tuple))
-    arrays = [jax.random.normal(k, s, jnp.float64) for k, s in zip(keys, leaves, strict=True)]
+    draw = np.random.default_rng(seed).normal
+    arrays = [jnp.asarray(draw(size=shape)) for shape in leaves]
     return jax.tree.unflatten(structure, arrays)
 
 
@@ -123,11 +124,13 @@ def test_old_entries_go_on_and_new_ones_begin(name):
         np.testing.assert_array_equal(a, b)
     state = dw.grow_opt_state(state, GROWTH, tx)
     fresh, update = plain.init(WIDE), jax.jit(tx.update)
+    # One at a time, MultiSteps compiles a branch of its own for each step.
+    reference = jax.jit(plain.update) if name == "several steps" else plain.update
     for step in range(20):
         gradient = gradients(WIDE, 7000 + step)
         updates, state = update(gradient, state, WIDE)
-        wanted, before = plain.update(old_part(gradient), before, SMALL)
-        begun, fresh = plain.update(gradient, fresh, WIDE)
+        wanted, before = reference(old_part(gradient), before, SMALL)
+        begun, fresh = reference(gradient, fresh, WIDE)
         places = {key: (OLD[key], np.s_[:]) for key in OLD}
         assert distance(updates, wanted, places) < 1e-10
         assert distance(updates, begun, same(NEW)) < 1e-10
@@ -139,9 +142,10 @@ def test_what_sees_whole_arrays_sees_the_grown_ones():
     tx = dw.growable(plain)
     state = dw.grow_opt_state(trained(tx, SMALL, 30)[1], GROWTH, tx)
     fresh = plain.init(WIDE)
+    update = jax.jit(tx.update)
     for step in range(10):
         gradient = gradients(WIDE, step)
-        updates, state = tx.update(gradient, state, WIDE)
+        updates, state = update(gradient, state, WIDE)
         begun, fresh = plain.update(gradient, fresh, WIDE)
         assert distance(updates, begun, same(NEW)) < 1e-10
 
@@ -153,9 +157,10 @@ def test_adafactor_begins_with_steps_like_those_of_a_new_one(factored):
     state = dw.grow_opt_state(trained(tx, SMALL, 60)[1], GROWTH, tx)
     fresh = plain.init(WIDE)
     sizes = []
+    update = jax.jit(tx.update)
     for step in range(10):
         gradient = gradients(WIDE, step)
-        updates, state = tx.update(gradient, state, WIDE)
+        updates, state = update(gradient, state, WIDE)
         begun, fresh = plain.update(gradient, fresh, WIDE)
         norms = [jnp.linalg.norm(tree["down"]["kernel"][8:]) for tree in (updates, begun)]
         sizes.append(float(norms[0] / norms[1]))
@@ -181,9 +186,10 @@ def test_factored_moments_of_arrays_with_equal_axes_are_those_of_their_own_entri
     tx = dw.growable(plain)
     state = dw.grow_opt_state(trained(tx, small, 200)[1], growth, tx)
     fresh = plain.init(wide)
+    update = jax.jit(tx.update)
     for step in range(6):
         gradient = gradients(wide, step)
-        updates, state = tx.update(gradient, state, wide)
+        updates, state = update(gradient, state, wide)
         begun, fresh = plain.update(gradient, fresh, wide)
     ratio = jnp.median(jnp.abs(updates["in"][6:] / begun["in"][6:]))
     assert 0.8 < float(ratio) < 1.25
@@ -206,9 +212,10 @@ def test_a_gate_of_one_number_begins_anew():
         tx = dw.growable(plain)
         state = dw.grow_opt_state(trained(tx, small, 30)[1], growth, tx)
         fresh = plain.init(deep)
+        update = jax.jit(tx.update)
         for step in range(5):
             gradient = gradients(deep, step)
-            updates, state = tx.update(gradient, state, deep)
+            updates, state = update(gradient, state, deep)
             begun, fresh = plain.update(gradient, fresh, deep)
             np.testing.assert_allclose(updates["b"]["gate"], begun["b"]["gate"], rtol=1e-9)
 
@@ -287,9 +294,10 @@ def test_a_network_that_grows_twice_has_entries_of_three_ages():
     fresh = [plain.init(SMALL), plain.init(WIDE)]
     for step in range(10):
         fresh[0] = plain.update(gradients(SMALL, step), fresh[0])[1]
+    update = jax.jit(tx.update)
     for step in range(15):
         gradient = gradients(WIDE, 50 + step)
-        _, state = tx.update(gradient, state, WIDE)
+        _, state = update(gradient, state, WIDE)
         fresh = [
             plain.update(old_part(gradient), fresh[0])[1],
             plain.update(gradient, fresh[1])[1],
@@ -350,9 +358,10 @@ def test_layers_that_are_inserted_begin_and_old_ones_go_on():
     tx = dw.growable(plain)
     state = dw.grow_opt_state(trained(tx, small, 12)[1], growth, tx)
     before, fresh = trained(plain, small, 12)[1], plain.init(deep)
+    update = jax.jit(tx.update)
     for step in range(6):
         gradient = gradients(deep, step)
-        updates, state = tx.update(gradient, state, deep)
+        updates, state = update(gradient, state, deep)
         wanted, before = plain.update({"a": gradient["a"]}, before)
         begun, fresh = plain.update(gradient, fresh)
         for name in ("up", "down"):
@@ -365,8 +374,7 @@ def test_layers_that_are_inserted_begin_and_old_ones_go_on():
 COPIES = dw.plan(
     dw.chain(SMALL, LAYERS), {"up": 14}, strategy=dw.strategies.replicate(split="uneven")
 )
-X = jax.random.normal(jax.random.key(8), (32, 4), jnp.float64)
-Y = jax.random.normal(jax.random.key(9), (32, 3), jnp.float64)
+X, Y = (jnp.asarray(np.random.default_rng(8).normal(size=(32, n))) for n in (4, 3))
 
 
 def loss(params):
@@ -442,8 +450,9 @@ def test_warming_up_ramps_the_steps_of_new_entries_alone():
     tx = dw.growable(optax.adam(RATE), warmup=4)
     state = dw.grow_opt_state(trained(tx, SMALL, 10)[1], GROWTH, tx)
     ones = jax.tree.map(jnp.ones_like, WIDE)
+    update = jax.jit(tx.update)
     for step in range(6):
-        updates, state = tx.update(ones, state, WIDE)
+        updates, state = update(ones, state, WIDE)
         ramp = min((step + 1) / 4, 1.0)
         np.testing.assert_allclose(updates["down"]["kernel"][8:], -RATE * ramp, rtol=1e-5)
     with pytest.raises(ValueError, match="warmup must be 0 or more, got -1"):

@@ -14,6 +14,8 @@ from flax.training.train_state import TrainState
 
 import dogwood_jax as dw
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 
 class Network(nn.Module):
     a: int = 8
@@ -26,8 +28,12 @@ class Network(nn.Module):
         return nn.Dense(3, param_dtype=jnp.float64)(x)
 
 
-X = jax.random.normal(jax.random.key(0), (16, 6), jnp.float64)
-VARIABLES = Network().init(jax.random.key(1), X)
+RNG = np.random.default_rng(0)
+X = jnp.asarray(RNG.normal(size=(16, 6)))
+VARIABLES = jax.tree.map(
+    lambda leaf: jnp.asarray(RNG.normal(size=leaf.shape) / 2, leaf.dtype),
+    jax.eval_shape(Network().init, jax.random.key(1), X),
+)
 WIDTHS = dw.trace(Network().apply, VARIABLES, X)
 SIZES = {"Dense_0": 12, "Dense_1": 10}
 

@@ -29,11 +29,8 @@ def mesh():
 
 
 def arrays(seed, **shapes):
-    keys = jax.random.split(jax.random.key(seed), len(shapes))
-    return {
-        name: jax.random.normal(key, shape, jnp.float32)
-        for key, (name, shape) in zip(keys, shapes.items(), strict=True)
-    }
+    draw = np.random.default_rng(seed).standard_normal
+    return {name: jnp.asarray(draw(shape, np.float32)) for name, shape in shapes.items()}
 
 
 def perceptron(params, x):

@@ -74,8 +74,8 @@ class Linen(nn.Module):
 
 class Nnx(nnx.Module):
     def __init__(self, units: int = 8) -> None:
-        self.up = nnx.Linear(4, units, rngs=nnx.Rngs(0))
-        self.down = nnx.Linear(units, 2, rngs=nnx.Rngs(0))
+        self.up = nnx.Linear(4, units, kernel_init=nnx.initializers.ones, rngs=nnx.Rngs(0))
+        self.down = nnx.Linear(units, 2, kernel_init=nnx.initializers.ones, rngs=nnx.Rngs(0))
 
     def __call__(self, x: Any) -> Any:
         return self.down(nnx.relu(self.up(x)))

@@ -31,6 +31,14 @@ def keys_of(key: Array, place: Any) -> Iterator[Array]:
     return (jax.random.fold_in(key, place * 1024 + i) for i in itertools.count())
 
 
+def limit_of(leaf_map: LeafMap) -> float:
+    """Returns the largest magnitude of free entries: Glorot's for the new shape."""
+    fan_in, fan_out = (
+        prod(leaf_map.shape[axis] for axis in axes) for axes in (leaf_map.fan_in, leaf_map.fan_out)
+    )
+    return sqrt(6 / (fan_in + fan_out))
+
+
 class Draws:
     """Draws random entries of one array."""
 
@@ -49,11 +57,7 @@ class Draws:
         """Returns free entries for a part of the new array."""
         if self.map.kind != "random":
             return jnp.full(shape, 1 if self.map.kind == "ones" else 0, self.dtype)
-        fan_in, fan_out = (
-            prod(self.map.shape[axis] for axis in axes)
-            for axes in (self.map.fan_in, self.map.fan_out)
-        )
-        limit = sqrt(6 / (fan_in + fan_out))
+        limit = limit_of(self.map)
         seed = next(self.words)
         if window is None:
             drawn: Array = uniform(seed, shape, self.dtype, limit)

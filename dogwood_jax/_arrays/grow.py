@@ -29,7 +29,7 @@ from dogwood_jax._base.arguments import (
 )
 from dogwood_jax._base.described import described
 from dogwood_jax._base.draw import dtype_named, seeds
-from dogwood_jax._base.problems import listed
+from dogwood_jax._base.problems import cut_short, listed
 from dogwood_jax._base.trees import (
     PyTree,
     arrays_of,
@@ -311,11 +311,8 @@ def _check(
                 problems.append(
                     f"{leaf.path}: grows, so it must be of a floating dtype, not {dtype}"
                 )
-            elif jax.dtypes.canonicalize_dtype(dtype) != dtype:
-                problems.append(
-                    f"{leaf.path}: is {dtype}, which JAX would cut short; "
-                    "set jax.config.update('jax_enable_x64', True) first"
-                )
+            else:
+                problems += cut_short(leaf.path, dtype)
             needs = growth.maps[leaf.path].needs if key is None else ()
             if "noise" in needs:
                 problems.append(f"{leaf.path}: gets noise on its copies; pass key=")

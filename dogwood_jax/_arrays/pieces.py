@@ -19,10 +19,9 @@ import numpy as np
 from jax import Array
 
 from dogwood_jax._arrays.apply_map import Window, appended, apply_map
-from dogwood_jax._arrays.draws import Draws
+from dogwood_jax._arrays.draws import Draws, limit_of
 from dogwood_jax._arrays.finite import is_finite
-from dogwood_jax._arrays.moves import with_size
-from dogwood_jax._base.draw import seeds
+from dogwood_jax._base.draw import draw_into, scale_into, seed_at, seeds
 from dogwood_jax._base.trees import struct
 from dogwood_jax._growth.leaf_map import AlongAxis, AxisMap, LeafMap
 
@@ -154,6 +153,16 @@ def windows_of(part: Part, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]
             yield places, sources[places]
 
 
+def is_zero(sources: np.ndarray, leaf_map: LeafMap, part: Part) -> bool:
+    """Whether all entries of a window are zeros; see ``grow_window`` for the arguments."""
+    if sources[0] >= 0 or not _only_appends(part):
+        return False
+    axes = appended([a for a in part.map.axes if isinstance(a, AxisMap)])
+    first = [axis for axis, _ in axes].index(part.order[0])
+    # New along the first axis are all of them. What is appended along later axes comes on top.
+    return leaf_map.kind == "zeros" or all(m.fill == "zero" for _, m in axes[first:])
+
+
 def grow_window(
     old: np.ndarray,
     places: np.ndarray,
@@ -179,20 +188,60 @@ def grow_window(
     Returns:
         Whether all of ``old`` is finite.
     """
+    if _by_numpy(part, old.dtype) and (sources[0] < 0 or is_finite(old)):
+        if _appended(old, places, sources, words, leaf_map, part, window):
+            return True
     # The same program makes all windows, so a short one is filled up.
     more = count - places.size
     filled = np.pad(places, (0, more), mode="edge")
-    if not _only_appends(part):
-        rest = np.zeros((more, *old.shape[1:]), old.dtype)
-        rows, from_ = np.concatenate([old, rest]) if more else old, np.pad(sources, (0, more))
-        made, finite = _made(rows, from_, filled, words, leaf_map=leaf_map, part=part)
-        _bits(window)[...] = _bits(np.asarray(made))[: places.size]
-        return bool(sources.max() < 0 or finite)
-    # To copy blocks and to draw others takes a fraction of the time of one program for both.
+    rest = np.zeros((more, *old.shape[1:]), old.dtype)
+    rows, from_ = np.concatenate([old, rest]) if more else old, np.pad(sources, (0, more))
+    made, finite = _made(rows, from_, filled, words, leaf_map=leaf_map, part=part)
+    _bits(window)[...] = _bits(np.asarray(made))[: places.size]
+    return bool(sources.max() < 0 or finite)
+
+
+# Numbers of these dtypes NumPy multiplies and rounds as XLA does.
+_SCALED = {"float16", "bfloat16", "float32", "float64"}
+_DRAWN = {*_SCALED, "complex64", "complex128"}
+
+
+def _by_numpy(part: Part, dtype: Any) -> bool:
+    """Whether NumPy makes a part: old entries stay where they are, and others are appended."""
+    name = jnp.dtype(dtype).name
+    if not _only_appends(part) or (_is_scaled(part) and name not in _SCALED):
+        return False
+    return name in _DRAWN or part.map.kind != "random"
+
+
+def _is_scaled(part: Part) -> bool:
+    return part.map.factor * part.map.shrink != 1
+
+
+def _appended(
+    old: np.ndarray,
+    places: np.ndarray,
+    sources: np.ndarray,
+    words: np.ndarray | None,
+    leaf_map: LeafMap,
+    part: Part,
+    window: np.ndarray,
+) -> bool:
+    """Copies old entries, and draws others; see ``grow_window`` for the arguments.
+
+    To compile a program for each shape would take longer.
+
+    Returns:
+        Whether it is done. Numbers so small that XLA may take them for zeros are left to XLA.
+    """
     is_old, sizes = bool(sources[0] >= 0), list(part.old_shape)
     sizes[0] = places.size if is_old else 0
     if is_old:
-        _bits(window)[tuple(map(slice, sizes))] = _bits(old)
+        kept = window[tuple(map(slice, sizes))]
+        if not _is_scaled(part):
+            _bits(kept)[...] = _bits(old)
+        elif not scale_into(kept, old, part.map.factor * part.map.shrink):
+            return False
     for axis, axis_map in appended([a for a in part.map.axes if isinstance(a, AxisMap)]):
         place = part.order.index(axis)
         block = [slice(size) for size in sizes]
@@ -205,15 +254,22 @@ def grow_window(
         if not target.size:
             continue
         if axis_map.fill == "zero" or leaf_map.kind != "random":
-            is_one = axis_map.fill == "free" and leaf_map.kind == "ones"
-            target[...] = 1 if is_one else 0
+            if axis_map.fill == "free" and leaf_map.kind == "ones":
+                target[...] = 1
+            else:
+                _bits(target)[...] = 0
         else:
-            stops = tuple((one.start or 0, one.stop) for one in block[1:])
-            drawn = _drawn(
-                words, filled, leaf_map=leaf_map, part=part, dtype=old.dtype, stops=stops
+            assert words is not None
+            along = [places[block[0]], *(np.arange(b.start or 0, b.stop) for b in block[1:])]
+            draw_into(
+                target,
+                seed_at(words, part.draws),
+                tuple(axis.new for axis in part.map.axes),
+                limit_of(leaf_map),
+                [along[part.order.index(axis)] for axis in range(len(along))],
+                part.order,
             )
-            _bits(target)[...] = _bits(np.asarray(drawn))[: places.size]
-    return not is_old or is_finite(old)
+    return True
 
 
 def _bits(array: np.ndarray) -> np.ndarray:
@@ -223,29 +279,11 @@ def _bits(array: np.ndarray) -> np.ndarray:
 
 
 def _only_appends(part: Part) -> bool:
-    """Whether old entries stay where they are and as they are."""
+    """Whether old entries stay where they are, and as they are but for a factor."""
     axes = [axis for axis in part.map.axes if isinstance(axis, AxisMap)]
-    scaled = part.map.rescales or part.map.shrink != 1
-    return not scaled and all(axis.appends and not axis.pairs for axis in axes)
-
-
-@functools.partial(jax.jit, static_argnames=("leaf_map", "part", "dtype", "stops"))
-def _drawn(
-    words: Array,
-    places: Array,
-    *,
-    leaf_map: LeafMap,
-    part: Part,
-    dtype: Any,
-    stops: tuple[tuple[int, int], ...],
-) -> Array:
-    """Returns free entries of some places, between these stops along the other axes."""
-    cut = part.order[0]
-    sizes = [axis.new for axis in part.map.axes]
-    window = Window(cut, sizes[cut], places)
-    shape = with_size(tuple(sizes), cut, places.size)
-    drawn = _draws_of(words, leaf_map, part, dtype).draw(shape, window).transpose(part.order)
-    return drawn[(slice(None), *(slice(*one) for one in stops))]
+    one_factor = all(axis.factor == 1 for axis in part.map.maps())
+    appends = all(axis.appends and not axis.pairs for axis in axes)
+    return one_factor and not part.map.offset and appends
 
 
 def _draws_of(words: Array, leaf_map: LeafMap, part: Part, dtype: Any) -> Draws:

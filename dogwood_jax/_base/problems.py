@@ -1,6 +1,9 @@
-"""How errors list all that is wrong: ``listed``."""
+"""How errors list all that is wrong: ``listed``, and what several of them say."""
 
 from collections.abc import Iterable
+from typing import Any
+
+import jax
 
 from dogwood_jax._base.tables import layers_together
 
@@ -12,3 +15,13 @@ def listed(what: str, problems: Iterable[str]) -> str:
     """
     lines = [f"- {line}" for (line,), _ in layers_together((problem,) for problem in problems)]
     return "\n".join([f"{what}:", *lines])
+
+
+def cut_short(path: str, dtype: Any) -> list[str]:
+    """Returns the problem of an array that JAX would make one of fewer bits, if it would."""
+    if jax.dtypes.canonicalize_dtype(dtype) == dtype:
+        return []
+    return [
+        f"{path}: is {dtype}, which JAX would cut short; "
+        "set jax.config.update('jax_enable_x64', True) first"
+    ]

@@ -9,6 +9,7 @@
 | file | what it does |
 |---|---|
 | ``grow``, ``inspect`` | the front |
+| ``kinds`` | which kind of checkpoint a path is |
 | ``names``, ``open_models`` | which tensor is which leaf, and how it lies |
 | ``made`` | how each array of the larger model is made, piece by piece |
 | ``safetensors_files``, ``tensors`` | files of safetensors |

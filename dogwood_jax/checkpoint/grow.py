@@ -11,8 +11,8 @@ from dogwood_jax._base.arguments import GROWTH, KEY, OPTIMIZER, PATH, expect, ex
 from dogwood_jax._base.deferred import made
 from dogwood_jax._base.trees import PyTree, is_array, nested, struct
 from dogwood_jax._growth.growth import Growth
+from dogwood_jax.checkpoint.kinds import item_folder
 from dogwood_jax.checkpoint.names import Rows
-from dogwood_jax.checkpoint.orbax_folders import grow_folder, item_folder, tree_of_folder
 from dogwood_jax.checkpoint.safetensors_files import arrays_of_files, grow_files, shapes_of_files
 
 
@@ -21,7 +21,7 @@ def shapes(source: str | os.PathLike[str], *, names: Rows | None = None) -> PyTr
 
     Args:
         source: a ``.safetensors`` file, a folder with one or with shards, or the index of these;
-            or the folder of a tree that Orbax saved.
+            or the folder of a tree that Orbax saved, or of a step that holds one.
         names: which tensor is which leaf, see ``names`` of ``grow``.
 
     Returns:
@@ -44,6 +44,8 @@ def shapes(source: str | os.PathLike[str], *, names: Rows | None = None) -> PyTr
     """
     expect("checkpoint.shapes(source)", source=(PATH, source))
     if folder := item_folder(Path(source)):
+        from dogwood_jax.checkpoint.orbax_folders import tree_of_folder
+
         tree = tree_of_folder(folder)
         return jax.tree.map(lambda a: struct(a.shape, a.dtype) if is_array(a) else a, tree)
     return nested(shapes_of_files(Path(source), names))
@@ -76,6 +78,8 @@ def load(source: str | os.PathLike[str], *, names: Rows | None = None) -> PyTree
     """
     expect("checkpoint.load(source)", source=(PATH, source))
     if folder := item_folder(Path(source)):
+        from dogwood_jax.checkpoint.orbax_folders import tree_of_folder
+
         return jax.tree.map(made, tree_of_folder(folder))
     return nested(arrays_of_files(Path(source), names))
 
@@ -95,18 +99,18 @@ def grow(
     in memory. The result appears whole or not at all.
 
     Large arrays of safetensors are made in pieces of 4 MiB, and those in which nothing grows are
-    copied. A few are made as a whole, because their entries depend on each other: copies with
-    noise, merged units, stacks of layers that get more of them, arrays of an initializer given to
-    the strategy. All is written into the folder ``OUT.growing``, with a journal beside it, and then
-    moved. If the run is killed or the disk gets full, the same call goes on where it stopped.
+    copied. Zeros that end an array take no time: they are holes in the file. A few arrays are made
+    as a whole, because their entries depend on each other: copies with noise, merged units, stacks
+    of layers that get more of them, arrays of an initializer given to the strategy. All is written
+    into the folder ``OUT.growing``, with a journal beside it, and then moved. If the run is killed
+    or the disk gets full, the same call goes on where it stopped.
 
     Of Orbax, each array is in memory as a whole, old and new. Beside the network's variables, the
     saved tree may hold an optimizer's state, ``{"params": ..., "opt_state": ...}``. The state grows
     as ``dw.grow_opt_state`` grows it. All else is saved as it was.
 
     Args:
-        source: a ``.safetensors`` file, a folder with one or with shards, or the index of these;
-            or the folder of a tree that Orbax saved, or of a step that holds one.
+        source: the smaller checkpoint, as for ``shapes``.
         growth: from ``plan`` for these variables, as ``shapes`` gives them to ``trace``; growing,
             deepening or narrowing.
         out: where the larger checkpoint goes: a new name, or a regular file to replace if the
@@ -158,6 +162,9 @@ def grow(
     )
     expect_given("checkpoint.grow", key=(KEY, key), tx=(OPTIMIZER, tx))
     if folder := item_folder(Path(source)):
+        # Optimizers take time to import, and safetensors hold none.
+        from dogwood_jax.checkpoint.orbax_folders import grow_folder
+
         if names is not None:
             raise ValueError("checkpoint.grow: names= is for safetensors; leave it out for Orbax")
         grow_folder(folder, growth, Path(out), key, tx)

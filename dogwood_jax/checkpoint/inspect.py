@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from dogwood_jax._base.arguments import PATH, expect
 from dogwood_jax._base.tables import layers_together, table
 from dogwood_jax._base.trees import is_array, leaves_by_path
-from dogwood_jax.checkpoint.orbax_folders import item_folder, tree_of_folder
+from dogwood_jax.checkpoint.kinds import item_folder
 from dogwood_jax.checkpoint.tensors import headers_of
 
 
@@ -75,8 +75,7 @@ def inspect(source: str | os.PathLike[str]) -> Inspection:
     """Returns what a checkpoint holds: names, shapes, dtypes. The arrays are not read.
 
     Args:
-        source: a ``.safetensors`` file, a folder with one or with shards, or the index of these;
-            or the folder of a tree that Orbax saved.
+        source: the checkpoint, as for ``shapes``.
 
     Returns:
         A table that ``print`` shows.
@@ -101,6 +100,8 @@ def inspect(source: str | os.PathLike[str]) -> Inspection:
     """
     expect("checkpoint.inspect(source)", source=(PATH, source))
     if folder := item_folder(Path(source)):
+        from dogwood_jax.checkpoint.orbax_folders import tree_of_folder
+
         leaves = leaves_by_path(tree_of_folder(folder)).items()
         saved = (StoredArray(p, a.shape, str(a.dtype), "") for p, a in leaves if is_array(a))
         return Inspection("orbax", tuple(saved))

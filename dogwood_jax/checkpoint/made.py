@@ -20,8 +20,8 @@ from dogwood_jax._arrays.draws import words_of
 from dogwood_jax._arrays.finite import is_finite, refusal_of_not_finite
 from dogwood_jax._arrays.grow import grow, grow_array
 from dogwood_jax._arrays.insert import filled_in
-from dogwood_jax._arrays.pieces import Part, grow_window, parts_of, windows_of
-from dogwood_jax._base.problems import listed
+from dogwood_jax._arrays.pieces import Part, grow_window, is_zero, parts_of, windows_of
+from dogwood_jax._base.problems import cut_short, listed
 from dogwood_jax._base.trees import Keys, PyTree, leaf_path, leaves_by_path
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.insertion import Insertion
@@ -29,6 +29,8 @@ from dogwood_jax._growth.leaf_map import LeafMap
 
 # Bytes of a new array that are made at a time.
 _PIECE = 1 << 22
+# Bytes of memory that a file is written from directly begin where a page does, as in the file.
+PAGE = 4096
 
 
 class Stored(Protocol):
@@ -101,7 +103,7 @@ def made_of(variables: PyTree, growth: Growth, key: Array | None) -> PyTree:
     seeds = words = None
     if key is not None:
         seeds = np.asarray(words_of(key, len(changing)))
-        words = np.asarray(words_of(key, len(growth.insertions)))
+        words = np.asarray(words_of(key, len(growth.insertions))) if growth.insertions else None
     inserted = {i.path: (number, i) for number, i in enumerate(growth.insertions)}
     stored, cut = leaves_by_path(variables), list[str]()
 
@@ -117,11 +119,8 @@ def made_of(variables: PyTree, growth: Growth, key: Array | None) -> PyTree:
         if insertion is not None and words is not None:
             one = replace(one, word=words[number])
         dtype = leaf.dtype if source is None else stored[source].dtype
-        if not one.is_copy and jax.dtypes.canonicalize_dtype(dtype) != dtype:
-            cut.append(
-                f"{path}: is {dtype}, which JAX would cut short; "
-                "set jax.config.update('jax_enable_x64', True) first"
-            )
+        if not one.is_copy:
+            cut.extend(cut_short(path, dtype))
         return replace(one, dtype=dtype)
 
     every = jax.tree_util.tree_map_with_path(made, grown)
@@ -142,20 +141,29 @@ class Piece:
     Attributes:
         start: the place of the first among all entries.
         make: reads the old entries and makes the new ones; also says whether the old are finite.
+            Its argument is ``lead`` of ``values``.
+        size: how many entries there are.
         is_large: whether it may take much memory, because it is a whole array or a long row.
+        is_zero: whether all entries are zeros.
     """
 
     start: int
-    make: Callable[[], tuple[np.ndarray, bool]]
+    make: Callable[[int], tuple[np.ndarray, bool]]
+    size: int
     is_large: bool = False
+    is_zero: bool = False
 
-    def values(self, made: Made) -> np.ndarray:
+    def values(self, made: Made, lead: int = 0) -> np.ndarray:
         """Returns the entries, valid until the same thread makes other ones.
+
+        Args:
+            made: how the array is made.
+            lead: how many bytes behind the beginning of a page they should begin in memory.
 
         Raises:
             ValueError: if the array grows and holds NaN or infinities, as for ``dw.grow``.
         """
-        entries, finite = self.make()
+        entries, finite = self.make(lead)
         if made.leaf_map is not None and made.leaf_map.grows and not finite:
             raise ValueError(refusal_of_not_finite(str(made.source)))
         return entries
@@ -176,41 +184,61 @@ def pieces_of(
     if old is not None and made.leaf_map is not None and not made.has_new_rows:
         parts = parts_of(made.leaf_map, old.order)
     if not parts:
-        yield Piece(0, functools.partial(_whole, made, old, order, key), is_large=True)
+        make = functools.partial(_whole, made, old, order, key)
+        yield Piece(0, make, prod(made.shape), is_large=True)
         return
-    assert old is not None
+    assert old is not None and made.leaf_map is not None
     itemsize = int(jnp.dtype(old.dtype).itemsize)
     for part in parts:
         rows, row = part.new_shape[0], prod(part.new_shape[1:])
         count = max(1, -(-rows // max(1, -(-rows * row * itemsize // _PIECE))))
         for places, sources in windows_of(part, count):
             make = functools.partial(_window, made, old, part, places, sources, count)
-            yield Piece(part.new + int(places[0]) * row, make, row * itemsize > _PIECE)
+            yield Piece(
+                part.new + int(places[0]) * row,
+                make,
+                places.size * row,
+                is_large=row * itemsize > _PIECE,
+                is_zero=is_zero(sources, made.leaf_map, part),
+            )
 
 
 _SCRATCH = threading.local()
 
 
-def _scratch(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Returns memory that this thread uses again and again: new memory takes time to get."""
+def scratch(name: str, shape: tuple[int, ...], dtype: Any, lead: int = 0) -> np.ndarray:
+    """Returns memory that this thread uses again and again: new memory takes time to get.
+
+    Args:
+        name: what it is for.
+        shape: shape of the array.
+        dtype: its dtype.
+        lead: how many bytes behind the beginning of a page it begins.
+    """
     size = prod(shape) * int(jnp.dtype(dtype).itemsize)
-    if size > 2 * _PIECE:  # too much to keep
-        return np.empty(shape, dtype)
     held: np.ndarray | None = getattr(_SCRATCH, name, None)
-    if held is None or held.size < size:
-        held = np.empty(size, np.uint8)
-        setattr(_SCRATCH, name, held)
-    array: np.ndarray = held[:size].view(dtype).reshape(shape)
+    if held is None or held.size < size + 2 * PAGE:
+        held = np.empty(size + 2 * PAGE, np.uint8)
+        if size <= 2 * _PIECE:  # others are too much to keep
+            setattr(_SCRATCH, name, held)
+    start = -held.ctypes.data % PAGE + lead
+    array: np.ndarray = held[start : start + size].view(dtype).reshape(shape)
     return array
 
 
 def _window(
-    made: Made, old: Stored, part: Part, places: np.ndarray, sources: np.ndarray, count: int
+    made: Made,
+    old: Stored,
+    part: Part,
+    places: np.ndarray,
+    sources: np.ndarray,
+    count: int,
+    lead: int,
 ) -> tuple[np.ndarray, bool]:
     """Reads some places of a part, and makes what becomes of them."""
     assert made.leaf_map is not None
-    held = _scratch("old", (places.size, *part.old_shape[1:]), old.dtype)
-    window = _scratch("new", (places.size, *part.new_shape[1:]), old.dtype)
+    held = scratch("old", (places.size, *part.old_shape[1:]), old.dtype)
+    window = scratch("new", (places.size, *part.new_shape[1:]), old.dtype, lead)
     _read_rows(old, part.old, sources, held.reshape(places.size, -1))
     finite = grow_window(held, places, sources, made.seed, made.leaf_map, part, count, window)
     return window, finite
@@ -237,7 +265,7 @@ def whole_of(old: Stored) -> np.ndarray:
 
 
 def _whole(
-    made: Made, old: Stored | None, order: tuple[int, ...], key: Array | None
+    made: Made, old: Stored | None, order: tuple[int, ...], key: Array | None, lead: int
 ) -> tuple[np.ndarray, bool]:
     """Makes an array at once, in the order of the file."""
     source, finite = None, True

@@ -24,28 +24,7 @@ from dogwood_jax.checkpoint.draft import expect_free
 from dogwood_jax.checkpoint.errors import CheckpointError
 from dogwood_jax.checkpoint.made import Made, made_of, pieces_of
 
-_METADATA = "_METADATA"
 _STATE = "opt_state"
-
-
-def item_folder(source: Path) -> Path | None:
-    """Returns the folder of a tree that Orbax saved, perhaps as the one item of a step; or None.
-
-    Raises:
-        CheckpointError: if a step has several items, or if a folder holds steps.
-    """
-    if (source / _METADATA).is_file():
-        return source
-    if not source.is_dir():
-        return None
-    inside = sorted(path.parent for path in source.glob(f"*/{_METADATA}"))
-    items = sorted(path for path in source.iterdir() if path.is_dir())
-    if len(inside) == 1 and len(items) == 1:
-        return inside[0]
-    if inside or any(source.glob(f"*/*/{_METADATA}")):
-        names = ", ".join(path.name for path in items)
-        raise CheckpointError(f"{source}: expected one saved tree; found {names}; name one of them")
-    return None
 
 
 def tree_of_folder(folder: Path) -> PyTree:

@@ -1,5 +1,6 @@
 """Grow a checkpoint of safetensors, one file or several: ``grow_files``."""
 
+import errno
 import hashlib
 import json
 import os
@@ -7,7 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -23,14 +24,16 @@ from dogwood_jax._base.trees import struct
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.shardings import most_like
 from dogwood_jax.checkpoint.draft import Draft, draft
-from dogwood_jax.checkpoint.made import Made, Piece, made_of, pieces_of, whole_of
+from dogwood_jax.checkpoint.made import PAGE, Made, Piece, made_of, pieces_of, scratch, whole_of
 from dogwood_jax.checkpoint.names import Rows, StoredLeaf, Table
 from dogwood_jax.checkpoint.tensors import Headers, Tensor, header_for, headers_of
 
 # Each of them needs memory for some pieces.
 _MOST_THREADS = 8
+# Threads more than processors: while some wait for the disk, others make pieces.
+_WAITING = 2
 # Bytes that are copied at a time.
-_COPIED = 1 << 26
+_COPIED = 1 << 23
 
 
 def shapes_of_files(source: Path, names: Rows | None) -> dict[str, jax.ShapeDtypeStruct]:
@@ -155,29 +158,27 @@ class _Leaf:
         self._leaf, self._files = leaf, files
 
     def read(self, start: int, into: np.ndarray) -> None:
-        for tensor, offset, part in _ranges(self._leaf, start, into):
-            self._files.read(tensor.file, offset, part)
+        data = into.reshape(-1).view(np.uint8).data
+        start *= self.dtype.itemsize
+        for tensor, offset, part in _ranges(self._leaf, start, len(data)):
+            self._files.read(tensor.file, offset, data[part])
 
 
-def _ranges(
-    leaf: StoredLeaf, start: int, entries: np.ndarray
-) -> Iterator[tuple[Tensor, int, memoryview]]:
-    """Yields where entries of a leaf lie: tensor, place in its file, and the bytes of the entries.
+def _ranges(leaf: StoredLeaf, start: int, size: int) -> Iterator[tuple[Tensor, int, slice]]:
+    """Yields where bytes of a leaf lie: tensor, place in its file, and which of the bytes.
 
     Args:
         leaf: the leaf.
-        start: the place of the first entry among the leaf's.
-        entries: the entries, one after another in memory.
+        start: the place of the first byte among the leaf's.
+        size: how many bytes there are.
     """
-    data = entries.reshape(-1).view(np.uint8).data
-    first = leaf.tensors[0]
-    position, done = start * first.itemsize, 0
-    while done < len(data):
-        number, inner = divmod(position + done, first.nbytes)
-        size = min(first.nbytes - inner, len(data) - done)
+    done, each = 0, leaf.tensors[0].nbytes
+    while done < size:
+        number, inner = divmod(start + done, each)
+        stop = min(done + each - inner, size)
         tensor = leaf.tensors[number]
-        yield tensor, tensor.start + inner, data[done : done + size]
-        done += size
+        yield tensor, tensor.start + inner, slice(done, stop)
+        done = stop
 
 
 class _Old:
@@ -216,7 +217,8 @@ class _Files(_Old):
         paths = {file: begun.folder / file for file in headers.metadata}
         self._sizes = {f: path.stat().st_size if path.exists() else 0 for f, path in paths.items()}
         self._new = {file: os.open(begun.folder / file, flags, 0o666) for file in headers.metadata}
-        self._threads = min(os.cpu_count() or 1, _MOST_THREADS)
+        self._direct = {file: _open_directly(paths[file]) for file in headers.metadata}
+        self._threads = min(os.cpu_count() or 1, _MOST_THREADS) + _WAITING
         self._writers = ThreadPoolExecutor(self._threads)
         # Pieces that are being written; behind those of an array, the array.
         self._waiting: deque[Future[None] | StoredLeaf] = deque()
@@ -236,8 +238,9 @@ class _Files(_Old):
         finally:
             self._writers.shutdown(cancel_futures=True)
             super().__exit__(error)
-            for handle in self._new.values():
-                os.close(handle)
+            for one in (*self._new.values(), *self._direct.values()):
+                if one is not None:
+                    os.close(one)
 
     def make(self, made: Made, old: StoredLeaf | None, new: StoredLeaf, key: Array | None) -> None:
         """Makes an array and writes it, unless the draft has it."""
@@ -245,7 +248,10 @@ class _Files(_Old):
             return
         if made.is_copy and old is not None and old.layout == new.layout:
             for before, after in zip(old.tensors, new.tensors, strict=True):
-                self._submit(self._copy, before, after)
+                assert before.nbytes == after.nbytes, before.name
+                for start in range(0, before.nbytes, _COPIED):
+                    size = min(_COPIED, before.nbytes - start)
+                    self._submit(self._copy, before, after, start, size)
         else:
             stored = None if old is None else _Leaf(old, self)
             for piece in pieces_of(made, stored, new.order, key):
@@ -272,35 +278,91 @@ class _Files(_Old):
                 self._draft.note(tensor.file, tensor.name)
 
     def _write(self, made: Made, piece: Piece, leaf: StoredLeaf) -> None:
+        if not piece.size:
+            return
+        start, size = (count * leaf.tensors[0].itemsize for count in (piece.start, piece.size))
+        ranges = [*_ranges(leaf, start, size)]
+        if piece.is_zero:
+            for tensor, offset, part in ranges:
+                self._leave_zeros(tensor.file, offset + part.stop - part.start)
+            return
         # Two large pieces at a time could be too much for the memory.
         with self._alone if piece.is_large else nullcontext():
-            entries = np.ascontiguousarray(piece.values(made))
-            for tensor, offset, data in _ranges(leaf, piece.start, entries):
-                self.write(tensor.file, offset, data)
+            entries = np.ascontiguousarray(piece.values(made, ranges[0][1] % PAGE))
+            data = entries.reshape(-1).view(np.uint8).data
+            for tensor, offset, part in ranges:
+                self.write(tensor.file, offset, data[part])
 
-    def _copy(self, before: Tensor, after: Tensor) -> None:
-        """Copies a tensor without taking it into memory, where the system can."""
-        assert before.nbytes == after.nbytes, before.name
-        old, new = self._old[before.file], self._new[after.file]
-        done = 0
-        while done < before.nbytes:
-            size, here, there = before.nbytes - done, before.start + done, after.start + done
-            try:
-                with self._writing:
-                    copied = os.copy_file_range(old, new, min(size, _COPIED), here, there)
-            except (AttributeError, OSError):  # other systems, and some files of networks
-                copied = 0
+    def _leave_zeros(self, file: str, stop: int) -> None:
+        """Makes a file as long as this; what is written nowhere else is zeros, and takes no time.
+
+        A draft holds nothing else there, because the same run would write the same.
+        """
+        with self._writing:
+            if os.fstat(self._new[file]).st_size < stop:
+                os.ftruncate(self._new[file], stop)
+
+    def _copy(self, before: Tensor, after: Tensor, start: int, size: int) -> None:
+        """Copies bytes of a tensor, without taking them into memory if they are not written so."""
+        while size:
+            here, there, copied = before.start + start, after.start + start, 0
+            if self._direct[after.file] is None and hasattr(os, "copy_file_range"):
+                old, new = self._old[before.file], self._new[after.file]
+                with self._writing, suppress(OSError):  # some files of networks
+                    copied = os.copy_file_range(old, new, size, here, there)
             if not copied:
-                part = memoryview(bytearray(min(size, _COPIED)))
+                part = scratch("new", (size,), np.uint8, there % PAGE).data
                 self.read(before.file, here, part)
                 self.write(after.file, there, part)
-                copied = len(part)
-            done += copied
+                copied = size
+            start, size = start + copied, size - copied
 
     def write(self, file: str, offset: int, data: bytes | memoryview) -> None:
-        """Writes bytes of a new file."""
-        handle, data = self._new[file], memoryview(data)
+        """Writes bytes of a new file: whole pages directly, if the system can, others through it.
+
+        What is written directly is not copied once more into the system's own memory. That is
+        possible where pages of the file are pages in memory.
+        """
+        data = memoryview(data)
+        begin = min(-offset % PAGE, len(data))
+        end = len(data) - (offset + len(data)) % PAGE
+        direct = self._direct[file]
+        if direct is None or end <= begin:
+            self._put(self._new[file], offset, data)
+            return
+        pages = data[begin:end]
+        self._put(self._new[file], offset, data[:begin])
+        self._put(self._new[file], offset + end, data[end:])
+        if np.frombuffer(pages, np.uint8).ctypes.data % PAGE == 0:
+            self._put_pages(file, offset + begin, pages)
+            return
+        for start in range(0, len(pages), _COPIED):
+            part = pages[start : start + _COPIED]
+            held = scratch("pages", (len(part),), np.uint8).data
+            held[:] = part
+            self._put_pages(file, offset + begin + start, held)
+
+    def _put_pages(self, file: str, offset: int, data: memoryview) -> None:
+        """Writes pages directly, or not if the system will not have it."""
+        direct = self._direct[file]
+        try:
+            if direct is not None:
+                self._put(direct, offset, data)
+                return
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+        self._put(self._new[file], offset, data)
+
+    def _put(self, handle: int, offset: int, data: memoryview) -> None:
         with self._writing:
             while data:
                 count = os.pwrite(handle, data, offset)
                 offset, data = offset + count, data[count:]
+
+
+def _open_directly(path: Path) -> int | None:
+    """Opens a file to be written without the system's memory in between, where that is possible."""
+    with suppress(AttributeError, OSError):
+        return os.open(path, os.O_WRONLY | os.O_DIRECT)
+    return None
