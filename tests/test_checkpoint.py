@@ -410,7 +410,7 @@ def test_a_run_that_fails_goes_on_where_it_stopped(small, tmp_path, monkeypatch)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["large", "small", "whole"]
 
 
-@pytest.mark.parametrize("damage", ["no file", "cut journal", "no room"])
+@pytest.mark.parametrize("damage", ["no file", "no file, killed", "cut journal", "no room"])
 def test_a_draft_that_was_damaged_is_completed(small, damage, tmp_path, monkeypatch):
     out, folder = tmp_path / "large", tmp_path / "large.growing"
     with monkeypatch.context() as patch:
@@ -419,8 +419,21 @@ def test_a_draft_that_was_damaged_is_completed(small, damage, tmp_path, monkeypa
             checkpoint.grow(small, GROWTHS["wider"], out, key=KEY)
     assert "the same call goes on" in failed.value.__notes__[0]
     journal = tmp_path / "large.growing.journal"
-    if damage == "no file":
+    if damage.startswith("no file"):
         (folder / small.name).unlink()
+        if "killed" in damage:
+            write = safetensors_files._Files._write
+
+            def write_others(self, one, piece, leaf):
+                if leaf.tensors[0].name != "layers.0.out":
+                    write(self, one, piece, leaf)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(safetensors_files._Files, "_write", write_others)
+                patch.setattr(draft.Draft, "note", lambda *_: None)
+                patch.setattr(draft, "_move", lambda *_: (_ for _ in ()).throw(OSError("killed")))
+                with pytest.raises(OSError, match="killed"):
+                    checkpoint.grow(small, GROWTHS["wider"], out, key=KEY)
     elif damage == "cut journal":
         journal.write_bytes(journal.read_bytes()[:-5])
     else:

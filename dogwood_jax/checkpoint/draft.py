@@ -60,7 +60,8 @@ def draft(out: Path, what: str, *, is_folder: bool, size: int) -> Iterator[Draft
                 errno.EAGAIN, "another process is writing this checkpoint", str(folder)
             ) from error
         done = _done(journal, what, path)
-        if done is None:
+        if done is None or not all((folder / file).is_file() for file, _ in done):
+            done = None
             shutil.rmtree(folder, ignore_errors=True)
             journal.truncate(0)
             journal.write(json.dumps([what, _boot()]).encode() + b"\n")
