@@ -1,9 +1,10 @@
-"""A deep network with fewer layers, to try a growth on: ``fewer_layers``.
+"""A deep network with fewer layers, to try a growth on: ``FewerLayers``.
 
 Many functions take as many layers as their variables have. Such a function need not be traced in
 larger sizes with all 126 layers, if a few of them stand for the others. That the function takes
-fewer layers is not taken for granted: in today's sizes, its program must be the known one without
-these layers. A function that takes no fewer is traced with all layers, but only a few are compared.
+fewer layers is not taken for granted: its program must be the known one without the other layers,
+but for sizes. A function that takes no fewer is traced with all layers, but only a few are
+compared.
 
 So a number is not seen that only some layers compute with, and only in other sizes: neither the
 layers in today's sizes nor the few that are tried show it.
@@ -20,10 +21,9 @@ from jax.tree_util import DictKey, SequenceKey
 from dogwood_jax._base.trees import PyTree, leaf_path
 from dogwood_jax._program.like_layers import LikeLayers, find_like_layers
 from dogwood_jax._program.program import Program
-from dogwood_jax._program.sameness import Sameness
 from dogwood_jax._widths.layout import units_of
 from dogwood_jax._widths.trace import read_program
-from dogwood_jax._widths.widths import Network, Widths
+from dogwood_jax._widths.widths import Deep, Widths
 
 # How many more layers may be kept because they grow otherwise than the second one.
 _MOST_OTHERS = 6
@@ -31,61 +31,64 @@ _MOST_OTHERS = 6
 
 @dataclass(frozen=True)
 class FewerLayers:
-    """A network with fewer layers.
+    """Layers of a network that stand for all of them in a growth.
 
     Attributes:
-        widths: its widths, called as in the whole network.
-        layers: the like layers of the whole network.
-        kept: the layers that it has.
-        is_taken: whether the function takes variables of fewer layers.
+        widths: the widths of the whole network.
+        deep: its program.
+        kept: the layers.
     """
 
     widths: Widths
-    layers: LikeLayers
+    deep: Deep
     kept: tuple[int, ...]
-    is_taken: bool
 
     def cut(self, variables: PyTree) -> PyTree:
-        """Returns variables without the layers that are not kept, if the function takes these."""
-        return _cut(variables, self.layers, self.kept) if self.is_taken else variables
+        """Returns variables of the whole network, in any sizes, without the other layers."""
+        return _cut(variables, self.deep.layers, self.kept)
 
-    def shortened(self, program: Program) -> Program | None:
-        """Returns the program of variables that were cut, in some sizes, with these layers only.
+    def of(self, whole: Program) -> Program | None:
+        """Returns a program of the whole network, in other sizes, without the other layers.
 
-        It is None if the program has all layers, and has other like layers than today.
+        It is None if these sizes have other like layers.
         """
-        if self.is_taken:
-            return program
-        found = find_like_layers(program)
-        return self.layers.keeping(program, self.kept) if found == self.layers else None
+        layers = self.deep.layers
+        return layers.keeping(whole, self.kept) if find_like_layers(whole) == layers else None
+
+    def read_like(self, other: Program, *, is_cut: bool) -> Widths | None:
+        """Returns the widths of these layers, read in the order in which a program takes arrays.
+
+        Args:
+            other: the program of these layers in other sizes.
+            is_cut: whether its variables were cut, so that arrays may have other names.
+
+        Returns:
+            The widths, called as in the whole network; None if the program takes other arrays.
+        """
+        program = self.deep.layers.keeping(self.deep.program, self.kept)
+        paths = _paths(program)
+        if is_cut:
+            assert self.widths.network is not None
+            places = _places(self.widths.network.variables, self.deep.layers, self.kept)
+            known = {places[path]: path for path in paths if path in places}
+            if sorted(known) != sorted(_paths(other)):
+                return None
+            paths = [known[path] for path in _paths(other)]
+        is_read = self.kept == self.deep.layers.few and paths == _paths(program)
+        traced = self.deep.few if is_read else read_program(program.in_order(paths))[0]
+        return _with_layers(self.widths, traced)
 
 
 def fewer_layers(widths: Widths, sizes: Mapping[str, int]) -> FewerLayers | None:
-    """Returns a network with fewer layers that stands for another one in a growth.
+    """Returns the layers that stand for all in a growth, or None if so few do not.
 
     Args:
         widths: the widths of the whole network.
         sizes: new sizes by name of the width.
-
-    Returns:
-        The network; None if some of its layers do not stand for all.
     """
-    network = widths.network
-    if network is None or network.deep is None:
-        return None
-    layers = network.deep.layers
-    kept = _representing(widths, sizes, layers)
-    if kept is None:
-        return None
-    known = network.deep.tried
-    if kept not in known:
-        program = layers.keeping(network.deep.program, kept)
-        taken = _taken(network, layers, kept, program)
-        is_read = kept == layers.few and (taken is None or _paths(taken) == _paths(program))
-        traced = network.deep.few if is_read else read_program(taken or program)[0]
-        known[kept] = traced, taken is not None
-    traced, is_taken = known[kept]
-    return FewerLayers(_with_layers(widths, traced), layers, kept, is_taken)
+    deep = None if widths.network is None else widths.network.deep
+    kept = None if deep is None else _representing(widths, sizes, deep.layers)
+    return None if deep is None or kept is None else FewerLayers(widths, deep, kept)
 
 
 def read_so_far(widths: Widths) -> Widths:
@@ -102,28 +105,6 @@ def _with_layers(widths: Widths, traced: Any) -> Widths:
         leaves=tuple(leaf for leaf in widths.leaves if leaf.path in traced.leaves),
         network=replace(widths.network, read=traced, deep=None),  # type: ignore[type-var]
     )
-
-
-def _taken(
-    network: Network, layers: LikeLayers, kept: tuple[int, ...], program: Program
-) -> Program | None:
-    """Returns the program with fewer layers, its arguments as the function takes these.
-
-    It is None if the function does not take fewer layers, or does something else then.
-    """
-    try:
-        variables = _cut(network.variables, layers, kept)
-        own = Program(network.apply, variables, network.inputs)
-    except Exception:  # any function may raise that knows how many layers there are
-        return None
-    places = _places(network.variables, layers, kept)
-    known = {places[path]: path for path in _paths(program) if path in places}
-    if sorted(known) != sorted(_paths(own)):
-        return None
-    ordered = program.in_order([known[path] for path in _paths(own)])
-    same = Sameness()
-    numbers = {same.program(p.jaxpr.jaxpr, p.jaxpr.consts) for p in (ordered, own)}
-    return ordered if len(numbers) == 1 else None
 
 
 def _paths(program: Program) -> list[str]:

@@ -19,7 +19,7 @@ from dogwood_jax._base.trees import PyTree
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._modules.resizing import Resizing, says_numbers
 from dogwood_jax._plan.comparison import Comparison
-from dogwood_jax._plan.fewer_layers import fewer_layers, read_so_far
+from dogwood_jax._plan.fewer_layers import FewerLayers, fewer_layers, read_so_far
 from dogwood_jax._plan.grown_sizes import GrownSizes
 from dogwood_jax._program.program import Program
 from dogwood_jax._widths.trace import Traced
@@ -109,19 +109,33 @@ def _check_program(growth: Growth, target: PyTree) -> bool:
 def _agrees_with_fewer_layers(growth: Growth, target: PyTree) -> bool:
     """Whether a few layers stand for the network, and nothing in them speaks against a growth."""
     fewer = fewer_layers(growth.widths, growth.sizes)
-    if fewer is None:
-        return False
-    assert fewer.widths.network is not None
-    grown = GrownSizes(fewer.widths, growth.sizes)
+    return fewer is not None and any(
+        _agrees(growth, fewer, target, is_cut) for is_cut in (True, False)
+    )
+
+
+def _agrees(growth: Growth, fewer: FewerLayers, target: PyTree, is_cut: bool) -> bool:
+    """Whether the function does the same in larger sizes, as far as these layers show.
+
+    Args:
+        growth: the growth.
+        fewer: some layers.
+        target: the target, or None.
+        is_cut: whether the function is given variables of these layers only.
+    """
+    inputs = GrownSizes(read_so_far(growth.widths), growth.sizes)
+    cut = fewer.cut if is_cut else lambda variables: variables
     try:
-        program = fewer.shortened(_own_program(growth.widths, grown, target, fewer.cut))
-    except Exception:  # any function may raise that knows its sizes
+        program = _own_program(growth.widths, inputs, target, cut)
+    except Exception:  # any function may raise that knows its sizes, or its number of layers
         return False
-    if program is None:
+    larger = program if is_cut else fewer.of(program)
+    widths = None if larger is None else fewer.read_like(larger, is_cut=is_cut)
+    if larger is None or widths is None or widths.network is None:
         return False
-    larger = Traced(program, notes_reads=False)
-    compared = Comparison(fewer.widths.network.traced.trace, larger.trace, grown)
-    return not any(compared.problems(growth.change, exactly=False))
+    its, grown = Traced(larger, notes_reads=False).trace, GrownSizes(widths, growth.sizes)
+    compared = Comparison(widths.network.traced.trace, its, grown)
+    return compared.is_in_step and not any(compared.problems(growth.change, exactly=False))
 
 
 @dataclass(frozen=True)

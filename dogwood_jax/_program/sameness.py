@@ -1,7 +1,7 @@
-"""Which equations and programs do the same: ``Sameness`` gives these the same number."""
+"""Which equations do the same: ``Sameness`` gives these the same number."""
 
 import hashlib
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from dogwood_jax._base.trees import concrete
 
 
 class Sameness:
-    """Numbers equations and programs. What does the same has the same number.
+    """Numbers equations, whatever variables they read. Equal numbers mean that they do the same.
 
     Functions among the parameters of equations do not count: they say how to differentiate.
     """
@@ -29,35 +29,6 @@ class Sameness:
         operands = tuple(map(self._atom, eqn.invars))
         results = tuple(map(_kind, eqn.outvars))
         return self._number((eqn.primitive, operands, results, self._params_of(eqn.params)))
-
-    def program(
-        self, jaxpr: Any, consts: Sequence[Any], arguments: Iterable[Hashable] | None = None
-    ) -> int:
-        """Returns the number of a program.
-
-        Args:
-            jaxpr: the program.
-            consts: its constants.
-            arguments: what each argument is called; by default, by its place. If arguments have
-                names, programs may take these in another order.
-        """
-        names = range(len(jaxpr.invars)) if arguments is None else arguments
-        known: dict[Any, Hashable] = dict(zip(jaxpr.invars, names, strict=True))
-        taken = frozenset((known[var], _kind(var)) for var in jaxpr.invars)
-        for place, var in enumerate(jaxpr.constvars):
-            known[var] = ("constant", place)
-
-        def read(atom: Any) -> Hashable:
-            return self._atom(atom) if isinstance(atom, jex.Literal) else known[atom]
-
-        lines = []
-        for index, eqn in enumerate(jaxpr.eqns):
-            lines.append((self.equation(eqn), *map(read, eqn.invars)))
-            for place, var in enumerate(eqn.outvars):
-                known[var] = ("result", index, place)
-        results = tuple(map(read, jaxpr.outvars))
-        numbers = tuple(map(self._plain, consts))
-        return self._number((taken, numbers, tuple(lines), results))
 
     def _params_of(self, params: Mapping[str, Any]) -> Hashable:
         given = tuple(params.items())
@@ -77,11 +48,26 @@ class Sameness:
             return (*_kind(atom), self._plain(atom.val))
         return _kind(atom)
 
-    def _inner(self, jaxpr: Any, consts: Sequence[Any]) -> int:
-        if id(jaxpr) not in self._programs:
-            self._held.append(jaxpr)
-            self._programs[id(jaxpr)] = self.program(jaxpr, consts)
-        return self._programs[id(jaxpr)]
+    def _program(self, jaxpr: Any, consts: Sequence[Any]) -> int:
+        """Returns the number of a program inside an equation."""
+        if id(jaxpr) in self._programs:
+            return self._programs[id(jaxpr)]
+        self._held.append(jaxpr)
+        known: dict[Any, Hashable] = {
+            var: place for place, var in enumerate((*jaxpr.constvars, *jaxpr.invars))
+        }
+
+        def read(atom: Any) -> Hashable:
+            return self._atom(atom) if isinstance(atom, jex.Literal) else known[atom]
+
+        lines = []
+        for index, eqn in enumerate(jaxpr.eqns):
+            lines.append((self.equation(eqn), *map(read, eqn.invars)))
+            for place, var in enumerate(eqn.outvars):
+                known[var] = index, place
+        taken = tuple(map(_kind, jaxpr.invars))
+        key = taken, tuple(map(self._plain, consts)), tuple(lines), tuple(map(read, jaxpr.outvars))
+        return self._programs.setdefault(id(jaxpr), self._number(key))
 
     def _plain(self, value: Any) -> Hashable:
         """Returns something that is equal for equal values and only for these."""
@@ -90,9 +76,9 @@ class Sameness:
         if isinstance(value, float):
             return repr(value)
         if isinstance(value, jex.ClosedJaxpr):
-            return "program", self._inner(value.jaxpr, value.consts)
+            return "program", self._program(value.jaxpr, value.consts)
         if isinstance(value, jex.Jaxpr):
-            return "program", self._inner(value, ())
+            return "program", self._program(value, ())
         if isinstance(value, tuple | list):
             return type(value), tuple(map(self._plain, value))
         if isinstance(value, Mapping):

@@ -190,14 +190,12 @@ class Deep:
         layers: which layers are alike.
         few: what was learned of the program with the layers that stand for all.
         read: reads the whole program.
-        tried: what the function does with variables of fewer layers, as far as it was tried.
     """
 
     program: Program
     layers: LikeLayers
     few: Any
     read: Callable[[], Any]
-    tried: dict[tuple[int, ...], Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
