@@ -89,34 +89,28 @@ class LikeLayers:
         jaxpr, kept = program.jaxpr.jaxpr, {*layers}
         end = self.start + len(self) * self.length
         eqns = [*jaxpr.eqns[: self.start]]
-        made: dict[Any, tuple[int, int]] = {}
-        for index in range(self.start, end):
-            for place, var in enumerate(jaxpr.eqns[index].outvars):
-                made[var] = index, place
         for before, layer in zip([None, *layers[:-1]], layers, strict=True):
             first = self.start + layer * self.length
-            left_out = 0 if before is None else (layer - before - 1) * self.length
-
-            def moved(atom: Any, first: int = first, left_out: int = left_out) -> Any:
-                """Returns what stands for a result of the layer before, where that is left out."""
-                if isinstance(atom, jex.Literal) or not left_out or atom not in made:
-                    return atom
-                index, place = made[atom]
-                if not first - self.length <= index < first:
-                    return atom
-                return jaxpr.eqns[index - left_out].outvars[place]
-
+            instead: dict[Any, Any] = {}
+            if before is not None and before < layer - 1:
+                stays = self.start + before * self.length
+                for offset in range(self.length):
+                    made, its = (jaxpr.eqns[n + offset] for n in (first - self.length, stays))
+                    instead.update(zip(made.outvars, its.outvars, strict=True))
             for eqn in jaxpr.eqns[first : first + self.length]:
-                invars = [*map(moved, eqn.invars)]
+                invars = [
+                    atom if isinstance(atom, jex.Literal) else instead.get(atom, atom)
+                    for atom in eqn.invars
+                ]
                 is_same = all(a is b for a, b in zip(invars, eqn.invars, strict=True))
                 eqns.append(eqn if is_same else eqn.replace(invars=invars))
         eqns += jaxpr.eqns[end:]
 
-        def stays(path: str | None) -> bool:
+        def remains(path: str | None) -> bool:
             return path is None or (layer := self.layer_of(path)) is None or layer in kept
 
         arguments = [*zip(jaxpr.invars, program.arguments, strict=True)]
-        gone = {var for var, (path, _) in arguments if not stays(path)}
+        gone = {var for var, (path, _) in arguments if not remains(path)}
         results = [
             (var, path)
             for var, path in zip(jaxpr.outvars, program.results, strict=True)
@@ -182,20 +176,19 @@ class _Reading:
             for var, (path, _) in zip(self._jaxpr.invars, program.arguments, strict=True)
             if path is not None
         }
-        self._made: dict[Any, tuple[int, int]] = {
-            var: (index, place)
-            for index, eqn in enumerate(self._jaxpr.eqns)
-            for place, var in enumerate(eqn.outvars)
+        # Numbers instead of pairs and lists, because Python's collector follows each of those.
+        self._made: dict[Any, int] = {
+            var: index for index, eqn in enumerate(self._jaxpr.eqns) for var in eqn.outvars
         }
-        self._reads = [
-            tuple(atom for atom in eqn.invars if not isinstance(atom, jex.Literal))
-            for eqn in self._jaxpr.eqns
-        ]
         self._reading_arrays = {
             index
-            for index, reads in enumerate(self._reads)
-            if any(atom in self._paths for atom in reads)
+            for index in range(len(self._jaxpr.eqns))
+            if any(atom in self._paths for atom in self._reads(index))
         }
+
+    def _reads(self, index: int) -> list[Any]:
+        """Returns the variables that an equation reads."""
+        return [a for a in self._jaxpr.eqns[index].invars if not isinstance(a, jex.Literal)]
 
     def layers(self, begin: int, count: int, length: int) -> LikeLayers | None:
         """Returns the layers that have this many equations each.
@@ -222,14 +215,19 @@ class _Reading:
         """Whether an equation reads what the same equation of the next layer reads, one later."""
         return all(
             a is b or self._is_next(a, b, length)
-            for a, b in zip(self._reads[index], self._reads[index + length], strict=True)
+            for a, b in zip(self._reads(index), self._reads(index + length), strict=True)
         )
 
     def _is_next(self, one: Any, other: Any, length: int) -> bool:
         if one in self._made and other in self._made:
-            (index, place), its = self._made[one], self._made[other]
-            return (index + length, place) == its
+            index, its = self._made[one], self._made[other]
+            return index + length == its and self._place(one) == self._place(other)
         return one in self._paths and other in self._paths
+
+    def _place(self, var: Any) -> int:
+        """Returns the place of a variable among the results of the equation that makes it."""
+        results = self._jaxpr.eqns[self._made[var]].outvars
+        return next(place for place, result in enumerate(results) if result is var)
 
     def _beginnings(self, first: int, length: int) -> list[int]:
         """Returns where layers may begin: after an equation that reads arrays of a layer."""
@@ -244,7 +242,7 @@ class _Reading:
             return []
         return [
             (self._paths[a], self._paths[b])
-            for a, b in zip(self._reads[index], self._reads[its], strict=True)
+            for a, b in zip(self._reads(index), self._reads(its), strict=True)
             if a is not b and a in self._paths
         ]
 
@@ -291,13 +289,13 @@ class _Reading:
         start, length = layers.start, layers.length
         end = start + len(layers) * length
         first, last = range(start, start + length), range(end - length, end)
-        for index, reads in enumerate(self._reads):
+        for index in range(len(self._jaxpr.eqns)):
             layer = (index - start) // length if start <= index < end else None
-            for atom in reads:
+            for atom in self._reads(index):
                 path = self._paths.get(atom)
                 if path is not None and layers.layer_of(path) not in (None, layer):
                     return False
-                made, _ = self._made.get(atom, (-1, 0))
+                made = self._made.get(atom, -1)
                 if layer is None:
                     is_near = made in last
                 else:
@@ -305,7 +303,7 @@ class _Reading:
                 if start <= made < end and not is_near:
                     return False
         results = (
-            self._made[var][0]
+            self._made[var]
             for var in self._jaxpr.outvars
             if not isinstance(var, jex.Literal) and var in self._made
         )
