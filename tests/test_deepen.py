@@ -431,3 +431,32 @@ def test_fresh_arrays_are_read_where_old_ones_go():
     growth = dw.plan(widths, target=fresh, target_apply=large.apply)
     grown = dw.grow(variables, growth, fresh=fresh, key=jax.random.key(2))
     np.testing.assert_allclose(large.apply(grown, x), small.apply(variables, x), rtol=1e-5)
+
+
+class Decoder(nn.Module):
+    """Flax numbers its layers through all blocks, so more blocks rename what comes after them."""
+
+    blocks: int
+
+    @nn.compact
+    def __call__(self, x):
+        memory = nn.Dense(4)(x)
+        for i in range(self.blocks):
+            gain = self.param(f"gain_{i}", nn.initializers.normal(), (4,))[None, None]
+            y = nn.LayerNorm()(x)
+            x = x + nn.MultiHeadDotProductAttention(2)(y, memory)
+            y = nn.LayerNorm()(x)
+            x = x + nn.Dense(4)(nn.gelu(nn.Dense(6)(y) + 0.5)) + gain * jnp.tanh(memory)
+        x = nn.LayerNorm()(x)
+        return nn.Dense(3)(x), nn.Dense(2)(x)
+
+
+def test_layers_that_are_numbered_through_all_blocks_are_found_in_the_order_of_reading():
+    small, large = Decoder(2), Decoder(4)
+    x = jnp.linspace(-1, 1, 24).reshape(1, 6, 4)
+    variables = small.init(jax.random.key(1), x)
+    target = jax.eval_shape(large.init, jax.random.key(0), x)
+    growth = dw.plan(dw.trace(small.apply, variables, x), target=target, target_apply=large.apply)
+    grown = dw.grow(variables, growth, key=jax.random.key(2))
+    old, new = small.apply(variables, x), large.apply(grown, x)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-6), old, new)

@@ -29,6 +29,8 @@ from dogwood_jax._widths.widths import Leaf
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
 Pairs = tuple[tuple[float, float], ...]
 
+_ONE_BY_ONE = "widths grow, too: grow them first, or insert the layers first, each alone"
+
 
 def insertions(
     source_apply: Callable[..., Any],
@@ -88,18 +90,18 @@ def _proved(problem: "_Problem", rename: Mapping[str, str]) -> "_Proof":
     """Returns how the deeper network can compute what the old one does."""
     old, new = problem.old.shapes, problem.new.shapes
     pairing = Pairing(old, new, fits=problem.fits, rename=rename)
-    refusals, way_out = [], list[str]()
-    for places in pairing.candidates():
+    refusals, grows = list[str](), problem.wider
+    orders = problem.old.reading_order, problem.new.reading_order
+    for places in pairing.candidates(*orders):
         proof = _Proof(problem, places)
         if proof.refusal is None:
             return proof
         refusals.append(proof.refusal)
-        if problem.wider and problem.sizes(places):
-            way_out = ["widths grow, too: grow them first, or insert the layers first, each alone"]
+        grows = grows and bool(problem.sizes(places))
     raise ValueError(
         listed(
             "cannot show that the deeper network computes what the old one does",
-            (refusals[:1] or pairing.problems) + way_out,
+            (refusals[:1] or pairing.problems) + [_ONE_BY_ONE] * bool(grows and refusals),
         )
     )
 
@@ -111,6 +113,7 @@ class _Network:
         self.apply, self._variables, self._inputs = apply, variables, inputs
         self._program = Program(apply, variables, inputs)
         self.shapes = {path: leaf for path, leaf in self._program.arguments if path is not None}
+        self.reading_order = self._program.reading_order()
 
     def cast(self, dtypes: Mapping[str, Any]) -> "_Network":
         """Returns the network with variables of other dtypes."""

@@ -2,12 +2,13 @@
 
 A layer that is in both under the same path is the same layer, unless its shape or the program says
 otherwise. Where names are numbered (``layers_0``, ``Dense_1``, or the index in a list), a layer
-that is inserted shifts the numbers of later ones: those are paired in their order.
+that is inserted shifts the numbers of later ones: those are paired in their order. Many orders may
+be possible. The one in which both programs read their arrays is tried early.
 """
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ Shapes = Mapping[str, jax.ShapeDtypeStruct]
 Fits = Callable[[str, str], bool]
 
 _LIMIT = 64  # of pairings that are looked at
+_MOST_PLACES = 16  # of new layers, in the order in which arrays are read
 
 
 class Pairing:
@@ -60,8 +62,14 @@ class Pairing:
             pinned |= found
         return pinned
 
-    def candidates(self) -> list[dict[str, str]]:
-        """Returns ways to pair, as new paths by old path; ways that keep most paths come first."""
+    def candidates(
+        self, old_order: Sequence[str] = (), new_order: Sequence[str] = ()
+    ) -> list[dict[str, str]]:
+        """Returns ways to pair, as new paths by old path.
+
+        The one that keeps most paths comes first. If the orders are given in which both programs
+        read their arrays, those come next in which all new arrays are in one place of that order.
+        """
         if self.problems:
             return []
         free = set(self._new) - set(self._pinned.values())
@@ -72,7 +80,36 @@ class Pairing:
         found = [self._pinned | dict(pairs) for pairs in itertools.islice(embeddings, _LIMIT)]
         if not found:
             self.problems += self._misfits()
-        return sorted(found, key=_moves)
+        found.sort(key=_moves)
+        read = itertools.islice(self._as_read(old_order, new_order), _MOST_PLACES)
+        found[1:1] = [pairs for pairs in read if self._pinned.items() <= pairs.items()]
+        return found
+
+    def _as_read(
+        self, old_order: Sequence[str], new_order: Sequence[str]
+    ) -> Iterator[dict[str, str]]:
+        """Yields ways to pair arrays in these orders, if all new ones come after each other.
+
+        Where new layers could be in several places of a stack, the last of these comes first.
+        """
+        more = len(new_order) - len(old_order)
+        if {*old_order} != {*self._old} or more <= 0:
+            return
+
+        def fits(path: str, place: str) -> bool:
+            return _kind(path) == _kind(place) and self._fits(path, place)
+
+        moved = [*zip(old_order, new_order[more:], strict=True)]
+        last = next(
+            (i for i, (a, b) in enumerate(zip(old_order, new_order)) if not fits(a, b)), None
+        )
+        first = next((i for i in reversed(range(len(moved))) if not fits(*moved[i])), -1) + 1
+        for cut in range(len(moved) if last is None else last, first - 1, -1):
+            # The arrays of a module stay together.
+            beside = [path.rpartition("/")[0] for path in old_order[max(cut - 1, 0) : cut + 1]]
+            if len({*beside}) == len(beside):
+                kept = zip(old_order[:cut], new_order[:cut], strict=True)
+                yield dict(kept) | dict(moved[cut:])
 
     def _misfits(self) -> list[str]:
         missing = [f"{path}: not in the target" for path in self._old if path not in self._new]

@@ -46,6 +46,17 @@ class Program:
 
         self.jaxpr = jax.make_jaxpr(flat)(*(leaves[i] for i in dynamic))
 
+    def reading_order(self) -> list[str]:
+        """Returns the paths of the arrays that are read, in the order in which they first are."""
+        paths = {
+            var: path
+            for var, (path, _) in zip(self.jaxpr.jaxpr.invars, self.arguments, strict=True)
+            if path is not None
+        }
+        read = (atom for eqn in self.jaxpr.jaxpr.eqns for atom in eqn.invars)
+        used = (atom for atom in read if not isinstance(atom, jex.Literal) and atom in paths)
+        return [paths[var] for var in dict.fromkeys(used)]
+
     def in_order(self, paths: Sequence[str]) -> "Program":
         """Returns the same program, which takes the arrays at these paths in this order."""
         jaxpr = self.jaxpr.jaxpr
