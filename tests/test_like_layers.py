@@ -267,3 +267,34 @@ def test_a_deep_network_grows_exactly() -> None:
     growth = dw.plan(widths, {name: 20 for name, width in widths.items() if width.size == 12})
     wide = dw.grow(variables, growth, key=next(keys))
     dw.verify(residual, variables, residual, wide, x, growth=growth)
+
+
+def returning(p: Any, x: Any) -> Any:
+    return residual(p, x), p["blocks"][5]["up"]
+
+
+def unread(count: int, *, dtype: Any = jnp.float32, only: int | None = None) -> dict[str, Any]:
+    variables = blocks(count)
+    for i, block in enumerate(variables["blocks"]):
+        kind = dtype if i == 5 else jnp.float32
+        if only in (None, i):
+            block["unread"] = jax.ShapeDtypeStruct((12,), kind)
+    return variables
+
+
+@pytest.mark.usefixtures("is_worth_it")
+@pytest.mark.parametrize(
+    "apply, variables",
+    [
+        (returning, blocks()),
+        (residual, unread(DEPTH, dtype=jnp.int32)),
+        (residual, unread(DEPTH, only=5)),
+        (
+            lambda p, x: residual({"blocks": p, "out": p[0]["down"].T[..., :3]}, x),
+            blocks()["blocks"],
+        ),
+    ],
+    ids=["returned", "other dtype", "one has more", "mere numbers"],
+)
+def test_layers_whose_arrays_differ_are_read(apply: Callable[..., Any], variables: Any) -> None:
+    assert dw.trace(apply, variables, X).network.deep is None

@@ -64,9 +64,17 @@ class LikeLayers:
 
     def layer_of(self, path: str) -> int | None:
         """Returns which layer an array is in, or None."""
+        place = self.place_of(path)
+        return None if place is None else place[0]
+
+    def place_of(self, path: str) -> tuple[int, tuple[int, str]] | None:
+        """Returns which layer an array is in, and where in it; or None."""
         parts = path.split("/")
-        beginnings = ("/".join(parts[:end]) for end in range(1, len(parts) + 1))
-        return next((self._layers[b] for b in beginnings if b in self._layers), None)
+        for end in range(1, len(parts) + 1):
+            if (found := self._layers.get("/".join(parts[:end]))) is not None:
+                layer, family = found
+                return layer, (family, "/".join(parts[end:]))
+        return None
 
     @property
     def has_names_twice(self) -> bool:
@@ -74,9 +82,11 @@ class LikeLayers:
         return len(self._layers) < sum(map(len, self.prefixes))
 
     @cached_property
-    def _layers(self) -> dict[str, int]:
+    def _layers(self) -> dict[str, tuple[int, int]]:
         return {
-            prefix: layer for layer, prefixes in enumerate(self.prefixes) for prefix in prefixes
+            prefix: (layer, family)
+            for layer, prefixes in enumerate(self.prefixes)
+            for family, prefix in enumerate(prefixes)
         }
 
     def keeping(self, program: Program, layers: Sequence[int]) -> Program:
@@ -111,22 +121,15 @@ class LikeLayers:
 
         arguments = [*zip(jaxpr.invars, program.arguments, strict=True)]
         gone = {var for var, (path, _) in arguments if not remains(path)}
-        results = [
-            (var, path)
-            for var, path in zip(jaxpr.outvars, program.results, strict=True)
-            if isinstance(var, jex.Literal) or var not in gone
-        ]
         shorter = copy.copy(program)
         shorter.jaxpr = jex.ClosedJaxpr(
             jaxpr.replace(
                 eqns=eqns,
                 invars=[var for var, _ in arguments if var not in gone],
-                outvars=[var for var, _ in results],
             ),
             program.jaxpr.consts,
         )
         shorter.arguments = [argument for var, argument in arguments if var not in gone]
-        shorter.results = [path for _, path in results]
         return shorter
 
 
@@ -170,7 +173,7 @@ class _Reading:
     """What the variables of a program are, as far as layers are told by them."""
 
     def __init__(self, program: Program) -> None:
-        self._jaxpr = program.jaxpr.jaxpr
+        self._jaxpr, self._arguments = program.jaxpr.jaxpr, program.arguments
         self._paths: dict[Any, str] = {
             var: path
             for var, (path, _) in zip(self._jaxpr.invars, program.arguments, strict=True)
@@ -302,12 +305,25 @@ class _Reading:
                     is_near = made in first or made >= start + (layer - 1) * length
                 if start <= made < end and not is_near:
                     return False
-        results = (
-            self._made[var]
-            for var in self._jaxpr.outvars
-            if not isinstance(var, jex.Literal) and var in self._made
+        results = [var for var in self._jaxpr.outvars if not isinstance(var, jex.Literal)]
+        made_last = all(
+            self._made[var] in last or not start <= self._made[var] < end
+            for var in results
+            if var in self._made
         )
-        return all(made in last or not start <= made < end for made in results)
+        returned = (self._paths[var] for var in results if var in self._paths)
+        has_own = any(layers.layer_of(path) is not None for path in returned)
+        return made_last and not has_own and self._have_the_same_arrays(layers)
+
+    def _have_the_same_arrays(self, layers: LikeLayers) -> bool:
+        """Whether every layer has the same arrays, also those that are not read."""
+        found: list[set[Any]] = [set() for _ in range(len(layers))]
+        for path, struct in self._arguments:
+            place = None if path is None else layers.place_of(path)
+            if place is not None:
+                layer, inside = place
+                found[layer].add((inside, struct.shape, struct.dtype))
+        return all(arrays == found[0] for arrays in found)
 
 
 def _longest(where: np.ndarray) -> tuple[int, int]:

@@ -35,7 +35,10 @@ def all_layers(read: Callable[[tuple[int, ...]], Widths], layers: LikeLayers) ->
         read: reads the network with these layers only; returns its widths.
         layers: the like layers.
     """
-    by_reading, analogy = read(layers.more), _Analogy(layers)
+    analogy = _Analogy(layers)
+    if analogy.is_ambiguous:
+        return None
+    by_reading = read(layers.more)
     widths = read(layers.few)
     try:
         per_layer = _constants_without_place(widths, by_reading, analogy)
@@ -88,6 +91,11 @@ class _Analogy:
         }
         choices = "|".join(map(re.escape, sorted(self._places, key=len, reverse=True)))
         self._pattern = re.compile(rf"(?<![\w/.-])(?:{choices})(?![\w.-])")
+
+    @property
+    def is_ambiguous(self) -> bool:
+        """Whether a layer's name is a mere number, which may also be something else in a text."""
+        return any(name.isdigit() for names in self._names for name in names)
 
     def mentioned(self, value: Any) -> frozenset[int]:
         """Returns the places of the layers that are mentioned."""
@@ -188,6 +196,8 @@ class _Analogy:
             beside: the numbers of the layers that take their places.
         """
         if isinstance(value, str):
+            if max(self.mentioned(value), default=0) > _AFTER:
+                raise NotAlike
             text = self._pattern.sub(lambda match: self._name(match[0], beside), value)
             return type(value)(text, value.kind) if isinstance(value, Reason) else text  # type: ignore[return-value]
         if isinstance(value, tuple):
