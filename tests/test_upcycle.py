@@ -62,8 +62,12 @@ def test_twice_the_experts(kind, dispatch):
     assert is_preserving(growth)
     assert "outputs stay because the larger model chooses 4 of 6 experts" in growth.notes[0]
     assert keeps_as_text(growth)
-    planned = dw.plan(widths, target=target, target_apply=new)
-    assert planned.changes == growth.changes and planned.notes == growth.notes
+    if dispatch == "one by one":  # plan cannot see that all do the same
+        with pytest.raises(ValueError, match="dw.upcycle copies"):
+            dw.plan(widths, target=target, target_apply=new)
+    else:
+        planned = dw.plan(widths, target=target, target_apply=new)
+        assert planned.changes == growth.changes and planned.notes == growth.notes
     # As many are chosen as before: the copies of one expert take both places.
     growth = dw.upcycle(widths, target=target, target_apply=old)
     assert moved(old, variables, old, dw.grow(variables, growth)) > 1e-3
@@ -145,7 +149,7 @@ def test_another_number_in_the_larger_model_is_seen():
     widths = dw.trace(old, variables, TOKENS)
     new = net.network("top-k, softmax", chosen=4, scale=0.5)
     growth = dw.upcycle(widths, target=shapes(6), target_apply=new)
-    assert "only one of the two networks computes with 0.5 in mul" in growth.notes[0]
+    assert "the two networks do not compute the same with 0.5 in mul" in growth.notes[0]
     assert not is_preserving(growth)
 
 
@@ -405,6 +409,45 @@ def test_refusals():
     target = shapes(4) | {"other": shapes(4)["head"]}
     with pytest.raises(ValueError, match="other: only in the target, and no array of a router"):
         dw.upcycle(dense, target=target, target_apply=net.network("sigmoid"))
+
+
+def numbered(where):
+    """A mixture that computes with more than its gates and experts."""
+
+    def network(experts, chosen):
+        def apply(params, x):
+            scores = jax.nn.sigmoid(x @ params["router"])
+            places = jnp.arange(experts, dtype=x.dtype)[None]
+            _, which = jax.lax.top_k(scores + (places / 9 if where == "choice" else 0), chosen)
+            gates = jnp.take_along_axis(scores, which, -1)
+            gates = gates / gates.sum(-1, keepdims=True)
+            if where == "rank":
+                gates = gates * jnp.linspace(1.0, 0.5, chosen)[None]
+            mask = (jax.nn.one_hot(which, experts) * gates[..., None]).sum(-2)
+            outputs = jnp.einsum("td,edf->tef", x, params["experts"])
+            if where == "outputs":
+                outputs = outputs * (1 + places[..., None])
+            if where == "sum":
+                outputs = outputs * params["experts"].sum()
+            return jnp.einsum("te,tef->tf", mask, outputs)
+
+        return apply
+
+    return network
+
+
+@pytest.mark.parametrize("where", ["choice", "rank", "outputs", "sum"])
+def test_numbers_for_each_expert_are_no_copies(where):
+    params = lambda n: {"router": jnp.ones((3, n)), "experts": jnp.ones((n, 3, 2))}  # noqa: E731
+    network = numbered(where)
+    widths = dw.trace(network(4, 2), params(4), jnp.ones((5, 3)))
+    larger = {"target": params(8), "target_apply": network(8, 4)}
+    with pytest.raises(ValueError, match="each expert|over all experts|computes something else"):
+        dw.plan(widths, **larger)
+    assert "outputs change" in dw.upcycle(widths, **larger).notes[0]
+    plain = numbered("")
+    widths = dw.trace(plain(4, 2), params(4), jnp.ones((5, 3)))
+    assert is_preserving(dw.plan(widths, target=params(8), target_apply=plain(8, 4)))
 
 
 def test_joined_axes_are_not_taken_for_experts():

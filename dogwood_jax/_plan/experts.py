@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from dogwood_jax import strategies
 from dogwood_jax._base.trees import PyTree
 from dogwood_jax._growth.growth import Change
-from dogwood_jax._plan.gates import Router, computed_with, routers_of
+from dogwood_jax._plan.gates import Router, computed_with, counted_elsewhere, routers_of
 from dogwood_jax._plan.own_function import Rejected, trace_own
 from dogwood_jax._widths.dims import PICKED
 from dogwood_jax._widths.layout import Concat, Units, units_of
@@ -105,7 +105,7 @@ class Mixtures:
         """Returns what only one of two programs computes with, see ``computed_with``."""
         ours = computed_with(self.trace, self._routers, with_gates=with_gates)
         theirs = computed_with(larger, routers_of(larger), with_gates=with_gates)
-        return sorted(ours ^ theirs)
+        return sorted(ours ^ theirs) + counted_elsewhere(self.trace, self._routers)
 
 
 def hidden_in(widths: Widths, leaves: Sequence[Leaf]) -> set[str]:
@@ -176,7 +176,7 @@ def copied(
     if noise:
         reasons.append("copies carry noise")
     if others:
-        reasons.append(f"only one of the two networks computes with {', '.join(others[:3])}")
+        reasons.append(f"the two networks do not compute the same with {', '.join(others[:3])}")
     recipe = None
     if not reasons and experts.choice.power:
         paths = outputs_of_experts(widths, experts.arrays(widths))
@@ -202,7 +202,8 @@ def said(experts: Experts, old: int, new: int, larger: Experts | None, reasons: 
     chosen = experts.choice.chosen * new // old
     return (
         f"outputs stay {'if' if larger is None else 'because'} the larger model chooses {chosen} "
-        f"of {new} experts instead of {experts.choice.chosen} of {old}"
+        f"of {new} experts instead of {experts.choice.chosen} of {old}, provided that all experts "
+        "do the same and nothing else reads them or their router: dw.verify tells"
     )
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 from dogwood_jax._program.elementwise import ELEMENTWISE
 from dogwood_jax._program.moves import MOVES
-from dogwood_jax._widths.dims import Dim, parts_of
+from dogwood_jax._widths.dims import PICKS, Dim, parts_of
 from dogwood_jax._widths.values import Step, Trace, Value
 
 # A number that keeps a divisor from being zero: too small to matter in a sum, and as the least
@@ -98,6 +98,31 @@ def computed_with(trace: Trace, routers: Sequence[Router], *, with_gates: bool) 
             if value.number not in (None, _NEUTRAL.get(step.name)) and value.origin == "constant"
         }
     return found
+
+
+def counted_elsewhere(trace: Trace, routers: Sequence[Router]) -> list[str]:
+    """Returns where a program depends on how many experts there are, besides the gates.
+
+    These are tables with a number for each expert or each choice, because copies would get other
+    numbers than what they are copies of, and sums over all experts, because copies would add to
+    them.
+    """
+    found = dict[str, None]()
+    for router in routers:
+        dims, followed = {router.experts, *router.stacks}, router.dispatch | router.gates
+        for index, step in enumerate(trace.steps):
+            if index in router.dispatch:
+                continue
+            for value in step.operands:
+                if value.origin == "constant" and not value.index:
+                    axes = {*value.positional, *(range(value.ndim) if value.table else ())}
+                    along = [value.dims[axis].root for axis in axes]
+                    if any(dim in dims or PICKS in dim.fixed for dim in along):
+                        found[f"a number for each expert in {step.name}"] = None
+                elif step.name.startswith("reduce_") and index not in followed:
+                    if any(value.dims[axis].root in dims for axis in step.params["axes"]):
+                        found[f"{step.name} over all experts"] = None
+    return list(found)
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,8 @@ def divided(widths: Widths) -> dict[str, str]:
         group: heads
         for group, heads in _dividing(widths).items()
         # A number that only looks computed from a size is compared with the larger model's.
-        if all(
+        if not (widths[heads].fixed or widths[group].fixed)
+        and all(
             kind_of(hazard) == "suspicion"
             for hazard in (*widths[heads].hazards, *widths[group].hazards)
         )
@@ -206,12 +207,17 @@ def _are_apart(steps: Sequence[Step], heads: Dim, group: Dim) -> bool:
         elif step.name.startswith("reduce_"):
             contracted = step.params["axes"]
         elif step.name in _ALONG_OTHERS:
+            # All heads stay where they are. A part of them would be other ones among copies.
             return all(
-                value.dims[axis].is_same(dim)
+                value.ndim == result.ndim
+                and all(
+                    a.is_same(b)
+                    for a, b in zip(value.dims, result.dims, strict=True)
+                    if of(a) or of(b)
+                )
                 for result in step.results
-                for axis, dim in enumerate(result.dims)
                 for value in step.operands
-                if of(dim) and value.ndim == result.ndim
+                if value.ndim
             )
         else:
             return False

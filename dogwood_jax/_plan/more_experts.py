@@ -9,7 +9,7 @@ import numpy as np
 from dogwood_jax._base.trees import PyTree, leaves_by_path
 from dogwood_jax._growth.growth import Change
 from dogwood_jax._plan.experts import Experts, Mixtures, copied, differences_of, notes_of, said
-from dogwood_jax._widths.layout import Concat, Units, units_of
+from dogwood_jax._widths.layout import Concat, Units
 from dogwood_jax._widths.widths import Widths
 
 
@@ -79,48 +79,18 @@ def more_experts(
     return MoreExperts(widths, ordered, tuple(notes_of(texts)))
 
 
-def experts_alone(
-    widths: Widths,
-    larger: Widths | None,
-    shapes: Mapping[str, Any],
-    target: PyTree,
-    ways_out: list[str],
-) -> MoreExperts | None:
-    """Returns what becomes of experts that a program takes out of their arrays one by one.
+def counts_experts(widths: Widths, shapes: Mapping[str, Any]) -> bool:
+    """Whether axes that a program cuts into experts, one by one, are longer in a larger model.
 
-    None if outputs would change, or if other axes are longer in the larger model, too.
+    Such a program does not show that all experts do the same, so ``plan`` does not copy them.
 
     Args:
         widths: the network's widths.
-        larger: those of the larger model, if its program is known.
         shapes: the shapes of the larger model's arrays, by path.
-        target: its variables.
-        ways_out: receives what to do instead.
     """
-    ranks = {leaf.path: len(leaf.shape) for leaf in widths.leaves}
-    if widths.network is None or {p: len(array.shape) for p, array in shapes.items()} != ranks:
-        return None
-    cut = [
-        (path, axis, layout)
-        for path, axis in _longer(widths, shapes)
-        if isinstance(layout := widths.leaf(path).axes[axis], Concat)
-    ]
-    network = Mixtures(widths) if cut else None
-    if network is None or not network.experts:
-        return None
-    for path, axis, layout in cut:
-        is_counted = isinstance(network.widths.leaf(path).axes[axis], Units)
-        if not is_counted and any(units.size > 1 for units in units_of(layout)):
-            return None
-    problems: list[str] = []
-    found = more_experts(widths, larger, shapes, None, problems, target=target)
-    if not problems and all(change.strategy.exact for change in found.changes):
-        return found
-    ways_out.append(
-        "if the network gets more experts: dw.upcycle copies them, in a growth of their own; "
-        "dw.plan copies them where outputs stay and nothing else grows"
-    )
-    return None
+    longer = _longer(widths, shapes)
+    is_cut = any(isinstance(widths.leaf(path).axes[axis], Concat) for path, axis in longer)
+    return is_cut and widths.network is not None and bool(Mixtures(widths).experts)
 
 
 def _longer(widths: Widths, shapes: Mapping[str, Any]) -> list[tuple[str, int]]:

@@ -30,7 +30,7 @@ from dogwood_jax._plan.comparison import Comparison, is_constant, is_scale
 from dogwood_jax._plan.experts import exact_copies
 from dogwood_jax._plan.groups import divided, split_groups
 from dogwood_jax._plan.larger import Larger, is_deeper, read_larger
-from dogwood_jax._plan.more_experts import experts_alone
+from dogwood_jax._plan.more_experts import counts_experts
 from dogwood_jax._plan.names import check_names
 from dogwood_jax._plan.own_function import check_own_function, contradicted
 from dogwood_jax._plan.solved import Solved, solve_recipes
@@ -54,6 +54,11 @@ _IN_LARGER_MODEL: Mapping[str, str] = {
     ),
     "suspicion": "no rescaled array makes up for the larger model's numbers",
 }
+
+_MORE_EXPERTS = (
+    "if the network gets more experts: dw.upcycle copies them, in a growth of their own, and says "
+    "whether outputs stay"
+)
 
 _LONELY = "one of them computes with a number that the other lacks"
 
@@ -165,9 +170,8 @@ def plan(
         larger = read_larger(widths, target, target_apply, depth)
         is_plain = all(given is None for given in (keep, merge, strategy))
         if is_plain and not (problems or new or larger.insertions):
-            copies = experts_alone(widths, larger.widths, larger.shapes, target, ways_out)
-            if copies is not None:
-                return Growth(copies.widths, copies.changes, copies.notes, structure)
+            if counts_experts(widths, larger.shapes):
+                ways_out.append(_MORE_EXPERTS)
         problems += [
             f"{name}: asked for {size} units, but the larger model has {larger.sizes[name]}"
             for name, size in new.items()

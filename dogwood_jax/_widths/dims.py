@@ -24,6 +24,7 @@ _DEEPEST = 24
 
 DROPPED = "an operation drops it because its size is 1"
 REPEATED = "an operation repeats it because its size is 1"
+PICKS = "it counts the largest that are picked"
 PICKED = "the largest are picked along it"
 LAYERS = "a loop runs over it: it counts layers or steps, not units"
 

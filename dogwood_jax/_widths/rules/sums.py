@@ -5,7 +5,7 @@ from math import prod
 from typing import Any
 
 from dogwood_jax._widths import dims as _dims
-from dogwood_jax._widths.dims import PICKED, Dim, unify
+from dogwood_jax._widths.dims import PICKED, PICKS, Dim, unify
 from dogwood_jax._widths.rules.registry import (
     blend,
     mixed,
@@ -316,7 +316,7 @@ def _top_k(trace: Trace, eqn: Any, x: Value) -> list[Value]:
     x.dims[axis].endanger(PICKED)
     (shape, _) = shapes_out(eqn)
     dims = [*x.dims]
-    dims[axis] = Dim(shape[axis], "it counts the largest that are picked")
+    dims[axis] = Dim(shape[axis], PICKS)
     return [mixed((x,), dims), mixed((x,), dims)]
 
 
