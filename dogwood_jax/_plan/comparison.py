@@ -29,7 +29,7 @@ from dogwood_jax._widths.values import Degree, Step, Table, Trace, Value
 # Operations that compute nothing. A program has other ones if other sizes are 1.
 _QUIET = KEEP_ORDER | {"convert_element_type", "copy", "stop_gradient"}
 # Operations whose operands may change places.
-_COMMUTATIVE = frozenset(("add", "add_any", "mul", "max", "min", "and", "or", "xor", "eq", "ne"))
+_COMMUTATIVE = frozenset("add add_any mul max min and or xor eq ne dot_general".split())
 Degrees = Mapping[int, Degree]
 
 # Parameters that follow from the sizes of an operation's operands and results.
@@ -104,7 +104,10 @@ class Comparison:
         self._scaled: list[tuple[str, Value, Value]] = []
         self._indices = {id(step): index for index, step in enumerate(trace.steps)}
         self._compared: set[tuple[int, int]] = set()  # arrays, by identity
-        self._sources: dict[int, list[str]] = {}  # what each step takes, by its identity
+        # What each step takes, by its identity. What is made alike has the same number.
+        self._sources: dict[int, list[int | None]] = {}
+        self._numbers: dict[tuple[Any, ...], int] = {}
+        self._takes_others = False
         self.sizes: dict[str, str] = {}
         self.holds_on = False
         self.values: dict[str, None] = {}
@@ -130,20 +133,23 @@ class Comparison:
             size: the size that a dimension has in the larger network.
         """
         steps = _used(program.steps)
-        if self._is_loose:
-            return [step for step in steps if step.name not in _QUIET | {"transpose"}]
-        contractions, found = contractions_of(steps), list[Step]()
+        quiet = _QUIET | {"transpose"} if self._is_loose else _QUIET
+        contractions = {} if self._is_loose else contractions_of(steps)
+        found: list[Step] = []
         names: dict[int, str] = {}
         moved: dict[int, Value] = {}
+        made = {id(value): ("input", n) for n, value in enumerate(program.arguments)}
+        known = {value: self._number(what) for value, what in made.items()}
 
-        def source_of(value: Value) -> str:
-            """Returns what an array is called without its shape."""
+        def source_of(value: Value) -> int | None:
+            """Returns a number for what an array is made of; None for a constant."""
             while id(value) in moved:
                 value = moved[id(value)]
-            made = names.get(id(value))
-            if made is not None and value.origin != "constant":
-                return made.partition(" ")[0]
-            return f"{value.origin} {sorted(value.leaves)}"
+            if value.origin == "constant":
+                return None
+            if id(value) not in known:
+                known[id(value)] = self._number((value.origin, *sorted(value.leaves)))
+            return known[id(value)]
 
         def name_of(value: Value) -> str:
             """Returns what an array is called: the step that makes it, or what it is."""
@@ -158,7 +164,7 @@ class Comparison:
             return names[id(value)]
 
         for index, step in enumerate(steps):
-            if step.name in _QUIET:
+            if step.name in quiet:
                 if step.results[0] is not step.operands[0]:  # some rules return the operand itself
                     moved[id(step.results[0])] = step.operands[0]
                 continue
@@ -166,9 +172,13 @@ class Comparison:
                 if (contraction := contractions[index]) is None:
                     continue
                 step = contraction.step(step.results[0], name_of)
-            self._sources[id(step)] = [source_of(value) for value in step.operands]
+            sources = [source_of(value) for value in step.operands]
+            self._sources[id(step)] = sources
+            if step.name in _COMMUTATIVE:
+                sources = sorted(sources, key=str)
             for place, value in enumerate(step.results):
                 names[id(value)] = f"{len(found)}.{place}"
+                known[id(value)] = self._number((step.name, place, *sources))
             found.append(step)
         return found
 
@@ -288,7 +298,9 @@ class Comparison:
                     self.values[f"{old.name} contracts other arrays"] = None
                 else:
                     self.values[f"{old.name} has {what} {b} instead of {a}"] = None
-        if not self._takes_the_same(old, new):
+        # What is made of these takes other arrays, too.
+        if not (self._takes_others or self._takes_the_same(old, new)):
+            self._takes_others = True
             self.values[f"{old.name} takes other arrays"] = None
         for a, b in _constants(old, new):
             if not self._is_same(old, a, b):
@@ -314,10 +326,13 @@ class Comparison:
     def _takes_the_same(self, old: Step, new: Step) -> bool:
         """Whether what one step takes is made as what the other one takes."""
         ours, theirs = (self._sources.get(id(step), []) for step in (old, new))
-        pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if "constant" not in a + b]
+        pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if None not in (a, b)]
         if old.name in _COMMUTATIVE:
-            return sorted(a for a, _ in pairs) == sorted(b for _, b in pairs)
+            return Counter(a for a, _ in pairs) == Counter(b for _, b in pairs)
         return all(a == b for a, b in pairs)
+
+    def _number(self, what: tuple[Any, ...]) -> int:
+        return self._numbers.setdefault(what, len(self._numbers))
 
     def _compare_sizes(self, step: Step, its: Step, old: Value, new: Value) -> None:
         before = tuple(dim.size for dim in old.dims)
@@ -464,6 +479,15 @@ class Comparison:
         alike = len(numbers[0]) == len(numbers[1]) and all(map(_is_close, *numbers))
         if not self.values and not alike:
             self.values["it has other constants"] = None
+        made = (
+            Counter(
+                (step.name, *sorted(self._sources.get(id(step), ()), key=str)) for step in steps
+            )
+            for steps in (old, new)
+        )
+        is_same = len({frozenset(counts.items()) for counts in made}) == 1
+        if not (self.values or self._is_loose or is_same):
+            self.values["it computes with other arrays"] = None
 
 
 def _used(steps: Sequence[Step]) -> list[Step]:

@@ -189,6 +189,7 @@ class Traced:
                 value = _input(struct)
                 self.trace.dims += value.dims
                 self.trace.inputs += value.dims
+                self.trace.arguments.append(value)
             values.append(value)
         outputs = run(self.trace, program.jaxpr.jaxpr, program.jaxpr.consts, values)
         mirrored = mirrors(

@@ -339,6 +339,7 @@ class Trace:
         self.notes_reads = notes_reads
         self.dims: list[Dim] = []  # of every value
         self.inputs: list[Dim] = []  # of the network's inputs
+        self.arguments: list[Value] = []  # the inputs
         self.steps: list[Step] = []  # every equation, in the order of the program
         self.times = 1  # how often the equation that is read runs
         self.demands: list[Demand] = []
