@@ -479,3 +479,30 @@ def test_lengths_that_become_the_same_are_told_apart(hidden, width):
     growth = dw.plan(dw.trace(apply, old, tokens), target=fresh, target_apply=apply, interface=True)
     new = dw.grow(old, growth, fresh=fresh)
     np.testing.assert_allclose(apply(new, tokens), apply(old, tokens), rtol=1e-12, atol=1e-12)
+
+
+def counting(layers, factor):
+    def apply(params, tokens):
+        x = params["embed"][tokens] + jnp.sin(1.0 * (tokens * factor))[:, None]
+        for i in range(layers):
+            x = x + jnp.tanh(x @ params[f"up_{i}"]) @ params[f"down_{i}"]
+        return x @ params["head"]
+
+    return apply
+
+
+def counted(width, layers):
+    sizes = {"embed": (9, width), "head": (width, 2)}
+    for i in range(layers):
+        sizes |= {f"up_{i}": (width, 5), f"down_{i}": (5, width)}
+    return {name: jax.ShapeDtypeStruct(size, jnp.float64) for name, size in sizes.items()}
+
+
+def test_an_integer_that_is_no_length_must_stay_beside_new_layers():
+    tokens = jnp.arange(9)
+    widths = dw.trace(counting(2, 6), counted(6, 2), tokens)
+    target = counted(8, 3)
+    growth = dw.plan(widths, target=target, target_apply=counting(3, 6))
+    assert growth.sizes == {"embed": 8}
+    with pytest.raises(ValueError, match="cannot show"):
+        dw.plan(widths, target=target, target_apply=counting(3, 8))

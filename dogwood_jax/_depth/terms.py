@@ -119,7 +119,10 @@ class Terms:
             value = array.flat[0].item()
             if _is_real(value) and not isinstance(value, bool):
                 inexact = jnp.issubdtype(aval.dtype, np.inexact)
-                value = self._scaled(float(value)) if inexact else self._counted(value)
+                if inexact:
+                    value = self._scaled(float(value))
+                elif self.lengths is None:
+                    self.integers[value] = None
             return self.number(value, aval)
         return self.make("constant", (array.shape, str(aval.dtype), array.tobytes()), (), aval)
 
@@ -140,11 +143,17 @@ class Terms:
         A length, or a last index, can be one that an axis had before. It must have come up then.
         """
         if self.lengths is None:
-            self.integers[value] = None
             return value
         pairs = ((old - less, new - less) for old, new in self.sizes for less in (0, 1))
         known = self.lengths & {value, *(old for old, new in pairs if new == value)}
         return min(known, default=value)
+
+    def _as_length(self, term: Term | None) -> Term | None:
+        """Returns what stands for an integer where positions are computed, or the term itself."""
+        number = None if term is None else term.number
+        if term is None or not isinstance(number, int) or isinstance(number, bool):
+            return term
+        return self.number(self._counted(number), term)
 
     @cached_property
     def ratios(self) -> list[float]:
@@ -170,6 +179,8 @@ class Terms:
         name = eqn.primitive.name
         if name in _SAME:
             return list(operands)
+        if name in _INDEXING:
+            operands = [self._as_length(term) for term in operands]
         rule = _SIMPLIFY.get(name)
         if rule and (result := rule(self, eqn, operands)) is not None:
             return [result]
@@ -527,6 +538,11 @@ _STRUCTURAL = frozenset(
 )
 
 # Operations that put entries of all operands together.
+# Operations that compute positions along an axis, such as -1 + length. Elsewhere an integer is no
+# length: in tokens * 6, for example.
+_INDEXING = frozenset(
+    "add min max clamp select_n gather scatter dynamic_slice dynamic_update_slice".split()
+)
 _REARRANGING = frozenset(name for name, move in MOVES.items() if move.joins and name != "scatter")
 
 # Operations that sum up entries.
