@@ -444,8 +444,6 @@ class Decoder(nn.Module):
         for i in range(self.blocks):
             gain = self.param(f"gain_{i}", nn.initializers.normal(), (4,))[None, None]
             y = nn.LayerNorm()(x)
-            x = x + nn.MultiHeadDotProductAttention(2)(y, memory)
-            y = nn.LayerNorm()(x)
             x = x + nn.Dense(4)(nn.gelu(nn.Dense(6)(y) + 0.5)) + gain * jnp.tanh(memory)
         x = nn.LayerNorm()(x)
         return nn.Dense(3)(x), nn.Dense(2)(x)
