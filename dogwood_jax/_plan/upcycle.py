@@ -107,12 +107,12 @@ def upcycle(
         >>> x = jax.random.normal(jax.random.key(0), (9, 3))
         >>> params = {"router": x[:3, :2], "experts": jnp.stack([x[:3], x[3:6]])}
         >>> growth = dw.upcycle(dw.trace(moe(1), params, x), {"router": 4})
-        >>> print(growth)
+        >>> print(growth)  # doctest: +ELLIPSIS
         array    before  after  new entries
         -------  ------  -----  ------------------------
         router   3x2     3x4    axis 1 copy (router)
         experts  2x3x3   4x3x3  axis 0 copy (experts[0])
-        note: router: outputs stay if the larger model chooses 2 of 4 experts instead of 1 of 2
+        note: router: outputs stay if the larger model chooses 2 of 4 experts instead of 1 of 2...
         >>> wide = dw.grow(params, growth)
         >>> bool(jnp.allclose(moe(2)(wide, x), moe(1)(params, x)))
         True
