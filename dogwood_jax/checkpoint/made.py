@@ -6,6 +6,7 @@ checkpoint grows when its variables do, and raises the same errors.
 
 import functools
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import prod
@@ -97,7 +98,10 @@ def made_of(variables: PyTree, growth: Growth, key: Array | None) -> PyTree:
             f"checkpoint.grow: strategies.{choices[0].strategy} looks at a loss of the whole "
             "network, so it needs the arrays in memory; use dw.grow, or another strategy"
         )
-    grown = jax.eval_shape(lambda old: grow(old, growth, key=key), variables)
+    with warnings.catch_warnings():
+        # JAX says that it would cut 64 bits short. What is stored tells dtypes here.
+        warnings.filterwarnings("ignore", "Explicitly requested dtype", UserWarning)
+        grown = jax.eval_shape(lambda old: grow(old, growth, key=key), variables)
     changing = [path for path, leaf_map in growth.maps.items() if leaf_map.changes]
     places = {path: place for place, path in enumerate(changing)}
     seeds = words = None
