@@ -9,7 +9,6 @@ What repeats is called a layer here. In a network in which two kinds of layers a
 layers.
 """
 
-import copy
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -116,21 +115,9 @@ class LikeLayers:
                 eqns.append(eqn if is_same else eqn.replace(invars=invars))
         eqns += jaxpr.eqns[end:]
 
-        def remains(path: str | None) -> bool:
-            return path is None or (layer := self.layer_of(path)) is None or layer in kept
-
-        arguments = [*zip(jaxpr.invars, program.arguments, strict=True)]
-        gone = {var for var, (path, _) in arguments if not remains(path)}
-        shorter = copy.copy(program)
-        shorter.jaxpr = jex.ClosedJaxpr(
-            jaxpr.replace(
-                eqns=eqns,
-                invars=[var for var, _ in arguments if var not in gone],
-            ),
-            program.jaxpr.consts,
-        )
-        shorter.arguments = [argument for var, argument in arguments if var not in gone]
-        return shorter
+        layer_of = {var: self.layer_of(path) for var, path in program.paths.items()}
+        invars = [var for var in jaxpr.invars if layer_of.get(var) in {None, *kept}]
+        return program.taking(invars, eqns)
 
 
 def find_like_layers(program: Program) -> LikeLayers | None:
@@ -174,11 +161,7 @@ class _Reading:
 
     def __init__(self, program: Program) -> None:
         self._jaxpr, self._arguments = program.jaxpr.jaxpr, program.arguments
-        self._paths: dict[Any, str] = {
-            var: path
-            for var, (path, _) in zip(self._jaxpr.invars, program.arguments, strict=True)
-            if path is not None
-        }
+        self._paths = program.paths
         # Numbers instead of pairs and lists, because Python's collector follows each of those.
         self._made: dict[Any, int] = {
             var: index for index, eqn in enumerate(self._jaxpr.eqns) for var in eqn.outvars
@@ -316,7 +299,7 @@ class _Reading:
         return made_last and not has_own and self._have_the_same_arrays(layers)
 
     def _have_the_same_arrays(self, layers: LikeLayers) -> bool:
-        """Whether every layer has the same arrays, also those that are not read."""
+        """Whether every layer has the same arrays, read or unread."""
         found: list[set[Any]] = [set() for _ in range(len(layers))]
         for path, struct in self._arguments:
             place = None if path is None else layers.place_of(path)

@@ -46,35 +46,34 @@ class Program:
 
         self.jaxpr = jax.make_jaxpr(flat)(*(leaves[i] for i in dynamic))
 
+    @property
+    def paths(self) -> dict[Any, str]:
+        """The path of each array of the variables, by what stands for the array in equations."""
+        arguments = zip(self.jaxpr.jaxpr.invars, self.arguments, strict=True)
+        return {var: path for var, (path, _) in arguments if path is not None}
+
     def reading_order(self) -> list[str]:
         """Returns the paths of the arrays that are read, in the order in which they first are."""
-        paths = {
-            var: path
-            for var, (path, _) in zip(self.jaxpr.jaxpr.invars, self.arguments, strict=True)
-            if path is not None
-        }
+        paths = self.paths
         read = (atom for eqn in self.jaxpr.jaxpr.eqns for atom in eqn.invars)
         used = (atom for atom in read if not isinstance(atom, jex.Literal) and atom in paths)
         return [paths[var] for var in dict.fromkeys(used)]
 
     def in_order(self, paths: Sequence[str]) -> "Program":
         """Returns the same program, which takes the arrays at these paths in this order."""
-        jaxpr = self.jaxpr.jaxpr
-        variables = {
-            path: (var, (path, struct))
-            for var, (path, struct) in zip(jaxpr.invars, self.arguments, strict=True)
-            if path is not None
-        }
-        inputs = [
-            pair for pair in zip(jaxpr.invars, self.arguments, strict=True) if pair[1][0] is None
-        ]
-        pairs = [*(variables[path] for path in paths), *inputs]
-        ordered = copy.copy(self)
-        ordered.jaxpr = jex.ClosedJaxpr(
-            jaxpr.replace(invars=[var for var, _ in pairs]), self.jaxpr.consts
-        )
-        ordered.arguments = [argument for _, argument in pairs]
-        return ordered
+        known = self.paths
+        taken = {path: var for var, path in known.items()}
+        inputs = [var for var in self.jaxpr.jaxpr.invars if var not in known]
+        return self.taking([*(taken[path] for path in paths), *inputs], self.jaxpr.jaxpr.eqns)
+
+    def taking(self, invars: Sequence[Any], eqns: Sequence[Any]) -> "Program":
+        """Returns a program with these of the arguments, and with other equations."""
+        arguments = dict(zip(self.jaxpr.jaxpr.invars, self.arguments, strict=True))
+        other = copy.copy(self)
+        jaxpr = self.jaxpr.jaxpr.replace(invars=[*invars], eqns=[*eqns])
+        other.jaxpr = jex.ClosedJaxpr(jaxpr, self.jaxpr.consts)
+        other.arguments = [arguments[var] for var in invars]
+        return other
 
 
 def sub_programs(eqn: Any) -> list[tuple[Any, Sequence[Any]]]:

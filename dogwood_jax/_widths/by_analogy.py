@@ -21,7 +21,7 @@ from dogwood_jax._widths.widths import Facts, Recipe, Widths
 T = TypeVar("T")
 
 # The places of the layers that are read. What belongs to the second one may name those beside it.
-_BEFORE, _ITSELF, _AFTER = 0, 1, 2
+_ITSELF, _AFTER = 1, 2
 
 
 class NotAlike(Exception):
