@@ -1,7 +1,6 @@
 """Strict numerics for every test: float64 enabled, no implicit rank promotion, fixed seeds."""
 
 import os
-from collections.abc import Iterator
 
 import hypothesis
 import jax
@@ -11,6 +10,10 @@ import pytest
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# Tests compile for longer than they run. Unless asked for, as CI does on other versions of Python,
+# they leave most optimizations out: compiling then takes half of the time.
+if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
+    jax.config.update("jax_disable_most_optimizations", True)
 # With the emitters that XLA had before, compiling takes a third of the time. Later versions do not
 # know the flag, and the oldest have no others.
 if jax.__version_info__[:2] == (0, 10):
@@ -34,11 +37,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group("examples"))
         elif item.path.name in OF_NETWORKS and "name" in parameters:
             item.add_marker(pytest.mark.xdist_group(parameters["name"]))
-
-
-@pytest.fixture(scope="module")
-def quick_to_compile() -> Iterator[None]:
-    """For tests of many networks, which take longer to compile than to run."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)

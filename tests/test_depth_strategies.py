@@ -10,7 +10,6 @@ import pytest
 import dogwood_jax as dw
 from dogwood_jax import strategies
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 X = jax.random.normal(jax.random.key(0), (3, 8))
 KEY = jax.random.key(1)
 

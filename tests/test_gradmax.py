@@ -15,7 +15,6 @@ from test_trace_growth import build_larger, cut, growable, larger_inputs
 import dogwood_jax as dw
 
 NETWORKS = load()
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}
 
 

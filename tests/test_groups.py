@@ -12,8 +12,6 @@ from networks import data, f64, fill
 
 import dogwood_jax as dw
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 HEADS, DIM, VALUE = 8, 4, 2
 X = data(2, 5, 6)
 

@@ -11,7 +11,6 @@ from flax.training.train_state import TrainState
 
 import dogwood_jax as dw
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 RATE = 1e-2
 LAYERS = ("up", "down")
 

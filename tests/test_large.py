@@ -55,7 +55,6 @@ def grow_state(old, growth, **donate):
     return dw.grow_opt_state(old, growth, optax.adam(1e-3), **donate)
 
 
-@pytest.mark.usefixtures("quick_to_compile")
 @pytest.mark.parametrize("grow, module", [(grow_variables, _grow), (grow_state, _opt_state)])
 def test_donated_arrays_go_as_their_new_ones_come(grow, module, monkeypatch):
     shapes, growth = small_growth()

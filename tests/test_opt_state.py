@@ -14,8 +14,6 @@ from flax.training.train_state import TrainState
 
 import dogwood_jax as dw
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 
 class Network(nn.Module):
     a: int = 8

@@ -29,7 +29,6 @@ from dogwood_jax._program.program import Program
 from dogwood_jax._widths.recipes import rules as _scaling_rules
 from dogwood_jax._widths.rules import registry as _rules
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 strategies = dw.strategies
 
 STRATEGIES = {

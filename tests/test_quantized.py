@@ -10,8 +10,6 @@ from networks import data, f64, fill
 
 import dogwood_jax as dw
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 
 def int8(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.int8)

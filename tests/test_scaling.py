@@ -34,7 +34,6 @@ from dogwood_jax._base.trees import leaves_by_path
 from dogwood_jax._growth.leaf_map import old_places
 from dogwood_jax._widths.widths import Recipe
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 STRATEGIES = {
     "zero_outgoing": dw.strategies.zero_outgoing,
     "zero_incoming": dw.strategies.zero_incoming,

@@ -15,10 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 import dogwood_jax as dw
 
-pytestmark = [
-    pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices"),
-    pytest.mark.usefixtures("quick_to_compile"),
-]
+pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 TX = optax.adam(1e-3)
 KEY = jax.random.key(1)
 

@@ -13,8 +13,6 @@ import transformer
 
 import dogwood_jax as dw
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 HIDDEN = ("h0", "h1", "h2")
 
 

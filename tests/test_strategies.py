@@ -33,8 +33,6 @@ from test_trace_growth import (
 
 import dogwood_jax as dw
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 STRATEGIES = {
     "zero_outgoing": dw.strategies.zero_outgoing,
     "initializer": lambda: dw.strategies.zero_outgoing(jax.nn.initializers.he_normal()),

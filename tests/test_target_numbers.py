@@ -11,8 +11,6 @@ from networks import data, f64, fill
 
 import dogwood_jax as dw
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 
 class Case(NamedTuple):
     """A network and the arrays of the function, for any size of what grows.

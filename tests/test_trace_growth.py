@@ -17,7 +17,6 @@ from test_trace_traps import assert_alike
 import dogwood_jax as dw
 from dogwood_jax._base.trees import leaves_by_path
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 NETWORKS = load()
 
 
@@ -276,14 +275,15 @@ def test_all_widths_grow_at_once(name: str) -> None:
     assert_same_function(before, big, growth, jax.random.key(3))
 
 
+def every_third(names: Iterable[str]) -> list[Any]:
+    """Every third network, and the others where slow tests are asked for."""
+    return [pytest.param(n, marks=[pytest.mark.slow] * bool(i % 3)) for i, n in enumerate(names)]
+
+
 COPYABLE = [name for name in NETWORKS if copyable(NETWORKS[name])]
 
 
-@pytest.mark.parametrize(
-    "name",
-    # Compiling a gradient of each takes long: every third one, unless asked for.
-    [pytest.param(n, marks=[pytest.mark.slow] * bool(i % 3)) for i, n in enumerate(COPYABLE)],
-)
+@pytest.mark.parametrize("name", every_third(COPYABLE))  # compiling a gradient takes long
 def test_copies_and_zeros_preserve_and_gradients_follow_the_adjoint(name: str) -> None:
     before = old(name)
     grows = {by: s for by, s in copyable(before.network).items() if (name, by) != DRAWS_MASKS}
@@ -345,13 +345,23 @@ def test_each_width_of_a_file_doubles_alike(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_growth_is_data_and_narrowing_undoes_it(name: str) -> None:
-    before = old(name)
-    sizes = {w: size for by in growable(before.network).values() for w, size in by.items()}
-    growth = dw.plan(before.widths, sizes, interface=True)
-    assert dw.from_json(dw.to_json(before.widths)) == before.widths
+def test_growth_is_data(name: str) -> None:
+    widths = old(name).widths
+    growth = dw.plan(widths, all_sizes(NETWORKS[name]), interface=True)
+    assert dw.from_json(dw.to_json(widths)) == widths
     assert dw.from_json(dw.to_json(growth)) == growth
 
+
+def all_sizes(network: Network) -> dict[str, int]:
+    return {w: size for by in growable(network).values() for w, size in by.items()}
+
+
+# Every third network: all of them are narrowed in test_strategies, by a plan.
+@pytest.mark.parametrize("name", every_third(NETWORKS))
+def test_narrowing_undoes_a_growth(name: str) -> None:
+    before = old(name)
+    sizes = all_sizes(before.network)
+    growth = dw.plan(before.widths, sizes, interface=True)
     grown = dw.grow(before.variables, growth, key=jax.random.key(4))
     keep = {width: range(before.widths[width].size) for width in sizes}
     narrowed = dw.narrow(grown, growth.after, keep, interface=True)

@@ -5,14 +5,10 @@ from typing import Any
 import hypothesis
 import jax
 import numpy as np
-import pytest
 from networks import fill
 from random_networks import REFUSED, Spec, growths
 
 import dogwood_jax as dw
-
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 
 # Groups are silenced after the second layer, units within groups by it; gradients produce both.
 SILENCED_IN_TWO_PLACES = Spec(("grouped", "conv_concat"), ("cond",), False, None, False, True)

@@ -17,9 +17,6 @@ from traps import MLP, POSITIONS, TRAPS, X, layer, trap
 
 import dogwood_jax as dw
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
-
 # Constants that follow the width -----------------------------------------------------------------
 
 

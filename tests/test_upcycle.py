@@ -11,7 +11,6 @@ from jax.sharding import PartitionSpec as P
 
 import dogwood_jax as dw
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 TOKENS = jnp.arange(30).reshape(3, 10) % net.VOCAB
 # Each kind of gates, and in turn each way to the experts.
 CASES = [(kind, net.DISPATCHES[n % 3]) for n, kind in enumerate(net.GATES)]
