@@ -113,3 +113,16 @@ def test_a_killed_process_leaves_the_old_file_or_the_new_one(tmp_path):
     assert said == [f"{place} {float(place == 'replace True')}" for place in places]
     # What was begun is in folders of its own, which no one takes for a file of weights.
     assert all(name == "x.h5" or name.startswith(".keras_h5-") for name in os.listdir(tmp_path))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes")
+def test_a_pipe_is_neither_replaced_nor_waited_for(tmp_path):
+    pipe, link = tmp_path / "x.h5", tmp_path / "link.h5"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for path in (pipe, link, tmp_path):
+        with pytest.raises(FileExistsError, match="expected a new name or a regular file"):
+            keras_h5.save(path, small())
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    with pytest.raises(keras_h5.KerasFileError, match="expected a regular file; found a pipe"):
+        keras_h5.load(link)

@@ -281,8 +281,28 @@ def test_the_layers_of_a_class_that_makes_them_itself(tmp_path):
     assert_same(keras_h5.load(path)["params"], small)
     with pytest.raises(ValueError, match="no layers whose sizes could change: Net makes them"):
         keras_h5.save(path, wide, like=like)
-    keras_h5.save(path, wide, like=like, layout="weights.h5")
-    assert_same(keras_h5.load(path)["params"], wide)
+    weights = tmp_path / "x.weights.h5"
+    keras_h5.save(weights, wide, like=like, layout="weights.h5")
+    assert_same(keras_h5.load(weights)["params"], wide)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("x.keras", {}, "layout 'keras' holds a model's configuration; pass like="),
+        ("x.keras", {"like": "small.h5"}, "expects an archive under .* choose a name"),
+        ("x.keras", {"layout": "weights.h5"}, "expects an archive under .* choose a name"),
+        ("x.h5", {"like": "model.keras"}, "layout 'keras' is an archive; choose a name"),
+    ],
+)
+def test_a_name_says_archive_or_hdf5(name, options, message, tmp_path):
+    like = {"small.h5": tmp_path / "small.h5", "model.keras": DATA / "keras_3.15.1.keras"}
+    keras_h5.save(like["small.h5"], {"dense": {"kernel": np.ones((2, 3))}})
+    source = like[options.get("like", "small.h5")]
+    options = {key: like.get(value, value) for key, value in options.items()}
+    with pytest.raises(ValueError, match=message):
+        keras_h5.save(tmp_path / name, keras_h5.load(source), **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["small.h5"]
 
 
 def compressed(path, new, method):

@@ -6,6 +6,7 @@
 | ``arguments`` | refusals of arguments of the wrong kind: ``expect`` |
 | ``deferred`` | arrays that are made when they are needed |
 | ``described`` | what a value is, in the words of an error |
+| ``places`` | where a file may be written |
 | ``problems`` | how an error lists all that is wrong: ``listed`` |
 | ``tables`` | tables that people read |
 | ``meshes`` | where arrays lie on a mesh of devices |

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from dogwood_jax._base.places import place_of
+
 
 class Draft:
     """The folder of a checkpoint that is being written.
@@ -89,14 +91,12 @@ def draft(out: Path, what: str, *, is_folder: bool, size: int) -> Iterator[Draft
 
 def expect_free(out: Path, is_folder: bool) -> None:
     """Raises unless a checkpoint may be written here; see ``draft``."""
-    if not out.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "no such folder; make it first", str(out.parent))
+    if not (is_folder and out.is_dir()):
+        place_of(out)
     if is_folder and out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise FileExistsError(
             errno.EEXIST, "expected a new name or an empty folder for several files", str(out)
         )
-    if not is_folder and out.exists() and not out.is_file():
-        raise FileExistsError(errno.EEXIST, "expected a new name or a regular file", str(out))
 
 
 def _done(journal: IO[bytes], what: str, path: Path) -> set[tuple[str, str]] | None:

@@ -1,17 +1,18 @@
 """Files that appear whole or not at all."""
 
-import errno
 import os
 import shutil
 import tempfile
 from pathlib import Path
 
 
-def replace_file(path: Path, data: memoryview) -> None:
-    """Writes a file beside the old one, and puts it in its place when it is safe on the disk."""
-    target = path.resolve()  # through a symbolic link, not over it
-    if not target.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "no such folder; make it first", str(target.parent))
+def replace_file(target: Path, data: memoryview) -> None:
+    """Writes a file beside the old one, and puts it in its place when it is safe on the disk.
+
+    Args:
+        target: its place, as ``place_of`` gives it.
+        data: all of it.
+    """
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".keras_h5-") as folder:
         draft = Path(folder, target.name)
         with draft.open("wb") as stream:

@@ -60,7 +60,11 @@ def opened(path: str | os.PathLike[str], limit: int | None = None) -> Iterator[S
     path = Path(path)
     folder = path.is_dir() and (path / CONFIG).exists()
     if not folder:
-        with open(path, "rb"):  # a file that is missing or forbidden gets Python's own error
+        # A file that is missing or forbidden gets Python's own error. A pipe would be waited for.
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise KerasFileError(f"{path}: expected a regular file; found a pipe or a device")
+        with open(path, "rb"):
             pass
     try:
         with _folder(path, limit) if folder else _file(path, limit) as source:

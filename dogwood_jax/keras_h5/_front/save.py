@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from dogwood_jax._base.arguments import PATH, ArgumentKind, expect, expect_given
+from dogwood_jax._base.places import place_of
 from dogwood_jax._base.problems import listed
 from dogwood_jax.keras_h5._files.atomic import replace_file
 from dogwood_jax.keras_h5._files.errors import KerasFileError
@@ -58,7 +59,8 @@ def save(
         layout: ``"h5"`` or ``"weights.h5"``, weights for ``model.load_weights`` of Keras 1 and 2
             or of Keras 3; ``"model.h5"`` or ``"keras"``, whole models, which take a ``like`` that
             is one. Unless given, that of ``like``; without it, the one that Keras expects of
-            ``path``: ``"weights.h5"`` if it ends so, otherwise ``"h5"``.
+            ``path``: ``"weights.h5"`` if it ends so, otherwise ``"h5"``. Only archives, of layout
+            ``"keras"``, have names that end in ``.keras``, and none has one that ends in ``.h5``.
         like: a file whose names, order, attributes and layers without weights the new one takes
             over, with the arrays of ``variables`` in whatever sizes they have now. It may be
             ``path`` itself. If it is a whole model, its configuration gets the new sizes, so that
@@ -70,7 +72,8 @@ def save(
         ValueError: if the variables are no such tree or do not belong to ``like``; all that is
             wrong in one message, before anything is written.
         KerasFileError: if ``like`` is not a file that ``load`` reads.
-        OSError: if the file cannot be written, or ``like`` not be read.
+        OSError: if the file cannot be written, or ``like`` not be read, or if something else than
+            a regular file is at ``path``.
 
     Example:
         >>> import tempfile
@@ -92,18 +95,21 @@ def save(
     """
     expect("keras_h5.save(path, variables)", path=(PATH, path), variables=(_NO_PATH, variables))
     expect_given("keras_h5.save", like=(PATH, like))
+    place = place_of(Path(path))
     collections, leaves = _checked(variables)
     if layout not in (None, *LAYOUTS):
         raise ValueError(f"layout {layout!r}: expected one of {', '.join(map(repr, LAYOUTS))}")
     # In memory first: HDF5 does not report a full disk, and would leave a broken file behind.
     draft = io.BytesIO()
     if like is None:
-        layout = layout or ("weights.h5" if str(path).endswith(".weights.h5") else "h5")
+        layout = layout or _layout_by_name(Path(path))
+        _check_name(Path(path), layout)
         new, arrays = _from_variables(collections, leaves, layout)
         write.write(draft, new, arrays)
     else:
         with opened(like) as source:
             old = contents(source)
+            _check_name(Path(path), layout or old.layout)
             new, arrays = _from_file(old, os.fspath(like), collections, leaves, layout)
             if layout in (None, old.layout):
                 copied(source, old, new, arrays, draft)
@@ -111,10 +117,32 @@ def save(
                 new = replace(new, layout=layout)
                 _refuse_unwritable(new, arrays)
                 write.write(draft, new, arrays)
-    replace_file(Path(path), draft.getbuffer())
+    replace_file(place, draft.getbuffer())
 
 
 # What the caller gave.
+
+
+def _layout_by_name(path: Path) -> str:
+    """Returns the layout that Keras expects under a name."""
+    if path.suffix == ".keras":
+        return "keras"
+    return "weights.h5" if path.name.endswith(".weights.h5") else "h5"
+
+
+def _check_name(path: Path, layout: str) -> None:
+    """Raises if Keras would not read a file of this layout under this name."""
+    if path.suffix == ".keras" and layout != "keras":
+        raise NotSavable(
+            f"{path}: Keras expects an archive under a name that ends in .keras, and layout "
+            f"{layout!r} is an HDF5 file; choose a name that ends in .h5"
+        )
+    if path.suffix in (".h5", ".hdf5") and layout == "keras":
+        raise NotSavable(
+            f"{path}: Keras expects an HDF5 file under a name that ends in {path.suffix}, and "
+            "layout 'keras' is an archive; choose a name that ends in .keras, or pass "
+            "layout='h5' for the weights alone"
+        )
 
 
 def _leaves(tree: Any, *path: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
