@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 
 from dogwood_jax import checkpoint
+from dogwood_jax._base.command import answered, show
 from dogwood_jax._growth.as_json import from_json
 from dogwood_jax._growth.growth import Growth
 
@@ -17,9 +18,11 @@ def main(arguments: Sequence[str]) -> str:
     """Runs one command; returns what it says.
 
     Raises:
-        SystemExit: for a mistake in the arguments or files, after one line that says which.
+        SystemExit: for a mistake in the arguments or files, with a message that says which.
     """
-    parser = argparse.ArgumentParser("python -m dogwood_jax", description=__doc__)
+    parser = argparse.ArgumentParser(
+        "python -m dogwood_jax", description=__doc__, allow_abbrev=False
+    )
     commands = parser.add_subparsers(required=True)
     inspect = commands.add_parser("inspect", help="say what a checkpoint holds")
     inspect.add_argument("source", help="a .safetensors file, or a folder")
@@ -32,12 +35,7 @@ def main(arguments: Sequence[str]) -> str:
     grow.add_argument("--names", help="a JSON file that says which tensor is which leaf")
     grow.set_defaults(run=_grow)
     options = parser.parse_args(arguments)
-    try:
-        said: str = options.run(options)
-    except (ValueError, TypeError, OSError) as error:
-        lines = [f"{parser.prog}: {error}", *getattr(error, "__notes__", ())]
-        parser.exit(2, "\n".join([*lines, ""]))
-    return said
+    return answered(parser.prog, lambda: options.run(options))
 
 
 def _inspect(options: argparse.Namespace) -> str:
@@ -59,4 +57,4 @@ def _grow(options: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
-    print(main(sys.argv[1:]))
+    show(main(sys.argv[1:]))

@@ -1,6 +1,8 @@
 """Keras files on the command line."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -48,7 +50,7 @@ def test_files_of_weights_are_widened(strategy, weights, tmp_path):
     x = np.random.default_rng(1).normal(size=(6, 5)).astype("f")
     for path in weights:
         out = tmp_path / f"wide{''.join(path.suffixes)}"
-        command = ["widen", str(path), "--layer", "dense_10=7", "--layer", "dense_9=6"]
+        command = ["widen", str(path), "--layer", "dense_10=7,dense_9=6"]
         said = main([*command, "--out", str(out), "--strategy", strategy])
         assert said == f"{out}: dense_10 has 7 units, dense_9 has 6 units"
         wide = keras_h5.load(out)
@@ -110,12 +112,17 @@ def test_the_input_is_never_overwritten(weights, tmp_path):
         (["inspect", __file__], "expected an HDF5 file or a .keras archive"),
         (["widen", "in", "--layer", "dense_9", "--out", "out"], "expected a name and a number"),
         (["widen", "in", "--layer", "dense_9=x", "--out", "out"], "expected a name and a number"),
-        (["widen", "in", "--layer", "other=9", "--out", "out"], "no width 'other'; the closest"),
+        (
+            ["widen", "in", "--layer", "other=9", "--out", "out"],
+            "no width 'other'; inspect --widths lists all",
+        ),
         (["widen", "in", "--layer", "dense_9=1", "--out", "out"], "1 units are fewer"),
         (
             ["widen", "in", "--layer", "dense_8=9", "--out", "out"],
             "is a dimension of an input or",
         ),
+        (["widen", "in", "--layer", "dense_8=9", "--out", "out"], "pass --interface to append"),
+        (["widen", "in", "--layer", f"dense_9={10**12}", "--out", "out"], "this machine has"),
         (
             ["widen", "in", *("--layer", "dense_9=8") * 2, "--out", "out"],
             "expected every layer once",
@@ -136,3 +143,35 @@ def test_errors_are_said_and_nothing_is_written(arguments, message, weights, tmp
         main([names.get(argument, argument) for argument in arguments])
     assert str(raised.value).startswith("keras_h5: ") and message in str(raised.value)
     assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_widths_are_listed_and_interfaces_grow_if_asked_to(tmp_path):
+    path, out = LAYOUTS / "keras_3.15.1.keras", tmp_path / "out.keras"
+    rows = [line.split() for line in main(["inspect", str(path), "--widths"]).splitlines()]
+    assert rows[0] == ["width", "units", "needs"]
+    assert ["dense_1", "5"] in rows and rows[-1][2] == "--interface"
+    name, units, _ = rows[-1]
+    main(
+        ["widen", str(path), "--layer", f"{name}={int(units) + 1}", "--interface"]
+        + ["--out", str(out)]
+    )
+    assert keras_h5.load(out)["params"][name]["bias"].shape == (int(units) + 1,)
+
+
+def test_an_interruption_ends_with_a_line(weights, monkeypatch, capsys):
+    def interrupted(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dogwood_jax.keras_h5.__main__.inspect", interrupted)
+    with pytest.raises(SystemExit) as raised:
+        main(["inspect", str(weights[0])])
+    assert raised.value.code == 130
+    assert capsys.readouterr().err == "keras_h5: interrupted\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes")
+def test_whoever_reads_may_stop(weights):
+    command = [sys.executable, "-m", "dogwood_jax.keras_h5", "inspect", str(weights[0])]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        run.stdout.close()
+        assert run.stderr.read() == b"" and run.wait() == 0

@@ -1,0 +1,32 @@
+"""How commands on a terminal end: with a text, with one message, or interrupted."""
+
+import os
+import sys
+from collections.abc import Callable
+
+
+def answered(program: str, command: Callable[[], str]) -> str:
+    """Runs a command and returns what it says.
+
+    Raises:
+        SystemExit: with a message if the command refuses what it is given, and with 130 after a
+            line that says so if it is interrupted, as shells expect it.
+    """
+    try:
+        return command()
+    except (OSError, TypeError, ValueError) as error:
+        # Those of other errors are JAX's, about its tracebacks.
+        notes = getattr(error, "__notes__", ()) if isinstance(error, OSError) else ()
+        raise SystemExit("\n".join([f"{program}: {error}", *notes])) from None
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def show(text: str) -> None:
+    """Prints a text; whoever reads it, such as ``head``, may stop before its end."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Python would complain once more when it closes what is left.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
