@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import optax.contrib
 import pytest
+from networks import fill
 
 import dogwood_jax as dw
 
@@ -506,3 +507,29 @@ def test_an_integer_that_is_no_length_must_stay_beside_new_layers():
     assert growth.sizes == {"embed": 8}
     with pytest.raises(ValueError, match="cannot show"):
         dw.plan(widths, target=target, target_apply=counting(3, 8))
+
+
+def test_two_constants_in_proportion_to_a_width_stay_two():
+    """Heads that grow from 2 to 3 would make one of the number 8 and the mean over 12."""
+
+    def network(stream, heads, layers):
+        sizes = {"embed": (9, stream), "head": (stream, 2)}
+        for i in range(layers):
+            sizes |= {f"up_{i}": (stream, heads, 4), f"down_{i}": (heads, 4, stream)}
+
+        def apply(params, tokens):
+            x = params["embed"][tokens] / 8
+            for i in range(layers):
+                h = x * jax.lax.rsqrt((x**2).sum(-1, keepdims=True) / stream + 1e-6)
+                y = jnp.tanh(jnp.einsum("ts,shd->thd", h, params[f"up_{i}"]))
+                x = x + jnp.einsum("thd,hds->ts", y, params[f"down_{i}"])
+            return x @ params["head"]
+
+        return apply, {k: jax.ShapeDtypeStruct(s, jnp.float64) for k, s in sizes.items()}
+
+    tokens = jnp.arange(9)
+    (apply, old), (larger, new) = network(12, 2, 2), network(20, 3, 3)
+    growth = dw.plan(dw.trace(apply, old, tokens), target=new, target_apply=larger)
+    params = fill(old, 1)
+    grown = dw.grow(params, growth, key=jax.random.key(0))
+    np.testing.assert_allclose(larger(grown, tokens), apply(params, tokens), rtol=1e-12, atol=1e-12)

@@ -215,6 +215,7 @@ class _Old:
         results = network.read(reader, lambda path, aval: exactly(leaf("leaf", path, (), aval)))
         self.terms, self.known, self.scanned = terms, len(terms), reader.scanned
         self.numbers = tuple(terms.numbers)
+        terms.old_is_read = True
         self.outputs = {path: value.options[0].term for path, value in results.items()}
 
 

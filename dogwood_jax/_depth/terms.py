@@ -69,6 +69,7 @@ class Terms:
             proportion are taken for equal.
         lengths: the integers of the old program, which may be lengths of axes; None to note them.
         integers: the integers that have come up, if they are noted.
+        old_is_read: whether what comes now is the other program.
         numbers: the constants other than 0 and 1 that have come up, to be cleared by the caller.
     """
 
@@ -76,6 +77,7 @@ class Terms:
     sizes: frozenset[tuple[int, int]] = frozenset()
     lengths: frozenset[int] | None = None
     integers: dict[int, None] = field(default_factory=dict)
+    old_is_read: bool = False
     numbers: dict[float, None] = field(default_factory=dict)
     _table: dict[Any, Term] = field(default_factory=dict)
     _constants: dict[float, None] = field(default_factory=dict)
@@ -127,14 +129,21 @@ class Terms:
         return self.make("constant", (array.shape, str(aval.dtype), array.tobytes()), (), aval)
 
     def _scaled(self, value: float) -> float:
-        """Returns an earlier constant that may be this one in another size, or else this one."""
+        """Returns a constant of the old program that may be this one in another size, or this one.
+
+        Two constants of one program stay two, also where one is a head_dim of 8 and the other a
+        stream of 12, which heads grow from and to.
+        """
         if abs(value) in (0.0, 1.0):
             return value
         self.numbers[value] = None
+        if not self.old_is_read:
+            self._constants[value] = None
+        if value in self._constants:
+            return value
         for ratio, known in itertools.product(self.ratios, self._constants):
             if math.isclose(value, known * ratio, rel_tol=1e-6):
                 return known
-        self._constants[value] = None
         return value
 
     def _counted(self, value: int) -> int:
