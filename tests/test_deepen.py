@@ -449,8 +449,27 @@ class Decoder(nn.Module):
         return nn.Dense(3)(x), nn.Dense(2)(x)
 
 
-def test_layers_that_are_numbered_through_all_blocks_are_found_in_the_order_of_reading():
-    small, large = Decoder(2), Decoder(4)
+class EncoderDecoder(nn.Module):
+    """Two stacks of blocks, whose layers are numbered through both."""
+
+    blocks: int
+
+    @nn.compact
+    def __call__(self, x):
+        def stack(x, memory):
+            for _ in range(self.blocks):
+                y = nn.LayerNorm()(x)
+                if memory is not None:
+                    y = jnp.concatenate([y, memory], -1)
+                x = x + nn.Dense(4)(nn.gelu(nn.Dense(6)(y)))
+            return nn.LayerNorm()(x)
+
+        return nn.Dense(3)(stack(x, stack(x[..., ::-1], None)))
+
+
+@pytest.mark.parametrize("network", [Decoder, EncoderDecoder])
+def test_layers_that_are_numbered_through_all_blocks_are_found_in_the_order_of_reading(network):
+    small, large = network(2), network(4)
     x = jnp.linspace(-1, 1, 24).reshape(1, 6, 4)
     variables = small.init(jax.random.key(1), x)
     target = jax.eval_shape(large.init, jax.random.key(0), x)

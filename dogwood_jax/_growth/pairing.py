@@ -6,6 +6,7 @@ that is inserted shifts the numbers of later ones: those are paired in their ord
 be possible. The one in which both programs read their arrays is tried early.
 """
 
+import functools
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -68,7 +69,8 @@ class Pairing:
         """Returns ways to pair, as new paths by old path.
 
         The one that keeps most paths comes first. If the orders are given in which both programs
-        read their arrays, those come next in which all new arrays are in one place of that order.
+        read their arrays, those come next in which all new arrays are in one place of that order,
+        or in two.
         """
         if self.problems:
             return []
@@ -88,28 +90,30 @@ class Pairing:
     def _as_read(
         self, old_order: Sequence[str], new_order: Sequence[str]
     ) -> Iterator[dict[str, str]]:
-        """Yields ways to pair arrays in these orders, if all new ones come after each other.
+        """Yields ways to pair arrays in these orders, if all new ones are in one place, or in two.
 
-        Where new layers could be in several places of a stack, the last of these comes first.
+        Two places are those of an encoder and a decoder. Where new layers could be in several
+        places of a stack, the last of these comes first.
         """
-        more = len(new_order) - len(old_order)
-        if {*old_order} != {*self._old} or more <= 0:
+        if {*old_order} != {*self._old}:
             return
 
-        def fits(path: str, place: str) -> bool:
-            return _kind(path) == _kind(place) and self._fits(path, place)
+        def fits(place: int, shift: int) -> bool:
+            old, new = old_order[place], new_order[place + shift]
+            return _kind(old) == _kind(new) and self._fits(old, new)
 
-        moved = [*zip(old_order, new_order[more:], strict=True)]
-        last = next(
-            (i for i, (a, b) in enumerate(zip(old_order, new_order)) if not fits(a, b)), None
-        )
-        first = next((i for i in reversed(range(len(moved))) if not fits(*moved[i])), -1) + 1
-        for cut in range(len(moved) if last is None else last, first - 1, -1):
-            # The arrays of a module stay together.
+        def apart(cut: int) -> bool:
+            """Whether a cut before this array leaves the arrays of a module together."""
             beside = [path.rpartition("/")[0] for path in old_order[max(cut - 1, 0) : cut + 1]]
-            if len({*beside}) == len(beside):
-                kept = zip(old_order[:cut], new_order[:cut], strict=True)
-                yield dict(kept) | dict(moved[cut:])
+            return len({*beside}) == len(beside)
+
+        more = len(new_order) - len(old_order)
+        for cuts in _cuts(len(old_order), more, fits):
+            if all(apart(cut) for cut, _ in cuts):
+                shifts = [0] * len(old_order)
+                for cut, shift in cuts:
+                    shifts[cut:] = [shift] * (len(old_order) - cut)
+                yield {old: new_order[i + n] for i, (old, n) in enumerate(zip(old_order, shifts))}
 
     def _misfits(self) -> list[str]:
         missing = [f"{path}: not in the target" for path in self._old if path not in self._new]
@@ -154,6 +158,45 @@ class Pairing:
             for head in self._embeddings(old[first], new[others[i]]):
                 for more in tail:
                     yield head + more
+
+
+def _cuts(
+    count: int, more: int, fits: Callable[[int, int], bool]
+) -> Iterator[tuple[tuple[int, int], ...]]:
+    """Yields where a sequence may be cut, once or twice, so that its parts are in a longer one.
+
+    Args:
+        count: its length.
+        more: by how many entries the other is longer.
+        fits: whether an entry is the one of the other that lies a number of places behind it.
+
+    Yields:
+        For each cut the entry that comes after it, and how many places it is moved with all behind
+        it. Of two cuts those come first that leave most freedom, then the latest.
+    """
+    if more <= 0:
+        return
+    first = next((i for i in reversed(range(count)) if not fits(i, more)), -1) + 1
+    last = _run(0, count, 0, fits)
+    for cut in range(last, first - 1, -1):
+        yield ((cut, more),)
+    twice = []
+    for shift in range(1, more):
+        end = _run(last, count, shift, fits)
+        start = next((i for i in reversed(range(last)) if not fits(i, shift)), -1) + 1
+        # New layers may also lie before those like them, so their place can be moved by as much.
+        free = min(last - start, end - first)
+        for earlier in range(min(last - start, _MOST_PLACES) + 1):
+            for back in range(min(end - first, _MOST_PLACES - earlier) + 1):
+                cut, again = last - earlier, end - back
+                if cut < again:
+                    twice.append((-free, earlier + back, ((cut, shift), (again, more))))
+    yield from (cuts for *_, cuts in sorted(twice))
+
+
+def _run(start: int, count: int, shift: int, fits: Callable[[int, int], bool]) -> int:
+    """Returns the first entry from a start on that is not where it is moved to."""
+    return next((i for i in range(start, count) if not fits(i, shift)), count)
 
 
 class _Replayed:
@@ -206,6 +249,7 @@ def closest(path: str, others: Iterable[str]) -> list[str]:
     return [other for other, count in counts.items() if count == max(counts.values())]
 
 
+@functools.cache
 def _kind(name: str) -> str:
     """Returns a name without its numbers: the same for ``block_1_up`` and ``block_2_up``."""
     return re.sub(r"\d+", "", name)
