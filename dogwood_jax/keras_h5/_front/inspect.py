@@ -3,10 +3,13 @@
 import os
 from dataclasses import dataclass
 
+from dogwood_jax.keras_h5._files.errors import in_line
 from dogwood_jax.keras_h5._files.hdf5 import dtype_of
 from dogwood_jax.keras_h5._files.source import opened
 from dogwood_jax.keras_h5._weights.layers import Layer
 from dogwood_jax.keras_h5._weights.layouts import Contents, contents
+
+_CELL = 250  # characters of a name in the table
 
 
 @dataclass(frozen=True)
@@ -73,14 +76,16 @@ class Inspection:
                 kept = "not converted" if array.name in layer.unconverted else ""
                 rows.append((name, class_name, array.name, shape, array.dtype, kept))
                 name = class_name = ""
-        widths = [max(map(len, column)) for column in zip(*rows)]
+        cells = [[in_line(cell, _CELL) for cell in row] for row in rows]
+        widths = [max(map(len, column)) for column in zip(*cells)]
         origin = ["" if self.keras_version is None else f"Keras {self.keras_version}"]
         origin += [self.backend or "", self.model or "", f"{self.optimizer} arrays of an optimizer"]
         head = ", ".join(
             [f"layout {self.layout}", *filter(None, origin[: 4 if self.optimizer else 3])]
         )
-        table = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        return "\n".join([head, *table, *(f"note: {note}" for note in self.notes)])
+        head = in_line(head)
+        table = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
+        return "\n".join([head, *table, *(f"note: {in_line(note)}" for note in self.notes)])
 
 
 def inspect(path: str | os.PathLike[str]) -> Inspection:
@@ -144,4 +149,6 @@ def _notes(found: Contents) -> list[str]:
         notes.append(
             "classes are told by names and shapes, because the file holds no configuration"
         )
+    if found.optimizer_problem is not None:
+        notes.append(f"the optimizer cannot be read: {found.optimizer_problem}")
     return notes
