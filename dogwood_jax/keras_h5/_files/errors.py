@@ -20,8 +20,8 @@ def in_line(text: str, most: int = _LINE) -> str:
     """Returns text in one line, printable, and without its middle if it is long.
 
     Example:
-        >>> in_line("one\\ntwo " + 1000 * "x", 30)
-        'one\\\\ntwo xxxxxxxx ... xxxxxxx'
+        >>> in_line("a rather long name", 12)
+        'a ra ... ame'
     """
     text = printable(text)
     return text if len(text) <= most else f"{text[: most * 3 // 4 - 5]} ... {text[-most // 4 :]}"

@@ -23,9 +23,9 @@ def load(path: str | os.PathLike[str], *, limit: int | None = None) -> dict[str,
     back; ``inspect`` lists those that have no counterpart, which keep their names. Layers keep the
     file's order; one without weights (Flatten) is an empty dict, which Flax and Optax pass over.
 
-    Nothing in the file is executed, and nothing outside it is read. Files that nobody has meant well
-    are refused: what would crash HDF5, or take far more memory than the file, is looked for first.
-    HDF5 still decodes types and arrays itself; read what may be an attack in a process of its own.
+    Nothing in the file is executed, and nothing outside it is read. What would crash HDF5 or take
+    far more memory than the file is looked for first, and refused. HDF5 still decodes types and
+    arrays itself: read files that may be attacks in a process of its own.
 
     Args:
         path: the file. It is opened for reading only.
