@@ -241,14 +241,17 @@ def _positioned(tree: Tree, config: Config | None) -> tuple[Layer, ...]:
         if name in {"vars", *positions.CONTAINERS} or name.lstrip("_") in _NOT_LAYERS:
             continue
         if isinstance(item, Tree) and (weights := positions.arrays(item, None, None)):
-            layers.append(_attribute(name, weights))
+            layers.append(_attribute(name, item, weights))
     if own:
         layers.append(make_layer(TOP_LEVEL, None, {}, own))
     return tuple(layers)
 
 
-def _attribute(name: str, weights: Mapping[str, Dataset]) -> Layer:
+def _attribute(name: str, tree: Tree, weights: Mapping[str, Dataset]) -> Layer:
     """Returns what a model of the user's own class has under one of its attributes."""
+    class_name, config = positions.described(tree, None)
+    if class_name is not None:
+        return make_layer(name, class_name, config or {}, weights)
     return make_layer(name, None, {}, positions.named_by_shape(weights))
 
 
