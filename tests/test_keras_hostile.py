@@ -96,6 +96,7 @@ def small(path, **storage):
         layer.create_dataset("kernel", data=kernel, **storage)
         layer["bias"] = np.zeros(4, np.float32)
         layer.attrs["weight_names"], file.attrs["layer_names"] = [b"kernel", b"bias"], [b"dense"]
+        file.attrs["note"] = 777 * "x"
     return kernel
 
 
@@ -128,6 +129,13 @@ def address(place):
         # A free block at byte 24 of a heap that comes before itself.
         (b"HEAP", 0, [(16, address(24)), (32 + 24, address(24))], "free blocks that end"),
         (b"HEAP", 0, [(8, address(1 << 40))], "a heap of names within the file; found one of 1,0"),
+        # A string of 265 characters of which the heap has 777.
+        (
+            b"\x09\3\0\0(?!\0\0\0\0)",
+            0,
+            [(1, b"\1")],
+            "note to have its strings .* one of 265 bytes",
+        ),
         (b"SNOD", 0, [(8, address(1 << 20))], "a heap of names; found one that is not in it"),
         (b"TREE\1", 0, [(24, b"\xff")], "expected chunks of 32 bytes; found one of another size"),
         (b"\3\2\3", 0, [(2, b"\4")], "expected chunks of 2 axes"),

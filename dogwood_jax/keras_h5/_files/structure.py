@@ -41,18 +41,18 @@ _OTHERWISE = "as Keras writes it; load the file in Keras, and save it again"
 
 
 @dataclass(frozen=True)
-class Attribute:
-    """An attribute of an object.
+class Strings:
+    """Values of variable length, strings or lists, by where they are.
 
     Attributes:
-        count: how many values it has.
-        unit: bytes of what its values are made of, if they are of variable length, else ``None``.
-        data: its values as they are in the header.
+        place: what has them.
+        unit: bytes of an element, 1 for strings.
+        pointers: for each value its count of elements, its heap's address and its number there.
     """
 
-    count: int
-    unit: int | None
-    data: bytes
+    place: str
+    unit: int
+    pointers: bytes
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,13 @@ class Object:
 
     Attributes:
         name: a path to it.
-        attributes: its attributes by their names.
+        strings: those of its attributes, and of itself.
         links: the addresses of what is in it, by their names.
         extent: address and size of an array that is not in chunks.
     """
 
     name: str
-    attributes: Mapping[str, Attribute]
+    strings: list[Strings]
     links: Mapping[str, int]
     extent: tuple[int, int] | None
 
@@ -176,12 +176,12 @@ def _root(file: _File) -> int:
 
 def _object(file: _File, name: str, address: int) -> Object:
     """Returns an object, once all that its header leads to is in order."""
-    attributes: dict[str, Attribute] = {}
+    strings: list[Strings] = []
     links: dict[str, int] = {}
     messages: dict[int, bytes] = {}
     for kind, data in _messages(file, address):
         if kind == _ATTRIBUTE:
-            attributes.update([_attribute(data, name)])
+            strings += _attribute(data, name)
         elif kind == _LINK:
             links.update(_link(data, name))
         elif kind == _SYMBOLS:
@@ -198,9 +198,10 @@ def _object(file: _File, name: str, address: int) -> Object:
     extent = None
     if _LAYOUT in messages:
         extent = _array(file, name, messages)
+        strings += _own_strings(file, name, messages, extent)
     elif _TYPE in messages:
         _type(messages[_TYPE], name)
-    return Object(name, attributes, links, extent)
+    return Object(name, strings, links, extent)
 
 
 def _messages(file: _File, address: int) -> Iterator[tuple[int, bytes]]:
@@ -317,8 +318,8 @@ def _string(heap: bytes, start: int, address: int) -> str:
     return _text(heap[start:end])
 
 
-def _attribute(data: bytes, owner: str) -> tuple[str, Attribute]:
-    """Returns an attribute and its name."""
+def _attribute(data: bytes, owner: str) -> list[Strings]:
+    """Returns the strings of an attribute, once it is in order."""
     version = data[0] if data else 0
     lengths = [number(data[at : at + 2]) for at in (2, 4, 6)]  # of name, type and space
     steps = [(n + 7) // 8 * 8 for n in lengths] if version == 1 else lengths
@@ -334,8 +335,25 @@ def _attribute(data: bytes, owner: str) -> tuple[str, Attribute]:
     values = data[ends[3] :]
     if count * size > len(values):
         raise _refused(owner, f"attribute {shown} in its header")
-    unit = number(kind[12:16]) if class_ == _VARIABLE else None
-    return shown, Attribute(count, unit, values)
+    return _strings(f"attribute {shown}", kind, values[: count * size])
+
+
+def _strings(place: str, kind: bytes, values: bytes) -> list[Strings]:
+    """Returns values of a type, if they are of variable length."""
+    return [Strings(place, number(kind[12:16]), values)] if kind[0] & 15 == _VARIABLE else []
+
+
+def _own_strings(
+    file: _File, name: str, messages: Mapping[int, bytes], extent: tuple[int, int] | None
+) -> list[Strings]:
+    """Returns the strings of an array, which are read where the whole file is copied."""
+    kind, layout = messages[_TYPE], messages[_LAYOUT]
+    if kind[0] & 15 != _VARIABLE:
+        return []
+    if layout[1] == _CHUNKED:
+        raise _refused(name, "strings in one piece; found them in chunks")
+    values = file.read(*extent, "strings") if extent else layout[4:]
+    return _strings("the array", kind, values if extent or layout[1] == _COMPACT else b"")
 
 
 def _shape(data: bytes, name: str) -> tuple[int, ...]:
@@ -383,24 +401,30 @@ def _array(file: _File, name: str, messages: Mapping[int, bytes]) -> tuple[int, 
     if not messages.keys() >= {_TYPE, _SPACE}:
         raise _refused(name, "an array with a type and a shape")
     layout = messages[_LAYOUT]
-    shape, (_, size) = _shape(messages[_SPACE], name), _type(messages[_TYPE], name)
+    shape, (kind_, size) = _shape(messages[_SPACE], name), _type(messages[_TYPE], name)
+    variable = kind_ == _VARIABLE
     for kind, start in ((_OLD_FILL, 0), (_FILL, 4)):
         fill = messages.get(kind, b"")
         if kind == _FILL and fill[:1] == b"\3":  # flags, and a value only where there is one
             fill = fill[:2] + b"\0\0" + fill[2:] if fill[1] & 0x20 else b""
         length = number(fill[start : start + 4])
+        if variable and length not in (0, (1 << 32) - 1):
+            raise _refused(name, "strings that are there; found one in place of what is not")
         if length not in (0, size, (1 << 32) - 1) or length == size > len(fill) - start - 4:
             raise _refused(name, f"a fill value of {size} bytes; found one of {length:,}")
+    whole = math.prod(shape) * size
     version, class_ = layout[:2].ljust(2, b"\xff")
     if version not in (3, 4) or class_ > _CHUNKED:
         raise _refused(name, f"an array in a layout {_OTHERWISE}")
     if class_ == _COMPACT:
-        if math.prod(shape) * size > len(layout) - 4:
+        if whole > len(layout) - 4:
             raise _refused(name, "all of its values in its header")
     elif class_ == _CONTIGUOUS:
         extent = number(layout[2:10]), number(layout[10:18])
         if extent[0] != _NOWHERE:
             file.within(*extent, "an array")
+            if extent[1] < whole:
+                raise _refused(name, f"an array of {whole:,} bytes; found {extent[1]:,}")
             return extent
     elif version == 4:
         raise _refused(name, f"chunks {_OTHERWISE}")
