@@ -1,12 +1,15 @@
-"""Small files that would take ever more time or memory are refused at once."""
+"""Files that would crash HDF5, take ever more time or memory or garble a terminal are refused."""
 
 import json
+import re
+import zipfile
 
 import h5py
 import numpy as np
 import pytest
 
 from dogwood_jax import keras_h5
+from dogwood_jax._base.command import show
 
 
 def doubling(file, link):
@@ -83,6 +86,170 @@ def test_groups_and_arrays(write, message, tmp_path):
         write(file)
     with pytest.raises(keras_h5.KerasFileError, match=message):
         keras_h5.load(tmp_path / "model.weights.h5")
+
+
+def small(path, **storage):
+    """Writes a model of one layer; returns its kernel."""
+    kernel = np.arange(32, dtype=np.float32).reshape(8, 4) // 3
+    with h5py.File(path, "w") as file:
+        layer = file.create_group("dense")
+        layer.create_dataset("kernel", data=kernel, **storage)
+        layer["bias"] = np.zeros(4, np.float32)
+        layer.attrs["weight_names"], file.attrs["layer_names"] = [b"kernel", b"bias"], [b"dense"]
+        file.attrs["note"] = 777 * "x"
+    return kernel
+
+
+def patched(path, signature, index, *changes):
+    """Changes bytes of a structure: its last one, or that which comes first at ``index``."""
+    data = bytearray(path.read_bytes())
+    places = [found.start() for found in re.finditer(signature, data)]
+    for offset, value in changes:
+        value = value(places[index]) if callable(value) else value
+        data[places[index] + offset : places[index] + offset + len(value)] = value
+    path.write_bytes(data)
+
+
+def address(place):
+    return place.to_bytes(8, "little")
+
+
+@pytest.mark.parametrize(
+    ("signature", "index", "changes", "message"),
+    [
+        # B-trees of level 1 whose first child is the tree itself, or of the same level.
+        (b"TREE\0", 0, [(5, b"\1"), (32, address)], "expected a B-tree that one other leads to"),
+        (
+            b"TREE\1",
+            0,
+            [(5, b"\1\1\0"), (56, address)],
+            "expected a B-tree that one other leads to",
+        ),
+        (b"TREE\0", 0, [(5, b"\2")], "expected a B-tree of kind 0 and level 1; found none"),
+        # A free block at byte 24 of a heap that comes before itself.
+        (b"HEAP", 0, [(16, address(24)), (32 + 24, address(24))], "free blocks that end"),
+        (b"HEAP", 0, [(8, address(1 << 40))], "a heap of names within the file; found one of 1,0"),
+        # A string of 265 characters of which the heap has 777.
+        (
+            b"\x09\3\0\0(?!\0\0\0\0)",
+            0,
+            [(1, b"\1")],
+            "note to have its strings .* one of 265 bytes",
+        ),
+        (b"SNOD", 0, [(8, address(1 << 20))], "a heap of names; found one that is not in it"),
+        (b"TREE\1", 0, [(24, b"\xff")], "expected chunks of 32 bytes; found one of another size"),
+        (b"\3\2\3", 0, [(2, b"\4")], "expected chunks of 2 axes"),
+    ],
+)
+def test_structures_of_hdf5(signature, index, changes, message, tmp_path):
+    small(tmp_path / "x.h5", chunks=(4, 2))
+    patched(tmp_path / "x.h5", signature, index, *changes)
+    with pytest.raises(keras_h5.KerasFileError, match=message):
+        keras_h5.load(tmp_path / "x.h5")
+
+
+@pytest.mark.parametrize(
+    "storage",
+    [
+        {"shuffle": True},
+        {"fletcher32": True},
+        {"compression": "lzf", "shuffle": True, "fletcher32": True},
+        {"compression": "gzip", "shuffle": True, "fletcher32": True},
+    ],
+)
+def test_filters(storage, tmp_path):
+    kernel = small(tmp_path / "x.h5", chunks=(8, 3), **storage)
+    found = keras_h5.load(tmp_path / "x.h5")["params"]["dense"]["kernel"]
+    np.testing.assert_array_equal(found, kernel)
+
+
+# LZF's 1 byte as it is, and then copies of it: 3 bytes for up to 264.
+@pytest.mark.parametrize(
+    ("compression", "chunk"),
+    [("lzf", b"\0a" + b"\xe0\xff\0" * 999), ("lzf", b"\0a"), ("gzip", b"x\x9cc\0\0\0\1\0\1")],
+    ids=["large", "small", "small gzip"],
+)
+def test_chunks_that_are_none(compression, chunk, tmp_path):
+    small(tmp_path / "x.h5", chunks=(8, 4), compression=compression)
+    with h5py.File(tmp_path / "x.h5", "r+") as file:
+        file["dense/kernel"].id.write_direct_chunk((0, 0), chunk)
+    with pytest.raises(keras_h5.KerasFileError, match="chunks of 128 bytes; found one of another"):
+        keras_h5.load(tmp_path / "x.h5")
+
+
+def test_json_of_many_objects(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.keras", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("config.json", '{"a": [' + "{}," * 700_000 + "{}]}")
+        small(tmp_path / "x.h5")
+        archive.write(tmp_path / "x.h5", "model.weights.h5")
+    with pytest.raises(keras_h5.KerasFileError, match="at config.json: expected JSON of at most"):
+        keras_h5.load(tmp_path / "x.keras")
+
+
+def test_names_are_shown_as_text_and_cut(tmp_path, capsys):
+    name = "dense\x1b[2J\r\n\u202e\x9b" + 4000 * "x"
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file[f"{name}/kernel"] = np.full((3, 2), np.nan)
+        file.attrs["layer_names"], file[name].attrs["weight_names"] = [name], ["kernel"]
+    shown = [str(keras_h5.inspect(tmp_path / "x.h5"))]
+    with pytest.warns(RuntimeWarning, match="NaN") as warned:
+        keras_h5.load(tmp_path / "x.h5")
+    shown.append(str(warned[0].message))
+    show(name[:20].replace("\n", r"\n"))  # as the command line says everything
+    shown.append(capsys.readouterr().out)
+    with h5py.File(tmp_path / "x.h5", "r+") as file:
+        del file[name].attrs["weight_names"]
+    with pytest.raises(keras_h5.KerasFileError) as error:
+        keras_h5.load(tmp_path / "x.h5")
+    for text in (*shown, str(error.value)):
+        assert r"dense\x1b[2J\r\n\u202e\x9b" in text and len(text) < 1500
+        assert text.replace("\n", "").isprintable()
+
+
+def split_names(file):
+    file.attrs["layer_names0"], file.attrs["layer_names2"] = file.attrs["layer_names"], ["b"]
+    del file.attrs["layer_names"]
+
+
+def one_name(file):
+    file["dense"].attrs["weight_names"] = "kernel"
+
+
+def opaque(file):
+    del file["dense/bias"]
+    file["dense/bias"] = np.zeros(4, "V2")
+    file["dense/bias"].attrs["dtype"] = "float8"
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (
+            split_names,
+            "attributes layer_names0, .* without a gap; found layer_names0, layer_names2",
+        ),
+        (one_name, "at /dense: expected a list of names in attribute weight_names"),
+        (opaque, "at /dense/bias: .* found an array of float8 in opaque bytes"),
+    ],
+)
+def test_what_says_half(write, message, tmp_path):
+    small(tmp_path / "x.h5")
+    with h5py.File(tmp_path / "x.h5", "r+") as file:
+        write(file)
+    with pytest.raises(keras_h5.KerasFileError, match=message):
+        keras_h5.load(tmp_path / "x.h5")
+
+
+def test_weights_need_no_optimizer(tmp_path):
+    kernel = small(tmp_path / "x.h5")
+    with h5py.File(tmp_path / "x.h5", "r+") as file:
+        file.attrs["training_config"] = "{"
+    found = keras_h5.load(tmp_path / "x.h5")["params"]["dense"]["kernel"]
+    np.testing.assert_array_equal(found, kernel)
+    problem = "at attribute training_config: expected JSON"
+    assert problem in str(keras_h5.inspect(tmp_path / "x.h5"))
+    with pytest.raises(keras_h5.KerasFileError, match=problem):
+        keras_h5.load_optimizer(tmp_path / "x.h5")
 
 
 @pytest.mark.parametrize("part", ["layers/dense/", "layers/time_distributed/layer/"])

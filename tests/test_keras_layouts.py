@@ -369,16 +369,36 @@ def test_layers_are_counted_by_class_not_by_name(tmp_path):
 def test_what_cannot_be_told_is_not_guessed(tmp_path):
     with h5py.File(tmp_path / "x", "w") as file:
         for number in range(3):  # either scale or center is False
-            file[f"layers/batch_normalization/vars/{number}"] = np.ones(2)
+            file[f"layers/batch_normalization/vars/{number}"] = np.full(2, number)
         file["encoder/vars/0"] = np.ones((2, 3))  # Dense without a bias, or an Embedding
+        for number, shape in enumerate([(2, 3), 3]):  # of the user's own class, in which is a Dense
+            file[f"block/fc/vars/{number}"] = np.ones(shape)
+            file[f"block/norm/vars/{number}"] = np.ones(3)
+        file["block/norm/vars"].attrs["name"] = "layer_normalization_3"
     variables = keras_h5.load(tmp_path / "x")
     assert {name: list(layer) for name, layer in variables["params"].items()} == {
-        "batch_normalization": ["0", "1", "2"],
+        "batch_normalization": ["scale_or_bias"],
+        "block": ["fc", "norm"],
         "encoder": ["0"],
     }
-    unconverted = keras_h5.inspect(tmp_path / "x").unconverted
-    assert unconverted == (*(f"batch_normalization/{n}" for n in "012"), "encoder/0")
-    assert str(keras_h5.inspect(tmp_path / "x")).count("not converted") == 4
+    assert [*variables["params"]["block"]["fc"]] == ["kernel", "bias"]
+    assert [*variables["params"]["block"]["norm"]] == ["scale", "bias"]
+    statistics = variables["batch_stats"]["batch_normalization"]
+    assert {name: array[0] for name, array in statistics.items()} == {"mean": 1, "var": 2}
+    inspection = keras_h5.inspect(tmp_path / "x")
+    assert inspection.unconverted == ("encoder/0",)
+    assert "block are taken for fc (Dense), norm (LayerNormalization)" in str(inspection)
+    assert "note: batch_normalization/gamma_or_beta is a scale or a bias" in str(inspection)
+    keras_h5.save(
+        tmp_path / "new.weights.h5",
+        {
+            **variables,
+            "params": {"batch_normalization": variables["params"]["batch_normalization"]},
+        },
+    )
+    with h5py.File(tmp_path / "new.weights.h5") as file:
+        group = file["layers/batch_normalization/vars"]
+        assert [group[number][0] for number in "012"] == [0, 1, 2]
     keras_h5.save(tmp_path / "y", variables, like=tmp_path / "x")
     assert contents(tmp_path / "y") == contents(tmp_path / "x")
 

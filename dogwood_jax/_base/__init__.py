@@ -8,6 +8,7 @@
 | ``deferred`` | arrays that are made when they are needed |
 | ``described`` | what a value is, in the words of an error |
 | ``places`` | where a file may be written |
+| ``printable`` | text that a terminal can show |
 | ``problems`` | how an error lists all that is wrong: ``listed`` |
 | ``tables`` | tables that people read |
 | ``meshes`` | where arrays lie on a mesh of devices |

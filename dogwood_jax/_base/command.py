@@ -4,6 +4,8 @@ import os
 import sys
 from collections.abc import Callable
 
+from dogwood_jax._base.printable import printable
+
 
 def answered(program: str, command: Callable[[], str]) -> str:
     """Runs a command and returns what it says.
@@ -17,7 +19,8 @@ def answered(program: str, command: Callable[[], str]) -> str:
     except (OSError, TypeError, ValueError) as error:
         # Those of other errors are JAX's, about its tracebacks.
         notes = getattr(error, "__notes__", ()) if isinstance(error, OSError) else ()
-        raise SystemExit("\n".join([f"{program}: {error}", *notes])) from None
+        message = "\n".join([f"{program}: {error}", *notes])
+        raise SystemExit(printable(message, keep="\n")) from None
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
@@ -26,7 +29,7 @@ def answered(program: str, command: Callable[[], str]) -> str:
 def show(text: str) -> None:
     """Prints a text; whoever reads it, such as ``head``, may stop before its end."""
     try:
-        print(text, flush=True)
+        print(printable(text, keep="\n"), flush=True)
     except BrokenPipeError:
         # Python would complain once more when it closes what is left.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,6 +1,7 @@
 """Files that Keras writes, and what may be wrong with them.
 
 ``source`` opens an HDF5 file, a ``.keras`` archive or the folder of one. ``hdf5`` reads groups,
-arrays and names, ``heaps`` checks strings before HDF5 reads them, ``atomic`` writes files that
-appear whole or not at all. ``errors`` has the one error about a file.
+arrays and names. Before HDF5 reads a file, ``structure`` checks where it leads, and ``heaps`` its
+strings; ``checksum`` is HDF5's. ``atomic`` writes files that appear whole or not at all. ``errors``
+has the errors about files, in text that a terminal can show.
 """

@@ -26,7 +26,7 @@ BFLOAT16 = np.dtype(jnp.bfloat16)  # HDF5 has no such type: Keras stores two opa
 OPAQUE16 = np.dtype("V2")
 
 MAX_DEPTH = 64  # groups in groups, names in a path, links it leads through included; Keras has few
-_GZIP, _SHUFFLE, _FLETCHER32 = 1, 2, 3
+_GZIP, _SHUFFLE, _FLETCHER32, _LZF = 1, 2, 3, 32000  # filters; the last one is h5py's
 
 
 def misplaced(item: Any, expected: str, found: str) -> KerasFileError:
@@ -50,19 +50,23 @@ def is_name(name: object) -> bool:
 
 def read_names(group: Group, attribute: str) -> list[str] | None:
     """Reads an attribute that lists names, whole or split over attribute0, attribute1, ..."""
+    numbered = {name for name in group.attrs if re.fullmatch(f"{attribute}[0-9]+", name)}
+    listed = [f"{attribute}{i}" for i in range(len(numbered))]
     if attribute in group.attrs:
-        parts = [group.attrs[attribute]]
-    else:
-        parts = []
-        while (part := f"{attribute}{len(parts)}") in group.attrs:
-            parts.append(group.attrs[part])
-    if not parts:
+        listed = [attribute]
+    elif numbered != {*listed}:
+        found = ", ".join(sorted(numbered))
+        raise misplaced(group, f"attributes {attribute}0, {attribute}1, ... without a gap", found)
+    if not listed:
         return None
+    parts = [group.attrs[part] for part in listed]
+    if any(np.ndim(part) != 1 or isinstance(part, h5py.Empty) for part in parts):
+        raise misplaced(group, f"a list of names in attribute {attribute}", reprlib.repr(parts))
     names = [
         # Fixed-length names are bytes, others str; what is not UTF-8 fails the next check.
         name.decode(errors="surrogateescape") if isinstance(name, bytes) else name
         for part in parts
-        for name in np.atleast_1d(part)
+        for name in part
     ]
     if not all(map(is_name, names)) or len(set(names)) < len(names):
         raise misplaced(group, f"distinct names in attribute {attribute}", reprlib.repr(names))
@@ -190,6 +194,9 @@ def checked_array(dataset: Dataset) -> Dataset:
     if dataset.shape is None or not (is_numeric(dataset.dtype) or dataset.dtype == OPAQUE16):
         found = "no data" if dataset.shape is None else f"dtype {dataset.dtype}"
         raise misplaced(dataset, "an array of numbers", found)
+    if dataset.dtype == OPAQUE16 and read_text(dataset, "dtype") not in (None, "bfloat16"):
+        found = f"an array of {read_text(dataset, 'dtype')} in opaque bytes"
+        raise misplaced(dataset, "an array of numbers, or of bfloat16 in opaque bytes", found)
     if dataset.is_virtual or dataset.external:
         found = "a virtual one" if dataset.is_virtual else "one in an external raw file"
         raise misplaced(
@@ -240,23 +247,59 @@ def read_array(dataset: Dataset) -> np.ndarray:
 
 
 def _check_chunks(dataset: Dataset) -> None:
-    """Raises if a compressed chunk is larger than it says: HDF5 would allocate whatever it is."""
+    """Raises unless each chunk has the size of one: HDF5 would allocate or take whatever it has."""
     properties = dataset.id.get_create_plist()
-    filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
-    if not set(filters) <= {_GZIP, _SHUFFLE, _FLETCHER32} or filters.count(_GZIP) > 1:
+    filters = [properties.get_filter(i) for i in range(properties.get_nfilters())]
+    codes = [code for code, *_ in filters]
+    packers = [code for code in codes if code in (_GZIP, _LZF)]
+    if not {*codes} <= {_GZIP, _SHUFFLE, _FLETCHER32, _LZF} or len(packers) > 1:
         raise misplaced(
             dataset,
-            "an array that is stored plainly or compressed with gzip (h5repack -f NONE makes it)",
-            f"HDF5 filters {filters}",
+            "an array that is stored plainly or compressed once, with gzip or lzf (h5repack -f "
+            "NONE makes it)",
+            f"HDF5 filters {codes}",
         )
-    if _GZIP not in filters:
-        return
     size = math.prod(dataset.chunks) * int(dataset.dtype.itemsize)
-    for index in range(dataset.id.get_num_chunks()):
-        info = dataset.id.get_chunk_info(index)
-        mask, chunk = dataset.id.read_direct_chunk(info.chunk_offset)
-        if mask & 1 << filters.index(_GZIP):  # stored as it is, because it would not shrink
-            continue
-        stream = zlib.decompressobj()
-        if len(stream.decompress(chunk, size + 5)) > size + 4:  # 4 bytes of checksum, perhaps
-            raise misplaced(dataset, f"chunks of {size} bytes", "a compressed one that is larger")
+    for code, _, values, _ in filters:
+        if code == _LZF and len(values) > 2 and values[2] > size:  # which it would allocate
+            raise misplaced(dataset, f"chunks of {size} bytes", f"lzf's of {values[2]}")
+    infos: list[Any] = []
+    if hasattr(dataset.id, "chunk_iter"):  # in linear time, but not in every HDF5
+        dataset.id.chunk_iter(infos.append)
+    else:
+        infos += map(dataset.id.get_chunk_info, range(dataset.id.get_num_chunks()))
+    most = math.prod(-(-n // chunk) for n, chunk in zip(dataset.shape, dataset.chunks))
+    if len(infos) > most:
+        raise misplaced(dataset, f"at most {most} chunks", f"{len(infos)}")
+    for info in infos:
+        # What would not shrink is stored as it is.
+        used = [code for i, code in enumerate(codes) if not info.filter_mask >> i & 1]
+        packed = next((i for i, code in enumerate(used) if code in (_GZIP, _LZF)), len(used))
+        inside, outside = (4 * some.count(_FLETCHER32) for some in (used[:packed], used[packed:]))
+        length = info.size - outside
+        if packed < len(used):
+            chunk = dataset.id.read_direct_chunk(info.chunk_offset)[1][:length]
+            unpacked = _gzip_length if used[packed] == _GZIP else _lzf_length
+            length = unpacked(chunk, size + inside)
+        if length != size + inside:
+            raise misplaced(dataset, f"chunks of {size} bytes", "one of another size")
+
+
+def _gzip_length(chunk: bytes, expected: int) -> int:
+    """Returns how many bytes are compressed in others, or more than expected if it is more."""
+    return len(zlib.decompressobj().decompress(chunk, expected + 1))
+
+
+def _lzf_length(chunk: bytes, expected: int) -> int:
+    """The same for LZF: lengths, each before bytes, or before the place of earlier ones."""
+    at = length = 0
+    while at < len(chunk) and length <= expected:
+        control = chunk[at]
+        if control < 32:
+            at += control + 2
+            length += control + 1
+        else:
+            further = control >> 5 == 7  # one more byte of the length
+            length += (control >> 5) + 2 + (sum(chunk[at + 1 : at + 2]) if further else 0)
+            at += 2 + further
+    return length if at == len(chunk) else -1

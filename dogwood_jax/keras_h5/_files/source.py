@@ -17,8 +17,8 @@ from typing import IO, Any
 import h5py
 
 from dogwood_jax._base.arguments import INTEGER, PATH, expect, expect_given
-from dogwood_jax.keras_h5._files.errors import KerasFileError
-from dogwood_jax.keras_h5._files.heaps import check_strings
+from dogwood_jax.keras_h5._files.errors import KerasFileError, NotSavable
+from dogwood_jax.keras_h5._files.heaps import check_file
 
 CONFIG, METADATA, WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 
@@ -28,9 +28,9 @@ _ALLOWANCE = 1 << 26
 
 _MAX_JSON = 1 << 24  # bytes; configs of the largest models are a tenth of it
 
-
-class NotSavable(ValueError):
-    """Variables that do not belong into a file: the caller's mistake, not the file's."""
+# Bytes that Python's objects take, at least, by the character that begins one in JSON.
+_OBJECTS = {"{": 184, "[": 88, ",": 40, '"': 30, ":": 16}
+_MAX_OBJECTS = 1 << 27
 
 
 @dataclass(frozen=True)
@@ -84,10 +84,11 @@ def opened(path: str | os.PathLike[str], limit: int | None = None) -> Iterator[S
 
 def parsed(text: str, place: str, limit: int) -> dict[str, Any]:
     """Parses a JSON object from a file."""
-    if len(text) > max(_MAX_JSON, limit // 32):  # Python's objects take some 30 times the text
+    size = len(text) + sum(size * text.count(sign) for sign, size in _OBJECTS.items())
+    if size > max(_MAX_OBJECTS, limit):
         raise KerasFileError(
-            f"at {place}: expected JSON of at most {_MAX_JSON:,} characters; found {len(text):,} "
-            "(if you trust the file, pass limit= 32 times this)"
+            f"at {place}: expected JSON of at most {max(_MAX_OBJECTS, limit):,} bytes in memory; "
+            f"found some of {size:,} (if you trust the file, pass limit= as many)"
         )
     try:
         value = json.loads(text)
@@ -108,8 +109,9 @@ def _file(path: Path, limit: int | None) -> Iterator[Source]:
             with zipfile.ZipFile(stream) as archive:
                 yield from _archive(archive, stream, limit)
             return
-    with path.open("rb") as stream, h5py.File(path, "r") as file:
-        check_strings(file, stream, limit)
+    with path.open("rb") as stream:
+        check_file(stream, limit)
+    with h5py.File(path, "r") as file:
         yield Source(file, limit)
 
 
@@ -147,8 +149,8 @@ def _archive(archive: zipfile.ZipFile, stream: IO[bytes], limit: int) -> Iterato
             if name not in (CONFIG, METADATA, WEIGHTS) and not name.endswith("/"):
                 yield name, _inflated(archive, name, limit)
 
+    check_file(weights, limit)
     with h5py.File(weights, "r") as file:
-        check_strings(file, weights, limit)
         yield Source(file, limit, texts[CONFIG], texts.get(METADATA), others)
 
 
@@ -216,6 +218,7 @@ def _folder(path: Path, limit: int | None) -> Iterator[Source]:
                 raise KerasFileError(f"at {name}: expected at most {_MAX_JSON:,} bytes; found more")
             texts[name] = (path / name).read_text()
     limit = _limit((path / WEIGHTS).stat().st_size, limit)
-    with (path / WEIGHTS).open("rb") as stream, h5py.File(stream, "r") as file:
-        check_strings(file, stream, limit)
-        yield Source(file, limit, texts[CONFIG], texts.get(METADATA))
+    with (path / WEIGHTS).open("rb") as stream:
+        check_file(stream, limit)
+        with h5py.File(stream, "r") as file:
+            yield Source(file, limit, texts[CONFIG], texts.get(METADATA))

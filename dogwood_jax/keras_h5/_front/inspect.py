@@ -1,12 +1,18 @@
 """What a file holds, without its arrays: ``inspect``."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from dogwood_jax.keras_h5._files.errors import in_line
 from dogwood_jax.keras_h5._files.hdf5 import dtype_of
 from dogwood_jax.keras_h5._files.source import opened
+from dogwood_jax.keras_h5._kinds.kind import Config
+from dogwood_jax.keras_h5._kinds.nested import MODELS, layer_name, layers_of
 from dogwood_jax.keras_h5._weights.layers import Layer
 from dogwood_jax.keras_h5._weights.layouts import Contents, contents
+
+_CELL = 250  # characters of a name in the table
 
 
 @dataclass(frozen=True)
@@ -73,14 +79,16 @@ class Inspection:
                 kept = "not converted" if array.name in layer.unconverted else ""
                 rows.append((name, class_name, array.name, shape, array.dtype, kept))
                 name = class_name = ""
-        widths = [max(map(len, column)) for column in zip(*rows)]
+        cells = [[in_line(cell, _CELL) for cell in row] for row in rows]
+        widths = [max(map(len, column)) for column in zip(*cells)]
         origin = ["" if self.keras_version is None else f"Keras {self.keras_version}"]
         origin += [self.backend or "", self.model or "", f"{self.optimizer} arrays of an optimizer"]
         head = ", ".join(
             [f"layout {self.layout}", *filter(None, origin[: 4 if self.optimizer else 3])]
         )
-        table = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        return "\n".join([head, *table, *(f"note: {note}" for note in self.notes)])
+        head = in_line(head)
+        table = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
+        return "\n".join([head, *table, *(f"note: {in_line(note)}" for note in self.notes)])
 
 
 def inspect(path: str | os.PathLike[str]) -> Inspection:
@@ -144,4 +152,30 @@ def _notes(found: Contents) -> list[str]:
         notes.append(
             "classes are told by names and shapes, because the file holds no configuration"
         )
+    for layer in found.layers if found.config is None else ():
+        notes += _guesses(layer)
+    if found.optimizer_problem is not None:
+        notes.append(f"the optimizer cannot be read: {found.optimizer_problem}")
     return notes
+
+
+def _guesses(layer: Layer) -> Iterator[str]:
+    """Yields what else is told of a layer by names and shapes, or is not."""
+    if inside := ", ".join(_inside("", layer.class_name, layer.config)):
+        yield f"layers in {layer.name} are taken for {inside}"
+    for name in layer.weights:
+        if name.rpartition("/")[2] == "gamma_or_beta":
+            yield (
+                f"{layer.name}/{name} is a scale or a bias, which the file does not tell; load "
+                "calls it scale_or_bias"
+            )
+
+
+def _inside(name: str, class_name: str | None, config: Config) -> Iterator[str]:
+    """Yields the layers in a layer, with their classes where these are told."""
+    if class_name in MODELS:
+        for entry in layers_of(config):
+            place = f"{name}/{layer_name(entry)}".lstrip("/")
+            yield from _inside(place, entry["class_name"], entry["config"])
+    elif name and class_name:
+        yield f"{name} ({class_name})"

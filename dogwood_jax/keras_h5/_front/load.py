@@ -6,6 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from dogwood_jax._arrays.finite import is_finite
+from dogwood_jax.keras_h5._files.errors import shown
 from dogwood_jax.keras_h5._files.hdf5 import check_sizes, read_array
 from dogwood_jax.keras_h5._files.source import opened
 from dogwood_jax.keras_h5._weights.layers import collections_of
@@ -22,7 +23,9 @@ def load(path: str | os.PathLike[str], *, limit: int | None = None) -> dict[str,
     back; ``inspect`` lists those that have no counterpart, which keep their names. Layers keep the
     file's order; one without weights (Flatten) is an empty dict, which Flax and Optax pass over.
 
-    Nothing in the file is executed, and nothing outside it is read.
+    Nothing in the file is executed, and nothing outside it is read. What would crash HDF5 or take
+    far more memory than the file is looked for first, and refused. HDF5 still decodes types and
+    arrays itself: read files that may be attacks in a process of its own.
 
     Args:
         path: the file. It is opened for reading only.
@@ -75,7 +78,7 @@ def load(path: str | os.PathLike[str], *, limit: int | None = None) -> dict[str,
                 variables.setdefault(collection, {})[layer.name] = tree
     if not_finite := [name for name, is_so in finite.items() if not is_so.result()]:
         warnings.warn(
-            f"{os.fspath(path)}: weights hold NaN or infinities: {', '.join(not_finite)}",
+            shown(f"{os.fspath(path)}: weights hold NaN or infinities: {', '.join(not_finite)}"),
             RuntimeWarning,
             stacklevel=2,
         )

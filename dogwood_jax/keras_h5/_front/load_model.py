@@ -5,7 +5,7 @@ import warnings
 from typing import Any
 
 from dogwood_jax._base.problems import listed
-from dogwood_jax.keras_h5._files.errors import KerasFileError
+from dogwood_jax.keras_h5._files.errors import KerasFileError, shown
 from dogwood_jax.keras_h5._files.source import opened
 from dogwood_jax.keras_h5._front.load import load
 from dogwood_jax.keras_h5._models.model import KerasModel, build, check_variables, differences
@@ -68,5 +68,6 @@ def load_model(
         name = os.fspath(path)
         raise error if name in str(error) else KerasFileError(f"{name}: {error}") from error
     if notes := differences(module):
-        warnings.warn(listed(f"{os.fspath(path)}: not as in Keras", notes), RuntimeWarning, 2)
+        message = shown(listed(f"{os.fspath(path)}: not as in Keras", notes))
+        warnings.warn(message, RuntimeWarning, 2)
     return module, variables

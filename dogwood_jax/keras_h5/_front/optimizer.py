@@ -82,6 +82,8 @@ def load_optimizer(
 def _check_kind(found: Contents) -> None:
     """Raises if the file says that its optimizer is not Adam."""
     name = found.optimizer_class or "adam"
+    if found.optimizer_problem is not None:
+        raise KerasFileError(found.optimizer_problem)
     if not found.optimizer or found.config is None:
         raise KerasFileError(
             "at /: expected a whole model with its optimizer, as model.save writes it after "

@@ -15,9 +15,9 @@ from dogwood_jax._base.arguments import PATH, ArgumentKind, expect, expect_given
 from dogwood_jax._base.places import place_of
 from dogwood_jax._base.problems import listed
 from dogwood_jax.keras_h5._files.atomic import replace_file
-from dogwood_jax.keras_h5._files.errors import KerasFileError
+from dogwood_jax.keras_h5._files.errors import KerasFileError, NotSavable
 from dogwood_jax.keras_h5._files.hdf5 import BFLOAT16, dtype_of, is_name, is_numeric
-from dogwood_jax.keras_h5._files.source import NotSavable, opened
+from dogwood_jax.keras_h5._files.source import opened
 from dogwood_jax.keras_h5._kinds.nested import MODELS, layer_name
 from dogwood_jax.keras_h5._models.model import resized
 from dogwood_jax.keras_h5._weights import write

@@ -17,6 +17,8 @@ Shape = tuple[int, ...]
 # In configs of modules, beside what Keras has there: for a Reshape how many channels are read, for
 # a GroupNormalization how many there were before the model grew.
 CHANNELS = "channels, says dogwood_jax"
+# For a BatchNormalization of three arrays whose names are unknown: that it has one of the two.
+EITHER = "scale or center, says dogwood_jax"
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from dogwood_jax.keras_h5._kinds.kind import (
     CHANNELS,
+    EITHER,
     KINDS,
     Config,
     Function,
@@ -75,8 +76,9 @@ def _batch_norm(config: Config, name: str | None, deterministic: bool) -> Functi
 
 def _batch_norm_weights(config: Config) -> list[Weight]:
     renorm = ("moving_stddev", "renorm_mean", "renorm_stddev") if config.get("renorm") else ()
+    either = [plain("gamma_or_beta", "params/scale_or_bias")] if config.get(EITHER) else []
     return [
-        *_scale_and_bias(config),
+        *(either or _scale_and_bias(config)),
         plain("moving_mean", "batch_stats/mean", trainable=False),
         plain("moving_variance", "batch_stats/var", trainable=False),
         *(plain(name, f"batch_stats/{name}", trainable=False) for name in renorm),
@@ -86,13 +88,14 @@ def _batch_norm_weights(config: Config) -> list[Weight]:
 def _batch_norm_axes(config: Config) -> Mapping[str, str]:
     axis = config.get("axis")
     many = isinstance(axis, list) and len(axis) > 1
-    names = ("gamma", "beta", "moving_mean", "moving_variance")
+    names = ("gamma", "beta", "gamma_or_beta", "moving_mean", "moving_variance")
     return {} if many else dict.fromkeys(names, "channels")
 
 
 def _batch_norm_told(shapes: Mapping[str, Shape]) -> Config | None:
     both = len(shapes) == 4
-    return {"scale": both, "center": both} if len(shapes) in (2, 4) else None
+    either = {EITHER: True} if len(shapes) == 3 else {}
+    return {"scale": both, "center": both, **either} if len(shapes) in (2, 3, 4) else None
 
 
 def _layer_norm(config: Config, name: str | None, deterministic: bool) -> Function:

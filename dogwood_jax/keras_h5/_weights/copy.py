@@ -10,8 +10,9 @@ import h5py
 import numpy as np
 
 from dogwood_jax._base.problems import listed
+from dogwood_jax.keras_h5._files.errors import NotSavable
 from dogwood_jax.keras_h5._files.hdf5 import Group, read_text
-from dogwood_jax.keras_h5._files.source import CONFIG, METADATA, WEIGHTS, NotSavable, Source
+from dogwood_jax.keras_h5._files.source import CONFIG, METADATA, WEIGHTS, Source
 from dogwood_jax.keras_h5._weights.config import as_in
 from dogwood_jax.keras_h5._weights.layouts import Contents
 from dogwood_jax.keras_h5._weights.write import write_array, write_text

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dogwood_jax.keras_h5._kinds.kind import KINDS, Config, layout
+from dogwood_jax.keras_h5._kinds.kind import EITHER, KINDS, Config, layout
 from dogwood_jax.keras_h5._kinds.recurrent import BY_GATES
 from dogwood_jax.keras_h5._weights.convert import last_part
 
@@ -75,6 +75,8 @@ def _of_arrays(arrays: Mapping[str, np.ndarray], layer: str) -> tuple[str | None
     if "kernel" in names and names <= {"kernel", "bias"}:
         return _of_kernel(shapes, layer)
     norm = {"scale": "gamma" in names, "center": "beta" in names}
+    if "gamma_or_beta" in names:
+        norm[EITHER] = True
     if names >= {"moving_mean", "moving_variance"}:
         return "BatchNormalization", norm
     if names and names <= {"gamma", "beta"}:
@@ -117,10 +119,11 @@ def infer_flax(collections: Mapping[str, Any]) -> tuple[str | None, dict[str, An
     stats = collections.get("batch_stats", {})
     names = {*params, *stats}
     norm = {"scale": "scale" in params, "center": "bias" in params}
+    either = {EITHER: True} if "scale_or_bias" in params else {}
     if {*stats} == {"mean", "var", "count"} and not params:
         return "Normalization", {}
-    if {*stats} == {"mean", "var"} and names <= {"mean", "var", "scale", "bias"}:
-        return "BatchNormalization", norm
+    if {*stats} == {"mean", "var"} and names <= {"mean", "var", "scale", "bias", "scale_or_bias"}:
+        return "BatchNormalization", norm | either
     if names == {"cell"}:
         return _of_cell(params["cell"])
     if names == {"query", "key", "value", "out"}:

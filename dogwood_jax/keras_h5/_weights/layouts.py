@@ -21,10 +21,11 @@ biases before kernels. The other two name layers by class and position: see ``po
 
 import os
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
+from dogwood_jax.keras_h5._files.errors import KerasFileError
 from dogwood_jax.keras_h5._files.hdf5 import (
     Dataset,
     Group,
@@ -66,6 +67,7 @@ class Contents:
         optimizer: the optimizer's arrays in its order, by their names in the file.
         optimizer_class: its class, ``"Adam"`` or as in names ``"adam"``, where the file says so.
         optimizer_config: its config, empty where the file does not have it.
+        optimizer_problem: why the optimizer cannot be read, which weights do not need.
     """
 
     layout: str
@@ -76,6 +78,7 @@ class Contents:
     optimizer: Mapping[str, Dataset]
     optimizer_class: str | None
     optimizer_config: Config
+    optimizer_problem: str | None = None
 
 
 def contents(source: Source) -> Contents:
@@ -89,16 +92,13 @@ def contents(source: Source) -> Contents:
         config = parsed(source.config, CONFIG, source.limit)
         metadata = parsed(source.metadata or "{}", METADATA, source.limit)
         tree = read_tree(root)
-        optimizer_class, optimizer_config = _compiled(config.get("compile_config"))
         return Contents(
             "keras",
             _text(metadata.get("keras_version")),
             None,
             checked_config(config, CONFIG),
             _positioned(tree, config),
-            _optimizer(tree),
-            optimizer_class or _optimizer_name(tree),
-            optimizer_config,
+            *_if_readable(lambda: _optimizer(tree, config.get("compile_config"))),
         )
     whole = "model_weights" in root
     group = member(root, "model_weights", "Group") if whole else root
@@ -112,15 +112,13 @@ def contents(source: Source) -> Contents:
     if config_text is not None:
         place = "attribute model_config"
         model = checked_config(parsed(config_text, place, source.limit), place, names)
-    training, place = read_text(root, "training_config"), "attribute training_config"
     return Contents(
         "model.h5" if whole else "h5",
         read_text(group, "keras_version") or read_text(root, "keras_version"),
         read_text(group, "backend"),
         model,
         _named(group, names, model),
-        _slots(root),
-        *_compiled(None if training is None else parsed(training, place, source.limit)),
+        *_if_readable(lambda: _slots(root, source.limit)),
     )
 
 
@@ -134,11 +132,27 @@ def _weights_of_keras_3(root: Group) -> Contents:
             "with their arrays in vars/0, vars/1, ..., as Keras 3 writes them",
             "neither",
         )
-    return Contents("weights.h5", None, None, None, layers, _optimizer(tree), None, {})
+    return Contents(
+        "weights.h5", None, None, None, layers, *_if_readable(lambda: _optimizer(tree, None))
+    )
 
 
 def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
+
+
+# The optimizer's arrays, class and config.
+Optimizer: TypeAlias = tuple[Mapping[str, Dataset], str | None, Config]
+
+
+def _if_readable(
+    read: Callable[[], Optimizer],
+) -> tuple[Mapping[str, Dataset], str | None, Config, str | None]:
+    """Returns what is known of the optimizer, or why it cannot be read."""
+    try:
+        return *read(), None
+    except KerasFileError as error:
+        return {}, None, {}, str(error)
 
 
 def _compiled(training: Any) -> tuple[str | None, Config]:
@@ -192,13 +206,15 @@ def _listed_weights(group: Group) -> dict[str, Dataset]:
     return {"/".join(path): member(group, name, "Dataset") for name, path in zip(names, paths)}
 
 
-def _slots(root: Group) -> dict[str, Dataset]:
-    """Returns the optimizer's arrays in a whole-model file."""
-    if find(root, "optimizer_weights") is None:
-        return {}
-    group = member(root, "optimizer_weights", "Group")
-    names = read_names(group, "weight_names") or []
-    return {name: checked_array(member(group, name, "Dataset")) for name in names}
+def _slots(root: Group, limit: int) -> Optimizer:
+    """Returns the optimizer in a whole-model file."""
+    slots = {}
+    if find(root, "optimizer_weights") is not None:
+        group = member(root, "optimizer_weights", "Group")
+        names = read_names(group, "weight_names") or []
+        slots = {name: checked_array(member(group, name, "Dataset")) for name in names}
+    text, place = read_text(root, "training_config"), "attribute training_config"
+    return slots, *_compiled(None if text is None else parsed(text, place, limit))
 
 
 # Layouts of Keras 3.
@@ -225,17 +241,22 @@ def _positioned(tree: Tree, config: Config | None) -> tuple[Layer, ...]:
         if name in {"vars", *positions.CONTAINERS} or name.lstrip("_") in _NOT_LAYERS:
             continue
         if isinstance(item, Tree) and (weights := positions.arrays(item, None, None)):
-            layers.append(_attribute(name, weights))
+            layers.append(_attribute(name, item, weights))
     if own:
         layers.append(make_layer(TOP_LEVEL, None, {}, own))
     return tuple(layers)
 
 
-def _attribute(name: str, weights: Mapping[str, Dataset]) -> Layer:
+def _attribute(name: str, tree: Tree, weights: Mapping[str, Dataset]) -> Layer:
     """Returns what a model of the user's own class has under one of its attributes."""
+    class_name, config = positions.described(tree, None)
+    if class_name is not None:
+        return make_layer(name, class_name, config or {}, weights)
     return make_layer(name, None, {}, positions.named_by_shape(weights))
 
 
-def _optimizer(tree: Tree) -> dict[str, Dataset]:
+def _optimizer(tree: Tree, training: Any) -> Optimizer:
     optimizer = tree.part("optimizer")
-    return {} if optimizer is None else positions.variables(optimizer)
+    slots = {} if optimizer is None else positions.variables(optimizer)
+    name, config = _compiled(training)
+    return slots, name or _optimizer_name(tree), config

@@ -18,7 +18,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dogwood_jax.keras_h5._files.hdf5 import Dataset, Tree, checked_array, misplaced, read_text
-from dogwood_jax.keras_h5._kinds.kind import KINDS, Config, kind_of
+from dogwood_jax.keras_h5._kinds.kind import KINDS, Config, kind_of, layout
 from dogwood_jax.keras_h5._kinds.nested import MODELS, layer_name, layers_of
 from dogwood_jax.keras_h5._kinds.weight import is_kernel_and_bias
 
@@ -189,7 +189,34 @@ def described(tree: Tree, class_name: str | None) -> tuple[str | None, Config | 
     if class_name is None:
         class_name = class_named(own_name(tree) or "")
     config = config_of(class_name, shapes)
-    return (None, None) if config is None else (class_name, config)
+    if class_name is None and is_kernel_and_bias(shapes) and len(shapes["0"]) == 2:
+        return "Dense", {}
+    if config is None and class_name is None and not variables(tree):
+        return _holder(tree)
+    if config is None or class_name in MODELS:
+        return None, None
+    # A layer that holds others, unlike those of the class, only has the name of the class.
+    others = any("/" in name for name in shapes)
+    expected = any("/" in weight.name for weight in layout(class_name, config))
+    return (None, None) if others and not expected else (class_name, config)
+
+
+def _holder(tree: Tree) -> tuple[str | None, Config | None]:
+    """Takes a layer of the user's own class for a model, if what it is made of is known."""
+    parts = []
+    for name, item in _groups(tree).items():
+        if name in CONTAINERS:
+            parts += members(item, None)
+        elif name != "vars" and _holds_arrays(item):
+            parts.append(Member(name, *described(item, None), item))
+    if not any(part.class_name for part in parts):
+        return None, None
+    return "Functional", {
+        "layers": [
+            {"class_name": part.class_name, "config": {**(part.config or {}), "name": part.name}}
+            for part in parts
+        ]
+    }
 
 
 def config_of(class_name: str | None, shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
@@ -198,7 +225,8 @@ def config_of(class_name: str | None, shapes: Mapping[str, tuple[int, ...]]) -> 
     Example:
         >>> config_of("BatchNormalization", {str(i): (8,) for i in range(4)})
         {'scale': True, 'center': True}
-        >>> config_of("BatchNormalization", {str(i): (8,) for i in range(3)})  # scale or center?
+        >>> config_of("BatchNormalization", {str(i): (8,) for i in range(3)})  # not which of them
+        {'scale': False, 'center': False, 'scale or center, says dogwood_jax': True}
     """
     kind = kind_of(class_name)
     if kind.told is not None:

@@ -1,0 +1,462 @@
+"""The structure of an HDF5 file, read here before HDF5 follows it.
+
+HDF5 trusts addresses in a file: it descends in a B-tree that is its own child until the stack is
+full, and goes round for ever in a heap whose free blocks lead to one another. So everything that
+leads to something else is looked through here first, as the HDF5 file format specification 3.0 has
+it: the superblock (II), B-trees, local heaps and symbol tables of groups (III.A to III.D) and
+object headers with their messages (IV.A). Each part must be in the file, and be there once.
+
+Files are read as Keras writes them, through h5py with its defaults. What HDF5 has had since 1.8 for
+groups of many links and for objects of many attributes, and since 1.10 for chunks, is refused.
+
+What remains: HDF5 decodes types, fill values and filters of arrays by itself. Read files that
+somebody may have made to attack you in a process of its own, with a limit to its memory
+(``resource.setrlimit``).
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import IO
+
+from dogwood_jax.keras_h5._files.checksum import checksum
+from dogwood_jax.keras_h5._files.errors import KerasFileError
+from dogwood_jax.keras_h5._files.hdf5 import MAX_DEPTH, deeper
+
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_NOWHERE = (1 << 64) - 1
+
+# Types of messages in object headers.
+_SPACE, _LINKS, _TYPE, _OLD_FILL, _FILL, _LINK, _EXTERNAL, _LAYOUT = 1, 2, 3, 4, 5, 6, 7, 8
+_ATTRIBUTE, _SHARED_TABLE, _CONTINUATION, _SYMBOLS = 0x0C, 0x0F, 0x10, 0x11
+_DRIVER, _ATTRIBUTES, _CACHE = 0x14, 0x15, 0x18
+_SHARED = 2  # flag of a message that is elsewhere
+
+# Classes of types.
+_INTEGER, _FLOAT, _STRING, _BITS, _COMPOUND, _ENUM, _VARIABLE, _ARRAY = 0, 1, 3, 4, 6, 8, 9, 10
+
+_COMPACT, _CONTIGUOUS, _CHUNKED = range(3)  # classes of layouts
+
+_OTHERWISE = "as Keras writes it; load the file in Keras, and save it again"
+
+
+@dataclass(frozen=True)
+class Strings:
+    """Values of variable length, strings or lists, by where they are.
+
+    Attributes:
+        place: what has them.
+        unit: bytes of an element, 1 for strings.
+        pointers: for each value its count of elements, its heap's address and its number there.
+    """
+
+    place: str
+    unit: int
+    pointers: bytes
+
+
+@dataclass(frozen=True)
+class Object:
+    """A group, dataset or datatype.
+
+    Attributes:
+        name: a path to it.
+        strings: those of its attributes, and of itself.
+        links: the addresses of what is in it, by their names.
+        extent: address and size of an array that is not in chunks.
+    """
+
+    name: str
+    strings: list[Strings]
+    links: Mapping[str, int]
+    extent: tuple[int, int] | None
+
+
+class _File:
+    """The bytes of a file by HDF5's own addresses, which begin at its superblock."""
+
+    def __init__(self, stream: IO[bytes]):
+        self._stream = stream
+        end = stream.seek(0, 2)
+        self.base = 0
+        while self._at(self.base, 8) != _SIGNATURE:
+            self.base = max(2 * self.base, 512)
+            if self.base >= end:
+                raise KerasFileError(
+                    "at byte 0: expected an HDF5 file or a .keras archive; found neither"
+                )
+        self._end = end - self.base
+        self._seen: set[int] = set()
+        self._left = 4 * end + (1 << 20)
+
+    def _at(self, place: int, size: int) -> bytes:
+        self._stream.seek(place)
+        return self._stream.read(size)
+
+    def within(self, address: int, size: int, what: str) -> None:
+        """Raises if something is not in the file whole."""
+        if address + size > self._end:
+            raise _damaged(address, f"{what} within the file; found one of {size:,} bytes")
+
+    def check_end(self, end: int) -> None:
+        """Raises if the file is shorter than it says."""
+        if end > self.base + self._end:
+            found = self.base + self._end
+            raise KerasFileError(
+                f"at /: expected an HDF5 file of {end:,} bytes, as it says; found {found:,}: "
+                "it has been cut off, or not been copied whole"
+            )
+
+    def read(self, address: int, size: int, what: str) -> bytes:
+        """Returns bytes of a structure; all together may be a few times those of the file."""
+        self.within(address, size, what)
+        self._left -= size
+        if self._left < 0:
+            raise _damaged(address, f"{what} by itself; found one that overlaps with many")
+        return self._at(self.base + address, size)
+
+    def once(self, address: int, size: int, what: str) -> bytes:
+        """Returns the first bytes of a structure that nothing else leads to."""
+        if address in self._seen:
+            raise _damaged(address, f"{what} that one other leads to; found more, or itself")
+        self._seen.add(address)
+        return self.read(address, size, what)
+
+
+def read_objects(stream: IO[bytes]) -> tuple[list[Object], int]:
+    """Returns all that is in a file, each once, and the place where its addresses begin.
+
+    Raises:
+        KerasFileError: if some of it is not in the file, in a circle or in another one's place.
+    """
+    file = _File(stream)
+    root = _root(file)
+    found = []
+    seen, level = {root}, [("/", root)]
+    for _ in range(MAX_DEPTH):
+        inside = []
+        for name, address in level:
+            item = _object(file, name, address)
+            found.append(item)
+            for key, target in item.links.items():
+                if target not in seen:
+                    seen.add(target)
+                    inside.append((f"{name.rstrip('/')}/{key}", target))
+        level = inside
+    if level:
+        raise deeper(level[0][0])
+    return found, file.base
+
+
+def _root(file: _File) -> int:
+    """Returns the address of the root group's header."""
+    what = "a superblock"
+    version = file.read(8, 1, what)[0]
+    if version > 3:
+        raise _damaged(8, f"a superblock of version 0 to 3; found {version}")
+    sizes = file.read(9 if version > 1 else 13, 2, what)
+    if sizes != b"\x08\x08":
+        raise _damaged(8, "addresses and lengths of 8 bytes")
+    if version > 1:
+        block = file.read(0, 48, what)
+        _check_sum(block, 0)
+        file.check_end(number(block[28:36]))
+        extension = number(block[20:28])
+        if extension != _NOWHERE:
+            for kind, _ in _messages(file, extension):
+                if kind in (_SHARED_TABLE, _DRIVER, _CACHE):
+                    raise _damaged(extension, f"a superblock {_OTHERWISE}")
+        return number(block[36:44])
+    block = file.read(24 + 4 * version, 56, what)
+    file.check_end(number(block[16:24]))
+    if number(block[24:32]) != _NOWHERE:
+        raise _damaged(48, "one file; found one of a family")
+    return number(block[40:48])
+
+
+def _object(file: _File, name: str, address: int) -> Object:
+    """Returns an object, once all that its header leads to is in order."""
+    strings: list[Strings] = []
+    links: dict[str, int] = {}
+    messages: dict[int, bytes] = {}
+    for kind, data in _messages(file, address):
+        if kind == _ATTRIBUTE:
+            strings += _attribute(data, name)
+        elif kind == _LINK:
+            links.update(_link(data, name))
+        elif kind == _SYMBOLS:
+            links.update(_symbols(file, number(data[:8]), number(data[8:16])))
+        elif kind in (_LINKS, _ATTRIBUTES):
+            # Flags that tell of orders of creation, and the largest number in it.
+            start = 2 + (data[1] & 1 and (8 if kind == _LINKS else 2)) if len(data) > 1 else 0
+            if number(data[start : start + 8]) != _NOWHERE:
+                which = "links" if kind == _LINKS else "attributes"
+                raise _refused(name, f"{which} in its header, or in a table, {_OTHERWISE}")
+        elif kind == _EXTERNAL:
+            _local_heap(file, number(data[8:16]))
+        messages[kind] = data
+    extent = None
+    if _LAYOUT in messages:
+        extent = _array(file, name, messages)
+        strings += _own_strings(file, name, messages, extent)
+    elif _TYPE in messages:
+        _type(messages[_TYPE], name)
+    return Object(name, strings, links, extent)
+
+
+def _messages(file: _File, address: int) -> Iterator[tuple[int, bytes]]:
+    """Yields the messages of an object's header: their types and contents."""
+    what = "an object's header"
+    head = file.once(address, 16, what)
+    new = head.startswith(b"OHDR\x02")
+    if new:
+        flags = head[5]
+        at = 6 + (16 if flags & 0x20 else 0) + (4 if flags & 0x10 else 0)
+        width = 1 << (flags & 3)
+        size = number(file.read(address + at, width, what))
+        blocks = [(address, at + width, size)]
+        header = 6 if flags & 4 else 4
+    elif head[0] == 1:
+        blocks, header = [(address + 16, 0, number(head[8:12]))], 8
+    else:
+        raise _damaged(address, f"{what}; found none")
+    for start, skipped, size in blocks:  # which grows
+        if new:  # between a signature and a checksum
+            block = file.read(start, skipped + size + 4, what)
+            _check_sum(block, start)
+            block = block[skipped:-4]
+        else:
+            block = file.read(start, size, what)
+        at = 0
+        while at + header <= len(block):
+            kind = block[at] if new else number(block[at : at + 2])
+            length = number(block[at + 1 : at + 3] if new else block[at + 2 : at + 4])
+            shared = block[at + 3 if new else at + 4] & _SHARED
+            data = block[at + header : at + header + length]
+            at += header + length
+            if at > len(block):
+                raise _damaged(start, f"{what} that holds its messages; found a longer one")
+            if shared:
+                raise _damaged(start, f"{what} with all of its messages, {_OTHERWISE}")
+            if kind == _CONTINUATION:
+                further, room = number(data[:8]), number(data[8:16])
+                file.once(further, 4, what)
+                blocks.append((further, 4, max(room - 8, 0)) if new else (further, 0, room))
+            yield kind, data
+
+
+def _link(data: bytes, name: str) -> Iterator[tuple[str, int]]:
+    """Yields the name of a link and what it leads to, unless it leads to a path."""
+    flags = data[1] if len(data) > 1 else 0
+    at = 2 + (flags >> 3 & 1) + (flags << 1 & 8) + (flags >> 4 & 1)
+    width = 1 << (flags & 3)
+    length = number(data[at : at + width])
+    end = at + width + length
+    if end + 2 > len(data):
+        raise _refused(name, "links with their names")
+    if not flags & 8 or data[2] == 0:
+        yield _text(data[at + width : end]), number(data[end : end + 8])
+
+
+def _symbols(file: _File, tree: int, heap: int) -> Iterator[tuple[str, int]]:
+    """Yields the links of a group, unless they lead to paths."""
+    names = _local_heap(file, heap)
+    what = "a table of links"
+    for node, _ in _leaves(file, tree, 0, 8):
+        head = file.once(node, 8, what)
+        if not head.startswith(b"SNOD\x01"):
+            raise _damaged(node, f"{what}; found none")
+        entries = file.read(node + 8, 40 * number(head[6:8]), what)
+        for at in range(0, len(entries), 40):
+            name = _string(names, number(entries[at : at + 8]), heap)
+            if number(entries[at + 16 : at + 20]) == 2:  # of a link to a path
+                _string(names, number(entries[at + 24 : at + 28]), heap)
+            else:
+                yield name, number(entries[at + 8 : at + 16])
+
+
+def _leaves(file: _File, root: int, kind: int, key: int) -> Iterator[tuple[int, bytes]]:
+    """Yields what the leaves of a B-tree lead to, and their keys of so many bytes."""
+    what = "a B-tree"
+    nodes: list[tuple[int, int | None]] = [(root, None)]
+    while nodes:
+        address, level = nodes.pop()
+        head = file.once(address, 24, what)
+        if head[:5] != b"TREE" + bytes([kind]) or level not in (None, head[5]):
+            raise _damaged(address, f"{what} of kind {kind} and level {level or 0}; found none")
+        step = key + 8
+        body = file.read(address + 24, number(head[6:8]) * step + key, what)
+        for at in range(0, len(body) - key, step):
+            child = number(body[at + key : at + step])
+            if head[5]:
+                nodes.append((child, head[5] - 1))
+            else:
+                yield child, body[at : at + key]
+
+
+def _local_heap(file: _File, address: int) -> bytes:
+    """Returns the bytes of a heap, once its free blocks come to an end."""
+    what = "a heap of names"
+    head = file.read(address, 32, what)
+    if not head.startswith(b"HEAP\0"):
+        raise _damaged(address, f"{what}; found none")
+    size, free, place = (number(head[at : at + 8]) for at in (8, 16, 24))
+    heap = file.read(place, size, what)
+    seen = set()
+    while free != 1:
+        if free in seen or free + 16 > size:
+            raise _damaged(address, f"{what} with free blocks that end; found them in a circle")
+        seen.add(free)
+        free = number(heap[free : free + 8])
+    return heap
+
+
+def _string(heap: bytes, start: int, address: int) -> str:
+    end = heap.find(b"\0", start)
+    if end < 0:
+        raise _damaged(address, "a heap of names; found one that is not in it")
+    return _text(heap[start:end])
+
+
+def _attribute(data: bytes, owner: str) -> list[Strings]:
+    """Returns the strings of an attribute, once it is in order."""
+    version = data[0] if data else 0
+    lengths = [number(data[at : at + 2]) for at in (2, 4, 6)]  # of name, type and space
+    steps = [(n + 7) // 8 * 8 for n in lengths] if version == 1 else lengths
+    ends = [sum(steps[:i], 9 if version == 3 else 8) for i in range(4)]
+    name, kind, space = (data[at : at + n] for at, n in zip(ends, lengths))
+    shown = _text(name.partition(b"\0")[0])
+    if version not in (1, 2, 3) or version > 1 and data[1]:
+        raise _refused(owner, f"attribute {shown} with its type, {_OTHERWISE}")
+    class_, size = _type(kind, f"{owner}, attribute {shown}")
+    if class_ in (_COMPOUND, _ARRAY):
+        raise _refused(owner, f"numbers or strings in attribute {shown}; found a record")
+    count = math.prod(_shape(space, owner))
+    values = data[ends[3] :]
+    if count * size > len(values):
+        raise _refused(owner, f"attribute {shown} in its header")
+    return _strings(f"attribute {shown}", kind, values[: count * size])
+
+
+def _strings(place: str, kind: bytes, values: bytes) -> list[Strings]:
+    """Returns values of a type, if they are of variable length."""
+    return [Strings(place, number(kind[12:16]), values)] if kind[0] & 15 == _VARIABLE else []
+
+
+def _own_strings(
+    file: _File, name: str, messages: Mapping[int, bytes], extent: tuple[int, int] | None
+) -> list[Strings]:
+    """Returns the strings of an array, which are read where the whole file is copied."""
+    kind, layout = messages[_TYPE], messages[_LAYOUT]
+    if kind[0] & 15 != _VARIABLE:
+        return []
+    if layout[1] == _CHUNKED:
+        raise _refused(name, "strings in one piece; found them in chunks")
+    values = file.read(*extent, "strings") if extent else layout[4:]
+    return _strings("the array", kind, values if extent or layout[1] == _COMPACT else b"")
+
+
+def _shape(data: bytes, name: str) -> tuple[int, ...]:
+    """Returns the sizes of an array, as its dataspace says them; ``(0,)`` if it has no data."""
+    if len(data) < 4 or data[0] not in (1, 2) or data[1] > 32:
+        raise _refused(name, "a shape of at most 32 axes")
+    start, rank = 8 if data[0] == 1 else 4, data[1]
+    sizes = data[start : start + 8 * rank * (1 + (data[2] & 1))]
+    if len(sizes) < 8 * rank * (1 + (data[2] & 1)):
+        raise _refused(name, f"a shape of {rank} axes")
+    if data[0] == 2 and data[3] == 2:
+        return (0,)
+    return tuple(number(sizes[at : at + 8]) for at in range(0, 8 * rank, 8))
+
+
+def _type(data: bytes, name: str, inside: bool = False) -> tuple[int, int]:
+    """Returns the class of a type and the bytes of a value, once its parts fit into these."""
+    class_, size = data[0] & 15 if data else -1, number(data[4:8])
+    bits = 8 * size
+    fits = len(data) >= 8 and size > 0
+    if class_ in (_INTEGER, _BITS):
+        offset, precision = number(data[8:10]), number(data[10:12])
+        fits &= len(data) >= 12 and 0 < precision and offset + precision <= bits
+    elif class_ == _FLOAT:
+        offset, precision = number(data[8:10]), number(data[10:12])
+        fits &= len(data) >= 20 and offset + precision <= bits and data[2] < precision
+        for start, length in (data[12:14], data[14:16]):  # of exponent and mantissa
+            fits &= 0 < length and start + length <= offset + precision
+    elif class_ == _ENUM:
+        fits = fits and not inside and _type(data[8:], name, True) == (_INTEGER, size)
+    elif class_ == _STRING:
+        fits &= data[1] & 15 <= 2 and data[1] >> 4 <= 1  # ways to end it, and sets of characters
+    elif class_ == _VARIABLE:
+        fits = fits and not inside and size == 16 and data[1] & 15 <= 1  # a list or a string
+        fits = fits and data[1] >> 4 <= 2 and data[2] <= 1
+        inner = _type(data[8:], name, True) if fits else (_ARRAY, 0)
+        fits = inner[0] not in (_COMPOUND, _ARRAY) and (data[1] & 15 == 0 or inner[1] == 1)
+    if not fits:
+        raise _refused(name, "a type of which HDF5 makes sense; found one that contradicts itself")
+    return class_, size
+
+
+def _array(file: _File, name: str, messages: Mapping[int, bytes]) -> tuple[int, int] | None:
+    """Returns address and size of an array that is not in chunks; checks where the others are."""
+    if not messages.keys() >= {_TYPE, _SPACE}:
+        raise _refused(name, "an array with a type and a shape")
+    layout = messages[_LAYOUT]
+    shape, (kind_, size) = _shape(messages[_SPACE], name), _type(messages[_TYPE], name)
+    variable = kind_ == _VARIABLE
+    for kind, start in ((_OLD_FILL, 0), (_FILL, 4)):
+        fill = messages.get(kind, b"")
+        if kind == _FILL and fill[:1] == b"\3":  # flags, and a value only where there is one
+            fill = fill[:2] + b"\0\0" + fill[2:] if fill[1] & 0x20 else b""
+        length = number(fill[start : start + 4])
+        if variable and length not in (0, (1 << 32) - 1):
+            raise _refused(name, "strings that are there; found one in place of what is not")
+        if length not in (0, size, (1 << 32) - 1) or length == size > len(fill) - start - 4:
+            raise _refused(name, f"a fill value of {size} bytes; found one of {length:,}")
+    whole = math.prod(shape) * size
+    version, class_ = layout[:2].ljust(2, b"\xff")
+    if version not in (3, 4) or class_ > _CHUNKED:
+        raise _refused(name, f"an array in a layout {_OTHERWISE}")
+    if class_ == _COMPACT:
+        if whole > len(layout) - 4:
+            raise _refused(name, "all of its values in its header")
+    elif class_ == _CONTIGUOUS:
+        extent = number(layout[2:10]), number(layout[10:18])
+        if extent[0] != _NOWHERE:
+            file.within(*extent, "an array")
+            if extent[1] < whole:
+                raise _refused(name, f"an array of {whole:,} bytes; found {extent[1]:,}")
+            return extent
+    elif version == 4:
+        raise _refused(name, f"chunks {_OTHERWISE}")
+    else:
+        rank = layout[2]
+        chunks = [number(layout[at : at + 4]) for at in range(11, 11 + 4 * rank, 4)]
+        if rank != len(shape) + 1 or not all(chunks) or chunks[-1] != size:
+            raise _refused(name, f"chunks of {len(shape)} axes; found {chunks[:-1]}")
+        tree = number(layout[3:11])
+        for place, key in _leaves(file, tree, 1, 8 + 8 * rank) if tree != _NOWHERE else ():
+            file.within(place, number(key[:4]), "a chunk")
+    return None
+
+
+def _check_sum(block: bytes, address: int) -> None:
+    """Raises unless a structure ends with the checksum of its bytes."""
+    if checksum(block[:-4]) != number(block[-4:]):
+        raise _damaged(address, "a structure with its checksum; found another")
+
+
+def number(data: bytes) -> int:
+    """Returns the number that bytes of HDF5 are, the last ones first."""
+    return int.from_bytes(data, "little")
+
+
+def _text(data: bytes) -> str:
+    return data.decode(errors="surrogateescape")
+
+
+def _damaged(address: int, expected: str) -> KerasFileError:
+    return KerasFileError(f"at address {address:,}: expected {expected}")
+
+
+def _refused(name: str, expected: str) -> KerasFileError:
+    return KerasFileError(f"at {name}: expected {expected}")
