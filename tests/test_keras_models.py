@@ -19,7 +19,8 @@ from dogwood_jax.keras_h5 import KerasFileError, load_model
 from dogwood_jax.keras_h5._kinds.kind import KINDS, Kind
 from dogwood_jax.keras_h5._kinds.normalizations import grown_groups
 from dogwood_jax.keras_h5._kinds.reshaping import reshape_target
-from dogwood_jax.keras_h5._models.model import build, differences, resized
+from dogwood_jax.keras_h5._models.model import build, differences, make_layer, resized
+from dogwood_jax.keras_h5._weights.convert import to_flax
 
 DATA = Path(__file__).parent / "data" / "keras_models"
 FILES = sorted([*DATA.glob("*.h5"), *DATA.glob("*.keras")])
@@ -333,6 +334,83 @@ def test_padding_does_not_count_in_an_average():
     x = np.array([1, 3, 5, 7, 8], "f")[None, :, None]
     y = build(sequential(("AveragePooling1D", pool))).apply({}, x)
     np.testing.assert_array_equal(y[0, :, 0], [2, 6, 8])
+
+
+X = np.arange(1, 17, dtype="f").reshape(1, 2, 2, 4)
+V = np.array([[3, -1, 2], [0, 5, 4]], "f")
+
+
+@pytest.mark.parametrize(
+    ("class_name", "config", "x", "expected"),
+    [
+        ("CustomScaleLayer", {"scale": 0.5}, [V, 2 * V], 2 * V),
+        ("ops.BroadcastTo", {"shape": [2, 2, 3]}, V, [V, V]),
+        ("ops.Repeat", {"repeats": 2, "axis": 0}, V, V[[0, 0, 1, 1]]),
+        ("ops.Repeat", {"repeats": [1, 2], "axis": 0}, V, V[[0, 1, 1]]),
+        ("ops.Moveaxis", {"source": [0], "destination": [-1]}, V, V.T),
+        ("ops.Argmax", {"axis": -1, "keepdims": False}, V, np.array([0, 1], "i4")),
+        ("ops.Argmin", {"axis": -1, "keepdims": True}, V, np.array([[1], [0]], "i4")),
+        ("ops.Norm", {"ord": 1, "axis": [1], "keepdims": False}, V, np.array([6, 9], "f")),
+        ("ops.Norm", {"ord": None, "axis": [0, 1], "keepdims": True}, V, np.sqrt([[55.0]])),
+        ("ops.OneHot", {"num_classes": 2, "axis": 0}, np.array([1, 0]), np.eye(2, dtype="f")[::-1]),
+        (
+            "ops.DepthToSpace",
+            {"block_size": 2},
+            X[:, :1, :1],
+            np.float32([[[[1], [2]], [[3], [4]]]]),
+        ),
+        ("ops.SpaceToDepth", {"block_size": 2}, X[..., :1], np.float32([[[[1, 5, 9, 13]]]])),
+        ("ops.Resize", {"size": [1, 1]}, X, X.mean((1, 2), keepdims=True)),
+        (
+            "ops.Resize",
+            {"size": [1, 2], "data_format": "channels_first"},
+            X[0].T,
+            X[0].T.mean(1, keepdims=True),
+        ),
+        (
+            "Resizing",
+            {"height": 2, "width": 1, "crop_to_aspect_ratio": True},
+            X,
+            X[:, :, :1],
+        ),
+        ("CenterCrop", {"height": 4, "width": 4}, np.ones_like(X), np.ones((1, 4, 4, 4), "f")),
+        (
+            "AdaptiveMaxPooling1D",
+            {"output_size": [2]},
+            V[..., None],
+            np.float32([[[3], [2]], [[5], [5]]]),
+        ),
+        (
+            "AdaptiveAveragePooling1D",
+            {"output_size": 2},
+            V[..., None],
+            np.float32([[[1], [0.5]], [[2.5], [4.5]]]),
+        ),
+    ],
+)
+def test_layers_and_operations_compute_what_keras_computes(class_name, config, x, expected):
+    y = make_layer(class_name, config, None, True)(x)
+    np.testing.assert_allclose(y, expected, rtol=1e-6)
+    assert y.dtype == np.asarray(expected).dtype or y.dtype == np.float32
+
+
+def test_an_embedding_may_be_the_head_too():
+    embedding = {"input_dim": 5, "output_dim": 2, "tie_weights": False, "logit_soft_cap": 2.0}
+    layer = {"class_name": "ReversibleEmbedding", "config": {"name": "e", **embedding}}
+    ref = {"class_name": "__keras_tensor__", "config": {"keras_history": ["e", 0, 0]}}
+    first = {"class_name": "__keras_tensor__", "config": {"keras_history": ["x", 0, 0]}}
+    nodes = [{"args": [first], "kwargs": {}}, {"args": [ref], "kwargs": {"reverse": True}}]
+    inputs = {"class_name": "InputLayer", "config": {"name": "x", "batch_shape": [None, 3]}}
+    config = {
+        "layers": [{**inputs, "inbound_nodes": []}, {**layer, "inbound_nodes": nodes}],
+        "input_layers": [["x", 0, 0]],
+        "output_layers": [["e", 1, 0]],
+    }
+    module = build({"class_name": "Functional", "config": config})
+    there, back = np.arange(10.0, dtype="f").reshape(5, 2), np.ones((2, 5), "f")
+    arrays = to_flax("ReversibleEmbedding", embedding, {"0": there, "1": back})
+    y = module.apply({"params": {"e": arrays["params"]}}, np.array([[0, 4, 1]]))
+    np.testing.assert_allclose(y, np.tanh((there[[0, 4, 1]] @ back) / 2)[None] * 2, rtol=1e-6)
 
 
 def test_sparsemax_is_that_of_keras():
