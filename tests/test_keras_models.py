@@ -19,7 +19,13 @@ from dogwood_jax.keras_h5 import KerasFileError, load_model
 from dogwood_jax.keras_h5._kinds.kind import KINDS, Kind
 from dogwood_jax.keras_h5._kinds.normalizations import grown_groups
 from dogwood_jax.keras_h5._kinds.reshaping import reshape_target
-from dogwood_jax.keras_h5._models.model import build, differences, make_layer, resized
+from dogwood_jax.keras_h5._models.model import (
+    build,
+    differences,
+    example_inputs,
+    make_layer,
+    resized,
+)
 from dogwood_jax.keras_h5._weights.convert import to_flax
 
 DATA = Path(__file__).parent / "data" / "keras_models"
@@ -411,6 +417,68 @@ def test_an_embedding_may_be_the_head_too():
     arrays = to_flax("ReversibleEmbedding", embedding, {"0": there, "1": back})
     y = module.apply({"params": {"e": arrays["params"]}}, np.array([[0, 4, 1]]))
     np.testing.assert_allclose(y, np.tanh((there[[0, 4, 1]] @ back) / 2)[None] * 2, rtol=1e-6)
+
+
+def connected(*layers):
+    """A model of layers with the names of what each reads; the last one makes the output."""
+    listed = []
+    for name, class_name, config, *read in layers:
+        refs = [
+            {"class_name": "__keras_tensor__", "config": {"keras_history": [r, 0, 0]}} for r in read
+        ]
+        listed.append(
+            {
+                "class_name": class_name,
+                "config": {"name": name, **config},
+                "inbound_nodes": [{"args": refs, "kwargs": {}}] if read else [],
+            }
+        )
+    inputs = [[name, 0, 0] for name, *rest in layers if len(rest) == 2]
+    outputs = [[layers[-1][0], 0, 0]]
+    config = {"layers": listed, "input_layers": inputs, "output_layers": outputs}
+    return {"class_name": "Functional", "config": {"name": "model", **config}}
+
+
+TEXT = ("text", "InputLayer", {"batch_shape": [None, 1], "dtype": "string"})
+TOKENS = ("tokens", "TextVectorization", {"output_sequence_length": 3}, "text")
+EMBEDDING = ("embedding", "Embedding", {"input_dim": 5, "output_dim": 2}, "tokens")
+
+
+def test_a_model_behind_a_vocabulary_takes_what_it_returns():
+    module = build(connected(TEXT, TOKENS, EMBEDDING))
+    assert differences(module) == [
+        "tokens is left out; pass what it returns in Keras as input text"
+    ]
+    (example,) = example_inputs(module)
+    assert example.shape[1:] == (3,) and example.dtype == jnp.int32
+    table = np.arange(10.0, dtype="f").reshape(5, 2)
+    variables = {"params": {"embedding": {"embedding": table}}}
+    np.testing.assert_array_equal(
+        module.apply(variables, np.array([[0, 4, 1]]))[0], table[[0, 4, 1]]
+    )
+    with pytest.raises(ValueError, match="the numbers that tokens returns in Keras.*; got text"):
+        module.apply(variables, np.array([["a"]]))
+    dense = ("Dense", {"units": 2, "activation": "linear"})
+    module = build(sequential(("StringLookup", {"output_mode": "multi_hot"}), dense))
+    assert differences(module)[0].startswith("layer_0 is left out; pass what it returns")
+    assert example_inputs(module) is None
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (connected(TEXT, ("x", "Identity", {}, "text"), TOKENS[:3] + ("x",)), "not at the front"),
+        (
+            connected(TEXT, TOKENS, ("h", "Hashing", {}, "text")),
+            "input of tokens is read by h as well",
+        ),
+        (connected(TEXT, ("x", "Identity", {}, "text")), r"text \(InputLayer\): text is not supp"),
+        (sequential(("Sequential", sequential(("Hashing", {}))["config"])), "inside another model"),
+    ],
+)
+def test_vocabularies_elsewhere_are_refused(model, message):
+    with pytest.raises(KerasFileError, match=message):
+        build(model)
 
 
 def test_sparsemax_is_that_of_keras():
