@@ -495,6 +495,15 @@ def test_noise_is_for_training():
         module.apply({}, x, deterministic=False)
 
 
+def test_random_crops_are_not_the_same_in_all_versions():
+    model = sequential(("RandomCrop", {"height": 1, "width": 2}))
+    for version, expected in (("3.15.1", X), ("2.15.0", X[:, :1])):
+        y = build({**model, "keras_version": version}).apply({}, X)
+        np.testing.assert_allclose(y, expected, rtol=1e-6)
+    with pytest.raises(KerasFileError, match="layer_0 .*what Keras 3.6 and 3.7 evaluate"):
+        build({**model, "keras_version": "3.7.0"})
+
+
 def test_a_depthwise_convolution_may_have_more_outputs_for_each_channel():
     conv = {"kernel_size": [1], "padding": "valid", "depth_multiplier": 1, "use_bias": False}
     kernel = np.array([1, 10, 2, 20], "f").reshape(1, 1, 4)

@@ -111,6 +111,26 @@ def _resize_operation(config: Config) -> Function:
     return lambda x: jnp.moveaxis(resize(jnp.moveaxis(x, -3, -1)), -1, -3)
 
 
+# A random crop is none in evaluation: the image itself since Keras 3.8, resized before 3.6. Layers of
+# other versions are renamed on reading.
+RANDOM_CROP_3_5, RANDOM_CROP_3_7 = "RandomCrop of Keras 3.5", "RandomCrop of Keras 3.7"
+
+
+def _random_crop(config: Config, name: str | None, deterministic: bool) -> Function:
+    if not deterministic:
+        raise ValueError("its crops are not supported in training; pass deterministic=True")
+    return lambda x: x
+
+
+def _random_crop_3_5(config: Config, name: str | None, deterministic: bool) -> Function:
+    _random_crop(config, name, deterministic)
+    return _resizing({**config, "crop_to_aspect_ratio": True})
+
+
+def _random_crop_3_7(config: Config, name: str | None, deterministic: bool) -> Function:
+    raise ValueError("what Keras 3.6 and 3.7 evaluate is not supported; save it by Keras 3.8")
+
+
 def _block_size(config: Config) -> int:
     if config.get("data_format") == "channels_first":  # backends of Keras differ
         raise ValueError("the data_format 'channels_first' is not supported")
@@ -167,4 +187,7 @@ KINDS["ops.Resize"], KINDS["ops.DepthToSpace"], KINDS["ops.SpaceToDepth"] = (
     Kind(function=make, keywords=None, on_mask=forgotten)
     for make in (_resize_operation, _depth_to_space, _space_to_depth)
 )
+KINDS["RandomCrop"] = Kind(module=_random_crop)
+KINDS[RANDOM_CROP_3_5] = Kind(module=_random_crop_3_5)
+KINDS[RANDOM_CROP_3_7] = Kind(module=_random_crop_3_7)
 KINDS["CenterCrop"] = Kind(function=_center_crop)
