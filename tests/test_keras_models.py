@@ -495,6 +495,31 @@ def test_noise_is_for_training():
         module.apply({}, x, deterministic=False)
 
 
+def test_stacked_cells_are_layers_in_a_row():
+    cell = lambda name, units: {  # noqa: E731
+        "class_name": name,
+        "config": {"units": units, "activation": "tanh", "recurrent_activation": "sigmoid"},
+    }
+    lstm, simple = cell("LSTMCell", 3), cell("SimpleRNNCell", 2)
+    stack = {"class_name": "StackedRNNCells", "config": {"cells": [lstm, simple]}}
+    stacked = sequential(("RNN", {"cell": stack, "return_state": True}))
+    row = build(
+        sequential(
+            ("RNN", {"cell": lstm, "return_sequences": True}),
+            ("RNN", {"cell": simple, "return_state": True}),
+        )
+    )
+    x = jax.random.normal(jax.random.key(0), (2, 5, 4), jnp.float32)
+    params = row.init(jax.random.key(1), x)["params"]
+    cells = {f"cells_{i}": params[f"layer_{i}"]["cell"] for i in (0, 1)}
+    variables = {"params": {"layer_0": {"cell": cells}}}
+    y, expected = build(stacked).apply(variables, x), row.apply({"params": params}, x)
+    np.testing.assert_allclose(y, expected, rtol=1e-6)
+    wide = jax.tree.map(lambda a: np.zeros([*a.shape[:-1], 5], "f"), variables)
+    layers = resized(stacked, wide)["config"]["layers"][0]["config"]["cell"]["config"]["cells"]
+    assert [layer["config"]["units"] for layer in layers] == [5, 5]
+
+
 def test_random_crops_are_not_the_same_in_all_versions():
     model = sequential(("RandomCrop", {"height": 1, "width": 2}))
     for version, expected in (("3.15.1", X), ("2.15.0", X[:, :1])):

@@ -111,8 +111,8 @@ def _resize_operation(config: Config) -> Function:
     return lambda x: jnp.moveaxis(resize(jnp.moveaxis(x, -3, -1)), -1, -3)
 
 
-# A random crop is none in evaluation: the image itself since Keras 3.8, resized before 3.6. Layers of
-# other versions are renamed on reading.
+# In evaluation nothing is random: Keras 3.8 and later return the image itself, Keras up to 3.5 a
+# resized one. Layers of older versions are renamed on reading.
 RANDOM_CROP_3_5, RANDOM_CROP_3_7 = "RandomCrop of Keras 3.5", "RandomCrop of Keras 3.7"
 
 

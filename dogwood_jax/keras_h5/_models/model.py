@@ -542,8 +542,14 @@ def _lopsided(config: Config, place: str = "") -> Iterator[str]:
         ways = [layer["config"].get(way) for way in ("layer", "backward_layer")]
         if layer["class_name"] == "Bidirectional" and all(ways):
             cells = [way["config"].get("cell", way) for way in ways]
-            if len({cell["config"].get("units") for cell in cells}) > 1:
+            if len({*map(_units, cells)}) > 1:
                 yield f"{name}: its two directions must be of one size; grow both by as much"
+
+
+def _units(cell: Config) -> tuple[Any, ...]:
+    """Returns the size of a recurrent cell, or the sizes of a stack."""
+    stack = cell["config"].get("cells", [cell])
+    return tuple(one["config"].get("units") for one in stack)
 
 
 def _built(config: Config) -> KerasModel | None:
