@@ -188,6 +188,60 @@ def test_training_goes_on_where_keras_left_it(path):
         np.testing.assert_allclose(array, expected[f"after_{i}"], rtol=1e-3, atol=1e-4)
 
 
+@of_layout("model.h5", "keras")
+@pytest.mark.filterwarnings("ignore:.* does not say which optimizer:RuntimeWarning")
+def test_moments_come_back_in_their_places(path, tmp_path):
+    variables, state = keras_h5.load(path), keras_h5.load_optimizer(path)
+    other = jax.tree.map(lambda array: array + 1, state)
+    for new in (other, state):
+        keras_h5.save(tmp_path / "new", variables, like=path, opt_state=(new, optax.EmptyState()))
+        jax.tree.map(np.testing.assert_array_equal, keras_h5.load_optimizer(tmp_path / "new"), new)
+    assert contents(tmp_path / "new") == contents(path)
+
+
+def test_only_moments_that_fit_have_a_place(tmp_path):
+    path = DATA / "tensorflow_2.12.0.h5"
+    variables, state = keras_h5.load(path), keras_h5.load_optimizer(path)
+    bias = {"kernel": state.nu["dense_1"]["kernel"], "bias": np.ones(6)}
+    wrong = state._replace(count=np.ones(2), mu={}, nu={**state.nu, "dense_1": bias, "x": bias})
+    sgd, amsgrad = tmp_path / "sgd.h5", tmp_path / "amsgrad.h5"
+    for other, old, new in ((sgd, "Adam", "SGD"), (amsgrad, 'amsgrad": false', 'amsgrad": true')):
+        shutil.copy(path, other)
+        with h5py.File(other, "r+") as file:
+            file.attrs["training_config"] = file.attrs["training_config"].replace(old, new)
+    weights = DATA / "tensorflow_2.12.0.w.h5"
+    for options, messages in (
+        ({"opt_state": state}, ["pass like="]),
+        ({"opt_state": state, "like": path, "layout": "h5"}, ["no place in layout 'h5'"]),
+        ({"opt_state": state, "like": weights}, ["no place in", "expected a whole model with"]),
+        ({"opt_state": state, "like": sgd}, ["no place in", "Adam or AdamW; found 'Custom>SGD'"]),
+        ({"opt_state": state, "like": amsgrad}, ["has amsgrad beside Adam's moments"]),
+        ({"opt_state": optax.sgd(1).init(variables), "like": path}, ["expected the state of Adam"]),
+        (
+            {"opt_state": wrong, "like": path},
+            [
+                "count: expected one number, got shape (2,)",
+                "mu of dense_{1,2,10}/kernel: is missing",
+                "nu of dense_1/bias: has shape (6,), its weight (5,); grow the state by",
+                "nu of x/bias: is not among the variables",
+            ],
+        ),
+    ):
+        with pytest.raises(ValueError) as error:
+            keras_h5.save(tmp_path / "new.h5", variables, **options)
+        assert all(message in str(error.value) for message in messages), str(error.value)
+    assert not (tmp_path / "new.h5").exists()
+
+
+def test_ages_have_no_place_in_a_file(tmp_path):
+    path = DATA / "tensorflow_2.12.0.h5"
+    variables, state = keras_h5.load(path), keras_h5.load_optimizer(path)
+    tx = dw.growable(optax.scale_by_adam())
+    grown = tx.init(variables["params"])._replace(inner_state=state, ages=("some",))
+    with pytest.warns(RuntimeWarning, match="Keras has one count for all entries"):
+        keras_h5.save(tmp_path / "new.h5", variables, like=path, opt_state=grown)
+
+
 def test_moments_without_names_are_told_by_their_order():
     path = DATA / "keras_2.0.9.h5"
     state = keras_h5.load_optimizer(path)
@@ -203,16 +257,25 @@ def test_moments_without_names_are_told_by_their_order():
 
 
 def archive(path, shapes, frozen, numbers):
-    """Writes an archive of Dense layers, and an optimizer with an array for each layer named."""
+    """Writes an archive of Dense layers, and an optimizer with an array for each layer named.
+
+    A layer of shape () is an Attention with a scale; then there is a learning rate, too.
+    """
     layers = [
         {"class_name": "Dense", "config": {"name": f"d{i}", "use_bias": False, "trainable": t}}
         for i, t in enumerate(not f for f in frozen)
     ]
+    settings = [3] if () not in shapes else [3, 0.1]
     with h5py.File(path.with_suffix(".h5"), "w") as file:
         for i, shape in enumerate(shapes):
-            file[f"layers/dense{f'_{i}' if i else ''}/vars/0"] = np.zeros(shape)
-        file["optimizer/vars/0"] = 3
-        for place, i in enumerate(numbers, 1):
+            group = f"dense{f'_{i}' if shapes[:i] and shapes[0] else ''}"
+            if shape == ():
+                layers[i]["class_name"], layers[i]["config"]["use_scale"] = "Attention", True
+                group = "attention"
+            file[f"layers/{group}/vars/0"] = np.zeros(shape)
+        for place, value in enumerate(settings):
+            file[f"optimizer/vars/{place}"] = value
+        for place, i in enumerate(numbers, len(settings)):
             file[f"optimizer/vars/{place}"] = np.full(shapes[i], place)
     with zipfile.ZipFile(path, "w") as file:
         config = {"class_name": "Sequential", "config": {"layers": layers}}
@@ -237,6 +300,21 @@ def test_moments_in_archives(numbers, frozen, places, tmp_path):
     found = [tree[name]["kernel"] for tree in (state.mu, state.nu) for name in ("d0", "d1")]
     for array, place in zip(found, places):
         assert np.all(array == place)
+
+
+@pytest.mark.filterwarnings("ignore:.* does not say which optimizer:RuntimeWarning")
+@pytest.mark.parametrize("scalar", [0, 1])
+def test_moments_of_scalars_are_not_taken_for_settings(scalar, tmp_path):
+    shapes = [(2, 3), (2, 3)]
+    shapes[scalar] = ()
+    path = tmp_path / "model.keras"
+    archive(path, shapes, [False, False], [0, 0, 1, 1])
+    variables, state = keras_h5.load(path), keras_h5.load_optimizer(path)
+    assert jax.tree.map(np.shape, state.mu) == jax.tree.map(np.shape, variables["params"])
+    found = [np.max(a) for i in range(2) for t in state[1:] for a in t[f"d{i}"].values()]
+    assert found == [2, 3, 4, 5] and state.count == 3
+    keras_h5.save(path, variables, like=path, opt_state=jax.tree.map(np.negative, state))
+    assert np.max(keras_h5.load_optimizer(path).nu[f"d{scalar}"]["scale"]) == -3 - 2 * scalar
 
 
 def test_moments_that_can_be_read_in_several_ways_are_refused(tmp_path):
@@ -452,3 +530,38 @@ def test_keras_opens_grown_models_and_weights(package, tmp_path):
             keras_h5.save(tmp_path / f"new.{new}", wide, like=path, layout=new)
             model.load_weights(tmp_path / f"new.{new}")
             np.testing.assert_allclose(model.predict(expected["x"]), expected["y"], 1e-5, 1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")  # Keras's and TensorFlow's own
+@pytest.mark.parametrize(("package", "name"), [("keras", "3.0.5"), ("tf_keras", "2.21.0")])
+@jax.numpy_rank_promotion("allow")  # which Keras needs with JAX for its backend
+def test_keras_trains_on_from_a_grown_optimizer(package, name, tmp_path):
+    keras = pytest.importorskip(package, reason=f"needs real Keras: pip install {package}")
+    path, wide = DATA / f"{package}_{name}.keras", tmp_path / "wide.keras"
+    expected = stored(path)
+    module, variables = keras_h5.load_model(path)
+    widths = dw.trace(module.apply, variables, expected["x"])
+    growth = dw.plan(widths, {"dense_1": 16, "inner/up": 7})
+    # Keras adds epsilon earlier; this is the middle one of the three steps.
+    tx = optax.adam(0.1, eps=1e-7 / np.sqrt(1 - 0.999**4))
+    state = (keras_h5.load_optimizer(path), *tx.init(variables["params"])[1:])
+    state = dw.grow_opt_state(state, growth, tx)
+    variables = dw.grow(variables, growth, key=jax.random.key(0))
+    keras_h5.save(wide, variables, like=path, opt_state=state)
+    model = keras.models.load_model(wide)
+    model.fit(expected["x"], expected["t"], epochs=3, batch_size=4, verbose=0)
+    model.save(wide)
+
+    @jax.jit
+    def step(params, state):
+        def loss(params):
+            return jnp.mean((module.apply({"params": params}, expected["x"]) - expected["t"]) ** 2)
+
+        updates, state = tx.update(jax.grad(loss)(params), state)
+        return optax.apply_updates(params, updates), state
+
+    params = variables["params"]
+    for _ in range(3):
+        params, state = step(params, state)
+    for one, other in zip(*map(jax.tree.leaves, (params, keras_h5.load(wide)["params"]))):
+        np.testing.assert_allclose(one, other, rtol=1e-2, atol=1e-2 * np.abs(other).max())

@@ -19,7 +19,14 @@ from dogwood_jax.keras_h5 import KerasFileError, load_model
 from dogwood_jax.keras_h5._kinds.kind import KINDS, Kind
 from dogwood_jax.keras_h5._kinds.normalizations import grown_groups
 from dogwood_jax.keras_h5._kinds.reshaping import reshape_target
-from dogwood_jax.keras_h5._models.model import build, differences, resized
+from dogwood_jax.keras_h5._models.model import (
+    build,
+    differences,
+    example_inputs,
+    make_layer,
+    resized,
+)
+from dogwood_jax.keras_h5._weights.convert import to_flax
 
 DATA = Path(__file__).parent / "data" / "keras_models"
 FILES = sorted([*DATA.glob("*.h5"), *DATA.glob("*.keras")])
@@ -335,6 +342,145 @@ def test_padding_does_not_count_in_an_average():
     np.testing.assert_array_equal(y[0, :, 0], [2, 6, 8])
 
 
+X = np.arange(1, 17, dtype="f").reshape(1, 2, 2, 4)
+V = np.array([[3, -1, 2], [0, 5, 4]], "f")
+
+
+@pytest.mark.parametrize(
+    ("class_name", "config", "x", "expected"),
+    [
+        ("CustomScaleLayer", {"scale": 0.5}, [V, 2 * V], 2 * V),
+        ("ops.BroadcastTo", {"shape": [2, 2, 3]}, V, [V, V]),
+        ("ops.Repeat", {"repeats": 2, "axis": 0}, V, V[[0, 0, 1, 1]]),
+        ("ops.Repeat", {"repeats": [1, 2], "axis": 0}, V, V[[0, 1, 1]]),
+        ("ops.Moveaxis", {"source": [0], "destination": [-1]}, V, V.T),
+        ("ops.Argmax", {"axis": -1, "keepdims": False}, V, np.array([0, 1], "i4")),
+        ("ops.Argmin", {"axis": -1, "keepdims": True}, V, np.array([[1], [0]], "i4")),
+        ("ops.Norm", {"ord": 1, "axis": [1], "keepdims": False}, V, np.array([6, 9], "f")),
+        ("ops.Norm", {"ord": None, "axis": [0, 1], "keepdims": True}, V, np.sqrt([[55.0]])),
+        ("ops.OneHot", {"num_classes": 2, "axis": 0}, np.array([1, 0]), np.eye(2, dtype="f")[::-1]),
+        (
+            "ops.DepthToSpace",
+            {"block_size": 2},
+            X[:, :1, :1],
+            np.float32([[[[1], [2]], [[3], [4]]]]),
+        ),
+        ("ops.SpaceToDepth", {"block_size": 2}, X[..., :1], np.float32([[[[1, 5, 9, 13]]]])),
+        ("ops.Resize", {"size": [1, 1]}, X, X.mean((1, 2), keepdims=True)),
+        (
+            "ops.Resize",
+            {"size": [1, 2], "data_format": "channels_first"},
+            X[0].T,
+            X[0].T.mean(1, keepdims=True),
+        ),
+        (
+            "Resizing",
+            {"height": 2, "width": 1, "crop_to_aspect_ratio": True},
+            X,
+            X[:, :, :1],
+        ),
+        ("CenterCrop", {"height": 4, "width": 4}, np.ones_like(X), np.ones((1, 4, 4, 4), "f")),
+        (
+            "AdaptiveMaxPooling1D",
+            {"output_size": [2]},
+            V[..., None],
+            np.float32([[[3], [2]], [[5], [5]]]),
+        ),
+        (
+            "AdaptiveAveragePooling1D",
+            {"output_size": 2},
+            V[..., None],
+            np.float32([[[1], [0.5]], [[2.5], [4.5]]]),
+        ),
+    ],
+)
+def test_layers_and_operations_compute_what_keras_computes(class_name, config, x, expected):
+    y = make_layer(class_name, config, None, True)(x)
+    np.testing.assert_allclose(y, expected, rtol=1e-6)
+    assert y.dtype == np.asarray(expected).dtype or y.dtype == np.float32
+
+
+def test_an_embedding_may_be_the_head_too():
+    embedding = {"input_dim": 5, "output_dim": 2, "tie_weights": False, "logit_soft_cap": 2.0}
+    layer = {"class_name": "ReversibleEmbedding", "config": {"name": "e", **embedding}}
+    ref = {"class_name": "__keras_tensor__", "config": {"keras_history": ["e", 0, 0]}}
+    first = {"class_name": "__keras_tensor__", "config": {"keras_history": ["x", 0, 0]}}
+    nodes = [{"args": [first], "kwargs": {}}, {"args": [ref], "kwargs": {"reverse": True}}]
+    inputs = {"class_name": "InputLayer", "config": {"name": "x", "batch_shape": [None, 3]}}
+    config = {
+        "layers": [{**inputs, "inbound_nodes": []}, {**layer, "inbound_nodes": nodes}],
+        "input_layers": [["x", 0, 0]],
+        "output_layers": [["e", 1, 0]],
+    }
+    module = build({"class_name": "Functional", "config": config})
+    there, back = np.arange(10.0, dtype="f").reshape(5, 2), np.ones((2, 5), "f")
+    arrays = to_flax("ReversibleEmbedding", embedding, {"0": there, "1": back})
+    y = module.apply({"params": {"e": arrays["params"]}}, np.array([[0, 4, 1]]))
+    np.testing.assert_allclose(y, np.tanh((there[[0, 4, 1]] @ back) / 2)[None] * 2, rtol=1e-6)
+
+
+def connected(*layers):
+    """A model of layers with the names of what each reads; the last one makes the output."""
+    listed = []
+    for name, class_name, config, *read in layers:
+        refs = [
+            {"class_name": "__keras_tensor__", "config": {"keras_history": [r, 0, 0]}} for r in read
+        ]
+        listed.append(
+            {
+                "class_name": class_name,
+                "config": {"name": name, **config},
+                "inbound_nodes": [{"args": refs, "kwargs": {}}] if read else [],
+            }
+        )
+    inputs = [[name, 0, 0] for name, *rest in layers if len(rest) == 2]
+    outputs = [[layers[-1][0], 0, 0]]
+    config = {"layers": listed, "input_layers": inputs, "output_layers": outputs}
+    return {"class_name": "Functional", "config": {"name": "model", **config}}
+
+
+TEXT = ("text", "InputLayer", {"batch_shape": [None, 1], "dtype": "string"})
+TOKENS = ("tokens", "TextVectorization", {"output_sequence_length": 3}, "text")
+EMBEDDING = ("embedding", "Embedding", {"input_dim": 5, "output_dim": 2}, "tokens")
+
+
+def test_a_model_behind_a_vocabulary_takes_what_it_returns():
+    module = build(connected(TEXT, TOKENS, EMBEDDING))
+    assert differences(module) == [
+        "tokens is left out; pass what it returns in Keras as input text"
+    ]
+    (example,) = example_inputs(module)
+    assert example.shape[1:] == (3,) and example.dtype == jnp.int32
+    table = np.arange(10.0, dtype="f").reshape(5, 2)
+    variables = {"params": {"embedding": {"embedding": table}}}
+    np.testing.assert_array_equal(
+        module.apply(variables, np.array([[0, 4, 1]]))[0], table[[0, 4, 1]]
+    )
+    with pytest.raises(ValueError, match="the numbers that tokens returns in Keras.*; got text"):
+        module.apply(variables, np.array([["a"]]))
+    dense = ("Dense", {"units": 2, "activation": "linear"})
+    module = build(sequential(("StringLookup", {"output_mode": "multi_hot"}), dense))
+    assert differences(module)[0].startswith("layer_0 is left out; pass what it returns")
+    assert example_inputs(module) is None
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (connected(TEXT, ("x", "Identity", {}, "text"), TOKENS[:3] + ("x",)), "not at the front"),
+        (
+            connected(TEXT, TOKENS, ("h", "Hashing", {}, "text")),
+            "input of tokens is read by h as well",
+        ),
+        (connected(TEXT, ("x", "Identity", {}, "text")), r"text \(InputLayer\): text is not supp"),
+        (sequential(("Sequential", sequential(("Hashing", {}))["config"])), "inside another model"),
+    ],
+)
+def test_vocabularies_elsewhere_are_refused(model, message):
+    with pytest.raises(KerasFileError, match=message):
+        build(model)
+
+
 def test_sparsemax_is_that_of_keras():
     x = np.array([[2.0, 1.5, -1.0], [0.5, 0.25, 0.0]], "f")
     y = build(sequential(("Activation", {"activation": "sparsemax"}))).apply({}, x)
@@ -347,6 +493,40 @@ def test_noise_is_for_training():
     np.testing.assert_array_equal(module.apply({}, x), x)
     with pytest.raises(ValueError, match="its noise is not supported in training"):
         module.apply({}, x, deterministic=False)
+
+
+def test_stacked_cells_are_layers_in_a_row():
+    cell = lambda name, units: {  # noqa: E731
+        "class_name": name,
+        "config": {"units": units, "activation": "tanh", "recurrent_activation": "sigmoid"},
+    }
+    lstm, simple = cell("LSTMCell", 3), cell("SimpleRNNCell", 2)
+    stack = {"class_name": "StackedRNNCells", "config": {"cells": [lstm, simple]}}
+    stacked = sequential(("RNN", {"cell": stack, "return_state": True}))
+    row = build(
+        sequential(
+            ("RNN", {"cell": lstm, "return_sequences": True}),
+            ("RNN", {"cell": simple, "return_state": True}),
+        )
+    )
+    x = jax.random.normal(jax.random.key(0), (2, 5, 4), jnp.float32)
+    params = row.init(jax.random.key(1), x)["params"]
+    cells = {f"cells_{i}": params[f"layer_{i}"]["cell"] for i in (0, 1)}
+    variables = {"params": {"layer_0": {"cell": cells}}}
+    y, expected = build(stacked).apply(variables, x), row.apply({"params": params}, x)
+    np.testing.assert_allclose(y, expected, rtol=1e-6)
+    wide = jax.tree.map(lambda a: np.zeros([*a.shape[:-1], 5], "f"), variables)
+    layers = resized(stacked, wide)["config"]["layers"][0]["config"]["cell"]["config"]["cells"]
+    assert [layer["config"]["units"] for layer in layers] == [5, 5]
+
+
+def test_random_crops_are_not_the_same_in_all_versions():
+    model = sequential(("RandomCrop", {"height": 1, "width": 2}))
+    for version, expected in (("3.15.1", X), ("2.15.0", X[:, :1])):
+        y = build({**model, "keras_version": version}).apply({}, X)
+        np.testing.assert_allclose(y, expected, rtol=1e-6)
+    with pytest.raises(KerasFileError, match="layer_0 .*what Keras 3.6 and 3.7 evaluate"):
+        build({**model, "keras_version": "3.7.0"})
 
 
 def test_a_depthwise_convolution_may_have_more_outputs_for_each_channel():

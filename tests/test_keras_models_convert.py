@@ -48,6 +48,20 @@ LAYERS = {
     "gru": ("GRU", {"reset_after": True}, GRU_4),
     "gru_1": ("GRU", {"reset_after": False}, GRU_4 | {"bias": (12,)}),
     "rnn": ("SimpleRNN", {}, {"kernel": (5, 4), "recurrent_kernel": (4, 4), "bias": (4,)}),
+    "stacked": (
+        "RNN",
+        {
+            "cell": {
+                "class_name": "StackedRNNCells",
+                "config": {"cells": [{"class_name": "LSTMCell", "config": {}}] * 2},
+            }
+        },
+        {
+            f"stacked_rnn_cells/{cell}/{name}": shape
+            for cell in ("lstm_cell", "lstm_cell_1")
+            for name, shape in LSTM_4.items()
+        },
+    ),
     "attention": (
         "MultiHeadAttention",
         {},
@@ -133,8 +147,8 @@ def test_names_of_the_other_layouts_mean_the_same(case):
 @cases
 def test_classes_are_inferred_where_files_do_not_say(case):
     class_name, config, shapes = case
-    if class_name == "TimeDistributed":
-        return  # looks like what it wraps
+    if class_name in ("TimeDistributed", "RNN"):
+        return  # look like what they hold
     weights = arrays(shapes)
     names = {"transposed": "conv2d_transpose"}
     inferred = infer(weights, names.get(class_name, ""))
@@ -162,7 +176,13 @@ def test_classes_are_inferred_where_files_do_not_say(case):
 @cases
 def test_layers_of_flax_are_inferred(case):
     class_name, config, shapes = case
-    if class_name in ("Conv2DTranspose", "DepthwiseConv2D", "TimeDistributed", "EinsumDense"):
+    if class_name in (
+        "Conv2DTranspose",
+        "DepthwiseConv2D",
+        "TimeDistributed",
+        "EinsumDense",
+        "RNN",
+    ):
         return  # look like others
     weights = arrays(shapes)
     if class_name == "Mystery":

@@ -24,6 +24,8 @@ def load_model(
 
     Sequential and Functional models of Keras 2 and 3, with the layers that ``load`` converts and
     those without weights, but none that has code in the file (Lambda) or elsewhere (custom ones).
+    Layers at the front that look up text or categories or hash them (TextVectorization,
+    StringLookup, IntegerLookup, Hashing) are left out: the module takes what they return.
 
     Args:
         path: a file or archive that ``model.save`` wrote.
@@ -34,8 +36,8 @@ def load_model(
         variables.
 
     Warns:
-        RuntimeWarning: if layers are stateful, or compute in half precision, in which the module
-            differs from Keras.
+        RuntimeWarning: if layers are stateful, left out, or compute in half precision, in which the
+            module differs from Keras.
 
     Raises:
         KerasFileError: if the file holds no model, or not its weights, or if there is something in

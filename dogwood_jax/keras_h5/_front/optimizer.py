@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 _FIRST = re.compile(r"/m/|/m(_[0-9]+)?(:0)?$|_momentum(:0)?$")
 _SECOND = re.compile(r"/v/|/v(_[0-9]+)?(:0)?$|_velocity(:0)?$")
 
+_MAX_SETTINGS = 4  # scalars before the moments: steps, learning rate, decays in Keras 2.0
+
 Moments = dict[tuple[str, str], Dataset]  # by layer and weight
+Slots = Sequence[tuple[str, Dataset]]  # an optimizer's arrays with their names
 
 
 def load_optimizer(
@@ -34,6 +37,7 @@ def load_optimizer(
     The state is that of ``optax.scale_by_adam``, the first part of the state of ``optax.adam``.
     Keras adds epsilon before it corrects for the zeros at the start, Optax after: for the same
     steps pass Optax ``eps / sqrt(1 - b2**step)``. Without that, the difference soon vanishes.
+    ``save(path, variables, like=..., opt_state=...)`` writes the state back, grown or not.
 
     Args:
         path: a file or archive that ``model.save`` wrote after training with Adam or AdamW.
@@ -63,9 +67,9 @@ def load_optimizer(
 
     with opened(path, limit) as source:
         found = contents(source)
-        _check_kind(found)
+        check_kind(found)
         named = found.optimizer_class is not None
-        count, first, second = _moments(found)
+        count, first, second = moments_in(found)
         check_sizes((*first.values(), *second.values()), source.limit)
         mu, nu = _tree(found, first), _tree(found, second)
         state = optax.ScaleByAdamState(np.int32(read_array(count)), mu, nu)
@@ -79,7 +83,7 @@ def load_optimizer(
     return state
 
 
-def _check_kind(found: Contents) -> None:
+def check_kind(found: Contents) -> None:
     """Raises if the file says that its optimizer is not Adam."""
     name = found.optimizer_class or "adam"
     if found.optimizer_problem is not None:
@@ -93,7 +97,7 @@ def _check_kind(found: Contents) -> None:
         raise KerasFileError(f"at /: expected the optimizer to be Adam or AdamW; found {name!r}")
 
 
-def _moments(found: Contents) -> tuple[Dataset, Moments, Moments]:
+def moments_in(found: Contents) -> tuple[Dataset, Moments, Moments]:
     """Returns the count of steps, and the first and second moments of the weights that have any."""
     weights = {
         (layer.name, weight.name): layer.weights[weight.name]
@@ -105,16 +109,16 @@ def _moments(found: Contents) -> tuple[Dataset, Moments, Moments]:
     trained = {place: dataset for place, dataset in weights.items() if place[0] not in frozen}
     slots = list(found.optimizer.items())
     scalars = [dataset for _, dataset in slots if dataset.shape == ()]
-    slots = [(name, dataset) for name, dataset in slots if dataset.shape != ()]
     if not scalars:
         raise KerasFileError("at /optimizer: expected a count of steps; found none")
     fitting = {}
     for some in (trained, weights):  # Keras 3.0 has moments of frozen layers as well
         shapes = [dataset.shape for dataset in some.values()]
-        for moments in _readings(slots, len(some), found):
-            if all([dataset.shape for dataset in each] == shapes for each in moments):
-                first, second = (dict(zip(some, each)) for each in moments)
-                fitting[str([first, second])] = first, second
+        for part in _without_settings(slots):
+            for moments in _readings(part, len(some), found):
+                if all([dataset.shape for dataset in each] == shapes for each in moments):
+                    first, second = (dict(zip(some, each)) for each in moments)
+                    fitting[str([first, second])] = first, second
     if len(fitting) != 1:
         shapes = [dataset.shape for dataset in trained.values()]
         raise KerasFileError(
@@ -125,8 +129,21 @@ def _moments(found: Contents) -> tuple[Dataset, Moments, Moments]:
     return scalars[0], *fitting.popitem()[1]
 
 
+def _without_settings(slots: Slots) -> Iterator[Slots]:
+    """Yields the arrays without the count of steps, and without the learning rate.
+
+    Both are scalars. Weights that are scalars have moments that are: then only the first scalars
+    can be settings.
+    """
+    yield [slot for slot in slots if slot[1].shape != ()]
+    for start, (_, dataset) in enumerate(slots[:_MAX_SETTINGS], 1):
+        if dataset.shape != ():
+            return
+        yield slots[start:]
+
+
 def _readings(
-    slots: Sequence[tuple[str, Dataset]], count: int, found: Contents
+    slots: Slots, count: int, found: Contents
 ) -> Iterator[tuple[list[Dataset], list[Dataset]]]:
     """Yields first and second moments, told by their names, or by their order as far as it tells.
 

@@ -18,6 +18,7 @@ from dogwood_jax.keras_h5._files.atomic import replace_file
 from dogwood_jax.keras_h5._files.errors import KerasFileError, NotSavable
 from dogwood_jax.keras_h5._files.hdf5 import BFLOAT16, dtype_of, is_name, is_numeric
 from dogwood_jax.keras_h5._files.source import opened
+from dogwood_jax.keras_h5._front.moments import replaced_moments
 from dogwood_jax.keras_h5._kinds.nested import MODELS, layer_name
 from dogwood_jax.keras_h5._models.model import resized
 from dogwood_jax.keras_h5._weights import write
@@ -40,6 +41,7 @@ def save(
     *,
     layout: str | None = None,
     like: str | os.PathLike[str] | None = None,
+    opt_state: Any = None,
 ) -> None:
     """Saves variables of Flax so that Keras reads them.
 
@@ -65,12 +67,22 @@ def save(
             over, with the arrays of ``variables`` in whatever sizes they have now. It may be
             ``path`` itself. If it is a whole model, its configuration gets the new sizes, so that
             ``keras.models.load_model`` opens the new file; the optimizer's arrays are left out
-            where the weights are no longer of their shapes.
+            where the weights are no longer of their shapes, unless there is an ``opt_state``.
+        opt_state: the state of Adam as ``load_optimizer`` returns it, or a state of Optax with one
+            in it, grown by ``grow_opt_state`` as the variables by ``grow``. It takes the place of
+            the moments in ``like``, a whole model with Adam or AdamW, in whose layout the new file
+            is. Keras goes on from it, with the learning rate that ``like`` has. Moments of weights
+            that the model does not train have no place there, and are left out.
+
+    Warns:
+        RuntimeWarning: if ``opt_state`` is one of ``growable`` that has grown, because Keras counts
+            steps for all entries alike; or if ``like`` does not say which optimizer it has.
 
     Raises:
         TypeError: if ``path`` or ``like`` is none.
-        ValueError: if the variables are no such tree or do not belong to ``like``; all that is
-            wrong in one message, before anything is written.
+        ValueError: if the variables are no such tree or do not belong to ``like``, or if
+            ``opt_state`` is not Adam's, does not fit the variables, or has no place in ``like``;
+            all that is wrong in one message, before anything is written.
         KerasFileError: if ``like`` is not a file that ``load`` reads.
         OSError: if the file cannot be written, or ``like`` not be read, or if something else than
             a regular file is at ``path``.
@@ -102,6 +114,11 @@ def save(
     # In memory first: HDF5 does not report a full disk, and would leave a broken file behind.
     draft = io.BytesIO()
     if like is None:
+        if opt_state is not None:
+            raise ValueError(
+                "opt_state: only files of whole models have a place for it; pass like= the file "
+                "that load_optimizer read"
+            )
         layout = layout or _layout_by_name(Path(path))
         _check_name(Path(path), layout)
         new, arrays = _from_variables(collections, leaves, layout)
@@ -112,7 +129,17 @@ def save(
             _check_name(Path(path), layout or old.layout)
             new, arrays = _from_file(old, os.fspath(like), collections, leaves, layout)
             if layout in (None, old.layout):
-                copied(source, old, new, arrays, draft)
+                moments = (
+                    ()
+                    if opt_state is None
+                    else replaced_moments(opt_state, old, new, _parameters(leaves), os.fspath(like))
+                )
+                copied(source, old, new, arrays, draft, moments)
+            elif opt_state is not None:
+                raise ValueError(
+                    f"opt_state: has no place in layout {layout!r}; leave layout= out, which is "
+                    f"that of {os.fspath(like)} then"
+                )
             else:
                 new = replace(new, layout=layout)
                 _refuse_unwritable(new, arrays)
@@ -183,6 +210,10 @@ def _checked(
         raise _refused(problems)
     arrays = {path: np.asarray(leaf) for path, leaf in leaves.items()}
     return {c: collections[c] for c in _COLLECTIONS if c in collections}, arrays
+
+
+def _parameters(leaves: Mapping[Place, np.ndarray]) -> dict[Place, np.ndarray]:
+    return {place[1:]: leaf for place, leaf in leaves.items() if place[0] == "params"}
 
 
 def _is_array(leaf: Any) -> bool:

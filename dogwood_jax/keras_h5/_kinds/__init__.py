@@ -5,9 +5,9 @@ the table of all, ``KINDS``, which the other files fill. ``weight`` says what an
 in Flax, ``masking`` what becomes of masks, ``options`` has what configs of many layers share.
 
 The layers are in ``dense``, ``convolutions``, ``local``, ``recurrent``, ``attention``,
-``normalizations``, ``categories``, ``activations``, ``identity``, ``reshaping``, ``pooling``,
-``images`` and ``merging``; ``nested`` has layers that hold layers, and ``operations`` functions
-that Keras makes layers of.
+``normalizations``, ``categories``, ``vocabularies``, ``activations``, ``identity``, ``reshaping``,
+``pooling``, ``images`` and ``merging``; ``nested`` has layers that hold layers, and ``operations``
+functions that Keras makes layers of.
 
 Where to add: a layer is one entry in the table at the end of its family's file. What an entry does
 not say is unknown, and refused where it matters.
@@ -30,4 +30,5 @@ from dogwood_jax.keras_h5._kinds import (  # noqa: F401
     pooling,
     recurrent,
     reshaping,
+    vocabularies,
 )

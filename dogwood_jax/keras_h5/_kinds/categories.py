@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dogwood_jax.keras_h5._kinds.kind import KINDS, Config, Function, Kind
+from dogwood_jax.keras_h5._kinds.kind import KINDS, Config, Function, Kind, Weight
 from dogwood_jax.keras_h5._kinds.weight import fixed, plain
 
 
@@ -16,6 +16,46 @@ def _embedding(config: Config, name: str | None, deterministic: bool) -> Functio
     sizes = operator.index(config["input_dim"]), operator.index(config["output_dim"])
     embed = nn.Embed(*sizes, name=name)
     return lambda x: embed(x.astype(jnp.int32))
+
+
+class ReversibleEmbedding(nn.Module):
+    """An embedding that also tells how well vectors fit each category, by its own table or another.
+
+    Attributes:
+        sizes: how many categories there are, and the size of their vectors.
+        tied: whether the table is the same on the way back.
+        cap: what bounds the results of the way back, by a tanh.
+    """
+
+    sizes: tuple[int, int]
+    tied: bool = True
+    cap: float | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, reverse: bool = False) -> jax.Array:
+        init = nn.initializers.lecun_normal()
+        table = self.param("embedding", init, self.sizes)
+        back = table.T if self.tied else self.param("reverse_embedding", init, self.sizes[::-1])
+        if not reverse:
+            return jnp.take(table, x.astype(jnp.int32), axis=0)
+        y = jnp.matmul(x, back)
+        return y if self.cap is None else jnp.tanh(y / self.cap) * self.cap
+
+
+def _reversible(config: Config, name: str | None, deterministic: bool) -> Function:
+    if config.get("mask_zero"):
+        raise ValueError("mask_zero=True is not supported")
+    if config.get("reverse_dtype") not in (None, "float32"):
+        raise ValueError(f"the reverse_dtype {config['reverse_dtype']!r} is not supported")
+    sizes = operator.index(config["input_dim"]), operator.index(config["output_dim"])
+    cap = config.get("logit_soft_cap")
+    return ReversibleEmbedding(sizes, bool(config.get("tie_weights", True)), cap, name=name)
+
+
+def _reversible_weights(config: Config) -> list[Weight]:
+    back = [plain("reverse_embeddings", "params/reverse_embedding")]
+    tied = config.get("tie_weights", True)
+    return [plain("embeddings", "params/embedding"), *([] if tied else back)]
 
 
 def _discretization(config: Config) -> Function:
@@ -50,6 +90,15 @@ KINDS["Embedding"] = Kind(
     axes=fixed({"embeddings": "input_dim output_dim"}),
     sizes=lambda config, params: dict(zip(("input_dim", "output_dim"), params["embedding"].shape)),
     new_mask=lambda config: (lambda x: x != 0) if config.get("mask_zero") else None,
+)
+KINDS["ReversibleEmbedding"] = Kind(
+    module=_reversible,
+    keywords={"reverse"},
+    weights=_reversible_weights,
+    axes=fixed(
+        {"embeddings": "input_dim output_dim", "reverse_embeddings": "output_dim input_dim"}
+    ),
+    sizes=lambda config, params: dict(zip(("input_dim", "output_dim"), params["embedding"].shape)),
 )
 KINDS["Discretization"] = Kind(function=_discretization)
 KINDS["CategoryEncoding"] = Kind(function=_category_encoding)

@@ -12,6 +12,8 @@ from dogwood_jax.keras_h5._kinds.options import channels_last
 
 
 def _input(config: Config) -> Function:
+    if config.get("dtype") == "string":  # what a vocabulary makes of it is given
+        return lambda x: x
     dtype = jnp.dtype(config.get("dtype") or "float32")
 
     def cast(x: Any) -> Any:

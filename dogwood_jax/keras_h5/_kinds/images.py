@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dogwood_jax.keras_h5._kinds.kind import KINDS, Config, Function, Kind
-from dogwood_jax.keras_h5._kinds.masking import dropped, unknown
+from dogwood_jax.keras_h5._kinds.masking import dropped, forgotten, unknown
 from dogwood_jax.keras_h5._kinds.options import channels_last, spatial
 
 
@@ -82,13 +82,81 @@ def _stretched(x: jax.Array, axis: int, times: int) -> jax.Array:
     return first + (second - first) * part
 
 
-def _resizing(config: Config) -> Function:
-    for option in ("crop_to_aspect_ratio", "pad_to_aspect_ratio"):
-        if config.get(option):
-            raise ValueError(f"{option} is not supported")
-    sizes = operator.index(config["height"]), operator.index(config["width"])
+def _cut_to_ratio(x: jax.Array, height: int, width: int) -> jax.Array:
+    """Returns the middle of images, as much as has the ratio of these sizes."""
+    rows, columns = x.shape[-3:-1]
+    kept = min(rows, int(columns * height / width)), min(columns, int(rows * width / height))
+    top, left = ((n - m) // 2 for n, m in zip((rows, columns), kept))
+    return x[..., top : top + max(kept[0], 1), left : left + max(kept[1], 1), :]
+
+
+def _resized(config: Config, height: int, width: int) -> Function:
+    """Returns what resizes images, channels last."""
+    if config.get("pad_to_aspect_ratio"):
+        raise ValueError("pad_to_aspect_ratio is not supported")
     method, antialias = _method(config, "bilinear"), bool(config.get("antialias"))
-    return channels_last(config, lambda x: _to(x, *sizes, method, antialias))
+    cut = _cut_to_ratio if config.get("crop_to_aspect_ratio") else lambda x, height, width: x
+    return lambda x: _to(cut(x, height, width), height, width, method, antialias)
+
+
+def _resizing(config: Config) -> Function:
+    sizes = operator.index(config["height"]), operator.index(config["width"])
+    return channels_last(config, _resized(config, *sizes))
+
+
+def _resize_operation(config: Config) -> Function:
+    resize = _resized(config, *spatial(config["size"], 2))
+    if config.get("data_format") != "channels_first":
+        return resize
+    return lambda x: jnp.moveaxis(resize(jnp.moveaxis(x, -3, -1)), -1, -3)
+
+
+# In evaluation nothing is random: Keras 3.8 and later return the image itself, Keras up to 3.5 a
+# resized one. Layers of older versions are renamed on reading.
+RANDOM_CROP_3_5, RANDOM_CROP_3_7 = "RandomCrop of Keras 3.5", "RandomCrop of Keras 3.7"
+
+
+def _random_crop(config: Config, name: str | None, deterministic: bool) -> Function:
+    if not deterministic:
+        raise ValueError("its crops are not supported in training; pass deterministic=True")
+    return lambda x: x
+
+
+def _random_crop_3_5(config: Config, name: str | None, deterministic: bool) -> Function:
+    _random_crop(config, name, deterministic)
+    return _resizing({**config, "crop_to_aspect_ratio": True})
+
+
+def _random_crop_3_7(config: Config, name: str | None, deterministic: bool) -> Function:
+    raise ValueError("what Keras 3.6 and 3.7 evaluate is not supported; save it by Keras 3.8")
+
+
+def _block_size(config: Config) -> int:
+    if config.get("data_format") == "channels_first":  # backends of Keras differ
+        raise ValueError("the data_format 'channels_first' is not supported")
+    return operator.index(config["block_size"])
+
+
+def _depth_to_space(config: Config) -> Function:
+    size = _block_size(config)
+
+    def blocks(x: Any) -> Any:
+        n, height, width, channels = x.shape
+        x = x.reshape(n, height, width, size, size, channels // size**2)
+        return jnp.swapaxes(x, 2, 3).reshape(n, height * size, width * size, -1)
+
+    return blocks
+
+
+def _space_to_depth(config: Config) -> Function:
+    size = _block_size(config)
+
+    def stacked(x: Any) -> Any:
+        n, height, width, channels = x.shape
+        x = x.reshape(n, height // size, size, width // size, size, channels)
+        return jnp.swapaxes(x, 2, 3).reshape(n, height // size, width // size, -1)
+
+    return stacked
 
 
 def _center_crop(config: Config) -> Function:
@@ -97,9 +165,7 @@ def _center_crop(config: Config) -> Function:
     def crop(x: jax.Array) -> jax.Array:
         rows, columns = (n - size for n, size in zip(x.shape[-3:-1], sizes))
         if min(rows, columns) < 0:
-            raise ValueError(
-                f"an image smaller than {sizes}, which Keras resizes, is not supported"
-            )
+            return _to(_cut_to_ratio(x, *sizes), *sizes, "linear")
         top, left = rows // 2, columns // 2
         return x[..., top : top + sizes[0], left : left + sizes[1], :]
 
@@ -117,4 +183,11 @@ for _rank in (1, 2, 3):
             function=partial(_make, _rank), passes_channels=True, on_mask=_on_mask
         )
 KINDS["Resizing"] = Kind(function=_resizing)
+KINDS["ops.Resize"], KINDS["ops.DepthToSpace"], KINDS["ops.SpaceToDepth"] = (
+    Kind(function=make, keywords=None, on_mask=forgotten)
+    for make in (_resize_operation, _depth_to_space, _space_to_depth)
+)
+KINDS["RandomCrop"] = Kind(module=_random_crop)
+KINDS[RANDOM_CROP_3_5] = Kind(module=_random_crop_3_5)
+KINDS[RANDOM_CROP_3_7] = Kind(module=_random_crop_3_7)
 KINDS["CenterCrop"] = Kind(function=_center_crop)

@@ -73,6 +73,9 @@ class Kind:
             ``mask``, with a list of all, or with each by the name of its input, ``query_mask``.
         new_mask: what makes a mask of its input, by its config; ``None`` if it makes none.
         masks_in: which of ``MASKS`` holds in a version of Keras.
+
+        looked_up: of a layer that is not computed, because a model can take what it returns for an
+            input: the shape of that, by its config and the shape of its input, if they tell.
     """
 
     function: Callable[[Config], Function] | None = None
@@ -95,6 +98,8 @@ class Kind:
     takes_masks: Literal["first", "all", "by name"] | None = None
     new_mask: Callable[[Config], Function | None] = lambda config: None
     masks_in: Callable[[tuple[int, ...]], str | None] = lambda version: None
+
+    looked_up: Callable[[Config, Shape], tuple[Any, ...] | None] | None = None
 
     @property
     def ignores_masks(self) -> bool:

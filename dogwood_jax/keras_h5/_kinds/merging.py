@@ -27,6 +27,11 @@ def _average(config: Config) -> Function:
     return lambda xs: functools.reduce(jnp.add, _aligned(xs)) / len(xs)
 
 
+def _scaled_sum(config: Config) -> Function:
+    scale = float(config["scale"])
+    return lambda xs: xs[0] + xs[1] * scale
+
+
 def _masks_in(version: tuple[int, ...]) -> str | None:
     return "all" if version < (3,) else "ignored" if version < (3, 4) else None
 
@@ -102,5 +107,8 @@ for _class, _combine, _where_masked in (
     )
 KINDS["Concatenate"] = Kind(
     function=_concatenate, on_mask=_mask_of_concatenated, masks_in=_masks_in
+)
+KINDS["CustomScaleLayer"] = Kind(  # of InceptionResNetV2, in keras.applications
+    function=_scaled_sum, passes_channels=True
 )
 KINDS["Dot"] = Kind(function=_dot)

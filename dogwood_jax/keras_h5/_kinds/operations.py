@@ -201,6 +201,42 @@ def _normalize(x: Any, axis: Any, order: Any, epsilon: Any) -> Any:
     return x * jnp.minimum(jax.lax.rsqrt(total), 1 / (1e-7 if epsilon is None else epsilon))
 
 
+def _broadcast_to(x: Any, shape: Any) -> Any:
+    return jnp.broadcast_to(x, _sizes(shape))
+
+
+def _repeat(x: Any, repeats: Any, axis: Any = None) -> Any:
+    repeats = jnp.asarray(repeats) if isinstance(repeats, list | tuple) else repeats
+    return jnp.repeat(x, repeats, axis=axis)
+
+
+def _moveaxis(x: Any, source: Any, destination: Any) -> Any:
+    return jnp.moveaxis(x, _sizes(source), _sizes(destination))
+
+
+def _argmax(x: Any, axis: Any = None, keepdims: Any = False) -> Any:
+    return jnp.argmax(x, axis=axis, keepdims=bool(keepdims)).astype(jnp.int32)
+
+
+def _argmin(x: Any, axis: Any = None, keepdims: Any = False) -> Any:
+    return jnp.argmin(x, axis=axis, keepdims=bool(keepdims)).astype(jnp.int32)
+
+
+def _norm(x: Any, order: Any = None, axis: Any = None, keepdims: Any = False) -> Any:
+    axis = _sizes(axis)
+    axis = axis[0] if isinstance(axis, tuple) and len(axis) == 1 else axis
+    order = None if order == "euclidean" else order
+    return jnp.linalg.norm(x, order, axis, bool(keepdims))
+
+
+def _one_hot(config: Config) -> Function:
+    if config.get("sparse"):
+        raise ValueError("a sparse result is not supported")
+    count, axis = operator.index(config["num_classes"]), operator.index(config.get("axis", -1))
+    dtype = jnp.dtype(str(config.get("dtype") or "float32"))
+    return lambda x: jax.nn.one_hot(x.astype(jnp.int32), count, axis=axis, dtype=dtype)
+
+
 def _einsum(equation: Any) -> Function:
     return lambda *arrays: jnp.einsum(equation, *arrays)
 
@@ -237,6 +273,12 @@ _WITH_OPTIONS: Sequence[tuple[Function, str, str, str]] = (
     (jnp.clip, "Clip: x_min x_max", "clip_by_value: clip_value_min clip_value_max", ""),
     (_tile, "Tile: repeats", "tile: multiples", "Tile"),
     (_take, "Take: axis", "gather: indices axis", "GatherV2"),
+    (_broadcast_to, "BroadcastTo: shape", "broadcast_to: shape", "BroadcastTo"),
+    (_repeat, "Repeat: repeats axis", "repeat: repeats axis", ""),
+    (_moveaxis, "Moveaxis: source destination", "", ""),
+    (_argmax, "Argmax: axis keepdims", "", ""),
+    (_argmin, "Argmin: axis keepdims", "", ""),
+    (_norm, "Norm: ord axis keepdims", "norm: ord axis keepdims", ""),
     (jnp.ones_like, "OnesLike: dtype", "", ""),
     (jnp.zeros_like, "ZerosLike: dtype", "", ""),
     (_softmax, "Softmax: axis", "nn.softmax: axis", "Softmax"),
@@ -384,6 +426,7 @@ _OPERATIONS: dict[str, Callable[[Config], Function]] = {
     **{f"ops.{name}": _operation(name) for name in (*_KERAS_3, *_OPTIONS_3)},
     "ops.Einsum": lambda config: _einsum(config["subscripts"]),
     "ops.GetItem": lambda config: _slicing,
+    "ops.OneHot": _one_hot,
     "TFOpLambda": _call_of_function,
     "SlicingOpLambda": lambda config: _slicing,
     "TensorFlowOpLayer": _node,

@@ -51,11 +51,32 @@ def _global_pooling(pool: Callable[..., Any], rank: int, config: Config) -> Func
     return masked
 
 
+def _adaptive_pooling(pool: Callable[..., Any], rank: int, config: Config) -> Function:
+    """Windows of whatever size makes so many of them; neighbours may overlap."""
+    sizes = spatial(config["output_size"], rank)
+
+    def pooled(x: Any) -> Any:
+        for axis, count in enumerate(sizes, 1):
+            n = x.shape[axis]
+            windows = [
+                jax.lax.slice_in_dim(x, i * n // count, -(-(i + 1) * n // count), axis=axis)
+                for i in range(count)
+            ]
+            x = jnp.stack([pool(window, axis=axis) for window in windows], axis=axis)
+        return x
+
+    return channels_last(config, pooled)
+
+
 for _rank in (1, 2, 3):
     _on_mask = dropped if _rank == 1 else unknown
     for _class, _pool in (("Max", nn.max_pool), ("Average", _average_pool)):
         KINDS[f"{_class}Pooling{_rank}D"] = Kind(
             function=partial(_pooling, _pool, _rank), passes_channels=True, on_mask=_on_mask
+        )
+    for _class, _reduce in (("Max", jnp.max), ("Average", jnp.mean)):
+        KINDS[f"Adaptive{_class}Pooling{_rank}D"] = Kind(
+            function=partial(_adaptive_pooling, _reduce, _rank), passes_channels=True
         )
     KINDS[f"GlobalMaxPooling{_rank}D"] = Kind(
         function=partial(_global_pooling, jnp.max, _rank), on_mask=_on_mask

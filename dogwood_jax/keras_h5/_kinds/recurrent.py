@@ -7,6 +7,7 @@ activations, leave biases out, and has two kinds of GRU, of which Flax has neith
 
 import operator
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,7 @@ from dogwood_jax.keras_h5._kinds.kind import (
     Params,
     Shape,
     Weight,
+    kind_of,
     layout,
 )
 from dogwood_jax.keras_h5._kinds.masking import MASKS
@@ -96,20 +98,39 @@ class GRUCell(Cell):
         return (h,), h
 
 
+class StackedCells(nn.Module):
+    """Cells of which each is given the outputs of the one before; the carry has the states of all.
+
+    Attributes:
+        cells: the cells, the first one first; their variables are named ``cells_0``, ``cells_1``.
+        states: how many arrays the state of each has.
+    """
+
+    cells: tuple[Cell, ...]
+    states: tuple[int, ...]
+
+    def __call__(self, carry: tuple[jax.Array, ...], x: jax.Array) -> tuple[Any, jax.Array]:
+        new: list[jax.Array] = []
+        for cell, count in zip(self.cells, self.states):
+            state, x = cell(carry[len(new) : len(new) + count], x)
+            new += state
+        return tuple(new), x
+
+
 class Recurrent(nn.Module):
     """A cell applied step by step.
 
     Attributes:
         cell: what is applied; its variables are named ``cell``.
-        states: how many arrays its state has.
+        states: the sizes of the arrays of its state. The last state's size is the output's.
         go_backwards: whether to begin with the last step; outputs are in the order of computation.
         return_sequences: whether to return the outputs of all steps or of the last one.
         return_state: whether to return the last state as well.
         zero_masked: whether outputs of masked steps are zero, not those of the step before.
     """
 
-    cell: Cell
-    states: int
+    cell: Cell | StackedCells
+    states: tuple[int, ...]
     go_backwards: bool = False
     return_sequences: bool = False
     return_state: bool = False
@@ -126,11 +147,8 @@ class Recurrent(nn.Module):
         """
         if isinstance(x, list | tuple):  # as Keras 2 writes calls
             x, *initial_state = x
-        zeros = jnp.zeros((x.shape[0], self.cell.units), self._dtype(x))
-        if not isinstance(initial_state, jax.Array) and not initial_state:
-            initial_state = (zeros,) * self.states
-        elif not isinstance(initial_state, list | tuple):
-            initial_state = (initial_state,)
+        *_, zeros = none = [jnp.zeros((x.shape[0], n), self._dtype(x)) for n in self.states]
+        initial_state = jax.tree.leaves(initial_state) or none
 
         def step(cell: Cell, carry: Any, now: Any) -> tuple[Any, jax.Array]:
             (state, last), (x, counts) = carry, now
@@ -166,26 +184,32 @@ _CELLS: dict[str, tuple[type[Cell], int]] = {
 }
 
 
-def _recurrent(
-    class_name: str, cell: Config, config: Config, name: str | None, deterministic: bool
-) -> Recurrent:
-    if config.get("time_major"):
-        raise ValueError("time_major=True is not supported")
-    evaluated_only(cell, deterministic, "dropout", "recurrent_dropout")
+def _cell(class_name: str, config: Config, deterministic: bool) -> tuple[Cell, int]:
+    """Returns a cell, and how many arrays its state has."""
+    evaluated_only(config, deterministic, "dropout", "recurrent_dropout")
     kind, states = _CELLS[class_name]
     extra: dict[str, Any] = {"parent": None}  # the cell is named by the layer's attribute
     if kind is GRUCell:
-        extra["reset_after"] = bool(cell.get("reset_after", False))
+        extra["reset_after"] = bool(config.get("reset_after", False))
+    cell = kind(
+        units=operator.index(config["units"]),
+        activation=activation(config["activation"]),
+        gate=activation(config.get("recurrent_activation")),
+        use_bias=config.get("use_bias", True),
+        **extra,
+    )
+    return cell, states
+
+
+def _recurrent(
+    cell: Cell | StackedCells, states: tuple[int, ...], config: Config, name: str | None
+) -> Recurrent:
+    if config.get("time_major"):
+        raise ValueError("time_major=True is not supported")
     # A layer of its own has a name, one inside another is named by the attribute there.
     named: dict[str, Any] = {"parent": None} if name is None else {"name": name}
     return Recurrent(
-        kind(
-            units=operator.index(cell["units"]),
-            activation=activation(cell["activation"]),
-            gate=activation(cell.get("recurrent_activation")),
-            use_bias=cell.get("use_bias", True),
-            **extra,
-        ),
+        cell,
         states,
         bool(config.get("go_backwards")),
         bool(config.get("return_sequences")),
@@ -196,7 +220,8 @@ def _recurrent(
 
 
 def _layer(class_name: str, config: Config, name: str | None, deterministic: bool) -> Function:
-    return _recurrent(class_name, config, config, name, deterministic)
+    cell, states = _cell(class_name, config, deterministic)
+    return _recurrent(cell, (cell.units,) * states, config, name)
 
 
 def _gates(sources: str, gates: str, weight: str) -> tuple[str, ...]:
@@ -273,17 +298,56 @@ def _mask(config: Config, masks: list[Any]) -> Any:
 _KEYWORDS = {"mask", "initial_state"}
 
 
+def _cells_of(cell: Config) -> list[tuple[str, Config]]:
+    """Returns class and config of a cell, or of each of a stack."""
+    stacked = cell["class_name"] == "StackedRNNCells"
+    cells = cell["config"]["cells"] if stacked else [cell]
+    return [(one["class_name"].removesuffix("Cell"), one["config"]) for one in cells]
+
+
 def _rnn(config: Config, name: str | None, deterministic: bool) -> Function:
-    cell = config["cell"]
-    class_name = cell["class_name"].removesuffix("Cell")
-    if class_name not in _CELLS:
-        raise ValueError(f"the cell {cell['class_name']} is not supported")
-    return _recurrent(class_name, cell["config"], config, name, deterministic)
+    described = _cells_of(config["cell"])
+    if unknown := [class_name for class_name, _ in described if class_name not in _CELLS]:
+        raise ValueError(f"the cell {unknown[0]} is not supported")
+    cells, counts = zip(*(_cell(*one, deterministic) for one in described))
+    sizes = tuple(cell.units for cell, count in zip(cells, counts) for _ in range(count))
+    stacked = config["cell"]["class_name"] == "StackedRNNCells"
+    cell = StackedCells(cells, counts, parent=None) if stacked else cells[0]
+    return _recurrent(cell, sizes, config, name)
+
+
+_GROUPS = {"SimpleRNN": "simple_rnn_cell", "GRU": "gru_cell", "LSTM": "lstm_cell"}
 
 
 def _rnn_weights(config: Config) -> list[Weight]:
     cell = config["cell"]
-    return layout(cell["class_name"].removesuffix("Cell"), cell["config"])
+    if cell["class_name"] != "StackedRNNCells":
+        return layout(cell["class_name"].removesuffix("Cell"), cell["config"])
+    weights: list[Weight] = []
+    used: dict[str, int] = {}
+    for number, (class_name, details) in enumerate(_cells_of(cell)):
+        group = _GROUPS.get(class_name, class_name)
+        used[group] = used.get(group, -1) + 1
+        group += f"_{used[group]}" if used[group] else ""
+        for weight in layout(class_name, details):
+            rest = weight.name.removeprefix("cell/")
+            places = tuple(
+                (place[0], "cell", f"cells_{number}", *place[2:]) for place in weight.places
+            )
+            weights.append(replace(weight, name=f"cell/cells/{group}/{rest}", places=places))
+    return weights
+
+
+def _stacked_sizes(config: Config, params: Params) -> dict[str, Any]:
+    cells = []
+    for number, (one, (class_name, details)) in enumerate(
+        zip(config["cells"], _cells_of({"class_name": "StackedRNNCells", "config": config}))
+    ):
+        sizes = kind_of(f"{class_name}Cell").sizes
+        inner = {"cell": params["cell"][f"cells_{number}"]}
+        kept = {key: value for key, value in one.items() if key != "build_config"}
+        cells.append({**kept, "config": {**details, **(sizes(details, inner) if sizes else {})}})
+    return {"cells": cells}
 
 
 def _rnn_told(shapes: Mapping[str, Shape]) -> Config | None:
@@ -394,6 +458,7 @@ for _count, _class, _weights, _state in (
         takes_masks="first",
     )
     KINDS[f"{_class}Cell"] = Kind(sizes=_sizes)
+KINDS["StackedRNNCells"] = Kind(sizes=_stacked_sizes)
 KINDS["CuDNNLSTM"] = Kind(weights=_lstm)
 KINDS["RNN"] = Kind(
     module=_rnn,

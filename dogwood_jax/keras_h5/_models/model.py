@@ -23,6 +23,7 @@ from dogwood_jax.keras_h5._models.masks import (
 )
 from dogwood_jax.keras_h5._models.sizes import inputs_of, resized_layer
 from dogwood_jax.keras_h5._models.versions import explicit
+from dogwood_jax.keras_h5._models.vocabularies import left_out
 
 _ANY_SIZE = 32  # where a model takes inputs of any size
 _MAX_CALLS = 1 << 16  # of layers; models that call models many times can make ever more
@@ -298,17 +299,23 @@ def _inputs_of(
             open, not the last one: channels.
     """
     graph = parse(class_name, config)
+    looked_up = left_out(graph)
     shapes: list[jax.ShapeDtypeStruct | None] = []
     for ref in refs_in(graph.inputs):
         kind, first = graph.layers[ref.layer or next(iter(graph.layers))]
         if kind in MODELS:
             shapes += _inputs_of(kind, first, any_size)
             continue
-        shape = first.get("batch_shape") or first.get("batch_input_shape")
+        shape: Any = first.get("batch_shape") or first.get("batch_input_shape")
         if not shape and not ref.layer and isinstance(config, Mapping):
             shape = config.get("build_input_shape")
         shape = shape or (None, None)
         dtype = first.get("dtype")
+        if ref.layer in looked_up:
+            layer_class, layer_config = graph.layers[looked_up[ref.layer]]
+            result = kind_of(layer_class).looked_up
+            shape = (result and result(layer_config, shape)) or (None, None)
+            dtype = "int32"
         array: Any = jax.ShapeDtypeStruct  # untyped
         dtype = jnp.dtype(dtype if isinstance(dtype, str) else "float32")
         sizes = [any_size if size is None else size for size in shape[1:-1]] + list(shape[-1:])
@@ -366,6 +373,20 @@ def _problems(class_name: str, config: Any, place: str) -> Iterator[str]:
             yield f"{where} ({layer_class}): {_reason(error)}"
         if name in dir(KerasModel):
             yield f"{where} ({layer_class}): Flax has another use for this name; rename the layer"
+    looked_up: dict[str, str] = {}
+    try:
+        looked_up = left_out(graph)
+        if place and looked_up:
+            raise ValueError(
+                f"{', '.join(looked_up.values())} is inside another model; only at the front of "
+                "the whole model can layers be left out"
+            )
+    except ValueError as error:
+        yield f"{place or 'the model'} ({class_name}): {error}"
+    for name, (layer_class, layer_config) in graph.layers.items():
+        text = layer_class == "InputLayer" and layer_config.get("dtype") == "string"
+        if text and not looked_up.keys() & {name, ""}:
+            yield f"{place}{name} ({layer_class}): text is not supported"
     masks: dict[tuple[str, int], bool | None] = {}
     gone = taken_off(graph)
     for call in graph.calls:
@@ -411,7 +432,10 @@ def differences(module: KerasModel) -> list[str]:
 
 
 def _differences(class_name: str, config: Config, place: str) -> Iterator[str]:
-    for name, (layer_class, details) in parse(class_name, config).layers.items():
+    graph = parse(class_name, config)
+    for name, layer in left_out(graph).items():
+        yield f"{place}{layer} is left out; pass what it returns in Keras as input {name or 'x'}"
+    for name, (layer_class, details) in graph.layers.items():
         if layer_class in MODELS:
             yield from _differences(layer_class, details, f"{place}{name}/")
             continue
@@ -518,8 +542,14 @@ def _lopsided(config: Config, place: str = "") -> Iterator[str]:
         ways = [layer["config"].get(way) for way in ("layer", "backward_layer")]
         if layer["class_name"] == "Bidirectional" and all(ways):
             cells = [way["config"].get("cell", way) for way in ways]
-            if len({cell["config"].get("units") for cell in cells}) > 1:
+            if len({*map(_units, cells)}) > 1:
                 yield f"{name}: its two directions must be of one size; grow both by as much"
+
+
+def _units(cell: Config) -> tuple[Any, ...]:
+    """Returns the size of a recurrent cell, or the sizes of a stack."""
+    stack = cell["config"].get("cells", [cell])
+    return tuple(one["config"].get("units") for one in stack)
 
 
 def _built(config: Config) -> KerasModel | None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dogwood_jax.keras_h5._kinds.activations import HARD_SIGMOID_2
-from dogwood_jax.keras_h5._kinds.images import BILINEAR_2_3
+from dogwood_jax.keras_h5._kinds.images import BILINEAR_2_3, RANDOM_CROP_3_5, RANDOM_CROP_3_7
 from dogwood_jax.keras_h5._kinds.kind import Config, kind_of
 from dogwood_jax.keras_h5._kinds.masking import MASKS
 
@@ -28,6 +28,9 @@ def explicit(config: Config) -> Config:
         renamed |= {(key, "hard_sigmoid"): HARD_SIGMOID_2 for key in _ACTIVATIONS}
     if number < (2, 4):
         renamed["interpolation", "bilinear"] = BILINEAR_2_3
+    if number < (3, 8):
+        old = RANDOM_CROP_3_5 if number < (3, 6) else RANDOM_CROP_3_7
+        renamed["class_name", "RandomCrop"] = old
     new: Config = _explicit(config, renamed, number)
     return new
 

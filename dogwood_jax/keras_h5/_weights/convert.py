@@ -77,7 +77,7 @@ def to_keras(
     Raises:
         ValueError: if arrays are missing, naming all of them.
     """
-    found = dict(_leaves(collections))
+    found = dict(leaves_of(collections))
     weights = {}
     missing = []
     for weight in layout(class_name, config):
@@ -174,9 +174,10 @@ def _set(tree: dict[str, Any], place: Path, leaf: Any) -> None:
     tree[name] = leaf
 
 
-def _leaves(tree: Mapping[str, Any], path: Path = ()) -> Iterable[tuple[Path, Any]]:
+def leaves_of(tree: Mapping[str, Any], path: Path = ()) -> Iterable[tuple[Path, Any]]:
+    """Yields the leaves of nested dicts with their paths."""
     for name, branch in tree.items():
         if isinstance(branch, Mapping):
-            yield from _leaves(branch, (*path, name))
+            yield from leaves_of(branch, (*path, name))
         else:
             yield (*path, name), branch

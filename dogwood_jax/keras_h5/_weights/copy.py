@@ -3,21 +3,23 @@
 import io
 import json
 import zipfile
-from collections.abc import Mapping
-from typing import IO, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import IO, Any, TypeAlias
 
 import h5py
 import numpy as np
 
 from dogwood_jax._base.problems import listed
 from dogwood_jax.keras_h5._files.errors import NotSavable
-from dogwood_jax.keras_h5._files.hdf5 import Group, read_text
+from dogwood_jax.keras_h5._files.hdf5 import Dataset, Group, read_text
 from dogwood_jax.keras_h5._files.source import CONFIG, METADATA, WEIGHTS, Source
 from dogwood_jax.keras_h5._weights.config import as_in
 from dogwood_jax.keras_h5._weights.layouts import Contents
 from dogwood_jax.keras_h5._weights.write import write_array, write_text
 
 _OPTIMIZER = ("/optimizer_weights", "/optimizer")
+
+Replacement: TypeAlias = tuple[Dataset, str, np.ndarray]  # an old array, its name, and the new one
 
 
 def copied(
@@ -26,6 +28,7 @@ def copied(
     new: Contents,
     arrays: Mapping[str, Mapping[str, np.ndarray]],
     draft: IO[bytes],
+    optimizer: Sequence[Replacement] = (),
 ) -> None:
     """Writes the new file into a draft.
 
@@ -35,19 +38,23 @@ def copied(
         new: what the new one shall hold: the same layers, with their configs.
         arrays: its arrays, by layer and name.
         draft: what is written to.
+        optimizer: what takes the place of arrays of the optimizer. Without it, all of them are
+            left out where weights have other shapes.
 
     Raises:
         NotSavable: if weights that are one array of the old file now differ.
     """
-    replacements = _replacements(old, arrays)
-    grown = any(
-        arrays[layer.name][name].shape != dataset.shape
+    replaced = [
+        (dataset, f"{layer.name}/{name}", arrays[layer.name][name])
         for layer in old.layers
         for name, dataset in layer.weights.items()
-    )
+    ]
+    grown = any(array.shape != dataset.shape for dataset, _, array in replaced)
+    replacements = _replacements([*replaced, *optimizer])
     weights = draft if old.layout != "keras" else io.BytesIO()
     with h5py.File(weights, "w") as file:
-        _copy(source.weights, file, replacements, _OPTIMIZER if grown else ())
+        left_out = _OPTIMIZER if grown and not optimizer else ()
+        _copy(source.weights, file, replacements, left_out)
         if old.layout != "keras" and new.config != old.config:
             original = json.loads(read_text(source.weights, "model_config") or "")
             text = json.dumps(as_in(original, new.config))
@@ -62,24 +69,21 @@ def copied(
                 archive.writestr(name, content)
 
 
-def _replacements(
-    old: Contents, arrays: Mapping[str, Mapping[str, np.ndarray]]
-) -> dict[str, np.ndarray]:
+def _replacements(replaced: Iterable[Replacement]) -> dict[str, np.ndarray]:
     """Returns the new arrays by where the old ones are in the file, links followed."""
     replacements: dict[str, np.ndarray] = {}
     first: dict[str, str] = {}
     problems = []
-    for layer in old.layers:
-        for name, dataset in layer.weights.items():
-            place, array = dataset.name, arrays[layer.name][name]
-            if place not in replacements:
-                replacements[place], first[place] = array, f"{layer.name}/{name}"
-            elif not _same(array, replacements[place]):
-                problems.append(
-                    f"{layer.name}/{name}: expected the values of {first[place]}, because links of "
-                    f"the file make both one array, {place}; found others; give both the same, "
-                    "or choose another layout, which keeps them apart"
-                )
+    for dataset, name, array in replaced:
+        place = dataset.name
+        if place not in replacements:
+            replacements[place], first[place] = array, name
+        elif not _same(array, replacements[place]):
+            problems.append(
+                f"{name}: expected the values of {first[place]}, because links of the file make "
+                f"both one array, {place}; found others; give both the same, or choose another "
+                "layout, which keeps them apart"
+            )
     if problems:
         raise NotSavable(listed("cannot save these variables", problems))
     return replacements
