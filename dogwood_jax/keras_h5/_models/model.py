@@ -21,7 +21,7 @@ from dogwood_jax.keras_h5._models.masks import (
     unclear,
     with_masks,
 )
-from dogwood_jax.keras_h5._models.sizes import inputs_of, resized_layer
+from dogwood_jax.keras_h5._models.sizes import Given, inputs_of, resized_layer
 from dogwood_jax.keras_h5._models.versions import explicit
 
 _ANY_SIZE = 32  # where a model takes inputs of any size
@@ -105,8 +105,7 @@ class KerasModel(nn.Module):
         for call in graph.calls:
             class_name, config = graph.layers[call.layer]
             args, kwargs = replaced([call.args, call.kwargs], found)
-            arrays = [leaf for leaf in jax.tree.leaves(args) if isinstance(leaf, jax.Array)]
-            self.sow("intermediates", inputs_of(call.layer), arrays)
+            self.sow("intermediates", inputs_of(call.layer), _given(args, kwargs))
             if new_mask := kind_of(class_name).new_mask(config):
                 mask = new_mask(args[0])
             else:
@@ -426,6 +425,16 @@ def _differences(class_name: str, config: Config, place: str) -> Iterator[str]:
 def _policy(config: Any) -> Any:
     """Returns a layer's dtype, or what Keras 3 has in its place."""
     return config.get("dtype") if isinstance(config, Mapping) else None
+
+
+def _given(args: Any, kwargs: Mapping[str, Any]) -> Given:
+    """Returns the arrays that a layer is called with."""
+
+    def arrays(tree: Any) -> list[Any]:
+        return [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
+
+    found = [arrays(arg) for arg in args], {key: arrays(arg) for key, arg in kwargs.items()}
+    return Given([some for some in found[0] if some], {k: v for k, v in found[1].items() if v})
 
 
 def _reason(error: Exception) -> str:
