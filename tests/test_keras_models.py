@@ -20,6 +20,7 @@ from dogwood_jax.keras_h5._kinds.kind import KINDS, Kind
 from dogwood_jax.keras_h5._kinds.normalizations import grown_groups
 from dogwood_jax.keras_h5._kinds.reshaping import reshape_target
 from dogwood_jax.keras_h5._models.model import build, differences, resized
+from dogwood_jax.keras_h5._weights.config import with_classes
 
 DATA = Path(__file__).parent / "data" / "keras_models"
 FILES = sorted([*DATA.glob("*.h5"), *DATA.glob("*.keras")])
@@ -266,7 +267,8 @@ def test_all_that_is_not_supported_is_said_at_once():
         "cannot make a Flax module of this model:",
         "- layer_0 (Lambda): this class of layers is not supported",
         "- layer_1 (Dense): the activation 'my_activation' is none of Keras's own",
-        "- layer_2/thing (Custom>Thing): this class of layers is not supported",
+        "- layer_2/thing (Custom>Thing): its class is not Keras's own, and its code is not in the "
+        "file; load reads its weights, for a module of your own",
         "- layer_3 (LSTM): time_major=True is not supported",
         "- layer_4 (Conv2D): its config has no 'padding'",
         "- variables (Dense): Flax has another use for this name; rename the layer",
@@ -361,7 +363,8 @@ def functional(*layers):
     """A model of an input ``x`` and layers, the last of which gives its output."""
     inputs = {"class_name": "InputLayer", "name": "x", "config": {"name": "x"}, "inbound_nodes": []}
     refs = {"input_layers": [["x", 0, 0]], "output_layers": [[layers[-1]["name"], 0, 0]]}
-    return {"class_name": "Functional", "config": {"layers": [inputs, *layers], **refs}}
+    model = {"class_name": "Functional", "config": {"layers": [inputs, *layers], **refs}}
+    return with_classes(model)
 
 
 def keras_3(class_name, name, *args):

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from dogwood_jax.keras_h5._files.hdf5 import dtype_of
 from dogwood_jax.keras_h5._files.source import opened
+from dogwood_jax.keras_h5._kinds.kind import NAMED
+from dogwood_jax.keras_h5._kinds.nested import MODELS
 from dogwood_jax.keras_h5._weights.layers import Layer
 from dogwood_jax.keras_h5._weights.layouts import Contents, contents
 
@@ -120,7 +122,7 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
             found.layout,
             found.keras_version,
             found.backend,
-            None if found.config is None else found.config["class_name"],
+            None if found.config is None else found.config.get(NAMED, found.config["class_name"]),
             layers,
             len(found.optimizer),
             tuple(_notes(found)),
@@ -143,5 +145,15 @@ def _notes(found: Contents) -> list[str]:
     if found.layout in ("h5", "weights.h5"):
         notes.append(
             "classes are told by names and shapes, because the file holds no configuration"
+        )
+    if found.layout == "model.h5":
+        notes.append(
+            "classes are taken for Keras's own of these names, as Keras takes them, because HDF5 "
+            "files do not say whose they are"
+        )
+    if found.config is not None and found.config["class_name"] not in MODELS:
+        notes.append(
+            "the model's class is not Keras's own, and the file has its weights, not its code: "
+            "load reads them, load_model makes no module of it"
         )
     return notes

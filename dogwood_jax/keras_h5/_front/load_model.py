@@ -24,6 +24,9 @@ def load_model(
 
     Sequential and Functional models of Keras 2 and 3, with the layers that ``load`` converts and
     those without weights, but none that has code in the file (Lambda) or elsewhere (custom ones).
+    A model of the user's own class is computed as its config describes it, if it is made from its
+    inputs and outputs. Archives say whose a class is. HDF5 files do not, so a layer called Dense
+    is taken for Keras's own there, as Keras itself takes it.
 
     Args:
         path: a file or archive that ``model.save`` wrote.
@@ -35,7 +38,7 @@ def load_model(
 
     Warns:
         RuntimeWarning: if layers are stateful, or compute in half precision, in which the module
-            differs from Keras.
+            differs from Keras, or if a model's class is the user's own.
 
     Raises:
         KerasFileError: if the file holds no model, or not its weights, or if there is something in

@@ -18,6 +18,9 @@ Shape = tuple[int, ...]
 # a GroupNormalization how many there were before the model grew.
 CHANNELS = "channels, says dogwood_jax"
 
+# Beside a class's name in configs: what the file calls it, where that is not the same.
+NAMED = "class_name, says the file"
+
 
 @dataclass(frozen=True)
 class Weight:

@@ -62,8 +62,6 @@ def reshape_target(
 
 
 def _target(config: Config, params: Params, shape: Shape, channels: int | None) -> dict[str, Any]:
-    if "target_shape" not in config:  # it is keras.ops.reshape
-        return {}
     return {"target_shape": list(reshape_target(shape[1:], config["target_shape"], channels))}
 
 

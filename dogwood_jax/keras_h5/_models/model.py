@@ -9,10 +9,10 @@ import jax.numpy as jnp
 
 from dogwood_jax._base.problems import listed
 from dogwood_jax.keras_h5._files.errors import KerasFileError
-from dogwood_jax.keras_h5._kinds.kind import CHANNELS, Config, kind_of, layout
+from dogwood_jax.keras_h5._kinds.kind import CHANNELS, NAMED, Config, kind_of, layout
 from dogwood_jax.keras_h5._kinds.nested import MODELS, layer_name, layers_of
 from dogwood_jax.keras_h5._models.channels import read_channels
-from dogwood_jax.keras_h5._models.graph import Ref, class_of, parse, refs_in, replaced
+from dogwood_jax.keras_h5._models.graph import Ref, parse, refs_in, replaced
 from dogwood_jax.keras_h5._models.masks import (
     given_to,
     handed_on,
@@ -139,8 +139,8 @@ def build(config: Config) -> KerasModel:
     """Returns the Flax module of a Keras model.
 
     Args:
-        config: ``{"class_name": ..., "config": {...}}`` of a Sequential or Functional model, with
-            ``keras_version`` where it is known.
+        config: ``{"class_name": ..., "config": {...}}`` of a Sequential or Functional model, as
+            ``checked_config`` returns it, with ``keras_version`` where it is known.
 
     Raises:
         KerasFileError: if there are layers, options or calls that are not supported, all of them
@@ -148,12 +148,12 @@ def build(config: Config) -> KerasModel:
             those not supported.
     """
     config = explicit(config)
-    if problems := list(_problems(class_of(config), config.get("config"), "")):
+    if problems := list(_problems(config["class_name"], config.get("config"), "")):
         raise _refused("cannot make a Flax module of this model", problems)
     if (count := _count_calls(config["class_name"], config["config"])) > _MAX_CALLS:
         problem = f"expected at most {_MAX_CALLS:,} calls of layers, got {count:,}"
         raise _refused("cannot make a Flax module of this model", [problem])
-    config = annotated({k: config[k] for k in ("class_name", "config")})
+    config = annotated({k: config[k] for k in ("class_name", "config", NAMED) if k in config})
     module: KerasModel = KerasModel(_frozen(config))
     return module
 
@@ -335,13 +335,18 @@ def make_layer(
         return lambda *inputs: module(*inputs, deterministic=deterministic)
     if class_name == "TimeDistributed":
         layer = config["layer"]
-        each = make_layer(class_of(layer), layer["config"], name, deterministic)
+        each = make_layer(layer["class_name"], layer["config"], name, deterministic)
 
         def spread(x: jax.Array, mask: Any = None) -> jax.Array:
             y: jax.Array = each(x.reshape(-1, *x.shape[2:]))
             return y.reshape(*x.shape[:2], *y.shape[1:])
 
         return spread
+    if ">" in class_name:
+        raise ValueError(
+            "its class is not Keras's own, and its code is not in the file; load reads its "
+            "weights, for a module of your own"
+        )
     raise ValueError("this class of layers is not supported")
 
 
@@ -396,7 +401,7 @@ def _problems(class_name: str, config: Any, place: str) -> Iterator[str]:
 def _count_calls(class_name: str, config: Config) -> int:
     """Returns how many calls of layers one call of a layer comes to."""
     if class_name == "TimeDistributed":
-        return _count_calls(class_of(config["layer"]), config["layer"]["config"])
+        return _count_calls(config["layer"]["class_name"], config["layer"]["config"])
     if class_name not in MODELS:
         return 1
     graph = parse(class_name, config)
@@ -406,13 +411,19 @@ def _count_calls(class_name: str, config: Config) -> int:
 
 def differences(module: KerasModel) -> list[str]:
     """Returns in what the module of a model differs from it, by layer."""
-    return list(_differences(module.config["class_name"], module.config["config"], ""))
+    return list(_differences(module.config, ""))
 
 
-def _differences(class_name: str, config: Config, place: str) -> Iterator[str]:
-    for name, (layer_class, details) in parse(class_name, config).layers.items():
+def _differences(model: Config, place: str) -> Iterator[str]:
+    if NAMED in model:
+        yield (
+            f"{place.removesuffix('/') or 'the model'} computes what its config describes, not a "
+            f"call that its class, {model[NAMED]}, which is not Keras's own, may define"
+        )
+    for layer in layers_of(model["config"]):
+        name, layer_class, details = layer_name(layer), layer["class_name"], layer["config"]
         if layer_class in MODELS:
-            yield from _differences(layer_class, details, f"{place}{name}/")
+            yield from _differences(layer, f"{place}{name}/")
             continue
         if details.get("stateful"):
             yield f"{place}{name} begins each call with a state of zeros, as after reset_states()"
@@ -492,9 +503,10 @@ def resized(config: Config, variables: Mapping[str, Any]) -> dict[str, Any]:
         >>> resized(model, wide)["config"]["layers"][0]["config"]["units"]
         8
     """
-    if isinstance(config["config"], Mapping) and "layers" not in config["config"]:
+    if config["class_name"] not in MODELS:
+        name = config.get(NAMED, config["class_name"])
         raise ValueError(
-            f"the model's config has no layers whose sizes could change: {config['class_name']} "
+            f"the model's config has no layers whose sizes could change: {name} "
             "makes them itself; save with layout='weights.h5', and load these weights into a "
             "model that is made with the new sizes"
         )
