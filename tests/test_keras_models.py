@@ -135,6 +135,7 @@ def test_groups_may_be_more_or_larger():
 def test_a_shape_of_which_any_axis_may_have_grown_is_refused(tmp_path):
     assert reshape_target((6, 24), (6, 2, 8), 12) == (6, 2, 12)
     assert reshape_target((24,), (-1, 1, 12), 24) == (-1, 1, 24)
+    assert reshape_target((24,), (3, 3), 3) == (8, 3)
     with pytest.raises(ValueError, match=r"which axis of \(2, 3\) has grown"):
         reshape_target((12,), (2, 3), None)
     model = sequential(
@@ -145,10 +146,64 @@ def test_a_shape_of_which_any_axis_may_have_grown_is_refused(tmp_path):
         ("Dense", {"units": 2, "activation": "linear"}),
     )
     dense = lambda *sizes: {"kernel": jnp.ones(sizes), "bias": jnp.ones(sizes[1])}  # noqa: E731
-    with pytest.raises(ValueError, match=r"no config .*: Reshape: which axis of \(2, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"no config .*: layer_2 \(Reshape\): which axis of \(2, 3"
+    ):
         resized(model, {"params": {"layer_1": dense(4, 12), "layer_4": dense(12, 2)}})
     with pytest.raises(ValueError, match=r"layer_4/kernel: has shape \(7, 2\), where Keras would"):
         resized(model, {"params": {"layer_1": dense(4, 6), "layer_4": dense(7, 2)}})
+
+
+def dense(units):
+    return "Dense", {"units": units, "activation": "linear", "use_bias": False}
+
+
+def conv(filters, **options):
+    options = {"kernel_size": [1], "padding": "valid", "activation": "linear", **options}
+    return "Conv1D", {"filters": filters, **options}
+
+
+@pytest.mark.parametrize(
+    ("layers", "width", "size", "why"),
+    [
+        ([conv(4), conv(4, groups=2)], "layer_1[groups]", 3, None),
+        ([conv(4), conv(4, groups=2)], "layer_1[2.1]", 3, None),
+        ([conv(4), ("Reshape", {"target_shape": [-1, 4]})], "layer_1", 5, None),
+        (
+            [("Flatten", {}), dense(9), ("Reshape", {"target_shape": [3, 3]})],
+            "layer_2[1.1]",
+            4,
+            None,
+        ),
+        (
+            [("Flatten", {}), dense(9), ("Reshape", {"target_shape": [3, 3]}), ("Flatten", {})],
+            "layer_2[1.0]",
+            4,
+            r"layer_3 \(Reshape\): which axis",
+        ),
+        (
+            [("Flatten", {}), dense(4), ("RepeatVector", {"n": 4}), ("Permute", {"dims": [2, 1]})],
+            "layer_5[0]",
+            5,
+            r"layer_5 \(Dense\): ",
+        ),
+    ],
+)
+def test_what_can_be_planned_is_computed_and_saved(layers, width, size, why):
+    pooled = [] if layers[-1][0] in ("Flatten", "Permute") else [("GlobalAveragePooling1D", {})]
+    start = ("InputLayer", {"batch_shape": [None, 4, 3], "dtype": "float32"})
+    module = build(sequential(start, *layers, *pooled, dense(2)))
+    x = np.arange(24, dtype="f").reshape(2, 4, 3)
+    variables = jax.jit(module.init)(jax.random.key(0), x)
+    widths = dw.trace(module.apply, variables, x)
+    if why:
+        with pytest.raises(ValueError, match=why):
+            dw.plan(widths, {width: size})
+        return
+    wide = dw.grow(variables, dw.plan(widths, {width: size}), key=jax.random.key(1))
+    y = module.apply(variables, x)
+    for grown in (module, build(resized(module.config, wide))):
+        np.testing.assert_allclose(grown.apply(wide, x), y, rtol=1e-5, atol=1e-5)
 
 
 def test_channels_that_a_depthwise_kernel_does_not_tell_are_refused():

@@ -1,5 +1,7 @@
 """Keras models as Flax modules that compute the same."""
 
+import contextlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -7,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dogwood_jax._base.problems import listed
+from dogwood_jax._base.problems import UnfitArrays, listed
 from dogwood_jax.keras_h5._files.errors import KerasFileError
 from dogwood_jax.keras_h5._kinds.kind import CHANNELS, NAMED, Config, kind_of, layout
 from dogwood_jax.keras_h5._kinds.nested import MODELS, layer_name, layers_of
@@ -57,6 +59,18 @@ class FrozenConfig(Mapping[str, Any]):
         return f"FrozenConfig({self._items!r})"
 
 
+@contextlib.contextmanager
+def _at(name: str = "", class_name: str = "") -> Iterator[None]:
+    """Says of what a layer raises in which layer it was, and that its arrays are to blame."""
+    try:
+        yield
+    except UnfitArrays as error:  # of a layer in a model in this one
+        raise UnfitArrays(f"{name}/{error}") from error
+    except Exception as error:  # JAX and Flax raise all kinds
+        what = re.sub(r" \(https://flax\S+\)$", "", str(error))  # where to read more
+        raise UnfitArrays(f"{name} ({class_name}): {what}" if name else what) from error
+
+
 class KerasModel(nn.Module):
     """A Keras model as a Flax module: its layers are submodules of the same names.
 
@@ -84,13 +98,15 @@ class KerasModel(nn.Module):
         """
         graph = parse(self.config["class_name"], self.config["config"])
         params = self.variables.get("params", {})
-        channels = read_channels(graph, params)
+        with _at():
+            channels = read_channels(graph, params)
         layers = {}
         for name, (class_name, config) in graph.layers.items():
-            config = resized_layer(class_name, config, params.get(name, {}))
-            if name in channels:
-                config = {**config, CHANNELS: channels[name]}
-            layers[name] = make_layer(class_name, config, name, deterministic)
+            with _at(name, class_name):
+                config = resized_layer(class_name, config, params.get(name, {}))
+                if name in channels:
+                    config = {**config, CHANNELS: channels[name]}
+                layers[name] = make_layer(class_name, config, name, deterministic)
         values: dict[tuple[str, int], Any] = {}
         for ref, value in _assigned(graph.inputs, inputs).items():
             values[ref[:2]] = layers[ref.layer](value) if ref.layer else value
@@ -112,7 +128,8 @@ class KerasModel(nn.Module):
                 seen = seen_by(call, masks, gone)
                 mask = handed_on(class_name, config, given_to(class_name, call, seen))
                 kwargs = with_masks(graph, call, seen, kwargs)
-            values[call.layer, call.number] = layers[call.layer](*args, **kwargs)
+            with _at(call.layer, class_name):
+                values[call.layer, call.number] = layers[call.layer](*args, **kwargs)
             masks[call.layer, call.number] = mask
         outputs = list(refs_in(graph.outputs))
         return replaced(outputs[0] if len(outputs) == 1 else graph.outputs, found)
