@@ -163,9 +163,27 @@ def conv(filters, **options):
     return "Conv1D", {"filters": filters, **options}
 
 
+def each(layer):
+    class_name, config = layer
+    inner = {"class_name": class_name, "config": {"name": "inner", **config}}
+    return "TimeDistributed", {"layer": inner}
+
+
+NORM = ("GroupNormalization", {"groups": 3, "axis": -1, "epsilon": 0.001})
+
+
 @pytest.mark.parametrize(
     ("layers", "width", "size", "why"),
     [
+        (
+            [
+                ("Reshape", {"target_shape": [2, 2, 3]}),
+                *map(each, (conv(6), NORM, conv(6, groups=3), ("GlobalAveragePooling1D", {}))),
+            ],
+            "layer_2[groups]",
+            4,
+            None,
+        ),
         ([conv(4), conv(4, groups=2)], "layer_1[groups]", 3, None),
         ([conv(4), conv(4, groups=2)], "layer_1[2.1]", 3, None),
         ([conv(4), ("Reshape", {"target_shape": [-1, 4]})], "layer_1", 5, None),

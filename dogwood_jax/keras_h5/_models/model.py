@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -23,7 +23,7 @@ from dogwood_jax.keras_h5._models.masks import (
     unclear,
     with_masks,
 )
-from dogwood_jax.keras_h5._models.sizes import Given, inputs_of, resized_layer
+from dogwood_jax.keras_h5._models.sizes import Given, each_step, inputs_of, resized_layer
 from dogwood_jax.keras_h5._models.versions import explicit
 
 _ANY_SIZE = 32  # where a model takes inputs of any size
@@ -260,27 +260,43 @@ def annotated(config: Config) -> Config:
     return _with_channels(config, (found or {}).get("intermediates", {}))
 
 
-def _group_norms(config: Config) -> Iterator[Any]:
-    for layer in layers_of(config["config"]):
-        if layer["class_name"] in MODELS:
-            yield from _group_norms(layer)
-        elif layer["class_name"] == "GroupNormalization" and CHANNELS not in layer["config"]:
-            yield layer
+def _group_norms(layer: Config) -> Iterator[Any]:
+    """Yields the layers of this class in a model, and in layers that it has."""
+    if layer["class_name"] in MODELS:
+        for inner in layers_of(layer["config"]):
+            yield from _group_norms(inner)
+    elif layer["class_name"] == "TimeDistributed":
+        yield from _group_norms(layer["config"]["layer"])
+    elif layer["class_name"] == "GroupNormalization" and CHANNELS not in layer["config"]:
+        yield layer
 
 
-def _with_channels(config: Config, inputs: Mapping[str, Any]) -> Config:
-    layers = []
-    for layer in layers_of(config["config"]):
-        name = layer_name(layer)
-        if layer["class_name"] in MODELS:
-            layer = _with_channels(layer, inputs.get(name, {}))
-        elif layer["class_name"] == "GroupNormalization" and inputs_of(name) in inputs:
-            sizes = jax.tree.leaves(inputs[inputs_of(name)])[0].shape
-            axis = layer["config"].get("axis", -1)
-            layer = {**layer, "config": {CHANNELS: sizes[axis], **layer["config"]}}
-        layers.append(layer)
-    inner = config["config"]
-    return {**config, "config": {**inner, "layers": layers} if "layers" in inner else layers}
+def _with_channels(
+    layer: Config, inner: Mapping[str, Any], given: Sequence[Given] | None = None
+) -> Config:
+    """Returns the config of a model, or of a layer in one, that says how many channels there are.
+
+    Args:
+        layer: the config.
+        inner: what the layers of the model are called with, by ``inputs_of(layer)``, and the same
+            for models in it by their names.
+        given: what the layer itself is called with, as far as is known.
+    """
+    class_name, config = layer["class_name"], layer["config"]
+    if class_name in MODELS:
+        layers = [
+            _with_channels(one, inner.get(name, {}), inner.get(inputs_of(name)))
+            for one in layers_of(config)
+            for name in [layer_name(one)]
+        ]
+        return {**layer, "config": {**config, "layers": layers} if "layers" in config else layers}
+    if class_name == "TimeDistributed":
+        each = _with_channels(config["layer"], inner, each_step(given))
+        return {**layer, "config": {**config, "layer": each}}
+    if class_name == "GroupNormalization" and given:
+        sizes = jax.tree.leaves(given)[0].shape
+        return {**layer, "config": {CHANNELS: sizes[config.get("axis", -1)], **config}}
+    return layer
 
 
 def _refused(what: str, problems: list[str]) -> KerasFileError:

@@ -4,7 +4,7 @@ The weights are those of Flax, as ``load`` gives them; only their shapes are use
 """
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -59,14 +59,27 @@ def resized_layer(
     kind = kind_of(class_name)
     if kind.holds:
         parts = {key: params.get(at, {}) if at else params for key, at in kind.holds.items()}
-        inside = {key: _inside(config[key], part) for key, part in parts.items() if config.get(key)}
-        return {**config, **inside}
+        seen = (inner, each_step(given)) if class_name == "TimeDistributed" else ()
+        held = {key: part for key, part in parts.items() if config.get(key)}
+        return {**config, **{key: _inside(config[key], part, *seen) for key, part in held.items()}}
     if kind.sizes and params:
         config = {**config, **kind.sizes(config, params)}
     if kind.sizes_by_input and given is not None:
         shape = jax.tree.leaves(given)[0].shape
         config = {**config, **kind.sizes_by_input(config, params, shape, channels)}
     return config
+
+
+def each_step(calls: Sequence[Given] | None) -> list[Given] | None:
+    """Returns what a layer in a TimeDistributed one is called with: all steps as a batch."""
+    if calls is None:
+        return None
+
+    def steps(array: Any) -> Any:
+        shape: Any = jax.ShapeDtypeStruct  # untyped
+        return shape((array.shape[0] * array.shape[1], *array.shape[2:]), array.dtype)
+
+    return [Given([[steps(a) for a in arg] for arg in call.args[:1]], {}) for call in calls]
 
 
 def inputs_of(layer: str) -> str:
