@@ -19,6 +19,7 @@ import numpy as np
 import optax
 import pytest
 from test_keras_h5 import assert_same, everything
+from test_keras_models import sequential
 
 import dogwood_jax as dw
 from dogwood_jax import keras_h5
@@ -351,9 +352,14 @@ def test_the_layers_of_a_class_that_makes_them_itself(tmp_path):
     small = {"dense": {"kernel": np.ones((2, 3))}, "dense_1": {"kernel": np.ones((3, 1))}}
     wide = {"dense": {"kernel": np.ones((2, 5))}, "dense_1": {"kernel": np.ones((5, 1))}}
     keras_h5.save(tmp_path / "small.weights.h5", small)
-    with zipfile.ZipFile(like, "w") as archive:
-        archive.writestr("config.json", json.dumps({"class_name": "Net", "config": {"name": "n"}}))
-        archive.write(tmp_path / "small.weights.h5", "model.weights.h5")
+    net = {"module": None, "class_name": "Net", "registered_name": "Net"}
+    net["config"] = {"name": "n", "layers": [3, 1]}
+    archived(like, tmp_path / "small.weights.h5", net)
+    assert keras_h5.inspect(like).model == "Net" and "not its code" in str(keras_h5.inspect(like))
+    with pytest.raises(
+        keras_h5.KerasFileError, match="Net.*: its class is not .*; load reads them"
+    ):
+        keras_h5.load_model(like)
     assert_same(keras_h5.load(like)["params"], small)
     keras_h5.save(path, small, like=like)
     assert_same(keras_h5.load(path)["params"], small)
@@ -362,6 +368,90 @@ def test_the_layers_of_a_class_that_makes_them_itself(tmp_path):
     weights = tmp_path / "x.weights.h5"
     keras_h5.save(weights, wide, like=like, layout="weights.h5")
     assert_same(keras_h5.load(weights)["params"], wide)
+
+
+def archived(path, weights, config):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("config.json", json.dumps(config))
+        archive.write(weights, "model.weights.h5")
+
+
+@pytest.mark.parametrize(
+    ("said", "name"),
+    [
+        ({"module": None, "registered_name": "Dense"}, "__main__>Dense"),
+        ({"module": "my.layers", "registered_name": "Dense"}, "my.layers>Dense"),
+        ({"module": None, "registered_name": "mine>Other"}, "mine>Other"),
+        (
+            {"module": "keras_hub.src.layers", "registered_name": "keras_hub>Dense"},
+            "keras_hub>Dense",
+        ),
+        ({"module": "keras.src.layers.core.dense", "registered_name": "Dense"}, "Dense"),
+        ({"module": "tf_keras.src.applications.x", "registered_name": "Custom>Dense"}, "Dense"),
+        ({"module": "keras_core.layers", "registered_name": None}, "Dense"),
+        ({"module": "keras_core.operations.numpy", "registered_name": "Dense"}, "ops.Dense"),
+        ({}, "Dense"),
+    ],
+)
+def test_a_class_of_the_user_is_not_taken_for_that_of_keras(said, name, tmp_path):
+    path, grown = tmp_path / "x.keras", tmp_path / "grown.keras"
+    keras_h5.save(
+        tmp_path / "x.weights.h5",
+        {"a": {"kernel": np.ones((2, 3))}, "dense": {"kernel": np.ones((3, 1))}},
+    )
+    config = {"name": "dense", "units": 1, "use_bias": False, "activation": "linear"}
+    model = sequential(("Dense", config | {"name": "a", "units": 3}))
+    model["config"]["layers"].append({"class_name": "Dense", **said, "config": config})
+    archived(path, tmp_path / "x.weights.h5", model)
+    found = keras_h5.inspect(path)
+    assert [layer.class_name for layer in found.layers] == ["Dense", name]
+    params = keras_h5.load(path)["params"]
+    if name == "Dense":
+        keras_h5.load_model(path)
+    else:
+        with pytest.raises(keras_h5.KerasFileError, match=rf"dense \({name}\): .* not"):
+            keras_h5.load_model(path)
+    wide = {
+        "a": {"kernel": np.ones((2, 5))},
+        "dense": dict.fromkeys(params["dense"], np.ones((5, 1))),
+    }
+    keras_h5.save(grown, wide, like=path)
+    model["config"]["layers"][0]["config"]["units"] = 5
+    assert json.loads(zipfile.ZipFile(grown).read("config.json")) == model
+
+
+def test_a_model_of_a_class_of_the_user_is_what_its_config_describes(tmp_path):
+    path, wide = DATA / "keras_3.15.1.keras", tmp_path / "wide.keras"
+    with zipfile.ZipFile(path) as archive:
+        model = json.loads(archive.read("config.json"))
+        weights = archive.extract("model.weights.h5", tmp_path)
+    layers = model["config"]["layers"]
+    inner = next(layer for layer in layers if layer["config"]["name"] == "inner")
+    for described, name in ((model, "Mine"), (inner, "Inner")):
+        described |= {"module": None, "class_name": name, "registered_name": name}
+    with h5py.File(weights, "r+") as file:
+        file.move("layers/sequential", "layers/inner")
+    archived(tmp_path / "x.keras", weights, model)
+    with pytest.warns(RuntimeWarning, match="(?s)model computes what .* Mine, .*inner .* Inner, "):
+        module, variables = keras_h5.load_model(tmp_path / "x.keras")
+    expected = stored(path)
+    np.testing.assert_allclose(module.apply(variables, expected["x"]), expected["y"], 1e-5, 1e-6)
+    widths = dw.trace(module.apply, variables, expected["x"])
+    growth = dw.plan(widths, {"dense_1": 16, "inner/up": 7})
+    keras_h5.save(
+        wide, dw.grow(variables, growth, key=jax.random.key(0)), like=tmp_path / "x.keras"
+    )
+    found = json.loads(zipfile.ZipFile(wide).read("config.json"))
+    inner["config"]["layers"][1]["config"]["units"] = 7
+    next(n for n in layers if n["config"]["name"] == "dense_1")["config"]["units"] = 16
+    for layer in (*layers, *inner["config"]["layers"]):
+        layer.pop("build_config", None)
+    for layer in (*(f := found["config"]["layers"]), *f[layers.index(inner)]["config"]["layers"]):
+        layer.pop("build_config", None)
+    assert found == model
+    weights = tmp_path / "wide.weights.h5"
+    keras_h5.save(weights, keras_h5.load(wide), like=wide, layout="weights.h5")
+    assert "inner" in h5py.File(weights)["layers"]
 
 
 @pytest.mark.parametrize(

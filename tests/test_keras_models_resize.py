@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 from dogwood_jax.keras_h5._models.model import resized
-from dogwood_jax.keras_h5._models.sizes import _built_from
+from dogwood_jax.keras_h5._models.sizes import Given, _inside
+from dogwood_jax.keras_h5._weights.config import with_classes
 
 
 def shape(*sizes):
@@ -138,7 +139,7 @@ def test_the_operation_reshape_has_no_target_shape():
     config = {"name": "model", "layers": layers, **ends}
     kernels = {"a": (1, 1, 3, 5), "each": (1, 1, 1, 5), "b": (5, 6)}
     params = {name: {"kernel": shape(*sizes)} for name, sizes in kernels.items()}
-    model = {"class_name": "Functional", "config": config}
+    model = with_classes({"class_name": "Functional", "config": config})
     _, a, each, _, _, op = resized(model, {"params": params})["config"]["layers"]
     assert a["config"]["filters"] == 5 and each["config"]["depth_multiplier"] == 1
     assert op["config"] == layers[-1]["config"]
@@ -155,10 +156,33 @@ def test_both_directions_have_one_size_unless_they_had_two_before():
     assert resized(model, wide)["config"]["layers"][0]["config"]["layer"]["config"]["units"] == 7
 
 
-def test_a_layer_is_built_from_one_shape_or_from_several():
-    assert _built_from({"input_shape": [None, 4]}, [(32, 8)]) == {"input_shape": [None, 8]}
-    two = {"input_shape": [[None, 4], [None, 4]]}
-    assert _built_from(two, [(32, 8), (32, 6)]) == {"input_shape": [[None, 8], [None, 6]]}
+A, B = shape(32, 8), shape(32, 6)
+TWO = {"shapes_dict": {"query_shape": [None, 4], "value_shape": [None, 4]}}
+TWO_NEW = {"shapes_dict": {"query_shape": [None, 8], "value_shape": [None, 6]}}
+
+
+@pytest.mark.parametrize(
+    ("old", "given", "new"),
+    [
+        ({"input_shape": None}, Given([[A]], {}), {"input_shape": None}),
+        ({"input_shape": [None, 4]}, Given([[A]], {"mask": [B]}), {"input_shape": [None, 8]}),
+        (
+            {"input_shape": [[None, 4], [None, 4]]},
+            Given([[A, B]], {}),
+            {"input_shape": [[None, 8], [None, 6]]},
+        ),
+        (TWO, Given([[A], [B]], {}), TWO_NEW),
+        (TWO, Given([[A]], {"value": [B]}), TWO_NEW),
+        (TWO, Given([[B]], {"query": [A]}), TWO_NEW),
+        (TWO, Given([[A, B]], {}), None),
+        ({"input_shape": [None, 4]}, Given([[A, B]], {}), None),
+        ({"input_shape": [None, 4, 4]}, Given([[A]], {}), None),
+        ({"units": 4}, Given([[A]], {}), None),
+    ],
+)
+def test_a_layer_is_built_from_the_shapes_of_what_it_is_called_with(old, given, new):
+    old = layer("Dense", name="d", units=4) | {"build_config": old}
+    assert _inside(old, {}, None, (given,)).get("build_config") == new
 
 
 def test_layers_after_a_time_distributed_one_keep_what_they_are_built_from():

@@ -1,4 +1,4 @@
-"""How errors list all that is wrong: ``listed``, and what several of them say."""
+"""How errors list all that is wrong: ``listed``, and what several of them say or are."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -15,6 +15,10 @@ def listed(what: str, problems: Iterable[str]) -> str:
     """
     lines = [f"- {line}" for (line,), _ in layers_together((problem,) for problem in problems)]
     return "\n".join([f"{what}:", *lines])
+
+
+class UnfitArrays(ValueError):
+    """Raised by a module that takes its sizes from its arrays, and cannot take them from these."""
 
 
 def cut_short(path: str, dtype: Any) -> list[str]:

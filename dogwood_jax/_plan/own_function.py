@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import jax
 
 from dogwood_jax._base.described import first_line
-from dogwood_jax._base.problems import listed
+from dogwood_jax._base.problems import UnfitArrays, listed
 from dogwood_jax._base.trees import PyTree
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._modules.resizing import Resizing, says_numbers
@@ -165,6 +165,8 @@ def trace_own(widths: Widths, sizes: Mapping[str, int], target: PyTree = None) -
     try:
         grown = GrownSizes(read_so_far(widths), sizes)  # enough for the sizes of inputs
         return Traced(_own_program(widths, grown, target), notes_reads=False)
+    except UnfitArrays as error:
+        return Rejected(str(error), is_checked=False, follows_shapes=True)
     except Exception as error:  # any function may raise that knows its sizes
         is_checked = type(error).__module__.startswith("flax.")
         knows_sizes = is_checked or target is not None or _says_sizes(widths, sizes)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from dogwood_jax.keras_h5._files.errors import in_line
 from dogwood_jax.keras_h5._files.hdf5 import dtype_of
 from dogwood_jax.keras_h5._files.source import opened
-from dogwood_jax.keras_h5._kinds.kind import Config
+from dogwood_jax.keras_h5._kinds.kind import NAMED, Config
 from dogwood_jax.keras_h5._kinds.nested import MODELS, layer_name, layers_of
 from dogwood_jax.keras_h5._weights.layers import Layer
 from dogwood_jax.keras_h5._weights.layouts import Contents, contents
@@ -128,7 +128,7 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
             found.layout,
             found.keras_version,
             found.backend,
-            None if found.config is None else found.config["class_name"],
+            None if found.config is None else found.config.get(NAMED, found.config["class_name"]),
             layers,
             len(found.optimizer),
             tuple(_notes(found)),
@@ -151,6 +151,16 @@ def _notes(found: Contents) -> list[str]:
     if found.layout in ("h5", "weights.h5"):
         notes.append(
             "classes are told by names and shapes, because the file holds no configuration"
+        )
+    if found.layout == "model.h5":
+        notes.append(
+            "classes are taken for Keras's own of these names, as Keras takes them, because HDF5 "
+            "files do not say whose they are"
+        )
+    if found.config is not None and found.config["class_name"] not in MODELS:
+        notes.append(
+            "the model's class is not Keras's own, and the file has its weights, not its code: "
+            "load reads them, load_model makes no module of it"
         )
     for layer in found.layers if found.config is None else ():
         notes += _guesses(layer)

@@ -39,6 +39,9 @@ def load(path: str | os.PathLike[str], *, limit: int | None = None) -> dict[str,
         in a model is a layer that holds layers. Weights of the model outside its layers, where
         there are any, come last, as ``top_level_model_weights``.
 
+        Arrays of layers whose class is not Keras's own, as archives say, keep the names that they
+        have in the file. HDF5 files do not say it: a layer called Dense is taken for Keras's own.
+
         Files of ``save_weights("x.weights.h5")`` do not hold the layers' order, and before Keras
         3.6 no names either: layers are called by class and position then, ``dense``, ``dense_1``.
 

@@ -27,6 +27,10 @@ def load_model(
     Layers at the front that look up text or categories or hash them (TextVectorization,
     StringLookup, IntegerLookup, Hashing) are left out: the module takes what they return.
 
+    A model of the user's own class is computed as its config describes it, if it is made from its
+    inputs and outputs. Archives say whose a class is. HDF5 files do not, so a layer called Dense
+    is taken for Keras's own there, as Keras itself takes it.
+
     Args:
         path: a file or archive that ``model.save`` wrote.
         limit: as for ``load``.
@@ -37,7 +41,7 @@ def load_model(
 
     Warns:
         RuntimeWarning: if layers are stateful, left out, or compute in half precision, in which the
-            module differs from Keras.
+            module differs from Keras, or if a model's class is the user's own.
 
     Raises:
         KerasFileError: if the file holds no model, or not its weights, or if there is something in

@@ -93,7 +93,7 @@ def check_kind(found: Contents) -> None:
             "at /: expected a whole model with its optimizer, as model.save writes it after "
             "training; found none"
         )
-    if name.rpartition(">")[2].lower() not in ("adam", "adamw"):
+    if name.lower() not in ("adam", "adamw"):
         raise KerasFileError(f"at /: expected the optimizer to be Adam or AdamW; found {name!r}")
 
 

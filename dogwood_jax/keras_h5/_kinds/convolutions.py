@@ -10,7 +10,16 @@ import jax
 import numpy as np
 
 from dogwood_jax.keras_h5._kinds.activations import then_activate
-from dogwood_jax.keras_h5._kinds.kind import KINDS, Config, Function, Kind, Params, Shape, Weight
+from dogwood_jax.keras_h5._kinds.kind import (
+    CHANNELS,
+    KINDS,
+    Config,
+    Function,
+    Kind,
+    Params,
+    Shape,
+    Weight,
+)
 from dogwood_jax.keras_h5._kinds.masking import dropped, unknown
 from dogwood_jax.keras_h5._kinds.options import channels_last, spatial
 from dogwood_jax.keras_h5._kinds.weight import (
@@ -32,6 +41,7 @@ class Convolution(nn.Module):
         kernel_size: one for each spatial axis, as the following.
         transposed: whether it is the gradient of a convolution.
         depthwise: whether each channel is convolved on its own.
+        regrouped: whether there may be more groups or fewer, each as large as the kernel says.
     """
 
     filters: int
@@ -44,11 +54,14 @@ class Convolution(nn.Module):
     transposed: bool = False
     output_padding: tuple[int, ...] | None = None
     depthwise: bool = False
+    regrouped: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         channels = x.shape[-1]
         groups = channels if self.depthwise else self.groups
+        if self.regrouped and self.has_variable("params", "kernel"):
+            groups = _groups(channels, self.get_variable("params", "kernel"))
         filters = self.filters * channels if self.depthwise else self.filters
         if self.depthwise and self.has_variable("params", "kernel"):  # perhaps of a grown model
             filters = self.get_variable("params", "kernel").shape[-1]
@@ -92,6 +105,14 @@ class Convolution(nn.Module):
         return margins
 
 
+def _groups(channels: int, kernel: Any) -> int:
+    """Returns the number of groups in which a kernel reads channels."""
+    each = int(kernel.shape[-2])
+    if channels % each:
+        raise ValueError(f"{channels} channels are not groups of {each}, as its kernel reads them")
+    return channels // each
+
+
 def convolution_options(config: Config, rank: int, **options: Any) -> dict[str, Any]:
     """Returns what convolutions of all kinds have in their configs."""
     padding = str(config["padding"]).upper()
@@ -108,7 +129,8 @@ def convolution_options(config: Config, rank: int, **options: Any) -> dict[str, 
 
 
 def _conv(rank: int, config: Config, name: str | None, deterministic: bool) -> Function:
-    options = convolution_options(config, rank, groups=config.get("groups", 1))
+    groups = {"groups": config.get("groups", 1), "regrouped": CHANNELS in config}
+    options = convolution_options(config, rank, **groups)
     conv = Convolution(operator.index(config["filters"]), **options, name=name)
     return then_activate(config, channels_last(config, conv))
 
@@ -136,7 +158,20 @@ def _weights_of_transpose(config: Config) -> list[Weight]:
     return [kernel, *bias(config)]
 
 
-_FILTERS = last_axis("filters", "kernel")
+def _filters(config: Config, params: Params) -> dict[str, Any]:
+    """As many filters as the kernel has; if they are others than before, so may the groups be."""
+    filters = params["kernel"].shape[-1]
+    regrouped = config.get("groups", 1) > 1 and filters != config["filters"]
+    return {"filters": filters, **({CHANNELS: True} if regrouped else {})}
+
+
+def _groups_of_input(
+    config: Config, params: Params, shape: Shape, channels: int | None
+) -> dict[str, Any]:
+    if config.get("groups", 1) == 1 or not params:
+        return {}
+    inputs = shape[1 if config.get("data_format") == "channels_first" else -1]
+    return {"groups": _groups(inputs, params["kernel"])}
 
 
 def _depthwise_conv(rank: int, config: Config, name: str | None, deterministic: bool) -> Function:
@@ -205,7 +240,8 @@ for _rank, _space in ((1, "x"), (2, "y x"), (3, "z y x")):
         module=partial(_conv, _rank),
         weights=kernel_and_bias,
         axes=fixed({"kernel": f"{_space} in filters", "bias": "filters"}),
-        sizes=_FILTERS,
+        sizes=_filters,
+        sizes_by_input=_groups_of_input,
         reads=channels_of_kernel,
         on_mask=dropped if _rank == 1 else unknown,
     )
@@ -213,7 +249,7 @@ for _rank, _space in ((1, "x"), (2, "y x"), (3, "z y x")):
         module=partial(_conv_transpose, _rank),
         weights=_weights_of_transpose,
         axes=fixed({"kernel": f"{_space} filters in", "bias": "filters"}),
-        sizes=_FILTERS,
+        sizes=last_axis("filters", "kernel"),
         reads=channels_of_kernel,
     )
 # As Keras 1 called them.

@@ -15,10 +15,14 @@ Function = Callable[..., Any]  # of arrays
 Shape = tuple[int, ...]
 
 # In configs of modules, beside what Keras has there: for a Reshape how many channels are read, for
-# a GroupNormalization how many there were before the model grew.
+# a GroupNormalization how many there were before the model grew, for a convolution in groups that
+# it has other filters than before.
 CHANNELS = "channels, says dogwood_jax"
 # For a BatchNormalization of three arrays whose names are unknown: that it has one of the two.
 EITHER = "scale or center, says dogwood_jax"
+
+# Beside a class's name in configs: what the file calls it, where that is not the same.
+NAMED = "class_name, says the file"
 
 
 @dataclass(frozen=True)

@@ -393,8 +393,6 @@ def _attribute(value: Mapping[str, Any]) -> Any:
 def _strided_slice(attributes: Mapping[str, Any]) -> Function:
     """Indexing; bits of masks say what of ``begin``, ``end`` and ``strides`` counts."""
     masks = {name: int(attributes[name]["i"]) for name in attributes if name.endswith("_mask")}
-    if masks["ellipsis_mask"] or masks["new_axis_mask"]:
-        raise ValueError("an index with ... or a new axis is not supported")
 
     def index(x: Any, begin: Any, end: Any, strides: Any) -> Any:
         items: list[Any] = []
@@ -402,7 +400,12 @@ def _strided_slice(attributes: Mapping[str, Any]) -> Function:
             bits = {name: mask >> axis & 1 for name, mask in masks.items()}
             start = None if bits["begin_mask"] else first
             stop = None if bits["end_mask"] else last
-            items.append(first if bits["shrink_axis_mask"] else slice(start, stop, step))
+            if bits["ellipsis_mask"]:
+                items.append(...)
+            elif bits["new_axis_mask"]:
+                items.append(None)
+            else:
+                items.append(first if bits["shrink_axis_mask"] else slice(start, stop, step))
         return x[tuple(items)]
 
     return index
@@ -415,8 +418,10 @@ def _slicing(x: Any, slice_spec: Any) -> Any:
 
 
 def _index(item: Any) -> Any:
-    if isinstance(item, Mapping):
+    if isinstance(item, Mapping) and item.keys() == {"start", "stop", "step"}:
         return slice(item["start"], item["stop"], item["step"])
+    if isinstance(item, Mapping) and item.get("class_name") == "__ellipsis__":
+        return ...
     if item is None or isinstance(item, int | slice):
         return item
     raise ValueError(f"the index {item!r} is not supported")

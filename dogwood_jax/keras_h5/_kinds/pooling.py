@@ -79,10 +79,13 @@ for _rank in (1, 2, 3):
             function=partial(_adaptive_pooling, _reduce, _rank), passes_channels=True
         )
     KINDS[f"GlobalMaxPooling{_rank}D"] = Kind(
-        function=partial(_global_pooling, jnp.max, _rank), on_mask=_on_mask
+        function=partial(_global_pooling, jnp.max, _rank),
+        passes_channels=True,
+        on_mask=_on_mask,
     )
     KINDS[f"GlobalAveragePooling{_rank}D"] = Kind(
         function=partial(_global_pooling, jnp.mean, _rank),
+        passes_channels=True,
         keywords={"mask"} if _rank == 1 else (),
         on_mask=_on_mask,
         takes_masks="first" if _rank == 1 else None,

@@ -45,25 +45,21 @@ def reshape_target(
         >>> reshape_target((784,), (7, 7, 8), 16)
         (7, 7, 16)
     """
-    target = tuple(target)
-    if channels is not None and target and target[-1] not in (-1, channels):
-        grown = (*target[:-1], channels)
-        if -1 in grown or math.prod(grown) == math.prod(sizes):
-            return grown
-    count, wanted = math.prod(sizes), math.prod(target)
-    if -1 in target or count == wanted:
-        return target
-    longer = [axis for axis, size in enumerate(target) if size > 1]
-    if len(longer) == 1:
-        return tuple(count if axis in longer else size for axis, size in enumerate(target))
+    known = () if channels is None or not target or target[-1] == -1 else (channels,)
+    new = (*target[: len(target) - len(known)], *known)
+    count = math.prod(sizes)
+    if -1 in new or math.prod(new) == count:
+        return new
+    longer = [axis for axis, size in enumerate(new[: len(new) - len(known)]) if size > 1]
+    others = math.prod(size for axis, size in enumerate(new) if axis not in longer)
+    if len(longer) == 1 and count % others == 0:
+        return tuple(count // others if axis in longer else n for axis, n in enumerate(new))
     raise ValueError(
-        f"Reshape: which axis of {target} has grown for inputs of shape {tuple(sizes)} is not known"
+        f"which axis of {tuple(target)} has grown for inputs of shape {tuple(sizes)} is not known"
     )
 
 
 def _target(config: Config, params: Params, shape: Shape, channels: int | None) -> dict[str, Any]:
-    if "target_shape" not in config:  # it is keras.ops.reshape
-        return {}
     return {"target_shape": list(reshape_target(shape[1:], config["target_shape"], channels))}
 
 

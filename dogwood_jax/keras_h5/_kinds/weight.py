@@ -67,6 +67,6 @@ def last_axis(key: str, *path: str) -> Callable[[Config, Params], dict[str, Any]
     return sizes
 
 
-def channels_of_kernel(config: Config, params: Params) -> int:
-    """The channels that are read are all but the last axis of a kernel, in each group."""
-    return int(params["kernel"].shape[-2]) * int(config.get("groups", 1))
+def channels_of_kernel(config: Config, params: Params) -> int | None:
+    """The channels that are read, if not in groups, whose number no array has."""
+    return int(params["kernel"].shape[-2]) if config.get("groups", 1) == 1 else None

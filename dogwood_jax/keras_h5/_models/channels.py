@@ -29,7 +29,7 @@ def read_channels(graph: Graph, params: Mapping[str, Any]) -> dict[str, int]:
             readers.setdefault(ref.layer, set()).add(call.layer)
     found: dict[str, int] = {}
     for name, (class_name, reshape) in graph.layers.items():
-        if class_name != "Reshape" or "target_shape" not in reshape:  # keras.ops.reshape has none
+        if class_name != "Reshape":
             continue
         sizes: set[int] = set()
         queue, seen = [name], {name}

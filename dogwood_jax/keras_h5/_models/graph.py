@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from dogwood_jax.keras_h5._kinds.kind import KINDS, Config
-from dogwood_jax.keras_h5._kinds.nested import layer_name, layers_of
+from dogwood_jax.keras_h5._kinds.kind import Config
+from dogwood_jax.keras_h5._kinds.nested import MODELS, layer_name, layers_of
 
 
 class Ref(NamedTuple):
@@ -59,10 +59,15 @@ class Graph:
 
 def parse(class_name: str, config: Config) -> Graph:
     """Returns the graph of a model's config, ``KeyError`` or ``ValueError`` if it has none."""
+    if class_name not in MODELS:
+        raise ValueError(
+            "its class is not Keras's own, and the file has its weights, not its code; load reads "
+            "them, for a module of your own"
+        )
     layers = {layer_name(layer): layer for layer in layers_of(config)}
     if len(layers) < len(layers_of(config)):
         raise ValueError("two layers have the same name")
-    described = {name: (class_of(layer), layer["config"]) for name, layer in layers.items()}
+    described = {name: (layer["class_name"], layer["config"]) for name, layer in layers.items()}
     if class_name == "Sequential":
         calls, last = [], Ref("", 0, 0)
         for name in layers:
@@ -90,22 +95,6 @@ def parse(class_name: str, config: Config) -> Graph:
     nodes = [node for layer in layers.values() for node in layer["inbound_nodes"]]
     given = any(isinstance(node, Mapping) for node in nodes)
     return Graph(described, _sorted(calls, inputs), inputs, outputs, given)
-
-
-def class_of(layer: Config) -> str:
-    """Returns a layer's class; one that is not Keras's own with the package it is registered in."""
-    registered = layer.get("registered_name")
-    if isinstance(registered, str) and ">" in registered:
-        return registered
-    name = str(layer["class_name"])
-    operation = f"ops.{name}"
-    if "module" in layer:
-        known = str(layer["module"]).startswith(("keras.src.ops", "keras.ops"))
-    else:  # HDF5 has no modules; but of what has such a name, only layers say if they are trained
-        nodes = layer.get("inbound_nodes") or [None]
-        known = isinstance(nodes[0], Mapping) and "trainable" not in layer["config"]
-        known = known and operation in KINDS
-    return operation if known else name
 
 
 def replaced(tree: Any, new: Callable[[Any], Any]) -> Any:

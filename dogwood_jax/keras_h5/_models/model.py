@@ -1,18 +1,20 @@
 """Keras models as Flax modules that compute the same."""
 
-from collections.abc import Callable, Iterator, Mapping
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dogwood_jax._base.problems import listed
+from dogwood_jax._base.problems import UnfitArrays, listed
 from dogwood_jax.keras_h5._files.errors import KerasFileError
-from dogwood_jax.keras_h5._kinds.kind import CHANNELS, Config, kind_of, layout
+from dogwood_jax.keras_h5._kinds.kind import CHANNELS, NAMED, Config, kind_of, layout
 from dogwood_jax.keras_h5._kinds.nested import MODELS, layer_name, layers_of
 from dogwood_jax.keras_h5._models.channels import read_channels
-from dogwood_jax.keras_h5._models.graph import Ref, class_of, parse, refs_in, replaced
+from dogwood_jax.keras_h5._models.graph import Ref, parse, refs_in, replaced
 from dogwood_jax.keras_h5._models.masks import (
     given_to,
     handed_on,
@@ -21,7 +23,7 @@ from dogwood_jax.keras_h5._models.masks import (
     unclear,
     with_masks,
 )
-from dogwood_jax.keras_h5._models.sizes import inputs_of, resized_layer
+from dogwood_jax.keras_h5._models.sizes import Given, each_step, inputs_of, resized_layer
 from dogwood_jax.keras_h5._models.versions import explicit
 from dogwood_jax.keras_h5._models.vocabularies import left_out
 
@@ -58,6 +60,18 @@ class FrozenConfig(Mapping[str, Any]):
         return f"FrozenConfig({self._items!r})"
 
 
+@contextlib.contextmanager
+def _at(name: str = "", class_name: str = "") -> Iterator[None]:
+    """Says of what a layer raises in which layer it was, and that its arrays are to blame."""
+    try:
+        yield
+    except UnfitArrays as error:  # of a layer in a model in this one
+        raise UnfitArrays(f"{name}/{error}") from error
+    except Exception as error:  # JAX and Flax raise all kinds
+        what = re.sub(r" \(https://flax\S+\)$", "", str(error))  # where to read more
+        raise UnfitArrays(f"{name} ({class_name}): {what}" if name else what) from error
+
+
 class KerasModel(nn.Module):
     """A Keras model as a Flax module: its layers are submodules of the same names.
 
@@ -85,13 +99,15 @@ class KerasModel(nn.Module):
         """
         graph = parse(self.config["class_name"], self.config["config"])
         params = self.variables.get("params", {})
-        channels = read_channels(graph, params)
+        with _at():
+            channels = read_channels(graph, params)
         layers = {}
         for name, (class_name, config) in graph.layers.items():
-            config = resized_layer(class_name, config, params.get(name, {}))
-            if name in channels:
-                config = {**config, CHANNELS: channels[name]}
-            layers[name] = make_layer(class_name, config, name, deterministic)
+            with _at(name, class_name):
+                config = resized_layer(class_name, config, params.get(name, {}))
+                if name in channels:
+                    config = {**config, CHANNELS: channels[name]}
+                layers[name] = make_layer(class_name, config, name, deterministic)
         values: dict[tuple[str, int], Any] = {}
         for ref, value in _assigned(graph.inputs, inputs).items():
             values[ref[:2]] = layers[ref.layer](value) if ref.layer else value
@@ -106,15 +122,15 @@ class KerasModel(nn.Module):
         for call in graph.calls:
             class_name, config = graph.layers[call.layer]
             args, kwargs = replaced([call.args, call.kwargs], found)
-            arrays = [leaf for leaf in jax.tree.leaves(args) if isinstance(leaf, jax.Array)]
-            self.sow("intermediates", inputs_of(call.layer), arrays)
+            self.sow("intermediates", inputs_of(call.layer), _given(args, kwargs))
             if new_mask := kind_of(class_name).new_mask(config):
                 mask = new_mask(args[0])
             else:
                 seen = seen_by(call, masks, gone)
                 mask = handed_on(class_name, config, given_to(class_name, call, seen))
                 kwargs = with_masks(graph, call, seen, kwargs)
-            values[call.layer, call.number] = layers[call.layer](*args, **kwargs)
+            with _at(call.layer, class_name):
+                values[call.layer, call.number] = layers[call.layer](*args, **kwargs)
             masks[call.layer, call.number] = mask
         outputs = list(refs_in(graph.outputs))
         return replaced(outputs[0] if len(outputs) == 1 else graph.outputs, found)
@@ -141,8 +157,8 @@ def build(config: Config) -> KerasModel:
     """Returns the Flax module of a Keras model.
 
     Args:
-        config: ``{"class_name": ..., "config": {...}}`` of a Sequential or Functional model, with
-            ``keras_version`` where it is known.
+        config: ``{"class_name": ..., "config": {...}}`` of a Sequential or Functional model, as
+            ``checked_config`` returns it, with ``keras_version`` where it is known.
 
     Raises:
         KerasFileError: if there are layers, options or calls that are not supported, all of them
@@ -150,12 +166,12 @@ def build(config: Config) -> KerasModel:
             those not supported.
     """
     config = explicit(config)
-    if problems := list(_problems(class_of(config), config.get("config"), "")):
+    if problems := list(_problems(config["class_name"], config.get("config"), "")):
         raise _refused("cannot make a Flax module of this model", problems)
     if (count := _count_calls(config["class_name"], config["config"])) > _MAX_CALLS:
         problem = f"expected at most {_MAX_CALLS:,} calls of layers, got {count:,}"
         raise _refused("cannot make a Flax module of this model", [problem])
-    config = annotated({k: config[k] for k in ("class_name", "config")})
+    config = annotated({k: config[k] for k in ("class_name", "config", NAMED) if k in config})
     module: KerasModel = KerasModel(_frozen(config))
     return module
 
@@ -245,27 +261,43 @@ def annotated(config: Config) -> Config:
     return _with_channels(config, (found or {}).get("intermediates", {}))
 
 
-def _group_norms(config: Config) -> Iterator[Any]:
-    for layer in layers_of(config["config"]):
-        if layer["class_name"] in MODELS:
-            yield from _group_norms(layer)
-        elif layer["class_name"] == "GroupNormalization" and CHANNELS not in layer["config"]:
-            yield layer
+def _group_norms(layer: Config) -> Iterator[Any]:
+    """Yields the layers of this class in a model, and in layers that it has."""
+    if layer["class_name"] in MODELS:
+        for inner in layers_of(layer["config"]):
+            yield from _group_norms(inner)
+    elif layer["class_name"] == "TimeDistributed":
+        yield from _group_norms(layer["config"]["layer"])
+    elif layer["class_name"] == "GroupNormalization" and CHANNELS not in layer["config"]:
+        yield layer
 
 
-def _with_channels(config: Config, inputs: Mapping[str, Any]) -> Config:
-    layers = []
-    for layer in layers_of(config["config"]):
-        name = layer_name(layer)
-        if layer["class_name"] in MODELS:
-            layer = _with_channels(layer, inputs.get(name, {}))
-        elif layer["class_name"] == "GroupNormalization" and inputs_of(name) in inputs:
-            sizes = jax.tree.leaves(inputs[inputs_of(name)])[0].shape
-            axis = layer["config"].get("axis", -1)
-            layer = {**layer, "config": {CHANNELS: sizes[axis], **layer["config"]}}
-        layers.append(layer)
-    inner = config["config"]
-    return {**config, "config": {**inner, "layers": layers} if "layers" in inner else layers}
+def _with_channels(
+    layer: Config, inner: Mapping[str, Any], given: Sequence[Given] | None = None
+) -> Config:
+    """Returns the config of a model, or of a layer in one, that says how many channels there are.
+
+    Args:
+        layer: the config.
+        inner: what the layers of the model are called with, by ``inputs_of(layer)``, and the same
+            for models in it by their names.
+        given: what the layer itself is called with, as far as is known.
+    """
+    class_name, config = layer["class_name"], layer["config"]
+    if class_name in MODELS:
+        layers = [
+            _with_channels(one, inner.get(name, {}), inner.get(inputs_of(name)))
+            for one in layers_of(config)
+            for name in [layer_name(one)]
+        ]
+        return {**layer, "config": {**config, "layers": layers} if "layers" in config else layers}
+    if class_name == "TimeDistributed":
+        each = _with_channels(config["layer"], inner, each_step(given))
+        return {**layer, "config": {**config, "layer": each}}
+    if class_name == "GroupNormalization" and given:
+        sizes = jax.tree.leaves(given)[0].shape
+        return {**layer, "config": {CHANNELS: sizes[config.get("axis", -1)], **config}}
+    return layer
 
 
 def _refused(what: str, problems: list[str]) -> KerasFileError:
@@ -343,13 +375,18 @@ def make_layer(
         return lambda *inputs: module(*inputs, deterministic=deterministic)
     if class_name == "TimeDistributed":
         layer = config["layer"]
-        each = make_layer(class_of(layer), layer["config"], name, deterministic)
+        each = make_layer(layer["class_name"], layer["config"], name, deterministic)
 
         def spread(x: jax.Array, mask: Any = None) -> jax.Array:
             y: jax.Array = each(x.reshape(-1, *x.shape[2:]))
             return y.reshape(*x.shape[:2], *y.shape[1:])
 
         return spread
+    if ">" in class_name:
+        raise ValueError(
+            "its class is not Keras's own, and its code is not in the file; load reads its "
+            "weights, for a module of your own"
+        )
     raise ValueError("this class of layers is not supported")
 
 
@@ -418,7 +455,7 @@ def _problems(class_name: str, config: Any, place: str) -> Iterator[str]:
 def _count_calls(class_name: str, config: Config) -> int:
     """Returns how many calls of layers one call of a layer comes to."""
     if class_name == "TimeDistributed":
-        return _count_calls(class_of(config["layer"]), config["layer"]["config"])
+        return _count_calls(config["layer"]["class_name"], config["layer"]["config"])
     if class_name not in MODELS:
         return 1
     graph = parse(class_name, config)
@@ -428,16 +465,21 @@ def _count_calls(class_name: str, config: Config) -> int:
 
 def differences(module: KerasModel) -> list[str]:
     """Returns in what the module of a model differs from it, by layer."""
-    return list(_differences(module.config["class_name"], module.config["config"], ""))
+    return list(_differences(module.config, ""))
 
 
-def _differences(class_name: str, config: Config, place: str) -> Iterator[str]:
-    graph = parse(class_name, config)
-    for name, layer in left_out(graph).items():
-        yield f"{place}{layer} is left out; pass what it returns in Keras as input {name or 'x'}"
-    for name, (layer_class, details) in graph.layers.items():
+def _differences(model: Config, place: str) -> Iterator[str]:
+    if NAMED in model:
+        yield (
+            f"{place.removesuffix('/') or 'the model'} computes what its config describes, not a "
+            f"call that its class, {model[NAMED]}, which is not Keras's own, may define"
+        )
+    for name, left in left_out(parse(model["class_name"], model["config"])).items():
+        yield f"{place}{left} is left out; pass what it returns in Keras as input {name or 'x'}"
+    for layer in layers_of(model["config"]):
+        name, layer_class, details = layer_name(layer), layer["class_name"], layer["config"]
         if layer_class in MODELS:
-            yield from _differences(layer_class, details, f"{place}{name}/")
+            yield from _differences(layer, f"{place}{name}/")
             continue
         if details.get("stateful"):
             yield f"{place}{name} begins each call with a state of zeros, as after reset_states()"
@@ -450,6 +492,16 @@ def _differences(class_name: str, config: Config, place: str) -> Iterator[str]:
 def _policy(config: Any) -> Any:
     """Returns a layer's dtype, or what Keras 3 has in its place."""
     return config.get("dtype") if isinstance(config, Mapping) else None
+
+
+def _given(args: Any, kwargs: Mapping[str, Any]) -> Given:
+    """Returns the arrays that a layer is called with."""
+
+    def arrays(tree: Any) -> list[Any]:
+        return [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
+
+    found = [arrays(arg) for arg in args], {key: arrays(arg) for key, arg in kwargs.items()}
+    return Given([some for some in found[0] if some], {k: v for k, v in found[1].items() if v})
 
 
 def _reason(error: Exception) -> str:
@@ -507,9 +559,10 @@ def resized(config: Config, variables: Mapping[str, Any]) -> dict[str, Any]:
         >>> resized(model, wide)["config"]["layers"][0]["config"]["units"]
         8
     """
-    if isinstance(config["config"], Mapping) and "layers" not in config["config"]:
+    if config["class_name"] not in MODELS:
+        name = config.get(NAMED, config["class_name"])
         raise ValueError(
-            f"the model's config has no layers whose sizes could change: {config['class_name']} "
+            f"the model's config has no layers whose sizes could change: {name} "
             "makes them itself; save with layout='weights.h5', and load these weights into a "
             "model that is made with the new sizes"
         )

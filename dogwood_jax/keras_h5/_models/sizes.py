@@ -3,8 +3,9 @@
 The weights are those of Flax, as ``load`` gives them; only their shapes are used.
 """
 
-from collections.abc import Mapping
-from typing import Any
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 
@@ -12,6 +13,13 @@ from dogwood_jax.keras_h5._kinds.kind import Config, kind_of
 from dogwood_jax.keras_h5._kinds.nested import MODELS, layer_name, layers_of
 from dogwood_jax.keras_h5._models.channels import read_channels
 from dogwood_jax.keras_h5._models.graph import parse, refs_in
+
+
+class Given(NamedTuple):
+    """What a layer is called with: the arrays in each argument that has any."""
+
+    args: list[list[Any]]
+    kwargs: dict[str, list[Any]]
 
 
 def resized_layer(
@@ -30,7 +38,7 @@ def resized_layer(
         params: its parameters.
         inner: for a model, what its layers are called with, by ``inputs_of(layer)``, and the same
             for models in it by their names.
-        given: what the layer is called with, as far as is known.
+        given: what the layer is called with, a ``Given`` for each call, as far as is known.
         channels: how many channels of its output are read, likewise.
     """
     if class_name in MODELS:
@@ -51,14 +59,27 @@ def resized_layer(
     kind = kind_of(class_name)
     if kind.holds:
         parts = {key: params.get(at, {}) if at else params for key, at in kind.holds.items()}
-        inside = {key: _inside(config[key], part) for key, part in parts.items() if config.get(key)}
-        return {**config, **inside}
+        seen = (inner, each_step(given)) if class_name == "TimeDistributed" else ()
+        held = {key: part for key, part in parts.items() if config.get(key)}
+        return {**config, **{key: _inside(config[key], part, *seen) for key, part in held.items()}}
     if kind.sizes and params:
         config = {**config, **kind.sizes(config, params)}
     if kind.sizes_by_input and given is not None:
         shape = jax.tree.leaves(given)[0].shape
         config = {**config, **kind.sizes_by_input(config, params, shape, channels)}
     return config
+
+
+def each_step(calls: Sequence[Given] | None) -> list[Given] | None:
+    """Returns what a layer in a TimeDistributed one is called with: all steps as a batch."""
+    if calls is None:
+        return None
+
+    def steps(array: Any) -> Any:
+        shape: Any = jax.ShapeDtypeStruct  # untyped
+        return shape((array.shape[0] * array.shape[1], *array.shape[2:]), array.dtype)
+
+    return [Given([[steps(a) for a in arg] for arg in call.args[:1]], {}) for call in calls]
 
 
 def inputs_of(layer: str) -> str:
@@ -75,25 +96,49 @@ def _inside(
 ) -> dict[str, Any]:
     """Returns a layer in another's config for these parameters."""
     kept = {key: value for key, value in layer.items() if key != "build_config"}
-    if given is not None and "build_config" in layer:
-        kept["build_config"] = _built_from(
-            layer["build_config"], [array.shape for array in jax.tree.leaves(given)]
-        )
+    if given and isinstance(layer.get("build_config"), Mapping):
+        with contextlib.suppress(ValueError):
+            kept["build_config"] = _built_from(layer["build_config"], given[0])
     config = resized_layer(layer["class_name"], layer["config"], params, inner, given, channels)
     return {**kept, "config": config}
 
 
-def _built_from(config: Config, shapes: list[tuple[int, ...]]) -> Config:
-    """Returns what a layer was built from, one shape or a list of them, in new sizes."""
-    old = config.get("input_shape")
-    if not isinstance(old, list) or not old:
+def _built_from(config: Config, given: Given) -> Config:
+    """Returns what a layer was built from in new sizes: the shapes of what it is called with.
+
+    Keras 2 has those of the first argument, Keras 3 those of all arguments by their names, in the
+    order of the call's parameters.
+
+    Raises:
+        ValueError: if it is not known which arguments they are of.
+    """
+    if config.get("input_shape", 0) is None:
         return config
-    many = isinstance(old[0], list)
-    pairs = list(zip(old if many else [old], shapes))
-    if many and len(old) != len(shapes) or any(len(one) != len(shape) for one, shape in pairs):
-        return config
-    new = [[n if n is None else m for n, m in zip(*pair)] for pair in pairs]
-    return {"input_shape": new if many else new[0]}
+    old = dict(config.get("shapes_dict", config))
+    args = iter(given.args)
+    new = {}
+    for key, shape in old.items():
+        name = key.removesuffix("_shape")
+        arrays = given.kwargs[name] if name in given.kwargs else next(args, [])
+        shapes = [array.shape for array in arrays]
+        new[key] = _followed(shape, shapes)
+        if shapes:
+            raise ValueError("there are more arguments")
+    return {"shapes_dict": new} if "shapes_dict" in config else new
+
+
+def _followed(old: Any, shapes: list[tuple[int, ...]]) -> Any:
+    """Returns shapes, perhaps in lists or dicts, with other sizes, which it takes off a list."""
+    if isinstance(old, Mapping):
+        new = {key: _followed(old[key], shapes) for key in sorted(old)}
+        return {key: new[key] for key in old}
+    if not isinstance(old, list):
+        raise ValueError("it is not a shape")
+    if any(isinstance(size, list | Mapping) for size in old):
+        return [_followed(shape, shapes) for shape in old]
+    if not shapes or len(shapes[0]) != len(old):
+        raise ValueError("it is the shape of something else")
+    return [n if n is None else m for n, m in zip(old, shapes.pop(0))]
 
 
 def _fed(class_name: str, config: Any, inputs: list[Any]) -> Any:

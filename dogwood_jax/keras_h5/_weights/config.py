@@ -1,21 +1,36 @@
-"""Configs of models, as strangers wrote them: checked before anything relies on them."""
+"""Configs of models, as strangers wrote them: checked before anything relies on them.
+
+Archives say of each class in which module it is, and under which name its author registered it;
+here alone this is read. A class keeps its name only if it is Keras's own, so that a layer of the
+user's own that is called Dense is not taken for Keras's. HDF5 files do not say it: a class is
+taken for Keras's own there, as Keras itself takes it.
+"""
 
 import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dogwood_jax.keras_h5._files.errors import KerasFileError
-from dogwood_jax.keras_h5._kinds.kind import Config
-from dogwood_jax.keras_h5._kinds.nested import MODELS, layers_of
+from dogwood_jax.keras_h5._kinds.kind import KINDS, NAMED, Config
+from dogwood_jax.keras_h5._kinds.nested import MODELS
 
 _WRAPPED = ("layer", "backward_layer", "cell")  # where the config of a layer has another one
+
+_KERAS = ("keras", "tf_keras", "keras_core")  # packages
+
+# Keras's own classes that it registers itself, as HDF5 files call them.
+_REGISTERED = ("Adam", "AdamW", "CustomScaleLayer")
+
+# What the config of a Sequential model has, also if its class is the user's own.
+_SEQUENTIAL = {"name", "trainable", "dtype", "layers", "build_input_shape"}
 
 
 def checked_config(config: Any, place: str, names: Sequence[str] = ()) -> Config:
     """Returns a model's config, once every layer in it has a class, a config and a name.
 
     Before Keras 2.2.3 the config of a Sequential model was the list of its layers, and one inside
-    another had no name. Here it is as it has been since.
+    another had no name. Here it is as it has been since. Classes are called as ``with_classes``
+    says.
 
     Args:
         config: the config as it is in the file.
@@ -25,7 +40,7 @@ def checked_config(config: Any, place: str, names: Sequence[str] = ()) -> Config
     Raises:
         KerasFileError: naming the first layer that is not as it should be.
     """
-    modern: Config = _modern(config, "", names)
+    modern: Config = with_classes(_modern(config, "", names))
     _check(modern, f"at {place}: the model")
     return modern
 
@@ -45,24 +60,100 @@ def _modern(item: Any, name: str, names: Sequence[str] = ()) -> Any:
     return {**item, "config": config}
 
 
+def with_classes(tree: Any) -> Any:
+    """Returns a config in which the names of classes say whose they are.
+
+    Keras's own classes have the names that they have in Keras, its operations with ``ops.`` before
+    them, since there is a layer Add as well. Others have the package in which they are registered,
+    or their module, before them: ``my_package>Dense``. Models of the user's own class that are
+    described by their layers are what those describe, ``Functional`` or ``Sequential``. Where a
+    name differs from the file's, the latter is kept beside it, as ``NAMED``.
+    """
+    if isinstance(tree, list):
+        return [with_classes(branch) for branch in tree]
+    if not isinstance(tree, Mapping):
+        return tree
+    tree = {key: with_classes(branch) for key, branch in tree.items()}
+    name = tree.get("class_name")
+    if not isinstance(name, str) or NAMED in tree or "config" not in tree:
+        return tree
+    new = _class_of(tree)
+    return tree if new == name else {**tree, "class_name": new, NAMED: name}
+
+
+def _class_of(item: Config) -> str:
+    name, config = str(item["class_name"]), item["config"]
+    if "module" in item:
+        module = str(item["module"] or "__main__")  # where Keras leaves it out
+        package, *path = module.split(".")
+        if package in _KERAS:
+            path = path[1:] if path[:1] == ["src"] else path
+            return f"ops.{name}" if path[:1] in (["ops"], ["operations"]) else name
+        if module == "builtins":  # a function
+            return name
+        registered = str(item.get("registered_name"))
+        name = registered if ">" in registered else f"{module}>{name}"
+    elif name.removeprefix("Custom>") in _REGISTERED:
+        return name.removeprefix("Custom>")
+    elif _is_operation(item):
+        return f"ops.{name}"
+    known = name in KINDS or not isinstance(config, Mapping) or not lists_layers(config)
+    if not known and {"input_layers", "output_layers"} <= config.keys():
+        return "Functional"
+    return "Sequential" if not known and config.keys() <= _SEQUENTIAL else name
+
+
+def _is_operation(item: Config) -> bool:
+    """Whether HDF5 has an operation of Keras 3: only layers say whether they are trained."""
+    nodes = item.get("inbound_nodes")
+    if not isinstance(nodes, list) or not nodes or not isinstance(nodes[0], Mapping):
+        return False
+    config = item["config"]
+    untrained = isinstance(config, Mapping) and "trainable" not in config
+    return untrained and f"ops.{item['class_name']}" in KINDS
+
+
+def lists_layers(config: Config) -> bool:
+    """Whether a model's config describes its layers; one of the user's own class may not."""
+    layers = config.get("layers")
+    return isinstance(layers, list) and all(
+        isinstance(layer, Mapping) and "class_name" in layer for layer in layers
+    )
+
+
 def as_in(original: Any, config: Any) -> Any:
     """Returns a config in the form that another one has: the inverse of ``checked_config``."""
+    return _listed_as(original, _called_as_before(config))
+
+
+def _called_as_before(tree: Any) -> Any:
+    """Returns a config with the names of classes that it has in its file."""
+    if isinstance(tree, list):
+        return [_called_as_before(branch) for branch in tree]
+    if not isinstance(tree, Mapping):
+        return tree
+    old = {"class_name": tree[NAMED]} if NAMED in tree else {}
+    return {k: _called_as_before(v) for k, v in {**tree, **old}.items() if k != NAMED}
+
+
+def _listed_as(original: Any, config: Any) -> Any:
+    """Returns a config in which layers are listed, and named, as in another one."""
     if not isinstance(original, Mapping) or not isinstance(config, Mapping):
         return config
     old, new = original.get("config"), config["config"]
     if isinstance(old, list):
-        return {**config, "config": list(map(as_in, old, new["layers"]))}
+        return {**config, "config": list(map(_listed_as, old, new["layers"]))}
     if isinstance(old, Mapping):
-        new = {k: as_in(old.get(k), v) if k in _WRAPPED else v for k, v in new.items()}
+        new = {k: _listed_as(old.get(k), v) if k in _WRAPPED else v for k, v in new.items()}
         if isinstance(old.get("layers"), list):
-            new["layers"] = list(map(as_in, old["layers"], new["layers"]))
+            new["layers"] = list(map(_listed_as, old["layers"], new["layers"]))
     return {**config, "config": new}
 
 
 def entries_of(config: Config | None) -> list[Config]:
     """Returns the configs of a model's layers; none where they are not known."""
     inner = {} if config is None else config["config"]
-    return list(layers_of(inner)) if "layers" in inner else []
+    return list(inner["layers"]) if lists_layers(inner) else []
 
 
 def _check(item: Any, where: str) -> None:
@@ -74,11 +165,11 @@ def _check(item: Any, where: str) -> None:
     for key in _WRAPPED:
         if isinstance(config.get(key), Mapping) and "class_name" in config[key]:
             _check(config[key], f"{where}, {key}")
+    if item["class_name"] not in MODELS and not lists_layers(config):
+        return
     layers = config.get("layers")
     if not isinstance(layers, list):
-        if item["class_name"] in MODELS:
-            raise _unlike(where, "a list of layers", layers)
-        return
+        raise _unlike(where, "a list of layers", layers)
     for index, layer in enumerate(layers):
         _check(layer, f"{where}, layer {index}")
         name = layer["config"].get("name", layer.get("name"))

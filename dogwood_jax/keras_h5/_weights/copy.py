@@ -60,7 +60,9 @@ def copied(
             text = json.dumps(as_in(original, new.config))
             write_text(file, "model_config", text, source.weights)
     if old.layout == "keras":
-        config = source.config if new.config == old.config else json.dumps(new.config)
+        config = source.config
+        if new.config != old.config:
+            config = json.dumps(as_in(json.loads(source.config or ""), new.config))
         with zipfile.ZipFile(draft, "w") as archive:
             archive.writestr(METADATA, source.metadata or "{}")
             archive.writestr(CONFIG, config or "")

@@ -42,7 +42,12 @@ from dogwood_jax.keras_h5._files.source import CONFIG, METADATA, Source, parsed
 from dogwood_jax.keras_h5._kinds.kind import Config
 from dogwood_jax.keras_h5._kinds.nested import layer_name
 from dogwood_jax.keras_h5._weights import positions
-from dogwood_jax.keras_h5._weights.config import checked_config, entries_of
+from dogwood_jax.keras_h5._weights.config import (
+    checked_config,
+    entries_of,
+    lists_layers,
+    with_classes,
+)
 from dogwood_jax.keras_h5._weights.layers import Layer, make_layer
 
 LAYOUTS = ("h5", "model.h5", "weights.h5", "keras")
@@ -89,16 +94,17 @@ def contents(source: Source) -> Contents:
     """
     root = source.weights
     if source.config is not None:
-        config = parsed(source.config, CONFIG, source.limit)
+        stored = parsed(source.config, CONFIG, source.limit)
+        config = checked_config(stored, CONFIG)
         metadata = parsed(source.metadata or "{}", METADATA, source.limit)
         tree = read_tree(root)
         return Contents(
             "keras",
             _text(metadata.get("keras_version")),
             None,
-            checked_config(config, CONFIG),
+            config,
             _positioned(tree, config),
-            *_if_readable(lambda: _optimizer(tree, config.get("compile_config"))),
+            *_if_readable(lambda: _optimizer(tree, stored.get("compile_config"))),
         )
     whole = "model_weights" in root
     group = member(root, "model_weights", "Group") if whole else root
@@ -158,7 +164,7 @@ def _if_readable(
 def _compiled(training: Any) -> tuple[str | None, Config]:
     """Returns the optimizer's class and config from what a model was compiled with."""
     described = training if isinstance(training, Mapping) else {}
-    described = described.get("optimizer", described.get("optimizer_config"))
+    described = with_classes(described.get("optimizer", described.get("optimizer_config")))
     if not isinstance(described, Mapping):
         return _text(described), {}
     config = described.get("config")
@@ -225,14 +231,14 @@ def _positioned(tree: Tree, config: Config | None) -> tuple[Layer, ...]:
     layers = []
     own = positions.variables(tree)
     # The config of a model of the user's own class may tell nothing of the layers in it.
-    known_layers = config is not None and "layers" in config["config"]
+    known_layers = config is not None and lists_layers(config["config"])
     for container in filter(None, map(tree.part, positions.CONTAINERS)):
         entries = entries_of(config) if known_layers else None
         for name, class_name, details, place in positions.members(container, entries):
             known = details if entries else None
             weights = {} if place is None else positions.arrays(place, class_name, known)
             layers.append(make_layer(name, class_name, details or {}, weights))
-    if config and not layers:
+    if config is not None and not layers:
         layers = [
             make_layer(layer_name(layer), layer["class_name"], layer["config"], {})
             for layer in entries_of(config)

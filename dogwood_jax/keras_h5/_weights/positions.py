@@ -18,7 +18,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dogwood_jax.keras_h5._files.hdf5 import Dataset, Tree, checked_array, misplaced, read_text
-from dogwood_jax.keras_h5._kinds.kind import KINDS, Config, kind_of, layout
+from dogwood_jax.keras_h5._kinds.kind import KINDS, NAMED, Config, kind_of, layout
 from dogwood_jax.keras_h5._kinds.nested import MODELS, layer_name, layers_of
 from dogwood_jax.keras_h5._kinds.weight import is_kernel_and_bias
 
@@ -126,7 +126,7 @@ def positions(entries: Sequence[Config], counted_twice: Container[str] = ()) -> 
     """
     used: dict[str, int] = {}
     for entry in entries:
-        kind = snake_case(entry["class_name"])
+        kind = snake_case(entry.get(NAMED, entry["class_name"]))
         number = used.get(kind, 0)
         name = f"{kind}_{number}" if number else kind
         yield name

@@ -11,6 +11,7 @@ import numpy as np
 from dogwood_jax.keras_h5._files.hdf5 import BFLOAT16, OPAQUE16, Dataset, Group
 from dogwood_jax.keras_h5._kinds.kind import Config, kind_of, layout
 from dogwood_jax.keras_h5._kinds.nested import MODELS, layer_name, layers_of
+from dogwood_jax.keras_h5._weights.config import as_in, entries_of
 from dogwood_jax.keras_h5._weights.layouts import TOP_LEVEL, Contents
 from dogwood_jax.keras_h5._weights.positions import class_named, inner, positions, stem
 
@@ -63,7 +64,7 @@ def write(draft: IO[bytes], new: Contents, arrays: Arrays) -> None:
         elif new.layout == "h5":
             _write_names_and_weights(file, new, arrays)
         else:
-            file.attrs["model_config"] = json.dumps(new.config)
+            file.attrs["model_config"] = json.dumps(as_in(None, new.config))
             _write_origin(file, new)
             _write_names_and_weights(file.create_group("model_weights"), new, arrays)
 
@@ -117,10 +118,15 @@ def _write_positions(file: Group, new: Contents, arrays: Arrays) -> None:
     for number, array in enumerate(arrays.get(TOP_LEVEL, {}).values()):
         write_array(own, str(number), array)
     layers = [layer for layer in new.layers if layer.name != TOP_LEVEL]
+    described = {layer_name(entry): entry for entry in entries_of(new.config)}
     entries = [
         # Keras names layers without a name by their class, and layers without weights alone are
         # of unknown classes here.
-        {"class_name": layer.class_name or stem(layer.name), "config": layer.config}
+        {
+            "class_name": layer.class_name or stem(layer.name),
+            **described.get(layer.name, {}),
+            "config": layer.config,
+        }
         for layer in layers
     ]
     for layer, entry, place in zip(layers, entries, positions(entries)):
