@@ -70,14 +70,14 @@ def with_classes(tree: Any) -> Any:
     name differs from the file's, the latter is kept beside it, as ``NAMED``.
     """
     if isinstance(tree, list):
-        return [with_classes(branch) for branch in tree]
+        return list(map(with_classes, tree))
     if not isinstance(tree, Mapping):
         return tree
-    tree = {key: with_classes(branch) for key, branch in tree.items()}
-    name = tree.get("class_name")
-    if not isinstance(name, str) or NAMED in tree or "config" not in tree:
+    tree = dict(zip(tree, map(with_classes, tree.values())))
+    if NAMED in tree or "config" not in tree:
         return tree
-    new = _class_of(tree)
+    name = tree.get("class_name")
+    new = _class_of(tree) if isinstance(name, str) else name
     return tree if new == name else {**tree, "class_name": new, NAMED: name}
 
 
@@ -129,11 +129,13 @@ def as_in(original: Any, config: Any) -> Any:
 def _called_as_before(tree: Any) -> Any:
     """Returns a config with the names of classes that it has in its file."""
     if isinstance(tree, list):
-        return [_called_as_before(branch) for branch in tree]
+        return list(map(_called_as_before, tree))
     if not isinstance(tree, Mapping):
         return tree
-    old = {"class_name": tree[NAMED]} if NAMED in tree else {}
-    return {k: _called_as_before(v) for k, v in {**tree, **old}.items() if k != NAMED}
+    new = dict(zip(tree, map(_called_as_before, tree.values())))
+    if NAMED in new:
+        new["class_name"] = new.pop(NAMED)
+    return new
 
 
 def _listed_as(original: Any, config: Any) -> Any:
