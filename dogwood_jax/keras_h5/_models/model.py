@@ -433,8 +433,8 @@ def differences(module: KerasModel) -> list[str]:
 
 def _differences(class_name: str, config: Config, place: str) -> Iterator[str]:
     graph = parse(class_name, config)
-    for name, layer in left_out(graph).items():
-        yield f"{place}{layer} is left out; pass what it returns in Keras as input {name or 'x'}"
+    for name, reader in left_out(graph).items():
+        yield f"{place}{reader} is left out; pass what it returns in Keras as input {name or 'x'}"
     for name, (layer_class, details) in graph.layers.items():
         if layer_class in MODELS:
             yield from _differences(layer_class, details, f"{place}{name}/")
