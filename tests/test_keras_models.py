@@ -432,6 +432,7 @@ V = np.array([[3, -1, 2], [0, 5, 4]], "f")
         ("ops.Moveaxis", {"source": [0], "destination": [-1]}, V, V.T),
         ("ops.Argmax", {"axis": -1, "keepdims": False}, V, np.array([0, 1], "i4")),
         ("ops.Argmin", {"axis": -1, "keepdims": True}, V, np.array([[1], [0]], "i4")),
+        ("TFOpLambda", {"function": "math.argmax"}, V, np.array([0, 1, 1], "i4")),
         ("ops.Norm", {"ord": 1, "axis": [1], "keepdims": False}, V, np.array([6, 9], "f")),
         ("ops.Norm", {"ord": None, "axis": [0, 1], "keepdims": True}, V, np.sqrt([[55.0]])),
         ("ops.OneHot", {"num_classes": 2, "axis": 0}, np.array([1, 0]), np.eye(2, dtype="f")[::-1]),

@@ -74,7 +74,9 @@ def opened(path: str | os.PathLike[str], limit: int | None = None) -> Iterator[S
     except KerasFileError as error:
         raise KerasFileError(f"{path}: {error}") from error.__cause__
     except RecursionError as error:
-        raise KerasFileError(f"{path}: expected no more than some nesting; found more") from error
+        raise KerasFileError(
+            f"{path}: expected layers and groups in each other; found them nested too deep"
+        ) from error
     except Exception as error:  # h5py and zipfile raise a dozen kinds for what is damaged
         raise KerasFileError(
             f"{path}: expected an HDF5 file or a .keras archive, complete and intact; it cannot be "

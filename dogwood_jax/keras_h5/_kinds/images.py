@@ -104,11 +104,12 @@ def _resizing(config: Config) -> Function:
     return channels_last(config, _resized(config, *sizes))
 
 
-def _resize_operation(config: Config) -> Function:
-    resize = _resized(config, *spatial(config["size"], 2))
+def resize(config: Config) -> Function:
+    """The operation that resizes images ``[..., height, width, channel]``."""
+    resized = _resized(config, *spatial(config["size"], 2))
     if config.get("data_format") != "channels_first":
-        return resize
-    return lambda x: jnp.moveaxis(resize(jnp.moveaxis(x, -3, -1)), -1, -3)
+        return resized
+    return lambda x: jnp.moveaxis(resized(jnp.moveaxis(x, -3, -1)), -1, -3)
 
 
 # In evaluation nothing is random: Keras 3.8 and later return the image itself, Keras up to 3.5 a
@@ -137,7 +138,8 @@ def _block_size(config: Config) -> int:
     return operator.index(config["block_size"])
 
 
-def _depth_to_space(config: Config) -> Function:
+def depth_to_space(config: Config) -> Function:
+    """The operation that makes larger images of channels."""
     size = _block_size(config)
 
     def blocks(x: Any) -> Any:
@@ -148,7 +150,8 @@ def _depth_to_space(config: Config) -> Function:
     return blocks
 
 
-def _space_to_depth(config: Config) -> Function:
+def space_to_depth(config: Config) -> Function:
+    """The operation that makes channels of blocks of images."""
     size = _block_size(config)
 
     def stacked(x: Any) -> Any:
@@ -185,7 +188,7 @@ for _rank in (1, 2, 3):
 KINDS["Resizing"] = Kind(function=_resizing)
 KINDS["ops.Resize"], KINDS["ops.DepthToSpace"], KINDS["ops.SpaceToDepth"] = (
     Kind(function=make, keywords=None, on_mask=forgotten)
-    for make in (_resize_operation, _depth_to_space, _space_to_depth)
+    for make in (resize, depth_to_space, space_to_depth)
 )
 KINDS["RandomCrop"] = Kind(module=_random_crop)
 KINDS[RANDOM_CROP_3_5] = Kind(module=_random_crop_3_5)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dogwood_jax.keras_h5._kinds.activations import ACTIVATIONS
+from dogwood_jax.keras_h5._kinds.images import depth_to_space, resize, space_to_depth
 from dogwood_jax.keras_h5._kinds.kind import KINDS, Config, Function, Kind
 from dogwood_jax.keras_h5._kinds.masking import forgotten
 
@@ -278,6 +279,28 @@ _WITH_OPTIONS: Sequence[tuple[Function, str, str, str]] = (
     (_moveaxis, "Moveaxis: source destination", "", ""),
     (_argmax, "Argmax: axis keepdims", "", ""),
     (_argmin, "Argmin: axis keepdims", "", ""),
+    # TensorFlow takes the first axis where none is given.
+    (lambda x, axis=0: _argmax(x, axis or 0), "", "math.argmax: axis", ""),
+    (lambda x, axis=0: _argmin(x, axis or 0), "", "math.argmin: axis", ""),
+    (lambda x, depth: jax.nn.one_hot(x.astype(jnp.int32), depth), "", "one_hot: depth", ""),
+    (
+        lambda x, size: depth_to_space({"block_size": size})(x),
+        "",
+        "nn.depth_to_space: block_size",
+        "",
+    ),
+    (
+        lambda x, size: space_to_depth({"block_size": size})(x),
+        "",
+        "nn.space_to_depth: block_size",
+        "",
+    ),
+    (
+        lambda x, size, method="bilinear": resize({"size": size, "interpolation": method})(x),
+        "",
+        "image.resize: size method",
+        "",
+    ),
     (_norm, "Norm: ord axis keepdims", "norm: ord axis keepdims", ""),
     (jnp.ones_like, "OnesLike: dtype", "", ""),
     (jnp.zeros_like, "ZerosLike: dtype", "", ""),

@@ -474,8 +474,8 @@ def _differences(model: Config, place: str) -> Iterator[str]:
             f"{place.removesuffix('/') or 'the model'} computes what its config describes, not a "
             f"call that its class, {model[NAMED]}, which is not Keras's own, may define"
         )
-    for name, left in left_out(parse(model["class_name"], model["config"])).items():
-        yield f"{place}{left} is left out; pass what it returns in Keras as input {name or 'x'}"
+    for name, reader in left_out(parse(model["class_name"], model["config"])).items():
+        yield f"{place}{reader} is left out; pass what it returns in Keras as input {name or 'x'}"
     for layer in layers_of(model["config"]):
         name, layer_class, details = layer_name(layer), layer["class_name"], layer["config"]
         if layer_class in MODELS:
