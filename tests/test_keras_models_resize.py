@@ -2,8 +2,10 @@ import copy
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from dogwood_jax.keras_h5._kinds.kind import KINDS
 from dogwood_jax.keras_h5._models.model import resized
 from dogwood_jax.keras_h5._models.sizes import Given, _inside
 from dogwood_jax.keras_h5._weights.config import with_classes
@@ -196,3 +198,11 @@ def test_layers_after_a_time_distributed_one_keep_what_they_are_built_from():
     wide = {"params": {"each": dense, "after": {"kernel": shape(7, 4), "bias": shape(4)}}}
     layers = resized(model, wide)["config"]["layers"]
     assert layers[2]["build_config"] == {"input_shape": [None, 5, 7]}
+
+
+def test_shapes_from_which_keras_2_builds_attention_follow():
+    old = {"query_shape": [None, 5, 6], "key_shape": {"items": [None, 5, 6]}}
+    params = {part: {"kernel": np.ones((12, 2, 3))} for part in ("query", "key", "value")}
+    new = KINDS["MultiHeadAttention"].sizes(old, {**params, "out": {"kernel": np.ones((2, 3, 12))}})
+    assert new["query_shape"] == [None, 5, 12] and new["key_shape"] == {"items": [None, 5, 12]}
+    assert "value_shape" not in new and "output_shape" not in new

@@ -180,7 +180,17 @@ def _heads_sizes(config: Config, params: Params) -> dict[str, Any]:
     new = params["out"]["kernel"].shape[2:] if "out" in params else None
     if new is not None and (shape is not None or new != params["query"]["kernel"].shape[:1]):
         sizes["output_shape"] = new[0] if isinstance(shape, int) else list(new)
+    for part in ("query", "key", "value"):  # from which Keras 2 builds the layer
+        if old := config.get(f"{part}_shape"):
+            sizes[f"{part}_shape"] = _with_channels(old, params[part]["kernel"].shape[0])
     return sizes
+
+
+def _with_channels(shape: Any, channels: int) -> Any:
+    """Returns a shape with another last size; HDF5 files have it as the items of an object."""
+    if isinstance(shape, Mapping):
+        return {**shape, "items": _with_channels(shape["items"], channels)}
+    return [*shape[:-1], channels]
 
 
 def _heads_masks_in(version: tuple[int, ...]) -> str | None:
