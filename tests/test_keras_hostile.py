@@ -10,6 +10,7 @@ import pytest
 
 from dogwood_jax import keras_h5
 from dogwood_jax._base.command import show
+from dogwood_jax.keras_h5._files.checksum import checksum
 
 
 def doubling(file, link):
@@ -101,7 +102,7 @@ def small(path, **storage):
 
 
 def patched(path, signature, index, *changes):
-    """Changes bytes of a structure: its last one, or that which comes first at ``index``."""
+    """Changes bytes of a structure, by their offsets in it, where it comes for the n-th time."""
     data = bytearray(path.read_bytes())
     places = [found.start() for found in re.finditer(signature, data)]
     for offset, value in changes:
@@ -145,6 +146,29 @@ def test_structures_of_hdf5(signature, index, changes, message, tmp_path):
     small(tmp_path / "x.h5", chunks=(4, 2))
     patched(tmp_path / "x.h5", signature, index, *changes)
     with pytest.raises(keras_h5.KerasFileError, match=message):
+        keras_h5.load(tmp_path / "x.h5")
+
+
+def test_many_links_of_which_a_name_is_not_ascii(tmp_path):
+    """HDF5 keeps these in a heap, which a B-tree of version 2 leads to."""
+    names = [f"层_{i}" for i in range(60)]
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        for name in names:
+            file.create_group(name)["kernel"] = np.ones((3, 2))
+            file[name].attrs["weight_names"] = [b"kernel"]
+        file.attrs["layer_names"] = [name.encode() for name in names]
+    assert list(keras_h5.load(tmp_path / "x.h5")["params"]) == names
+    good = (tmp_path / "x.h5").read_bytes()
+    tree = good.rindex(b"BTHD")
+    circle = bytearray(good[tree : tree + 34])
+    circle[12:14], circle[16:24] = b"\1\0", address(tree)  # of two levels, and its own root
+    circle += checksum(bytes(circle)).to_bytes(4, "little")
+    patched(tmp_path / "x.h5", b"BTHD", -1, (0, circle))
+    with pytest.raises(keras_h5.KerasFileError, match="version 2 that one other leads to"):
+        keras_h5.load(tmp_path / "x.h5")
+    (tmp_path / "x.h5").write_bytes(good)
+    patched(tmp_path / "x.h5", b"FHDB", -1, (60, b"!"))
+    with pytest.raises(keras_h5.KerasFileError, match="a heap of links with its checksum"):
         keras_h5.load(tmp_path / "x.h5")
 
 

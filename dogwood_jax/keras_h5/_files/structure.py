@@ -4,14 +4,14 @@ HDF5 trusts addresses in a file: it descends in a B-tree that is its own child u
 full, and goes round for ever in a heap whose free blocks lead to one another. So everything that
 leads to something else is looked through here first, as the HDF5 file format specification 3.0 has
 it: the superblock (II), B-trees, local heaps and symbol tables of groups (III.A to III.D) and
-object headers with their messages (IV.A). Each part must be in the file, and be there once.
+object headers with their messages (IV.A); B-trees of version 2 and fractal heaps, where names are
+not ASCII (III.A.2, III.G). Each part must be in the file, and be there once.
 
 Files are read as Keras writes them, through h5py with its defaults. What HDF5 has had since 1.8 for
-groups of many links and for objects of many attributes, and since 1.10 for chunks, is refused.
+objects of many attributes, and since 1.10 for chunks, is refused.
 
-What remains: HDF5 decodes types, fill values and filters of arrays by itself. Read files that
-somebody may have made to attack you in a process of its own, with a limit to its memory
-(``resource.setrlimit``).
+What remains: HDF5 decodes types, above all those of records, and arrays by itself. Read files that
+may be attacks in a process of its own, as the docstring of ``load`` says.
 """
 
 import math
@@ -62,13 +62,13 @@ class Object:
     Attributes:
         name: a path to it.
         strings: those of its attributes, and of itself.
-        links: the addresses of what is in it, by their names.
+        links: the names and addresses of what is in it; a name may be there twice.
         extent: address and size of an array that is not in chunks.
     """
 
     name: str
     strings: list[Strings]
-    links: Mapping[str, int]
+    links: list[tuple[str, int]]
     extent: tuple[int, int] | None
 
 
@@ -130,15 +130,18 @@ def read_objects(stream: IO[bytes]) -> tuple[list[Object], int]:
         KerasFileError: if some of it is not in the file, in a circle or in another one's place.
     """
     file = _File(stream)
-    root = _root(file)
+    root, table = _root(file)
     found = []
     seen, level = {root}, [("/", root)]
     for _ in range(MAX_DEPTH):
         inside = []
         for name, address in level:
-            item = _object(file, name, address)
+            try:
+                item = _object(file, name, address, table if address == root else None)
+            except IndexError:
+                raise _refused(name, "a header with messages; found one that is cut off") from None
             found.append(item)
-            for key, target in item.links.items():
+            for key, target in item.links:
                 if target not in seen:
                     seen.add(target)
                     inside.append((f"{name.rstrip('/')}/{key}", target))
@@ -148,8 +151,8 @@ def read_objects(stream: IO[bytes]) -> tuple[list[Object], int]:
     return found, file.base
 
 
-def _root(file: _File) -> int:
-    """Returns the address of the root group's header."""
+def _root(file: _File) -> tuple[int, bytes | None]:
+    """Returns the address of the root group's header, and those of its table if they are said."""
     what = "a superblock"
     version = file.read(8, 1, what)[0]
     if version > 3:
@@ -166,35 +169,46 @@ def _root(file: _File) -> int:
             for kind, _ in _messages(file, extension):
                 if kind in (_SHARED_TABLE, _DRIVER, _CACHE):
                     raise _damaged(extension, f"a superblock {_OTHERWISE}")
-        return number(block[36:44])
+        return number(block[36:44]), None
     block = file.read(24 + 4 * version, 56, what)
     file.check_end(number(block[16:24]))
     if number(block[24:32]) != _NOWHERE:
         raise _damaged(48, "one file; found one of a family")
-    return number(block[40:48])
+    table = file.read(80 + 4 * version, 16, what) if number(block[48:52]) == 1 else None
+    return number(block[40:48]), table
 
 
-def _object(file: _File, name: str, address: int) -> Object:
-    """Returns an object, once all that its header leads to is in order."""
+def _object(file: _File, name: str, address: int, table: bytes | None) -> Object:
+    """Returns an object, once all that its header leads to is in order.
+
+    Args:
+        file: the file.
+        name: the object's name.
+        address: where its header is.
+        table: the addresses of its table of links, where they are known.
+    """
     strings: list[Strings] = []
-    links: dict[str, int] = {}
+    links: list[tuple[str, int]] = []
     messages: dict[int, bytes] = {}
     for kind, data in _messages(file, address):
         if kind == _ATTRIBUTE:
             strings += _attribute(data, name)
         elif kind == _LINK:
-            links.update(_link(data, name))
+            links += _link(data, name)
         elif kind == _SYMBOLS:
-            links.update(_symbols(file, number(data[:8]), number(data[8:16])))
-        elif kind in (_LINKS, _ATTRIBUTES):
-            # Flags that tell of orders of creation, and the largest number in it.
-            start = 2 + (data[1] & 1 and (8 if kind == _LINKS else 2)) if len(data) > 1 else 0
+            links += _symbols(file, number(data[:8]), number(data[8:16]))
+        elif kind == _LINKS:
+            links += _many_links(file, data, name)
+        elif kind == _ATTRIBUTES:
+            start = 2 + 2 * (data[1] & 1)
             if number(data[start : start + 8]) != _NOWHERE:
-                which = "links" if kind == _LINKS else "attributes"
-                raise _refused(name, f"{which} in its header, or in a table, {_OTHERWISE}")
+                raise _refused(name, f"attributes in its header, {_OTHERWISE}")
         elif kind == _EXTERNAL:
             _local_heap(file, number(data[8:16]))
-        messages[kind] = data
+        messages.setdefault(kind, data)  # HDF5, too, takes the first one of a kind
+    # Without a table, as where a name is not ASCII, HDF5 does not look there.
+    if table is not None and messages.get(_SYMBOLS, table) != table:
+        raise _refused(name, "the table of links that the superblock says; found another")
     extent = None
     if _LAYOUT in messages:
         extent = _array(file, name, messages)
@@ -256,6 +270,90 @@ def _link(data: bytes, name: str) -> Iterator[tuple[str, int]]:
         raise _refused(name, "links with their names")
     if not flags & 8 or data[2] == 0:
         yield _text(data[at + width : end]), number(data[end : end + 8])
+
+
+def _many_links(file: _File, data: bytes, name: str) -> Iterator[tuple[str, int]]:
+    """Yields the links that a group has in a heap: many, of which a name is not ASCII."""
+    flags = data[1]
+    start = 2 + 8 * (flags & 1)  # behind the largest number in the order of creation
+    heap, *trees = (number(data[at : at + 8]) for at in range(start, len(data) - 7, 8))
+    if heap == _NOWHERE:
+        return
+    objects = _Heap(file, heap)
+    for tree in trees[: 1 + (flags >> 1 & 1)]:  # by their names, and in the order of creation
+        for record in _records(file, tree):
+            yield from _link(objects.read(record[-7:]), name)
+
+
+def _records(file: _File, tree: int) -> Iterator[bytes]:
+    """Yields the records of a B-tree of version 2."""
+    what = "a B-tree of version 2"
+    head = file.once(tree, 38, what)
+    _check_sum(head, tree)
+    kind, size, depth = head[5], number(head[10:12]), number(head[12:14])
+    root, count = number(head[16:24]), number(head[24:26])
+    if head[:5] != b"BTHD\0" or (kind, size) not in ((5, 11), (6, 15)) or depth > 1:
+        raise _damaged(tree, f"{what} with links, of two levels at most; found another")
+    most = (number(head[6:10]) - 10) // size  # records of a node
+    width = 8 + (1 if most < 256 else 2)
+    nodes = [(root, count, depth)] if count else []
+    while nodes:
+        node, count, depth = nodes.pop()
+        end = 6 + count * size
+        block = file.once(node, end + (count + 1) * width * depth + 4, what)
+        _check_sum(block, node)
+        if block[:6] != (b"BTIN\0" if depth else b"BTLF\0") + bytes([kind]):
+            raise _damaged(node, f"{what}; found none")
+        yield from (block[at : at + size] for at in range(6, end, size))
+        for at in range(end, end + (count + 1) * width * depth, width):
+            child = block[at : at + width]
+            nodes.append((number(child[:8]), number(child[8:]), 0))
+
+
+class _Heap:
+    """A fractal heap: objects by their places in blocks, of which larger ones follow smaller."""
+
+    def __init__(self, file: _File, address: int):
+        what = "a heap of links"
+        head = file.once(address, 146, what)
+        _check_sum(head, address)
+        width, start = number(head[110:112]), number(head[112:120])
+        largest, bits = number(head[120:128]), number(head[128:130])
+        root, rows = number(head[132:140]), number(head[140:142])
+        # The flag 2: blocks have checksums. Not larger than Keras's: blocks in blocks are refused.
+        if head[:5] != b"FRHP\0" or head[5:10] != b"\7\0\0\0\2" or bits != 32:
+            raise _damaged(address, f"{what} {_OTHERWISE}")
+        sizes = [start << max(row - 1, 0) for row in range(rows)] or [start]
+        if width > 16 or not 0 < sizes[-1] <= largest <= 1 << 16:
+            raise _damaged(address, f"{what} of at most 64 KiB in a block")
+        blocks = [root]
+        if rows:
+            table = file.once(root, 17 + 8 * width * rows + 4, what)
+            _check_sum(table, root)
+            if not table.startswith(b"FHIB\0"):
+                raise _damaged(root, f"{what}; found none")
+            blocks = [number(table[at : at + 8]) for at in range(17, len(table) - 4, 8)]
+            sizes = [size for size in sizes for _ in range(width)]
+        self._blocks = {}
+        place = 0
+        for block, size in zip(blocks, sizes):
+            if block != _NOWHERE:
+                data = file.once(block, size, what)
+                if checksum(data[:17] + bytes(4) + data[21:]) != number(data[17:21]):
+                    raise _damaged(block, f"{what} with its checksum; found another")
+                if data[:5] != b"FHDB\0" or number(data[13:17]) != place:
+                    raise _damaged(block, f"{what}; found none")
+                self._blocks[place] = data
+            place += size
+        self._address = address
+
+    def read(self, place: bytes) -> bytes:
+        """Returns an object by its place: a byte for its sort, its start and its size."""
+        start, size = number(place[1:5]), number(place[5:])
+        for at, data in self._blocks.items():
+            if place[0] == 0 and at + 21 <= start and start + size <= at + len(data):
+                return data[start - at : start - at + size]
+        raise _damaged(self._address, "a heap of links; found one that is not in it")
 
 
 def _symbols(file: _File, tree: int, heap: int) -> Iterator[tuple[str, int]]:

@@ -25,7 +25,8 @@ def load(path: str | os.PathLike[str], *, limit: int | None = None) -> dict[str,
 
     Nothing in the file is executed, and nothing outside it is read. What would crash HDF5 or take
     far more memory than the file is looked for first, and refused. HDF5 still decodes types and
-    arrays itself: read files that may be attacks in a process of its own.
+    arrays itself. Read files that may be attacks in a process of its own, whose end is an error
+    here: ``concurrent.futures.ProcessPoolExecutor(1).submit(keras_h5.load, path).result()``.
 
     Args:
         path: the file. It is opened for reading only.
