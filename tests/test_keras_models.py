@@ -16,7 +16,7 @@ import pytest
 import dogwood_jax as dw
 from dogwood_jax import keras_h5
 from dogwood_jax.keras_h5 import KerasFileError, load_model
-from dogwood_jax.keras_h5._kinds.kind import KINDS, Kind
+from dogwood_jax.keras_h5._kinds.kind import KINDS, Kind, layout
 from dogwood_jax.keras_h5._kinds.normalizations import grown_groups
 from dogwood_jax.keras_h5._kinds.reshaping import reshape_target
 from dogwood_jax.keras_h5._models.model import (
@@ -595,6 +595,9 @@ def test_stacked_cells_are_layers_in_a_row():
     wide = jax.tree.map(lambda a: np.zeros([*a.shape[:-1], 5], "f"), variables)
     layers = resized(stacked, wide)["config"]["layers"][0]["config"]["cell"]["config"]["cells"]
     assert [layer["config"]["units"] for layer in layers] == [5, 5]
+    simple["class_name"] = "mine>Cell"  # of which nothing is known
+    assert layout("RNN", {"cell": stack}) == []
+    assert resized(stacked, wide) == stacked
 
 
 def test_random_crops_are_not_the_same_in_all_versions():

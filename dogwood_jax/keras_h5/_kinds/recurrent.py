@@ -6,7 +6,7 @@ activations, leave biases out, and has two kinds of GRU, of which Flax has neith
 """
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -325,6 +325,8 @@ def _rnn_weights(config: Config) -> list[Weight]:
         return layout(cell["class_name"].removesuffix("Cell"), cell["config"])
     weights: list[Weight] = []
     used: dict[str, int] = {}
+    if not _are_known(_cells_of(cell)):  # then their arrays keep the names in the file
+        return []
     for number, (class_name, details) in enumerate(_cells_of(cell)):
         group = _GROUPS.get(class_name, class_name)
         used[group] = used.get(group, -1) + 1
@@ -338,7 +340,13 @@ def _rnn_weights(config: Config) -> list[Weight]:
     return weights
 
 
+def _are_known(cells: Iterable[tuple[str, Config]]) -> bool:
+    return all(class_name in _CELLS for class_name, _ in cells)
+
+
 def _stacked_sizes(config: Config, params: Params) -> dict[str, Any]:
+    if not _are_known(_cells_of({"class_name": "StackedRNNCells", "config": config})):
+        return {}
     cells = []
     for number, (one, (class_name, details)) in enumerate(
         zip(config["cells"], _cells_of({"class_name": "StackedRNNCells", "config": config}))
