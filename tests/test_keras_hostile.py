@@ -130,7 +130,7 @@ def address(place):
         # A free block at byte 24 of a heap that comes before itself.
         (b"HEAP", 0, [(16, address(24)), (32 + 24, address(24))], "free blocks that end"),
         (b"HEAP", 0, [(8, address(1 << 40))], "a heap of names within the file; found one of 1,0"),
-        # A string of 265 characters of which the heap has 777.
+        # A string has 777 characters in the heap, and 265 by its pointer.
         (
             b"\x09\3\0\0(?!\0\0\0\0)",
             0,

@@ -595,7 +595,7 @@ def test_stacked_cells_are_layers_in_a_row():
     wide = jax.tree.map(lambda a: np.zeros([*a.shape[:-1], 5], "f"), variables)
     layers = resized(stacked, wide)["config"]["layers"][0]["config"]["cell"]["config"]["cells"]
     assert [layer["config"]["units"] for layer in layers] == [5, 5]
-    simple["class_name"] = "mine>Cell"  # of which nothing is known
+    simple["class_name"] = "mine>Cell"  # nothing is known of this class
     assert layout("RNN", {"cell": stack}) == []
     assert resized(stacked, wide) == stacked
 

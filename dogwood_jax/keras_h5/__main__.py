@@ -31,8 +31,7 @@ _STRATEGIES = ("zero_outgoing", "replicate", "tile", "zeros", "random")
 _OPTIONS = {
     r"pass interface=True": "pass --interface",
     r"strategies\.(\w+)\(\)": r"--strategy \1",
-    r"pass (like|layout)=": r"in Python, pass \1=",
-    r"pass (sizes|target|target_apply|fresh|limit)=": r"in Python, pass \1=",
+    r"pass (like|layout|sizes|target|target_apply|fresh|limit)=": r"in Python, pass \1=",
 }
 
 
@@ -155,8 +154,8 @@ def _check_memory(variables: Mapping[str, Any], growth: dw.Growth) -> None:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         if 2 * size > memory:
             raise ValueError(
-                f"the wider weights take {size:,} bytes, twice of which is needed; this machine "
-                f"has {memory:,}; choose smaller sizes"
+                f"the wider weights take {size:,} bytes, and writing them takes as many again; "
+                f"this machine has {memory:,}; choose smaller sizes"
             )
 
 

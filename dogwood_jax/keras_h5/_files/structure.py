@@ -273,7 +273,7 @@ def _link(data: bytes, name: str) -> Iterator[tuple[str, int]]:
 
 
 def _many_links(file: _File, data: bytes, name: str) -> Iterator[tuple[str, int]]:
-    """Yields the links that a group has in a heap: many, of which a name is not ASCII."""
+    """Yields the links that a group has in a heap, because one has a name that is not ASCII."""
     flags = data[1]
     start = 2 + 8 * (flags & 1)  # behind the largest number in the order of creation
     heap, *trees = (number(data[at : at + 8]) for at in range(start, len(data) - 7, 8))
@@ -311,7 +311,7 @@ def _records(file: _File, tree: int) -> Iterator[bytes]:
 
 
 class _Heap:
-    """A fractal heap: objects by their places in blocks, of which larger ones follow smaller."""
+    """A fractal heap: objects by their places in blocks. Later blocks are larger."""
 
     def __init__(self, file: _File, address: int):
         what = "a heap of links"
@@ -490,7 +490,7 @@ def _type(data: bytes, name: str, inside: bool = False) -> tuple[int, int]:
         inner = _type(data[8:], name, True) if fits else (_ARRAY, 0)
         fits = inner[0] not in (_COMPOUND, _ARRAY) and (data[1] & 15 == 0 or inner[1] == 1)
     if not fits:
-        raise _refused(name, "a type of which HDF5 makes sense; found one that contradicts itself")
+        raise _refused(name, "a type that HDF5 can read; found one that contradicts itself")
     return class_, size
 
 

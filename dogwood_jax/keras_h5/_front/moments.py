@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -114,7 +114,7 @@ def _beside(found: Contents, known: set[str]) -> str:
 
 def _problems(
     count: Any, trees: Mapping[str, Mapping[str, Any]], params: Mapping[Place, Any]
-) -> Any:
+) -> Iterator[str]:
     """Yields in what moments are not those of the parameters."""
     if np.shape(count) != ():
         yield f"count: expected one number, got shape {np.shape(count)}"

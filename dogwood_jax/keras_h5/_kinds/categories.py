@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dogwood_jax.keras_h5._kinds.kind import KINDS, Config, Function, Kind, Weight
+from dogwood_jax.keras_h5._kinds.kind import KINDS, Config, Function, Kind, Params, Weight
 from dogwood_jax.keras_h5._kinds.weight import fixed, plain
 
 
@@ -58,6 +58,10 @@ def _reversible_weights(config: Config) -> list[Weight]:
     return [plain("embeddings", "params/embedding"), *([] if tied else back)]
 
 
+def _table_sizes(config: Config, params: Params) -> dict[str, Any]:
+    return dict(zip(("input_dim", "output_dim"), params["embedding"].shape))
+
+
 def _discretization(config: Config) -> Function:
     boundaries = config.get("bin_boundaries")
     if boundaries is None:
@@ -88,7 +92,7 @@ KINDS["Embedding"] = Kind(
     module=_embedding,
     weights=lambda config: [plain("embeddings", "params/embedding")],
     axes=fixed({"embeddings": "input_dim output_dim"}),
-    sizes=lambda config, params: dict(zip(("input_dim", "output_dim"), params["embedding"].shape)),
+    sizes=_table_sizes,
     new_mask=lambda config: (lambda x: x != 0) if config.get("mask_zero") else None,
 )
 KINDS["ReversibleEmbedding"] = Kind(
@@ -98,7 +102,7 @@ KINDS["ReversibleEmbedding"] = Kind(
     axes=fixed(
         {"embeddings": "input_dim output_dim", "reverse_embeddings": "output_dim input_dim"}
     ),
-    sizes=lambda config, params: dict(zip(("input_dim", "output_dim"), params["embedding"].shape)),
+    sizes=_table_sizes,
 )
 KINDS["Discretization"] = Kind(function=_discretization)
 KINDS["CategoryEncoding"] = Kind(function=_category_encoding)

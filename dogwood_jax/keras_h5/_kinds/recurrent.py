@@ -99,7 +99,7 @@ class GRUCell(Cell):
 
 
 class StackedCells(nn.Module):
-    """Cells of which each is given the outputs of the one before; the carry has the states of all.
+    """Cells in a row: each is given the outputs of the one before. The carry has all states.
 
     Attributes:
         cells: the cells, the first one first; their variables are named ``cells_0``, ``cells_1``.
@@ -323,11 +323,12 @@ def _rnn_weights(config: Config) -> list[Weight]:
     cell = config["cell"]
     if cell["class_name"] != "StackedRNNCells":
         return layout(cell["class_name"].removesuffix("Cell"), cell["config"])
+    cells = _cells_of(cell)
+    if not _are_known(cells):
+        return []  # their arrays keep the names in the file
     weights: list[Weight] = []
     used: dict[str, int] = {}
-    if not _are_known(_cells_of(cell)):  # then their arrays keep the names in the file
-        return []
-    for number, (class_name, details) in enumerate(_cells_of(cell)):
+    for number, (class_name, details) in enumerate(cells):
         group = _GROUPS.get(class_name, class_name)
         used[group] = used.get(group, -1) + 1
         group += f"_{used[group]}" if used[group] else ""
@@ -345,12 +346,11 @@ def _are_known(cells: Iterable[tuple[str, Config]]) -> bool:
 
 
 def _stacked_sizes(config: Config, params: Params) -> dict[str, Any]:
-    if not _are_known(_cells_of({"class_name": "StackedRNNCells", "config": config})):
+    described = _cells_of({"class_name": "StackedRNNCells", "config": config})
+    if not _are_known(described):
         return {}
     cells = []
-    for number, (one, (class_name, details)) in enumerate(
-        zip(config["cells"], _cells_of({"class_name": "StackedRNNCells", "config": config}))
-    ):
+    for number, (one, (class_name, details)) in enumerate(zip(config["cells"], described)):
         sizes = kind_of(f"{class_name}Cell").sizes
         inner = {"cell": params["cell"][f"cells_{number}"]}
         kept = {key: value for key, value in one.items() if key != "build_config"}

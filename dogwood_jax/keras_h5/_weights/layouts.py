@@ -154,7 +154,7 @@ Optimizer: TypeAlias = tuple[Mapping[str, Dataset], str | None, Config]
 def _if_readable(
     read: Callable[[], Optimizer],
 ) -> tuple[Mapping[str, Dataset], str | None, Config, str | None]:
-    """Returns what is known of the optimizer, or why it cannot be read."""
+    """Returns what is known of the optimizer, or why the optimizer cannot be read."""
     try:
         return *read(), None
     except KerasFileError as error:
