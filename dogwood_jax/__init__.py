@@ -6,9 +6,47 @@ Three pure functions with two plain data types between them:
     growth = dw.plan(widths, {"dense_1": 128})       # what becomes of each array?
     wider = dw.grow(variables, growth, key=key)      # do it
 
-Each name is loaded from its file when it is first used (PEP 562), so that importing the package
-costs no more than the part of it that is used.
+The public names, each with a docstring of its own (``help(dw.plan)``):
+
+    Grow
+        trace               finds every width of a JAX function: Widths
+        plan                what becomes of each array, by sizes or by a larger model: Growth
+        grow                grows the arrays
+        verify              runs both networks, and raises if outputs moved
+        compare             how far the outputs of two networks are apart: Difference
+        strategies          how new units and layers are filled in
+        deepen              inserts layers that compute the identity
+        upcycle             more experts, or experts in place of an MLP
+        widen, chain        Dense layers that the caller names, without tracing
+    Train on
+        growable            wraps an optimizer once, before training
+        grow_opt_state      grows the state of an Optax optimizer
+        training            fit, evaluate, and stages between which a network grows
+    Choose
+        cost                parameters and FLOPs before and after: Cost
+        gain                where one more unit would lower a loss most: Gains, Gain
+    Shrink
+        narrow              removes units
+        shrink              narrows to a budget of parameters or FLOPs
+        saliency, activity  how much each unit matters
+        find_dead           units that can go without a change
+        find_symmetric      units that compute the same
+        merge_symmetric     folds them into one
+    Modules and files
+        nnx                 the same functions for Flax NNX modules
+        keras_h5            Keras files to and fro
+        checkpoint          checkpoints on disk that do not fit in memory
+        to_json, from_json  widths and growths as text
+    Data and pictures
+        mnist               handwritten digits
+        plotting            weights, learning curves
+    What the data types hold
+        Width, Occurrence, Recipe, Leaf, Layout, Units, Product, Concat  in Widths
+        Change, Insertion                                                in Growth
 """
+
+# Each name is loaded from its file when it is first used (PEP 562), so that importing the package
+# costs no more than the part of it that is used.
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -130,4 +168,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

@@ -43,7 +43,9 @@ class Digits(NamedTuple):
 
 
 def load(
-    source: Literal["subset", "tfds"], *, data_dir: str | os.PathLike[str] | None = None
+    source: Literal["subset", "tfds"] | None = None,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
 ) -> Digits:
     """Loads MNIST as NumPy arrays.
 
@@ -54,7 +56,8 @@ def load(
         source: ``"subset"`` for the digits inside this package, 1,000 training and 200 test
             images of each class, which needs no download and no further package; ``"tfds"`` for
             all 60,000 and 10,000 of tensorflow-datasets' ``mnist``, which needs the extra
-            ``mnist``. Once prepared, it is read without TensorFlow and without the network.
+            ``mnist``. Once prepared, it is read without TensorFlow and without the network. There
+            is no default, so that a script says which digits it was trained on.
         data_dir: For ``"tfds"``, the folder in which tensorflow-datasets keeps its data sets. By
             default the environment variable ``TFDS_DATA_DIR``, else ``~/tensorflow_datasets``.
 
@@ -62,6 +65,7 @@ def load(
         The training and test digits.
 
     Raises:
+        TypeError: No source.
         ValueError: An unknown source, or a ``data_dir`` for the subset.
         ImportError: A package of the extra ``mnist`` is missing.
         FileNotFoundError: MNIST is not prepared in ``data_dir``, and the network or TensorFlow,
@@ -76,6 +80,11 @@ def load(
         >>> digits.test_labels.shape, digits.test_labels.dtype
         ((2000,), dtype('int32'))
     """
+    if source is None:
+        raise TypeError(
+            "mnist.load: say which digits: mnist.load('subset') for 12,000 that come with the "
+            "package, or mnist.load('tfds') for all 70,000 through tensorflow-datasets"
+        )
     if source == "subset":
         if data_dir is not None:
             raise ValueError(

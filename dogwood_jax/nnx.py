@@ -1,8 +1,9 @@
-"""Trace and grow ``flax.nnx`` modules: a thin adapter over ``trace``, ``plan`` and ``grow``.
+"""The functions of ``dogwood_jax`` for ``flax.nnx`` modules, by the same names.
 
-A module is split into its graph and its state, a pytree of arrays. The larger module is given, or
-made from the module itself and new sizes. An ``nnx.Optimizer`` grows along. Paths and widths are
-those of the state: ``"layers/0/kernel"``.
+They take a module where the others take a function and its variables, and a larger module where the
+others take ``target=``. A module is split into its graph and its state, a pytree of arrays. The
+larger module is given, or made from the module itself and new sizes. An ``nnx.Optimizer`` grows
+along. Paths and widths are those of the state: ``"layers/0/kernel"``.
 """
 
 import operator
@@ -24,8 +25,14 @@ from dogwood_jax._base.arguments import (
     ArgumentKind,
     expect,
     expect_call,
+    expect_given,
 )
 from dogwood_jax._base.problems import listed
+from dogwood_jax._front.compare import Difference
+from dogwood_jax._front.compare import compare as _compare
+from dogwood_jax._front.deepen import deepen as _deepen
+from dogwood_jax._front.narrow import narrow as _narrow
+from dogwood_jax._front.verify import verify as _verify
 from dogwood_jax._front.verify import verify_if_possible
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._modules.of_nnx import resized_module, value_of
@@ -35,7 +42,7 @@ from dogwood_jax._plan.plan import plan as _plan
 from dogwood_jax._plan.upcycle import upcycle as _upcycle
 from dogwood_jax._widths.trace import trace as _trace
 from dogwood_jax._widths.widths import Widths
-from dogwood_jax.strategies import Strategy
+from dogwood_jax.strategies import DepthStrategy, Strategy
 
 Module = TypeVar("Module", bound=nnx.Module)
 
@@ -72,23 +79,31 @@ def trace(model: nnx.Module, *inputs: Any, **overrides: Any) -> Widths:
 
 def plan(
     model: nnx.Module | Widths,
-    larger: nnx.Module | Mapping[Any, int],
+    sizes: nnx.Module | Mapping[Any, int] | None = None,
     *inputs: Any,
+    target: nnx.Module | None = None,
+    keep: Mapping[Any, Any] | None = None,
+    merge: Mapping[Any, Sequence[Sequence[int]]] | None = None,
     strategy: Strategy | Mapping[str, Strategy] | None = None,
+    depth: DepthStrategy | None = None,
     interface: bool = False,
 ) -> Growth:
     """Plans how a module becomes a larger one, wider, deeper or both.
 
     Args:
         model: the trained module, or its widths from ``trace``.
-        larger: the larger module, or new sizes of widths by name. With a module, the widths that
-            differ are found from both modules' programs and shapes, as by ``dogwood_jax.plan`` with
-            a target. Layers that only the larger module has are inserted. With sizes, the larger
-            module is made by calling the module's classes. Their arguments must have the names of
-            their fields, so that it is clear which of these numbers are sizes.
+        sizes: new sizes of widths by name, or the larger module. With sizes, the larger module is
+            made by calling the module's classes. Their arguments must have the names of their
+            fields, so that it is clear which of these numbers are sizes.
         *inputs: what to call the modules with: pytrees of arrays or ``jax.ShapeDtypeStruct``. They
             are not needed beside widths.
-        strategy: as for ``dogwood_jax.plan``.
+        target: the larger module, instead of or beside sizes. The widths that differ are found from
+            both modules' programs and shapes, as by ``dogwood_jax.plan`` with a target. Layers that
+            only the larger module has are inserted.
+        keep: as for ``dogwood_jax.plan``, instead of sizes.
+        merge: as there.
+        strategy: as there.
+        depth: as there.
         interface: whether dimensions of inputs and outputs may grow, as there.
 
     Returns:
@@ -108,25 +123,35 @@ def plan(
         ...     rngs = nnx.Rngs(0)
         ...     layers = nnx.Linear(4, width, rngs=rngs), nnx.Linear(width, 2, rngs=rngs)
         ...     return nnx.Sequential(*layers)
+        >>> widths = dw.nnx.trace(mlp(8), jnp.ones((1, 4)))
+        >>> dw.nnx.plan(widths, {"layers/0": 16})
+        Growth(layers/0: 8 -> 16)
+        >>> dw.nnx.plan(widths, target=mlp(16))
+        Growth(layers/0: 8 -> 16)
         >>> dw.nnx.plan(mlp(8), mlp(16), jnp.ones((1, 4)))
         Growth(layers/0: 8 -> 16)
-        >>> dw.nnx.plan(mlp(8), {"layers/0": 16}, jnp.ones((1, 4)))
-        Growth(layers/0: 8 -> 16)
     """
-    expect("nnx.plan(model, larger, *inputs)", model=(_NETWORK, model), larger=(_LARGER, larger))
+    call = "nnx.plan(model, sizes, *inputs)"
+    expect(call, model=(_NETWORK, model), **({} if sizes is None else {"sizes": (_LARGER, sizes)}))
+    expect_given(call, target=(NNX, target))
+    if isinstance(sizes, nnx.Module):
+        if target is not None:
+            raise TypeError(f"{call}: sizes and target= are both larger modules; pass one of them")
+        sizes, target = None, sizes
     widths = model if isinstance(model, Widths) else trace(model, *inputs)
-    if isinstance(larger, nnx.Module):
+    options: dict[str, Any] = {"strategy": strategy, "depth": depth, "interface": interface}
+    if target is not None:
         try:
-            return _plan_for(widths, larger, None, strategy, interface)
+            return _plan_for(widths, target, sizes, keep=keep, merge=merge, **options)
         except ValueError:
             if isinstance(model, nnx.Module):
-                _expect_same_mode(model, larger)
+                _expect_same_mode(model, target)
             raise
-    sizes = _sizes(widths, larger)
-    if sizes is None or isinstance(model, Widths):
-        return _plan(widths, larger, strategy=strategy, interface=interface)
-    wide_model = _resized(model, widths, sizes, (), "cannot plan this growth")
-    growth = _plan_for(widths, wide_model, larger, strategy, interface)
+    known = None if sizes is None else _sizes(widths, sizes)
+    if known is None or isinstance(model, Widths):
+        return _plan(widths, sizes, keep=keep, merge=merge, **options)
+    wide_model = _resized(model, widths, known, (), "cannot plan this growth")
+    growth = _plan_for(widths, wide_model, sizes, keep=keep, merge=merge, **options)
     return replace(growth, structure=None)
 
 
@@ -135,6 +160,7 @@ def grow(
     larger: Module | Growth,
     *inputs: Any,
     key: jax.Array | None = None,
+    fresh: Module | None = None,
     strategy: Strategy | Mapping[str, Strategy] | None = None,
     interface: bool = False,
     verify: bool = True,
@@ -143,17 +169,18 @@ def grow(
 
     Neither module is changed. Which widths grow and which layers are new follows from both modules,
     see ``plan``, or from a growth. Then both modules run in evaluation mode, and it is an error if
-    outputs moved by more than rounding explains, see ``dogwood_jax.verify``. Three cases are not
-    verified: growths that do not preserve outputs, modules that draw other random numbers in
-    evaluation mode once they have grown, and calls under ``jax.jit``, where there are no values.
+    outputs moved by more than rounding explains, see ``verify``. Three cases are not verified:
+    growths that do not preserve outputs, modules that draw other random numbers in evaluation mode
+    once they have grown, and calls under ``jax.jit``, where there are no values.
 
     Args:
         model: the trained module.
-        larger: a larger module, wider, deeper or both; or a growth from ``plan``, for which the
-            larger module is made from the trained one, as ``plan`` makes it for sizes.
+        larger: a growth from ``plan``, or the larger module, wider, deeper or both.
         *inputs: what to call ``model`` with: arrays or ``jax.ShapeDtypeStruct``, of which random
-            ones are made to verify. Beside a growth they may be left out, and nothing is run.
+            ones are made to verify. Beside a growth they may be left out. Then nothing is run.
         key: PRNG key for free weights. Without it they are the larger module's own values.
+        fresh: the larger module, beside a growth. Without it, the larger module is made from the
+            trained one, as ``plan`` makes it for sizes. A growth with new layers needs it.
         strategy: as for ``plan``; not beside a growth.
         interface: whether dimensions of inputs and outputs may grow, as for ``plan``.
         verify: whether to run both modules, which costs two calls.
@@ -178,29 +205,232 @@ def grow(
         ...     layers = nnx.Linear(4, width, rngs=rngs), nnx.relu, nnx.Linear(width, 2, rngs=rngs)
         ...     return nnx.Sequential(*layers)
         >>> small, x = mlp(8, seed=0), jnp.ones((1, 4))
-        >>> wide = dw.nnx.grow(small, mlp(16, seed=1), x)
-        >>> wide.layers[0].kernel.shape, bool(jnp.allclose(wide(x), small(x)))
-        ((4, 16), True)
-        >>> growth = dw.nnx.plan(small, {"layers/0": 16}, x)
-        >>> dw.nnx.grow(small, growth, key=jax.random.key(2)).layers[0].out_features
-        16
+        >>> growth = dw.nnx.plan(dw.nnx.trace(small, x), {"layers/0": 16})
+        >>> wide = dw.nnx.grow(small, growth, key=jax.random.key(2))
+        >>> wide.layers[0].out_features, bool(jnp.allclose(wide(x), small(x)))
+        (16, True)
+        >>> dw.nnx.grow(small, mlp(16, seed=1), x).layers[0].kernel.shape
+        (4, 16)
     """
     call = "nnx.grow(model, larger, *inputs)"
     expect(call, model=(NNX, model), larger=(_GROWN, larger))
+    expect_given(call, fresh=(NNX, fresh))
     if isinstance(larger, Growth):
         if strategy is not None or interface:
             raise TypeError(f"{call}: strategy= and interface= belong to nnx.plan, beside a Growth")
-        growth, graph, fresh = larger, _graph_of(model, larger, inputs), None
+        growth = larger
     else:
+        if fresh is not None:
+            raise TypeError(f"{call}: fresh= is the larger module beside a Growth; pass one module")
         growth = plan(model, larger, *inputs, strategy=strategy, interface=interface)
-        graph, fresh = nnx.split(larger)
-    planned = growth if fresh is not None else replace(growth, structure=None)
-    grown: Module = nnx.merge(
-        graph, _grow(nnx.state(model), planned, key=key, fresh=fresh if key is None else None)
-    )
-    if verify and callable(grown) and (inputs or fresh is not None):
+        fresh = larger
+    if fresh is None:
+        graph, state = _graph_of(model, growth, inputs), None
+        growth = replace(growth, structure=None)
+    else:
+        graph, state = nnx.split(fresh)
+    arrays = _grow(nnx.state(model), growth, key=key, fresh=state if key is None else None)
+    grown: Module = nnx.merge(graph, arrays)
+    if verify and callable(grown) and (inputs or not isinstance(larger, Growth)):
         verify_if_possible(*_in_evaluation(model), *_in_evaluation(grown), inputs, growth)
     return grown
+
+
+def deepen(
+    model: nnx.Module,
+    target: Module,
+    *arguments: Any,
+    inputs: Sequence[Any] = (),
+    rename: Mapping[str, str] | None = None,
+    copy: bool = False,
+    interleave: bool = False,
+    batch: Sequence[Any] | None = None,
+    key: jax.Array | None = None,
+    verify: bool = True,
+) -> Module:
+    """Returns a deeper module with the function of the trained one.
+
+    Neither module is changed. New layers are filled so that they compute the identity, which is
+    proved from both programs, as ``dogwood_jax.deepen`` does.
+
+    Args:
+        model: the trained module.
+        target: the deeper module.
+        *arguments: the inputs, as ``grow`` takes them, instead of ``inputs=``.
+        inputs: pytrees of arrays or ``jax.ShapeDtypeStruct``, the same for both modules.
+        rename: as for ``dogwood_jax.deepen``, as are all arguments that follow.
+        copy: as there.
+        interleave: as there.
+        batch: as there.
+        key: as there; without it, free values are the deeper module's own.
+        verify: whether to run both modules, which costs two calls.
+
+    Returns:
+        A new module like the deeper one.
+
+    Raises:
+        TypeError: for arguments of the wrong kind, or in the wrong order.
+        ValueError: as ``dogwood_jax.deepen`` does.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> import dogwood_jax as dw
+        >>> def mlp(depth):
+        ...     rngs = nnx.Rngs(depth)
+        ...     hidden = [layer for _ in range(depth) for layer in (nnx.relu, _linear(4, 4, rngs))]
+        ...     return nnx.Sequential(_linear(3, 4, rngs), *hidden)
+        >>> def _linear(inputs, outputs, rngs):
+        ...     return nnx.Linear(inputs, outputs, rngs=rngs)
+        >>> small, x = mlp(1), jnp.ones((1, 3))
+        >>> deeper = dw.nnx.deepen(small, mlp(2), inputs=(x,))
+        >>> len(deeper.layers), bool(jnp.allclose(deeper(x), small(x)))
+        (5, True)
+    """
+    call = "nnx.deepen(model, target, inputs=)"
+    expect(call, model=(NNX, model), target=(NNX, target))
+    if arguments and inputs:
+        raise TypeError(f"{call}: inputs are given twice, by inputs= and behind target")
+    inputs = arguments or inputs
+    expect_call(call, "model", model, *inputs)
+    expect_call(call, "target", target, *inputs)
+    apply, state = _function_of(model)
+    target_apply, target_state = _function_of(target)
+    deeper = _deepen(
+        state,
+        target_state,
+        apply=apply,
+        target_apply=target_apply,
+        inputs=inputs,
+        rename=rename,
+        copy=copy,
+        interleave=interleave,
+        batch=batch,
+        key=key,
+        verify=False,
+    )
+    grown: Module = nnx.merge(nnx.split(target)[0], deeper)
+    if verify:
+        growth = Growth(Widths(()), ())
+        verify_if_possible(*_in_evaluation(model), *_in_evaluation(grown), tuple(inputs), growth)
+    return grown
+
+
+def narrow(
+    model: Module, widths: Widths, keep: Mapping[Any, Any], *, interface: bool = False
+) -> Module:
+    """Returns a module without some of its units.
+
+    Args:
+        model: the trained module; it is not changed.
+        widths: its widths, from ``trace``.
+        keep: the units that stay, as for ``dogwood_jax.narrow``.
+        interface: whether units of the module's inputs or outputs may be removed.
+
+    Returns:
+        The smaller module. It computes the same if the removed units are dead, as there.
+
+    Raises:
+        TypeError: for arguments of the wrong kind, or in the wrong order.
+        ValueError: as ``dogwood_jax.narrow`` does, or if it is not known what the module is like in
+            the new sizes.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> import dogwood_jax as dw
+        >>> rngs = nnx.Rngs(0)
+        >>> model = nnx.Sequential(nnx.Linear(4, 8, rngs=rngs), nnx.Linear(8, 2, rngs=rngs))
+        >>> widths = dw.nnx.trace(model, jnp.ones((1, 4)))
+        >>> dw.nnx.narrow(model, widths, {"layers/0": [0, 2, 5]}).layers[0].out_features
+        3
+    """
+    expect(
+        "nnx.narrow(model, widths, keep)",
+        model=(NNX, model),
+        widths=(WIDTHS, widths),
+        keep=(BY_WIDTH, keep),
+    )
+    growth = _plan(widths, keep=keep, interface=interface)
+    state = _narrow(nnx.state(model), widths, keep, interface=interface)
+    smaller: Module = nnx.merge(_graph_of(model, growth, ()), state)
+    return smaller
+
+
+def compare(old_model: nnx.Module, new_model: nnx.Module, *inputs: Any) -> Difference:
+    """Measures how far the outputs of two modules are apart on the same inputs.
+
+    Args:
+        old_model: a module. Both run in evaluation mode, and neither is changed.
+        new_model: the other module, with outputs of the same structure.
+        *inputs: pytrees of arrays, the same for both.
+
+    Returns:
+        The largest differences over all outputs, and where the largest is.
+
+    Raises:
+        TypeError: for arguments of the wrong kind, or in the wrong order.
+        ValueError: as ``dogwood_jax.compare`` does.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> import dogwood_jax as dw
+        >>> model = nnx.Linear(4, 2, rngs=nnx.Rngs(0))
+        >>> dw.nnx.compare(model, model, jnp.ones((1, 4))).absolute
+        0.0
+    """
+    call = "nnx.compare(old_model, new_model, *inputs)"
+    expect(call, old_model=(NNX, old_model), new_model=(NNX, new_model))
+    expect_call(call, "old_model", old_model, *inputs)
+    expect_call(call, "new_model", new_model, *inputs)
+    return _compare(*_in_evaluation(old_model), *_in_evaluation(new_model), *inputs)
+
+
+def verify(
+    model: nnx.Module,
+    wide_model: nnx.Module,
+    *inputs: Any,
+    growth: Growth | None = None,
+    key: jax.Array | None = None,
+) -> Difference:
+    """Runs two modules in evaluation mode, and raises if outputs moved beyond rounding.
+
+    Args:
+        model: the module before growing. Neither module is changed.
+        wide_model: the module that has grown.
+        *inputs: pytrees of arrays, or of ``jax.ShapeDtypeStruct``, for which random arrays are
+            drawn, as by ``dogwood_jax.verify``.
+        growth: as there.
+        key: as there.
+
+    Returns:
+        The largest differences over all outputs, to be printed.
+
+    Raises:
+        TypeError: for arguments of the wrong kind, or in the wrong order.
+        ValueError: if outputs have moved, or the modules have different outputs.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> import dogwood_jax as dw
+        >>> rngs, x = nnx.Rngs(0), jnp.ones((1, 4))
+        >>> model = nnx.Sequential(nnx.Linear(4, 8, rngs=rngs), nnx.Linear(8, 2, rngs=rngs))
+        >>> growth = dw.nnx.plan(dw.nnx.trace(model, x), {"layers/0": 16})
+        >>> wide = dw.nnx.grow(model, growth, key=jax.random.key(0))
+        >>> dw.nnx.verify(model, wide, x).relative < 1e-6
+        True
+    """
+    call = "nnx.verify(model, wide_model, *inputs)"
+    expect(call, model=(NNX, model), wide_model=(NNX, wide_model))
+    expect_call(call, "model", model, *inputs)
+    if growth is None:  # which may make inputs larger
+        expect_call(call, "wide_model", wide_model, *inputs)
+    return _verify(
+        *_in_evaluation(model), *_in_evaluation(wide_model), *inputs, growth=growth, key=key
+    )
 
 
 def grow_optimizer(
@@ -379,29 +609,19 @@ def _expect_same_mode(model: nnx.Module, larger: nnx.Module) -> None:
 
 
 def _plan_for(
-    widths: Widths,
-    wide_model: nnx.Module,
-    sizes: Mapping[Any, int] | None,
-    strategy: Strategy | Mapping[str, Strategy] | None,
-    interface: bool,
+    widths: Widths, wide_model: nnx.Module, sizes: Mapping[Any, int] | None, **options: Any
 ) -> Growth:
     """Plans how the module with these widths becomes a larger module."""
     apply, target = _function_of(wide_model)
-    return _plan(
-        widths,
-        sizes,
-        target=target,
-        target_apply=apply if callable(wide_model) else None,
-        strategy=strategy,
-        interface=interface,
-    )
+    target_apply = apply if callable(wide_model) else None
+    return _plan(widths, sizes, target=target, target_apply=target_apply, **options)
 
 
 def _graph_of(model: nnx.Module, growth: Growth, inputs: Sequence[Any]) -> Any:
     """Returns the graph of the larger module that a growth was planned for."""
     problem = "cannot grow this module"
     if growth.insertions:
-        raise ValueError(f"{problem}: the growth inserts layers; {_WAY_OUT}")
+        raise ValueError(f"{problem}: the growth inserts layers; pass the larger module, fresh=")
     widths = growth.widths
     if widths.network is None and inputs:
         widths = replace(widths, network=trace(model, *inputs).network)
@@ -411,7 +631,7 @@ def _graph_of(model: nnx.Module, growth: Growth, inputs: Sequence[Any]) -> Any:
     wide_model = _resized(model, widths, growth.sizes, constants, problem)
     if has_program:
         strategy = {change.width: change.strategy for change in growth.changes}
-        _plan_for(widths, wide_model, growth.sizes, strategy, interface=True)
+        _plan_for(widths, wide_model, growth.sizes, strategy=strategy, interface=True)
     graph, _ = nnx.split(wide_model)
     return graph
 

@@ -229,6 +229,8 @@ def test_a_network_that_refuses_is_told_from_one_that_answers(monkeypatch):
 
 
 def test_an_unknown_source_names_the_choices():
+    with pytest.raises(TypeError, match="'subset'.*12,000.*'tfds'.*70,000"):
+        mnist.load()
     with pytest.raises(ValueError, match="'subset' or 'tfds', got 'full'"):
         mnist.load("full")
 

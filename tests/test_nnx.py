@@ -225,6 +225,42 @@ def test_by_sizes_the_larger_module_is_made_from_the_module(images: jax.Array) -
             np.testing.assert_array_equal(a, b)
 
 
+def test_modules_are_taken_where_others_take_functions_and_variables(images: jax.Array) -> None:
+    small, wide = trained(6, 10, seed=0), trained(9, 17, seed=1)
+    widths = dw.nnx.trace(small, images)
+    growth = dw.nnx.plan(widths, target=wide)
+    assert growth == dw.nnx.plan(small, wide, images)
+    grown = dw.nnx.grow(small, growth, images, fresh=wide)
+    np.testing.assert_array_equal(grown.conv.kernel[..., 6:], wide.conv.kernel[..., 6:])
+    small.train(), grown.train()  # in which dropout would draw
+    assert dw.nnx.verify(small, grown, images).relative < 1e-12
+    assert dw.nnx.compare(small, grown, images) == dw.nnx.compare(small, grown, images)
+    with pytest.raises(ValueError, match="computes something else"):
+        dw.nnx.verify(small, wide, images)
+    assert small.dropout.deterministic is False
+
+    dead = [*range(6)]
+    narrow = dw.nnx.narrow(grown, dw.nnx.trace(grown, images), {"conv": dead, "up": range(10)})
+    assert (narrow.norm.num_features, narrow.up.in_features, narrow.down.in_features) == (6, 96, 10)
+    assert dw.nnx.compare(small, narrow, images).absolute == 0
+    planned = dw.nnx.plan(dw.nnx.trace(grown, images), keep={"conv": dead})
+    assert dw.nnx.grow(grown, planned).conv.out_features == 6
+
+
+def test_deepen_returns_the_deeper_module() -> None:
+    x = jnp.linspace(-1, 1, 6).reshape(2, 3)
+    small, deep = Tower(1, nnx.Rngs(0)), Tower(2, nnx.Rngs(1))
+    grown = dw.nnx.deepen(small, deep, inputs=(x,))
+    np.testing.assert_array_equal(grown.up_1.kernel, deep.up_1.kernel)
+    np.testing.assert_allclose(grown(x), small(x), rtol=1e-12)
+    copied = dw.nnx.deepen(small, deep, x, copy=True)
+    np.testing.assert_array_equal(copied.up_1.kernel, small.up_0.kernel)
+    again = dw.nnx.grow(small, dw.nnx.plan(small, deep, x), fresh=deep)
+    np.testing.assert_array_equal(again.up_1.kernel, deep.up_1.kernel)
+    with pytest.raises(TypeError, match="inputs are given twice"):
+        dw.nnx.deepen(small, deep, x, inputs=(x,))
+
+
 class Told(nnx.Module):
     """A module that says a size under another name than its class takes it by."""
 
@@ -247,7 +283,7 @@ def test_what_nothing_shows_is_refused() -> None:
         with pytest.raises(ValueError, match="Told says hidden=4, .*; pass the larger module"):
             refused()
     deeper = dw.nnx.plan(Tower(1, nnx.Rngs(0)), Tower(2, nnx.Rngs(1)), x)
-    with pytest.raises(ValueError, match="inserts layers; pass the larger module"):
+    with pytest.raises(ValueError, match="inserts layers; pass the larger module, fresh="):
         dw.nnx.grow(Tower(1, nnx.Rngs(0)), deeper)
 
 
@@ -264,7 +300,7 @@ def test_arguments_of_other_kinds_are_named(images: jax.Array) -> None:
         (lambda: dw.nnx.plan({"conv": 9}, small, images), "wrong order: model is a dict"),
         (
             lambda: dw.nnx.plan(small, images),
-            "larger must be .* or sizes {name: units}, got an arr",
+            "sizes must be .* or sizes {name: units}, got an arr",
         ),
         (lambda: dw.nnx.grow(growth, small), "wrong order: model is a Growth"),
         (lambda: dw.nnx.grow(small, {"conv": 9}, images), "or the Growth .* got a dict"),
@@ -272,6 +308,10 @@ def test_arguments_of_other_kinds_are_named(images: jax.Array) -> None:
     ):
         with pytest.raises(TypeError, match=message):
             wrong()
+    with pytest.raises(TypeError, match="both larger modules"):
+        dw.nnx.plan(small, wide, images, target=wide)
+    with pytest.raises(TypeError, match="pass one module"):
+        dw.nnx.grow(small, wide, images, fresh=wide)
     with pytest.raises(ValueError, match="no width 'con'"):
         dw.nnx.plan(small, {"con": 9}, images)
 

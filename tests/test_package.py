@@ -5,6 +5,7 @@ import importlib
 import importlib.metadata
 import inspect
 import pkgutil
+import pydoc
 import re
 import subprocess
 import sys
@@ -77,7 +78,7 @@ def test_type_checkers_are_told_what_is_imported_late():
     assert sorted(told) == dw.__all__
     for name, module in told.items():
         assert getattr(importlib.import_module(module), name) is getattr(dw, name)
-    assert set(told) <= set(dir(dw))
+    assert [name for name in dir(dw) if not name.startswith("__")] == dw.__all__
     with pytest.raises(AttributeError, match="module 'dogwood_jax' has no attribute 'grwo'"):
         dw.grwo()
 
@@ -95,6 +96,11 @@ def test_every_public_name_is_documented():
         if not value.__doc__ or value.__doc__.startswith(f"{name.split('.')[-1]}(")
     ]
     assert undocumented == []
+
+
+def test_help_begins_with_the_public_names():
+    text = pydoc.plain(pydoc.render_doc(dw)).partition("PACKAGE CONTENTS")[0]
+    assert {*dw.__all__} <= {*re.findall(r"\w+", text)}
 
 
 def test_key_is_keyword_only():

@@ -204,7 +204,16 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
     ),
     "nnx.trace: the state": (lambda: dw.nnx.trace(nnx.state(NNX), X), ["State", "dw.trace"]),
     "nnx.trace: no inputs": (lambda: dw.nnx.trace(NNX), ["model cannot be called", "'x'"]),
-    "nnx.plan: a class": (lambda: dw.nnx.plan(NNX, Nnx, X), ["larger", "the class Nnx"]),
+    "nnx.plan: a class": (lambda: dw.nnx.plan(NNX, Nnx, X), ["sizes", "the class Nnx"]),
+    "nnx.deepen: sizes": (lambda: dw.nnx.deepen(NNX, {"up": 9}, X), ["target", "got a dict"]),
+    "nnx.narrow: swapped": (
+        lambda: dw.nnx.narrow(NNX, {"up": [0]}, WIDTHS),
+        ["wrong order", "widths"],
+    ),
+    "nnx.verify: the function and variables": (
+        lambda: dw.nnx.verify(apply, PARAMS, apply, PARAMS, X),
+        ["model", "got the function"],
+    ),
     "nnx.grow: an Equinox module": (
         lambda: dw.nnx.grow(NNX, EQUINOX, X),
         ["larger", "MLP, an Equinox module"],
