@@ -122,9 +122,9 @@ def vit(
             "-> {norm_1,norm_2,norm}/scale[0] {o,down}[1] <- {q,k,v,gate,up}[0] <> embed[1]",
         ),
         "embed[vocab]": interface("vocab", 11, "-> embed[0]"),
-        "q[heads]": grows("kv", 3, "-> {q,k,v}[1] <- o[0]"),
+        "q[kv_heads]": grows("kv", 3, "-> {q,k,v}[1] <- o[0]"),
         "q[head_dim]": changes("dim", "a table of positions; sqrt(8)", 4, "-> k[1] <> q[1]"),
-        "q[1.1]": grows("groups", 2, "-> q[1] <- o[0]"),
+        "q[groups]": grows("groups", 2, "-> q[1] <- o[0]"),
         "v[head_dim]": grows("value", 7, "-> v[1] <- o[0]"),
         "gate": grows("hidden", 5, "-> {gate,up}[1] <- down[0]"),
     }
@@ -253,8 +253,8 @@ def fused_qkv(
 
 @network(
     {
-        "q[heads]": grows("kv", 2, "-> {q,k,v}[1] <- o[0]"),
-        "q[1.1]": grows("groups", 2, "-> q[1] <- o[0]"),
+        "q[kv_heads]": grows("kv", 2, "-> {q,k,v}[1] <- o[0]"),
+        "q[groups]": grows("groups", 2, "-> q[1] <- o[0]"),
         "q[head_dim]": changes("dim", "summed over", 6, "-> {q[2],q_scale[0],k_scale[0]} <> k[2]"),
         "q[0]": interface("n_in", 5, "<- {q,k,v}[0]"),
         "v[head_dim]": grows("dim", 6, "-> v[2] <- o[1]"),

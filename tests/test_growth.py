@@ -81,6 +81,7 @@ def test_widths_print_as_a_table():
         "             <- params/down/kernel[0]",
         "down   2     -> params/down/kernel[1]  interface",
         "             -> params/down/bias[0]",
+        "(-> weights that make the units; <- weights that read them; [1] an axis of the array)",
     ]
 
 

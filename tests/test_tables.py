@@ -38,10 +38,10 @@ def test_repeated_layers_and_modules_share_rows() -> None:
     widths = dw.trace(apply, shapes(7, 7, 7, 8), X)
     assert str(widths) == textwrap.dedent("""\
         width            size  occurs in                            status
-        ---------------  ----  -----------------------------------  --------------------------------------------------------
-        stem             6     -> stem[1]                           growable by zero_incoming() or tile(): it is summed over
-                               -> block_{0..3}/scale[0]             without weights, as a mean, a norm or a softmax does
-                               <- block_{0..3}/{up,gate}/kernel[0]
+        ---------------  ----  -----------------------------------  ---------------------------------------
+        stem             6     -> stem[1]                           growable by zero_incoming() or tile():
+                               -> block_{0..3}/scale[0]             it is summed over without weights, as a
+                               <- block_{0..3}/{up,gate}/kernel[0]  mean, a norm or a softmax does
                                -> block_{0..3}/down/kernel[1]
                                -> block_{0..3}/down/bias[0]
                                <- head[0]
@@ -53,7 +53,8 @@ def test_repeated_layers_and_modules_share_rows() -> None:
                                -> block_3/up/bias[0]
                                <- block_3/down/kernel[0]
         head             2     -> head[1]                           interface
-        fixed (of size 1): token""")  # noqa: E501
+        fixed (of size 1): token
+        (-> weights that make the units; <- weights that read them; [1] an axis of the array)""")  # noqa: E501
     growth = dw.plan(widths, {f"block_{i}/up": 9 for i in range(4)})
     assert str(growth) == textwrap.dedent("""\
         array                          before  after  new entries
@@ -71,6 +72,21 @@ def test_repeated_layers_and_modules_share_rows() -> None:
         "cannot plan this growth:",
         "- block_{0..2}/up: 5 units are fewer than today's 7",
         "- block_3/up: 5 units are fewer than today's 8",
+    ]
+
+
+def test_rows_that_are_too_wide_for_the_terminal_become_blocks(monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    widths = dw.trace(apply, shapes(7, 7, 7, 8), X)
+    lines = str(widths).splitlines()
+    assert max(map(len, lines)) <= 60
+    at = lines.index("block_{0..2}/up: 7 units, 3 widths, each growable")
+    assert lines[at + 1] == "  -> block_{0..2}/{up,gate}/kernel[1]"
+    assert lines[-1].endswith("[1] an axis of the array)")
+    growth = dw.plan(widths, {f"block_{i}/up": 9 for i in range(4)})
+    assert str(growth).splitlines()[:2] == [
+        "block_{0..2}/{up,gate}/kernel: 6x7 -> 6x9",
+        "  axis 1 free (block_{0..2}/up)",
     ]
 
 

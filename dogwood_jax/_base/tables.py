@@ -5,6 +5,7 @@ Sixty lines for the places of a residual stream say no more than
 """
 
 import re
+import shutil
 import textwrap
 from collections.abc import Hashable, Iterable, Sequence
 from typing import TypeVar
@@ -15,7 +16,8 @@ Row = tuple[str, ...]
 # Numbers in paths, not in sizes (4x12). Those in brackets count axes, those in braces are several
 # already.
 _NUMBER = re.compile(r"((?<=[A-Za-z_/])(?<!\dx)\d+|\d+(?=/))(?![^\[\]{}]*[\]}])")
-_LONGEST_LINE = 60
+_LONGEST_CELL, _SHORTEST_CELL = 60, 24  # of the last column, whose lines are broken
+_LINE_OF_A_FILE = 100  # how long lines are where no terminal shows them
 MANY = 3  # from how many on what is alike is summed up
 _MOST_ALTERNATIVES = 8
 
@@ -26,8 +28,13 @@ def table(rows: Sequence[Row]) -> str:
     Cells may have several lines; those of the last column are broken where they are long.
     """
     lines: list[Row] = []
+    others = sum(
+        2 + max(map(len, "\n".join(column).splitlines()), default=0)
+        for column in [*zip(*rows, strict=True)][:-1]
+    )
+    length = max(_SHORTEST_CELL, min(_LONGEST_CELL, line_length() - others))
     for *cells, last in rows:
-        columns = [*(cell.splitlines() for cell in cells), textwrap.wrap(last, _LONGEST_LINE)]
+        columns = [*(cell.splitlines() for cell in cells), textwrap.wrap(last, length)]
         height = max(map(len, columns))
         lines += zip(*(column + [""] * (height - len(column)) for column in columns), strict=True)
     widest = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -36,6 +43,36 @@ def table(rows: Sequence[Row]) -> str:
         for line in lines
     ]
     return "\n".join([texts[0], "  ".join("-" * n for n in widest), *texts[1:]])
+
+
+def line_length() -> int:
+    """Returns how long lines may be: as wide as the terminal, or 100 where there is none."""
+    return shutil.get_terminal_size((_LINE_OF_A_FILE, 0)).columns
+
+
+def fits(text: str) -> bool:
+    """Returns whether no line of a text is longer than lines may be."""
+    return max(map(len, text.splitlines()), default=0) <= line_length()
+
+
+def wrapped(text: str, indent: str = "  ") -> str:
+    """Returns a text in lines that are no longer than they may be, all but the first indented."""
+    length = max(line_length(), 2 * len(indent) + 1)
+    return textwrap.fill(
+        text, length, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def blocks(rows: Iterable[tuple[str, Iterable[str]]]) -> str:
+    """Returns rows that are too wide for a table as text: a line for each, and indented ones below.
+
+    Args:
+        rows: the first line of each row, and the lines below it.
+    """
+    lines = []
+    for first, below in rows:
+        lines += [wrapped(first), *(wrapped(f"  {line}", "    ") for line in below)]
+    return "\n".join(lines)
 
 
 def merged(paths: Iterable[tuple[Key, str]]) -> list[tuple[Key, str]]:

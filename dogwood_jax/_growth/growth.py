@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import jax
 
-from dogwood_jax._base.tables import layers_together, merged, table
+from dogwood_jax._base.tables import blocks, fits, layers_together, merged, table, wrapped
 from dogwood_jax._base.trees import PyTree, by_ending, in_order_of, leaves_by_path, rebuilt
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._growth.leaf_map import AlongAxis, AxisMap, Compound, Fill, LeafMap
@@ -383,9 +383,12 @@ class Growth:
                 cells = _shape(leaf.shape), _shape(new), self._fate(leaf)
                 changed.append((cells, leaf.path))
         rows += [row for row, _ in layers_together((p, *cells) for cells, p in merged(changed))]
-        lines = [table(rows)] if len(rows) > 1 else ["nothing grows"] * (not self.insertions)
-        lines += [f"inserted: {insertion}" for insertion in self.insertions]
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+        text = table(rows)
+        if not fits(text):
+            text = blocks((f"{path}: {old} -> {new}", [fate]) for path, old, new, fate in rows[1:])
+        lines = [text] if len(rows) > 1 else ["nothing grows"] * (not self.insertions)
+        lines += [wrapped(f"inserted: {insertion}") for insertion in self.insertions]
+        return "\n".join([*lines, *(wrapped(f"note: {note}") for note in self.notes)])
 
     def __repr__(self) -> str:
         return f"Growth({', '.join(f'{c.width}: {c.old} -> {c.new}' for c in self.changes)})"

@@ -14,8 +14,15 @@ from dogwood_jax._widths.roles import Roles
 from dogwood_jax._widths.values import Step, Trace
 
 
+HEADS = ("heads", "kv_heads", "groups")
+
+
 def label_attention(trace: Trace, roles: Roles) -> None:
-    """Labels heads and the dimensions of heads, as far as weights make them."""
+    """Labels heads and the dimensions of heads, as far as weights make them.
+
+    Where several heads of queries share one of keys and values, these are ``kv_heads``, and how
+    many share one are ``groups``.
+    """
     made = _made_by_weights(trace, roles)
     contractions = [_Contraction.of(step) for step in trace.steps if _is_of_activations(step)]
     scores: dict[Sequence[int], _Contraction] = {}
@@ -24,8 +31,14 @@ def label_attention(trace: Trace, roles: Roles) -> None:
             first = scores.get(_key((*second.batch, *second.contracted, *scored)))
             if first is not None:
                 heads, dims = _labels(first, second, scored, other, made)
-                for label, found in (("heads", heads), ("head_dim", dims)):
-                    for atom in found & made:
+                shared = heads & made & {*first.batch}
+                groups = heads & made - shared
+                if shared and groups:  # several queries look at one key
+                    found = {"kv_heads": shared, "groups": groups, "head_dim": dims & made}
+                else:
+                    found = {"heads": heads & made, "head_dim": dims & made}
+                for label, atoms_so_called in found.items():
+                    for atom in atoms_so_called:
                         atom.named(label)
         scores[_key((*second.batch, *second.free[0], *second.free[1]))] = second
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from dogwood_jax._widths import dims as _dims
-from dogwood_jax._widths.attention import label_attention
+from dogwood_jax._widths.attention import HEADS, label_attention
 from dogwood_jax._widths.dims import Dim
 from dogwood_jax._widths.layout import Concat, Layout, Product, Role, Units
 from dogwood_jax._widths.reasons import Reason
@@ -93,8 +93,8 @@ def _note_factors_of_size_1(trace: Trace) -> None:
     for split in trace.split_off:
         labels = {atom.label for dim in split.beside for atom in _dims.atoms(dim)}
         for atom in {*_dims.atoms(split.whole)} - noted:
-            has_heads = atom.label == "heads" or (
-                atom.label == "head_dim" and "heads" not in labels
+            has_heads = atom.label in HEADS or (
+                atom.label == "head_dim" and labels.isdisjoint(HEADS)
             )
             # A repeated 1 only fits the axes of another array, as in squeeze and excitation.
             is_repeated = _dims.REPEATED in split.one.root.fixed

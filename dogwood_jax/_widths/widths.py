@@ -1,7 +1,7 @@
 """Where every width of a network occurs: ``Width`` and ``Widths``."""
 
 import difflib
-import textwrap
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,7 +13,15 @@ import jax.numpy as jnp
 from dogwood_jax import strategies
 from dogwood_jax._base.arguments import is_integer
 from dogwood_jax._base.described import described
-from dogwood_jax._base.tables import MANY, layers_together, merged, table
+from dogwood_jax._base.tables import (
+    MANY,
+    blocks,
+    fits,
+    layers_together,
+    merged,
+    table,
+    wrapped,
+)
 from dogwood_jax._program.like_layers import LikeLayers
 from dogwood_jax._program.program import Program
 from dogwood_jax._widths.layout import Concat, Layout, Product, Role, Units, size_of, units_of
@@ -25,7 +33,15 @@ Kind = Literal["random", "zeros", "ones"]
 # How much of a network a printed table tells.
 _MOST_LINES = 12
 _MOST_NAMES = 6
-_LONGEST_LINE = 100
+
+# What the marks in a printed table mean.
+_MARKS = (
+    ("-> ", "-> weights that make the units"),
+    ("<- ", "<- weights that read them"),
+    ("<> ", "<> weights that do both, or pair units with units"),
+    ("[", "[1] an axis of the array"),
+    (".", "[1.0] the first of several widths along an axis"),
+)
 
 
 @dataclass(frozen=True)
@@ -397,11 +413,12 @@ class Widths(Mapping[str, Width]):
         hidden = {name for names in summed_up.values() for name in names}
         rows: list[tuple[str, ...]] = [("width", "size", "occurs in", "status")]
         rows += _rows([width for width in self.values() if width.name not in hidden])
-        lines = [table(rows)] * (len(rows) > 1)
-        for reason, names in summed_up.items():
-            line = f"fixed ({reason}): {_some(names)}"
-            lines.append(textwrap.fill(line, _LONGEST_LINE, subsequent_indent="  "))
-        return "\n".join(lines)
+        text = table(rows) if len(rows) > 1 else ""
+        if not fits(text):
+            text = blocks((f"{n}: {units} units, {s}", o.splitlines()) for n, units, o, s in rows[1:])
+        lines = [text] * bool(text)
+        lines += [wrapped(f"fixed ({why}): {_some(names)}") for why, names in summed_up.items()]
+        return "\n".join([*lines, *map(wrapped, _legend(text))])
 
     def __repr__(self) -> str:
         return f"Widths({', '.join(f'{name}={size}' for name, size in self.sizes.items())})"
@@ -431,6 +448,14 @@ def _rows(widths: Iterable[Width]) -> list[tuple[str, ...]]:
         (*cells, status if len(members) == 1 else f"{len(members)} widths, each {status}")
         for (*cells, status), members in layers_together(rows)
     ]
+
+
+def _legend(text: str) -> list[str]:
+    """Returns a line that says what the marks in a table mean, as far as they occur."""
+    axes = re.findall(r"\[(\d+(\.)?)", text)
+    occur = {"[": bool(axes), ".": any(dot for _, dot in axes)}
+    found = [meaning for mark, meaning in _MARKS if occur.get(mark, mark in text)]
+    return [f"({'; '.join(found)})"] if found else []
 
 
 def _places(width: Width) -> list[str]:
