@@ -702,3 +702,11 @@ def test_rates_count_the_window_of_no_convolution():
     params = {"first": jnp.ones((3, 3, 2, 4)), "last": jnp.ones((3, 3, 4, 2))}
     growth = dw.plan(dw.trace(apply, params, jnp.ones((1, 5, 5, 2))), {"first": 8})
     assert growth.rates(params) == {"first": 1.0, "last": 0.5}
+
+
+def test_new_outputs_that_begin_at_random_are_noted():
+    (note,) = dw.plan(WIDTHS, {"down": 3}, interface=True).notes
+    assert note.startswith("down: new outputs begin with random weights")
+    silent = {"down": dw.strategies.zeros()}
+    assert dw.plan(WIDTHS, {"down": 3}, interface=True, strategy=silent).notes == ()
+    assert dw.plan(WIDTHS, {"up[0]": 5, "up": 9}, interface=True).notes == ()

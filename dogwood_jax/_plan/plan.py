@@ -240,7 +240,7 @@ def plan(
     notes += [
         note
         for change in made
-        for note in _notes(widths[change.width], change, is_seen=compared is not None)
+        for note in _notes(widths, change, is_seen=compared is not None)
     ]
     for change in made:
         notes += _constants(larger, change, problems)
@@ -559,14 +559,21 @@ def _multiples(width: Width, recipe: Recipe) -> str:
     )
 
 
-def _notes(width: Width, change: Change, *, is_seen: bool) -> Iterator[str]:
+def _notes(widths: Widths, change: Change, *, is_seen: bool) -> Iterator[str]:
     """Yields what the larger model's configuration or the caller has to mind.
 
     Args:
-        width: the width.
-        change: how it changes.
+        widths: all widths.
+        change: how one of them changes.
         is_seen: whether the larger model's program is there, and so its constants are compared.
     """
+    width = widths[change.width]
+    if change.strategy.incoming == "free" and change.new > change.old and _is_output(widths, width):
+        yield (
+            f"{width.name}: new outputs begin with random weights, so the logit of a new class can "
+            "be the largest at once; with strategies.zeros() for this width it begins at zero, and "
+            "then a bias below the others keeps it from winning until it has learned"
+        )
     for note in width.notes:
         does_matter = {"silent": change.strategy.outgoing == "zero", "must_stay": not is_seen}
         if does_matter.get(kind_of(note), True):
@@ -586,6 +593,14 @@ def _notes(width: Width, change: Change, *, is_seen: bool) -> Iterator[str]:
     if change.strategy is strategies.KEEP and change.recipe is None:
         for hazard in width.hazards:
             yield f"{width.name}: removing units changes outputs: {hazard}"
+
+
+def _is_output(widths: Widths, width: Width) -> bool:
+    """Whether the units are outputs of the network that a kernel makes, such as logits."""
+    return width.interface and any(
+        place.role != "outgoing" and place.axis in widths.leaf(place.path).fan_out
+        for place in width.occurrences
+    )
 
 
 def _constants(larger: Larger, change: Change, problems: list[str]) -> Iterator[str]:
