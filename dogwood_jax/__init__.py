@@ -151,13 +151,17 @@ _NAMES_IN = {
     "_widths.widths": ("Leaf", "Occurrence", "Recipe", "Width", "Widths"),
 }
 _HOMES = {name: module for module, names in _NAMES_IN.items() for name in names}
-# Names that are gone, with what to use instead.
-_GONE = {"scale_by_growth": "dw.growable(tx), which wraps an optimizer once, before training"}
+# Names that are gone, or that are looked for and were never there: what to use instead.
+_INSTEAD = {
+    "scale_by_growth": "is gone: use dw.growable(tx), which wraps an optimizer once, before training",
+    "equinox": "is not needed: modules of Equinox are variables of the plain functions, as in "
+    "dw.trace(lambda module, x: jax.vmap(module)(x), module, x)",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _GONE:
-        raise AttributeError(f"dogwood_jax.{name} is gone: use {_GONE[name]}")
+    if name in _INSTEAD:
+        raise AttributeError(f"dogwood_jax.{name} {_INSTEAD[name]}")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = importlib.import_module(f"{__name__}.{_HOMES.get(name, name)}")

@@ -81,6 +81,10 @@ def test_type_checkers_are_told_what_is_imported_late():
     assert [name for name in dir(dw) if not name.startswith("__")] == dw.__all__
     with pytest.raises(AttributeError, match="module 'dogwood_jax' has no attribute 'grwo'"):
         dw.grwo()
+    with pytest.raises(
+        AttributeError, match="dogwood_jax.equinox is not needed.*the plain functions"
+    ):
+        dw.equinox.trace()
 
 
 @pytest.mark.parametrize("module", SUBMODULES, ids=lambda module: module.__name__)
@@ -130,3 +134,15 @@ def test_the_version_is_that_of_the_installed_package():
 
 def test_the_package_says_that_it_is_typed():
     assert (Path(dw.__file__).parent / "py.typed").is_file()
+
+
+def test_every_public_name_is_in_the_reference():
+    folder = Path(__file__).parents[1] / "docs" / "api"
+    if not folder.is_dir():
+        pytest.skip("the documentation is not beside the tests")
+    text = "\n".join(path.read_text() for path in folder.glob("*.md"))
+    listed = {name.rpartition(".")[2] for name in re.findall(r"auto\w+:: (\S+)", text)}
+    # Layout is one of the three that are listed.
+    assert {*dw.__all__} - {module.__name__.rpartition(".")[2] for module in SUBMODULES} - {
+        "Layout"
+    } <= listed

@@ -238,9 +238,7 @@ def plan(
         if (change.new, change.sources) != (change.old, tuple(range(change.old)))
     )
     notes += [
-        note
-        for change in made
-        for note in _notes(widths, change, is_seen=compared is not None)
+        note for change in made for note in _notes(widths, change, is_seen=compared is not None)
     ]
     for change in made:
         notes += _constants(larger, change, problems)

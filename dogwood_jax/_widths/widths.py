@@ -415,7 +415,9 @@ class Widths(Mapping[str, Width]):
         rows += _rows([width for width in self.values() if width.name not in hidden])
         text = table(rows) if len(rows) > 1 else ""
         if not fits(text):
-            text = blocks((f"{n}: {units} units, {s}", o.splitlines()) for n, units, o, s in rows[1:])
+            text = blocks(
+                (f"{n}: {units} units, {s}", o.splitlines()) for n, units, o, s in rows[1:]
+            )
         lines = [text] * bool(text)
         lines += [wrapped(f"fixed ({why}): {_some(names)}") for why, names in summed_up.items()]
         return "\n".join([*lines, *map(wrapped, _legend(text))])
