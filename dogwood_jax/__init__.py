@@ -153,7 +153,8 @@ _NAMES_IN = {
 _HOMES = {name: module for module, names in _NAMES_IN.items() for name in names}
 # Names that are gone, or that are looked for and were never there: what to use instead.
 _INSTEAD = {
-    "scale_by_growth": "is gone: use dw.growable(tx), which wraps an optimizer once, before training",
+    "scale_by_growth": "is gone: use dw.growable(tx), which wraps an optimizer once, before "
+    "training",
     "equinox": "is not needed: modules of Equinox are variables of the plain functions, as in "
     "dw.trace(lambda module, x: jax.vmap(module)(x), module, x)",
 }

@@ -13,7 +13,6 @@ from dogwood_jax._widths.dims import Dim, atoms
 from dogwood_jax._widths.roles import Roles
 from dogwood_jax._widths.values import Step, Trace
 
-
 HEADS = ("heads", "kv_heads", "groups")
 
 
