@@ -20,7 +20,7 @@ from dogwood_jax import __main__ as command_line
 from dogwood_jax import checkpoint, strategies
 from dogwood_jax._base import draw
 from dogwood_jax._base.trees import leaves_by_path, nested
-from dogwood_jax.checkpoint import draft, made, safetensors_files
+from dogwood_jax.checkpoint import draft, made, safetensors_files, writers
 
 KEY = jax.random.key(7)
 
@@ -363,7 +363,7 @@ def test_new_rows_are_not_looked_at_before_they_are_made(tmp_path, monkeypatch):
     nan = np.full(4096, np.nan, np.float32).view(np.uint8)
     scratch = types.SimpleNamespace(old=nan.copy(), new=nan.copy())
     monkeypatch.setattr(made, "_SCRATCH", scratch)
-    monkeypatch.setattr(safetensors_files, "_WAITING", 0)
+    monkeypatch.setattr(writers, "_WAITING", 0)
     tree = {"a": {"kernel": np.ones((3, 4), "f4")}, "b": {"kernel": np.ones((4, 6), "f4")},
             "c": {"kernel": np.ones((6, 2), "f4")}}  # fmt: skip
     widths = dw.chain(tree, ("a", "b", "c"))
@@ -422,14 +422,14 @@ def test_a_draft_that_was_damaged_is_completed(small, damage, tmp_path, monkeypa
     if damage.startswith("no file"):
         (folder / small.name).unlink()
         if "killed" in damage:
-            write = safetensors_files._Files._write
+            write = safetensors_files._NewLeaf.write
 
-            def write_others(self, one, piece, leaf):
-                if leaf.tensors[0].name != "layers.0.out":
-                    write(self, one, piece, leaf)
+            def write_others(self, start, entries):
+                if (small.name, "layers.0.out") not in self.names:
+                    write(self, start, entries)
 
             with monkeypatch.context() as patch:
-                patch.setattr(safetensors_files._Files, "_write", write_others)
+                patch.setattr(safetensors_files._NewLeaf, "write", write_others)
                 patch.setattr(draft.Draft, "note", lambda *_: None)
                 patch.setattr(draft, "_move", lambda *_: (_ for _ in ()).throw(OSError("killed")))
                 with pytest.raises(OSError, match="killed"):

@@ -1,14 +1,12 @@
 """Grow a checkpoint of safetensors, one file or several: ``grow_files``."""
 
 import errno
-import hashlib
+import functools
 import json
 import os
 import threading
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -18,20 +16,16 @@ import jax
 import numpy as np
 from jax import Array
 
-import dogwood_jax
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import struct
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.shardings import most_like
-from dogwood_jax.checkpoint.draft import Draft, draft
-from dogwood_jax.checkpoint.made import PAGE, Made, Piece, made_of, pieces_of, scratch, whole_of
+from dogwood_jax.checkpoint.draft import Draft, draft, fingerprint
+from dogwood_jax.checkpoint.made import PAGE, Made, made_of, pieces_of, scratch, whole_of
 from dogwood_jax.checkpoint.names import Rows, StoredLeaf, Table
 from dogwood_jax.checkpoint.tensors import Headers, Tensor, header_for, headers_of
+from dogwood_jax.checkpoint.writers import Writers
 
-# Each of them needs memory for some pieces.
-_MOST_THREADS = 8
-# Threads more than processors: while some wait for the disk, others make pieces.
-_WAITING = 2
 # Bytes that are copied at a time.
 _COPIED = 1 << 23
 
@@ -77,17 +71,38 @@ def grow_files(
         places |= {tensor.name: tensor for tensor in placed}
     new = [replace(leaf, tensors=tuple(places[t.name] for t in leaf.tensors)) for leaf in new]
     size = sum(map(len, texts.values())) + sum(tensor.nbytes for tensor in places.values())
-    what = _fingerprint(headers, growth, key, names)
+    paths = [headers.folder / file for file in headers.metadata]
+    what = fingerprint(growth, key, paths, headers, None if names is None else dict(names))
     is_folder = source.is_dir() or headers.index is not None
     with draft(out, what, is_folder=is_folder, size=size) as begun:
-        with _Files(headers, begun) as files:
+        with _Files(headers, begun) as files, Writers(begun) as writers:
             for file, text in texts.items():
                 files.write(file, 0, text)
             for made, leaf in sorted(zip(every, new, strict=True), key=lambda one: _place(one[1])):
-                files.make(made, old.get(made.source or ""), leaf, key)
+                _make(made, old.get(made.source or ""), leaf, key, files, writers)
         if headers.index is not None:
             index = _index(headers.index, places)
             begun.folder.joinpath(headers.index_name).write_text(index)
+
+
+def _make(
+    made: Made,
+    old: StoredLeaf | None,
+    new: StoredLeaf,
+    key: Array | None,
+    files: "_Files",
+    writers: Writers,
+) -> None:
+    """Makes an array and writes it, unless the draft has it."""
+    target = _NewLeaf(new, files)
+    if files.has(new) and writers.has(target):
+        return
+    if made.is_copy and old is not None and old.layout == new.layout:
+        writers.begin(target, files.copies(old, new))
+        return
+    stored = None if old is None else _Leaf(old, files)
+    pieces = pieces_of(made, stored, new.order, key)
+    writers.begin(target, (functools.partial(writers.write, made, p, target) for p in pieces))
 
 
 def _stored(every: Sequence[Made], old: Mapping[str, StoredLeaf], table: Table) -> list[StoredLeaf]:
@@ -119,25 +134,6 @@ def _stored(every: Sequence[Made], old: Mapping[str, StoredLeaf], table: Table) 
 def _place(leaf: StoredLeaf) -> tuple[str, int]:
     """Returns where a leaf begins, for writing in the order of the files."""
     return leaf.tensors[0].file, leaf.tensors[0].start
-
-
-def _fingerprint(headers: Headers, growth: Growth, key: Array | None, names: Rows | None) -> str:
-    """Returns a text that changes if anything does that decides what is written.
-
-    An initializer of the caller's own is told by its place in memory, so it is never the same in
-    another process.
-    """
-    states = [(headers.folder / file).stat() for file in headers.metadata]
-    facts = (
-        dogwood_jax.__version__,
-        {path: leaf_map for path, leaf_map in growth.maps.items() if leaf_map.changes},
-        growth.insertions,
-        None if key is None else (str(key.dtype), np.asarray(jax.random.key_data(key)).tolist()),
-        None if names is None else dict(names),
-        headers,
-        [(state.st_size, state.st_mtime_ns) for state in states],
-    )
-    return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
 def _index(index: Mapping[str, Any], places: Mapping[str, Tensor]) -> str:
@@ -181,6 +177,30 @@ def _ranges(leaf: StoredLeaf, start: int, size: int) -> Iterator[tuple[Tensor, i
         done = stop
 
 
+class _NewLeaf:
+    """A new leaf whose entries can be written; see ``writers.New``."""
+
+    def __init__(self, leaf: StoredLeaf, files: "_Files") -> None:
+        self.names = [(tensor.file, tensor.name) for tensor in leaf.tensors]
+        self._leaf, self._files = leaf, files
+
+    def lead(self, start: int) -> int:
+        itemsize = self._leaf.tensors[0].itemsize
+        _, offset, _ = next(_ranges(self._leaf, start * itemsize, itemsize))
+        return offset % PAGE
+
+    def write(self, start: int, entries: np.ndarray) -> None:
+        data = np.ascontiguousarray(entries).reshape(-1).view(np.uint8).data
+        start *= entries.dtype.itemsize
+        for tensor, offset, part in _ranges(self._leaf, start, len(data)):
+            self._files.write(tensor.file, offset, data[part])
+
+    def leave_zeros(self, start: int, size: int) -> None:
+        itemsize = self._leaf.tensors[0].itemsize
+        for tensor, offset, part in _ranges(self._leaf, start * itemsize, size * itemsize):
+            self._files.leave_zeros(tensor.file, offset + part.stop - part.start)
+
+
 class _Old:
     """The old files, open for reading."""
 
@@ -208,21 +228,16 @@ class _Old:
 
 
 class _Files(_Old):
-    """The old files and the new ones, to which several threads write pieces."""
+    """The old files and the new ones, to which several threads write."""
 
     def __init__(self, headers: Headers, begun: Draft) -> None:
         super().__init__(headers)
-        self._draft, flags = begun, os.O_RDWR | os.O_CREAT
+        flags = os.O_RDWR | os.O_CREAT
         # A file of the draft may have been removed, though the journal says what was in it.
         paths = {file: begun.folder / file for file in headers.metadata}
         self._sizes = {f: path.stat().st_size if path.exists() else 0 for f, path in paths.items()}
         self._new = {file: os.open(begun.folder / file, flags, 0o666) for file in headers.metadata}
         self._direct = {file: _open_directly(paths[file]) for file in headers.metadata}
-        self._threads = min(os.cpu_count() or 1, _MOST_THREADS) + _WAITING
-        self._writers = ThreadPoolExecutor(self._threads)
-        # Pieces that are being written; behind those of an array, the array.
-        self._waiting: deque[Future[None] | StoredLeaf] = deque()
-        self._alone = threading.Lock()
         # Threads that write to one file at a time stand in each other's way.
         self._writing = threading.Lock()
 
@@ -231,69 +246,27 @@ class _Files(_Old):
 
     def __exit__(self, error: object = None, *_: object) -> None:
         try:
-            while self._waiting and error is None:
-                self._next()
             for handle in self._new.values() if error is None else ():
                 os.fsync(handle)  # before the files get their names
         finally:
-            self._writers.shutdown(cancel_futures=True)
             super().__exit__(error)
             for one in (*self._new.values(), *self._direct.values()):
                 if one is not None:
                     os.close(one)
 
-    def make(self, made: Made, old: StoredLeaf | None, new: StoredLeaf, key: Array | None) -> None:
-        """Makes an array and writes it, unless the draft has it."""
-        if all(map(self._has, new.tensors)):
-            return
-        if made.is_copy and old is not None and old.layout == new.layout:
-            for before, after in zip(old.tensors, new.tensors, strict=True):
-                assert before.nbytes == after.nbytes, before.name
-                for start in range(0, before.nbytes, _COPIED):
-                    size = min(_COPIED, before.nbytes - start)
-                    self._submit(self._copy, before, after, start, size)
-        else:
-            stored = None if old is None else _Leaf(old, self)
-            for piece in pieces_of(made, stored, new.order, key):
-                self._submit(self._write, made, piece, new)
-        self._waiting.append(new)
+    def has(self, leaf: StoredLeaf) -> bool:
+        """Whether the draft's files are so long that a leaf may be there."""
+        return all(t.start + t.nbytes <= self._sizes[t.file] for t in leaf.tensors)
 
-    def _has(self, tensor: Tensor) -> bool:
-        """Whether the draft has a tensor already."""
-        is_there = tensor.start + tensor.nbytes <= self._sizes[tensor.file]
-        return is_there and (tensor.file, tensor.name) in self._draft.done
+    def copies(self, old: StoredLeaf, new: StoredLeaf) -> Iterator[Callable[[], None]]:
+        """Yields what copies a leaf as it is."""
+        for before, after in zip(old.tensors, new.tensors, strict=True):
+            assert before.nbytes == after.nbytes, before.name
+            for start in range(0, before.nbytes, _COPIED):
+                size = min(_COPIED, before.nbytes - start)
+                yield functools.partial(self._copy, before, after, start, size)
 
-    def _submit(self, task: Any, *arguments: Any) -> None:
-        while len(self._waiting) > 2 * self._threads:
-            self._next()
-        self._waiting.append(self._writers.submit(task, *arguments))
-
-    def _next(self) -> None:
-        """Waits for the piece that was begun first; notes an array all of which is written."""
-        first = self._waiting.popleft()
-        if isinstance(first, Future):
-            first.result()
-        else:
-            for tensor in first.tensors:
-                self._draft.note(tensor.file, tensor.name)
-
-    def _write(self, made: Made, piece: Piece, leaf: StoredLeaf) -> None:
-        if not piece.size:
-            return
-        start, size = (count * leaf.tensors[0].itemsize for count in (piece.start, piece.size))
-        ranges = [*_ranges(leaf, start, size)]
-        if piece.is_zero:
-            for tensor, offset, part in ranges:
-                self._leave_zeros(tensor.file, offset + part.stop - part.start)
-            return
-        # Two large pieces at a time could be too much for the memory.
-        with self._alone if piece.is_large else nullcontext():
-            entries = np.ascontiguousarray(piece.values(made, ranges[0][1] % PAGE))
-            data = entries.reshape(-1).view(np.uint8).data
-            for tensor, offset, part in ranges:
-                self.write(tensor.file, offset, data[part])
-
-    def _leave_zeros(self, file: str, stop: int) -> None:
+    def leave_zeros(self, file: str, stop: int) -> None:
         """Makes a file as long as this; what is written nowhere else is zeros, and takes no time.
 
         A draft holds nothing else there, because the same run would write the same.
