@@ -20,7 +20,7 @@ from dogwood_jax import __main__ as command_line
 from dogwood_jax import checkpoint, strategies
 from dogwood_jax._base import draw
 from dogwood_jax._base.trees import leaves_by_path, nested
-from dogwood_jax.checkpoint import draft, made, safetensors_files, writers
+from dogwood_jax.checkpoint import draft, made, new_files, safetensors_files, writers
 
 KEY = jax.random.key(7)
 
@@ -167,7 +167,7 @@ def test_large_pieces_are_written_directly_and_zeros_left_out(dtype, tmp_path, m
     expected = leaves_by_path(dw.grow(nested(arrays), growth, key=KEY))
     assert_same(load(tmp_path / "large"), expected)
     assert len({*handles}) == 2 or not hasattr(os, "O_DIRECT")
-    monkeypatch.setattr(safetensors_files, "_open_directly", lambda _: None)
+    monkeypatch.setattr(new_files, "_open_directly", lambda _: None)
     checkpoint.grow(tmp_path / "small", growth, tmp_path / "again", key=KEY)
     assert (tmp_path / "again").read_bytes() == (tmp_path / "large").read_bytes()
 

@@ -1,19 +1,21 @@
-"""Arrays of a checkpoint of Orbax, read and written in parts by TensorStore.
+"""Arrays of a checkpoint of Orbax, read and written in parts.
 
-Orbax keeps an array in the format Zarr, as chunks of equal shapes, and the chunks of all arrays in
-files of the format OCDBT, or each in a file of its own. A chunk is read and written as a whole.
-Orbax itself makes one chunk of each array of a device. New arrays have chunks of 4 MiB, so that
-none of them is ever in memory. What reads a checkpoint finds in it how chunks are cut and encoded.
+Orbax keeps an array in the format Zarr, as chunks of equal shapes, most often one. The chunks of
+all arrays are in files of the format OCDBT, or each is in a file of its own. TensorStore reads and
+writes whole chunks. So an old chunk is held in memory while it is read. A new array is one chunk in
+a file of its own and not encoded, as by ``PyTreeCheckpointHandler(use_ocdbt=False,
+use_compression=False)``. Such a file holds the entries one after another, so parts of it can be
+written. (Many small chunks in OCDBT would have been written through TensorStore, but that takes
+several times as long as copying.)
 
 Reference:
+    https://zarr-specs.readthedocs.io describes both versions of Zarr.
     https://google.github.io/tensorstore describes the drivers ``zarr``, ``zarr3`` and ``ocdbt``.
 """
 
 import errno
 import functools
 import os
-import shutil
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -25,13 +27,11 @@ import numpy as np
 
 from dogwood_jax._base.deferred import Deferred
 from dogwood_jax.checkpoint.errors import CheckpointError
+from dogwood_jax.checkpoint.made import PAGE
+from dogwood_jax.checkpoint.new_files import NewFile
 
-# Bytes of a new chunk: as many as are made at a time.
-_CHUNK = 1 << 22
 # Decoded chunks that are kept beside those in use.
 _KEPT = 1 << 26
-# Weights hardly shrink. This level finds long repetitions such as zeros, and copies all else.
-_LEVEL = -1000
 
 
 @dataclass(frozen=True)
@@ -48,18 +48,16 @@ class Folder:
     is_ocdbt: bool
     is_zarr3: bool
 
-    def files(self, name: str, data: str = "") -> dict[str, Any]:
-        """Returns where TensorStore finds an array, and where it puts the data of new chunks."""
-        base = {"driver": "file", "path": f"{self.path}/"}
+    def files(self, name: str) -> dict[str, Any]:
+        """Returns where TensorStore finds an array."""
         if self.is_ocdbt:
-            own = {"value_data_prefix": data} if data else {}
-            return {"driver": "ocdbt", "base": base, "path": f"{name}/", **own}
-        return base | {"path": f"{self.path}/{name}/"}
+            return {"driver": "ocdbt", "base": f"file://{self.path}/", "path": f"{name}/"}
+        return {"driver": "file", "path": f"{self.path}/{name}/"}
 
-    def spec(self, name: str, data: str = "") -> dict[str, Any]:
+    def spec(self, name: str) -> dict[str, Any]:
         """Returns the specification of an array for TensorStore."""
         driver = "zarr3" if self.is_zarr3 else "zarr"
-        return {"driver": driver, "kvstore": self.files(name, data)}
+        return {"driver": driver, "kvstore": self.files(name)}
 
 
 class Saved(Deferred):
@@ -151,14 +149,13 @@ class Old:
 
 
 class NewArray:
-    """An array that is written; see ``writers.New``.
+    """An array that is written, as the one chunk of a file; see ``writers.New``.
 
     Args:
         folder: the folder of the new tree.
         name: what Orbax calls the array.
         shape: its shape.
         dtype: its dtype.
-        data: where its data go in the folder, apart from those of other arrays.
         names: what the journal calls it.
     """
 
@@ -168,134 +165,77 @@ class NewArray:
         name: str,
         shape: Sequence[int],
         dtype: Any,
-        data: str,
         names: Iterable[tuple[str, str]],
     ) -> None:
-        self.names, self._folder, self._name, self._data = [*names], folder, name, data
+        self.names, self._folder, self._name = [*names], folder, name
         self._shape, self._dtype = tuple(shape), jnp.dtype(dtype)
-        # A chunk is some places along this axis.
-        sizes = [prod(shape[axis + 1 :]) for axis in range(len(shape))]
-        limit = _CHUNK // self._dtype.itemsize
-        self._axis = next((axis for axis, size in enumerate(sizes) if size <= limit), 0)
-        self._size = self._shape[self._axis] if shape else 1
-        self._place = sizes[self._axis] if shape else 1
-        parts = -(-self._size * self._place // limit)
-        self._places = -(-self._size // max(parts, 1))
-        # Chunks of which some entries are still missing, and how many.
-        self._begun: dict[int, tuple[np.ndarray, int]] = {}
-        self._lock = threading.Lock()
-        self._array: Any = None
-
-    def lead(self, start: int) -> int:
-        """Returns no bytes, because TensorStore does not write from the entries' own memory."""
-        return 0
+        self._file: NewFile | None = None
 
     def create(self) -> None:
         """Begins the array, without anything that an interrupted run has left of it."""
         import tensorstore
 
         self._clear()
-        zstd = {"level": _LEVEL}
-        bytes_ = {"name": "bytes", "configuration": {"endian": "little"}}
-        codecs = {"codecs": [bytes_, {"name": "zstd", "configuration": zstd}]}
-        chunk = (1,) * self._axis + (self._places, *self._shape[self._axis + 1 :])
-        self._array = self._waited(
-            tensorstore.open(
-                {
-                    **self._folder.spec(self._name, self._data),
-                    # Where a chunk is missing, Orbax takes the checkpoint for damaged.
-                    "store_data_equal_to_fill_value": True,
-                    "recheck_cached_data": False,
-                    "recheck_cached_metadata": False,
-                    "metadata": codecs
-                    if self._folder.is_zarr3
-                    else {"compressor": {"id": "zstd", **zstd}},
-                },
-                create=True,
-                shape=self._shape,
-                dtype=self._dtype.name,
-                chunk_layout=tensorstore.ChunkLayout(chunk_shape=chunk[: len(self._shape)]),
-                context=_context(),
-            )
+        codec: dict[str, Any] = {"compressor": None}
+        chunk = ".".join("0" * len(self._shape)) or "0"
+        if self._folder.is_zarr3:
+            codec = {"codecs": [{"name": "bytes", "configuration": {"endian": "little"}}]}
+            chunk = "/".join("c" + "0" * len(self._shape))
+        future = tensorstore.open(
+            {**self._folder.spec(self._name), "metadata": codec},
+            create=True,
+            shape=self._shape,
+            dtype=self._dtype.name,
+            chunk_layout=tensorstore.ChunkLayout(chunk_shape=self._shape),
         )
+        self._waited(future)
+        path = self._folder.path / self._name / chunk
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = NewFile(path)
 
-    def copies(self, old: Saved) -> Iterator[tuple[Callable[[], None], bool]]:
-        """Yields what copies an array as it is, chunk by chunk, and whether that may be large."""
+    def copies(self, old: Saved) -> Iterator[Callable[[], None]]:
+        """Yields what copies an array as it is, chunk by chunk."""
         store = self._clear()
 
         def copy(name: str, read: Callable[[], bytes]) -> None:
             self._waited(store.write(name, read()))
 
-        is_large = prod(self._shape) * self._dtype.itemsize > _CHUNK
         for name, read in old.chunks():
-            yield functools.partial(copy, name, read), is_large
+            yield functools.partial(copy, name, read)
+
+    @property
+    def _entries(self) -> NewFile:
+        assert self._file is not None, self._name
+        return self._file
+
+    def lead(self, start: int) -> int:
+        """Returns how many bytes behind the beginning of a page an entry lies in its file."""
+        return int(start * self._dtype.itemsize % PAGE)
 
     def write(self, start: int, entries: np.ndarray) -> None:
-        """Writes entries from this one on: each chunk when all of it has come."""
-        entries = np.ascontiguousarray(entries).reshape(-1)
-        while entries.size:
-            first, offset, rows = self._chunk(start)
-            size = min(rows * self._place - offset, entries.size)
-            chunk: np.ndarray | None = entries[:size]
-            if size < rows * self._place:
-                chunk = self._collected(first, offset, rows, entries[:size])
-            if chunk is not None:
-                self._put(first, rows, chunk)
-            start, entries = start + size, entries[size:]
+        """Writes entries from this one on."""
+        data = np.ascontiguousarray(entries).reshape(-1).view(np.uint8).data
+        self._entries.write(start * self._dtype.itemsize, data)
 
     def leave_zeros(self, start: int, size: int) -> None:
-        """Writes zeros, of which hardly anything is left when they are encoded."""
-        while size:
-            _, offset, rows = self._chunk(start)
-            part = min(rows * self._place - offset, size)
-            self.write(start, np.zeros(part, self._dtype))
-            start, size = start + part, size - part
+        """Leaves a hole in the file."""
+        self._entries.leave_zeros((start + size) * self._dtype.itemsize)
 
-    def _chunk(self, start: int) -> tuple[int, int, int]:
-        """Returns which chunk an entry is in.
+    def done(self) -> None:
+        """Brings it to the disk and closes the file, because there may be many."""
+        self.close()
 
-        Returns:
-            The number of the chunk's first place along its axis, counted through all outer axes;
-            the entry's place in the chunk; how many places the chunk has.
-        """
-        place, rest = divmod(start, self._place)
-        outer, inner = divmod(place, self._size)
-        first = inner - inner % self._places
-        offset = (inner - first) * self._place + rest
-        return outer * self._size + first, offset, min(self._places, self._size - first)
-
-    def _collected(
-        self, first: int, offset: int, rows: int, entries: np.ndarray
-    ) -> np.ndarray | None:
-        """Keeps a part of a chunk; returns the chunk when it is complete."""
-        with self._lock:
-            if first not in self._begun:
-                self._begun[first] = np.empty(rows * self._place, self._dtype), rows * self._place
-            chunk, missing = self._begun[first]
-            chunk.view(np.uint8)[_bytes(offset, entries)] = entries.view(np.uint8)
-            if missing > entries.size:
-                self._begun[first] = chunk, missing - entries.size
-                return None
-            del self._begun[first]
-            return chunk
-
-    def _put(self, first: int, rows: int, chunk: np.ndarray) -> None:
-        outer, inner = divmod(first, self._size)
-        place: tuple[Any, ...] = ()
-        if self._shape:
-            place = (*np.unravel_index(outer, self._shape[: self._axis]),) if self._axis else ()
-            place = (*map(int, place), slice(inner, inner + rows))
-        shape = (rows, *self._shape[self._axis + 1 :]) if self._shape else ()
-        self._waited(self._array[place].write(chunk.reshape(shape)))
+    def close(self, error: object = None, *_: object) -> None:
+        """Closes the file, if it is open."""
+        if self._file is not None:
+            self._file.__exit__(error)
+            self._file = None
 
     def _clear(self) -> Any:
         """Removes what there is of the array; returns where its chunks go."""
         import tensorstore
 
-        if self._folder.is_ocdbt:
-            shutil.rmtree(self._folder.path / self._data, ignore_errors=True)
-        files = self._folder.files(self._name, self._data)
-        store = self._waited(tensorstore.KvStore.open(files, context=_context()))
+        store = self._waited(tensorstore.KvStore.open(self._folder.files(self._name)))
         self._waited(store.delete_range(tensorstore.KvStore.KeyRange()))
         return store
 
@@ -305,16 +245,3 @@ class NewArray:
         except ValueError as error:  # so says TensorStore, whatever it is
             code = errno.ENOSPC if os.strerror(errno.ENOSPC) in str(error) else errno.EIO
             raise OSError(code, f"{self._name} cannot be written: {error}") from error
-
-
-def _bytes(start: int, entries: np.ndarray) -> slice:
-    """Returns where the bytes of some entries are, of which the first is this one."""
-    return slice(start * entries.itemsize, (start + entries.size) * entries.itemsize)
-
-
-@functools.cache
-def _context() -> Any:
-    import tensorstore
-
-    # All is brought to the disk at the end, before the folder gets its name.
-    return tensorstore.Context({"file_io_sync": False})

@@ -3,10 +3,10 @@
 Orbax reads and saves the tree, TensorStore the arrays in it (``orbax_arrays``).
 """
 
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from math import prod
@@ -249,26 +249,18 @@ def _write(source: Folder, growth: Growth, out: Path, key: Array | None, tree: P
     what = fingerprint(growth, key, files, told)
     size = sum(prod(a.shape) * int(jnp.dtype(a.dtype).itemsize) for a in arrays.values())
     with draft(out, what, is_folder=True, size=size) as begun:
+        folder = Folder(begun.folder, is_ocdbt=False, is_zarr3=source.is_zarr3)
         if (_TREE, "") not in begun.done:
-            _save(replace(source, path=begun.folder), tree)
+            _save(folder, tree)
             begun.note(_TREE, "")
-        with Writers(begun) as writers:
-            for number, (path, array) in enumerate(arrays.items()):
-                new = NewArray(
-                    replace(source, path=begun.folder),
-                    names[path],
-                    array.shape,
-                    array.dtype,
-                    f"d/{number}/",
-                    # What is not known to be the same would not be noticed if it changed.
-                    [(_TREE, names[path])] if told[path] else [],
-                )
+        with ExitStack() as opened, Writers(begun) as writers:
+            for path, array in arrays.items():
+                # What is not known to be the same would not be noticed if it changed.
+                noted = [(_TREE, names[path])] if told[path] else []
+                new = NewArray(folder, names[path], array.shape, array.dtype, noted)
                 if not writers.has(new):
+                    opened.push(new.close)
                     _write_array(array, new, key, writers)
-        for file in begun.folder.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as stream:
-                    os.fsync(stream.fileno())  # before the folder gets its name
 
 
 def _told(leaf: Any) -> Any:
@@ -297,8 +289,7 @@ def _write_array(array: Deferred, new: NewArray, key: Array | None, writers: Wri
         old, leaf_map = array.mapped
         one = replace(one, source=old.name, leaf_map=leaf_map, is_finite=False)
     if old is not None and one.is_copy:
-        copies = new.copies(old)
-        writers.begin(new, (partial(writers.alone, c) if large else c for c, large in copies))
+        writers.begin(new, (partial(writers.alone, copy) for copy in new.copies(old)))
         return
     new.create()
     stored = None if old is None else Old(old)

@@ -1,12 +1,10 @@
 """Grow a checkpoint of safetensors, one file or several: ``grow_files``."""
 
-import errno
 import functools
 import json
 import os
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -20,9 +18,10 @@ from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import struct
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.shardings import most_like
-from dogwood_jax.checkpoint.draft import Draft, draft, fingerprint
-from dogwood_jax.checkpoint.made import PAGE, Made, made_of, pieces_of, scratch, whole_of
+from dogwood_jax.checkpoint.draft import draft, fingerprint
+from dogwood_jax.checkpoint.made import PAGE, Made, made_of, pieces_of, whole_of
 from dogwood_jax.checkpoint.names import Rows, StoredLeaf, Table
+from dogwood_jax.checkpoint.new_files import NewFile
 from dogwood_jax.checkpoint.tensors import Headers, Tensor, header_for, headers_of
 from dogwood_jax.checkpoint.writers import Writers
 
@@ -75,11 +74,15 @@ def grow_files(
     what = fingerprint(growth, key, paths, headers, None if names is None else dict(names))
     is_folder = source.is_dir() or headers.index is not None
     with draft(out, what, is_folder=is_folder, size=size) as begun:
-        with _Files(headers, begun) as files, Writers(begun) as writers:
+        with ExitStack() as stack:
+            files = stack.enter_context(_Old(headers))
+            larger = {f: stack.enter_context(NewFile(begun.folder / f)) for f in texts}
+            writers = stack.enter_context(Writers(begun))
             for file, text in texts.items():
-                files.write(file, 0, text)
+                larger[file].write(0, text)
             for made, leaf in sorted(zip(every, new, strict=True), key=lambda one: _place(one[1])):
-                _make(made, old.get(made.source or ""), leaf, key, files, writers)
+                before = old.get(made.source or "")
+                _make(made, before, leaf, key, files, _NewLeaf(leaf, larger), writers)
         if headers.index is not None:
             index = _index(headers.index, places)
             begun.folder.joinpath(headers.index_name).write_text(index)
@@ -90,15 +93,15 @@ def _make(
     old: StoredLeaf | None,
     new: StoredLeaf,
     key: Array | None,
-    files: "_Files",
+    files: "_Old",
+    target: "_NewLeaf",
     writers: Writers,
 ) -> None:
     """Makes an array and writes it, unless the draft has it."""
-    target = _NewLeaf(new, files)
-    if files.has(new) and writers.has(target):
+    if target.may_be_there and writers.has(target):
         return
     if made.is_copy and old is not None and old.layout == new.layout:
-        writers.begin(target, files.copies(old, new))
+        writers.begin(target, target.copies(old, files))
         return
     stored = None if old is None else _Leaf(old, files)
     pieces = pieces_of(made, stored, new.order, key)
@@ -180,9 +183,29 @@ def _ranges(leaf: StoredLeaf, start: int, size: int) -> Iterator[tuple[Tensor, i
 class _NewLeaf:
     """A new leaf whose entries can be written; see ``writers.New``."""
 
-    def __init__(self, leaf: StoredLeaf, files: "_Files") -> None:
+    def __init__(self, leaf: StoredLeaf, files: Mapping[str, NewFile]) -> None:
         self.names = [(tensor.file, tensor.name) for tensor in leaf.tensors]
         self._leaf, self._files = leaf, files
+
+    @property
+    def may_be_there(self) -> bool:
+        """Whether the draft's files were so long that it may be there."""
+        files, tensors = self._files, self._leaf.tensors
+        return all(t.start + t.nbytes <= files[t.file].length for t in tensors)
+
+    def done(self) -> None:
+        """Leaves the files open, because others are in them, too."""
+
+    def copies(self, old: StoredLeaf, files: "_Old") -> Iterator[Callable[[], None]]:
+        """Yields what copies it as it is."""
+        for before, after in zip(old.tensors, self._leaf.tensors, strict=True):
+            assert before.nbytes == after.nbytes, before.name
+            for start in range(0, before.nbytes, _COPIED):
+                size = min(_COPIED, before.nbytes - start)
+                handle, here = files.handle(before.file), before.start + start
+                new, there = self._files[after.file], after.start + start
+                read = functools.partial(files.read, before.file)
+                yield functools.partial(new.copy, handle, here, there, size, read)
 
     def lead(self, start: int) -> int:
         itemsize = self._leaf.tensors[0].itemsize
@@ -193,12 +216,12 @@ class _NewLeaf:
         data = np.ascontiguousarray(entries).reshape(-1).view(np.uint8).data
         start *= entries.dtype.itemsize
         for tensor, offset, part in _ranges(self._leaf, start, len(data)):
-            self._files.write(tensor.file, offset, data[part])
+            self._files[tensor.file].write(offset, data[part])
 
     def leave_zeros(self, start: int, size: int) -> None:
         itemsize = self._leaf.tensors[0].itemsize
         for tensor, offset, part in _ranges(self._leaf, start * itemsize, size * itemsize):
-            self._files.leave_zeros(tensor.file, offset + part.stop - part.start)
+            self._files[tensor.file].leave_zeros(offset + part.stop - part.start)
 
 
 class _Old:
@@ -215,6 +238,10 @@ class _Old:
         for handle in self._old.values():
             os.close(handle)
 
+    def handle(self, file: str) -> int:
+        """Returns the descriptor of a file."""
+        return self._old[file]
+
     def read(self, file: str, offset: int, into: memoryview) -> None:
         """Reads bytes of an old file."""
         handle = self._old[file]
@@ -225,117 +252,3 @@ class _Old:
                     f"{self._folder / file}: ends too early; it changed while it was read"
                 )
             offset, into = offset + count, into[count:]
-
-
-class _Files(_Old):
-    """The old files and the new ones, to which several threads write."""
-
-    def __init__(self, headers: Headers, begun: Draft) -> None:
-        super().__init__(headers)
-        flags = os.O_RDWR | os.O_CREAT
-        # A file of the draft may have been removed, though the journal says what was in it.
-        paths = {file: begun.folder / file for file in headers.metadata}
-        self._sizes = {f: path.stat().st_size if path.exists() else 0 for f, path in paths.items()}
-        self._new = {file: os.open(begun.folder / file, flags, 0o666) for file in headers.metadata}
-        self._direct = {file: _open_directly(paths[file]) for file in headers.metadata}
-        # Threads that write to one file at a time stand in each other's way.
-        self._writing = threading.Lock()
-
-    def __enter__(self) -> "_Files":
-        return self
-
-    def __exit__(self, error: object = None, *_: object) -> None:
-        try:
-            for handle in self._new.values() if error is None else ():
-                os.fsync(handle)  # before the files get their names
-        finally:
-            super().__exit__(error)
-            for one in (*self._new.values(), *self._direct.values()):
-                if one is not None:
-                    os.close(one)
-
-    def has(self, leaf: StoredLeaf) -> bool:
-        """Whether the draft's files are so long that a leaf may be there."""
-        return all(t.start + t.nbytes <= self._sizes[t.file] for t in leaf.tensors)
-
-    def copies(self, old: StoredLeaf, new: StoredLeaf) -> Iterator[Callable[[], None]]:
-        """Yields what copies a leaf as it is."""
-        for before, after in zip(old.tensors, new.tensors, strict=True):
-            assert before.nbytes == after.nbytes, before.name
-            for start in range(0, before.nbytes, _COPIED):
-                size = min(_COPIED, before.nbytes - start)
-                yield functools.partial(self._copy, before, after, start, size)
-
-    def leave_zeros(self, file: str, stop: int) -> None:
-        """Makes a file as long as this; what is written nowhere else is zeros, and takes no time.
-
-        A draft holds nothing else there, because the same run would write the same.
-        """
-        with self._writing:
-            if os.fstat(self._new[file]).st_size < stop:
-                os.ftruncate(self._new[file], stop)
-
-    def _copy(self, before: Tensor, after: Tensor, start: int, size: int) -> None:
-        """Copies bytes of a tensor, without taking them into memory if they are not written so."""
-        while size:
-            here, there, copied = before.start + start, after.start + start, 0
-            if self._direct[after.file] is None and hasattr(os, "copy_file_range"):
-                old, new = self._old[before.file], self._new[after.file]
-                with self._writing, suppress(OSError):  # some files of networks
-                    copied = os.copy_file_range(old, new, size, here, there)
-            if not copied:
-                part = scratch("new", (size,), np.uint8, there % PAGE).data
-                self.read(before.file, here, part)
-                self.write(after.file, there, part)
-                copied = size
-            start, size = start + copied, size - copied
-
-    def write(self, file: str, offset: int, data: bytes | memoryview) -> None:
-        """Writes bytes of a new file: whole pages directly, if the system can, others through it.
-
-        What is written directly is not copied once more into the system's own memory. That is
-        possible where pages of the file are pages in memory.
-        """
-        data = memoryview(data)
-        begin = min(-offset % PAGE, len(data))
-        end = len(data) - (offset + len(data)) % PAGE
-        direct = self._direct[file]
-        if direct is None or end <= begin:
-            self._put(self._new[file], offset, data)
-            return
-        pages = data[begin:end]
-        self._put(self._new[file], offset, data[:begin])
-        self._put(self._new[file], offset + end, data[end:])
-        if np.frombuffer(pages, np.uint8).ctypes.data % PAGE == 0:
-            self._put_pages(file, offset + begin, pages)
-            return
-        for start in range(0, len(pages), _COPIED):
-            part = pages[start : start + _COPIED]
-            held = scratch("pages", (len(part),), np.uint8).data
-            held[:] = part
-            self._put_pages(file, offset + begin + start, held)
-
-    def _put_pages(self, file: str, offset: int, data: memoryview) -> None:
-        """Writes pages directly, or not if the system will not have it."""
-        direct = self._direct[file]
-        try:
-            if direct is not None:
-                self._put(direct, offset, data)
-                return
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-        self._put(self._new[file], offset, data)
-
-    def _put(self, handle: int, offset: int, data: memoryview) -> None:
-        with self._writing:
-            while data:
-                count = os.pwrite(handle, data, offset)
-                offset, data = offset + count, data[count:]
-
-
-def _open_directly(path: Path) -> int | None:
-    """Opens a file to be written without the system's memory in between, where that is possible."""
-    with suppress(AttributeError, OSError):
-        return os.open(path, os.O_WRONLY | os.O_DIRECT)
-    return None

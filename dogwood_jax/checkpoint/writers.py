@@ -35,6 +35,9 @@ class New(Protocol):
     def leave_zeros(self, start: int, size: int) -> None:
         """Makes some entries zeros, where nothing else has been written."""
 
+    def done(self) -> None:
+        """Is called when all of it is written."""
+
 
 class Writers:
     """Threads that write arrays one after another. What is complete is noted in the draft."""
@@ -80,6 +83,7 @@ class Writers:
         if isinstance(first, Future):
             first.result()
         else:
+            first.done()
             for file, name in first.names:
                 self._draft.note(file, name)
 
