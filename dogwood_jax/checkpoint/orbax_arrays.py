@@ -17,7 +17,7 @@ import errno
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,18 @@ class Folder:
     path: Path
     is_ocdbt: bool
     is_zarr3: bool
+
+    @classmethod
+    def of(cls, path: Path, name: str) -> "Folder":
+        """Returns what the folder of a saved tree is like, in which an array has this name."""
+        import tensorstore
+
+        folder = cls(path, is_ocdbt=(path / "manifest.ocdbt").exists(), is_zarr3=False)
+        try:
+            found = tensorstore.KvStore.open(folder.files(name)).result().read("zarr.json").result()
+        except ValueError as error:  # so says TensorStore, whatever it is
+            raise CheckpointError(f"{path}: {name} cannot be read: {error}") from error
+        return replace(folder, is_zarr3=found.state == "value")
 
     def files(self, name: str) -> dict[str, Any]:
         """Returns where TensorStore finds an array."""

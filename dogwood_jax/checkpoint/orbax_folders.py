@@ -3,9 +3,10 @@
 Orbax reads and saves the tree, TensorStore the arrays in it (``orbax_arrays``).
 """
 
+import hashlib
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -56,7 +57,8 @@ def _tree_of(folder: Path) -> tuple[Folder, PyTree]:
             f"{type(error).__name__}: {error}"
         ) from error
 
-    place = Folder(folder.resolve(), (folder / "manifest.ocdbt").exists(), bool(metadata.use_zarr3))
+    leaves = jax.tree.leaves(metadata.tree, is_leaf=_is_array)
+    place = Folder.of(folder.resolve(), next((a.name for a in leaves if _is_array(a)), ""))
 
     def one(leaf: Any, other: Any) -> Any:
         if other is not ocp.PLACEHOLDER:
@@ -244,6 +246,7 @@ def _write(source: Folder, growth: Growth, out: Path, key: Array | None, tree: P
     leaves = leaves_by_path(tree)
     arrays = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, Deferred)}
     names = leaves_by_path(ocp.BasePyTreeCheckpointHandler().get_param_names(tree))
+    _expect_apart(names.values())
     files = sorted(path for path in source.path.rglob("*") if path.is_file())
     told = {path: _told(leaf) for path, leaf in leaves.items()}
     what = fingerprint(growth, key, files, told)
@@ -263,6 +266,19 @@ def _write(source: Folder, growth: Growth, out: Path, key: Array | None, tree: P
                     _write_array(array, new, key, writers)
 
 
+def _expect_apart(names: Iterable[str]) -> None:
+    """Raises unless each name can be a folder of its own, in the folder of the tree."""
+    names, problems = {*names}, list[str]()
+    for name in sorted(names):
+        parts = name.split("/")
+        if {"", ".", ".."} & {*parts} or "\0" in name:
+            problems.append(f"{name!r}: expected a name without empty parts, '.' and '..'")
+        above = ("/".join(parts[:n]) for n in range(1, len(parts)))
+        problems += [f"{name!r}: {one!r} is an array itself" for one in above if one in names]
+    if problems:
+        raise CheckpointError(listed("cannot be the names of arrays", problems))
+
+
 def _told(leaf: Any) -> Any:
     """Returns what tells a leaf from others, beside the growth; None if nothing does."""
     if isinstance(leaf, Saved):
@@ -273,7 +289,7 @@ def _told(leaf: Any) -> Any:
         return leaf.facts and repr((leaf.shape, leaf.dtype, leaf.facts))
     if is_array(leaf):
         entries = np.asarray(leaf)
-        return entries.shape, str(entries.dtype), entries.tobytes()
+        return entries.shape, str(entries.dtype), hashlib.sha256(entries.tobytes()).hexdigest()
     return repr(leaf)
 
 
