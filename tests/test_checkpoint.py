@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -429,6 +430,15 @@ def test_a_run_that_fails_goes_on_where_it_stopped(form, tmp_path, monkeypatch):
         checkpoint.grow(small, growth, out, key=KEY, tx=tx)
     assert "the same call goes on" in failed.value.__notes__[0]
     assert not out.exists()
+    if form == "orbax":  # as if the journal had been written, and the array had not
+        copy = shutil.copytree(tmp_path / "large.growing", tmp_path / "torn.growing")
+        shutil.copy(tmp_path / "large.growing.journal", tmp_path / "torn.growing.journal")
+        shutil.rmtree(copy / "model.embedding")
+        last = 10**6
+        checkpoint.grow(small, growth, tmp_path / "torn", key=KEY, tx=tx)
+        found = leaves_by_path(checkpoint.load(tmp_path / "torn"))
+        assert_same(found, leaves_by_path(checkpoint.load(whole)))
+        shutil.rmtree(tmp_path / "torn")
     written, last = [], 10**6
     checkpoint.grow(small, growth, out, key=KEY, tx=tx)
     assert len(written) < 0.8 * every

@@ -60,6 +60,10 @@ class Folder:
             raise CheckpointError(f"{path}: {name} cannot be read: {error}") from error
         return replace(folder, is_zarr3=found.state == "value")
 
+    def header(self, name: str) -> str:
+        """Returns which file says what an array is like, if it has files of its own."""
+        return f"{name}/{'zarr.json' if self.is_zarr3 else '.zarray'}"
+
     def files(self, name: str) -> dict[str, Any]:
         """Returns where TensorStore finds an array."""
         if self.is_ocdbt:

@@ -231,7 +231,7 @@ def _state_of(tx: Any, state: PyTree, variables: PyTree) -> PyTree:
 
 # Writing ------------------------------------------------------------------------------------------
 
-# The file that Orbax knows a saved tree by. The journal names all that is in the folder after it.
+# The file that Orbax knows a saved tree by.
 _TREE = "_METADATA"
 
 
@@ -259,7 +259,7 @@ def _write(source: Folder, growth: Growth, out: Path, key: Array | None, tree: P
         with ExitStack() as opened, Writers(begun) as writers:
             for path, array in arrays.items():
                 # What is not known to be the same would not be noticed if it changed.
-                noted = [(_TREE, names[path])] if told[path] else []
+                noted = [(folder.header(names[path]), names[path])] if told[path] else []
                 new = NewArray(folder, names[path], array.shape, array.dtype, noted)
                 if not writers.has(new):
                     opened.push(new.close)
