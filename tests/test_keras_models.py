@@ -19,13 +19,11 @@ from dogwood_jax.keras_h5 import KerasFileError, load_model
 from dogwood_jax.keras_h5._kinds.kind import KINDS, Kind, layout
 from dogwood_jax.keras_h5._kinds.normalizations import grown_groups
 from dogwood_jax.keras_h5._kinds.reshaping import reshape_target
-from dogwood_jax.keras_h5._models.model import (
-    build,
-    differences,
-    example_inputs,
-    make_layer,
-    resized,
-)
+from dogwood_jax.keras_h5._models.model import build
+from dogwood_jax.keras_h5._models.module import make_layer
+from dogwood_jax.keras_h5._models.resize import resized
+from dogwood_jax.keras_h5._models.shapes import example_inputs
+from dogwood_jax.keras_h5._models.support import differences
 from dogwood_jax.keras_h5._weights.config import with_classes
 from dogwood_jax.keras_h5._weights.convert import to_flax
 

@@ -8,7 +8,8 @@ from dogwood_jax._base.problems import listed
 from dogwood_jax.keras_h5._files.errors import KerasFileError, shown
 from dogwood_jax.keras_h5._files.source import opened
 from dogwood_jax.keras_h5._front.load import load
-from dogwood_jax.keras_h5._models.model import KerasModel, build, check_variables, differences
+from dogwood_jax.keras_h5._models.model import KerasModel, build, check_variables
+from dogwood_jax.keras_h5._models.support import differences
 from dogwood_jax.keras_h5._weights.layouts import contents
 
 
