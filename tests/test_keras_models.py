@@ -492,6 +492,9 @@ def test_an_embedding_may_be_the_head_too():
     arrays = to_flax("ReversibleEmbedding", embedding, {"0": there, "1": back})
     y = module.apply({"params": {"e": arrays["params"]}}, np.array([[0, 4, 1]]))
     np.testing.assert_allclose(y, np.tanh((there[[0, 4, 1]] @ back) / 2)[None] * 2, rtol=1e-6)
+    arrays["params"]["reverse_embedding"] = np.ones((2, 6), "f")
+    with pytest.raises(ValueError, match=r"e \(Rev.* table of shape \(2, 5\) on the way back.*6\)"):
+        module.apply({"params": {"e": arrays["params"]}}, np.array([[0, 4, 1]]))
 
 
 def connected(*layers):
