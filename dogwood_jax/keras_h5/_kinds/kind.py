@@ -36,6 +36,7 @@ class Weight:
         to_flax: makes them of the Keras array.
         to_keras: the inverse.
         trainable: whether Keras lists it among the trainable weights, that is first.
+        repeats: the weight that it is once more, in files alone that name layers by position.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Weight:
     to_flax: Callable[[np.ndarray], Sequence[np.ndarray]] = lambda array: [array]
     to_keras: Callable[[Sequence[np.ndarray]], np.ndarray] = lambda arrays: arrays[0]
     trainable: bool = True
+    repeats: str | None = None
 
 
 @dataclass(frozen=True)

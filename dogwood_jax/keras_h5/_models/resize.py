@@ -8,7 +8,7 @@ import jax
 from dogwood_jax._base.problems import listed
 from dogwood_jax.keras_h5._files.errors import KerasFileError
 from dogwood_jax.keras_h5._kinds.kind import CHANNELS, NAMED, Config, kind_of
-from dogwood_jax.keras_h5._kinds.nested import MODELS, layer_name, layers_of
+from dogwood_jax.keras_h5._kinds.nested import MODELS, WRAPPERS, layer_name, layers_of
 from dogwood_jax.keras_h5._models.frozen import frozen
 from dogwood_jax.keras_h5._models.groups import annotated
 from dogwood_jax.keras_h5._models.module import KerasLayers
@@ -68,7 +68,7 @@ def resized(config: Config, variables: Mapping[str, Any]) -> dict[str, Any]:
 def _follows(class_name: str) -> bool:
     """Whether sizes in a layer, or in layers that it holds, follow from its inputs."""
     by_input = kind_of(class_name).sizes_by_input is not None
-    return by_input or class_name in (*MODELS, "TimeDistributed")
+    return by_input or class_name in (*MODELS, *WRAPPERS)
 
 
 def _lopsided(config: Config, place: str = "") -> Iterator[str]:
