@@ -30,8 +30,8 @@ def model_inputs(
     Args:
         class_name: the model's class.
         config: its config.
-        any_size: what to take for the batch, one unless given, and where the config leaves a size
-            open, not the last one: channels.
+        any_size: what to take where the config leaves a size open, not the last one: channels. The
+            batch is of one unless given.
     """
     graph = parse(class_name, config)
     looked_up = left_out(graph)
@@ -55,7 +55,8 @@ def model_inputs(
         dtype = jnp.dtype(dtype if isinstance(dtype, str) else "float32")
         sizes = [any_size if size is None else size for size in shape[1:-1]] + list(shape[-1:])
         known = all(isinstance(size, int) for size in sizes)
-        shapes.append(array((any_size or 1, *sizes), dtype) if known else None)
+        batch = shape[0] if isinstance(shape[0], int) else any_size or 1
+        shapes.append(array((batch, *sizes), dtype) if known else None)
     return shapes
 
 
