@@ -9,8 +9,9 @@ HDF5 file format specification 3.0 has them in section III.E. ``structure`` has 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import IO
 
+from dogwood_jax.keras_h5._files.binary import number
 from dogwood_jax.keras_h5._files.errors import KerasFileError
-from dogwood_jax.keras_h5._files.structure import Object, number, read_objects
+from dogwood_jax.keras_h5._files.structure import Object, read_objects
 
 _SIGNATURE = b"GCOL\x01\0\0\0"
 _HEADER = 16  # bytes of the header of a heap, and of that of an object in it
