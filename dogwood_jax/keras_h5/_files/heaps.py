@@ -31,7 +31,7 @@ def check_file(stream: IO[bytes], limit: int) -> None:
     """
     items, base = read_objects(stream)
     end = stream.seek(0, 2)
-    arrays = ((item.extent[0] + base, item.extent[1]) for item in items if item.extent)
+    arrays = ((place + base, size) for item in items for place, size in item.extents)
     heaps = {
         place: _objects(stream, place, end)
         for start, stop in _gaps(arrays, end)

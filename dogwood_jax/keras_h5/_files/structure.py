@@ -7,8 +7,9 @@ it: the superblock (II), B-trees, local heaps and symbol tables of groups (III.A
 object headers with their messages (IV.A); B-trees of version 2 and fractal heaps, where names are
 not ASCII (III.A.2, III.G). Each part must be in the file, and be there once.
 
-Files are read as Keras writes them, through h5py with its defaults. What HDF5 has had since 1.8 for
-objects of many attributes, and since 1.10 for chunks, is refused.
+Files are read as Keras writes them, through h5py with its defaults or ``libver="latest"``. What
+HDF5 has had since 1.8 for objects of many attributes is refused, and since 1.10 for arrays that may
+become longer, as ``chunks`` says.
 
 What remains: HDF5 decodes types, above all those of records, and arrays by itself. Read files that
 may be attacks in a process of its own, as the docstring of ``load`` says.
@@ -29,12 +30,13 @@ from dogwood_jax.keras_h5._files.binary import (
     refused,
     text,
 )
+from dogwood_jax.keras_h5._files.chunks import Extent, chunks
 from dogwood_jax.keras_h5._files.hdf5 import MAX_DEPTH, deeper
 from dogwood_jax.keras_h5._files.trees import Heap, leaves, records
 
 # Types of messages in object headers.
 _SPACE, _LINKS, _TYPE, _OLD_FILL, _FILL, _LINK, _EXTERNAL, _LAYOUT = 1, 2, 3, 4, 5, 6, 7, 8
-_ATTRIBUTE, _SHARED_TABLE, _CONTINUATION, _SYMBOLS = 0x0C, 0x0F, 0x10, 0x11
+_FILTERS, _ATTRIBUTE, _SHARED_TABLE, _CONTINUATION, _SYMBOLS = 0x0B, 0x0C, 0x0F, 0x10, 0x11
 _DRIVER, _ATTRIBUTES, _CACHE = 0x14, 0x15, 0x18
 _SHARED = 2  # flag of a message that is elsewhere
 
@@ -67,13 +69,13 @@ class Object:
         name: a path to it.
         strings: those of its attributes, and of itself.
         links: the names and addresses of what is in it; a name may be there twice.
-        extent: address and size of an array that is not in chunks.
+        extents: address and size of an array, or of each of its chunks.
     """
 
     name: str
     strings: list[Strings]
     links: list[tuple[str, int]]
-    extent: tuple[int, int] | None
+    extents: list[Extent]
 
 
 def read_objects(stream: IO[bytes]) -> tuple[list[Object], int]:
@@ -162,13 +164,13 @@ def _object(file: File, name: str, address: int, table: bytes | None) -> Object:
     # Without a table, as where a name is not ASCII, HDF5 does not look there.
     if table is not None and messages.get(_SYMBOLS, table) != table:
         raise refused(name, "the table of links that the superblock says; found another")
-    extent = None
+    extents: list[Extent] = []
     if _LAYOUT in messages:
-        extent = _array(file, name, messages)
-        strings += _own_strings(file, name, messages, extent)
+        extents = _array(file, name, messages)
+        strings += _own_strings(file, name, messages, extents)
     elif _TYPE in messages:
         _type(messages[_TYPE], name)
-    return Object(name, strings, links, extent)
+    return Object(name, strings, links, extents)
 
 
 def _messages(file: File, address: int) -> Iterator[tuple[int, bytes]]:
@@ -305,20 +307,23 @@ def _strings(place: str, kind: bytes, values: bytes) -> list[Strings]:
 
 
 def _own_strings(
-    file: File, name: str, messages: Mapping[int, bytes], extent: tuple[int, int] | None
+    file: File, name: str, messages: Mapping[int, bytes], extents: list[Extent]
 ) -> list[Strings]:
     """Returns the strings of an array, which are read where the whole file is copied."""
     kind, layout = messages[_TYPE], messages[_LAYOUT]
     if kind[0] & 15 != _VARIABLE:
         return []
-    if layout[1] == _CHUNKED:
-        raise refused(name, "strings in one piece; found them in chunks")
-    values = file.read(*extent, "strings") if extent else layout[4:]
-    return _strings("the array", kind, values if extent or layout[1] == _COMPACT else b"")
+    if layout[1] == _CHUNKED and _FILTERS in messages:
+        raise refused(name, "strings as they are; found them compressed")
+    pieces = [file.read(*extent, "strings") for extent in extents]
+    return _strings("the array", kind, layout[4:] if layout[1] == _COMPACT else b"".join(pieces))
 
 
-def _shape(data: bytes, name: str) -> tuple[int, ...]:
-    """Returns the sizes of an array, as its dataspace says them; ``(0,)`` if it has no data."""
+def _shape(data: bytes, name: str, largest: bool = False) -> tuple[int, ...]:
+    """Returns the sizes of an array, as its dataspace says them; ``(0,)`` if it has no data.
+
+    With ``largest`` they are what they may become.
+    """
     if len(data) < 4 or data[0] not in (1, 2) or data[1] > 32:
         raise refused(name, "a shape of at most 32 axes")
     start, rank = 8 if data[0] == 1 else 4, data[1]
@@ -327,6 +332,7 @@ def _shape(data: bytes, name: str) -> tuple[int, ...]:
         raise refused(name, f"a shape of {rank} axes")
     if data[0] == 2 and data[3] == 2:
         return (0,)
+    sizes = sizes[-8 * rank :] if largest and rank else sizes
     return tuple(number(sizes[at : at + 8]) for at in range(0, 8 * rank, 8))
 
 
@@ -357,8 +363,8 @@ def _type(data: bytes, name: str, inside: bool = False) -> tuple[int, int]:
     return class_, size
 
 
-def _array(file: File, name: str, messages: Mapping[int, bytes]) -> tuple[int, int] | None:
-    """Returns address and size of an array that is not in chunks; checks where the others are."""
+def _array(file: File, name: str, messages: Mapping[int, bytes]) -> list[Extent]:
+    """Returns where an array is in the file, once it is in order."""
     if not messages.keys() >= {_TYPE, _SPACE}:
         raise refused(name, "an array with a type and a shape")
     layout = messages[_LAYOUT]
@@ -386,15 +392,9 @@ def _array(file: File, name: str, messages: Mapping[int, bytes]) -> tuple[int, i
             file.within(*extent, "an array")
             if extent[1] < whole:
                 raise refused(name, f"an array of {whole:,} bytes; found {extent[1]:,}")
-            return extent
-    elif version == 4:
-        raise refused(name, f"chunks {OTHERWISE}")
+            return [extent]
     else:
-        rank = layout[2]
-        chunks = [number(layout[at : at + 4]) for at in range(11, 11 + 4 * rank, 4)]
-        if rank != len(shape) + 1 or not all(chunks) or chunks[-1] != size:
-            raise refused(name, f"chunks of {len(shape)} axes; found {chunks[:-1]}")
-        tree = number(layout[3:11])
-        for place, key in leaves(file, tree, 1, 8 + 8 * rank) if tree != NOWHERE else ():
-            file.within(place, number(key[:4]), "a chunk")
-    return None
+        filtered = _FILTERS in messages
+        largest = _shape(messages[_SPACE], name, largest=True)
+        return [*chunks(file, name, layout, largest, size, filtered)]
+    return []

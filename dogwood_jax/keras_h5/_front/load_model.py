@@ -62,6 +62,11 @@ def load_model(
             f"{os.fspath(path)}: expected a whole model, as model.save writes it; found weights "
             "alone. Load them with load, for a module of your own"
         )
+    if found.version_problem is not None:
+        raise KerasFileError(
+            f"{os.fspath(path)}: expected the version of Keras, by which layers differ; "
+            f"{found.version_problem}. load reads the weights alone"
+        )
     try:
         module = build({**found.config, "keras_version": found.keras_version})
         variables = load(path, limit=limit)
