@@ -512,8 +512,8 @@ def test_variables_of_flax_come_back_from_a_new_file(new, tmp_path):
     variables = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(s.dtype), shapes)
     variables["params"]["embedding"] = table = {"embedding": np.ones((5, 3), "f")}
     variables["params"]["untied"] = {**table, "reverse_embedding": np.ones((3, 5), "f")}
-    # The name of a layer that holds another, which the arrays do not tell.
-    variables["params"]["time_distributed"] = {"kernel": np.ones((5, 3)), "bias": np.ones(3)}
+    for name in ("time_distributed", "rnn", "model"):  # of layers that hold others, which it is not
+        variables["params"][name] = {"kernel": np.ones((5, 3)), "bias": np.ones(3)}
     path = tmp_path / f"x.{new}"  # the layout that Keras expects of the name
     keras_h5.save(path, variables)
     assert keras_h5.inspect(path).layout == new

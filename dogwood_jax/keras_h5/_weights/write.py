@@ -51,8 +51,9 @@ def told(
     if class_name == "Dense" and kernel is not None and 3 <= kernel.ndim <= 5:
         class_name = f"Conv{kernel.ndim - 2}D"
     hint = class_named(name)
-    described = hint and {*kind_of(hint).holds} <= config.keys()
-    if described and {w.name for w in layout(hint, config)} == weights.keys():
+    # Layers that hold others have the arrays that these have.
+    held = {"layers"} if hint in MODELS else {*kind_of(hint).holds}
+    if hint and held <= config.keys() and {w.name for w in layout(hint, config)} == weights.keys():
         class_name = hint
     return class_name, config
 
