@@ -172,6 +172,26 @@ def test_many_links_of_which_a_name_is_not_ascii(tmp_path):
         keras_h5.load(tmp_path / "x.h5")
 
 
+def test_many_attributes(tmp_path):
+    """HDF5 1.8 and later can keep these in a heap, too."""
+    kernel = small(tmp_path / "x.h5", "latest")
+    with h5py.File(tmp_path / "x.h5", "r+", libver="latest") as file:
+        for i in range(60):
+            file.attrs[f"number {i}"], file.attrs[f"text {i}"] = i, i * "x"
+    variables = keras_h5.load(tmp_path / "x.h5")
+    np.testing.assert_array_equal(variables["params"]["dense"]["kernel"], kernel)
+    keras_h5.save(tmp_path / "y.h5", variables, like=tmp_path / "x.h5")
+    with h5py.File(tmp_path / "y.h5") as file:
+        assert file.attrs["text 59"] == 59 * "x" and len(file.attrs) == 122
+    signed(tmp_path / "x.h5", b"BTHD", 38, (5, b"\5"))
+    with pytest.raises(keras_h5.KerasFileError, match="a B-tree of version 2, of two levels"):
+        keras_h5.load(tmp_path / "x.h5")
+    with h5py.File(tmp_path / "y.h5", "w", libver="latest") as file:
+        file.attrs["large"] = np.zeros(20_000)
+    with pytest.raises(keras_h5.KerasFileError, match="at /: expected attributes of at most 4 KiB"):
+        keras_h5.load(tmp_path / "y.h5")
+
+
 @pytest.mark.parametrize(
     "storage",
     [

@@ -5,11 +5,11 @@ full, and goes round for ever in a heap whose free blocks lead to one another. S
 leads to something else is looked through here first, as the HDF5 file format specification 3.0 has
 it: the superblock (II), B-trees, local heaps and symbol tables of groups (III.A to III.D) and
 object headers with their messages (IV.A); B-trees of version 2 and fractal heaps, where names are
-not ASCII (III.A.2, III.G). Each part must be in the file, and be there once.
+not ASCII or attributes many (III.A.2, III.G). Each part must be in the file, and be there once.
 
-Files are read as Keras writes them, through h5py with its defaults or ``libver="latest"``. What
-HDF5 has had since 1.8 for objects of many attributes is refused, and since 1.10 for arrays that may
-become longer, as ``chunks`` says.
+Files are read as Keras writes them, through h5py with its defaults or ``libver="latest"``. Large
+attributes of an object of many are refused, and chunks of arrays that may become longer, as
+``chunks`` says.
 
 What remains: HDF5 decodes types, above all those of records, and arrays by itself. Read files that
 may be attacks in a process of its own, as the docstring of ``load`` says.
@@ -155,9 +155,7 @@ def _object(file: File, name: str, address: int, table: bytes | None) -> Object:
         elif kind == _LINKS:
             links += _many_links(file, data, name)
         elif kind == _ATTRIBUTES:
-            start = 2 + 2 * (data[1] & 1)
-            if number(data[start : start + 8]) != NOWHERE:
-                raise refused(name, f"attributes in its header, {OTHERWISE}")
+            strings += _many_attributes(file, data, name)
         elif kind == _EXTERNAL:
             _local_heap(file, number(data[8:16]))
         messages.setdefault(kind, data)  # HDF5, too, takes the first one of a kind
@@ -234,9 +232,9 @@ def _many_links(file: File, data: bytes, name: str) -> Iterator[tuple[str, int]]
     heap, *trees = (number(data[at : at + 8]) for at in range(start, len(data) - 7, 8))
     if heap == NOWHERE:
         return
-    objects = Heap(file, heap)
+    objects = Heap(file, heap, "a heap of links", 4)
     for tree in trees[: 1 + (flags >> 1 & 1)]:  # by their names, and in the order of creation
-        for record in records(file, tree):
+        for record in records(file, tree, {5: 11, 6: 15}):
             yield from _link(objects.read(record[-7:]), name)
 
 
@@ -299,6 +297,21 @@ def _attribute(data: bytes, owner: str) -> list[Strings]:
     if count * size > len(values):
         raise refused(owner, f"attribute {shown} in its header")
     return _strings(f"attribute {shown}", kind, values[: count * size])
+
+
+def _many_attributes(file: File, data: bytes, name: str) -> Iterator[Strings]:
+    """Yields the strings of attributes that an object has in a heap, because they are many."""
+    flags = data[1]
+    start = 2 + 2 * (flags & 1)  # behind the largest number in the order of creation
+    heap, *trees = (number(data[at : at + 8]) for at in range(start, len(data) - 7, 8))
+    if heap == NOWHERE:
+        return
+    objects = Heap(file, heap, "a heap of attributes", 5)
+    for tree in trees[: 1 + (flags >> 1 & 1)]:  # by their names, and in the order of creation
+        for record in records(file, tree, {8: 17, 9: 13}):
+            if record[0] or record[8] & _SHARED:
+                raise refused(name, f"attributes of at most 4 KiB, {OTHERWISE}")
+            yield from _attribute(objects.read(record[:8]), name)
 
 
 def _strings(place: str, kind: bytes, values: bytes) -> list[Strings]:

@@ -1,6 +1,6 @@
 """B-trees of both versions and fractal heaps in HDF5 files: what they hold, once it is in order."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from dogwood_jax.keras_h5._files.binary import (
     NOWHERE,
@@ -32,15 +32,21 @@ def leaves(file: File, root: int, kind: int, key: int) -> Iterator[tuple[int, by
                 yield child, body[at : at + key]
 
 
-def records(file: File, tree: int) -> Iterator[bytes]:
-    """Yields the records of a B-tree of version 2."""
+def records(file: File, tree: int, sizes: Mapping[int, int]) -> Iterator[bytes]:
+    """Yields the records of a B-tree of version 2.
+
+    Args:
+        file: the file.
+        tree: the tree's address.
+        sizes: the bytes of a record by the kinds that the tree may be of.
+    """
     what = "a B-tree of version 2"
     head = file.once(tree, 38, what)
     check_sum(head, tree)
     kind, size, depth = head[5], number(head[10:12]), number(head[12:14])
     root, count = number(head[16:24]), number(head[24:26])
-    if head[:5] != b"BTHD\0" or (kind, size) not in ((5, 11), (6, 15)) or depth > 1:
-        raise damaged(tree, f"{what} with links, of two levels at most; found another")
+    if head[:5] != b"BTHD\0" or sizes.get(kind) != size or depth > 1:
+        raise damaged(tree, f"{what}, of two levels at most; found another")
     most = (number(head[6:10]) - 10) // size  # records of a node
     width = 8 + (1 if most < 256 else 2)
     nodes = [(root, count, depth)] if count else []
@@ -58,46 +64,56 @@ def records(file: File, tree: int) -> Iterator[bytes]:
 
 
 class Heap:
-    """A fractal heap: objects by their places in blocks. Later blocks are larger."""
+    """A fractal heap: objects by their places in blocks. Later blocks are larger.
 
-    def __init__(self, file: File, address: int):
-        what = "a heap of links"
+    Args:
+        file: the file.
+        address: that of the heap's header.
+        what: what it is, for errors.
+        width: bytes of an object's place in the blocks; its size takes two.
+    """
+
+    def __init__(self, file: File, address: int, what: str, width: int):
         head = file.once(address, 146, what)
         check_sum(head, address)
-        width, start = number(head[110:112]), number(head[112:120])
+        columns, start = number(head[110:112]), number(head[112:120])
         largest, bits = number(head[120:128]), number(head[128:130])
         root, rows = number(head[132:140]), number(head[140:142])
         # The flag 2: blocks have checksums. Not larger than Keras's: blocks in blocks are refused.
-        if head[:5] != b"FRHP\0" or head[5:10] != b"\7\0\0\0\2" or bits != 32:
+        expected = b"FRHP\0" + bytes([3 + width, 0, 0, 0, 2])
+        if head[:10] != expected or bits != 8 * width:
             raise damaged(address, f"{what} {OTHERWISE}")
         sizes = [start << max(row - 1, 0) for row in range(rows)] or [start]
-        if width > 16 or not 0 < sizes[-1] <= largest <= 1 << 16:
+        if columns > 16 or not 0 < sizes[-1] <= largest <= 1 << 16:
             raise damaged(address, f"{what} of at most 64 KiB in a block")
         blocks = [root]
         if rows:
-            table = file.once(root, 17 + 8 * width * rows + 4, what)
+            start = 13 + width
+            table = file.once(root, start + 8 * columns * rows + 4, what)
             check_sum(table, root)
             if not table.startswith(b"FHIB\0"):
                 raise damaged(root, f"{what}; found none")
-            blocks = [number(table[at : at + 8]) for at in range(17, len(table) - 4, 8)]
-            sizes = [size for size in sizes for _ in range(width)]
+            blocks = [number(table[at : at + 8]) for at in range(start, len(table) - 4, 8)]
+            sizes = [size for size in sizes for _ in range(columns)]
         self._blocks = {}
+        self._address, self._what, self._width = address, what, width
+        self._end = end = 13 + width + 4  # of a block's header, which its checksum ends
         place = 0
         for block, size in zip(blocks, sizes):
             if block != NOWHERE:
                 data = file.once(block, size, what)
-                if checksum(data[:17] + bytes(4) + data[21:]) != number(data[17:21]):
+                found = number(data[end - 4 : end])
+                if checksum(data[: end - 4] + bytes(4) + data[end:]) != found:
                     raise damaged(block, f"{what} with its checksum; found another")
-                if data[:5] != b"FHDB\0" or number(data[13:17]) != place:
+                if data[:5] != b"FHDB\0" or number(data[13 : end - 4]) != place:
                     raise damaged(block, f"{what}; found none")
                 self._blocks[place] = data
             place += size
-        self._address = address
 
     def read(self, place: bytes) -> bytes:
         """Returns an object by its place: a byte for its sort, its start and its size."""
-        start, size = number(place[1:5]), number(place[5:])
+        start, size = number(place[1 : 1 + self._width]), number(place[1 + self._width :])
         for at, data in self._blocks.items():
-            if place[0] == 0 and at + 21 <= start and start + size <= at + len(data):
+            if place[0] == 0 and at + self._end <= start and start + size <= at + len(data):
                 return data[start - at : start - at + size]
-        raise damaged(self._address, "a heap of links; found one that is not in it")
+        raise damaged(self._address, f"{self._what}; found one that is not in it")
