@@ -79,7 +79,7 @@ def moe(weights, x, kind, dispatch, chosen):
         hidden = jax.nn.silu(jax.lax.ragged_dot(rows, gate, sizes))
         hidden = hidden * jax.lax.ragged_dot(rows, up, sizes)
         outputs = jax.lax.ragged_dot(hidden, down, sizes)[jnp.argsort(order)]
-        return jnp.sum(outputs.reshape(-1, chosen, STREAM) * gates[..., None], 1)
+        return jnp.sum(outputs.reshape(-1, chosen, x.shape[-1]) * gates[..., None], 1)
     mask = jax.nn.one_hot(experts, count, dtype=x.dtype)
     if dispatch == "einsum":
         hidden = jax.nn.silu(jnp.einsum("td,edf->tef", x, gate)) * jnp.einsum("td,edf->tef", x, up)

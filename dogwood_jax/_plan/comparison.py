@@ -7,7 +7,7 @@ network cuts or reshapes its arrays in another way.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from math import isclose
 from types import MappingProxyType
@@ -81,6 +81,8 @@ class Comparison:
         trace: the network's program as it was read.
         larger: the larger network's program.
         grown: the sizes that dimensions of the network should have in the larger one.
+        dispatch: the network's steps that take tokens to experts of which there are more in the
+            larger one. Numbers there are positions, which follow from sizes.
 
     Attributes:
         sizes: where arrays of the larger network have other sizes than they should, and the
@@ -98,11 +100,18 @@ class Comparison:
             from the width.
     """
 
-    def __init__(self, trace: Trace, larger: Trace, grown: GrownSizes) -> None:
+    def __init__(
+        self,
+        trace: Trace,
+        larger: Trace,
+        grown: GrownSizes,
+        dispatch: Collection[int] = (),
+    ) -> None:
         self._grown = grown
         self._trace, self._larger = trace, larger
         self._scaled: list[tuple[str, Value, Value]] = []
         self._indices = {id(step): index for index, step in enumerate(trace.steps)}
+        self._dispatch = {id(trace.steps[index]) for index in dispatch}
         self._compared: set[tuple[int, int]] = set()  # arrays, by identity
         # What each step takes, by its identity. What is made alike has the same number.
         self._sources: dict[int, list[int | None]] = {}
@@ -284,7 +293,10 @@ class Comparison:
         }
 
     def _compare(self, old: Step, new: Step) -> None:
+        is_dispatch = id(old) in self._dispatch
         values = (*old.operands, *old.results), (*new.operands, *new.results)
+        if is_dispatch:  # what it takes may be tokens, once for each choice
+            values = old.results, new.results
         # A step may compute a mere number, such as a sum of ones. The number is compared where it
         # is used.
         is_compared = not _is_number(old) and not (self._is_loose and old.name == "dot_general")
@@ -302,7 +314,7 @@ class Comparison:
         if not (self._takes_others or self._takes_the_same(old, new)):
             self._takes_others = True
             self.values[f"{old.name} takes other arrays"] = None
-        for a, b in _constants(old, new):
+        for a, b in _constants(old, new) if not is_dispatch else ():
             if not self._is_same(old, a, b):
                 what = f"{old.name} has {_said(b)}"
                 if not (a.number is b.number is None):

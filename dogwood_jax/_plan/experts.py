@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from dogwood_jax import strategies
 from dogwood_jax._base.trees import PyTree
 from dogwood_jax._growth.growth import Change
+from dogwood_jax._plan.copies import Copies
 from dogwood_jax._plan.gates import Router, computed_with, counted_elsewhere, routers_of
 from dogwood_jax._plan.own_function import Rejected, trace_own
 from dogwood_jax._widths.dims import PICKED
@@ -56,6 +57,7 @@ class Mixtures:
         widths: the same, in which every axis that counts experts is one width.
         trace: its program as it was read.
         experts: the experts of each router.
+        routers: the routers in their order, each with the name of the width of its logits.
     """
 
     def __init__(self, widths: Widths, places: Sequence[tuple[str, int]] = ()) -> None:
@@ -78,8 +80,9 @@ class Mixtures:
             if isinstance(layout, Units)
         }
         paths, found = [*traced.leaves], dict[str, Experts]()
-        for router in self._routers:
-            if (name := names.get(router.experts)) is None:
+        self.routers = [(names.get(router.experts), router) for router in self._routers]
+        for name, router in self.routers:
+            if name is None:
                 continue
             size = router.experts.size
             stacks = {names[dim] for dim in router.stacks if dim in names and dim.size == size}
@@ -105,7 +108,12 @@ class Mixtures:
         """Returns what only one of two programs computes with, see ``computed_with``."""
         ours = computed_with(self.trace, self._routers, with_gates=with_gates)
         theirs = computed_with(larger, routers_of(larger), with_gates=with_gates)
-        return sorted(ours ^ theirs) + counted_elsewhere(self.trace, self._routers)
+        return sorted(ours ^ theirs) + self.counted_elsewhere
+
+    @property
+    def counted_elsewhere(self) -> list[str]:
+        """Where the network depends on how many experts there are, besides the gates."""
+        return counted_elsewhere(self.trace, self._routers)
 
 
 def hidden_in(widths: Widths, leaves: Sequence[Leaf]) -> set[str]:
@@ -224,8 +232,10 @@ def exact_copies(
     larger: Widths | None,
     target: PyTree,
     problems: list[str],
-) -> tuple[dict[str, Change], list[str]]:
-    """Returns how the widths of experts change by name, where outputs stay, and notes.
+) -> Copies:
+    """Returns how the widths of experts change, where outputs stay.
+
+    If other widths grow, too, both programs have to be compared besides.
 
     Args:
         widths: the network's widths.
@@ -239,8 +249,10 @@ def exact_copies(
     if widths.network is None or not any(
         PICKED in widths[name].hazards for name, new in sizes.items() if new > widths[name].size
     ):
-        return {}, []
+        return Copies({})
     network, theirs = Mixtures(widths), None if larger is None else Mixtures(larger)
+    growing = {name for name, size in sizes.items() if size != widths[name].size}
+    is_alone = growing <= {name for experts in network.experts for name in experts.names}
     others: list[str] | None = None
     for experts in network.experts:
         router = network.widths[experts.router]
@@ -254,15 +266,18 @@ def exact_copies(
             )
             continue
         own = theirs.like(router) if theirs is not None else None
-        if others is None:
+        if others is None and is_alone:
             others = differences_of(network, widths, larger, sizes, target)
+        elif others is None:  # numbers may follow from other widths
+            others = network.counted_elsewhere
         made, reasons = copied(widths, experts, new, own, others=others)
         text = said(experts, old, new, own, reasons)
         changes |= {change.width: change for change in made}
         texts[experts.router] = text
         if not all(change.strategy.exact for change in made):
             problems.append(f"{experts.router}: {text}; dw.upcycle copies experts all the same")
-    return changes, notes_of(texts)
+    routers = {i: router for i, (name, router) in enumerate(network.routers) if name in texts}
+    return Copies(changes, tuple(notes_of(texts)), routers)
 
 
 def _counted_in_one(widths: Widths, places: Collection[tuple[str, int]]) -> Widths:

@@ -33,7 +33,7 @@ class Router:
 
     Attributes:
         experts: the dimension of the logits.
-        chosen: how many experts are chosen for each token.
+        choices: the dimension of the chosen experts.
         leaves: the arrays that make the logits, by their numbers.
         stacks: dimensions of the experts' arrays, as far as the program shows where tokens find
             their experts.
@@ -45,13 +45,18 @@ class Router:
     """
 
     experts: Dim
-    chosen: int
+    choices: Dim
     leaves: frozenset[int]
     stacks: frozenset[Dim]
     power: float | None
     sums_to_one: bool
     dispatch: frozenset[int]
     gates: frozenset[int]
+
+    @property
+    def chosen(self) -> int:
+        """How many experts are chosen for each token."""
+        return self.choices.size
 
     def is_like(self, other: "Router") -> bool:
         """Whether as many experts are chosen, by such gates."""
@@ -192,7 +197,7 @@ class _Reading:
         powers = {use.power if use.power is None else use.power + use.tagged for use in self._uses}
         return Router(
             self._experts,
-            self._chosen.size,
+            self._chosen,
             frozenset(self._leaves),
             frozenset(dim.root for dim in self._stacks),
             powers.pop() if len(powers) == 1 else None,
