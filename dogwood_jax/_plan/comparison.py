@@ -294,13 +294,15 @@ class Comparison:
 
     def _compare(self, old: Step, new: Step) -> None:
         is_dispatch = id(old) in self._dispatch
-        values = (*old.operands, *old.results), (*new.operands, *new.results)
-        if is_dispatch:  # what it takes may be tokens, once for each choice
-            values = old.results, new.results
+        pairs = list(zip(old.results, new.results, strict=True))
+        if is_dispatch:  # it may make positions of experts, or take tokens once for each choice
+            pairs = [pair for pair in pairs if pair[0].origin != "constant"]
+        else:
+            pairs = [*zip(old.operands, new.operands, strict=True), *pairs]
         # A step may compute a mere number, such as a sum of ones. The number is compared where it
         # is used.
         is_compared = not _is_number(old) and not (self._is_loose and old.name == "dot_general")
-        for a, b in zip(*values, strict=True) if is_compared else ():
+        for a, b in pairs if is_compared else ():
             if (id(a), id(b)) not in self._compared:
                 self._compared.add((id(a), id(b)))
                 self._compare_sizes(old, new, a, b)

@@ -7,6 +7,7 @@ from dogwood_jax._growth.growth import Change
 from dogwood_jax._plan.gates import Router, routers_of
 from dogwood_jax._widths.dims import Dim
 from dogwood_jax._widths.values import Trace
+from dogwood_jax._widths.widths import Widths
 
 
 @dataclass(frozen=True)
@@ -17,11 +18,16 @@ class Copies:
         changes: how the widths of experts change, by name.
         notes: what is said of each router.
         routers: the routers that choose among them, by their places in the network's program.
+        widths: the network's widths, in which every axis that counts experts is one width; None if
+            every such axis was one before.
+        pieces: the widths that such axes were made of before.
     """
 
     changes: Mapping[str, Change]
     notes: tuple[str, ...] = ()
     routers: Mapping[int, Router] = field(default_factory=dict)
+    widths: Widths | None = None
+    pieces: frozenset[str] = frozenset()
 
     @property
     def dispatch(self) -> frozenset[int]:

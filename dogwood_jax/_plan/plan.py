@@ -195,7 +195,8 @@ def plan(
     without_strategy = {name: size for name, size in new.items() if name not in chosen}
     copies = exact_copies(widths, without_strategy, larger.widths, target, problems)
     notes = [*copies.notes]
-    others = {name: size for name, size in new.items() if name not in copies.changes}
+    copied = {*copies.changes, *copies.pieces}
+    others = {name: size for name, size in new.items() if name not in copied}
     others_grow = any(size != widths[name].size for name, size in others.items())
     if heads is not None:
         chosen = {**chosen, **dict.fromkeys(heads.copies, strategies.replicate())}
@@ -217,7 +218,9 @@ def plan(
     solved = Solved()
     if compared and (refusals or unlike):
         found = solve_recipes(widths, compared, changes, chosen)
-        again, still = _extensions(widths, others, chosen, interface, larger, compared, found.recipes)
+        again, still = _extensions(
+            widths, others, chosen, interface, larger, compared, found.recipes
+        )
         differing = [*compared.problems(again, exactly=True, solved=found.degrees)]
         if not still and (refusals or not differing):
             changes, refusals, unlike, solved = again, still, differing, found
@@ -235,16 +238,17 @@ def plan(
     for name, groups in _by_name(widths, merge or {}, problems):
         _once(changes, name, problems)
         changes[name] = _merged(widths[name], groups, interface, problems)
+    whole = widths if copies.widths is None else copies.widths
     made = tuple(
         change
-        for name in widths
+        for name in whole
         if (change := changes.get(name))
         if (change.new, change.sources) != (change.old, tuple(range(change.old)))
     )
     notes += [
         note
         for change in made
-        for note in _notes(widths[change.width], change, is_seen=compared is not None)
+        for note in _notes(whole[change.width], change, is_seen=compared is not None)
     ]
     for change in made:
         notes += _constants(larger, change, problems)
@@ -289,7 +293,7 @@ def plan(
     if target_apply is None:
         sizes_now = {change.width: change.new for change in made}
         notes += splits(widths, sizes_now, every=target is not None)
-    growth = Growth(widths, made, tuple(dict.fromkeys(notes)), structure, larger.insertions)
+    growth = Growth(whole, made, tuple(dict.fromkeys(notes)), structure, larger.insertions)
     problems += (
         f"{new.path}: cannot copy {new.source}, which has shape {growth.shapes[new.source]} then, "
         f"because its own shape is {new.shape}"
