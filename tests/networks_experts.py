@@ -78,8 +78,12 @@ def moe(weights, x, kind, dispatch, chosen):
         rows, sizes = jnp.repeat(x, chosen, axis=0)[order], jnp.bincount(flat, length=count)
         hidden = jax.nn.silu(jax.lax.ragged_dot(rows, gate, sizes))
         hidden = hidden * jax.lax.ragged_dot(rows, up, sizes)
-        outputs = jax.lax.ragged_dot(hidden, down, sizes)[jnp.argsort(order)]
-        return jnp.sum(outputs.reshape(-1, chosen, STREAM) * gates[..., None], 1)
+        outputs = jax.lax.ragged_dot(hidden, down, sizes)
+        if "scale" in weights:  # Gemma 4 has a number for each expert
+            whose = jnp.repeat(jnp.arange(count), sizes, total_repeat_length=len(outputs))
+            outputs = outputs * weights["scale"][whose, None]
+        outputs = outputs[jnp.argsort(order)]
+        return jnp.sum(outputs.reshape(-1, chosen, x.shape[-1]) * gates[..., None], 1)
     mask = jax.nn.one_hot(experts, count, dtype=x.dtype)
     if dispatch == "einsum":
         hidden = jax.nn.silu(jnp.einsum("td,edf->tef", x, gate)) * jnp.einsum("td,edf->tef", x, up)

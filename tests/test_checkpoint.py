@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from dogwood_jax import __main__ as command_line
 from dogwood_jax import checkpoint, strategies
 from dogwood_jax._base import draw
 from dogwood_jax._base.trees import leaves_by_path, nested
-from dogwood_jax.checkpoint import draft, made, safetensors_files
+from dogwood_jax.checkpoint import draft, made, new_files, safetensors_files, writers
 
 KEY = jax.random.key(7)
 
@@ -115,6 +116,25 @@ def assert_same(found, expected):
         assert np.asarray(found[path]).tobytes() == np.asarray(array).tobytes(), path
 
 
+def save_by_orbax(tree, folder, **options):
+    import orbax.checkpoint as ocp
+
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**options)) as saver:
+        saver.save(folder, args=ocp.args.PyTreeSave(tree), force=True)
+
+
+def trained(tx, tree, steps=2):
+    """Returns the state of an optimizer after some updates."""
+    state = tx.init(tree)
+    for step in range(steps):
+        gradient = jax.tree.map(lambda a, step=step: jnp.cos(a + step), tree)
+        state = tx.update(gradient, state, tree)[1]
+    return state
+
+
+ADAMW = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.linear_schedule(0, 1e-3, 9)))
+
+
 @pytest.mark.parametrize("name", GROWTHS)
 def test_a_checkpoint_grows_as_its_arrays_do(name, tmp_path, monkeypatch):
     place = list(GROWTHS).index(name)
@@ -167,7 +187,7 @@ def test_large_pieces_are_written_directly_and_zeros_left_out(dtype, tmp_path, m
     expected = leaves_by_path(dw.grow(nested(arrays), growth, key=KEY))
     assert_same(load(tmp_path / "large"), expected)
     assert len({*handles}) == 2 or not hasattr(os, "O_DIRECT")
-    monkeypatch.setattr(safetensors_files, "_open_directly", lambda _: None)
+    monkeypatch.setattr(new_files, "_open_directly", lambda _: None)
     checkpoint.grow(tmp_path / "small", growth, tmp_path / "again", key=KEY)
     assert (tmp_path / "again").read_bytes() == (tmp_path / "large").read_bytes()
 
@@ -363,7 +383,7 @@ def test_new_rows_are_not_looked_at_before_they_are_made(tmp_path, monkeypatch):
     nan = np.full(4096, np.nan, np.float32).view(np.uint8)
     scratch = types.SimpleNamespace(old=nan.copy(), new=nan.copy())
     monkeypatch.setattr(made, "_SCRATCH", scratch)
-    monkeypatch.setattr(safetensors_files, "_WAITING", 0)
+    monkeypatch.setattr(writers, "_WAITING", 0)
     tree = {"a": {"kernel": np.ones((3, 4), "f4")}, "b": {"kernel": np.ones((4, 6), "f4")},
             "c": {"kernel": np.ones((6, 2), "f4")}}  # fmt: skip
     widths = dw.chain(tree, ("a", "b", "c"))
@@ -384,8 +404,15 @@ def small(tmp_path):
     return save(network()[1], tmp_path / "small", 1)
 
 
-def test_a_run_that_fails_goes_on_where_it_stopped(small, tmp_path, monkeypatch):
+@pytest.mark.parametrize("form", ["safetensors", "orbax"])
+def test_a_run_that_fails_goes_on_where_it_stopped(form, tmp_path, monkeypatch):
     monkeypatch.setattr(made, "_PIECE", 128)
+    tree, growth, tx = network()[1], GROWTHS["wider"], None
+    if form == "orbax":
+        small, tx = tmp_path / "small", ADAMW
+        save_by_orbax({"model": tree, "opt_state": trained(tx, tree)}, small)
+    else:
+        small = save(tree, tmp_path / "small", 1)
     whole, out = tmp_path / "whole", tmp_path / "large"
     written, write, last = [], os.pwrite, 10**6
 
@@ -396,18 +423,39 @@ def test_a_run_that_fails_goes_on_where_it_stopped(small, tmp_path, monkeypatch)
         return write(handle, data, offset)
 
     monkeypatch.setattr(os, "pwrite", fails)
-    checkpoint.grow(small, GROWTHS["wider"], whole, key=KEY)
+    checkpoint.grow(small, growth, whole, key=KEY, tx=tx)
     every = len(written)
     written, last = [], every // 2
     with pytest.raises(OSError, match="No space left") as failed:
-        checkpoint.grow(small, GROWTHS["wider"], out, key=KEY)
+        checkpoint.grow(small, growth, out, key=KEY, tx=tx)
     assert "the same call goes on" in failed.value.__notes__[0]
     assert not out.exists()
+    if form == "orbax":  # as if the journal had been written, and the array had not
+        copy = shutil.copytree(tmp_path / "large.growing", tmp_path / "torn.growing")
+        shutil.copy(tmp_path / "large.growing.journal", tmp_path / "torn.growing.journal")
+        shutil.rmtree(copy / "model.embedding")
+        last = 10**6
+        checkpoint.grow(small, growth, tmp_path / "torn", key=KEY, tx=tx)
+        found = leaves_by_path(checkpoint.load(tmp_path / "torn"))
+        assert_same(found, leaves_by_path(checkpoint.load(whole)))
+        shutil.rmtree(tmp_path / "torn")
     written, last = [], 10**6
-    checkpoint.grow(small, GROWTHS["wider"], out, key=KEY)
-    assert out.read_bytes() == whole.read_bytes()
+    checkpoint.grow(small, growth, out, key=KEY, tx=tx)
     assert len(written) < 0.8 * every
     assert sorted(p.name for p in tmp_path.iterdir()) == ["large", "small", "whole"]
+    if form == "safetensors":
+        assert out.read_bytes() == whole.read_bytes()
+        return
+    assert_same(*(leaves_by_path(checkpoint.load(path)) for path in (out, whole)))
+    # Of another source with the same names, nothing is taken.
+    written, last = [], every // 2
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.grow(small, growth, tmp_path / "other", key=KEY, tx=tx)
+    last, tree = 10**6, jax.tree.map(jnp.negative, tree)
+    save_by_orbax({"model": tree, "opt_state": trained(tx, tree)}, small)
+    checkpoint.grow(small, growth, tmp_path / "other", key=KEY, tx=tx)
+    found = leaves_by_path(checkpoint.load(tmp_path / "other")["model"])
+    assert_same(found, leaves_by_path(dw.grow(tree, growth, key=KEY)))
 
 
 @pytest.mark.parametrize("damage", ["no file", "no file, killed", "cut journal", "no room"])
@@ -422,14 +470,14 @@ def test_a_draft_that_was_damaged_is_completed(small, damage, tmp_path, monkeypa
     if damage.startswith("no file"):
         (folder / small.name).unlink()
         if "killed" in damage:
-            write = safetensors_files._Files._write
+            write = safetensors_files._NewLeaf.write
 
-            def write_others(self, one, piece, leaf):
-                if leaf.tensors[0].name != "layers.0.out":
-                    write(self, one, piece, leaf)
+            def write_others(self, start, entries):
+                if (small.name, "layers.0.out") not in self.names:
+                    write(self, start, entries)
 
             with monkeypatch.context() as patch:
-                patch.setattr(safetensors_files._Files, "_write", write_others)
+                patch.setattr(safetensors_files._NewLeaf, "write", write_others)
                 patch.setattr(draft.Draft, "note", lambda *_: None)
                 patch.setattr(draft, "_move", lambda *_: (_ for _ in ()).throw(OSError("killed")))
                 with pytest.raises(OSError, match="killed"):
@@ -584,33 +632,25 @@ def test_the_command_line_inspects_and_grows(small, tmp_path):
 # Orbax --------------------------------------------------------------------------------------------
 
 
-def trained(tx, tree, steps=2):
-    """Returns the state of an optimizer after some updates."""
-    state = tx.init(tree)
-    for step in range(steps):
-        gradient = jax.tree.map(lambda a, step=step: jnp.cos(a + step), tree)
-        state = tx.update(gradient, state, tree)[1]
-    return state
-
-
-ADAMW = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.linear_schedule(0, 1e-3, 9)))
-
-
 @pytest.mark.parametrize(
-    ("tx", "name"),
-    [(ADAMW, "wider"), (dw.growable(ADAMW), "deeper"), (optax.adafactor(1e-3), "narrower")],
+    ("tx", "name", "options"),
+    [
+        (ADAMW, "wider", {}),
+        (dw.growable(ADAMW), "deeper", {"use_ocdbt": False, "use_zarr3": True}),
+        (optax.adafactor(1e-3), "narrower", {"use_zarr3": True}),
+    ],
     ids=["adamw", "growable", "adafactor"],
 )
 @pytest.mark.filterwarnings("ignore:.*[Ss]harding.*")
-def test_a_checkpoint_of_orbax_grows_with_the_optimizer(tx, name, tmp_path):
+def test_a_checkpoint_of_orbax_grows_with_the_optimizer(tx, name, options, tmp_path, monkeypatch):
     import orbax.checkpoint as ocp
 
+    monkeypatch.setattr(made, "_PIECE", 128)
     apply, tree, tokens = network()
     growth = GROWTHS[name]
     state = trained(tx, tree)
     saver = ocp.StandardCheckpointer()
-    saver.save(tmp_path / "small", {"model": tree, "opt_state": state, "step": 7})
-    saver.wait_until_finished()
+    save_by_orbax({"model": tree, "opt_state": state, "step": 7}, tmp_path / "small", **options)
     assert checkpoint.grow(tmp_path / "small", growth, tmp_path / "large", key=KEY, tx=tx) is None
     wide = dw.grow(tree, growth, key=KEY)
     wide_state = dw.grow_opt_state(state, growth, tx, variables=wide)
@@ -627,3 +667,14 @@ def test_a_checkpoint_of_orbax_grows_with_the_optimizer(tx, name, tmp_path):
         target = {"model": wider, "opt_state": state, "step": np.int64(7)}
         found = saver.restore(tmp_path / "larger", jax.tree.map(np.zeros_like, target))
         assert_same(*(leaves_by_path({**t, "step": np.int64(7)}) for t in (found, target)))
+
+
+@pytest.mark.parametrize("name", ["../kept", "/kept", "w/above"])
+def test_names_of_orbax_that_lead_elsewhere_are_refused(name, tmp_path):
+    tree = {"up": {"kernel": np.ones((4, 8))}, "down": {"kernel": np.ones((8, 2))}}
+    others = {"w": np.ones(1), name: np.ones(3)}
+    save_by_orbax({"model": tree, **others}, tmp_path / "small")
+    growth = dw.plan(dw.chain(tree, ("up", "down")), {"up": 16})
+    with pytest.raises(checkpoint.CheckpointError, match=f"'{name}': "):
+        checkpoint.grow(tmp_path / "small", growth, tmp_path / "large", key=KEY)
+    assert [path.name for path in tmp_path.iterdir()] == ["small"]

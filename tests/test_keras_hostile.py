@@ -89,10 +89,10 @@ def test_groups_and_arrays(write, message, tmp_path):
         keras_h5.load(tmp_path / "model.weights.h5")
 
 
-def small(path, **storage):
+def small(path, libver=None, **storage):
     """Writes a model of one layer; returns its kernel."""
     kernel = np.arange(32, dtype=np.float32).reshape(8, 4) // 3
-    with h5py.File(path, "w") as file:
+    with h5py.File(path, "w", libver=libver) as file:
         layer = file.create_group("dense")
         layer.create_dataset("kernel", data=kernel, **storage)
         layer["bias"] = np.zeros(4, np.float32)
@@ -172,6 +172,26 @@ def test_many_links_of_which_a_name_is_not_ascii(tmp_path):
         keras_h5.load(tmp_path / "x.h5")
 
 
+def test_many_attributes(tmp_path):
+    """HDF5 1.8 and later can keep these in a heap, too."""
+    kernel = small(tmp_path / "x.h5", "latest")
+    with h5py.File(tmp_path / "x.h5", "r+", libver="latest") as file:
+        for i in range(60):
+            file.attrs[f"number {i}"], file.attrs[f"text {i}"] = i, i * "x"
+    variables = keras_h5.load(tmp_path / "x.h5")
+    np.testing.assert_array_equal(variables["params"]["dense"]["kernel"], kernel)
+    keras_h5.save(tmp_path / "y.h5", variables, like=tmp_path / "x.h5")
+    with h5py.File(tmp_path / "y.h5") as file:
+        assert file.attrs["text 59"] == 59 * "x" and len(file.attrs) == 122
+    signed(tmp_path / "x.h5", b"BTHD", 38, (5, b"\5"))
+    with pytest.raises(keras_h5.KerasFileError, match="a B-tree of version 2, of two levels"):
+        keras_h5.load(tmp_path / "x.h5")
+    with h5py.File(tmp_path / "y.h5", "w", libver="latest") as file:
+        file.attrs["large"] = np.zeros(20_000)
+    with pytest.raises(keras_h5.KerasFileError, match="at /: expected attributes of at most 4 KiB"):
+        keras_h5.load(tmp_path / "y.h5")
+
+
 @pytest.mark.parametrize(
     "storage",
     [
@@ -179,12 +199,60 @@ def test_many_links_of_which_a_name_is_not_ascii(tmp_path):
         {"fletcher32": True},
         {"compression": "lzf", "shuffle": True, "fletcher32": True},
         {"compression": "gzip", "shuffle": True, "fletcher32": True},
+        # One chunk, an array of chunks and one in pages, with and without sizes of their own.
+        {"libver": "latest", "chunks": (8, 4)},
+        {"libver": "latest", "chunks": (8, 4), "compression": "gzip"},
+        {"libver": "latest"},
+        {"libver": "latest", "compression": "gzip", "shuffle": True},
+        {"libver": "latest", "chunks": (1, 1), "maxshape": (64, 32)},
+        {"libver": "latest", "chunks": (1, 1), "maxshape": (64, 32), "compression": "lzf"},
     ],
 )
 def test_filters(storage, tmp_path):
-    kernel = small(tmp_path / "x.h5", chunks=(8, 3), **storage)
+    kernel = small(tmp_path / "x.h5", **{"chunks": (8, 3), **storage})
     found = keras_h5.load(tmp_path / "x.h5")["params"]["dense"]["kernel"]
     np.testing.assert_array_equal(found, kernel)
+
+
+def signed(path, signature, size, *changes):
+    """Changes bytes of the last structure of a kind, and its checksum."""
+    data = path.read_bytes()
+    place = data.rindex(signature)
+    block = bytearray(data[place : place + size - 4])
+    for offset, value in changes:
+        block[offset : offset + len(value)] = value
+    block += checksum(bytes(block)).to_bytes(4, "little")
+    path.write_bytes(data[:place] + bytes(block) + data[place + size :])
+
+
+@pytest.mark.parametrize(
+    ("storage", "signature", "size", "change", "message"),
+    [
+        ({}, b"FAHD", 28, (8, b"\5"), "expected an array of chunks for 4 of them"),
+        ({}, b"FAHD", 28, (7, b"\1"), "expected an array of chunks for 4 of them"),
+        ({}, b"FAHD", 28, (16, address(48)), "expected an array of chunks"),
+        ({}, b"FADB", 14 + 4 * 8 + 4, (14, address(1 << 20)), "expected a chunk within the file"),
+        ({"compression": "gzip"}, b"FADB", 14 + 4 * 14 + 4, (23, b"\xff"), "expected a chunk with"),
+        ({"maxshape": (None, 4)}, b"", 0, (0, b""), "save the file again without maxshape="),
+    ],
+)
+def test_arrays_of_chunks(storage, signature, size, change, message, tmp_path):
+    small(tmp_path / "x.h5", "latest", chunks=(4, 2), **storage)
+    if signature:
+        signed(tmp_path / "x.h5", signature, size, change)
+    with pytest.raises(keras_h5.KerasFileError, match=message):
+        keras_h5.load(tmp_path / "x.h5")
+
+
+def test_strings_in_chunks_are_copied(tmp_path):
+    kernel = small(tmp_path / "x.h5")
+    names = np.array(["a", "bc"] * 3, object)
+    with h5py.File(tmp_path / "x.h5", "r+") as file:
+        file.create_dataset("names", data=names, dtype=h5py.string_dtype(), chunks=(4,))
+    keras_h5.save(tmp_path / "y.h5", keras_h5.load(tmp_path / "x.h5"), like=tmp_path / "x.h5")
+    with h5py.File(tmp_path / "y.h5") as file:
+        assert file["names"].asstr()[()].tolist() == names.tolist()
+        np.testing.assert_array_equal(file["dense/kernel"], kernel)
 
 
 # LZF's 1 byte as it is, and then copies of it: 3 bytes for up to 264.
@@ -274,6 +342,27 @@ def test_weights_need_no_optimizer(tmp_path):
     assert problem in str(keras_h5.inspect(tmp_path / "x.h5"))
     with pytest.raises(keras_h5.KerasFileError, match=problem):
         keras_h5.load_optimizer(tmp_path / "x.h5")
+
+
+@pytest.mark.parametrize("metadata", [b"{", b"\xff"])
+def test_weights_need_no_version(metadata, tmp_path):
+    layer = {"class_name": "Dense", "config": {"name": "dense", "units": 1, "use_bias": False}}
+    model = {"class_name": "Sequential", "config": {"name": "model", "layers": [layer]}}
+    with h5py.File(tmp_path / "weights", "w") as file:
+        file["layers/dense/vars/0"] = np.ones((2, 1))
+    with zipfile.ZipFile(tmp_path / "x.keras", "w") as archive:
+        archive.writestr("config.json", json.dumps(model))
+        archive.writestr("metadata.json", metadata)
+        archive.write(tmp_path / "weights", "model.weights.h5")
+    variables = keras_h5.load(tmp_path / "x.keras")
+    assert variables["params"]["dense"]["kernel"].shape == (2, 1)
+    assert "which Keras wrote the file is not known: " in str(
+        keras_h5.inspect(tmp_path / "x.keras")
+    )
+    with pytest.raises(keras_h5.KerasFileError, match="expected the version of Keras, by which"):
+        keras_h5.load_model(tmp_path / "x.keras")
+    keras_h5.save(tmp_path / "y.keras", variables, like=tmp_path / "x.keras")
+    assert zipfile.ZipFile(tmp_path / "y.keras").read("metadata.json") == metadata
 
 
 @pytest.mark.parametrize("part", ["layers/dense/", "layers/time_distributed/layer/"])

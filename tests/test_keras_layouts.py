@@ -23,6 +23,7 @@ from test_keras_models import sequential
 
 import dogwood_jax as dw
 from dogwood_jax import keras_h5
+from dogwood_jax.keras_h5._models.model import build
 
 DATA = Path(__file__).parent / "data" / "keras_layouts"
 FILES = sorted(path for path in DATA.iterdir() if path.suffix != ".npz")
@@ -509,7 +510,10 @@ def test_variables_of_flax_come_back_from_a_new_file(new, tmp_path):
     shapes = jax.eval_shape(Layers().init, jax.random.key(0), jnp.ones((1, 4, 4, 2), jnp.float32))
     rng = np.random.default_rng(0)
     variables = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(s.dtype), shapes)
-    variables["params"]["embedding"] = {"embedding": np.ones((5, 3), "f")}
+    variables["params"]["embedding"] = table = {"embedding": np.ones((5, 3), "f")}
+    variables["params"]["untied"] = {**table, "reverse_embedding": np.ones((3, 5), "f")}
+    for name in ("time_distributed", "rnn", "model"):  # of layers that hold others, which it is not
+        variables["params"][name] = {"kernel": np.ones((5, 3)), "bias": np.ones(3)}
     path = tmp_path / f"x.{new}"  # the layout that Keras expects of the name
     keras_h5.save(path, variables)
     assert keras_h5.inspect(path).layout == new
@@ -595,7 +599,76 @@ def test_grown_arrays_must_fit_each_other(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_kernel_that_a_file_has_twice_is_one(tmp_path):
+    path, wide = tmp_path / "x.keras", tmp_path / "wide.keras"
+    conv = {"filters": 3, "kernel_size": [2], "padding": "valid", "activation": "relu"}
+    layers = [("Conv1DTranspose", conv), ("Dense", {"units": 5, "activation": "tanh"})]
+    arrays = [((2, 3, 2), 3, 2), ((3, 5), 5, 5)]  # of kernel, bias and vector
+    rng = np.random.default_rng(0)
+    with h5py.File(tmp_path / "weights.h5", "w") as file:
+        for name, shapes in zip(("", "_1"), arrays):
+            kernel, bias, vector = (rng.normal(size=s).astype("f") for s in shapes)
+            group = file.create_group(f"layers/spectral_normalization{name}")
+            group["vars/0"], group["vars/1"] = kernel, vector[None]
+            group["layer/vars/0"], group["layer/vars/1"] = kernel, bias
+        file["layers/dense/vars/0"] = rng.normal(size=(5, 1)).astype("f")
+    parts = [{"class_name": n, "config": {"name": n, **config}} for n, config in layers]
+    last = ("Dense", {"units": 1, "use_bias": False, "activation": "linear"})
+    model = sequential(*(("SpectralNormalization", {"layer": part}) for part in parts), last)
+    archived(path, tmp_path / "weights.h5", model)
+    module, variables = keras_h5.load_model(path)
+    x = np.ones((2, 4, 2), "f")
+    plain = {name: layer.get("layer", layer) for name, layer in variables["params"].items()}
+    expected = build(sequential(*layers, last)).apply({"params": plain}, x)
+    np.testing.assert_array_equal(module.apply(variables, x), expected)
+    with pytest.raises(ValueError, match="layer_0 .* its kernel at each step of training"):
+        module.apply(variables, x, deterministic=False)
+    widths = dw.trace(module.apply, variables, x)
+    growth = dw.plan(widths, {"layer_0/layer": 4, "layer_1/layer": 7})
+    grown = dw.grow(variables, growth, key=jax.random.key(0))
+    assert grown["batch_stats"]["layer_1"]["vector_u"].shape == (1, 7)
+    keras_h5.save(wide, grown, like=path)
+    module, loaded = keras_h5.load_model(wide)
+    assert_same(loaded["params"], grown["params"])
+    np.testing.assert_allclose(module.apply(loaded, x), expected, rtol=1e-5)
+    keras_h5.save(tmp_path / "x.weights.h5", loaded, like=wide, layout="weights.h5")
+    with h5py.File(tmp_path / "x.weights.h5") as file:
+        group = file["layers/spectral_normalization_1"]
+        np.testing.assert_array_equal(group["vars/0"], group["layer/vars/0"])
+        assert group["vars/1"].shape == (1, 7) and group["vars/0"].shape == (4, 7)
+    alone = keras_h5.load(tmp_path / "x.weights.h5")
+    for i in (0, 1):  # without a config, by their shapes
+        assert_same(alone["params"][f"layer_{i}"], grown["params"][f"layer_{i}"])
+
+
 # Real Keras reads what is written.
+
+
+@pytest.mark.filterwarnings("ignore")  # Keras's own
+@jax.numpy_rank_promotion("allow")  # which Keras needs with JAX for its backend
+def test_keras_opens_grown_tables_and_spectral_norms(tmp_path):
+    keras = pytest.importorskip("keras", reason="needs real Keras: pip install keras")
+    table = keras.layers.ReversibleEmbedding(7, 4, tie_weights=False, name="table")
+    convolution = keras.layers.Conv1DTranspose(3, 2, padding="same", activation="relu")
+    ids = keras.Input((5,), dtype="int32")
+    h = keras.layers.SpectralNormalization(convolution, name="a")(table(ids))
+    h = keras.layers.SpectralNormalization(keras.layers.Dense(4), name="b")(h)
+    model = keras.Model(ids, table(h, reverse=True))
+    x = np.arange(10).reshape(2, 5) % 7
+    for suffix in (".h5", ".keras"):
+        path, wide = tmp_path / f"x{suffix}", tmp_path / f"wide{suffix}"
+        model.save(path)
+        module, variables = keras_h5.load_model(path)
+        widths = dw.trace(module.apply, variables, x)
+        sizes = {"a/layer": 6, "table": 9, "b/layer": 9, "table[vocab]": 8, "table[1]": 8}
+        growth = dw.plan(widths, sizes, interface=True)
+        keras_h5.save(wide, dw.grow(variables, growth, key=jax.random.key(0)), like=path)
+        grown = keras.models.load_model(wide, compile=False)
+        assert grown.get_layer("table").input_dim == 8
+        expected = model.predict(x, verbose=0)
+        np.testing.assert_allclose(grown.predict(x, verbose=0)[..., :7], expected, 1e-5, 1e-6)
+    grown.compile("sgd", "mse")
+    assert np.isfinite(grown.fit(x, np.zeros((2, 5, 8)), verbose=0).history["loss"]).all()
 
 
 @pytest.mark.filterwarnings("ignore")  # Keras's and TensorFlow's own

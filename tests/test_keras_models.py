@@ -16,16 +16,14 @@ import pytest
 import dogwood_jax as dw
 from dogwood_jax import keras_h5
 from dogwood_jax.keras_h5 import KerasFileError, load_model
-from dogwood_jax.keras_h5._kinds.kind import KINDS, Kind, layout
+from dogwood_jax.keras_h5._kinds.kind import CHANNELS, KINDS, Kind, layout
 from dogwood_jax.keras_h5._kinds.normalizations import grown_groups
 from dogwood_jax.keras_h5._kinds.reshaping import reshape_target
-from dogwood_jax.keras_h5._models.model import (
-    build,
-    differences,
-    example_inputs,
-    make_layer,
-    resized,
-)
+from dogwood_jax.keras_h5._models.model import build
+from dogwood_jax.keras_h5._models.module import make_layer
+from dogwood_jax.keras_h5._models.resize import resized
+from dogwood_jax.keras_h5._models.shapes import example_inputs
+from dogwood_jax.keras_h5._models.support import differences
 from dogwood_jax.keras_h5._weights.config import with_classes
 from dogwood_jax.keras_h5._weights.convert import to_flax
 
@@ -210,22 +208,40 @@ NORM = ("GroupNormalization", {"groups": 3, "axis": -1, "epsilon": 0.001})
             [("Flatten", {}), dense(4), ("RepeatVector", {"n": 4}), ("Permute", {"dims": [2, 1]})],
             "layer_5[0]",
             5,
-            r"layer_5 \(Dense\): ",
+            None,
+        ),
+        (
+            [
+                *(("Flatten", {}), dense(1), ("ops.Repeat", {"repeats": 4, "axis": 1})),
+                *(dense(1), ("ops.Tile", {"repeats": [1, 4]})),
+                *(dense(1), ("ops.BroadcastTo", {"shape": [2, 4]})),
+                *(dense(12), ("ops.Reshape", {"newshape": [-1, 3, 4]}), ("ops.Relu", {})),
+            ],
+            ("layer_4[0]", "layer_6[0]", "layer_8[0]", "layer_8[1.1]"),
+            5,
+            None,
+        ),
+        (
+            [("Flatten", {}), ("ops.OneHot", {"num_classes": 4, "axis": -1})],
+            "layer_4[0]",
+            5,
+            "a table of positions is computed along it",
         ),
     ],
 )
 def test_what_can_be_planned_is_computed_and_saved(layers, width, size, why):
     pooled = [] if layers[-1][0] in ("Flatten", "Permute") else [("GlobalAveragePooling1D", {})]
-    start = ("InputLayer", {"batch_shape": [None, 4, 3], "dtype": "float32"})
+    start = ("InputLayer", {"batch_shape": [2, 4, 3], "dtype": "float32"})
     module = build(sequential(start, *layers, *pooled, dense(2)))
     x = np.arange(24, dtype="f").reshape(2, 4, 3)
     variables = jax.jit(module.init)(jax.random.key(0), x)
     widths = dw.trace(module.apply, variables, x)
+    sizes = dict.fromkeys([width] if isinstance(width, str) else width, size)
     if why:
         with pytest.raises(ValueError, match=why):
-            dw.plan(widths, {width: size})
+            dw.plan(widths, sizes)
         return
-    wide = dw.grow(variables, dw.plan(widths, {width: size}), key=jax.random.key(1))
+    wide = dw.grow(variables, dw.plan(widths, sizes, interface=True), key=jax.random.key(1))
     y = module.apply(variables, x)
     for grown in (module, build(resized(module.config, wide))):
         np.testing.assert_allclose(grown.apply(wide, x), y, rtol=1e-5, atol=1e-5)
@@ -436,6 +452,7 @@ V = np.array([[3, -1, 2], [0, 5, 4]], "f")
         ("ops.Norm", {"ord": 1, "axis": [1], "keepdims": False}, V, np.array([6, 9], "f")),
         ("ops.Norm", {"ord": None, "axis": [0, 1], "keepdims": True}, V, np.sqrt([[55.0]])),
         ("ops.OneHot", {"num_classes": 2, "axis": 0}, np.array([1, 0]), np.eye(2, dtype="f")[::-1]),
+        ("ops.OneHot", {"num_classes": 2, "axis": -1, CHANNELS: 3}, np.array([1]), [[0, 1.0, 0]]),
         (
             "ops.DepthToSpace",
             {"block_size": 2},
@@ -494,6 +511,9 @@ def test_an_embedding_may_be_the_head_too():
     arrays = to_flax("ReversibleEmbedding", embedding, {"0": there, "1": back})
     y = module.apply({"params": {"e": arrays["params"]}}, np.array([[0, 4, 1]]))
     np.testing.assert_allclose(y, np.tanh((there[[0, 4, 1]] @ back) / 2)[None] * 2, rtol=1e-6)
+    arrays["params"]["reverse_embedding"] = np.ones((2, 6), "f")
+    with pytest.raises(ValueError, match=r"e \(Rev.* table of shape \(2, 5\) on the way back.*6\)"):
+        module.apply({"params": {"e": arrays["params"]}}, np.array([[0, 4, 1]]))
 
 
 def connected(*layers):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dogwood_jax.keras_h5._kinds.kind import KINDS
-from dogwood_jax.keras_h5._models.model import resized
+from dogwood_jax.keras_h5._models.resize import resized
 from dogwood_jax.keras_h5._models.sizes import Given, _inside
 from dogwood_jax.keras_h5._weights.config import with_classes
 

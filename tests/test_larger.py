@@ -509,8 +509,9 @@ def test_an_integer_that_is_no_length_must_stay_beside_new_layers():
         dw.plan(widths, target=target, target_apply=counting(3, 8))
 
 
-def test_two_constants_in_proportion_to_a_width_stay_two():
-    """Heads that grow from 2 to 3 would make one of the number 8 and the mean over 12."""
+@pytest.mark.parametrize("number", [8, 30])
+def test_two_constants_in_proportion_to_a_width_stay_two(number):
+    """Heads that grow from 2 to 3 would make one of 8 and the mean over 12, of 30 and over 20."""
 
     def network(stream, heads, layers):
         sizes = {"embed": (9, stream), "head": (stream, 2)}
@@ -518,7 +519,7 @@ def test_two_constants_in_proportion_to_a_width_stay_two():
             sizes |= {f"up_{i}": (stream, heads, 4), f"down_{i}": (heads, 4, stream)}
 
         def apply(params, tokens):
-            x = params["embed"][tokens] / 8
+            x = params["embed"][tokens] / number
             for i in range(layers):
                 h = x * jax.lax.rsqrt((x**2).sum(-1, keepdims=True) / stream + 1e-6)
                 y = jnp.tanh(jnp.einsum("ts,shd->thd", h, params[f"up_{i}"]))

@@ -200,6 +200,38 @@ def test_plan_copies_experts_where_outputs_stay(dispatch):
         dw.plan(widths, {names[0]: 6})
 
 
+@pytest.mark.parametrize("dispatch", ["einsum", "ragged_dot", "ragged_dot with a scale"])
+def test_more_and_wider_experts_in_one_plan(dispatch, monkeypatch):
+    variables = net.params(3, mlp=True)
+    has_scale = dispatch.endswith("scale")  # the program cuts what it counts along experts
+    dispatch = dispatch.removesuffix(" with a scale")
+    if has_scale:
+        variables["moe"]["scale"] = jnp.array([0.5, 2.0, 3.0])
+    old, new = (net.network("sigmoid", dispatch, chosen=n) for n in (2, 4))
+    widths, before = dw.trace(old, variables, TOKENS), old(variables, TOKENS)
+    with monkeypatch.context() as patch:
+        patch.setattr(net, "HIDDEN", 17)
+        patch.setattr(net, "STREAM", 11)
+        target = shapes(6, mlp=True)
+    if has_scale:
+        target["moe"]["scale"] = jax.ShapeDtypeStruct((6,), float)
+    growth = dw.plan(widths, target=target, target_apply=new)
+    grown = dw.grow(variables, growth, key=jax.random.key(1))
+    np.testing.assert_allclose(new(grown, TOKENS), before, rtol=1e-12, atol=1e-12)
+    if not has_scale:
+        assert dw.plan(widths, target=target).changes == growth.changes
+    # What experts or other widths compute must stay, and no other router may choose more.
+    for other in (
+        net.network("sigmoid", dispatch, chosen=4, scale=2.0),
+        net.network("sigmoid", dispatch, chosen=4, function=jnp.tanh),
+        net.network("softmax, top-k", dispatch, chosen=4),
+    ):
+        with pytest.raises(ValueError, match="the larger model (computes something else|has)"):
+            dw.plan(widths, target=target, target_apply=other)
+    with pytest.raises(ValueError, match="chooses 2 of 6 experts, .*; dw.upcycle copies experts"):
+        dw.plan(widths, target=target, target_apply=old)
+
+
 # Experts in place of an MLP -----------------------------------------------------------------------
 
 

@@ -242,6 +242,9 @@ class _Proof:
         self._old = problem.terms(places)
         self._old.terms.numbers.clear()
         reader, found = self._read(None)
+        if self._old.terms.is_unsure:  # which constants stay as they were tells
+            self._old.terms.theirs = frozenset(self._old.terms.numbers)
+            reader, found = self._read(None)
         if odd := sorted(self._old.outputs.keys() ^ found.keys()):
             self.refusal = f"only one of the networks has the outputs {odd}"
             return

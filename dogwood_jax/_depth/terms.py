@@ -71,6 +71,8 @@ class Terms:
         integers: the integers that have come up, if they are noted.
         old_is_read: whether what comes now is the other program.
         numbers: the constants other than 0 and 1 that have come up, to be cleared by the caller.
+        theirs: the constants of the other program, as far as they are known before it is read.
+        is_unsure: whether a constant could be several of the old program's.
     """
 
     sized: bool = True
@@ -79,6 +81,8 @@ class Terms:
     integers: dict[int, None] = field(default_factory=dict)
     old_is_read: bool = False
     numbers: dict[float, None] = field(default_factory=dict)
+    theirs: frozenset[float] = frozenset()
+    is_unsure: bool = False
     _table: dict[Any, Term] = field(default_factory=dict)
     _constants: dict[float, None] = field(default_factory=dict)
     _kept: list[Any] = field(default_factory=list)
@@ -132,7 +136,8 @@ class Terms:
         """Returns a constant of the old program that may be this one in another size, or this one.
 
         Two constants of one program stay two, also where one is a head_dim of 8 and the other a
-        stream of 12, which heads grow from and to.
+        stream of 12, which heads grow from and to. If it may be several, the first one is taken
+        that the other program does not have as it was.
         """
         if abs(value) in (0.0, 1.0):
             return value
@@ -141,10 +146,13 @@ class Terms:
             self._constants[value] = None
         if value in self._constants:
             return value
-        for ratio, known in itertools.product(self.ratios, self._constants):
-            if math.isclose(value, known * ratio, rel_tol=1e-6):
-                return known
-        return value
+        may_be = dict.fromkeys(
+            known
+            for ratio, known in itertools.product(self.ratios, self._constants)
+            if math.isclose(value, known * ratio, rel_tol=1e-6)
+        )
+        self.is_unsure |= len(may_be) > 1
+        return min(may_be, key=lambda known: known in self.theirs, default=value)
 
     def _counted(self, value: int) -> int:
         """Returns what stands for an integer and all that it may be in the other size.

@@ -703,9 +703,9 @@ def _deferred(
     def taken(places: Iterable[str]) -> dict[str, Any]:
         return {place: made(old[place]) for place in places}
 
-    def defer(place: str, make: Callable[[], dict[str, Array]]) -> None:
+    def defer(place: str, dtype: Any, make: Callable[[], dict[str, Array]], **known: Any) -> None:
         if place in ends:
-            deferred[place] = Deferred(ends[place].shape, ends[place].dtype, lambda: make()[place])
+            deferred[place] = Deferred(ends[place].shape, dtype, lambda: make()[place], **known)
 
     for one in growing:
         path, new_path = one.field.leaf.path, growth.place(one.field.leaf.path)
@@ -716,8 +716,11 @@ def _deferred(
                 variable = {new_path: made(own[new_path])}
             return _grow_in_rounds([one], arrays, variable, growth, second_moment, ANYWHERE, False)
 
+        source, mapped = old[one.field.place], None
+        if not (one.stack or one.start or one.field.factored or one.meaning == "parameters"):
+            mapped = source, one.map
         for place in one.places(new_path):
-            defer(place, grow)
+            defer(place, source.dtype, grow, mapped=mapped, facts=(one, second_moment))
     for newborn in new:
         path, places = newborn.insertion.path, [newborn.field.place]
         peers = newborn.peers
@@ -745,7 +748,7 @@ def _deferred(
             return fill_new((newborn,), taken(places), grown, variable)
 
         for place in places:
-            defer(place, fill)
+            defer(place, newborn.dtype, fill)
     return deferred
 
 

@@ -8,6 +8,8 @@ comes a growth.
 | ``plan`` | the stage itself: strategies, refusals, notes |
 | ``upcycle`` | more experts, or the first ones |
 | ``experts`` | how the widths of experts grow, and whether outputs stay |
+| ``copies`` | which experts are copied, and what counts them in both programs |
+| ``divided_outputs`` | which arrays of experts divide their outputs |
 | ``more_experts`` | which axes count experts in a larger model, and what new experts copy |
 | ``mixture`` | arrays of experts in place of an MLP, or beside it |
 | ``gates`` | what the gates of a router become if every expert is copied |

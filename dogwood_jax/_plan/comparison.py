@@ -7,7 +7,7 @@ network cuts or reshapes its arrays in another way.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from math import isclose
 from types import MappingProxyType
@@ -81,6 +81,8 @@ class Comparison:
         trace: the network's program as it was read.
         larger: the larger network's program.
         grown: the sizes that dimensions of the network should have in the larger one.
+        dispatch: the network's steps that take tokens to experts of which there are more in the
+            larger one. Numbers there are positions, which follow from sizes.
 
     Attributes:
         sizes: where arrays of the larger network have other sizes than they should, and the
@@ -98,11 +100,18 @@ class Comparison:
             from the width.
     """
 
-    def __init__(self, trace: Trace, larger: Trace, grown: GrownSizes) -> None:
+    def __init__(
+        self,
+        trace: Trace,
+        larger: Trace,
+        grown: GrownSizes,
+        dispatch: Collection[int] = (),
+    ) -> None:
         self._grown = grown
         self._trace, self._larger = trace, larger
         self._scaled: list[tuple[str, Value, Value]] = []
         self._indices = {id(step): index for index, step in enumerate(trace.steps)}
+        self._dispatch = {id(trace.steps[index]) for index in dispatch}
         self._compared: set[tuple[int, int]] = set()  # arrays, by identity
         # What each step takes, by its identity. What is made alike has the same number.
         self._sources: dict[int, list[int | None]] = {}
@@ -284,11 +293,16 @@ class Comparison:
         }
 
     def _compare(self, old: Step, new: Step) -> None:
-        values = (*old.operands, *old.results), (*new.operands, *new.results)
+        is_dispatch = id(old) in self._dispatch
+        pairs = list(zip(old.results, new.results, strict=True))
+        if is_dispatch:  # it may make positions of experts, or take tokens once for each choice
+            pairs = [pair for pair in pairs if pair[0].origin != "constant"]
+        else:
+            pairs = [*zip(old.operands, new.operands, strict=True), *pairs]
         # A step may compute a mere number, such as a sum of ones. The number is compared where it
         # is used.
         is_compared = not _is_number(old) and not (self._is_loose and old.name == "dot_general")
-        for a, b in zip(*values, strict=True) if is_compared else ():
+        for a, b in pairs if is_compared else ():
             if (id(a), id(b)) not in self._compared:
                 self._compared.add((id(a), id(b)))
                 self._compare_sizes(old, new, a, b)
@@ -302,7 +316,7 @@ class Comparison:
         if not (self._takes_others or self._takes_the_same(old, new)):
             self._takes_others = True
             self.values[f"{old.name} takes other arrays"] = None
-        for a, b in _constants(old, new):
+        for a, b in _constants(old, new) if not is_dispatch else ():
             if not self._is_same(old, a, b):
                 what = f"{old.name} has {_said(b)}"
                 if not (a.number is b.number is None):

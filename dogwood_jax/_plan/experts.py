@@ -7,13 +7,16 @@ gate. ``gates`` says whether they do.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations, islice
 
 from dogwood_jax import strategies
 from dogwood_jax._base.trees import PyTree
 from dogwood_jax._growth.growth import Change
+from dogwood_jax._plan.copies import Copies
+from dogwood_jax._plan.divided_outputs import divides_outputs
 from dogwood_jax._plan.gates import Router, computed_with, counted_elsewhere, routers_of
 from dogwood_jax._plan.own_function import Rejected, trace_own
-from dogwood_jax._widths.dims import PICKED
+from dogwood_jax._widths.dims import PICKED, atoms
 from dogwood_jax._widths.layout import Concat, Units, units_of
 from dogwood_jax._widths.values import Trace
 from dogwood_jax._widths.widths import Facts, Leaf, Recipe, Width, Widths
@@ -55,7 +58,10 @@ class Mixtures:
     Attributes:
         widths: the same, in which every axis that counts experts is one width.
         trace: its program as it was read.
+        paths: the paths of its arrays, by their numbers in the program.
         experts: the experts of each router.
+        routers: the routers in their order, each with the name of the width of its logits.
+        pieces: names of the widths that an axis was made of before, by name of the one width.
     """
 
     def __init__(self, widths: Widths, places: Sequence[tuple[str, int]] = ()) -> None:
@@ -68,7 +74,7 @@ class Mixtures:
             for path, value in traced.leaves.items()
             for axis, dim in enumerate(value.dims)
         }
-        self.widths = _counted_in_one(
+        self.widths, self.pieces = _counted_in_one(
             widths, {*places, *(place for place, dim in dims.items() if dim in counted)}
         )
         names = {
@@ -77,16 +83,17 @@ class Mixtures:
             for axis, layout in enumerate(leaf.axes)
             if isinstance(layout, Units)
         }
-        paths, found = [*traced.leaves], dict[str, Experts]()
-        for router in self._routers:
-            if (name := names.get(router.experts)) is None:
+        self.paths, found = [*traced.leaves], dict[str, Experts]()
+        self.routers = [(names.get(router.experts), router) for router in self._routers]
+        for name, router in self.routers:
+            if name is None:
                 continue
             size = router.experts.size
             stacks = {names[dim] for dim in router.stacks if dim in names and dim.size == size}
             before = found.get(name)
             if before is not None and not router.is_like(before.choice):
                 router = replace(router, power=None, sums_to_one=False)
-            logits = frozenset(paths[leaf] for leaf in router.leaves)
+            logits = frozenset(self.paths[leaf] for leaf in router.leaves)
             found[name] = Experts(name, tuple(sorted(stacks)), router, logits)
         self.experts = list(found.values())
 
@@ -101,11 +108,34 @@ class Mixtures:
         )
         return next(alike, None)
 
+    def takes_apart(self, experts: Experts) -> bool:
+        """Whether the program does something to a part of the experts alone.
+
+        Finding out which tokens go to them does not count.
+        """
+        dispatch = frozenset[int]().union(*(router.dispatch for router in self._routers))
+        router = experts.choice
+        wholes = {dim for dim in router.stacks if dim.size == router.experts.size}
+        wholes.add(router.experts)
+        parts = {dim for whole in wholes for dim in atoms(whole)} - wholes
+        return any(
+            dim.root in parts
+            for index, step in enumerate(self.trace.steps)
+            if index not in dispatch
+            for value in (*step.operands, *step.results)
+            for dim in value.dims
+        )
+
     def differences(self, larger: Trace, *, with_gates: bool) -> list[str]:
         """Returns what only one of two programs computes with, see ``computed_with``."""
         ours = computed_with(self.trace, self._routers, with_gates=with_gates)
         theirs = computed_with(larger, routers_of(larger), with_gates=with_gates)
-        return sorted(ours ^ theirs) + counted_elsewhere(self.trace, self._routers)
+        return sorted(ours ^ theirs) + self.counted_elsewhere
+
+    @property
+    def counted_elsewhere(self) -> list[str]:
+        """Where the network depends on how many experts there are, besides the gates."""
+        return counted_elsewhere(self.trace, self._routers)
 
 
 def hidden_in(widths: Widths, leaves: Sequence[Leaf]) -> set[str]:
@@ -133,6 +163,20 @@ def outputs_of_experts(widths: Widths, leaves: Sequence[Leaf]) -> list[str]:
     ]
 
 
+def _divisible(network: Mixtures, experts: Experts) -> Sequence[str]:
+    """Returns arrays of experts that a factor on their outputs can be multiplied into."""
+    arrays = sorted(experts.arrays(network.widths), key=lambda leaf: -len(leaf.shape))
+    paths = outputs_of_experts(network.widths, arrays)
+    numbers = {path: network.paths.index(path) for path in paths}
+    choices = (some for n in range(len(paths), 0, -1) for some in combinations(paths, n))
+    for some in islice(choices, 64):
+        if divides_outputs(
+            network.trace.steps, experts.choice, frozenset(numbers[path] for path in some)
+        ):
+            return some
+    return ()
+
+
 def arrays_along(widths: Widths, names: Sequence[str]) -> list[Leaf]:
     """Returns the arrays along which some widths lie."""
     return [
@@ -143,7 +187,7 @@ def arrays_along(widths: Widths, names: Sequence[str]) -> list[Leaf]:
 
 
 def copied(
-    widths: Widths,
+    network: Mixtures,
     experts: Experts,
     new: int,
     larger: Experts | None,
@@ -155,7 +199,7 @@ def copied(
     """Returns how the widths of experts change, and why outputs change if they do.
 
     Args:
-        widths: the network's widths.
+        network: the network.
         experts: its experts.
         new: how many there are to be.
         larger: the same experts in the larger model; None if its program is not known.
@@ -163,7 +207,7 @@ def copied(
         noise: see ``upcycle``.
         others: what only one of both networks computes with.
     """
-    old = widths[experts.router].size
+    old = network.widths[experts.router].size
     sources = tuple(i % old for i in range(new)) if sources is None else tuple(sources)
     reasons = []
     if len({sources.count(expert) for expert in range(old)}) > 1:
@@ -179,7 +223,7 @@ def copied(
         reasons.append(f"the two networks do not compute the same with {', '.join(others[:3])}")
     recipe = None
     if not reasons and experts.choice.power:
-        paths = outputs_of_experts(widths, experts.arrays(widths))
+        paths = _divisible(network, experts)
         copies = tuple((path, -float(experts.choice.power)) for path in paths)
         recipe = Recipe("tile", multiple=True, copies=copies)
         if not paths:
@@ -224,12 +268,15 @@ def exact_copies(
     larger: Widths | None,
     target: PyTree,
     problems: list[str],
-) -> tuple[dict[str, Change], list[str]]:
-    """Returns how the widths of experts change by name, where outputs stay, and notes.
+) -> Copies:
+    """Returns how the widths of experts change, where outputs stay.
+
+    If other widths grow, too, both programs have to be compared besides.
 
     Args:
         widths: the network's widths.
-        sizes: new sizes by name of the width. Only experts whose widths all grow alike count.
+        sizes: new sizes by name of the width. Only experts whose widths all grow alike count. If a
+            program cuts their axes, the larger one has to show that all experts do the same.
         larger: the widths of the larger model, if its program is known.
         target: its variables, or None.
         problems: receives a line for each router with which outputs would change.
@@ -239,13 +286,25 @@ def exact_copies(
     if widths.network is None or not any(
         PICKED in widths[name].hazards for name, new in sizes.items() if new > widths[name].size
     ):
-        return {}, []
+        return Copies({})
     network, theirs = Mixtures(widths), None if larger is None else Mixtures(larger)
+    cut = network.pieces if larger is not None else {}
+    sizes = {
+        **sizes,
+        **{name: sum(sizes.get(p, widths[p].size) for p in cut[name]) for name in cut},
+    }
+    parts = frozenset(piece for pieces in cut.values() for piece in pieces)
+    names = {name for experts in network.experts for name in experts.names}
+    is_alone = all(
+        size == widths[name].size for name, size in sizes.items() if name not in names | parts
+    )
     others: list[str] | None = None
     for experts in network.experts:
         router = network.widths[experts.router]
         old, new = router.size, sizes.get(experts.router, router.size)
         if new <= old or not experts.stacks:
+            continue
+        if cut and network.takes_apart(experts):
             continue
         if {sizes.get(name) for name in experts.names} != {new}:
             problems.append(
@@ -254,21 +313,29 @@ def exact_copies(
             )
             continue
         own = theirs.like(router) if theirs is not None else None
-        if others is None:
+        if others is None and is_alone:
             others = differences_of(network, widths, larger, sizes, target)
-        made, reasons = copied(widths, experts, new, own, others=others)
+        elif others is None:  # numbers may follow from other widths
+            others = network.counted_elsewhere
+        made, reasons = copied(network, experts, new, own, others=others)
         text = said(experts, old, new, own, reasons)
         changes |= {change.width: change for change in made}
         texts[experts.router] = text
         if not all(change.strategy.exact for change in made):
             problems.append(f"{experts.router}: {text}; dw.upcycle copies experts all the same")
-    return changes, notes_of(texts)
+    routers = {i: router for i, (name, router) in enumerate(network.routers) if name in texts}
+    grown = frozenset(piece for name in changes for piece in cut.get(name, ()))
+    wider = network.widths if grown else None
+    return Copies(changes, tuple(notes_of(texts)), routers, wider, grown)
 
 
-def _counted_in_one(widths: Widths, places: Collection[tuple[str, int]]) -> Widths:
+def _counted_in_one(
+    widths: Widths, places: Collection[tuple[str, int]]
+) -> tuple[Widths, dict[str, tuple[str, ...]]]:
     """Returns widths in which some axes are a width of their own, though a program cuts them.
 
-    A program may take experts out of their array one by one, or count tokens of all but the last.
+    The widths that these axes were made of come with them, by name of the one width. A program may
+    take experts out of their array one by one, or count tokens of all but the last.
     """
     leaves, facts, names = [], dict(widths.facts), dict[tuple[str, ...], str]()
     for leaf in widths.leaves:
@@ -281,11 +348,11 @@ def _counted_in_one(widths: Widths, places: Collection[tuple[str, int]]) -> Widt
                 axes[axis] = Units(name, leaf.shape[axis], "incoming")
         leaves.append(replace(leaf, axes=tuple(axes)))
     if not names:
-        return widths
+        return widths, {}
     cut = {piece for pieces in names for piece in pieces}
     cut -= {units.width for leaf in leaves for axis in leaf.axes for units in units_of(axis)}
     left = tuple((name, fact) for name, fact in facts.items() if name not in cut)
-    return Widths(tuple(leaves), left)
+    return Widths(tuple(leaves), left), {name: pieces for pieces, name in names.items()}
 
 
 def differences_of(

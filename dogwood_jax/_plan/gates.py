@@ -12,7 +12,7 @@ How tokens find their experts is not followed further than to the arrays that th
 for granted that each token gets the outputs of its experts, weighed by their gates.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from dogwood_jax._program.elementwise import ELEMENTWISE
@@ -33,7 +33,7 @@ class Router:
 
     Attributes:
         experts: the dimension of the logits.
-        chosen: how many experts are chosen for each token.
+        choices: the dimension of the chosen experts.
         leaves: the arrays that make the logits, by their numbers.
         stacks: dimensions of the experts' arrays, as far as the program shows where tokens find
             their experts.
@@ -42,16 +42,23 @@ class Router:
         sums_to_one: whether the gates of the chosen experts are shown to sum to one.
         dispatch: the steps that only find out which tokens go to which experts.
         gates: the steps that compute gates.
+        uses: the steps that multiply something by gates.
     """
 
     experts: Dim
-    chosen: int
+    choices: Dim
     leaves: frozenset[int]
     stacks: frozenset[Dim]
     power: float | None
     sums_to_one: bool
     dispatch: frozenset[int]
     gates: frozenset[int]
+    uses: frozenset[int]
+
+    @property
+    def chosen(self) -> int:
+        """How many experts are chosen for each token."""
+        return self.choices.size
 
     def is_like(self, other: "Router") -> bool:
         """Whether as many experts are chosen, by such gates."""
@@ -178,28 +185,44 @@ class _Reading:
 
     def router(self) -> Router:
         """Returns what was found."""
-        dispatch, gates = set[int](), set[int]()
+        dispatch, gates, used = set[int](), set[int](), set[int]()
         for index, step in enumerate(self._steps):
             known = [self._known.get(id(value)) for value in step.operands]
             if any(one is not None for one in known):
                 (gates if any(one and one.is_gate for one in known) else dispatch).add(index)
+                before = len(self._uses)
                 found = [*self._results(step, known)]
+                if len(self._uses) > before:
+                    used.add(index)
             else:
                 found = [_Known(base=v) if id(v) in self._before else None for v in step.results]
             for value, one in zip(step.results, found, strict=False):
                 if one is not None:
                     self._known[id(value)] = one
+        dispatch |= self._positions(dispatch)
         powers = {use.power if use.power is None else use.power + use.tagged for use in self._uses}
         return Router(
             self._experts,
-            self._chosen.size,
+            self._chosen,
             frozenset(self._leaves),
             frozenset(dim.root for dim in self._stacks),
             powers.pop() if len(powers) == 1 else None,
             bool(self._uses) and all(use.is_one for use in self._uses),
             frozenset(dispatch),
             frozenset(gates),
+            frozenset(used),
         )
+
+    def _positions(self, dispatch: Collection[int]) -> set[int]:
+        """Returns the steps that make constants for some others only, such as positions."""
+        found, wanted = set[int](), set[int]()  # constants that other steps take, too
+        for index, step in reversed(list(enumerate(self._steps))):
+            is_constant = all(value.origin == "constant" for value in step.results)
+            if is_constant and step.results and not any(id(v) in wanted for v in step.results):
+                found.add(index)
+            elif index not in dispatch:
+                wanted.update(id(value) for value in step.operands)
+        return found
 
     def _computed_from_experts(self, index: int, logits: Value) -> set[int]:
         """Returns the activations along experts that what is chosen from is computed from."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from math import prod
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -13,6 +14,8 @@ from dogwood_jax._widths.layout import units_of
 from dogwood_jax._widths.roles import spots_along
 from dogwood_jax._widths.widths import Widths
 
+_NONE: Mapping[Dim, int] = MappingProxyType({})
+
 
 class GrownSizes:
     """The size that each dimension of a network has once some widths have grown.
@@ -20,6 +23,8 @@ class GrownSizes:
     Args:
         widths: the widths of a network that was traced in this process.
         sizes: new sizes by name of the width.
+        choices: new sizes of dimensions that are along no array, such as how many experts a router
+            chooses.
 
     Attributes:
         sizes: the new sizes by name of the width.
@@ -27,12 +32,14 @@ class GrownSizes:
         lengths: the sizes of all axes of arrays, and of what these are made of, before and after.
     """
 
-    def __init__(self, widths: Widths, sizes: Mapping[str, int]) -> None:
+    def __init__(
+        self, widths: Widths, sizes: Mapping[str, int], choices: Mapping[Dim, int] = _NONE
+    ) -> None:
         assert widths.network is not None
         self._network, self.sizes = widths.network, sizes
         dims = {path: value.dims for path, value in widths.network.traced.leaves.items()}
         self.names: dict[Dim, str] = {}
-        self._sizes: dict[Dim, int] = {}
+        self._sizes: dict[Dim, int] = {**choices}
         for leaf in widths.leaves:
             for axis, (layout, dim) in enumerate(zip(leaf.axes, dims[leaf.path], strict=True)):
                 spots = spots_along(0, axis, spread_out(dim))
@@ -40,7 +47,7 @@ class GrownSizes:
                     self.names[spot.atom] = units.width
                     self._sizes[spot.atom] = sizes.get(units.width, units.size)
         every = (d for along in dims.values() for dim in along for d in parts_of(dim))
-        self.lengths = {(d.size, self(d)) for d in every}
+        self.lengths = {(d.size, self(d)) for d in (*every, *choices)}
 
     def __call__(self, dim: Dim) -> int:
         dim = dim.root

@@ -15,6 +15,7 @@ from dogwood_jax._depth.repeated import repeated_insertions
 from dogwood_jax._growth.growth import Change
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._plan.comparison import Comparison
+from dogwood_jax._plan.copies import Copies
 from dogwood_jax._plan.grown_sizes import GrownSizes
 from dogwood_jax._plan.target import sizes_of_target
 from dogwood_jax._widths.dims import LAYERS
@@ -50,18 +51,22 @@ class Larger:
             return {}
         return {name: self.widths.sizes[larger] for name, larger in self.names.items()}
 
-    def compared(self, widths: Widths, sizes: Mapping[str, int]) -> Comparison | None:
+    def compared(
+        self, widths: Widths, sizes: Mapping[str, int], copies: Copies
+    ) -> Comparison | None:
         """Compares its program with that of the network; None if there is no such program.
 
         Args:
             widths: the network's widths.
             sizes: new sizes by name of the width.
+            copies: the experts that are copied.
         """
         if self.insertions or self.widths is None or self.widths.network is None:
             return None
         assert widths.network is not None
-        programs = widths.network.traced.trace, self.widths.network.traced.trace
-        return Comparison(*programs, GrownSizes(widths, sizes))
+        trace, larger = widths.network.traced.trace, self.widths.network.traced.trace
+        grown = GrownSizes(widths, sizes, copies.choices(larger))
+        return Comparison(trace, larger, grown, copies.dispatch)
 
     def constants(self, change: Change) -> Iterator[tuple[str, float, float, float | None]]:
         """Yields the constants that the recipe of a change names, such as the epsilon of a norm.

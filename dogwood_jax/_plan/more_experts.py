@@ -69,7 +69,7 @@ def more_experts(
             continue
         sources = _sources(widths, group, size, usefulness, problems)
         made, reasons = copied(
-            widths, group, size, own, sources=sources, noise=noise, others=others
+            network, group, size, own, sources=sources, noise=noise, others=others
         )
         changes |= {change.width: change for change in made}
         texts[router.name] = said(group, old, size, own, reasons)

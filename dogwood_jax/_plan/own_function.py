@@ -19,6 +19,7 @@ from dogwood_jax._base.trees import PyTree
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._modules.resizing import Resizing, says_numbers
 from dogwood_jax._plan.comparison import Comparison
+from dogwood_jax._plan.copies import Copies
 from dogwood_jax._plan.fewer_layers import FewerLayers, fewer_layers, read_so_far
 from dogwood_jax._plan.grown_sizes import GrownSizes
 from dogwood_jax._program.program import Program
@@ -29,6 +30,8 @@ KNOWS_SIZES = (
     "the network's own function does not take arrays of these sizes, so the larger model needs one "
     "of its own"
 )
+
+_NONE = Copies({})
 
 
 class Contradicted(ValueError):
@@ -45,12 +48,13 @@ def contradicted(whose: str, problems: Sequence[str]) -> Contradicted:
     return Contradicted(listed("cannot plan this growth", lines))
 
 
-def check_own_function(growth: Growth, target: PyTree = None) -> Growth:
+def check_own_function(growth: Growth, target: PyTree = None, copies: Copies = _NONE) -> Growth:
     """Returns a growth once the network's own function does not speak against it.
 
     Args:
         growth: by sizes, or by a target without a function of its own.
         target: the target, or None.
+        copies: the experts that are copied.
 
     Returns:
         The growth, with a note if the larger model needs another function.
@@ -62,7 +66,7 @@ def check_own_function(growth: Growth, target: PyTree = None) -> Growth:
     if widths.network is None:
         knows_sizes = _check_record(growth, widths.tried or Tried(), target)
     else:
-        knows_sizes = _check_program(growth, target)
+        knows_sizes = _check_program(growth, target, copies)
     if knows_sizes and target is None:
         return replace(growth, notes=(*growth.notes, KNOWS_SIZES))
     return growth
@@ -78,11 +82,11 @@ def _check_record(growth: Growth, tried: Tried, target: PyTree) -> bool:
     return any(name in growth.change for name in tried.known)
 
 
-def _check_program(growth: Growth, target: PyTree) -> bool:
+def _check_program(growth: Growth, target: PyTree, copies: Copies) -> bool:
     """Returns whether the function knows its sizes, and so does not take the grown ones."""
     widths = growth.widths
     assert widths.network is not None
-    if _agrees_with_fewer_layers(growth, target):
+    if not copies.changes and _agrees_with_fewer_layers(growth, target):
         return False
     larger = trace_own(widths, growth.sizes, target)
     if isinstance(larger, Rejected):
@@ -93,8 +97,8 @@ def _check_program(growth: Growth, target: PyTree) -> bool:
             )
             raise NeedsMore(listed("cannot plan this growth", [problem]))
         return not larger.is_checked
-    grown = GrownSizes(widths, growth.sizes)
-    compared = Comparison(widths.network.traced.trace, larger.trace, grown)
+    grown = GrownSizes(widths, growth.sizes, copies.choices(larger.trace))
+    compared = Comparison(widths.network.traced.trace, larger.trace, grown, copies.dispatch)
     problems = list(compared.problems(growth.change, exactly=False))
     if compared.holds_on and (target is not None or not compared.cuts_elsewhere):
         return False  # the larger model has a function of its own

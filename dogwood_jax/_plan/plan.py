@@ -193,16 +193,20 @@ def plan(
         problems += contradictions
     chosen = _strategies(widths, strategy, problems)
     without_strategy = {name: size for name, size in new.items() if name not in chosen}
-    experts, notes = exact_copies(widths, without_strategy, larger.widths, target, problems)
-    others = {name: size for name, size in new.items() if name not in experts}
+    copies = exact_copies(widths, without_strategy, larger.widths, target, problems)
+    notes = [*copies.notes]
+    copied = {*copies.changes, *copies.pieces}
+    others = {name: size for name, size in new.items() if name not in copied}
+    others_grow = any(size != widths[name].size for name, size in others.items())
     if heads is not None:
         chosen = {**chosen, **dict.fromkeys(heads.copies, strategies.replicate())}
     is_checked = not problems and keep is None and merge is None
     is_checked &= depth is None and all(strategy.begins_exact for strategy in chosen.values())
     compared = None
-    if is_checked and not experts:
+    if is_checked and (others_grow or not copies.changes):
         its_sizes = new if heads is None else heads.sizes_in_program(new)
-        compared = larger.compared(widths if heads is None else heads.before, its_sizes)
+        before = widths if heads is None else heads.before
+        compared = larger.compared(before, its_sizes, copies)
     if heads is not None and compared is None:
         problems += [
             f"{split.heads}: heads of keys and values are copied in a growth of their own, without "
@@ -214,31 +218,35 @@ def plan(
     solved = Solved()
     if compared and (refusals or unlike):
         found = solve_recipes(widths, compared, changes, chosen)
-        again, still = _extensions(widths, new, chosen, interface, larger, compared, found.recipes)
+        again, still = _extensions(
+            widths, others, chosen, interface, larger, compared, found.recipes
+        )
         differing = [*compared.problems(again, exactly=True, solved=found.degrees)]
         if not still and (refusals or not differing):
             changes, refusals, unlike, solved = again, still, differing, found
     problems += refusals
-    if experts and larger.widths is not None and changes:
+    if copies.changes and larger.widths is not None and changes and compared is None:
         problems.append(
-            f"{', '.join(changes)}: experts grow, too; plan one after the other, first with a "
-            "target that only has more experts"
+            f"{', '.join(changes)}: experts grow, too; without new layers and with strategies that "
+            "keep outputs both go together, else plan one after the other, first with a target "
+            "that only has more experts"
         )
-    changes = experts | changes
+    changes = {**copies.changes, **changes}
     for name, units in _by_name(widths, keep or {}, problems):
         _once(changes, name, problems)
         changes[name] = _kept(widths[name], units, interface, problems)
     for name, groups in _by_name(widths, merge or {}, problems):
         _once(changes, name, problems)
         changes[name] = _merged(widths[name], groups, interface, problems)
+    whole = widths if copies.widths is None else copies.widths
     made = tuple(
         change
-        for name in widths
+        for name in whole
         if (change := changes.get(name))
         if (change.new, change.sources) != (change.old, tuple(range(change.old)))
     )
     notes += [
-        note for change in made for note in _notes(widths, change, is_seen=compared is not None)
+        note for change in made for note in _notes(whole, change, is_seen=compared is not None)
     ]
     for change in made:
         notes += _constants(larger, change, problems)
@@ -283,7 +291,7 @@ def plan(
     if target_apply is None:
         sizes_now = {change.width: change.new for change in made}
         notes += splits(widths, sizes_now, every=target is not None)
-    growth = Growth(widths, made, tuple(dict.fromkeys(notes)), structure, larger.insertions)
+    growth = Growth(whole, made, tuple(dict.fromkeys(notes)), structure, larger.insertions)
     problems += (
         f"{new.path}: cannot copy {new.source}, which has shape {growth.shapes[new.source]} then, "
         f"because its own shape is {new.shape}"
@@ -295,8 +303,8 @@ def plan(
         raise ValueError(listed("cannot plan this growth", problems))
     if unlike:
         raise contradicted("the larger model", unlike)
-    if is_checked and target_apply is None and not experts:
-        return check_own_function(growth, target)
+    if is_checked and target_apply is None and (others_grow or not copies.changes):
+        return check_own_function(growth, target, copies)
     return growth
 
 

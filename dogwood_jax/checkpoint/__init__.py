@@ -12,8 +12,9 @@
 | ``kinds`` | which kind of checkpoint a path is |
 | ``names``, ``open_models`` | which tensor is which leaf, and how it lies |
 | ``made`` | how each array of the larger model is made, piece by piece |
+| ``writers``, ``new_files`` | threads that write the pieces into files |
 | ``safetensors_files``, ``tensors`` | files of safetensors |
-| ``orbax_folders`` | folders of Orbax, with the optimizer's state |
+| ``orbax_folders``, ``orbax_arrays`` | folders of Orbax, with the optimizer's state |
 | ``draft`` | what is being written appears whole or not at all, and is gone on with |
 | ``errors`` | ``CheckpointError`` |
 """

@@ -7,15 +7,22 @@ to their place. Until then the place stays as it is.
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+import jax
+import numpy as np
+from jax import Array
+
+import dogwood_jax
 from dogwood_jax._base.places import place_of
+from dogwood_jax._growth.growth import Growth
 
 
 class Draft:
@@ -69,7 +76,7 @@ def draft(out: Path, what: str, *, is_folder: bool, size: int) -> Iterator[Draft
             journal.write(json.dumps([what, _boot()]).encode() + b"\n")
             journal.flush()
         folder.mkdir(exist_ok=True)
-        held = sum(file.stat().st_blocks * 512 for file in folder.iterdir())
+        held = sum(file.stat().st_blocks * 512 for file in folder.rglob("*"))
         room = shutil.disk_usage(folder).free + held
         if size > room:
             if done is None:
@@ -87,6 +94,30 @@ def draft(out: Path, what: str, *, is_folder: bool, size: int) -> Iterator[Draft
             _remove(folder, path)
             raise
         path.unlink()
+
+
+def fingerprint(growth: Growth, key: Array | None, files: Iterable[Path], *facts: Any) -> str:
+    """Returns a text that changes if anything does that decides what is written.
+
+    An initializer of the caller's own is told by its place in memory, so it is never the same in
+    another process.
+
+    Args:
+        growth: the growth.
+        key: the key as for ``dw.grow``.
+        files: all files that are read.
+        *facts: what else decides; what they print as is told.
+    """
+    states = [(str(file), file.stat()) for file in files]
+    every = (
+        dogwood_jax.__version__,
+        {path: leaf_map for path, leaf_map in growth.maps.items() if leaf_map.changes},
+        growth.insertions,
+        None if key is None else (str(key.dtype), np.asarray(jax.random.key_data(key)).tolist()),
+        [(file, state.st_size, state.st_mtime_ns) for file, state in states],
+        facts,
+    )
+    return hashlib.sha256(repr(every).encode()).hexdigest()
 
 
 def expect_free(out: Path, is_folder: bool) -> None:

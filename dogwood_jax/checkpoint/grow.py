@@ -98,16 +98,20 @@ def grow(
     Arrays are read, made and written one after another: neither the old nor the new network is ever
     in memory. The result appears whole or not at all.
 
-    Large arrays of safetensors are made in pieces of 4 MiB, and those in which nothing grows are
-    copied. Zeros that end an array take no time: they are holes in the file. A few arrays are made
-    as a whole, because their entries depend on each other: copies with noise, merged units, stacks
-    of layers that get more of them, arrays of an initializer given to the strategy. All is written
-    into the folder ``OUT.growing``, with a journal beside it, and then moved. If the run is killed
-    or the disk gets full, the same call goes on where it stopped.
+    Large arrays are made in pieces of 4 MiB, and those in which nothing grows are copied. Zeros
+    that end an array take no time: they are holes in the file. A few arrays are made as a whole,
+    because their entries depend on each other: copies with noise, merged units, stacks of layers
+    that get more of them, arrays of an initializer given to the strategy. All is written into the
+    folder ``OUT.growing``, with a journal beside it, and then moved. If the run is killed or the
+    disk gets full, the same call goes on where it stopped.
 
-    Of Orbax, each array is in memory as a whole, old and new. Beside the network's variables, the
-    saved tree may hold an optimizer's state, ``{"params": ..., "opt_state": ...}``. The state grows
-    as ``dw.grow_opt_state`` grows it. All else is saved as it was.
+    Beside the network's variables, a tree that Orbax saved may hold an optimizer's state,
+    ``{"params": ..., "opt_state": ...}``. The state grows as ``dw.grow_opt_state`` grows it. All
+    else is saved as it was. Each array that grows is written as the one chunk of a file, as it is
+    in memory (Orbax writes so with ``use_ocdbt=False, use_compression=False``). What Orbax saved as
+    one compressed chunk, TensorStore decodes as a whole: the chunk is then in memory, and while it
+    is decoded, what it is decoded from, too. ``ocp.SaveArgs(chunk_byte_size=...)`` makes smaller
+    ones.
 
     Args:
         source: the smaller checkpoint, as for ``shapes``.

@@ -59,6 +59,7 @@ class Made:
         seed: the seed of its map, ``uint32[2]``.
         place: the place of the old array among those that grow.
         word: the seed of its insertion, ``uint32[2]``.
+        is_finite: whether it grows only if all old numbers are finite, as the network's arrays do.
     """
 
     path: str
@@ -70,6 +71,7 @@ class Made:
     seed: np.ndarray | None = None
     place: int = 0
     word: np.ndarray | None = None
+    is_finite: bool = True
 
     @property
     def is_copy(self) -> bool:
@@ -168,7 +170,7 @@ class Piece:
             ValueError: if the array grows and holds NaN or infinities, as for ``dw.grow``.
         """
         entries, finite = self.make(lead)
-        if made.leaf_map is not None and made.leaf_map.grows and not finite:
+        if made.is_finite and made.leaf_map and made.leaf_map.grows and not finite:
             raise ValueError(refusal_of_not_finite(str(made.source)))
         return entries
 

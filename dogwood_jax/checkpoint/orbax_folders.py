@@ -1,11 +1,16 @@
 """Grow a checkpoint of Orbax, variables and optimizer state: ``grow_folder``.
 
-Orbax saves a tree whose leaves are made while it saves them, one after another. TensorStore reads
-the old arrays, each when it is needed.
+Orbax reads and saves the tree, TensorStore the arrays in it (``orbax_arrays``).
 """
 
-import functools
-from collections.abc import Mapping, Sequence
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +19,29 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from dogwood_jax._arrays.pieces import parts_of
 from dogwood_jax._base.deferred import Deferred, made
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, is_array, leaves_by_path, nested, rebuilt
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._optimizer.growable import unwrapped, with_stored_ages
 from dogwood_jax._optimizer.opt_state import grow_opt_state
-from dogwood_jax.checkpoint.draft import expect_free
+from dogwood_jax.checkpoint.draft import draft, expect_free, fingerprint
 from dogwood_jax.checkpoint.errors import CheckpointError
-from dogwood_jax.checkpoint.made import Made, made_of, pieces_of
+from dogwood_jax.checkpoint.made import Made, Piece, made_of, pieces_of
+from dogwood_jax.checkpoint.orbax_arrays import Folder, NewArray, Old, Saved
+from dogwood_jax.checkpoint.writers import Writers
 
 _STATE = "opt_state"
 
 
 def tree_of_folder(folder: Path) -> PyTree:
     """Returns the tree of a checkpoint: arrays deferred, numbers and texts as they are."""
+    return _tree_of(folder)[1]
+
+
+def _tree_of(folder: Path) -> tuple[Folder, PyTree]:
+    """Returns how a checkpoint is saved, and its tree; see ``tree_of_folder``."""
     import orbax.checkpoint as ocp
     from etils import epath  # type: ignore[import-untyped]
 
@@ -44,13 +57,15 @@ def tree_of_folder(folder: Path) -> PyTree:
             f"{type(error).__name__}: {error}"
         ) from error
 
+    leaves = jax.tree.leaves(metadata.tree, is_leaf=_is_array)
+    place = Folder.of(folder.resolve(), next((a.name for a in leaves if _is_array(a)), ""))
+
     def one(leaf: Any, other: Any) -> Any:
         if other is not ocp.PLACEHOLDER:
             return other
-        read = functools.partial(_read, folder.resolve(), leaf.name, metadata.use_zarr3)
-        return Deferred(leaf.shape, leaf.dtype, read)
+        return Saved(leaf.shape, leaf.dtype, place, leaf.name)
 
-    return jax.tree.map(one, metadata.tree, others, is_leaf=_is_array)
+    return place, jax.tree.map(one, metadata.tree, others, is_leaf=_is_array)
 
 
 def _is_array(node: Any) -> bool:
@@ -64,30 +79,36 @@ def _placeholder(leaf: Any) -> Any:
     return ocp.PLACEHOLDER if _is_array(leaf) else 0
 
 
-def _read(folder: Path, name: str, zarr3: bool) -> np.ndarray:
-    """Reads an array."""
-    import tensorstore
+class _Grown(Deferred):
+    """An array of the larger network, of the stored one that it is made of."""
 
-    files: dict[str, Any] = {"driver": "file", "path": f"{folder}/{name}/"}
-    if (folder / "manifest.ocdbt").exists():
-        files = {"driver": "ocdbt", "base": f"file://{folder}/", "path": f"{name}/"}
-    spec = {"driver": "zarr3" if zarr3 else "zarr", "kvstore": files}
-    array: np.ndarray = tensorstore.open(spec, open=True, read=True).result().read().result()
-    return array
+    def __init__(self, one: Made, old: Saved | None, key: Array | None) -> None:
+        super().__init__(one.shape, one.dtype, self._make)
+        self.made, self.old, self._key = one, old, key
+
+    def _make(self) -> np.ndarray:
+        if self.made.is_copy and self.old is not None:
+            return self.old.all()
+        entries = np.empty(self.shape, self.dtype)
+        flat, order = entries.reshape(-1), tuple(range(len(self.shape)))
+        old = None if self.old is None else Old(self.old)
+        for piece in pieces_of(self.made, old, order, self._key):
+            values = piece.values(self.made).reshape(-1)
+            flat[piece.start : piece.start + values.size] = values
+        return entries
 
 
 def grow_folder(folder: Path, growth: Growth, out: Path, key: Array | None, tx: Any) -> None:
     """Grows a checkpoint of Orbax; ``dw.checkpoint.grow`` says what is promised."""
     expect_free(out.resolve(), is_folder=True)
-    tree = tree_of_folder(folder)
+    saved, tree = _tree_of(folder)
     keys = _place_of_variables(tree, growth)
     node = _at(tree, keys)
     variables, boxed = _unboxed(_collections(node, growth))
     old = leaves_by_path(variables)
 
-    def grown(one: Made) -> Deferred:
-        before = None if one.source is None else old[one.source]
-        return Deferred(one.shape, one.dtype, functools.partial(_grown, one, before, key))
+    def grown(one: Made) -> _Grown:
+        return _Grown(one, None if one.source is None else old[one.source], key)
 
     new = jax.tree.map(grown, made_of(variables, growth, key))
     changes = {keys: _merged(node, _boxed(new) if boxed else new)}
@@ -106,31 +127,7 @@ def grow_folder(folder: Path, growth: Growth, out: Path, key: Array | None, tx: 
         changes[place] = _boxed(wide) if boxed else wide
     for place, part in sorted(changes.items(), key=lambda change: len(change[0])):
         tree = _with(tree, place, part)
-    _save(out.resolve(), tree)
-
-
-def _grown(one: Made, before: Deferred | None, key: Array | None) -> np.ndarray:
-    """Returns the values of an array of the larger model."""
-    old = None if before is None else _Held(made(before))
-    if one.is_copy and old is not None:
-        return old.values
-    entries = np.empty(one.shape, one.dtype)
-    flat, order = entries.reshape(-1), tuple(range(len(one.shape)))
-    for piece in pieces_of(one, old, order, key):
-        values = piece.values(one).reshape(-1)
-        flat[piece.start : piece.start + values.size] = values
-    return entries
-
-
-class _Held:
-    """An old array in memory, of which pieces are read; see ``made.Stored``."""
-
-    def __init__(self, values: np.ndarray) -> None:
-        self.values, self.shape, self.dtype = values, values.shape, values.dtype
-        self.order = tuple(range(values.ndim))
-
-    def read(self, start: int, into: np.ndarray) -> None:
-        into[:] = self.values.reshape(-1)[start : start + into.size]
+    _write(saved, growth, out, key, tree)
 
 
 # Where the variables and the state are ------------------------------------------------------------
@@ -232,46 +229,133 @@ def _state_of(tx: Any, state: PyTree, variables: PyTree) -> PyTree:
     raise ValueError(listed("the checkpoint's opt_state is not that of tx", sorted(problems)))
 
 
-# Saving -------------------------------------------------------------------------------------------
+# Writing ------------------------------------------------------------------------------------------
+
+# The file that Orbax knows a saved tree by.
+_TREE = "_METADATA"
 
 
-def _savable(leaf: Any) -> Any:
-    """Returns an array as one of NumPy if JAX would cut its numbers short, else as one of JAX."""
-    if not is_array(leaf):
-        return leaf
-    if jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype:
-        return np.asarray(made(leaf))
-    return jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
+def _write(source: Folder, growth: Growth, out: Path, key: Array | None, tree: PyTree) -> None:
+    """Writes a tree whose arrays are deferred, one after another.
+
+    Orbax saves the tree with a number in place of each array. Then each array is written where its
+    number is, by the name that Orbax gives it.
+    """
+    import orbax.checkpoint as ocp
+
+    leaves = leaves_by_path(tree)
+    arrays = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, Deferred)}
+    names = leaves_by_path(ocp.BasePyTreeCheckpointHandler().get_param_names(tree))
+    _expect_apart(names.values())
+    files = sorted(path for path in source.path.rglob("*") if path.is_file())
+    told = {path: _told(leaf) for path, leaf in leaves.items()}
+    what = fingerprint(growth, key, files, told)
+    size = sum(prod(a.shape) * int(jnp.dtype(a.dtype).itemsize) for a in arrays.values())
+    with draft(out, what, is_folder=True, size=size) as begun:
+        folder = Folder(begun.folder, is_ocdbt=False, is_zarr3=source.is_zarr3)
+        if (_TREE, "") not in begun.done:
+            _save(folder, tree)
+            begun.note(_TREE, "")
+        with ExitStack() as opened, Writers(begun) as writers:
+            for path, array in arrays.items():
+                # What is not known to be the same would not be noticed if it changed.
+                noted = [(folder.header(names[path]), names[path])] if told[path] else []
+                new = NewArray(folder, names[path], array.shape, array.dtype, noted)
+                if not writers.has(new):
+                    opened.push(new.close)
+                    _write_array(array, new, key, writers)
 
 
-def _save(out: Path, tree: PyTree) -> None:
-    """Saves a tree whose arrays are deferred."""
+def _expect_apart(names: Iterable[str]) -> None:
+    """Raises unless each name can be a folder of its own, in the folder of the tree."""
+    names, problems = {*names}, list[str]()
+    for name in sorted(names):
+        parts = name.split("/")
+        if {"", ".", ".."} & {*parts} or "\0" in name:
+            problems.append(f"{name!r}: expected a name without empty parts, '.' and '..'")
+        above = ("/".join(parts[:n]) for n in range(1, len(parts)))
+        problems += [f"{name!r}: {one!r} is an array itself" for one in above if one in names]
+    if problems:
+        raise CheckpointError(listed("cannot be the names of arrays", problems))
+
+
+def _told(leaf: Any) -> Any:
+    """Returns what tells a leaf from others, beside the growth; None if nothing does."""
+    if isinstance(leaf, Saved):
+        return leaf.name
+    if isinstance(leaf, _Grown):
+        return leaf.made.path
+    if isinstance(leaf, Deferred):
+        return leaf.facts and repr((leaf.shape, leaf.dtype, leaf.facts))
+    if is_array(leaf):
+        entries = np.asarray(leaf)
+        return entries.shape, str(entries.dtype), hashlib.sha256(entries.tobytes()).hexdigest()
+    return repr(leaf)
+
+
+def _write_array(array: Deferred, new: NewArray, key: Array | None, writers: Writers) -> None:
+    """Begins to write an array."""
+    order = tuple(range(len(array.shape)))
+    one, old = Made("", array.shape, array.dtype, None), None
+    if isinstance(array, _Grown):
+        one, old = array.made, array.old
+    elif isinstance(array, Saved):
+        one, old = replace(one, source=array.name), array
+    elif array.mapped and isinstance(array.mapped[0], Saved) and parts_of(array.mapped[1], order):
+        old, leaf_map = array.mapped
+        one = replace(one, source=old.name, leaf_map=leaf_map, is_finite=False)
+    if old is not None and one.is_copy:
+        writers.begin(new, (partial(writers.alone, copy) for copy in new.copies(old)))
+        return
+    new.create()
+    stored = None if old is None else Old(old)
+    if stored is not None and stored.is_large:
+        writers.finish()
+    if isinstance(array, _Grown) or old is not None:
+        pieces = pieces_of(one, stored, order, key)
+    else:
+        make = partial(_all_of, array)
+        pieces = iter([Piece(0, make, prod(array.shape), is_large=True)])
+    writers.begin(new, (partial(writers.write, one, piece, new) for piece in pieces))
+
+
+def _all_of(array: Deferred, lead: int) -> tuple[np.ndarray, bool]:
+    entries = np.asarray(array.make())
+    assert entries.dtype == array.dtype, (entries.dtype, array.dtype)
+    return entries, True
+
+
+def _number(leaf: Any) -> Any:
+    """Returns a number that Orbax saves as it saves the array."""
+    if not isinstance(leaf, Deferred):
+        return jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
+    # JAX would cut other numbers short.
+    kind = jnp if jax.dtypes.canonicalize_dtype(leaf.dtype) == leaf.dtype else np
+    return kind.zeros((), leaf.dtype)
+
+
+def _save(folder: Folder, tree: PyTree) -> None:
+    """Saves a tree into an empty folder, with a number in place of each array.
+
+    What Orbax notes of the shapes of arrays beside the arrays is optional, and left out.
+    """
     import orbax.checkpoint as ocp
 
     handlers: Any = ocp.type_handlers
-
-    class DeferredHandler(handlers.ArrayHandler):  # type: ignore[misc]
-        """Saves arrays one after another, each when it has been made."""
-
-        async def serialize(
-            self, values: Sequence[Any], infos: Sequence[Any], args: Any = None
-        ) -> Sequence[Any]:
-            for number, value in enumerate(values):
-                array = jnp.asarray(made(value))
-                arguments = [array], [infos[number]], args and [args[number]]
-                for saved in await super().serialize(*arguments):
-                    saved.result()
-            return []
-
     numbers = handlers.ScalarHandler()
     registry = handlers.create_type_handler_registry(
-        *((kind, DeferredHandler()) for kind in (jax.ShapeDtypeStruct, jax.Array)),
+        (jax.Array, handlers.ArrayHandler()),
         *((kind, numbers) for kind in (int, float, np.number)),
         (np.ndarray, handlers.NumpyHandler()),
         (str, handlers.StringHandler()),
     )
-    tree = jax.tree.map(_savable, tree)
-    if out.is_dir():
-        out.rmdir()
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry)) as saver:
-        saver.save(out, args=ocp.args.PyTreeSave(tree))
+    for left in folder.path.iterdir():
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    handler = ocp.PyTreeCheckpointHandler(
+        use_ocdbt=folder.is_ocdbt, use_zarr3=folder.is_zarr3, type_handler_registry=registry
+    )
+    with tempfile.TemporaryDirectory(dir=folder.path) as place, ocp.Checkpointer(handler) as saver:
+        saved = Path(place, "tree")
+        saver.save(saved, args=ocp.args.PyTreeSave(jax.tree.map(_number, tree)))
+        for file in saved.iterdir():
+            file.rename(folder.path / file.name)

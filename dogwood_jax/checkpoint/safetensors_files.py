@@ -1,14 +1,10 @@
 """Grow a checkpoint of safetensors, one file or several: ``grow_files``."""
 
-import errno
-import hashlib
+import functools
 import json
 import os
-import threading
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -18,20 +14,17 @@ import jax
 import numpy as np
 from jax import Array
 
-import dogwood_jax
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import struct
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.shardings import most_like
-from dogwood_jax.checkpoint.draft import Draft, draft
-from dogwood_jax.checkpoint.made import PAGE, Made, Piece, made_of, pieces_of, scratch, whole_of
+from dogwood_jax.checkpoint.draft import draft, fingerprint
+from dogwood_jax.checkpoint.made import PAGE, Made, made_of, pieces_of, whole_of
 from dogwood_jax.checkpoint.names import Rows, StoredLeaf, Table
+from dogwood_jax.checkpoint.new_files import NewFile
 from dogwood_jax.checkpoint.tensors import Headers, Tensor, header_for, headers_of
+from dogwood_jax.checkpoint.writers import Writers
 
-# Each of them needs memory for some pieces.
-_MOST_THREADS = 8
-# Threads more than processors: while some wait for the disk, others make pieces.
-_WAITING = 2
 # Bytes that are copied at a time.
 _COPIED = 1 << 23
 
@@ -77,17 +70,42 @@ def grow_files(
         places |= {tensor.name: tensor for tensor in placed}
     new = [replace(leaf, tensors=tuple(places[t.name] for t in leaf.tensors)) for leaf in new]
     size = sum(map(len, texts.values())) + sum(tensor.nbytes for tensor in places.values())
-    what = _fingerprint(headers, growth, key, names)
+    paths = [headers.folder / file for file in headers.metadata]
+    what = fingerprint(growth, key, paths, headers, None if names is None else dict(names))
     is_folder = source.is_dir() or headers.index is not None
     with draft(out, what, is_folder=is_folder, size=size) as begun:
-        with _Files(headers, begun) as files:
+        with ExitStack() as stack:
+            files = stack.enter_context(_Old(headers))
+            larger = {f: stack.enter_context(NewFile(begun.folder / f)) for f in texts}
+            writers = stack.enter_context(Writers(begun))
             for file, text in texts.items():
-                files.write(file, 0, text)
+                larger[file].write(0, text)
             for made, leaf in sorted(zip(every, new, strict=True), key=lambda one: _place(one[1])):
-                files.make(made, old.get(made.source or ""), leaf, key)
+                before = old.get(made.source or "")
+                _make(made, before, leaf, key, files, _NewLeaf(leaf, larger), writers)
         if headers.index is not None:
             index = _index(headers.index, places)
             begun.folder.joinpath(headers.index_name).write_text(index)
+
+
+def _make(
+    made: Made,
+    old: StoredLeaf | None,
+    new: StoredLeaf,
+    key: Array | None,
+    files: "_Old",
+    target: "_NewLeaf",
+    writers: Writers,
+) -> None:
+    """Makes an array and writes it, unless the draft has it."""
+    if target.may_be_there and writers.has(target):
+        return
+    if made.is_copy and old is not None and old.layout == new.layout:
+        writers.begin(target, target.copies(old, files))
+        return
+    stored = None if old is None else _Leaf(old, files)
+    pieces = pieces_of(made, stored, new.order, key)
+    writers.begin(target, (functools.partial(writers.write, made, p, target) for p in pieces))
 
 
 def _stored(every: Sequence[Made], old: Mapping[str, StoredLeaf], table: Table) -> list[StoredLeaf]:
@@ -119,25 +137,6 @@ def _stored(every: Sequence[Made], old: Mapping[str, StoredLeaf], table: Table) 
 def _place(leaf: StoredLeaf) -> tuple[str, int]:
     """Returns where a leaf begins, for writing in the order of the files."""
     return leaf.tensors[0].file, leaf.tensors[0].start
-
-
-def _fingerprint(headers: Headers, growth: Growth, key: Array | None, names: Rows | None) -> str:
-    """Returns a text that changes if anything does that decides what is written.
-
-    An initializer of the caller's own is told by its place in memory, so it is never the same in
-    another process.
-    """
-    states = [(headers.folder / file).stat() for file in headers.metadata]
-    facts = (
-        dogwood_jax.__version__,
-        {path: leaf_map for path, leaf_map in growth.maps.items() if leaf_map.changes},
-        growth.insertions,
-        None if key is None else (str(key.dtype), np.asarray(jax.random.key_data(key)).tolist()),
-        None if names is None else dict(names),
-        headers,
-        [(state.st_size, state.st_mtime_ns) for state in states],
-    )
-    return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
 def _index(index: Mapping[str, Any], places: Mapping[str, Tensor]) -> str:
@@ -181,6 +180,50 @@ def _ranges(leaf: StoredLeaf, start: int, size: int) -> Iterator[tuple[Tensor, i
         done = stop
 
 
+class _NewLeaf:
+    """A new leaf whose entries can be written; see ``writers.New``."""
+
+    def __init__(self, leaf: StoredLeaf, files: Mapping[str, NewFile]) -> None:
+        self.names = [(tensor.file, tensor.name) for tensor in leaf.tensors]
+        self._leaf, self._files = leaf, files
+
+    @property
+    def may_be_there(self) -> bool:
+        """Whether the draft's files were so long that it may be there."""
+        files, tensors = self._files, self._leaf.tensors
+        return all(t.start + t.nbytes <= files[t.file].length for t in tensors)
+
+    def done(self) -> None:
+        """Leaves the files open, because others are in them, too."""
+
+    def copies(self, old: StoredLeaf, files: "_Old") -> Iterator[Callable[[], None]]:
+        """Yields what copies it as it is."""
+        for before, after in zip(old.tensors, self._leaf.tensors, strict=True):
+            assert before.nbytes == after.nbytes, before.name
+            for start in range(0, before.nbytes, _COPIED):
+                size = min(_COPIED, before.nbytes - start)
+                handle, here = files.handle(before.file), before.start + start
+                new, there = self._files[after.file], after.start + start
+                read = functools.partial(files.read, before.file)
+                yield functools.partial(new.copy, handle, here, there, size, read)
+
+    def lead(self, start: int) -> int:
+        itemsize = self._leaf.tensors[0].itemsize
+        _, offset, _ = next(_ranges(self._leaf, start * itemsize, itemsize))
+        return offset % PAGE
+
+    def write(self, start: int, entries: np.ndarray) -> None:
+        data = np.ascontiguousarray(entries).reshape(-1).view(np.uint8).data
+        start *= entries.dtype.itemsize
+        for tensor, offset, part in _ranges(self._leaf, start, len(data)):
+            self._files[tensor.file].write(offset, data[part])
+
+    def leave_zeros(self, start: int, size: int) -> None:
+        itemsize = self._leaf.tensors[0].itemsize
+        for tensor, offset, part in _ranges(self._leaf, start * itemsize, size * itemsize):
+            self._files[tensor.file].leave_zeros(offset + part.stop - part.start)
+
+
 class _Old:
     """The old files, open for reading."""
 
@@ -195,6 +238,10 @@ class _Old:
         for handle in self._old.values():
             os.close(handle)
 
+    def handle(self, file: str) -> int:
+        """Returns the descriptor of a file."""
+        return self._old[file]
+
     def read(self, file: str, offset: int, into: memoryview) -> None:
         """Reads bytes of an old file."""
         handle = self._old[file]
@@ -205,164 +252,3 @@ class _Old:
                     f"{self._folder / file}: ends too early; it changed while it was read"
                 )
             offset, into = offset + count, into[count:]
-
-
-class _Files(_Old):
-    """The old files and the new ones, to which several threads write pieces."""
-
-    def __init__(self, headers: Headers, begun: Draft) -> None:
-        super().__init__(headers)
-        self._draft, flags = begun, os.O_RDWR | os.O_CREAT
-        # A file of the draft may have been removed, though the journal says what was in it.
-        paths = {file: begun.folder / file for file in headers.metadata}
-        self._sizes = {f: path.stat().st_size if path.exists() else 0 for f, path in paths.items()}
-        self._new = {file: os.open(begun.folder / file, flags, 0o666) for file in headers.metadata}
-        self._direct = {file: _open_directly(paths[file]) for file in headers.metadata}
-        self._threads = min(os.cpu_count() or 1, _MOST_THREADS) + _WAITING
-        self._writers = ThreadPoolExecutor(self._threads)
-        # Pieces that are being written; behind those of an array, the array.
-        self._waiting: deque[Future[None] | StoredLeaf] = deque()
-        self._alone = threading.Lock()
-        # Threads that write to one file at a time stand in each other's way.
-        self._writing = threading.Lock()
-
-    def __enter__(self) -> "_Files":
-        return self
-
-    def __exit__(self, error: object = None, *_: object) -> None:
-        try:
-            while self._waiting and error is None:
-                self._next()
-            for handle in self._new.values() if error is None else ():
-                os.fsync(handle)  # before the files get their names
-        finally:
-            self._writers.shutdown(cancel_futures=True)
-            super().__exit__(error)
-            for one in (*self._new.values(), *self._direct.values()):
-                if one is not None:
-                    os.close(one)
-
-    def make(self, made: Made, old: StoredLeaf | None, new: StoredLeaf, key: Array | None) -> None:
-        """Makes an array and writes it, unless the draft has it."""
-        if all(map(self._has, new.tensors)):
-            return
-        if made.is_copy and old is not None and old.layout == new.layout:
-            for before, after in zip(old.tensors, new.tensors, strict=True):
-                assert before.nbytes == after.nbytes, before.name
-                for start in range(0, before.nbytes, _COPIED):
-                    size = min(_COPIED, before.nbytes - start)
-                    self._submit(self._copy, before, after, start, size)
-        else:
-            stored = None if old is None else _Leaf(old, self)
-            for piece in pieces_of(made, stored, new.order, key):
-                self._submit(self._write, made, piece, new)
-        self._waiting.append(new)
-
-    def _has(self, tensor: Tensor) -> bool:
-        """Whether the draft has a tensor already."""
-        is_there = tensor.start + tensor.nbytes <= self._sizes[tensor.file]
-        return is_there and (tensor.file, tensor.name) in self._draft.done
-
-    def _submit(self, task: Any, *arguments: Any) -> None:
-        while len(self._waiting) > 2 * self._threads:
-            self._next()
-        self._waiting.append(self._writers.submit(task, *arguments))
-
-    def _next(self) -> None:
-        """Waits for the piece that was begun first; notes an array all of which is written."""
-        first = self._waiting.popleft()
-        if isinstance(first, Future):
-            first.result()
-        else:
-            for tensor in first.tensors:
-                self._draft.note(tensor.file, tensor.name)
-
-    def _write(self, made: Made, piece: Piece, leaf: StoredLeaf) -> None:
-        if not piece.size:
-            return
-        start, size = (count * leaf.tensors[0].itemsize for count in (piece.start, piece.size))
-        ranges = [*_ranges(leaf, start, size)]
-        if piece.is_zero:
-            for tensor, offset, part in ranges:
-                self._leave_zeros(tensor.file, offset + part.stop - part.start)
-            return
-        # Two large pieces at a time could be too much for the memory.
-        with self._alone if piece.is_large else nullcontext():
-            entries = np.ascontiguousarray(piece.values(made, ranges[0][1] % PAGE))
-            data = entries.reshape(-1).view(np.uint8).data
-            for tensor, offset, part in ranges:
-                self.write(tensor.file, offset, data[part])
-
-    def _leave_zeros(self, file: str, stop: int) -> None:
-        """Makes a file as long as this; what is written nowhere else is zeros, and takes no time.
-
-        A draft holds nothing else there, because the same run would write the same.
-        """
-        with self._writing:
-            if os.fstat(self._new[file]).st_size < stop:
-                os.ftruncate(self._new[file], stop)
-
-    def _copy(self, before: Tensor, after: Tensor, start: int, size: int) -> None:
-        """Copies bytes of a tensor, without taking them into memory if they are not written so."""
-        while size:
-            here, there, copied = before.start + start, after.start + start, 0
-            if self._direct[after.file] is None and hasattr(os, "copy_file_range"):
-                old, new = self._old[before.file], self._new[after.file]
-                with self._writing, suppress(OSError):  # some files of networks
-                    copied = os.copy_file_range(old, new, size, here, there)
-            if not copied:
-                part = scratch("new", (size,), np.uint8, there % PAGE).data
-                self.read(before.file, here, part)
-                self.write(after.file, there, part)
-                copied = size
-            start, size = start + copied, size - copied
-
-    def write(self, file: str, offset: int, data: bytes | memoryview) -> None:
-        """Writes bytes of a new file: whole pages directly, if the system can, others through it.
-
-        What is written directly is not copied once more into the system's own memory. That is
-        possible where pages of the file are pages in memory.
-        """
-        data = memoryview(data)
-        begin = min(-offset % PAGE, len(data))
-        end = len(data) - (offset + len(data)) % PAGE
-        direct = self._direct[file]
-        if direct is None or end <= begin:
-            self._put(self._new[file], offset, data)
-            return
-        pages = data[begin:end]
-        self._put(self._new[file], offset, data[:begin])
-        self._put(self._new[file], offset + end, data[end:])
-        if np.frombuffer(pages, np.uint8).ctypes.data % PAGE == 0:
-            self._put_pages(file, offset + begin, pages)
-            return
-        for start in range(0, len(pages), _COPIED):
-            part = pages[start : start + _COPIED]
-            held = scratch("pages", (len(part),), np.uint8).data
-            held[:] = part
-            self._put_pages(file, offset + begin + start, held)
-
-    def _put_pages(self, file: str, offset: int, data: memoryview) -> None:
-        """Writes pages directly, or not if the system will not have it."""
-        direct = self._direct[file]
-        try:
-            if direct is not None:
-                self._put(direct, offset, data)
-                return
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-        self._put(self._new[file], offset, data)
-
-    def _put(self, handle: int, offset: int, data: memoryview) -> None:
-        with self._writing:
-            while data:
-                count = os.pwrite(handle, data, offset)
-                offset, data = offset + count, data[count:]
-
-
-def _open_directly(path: Path) -> int | None:
-    """Opens a file to be written without the system's memory in between, where that is possible."""
-    with suppress(AttributeError, OSError):
-        return os.open(path, os.O_WRONLY | os.O_DIRECT)
-    return None

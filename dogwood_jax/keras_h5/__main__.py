@@ -23,7 +23,7 @@ from dogwood_jax._base.command import answered, show
 from dogwood_jax._base.tables import table
 from dogwood_jax._base.trees import leaves_by_path
 from dogwood_jax.keras_h5 import inspect, load, load_model, save
-from dogwood_jax.keras_h5._models.model import example_inputs
+from dogwood_jax.keras_h5._models.shapes import example_inputs
 
 _STRATEGIES = ("zero_outgoing", "replicate", "tile", "zeros", "random")
 

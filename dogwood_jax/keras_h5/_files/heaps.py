@@ -9,8 +9,9 @@ HDF5 file format specification 3.0 has them in section III.E. ``structure`` has 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import IO
 
+from dogwood_jax.keras_h5._files.binary import number
 from dogwood_jax.keras_h5._files.errors import KerasFileError
-from dogwood_jax.keras_h5._files.structure import Object, number, read_objects
+from dogwood_jax.keras_h5._files.structure import Object, read_objects
 
 _SIGNATURE = b"GCOL\x01\0\0\0"
 _HEADER = 16  # bytes of the header of a heap, and of that of an object in it
@@ -30,7 +31,7 @@ def check_file(stream: IO[bytes], limit: int) -> None:
     """
     items, base = read_objects(stream)
     end = stream.seek(0, 2)
-    arrays = ((item.extent[0] + base, item.extent[1]) for item in items if item.extent)
+    arrays = ((place + base, size) for item in items for place, size in item.extents)
     heaps = {
         place: _objects(stream, place, end)
         for start, stop in _gaps(arrays, end)

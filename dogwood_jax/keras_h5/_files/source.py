@@ -41,14 +41,15 @@ class Source:
         weights: the HDF5 file with the arrays.
         limit: bytes that its arrays may take in memory altogether.
         config: the text of ``config.json``, which archives alone have.
-        metadata: the text of ``metadata.json``.
+        metadata: the bytes of ``metadata.json``, which weights do not need: empty if they cannot be
+            read.
         others: yields the archive's other members, vocabularies for example, by their names.
     """
 
     weights: h5py.File
     limit: int
     config: str | None = None
-    metadata: str | None = None
+    metadata: bytes | None = None
     others: Callable[[], Iterable[tuple[str, bytes]]] = tuple
 
 
@@ -133,11 +134,12 @@ def _archive(archive: zipfile.ZipFile, stream: IO[bytes], limit: int) -> Iterato
                 f"at /: expected one member {name!r}, as in the archives that Keras saves; found "
                 f"{', '.join(sorted(names)[:8]) or 'nothing'}"
             )
-    texts = {
-        name: _inflated(archive, name, _MAX_JSON).decode()
-        for name in (CONFIG, METADATA)
-        if name in names
-    }
+    config = _inflated(archive, CONFIG, _MAX_JSON).decode()
+    metadata = None
+    if METADATA in names:
+        metadata = b""
+        with contextlib.suppress(Exception):  # zipfile raises a dozen kinds
+            metadata = _inflated(archive, METADATA, _MAX_JSON)
     info = archive.getinfo(WEIGHTS)
     weights: Any  # a file
     if info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1:
@@ -153,7 +155,7 @@ def _archive(archive: zipfile.ZipFile, stream: IO[bytes], limit: int) -> Iterato
 
     check_file(weights, limit)
     with h5py.File(weights, "r") as file:
-        yield Source(file, limit, texts[CONFIG], texts.get(METADATA), others)
+        yield Source(file, limit, config, metadata, others)
 
 
 def _inflated(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
@@ -213,14 +215,14 @@ def _folder(path: Path, limit: int | None) -> Iterator[Source]:
             (path / name).exists() and not stat.S_ISREG((path / name).stat().st_mode)
         ):
             raise KerasFileError(f"at {name}: expected a file in the folder itself; found a link")
-    texts = {}
-    for name in (CONFIG, METADATA):
-        if (path / name).exists():
-            if (path / name).stat().st_size > _MAX_JSON:
-                raise KerasFileError(f"at {name}: expected at most {_MAX_JSON:,} bytes; found more")
-            texts[name] = (path / name).read_text()
+    if (path / CONFIG).stat().st_size > _MAX_JSON:
+        raise KerasFileError(f"at {CONFIG}: expected at most {_MAX_JSON:,} bytes; found more")
+    config, metadata = (path / CONFIG).read_text(), None
+    if (path / METADATA).exists():
+        small = (path / METADATA).stat().st_size <= _MAX_JSON
+        metadata = (path / METADATA).read_bytes() if small else b""
     limit = _limit((path / WEIGHTS).stat().st_size, limit)
     with (path / WEIGHTS).open("rb") as stream:
         check_file(stream, limit)
         with h5py.File(stream, "r") as file:
-            yield Source(file, limit, texts[CONFIG], texts.get(METADATA))
+            yield Source(file, limit, config, metadata)

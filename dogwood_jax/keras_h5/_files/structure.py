@@ -5,10 +5,11 @@ full, and goes round for ever in a heap whose free blocks lead to one another. S
 leads to something else is looked through here first, as the HDF5 file format specification 3.0 has
 it: the superblock (II), B-trees, local heaps and symbol tables of groups (III.A to III.D) and
 object headers with their messages (IV.A); B-trees of version 2 and fractal heaps, where names are
-not ASCII (III.A.2, III.G). Each part must be in the file, and be there once.
+not ASCII or attributes many (III.A.2, III.G). Each part must be in the file, and be there once.
 
-Files are read as Keras writes them, through h5py with its defaults. What HDF5 has had since 1.8 for
-objects of many attributes, and since 1.10 for chunks, is refused.
+Files are read as Keras writes them, through h5py with its defaults or ``libver="latest"``. Large
+attributes of an object of many are refused, and chunks of arrays that may become longer, as
+``chunks`` says.
 
 What remains: HDF5 decodes types, above all those of records, and arrays by itself. Read files that
 may be attacks in a process of its own, as the docstring of ``load`` says.
@@ -19,16 +20,23 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO
 
-from dogwood_jax.keras_h5._files.checksum import checksum
-from dogwood_jax.keras_h5._files.errors import KerasFileError
+from dogwood_jax.keras_h5._files.binary import (
+    NOWHERE,
+    OTHERWISE,
+    File,
+    check_sum,
+    damaged,
+    number,
+    refused,
+    text,
+)
+from dogwood_jax.keras_h5._files.chunks import Extent, chunks
 from dogwood_jax.keras_h5._files.hdf5 import MAX_DEPTH, deeper
-
-_SIGNATURE = b"\x89HDF\r\n\x1a\n"
-_NOWHERE = (1 << 64) - 1
+from dogwood_jax.keras_h5._files.trees import Heap, leaves, records
 
 # Types of messages in object headers.
 _SPACE, _LINKS, _TYPE, _OLD_FILL, _FILL, _LINK, _EXTERNAL, _LAYOUT = 1, 2, 3, 4, 5, 6, 7, 8
-_ATTRIBUTE, _SHARED_TABLE, _CONTINUATION, _SYMBOLS = 0x0C, 0x0F, 0x10, 0x11
+_FILTERS, _ATTRIBUTE, _SHARED_TABLE, _CONTINUATION, _SYMBOLS = 0x0B, 0x0C, 0x0F, 0x10, 0x11
 _DRIVER, _ATTRIBUTES, _CACHE = 0x14, 0x15, 0x18
 _SHARED = 2  # flag of a message that is elsewhere
 
@@ -36,8 +44,6 @@ _SHARED = 2  # flag of a message that is elsewhere
 _INTEGER, _FLOAT, _STRING, _BITS, _COMPOUND, _ENUM, _VARIABLE, _ARRAY = 0, 1, 3, 4, 6, 8, 9, 10
 
 _COMPACT, _CONTIGUOUS, _CHUNKED = range(3)  # classes of layouts
-
-_OTHERWISE = "as Keras writes it; load the file in Keras, and save it again"
 
 
 @dataclass(frozen=True)
@@ -63,64 +69,13 @@ class Object:
         name: a path to it.
         strings: those of its attributes, and of itself.
         links: the names and addresses of what is in it; a name may be there twice.
-        extent: address and size of an array that is not in chunks.
+        extents: address and size of an array, or of each of its chunks.
     """
 
     name: str
     strings: list[Strings]
     links: list[tuple[str, int]]
-    extent: tuple[int, int] | None
-
-
-class _File:
-    """The bytes of a file by HDF5's own addresses, which begin at its superblock."""
-
-    def __init__(self, stream: IO[bytes]):
-        self._stream = stream
-        end = stream.seek(0, 2)
-        self.base = 0
-        while self._at(self.base, 8) != _SIGNATURE:
-            self.base = max(2 * self.base, 512)
-            if self.base >= end:
-                raise KerasFileError(
-                    "at byte 0: expected an HDF5 file or a .keras archive; found neither"
-                )
-        self._end = end - self.base
-        self._seen: set[int] = set()
-        self._left = 4 * end + (1 << 20)
-
-    def _at(self, place: int, size: int) -> bytes:
-        self._stream.seek(place)
-        return self._stream.read(size)
-
-    def within(self, address: int, size: int, what: str) -> None:
-        """Raises if something is not in the file whole."""
-        if address + size > self._end:
-            raise _damaged(address, f"{what} within the file; found one of {size:,} bytes")
-
-    def check_end(self, end: int) -> None:
-        """Raises if the file is shorter than it says."""
-        if end > self.base + self._end:
-            found = self.base + self._end
-            raise KerasFileError(
-                f"at /: expected an HDF5 file of {end:,} bytes, as it says; found {found:,}: "
-                "it has been cut off, or not been copied whole"
-            )
-
-    def read(self, address: int, size: int, what: str) -> bytes:
-        """Returns bytes of a structure; all together may be a few times those of the file."""
-        self.within(address, size, what)
-        self._left -= size
-        if self._left < 0:
-            raise _damaged(address, f"{what} by itself; found one that overlaps with many")
-        return self._at(self.base + address, size)
-
-    def once(self, address: int, size: int, what: str) -> bytes:
-        """Returns the first bytes of a structure that nothing else leads to."""
-        if address in self._seen:
-            raise _damaged(address, f"{what} that one other leads to; found more, or itself")
-        self._seen.add(address)
-        return self.read(address, size, what)
+    extents: list[Extent]
 
 
 def read_objects(stream: IO[bytes]) -> tuple[list[Object], int]:
@@ -129,7 +84,7 @@ def read_objects(stream: IO[bytes]) -> tuple[list[Object], int]:
     Raises:
         KerasFileError: if some of it is not in the file, in a circle or in another one's place.
     """
-    file = _File(stream)
+    file = File(stream)
     root, table = _root(file)
     found = []
     seen, level = {root}, [("/", root)]
@@ -139,7 +94,7 @@ def read_objects(stream: IO[bytes]) -> tuple[list[Object], int]:
             try:
                 item = _object(file, name, address, table if address == root else None)
             except IndexError:
-                raise _refused(name, "a header with messages; found one that is cut off") from None
+                raise refused(name, "a header with messages; found one that is cut off") from None
             found.append(item)
             for key, target in item.links:
                 if target not in seen:
@@ -151,34 +106,34 @@ def read_objects(stream: IO[bytes]) -> tuple[list[Object], int]:
     return found, file.base
 
 
-def _root(file: _File) -> tuple[int, bytes | None]:
+def _root(file: File) -> tuple[int, bytes | None]:
     """Returns the address of the root group's header, and those of its table if they are said."""
     what = "a superblock"
     version = file.read(8, 1, what)[0]
     if version > 3:
-        raise _damaged(8, f"a superblock of version 0 to 3; found {version}")
+        raise damaged(8, f"a superblock of version 0 to 3; found {version}")
     sizes = file.read(9 if version > 1 else 13, 2, what)
     if sizes != b"\x08\x08":
-        raise _damaged(8, "addresses and lengths of 8 bytes")
+        raise damaged(8, "addresses and lengths of 8 bytes")
     if version > 1:
         block = file.read(0, 48, what)
-        _check_sum(block, 0)
+        check_sum(block, 0)
         file.check_end(number(block[28:36]))
         extension = number(block[20:28])
-        if extension != _NOWHERE:
+        if extension != NOWHERE:
             for kind, _ in _messages(file, extension):
                 if kind in (_SHARED_TABLE, _DRIVER, _CACHE):
-                    raise _damaged(extension, f"a superblock {_OTHERWISE}")
+                    raise damaged(extension, f"a superblock {OTHERWISE}")
         return number(block[36:44]), None
     block = file.read(24 + 4 * version, 56, what)
     file.check_end(number(block[16:24]))
-    if number(block[24:32]) != _NOWHERE:
-        raise _damaged(48, "one file; found one of a family")
+    if number(block[24:32]) != NOWHERE:
+        raise damaged(48, "one file; found one of a family")
     table = file.read(80 + 4 * version, 16, what) if number(block[48:52]) == 1 else None
     return number(block[40:48]), table
 
 
-def _object(file: _File, name: str, address: int, table: bytes | None) -> Object:
+def _object(file: File, name: str, address: int, table: bytes | None) -> Object:
     """Returns an object, once all that its header leads to is in order.
 
     Args:
@@ -200,25 +155,23 @@ def _object(file: _File, name: str, address: int, table: bytes | None) -> Object
         elif kind == _LINKS:
             links += _many_links(file, data, name)
         elif kind == _ATTRIBUTES:
-            start = 2 + 2 * (data[1] & 1)
-            if number(data[start : start + 8]) != _NOWHERE:
-                raise _refused(name, f"attributes in its header, {_OTHERWISE}")
+            strings += _many_attributes(file, data, name)
         elif kind == _EXTERNAL:
             _local_heap(file, number(data[8:16]))
         messages.setdefault(kind, data)  # HDF5, too, takes the first one of a kind
     # Without a table, as where a name is not ASCII, HDF5 does not look there.
     if table is not None and messages.get(_SYMBOLS, table) != table:
-        raise _refused(name, "the table of links that the superblock says; found another")
-    extent = None
+        raise refused(name, "the table of links that the superblock says; found another")
+    extents: list[Extent] = []
     if _LAYOUT in messages:
-        extent = _array(file, name, messages)
-        strings += _own_strings(file, name, messages, extent)
+        extents = _array(file, name, messages)
+        strings += _own_strings(file, name, messages, extents)
     elif _TYPE in messages:
         _type(messages[_TYPE], name)
-    return Object(name, strings, links, extent)
+    return Object(name, strings, links, extents)
 
 
-def _messages(file: _File, address: int) -> Iterator[tuple[int, bytes]]:
+def _messages(file: File, address: int) -> Iterator[tuple[int, bytes]]:
     """Yields the messages of an object's header: their types and contents."""
     what = "an object's header"
     head = file.once(address, 16, what)
@@ -233,11 +186,11 @@ def _messages(file: _File, address: int) -> Iterator[tuple[int, bytes]]:
     elif head[0] == 1:
         blocks, header = [(address + 16, 0, number(head[8:12]))], 8
     else:
-        raise _damaged(address, f"{what}; found none")
+        raise damaged(address, f"{what}; found none")
     for start, skipped, size in blocks:  # which grows
         if new:  # between a signature and a checksum
             block = file.read(start, skipped + size + 4, what)
-            _check_sum(block, start)
+            check_sum(block, start)
             block = block[skipped:-4]
         else:
             block = file.read(start, size, what)
@@ -249,9 +202,9 @@ def _messages(file: _File, address: int) -> Iterator[tuple[int, bytes]]:
             data = block[at + header : at + header + length]
             at += header + length
             if at > len(block):
-                raise _damaged(start, f"{what} that holds its messages; found a longer one")
+                raise damaged(start, f"{what} that holds its messages; found a longer one")
             if shared:
-                raise _damaged(start, f"{what} with all of its messages, {_OTHERWISE}")
+                raise damaged(start, f"{what} with all of its messages, {OTHERWISE}")
             if kind == _CONTINUATION:
                 further, room = number(data[:8]), number(data[8:16])
                 file.once(further, 4, what)
@@ -267,103 +220,32 @@ def _link(data: bytes, name: str) -> Iterator[tuple[str, int]]:
     length = number(data[at : at + width])
     end = at + width + length
     if end + 2 > len(data):
-        raise _refused(name, "links with their names")
+        raise refused(name, "links with their names")
     if not flags & 8 or data[2] == 0:
-        yield _text(data[at + width : end]), number(data[end : end + 8])
+        yield text(data[at + width : end]), number(data[end : end + 8])
 
 
-def _many_links(file: _File, data: bytes, name: str) -> Iterator[tuple[str, int]]:
+def _many_links(file: File, data: bytes, name: str) -> Iterator[tuple[str, int]]:
     """Yields the links that a group has in a heap, because one has a name that is not ASCII."""
     flags = data[1]
     start = 2 + 8 * (flags & 1)  # behind the largest number in the order of creation
     heap, *trees = (number(data[at : at + 8]) for at in range(start, len(data) - 7, 8))
-    if heap == _NOWHERE:
+    if heap == NOWHERE:
         return
-    objects = _Heap(file, heap)
+    objects = Heap(file, heap, "a heap of links", 4)
     for tree in trees[: 1 + (flags >> 1 & 1)]:  # by their names, and in the order of creation
-        for record in _records(file, tree):
+        for record in records(file, tree, {5: 11, 6: 15}):
             yield from _link(objects.read(record[-7:]), name)
 
 
-def _records(file: _File, tree: int) -> Iterator[bytes]:
-    """Yields the records of a B-tree of version 2."""
-    what = "a B-tree of version 2"
-    head = file.once(tree, 38, what)
-    _check_sum(head, tree)
-    kind, size, depth = head[5], number(head[10:12]), number(head[12:14])
-    root, count = number(head[16:24]), number(head[24:26])
-    if head[:5] != b"BTHD\0" or (kind, size) not in ((5, 11), (6, 15)) or depth > 1:
-        raise _damaged(tree, f"{what} with links, of two levels at most; found another")
-    most = (number(head[6:10]) - 10) // size  # records of a node
-    width = 8 + (1 if most < 256 else 2)
-    nodes = [(root, count, depth)] if count else []
-    while nodes:
-        node, count, depth = nodes.pop()
-        end = 6 + count * size
-        block = file.once(node, end + (count + 1) * width * depth + 4, what)
-        _check_sum(block, node)
-        if block[:6] != (b"BTIN\0" if depth else b"BTLF\0") + bytes([kind]):
-            raise _damaged(node, f"{what}; found none")
-        yield from (block[at : at + size] for at in range(6, end, size))
-        for at in range(end, end + (count + 1) * width * depth, width):
-            child = block[at : at + width]
-            nodes.append((number(child[:8]), number(child[8:]), 0))
-
-
-class _Heap:
-    """A fractal heap: objects by their places in blocks. Later blocks are larger."""
-
-    def __init__(self, file: _File, address: int):
-        what = "a heap of links"
-        head = file.once(address, 146, what)
-        _check_sum(head, address)
-        width, start = number(head[110:112]), number(head[112:120])
-        largest, bits = number(head[120:128]), number(head[128:130])
-        root, rows = number(head[132:140]), number(head[140:142])
-        # The flag 2: blocks have checksums. Not larger than Keras's: blocks in blocks are refused.
-        if head[:5] != b"FRHP\0" or head[5:10] != b"\7\0\0\0\2" or bits != 32:
-            raise _damaged(address, f"{what} {_OTHERWISE}")
-        sizes = [start << max(row - 1, 0) for row in range(rows)] or [start]
-        if width > 16 or not 0 < sizes[-1] <= largest <= 1 << 16:
-            raise _damaged(address, f"{what} of at most 64 KiB in a block")
-        blocks = [root]
-        if rows:
-            table = file.once(root, 17 + 8 * width * rows + 4, what)
-            _check_sum(table, root)
-            if not table.startswith(b"FHIB\0"):
-                raise _damaged(root, f"{what}; found none")
-            blocks = [number(table[at : at + 8]) for at in range(17, len(table) - 4, 8)]
-            sizes = [size for size in sizes for _ in range(width)]
-        self._blocks = {}
-        place = 0
-        for block, size in zip(blocks, sizes):
-            if block != _NOWHERE:
-                data = file.once(block, size, what)
-                if checksum(data[:17] + bytes(4) + data[21:]) != number(data[17:21]):
-                    raise _damaged(block, f"{what} with its checksum; found another")
-                if data[:5] != b"FHDB\0" or number(data[13:17]) != place:
-                    raise _damaged(block, f"{what}; found none")
-                self._blocks[place] = data
-            place += size
-        self._address = address
-
-    def read(self, place: bytes) -> bytes:
-        """Returns an object by its place: a byte for its sort, its start and its size."""
-        start, size = number(place[1:5]), number(place[5:])
-        for at, data in self._blocks.items():
-            if place[0] == 0 and at + 21 <= start and start + size <= at + len(data):
-                return data[start - at : start - at + size]
-        raise _damaged(self._address, "a heap of links; found one that is not in it")
-
-
-def _symbols(file: _File, tree: int, heap: int) -> Iterator[tuple[str, int]]:
+def _symbols(file: File, tree: int, heap: int) -> Iterator[tuple[str, int]]:
     """Yields the links of a group, unless they lead to paths."""
     names = _local_heap(file, heap)
     what = "a table of links"
-    for node, _ in _leaves(file, tree, 0, 8):
+    for node, _ in leaves(file, tree, 0, 8):
         head = file.once(node, 8, what)
         if not head.startswith(b"SNOD\x01"):
-            raise _damaged(node, f"{what}; found none")
+            raise damaged(node, f"{what}; found none")
         entries = file.read(node + 8, 40 * number(head[6:8]), what)
         for at in range(0, len(entries), 40):
             name = _string(names, number(entries[at : at + 8]), heap)
@@ -373,37 +255,18 @@ def _symbols(file: _File, tree: int, heap: int) -> Iterator[tuple[str, int]]:
                 yield name, number(entries[at + 8 : at + 16])
 
 
-def _leaves(file: _File, root: int, kind: int, key: int) -> Iterator[tuple[int, bytes]]:
-    """Yields what the leaves of a B-tree lead to, and their keys of so many bytes."""
-    what = "a B-tree"
-    nodes: list[tuple[int, int | None]] = [(root, None)]
-    while nodes:
-        address, level = nodes.pop()
-        head = file.once(address, 24, what)
-        if head[:5] != b"TREE" + bytes([kind]) or level not in (None, head[5]):
-            raise _damaged(address, f"{what} of kind {kind} and level {level or 0}; found none")
-        step = key + 8
-        body = file.read(address + 24, number(head[6:8]) * step + key, what)
-        for at in range(0, len(body) - key, step):
-            child = number(body[at + key : at + step])
-            if head[5]:
-                nodes.append((child, head[5] - 1))
-            else:
-                yield child, body[at : at + key]
-
-
-def _local_heap(file: _File, address: int) -> bytes:
+def _local_heap(file: File, address: int) -> bytes:
     """Returns the bytes of a heap, once its free blocks come to an end."""
     what = "a heap of names"
     head = file.read(address, 32, what)
     if not head.startswith(b"HEAP\0"):
-        raise _damaged(address, f"{what}; found none")
+        raise damaged(address, f"{what}; found none")
     size, free, place = (number(head[at : at + 8]) for at in (8, 16, 24))
     heap = file.read(place, size, what)
     seen = set()
     while free != 1:
         if free in seen or free + 16 > size:
-            raise _damaged(address, f"{what} with free blocks that end; found them in a circle")
+            raise damaged(address, f"{what} with free blocks that end; found them in a circle")
         seen.add(free)
         free = number(heap[free : free + 8])
     return heap
@@ -412,8 +275,8 @@ def _local_heap(file: _File, address: int) -> bytes:
 def _string(heap: bytes, start: int, address: int) -> str:
     end = heap.find(b"\0", start)
     if end < 0:
-        raise _damaged(address, "a heap of names; found one that is not in it")
-    return _text(heap[start:end])
+        raise damaged(address, "a heap of names; found one that is not in it")
+    return text(heap[start:end])
 
 
 def _attribute(data: bytes, owner: str) -> list[Strings]:
@@ -423,17 +286,32 @@ def _attribute(data: bytes, owner: str) -> list[Strings]:
     steps = [(n + 7) // 8 * 8 for n in lengths] if version == 1 else lengths
     ends = [sum(steps[:i], 9 if version == 3 else 8) for i in range(4)]
     name, kind, space = (data[at : at + n] for at, n in zip(ends, lengths))
-    shown = _text(name.partition(b"\0")[0])
+    shown = text(name.partition(b"\0")[0])
     if version not in (1, 2, 3) or version > 1 and data[1]:
-        raise _refused(owner, f"attribute {shown} with its type, {_OTHERWISE}")
+        raise refused(owner, f"attribute {shown} with its type, {OTHERWISE}")
     class_, size = _type(kind, f"{owner}, attribute {shown}")
     if class_ in (_COMPOUND, _ARRAY):
-        raise _refused(owner, f"numbers or strings in attribute {shown}; found a record")
+        raise refused(owner, f"numbers or strings in attribute {shown}; found a record")
     count = math.prod(_shape(space, owner))
     values = data[ends[3] :]
     if count * size > len(values):
-        raise _refused(owner, f"attribute {shown} in its header")
+        raise refused(owner, f"attribute {shown} in its header")
     return _strings(f"attribute {shown}", kind, values[: count * size])
+
+
+def _many_attributes(file: File, data: bytes, name: str) -> Iterator[Strings]:
+    """Yields the strings of attributes that an object has in a heap, because they are many."""
+    flags = data[1]
+    start = 2 + 2 * (flags & 1)  # behind the largest number in the order of creation
+    heap, *trees = (number(data[at : at + 8]) for at in range(start, len(data) - 7, 8))
+    if heap == NOWHERE:
+        return
+    objects = Heap(file, heap, "a heap of attributes", 5)
+    for tree in trees[: 1 + (flags >> 1 & 1)]:  # by their names, and in the order of creation
+        for record in records(file, tree, {8: 17, 9: 13}):
+            if record[0] or record[8] & _SHARED:
+                raise refused(name, f"attributes of at most 4 KiB, {OTHERWISE}")
+            yield from _attribute(objects.read(record[:8]), name)
 
 
 def _strings(place: str, kind: bytes, values: bytes) -> list[Strings]:
@@ -442,28 +320,32 @@ def _strings(place: str, kind: bytes, values: bytes) -> list[Strings]:
 
 
 def _own_strings(
-    file: _File, name: str, messages: Mapping[int, bytes], extent: tuple[int, int] | None
+    file: File, name: str, messages: Mapping[int, bytes], extents: list[Extent]
 ) -> list[Strings]:
     """Returns the strings of an array, which are read where the whole file is copied."""
     kind, layout = messages[_TYPE], messages[_LAYOUT]
     if kind[0] & 15 != _VARIABLE:
         return []
-    if layout[1] == _CHUNKED:
-        raise _refused(name, "strings in one piece; found them in chunks")
-    values = file.read(*extent, "strings") if extent else layout[4:]
-    return _strings("the array", kind, values if extent or layout[1] == _COMPACT else b"")
+    if layout[1] == _CHUNKED and _FILTERS in messages:
+        raise refused(name, "strings as they are; found them compressed")
+    pieces = [file.read(*extent, "strings") for extent in extents]
+    return _strings("the array", kind, layout[4:] if layout[1] == _COMPACT else b"".join(pieces))
 
 
-def _shape(data: bytes, name: str) -> tuple[int, ...]:
-    """Returns the sizes of an array, as its dataspace says them; ``(0,)`` if it has no data."""
+def _shape(data: bytes, name: str, largest: bool = False) -> tuple[int, ...]:
+    """Returns the sizes of an array, as its dataspace says them; ``(0,)`` if it has no data.
+
+    With ``largest`` they are what they may become.
+    """
     if len(data) < 4 or data[0] not in (1, 2) or data[1] > 32:
-        raise _refused(name, "a shape of at most 32 axes")
+        raise refused(name, "a shape of at most 32 axes")
     start, rank = 8 if data[0] == 1 else 4, data[1]
     sizes = data[start : start + 8 * rank * (1 + (data[2] & 1))]
     if len(sizes) < 8 * rank * (1 + (data[2] & 1)):
-        raise _refused(name, f"a shape of {rank} axes")
+        raise refused(name, f"a shape of {rank} axes")
     if data[0] == 2 and data[3] == 2:
         return (0,)
+    sizes = sizes[-8 * rank :] if largest and rank else sizes
     return tuple(number(sizes[at : at + 8]) for at in range(0, 8 * rank, 8))
 
 
@@ -490,14 +372,14 @@ def _type(data: bytes, name: str, inside: bool = False) -> tuple[int, int]:
         inner = _type(data[8:], name, True) if fits else (_ARRAY, 0)
         fits = inner[0] not in (_COMPOUND, _ARRAY) and (data[1] & 15 == 0 or inner[1] == 1)
     if not fits:
-        raise _refused(name, "a type that HDF5 can read; found one that contradicts itself")
+        raise refused(name, "a type that HDF5 can read; found one that contradicts itself")
     return class_, size
 
 
-def _array(file: _File, name: str, messages: Mapping[int, bytes]) -> tuple[int, int] | None:
-    """Returns address and size of an array that is not in chunks; checks where the others are."""
+def _array(file: File, name: str, messages: Mapping[int, bytes]) -> list[Extent]:
+    """Returns where an array is in the file, once it is in order."""
     if not messages.keys() >= {_TYPE, _SPACE}:
-        raise _refused(name, "an array with a type and a shape")
+        raise refused(name, "an array with a type and a shape")
     layout = messages[_LAYOUT]
     shape, (kind_, size) = _shape(messages[_SPACE], name), _type(messages[_TYPE], name)
     variable = kind_ == _VARIABLE
@@ -507,54 +389,25 @@ def _array(file: _File, name: str, messages: Mapping[int, bytes]) -> tuple[int, 
             fill = fill[:2] + b"\0\0" + fill[2:] if fill[1] & 0x20 else b""
         length = number(fill[start : start + 4])
         if variable and length not in (0, (1 << 32) - 1):
-            raise _refused(name, "strings that are there; found one in place of what is not")
+            raise refused(name, "strings that are there; found one in place of what is not")
         if length not in (0, size, (1 << 32) - 1) or length == size > len(fill) - start - 4:
-            raise _refused(name, f"a fill value of {size} bytes; found one of {length:,}")
+            raise refused(name, f"a fill value of {size} bytes; found one of {length:,}")
     whole = math.prod(shape) * size
     version, class_ = layout[:2].ljust(2, b"\xff")
     if version not in (3, 4) or class_ > _CHUNKED:
-        raise _refused(name, f"an array in a layout {_OTHERWISE}")
+        raise refused(name, f"an array in a layout {OTHERWISE}")
     if class_ == _COMPACT:
         if whole > len(layout) - 4:
-            raise _refused(name, "all of its values in its header")
+            raise refused(name, "all of its values in its header")
     elif class_ == _CONTIGUOUS:
         extent = number(layout[2:10]), number(layout[10:18])
-        if extent[0] != _NOWHERE:
+        if extent[0] != NOWHERE:
             file.within(*extent, "an array")
             if extent[1] < whole:
-                raise _refused(name, f"an array of {whole:,} bytes; found {extent[1]:,}")
-            return extent
-    elif version == 4:
-        raise _refused(name, f"chunks {_OTHERWISE}")
+                raise refused(name, f"an array of {whole:,} bytes; found {extent[1]:,}")
+            return [extent]
     else:
-        rank = layout[2]
-        chunks = [number(layout[at : at + 4]) for at in range(11, 11 + 4 * rank, 4)]
-        if rank != len(shape) + 1 or not all(chunks) or chunks[-1] != size:
-            raise _refused(name, f"chunks of {len(shape)} axes; found {chunks[:-1]}")
-        tree = number(layout[3:11])
-        for place, key in _leaves(file, tree, 1, 8 + 8 * rank) if tree != _NOWHERE else ():
-            file.within(place, number(key[:4]), "a chunk")
-    return None
-
-
-def _check_sum(block: bytes, address: int) -> None:
-    """Raises unless a structure ends with the checksum of its bytes."""
-    if checksum(block[:-4]) != number(block[-4:]):
-        raise _damaged(address, "a structure with its checksum; found another")
-
-
-def number(data: bytes) -> int:
-    """Returns the number that bytes of HDF5 are, the last ones first."""
-    return int.from_bytes(data, "little")
-
-
-def _text(data: bytes) -> str:
-    return data.decode(errors="surrogateescape")
-
-
-def _damaged(address: int, expected: str) -> KerasFileError:
-    return KerasFileError(f"at address {address:,}: expected {expected}")
-
-
-def _refused(name: str, expected: str) -> KerasFileError:
-    return KerasFileError(f"at {name}: expected {expected}")
+        filtered = _FILTERS in messages
+        largest = _shape(messages[_SPACE], name, largest=True)
+        return [*chunks(file, name, layout, largest, size, filtered)]
+    return []

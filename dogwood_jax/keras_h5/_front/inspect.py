@@ -162,6 +162,8 @@ def _notes(found: Contents) -> list[str]:
             "the model's class is not Keras's own, and the file has its weights, not its code: "
             "load reads them, load_model makes no module of it"
         )
+    if found.version_problem is not None:
+        notes.append(f"which Keras wrote the file is not known: {found.version_problem}")
     for layer in found.layers if found.config is None else ():
         notes += _guesses(layer)
     if found.optimizer_problem is not None:

@@ -8,7 +8,8 @@ from dogwood_jax._base.problems import listed
 from dogwood_jax.keras_h5._files.errors import KerasFileError, shown
 from dogwood_jax.keras_h5._files.source import opened
 from dogwood_jax.keras_h5._front.load import load
-from dogwood_jax.keras_h5._models.model import KerasModel, build, check_variables, differences
+from dogwood_jax.keras_h5._models.model import KerasModel, build, check_variables
+from dogwood_jax.keras_h5._models.support import differences
 from dogwood_jax.keras_h5._weights.layouts import contents
 
 
@@ -60,6 +61,11 @@ def load_model(
         raise KerasFileError(
             f"{os.fspath(path)}: expected a whole model, as model.save writes it; found weights "
             "alone. Load them with load, for a module of your own"
+        )
+    if found.version_problem is not None:
+        raise KerasFileError(
+            f"{os.fspath(path)}: expected the version of Keras, by which layers differ; "
+            f"{found.version_problem}. load reads the weights alone"
         )
     try:
         module = build({**found.config, "keras_version": found.keras_version})

@@ -20,7 +20,7 @@ from dogwood_jax.keras_h5._files.hdf5 import BFLOAT16, dtype_of, is_name, is_num
 from dogwood_jax.keras_h5._files.source import opened
 from dogwood_jax.keras_h5._front.moments import replaced_moments
 from dogwood_jax.keras_h5._kinds.nested import MODELS, layer_name
-from dogwood_jax.keras_h5._models.model import resized
+from dogwood_jax.keras_h5._models.resize import resized
 from dogwood_jax.keras_h5._weights import write
 from dogwood_jax.keras_h5._weights.config import entries_of
 from dogwood_jax.keras_h5._weights.copy import copied

@@ -1,6 +1,7 @@
 """Layers that make categories of numbers, encode them or embed them."""
 
 import operator
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dogwood_jax.keras_h5._kinds.kind import KINDS, Config, Function, Kind, Params, Weight
+from dogwood_jax.keras_h5._kinds.kind import KINDS, Config, Function, Kind, Params, Shape, Weight
 from dogwood_jax.keras_h5._kinds.weight import fixed, plain
 
 
@@ -35,7 +36,17 @@ class ReversibleEmbedding(nn.Module):
     def __call__(self, x: jax.Array, reverse: bool = False) -> jax.Array:
         init = nn.initializers.lecun_normal()
         table = self.param("embedding", init, self.sizes)
-        back = table.T if self.tied else self.param("reverse_embedding", init, self.sizes[::-1])
+        back = table.T
+        if not self.tied:
+            shape = self.sizes[::-1]
+            if self.has_variable("params", "reverse_embedding"):
+                shape = self.get_variable("params", "reverse_embedding").shape
+            if shape != back.shape:
+                raise ValueError(
+                    f"expected a table of shape {back.shape} on the way back, because Keras has "
+                    f"one input_dim and one output_dim for both tables; found {shape}"
+                )
+            back = self.param("reverse_embedding", init, shape)
         if not reverse:
             return jnp.take(table, x.astype(jnp.int32), axis=0)
         y = jnp.matmul(x, back)
@@ -56,6 +67,13 @@ def _reversible_weights(config: Config) -> list[Weight]:
     back = [plain("reverse_embeddings", "params/reverse_embedding")]
     tied = config.get("tie_weights", True)
     return [plain("embeddings", "params/embedding"), *([] if tied else back)]
+
+
+def _reversible_told(shapes: Mapping[str, Shape]) -> Config | None:
+    there, back = shapes.get("0", ()), shapes.get("1")
+    if len(there) != 2 or len(shapes) > 2 or back not in (None, there[::-1]):
+        return None
+    return {"tie_weights": back is None}
 
 
 def _table_sizes(config: Config, params: Params) -> dict[str, Any]:
@@ -102,6 +120,7 @@ KINDS["ReversibleEmbedding"] = Kind(
     axes=fixed(
         {"embeddings": "input_dim output_dim", "reverse_embeddings": "output_dim input_dim"}
     ),
+    told=_reversible_told,
     sizes=_table_sizes,
 )
 KINDS["Discretization"] = Kind(function=_discretization)

@@ -14,9 +14,9 @@ Path = tuple[str, ...]
 Function = Callable[..., Any]  # of arrays
 Shape = tuple[int, ...]
 
-# In configs of modules, beside what Keras has there: for a Reshape how many channels are read, for
-# a GroupNormalization how many there were before the model grew, for a convolution in groups that
-# it has other filters than before.
+# In configs of modules, beside what Keras has there: for a Reshape, or what repeats by a count, how
+# many channels are read, for a GroupNormalization how many there were before the model grew, for a
+# convolution in groups that it has other filters than before.
 CHANNELS = "channels, says dogwood_jax"
 # For a BatchNormalization of three arrays whose names are unknown: that it has one of the two.
 EITHER = "scale or center, says dogwood_jax"
@@ -36,6 +36,7 @@ class Weight:
         to_flax: makes them of the Keras array.
         to_keras: the inverse.
         trainable: whether Keras lists it among the trainable weights, that is first.
+        repeats: the weight that it is once more, in files alone that name layers by position.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Weight:
     to_flax: Callable[[np.ndarray], Sequence[np.ndarray]] = lambda array: [array]
     to_keras: Callable[[Sequence[np.ndarray]], np.ndarray] = lambda arrays: arrays[0]
     trainable: bool = True
+    repeats: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,10 @@ class Kind:
         sizes_by_input: what else it says, by its parameters, the shape of its input, and how many
             channels of its output are read, if known.
         passes_channels: whether its output has the channels of its input, whatever their number.
+        counted: the axis of its output whose size is a number in its config, which may follow its
+            readers, -1 for channels; and that number, ``None`` if it is none.
+        moved_to: which axis of its output an axis of its input is, both counted from the end, by
+            its config; ``None`` if that is not known. Only of layers that move axes.
         reads: how many channels its input has, by its config and parameters, if they tell and
             channels are last.
 
@@ -96,6 +102,8 @@ class Kind:
     sizes: Callable[[Config, Params], dict[str, Any]] | None = None
     sizes_by_input: Callable[[Config, Params, Shape, int | None], dict[str, Any]] | None = None
     passes_channels: bool = False
+    counted: Callable[[Config], tuple[int, int | None]] | None = None
+    moved_to: Callable[[Config, int], int | None] | None = None
     reads: Callable[[Config, Params], int | None] = lambda config, params: None
 
     on_mask: Callable[[Config, list[Any]], Any] = unknown

@@ -18,6 +18,8 @@ from dogwood_jax.keras_h5._kinds.masking import handed_on, unknown
 from dogwood_jax.keras_h5._kinds.weight import is_kernel_and_bias
 
 MODELS = ("Sequential", "Functional", "Model")
+# Layers that call the one in them with what they are called with, or with each step of it.
+WRAPPERS = ("TimeDistributed", "SpectralNormalization")
 
 
 def layers_of(config: Config | Sequence[Config]) -> Sequence[Config]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from dogwood_jax.keras_h5._kinds.activations import ACTIVATIONS
 from dogwood_jax.keras_h5._kinds.images import depth_to_space, resize, space_to_depth
-from dogwood_jax.keras_h5._kinds.kind import KINDS, Config, Function, Kind
+from dogwood_jax.keras_h5._kinds.kind import CHANNELS, KINDS, Config, Function, Kind, Params, Shape
 from dogwood_jax.keras_h5._kinds.masking import forgotten
 
 # Functions of one or two arrays: by the names in Keras 3, since TensorFlow 2.4, and before.
@@ -236,6 +236,58 @@ def _one_hot(config: Config) -> Function:
     count, axis = operator.index(config["num_classes"]), operator.index(config.get("axis", -1))
     dtype = jnp.dtype(str(config.get("dtype") or "float32"))
     return lambda x: jax.nn.one_hot(x.astype(jnp.int32), count, axis=axis, dtype=dtype)
+
+
+# Operations with a count in their config: where the last axis of the result is as long as that, it
+# follows the readers.
+
+
+def _is_last(axis: Any, rank: int) -> bool:
+    return isinstance(axis, int) and axis in (-1, rank - 1)
+
+
+def _counts(class_name: str, config: Config, shape: Shape, channels: int) -> dict[str, Any]:
+    """Returns the options of a counting operation so that this many channels come out."""
+    if class_name == "OneHot":
+        return {"num_classes": channels} if _is_last(config["axis"], len(shape) + 1) else {}
+    one = bool(shape) and shape[-1] == 1  # which is repeated; others grow by themselves
+    if class_name == "BroadcastTo":
+        return {"shape": [*config["shape"][:-1], channels if one else shape[-1]]}
+    if class_name == "Tile" and one and isinstance(config["repeats"], list | tuple):
+        return {"repeats": [*config["repeats"][:-1], channels]}
+    if class_name == "Repeat" and one and _is_last(config["axis"], len(shape)):
+        return {"repeats": channels}
+    if class_name == "Reshape":
+        return {"newshape": [*config["newshape"][:-1], channels]}
+    return {}
+
+
+def _counting(class_name: str, option: str) -> Kind:
+    make = _OPERATIONS[f"ops.{class_name}"]
+
+    def function(config: Config) -> Function:
+        channels = config.get(CHANNELS)
+        if channels is None:
+            return make(config)
+        return lambda x, **others: make(
+            {**config, **_counts(class_name, config, jnp.shape(x), channels)}
+        )(x, **others)
+
+    def sizes(config: Config, params: Params, shape: Shape, channels: int | None) -> dict[str, Any]:
+        return {} if channels is None else _counts(class_name, config, shape, channels)
+
+    def counted(config: Config) -> tuple[int, int | None]:
+        value = config.get(option)
+        last = value[-1] if isinstance(value, list | tuple) and value else value
+        return -1, last if isinstance(last, int) and last > 0 else None
+
+    return Kind(
+        function=function,
+        keywords=None,
+        on_mask=forgotten,
+        sizes_by_input=sizes,
+        counted=counted,
+    )
 
 
 def _einsum(equation: Any) -> Function:
@@ -461,5 +513,17 @@ _OPERATIONS: dict[str, Callable[[Config], Function]] = {
 }
 
 
+# Operations whose results have the channels of their arrays.
+_SAME = (*_KERAS_3, "Cast", "Clip", "Softmax", "LogSoftmax", "Gelu", "LeakyRelu", "Normalize")
+
 for _class, _make in _OPERATIONS.items():
-    KINDS[_class] = Kind(function=_make, keywords=None, on_mask=forgotten)
+    _passes = _class.removeprefix("ops.") in _SAME
+    KINDS[_class] = Kind(function=_make, keywords=None, on_mask=forgotten, passes_channels=_passes)
+for _class, _option in (
+    ("OneHot", "num_classes"),
+    ("BroadcastTo", "shape"),
+    ("Tile", "repeats"),
+    ("Repeat", "repeats"),
+    ("Reshape", "newshape"),
+):
+    KINDS[f"ops.{_class}"] = _counting(_class, _option)

@@ -55,7 +55,8 @@ def reshape_target(
     if len(longer) == 1 and count % others == 0:
         return tuple(count // others if axis in longer else n for axis, n in enumerate(new))
     raise ValueError(
-        f"which axis of {tuple(target)} has grown for inputs of shape {tuple(sizes)} is not known"
+        f"which axis of {tuple(target)} has grown for inputs of shape {tuple(sizes)} is not known; "
+        "a larger model that Keras made and load_model reads says it"
     )
 
 
@@ -68,12 +69,35 @@ def _permute(config: Config) -> Function:
     return lambda x: jnp.transpose(x, axes)
 
 
+def moved_to(axes: Sequence[int], axis: int) -> int | None:
+    """Returns where an axis is in an array that is transposed, both counted from the end.
+
+    Example:
+        >>> moved_to((0, 2, 1), -2)
+        -1
+    """
+    return axes.index(len(axes) + axis) - len(axes) if len(axes) + axis in axes else None
+
+
 def _repeat_vector(config: Config) -> Function:
-    n = operator.index(config["n"])
+    n = operator.index(config.get(CHANNELS, config["n"]))
     return lambda x: jnp.repeat(x[:, None], n, axis=1)
 
 
 KINDS["Flatten"] = Kind(function=_flatten, on_mask=dropped)
-KINDS["Reshape"] = Kind(function=_reshape, sizes_by_input=_target, on_mask=dropped)
-KINDS["Permute"] = Kind(function=_permute, on_mask=dropped)
-KINDS["RepeatVector"] = Kind(function=_repeat_vector)
+KINDS["Reshape"] = Kind(
+    function=_reshape,
+    sizes_by_input=_target,
+    counted=lambda config: (-1, (config["target_shape"] or [None])[-1]),
+    on_mask=dropped,
+)
+KINDS["Permute"] = Kind(
+    function=_permute,
+    moved_to=lambda config, axis: moved_to((0, *config["dims"]), axis),
+    on_mask=dropped,
+)
+KINDS["RepeatVector"] = Kind(
+    function=_repeat_vector,
+    sizes_by_input=lambda config, params, shape, channels: {"n": channels or config["n"]},
+    counted=lambda config: (-2, config["n"]),
+)

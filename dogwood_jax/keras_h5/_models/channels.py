@@ -2,7 +2,8 @@
 
 Their configs have them as they were before. Where the input of a Reshape is larger than its config
 says, one axis of the output has grown. Which, the layers that read the output say by their weights;
-or there is only one that it can be. Where a GroupNormalization has more channels, there are more
+or there is only one that it can be. A count, as of a RepeatVector, that is read as channels is what
+the weights of its readers say, too. Where a GroupNormalization has more channels, there are more
 groups or larger ones.
 """
 
@@ -14,7 +15,7 @@ from dogwood_jax.keras_h5._models.graph import Graph, refs_in
 
 
 def read_channels(graph: Graph, params: Mapping[str, Any]) -> dict[str, int]:
-    """Returns how many channels are read of each Reshape, where the weights of readers tell.
+    """Returns how many channels are read of each layer with a count, where weights of readers tell.
 
     Args:
         graph: the model.
@@ -28,32 +29,40 @@ def read_channels(graph: Graph, params: Mapping[str, Any]) -> dict[str, int]:
         for ref in refs_in([call.args, call.kwargs]):
             readers.setdefault(ref.layer, set()).add(call.layer)
     found: dict[str, int] = {}
-    for name, (class_name, reshape) in graph.layers.items():
-        if class_name != "Reshape":
+    for name, (class_name, counting) in graph.layers.items():
+        counted = kind_of(class_name).counted
+        if counted is None:
             continue
+        axis, count = counted(counting)
         sizes: set[int] = set()
-        queue, seen = [name], {name}
-        for layer in queue:  # which grows
+        queue, seen = [(name, axis)], {name}
+        for layer, axis in queue:  # which grows
             for reader in sorted(readers.get(layer, set()) - seen):
                 seen.add(reader)
                 reader_class, config = graph.layers[reader]
                 arrays = params.get(reader, {})
-                if _is_unclear(reshape["target_shape"], reader_class, config, arrays):
+                kind = kind_of(reader_class)
+                if kind.moved_to is not None:
+                    if (new := kind.moved_to(config, axis)) is not None:
+                        queue.append((reader, new))
+                    continue
+                if axis != -1:
+                    continue
+                if _is_unclear(counting.get("target_shape", ()), reader_class, config, arrays):
                     raise ValueError(
                         f"{name}: whether the channels or the depth_multiplier of {reader} have "
                         "grown is not known, because its target_shape has a -1"
                     )
                 if config.get("data_format") == "channels_first":
                     continue
-                kind = kind_of(reader_class)
                 size = kind.reads(config, arrays) if arrays else None
                 if size is not None:
                     sizes.add(size)
-                elif kind.passes_channels:
-                    queue.append(reader)
+                elif kind.passes_channels and count != 1:  # one may be repeated for all others
+                    queue.append((reader, axis))
         if len(sizes) > 1:
             raise ValueError(f"{name}: its readers expect {sorted(sizes)} channels")
-        if sizes:
+        if sizes and count is not None:
             found[name] = sizes.pop()
     return found
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from dogwood_jax.keras_h5._kinds.kind import Config, kind_of
-from dogwood_jax.keras_h5._kinds.nested import MODELS, layer_name, layers_of
+from dogwood_jax.keras_h5._kinds.nested import MODELS, WRAPPERS, layer_name, layers_of
 from dogwood_jax.keras_h5._models.channels import read_channels
 from dogwood_jax.keras_h5._models.graph import parse, refs_in
 
@@ -59,7 +59,9 @@ def resized_layer(
     kind = kind_of(class_name)
     if kind.holds:
         parts = {key: params.get(at, {}) if at else params for key, at in kind.holds.items()}
-        seen = (inner, each_step(given)) if class_name == "TimeDistributed" else ()
+        seen: tuple[Any, ...] = ()
+        if class_name in WRAPPERS:
+            seen = (inner, each_step(given) if class_name == "TimeDistributed" else given)
         held = {key: part for key, part in parts.items() if config.get(key)}
         return {**config, **{key: _inside(config[key], part, *seen) for key, part in held.items()}}
     if kind.sizes and params:

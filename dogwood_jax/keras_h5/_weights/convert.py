@@ -42,6 +42,8 @@ def to_flax(
     expected = {weight.name: weight for weight in layout(class_name, config)}
     collections: Collections = {"params": {}}
     for name, array in canonical(class_name, config, weights).items():
+        if name in expected and expected[name].repeats:
+            continue
         if name in expected:
             places = expected[name].places
             try:
@@ -85,11 +87,12 @@ def to_keras(
         if len(absent) < len(weight.places):
             missing += absent
         if not absent:
-            weights[weight.name] = weight.to_keras([found.pop(p) for p in weight.places])
+            weights[weight.name] = weight.to_keras([found[p] for p in weight.places])
     if missing:
         places = ", ".join(map("/".join, missing))
         raise ValueError(f"{class_name}: expected arrays at {places}; found none")
-    return weights | {"/".join(place[1:]): array for place, array in found.items()}
+    known = {place for weight in layout(class_name, config) for place in weight.places}
+    return weights | {"/".join(p[1:]): array for p, array in found.items() if p not in known}
 
 
 def canonical(
@@ -147,9 +150,9 @@ def last_part(name: str) -> str:
 def _at_position(class_name: str | None, expected: list[str], position: str) -> str:
     """Returns the name of a weight given by the layer that holds it and its number there."""
     *holder, number = (part.lstrip("_") for part in position.split("/") if part != "vars")
-    inside = expected
-    if holder:
-        inside = [name for name in expected if name.split("/")[:-1] == holder]
+    inside = [name for name in expected if name.split("/")[:-1] == holder]
+    if not holder:
+        inside = inside or expected
     index = int(number)
     if index >= len(inside):
         raise KerasFileError(

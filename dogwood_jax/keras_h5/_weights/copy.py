@@ -64,7 +64,7 @@ def copied(
         if new.config != old.config:
             config = json.dumps(as_in(json.loads(source.config or ""), new.config))
         with zipfile.ZipFile(draft, "w") as archive:
-            archive.writestr(METADATA, source.metadata or "{}")
+            archive.writestr(METADATA, source.metadata or b"{}")
             archive.writestr(CONFIG, config or "")
             archive.writestr(WEIGHTS, weights.getbuffer())  # type: ignore[attr-defined]
             for name, content in source.others():

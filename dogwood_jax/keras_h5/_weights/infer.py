@@ -84,6 +84,8 @@ def _of_arrays(arrays: Mapping[str, np.ndarray], layer: str) -> tuple[str | None
     for class_name in ("Normalization", "Embedding", "PReLU"):
         if names == {weight.name for weight in layout(class_name, {})}:
             return class_name, {}
+    if names == {"embeddings", "reverse_embeddings"}:
+        return "ReversibleEmbedding", {"tie_weights": False}
     return None, {}
 
 
@@ -144,6 +146,8 @@ def infer_flax(collections: Mapping[str, Any]) -> tuple[str | None, dict[str, An
         return "LayerNormalization", norm
     if names == {"embedding"}:
         return "Embedding", {}
+    if names == {"embedding", "reverse_embedding"}:
+        return "ReversibleEmbedding", {"tie_weights": False}
     if names == {"negative_slope"}:
         return "PReLU", {}
     return ("Dense", {"use_bias": "bias" in names}) if "kernel" in names else (None, {})

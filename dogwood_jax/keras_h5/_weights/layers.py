@@ -118,7 +118,8 @@ def _check(class_name: str | None, config: Config, weights: Mapping[str, Any]) -
             except KerasFileError as error:
                 raise KerasFileError(f"layer {name!r} ({kind}): {error}") from None
         return
-    missing = {weight.name for weight in layout(class_name, config)} - weights.keys()
+    once = {weight.name for weight in layout(class_name, config) if not weight.repeats}
+    missing = once - weights.keys()
     if weights and missing:
         raise KerasFileError(
             f"expected the weights {', '.join(sorted(missing))} too; found {', '.join(weights)}"

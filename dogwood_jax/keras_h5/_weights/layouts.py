@@ -73,6 +73,7 @@ class Contents:
         optimizer_class: its class, ``"Adam"`` or as in names ``"adam"``, where the file says so.
         optimizer_config: its config, empty where the file does not have it.
         optimizer_problem: why the optimizer cannot be read, which weights do not need.
+        version_problem: why the version cannot be read, likewise.
     """
 
     layout: str
@@ -84,6 +85,7 @@ class Contents:
     optimizer_class: str | None
     optimizer_config: Config
     optimizer_problem: str | None = None
+    version_problem: str | None = None
 
 
 def contents(source: Source) -> Contents:
@@ -96,15 +98,16 @@ def contents(source: Source) -> Contents:
     if source.config is not None:
         stored = parsed(source.config, CONFIG, source.limit)
         config = checked_config(stored, CONFIG)
-        metadata = parsed(source.metadata or "{}", METADATA, source.limit)
+        version, unreadable = _version(source)
         tree = read_tree(root)
         return Contents(
             "keras",
-            _text(metadata.get("keras_version")),
+            version,
             None,
             config,
             _positioned(tree, config),
             *_if_readable(lambda: _optimizer(tree, stored.get("compile_config"))),
+            unreadable,
         )
     whole = "model_weights" in root
     group = member(root, "model_weights", "Group") if whole else root
@@ -141,6 +144,17 @@ def _weights_of_keras_3(root: Group) -> Contents:
     return Contents(
         "weights.h5", None, None, None, layers, *_if_readable(lambda: _optimizer(tree, None))
     )
+
+
+def _version(source: Source) -> tuple[str | None, str | None]:
+    """Returns the version that an archive is of, or why it cannot be read."""
+    if source.metadata is None:
+        return None, None
+    try:
+        metadata = parsed(source.metadata.decode(), METADATA, source.limit)
+    except (KerasFileError, UnicodeDecodeError) as error:
+        return None, str(error)
+    return _text(metadata.get("keras_version")), None
 
 
 def _text(value: Any) -> str | None:

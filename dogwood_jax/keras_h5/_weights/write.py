@@ -51,7 +51,9 @@ def told(
     if class_name == "Dense" and kernel is not None and 3 <= kernel.ndim <= 5:
         class_name = f"Conv{kernel.ndim - 2}D"
     hint = class_named(name)
-    if hint and {w.name for w in layout(hint, config)} == weights.keys():
+    # Layers that hold others have the arrays that these have.
+    held = {"layers"} if hint in MODELS else {*kind_of(hint).holds}
+    if hint and held <= config.keys() and {w.name for w in layout(hint, config)} == weights.keys():
         class_name = hint
     return class_name, config
 
@@ -78,9 +80,11 @@ def _write_names_and_weights(group: Group, new: Contents, arrays: Arrays) -> Non
     _write_origin(group, new)
     for layer in new.layers:
         place = group.require_group(layer.name)
+        repeated = {w.name for w in layout(layer.class_name, layer.config) if w.repeats}
         weights = {
             f"{layer.name}/{_variable_name(layer.class_name, name)}:0": array
             for name, array in arrays[layer.name].items()
+            if name not in repeated
         }
         _write_names(place, "weight_names", list(weights))
         for name, array in weights.items():

@@ -1,0 +1,102 @@
+"""Threads that make arrays piece by piece and write them: ``Writers``. All formats share it."""
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from typing import Protocol
+
+import numpy as np
+
+from dogwood_jax.checkpoint.draft import Draft
+from dogwood_jax.checkpoint.made import Made, Piece
+
+# Each of them needs memory for some pieces.
+_MOST_THREADS = 8
+# Threads more than processors: while some wait for the disk, others make pieces.
+_WAITING = 2
+
+
+class New(Protocol):
+    """A new array, to which several threads write parts."""
+
+    @property
+    def names(self) -> Iterable[tuple[str, str]]:
+        """What the journal calls it; nothing if it is made anew by each run."""
+
+    def lead(self, start: int) -> int:
+        """Returns how many bytes behind the beginning of a page an entry lies in its file."""
+
+    def write(self, start: int, entries: np.ndarray) -> None:
+        """Writes entries from this one on, in the order of the file."""
+
+    def leave_zeros(self, start: int, size: int) -> None:
+        """Makes some entries zeros, where nothing else has been written."""
+
+    def done(self) -> None:
+        """Is called when all of it is written."""
+
+
+class Writers:
+    """Threads that write arrays one after another. What is complete is noted in the draft."""
+
+    def __init__(self, begun: Draft) -> None:
+        self._draft = begun
+        self._threads = min(os.cpu_count() or 1, _MOST_THREADS) + _WAITING
+        self._pool = ThreadPoolExecutor(self._threads)
+        # Parts that are being written; behind those of an array, the array.
+        self._waiting: deque[Future[None] | New] = deque()
+        self._alone = threading.Lock()
+
+    def __enter__(self) -> "Writers":
+        return self
+
+    def __exit__(self, error: object = None, *_: object) -> None:
+        try:
+            if error is None:
+                self.finish()
+        finally:
+            self._pool.shutdown(cancel_futures=True)
+
+    def has(self, new: New) -> bool:
+        """Whether the journal says that an array is complete."""
+        return (names := {*new.names}) <= self._draft.done and bool(names)
+
+    def begin(self, new: New, tasks: Iterable[Callable[[], None]]) -> None:
+        """Begins to write an array, of which each task writes a part."""
+        for task in tasks:
+            while len(self._waiting) > 2 * self._threads:
+                self._next()
+            self._waiting.append(self._pool.submit(task))
+        self._waiting.append(new)
+
+    def finish(self) -> None:
+        """Waits until all that was begun is written."""
+        while self._waiting:
+            self._next()
+
+    def _next(self) -> None:
+        """Waits for the part that was begun first; notes an array all of which is written."""
+        first = self._waiting.popleft()
+        if isinstance(first, Future):
+            first.result()
+        else:
+            first.done()
+            for file, name in first.names:
+                self._draft.note(file, name)
+
+    def write(self, made: Made, piece: Piece, new: New) -> None:
+        """Makes a piece and writes it."""
+        if piece.is_zero:
+            new.leave_zeros(piece.start, piece.size)
+        elif piece.size:
+            # Two large pieces at a time could be too much for the memory.
+            with self._alone if piece.is_large else nullcontext():
+                new.write(piece.start, piece.values(made, new.lead(piece.start)))
+
+    def alone(self, task: Callable[[], None]) -> None:
+        """Does something that needs much memory, as no other thread does then."""
+        with self._alone:
+            task()

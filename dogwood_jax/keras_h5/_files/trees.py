@@ -1,0 +1,119 @@
+"""B-trees of both versions and fractal heaps in HDF5 files: what they hold, once it is in order."""
+
+from collections.abc import Iterator, Mapping
+
+from dogwood_jax.keras_h5._files.binary import (
+    NOWHERE,
+    OTHERWISE,
+    File,
+    check_sum,
+    damaged,
+    number,
+)
+from dogwood_jax.keras_h5._files.checksum import checksum
+
+
+def leaves(file: File, root: int, kind: int, key: int) -> Iterator[tuple[int, bytes]]:
+    """Yields what the leaves of a B-tree lead to, and their keys of so many bytes."""
+    what = "a B-tree"
+    nodes: list[tuple[int, int | None]] = [(root, None)]
+    while nodes:
+        address, level = nodes.pop()
+        head = file.once(address, 24, what)
+        if head[:5] != b"TREE" + bytes([kind]) or level not in (None, head[5]):
+            raise damaged(address, f"{what} of kind {kind} and level {level or 0}; found none")
+        step = key + 8
+        body = file.read(address + 24, number(head[6:8]) * step + key, what)
+        for at in range(0, len(body) - key, step):
+            child = number(body[at + key : at + step])
+            if head[5]:
+                nodes.append((child, head[5] - 1))
+            else:
+                yield child, body[at : at + key]
+
+
+def records(file: File, tree: int, sizes: Mapping[int, int]) -> Iterator[bytes]:
+    """Yields the records of a B-tree of version 2.
+
+    Args:
+        file: the file.
+        tree: the tree's address.
+        sizes: the bytes of a record by the kinds that the tree may be of.
+    """
+    what = "a B-tree of version 2"
+    head = file.once(tree, 38, what)
+    check_sum(head, tree)
+    kind, size, depth = head[5], number(head[10:12]), number(head[12:14])
+    root, count = number(head[16:24]), number(head[24:26])
+    if head[:5] != b"BTHD\0" or sizes.get(kind) != size or depth > 1:
+        raise damaged(tree, f"{what}, of two levels at most; found another")
+    most = (number(head[6:10]) - 10) // size  # records of a node
+    width = 8 + (1 if most < 256 else 2)
+    nodes = [(root, count, depth)] if count else []
+    while nodes:
+        node, count, depth = nodes.pop()
+        end = 6 + count * size
+        block = file.once(node, end + (count + 1) * width * depth + 4, what)
+        check_sum(block, node)
+        if block[:6] != (b"BTIN\0" if depth else b"BTLF\0") + bytes([kind]):
+            raise damaged(node, f"{what}; found none")
+        yield from (block[at : at + size] for at in range(6, end, size))
+        for at in range(end, end + (count + 1) * width * depth, width):
+            child = block[at : at + width]
+            nodes.append((number(child[:8]), number(child[8:]), 0))
+
+
+class Heap:
+    """A fractal heap: objects by their places in blocks. Later blocks are larger.
+
+    Args:
+        file: the file.
+        address: that of the heap's header.
+        what: what it is, for errors.
+        width: bytes of an object's place in the blocks; its size takes two.
+    """
+
+    def __init__(self, file: File, address: int, what: str, width: int):
+        head = file.once(address, 146, what)
+        check_sum(head, address)
+        columns, start = number(head[110:112]), number(head[112:120])
+        largest, bits = number(head[120:128]), number(head[128:130])
+        root, rows = number(head[132:140]), number(head[140:142])
+        # The flag 2: blocks have checksums. Not larger than Keras's: blocks in blocks are refused.
+        expected = b"FRHP\0" + bytes([3 + width, 0, 0, 0, 2])
+        if head[:10] != expected or bits != 8 * width:
+            raise damaged(address, f"{what} {OTHERWISE}")
+        sizes = [start << max(row - 1, 0) for row in range(rows)] or [start]
+        if columns > 16 or not 0 < sizes[-1] <= largest <= 1 << 16:
+            raise damaged(address, f"{what} of at most 64 KiB in a block")
+        blocks = [root]
+        if rows:
+            start = 13 + width
+            table = file.once(root, start + 8 * columns * rows + 4, what)
+            check_sum(table, root)
+            if not table.startswith(b"FHIB\0"):
+                raise damaged(root, f"{what}; found none")
+            blocks = [number(table[at : at + 8]) for at in range(start, len(table) - 4, 8)]
+            sizes = [size for size in sizes for _ in range(columns)]
+        self._blocks = {}
+        self._address, self._what, self._width = address, what, width
+        self._end = end = 13 + width + 4  # of a block's header, which its checksum ends
+        place = 0
+        for block, size in zip(blocks, sizes):
+            if block != NOWHERE:
+                data = file.once(block, size, what)
+                found = number(data[end - 4 : end])
+                if checksum(data[: end - 4] + bytes(4) + data[end:]) != found:
+                    raise damaged(block, f"{what} with its checksum; found another")
+                if data[:5] != b"FHDB\0" or number(data[13 : end - 4]) != place:
+                    raise damaged(block, f"{what}; found none")
+                self._blocks[place] = data
+            place += size
+
+    def read(self, place: bytes) -> bytes:
+        """Returns an object by its place: a byte for its sort, its start and its size."""
+        start, size = number(place[1 : 1 + self._width]), number(place[1 + self._width :])
+        for at, data in self._blocks.items():
+            if place[0] == 0 and at + self._end <= start and start + size <= at + len(data):
+                return data[start - at : start - at + size]
+        raise damaged(self._address, f"{self._what}; found one that is not in it")

@@ -1,0 +1,128 @@
+"""The config of a model for variables of other sizes: ``resized``."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+
+from dogwood_jax._base.problems import listed
+from dogwood_jax.keras_h5._files.errors import KerasFileError
+from dogwood_jax.keras_h5._kinds.kind import CHANNELS, NAMED, Config, kind_of
+from dogwood_jax.keras_h5._kinds.nested import MODELS, WRAPPERS, layer_name, layers_of
+from dogwood_jax.keras_h5._models.frozen import frozen
+from dogwood_jax.keras_h5._models.groups import annotated
+from dogwood_jax.keras_h5._models.module import KerasLayers
+from dogwood_jax.keras_h5._models.shapes import described, recorded_inputs
+from dogwood_jax.keras_h5._models.sizes import resized_layer
+from dogwood_jax.keras_h5._models.support import supported
+
+_COLLECTIONS = ("params", "batch_stats")
+
+
+def resized(config: Config, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a model's config for these variables: units, filters and heads are what they are now.
+
+    Args:
+        config: of the model before it grew, ``{"class_name": "Sequential", "config": {...}}``: in
+            the attribute ``model_config`` of a file or in ``config.json`` of a ``.keras`` archive.
+        variables: ``{"params": {"dense_1": ...}, ...}``: arrays or ``jax.ShapeDtypeStruct``.
+
+    Returns:
+        A new config. Models inside, depthwise convolutions and the shapes from which Keras 3 builds
+        layers one by one (``build_config``) follow the sizes of their inputs, as far as these are
+        found out because ``load_model`` supports the model. Otherwise ``build_config`` is left
+        out: Keras builds layers from the model's input then.
+
+    Raises:
+        ValueError: if no config describes a model with these variables.
+
+    Example:
+        >>> import numpy as np
+        >>> layers = [{"class_name": "Dense", "config": {"name": "dense_1", "units": 2}}]
+        >>> model = {"class_name": "Sequential", "config": {"name": "mlp", "layers": layers}}
+        >>> wide = {"params": {"dense_1": {"kernel": np.ones((3, 8)), "bias": np.ones(8)}}}
+        >>> resized(model, wide)["config"]["layers"][0]["config"]["units"]
+        8
+    """
+    if config["class_name"] not in MODELS:
+        name = config.get(NAMED, config["class_name"])
+        raise ValueError(
+            f"the model's config has no layers whose sizes could change: {name} "
+            "makes them itself; save with layout='weights.h5', and load these weights into a "
+            "model that is made with the new sizes"
+        )
+    params = variables.get("params", variables)
+    config = annotated(config) if _built(config) else config
+    new = resized_layer(config["class_name"], config["config"], params)
+    if any(_follows(layer["class_name"]) for layer in layers_of(new)):
+        module = _built({**config, "config": new})
+        inputs = recorded_inputs(module, variables) if module else {}
+        new = resized_layer(config["class_name"], config["config"], params, inputs)
+    new = {**config, "config": _without(CHANNELS, new)}
+    if problems := sorted({*_lopsided(new)} - {*_lopsided(config)}):
+        raise ValueError(listed("no config of this model has these sizes", problems))
+    _check(new, variables)
+    return new
+
+
+def _follows(class_name: str) -> bool:
+    """Whether sizes in a layer, or in layers that it holds, follow from its inputs."""
+    by_input = kind_of(class_name).sizes_by_input is not None
+    return by_input or class_name in (*MODELS, *WRAPPERS)
+
+
+def _lopsided(config: Config, place: str = "") -> Iterator[str]:
+    """Yields the layers whose two directions differ: Keras 3 counts one of them twice."""
+    for layer in layers_of(config["config"]):
+        name = f"{place}{layer_name(layer)}"
+        if layer["class_name"] in MODELS:
+            yield from _lopsided(layer, f"{name}/")
+        ways = [layer["config"].get(way) for way in ("layer", "backward_layer")]
+        if layer["class_name"] == "Bidirectional" and all(ways):
+            cells = [way["config"].get("cell", way) for way in ways]
+            if len({*map(_units, cells)}) > 1:
+                yield f"{name}: its two directions must be of one size; grow both by as much"
+
+
+def _units(cell: Config) -> tuple[Any, ...]:
+    """Returns the size of a recurrent cell, or the sizes of a stack."""
+    stack = cell["config"].get("cells", [cell])
+    return tuple(one["config"].get("units") for one in stack)
+
+
+def _built(config: Config) -> KerasLayers | None:
+    """Returns the module of a model, if it is supported."""
+    try:
+        return KerasLayers(frozen(supported(config)))
+    except KerasFileError:
+        return None
+
+
+def _without(key: str, tree: Any) -> Any:
+    if isinstance(tree, Mapping):
+        return {name: _without(key, branch) for name, branch in tree.items() if name != key}
+    return [_without(key, branch) for branch in tree] if isinstance(tree, list) else tree
+
+
+def _check(config: Config, variables: Mapping[str, Any]) -> None:
+    """Raises if a config describes other variables than these, as far as that is known."""
+    if (module := _built(config)) is None:
+        return
+    try:
+        expected = described(module) or {}
+    except ValueError as error:
+        raise ValueError(f"no config of this model has these sizes: {error}") from error
+    shapes = dict(_shapes(variables))
+    problems = [
+        f"{path}: has shape {shapes[path]}, where Keras would make one of shape {shape}"
+        for path, shape in _shapes({name: expected.get(name, {}) for name in _COLLECTIONS})
+        if shapes.get(path, shape) != shape
+    ]
+    if problems:
+        raise ValueError(listed("no config of this model has these sizes", problems))
+
+
+def _shapes(variables: Mapping[str, Any]) -> list[tuple[str, tuple[int, ...]]]:
+    variables = variables if "params" in variables else {"params": variables}
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
+    return [("/".join(str(key.key) for key in path), tuple(a.shape)) for path, a in leaves]

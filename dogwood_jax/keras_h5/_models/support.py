@@ -1,0 +1,150 @@
+"""What of a model is not supported, and in what the others differ from Keras."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from dogwood_jax._base.problems import listed
+from dogwood_jax.keras_h5._files.errors import KerasFileError
+from dogwood_jax.keras_h5._kinds.kind import NAMED, Config, kind_of
+from dogwood_jax.keras_h5._kinds.nested import MODELS, layer_name, layers_of
+from dogwood_jax.keras_h5._models.graph import parse, refs_in
+from dogwood_jax.keras_h5._models.groups import annotated
+from dogwood_jax.keras_h5._models.masks import given_to, handed_on, seen_by, taken_off, unclear
+from dogwood_jax.keras_h5._models.module import KerasLayers, make_layer
+from dogwood_jax.keras_h5._models.versions import explicit
+from dogwood_jax.keras_h5._models.vocabularies import left_out
+
+_MAX_CALLS = 1 << 16  # of layers; models that call models many times can make ever more
+
+_TAKEN = {*dir(KerasLayers), "resized"}  # names in modules
+
+# What reading a config raises that is not as Keras writes it.
+_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+
+
+def supported(config: Config) -> Config:
+    """Returns a model's config for its module, once all in it is supported.
+
+    Args:
+        config: as ``build`` takes it.
+
+    Raises:
+        KerasFileError: naming all that is not supported.
+    """
+    config = explicit(config)
+    problems = list(_problems(config["class_name"], config.get("config"), ""))
+    if not problems:
+        count = _count_calls(config["class_name"], config["config"])
+        if count > _MAX_CALLS:
+            problems = [f"expected at most {_MAX_CALLS:,} calls of layers, got {count:,}"]
+    if problems:
+        raise KerasFileError(listed("cannot make a Flax module of this model", problems))
+    return annotated({k: config[k] for k in ("class_name", "config", NAMED) if k in config})
+
+
+def differences(module: KerasLayers) -> list[str]:
+    """Returns in what the module of a model differs from it, by layer."""
+    return list(_differences(module.config, ""))
+
+
+def _problems(class_name: str, config: Any, place: str) -> Iterator[str]:
+    """Yields what of a model is not supported, with its place in the whole."""
+    try:
+        graph = parse(class_name, config)
+    except _ERRORS as error:
+        yield f"{place or 'the model'} ({class_name}): {_reason(error)}"
+        return
+    for name, (layer_class, layer_config) in graph.layers.items():
+        where = f"{place}{name}"
+        if layer_class in MODELS:
+            yield from _problems(layer_class, layer_config, f"{where}/")
+            continue
+        if "Quantized" in str(_policy(layer_config)):
+            yield f"{where} ({layer_class}): quantized weights are not supported"
+        try:
+            make_layer(layer_class, layer_config, None, deterministic=True)
+        except _ERRORS as error:
+            yield f"{where} ({layer_class}): {_reason(error)}"
+        if name in _TAKEN:
+            yield f"{where} ({layer_class}): Flax has another use for this name; rename the layer"
+    looked_up: dict[str, str] = {}
+    try:
+        looked_up = left_out(graph)
+        if place and looked_up:
+            raise ValueError(
+                f"{', '.join(looked_up.values())} is inside another model; only at the front of "
+                "the whole model can layers be left out"
+            )
+    except ValueError as error:
+        yield f"{place or 'the model'} ({class_name}): {error}"
+    for name, (layer_class, layer_config) in graph.layers.items():
+        text = layer_class == "InputLayer" and layer_config.get("dtype") == "string"
+        if text and not looked_up.keys() & {name, ""}:
+            yield f"{place}{name} ({layer_class}): text is not supported"
+    masks: dict[tuple[str, int], bool | None] = {}
+    gone = taken_off(graph)
+    for call in graph.calls:
+        layer_class, layer_config = graph.layers[call.layer]
+        kind = kind_of(layer_class)
+        known = call.kwargs if kind.keywords is None else kind.keywords
+        each = layer_config["layer"] if layer_class == "TimeDistributed" else None
+        if each and kind_of(each["class_name"]).ignores_masks:
+            known = {"mask"}
+        if unknown := call.kwargs.keys() - known:
+            what = ", ".join(sorted(unknown))
+            yield f"{place}{call.layer} ({layer_class}): a call with {what} is not supported"
+        given = given_to(layer_class, call, seen_by(call, masks, gone))
+        try:
+            made = kind.new_mask(layer_config) is not None
+            mask = True if made else handed_on(layer_class, layer_config, given)
+            masks[call.layer, call.number] = mask
+        except _ERRORS as error:
+            yield f"{place}{call.layer} ({layer_class}): {_reason(error)}"
+    for name in unclear(graph, masks):
+        yield (
+            f"{place}{name} ({graph.layers[name][0]}): masks after it, which Keras 3 hands on or "
+            "forgets by the order of calls, are not supported"
+        )
+    if place and any(masks.get(ref[:2]) for ref in refs_in(graph.outputs)):
+        yield f"{place.removesuffix('/')} ({class_name}): a mask of its output is not supported"
+
+
+def _reason(error: Exception) -> str:
+    return f"its config has no {error}" if isinstance(error, KeyError) else str(error)
+
+
+def _count_calls(class_name: str, config: Config) -> int:
+    """Returns how many calls of layers one call of a layer comes to."""
+    if class_name == "TimeDistributed":
+        return _count_calls(config["layer"]["class_name"], config["layer"]["config"])
+    if class_name not in MODELS:
+        return 1
+    graph = parse(class_name, config)
+    counts = {name: _count_calls(*layer) for name, layer in graph.layers.items()}
+    return sum(counts[call.layer] for call in graph.calls)
+
+
+def _differences(model: Config, place: str) -> Iterator[str]:
+    if NAMED in model:
+        yield (
+            f"{place.removesuffix('/') or 'the model'} computes what its config describes, not a "
+            f"call that its class, {model[NAMED]}, which is not Keras's own, may define"
+        )
+    for name, reader in left_out(parse(model["class_name"], model["config"])).items():
+        yield f"{place}{reader} is left out; pass what it returns in Keras as input {name or 'x'}"
+    for layer in layers_of(model["config"]):
+        name, layer_class, details = layer_name(layer), layer["class_name"], layer["config"]
+        if layer_class in MODELS:
+            yield from _differences(layer, f"{place}{name}/")
+            continue
+        if details.get("stateful"):
+            yield f"{place}{name} begins each call with a state of zeros, as after reset_states()"
+        policy = _policy(details)
+        name_of = policy.get("config", {}).get("name") if isinstance(policy, Mapping) else policy
+        if layer_class != "InputLayer" and str(name_of).endswith("float16"):
+            yield f"{place}{name} computes in the dtype of its arrays, in Keras in {name_of}"
+
+
+def _policy(config: Any) -> Any:
+    """Returns a layer's dtype, or what Keras 3 has in its place."""
+    return config.get("dtype") if isinstance(config, Mapping) else None
