@@ -584,6 +584,13 @@ def test_a_model_behind_a_vocabulary_takes_what_it_returns():
     assert example_inputs(module) is None
 
 
+@pytest.mark.parametrize(("batch", "shape"), [(None, (32,)), (4, (4,))])
+def test_an_example_may_be_a_number(batch, shape):
+    numbers = ("x", "InputLayer", {"batch_shape": [batch], "dtype": "int32"})
+    (example,) = example_inputs(build(connected(numbers, (*EMBEDDING[:3], "x"))))
+    assert example.shape == shape
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
