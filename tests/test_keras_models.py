@@ -449,6 +449,12 @@ V = np.array([[3, -1, 2], [0, 5, 4]], "f")
         ("ops.Argmax", {"axis": -1, "keepdims": False}, V, np.array([0, 1], "i4")),
         ("ops.Argmin", {"axis": -1, "keepdims": True}, V, np.array([[1], [0]], "i4")),
         ("TFOpLambda", {"function": "math.argmax"}, V, np.array([0, 1, 1], "i4")),
+        ("ops.Roll", {"shift": [1, -1], "axis": [0, 1]}, V, np.roll(V, (1, -1), (0, 1))),
+        ("ops.Flip", {"axis": [0, 1]}, V, V[::-1, ::-1]),
+        ("ops.Std", {"axis": [1], "keepdims": True}, V, V.std(1, keepdims=True)),
+        ("ops.Cumsum", {"axis": 1, "dtype": None}, V, np.float32([[3, 2, 4], [0, 5, 9]])),
+        ("ops.Argsort", {"axis": -1}, V, np.array([[1, 2, 0], [0, 2, 1]], "i4")),
+        ("TFOpLambda", {"function": "math.reduce_variance"}, V, V.var()),
         ("ops.Norm", {"ord": 1, "axis": [1], "keepdims": False}, V, np.array([6, 9], "f")),
         ("ops.Norm", {"ord": None, "axis": [0, 1], "keepdims": True}, V, np.sqrt([[55.0]])),
         ("ops.OneHot", {"num_classes": 2, "axis": 0}, np.array([1, 0]), np.eye(2, dtype="f")[::-1]),
@@ -492,6 +498,23 @@ def test_layers_and_operations_compute_what_keras_computes(class_name, config, x
     y = make_layer(class_name, config, None, True)(x)
     np.testing.assert_allclose(y, expected, rtol=1e-6)
     assert y.dtype == np.asarray(expected).dtype or y.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "arrays", "expected"),
+    [
+        ("TopK", {"k": 2, "sorted": True}, [V], [[[3, 2], [5, 4]], [[0, 2], [1, 2]]]),
+        ("Unstack", {"num": None, "axis": 1}, [V], list(V.T)),
+        ("Tensordot", {"axes": [[0], [0]]}, [V, V], [V.T @ V]),
+        ("FFT2", {}, [[V, 0 * V]], [np.fft.fft2(V).real, np.fft.fft2(V).imag]),
+        ("SegmentSum", {"num_segments": 3}, [V, np.array([2, 2])], [[[0] * 3, [0] * 3, V.sum(0)]]),
+        ("DivideNoNan", {}, [V, V * (V > 2)], [V > 2]),
+    ],
+)
+def test_operations_of_or_to_several_arrays(name, config, arrays, expected):
+    results = jax.tree.leaves(make_layer(f"ops.{name}", config, None, True)(*arrays))
+    for result, array in zip(results, expected, strict=True):
+        np.testing.assert_allclose(result, array, rtol=1e-5, atol=1e-6)
 
 
 def test_an_embedding_may_be_the_head_too():
@@ -559,6 +582,13 @@ def test_a_model_behind_a_vocabulary_takes_what_it_returns():
     module = build(sequential(("StringLookup", {"output_mode": "multi_hot"}), dense))
     assert differences(module)[0].startswith("layer_0 is left out; pass what it returns")
     assert example_inputs(module) is None
+
+
+@pytest.mark.parametrize(("batch", "shape"), [(None, (32,)), (4, (4,))])
+def test_an_example_may_be_a_number(batch, shape):
+    numbers = ("x", "InputLayer", {"batch_shape": [batch], "dtype": "int32"})
+    (example,) = example_inputs(build(connected(numbers, (*EMBEDDING[:3], "x"))))
+    assert example.shape == shape
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Adam's moments back into a file of a whole model, in new sizes: ``replaced_moments``."""
+"""An optimizer's moments back into a file of a whole model, in new sizes: ``replaced_moments``."""
 
 import math
 import warnings
@@ -11,7 +11,14 @@ import numpy as np
 from dogwood_jax._base.described import described
 from dogwood_jax._base.problems import listed
 from dogwood_jax.keras_h5._files.errors import KerasFileError, NotSavable
-from dogwood_jax.keras_h5._front.optimizer import check_kind, moments_in
+from dogwood_jax.keras_h5._front.optimizer import (
+    check_kind,
+    in_units,
+    moments_in,
+    moments_of,
+    state_class,
+    unit_of,
+)
 from dogwood_jax.keras_h5._weights.convert import leaves_of
 from dogwood_jax.keras_h5._weights.copy import Replacement
 from dogwood_jax.keras_h5._weights.layers import weights_of
@@ -33,19 +40,21 @@ def replaced_moments(
         filename: the file, for errors.
 
     Raises:
-        NotSavable: if the state is not Adam's or not that of these parameters, or if the file has
-            no place for it.
+        NotSavable: if the state is not that of the optimizer or of these parameters, or if the
+            file has no place for it.
     """
-    count, *moments = _adam(opt_state)
     try:
         check_kind(old)
+        kept = state_class(old)
+        state = _state_in(opt_state, kept, old.optimizer_class or "Adam")
+        unit = unit_of(old)
         place, *slots = moments_in(old)
     except KerasFileError as error:
         raise NotSavable(f"opt_state: has no place in {filename}: {error}") from error
     if beside := _beside(old, {place.name, *(d.name for slot in slots for d in slot.values())}):
         raise NotSavable(
-            f"opt_state: {filename} has {beside} beside Adam's moments, which would no longer "
-            "belong to the weights; compile the model without, and save it for like="
+            f"opt_state: {filename} has {beside} beside Optax's moments, which would no "
+            "longer belong to the weights; compile the model without, and save it for like="
         )
     if not old.optimizer_config:
         warnings.warn(
@@ -54,12 +63,19 @@ def replaced_moments(
             RuntimeWarning,
             stacklevel=3,
         )
-    trees = [tree.get("params", tree) if isinstance(tree, Mapping) else {} for tree in moments]
-    if problems := [*_problems(count, dict(zip(("mu", "nu"), trees)), params)]:
+    moments = {name: getattr(state, name) for name in moments_of(kept)}
+    trees = {
+        name: tree.get("params", tree) if isinstance(tree, Mapping) else {}
+        for name, tree in moments.items()
+    }
+    count = getattr(state, "count", None) if "count" in kept._fields else None
+    if problems := [*_problems(count, trees, params)]:
         raise NotSavable(listed("cannot save this opt_state", problems))
-    replacements = [(place, "count", np.asarray(count).astype(place.dtype))]
-    for name, slot, tree in zip(("mu", "nu"), slots, trees):
-        arrays = jax.tree.map(np.asarray, tree)
+    replacements: list[Replacement] = []
+    if count is not None:
+        replacements.append((place, "count", np.asarray(count).astype(place.dtype)))
+    for slot, (name, tree) in zip(slots, trees.items()):
+        arrays = jax.tree.map(lambda array: in_units(np.asarray(array), unit), tree)
         weights = {
             layer.name: weights_of(
                 layer.class_name, layer.config, {"params": arrays.get(layer.name, {})}
@@ -73,16 +89,14 @@ def replaced_moments(
     return replacements
 
 
-def _adam(opt_state: Any) -> Any:
-    """Returns the state of ``optax.scale_by_adam`` that is in an optimizer's."""
-    import optax
-
+def _state_in(opt_state: Any, kept: Any, name: str) -> Any:
+    """Returns the state of a class that is in an optimizer's."""
     from dogwood_jax._optimizer.growable import GrowableState
 
-    def is_adam(node: Any) -> bool:
-        return isinstance(node, optax.ScaleByAdamState)
+    def is_kept(node: Any) -> bool:
+        return isinstance(node, kept)
 
-    nodes = jax.tree.leaves(opt_state, is_leaf=lambda n: is_adam(n) or isinstance(n, GrowableState))
+    nodes = jax.tree.leaves(opt_state, is_leaf=lambda n: is_kept(n) or isinstance(n, GrowableState))
     if any(isinstance(node, GrowableState) and node.ages for node in nodes):
         warnings.warn(
             "opt_state: is of dw.growable, which counts steps anew for entries that have grown; "
@@ -90,12 +104,12 @@ def _adam(opt_state: Any) -> Any:
             RuntimeWarning,
             stacklevel=4,
         )
-    states = [node for node in jax.tree.leaves(opt_state, is_leaf=is_adam) if is_adam(node)]
+    states = [node for node in jax.tree.leaves(opt_state, is_leaf=is_kept) if is_kept(node)]
     if len(states) != 1:
         raise NotSavable(
-            "opt_state: expected the state of Adam, as keras_h5.load_optimizer returns it, or of "
-            "an optimizer of Optax's with one in it, such as optax.adam; got "
-            f"{described(opt_state)} with {len(states)} of them"
+            f"opt_state: expected the state of {name}, as keras_h5.load_optimizer returns it, or "
+            f"of an optimizer of Optax's with one {kept.__name__} in it, such as "
+            f"optax.{name.lower()}; got {described(opt_state)} with {len(states)} of them"
         )
     return states[0]
 
@@ -116,7 +130,7 @@ def _problems(
     count: Any, trees: Mapping[str, Mapping[str, Any]], params: Mapping[Place, Any]
 ) -> Iterator[str]:
     """Yields in what moments are not those of the parameters."""
-    if np.shape(count) != ():
+    if count is not None and np.shape(count) != ():
         yield f"count: expected one number, got shape {np.shape(count)}"
     for name, tree in trees.items():
         found = dict(leaves_of(tree))

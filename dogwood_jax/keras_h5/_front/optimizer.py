@@ -1,10 +1,10 @@
-"""The state of Adam in files of whole models: ``load_optimizer``."""
+"""The state of optimizers in files of whole models: ``load_optimizer``."""
 
 import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,8 +15,14 @@ from dogwood_jax.keras_h5._kinds.kind import layout
 from dogwood_jax.keras_h5._weights.layers import collections_of
 from dogwood_jax.keras_h5._weights.layouts import Contents, contents
 
-if TYPE_CHECKING:
-    import optax
+# What Optax keeps for each optimizer of Keras: beside the count, what Keras keeps of each weight.
+_STATES = {
+    "Adam": "ScaleByAdamState",
+    "AdamW": "ScaleByAdamState",
+    "RMSprop": "ScaleByRmsState",
+    "Adagrad": "ScaleByRssState",
+    "SGD": "TraceState",
+}
 
 # What Keras calls the moments, depending on its version, where it calls them anything:
 # Adam/m/dense/kernel, Adam/dense/kernel/m, Adam/m_0, adam/dense_kernel_momentum.
@@ -29,30 +35,34 @@ Moments = dict[tuple[str, str], Dataset]  # by layer and weight
 Slots = Sequence[tuple[str, Dataset]]  # an optimizer's arrays with their names
 
 
-def load_optimizer(
-    path: str | os.PathLike[str], *, limit: int | None = None
-) -> "optax.ScaleByAdamState":
-    """Loads Adam's moments from a whole model, so that training goes on where Keras left it.
+def load_optimizer(path: str | os.PathLike[str], *, limit: int | None = None) -> Any:
+    """Loads an optimizer's moments from a whole model: training goes on where Keras left it.
 
-    The state is that of ``optax.scale_by_adam``, the first part of the state of ``optax.adam``.
+    Adam's state is that of ``optax.scale_by_adam``, the first part of the state of ``optax.adam``.
     Keras adds epsilon before it corrects for the zeros at the start, Optax after: for the same
     steps pass Optax ``eps / sqrt(1 - b2**step)``. Without that, the difference soon vanishes.
     ``save(path, variables, like=..., opt_state=...)`` writes the state back, grown or not.
 
+    RMSprop without momentum has a ``ScaleByRmsState``, Adagrad a ``ScaleByRssState`` and SGD with
+    momentum a ``TraceState``: the first parts of ``optax.rmsprop``, ``optax.adagrad`` and
+    ``optax.sgd``. Optax applies the learning rate to what it has summed up, Keras's SGD before it
+    sums up: its moments are divided by the learning rate in the file.
+
     Args:
-        path: a file or archive that ``model.save`` wrote after training with Adam or AdamW.
+        path: a file or archive that ``model.save`` wrote after training with one of these, or with
+            AdamW.
         limit: as for ``load``.
 
     Returns:
-        ``count``, the steps taken, and ``mu`` and ``nu`` in the tree of ``load(path)["params"]``,
-        zero for weights that were not trained.
+        The state, for Adam ``count``, the steps taken, and ``mu`` and ``nu``. All moments are in
+        the tree of ``load(path)["params"]``, zero for weights that were not trained.
 
     Warns:
         RuntimeWarning: if the file does not say that the optimizer is Adam, as some of Keras 3.0
             to 3.5 do not, but holds two arrays for every weight.
 
     Raises:
-        KerasFileError: if the file holds no state of Adam, or one that does not fit its weights.
+        KerasFileError: if the file holds no such state, or one that does not fit its weights.
         OSError: if the file is missing or must not be read.
 
     Example:
@@ -63,16 +73,16 @@ def load_optimizer(
         >>> _, *rest = tx.init(params)  # doctest: +SKIP
         >>> opt_state = (keras_h5.load_optimizer("model.keras"), *rest)  # doctest: +SKIP
     """
-    import optax
-
     with opened(path, limit) as source:
         found = contents(source)
         check_kind(found)
         named = found.optimizer_class is not None
-        count, first, second = moments_in(found)
-        check_sizes((*first.values(), *second.values()), source.limit)
-        mu, nu = _tree(found, first), _tree(found, second)
-        state = optax.ScaleByAdamState(np.int32(read_array(count)), mu, nu)
+        kept, unit = state_class(found), unit_of(found)
+        count, *slots = moments_in(found)
+        check_sizes([dataset for slot in slots for dataset in slot.values()], source.limit)
+        counted = {"count": np.int32(read_array(count))} if "count" in kept._fields else {}
+        trees = [_tree(found, slot, unit) for slot in slots]
+        state = kept(**counted, **dict(zip(moments_of(kept), trees)))
     if not named:
         warnings.warn(
             f"{os.fspath(path)}: does not say which optimizer it holds; taken for Adam, as it has "
@@ -84,8 +94,8 @@ def load_optimizer(
 
 
 def check_kind(found: Contents) -> None:
-    """Raises if the file says that its optimizer is not Adam."""
-    name = found.optimizer_class or "adam"
+    """Raises if the file says that its optimizer is none of those that are known."""
+    name = found.optimizer_class or "Adam"
     if found.optimizer_problem is not None:
         raise KerasFileError(found.optimizer_problem)
     if not found.optimizer or found.config is None:
@@ -93,12 +103,55 @@ def check_kind(found: Contents) -> None:
             "at /: expected a whole model with its optimizer, as model.save writes it after "
             "training; found none"
         )
-    if name.lower() not in ("adam", "adamw"):
-        raise KerasFileError(f"at /: expected the optimizer to be Adam or AdamW; found {name!r}")
+    if _known_name(name) is None:
+        *others, last = _STATES
+        raise KerasFileError(
+            f"at /: expected the optimizer to be {', '.join(others)} or {last}; found {name!r}"
+        )
 
 
-def moments_in(found: Contents) -> tuple[Dataset, Moments, Moments]:
-    """Returns the count of steps, and the first and second moments of the weights that have any."""
+def _known_name(name: str) -> str | None:
+    """Returns the class of an optimizer by its class or name, such as ``rm_sprop``."""
+    name = name.lower().replace("_", "")
+    return next((known for known in _STATES if known.lower() == name), None)
+
+
+def state_class(found: Contents) -> Any:
+    """Returns the class of the state that Optax has for a file's optimizer."""
+    import optax
+
+    return getattr(optax, _STATES[_known_name(found.optimizer_class or "Adam") or "Adam"])
+
+
+def moments_of(kept: Any) -> list[str]:
+    """Returns the fields of a class of states that have an array for each weight."""
+    return [name for name in kept._fields if name != "count"]
+
+
+def unit_of(found: Contents) -> float:
+    """Returns what Keras has in the place of a one of Optax: in SGD, a step against the gradient.
+
+    Raises:
+        KerasFileError: if it has no momentum, or if its learning rate is not one number.
+    """
+    if _known_name(found.optimizer_class or "Adam") != "SGD":
+        return 1.0
+    config = found.optimizer_config
+    if not config.get("momentum"):
+        raise KerasFileError(
+            "at /optimizer: found SGD without momentum, which keeps nothing to go on from"
+        )
+    rate = config.get("learning_rate", config.get("lr"))
+    if not isinstance(rate, int | float) or rate <= 0 or config.get("decay"):
+        raise KerasFileError(
+            "at /optimizer: moments of SGD are sums of steps; to know the gradients, expected one "
+            f"learning rate; found {rate!r}" + (" with decay" if config.get("decay") else "")
+        )
+    return -float(rate)
+
+
+def moments_in(found: Contents) -> tuple[Dataset, *tuple[Moments, ...]]:
+    """Returns the count of steps, and each kind of moments, of the weights that have any."""
     weights = {
         (layer.name, weight.name): layer.weights[weight.name]
         for layer in found.layers
@@ -111,14 +164,13 @@ def moments_in(found: Contents) -> tuple[Dataset, Moments, Moments]:
     scalars = [dataset for _, dataset in slots if dataset.shape == ()]
     if not scalars:
         raise KerasFileError("at /optimizer: expected a count of steps; found none")
-    fitting = {}
+    fitting: dict[str, list[Moments]] = {}
     for some in (trained, weights):  # Keras 3.0 has moments of frozen layers as well
         shapes = [dataset.shape for dataset in some.values()]
         for part in _without_settings(slots):
             for moments in _readings(part, len(some), found):
                 if all([dataset.shape for dataset in each] == shapes for each in moments):
-                    first, second = (dict(zip(some, each)) for each in moments)
-                    fitting[str([first, second])] = first, second
+                    fitting[str(moments)] = [dict(zip(some, each)) for each in moments]
     if len(fitting) != 1:
         shapes = [dataset.shape for dataset in trained.values()]
         raise KerasFileError(
@@ -142,10 +194,10 @@ def _without_settings(slots: Slots) -> Iterator[Slots]:
         yield slots[start:]
 
 
-def _readings(
-    slots: Slots, count: int, found: Contents
-) -> Iterator[tuple[list[Dataset], list[Dataset]]]:
-    """Yields first and second moments, told by their names, or by their order as far as it tells.
+def _readings(slots: Slots, count: int, found: Contents) -> Iterator[list[list[Dataset]]]:
+    """Yields lists of moments: of Adam, first and second ones.
+
+    These are told by their names, or by their order as far as it tells.
 
     A third array of each weight is the largest second moment (``amsgrad``), after all others, or
     in Keras 3 the moving average of the weight (``use_ema``), before all others.
@@ -153,30 +205,37 @@ def _readings(
     first = [dataset for name, dataset in slots if _FIRST.search(name)]
     second = [dataset for name, dataset in slots if _SECOND.search(name)]
     datasets = [dataset for _, dataset in slots]
-    if first or second:
-        yield first, second
+    if len(moments_of(state_class(found))) == 1:
+        yield [datasets]
+    elif first or second:
+        yield [first, second]
     elif found.layout != "keras":
         if len(datasets) in (2 * count, 3 * count):
-            yield datasets[:count], datasets[count : 2 * count]
+            yield [datasets[:count], datasets[count : 2 * count]]
     elif len(datasets) == 2 * count:
-        yield datasets[::2], datasets[1::2]
+        yield [datasets[::2], datasets[1::2]]
     elif len(datasets) == 3 * count:
         known = found.optimizer_config
         if not known or known.get("amsgrad"):
-            yield datasets[: 2 * count : 2], datasets[1 : 2 * count : 2]
+            yield [datasets[: 2 * count : 2], datasets[1 : 2 * count : 2]]
         if not known or known.get("use_ema"):
-            yield datasets[count::2], datasets[count + 1 :: 2]
+            yield [datasets[count::2], datasets[count + 1 :: 2]]
 
 
-def _tree(found: Contents, moments: Moments) -> dict[str, Any]:
-    """Returns moments in the tree of the parameters."""
+def _tree(found: Contents, moments: Moments, unit: float) -> dict[str, Any]:
+    """Returns moments in the tree of the parameters, as multiples of a unit."""
     tree = {}
     for layer in found.layers:
         arrays = {
-            name: read_array(moments[layer.name, name])
+            name: in_units(read_array(moments[layer.name, name]), 1 / unit)
             if (layer.name, name) in moments
             else np.zeros(dataset.shape, dtype_of(dataset))
             for name, dataset in layer.weights.items()
         }
         tree[layer.name] = collections_of(layer.class_name, layer.config, arrays)["params"]
     return tree
+
+
+def in_units(array: np.ndarray, factor: float) -> np.ndarray:
+    """Returns an array times a number, in its own dtype."""
+    return array if factor == 1 else (array * np.float64(factor)).astype(array.dtype)

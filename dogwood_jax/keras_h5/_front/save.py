@@ -68,11 +68,12 @@ def save(
             ``path`` itself. If it is a whole model, its configuration gets the new sizes, so that
             ``keras.models.load_model`` opens the new file; the optimizer's arrays are left out
             where the weights are no longer of their shapes, unless there is an ``opt_state``.
-        opt_state: the state of Adam as ``load_optimizer`` returns it, or a state of Optax with one
-            in it, grown by ``grow_opt_state`` as the variables by ``grow``. It takes the place of
-            the moments in ``like``, a whole model with Adam or AdamW, in whose layout the new file
-            is. Keras goes on from it, with the learning rate that ``like`` has. Moments of weights
-            that the model does not train have no place there, and are left out.
+        opt_state: the state of an optimizer as ``load_optimizer`` returns it, or a state of Optax
+            with one in it, grown by ``grow_opt_state`` as the variables by ``grow``. It takes the
+            place of the moments in ``like``, a whole model with the same optimizer, in whose layout
+            the new file is. Keras goes on from it, with the learning rate that ``like`` has, and
+            with its count of steps where the state has none. Moments of weights that the model does
+            not train have no place there, and are left out.
 
     Warns:
         RuntimeWarning: if ``opt_state`` is one of ``growable`` that has grown, because Keras counts
@@ -81,8 +82,8 @@ def save(
     Raises:
         TypeError: if ``path`` or ``like`` is none.
         ValueError: if the variables are no such tree or do not belong to ``like``, or if
-            ``opt_state`` is not Adam's, does not fit the variables, or has no place in ``like``;
-            all that is wrong in one message, before anything is written.
+            ``opt_state`` is of another optimizer, does not fit the variables, or has no place in
+            ``like``; all that is wrong in one message, before anything is written.
         KerasFileError: if ``like`` is not a file that ``load`` reads.
         OSError: if the file cannot be written, or ``like`` not be read, or if something else than
             a regular file is at ``path``.

@@ -13,10 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dogwood_jax.keras_h5._kinds import functions
 from dogwood_jax.keras_h5._kinds.activations import ACTIVATIONS
+from dogwood_jax.keras_h5._kinds.functions import sizes
 from dogwood_jax.keras_h5._kinds.images import depth_to_space, resize, space_to_depth
 from dogwood_jax.keras_h5._kinds.kind import CHANNELS, KINDS, Config, Function, Kind, Params, Shape
 from dogwood_jax.keras_h5._kinds.masking import forgotten
+
+
+def _divide_no_nan(x: Any, y: Any) -> Any:
+    """Divides; zero where the divisor is."""
+    return jnp.where(y == 0, 0, x / jnp.where(y == 0, 1, y))
+
 
 # Functions of one or two arrays: by the names in Keras 3, since TensorFlow 2.4, and before.
 _ELEMENTWISE: Mapping[tuple[str, str, str], Function] = {
@@ -32,12 +40,39 @@ _ELEMENTWISE: Mapping[tuple[str, str, str], Function] = {
     ("Square", "math.square", "Square"): jnp.square,
     ("Sqrt", "math.sqrt", "Sqrt"): jnp.sqrt,
     ("Rsqrt", "math.rsqrt", "Rsqrt"): jax.lax.rsqrt,
+    ("Reciprocal", "math.reciprocal", "Reciprocal"): jnp.reciprocal,
+    ("", "math.squared_difference", "SquaredDifference"): lambda x, y: jnp.square(x - y),
+    ("DivideNoNan", "math.divide_no_nan", "DivNoNan"): _divide_no_nan,
+    ("FloorDivide", "math.floordiv floor_div", "FloorDiv"): jnp.floor_divide,
+    ("Mod", "math.floormod math.mod", "FloorMod"): jnp.mod,
     ("Exp", "math.exp", "Exp"): jnp.exp,
+    ("Exp2", "", ""): jnp.exp2,
+    ("Expm1", "math.expm1", "Expm1"): jnp.expm1,
     ("Log", "math.log", "Log"): jnp.log,
+    ("Log2", "", ""): jnp.log2,
+    ("Log10", "", ""): jnp.log10,
     ("Log1p", "math.log1p", "Log1p"): jnp.log1p,
+    ("Logaddexp", "", ""): jnp.logaddexp,
     ("Sin", "math.sin", "Sin"): jnp.sin,
     ("Cos", "math.cos", "Cos"): jnp.cos,
+    ("Tan", "math.tan", "Tan"): jnp.tan,
+    ("Sinh", "math.sinh", "Sinh"): jnp.sinh,
+    ("Cosh", "math.cosh", "Cosh"): jnp.cosh,
+    ("Arcsin", "math.asin", "Asin"): jnp.arcsin,
+    ("Arccos", "math.acos", "Acos"): jnp.arccos,
+    ("Arctan", "math.atan", "Atan"): jnp.arctan,
+    ("Arctan2", "", "Atan2"): jnp.arctan2,
+    ("Arcsinh", "math.asinh", "Asinh"): jnp.arcsinh,
+    ("Arctanh", "math.atanh", "Atanh"): jnp.arctanh,
+    ("Erf", "math.erf", "Erf"): jax.scipy.special.erf,
+    ("Erfc", "math.erfc", "Erfc"): jax.scipy.special.erfc,
     ("Floor", "math.floor", "Floor"): jnp.floor,
+    ("Ceil", "math.ceil", "Ceil"): jnp.ceil,
+    ("Trunc", "", ""): jnp.trunc,
+    ("", "math.round", "Round"): jnp.round,
+    ("Isnan", "math.is_nan", "IsNan"): jnp.isnan,
+    ("Isinf", "math.is_inf", "IsInf"): jnp.isinf,
+    ("Isfinite", "math.is_finite", "IsFinite"): jnp.isfinite,
     ("Sign", "math.sign", "Sign"): jnp.sign,
     ("Relu", "nn.relu", "Relu"): ACTIVATIONS["relu"],
     ("Relu6", "nn.relu6", "Relu6"): ACTIVATIONS["relu6"],
@@ -47,6 +82,13 @@ _ELEMENTWISE: Mapping[tuple[str, str, str], Function] = {
     ("Softplus", "math.softplus", "Softplus"): jax.nn.softplus,
     ("Softsign", "nn.softsign", "Softsign"): jax.nn.soft_sign,
     ("Tanh", "math.tanh", "Tanh"): jnp.tanh,
+    ("LogSigmoid", "math.log_sigmoid", ""): jax.nn.log_sigmoid,
+    ("HardSigmoid", "", ""): ACTIVATIONS["hard_sigmoid"],
+    ("HardSilu", "", ""): ACTIVATIONS["hard_silu"],
+    ("HardTanh", "", ""): ACTIVATIONS["hard_tanh"],
+    ("TanhShrink", "", ""): ACTIVATIONS["tanh_shrink"],
+    ("SparsePlus", "", ""): ACTIVATIONS["sparse_plus"],
+    ("SparseSigmoid", "", ""): ACTIVATIONS["sparse_sigmoid"],
     ("Equal", "math.equal", "Equal"): jnp.equal,
     ("NotEqual", "math.not_equal", "NotEqual"): jnp.not_equal,
     ("Greater", "math.greater", "Greater"): jnp.greater,
@@ -55,6 +97,7 @@ _ELEMENTWISE: Mapping[tuple[str, str, str], Function] = {
     ("LessEqual", "math.less_equal", "LessEqual"): jnp.less_equal,
     ("LogicalAnd", "math.logical_and", "LogicalAnd"): jnp.logical_and,
     ("LogicalOr", "math.logical_or", "LogicalOr"): jnp.logical_or,
+    ("LogicalXor", "math.logical_xor", ""): jnp.logical_xor,
     ("LogicalNot", "math.logical_not", "LogicalNot"): jnp.logical_not,
     ("Where", "where", "SelectV2"): jnp.where,
     ("", "identity", "Identity"): lambda x: x,
@@ -90,22 +133,11 @@ _KERAS_3, _FUNCTIONS, _NODES = (
 # Functions with options.
 
 
-def _sizes(value: Any) -> Any:
-    """Returns an axis or size, or several of them."""
-    return tuple(map(operator.index, value)) if isinstance(value, list | tuple) else value
-
-
 def _reduction(reduce: Function) -> Function:
     def reduced(x: Any, axis: Any = None, keepdims: Any = False) -> Any:
-        return reduce(x, axis=_sizes(axis), keepdims=bool(keepdims))
+        return reduce(x, axis=sizes(axis), keepdims=bool(keepdims))
 
     return reduced
-
-
-_mean, _sum, _max = _reduction(jnp.mean), _reduction(jnp.sum), _reduction(jnp.max)
-_min, _prod = _reduction(jnp.min), _reduction(jnp.prod)
-_logsumexp = _reduction(jax.nn.logsumexp)
-_any, _all = _reduction(jnp.any), _reduction(jnp.all)
 
 
 def _matmul(x: Any, y: Any, transpose_x: Any = False, transpose_y: Any = False) -> Any:
@@ -114,11 +146,11 @@ def _matmul(x: Any, y: Any, transpose_x: Any = False, transpose_y: Any = False) 
 
 
 def _reshape(x: Any, shape: Any) -> Any:
-    return jnp.reshape(x, _sizes(shape))
+    return jnp.reshape(x, sizes(shape))
 
 
 def _transpose(x: Any, axes: Any = None) -> Any:
-    return jnp.transpose(x, _sizes(axes))
+    return jnp.transpose(x, sizes(axes))
 
 
 def _concatenate(xs: Sequence[Any], axis: Any = 0) -> Any:
@@ -130,16 +162,16 @@ def _stack(xs: Sequence[Any], axis: Any = 0) -> Any:
 
 
 def _expand_dims(x: Any, axis: Any) -> Any:
-    return jnp.expand_dims(x, _sizes(axis))
+    return jnp.expand_dims(x, sizes(axis))
 
 
 def _squeeze(x: Any, axis: Any = None) -> Any:
-    return jnp.squeeze(x, _sizes(axis) or None if isinstance(axis, list | tuple) else axis)
+    return jnp.squeeze(x, sizes(axis) or None if isinstance(axis, list | tuple) else axis)
 
 
 def _split(x: Any, sections: Any, axis: Any = 0) -> Any:
     """Splits into equal parts, or at these places."""
-    return jnp.split(x, _sizes(sections), axis=operator.index(axis))
+    return jnp.split(x, sizes(sections), axis=operator.index(axis))
 
 
 def _split_sizes(x: Any, sizes: Any, axis: Any = 0) -> Any:
@@ -154,7 +186,7 @@ def _pad(x: Any, widths: Any, mode: Any = "constant", constant_values: Any = Non
     if mode not in ("constant", "reflect", "symmetric"):
         raise ValueError(f"the padding mode {mode!r} is not supported")
     options = {"constant_values": constant_values or 0} if mode == "constant" else {}
-    pairs = [_sizes(pair) for pair in widths] if isinstance(widths, list | tuple) else widths
+    pairs = [sizes(pair) for pair in widths] if isinstance(widths, list | tuple) else widths
     return jnp.pad(x, pairs, mode=mode, **options)
 
 
@@ -167,7 +199,7 @@ def _convert(x: Any, dtype: Any = None, **others: Any) -> Any:
 
 
 def _tile(x: Any, repeats: Any) -> Any:
-    return jnp.tile(x, _sizes(repeats))
+    return jnp.tile(x, sizes(repeats))
 
 
 def _take(x: Any, indices: Any, axis: Any = 0) -> Any:
@@ -175,11 +207,11 @@ def _take(x: Any, indices: Any, axis: Any = 0) -> Any:
 
 
 def _softmax(x: Any, axis: Any = -1) -> Any:
-    return jax.nn.softmax(x, axis=-1 if axis is None else _sizes(axis))
+    return jax.nn.softmax(x, axis=-1 if axis is None else sizes(axis))
 
 
 def _log_softmax(x: Any, axis: Any = -1) -> Any:
-    return jax.nn.log_softmax(x, axis=-1 if axis is None else _sizes(axis))
+    return jax.nn.log_softmax(x, axis=-1 if axis is None else sizes(axis))
 
 
 def _gelu(x: Any, approximate: Any = False) -> Any:
@@ -191,19 +223,19 @@ def _leaky_relu(x: Any, slope: Any = 0.2) -> Any:
 
 
 def _l2_normalize(x: Any, axis: Any = None, epsilon: Any = 1e-12) -> Any:
-    total = jnp.sum(x * x, axis=_sizes(axis), keepdims=True)
+    total = jnp.sum(x * x, axis=sizes(axis), keepdims=True)
     return x * jax.lax.rsqrt(jnp.maximum(total, epsilon))
 
 
 def _normalize(x: Any, axis: Any, order: Any, epsilon: Any) -> Any:
     if order != 2:
         raise ValueError(f"the order {order!r} is not supported")
-    total = jnp.sum(x * x, axis=_sizes(axis), keepdims=True)
+    total = jnp.sum(x * x, axis=sizes(axis), keepdims=True)
     return x * jnp.minimum(jax.lax.rsqrt(total), 1 / (1e-7 if epsilon is None else epsilon))
 
 
 def _broadcast_to(x: Any, shape: Any) -> Any:
-    return jnp.broadcast_to(x, _sizes(shape))
+    return jnp.broadcast_to(x, sizes(shape))
 
 
 def _repeat(x: Any, repeats: Any, axis: Any = None) -> Any:
@@ -212,7 +244,7 @@ def _repeat(x: Any, repeats: Any, axis: Any = None) -> Any:
 
 
 def _moveaxis(x: Any, source: Any, destination: Any) -> Any:
-    return jnp.moveaxis(x, _sizes(source), _sizes(destination))
+    return jnp.moveaxis(x, sizes(source), sizes(destination))
 
 
 def _argmax(x: Any, axis: Any = None, keepdims: Any = False) -> Any:
@@ -224,7 +256,7 @@ def _argmin(x: Any, axis: Any = None, keepdims: Any = False) -> Any:
 
 
 def _norm(x: Any, order: Any = None, axis: Any = None, keepdims: Any = False) -> Any:
-    axis = _sizes(axis)
+    axis = sizes(axis)
     axis = axis[0] if isinstance(axis, tuple) and len(axis) == 1 else axis
     order = None if order == "euclidean" else order
     return jnp.linalg.norm(x, order, axis, bool(keepdims))
@@ -297,15 +329,26 @@ def _einsum(equation: Any) -> Function:
 # What Keras 3 calls them, with the options in its configs in the order above; what TensorFlow calls
 # them, with the arguments after the first; and nodes, with the attributes that are options after
 # the arrays: reductions, shapes and axes are arrays there, constants in the config.
+_REDUCTIONS = tuple(
+    (_reduction(reduce), f"{name}: axis keepdims", f"{called}: axis keepdims", node)
+    for reduce, name, called, node in (
+        (jnp.mean, "Mean", "math.reduce_mean", "Mean: keep_dims"),
+        (jnp.sum, "Sum", "math.reduce_sum", "Sum: keep_dims"),
+        (jnp.max, "Max", "math.reduce_max", "Max: keep_dims"),
+        (jnp.max, "Amax", "", ""),
+        (jnp.min, "Min", "math.reduce_min", "Min: keep_dims"),
+        (jnp.min, "Amin", "", ""),
+        (jnp.prod, "Prod", "math.reduce_prod", "Prod: keep_dims"),
+        (jnp.var, "Var", "math.reduce_variance", ""),
+        (jnp.std, "Std", "math.reduce_std", ""),
+        (jnp.median, "Median", "", ""),
+        (jax.nn.logsumexp, "Logsumexp", "math.reduce_logsumexp", ""),
+        (jnp.any, "Any", "math.reduce_any", ""),
+        (jnp.all, "All", "math.reduce_all", ""),
+    )
+)
 _WITH_OPTIONS: Sequence[tuple[Function, str, str, str]] = (
-    (_mean, "Mean: axis keepdims", "math.reduce_mean: axis keepdims", "Mean: keep_dims"),
-    (_sum, "Sum: axis keepdims", "math.reduce_sum: axis keepdims", "Sum: keep_dims"),
-    (_max, "Max: axis keepdims", "math.reduce_max: axis keepdims", "Max: keep_dims"),
-    (_min, "Min: axis keepdims", "math.reduce_min: axis keepdims", "Min: keep_dims"),
-    (_prod, "Prod: axis keepdims", "math.reduce_prod: axis keepdims", "Prod: keep_dims"),
-    (_logsumexp, "Logsumexp: axis keepdims", "math.reduce_logsumexp: axis keepdims", ""),
-    (_any, "Any: axis keepdims", "math.reduce_any: axis keepdims", ""),
-    (_all, "All: axis keepdims", "math.reduce_all: axis keepdims", ""),
+    *_REDUCTIONS,
     (
         _matmul,
         "Matmul",
@@ -353,6 +396,40 @@ _WITH_OPTIONS: Sequence[tuple[Function, str, str, str]] = (
         "image.resize: size method",
         "",
     ),
+    (functions.roll, "Roll: shift axis", "roll: shift axis", ""),
+    (functions.flip, "Flip: axis", "reverse: axis", "ReverseV2"),
+    (functions.cumsum, "Cumsum: axis", "math.cumsum: axis", ""),
+    (functions.cumprod, "Cumprod: axis", "math.cumprod: axis", ""),
+    (jnp.diff, "Diff: n axis", "", ""),
+    (jnp.sort, "Sort: axis", "sort: axis", ""),
+    (functions.argsort, "Argsort: axis", "argsort: axis", ""),
+    (functions.top_k, "TopK: k sorted", "math.top_k: k sorted", ""),
+    (jnp.round, "Round: decimals", "", ""),
+    (jnp.ravel, "Ravel", "", ""),
+    (lambda xs: jnp.hstack(list(xs)), "Hstack", "", ""),
+    (lambda xs: jnp.vstack(list(xs)), "Vstack", "", ""),
+    (functions.unstack, "Unstack: num axis", "", ""),
+    (lambda x, axis=0: functions.unstack(x, axis=axis), "", "unstack: axis", ""),
+    (jnp.tril, "Tril: k", "", ""),
+    (jnp.triu, "Triu: k", "", ""),
+    (jnp.diagonal, "Diagonal: offset axis1 axis2", "", ""),
+    (jnp.dot, "Dot", "", ""),
+    (jnp.inner, "Inner", "", ""),
+    (jnp.outer, "Outer", "", ""),
+    (functions.tensordot, "Tensordot: axes", "tensordot: b axes", ""),
+    (functions.average, "Average: axis", "", ""),
+    (functions.take_along_axis, "TakeAlongAxis: axis", "", ""),
+    (functions.segments(jax.ops.segment_sum), "SegmentSum: num_segments", "", ""),
+    (functions.segments(jax.ops.segment_max), "SegmentMax: num_segments", "", ""),
+    (functions.fft(jnp.fft.fft), "FFT", "", ""),
+    (functions.fft(jnp.fft.fft2), "FFT2", "", ""),
+    (functions.fft(jnp.fft.ifft2), "IFFT2", "", ""),
+    (functions.elu, "Elu: alpha", "nn.elu", "Elu"),
+    (jax.nn.celu, "Celu: alpha", "", ""),
+    (jax.nn.glu, "Glu: axis", "", ""),
+    (functions.squareplus, "Squareplus: b", "", ""),
+    (functions.soft_shrink, "SoftShrink: threshold", "", ""),
+    (functions.hard_shrink, "HardShrink: threshold", "", ""),
     (_norm, "Norm: ord axis keepdims", "norm: ord axis keepdims", ""),
     (jnp.ones_like, "OnesLike: dtype", "", ""),
     (jnp.zeros_like, "ZerosLike: dtype", "", ""),

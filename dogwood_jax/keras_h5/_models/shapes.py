@@ -53,7 +53,8 @@ def model_inputs(
             dtype = "int32"
         array: Any = jax.ShapeDtypeStruct  # untyped
         dtype = jnp.dtype(dtype if isinstance(dtype, str) else "float32")
-        sizes = [any_size if size is None else size for size in shape[1:-1]] + list(shape[-1:])
+        each = shape[1:]
+        sizes = [any_size if size is None else size for size in each[:-1]] + list(each[-1:])
         known = all(isinstance(size, int) for size in sizes)
         batch = shape[0] if isinstance(shape[0], int) else any_size or 1
         shapes.append(array((batch, *sizes), dtype) if known else None)
