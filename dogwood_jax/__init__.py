@@ -75,7 +75,7 @@ if TYPE_CHECKING:
     from dogwood_jax._widths.trace import trace
     from dogwood_jax._widths.widths import Leaf, Occurrence, Recipe, Width, Widths
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 __all__ = [
