@@ -68,6 +68,9 @@ def test_the_way_out_is_open(name: str) -> None:
                 continue
             ways = WAY_OUT.findall(message)
             assert ways, f"{width.name}, {strategy}: no way out of {message}"
+            for line in message.splitlines():
+                said = WAY_OUT.findall(line)
+                assert len(said) == len({*said}), f"{width.name}, {strategy}: twice in {line}"
             for way, multiple in ways:
                 into = {width.name: 2 * width.size if multiple else size}
                 again = refusal(widths, into, getattr(dw.strategies, way)(), interface)

@@ -554,7 +554,7 @@ def _ways_out(width: Width) -> str:
             "if old units have the same numbers in a larger network, or numbers that rescaled "
             "arrays make up for, target= and target_apply= show it"
         )
-    return " and ".join([*exact, "strategies.random() grows it all the same"])
+    return "; ".join(dict.fromkeys([*exact, "strategies.random() grows it all the same"]))
 
 
 def _multiples(width: Width, recipe: Recipe) -> str:
