@@ -453,8 +453,12 @@ def test_layers_are_not_inserted_while_inputs_grow():
     small, large = Net(3, 1), Net(4, 2)
     x, variables = shapes(small)
     widths = dw.trace(small.apply, variables, x)
-    with pytest.raises(ValueError, match="grow these first, in a growth of its own: other inputs"):
+    with pytest.raises(ValueError, match="grow these first, .*: AssertionError: other inputs"):
         dw.plan(widths, target=shapes(large)[1], target_apply=large.apply, interface=True)
+    lacking = {"params": {**variables["params"]}}
+    with pytest.raises(ValueError, match="not in the target: params/layer_0/bias"):
+        del lacking["params"]["layer_0"]
+        dw.plan(widths, target=lacking, target_apply=lambda v, x: v["params"]["layer_0"])
 
 
 @pytest.mark.parametrize(("hidden", "width"), [(8, 4), (7, 6), (8, 6)])

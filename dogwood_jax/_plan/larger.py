@@ -170,7 +170,8 @@ def read_larger(
             raise ValueError(
                 "target_apply= cannot be traced with the target's arrays and the network's inputs, "
                 "as it is to find where layers are inserted; if the larger model's inputs are "
-                f"larger, too, grow these first, in a growth of its own: {error}"
+                "larger, too, grow these first, in a growth of its own: "
+                f"{_said(error, widths, shapes)}"
             ) from error
     places = {i.old: i.path for i in found if i.old is not None}
     stacked = {i.path for i in found if i.layers}
@@ -189,9 +190,16 @@ def read_larger(
     except Exception as error:
         raise ValueError(
             "target_apply= cannot be traced with the target's arrays and the network's inputs: "
-            f"{error}"
+            f"{_said(error, widths, shapes)}"
         ) from error
     return Larger(kept, found, numbers, larger, _same_widths(widths, larger, paired, stacked))
+
+
+def _said(error: Exception, widths: Widths, shapes: Mapping[str, Any]) -> str:
+    """Says what a function raised, and which arrays it may have missed."""
+    missing = [leaf.path for leaf in widths.leaves if leaf.path not in shapes]
+    lacks = f" (not in the target: {', '.join(missing)})" if missing else ""
+    return f"{type(error).__name__}: {error}{lacks}"
 
 
 def is_deeper(widths: Widths, shapes: Mapping[str, Any]) -> bool:
