@@ -1,12 +1,19 @@
-"""What the examples ask of their user: the data, how long to train, and where to write."""
+"""What the examples share with their user: options, one bar for all trainings, and Ctrl-C."""
 
 import argparse
-from collections.abc import Mapping
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from dogwood_jax import mnist
+import numpy as np
+
+from dogwood_jax import mnist, training
 
 EPOCHS = {"epochs": (10, "epochs of each training")}
+
+_bar: Any = None  # tqdm's, while one is shown
 
 
 def parse(
@@ -28,7 +35,9 @@ def parse(
         The ``counts``, ``seed``, ``out``, a folder that exists, and maybe ``digits``.
     """
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
     )
     if digits:
         parser.add_argument(
@@ -62,3 +71,75 @@ def _at_least_one(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected an integer, 1 or more, got {text!r}")
     return int(text)
+
+
+def run(main: Callable[[], object]) -> None:
+    """Runs an example. Ctrl-C ends it with one line and the exit code that shells expect."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+@contextlib.contextmanager
+def bar(total: float) -> Iterator[None]:
+    """Shows one bar for all trainings, if standard error is a terminal and tqdm is installed.
+
+    Args:
+        total: how far the bar has to go, in epochs of `fit` unless that is given other steps.
+    """
+    global _bar
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        yield
+        return
+    # None: only on a terminal.
+    with tqdm(total=total, disable=None, leave=False, bar_format=_FORMAT) as _bar:
+        try:
+            yield
+        finally:
+            _bar = None
+
+
+_FORMAT = "{l_bar}{bar}| {elapsed} passed, {remaining} to go"
+
+
+def advance(step: float = 1) -> None:
+    """Moves the bar."""
+    if _bar is not None:
+        _bar.update(step)
+
+
+def say(text: object) -> None:
+    """Prints a text above the bar."""
+    with contextlib.nullcontext() if _bar is None else _bar.external_write_mode():
+        print(text, flush=True)
+
+
+def fit(*arguments: Any, test: Any = None, step: float = 1, **options: Any) -> training.Run:
+    """Trains by ``training.fit``, with the example's bar. Ctrl-C ends the example.
+
+    Args:
+        *arguments: those of ``training.fit``.
+        test: images and labels to test the network with after each epoch.
+        step: how far an epoch moves the bar.
+        **options: those of ``training.fit``.
+
+    Returns:
+        The run. With ``test``, its history also has the ``"test accuracy"``.
+    """
+    accuracies: list[float] = []
+
+    def after_epoch(run: training.Run) -> None:
+        if test is not None:
+            accuracies.append(training.evaluate(run.apply, run.variables, test)[1])
+        advance(step)
+
+    run = training.fit(*arguments, **options, progress=False, after_epoch=after_epoch)
+    if run.interrupted:  # an example has no use for a part of a training
+        raise KeyboardInterrupt
+    if test is not None:
+        run.history["test accuracy"] = np.array(accuracies)
+    return run

@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from command_line import run
 from flax import nnx
 from safetensors.numpy import save_file
 
@@ -213,13 +214,18 @@ def numbered(tree: object) -> object:
     return tree
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def command(arguments: list[str] | None = None) -> None:
+    """Runs the example in the folder that the command line names, or in one that goes again."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--out", type=Path, help="a folder for the files, which stay there")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.out is not None:
         options.out.mkdir(exist_ok=True)
         main(options.out)
     else:
         with tempfile.TemporaryDirectory() as folder:
             main(Path(folder))
+
+
+if __name__ == "__main__":
+    run(command)
