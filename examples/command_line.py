@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ from typing import Any
 import numpy as np
 
 from dogwood_jax import mnist, training
+from dogwood_jax.training.terminal import interrupt_held_back
 
 EPOCHS = {"epochs": (10, "epochs of each training")}
 
 _bar: Any = None  # tqdm's, while one is shown
+_interrupted = threading.Event()  # by Ctrl-C
 
 
 def parse(
@@ -75,11 +78,20 @@ def _at_least_one(text: str) -> int:
 
 def run(main: Callable[[], object]) -> None:
     """Runs an example. Ctrl-C ends it with one line and the exit code that shells expect."""
+    global _interrupted
     try:
-        main()
+        # Ctrl-C is held back until what is under way has ended, because KeyboardInterrupt gets lost
+        # if it is raised in a callback of JAX. A second Ctrl-C raises it at once.
+        with interrupt_held_back() as _interrupted:
+            main()
     except KeyboardInterrupt:
         print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _end_if_interrupted() -> None:
+    if _interrupted.is_set():
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
@@ -90,36 +102,39 @@ def bar(total: float) -> Iterator[None]:
         total: how far the bar has to go, in epochs of `fit` unless that is given other steps.
     """
     global _bar
-    try:
+    shown: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+    with contextlib.suppress(ImportError):
         from tqdm import tqdm
-    except ImportError:
-        yield
-        return
-    # None: only on a terminal.
-    with tqdm(total=total, disable=None, leave=False, bar_format=_FORMAT) as _bar:
+
+        # disable=None: on a terminal only.
+        shown = tqdm(total=total, disable=None, leave=False, bar_format=_FORMAT)
+    with shown as _bar:
         try:
             yield
         finally:
             _bar = None
+    _end_if_interrupted()
 
 
 _FORMAT = "{l_bar}{bar}| {elapsed} passed, {remaining} to go"
 
 
 def advance(step: float = 1) -> None:
-    """Moves the bar."""
+    """Moves the bar, or ends the example after Ctrl-C."""
+    _end_if_interrupted()
     if _bar is not None:
-        _bar.update(step)
+        _bar.update(min(step, _bar.total - _bar.n))  # growbench's runs may take a step more
 
 
 def say(text: object) -> None:
-    """Prints a text above the bar."""
+    """Prints a text above the bar, or ends the example after Ctrl-C."""
+    _end_if_interrupted()
     with contextlib.nullcontext() if _bar is None else _bar.external_write_mode():
         print(text, flush=True)
 
 
 def fit(*arguments: Any, test: Any = None, step: float = 1, **options: Any) -> training.Run:
-    """Trains by ``training.fit``, with the example's bar. Ctrl-C ends the example.
+    """Trains by ``training.fit``, with the example's bar. Ctrl-C ends the example after an epoch.
 
     Args:
         *arguments: those of ``training.fit``.
@@ -138,8 +153,6 @@ def fit(*arguments: Any, test: Any = None, step: float = 1, **options: Any) -> t
         advance(step)
 
     run = training.fit(*arguments, **options, progress=False, after_epoch=after_epoch)
-    if run.interrupted:  # an example has no use for a part of a training
-        raise KeyboardInterrupt
     if test is not None:
         run.history["test accuracy"] = np.array(accuracies)
     return run

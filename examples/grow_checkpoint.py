@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from command_line import run
+from command_line import run, say
 from flax import nnx
 from safetensors.numpy import save_file
 
@@ -187,21 +187,21 @@ def main(out: Path) -> float:
     model = Llama(SMALL, nnx.Rngs(0))
     files_of(model, SMALL, out / "small")
     names = dw.checkpoint.llama(head_dim=SMALL.head_dim)
-    print(dw.checkpoint.inspect(out / "small"))
+    say(dw.checkpoint.inspect(out / "small"))
 
     # Neither model has arrays here: the growth is planned from shapes.
     small = nnx.eval_shape(lambda: Llama(SMALL, nnx.Rngs(0)))
     large = nnx.eval_shape(lambda: Llama(LARGE, nnx.Rngs(0)))
     growth = dw.nnx.plan(small, large, tokens, interface=True)
     dw.checkpoint.grow(out / "small", growth, out / "large", key=jax.random.key(1), names=names)
-    print(dw.checkpoint.inspect(out / "large"))
+    say(dw.checkpoint.inspect(out / "large"))
 
     wide = Llama(LARGE, nnx.Rngs(2))
     arrays = dw.checkpoint.load(out / "large", names=names)
     nnx.update(wide, numbered(arrays))
     logits = wide(tokens)[..., : SMALL.vocabulary]
     difference = float(jnp.abs(logits - model(tokens)).max())
-    print(f"largest difference of logits: {difference:.1e}")
+    say(f"largest difference of logits: {difference:.1e}")
     return difference
 
 

@@ -267,18 +267,18 @@ def picture(result: Result) -> Any:
             verticalalignment="center",
             color=color,
         )
+    bottom = ax.get_ylim()[0]
     for name, growths in zip(("wider", "deeper"), zip(*result.growths, strict=True), strict=True):
-        at = growths[0].at / total, float(np.mean([growth.before for growth in growths]))
-        ax.plot(*at, "o", color="C3", markersize=8)
-        ax.annotate(
-            f"grows {name}",
-            at,
-            xytext=(14, 22),
-            textcoords="offset points",
-            color="C3",
-            arrowprops={"arrowstyle": "-", "color": "C3"},
-        )
-    ax.set(xlabel="FLOPs, as a share of the budget", ylabel="test loss, nats a character")
+        at = growths[0].at / total
+        ax.plot(at, np.mean([growth.before for growth in growths]), "o", color="C3", markersize=8)
+        ax.axvline(at, color="C3", linestyle="--", linewidth=1)
+        ax.text(at + 0.01, bottom, f"grows\n{name}", color="C3", verticalalignment="bottom")
+    ax.set_xlim(right=1.09)  # room for the labels of the ends
+    ax.set(
+        xlabel="FLOPs spent, as a share of those from scratch", ylabel="test loss, nats a character"
+    )
+    seeds = "one seed" if len(result.grown) == 1 else f"mean of {len(result.grown)} seeds"
+    ax.set_title(f"Characters of Python's documentation, {seeds}", fontsize="medium")
     ax.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     ax.legend()
     return figure
@@ -317,7 +317,7 @@ def main(arguments: list[str] | None = None) -> Result:
             result.grown.append(network)
             result.growths.append(growths)
     print("\n" + verdict(result))
-    picture(result).savefig(options.out / "grow_transformer.png", dpi=150)
+    picture(result).savefig(options.out / "grow_transformer.png", dpi=100)
     print(f"\nwritten to {options.out}: grow_transformer.png")
     return result
 

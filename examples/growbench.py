@@ -16,7 +16,6 @@ import csv
 import dataclasses
 import functools
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -561,25 +560,15 @@ class Result(NamedTuple):
 
 def made(trials: Sequence[Trial], data: Data) -> list[Result]:
     """Makes the runs of one task, as many at once as there are processors."""
-    interrupted = threading.Event()  # Ctrl-C comes to the main thread alone
-
-    def after_chunk(spent: float) -> None:
-        if interrupted.is_set():
-            raise KeyboardInterrupt
-        advance(spent)
 
     def one(trial: Trial) -> Result:
         task, schedule, way, seed, budget, moment = trial
         rates = SCHEDULES[schedule]
-        run = train(task, data, seed, rates, budget, BY_NAME.get(way), moment, after_chunk)
+        run = train(task, data, seed, rates, budget, BY_NAME.get(way), moment, advance)
         return Result(trial, run)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        try:
-            return list(pool.map(one, trials))
-        except KeyboardInterrupt:
-            interrupted.set()
-            raise
+        return list(pool.map(one, trials))
 
 
 def needed(loss: float, budgets: Sequence[float], losses: Sequence[float]) -> float:

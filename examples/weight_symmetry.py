@@ -201,9 +201,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Outcome]:
             key = jax.random.fold_in(jax.random.key(options.seed), number)
             outcomes[name] = train(model, options.digits, tx, epochs=options.epochs, key=key)
             say(row(name, outcomes[name]))
-    print()
+    say("")
     for name, outcome in outcomes.items():
-        print(sentence(name, MODELS[name], outcome))
+        say(sentence(name, MODELS[name], outcome))
     picture(outcomes, options.epochs).savefig(options.out / "weight_symmetry.png", dpi=150)
     print(f"\nwritten to {options.out}: weight_symmetry.png")
     return outcomes

@@ -438,11 +438,25 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     assert not list(tmp_path.iterdir())
 
 
-def test_ctrl_c_in_any_training_ends_the_example(monkeypatch):
-    run = training.Run({}, (), {}, interrupted=True)
-    monkeypatch.setattr(training, "fit", lambda *arguments, **options: run)
-    with pytest.raises(KeyboardInterrupt):
-        command_line.fit()
+def test_ctrl_c_ends_an_example_after_an_epoch(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["examples/example.py"])
+    monkeypatch.setattr(command_line, "_interrupted", command_line._interrupted)
+    handler, epochs = signal.signal(signal.SIGINT, signal.default_int_handler), []
+
+    def fit(*, progress, after_epoch):
+        for _ in range(3):
+            epochs.append(None)
+            signal.raise_signal(signal.SIGINT)
+            after_epoch(training.Run({}, (), {}))
+
+    monkeypatch.setattr(training, "fit", fit)
+    try:
+        with pytest.raises(SystemExit) as exit:
+            command_line.run(command_line.fit)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert (exit.value.code, len(epochs)) == (130, 1)
+    assert capsys.readouterr().err == "example.py: interrupted\n"
 
 
 def test_one_bar_shows_all_trainings_on_a_terminal_alone(monkeypatch, capsys):
