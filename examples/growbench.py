@@ -725,9 +725,7 @@ def picture(results: Sequence[Result], task: str, schedule: str) -> Any:
     ax = figure.subplots()
     groups = {group[2]: runs for group, runs in grouped(results).items() if group[1] == schedule}
     scratch = groups.pop(SCRATCH)
-    ax.plot(
-        *ends(scratch), color="black", marker="o", label="from scratch:\nends of several budgets"
-    )
+    ax.plot(*ends(scratch), color="black", marker="o", label="from scratch, several budgets")
     rank = {way: float(np.mean([r.loss for r in runs])) for way, runs in groups.items()}
     first = [way for way in rank if BY_NAME[way].is_default or BY_NAME[way].stays]
     others = sorted((way for way in rank if way not in first), key=lambda way: rank[way])
@@ -744,7 +742,7 @@ def picture(results: Sequence[Result], task: str, schedule: str) -> Any:
     ax.yaxis.set_major_formatter("{x:g}")
     ax.yaxis.set_minor_formatter("{x:g}")
     title = (
-        "a dot is the end of a run\nway to grow: its FLOPs / those of\nfrom scratch for this loss"
+        "A dot is the end of a run.\nNumbers: FLOPs / FLOPs from\nscratch for the same test loss"
     )
     figure.legend(title=title, loc="outside right upper", alignment="left")
     return figure

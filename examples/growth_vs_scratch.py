@@ -155,7 +155,10 @@ def picture(ends: Mapping[str, list[list[End]]], units: int, wide: int) -> Any:
         ax.plot(budgets, losses, color=color, marker="o", label=names[name])
         ax.plot(*every[..., :2].reshape(-1, 2).T, ".", color=color, alpha=0.3)
     ax.plot([], [], ".", color="0.5", alpha=0.6, label="the ends of single runs")
-    ax.set(xlabel="FLOPs of a run, in epochs of the large network", ylabel="test loss at its end")
+    ax.set(
+        xlabel="FLOPs of a run, in epochs of the large network",
+        ylabel="test loss at the end of the run",
+    )
     figure.legend(loc="outside upper left")
     return figure
 
