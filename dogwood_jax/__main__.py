@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 
 from dogwood_jax import checkpoint
-from dogwood_jax._base.command import answered, show
+from dogwood_jax._base.command import WholeNames, answered, show
 from dogwood_jax._growth.as_json import from_json
 from dogwood_jax._growth.growth import Growth
 
@@ -20,9 +20,7 @@ def main(arguments: Sequence[str]) -> str:
     Raises:
         SystemExit: for a mistake in the arguments or files, with a message that says which.
     """
-    parser = argparse.ArgumentParser(
-        "python -m dogwood_jax", description=__doc__, allow_abbrev=False
-    )
+    parser = WholeNames("python -m dogwood_jax", description=__doc__)
     commands = parser.add_subparsers(required=True)
     inspect = commands.add_parser("inspect", help="say what a checkpoint holds")
     inspect.add_argument("source", help="a .safetensors file, or a folder")

@@ -52,7 +52,8 @@ def units(
 ) -> "Axes":
     """Draws the incoming weights of each unit as an image, all units side by side.
 
-    Positive weights are red, negative ones blue and zeros white; all units share the scale.
+    Positive weights are red, negative ones blue and zeros white; all units share the scale. The
+    label below the images says so, with the ends of the scale.
 
     Args:
         kernel: weights ``[height * width, units]``.
@@ -96,6 +97,10 @@ def units(
     ax.set_facecolor("0.8")  # seen where there is no unit
     ax.set_xticks([])
     ax.set_yticks([])
+    ax.set_xlabel(
+        f"a tile: the weights into a unit\nblue: -{limit:.2g}, white: 0, red: {limit:.2g}",
+        fontsize="small",
+    )
     return ax
 
 
@@ -158,7 +163,7 @@ def curves(
     ax.locator_params(axis="x", integer=True)
     ax.set_xlabel("epoch")
     ax.set_ylabel(ylabel)
-    ax.legend()
+    _legend(ax)
     return ax
 
 
@@ -219,7 +224,7 @@ def widths(widths: Widths, *, ax: "Axes | None" = None) -> "Axes":
     legend: dict[_Style, str] = {"full": "produces the units", "none": "reads them", "left": "both"}
     for style, what in legend.items():
         ax.plot([], [], "ko", fillstyle=style, markerfacecoloralt="white", label=what)
-    ax.legend(loc="upper right")
+    _legend(ax)
     ax.set_xticks(range(len(columns)), [label for (label,), _ in columns], rotation=90)
     ax.set_yticks(range(len(rows)), [path for _, path in rows])
     ax.invert_yaxis()
@@ -264,4 +269,12 @@ def _axes(size: tuple[float, float] | None = None) -> "Axes":
             "dogwood_jax.plotting needs Matplotlib, not installed here; run: "
             "pip install 'dogwood_jax[plot]'"
         ) from error
-    return plt.figure(figsize=size).add_subplot()
+    return plt.figure(figsize=size, layout="constrained").add_subplot()
+
+
+def _legend(ax: "Axes") -> None:
+    """Adds a legend, beside the axes if the figure has a layout that makes room for it there."""
+    if ax.get_figure().get_layout_engine() is None:  # type: ignore[union-attr]
+        ax.legend()
+    else:
+        ax.legend(loc="upper left", bbox_to_anchor=(1, 1))

@@ -1,12 +1,22 @@
-"""What the examples ask of their user: the data, how long to train, and where to write."""
+"""What the examples share with their user: options, one bar for all trainings, and Ctrl-C."""
 
 import argparse
-from collections.abc import Mapping
+import contextlib
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from dogwood_jax import mnist
+import numpy as np
+
+from dogwood_jax import mnist, training
+from dogwood_jax.training.terminal import interrupt_held_back
 
 EPOCHS = {"epochs": (10, "epochs of each training")}
+
+_bar: Any = None  # tqdm's, while one is shown
+_interrupted = threading.Event()  # by Ctrl-C
 
 
 def parse(
@@ -28,7 +38,9 @@ def parse(
         The ``counts``, ``seed``, ``out``, a folder that exists, and maybe ``digits``.
     """
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
     )
     if digits:
         parser.add_argument(
@@ -62,3 +74,85 @@ def _at_least_one(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected an integer, 1 or more, got {text!r}")
     return int(text)
+
+
+def run(main: Callable[[], object]) -> None:
+    """Runs an example. Ctrl-C ends it with one line and the exit code that shells expect."""
+    global _interrupted
+    try:
+        # Ctrl-C is held back until what is under way has ended, because KeyboardInterrupt gets lost
+        # if it is raised in a callback of JAX. A second Ctrl-C raises it at once.
+        with interrupt_held_back() as _interrupted:
+            main()
+    except KeyboardInterrupt:
+        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _end_if_interrupted() -> None:
+    if _interrupted.is_set():
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def bar(total: float) -> Iterator[None]:
+    """Shows one bar for all trainings, if standard error is a terminal and tqdm is installed.
+
+    Args:
+        total: how far the bar has to go, in epochs of `fit` unless that is given other steps.
+    """
+    global _bar
+    shown: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+    with contextlib.suppress(ImportError):
+        from tqdm import tqdm
+
+        # disable=None: on a terminal only.
+        shown = tqdm(total=total, disable=None, leave=False, bar_format=_FORMAT)
+    with shown as _bar:
+        try:
+            yield
+        finally:
+            _bar = None
+    _end_if_interrupted()
+
+
+_FORMAT = "{l_bar}{bar}| {elapsed} passed, {remaining} to go"
+
+
+def advance(step: float = 1) -> None:
+    """Moves the bar, or ends the example after Ctrl-C."""
+    _end_if_interrupted()
+    if _bar is not None:
+        _bar.update(min(step, _bar.total - _bar.n))  # growbench's runs may take a step more
+
+
+def say(text: object) -> None:
+    """Prints a text above the bar, or ends the example after Ctrl-C."""
+    _end_if_interrupted()
+    with contextlib.nullcontext() if _bar is None else _bar.external_write_mode():
+        print(text, flush=True)
+
+
+def fit(*arguments: Any, test: Any = None, step: float = 1, **options: Any) -> training.Run:
+    """Trains by ``training.fit``, with the example's bar. Ctrl-C ends the example after an epoch.
+
+    Args:
+        *arguments: those of ``training.fit``.
+        test: images and labels to test the network with after each epoch.
+        step: how far an epoch moves the bar.
+        **options: those of ``training.fit``.
+
+    Returns:
+        The run. With ``test``, its history also has the ``"test accuracy"``.
+    """
+    accuracies: list[float] = []
+
+    def after_epoch(run: training.Run) -> None:
+        if test is not None:
+            accuracies.append(training.evaluate(run.apply, run.variables, test)[1])
+        advance(step)
+
+    run = training.fit(*arguments, **options, progress=False, after_epoch=after_epoch)
+    if test is not None:
+        run.history["test accuracy"] = np.array(accuracies)
+    return run

@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from command_line import run, say
 from flax import nnx
 from safetensors.numpy import save_file
 
@@ -186,21 +187,21 @@ def main(out: Path) -> float:
     model = Llama(SMALL, nnx.Rngs(0))
     files_of(model, SMALL, out / "small")
     names = dw.checkpoint.llama(head_dim=SMALL.head_dim)
-    print(dw.checkpoint.inspect(out / "small"))
+    say(dw.checkpoint.inspect(out / "small"))
 
     # Neither model has arrays here: the growth is planned from shapes.
     small = nnx.eval_shape(lambda: Llama(SMALL, nnx.Rngs(0)))
     large = nnx.eval_shape(lambda: Llama(LARGE, nnx.Rngs(0)))
     growth = dw.nnx.plan(small, large, tokens, interface=True)
     dw.checkpoint.grow(out / "small", growth, out / "large", key=jax.random.key(1), names=names)
-    print(dw.checkpoint.inspect(out / "large"))
+    say(dw.checkpoint.inspect(out / "large"))
 
     wide = Llama(LARGE, nnx.Rngs(2))
     arrays = dw.checkpoint.load(out / "large", names=names)
     nnx.update(wide, numbered(arrays))
     logits = wide(tokens)[..., : SMALL.vocabulary]
     difference = float(jnp.abs(logits - model(tokens)).max())
-    print(f"largest difference of logits: {difference:.1e}")
+    say(f"largest difference of logits: {difference:.1e}")
     return difference
 
 
@@ -213,13 +214,18 @@ def numbered(tree: object) -> object:
     return tree
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def command(arguments: list[str] | None = None) -> None:
+    """Runs the example in the folder that the command line names, or in one that goes again."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--out", type=Path, help="a folder for the files, which stay there")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.out is not None:
         options.out.mkdir(exist_ok=True)
         main(options.out)
     else:
         with tempfile.TemporaryDirectory() as folder:
             main(Path(folder))
+
+
+if __name__ == "__main__":
+    run(command)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from command_line import parse
+from command_line import bar, fit, parse, run, say
 
 import dogwood_jax as dw
 from dogwood_jax import keras_h5, mnist, plotting, training
@@ -80,7 +80,7 @@ class Experiment(NamedTuple):
 
     rows: list[Row]
     networks: dict[str, Variables]  # before and after growing, and after training on
-    curves: dict[str, np.ndarray]  # accuracy on the training images, by epoch
+    curves: dict[str, np.ndarray]  # accuracy on the test images, by epoch
 
 
 def grow(
@@ -99,16 +99,9 @@ def grow(
     ``<wide_units>_units_<strategy>.h5`` to the folder ``out``.
     """
     images, labels = jnp.asarray(digits.train_images), jnp.asarray(digits.train_labels)
-    test = digits.test_images, digits.test_labels
+    test = jnp.asarray(digits.test_images), jnp.asarray(digits.test_labels)
     tx = dw.growable(optax.adam(1e-3))
-    fit = functools.partial(
-        training.fit,
-        apply,
-        tx=tx,
-        data=(images, labels),
-        batch_size=32,
-        progress=False,
-    )
+    train = functools.partial(fit, apply, tx=tx, data=(images, labels), batch_size=32, test=test)
     init_key, wide_init_key, grow_key, fit_key, on_key = jax.random.split(key, 5)
     result = Experiment([], {}, {})
     started = time.perf_counter()
@@ -120,10 +113,10 @@ def grow(
         seconds = time.perf_counter() - started
         size = kernel_of(variables).shape[1]
         result.rows.append(Row(name, size, epochs, loss, accuracy, change, seconds))
-        print(result.rows[-1], flush=True)
+        say(result.rows[-1])
         started = time.perf_counter()
 
-    small = fit(MLP(units).init(init_key, images[:1] / 255), epochs=epochs, key=fit_key)
+    small = train(MLP(units).init(init_key, images[:1] / 255), epochs=epochs, key=fit_key)
     end_of_stage("trained", small.variables, epochs)
     result.networks["trained"] = small.variables
 
@@ -134,16 +127,18 @@ def grow(
 
     for strategy in strategies:
         growing = Stage(sizes={"dense_1": wide_units}, strategy=strategy, epochs=0)
-        wide, opt_state, _ = fit(loaded, stages=[growing], key=grow_key, opt_state=small.opt_state)
+        wide, opt_state, _ = train(
+            loaded, stages=[growing], key=grow_key, opt_state=small.opt_state
+        )
         keras_h5.save(out / f"{wide_units}_units_{strategy}.h5", wide, like=path)
         end_of_stage(f"widened: {strategy}", wide, epochs, loaded)
-        anew = fit(wide, epochs=epochs, key=on_key)
+        anew = train(wide, epochs=epochs, key=on_key)
         end_of_stage(f"widened: {strategy}, new optimizer", anew.variables, 2 * epochs)
-        on = fit(wide, epochs=epochs, key=on_key, opt_state=opt_state)
+        on = train(wide, epochs=epochs, key=on_key, opt_state=opt_state)
         end_of_stage(f"widened: {strategy}, trained on", on.variables, 2 * epochs)
         result.networks[f"widened: {strategy}"] = wide
         result.networks[f"widened: {strategy},\ntrained on"] = on.variables
-        accuracy = [small.history["accuracy"], on.history["accuracy"]]
+        accuracy = [small.history["test accuracy"], on.history["test accuracy"]]
         result.curves[f"widened: {strategy}"] = np.concatenate(accuracy)
 
     # One run, looked at three times: after as many epochs as either network has had, after as much
@@ -159,10 +154,10 @@ def grow(
         ("from scratch, equal epochs", 2 * epochs),
     ]:
         run_key = jax.random.fold_in(run_key, until)
-        run = fit(variables, epochs=until - done, key=run_key, opt_state=opt_state)
-        variables, opt_state, done = run.variables, run.opt_state, until
+        part = train(variables, epochs=until - done, key=run_key, opt_state=opt_state)
+        variables, opt_state, done = part.variables, part.opt_state, until
         end_of_stage(name, variables, done)
-        parts.append(run.history["accuracy"])
+        parts.append(part.history["test accuracy"])
     result.curves["from scratch"] = np.concatenate(parts)
     return result
 
@@ -173,23 +168,30 @@ def largest_change(old: Variables, new: Variables, images: np.ndarray) -> float:
     return float(jnp.max(jnp.abs(apply(new, x) - apply(old, x))))
 
 
+COLORS = {
+    "from scratch": "black",
+    "widened: zero_outgoing": "tab:blue",
+    "widened: zeros": "tab:orange",
+}
+
+
 def picture(experiments: Sequence[Experiment], epochs: int) -> Any:
     """Returns a figure of the units' incoming weights and of the learning curves."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(14, 4 * len(experiments)), layout="constrained")
-    rows = figure.subfigures(len(experiments), 2, width_ratios=(2, 1), squeeze=False)
+    figure = Figure(figsize=(16, 4 * len(experiments)), layout="constrained")
+    rows = figure.subfigures(len(experiments), 2, width_ratios=(3, 2), squeeze=False)
     for (left, right), experiment in zip(rows, experiments, strict=True):
-        axes = left.subplots(1, len(experiment.networks), squeeze=False)[0]
-        for ax, (name, variables) in zip(axes, experiment.networks.items(), strict=True):
-            plotting.units(kernel_of(variables), ax=ax).set_title(name, fontsize=9)
-        ax = plotting.curves(
-            experiment.curves,
-            grown_at=epochs,
-            ylabel="accuracy on training images",
-            ax=right.subplots(),
-        )
-        ax.set_title(f"from {experiment.rows[0].units} to {experiment.rows[-1].units} units")
+        kernels = {name: kernel_of(variables) for name, variables in experiment.networks.items()}
+        axes = left.subplots(1, len(kernels), squeeze=False)[0]
+        for ax, (name, kernel) in zip(axes, kernels.items(), strict=True):
+            plotting.units(kernel, ax=ax).set_title(name, fontsize=10)
+        units, wide_units = experiment.rows[0].units, experiment.rows[-1].units
+        ax = right.subplots()
+        curves = {name: experiment.curves[name] for name in COLORS if name in experiment.curves}
+        ax.set_prop_cycle(color=[COLORS[name] for name in curves])
+        plotting.curves(curves, grown_at=epochs, ylabel="test accuracy", ax=ax)
+        ax.set_title(f"{units} hidden unit{'s' * (units > 1)}, then {wide_units}")
     return figure
 
 
@@ -197,26 +199,26 @@ def main(arguments: list[str] | None = None) -> list[Experiment]:
     """Runs the example; returns what came of growing each network."""
     options = parse(__doc__, arguments)
     zeros, zero_outgoing = dw.strategies.zeros(), dw.strategies.zero_outgoing()
+    sizes = [(1, 2, (zeros, zero_outgoing)), (32, 128, (zero_outgoing,))]
     print(HEADER)
-    experiments = [
-        grow(
-            options.digits,
-            units,
-            wide_units,
-            strategies,
-            epochs=options.epochs,
-            key=jax.random.fold_in(jax.random.key(options.seed), units),
-            out=options.out,
-        )
-        for units, wide_units, strategies in [
-            (1, 2, (zeros, zero_outgoing)),
-            (32, 128, (zero_outgoing,)),
+    # Once small, twice with each strategy, and from scratch for twice as long.
+    with bar(options.epochs * sum(3 + 2 * len(strategies) for *_, strategies in sizes)):
+        experiments = [
+            grow(
+                options.digits,
+                units,
+                wide_units,
+                strategies,
+                epochs=options.epochs,
+                key=jax.random.fold_in(jax.random.key(options.seed), units),
+                out=options.out,
+            )
+            for units, wide_units, strategies in sizes
         ]
-    ]
     picture(experiments, options.epochs).savefig(options.out / "grow_mnist.png", dpi=150)
     print(f"written to {options.out}: {', '.join(sorted(p.name for p in options.out.iterdir()))}")
     return experiments
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from command_line import parse
+from command_line import bar, fit, parse, run, say
 
 import dogwood_jax as dw
 from dogwood_jax import training
@@ -147,7 +147,7 @@ def train(network: Network, text: Text, key: jax.Array, *, rounds: int, budget: 
     cost = network.model.flops() * STEPS * BATCH_SIZE * CONTEXT
     for _ in range(min(rounds, (budget - network.spent) // cost)):
         round_key, fit_key = jax.random.split(jax.random.fold_in(key, len(network.points)))
-        run = training.fit(
+        variables, opt_state, _ = fit(
             network.model.apply,
             network.variables,
             TX,
@@ -156,9 +156,9 @@ def train(network: Network, text: Text, key: jax.Array, *, rounds: int, budget: 
             batch_size=BATCH_SIZE,
             key=fit_key,
             opt_state=network.opt_state,
-            progress=False,
+            step=cost,
         )
-        network = network._replace(variables=run.variables, opt_state=run.opt_state)
+        network = network._replace(variables=variables, opt_state=opt_state)
         point = network.spent + cost, loss(network, text)
         network = network._replace(points=(*network.points, point))
     return network
@@ -178,8 +178,9 @@ def grow(network: Network, model: Transformer, key: jax.Array) -> Network:
 
 
 class Growth(NamedTuple):
-    """What a growth did to the predictions."""
+    """When a network grew, and what that did to the predictions."""
 
+    at: int  # FLOPs spent before
     before: float  # test loss
     after: float
     difference: dw.Difference  # of the outputs for some windows
@@ -201,7 +202,7 @@ def grown(text: Text, key: jax.Array, rounds: int, budget: int) -> tuple[Network
             network.variables,
             windows,
         )
-        growths.append(Growth(old.points[-1][1], loss(network, text), difference))
+        growths.append(Growth(*old.points[-1], loss(network, text), difference))
     return train(network, text, fit_key, rounds=budget, budget=budget), growths
 
 
@@ -245,14 +246,40 @@ def mean_points(networks: list[Network]) -> list[tuple[float, float]]:
 
 
 def picture(result: Result) -> Any:
-    """Returns a figure of test loss against FLOPs."""
+    """Returns a figure of the mean test loss against FLOPs, with the growths marked."""
     from matplotlib.figure import Figure
 
-    figure = Figure(layout="constrained")
+    figure = Figure(figsize=(7, 3.8), layout="constrained")
     ax = figure.subplots()
-    for label, networks in ("from scratch", result.scratch), ("grown", result.grown):
-        ax.plot(*zip(*mean_points(networks), strict=True), marker=".", label=label)
-    ax.set(xlabel="FLOPs", ylabel="test loss, nats a character")
+    total = result.scratch[0].spent
+    for label, color, networks in (
+        ("large transformer from scratch", "black", result.scratch),
+        ("small transformer that grows twice", "C0", result.grown),
+    ):
+        spent, losses = np.transpose(mean_points(networks))
+        ax.plot(spent / total, losses, color=color, marker=".", label=label)
+        end = spent[-1] / total, losses[-1]
+        ax.annotate(
+            f"{losses[-1]:.2f}",
+            end,
+            xytext=(6, 0),
+            textcoords="offset points",
+            verticalalignment="center",
+            color=color,
+        )
+    bottom = ax.get_ylim()[0]
+    for name, growths in zip(("wider", "deeper"), zip(*result.growths, strict=True), strict=True):
+        at = growths[0].at / total
+        ax.plot(at, np.mean([growth.before for growth in growths]), "o", color="C3", markersize=8)
+        ax.axvline(at, color="C3", linestyle="--", linewidth=1)
+        ax.text(at + 0.01, bottom, f"grows\n{name}", color="C3", verticalalignment="bottom")
+    ax.set_xlim(right=1.09)  # room for the labels of the ends
+    ax.set(
+        xlabel="FLOPs spent, as a share of those from scratch", ylabel="test loss, nats a character"
+    )
+    seeds = "one seed" if len(result.grown) == 1 else f"mean of {len(result.grown)} seeds"
+    ax.set_title(f"Characters of Python's documentation, {seeds}", fontsize="medium")
+    ax.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     ax.legend()
     return figure
 
@@ -272,27 +299,28 @@ def main(arguments: list[str] | None = None) -> Result:
     budget = options.rounds * DEEP.flops() * STEPS * BATCH_SIZE * CONTEXT
     result = Result([], [], [])
     print(f"{'seed':>4} {'network':<13} {'FLOPs':>9} {'test loss':>10} {'grown from':>11}  outputs")
-    for seed, key in enumerate(jax.random.split(jax.random.key(options.seed), options.seeds)):
-        init_key, fit_key = jax.random.split(key)
-        scratch = start(DEEP, init_key)
-        scratch = train(scratch, text, fit_key, rounds=options.rounds, budget=budget)
-        network, growths = grown(text, key, max(1, options.rounds // 4), budget)
-        for name, growth in zip(("wide", "deep"), growths, strict=True):
-            print(
-                f"{seed:>4} {name:<13} {'':>9} {growth.after:>10.4f} {growth.before:>11.4f}  "
-                f"{growth.difference}"
-            )
-        for name, trained in ("grown", network), ("from scratch", scratch):
-            flops, end = trained.points[-1]
-            print(f"{seed:>4} {name:<13} {flops:>9.3g} {end:>10.4f}", flush=True)
-        result.scratch.append(scratch)
-        result.grown.append(network)
-        result.growths.append(growths)
+    with bar(2 * budget * options.seeds):
+        for seed, key in enumerate(jax.random.split(jax.random.key(options.seed), options.seeds)):
+            init_key, fit_key = jax.random.split(key)
+            scratch = start(DEEP, init_key)
+            scratch = train(scratch, text, fit_key, rounds=options.rounds, budget=budget)
+            network, growths = grown(text, key, max(1, options.rounds // 4), budget)
+            for name, growth in zip(("wide", "deep"), growths, strict=True):
+                say(
+                    f"{seed:>4} {name:<13} {'':>9} {growth.after:>10.4f} {growth.before:>11.4f}  "
+                    f"{growth.difference}"
+                )
+            for name, trained in ("grown", network), ("from scratch", scratch):
+                flops, end = trained.points[-1]
+                say(f"{seed:>4} {name:<13} {flops:>9.3g} {end:>10.4f}")
+            result.scratch.append(scratch)
+            result.grown.append(network)
+            result.growths.append(growths)
     print("\n" + verdict(result))
-    picture(result).savefig(options.out / "grow_transformer.png", dpi=150)
+    picture(result).savefig(options.out / "grow_transformer.png", dpi=100)
     print(f"\nwritten to {options.out}: grow_transformer.png")
     return result
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

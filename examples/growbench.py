@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from command_line import advance, bar, run, say
 
 import dogwood_jax as dw
 from dogwood_jax import mnist, strategies
@@ -418,6 +419,7 @@ def train(
     budget: float,
     way: Way | None = None,
     moment: float = 0.0,
+    after_chunk: Callable[[float], None] = lambda spent: None,
 ) -> Run:
     """Trains with a share of the full budget, from scratch or growing.
 
@@ -429,6 +431,7 @@ def train(
         budget: the share of the full budget.
         way: how to grow; None to train the large network from scratch.
         moment: the share of steps that the small network takes.
+        after_chunk: called after some steps with the share of the full budget that they took.
     """
     tx = optimizer(task.b2, way.warmup if way else 0)
     large = task.large
@@ -460,7 +463,9 @@ def train(
             variables, state, batches, jnp.asarray(rates, jnp.float32), model=model, tx=tx
         )
         done += count
-        spent += count * costs["large" if model is large else "small"]
+        cost = count * costs["large" if model is large else "small"]
+        spent += cost
+        after_chunk(cost / full)
         if done in marks:
             run.budgets.append(spent / full)
             run.losses.append(tested(model, variables, data))
@@ -558,7 +563,8 @@ def made(trials: Sequence[Trial], data: Data) -> list[Result]:
 
     def one(trial: Trial) -> Result:
         task, schedule, way, seed, budget, moment = trial
-        run = train(task, data, seed, SCHEDULES[schedule], budget, BY_NAME.get(way), moment)
+        rates = SCHEDULES[schedule]
+        run = train(task, data, seed, rates, budget, BY_NAME.get(way), moment, advance)
         return Result(trial, run)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -673,17 +679,20 @@ def write(results: Sequence[Result], path: Path) -> None:
 # The table ----------------------------------------------------------------------------------------
 
 
-def compare_ways(task: Task, data: Data, out: Path, quick: bool) -> list[Result]:
-    """Trains from scratch and in all ways, and draws a picture for each schedule."""
+def of_ways(task: Task, quick: bool) -> list[Trial]:
+    """Returns the runs from scratch and in all ways."""
     ways = [way for way in WAYS if way.lacks in task.small]
     trials = []
     for schedule in schedules_of(quick):
         trials += from_scratch(task, schedule, FEW_BUDGETS if quick else BUDGETS)
         trials += grown(task, schedule, ways)
-    results = made(trials, data)
-    for schedule in schedules_of(quick):
+    return trials
+
+
+def draw_ways(results: Sequence[Result], task: Task, out: Path) -> None:
+    """Draws a picture for each schedule."""
+    for schedule in dict.fromkeys(result.trial.schedule for result in results):
         picture(results, task.name, schedule).savefig(out / file_name(task, schedule), dpi=120)
-    return results
 
 
 def schedules_of(quick: bool) -> list[str]:
@@ -697,7 +706,11 @@ def file_name(*parts: Task | str) -> str:
     return "_".join(["growbench", *names]).replace(",", "").replace(" ", "_") + ".png"
 
 
-COLORS = {way.name: "0.5" if way.stays else f"C{n % 8}" for n, way in enumerate(WAYS)}
+# Gray for networks that never grow; the palette's own gray is left out.
+COLORS = {
+    way.name: "0.5" if way.stays else f"C{(0, 1, 2, 3, 4, 5, 6, 8, 9)[n % 9]}"
+    for n, way in enumerate(WAYS)
+}
 
 
 def picture(results: Sequence[Result], task: str, schedule: str) -> Any:
@@ -708,46 +721,38 @@ def picture(results: Sequence[Result], task: str, schedule: str) -> Any:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(9, 5), layout="constrained")
     ax = figure.subplots()
     groups = {group[2]: runs for group, runs in grouped(results).items() if group[1] == schedule}
-    scratch = ends(groups.pop(SCRATCH))
-    ax.plot(*scratch, color="black", marker="o")
-    text = "from scratch,\neach budget's end"
-    at = len(scratch[0]) // 2
-    middle = scratch[0][at], scratch[1][at]
-    ax.annotate(text, middle, xytext=(12, 6), textcoords="offset points")
+    scratch = groups.pop(SCRATCH)
+    ax.plot(*ends(scratch), color="black", marker="o", label="from scratch, several budgets")
     rank = {way: float(np.mean([r.loss for r in runs])) for way, runs in groups.items()}
     first = [way for way in rank if BY_NAME[way].is_default or BY_NAME[way].stays]
     others = sorted((way for way in rank if way not in first), key=lambda way: rank[way])
-    # The labels of curves that end alike stand one above the other, the best at the bottom.
-    shown = sorted([*first, *others][:4], key=lambda way: rank[way])
-    for number, way in enumerate(shown):
+    # The legend has the order in which the curves end, the worst at the top.
+    shown = sorted([*first, *others][:4], key=lambda way: rank[way], reverse=True)
+    for way in shown:
         budgets = np.mean([r.run.budgets for r in groups[way]], axis=0)
         losses = np.mean([r.run.losses for r in groups[way]], axis=0)
-        ax.plot(budgets, losses, color=COLORS[way], linewidth=1)
+        label = f"{way}: {ratio(groups[way], scratch)}"
+        ax.plot(budgets, losses, color=COLORS[way], linewidth=1, label=label)
         ax.plot(budgets[-1], losses[-1], "o", color=COLORS[way])
-        ax.annotate(
-            way,
-            (budgets[-1], losses[-1]),
-            xytext=(0.72, 0.62 + 0.08 * number),
-            textcoords="axes fraction",
-            color=COLORS[way],
-            arrowprops={"arrowstyle": "-", "color": COLORS[way], "alpha": 0.4},
-        )
-    ax.set(xlabel="share of the FLOPs", ylabel="test loss", yscale="log")
-    ax.set_title(f"{task}: {schedule}")
+    ax.set(xlabel="FLOPs, as a share of the full budget", ylabel="test loss", yscale="log")
+    ax.set_title(f"{task}; learning rate: {schedule}")
     ax.yaxis.set_major_formatter("{x:g}")
     ax.yaxis.set_minor_formatter("{x:g}")
+    title = (
+        "A dot is the end of a run.\nNumbers: FLOPs / FLOPs from\nscratch for the same test loss"
+    )
+    figure.legend(title=title, loc="outside right upper", alignment="left")
     return figure
 
 
 # Learning rates -----------------------------------------------------------------------------------
 
 
-def compare_rates(task: Task, data: Data, out: Path, quick: bool) -> list[Result]:
-    """Trains with other learning rates, from scratch and in the default ways."""
-    del out  # nothing is drawn
+def of_rates(task: Task, quick: bool) -> list[Trial]:
+    """Returns the runs with other learning rates, from scratch and in the default ways."""
     (schedule, *_), seeds = SCHEDULES, min(task.seeds, 3)
     trials = []
     for rate in task.rates:
@@ -755,7 +760,7 @@ def compare_rates(task: Task, data: Data, out: Path, quick: bool) -> list[Result
         tried = dataclasses.replace(task, rate=rate, name=name, seeds=seeds)
         trials += from_scratch(tried, schedule, (0.5, 1.0) if quick else (0.4, 0.55, 0.7, 1.0))
         trials += grown(tried, schedule, defaults(task))
-    return made(trials, data)
+    return trials
 
 
 def defaults(task: Task) -> list[Way]:
@@ -768,12 +773,12 @@ def defaults(task: Task) -> list[Way]:
 MOMENTS = (0.05, 0.15, 0.3, 0.5, 0.75, 0.9)
 SMALL: dict[str, dict[str, nn.Module]] = {
     "MNIST, MLP": {f"{units} units": MLP(units) for units in (8, 16, 32, 64)},
-    "text, transformer": {f"{n} layers": Transformer(n) for n in (1, 2, 3)},
+    "text, transformer": {f"{n} layer{'s' * (n > 1)}": Transformer(n) for n in (1, 2, 3)},
 }
 
 
-def compare_moments(task: Task, data: Data, out: Path, quick: bool) -> list[Result]:
-    """Grows from several sizes at several moments by default, and draws the map of ratios."""
+def of_moments(task: Task, quick: bool) -> list[Trial]:
+    """Returns the runs that grow by default from several sizes at several moments."""
     if task.name not in SMALL:
         return []
     task = dataclasses.replace(task, seeds=min(task.seeds, 3))
@@ -786,9 +791,12 @@ def compare_moments(task: Task, data: Data, out: Path, quick: bool) -> list[Resu
                 moments = (moment,) * len(SCHEDULES)
                 tried = dataclasses.replace(task, small={way.lacks: small}, moments=moments)
                 trials += grown(tried, schedule, [way])
-    results = made(trials, data)
-    map_of(results, task, way).savefig(out / file_name("map", task))
-    return results
+    return trials
+
+
+def draw_moments(results: Sequence[Result], task: Task, out: Path) -> None:
+    """Draws the map of ratios."""
+    map_of(results, task, defaults(task)[-1]).savefig(out / file_name("map", task))
 
 
 def map_of(results: Sequence[Result], task: Task, way: Way) -> Any:
@@ -814,17 +822,31 @@ def map_of(results: Sequence[Result], task: Task, way: Way) -> Any:
                 ax.text(x, y, str(cell), ha="center", va="center", color=color)
         ax.set_xticks(range(len(MOMENTS)), [f"{moment:.0%}" for moment in MOMENTS])
         ax.set_yticks(range(len(cells)), list(SMALL[task.name]))
-        ax.set(xlabel="grown after this share of the steps", title=f"{task.name}: {schedule}")
-    figure.suptitle("Budget, as a share of what from scratch needs (blue: growing pays)")
+        ax.set(xlabel="growth after this share of the steps", ylabel="size before the growth")
+        ax.set_title(f"{task.name}; learning rate: {schedule}")
+    figure.suptitle(
+        "FLOPs of a run that grows / FLOPs from scratch for the same test loss (blue: growing pays)"
+    )
     return figure
 
 
-COMMANDS = {"table": compare_ways, "rates": compare_rates, "map": compare_moments}
+class Command(NamedTuple):
+    """What the bench can measure: the runs of a task, and the pictures of them."""
+
+    trials: Callable[[Task, bool], list[Trial]]
+    draw: Callable[[Sequence[Result], Task, Path], None] = lambda results, task, out: None
+
+
+COMMANDS = {
+    "table": Command(of_ways, draw_ways),
+    "rates": Command(of_rates),
+    "map": Command(of_moments, draw_moments),
+}
 
 
 def main(arguments: list[str] | None = None) -> list[Result]:
     """Runs the bench; returns all runs."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("command", nargs="?", default="table", choices=list(COMMANDS))
     parser.add_argument("--quick", action="store_true", help="one seed and few steps")
     parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=list(TASKS))
@@ -838,20 +860,28 @@ def main(arguments: list[str] | None = None) -> list[Result]:
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for what is written")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    results: list[Result] = []
-    started = time.perf_counter()
+    command = COMMANDS[options.command]
+    tasks: list[tuple[Task, list[Trial]]] = []
     for task in (TASKS[name] for name in options.tasks):
         seeds, steps = min(options.seeds, task.seeds), task.steps
         if options.quick:
             seeds, steps = 1, whole(task.steps / 16)
         task = dataclasses.replace(task, seeds=seeds, steps=steps)
-        compare = COMMANDS[options.command]
-        results += compare(task, task.load(options.data), options.out, options.quick)
-        write(results, options.out / f"growbench_{options.command}.csv")
-        print(f"{task.name}: {time.perf_counter() - started:.0f} s", flush=True)
+        tasks.append((task, command.trials(task, options.quick)))
+    results: list[Result] = []
+    started = time.perf_counter()
+    with bar(sum(trial.budget for _, trials in tasks for trial in trials)):
+        for task, trials in tasks:
+            if not trials:
+                continue
+            found = made(trials, task.load(options.data))
+            command.draw(found, task, options.out)
+            results += found
+            write(results, options.out / f"growbench_{options.command}.csv")
+            say(f"{task.name}: {time.perf_counter() - started:.0f} s")
     print(table(results))
     return results
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

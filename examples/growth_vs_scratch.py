@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from command_line import parse
+from command_line import bar, fit, parse, run, say
 from growbench import needed
 
 import dogwood_jax as dw
@@ -60,7 +60,7 @@ def trained(digits: mnist.Digits, units: int, stages: Sequence[Stage], key: jax.
     decay = optax.linear_schedule(RATE, 0, steps // 5)
     tx = dw.growable(optax.adam(optax.join_schedules([lambda _: RATE, decay], [steps * 4 // 5])))
     init_key, fit_key = jax.random.split(key)
-    run = training.fit(
+    return fit(
         apply,
         MLP(units).init(init_key, jnp.zeros(IMAGE.shape)),
         tx,
@@ -68,9 +68,7 @@ def trained(digits: mnist.Digits, units: int, stages: Sequence[Stage], key: jax.
         stages=stages,
         batch_size=BATCH_SIZE,
         key=fit_key,
-        progress=False,
-    )
-    return run.variables
+    ).variables
 
 
 def cost_of_small(units: int, wide: int) -> float:
@@ -81,13 +79,18 @@ def cost_of_small(units: int, wide: int) -> float:
     return flops[0] / flops[1]
 
 
+def budgets_of(epochs: int) -> list[int]:
+    """Returns the epochs of the large network, from scratch, for each budget."""
+    return list(dict.fromkeys(max(1, round(share * epochs)) for share in SHARES))
+
+
 def measured(
     digits: mnist.Digits, keys: Sequence[jax.Array], units: int, wide: int, epochs: int
 ) -> dict[str, list[list[End]]]:
     """Returns the ends of runs from scratch and of grown ones: by budget, then by seed."""
     cost, test = cost_of_small(units, wide), (digits.test_images, digits.test_labels)
     ends: dict[str, list[list[End]]] = {"from scratch": [], "grown": []}
-    for share in dict.fromkeys(max(1, round(share * epochs)) for share in SHARES):
+    for share in budgets_of(epochs):
         ways = {
             "from scratch": (wide, [Stage(epochs=share)], float(share)),
             "grown": (
@@ -102,7 +105,7 @@ def measured(
                 variables = trained(digits, first, stages, key)
                 found.append(End(budget, *training.evaluate(apply, variables, test)))
             ends[name].append(found)
-            print(row(name, found), flush=True)
+            say(row(name, found))
     return ends
 
 
@@ -136,19 +139,27 @@ def verdict(ends: Mapping[str, list[list[End]]]) -> list[str]:
     return lines
 
 
-def picture(ends: Mapping[str, list[list[End]]]) -> Any:
+def picture(ends: Mapping[str, list[list[End]]], units: int, wide: int) -> Any:
     """Returns a figure of the test loss by budget, with all seeds as dots."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 5), layout="constrained")
     ax = figure.subplots()
+    names = {
+        "from scratch": f"from scratch: {wide} units",
+        "grown": f"grown: {units} units for an epoch, then {wide}",
+    }
     for color, (name, found) in zip(("black", "C0"), ends.items(), strict=True):
         every = np.array(found)
         budgets, losses = np.mean(every, axis=1)[:, :2].T
-        ax.plot(budgets, losses, color=color, marker="o", label=name)
+        ax.plot(budgets, losses, color=color, marker="o", label=names[name])
         ax.plot(*every[..., :2].reshape(-1, 2).T, ".", color=color, alpha=0.3)
-    ax.set(xlabel="budget, in epochs of the large network", ylabel="loss on test images")
-    ax.legend()
+    ax.plot([], [], ".", color="0.5", alpha=0.6, label="the ends of single runs")
+    ax.set(
+        xlabel="FLOPs of a run, in epochs of the large network",
+        ylabel="test loss at the end of the run",
+    )
+    figure.legend(loc="outside upper left")
     return figure
 
 
@@ -170,13 +181,16 @@ def main(arguments: list[str] | None = None) -> dict[str, list[list[End]]]:
     )
     keys = list(jax.random.split(jax.random.key(options.seed), options.seeds))
     print(HEADER)
-    ends = measured(digits, keys, options.units, options.wide, options.epochs)
+    with bar(options.seeds * sum(2 * share + 1 for share in budgets_of(options.epochs))):
+        ends = measured(digits, keys, options.units, options.wide, options.epochs)
     print("\nA budget is in epochs of the large network, all training of the small one included.\n")
     print("\n".join(verdict(ends)))
-    picture(ends).savefig(options.out / "growth_vs_scratch.png", dpi=150)
+    picture(ends, options.units, options.wide).savefig(
+        options.out / "growth_vs_scratch.png", dpi=150
+    )
     print(f"\nwritten to {options.out}: growth_vs_scratch.png")
     return ends
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

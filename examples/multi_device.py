@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
-from command_line import EPOCHS, parse
+from command_line import EPOCHS, bar, fit, parse, run, say
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import dogwood_jax as dw
@@ -98,7 +98,7 @@ def train(
     network: Network, digits: mnist.Digits, mesh: Mesh, *, epochs: int, key: jax.Array
 ) -> Network:
     """Trains a network where it lies."""
-    run = training.fit(
+    trained = fit(
         apply,
         network.variables,
         TX,
@@ -108,9 +108,8 @@ def train(
         key=key,
         opt_state=network.opt_state,
         sharding=divided(mesh, "data"),
-        progress=False,
     )
-    return Network(run.variables, run.opt_state)
+    return Network(trained.variables, trained.opt_state)
 
 
 def plan(units: int, larger: int) -> dw.Growth:
@@ -186,22 +185,23 @@ def main(arguments: list[str] | None = None) -> list[Stage]:
         )
         stages.append(Stage(name, mesh, network, loss, accuracy))
         if jax.process_index() == 0:
-            print(stages[-1], flush=True)
+            say(stages[-1])
         return network
 
     if jax.process_index() == 0:
         print(f"{jax.device_count()} devices of kind {jax.devices()[0].device_kind}\n{HEADER}")
-    keys = jax.random.split(key, 4)
-    mesh = mesh_of(options.model)
-    network = start(SMALL, mesh, keys[0])
-    network = train(network, digits, mesh, epochs=options.epochs, key=keys[1])
-    save(folder, stage("trained", mesh, network), plan(SMALL, LARGE))
+    with bar(2 * options.epochs):
+        keys = jax.random.split(key, 4)
+        mesh = mesh_of(options.model)
+        network = start(SMALL, mesh, keys[0])
+        network = train(network, digits, mesh, epochs=options.epochs, key=keys[1])
+        save(folder, stage("trained", mesh, network), plan(SMALL, LARGE))
 
-    mesh = mesh_of(jax.device_count() // options.model)
-    network, growth = restore(folder, SMALL, mesh)
-    network = stage("grown", mesh, grow(stage("restored", mesh, network), growth, keys[2]))
-    network = train(network, digits, mesh, epochs=options.epochs, key=keys[3])
-    stage("trained on", mesh, network)
+        mesh = mesh_of(jax.device_count() // options.model)
+        network, growth = restore(folder, SMALL, mesh)
+        network = stage("grown", mesh, grow(stage("restored", mesh, network), growth, keys[2]))
+        network = train(network, digits, mesh, epochs=options.epochs, key=keys[3])
+        stage("trained on", mesh, network)
     return stages
 
 
@@ -209,4 +209,4 @@ if __name__ == "__main__":
     # Outside of a cluster, there are no other processes to join.
     with contextlib.suppress(ValueError):
         jax.distributed.initialize()
-    main()
+    run(main)

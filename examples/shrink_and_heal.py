@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from command_line import bar, fit, run, say
 from growbench import CHARACTERS, CONTEXT, Data, text
 
 import dogwood_jax as dw
@@ -24,6 +25,7 @@ Params = dict[str, Any]
 
 STREAM, HEADS, HEAD_DIM, MLP = 64, 4, 16, 256
 BATCH_SIZE, RATE = 16, 6e-3  # as in growbench
+STEPS = 50  # of a compiled call
 SHARE = 0.67  # of the parameters that stays
 TOKENS = 0.05  # to heal with, as a share of those that the large network learned from
 HEALING_BATCH_SIZE, HEALING_RATE = 4, 2e-3
@@ -112,17 +114,43 @@ def windows(data: Data, seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     return data.train[0][chosen], data.train[1][chosen]
 
 
+def trained(
+    variables: Params,
+    tx: optax.GradientTransformation,
+    data: tuple[np.ndarray, np.ndarray],
+    *,
+    batch_size: int,
+    key: jax.Array,
+    opt_state: Any = None,
+    **options: Any,
+) -> training.Run:
+    """Trains once on some windows, a part of them at a time, so that the bar moves."""
+    part = STEPS * batch_size
+    for start in range(0, len(data[0]), part):
+        run = fit(
+            apply,
+            variables,
+            tx,
+            tuple(array[start : start + part] for array in data),
+            epochs=1,
+            batch_size=batch_size,
+            key=jax.random.fold_in(key, start),
+            opt_state=opt_state,
+            step=len(data[0][start : start + part]) / batch_size,
+            **options,
+        )
+        variables, opt_state = run.variables, run.opt_state
+    return run
+
+
 def train(data: Data, seed: int, layers: int, steps: int) -> training.Run:
     """Trains the large network."""
-    return training.fit(
-        apply,
+    return trained(
         jax.jit(init, static_argnames="layers")(jax.random.key(seed), layers=layers),
         optimizer(RATE, steps, 0.2),
         windows(data, seed, steps * BATCH_SIZE),
-        epochs=1,
         batch_size=BATCH_SIZE,
         key=jax.random.key(seed),
-        progress=False,
     )
 
 
@@ -146,17 +174,14 @@ def heal(
     inputs, following = windows(data, 1_000_000, count)
     predicted = jax.nn.softmax(jax.jit(apply)(large.variables, inputs))
     targets = own * jax.nn.one_hot(following, CHARACTERS) + (1 - own) * predicted
-    return training.fit(
-        apply,
+    return trained(
         small,
         tx,
         (inputs, np.asarray(targets)),
-        epochs=1,
         batch_size=HEALING_BATCH_SIZE,
         key=jax.random.key(0),
         opt_state=(moments, schedule),
         loss=optax.softmax_cross_entropy,
-        progress=False,
     )
 
 
@@ -218,7 +243,7 @@ def table(results: Sequence[Result]) -> str:
 
 def main(arguments: list[str] | None = None) -> list[Result]:
     """Runs the example; returns what was measured."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--quick", action="store_true", help="two layers, few steps and one seed")
     parser.add_argument("--steps", type=int, default=1000, help="of the large network's training")
     parser.add_argument("--seeds", type=int, default=3, help="how often all of it is run")
@@ -226,14 +251,15 @@ def main(arguments: list[str] | None = None) -> list[Result]:
     layers, steps, seeds, scored = 6, options.steps, options.seeds, 128
     if options.quick:
         layers, steps, seeds, scored = 2, 100, 1, 16
-    data = text("")
+    data, count = text(""), int(TOKENS * steps * BATCH_SIZE)
     results: list[Result] = []
-    for seed in range(seeds):
-        found, growth = shrink_and_heal(data, seed, layers, steps, scored)
-        if not seed:
-            print(growth, end="\n\n", flush=True)
-        results += found
-    (before, after), count = results[0].parameters, int(TOKENS * steps * BATCH_SIZE)
+    with bar(seeds * (steps + (len(WAYS) + 1) * count / HEALING_BATCH_SIZE)):
+        for seed in range(seeds):
+            found, growth = shrink_and_heal(data, seed, layers, steps, scored)
+            if not seed:
+                say(f"{growth}\n")
+            results += found
+    before, after = results[0].parameters
     print(f"{before:,} parameters become {after:,}. Test losses, in nats a character, after")
     print(
         f"{steps * BATCH_SIZE * CONTEXT:,} characters of training, and {count * CONTEXT:,} of "
@@ -244,4 +270,4 @@ def main(arguments: list[str] | None = None) -> list[Result]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

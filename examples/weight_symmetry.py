@@ -1,7 +1,7 @@
 """Which layers of an MNIST network may start at zero, and what becomes of their units.
 
-Trains the notebook's models 4 to 9, in which the kernels of some layers start at zero, and counts
-the different units of each hidden layer before and after.
+Trains networks in which the kernels of some layers start at zero, and counts the different units of
+each hidden layer before and after. (They are the models 4 to 9 of the notebook this follows.)
 """
 
 import functools
@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from command_line import parse
+from command_line import bar, fit, parse, run, say
 
 import dogwood_jax as dw
-from dogwood_jax import mnist, plotting, training
+from dogwood_jax import mnist, training
 
 Variables = Mapping[str, Any]
 
@@ -35,41 +35,41 @@ def _model(layers: str, zero: str, learns: bool, reason: str) -> Model:
 
 
 MODELS = {
-    4: _model(
+    "one hidden layer, all at zero": _model(
         "dense_1 dense_2",
         "dense_1 dense_2",
         False,
         "units that output relu(0) = 0 give dense_2 no gradient, and a dense_2 of zeros gives none "
         "to them: all are one unit for ever, and only the output biases learn",
     ),
-    5: _model(
+    "one hidden layer, dense_2 at zero": _model(
         "dense_1 dense_2",
         "dense_2",
         True,
         "random units give dense_2 a gradient at the first step, and get one themselves from the "
         "second on: this is why zero_outgoing works",
     ),
-    6: _model(
+    "two hidden layers, all at zero": _model(
         "dense_1 dense_1a dense_2",
         "dense_1 dense_1a dense_2",
         False,
-        "as model 4, with one more layer that is a single unit for ever",
+        "as with one hidden layer, and each hidden layer is a single unit for ever",
     ),
-    7: _model(
+    "two hidden layers, dense_1a and dense_2 at zero": _model(
         "dense_1 dense_1a dense_2",
         "dense_1a dense_2",
         False,
         "the units of dense_1a have zero incoming and zero outgoing weights, so neither get a "
         "gradient, and nothing passes through them to the random units of dense_1",
     ),
-    8: _model(
+    "two hidden layers, dense_1 and dense_2 at zero": _model(
         "dense_1 dense_1a dense_2",
         "dense_1 dense_2",
         False,
         "dense_1 outputs zero, so the random dense_1a does too: dense_2 gets no gradient, and at "
         "zero lets none through; that units differ in their outgoing weights does not help them",
     ),
-    9: _model(
+    "two hidden layers, dense_1 at zero": _model(
         "dense_1 dense_1a dense_2",
         "dense_1",
         False,
@@ -122,7 +122,6 @@ class Outcome(NamedTuple):
     learns: bool
     before: dict[str, int]  # different units of each hidden layer
     after: dict[str, int]
-    curve: np.ndarray  # accuracy on the training images, by epoch
 
 
 def train(
@@ -138,7 +137,7 @@ def train(
     images, labels = jnp.asarray(digits.train_images), jnp.asarray(digits.train_labels)
     init_key, fit_key = jax.random.split(key)
     start = MLP(model.layers, model.zero).init(init_key, images[:1] / 255)
-    run = training.fit(
+    trained = fit(
         apply,
         start,
         tx,
@@ -146,63 +145,69 @@ def train(
         epochs=epochs,
         batch_size=32,
         key=fit_key,
-        progress=False,
     )
-    _, accuracy = training.evaluate(apply, run.variables, (digits.test_images, digits.test_labels))
+    _, accuracy = training.evaluate(
+        apply, trained.variables, (digits.test_images, digits.test_labels)
+    )
     # A network that only learns how often each digit occurs answers with one digit.
     one_answer = np.bincount(digits.test_labels).max() / len(digits.test_labels)
-    before, after = (different_units(v, model.layers) for v in (start, run.variables))
-    return Outcome(accuracy, accuracy > 2 * one_answer, before, after, run.history["accuracy"])
+    before, after = (different_units(v, model.layers) for v in (start, trained.variables))
+    return Outcome(accuracy, accuracy > 2 * one_answer, before, after)
 
 
-HEADER = (
-    f"{'model':>5}  {'layers':<27}{'at zero':<27}{'accuracy':>9}  "
-    f"{'different units before':<27}{'after'}"
-)
+HEADER = f"{'kernels at first':<49}{'accuracy':>9}  {'different units before':<27}{'after'}"
 
 
-def row(number: int, model: Model, outcome: Outcome) -> str:
+def row(name: str, outcome: Outcome) -> str:
     """Returns a row of the table."""
-    zero = [name for name in model.layers if name in model.zero]
     before, after = (
-        ", ".join(f"{name} {count}" for name, count in counts.items())
+        ", ".join(f"{layer} {count}" for layer, count in counts.items())
         for counts in (outcome.before, outcome.after)
     )
-    return (
-        f"{number:>5}  {' '.join(model.layers):<27}{' '.join(zero):<27}{outcome.accuracy:>9.2%}  "
-        f"{before:<27}{after}"
-    )
+    return f"{name:<49}{outcome.accuracy:>9.2%}  {before:<27}{after}"
 
 
-def sentence(number: int, model: Model, outcome: Outcome) -> str:
+def sentence(name: str, model: Model, outcome: Outcome) -> str:
     """Returns what the outcome shows."""
     verb = "learns" if outcome.learns else "does not learn"
     expected = outcome.learns == model.learns
-    return f"Model {number} {verb}{': ' + model.reason if expected else ', against expectation'}."
+    return f"{name}: {verb}{', because ' + model.reason if expected else ', against expectation'}."
 
 
-def main(arguments: list[str] | None = None) -> dict[int, Outcome]:
-    """Runs the example; returns what came of each model."""
+def picture(outcomes: Mapping[str, Outcome], epochs: int) -> Any:
+    """Returns a figure of the accuracies."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    ax = figure.subplots()
+    accuracies = [outcome.accuracy for outcome in outcomes.values()]
+    colors = ["C0" if outcome.learns else "0.7" for outcome in outcomes.values()]
+    bars = ax.barh(list(outcomes), accuracies, color=colors)
+    ax.bar_label(bars, [f"{accuracy:.1%}" for accuracy in accuracies], padding=4)
+    ax.invert_yaxis()
+    ax.set(xlim=(0, 1.1), xlabel=f"test accuracy after {epochs} epochs (gray: does not learn)")
+    ax.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}" if share <= 1 else "")
+    ax.set_title("Which kernels may start at zero?")
+    return figure
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Outcome]:
+    """Runs the example; returns what came of each network."""
     options = parse(__doc__, arguments)
     print(HEADER)
     outcomes, tx = {}, optax.adam(1e-3)
-    for number, model in MODELS.items():
-        key = jax.random.fold_in(jax.random.key(options.seed), number)
-        outcomes[number] = train(model, options.digits, tx, epochs=options.epochs, key=key)
-        print(row(number, model, outcomes[number]), flush=True)
-    print()
-    for number, outcome in outcomes.items():
-        print(sentence(number, MODELS[number], outcome))
-
-    from matplotlib.figure import Figure
-
-    figure = Figure(layout="constrained")
-    histories = {f"model {number}": outcome.curve for number, outcome in outcomes.items()}
-    plotting.curves(histories, ylabel="accuracy on training images", ax=figure.subplots())
-    figure.savefig(options.out / "weight_symmetry.png", dpi=150)
+    with bar(options.epochs * len(MODELS)):
+        for number, (name, model) in enumerate(MODELS.items(), start=4):  # as in the notebook
+            key = jax.random.fold_in(jax.random.key(options.seed), number)
+            outcomes[name] = train(model, options.digits, tx, epochs=options.epochs, key=key)
+            say(row(name, outcomes[name]))
+    say("")
+    for name, outcome in outcomes.items():
+        say(sentence(name, MODELS[name], outcome))
+    picture(outcomes, options.epochs).savefig(options.out / "weight_symmetry.png", dpi=150)
     print(f"\nwritten to {options.out}: weight_symmetry.png")
     return outcomes
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

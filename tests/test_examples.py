@@ -1,7 +1,9 @@
 """The examples, on fewer digits and for one epoch, and the README's own code."""
 
 import dataclasses
+import io
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,9 @@ import numpy as np
 import pytest
 
 import dogwood_jax as dw
-from dogwood_jax import keras_h5, mnist
+from dogwood_jax import __main__ as checkpoints
+from dogwood_jax import keras_h5, mnist, training
+from dogwood_jax.keras_h5 import __main__ as keras_files
 
 pytest.importorskip("matplotlib", reason="the examples need the extra plot")
 
@@ -157,6 +161,19 @@ def test_new_units_learn_unless_they_are_all_zero(grown):
     assert np.abs(after - before)[:, 1].max() > 0.01
 
 
+def test_a_curve_has_one_color_and_ends_as_the_table_says(grown):
+    experiments, _ = grown
+    panels = [ax for ax in grow_mnist.picture(experiments, 1).axes if ax.get_legend()]
+    colors = {}
+    for ax, experiment in zip(panels, experiments, strict=True):
+        for line in ax.get_lines():
+            assert colors.setdefault(line.get_label(), line.get_color()) == line.get_color()
+        for name, curve in experiment.curves.items():
+            last = {"from scratch": "from scratch, equal epochs"}.get(name, f"{name}, trained on")
+            assert curve[-1] == row(experiment, last).accuracy
+    assert len(set(colors.values())) == len(colors) == 4  # three curves, and the growth
+
+
 def test_files_and_picture_are_written(grown):
     experiments, out = grown
     assert sorted(path.name for path in out.iterdir()) == [
@@ -190,34 +207,40 @@ def test_the_table_has_a_row_for_each_stage_as_it_ends(few_digits, tmp_path, cap
 # weight_symmetry.py -------------------------------------------------------------------------------
 
 
-def test_only_model_5_learns_and_units_stay_as_different_as_they_were(tmp_path, capsys):
+def test_only_zero_outgoing_weights_learn_and_units_stay_as_different_as_they_were(
+    tmp_path, capsys
+):
     outcomes = weight_symmetry.main(["--epochs", "1", "--out", str(tmp_path)])
-    assert [number for number, outcome in outcomes.items() if outcome.learns] == [5]
-    for number, counts in {
-        4: [1],
-        5: [128],
-        6: [1, 1],
-        7: [128, 1],
-        8: [128] * 2,
-        9: [128] * 2,
-    }.items():
-        assert list(outcomes[number].before.values()) == counts
-        assert outcomes[number].after == outcomes[number].before
+    learning = "one hidden layer, dense_2 at zero"
+    assert [name for name, outcome in outcomes.items() if outcome.learns] == [learning]
     printed = capsys.readouterr().out
-    for number, outcome in outcomes.items():
-        assert outcome.learns == weight_symmetry.MODELS[number].learns
-        verb = "learns" if number == 5 else "does not learn"
-        assert re.search(rf"^Model {number} {verb}: .*\.$", printed, re.MULTILINE)
-        assert re.search(
-            rf"^ *{number}  dense_1 .* {outcome.accuracy:.2%}  dense_1 ", printed, re.M
-        )
+    for (name, outcome), counts in zip(
+        outcomes.items(), [[1], [128], [1, 1], [128, 1], [128] * 2, [128] * 2], strict=True
+    ):
+        assert list(outcome.before.values()) == counts
+        assert outcome.after == outcome.before
+        assert outcome.learns == weight_symmetry.MODELS[name].learns
+        verb = "learns" if name == learning else "does not learn"
+        assert re.search(rf"^{name}: {verb}, because .*\.$", printed, re.MULTILINE)
+        assert re.search(rf"^{name} .* {outcome.accuracy:.2%}  dense_1 ", printed, re.MULTILINE)
     assert (tmp_path / "weight_symmetry.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_networks_are_named_by_what_starts_at_zero():
+    for name, model in weight_symmetry.MODELS.items():
+        hidden, zero = name.split(", ")
+        assert hidden.startswith({2: "one", 3: "two"}[len(model.layers)])
+        named = (
+            set(model.layers) if zero.startswith("all ") else set(re.findall(r"dense_\w+", zero))
+        )
+        assert named == model.zero
+
+
 def test_an_outcome_against_expectation_is_said():
-    model = weight_symmetry.MODELS[4]
-    outcome = weight_symmetry.Outcome(0.9, True, {}, {}, np.ones(1))
-    assert weight_symmetry.sentence(4, model, outcome) == "Model 4 learns, against expectation."
+    name, model = next(iter(weight_symmetry.MODELS.items()))
+    outcome = weight_symmetry.Outcome(0.9, True, {}, {})
+    sentence = "one hidden layer, all at zero: learns, against expectation."
+    assert weight_symmetry.sentence(name, model, outcome) == sentence
 
 
 # growth_vs_scratch.py -----------------------------------------------------------------------------
@@ -275,6 +298,17 @@ def transformers(tmp_path_factory):
         patch.setattr(grow_transformer, "load", lambda: few)
         arguments = ["--rounds", "4", "--seeds", "1", "--out", str(out)]
         return grow_transformer.main(arguments), out
+
+
+def test_the_growths_are_marked_where_they_were(transformers):
+    result, _ = transformers
+    (ax,) = grow_transformer.picture(result).axes
+    curves = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert curves == ["large transformer from scratch", "small transformer that grows twice"]
+    total = result.scratch[0].spent
+    marks = [line.get_xdata()[0] for line in ax.get_lines() if line.get_marker() == "o"]
+    assert marks == [growth.at / total for growth in result.growths[0]]
+    assert marks[0] == result.grown[0].points[0][0] / total
 
 
 def test_growing_the_transformer_changes_no_prediction(transformers):
@@ -356,7 +390,7 @@ def test_a_run_is_restored_on_another_mesh_grown_and_continued(tmp_path, monkeyp
         (["--data", "subste"], r"invalid choice: 'subste' \(choose from '?subset'?, '?tfds'?\)"),
         (["--epochs", "0"], "expected an integer, 1 or more, got '0'"),
         (["--epochs", "two"], "expected an integer, 1 or more, got 'two'"),
-        (["--sed", "0", "--epoch", "1", "--outt", "x"], "unrecognized arguments: .*--outt"),
+        (["--epoch", "1"], "unrecognized arguments: --epoch 1"),
     ],
 )
 def test_typos_are_answered_with_the_choices(arguments, message, capsys):
@@ -364,6 +398,88 @@ def test_typos_are_answered_with_the_choices(arguments, message, capsys):
         command_line.parse("An example.", arguments)
     assert exit.value.code == 2
     assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    "main, arguments",
+    [
+        (grow_checkpoint.command, []),
+        (growbench.main, []),
+        (shrink_and_heal.main, []),
+        (checkpoints.main, ["grow", "source", "growth", "out"]),
+        (keras_files.main, ["widen", "path", "--layer", "dense=2", "--out", "out"]),
+    ],
+)
+def test_options_are_not_abbreviated(main, arguments, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main([*arguments, "--ou=x", "--see=0"])
+    assert exit.value.code == 2
+    assert "unrecognized arguments: --ou=x --see=0" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_an_example_with_a_line(tmp_path):
+    script = ROOT / "examples" / "weight_symmetry.py"
+    # A process started in the background may ignore Ctrl-C.
+    code = f"""
+import runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.argv[:] = [{str(script)!r}, "--epochs", "1", "--out", {str(tmp_path)!r}]
+sys.path.insert(0, {str(script.parent)!r})
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as process:
+        rows = [process.stdout.readline() for _ in range(2)]
+        assert rows[1].startswith("one hidden layer, all at zero "), process.stderr.read()
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate()
+    assert (process.returncode, errors) == (130, "weight_symmetry.py: interrupted\n")
+    assert len(rest.splitlines()) <= 1  # a training that had just ended
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_ends_an_example_after_an_epoch(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["examples/example.py"])
+    monkeypatch.setattr(command_line, "_interrupted", command_line._interrupted)
+    handler, epochs = signal.signal(signal.SIGINT, signal.default_int_handler), []
+
+    def fit(*, progress, after_epoch):
+        for _ in range(3):
+            epochs.append(None)
+            signal.raise_signal(signal.SIGINT)
+            after_epoch(training.Run({}, (), {}))
+
+    monkeypatch.setattr(training, "fit", fit)
+    try:
+        with pytest.raises(SystemExit) as exit:
+            command_line.run(command_line.fit)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert (exit.value.code, len(epochs)) == (130, 1)
+    assert capsys.readouterr().err == "example.py: interrupted\n"
+
+
+def test_one_bar_shows_all_trainings_on_a_terminal_alone(monkeypatch, capsys):
+    pytest.importorskip("tqdm", reason="tqdm draws the bar")
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    def shown(stream):
+        monkeypatch.setattr(sys, "stderr", stream)
+        with command_line.bar(4):
+            for _ in range(3):
+                command_line.advance()
+            command_line.say("a row")
+            command_line.advance()
+        return stream.getvalue()
+
+    assert shown(io.StringIO()) == ""
+    bar = shown(Terminal())
+    assert "75%" in bar and "\n" not in bar
+    assert bar.endswith("\r")  # nothing is left of it
+    assert capsys.readouterr().out == "a row\n" * 2
 
 
 def test_what_is_missing_is_said_in_a_line(tmp_path, monkeypatch, capsys):

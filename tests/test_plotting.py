@@ -33,6 +33,11 @@ def test_each_unit_is_an_image_in_reading_order(ax, count, grid):
     assert np.isnan(mosaic).sum() == mosaic.size - kernel.size
 
 
+def test_the_label_says_what_a_tile_and_its_colors_mean(ax):
+    plotting.units(np.linspace(-3, 1, 12)[:, None], (3, 4), ax=ax)
+    assert ax.get_xlabel() == "a tile: the weights into a unit\nblue: -3, white: 0, red: 3"
+
+
 def test_zero_is_white_whatever_the_weights(ax):
     plotting.units(np.linspace(-3, 1, 12)[:, None], (3, 4), ax=ax)
     assert ax.images[0].get_clim() == (-3, 3)
@@ -59,6 +64,15 @@ def test_curves_start_at_epoch_one_and_show_the_growth(ax):
         np.testing.assert_array_equal(line.get_ydata(), values)
     assert set(growth.get_xdata()) == {2.5}
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", "accuracy")
+
+
+@pytest.mark.parametrize("layout", ["constrained", None])
+def test_the_legend_lies_beside_the_axes_where_there_is_room(layout):
+    ax = Figure(layout=layout).add_subplot()
+    plotting.curves({"loss": [3, 2]}, ylabel="loss", ax=ax)
+    ax.figure.draw_without_rendering()
+    left = ax.get_legend().get_window_extent().x0
+    assert (left >= ax.bbox.x1) == (layout == "constrained")
 
 
 def test_without_a_growth_there_is_no_mark(ax):

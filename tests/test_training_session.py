@@ -42,10 +42,39 @@ def test_ctrl_c_returns_what_is_trained_so_far(python_handles_ctrl_c):
     run = training.fit(
         linear, linear_variables(), tx, data, epochs=9, preprocess=preprocess, **settings
     )
-    assert_trees_equal(
-        run, training.fit(linear, linear_variables(), tx, data, epochs=2, **settings)
-    )
+    shorter = training.fit(linear, linear_variables(), tx, data, epochs=2, **settings)
+    assert_trees_equal(run, shorter)
+    assert (run.interrupted, shorter.interrupted) == (True, False)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_in_the_last_epoch_is_said(python_handles_ctrl_c):
+    settings = {"epochs": 1, "batch_size": 2, "key": KEY}
+    run = training.fit(
+        linear,
+        linear_variables(),
+        optax.sgd(0.1),
+        classes_data(),
+        after_epoch=lambda run: signal.raise_signal(signal.SIGINT),
+        **settings,
+    )
+    assert run.interrupted and len(run.history["loss"]) == 1
+
+
+def test_the_run_so_far_is_there_after_each_epoch():
+    tx, data, stages = optax.adam(0.1), classes_data(), [training.Stage(epochs=2)] * 2
+    settings = {"batch_size": 2, "key": KEY, "stages": stages}
+    seen = []
+
+    def after_epoch(run):
+        seen.append(jax.device_get(tuple(run)))
+
+    run = training.fit(linear, linear_variables(), tx, data, after_epoch=after_epoch, **settings)
+    assert [len(history["loss"]) for *_, history in seen] == [1, 2, 3, 4]
+    assert_trees_equal(seen[-1], jax.device_get(tuple(run)))
+    assert_trees_equal(run, training.fit(linear, linear_variables(), tx, data, **settings))
+    with pytest.raises(TypeError, match="after_epoch"):
+        training.fit(linear, linear_variables(), tx, data, after_epoch=True, **settings)
 
 
 def test_a_second_ctrl_c_interrupts_at_once(python_handles_ctrl_c):

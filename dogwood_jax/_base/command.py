@@ -1,10 +1,19 @@
-"""How commands on a terminal end: with a text, with one message, or interrupted."""
+"""Commands on a terminal: their options, and how they end (answered, refused or interrupted)."""
 
+import argparse
 import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from dogwood_jax._base.printable import printable
+
+
+class WholeNames(argparse.ArgumentParser):
+    """A parser that takes no abbreviations of options, nor do its commands."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options | {"allow_abbrev": False})
 
 
 def answered(program: str, command: Callable[[], str]) -> str:

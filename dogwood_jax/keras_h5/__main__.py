@@ -19,7 +19,7 @@ from typing import Any
 import jax
 
 import dogwood_jax as dw
-from dogwood_jax._base.command import answered, show
+from dogwood_jax._base.command import WholeNames, answered, show
 from dogwood_jax._base.tables import table
 from dogwood_jax._base.trees import leaves_by_path
 from dogwood_jax.keras_h5 import inspect, load, load_model, save
@@ -49,10 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "python -m dogwood_jax.keras_h5",
-        description="Keras's files: look into, widen, convert.",
-        allow_abbrev=False,
+    parser = WholeNames(
+        "python -m dogwood_jax.keras_h5", description="Keras's files: look into, widen, convert."
     )
     commands = parser.add_subparsers(required=True, metavar="command")
 

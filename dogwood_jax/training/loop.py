@@ -44,6 +44,7 @@ Loss = Callable[[Any, jax.Array], jax.Array]
 Preprocess = Callable[[jax.Array], jax.Array]
 
 _LOSS = ArgumentKind("a function of outputs and labels", callable)
+_AFTER_EPOCH = ArgumentKind("a function of the run so far", callable)
 _PREPROCESS = ArgumentKind("a function of inputs", callable)
 
 
@@ -63,9 +64,11 @@ class Run(_Run):
             of an epoch, each taken just before the step that learned from it. With stages also
             ``"grown_at"``, float64 ``[growths]``: after how many epochs the network grew.
         apply: The function of these variables: the last stage's, where stages have their own.
+        interrupted: Whether Ctrl-C came. A program that trains more than once can end here.
     """
 
     apply: Apply
+    interrupted: bool
 
     def __new__(
         cls,
@@ -73,10 +76,11 @@ class Run(_Run):
         opt_state: optax.OptState,
         history: dict[str, NDArray[np.float64]],
         apply: Any = None,
+        interrupted: bool = False,
     ) -> "Run":
         """Returns a run."""
         self = super().__new__(cls, variables, opt_state, history)
-        self.apply = apply
+        self.apply, self.interrupted = apply, interrupted
         return self
 
 
@@ -104,6 +108,7 @@ def fit(
     loss: Loss = optax.softmax_cross_entropy_with_integer_labels,
     preprocess: Preprocess = scale_uint8,
     progress: bool = True,
+    after_epoch: Callable[[Run], object] | None = None,
     sharding: NamedSharding | None = None,
 ) -> Run:
     """Trains variables on shuffled batches and returns them with the learning curves.
@@ -121,7 +126,8 @@ def fit(
     optimizer and old ones go on. All growths are planned before any work.
 
     Ctrl-C ends the run after the epoch under way and returns what is trained so far, with as many
-    entries in the history.
+    entries in the history. The run says so: ``run.interrupted``. A second Ctrl-C raises
+    KeyboardInterrupt at once.
 
     Args:
         apply: The model, ``apply(variables, inputs) -> outputs``.
@@ -141,6 +147,8 @@ def fit(
         preprocess: Applied to the inputs of each batch. By default uint8 becomes float32 in [0, 1]
             and other dtypes stay.
         progress: Whether to show a bar, where standard error is a terminal and tqdm is installed.
+        after_epoch: Called with the `Run` so far after each epoch, to test the network or to save
+            it. The arrays of that `Run` are deleted when the next epoch begins: copy what you keep.
         sharding: How a batch is split over a mesh of devices, ``NamedSharding(mesh,
             PartitionSpec("data"))``; by default all is on one device. See the module.
 
@@ -169,6 +177,12 @@ def fit(
         ...           batch_size=32, key=jax.random.key(1))
         >>> run.variables["up"].shape, run.history["loss"].shape, run.history["grown_at"].tolist()
         ((2, 8), (5,), [2.0])
+        >>> tested = []
+        >>> run = fit(apply, params, optax.adam(0.1), (inputs, labels), epochs=3, batch_size=32,
+        ...           key=jax.random.key(1), after_epoch=lambda run: tested.append(
+        ...               evaluate(run.apply, run.variables, (inputs, labels))))
+        >>> len(tested)
+        3
     """
     expect(
         "training.fit(apply, variables, tx, data)",
@@ -181,6 +195,7 @@ def fit(
         opt_state=(STATE, opt_state),
         loss=(_LOSS, loss),
         preprocess=(_PREPROCESS, preprocess),
+        after_epoch=(_AFTER_EPOCH, after_epoch),
     )
     expect_call("training.fit", "apply", apply, variables, "a batch of inputs")
     trained, frozen = _partition(variables)
@@ -206,6 +221,18 @@ def fit(
     losses: list[np.floating[Any]] = []
     accuracies: list[np.floating[Any]] = []
     grown_at: list[int] = []
+
+    def so_far() -> Run:
+        ours, state, others = trained, opt_state, frozen
+        if sharding is not None and shardings is not None:
+            ours, state = handed_back((trained, opt_state), shardings, sharding)
+            others = handed_back(frozen, shardings_of(frozen), sharding)
+        history = {"loss": np.array(losses, float), "accuracy": np.array(accuracies, float)}
+        if stages is not None:
+            history["grown_at"] = np.array(grown_at, float)
+        tree = in_order_of(variables, _combine(ours, others))
+        return Run(tree, state, history, apply, interrupted.is_set())
+
     with progress_bar(epochs, progress) as bar, interrupt_held_back() as interrupted:
         for number, stage in enumerate(schedule):
             if stage.growth is not None:
@@ -241,18 +268,16 @@ def fit(
                     means = {"loss": f"{losses[-1]:.4f}", "accuracy": f"{accuracies[-1]:.4f}"}
                     bar.set_postfix(means, refresh=False)
                     bar.update()
+                if after_epoch is not None:
+                    after_epoch(so_far())
                 if interrupted.is_set():
                     break
-            if sharding is not None and shardings is not None:
-                trained, opt_state = handed_back((trained, opt_state), shardings, sharding)
-                frozen = handed_back(frozen, shardings_of(frozen), sharding)
-            variables = in_order_of(variables, _combine(trained, frozen))
+            run = so_far()
             if interrupted.is_set():
                 break
-    history = {"loss": np.array(losses, float), "accuracy": np.array(accuracies, float)}
-    if stages is not None:
-        history["grown_at"] = np.array(grown_at, float)
-    return Run(variables, opt_state, history, apply)
+            variables, opt_state = run.variables, run.opt_state
+    run.interrupted = interrupted.is_set()
+    return run
 
 
 def evaluate(
