@@ -253,6 +253,14 @@ def test_a_growth_says_what_a_scale_is_added_to() -> None:
     assert "embed            11x6    11x12   axis 1 zero (embed)\n" in str(growth)
 
 
+def test_a_growth_says_that_scales_of_silent_units_are_as_in_a_new_network() -> None:
+    _, widths, variables = before("llama")
+    growth = dw.plan(widths, {"embed": 12})
+    assert "axis 0 free (embed)" in next(x for x in str(growth).splitlines() if "norm" in x)
+    grown = dw.grow(variables, growth, key=jax.random.key(0))
+    assert np.all(grown["norm_0"][widths["embed"].size :] == 1)
+
+
 OBSTACLES = {
     "post-norm": "the norm that scales by params/Block_0/LayerNorm_0/scale writes some",
     "relu, norm": "max acts on its units one by one",

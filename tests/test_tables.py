@@ -3,6 +3,7 @@
 import textwrap
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import pytest
 from networks import dense, f64
@@ -120,6 +121,51 @@ def test_layers_together(names: str, expected: str) -> None:
 def test_merged(paths: str, expected: str) -> None:
     assert " ".join(path for _, path in merged((0, path) for path in paths.split())) == expected
     assert [path for _, path in merged(enumerate(paths.split()))] == paths.split()
+
+
+def test_variables_that_are_one_array() -> None:
+    widths = dw.trace(lambda kernel, x: x @ kernel, f64(5, 3), X)
+    assert str(widths).splitlines()[2:4] == [
+        "       3     -> [1]     interface",
+        "[0]    5     <- [0]     interface",
+    ]
+
+
+def test_layers_that_are_inserted_share_lines() -> None:
+    def deeper(params: Any, x: Any) -> Any:
+        for block in params:
+            x = x + jnp.tanh(x @ block["up"]) @ block["down"]
+        return x
+
+    blocks = [{"up": f64(5, 7), "down": f64(7, 5)}] * 4
+    widths = dw.trace(deeper, blocks[:1], X)
+    assert str(dw.plan(widths, target=blocks, target_apply=deeper)) == textwrap.dedent("""\
+        inserted: {1,2,3}/down: 0
+        inserted: {1,2,3}/up: free""")
+
+
+def f32(*shape: int) -> Any:
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def test_notes_on_layers_that_are_alike_are_one() -> None:
+    def scored(params: Any, x: Any) -> Any:
+        for block in params.values():
+            query, key = x @ block["query"], x @ block["key"]
+            scores = query @ key.T / jnp.sqrt(key.shape[-1])
+            x = x + jax.nn.softmax(scores) @ x @ block["out"]
+        return x
+
+    block = {"query": f32(5, 8), "key": f32(5, 8), "out": f32(5, 5)}
+    params = {f"block_{i}": block for i in range(3)}
+    growth = dw.plan(
+        dw.trace(scored, params, f32(2, 5)), {(f"{name}/query", 1): 16 for name in params}
+    )
+    assert len(growth.notes) == 3
+    assert " ".join(str(growth).split()).endswith(
+        "note: block_{0..2}: in the larger model, the divisor of block_{0..2} must be 4; "
+        "if it has another, pass its function as target_apply="
+    )
 
 
 def test_long_cells_are_broken() -> None:

@@ -387,8 +387,10 @@ class Growth:
         if not fits(text):
             text = blocks((f"{path}: {old} -> {new}", [fate]) for path, old, new, fate in rows[1:])
         lines = [text] if len(rows) > 1 else ["nothing grows"] * (not self.insertions)
-        lines += [wrapped(f"inserted: {insertion}") for insertion in self.insertions]
-        return "\n".join([*lines, *(wrapped(f"note: {note}") for note in self.notes)])
+        inserted = merged((str(i).removeprefix(i.path), i.path) for i in self.insertions)
+        lines += [wrapped(f"inserted: {path}{fill}") for fill, path in inserted]
+        notes = layers_together((note,) for note in self.notes)
+        return "\n".join([*lines, *(wrapped(f"note: {note}") for (note,), _ in notes)])
 
     def __repr__(self) -> str:
         return f"Growth({', '.join(f'{c.width}: {c.old} -> {c.new}' for c in self.changes)})"
@@ -401,6 +403,8 @@ class Growth:
                     fate = change.strategy.fate(
                         incoming=change.writes(units.role), random=leaf.kind == "random"
                     )
+                    if fate == "zero" and change.recipe and leaf.path in change.recipe.blank:
+                        fate = change.along(units, leaf).fill
                     factor = change.factor_of_part(units.role, leaf.path)
                     times = f", old entries there times {factor:.6g}" * (factor != 1)
                     parts.append(f"axis {axis} {fate} ({units.width}){times}")

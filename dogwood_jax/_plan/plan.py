@@ -1,5 +1,6 @@
 """Plan a growth: ``plan``."""
 
+import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -612,22 +613,30 @@ def _is_output(widths: Widths, width: Width) -> bool:
 def _constants(larger: Larger, change: Change, problems: list[str]) -> Iterator[str]:
     """Yields the constants that the larger model must have, where its own ones are not known."""
     problems += (
-        f"{change.width}: in the larger model, {what} must be {wanted:.9g}, but it is {own:.9g}"
+        f"{change.width}: in the larger model, {what} must be {_number(wanted)}, "
+        f"but it is {_number(own)}"
         for what, wanted, own in _unlike(larger, change)
     )
     alike: dict[float, list[str]] = {}
     for what, value, wanted, own in larger.constants(change):
         if own is None and wanted != value and larger.insertions:
             problems.append(
-                f"{change.width}: {what} must be {wanted:.9g}, but the larger model has none that "
-                "follows from the width"
+                f"{change.width}: {what} must be {_number(wanted)}, but the larger model has none "
+                "that follows from the width"
             )
         elif own is None and wanted != value:
             alike.setdefault(wanted, []).append(what)
     for wanted, whats in alike.items():
         more = f" (and {len(whats) - 1} more such constants)" if len(whats) > 1 else ""
         other = "; if it has another, pass its function as target_apply=" * (larger.widths is None)
-        yield f"{change.width}: in the larger model, {whats[0]} must be {wanted:.9g}{more}{other}"
+        must = f"in the larger model, {whats[0]} must be {_number(wanted)}"
+        yield f"{change.width}: {must}{more}{other}"
+
+
+def _number(number: float) -> str:
+    """Writes a number, rounded where it is a short one that a program computed in float32."""
+    short = f"{number:.6g}"
+    return short if math.isclose(float(short), number, rel_tol=1e-7) else f"{number:.9g}"
 
 
 def _unlike(larger: Larger, change: Change) -> Iterator[tuple[str, float, float]]:

@@ -463,11 +463,12 @@ def _legend(text: str) -> list[str]:
 def _places(width: Width) -> list[str]:
     """Returns the lines of a table that say where a width occurs."""
     module = width.name.partition("[")[0]
-    keys = [str(o).partition(o.path) for o in width.occurrences]
+    texts = ((*str(o).split(" ", 1), o.path) for o in width.occurrences)
     places = merged(
-        ((arrow, after.replace(f"{module}[", "[")), path) for arrow, path, after in keys
+        ((arrow, place.removeprefix(path).replace(f"{module}[", "[")), path)
+        for arrow, place, path in texts
     )
-    lines = [f"{arrow}{path}{after}" for (arrow, after), path in places] or ["(no array)"]
+    lines = [f"{arrow} {path}{after}" for (arrow, after), path in places] or ["(no array)"]
     if len(lines) > _MOST_LINES:
         lines[_MOST_LINES:] = [f"and more: print(widths[{width.name!r}])"]
     return lines
