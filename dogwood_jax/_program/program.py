@@ -110,11 +110,13 @@ def _within(eqn: Any, known: dict[int, Any]) -> Any:
         if not isinstance(value, jex.ClosedJaxpr | jex.Jaxpr):
             return value
         if id(value) not in known:
-            is_closed = isinstance(value, jex.ClosedJaxpr)
-            inner = value.jaxpr if is_closed else value
+            closed = value if isinstance(value, jex.ClosedJaxpr) else None
+            inner = closed.jaxpr if closed else value
             less = _without_unused(inner, known)
-            closed = jex.ClosedJaxpr(less, value.consts) if is_closed else less
-            known[id(value)] = value if less is inner else closed
+            if less is inner:
+                known[id(value)] = value
+            else:
+                known[id(value)] = jex.ClosedJaxpr(less, closed.consts) if closed else less
         return known[id(value)]
 
     params = {name: one(value) for name, value in eqn.params.items()}
