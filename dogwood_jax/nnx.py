@@ -150,7 +150,7 @@ def plan(
     known = None if sizes is None else _sizes(widths, sizes)
     if known is None or isinstance(model, Widths):
         return _plan(widths, sizes, keep=keep, merge=merge, **options)
-    wide_model = _resized(model, widths, known, (), "cannot plan this growth")
+    wide_model = _resized(model, widths, known, (), _PLAN_IT)
     growth = _plan_for(widths, wide_model, sizes, keep=keep, merge=merge, **options)
     return replace(growth, structure=None)
 
@@ -225,7 +225,7 @@ def grow(
         growth = plan(model, larger, *inputs, strategy=strategy, interface=interface)
         fresh = larger
     if fresh is None:
-        graph, state = _graph_of(model, growth, inputs), None
+        graph, state = _graph_of(model, growth, inputs, _GROW_IT), None
         growth = replace(growth, structure=None)
     else:
         graph, state = nnx.split(fresh)
@@ -353,7 +353,7 @@ def narrow(
     )
     growth = _plan(widths, keep=keep, interface=interface)
     state = _narrow(nnx.state(model), widths, keep, interface=interface)
-    smaller: Module = nnx.merge(_graph_of(model, growth, ()), state)
+    smaller: Module = nnx.merge(_graph_of(model, growth, (), _NARROW_IT), state)
     return smaller
 
 
@@ -583,7 +583,13 @@ _GROWN = ArgumentKind(
     lambda value: NNX.fits(value) or GROWTH.fits(value),
     GROWTH.way_out,
 )
-_WAY_OUT = "pass the larger module instead"
+# What cannot be done with a module that is not known in other sizes, and what to do instead.
+_PLAN_IT = "cannot plan this growth", "pass the larger module instead"
+_GROW_IT = "cannot grow this module", "pass the larger module, fresh="
+_NARROW_IT = (
+    "cannot narrow this module",
+    "make the smaller module, and nnx.update(smaller, dw.narrow(nnx.state(model), widths, keep))",
+)
 
 
 _MODES = ("deterministic", "use_running_average")
@@ -617,18 +623,19 @@ def _plan_for(
     return _plan(widths, sizes, target=target, target_apply=target_apply, **options)
 
 
-def _graph_of(model: nnx.Module, growth: Growth, inputs: Sequence[Any]) -> Any:
+def _graph_of(
+    model: nnx.Module, growth: Growth, inputs: Sequence[Any], refusal: tuple[str, str]
+) -> Any:
     """Returns the graph of the larger module that a growth was planned for."""
-    problem = "cannot grow this module"
     if growth.insertions:
-        raise ValueError(f"{problem}: the growth inserts layers; pass the larger module, fresh=")
+        raise ValueError("{}: the growth inserts layers; {}".format(*_GROW_IT))
     widths = growth.widths
     if widths.network is None and inputs:
         widths = replace(widths, network=trace(model, *inputs).network)
     # Its program tells whether it is that module, constants included.
     has_program = widths.network is not None and all(c.new > c.old for c in growth.changes)
     constants = () if has_program else growth.constants
-    wide_model = _resized(model, widths, growth.sizes, constants, problem)
+    wide_model = _resized(model, widths, growth.sizes, constants, refusal)
     if has_program:
         strategy = {change.width: change.strategy for change in growth.changes}
         _plan_for(widths, wide_model, growth.sizes, strategy=strategy, interface=True)
@@ -652,12 +659,13 @@ def _resized(
     widths: Widths,
     sizes: Mapping[str, int],
     constants: Collection[float],
-    what: str,
+    refusal: tuple[str, str],
 ) -> Module:
     """Returns a module with the shapes and numbers of other sizes."""
     wide_model, problems = resized_module(model, widths.leaves, sizes, constants)
     if problems:
-        raise ValueError(listed(what, (f"{problem}; {_WAY_OUT}" for problem in problems)))
+        what, way_out = refusal
+        raise ValueError(listed(what, (f"{problem}; {way_out}" for problem in problems)))
     return wide_model
 
 

@@ -188,6 +188,16 @@ def test_a_train_state_grows_as_a_whole():
     assert_equal(grown.opt_state, dw.grow_opt_state(state.opt_state, growth, tx))
 
 
+def test_a_train_state_with_new_random_parameters_needs_them():
+    tx = dw.growable(optax.adam(1e-3))
+    state = TrainState.create(apply_fn=Network().apply, params=VARIABLES["params"], tx=tx)
+    with pytest.raises(ValueError, match=r"params/.*variables=dw.grow"):
+        dw.grow_opt_state(state, dw.plan(WIDTHS, SIZES), tx)
+    copied = dw.plan(WIDTHS, SIZES, strategy=dw.strategies.replicate())
+    grown = dw.grow_opt_state(state, copied, tx)
+    assert_equal(grown.params, dw.grow({"params": state.params}, copied)["params"])
+
+
 @pytest.mark.parametrize("tx", [optax.novograd(1e-3), optax.zero_nans(), optax.sm3(1e-3)])
 def test_arrays_of_one_number_are_told_from_one_number_for_an_array(tx):
     params = {"up": {"kernel": jnp.ones((3, 1))}, "down": {"kernel": jnp.ones((1, 1))}}

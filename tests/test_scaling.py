@@ -267,6 +267,19 @@ OBSTACLES = {
 }
 
 
+def test_an_array_is_rescaled_only_by_a_factor() -> None:
+    def apply(params: Any, x: Any) -> Any:
+        h = x @ params["up"]
+        h = h - h.mean(-1, keepdims=True)
+        return h / jnp.sqrt((h * h).mean(-1, keepdims=True) + 1e-6) @ params["down"]
+
+    params = {"up": jnp.ones((3, 4)), "down": jnp.ones((4, 2))}
+    widths = dw.trace(apply, params, jnp.ones((5, 3)))
+    twice, more = dw.plan(widths, {"up": 8}), dw.plan(widths, {"up": 6})
+    assert not twice.factors and "times" not in str(twice)
+    assert set(more.factors) == {"up", "down"}
+
+
 @pytest.mark.parametrize("name", ["post-norm", "relu, norm", "rms by tiles"])
 def test_some_only_grow_to_multiples(name: str) -> None:
     widths = before(name)[1]

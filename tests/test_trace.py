@@ -309,6 +309,19 @@ def test_constants_endanger_only_the_width_that_they_are_computed_from() -> None
     assert widths["q[heads]"].status == "growable"
 
 
+@pytest.mark.parametrize("outside", [lambda f: f, jax.jit, jax.checkpoint])
+def test_what_is_computed_for_its_shape_alone_splits_nothing(outside: Any) -> None:
+    def apply(params: Any, x: Any) -> Any:
+        h = jnp.tanh(x @ params["up"])
+        mask = nnx.make_causal_mask(h[..., 0])[0]  # reads the shape, not the first unit
+        return jnp.where(mask, h @ h.T, 0.0) @ jnp.tanh(h @ params["middle"]) @ params["down"]
+
+    params = {"up": f64(3, 8), "middle": f64(8, 6), "down": f64(6, 2)}
+    widths = dw.trace(outside(apply), params, f64(5, 3))
+    assert places(widths["up"]) == {"-> up[1]", "<- middle[0]"}
+    assert widths["up"].size == 8
+
+
 def test_units_that_no_array_makes_are_not_taken_for_a_width() -> None:
     def apply(params: Any, x: Any) -> Any:
         return jnp.concatenate([x @ params["up"], x.mean(-1, keepdims=True)], -1) @ params["down"]

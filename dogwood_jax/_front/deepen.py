@@ -100,8 +100,9 @@ def deepen(
             following them.
         batch: a tuple of input arrays. Inserted normalizations get the statistics of this batch,
             and the scale and bias that undo them. Then training goes on, too: on this batch the
-            deeper network computes the same with the batch's own statistics. Without ``batch`` the
-            running mean is 0 and the variance 1, and only in evaluation is the network the same.
+            deeper network computes the same with the batch's own statistics, as far as the running
+            statistics of old normalizations are those of the batch. Without ``batch`` the running
+            mean is 0 and the variance 1, and only in evaluation is the network the same.
         key: PRNG key for free values, where there are any and the target holds only shapes.
         verify: whether to run both networks on the inputs, and raise if outputs moved by more than
             rounding explains, see ``verify``. It costs two calls, and is left out where arrays have

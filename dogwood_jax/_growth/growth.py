@@ -167,7 +167,7 @@ class Growth:
         for change in self.changes:
             for path, factor in change.factors():
                 factors[path] = factors.get(path, 1.0) * factor
-        return factors
+        return {path: factor for path, factor in factors.items() if factor != 1}
 
     @cached_property
     def offsets(self) -> dict[str, float]:

@@ -118,7 +118,8 @@ def grow_opt_state(
             New entries of these begin with the parameters' values. Without ``variables`` they begin
             with zeros, for scales with ones, and in inserted layers with values that compute the
             identity. Modules in the state that hold sizes beside their arrays, as Equinox's do, get
-            the sizes of those in ``variables``.
+            the sizes of those in ``variables``. A ``TrainState`` holds the parameters themselves,
+            so it needs them where new entries are random.
         second_moment: what new entries of second moments are, ``"zeros"`` (the default) or the
             ``"mean"`` of old ones.
         fields: meanings of fields that are not known here, by name (``"momentum"`` or
@@ -187,6 +188,8 @@ def grow_state(
     found = fields_of(plain, growth)
     _expect_state(plain, leaves_by_path(plain), found, growth)
     is_outside = _is_outside(opt_state)
+    if is_outside and variables is None:
+        _expect_no_parameters(found, growth, fields)
     state, old = (t.opt_state if is_outside else t for t in (plain, opt_state))
     if params is None:
         found = fields_of(state, growth) if is_outside else found
@@ -216,6 +219,23 @@ _ONE_COUNT = (
 def _is_outside(opt_state: PyTree) -> bool:
     """Whether a state is one of training, such as Flax's ``TrainState``, with another inside."""
     return hasattr(opt_state, "opt_state") and hasattr(opt_state, "replace")
+
+
+def _expect_no_parameters(
+    found: Sequence[Field], growth: Growth, fields: Mapping[str, Meaning]
+) -> None:
+    """Raises if a state of training holds parameters with random entries, which it cannot draw."""
+    held = [
+        field.place
+        for field in found
+        if not field.place.startswith("opt_state/") and field.known(fields)[0] == "parameters"
+        if growth.maps[field.leaf.path].needs
+    ]
+    if held:
+        raise ValueError(
+            f"grow_opt_state: this state holds the parameters themselves ({held[0]}), and their "
+            "new entries are random; pass the grown variables, variables=dw.grow(...)"
+        )
 
 
 def _shapes_of(start: Callable[[], PyTree]) -> PyTree:

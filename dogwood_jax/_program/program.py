@@ -44,7 +44,8 @@ class Program:
             self.results = [leaf_path(k) for k, leaf in outputs if is_array(leaf)]
             return [leaf for _, leaf in outputs if is_array(leaf)]
 
-        self.jaxpr = jax.make_jaxpr(flat)(*(leaves[i] for i in dynamic))
+        traced = jax.make_jaxpr(flat)(*(leaves[i] for i in dynamic))
+        self.jaxpr = jex.ClosedJaxpr(_without_unused(traced.jaxpr, {}), traced.consts)
 
     @property
     def paths(self) -> dict[Any, str]:
@@ -74,6 +75,53 @@ class Program:
         other.jaxpr = jex.ClosedJaxpr(jaxpr, self.jaxpr.consts)
         other.arguments = [arguments[var] for var in invars]
         return other
+
+
+def _without_unused(jaxpr: Any, known: dict[int, Any]) -> Any:
+    """Returns a program without the equations that no result needs.
+
+    They are there because a function may compute something for its shape alone, such as
+    ``make_causal_mask(x[..., 0])``, and must not fix or split what they read.
+
+    Args:
+        jaxpr: the program.
+        known: programs inside of equations that were met before, by identity, with what they
+            became: like layers share a program, and go on to share it.
+    """
+    needed = {var for var in jaxpr.outvars if not isinstance(var, jex.Literal)}
+    kept = []
+    for eqn in reversed(jaxpr.eqns):
+        if eqn.effects or not needed.isdisjoint(eqn.outvars):
+            needed.update(atom for atom in eqn.invars if not isinstance(atom, jex.Literal))
+            kept.append(_within(eqn, known))
+    kept.reverse()
+    same = len(kept) == len(jaxpr.eqns) and all(a is b for a, b in zip(kept, jaxpr.eqns))
+    return jaxpr if same else jaxpr.replace(eqns=kept)
+
+
+def _within(eqn: Any, known: dict[int, Any]) -> Any:
+    """Returns an equation with ``_without_unused`` of the programs among its parameters."""
+
+    def one(value: Any) -> Any:
+        if isinstance(value, tuple | list):
+            items = [one(item) for item in value]
+            same = all(a is b for a, b in zip(items, value))
+            return value if same else type(value)(items)
+        if not isinstance(value, jex.ClosedJaxpr | jex.Jaxpr):
+            return value
+        if id(value) not in known:
+            closed = value if isinstance(value, jex.ClosedJaxpr) else None
+            inner = closed.jaxpr if closed else value
+            less = _without_unused(inner, known)
+            if less is inner:
+                known[id(value)] = value
+            else:
+                known[id(value)] = jex.ClosedJaxpr(less, closed.consts) if closed else less
+        return known[id(value)]
+
+    params = {name: one(value) for name, value in eqn.params.items()}
+    same = all(params[name] is eqn.params[name] for name in params)
+    return eqn if same else eqn.replace(params=params)
 
 
 def sub_programs(eqn: Any) -> list[tuple[Any, Sequence[Any]]]:
