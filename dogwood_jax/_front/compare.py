@@ -35,7 +35,8 @@ class Difference:
     nans: int = 0
 
     def __str__(self) -> str:
-        return f"largest difference {self.absolute:.3g} (relative {self.relative:.3g}) at {self.where}"
+        size = f"{self.absolute:.3g} (relative {self.relative:.3g})"
+        return f"largest difference {size} at {self.where}"
 
 
 def compare(
