@@ -8,7 +8,7 @@ along. Paths and widths are those of the state: ``"layers/0/kernel"``.
 
 import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 import jax
@@ -96,7 +96,7 @@ def plan(
             made by calling the module's classes. Their arguments must have the names of their
             fields, so that it is clear which of these numbers are sizes.
         *inputs: what to call the modules with: pytrees of arrays or ``jax.ShapeDtypeStruct``. They
-            are not needed beside widths.
+            are not needed beside widths, which know the module that was traced.
         target: the larger module, instead of or beside sizes. The widths that differ are found from
             both modules' programs and shapes, as by ``dogwood_jax.plan`` with a target. Layers that
             only the larger module has are inserted.
@@ -147,10 +147,14 @@ def plan(
             if isinstance(model, nnx.Module):
                 _expect_same_mode(model, target)
             raise
-    known = None if sizes is None else _sizes(widths, sizes)
-    if known is None or isinstance(model, Widths):
+    wide_model, known = None, None if sizes is None else _sizes(widths, sizes)
+    if known is not None and isinstance(model, nnx.Module):
+        wide_model = _resized(model, widths, known, (), _PLAN_IT)
+    elif known is not None and (module := _module_of(widths)) is not None:
+        wide_model, problems = resized_module(module, widths.leaves, known)
+        wide_model = None if problems else wide_model  # a larger module is then asked for by grow
+    if wide_model is None:
         return _plan(widths, sizes, keep=keep, merge=merge, **options)
-    wide_model = _resized(model, widths, known, (), _PLAN_IT)
     growth = _plan_for(widths, wide_model, sizes, keep=keep, merge=merge, **options)
     return replace(growth, structure=None)
 
@@ -680,16 +684,31 @@ def _in_evaluation(model: nnx.Module) -> tuple[Callable[..., Any], Any]:
     return lambda state, *inputs: apply(state, *inputs)[0], state
 
 
-def _function_of(model: nnx.Module) -> tuple[Callable[..., Any], Any]:
-    """Returns a module as a function of its state and inputs, and the state."""
-    graph, state = nnx.split(model)
+@dataclass(frozen=True, eq=False)
+class _Function:
+    """A module as a function of its state and inputs, without side effects."""
 
-    def apply(state: Any, *inputs: Any) -> tuple[Any, Any]:
-        merged = nnx.merge(graph, state)
+    graph: Any
+
+    def __call__(self, state: Any, *inputs: Any) -> tuple[Any, Any]:
+        merged = nnx.merge(self.graph, state)
         outputs = merged(*inputs)
         return outputs, nnx.state(merged)
 
-    return apply, state
+
+def _function_of(model: nnx.Module) -> tuple[_Function, Any]:
+    """Returns a module as a function of its state and inputs, and the state."""
+    graph, state = nnx.split(model)
+    return _Function(graph), state
+
+
+def _module_of(widths: Widths) -> nnx.Module | None:
+    """Returns the module that was traced, without values; None for widths of anything else."""
+    network = widths.network
+    if network is None or not isinstance(network.apply, _Function):
+        return None
+    module: nnx.Module = nnx.merge(network.apply.graph, network.variables)
+    return module
 
 
 def _is_variable(leaf: Any) -> bool:

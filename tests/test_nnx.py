@@ -330,3 +330,21 @@ def test_a_larger_module_that_starts_with_zeros_needs_a_key(images: jax.Array) -
         dw.nnx.grow(small, wide, images)
     grown = dw.nnx.grow(small, wide, images, key=jax.random.key(3))
     assert not (grown.up.kernel[..., 10:] == 0).all()
+
+
+def test_widths_know_the_module_that_was_traced() -> None:
+    """Widths alone tell as much as the module: whether it computes the same in the new sizes."""
+
+    class Attention(nnx.Module):
+        def __init__(self, heads: int, rngs: nnx.Rngs) -> None:
+            self.attention = nnx.MultiHeadAttention(heads, 6, 4 * heads, decode=False, rngs=rngs)
+            self.heads = heads
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return self.attention(x)
+
+    model, x = Attention(2, nnx.Rngs(0)), jnp.ones((1, 3, 6))
+    growth = dw.nnx.plan(dw.nnx.trace(model, x), {"attention/query[heads]": 4})
+    assert growth == dw.nnx.plan(model, {"attention/query[heads]": 4}, x)
+    assert growth.notes == ()
+    assert dw.nnx.grow(model, growth, key=jax.random.key(1)).attention.num_heads == 4
