@@ -267,7 +267,8 @@ def zeros() -> Strategy:
     Preserving, but the new units never learn where the activation maps zero to zero, as relu and
     tanh do: with zero incoming and zero outgoing weights, both gradients are zero for ever. Under
     others, such as sigmoid, the outgoing weights have a gradient at the first step, the same for
-    all new units. Kept as the notebook's first experiment and as a baseline.
+    all new units. It is meant for outputs of a network, such as the logits of new classes, whose
+    incoming weights have a gradient from the loss.
 
     Example:
         >>> import dogwood_jax as dw

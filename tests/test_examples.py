@@ -547,9 +547,7 @@ import optax
 variables = mlp(8).init(key, x)
 growth = dw.plan(dw.trace(mlp(8).apply, variables, x), {"layers_0": 16})
 """,
-    "stages = ": """
-from dogwood_jax import training
-from dogwood_jax.training import Stage
+    "from dogwood_jax.training": """
 def apply(params, x):
     return jax.nn.relu(x @ params["hidden"]) @ params["out"]
 variables = {"hidden": jax.numpy.ones((4, 8)), "out": jax.numpy.ones((8, 3))}

@@ -710,3 +710,5 @@ def test_new_outputs_that_begin_at_random_are_noted():
     silent = {"down": dw.strategies.zeros()}
     assert dw.plan(WIDTHS, {"down": 3}, interface=True, strategy=silent).notes == ()
     assert dw.plan(WIDTHS, {"up[0]": 5, "up": 9}, interface=True).notes == ()
+    (note,) = dw.plan(WIDTHS, {"up": 9}, strategy=dw.strategies.zeros()).notes
+    assert note.startswith("up: new units have zero incoming and zero outgoing weights")

@@ -65,7 +65,7 @@ class Remaker:
         again = None if arguments is None else self._again(cls, arguments, node)
         stack = None if again is None else _stack(again, node)
         if stack is None:
-            raise Unknown("its class cannot be called with its own fields to make it anew")
+            raise Unknown(self._why_not_again(cls, node))
         wanted = {path: shape[len(stack) :] for path, shape in wanted.items()}
         given, structure = jax.tree.flatten(arguments)
 
@@ -85,6 +85,22 @@ class Remaker:
         if len(found) > 1:
             raise Unknown("the new shapes leave open which of its numbers change")
         return _with_own(found[0], again, node, stack)
+
+    def _why_not_again(self, cls: type, node: PyTree) -> str:
+        """Says why the class of a module cannot make it anew."""
+        why = "its class cannot be called with its own fields to make it anew"
+        try:
+            parameters = self.parameters(cls)
+        except (TypeError, ValueError):
+            return why
+        missing = [
+            parameter.name
+            for parameter in parameters
+            if parameter.default is parameter.empty
+            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+            if parameter.name not in (*_KEYS, *vars(node))
+        ]
+        return f"{why}: it has no field {', '.join(missing)}" if missing else why
 
     def _arguments(self, cls: type, node: PyTree) -> dict[str, Any] | None:
         """Returns the fields of a module that its class takes; None if it takes others, too.

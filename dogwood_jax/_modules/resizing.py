@@ -15,7 +15,7 @@ import numpy as np
 
 from dogwood_jax._base.trees import Keys, PyTree, is_array, leaf_path, level, struct
 from dogwood_jax._modules.remaking import Remaker, Unknown, is_number, shapes_in
-from dogwood_jax._widths.layout import Layout, Units, size_of
+from dogwood_jax._widths.layout import Layout, Units, size_of, units_of
 from dogwood_jax._widths.widths import Leaf
 
 
@@ -45,7 +45,12 @@ class Resizing:
         self._constants, self._remaker = constants, remaker or Remaker()
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._changes: dict[str, set[tuple[int, int]]] = {}
+        self._stay: dict[str, set[tuple[int, str]]] = {}
         for leaf in leaves:
+            if leaf.path.startswith(collection):
+                units = (units for axis in leaf.axes for units in units_of(axis))
+                stay = {(u.size, u.width) for u in units if u.width not in sizes}
+                self._stay[leaf.path.removeprefix(collection)] = stay
             changes = _changes(leaf, sizes)
             if changes and leaf.path.startswith(collection):
                 path = leaf.path.removeprefix(collection)
@@ -95,7 +100,11 @@ class Resizing:
         except Unknown as why:
             where = f"{leaf_path(keys)}: " if keys else ""
             name, said = self._remaker.class_of(node).__name__, ", ".join(_named(node, outdated))
-            self.problems.append(f"{where}{name} says {said}, and {why}")
+            paths = (leaf_path((*keys, *p)) for p, _ in jax.tree_util.tree_leaves_with_path(node))
+            stay = {pair for path in paths for pair in self._stay.get(path, ())}
+            alike = sorted(width for size, width in stay if size in outdated)
+            more = f"; grow {', '.join(alike)}, too, if they have one size" if alike else ""
+            self.problems.append(f"{where}{name} says {said}, and {why}{more}")
             return same_tree
 
     def _is_constant(self, number: float) -> bool:

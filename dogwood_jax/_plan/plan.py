@@ -35,7 +35,7 @@ from dogwood_jax._plan.more_experts import counts_experts
 from dogwood_jax._plan.names import check_names
 from dogwood_jax._plan.own_function import check_own_function, contradicted
 from dogwood_jax._plan.solved import Solved, solve_recipes
-from dogwood_jax._plan.target import sizes_of_target, splits
+from dogwood_jax._plan.target import of_heads, sizes_of_target, splits
 from dogwood_jax._widths.dims import LAYERS
 from dogwood_jax._widths.reasons import kind_of
 from dogwood_jax._widths.widths import Recipe, Width, Widths
@@ -484,7 +484,7 @@ def _refusals(
     if new < old:
         return [
             f"{name}: {new} units are fewer than today's {old}; growing never drops units; "
-            "say which ones stay with keep=, or use dw.narrow"
+            f"say which ones stay with keep=, or use dw.narrow{of_heads(name)}"
         ]
     if width.fixed:
         return _fixed(width, new, "grow")
@@ -580,6 +580,13 @@ def _notes(widths: Widths, change: Change, *, is_seen: bool) -> Iterator[str]:
             f"{width.name}: new outputs begin with random weights, so the logit of a new class can "
             "be the largest at once; with strategies.zeros() for this width it begins at zero, and "
             "then a bias below the others keeps it from winning until it has learned"
+        )
+    is_silent = change.strategy.incoming == change.strategy.outgoing == "zero"
+    if is_silent and change.new > change.old and not width.interface:
+        yield (
+            f"{width.name}: new units have zero incoming and zero outgoing weights, so behind a "
+            "relu or a tanh they never learn; strategy= may be a mapping, with strategies.zeros() "
+            "for outputs alone"
         )
     for note in width.notes:
         does_matter = {"silent": change.strategy.outgoing == "zero", "must_stay": not is_seen}

@@ -26,6 +26,16 @@ _MOST_WAYS = 100  # solutions that are listed before the rest counts only as "mo
 _MOST_WORK = 100_000  # what a search may cost, see ``Equation.work``
 
 
+def of_heads(width: str) -> str:
+    """Says why the larger model may have smaller heads, if a width is the dimension of heads."""
+    if not width.endswith("[head_dim]"):
+        return ""
+    return (
+        "; if the larger model has more heads, give it heads of the old size, as by qkv_features= "
+        "or qk_size="
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class Equation:
     """A layout, its length in the target, and the axes that have this length."""
@@ -149,7 +159,7 @@ def _stated_sizes(
             doubtful.add(name)
             problems.append(
                 f"{name}: {size} units are fewer than today's {today}; {_NEVER_LESS}; "
-                f"see {source} in the target"
+                f"see {source} in the target{of_heads(name)}"
             )
         else:
             known[name] = size
