@@ -10,6 +10,9 @@ import pytest
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# Tables fit the terminal. pytest-xdist tells its workers one of 80 columns.
+os.environ["COLUMNS"] = "100"
+
 # Tests compile for longer than they run. Unless asked for, as CI does on other versions of Python,
 # they leave most optimizations out: compiling then takes half of the time.
 if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:

@@ -232,7 +232,13 @@ def signed(path, signature, size, *changes):
         ({}, b"FAHD", 28, (7, b"\1"), "expected an array of chunks for 4 of them"),
         ({}, b"FAHD", 28, (16, address(48)), "expected an array of chunks"),
         ({}, b"FADB", 14 + 4 * 8 + 4, (14, address(1 << 20)), "expected a chunk within the file"),
-        ({"compression": "gzip"}, b"FADB", 14 + 4 * 14 + 4, (23, b"\xff"), "expected a chunk with"),
+        (
+            {"compression": "gzip"},
+            b"FADB",
+            14 + 4 * (20 if h5py.version.hdf5_version_tuple >= (2,) else 14) + 4,
+            (23, b"\xff"),
+            "expected a chunk with",
+        ),
         ({"maxshape": (None, 4)}, b"", 0, (0, b""), "save the file again without maxshape="),
     ],
 )

@@ -80,12 +80,6 @@ KNOWN = {
         fold:
         max min
     """,
-    "deepening takes every value for an array": """
-        bounds:
-        create_token
-        numbers:
-        create_token
-    """,
     "deepening takes new branches for finite, until it runs both networks at last": """
         deepen branch:
         sqrt rsqrt log1p log log2 acosh pow_root pow_reciprocal_root log_of_a_shifted

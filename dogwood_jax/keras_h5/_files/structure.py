@@ -394,7 +394,7 @@ def _array(file: File, name: str, messages: Mapping[int, bytes]) -> list[Extent]
             raise refused(name, f"a fill value of {size} bytes; found one of {length:,}")
     whole = math.prod(shape) * size
     version, class_ = layout[:2].ljust(2, b"\xff")
-    if version not in (3, 4) or class_ > _CHUNKED:
+    if version not in (3, 4, 5) or class_ > _CHUNKED:
         raise refused(name, f"an array in a layout {OTHERWISE}")
     if class_ == _COMPACT:
         if whole > len(layout) - 4:
