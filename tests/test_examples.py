@@ -537,7 +537,7 @@ import shutil
 shutil.copy({str(ROOT / "tests/data/keras_layouts/keras_3.15.1.keras")!r}, "model.keras")
 x = jax.numpy.ones((2, 3, 2))
 """,
-    "silent = dw.strategies": """
+    "silent = ": """
 x = jax.numpy.ones((2, 4))
 variables = mlp(8).init(key, x)
 widths = dw.trace(mlp(8).apply, variables, x)
