@@ -81,8 +81,8 @@ class Comparison:
         trace: the network's program as it was read.
         larger: the larger network's program.
         grown: the sizes that dimensions of the network should have in the larger one.
-        dispatch: the network's steps that take tokens to experts of which there are more in the
-            larger one. Numbers there are positions, which follow from sizes.
+        dispatch: the network's steps that take tokens to experts, if the larger network has more
+            experts. Numbers there are positions, which follow from sizes.
 
     Attributes:
         sizes: where arrays of the larger network have other sizes than they should, and the

@@ -124,7 +124,7 @@ class Saved(Deferred):
 
 
 class Old:
-    """An old array of which parts are read; see ``made.Stored``.
+    """An old array that is read in parts; see ``made.Stored``.
 
     Attributes:
         held: how many bytes of it are in memory, at most.

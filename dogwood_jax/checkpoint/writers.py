@@ -65,7 +65,7 @@ class Writers:
         return (names := {*new.names}) <= self._draft.done and bool(names)
 
     def begin(self, new: New, tasks: Iterable[Callable[[], None]]) -> None:
-        """Begins to write an array, of which each task writes a part."""
+        """Begins to write an array. Each task writes a part."""
         for task in tasks:
             while len(self._waiting) > 2 * self._threads:
                 self._next()
@@ -78,7 +78,7 @@ class Writers:
             self._next()
 
     def _next(self) -> None:
-        """Waits for the part that was begun first; notes an array all of which is written."""
+        """Waits for the part that was begun first; notes an array that is written whole."""
         first = self._waiting.popleft()
         if isinstance(first, Future):
             first.result()

@@ -227,15 +227,32 @@ def _link(data: bytes, name: str) -> Iterator[tuple[str, int]]:
 
 def _many_links(file: File, data: bytes, name: str) -> Iterator[tuple[str, int]]:
     """Yields the links that a group has in a heap, because one has a name that is not ASCII."""
+    for objects, record in _in_heap(file, data, 8, "a heap of links", 4, {5: 11, 6: 15}):
+        yield from _link(objects.read(record[-7:]), name)
+
+
+def _in_heap(
+    file: File, data: bytes, counter: int, what: str, width: int, sizes: Mapping[int, int]
+) -> Iterator[tuple[Heap, bytes]]:
+    """Yields the records of what an object has in a heap, each with the heap.
+
+    Args:
+        file: the file.
+        data: the message that says where the heap and its B-trees are.
+        counter: bytes of the largest number in the order of creation.
+        what: what the heap is, for errors.
+        width: bytes of an object's place in the heap's blocks.
+        sizes: bytes of a record, by the type of its B-tree.
+    """
     flags = data[1]
-    start = 2 + 8 * (flags & 1)  # behind the largest number in the order of creation
+    start = 2 + counter * (flags & 1)
     heap, *trees = (number(data[at : at + 8]) for at in range(start, len(data) - 7, 8))
     if heap == NOWHERE:
         return
-    objects = Heap(file, heap, "a heap of links", 4)
+    objects = Heap(file, heap, what, width)
     for tree in trees[: 1 + (flags >> 1 & 1)]:  # by their names, and in the order of creation
-        for record in records(file, tree, {5: 11, 6: 15}):
-            yield from _link(objects.read(record[-7:]), name)
+        for record in records(file, tree, sizes):
+            yield objects, record
 
 
 def _symbols(file: File, tree: int, heap: int) -> Iterator[tuple[str, int]]:
@@ -301,17 +318,10 @@ def _attribute(data: bytes, owner: str) -> list[Strings]:
 
 def _many_attributes(file: File, data: bytes, name: str) -> Iterator[Strings]:
     """Yields the strings of attributes that an object has in a heap, because they are many."""
-    flags = data[1]
-    start = 2 + 2 * (flags & 1)  # behind the largest number in the order of creation
-    heap, *trees = (number(data[at : at + 8]) for at in range(start, len(data) - 7, 8))
-    if heap == NOWHERE:
-        return
-    objects = Heap(file, heap, "a heap of attributes", 5)
-    for tree in trees[: 1 + (flags >> 1 & 1)]:  # by their names, and in the order of creation
-        for record in records(file, tree, {8: 17, 9: 13}):
-            if record[0] or record[8] & _SHARED:
-                raise refused(name, f"attributes of at most 4 KiB, {OTHERWISE}")
-            yield from _attribute(objects.read(record[:8]), name)
+    for objects, record in _in_heap(file, data, 2, "a heap of attributes", 5, {8: 17, 9: 13}):
+        if record[0] or record[8] & _SHARED:
+            raise refused(name, f"attributes of at most 4 KiB, {OTHERWISE}")
+        yield from _attribute(objects.read(record[:8]), name)
 
 
 def _strings(place: str, kind: bytes, values: bytes) -> list[Strings]:

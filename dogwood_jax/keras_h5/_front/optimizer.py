@@ -94,7 +94,7 @@ def load_optimizer(path: str | os.PathLike[str], *, limit: int | None = None) ->
 
 
 def check_kind(found: Contents) -> None:
-    """Raises if the file says that its optimizer is none of those that are known."""
+    """Raises if the file says that its optimizer is not a known one."""
     name = found.optimizer_class or "Adam"
     if found.optimizer_problem is not None:
         raise KerasFileError(found.optimizer_problem)
