@@ -192,6 +192,15 @@ def test_many_attributes(tmp_path):
         keras_h5.load(tmp_path / "y.h5")
 
 
+def test_many_attributes_in_the_order_of_creation(tmp_path):
+    with h5py.File(tmp_path / "x.h5", "w", libver="latest", track_order=True) as file:
+        file["dense/kernel"], file.attrs["layer_names"] = np.ones((2, 2)), [b"dense"]
+        file["dense"].attrs["weight_names"] = [b"kernel"]
+        for i in range(12):
+            file.attrs[f"number {i}"] = i
+    assert keras_h5.load(tmp_path / "x.h5")["params"]["dense"]["kernel"].shape == (2, 2)
+
+
 @pytest.mark.parametrize(
     "storage",
     [
