@@ -213,6 +213,28 @@ def test_what_nothing_shows_is_refused_and_the_larger_model_tells_it(make: Any) 
         assert dw.grow(small, by_target, key=KEY).hidden == large.hidden
 
 
+class Paired(Own):
+    """Keeps a number that follows from a size, but is none."""
+
+    def __init__(self, units: int) -> None:
+        super().__init__(units)
+        self.hidden = units // 2
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return jnp.tanh(x @ self.up).reshape(2, self.hidden).reshape(-1) @ self.down
+
+
+def test_numbers_that_follow_from_a_size_are_refused_where_they_matter() -> None:
+    small, large = Paired(16), Paired(24)
+    widths = dw.trace(apply, small, X)
+    with pytest.raises(ValueError, match="does not take its modules in these sizes: .*target="):
+        dw.plan(widths, {"up[1.0]": 3})
+    growth = dw.plan(widths, target=large, target_apply=apply)
+    wide = dw.grow(small, growth, fresh=large)
+    assert wide.hidden == 12
+    np.testing.assert_allclose(apply(wide, X), apply(small, X), rtol=1e-6)
+
+
 def test_sizes_that_no_module_of_the_class_has_are_refused() -> None:
     widths = dw.trace(apply, mlp(8), X)
     with pytest.raises(ValueError, match="MLP says width_size=8, and its class makes none with"):

@@ -96,6 +96,13 @@ def _check_program(growth: Growth, target: PyTree, copies: Copies) -> bool:
                 f"these: {larger.reason}; grow more widths along, or pass target= and target_apply="
             )
             raise NeedsMore(listed("cannot plan this growth", [problem]))
+        if target is None and says_numbers(widths.network.variables):
+            if not _says_sizes(widths, growth.sizes):  # a number of theirs may be half a size
+                problem = (
+                    "the network's own function does not take its modules in these sizes: "
+                    f"{larger.reason}; pass target=, the larger model, in which all numbers are right"
+                )
+                raise ValueError(listed("cannot plan this growth", [problem]))
         return not larger.is_checked
     grown = GrownSizes(widths, growth.sizes, copies.choices(larger.trace))
     compared = Comparison(widths.network.traced.trace, larger.trace, grown, copies.dispatch)
