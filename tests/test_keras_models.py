@@ -42,7 +42,7 @@ def predicted(path):
 
 def assert_predicts(module, variables, path):
     xs, ys = predicted(path)
-    outputs = jax.tree.leaves(module.apply(variables, *xs))
+    outputs = jax.tree.leaves(jax.jit(module.apply)(variables, *xs))
     assert len(outputs) == len(ys)
     for output, y in zip(outputs, ys):
         assert output.shape == y.shape and output.dtype == y.dtype

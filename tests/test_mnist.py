@@ -63,6 +63,10 @@ def test_every_load_is_the_callers_own(subset):
     assert mnist.load("subset").train_images.any()
 
 
+# On one worker, which loads the set once.
+of_the_full_set = pytest.mark.xdist_group("the full set")
+
+
 @pytest.fixture(scope="module")
 def full():
     pytest.importorskip("tensorflow_datasets", reason=EXTRA)
@@ -71,6 +75,7 @@ def full():
     return mnist.load("tfds")
 
 
+@of_the_full_set
 def test_the_full_set_has_seventy_thousand_digits(full):
     # Counts of every digit as published with MNIST.
     train, test = np.bincount(full.train_labels), np.bincount(full.test_labels)
@@ -80,15 +85,17 @@ def test_the_full_set_has_seventy_thousand_digits(full):
     assert full.test_images.shape == (10000, 28, 28)
 
 
-@pytest.mark.parametrize(("split", "other"), [SPLITS, SPLITS[::-1]])
-def test_the_subset_comes_from_the_same_split_of_the_full_set(subset, full, split, other):
+@of_the_full_set
+def test_the_subset_comes_from_the_same_split_of_the_full_set(subset, full):
     def digits(images, labels):
         return [image.tobytes() + bytes([label]) for image, label in zip(images, labels)]
 
-    taken = digits(*split_of(subset, split))
-    assert len(set(taken)) == len(taken)
-    assert set(taken) <= set(digits(*split_of(full, split)))
-    assert set(taken).isdisjoint(digits(*split_of(full, other)))
+    whole = {split: set(digits(*split_of(full, split))) for split in SPLITS}
+    for split, other in (SPLITS, SPLITS[::-1]):
+        taken = digits(*split_of(subset, split))
+        assert len(set(taken)) == len(taken)
+        assert set(taken) <= whole[split]
+        assert whole[other].isdisjoint(taken)
 
 
 # tensorflow-datasets, on a set of a few digits written without it

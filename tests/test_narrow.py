@@ -29,19 +29,19 @@ SIZES = {"Conv_0": ("conv", 5), "Conv_1": ("wide", 4), "Dense_0": ("hidden", 7)}
 
 @pytest.fixture(scope="module")
 def network():
-    variables = Network().init(jax.random.key(1), X)
-    variables = jax.tree.map(
-        lambda a: np.array(a + 0.3 * jax.random.normal(jax.random.key(a.size), a.shape)), variables
-    )
+    variables = jax.jit(Network().init)(jax.random.key(1), X)
+    random = np.random.default_rng(1)
+    variables = jax.tree.map(lambda a: a + 0.3 * random.normal(size=a.shape), variables)
     return variables, dw.trace(Network().apply, variables, X)
 
 
 def outputs(variables, **sizes):
-    return np.asarray(Network(**sizes).apply(variables, X))
+    return np.asarray(jax.jit(Network(**sizes).apply)(variables, X))
 
 
-@pytest.mark.parametrize("name", SIZES)
-@pytest.mark.parametrize("jitted", [False, True])
+@pytest.mark.parametrize(
+    ("name", "jitted"), [*((name, False) for name in SIZES), ("Conv_1", True)]
+)
 def test_constant_units_move_into_the_next_bias(network, name, jitted):
     variables, widths = jax.tree.map(np.copy, network[0]), network[1]
     argument, size = SIZES[name]

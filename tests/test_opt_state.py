@@ -1,6 +1,7 @@
 """The optimizer's state after growing, against the state of a network that was large before."""
 
 import functools
+import itertools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -325,9 +326,13 @@ IN_LISTS = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
-    "name", ["accumulating", "hyperparameters", "masked", "partition", *IN_LISTS]
+    ("name", "layout"),
+    [
+        *itertools.product(["masked", "chain"], LAYOUTS),
+        *itertools.product(["accumulating", "hyperparameters", "partition"], ["list", "Keras"]),
+        *itertools.product([*IN_LISTS][1:], ["nested", "Keras"]),
+    ],
 )
 def test_variables_in_lists_are_told_from_the_state_around_them(name, layout):
     tx = (optimizers() | IN_LISTS)[name]
