@@ -39,9 +39,7 @@ def outputs(variables, **sizes):
     return np.asarray(jax.jit(Network(**sizes).apply)(variables, X))
 
 
-@pytest.mark.parametrize(
-    ("name", "jitted"), [*((name, False) for name in SIZES), ("Conv_1", True)]
-)
+@pytest.mark.parametrize(("name", "jitted"), [*((name, False) for name in SIZES), ("Conv_1", True)])
 def test_constant_units_move_into_the_next_bias(network, name, jitted):
     variables, widths = jax.tree.map(np.copy, network[0]), network[1]
     argument, size = SIZES[name]
