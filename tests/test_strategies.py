@@ -1,7 +1,7 @@
 """Every strategy, in every precision and with an optimizer, on the networks of the table.
 
-Each network is given one strategy, precision and optimizer, so that the table has all pairs of
-strategies and precisions. Widths that the strategy is not for grow by the default beside it.
+Each pair of a strategy and a precision is given a network and an optimizer. Widths that the strategy
+is not for grow by the default beside it.
 """
 
 import dataclasses
@@ -60,12 +60,13 @@ def case(index: int, name: str) -> Any:
     return pytest.param(name, strategy, dtype, optimizer, marks=marks, id=name_of_test)
 
 
-GROWABLE = [name for name in NETWORKS if set(hidden(NETWORKS[name])) - {DRAWS_MASKS[1]}]
+PAIRS = len(STRATEGIES) * len(DTYPES)
+GROWABLE = [name for name in NETWORKS if set(hidden(NETWORKS[name])) - {DRAWS_MASKS[1]}][:PAIRS]
 
 
 def test_the_table_has_all_pairs() -> None:
     pairs = {tuple(case(i, name).values[1:3]) for i, name in enumerate(GROWABLE)}
-    assert len(pairs) == len(STRATEGIES) * len(DTYPES)
+    assert len(pairs) == PAIRS
 
 
 @pytest.mark.parametrize(
