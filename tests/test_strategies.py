@@ -1,7 +1,7 @@
 """Every strategy, in every precision and with an optimizer, on the networks of the table.
 
-Each pair of a strategy and a precision is given a network and an optimizer. Widths that the strategy
-is not for grow by the default beside it.
+Each pair of a strategy and a precision has a network and an optimizer. Widths that the strategy is
+not for grow by the default beside it.
 """
 
 import dataclasses
