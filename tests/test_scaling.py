@@ -118,6 +118,8 @@ TURNED_BACK = [
     "by hand, fast",
     "pre-norm, tied",
     "gemma",
+    "layer scale",
+    "layer scale, scanned",
 ]
 
 

@@ -30,11 +30,14 @@ from dogwood_jax._widths.layout import Layout, Role, units_along, units_of
 from dogwood_jax._widths.recipes.obstacles import obstacle
 from dogwood_jax._widths.recipes.rules import RULES, unchanged
 from dogwood_jax._widths.recipes.states import Filling, LargerNetwork, NoRecipe, Place, Reading
-from dogwood_jax._widths.values import Degree, Trace, Value
+from dogwood_jax._widths.values import Degree, Step, Trace, Value
 from dogwood_jax._widths.widths import Leaf, Recipe
 
 # Primitives that may cut a part out of a fused array.
 _CUTS = frozenset({"slice", "split", "dynamic_slice", "unstack", "gather", "squeeze"})
+
+# What happens inside of these is recorded on its own.
+_LOOPS = frozenset({"scan", "while", "cond"})
 
 _FILLINGS = (
     Filling(strategies.zero_outgoing()),
@@ -122,7 +125,7 @@ class Finder:
         for filling in _FILLINGS:
             reading = None
             try:
-                reading = Reading(name, width, filling, self._places[name], self._values)
+                reading = self._reading(name, width, filling)
                 self._read(reading)
             except NoRecipe:
                 if filling.is_tiled and reading is not None:
@@ -169,7 +172,7 @@ class Finder:
             if filling.is_tiled or strategy not in (None, filling.strategy.name):
                 continue
             try:
-                reading = Reading(name, width, filling, self._places[name], self._values, larger)
+                reading = self._reading(name, width, filling, larger)
                 self._read(reading)
             except NoRecipe:
                 continue
@@ -177,6 +180,15 @@ class Finder:
             if recipe is not None and not any(power for *_, power in recipe.constants):
                 return replace(recipe, constants=()), reading.degrees
         return None
+
+    def _reading(
+        self, name: str, width: Dim, filling: Filling, larger: LargerNetwork | None = None
+    ) -> Reading:
+        def readers(value: Value) -> list[Step]:
+            steps = [self._steps[index] for index in self._readers.get(id(value), ())]
+            return [step for step in steps if step.name not in _LOOPS]
+
+        return Reading(name, width, filling, self._places[name], self._values, readers, larger)
 
     def _read(self, reading: Reading) -> None:
         """Reads every equation that has to do with the width, in the order of the program."""
@@ -261,5 +273,10 @@ def _solution(reading: Reading, keeps_epsilons: bool) -> Recipe | None:
             (place.path, role)
             for leaf, place in places
             for role in sorted(role for its, role in reading.zeros if its == leaf)
+        ),
+        scales=tuple(
+            (place.path, reading.places[reading.scales[leaf]].path)
+            for leaf, place in places
+            if leaf in reading.scales
         ),
     )
