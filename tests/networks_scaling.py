@@ -377,7 +377,7 @@ def layer_scale(scanned: bool = False) -> Builder:
         norm = {"scale": f64(n), "bias": f64(n)}
         one = {"norm": norm, "up": dense(n, 7), "mid": dense(7, n), "skip": f64(7, n)}
         one |= {"scale": f64(n), "gain": f64(n), "mix": dense(n, n)}
-        layers = jax.tree.map(lambda leaf: f64(2, *leaf.shape), one) if scanned else [one] * 2
+        layers = jax.tree.map(lambda leaf: f64(2, *leaf.shape), one) if scanned else [one]
         shapes = {"write": dense(4, n), "layers": layers, "norm": norm, "head": dense(n, 3)}
         return weighted(shapes, apply, data(5, 4))
 
@@ -560,8 +560,8 @@ CASES = {
         stream(lambda p, x, e: rms_norm(p["g"], x, e), g=1), ("write/bias", 0), "tile", MULTIPLES
     ),
     "unusual": Case(unusual_stream, ("latents", 1), "tile", ANY),
-    "layer scale": Case(layer_scale(), ("write/bias", 0), "tile", ANY),
-    "layer scale, scanned": Case(layer_scale(scanned=True), ("write/bias", 0), "tile", ANY),
+    "layer scale": Case(layer_scale(), ("write/bias", 0), "tile", (7,)),
+    "layer scale, scanned": Case(layer_scale(scanned=True), ("write/bias", 0), "tile", (15,)),
     "softmax": Case(stream(softmaxed), ("write/bias", 0), "tile", MULTIPLES),
     "by hand": Case(stream(slow_layer_norm, scale=1, bias=1), ("write/bias", 0), "tile", ANY),
     "by hand, fast": Case(stream(fast_layer_norm, scale=1, bias=1), ("write/bias", 0), "tile", ANY),

@@ -221,9 +221,7 @@ def _grow_in_rounds(
             here.enter({name: old[path] for name, path in zip(names, paths, strict=True)}),
             fresh
             and here.enter({name: fresh[path] for name, path in zip(names, paths, strict=True)}),
-            here.enter(
-                {n: old[scales[path]] for n, path in zip(names, paths) if path in scales}
-            ),
+            here.enter({n: old[scales[path]] for n, path in zip(names, paths) if path in scales}),
             key,
             words,
             np.array([place[path] for path in paths], np.int32),

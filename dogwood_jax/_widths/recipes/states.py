@@ -629,7 +629,7 @@ class Reading:
                 return None
             if (reader := readers[0]) is step:
                 return loops
-            if reader.name in ("enter", "collect") or _scales_by_array(reader, value):
+            if _scales_by_array(reader, value):
                 return None
             if reader.name == "take" and is_whole:
                 loops = (*loops, reader.params["loop"])
