@@ -354,13 +354,13 @@ def test_an_array_is_weighed_along_one_of_two_scaled_axes() -> None:
         x = x * params["b"][None, None]
         y = jax.nn.standardize(jnp.einsum("tab,ac->tbc", x, params["of_a"]), axis=1)
         z = jax.nn.standardize(jnp.einsum("tab,bc->tac", x, params["of_b"]), axis=1)
-        return affine(params["of_y"], y).sum(1) + affine(params["of_z"], z).sum(1)
+        of_y = jnp.einsum("tbc,bcd->td", y, params["of_y"])
+        return of_y + jnp.einsum("tac,acd->td", z, params["of_z"])
 
     shapes = {"w": f64(4, 6, 5), "a": f64(6), "b": f64(5), "of_a": f64(6, 2), "of_b": f64(5, 2)}
-    widths = widths_of(
-        weighted(shapes | {"of_y": dense(2, 3), "of_z": dense(2, 3)}, apply, data(5, 4))
-    )
-    assert all(recipe.scales == (("w", "a"),) for recipe in widths.of("a", 0).recipes)
+    shapes |= {"of_y": f64(5, 2, 3), "of_z": f64(6, 2, 3)}
+    widths = widths_of(weighted(shapes, apply, data(5, 4)))
+    assert all(recipe.weighed == (("w", "a"),) for recipe in widths.of("a", 0).recipes)
     assert all(recipe.multiple for recipe in widths.of("b", 0).recipes)
 
 

@@ -127,7 +127,7 @@ def grow(
     old = {path: leaves[path] for path in changing}
     new = None if new is None else {path: new[path] for path in old}
     where = placement(old | (new or {}), growth.shapes)
-    fill = functools.partial(_grow_in_rounds, changing, old, growth.scales, where=where)
+    fill = functools.partial(_grow_in_rounds, changing, old, growth.weighed, where=where)
     donate = donate and not any(change.strategy.choice for change in growth.changes)
     drawn = fill(fresh=None, key=key) if zero else {}
     grown = leaves | others | fill(fresh=new, key=key, donate=donate)
@@ -200,7 +200,7 @@ def _filled(structure: Any, leaves: Mapping[str, Any]) -> PyTree:
 def _grow_in_rounds(
     maps: Mapping[str, LeafMap],
     old: Mapping[str, Any],
-    scales: Mapping[str, str],
+    weighed: Mapping[str, str],
     *,
     fresh: Mapping[str, Any] | None,
     key: Array | None,
@@ -211,7 +211,7 @@ def _grow_in_rounds(
     place = {path: index for index, path in enumerate(maps)}
     words = None if key is None else words_of(key, len(maps))
     # What weighs others is needed until they have grown.
-    keep = several_times(old.values()) | {id(old[scale]) for scale in scales.values()}
+    keep = several_times(old.values()) | {id(old[scale]) for scale in weighed.values()}
     grown: dict[str, Array] = {}
     size = (lambda path: bytes_of(old[path])) if donate else None
     for paths in rounds(list(maps), maps.__getitem__, size):
@@ -221,7 +221,7 @@ def _grow_in_rounds(
             here.enter({name: old[path] for name, path in zip(names, paths, strict=True)}),
             fresh
             and here.enter({name: fresh[path] for name, path in zip(names, paths, strict=True)}),
-            here.enter({n: old[scales[path]] for n, path in zip(names, paths) if path in scales}),
+            here.enter({n: old[weighed[path]] for n, path in zip(names, paths) if path in weighed}),
             key,
             words,
             np.array([place[path] for path in paths], np.int32),

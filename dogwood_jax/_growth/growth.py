@@ -114,8 +114,11 @@ class Change:
         if self.recipe is not None and (leaf.path, role) in self.recipe.zeros:
             rest = "zero"
         elif self.recipe is not None and incoming:
-            for path, scale in self.recipe.scales:
-                rest = {path: "weighed", scale: "size"}.get(leaf.path, rest)
+            weighed = dict(self.recipe.weighed)
+            if leaf.path in weighed:
+                rest = "weighed"
+            elif leaf.path in weighed.values():
+                rest = "size"
         return AxisMap(
             self.old,
             self.new,
@@ -189,10 +192,10 @@ class Growth:
         )
 
     @cached_property
-    def scales(self) -> dict[str, str]:
+    def weighed(self) -> dict[str, str]:
         """For arrays with new entries that are weighed means, the array that weighs, by path."""
         recipes = [change.recipe for change in self.changes if change.recipe]
-        scales = dict(pair for recipe in recipes for pair in recipe.scales)
+        scales = dict(pair for recipe in recipes for pair in recipe.weighed)
         return {path: scale for path, scale in scales.items() if self.maps[path].is_weighed}
 
     @cached_property
@@ -418,8 +421,8 @@ class Growth:
                     factor = change.factor_of_part(units.role, leaf.path)
                     times = f", old entries there times {factor:.6g}" * (factor != 1)
                     parts.append(f"axis {axis} {fate} ({units.width}){times}")
-        if leaf.path in self.scales:
-            parts.append(f"means weighed by {self.scales[leaf.path]}")
+        if leaf.path in self.weighed:
+            parts.append(f"means weighed by {self.weighed[leaf.path]}")
         if leaf.path in self.factors:
             offset = self.offsets.get(leaf.path)
             what = f"({offset:g} + array) " if offset else ""

@@ -2,7 +2,8 @@
 
 A map holds no names, so arrays that grow alike have equal maps, as those of repeated layers. A map
 is derived once from a growth (``Growth.maps``). ``grow`` applies it to the network's arrays, and
-``grow_opt_state`` applies its adjoint to what an optimizer keeps of their gradients.
+``grow_opt_state`` applies its adjoint to what an optimizer keeps of their gradients. Where another
+array weighs entries in means, ``Growth.weighed`` says which.
 """
 
 from collections.abc import Callable, Iterator

@@ -362,9 +362,9 @@ def _grow_plain(
 
     def scale(field: Field) -> str | None:
         """Returns where the array is that weighs a field in means."""
-        path, meaning = field.leaf.path, meanings[field.place]
-        weighed = meaning == "parameters" and path in growth.scales
-        return field.at(growth.scales[path]) if weighed else None
+        path = field.leaf.path
+        is_weighed = meanings[field.place] == "parameters" and path in growth.weighed
+        return field.at(growth.weighed[path]) if is_weighed else None
 
     # What adds up keeps its start for ever; what is new starts there.
     begun_at |= {f.place: seen[f.place].start for f in found if f.adds_up and f.place in seen}

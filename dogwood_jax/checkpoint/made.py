@@ -124,7 +124,7 @@ def made_of(variables: PyTree, growth: Growth, key: Array | None) -> PyTree:
             place = places[source]
             seed = None if seeds is None else seeds[place]
             one = replace(one, leaf_map=growth.maps[source], seed=seed, place=place)
-            one = replace(one, scale=growth.scales.get(source))
+            one = replace(one, scale=growth.weighed.get(source))
         if insertion is not None and words is not None:
             one = replace(one, word=words[number])
         dtype = leaf.dtype if source is None else stored[source].dtype

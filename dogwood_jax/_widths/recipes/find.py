@@ -6,7 +6,8 @@ this. It is found by dimensional analysis. The program is read a second time, fo
 way to fill in new units. Each value in the larger network is compared with the same value before:
 
 - Old entries are the old values times a power of the ratio of sizes.
-- Along the width, new entries are zero, or the mean of the old ones, or any number.
+- Along the width, new entries are zero, or the mean of the old ones, or any number. Where an array
+  scales units one by one, what writes them can be made a mean that is weighed by the array.
 
 Arrays along the width may be rescaled, by powers that are unknown. The power of each value is a
 linear expression of these. Terms of a sum have equal powers, but for epsilons and for numbers that
@@ -274,9 +275,9 @@ def _solution(reading: Reading, keeps_epsilons: bool) -> Recipe | None:
             for leaf, place in places
             for role in sorted(role for its, role in reading.zeros if its == leaf)
         ),
-        scales=tuple(
-            (place.path, reading.places[reading.scales[leaf]].path)
+        weighed=tuple(
+            (place.path, reading.places[reading.weighed[leaf]].path)
             for leaf, place in places
-            if leaf in reading.scales
+            if leaf in reading.weighed
         ),
     )

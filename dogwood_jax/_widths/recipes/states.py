@@ -299,7 +299,7 @@ class Reading:
         self.blank: set[int] = set()  # leaves whose rest is as in a new network
         # Leaves whose rest must be zero, where they write the width or where they read it.
         self.zeros: set[tuple[int, Role]] = set()
-        self.scales: dict[int, int] = {}  # by leaf, the array that scales all that it writes
+        self.weighed: dict[int, int] = {}  # by leaf, the leaf that scales all that it writes
         self.zero_values: set[int] = set()  # values times zero, by identity
         self.offsets: dict[int, float] = {}  # numbers that leaves are added to wherever they are
         self._bare: set[int] = set()  # leaves that are read without such a number
@@ -602,22 +602,25 @@ class Reading:
             state: what is scaled.
             by: the array that scales it.
         """
-        ((axis, along),) = state.along.items() if len(state.along) == 1 else ((-1, Along("free")),)
-        if by.leaf is None or [*by.along] != [axis] or not along.writers:
+        writers = [leaf for along in state.along.values() for leaf in along.writers]
+        if (
+            by.leaf is None
+            or not writers
+            or len(state.along) > 1
+            or by.along.keys() != {*state.along}
+        ):
             return None
-        leaves = (by.leaf, *along.writers)
-        if not self.places[by.leaf].scales or self.scales.keys() & leaves:
+        leaves, scale = [by.leaf, *writers], self._leaves[by.leaf]
+        loops = self._loops_until(step, by.leaf)
+        if loops is None or any(self._loops_until(step, leaf) != loops for leaf in writers):
             return None
-        loops = {self._loops_until(step, leaf) for leaf in leaves}
-        if len(loops) > 1 or None in loops or not all(map(self._is_whole, leaves)):
+        if not self.places[by.leaf].scales or not all(map(self._is_whole, leaves)):
             return None
-        (known,) = loops
-        value = self._leaves[by.leaf]
-        sizes = [dim.size for dim in value.dims[len(known or ()) :]]
-        if prod(sizes) != self.width.size or value.quantized:
-            return None  # an array of more than a number for each unit of a layer
+        is_for_each = prod(dim.size for dim in scale.dims[len(loops) :]) == self.width.size
+        if not is_for_each or scale.quantized or self.weighed.keys() & leaves:
+            return None
         self.blank.discard(by.leaf)
-        self.scales |= dict.fromkeys(along.writers, by.leaf)
+        self.weighed |= dict.fromkeys(writers, by.leaf)
         return Along("mean")
 
     def _loops_until(self, step: Step, leaf: int) -> tuple[Dim, ...] | None:
@@ -762,14 +765,6 @@ class Reading:
         return degrees.pop() if degrees else 0
 
 
-def _scales_by_array(step: Step, value: Value) -> bool:
-    """Whether a step multiplies a value by an array of parameters."""
-    others = [other for other in step.operands if other is not value]
-    return step.name in ("mul", "div") and any(
-        other.origin == "parameter" and any(dim.size > 1 for dim in other.dims) for other in others
-    )
-
-
 LARGEST_EPSILON = 1e-2  # a larger constant does more than keep a division finite
 
 
@@ -781,3 +776,11 @@ def _functions_of_size(n: int) -> tuple[tuple[float, float], ...]:
     """Returns the numbers that models compute from a size to scale by, each with its power."""
     powers = (1.0, -1.0, 0.5, -0.5, 0.25, -0.25)
     return tuple((power, float(n) ** power) for power in powers)
+
+
+def _scales_by_array(step: Step, value: Value) -> bool:
+    """Whether a step multiplies a value by an array of parameters."""
+    others = [other for other in step.operands if other is not value]
+    return step.name in ("mul", "div") and any(
+        other.origin == "parameter" and any(dim.size > 1 for dim in other.dims) for other in others
+    )
