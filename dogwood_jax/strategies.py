@@ -480,6 +480,13 @@ def tile(init: Initializer = glorot, split: Literal["even", "uneven"] = "even") 
     among the copies. An embedding that is read as the head, too, is repeated whole, and the last
     norm is divided by q. Weights that read the remaining units are random, because these units are
     zero behind the norm. Preserving. Gradients at the first step are those of ``replicate``.
+
+    Where an array scales what is written unit by unit, as LayerScale does, remaining units get the
+    mean of its absolute values. What writes them is a mean of the old weights, weighed by the
+    array, so that the product is the mean of the old products. New weights are then no larger than
+    old ones, and their gradients are about as large, so an optimizer's state grows as elsewhere.
+    If something else reads these weights, only multiples are exact.
+
     Neither ``narrow`` nor ``merge_symmetric`` can undo it.
 
     Args:

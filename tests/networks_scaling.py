@@ -356,6 +356,34 @@ def unusual_stream(n: int = 6, epsilon: float = EPSILON) -> Model:
     return weighted(shapes, apply, data(5), data(5, 4))
 
 
+def layer_scale(scanned: bool = False) -> Builder:
+    """LayerNorm before two branches whose outputs are scaled, as in a ViT that is very deep."""
+
+    def build(n: int = 6, epsilon: float = EPSILON) -> Model:
+        def layer(x: Any, p: Any) -> Any:
+            y = jax.nn.relu(affine(p["up"], layer_norm(p["norm"], x, epsilon)))
+            x = x + (affine(p["mid"], y) + y @ p["skip"]) * row(p["scale"], x.ndim)
+            return x + row(p["gain"], x.ndim) * affine(p["mix"], layer_norm(p["norm"], x, epsilon))
+
+        def apply(params: Any, x: Any) -> Any:
+            x = affine(params["write"], x)
+            if scanned:
+                x, _ = jax.lax.scan(lambda x, p: (layer(x, p), None), x, params["layers"])
+            else:
+                for p in params["layers"]:
+                    x = layer(x, p)
+            return affine(params["head"], layer_norm(params["norm"], x, epsilon))
+
+        norm = {"scale": f64(n), "bias": f64(n)}
+        one = {"norm": norm, "up": dense(n, 7), "mid": dense(7, n), "skip": f64(7, n)}
+        one |= {"scale": f64(n), "gain": f64(n), "mix": dense(n, n)}
+        layers = jax.tree.map(lambda leaf: f64(2, *leaf.shape), one) if scanned else [one]
+        shapes = {"write": dense(4, n), "layers": layers, "norm": norm, "head": dense(n, 3)}
+        return weighted(shapes, apply, data(5, 4))
+
+    return build
+
+
 def unit_norm(params: Any, x: Any, epsilon: float) -> Any:
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
@@ -532,6 +560,8 @@ CASES = {
         stream(lambda p, x, e: rms_norm(p["g"], x, e), g=1), ("write/bias", 0), "tile", MULTIPLES
     ),
     "unusual": Case(unusual_stream, ("latents", 1), "tile", ANY),
+    "layer scale": Case(layer_scale(), ("write/bias", 0), "tile", (7,)),
+    "layer scale, scanned": Case(layer_scale(scanned=True), ("write/bias", 0), "tile", (15,)),
     "softmax": Case(stream(softmaxed), ("write/bias", 0), "tile", MULTIPLES),
     "by hand": Case(stream(slow_layer_norm, scale=1, bias=1), ("write/bias", 0), "tile", ANY),
     "by hand, fast": Case(stream(fast_layer_norm, scale=1, bias=1), ("write/bias", 0), "tile", ANY),

@@ -669,6 +669,41 @@ def test_a_checkpoint_of_orbax_grows_with_the_optimizer(tx, name, options, tmp_p
         assert_same(*(leaves_by_path({**t, "step": np.int64(7)}) for t in (found, target)))
 
 
+@pytest.mark.filterwarnings("ignore:.*[Ss]harding.*")
+def test_arrays_that_others_weigh_grow_on_disk(tmp_path):
+    import orbax.checkpoint as ocp
+
+    def apply(tree, x):  # blocks whose outputs are scaled, as by LayerScale
+        def layer(x, block):
+            y = jax.nn.standardize(x) @ block["kernel"]
+            return x + y * block["scale"][None], None
+
+        x, _ = jax.lax.scan(layer, x @ tree["in"], tree["blocks"])
+        return jax.nn.standardize(x) @ tree["out"]
+
+    rng = np.random.default_rng(0)
+
+    def array(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    blocks = {"kernel": array(3, 6, 6), "scale": array(3, 6)}
+    tree = {"in": array(4, 6), "blocks": blocks, "out": array(6, 2)}
+    growth = dw.plan(dw.trace(apply, tree, jnp.ones((2, 4))), {"in": 8})
+    tx = optax.contrib.schedule_free_sgd(1e-3)  # its state holds other parameters
+    state = tx.init(jax.tree.map(lambda array: 2 * array, tree))
+    save_by_orbax({"model": tree, "opt_state": state}, tmp_path / "small")
+    checkpoint.grow(tmp_path / "small", growth, tmp_path / "large", key=KEY, tx=tx)
+    wide = dw.grow(tree, growth, key=KEY)
+    wide_state = dw.grow_opt_state(state, growth, tx, variables=wide)
+    target = {"model": wide, "opt_state": wide_state}
+    saver = ocp.StandardCheckpointer()
+    found = saver.restore(tmp_path / "large", jax.tree.map(np.zeros_like, target))
+    assert_same(leaves_by_path(found), leaves_by_path(target))
+    source = save(tree, tmp_path / "files", 1)
+    checkpoint.grow(source, growth, tmp_path / "grown", key=KEY)
+    assert_same(load(tmp_path / "grown"), leaves_by_path(wide))
+
+
 @pytest.mark.parametrize("name", ["../kept", "/kept", "w/above"])
 def test_names_of_orbax_that_lead_elsewhere_are_refused(name, tmp_path):
     tree = {"up": {"kernel": np.ones((4, 8))}, "down": {"kernel": np.ones((8, 2))}}

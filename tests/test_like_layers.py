@@ -66,6 +66,15 @@ def two_stacks(p: Any, x: Any) -> Any:
     return x @ p["out"]
 
 
+def layer_scale(p: Any, x: Any) -> Any:
+    """LayerNorm before branches whose outputs are scaled, so that recipes name pairs of arrays."""
+    x = x @ p["in"]
+    for q in p["blocks"]:
+        y = jax.nn.relu(jax.nn.standardize(x) @ q["up"]) @ q["down"]
+        x = x + q["scale"][None, None] * y
+    return jax.nn.standardize(x) @ p["out"]
+
+
 class Chain(nn.Module):
     @nn.compact
     def __call__(self, x: Any) -> Any:
@@ -127,6 +136,12 @@ NETWORKS: dict[str, Callable[[], tuple[Callable[..., Any], Any, Any]]] = {
     "normed": lambda: (
         normed,
         {"blocks": [mlp() | {"scale": shapes(8)} for _ in range(DEPTH)], "out": shapes(8, 3)},
+        X,
+    ),
+    "layer_scale": lambda: (
+        layer_scale,
+        {"blocks": [mlp() | {"scale": shapes(8)} for _ in range(DEPTH)]}
+        | {"in": shapes(8, 8), "out": shapes(8, 3)},
         X,
     ),
     "alternating": lambda: (alternating, blocks(16), X),

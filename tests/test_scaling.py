@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from networks import Model, affine, data, dense, fill
+from networks import Model, affine, data, dense, f64, fill
 from networks_scaling import (
     CASES,
     EPSILON,
@@ -118,6 +118,7 @@ TURNED_BACK = [
     "by hand, fast",
     "pre-norm, tied",
     "gemma",
+    "layer scale, scanned",
 ]
 
 
@@ -154,6 +155,24 @@ def test_moments_follow_arrays_of_which_a_part_is_rescaled() -> None:
     for path in ("qkv/kernel", "qkv/bias"):
         places = np.ix_(*map(old_places, growth.maps[path].axes))
         assert_close(moments[f"trace/{path}"][places], gradients[path][places], 1e-10, 1.0)
+
+
+def test_averages_of_parameters_follow_where_others_weigh_them() -> None:
+    model, widths, variables = before("layer scale")
+    growth = dw.plan(widths, {widths.of("write/bias", 0).name: 15})
+    assert dw.from_json(dw.to_json(growth)) == growth
+    wide = dw.grow(variables, growth, key=jax.random.key(0))
+    average, fields = optax.ema(0.9, debias=False), {"ema": "parameters"}
+    state = average.init(variables)._replace(ema=jax.tree.map(jnp.copy, variables))
+    others = optax.masked(average, lambda tree: jax.tree.map(lambda a: a.ndim > 1, tree))
+    with pytest.raises(ValueError, match="skip: is weighed by inner_state/ema/layers/0/scale"):
+        dw.grow_opt_state(others.init(variables), growth, others, variables=wide, fields=fields)
+    options = {"variables": wide, "fields": fields, "donate": True}
+    grown = dw.grow_opt_state(state, growth, average, **options).ema
+    jax.tree.map(np.testing.assert_array_equal, grown, wide)
+    old = jax.tree.map(jnp.copy, variables)
+    again = dw.grow(old, growth, key=jax.random.key(0), donate=True)
+    jax.tree.map(np.testing.assert_array_equal, again, wide)
 
 
 # What does not ------------------------------------------------------------------------------------
@@ -278,6 +297,71 @@ def test_an_array_is_rescaled_only_by_a_factor() -> None:
     twice, more = dw.plan(widths, {"up": 8}), dw.plan(widths, {"up": 6})
     assert not twice.factors and "times" not in str(twice)
     assert set(more.factors) == {"up", "down"}
+
+
+def flipped(p: Any, h: Any, x: Any) -> Any:
+    """Scales in another order than the layers."""
+    stacks = p["stack"][::-1], p["scales"]
+    return jax.lax.scan(lambda x, w: (x + row(w[1], 2) * (h @ w[0]), None), x, stacks)[0]
+
+
+def in_another_loop(p: Any, h: Any, x: Any) -> Any:
+    def inner(x: Any, kernel: Any) -> Any:
+        return jax.lax.scan(lambda x, s: (x + row(s, 2) * (h @ kernel), None), x, p["scales"])
+
+    return jax.lax.scan(lambda x, kernel: (inner(x, kernel)[0], None), x, p["stack"])[0]
+
+
+NOT_WEIGHED: dict[str, Callable[[Any, Any, Any], Any]] = {
+    "read elsewhere": lambda p, h, x: row(p["a"], 2) * (h @ p["w"]) + h @ p["w"],
+    "bias read elsewhere": lambda p, h, x: (
+        row(p["a"], 2) * affine(p["v"], h) + row(p["v"]["bias"], 2)
+    ),
+    "scale read elsewhere": lambda p, h, x: row(p["a"], 2) * (h @ p["w"]) + row(p["a"], 2),
+    "a number beside": lambda p, h, x: row(p["a"], 2) * (h @ p["w"] + 1),
+    "a branch": lambda p, h, x: (
+        row(p["a"], 2) * jax.lax.cond(h[0, 0] > 0, lambda: h @ p["w"], lambda: affine(p["v"], h))
+    ),
+    "scaled twice": lambda p, h, x: row(p["a"], 2) * (row(p["b"], 2) * (h @ p["w"])),
+    "the stream itself": lambda p, h, x: row(p["a"], 2) * (h @ p["w"] + x),
+    "one plus": lambda p, h, x: (1 + row(p["a"], 2)) * (h @ p["w"]),
+    "rectified": lambda p, h, x: row(p["a"], 2) * jax.nn.relu(h @ p["w"]),
+    "for each token": lambda p, h, x: p["of_tokens"] * (h @ p["w"]),
+    "flipped": flipped,
+    "in another loop": in_another_loop,
+}
+
+
+@pytest.mark.parametrize("name", NOT_WEIGHED)
+def test_what_writes_scaled_units_must_do_nothing_else(name: str) -> None:
+    def apply(params: Any, x: Any) -> Any:
+        x = affine(params["write"], x)
+        h = jnp.tanh(affine(params["up"], jax.nn.standardize(x)))
+        return affine(params["head"], jax.nn.standardize(x + NOT_WEIGHED[name](params, h, x)))
+
+    n = 6
+    shapes = {"write": dense(4, n), "up": dense(n, 7), "w": f64(7, n), "v": dense(7, n)}
+    shapes |= {"a": f64(n), "b": f64(n), "of_tokens": f64(5, n), "head": dense(n, 3)}
+    shapes |= {"stack": f64(3, 7, n), "scales": f64(3, n)}
+    recipes = widths_of(weighted(shapes, apply, data(5, 4))).of("write/bias", 0).recipes
+    assert recipes
+    assert all(recipe.multiple for recipe in recipes)
+
+
+def test_an_array_is_weighed_along_one_of_two_scaled_axes() -> None:
+    def apply(params: Any, x: Any) -> Any:
+        x = jnp.einsum("th,hab->tab", x, params["w"]) * params["a"][None, :, None]
+        x = x * params["b"][None, None]
+        y = jax.nn.standardize(jnp.einsum("tab,ac->tbc", x, params["of_a"]), axis=1)
+        z = jax.nn.standardize(jnp.einsum("tab,bc->tac", x, params["of_b"]), axis=1)
+        of_y = jnp.einsum("tbc,bcd->td", y, params["of_y"])
+        return of_y + jnp.einsum("tac,acd->td", z, params["of_z"])
+
+    shapes = {"w": f64(4, 6, 5), "a": f64(6), "b": f64(5), "of_a": f64(6, 2), "of_b": f64(5, 2)}
+    shapes |= {"of_y": f64(5, 2, 3), "of_z": f64(6, 2, 3)}
+    widths = widths_of(weighted(shapes, apply, data(5, 4)))
+    assert all(recipe.weighed == (("w", "a"),) for recipe in widths.of("a", 0).recipes)
+    assert all(recipe.multiple for recipe in widths.of("b", 0).recipes)
 
 
 @pytest.mark.parametrize("name", ["post-norm", "relu, norm", "rms by tiles"])

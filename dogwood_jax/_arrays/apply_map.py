@@ -51,6 +51,7 @@ def apply_map(
     fresh: Array | None = None,
     draw: Draw | None = None,
     noise: Callable[[tuple[int, ...]], Array] | None = None,
+    scale: Array | None = None,
     axis: int = 0,
     places: tuple[Array, Array] | None = None,
 ) -> Array:
@@ -63,6 +64,8 @@ def apply_map(
         draw: makes free entries of a given shape, where there is no ``fresh``. By default they are
             ones for ``kind="ones"``, and zeros otherwise.
         noise: gives standard normal numbers of a shape.
+        scale: the old array that weighs entries in means, if ``leaf_map.is_weighed``: a number for
+            each unit, or for each unit of each layer if the first axes are those of layers.
         axis: a single width's axis, along which only some places are made.
         places: the old places in ``array``, and the new ones that are made of them, each
             ``[count]``. Where a new place comes from no old one, what ``array`` holds does not
@@ -80,7 +83,7 @@ def apply_map(
         after = Window(axis, whole.new, places[1])
         appends = isinstance(whole, AxisMap) and whole.appends
         windows = (after if appends else Window(axis, whole.old, places[0])), after
-    application = _Application(draw or default, noise, windows)
+    application = _Application(draw or default, noise, windows, scale)
     made = application.extend(array, leaf_map.axes, fresh)
     if leaf_map.perturb:
         added = application.draw(made.shape) if fresh is None else fresh
@@ -103,7 +106,7 @@ def appended(axes: Sequence[AxisMap]) -> list[tuple[int, AxisMap]]:
     Entries that are new along several axes are filled as the last of these says.
     """
     changed = ((axis, m) for axis, m in enumerate(axes) if m.changes)
-    found = [(axis, m) for axis, m in changed if m.appends and m.fill != "mean"]
+    found = [(axis, m) for axis, m in changed if m.appends and not m.averages]
     return sorted(found, key=lambda item: (item[1].rank, item[1].fill == "free"))
 
 
@@ -115,8 +118,9 @@ class _Application:
         draw: Draw,
         noise: Callable[[tuple[int, ...]], Array] | None,
         windows: tuple[Window, Window] | None,
+        scale: Array | None,
     ) -> None:
-        self._draw, self.noise = draw, noise
+        self._draw, self.noise, self._scale = draw, noise, scale
         # Of the array as it is, and once its places along this axis are the new ones.
         self.window: Window | None
         self.new_window: Window | None
@@ -182,7 +186,7 @@ class _Application:
             old = _times(old, factor)
         array = self._append(old, appended(axes), fresh)
         for axis, axis_map in maps.items():
-            if not axis_map.appends or axis_map.fill == "mean":
+            if not axis_map.appends or axis_map.averages:
                 array = self._rearrange(array, axis, axis_map, fresh)
             if axis_map.pairs:
                 array = _paired(array, axis, axis_map)
@@ -242,11 +246,8 @@ class _Application:
         if not axis_map.rest:
             return copied
         start = axis_map.new - axis_map.rest
-        if axis_map.fill == "mean" and axis_map.old:
-            # In single precision at least: bfloat16 would round the sum.
-            wide = jnp.promote_types(array.dtype, jnp.float32)
-            mean = jnp.mean(array, axis, wide, keepdims=True).astype(array.dtype)
-            rest = jnp.broadcast_to(mean, shape)
+        if axis_map.averages and axis_map.old:
+            rest = jnp.broadcast_to(self._mean(array, axis, axis_map), shape)
         elif axis_map.fill != "free":
             rest = jnp.zeros(shape, array.dtype)
         elif fresh is None:
@@ -258,6 +259,18 @@ class _Application:
             return jnp.where(is_new, rest, padded(copied, shape))
         rest = lax.slice_in_dim(rest, start, axis_map.new, axis=axis)
         return lax.concatenate([copied, rest], axis)
+
+    def _mean(self, array: Array, axis: int, axis_map: AxisMap) -> Array:
+        """Returns what new entries along an axis are that are a mean of the old ones."""
+        # In single precision at least: bfloat16 would round the sum.
+        wide = jnp.promote_types(array.dtype, jnp.float32)
+        entries = array
+        if axis_map.fill == "weighed":
+            assert self._scale is not None
+            entries = array.astype(wide) * _weights(self._scale, array.shape, axis)
+        elif axis_map.fill == "size":
+            entries = jnp.abs(array)
+        return jnp.mean(entries, axis, wide, keepdims=True).astype(array.dtype)
 
     def _copied(self, array: Array, axis: int, axis_map: AxisMap) -> Array:
         assert axis_map.sources is not None
@@ -316,6 +329,27 @@ def _places(array: Array, axis: int) -> Array:
     return lax.broadcasted_iota(
         jnp.int32, with_size((1,) * array.ndim, axis, array.shape[axis]), axis
     )
+
+
+def _weights(scale: Array, shape: tuple[int, ...], axis: int) -> Array:
+    """Returns the weights of old units in the mean of an array whose units are scaled.
+
+    A new unit is scaled by the mean of all absolute values, which the weights are relative to. So
+    it is the mean of old units after scaling, and no larger before it than they are. If all scales
+    are zero, so is a new unit after scaling.
+
+    Args:
+        scale: what old units are multiplied by, see ``apply_map``.
+        shape: shape of the array.
+        axis: the axis of the units.
+    """
+    layers = next(n for n in range(axis + 1) if prod(shape[:n]) * shape[axis] == scale.size)
+    ones = (1,) * len(shape)
+    along_axes = (*shape[:layers], *with_size(ones, axis, shape[axis])[layers:])
+    scale = scale.astype(jnp.promote_types(scale.dtype, jnp.float32)).reshape(along_axes)
+    size = jnp.mean(jnp.abs(scale), axis, keepdims=True)
+    is_zero = size == 0
+    return jnp.where(is_zero, 1, scale / jnp.where(is_zero, 1, size))
 
 
 def _append_from(fresh: Array, old: Array, appended: list[tuple[int, AxisMap]]) -> Array:

@@ -127,7 +127,7 @@ def grow(
     old = {path: leaves[path] for path in changing}
     new = None if new is None else {path: new[path] for path in old}
     where = placement(old | (new or {}), growth.shapes)
-    fill = functools.partial(_grow_in_rounds, changing, old, where=where)
+    fill = functools.partial(_grow_in_rounds, changing, old, growth.weighed, where=where)
     donate = donate and not any(change.strategy.choice for change in growth.changes)
     drawn = fill(fresh=None, key=key) if zero else {}
     grown = leaves | others | fill(fresh=new, key=key, donate=donate)
@@ -200,6 +200,7 @@ def _filled(structure: Any, leaves: Mapping[str, Any]) -> PyTree:
 def _grow_in_rounds(
     maps: Mapping[str, LeafMap],
     old: Mapping[str, Any],
+    weighed: Mapping[str, str],
     *,
     fresh: Mapping[str, Any] | None,
     key: Array | None,
@@ -209,7 +210,8 @@ def _grow_in_rounds(
     """Returns arrays grown, those that grow alike by the same compiled function."""
     place = {path: index for index, path in enumerate(maps)}
     words = None if key is None else words_of(key, len(maps))
-    keep = several_times(old.values())
+    # What weighs others is needed until they have grown.
+    keep = several_times(old.values()) | {id(old[scale]) for scale in weighed.values()}
     grown: dict[str, Array] = {}
     size = (lambda path: bytes_of(old[path])) if donate else None
     for paths in rounds(list(maps), maps.__getitem__, size):
@@ -219,6 +221,7 @@ def _grow_in_rounds(
             here.enter({name: old[path] for name, path in zip(names, paths, strict=True)}),
             fresh
             and here.enter({name: fresh[path] for name, path in zip(names, paths, strict=True)}),
+            here.enter({n: old[weighed[path]] for n, path in zip(names, paths) if path in weighed}),
             key,
             words,
             np.array([place[path] for path in paths], np.int32),
@@ -350,6 +353,7 @@ def _check(
 def _grow_leaves(
     leaves: dict[str, Array],
     fresh: dict[str, Array] | None,
+    scales: dict[str, Array],
     key: Array | None,
     words: Array | None,
     places: Array,
@@ -362,6 +366,7 @@ def _grow_leaves(
     Args:
         leaves: the old arrays, by name: ``"0"``, ``"1"`` and so on.
         fresh: arrays from which free entries are taken.
+        scales: arrays that weigh the entries of others in means.
         key: what other random numbers are drawn with.
         words: a seed for each of the network's arrays that grow, ``[arrays, 2]``.
         places: the row of ``words`` for each of these arrays.
@@ -372,7 +377,8 @@ def _grow_leaves(
     for index, leaf_map in enumerate(maps):
         name, word = str(index), None if words is None else words[places[index]]
         new = None if fresh is None else fresh[name]
-        grown[name] = grow_array(leaves[name], leaf_map, key, word, places[index], new)
+        scale = scales.get(name)
+        grown[name] = grow_array(leaves[name], leaf_map, key, word, places[index], new, scale)
     return where.constrain(grown)
 
 
@@ -383,6 +389,7 @@ def grow_array(
     word: Array | None,
     place: Any,
     fresh: Array | None = None,
+    scale: Array | None = None,
 ) -> Array:
     """Returns one array grown.
 
@@ -393,6 +400,7 @@ def grow_array(
         word: the array's seed, ``uint32[2]``.
         place: its place among the arrays that grow.
         fresh: an array from which free entries are taken.
+        scale: an array that weighs old entries in means, see ``apply_map``.
     """
     draw = noise = None
     fresh = None if fresh is None else fresh.astype(old.dtype)
@@ -400,4 +408,4 @@ def grow_array(
         draws = Draws(leaf_map, old.dtype, seeds(word), keys_of(key, place))
         fresh = draws.initialized() if fresh is None else fresh
         draw, noise = draws.draw, draws.normal
-    return apply_map(leaf_map, old, fresh=fresh, draw=draw, noise=noise)
+    return apply_map(leaf_map, old, fresh=fresh, draw=draw, noise=noise, scale=scale)

@@ -120,7 +120,7 @@ def _pieces(axis: AlongAxis) -> Iterator[list[AlongAxis]]:
 def _separable(axis: AlongAxis, cut: bool) -> bool:
     """Whether entries can be made without all others along an axis."""
     assert isinstance(axis, AxisMap)
-    if axis.noise or (axis.fill == "mean" and axis.rest):
+    if axis.noise or axis.averages:
         return False
     return not cut or not (axis.sums or axis.pairs)
 

@@ -113,6 +113,12 @@ class Change:
         role = "incoming" if incoming else "outgoing"
         if self.recipe is not None and (leaf.path, role) in self.recipe.zeros:
             rest = "zero"
+        elif self.recipe is not None and incoming:
+            weighed = dict(self.recipe.weighed)
+            if leaf.path in weighed:
+                rest = "weighed"
+            elif leaf.path in weighed.values():
+                rest = "size"
         return AxisMap(
             self.old,
             self.new,
@@ -184,6 +190,13 @@ class Growth:
             for _, value, power in (change.recipe.constants if change.recipe else ())
             if change.ratio**power != 1
         )
+
+    @cached_property
+    def weighed(self) -> dict[str, str]:
+        """For arrays with new entries that are weighed means, the array that weighs, by path."""
+        recipes = [change.recipe for change in self.changes if change.recipe]
+        scales = dict(pair for recipe in recipes for pair in recipe.weighed)
+        return {path: scale for path, scale in scales.items() if self.maps[path].is_weighed}
 
     @cached_property
     def maps(self) -> dict[str, LeafMap]:
@@ -408,6 +421,8 @@ class Growth:
                     factor = change.factor_of_part(units.role, leaf.path)
                     times = f", old entries there times {factor:.6g}" * (factor != 1)
                     parts.append(f"axis {axis} {fate} ({units.width}){times}")
+        if leaf.path in self.weighed:
+            parts.append(f"means weighed by {self.weighed[leaf.path]}")
         if leaf.path in self.factors:
             offset = self.offsets.get(leaf.path)
             what = f"({offset:g} + array) " if offset else ""

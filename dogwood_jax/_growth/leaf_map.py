@@ -2,7 +2,8 @@
 
 A map holds no names, so arrays that grow alike have equal maps, as those of repeated layers. A map
 is derived once from a growth (``Growth.maps``). ``grow`` applies it to the network's arrays, and
-``grow_opt_state`` applies its adjoint to what an optimizer keeps of their gradients.
+``grow_opt_state`` applies its adjoint to what an optimizer keeps of their gradients. Where another
+array weighs entries in means, ``Growth.weighed`` says which.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ import numpy as np
 from dogwood_jax._widths.widths import Kind
 from dogwood_jax.strategies import Initializer
 
-Fill = Literal["free", "zero", "mean"]
+Fill = Literal["free", "zero", "mean", "weighed", "size"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,9 @@ class AxisMap:
             multiply them, and entries of units that are merged are added up. Otherwise entries are
             copied as they are.
         power: which power of a quantity entries are, 2 for squares. Quantities are added up.
-        fill: how entries without a source are filled: free, zero, or with the mean of the old ones.
+        fill: how entries without a source are filled: free, zero, with the mean of the old ones,
+            with their mean weighed by another array (``"weighed"``), or with the mean of their
+            absolute values (``"size"``).
         rank: where entries are new along several axes, the axis of the highest rank decides.
         noise: standard deviation of noise on new copies, relative to the array's.
         pairs: for new units in pairs, the sign of the second one's entries; 0 for no pairs.
@@ -69,6 +72,11 @@ class AxisMap:
     def appends(self) -> bool:
         """Whether old entries keep their places and values."""
         return self.sources is None and not self.sums
+
+    @property
+    def averages(self) -> bool:
+        """Whether new entries depend on all old ones along the axis."""
+        return self.rest > 0 and self.fill in ("mean", "weighed", "size")
 
     @property
     def rest(self) -> int:
@@ -203,6 +211,11 @@ class LeafMap:
         return frozenset(found)
 
     @property
+    def is_weighed(self) -> bool:
+        """Whether another array weighs old entries in the means of them."""
+        return any(axis.averages and axis.fill == "weighed" for axis in self.maps())
+
+    @property
     def keeps_integers(self) -> bool:
         """Whether all entries of an array of integers stay integers."""
         is_scaled = self.rescales or (self.shrink, self.perturb) != (1, 0)
@@ -210,8 +223,7 @@ class LeafMap:
             not is_scaled
             and self.kind != "random"
             and not any(
-                axis.shares or axis.sums or axis.fill == "mean" or axis.noise
-                for axis in self.maps()
+                axis.shares or axis.sums or axis.averages or axis.noise for axis in self.maps()
             )
         )
 

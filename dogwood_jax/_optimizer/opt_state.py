@@ -360,13 +360,26 @@ def _grow_plain(
         leaf_map = leaf_map.adjoint(DEGREES[meaning], "zero" if is_zero else "mean")
         return leaf_map if field.axis is None else leaf_map.along(field.axis)
 
+    def scale(field: Field) -> str | None:
+        """Returns where the array is that weighs a field in means."""
+        path = field.leaf.path
+        is_weighed = meanings[field.place] == "parameters" and path in growth.weighed
+        return field.at(growth.weighed[path]) if is_weighed else None
+
     # What adds up keeps its start for ever; what is new starts there.
     begun_at |= {f.place: seen[f.place].start for f in found if f.adds_up and f.place in seen}
     known = [
-        _Known(f, meanings[f.place], begun_at.get(f.place, 0.0), maps(f, meanings[f.place]))
+        _Known(f, meaning, begun_at.get(f.place, 0.0), maps(f, meaning), scale=scale(f))
         for f in found
-        if f.place in meanings
+        if (meaning := meanings.get(f.place)) is not None
     ]
+    if alone := [k for k in known if k.scale is not None and k.scale not in arrays]:
+        raise ValueError(
+            listed(
+                "cannot grow this state; start anew with tx.init",
+                (f"{k.field.place}: is weighed by {k.scale}, which is not there" for k in alone),
+            )
+        )
     new = tuple(a for a in _new_arrays(found, growth, meanings, arrays) if a.field.place in shapes)
     moved = {field.place: field.at(growth.place(field.leaf.path)) for field in found}
     grown = {moved.get(place, place): array for place, array in arrays.items()}
@@ -614,6 +627,7 @@ class _Known:
         shape: for a second moment that may be factored, its shape in the larger network's state.
         stack: what becomes of its layers, if it is a stack that gets more of them, or how it is
             repeated, if it becomes an array of experts.
+        scale: where the array is in the state that weighs its entries in means; None for none.
     """
 
     field: Field
@@ -622,6 +636,7 @@ class _Known:
     map: LeafMap
     shape: tuple[int, ...] | None = None
     stack: Insertion | None = None
+    scale: str | None = None
 
     def places(self, path: str) -> list[str]:
         """The paths in the state of what is kept for an array of the network."""
@@ -731,7 +746,8 @@ def _deferred(
         path, new_path = one.field.leaf.path, growth.place(one.field.leaf.path)
 
         def grow(one: _Known = one, path: str = path, new_path: str = new_path) -> dict[str, Array]:
-            arrays, variable = taken(one.places(path)), None
+            scale = [] if one.scale is None else [one.scale]
+            arrays, variable = taken([*one.places(path), *scale]), None
             if own is not None and one.meaning == "parameters":
                 variable = {new_path: made(own[new_path])}
             return _grow_in_rounds([one], arrays, variable, growth, second_moment, ANYWHERE, False)
@@ -790,7 +806,9 @@ def _grow_in_rounds(
     def size(one: _Known) -> int:
         return sum(bytes_of(arrays[place]) for place in one.places(one.field.leaf.path))
 
-    keep = several_times(arrays.values())
+    # What weighs others is needed until they have grown.
+    weights = {id(arrays[one.scale]) for one in growing if one.scale is not None}
+    keep = several_times(arrays.values()) | weights
     grown: dict[str, Array] = {}
     for alike in rounds(growing, lambda one: _without_names([one]), size if donate else None):
         without_names = _without_names(alike)
@@ -799,6 +817,8 @@ def _grow_in_rounds(
             path, new_path = one.field.leaf.path, growth.place(one.field.leaf.path)
             inner = number.places(number.field.leaf.path)
             old |= {to: arrays[place] for to, place in zip(inner, one.places(path))}
+            if one.scale is not None and number.scale is not None:
+                old[number.scale] = arrays[one.scale]
             names |= dict(zip(one.places(new_path), inner))
             if own is not None and one.meaning == "parameters":
                 fresh[number.field.leaf.path] = own[new_path]
@@ -821,7 +841,8 @@ def _without_names(known: Sequence[_Known]) -> tuple[_Known, ...]:
         leaf = Leaf(name, field.leaf.shape, ())
         stack = one.stack and replace(one.stack, path=name, source=name)
         field = replace(field, group=name, inner=name, leaf=leaf)
-        tree_of_indices.append(replace(one, field=field, stack=stack))
+        scale = one.scale and f"scale of {name}"
+        tree_of_indices.append(replace(one, field=field, stack=stack, scale=scale))
     return tuple(tree_of_indices)
 
 
@@ -843,7 +864,8 @@ def _grow_fields(
             layers = stack.layers if stack else ()
             old_rows = np.flatnonzero(np.asarray(layers) >= 0) if layers else None
             rows = fresh if fresh is None or old_rows is None else fresh[old_rows]
-            array = _widened(array, one, rows)
+            scale = None if one.scale is None else arrays[one.scale]
+            array = _widened(array, one, rows, scale)
         if stack:
             array = _deepened(array, stack, one.meaning, fresh, second_moment)
         grown |= written(one.field, path, array, one.shape)
@@ -912,12 +934,12 @@ def _filled(
     return filled[path]
 
 
-def _widened(array: Array, known: _Known, fresh: Array | None) -> Array:
+def _widened(array: Array, known: _Known, fresh: Array | None, scale: Array | None) -> Array:
     """Returns an array of the state with its widths grown."""
     if known.meaning == "parameters":
         if known.map.perturb and fresh is not None:
             return fresh
-        return apply_map(replace(known.map, perturb=0.0), array, fresh=fresh)
+        return apply_map(replace(known.map, perturb=0.0), array, fresh=fresh, scale=scale)
     array = array - known.start if known.start else array
     array = apply_map(known.map, array)
     return array + known.start if known.start else array

@@ -94,6 +94,10 @@ class Recipe:
             entries for units that are no copies are zero (``"tile"`` only).
         obstacle: if the new size must be a multiple, what keeps other sizes from being exact, as
             far as it is known.
+        weighed: paths of arrays that write units, and the paths of the arrays that scale these
+            units one by one, as LayerScale does. For units that are no copies, the former have
+            means that are weighed by the latter, and the latter the mean of their absolute values
+            (``"tile"`` only).
     """
 
     strategy: Literal["zero_outgoing", "zero_incoming", "tile"]
@@ -106,6 +110,7 @@ class Recipe:
     parts: tuple[tuple[str, float], ...] = ()
     zeros: tuple[tuple[str, str], ...] = ()
     obstacle: str = ""
+    weighed: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

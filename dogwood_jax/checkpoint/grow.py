@@ -100,10 +100,10 @@ def grow(
 
     Large arrays are made in pieces of 4 MiB, and those in which nothing grows are copied. Zeros
     that end an array take no time: they are holes in the file. A few arrays are made as a whole,
-    because their entries depend on each other: copies with noise, merged units, stacks of layers
-    that get more of them, arrays of an initializer given to the strategy. All is written into the
-    folder ``OUT.growing``, with a journal beside it, and then moved. If the run is killed or the
-    disk gets full, the same call goes on where it stopped.
+    because their entries depend on each other: copies with noise, means of units, merged units,
+    stacks of layers that get more of them, arrays of an initializer given to the strategy. All is
+    written into the folder ``OUT.growing``, with a journal beside it, and then moved. If the run is
+    killed or the disk gets full, the same call goes on where it stopped.
 
     Beside the network's variables, a tree that Orbax saved may hold an optimizer's state,
     ``{"params": ..., "opt_state": ...}``. The state grows as ``dw.grow_opt_state`` grows it. All

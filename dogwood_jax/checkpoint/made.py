@@ -55,6 +55,7 @@ class Made:
         dtype: its dtype.
         source: the path of the old array that it is made of; None for none.
         leaf_map: what becomes of the old array; None if nothing does.
+        scale: the path of the old array that weighs its entries in means; None for none.
         insertion: what it is filled with, if layers are inserted.
         seed: the seed of its map, ``uint32[2]``.
         place: the place of the old array among those that grow.
@@ -67,6 +68,7 @@ class Made:
     dtype: Any
     source: str | None
     leaf_map: LeafMap | None = None
+    scale: str | None = None
     insertion: Insertion | None = None
     seed: np.ndarray | None = None
     place: int = 0
@@ -122,6 +124,7 @@ def made_of(variables: PyTree, growth: Growth, key: Array | None) -> PyTree:
             place = places[source]
             seed = None if seeds is None else seeds[place]
             one = replace(one, leaf_map=growth.maps[source], seed=seed, place=place)
+            one = replace(one, scale=growth.weighed.get(source))
         if insertion is not None and words is not None:
             one = replace(one, word=words[number])
         dtype = leaf.dtype if source is None else stored[source].dtype
@@ -176,7 +179,11 @@ class Piece:
 
 
 def pieces_of(
-    made: Made, old: Stored | None, order: tuple[int, ...], key: Array | None
+    made: Made,
+    old: Stored | None,
+    order: tuple[int, ...],
+    key: Array | None,
+    scale: Stored | None = None,
 ) -> Iterator[Piece]:
     """Yields an array piece by piece, in the order of the file. Threads may share the pieces.
 
@@ -185,12 +192,13 @@ def pieces_of(
         old: the stored array that it is made of, if there is one.
         order: the new array's axes in the order of the file.
         key: the key as for ``dw.grow``.
+        scale: the stored array that weighs its entries, if there is one.
     """
     parts: tuple[Part, ...] = ()
     if old is not None and made.leaf_map is not None and not made.has_new_rows:
         parts = parts_of(made.leaf_map, old.order)
     if not parts:
-        make = functools.partial(_whole, made, old, order, key)
+        make = functools.partial(_whole, made, old, order, key, scale)
         yield Piece(0, make, prod(made.shape), is_large=True)
         return
     assert old is not None and made.leaf_map is not None
@@ -271,7 +279,12 @@ def whole_of(old: Stored) -> np.ndarray:
 
 
 def _whole(
-    made: Made, old: Stored | None, order: tuple[int, ...], key: Array | None, lead: int
+    made: Made,
+    old: Stored | None,
+    order: tuple[int, ...],
+    key: Array | None,
+    scale: Stored | None,
+    lead: int,
 ) -> tuple[np.ndarray, bool]:
     """Makes an array at once, in the order of the file."""
     source, finite = None, True
@@ -280,7 +293,8 @@ def _whole(
         finite = is_finite(held.transpose(old.order))
         source = jnp.asarray(held)
         del held
-    values = source, key, made.seed, made.word, made.place
+    weights = None if scale is None else jnp.asarray(whole_of(scale))
+    values = source, weights, key, made.seed, made.word, made.place
     return np.asarray(_made(*values, made=_static(made), order=order)), finite
 
 
@@ -289,12 +303,13 @@ def _static(made: Made) -> Made:
     insertion = made.insertion
     if insertion is not None:
         insertion = replace(insertion, path="", source=insertion.source and "")
-    return Made("", made.shape, made.dtype, None, made.leaf_map, insertion)
+    return Made("", made.shape, made.dtype, None, made.leaf_map, insertion=insertion)
 
 
 @functools.partial(jax.jit, static_argnames=("made", "order"))
 def _made(
     source: Array | None,
+    scale: Array | None,
     key: Array | None,
     seed: Array | None,
     word: Array | None,
@@ -305,7 +320,7 @@ def _made(
 ) -> Array:
     """Returns a new array in the order of the file."""
     if source is not None and made.leaf_map is not None:
-        source = grow_array(source, made.leaf_map, key, seed, place)
+        source = grow_array(source, made.leaf_map, key, seed, place, scale=scale)
     if made.insertion is None:
         assert source is not None
         return source.transpose(order)

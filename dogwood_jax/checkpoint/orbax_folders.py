@@ -6,7 +6,7 @@ Orbax reads and saves the tree, TensorStore the arrays in it (``orbax_arrays``).
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -80,11 +80,13 @@ def _placeholder(leaf: Any) -> Any:
 
 
 class _Grown(Deferred):
-    """An array of the larger network, of the stored one that it is made of."""
+    """An array of the larger network, of the stored ones that it is made of."""
 
-    def __init__(self, one: Made, old: Saved | None, key: Array | None) -> None:
+    def __init__(
+        self, one: Made, old: Saved | None, scale: Saved | None, key: Array | None
+    ) -> None:
         super().__init__(one.shape, one.dtype, self._make)
-        self.made, self.old, self._key = one, old, key
+        self.made, self.old, self._scale, self._key = one, old, scale, key
 
     def _make(self) -> np.ndarray:
         if self.made.is_copy and self.old is not None:
@@ -92,10 +94,15 @@ class _Grown(Deferred):
         entries = np.empty(self.shape, self.dtype)
         flat, order = entries.reshape(-1), tuple(range(len(self.shape)))
         old = None if self.old is None else Old(self.old)
-        for piece in pieces_of(self.made, old, order, self._key):
+        for piece in self.pieces(old, order):
             values = piece.values(self.made).reshape(-1)
             flat[piece.start : piece.start + values.size] = values
         return entries
+
+    def pieces(self, old: Old | None, order: tuple[int, ...]) -> Iterator[Piece]:
+        """Yields it piece by piece, see ``pieces_of``."""
+        scale = None if self._scale is None else Old(self._scale)
+        return pieces_of(self.made, old, order, self._key, scale)
 
 
 def grow_folder(folder: Path, growth: Growth, out: Path, key: Array | None, tx: Any) -> None:
@@ -108,7 +115,8 @@ def grow_folder(folder: Path, growth: Growth, out: Path, key: Array | None, tx: 
     old = leaves_by_path(variables)
 
     def grown(one: Made) -> _Grown:
-        return _Grown(one, None if one.source is None else old[one.source], key)
+        source, scale = (None if path is None else old[path] for path in (one.source, one.scale))
+        return _Grown(one, source, scale, key)
 
     new = jax.tree.map(grown, made_of(variables, growth, key))
     changes = {keys: _merged(node, _boxed(new) if boxed else new)}
@@ -311,7 +319,9 @@ def _write_array(array: Deferred, new: NewArray, key: Array | None, writers: Wri
     stored = None if old is None else Old(old)
     if stored is not None and stored.is_large:
         writers.finish()
-    if isinstance(array, _Grown) or old is not None:
+    if isinstance(array, _Grown):
+        pieces = array.pieces(stored, order)
+    elif old is not None:
         pieces = pieces_of(one, stored, order, key)
     else:
         make = partial(_all_of, array)

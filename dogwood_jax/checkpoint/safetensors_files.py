@@ -81,8 +81,8 @@ def grow_files(
             for file, text in texts.items():
                 larger[file].write(0, text)
             for made, leaf in sorted(zip(every, new, strict=True), key=lambda one: _place(one[1])):
-                before = old.get(made.source or "")
-                _make(made, before, leaf, key, files, _NewLeaf(leaf, larger), writers)
+                before, scale = old.get(made.source or ""), old.get(made.scale or "")
+                _make(made, before, scale, leaf, key, files, _NewLeaf(leaf, larger), writers)
         if headers.index is not None:
             index = _index(headers.index, places)
             begun.folder.joinpath(headers.index_name).write_text(index)
@@ -91,6 +91,7 @@ def grow_files(
 def _make(
     made: Made,
     old: StoredLeaf | None,
+    scale: StoredLeaf | None,
     new: StoredLeaf,
     key: Array | None,
     files: "_Old",
@@ -103,8 +104,8 @@ def _make(
     if made.is_copy and old is not None and old.layout == new.layout:
         writers.begin(target, target.copies(old, files))
         return
-    stored = None if old is None else _Leaf(old, files)
-    pieces = pieces_of(made, stored, new.order, key)
+    stored, weights = (None if leaf is None else _Leaf(leaf, files) for leaf in (old, scale))
+    pieces = pieces_of(made, stored, new.order, key, weights)
     writers.begin(target, (functools.partial(writers.write, made, p, target) for p in pieces))
 
 

@@ -6,7 +6,8 @@ this. It is found by dimensional analysis. The program is read a second time, fo
 way to fill in new units. Each value in the larger network is compared with the same value before:
 
 - Old entries are the old values times a power of the ratio of sizes.
-- Along the width, new entries are zero, or the mean of the old ones, or any number.
+- Along the width, new entries are zero, or the mean of the old ones, or any number. Where an array
+  scales units one by one, what writes them can be made a mean that is weighed by the array.
 
 Arrays along the width may be rescaled, by powers that are unknown. The power of each value is a
 linear expression of these. Terms of a sum have equal powers, but for epsilons and for numbers that
@@ -30,11 +31,14 @@ from dogwood_jax._widths.layout import Layout, Role, units_along, units_of
 from dogwood_jax._widths.recipes.obstacles import obstacle
 from dogwood_jax._widths.recipes.rules import RULES, unchanged
 from dogwood_jax._widths.recipes.states import Filling, LargerNetwork, NoRecipe, Place, Reading
-from dogwood_jax._widths.values import Degree, Trace, Value
+from dogwood_jax._widths.values import Degree, Step, Trace, Value
 from dogwood_jax._widths.widths import Leaf, Recipe
 
 # Primitives that may cut a part out of a fused array.
 _CUTS = frozenset({"slice", "split", "dynamic_slice", "unstack", "gather", "squeeze"})
+
+# What happens inside of these is recorded on its own.
+_LOOPS = frozenset({"scan", "while", "cond"})
 
 _FILLINGS = (
     Filling(strategies.zero_outgoing()),
@@ -122,7 +126,7 @@ class Finder:
         for filling in _FILLINGS:
             reading = None
             try:
-                reading = Reading(name, width, filling, self._places[name], self._values)
+                reading = self._reading(name, width, filling)
                 self._read(reading)
             except NoRecipe:
                 if filling.is_tiled and reading is not None:
@@ -169,7 +173,7 @@ class Finder:
             if filling.is_tiled or strategy not in (None, filling.strategy.name):
                 continue
             try:
-                reading = Reading(name, width, filling, self._places[name], self._values, larger)
+                reading = self._reading(name, width, filling, larger)
                 self._read(reading)
             except NoRecipe:
                 continue
@@ -177,6 +181,15 @@ class Finder:
             if recipe is not None and not any(power for *_, power in recipe.constants):
                 return replace(recipe, constants=()), reading.degrees
         return None
+
+    def _reading(
+        self, name: str, width: Dim, filling: Filling, larger: LargerNetwork | None = None
+    ) -> Reading:
+        def readers(value: Value) -> list[Step]:
+            steps = [self._steps[index] for index in self._readers.get(id(value), ())]
+            return [step for step in steps if step.name not in _LOOPS]
+
+        return Reading(name, width, filling, self._places[name], self._values, readers, larger)
 
     def _read(self, reading: Reading) -> None:
         """Reads every equation that has to do with the width, in the order of the program."""
@@ -261,5 +274,10 @@ def _solution(reading: Reading, keeps_epsilons: bool) -> Recipe | None:
             (place.path, role)
             for leaf, place in places
             for role in sorted(role for its, role in reading.zeros if its == leaf)
+        ),
+        weighed=tuple(
+            (place.path, reading.places[reading.weighed[leaf]].path)
+            for leaf, place in places
+            if leaf in reading.weighed
         ),
     )

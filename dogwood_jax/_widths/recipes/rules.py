@@ -490,6 +490,10 @@ def _mul(r: Reading, step: Step) -> Sequence[State]:
     for axis in r.axes(result):
         parts = [s.along[axis] for s in (a, b) if axis in s.along]
         along[axis] = r.product(parts, a.array is b.array) if parts else r.filled("same")
+    if sign == 1:
+        scales = [(a, r.state(y, moved=True)), (b, r.state(x, moved=True))]
+        for scaled in (r.scaled(step, state, by) for state, by in scales):
+            along = along if scaled is None else dict.fromkeys(along, scaled)
     constants = r.named((x, a), (y, b))
     statistic = r.squared(x, a) if sign == 1 and a.array is b.array else None
     power = plus(a.power, b.power, sign)

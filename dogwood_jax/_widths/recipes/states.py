@@ -16,7 +16,7 @@ import numpy as np
 from dogwood_jax._widths.dims import Dim
 from dogwood_jax._widths.layout import Role
 from dogwood_jax._widths.scales import to_blame
-from dogwood_jax._widths.values import Degree, Entry, Value
+from dogwood_jax._widths.values import Degree, Entry, Step, Value
 from dogwood_jax.strategies import Strategy
 
 
@@ -133,11 +133,13 @@ class Along(NamedTuple):
             shared, they may be zero or free: they are zero where what they meet is not.
         shared: whether the entries of copies add up to the old entry instead of repeating it.
         leaf: the leaf whose rest is open.
+        writers: of a mean, the leaves whose own new entries make it one; none if not only they do.
     """
 
     rest: Literal["zero", "mean", "same", "free", "none", "open"]
     shared: bool = False
     leaf: int = -1
+    writers: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,6 +275,7 @@ class Reading:
         filling: how new units are filled in.
         places: the leaves in which it occurs, by index.
         leaves: all leaves.
+        readers: returns the steps that take a value, each as often as it takes it.
         larger: what is known of one larger network; None for any larger network.
     """
 
@@ -283,10 +286,11 @@ class Reading:
         filling: Filling,
         places: Mapping[int, Place],
         leaves: Sequence[Value],
+        readers: Callable[[Value], Sequence[Step]],
         larger: "LargerNetwork | None" = None,
     ) -> None:
         self.name, self.width, self.filling, self.places = name, width, filling, places
-        self.larger = larger
+        self._leaves, self._readers, self.larger = leaves, readers, larger
         self.ratio: Power = {} if filling.multiple else {RATIO: 1.0}
         self.size = plus({COPIES: 1.0}, self.ratio, -1) if filling.is_tiled else self.ratio
         self.equations = Equations(self._preference)
@@ -295,6 +299,7 @@ class Reading:
         self.blank: set[int] = set()  # leaves whose rest is as in a new network
         # Leaves whose rest must be zero, where they write the width or where they read it.
         self.zeros: set[tuple[int, Role]] = set()
+        self.weighed: dict[int, int] = {}  # by leaf, the leaf that scales all that it writes
         self.zero_values: set[int] = set()  # values times zero, by identity
         self.offsets: dict[int, float] = {}  # numbers that leaves are added to wherever they are
         self._bare: set[int] = set()  # leaves that are read without such a number
@@ -549,7 +554,8 @@ class Reading:
                 self.blank.add(along.leaf)
             else:
                 self.zeros.add((along.leaf, "incoming"))
-        return Along(found)
+            return Along("zero")
+        return Along("mean", writers=frozenset([along.leaf]))
 
     def sum(self, parts: Sequence[Along]) -> Along:
         """New entries of a sum, or of things put side by side."""
@@ -558,12 +564,16 @@ class Reading:
         if len({*parts}) == 1:
             return parts[0]
         is_zero = any(part.rest == "zero" for part in parts)
-        rests = {self.settle(part, "zero" if is_zero else "mean").rest for part in parts}
+        settled = [self.settle(part, "zero" if is_zero else "mean") for part in parts]
+        rests = {part.rest for part in settled}
         if len(rests) == 1 or "none" in rests:
             (rest,) = rests & {"none"} or rests
         else:
             rest = "mean" if rests <= {"mean", "same"} else "free"
-        return Along(rest, parts[0].shared)
+        writers = frozenset[int]()
+        if rest == "mean" and all(part.writers for part in settled):
+            writers = frozenset().union(*(part.writers for part in settled))
+        return Along(rest, parts[0].shared, writers=writers)
 
     def product(self, parts: Sequence[Along], square: bool = False) -> Along:
         """New entries of a product, of several values or of one with itself."""
@@ -580,6 +590,61 @@ class Reading:
                 return open_ones[0]
         rest = next((r for r in ("none", "zero") if r in rests), "free")
         return Along(rest, bool(shared))  # type: ignore[arg-type]
+
+    def scaled(self, step: Step, state: State, by: State) -> Along | None:
+        """New entries of units that are scaled one by one, as by LayerScale; None if not known.
+
+        New units are no means of old ones then, unless they are made so: what writes them gets
+        means that are weighed by the scales. That is possible if nothing else reads what is scaled.
+
+        Args:
+            step: the product.
+            state: what is scaled.
+            by: the array that scales it.
+        """
+        writers = [leaf for along in state.along.values() for leaf in along.writers]
+        if (
+            by.leaf is None
+            or not writers
+            or len(state.along) > 1
+            or by.along.keys() != {*state.along}
+        ):
+            return None
+        leaves, scale = [by.leaf, *writers], self._leaves[by.leaf]
+        loops = self._loops_until(step, by.leaf)
+        if loops is None or any(self._loops_until(step, leaf) != loops for leaf in writers):
+            return None
+        if not self.places[by.leaf].scales or not all(map(self._is_whole, leaves)):
+            return None
+        is_for_each = prod(dim.size for dim in scale.dims[len(loops) :]) == self.width.size
+        if not is_for_each or scale.quantized or self.weighed.keys() & leaves:
+            return None
+        self.blank.discard(by.leaf)
+        self.weighed |= dict.fromkeys(writers, by.leaf)
+        return Along("mean")
+
+    def _loops_until(self, step: Step, leaf: int) -> tuple[Dim, ...] | None:
+        """Returns the loops that take a leaf apart before a step; None if others read it, too."""
+        value, loops, is_whole = self._leaves[leaf], tuple[Dim, ...](), True
+        while True:
+            readers = self._readers(value)
+            if len(readers) != 1 or len(readers[0].results) != 1:
+                return None
+            if (reader := readers[0]) is step:
+                return loops
+            if _scales_by_array(reader, value):
+                return None
+            if reader.name == "take" and is_whole:
+                loops = (*loops, reader.params["loop"])
+            elif reader.name == "take":  # perhaps in another order, as behind ``rev``
+                return None
+            is_whole &= reader.name in ("take", "convert_element_type")
+            (value,) = reader.results
+
+    def _is_whole(self, leaf: int) -> bool:
+        """Whether a leaf writes the width along one axis, which is that of no other width."""
+        axes = [axis for axis, role in self.places[leaf].roles.items() if role == "incoming"]
+        return len(axes) == 1 and self._leaves[leaf].dims[axes[0]].root is self.width
 
     def total(self, along: Along, dim: Dim) -> Power:
         """The power that a sum along a dimension with the width adds."""
@@ -711,3 +776,11 @@ def _functions_of_size(n: int) -> tuple[tuple[float, float], ...]:
     """Returns the numbers that models compute from a size to scale by, each with its power."""
     powers = (1.0, -1.0, 0.5, -0.5, 0.25, -0.25)
     return tuple((power, float(n) ** power) for power in powers)
+
+
+def _scales_by_array(step: Step, value: Value) -> bool:
+    """Whether a step multiplies a value by an array of parameters."""
+    others = [other for other in step.operands if other is not value]
+    return step.name in ("mul", "div") and any(
+        other.origin == "parameter" and any(dim.size > 1 for dim in other.dims) for other in others
+    )

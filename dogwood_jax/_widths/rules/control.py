@@ -150,7 +150,7 @@ def _scan(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
             if carry:
                 length.named("layers")
         slices.append(pick(value, range(1, value.ndim)))
-        trace.record("take", (value,), slices[-1:])
+        trace.record("take", (value,), slices[-1:], {"loop": length})
     kept = _kept(jaxpr, n_consts, n_carry)
     lasting = _lasting(trace, (jaxpr, closed_over), consts, carry, slices)
     state = _enter(trace, carry, operands, kept, lasting)
