@@ -50,6 +50,18 @@ def by_repeating(q: Any, k: Any, v: Any) -> Any:
     return jnp.einsum("bhts,bshd->bthd", jax.nn.softmax(scores), v)
 
 
+def as_gemma(q: Any, k: Any, v: Any) -> Any:
+    """Makes no groups where one head is shared by all, and ``einsum`` drops its axis."""
+    kv, heads = k.shape[2], q.shape[2]
+    if kv == 1:
+        scores = jnp.einsum("bthd,bshd->bths", q, k)
+        return jnp.einsum("bths,bshd->bthd", jax.nn.softmax(scores), v)
+    groups = (2, 5, kv, heads // kv, -1)
+    scores = jnp.einsum("btkgd,bskd->btkgs", q.reshape(groups), k).reshape(2, 5, heads, 5)
+    y = jnp.einsum("btkgs,bskd->btkgd", jax.nn.softmax(scores).reshape(groups), v)
+    return y.reshape(2, 5, heads, -1)
+
+
 def halves_swapped(x: Any) -> Any:
     """Cuts what each head computes in two, as rotary embeddings do."""
     first, second = jnp.split(x, 2, axis=-1)
@@ -61,27 +73,35 @@ def masked(scores: Any) -> Any:
 
 
 EXACT = {
-    "groups": (by_groups, 4, {}),
-    "a head for each query head": (by_groups, 8, {}),
-    "cut in two": (lambda q, k, v: by_groups(halves_swapped(q), k, v), 4, {"split": True}),
-    "masked, keys normalized": (lambda *qkv: by_groups(*qkv, masked, jax.nn.standardize), 4, {}),
-    "groups, heads apart": (by_groups, 4, {"split": True}),
-    "repeated": (by_repeating, 4, {}),
-    "two layers": (by_groups, 4, {"layers": 2}),
+    "groups": (by_groups, 2, 4, {}),
+    "a head for each query head": (by_groups, 2, 8, {}),
+    "cut in two": (lambda q, k, v: by_groups(halves_swapped(q), k, v), 2, 4, {"split": True}),
+    "masked, keys normalized": (
+        lambda *qkv: by_groups(*qkv, masked, jax.nn.standardize),
+        2,
+        4,
+        {},
+    ),
+    "groups, heads apart": (by_groups, 2, 4, {"split": True}),
+    "repeated": (by_repeating, 2, 4, {}),
+    "two layers": (by_groups, 2, 4, {"layers": 2}),
+    "one head, masked": (lambda *qkv: by_groups(*qkv, masked), 1, 4, {}),
+    "one head, as Gemma": (as_gemma, 1, 2, {"split": True, "layers": 2}),
+    "one head, repeated": (by_repeating, 1, 4, {}),
 }
 
 
 @pytest.mark.parametrize("name", EXACT)
 def test_heads_of_keys_and_values_are_copied(name: str) -> None:
-    attend, new, options = EXACT[name]
-    shapes, target = shapes_of(2, **options), shapes_of(new, **options)
-    small, large = network(2, attend), network(new, attend)
+    attend, old, new, options = EXACT[name]
+    shapes, target = shapes_of(old, **options), shapes_of(new, **options)
+    small, large = network(old, attend), network(new, attend)
     variables = fill(shapes, 1)
     widths = dw.trace(small, shapes, X)
     growth = dw.plan(widths, target=target, target_apply=large)
     assert len(growth.notes) == len(shapes)
-    copied = f"each is copied {new // 2} times, and the {HEADS // 2} query heads that shared it"
-    assert copied in growth.notes[0]
+    queries = "all query heads" if old == 1 else f"the {HEADS // old} query heads"
+    assert f" is copied {new // old} times, and {queries} that shared it" in growth.notes[0]
 
     @jax.jit
     def run(variables: Any) -> Any:
@@ -131,27 +151,61 @@ REFUSED = {
         q, k, v, lambda s: s * np.arange(1.0, s.shape[2] + 1).reshape(1, 1, -1, 1, 1)
     ),
     "keys mixed": lambda q, k, v: by_groups(q, k, v, first=lambda k: jnp.flip(k, 2)),
+    "query heads in another order": lambda q, k, v: jnp.swapaxes(by_groups(q, k, v), 2, 3),
     "keys centred": lambda q, k, v: by_groups(
         q, k, v, first=lambda k: k - k.mean(2, keepdims=True)
     ),
 }
 
 
+@pytest.mark.parametrize("kv", [1, 2])
 @pytest.mark.parametrize("name", REFUSED)
-def test_heads_that_are_mixed_cannot_be_copied(name: str) -> None:
-    widths = dw.trace(network(2, REFUSED[name]), shapes_of(2), X)
+def test_heads_that_are_mixed_cannot_be_copied(name: str, kv: int) -> None:
+    widths = dw.trace(network(kv, REFUSED[name]), shapes_of(kv), X)
     with pytest.raises(ValueError, match="cannot plan this growth"):
         dw.plan(widths, target=shapes_of(4), target_apply=network(4, REFUSED[name]))
 
 
-def test_shapes_alone_name_the_way_out() -> None:
-    widths = dw.trace(network(2, by_groups), shapes_of(2), X)
+def test_more_query_heads_read_copies_of_one_head() -> None:
+    """Beside them, another width grows."""
+
+    def apply(params: Any, x: Any) -> Any:
+        q, k, v = (jnp.einsum("btm,mhd->bthd", x, params[name]) for name in "qkv")
+        y = x + jnp.einsum("bthd,hdm->btm", as_gemma(q, k, v).reshape(2, 5, -1, VALUE), params["o"])
+        return y + jax.nn.relu(y @ params["up"]) @ params["down"]
+
+    def shapes(kv: int, heads: int, hidden: int) -> Any:
+        q, k, v = f64(6, heads, DIM), f64(6, kv, DIM), f64(6, kv, VALUE)
+        mlp = {"up": f64(6, hidden), "down": f64(hidden, 6)}
+        return {"q": q, "k": k, "v": v, "o": f64(heads, VALUE, 6), **mlp}
+
+    small, large = shapes(1, 4, 3), shapes(3, 9, 5)
+    growth = dw.plan(dw.trace(apply, small, X), target=large, target_apply=apply)
+    variables = fill(small, 1)
+    grown = dw.grow(variables, growth, key=jax.random.key(0))
+    assert jnp.shape(grown["q"]) == (6, 9, DIM) and not grown["o"][4:].any()
+    np.testing.assert_allclose(apply(grown, X), apply(variables, X), rtol=1e-12)
+
+
+@pytest.mark.parametrize("kv", [1, 2])
+def test_shapes_alone_name_the_way_out(kv: int) -> None:
+    widths = dw.trace(network(kv, by_groups), shapes_of(kv), X)
     with pytest.raises(ValueError, match="pass its function as target_apply=, and these heads are"):
         dw.plan(widths, target=shapes_of(4))
 
 
-def test_copies_are_made_only_where_programs_are_compared() -> None:
-    widths = dw.trace(network(2, by_groups), shapes_of(2), X)
+def test_one_head_becomes_one_for_each_query_head_in_two_growths() -> None:
+    one, two, all_ = (network(n, by_groups) for n in (1, 2, HEADS))
+    widths = dw.trace(one, shapes_of(1), X)
+    with pytest.raises(ValueError, match="plan two growths, the first one with fewer of these"):
+        dw.plan(widths, target=shapes_of(HEADS), target_apply=all_)
+    dw.plan(widths, target=shapes_of(2), target_apply=two)
+    dw.plan(dw.trace(two, shapes_of(2), X), target=shapes_of(HEADS), target_apply=all_)
+
+
+@pytest.mark.parametrize("kv", [1, 2])
+def test_copies_are_made_only_where_programs_are_compared(kv: int) -> None:
+    widths = dw.trace(network(kv, by_groups), shapes_of(kv), X)
     options = {"target": shapes_of(4), "target_apply": network(4, by_groups)}
     with pytest.raises(ValueError, match="are copied in a growth of their own"):
         dw.plan(widths, **options, strategy=dw.strategies.random())

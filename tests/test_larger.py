@@ -1,5 +1,7 @@
 """Plans with the larger model's own program: products, constants and layers, all in one call."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -286,6 +288,46 @@ def test_a_larger_model_that_takes_other_arrays_is_refused():
     assert dw.plan(widths, target=target, target_apply=difference(1)).sizes == {"up": 11}
     with pytest.raises(ValueError, match="computes something else: sub takes other arrays"):
         dw.plan(widths, target=target, target_apply=difference(-1))
+
+
+def pairs(scores="td,sd->ts", *, across=False, first="q", turned=False):
+    """Compares positions with positions, so that axes of one size can change places."""
+
+    def apply(params, x):
+        change = {"q": jnp.sin, "k": jnp.cos}
+        made = {name: change[name](x @ params[name]) for name in sorted("qk", key=first.find)[::-1]}
+        y = jnp.einsum(scores, made["q"], made["k"])
+        line = params["line"][:, None] if across else params["line"][None]
+        y = y * jnp.broadcast_to(line, (5, 5))
+        y = jnp.tanh(y.T + params["line"][None]).T if turned else jnp.tanh(y + params["line"][None])
+        return jnp.tanh(y @ x @ params["up"]) @ params["down"]
+
+    return apply
+
+
+@pytest.mark.parametrize("hidden", [1, 2])  # programs differ where a size is 1
+@pytest.mark.parametrize(
+    ("options", "is_same"),
+    [
+        ({}, True),
+        ({"first": "k"}, True),
+        ({"scores": "td,sd->st"}, False),
+        ({"scores": "td,sd->st", "first": "k"}, False),
+        ({"across": True}, False),
+        ({"turned": True}, False),
+    ],
+)
+def test_axes_of_one_size_are_told_apart(hidden, options, is_same):
+    shape = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float64)
+    small = {"q": shape((3, 4)), "k": shape((3, 4)), "line": shape((5,))}
+    large = small | {"up": shape((3, hidden + 1)), "down": shape((hidden + 1, 2))}
+    small |= {"up": shape((3, hidden)), "down": shape((hidden, 2))}
+    widths = dw.trace(pairs(), small, jnp.ones((5, 3)))
+    if is_same:
+        assert dw.plan(widths, target=large, target_apply=pairs(**options)).sizes
+    else:
+        with pytest.raises(ValueError, match="the larger model computes something else"):
+            dw.plan(widths, target=large, target_apply=pairs(**options))
 
 
 def test_numbers_beside_new_layers_are_compared_too():

@@ -260,10 +260,12 @@ def test_experts_in_place_of_an_mlp(kind, dispatch):
 
 
 @pytest.mark.parametrize("kind", ["softmax, top-k", "sigmoid"])
-@pytest.mark.parametrize("dispatch", ["einsum", "ragged_dot"])
+@pytest.mark.parametrize("dispatch", ["einsum", "ragged_dot", "ragged_dot with a scale"])
 def test_experts_beside_an_mlp_begin_with_zero(kind, dispatch):
     variables, old = net.params(0, mlp=True), net.network()
-    new, target = net.network(kind, dispatch), shapes(4, mlp=True)
+    new, target = net.network(kind, dispatch.removesuffix(" with a scale")), shapes(4, mlp=True)
+    if dispatch.endswith("scale"):
+        target["moe"]["scale"] = jax.ShapeDtypeStruct((4,), float)
     growth = dw.upcycle(dw.trace(old, variables, TOKENS), target=target, target_apply=new)
     grown = dw.grow(variables, growth, key=jax.random.key(1))
     assert moved(old, variables, new, grown) < 1e-12
@@ -272,6 +274,7 @@ def test_experts_beside_an_mlp_begin_with_zero(kind, dispatch):
     )
     gradient = jax.grad(loss_of(new))(grown, TOKENS)["moe"]
     assert jnp.abs(gradient["down"]).max() > 0 and not grown["moe"]["down"].any()
+    assert grown["moe"].get("scale", jnp.ones(())).all()  # else neither would ever learn
 
 
 def test_hidden_units_drawn_anew():

@@ -9,7 +9,7 @@ network cuts or reshapes its arrays in another way.
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from math import isclose
+from math import isclose, prod
 from types import MappingProxyType
 from typing import Any
 
@@ -20,8 +20,8 @@ from dogwood_jax._growth.leaf_map import old_places
 from dogwood_jax._plan.grown_sizes import GrownSizes
 from dogwood_jax._program.moves import KEEP_ORDER
 from dogwood_jax._program.program import scan_counts
-from dogwood_jax._widths.contractions import contractions_of
-from dogwood_jax._widths.dims import Dim, parts_of, pieces
+from dogwood_jax._widths.contractions import FactorsOf, contractions_of
+from dogwood_jax._widths.dims import Dim, factors, parts_of, pieces
 from dogwood_jax._widths.positions import are_small, moved
 from dogwood_jax._widths.scales import suspicion, to_blame
 from dogwood_jax._widths.values import Degree, Step, Table, Trace, Value
@@ -83,6 +83,8 @@ class Comparison:
         grown: the sizes that dimensions of the network should have in the larger one.
         dispatch: the network's steps that take tokens to experts, if the larger network has more
             experts. Numbers there are positions, which follow from sizes.
+        divided: dimensions of the larger program that are query heads sharing a head of keys and
+            values, each with the dimension of these heads, where they copy a single one.
 
     Attributes:
         sizes: where arrays of the larger network have other sizes than they should, and the
@@ -106,8 +108,9 @@ class Comparison:
         larger: Trace,
         grown: GrownSizes,
         dispatch: Collection[int] = (),
+        divided: Mapping[Dim, Dim] = MappingProxyType({}),
     ) -> None:
-        self._grown = grown
+        self._grown, self._divided = grown, divided
         self._trace, self._larger = trace, larger
         self._scaled: list[tuple[str, Value, Value]] = []
         self._indices = {id(step): index for index, step in enumerate(trace.steps)}
@@ -122,10 +125,11 @@ class Comparison:
         self.values: dict[str, None] = {}
         self.numbers: dict[str, tuple[float, float, float]] = {}
         self.factors: dict[int, tuple[float, float]] = {}
-        # Programs have other operations on axes of size 1 than on longer axes.
-        self._is_loose = any(before == 1 != after for before, after in grown.lengths)
-        one = self._outline(trace, grown)
-        other = self._outline(larger, lambda dim: dim.size)
+        # Programs have other operations on axes of size 1 than on longer axes. Then axes of size 1
+        # do not count in contractions, and other axes may be cut and joined there.
+        self._is_loose = bool(divided) or any(b == 1 != after for b, after in grown.lengths)
+        one = self._outline(trace, self._old_factors, lambda dims: tuple(map(grown, dims)))
+        other = self._outline(larger, self._new_factors, self._lengths)
         self.is_in_step = list(map(_kind, one)) == list(map(_kind, other))
         if self.is_in_step:
             for a, b in zip(one, other, strict=True):
@@ -134,16 +138,21 @@ class Comparison:
             self._compare_unordered(one, other)
         self.refuted = self._refuted(trace.scales, larger.scales) if self.is_in_step else set()
 
-    def _outline(self, program: Trace, size: Callable[[Dim], int]) -> list[Step]:
+    def _outline(
+        self,
+        program: Trace,
+        factors_of: FactorsOf,
+        shape_of: Callable[[Sequence[Dim]], tuple[int, ...]],
+    ) -> list[Step]:
         """Returns the steps of a program, without the ones that depend on which sizes are 1.
 
         Args:
             program: the program.
-            size: the size that a dimension has in the larger network.
+            factors_of: returns what each axis of an array is made of, apart from factors of size 1.
+            shape_of: returns the shape that an array has in the larger network.
         """
         steps = _used(program.steps)
-        quiet = _QUIET | {"transpose"} if self._is_loose else _QUIET
-        contractions = {} if self._is_loose else contractions_of(steps)
+        contractions = contractions_of(steps, factors_of if self._is_loose else None)
         found: list[Step] = []
         names: dict[int, str] = {}
         moved: dict[int, Value] = {}
@@ -152,7 +161,7 @@ class Comparison:
 
         def source_of(value: Value) -> int | None:
             """Returns a number for what an array is made of; None for a constant."""
-            while id(value) in moved:
+            while id(value) in moved and id(value) not in known:
                 value = moved[id(value)]
             if value.origin == "constant":
                 return None
@@ -163,7 +172,9 @@ class Comparison:
         def name_of(value: Value) -> str:
             """Returns what an array is called: the step that makes it, or what it is."""
             if id(value) not in names:
-                shape = [size(dim) for dim in value.dims]
+                shape = shape_of(value.dims)
+                if self._is_loose:
+                    shape = _without_ones(shape)
                 if id(value) in moved:
                     name = f"{name_of(moved[id(value)])} as {shape}"
                 else:
@@ -172,15 +183,30 @@ class Comparison:
                 names[id(value)] = name
             return names[id(value)]
 
+        def rank_of(value: Value) -> tuple[Any, ...]:
+            source = source_of(value)
+            return (-1 if source is None else source, name_of(value))
+
         for index, step in enumerate(steps):
-            if step.name in quiet:
-                if step.results[0] is not step.operands[0]:  # some rules return the operand itself
-                    moved[id(step.results[0])] = step.operands[0]
-                continue
             if index in contractions:
                 if (contraction := contractions[index]) is None:
                     continue
-                step = contraction.step(step.results[0], name_of)
+                if contraction.keeps_order:
+                    moved[id(step.results[0])] = contraction.operands[0][0]
+                    continue
+                step = contraction.step(step.results[0], name_of, rank_of, joined=self._is_loose)
+            elif step.name in _QUIET:
+                (value, *_), (result, *_) = step.operands, step.results
+                if result is value:  # some rules return the operand itself
+                    continue
+                moved[id(result)] = value
+                if step.name == "broadcast_in_dim" and value.origin != "constant":
+                    axes = step.params["broadcast_dimensions"]
+                    spread = _repeated(shape_of(value.dims), shape_of(result.dims), axes)
+                    if spread is not None:
+                        known[id(result)] = self._number((step.name, spread, source_of(value)))
+                        names[id(result)] = f"{name_of(value)} along {spread}, {name_of(result)}"
+                continue
             sources = [source_of(value) for value in step.operands]
             self._sources[id(step)] = sources
             if step.name in _COMMUTATIVE:
@@ -294,26 +320,28 @@ class Comparison:
 
     def _compare(self, old: Step, new: Step) -> None:
         is_dispatch = id(old) in self._dispatch
+        takes_the_same = self._takes_the_same(old, new)
+        # Operands of a contraction are in the order of what they are made of.
+        is_aligned = takes_the_same or old.name != "dot_general"
         pairs = list(zip(old.results, new.results, strict=True))
         if is_dispatch:  # it may make positions of experts, or take tokens once for each choice
             pairs = [pair for pair in pairs if pair[0].origin != "constant"]
-        else:
+        elif is_aligned:
             pairs = [*zip(old.operands, new.operands, strict=True), *pairs]
         # A step may compute a mere number, such as a sum of ones. The number is compared where it
         # is used.
-        is_compared = not _is_number(old) and not (self._is_loose and old.name == "dot_general")
-        for a, b in pairs if is_compared else ():
+        for a, b in pairs if not _is_number(old) else ():
             if (id(a), id(b)) not in self._compared:
                 self._compared.add((id(a), id(b)))
                 self._compare_sizes(old, new, a, b)
-        for what, a, b in self._parameters(old, new):
+        for what, a, b in self._parameters(old, new) if is_aligned else ():
             if a != b:
                 if what == "operands":
                     self.values[f"{old.name} contracts other arrays"] = None
                 else:
                     self.values[f"{old.name} has {what} {b} instead of {a}"] = None
         # What is made of these takes other arrays, too.
-        if not (self._takes_others or self._takes_the_same(old, new)):
+        if not (self._takes_others or takes_the_same):
             self._takes_others = True
             self.values[f"{old.name} takes other arrays"] = None
         for a, b in _constants(old, new) if not is_dispatch else ():
@@ -351,8 +379,11 @@ class Comparison:
     def _compare_sizes(self, step: Step, its: Step, old: Value, new: Value) -> None:
         before = tuple(dim.size for dim in old.dims)
         expected = tuple(map(self._grown, old.dims))
-        found = tuple(dim.size for dim in new.dims)
-        if expected == found or 0 in found:
+        found = self._lengths(new.dims)
+        is_same = expected == found
+        if self._is_loose and step.name in ("dot_general", "transpose"):
+            is_same = _without_ones(expected) == _without_ones(found)
+        if is_same or 0 in found:
             return
         if not self.sizes:
             axes = enumerate(zip(before, expected, found, strict=False))
@@ -377,8 +408,7 @@ class Comparison:
     def _parameters(self, old: Step, new: Step) -> Iterator[tuple[str, Any, Any]]:
         """Yields parameters of a step that must be equal."""
         keys = old.params.keys() & new.params.keys() - _SIZES
-        is_compared = not (self._is_loose and old.name == "dot_general")
-        for key in sorted(keys) if is_compared else ():
+        for key in sorted(keys):
             if _is_plain(old.params[key]) and _is_plain(new.params[key]):
                 yield key, old.params[key], new.params[key]
         if old.name == "scan":
@@ -388,17 +418,54 @@ class Comparison:
         if old.name == "slice":
             (x,) = old.operands
             starts = old.params["start_indices"], new.params["start_indices"]
-            for dim, a, b in zip(x.dims, *starts, strict=True):
-                yield "start", self._start(dim, a), b
+            dims = x.dims, new.operands[0].dims
+            for dim, its, a, b in zip(*dims, *starts, strict=True):
+                yield "start", _start(dim, a, self._grown), _start(its, b, self._length)
 
-    def _start(self, dim: Dim, start: int) -> int:
-        """Returns where a slice should start in the larger network."""
-        before = after = 0
-        for piece in pieces(dim):
-            if before >= start:
-                break
-            before, after = before + piece.size, after + self._grown(piece)
-        return after if before == start else start
+    def _old_factors(self, value: Value) -> list[list[Dim]]:
+        """Returns what each axis of an array of the network is made of, without sizes of 1."""
+        axes = ([factor.root for factor in factors(dim)] for dim in value.dims)
+        return [[factor for factor in axis if self._grown(factor) != 1] for axis in axes]
+
+    def _new_factors(self, value: Value) -> list[list[Dim]]:
+        """Returns the same for an array of the larger program, see ``_lengths``."""
+        return [[f for f, length in axis if length != 1] for axis in self._undivided(value.dims)]
+
+    def _lengths(self, dims: Sequence[Dim]) -> tuple[int, ...]:
+        """Returns the shape of an array of the larger program, as if no heads were copies.
+
+        Heads that copy a single one count as 1, and all query heads as one dimension.
+        """
+        if not self._divided:
+            return tuple(dim.size for dim in dims)
+        return tuple(prod(length for _, length in axis) for axis in self._undivided(dims))
+
+    def _undivided(self, dims: Sequence[Dim]) -> Iterator[list[tuple[Dim, int]]]:
+        """Yields what each axis of an array is made of, with lengths as in ``_lengths``."""
+        axes = [[factor.root for factor in factors(dim)] for dim in dims]
+        every = Counter(factor for axis in axes for factor in axis)
+        copies = {*self._divided.values()}
+        for axis in axes:
+            found = []
+            for before, factor in zip((None, *axis), axis, strict=False):
+                length, heads = factor.size, self._divided.get(factor)
+                if factor in copies or heads is not None:
+                    # They are told apart, and in order where they are along one axis.
+                    is_plain = every[factor] == 1
+                    if heads is not None:
+                        in_order = heads is before or heads not in axis
+                        is_plain &= every[heads] == 1 and in_order
+                    if not is_plain:
+                        factor = Dim(length)
+                    else:
+                        length = 1 if heads is None else length * heads.size
+                elif factor.kind:
+                    length = sum(map(self._length, pieces(factor)))
+                found.append((factor, length))
+            yield found
+
+    def _length(self, dim: Dim) -> int:
+        return self._lengths((dim,))[0]
 
     def _is_same(self, step: Step, a: Value, b: Value) -> bool:
         """Whether constants are the same, sizes aside."""
@@ -495,13 +562,37 @@ class Comparison:
             self.values["it has other constants"] = None
         made = (
             Counter(
-                (step.name, *sorted(self._sources.get(id(step), ()), key=str)) for step in steps
+                (step.name, step.params.get("axes"), *sorted(self._sources[id(step)], key=str))
+                for step in steps
             )
             for steps in (old, new)
         )
         is_same = len({frozenset(counts.items()) for counts in made}) == 1
-        if not (self.values or self._is_loose or is_same):
+        if not (self.values or is_same):
             self.values["it computes with other arrays"] = None
+
+
+def _repeated(
+    before: Sequence[int], after: Sequence[int], axes: Sequence[int]
+) -> tuple[int, ...] | None:
+    """Returns which axes a broadcast keeps, without sizes of 1; None if it only adds such sizes."""
+    kept = {axis for n, axis in zip(before, axes, strict=True) if n == after[axis]}
+    long = [axis for axis, n in enumerate(after) if n != 1]
+    return None if kept >= {*long} else tuple(i for i, axis in enumerate(long) if axis in kept)
+
+
+def _without_ones(shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(size for size in shape if size != 1)
+
+
+def _start(dim: Dim, start: int, length: Callable[[Dim], int]) -> int:
+    """Returns where a slice starts if the pieces of an axis have other lengths."""
+    before = after = 0
+    for piece in pieces(dim):
+        if before >= start:
+            break
+        before, after = before + piece.size, after + length(piece)
+    return after if before == start else start
 
 
 def _used(steps: Sequence[Step]) -> list[Step]:

@@ -163,7 +163,7 @@ def outputs_of_experts(widths: Widths, leaves: Sequence[Leaf]) -> list[str]:
     ]
 
 
-def _divisible(network: Mixtures, experts: Experts) -> Sequence[str]:
+def divisible(network: Mixtures, experts: Experts) -> Sequence[str]:
     """Returns arrays of experts that a factor on their outputs can be multiplied into."""
     arrays = sorted(experts.arrays(network.widths), key=lambda leaf: -len(leaf.shape))
     paths = outputs_of_experts(network.widths, arrays)
@@ -223,7 +223,7 @@ def copied(
         reasons.append(f"the two networks do not compute the same with {', '.join(others[:3])}")
     recipe = None
     if not reasons and experts.choice.power:
-        paths = _divisible(network, experts)
+        paths = divisible(network, experts)
         copies = tuple((path, -float(experts.choice.power)) for path in paths)
         recipe = Recipe("tile", multiple=True, copies=copies)
         if not paths:

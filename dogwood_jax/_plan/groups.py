@@ -4,18 +4,21 @@ In grouped-query attention, several query heads share a head of keys and values.
 has more of the latter, but no more query heads, its groups are smaller. Then every head of keys and
 values is copied, and the query heads of its group are divided among the copies. Arrays of queries
 stay as they are. The copies are a width of their own, of size 1 before.
+
+In multi-query attention, one head of keys and values serves all query heads. An axis of size 1 is
+no width, so ``split_single_heads`` looks where the larger model's program has it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dogwood_jax._plan.grown_sizes import GrownSizes
 from dogwood_jax._plan.larger import Larger
 from dogwood_jax._program.elementwise import ELEMENTWISE
 from dogwood_jax._program.moves import KEEP_ENTRIES
 from dogwood_jax._widths.dims import Dim, atoms
-from dogwood_jax._widths.layout import Concat, Layout, Product, Units
+from dogwood_jax._widths.layout import Concat, Layout, Product, Units, units_of
 from dogwood_jax._widths.reasons import kind_of
 from dogwood_jax._widths.values import Step
 from dogwood_jax._widths.widths import Facts, Widths
@@ -32,19 +35,28 @@ class Split(NamedTuple):
     """Heads of keys and values that are copied.
 
     Attributes:
-        heads: name of their width.
-        group: name of the width of query heads that share one of them.
+        heads: name of their width; in the larger model, if there is one head.
+        group: name of the width of query heads that share one of them, likewise.
+        before: how many heads there are.
         times: how often each is copied.
+        sharing: how many query heads share one of them; 0 if there is one head.
     """
 
     heads: str
     group: str
+    before: int
     times: int
+    sharing: int = 0
 
     @property
     def copies(self) -> str:
         """Name of the width of the copies."""
-        return f"{self.heads}[copies]"
+        return copies_of(self.heads)
+
+
+def copies_of(heads: str) -> str:
+    """Returns the name of the width of the copies of heads."""
+    return f"{heads}[copies]"
 
 
 @dataclass(frozen=True)
@@ -70,40 +82,100 @@ class Groups:
     def notes(self) -> Iterator[str]:
         """Yields what becomes of the heads."""
         for split in self.splits:
+            each, sharing = ("each", f"the {split.sharing}") if split.sharing else ("one", "all")
             yield (
-                f"{split.heads}: each is copied {split.times} times, and the "
-                f"{self.before[split.group].size} query heads that shared it are divided among "
-                "the copies"
+                f"{split.heads}: {each} is copied {split.times} times, and {sharing} query heads "
+                "that shared it are divided among the copies"
             )
+
+    @property
+    def divided(self) -> dict[str, str]:
+        """What was a single head in the network, by names in the larger model, see ``Split``."""
+        return {split.group: split.heads for split in self.splits if split.before == 1}
 
     def asked(self, sizes: Mapping[str, int]) -> dict[str, int]:
         """Returns the sizes that are asked for, with copies in the place of more heads."""
-        today = {name: self.before[name].size for s in self.splits for name in (s.heads, s.group)}
-        return {**sizes, **today, **self.copies}
+        several = [split for split in self.splits if split.before > 1]
+        today = {name: self.before[name].size for s in several for name in (s.heads, s.group)}
+        known = {name: size for name, size in sizes.items() if name in self.widths}
+        return {**known, **today, **self.copies}
 
     def sizes_in_program(self, sizes: Mapping[str, int]) -> dict[str, int]:
         """Returns the sizes that the widths before have in the larger model's program."""
         found = {name: size for name, size in sizes.items() if name not in self.copies}
-        for heads, group, times in self.splits:
-            found[heads] = self.before[heads].size * times
-            found[group] = self.before[group].size // times
+        for split in self.splits:
+            if split.before > 1:
+                found[split.heads] = split.before * split.times
+                found[split.group] = split.sharing // split.times
         return found
 
 
-def split_groups(widths: Widths, larger: Larger) -> Groups | None:
+def split_groups(widths: Widths, larger: Larger, found: Groups | None = None) -> Groups | None:
     """Returns what becomes of a network in a larger model with smaller groups, if that is exact.
 
     Args:
         widths: the network's widths.
         larger: the larger model, whose program says how many heads it has.
+        found: the single heads that are copied, if there are any.
     """
-    splits, wider = [], widths
+    splits, wider = ((), widths) if found is None else (found.splits, found.widths)
     for group, heads in divided(widths).items():
-        times, rest = divmod(larger.sizes.get(heads, 0), widths[heads].size)
-        if not rest and times > 1 and not widths[group].size % times:
-            splits.append(Split(heads, group, times))
+        before, sharing = widths[heads].size, widths[group].size
+        times, rest = divmod(larger.sizes.get(heads, 0), before)
+        if not rest and times > 1 and not sharing % times:
+            splits += (Split(heads, group, before, times, sharing),)
             wider = _with_copies(wider, splits[-1])
-    return Groups(widths, tuple(splits), wider) if splits else None
+    return Groups(widths, splits, wider) if splits else None
+
+
+def split_single_heads(widths: Widths, larger: Larger) -> Groups | None:
+    """Returns what becomes of a network with one head of keys and values, if more are exact.
+
+    The network's program has no axis for a single head. The larger model's program shows where the
+    axis is, and that each query head is computed on its own. All query heads read copies of one
+    head, whichever they read. So there may be more of them, too.
+
+    Args:
+        widths: the network's widths.
+        larger: the larger model.
+    """
+    if larger.widths is None:
+        return None
+    dividing = _dividing(larger.widths)
+    moved = {i.old: i.path for i in larger.insertions if i.old is not None}
+    single = _Single(widths, larger.widths, dividing, moved)
+    lacking = {group: heads for group, heads in dividing.items() if heads in single.lacking}
+    found = _apart(larger.widths, lacking) if lacking else {}
+    if not found:
+        return None
+    sizes = larger.widths.sizes
+    splits = tuple(Split(heads, group, 1, sizes[heads]) for group, heads in found.items())
+    return Groups(widths, splits, _Single(widths, larger.widths, found, moved).wider(splits))
+
+
+def single_heads_grow(widths: Widths, shapes: Mapping[str, Any]) -> bool:
+    """Whether keys or values of a network with one head of them for all queries become longer.
+
+    Args:
+        widths: the network's widths.
+        shapes: the shapes of its arrays in a larger model, by path.
+    """
+    leaves = {leaf.path: leaf for leaf in widths.leaves}
+    beside = {leaf.path for leaf in leaves.values() if any(map(_counts_heads, leaf.axes))}
+    for width in widths.values():
+        made = {place.path for place in width.occurrences if place.role != "outgoing"}
+        if not (width.name.endswith("[head_dim]") and made & beside):
+            continue
+        for path in made - beside:
+            shape = shapes[path].shape if path in shapes else ()
+            for axis, old, new in zip(leaves[path].axes, leaves[path].shape, shape, strict=False):
+                if new > old and (old == 1 or width.name in {u.width for u in units_of(axis)}):
+                    return True
+    return False
+
+
+def _counts_heads(layout: Layout) -> bool:
+    return any(units.width.endswith("[heads]") for units in units_of(layout))
 
 
 def divided(widths: Widths) -> dict[str, str]:
@@ -111,13 +183,18 @@ def divided(widths: Widths) -> dict[str, str]:
 
     Query heads are computed each on its own, so that they may share copies of the head instead.
     """
-    if widths.network is None:
+    return {} if widths.network is None else _apart(widths, _dividing(widths))
+
+
+def _apart(widths: Widths, dividing: Mapping[str, str]) -> dict[str, str]:
+    """Returns the widths of query heads, each with the width of heads, that are computed apart."""
+    if widths.network is None or not dividing:
         return {}
     dims = {name: dim for dim, name in GrownSizes(widths, {}).names.items()}
     steps = widths.network.traced.trace.steps
     return {
         group: heads
-        for group, heads in _dividing(widths).items()
+        for group, heads in dividing.items()
         # A number that only looks computed from a size is compared with the larger model's.
         if not (widths[heads].fixed or widths[group].fixed)
         and all(
@@ -162,6 +239,80 @@ def _dividing(widths: Widths) -> dict[str, str]:
             if all(place.units.role == "incoming" for place in own):
                 found[group] = heads
     return found
+
+
+class _Single:
+    """Where a network with one head of keys and values lacks the axis of heads.
+
+    Args:
+        widths: the network's widths.
+        larger: the larger model's widths.
+        dividing: widths of the larger model that divide query heads, see ``_dividing``.
+        moved: paths of arrays in the larger model that have another one in the network.
+
+    Attributes:
+        lacking: the larger model's widths of heads that the network lacks in each of their places.
+    """
+
+    def __init__(
+        self,
+        widths: Widths,
+        larger: Widths,
+        dividing: Mapping[str, str],
+        moved: Mapping[str, str],
+    ) -> None:
+        self._widths, self._dividing, self._heads = widths, dividing, {*dividing.values()}
+        self._there: set[str] = set()
+        self._gone: set[str] = set()
+        found, its = set[str](), {leaf.path: leaf for leaf in larger.leaves}
+        self._leaves = []
+        for leaf in widths.leaves:
+            same = its.get(moved.get(leaf.path, leaf.path))
+            axes = leaf.axes
+            if same is not None and len(same.axes) == len(axes):
+                found |= {units.width for axis in same.axes for units in self._own(axis)}
+                axes = tuple(map(self._joined, axes, same.axes))
+            self._leaves.append(replace(leaf, axes=axes))
+        self.lacking = found - self._there
+
+    def wider(self, splits: Sequence[Split]) -> Widths:
+        """Returns the network's widths with the copies of heads among them."""
+        used = {u.width for leaf in self._leaves for axis in leaf.axes for u in units_of(axis)}
+        facts = [
+            (name, facts)
+            for name, facts in self._widths.facts
+            if name in used or name not in self._gone
+        ]
+        copies = ((split.copies, Facts(1)) for split in splits)
+        return replace(self._widths, leaves=tuple(self._leaves), facts=(*facts, *copies))
+
+    def _own(self, layout: Layout) -> Iterator[Units]:
+        """Yields heads in the larger model's layout that are not divided there."""
+        for place in _places(layout):
+            heads = place.units.width
+            if heads in self._heads and self._dividing.get(place.after or "") != heads:
+                yield place.units
+
+    def _joined(self, layout: Layout, its: Layout) -> Layout:
+        """Returns a layout with heads in the places where the larger model has them."""
+        own = [units.width for units in self._own(its)]
+        if not own:
+            return layout
+        if isinstance(its, Concat) and isinstance(layout, Concat):
+            if len(its.parts) == len(layout.parts):
+                return Concat(tuple(map(self._joined, layout.parts, its.parts)))
+        if isinstance(its, Units) and isinstance(layout, Units) and layout.size == 1:
+            self._gone.add(layout.width)
+            return replace(its, width=copies_of(its.width), size=1)
+        if isinstance(its, Product):
+            parts = list(layout.parts) if isinstance(layout, Product) else [layout]
+            if len(parts) == len(its.parts) - len(own):
+                for index, part in enumerate(its.parts):
+                    if isinstance(part, Units) and part.width in own:
+                        parts.insert(index, replace(part, width=copies_of(part.width), size=1))
+                return Product(tuple(parts))
+        self._there.update(own)
+        return layout
 
 
 def _with_copies(widths: Widths, split: Split) -> Widths:

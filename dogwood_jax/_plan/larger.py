@@ -7,6 +7,7 @@ larger model's program tells both, and where it has more layers, what they must 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import isclose
+from types import MappingProxyType
 from typing import Any
 
 from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path, struct
@@ -52,7 +53,11 @@ class Larger:
         return {name: self.widths.sizes[larger] for name, larger in self.names.items()}
 
     def compared(
-        self, widths: Widths, sizes: Mapping[str, int], copies: Copies
+        self,
+        widths: Widths,
+        sizes: Mapping[str, int],
+        copies: Copies,
+        divided: Mapping[str, str] = MappingProxyType({}),
     ) -> Comparison | None:
         """Compares its program with that of the network; None if there is no such program.
 
@@ -60,13 +65,17 @@ class Larger:
             widths: the network's widths.
             sizes: new sizes by name of the width.
             copies: the experts that are copied.
+            divided: names of its widths of query heads that share a copy of a single head of keys
+                and values, each with the width of these copies.
         """
         if self.insertions or self.widths is None or self.widths.network is None:
             return None
         assert widths.network is not None
         trace, larger = widths.network.traced.trace, self.widths.network.traced.trace
         grown = GrownSizes(widths, sizes, copies.choices(larger))
-        return Comparison(trace, larger, grown, copies.dispatch)
+        dims = {name: dim for dim, name in GrownSizes(self.widths, {}).names.items() if divided}
+        of_dims = {dims[group]: dims[heads] for group, heads in divided.items()}
+        return Comparison(trace, larger, grown, copies.dispatch, of_dims)
 
     def constants(self, change: Change) -> Iterator[tuple[str, float, float, float | None]]:
         """Yields the constants that the recipe of a change names, such as the epsilon of a norm.

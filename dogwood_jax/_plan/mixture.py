@@ -15,6 +15,7 @@ from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._plan.experts import (
     Mixtures,
     arrays_along,
+    divisible,
     hidden_in,
     notes_of,
     outputs_of_experts,
@@ -70,7 +71,8 @@ def mixture(
         elif not stacks:
             problems.append(f"{name}: the program does not show which arrays hold its experts")
         else:
-            outputs += outputs_of_experts(larger.widths, stacks)
+            # If two factors of a product were zero, neither would ever learn.
+            outputs += divisible(larger, group) or outputs_of_experts(larger.widths, stacks)
             texts[name] = _said(True, 0.0, others, "the outputs of new experts are zero")
     for path, array in new.items():
         if path in found:

@@ -29,7 +29,7 @@ from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._plan.comparison import Comparison, is_constant, is_scale
 from dogwood_jax._plan.experts import exact_copies
-from dogwood_jax._plan.groups import divided, split_groups
+from dogwood_jax._plan.groups import divided, single_heads_grow, split_groups, split_single_heads
 from dogwood_jax._plan.larger import Larger, is_deeper, read_larger
 from dogwood_jax._plan.more_experts import counts_experts
 from dogwood_jax._plan.names import check_names
@@ -59,6 +59,16 @@ _IN_LARGER_MODEL: Mapping[str, str] = {
 _MORE_EXPERTS = (
     "if the network gets more experts: dw.upcycle copies them, in a growth of their own, and says "
     "whether outputs stay"
+)
+
+_MORE_HEADS = (
+    "if the larger model has more heads of keys and values for the same query heads, pass its "
+    "function as target_apply=, and these heads are copied"
+)
+
+_HEADS_FOR_EACH = (
+    "if the larger model has a head of keys and values for each query head, in the place of one "
+    "for all: plan two growths, the first one with fewer of these heads"
 )
 
 _LONELY = "one of them computes with a number that the other lacks"
@@ -166,6 +176,7 @@ def plan(
     problems: list[str] = []
     new = named_sizes(widths, sizes or {}, problems)
     structure, larger, heads, ways_out = None, Larger({}), None, list[str]()
+    before = widths
     if target is not None:
         structure = jax.tree.structure(target)
         larger = read_larger(widths, target, target_apply, depth)
@@ -179,18 +190,19 @@ def plan(
             if larger.sizes.get(name, size) != size
         ]
         told, contradictions = larger.sizes | new, list[str]()
+        heads = split_single_heads(widths, larger)
+        if heads is not None:
+            widths, told = heads.widths, heads.asked(told)
         new = sizes_of_target(widths, larger.shapes, told, contradictions)
         shrinks = any(size < widths[name].size for name, size in new.items())
-        heads = split_groups(widths, larger) if contradictions or shrinks else None
-        if heads is not None:
+        if contradictions or shrinks:
+            heads = split_groups(before, larger, heads)
+        if heads is not None and heads.widths is not widths:
             widths, contradictions = heads.widths, []
             new = sizes_of_target(widths, larger.shapes, heads.asked(told), contradictions)
         elif contradictions and target_apply is None:
-            in_doubt = any(not {*pair} <= new.keys() for pair in divided(widths).items())
-            contradictions += [
-                "if the larger model has more heads of keys and values for the same query heads, "
-                "pass its function as target_apply=, and these heads are copied"
-            ] * in_doubt
+            if any(not {*pair} <= new.keys() for pair in divided(widths).items()):
+                ways_out.append(_MORE_HEADS)
         problems += contradictions
     chosen = _strategies(widths, strategy, problems)
     without_strategy = {name: size for name, size in new.items() if name not in chosen}
@@ -206,8 +218,8 @@ def plan(
     compared = None
     if is_checked and (others_grow or not copies.changes):
         its_sizes = new if heads is None else heads.sizes_in_program(new)
-        before = widths if heads is None else heads.before
-        compared = larger.compared(before, its_sizes, copies)
+        divided_in_it = {} if heads is None else heads.divided
+        compared = larger.compared(before, its_sizes, copies, divided_in_it)
     if heads is not None and compared is None:
         problems += [
             f"{split.heads}: heads of keys and values are copied in a growth of their own, without "
@@ -268,6 +280,8 @@ def plan(
         )
     )
     if problems:
+        if heads is None and target is not None and single_heads_grow(before, larger.shapes):
+            ways_out.append(_MORE_HEADS if target_apply is None else _HEADS_FOR_EACH)
         unread = target is not None and target_apply is None and widths.network is not None
         if unread and is_deeper(widths, larger.shapes):
             problems.append(

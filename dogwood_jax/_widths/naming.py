@@ -103,10 +103,11 @@ def _note_factors_of_size_1(trace: Trace) -> None:
             has_groups = (atom.hazards or is_summed) and not is_repeated
             if has_heads or has_groups:
                 noted.add(atom)
-                atom.note(
+                note = (
                     f"the network splits an axis into {split.how}: the 1 must be 1 in the larger "
                     "model, too, which its shapes do not show"
                 )
+                atom.note(Reason(note, "must_stay"))
 
 
 def _note_scores_of_one_unit(atoms: Iterable[Dim]) -> None:

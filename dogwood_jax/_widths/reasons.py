@@ -18,7 +18,8 @@ class Reason(str):
               may show that it is not.
             - ``"table"``: numbers inside the network vary along the width. Old units may keep
               their numbers in the larger model.
-            - ``"must_stay"``: a constant scales a sum over the width and must stay the same.
+            - ``"must_stay"``: a number must stay the same, such as a constant that scales a sum
+              over the width. The larger model's program shows whether it does.
             - ``"silent"``: the weights that feed new units must be zero.
     """
 
