@@ -11,6 +11,7 @@ import pytest
 from dogwood_jax import keras_h5
 from dogwood_jax._base.command import show
 from dogwood_jax.keras_h5._files.checksum import checksum
+from dogwood_jax.keras_h5._files.structure import read_objects
 
 
 def doubling(file, link):
@@ -184,7 +185,7 @@ def test_many_attributes(tmp_path):
     with h5py.File(tmp_path / "y.h5") as file:
         assert file.attrs["text 59"] == 59 * "x" and len(file.attrs) == 122
     signed(tmp_path / "x.h5", b"BTHD", 38, (5, b"\5"))
-    with pytest.raises(keras_h5.KerasFileError, match="a B-tree of version 2, of two levels"):
+    with pytest.raises(keras_h5.KerasFileError, match="a B-tree of version 2; found another"):
         keras_h5.load(tmp_path / "x.h5")
     with h5py.File(tmp_path / "y.h5", "w", libver="latest") as file:
         file.attrs["large"] = np.zeros(20_000)
@@ -215,6 +216,11 @@ def test_many_attributes_in_the_order_of_creation(tmp_path):
         {"libver": "latest", "compression": "gzip", "shuffle": True},
         {"libver": "latest", "chunks": (1, 1), "maxshape": (64, 32)},
         {"libver": "latest", "chunks": (1, 1), "maxshape": (64, 32), "compression": "lzf"},
+        # Arrays that may become longer: blocks of blocks of chunks, and trees of three levels.
+        {"libver": "latest", "chunks": (1, 1), "maxshape": (None, 32)},
+        {"libver": "latest", "maxshape": (None, 32), "compression": "gzip"},
+        {"libver": "latest", "chunks": (1, 1), "maxshape": (None, None), "compression": "lzf"},
+        {"libver": "latest", "maxshape": (None, None)},
     ],
 )
 def test_filters(storage, tmp_path):
@@ -248,15 +254,40 @@ def signed(path, signature, size, *changes):
             (23, b"\xff"),
             "expected a chunk with",
         ),
-        ({"maxshape": (None, 4)}, b"", 0, (0, b""), "save the file again without maxshape="),
+        ({"maxshape": (None, 4)}, b"EAHD", 72, (8, b"\5"), "expected an extensible array of"),
+        ({"maxshape": (None, 4)}, b"EAHD", 72, (47, b"\1"), "found room for 4"),
+        ({"maxshape": (None, 4)}, b"EAIB", 298, (14, address(1 << 20)), "expected a chunk within"),
+        ({"maxshape": (None, 4)}, b"EAIB", 298, (46, address(1 << 20)), "of chunks within the"),
+        ({"maxshape": (None, None)}, b"BTHD", 38, (24, b"\xff"), "with at most 84 records"),
+        (
+            {"maxshape": (None, None)},
+            b"BTLF",
+            106,
+            (6, address(1 << 20)),
+            "expected a chunk within",
+        ),
     ],
 )
 def test_arrays_of_chunks(storage, signature, size, change, message, tmp_path):
     small(tmp_path / "x.h5", "latest", chunks=(4, 2), **storage)
-    if signature:
-        signed(tmp_path / "x.h5", signature, size, change)
+    signed(tmp_path / "x.h5", signature, size, change)
     with pytest.raises(keras_h5.KerasFileError, match=message):
         keras_h5.load(tmp_path / "x.h5")
+
+
+@pytest.mark.parametrize(("rank", "count"), [(1, 300), (8, 850)])
+@pytest.mark.parametrize("compression", [None, "lzf"])
+def test_many_chunks_of_arrays_that_may_become_longer(rank, count, compression, tmp_path):
+    """An array of arrays of chunks, and a tree of three levels, because its records are long."""
+    options = {"chunks": (1,) * rank, "maxshape": (None,) * rank, "compression": compression}
+    with h5py.File(tmp_path / "x.h5", "w", libver="latest") as file:
+        array = file.create_dataset("x", (2 * count, *(1,) * (rank - 1)), np.float32, **options)
+        array[:count] = 1
+    with h5py.File(tmp_path / "x.h5") as file:
+        infos = [file["x"].id.get_chunk_info(i) for i in range(file["x"].id.get_num_chunks())]
+    with open(tmp_path / "x.h5", "rb") as stream:
+        objects, _ = read_objects(stream)
+    assert sorted(objects[1].extents) == sorted((info.byte_offset, info.size) for info in infos)
 
 
 def test_strings_in_chunks_are_copied(tmp_path):

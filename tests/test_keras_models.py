@@ -222,10 +222,29 @@ NORM = ("GroupNormalization", {"groups": 3, "axis": -1, "epsilon": 0.001})
             None,
         ),
         (
-            [("Flatten", {}), ("ops.OneHot", {"num_classes": 4, "axis": -1})],
+            [("Flatten", {}), ("ops.OneHot", {"num_classes": 24, "axis": -1})],
             "layer_4[0]",
-            5,
-            "a table of positions is computed along it",
+            25,
+            None,
+        ),
+        (
+            [
+                *(("Flatten", {}), ("ops.OneHot", {"num_classes": 24, "axis": -1})),
+                *(("ops.Sum", {"axis": [1], "keepdims": False}), dense(3), ("Flatten", {})),
+            ],
+            "layer_4[0]",
+            25,
+            None,
+        ),
+        (
+            [
+                ("Flatten", {}),
+                ("CategoryEncoding", {"num_tokens": 24, "output_mode": "count"}),
+                *(dense(3), ("Flatten", {})),
+            ],
+            "layer_3[0]",
+            25,
+            None,
         ),
     ],
 )

@@ -256,7 +256,7 @@ def _input(struct: jax.ShapeDtypeStruct) -> Value:
     dims = tuple(Dim(n) for n in struct.shape)
     for dim in dims:
         dim.interface = True
-    return Value(dims, "data", index=jnp.issubdtype(struct.dtype, np.integer))
+    return Value(dims, "data", index=jnp.issubdtype(struct.dtype, np.number))
 
 
 # What the caller knows ----------------------------------------------------------------------------

@@ -136,8 +136,9 @@ class Value:
         rounding: the relative rounding error that ``scale`` or ``number`` may have.
         positional: axes along which it counts positions.
         noise: ``"noise"`` if it is made of random numbers, ``"mask"`` of random booleans.
-        index: whether its integers come straight from an input or count positions from zero.
-        wrapped: whether its integers are such indices plus a number.
+        index: whether its numbers come straight from an input, perhaps cast to integers, or count
+            positions from zero.
+        wrapped: whether its numbers are such indices plus a number.
         leaves: the leaves a parameter is made of.
         quantized: whether it holds entries of a leaf of small integers, as they are.
         weighted: axes along which it was just multiplied by a parameter, or by activations that

@@ -32,7 +32,7 @@ def _linear(trace: Trace, eqn: Any, x: Value, *_: Value) -> list[Value]:
         number = -number
     if name == "convert_element_type":
         is_real = jnp.issubdtype(eqn.params["new_dtype"], jnp.inexact)
-        is_same = not is_real
+        is_same = not is_real or x.origin == "data"
         if x.positional and is_real and x.number is None:
             positions_used(x)
     return [

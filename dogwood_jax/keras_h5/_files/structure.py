@@ -8,8 +8,7 @@ object headers with their messages (IV.A); B-trees of version 2 and fractal heap
 not ASCII or attributes many (III.A.2, III.G). Each part must be in the file, and be there once.
 
 Files are read as Keras writes them, through h5py with its defaults or ``libver="latest"``. Large
-attributes of an object of many are refused, and chunks of arrays that may become longer, as
-``chunks`` says.
+attributes of an object of many are refused.
 
 What remains: HDF5 decodes types, above all those of records, and arrays by itself. Read files that
 may be attacks in a process of its own, as the docstring of ``load`` says.
@@ -337,7 +336,7 @@ def _own_strings(
     if kind[0] & 15 != _VARIABLE:
         return []
     if layout[1] == _CHUNKED and _FILTERS in messages:
-        raise refused(name, "strings as they are; found them compressed")
+        raise refused(name, f"strings that are not compressed, {OTHERWISE}")
     pieces = [file.read(*extent, "strings") for extent in extents]
     return _strings("the array", kind, layout[4:] if layout[1] == _COMPACT else b"".join(pieces))
 

@@ -12,6 +12,8 @@ from dogwood_jax.keras_h5._files.binary import (
 )
 from dogwood_jax.keras_h5._files.checksum import checksum
 
+_LEVELS = 4  # of a B-tree above its leaves; with as many there are millions of records
+
 
 def leaves(file: File, root: int, kind: int, key: int) -> Iterator[tuple[int, bytes]]:
     """Yields what the leaves of a B-tree lead to, and their keys of so many bytes."""
@@ -45,22 +47,54 @@ def records(file: File, tree: int, sizes: Mapping[int, int]) -> Iterator[bytes]:
     check_sum(head, tree)
     kind, size, depth = head[5], number(head[10:12]), number(head[12:14])
     root, count = number(head[16:24]), number(head[24:26])
-    if head[:5] != b"BTHD\0" or sizes.get(kind) != size or depth > 1:
-        raise damaged(tree, f"{what}, of two levels at most; found another")
-    most = (number(head[6:10]) - 10) // size  # records of a node
-    width = 8 + (1 if most < 256 else 2)
+    space = number(head[6:10])
+    if head[:5] != b"BTHD\0" or sizes.get(kind) != size or not 1 << 8 <= space <= 1 << 16:
+        raise damaged(tree, f"{what}; found another")
+    if depth > _LEVELS:
+        raise damaged(tree, f"{what}, of {_LEVELS + 1} levels at most, {OTHERWISE}")
+    levels = _levels(space, size, depth)
     nodes = [(root, count, depth)] if count else []
     while nodes:
         node, count, depth = nodes.pop()
+        most, width = levels[depth]
+        if count > most:
+            raise damaged(node, f"{what} with at most {most} records in a node; found {count}")
         end = 6 + count * size
-        block = file.once(node, end + (count + 1) * width * depth + 4, what)
+        pointers = end + (count + 1) * width if width else end
+        block = file.once(node, pointers + 4, what)
         check_sum(block, node)
         if block[:6] != (b"BTIN\0" if depth else b"BTLF\0") + bytes([kind]):
             raise damaged(node, f"{what}; found none")
         yield from (block[at : at + size] for at in range(6, end, size))
-        for at in range(end, end + (count + 1) * width * depth, width):
-            child = block[at : at + width]
-            nodes.append((number(child[:8]), number(child[8:]), 0))
+        for at in range(end, pointers, width or 1):
+            child = number(block[at : at + 8]), number(block[at + 8 : at + levels[1][1]])
+            nodes.append((*child, depth - 1))
+
+
+def _levels(space: int, size: int, depth: int) -> list[tuple[int, int]]:
+    """Returns how many records a node can have, and the bytes of a pointer in it, level by level.
+
+    The leaves come first, which have no pointers. A pointer is a node's address, how many records
+    it has, and how many are below it, if it is no leaf. Counts take the bytes that the largest one
+    needs.
+
+    Args:
+        space: bytes of a node.
+        size: bytes of a record.
+        depth: levels above the leaves.
+    """
+    most = below = (space - 10) // size
+    levels, count = [(most, 0)], 8 + _bytes(most)
+    for level in range(depth):
+        width = count + (_bytes(below) if level else 0)
+        most = (space - 10 - width) // (size + width)
+        below = (most + 1) * below + most
+        levels.append((most, width))
+    return levels
+
+
+def _bytes(number: int) -> int:
+    return (number.bit_length() + 7) // 8
 
 
 class Heap:

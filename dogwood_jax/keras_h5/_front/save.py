@@ -77,7 +77,9 @@ def save(
 
     Warns:
         RuntimeWarning: if ``opt_state`` is one of ``growable`` that has grown, because Keras counts
-            steps for all entries alike; or if ``like`` does not say which optimizer it has.
+            steps for all entries alike; if ``like`` does not say which optimizer it has; or if
+            heads of a MultiHeadAttention have other sizes for values than for keys, as they had
+            not before, which Keras cannot compute on JAX.
 
     Raises:
         TypeError: if ``path`` or ``like`` is none.

@@ -2,6 +2,7 @@
 
 import math
 import operator
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -175,7 +176,9 @@ def _heads_told(shapes: Mapping[str, Shape]) -> Config | None:
 
 def _heads_sizes(config: Config, params: Params) -> dict[str, Any]:
     _, heads, size = params["query"]["kernel"].shape
-    sizes = {"num_heads": heads, "key_dim": size, "value_dim": params["value"]["kernel"].shape[-1]}
+    value_size = params["value"]["kernel"].shape[-1]
+    _check_alike(config, size, value_size)
+    sizes = {"num_heads": heads, "key_dim": size, "value_dim": value_size}
     shape = config.get("output_shape")
     new = params["out"]["kernel"].shape[2:] if "out" in params else None
     if new is not None and (shape is not None or new != params["query"]["kernel"].shape[:1]):
@@ -184,6 +187,19 @@ def _heads_sizes(config: Config, params: Params) -> dict[str, Any]:
         if old := config.get(f"{part}_shape"):
             sizes[f"{part}_shape"] = _with_channels(old, params[part]["kernel"].shape[0])
     return sizes
+
+
+def _check_alike(config: Config, key_size: int, value_size: int) -> None:
+    """Warns of sizes that differ, where Keras hands them to an attention of JAX that wants one."""
+    were_alike = config.get("value_dim") in (None, config.get("key_dim"))
+    if were_alike and key_size != value_size and not config.get("dropout"):
+        warnings.warn(
+            f"{config.get('name')} (MultiHeadAttention): its value_dim is {value_size} and its "
+            f"key_dim {key_size}, which Keras cannot compute on JAX; grow head_dim of the query "
+            "and of the value alike, or open the model in Keras on another backend",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def _with_channels(shape: Any, channels: int) -> Any:

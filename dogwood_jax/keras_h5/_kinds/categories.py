@@ -9,7 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dogwood_jax.keras_h5._kinds.kind import KINDS, Config, Function, Kind, Params, Shape, Weight
+from dogwood_jax.keras_h5._kinds.kind import (
+    CHANNELS,
+    KINDS,
+    Config,
+    Function,
+    Kind,
+    Params,
+    Shape,
+    Weight,
+)
 from dogwood_jax.keras_h5._kinds.weight import fixed, plain
 
 
@@ -91,7 +100,8 @@ def _discretization(config: Config) -> Function:
 
 
 def _category_encoding(config: Config) -> Function:
-    count, mode = operator.index(config["num_tokens"]), config.get("output_mode", "multi_hot")
+    count = operator.index(config.get(CHANNELS, config["num_tokens"]))
+    mode = config.get("output_mode", "multi_hot")
     if mode not in ("one_hot", "multi_hot", "count") or config.get("sparse"):
         raise ValueError(f"the output_mode {mode!r} is not supported")
 
@@ -124,4 +134,10 @@ KINDS["ReversibleEmbedding"] = Kind(
     sizes=_table_sizes,
 )
 KINDS["Discretization"] = Kind(function=_discretization)
-KINDS["CategoryEncoding"] = Kind(function=_category_encoding)
+KINDS["CategoryEncoding"] = Kind(
+    function=_category_encoding,
+    sizes_by_input=lambda config, params, shape, channels: {
+        "num_tokens": channels or config["num_tokens"]
+    },
+    counted=lambda config: (-1, config["num_tokens"]),
+)

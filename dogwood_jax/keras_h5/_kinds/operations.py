@@ -7,6 +7,7 @@ of its graphs before that.
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -590,12 +591,28 @@ _OPERATIONS: dict[str, Callable[[Config], Function]] = {
 }
 
 
+def _reduced_to(config: Config, axis: int) -> int | None:
+    """Returns where the last axis is after a reduction along others.
+
+    A positive axis may be the last one. If it is, and all between it and the batch go as well, the
+    batch alone is left, of which no layer reads channels.
+    """
+    axes = sizes(config["axis"])
+    axes = (axes,) if isinstance(axes, int) else axes or (-1,)
+    first = sorted(a for a in axes if a >= 0)
+    stays = -1 not in axes and first == [*range(1, len(first) + 1)]
+    return -1 if axis == -1 and stays and not (first and config.get("keepdims")) else None
+
+
 # Operations whose results have the channels of their arrays.
 _SAME = (*_KERAS_3, "Cast", "Clip", "Softmax", "LogSoftmax", "Gelu", "LeakyRelu", "Normalize")
 
 for _class, _make in _OPERATIONS.items():
     _passes = _class.removeprefix("ops.") in _SAME
     KINDS[_class] = Kind(function=_make, keywords=None, on_mask=forgotten, passes_channels=_passes)
+for _reduces in _REDUCTIONS:
+    _class = f"ops.{_reduces[1].partition(':')[0]}"
+    KINDS[_class] = replace(KINDS[_class], moved_to=_reduced_to)
 for _class, _option in (
     ("OneHot", "num_classes"),
     ("BroadcastTo", "shape"),
