@@ -218,9 +218,9 @@ def _plain(tree: Any) -> Any:
     if tree is None or tree == 0:
         return tree
     raise ValueError(
-        f"the target's tree holds a {type(tree).__name__}, which cannot be written as JSON; plan it "
-        "again where it is needed, for which shapes are enough (eqx.filter_eval_shape), or plan by "
-        "sizes and pass the larger model's own variables as fresh= to grow"
+        f"the target's tree holds a {type(tree).__name__}, which cannot be written as JSON; plan "
+        "it again where it is needed, for which shapes are enough (eqx.filter_eval_shape), or plan "
+        "by sizes and pass the larger model's own variables as fresh= to grow"
     )
 
 
