@@ -500,7 +500,9 @@ def grow_optimizer(
     beginning = optax.GradientTransformationExtraArgs(init, optimizer.tx.update)
     new = nnx.Optimizer(wide_model, beginning, wrt=optimizer.wrt)
     new.tx = optimizer.tx
-    variables = jax.tree.leaves((new.opt_state, new.step), is_leaf=_is_variable)
+    held = jax.tree.leaves((new.opt_state, new.step), is_leaf=_is_variable)
+    # Where a part of the parameters is masked, a variable holds no array.
+    variables = [variable for variable in held if jax.tree.leaves(value_of(variable))]
     arrays = jax.tree.leaves((state, value_of(optimizer.step)))
     for variable, array in zip(variables, arrays, strict=True):
         if hasattr(variable, "set_value"):

@@ -12,6 +12,8 @@ import pytest
 from dogwood_jax import keras_h5
 from dogwood_jax.keras_h5.__main__ import main
 
+MODELS = Path(__file__).parent / "data" / "keras_models"
+
 LAYOUTS = Path(__file__).parent / "data" / "keras_layouts"
 
 
@@ -175,3 +177,16 @@ def test_whoever_reads_may_stop(weights):
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
         run.stdout.close()
         assert run.stderr.read() == b"" and run.wait() == 0
+
+
+def test_each_layer_grows_in_the_way_that_keeps_predictions(tmp_path):
+    """Those under a norm by a recipe, the others by zero outgoing weights."""
+    path, out = MODELS / "keras_3.15.1_growing.keras", tmp_path / "wide.keras"
+    with pytest.warns(RuntimeWarning, match="24 channels taken for 12 groups of 2"):
+        main(["widen", str(path), "--layer", "conv2d[3.1]=4,conv2d[3.0]=6", "--out", str(out)])
+    (old, before), (new, after) = map(keras_h5.load_model, (path, out))
+    x = np.load(path.with_suffix(".npz"))
+    inputs = [x[name] for name in sorted(x) if name.startswith("x")]
+    ys = (jax.tree.leaves(m.apply(v, *inputs)) for m, v in ((old, before), (new, after)))
+    for y, wide in zip(*ys, strict=True):
+        np.testing.assert_allclose(wide, y, rtol=1e-4, atol=1e-5)

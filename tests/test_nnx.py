@@ -1,5 +1,7 @@
 """The adapter for ``flax.nnx``: the larger module with the smaller one's function."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -110,6 +112,26 @@ def test_the_optimizer_grows_along(images: jax.Array) -> None:
         np.testing.assert_allclose(jnp.asarray(a), b, rtol=1e-10)
     given = () if "model" in vars(found) else (grown,)
     found.update(*given, nnx.grad(lambda model: (model(images) ** 2).sum())(grown))
+
+
+def test_an_optimizer_of_which_a_part_is_masked_grows() -> None:
+    def layers(width: int, seed: int) -> nnx.Module:
+        rngs = nnx.Rngs(seed)
+        return nnx.Sequential(nnx.Linear(3, width, rngs=rngs), nnx.Linear(width, 2, rngs=rngs))
+
+    def by_layer(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(lambda path, _: str(path[1].key), params)
+
+    small, wide, x = layers(4, 0), layers(6, 1), jnp.ones((5, 3))
+    tx = dw.growable(optax.partition({"0": optax.adam(1e-2), "1": optax.sgd(1e-2)}, by_layer))
+    optimizer = nnx.Optimizer(small, tx, wrt=nnx.Param)
+    growth = dw.nnx.plan(small, wide, x)
+    grown = dw.nnx.grow(small, wide, x)
+    found = dw.nnx.grow_optimizer(optimizer, growth, grown)
+    moments = found.opt_state.inner_state.inner_states["0"].inner_state[0].mu["layers"]
+    assert moments[0].kernel.shape == (3, 6)
+    given = () if "model" in vars(found) else (grown,)
+    found.update(*given, nnx.grad(lambda model: (model(x) ** 2).sum())(grown))
 
 
 class Tower(nnx.Module):

@@ -219,7 +219,8 @@ def _plain(tree: Any) -> Any:
         return tree
     raise ValueError(
         f"the target's tree holds a {type(tree).__name__}, which cannot be written as JSON; plan "
-        "by sizes instead and pass the larger model's own variables as fresh= to grow"
+        "it again where it is needed, for which shapes are enough (eqx.filter_eval_shape), or plan "
+        "by sizes and pass the larger model's own variables as fresh= to grow"
     )
 
 

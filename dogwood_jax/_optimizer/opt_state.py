@@ -212,7 +212,8 @@ def grow_state(
 _ONE_COUNT = (
     "grow_opt_state: this optimizer has one step count for old and new entries, so that the first "
     "steps of new ones are up to 6.6 learning rates long. Wrapped once, tx = dw.growable(tx), it "
-    "counts for each; it takes over this state. second_moment= silences this warning"
+    "counts for each; it takes over this state (of an nnx.Optimizer, optimizer.tx is wrapped). "
+    "second_moment= silences this warning"
 )
 
 

@@ -100,7 +100,7 @@ def _check_program(growth: Growth, target: PyTree, copies: Copies) -> bool:
             if not _says_sizes(widths, growth.sizes):  # a number of theirs may be half a size
                 problem = (
                     "the network's own function does not take its modules in these sizes: "
-                    f"{larger.reason}; pass target=, the larger model, in which all numbers are right"
+                    f"{larger.reason}; pass target=, the larger model, whose numbers are right"
                 )
                 raise ValueError(listed("cannot plan this growth", [problem]))
         return not larger.is_checked

@@ -590,10 +590,16 @@ def _notes(widths: Widths, change: Change, *, is_seen: bool) -> Iterator[str]:
     """
     width = widths[change.width]
     if change.strategy.incoming == "free" and change.new > change.old and _is_output(widths, width):
+        has_bias = any(len(widths.leaf(place.path).shape) == 1 for place in width.occurrences)
+        rest = (
+            "a bias below the others keeps it from winning until it has learned"
+            if has_bias
+            else "the mean of the old weights is a start in the middle of the others"
+        )
         yield (
             f"{width.name}: new outputs begin with random weights, so the logit of a new class can "
             "be the largest at once; with strategies.zeros() for this width it begins at zero, and "
-            "then a bias below the others keeps it from winning until it has learned"
+            f"{rest}"
         )
     is_silent = change.strategy.incoming == change.strategy.outgoing == "zero"
     if is_silent and change.new > change.old and not width.interface:

@@ -72,7 +72,11 @@ def _parser() -> argparse.ArgumentParser:
         "--interface", action="store_true", help="let inputs and outputs of the model grow, too"
     )
     command.add_argument("--out", required=True, help="the file to write, in the layout of path")
-    command.add_argument("--strategy", choices=_STRATEGIES, default=_STRATEGIES[0])
+    command.add_argument(
+        "--strategy",
+        choices=_STRATEGIES,
+        help="of all these layers (default: what keeps predictions, for each of them)",
+    )
     command.add_argument("--seed", type=int, default=0, help="of new random weights (default: 0)")
     command.set_defaults(command=_widen)
 
@@ -121,7 +125,7 @@ def _widen(options: argparse.Namespace) -> str:
             f"no width {', '.join(map(repr, unknown))}; inspect --widths lists all: "
             f"{', '.join(close)}{', ...' if len(close) < len(names) else ''}"
         )
-    strategy = getattr(dw.strategies, options.strategy)()
+    strategy = getattr(dw.strategies, options.strategy)() if options.strategy else None
     growth = dw.plan(widths, sizes, strategy=strategy, interface=options.interface)
     _check_memory(variables, growth)
     key = jax.random.key(options.seed)

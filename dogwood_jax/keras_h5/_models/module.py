@@ -91,6 +91,8 @@ def _at(name: str = "", class_name: str = "") -> Iterator[None]:
         yield
     except UnfitArrays as error:  # of a layer in a model in this one
         raise UnfitArrays(f"{name}/{error}") from error
+    except Warning:  # that was made an error
+        raise
     except Exception as error:  # JAX and Flax raise all kinds
         what = re.sub(r" \(https://flax\S+\)$", "", str(error))  # where to read more
         raise UnfitArrays(f"{name} ({class_name}): {what}" if name else what) from error

@@ -53,15 +53,21 @@ def resized(config: Config, variables: Mapping[str, Any]) -> dict[str, Any]:
         )
     params = variables.get("params", variables)
     config = annotated(config) if _built(config) else config
-    new = resized_layer(config["class_name"], config["config"], params)
+    new, unfit = resized_layer(config["class_name"], config["config"], params), None
     if any(_follows(layer["class_name"]) for layer in layers_of(new)):
         module = _built({**config, "config": new})
-        inputs = recorded_inputs(module, variables) if module else {}
+        inputs: Mapping[str, Any] = {}
+        try:
+            inputs = recorded_inputs(module, variables) if module else {}
+        except ValueError as error:
+            unfit = error
         new = resized_layer(config["class_name"], config["config"], params, inputs)
     new = {**config, "config": _without(CHANNELS, new)}
     if problems := sorted({*_lopsided(new)} - {*_lopsided(config)}):
         raise ValueError(listed("no config of this model has these sizes", problems))
-    _check(new, variables)
+    _check(new, variables)  # which names all arrays that do not fit
+    if unfit:
+        raise unfit
     return new
 
 

@@ -65,7 +65,10 @@ def recorded_inputs(module: KerasLayers, variables: Mapping[str, Any]) -> Mappin
     """Returns the shapes of what a model and models in it call their layers with.
 
     By ``inputs_of(layer)``, and for each model in it by its name; nothing if the shapes of the
-    model's inputs are not known, or if the variables are not the model's.
+    model's inputs are not known.
+
+    Raises:
+        ValueError: if the model cannot be called with these variables.
     """
     inputs = example_inputs(module)
     if inputs is None:
@@ -76,8 +79,10 @@ def recorded_inputs(module: KerasLayers, variables: Mapping[str, Any]) -> Mappin
 
     try:
         recorded: Mapping[str, Any] = jax.eval_shape(record, variables, *inputs)["intermediates"]
-    except Exception:  # JAX and Flax raise all kinds
-        return {}
+    except Warning:
+        raise
+    except Exception as error:  # JAX and Flax raise all kinds
+        raise ValueError(f"no config of this model has these sizes: {error}") from error
     return recorded
 
 
@@ -99,6 +104,8 @@ def described(module: KerasLayers) -> Mapping[str, Any] | None:
 
     try:
         found: Mapping[str, Any] = jax.eval_shape(everything, jax.random.key(0), *inputs)
+    except Warning:
+        raise
     except Exception as error:  # JAX and Flax raise all kinds
         if None in model_inputs(module.config["class_name"], module.config["config"]):
             return None  # perhaps only the size that was taken is wrong
