@@ -175,6 +175,18 @@ def test_averages_of_parameters_follow_where_others_weigh_them() -> None:
     jax.tree.map(np.testing.assert_array_equal, again, wide)
 
 
+def test_new_units_may_learn_where_all_scales_are_zero() -> None:
+    model, widths, variables = before("layer scale")
+    growth = dw.plan(widths, {widths.of("write/bias", 0).name: 7})
+    assert "axis 1 copy (write), means weighed by layers/0/scale" in str(growth)
+    (layer,) = variables["layers"]
+    silent = {**variables, "layers": [{**layer, "scale": jnp.zeros_like(layer["scale"])}]}
+    outputs = model.apply(silent, *model.inputs)
+    grown = dw.grow(silent, growth, key=jax.random.key(0))
+    assert_close(CASES["layer scale"].build(n=7).apply(grown, *model.inputs), outputs, 1e-12, 1)
+    assert np.all(grown["layers"][0]["skip"][:, 6] == np.mean(layer["skip"], 1))
+
+
 # What does not ------------------------------------------------------------------------------------
 
 
