@@ -353,6 +353,9 @@ def _are_apart(steps: Sequence[Step], heads: Dim, group: Dim) -> bool:
             return False
         if step.name in _APART:
             return True
+        if step.name in ("take", "collect"):  # a loop runs along the first axis
+            (stack,) = step.operands if step.name == "take" else step.results
+            return not of(stack.dims[0])
         if step.name == "dot_general":
             (contracted, _), _ = step.params["dimension_numbers"]
         elif step.name.startswith("reduce_"):
