@@ -121,6 +121,21 @@ def test_heads_of_keys_and_values_are_copied(name: str) -> None:
     assert jax.tree.map(jnp.shape, state[0].mu) == jax.tree.map(lambda s: s.shape, target)
 
 
+@pytest.mark.parametrize("kv", [1, 2])
+def test_heads_are_copied_in_a_loop_over_layers(kv: int) -> None:
+    def looped(n: int) -> tuple[Any, Callable[..., Any]]:
+        layer = network(n, by_groups)
+        shapes = {name: f64(3, *one.shape) for name, one in shapes_of(n)[0].items()}
+        return shapes, lambda p, x: jax.lax.scan(lambda x, p: (layer([p], x), None), x, p)[0]
+
+    (shapes, small), (target, large) = looped(kv), looped(4)
+    growth = dw.plan(dw.trace(small, shapes, X), target=target, target_apply=large)
+    variables = fill(shapes, 1)
+    outputs = small(variables, X)
+    new = large(dw.grow(variables, growth), X)
+    np.testing.assert_allclose(new, outputs, rtol=0, atol=1e-12 * abs(outputs).max())
+
+
 def test_more_heads_of_all_kinds_are_no_copies() -> None:
     """The groups stay, so new heads are silent instead."""
     shapes, target = shapes_of(2, split=True), shapes_of(4, split=True)

@@ -142,6 +142,8 @@ def split_single_heads(widths: Widths, larger: Larger) -> Groups | None:
     if larger.widths is None:
         return None
     dividing = _dividing(larger.widths)
+    if not dividing:
+        return None
     moved = {i.old: i.path for i in larger.insertions if i.old is not None}
     single = _Single(widths, larger.widths, dividing, moved)
     lacking = {group: heads for group, heads in dividing.items() if heads in single.lacking}
@@ -230,14 +232,18 @@ def _dividing(widths: Widths) -> dict[str, str]:
 
     The other one must have places of its own, too, where arrays make its units.
     """
-    places = [place for leaf in widths.leaves for axis in leaf.axes for place in _places(axis)]
+    places: dict[str, list[_Place]] = {}
+    for leaf in widths.leaves:
+        for place in (place for axis in leaf.axes for place in _places(axis)):
+            places.setdefault(place.units.width, []).append(place)
     found = {}
-    for group in dict.fromkeys(place.units.width for place in places):
-        heads, *others = {place.before for place in places if place.units.width == group}
-        own = [p for p in places if p.units.width == heads and p.after != group]
-        if heads is not None and not others and own:
-            if all(place.units.role == "incoming" for place in own):
-                found[group] = heads
+    for group, along in places.items():
+        heads, *others = {place.before for place in along}
+        if heads is None or others:
+            continue
+        own = [place for place in places[heads] if place.after != group]
+        if own and all(place.units.role == "incoming" for place in own):
+            found[group] = heads
     return found
 
 
@@ -353,6 +359,9 @@ def _are_apart(steps: Sequence[Step], heads: Dim, group: Dim) -> bool:
             return False
         if step.name in _APART:
             return True
+        if step.name in ("take", "collect"):  # a loop runs along the first axis
+            (stack,) = step.operands if step.name == "take" else step.results
+            return not of(stack.dims[0])
         if step.name == "dot_general":
             (contracted, _), _ = step.params["dimension_numbers"]
         elif step.name.startswith("reduce_"):
