@@ -27,6 +27,7 @@ from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path
 from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._growth.insertion import Insertion
+from dogwood_jax._plan.between import Between, find_between
 from dogwood_jax._plan.comparison import Comparison, is_constant, is_scale
 from dogwood_jax._plan.experts import exact_copies
 from dogwood_jax._plan.groups import divided, split_groups
@@ -203,11 +204,13 @@ def plan(
         chosen = {**chosen, **dict.fromkeys(heads.copies, strategies.replicate())}
     is_checked = not problems and keep is None and merge is None
     is_checked &= depth is None and all(strategy.begins_exact for strategy in chosen.values())
-    compared = None
+    compared, between = None, Between()
     if is_checked and (others_grow or not copies.changes):
         its_sizes = new if heads is None else heads.sizes_in_program(new)
         before = widths if heads is None else heads.before
         compared = larger.compared(before, its_sizes, copies)
+        between = find_between(before, its_sizes, chosen, larger, copies, compared)
+        compared = between.compared or compared
     if heads is not None and compared is None:
         problems += [
             f"{split.heads}: heads of keys and values are copied in a growth of their own, without "
@@ -249,6 +252,8 @@ def plan(
     notes += [
         note for change in made for note in _notes(whole, change, is_seen=compared is not None)
     ]
+    notes += between.notes
+    problems += between.refusals(made)
     for change in made:
         notes += _constants(larger, change, problems)
     problems += [
@@ -292,6 +297,7 @@ def plan(
     if target_apply is None:
         sizes_now = {change.width: change.new for change in made}
         notes += splits(widths, sizes_now, every=target is not None)
+    whole, made = between.widths(whole), between.changes(made)
     growth = Growth(whole, made, tuple(dict.fromkeys(notes)), structure, larger.insertions)
     problems += (
         f"{new.path}: cannot copy {new.source}, which has shape {growth.shapes[new.source]} then, "

@@ -32,11 +32,11 @@ def of_constant(shape: tuple[int, ...]) -> Reason:
 
 # Operations of a table with data that change nothing for old units: each result is computed from
 # entries at the same place, and is finite for all of them. The steps inside loops stand alone.
-_MEETS = frozenset(
+MEETS = frozenset(
     "mul add sub max min select_n eq ne lt le gt ge and or not xor broadcast_in_dim "
     "scan while cond".split()
 )
-_LARGEST = 6e4  # which every dtype can hold
+LARGEST = 6e4  # which every dtype can hold
 
 
 def moved(steps: Iterable[Step]) -> set[Dim]:
@@ -54,8 +54,8 @@ def moved(steps: Iterable[Step]) -> set[Dim]:
             tables += step.results
             is_kept = step.name in _IN_PLACE or _is_finite(step)
         else:
-            is_kept = step.name in _MEETS and all(
-                value.number is None or abs(value.number) <= _LARGEST for value in tables
+            is_kept = step.name in MEETS and all(
+                value.number is None or abs(value.number) <= LARGEST for value in tables
             )
         for value in tables:
             for dim in value.dims if value.number is None else ():
@@ -75,6 +75,8 @@ def are_small(steps: Iterable[Step], sizes: Collection[int]) -> bool:
         if value.number is not None:
             return at(value.number)
         if value.table is not None and np.isfinite(array := value.table.array).all():
+            if np.iscomplexobj(array):
+                array = np.abs(array)
             return Bounds(float(array.min()), float(array.max()))
         return known.get(id(value), UNKNOWN)
 
@@ -91,7 +93,7 @@ def are_small(steps: Iterable[Step], sizes: Collection[int]) -> bool:
         for value in tables:
             if any(dim.size in sizes for dim in value.dims):
                 found = bounds(value)
-                if not (-_LARGEST <= found.low and found.high <= _LARGEST):
+                if not (-LARGEST <= found.low and found.high <= LARGEST):
                     return False
     return True
 
