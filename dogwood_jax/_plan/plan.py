@@ -57,6 +57,12 @@ _IN_LARGER_MODEL: Mapping[str, str] = {
     "suspicion": "no rescaled array makes up for the larger model's numbers",
 }
 
+# Where old units keep numbers that follow from the size, such as theta**(-2 i / head_dim).
+_MULTIPLES = (
+    "numbers that follow from the size, as theta**(-i / size) does, stay in a multiple of it, "
+    "where new units lie between old ones"
+)
+
 _MORE_EXPERTS = (
     "if the network gets more experts: dw.upcycle copies them, in a growth of their own, and says "
     "whether outputs stay"
@@ -96,9 +102,10 @@ def plan(
             model splits products such as heads * head_dim, and whether heads of keys and values
             grow alone: then they are copied. It also shows whether the larger model computes the
             same, with the right constants. Where its numbers differ, as alpha / rank
-            does, arrays are rescaled to make up for them, and a note says so. If the larger model
-            has more layers, they are inserted, filled so that they compute the identity (see
-            ``deepen``).
+            does, arrays are rescaled to make up for them, and a note says so. Where frequencies
+            follow from a size, as in rotary embeddings, old units go to the multiples of their
+            places that have the same ones, and a note says so. If the larger model has more layers,
+            they are inserted, filled so that they compute the identity (see ``deepen``).
         keep: by width, the units that stay: their indices, in their new order, or a boolean mask.
             The others are removed. ``narrow`` does the same to variables, but moves the effect of
             constant units into biases before.
@@ -315,16 +322,18 @@ def plan(
     return growth
 
 
-def _cleared(width: Width, compared: Comparison) -> Width:
+def _cleared(width: Width, new: int, compared: Comparison) -> Width:
     """Returns a width without the hazards that the larger model's program refutes.
 
     A constant that looked computed from the size did not change, for example. If old units keep
     their numbers in every table, tables are hazards for copies only.
     """
+    multiples = f"; {_MULTIPLES}, but {new} is no multiple of {width.size}" * bool(new % width.size)
     stay = width.name in compared.kept_tables
     tables = [hazard for hazard in width.hazards if stay and kind_of(hazard) == "table"]
     hazards = tuple(
         f"{hazard}, and {_IN_LARGER_MODEL[kind_of(hazard)]}"
+        + multiples * (kind_of(hazard) == "table")
         if kind_of(hazard) in _IN_LARGER_MODEL
         else hazard
         for hazard in width.hazards
@@ -418,7 +427,7 @@ def _extensions(
     for name, width in widths.items():
         if sizes.get(name, width.size) == width.size:
             continue
-        known = width if compared is None else _cleared(width, compared)
+        known = width if compared is None else _cleared(width, sizes[name], compared)
         recipes = [solved[name]] if name in solved else None
         changes[name] = _extended(
             known, sizes[name], chosen.get(name), recipes, interface, larger, widths, problems
@@ -560,6 +569,8 @@ def _ways_out(width: Width) -> str:
         exact.append(
             "if old units have the same numbers in a larger network, or numbers that rescaled "
             "arrays make up for, target= and target_apply= show it"
+            + f" ({_MULTIPLES})"
+            * any(kind_of(hazard) == "table" for hazard in width.hazards)
         )
     return "; ".join(dict.fromkeys([*exact, "strategies.random() grows it all the same"]))
 

@@ -5,7 +5,7 @@ computed with differ in a larger network. But with twice the size, every other f
 one. So the tables themselves are computed and compared, each entry with the one at its new place.
 """
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from dogwood_jax._plan.parameters import differing
 from dogwood_jax._program.elementwise import ELEMENTWISE
 from dogwood_jax._program.interpret import evaluated
 from dogwood_jax._program.moves import KEEP_ENTRIES
+from dogwood_jax._program.sameness import Sameness
 from dogwood_jax._widths.dims import Dim, atoms
 from dogwood_jax._widths.positions import LARGEST, MEETS
 from dogwood_jax._widths.values import Made, Step, Trace, Value
@@ -39,7 +40,8 @@ class SpreadTables:
     """
 
     def __init__(self, trace: Trace, larger: Trace, grown: GrownSizes) -> None:
-        self._grown, self._old, self._new = grown, _Entries(trace), _Entries(larger)
+        self._grown = grown
+        self._old, self._new = _Entries(trace), _Entries(larger)
         self._same: dict[tuple[int, int], bool] = {}
 
     def __contains__(self, value: Value) -> bool:
@@ -140,11 +142,15 @@ class SpreadTables:
 
 
 class _Entries:
-    """The entries of a program's constants, computed where they are asked for."""
+    """The entries of a program's constants, computed where they are asked for.
+
+    Layers compute the same tables again, so what is computed alike is computed once.
+    """
 
     def __init__(self, trace: Trace) -> None:
-        self._trace = trace
-        self._known: dict[int, np.ndarray | None] = {}
+        self._trace, self._sameness = trace, Sameness()
+        self._keys: dict[int, Hashable] = {}  # what is equal has the same key
+        self._known: dict[Hashable, np.ndarray | None] = {}
 
     def made(self, value: Value) -> Made | None:
         return self._trace.made.get(id(value))
@@ -155,15 +161,21 @@ class _Entries:
         while pending:
             made = self.made(pending[-1])
             operands = () if made is None else made.operands
-            if missing := [one for one in operands if id(one) not in self._known]:
+            if missing := [one for one in operands if id(one) not in self._keys]:
                 pending += missing
                 continue
-            known = None if made is None else self._computed(made)
-            self._known[id(pending.pop())] = known
-        return self._known[id(value)]
+            one = pending.pop()
+            keys = [self._keys[id(operand)] for operand in operands]
+            key: Hashable = id(one)
+            if made is not None and made.eqn is not None:
+                key = (self._sameness.equation(made.eqn), made.place, *keys)
+            self._keys[id(one)] = key
+            if key not in self._known:
+                self._known[key] = None if made is None else self._computed(made, keys)
+        return self._known[self._keys[id(value)]]
 
-    def _computed(self, made: Made) -> np.ndarray | None:
-        operands = [self._known[id(value)] for value in made.operands]
+    def _computed(self, made: Made, keys: list[Hashable]) -> np.ndarray | None:
+        operands = [self._known[key] for key in keys]
         if any(array is None for array in operands):
             return None
         try:
