@@ -154,18 +154,29 @@ def partly(rotate: Callable[..., Any], dim: int = 4) -> Any:
 
 
 def wavelengths(n: int) -> Any:
-    return 1e5 ** (2 * jnp.arange(n) / (2 * n))
+    return 1e7 ** (2 * jnp.arange(n) / (2 * n))
 
 
-def embedded_time(of: Callable[[int], Any] = wavelengths) -> Case:
+def over(time: Any, wavelength: Any) -> Any:
+    return time[:, None] / wavelength[None]
+
+
+def by_einsum(time: Any, frequency: Any) -> Any:
+    return jnp.einsum("b,f->bf", time, frequency)
+
+
+def embedded_time(of: Callable[[int], Any] = wavelengths, combined: Any = over) -> Case:
     """Sinusoids of an input, which a layer reads."""
 
     def apply(params: Any, time: Any) -> Any:
-        angle = time[:, None] / of(len(params["w"]) // 2)[None]
+        angle = combined(time, of(len(params["w"]) // 2))
         features = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1)
-        return jnp.tanh(features @ params["w"])
+        return jnp.tanh(features @ params["w"]) @ params["out"]
 
-    return Case(lambda _: apply, lambda dim: {"w": f64(dim, 3)}, (4,), (6, 18))
+    def shapes(dim: int) -> Any:
+        return {"w": f64(dim, dim // 2), "out": f64(dim // 2, 2)}  # as long as a table
+
+    return Case(lambda _: apply, shapes, (4,), (6, 18))
 
 
 # Adapters -----------------------------------------------------------------------------------------
@@ -223,6 +234,7 @@ EXACT = {
         sizes=(6, 12)
     ),
     "sinusoids of time": embedded_time(),
+    "sinusoids of time, by einsum": embedded_time(of_all_pairs, by_einsum),
     "alpha over rank": adapter(lambda rank: 20 / rank),
     "alpha over rank, equal to the rank": adapter(lambda rank: 16 / rank),
     "alpha over rank, equal to one": adapter(lambda rank: 4 / rank),
@@ -323,6 +335,15 @@ REFUSED = {
     "a division by zero for new units": (
         embedded_time(lambda n: jnp.arange(n) / n - 0.5)._replace(sizes=(6, 12)),
         "not seen to stay",
+    ),
+    "a sum over sinusoids": (
+        embedded_time(
+            of_all_pairs,
+            lambda t, f: (
+                t[:, None] * f[None] + jnp.einsum("bf,f->b", t[:, None] * f[None], f)[:, None]
+            ),
+        )._replace(sizes=(6, 12)),
+        "cannot plan",
     ),
     "partial rotary by halves of the head": (
         attention(lambda x: partly(in_halves, x.shape[-1] // 2 // 2 * 2)(x)),

@@ -218,7 +218,7 @@ class Comparison:
         )
         if not self._is_same_but_for_scales or is_rescaled:
             return frozenset()
-        if not are_small(self._larger.steps, self._grown.appended):
+        if not are_small(self._larger.steps, self._grown.appended, self._spread.is_larger):
             return frozenset()
         others = moved(self._trace.steps) - self._grown.times.keys()
         return frozenset(name for dim, name in self._grown.names.items() if dim not in others)

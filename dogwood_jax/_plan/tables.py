@@ -43,6 +43,7 @@ class SpreadTables:
         self._grown = grown
         self._old, self._new = _Entries(trace), _Entries(larger)
         self._same: dict[tuple[int, int], bool] = {}
+        self._larger: dict[int, bool] = {}  # by identity, whether they are such tables
 
     def __contains__(self, value: Value) -> bool:
         """Whether a value is a table along such a width."""
@@ -59,6 +60,8 @@ class SpreadTables:
 
     def problems(self, old: Step, new: Step) -> Iterator[str]:
         """Yields what speaks against a step that takes such tables."""
+        pairs = [*zip(old.operands, new.operands), *zip(old.results, new.results)]
+        self._larger.update((id(b), True) for a, b in pairs if a in self)
         if self.makes(old):
             return
         for place, (a, b) in enumerate(zip(old.operands, new.operands, strict=True)):
@@ -68,6 +71,13 @@ class SpreadTables:
                 yield f"{old.name} takes a table in which old units have other numbers"
             elif not self._is_harmless(old, place, b):
                 yield f"{old.name} takes a table that may change what old units are"
+
+    def is_larger(self, value: Value) -> bool:
+        """Whether a value of the larger program is such a table, and so was looked at."""
+        if self._grown.times and id(value) not in self._larger:
+            made = self._new.made(value)
+            self._larger[id(value)] = made is not None and any(map(self.is_larger, made.operands))
+        return self._larger.get(id(value), False)
 
     def _is_spread(self, dim: Dim) -> bool:
         return any(atom in self._grown.times for atom in atoms(dim))
@@ -85,8 +95,11 @@ class SpreadTables:
             return place == 0 and whole == [params["slice_sizes"][axis] for axis in axes]
         if not (sizes <= LARGEST).all():
             return False
-        if step.name == "dot_general" and "dimension_numbers" in params:
-            (contracted, _) = params["dimension_numbers"]
+        if step.name == "dot_general" and "axes" in params:  # as ``contractions_of`` writes it
+            labels, kept = params["axes"]
+            return all(labels[place][axis] in kept for axis in axes)
+        if step.name == "dot_general":
+            contracted, _ = params["dimension_numbers"]
             return not {*contracted[place]} & {*axes}
         return step.name in MEETS
 

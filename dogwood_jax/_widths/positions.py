@@ -5,7 +5,7 @@ The program of a larger network shows whether old units keep their numbers there
 each entry is computed from its own position and from numbers that are the same in every size.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import numpy as np
 
@@ -64,10 +64,19 @@ def moved(steps: Iterable[Step]) -> set[Dim]:
     return found
 
 
-def are_small(steps: Iterable[Step], sizes: Collection[int]) -> bool:
+def are_small(
+    steps: Iterable[Step],
+    sizes: Collection[int],
+    but: Callable[[Value], bool] = lambda value: False,
+) -> bool:
     """Whether all tables of a larger program along axes of these sizes are known to be small.
 
     A table that overflows has infinite entries, and zero weights times infinity is NaN.
+
+    Args:
+        steps: the program.
+        sizes: the sizes.
+        but: says of which tables it is known otherwise.
     """
     known: dict[int, Bounds] = {}
 
@@ -91,7 +100,7 @@ def are_small(steps: Iterable[Step], sizes: Collection[int]) -> bool:
             known[id(value)] = made
         tables = [value for value in (*step.operands, *step.results) if value.number is None]
         for value in tables:
-            if any(dim.size in sizes for dim in value.dims):
+            if any(dim.size in sizes for dim in value.dims) and not but(value):
                 found = bounds(value)
                 if not (-LARGEST <= found.low and found.high <= LARGEST):
                     return False
