@@ -92,6 +92,13 @@ def by_numpy(x: Any, frequency: Any) -> Any:
     return x * cos + jnp.concatenate([-b, a], -1) * sin
 
 
+def by_complex_numbers(x: Any, frequency: Any) -> Any:
+    turned = np.exp(1j * np.arange(7)[:, None] * frequency)[None, :, None]
+    a, b = jnp.split(x, 2, -1)
+    z = jax.lax.complex(a, b) * turned
+    return jnp.concatenate([jnp.real(z), jnp.imag(z)], -1)
+
+
 def scaled(x: Any, factor: Any) -> Any:
     """Multiplies both halves by a table."""
     return x * jnp.concatenate([factor, factor])[None, None, None]
@@ -335,6 +342,12 @@ REFUSED = {
     "a division by zero for new units": (
         embedded_time(lambda n: jnp.arange(n) / n - 0.5)._replace(sizes=(6, 12)),
         "not seen to stay",
+    ),
+    "complex numbers, which recipes do not follow": (
+        attention(rotated(by_complex_numbers, lambda n: 0.1 ** (np.arange(n) / n)))._replace(
+            sizes=(6, 12)
+        ),
+        "no rescaled array makes up",
     ),
     "a sum over sinusoids": (
         embedded_time(

@@ -53,7 +53,8 @@ def run(trace: Trace, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Val
 
     def constant(array: Any, aval: Any) -> Value:
         value = _constant(array, aval)
-        trace.made[id(value)] = Made(value, array, getattr(aval, "dtype", None))
+        if value.origin == "constant":
+            trace.made[id(value)] = Made(value, array, getattr(aval, "dtype", None))
         return value
 
     return interpret(jaxpr, consts, arguments, constant=constant, equation=equation)
