@@ -93,7 +93,7 @@ def by_numpy(x: Any, frequency: Any) -> Any:
 
 
 def by_complex_numbers(x: Any, frequency: Any) -> Any:
-    turned = np.exp(1j * np.arange(7)[:, None] * frequency)[None, :, None]
+    turned = jnp.exp(1j * (np.arange(7)[:, None] * frequency))[None, :, None]
     a, b = jnp.split(x, 2, -1)
     z = jax.lax.complex(a, b) * turned
     return jnp.concatenate([jnp.real(z), jnp.imag(z)], -1)
