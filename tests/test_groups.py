@@ -116,6 +116,8 @@ def test_heads_of_keys_and_values_are_copied(name: str) -> None:
     assert (grown[0]["q"] == variables[0]["q"]).all() and (grown[0]["o"] == variables[0]["o"]).all()
     for a, b in zip(*map(jax.tree.leaves, gradients), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-11 * abs(a).max())
+    if name == "groups":
+        dw.verify(small, variables, large, grown, X, growth=growth)
     tx = optax.adam(0.1)
     state = dw.grow_opt_state(tx.init(variables), growth, tx)
     assert jax.tree.map(jnp.shape, state[0].mu) == jax.tree.map(lambda s: s.shape, target)

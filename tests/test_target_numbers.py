@@ -1,13 +1,16 @@
 """The larger model has other numbers: arrays are rescaled to make up for them, or it is refused."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from networks import data, f64, fill
+from safetensors.flax import load_file, save_file
 
 import dogwood_jax as dw
 
@@ -39,6 +42,17 @@ def frequencies(n: int) -> Any:
 def of_all_pairs(n: int) -> Any:
     """The usual frequencies: old pairs get others if there are more pairs."""
     return 1 / 10 ** (jnp.arange(n) / n)
+
+
+def without_the_last(n: int) -> Any:
+    """Frequencies from the first to the last, which no larger size keeps."""
+    return 1 / 10 ** (jnp.arange(n) / (n - 1))
+
+
+def of_even_numbers(n: int) -> Any:
+    """The usual ones, smaller from a wavelength on, as Llama 3.1 has them."""
+    frequency = jnp.exp(-np.log(1e4) * jnp.arange(0, 2 * n, 2) / (2 * n))
+    return jnp.where(2 * np.pi / frequency > 20, frequency / 8, frequency)
 
 
 def listed(n: int) -> Any:
@@ -78,11 +92,24 @@ def by_numpy(x: Any, frequency: Any) -> Any:
     return x * cos + jnp.concatenate([-b, a], -1) * sin
 
 
+def by_complex_numbers(x: Any, frequency: Any) -> Any:
+    turned = jnp.exp(1j * (np.arange(7)[:, None] * frequency))[None, :, None]
+    a, b = jnp.split(x, 2, -1)
+    z = jax.lax.complex(a, b) * turned
+    return jnp.concatenate([jnp.real(z), jnp.imag(z)], -1)
+
+
+def scaled(x: Any, factor: Any) -> Any:
+    """Multiplies both halves by a table."""
+    return x * jnp.concatenate([factor, factor])[None, None, None]
+
+
 def attention(change: Callable[[Any], Any], flat: bool = False) -> Case:
     """Attention in which something becomes of queries and keys; its scale is 1/sqrt(head_dim)."""
 
     def apply(params: Any, x: Any) -> Any:
-        q, k = ((x @ params[n].reshape(5, -1)).reshape(2, 7, 3, -1) for n in "qk")
+        time = x.shape[1]
+        q, k = ((x @ params[n].reshape(5, -1)).reshape(2, time, 3, -1) for n in "qk")
         v = jnp.einsum("btm,mhd->bthd", x, params["v"])
         scores = jnp.einsum("bthd,bshd->bhts", change(q), change(k)) * q.shape[-1] ** -0.5
         return jnp.einsum("bhts,bshd,hdm->btm", jax.nn.softmax(scores), v, params["o"])
@@ -96,12 +123,12 @@ def attention(change: Callable[[Any], Any], flat: bool = False) -> Case:
     return Case(lambda _: apply, shapes, (2, 7, 5))
 
 
-def scanned_rotary() -> Case:
+def scanned_rotary(of: Callable[[int], Any] = frequencies) -> Case:
     """Layers under a scan, all of which read the same tables."""
 
     def apply(dim: int) -> Callable[..., Any]:
         def run(params: Any, x: Any) -> Any:
-            angle = jnp.arange(7.0)[:, None] * frequencies(dim // 2)[None]
+            angle = jnp.arange(7.0)[:, None] * of(dim // 2)[None]
             sin, cos = jnp.sin(angle)[None], jnp.cos(angle)[None]
 
             def rotate(x: Any) -> Any:
@@ -131,6 +158,32 @@ def partly(rotate: Callable[..., Any], dim: int = 4) -> Any:
     return lambda x: jnp.concatenate(
         [rotate(x[..., :dim], of_all_pairs(dim // 2)), x[..., dim:]], -1
     )
+
+
+def wavelengths(n: int) -> Any:
+    return 1e7 ** (2 * jnp.arange(n) / (2 * n))
+
+
+def over(time: Any, wavelength: Any) -> Any:
+    return time[:, None] / wavelength[None]
+
+
+def by_einsum(time: Any, frequency: Any) -> Any:
+    return jnp.einsum("b,f->bf", time, frequency)
+
+
+def embedded_time(of: Callable[[int], Any] = wavelengths, combined: Any = over) -> Case:
+    """Sinusoids of an input, which a layer reads."""
+
+    def apply(params: Any, time: Any) -> Any:
+        angle = combined(time, of(len(params["w"]) // 2))
+        features = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1)
+        return jnp.tanh(features @ params["w"]) @ params["out"]
+
+    def shapes(dim: int) -> Any:
+        return {"w": f64(dim, dim // 2), "out": f64(dim // 2, 2)}  # as long as a table
+
+    return Case(lambda _: apply, shapes, (4,), (6, 18))
 
 
 # Adapters -----------------------------------------------------------------------------------------
@@ -171,6 +224,24 @@ EXACT = {
     "partial rotary, flat heads": attention(partly(in_halves), flat=True),
     "partial rotary, tables of the whole axis": attention(partly(by_tables_of_the_axis)),
     "partial rotary, interleaved": attention(partly(interleaved)),
+    "twice as many pairs": attention(rotated(in_halves, of_all_pairs))._replace(sizes=(6, 12)),
+    "three times as many pairs, flat heads": attention(
+        rotated(in_halves, of_even_numbers), flat=True
+    )._replace(sizes=(6, 18)),
+    "twice as many pairs, tables of the whole axis": attention(
+        rotated(by_tables_of_the_axis, of_even_numbers)
+    )._replace(sizes=(6, 12)),
+    "twice as many pairs, interleaved": attention(rotated(interleaved, of_all_pairs))._replace(
+        sizes=(6, 12)
+    ),
+    "twice as many pairs, tables by NumPy": attention(
+        rotated(by_numpy, lambda n: 0.1 ** (np.arange(n) / n))
+    )._replace(sizes=(6, 12)),
+    "twice as many pairs, tables outside a scan": scanned_rotary(of_all_pairs)._replace(
+        sizes=(6, 12)
+    ),
+    "sinusoids of time": embedded_time(),
+    "sinusoids of time, by einsum": embedded_time(of_all_pairs, by_einsum),
     "alpha over rank": adapter(lambda rank: 20 / rank),
     "alpha over rank, equal to the rank": adapter(lambda rank: 16 / rank),
     "alpha over rank, equal to one": adapter(lambda rank: 4 / rank),
@@ -184,6 +255,10 @@ EXACT = {
 SAID = {
     "alpha over rank": "a: the larger model multiplies by 2.85714 instead of 5",
     "partial rotary": "q[2.2]: the larger model multiplies by 0.316228 instead of 0.408248",
+    "three times as many pairs, flat heads": (
+        "q[head_dim]: old unit i becomes unit 3 i, which has the same numbers in the larger model, "
+        "and new units lie between old ones"
+    ),
 }
 
 
@@ -240,6 +315,49 @@ REFUSED = {
         attention(rotated(by_numpy, lambda n: 0.1 ** (np.arange(n) / n))),
         "a constant of shape .* not seen to stay",
     ),
+    "no multiple of all pairs": (
+        attention(rotated(in_halves, of_all_pairs)),
+        "stay in a multiple of it, where new units lie between old ones, but 5 is no multiple of 3",
+    ),
+    "frequencies up to the last": (
+        attention(rotated(in_halves, without_the_last))._replace(sizes=(6, 12)),
+        "not seen to stay",
+    ),
+    "frequencies up to the last, at the first position": (
+        attention(rotated(in_halves, without_the_last))._replace(sizes=(6, 12), inputs=(2, 1, 5)),
+        "not seen to stay",
+    ),
+    "frequencies divided by their sum": (
+        attention(
+            rotated(in_halves, lambda n: of_all_pairs(n) / jnp.sum(of_all_pairs(n)))
+        )._replace(sizes=(6, 12)),
+        "not seen to stay",
+    ),
+    "all positions are looked at": (
+        attention(rotated(scaled, lambda n: jnp.arange(n) / n - jnp.arange(n)[-1]))._replace(
+            sizes=(6, 12)
+        ),
+        "not seen to stay",
+    ),
+    "a division by zero for new units": (
+        embedded_time(lambda n: jnp.arange(n) / n - 0.5)._replace(sizes=(6, 12)),
+        "not seen to stay",
+    ),
+    "complex numbers, which recipes do not follow": (
+        attention(rotated(by_complex_numbers, lambda n: 0.1 ** (np.arange(n) / n)))._replace(
+            sizes=(6, 12)
+        ),
+        "no rescaled array makes up",
+    ),
+    "a sum over sinusoids": (
+        embedded_time(
+            of_all_pairs,
+            lambda t, f: (
+                t[:, None] * f[None] + jnp.einsum("bf,f->b", t[:, None] * f[None], f)[:, None]
+            ),
+        )._replace(sizes=(6, 12)),
+        "cannot plan",
+    ),
     "partial rotary by halves of the head": (
         attention(lambda x: partly(in_halves, x.shape[-1] // 2 // 2 * 2)(x)),
         "cannot plan",
@@ -266,6 +384,33 @@ def test_what_no_array_makes_up_for_is_refused(name: str) -> None:
     widths = dw.trace(small, shapes, data(*case.inputs))
     with pytest.raises(ValueError, match=reason):
         dw.plan(widths, target=target, target_apply=large)
+
+
+def test_a_growth_between_old_units_is_one_like_others(tmp_path: Path) -> None:
+    """It is written as JSON, verified, and grows an optimizer's state and a checkpoint."""
+    case = EXACT["twice as many pairs"]
+    (small, shapes), (large, target) = ((case.apply(n), case.shapes(n)) for n in case.sizes)
+    variables, x, tx = fill(shapes, 1), data(*case.inputs), optax.adam(0.1)
+    growth = dw.plan(dw.trace(small, shapes, x), target=target, target_apply=large)
+    assert dw.from_json(dw.to_json(growth)) == growth
+    wide = dw.grow(variables, growth, key=jax.random.key(3))
+    old = (slice(None), slice(None), [0, 2, 4, 6, 8, 10])
+    np.testing.assert_array_equal(wide["q"][old], variables["q"])
+    np.testing.assert_allclose(wide["k"][old], variables["k"] * 2**0.5, rtol=1e-15)
+    assert not np.delete(wide["k"], old[2], 2).any() and np.delete(wide["q"], old[2], 2).all()
+    dw.verify(small, variables, large, wide, x, growth=growth)
+    _, state = tx.update(jax.tree.map(jnp.sin, variables), tx.init(variables))
+    moment = dw.grow_opt_state(state, growth, tx)[0].mu["q"]
+    np.testing.assert_array_equal(moment[old], state[0].mu["q"])
+    save_file(variables, tmp_path / "small.safetensors")
+    dw.checkpoint.grow(
+        tmp_path / "small.safetensors",
+        growth,
+        tmp_path / "large.safetensors",
+        key=jax.random.key(3),
+    )
+    found = load_file(tmp_path / "large.safetensors")
+    assert all((found[name] == wide[name]).all() for name in wide)
 
 
 def test_recipes_that_fit_stay() -> None:

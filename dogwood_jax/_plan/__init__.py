@@ -17,11 +17,14 @@ comes a growth.
 | ``names`` | names of arrays that carry sizes, which look like new layers |
 | ``larger`` | the larger network's own program, where there is one |
 | ``groups`` | heads of keys and values that grow without more query heads |
+| ``between`` | old units at multiples of their places, with new units between them |
 | ``own_function`` | what the network's own function says of a growth, once it is planned |
 | ``fewer_layers`` | a deep network with fewer layers, to ask its own function at less cost |
 | ``tried`` | what the network's function did with doubled widths; files keep this in its place |
 | ``solved`` | recipes that make up for the numbers of one larger model |
 | ``comparison`` | whether two programs are the same in other sizes, equation by equation |
+| ``tables`` | whether units at multiples of their places have the same numbers in tables |
+| ``parameters`` | parameters of equations that follow from no size |
 | ``grown_sizes`` | the size of every dimension of the program once widths have grown |
 
 Where to add: a reason to refuse a growth is a hazard that ``trace`` notes at the width. ``plan``

@@ -18,6 +18,8 @@ import numpy as np
 from dogwood_jax._growth.growth import Change
 from dogwood_jax._growth.leaf_map import old_places
 from dogwood_jax._plan.grown_sizes import GrownSizes
+from dogwood_jax._plan.parameters import differing
+from dogwood_jax._plan.tables import SpreadTables
 from dogwood_jax._program.moves import KEEP_ORDER
 from dogwood_jax._program.program import scan_counts
 from dogwood_jax._widths.contractions import FactorsOf, contractions_of
@@ -32,11 +34,6 @@ _QUIET = KEEP_ORDER | {"convert_element_type", "copy", "stop_gradient"}
 _COMMUTATIVE = frozenset("add add_any mul max min and or xor eq ne dot_general".split())
 Degrees = Mapping[int, Degree]
 
-# Parameters that follow from the sizes of an operation's operands and results.
-_SIZES = frozenset(
-    "shape new_sizes sizes slice_sizes start_indices limit_indices padding_config reps length k "
-    "feature_group_count batch_group_count fft_lengths".split()
-)
 # Operations behind which it is still known what a value was multiplied by.
 _SCALED = _QUIET | {"mul", "div", "neg", "transpose"}
 
@@ -112,6 +109,7 @@ class Comparison:
     ) -> None:
         self._grown, self._divided = grown, divided
         self._trace, self._larger = trace, larger
+        self._spread = SpreadTables(trace, larger, grown)
         self._scaled: list[tuple[str, Value, Value]] = []
         self._indices = {id(step): index for index, step in enumerate(trace.steps)}
         self._dispatch = {id(trace.steps[index]) for index in dispatch}
@@ -241,15 +239,14 @@ class Comparison:
     @cached_property
     def kept_tables(self) -> frozenset[str]:
         """Names of widths whose old units keep their numbers in every table."""
-        sizes = {after for before, after in self._grown.lengths if before != after}
         is_rescaled = any(
             a.origin == "constant" and not _is_close(a.scale, b.scale) for _, a, b in self._scaled
         )
         if not self._is_same_but_for_scales or is_rescaled:
             return frozenset()
-        if not are_small(self._larger.steps, sizes):
+        if not are_small(self._larger.steps, self._grown.appended, self._spread.is_larger):
             return frozenset()
-        others = moved(self._trace.steps)
+        others = moved(self._trace.steps) - self._grown.times.keys()
         return frozenset(name for dim, name in self._grown.names.items() if dim not in others)
 
     def problems(
@@ -344,8 +341,11 @@ class Comparison:
         if not (self._takes_others or takes_the_same):
             self._takes_others = True
             self.values[f"{old.name} takes other arrays"] = None
+        self.values.update(dict.fromkeys(self._spread.problems(old, new)))
+        if self._spread.makes(old):
+            return
         for a, b in _constants(old, new) if not is_dispatch else ():
-            if not self._is_same(old, a, b):
+            if a not in self._spread and not self._is_same(old, a, b):
                 what = f"{old.name} has {_said(b)}"
                 if not (a.number is b.number is None):
                     what += f" instead of {_said(a)}"
@@ -362,7 +362,7 @@ class Comparison:
                     self.factors[self._indices[id(old)]] = (a.number**sign, b.number**sign)
         if not _scales(old):
             for a, b in zip(old.operands, new.operands, strict=True):
-                if (a.scale, b.scale) != (1, 1):
+                if (a.scale, b.scale) != (1, 1) and a not in self._spread:
                     self._scaled.append((old.name, a, b))
 
     def _takes_the_same(self, old: Step, new: Step) -> bool:
@@ -407,10 +407,7 @@ class Comparison:
 
     def _parameters(self, old: Step, new: Step) -> Iterator[tuple[str, Any, Any]]:
         """Yields parameters of a step that must be equal."""
-        keys = old.params.keys() & new.params.keys() - _SIZES
-        for key in sorted(keys):
-            if _is_plain(old.params[key]) and _is_plain(new.params[key]):
-                yield key, old.params[key], new.params[key]
+        yield from differing(old.params, new.params)
         if old.name == "scan":
             eqns = (old, new)
             if all(len(s.operands) == sum(scan_counts(s)) for s in eqns):
@@ -634,11 +631,6 @@ def _is_number(step: Step) -> bool:
     return bool(step.results) and all(
         value.origin == "constant" and value.number is not None for value in step.results
     )
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether a parameter is made of numbers and names, so that it can be compared."""
-    return all(map(_is_plain, value)) if isinstance(value, tuple) else isinstance(value, int | str)
 
 
 def _kind(step: Step) -> tuple[str, int, int]:

@@ -340,8 +340,8 @@ def _with_copies(widths: Widths, split: Split) -> Widths:
         return found[0] if len(found) == 1 else Product(tuple(found))
 
     leaves = (replace(leaf, axes=tuple(map(copied, leaf.axes))) for leaf in widths.leaves)
-    facts = ((name, facts) for name, facts in widths.facts)
-    return replace(widths, leaves=tuple(leaves), facts=(*facts, (split.copies, Facts(1))))
+    copies = split.copies, Facts(1, inside=split.heads)
+    return replace(widths, leaves=tuple(leaves), facts=(*widths.facts, copies))
 
 
 def _are_apart(steps: Sequence[Step], heads: Dim, group: Dim) -> bool:

@@ -9,7 +9,7 @@ import jax
 
 from dogwood_jax._base.trees import is_array, struct
 from dogwood_jax._growth.leaf_map import AlongAxis, AxisMap, Compound
-from dogwood_jax._widths.dims import Dim, parts_of, spread_out
+from dogwood_jax._widths.dims import Dim, atoms, parts_of, spread_out
 from dogwood_jax._widths.layout import units_of
 from dogwood_jax._widths.roles import spots_along
 from dogwood_jax._widths.widths import Widths
@@ -21,7 +21,8 @@ class GrownSizes:
     """The size that each dimension of a network has once some widths have grown.
 
     Args:
-        widths: the widths of a network that was traced in this process.
+        widths: the widths of a network that was traced in this process. A width inside another one
+            (``Width.inside``) has no dimension of its own.
         sizes: new sizes by name of the width.
         choices: new sizes of dimensions that are along no array, such as how many experts a router
             chooses.
@@ -29,7 +30,10 @@ class GrownSizes:
     Attributes:
         sizes: the new sizes by name of the width.
         names: name of each width by dimension.
+        times: how many units each old unit becomes, by the dimensions that are a width with another
+            one inside.
         lengths: the sizes of all axes of arrays, and of what these are made of, before and after.
+        appended: the sizes after the growth of those along which units are appended.
     """
 
     def __init__(
@@ -38,16 +42,24 @@ class GrownSizes:
         assert widths.network is not None
         self._network, self.sizes = widths.network, sizes
         dims = {path: value.dims for path, value in widths.network.traced.leaves.items()}
+        inside = {facts.inside: sizes.get(name, 1) for name, facts in widths.facts if facts.inside}
+        inner = {name for name, facts in widths.facts if facts.inside}
         self.names: dict[Dim, str] = {}
+        self.times: dict[Dim, int] = {}
         self._sizes: dict[Dim, int] = {**choices}
         for leaf in widths.leaves:
             for axis, (layout, dim) in enumerate(zip(leaf.axes, dims[leaf.path], strict=True)):
                 spots = spots_along(0, axis, spread_out(dim))
-                for spot, units in zip(spots, units_of(layout), strict=True):
+                own = (units for units in units_of(layout) if units.width not in inner)
+                for spot, units in zip(spots, own, strict=True):
                     self.names[spot.atom] = units.width
                     self._sizes[spot.atom] = sizes.get(units.width, units.size)
-        every = (d for along in dims.values() for dim in along for d in parts_of(dim))
+                    if units.width in inside:
+                        self.times[spot.atom] = inside[units.width]
+                        self._sizes[spot.atom] *= inside[units.width]
+        every = {d: None for along in dims.values() for dim in along for d in parts_of(dim)}
         self.lengths = {(d.size, self(d)) for d in (*every, *choices)}
+        self.appended = {self(d) for d in (*every, *choices) if self._is_appended(d)}
 
     def __call__(self, dim: Dim) -> int:
         dim = dim.root
@@ -57,12 +69,18 @@ class GrownSizes:
             self._sizes[dim] = size if dim.kind else dim.size
         return self._sizes[dim]
 
+    def _is_appended(self, dim: Dim) -> bool:
+        return any(self(atom) != atom.size for atom in atoms(dim) if atom not in self.times)
+
     def along(self, dim: Dim) -> AlongAxis:
         """Returns what becomes of the entries along a dimension."""
         dim = dim.root
-        if dim.kind is None:
-            return AxisMap(dim.size, self(dim))
-        return Compound(dim.kind, tuple(map(self.along, dim.parts)))
+        if dim.kind is not None:
+            return Compound(dim.kind, tuple(map(self.along, dim.parts)))
+        if (times := self.times.get(dim, 1)) > 1:
+            own = AxisMap(dim.size, self(dim) // times)
+            return Compound("product", (own, AxisMap(1, times)))
+        return AxisMap(dim.size, self(dim))
 
     def inputs(self) -> tuple[Any, ...]:
         """Returns the network's inputs in these sizes, ``jax.ShapeDtypeStruct`` for arrays."""

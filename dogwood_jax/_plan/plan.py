@@ -27,6 +27,7 @@ from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path
 from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._growth.insertion import Insertion
+from dogwood_jax._plan.between import Between, find_between
 from dogwood_jax._plan.comparison import Comparison, is_constant, is_scale
 from dogwood_jax._plan.experts import exact_copies
 from dogwood_jax._plan.groups import divided, single_heads_grow, split_groups, split_single_heads
@@ -55,6 +56,12 @@ _IN_LARGER_MODEL: Mapping[str, str] = {
     ),
     "suspicion": "no rescaled array makes up for the larger model's numbers",
 }
+
+# Where old units keep numbers that follow from the size, such as theta**(-2 i / head_dim).
+_MULTIPLES = (
+    "numbers that follow from the size, as theta**(-i / size) does, stay in a multiple of it, "
+    "where new units lie between old ones"
+)
 
 _MORE_EXPERTS = (
     "if the network gets more experts: dw.upcycle copies them, in a growth of their own, and says "
@@ -105,9 +112,10 @@ def plan(
             model splits products such as heads * head_dim, and whether heads of keys and values
             grow alone: then they are copied. It also shows whether the larger model computes the
             same, with the right constants. Where its numbers differ, as alpha / rank
-            does, arrays are rescaled to make up for them, and a note says so. If the larger model
-            has more layers, they are inserted, filled so that they compute the identity (see
-            ``deepen``).
+            does, arrays are rescaled to make up for them, and a note says so. Where frequencies
+            follow from a size, as in rotary embeddings, old units go to the multiples of their
+            places that have the same ones, and a note says so. If the larger model has more layers,
+            they are inserted, filled so that they compute the identity (see ``deepen``).
         keep: by width, the units that stay: their indices, in their new order, or a boolean mask.
             The others are removed. ``narrow`` does the same to variables, but moves the effect of
             constant units into biases before.
@@ -215,11 +223,13 @@ def plan(
         chosen = {**chosen, **dict.fromkeys(heads.copies, strategies.replicate())}
     is_checked = not problems and keep is None and merge is None
     is_checked &= depth is None and all(strategy.begins_exact for strategy in chosen.values())
-    compared = None
+    compared, between = None, Between()
     if is_checked and (others_grow or not copies.changes):
         its_sizes = new if heads is None else heads.sizes_in_program(new)
         divided_in_it = {} if heads is None else heads.divided
         compared = larger.compared(before, its_sizes, copies, divided_in_it)
+        between = find_between(before, its_sizes, chosen, larger, copies, divided_in_it, compared)
+        compared = between.compared or compared
     if heads is not None and compared is None:
         problems += [
             f"{split.heads}: heads of keys and values are copied in a growth of their own, without "
@@ -261,6 +271,8 @@ def plan(
     notes += [
         note for change in made for note in _notes(whole, change, is_seen=compared is not None)
     ]
+    notes += between.notes
+    problems += between.refusals(made)
     for change in made:
         notes += _constants(larger, change, problems)
     problems += [
@@ -306,6 +318,7 @@ def plan(
     if target_apply is None:
         sizes_now = {change.width: change.new for change in made}
         notes += splits(widths, sizes_now, every=target is not None)
+    whole, made = between.widths(whole), between.changes(made)
     growth = Growth(whole, made, tuple(dict.fromkeys(notes)), structure, larger.insertions)
     problems += (
         f"{new.path}: cannot copy {new.source}, which has shape {growth.shapes[new.source]} then, "
@@ -323,16 +336,18 @@ def plan(
     return growth
 
 
-def _cleared(width: Width, compared: Comparison) -> Width:
+def _cleared(width: Width, new: int, compared: Comparison) -> Width:
     """Returns a width without the hazards that the larger model's program refutes.
 
     A constant that looked computed from the size did not change, for example. If old units keep
     their numbers in every table, tables are hazards for copies only.
     """
+    multiples = f"; {_MULTIPLES}, but {new} is no multiple of {width.size}" * bool(new % width.size)
     stay = width.name in compared.kept_tables
     tables = [hazard for hazard in width.hazards if stay and kind_of(hazard) == "table"]
     hazards = tuple(
         f"{hazard}, and {_IN_LARGER_MODEL[kind_of(hazard)]}"
+        + multiples * (kind_of(hazard) == "table")
         if kind_of(hazard) in _IN_LARGER_MODEL
         else hazard
         for hazard in width.hazards
@@ -426,7 +441,7 @@ def _extensions(
     for name, width in widths.items():
         if sizes.get(name, width.size) == width.size:
             continue
-        known = width if compared is None else _cleared(width, compared)
+        known = width if compared is None else _cleared(width, sizes[name], compared)
         recipes = [solved[name]] if name in solved else None
         changes[name] = _extended(
             known, sizes[name], chosen.get(name), recipes, interface, larger, widths, problems
@@ -568,6 +583,8 @@ def _ways_out(width: Width) -> str:
         exact.append(
             "if old units have the same numbers in a larger network, or numbers that rescaled "
             "arrays make up for, target= and target_apply= show it"
+            + f" ({_MULTIPLES})"
+            * any(kind_of(hazard) == "table" for hazard in width.hazards)
         )
     return "; ".join(dict.fromkeys([*exact, "strategies.random() grows it all the same"]))
 

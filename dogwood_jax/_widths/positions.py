@@ -5,7 +5,7 @@ The program of a larger network shows whether old units keep their numbers there
 each entry is computed from its own position and from numbers that are the same in every size.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import numpy as np
 
@@ -32,11 +32,11 @@ def of_constant(shape: tuple[int, ...]) -> Reason:
 
 # Operations of a table with data that change nothing for old units: each result is computed from
 # entries at the same place, and is finite for all of them. The steps inside loops stand alone.
-_MEETS = frozenset(
+MEETS = frozenset(
     "mul add sub max min select_n eq ne lt le gt ge and or not xor broadcast_in_dim "
     "scan while cond".split()
 )
-_LARGEST = 6e4  # which every dtype can hold
+LARGEST = 6e4  # which every dtype can hold
 
 
 def moved(steps: Iterable[Step]) -> set[Dim]:
@@ -54,8 +54,8 @@ def moved(steps: Iterable[Step]) -> set[Dim]:
             tables += step.results
             is_kept = step.name in _IN_PLACE or _is_finite(step)
         else:
-            is_kept = step.name in _MEETS and all(
-                value.number is None or abs(value.number) <= _LARGEST for value in tables
+            is_kept = step.name in MEETS and all(
+                value.number is None or abs(value.number) <= LARGEST for value in tables
             )
         for value in tables:
             for dim in value.dims if value.number is None else ():
@@ -64,10 +64,19 @@ def moved(steps: Iterable[Step]) -> set[Dim]:
     return found
 
 
-def are_small(steps: Iterable[Step], sizes: Collection[int]) -> bool:
+def are_small(
+    steps: Iterable[Step],
+    sizes: Collection[int],
+    but: Callable[[Value], bool] = lambda value: False,
+) -> bool:
     """Whether all tables of a larger program along axes of these sizes are known to be small.
 
     A table that overflows has infinite entries, and zero weights times infinity is NaN.
+
+    Args:
+        steps: the program.
+        sizes: the sizes.
+        but: says of which tables it is known otherwise.
     """
     known: dict[int, Bounds] = {}
 
@@ -75,6 +84,8 @@ def are_small(steps: Iterable[Step], sizes: Collection[int]) -> bool:
         if value.number is not None:
             return at(value.number)
         if value.table is not None and np.isfinite(array := value.table.array).all():
+            if np.iscomplexobj(array):
+                array = np.abs(array)
             return Bounds(float(array.min()), float(array.max()))
         return known.get(id(value), UNKNOWN)
 
@@ -89,9 +100,9 @@ def are_small(steps: Iterable[Step], sizes: Collection[int]) -> bool:
             known[id(value)] = made
         tables = [value for value in (*step.operands, *step.results) if value.number is None]
         for value in tables:
-            if any(dim.size in sizes for dim in value.dims):
+            if any(dim.size in sizes for dim in value.dims) and not but(value):
                 found = bounds(value)
-                if not (-_LARGEST <= found.low and found.high <= _LARGEST):
+                if not (-LARGEST <= found.low and found.high <= LARGEST):
                     return False
     return True
 

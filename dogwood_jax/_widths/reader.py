@@ -16,7 +16,7 @@ from dogwood_jax._widths.positions import of_constant
 from dogwood_jax._widths.quantized import check_read
 from dogwood_jax._widths.reads import note
 from dogwood_jax._widths.rules.registry import RULES, Rule, unknown
-from dogwood_jax._widths.values import SINGLE_PRECISION, Table, Trace, Value
+from dogwood_jax._widths.values import SINGLE_PRECISION, Made, Table, Trace, Value
 
 _UNSCALED: dict[str, Any] = {"scale": 1.0, "rounding": SINGLE_PRECISION}
 
@@ -46,10 +46,27 @@ def run(trace: Trace, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Val
             results = note(trace, eqn, operands, results)
         if rule is not _call:  # _call records the equations inside the call instead
             trace.record(eqn.primitive.name, operands, results, eqn.params)
+        if name in RULES and name not in _PROGRAMS:
+            _note_made(trace, eqn, operands, results)
         trace.dims += (dim for value in results for dim in value.dims)
         return results
 
-    return interpret(jaxpr, consts, arguments, constant=_constant, equation=equation)
+    def constant(array: Any, aval: Any) -> Value:
+        value = _constant(array, aval)
+        if value.origin == "constant":
+            trace.made[id(value)] = Made(value, array, getattr(aval, "dtype", None))
+        return value
+
+    return interpret(jaxpr, consts, arguments, constant=constant, equation=equation)
+
+
+def _note_made(trace: Trace, eqn: Any, operands: Sequence[Value], results: Sequence[Value]) -> None:
+    """Notes how an equation computes constants, so that their entries can be computed."""
+    if any(value.origin != "constant" for value in operands):
+        return
+    for place, value in enumerate(results):
+        if not any(value is operand for operand in operands):  # some rules return the operand
+            trace.made[id(value)] = Made(value, eqn=eqn, operands=operands, place=place)
 
 
 def _constant(array: Any, aval: Any) -> Value:

@@ -328,6 +328,26 @@ class Degree(NamedTuple):
     is_noted: bool
 
 
+class Made(NamedTuple):
+    """How a constant comes about.
+
+    Attributes:
+        value: the constant.
+        array: its entries, if the program holds them.
+        dtype: their dtype.
+        eqn: the equation that computes it, if any.
+        operands: the values that the equation takes.
+        place: which of its results it is.
+    """
+
+    value: Value
+    array: Any = None
+    dtype: Any = None
+    eqn: Any = None
+    operands: Sequence[Value] = ()
+    place: int = 0
+
+
 class Trace:
     """What a program does with its parameters, collected while its equations are read.
 
@@ -342,6 +362,7 @@ class Trace:
         self.inputs: list[Dim] = []  # of the network's inputs
         self.arguments: list[Value] = []  # the inputs
         self.steps: list[Step] = []  # every equation, in the order of the program
+        self.made: dict[int, Made] = {}  # how constants come about, by their identity
         self.times = 1  # how often the equation that is read runs
         self.demands: list[Demand] = []
         self.reads: list[Read] = []

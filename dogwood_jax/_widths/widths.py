@@ -131,6 +131,8 @@ class Width:
         recipes: ways to grow it exactly in spite of its hazards.
         free_hazard: why the incoming weights of new units must not be random, or None. Copies of
             old weights are no problem then.
+        inside: the width each of whose units becomes as many as this one has; None for a width that
+            the network's arrays show by themselves. It has one unit before the growth.
     """
 
     name: str
@@ -144,6 +146,7 @@ class Width:
     notes: tuple[str, ...] = ()
     recipes: tuple[Recipe, ...] = ()
     free_hazard: str | None = None
+    inside: str | None = None
 
     @property
     def status(self) -> str:
@@ -200,6 +203,7 @@ class Facts:
     notes: tuple[str, ...] = ()
     recipes: tuple[Recipe, ...] = ()
     free_hazard: str | None = None
+    inside: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
