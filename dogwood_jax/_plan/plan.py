@@ -61,6 +61,11 @@ _MORE_EXPERTS = (
     "whether outputs stay"
 )
 
+_NEVER_LEARN = (
+    "only if its new units are zero would outputs stay, and then they would never learn, because "
+    "they are only multiplied with each other"
+)
+
 _LONELY = "one of them computes with a number that the other lacks"
 
 
@@ -461,7 +466,7 @@ def _recipes(width: Width, new: int, strategy: Strategy | None) -> Sequence[Reci
     fitting = [
         recipe
         for recipe in width.recipes
-        if name in (None, recipe.strategy)
+        if (recipe.learns if name is None else recipe.strategy == name)
         if not recipe.multiple or new % width.size == 0
     ]
     return fitting or [None]
@@ -503,9 +508,10 @@ def _obstacles(width: Width, new: int, strategy: Strategy, recipe: Recipe | None
             reason = f"cannot grow it from {width.size} to {new}"
         yield f"strategies.{strategy}() {reason}"
     elif strategy.begins_exact and recipe is None and width.hazards:
+        dead = f"; {_NEVER_LEARN}" * any(not other.learns for other in width.recipes)
         yield (
             f"growing it from {width.size} to {new} would change outputs: "
-            f"{'; '.join(width.hazards)}; it occurs in {_places(width)}"
+            f"{'; '.join(width.hazards)}{dead}; it occurs in {_places(width)}"
         )
     if strategy.takes_multiples_only and width.size and new % width.size:
         yield f"strategies.{strategy}() grows it to multiples of {width.size} only, not to {new}"
@@ -547,6 +553,7 @@ def _ways_out(width: Width) -> str:
         return f"use strategies.{open_ways[0][0]}()"
     exact = [
         f"strategies.{strategy}() keeps outputs"
+        + (", but new units never learn" if recipe and not recipe.learns else "")
         + (_multiples(width, recipe) if recipe and recipe.multiple else "")
         for strategy, recipe in open_ways
     ]

@@ -27,6 +27,7 @@ import numpy as np
 from dogwood_jax import strategies
 from dogwood_jax._widths.dims import Dim, atoms
 from dogwood_jax._widths.layout import Layout, Role, units_along, units_of
+from dogwood_jax._widths.recipes.numbers import with_numbers
 from dogwood_jax._widths.recipes.obstacles import obstacle
 from dogwood_jax._widths.recipes.rules import RULES, unchanged
 from dogwood_jax._widths.recipes.states import Filling, LargerNetwork, NoRecipe, Place, Reading
@@ -36,9 +37,13 @@ from dogwood_jax._widths.widths import Leaf, Recipe
 # Primitives that may cut a part out of a fused array.
 _CUTS = frozenset({"slice", "split", "dynamic_slice", "unstack", "gather", "squeeze"})
 
+# New units that never learn. It is looked for where zeros are the only way.
+_DEAD = Filling(strategies.zeros())
+
 _FILLINGS = (
     Filling(strategies.zero_outgoing()),
     Filling(strategies.zero_incoming()),
+    _DEAD,
     Filling(strategies.tile()),
     Filling(strategies.tile(), multiple=True),
 )
@@ -118,15 +123,20 @@ class Finder:
         First comes the one that keeps the epsilons of norms, because larger models have the same.
         """
         known: dict[str, float] = {}
-        why = ""
+        why, is_dead = "", False
         for filling in _FILLINGS:
             reading = None
+            if filling is _DEAD and not is_dead:
+                continue
             try:
                 reading = Reading(name, width, filling, self._places[name], self._values)
                 self._read(reading)
             except NoRecipe:
                 if filling.is_tiled and reading is not None:
                     why = why or obstacle(reading, self._steps, self._makers)
+                continue
+            if reading.is_dead and filling is not _DEAD:
+                is_dead |= filling.strategy.incoming == "zero"
                 continue
             solutions = [_solution(reading, keeps_epsilons) for keeps_epsilons in (True, False)]
             found = [recipe for recipe in dict.fromkeys(solutions) if recipe is not None]
@@ -168,10 +178,14 @@ class Finder:
         for filling in _FILLINGS:
             if filling.is_tiled or strategy not in (None, filling.strategy.name):
                 continue
+            if filling is _DEAD and strategy is None:
+                continue
             try:
                 reading = Reading(name, width, filling, self._places[name], self._values, larger)
                 self._read(reading)
             except NoRecipe:
+                continue
+            if reading.is_dead and filling is not _DEAD:
                 continue
             recipe = _solution(reading, keeps_epsilons=True)
             if recipe is not None and not any(power for *_, power in recipe.constants):
@@ -187,7 +201,7 @@ class Finder:
             step = self._steps[reading.index]
             if step.results and all(value.origin == "constant" for value in step.results):
                 continue
-            states = RULES.get(step.name, unchanged)(reading, step)
+            states = with_numbers(reading, step, RULES.get(step.name, unchanged)(reading, step))
             for value, state in zip(step.results, states, strict=True):
                 if step.name in _CUTS and state.power:
                     state = reading.cut(value, state)

@@ -572,11 +572,11 @@ def _contraction(
     places: Sequence[tuple[int | None, int | None]],
 ) -> State:
     """A sum of products over pairs of axes; other axes of the result are of x, y or both."""
-    for value in (x, y):
-        if value.number is not None and value.number not in (0, 1):
-            raise NoRecipe
     a, b = r.state(x), r.state(y)
     power = plus(a.power, b.power)
+    for value, other in ((x, y), (y, x)):
+        if value.number is not None and value.number not in (0, 1):
+            power = plus(power, r.power_of_number(other, value, 1))
     # A tied embedding reads what it writes; the other readers' weights are not zero.
     either = a.array is b.array or "parameter" in (x.origin, y.origin)
     hidden = set()  # operands of which only old entries count along their other axes
@@ -584,9 +584,11 @@ def _contraction(
         if i in a.along or j in b.along:
             parts = [k for k in (a.along.get(i), b.along.get(j)) if k is not None]
             power = plus(power, r.total(r.product(parts, either), x.dims[i]))
-            silent = [r.settle(k).rest == "zero" if k.shared else k.rest == "zero" for k in parts]
+            reads = [k.shared or r.reads_units(k) for k in parts]
+            settled = [r.settle(k) if is_reader else k for k, is_reader in zip(parts, reads, strict=True)]
+            silent = [k.rest == "zero" for k in settled]
             # Weights that are zero for the rest of the units they read are so for all they write.
-            whole = [k.shared and is_zero for k, is_zero in zip(parts, silent, strict=True)]
+            whole = [is_reader and is_zero for is_reader, is_zero in zip(reads, silent, strict=True)]
             hidden |= {0} if not (silent[-1] or whole[0]) else set()
             hidden |= {1} if not (silent[0] or whole[-1]) else set()
     along = {}
@@ -613,7 +615,7 @@ def _conv(r: Reading, step: Step) -> Sequence[State]:
     groups = step.params["feature_group_count"]
     if {*x_space} & {*a.along} or {*k_space} & {*b.along} or step.params["batch_group_count"] > 1:
         raise NoRecipe
-    if groups == 1:
+    if groups == 1 or _is_within_groups(r, x, x_feature, kernel, in_k):
         pairs, places = [(x_feature, in_k)], {batch: (x_batch, None), feature: (None, out_k)}
     elif x.dims[x_feature].size == kernel.dims[out_k].size == groups:
         pairs, places = [], {batch: (x_batch, None), feature: (x_feature, out_k)}
@@ -623,6 +625,13 @@ def _conv(r: Reading, step: Step) -> Sequence[State]:
         pairs, places = [], {batch: (x_batch, None)}
     order = [places.get(axis, (None, None)) for axis in range(x.ndim)]
     return [_contraction(r, x, kernel, pairs, order)]
+
+
+def _is_within_groups(r: Reading, x: Value, feature: int, kernel: Value, in_k: int) -> bool:
+    """Whether a convolution of groups has as many groups as before, with several channels each."""
+    per_group = kernel.dims[in_k]
+    sizes = r.degree(x.dims[feature]), r.degree(per_group)
+    return per_group.size > 1 and sizes[0] is not None and sizes[0] == sizes[1]
 
 
 # Reductions --------------------------------------------------------------------------------------

@@ -129,15 +129,19 @@ class Along(NamedTuple):
     Attributes:
         rest: what the new entries are that copy no old entry: ``"zero"``, the ``"mean"`` of the
             old ones, the ``"same"`` as all others, or ``"free"``. ``"none"`` if there are no such
-            entries. ``"open"`` if they may be zero or a mean: the other terms of a sum decide. If
-            shared, they may be zero or free: they are zero where what they meet is not.
+            entries. ``"number"`` if all of them are one known number that is not zero, such as the
+            exponential of zero. ``"open"`` if they may be zero or a mean: the other terms of a sum
+            decide. Weights that read the units may be zero or free: they are zero where what they
+            meet is not.
         shared: whether the entries of copies add up to the old entry instead of repeating it.
         leaf: the leaf whose rest is open.
+        number: the number that new entries are.
     """
 
-    rest: Literal["zero", "mean", "same", "free", "none", "open"]
+    rest: Literal["zero", "number", "mean", "same", "free", "none", "open"]
     shared: bool = False
     leaf: int = -1
+    number: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,6 +213,11 @@ class Filling:
     @property
     def is_tiled(self) -> bool:
         return self.strategy.repeats
+
+    @property
+    def silences_outgoing(self) -> bool:
+        """Whether what reads new units is zero, and they may be anything."""
+        return self.strategy.outgoing == "zero" != self.strategy.incoming
 
 
 @dataclass(frozen=True)
@@ -296,17 +305,20 @@ class Reading:
         # Leaves whose rest must be zero, where they write the width or where they read it.
         self.zeros: set[tuple[int, Role]] = set()
         self.zero_values: set[int] = set()  # values times zero, by identity
+        # Whether new units are zero in both factors of a product, and whether in one of a product.
+        self.both_zero, self.learns = False, False
         self.offsets: dict[int, float] = {}  # numbers that leaves are added to wherever they are
         self._bare: set[int] = set()  # leaves that are read without such a number
         self._rests: dict[int, Literal["zero", "mean"]] = {}  # of leaves that were open
         self._degrees: dict[Dim, int | None] = {}
         self.states: dict[int, State] = {}  # by identity of the value
         self.index = 0  # of the step that is read
+        self._freed: set[int] = set()  # leaves of which a function has read free entries
         self.degrees: dict[int, Degree] = {}
         self.parts: set[int] = set()  # fused leaves of which only the outgoing part is rescaled
         for index, place in places.items():
             along = {axis: self._of_leaf(index, role) for axis, role in place.roles.items()}
-            part = place.part if filling.strategy.outgoing == "zero" else None
+            part = place.part if filling.silences_outgoing else None
             power: Power = {index if part is None else Partly(index, part): 1.0}
             if part is not None:
                 self.parts.add(index)
@@ -320,6 +332,11 @@ class Reading:
         if any(known.shared or known.rest in ("mean", "open") for known in along):
             raise NoRecipe
 
+    @property
+    def is_dead(self) -> bool:
+        """Whether new units and whatever they are multiplied by are zero, so that none ever learns."""
+        return self.both_zero and not self.learns
+
     def _preference(self, leaf: int) -> tuple[int, int]:
         """Returns a rank for each leaf: leaves of low rank are rescaled first.
 
@@ -328,7 +345,7 @@ class Reading:
         """
         place = self.places[leaf]
         outgoing = not {*place.roles.values()} <= {"incoming"}
-        if self.filling.strategy.outgoing == "zero":
+        if self.filling.silences_outgoing:
             return 0 if outgoing else 1, leaf
         if place.scales:
             return 0, leaf
@@ -337,7 +354,7 @@ class Reading:
     def _of_leaf(self, leaf: int, role: Role | None) -> Along:
         """How new entries of a leaf are filled in."""
         place = self.places[leaf]
-        if self.filling.strategy.outgoing == "zero":
+        if self.filling.silences_outgoing:
             return Along("zero" if role in ("outgoing", "both") else "free")
         if self.filling.is_tiled and role != "incoming":
             if role is None:
@@ -346,7 +363,11 @@ class Reading:
             if role == "both":
                 return self.filled("mean")
             return self.filled("open", shared=True)._replace(leaf=leaf)
-        if role in ("outgoing", None):
+        if role in ("outgoing", None) and self.filling.strategy.outgoing == "zero":
+            return Along("zero")
+        if role == "outgoing":
+            return Along("open", leaf=leaf)
+        if role is None:
             return Along("free")
         if place.scales:
             self.blank.add(leaf)
@@ -472,7 +493,7 @@ class Reading:
             or state.along.keys() & other.along
         ):
             return state
-        if self.filling.strategy.outgoing == "zero" or {*place.roles.values()} != {"incoming"}:
+        if self.filling.silences_outgoing or {*place.roles.values()} != {"incoming"}:
             return state
         rest = self.filled("open")._replace(leaf=leaf)
         return replace(state, along=dict.fromkeys(state.along, rest))
@@ -535,11 +556,15 @@ class Reading:
         """Decides what the rest of a leaf is, if it is open."""
         if along.rest != "open":
             return along
-        if along.shared:  # free, unless it must be zero here or elsewhere
+        if self.reads_units(along):  # free, unless it must be zero here or elsewhere
             if rest == "zero":
+                if along.leaf in self._freed:
+                    raise NoRecipe
                 self.zeros.add((along.leaf, "outgoing"))
             is_zero = (along.leaf, "outgoing") in self.zeros
-            return Along("zero" if is_zero else "free", shared=True)
+            if not (is_zero or along.shared):
+                self._freed.add(along.leaf)
+            return Along("zero" if is_zero else "free", along.shared)
         if self.places[along.leaf].scales:
             self.blank.discard(along.leaf)
             return Along("mean" if self.filling.is_tiled else "zero")
@@ -551,6 +576,16 @@ class Reading:
                 self.zeros.add((along.leaf, "incoming"))
         return Along(found)
 
+    def _is_free(self, along: Along) -> bool:
+        """Whether entries are weights that may as well be free in a sum."""
+        return self.reads_units(along) and not along.shared
+
+    def reads_units(self, along: Along) -> bool:
+        """Whether entries are weights that read the units, which are zero if they have to be."""
+        if along.rest != "open":
+            return False
+        return along.shared or not (self.filling.is_tiled or self.places[along.leaf].scales)
+
     def sum(self, parts: Sequence[Along]) -> Along:
         """New entries of a sum, or of things put side by side."""
         if len({part.shared for part in parts}) > 1:
@@ -558,7 +593,10 @@ class Reading:
         if len({*parts}) == 1:
             return parts[0]
         is_zero = any(part.rest == "zero" for part in parts)
-        rests = {self.settle(part, "zero" if is_zero else "mean").rest for part in parts}
+        rests = {
+            self.settle(part, "zero" if is_zero and not self._is_free(part) else "mean").rest
+            for part in parts
+        }
         if len(rests) == 1 or "none" in rests:
             (rest,) = rests & {"none"} or rests
         else:
@@ -570,20 +608,23 @@ class Reading:
         shared = [part.shared for part in parts].count(True)
         varying = [part for part in parts if part.rest != "same"]
         rests = [part.rest for part in varying]
-        if shared > 1 or (rests.count("zero") > 1 and not square and not self.filling.is_tiled):
-            raise NoRecipe  # if both factors are zero, neither ever learns
+        if shared > 1:
+            raise NoRecipe
         if len(varying) < 2:
             return (varying or parts)[0]._replace(shared=bool(shared))
-        if shared and "zero" not in rests:
-            open_ones = [part for part in varying if part.rest == "open" and part.shared]
-            if open_ones:
-                return open_ones[0]
+        if not self.filling.is_tiled:
+            self.both_zero |= rests.count("zero") > 1 and not square
+            self.learns |= rests.count("zero") < 2
+        if "zero" not in rests:
+            readers = [part for part in varying if self.reads_units(part)]
+            if readers:
+                return readers[0]
         rest = next((r for r in ("none", "zero") if r in rests), "free")
         return Along(rest, bool(shared))  # type: ignore[arg-type]
 
     def total(self, along: Along, dim: Dim) -> Power:
         """The power that a sum along a dimension with the width adds."""
-        rest, shared = self.settle(along, "zero" if along.shared else "mean")[:2]
+        rest, shared = self.settle(along, "zero" if self.reads_units(along) else "mean")[:2]
         if rest == "zero" and not self.filling.is_tiled:
             return {}
         if shared and rest in ("zero", "none"):
