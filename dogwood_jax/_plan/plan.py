@@ -557,7 +557,8 @@ def _ways_out(width: Width) -> str:
         + (_multiples(width, recipe) if recipe and recipe.multiple else "")
         for strategy, recipe in open_ways
     ]
-    if width.hazards and all(kind_of(hazard) in _IN_LARGER_MODEL for hazard in width.hazards):
+    kinds = {kind_of(hazard) for hazard in width.hazards}
+    if kinds and (kinds <= _IN_LARGER_MODEL.keys() or "ambiguous" in kinds):
         exact.append(
             "if old units have the same numbers in a larger network, or numbers that rescaled "
             "arrays make up for, target= and target_apply= show it"

@@ -30,7 +30,15 @@ from dogwood_jax._widths.layout import Layout, Role, units_along, units_of
 from dogwood_jax._widths.recipes.numbers import with_numbers
 from dogwood_jax._widths.recipes.obstacles import obstacle
 from dogwood_jax._widths.recipes.rules import RULES, unchanged
-from dogwood_jax._widths.recipes.states import Filling, LargerNetwork, NoRecipe, Place, Reading
+from dogwood_jax._widths.recipes.states import (
+    Ambiguous,
+    Filling,
+    LargerNetwork,
+    NoRecipe,
+    Place,
+    Reading,
+)
+from dogwood_jax._widths.scales import ambiguity
 from dogwood_jax._widths.values import Degree, Trace, Value
 from dogwood_jax._widths.widths import Leaf, Recipe
 
@@ -64,7 +72,14 @@ def find_recipes(
     if not widths:
         return {}
     program = Finder(trace, values, leaves)
-    return {width: tuple(program.recipes(width, names[width])) for width in widths}
+    found = {width: tuple(program.recipes(width, names[width])) for width in widths}
+    for width, recipes in found.items():
+        number = program.ambiguous.get(names[width])
+        if number is not None and not recipes:
+            same_numbers = LargerNetwork({}, keeps_tables=False)
+            if program.solved(width, names[width], same_numbers, None) is not None:
+                width.endanger(ambiguity(number))
+    return found
 
 
 def _may_have_recipes(trace: Trace, width: Dim) -> bool:
@@ -81,10 +96,14 @@ class Finder:
         trace: a network's program, read and with all dimensions known.
         values: its arrays by path.
         leaves: the arrays again, with layouts and roles.
+
+    Attributes:
+        ambiguous: by width, a constant of which it was not known whether it follows from the size.
     """
 
     def __init__(self, trace: Trace, values: Mapping[str, Value], leaves: Sequence[Leaf]) -> None:
         self._trace, self._steps, self._degrees = trace, trace.steps, trace.degrees
+        self.ambiguous: dict[str, float] = {}
         self._values = list(values.values())
         self._places: dict[str, dict[int, Place]] = {}
         numbers = {path: index for index, path in enumerate(values)}
@@ -131,7 +150,9 @@ class Finder:
             try:
                 reading = Reading(name, width, filling, self._places[name], self._values)
                 self._read(reading)
-            except NoRecipe:
+            except NoRecipe as reason:
+                if isinstance(reason, Ambiguous):
+                    self.ambiguous.setdefault(name, reason.number)
                 if filling.is_tiled and reading is not None:
                     why = why or obstacle(reading, self._steps, self._makers)
                 continue

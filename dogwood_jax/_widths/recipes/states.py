@@ -15,13 +15,25 @@ import numpy as np
 
 from dogwood_jax._widths.dims import Dim
 from dogwood_jax._widths.layout import Role
-from dogwood_jax._widths.scales import to_blame
+from dogwood_jax._widths.scales import USUAL_NUMBERS, to_blame
 from dogwood_jax._widths.values import Degree, Entry, Value
 from dogwood_jax.strategies import Strategy
 
 
 class NoRecipe(Exception):
     """The program cannot be followed, or the equations have no solution."""
+
+
+class Ambiguous(NoRecipe):
+    """A constant may follow from the width's size, or be what it is for another reason.
+
+    Args:
+        number: the constant.
+    """
+
+    def __init__(self, number: float) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 # A linear expression: the coefficients of the unknown powers of leaves, by index, and of RATIO and
@@ -704,8 +716,9 @@ class Reading:
                 if group and _near(number, size, rounding):
                     return inverse * self._degree_of_group(group)
         weighted = [d.root for d in x.contracted]
-        if any(self.degree(d) != 0 for d in summed if d not in weighted):
-            raise NoRecipe  # such as n - 1
+        is_usual = any(_near(number, usual, rounding) for usual in USUAL_NUMBERS)
+        if not is_usual and any(self.degree(d) != 0 for d in summed if d not in weighted):
+            raise Ambiguous(number)  # such as n - 1
         return None
 
     def _degree_of_group(self, group: Iterable[Dim]) -> int:
@@ -716,7 +729,8 @@ class Reading:
 
     def _degree_of_scale(self, x: Value, number: float, rounding: float) -> float:
         """The degree of a number that may have been computed from sizes, or is none of them."""
-        dims = list(dict.fromkeys(d.root for d in (*x.contracted, *x.dims) if d.size > 1))
+        whole = (*x.contracted, *x.summed, *x.dims)
+        dims = list(dict.fromkeys(d.root for d in whole if d.size > 1))
         if all(self.degree(d) == 0 for d in dims):
             return 0
         groups = [[d] for d in dict.fromkeys((*dims, self.width))]
@@ -737,7 +751,7 @@ class Reading:
         is_ambiguous &= bool(degrees) and not self.width.bilinear
         is_blamed = any(self.degree(d) != 0 for d in to_blame(x, number, rounding))
         if is_ambiguous or is_blamed != bool(degrees) or len(degrees) > 1:
-            raise NoRecipe
+            raise Ambiguous(number)
         return degrees.pop() if degrees else 0
 
 
