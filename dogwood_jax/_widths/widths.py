@@ -75,7 +75,7 @@ class Recipe:
 
     Attributes:
         strategy: the strategy that it goes with: ``"zero_outgoing"``, ``"zero_incoming"``,
-            ``"tile"``, or ``"zeros"`` if new units never learn, so that nothing grows by it unless
+            ``"tile"``, ``"replicate"``, or ``"zeros"`` if new units never learn, so that nothing grows by it unless
             it is asked to.
         powers: paths of arrays and the powers of the ratio that multiply their old entries. The
             ratio is new / old, for ``"tile"`` the share of units that are copies, (new // old) *
@@ -98,7 +98,7 @@ class Recipe:
             far as it is known.
     """
 
-    strategy: Literal["zero_outgoing", "zero_incoming", "tile", "zeros"]
+    strategy: Literal["zero_outgoing", "zero_incoming", "replicate", "tile", "zeros"]
     powers: tuple[tuple[str, float], ...] = ()
     constants: tuple[tuple[str, float, float], ...] = ()
     blank: tuple[str, ...] = ()

@@ -52,6 +52,7 @@ _FILLINGS = (
     Filling(strategies.zero_outgoing()),
     Filling(strategies.zero_incoming()),
     _DEAD,
+    Filling(strategies.replicate()),
     Filling(strategies.tile()),
     Filling(strategies.tile(), multiple=True),
 )
@@ -153,7 +154,7 @@ class Finder:
             except NoRecipe as reason:
                 if isinstance(reason, Ambiguous):
                     self.ambiguous.setdefault(name, reason.number)
-                if filling.is_tiled and reading is not None:
+                if filling.is_tiled and filling.has_rest and reading is not None:
                     why = why or obstacle(reading, self._steps, self._makers)
                 continue
             if reading.is_dead and filling is not _DEAD:
@@ -174,7 +175,7 @@ class Finder:
                     constants=recipe.constants or stay,
                     obstacle=why if filling.multiple else "",
                 )
-            if filling.is_tiled:  # what works for any size works for multiples
+            if filling.is_tiled:  # what works for any number of copies works for the same of each
                 return
 
     def solved(
@@ -278,7 +279,7 @@ def _solution(reading: Reading, keeps_epsilons: bool) -> Recipe | None:
         )
 
     places = reading.places.items()
-    blank = () if filling.multiple else (p.path for leaf, p in places if leaf in reading.blank)
+    blank = () if not filling.has_rest else (p.path for leaf, p in places if leaf in reading.blank)
     return Recipe(
         name,
         rescaled(whole=True),

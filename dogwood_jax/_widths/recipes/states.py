@@ -216,7 +216,9 @@ class Filling:
     """How new units of a width are filled in.
 
     Tiled units are new // old copies of every old unit, then a rest: 3 units become 8 as two of
-    each and a rest of two. If the new size is a multiple of the old one, there is no rest.
+    each and a rest of two. If the new size is a multiple of the old one, there is no rest. There is
+    none either where some units have more copies than others: 3 units become 8 as three of two
+    units and two of the third.
     """
 
     strategy: Strategy
@@ -224,7 +226,17 @@ class Filling:
 
     @property
     def is_tiled(self) -> bool:
-        return self.strategy.repeats
+        return self.strategy.incoming == "copy"
+
+    @property
+    def is_uneven(self) -> bool:
+        """Whether some units have more copies than others, so that a sum over all means nothing."""
+        return self.is_tiled and not self.strategy.repeats
+
+    @property
+    def has_rest(self) -> bool:
+        """Whether there are new units that copy no old unit."""
+        return not (self.multiple or self.is_uneven)
 
     @property
     def silences_outgoing(self) -> bool:
@@ -308,7 +320,7 @@ class Reading:
     ) -> None:
         self.name, self.width, self.filling, self.places = name, width, filling, places
         self.larger = larger
-        self.ratio: Power = {} if filling.multiple else {RATIO: 1.0}
+        self.ratio: Power = {RATIO: 1.0} if filling.has_rest else {}
         self.size = plus({COPIES: 1.0}, self.ratio, -1) if filling.is_tiled else self.ratio
         self.equations = Equations(self._preference)
         self.constants: list[Constant] = []
@@ -372,6 +384,8 @@ class Reading:
             if role is None:
                 raise NoRecipe
             # What also writes units cannot share them out among copies.
+            if role == "both" and self.filling.is_uneven:
+                raise NoRecipe
             if role == "both":
                 return self.filled("mean")
             return self.filled("open", shared=True)._replace(leaf=leaf)
@@ -386,7 +400,7 @@ class Reading:
             return self.filled("free")
         if not self.filling.is_tiled:
             return Along("zero")
-        if place.how == "index" or self.filling.multiple:
+        if place.how == "index" or not self.filling.has_rest:
             return self.filled("mean")
         return Along("open", leaf=leaf)
 
@@ -562,7 +576,7 @@ class Reading:
     # New entries
 
     def filled(self, rest: Any, shared: bool = False) -> Along:
-        return Along("none" if self.filling.multiple else rest, shared)
+        return Along(rest if self.filling.has_rest else "none", shared)
 
     def settle(self, along: Along, rest: Literal["zero", "mean"] = "mean") -> Along:
         """Decides what the rest of a leaf is, if it is open."""
@@ -641,7 +655,7 @@ class Reading:
             return {}
         if shared and rest in ("zero", "none"):
             return {}
-        if shared or self.degree(dim) is None:
+        if shared or self.filling.is_uneven or self.degree(dim) is None:
             raise NoRecipe
         if rest == "zero":
             return plus(self.size, self.ratio)
@@ -703,6 +717,8 @@ class Reading:
             if degree and not self.filling.is_tiled:
                 what = f"the {'factor on' if sign == 1 else 'divisor of'} {self.name}"
                 self.constants.append(Constant(what, number, plus({}, self.ratio, degree)))
+        if degree and self.filling.is_uneven:
+            raise NoRecipe
         if degree:
             self.degrees[self.index] = Degree(number, sign * degree, is_noted)
         return plus({}, self.size, sign * degree)
