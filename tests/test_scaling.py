@@ -22,10 +22,12 @@ from networks_scaling import (
     Case,
     attend,
     attention_shapes,
+    divergence,
     rms_norm,
     row,
     scores,
     stream,
+    towers,
     weighted,
 )
 
@@ -38,6 +40,8 @@ STRATEGIES = {
     "zero_outgoing": dw.strategies.zero_outgoing,
     "zero_incoming": dw.strategies.zero_incoming,
     "tile": dw.strategies.tile,
+    "replicate": dw.strategies.replicate,
+    "zeros": dw.strategies.zeros,
 }
 
 
@@ -156,6 +160,39 @@ def test_moments_follow_arrays_of_which_a_part_is_rescaled() -> None:
         assert_close(moments[f"trace/{path}"][places], gradients[path][places], 1e-10, 1.0)
 
 
+LEARN_FIRST = {
+    "divergence": ("read", 0),
+    "factorization machine": ("embed", 1),
+    "capsules": ("write/kernel", 1),
+}
+
+
+@pytest.mark.parametrize("name", LEARN_FIRST)
+def test_new_units_learn_though_they_are_zero(name: str) -> None:
+    big, growth = planned(name, 9)[0]
+    grown = dw.grow(before(name)[2], growth, fresh=fill(big.shapes, 2))
+    path, axis = LEARN_FIRST[name]
+    slopes = np.moveaxis(leaves_by_path(gradient(big, grown))[path], axis, 0)
+    assert not np.any(np.moveaxis(leaves_by_path(grown)[path], axis, 0)[6:])
+    assert np.all(np.abs(slopes[6:].reshape(3, -1)).max(1) > 1e-6)
+
+
+def test_units_that_never_learn_are_not_the_default() -> None:
+    model, widths, _ = before("towers")
+    with pytest.raises(ValueError, match="would never learn") as refused:
+        dw.plan(widths, target=towers(n=9).shapes, target_apply=model.apply)
+    assert "strategies.zeros() keeps outputs, but new units never learn" in str(refused.value)
+
+
+def test_a_number_that_may_follow_from_the_size_is_settled_by_the_larger_model() -> None:
+    model = divergence()(n=4)  # 2 is sqrt(4)
+    widths, big = widths_of(model), divergence()(n=6)
+    with pytest.raises(ValueError, match="whether the constant 2 (.|\n)* target_apply= show it"):
+        dw.plan(widths, target=big.shapes)
+    growth = dw.plan(widths, target=big.shapes, target_apply=big.apply)
+    assert growth.change["mean"].strategy.name == "zero_incoming"
+
+
 # What does not ------------------------------------------------------------------------------------
 
 
@@ -219,6 +256,8 @@ REFUSED = {
     "an unusual scale": (unusual_scale, ("q", 2)),
     "table of positions": (sinusoids, ("write/bias", 0)),
     "unbiased variance": (stream(unbiased), ("write/bias", 0)),
+    "divergence from elsewhere": (divergence(shift=1), ("read", 0)),
+    "silent rows of unit length": (divergence(unit_rows=True), ("read", 0)),
 }
 
 
