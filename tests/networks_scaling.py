@@ -557,6 +557,23 @@ def ensemble(n: int = 6, epsilon: float = 0) -> Model:
     return weighted({"read": f64(n, 4, 3), "write": f64(n, 3)}, apply, data(5, 4))
 
 
+def codebook(told: bool = False) -> Builder:
+    """The code that is closest to each vector; ``told``, its number besides."""
+
+    def build(n: int = 6, epsilon: float = 0) -> Model:
+        def apply(params: Any, x: Any) -> Any:
+            z, codes = affine(params["write"], x), params["codes"]
+            distances = (z**2).sum(-1, keepdims=True) - 2 * z @ codes.T + (codes**2).sum(-1)[None]
+            closest = distances.argmin(-1)
+            found = z + jax.lax.stop_gradient(codes[closest] - z)
+            return affine(params["read"], found) + (closest[:, None] if told else 0)
+
+        shapes = {"write": dense(4, 3), "codes": f64(n, 3), "read": dense(3, 2)}
+        return weighted(shapes, apply, data(7, 4))
+
+    return build
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     """A network whose size grows by a recipe, to sizes, along a place where it occurs."""
@@ -640,4 +657,5 @@ CASES = {
     "capsules": Case(capsules, ("votes", 1), "zero_incoming", (9,)),
     "towers": Case(towers, ("one/bias", 0), "zeros", (9,)),
     "ensemble": Case(ensemble, ("read", 0), "replicate", (8,)),
+    "codebook": Case(codebook(), ("codes", 0), "replicate", (8,)),
 }

@@ -22,6 +22,7 @@ from networks_scaling import (
     Case,
     attend,
     attention_shapes,
+    codebook,
     divergence,
     rms_norm,
     row,
@@ -257,6 +258,7 @@ REFUSED = {
     "table of positions": (sinusoids, ("write/bias", 0)),
     "unbiased variance": (stream(unbiased), ("write/bias", 0)),
     "divergence from elsewhere": (divergence(shift=1), ("read", 0)),
+    "codes that are told": (codebook(told=True), ("codes", 0)),
     "silent rows of unit length": (divergence(unit_rows=True), ("read", 0)),
 }
 

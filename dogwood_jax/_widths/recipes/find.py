@@ -29,7 +29,7 @@ from dogwood_jax._widths.dims import Dim, atoms
 from dogwood_jax._widths.layout import Layout, Role, units_along, units_of
 from dogwood_jax._widths.recipes.numbers import with_numbers
 from dogwood_jax._widths.recipes.obstacles import obstacle
-from dogwood_jax._widths.recipes.rules import RULES, unchanged
+from dogwood_jax._widths.recipes.rules import states_of
 from dogwood_jax._widths.recipes.states import (
     Ambiguous,
     Filling,
@@ -223,7 +223,7 @@ class Finder:
             step = self._steps[reading.index]
             if step.results and all(value.origin == "constant" for value in step.results):
                 continue
-            states = with_numbers(reading, step, RULES.get(step.name, unchanged)(reading, step))
+            states = with_numbers(reading, step, states_of(reading, step))
             for value, state in zip(step.results, states, strict=True):
                 if step.name in _CUTS and state.power:
                     state = reading.cut(value, state)

@@ -11,6 +11,7 @@ from math import isfinite
 import numpy as np
 
 from dogwood_jax._program.elementwise import ELEMENTWISE, functions
+from dogwood_jax._widths.dims import Dim
 from dogwood_jax._widths.recipes.states import Along, NoRecipe, Reading, State, plus
 from dogwood_jax._widths.values import Step, Value
 
@@ -26,6 +27,13 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
         return function
 
     return register
+
+
+def states_of(r: Reading, step: Step) -> Sequence[State]:
+    """Returns the states of a step's results."""
+    if any(map(r.names_units, step.operands)):
+        return [_of_names(r, step)]
+    return RULES.get(step.name, unchanged)(r, step)
 
 
 def unchanged(r: Reading, step: Step) -> Sequence[State]:
@@ -247,6 +255,34 @@ def _gather(r: Reading, step: Step) -> Sequence[State]:
     if any(a not in place or sizes[a] != x.dims[a].size for a in state.along):
         raise NoRecipe
     return [State(state.power, {place[a]: along for a, along in state.along.items()})]
+
+
+def _of_names(r: Reading, step: Step) -> State:
+    """What is made of integers that name units, if they still name units or only look them up."""
+    if len(step.results) == 1:
+        (result,) = step.results
+        if isinstance(result.index, Dim) or isinstance(result.wrapped, Dim):
+            return State(names_units=True)
+        if step.name == "lt" and step.operands[1].number == 0:
+            return State()  # no unit has a negative number
+        if step.name == "gather" and not r.names_units(step.operands[0]):
+            return _looked_up(r, step)
+    raise NoRecipe
+
+
+def _looked_up(r: Reading, step: Step) -> State:
+    """Entries of units that were named, which are the same for all copies of a unit."""
+    x, numbers = step.operands[0], step.params["dimension_numbers"]
+    state, batching = r.state(x), getattr(numbers, "operand_batching_dims", ())
+    (named, *others) = numbers.start_index_map
+    is_whole = x.dims[named].root is r.width and named in numbers.collapsed_slice_dims
+    if others or not is_whole or state.along[named] != r.filled("none"):
+        raise NoRecipe
+    window = [a for a in range(x.ndim) if a not in {*numbers.collapsed_slice_dims, *batching}]
+    place = dict(zip(window, numbers.offset_dims, strict=True))
+    if not {*state.along} - {named} <= place.keys():
+        raise NoRecipe
+    return State(state.power, {place[a]: k for a, k in state.along.items() if a != named})
 
 
 # One operand -------------------------------------------------------------------------------------
@@ -663,14 +699,22 @@ def _reduce(r: Reading, step: Step) -> Sequence[State]:
     state = r.state(x)
     along = {a: _through(r, known, True) for a, known in state.along.items()}
     over = [along[a] for a in along if a in axes]
-    # Copies do not change a maximum or minimum. Other functions, such as argmax, are not followed.
+    # Copies do not change a maximum or minimum, nor what is looked up where it is.
     extremum = step.name in ("reduce_max", "reduce_min")
-    if over and not (extremum and all(known.rest in ("none", "same") for known in over)):
+    names_units = isinstance(step.results[0].index, Dim)
+    if over and not (
+        (extremum or names_units) and all(known.rest in ("none", "same") for known in over)
+    ):
         raise NoRecipe
     if not extremum:
         r.equations.equate(state.power, {})
     kept = [a for a in range(x.ndim) if a not in axes]
-    return [State(state.power, {kept.index(a): along[a] for a in along if a in kept})]
+    others = {kept.index(a): along[a] for a in along if a in kept}
+    if over and names_units:
+        if others or r.filling.has_rest:
+            raise NoRecipe
+        return [State(names_units=True)]
+    return [State(state.power, others)]
 
 
 @rule("fft")

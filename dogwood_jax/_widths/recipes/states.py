@@ -183,6 +183,8 @@ class State:
         constants: constants in what it is made of that have no name yet.
         leaf: the leaf whose entries these are, at other places perhaps.
         array: the same object for all values with the same entries.
+        names_units: whether its integers name units, of which some are copies now, so that they may
+            be other integers for the same.
     """
 
     power: Power = field(default_factory=dict)
@@ -191,11 +193,13 @@ class State:
     constants: tuple[int, ...] = ()
     leaf: int | None = None
     array: object = field(default_factory=object)
+    names_units: bool = False
 
     @property
     def is_plain(self) -> bool:
         """Whether it is what it was, and nothing need be known of it."""
-        return not (self.power or self.along or self.statistic or self.constants)
+        known = self.power or self.along or self.statistic or self.constants
+        return not (known or self.names_units)
 
     @property
     def is_raw(self) -> bool:
@@ -444,7 +448,7 @@ class Reading:
                     raise NoRecipe
                 rest = "free"
             return State(along={a: self.filled(rest) for a in axes})
-        if known.is_raw and not raw:
+        if known.names_units or (known.is_raw and not raw):
             raise NoRecipe
         if known.leaf is not None and not moved:
             self._bare.add(known.leaf)
@@ -455,6 +459,11 @@ class Reading:
             along = {a: self._of_part(value, a, new) for a, new in known.along.items()}
             known = replace(known, along=along)
         return replace(known, power=self.equations.reduce(known.power))
+
+    def names_units(self, value: Value) -> bool:
+        """Whether integers name units, see ``State.names_units``."""
+        known = self.states.get(id(value))
+        return known is not None and known.names_units
 
     def _of_part(self, value: Value, axis: int, along: Along) -> Along:
         """New entries of a value that may be a part of fused weights, such as keys."""

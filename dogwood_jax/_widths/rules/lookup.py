@@ -27,7 +27,9 @@ def _indexed(trace: Trace, x: Value, axis: int, indices: Value, *, many: bool = 
         if max((dim.size for dim in indices.dims), default=0) > x.dims[axis].size:
             x.dims[axis].fix("positions beyond its end are looked up along it")
             return
-    if indices.index or (indices.number is not None and indices.number < x.dims[axis].size - 1):
+    if isinstance(indices.index, Dim) and indices.index.size == x.dims[axis].size:
+        unify(indices.index, x.dims[axis])
+    elif indices.index is True or (indices.number is not None and indices.number < x.dims[axis].size - 1):
         # Old indices stay in range: in a larger table, new rows are for new inputs. A constant
         # index of the last row is left out: it may count from the end.
         x.dims[axis].root.interface = True
