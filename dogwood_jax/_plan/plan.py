@@ -692,7 +692,7 @@ def _kept(width: Width, units: Any, interface: bool, problems: list[str]) -> Cha
         )
     problems += _fixed(width, len(kept), "change") + _interface(width, interface)
     # A recipe for copies says nothing of units that go.
-    fitting = [r for r in width.recipes if not strategies.by_name(r.strategy).repeats]
+    fitting = [r for r in width.recipes if not strategies.by_name(r.strategy).makes_alike]
     recipe = fitting[0] if fitting and kept else None
     return Change(width.name, width.size, len(kept), strategies.KEEP, kept, recipe=recipe)
 

@@ -75,8 +75,8 @@ class Recipe:
 
     Attributes:
         strategy: the strategy that it goes with: ``"zero_outgoing"``, ``"zero_incoming"``,
-            ``"tile"``, ``"replicate"``, or ``"zeros"`` if new units never learn, so that nothing grows by it unless
-            it is asked to.
+            ``"tile"``, ``"replicate"``, or ``"zeros"`` if new units never learn, so that nothing
+            grows by it unless it is asked to.
         powers: paths of arrays and the powers of the ratio that multiply their old entries. The
             ratio is new / old, for ``"tile"`` the share of units that are copies, (new // old) *
             old / new.

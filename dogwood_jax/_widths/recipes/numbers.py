@@ -51,11 +51,10 @@ def _computed(r: Reading, step: Step, axis: int) -> float | None:
     numbers = [_number(r, value, axis) for value in step.operands]
     if any(number is None for number in numbers):
         return None
-    if step.name == "integer_pow":
-        return folded("pow", *numbers, step.params["y"])
     if step.name == "convert_element_type":
         return _converted(numbers[0], step.params["new_dtype"])
-    found = folded(step.name, *numbers)
+    is_power = step.name == "integer_pow"
+    found = folded("pow", *numbers, step.params["y"]) if is_power else folded(step.name, *numbers)
     return None if found is None else float(found)
 
 

@@ -621,10 +621,14 @@ def _contraction(
             parts = [k for k in (a.along.get(i), b.along.get(j)) if k is not None]
             power = plus(power, r.total(r.product(parts, either), x.dims[i]))
             reads = [k.shared or r.reads_units(k) for k in parts]
-            settled = [r.settle(k) if is_reader else k for k, is_reader in zip(parts, reads, strict=True)]
+            settled = [
+                r.settle(k) if is_reader else k for k, is_reader in zip(parts, reads, strict=True)
+            ]
             silent = [k.rest == "zero" for k in settled]
             # Weights that are zero for the rest of the units they read are so for all they write.
-            whole = [is_reader and is_zero for is_reader, is_zero in zip(reads, silent, strict=True)]
+            whole = [
+                is_reader and is_zero for is_reader, is_zero in zip(reads, silent, strict=True)
+            ]
             hidden |= {0} if not (silent[-1] or whole[0]) else set()
             hidden |= {1} if not (silent[0] or whole[-1]) else set()
     along = {}

@@ -362,7 +362,7 @@ class Reading:
 
     @property
     def is_dead(self) -> bool:
-        """Whether new units and whatever they are multiplied by are zero, so that none ever learns."""
+        """Whether new units, and what they are multiplied by, are zero, so that none learns."""
         return self.both_zero and not self.learns
 
     def _preference(self, leaf: int) -> tuple[int, int]:

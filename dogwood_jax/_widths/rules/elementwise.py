@@ -253,7 +253,11 @@ def _select_n(trace: Trace, eqn: Any, which: Value, *cases: Value) -> list[Value
     wraps = wraps and any(compared.of is case for case in cases if case.index)  # type: ignore[union-attr]
     known = [c.index or (c.wrapped if wraps else False) or c.number == 0 for c in cases]
     names = {index.root if isinstance(index, Dim) else None for index in known}
-    index = next((c.index for c in cases if c.index), False) if all(known) and len(names) == 1 else False
+    index = (
+        next((c.index for c in cases if c.index), False)
+        if all(known) and len(names) == 1
+        else False
+    )
     silencers = _terms(cases, out)
     number = None if which.number is None else cases[int(which.number)].number
     return [out.but(silencers=silencers, index=index, number=number)]
