@@ -321,13 +321,14 @@ def test_an_array_is_rescaled_only_by_a_factor() -> None:
     assert set(more.factors) == {"up", "down"}
 
 
-@pytest.mark.parametrize("name", ["post-norm", "relu, norm", "rms by tiles"])
+@pytest.mark.parametrize("name", ["post-norm", "relu, norm", "rms by tiles", "softmax"])
 def test_some_only_grow_to_multiples(name: str) -> None:
     widths = before(name)[1]
     width = widths.of(*CASES[name].place)
     with pytest.raises(ValueError, match="cannot plan this growth") as error:
         dw.plan(widths, {width.name: 2 * width.size + 1}, strategy=dw.strategies.tile())
     assert OBSTACLES.get(name, "") in str(error.value)
+    assert "replicate" not in {recipe.strategy for recipe in width.recipes}
 
 
 def test_the_mean_must_be_that_of_the_same_array() -> None:

@@ -448,7 +448,7 @@ class Reading:
                     raise NoRecipe
                 rest = "free"
             return State(along={a: self.filled(rest) for a in axes})
-        if known.names_units or (known.is_raw and not raw):
+        if known.is_raw and not raw:
             raise NoRecipe
         if known.leaf is not None and not moved:
             self._bare.add(known.leaf)
