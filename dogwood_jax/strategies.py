@@ -24,8 +24,8 @@ strategy            incoming  outgoing  preserving  gradient of new units at the
 `plan(depth=...)`. They do not preserve the function; without `depth=`, new layers compute the
 identity.
 
-`zero_incoming` and `tile` are for residual streams under norms, and other widths that can grow in no
-other way.
+`zero_incoming` and `tile` are for residual streams under norms, and for other widths that can grow
+in no other way.
 `gradmax` (with two variants) and `firefly` look at the gradient of a loss.
 """
 
