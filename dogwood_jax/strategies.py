@@ -24,7 +24,8 @@ strategy            incoming  outgoing  preserving  gradient of new units at the
 `plan(depth=...)`. They do not preserve the function; without `depth=`, new layers compute the
 identity.
 
-`zero_incoming` and `tile` are for residual streams under norms, which can grow in no other way.
+`zero_incoming` and `tile` are for residual streams under norms, and for other widths that can grow
+in no other way.
 `gradmax` (with two variants) and `firefly` look at the gradient of a loss.
 """
 
@@ -442,7 +443,9 @@ def shrink_perturb(
 def zero_incoming(init: Initializer = glorot) -> Strategy:
     """New units of a residual stream stay zero; what reads them is random.
 
-    For a stream under RMSNorm or another norm without a mean. Everything that writes the stream
+    For a stream under RMSNorm or another norm without a mean, and for other widths that are summed
+    over so that zeros change nothing, such as the codes of a variational autoencoder. If what reads
+    new units meets noise instead of zeros, it is zero, too. Everything that writes the stream
     gets zeros for its new units, so the sum of squares stays. But from n to m units the norm's mean
     of squares changes by n / m. So all that writes the stream is multiplied by sqrt(m / n), and
     what reads it is divided by that: the norm's scale, weights without a norm. Epsilons stay as

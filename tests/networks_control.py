@@ -151,7 +151,7 @@ def branches(n_in: int = 4, hidden: int = 5, wide: int = 6, out: int = 3) -> Mod
         ),
         "encode[0]": interface("n_in", 4, "<- encode/kernel[0]"),
         "decode": interface("out", 2, "-> decode/{kernel[1],bias[0]}"),
-        "codes[0]": fixed("indexed by positions", 5, "-> codes[0]"),
+        "codes[0]": changes("codes", "argmin runs over", 5, "-> codes[0]"),
     }
 )
 def vector_quantized(n_in: int = 4, codes: int = 5, dim: int = 3, out: int = 2) -> Model:

@@ -492,6 +492,116 @@ def vit(n: int = 6, epsilon: float = EPSILON) -> Model:
 # What grows ---------------------------------------------------------------------------------------
 
 
+# New units that are zero, or copies ---------------------------------------------------------------
+
+
+def divergence(shift: float = 0, unit_rows: bool = False) -> Builder:
+    """A variational autoencoder: codes with noise, and how far they are from normal ones."""
+
+    def build(n: int = 6, epsilon: float = 0) -> Model:
+        def apply(params: Any, x: Any, noise: Any) -> Any:
+            mean, log = affine(params["mean"], x), affine(params["log"], x)
+            codes = mean + jnp.exp(log / 2) * noise
+            kernel = params["read"]
+            if unit_rows:
+                kernel = kernel / jnp.linalg.norm(kernel, axis=1, keepdims=True)
+            distance = -0.5 * jnp.sum(1 + log - (mean - shift) ** 2 - jnp.exp(log), -1)
+            return jnp.tanh(codes @ kernel) + distance[:, None]
+
+        shapes = {"mean": dense(4, n), "log": dense(4, n), "read": f64(n, 3)}
+        return weighted(shapes, apply, data(3, 4), data(3, 1, seed=1))
+
+    return build
+
+
+def factorization_machine(n: int = 6, epsilon: float = 0) -> Model:
+    """Embeddings times each other in pairs, beside layers that multiply them by what they make."""
+
+    def apply(params: Any, ids: Any) -> Any:
+        e = params["embed"][ids]
+        pairs = 0.5 * (e.sum(1) ** 2 - (e**2).sum(1)).sum(-1)
+        flat = e.reshape(len(ids), -1)
+        crossed = flat * affine(params["cross"], flat) + flat
+        return affine(params["deep"], crossed) + pairs[:, None]
+
+    shapes = {"embed": f64(10, n), "cross": dense(3 * n, 3 * n), "deep": dense(3 * n, 2)}
+    return weighted(shapes, apply, tokens(10, 5, 3))
+
+
+def demodulated(n: int = 6, epsilon: float = EPSILON) -> Model:
+    """Kernels for each example, of unit length: one convolution in groups, as StyleGAN2 has it."""
+
+    def apply(params: Any, style: Any, x: Any) -> Any:
+        scale = affine(params["style"], style)
+        kernels = params["kernel"][None] * scale[:, None, None, :, None]
+        squares = (kernels**2).sum((1, 2, 3), keepdims=True)
+        kernels = kernels * jax.lax.rsqrt(squares + epsilon)
+
+        def convolve(x: Any, kernel: Any) -> Any:
+            numbers = ("NHWC", "HWIO", "NHWC")
+            return jax.lax.conv_general_dilated(
+                x[None], kernel, (1, 1), "SAME", dimension_numbers=numbers
+            )[0]
+
+        return jax.vmap(convolve)(affine(params["write"], x), kernels)
+
+    shapes = {"style": dense(4, n), "write": dense(2, n), "kernel": f64(3, 3, n, 5)}
+    return weighted(shapes, apply, data(2, 4), data(2, 3, 3, 2, seed=1))
+
+
+def capsules(n: int = 6, epsilon: float = EPSILON) -> Model:
+    """Vectors that are squashed to a length below one."""
+
+    def squash(x: Any) -> Any:
+        square = jnp.sum(x * x, -1, keepdims=True)
+        return square / (1 + square) * x * jax.lax.rsqrt(square + epsilon)
+
+    def apply(params: Any, x: Any) -> Any:
+        votes = jnp.einsum("bid,idjo->bijo", squash(affine(params["write"], x)), params["votes"])
+        return squash(jnp.einsum("bij,bijo->bjo", jnp.full((2, 3, 2), 1 / 3), votes))
+
+    shapes = {"write": dense(4, n), "votes": f64(3, n, 2, 5)}
+    return weighted(shapes, apply, data(2, 3, 4))
+
+
+def towers(n: int = 6, epsilon: float = EPSILON) -> Model:
+    """Two vectors of unit length are only multiplied with each other, as in CLIP."""
+
+    def apply(params: Any, x: Any, y: Any) -> Any:
+        a, b = affine(params["one"], x), affine(params["other"], y)
+        a, b = (v * jax.lax.rsqrt((v * v).sum(-1, keepdims=True) + epsilon) for v in (a, b))
+        return a @ b.T
+
+    return weighted({"one": dense(4, n), "other": dense(3, n)}, apply, data(5, 4), data(5, 3))
+
+
+def ensemble(n: int = 6, epsilon: float = 0) -> Model:
+    """The least of several estimates, as of critics."""
+
+    def apply(params: Any, x: Any) -> Any:
+        hidden = jnp.tanh(jnp.einsum("bi,nih->nbh", x, params["read"]))
+        return jnp.einsum("nbh,nh->nb", hidden, params["write"]).min(0)
+
+    return weighted({"read": f64(n, 4, 3), "write": f64(n, 3)}, apply, data(5, 4))
+
+
+def codebook(told: bool = False) -> Builder:
+    """The code that is closest to each vector; ``told``, its number besides."""
+
+    def build(n: int = 6, epsilon: float = 0) -> Model:
+        def apply(params: Any, x: Any) -> Any:
+            z, codes = affine(params["write"], x), params["codes"]
+            distances = (z**2).sum(-1, keepdims=True) - 2 * z @ codes.T + (codes**2).sum(-1)[None]
+            closest = distances.argmin(-1)
+            found = z + jax.lax.stop_gradient(codes[closest] - z)
+            return affine(params["read"], found) + (closest[:, None] if told else 0)
+
+        shapes = {"write": dense(4, 3), "codes": f64(n, 3), "read": dense(3, 2)}
+        return weighted(shapes, apply, data(7, 4))
+
+    return build
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     """A network whose size grows by a recipe, to sizes, along a place where it occurs."""
@@ -571,4 +681,11 @@ CASES = {
     "equinox": Case(equinox_norm, ("write/weight", 0), "tile", (15,)),
     "haiku": Case(haiku_norm("layer"), ("write/w", 1), "tile", (15,)),
     "haiku rms": Case(haiku_norm("rms"), ("write/w", 1), "zero_incoming", (15,)),
+    "divergence": Case(divergence(), ("read", 0), "zero_incoming", (9,)),
+    "factorization machine": Case(factorization_machine, ("embed", 1), "zero_incoming", (9,)),
+    "demodulated": Case(demodulated, ("kernel", 2), "zero_outgoing", (9,)),
+    "capsules": Case(capsules, ("votes", 1), "zero_incoming", (9,)),
+    "towers": Case(towers, ("one/bias", 0), "zeros", (9,)),
+    "ensemble": Case(ensemble, ("read", 0), "replicate", (8,)),
+    "codebook": Case(codebook(), ("codes", 0), "replicate", (8,)),
 }

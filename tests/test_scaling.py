@@ -22,10 +22,13 @@ from networks_scaling import (
     Case,
     attend,
     attention_shapes,
+    codebook,
+    divergence,
     rms_norm,
     row,
     scores,
     stream,
+    towers,
     weighted,
 )
 
@@ -38,6 +41,8 @@ STRATEGIES = {
     "zero_outgoing": dw.strategies.zero_outgoing,
     "zero_incoming": dw.strategies.zero_incoming,
     "tile": dw.strategies.tile,
+    "replicate": dw.strategies.replicate,
+    "zeros": dw.strategies.zeros,
 }
 
 
@@ -187,6 +192,39 @@ def test_new_units_may_learn_where_all_scales_are_zero() -> None:
     assert np.all(grown["layers"][0]["skip"][:, 6] == np.mean(layer["skip"], 1))
 
 
+LEARN_FIRST = {
+    "divergence": ("read", 0),
+    "factorization machine": ("embed", 1),
+    "capsules": ("write/kernel", 1),
+}
+
+
+@pytest.mark.parametrize("name", LEARN_FIRST)
+def test_new_units_learn_though_they_are_zero(name: str) -> None:
+    big, growth = planned(name, 9)[0]
+    grown = dw.grow(before(name)[2], growth, fresh=fill(big.shapes, 2))
+    path, axis = LEARN_FIRST[name]
+    slopes = np.moveaxis(leaves_by_path(gradient(big, grown))[path], axis, 0)
+    assert not np.any(np.moveaxis(leaves_by_path(grown)[path], axis, 0)[6:])
+    assert np.all(np.abs(slopes[6:].reshape(3, -1)).max(1) > 1e-6)
+
+
+def test_units_that_never_learn_are_not_the_default() -> None:
+    model, widths, _ = before("towers")
+    with pytest.raises(ValueError, match="would never learn") as refused:
+        dw.plan(widths, target=towers(n=9).shapes, target_apply=model.apply)
+    assert "strategies.zeros() keeps outputs, but new units never learn" in str(refused.value)
+
+
+def test_a_number_that_may_follow_from_the_size_is_settled_by_the_larger_model() -> None:
+    model = divergence()(n=4)  # 2 is sqrt(4)
+    widths, big = widths_of(model), divergence()(n=6)
+    with pytest.raises(ValueError, match="whether the constant 2 (.|\n)* target_apply= show it"):
+        dw.plan(widths, target=big.shapes)
+    growth = dw.plan(widths, target=big.shapes, target_apply=big.apply)
+    assert growth.change["mean"].strategy.name == "zero_incoming"
+
+
 # What does not ------------------------------------------------------------------------------------
 
 
@@ -250,6 +288,9 @@ REFUSED = {
     "an unusual scale": (unusual_scale, ("q", 2)),
     "table of positions": (sinusoids, ("write/bias", 0)),
     "unbiased variance": (stream(unbiased), ("write/bias", 0)),
+    "divergence from elsewhere": (divergence(shift=1), ("read", 0)),
+    "codes that are told": (codebook(told=True), ("codes", 0)),
+    "silent rows of unit length": (divergence(unit_rows=True), ("read", 0)),
 }
 
 
@@ -376,13 +417,14 @@ def test_an_array_is_weighed_along_one_of_two_scaled_axes() -> None:
     assert all(recipe.multiple for recipe in widths.of("b", 0).recipes)
 
 
-@pytest.mark.parametrize("name", ["post-norm", "relu, norm", "rms by tiles"])
+@pytest.mark.parametrize("name", ["post-norm", "relu, norm", "rms by tiles", "softmax"])
 def test_some_only_grow_to_multiples(name: str) -> None:
     widths = before(name)[1]
     width = widths.of(*CASES[name].place)
     with pytest.raises(ValueError, match="cannot plan this growth") as error:
         dw.plan(widths, {width.name: 2 * width.size + 1}, strategy=dw.strategies.tile())
     assert OBSTACLES.get(name, "") in str(error.value)
+    assert "replicate" not in {recipe.strategy for recipe in width.recipes}
 
 
 def test_the_mean_must_be_that_of_the_same_array() -> None:

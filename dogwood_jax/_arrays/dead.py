@@ -34,7 +34,8 @@ def dead_in(fresh: Mapping[str, Any], growth: Growth) -> dict[str, list[str]]:
         # The units of a pair part by their outgoing weights.
         deciding = "opposed" if "opposed" in fates.values() else "free"
         free = {role for role, fate in fates.items() if fate == deciding}
-        filled = change.recipe.blank if change.recipe else ()
+        recipe = change.recipe
+        filled = (*recipe.blank, *(path for path, _ in recipe.zeros)) if recipe else ()
         places = [
             (leaf.path, axis, new)
             for leaf in growth.widths.leaves

@@ -138,7 +138,7 @@ def refusal(widths: Widths, width: Width) -> str | None:
         return "it is a dimension of an input or output"
     if width.size < 2:
         return "it has a single unit"
-    if width.hazards and all(strategies.by_name(r.strategy).repeats for r in width.recipes):
+    if width.hazards and all(strategies.by_name(r.strategy).makes_alike for r in width.recipes):
         return f"a unit that goes changes the others: {'; '.join(width.hazards)}"
     tried = widths.recorded
     reasons = [why for names, why in tried.alone if width.name in names]

@@ -106,12 +106,11 @@ class Change:
             pairs: Literal[-1, 0, 1] = 0
             if strategy.outgoing == "opposed":
                 pairs = 1 if incoming else -1
-            fill = blank if is_blank else fill
+            fill = blank if is_blank else "zero" if self._must_be_zero(leaf, incoming) else fill
             factor = self.factor_of_part(units.role, leaf.path)
             return AxisMap(self.old, self.new, fill=fill, rank=rank, pairs=pairs, factor=factor)
         rest: Fill = "free" if fate == "share" else blank if is_blank else "mean"
-        role = "incoming" if incoming else "outgoing"
-        if self.recipe is not None and (leaf.path, role) in self.recipe.zeros:
+        if self._must_be_zero(leaf, incoming):
             rest = "zero"
         elif self.recipe is not None and incoming:
             weighed = dict(self.recipe.weighed)
@@ -130,6 +129,11 @@ class Change:
             noise=strategy.noise if incoming else 0.0,
             forgets=strategy.state == "new",
         )
+
+    def _must_be_zero(self, leaf: Leaf, incoming: bool) -> bool:
+        """Whether the recipe says that new entries are zero, see ``Recipe.zeros``."""
+        role = "incoming" if incoming else "outgoing"
+        return self.recipe is not None and (leaf.path, role) in self.recipe.zeros
 
 
 _FIELDS = ("widths", "changes", "notes", "structure", "insertions")
@@ -416,7 +420,7 @@ class Growth:
                     fate = change.strategy.fate(
                         incoming=change.writes(units.role), random=leaf.kind == "random"
                     )
-                    if fate == "zero" and change.recipe and leaf.path in change.recipe.blank:
+                    if fate in ("zero", "free") and change.recipe:
                         fate = change.along(units, leaf).fill
                     factor = change.factor_of_part(units.role, leaf.path)
                     times = f", old entries there times {factor:.6g}" * (factor != 1)

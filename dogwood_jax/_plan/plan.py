@@ -78,6 +78,11 @@ _HEADS_FOR_EACH = (
     "for all: plan two growths, the first one with fewer of these heads"
 )
 
+_NEVER_LEARN = (
+    "only if its new units are zero would outputs stay, and then they would never learn, because "
+    "they are only multiplied with each other"
+)
+
 _LONELY = "one of them computes with a number that the other lacks"
 
 
@@ -490,7 +495,7 @@ def _recipes(width: Width, new: int, strategy: Strategy | None) -> Sequence[Reci
     fitting = [
         recipe
         for recipe in width.recipes
-        if name in (None, recipe.strategy)
+        if (recipe.learns if name is None else recipe.strategy == name)
         if not recipe.multiple or new % width.size == 0
     ]
     return fitting or [None]
@@ -532,9 +537,10 @@ def _obstacles(width: Width, new: int, strategy: Strategy, recipe: Recipe | None
             reason = f"cannot grow it from {width.size} to {new}"
         yield f"strategies.{strategy}() {reason}"
     elif strategy.begins_exact and recipe is None and width.hazards:
+        dead = f"; {_NEVER_LEARN}" * any(not other.learns for other in width.recipes)
         yield (
             f"growing it from {width.size} to {new} would change outputs: "
-            f"{'; '.join(width.hazards)}; it occurs in {_places(width)}"
+            f"{'; '.join(width.hazards)}{dead}; it occurs in {_places(width)}"
         )
     if strategy.takes_multiples_only and width.size and new % width.size:
         yield f"strategies.{strategy}() grows it to multiples of {width.size} only, not to {new}"
@@ -576,10 +582,12 @@ def _ways_out(width: Width) -> str:
         return f"use strategies.{open_ways[0][0]}()"
     exact = [
         f"strategies.{strategy}() keeps outputs"
+        + (", but new units never learn" if recipe and not recipe.learns else "")
         + (_multiples(width, recipe) if recipe and recipe.multiple else "")
         for strategy, recipe in open_ways
     ]
-    if width.hazards and all(kind_of(hazard) in _IN_LARGER_MODEL for hazard in width.hazards):
+    kinds = {kind_of(hazard) for hazard in width.hazards}
+    if kinds and (kinds <= _IN_LARGER_MODEL.keys() or "ambiguous" in kinds):
         exact.append(
             "if old units have the same numbers in a larger network, or numbers that rescaled "
             "arrays make up for, target= and target_apply= show it"
@@ -721,7 +729,7 @@ def _kept(width: Width, units: Any, interface: bool, problems: list[str]) -> Cha
         )
     problems += _fixed(width, len(kept), "change") + _interface(width, interface)
     # A recipe for copies says nothing of units that go.
-    fitting = [r for r in width.recipes if not strategies.by_name(r.strategy).repeats]
+    fitting = [r for r in width.recipes if not strategies.by_name(r.strategy).makes_alike]
     recipe = fitting[0] if fitting and kept else None
     return Change(width.name, width.size, len(kept), strategies.KEEP, kept, recipe=recipe)
 

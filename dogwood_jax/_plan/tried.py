@@ -37,7 +37,7 @@ def _first_problem(error: ValueError) -> str:
 
 def _grows(width: Width) -> bool:
     """Whether a width can be doubled by default."""
-    exact = not width.hazards or bool(width.recipes)
+    exact = not width.hazards or any(r.learns for r in width.recipes)
     return exact and not width.fixed and width.free_hazard is None
 
 

@@ -5,7 +5,7 @@ People read the sentence. Code asks for the kind, and never looks at the words.
 
 from typing import Any, Literal
 
-ReasonKind = Literal["", "suspicion", "table", "must_stay", "silent"]
+ReasonKind = Literal["", "suspicion", "ambiguous", "table", "must_stay", "silent"]
 
 
 class Reason(str):
@@ -16,6 +16,8 @@ class Reason(str):
 
             - ``"suspicion"``: a constant looks computed from the size. The larger model's program
               may show that it is not.
+            - ``"ambiguous"``: an exact way is known if a constant is not computed from the size, or
+              if arrays can make up for it. The larger model's program shows which it is.
             - ``"table"``: numbers inside the network vary along the width. Old units may keep
               their numbers in the larger model.
             - ``"must_stay"``: a number must stay the same, such as a constant that scales a sum

@@ -49,6 +49,12 @@ def suspicion(number: float) -> Reason:
     return Reason(text, "suspicion")
 
 
+def ambiguity(number: float) -> Reason:
+    """Says that a dimension could grow if it were known where a constant comes from."""
+    text = f"whether the constant {_spelled(number)} follows from its size is not known"
+    return Reason(text, "ambiguous")
+
+
 def check_lone_scales(steps: Sequence[Step], explained: Sequence[float]) -> set[Dim]:
     """Endangers the dimensions of a sum of products if only a constant times the sum is used.
 

@@ -136,9 +136,10 @@ class Value:
         rounding: the relative rounding error that ``scale`` or ``number`` may have.
         positional: axes along which it counts positions.
         noise: ``"noise"`` if it is made of random numbers, ``"mask"`` of random booleans.
-        index: whether its numbers come straight from an input, perhaps cast to integers, or count
-            positions from zero.
-        wrapped: whether its numbers are such indices plus a number.
+        index: whether its integers come straight from an input, perhaps cast to integers, or count
+            positions from zero. If they name units, as those of argmax do, it is the dimension of
+            these units.
+        wrapped: the same of its integers plus or less a number.
         leaves: the leaves a parameter is made of.
         quantized: whether it holds entries of a leaf of small integers, as they are.
         weighted: axes along which it was just multiplied by a parameter, or by activations that
@@ -158,8 +159,8 @@ class Value:
     rounding: float = SINGLE_PRECISION
     positional: frozenset[int] = frozenset()
     noise: Literal["noise", "mask"] | None = None
-    index: bool = False
-    wrapped: bool = False
+    index: bool | Dim = False
+    wrapped: bool | Dim = False
     leaves: frozenset[int] = frozenset()
     quantized: bool = False
     weighted: frozenset[int] = frozenset()

@@ -74,8 +74,9 @@ class Recipe:
     some arrays and constants makes up for it.
 
     Attributes:
-        strategy: the strategy that it goes with: ``"zero_outgoing"``, ``"zero_incoming"`` or
-            ``"tile"``.
+        strategy: the strategy that it goes with: ``"zero_outgoing"``, ``"zero_incoming"``,
+            ``"tile"``, ``"replicate"``, or ``"zeros"`` if new units never learn, so that nothing
+            grows by it unless it is asked to.
         powers: paths of arrays and the powers of the ratio that multiply their old entries. The
             ratio is new / old, for ``"tile"`` the share of units that are copies, (new // old) *
             old / new.
@@ -91,7 +92,8 @@ class Recipe:
         parts: paths of fused arrays and powers as in ``powers``, but only of the entries along
             whose units the array is outgoing, such as the keys of ``q | k | v``.
         zeros: paths of arrays and roles, ``"incoming"`` or ``"outgoing"``: in these roles, their
-            entries for units that are no copies are zero (``"tile"`` only).
+            entries for units that are no copies are zero (``"zero_incoming"``: outgoing ones
+            that read what is not zero; ``"tile"``).
         obstacle: if the new size must be a multiple, what keeps other sizes from being exact, as
             far as it is known.
         weighed: paths of arrays that write units, and the paths of the arrays that scale these
@@ -100,7 +102,7 @@ class Recipe:
             (``"tile"`` only).
     """
 
-    strategy: Literal["zero_outgoing", "zero_incoming", "tile"]
+    strategy: Literal["zero_outgoing", "zero_incoming", "replicate", "tile", "zeros"]
     powers: tuple[tuple[str, float], ...] = ()
     constants: tuple[tuple[str, float, float], ...] = ()
     blank: tuple[str, ...] = ()
@@ -111,6 +113,11 @@ class Recipe:
     zeros: tuple[tuple[str, str], ...] = ()
     obstacle: str = ""
     weighed: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def learns(self) -> bool:
+        """Whether new units learn, so that the width may grow by it unless told otherwise."""
+        return self.strategy != "zeros"
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def _growable(widths: dw.Widths) -> list[dw.Width]:
     return [
         width
         for width in widths.values()
-        if not width.fixed and (width.recipes or not width.hazards)
+        if not width.fixed and (not width.hazards or any(r.learns for r in width.recipes))
     ]
 
 

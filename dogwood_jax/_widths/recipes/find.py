@@ -28,9 +28,18 @@ import numpy as np
 from dogwood_jax import strategies
 from dogwood_jax._widths.dims import Dim, atoms
 from dogwood_jax._widths.layout import Layout, Role, units_along, units_of
+from dogwood_jax._widths.recipes.numbers import with_numbers
 from dogwood_jax._widths.recipes.obstacles import obstacle
-from dogwood_jax._widths.recipes.rules import RULES, unchanged
-from dogwood_jax._widths.recipes.states import Filling, LargerNetwork, NoRecipe, Place, Reading
+from dogwood_jax._widths.recipes.rules import states_of
+from dogwood_jax._widths.recipes.states import (
+    Ambiguous,
+    Filling,
+    LargerNetwork,
+    NoRecipe,
+    Place,
+    Reading,
+)
+from dogwood_jax._widths.scales import ambiguity
 from dogwood_jax._widths.values import Degree, Step, Trace, Value
 from dogwood_jax._widths.widths import Leaf, Recipe
 
@@ -40,9 +49,14 @@ _CUTS = frozenset({"slice", "split", "dynamic_slice", "unstack", "gather", "sque
 # What happens inside of these is recorded on its own.
 _LOOPS = frozenset({"scan", "while", "cond"})
 
+# New units that never learn. It is looked for where zeros are the only way.
+_DEAD = Filling(strategies.zeros())
+
 _FILLINGS = (
     Filling(strategies.zero_outgoing()),
     Filling(strategies.zero_incoming()),
+    _DEAD,
+    Filling(strategies.replicate()),
     Filling(strategies.tile()),
     Filling(strategies.tile(), multiple=True),
 )
@@ -63,7 +77,14 @@ def find_recipes(
     if not widths:
         return {}
     program = Finder(trace, values, leaves)
-    return {width: tuple(program.recipes(width, names[width])) for width in widths}
+    found = {width: tuple(program.recipes(width, names[width])) for width in widths}
+    for width, recipes in found.items():
+        number = program.ambiguous.get(names[width])
+        if number is not None and not recipes:
+            same_numbers = LargerNetwork({}, keeps_tables=False)
+            if program.solved(width, names[width], same_numbers, None) is not None:
+                width.endanger(ambiguity(number))
+    return found
 
 
 def _may_have_recipes(trace: Trace, width: Dim) -> bool:
@@ -80,10 +101,14 @@ class Finder:
         trace: a network's program, read and with all dimensions known.
         values: its arrays by path.
         leaves: the arrays again, with layouts and roles.
+
+    Attributes:
+        ambiguous: by width, a constant of which it was not known whether it follows from the size.
     """
 
     def __init__(self, trace: Trace, values: Mapping[str, Value], leaves: Sequence[Leaf]) -> None:
         self._trace, self._steps, self._degrees = trace, trace.steps, trace.degrees
+        self.ambiguous: dict[str, float] = {}
         self._values = list(values.values())
         self._places: dict[str, dict[int, Place]] = {}
         numbers = {path: index for index, path in enumerate(values)}
@@ -122,15 +147,22 @@ class Finder:
         First comes the one that keeps the epsilons of norms, because larger models have the same.
         """
         known: dict[str, float] = {}
-        why = ""
+        why, is_dead = "", False
         for filling in _FILLINGS:
             reading = None
+            if filling is _DEAD and not is_dead:
+                continue
             try:
                 reading = self._reading(name, width, filling)
                 self._read(reading)
-            except NoRecipe:
-                if filling.is_tiled and reading is not None:
+            except NoRecipe as reason:
+                if isinstance(reason, Ambiguous):
+                    self.ambiguous.setdefault(name, reason.number)
+                if filling.is_tiled and filling.has_rest and reading is not None:
                     why = why or obstacle(reading, self._steps, self._makers)
+                continue
+            if reading.is_dead and filling is not _DEAD:
+                is_dead |= filling.strategy.incoming == "zero"
                 continue
             solutions = [_solution(reading, keeps_epsilons) for keeps_epsilons in (True, False)]
             found = [recipe for recipe in dict.fromkeys(solutions) if recipe is not None]
@@ -147,7 +179,7 @@ class Finder:
                     constants=recipe.constants or stay,
                     obstacle=why if filling.multiple else "",
                 )
-            if filling.is_tiled:  # what works for any size works for multiples
+            if filling.is_tiled:  # what works for any number of copies works for the same of each
                 return
 
     def solved(
@@ -172,10 +204,14 @@ class Finder:
         for filling in _FILLINGS:
             if filling.is_tiled or strategy not in (None, filling.strategy.name):
                 continue
+            if filling is _DEAD and strategy is None:
+                continue
             try:
                 reading = self._reading(name, width, filling, larger)
                 self._read(reading)
             except NoRecipe:
+                continue
+            if reading.is_dead and filling is not _DEAD:
                 continue
             recipe = _solution(reading, keeps_epsilons=True)
             if recipe is not None and not any(power for *_, power in recipe.constants):
@@ -200,7 +236,7 @@ class Finder:
             step = self._steps[reading.index]
             if step.results and all(value.origin == "constant" for value in step.results):
                 continue
-            states = RULES.get(step.name, unchanged)(reading, step)
+            states = with_numbers(reading, step, states_of(reading, step))
             for value, state in zip(step.results, states, strict=True):
                 if step.name in _CUTS and state.power:
                     state = reading.cut(value, state)
@@ -256,7 +292,7 @@ def _solution(reading: Reading, keeps_epsilons: bool) -> Recipe | None:
         )
 
     places = reading.places.items()
-    blank = () if filling.multiple else (p.path for leaf, p in places if leaf in reading.blank)
+    blank = () if not filling.has_rest else (p.path for leaf, p in places if leaf in reading.blank)
     return Recipe(
         name,
         rescaled(whole=True),

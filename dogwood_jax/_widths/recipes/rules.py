@@ -11,6 +11,7 @@ from math import isfinite
 import numpy as np
 
 from dogwood_jax._program.elementwise import ELEMENTWISE, functions
+from dogwood_jax._widths.dims import Dim
 from dogwood_jax._widths.recipes.states import Along, NoRecipe, Reading, State, plus
 from dogwood_jax._widths.values import Step, Value
 
@@ -26,6 +27,13 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
         return function
 
     return register
+
+
+def states_of(r: Reading, step: Step) -> Sequence[State]:
+    """Returns the states of a step's results."""
+    if any(map(r.names_units, step.operands)):
+        return [_of_names(r, step)]
+    return RULES.get(step.name, unchanged)(r, step)
 
 
 def unchanged(r: Reading, step: Step) -> Sequence[State]:
@@ -247,6 +255,34 @@ def _gather(r: Reading, step: Step) -> Sequence[State]:
     if any(a not in place or sizes[a] != x.dims[a].size for a in state.along):
         raise NoRecipe
     return [State(state.power, {place[a]: along for a, along in state.along.items()})]
+
+
+def _of_names(r: Reading, step: Step) -> State:
+    """What is made of integers that name units, if they still name units or only look them up."""
+    if len(step.results) == 1:
+        (result,) = step.results
+        if isinstance(result.index, Dim) or isinstance(result.wrapped, Dim):
+            return State(names_units=True)
+        if step.name == "lt" and step.operands[1].number == 0:
+            return State()  # no unit has a negative number
+        if step.name == "gather" and not r.names_units(step.operands[0]):
+            return _looked_up(r, step)
+    raise NoRecipe
+
+
+def _looked_up(r: Reading, step: Step) -> State:
+    """Entries of units that were named, which are the same for all copies of a unit."""
+    x, numbers = step.operands[0], step.params["dimension_numbers"]
+    state, batching = r.state(x), getattr(numbers, "operand_batching_dims", ())
+    (named, *others) = numbers.start_index_map
+    is_whole = x.dims[named].root is r.width and named in numbers.collapsed_slice_dims
+    if others or not is_whole or state.along[named] != r.filled("none"):
+        raise NoRecipe
+    window = [a for a in range(x.ndim) if a not in {*numbers.collapsed_slice_dims, *batching}]
+    place = dict(zip(window, numbers.offset_dims, strict=True))
+    if not {*state.along} - {named} <= place.keys():
+        raise NoRecipe
+    return State(state.power, {place[a]: k for a, k in state.along.items() if a != named})
 
 
 # One operand -------------------------------------------------------------------------------------
@@ -576,11 +612,11 @@ def _contraction(
     places: Sequence[tuple[int | None, int | None]],
 ) -> State:
     """A sum of products over pairs of axes; other axes of the result are of x, y or both."""
-    for value in (x, y):
-        if value.number is not None and value.number not in (0, 1):
-            raise NoRecipe
     a, b = r.state(x), r.state(y)
     power = plus(a.power, b.power)
+    for value, other in ((x, y), (y, x)):
+        if value.number is not None and value.number not in (0, 1):
+            power = plus(power, r.power_of_number(other, value, 1))
     # A tied embedding reads what it writes; the other readers' weights are not zero.
     either = a.array is b.array or "parameter" in (x.origin, y.origin)
     hidden = set()  # operands of which only old entries count along their other axes
@@ -588,9 +624,15 @@ def _contraction(
         if i in a.along or j in b.along:
             parts = [k for k in (a.along.get(i), b.along.get(j)) if k is not None]
             power = plus(power, r.total(r.product(parts, either), x.dims[i]))
-            silent = [r.settle(k).rest == "zero" if k.shared else k.rest == "zero" for k in parts]
+            reads = [k.shared or r.reads_units(k) for k in parts]
+            settled = [
+                r.settle(k) if is_reader else k for k, is_reader in zip(parts, reads, strict=True)
+            ]
+            silent = [k.rest == "zero" for k in settled]
             # Weights that are zero for the rest of the units they read are so for all they write.
-            whole = [k.shared and is_zero for k, is_zero in zip(parts, silent, strict=True)]
+            whole = [
+                is_reader and is_zero for is_reader, is_zero in zip(reads, silent, strict=True)
+            ]
             hidden |= {0} if not (silent[-1] or whole[0]) else set()
             hidden |= {1} if not (silent[0] or whole[-1]) else set()
     along = {}
@@ -617,7 +659,7 @@ def _conv(r: Reading, step: Step) -> Sequence[State]:
     groups = step.params["feature_group_count"]
     if {*x_space} & {*a.along} or {*k_space} & {*b.along} or step.params["batch_group_count"] > 1:
         raise NoRecipe
-    if groups == 1:
+    if groups == 1 or _is_within_groups(r, x, x_feature, kernel, in_k):
         pairs, places = [(x_feature, in_k)], {batch: (x_batch, None), feature: (None, out_k)}
     elif x.dims[x_feature].size == kernel.dims[out_k].size == groups:
         pairs, places = [], {batch: (x_batch, None), feature: (x_feature, out_k)}
@@ -627,6 +669,13 @@ def _conv(r: Reading, step: Step) -> Sequence[State]:
         pairs, places = [], {batch: (x_batch, None)}
     order = [places.get(axis, (None, None)) for axis in range(x.ndim)]
     return [_contraction(r, x, kernel, pairs, order)]
+
+
+def _is_within_groups(r: Reading, x: Value, feature: int, kernel: Value, in_k: int) -> bool:
+    """Whether a convolution of groups has as many groups as before, with several channels each."""
+    per_group = kernel.dims[in_k]
+    sizes = r.degree(x.dims[feature]), r.degree(per_group)
+    return per_group.size > 1 and sizes[0] is not None and sizes[0] == sizes[1]
 
 
 # Reductions --------------------------------------------------------------------------------------
@@ -658,14 +707,22 @@ def _reduce(r: Reading, step: Step) -> Sequence[State]:
     state = r.state(x)
     along = {a: _through(r, known, True) for a, known in state.along.items()}
     over = [along[a] for a in along if a in axes]
-    # Copies do not change a maximum or minimum. Other functions, such as argmax, are not followed.
+    # Copies do not change a maximum or minimum, nor what is looked up where it is.
     extremum = step.name in ("reduce_max", "reduce_min")
-    if over and not (extremum and all(known.rest in ("none", "same") for known in over)):
+    names_units = isinstance(step.results[0].index, Dim)
+    if over and not (
+        (extremum or names_units) and all(known.rest in ("none", "same") for known in over)
+    ):
         raise NoRecipe
     if not extremum:
         r.equations.equate(state.power, {})
     kept = [a for a in range(x.ndim) if a not in axes]
-    return [State(state.power, {kept.index(a): along[a] for a in along if a in kept})]
+    others = {kept.index(a): along[a] for a in along if a in kept}
+    if over and names_units:
+        if others or r.filling.has_rest:
+            raise NoRecipe
+        return [State(names_units=True)]
+    return [State(state.power, others)]
 
 
 @rule("fft")

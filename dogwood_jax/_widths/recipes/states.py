@@ -15,13 +15,25 @@ import numpy as np
 
 from dogwood_jax._widths.dims import Dim
 from dogwood_jax._widths.layout import Role
-from dogwood_jax._widths.scales import to_blame
+from dogwood_jax._widths.scales import USUAL_NUMBERS, to_blame
 from dogwood_jax._widths.values import Degree, Entry, Step, Value
 from dogwood_jax.strategies import Strategy
 
 
 class NoRecipe(Exception):
     """The program cannot be followed, or the equations have no solution."""
+
+
+class Ambiguous(NoRecipe):
+    """A constant may follow from the width's size, or be what it is for another reason.
+
+    Args:
+        number: the constant.
+    """
+
+    def __init__(self, number: float) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 # A linear expression: the coefficients of the unknown powers of leaves, by index, and of RATIO and
@@ -129,17 +141,21 @@ class Along(NamedTuple):
     Attributes:
         rest: what the new entries are that copy no old entry: ``"zero"``, the ``"mean"`` of the
             old ones, the ``"same"`` as all others, or ``"free"``. ``"none"`` if there are no such
-            entries. ``"open"`` if they may be zero or a mean: the other terms of a sum decide. If
-            shared, they may be zero or free: they are zero where what they meet is not.
+            entries. ``"number"`` if all of them are one known number that is not zero, such as the
+            exponential of zero. ``"open"`` if they may be zero or a mean: the other terms of a sum
+            decide. Weights that read the units may be zero or free: they are zero where what they
+            meet is not.
         shared: whether the entries of copies add up to the old entry instead of repeating it.
         leaf: the leaf whose rest is open.
         writers: of a mean, the leaves whose own new entries make it one; none if not only they do.
+        number: the number that new entries are.
     """
 
-    rest: Literal["zero", "mean", "same", "free", "none", "open"]
+    rest: Literal["zero", "number", "mean", "same", "free", "none", "open"]
     shared: bool = False
     leaf: int = -1
     writers: frozenset[int] = frozenset()
+    number: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,6 +185,8 @@ class State:
         constants: constants in what it is made of that have no name yet.
         leaf: the leaf whose entries these are, at other places perhaps.
         array: the same object for all values with the same entries.
+        names_units: whether its integers name units, of which some are copies now, so that they may
+            be other integers for the same.
     """
 
     power: Power = field(default_factory=dict)
@@ -177,11 +195,13 @@ class State:
     constants: tuple[int, ...] = ()
     leaf: int | None = None
     array: object = field(default_factory=object)
+    names_units: bool = False
 
     @property
     def is_plain(self) -> bool:
         """Whether it is what it was, and nothing need be known of it."""
-        return not (self.power or self.along or self.statistic or self.constants)
+        known = self.power or self.along or self.statistic or self.constants
+        return not (known or self.names_units)
 
     @property
     def is_raw(self) -> bool:
@@ -202,7 +222,9 @@ class Filling:
     """How new units of a width are filled in.
 
     Tiled units are new // old copies of every old unit, then a rest: 3 units become 8 as two of
-    each and a rest of two. If the new size is a multiple of the old one, there is no rest.
+    each and a rest of two. If the new size is a multiple of the old one, there is no rest. There is
+    none either where some units have more copies than others: 3 units become 8 as three of two
+    units and two of the third.
     """
 
     strategy: Strategy
@@ -210,7 +232,22 @@ class Filling:
 
     @property
     def is_tiled(self) -> bool:
-        return self.strategy.repeats
+        return self.strategy.incoming == "copy"
+
+    @property
+    def is_uneven(self) -> bool:
+        """Whether some units have more copies than others, so that a sum over all means nothing."""
+        return self.is_tiled and not self.strategy.repeats
+
+    @property
+    def has_rest(self) -> bool:
+        """Whether there are new units that copy no old unit."""
+        return not (self.multiple or self.is_uneven)
+
+    @property
+    def silences_outgoing(self) -> bool:
+        """Whether what reads new units is zero, and they may be anything."""
+        return self.strategy.outgoing == "zero" != self.strategy.incoming
 
 
 @dataclass(frozen=True)
@@ -291,7 +328,7 @@ class Reading:
     ) -> None:
         self.name, self.width, self.filling, self.places = name, width, filling, places
         self._leaves, self._readers, self.larger = leaves, readers, larger
-        self.ratio: Power = {} if filling.multiple else {RATIO: 1.0}
+        self.ratio: Power = {RATIO: 1.0} if filling.has_rest else {}
         self.size = plus({COPIES: 1.0}, self.ratio, -1) if filling.is_tiled else self.ratio
         self.equations = Equations(self._preference)
         self.constants: list[Constant] = []
@@ -301,17 +338,20 @@ class Reading:
         self.zeros: set[tuple[int, Role]] = set()
         self.weighed: dict[int, int] = {}  # by leaf, the leaf that scales all that it writes
         self.zero_values: set[int] = set()  # values times zero, by identity
+        # Whether new units are zero in both factors of a product, and whether in one of a product.
+        self.both_zero, self.learns = False, False
         self.offsets: dict[int, float] = {}  # numbers that leaves are added to wherever they are
         self._bare: set[int] = set()  # leaves that are read without such a number
         self._rests: dict[int, Literal["zero", "mean"]] = {}  # of leaves that were open
         self._degrees: dict[Dim, int | None] = {}
         self.states: dict[int, State] = {}  # by identity of the value
         self.index = 0  # of the step that is read
+        self._freed: set[int] = set()  # leaves of which a function has read free entries
         self.degrees: dict[int, Degree] = {}
         self.parts: set[int] = set()  # fused leaves of which only the outgoing part is rescaled
         for index, place in places.items():
             along = {axis: self._of_leaf(index, role) for axis, role in place.roles.items()}
-            part = place.part if filling.strategy.outgoing == "zero" else None
+            part = place.part if filling.silences_outgoing else None
             power: Power = {index if part is None else Partly(index, part): 1.0}
             if part is not None:
                 self.parts.add(index)
@@ -325,6 +365,11 @@ class Reading:
         if any(known.shared or known.rest in ("mean", "open") for known in along):
             raise NoRecipe
 
+    @property
+    def is_dead(self) -> bool:
+        """Whether new units, and what they are multiplied by, are zero, so that none learns."""
+        return self.both_zero and not self.learns
+
     def _preference(self, leaf: int) -> tuple[int, int]:
         """Returns a rank for each leaf: leaves of low rank are rescaled first.
 
@@ -333,7 +378,7 @@ class Reading:
         """
         place = self.places[leaf]
         outgoing = not {*place.roles.values()} <= {"incoming"}
-        if self.filling.strategy.outgoing == "zero":
+        if self.filling.silences_outgoing:
             return 0 if outgoing else 1, leaf
         if place.scales:
             return 0, leaf
@@ -342,23 +387,29 @@ class Reading:
     def _of_leaf(self, leaf: int, role: Role | None) -> Along:
         """How new entries of a leaf are filled in."""
         place = self.places[leaf]
-        if self.filling.strategy.outgoing == "zero":
+        if self.filling.silences_outgoing:
             return Along("zero" if role in ("outgoing", "both") else "free")
         if self.filling.is_tiled and role != "incoming":
             if role is None:
                 raise NoRecipe
             # What also writes units cannot share them out among copies.
+            if role == "both" and self.filling.is_uneven:
+                raise NoRecipe
             if role == "both":
                 return self.filled("mean")
             return self.filled("open", shared=True)._replace(leaf=leaf)
-        if role in ("outgoing", None):
+        if role in ("outgoing", None) and self.filling.strategy.outgoing == "zero":
+            return Along("zero")
+        if role == "outgoing":
+            return Along("open", leaf=leaf)
+        if role is None:
             return Along("free")
         if place.scales:
             self.blank.add(leaf)
             return self.filled("free")
         if not self.filling.is_tiled:
             return Along("zero")
-        if place.how == "index" or self.filling.multiple:
+        if place.how == "index" or not self.filling.has_rest:
             return self.filled("mean")
         return Along("open", leaf=leaf)
 
@@ -413,6 +464,11 @@ class Reading:
             along = {a: self._of_part(value, a, new) for a, new in known.along.items()}
             known = replace(known, along=along)
         return replace(known, power=self.equations.reduce(known.power))
+
+    def names_units(self, value: Value) -> bool:
+        """Whether integers name units, see ``State.names_units``."""
+        known = self.states.get(id(value))
+        return known is not None and known.names_units
 
     def _of_part(self, value: Value, axis: int, along: Along) -> Along:
         """New entries of a value that may be a part of fused weights, such as keys."""
@@ -477,7 +533,7 @@ class Reading:
             or state.along.keys() & other.along
         ):
             return state
-        if self.filling.strategy.outgoing == "zero" or {*place.roles.values()} != {"incoming"}:
+        if self.filling.silences_outgoing or {*place.roles.values()} != {"incoming"}:
             return state
         rest = self.filled("open")._replace(leaf=leaf)
         return replace(state, along=dict.fromkeys(state.along, rest))
@@ -534,17 +590,21 @@ class Reading:
     # New entries
 
     def filled(self, rest: Any, shared: bool = False) -> Along:
-        return Along("none" if self.filling.multiple else rest, shared)
+        return Along(rest if self.filling.has_rest else "none", shared)
 
     def settle(self, along: Along, rest: Literal["zero", "mean"] = "mean") -> Along:
         """Decides what the rest of a leaf is, if it is open."""
         if along.rest != "open":
             return along
-        if along.shared:  # free, unless it must be zero here or elsewhere
+        if self.reads_units(along):  # free, unless it must be zero here or elsewhere
             if rest == "zero":
+                if along.leaf in self._freed:
+                    raise NoRecipe
                 self.zeros.add((along.leaf, "outgoing"))
             is_zero = (along.leaf, "outgoing") in self.zeros
-            return Along("zero" if is_zero else "free", shared=True)
+            if not (is_zero or along.shared):
+                self._freed.add(along.leaf)
+            return Along("zero" if is_zero else "free", along.shared)
         if self.places[along.leaf].scales:
             self.blank.discard(along.leaf)
             return Along("mean" if self.filling.is_tiled else "zero")
@@ -557,6 +617,16 @@ class Reading:
             return Along("zero")
         return Along("mean", writers=frozenset([along.leaf]))
 
+    def _is_free(self, along: Along) -> bool:
+        """Whether entries are weights that may as well be free in a sum."""
+        return self.reads_units(along) and not along.shared
+
+    def reads_units(self, along: Along) -> bool:
+        """Whether entries are weights that read the units, which are zero if they have to be."""
+        if along.rest != "open":
+            return False
+        return along.shared or not (self.filling.is_tiled or self.places[along.leaf].scales)
+
     def sum(self, parts: Sequence[Along]) -> Along:
         """New entries of a sum, or of things put side by side."""
         if len({part.shared for part in parts}) > 1:
@@ -564,7 +634,10 @@ class Reading:
         if len({*parts}) == 1:
             return parts[0]
         is_zero = any(part.rest == "zero" for part in parts)
-        settled = [self.settle(part, "zero" if is_zero else "mean") for part in parts]
+        settled = [
+            self.settle(part, "zero" if is_zero and not self._is_free(part) else "mean")
+            for part in parts
+        ]
         rests = {part.rest for part in settled}
         if len(rests) == 1 or "none" in rests:
             (rest,) = rests & {"none"} or rests
@@ -580,14 +653,17 @@ class Reading:
         shared = [part.shared for part in parts].count(True)
         varying = [part for part in parts if part.rest != "same"]
         rests = [part.rest for part in varying]
-        if shared > 1 or (rests.count("zero") > 1 and not square and not self.filling.is_tiled):
-            raise NoRecipe  # if both factors are zero, neither ever learns
+        if shared > 1:
+            raise NoRecipe
         if len(varying) < 2:
             return (varying or parts)[0]._replace(shared=bool(shared))
-        if shared and "zero" not in rests:
-            open_ones = [part for part in varying if part.rest == "open" and part.shared]
-            if open_ones:
-                return open_ones[0]
+        if not self.filling.is_tiled:
+            self.both_zero |= rests.count("zero") > 1 and not square
+            self.learns |= rests.count("zero") < 2
+        if "zero" not in rests:
+            readers = [part for part in varying if self.reads_units(part)]
+            if readers:
+                return readers[0]
         rest = next((r for r in ("none", "zero") if r in rests), "free")
         return Along(rest, bool(shared))  # type: ignore[arg-type]
 
@@ -648,12 +724,12 @@ class Reading:
 
     def total(self, along: Along, dim: Dim) -> Power:
         """The power that a sum along a dimension with the width adds."""
-        rest, shared = self.settle(along, "zero" if along.shared else "mean")[:2]
+        rest, shared = self.settle(along, "zero" if self.reads_units(along) else "mean")[:2]
         if rest == "zero" and not self.filling.is_tiled:
             return {}
         if shared and rest in ("zero", "none"):
             return {}
-        if shared or self.degree(dim) is None:
+        if shared or self.filling.is_uneven or self.degree(dim) is None:
             raise NoRecipe
         if rest == "zero":
             return plus(self.size, self.ratio)
@@ -715,6 +791,8 @@ class Reading:
             if degree and not self.filling.is_tiled:
                 what = f"the {'factor on' if sign == 1 else 'divisor of'} {self.name}"
                 self.constants.append(Constant(what, number, plus({}, self.ratio, degree)))
+        if degree and self.filling.is_uneven:
+            raise NoRecipe
         if degree:
             self.degrees[self.index] = Degree(number, sign * degree, is_noted)
         return plus({}, self.size, sign * degree)
@@ -728,8 +806,9 @@ class Reading:
                 if group and _near(number, size, rounding):
                     return inverse * self._degree_of_group(group)
         weighted = [d.root for d in x.contracted]
-        if any(self.degree(d) != 0 for d in summed if d not in weighted):
-            raise NoRecipe  # such as n - 1
+        is_usual = any(_near(number, usual, rounding) for usual in USUAL_NUMBERS)
+        if not is_usual and any(self.degree(d) != 0 for d in summed if d not in weighted):
+            raise Ambiguous(number)  # such as n - 1
         return None
 
     def _degree_of_group(self, group: Iterable[Dim]) -> int:
@@ -740,7 +819,8 @@ class Reading:
 
     def _degree_of_scale(self, x: Value, number: float, rounding: float) -> float:
         """The degree of a number that may have been computed from sizes, or is none of them."""
-        dims = list(dict.fromkeys(d.root for d in (*x.contracted, *x.dims) if d.size > 1))
+        whole = (*x.contracted, *x.summed, *x.dims)
+        dims = list(dict.fromkeys(d.root for d in whole if d.size > 1))
         if all(self.degree(d) == 0 for d in dims):
             return 0
         groups = [[d] for d in dict.fromkeys((*dims, self.width))]
@@ -761,7 +841,7 @@ class Reading:
         is_ambiguous &= bool(degrees) and not self.width.bilinear
         is_blamed = any(self.degree(d) != 0 for d in to_blame(x, number, rounding))
         if is_ambiguous or is_blamed != bool(degrees) or len(degrees) > 1:
-            raise NoRecipe
+            raise Ambiguous(number)
         return degrees.pop() if degrees else 0
 
 

@@ -119,8 +119,8 @@ def _joined(trace: Trace, values: Sequence[Value], axis: int, along: Dim) -> Val
         silencers=silencers,
         number=numbers.pop() if len(numbers) == 1 else None,
         positional=frozenset().union(*(v.positional for v in values), {axis} - uniform),
-        index=any(v.index for v in values)
-        and all(v.index or v.origin == "constant" for v in values),
+        index=any(v.index is True for v in values)
+        and all(v.index is True or v.origin == "constant" for v in values),
         noise=noise_of(values),
     )
 

@@ -38,8 +38,8 @@ def _linear(trace: Trace, eqn: Any, x: Value, *_: Value) -> list[Value]:
     return [
         x.but(
             number=number,
-            index=x.index and is_same,
-            wrapped=x.wrapped and is_same,
+            index=x.index if is_same else False,
+            wrapped=x.wrapped if is_same else False,
             quantized=x.quantized and is_same,
         )
     ]
@@ -192,9 +192,9 @@ def _sum(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
     name = eqn.primitive.name
     out = _nary(trace, eqn, (x, y), "add")
     silencers = _terms((x, y), out)
-    indexed = any(a.index and b.number is not None for a, b in ((x, y), (y, x)))
+    indexed = next((a.index for a, b in ((x, y), (y, x)) if b.number is not None), False)
     # max(index, 0) and min(index, n) with n >= 0 leave indices within their range.
-    clipped = indexed and any(
+    clipped = any(
         other.number is not None and (other.number <= 0 if name == "max" else other.number >= 0)
         for other in (x, y)
         if name in ("max", "min")
@@ -202,9 +202,10 @@ def _sum(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
     if name in ("max", "min"):
         silencers = silencers if out.origin == "parameter" else tuple(map(behind, silencers))
     # jnp adds the length of an axis to negative indices. The results are still indices.
-    wrapped = indexed and name == "add"
+    wrapped = indexed if name == "add" else False
     number = _fold(name, x.number, y.number)
-    return [out.but(silencers=silencers, number=number, index=clipped, wrapped=wrapped)]
+    index = indexed if clipped else False
+    return [out.but(silencers=silencers, number=number, index=index, wrapped=wrapped)]
 
 
 def _terms(values: Sequence[Value], out: Value) -> tuple[Silencers, ...]:
@@ -216,7 +217,7 @@ def _terms(values: Sequence[Value], out: Value) -> tuple[Silencers, ...]:
 @rule(*functions(lambda law: law.compares))
 def _compare(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
     dims, axes = _aligned(eqn, (x, y))
-    one_hot = eqn.primitive.name == "eq" and (x if x.positional else y).index
+    one_hot = eqn.primitive.name == "eq" and (x if x.positional else y).index is True
     one_hot &= bool(x.positional) != bool(y.positional)
     positional = frozenset((x.positional & axes[0]) | (y.positional & axes[1]))
     silencers: tuple[Silencers, ...] = ()
@@ -250,8 +251,12 @@ def _select_n(trace: Trace, eqn: Any, which: Value, *cases: Value) -> list[Value
     compared = which.bounds[0].compared
     wraps = compared is not None and (compared.how, compared.number) == ("lt", 0)
     wraps = wraps and any(compared.of is case for case in cases if case.index)  # type: ignore[union-attr]
-    index = any(c.index for c in cases) and all(
-        c.index or (c.wrapped and wraps) or c.number == 0 for c in cases
+    known = [c.index or (c.wrapped if wraps else False) or c.number == 0 for c in cases]
+    names = {index.root if isinstance(index, Dim) else None for index in known}
+    index = (
+        next((c.index for c in cases if c.index), False)
+        if all(known) and len(names) == 1
+        else False
     )
     silencers = _terms(cases, out)
     number = None if which.number is None else cases[int(which.number)].number
@@ -262,7 +267,8 @@ def _select_n(trace: Trace, eqn: Any, which: Value, *cases: Value) -> list[Value
 def _clamp(trace: Trace, eqn: Any, low: Value, x: Value, high: Value) -> list[Value]:
     out = _nary(trace, eqn, (low, x, high), "add")
     clipped = low.number is not None and low.number <= 0
-    return [out.but(index=x.index and clipped and (high.number is None or high.number >= 0))]
+    clipped &= high.number is None or high.number >= 0
+    return [out.but(index=x.index if clipped else False)]
 
 
 @rule(*functions(lambda law: law.same))

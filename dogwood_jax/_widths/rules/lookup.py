@@ -27,7 +27,9 @@ def _indexed(trace: Trace, x: Value, axis: int, indices: Value, *, many: bool = 
         if max((dim.size for dim in indices.dims), default=0) > x.dims[axis].size:
             x.dims[axis].fix("positions beyond its end are looked up along it")
             return
-    if indices.index or (indices.number is not None and indices.number < x.dims[axis].size - 1):
+    if indices.index is True or (
+        indices.number is not None and indices.number < x.dims[axis].size - 1
+    ):
         # Old indices stay in range: in a larger table, new rows are for new inputs. A constant
         # index of the last row is left out: it may count from the end.
         x.dims[axis].root.interface = True
@@ -70,7 +72,11 @@ def _gather(trace: Trace, eqn: Any, x: Value, indices: Value) -> list[Value]:
             x.dims[axis].fix("a slice is looked up along it")
             dims[place].fix("it is a slice that is looked up")
     for axis in n.collapsed_slice_dims:
-        if x.dims[axis].size > 1 or axis in n.start_index_map:
+        named = indices.index if n.start_index_map == (axis,) else False
+        if isinstance(named, Dim) and named.size == x.dims[axis].size:
+            trace.set_aside(x, axis)
+            unify(named, x.dims[axis])
+        elif x.dims[axis].size > 1 or axis in n.start_index_map:
             _indexed(trace, x, axis, indices, many=many)
     places = [a for a in range(len(shape)) if a not in n.offset_dims]
     for axis, place in enumerate(places):

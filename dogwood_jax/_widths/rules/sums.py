@@ -246,7 +246,9 @@ def _reduce(trace: Trace, eqn: Any, x: Value, *_: Value) -> list[Value]:
     kept = pick(x, [a for a in range(x.ndim) if a not in axes])
     number = x.number if eqn.primitive.name in ("reduce_max", "reduce_min") else None
     silencers = kept.silencers if x.origin == "parameter" else ()
-    return [kept.but(number=number, index=False, silencers=silencers)]
+    names_units = eqn.primitive.name in ("argmax", "argmin") and x.origin == "data"
+    index = x.dims[eqn.params["axes"][0]] if names_units else False
+    return [kept.but(number=number, index=index, silencers=silencers)]
 
 
 def _is_least_at_zero(name: str, x: Value) -> bool:

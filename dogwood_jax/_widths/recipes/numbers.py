@@ -1,0 +1,75 @@
+"""New entries that are known numbers: ``with_numbers``.
+
+Where the weights that feed new units are zero, what is computed of them alone is known. The
+exponential of zero is one, so in ``1 + v - exp(v)``, as in the divergence of two normal
+distributions, new entries are zero again, and a sum over them stays what it was.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import isfinite
+
+import numpy as np
+
+from dogwood_jax._program.elementwise import ELEMENTWISE, folded
+from dogwood_jax._program.moves import KEEP_ENTRIES
+from dogwood_jax._widths.recipes.states import Along, Reading, State
+from dogwood_jax._widths.values import Step, Value
+
+
+def with_numbers(r: Reading, step: Step, states: Sequence[State]) -> Sequence[State]:
+    """Returns the states of a step's results, with the numbers that new entries are.
+
+    Args:
+        r: the reading.
+        step: the step.
+        states: what its rule says. A rule need not know of numbers.
+    """
+    if r.filling.is_tiled:
+        return states
+    return [
+        replace(state, along={a: _numbered(r, step, a, known) for a, known in state.along.items()})
+        if state.along
+        else state
+        for state in states
+    ]
+
+
+def _numbered(r: Reading, step: Step, axis: int, known: Along) -> Along:
+    """Returns what is known of new entries along an axis of a result."""
+    law = ELEMENTWISE.get(step.name)
+    if step.name in KEEP_ENTRIES or (law is not None and law.same):
+        return known
+    number = None if law is None or r.index in r.degrees else _computed(r, step, axis)
+    if number is None or not isfinite(number):
+        return Along("free") if known.rest == "number" else known
+    return Along("zero") if number == 0 else Along("number", number=number)
+
+
+def _computed(r: Reading, step: Step, axis: int) -> float | None:
+    """Returns the number that an elementwise function makes of numbers, if it is known."""
+    numbers = [_number(r, value, axis) for value in step.operands]
+    if any(number is None for number in numbers):
+        return None
+    if step.name == "convert_element_type":
+        return _converted(numbers[0], step.params["new_dtype"])
+    is_power = step.name == "integer_pow"
+    found = folded("pow", *numbers, step.params["y"]) if is_power else folded(step.name, *numbers)
+    return None if found is None else float(found)
+
+
+def _converted(number: float | None, dtype: np.dtype) -> float | None:
+    """Returns a number in another precision; None if it is another number there."""
+    is_exact = np.issubdtype(dtype, np.floating) and np.asarray(number).astype(dtype) == number
+    return number if is_exact else None
+
+
+def _number(r: Reading, value: Value, axis: int) -> float | None:
+    """Returns the number that all new entries of an operand along an axis of the result are."""
+    if value.number is not None or value.origin != "data":
+        return value.number
+    state = r.states.get(id(value))
+    along = None if state is None else state.along.get(axis)
+    if along is None or along.rest not in ("zero", "number"):
+        return None
+    return along.number
