@@ -93,6 +93,25 @@ def test_layers_inside_layers_are_resized():
     assert both["config"]["backward_layer"] is None
 
 
+def test_inputs_of_a_model_have_the_channels_that_are_read():
+    layers = [
+        layer("InputLayer", name="x", batch_shape=[None, 4]),
+        layer("Dropout", name="some", rate=0.5),
+        layer("Dense", name="a", units=2, activation="linear"),
+    ]
+    config = {"name": "m", "layers": layers, "build_input_shape": [None, 4]}
+    model = {"class_name": "Sequential", "config": config}
+    wide = {"params": {"a": {"kernel": shape(7, 2), "bias": shape(2)}}}
+    new = resized(model, wide)["config"]
+    assert new["layers"][0]["config"]["batch_shape"] == new["build_input_shape"] == [None, 7]
+    layers[1] = layer("Flatten", name="some")
+    with pytest.raises(
+        ValueError, match=r"layout='weights.h5', and .*\n- params/a/kernel: has shape"
+    ):
+        resized(model, wide)
+    assert resized(model, wide, is_opened=False)["config"]["build_input_shape"] == [None, 4]
+
+
 def test_sequential_models_of_old_versions_are_bare_lists():
     model = {"class_name": "Sequential", "config": [layer("Dense", units=2, name="a")]}
     wide = {"a": {"kernel": shape(3, 7)}}

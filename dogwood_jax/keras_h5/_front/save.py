@@ -363,9 +363,11 @@ def _from_file(
         raise _refused(problems)
     grown = any(leaves[path].shape != leaf.shape for path, leaf in expected.items())
     # Nobody asks for the config of a class that makes its layers itself, where only weights are.
-    told = bool(entries_of(old.config)) or layout not in ("h5", "weights.h5")
+    alone = layout in ("h5", "weights.h5")
+    config = old.config
     try:
-        config = resized(old.config, collections) if old.config and grown and told else old.config
+        if config and grown and (entries_of(config) or not alone):
+            config = resized(config, collections, is_opened=not alone)
     except ValueError as error:
         raise NotSavable(str(error)) from error
     sizes = {layer_name(entry): entry["config"] for entry in entries_of(config)}

@@ -57,7 +57,13 @@ _IMAGES = (
 )
 
 
-KINDS["InputLayer"] = Kind(function=_input)
+KINDS["InputLayer"] = Kind(
+    function=_input,
+    counted=lambda config: (
+        -1,
+        (config.get("batch_shape") or config.get("batch_input_shape") or [None])[-1],
+    ),
+)
 KINDS["Identity"] = Kind(function=lambda config: lambda x: x)
 KINDS["ActivityRegularization"] = Kind(
     function=lambda config: lambda x: x, passes_channels=True, on_mask=handed_on

@@ -14,12 +14,15 @@ from dogwood_jax.keras_h5._kinds.kind import Config, kind_of
 from dogwood_jax.keras_h5._models.graph import Graph, refs_in
 
 
-def read_channels(graph: Graph, params: Mapping[str, Any]) -> dict[str, int]:
+def read_channels(
+    graph: Graph, params: Mapping[str, Any], *, of_inputs: bool = False
+) -> dict[str, int]:
     """Returns how many channels are read of each layer with a count, where weights of readers tell.
 
     Args:
         graph: the model.
         params: parameters of Flax by layer, of whatever sizes.
+        of_inputs: whether of the model's inputs, rather than of all other layers.
 
     Raises:
         ValueError: if readers contradict each other.
@@ -31,7 +34,7 @@ def read_channels(graph: Graph, params: Mapping[str, Any]) -> dict[str, int]:
     found: dict[str, int] = {}
     for name, (class_name, counting) in graph.layers.items():
         counted = kind_of(class_name).counted
-        if counted is None:
+        if counted is None or (class_name == "InputLayer") != of_inputs:
             continue
         axis, count = counted(counting)
         sizes: set[int] = set()

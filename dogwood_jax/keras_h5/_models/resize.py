@@ -9,29 +9,35 @@ from dogwood_jax._base.problems import listed
 from dogwood_jax.keras_h5._files.errors import KerasFileError
 from dogwood_jax.keras_h5._kinds.kind import CHANNELS, NAMED, Config, kind_of
 from dogwood_jax.keras_h5._kinds.nested import MODELS, WRAPPERS, layer_name, layers_of
+from dogwood_jax.keras_h5._models.channels import read_channels
 from dogwood_jax.keras_h5._models.frozen import frozen
+from dogwood_jax.keras_h5._models.graph import parse
 from dogwood_jax.keras_h5._models.groups import annotated
 from dogwood_jax.keras_h5._models.module import KerasLayers
 from dogwood_jax.keras_h5._models.shapes import described, recorded_inputs
-from dogwood_jax.keras_h5._models.sizes import resized_layer
+from dogwood_jax.keras_h5._models.sizes import resized_layer, with_shape
 from dogwood_jax.keras_h5._models.support import supported
 
 _COLLECTIONS = ("params", "batch_stats")
 
 
-def resized(config: Config, variables: Mapping[str, Any]) -> dict[str, Any]:
+def resized(
+    config: Config, variables: Mapping[str, Any], *, is_opened: bool = True
+) -> dict[str, Any]:
     """Returns a model's config for these variables: units, filters and heads are what they are now.
 
     Args:
         config: of the model before it grew, ``{"class_name": "Sequential", "config": {...}}``: in
             the attribute ``model_config`` of a file or in ``config.json`` of a ``.keras`` archive.
         variables: ``{"params": {"dense_1": ...}, ...}``: arrays or ``jax.ShapeDtypeStruct``.
+        is_opened: whether Keras will make a model of the new config, which is checked then.
 
     Returns:
         A new config. Models inside, depthwise convolutions and the shapes from which Keras 3 builds
         layers one by one (``build_config``) follow the sizes of their inputs, as far as these are
         found out because ``load_model`` supports the model. Otherwise ``build_config`` is left
-        out: Keras builds layers from the model's input then.
+        out: Keras builds layers from the model's input then. The model's inputs have as many
+        channels as the layers that read them, where that alone explains the variables.
 
     Raises:
         ValueError: if no config describes a model with these variables.
@@ -51,8 +57,46 @@ def resized(config: Config, variables: Mapping[str, Any]) -> dict[str, Any]:
             "makes them itself; save with layout='weights.h5', and load these weights into a "
             "model that is made with the new sizes"
         )
+    if not _built(config):
+        return _resized(config, variables, is_opened)
+    config = annotated(config)
+    try:
+        new = _resized(config, variables, is_opened)
+        if is_opened:
+            _check(new, variables)
+    except ValueError:
+        read = _as_read(config, variables.get("params", variables))
+        if read == config:
+            raise
+        new = _resized(read, variables, is_opened)
+        _check(new, variables)
+    return new
+
+
+def _as_read(config: Config, params: Mapping[str, Any]) -> Config:
+    """Returns the config of a model whose inputs have as many channels as its layers read."""
+    graph = parse(config["class_name"], config["config"])
+    read = read_channels(graph, params, of_inputs=True)
+
+    def fed(layer: Config) -> Config:
+        name, inner = layer_name(layer), layer["config"]
+        if name not in read:
+            return layer
+        shape = inner.get("batch_shape") or inner["batch_input_shape"]
+        return {**layer, "config": with_shape(inner, (*shape[:-1], read[name]))}
+
+    model = config["config"]
+    layers = [*map(fed, layers_of(model))]
+    if not isinstance(model, Mapping):
+        return {**config, "config": layers}
+    if model.get("build_input_shape") and len(read) == 1:
+        model = with_shape(model, (*model["build_input_shape"][:-1], *read.values()))
+    return {**config, "config": {**model, "layers": layers}}
+
+
+def _resized(config: Config, variables: Mapping[str, Any], is_opened: bool) -> dict[str, Any]:
+    """Returns a model's config with the sizes of variables, if Keras has such layers."""
     params = variables.get("params", variables)
-    config = annotated(config) if _built(config) else config
     new, unfit = resized_layer(config["class_name"], config["config"], params), None
     if any(_follows(layer["class_name"]) for layer in layers_of(new)):
         module = _built({**config, "config": new})
@@ -65,8 +109,8 @@ def resized(config: Config, variables: Mapping[str, Any]) -> dict[str, Any]:
     new = {**config, "config": _without(CHANNELS, new)}
     if problems := sorted({*_lopsided(new)} - {*_lopsided(config)}):
         raise ValueError(listed("no config of this model has these sizes", problems))
-    _check(new, variables)  # which names all arrays that do not fit
-    if unfit:
+    if unfit and is_opened:
+        _check(new, variables)  # which names all arrays that do not fit
         raise unfit
     return new
 
@@ -125,7 +169,12 @@ def _check(config: Config, variables: Mapping[str, Any]) -> None:
         if shapes.get(path, shape) != shape
     ]
     if problems:
-        raise ValueError(listed("no config of this model has these sizes", problems))
+        way_out = (
+            "save with layout='weights.h5', and load these weights into a model that is made with "
+            "the new sizes"
+        )
+        what = f"no config of this model is known to have these sizes ({way_out})"
+        raise ValueError(listed(what, problems))
 
 
 def _shapes(variables: Mapping[str, Any]) -> list[tuple[str, tuple[int, ...]]]:

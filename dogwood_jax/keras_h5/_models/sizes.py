@@ -151,17 +151,17 @@ def _fed(class_name: str, config: Any, inputs: list[Any]) -> Any:
     if class_name == "Sequential":
         shapes = {layer_name(layers[0]): inputs[0].shape} if layers else {}
     layers = [
-        {**layer, "config": _with_shape(layer["config"], shapes[name])}
+        {**layer, "config": with_shape(layer["config"], shapes[name])}
         if (name := layer_name(layer)) in shapes
         else layer
         for layer in layers
     ]
     if not isinstance(config, Mapping):
         return layers
-    return {**_with_shape(config, inputs[0].shape), "layers": layers}
+    return {**with_shape(config, inputs[0].shape), "layers": layers}
 
 
-def _with_shape(config: Config, shape: tuple[int, ...]) -> Config:
+def with_shape(config: Config, shape: tuple[int, ...]) -> Config:
     """Returns a config with an input's shape; sizes that it leaves open stay open."""
     changed = {
         key: [old if old is None else new for old, new in zip(config[key], shape)]
