@@ -58,9 +58,9 @@ def grow(
 ) -> PyTree:
     """Grows variables as planned.
 
-    Old units keep their values and places and new units are appended; with a preserving strategy
-    the grown network computes what the old one did. Arrays in which nothing grows are passed
-    through as they are.
+    Old units keep their values and their order, and new units are appended, or lie between old ones
+    where the growth says so. With a preserving strategy the grown network computes what the old one
+    did. Arrays in which nothing grows are passed through as they are.
 
     Args:
         variables: pytree of the arrays the growth was planned for, of any floating dtype, on any
