@@ -455,7 +455,10 @@ def no_such(what: str, name: object, names: Mapping[str, object] | list[str]) ->
     choices = list(names)
     if not isinstance(name, str):
         return f"no {what} is called {described(name)}; there are {choices[:10]}"
-    close = difflib.get_close_matches(name, choices, n=3, cutoff=0.4) or choices[:10]
+    parts = [choice for choice in choices if choice.startswith(f"{name}[")]
+    if isinstance(names, Mapping):  # widths that are fixed are no choice
+        parts = [part for part in parts if not getattr(names[part], "fixed", None)]
+    close = parts or difflib.get_close_matches(name, choices, n=3, cutoff=0.4) or choices[:10]
     return f"no {what} {name!r}; the closest are {close}" if close else f"no {what} {name!r}"
 
 
