@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import isfinite
 
+import jax.numpy as jnp
 import numpy as np
 
 from dogwood_jax._program.elementwise import ELEMENTWISE, functions
@@ -265,7 +266,7 @@ def _linear(r: Reading, step: Step) -> Sequence[State]:
 
 @rule("convert_element_type")
 def _convert(r: Reading, step: Step) -> Sequence[State]:
-    if np.issubdtype(step.params["new_dtype"], np.inexact):
+    if jnp.issubdtype(step.params["new_dtype"], jnp.inexact):  # NumPy does not know bfloat16
         return [r.state(step.operands[0], raw=True, moved=True)]
     return _nonlinear(r, step)
 
