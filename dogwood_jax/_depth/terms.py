@@ -272,6 +272,14 @@ class Terms:
             return self.make("identity", (path, moved), (), aval)
         return self.make("transpose", permutation, (x,), aval)
 
+    def converted(self, x: Term, aval: Any) -> Term:
+        """Returns a term as floats of another dtype: they are the same, but for their rounding."""
+        if x.op == "convert_element_type" and _are_wide(x):
+            (x,) = x.operands
+        if x.dtype == aval.dtype:
+            return x
+        return self.make("convert_element_type", str(aval.dtype), (x,), aval)
+
     def params(self, eqn: Any) -> Any:
         """Returns an equation's parameters, programs excepted, in a form that can be compared."""
         dropped = {"sharding", "out_sharding"}
@@ -444,11 +452,11 @@ def _dot(terms: Terms, eqn: Any, operands: Operands) -> Term | None:
         (x, eqn.invars[0], contract_x[0], y),
         (y, eqn.invars[1], contract_y[0], x),
     ):
-        if last.op == "identity" and len(last.shape) == 2 and var.aval.dtype == aval.dtype:
+        if last.op == "identity" and len(last.shape) == 2:
             others = [a for a in range(len(aval.shape)) if a != axis]
             # The axis of the identity matrix takes the place of the one that it is contracted with.
             order = [*others, axis] if factor is x else [axis, *others]
-            return terms.transpose(factor, order, aval)
+            return _moved(terms, factor, var, order, aval)
     return None
 
 
@@ -473,14 +481,23 @@ def _conv(terms: Terms, eqn: Any, operands: Operands) -> Term | None:
         and set(p["window_strides"]) | set(p["lhs_dilation"]) <= {1}
         and tuple(map(tuple, p["padding"])) == centred
         and p["batch_group_count"] == 1
-        and eqn.invars[0].aval.dtype == aval.dtype
     )
     if not same:
         return None
     order = [0] * len(image)
     for axis, place in zip(image, result, strict=True):
         order[place] = axis
-    return terms.transpose(x, order, aval)
+    return _moved(terms, x, eqn.invars[0], order, aval)
+
+
+def _moved(terms: Terms, x: Term, var: Any, order: Sequence[int], aval: Any) -> Term | None:
+    """Returns a term with its axes in another order, perhaps as floats of another dtype."""
+    if var.aval.dtype == aval.dtype:
+        return terms.transpose(x, order, aval)
+    if x.op == "identity" or not _are_wide(x, aval):
+        return None
+    found = terms.transpose(x, order, jax.ShapeDtypeStruct(aval.shape, x.dtype))
+    return terms.converted(found, aval)
 
 
 def _transpose(terms: Terms, eqn: Any, operands: Operands) -> Term | None:
@@ -508,7 +525,16 @@ def _convert(terms: Terms, eqn: Any, operands: Operands) -> Term | None:
         return x
     if x.op == "identity" and jnp.issubdtype(aval.dtype, np.inexact):
         return x
-    return None
+    is_known = x.number is None and x.op not in ("identity", "open")
+    return terms.converted(x, aval) if is_known and _are_wide(x, aval) else None
+
+
+def _are_wide(*avals: Any) -> bool:
+    """Whether dtypes are floats of 16 bits at least, as networks compute with."""
+    return all(
+        jnp.issubdtype(aval.dtype, np.floating) and jnp.dtype(aval.dtype).itemsize > 1
+        for aval in avals
+    )
 
 
 _SIMPLIFY: dict[str, Rule] = {
