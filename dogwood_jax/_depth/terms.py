@@ -70,7 +70,8 @@ class Terms:
         lengths: the integers of the old program, which may be lengths of axes; None to note them.
         integers: the integers that have come up, if they are noted.
         old_is_read: whether what comes now is the other program.
-        numbers: the constants other than 0 and 1 that have come up, to be cleared by the caller.
+        numbers: the constants other than 0 and 1 that have come up, each with its relative rounding
+            error, to be cleared by the caller.
         theirs: the constants of the other program, as far as they are known before it is read.
         is_unsure: whether a constant could be several of the old program's.
     """
@@ -80,7 +81,7 @@ class Terms:
     lengths: frozenset[int] | None = None
     integers: dict[int, None] = field(default_factory=dict)
     old_is_read: bool = False
-    numbers: dict[float, None] = field(default_factory=dict)
+    numbers: dict[float, float] = field(default_factory=dict)
     theirs: frozenset[float] = frozenset()
     is_unsure: bool = False
     _table: dict[Any, Term] = field(default_factory=dict)
@@ -126,13 +127,13 @@ class Terms:
             if _is_real(value) and not isinstance(value, bool):
                 inexact = jnp.issubdtype(aval.dtype, np.inexact)
                 if inexact:
-                    value = self._scaled(float(value))
+                    value = self._scaled(float(value), _rounding(aval.dtype))
                 elif self.lengths is None:
                     self.integers[value] = None
             return self.number(value, aval)
         return self.make("constant", (array.shape, str(aval.dtype), array.tobytes()), (), aval)
 
-    def _scaled(self, value: float) -> float:
+    def _scaled(self, value: float, rounding: float) -> float:
         """Returns a constant of the old program that may be this one in another size, or this one.
 
         Two constants of one program stay two, also where one is a head_dim of 8 and the other a
@@ -141,7 +142,7 @@ class Terms:
         """
         if abs(value) in (0.0, 1.0):
             return value
-        self.numbers[value] = None
+        self.numbers[value] = max(rounding, self.numbers.get(value, 0.0))
         if not self.old_is_read:
             self._constants[value] = None
         if value in self._constants:
@@ -149,7 +150,7 @@ class Terms:
         may_be = dict.fromkeys(
             known
             for ratio, known in itertools.product(self.ratios, self._constants)
-            if math.isclose(value, known * ratio, rel_tol=1e-6)
+            if math.isclose(value, known * ratio, rel_tol=rounding)
         )
         self.is_unsure |= len(may_be) > 1
         return min(may_be, key=lambda known: known in self.theirs, default=value)
@@ -344,6 +345,11 @@ def _is(term: Term | None, number: float) -> bool:
 def _is_finite(term: Term | None) -> bool:
     """Whether a value can be finite; what is not known is taken to be."""
     return term is None or term.number is None or bool(np.isfinite(term.number))
+
+
+def _rounding(dtype: Any) -> float:
+    """Returns by how much constants may differ that are rounded to a dtype."""
+    return max(1e-6, float(jnp.finfo(dtype).eps))  # type: ignore[no-untyped-call]
 
 
 def _is_one(number: Any, aval: Any) -> bool:

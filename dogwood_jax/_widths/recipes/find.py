@@ -31,7 +31,7 @@ from dogwood_jax._widths.layout import Layout, Role, units_along, units_of
 from dogwood_jax._widths.recipes.obstacles import obstacle
 from dogwood_jax._widths.recipes.rules import RULES, unchanged
 from dogwood_jax._widths.recipes.states import Filling, LargerNetwork, NoRecipe, Place, Reading
-from dogwood_jax._widths.values import Degree, Step, Trace, Value
+from dogwood_jax._widths.values import SINGLE_PRECISION, Degree, Step, Trace, Value
 from dogwood_jax._widths.widths import Leaf, Recipe
 
 # Primitives that may cut a part out of a fused array.
@@ -279,5 +279,8 @@ def _solution(reading: Reading, keeps_epsilons: bool) -> Recipe | None:
             (place.path, reading.places[reading.weighed[leaf]].path)
             for leaf, place in places
             if leaf in reading.weighed
+        ),
+        rounding=max(
+            (c.rounding for c in reading.constants if c.rounding > SINGLE_PRECISION), default=0.0
         ),
     )
