@@ -463,9 +463,14 @@ def test_what_nothing_uses_may_differ(follows):
         assert dw.plan(widths, **options).sizes == {"up": 11}
 
 
-def test_a_factor_of_a_product_must_stay():
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_a_factor_of_a_product_must_stay(dtype):
     def apply(rank):
-        return lambda params, x: x @ params["w"] + 4 / rank * (x @ params["a"] @ params["b"])
+        def adapted(params, x):
+            a, b = (params[name].astype(dtype) for name in "ab")
+            return x @ params["w"] + 4 / rank * (x.astype(dtype) @ a @ b).astype(float)
+
+        return adapted
 
     def network(rank):
         sizes = {"w": (3, 6), "a": (3, rank), "b": (rank, 6)}
