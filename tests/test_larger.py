@@ -482,6 +482,22 @@ def test_a_factor_of_a_product_must_stay(dtype):
     assert dw.plan(widths, target=network(4), target_apply=apply(2)).notes == ()
 
 
+def test_a_factor_that_is_cast_to_an_integer_has_no_fraction():
+    def apply(rank):
+        def scaled(params, x):
+            return jnp.sqrt(jnp.float32(rank)).astype(int) * (x @ params["a"] @ params["b"])
+
+        return scaled
+
+    def network(rank):
+        return {"a": jnp.ones((3, rank)), "b": jnp.ones((rank, 6))}
+
+    old, x = network(3), jnp.ones((1, 3))
+    growth = dw.plan(dw.trace(apply(3), old, x), target=network(4), target_apply=apply(4))
+    assert "the larger model multiplies by 2 instead of 1" in growth.notes[0]
+    dw.verify(apply(3), old, apply(4), dw.grow(old, growth, key=jax.random.key(0)), x)
+
+
 def test_layers_are_not_inserted_while_inputs_grow():
     class Net(nn.Module):
         units: int

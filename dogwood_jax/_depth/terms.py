@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dogwood_jax._base.trees import concrete
-from dogwood_jax._program.elementwise import ELEMENTWISE, folded, functions
+from dogwood_jax._program.elementwise import ELEMENTWISE, folded, functions, keeps_numbers
 from dogwood_jax._program.intervals import Bounds
 from dogwood_jax._program.moves import MOVES
 
@@ -536,11 +536,9 @@ def _convert(terms: Terms, eqn: Any, operands: Operands) -> Term | None:
 
 
 def _are_wide(*avals: Any) -> bool:
-    """Whether dtypes are floats of 16 bits at least, as networks compute with."""
-    return all(
-        jnp.issubdtype(aval.dtype, np.floating) and jnp.dtype(aval.dtype).itemsize > 1
-        for aval in avals
-    )
+    """Whether dtypes are real, and a cast from one to the other and back keeps numbers."""
+    dtypes = [aval.dtype for aval in avals]
+    return all(jnp.issubdtype(dtype, np.floating) and keeps_numbers(dtype) for dtype in dtypes)
 
 
 _SIMPLIFY: dict[str, Rule] = {

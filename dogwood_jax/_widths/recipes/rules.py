@@ -8,10 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import isfinite
 
-import jax.numpy as jnp
 import numpy as np
 
-from dogwood_jax._program.elementwise import ELEMENTWISE, functions
+from dogwood_jax._program.elementwise import ELEMENTWISE, functions, keeps_numbers
 from dogwood_jax._widths.recipes.states import Along, NoRecipe, Reading, State, plus
 from dogwood_jax._widths.values import Step, Value
 
@@ -266,7 +265,7 @@ def _linear(r: Reading, step: Step) -> Sequence[State]:
 
 @rule("convert_element_type")
 def _convert(r: Reading, step: Step) -> Sequence[State]:
-    if jnp.issubdtype(step.params["new_dtype"], jnp.inexact):  # NumPy does not know bfloat16
+    if keeps_numbers(step.params["new_dtype"]):
         return [r.state(step.operands[0], raw=True, moved=True)]
     return _nonlinear(r, step)
 
