@@ -23,7 +23,7 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 
-from dogwood_jax._base.trees import concrete
+from dogwood_jax._base.trees import concrete, struct
 from dogwood_jax._program.elementwise import ELEMENTWISE, folded, functions, keeps_numbers
 from dogwood_jax._program.intervals import Bounds
 from dogwood_jax._program.moves import MOVES
@@ -502,7 +502,7 @@ def _moved(terms: Terms, x: Term, var: Any, order: Sequence[int], aval: Any) -> 
         return terms.transpose(x, order, aval)
     if x.op == "identity" or not _are_wide(x, aval):
         return None
-    found = terms.transpose(x, order, jax.ShapeDtypeStruct(aval.shape, x.dtype))
+    found = terms.transpose(x, order, struct(aval.shape, x.dtype))
     return terms.converted(found, aval)
 
 

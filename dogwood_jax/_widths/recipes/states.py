@@ -722,8 +722,8 @@ class Reading:
             degree = self._degree_of_scale(x, number, by.rounding)
             if degree and not self.filling.is_tiled:
                 what = f"the {'factor on' if sign == 1 else 'divisor of'} {self.name}"
-                power = plus({}, self.ratio, degree)
-                self.constants.append(Constant(what, number, power, by.rounding))
+                of_ratio = plus({}, self.ratio, degree)
+                self.constants.append(Constant(what, number, of_ratio, by.rounding))
         if degree:
             self.degrees[self.index] = Degree(number, sign * degree, is_noted)
         return plus({}, self.size, sign * degree)

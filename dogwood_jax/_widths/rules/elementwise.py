@@ -51,7 +51,7 @@ def _converted(number: float | None, dtype: Any) -> float | None:
     """Returns what a number becomes where it is cast: integers have no fraction."""
     if number is None or jnp.issubdtype(dtype, jnp.inexact):
         return number
-    if dtype == bool:
+    if jnp.issubdtype(dtype, bool):
         return float(number != 0)
     return float(int(number)) if isfinite(number) else None
 
