@@ -160,6 +160,33 @@ def chain(*names):
     return apply
 
 
+def summed_wide(*names):
+    """Layers in single precision, whose sums are made in double precision."""
+
+    def apply(params, x):
+        x = x.astype(jnp.float32)
+        for name in names:
+            branch = jnp.tanh(x) @ params[name].astype(jnp.float32)
+            x = (x.astype(jnp.float64) + branch.astype(jnp.float64)).astype(jnp.float32)
+        return x
+
+    return apply
+
+
+def multiplied_wide(*names):
+    """Layers in single precision, whose products are made in double precision."""
+
+    def apply(params, x):
+        x = x.astype(jnp.float32)
+        for name in names:
+            kernel = params[name].astype(jnp.float32)
+            x = jnp.dot(x, kernel, preferred_element_type=jnp.float64)
+            x = jax.nn.relu(x).astype(jnp.float32)
+        return x
+
+    return apply
+
+
 def before_last(layer):
     """A layer, then the last matrix."""
     return lambda p, x: layer(p, x) @ p["a"]

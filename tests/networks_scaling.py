@@ -489,6 +489,47 @@ def vit(n: int = 6, epsilon: float = EPSILON) -> Model:
     return linen(Net(), data(3, 4, 6, 2))
 
 
+def mixed(
+    norm: str, low: Any, scaled: bool, n: int = 8, head_dim: int = 4, layers: int = 1
+) -> Model:
+    """A decoder in mixed precision: weights in float32, products of arrays in a narrower dtype.
+
+    Norms and softmax are computed in single precision, which is double precision if ``low`` is.
+    """
+    high = jnp.promote_types(jnp.float32, low)
+
+    def normalize(p: Any, x: Any) -> Any:
+        x = x.astype(high)
+        if norm == "rms":
+            return rms_norm(p["scale"], x, EPSILON).astype(low)
+        return layer_norm(p, x, EPSILON).astype(low)
+
+    def product(terms: str, x: Any, w: Any) -> Any:
+        return jnp.einsum(terms, x, w.astype(low), preferred_element_type=high).astype(low)
+
+    def apply(p: Any, t: Any) -> Any:
+        x = p["embed"].astype(low)[t]
+        if scaled:
+            x = x * jnp.asarray(np.sqrt(x.shape[-1]), low)
+        for layer in p["layers"]:
+            h = normalize(layer["norm"], x)
+            q, k, v = (product("btm,mhd->bthd", h, layer[name]) for name in "qkv")
+            q = q * jnp.asarray(q.shape[-1] ** -0.5, low)
+            s = causal(jnp.einsum("bthd,bshd->bhts", q, k, preferred_element_type=high))
+            weights = jax.nn.softmax(s).astype(low)
+            x = x + product("bthd,hdm->btm", jnp.einsum("bhts,bshd->bthd", weights, v), layer["o"])
+        x = normalize(p["last"], x)
+        return jnp.einsum("btm,vm->btv", x, p["embed"].astype(low)).astype(high)
+
+    def f32(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, jnp.float32 if low == jnp.bfloat16 else low)
+
+    heads = {name: f32(n, 2, head_dim) for name in "qk"} | {"v": f32(n, 2, 3), "o": f32(2, 3, n)}
+    last = {"scale": f32(n)} | ({} if norm == "rms" else {"bias": f32(n)})
+    shapes = {"embed": f32(11, n), "last": last, "layers": [heads | {"norm": last}] * layers}
+    return weighted(shapes, apply, tokens(11, 2, 5))
+
+
 # What grows ---------------------------------------------------------------------------------------
 
 

@@ -26,6 +26,7 @@ from networks_deeper import (
     dropped,
     loop,
     mlp,
+    multiplied_wide,
     normalized,
     recurrent,
     reduced,
@@ -37,6 +38,7 @@ from networks_deeper import (
     shapes_of,
     square,
     stack,
+    summed_wide,
     unrolled_loop,
 )
 
@@ -205,6 +207,20 @@ BY_HAND = {
     "inside cond": (branching, square("a"), branching_inside, square("a", "b"), {"b": 0.0}),
     "stack": (loop(), stack(2), loop(), stack(3), {"w": 0.0}),
     "reversed stack": (loop(reverse=True), stack(2), loop(reverse=True), stack(5), {"w": 0.0}),
+    "sums in another precision": (
+        summed_wide("a"),
+        square("a"),
+        summed_wide("a", "b", "c"),
+        square("a", "b", "c"),
+        {"b": 0.0, "c": 0.0},
+    ),
+    "products in another precision": (
+        multiplied_wide("a"),
+        square("a"),
+        multiplied_wide("a", "b"),
+        square("a", "b"),
+        {"b": "identity"},
+    ),
     "converted stack": (
         loop(dtype=jnp.float32),
         stack(2),

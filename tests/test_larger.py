@@ -463,9 +463,14 @@ def test_what_nothing_uses_may_differ(follows):
         assert dw.plan(widths, **options).sizes == {"up": 11}
 
 
-def test_a_factor_of_a_product_must_stay():
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_a_factor_of_a_product_must_stay(dtype):
     def apply(rank):
-        return lambda params, x: x @ params["w"] + 4 / rank * (x @ params["a"] @ params["b"])
+        def adapted(params, x):
+            a, b = (params[name].astype(dtype) for name in "ab")
+            return x @ params["w"] + 4 / rank * (x.astype(dtype) @ a @ b).astype(float)
+
+        return adapted
 
     def network(rank):
         sizes = {"w": (3, 6), "a": (3, rank), "b": (rank, 6)}
@@ -475,6 +480,22 @@ def test_a_factor_of_a_product_must_stay():
     (note,) = dw.plan(widths, target=network(4)).notes
     assert note.startswith("a: the constant 2 scales what is summed over it: the larger model must")
     assert dw.plan(widths, target=network(4), target_apply=apply(2)).notes == ()
+
+
+def test_a_factor_that_is_cast_to_an_integer_has_no_fraction():
+    def apply(rank):
+        def scaled(params, x):
+            return jnp.sqrt(jnp.float32(rank)).astype(int) * (x @ params["a"] @ params["b"])
+
+        return scaled
+
+    def network(rank):
+        return {"a": jnp.ones((3, rank)), "b": jnp.ones((rank, 6))}
+
+    old, x = network(3), jnp.ones((1, 3))
+    growth = dw.plan(dw.trace(apply(3), old, x), target=network(4), target_apply=apply(4))
+    assert "the larger model multiplies by 2 instead of 1" in growth.notes[0]
+    dw.verify(apply(3), old, apply(4), dw.grow(old, growth, key=jax.random.key(0)), x)
 
 
 def test_layers_are_not_inserted_while_inputs_grow():

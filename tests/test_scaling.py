@@ -24,6 +24,7 @@ from networks_scaling import (
     attention_shapes,
     codebook,
     divergence,
+    mixed,
     rms_norm,
     row,
     scores,
@@ -112,6 +113,20 @@ def test_the_larger_network_computes_the_same(name: str, new: int) -> None:
         grown = dw.grow(variables, growth, fresh=fill(big.shapes, 2))
         new_outputs = jax.jit(big.apply)(grown, *big.inputs)
         assert_close(new_outputs, outputs, CASES[name].tolerance, np.max(np.abs(outputs)))
+
+
+@pytest.mark.parametrize(("norm", "scaled", "layers"), [("rms", True, 1), ("layer", False, 2)])
+def test_networks_in_mixed_precision_grow_exactly(norm: str, scaled: bool, layers: int) -> None:
+    build = functools.partial(mixed, norm, scaled=scaled)
+    growth = None
+    for low in (jnp.bfloat16, jnp.float64):
+        old, new = build(low), build(low, n=12, head_dim=6, layers=layers)
+        if growth is None:
+            growth = dw.plan(widths_of(old), target=new.shapes, target_apply=new.apply)
+            assert growth.notes == ()
+        variables = fill(old.shapes, 1)
+        grown = dw.grow(variables, growth, key=jax.random.key(0))
+        dw.verify(jax.jit(old.apply), variables, jax.jit(new.apply), grown, *old.inputs)
 
 
 TURNED_BACK = [

@@ -159,7 +159,7 @@ class TermReader:
 
     def _leads_on(self, term: Term) -> bool:
         """Whether a term is something that the old program computes, or close to it."""
-        if term.op in ("scaled", "transpose", "reshape"):
+        if term.op in ("scaled", "transpose", "reshape", "convert_element_type"):
             return term.order < self._known or self._leads_on(term.operands[0])
         return term.order < self._known and term.number is None
 

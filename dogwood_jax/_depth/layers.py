@@ -27,7 +27,7 @@ from dogwood_jax._widths.trace import trace
 from dogwood_jax._widths.widths import Leaf
 
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
-Pairs = tuple[tuple[float, float], ...]
+Pairs = tuple[tuple[float, float, float], ...]  # two constants and their rounding error
 
 _ONE_BY_ONE = "widths grow, too: grow them first, or insert the layers first, each alone"
 
@@ -204,7 +204,7 @@ class _Old:
     Attributes:
         terms: the table.
         known: how many terms there are.
-        numbers: the constants in it.
+        numbers: the constants in it, each with its relative rounding error.
         outputs: the terms of its outputs.
         scanned: paths of arrays that a loop runs over.
     """
@@ -214,7 +214,7 @@ class _Old:
         leaf = terms.make
         results = network.read(reader, lambda path, aval: exactly(leaf("leaf", path, (), aval)))
         self.terms, self.known, self.scanned = terms, len(terms), reader.scanned
-        self.numbers = tuple(terms.numbers)
+        self.numbers = dict(terms.numbers)
         terms.old_is_read = True
         self.outputs = {path: value.options[0].term for path, value in results.items()}
 
@@ -284,13 +284,15 @@ class _Proof:
 
     def _differing(self) -> Iterator[Pairs]:
         """Yields the pairs of constants in proportion to sizes, where one network lacks one."""
-        ours, its = self._old.numbers, tuple(self._old.terms.numbers)
-
-        def pairs(ratio: float) -> Iterator[tuple[float, float]]:
-            return ((a, b) for a in ours for b in its if math.isclose(b, a * ratio, rel_tol=1e-6))
-
-        same = {number for pair in pairs(1.0) for number in pair}
-        proportional = [pair for ratio in self._old.terms.ratios for pair in pairs(ratio)]
+        ours, its = self._old.numbers, self._old.terms.numbers
+        pairs = [(a, b, max(ours[a], its[b])) for a in ours for b in its]
+        same = {n for a, b, _ in pairs if math.isclose(a, b, rel_tol=1e-6) for n in (a, b)}
+        proportional = [
+            (a, b, rounding)
+            for ratio in self._old.terms.ratios
+            for a, b, rounding in pairs
+            if math.isclose(b, a * ratio, rel_tol=rounding)
+        ]
         for place, numbers in enumerate((ours, its)):
             for number in numbers:
                 if number not in same:

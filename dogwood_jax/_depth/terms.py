@@ -23,8 +23,8 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 
-from dogwood_jax._base.trees import concrete
-from dogwood_jax._program.elementwise import ELEMENTWISE, folded, functions
+from dogwood_jax._base.trees import concrete, struct
+from dogwood_jax._program.elementwise import ELEMENTWISE, folded, functions, keeps_numbers
 from dogwood_jax._program.intervals import Bounds
 from dogwood_jax._program.moves import MOVES
 
@@ -70,7 +70,8 @@ class Terms:
         lengths: the integers of the old program, which may be lengths of axes; None to note them.
         integers: the integers that have come up, if they are noted.
         old_is_read: whether what comes now is the other program.
-        numbers: the constants other than 0 and 1 that have come up, to be cleared by the caller.
+        numbers: the constants other than 0 and 1 that have come up, each with its relative rounding
+            error, to be cleared by the caller.
         theirs: the constants of the other program, as far as they are known before it is read.
         is_unsure: whether a constant could be several of the old program's.
     """
@@ -80,7 +81,7 @@ class Terms:
     lengths: frozenset[int] | None = None
     integers: dict[int, None] = field(default_factory=dict)
     old_is_read: bool = False
-    numbers: dict[float, None] = field(default_factory=dict)
+    numbers: dict[float, float] = field(default_factory=dict)
     theirs: frozenset[float] = frozenset()
     is_unsure: bool = False
     _table: dict[Any, Term] = field(default_factory=dict)
@@ -126,13 +127,13 @@ class Terms:
             if _is_real(value) and not isinstance(value, bool):
                 inexact = jnp.issubdtype(aval.dtype, np.inexact)
                 if inexact:
-                    value = self._scaled(float(value))
+                    value = self._scaled(float(value), _rounding(aval.dtype))
                 elif self.lengths is None:
                     self.integers[value] = None
             return self.number(value, aval)
         return self.make("constant", (array.shape, str(aval.dtype), array.tobytes()), (), aval)
 
-    def _scaled(self, value: float) -> float:
+    def _scaled(self, value: float, rounding: float) -> float:
         """Returns a constant of the old program that may be this one in another size, or this one.
 
         Two constants of one program stay two, also where one is a head_dim of 8 and the other a
@@ -141,7 +142,7 @@ class Terms:
         """
         if abs(value) in (0.0, 1.0):
             return value
-        self.numbers[value] = None
+        self.numbers[value] = max(rounding, self.numbers.get(value, 0.0))
         if not self.old_is_read:
             self._constants[value] = None
         if value in self._constants:
@@ -149,7 +150,7 @@ class Terms:
         may_be = dict.fromkeys(
             known
             for ratio, known in itertools.product(self.ratios, self._constants)
-            if math.isclose(value, known * ratio, rel_tol=1e-6)
+            if math.isclose(value, known * ratio, rel_tol=rounding)
         )
         self.is_unsure |= len(may_be) > 1
         return min(may_be, key=lambda known: known in self.theirs, default=value)
@@ -272,6 +273,14 @@ class Terms:
             return self.make("identity", (path, moved), (), aval)
         return self.make("transpose", permutation, (x,), aval)
 
+    def converted(self, x: Term, aval: Any) -> Term:
+        """Returns a term as floats of another dtype: they are the same, but for their rounding."""
+        if x.op == "convert_element_type" and _are_wide(x):
+            (x,) = x.operands
+        if x.dtype == aval.dtype:
+            return x
+        return self.make("convert_element_type", str(aval.dtype), (x,), aval)
+
     def params(self, eqn: Any) -> Any:
         """Returns an equation's parameters, programs excepted, in a form that can be compared."""
         dropped = {"sharding", "out_sharding"}
@@ -336,6 +345,11 @@ def _is(term: Term | None, number: float) -> bool:
 def _is_finite(term: Term | None) -> bool:
     """Whether a value can be finite; what is not known is taken to be."""
     return term is None or term.number is None or bool(np.isfinite(term.number))
+
+
+def _rounding(dtype: Any) -> float:
+    """Returns by how much constants may differ that are rounded to a dtype."""
+    return max(1e-6, float(jnp.finfo(dtype).eps))  # type: ignore[no-untyped-call]
 
 
 def _is_one(number: Any, aval: Any) -> bool:
@@ -444,11 +458,11 @@ def _dot(terms: Terms, eqn: Any, operands: Operands) -> Term | None:
         (x, eqn.invars[0], contract_x[0], y),
         (y, eqn.invars[1], contract_y[0], x),
     ):
-        if last.op == "identity" and len(last.shape) == 2 and var.aval.dtype == aval.dtype:
+        if last.op == "identity" and len(last.shape) == 2:
             others = [a for a in range(len(aval.shape)) if a != axis]
             # The axis of the identity matrix takes the place of the one that it is contracted with.
             order = [*others, axis] if factor is x else [axis, *others]
-            return terms.transpose(factor, order, aval)
+            return _moved(terms, factor, var, order, aval)
     return None
 
 
@@ -473,14 +487,23 @@ def _conv(terms: Terms, eqn: Any, operands: Operands) -> Term | None:
         and set(p["window_strides"]) | set(p["lhs_dilation"]) <= {1}
         and tuple(map(tuple, p["padding"])) == centred
         and p["batch_group_count"] == 1
-        and eqn.invars[0].aval.dtype == aval.dtype
     )
     if not same:
         return None
     order = [0] * len(image)
     for axis, place in zip(image, result, strict=True):
         order[place] = axis
-    return terms.transpose(x, order, aval)
+    return _moved(terms, x, eqn.invars[0], order, aval)
+
+
+def _moved(terms: Terms, x: Term, var: Any, order: Sequence[int], aval: Any) -> Term | None:
+    """Returns a term with its axes in another order, perhaps as floats of another dtype."""
+    if var.aval.dtype == aval.dtype:
+        return terms.transpose(x, order, aval)
+    if x.op == "identity" or not _are_wide(x, aval):
+        return None
+    found = terms.transpose(x, order, struct(aval.shape, x.dtype))
+    return terms.converted(found, aval)
 
 
 def _transpose(terms: Terms, eqn: Any, operands: Operands) -> Term | None:
@@ -508,7 +531,14 @@ def _convert(terms: Terms, eqn: Any, operands: Operands) -> Term | None:
         return x
     if x.op == "identity" and jnp.issubdtype(aval.dtype, np.inexact):
         return x
-    return None
+    is_known = x.number is None and x.op not in ("identity", "open")
+    return terms.converted(x, aval) if is_known and _are_wide(x, aval) else None
+
+
+def _are_wide(*avals: Any) -> bool:
+    """Whether dtypes are real, and a cast from one to the other and back keeps numbers."""
+    dtypes = [aval.dtype for aval in avals]
+    return all(jnp.issubdtype(dtype, np.floating) and keeps_numbers(dtype) for dtype in dtypes)
 
 
 _SIMPLIFY: dict[str, Rule] = {

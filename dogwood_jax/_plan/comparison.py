@@ -49,11 +49,15 @@ def is_constant(number: float, larger: float, rounding: float, changes: Iterable
 
 
 def is_scale(
-    number: float, larger: float, changes: Iterable[Change], degrees: Mapping[Any, Degrees]
+    number: float,
+    larger: float,
+    rounding: float,
+    changes: Iterable[Change],
+    degrees: Mapping[Any, Degrees],
 ) -> bool:
     """Whether a recipe explains that a factor is another number in the larger network."""
     return any(
-        _is_close(number, known.number) and _is_close(larger / number, ratio)
+        _is_close(number, known.number) and _is_close(larger / number, ratio, rounding)
         for change in changes
         for known in _degrees(degrees, change).values()
         for ratio in (_ratio(change, known), 1 / _ratio(change, known))  # it may be a divisor

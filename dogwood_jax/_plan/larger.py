@@ -101,7 +101,8 @@ class Larger:
             if len(values) == len(pairs):
                 known: list[float | None] = [*values]
             else:
-                known = [_closest(after, values) for _, after in pairs]
+                rounding = change.recipe.rounding
+                known = [_closest(after, values, rounding) for _, after in pairs]
             yield from ((what, *pair, mine) for pair, mine in zip(pairs, known, strict=True))
 
     def epsilons(self, widths: Widths, changes: Iterable[Change]) -> Iterator[tuple[float, int]]:
@@ -131,8 +132,9 @@ class Larger:
         yield from missing.items()
 
 
-def _closest(number: float, others: Iterable[float]) -> float | None:
-    return next((other for other in others if isclose(number, other, rel_tol=1e-5)), None)
+def _closest(number: float, others: Iterable[float], rounding: float = 0.0) -> float | None:
+    near = max(1e-5, rounding)
+    return next((other for other in others if isclose(number, other, rel_tol=near)), None)
 
 
 def read_larger(

@@ -290,11 +290,9 @@ def plan(
     degrees = widths.network.traced.trace.degrees if is_read else {}  # type: ignore[union-attr]
     problems += (
         "the larger model has other numbers than the network: "
-        + (" or ".join(f"{its:.6g} instead of {number:.6g}" for number, its in pairs) or _LONELY)
+        + (" or ".join(f"{its:.6g} instead of {number:.6g}" for number, its, _ in pairs) or _LONELY)
         for pairs in larger.numbers
-        if not any(
-            is_constant(*pair, 0.0, made) or is_scale(*pair, made, degrees) for pair in pairs
-        )
+        if not any(is_constant(*pair, made) or is_scale(*pair, made, degrees) for pair in pairs)
     )
     if problems:
         if heads is None and target is not None and single_heads_grow(before, larger.shapes):
@@ -694,7 +692,8 @@ def _number(number: float) -> str:
 def _unlike(larger: Larger, change: Change) -> Iterator[tuple[str, float, float]]:
     """Yields the constants that the larger model has with another value than a growth needs."""
     for what, _, wanted, own in larger.constants(change):
-        if own is not None and abs(own - wanted) > 1e-5 * abs(wanted):
+        rounding = max(1e-5, change.recipe.rounding if change.recipe else 0.0)
+        if own is not None and abs(own - wanted) > rounding * abs(wanted):
             yield what, wanted, own
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from dogwood_jax._program.intervals import (
@@ -229,6 +230,14 @@ ELEMENTWISE: dict[str, Law] = {
     "xor": Law(takes=2, commutes=True, total=True),
     "zeta": Law(takes=2, finite=(above(1, open=True), POSITIVE)),
 }
+
+
+def keeps_numbers(dtype: Any) -> bool:
+    """Whether a cast to a dtype keeps numbers, but for a rounding that networks compute with.
+
+    Integers do not, nor do floats of 8 bits, which overflow where factors change.
+    """
+    return bool(jnp.issubdtype(dtype, jnp.inexact)) and jnp.dtype(dtype).itemsize > 1
 
 
 def functions(holds: Callable[[Law], bool]) -> list[str]:

@@ -24,6 +24,9 @@ USUAL_NUMBERS = (
     *(2 / sqrt(pi), 1 / sqrt(2 * pi)),
 )
 
+# What may lie between a sum of products and the constant that scales it.
+_BEHIND_SUMS = frozenset("add reshape transpose convert_element_type reduce_precision".split())
+
 
 def check_scales(scales: Iterable[Value]) -> list[float]:
     """Endangers dimensions of values that are scaled by constants computed from their size.
@@ -112,7 +115,7 @@ def _summed_over(
         data = [operand for operand in step.operands if operand.origin == "data"]
         if step.name in ("dot_general", "conv_general_dilated") and len(data) < 2:
             return value.contracted
-        if step.name not in ("add", "reshape", "transpose") or len(data) != 1:
+        if step.name not in _BEHIND_SUMS or len(data) != 1:
             break
         (value,) = data
     return ()

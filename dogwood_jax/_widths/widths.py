@@ -100,6 +100,8 @@ class Recipe:
             units one by one, as LayerScale does. For units that are no copies, the former have
             means that are weighed by the latter, and the latter the mean of their absolute values
             (``"tile"`` only).
+        rounding: the relative rounding error that constants may have, where they are rounded to
+            less than single precision.
     """
 
     strategy: Literal["zero_outgoing", "zero_incoming", "replicate", "tile", "zeros"]
@@ -113,6 +115,7 @@ class Recipe:
     zeros: tuple[tuple[str, str], ...] = ()
     obstacle: str = ""
     weighed: tuple[tuple[str, str], ...] = ()
+    rounding: float = 0.0
 
     @property
     def learns(self) -> bool:

@@ -40,7 +40,7 @@ from dogwood_jax._widths.recipes.states import (
     Reading,
 )
 from dogwood_jax._widths.scales import ambiguity
-from dogwood_jax._widths.values import Degree, Step, Trace, Value
+from dogwood_jax._widths.values import SINGLE_PRECISION, Degree, Step, Trace, Value
 from dogwood_jax._widths.widths import Leaf, Recipe
 
 # Primitives that may cut a part out of a fused array.
@@ -315,5 +315,8 @@ def _solution(reading: Reading, keeps_epsilons: bool) -> Recipe | None:
             (place.path, reading.places[reading.weighed[leaf]].path)
             for leaf, place in places
             if leaf in reading.weighed
+        ),
+        rounding=max(
+            (c.rounding for c in reading.constants if c.rounding > SINGLE_PRECISION), default=0.0
         ),
     )

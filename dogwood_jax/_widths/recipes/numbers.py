@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import isfinite
 
+import jax.numpy as jnp
 import numpy as np
 
-from dogwood_jax._program.elementwise import ELEMENTWISE, folded
+from dogwood_jax._program.elementwise import ELEMENTWISE, folded, keeps_numbers
 from dogwood_jax._program.moves import KEEP_ENTRIES
 from dogwood_jax._widths.recipes.states import Along, Reading, State
 from dogwood_jax._widths.values import Step, Value
@@ -49,19 +50,18 @@ def _numbered(r: Reading, step: Step, axis: int, known: Along) -> Along:
 def _computed(r: Reading, step: Step, axis: int) -> float | None:
     """Returns the number that an elementwise function makes of numbers, if it is known."""
     numbers = [_number(r, value, axis) for value in step.operands]
-    if any(number is None for number in numbers):
+    if not all(map(_is_exact, numbers)):
         return None
     if step.name == "convert_element_type":
-        return _converted(numbers[0], step.params["new_dtype"])
+        return numbers[0] if keeps_numbers(step.params["new_dtype"]) else None
     is_power = step.name == "integer_pow"
     found = folded("pow", *numbers, step.params["y"]) if is_power else folded(step.name, *numbers)
-    return None if found is None else float(found)
+    return float(found) if _is_exact(found) else None
 
 
-def _converted(number: float | None, dtype: np.dtype) -> float | None:
-    """Returns a number in another precision; None if it is another number there."""
-    is_exact = np.issubdtype(dtype, np.floating) and np.asarray(number).astype(dtype) == number
-    return number if is_exact else None
+def _is_exact(number: float | None) -> bool:
+    """Whether a number is the same in every dtype that networks compute in, as 1 and 0.5 are."""
+    return number is not None and float(np.asarray(number, jnp.bfloat16)) == number
 
 
 def _number(r: Reading, value: Value, axis: int) -> float | None:

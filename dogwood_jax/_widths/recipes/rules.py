@@ -10,7 +10,7 @@ from math import isfinite
 
 import numpy as np
 
-from dogwood_jax._program.elementwise import ELEMENTWISE, functions
+from dogwood_jax._program.elementwise import ELEMENTWISE, functions, keeps_numbers
 from dogwood_jax._widths.dims import Dim
 from dogwood_jax._widths.recipes.states import Along, NoRecipe, Reading, State, plus
 from dogwood_jax._widths.values import Step, Value
@@ -301,7 +301,7 @@ def _linear(r: Reading, step: Step) -> Sequence[State]:
 
 @rule("convert_element_type")
 def _convert(r: Reading, step: Step) -> Sequence[State]:
-    if np.issubdtype(step.params["new_dtype"], np.inexact):
+    if keeps_numbers(step.params["new_dtype"]):
         return [r.state(step.operands[0], raw=True, moved=True)]
     return _nonlinear(r, step)
 

@@ -210,11 +210,19 @@ class State:
 
 
 class Constant(NamedTuple):
-    """A constant of the program that must be another in the larger network."""
+    """A constant of the program that must be another in the larger network.
+
+    Attributes:
+        what: its name.
+        number: the constant.
+        power: the power of new / old that multiplies it.
+        rounding: the relative rounding error that it may have.
+    """
 
     what: str
     number: float
     power: Power
+    rounding: float
 
 
 @dataclass(frozen=True)
@@ -566,7 +574,7 @@ class Reading:
                     raise NoRecipe
                 found.append(len(self.constants))
                 what = f"epsilon of a norm over {self.name}"
-                self.constants.append(Constant(what, value.number, power))
+                self.constants.append(Constant(what, value.number, power, value.rounding))
             else:
                 self.equations.equate(power, {})
         return State(self.equations.reduce(power), constants=tuple(found))
@@ -790,7 +798,8 @@ class Reading:
             degree = self._degree_of_scale(x, number, by.rounding)
             if degree and not self.filling.is_tiled:
                 what = f"the {'factor on' if sign == 1 else 'divisor of'} {self.name}"
-                self.constants.append(Constant(what, number, plus({}, self.ratio, degree)))
+                of_ratio = plus({}, self.ratio, degree)
+                self.constants.append(Constant(what, number, of_ratio, by.rounding))
         if degree and self.filling.is_uneven:
             raise NoRecipe
         if degree:

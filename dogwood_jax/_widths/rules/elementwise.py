@@ -1,6 +1,7 @@
 """Rules for elementwise operations."""
 
 from collections.abc import Iterable, Sequence
+from math import isfinite
 from typing import Any
 
 import jax.numpy as jnp
@@ -31,6 +32,7 @@ def _linear(trace: Trace, eqn: Any, x: Value, *_: Value) -> list[Value]:
     if number is not None and name == "neg":
         number = -number
     if name == "convert_element_type":
+        number = _converted(number, eqn.params["new_dtype"])
         is_real = jnp.issubdtype(eqn.params["new_dtype"], jnp.inexact)
         is_same = not is_real or x.origin == "data"
         if x.positional and is_real and x.number is None:
@@ -43,6 +45,15 @@ def _linear(trace: Trace, eqn: Any, x: Value, *_: Value) -> list[Value]:
             quantized=x.quantized and is_same,
         )
     ]
+
+
+def _converted(number: float | None, dtype: Any) -> float | None:
+    """Returns what a number becomes where it is cast: integers have no fraction."""
+    if number is None or jnp.issubdtype(dtype, jnp.inexact):
+        return number
+    if jnp.issubdtype(dtype, bool):
+        return float(number != 0)
+    return float(int(number)) if isfinite(number) else None
 
 
 @rule(*functions(lambda law: law.takes == 1 and law.zero and not law.linear))
