@@ -497,3 +497,28 @@ def test_scales_of_norms_are_all_that_is_rescaled() -> None:
     kept, changed = recipes_of(before("llama")[1], ("embed", 1), "zero_incoming")
     assert changed.powers == tuple((f"norm_{i}", -0.5) for i in range(3))
     assert kept.blank == changed.blank == ("norm_0", "norm_1", "norm_2")
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda h: jnp.sum(0.25 * jnp.exp(h), -1),
+        lambda h: jax.nn.softmax(0.25 * h),
+        lambda h: jnp.exp(h) @ jnp.full(h.shape[-1], 0.25),
+        lambda h: jnp.einsum("ti,->t", jnp.exp(h), jnp.float64(0.25)),
+    ],
+)
+def test_a_number_that_stays_is_not_one_that_follows_from_the_size(read: Any) -> None:
+    def apply(params: Any, x: Any) -> Any:
+        return read(x @ params["up"]) @ params["out"]
+
+    x = data(4, 5)
+    params = {"up": f64(5, 4), "out": f64(4, 2)}
+    shape = jax.eval_shape(read, f64(4, 4)).shape
+    if len(shape) == 1:
+        params["out"] = f64(shape[0], 2)
+    widths = dw.trace(apply, params, x)
+    big = params | {"up": f64(5, 8)} | ({"out": f64(8, 2)} if len(shape) == 2 else {})
+    for asked in ({"sizes": {"up": 8}}, {"target": big, "target_apply": apply}):
+        with pytest.raises(ValueError, match="cannot plan"):
+            dw.plan(widths, **asked)

@@ -616,7 +616,8 @@ def _contraction(
     power = plus(a.power, b.power)
     for value, other in ((x, y), (y, x)):
         if value.number is not None and value.number not in (0, 1):
-            power = plus(power, r.power_of_number(other, value, 1))
+            if r.power_of_number(other, value, 1):  # no program is asked for such a number
+                raise NoRecipe
     # A tied embedding reads what it writes; the other readers' weights are not zero.
     either = a.array is b.array or "parameter" in (x.origin, y.origin)
     hidden = set()  # operands of which only old entries count along their other axes

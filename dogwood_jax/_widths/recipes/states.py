@@ -793,10 +793,10 @@ class Reading:
         if number == 1:
             return {}
         degree = self._degree_of_mean(x, number, by.rounding)
-        is_noted = degree is None
+        is_noted = degree is None and not self.filling.is_tiled
         if degree is None:
             degree = self._degree_of_scale(x, number, by.rounding)
-            if degree and not self.filling.is_tiled:
+            if degree and is_noted:
                 what = f"the {'factor on' if sign == 1 else 'divisor of'} {self.name}"
                 of_ratio = plus({}, self.ratio, degree)
                 self.constants.append(Constant(what, number, of_ratio, by.rounding))
