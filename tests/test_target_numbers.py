@@ -453,3 +453,26 @@ def test_without_the_larger_function_the_way_out_is_named() -> None:
     widths = dw.trace(case.apply(4), case.shapes(4), data(*case.inputs))
     (note,) = dw.plan(widths, {"a": 8}).notes
     assert "the factor on a must be 8; if it has another, pass its function as target_" in note
+
+
+@pytest.mark.parametrize("use", [jnp.equal, jnp.less, jnp.add])
+def test_large_integers_are_compared_exactly(use):
+    def of(token):
+        def apply(params, ids):
+            h = jnp.tanh(params["embed"][ids % 11]) * use(ids, token)[..., None]
+            return h @ params["out"]
+
+        return apply
+
+    shapes = {
+        "embed": jax.ShapeDtypeStruct((11, 4), float),
+        "out": jax.ShapeDtypeStruct((4, 2), float),
+    }
+    larger = {
+        "embed": jax.ShapeDtypeStruct((11, 7), float),
+        "out": jax.ShapeDtypeStruct((7, 2), float),
+    }
+    widths = dw.trace(of(128000), shapes, jnp.arange(6))
+    dw.plan(widths, target=larger, target_apply=of(128000))
+    with pytest.raises(ValueError, match="128001"):
+        dw.plan(widths, target=larger, target_apply=of(128001))

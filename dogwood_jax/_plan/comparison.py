@@ -642,7 +642,10 @@ def _kind(step: Step) -> tuple[str, int, int]:
 
 
 def _is_close(a: float, b: float, rounding: float = 0.0) -> bool:
-    return isclose(a, b, rel_tol=max(1e-5, 2 * rounding)) or (a != a and b != b)
+    """Whether numbers are equal up to rounding; integers, as that of a token, have none."""
+    if float(a).is_integer() and float(b).is_integer():
+        return a == b
+    return isclose(a, b, rel_tol=max(1e-6, 2 * rounding)) or (a != a and b != b)
 
 
 def _scales(step: Step) -> bool:
