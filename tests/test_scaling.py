@@ -102,10 +102,15 @@ def assert_close(new: Any, reference: Any, tolerance: float, scale: float) -> No
     np.testing.assert_allclose(new, reference, rtol=0, atol=tolerance * scale)
 
 
-SIZES = [(name, new) for name, case in CASES.items() for new in case.sizes]
+# One size each, unless slow tests are asked for.
+SIZES = [
+    pytest.param(name, new, marks=[pytest.mark.slow] * (new != case.sizes[-1]), id=f"{name}-{new}")
+    for name, case in CASES.items()
+    for new in case.sizes
+]
 
 
-@pytest.mark.parametrize(("name", "new"), SIZES, ids=lambda x: str(x))
+@pytest.mark.parametrize(("name", "new"), SIZES)
 def test_the_larger_network_computes_the_same(name: str, new: int) -> None:
     model, _, variables = before(name)
     outputs = jax.jit(model.apply)(variables, *model.inputs)

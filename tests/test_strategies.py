@@ -47,7 +47,7 @@ STRATEGIES = {
     "firefly": functools.partial(dw.strategies.firefly, candidates=2),
 }
 CHOOSING = ("gradmax", "firefly")
-DTYPES = ("float64", "float32", "bfloat16")
+DTYPES = ("float64", "bfloat16")
 
 
 def case(index: int, name: str) -> Any:
