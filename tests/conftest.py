@@ -1,6 +1,8 @@
 """Strict numerics for every test: float64 enabled, no implicit rank promotion, fixed seeds."""
 
+import gc
 import os
+from collections.abc import Iterator
 
 import hypothesis
 import jax
@@ -27,6 +29,15 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 hypothesis.settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
 hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def left_alone() -> Iterator[None]:
+    """Lets Python's collector pass over what modules leave behind: gigabytes of programs."""
+    yield
+    gc.collect()
+    gc.freeze()
+
 
 OF_NETWORKS = ("test_trace_growth.py", "test_strategies.py")
 

@@ -260,7 +260,8 @@ GROWING = [name for i, name in enumerate(EXAMPLES) if name in PLAIN or name in C
 
 GROWN = [
     *itertools.product(["zero_outgoing"], GROWING),
-    *itertools.product(["zeros", "replicate"], COPIED),
+    *itertools.product(["zeros"], COPIED[::2]),
+    *itertools.product(["replicate"], COPIED),
     *itertools.product(UNDER_NORMS, NORMED[::2]),
 ]
 
