@@ -76,7 +76,7 @@ def are_small(
     Args:
         steps: the program.
         sizes: the sizes.
-        but: says of which tables it is known otherwise.
+        but: whether a table is known to be small for another reason.
     """
     known: dict[int, Bounds] = {}
 

@@ -103,7 +103,7 @@ class Finder:
         leaves: the arrays again, with layouts and roles.
 
     Attributes:
-        ambiguous: by width, a constant of which it was not known whether it follows from the size.
+        ambiguous: by width, a constant that may follow from the size or not.
     """
 
     def __init__(self, trace: Trace, values: Mapping[str, Value], leaves: Sequence[Leaf]) -> None:

@@ -185,8 +185,8 @@ class State:
         constants: constants in what it is made of that have no name yet.
         leaf: the leaf whose entries these are, at other places perhaps.
         array: the same object for all values with the same entries.
-        names_units: whether its integers name units, of which some are copies now, so that they may
-            be other integers for the same.
+        names_units: whether its integers name units. Some units are copies now, so the integers may
+            differ for the same unit.
     """
 
     power: Power = field(default_factory=dict)
