@@ -75,6 +75,20 @@ def layer_scale(p: Any, x: Any) -> Any:
     return jax.nn.standardize(x) @ p["out"]
 
 
+def latent(p: Any, x: Any) -> Any:
+    """Norms over latents, which scale by arrays of their own layer, with another epsilon before."""
+
+    def branch(q: Any, x: Any, epsilon: float) -> Any:
+        y = x @ q["up"]
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + epsilon)
+        return x + y * q["inner"][None, None] @ q["down"]
+
+    x = branch(p["stem"], x @ p["in"], 1e-5)
+    for q in p["blocks"]:
+        x = branch(q, x, 1e-6)
+    return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6) @ p["out"]
+
+
 class Chain(nn.Module):
     @nn.compact
     def __call__(self, x: Any) -> Any:
@@ -142,6 +156,12 @@ NETWORKS: dict[str, Callable[[], tuple[Callable[..., Any], Any, Any]]] = {
         layer_scale,
         {"blocks": [mlp() | {"scale": shapes(8)} for _ in range(DEPTH)]}
         | {"in": shapes(8, 8), "out": shapes(8, 3)},
+        X,
+    ),
+    "latent": lambda: (
+        latent,
+        {"stem": mlp(5) | {"inner": shapes(5)}, "in": shapes(8, 8), "out": shapes(8, 3)}
+        | {"blocks": [mlp() | {"inner": shapes(12)} for _ in range(DEPTH)]},
         X,
     ),
     "alternating": lambda: (alternating, blocks(16), X),

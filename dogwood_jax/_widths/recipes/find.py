@@ -109,7 +109,7 @@ class Finder:
     def __init__(self, trace: Trace, values: Mapping[str, Value], leaves: Sequence[Leaf]) -> None:
         self._trace, self._steps, self._degrees = trace, trace.steps, trace.degrees
         self.ambiguous: dict[str, float] = {}
-        self._values = list(values.values())
+        self._leaves, self._paths = list(values.values()), list(values)
         self._places: dict[str, dict[int, Place]] = {}
         numbers = {path: index for index, path in enumerate(values)}
         for leaf in leaves:
@@ -225,7 +225,8 @@ class Finder:
             steps = [self._steps[index] for index in self._readers.get(id(value), ())]
             return [step for step in steps if step.name not in _LOOPS]
 
-        return Reading(name, width, filling, self._places[name], self._values, readers, larger)
+        places = self._places[name]
+        return Reading(name, width, filling, places, self._leaves, self._paths, readers, larger)
 
     def _read(self, reading: Reading) -> None:
         """Reads every equation that has to do with the width, in the order of the program."""

@@ -320,6 +320,7 @@ class Reading:
         filling: how new units are filled in.
         places: the leaves in which it occurs, by index.
         leaves: all leaves.
+        paths: their paths.
         readers: returns the steps that take a value, each as often as it takes it.
         larger: what is known of one larger network; None for any larger network.
     """
@@ -331,11 +332,13 @@ class Reading:
         filling: Filling,
         places: Mapping[int, Place],
         leaves: Sequence[Value],
+        paths: Sequence[str],
         readers: Callable[[Value], Sequence[Step]],
         larger: "LargerNetwork | None" = None,
     ) -> None:
         self.name, self.width, self.filling, self.places = name, width, filling, places
-        self._leaves, self._readers, self.larger = leaves, readers, larger
+        self._leaves, self._paths = leaves, paths
+        self._readers, self.larger = readers, larger
         self.ratio: Power = {RATIO: 1.0} if filling.has_rest else {}
         self.size = plus({COPIES: 1.0}, self.ratio, -1) if filling.is_tiled else self.ratio
         self.equations = Equations(self._preference)
@@ -587,8 +590,12 @@ class Reading:
     def named(self, *operands: tuple[Value, State]) -> tuple[int, ...]:
         """Names the constants in a norm after the array that scales it; returns the others."""
         constants = [index for _, state in operands for index in state.constants]
-        scales = [place.path for value, _ in operands for place in self.scales_of(value)]
-        if not scales or not constants:
+        if not constants:
+            return ()
+        parameters = [v for v, _ in operands if v.origin == "parameter"]
+        leaves = [leaf for value in parameters for leaf in sorted(value.leaves)]
+        scales = [self._paths[leaf] for leaf in leaves]
+        if not scales:
             return tuple(constants)
         for index in constants:
             what = f"epsilon of the norm that scales by {scales[0]}"
