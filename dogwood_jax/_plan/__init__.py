@@ -5,7 +5,13 @@ comes a growth.
 
 | file | what it does |
 |---|---|
-| ``plan`` | the stage itself: strategies, refusals, notes |
+| ``plan`` | the stage itself |
+| ``asked`` | what a growth is asked for: sizes and strategies of widths |
+| ``extensions`` | how widths get more units: by which strategy and which recipe |
+| ``removals`` | how widths lose units |
+| ``obstacles`` | what keeps a width from a new size, and the ways out |
+| ``constants`` | whether a larger model has the constants that a growth needs |
+| ``notes`` | what a caller has to mind of a change |
 | ``upcycle`` | more experts, or the first ones |
 | ``experts`` | how the widths of experts grow, and whether outputs stay |
 | ``copies`` | which experts are copied, and what counts them in both programs |
@@ -27,6 +33,6 @@ comes a growth.
 | ``parameters`` | parameters of equations that follow from no size |
 | ``grown_sizes`` | the size of every dimension of the program once widths have grown |
 
-Where to add: a reason to refuse a growth is a hazard that ``trace`` notes at the width. ``plan``
-asks the strategy whether the hazard matters to it.
+Where to add: a reason to refuse a growth is a hazard that ``trace`` notes at the width.
+``obstacles`` asks the strategy whether the hazard matters to it.
 """

@@ -89,6 +89,15 @@ class Groups:
             )
 
     @property
+    def alone(self) -> Iterator[str]:
+        """Yields that the heads grow alone, where both programs cannot be compared."""
+        for split in self.splits:
+            yield (
+                f"{split.heads}: heads of keys and values are copied in a growth of their own, "
+                "without new layers and with strategies that keep outputs"
+            )
+
+    @property
     def divided(self) -> dict[str, str]:
         """What was a single head in the network, by names in the larger model, see ``Split``."""
         return {split.group: split.heads for split in self.splits if split.before == 1}

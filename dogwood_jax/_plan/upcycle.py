@@ -18,12 +18,12 @@ from dogwood_jax._base.arguments import (
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path
 from dogwood_jax._growth.growth import Growth
+from dogwood_jax._plan.asked import named_sizes
 from dogwood_jax._plan.experts import (
     Mixtures,
 )
 from dogwood_jax._plan.mixture import mixture
 from dogwood_jax._plan.more_experts import more_experts
-from dogwood_jax._plan.plan import named_sizes
 from dogwood_jax._widths.trace import trace
 from dogwood_jax._widths.widths import Widths
 

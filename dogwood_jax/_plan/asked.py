@@ -1,0 +1,169 @@
+"""What a growth is asked for: the sizes and strategies of widths, by name."""
+
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dogwood_jax._base.arguments import is_integer
+from dogwood_jax._base.trees import PyTree
+from dogwood_jax._plan.groups import (
+    Groups,
+    divided,
+    single_heads_grow,
+    split_groups,
+    split_single_heads,
+)
+from dogwood_jax._plan.larger import Larger, is_deeper, read_larger
+from dogwood_jax._plan.more_experts import counts_experts
+from dogwood_jax._plan.target import sizes_of_target
+from dogwood_jax._widths.dims import LAYERS
+from dogwood_jax._widths.widths import Widths
+from dogwood_jax.strategies import DepthStrategy, Strategy
+
+_MORE_EXPERTS = (
+    "if the network gets more experts: dw.upcycle copies them, in a growth of their own, and says "
+    "whether outputs stay"
+)
+
+_MORE_HEADS = (
+    "if the larger model has more heads of keys and values for the same query heads, pass its "
+    "function as target_apply=, and these heads are copied"
+)
+
+_HEADS_FOR_EACH = (
+    "if the larger model has a head of keys and values for each query head, in the place of one "
+    "for all: plan two growths, the first one with fewer of these heads"
+)
+
+_MORE_LAYERS = (
+    "if the larger model has more layers, pass its function of variables and inputs as "
+    "target_apply=, and they are inserted"
+)
+
+_LAYERS_FIRST = (
+    "new layers are inserted by target= and target_apply=, along the first axis of arrays that a "
+    "loop runs over: move an axis of layers to the front (MaxText: param_scan_axis=0)"
+)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The sizes that a growth is asked for.
+
+    Attributes:
+        before: the network's widths.
+        named: the sizes that the caller named.
+        widths: the widths that change, with those of copied heads.
+        sizes: their new sizes by name.
+        larger: the larger model; without arrays if there is none.
+        heads: the heads of keys and values that are copied, or None.
+        is_explained: whether the shapes of the larger model follow from sizes.
+    """
+
+    before: Widths
+    named: Mapping[str, int]
+    widths: Widths
+    sizes: Mapping[str, int]
+    larger: Larger = Larger({})
+    heads: Groups | None = None
+    is_explained: bool = True
+
+    def ways_out(self) -> Iterator[str]:
+        """Yields what may be passed instead, if the growth is refused."""
+        larger, before = self.larger, self.before
+        if larger.shapes:
+            if not self.named and not larger.insertions and counts_experts(before, larger.shapes):
+                yield _MORE_EXPERTS
+            heads_differ = any({*pair} - {*self.sizes} for pair in divided(before).items())
+            unsplit = self.heads is None and single_heads_grow(before, larger.shapes)
+            if larger.widths is None and (unsplit or (heads_differ and not self.is_explained)):
+                yield _MORE_HEADS
+            elif larger.widths is not None and unsplit:
+                yield _HEADS_FOR_EACH
+            unread = larger.widths is None and before.network is not None
+            if unread and is_deeper(before, larger.shapes):
+                yield _MORE_LAYERS
+        if any(
+            self.widths[name].fixed == LAYERS and size > self.widths[name].size
+            for name, size in self.sizes.items()
+        ):
+            yield _LAYERS_FIRST
+
+
+def asked_of(
+    widths: Widths,
+    sizes: Mapping[Any, int],
+    target: PyTree,
+    target_apply: Callable[..., Any] | None,
+    depth: DepthStrategy | None,
+    problems: list[str],
+) -> Asked:
+    """Returns the sizes that are asked for, by name or by a larger model; see ``plan``."""
+    named = named_sizes(widths, sizes, problems)
+    if target is None:
+        return Asked(widths, named, widths, named)
+    larger = read_larger(widths, target, target_apply, depth)
+    problems += [
+        f"{name}: asked for {size} units, but the larger model has {larger.sizes[name]}"
+        for name, size in named.items()
+        if larger.sizes.get(name, size) != size
+    ]
+    told, contradictions = larger.sizes | named, list[str]()
+    heads = split_single_heads(widths, larger)
+    wider = widths if heads is None else heads.widths
+    new = sizes_of_target(
+        wider, larger.shapes, told if heads is None else heads.asked(told), contradictions
+    )
+    if contradictions or any(size < wider[name].size for name, size in new.items()):
+        heads = split_groups(widths, larger, heads)
+    if heads is not None and heads.widths is not wider:
+        wider, contradictions = heads.widths, []
+        new = sizes_of_target(wider, larger.shapes, heads.asked(told), contradictions)
+    problems += contradictions
+    return Asked(widths, named, wider, new, larger, heads, not contradictions)
+
+
+def by_name(
+    widths: Widths, asked: Mapping[Any, Any], problems: list[str]
+) -> Iterator[tuple[str, Any]]:
+    """Yields what is asked of each width, by its name."""
+    for place, value in asked.items():
+        is_place = isinstance(place, tuple) and len(place) == 2
+        try:
+            yield (widths.of(*place) if is_place else widths[place]).name, value
+        except KeyError as error:
+            problems.append(str(error.args[0]))
+
+
+def named_sizes(widths: Widths, sizes: Mapping[Any, int], problems: list[str]) -> dict[str, int]:
+    """Returns the asked sizes by width name."""
+    new: dict[str, int] = {}
+    for name, size in by_name(widths, sizes, problems):
+        if not is_integer(size):
+            problems.append(f"{name}: the number of units must be an integer, got {size!r}")
+        elif new.setdefault(name, operator.index(size)) != size:
+            problems.append(f"{name}: asked for two sizes, {new[name]} and {size}")
+    return new
+
+
+def strategies_by_name(
+    widths: Widths, strategy: Strategy | Mapping[str, Strategy] | None, problems: list[str]
+) -> Mapping[str, Strategy]:
+    """Returns the strategy of each width that is given one."""
+    if strategy is None:
+        return {}
+    if isinstance(strategy, Strategy):
+        return dict.fromkeys(widths, strategy)
+    for one in strategy.values() if isinstance(strategy, Mapping) else [strategy]:
+        if not isinstance(one, Strategy):
+            raise TypeError(
+                f"strategy must come from dw.strategies, such as dw.strategies.replicate(), "
+                f"got {one!r}"
+            )
+    for name in strategy:
+        try:
+            widths[name]
+        except KeyError as error:
+            problems.append(f"strategy: {error.args[0]}")
+    return strategy

@@ -1,0 +1,159 @@
+"""How widths get more units: ``extensions``."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from dogwood_jax import strategies
+from dogwood_jax._growth.growth import Change
+from dogwood_jax._plan.asked import Asked
+from dogwood_jax._plan.comparison import Comparison
+from dogwood_jax._plan.constants import unlike
+from dogwood_jax._plan.obstacles import IN_LARGER_MODEL, MULTIPLES, refusals
+from dogwood_jax._plan.solved import Solved, solve_recipes
+from dogwood_jax._widths.reasons import kind_of
+from dogwood_jax._widths.widths import Recipe, Width
+from dogwood_jax.strategies import Strategy
+
+
+@dataclass(frozen=True)
+class Extensions:
+    """How widths get more units.
+
+    Attributes:
+        changes: the changes by name of the width.
+        unlike: what the larger model's program computes otherwise.
+        solved: the recipes that make up for numbers of the larger model.
+    """
+
+    changes: Mapping[str, Change]
+    unlike: Sequence[str] = ()
+    solved: Solved = Solved()
+
+
+def extensions(
+    asked: Asked,
+    sizes: Mapping[str, int],
+    chosen: Mapping[str, Strategy],
+    interface: bool,
+    compared: Comparison | None,
+    problems: list[str],
+) -> Extensions:
+    """Returns how widths get more units.
+
+    Args:
+        asked: what the growth is asked for.
+        sizes: the new sizes of these widths, by name.
+        chosen: the strategies of widths that are given one.
+        interface: whether widths that are dimensions of inputs or outputs may change.
+        compared: the larger model's program beside the network's, if there is one.
+        problems: takes the reasons why some cannot.
+    """
+
+    def changes(recipes: Mapping[str, Recipe]) -> tuple[dict[str, Change], list[str]]:
+        refused: list[str] = []
+        found = {}
+        for name, width in asked.widths.items():
+            new = sizes.get(name, width.size)
+            if new != width.size:
+                known = width if compared is None else _cleared(width, new, compared)
+                its = [recipes[name]] if name in recipes else None
+                found[name] = _extended(
+                    known, new, chosen.get(name), its, interface, asked, refused
+                )
+        return found, refused
+
+    found, refused = changes({})
+    if compared is None:
+        problems += refused
+        return Extensions(found)
+    unlike, solved = [*compared.problems(found, exactly=True)], Solved()
+    if refused or unlike:
+        solution = solve_recipes(asked.widths, compared, found, chosen)
+        again, still = changes(solution.recipes)
+        differing = [*compared.problems(again, exactly=True, solved=solution.degrees)]
+        if not still and (refused or not differing):
+            found, refused, unlike, solved = again, still, differing, solution
+    problems += refused
+    return Extensions(found, unlike, solved)
+
+
+def _cleared(width: Width, new: int, compared: Comparison) -> Width:
+    """Returns a width without the hazards that the larger model's program refutes.
+
+    A constant that looked computed from the size did not change, for example. If old units keep
+    their numbers in every table, tables are hazards for copies only.
+    """
+    multiples = f"; {MULTIPLES}, but {new} is no multiple of {width.size}" * bool(new % width.size)
+    stay = width.name in compared.kept_tables
+    tables = [hazard for hazard in width.hazards if stay and kind_of(hazard) == "table"]
+    hazards = tuple(
+        f"{hazard}, and {IN_LARGER_MODEL[kind_of(hazard)]}"
+        + multiples * (kind_of(hazard) == "table")
+        if kind_of(hazard) in IN_LARGER_MODEL
+        else hazard
+        for hazard in width.hazards
+        if not (kind_of(hazard) == "suspicion" and compared.agrees)
+        if (width.name, hazard) not in compared.refuted
+        if hazard not in tables
+    )
+    return replace(
+        width,
+        hazards=hazards,
+        copy_hazards=(*width.copy_hazards, *tables),
+        recipes=width.recipes if hazards else (),
+    )
+
+
+def _extended(
+    width: Width,
+    new: int,
+    strategy: Strategy | None,
+    recipes: Sequence[Recipe] | None,
+    interface: bool,
+    asked: Asked,
+    problems: list[str],
+) -> Change:
+    """Returns how a width gets more units, after checking that it can."""
+    ways = [
+        Change(
+            width.name,
+            width.size,
+            new,
+            strategy or strategies.by_name(recipe.strategy if recipe else "zero_outgoing"),
+            recipe=recipe,
+        )
+        for recipe in recipes or _recipes(width, new, strategy)
+    ]
+
+    def misfit(way: Change) -> tuple[bool, int]:
+        """Whether the larger model has other constants than a way needs, and how many it lacks."""
+        lacking = sum(count for _, count in asked.larger.epsilons(asked.widths, [way]))
+        return next(unlike(asked.larger, way), None) is not None, lacking
+
+    change = min(ways, key=misfit) if len(ways) > 1 else ways[0]
+    problems += refusals(width, new, change.strategy, change.recipe, interface)
+    sources = _sources(width.size, new, change.strategy, problems, width.name)
+    return replace(change, sources=sources)
+
+
+def _recipes(width: Width, new: int, strategy: Strategy | None) -> Sequence[Recipe | None]:
+    """Returns the recipes to choose from, with this strategy if there is one, or None."""
+    if not width.hazards:
+        return [None]
+    name = None if strategy is None else strategy.recipes_for
+    fitting = [
+        recipe
+        for recipe in width.recipes
+        if (recipe.learns if name is None else recipe.strategy == name)
+        if not recipe.multiple or new % width.size == 0
+    ]
+    return fitting or [None]
+
+
+def _sources(
+    old: int, new: int, strategy: Strategy, problems: list[str], name: str
+) -> tuple[int, ...] | None:
+    """Returns the old unit behind each new one, where a strategy copies units."""
+    if bad := [unit for unit in strategy.units if old and not 0 <= unit < old]:
+        problems.append(f"{name}: has units 0 to {old - 1}, so none of {bad} can be copied")
+    return strategy.sources(old, new)

@@ -1,0 +1,154 @@
+"""What keeps a width from a new size, and the ways out: ``refusals``.
+
+A hazard matters to some strategies only. ``trace`` notes hazards at the width, and each strategy
+says what it makes of new units.
+"""
+
+from collections.abc import Iterator, Mapping
+
+from dogwood_jax import strategies
+from dogwood_jax._plan.target import of_heads
+from dogwood_jax._widths.reasons import kind_of
+from dogwood_jax._widths.widths import Recipe, Width
+from dogwood_jax.strategies import Strategy
+
+# Kinds of hazards that the larger model's program may refute, and what to say if it does not.
+IN_LARGER_MODEL: Mapping[str, str] = {
+    "table": (
+        "not seen to stay in the larger model, as it does where each number follows from its "
+        "position and from no size: rotary embeddings keep rotary_dim or begin with the old "
+        "frequencies"
+    ),
+    "suspicion": "no rescaled array makes up for the larger model's numbers",
+}
+
+# Where old units keep numbers that follow from the size, such as theta**(-2 i / head_dim).
+MULTIPLES = (
+    "numbers that follow from the size, as theta**(-i / size) does, stay in a multiple of it, "
+    "where new units lie between old ones"
+)
+
+_NEVER_LEARN = (
+    "only if its new units are zero would outputs stay, and then they would never learn, because "
+    "they are only multiplied with each other"
+)
+
+
+def refusals(
+    width: Width, new: int, strategy: Strategy, recipe: Recipe | None, interface: bool
+) -> list[str]:
+    """Returns why a width cannot take its new size with this strategy."""
+    name, old = width.name, width.size
+    if new < old:
+        return [
+            f"{name}: {new} units are fewer than today's {old}; growing never drops units; "
+            f"say which ones stay with keep=, or use dw.narrow{of_heads(name)}"
+        ]
+    if width.fixed:
+        return fixed(width, new, "grow")
+    obstacles = _obstacles(width, new, strategy, recipe)
+    return unasked(width, interface) + [
+        f"{name}: {obstacle}; {_ways_out(width)}" for obstacle in obstacles
+    ]
+
+
+def _obstacles(width: Width, new: int, strategy: Strategy, recipe: Recipe | None) -> Iterator[str]:
+    """Yields what keeps a width that is not fixed from growing with this strategy."""
+    if strategy.needs_recipe and recipe is None:
+        known = any(strategy.recipes_for == other.strategy for other in width.recipes)
+        reason = "is for widths under a norm that can grow no other way"
+        if known:
+            reason = f"cannot grow it from {width.size} to {new}"
+        yield f"strategies.{strategy}() {reason}"
+    elif strategy.begins_exact and recipe is None and width.hazards:
+        dead = f"; {_NEVER_LEARN}" * any(not other.learns for other in width.recipes)
+        yield (
+            f"growing it from {width.size} to {new} would change outputs: "
+            f"{'; '.join(width.hazards)}{dead}; it occurs in {_places(width)}"
+        )
+    if strategy.takes_multiples_only and width.size and new % width.size:
+        yield f"strategies.{strategy}() grows it to multiples of {width.size} only, not to {new}"
+    choice = strategy.choice
+    zero_incoming = strategy.incoming == "zero" and not strategy.perturb
+    zero_incoming |= choice is not None and choice.side == "outgoing"
+    if zero_incoming and width.zero_hazard and recipe is None:
+        yield f"new units cannot have zero incoming weights: {width.zero_hazard}"
+    free_incoming = strategy.incoming == "free" and strategy.outgoing != "free"
+    if (free_incoming or (choice and choice.side == "incoming")) and width.free_hazard:
+        yield f"new units cannot have random incoming weights: {width.free_hazard}"
+    roles = {occurrence.role for occurrence in width.occurrences}
+    if choice and not ("incoming" in roles and roles - {"incoming"}):
+        yield (
+            f"strategies.{strategy}() chooses between incoming and outgoing weights, but the width "
+            f"has {' and '.join(sorted(roles))} ones only"
+        )
+    if strategy.makes_alike and width.interface:
+        yield (
+            "units of an input or output cannot be copied, because new inputs are not copies of "
+            "old ones"
+        )
+    if strategy.preserving and strategy.makes_alike and recipe is None:
+        if width.copy_hazards:
+            yield f"copying units would change outputs: {'; '.join(width.copy_hazards)}"
+
+
+def _ways_out(width: Width) -> str:
+    """Names the strategies with which a width can grow."""
+    ways: list[tuple[Strategy, Recipe | None]] = [
+        (strategies.zero_outgoing(), None),
+        (strategies.replicate(), None),
+        (strategies.zeros(), None),
+    ]
+    if width.hazards:
+        ways = [(strategies.by_name(recipe.strategy), recipe) for recipe in width.recipes]
+    open_ways = [way for way in ways if not [*_obstacles(width, 2 * width.size, *way)]]
+    if open_ways and not width.hazards:
+        return f"use strategies.{open_ways[0][0]}()"
+    exact = [
+        f"strategies.{strategy}() keeps outputs"
+        + (", but new units never learn" if recipe and not recipe.learns else "")
+        + (_multiples(width, recipe) if recipe and recipe.multiple else "")
+        for strategy, recipe in open_ways
+    ]
+    kinds = {kind_of(hazard) for hazard in width.hazards}
+    if kinds and (kinds <= IN_LARGER_MODEL.keys() or "ambiguous" in kinds):
+        exact.append(
+            "if old units have the same numbers in a larger network, or numbers that rescaled "
+            "arrays make up for, target= and target_apply= show it"
+            + f" ({MULTIPLES})"
+            * any(kind_of(hazard) == "table" for hazard in width.hazards)
+        )
+    return "; ".join(dict.fromkeys([*exact, "strategies.random() grows it all the same"]))
+
+
+def _multiples(width: Width, recipe: Recipe) -> str:
+    """Says for which sizes a recipe is, and why for no others."""
+    because = " (other sizes need units that are means of the old ones, but "
+    return f" for multiples of {width.size}" + f"{because}{recipe.obstacle})" * bool(
+        recipe.obstacle
+    )
+
+
+def unasked(width: Width, interface: bool) -> list[str]:
+    """Returns why a dimension of the network's inputs or outputs stays, if nobody asked for it."""
+    if interface or not width.interface:
+        return []
+    return [
+        f"{width.name}: is a dimension of an input or output; pass interface=True to append to it"
+    ]
+
+
+def fixed(width: Width, new: int, verb: str) -> list[str]:
+    """Returns why a width cannot change at all, if it cannot."""
+    if not width.fixed:
+        return []
+    return [
+        f"{width.name}: cannot {verb} from {width.size} to {new}: {width.fixed}; "
+        f"it occurs in {_places(width)}"
+    ]
+
+
+def _places(width: Width) -> str:
+    places = list(dict.fromkeys(f"{o.path}[{o.axis}]" for o in width.occurrences))
+    more = len(places) - 4
+    return ", ".join(places[:4]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,91 @@
+"""How widths lose units: ``removals``."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dogwood_jax import strategies
+from dogwood_jax._base.arguments import is_integer
+from dogwood_jax._growth.growth import Change
+from dogwood_jax._plan.asked import by_name
+from dogwood_jax._plan.obstacles import fixed, unasked
+from dogwood_jax._widths.widths import Width, Widths
+
+
+def removals(
+    widths: Widths,
+    keep: Mapping[Any, Any],
+    merge: Mapping[Any, Sequence[Sequence[int]]],
+    interface: bool,
+    growing: Collection[str],
+    problems: list[str],
+) -> dict[str, Change]:
+    """Returns how widths lose units, by name.
+
+    Args:
+        widths: the widths.
+        keep: the units that stay, by width.
+        merge: the units that become one, by width.
+        interface: whether widths that are dimensions of inputs or outputs may change.
+        growing: names of the widths that get more units.
+        problems: takes the reasons why some cannot.
+    """
+    changes: dict[str, Change] = {}
+    for asked, change in ((keep, _kept), (merge, _merged)):
+        for name, units in by_name(widths, asked, problems):
+            if name in changes or name in growing:
+                problems.append(
+                    f"{name}: is to change in two ways, by sizes=, target=, keep= or merge=; "
+                    "plan one after the other"
+                )
+            changes[name] = change(widths[name], units, interface, problems)
+    return changes
+
+
+def _kept(width: Width, units: Any, interface: bool, problems: list[str]) -> Change:
+    """Returns how a width changes if only some of its units stay."""
+    asked = np.asarray(units)
+    if asked.dtype == bool and asked.shape == (width.size,):
+        asked = np.flatnonzero(asked)
+    kept = tuple(asked.tolist()) if asked.ndim == 1 else (-1,)
+    whole = np.issubdtype(asked.dtype, np.integer) or not asked.size
+    if not whole or {*kept} - {*range(width.size)} or len({*kept}) < len(kept):
+        problems.append(
+            f"{width.name}: keep takes distinct indices below {width.size}, or a boolean mask of "
+            f"{width.size} units; got {units!r}"
+        )
+        kept = ()
+    elif width.size and not kept:
+        problems.append(
+            f"{width.name}: keep leaves none of its {width.size} units; keep one at least, because "
+            "a width without units cannot grow again, or write the network without these layers"
+        )
+    problems += fixed(width, len(kept), "change") + unasked(width, interface)
+    # A recipe for copies says nothing of units that go.
+    fitting = [r for r in width.recipes if not strategies.by_name(r.strategy).makes_alike]
+    recipe = fitting[0] if fitting and kept else None
+    return Change(width.name, width.size, len(kept), strategies.KEEP, kept, recipe=recipe)
+
+
+def _merged(
+    width: Width, groups: Sequence[Sequence[int]], interface: bool, problems: list[str]
+) -> Change:
+    """Returns how groups of units of a width become one unit each."""
+    grouped = isinstance(groups, Iterable) and all(isinstance(group, Iterable) for group in groups)
+    members = [unit for group in groups for unit in group] if grouped else [None]
+    whole = all(map(is_integer, members))
+    if not whole or {*members} - {*range(width.size)} or len({*members}) < len(members):
+        problems.append(
+            f"{width.name}: merge takes groups of distinct units below {width.size}, such as "
+            f"[(0, 1)]; got {groups!r}"
+        )
+        groups = ()
+    first = {unit: group[0] for group in groups for unit in group}
+    sources = tuple(unit for unit in range(width.size) if first.get(unit, unit) == unit)
+    place = {unit: index for index, unit in enumerate(sources)}
+    into = tuple(place[first.get(unit, unit)] for unit in range(width.size))
+    problems += fixed(width, len(sources), "change") + unasked(width, interface)
+    if hazards := (*width.hazards, *width.copy_hazards):
+        problems.append(f"{width.name}: merging units would change outputs: {'; '.join(hazards)}")
+    return Change(width.name, width.size, len(sources), strategies.MERGE, sources, into)
