@@ -70,8 +70,8 @@ class Terms:
         lengths: the integers of the old program, which may be lengths of axes; None to note them.
         integers: the integers that have come up, if they are noted.
         old_is_read: whether what comes now is the other program.
-        numbers: the constants other than 0 and 1 that have come up, each with its relative rounding
-            error, to be cleared by the caller.
+        numbers: the constants other than 0 and 1 that have met other values, each with its relative
+            rounding error, to be cleared by the caller.
         theirs: the constants of the other program, as far as they are known before it is read.
         is_unsure: whether a constant could be several of the old program's.
     """
@@ -109,11 +109,19 @@ class Terms:
             self._table[key] = term
         return term
 
-    def number(self, value: Any, aval: Any) -> Term:
-        """Returns the term of an array with equal entries."""
+    def number(self, value: Any, aval: Any, *, written: bool = False) -> Term:
+        """Returns the term of an array with equal entries.
+
+        Args:
+            value: the entries.
+            aval: the array's shape and dtype.
+            written: whether the number is written in a program, or follows from such numbers only.
+                Which number of the other program it is shows where it meets other values.
+        """
         if jnp.issubdtype(aval.dtype, np.inexact) and _is_real(value):
             value = float(value)
-        return self.make("number", (type(value).__name__, value, str(aval.dtype)), (), aval, value)
+        op = "written" if written else "number"
+        return self.make(op, (type(value).__name__, value, str(aval.dtype)), (), aval, value)
 
     def constant(self, array: Any, aval: Any) -> Term:
         """Returns the term of a constant of a program."""
@@ -125,10 +133,9 @@ class Terms:
         if array.size and (array == array.flat[0]).all():
             value = array.flat[0].item()
             if _is_real(value) and not isinstance(value, bool):
-                inexact = jnp.issubdtype(aval.dtype, np.inexact)
-                if inexact:
-                    value = self._scaled(float(value), _rounding(aval.dtype))
-                elif self.lengths is None:
+                if jnp.issubdtype(aval.dtype, np.inexact):
+                    return self.number(value, aval, written=True)
+                if self.lengths is None:
                     self.integers[value] = None
             return self.number(value, aval)
         return self.make("constant", (array.shape, str(aval.dtype), array.tobytes()), (), aval)
@@ -154,6 +161,12 @@ class Terms:
         )
         self.is_unsure |= len(may_be) > 1
         return min(may_be, key=lambda known: known in self.theirs, default=value)
+
+    def _met(self, term: Term) -> Term:
+        """Returns what stands for a written number in both programs, or the term itself."""
+        if not _is_written(term):
+            return term
+        return self.number(self._scaled(term.number, _rounding(term.dtype)), term)
 
     def _counted(self, value: int) -> int:
         """Returns what stands for an integer and all that it may be in the other size.
@@ -199,6 +212,8 @@ class Terms:
             return list(operands)
         if name in _INDEXING:
             operands = [self._as_length(term) for term in operands]
+        if not all(map(_is_written, operands)):
+            operands = [None if term is None else self._met(term) for term in operands]
         rule = _SIMPLIFY.get(name)
         if rule and (result := rule(self, eqn, operands)) is not None:
             return [result]
@@ -209,7 +224,7 @@ class Terms:
         known = [term for term in operands if term is not None]
         if len(known) < len(operands):
             return [None] * len(avals)
-        return self.opaque(name, self.params(eqn), known, avals)
+        return self.opaque(name, self.params(eqn), [*map(self._met, known)], avals)
 
     def opaque(
         self, name: str, params: Any, operands: Sequence[Term], avals: Sequence[Any]
@@ -225,26 +240,29 @@ class Terms:
         first = operands[0] if operands else None
         if name in _STRUCTURAL and first is not None:
             if first.number is not None:
-                return self.number(first.number, aval)
+                return self.number(first.number, aval, written=_is_written(first))
             return first if first.op == "open" else None
         numbers: list[Any] = [None if term is None else term.number for term in operands]
         if not numbers or any(number is None for number in numbers):
             return None
+        written = all(map(_is_written, operands))
         if name in _REARRANGING and len(set(numbers)) == 1:
-            return self.number(numbers[0], aval)
+            return self.number(numbers[0], aval, written=written)
         if name in _SUMS and numbers[0] == 0:
             return self.number(numbers[0], aval)
         try:
             if name == "convert_element_type":
                 exact = jnp.issubdtype(aval.dtype, np.inexact) or numbers[0] == int(numbers[0])
-                return self.number(numbers[0], aval) if exact else None
+                return self.number(numbers[0], aval, written=written) if exact else None
             if name == "integer_pow":
-                return self.number(numbers[0] ** eqn.params["y"], aval)
+                return self.number(numbers[0] ** eqn.params["y"], aval, written=written)
             if jnp.issubdtype(aval.dtype, np.inexact):
                 value = folded(name, *numbers)
                 # A pole is no number: not even a zero silences it.
                 is_pole = value is not None and np.isfinite(numbers).all() > np.isfinite(value)
-                return value if value is None else self.number(math.nan if is_pole else value, aval)
+                if value is None:
+                    return None
+                return self.number(math.nan if is_pole else value, aval, written=written)
         except (ArithmeticError, ValueError):
             return self.number(math.nan, aval)  # a pole: not even a zero silences it
         except TypeError:
@@ -336,6 +354,10 @@ def _without_sizes(eqn: Any, params: dict[str, Any]) -> dict[str, Any]:
 
 def _is_real(number: Any) -> bool:
     return isinstance(number, int | float) and number == number
+
+
+def _is_written(term: Term | None) -> bool:
+    return term is not None and term.op == "written"
 
 
 def _is(term: Term | None, number: float) -> bool:
