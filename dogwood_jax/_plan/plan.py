@@ -197,7 +197,7 @@ def plan(
     if heads is not None:
         notes += heads.notes
     if compared is not None:
-        notes += extended.solved.notes(compared)
+        notes += extended.solved.notes(compared, extended.changes)
     if depth is not None:
         notes.append(_changes_outputs(depth, larger.insertions))
     if target_apply is None:

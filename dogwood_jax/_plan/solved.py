@@ -9,7 +9,7 @@ that differs.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from math import isfinite, log
+from math import isclose, isfinite, log
 
 from dogwood_jax._growth.growth import Change
 from dogwood_jax._plan.comparison import Comparison, Degrees
@@ -34,11 +34,15 @@ class Solved:
     recipes: Mapping[str, Recipe] = field(default_factory=dict)
     degrees: Mapping[str, Degrees] = field(default_factory=dict)
 
-    def notes(self, compared: Comparison) -> Iterator[str]:
-        """Yields the numbers that the recipes make up for."""
+    def notes(self, compared: Comparison, changes: Mapping[str, Change]) -> Iterator[str]:
+        """Yields the numbers that the recipes make up for, but for those that take a mean."""
         for name, degrees in self.degrees.items():
+            change = changes[name]
             for index in degrees:
                 number, larger = compared.factors[index]
+                shares = number * change.old, larger * change.new
+                if all(isclose(share, 1, rel_tol=_ROUNDING) for share in shares):
+                    continue
                 yield (
                     f"{name}: the larger model multiplies by {larger:.6g} instead of "
                     f"{number:.6g}; rescaled arrays make up for it"
@@ -89,6 +93,7 @@ def solve_recipes(
         larger = LargerNetwork(
             {index: rest / sizes[name] for index, rest in left.items() if abs(rest) > _ROUNDING},
             name in compared.kept_tables,
+            not changes[name].new % changes[name].old,
         )
         strategy = strategies[name].recipes_for if name in strategies else None
         solved = finder.solved(dims[name], name, larger, strategy)

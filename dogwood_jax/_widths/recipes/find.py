@@ -81,7 +81,7 @@ def find_recipes(
     for width, recipes in found.items():
         number = program.ambiguous.get(names[width])
         if number is not None and not recipes:
-            same_numbers = LargerNetwork({}, keeps_tables=False)
+            same_numbers = LargerNetwork({}, keeps_tables=False, is_multiple=False)
             if program.solved(width, names[width], same_numbers, None) is not None:
                 width.endanger(ambiguity(number))
     return found
@@ -202,7 +202,9 @@ class Finder:
         if not _may_have_recipes(self._trace, width):
             return None
         for filling in _FILLINGS:
-            if filling.is_tiled or strategy not in (None, filling.strategy.name):
+            if filling.is_tiled and not (filling.multiple and larger.is_multiple):
+                continue
+            if strategy not in (None, filling.strategy.name):
                 continue
             if filling is _DEAD and strategy is None:
                 continue

@@ -305,10 +305,12 @@ class LargerNetwork:
             multiplies. All others are the same. A divisor counts as a factor of one over it.
         keeps_tables: whether old units have the same numbers in all tables along the width, and new
             units have finite ones.
+        is_multiple: whether new is a multiple of old.
     """
 
     powers: Mapping[int, float]
     keeps_tables: bool
+    is_multiple: bool
 
 
 class Reading:
@@ -796,7 +798,7 @@ class Reading:
             power = self.larger.powers.get(self.index, 0.0)
             if power:
                 self.degrees[self.index] = Degree(number, power, is_noted=False)
-            return plus({}, self.ratio, power)
+            return plus({}, self.size, power)
         if number == 1:
             return {}
         degree = self._degree_of_mean(x, number, by.rounding)
