@@ -68,6 +68,11 @@ def halves_swapped(x: Any) -> Any:
     return jnp.concatenate([-second, first], axis=-1)
 
 
+def pairs_turned(x: Any) -> Any:
+    """Turns what each head computes in pairs, as rotary embeddings do where these interleave."""
+    return jnp.stack([-x[..., 1::2], x[..., ::2]], axis=-1).reshape(x.shape)
+
+
 def masked(scores: Any) -> Any:
     return jnp.where(jnp.tril(jnp.ones((5, 5), bool))[None, None, None], scores, -1e9)
 
@@ -76,6 +81,8 @@ EXACT = {
     "groups": (by_groups, 2, 4, {}),
     "a head for each query head": (by_groups, 2, 8, {}),
     "cut in two": (lambda q, k, v: by_groups(halves_swapped(q), k, v), 2, 4, {"split": True}),
+    "turned in pairs": (lambda q, k, v: by_groups(q, k, v, first=pairs_turned), 2, 4, {}),
+    "one head, turned in pairs": (lambda q, k, v: by_groups(pairs_turned(q), k, v), 1, 2, {}),
     "masked, keys normalized": (
         lambda *qkv: by_groups(*qkv, masked, jax.nn.standardize),
         2,
@@ -183,8 +190,14 @@ def test_heads_that_are_mixed_cannot_be_copied(name: str, kv: int) -> None:
         dw.plan(widths, target=shapes_of(4), target_apply=network(4, REFUSED[name]))
 
 
-def test_more_query_heads_read_copies_of_one_head() -> None:
-    """Beside them, another width grows."""
+@pytest.mark.parametrize(
+    ("old", "new", "copies"),
+    [((1, 4), (3, 9), 3), ((2, 4), (8, 8), 2), ((2, 8), (6, 12), 2)],
+)
+def test_more_query_heads_beside_copies(
+    old: tuple[int, int], new: tuple[int, int], copies: int
+) -> None:
+    """Heads of keys and values are copied, and new ones are silent; another width grows, too."""
 
     def apply(params: Any, x: Any) -> Any:
         q, k, v = (jnp.einsum("btm,mhd->bthd", x, params[name]) for name in "qkv")
@@ -196,11 +209,12 @@ def test_more_query_heads_read_copies_of_one_head() -> None:
         mlp = {"up": f64(6, hidden), "down": f64(hidden, 6)}
         return {"q": q, "k": k, "v": v, "o": f64(heads, VALUE, 6), **mlp}
 
-    small, large = shapes(1, 4, 3), shapes(3, 9, 5)
+    small, large = shapes(*old, 3), shapes(*new, 5)
     growth = dw.plan(dw.trace(apply, small, X), target=large, target_apply=apply)
+    assert f"is copied {copies} times" in growth.notes[0]
     variables = fill(small, 1)
     grown = dw.grow(variables, growth, key=jax.random.key(0))
-    assert jnp.shape(grown["q"]) == (6, 9, DIM) and not grown["o"][4:].any()
+    assert jnp.shape(grown["q"]) == (6, new[1], DIM) and not grown["o"][old[1] :].any()
     np.testing.assert_allclose(apply(grown, X), apply(variables, X), rtol=1e-12)
 
 

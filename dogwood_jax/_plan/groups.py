@@ -28,7 +28,7 @@ _APART = KEEP_ENTRIES | frozenset(
     ("reduce_precision", "scan", "while", "cond", "enter", "close", *ELEMENTWISE)
 )
 # Operations that cut or join along axes of which they change the size.
-_ALONG_OTHERS = frozenset("slice dynamic_slice split pad concatenate".split())
+_ALONG_OTHERS = frozenset("slice dynamic_slice dynamic_update_slice split pad concatenate".split())
 
 
 class Split(NamedTuple):
@@ -39,6 +39,7 @@ class Split(NamedTuple):
         group: name of the width of query heads that share one of them, likewise.
         before: how many heads there are.
         times: how often each is copied.
+        after: how many heads the larger model has, copies and new ones.
         sharing: how many query heads share one of them; 0 if there is one head.
     """
 
@@ -46,6 +47,7 @@ class Split(NamedTuple):
     group: str
     before: int
     times: int
+    after: int
     sharing: int = 0
 
     @property
@@ -104,17 +106,19 @@ class Groups:
 
     def asked(self, sizes: Mapping[str, int]) -> dict[str, int]:
         """Returns the sizes that are asked for, with copies in the place of more heads."""
-        several = [split for split in self.splits if split.before > 1]
-        today = {name: self.before[name].size for s in several for name in (s.heads, s.group)}
         known = {name: size for name, size in sizes.items() if name in self.widths}
-        return {**known, **today, **self.copies}
+        for split in self.splits:
+            if split.before > 1:
+                known[split.heads] = split.after // split.times
+                known[split.group] = split.sharing
+        return {**known, **self.copies}
 
     def sizes_in_program(self, sizes: Mapping[str, int]) -> dict[str, int]:
         """Returns the sizes that the widths before have in the larger model's program."""
         found = {name: size for name, size in sizes.items() if name not in self.copies}
         for split in self.splits:
             if split.before > 1:
-                found[split.heads] = split.before * split.times
+                found[split.heads] = split.after
                 found[split.group] = split.sharing // split.times
         return found
 
@@ -130,9 +134,11 @@ def split_groups(widths: Widths, larger: Larger, found: Groups | None = None) ->
     splits, wider = ((), widths) if found is None else (found.splits, found.widths)
     for group, heads in divided(widths).items():
         before, sharing = widths[heads].size, widths[group].size
-        times, rest = divmod(larger.sizes.get(heads, 0), before)
-        if not rest and times > 1 and not sharing % times:
-            splits += (Split(heads, group, before, times, sharing),)
+        after = larger.sizes.get(heads, 0)
+        # If a head serves a single query head, the larger model has no width of these.
+        times, rest = divmod(sharing, larger.sizes.get(group, 1))
+        if not rest and times > 1 and not after % times and after >= before * times:
+            splits += (Split(heads, group, before, times, after, sharing),)
             wider = _with_copies(wider, splits[-1])
     return Groups(widths, splits, wider) if splits else None
 
@@ -160,7 +166,7 @@ def split_single_heads(widths: Widths, larger: Larger) -> Groups | None:
     if not found:
         return None
     sizes = larger.widths.sizes
-    splits = tuple(Split(heads, group, 1, sizes[heads]) for group, heads in found.items())
+    splits = tuple(Split(h, group, 1, sizes[h], sizes[h]) for group, h in found.items())
     return Groups(widths, splits, _Single(widths, larger.widths, found, moved).wider(splits))
 
 
@@ -207,8 +213,7 @@ def _apart(widths: Widths, dividing: Mapping[str, str]) -> dict[str, str]:
         group: heads
         for group, heads in dividing.items()
         # A number that only looks computed from a size is compared with the larger model's.
-        if not (widths[heads].fixed or widths[group].fixed)
-        and all(
+        if all(
             kind_of(hazard) == "suspicion"
             for hazard in (*widths[heads].hazards, *widths[group].hazards)
         )
@@ -248,7 +253,7 @@ def _dividing(widths: Widths) -> dict[str, str]:
     found = {}
     for group, along in places.items():
         heads, *others = {place.before for place in along}
-        if heads is None or others:
+        if heads is None or others or widths[heads].fixed or widths[group].fixed:
             continue
         own = [place for place in places[heads] if place.after != group]
         if own and all(place.units.role == "incoming" for place in own):
@@ -368,9 +373,9 @@ def _are_apart(steps: Sequence[Step], heads: Dim, group: Dim) -> bool:
             return False
         if step.name in _APART:
             return True
-        if step.name in ("take", "collect"):  # a loop runs along the first axis
-            (stack,) = step.operands if step.name == "take" else step.results
-            return not of(stack.dims[0])
+        if step.name in ("take", "collect", "stack", "unstack"):
+            (stack,) = step.operands if step.name in ("take", "unstack") else step.results
+            return not of(stack.dims[step.params.get("axis", 0)])  # a loop runs along the first one
         if step.name == "dot_general":
             (contracted, _), _ = step.params["dimension_numbers"]
         elif step.name.startswith("reduce_"):
