@@ -190,6 +190,18 @@ def test_heads_that_are_mixed_cannot_be_copied(name: str, kv: int) -> None:
         dw.plan(widths, target=shapes_of(4), target_apply=network(4, REFUSED[name]))
 
 
+def of_any_heads(params: Any, x: Any) -> Any:
+    q, k, v = (jnp.einsum("btm,mhd->bthd", x, params[name]) for name in "qkv")
+    y = x + jnp.einsum("bthd,hdm->btm", as_gemma(q, k, v).reshape(2, 5, -1, VALUE), params["o"])
+    return y + jax.nn.relu(y @ params["up"]) @ params["down"]
+
+
+def any_heads(kv: int, heads: int, hidden: int = 3) -> Any:
+    q, k, v = f64(6, heads, DIM), f64(6, kv, DIM), f64(6, kv, VALUE)
+    mlp = {"up": f64(6, hidden), "down": f64(hidden, 6)}
+    return {"q": q, "k": k, "v": v, "o": f64(heads, VALUE, 6), **mlp}
+
+
 @pytest.mark.parametrize(
     ("old", "new", "copies"),
     [((1, 4), (3, 9), 3), ((2, 4), (8, 8), 2), ((2, 8), (6, 12), 2)],
@@ -198,24 +210,24 @@ def test_more_query_heads_beside_copies(
     old: tuple[int, int], new: tuple[int, int], copies: int
 ) -> None:
     """Heads of keys and values are copied, and new ones are silent; another width grows, too."""
-
-    def apply(params: Any, x: Any) -> Any:
-        q, k, v = (jnp.einsum("btm,mhd->bthd", x, params[name]) for name in "qkv")
-        y = x + jnp.einsum("bthd,hdm->btm", as_gemma(q, k, v).reshape(2, 5, -1, VALUE), params["o"])
-        return y + jax.nn.relu(y @ params["up"]) @ params["down"]
-
-    def shapes(kv: int, heads: int, hidden: int) -> Any:
-        q, k, v = f64(6, heads, DIM), f64(6, kv, DIM), f64(6, kv, VALUE)
-        mlp = {"up": f64(6, hidden), "down": f64(hidden, 6)}
-        return {"q": q, "k": k, "v": v, "o": f64(heads, VALUE, 6), **mlp}
-
-    small, large = shapes(*old, 3), shapes(*new, 5)
-    growth = dw.plan(dw.trace(apply, small, X), target=large, target_apply=apply)
+    small, large = any_heads(*old), any_heads(*new, hidden=5)
+    growth = dw.plan(dw.trace(of_any_heads, small, X), target=large, target_apply=of_any_heads)
     assert f"is copied {copies} times" in growth.notes[0]
     variables = fill(small, 1)
     grown = dw.grow(variables, growth, key=jax.random.key(0))
     assert jnp.shape(grown["q"]) == (6, new[1], DIM) and not grown["o"][old[1] :].any()
-    np.testing.assert_allclose(apply(grown, X), apply(variables, X), rtol=1e-12)
+    outputs = of_any_heads(variables, X)
+    np.testing.assert_allclose(of_any_heads(grown, X), outputs, rtol=1e-12)
+
+
+def test_heads_that_no_copies_make_up_are_added_in_two_growths() -> None:
+    def planned(old: tuple[int, int], new: tuple[int, int]) -> dw.Growth:
+        widths = dw.trace(of_any_heads, any_heads(*old), X)
+        return dw.plan(widths, target=any_heads(*new), target_apply=of_any_heads)
+
+    with pytest.raises(ValueError, match="two growths, the first one to 4 heads of keys"):
+        planned((2, 4), (5, 5))
+    assert planned((2, 4), (4, 4)).changes and planned((4, 4), (5, 5)).changes
 
 
 @pytest.mark.parametrize("kv", [1, 2])

@@ -143,6 +143,25 @@ def split_groups(widths: Widths, larger: Larger, found: Groups | None = None) ->
     return Groups(widths, splits, wider) if splits else None
 
 
+def first_of_two(widths: Widths, larger: Larger) -> int | None:
+    """Returns how many heads of keys and values a growth in between may have, if one is needed.
+
+    The first growth copies heads for the same query heads. The second one adds new heads.
+
+    Args:
+        widths: the network's widths.
+        larger: the larger model, whose program says how many heads it has.
+    """
+    for group, heads in divided(widths).items():
+        before, sharing = widths[heads].size, widths[group].size
+        after, rest = larger.sizes.get(heads, 0), larger.sizes.get(group, 1)
+        for times in range(2, sharing + 1):
+            if rest < sharing and not sharing % times:
+                if before * times <= after and sharing // times <= rest:
+                    return before * times
+    return None
+
+
 def split_single_heads(widths: Widths, larger: Larger) -> Groups | None:
     """Returns what becomes of a network with one head of keys and values, if more are exact.
 
