@@ -34,7 +34,7 @@ _MORE_HEADS = (
     "function as target_apply=, and these heads are copied"
 )
 
-_HEADS_FOR_EACH = (
+HEADS_FOR_EACH = (
     "if the larger model has a head of keys and values for each query head, in the place of one "
     "for all: plan two growths, the first one with fewer of these heads"
 )
@@ -93,7 +93,7 @@ class Asked:
             if larger.widths is None and (unsplit or (heads_differ and not self.is_explained)):
                 yield _MORE_HEADS
             elif larger.widths is not None and unsplit:
-                yield _HEADS_FOR_EACH
+                yield HEADS_FOR_EACH
             if larger.widths is not None and (between := first_of_two(before, larger)):
                 yield _HEADS_IN_TWO.format(between)
             if larger.insertions and (larger.numbers or self._meets_numbers):

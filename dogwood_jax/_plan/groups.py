@@ -104,6 +104,11 @@ class Groups:
         """What was a single head in the network, by names in the larger model, see ``Split``."""
         return {split.group: split.heads for split in self.splits if split.before == 1}
 
+    @property
+    def is_for_each(self) -> bool:
+        """Whether each query head has a copy of a single head."""
+        return any(split.before == 1 and split.group == split.heads for split in self.splits)
+
     def asked(self, sizes: Mapping[str, int]) -> dict[str, int]:
         """Returns the sizes that are asked for, with copies in the place of more heads."""
         known = {name: size for name, size in sizes.items() if name in self.widths}
@@ -175,18 +180,37 @@ def split_single_heads(widths: Widths, larger: Larger) -> Groups | None:
     """
     if larger.widths is None:
         return None
-    dividing = _dividing(larger.widths)
-    if not dividing:
-        return None
     moved = {i.old: i.path for i in larger.insertions if i.old is not None}
+    dividing = _dividing(larger.widths)
     single = _Single(widths, larger.widths, dividing, moved)
     lacking = {group: heads for group, heads in dividing.items() if heads in single.lacking}
+    lacking |= {heads: heads for heads in _for_each(widths, larger, moved)}
     found = _apart(larger.widths, lacking) if lacking else {}
     if not found:
         return None
     sizes = larger.widths.sizes
     splits = tuple(Split(h, group, 1, sizes[h], sizes[h]) for group, h in found.items())
     return Groups(widths, splits, _Single(widths, larger.widths, found, moved).wider(splits))
+
+
+def _for_each(widths: Widths, larger: Larger, moved: Mapping[str, str]) -> Iterator[str]:
+    """Yields the larger model's widths of query heads that keys and values of one head lack.
+
+    Query heads are a width of the network, too, and each has a head of keys and values there.
+    """
+    assert larger.widths is not None and larger.names is not None
+    names = {own: its for own, its in larger.names.items() if widths[own].size > 1}
+    several, its = {*names.values()}, {leaf.path: leaf for leaf in larger.widths.leaves}
+    found: dict[str, None] = {}
+    for leaf in widths.leaves:
+        same = its.get(moved.get(leaf.path, leaf.path))
+        for axis, larger_axis in zip(leaf.axes, same.axes if same else (), strict=False):
+            known = {names.get(units.width) for units in units_of(axis)}
+            beside = [units.width for units in units_of(larger_axis)]
+            found |= dict.fromkeys(w for w in beside if w in several and w not in known)
+    for heads in found:
+        if heads in _Single(widths, larger.widths, {heads: heads}, moved).joined:
+            yield heads
 
 
 def single_heads_grow(widths: Widths, shapes: Mapping[str, Any]) -> bool:
@@ -290,7 +314,8 @@ class _Single:
         moved: paths of arrays in the larger model that have another one in the network.
 
     Attributes:
-        lacking: the larger model's widths of heads that the network lacks in each of their places.
+        joined: the larger model's widths of heads that the network lacks in some of their places.
+        lacking: the ones that it lacks in each of them.
     """
 
     def __init__(
@@ -301,7 +326,7 @@ class _Single:
         moved: Mapping[str, str],
     ) -> None:
         self._widths, self._dividing, self._heads = widths, dividing, {*dividing.values()}
-        self._there: set[str] = set()
+        self.joined, self._there = set[str](), set[str]()
         self._gone: set[str] = set()
         found, its = set[str](), {leaf.path: leaf for leaf in larger.leaves}
         self._leaves = []
@@ -342,6 +367,7 @@ class _Single:
                 return Concat(tuple(map(self._joined, layout.parts, its.parts)))
         if isinstance(its, Units) and isinstance(layout, Units) and layout.size == 1:
             self._gone.add(layout.width)
+            self.joined.update(own)
             return replace(its, width=copies_of(its.width), size=1)
         if isinstance(its, Product):
             parts = list(layout.parts) if isinstance(layout, Product) else [layout]
@@ -349,6 +375,7 @@ class _Single:
                 for index, part in enumerate(its.parts):
                     if isinstance(part, Units) and part.width in own:
                         parts.insert(index, replace(part, width=copies_of(part.width), size=1))
+                self.joined.update(own)
                 return Product(tuple(parts))
         self._there.update(own)
         return layout
