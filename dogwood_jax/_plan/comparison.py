@@ -453,6 +453,7 @@ class Comparison:
         return self._factors(value.dims, id(value) in self._single)
 
     def _factors(self, dims: Sequence[Dim], is_single: bool) -> Iterator[list[tuple[Dim, int]]]:
+        """Yields the same for dimensions; ``is_single``: whether they are made of copies alone."""
         axes = [[factor.root for factor in factors(dim)] for dim in dims]
         every = Counter(factor for axis in axes for factor in axis)
         copies = {*self._divided.values()}

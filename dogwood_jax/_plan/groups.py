@@ -1,9 +1,9 @@
 """More heads for keys and values under the same query heads: ``split_groups``.
 
 In grouped-query attention, several query heads share a head of keys and values. If the larger model
-has more of the latter, but no more query heads, its groups are smaller. Then every head of keys and
-values is copied, and the query heads of its group are divided among the copies. Arrays of queries
-stay as they are. The copies are a width of their own, of size 1 before.
+has smaller groups, every head of keys and values is copied, and the query heads of its group are
+divided among the copies. Arrays of queries stay as they are. The copies are a width of their own,
+of size 1 before. There may be new heads of all kinds, too, with as many copies of each.
 
 In multi-query attention, one head of keys and values serves all query heads. An axis of size 1 is
 no width, so ``split_single_heads`` looks where the larger model's program has it.
@@ -36,7 +36,8 @@ class Split(NamedTuple):
 
     Attributes:
         heads: name of their width; in the larger model, if there is one head.
-        group: name of the width of query heads that share one of them, likewise.
+        group: name of the width of query heads that share one of them, likewise; ``heads`` if each
+            has one of its own.
         before: how many heads there are.
         times: how often each is copied.
         after: how many heads the larger model has, copies and new ones.
