@@ -384,6 +384,21 @@ def layer_scale(scanned: bool = False) -> Builder:
     return build
 
 
+def scaled_sum(twice: bool = False) -> Builder:
+    """A sum with a bias in each layer, times a number that follows from what is summed over."""
+
+    def build(n: int = 6, epsilon: float = 0) -> Model:
+        def layer(x: Any, p: Any) -> Any:
+            h = jnp.tanh(x @ p["up"])
+            y = x + (h @ p["down"] + p["bias"][None]) * h.shape[-1] ** -0.5
+            return y + p["bias"][None] if twice else y, None
+
+        shapes = {"up": f64(2, 3, n), "down": f64(2, n, 3), "bias": f64(2, 3)}
+        return weighted(shapes, lambda p, x: jax.lax.scan(layer, x, p)[0], data(4, 3))
+
+    return build
+
+
 def unit_norm(params: Any, x: Any, epsilon: float) -> Any:
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
@@ -711,6 +726,7 @@ CASES = {
         stream(lambda p, x, e: rms_norm(p["g"], x, e), g=1), ("write/bias", 0), "tile", MULTIPLES
     ),
     "unusual": Case(unusual_stream, ("latents", 1), "tile", ANY),
+    "sum with a bias": Case(scaled_sum(), ("down", 1), "zero_outgoing", (9,)),
     "layer scale": Case(layer_scale(), ("write/bias", 0), "tile", (7,)),
     "layer scale, scanned": Case(layer_scale(scanned=True), ("write/bias", 0), "tile", (15,)),
     "softmax": Case(stream(softmaxed), ("write/bias", 0), "tile", MULTIPLES),

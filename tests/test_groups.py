@@ -68,6 +68,11 @@ def halves_swapped(x: Any) -> Any:
     return jnp.concatenate([-second, first], axis=-1)
 
 
+def pairs_turned(x: Any) -> Any:
+    """Turns what each head computes in pairs, as rotary embeddings do where these interleave."""
+    return jnp.stack([-x[..., 1::2], x[..., ::2]], axis=-1).reshape(x.shape)
+
+
 def masked(scores: Any) -> Any:
     return jnp.where(jnp.tril(jnp.ones((5, 5), bool))[None, None, None], scores, -1e9)
 
@@ -76,6 +81,8 @@ EXACT = {
     "groups": (by_groups, 2, 4, {}),
     "a head for each query head": (by_groups, 2, 8, {}),
     "cut in two": (lambda q, k, v: by_groups(halves_swapped(q), k, v), 2, 4, {"split": True}),
+    "turned in pairs": (lambda q, k, v: by_groups(q, k, v, first=pairs_turned), 2, 4, {}),
+    "one head, turned in pairs": (lambda q, k, v: by_groups(pairs_turned(q), k, v), 1, 2, {}),
     "masked, keys normalized": (
         lambda *qkv: by_groups(*qkv, masked, jax.nn.standardize),
         2,
@@ -88,6 +95,8 @@ EXACT = {
     "one head, masked": (lambda *qkv: by_groups(*qkv, masked), 1, 4, {}),
     "one head, as Gemma": (as_gemma, 1, 2, {"split": True, "layers": 2}),
     "one head, repeated": (by_repeating, 1, 4, {}),
+    "one head, then one for each": (lambda *qkv: by_groups(*qkv, masked), 1, HEADS, {}),
+    "one head, as Gemma, then one for each": (as_gemma, 1, HEADS, {"split": True, "layers": 2}),
 }
 
 
@@ -175,33 +184,57 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("kv", [1, 2])
-@pytest.mark.parametrize("name", REFUSED)
-def test_heads_that_are_mixed_cannot_be_copied(name: str, kv: int) -> None:
+FOR_EACH = ("a softmax over the group", "summed up over the group before", "keys mixed")
+
+
+@pytest.mark.parametrize(
+    ("name", "kv", "larger"),
+    [(name, kv, 4) for name in REFUSED for kv in (1, 2)] + [(name, 1, HEADS) for name in FOR_EACH],
+)
+def test_heads_that_are_mixed_cannot_be_copied(name: str, kv: int, larger: int) -> None:
     widths = dw.trace(network(kv, REFUSED[name]), shapes_of(kv), X)
     with pytest.raises(ValueError, match="cannot plan this growth"):
-        dw.plan(widths, target=shapes_of(4), target_apply=network(4, REFUSED[name]))
+        dw.plan(widths, target=shapes_of(larger), target_apply=network(larger, REFUSED[name]))
 
 
-def test_more_query_heads_read_copies_of_one_head() -> None:
-    """Beside them, another width grows."""
+def of_any_heads(params: Any, x: Any) -> Any:
+    q, k, v = (jnp.einsum("btm,mhd->bthd", x, params[name]) for name in "qkv")
+    y = x + jnp.einsum("bthd,hdm->btm", as_gemma(q, k, v).reshape(2, 5, -1, VALUE), params["o"])
+    return y + jax.nn.relu(y @ params["up"]) @ params["down"]
 
-    def apply(params: Any, x: Any) -> Any:
-        q, k, v = (jnp.einsum("btm,mhd->bthd", x, params[name]) for name in "qkv")
-        y = x + jnp.einsum("bthd,hdm->btm", as_gemma(q, k, v).reshape(2, 5, -1, VALUE), params["o"])
-        return y + jax.nn.relu(y @ params["up"]) @ params["down"]
 
-    def shapes(kv: int, heads: int, hidden: int) -> Any:
-        q, k, v = f64(6, heads, DIM), f64(6, kv, DIM), f64(6, kv, VALUE)
-        mlp = {"up": f64(6, hidden), "down": f64(hidden, 6)}
-        return {"q": q, "k": k, "v": v, "o": f64(heads, VALUE, 6), **mlp}
+def any_heads(kv: int, heads: int, hidden: int = 3) -> Any:
+    q, k, v = f64(6, heads, DIM), f64(6, kv, DIM), f64(6, kv, VALUE)
+    mlp = {"up": f64(6, hidden), "down": f64(hidden, 6)}
+    return {"q": q, "k": k, "v": v, "o": f64(heads, VALUE, 6), **mlp}
 
-    small, large = shapes(1, 4, 3), shapes(3, 9, 5)
-    growth = dw.plan(dw.trace(apply, small, X), target=large, target_apply=apply)
+
+@pytest.mark.parametrize(
+    ("old", "new", "copies"),
+    [((1, 4), (3, 9), 3), ((1, 3), (5, 5), 5), ((2, 4), (8, 8), 2), ((2, 8), (6, 12), 2)],
+)
+def test_more_query_heads_beside_copies(
+    old: tuple[int, int], new: tuple[int, int], copies: int
+) -> None:
+    """Heads of keys and values are copied, and new ones are silent; another width grows, too."""
+    small, large = any_heads(*old), any_heads(*new, hidden=5)
+    growth = dw.plan(dw.trace(of_any_heads, small, X), target=large, target_apply=of_any_heads)
+    assert f"is copied {copies} times" in growth.notes[0]
     variables = fill(small, 1)
     grown = dw.grow(variables, growth, key=jax.random.key(0))
-    assert jnp.shape(grown["q"]) == (6, 9, DIM) and not grown["o"][4:].any()
-    np.testing.assert_allclose(apply(grown, X), apply(variables, X), rtol=1e-12)
+    assert jnp.shape(grown["q"]) == (6, new[1], DIM) and not grown["o"][old[1] :].any()
+    outputs = of_any_heads(variables, X)
+    np.testing.assert_allclose(of_any_heads(grown, X), outputs, rtol=1e-12)
+
+
+def test_heads_that_no_copies_make_up_are_added_in_two_growths() -> None:
+    def planned(old: tuple[int, int], new: tuple[int, int]) -> dw.Growth:
+        widths = dw.trace(of_any_heads, any_heads(*old), X)
+        return dw.plan(widths, target=any_heads(*new), target_apply=of_any_heads)
+
+    with pytest.raises(ValueError, match="two growths, the first one to 4 heads of keys"):
+        planned((2, 4), (5, 5))
+    assert planned((2, 4), (4, 4)).changes and planned((4, 4), (5, 5)).changes
 
 
 @pytest.mark.parametrize("kv", [1, 2])
@@ -212,7 +245,7 @@ def test_shapes_alone_name_the_way_out(kv: int) -> None:
 
 
 def test_one_head_becomes_one_for_each_query_head_in_two_growths() -> None:
-    one, two, all_ = (network(n, by_groups) for n in (1, 2, HEADS))
+    one, two, all_ = (network(n, by_repeating) for n in (1, 2, HEADS))
     widths = dw.trace(one, shapes_of(1), X)
     with pytest.raises(ValueError, match="plan two growths, the first one with fewer of these"):
         dw.plan(widths, target=shapes_of(HEADS), target_apply=all_)

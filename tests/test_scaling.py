@@ -9,12 +9,13 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from networks import Model, affine, data, dense, f64, fill
+from networks import Model, affine, data, dense, f64, fill, linen
 from networks_scaling import (
     CASES,
     EPSILON,
@@ -27,6 +28,7 @@ from networks_scaling import (
     mixed,
     rms_norm,
     row,
+    scaled_sum,
     scores,
     stream,
     towers,
@@ -311,6 +313,7 @@ REFUSED = {
     "divergence from elsewhere": (divergence(shift=1), ("read", 0)),
     "codes that are told": (codebook(told=True), ("codes", 0)),
     "silent rows of unit length": (divergence(unit_rows=True), ("read", 0)),
+    "a bias that is read twice": (scaled_sum(twice=True), ("down", 1)),
 }
 
 
@@ -527,3 +530,23 @@ def test_a_number_that_stays_is_not_one_that_follows_from_the_size(read: Any) ->
     for asked in ({"sizes": {"up": 8}}, {"target": big, "target_apply": apply}):
         with pytest.raises(ValueError, match="cannot plan"):
             dw.plan(widths, **asked)
+
+
+def test_a_sum_says_how_its_weights_must_follow_the_size() -> None:
+    """A module that holds its size, and a number beside it, are not tried in other sizes."""
+
+    class Network(nn.Module):
+        mean: Callable[[Any], Any]
+
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            return self.mean(jnp.tanh(nn.Dense(8, name="up")(x)))
+
+    def planned(mean: Callable[[Any], Any]) -> dw.Growth:
+        return dw.plan(widths_of(linen(Network(mean), data(2, 3))), {"up": 16})
+
+    assert planned(lambda h: h.mean(-1)).notes == ()
+    (note,) = planned(lambda h: h.sum(-1) * 0.125).notes
+    assert "is multiplied by 0.125 (1 / 8), one over its size: the larger model must" in note
+    with pytest.raises(ValueError, match="same constant weight for every unit, 0.125; as jnp.mean"):
+        planned(lambda h: h @ jnp.full(8, 0.125))

@@ -229,7 +229,7 @@ def whether_any_is_large(p: Any, x: Any) -> Any:
     return jnp.where(jnp.any(h > 0.9, axis=-1, keepdims=True), h @ p["o"], 0)
 
 
-@trap({"i[1]": BEHIND}, **MLP)
+@trap({"i[1]": UNWEIGHTED}, **MLP)
 def sum_by_a_matrix_of_ones(p: Any, x: Any) -> Any:
     h = layer(p, x)
     return h @ p["o"] + h @ jnp.ones((h.shape[1], 1))

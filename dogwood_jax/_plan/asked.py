@@ -10,14 +10,17 @@ from dogwood_jax._base.trees import PyTree
 from dogwood_jax._plan.groups import (
     Groups,
     divided,
+    first_of_two,
     single_heads_grow,
     split_groups,
     split_single_heads,
 )
 from dogwood_jax._plan.larger import Larger, is_deeper, read_larger
 from dogwood_jax._plan.more_experts import counts_experts
+from dogwood_jax._plan.obstacles import IN_LARGER_MODEL
 from dogwood_jax._plan.target import sizes_of_target
 from dogwood_jax._widths.dims import LAYERS
+from dogwood_jax._widths.reasons import kind_of
 from dogwood_jax._widths.widths import Widths
 from dogwood_jax.strategies import DepthStrategy, Strategy
 
@@ -31,9 +34,19 @@ _MORE_HEADS = (
     "function as target_apply=, and these heads are copied"
 )
 
-_HEADS_FOR_EACH = (
+HEADS_FOR_EACH = (
     "if the larger model has a head of keys and values for each query head, in the place of one "
     "for all: plan two growths, the first one with fewer of these heads"
+)
+
+_HEADS_IN_TWO = (
+    "if the larger model has more query heads, but fewer for each head of keys and values: plan "
+    "two growths, the first one to {} heads of keys and values and the query heads of today"
+)
+
+_EACH_ALONE = (
+    "beside new layers, numbers that follow from sizes are not compared: grow the widths first, or "
+    "insert the layers first, each in a growth of its own"
 )
 
 _MORE_LAYERS = (
@@ -80,7 +93,11 @@ class Asked:
             if larger.widths is None and (unsplit or (heads_differ and not self.is_explained)):
                 yield _MORE_HEADS
             elif larger.widths is not None and unsplit:
-                yield _HEADS_FOR_EACH
+                yield HEADS_FOR_EACH
+            if larger.widths is not None and (between := first_of_two(before, larger)):
+                yield _HEADS_IN_TWO.format(between)
+            if larger.insertions and (larger.numbers or self._meets_numbers):
+                yield _EACH_ALONE
             unread = larger.widths is None and before.network is not None
             if unread and is_deeper(before, larger.shapes):
                 yield _MORE_LAYERS
@@ -89,6 +106,16 @@ class Asked:
             for name, size in self.sizes.items()
         ):
             yield _LAYERS_FIRST
+
+    @property
+    def _meets_numbers(self) -> bool:
+        """Whether a width grows that numbers may follow from."""
+        return any(
+            kind_of(hazard) in IN_LARGER_MODEL
+            for name, size in self.sizes.items()
+            if size > self.widths[name].size
+            for hazard in self.widths[name].hazards
+        )
 
 
 def asked_of(

@@ -23,7 +23,7 @@ from dogwood_jax._plan.tables import SpreadTables
 from dogwood_jax._program.moves import KEEP_ORDER
 from dogwood_jax._program.program import scan_counts
 from dogwood_jax._widths.contractions import FactorsOf, contractions_of
-from dogwood_jax._widths.dims import Dim, factors, parts_of, pieces
+from dogwood_jax._widths.dims import Dim, atoms, factors, parts_of, pieces
 from dogwood_jax._widths.positions import are_small, moved
 from dogwood_jax._widths.scales import suspicion, to_blame
 from dogwood_jax._widths.values import Degree, Step, Table, Trace, Value
@@ -85,7 +85,9 @@ class Comparison:
         dispatch: the network's steps that take tokens to experts, if the larger network has more
             experts. Numbers there are positions, which follow from sizes.
         divided: dimensions of the larger program that are query heads sharing a head of keys and
-            values, each with the dimension of these heads, where they copy a single one.
+            values, each with the dimension of these heads, where they copy a single one. If each
+            query head has a copy of its own, both are the same dimension.
+        copied: the larger program's arrays that hold copies of a single head.
 
     Attributes:
         sizes: where arrays of the larger network have other sizes than they should, and the
@@ -110,8 +112,11 @@ class Comparison:
         grown: GrownSizes,
         dispatch: Collection[int] = (),
         divided: Mapping[Dim, Dim] = MappingProxyType({}),
+        copied: Collection[Value] = (),
     ) -> None:
         self._grown, self._divided = grown, divided
+        for_each = frozenset(heads for group, heads in divided.items() if heads is group)
+        self._single = _made_of(copied, larger.steps, for_each) if for_each else frozenset()
         self._trace, self._larger = trace, larger
         self._spread = SpreadTables(trace, larger, grown)
         self._scaled: list[tuple[str, Value, Value]] = []
@@ -130,7 +135,8 @@ class Comparison:
         # Programs have other operations on axes of size 1 than on longer axes. Then axes of size 1
         # do not count in contractions, and other axes may be cut and joined there.
         self._is_loose = bool(divided) or any(b == 1 != after for b, after in grown.lengths)
-        one = self._outline(trace, self._old_factors, lambda dims: tuple(map(grown, dims)))
+        self._counts_ones = not for_each  # which may be on either side of the axis of heads
+        one = self._outline(trace, self._old_factors, lambda x: tuple(map(grown, x.dims)))
         other = self._outline(larger, self._new_factors, self._lengths)
         self.is_in_step = list(map(_kind, one)) == list(map(_kind, other))
         if self.is_in_step:
@@ -144,7 +150,7 @@ class Comparison:
         self,
         program: Trace,
         factors_of: FactorsOf,
-        shape_of: Callable[[Sequence[Dim]], tuple[int, ...]],
+        shape_of: Callable[[Value], tuple[int, ...]],
     ) -> list[Step]:
         """Returns the steps of a program, without the ones that depend on which sizes are 1.
 
@@ -174,7 +180,7 @@ class Comparison:
         def name_of(value: Value) -> str:
             """Returns what an array is called: the step that makes it, or what it is."""
             if id(value) not in names:
-                shape = shape_of(value.dims)
+                shape = shape_of(value)
                 if self._is_loose:
                     shape = _without_ones(shape)
                 if id(value) in moved:
@@ -204,7 +210,7 @@ class Comparison:
                 moved[id(result)] = value
                 if step.name == "broadcast_in_dim" and value.origin != "constant":
                     axes = step.params["broadcast_dimensions"]
-                    spread = _repeated(shape_of(value.dims), shape_of(result.dims), axes)
+                    spread = _repeated(shape_of(value), shape_of(result), axes)
                     if spread is not None:
                         known[id(result)] = self._number((step.name, spread, source_of(value)))
                         names[id(result)] = f"{name_of(value)} along {spread}, {name_of(result)}"
@@ -383,9 +389,10 @@ class Comparison:
     def _compare_sizes(self, step: Step, its: Step, old: Value, new: Value) -> None:
         before = tuple(dim.size for dim in old.dims)
         expected = tuple(map(self._grown, old.dims))
-        found = self._lengths(new.dims)
+        found = self._lengths(new)
         is_same = expected == found
-        if self._is_loose and step.name in ("dot_general", "transpose"):
+        is_loose = self._is_loose and step.name in ("dot_general", "transpose")
+        if is_loose or not self._counts_ones:
             is_same = _without_ones(expected) == _without_ones(found)
         if is_same or 0 in found:
             return
@@ -430,19 +437,23 @@ class Comparison:
 
     def _new_factors(self, value: Value) -> list[list[Dim]]:
         """Returns the same for an array of the larger program, see ``_lengths``."""
-        return [[f for f, length in axis if length != 1] for axis in self._undivided(value.dims)]
+        return [[f for f, length in axis if length != 1] for axis in self._undivided(value)]
 
-    def _lengths(self, dims: Sequence[Dim]) -> tuple[int, ...]:
+    def _lengths(self, value: Value) -> tuple[int, ...]:
         """Returns the shape of an array of the larger program, as if no heads were copies.
 
         Heads that copy a single one count as 1, and all query heads as one dimension.
         """
         if not self._divided:
-            return tuple(dim.size for dim in dims)
-        return tuple(prod(length for _, length in axis) for axis in self._undivided(dims))
+            return tuple(dim.size for dim in value.dims)
+        return tuple(prod(length for _, length in axis) for axis in self._undivided(value))
 
-    def _undivided(self, dims: Sequence[Dim]) -> Iterator[list[tuple[Dim, int]]]:
+    def _undivided(self, value: Value) -> Iterator[list[tuple[Dim, int]]]:
         """Yields what each axis of an array is made of, with lengths as in ``_lengths``."""
+        return self._factors(value.dims, id(value) in self._single)
+
+    def _factors(self, dims: Sequence[Dim], is_single: bool) -> Iterator[list[tuple[Dim, int]]]:
+        """Yields the same for dimensions; ``is_single``: whether they are made of copies alone."""
         axes = [[factor.root for factor in factors(dim)] for dim in dims]
         every = Counter(factor for axis in axes for factor in axis)
         copies = {*self._divided.values()}
@@ -450,23 +461,28 @@ class Comparison:
             found = []
             for before, factor in zip((None, *axis), axis, strict=False):
                 length, heads = factor.size, self._divided.get(factor)
-                if factor in copies or heads is not None:
+                if heads is factor and not is_single:
+                    pass  # query heads, which are no copies
+                elif factor in copies or heads is not None:
                     # They are told apart, and in order where they are along one axis.
                     is_plain = every[factor] == 1
-                    if heads is not None:
+                    if heads not in (None, factor):
                         in_order = heads is before or heads not in axis
                         is_plain &= every[heads] == 1 and in_order
                     if not is_plain:
                         factor = Dim(length)
                     else:
-                        length = 1 if heads is None else length * heads.size
+                        length = 1 if heads in (None, factor) else length * heads.size
                 elif factor.kind:
                     length = sum(map(self._length, pieces(factor)))
                 found.append((factor, length))
             yield found
 
     def _length(self, dim: Dim) -> int:
-        return self._lengths((dim,))[0]
+        if not self._divided:
+            return dim.size
+        (axis,) = self._factors((dim,), False)
+        return prod(length for _, length in axis)
 
     def _is_same(self, step: Step, a: Value, b: Value) -> bool:
         """Whether constants are the same, sizes aside."""
@@ -571,6 +587,29 @@ class Comparison:
         is_same = len({frozenset(counts.items()) for counts in made}) == 1
         if not (self.values or is_same):
             self.values["it computes with other arrays"] = None
+
+
+def _made_of(
+    copied: Iterable[Value], steps: Sequence[Step], heads: Collection[Dim]
+) -> frozenset[int]:
+    """Returns the values that are the same for all heads, because arrays of copies alone make them.
+
+    Args:
+        copied: the arrays of copies.
+        steps: the program.
+        heads: the dimensions of heads.
+    """
+
+    def has_heads(value: Value) -> bool:
+        return any(atom in heads for dim in value.dims for atom in atoms(dim))
+
+    found = {id(value) for value in copied}
+    for step in steps:
+        along = [value for value in step.operands if has_heads(value)]
+        # What a loop changes is no copy.
+        if along and step.name != "enter" and all(id(value) in found for value in along):
+            found.update(id(value) for value in step.results)
+    return frozenset(found)
 
 
 def _repeated(

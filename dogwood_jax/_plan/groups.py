@@ -1,9 +1,9 @@
 """More heads for keys and values under the same query heads: ``split_groups``.
 
 In grouped-query attention, several query heads share a head of keys and values. If the larger model
-has more of the latter, but no more query heads, its groups are smaller. Then every head of keys and
-values is copied, and the query heads of its group are divided among the copies. Arrays of queries
-stay as they are. The copies are a width of their own, of size 1 before.
+has smaller groups, every head of keys and values is copied, and the query heads of its group are
+divided among the copies. Arrays of queries stay as they are. The copies are a width of their own,
+of size 1 before. There may be new heads of all kinds, too, with as many copies of each.
 
 In multi-query attention, one head of keys and values serves all query heads. An axis of size 1 is
 no width, so ``split_single_heads`` looks where the larger model's program has it.
@@ -28,7 +28,7 @@ _APART = KEEP_ENTRIES | frozenset(
     ("reduce_precision", "scan", "while", "cond", "enter", "close", *ELEMENTWISE)
 )
 # Operations that cut or join along axes of which they change the size.
-_ALONG_OTHERS = frozenset("slice dynamic_slice split pad concatenate".split())
+_ALONG_OTHERS = frozenset("slice dynamic_slice dynamic_update_slice split pad concatenate".split())
 
 
 class Split(NamedTuple):
@@ -36,9 +36,11 @@ class Split(NamedTuple):
 
     Attributes:
         heads: name of their width; in the larger model, if there is one head.
-        group: name of the width of query heads that share one of them, likewise.
+        group: name of the width of query heads that share one of them, likewise; ``heads`` if each
+            has one of its own.
         before: how many heads there are.
         times: how often each is copied.
+        after: how many heads the larger model has, copies and new ones.
         sharing: how many query heads share one of them; 0 if there is one head.
     """
 
@@ -46,6 +48,7 @@ class Split(NamedTuple):
     group: str
     before: int
     times: int
+    after: int
     sharing: int = 0
 
     @property
@@ -102,19 +105,26 @@ class Groups:
         """What was a single head in the network, by names in the larger model, see ``Split``."""
         return {split.group: split.heads for split in self.splits if split.before == 1}
 
+    @property
+    def is_for_each(self) -> bool:
+        """Whether each query head has a copy of a single head."""
+        return any(split.before == 1 and split.group == split.heads for split in self.splits)
+
     def asked(self, sizes: Mapping[str, int]) -> dict[str, int]:
         """Returns the sizes that are asked for, with copies in the place of more heads."""
-        several = [split for split in self.splits if split.before > 1]
-        today = {name: self.before[name].size for s in several for name in (s.heads, s.group)}
         known = {name: size for name, size in sizes.items() if name in self.widths}
-        return {**known, **today, **self.copies}
+        for split in self.splits:
+            if split.before > 1:
+                known[split.heads] = split.after // split.times
+                known[split.group] = split.sharing
+        return {**known, **self.copies}
 
     def sizes_in_program(self, sizes: Mapping[str, int]) -> dict[str, int]:
         """Returns the sizes that the widths before have in the larger model's program."""
         found = {name: size for name, size in sizes.items() if name not in self.copies}
         for split in self.splits:
             if split.before > 1:
-                found[split.heads] = split.before * split.times
+                found[split.heads] = split.after
                 found[split.group] = split.sharing // split.times
         return found
 
@@ -130,11 +140,32 @@ def split_groups(widths: Widths, larger: Larger, found: Groups | None = None) ->
     splits, wider = ((), widths) if found is None else (found.splits, found.widths)
     for group, heads in divided(widths).items():
         before, sharing = widths[heads].size, widths[group].size
-        times, rest = divmod(larger.sizes.get(heads, 0), before)
-        if not rest and times > 1 and not sharing % times:
-            splits += (Split(heads, group, before, times, sharing),)
+        after = larger.sizes.get(heads, 0)
+        # If a head serves a single query head, the larger model has no width of these.
+        times, rest = divmod(sharing, larger.sizes.get(group, 1))
+        if not rest and times > 1 and not after % times and after >= before * times:
+            splits += (Split(heads, group, before, times, after, sharing),)
             wider = _with_copies(wider, splits[-1])
     return Groups(widths, splits, wider) if splits else None
+
+
+def first_of_two(widths: Widths, larger: Larger) -> int | None:
+    """Returns how many heads of keys and values a growth in between may have, if one is needed.
+
+    The first growth copies heads for the same query heads. The second one adds new heads.
+
+    Args:
+        widths: the network's widths.
+        larger: the larger model, whose program says how many heads it has.
+    """
+    for group, heads in divided(widths).items():
+        before, sharing = widths[heads].size, widths[group].size
+        after, rest = larger.sizes.get(heads, 0), larger.sizes.get(group, 1)
+        for times in range(2, sharing + 1):
+            if rest < sharing and not sharing % times:
+                if before * times <= after and sharing // times <= rest:
+                    return before * times
+    return None
 
 
 def split_single_heads(widths: Widths, larger: Larger) -> Groups | None:
@@ -150,18 +181,37 @@ def split_single_heads(widths: Widths, larger: Larger) -> Groups | None:
     """
     if larger.widths is None:
         return None
-    dividing = _dividing(larger.widths)
-    if not dividing:
-        return None
     moved = {i.old: i.path for i in larger.insertions if i.old is not None}
+    dividing = _dividing(larger.widths)
     single = _Single(widths, larger.widths, dividing, moved)
     lacking = {group: heads for group, heads in dividing.items() if heads in single.lacking}
+    lacking |= {heads: heads for heads in _for_each(widths, larger, moved)}
     found = _apart(larger.widths, lacking) if lacking else {}
     if not found:
         return None
     sizes = larger.widths.sizes
-    splits = tuple(Split(heads, group, 1, sizes[heads]) for group, heads in found.items())
+    splits = tuple(Split(h, group, 1, sizes[h], sizes[h]) for group, h in found.items())
     return Groups(widths, splits, _Single(widths, larger.widths, found, moved).wider(splits))
+
+
+def _for_each(widths: Widths, larger: Larger, moved: Mapping[str, str]) -> Iterator[str]:
+    """Yields the larger model's widths of query heads that keys and values of one head lack.
+
+    Query heads are a width of the network, too, and each has a head of keys and values there.
+    """
+    assert larger.widths is not None and larger.names is not None
+    names = {own: its for own, its in larger.names.items() if widths[own].size > 1}
+    several, its = {*names.values()}, {leaf.path: leaf for leaf in larger.widths.leaves}
+    found: dict[str, None] = {}
+    for leaf in widths.leaves:
+        same = its.get(moved.get(leaf.path, leaf.path))
+        for axis, larger_axis in zip(leaf.axes, same.axes if same else (), strict=False):
+            known = {names.get(units.width) for units in units_of(axis)}
+            beside = [units.width for units in units_of(larger_axis)]
+            found |= dict.fromkeys(w for w in beside if w in several and w not in known)
+    for heads in found:
+        if heads in _Single(widths, larger.widths, {heads: heads}, moved).joined:
+            yield heads
 
 
 def single_heads_grow(widths: Widths, shapes: Mapping[str, Any]) -> bool:
@@ -207,8 +257,7 @@ def _apart(widths: Widths, dividing: Mapping[str, str]) -> dict[str, str]:
         group: heads
         for group, heads in dividing.items()
         # A number that only looks computed from a size is compared with the larger model's.
-        if not (widths[heads].fixed or widths[group].fixed)
-        and all(
+        if all(
             kind_of(hazard) == "suspicion"
             for hazard in (*widths[heads].hazards, *widths[group].hazards)
         )
@@ -248,7 +297,7 @@ def _dividing(widths: Widths) -> dict[str, str]:
     found = {}
     for group, along in places.items():
         heads, *others = {place.before for place in along}
-        if heads is None or others:
+        if heads is None or others or widths[heads].fixed or widths[group].fixed:
             continue
         own = [place for place in places[heads] if place.after != group]
         if own and all(place.units.role == "incoming" for place in own):
@@ -266,7 +315,8 @@ class _Single:
         moved: paths of arrays in the larger model that have another one in the network.
 
     Attributes:
-        lacking: the larger model's widths of heads that the network lacks in each of their places.
+        joined: the larger model's widths of heads that the network lacks in some of their places.
+        lacking: the ones that it lacks in each of them.
     """
 
     def __init__(
@@ -277,7 +327,7 @@ class _Single:
         moved: Mapping[str, str],
     ) -> None:
         self._widths, self._dividing, self._heads = widths, dividing, {*dividing.values()}
-        self._there: set[str] = set()
+        self.joined, self._there = set[str](), set[str]()
         self._gone: set[str] = set()
         found, its = set[str](), {leaf.path: leaf for leaf in larger.leaves}
         self._leaves = []
@@ -318,6 +368,7 @@ class _Single:
                 return Concat(tuple(map(self._joined, layout.parts, its.parts)))
         if isinstance(its, Units) and isinstance(layout, Units) and layout.size == 1:
             self._gone.add(layout.width)
+            self.joined.update(own)
             return replace(its, width=copies_of(its.width), size=1)
         if isinstance(its, Product):
             parts = list(layout.parts) if isinstance(layout, Product) else [layout]
@@ -325,6 +376,7 @@ class _Single:
                 for index, part in enumerate(its.parts):
                     if isinstance(part, Units) and part.width in own:
                         parts.insert(index, replace(part, width=copies_of(part.width), size=1))
+                self.joined.update(own)
                 return Product(tuple(parts))
         self._there.update(own)
         return layout
@@ -368,9 +420,9 @@ def _are_apart(steps: Sequence[Step], heads: Dim, group: Dim) -> bool:
             return False
         if step.name in _APART:
             return True
-        if step.name in ("take", "collect"):  # a loop runs along the first axis
-            (stack,) = step.operands if step.name == "take" else step.results
-            return not of(stack.dims[0])
+        if step.name in ("take", "collect", "stack", "unstack"):
+            (stack,) = step.operands if step.name in ("take", "unstack") else step.results
+            return not of(stack.dims[step.params.get("axis", 0)])  # a loop runs along the first one
         if step.name == "dot_general":
             (contracted, _), _ = step.params["dimension_numbers"]
         elif step.name.startswith("reduce_"):

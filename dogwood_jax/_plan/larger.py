@@ -66,7 +66,8 @@ class Larger:
             sizes: new sizes by name of the width.
             copies: the experts that are copied.
             divided: names of its widths of query heads that share a copy of a single head of keys
-                and values, each with the width of these copies.
+                and values, each with the width of these copies. If each query head has a copy of
+                its own, both are the same width.
         """
         if self.insertions or self.widths is None or self.widths.network is None:
             return None
@@ -75,7 +76,13 @@ class Larger:
         grown = GrownSizes(widths, sizes, copies.choices(larger))
         dims = {name: dim for dim, name in GrownSizes(self.widths, {}).names.items() if divided}
         of_dims = {dims[group]: dims[heads] for group, heads in divided.items()}
-        return Comparison(trace, larger, grown, copies.dispatch, of_dims)
+        old, new = widths.network.traced.leaves, self.widths.network.traced.leaves
+        copied = [
+            value
+            for path, value in (new.items() if divided else ())
+            if path in old and [*map(grown, old[path].dims)] != [dim.size for dim in value.dims]
+        ]
+        return Comparison(trace, larger, grown, copies.dispatch, of_dims, copied)
 
     def constants(self, change: Change) -> Iterator[tuple[str, float, float, float | None]]:
         """Yields the constants that the recipe of a change names, such as the epsilon of a norm.

@@ -42,10 +42,10 @@ class NeedsMore(ValueError):
     """The network's own function asks for more widths to grow along."""
 
 
-def contradicted(whose: str, problems: Sequence[str]) -> Contradicted:
+def contradicted(whose: str, problems: Sequence[str], ways_out: Sequence[str] = ()) -> Contradicted:
     """Returns the error that says what a program computes instead."""
     lines = [f"{whose} computes something else: {problem}" for problem in problems[:3]]
-    return Contradicted(listed("cannot plan this growth", lines))
+    return Contradicted(listed("cannot plan this growth", [*lines, *ways_out]))
 
 
 def check_own_function(growth: Growth, target: PyTree = None, copies: Copies = _NONE) -> Growth:

@@ -21,7 +21,7 @@ from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.insertion import Insertion
-from dogwood_jax._plan.asked import Asked, asked_of, strategies_by_name
+from dogwood_jax._plan.asked import HEADS_FOR_EACH, Asked, asked_of, strategies_by_name
 from dogwood_jax._plan.between import Between, find_between
 from dogwood_jax._plan.comparison import Comparison
 from dogwood_jax._plan.constants import constants, missing_epsilons, other_numbers
@@ -215,7 +215,8 @@ def plan(
     if misfits := [*_misfits(growth)]:
         raise ValueError(listed("cannot plan this growth", misfits))
     if extended.unlike:
-        raise contradicted("the larger model", extended.unlike)
+        ways_out = [HEADS_FOR_EACH] if heads is not None and heads.is_for_each else []
+        raise contradicted("the larger model", extended.unlike, ways_out)
     if is_checked and target_apply is None:
         return check_own_function(growth, target, copies)
     return growth

@@ -215,7 +215,7 @@ def _equal(a: np.ndarray | None, b: np.ndarray | None) -> bool:
     if jnp.issubdtype(a.dtype, jnp.inexact):
         rounding = min(_ROUNDINGS * float(jnp.finfo(a.dtype).eps), _MOST)  # type: ignore[no-untyped-call]
     a, b = _plain(a), _plain(b)
-    return bool((np.abs(a - b) <= rounding * np.abs(a)).all())
+    return bool(np.isclose(a, b, rtol=rounding, atol=0).all())
 
 
 def _units(dim: Dim, width: Dim) -> np.ndarray:

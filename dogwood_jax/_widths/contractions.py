@@ -120,12 +120,13 @@ def contractions_of(
         same = {
             other: one
             for a, b in zip((*contract_x, *batch_x), (*contract_y, *batch_y), strict=True)
-            for one, other in zip(axes[a], beside[b], strict=True)
+            for one, other in zip(axes[a], beside[b], strict=False)
         }
         others = [(other, [same.get(n, n) for n in own]) for other, own in others]
         free_x = [axis for a, axis in enumerate(axes) if a not in {*contract_x, *batch_x}]
         free_y = [axis for a, axis in enumerate(beside) if a not in {*contract_y, *batch_y}]
-        return operands + others, [*(axes[a] for a in batch_x), *free_x, *free_y]
+        batch = [axes[a] or beside[b] for a, b in zip(batch_x, batch_y, strict=True)]
+        return operands + others, [*batch, *free_x, *free_y]
 
     found: dict[int, Contraction | None] = dict.fromkeys(parts)
     for index, step in parts.items():
@@ -148,8 +149,11 @@ def _fits(step: Step, split: FactorsOf) -> bool:
         return [*before] == [*after]
     x, y = map(split, step.operands)
     (contract_x, contract_y), (batch_x, batch_y) = step.params["dimension_numbers"]
-    pairs = zip((*contract_x, *batch_x), (*contract_y, *batch_y), strict=True)
-    return all(len(x[a]) == len(y[b]) for a, b in pairs)
+    contracted, batch = zip(contract_x, contract_y, strict=True), zip(batch_x, batch_y, strict=True)
+    # What is the same for all of an axis has no factors there.
+    return all(len(x[a]) == len(y[b]) for a, b in contracted) and all(
+        len(x[a]) == len(y[b]) or not (x[a] and y[b]) for a, b in batch
+    )
 
 
 def _axes(

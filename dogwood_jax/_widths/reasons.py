@@ -20,8 +20,9 @@ class Reason(str):
               if arrays can make up for it. The larger model's program shows which it is.
             - ``"table"``: numbers inside the network vary along the width. Old units may keep
               their numbers in the larger model.
-            - ``"must_stay"``: a number must stay the same, such as a constant that scales a sum
-              over the width. The larger model's program shows whether it does.
+            - ``"must_stay"``: a number must stay the same, or follow from the size, such as a
+              constant that scales a sum over the width. The larger model's program shows whether
+              it does.
             - ``"silent"``: the weights that feed new units must be zero.
     """
 

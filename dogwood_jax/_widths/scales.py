@@ -58,6 +58,16 @@ def ambiguity(number: float) -> Reason:
     return Reason(text, "ambiguous")
 
 
+def one_over_size(number: float) -> Reason:
+    """Says that the larger model's number must follow from its size."""
+    text = (
+        f"a sum over it is multiplied by {_spelled(number)}, one over its size: the larger model "
+        "must have one over its own size there; if it has another number, pass its function as "
+        "target_apply="
+    )
+    return Reason(text, "must_stay")
+
+
 def check_lone_scales(steps: Sequence[Step], explained: Sequence[float]) -> set[Dim]:
     """Endangers the dimensions of a sum of products if only a constant times the sum is used.
 
@@ -82,6 +92,9 @@ def check_lone_scales(steps: Sequence[Step], explained: Sequence[float]) -> set[
             number = abs(other.number or 0)
             if not number or value.number is not None:
                 continue
+            if step.name == "mul":
+                for dim in _averaged(value, number, other.rounding):
+                    dim.note(one_over_size(number))
             summed = [d for w in _summed_over(value, makers, readers) for d in parts_of(w)]
             sets: Iterable[tuple[Dim, ...]] = ((d,) for d in summed)
             if value.origin == "parameter" and value.ndim > 1 and readers[id(value)] == 1:
@@ -105,6 +118,18 @@ def check_lone_scales(steps: Sequence[Step], explained: Sequence[float]) -> set[
                 for dim in summed:
                     dim.note(Reason(note, "must_stay"))
     return {*found}
+
+
+def _averaged(value: Value, number: float, rounding: float) -> Iterable[Dim]:
+    """Returns what a value is the sum over, if a number turns the sum into a mean.
+
+    ``jnp.mean`` divides by the size, and the size is that of the array.
+    """
+    summed = [dim for dim in dict.fromkeys(d.root for d in value.summed) if dim.size > 1]
+    for group in (*([dim] for dim in summed), summed):
+        if _is_any(number, (1 / prod(dim.size for dim in group),), rounding) and group:
+            return [part for dim in group for part in parts_of(dim)]
+    return ()
 
 
 def _summed_over(

@@ -164,7 +164,7 @@ class Finder:
             if reading.is_dead and filling is not _DEAD:
                 is_dead |= filling.strategy.incoming == "zero"
                 continue
-            solutions = [_solution(reading, keeps_epsilons) for keeps_epsilons in (True, False)]
+            solutions = [_solution(reading, keeps, self._paths) for keeps in (True, False)]
             found = [recipe for recipe in dict.fromkeys(solutions) if recipe is not None]
             if not found:
                 continue
@@ -215,7 +215,7 @@ class Finder:
                 continue
             if reading.is_dead and filling is not _DEAD:
                 continue
-            recipe = _solution(reading, keeps_epsilons=True)
+            recipe = _solution(reading, True, self._paths)
             if recipe is not None and not any(power for *_, power in recipe.constants):
                 return replace(recipe, constants=()), reading.degrees
         return None
@@ -267,16 +267,22 @@ def _parts(layout: Layout, name: str) -> dict[Role, np.ndarray]:
     return {role: units_along(layout, name, (role,)) >= 0 for role in roles}
 
 
-def _solution(reading: Reading, keeps_epsilons: bool) -> Recipe | None:
+def _solution(reading: Reading, keeps_epsilons: bool, paths: Sequence[str]) -> Recipe | None:
     """Returns the recipe in which the epsilons of norms stay, or else arrays, if they can.
 
     It is None if an epsilon would follow from the number of copies.
+
+    Args:
+        reading: the program, read for one width.
+        keeps_epsilons: whether epsilons stay rather than arrays.
+        paths: the paths of all leaves.
     """
     equations = reading.equations.copy()
     epsilons = [constant.power for constant in reading.constants] if keeps_epsilons else []
     for power in (*epsilons, *reading.wishes):
         equations.wish(power)
-    powers = {place.path: equations.value({leaf: 1.0}) for leaf, place in reading.places.items()}
+    leaves = (*reading.places, *sorted(reading.beside))
+    powers = {paths[leaf]: equations.value({leaf: 1.0}) for leaf in leaves}
     constants = []
     for constant in reading.constants:
         of_ratio, of_copies = equations.value(constant.power)

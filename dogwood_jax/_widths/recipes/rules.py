@@ -368,6 +368,8 @@ def _add(r: Reading, step: Step) -> Sequence[State]:
     (result,) = step.results
     if step.name == "sub" and (variance := _variance(r, x, y)):
         return [variance]
+    r.follow(step, x, y)
+    r.follow(step, y, x)
     shifted = None
     if step.name != "sub":
         shifted = r.with_offset(x, y.number) or r.with_offset(y, x.number)

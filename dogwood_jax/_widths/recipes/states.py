@@ -5,7 +5,7 @@ known of a value, and ``Reading`` is what the rules of ``rules`` share.
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from math import isfinite, prod
@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from dogwood_jax._program.moves import KEEP_ENTRIES
 from dogwood_jax._widths.dims import Dim
 from dogwood_jax._widths.layout import Role
 from dogwood_jax._widths.scales import USUAL_NUMBERS, to_blame
@@ -325,6 +326,10 @@ class Reading:
         paths: their paths.
         readers: returns the steps that take a value, each as often as it takes it.
         larger: what is known of one larger network; None for any larger network.
+
+    Attributes:
+        beside: the leaves without the width that may be rescaled, because they are added to what
+            is summed over it, as biases are.
     """
 
     def __init__(
@@ -349,6 +354,7 @@ class Reading:
         self.blank: set[int] = set()  # leaves whose rest is as in a new network
         # Leaves whose rest must be zero, where they write the width or where they read it.
         self.zeros: set[tuple[int, Role]] = set()
+        self.beside: set[int] = set()
         self.weighed: dict[int, int] = {}  # by leaf, the leaf that scales all that it writes
         self.zero_values: set[int] = set()  # values times zero, by identity
         # Whether new units are zero in both factors of a product, and whether in one of a product.
@@ -389,6 +395,8 @@ class Reading:
         If new outgoing weights are zero, outgoing leaves come first, such as keys. Otherwise scales
         of norms come first, then embeddings, then leaves that read the units.
         """
+        if leaf in self.beside:
+            return 4, leaf
         place = self.places[leaf]
         outgoing = not {*place.roles.values()} <= {"incoming"}
         if self.filling.silences_outgoing:
@@ -530,6 +538,23 @@ class Reading:
         if self.offsets.setdefault(known.leaf, number) != number:
             return None
         return State(known.power, known.along)
+
+    def follow(self, step: Step, value: Value, other: Value) -> None:
+        """Lets an array that is added to a value be rescaled along with it, as a bias can be.
+
+        Args:
+            step: the sum.
+            value: what the array is added to.
+            other: the other term. It is such an array if it is a leaf that nothing else reads.
+        """
+        if other.origin != "parameter" or len(other.leaves) != 1 or id(other) in self.states:
+            return
+        (leaf,) = other.leaves
+        if leaf in self.places or self._leaves[leaf].quantized or not self.state(value).power:
+            return
+        if self._loops_until(step, leaf, _MOVED) is not None:
+            self.beside.add(leaf)
+            self.states[id(other)] = State({leaf: 1.0})
 
     def written(self, value: Value, state: State, other: State) -> State:
         """What is known of a factor: it may write units, if what it multiplies has none of them.
@@ -716,8 +741,16 @@ class Reading:
         self.weighed |= dict.fromkeys(writers, by.leaf)
         return Along("mean")
 
-    def _loops_until(self, step: Step, leaf: int) -> tuple[Dim, ...] | None:
-        """Returns the loops that take a leaf apart before a step; None if others read it, too."""
+    def _loops_until(
+        self, step: Step, leaf: int, through: Collection[str] = ()
+    ) -> tuple[Dim, ...] | None:
+        """Returns the loops that take a leaf apart before a step; None if others read it, too.
+
+        Args:
+            step: the step.
+            leaf: the leaf.
+            through: what may be done to the leaf before, if not everything may be.
+        """
         value, loops, is_whole = self._leaves[leaf], tuple[Dim, ...](), True
         while True:
             readers = self._readers(value)
@@ -725,7 +758,7 @@ class Reading:
                 return None
             if (reader := readers[0]) is step:
                 return loops
-            if _scales_by_array(reader, value):
+            if _scales_by_array(reader, value) or (through and reader.name not in through):
                 return None
             if reader.name == "take" and is_whole:
                 loops = (*loops, reader.params["loop"])
@@ -862,6 +895,9 @@ class Reading:
             raise Ambiguous(number)
         return degrees.pop() if degrees else 0
 
+
+# What keeps the entries of a leaf, in all of them or in one layer's.
+_MOVED = KEEP_ENTRIES | {"take"}
 
 LARGEST_EPSILON = 1e-2  # a larger constant does more than keep a division finite
 

@@ -58,6 +58,9 @@ def _contraction(
     for a, b in zip(contract_x, contract_y, strict=True):
         unify(x.dims[a], y.dims[b])
         hazard = _BILINEAR if both_data and not (x.leaves or y.leaves) else _HIDDEN
+        number = y.number if x.number is None else x.number
+        if number is not None:
+            hazard = _UNWEIGHTED if number == 1 else _equally_weighted(number)
         trace.demand(x.dims[a], _preferred(x, a, y, b), hazard, (x, a), (y, b))
         if both_data:
             x.dims[a].root.bilinear |= not (x.leaves or y.leaves)
@@ -89,6 +92,14 @@ def _contraction(
     )
     contracted = tuple(x.dims[a] for a in contract_x)
     return mixed((x, y), dims, silencers=silencers, contracted=contracted)
+
+
+def _equally_weighted(number: Any) -> str:
+    """Says what stands in the way of a sum that gives every unit the same constant weight."""
+    return (
+        f"it is summed over with the same constant weight for every unit, {number:.6g}; as "
+        "jnp.mean(x, axis), or as jnp.sum(x, axis) times a number, the sum can be followed"
+    )
 
 
 def _preferred(x: Value, a: int, y: Value, b: int) -> tuple[Silencers, Silencers]:
