@@ -7,7 +7,7 @@ along. Paths and widths are those of the state: ``"layers/0/kernel"``.
 """
 
 import operator
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
@@ -26,6 +26,7 @@ from dogwood_jax._base.arguments import (
     expect,
     expect_call,
     expect_given,
+    takes_inputs,
 )
 from dogwood_jax._base.problems import listed
 from dogwood_jax._front.compare import Difference
@@ -40,6 +41,7 @@ from dogwood_jax._optimizer.growable import with_ages_of
 from dogwood_jax._optimizer.opt_state import grow_state
 from dogwood_jax._plan.plan import plan as _plan
 from dogwood_jax._plan.upcycle import upcycle as _upcycle
+from dogwood_jax._widths.trace import Place
 from dogwood_jax._widths.trace import trace as _trace
 from dogwood_jax._widths.widths import Widths
 from dogwood_jax.strategies import DepthStrategy, Strategy
@@ -47,14 +49,21 @@ from dogwood_jax.strategies import DepthStrategy, Strategy
 Module = TypeVar("Module", bound=nnx.Module)
 
 
-def trace(model: nnx.Module, *inputs: Any, **overrides: Any) -> Widths:
+@takes_inputs
+def trace(
+    model: nnx.Module,
+    *inputs: Any,
+    fix: Iterable[Place] = (),
+    tie: Iterable[tuple[Place, Place]] = (),
+) -> Widths:
     """Finds every width of a module by tracing a call of it.
 
     Args:
         model: any ``nnx.Module`` that can be called, with arrays or, from ``nnx.eval_shape``,
             shapes as its variables. It is traced in the mode it is in (``train()``, ``eval()``).
         *inputs: what to call it with: pytrees of arrays or ``jax.ShapeDtypeStruct``.
-        **overrides: ``fix`` and ``tie``, as for ``dogwood_jax.trace``.
+        fix: places ``(path, axis)`` that must not grow, as for ``dogwood_jax.trace``.
+        tie: pairs of places that index the same units, as for ``dogwood_jax.trace``.
 
     Returns:
         The widths of its state.
@@ -74,7 +83,7 @@ def trace(model: nnx.Module, *inputs: Any, **overrides: Any) -> Widths:
     expect("nnx.trace(model, *inputs)", model=(NNX, model))
     expect_call("nnx.trace(model, *inputs)", "model", model, *inputs)
     apply, state = _function_of(model)
-    return _trace(apply, state, *inputs, **overrides)
+    return _trace(apply, state, *inputs, fix=fix, tie=tie)
 
 
 def plan(
@@ -361,6 +370,7 @@ def narrow(
     return smaller
 
 
+@takes_inputs
 def compare(old_model: nnx.Module, new_model: nnx.Module, *inputs: Any) -> Difference:
     """Measures how far the outputs of two modules are apart on the same inputs.
 
@@ -391,6 +401,7 @@ def compare(old_model: nnx.Module, new_model: nnx.Module, *inputs: Any) -> Diffe
     return _compare(*_in_evaluation(old_model), *_in_evaluation(new_model), *inputs)
 
 
+@takes_inputs
 def verify(
     model: nnx.Module,
     wide_model: nnx.Module,

@@ -269,7 +269,7 @@ def test_each_width_can_have_its_own_strategy():
     growth = dw.plan(WIDTHS, sizes, strategy={"up": zeros})
     assert [change.strategy.name for change in growth.changes] == ["zeros", "zero_outgoing"]
     growth = dw.plan(WIDTHS, sizes, strategy={"up": zeros, "mid": replicate})
-    assert str(growth).partition("\nnote: ")[0].splitlines() == [
+    assert str(growth).partition("\n(by axis")[0].splitlines() == [
         "array               before  after  new entries",
         "------------------  ------  -----  -----------------------------------",
         "params/up/kernel    4x8     4x12   axis 1 zero (up)",
@@ -710,5 +710,12 @@ def test_new_outputs_that_begin_at_random_are_noted():
     silent = {"down": dw.strategies.zeros()}
     assert dw.plan(WIDTHS, {"down": 3}, interface=True, strategy=silent).notes == ()
     assert dw.plan(WIDTHS, {"up[0]": 5, "up": 9}, interface=True).notes == ()
+    table = {"table": np.ones((5, 3)), "out": np.ones((3, 2))}
+    looked_up = dw.trace(
+        lambda v, tokens: jax.vmap(lambda token: v["table"][token])(tokens) @ v["out"],
+        table,
+        np.arange(4),
+    )
+    assert dw.plan(looked_up, {"table[vocab]": 6}, interface=True).notes == ()  # no outputs
     (note,) = dw.plan(WIDTHS, {"up": 9}, strategy=dw.strategies.zeros()).notes
     assert note.startswith("up: new units have zero incoming and zero outgoing weights")

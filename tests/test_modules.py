@@ -281,6 +281,31 @@ def test_a_constant_that_must_change_is_refused() -> None:
     np.testing.assert_allclose(apply(wide, X), apply(small, X), rtol=1e-12)
 
 
+def test_a_constant_that_only_looks_computed_from_a_size_stays_if_the_function_says_so() -> None:
+    class Own(eqx.Module):
+        up: eqx.nn.Linear
+        down: eqx.nn.Linear
+        gain: float = eqx.field(static=True)
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return self.gain * self.down(jax.nn.gelu(self.up(x)))
+
+    small = Own(linear(4, 16, key=KEY), linear(16, 4, key=KEY), 0.25)  # 1 / sqrt(16)
+    widths = dw.trace(apply, small, X)
+    with pytest.raises(ValueError, match="0.25 .* target_apply= .it may be the same function"):
+        dw.plan(widths, {"up": 24})
+    growth = dw.plan(widths, {"up": 24}, target_apply=apply)
+    assert dw.from_json(dw.to_json(growth)) == growth  # it holds no module
+    wide = dw.grow(small, growth, key=KEY)
+    assert wide.gain == 0.25 and wide.up.out_features == 24
+    np.testing.assert_allclose(apply(wide, X), apply(small, X), rtol=1e-12)
+    with pytest.raises(ValueError, match="the larger model computes something else"):
+        dw.plan(widths, {"up": 24}, target_apply=lambda model, x: 2 * apply(model, x))
+    widths = dw.trace(apply, Configured(8), X)
+    with pytest.raises(ValueError, match="Configured says .*; pass target=, the larger model"):
+        dw.plan(widths, {("up", 1): 12}, target_apply=apply)
+
+
 class Averaged(eqx.Module):
     """Divides by the number of its heads."""
 

@@ -57,7 +57,8 @@ def test_repeated_layers_and_modules_share_rows() -> None:
         fixed (of size 1): token
         (-> weights that make the units; <- weights that read them; [1] an axis of the array)""")  # noqa: E501
     growth = dw.plan(widths, {f"block_{i}/up": 9 for i in range(4)})
-    assert str(growth) == textwrap.dedent("""\
+    table, legend = str(growth).split("\n(")
+    assert table == textwrap.dedent("""\
         array                          before  after  new entries
         -----------------------------  ------  -----  -----------------------------
         block_{0..2}/{up,gate}/kernel  6x7     6x9    axis 1 free (block_{0..2}/up)
@@ -66,6 +67,8 @@ def test_repeated_layers_and_modules_share_rows() -> None:
         block_3/{up,gate}/kernel       6x8     6x9    axis 1 free (block_3/up)
         block_3/up/bias                8       9      axis 0 free (block_3/up)
         block_3/down/kernel            8x6     9x6    axis 0 zero (block_3/up)""")
+    free, zero = "free: as in a new layer, or from fresh=", "zero: 0 until they learn"
+    assert legend == f"by axis, for each width; {free}; {zero})"
     with pytest.raises(ValueError) as error:
         dw.plan(widths, {f"block_{i}/up": 5 for i in range(4)})
     lines = str(error.value).splitlines()
@@ -142,6 +145,11 @@ def test_layers_that_are_inserted_share_lines() -> None:
     assert str(dw.plan(widths, target=blocks, target_apply=deeper)) == textwrap.dedent("""\
         inserted: {1,2,3}/down: 0
         inserted: {1,2,3}/up: free""")
+    rng = jax.eval_shape(lambda: {"key": jax.random.key(0), "count": jnp.zeros((), int)})
+    counts = [{**block, "rng": rng} for block in blocks]
+    widths = dw.trace(deeper, counts[:1], X)
+    growth = dw.plan(widths, target=counts, target_apply=deeper)
+    assert len(growth.insertions) == 12 and "rng" not in str(growth)
 
 
 def f32(*shape: int) -> Any:

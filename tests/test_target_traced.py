@@ -96,7 +96,8 @@ def test_a_table_that_stays_for_old_units_is_seen_in_the_larger_model(name):
         shaped(up=(3, 7), down=(7, 2)),
     )
     with pytest.raises(
-        ValueError, match="if old units have the same numbers .* target_apply= show"
+        ValueError,
+        match="if its numbers stay .* pass the larger network's function as target_apply=",
     ):
         dw.plan(widths, {"up": 7})
     new = dw.grow(old, dw.plan(widths, target=target, target_apply=apply), key=jax.random.key(0))

@@ -111,6 +111,14 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
         lambda: dw.trace(Linen, VARIABLES, X),
         ["the class Linen of Flax Linen modules", "make a module"],
     ),
+    "trace: a keyword argument of the network": (
+        lambda: dw.trace(apply_mode, PARAMS, X, train=False),  # type: ignore[call-arg]
+        ["trace has no argument train", "lambda variables, *inputs: apply(", "train=False)"],
+    ),
+    "nnx.trace: a keyword argument of the module": (
+        lambda: dw.nnx.trace(NNX, X, train=False),  # type: ignore[call-arg]
+        ["trace has no argument train", "model.eval()"],
+    ),
     "trace: an NNX module": (lambda: dw.trace(NNX, X), ["Nnx, an NNX module", "dw.nnx.trace"]),
     "trace: an Equinox module": (
         lambda: dw.trace(EQUINOX, X),
@@ -285,9 +293,9 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
         lambda: dw.plan(LINEN_WIDTHS, target=VARIABLES, target_apply=LINEN),
         ["target_apply", "Linen, a Flax Linen module", "module.apply"],
     ),
-    "plan: target_apply without a target": (
-        lambda: dw.plan(WIDTHS, {"up": 12}, target_apply=apply),
-        ["target_apply=", "target="],
+    "plan: target_apply without sizes or a target": (
+        lambda: dw.plan(WIDTHS, keep={"up": [0]}, target_apply=apply),
+        ["target_apply=", "sizes", "target="],
     ),
     "plan: the name of a strategy": (
         lambda: dw.plan(WIDTHS, {"up": 12}, strategy="zeros"),

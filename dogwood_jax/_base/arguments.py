@@ -4,13 +4,14 @@ A wrong argument causes errors later that hide the mistake, such as a list of al
 mistake itself is named before anything is computed, with what came and what to do next.
 """
 
+import functools
 import inspect
 import itertools
 import operator
 import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, SupportsFloat
+from typing import Any, ParamSpec, SupportsFloat, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,8 @@ from dogwood_jax._base.described import (
 )
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, is_array, is_traced
+
+P, R = ParamSpec("P"), TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,36 @@ def expect_call(call: str, name: str, function: Callable[..., Any], *arguments: 
             way_out = f"set it beforehand, functools.partial({name}, ...)"
         given = ", ".join(map(described, arguments)) or "no inputs"
         raise TypeError(f"{call}: {name} cannot be called with {given}: {misfit}; {way_out}")
+
+
+def takes_inputs(function: Callable[P, R]) -> Callable[P, R]:
+    """Lets a public function say how a network's keyword arguments are given.
+
+    Args:
+        function: takes a network's function or an NNX module first, and inputs by place.
+
+    Returns:
+        The function, which raises TypeError for keyword arguments that are not its own.
+    """
+    known = inspect.signature(function).parameters
+    network = next(iter(known))
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        foreign = {name: value for name, value in kwargs.items() if name not in known}
+        if foreign:
+            its = ", ".join(f"{name}={value!r}" for name, value in foreign.items())
+            call = f"lambda variables, *inputs: {network}(variables, *inputs, {its})"
+            way_out = f"pass a function that sets it in place of {network}: {call}"
+            if args and library_of(args[0]) == "NNX":
+                way_out = f"set it in the module beforehand, as {network}.eval() sets modes"
+            raise TypeError(
+                f"{function.__name__} has no argument {', '.join(foreign)}; if the network has it, "
+                f"{way_out}"
+            )
+        return function(*args, **kwargs)
+
+    return checked
 
 
 def _is_of_python(function: Any) -> bool:

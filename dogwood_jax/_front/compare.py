@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from dogwood_jax._base.arguments import DATA, FUNCTION, expect, expect_call
+from dogwood_jax._base.arguments import DATA, FUNCTION, expect, expect_call, takes_inputs
 from dogwood_jax._base.meshes import automatic, context, on_axes
 from dogwood_jax._base.trees import PyTree, is_array, is_traced, leaves_by_path
 
@@ -39,6 +39,7 @@ class Difference:
         return f"largest difference {size} at {self.where}"
 
 
+@takes_inputs
 def compare(
     old_apply: Callable[..., Any],
     old_variables: PyTree,

@@ -16,6 +16,7 @@ from dogwood_jax._base.arguments import (
     expect_arrays,
     expect_call,
     expect_values,
+    takes_inputs,
 )
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, leaves_by_path, rebuilt
@@ -111,6 +112,7 @@ def find_dead(variables: PyTree, width: Width, *, tolerance: float = 0.0) -> tup
     return tuple(np.flatnonzero(dead).tolist())
 
 
+@takes_inputs
 def activity(apply: Callable[..., Any], variables: PyTree, width: Width, *inputs: Any) -> jax.Array:
     """Measures how much each unit contributes to a network's outputs.
 

@@ -22,6 +22,7 @@ from dogwood_jax._base.arguments import (
     expect_call,
     expect_given,
     expect_values,
+    takes_inputs,
 )
 from dogwood_jax._base.draw import uniform
 from dogwood_jax._base.problems import listed
@@ -43,6 +44,7 @@ _GENERATORS = ("random_bits", "rng_bit_generator", "rng_uniform", "threefry2x32"
 _NUDGES = 4
 
 
+@takes_inputs
 def verify(
     apply: Callable[..., Any],
     variables: PyTree,

@@ -1,5 +1,6 @@
 """What becomes of each array: ``Change`` and ``Growth``."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,6 +17,19 @@ from dogwood_jax._growth.shardings import grown_shardings, most_like
 from dogwood_jax._widths.layout import Layout, Product, Role, Units, resized, size_of, units_of
 from dogwood_jax._widths.widths import Leaf, Recipe, Widths
 from dogwood_jax.strategies import Strategy, glorot
+
+# What the words in a printed table mean.
+_WORDS = (
+    ("axis", "by axis, for each width"),
+    ("free", "free: as in a new layer, or from fresh="),
+    ("zero", "zero: 0 until they learn"),
+    ("copy", "copy: the values of old units"),
+    ("share", "share: the values of old units, divided among their copies"),
+    ("mean", "mean: that of old units"),
+    ("opposed", "opposed: in pairs that cancel"),
+    ("chosen", "chosen: picked when it grows"),
+    ("times", "times: what old entries are multiplied by"),
+)
 
 
 @dataclass(frozen=True)
@@ -404,7 +418,11 @@ class Growth:
         if not fits(text):
             text = blocks((f"{path}: {old} -> {new}", [fate]) for path, old, new, fate in rows[1:])
         lines = [text] if len(rows) > 1 else ["nothing grows"] * (not self.insertions)
-        inserted = merged((str(i).removeprefix(i.path), i.path) for i in self.insertions)
+        words = {word for row in rows[1:] for word in re.findall(r"\w+", row[-1])}
+        if meanings := [meaning for word, meaning in _WORDS if word in words]:
+            lines.append(wrapped(f"({'; '.join(meanings)})"))
+        new = [insertion for insertion in self.insertions if insertion.holds_weights]
+        inserted = merged((str(i).removeprefix(i.path), i.path) for i in new)
         lines += [wrapped(f"inserted: {path}{fill}") for fill, path in inserted]
         notes = layers_together((note,) for note in self.notes)
         return "\n".join([*lines, *(wrapped(f"note: {note}") for (note,), _ in notes)])

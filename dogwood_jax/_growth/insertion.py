@@ -56,6 +56,12 @@ class Insertion:
         """Path of the old array that lives on in it, if one does."""
         return self.source if self.layers or self.fill == "moved" else None
 
+    @property
+    def holds_weights(self) -> bool:
+        """Whether it holds weights, rather than keys or counts that random numbers follow from."""
+        is_count = not self.shape and self.dtype.startswith(("int", "uint"))
+        return not (is_count or self.dtype.startswith("key<"))
+
     def __str__(self) -> str:
         fill = {
             "constant": f"{self.value:.9g}",

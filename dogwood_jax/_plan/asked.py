@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from dogwood_jax._base.arguments import is_integer
+from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree
+from dogwood_jax._modules.resizing import Resizing
 from dogwood_jax._plan.groups import (
     Groups,
     divided,
@@ -15,9 +17,10 @@ from dogwood_jax._plan.groups import (
     split_groups,
     split_single_heads,
 )
-from dogwood_jax._plan.larger import Larger, is_deeper, read_larger
+from dogwood_jax._plan.larger import NOT_AT_HAND, Larger, is_deeper, read_larger
 from dogwood_jax._plan.more_experts import counts_experts
 from dogwood_jax._plan.obstacles import IN_LARGER_MODEL
+from dogwood_jax._plan.own_function import WITH_TARGET
 from dogwood_jax._plan.target import sizes_of_target
 from dogwood_jax._widths.dims import LAYERS
 from dogwood_jax._widths.reasons import kind_of
@@ -149,6 +152,29 @@ def asked_of(
         new = sizes_of_target(wider, larger.shapes, heads.asked(told), contradictions)
     problems += contradictions
     return Asked(widths, named, wider, new, larger, heads, not contradictions)
+
+
+def in_sizes(widths: Widths, sizes: Mapping[Any, int]) -> tuple[PyTree, Mapping[str, int]]:
+    """Returns the network's variables in other sizes, to be a target, and the sizes of all widths.
+
+    Args:
+        widths: the widths of the network.
+        sizes: new sizes by name of the width, or by place.
+
+    Raises:
+        ValueError: if the network is not at hand, sizes are of no widths, or modules among the
+            variables hold numbers that are not known in these sizes.
+    """
+    if widths.network is None:
+        raise ValueError(NOT_AT_HAND)
+    problems: list[str] = []
+    named = named_sizes(widths, sizes, problems)
+    resizing = Resizing(widths.leaves, named)
+    target = resizing.resized(widths.network.variables)
+    problems += (f"{problem}; {WITH_TARGET}" for problem in resizing.problems)
+    if problems:
+        raise ValueError(listed("cannot plan this growth", problems))
+    return target, widths.sizes | named
 
 
 def by_name(

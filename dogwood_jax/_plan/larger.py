@@ -25,6 +25,8 @@ from dogwood_jax._widths.trace import trace
 from dogwood_jax._widths.widths import Leaf, Widths
 from dogwood_jax.strategies import DepthStrategy
 
+NOT_AT_HAND = "target_apply= needs widths that were traced in this process: trace the network again"
+
 
 @dataclass(frozen=True)
 class Larger:
@@ -167,9 +169,7 @@ def read_larger(
         return Larger(shapes)
     network = widths.network
     if network is None:
-        raise ValueError(
-            "target_apply= needs widths that were traced in this process: trace the network again"
-        )
+        raise ValueError(NOT_AT_HAND)
     found: tuple[Insertion, ...] = ()
     numbers: tuple[Pairs, ...] = ()
     if is_deeper(widths, shapes) and depth is not None:

@@ -113,8 +113,8 @@ def _ways_out(width: Width) -> str:
     kinds = {kind_of(hazard) for hazard in width.hazards}
     if kinds and (kinds <= IN_LARGER_MODEL.keys() or "ambiguous" in kinds):
         exact.append(
-            "if old units have the same numbers in a larger network, or numbers that rescaled "
-            "arrays make up for, target= and target_apply= show it"
+            "if its numbers stay in the larger network, or rescaled arrays make up for them, pass "
+            "the larger network's function as target_apply= (it may be the same function)"
             + f" ({MULTIPLES})"
             * any(kind_of(hazard) == "table" for hazard in width.hazards)
         )

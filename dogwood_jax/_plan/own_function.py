@@ -31,21 +31,25 @@ KNOWS_SIZES = (
     "of its own"
 )
 
+NOT_AT_HAND = "target_apply= needs widths that were traced in this process: trace the network again"
+
+WITH_TARGET = "pass target=, the larger model, whose numbers are right"
+
 _NONE = Copies({})
 
 
-class Contradicted(ValueError):
-    """The larger network's program computes something else than a growth supposes."""
+class Contradicted(str):
+    """The message of an error: a program computes something else than a growth supposes."""
 
 
-class NeedsMore(ValueError):
-    """The network's own function asks for more widths to grow along."""
+class NeedsMore(str):
+    """The message of an error: the network's own function asks for more widths to grow along."""
 
 
-def contradicted(whose: str, problems: Sequence[str], ways_out: Sequence[str] = ()) -> Contradicted:
+def contradicted(whose: str, problems: Sequence[str], ways_out: Sequence[str] = ()) -> ValueError:
     """Returns the error that says what a program computes instead."""
     lines = [f"{whose} computes something else: {problem}" for problem in problems[:3]]
-    return Contradicted(listed("cannot plan this growth", [*lines, *ways_out]))
+    return ValueError(Contradicted(listed("cannot plan this growth", [*lines, *ways_out])))
 
 
 def check_own_function(growth: Growth, target: PyTree = None, copies: Copies = _NONE) -> Growth:
@@ -95,12 +99,12 @@ def _check_program(growth: Growth, target: PyTree, copies: Copies) -> bool:
                 "the network's own function follows the shapes of its arrays but does not take "
                 f"these: {larger.reason}; grow more widths along, or pass target= and target_apply="
             )
-            raise NeedsMore(listed("cannot plan this growth", [problem]))
+            raise ValueError(NeedsMore(listed("cannot plan this growth", [problem])))
         if target is None and says_numbers(widths.network.variables):
             if not _says_sizes(widths, growth.sizes):  # a number of theirs may be half a size
                 problem = (
                     "the network's own function does not take its modules in these sizes: "
-                    f"{larger.reason}; pass target=, the larger model, whose numbers are right"
+                    f"{larger.reason}; {WITH_TARGET}"
                 )
                 raise ValueError(listed("cannot plan this growth", [problem]))
         return not larger.is_checked

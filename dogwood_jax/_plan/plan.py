@@ -21,7 +21,7 @@ from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.insertion import Insertion
-from dogwood_jax._plan.asked import HEADS_FOR_EACH, Asked, asked_of, strategies_by_name
+from dogwood_jax._plan.asked import HEADS_FOR_EACH, Asked, asked_of, in_sizes, strategies_by_name
 from dogwood_jax._plan.between import Between, find_between
 from dogwood_jax._plan.comparison import Comparison
 from dogwood_jax._plan.constants import constants, missing_epsilons, other_numbers
@@ -69,14 +69,16 @@ def plan(
         target: a pytree of arrays or ``jax.ShapeDtypeStruct`` of the larger model. Which widths
             differ is worked out; ``sizes`` settles what the shapes leave open. The grown
             variables get the target's tree structure.
-        target_apply: the larger model's function of variables and inputs. It shows how the larger
-            model splits products such as heads * head_dim, and whether heads of keys and values
-            grow alone: then they are copied. It also shows whether the larger model computes the
-            same, with the right constants. Where its numbers differ, as alpha / rank
-            does, arrays are rescaled to make up for them, and a note says so. Where frequencies
-            follow from a size, as in rotary embeddings, old units go to the multiples of their
-            places that have the same ones, and a note says so. If the larger model has more layers,
-            they are inserted, filled so that they compute the identity (see ``deepen``).
+        target_apply: the larger model's function of variables and inputs. Without a target, it
+            takes the network's own variables in the new ``sizes``, and may be the network's own
+            function. It shows how the larger model splits products such as heads * head_dim, and
+            whether heads of keys and values grow alone: then they are copied. It also shows whether
+            the larger model computes the same, with the right constants. Where its numbers differ,
+            as alpha / rank does, arrays are rescaled to make up for them, and a note says so. Where
+            frequencies follow from a size, as in rotary embeddings, old units go to the multiples
+            of their places that have the same ones, and a note says so. If the larger model has
+            more layers, they are inserted, filled so that they compute the identity (see
+            ``deepen``).
         keep: by width, the units that stay: their indices, in their new order, or a boolean mask.
             The others are removed. ``narrow`` does the same to variables, but moves the effect of
             constant units into biases before.
@@ -111,6 +113,7 @@ def plan(
         up/kernel    4x8     4x16   axis 1 free (up)
         up/bias      8       16     axis 0 free (up)
         down/kernel  8x2     16x2   axis 0 zero (up)
+        (by axis, for each width; free: as in a new layer, or from fresh=; zero: 0 until they learn)
         >>> dw.plan(widths, keep={"up": [0, 2, 5]})
         Growth(up: 8 -> 3)
     """
@@ -132,9 +135,11 @@ def plan(
             "plan needs sizes, {name: units}, or target=, a larger model's variables; "
             "or keep= or merge= to remove units"
         )
-    if target_apply is not None and target is None:
-        raise ValueError("plan: target_apply= goes with target=, the variables of that function")
-    if depth is not None and target_apply is None:
+    if target_apply is not None and target is None and sizes is None:
+        raise ValueError(
+            "plan: target_apply= goes with sizes, or with target=, the variables of that function"
+        )
+    if depth is not None and (target is None or target_apply is None):
         raise ValueError("plan: depth= goes with target= and target_apply=, the deeper model")
     if target is not None:
         shapes = arrays_of(leaves_by_path(target))
@@ -143,6 +148,9 @@ def plan(
             paths = [leaf.path for leaf in widths.leaves]
             expect_arrays("plan", "target", target, shapes, paths)
     problems: list[str] = []
+    structure = None if target is None else jax.tree.structure(target)
+    if sizes is not None and target is None and target_apply is not None:
+        target, sizes = in_sizes(widths, sizes)
     asked = asked_of(widths, sizes or {}, target, target_apply, depth, problems)
     widths, larger, heads = asked.widths, asked.larger, asked.heads
     chosen = strategies_by_name(widths, strategy, problems)
@@ -204,7 +212,6 @@ def plan(
         sizes_now = {change.width: change.new for change in made}
         notes += splits(widths, sizes_now, every=target is not None)
 
-    structure = None if target is None else jax.tree.structure(target)
     growth = Growth(
         between.widths(whole),
         between.changes(made),

@@ -19,20 +19,20 @@ def try_doubled(widths: Widths) -> Tried:
         sizes = {name: 2 * widths[name].size for name in names}
         try:
             growth = plan(widths, sizes, interface=True)
-        except Contradicted as error:
-            conflicts += ((name, _first_problem(error)) for name in names)
-        except NeedsMore as error:
-            alone.append((names, _first_problem(error)))
-        except ValueError:  # the widths say so themselves
-            pass
+        except ValueError as error:  # of other messages, the widths say so themselves
+            message = error.args[0]
+            if isinstance(message, Contradicted):
+                conflicts += ((name, _first_problem(message)) for name in names)
+            elif isinstance(message, NeedsMore):
+                alone.append((names, _first_problem(message)))
         else:
             known += names if KNOWS_SIZES in growth.notes else ()
     return Tried(tuple(conflicts), tuple(known), tuple(alone))
 
 
-def _first_problem(error: ValueError) -> str:
+def _first_problem(message: str) -> str:
     """Returns the first of the problems that an error lists, and when it was found."""
-    return f"when it was written, {str(error).splitlines()[1][2:]}"
+    return f"when it was written, {message.splitlines()[1][2:]}"
 
 
 def _grows(width: Width) -> bool:

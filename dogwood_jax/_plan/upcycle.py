@@ -112,6 +112,7 @@ def upcycle(
         -------  ------  -----  ------------------------
         router   3x2     3x4    axis 1 copy (router)
         experts  2x3x3   4x3x3  axis 0 copy (experts[0])
+        (by axis, for each width; copy: the values of old units)
         note: router: outputs stay if the larger model chooses 2 of 4 experts...
         >>> wide = dw.grow(params, growth)
         >>> bool(jnp.allclose(moe(2)(wide, x), moe(1)(params, x)))

@@ -15,7 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dogwood_jax._base.arguments import FUNCTION, TREE, expect, expect_call, is_integer
+from dogwood_jax._base.arguments import (
+    FUNCTION,
+    TREE,
+    expect,
+    expect_call,
+    is_integer,
+    takes_inputs,
+)
 from dogwood_jax._base.described import described, holds_arrays
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, is_array, mirrors
@@ -41,6 +48,7 @@ Place = tuple[str, int]
 _CALL = "trace(apply, variables, *inputs)"
 
 
+@takes_inputs
 def trace(
     apply: Callable[..., Any],
     variables: PyTree,

@@ -93,8 +93,10 @@ def _gather(trace: Trace, eqn: Any, x: Value, indices: Value) -> list[Value]:
         silencers[place] = x.silencers_of(axis)
     data = origin_of((x, indices)) == "data"
     if x.origin == "parameter" and data:
+        looked_up = [a for a in window if a in n.start_index_map and sizes[a] == 1]  # under vmap
+        whole = [a for a in window if a not in looked_up]
         for use in trace.use(x, "index"):
-            use.count_fans(x, n.collapsed_slice_dims, window)
+            use.count_fans(x, [*n.collapsed_slice_dims, *looked_up], whole)
         trace.produce(x, window)
     out = mixed((x, indices), dims, silencers=tuple(silencers), noise=x.noise, index=x.index)
     return [out.but(leaves=x.leaves)]
