@@ -245,6 +245,11 @@ def mean_points(networks: list[Network]) -> list[tuple[float, float]]:
     return [tuple(pair) for pair in np.mean([network.points for network in networks], axis=0)]
 
 
+def size_of(model: Transformer) -> str:
+    """Returns how large a network is."""
+    return f"{model.depth} layers of {model.stream} units"
+
+
 def picture(result: Result) -> Any:
     """Returns a figure of the mean test loss against FLOPs, with the growths marked."""
     from matplotlib.figure import Figure
@@ -253,11 +258,13 @@ def picture(result: Result) -> Any:
     ax = figure.subplots()
     total = result.scratch[0].spent
     for label, color, networks in (
-        ("large transformer from scratch", "black", result.scratch),
-        ("small transformer that grows twice", "C0", result.grown),
+        (f"from scratch: {size_of(DEEP)}", "black", result.scratch),
+        (f"grows twice, begins with {size_of(SMALL)}", "C0", result.grown),
     ):
         spent, losses = np.transpose(mean_points(networks))
         ax.plot(spent / total, losses, color=color, marker=".", label=label)
+        every = np.array([network.points for network in networks])[..., 1]
+        ax.fill_between(spent / total, every.min(0), every.max(0), color=color, alpha=0.2, lw=0)
         end = spent[-1] / total, losses[-1]
         ax.annotate(
             f"{losses[-1]:.2f}",
@@ -268,17 +275,22 @@ def picture(result: Result) -> Any:
             color=color,
         )
     bottom = ax.get_ylim()[0]
-    for name, growths in zip(("wider", "deeper"), zip(*result.growths, strict=True), strict=True):
+    names = (
+        f"wider,\n{SMALL.stream} to {WIDE.stream} units",
+        f"deeper,\n{WIDE.depth} to {DEEP.depth} layers",
+    )
+    for name, growths in zip(names, zip(*result.growths, strict=True), strict=True):
         at = growths[0].at / total
         ax.plot(at, np.mean([growth.before for growth in growths]), "o", color="C3", markersize=8)
         ax.axvline(at, color="C3", linestyle="--", linewidth=1)
-        ax.text(at + 0.01, bottom, f"grows\n{name}", color="C3", verticalalignment="bottom")
+        ax.text(at + 0.01, bottom, f"grows {name}", color="C3", verticalalignment="bottom")
     ax.set_xlim(right=1.09)  # room for the labels of the ends
     ax.set(
         xlabel="FLOPs spent, as a share of those from scratch", ylabel="test loss, nats a character"
     )
-    seeds = "one seed" if len(result.grown) == 1 else f"mean of {len(result.grown)} seeds"
-    ax.set_title(f"Characters of Python's documentation, {seeds}", fontsize="medium")
+    count = len(result.grown)
+    seeds = "one seed" if count == 1 else f"mean and range of {count} seeds"
+    ax.set_title(f"Transformer of characters of Python's documentation, {seeds}", fontsize="medium")
     ax.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     ax.legend()
     return figure

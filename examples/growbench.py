@@ -17,7 +17,7 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -771,10 +771,17 @@ def defaults(task: Task) -> list[Way]:
 # The map ------------------------------------------------------------------------------------------
 
 MOMENTS = (0.05, 0.15, 0.3, 0.5, 0.75, 0.9)
-SMALL: dict[str, dict[str, nn.Module]] = {
-    "MNIST, MLP": {f"{units} units": MLP(units) for units in (8, 16, 32, 64)},
-    "text, transformer": {f"{n} layer{'s' * (n > 1)}": Transformer(n) for n in (1, 2, 3)},
+SMALL: dict[str, list[MLP] | list[Transformer]] = {
+    "MNIST, MLP": [MLP(units) for units in (8, 16, 32, 64)],
+    "text, transformer": [Transformer(layers) for layers in (1, 2, 3)],
 }
+
+
+def size_of(model: Any) -> str:
+    """Returns how large a network of a map is."""
+    if isinstance(model, MLP):
+        return f"{model.units} units"
+    return f"{model.layers} layer{'s' * (model.layers > 1)}"
 
 
 def of_moments(task: Task, quick: bool) -> list[Trial]:
@@ -786,7 +793,7 @@ def of_moments(task: Task, quick: bool) -> list[Trial]:
     trials = []
     for schedule in schedules_of(quick):
         trials += from_scratch(task, schedule, FEW_BUDGETS if quick else BUDGETS)
-        for small in SMALL[task.name].values():
+        for small in SMALL[task.name]:
             for moment in MOMENTS:
                 moments = (moment,) * len(SCHEDULES)
                 tried = dataclasses.replace(task, small={way.lacks: small}, moments=moments)
@@ -801,31 +808,45 @@ def draw_moments(results: Sequence[Result], task: Task, out: Path) -> None:
 
 def map_of(results: Sequence[Result], task: Task, way: Way) -> Any:
     """Returns a figure of ratios: size of the small network by moment, a panel a schedule."""
-    from matplotlib.figure import Figure
-
     groups = grouped(results)
-    schedules = list(dict.fromkeys(result.trial.schedule for result in results))
-    figure = Figure(figsize=(5.5 * len(schedules), 3.5), layout="constrained", dpi=120)
-    for ax, schedule in zip(figure.subplots(1, len(schedules), squeeze=False)[0], schedules):
+    ratios = {}
+    for schedule in dict.fromkeys(result.trial.schedule for result in results):
         scratch, runs = (groups[task.name, schedule, name] for name in (SCRATCH, way.name))
-        cells = [
+        ratios[schedule] = [
             [
                 ratio([r for r in runs if (r.trial.small, r.trial.moment) == at], scratch)
                 for at in ((small, moment) for moment in MOMENTS)
             ]
-            for small in SMALL[task.name].values()
+            for small in SMALL[task.name]
         ]
+    return map_of_ratios(ratios, task, len({result.trial.seed for result in results}))
+
+
+def map_of_ratios(ratios: Mapping[str, Sequence[Sequence[Ratio]]], task: Task, seeds: int) -> Any:
+    """Returns the figure of the ratios of each schedule, a row for each size."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.5 * len(ratios), 4), layout="constrained", dpi=120)
+    for ax, (schedule, cells) in zip(
+        figure.subplots(1, len(ratios), squeeze=False)[0], ratios.items()
+    ):
         ax.imshow([[cell.value for cell in row] for row in cells], "RdBu_r", vmin=0.3, vmax=1.7)
         for y, row in enumerate(cells):
             for x, cell in enumerate(row):
                 color = "black" if 0.5 < cell.value < 1.5 else "white"
                 ax.text(x, y, str(cell), ha="center", va="center", color=color)
         ax.set_xticks(range(len(MOMENTS)), [f"{moment:.0%}" for moment in MOMENTS])
-        ax.set_yticks(range(len(cells)), list(SMALL[task.name]))
-        ax.set(xlabel="growth after this share of the steps", ylabel="size before the growth")
-        ax.set_title(f"{task.name}; learning rate: {schedule}")
+        ax.set_yticks(range(len(cells)), [size_of(small) for small in SMALL[task.name]])
+        ax.set(xlabel="share of the steps before it grows", ylabel="size before it grows")
+        ax.set_title(f"learning rate: {schedule}")
+    units = f" of {task.large.stream} units" if isinstance(task.large, Transformer) else ""
+    mean = "one seed" if seeds == 1 else f"mean of {seeds} seeds"
+    best = "\n(<: it ends better than from scratch with any budget that was tried)"
+    below = any(cell.sign == "<" for cells in ratios.values() for row in cells for cell in row)
     figure.suptitle(
-        "FLOPs of a run that grows / FLOPs from scratch for the same test loss (blue: growing pays)"
+        f"{task.name} that grows to {size_of(task.large)}{units}, {mean}\n"
+        "number: its FLOPs / FLOPs from scratch for the same test loss; "
+        f"blue, below 1: growing pays{best * below}"
     )
     return figure
 
