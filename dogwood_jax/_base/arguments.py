@@ -29,7 +29,8 @@ from dogwood_jax._base.described import (
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, is_array, is_traced
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)

@@ -418,11 +418,12 @@ class Growth:
         if not fits(text):
             text = blocks((f"{path}: {old} -> {new}", [fate]) for path, old, new, fate in rows[1:])
         lines = [text] if len(rows) > 1 else ["nothing grows"] * (not self.insertions)
-        words = {word for row in rows[1:] for word in re.findall(r"\w+", row[-1])}
+        fates = (re.sub(r"\([^()]*\)", "", fate) for *_, fate in rows[1:])  # without names
+        words = {word for fate in fates for word in re.findall(r"\w+", fate)}
         if meanings := [meaning for word, meaning in _WORDS if word in words]:
             lines.append(wrapped(f"({'; '.join(meanings)})"))
-        new = [insertion for insertion in self.insertions if insertion.holds_weights]
-        inserted = merged((str(i).removeprefix(i.path), i.path) for i in new)
+        shown = [insertion for insertion in self.insertions if insertion.holds_weights]
+        inserted = merged((str(i).removeprefix(i.path), i.path) for i in shown)
         lines += [wrapped(f"inserted: {path}{fill}") for fill, path in inserted]
         notes = layers_together((note,) for note in self.notes)
         return "\n".join([*lines, *(wrapped(f"note: {note}") for (note,), _ in notes)])
