@@ -302,7 +302,9 @@ def test_a_constant_that_only_looks_computed_from_a_size_stays_if_the_function_s
     with pytest.raises(ValueError, match="the larger model computes something else"):
         dw.plan(widths, {"up": 24}, target_apply=lambda model, x: 2 * apply(model, x))
     widths = dw.trace(apply, Configured(8), X)
-    with pytest.raises(ValueError, match="Configured says .*; pass target=, the larger model"):
+    with pytest.raises(
+        ValueError, match="store its argument units .*; pass target=, the larger model"
+    ):
         dw.plan(widths, {("up", 1): 12}, target_apply=apply)
 
 

@@ -100,7 +100,10 @@ class Remaker:
             if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
             if parameter.name not in (*_KEYS, *vars(node))
         ]
-        return f"{why}: it has no field {', '.join(missing)}" if missing else why
+        if not missing:
+            return why
+        arguments = f"argument{'s' * (len(missing) > 1)} {', '.join(missing)}"
+        return f"{why}, because it does not store its {arguments} (self.{missing[0]} = ...)"
 
     def _arguments(self, cls: type, node: PyTree) -> dict[str, Any] | None:
         """Returns the fields of a module that its class takes; None if it takes others, too.
