@@ -191,7 +191,7 @@ def picture(experiments: Sequence[Experiment], epochs: int) -> Any:
         curves = {name: experiment.curves[name] for name in COLORS if name in experiment.curves}
         ax.set_prop_cycle(color=[COLORS[name] for name in curves])
         plotting.curves(curves, grown_at=epochs, ylabel="test accuracy", ax=ax)
-        ax.set_title(f"{units} hidden unit{'s' * (units > 1)}, then {wide_units}")
+        ax.set_title(f"{units} hidden unit{'s' * (units > 1)}, then {wide_units}; one seed")
     return figure
 
 

@@ -154,7 +154,9 @@ def picture(ends: Mapping[str, list[list[End]]], units: int, wide: int) -> Any:
         budgets, losses = np.mean(every, axis=1)[:, :2].T
         ax.plot(budgets, losses, color=color, marker="o", label=names[name])
         ax.plot(*every[..., :2].reshape(-1, 2).T, ".", color=color, alpha=0.3)
-    ax.plot([], [], ".", color="0.5", alpha=0.6, label="the ends of single runs")
+    seeds = len(next(iter(ends.values()))[0])
+    single = f"single runs, {seeds} seed{'s' * (seeds > 1)} each"
+    ax.plot([], [], ".", color="0.5", alpha=0.6, label=f"the ends of {single}")
     ax.set(
         xlabel="FLOPs of a run, in epochs of the large network",
         ylabel="test loss at the end of the run",

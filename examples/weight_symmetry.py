@@ -187,7 +187,7 @@ def picture(outcomes: Mapping[str, Outcome], epochs: int) -> Any:
     ax.invert_yaxis()
     ax.set(xlim=(0, 1.1), xlabel=f"test accuracy after {epochs} epochs (gray: does not learn)")
     ax.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}" if share <= 1 else "")
-    ax.set_title("Which kernels may start at zero?")
+    ax.set_title("Which kernels may start at zero? (one seed)")
     return figure
 
 

@@ -304,7 +304,8 @@ def test_the_growths_are_marked_where_they_were(transformers):
     result, _ = transformers
     (ax,) = grow_transformer.picture(result).axes
     curves = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert curves == ["large transformer from scratch", "small transformer that grows twice"]
+    small, deep = map(grow_transformer.size_of, (grow_transformer.SMALL, grow_transformer.DEEP))
+    assert curves == [f"from scratch: {deep}", f"grows twice, begins with {small}"]
     total = result.scratch[0].spent
     marks = [line.get_xdata()[0] for line in ax.get_lines() if line.get_marker() == "o"]
     assert marks == [growth.at / total for growth in result.growths[0]]
