@@ -92,6 +92,7 @@ def test_rows_that_are_too_wide_for_the_terminal_become_blocks(monkeypatch) -> N
         "block_{0..2}/{up,gate}/kernel: 6x7 -> 6x9",
         "  axis 1 free (block_{0..2}/up)",
     ]
+    assert "\n(before -> after; by axis, for each width; free: " in str(growth)
 
 
 @pytest.mark.parametrize(

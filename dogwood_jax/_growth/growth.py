@@ -415,13 +415,14 @@ class Growth:
                 changed.append((cells, leaf.path))
         rows += [row for row, _ in layers_together((p, *cells) for cells, p in merged(changed))]
         text = table(rows)
-        if not fits(text):
-            text = blocks((f"{path}: {old} -> {new}", [fate]) for path, old, new, fate in rows[1:])
-        lines = [text] if len(rows) > 1 else ["nothing grows"] * (not self.insertions)
         fates = (re.sub(r"\([^()]*\)", "", fate) for *_, fate in rows[1:])  # without names
         words = {word for fate in fates for word in re.findall(r"\w+", fate)}
-        if meanings := [meaning for word, meaning in _WORDS if word in words]:
-            lines.append(wrapped(f"({'; '.join(meanings)})"))
+        meanings = [meaning for word, meaning in _WORDS if word in words]
+        if not fits(text):
+            text = blocks((f"{path}: {old} -> {new}", [fate]) for path, old, new, fate in rows[1:])
+            meanings = ["before -> after", *meanings]
+        lines = [text] if len(rows) > 1 else ["nothing grows"] * (not self.insertions)
+        lines += [wrapped(f"({'; '.join(meanings)})")] * bool(meanings)
         shown = [insertion for insertion in self.insertions if insertion.holds_weights]
         inserted = merged((str(i).removeprefix(i.path), i.path) for i in shown)
         lines += [wrapped(f"inserted: {path}{fill}") for fill, path in inserted]
