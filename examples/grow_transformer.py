@@ -275,15 +275,12 @@ def picture(result: Result) -> Any:
             color=color,
         )
     bottom = ax.get_ylim()[0]
-    names = (
-        f"wider,\n{SMALL.stream} to {WIDE.stream} units",
-        f"deeper,\n{WIDE.depth} to {DEEP.depth} layers",
-    )
+    names = f"to {WIDE.stream}\nunits", f"to {DEEP.depth}\nlayers"
     for name, growths in zip(names, zip(*result.growths, strict=True), strict=True):
         at = growths[0].at / total
         ax.plot(at, np.mean([growth.before for growth in growths]), "o", color="C3", markersize=8)
         ax.axvline(at, color="C3", linestyle="--", linewidth=1)
-        ax.text(at + 0.01, bottom, f"grows {name}", color="C3", verticalalignment="bottom")
+        ax.text(at + 0.01, bottom, f"grows\n{name}", color="C3", verticalalignment="bottom")
     ax.set_xlim(right=1.09)  # room for the labels of the ends
     ax.set(
         xlabel="FLOPs spent, as a share of those from scratch", ylabel="test loss, nats a character"
