@@ -292,8 +292,10 @@ def test_a_constant_that_only_looks_computed_from_a_size_stays_if_the_function_s
 
     small = Own(linear(4, 16, key=KEY), linear(16, 4, key=KEY), 0.25)  # 1 / sqrt(16)
     widths = dw.trace(apply, small, X)
-    with pytest.raises(ValueError, match="0.25 .* target_apply= .it may be the same function"):
-        dw.plan(widths, {"up": 24})
+    (note,) = dw.plan(widths, {"up": 24}).notes
+    assert "if it has another, pass its function as target_apply=" in note
+    with pytest.raises(ValueError, match=r"Own says gain=0\.25"):
+        dw.grow(small, dw.plan(widths, {"up": 24}), key=KEY)
     growth = dw.plan(widths, {"up": 24}, target_apply=apply)
     assert dw.from_json(dw.to_json(growth)) == growth  # it holds no module
     wide = dw.grow(small, growth, key=KEY)

@@ -31,8 +31,6 @@ KNOWS_SIZES = (
     "of its own"
 )
 
-NOT_AT_HAND = "target_apply= needs widths that were traced in this process: trace the network again"
-
 WITH_TARGET = "pass target=, the larger model, whose numbers are right"
 
 _NONE = Copies({})
