@@ -511,7 +511,6 @@ def test_scales_of_norms_are_all_that_is_rescaled() -> None:
     "read",
     [
         lambda h: jnp.sum(0.25 * jnp.exp(h), -1),
-        lambda h: jax.nn.softmax(0.25 * h),
         lambda h: jnp.exp(h) @ jnp.full(h.shape[-1], 0.25),
         lambda h: jnp.einsum("ti,->t", jnp.exp(h), jnp.float64(0.25)),
     ],
@@ -530,6 +529,18 @@ def test_a_number_that_stays_is_not_one_that_follows_from_the_size(read: Any) ->
     for asked in ({"sizes": {"up": 8}}, {"target": big, "target_apply": apply}):
         with pytest.raises(ValueError, match="cannot plan"):
             dw.plan(widths, **asked)
+
+
+def test_the_larger_model_tells_that_a_number_stays_so_that_units_are_copied() -> None:
+    def apply(params: Any, x: Any) -> Any:
+        return jax.nn.softmax(0.25 * (x @ params["up"])) @ params["out"]
+
+    shapes, x = {"up": f64(5, 4), "out": f64(4, 2)}, data(4, 5)
+    variables, widths = fill(shapes, 1), dw.trace(apply, shapes, x)
+    with pytest.raises(ValueError, match="scaled by 0.25 instead of 0.125; pass target_apply="):
+        dw.plan(widths, {"up": 8})
+    wide = dw.grow(variables, dw.plan(widths, {"up": 8}, target_apply=apply))
+    assert dw.compare(apply, variables, apply, wide, x).relative < 1e-12
 
 
 def test_a_sum_says_how_its_weights_must_follow_the_size() -> None:

@@ -112,7 +112,10 @@ def _check_program(growth: Growth, target: PyTree, copies: Copies) -> bool:
     if compared.holds_on and (target is not None or not compared.cuts_elsewhere):
         return False  # the larger model has a function of its own
     if problems:
-        way_out = "if the larger model's function does otherwise, pass target= and target_apply="
+        way_out = (
+            "pass target_apply=, this function or the larger model's: where arrays can, they make up "
+            "for its numbers"
+        )
         raise contradicted(
             "in these sizes, the network itself", [f"{problem}; {way_out}" for problem in problems]
         )
