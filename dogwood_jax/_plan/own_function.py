@@ -113,8 +113,8 @@ def _check_program(growth: Growth, target: PyTree, copies: Copies) -> bool:
         return False  # the larger model has a function of its own
     if problems:
         way_out = (
-            "pass target_apply=, this function or the larger model's: where arrays can, they make up "
-            "for its numbers"
+            "pass target_apply=, this function or the larger model's, and arrays make up for its "
+            "numbers where they can"
         )
         raise contradicted(
             "in these sizes, the network itself", [f"{problem}; {way_out}" for problem in problems]
