@@ -192,8 +192,8 @@ def before_last(layer):
     return lambda p, x: layer(p, x) @ p["a"]
 
 
-def loop(*, scale=1.0, reverse=False, indexed=False, collect=False, dtype=jnp.float64):
-    """A scan over stacked residual layers."""
+def loop(*, scale=1.0, reverse=False, numbers=None, collect=False, dtype=jnp.float64):
+    """A scan over stacked residual layers, and over numbers of a count of layers."""
 
     def apply(p, x):
         def body(x, layer):
@@ -201,8 +201,7 @@ def loop(*, scale=1.0, reverse=False, indexed=False, collect=False, dtype=jnp.fl
             y = (jnp.tanh(x).astype(dtype) @ w).astype(x.dtype)
             return x + y * (1 if i is None else i), x if collect else None
 
-        index = jnp.arange(len(p["w"]), dtype=x.dtype) if indexed else None
-        stack = p["w"].astype(dtype), index
+        stack = p["w"].astype(dtype), numbers and numbers(len(p["w"]))
         x, seen = lax.scan(body, x * scale, stack, reverse=reverse)
         return (x, seen) if collect else x
 

@@ -145,6 +145,11 @@ def test_deeper_networks_compute_the_same_and_their_new_layers_learn(name):
 
 # Programs written by hand: what the old network is, what the deeper one, and what is filled in.
 
+
+def loops(numbers):
+    return loop(numbers=numbers), stack(2), loop(numbers=numbers), stack(4)
+
+
 ACCEPTED = {
     "multiplied": (same, lambda p, x: x * (1 + x @ p["b"]), square("b"), {"b": 0.0}),
     "scaled": (same, scaled_branch, square("b") | {"g": f64()}, {"g": 0.0}),
@@ -221,6 +226,9 @@ BY_HAND = {
         square("a", "b"),
         {"b": "identity"},
     ),
+    "counted layers": (*loops(lambda n: jnp.arange(n, dtype=float)), {"w": 0.0}),
+    "layers of two kinds": (*loops(lambda n: 1.0 + np.arange(n) % 2), {"w": 0.0}),
+    "computed kinds": (*loops(lambda n: 1.0 * (jnp.arange(n) % 2 == 0)), {"w": 0.0}),
     "converted stack": (
         loop(dtype=jnp.float32),
         stack(2),
@@ -381,7 +389,8 @@ REFUSED_BY_HAND = {
     ),
     "outputs": (chain("a"), square("a"), lambda p, x: (chain("a")(p, x), x), square("a")),
     "order of layers": (loop(), stack(2), loop(reverse=True), stack(3)),
-    "counted layers": (loop(indexed=True), stack(2), loop(indexed=True), stack(3)),
+    "layers counted from the last": loops(lambda n: jnp.arange(n, dtype=float)[::-1]),
+    "layers of other kinds": loops(lambda n: np.linspace(1, 2, n)),
     "collected layers": (loop(collect=True), stack(2), loop(collect=True), stack(3)),
     "indexed stack": (unrolled_loop, stack(2), unrolled_loop, stack(3)),
 }

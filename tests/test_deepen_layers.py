@@ -302,6 +302,15 @@ def test_interleaved_layers_copy_the_one_before():
     deeper = insert(variables, found, stack(5))["w"]
     assert (deeper[jnp.array([0, 2])] == variables["w"]).all()
     assert not deeper[jnp.array([1, 3, 4])].any()
+    for numbers in (np.arange, jnp.arange):
+        counted = loop(numbers=numbers)
+        with pytest.raises(ValueError, match="cannot show"):
+            insertions(counted, stack(2), counted, stack(5), VECTOR, interleave=True)
+    alternating = loop(numbers=lambda n: np.arange(n) % 2)  # 0, 1 and 0, 1, 0, 1
+    with pytest.raises(ValueError, match="cannot show"):
+        insertions(alternating, stack(2), alternating, stack(4), VECTOR, interleave=True)
+    paired = loop(numbers=lambda n: np.arange(n) // (n // 2))  # 0, 1 and 0, 0, 1, 1
+    insertions(paired, stack(2), paired, stack(4), VECTOR, interleave=True)
 
 
 def reader_of_words(words, *sizes):

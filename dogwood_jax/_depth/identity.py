@@ -104,7 +104,7 @@ class TermReader:
         terms: Terms,
         *,
         known: int = 0,
-        stacks: Mapping[str, int] | None = None,
+        stacks: Mapping[str, Sequence[int]] | None = None,
         fills: Fills | None = None,
     ) -> None:
         """Starts a program.
@@ -112,7 +112,8 @@ class TermReader:
         Args:
             terms: the table of terms.
             known: how many of them there were after the old program.
-            stacks: how many layers arrays that a loop runs over had in the old program, by path.
+            stacks: where the old layers are in arrays that a loop runs over and that have more
+                layers now, by path.
             fills: how new arrays are filled, if that is known; arrays without one can be anything.
         """
         self.terms = terms
@@ -360,18 +361,22 @@ class TermReader:
         length = eqn.params["length"]
         stacks = [self._stack(value) for value in operands[n_consts + n_carry :]]
         self.scanned |= {path for path in stacks if path}
-        lengths = {self._stacks.get(path, length) for path in stacks if path}
-        longer = lengths - {length}
+        longer = {tuple(self._stacks[path]) for path in stacks if path in self._stacks}
         idle: list[frozenset[tuple[str, Fill]]] = [frozenset()]
         if longer:
-            # If the loop also runs over something else that differs from layer to layer, old layers
-            # would get other parts of it.
-            alike = all(
-                path in self._stacks or value.term is None or value.term.number is not None
-                for path, value in zip(stacks, operands[n_consts + n_carry :], strict=True)
-            )
-            idle = self._idle_layers(eqn, operands, stacks) if alike else []
-            (length,) = longer
+            idle = self._idle_layers(eqn, operands, stacks) if len(longer) == 1 else []
+            old_layers = min(longer)
+            length = len(old_layers)
+            for i, path in enumerate(stacks, n_consts + n_carry):
+                if path in self._stacks or (term := operands[i].term) is None:
+                    continue
+                # The loop also runs over something that no layer owns. Old layers must get the same
+                # of it as before.
+                entries = self.terms.entries(term, old_layers)
+                if entries is None:
+                    idle = []
+                else:
+                    operands = [*operands[:i], exactly(entries), *operands[i + 1 :]]
 
         def function(terms: Operands) -> list[Term | None]:
             arguments = self._variables(jaxpr.invars)

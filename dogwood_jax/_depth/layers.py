@@ -58,9 +58,9 @@ def insertions(
         All arrays of the target that are new, moved, or have new layers, in its order.
     """
     networks = _Network(source_apply, source, inputs), _Network(target_apply, target, inputs)
-    problem = _Problem(*networks, wider=False)
+    problem = _Problem(*networks, wider=False, interleave=interleave)
     proof = _proved(problem, rename or {})
-    return _described(problem, proof, target, inputs, copy=copy, interleave=interleave)
+    return _described(problem, proof, target, inputs, copy=copy)
 
 
 def wider_insertions(
@@ -82,7 +82,7 @@ def wider_insertions(
     networks = _Network(source_apply, source, inputs), _Network(target_apply, target, inputs)
     problem = _Problem(*networks, wider=True)
     proof = _proved(problem, {})
-    found = _described(problem, proof, target, inputs, copy=False, interleave=False)
+    found = _described(problem, proof, target, inputs, copy=False)
     return found, proof.numbers
 
 
@@ -146,8 +146,10 @@ class _Network:
 class _Problem:
     """Two networks to compare."""
 
-    def __init__(self, old: _Network, new: _Network, wider: bool) -> None:
-        self.old, self.new, self.wider = old, new, wider
+    def __init__(
+        self, old: _Network, new: _Network, wider: bool, interleave: bool = False
+    ) -> None:
+        self.old, self.new, self.wider, self._interleave = old, new, wider, interleave
         self._exact = _Old(old, Terms())
         self._scanned = self._exact.scanned
 
@@ -179,14 +181,14 @@ class _Problem:
         dtypes |= {place: self.old.shapes[path].dtype for path, place in places.items()}
         return self.new.cast(dtypes)
 
-    def stacks(self, places: Mapping[str, str]) -> dict[str, int]:
-        """Returns how many layers stacked arrays had, for those that have more layers now."""
-        return {
-            path: self.old.shapes[path].shape[0]
-            for path in places
-            if path in self._scanned
-            and self.old.shapes[path].shape[:1] < self.new.shapes[places[path]].shape[:1]
-        }
+    def stacks(self, places: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
+        """Returns for stacked arrays that have more layers now which old one each layer is, or -1."""
+        found = {}
+        for path, place in places.items():
+            old, new = self.old.shapes[path].shape[:1], self.new.shapes[place].shape[:1]
+            if path in self._scanned and old < new:
+                found[path] = _order(*old, *new, self._interleave)
+        return found
 
     def sizes(self, places: Mapping[str, str]) -> frozenset[tuple[int, int]]:
         """Returns the lengths of the axes of old arrays that are longer now, before and after."""
@@ -225,7 +227,7 @@ class _Proof:
     Attributes:
         places: new paths of the old arrays.
         new: the deeper network.
-        stacks: how many layers stacked arrays had.
+        stacks: for stacked arrays that have more layers now, which old one each layer is, or -1.
         fills: what new arrays must be filled with; all others are free.
         numbers: for each constant that only one of the networks has, the pairs to which it may
             belong: constants of both networks, in proportion to sizes.
@@ -265,7 +267,11 @@ class _Proof:
         """Returns the outputs of the deeper network by their names in the old one."""
         sources = {place: path for path, place in self.places.items()}
         terms = self._old.terms
-        reader = TermReader(terms, known=self._old.known, stacks=self.stacks, fills=fills)
+        old_layers = {
+            path: [layers.index(i) for i in range(max(layers) + 1)]
+            for path, layers in self.stacks.items()
+        }
+        reader = TermReader(terms, known=self._old.known, stacks=old_layers, fills=fills)
 
         def leaf(path: str, aval: Any) -> Value:
             if path in sources:
@@ -330,7 +336,6 @@ def _described(
     inputs: Sequence[Any],
     *,
     copy: bool,
-    interleave: bool,
 ) -> tuple[Insertion, ...]:
     """Returns what becomes of every array that is not an old one in its place."""
     sources = {new: old for old, new in proof.places.items()}
@@ -339,8 +344,7 @@ def _described(
         insertion = Insertion(path, array.shape, str(array.dtype), "free")
         source = sources.get(path)
         if source in proof.stacks:
-            layers = _order(proof.stacks[source], array.shape[0], interleave)
-            insertion = replace(insertion, source=source, layers=layers)
+            insertion = replace(insertion, source=source, layers=proof.stacks[source])
         elif source is not None:
             if source != path:
                 found.append(replace(insertion, fill="moved", source=source))

@@ -140,6 +140,33 @@ class Terms:
             return self.number(value, aval)
         return self.make("constant", (array.shape, str(aval.dtype), array.tobytes()), (), aval)
 
+    def entries(self, x: Term, places: tuple[int, ...]) -> Term | None:
+        """Returns the term of some entries along the first axis, None if they are not known.
+
+        They are known of what is computed from constants entry by entry, as ``arange(n) % 4 == 0``.
+        """
+        aval = struct((len(places), *x.shape[1:]), x.dtype)
+        if x.number is not None:
+            return self.number(x.number, aval)
+        if x.op == "constant" and isinstance(x.params[-1], bytes):
+            shape, _, data = x.params
+            array = np.frombuffer(data, x.dtype).reshape(shape)
+            return self.constant(array[np.asarray(places)], aval)
+        if x.op == "iota" and places == tuple(range(len(places))):
+            params = dict(x.params[1])
+            if params["dimension"] != 0:
+                return None
+            if self.sized:
+                params["shape"] = self._static(aval.shape)
+            return self.make("iota", (0, tuple(params.items())), (), aval)
+        operands = [self.entries(o, places) if o.shape else o for o in x.operands]
+        known = [operand for operand in operands if operand is not None]
+        if len(known) < len(operands):
+            return None
+        if x.op in ("scaled", "convert_element_type"):
+            return self.make(x.op, x.params, known, aval)
+        return self.opaque(x.op, x.params[1], known, [aval])[0] if x.op in ELEMENTWISE else None
+
     def _scaled(self, value: float, rounding: float) -> float:
         """Returns a constant of the old program that may be this one in another size, or this one.
 
