@@ -85,10 +85,13 @@ class Change:
             copies = self.new // self.old
             yield from ((path, copies**power) for path, power in self.recipe.copies)
 
-    def factor_of_part(self, role: Role, path: str) -> float:
+    def factor_of_part(self, role: Role, leaf: Leaf) -> float:
         """What the recipe multiplies old entries along units of a role by, see ``Recipe.parts``."""
-        powers = dict(self.recipe.parts) if self.recipe and role != "incoming" else {}
-        return float(self.ratio ** powers.get(path, 0.0))
+        power = dict(self.recipe.parts).get(leaf.path, 0.0) if self.recipe else 0.0
+        if power and role == "incoming":
+            own = (u.role for a in leaf.axes for u in units_of(a) if u.width == self.width)
+            power = power if {*own} == {"incoming"} else 0.0
+        return float(self.ratio**power)
 
     def writes(self, role: Role) -> bool:
         """Whether weights of a role are filled in as those that write the width's units are."""
@@ -121,7 +124,7 @@ class Change:
             if strategy.outgoing == "opposed":
                 pairs = 1 if incoming else -1
             fill = blank if is_blank else "zero" if self._must_be_zero(leaf, incoming) else fill
-            factor = self.factor_of_part(units.role, leaf.path)
+            factor = self.factor_of_part(units.role, leaf)
             return AxisMap(self.old, self.new, fill=fill, rank=rank, pairs=pairs, factor=factor)
         rest: Fill = "free" if fate == "share" else blank if is_blank else "mean"
         if self._must_be_zero(leaf, incoming):

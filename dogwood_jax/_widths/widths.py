@@ -90,7 +90,8 @@ class Recipe:
         offsets: paths of arrays that are read as a number plus the array, as 1 + scale, and the
             numbers. Here powers multiply the sum.
         parts: paths of fused arrays and powers as in ``powers``, but only of the entries along
-            whose units the array is outgoing, such as the keys of ``q | k | v``.
+            the width's units, beside those of other widths, and if it has several roles there,
+            along the units that are not incoming, such as the keys of ``q | k | v``.
         zeros: paths of arrays and roles, ``"incoming"`` or ``"outgoing"``: in these roles, their
             entries for units that are no copies are zero (``"zero_incoming"``: outgoing ones
             that read what is not zero; ``"tile"``).

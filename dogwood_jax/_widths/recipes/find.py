@@ -119,7 +119,7 @@ class Finder:
                 parts = {
                     axis: _parts(leaf.axes[axis], name)
                     for axis, role in roles.items()
-                    if role is None
+                    if role is None or _is_part(leaf.axes[axis], name)
                 }
                 place = Place(leaf.path, use.how if use else "", roles, parts)
                 self._places.setdefault(name, {})[index] = place
@@ -265,6 +265,13 @@ def _parts(layout: Layout, name: str) -> dict[Role, np.ndarray]:
     """Where the units of a width lie along an axis, by role."""
     roles = {units.role for units in units_of(layout) if units.width == name}
     return {role: units_along(layout, name, (role,)) >= 0 for role in roles}
+
+
+def _is_part(layout: Layout, name: str) -> bool:
+    """Whether something else lies beside the units of a width along an axis."""
+    if len({units.width for units in units_of(layout)}) == 1:
+        return False
+    return not np.any([*_parts(layout, name).values()], 0).all()
 
 
 def _solution(reading: Reading, keeps_epsilons: bool, paths: Sequence[str]) -> Recipe | None:

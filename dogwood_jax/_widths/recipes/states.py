@@ -53,7 +53,7 @@ def plus(a: Power, b: Power, factor: float = 1) -> Power:
 
 
 class Part(NamedTuple):
-    """The part of a fused array's axis that is outgoing, such as the keys of ``q | k | v``.
+    """The part of a fused array's axis that is rescaled alone, such as the keys of ``q | k | v``.
 
     Attributes:
         axis: the axis.
@@ -267,7 +267,8 @@ class Place:
         path: its path.
         how: how it is used, see ``Use``.
         roles: the width's role along each axis that it is part of, or None if it has several.
-        parts: for each axis with several roles, these roles and where their units lie.
+        parts: for each axis where the width has several roles, or other widths lie beside it, the
+            roles and where their units lie.
     """
 
     path: str
@@ -287,14 +288,22 @@ class Place:
         within = {r for r, along in parts.items() if along[entry.start : entry.stop].any()}
         return bool(roles := {role} - {None} or within) and "incoming" not in roles
 
-    @property
-    def part(self) -> Part | None:
-        """The outgoing part, if the width lies along a single axis that it is only a part of."""
+    def part(self, filling: Filling) -> Part | None:
+        """The part that is rescaled alone, if the width lies along a single fused axis.
+
+        It is the outgoing part if new outgoing weights are zero, and what writes the width, beside
+        what writes other widths, if new units are zero.
+        """
         if not self.parts or len(self.roles) > 1:
             return None
         ((axis, parts),) = self.parts.items()
-        silent = [along for role, along in parts.items() if role != "incoming"]
-        return Part(axis, np.any(silent, 0).tobytes())
+        if filling.silences_outgoing and self.roles[axis] is None:
+            own = [along for role, along in parts.items() if role != "incoming"]
+        elif filling.strategy.incoming == "zero" and parts.keys() == {"incoming"}:
+            own = [*parts.values()]
+        else:
+            return None
+        return Part(axis, np.any(own, 0).tobytes())
 
 
 @dataclass(frozen=True)
@@ -367,10 +376,10 @@ class Reading:
         self.index = 0  # of the step that is read
         self._freed: set[int] = set()  # leaves of which a function has read free entries
         self.degrees: dict[int, Degree] = {}
-        self.parts: set[int] = set()  # fused leaves of which only the outgoing part is rescaled
+        self.parts: set[int] = set()  # fused leaves of which only a part is rescaled
         for index, place in places.items():
             along = {axis: self._of_leaf(index, role) for axis, role in place.roles.items()}
-            part = place.part if filling.silences_outgoing else None
+            part = place.part(filling)
             power: Power = {index if part is None else Partly(index, part): 1.0}
             if part is not None:
                 self.parts.add(index)
