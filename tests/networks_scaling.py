@@ -631,6 +631,40 @@ def towers(n: int = 6, epsilon: float = EPSILON) -> Model:
     return weighted({"one": dense(4, n), "other": dense(3, n)}, apply, data(5, 4), data(5, 3))
 
 
+def latents(joint: bool = False) -> Builder:
+    """Normalized latents, and others from the same kernel; ``joint``, also normalized together."""
+
+    def build(n: int = 6, epsilon: float = EPSILON) -> Model:
+        def apply(params: Any, x: Any) -> Any:
+            written = affine(params["write"], x)
+            own, beside = jnp.split(written, [n], -1)
+            out = jnp.tanh(rms_norm(params["g"], own, epsilon) @ params["up"])
+            if joint:
+                norm = jnp.sqrt((written * written).sum(-1, keepdims=True))
+                own, beside = own / norm, beside / norm
+                out = out + own @ params["down"]
+            return out + jnp.tanh(beside @ params["beside"])
+
+        shapes = {"write": dense(4, n + 3), "g": f64(n), "up": f64(n, 2), "beside": f64(3, 2)}
+        shapes |= {"down": f64(n, 2)} if joint else {}
+        return weighted(shapes, apply, data(5, 4))
+
+    return build
+
+
+def norm_of_all_heads(n: int = 3, epsilon: float = EPSILON) -> Model:
+    """Queries of all heads under one norm, as in OLMo 2; all heads share a mask."""
+
+    def apply(params: Any, x: Any) -> Any:
+        q = rms_norm(params["g"], x @ params["q"], epsilon)
+        scores = jnp.einsum("bthd,bsd->bhts", q.reshape(*q.shape[:2], -1, 2), x @ params["k"])
+        out = jnp.einsum("bhts,bsd->bthd", jax.nn.softmax(causal(scores)), x @ params["v"])
+        return jnp.einsum("bthd,hdm->btm", out, params["o"])
+
+    shapes = {"q": f64(4, 2 * n), "k": f64(4, 2), "v": f64(4, 2), "g": f64(2 * n)}
+    return weighted(shapes | {"o": f64(n, 2, 3)}, apply, data(2, 5, 4))
+
+
 def ensemble(n: int = 6, epsilon: float = 0) -> Model:
     """The least of several estimates, as of critics."""
 
@@ -743,6 +777,8 @@ CASES = {
     "demodulated": Case(demodulated, ("kernel", 2), "zero_outgoing", (9,)),
     "capsules": Case(capsules, ("votes", 1), "zero_incoming", (9,)),
     "towers": Case(towers, ("one/bias", 0), "zeros", (9,)),
+    "latents beside others": Case(latents(), ("g", 0), "zero_incoming", ANY),
+    "norm of all heads": Case(norm_of_all_heads, ("o", 0), "zero_incoming", (5,)),
     "ensemble": Case(ensemble, ("read", 0), "replicate", (8,)),
     "codebook": Case(codebook(), ("codes", 0), "replicate", (8,)),
 }

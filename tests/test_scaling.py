@@ -25,6 +25,7 @@ from networks_scaling import (
     attention_shapes,
     codebook,
     divergence,
+    latents,
     mixed,
     rms_norm,
     row,
@@ -471,6 +472,14 @@ def test_the_larger_model_says_its_own_constants(name: str) -> None:
     ):
         assert power == same_power != 0
         np.testing.assert_allclose(own, value * ratio**power, rtol=1e-6, err_msg=what)
+
+
+def test_parts_that_are_summed_up_together_are_rescaled_together() -> None:
+    small, big = (latents(joint=True)(n) for n in (6, 9))
+    widths = widths_of(small)
+    assert [recipe.parts for recipe in widths.of("g", 0).recipes] == [()]
+    with pytest.raises(ValueError, match="epsilon of the norm that scales by g must be"):
+        dw.plan(widths, target=big.shapes, target_apply=big.apply)
 
 
 def test_an_epsilon_that_no_recipe_has_is_named_with_its_norm() -> None:

@@ -445,7 +445,7 @@ class Growth:
                     )
                     if fate in ("zero", "free") and change.recipe:
                         fate = change.along(units, leaf).fill
-                    factor = change.factor_of_part(units.role, leaf.path)
+                    factor = change.factor_of_part(units.role, leaf)
                     times = f", old entries there times {factor:.6g}" * (factor != 1)
                     parts.append(f"axis {axis} {fate} ({units.width}){times}")
         if leaf.path in self.weighed:

@@ -238,6 +238,7 @@ class Finder:
             reading.index = heapq.heappop(pending)
             step = self._steps[reading.index]
             if step.results and all(value.origin == "constant" for value in step.results):
+                reading.repeat(step)
                 continue
             states = with_numbers(reading, step, states_of(reading, step))
             for value, state in zip(step.results, states, strict=True):

@@ -626,6 +626,7 @@ def _contraction(
     for i, j in contracted:
         if i in a.along or j in b.along:
             parts = [k for k in (a.along.get(i), b.along.get(j)) if k is not None]
+            r.mixed(power)
             power = plus(power, r.total(r.product(parts, either), x.dims[i]))
             reads = [k.shared or r.reads_units(k) for k in parts]
             settled = [
@@ -695,6 +696,8 @@ def _reduce_sum(r: Reading, step: Step) -> Sequence[State]:
     if statistic and statistic.kind == "squares":
         return [State(plus(state.power, r.size), statistic=statistic)]
     power = state.power
+    if over:
+        r.mixed(power)
     for axis in over:
         power = plus(power, r.total(state.along[axis], x.dims[axis]))
     along = {kept.index(a): known for a, known in state.along.items() if a in kept}

@@ -104,18 +104,21 @@ class Equations:
         while (key := next((k for k in power if k in self._solved), None)) is not None:
             others = {k: c for k, c in power.items() if k != key}
             power = plus(others, self._solved[key], power[key])
-        return power
+        kept = [k for k in power if isinstance(k, Partly) and self._solved.get(k.leaf) == {}]
+        return {k: c for k, c in power.items() if k not in kept} if kept else power
 
     def equate(self, a: Power, b: Power) -> None:
         difference = self.reduce(plus(a, b, -1))
         if not difference:
             return
         if partly := [key for key in difference if isinstance(key, Partly)]:
-            if len({key.part.places for key in partly}) > 1:
-                raise NoRecipe
             beside = {key: c for key, c in difference.items() if key not in partly}
             self.equate(beside, {})
-            self.equate(plus(beside, {key.leaf: difference[key] for key in partly}), {})
+            if len({key.part.places for key in partly}) == 1:
+                self.equate({key.leaf: difference[key] for key in partly}, {})
+            else:  # which part meets which is not known
+                for key in partly:
+                    self.equate({key.leaf: 1.0}, {})
             return
         unknown = [key for key in difference if isinstance(key, int)]
         if not unknown:
@@ -495,6 +498,13 @@ class Reading:
             known = replace(known, along=along)
         return replace(known, power=self.equations.reduce(known.power))
 
+    def repeat(self, step: Step) -> None:
+        """Notes that a constant is the same along the width, as a mask that all heads share is."""
+        if step.name == "broadcast_in_dim" and not self.axes(step.operands[0]):
+            (result,) = step.results
+            same = {axis: self.filled("same") for axis in self.axes(result)}
+            self.states[id(result)] = State(along=same)
+
     def names_units(self, value: Value) -> bool:
         """Whether integers name units, see ``State.names_units``."""
         known = self.states.get(id(value))
@@ -780,6 +790,11 @@ class Reading:
         """Whether a leaf writes the width along one axis, which is that of no other width."""
         axes = [axis for axis, role in self.places[leaf].roles.items() if role == "incoming"]
         return len(axes) == 1 and self._leaves[leaf].dims[axes[0]].root is self.width
+
+    def mixed(self, power: Power) -> None:
+        """Makes sure that a sum along the width does not mix parts with different powers."""
+        for key in [key for key in power if isinstance(key, Partly)]:
+            self.equations.equate({key.leaf: 1.0}, {})
 
     def total(self, along: Along, dim: Dim) -> Power:
         """The power that a sum along a dimension with the width adds."""
