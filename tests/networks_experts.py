@@ -85,9 +85,11 @@ def moe(weights, x, kind, dispatch, chosen):
         outputs = outputs[jnp.argsort(order)]
         return jnp.sum(outputs.reshape(-1, chosen, x.shape[-1]) * gates[..., None], 1)
     mask = jax.nn.one_hot(experts, count, dtype=x.dtype)
-    if dispatch == "einsum":
+    if dispatch in ("einsum", "scatter"):
         hidden = jax.nn.silu(jnp.einsum("td,edf->tef", x, gate)) * jnp.einsum("td,edf->tef", x, up)
         weighed = jnp.sum(mask * gates[..., None], 1)
+        if dispatch == "scatter":
+            weighed = jnp.zeros_like(weighed).at[jnp.arange(len(x))[:, None], experts].set(gates)
         return jnp.einsum("tef,efd,te->td", hidden, down, weighed)
     mask = jnp.swapaxes(mask, -1, -2)
     inputs = jnp.einsum("tid,tek->ted", x[:, None, :], mask)

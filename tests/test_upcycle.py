@@ -51,7 +51,7 @@ def loss_of(apply):
 # More experts -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("kind", "dispatch"), CASES)
+@pytest.mark.parametrize(("kind", "dispatch"), [*CASES, ("top-k, softmax", "scatter")])
 def test_twice_the_experts(kind, dispatch):
     variables, old = net.params(3), net.network(kind, dispatch)
     widths, target = dw.trace(old, variables, TOKENS), shapes(6)
@@ -76,7 +76,7 @@ def test_twice_the_experts(kind, dispatch):
         dw.plan(widths, target=target, target_apply=old)
 
 
-@pytest.mark.parametrize("dispatch", ["einsum", "ragged_dot"])
+@pytest.mark.parametrize("dispatch", ["einsum", "ragged_dot", "scatter"])
 def test_the_router_tells_the_arrays_of_its_experts(dispatch):
     variables, old = net.params(3), net.network("sigmoid", dispatch)
     growth = dw.upcycle(dw.trace(old, variables, TOKENS), {("moe/router/kernel", 1): 9})

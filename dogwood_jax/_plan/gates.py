@@ -240,6 +240,10 @@ class _Reading:
 
     def _results(self, step: Step, known: Sequence[_Known | None]) -> Iterator[_Known | None]:
         """Yields what is known of the results of a step that takes what follows from logits."""
+        if step.name.startswith("scatter") and known[1] is not None:
+            numbers = step.params["dimension_numbers"]
+            written = (step.operands[0].dims[a] for a in numbers.scatter_dims_to_operand_dims)
+            self._stacks |= {dim for dim in written if dim.size == self._experts.size}
         if step is self._choice:
             logits = known[0] or _UNKNOWN
             yield replace(logits, masked=False)
