@@ -309,6 +309,7 @@ REFUSED = {
     "norms of queries and keys": (lambda: attention_with(normalized), ("q", 2)),
     "tanh of queries and keys": (tanh_scores, ("q", 2)),
     "an unusual scale": (unusual_scale, ("q", 2)),
+    "a scale with the logarithm of 2": (lambda: scores(lambda n: n**-0.5 / np.log(2))(), ("q", 2)),
     "table of positions": (sinusoids, ("write/bias", 0)),
     "unbiased variance": (stream(unbiased), ("write/bias", 0)),
     "divergence from elsewhere": (divergence(shift=1), ("read", 0)),

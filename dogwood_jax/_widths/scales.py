@@ -8,7 +8,7 @@ times a round number. A round constant counts only if it is sqrt(n) or the like 
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from math import pi, prod, sqrt
+from math import log, pi, prod, sqrt
 from typing import NamedTuple
 
 from dogwood_jax._widths.dims import Dim, parts_of
@@ -23,6 +23,10 @@ USUAL_NUMBERS = (
     *(1.0507009873554805, 1.6732632423543772, 1.7580993408473766),
     *(2 / sqrt(pi), 1 / sqrt(2 * pi)),
 )
+
+# Numbers that stand beside a root: Praxis scales queries by 1 / softplus(0) / sqrt(head_dim), and
+# fast attention takes powers of two.
+_BESIDE_ROOTS = (1 / log(2), log(2))
 
 # What may lie between a sum of products and the constant that scales it.
 _BEHIND_SUMS = frozenset("add reshape transpose convert_element_type reduce_precision".split())
@@ -183,7 +187,10 @@ def to_blame(value: Value, number: float, rounding: float = SINGLE_PRECISION) ->
     return [
         s.dim
         for s in suspects
-        if any(_is_round(number / f) for f in (*_roots(s.size), *(s.sizes if s.mixes else ())))
+        if any(
+            _is_round(beside) or is_any(beside, _BESIDE_ROOTS)
+            for beside in (number / f for f in (*_roots(s.size), *(s.sizes if s.mixes else ())))
+        )
     ]
 
 
