@@ -280,6 +280,26 @@ def library_attention(
 
 @network(
     {
+        "embed": grows("n", 4, "-> {embed,positions}[1] <- o[0]"),
+        "embed[vocab]": interface("vocab", 7, "-> embed[0]"),
+        "positions[0]": interface("longest", 6, "-> positions[0]"),
+        "o": interface("out", 2, "-> o[1]"),
+    }
+)
+def embedded_one_by_one(n: int = 4, vocab: int = 7, longest: int = 6, out: int = 2) -> Model:
+    """Rows that are looked up one by one under ``vmap``, as Equinox does."""
+
+    def apply(params: Any, ids: Any) -> Any:
+        rows = jax.vmap(lambda i: params["embed"][i])(ids)
+        positions = jax.vmap(lambda i: params["positions"][i])(jnp.arange(len(ids)))
+        return jnp.tanh(rows + positions) @ params["o"]
+
+    shapes = {"embed": f64(vocab, n), "positions": f64(longest, n), "o": f64(n, out)}
+    return Model(apply, shapes, (tokens(vocab, 5),))
+
+
+@network(
+    {
         "qkv[heads]": grows("heads", 2, "-> {qkv[2],bias[1]} <- o[0]"),
         "qkv[head_dim]": grows("dim", 3, "-> o[1] <> qkv[3]", copies="tied"),
         "qkv[1]": interface("n_in", 5, "<- qkv[1]"),

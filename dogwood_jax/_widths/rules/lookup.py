@@ -50,7 +50,9 @@ def _gather(trace: Trace, eqn: Any, x: Value, indices: Value) -> list[Value]:
         for axis in n.collapsed_slice_dims:
             x.dims[axis].fix(DROPPED)
         return [pick(x, [a for a in range(x.ndim) if a not in n.collapsed_slice_dims])]
-    if len(n.start_index_map) > 1 and indices.origin == "constant":
+    # Along an axis that is taken whole, indices say nothing.
+    indexed = [axis for axis in n.start_index_map if sizes[axis] != x.dims[axis].size]
+    if len(indexed) > 1 and indices.origin == "constant":
         reason = "it is indexed together with another axis, as a diagonal is"
         trace.use(x, "contract")
         for dim in (*(x.dims[axis] for axis in n.start_index_map), *indices.dims):
