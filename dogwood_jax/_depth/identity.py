@@ -361,7 +361,7 @@ class TermReader:
         length = eqn.params["length"]
         stacks = [self._stack(value) for value in operands[n_consts + n_carry :]]
         self.scanned |= {path for path in stacks if path}
-        longer = {tuple(self._stacks[path]) for path in stacks if path in self._stacks}
+        longer = {tuple(self._stacks[path]) for path in stacks if path and path in self._stacks}
         idle: list[frozenset[tuple[str, Fill]]] = [frozenset()]
         if longer:
             idle = self._idle_layers(eqn, operands, stacks) if len(longer) == 1 else []

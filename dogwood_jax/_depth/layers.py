@@ -146,9 +146,7 @@ class _Network:
 class _Problem:
     """Two networks to compare."""
 
-    def __init__(
-        self, old: _Network, new: _Network, wider: bool, interleave: bool = False
-    ) -> None:
+    def __init__(self, old: _Network, new: _Network, wider: bool, interleave: bool = False) -> None:
         self.old, self.new, self.wider, self._interleave = old, new, wider, interleave
         self._exact = _Old(old, Terms())
         self._scanned = self._exact.scanned
@@ -182,12 +180,12 @@ class _Problem:
         return self.new.cast(dtypes)
 
     def stacks(self, places: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
-        """Returns for stacked arrays that have more layers now which old one each layer is, or -1."""
+        """Returns the old layer that each layer is, or -1, of stacks that have more layers now."""
         found = {}
-        for path, place in places.items():
-            old, new = self.old.shapes[path].shape[:1], self.new.shapes[place].shape[:1]
-            if path in self._scanned and old < new:
-                found[path] = _order(*old, *new, self._interleave)
+        for path in self._scanned & places.keys():
+            old, new = self.old.shapes[path].shape[0], self.new.shapes[places[path]].shape[0]
+            if old < new:
+                found[path] = _order(old, new, self._interleave)
         return found
 
     def sizes(self, places: Mapping[str, str]) -> frozenset[tuple[int, int]]:
@@ -227,7 +225,7 @@ class _Proof:
     Attributes:
         places: new paths of the old arrays.
         new: the deeper network.
-        stacks: for stacked arrays that have more layers now, which old one each layer is, or -1.
+        stacks: the old layer that each layer is, or -1, of stacks that have more layers now.
         fills: what new arrays must be filled with; all others are free.
         numbers: for each constant that only one of the networks has, the pairs to which it may
             belong: constants of both networks, in proportion to sizes.
