@@ -146,11 +146,23 @@ def test_deeper_networks_compute_the_same_and_their_new_layers_learn(name):
 # Programs written by hand: what the old network is, what the deeper one, and what is filled in.
 
 
+def messages(p, x):
+    sent = jnp.tanh(x)[jnp.array([0, 1, 1, 0])] @ p["b"]
+    return x + jax.ops.segment_sum(sent, jnp.array([1, 0, 2, 2]), len(x))
+
+
+def rounded(w):
+    scale = jnp.maximum(jnp.abs(w).mean(), 1e-5)
+    return w + lax.stop_gradient(jnp.clip(jnp.round(w / scale), -1, 1) * scale - w)
+
+
 def loops(numbers):
     return loop(numbers=numbers), stack(2), loop(numbers=numbers), stack(4)
 
 
 ACCEPTED = {
+    "messages": (same, messages, square("b"), {"b": 0.0}),
+    "rounded": (same, lambda p, x: x + x @ rounded(p["b"]), square("b"), {"b": 0.0}),
     "multiplied": (same, lambda p, x: x * (1 + x @ p["b"]), square("b"), {"b": 0.0}),
     "scaled": (same, scaled_branch, square("b") | {"g": f64()}, {"g": 0.0}),
     "normalized": (same, normalized, square("b"), {"b": 0.0}),

@@ -298,7 +298,7 @@ class TermReader:
             return self._scan(eqn, operands)
         if name == "cond":
             return self._cond(eqn, operands)
-        if sub_programs(eqn):
+        if sub_programs(eqn) and name != "scatter-add":  # its program says that it adds
             return self._evaluate(eqn, operands, lambda terms: self._opaque(eqn, terms))
         return self._evaluate(
             eqn, operands, lambda terms: self.terms.apply(eqn, terms), name in TOLERANT

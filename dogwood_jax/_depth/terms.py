@@ -483,7 +483,10 @@ def _abs(terms: Terms, eqn: Any, operands: Operands) -> Term | None:
 
 def _round(terms: Terms, eqn: Any, operands: Operands) -> Term | None:
     (x,) = operands
-    return x if x is not None and x.op == eqn.primitive.name else None
+    if x is None:
+        return None
+    is_fixed = _is_real(x.number) and x.number in (-1, 0, 1)  # of rounding, and of the sign
+    return x if is_fixed or x.op == eqn.primitive.name else None
 
 
 def _select(terms: Terms, eqn: Any, operands: Operands) -> Term | None:
@@ -491,6 +494,11 @@ def _select(terms: Terms, eqn: Any, operands: Operands) -> Term | None:
     if first is not None and all(x is first for x in others):
         return first
     return None
+
+
+def _scatter_add(terms: Terms, eqn: Any, operands: Operands) -> Term | None:
+    x, _, updates = operands
+    return x if _is(updates, 0) else None
 
 
 def _dot(terms: Terms, eqn: Any, operands: Operands) -> Term | None:
@@ -604,6 +612,7 @@ _SIMPLIFY: dict[str, Rule] = {
     "floor": _round,
     "ceil": _round,
     "select_n": _select,
+    "scatter-add": _scatter_add,
     "dot_general": _dot,
     "ragged_dot": _dot,
     "ragged_dot_general": _dot,
