@@ -652,6 +652,20 @@ def latents(joint: bool = False) -> Builder:
     return build
 
 
+def relative_scores(n: int = 6, epsilon: float = 0) -> Model:
+    """Scores of queries with keys and with positions, scaled together, as in Transformer-XL."""
+
+    def apply(params: Any, x: Any) -> Any:
+        q, k, positions = x @ params["q"], x @ params["k"], data(5, 3) @ params["r"]
+        content = jnp.einsum("btd,bsd->bts", q + row(params["u"], 3), k)
+        position = jnp.einsum("btd,sd->bts", q + row(params["v"], 3), positions)
+        weights = jax.nn.softmax((content + position) / np.sqrt(n))
+        return jnp.einsum("bts,bsd->btd", weights, x @ params["o"])
+
+    shapes = {"q": f64(4, n), "k": f64(4, n), "r": f64(3, n), "u": f64(n), "v": f64(n)}
+    return weighted(shapes | {"o": f64(4, 3)}, apply, data(2, 5, 4))
+
+
 def norm_of_all_heads(n: int = 3, epsilon: float = EPSILON) -> Model:
     """Queries of all heads under one norm, as in OLMo 2; all heads share a mask."""
 
@@ -777,6 +791,7 @@ CASES = {
     "demodulated": Case(demodulated, ("kernel", 2), "zero_outgoing", (9,)),
     "capsules": Case(capsules, ("votes", 1), "zero_incoming", (9,)),
     "towers": Case(towers, ("one/bias", 0), "zeros", (9,)),
+    "relative scores": Case(relative_scores, ("q", 1), "zero_outgoing", (8,)),
     "latents beside others": Case(latents(), ("g", 0), "zero_incoming", ANY),
     "norm of all heads": Case(norm_of_all_heads, ("o", 0), "zero_incoming", (5,)),
     "ensemble": Case(ensemble, ("read", 0), "replicate", (8,)),

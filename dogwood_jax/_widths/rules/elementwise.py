@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from dogwood_jax._program.elementwise import ELEMENTWISE, folded, functions
-from dogwood_jax._widths.dims import REPEATED, Dim, unify
+from dogwood_jax._widths.dims import REPEATED, Dim, parts_of, unify
 from dogwood_jax._widths.rules.registry import (
     RULES,
     mixed,
@@ -120,9 +120,11 @@ def _nary(trace: Trace, eqn: Any, values: Sequence[Value], how: str) -> Value:
     dims, axes = _aligned(eqn, values)
     origin = origin_of(values)
     noise = noise_of(values)
-    # If a sum meets other data, a later constant scales both and says nothing of the sum alone.
+    # If a sum meets other data, a later constant scales both and says nothing of the sum alone,
+    # unless it makes scores: 1 / sqrt(head_dim) also scales (q + u) @ k + (q + v) @ positions.
     data = [v for v in values if v.origin == "data"]
     sums = [v for v in values if len(data) < 2 and (v.origin != "constant" or not data)]
+    scores = data if how == "add" and len(data) > 1 else ()
     for value in values:
         if origin != "constant" and value.origin == "constant":
             positions_used(value)
@@ -140,7 +142,10 @@ def _nary(trace: Trace, eqn: Any, values: Sequence[Value], how: str) -> Value:
             *(v.positional & own for v, own in zip(values, axes, strict=True))
         ),
         noise=noise,
-        contracted=tuple(d for v in sums for d in v.contracted),
+        contracted=(
+            *(d for v in sums for d in v.contracted),
+            *(d for v in scores for d in v.contracted if any(p.bilinear for p in parts_of(d))),
+        ),
         summed=tuple(d for v in sums for d in v.summed),
     )
 
