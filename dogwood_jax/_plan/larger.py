@@ -186,7 +186,7 @@ def read_larger(
             raise
         except Exception as error:  # a function may raise anything if it is given other inputs
             raise ValueError(
-                "target_apply= cannot be traced with the target's arrays and the network's inputs, "
+                "target_apply= cannot be traced with the larger arrays and the network's inputs, "
                 "as it is to find where layers are inserted; if the larger model's inputs are "
                 "larger, too, grow these first, in a growth of its own: "
                 f"{_said(error, widths, shapes)}"
@@ -207,7 +207,7 @@ def read_larger(
         larger = trace(target_apply, target, *inputs)
     except Exception as error:
         raise ValueError(
-            "target_apply= cannot be traced with the target's arrays and the network's inputs: "
+            "target_apply= cannot be traced with the larger arrays and the network's inputs: "
             f"{_said(error, widths, shapes)}"
         ) from error
     return Larger(kept, found, numbers, larger, _same_widths(widths, larger, paired, stacked))
