@@ -412,10 +412,10 @@ def pixel_shuffle(channels: int = 3, wide: int = 5, up: int = 7, out: int = 2) -
 
 @network(
     {
-        "stem[3.0]": grows(
+        "stem[groups]": grows(
             "groups", 2, "-> stem/{kernel[3],bias[0]} norm/{scale,bias}[0] <- conv/kernel[2]"
         ),
-        "stem[3.1]": changes(
+        "stem[group_size]": changes(
             "per_group",
             "summed over",
             3,

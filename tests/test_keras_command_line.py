@@ -183,7 +183,16 @@ def test_each_layer_grows_in_the_way_that_keeps_predictions(tmp_path):
     """Those under a norm by a recipe, the others by zero outgoing weights."""
     path, out = MODELS / "keras_3.15.1_growing.keras", tmp_path / "wide.keras"
     with pytest.warns(RuntimeWarning, match="24 channels taken for 12 groups of 2"):
-        main(["widen", str(path), "--layer", "conv2d[3.1]=4,conv2d[3.0]=6", "--out", str(out)])
+        main(
+            [
+                "widen",
+                str(path),
+                "--layer",
+                "conv2d[group_size]=4,conv2d[groups]=6",
+                "--out",
+                str(out),
+            ]
+        )
     (old, before), (new, after) = map(keras_h5.load_model, (path, out))
     x = np.load(path.with_suffix(".npz"))
     inputs = [x[name] for name in sorted(x) if name.startswith("x")]

@@ -114,7 +114,7 @@ def test_shapes_and_groups_of_a_grown_model_are_written(writer, tmp_path):
     path = DATA / f"{writer}_growing.keras"
     module, variables = load_model(path)
     widths = dw.trace(module.apply, variables, *predicted(path)[0])
-    growth = dw.plan(widths, {"dense[1.2]": 9, "conv2d[3.0]": 4})  # channels, groups of 2
+    growth = dw.plan(widths, {"dense[1.2]": 9, "conv2d[groups]": 4})  # channels, groups of 2
     wide = dw.grow(variables, growth, key=jax.random.key(1))
     assert_predicts(module, wide, path)
     keras_h5.save(tmp_path / "wide", wide, like=path)

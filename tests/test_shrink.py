@@ -253,7 +253,7 @@ class CNN(nn.Module):
         return nn.Dense(3)(x.reshape(len(x), -1))
 
 
-@pytest.mark.parametrize("groups, name, after", [(None, "Conv_0", 4), (3, "Conv_0[3.0]", 2)])
+@pytest.mark.parametrize("groups, name, after", [(None, "Conv_0", 4), (3, "Conv_0[groups]", 2)])
 def test_channels_under_a_norm_go_alone_or_by_group(groups, name, after):
     x = jax.random.normal(jax.random.key(0), (4, 5, 5, 2))
     model = CNN(groups=groups)

@@ -11,6 +11,7 @@ from dogwood_jax._widths.dims import Dim
 from dogwood_jax._widths.layout import Concat, Layout, Product, Role, Units
 from dogwood_jax._widths.reasons import Reason
 from dogwood_jax._widths.roles import Roles, Spot
+from dogwood_jax._widths.rules.sums import UNWEIGHTED
 from dogwood_jax._widths.values import KIND_OF_USE, Trace, Use, Value
 from dogwood_jax._widths.widths import Leaf
 
@@ -22,8 +23,9 @@ def names_of(leaves: dict[str, Value], roles: Roles, trace: Trace) -> dict[Dim, 
     paths = list(leaves)
     _fix_units_that_no_array_makes(roles)
     label_attention(trace, roles)
-    names = _names(paths, roles, trace)
     _note_factors_of_size_1(trace)
+    _label_groups(roles)
+    names = _names(paths, roles, trace)
     _note_scores_of_one_unit(names)
     _note_units_that_never_learn(roles, trace)
     for spot in roles.tied():
@@ -85,6 +87,17 @@ def _fix_units_that_no_array_makes(roles: Roles) -> None:
     for atom, is_made in made.items():
         if atom.size == 1 and not is_made and not atom.interface:
             atom.fix("no array makes its unit, the program does")
+
+
+def _label_groups(roles: Roles) -> None:
+    """Labels groups of units that are normalized each by itself, as by GroupNorm."""
+    for place, spots in roles.spots.items():
+        atoms = [spot.atom for spot in spots]
+        if roles.dims[place].root.kind == "product" and len(atoms) == 2:
+            groups, units = atoms
+            if {*units.hazards} == {UNWEIGHTED} and not groups.hazards:
+                groups.named("groups")
+                units.named("group_size")
 
 
 def _note_factors_of_size_1(trace: Trace) -> None:

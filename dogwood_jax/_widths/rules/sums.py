@@ -29,7 +29,7 @@ _HIDDEN = (
     "does not keep zeros, such as exp or a norm"
 )
 _WINDOW_SUM = "reduce_window_sum"
-_UNWEIGHTED = "it is summed over without weights, as a mean, a norm or a softmax does"
+UNWEIGHTED = "it is summed over without weights, as a mean, a norm or a softmax does"
 
 
 @rule("dot_general")
@@ -60,7 +60,7 @@ def _contraction(
         hazard = _BILINEAR if both_data and not (x.leaves or y.leaves) else _HIDDEN
         number = y.number if x.number is None else x.number
         if number is not None:
-            hazard = _UNWEIGHTED if number == 1 else _equally_weighted(number)
+            hazard = UNWEIGHTED if number == 1 else _equally_weighted(number)
         trace.demand(x.dims[a], _preferred(x, a, y, b), hazard, (x, a), (y, b))
         if both_data:
             x.dims[a].root.bilinear |= not (x.leaves or y.leaves)
@@ -221,7 +221,7 @@ def _summed(trace: Trace, x: Value, axes: set[int]) -> Value:
             weighted = x.origin == "parameter" or axis in x.weighted
             silencers = x.silencers_of(axis)
             trace.demand(
-                x.dims[axis], (silencers,), _UNWEIGHTED, (x, axis), only_readers=not weighted
+                x.dims[axis], (silencers,), UNWEIGHTED, (x, axis), only_readers=not weighted
             )
     if x.origin == "parameter" and len(axes) == x.ndim:
         trace.penalized |= x.leaves
