@@ -29,7 +29,10 @@ from dogwood_jax._widths.widths import Leaf
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
 Pairs = tuple[tuple[float, float, float], ...]  # two constants and their rounding error
 
-_ONE_BY_ONE = "widths grow, too: grow them first, or insert the layers first, each alone"
+_ONE_BY_ONE = (
+    "widths grow, too: grow them first, or insert the layers first, each alone; if an array has an "
+    "entry for each layer, write an array for each layer instead"
+)
 
 
 def insertions(
