@@ -503,13 +503,15 @@ def test_growing_the_state_works_under_jit():
         np.testing.assert_allclose(a, b, rtol=1e-12)
 
 
-def test_a_train_state_grows():
+@pytest.mark.parametrize("begun", ["wrapped", "plain"])
+def test_a_train_state_grows(begun):
     tx = dw.growable(optax.adam(RATE))
-    state = TrainState.create(apply_fn=None, params=SMALL, tx=tx)
+    its = tx if begun == "wrapped" else optax.adam(RATE)
+    state = TrainState.create(apply_fn=None, params=SMALL, tx=its)
     for step in range(6):
         state = state.apply_gradients(grads=gradients(SMALL, step))
     grown = dw.grow_opt_state(state, GROWTH, tx, variables=WIDE)
-    assert int(grown.step) == 6
+    assert int(grown.step) == 6 and grown.tx is tx
     after = grown.apply_gradients(grads=gradients(WIDE, 9))
     moved = after.params["down"]["kernel"][8:] - grown.params["down"]["kernel"][8:]
     np.testing.assert_allclose(jnp.abs(moved), RATE, rtol=1e-5)

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import optax.contrib
 import pytest
-from networks import fill
+from networks import f64, fill
 
 import dogwood_jax as dw
 
@@ -576,6 +576,28 @@ def test_an_integer_that_is_no_length_must_stay_beside_new_layers():
     assert growth.sizes == {"embed": 8}
     with pytest.raises(ValueError, match="cannot show"):
         dw.plan(widths, target=target, target_apply=counting(3, 8))
+
+
+def test_a_root_and_a_mean_of_one_size_are_told_apart_in_another_one():
+    """4 is the root of 16 as sqrt(8) is of 8, or half of the 8 that a mean is over."""
+
+    def apply(params, x):
+        size = params["in"].shape[1]
+        x = x @ params["in"] * size**0.5
+        for layer in params["layers"]:
+            y = x * jax.lax.rsqrt(jnp.mean(x * x, 1, keepdims=True) + 1e-6) * layer["scale"][None]
+            x = x + jnp.tanh(y @ layer["up"]) @ layer["down"]
+        return x @ params["out"]
+
+    def network(layers, size):
+        layer = {"scale": f64(size), "up": f64(size, 3), "down": f64(3, size)}
+        return {"in": f64(5, size), "layers": layers * [layer], "out": f64(size, 2)}
+
+    widths = dw.trace(apply, network(1, 8), f64(4, 5))
+    growth = dw.plan(widths, target=network(2, 16), target_apply=apply)
+    old, x = fill(network(1, 8), 1), fill(f64(4, 5), 2)
+    wide = dw.grow(old, growth, fresh=fill(network(2, 16), 3))
+    assert dw.compare(apply, old, apply, wide, x).relative < 1e-12
 
 
 @pytest.mark.parametrize("number", [8, 30])

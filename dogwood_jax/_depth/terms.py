@@ -172,22 +172,29 @@ class Terms:
 
         Two constants of one program stay two, also where one is a head_dim of 8 and the other a
         stream of 12, which heads grow from and to. If it may be several, the first one is taken
-        that the other program does not have as it was.
+        that the other program does not have as it was, and that is not the only one that another
+        constant may be: 16 is 8 times 2 rather than 64 / 4 if 64 becomes 256.
         """
         if abs(value) in (0.0, 1.0):
             return value
         self.numbers[value] = max(rounding, self.numbers.get(value, 0.0))
         if not self.old_is_read:
             self._constants[value] = None
-        if value in self._constants:
             return value
-        may_be = dict.fromkeys(
-            known
-            for ratio, known in itertools.product(self.ratios, self._constants)
-            if math.isclose(value, known * ratio, rel_tol=rounding)
-        )
-        self.is_unsure |= len(may_be) > 1
-        return min(may_be, key=lambda known: known in self.theirs, default=value)
+        may_be = self._in_proportion(value, rounding)
+        if len(may_be) > 1:
+            self.is_unsure = True
+            others = (self._in_proportion(other, rounding) for other in self.theirs - {value})
+            taken = {known for its in others if len(its) == 1 for known in its}
+            taken |= self.theirs - {value}
+            may_be.sort(key=lambda known: known in taken)
+        return may_be[0] if may_be else value
+
+    def _in_proportion(self, value: float, rounding: float) -> list[float]:
+        """Returns the constants of the old program that a number may be, first of all itself."""
+        pairs = itertools.product(self.ratios, self._constants)
+        others = (k for r, k in pairs if math.isclose(value, k * r, rel_tol=rounding))
+        return [*dict.fromkeys((*([value] * (value in self._constants)), *others))]
 
     def _met(self, term: Term) -> Term:
         """Returns what stands for a written number in both programs, or the term itself."""

@@ -119,7 +119,7 @@ def grow_opt_state(
             with zeros, for scales with ones, and in inserted layers with values that compute the
             identity. Modules in the state that hold sizes beside their arrays, as Equinox's do, get
             the sizes of those in ``variables``. A ``TrainState`` holds the parameters themselves,
-            so it needs them where new entries are random.
+            so it needs them where new entries are random. It holds ``tx`` afterwards.
         second_moment: what new entries of second moments are, ``"zeros"`` (the default) or the
             ``"mean"`` of old ones.
         fields: meanings of fields that are not known here, by name (``"momentum"`` or
@@ -204,15 +204,16 @@ def grow_state(
         return _grow_plain(plain, growth, tx, params, variables, moment, fields, like, donate)
     inner, start = unwrapped(tx), unwrapped_state(like)
     grown = _grow_plain(plain, growth, inner, params, variables, moment, fields, start, donate)
-    if is_outside:
-        return grown.replace(opt_state=_with_ages(grown.opt_state, like, old, growth))
+    if is_outside:  # it holds its optimizer, too, which may not have been wrapped before
+        own = {"tx": tx} if hasattr(grown, "tx") else {}
+        return grown.replace(opt_state=_with_ages(grown.opt_state, like, old, growth), **own)
     return _with_ages(grown, like, old, growth)
 
 
 _ONE_COUNT = (
     "grow_opt_state: this optimizer has one step count for old and new entries, so that the first "
     "steps of new ones are up to 6.6 learning rates long. Wrapped once, tx = dw.growable(tx), it "
-    "counts for each; it takes over this state (of an nnx.Optimizer, optimizer.tx is wrapped). "
+    "counts for each; it takes over this state (of an nnx.Optimizer or a TrainState, wrap its tx). "
     "second_moment= silences this warning"
 )
 
