@@ -330,7 +330,7 @@ WIDER = {
 def test_wider_and_deeper(name):
     old, new, x, sizes = WIDER[name]
     variables, target = fill(shapes_of(old, x), 0), shapes_of(new, x)
-    found, _ = wider_insertions(old.apply, variables, new.apply, target, x)
+    found, *_ = wider_insertions(old.apply, variables, new.apply, target, x)
     growth = dw.plan(dw.trace(old.apply, variables, x), sizes, interface=True)
     wide = dw.grow(variables, growth, key=jax.random.key(0))
     deeper = insert(wide, found, target, key=jax.random.key(1))

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import optax.contrib
 import pytest
-from networks import f64, fill
+from networks import data, f64, fill
 
 import dogwood_jax as dw
 
@@ -81,6 +81,48 @@ def test_one_call_plans_wider_and_deeper(small, larger):
         assert jax.tree.map(jnp.shape, grown) == jax.tree.map(jnp.shape, fresh)
         both = jax.jit(SMALL.apply), variables, jax.jit(larger.apply), grown
         assert dw.compare(*both, TOKENS).relative < 1e-12
+
+
+@pytest.mark.parametrize(
+    "sizes, numbers, larger_numbers, is_refused",
+    [
+        ((16, 64), (0.25, 0.25), (0.125, 0.125), False),
+        ((16, 64), (0.25, 0.25), (0.25, 0.125), True),
+        ((16, 64), (0.25, 0.25), (0.125, 0.25), True),
+        ((4, 16), (1.0, 0.25), (1.0, 0.25), True),
+    ],
+    ids=["both follow", "the second follows", "the first follows", "a fixed one that looks so"],
+)
+def test_beside_new_layers_numbers_follow_in_all_places_or_in_none(
+    sizes, numbers, larger_numbers, is_refused
+):
+    """The proof for new layers leaves open which of two equal numbers follows from the width."""
+
+    def network(first, last):
+        def apply(params, x):
+            h = x @ params["in"] * first
+            for layer in params["layers"]:
+                h = h + jnp.tanh(h @ layer["up"]) @ layer["down"]
+            scale = jax.lax.rsqrt((h * h).mean(-1, keepdims=True) + 1e-6)
+            return h * scale * params["scale"][None] @ params["out"] * last
+
+        return apply
+
+    def shapes(size, layers):
+        layer = {"up": f64(size, 3), "down": f64(3, size)}
+        stem = {"in": f64(5, size), "scale": f64(size), "out": f64(size, 2)}
+        return stem | {"layers": [layer] * layers}
+
+    x, old, target = data(3, 5), shapes(sizes[0], 1), shapes(sizes[1], 2)
+    apply, larger = network(*numbers), network(*larger_numbers)
+    widths, variables = dw.trace(apply, old, x), fill(old, 1)
+    if is_refused:
+        with pytest.raises(ValueError, match="does not show where that is"):
+            dw.plan(widths, target=target, target_apply=larger)
+        return
+    growth = dw.plan(widths, target=target, target_apply=larger)
+    wide = dw.grow(variables, growth, key=jax.random.key(0))
+    assert dw.compare(apply, variables, larger, wide, x).relative < 1e-12
 
 
 def test_the_optimizer_follows_into_a_deeper_network(small):

@@ -549,6 +549,8 @@ def test_the_larger_model_tells_that_a_number_stays_so_that_units_are_copied() -
     variables, widths = fill(shapes, 1), dw.trace(apply, shapes, x)
     with pytest.raises(ValueError, match="scaled by 0.25 instead of 0.125; pass target_apply="):
         dw.plan(widths, {"up": 8})
+    with pytest.raises(ValueError, match="up: 0 units are fewer than today's 4"):
+        dw.plan(widths, {"up": 0}, target_apply=lambda p, x: apply(p, x) / p["up"].shape[1] ** -0.5)
     wide = dw.grow(variables, dw.plan(widths, {"up": 8}, target_apply=apply))
     assert dw.compare(apply, variables, apply, wide, x).relative < 1e-12
 

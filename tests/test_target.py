@@ -382,6 +382,12 @@ LINES = {
         {},
         ["a: has 2 axes, in the target 1"],
     ),
+    "one more axis": (
+        {"a": (H, D), "b": (times(H, D),)},
+        {"a": (2, 3, 4), "b": (24,)},
+        {},
+        ["a: has 2 axes, in the target 3"],
+    ),
     "some widths follow where others are open": (
         {"a": (times(H, D),), "b": (joined(times(H, D), C),)},
         {"a": (24,), "b": (27,)},

@@ -1,5 +1,6 @@
 """Which layers of a deeper model are new, and the proof that they do nothing: ``insertions``."""
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -72,21 +73,22 @@ def wider_insertions(
     target_apply: Callable[..., Any],
     target: PyTree,
     *inputs: Any,
-) -> tuple[tuple[Insertion, ...], tuple[Pairs, ...]]:
+) -> tuple[tuple[Insertion, ...], tuple[Pairs, ...], frozenset[float]]:
     """Works out ``insertions`` where old arrays may also be larger in the target.
 
     Sizes, and constants that differ in proportion to them, are left out of the proof: it shows
     that the new layers do nothing, not that the wider network computes the same.
 
     Returns:
-        The insertions; and for each constant that only one of the networks has, the pairs to which
-        it may belong: a constant of the network, and the target's constant in its place.
+        The insertions; for each constant that only one of the networks has, the pairs to which it
+        may belong: a constant of the network, and the target's constant in its place; and the
+        constants that both have.
     """
     networks = _Network(source_apply, source, inputs), _Network(target_apply, target, inputs)
     problem = _Problem(*networks, wider=True)
     proof = _proved(problem, {})
     found = _described(problem, proof, target, inputs, copy=False)
-    return found, proof.numbers
+    return found, proof.numbers, proof.kept
 
 
 def _proved(problem: "_Problem", rename: Mapping[str, str]) -> "_Proof":
@@ -232,6 +234,7 @@ class _Proof:
         fills: what new arrays must be filled with; all others are free.
         numbers: for each constant that only one of the networks has, the pairs to which it may
             belong: constants of both networks, in proportion to sizes.
+        kept: the constants that both networks have.
         refusal: why it cannot, or None.
     """
 
@@ -240,6 +243,7 @@ class _Proof:
         self.stacks = problem.stacks(places)
         self.fills: dict[str, Fill] = {}
         self.numbers: tuple[Pairs, ...] = ()
+        self.kept: frozenset[float] = frozenset()
         self.refusal: str | None = None
         self.new = problem.deeper(places)
         self._old = problem.terms(places)
@@ -260,7 +264,8 @@ class _Proof:
             # The whole program is read again with these fills, now without any choice.
             _, found = self._read(fills)
             if all(self._as_expected(path, found).options for path in found):
-                self.fills, self.numbers = fills, tuple(dict.fromkeys(self._differing()))
+                self.fills, self.kept = fills, frozenset(self._same())
+                self.numbers = tuple(dict.fromkeys(self._differing()))
                 return
         self.refusal = f"filling {', '.join(fills)} does not make the new layers do nothing"
 
@@ -289,11 +294,16 @@ class _Proof:
                 found[path.removesuffix(own) + sources[own]] = value
         return reader, found
 
+    def _same(self) -> Iterator[float]:
+        """Yields the constants that both networks have, as each of them writes it."""
+        for a, b in itertools.product(self._old.numbers, self._old.terms.numbers):
+            if math.isclose(a, b, rel_tol=1e-6):
+                yield from (a, b)
+
     def _differing(self) -> Iterator[Pairs]:
         """Yields the pairs of constants in proportion to sizes, where one network lacks one."""
         ours, its = self._old.numbers, self._old.terms.numbers
         pairs = [(a, b, max(ours[a], its[b])) for a in ours for b in its]
-        same = {n for a, b, _ in pairs if math.isclose(a, b, rel_tol=1e-6) for n in (a, b)}
         proportional = [
             (a, b, rounding)
             for ratio in self._old.terms.ratios
@@ -302,7 +312,7 @@ class _Proof:
         ]
         for place, numbers in enumerate((ours, its)):
             for number in numbers:
-                if number not in same:
+                if number not in self.kept:
                     yield tuple(pair for pair in proportional if pair[place] == number)
 
     def _as_expected(self, path: str, found: Mapping[str, Value]) -> Value:

@@ -19,7 +19,7 @@ from dogwood_jax._plan.groups import (
 )
 from dogwood_jax._plan.larger import NOT_AT_HAND, Larger, is_deeper, read_larger
 from dogwood_jax._plan.more_experts import counts_experts
-from dogwood_jax._plan.obstacles import IN_LARGER_MODEL
+from dogwood_jax._plan.obstacles import IN_LARGER_MODEL, fewer
 from dogwood_jax._plan.own_function import WITH_TARGET
 from dogwood_jax._plan.target import sizes_of_target
 from dogwood_jax._widths.dims import LAYERS
@@ -162,13 +162,15 @@ def in_sizes(widths: Widths, sizes: Mapping[Any, int]) -> tuple[PyTree, Mapping[
         sizes: new sizes by name of the width, or by place.
 
     Raises:
-        ValueError: if the network is not at hand, sizes are of no widths, or modules among the
-            variables hold numbers that are not known in these sizes.
+        ValueError: if the network is not at hand, sizes are of no widths or below today's, or
+            modules among the variables hold numbers that are not known in these sizes.
     """
     if widths.network is None:
         raise ValueError(NOT_AT_HAND)
     problems: list[str] = []
     named = named_sizes(widths, sizes, problems)
+    for name, size in named.items():
+        problems += fewer(widths[name], size)
     resizing = Resizing(widths.leaves, named)
     target = resizing.resized(widths.network.variables)
     problems += (f"{problem}; {WITH_TARGET}" for problem in resizing.problems)

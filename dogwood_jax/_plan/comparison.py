@@ -41,27 +41,28 @@ _SCALED = _QUIET | {"mul", "div", "neg", "transpose"}
 def is_constant(number: float, larger: float, rounding: float, changes: Iterable[Change]) -> bool:
     """Whether a recipe explains that a constant is another one in the larger network."""
     return any(
-        _is_close(number, known, rounding)
-        and _is_close(larger, known * change.ratio**power, rounding)
+        is_close(number, known, rounding)
+        and is_close(larger, known * change.ratio**power, rounding)
         for change in changes
         for _, known, power in (change.recipe.constants if change.recipe else ())
     )
 
 
-def is_scale(
-    number: float,
-    larger: float,
-    rounding: float,
-    changes: Iterable[Change],
-    degrees: Mapping[Any, Degrees],
-) -> bool:
-    """Whether a recipe explains that a factor is another number in the larger network."""
-    return any(
-        _is_close(number, known.number) and _is_close(larger / number, ratio, rounding)
-        for change in changes
-        for known in _degrees(degrees, change).values()
-        for ratio in (_ratio(change, known), 1 / _ratio(change, known))  # it may be a divisor
-    )
+def moves_of(trace: Trace, changes: Iterable[Change]) -> dict[int, tuple[float, float]]:
+    """Returns the numbers that must be others in the larger network, where recipes say so.
+
+    Returns:
+        By the index of the step that multiplies or divides by it: the number, and how many times
+        larger it must be.
+    """
+    found: dict[int, tuple[float, float]] = {}
+    for change in changes:
+        for index, known in _degrees(trace.degrees, change).items():
+            step, ratio = trace.steps[index], _ratio(change, known)
+            is_divisor = step.name == "div" and step.operands[1].number is not None
+            _, before = found.get(index, (known.number, 1.0))
+            found[index] = known.number, before * (1 / ratio if is_divisor else ratio)
+    return found
 
 
 def _degrees(degrees: Mapping[Any, Degrees], change: Change) -> Degrees:
@@ -239,7 +240,7 @@ class Comparison:
     def agrees(self) -> bool:
         """Whether it is the same program, so that none of its numbers depends on a size."""
         return self._is_same_but_for_scales and not any(
-            not _is_close(a.scale, b.scale) for _, a, b in self._scaled
+            not is_close(a.scale, b.scale) for _, a, b in self._scaled
         )
 
     @property
@@ -250,7 +251,7 @@ class Comparison:
     def kept_tables(self) -> frozenset[str]:
         """Names of widths whose old units keep their numbers in every table."""
         is_rescaled = any(
-            a.origin == "constant" and not _is_close(a.scale, b.scale) for _, a, b in self._scaled
+            a.origin == "constant" and not is_close(a.scale, b.scale) for _, a, b in self._scaled
         )
         if not self._is_same_but_for_scales or is_rescaled:
             return frozenset()
@@ -285,7 +286,7 @@ class Comparison:
             ratios = self._ratios(a, recipes, exactly, solved)
             wanted = [a.scale * ratio for ratio in ratios]
             rounding = max(a.rounding, b.rounding)
-            if not any(_is_close(b.scale, scale, rounding) for scale in wanted):
+            if not any(is_close(b.scale, scale, rounding) for scale in wanted):
                 yield f"{name} takes what was scaled by {b.scale:.6g} instead of {wanted[0]:.6g}"
 
     def degrees(self, change: Change) -> Degrees:
@@ -410,7 +411,7 @@ class Comparison:
         same: set[tuple[str, str]] = set()
         others: set[tuple[str, str]] = set()
         for a, b in zip(old, new, strict=False):
-            found = same if len(old) == len(new) and _is_close(a.scale, b.scale) else others
+            found = same if len(old) == len(new) and is_close(a.scale, b.scale) else others
             for dim in to_blame(a, a.scale, a.rounding):
                 names = (self._grown.names.get(part) for part in parts_of(dim))
                 found.update((name, suspicion(a.scale)) for name in names if name is not None)
@@ -490,7 +491,7 @@ class Comparison:
             return a.number is b.number is None and _same_table(a.table, b.table, self._grown)
         if self._keeps_in_range(step, a, b) or self._wraps(step, a, b):
             return True
-        return _is_close(a.number, b.number)
+        return is_close(a.number, b.number)
 
     def _keeps_in_range(self, step: Step, a: Value, b: Value) -> bool:
         """Whether indices of an input are compared with the length of an axis that they index.
@@ -574,7 +575,7 @@ class Comparison:
             sorted(x.number for s in steps for x in s.operands if x.number is not None)
             for steps in (old, new)
         ]
-        alike = len(numbers[0]) == len(numbers[1]) and all(map(_is_close, *numbers))
+        alike = len(numbers[0]) == len(numbers[1]) and all(map(is_close, *numbers))
         if not self.values and not alike:
             self.values["it has other constants"] = None
         made = (
@@ -680,7 +681,7 @@ def _kind(step: Step) -> tuple[str, int, int]:
     return step.name, len(step.operands), len(step.results)
 
 
-def _is_close(a: float, b: float, rounding: float = 0.0) -> bool:
+def is_close(a: float, b: float, rounding: float = 0.0) -> bool:
     """Whether numbers are equal up to rounding; integers, as that of a token, have none."""
     if float(a).is_integer() and float(b).is_integer():
         return a == b

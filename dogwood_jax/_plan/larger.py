@@ -37,6 +37,7 @@ class Larger:
         insertions: the arrays that the network does not have.
         numbers: if it has more layers: for each constant that only one of the two has, the pairs
             that the constant may belong to (the network's number, the larger model's number).
+        kept: if it has more layers, the constants that both have.
         widths: the larger model's widths.
         names: for widths of the network, their names in the larger model.
     """
@@ -44,6 +45,7 @@ class Larger:
     shapes: Mapping[str, Any]
     insertions: tuple[Insertion, ...] = ()
     numbers: tuple[Pairs, ...] = ()
+    kept: frozenset[float] = frozenset()
     widths: Widths | None = None
     names: Mapping[str, str] | None = None
 
@@ -171,7 +173,7 @@ def read_larger(
     if network is None:
         raise ValueError(NOT_AT_HAND)
     found: tuple[Insertion, ...] = ()
-    numbers: tuple[Pairs, ...] = ()
+    numbers, same = tuple[Pairs, ...](), frozenset[float]()
     if is_deeper(widths, shapes) and depth is not None:
         old = {leaf.path: struct(leaf.shape, float) for leaf in widths.leaves}
         scanned = {leaf.path for leaf in widths.leaves if _counts_layers(widths, leaf)}
@@ -179,7 +181,7 @@ def read_larger(
         found = with_kinds(found, target_apply, target, network.inputs)
     elif is_deeper(widths, shapes):
         try:
-            found, numbers = wider_insertions(
+            found, numbers, same = wider_insertions(
                 network.apply, network.variables, target_apply, target, *network.inputs
             )
         except ValueError:
@@ -210,7 +212,7 @@ def read_larger(
             "target_apply= cannot be traced with the larger arrays and the network's inputs: "
             f"{_said(error, widths, shapes)}"
         ) from error
-    return Larger(kept, found, numbers, larger, _same_widths(widths, larger, paired, stacked))
+    return Larger(kept, found, numbers, same, larger, _same_widths(widths, larger, paired, stacked))
 
 
 def _said(error: Exception, widths: Widths, shapes: Mapping[str, Any]) -> str:

@@ -94,11 +94,15 @@ def counts_experts(widths: Widths, shapes: Mapping[str, Any]) -> bool:
 
 
 def _longer(widths: Widths, shapes: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """Returns the axes that have another length in a target, each by path and axis."""
+    """Returns the axes that have another length in a target, each by path and axis.
+
+    An array with more axes or fewer has none that can be told.
+    """
     return [
         (leaf.path, axis)
         for leaf in widths.leaves
-        for axis, length in enumerate(shapes[leaf.path].shape if leaf.path in shapes else ())
+        if leaf.path in shapes and len(shapes[leaf.path].shape) == len(leaf.shape)
+        for axis, length in enumerate(shapes[leaf.path].shape)
         if length != leaf.shape[axis]
     ]
 

@@ -38,17 +38,24 @@ def refusals(
     width: Width, new: int, strategy: Strategy, recipe: Recipe | None, interface: bool
 ) -> list[str]:
     """Returns why a width cannot take its new size with this strategy."""
-    name, old = width.name, width.size
-    if new < old:
-        return [
-            f"{name}: {new} units are fewer than today's {old}; growing never drops units; "
-            f"say which ones stay with keep=, or use dw.narrow{of_heads(name)}"
-        ]
+    name = width.name
+    if few := fewer(width, new):
+        return few
     if width.fixed:
         return fixed(width, new, "grow")
     obstacles = _obstacles(width, new, strategy, recipe)
     return unasked(width, interface) + [
         f"{name}: {obstacle}; {_ways_out(width)}" for obstacle in obstacles
+    ]
+
+
+def fewer(width: Width, new: int) -> list[str]:
+    """Returns why a width cannot take a size that is smaller than today's, if it is."""
+    if new >= width.size:
+        return []
+    return [
+        f"{width.name}: {new} units are fewer than today's {width.size}; growing never drops "
+        f"units; say which ones stay with keep=, or use dw.narrow{of_heads(width.name)}"
     ]
 
 
