@@ -263,7 +263,7 @@ def test_widths_that_need_different_strategies_grow_together() -> None:
     assert [str(c.strategy) for c in growth.changes] == ["zero_outgoing", "zero_incoming"]
     grown = dw.grow(params, growth, key=jax.random.key(0))
     np.testing.assert_allclose(apply(3)(grown, x), apply(2)(params, x), rtol=1e-12)
-    with pytest.raises(ValueError, match=r"no width 'up'; the closest are \['up\[1.0\]', 'up\[1.1"):
+    with pytest.raises(ValueError, match=r"the closest are \['up\[groups\]', 'up\[group_size"):
         dw.plan(widths, {"up": 8})
 
 
