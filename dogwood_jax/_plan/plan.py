@@ -113,7 +113,7 @@ def plan(
         up/kernel    4x8     4x16   axis 1 free (up)
         up/bias      8       16     axis 0 free (up)
         down/kernel  8x2     16x2   axis 0 zero (up)
-        (by axis, for each width; free: as in a new layer, or from fresh=; zero: 0 until they learn)
+        (by axis, for each width; free: as in a new layer, or from fresh=; zero: ...
         >>> dw.plan(widths, keep={"up": [0, 2, 5]})
         Growth(up: 8 -> 3)
     """
