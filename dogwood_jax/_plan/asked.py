@@ -182,7 +182,7 @@ def in_sizes(widths: Widths, sizes: Mapping[Any, int]) -> tuple[PyTree, Mapping[
 def by_name(
     widths: Widths, asked: Mapping[Any, Any], problems: list[str]
 ) -> Iterator[tuple[str, Any]]:
-    """Yields what is asked of each width, by its name."""
+    """Yields the name of each width, and what is asked of the width."""
     for place, value in asked.items():
         is_place = isinstance(place, tuple) and len(place) == 2
         try:

@@ -1,4 +1,4 @@
-"""The constants of the larger model, and whether it has those that a growth needs."""
+"""The constants of the larger model, and whether a growth fits them."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -21,8 +21,8 @@ def missing_epsilons(widths: Widths, larger: Larger, changes: Sequence[Change]) 
 def other_numbers(widths: Widths, larger: Larger, changes: Sequence[Change]) -> Iterator[str]:
     """Yields the numbers that a deeper model has in place of the network's own ones.
 
-    Both programs are not compared step by step there. So it must show from the numbers alone that
-    those that follow from sizes do, and no others: in all places of such a number, or in none.
+    Beside new layers, the two programs are not compared step by step. The numbers alone must show
+    which of them follow from sizes. So a number follows in all its places, or in none.
     """
     if widths.network is None or not (larger.numbers or larger.kept):
         return

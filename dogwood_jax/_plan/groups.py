@@ -160,10 +160,10 @@ def first_of_two(widths: Widths, larger: Larger) -> int | None:
     """
     for group, heads in divided(widths).items():
         before, sharing = widths[heads].size, widths[group].size
-        after, rest = larger.sizes.get(heads, 0), larger.sizes.get(group, 1)
-        for times in range(2, sharing + 1):
-            if rest < sharing and not sharing % times:
-                if before * times <= after and sharing // times <= rest:
+        after, sharing_after = larger.sizes.get(heads, 0), larger.sizes.get(group, 1)
+        for times in range(2, sharing + 1) if sharing_after < sharing else ():
+            if not sharing % times and before * times <= after:
+                if sharing // times <= sharing_after:
                     return before * times
     return None
 

@@ -35,7 +35,7 @@ class Solved:
     degrees: Mapping[str, Degrees] = field(default_factory=dict)
 
     def notes(self, compared: Comparison, changes: Mapping[str, Change]) -> Iterator[str]:
-        """Yields the numbers that the recipes make up for, but for those that take a mean."""
+        """Yields the numbers that the recipes make up for, except numbers that take a mean."""
         for name, degrees in self.degrees.items():
             change = changes[name]
             for index in degrees:

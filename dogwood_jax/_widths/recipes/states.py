@@ -379,7 +379,7 @@ class Reading:
         self.index = 0  # of the step that is read
         self._freed: set[int] = set()  # leaves of which a function has read free entries
         self.degrees: dict[int, Degree] = {}
-        self.parts: set[int] = set()  # fused leaves of which only a part is rescaled
+        self.parts: set[int] = set()  # fused leaves with a part that is rescaled alone
         for index, place in places.items():
             along = {axis: self._of_leaf(index, role) for axis, role in place.roles.items()}
             part = place.part(filling)
