@@ -679,6 +679,25 @@ def norm_of_all_heads(n: int = 3, epsilon: float = EPSILON) -> Model:
     return weighted(shapes | {"o": f64(n, 2, 3)}, apply, data(2, 5, 4))
 
 
+def learned_queries(skip: bool, spread: bool = False) -> Builder:
+    """Queries of their own under a norm; with a ``skip``, what they find is added to them."""
+
+    def build(n: int = 6, epsilon: float = EPSILON) -> Model:
+        def apply(params: Any, x: Any) -> Any:
+            q = jnp.broadcast_to(params["queries"], (2, 3, n)) if spread else params["queries"]
+            asked = layer_norm(params["norm"], q, epsilon) @ params["q"]
+            found = jax.nn.softmax(asked @ (x @ params["k"]).mT) @ (x @ params["v"])
+            out = q[None] + found @ params["o"] if skip else found
+            return layer_norm(params["last"], out, epsilon) @ params["read"] if skip else out
+
+        shapes = {"queries": f64(3, n), "norm": {"scale": f64(n), "bias": f64(n)}}
+        shapes |= {"q": f64(n, 4), "k": f64(4, 4), "v": f64(4, 3)}
+        after = {"o": f64(3, n), "last": shapes["norm"], "read": f64(n, 2)} if skip else {}
+        return weighted(shapes | after, apply, data(2, 5, 4))
+
+    return build
+
+
 def ensemble(n: int = 6, epsilon: float = 0) -> Model:
     """The least of several estimates, as of critics."""
 
@@ -794,6 +813,8 @@ CASES = {
     "relative scores": Case(relative_scores, ("q", 1), "zero_outgoing", (8,)),
     "latents beside others": Case(latents(), ("g", 0), "zero_incoming", ANY),
     "norm of all heads": Case(norm_of_all_heads, ("o", 0), "zero_incoming", (5,)),
+    "learned queries": Case(learned_queries(skip=False, spread=True), ("queries", 1), "tile", ANY),
+    "learned queries, skip": Case(learned_queries(skip=True), ("queries", 1), "tile", ANY),
     "ensemble": Case(ensemble, ("read", 0), "replicate", (8,)),
     "codebook": Case(codebook(), ("codes", 0), "replicate", (8,)),
 }

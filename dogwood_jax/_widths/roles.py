@@ -227,6 +227,7 @@ class Roles:
         poles = self._reach_of("pole")
         sums: list[tuple[Dim, list[_Option]]] = []
         first: list[_Option] = []
+        of_weights_alone: list[tuple[Dim, list[_Option], str]] = []
         for demand in self._trace.demands:
             for atom in dict.fromkeys(atoms(demand.dim)):
                 options, is_behind = self._options_of(demand, atom)
@@ -238,6 +239,9 @@ class Roles:
                 finite = [o for o in options if not any(self._bit(spot) & pole for spot in o)]
                 if is_behind:
                     atom.note(_BEHIND)
+                if demand.decides_last:
+                    of_weights_alone.append((atom, finite or options, demand.hazard))
+                    continue
                 sums.append((atom, finite or options))
                 first.append(self._preferred(finite or options, demand))
         for _, options in sums:
@@ -246,6 +250,13 @@ class Roles:
         for (_, options), preferred in zip(sums, first, strict=True):
             if not any(option <= self._outgoing for option in options):
                 self._outgoing |= preferred
+        decided = {spot.atom for spot in self._outgoing}
+        for atom, options, hazard in of_weights_alone:
+            if atom not in decided:
+                self._outgoing |= options[0]
+            elif not any(option <= self._outgoing for option in options):
+                atom.endanger(hazard)
+            sums.append((atom, options))
         for atom, options in sums:
             # A list, because weights on both sides of a product act twice.
             met = [o for o in options if o and o <= self._outgoing]

@@ -239,6 +239,8 @@ class Demand:
         beside: the other dimensions of the operands, and their silencers.
         only_readers: whether only weights that read the units may be silent, because units whose
             own weights are zero would never learn, as under a norm.
+        decides_last: whether it makes weights outgoing only if no other contraction makes any so.
+            A norm over weights is such a sum.
     """
 
     dim: Dim
@@ -246,6 +248,7 @@ class Demand:
     hazard: str
     beside: tuple[tuple[Dim, Silencers], ...] = ()
     only_readers: bool = False
+    decides_last: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -460,6 +463,7 @@ class Trace:
         hazard: str,
         *summed: tuple[Value, int],
         only_readers: bool = False,
+        decides_last: bool = False,
     ) -> None:
         """Notes that new units along a dimension must add nothing to a sum.
 
@@ -469,6 +473,7 @@ class Trace:
             hazard: what to say if none can be silenced.
             *summed: the operands, and the axis of each that is summed over.
             only_readers: see ``Demand``.
+            decides_last: see ``Demand``.
         """
         beside = tuple(
             (other, value.silencers_of(a))
@@ -478,7 +483,8 @@ class Trace:
         )
         if len(operands) < 2 or any(value.origin != "data" for value, _ in summed):
             operands = [of_weights(along) for along in operands]
-        self.demands.append(Demand(dim, tuple(operands), hazard, beside, only_readers))
+        found = Demand(dim, tuple(operands), hazard, beside, only_readers, decides_last)
+        self.demands.append(found)
 
     def scaled(self, value: Value) -> None:
         """Notes that constants have scaled a value, where it is used for something else."""

@@ -813,12 +813,16 @@ class Reading:
 
     # Means and variances where the rest of the units are means
 
+    def _is_mean(self, along: Along) -> bool:
+        """Whether the rest of the units are means, also those of a leaf that is read first here."""
+        return not self.reads_units(along) and self.settle(along).rest == "mean"
+
     def squared(self, x: Value, state: State) -> Statistic | None:
         """What the square of a value is, if that matters."""
         old = state.statistic
         if old and old.kind == "mean":
             return replace(old, kind="squared mean")
-        if [along.rest for along in state.along.values()] == ["mean"]:
+        if [self._is_mean(along) for along in state.along.values()] == [True]:
             return Statistic("square", state.array, tuple(range(x.ndim)))
         return None
 
@@ -831,7 +835,7 @@ class Reading:
         old = state.statistic
         if old and old.kind == "square":
             return Statistic("squares", old.of, kept)
-        if state.along[over[0]].rest == "mean":
+        if self._is_mean(state.along[over[0]]):
             return Statistic("sum", state.array, kept)
         return None
 

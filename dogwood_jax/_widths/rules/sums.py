@@ -216,14 +216,19 @@ def _psum(trace: Trace, eqn: Any, *values: Value) -> list[Value]:
 
 
 def _summed(trace: Trace, x: Value, axes: set[int]) -> Value:
+    of_weights_alone = x.origin == "parameter"
+    penalizes = of_weights_alone and len(axes) == x.ndim
     for axis in axes:
         if x.origin != "constant":
-            weighted = x.origin == "parameter" or axis in x.weighted
-            silencers = x.silencers_of(axis)
             trace.demand(
-                x.dims[axis], (silencers,), UNWEIGHTED, (x, axis), only_readers=not weighted
+                x.dims[axis],
+                (x.silencers_of(axis),),
+                UNWEIGHTED,
+                (x, axis),
+                only_readers=not (of_weights_alone or axis in x.weighted),
+                decides_last=of_weights_alone and not penalizes,
             )
-    if x.origin == "parameter" and len(axes) == x.ndim:
+    if penalizes:
         trace.penalized |= x.leaves
     if x.origin == "constant" and x.positional & axes:
         positions_used(x)
