@@ -428,7 +428,8 @@ def bare_layer_norm(params: Any, x: Any, epsilon: float) -> Any:
 
 
 def hidden(*layers: str) -> Builder:
-    """A hidden layer, with a norm and an activation in either order."""
+    """A hidden layer, with norms and activations in some order."""
+    activations = {"relu": jax.nn.relu, "gelu": functools.partial(jax.nn.gelu, approximate=False)}
 
     def build(n: int = 6, epsilon: float = EPSILON) -> Model:
         shapes = {"a": dense(4, n), "b": dense(n, 3), "scale": f64(n), "bias": f64(n)}
@@ -436,7 +437,8 @@ def hidden(*layers: str) -> Builder:
         def apply(params: Any, x: Any) -> Any:
             x = affine(params["a"], x)
             for layer in layers:
-                x = layer_norm(params, x, epsilon) if layer == "norm" else jax.nn.relu(x)
+                is_norm = layer == "norm"
+                x = layer_norm(params, x, epsilon) if is_norm else activations[layer](x)
             return affine(params["b"], x)
 
         return weighted(shapes, apply, data(5, 4))
@@ -802,6 +804,8 @@ CASES = {
     "standardized": Case(stream(bare_layer_norm), ("write/bias", 0), "tile", ANY),
     "norm, relu": Case(hidden("norm", "relu"), ("a/bias", 0), "tile", ANY),
     "relu, norm": Case(hidden("relu", "norm"), ("a/bias", 0), "tile", MULTIPLES),
+    "gelu, norm": Case(hidden("gelu", "norm"), ("a/bias", 0), "tile", MULTIPLES),
+    "norm, norm": Case(hidden("norm", "norm"), ("a/bias", 0), "tile", MULTIPLES),
     "equinox": Case(equinox_norm, ("write/weight", 0), "tile", (15,)),
     "haiku": Case(haiku_norm("layer"), ("write/w", 1), "tile", (15,)),
     "haiku rms": Case(haiku_norm("rms"), ("write/w", 1), "zero_incoming", (15,)),

@@ -361,6 +361,8 @@ def test_a_growth_says_that_scales_of_silent_units_are_as_in_a_new_network() -> 
 OBSTACLES = {
     "post-norm": "the norm that scales by params/Block_0/LayerNorm_0/scale writes some",
     "relu, norm": "max acts on its units one by one",
+    "gelu, norm": "erfc acts on its units one by one",
+    "norm, norm": "the norm that scales by scale writes some of its units",
 }
 
 

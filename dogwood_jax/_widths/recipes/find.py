@@ -123,7 +123,12 @@ class Finder:
                 }
                 place = Place(leaf.path, use.how if use else "", roles, parts)
                 self._places.setdefault(name, {})[index] = place
-        self._makers = {id(v): step for step in self._steps for v in step.results}
+        self._makers = {  # of what goes through a copy, the step before
+            id(v): step
+            for step in self._steps
+            for v in step.results
+            if not any(v is operand for operand in step.operands)
+        }
         self._readers: dict[int, list[int]] = {}
         self._steps_of: dict[Dim, list[int]] = {}
         known: dict[int, set[Dim]] = {}

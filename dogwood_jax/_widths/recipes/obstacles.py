@@ -10,6 +10,9 @@ from dogwood_jax._widths.recipes.states import Reading
 from dogwood_jax._widths.values import Step, Value
 
 
+_WRITES = "the norm that scales by {} writes some of its units"
+
+
 def obstacle(reading: Reading, steps: Sequence[Step], makers: Mapping[int, Step]) -> str:
     """Returns what keeps new units from being means where a reading has failed, or nothing.
 
@@ -30,15 +33,30 @@ def obstacle(reading: Reading, steps: Sequence[Step], makers: Mapping[int, Step]
         if maker is None or maker is step:
             return ""
         step, is_found = maker, True
-    if not is_found:
-        return ""
+    if not is_found:  # a sum over units that are zero where they should be means
+        summed = _sum_before(step, makers)
+        path = _norm(reading, summed, makers) if summed else ""
+        return _WRITES.format(path) if path else ""
     if step.name in ("add", "add_any", "sub", "concatenate", "stack"):
         path = _norm(reading, step, makers)
-        return f"the norm that scales by {path} writes some of its units" if path else ""
+        return _WRITES.format(path) if path else ""
     if step.name not in ("mul", "div"):
         return f"{step.name} acts on its units one by one"
     arrays = [place.path for value in step.operands for place in reading.scales_of(value)]
     return f"{', '.join(arrays) or 'an activation'} scales its units one by one"
+
+
+def _sum_before(step: Step, makers: Mapping[int, Step]) -> Step | None:
+    """Returns the sum that a value of a norm was computed from, or None."""
+    pending, seen = [step], {id(step)}
+    while pending:
+        step = pending.pop(0)
+        if step.name == "reduce_sum":
+            return step
+        before = [maker for v in step.operands if (maker := makers.get(id(v))) is not None]
+        pending += [maker for maker in before if id(maker) not in seen]
+        seen |= {id(maker) for maker in before}
+    return None
 
 
 def _norm(reading: Reading, step: Step, makers: Mapping[int, Step]) -> str:
