@@ -9,9 +9,8 @@ from dogwood_jax._widths import dims as _dims
 from dogwood_jax._widths.attention import HEADS, label_attention
 from dogwood_jax._widths.dims import Dim
 from dogwood_jax._widths.layout import Concat, Layout, Product, Role, Units
-from dogwood_jax._widths.reasons import Reason
+from dogwood_jax._widths.reasons import Reason, kind_of
 from dogwood_jax._widths.roles import Roles, Spot
-from dogwood_jax._widths.rules.sums import UNWEIGHTED
 from dogwood_jax._widths.values import KIND_OF_USE, Trace, Use, Value
 from dogwood_jax._widths.widths import Leaf
 
@@ -95,7 +94,7 @@ def _label_groups(roles: Roles) -> None:
         atoms = [spot.atom for spot in spots]
         if roles.dims[place].root.kind == "product" and len(atoms) == 2:
             groups, units = atoms
-            if {*units.hazards} == {UNWEIGHTED} and not groups.hazards:
+            if {*map(kind_of, units.hazards)} == {"unweighted"} and not groups.hazards:
                 groups.named("groups")
                 units.named("group_size")
 

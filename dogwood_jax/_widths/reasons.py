@@ -5,7 +5,7 @@ People read the sentence. Code asks for the kind, and never looks at the words.
 
 from typing import Any, Literal
 
-ReasonKind = Literal["", "suspicion", "ambiguous", "table", "must_stay", "silent"]
+ReasonKind = Literal["", "suspicion", "ambiguous", "table", "must_stay", "silent", "unweighted"]
 
 
 class Reason(str):
@@ -24,6 +24,7 @@ class Reason(str):
               constant that scales a sum over the width. The larger model's program shows whether
               it does.
             - ``"silent"``: the weights that feed new units must be zero.
+            - ``"unweighted"``: all units count alike in a sum over them.
     """
 
     kind: ReasonKind

@@ -6,6 +6,7 @@ from typing import Any
 
 from dogwood_jax._widths import dims as _dims
 from dogwood_jax._widths.dims import PICKED, PICKS, Dim, unify
+from dogwood_jax._widths.reasons import Reason
 from dogwood_jax._widths.rules.registry import (
     blend,
     mixed,
@@ -29,7 +30,9 @@ _HIDDEN = (
     "does not keep zeros, such as exp or a norm"
 )
 _WINDOW_SUM = "reduce_window_sum"
-UNWEIGHTED = "it is summed over without weights, as a mean, a norm or a softmax does"
+_UNWEIGHTED = Reason(
+    "it is summed over without weights, as a mean, a norm or a softmax does", "unweighted"
+)
 
 
 @rule("dot_general")
@@ -60,7 +63,7 @@ def _contraction(
         hazard = _BILINEAR if both_data and not (x.leaves or y.leaves) else _HIDDEN
         number = y.number if x.number is None else x.number
         if number is not None:
-            hazard = UNWEIGHTED if number == 1 else _equally_weighted(number)
+            hazard = _UNWEIGHTED if number == 1 else _equally_weighted(number)
         trace.demand(x.dims[a], _preferred(x, a, y, b), hazard, (x, a), (y, b))
         if both_data:
             x.dims[a].root.bilinear |= not (x.leaves or y.leaves)
@@ -223,7 +226,7 @@ def _summed(trace: Trace, x: Value, axes: set[int]) -> Value:
             trace.demand(
                 x.dims[axis],
                 (x.silencers_of(axis),),
-                UNWEIGHTED,
+                _UNWEIGHTED,
                 (x, axis),
                 only_readers=not (of_weights_alone or axis in x.weighted),
                 decides_last=of_weights_alone and not penalizes,
