@@ -192,9 +192,9 @@ def heads_by_their_largest_entry(p: Any, x: Any) -> Any:
 
 @trap({"i[1]": "grown"}, **MLP)
 def weights_scaled_by_the_largest_of_each_column(p: Any, x: Any) -> Any:
-    """As weights are quantized: rows of zeros change no maximum."""
+    """As weights are quantized: rows of zeros change no maximum, nor does clipping change them."""
     scale = jnp.abs(p["o"]).max(0, keepdims=True)
-    return layer(p, x) @ (jnp.round(p["o"] / scale * 127) * scale)
+    return layer(p, x) @ (jnp.clip(jnp.round(p["o"] / scale * 127), -127, 127) * scale)
 
 
 @trap({"i[1]": "only copied"}, **MLP)

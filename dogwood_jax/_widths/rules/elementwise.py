@@ -207,14 +207,10 @@ def _kept(value: Value, out: Value) -> tuple[Silencers, ...]:
 def _sum(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
     name = eqn.primitive.name
     out = _nary(trace, eqn, (x, y), "add")
-    silencers = _terms((x, y), out)
+    terms = [value for value in (x, y) if not _keeps_zero(name, value)]
+    silencers = _terms(terms, out)
     indexed = next((a.index for a, b in ((x, y), (y, x)) if b.number is not None), False)
-    # max(index, 0) and min(index, n) with n >= 0 leave indices within their range.
-    clipped = any(
-        other.number is not None and (other.number <= 0 if name == "max" else other.number >= 0)
-        for other in (x, y)
-        if name in ("max", "min")
-    )
+    clipped = len(terms) == 1  # max(index, 0) leaves indices within their range
     if name in ("max", "min"):
         silencers = silencers if out.origin == "parameter" else tuple(map(behind, silencers))
     # jnp adds the length of an axis to negative indices. The results are still indices.
@@ -222,6 +218,13 @@ def _sum(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
     number = _fold(name, x.number, y.number)
     index = indexed if clipped else False
     return [out.but(silencers=silencers, number=number, index=index, wrapped=wrapped)]
+
+
+def _keeps_zero(name: str, other: Value) -> bool:
+    """Whether the maximum or minimum of zero and this number is zero."""
+    if name not in ("max", "min") or other.number is None:
+        return False
+    return other.number <= 0 if name == "max" else other.number >= 0
 
 
 def _terms(values: Sequence[Value], out: Value) -> tuple[Silencers, ...]:
@@ -282,9 +285,12 @@ def _select_n(trace: Trace, eqn: Any, which: Value, *cases: Value) -> list[Value
 @rule("clamp")
 def _clamp(trace: Trace, eqn: Any, low: Value, x: Value, high: Value) -> list[Value]:
     out = _nary(trace, eqn, (low, x, high), "add")
+    bounds = (("max", low), ("min", high))
     clipped = low.number is not None and low.number <= 0
     clipped &= high.number is None or high.number >= 0
-    return [out.but(index=x.index if clipped else False)]
+    silencers = _kept(x, out) if all(_keeps_zero(*bound) for bound in bounds) else ()
+    silencers = silencers if out.origin == "parameter" else tuple(map(behind, silencers))
+    return [out.but(silencers=silencers, index=x.index if clipped else False)]
 
 
 @rule(*functions(lambda law: law.same))
