@@ -67,15 +67,7 @@ UNARY: dict[str, tuple[Function, float, float]] = {
     "bessel_i0e": (lax.bessel_i0e, -3, 3),
     "bessel_i1e": (lax.bessel_i1e, -3, 3),
     "is_finite": (lambda x: lax.is_finite(x).astype(float), -3, 3),
-    "one_minus_square": (
-        lambda x: (
-            primitives.one_minus_square_p.bind(x, accuracy=None)
-            if hasattr(primitives, "one_minus_square_p")
-            else 1 - x * x
-        ),
-        -3,
-        3,
-    ),
+    "one_minus_square": (getattr(lax, "one_minus_square", lambda x: 1 - x * x), -3, 3),
     "bitcast_convert_type": (
         lambda x: lax.bitcast_convert_type(
             lax.bitcast_convert_type(x, np.int64) & ~np.int64(1), np.float64
