@@ -76,6 +76,25 @@ def test_twice_the_experts(kind, dispatch):
         dw.plan(widths, target=target, target_apply=old)
 
 
+@pytest.mark.parametrize(
+    ("kind", "dispatch", "factor"),
+    [
+        ("softmax, top-k", "einsum", 2),
+        ("sigmoid", "ragged_dot", 1),
+        ("top-k, softmax", "scatter", 1),
+    ],
+)
+def test_one_expert_is_chosen_as_before(kind, dispatch, factor):
+    variables, apply = net.params(3), net.network(kind, dispatch, chosen=1)
+    widths = dw.trace(apply, variables, TOKENS)
+    growth = dw.plan(widths, target=shapes(6), target_apply=apply)
+    grown = dw.grow(variables, growth)
+    assert moved(apply, variables, apply, grown) < 1e-12
+    assert is_preserving(growth) and "chooses one of 6 experts" in growth.notes[0]
+    old, new = variables["moe"]["down"], grown["moe"]["down"]
+    np.testing.assert_array_equal(new, factor * jnp.concatenate([old, old]))
+
+
 @pytest.mark.parametrize("dispatch", ["einsum", "ragged_dot", "scatter"])
 def test_the_router_tells_the_arrays_of_its_experts(dispatch):
     variables, old = net.params(3), net.network("sigmoid", dispatch)

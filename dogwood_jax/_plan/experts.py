@@ -207,12 +207,17 @@ def copied(
         noise: see ``upcycle``.
         others: what only one of both networks computes with.
     """
-    old = network.widths[experts.router].size
+    old, still_one = network.widths[experts.router].size, _still_one(experts, larger)
+    power = experts.choice.power_of_one if still_one else experts.choice.power
     sources = tuple(i % old for i in range(new)) if sources is None else tuple(sources)
     reasons = []
     if len({sources.count(expert) for expert in range(old)}) > 1:
         reasons.append("some experts get more copies than others, and so more weight")
-    elif larger is not None and larger.choice.chosen * old != experts.choice.chosen * new:
+    elif (
+        larger is not None
+        and not still_one
+        and larger.choice.chosen * old != experts.choice.chosen * new
+    ):
         reasons.append(
             f"the larger model chooses {larger.choice.chosen} of {new} experts, and not all "
             f"{experts.choice.chosen * new // old} copies of those chosen before"
@@ -222,13 +227,17 @@ def copied(
     if others:
         reasons.append(f"the two networks do not compute the same with {', '.join(others[:3])}")
     recipe = None
-    if not reasons and experts.choice.power:
+    if not reasons and power:
         paths = divisible(network, experts)
-        copies = tuple((path, -float(experts.choice.power)) for path in paths)
+        copies = tuple((path, -float(power)) for path in paths)
         recipe = Recipe("tile", multiple=True, copies=copies)
         if not paths:
-            reasons.append("the gates of all copies of an expert are each as large as its gate was")
-    is_exact = not reasons and experts.choice.power is not None
+            reasons.append(
+                "the gate of one copy is smaller than its expert's was"
+                if still_one
+                else "the gates of all copies of an expert are each as large as its gate was"
+            )
+    is_exact = not reasons and power is not None
     strategy = replace(strategies.UPCYCLE, noise=float(noise), exact=is_exact)
     changes = [
         Change(name, old, new, strategy, sources, recipe=recipe if name == experts.router else None)
@@ -237,12 +246,24 @@ def copied(
     return changes, reasons
 
 
+def _still_one(experts: Experts, larger: Experts | None) -> bool:
+    """Whether one expert is chosen for each token in both networks."""
+    return larger is not None and larger.choice.chosen == experts.choice.chosen == 1
+
+
 def said(experts: Experts, old: int, new: int, larger: Experts | None, reasons: list[str]) -> str:
     """Says whether outputs stay, and what the larger model must choose."""
     if reasons:
         return f"outputs change, because {' and '.join(reasons)}"
-    if experts.choice.power is None:
+    still_one = _still_one(experts, larger)
+    if (experts.choice.power_of_one if still_one else experts.choice.power) is None:
         return "outputs may change, because its gates cannot be followed; dw.verify tells"
+    if still_one:
+        return (
+            f"outputs stay because the larger model chooses one of {new} experts, as one of {old} "
+            "before, and copies do the same. Of equal logits the first is chosen, so let noise= of "
+            "dw.upcycle tell copies apart; dw.verify tells whether anything else reads them"
+        )
     chosen = experts.choice.chosen * new // old
     return (
         f"outputs stay {'if' if larger is None else 'because'} the larger model chooses {chosen} "

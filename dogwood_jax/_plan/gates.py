@@ -8,6 +8,10 @@ over experts is m times as large, so a softmax is 1/m of the old one. The output
 experts again. So they stay if the power of the gates is -1, as after a softmax, and grow m times if
 it is 0, as of sigmoids.
 
+If one expert is chosen, and still one of all copies, only sums over all experts are m times as
+large. So outputs stay if the power of the gates is 0, and become 1/m of what they were if it is -1,
+as after a softmax over all experts.
+
 How tokens find their experts is not followed further than to the arrays that they find. It is taken
 for granted that each token gets the outputs of its experts, weighed by their gates.
 """
@@ -39,6 +43,7 @@ class Router:
             their experts.
         power: the power of the number of copies by which outputs grow if every expert is copied and
             as many times more are chosen; None if the program does not show it.
+        power_of_one: the same if one expert is chosen before and after; None otherwise.
         sums_to_one: whether the gates of the chosen experts are shown to sum to one.
         dispatch: the steps that only find out which tokens go to which experts.
         gates: the steps that compute gates.
@@ -50,6 +55,7 @@ class Router:
     leaves: frozenset[int]
     stacks: frozenset[Dim]
     power: float | None
+    power_of_one: float | None
     sums_to_one: bool
     dispatch: frozenset[int]
     gates: frozenset[int]
@@ -72,11 +78,15 @@ def routers_of(trace: Trace) -> list[Router]:
     Args:
         trace: the program as it was read, with all dimensions known.
     """
-    return [
-        _Reading(trace.steps, index).router()
-        for index, step in enumerate(trace.steps)
-        if step.name in ("top_k", "approx_top_k")
-    ]
+    choices = [i for i, step in enumerate(trace.steps) if step.name in ("top_k", "approx_top_k")]
+    return [_router(trace.steps, index) for index in choices]
+
+
+def _router(steps: Sequence[Step], index: int) -> Router:
+    router = _Reading(steps, index).router()
+    if router.chosen > 1:
+        return router
+    return replace(router, power_of_one=_Reading(steps, index, still_one=True).router().power)
 
 
 def computed_with(trace: Trace, routers: Sequence[Router], *, with_gates: bool) -> set[str]:
@@ -167,10 +177,12 @@ class _Reading:
     Args:
         steps: the program.
         index: the step at which experts are chosen.
+        still_one: whether one expert is chosen before and after, and not as many times more.
     """
 
-    def __init__(self, steps: Sequence[Step], index: int) -> None:
+    def __init__(self, steps: Sequence[Step], index: int, still_one: bool = False) -> None:
         self._steps = steps
+        self._more_chosen = 0 if still_one else 1  # the power of the number of copies
         choice = steps[index]
         (logits, *_), (values, *_) = choice.operands, choice.results
         axis = choice.params.get("axis", choice.params.get("reduction_dimension", -1)) % logits.ndim
@@ -200,13 +212,17 @@ class _Reading:
                 if one is not None:
                     self._known[id(value)] = one
         dispatch |= self._positions(dispatch)
-        powers = {use.power if use.power is None else use.power + use.tagged for use in self._uses}
+        powers = {
+            use.power if use.power is None else use.power + self._more_chosen * use.tagged
+            for use in self._uses
+        }
         return Router(
             self._experts,
             self._chosen,
             frozenset(self._leaves),
             frozenset(dim.root for dim in self._stacks),
             powers.pop() if len(powers) == 1 else None,
+            None,
             bool(self._uses) and all(use.is_one for use in self._uses),
             frozenset(dispatch),
             frozenset(gates),
@@ -373,10 +389,11 @@ class _Reading:
         power = known.power or 0.0
         if known.pairs:  # of each choice there is one expert, so a sum along one axis moves entries
             moved = replace(known, pairs=False, masked=True)
-            return moved if over == 1 else _Known(power + 1, tagged=False)
+            return moved if over == 1 else _Known(power + self._more_chosen, tagged=False)
         is_chosen = known.masked or self._sums_choices(value, axes)
         what = (known.base, "chosen" if is_chosen else "all")
-        return _Known(power + 1, tagged=False, base=value, sum_of=what)
+        terms = self._more_chosen if is_chosen else 1
+        return _Known(power + terms, tagged=False, base=value, sum_of=what)
 
     def _sums_choices(self, value: Value, axes: Sequence[int]) -> bool:
         return any(part is self._chosen for axis in axes for part in parts_of(value.dims[axis]))

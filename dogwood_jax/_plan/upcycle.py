@@ -46,8 +46,11 @@ def upcycle(
     each token. Then all copies of an expert are chosen where the expert was, and together they have
     its gate. Where gates are not divided by their sum, as by a softmax over all experts, over the
     chosen ones, or by a renormalization, each copy has the whole gate: then the arrays that make
-    the experts' outputs are divided by m. If the larger model chooses as many experts as before,
-    the copies of fewer experts take all places, and outputs change.
+    the experts' outputs are divided by m. Outputs also stay if one expert is chosen for each token,
+    before and after. Of the copies, whose logits are equal, the first is chosen. After a softmax
+    over all experts, its gate is 1/m of the old one, so the same arrays are multiplied by m. If as
+    many experts are chosen as before, but more than one, the copies of fewer experts take all
+    places, and outputs change.
 
     **From an MLP to experts**, by ``target`` and ``target_apply``. Every expert is a copy of the
     MLP, and the router is new. Outputs stay if the gates of each token sum to one, because all
@@ -58,8 +61,9 @@ def upcycle(
     The growth's notes say which of this is the case, and what the larger model must choose. Growths
     that change outputs are planned all the same.
 
-    Copies with equal weights that are always chosen together learn alike. Let them part by
-    ``noise``, or by gates that are computed with noise in training.
+    Copies with equal weights that are always chosen together learn alike, and where one is chosen,
+    it is always the first. Let them part by ``noise``, or by gates that are computed with noise in
+    training.
 
     Args:
         widths: the widths of the network, from ``trace``.
