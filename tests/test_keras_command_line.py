@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import jax
@@ -179,20 +180,16 @@ def test_whoever_reads_may_stop(weights):
         assert run.stderr.read() == b"" and run.wait() == 0
 
 
-def test_each_layer_grows_in_the_way_that_keeps_predictions(tmp_path):
+def test_each_layer_grows_in_the_way_that_keeps_predictions(tmp_path, capsys):
     """Those under a norm by a recipe, the others by zero outgoing weights."""
     path, out = MODELS / "keras_3.15.1_growing.keras", tmp_path / "wide.keras"
-    with pytest.warns(RuntimeWarning, match="24 channels taken for 12 groups of 2"):
-        main(
-            [
-                "widen",
-                str(path),
-                "--layer",
-                "conv2d[group_size]=4,conv2d[groups]=6",
-                "--out",
-                str(out),
-            ]
-        )
+    sizes = "conv2d[group_size]=4,conv2d[groups]=6"
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        main(["widen", str(path), "--layer", sizes, "--out", str(out)])
+    said = capsys.readouterr().err
+    assert said.startswith("keras_h5: warning: ") and "24 channels taken for 12 groups of 2" in said
+    assert ".py" not in said
     (old, before), (new, after) = map(keras_h5.load_model, (path, out))
     x = np.load(path.with_suffix(".npz"))
     inputs = [x[name] for name in sorted(x) if name.startswith("x")]

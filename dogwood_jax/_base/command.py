@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,14 +18,16 @@ class WholeNames(argparse.ArgumentParser):
 
 
 def answered(program: str, command: Callable[[], str]) -> str:
-    """Runs a command and returns what it says.
+    """Runs a command and returns what it says. Its warnings go to stderr, one line each.
 
     Raises:
         SystemExit: with a message if the command refuses what it is given, and with 130 after a
             line that says so if it is interrupted, as shells expect it.
     """
     try:
-        return command()
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: _warn(program, message)
+            return command()
     except (OSError, TypeError, ValueError) as error:
         # Those of other errors are JAX's, about its tracebacks.
         notes = getattr(error, "__notes__", ()) if isinstance(error, OSError) else ()
@@ -33,6 +36,11 @@ def answered(program: str, command: Callable[[], str]) -> str:
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _warn(program: str, message: Warning | str) -> None:
+    """Prints a warning without the place in the code that gives it."""
+    print(printable(f"{program}: warning: {message}", keep="\n"), file=sys.stderr)
 
 
 def show(text: str) -> None:
