@@ -208,6 +208,25 @@ def loop(*, scale=1.0, reverse=False, numbers=None, collect=False, dtype=jnp.flo
     return apply
 
 
+def entries(p, x):
+    """Layers written one after another, whose arrays have an entry for each of them."""
+    first = x
+    for i, (up, down) in enumerate(zip(p["u"], jnp.unstack(p["w"]), strict=True)):
+        x = p["r"][i] * x + p["s"][i] * first
+        x = x + jnp.tanh(x @ up.astype(jnp.float32)) @ down
+    return jax.nn.relu(x)
+
+
+def rectified_entries(p, x):
+    for i in range(len(p["w"])):
+        x = jax.nn.relu(x @ p["w"][i])
+    return x
+
+
+def stacks(n, hidden=4):
+    return {"r": f64(n), "s": f64(n), "u": f64(n, 4, hidden), "w": f64(n, hidden, 4)}
+
+
 def unrolled_loop(p, x):
     return lax.fori_loop(0, len(p["w"]), lambda i, x: x + jnp.tanh(x) @ p["w"][i], x)
 

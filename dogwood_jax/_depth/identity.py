@@ -14,6 +14,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
+from dogwood_jax._base.trees import struct
 from dogwood_jax._depth.terms import TOLERANT, Operands, Term, Terms
 from dogwood_jax._program.interpret import called, interpret
 from dogwood_jax._program.program import scan_counts, sub_programs
@@ -67,6 +68,24 @@ class Value:
 
 
 @dataclass(frozen=True)
+class Stack:
+    """An array with an entry for each layer, and more of them than in the old network.
+
+    Attributes:
+        path: path of the old array.
+        layers: for each layer, which old one it is, or -1 for a new one.
+    """
+
+    path: str
+    layers: tuple[int, ...]
+
+    @property
+    def old_layers(self) -> tuple[int, ...]:
+        """Where the old layers are."""
+        return tuple(self.layers.index(i) for i in range(max(self.layers) + 1))
+
+
+@dataclass(frozen=True)
 class Departure:
     """Where a program left everything that the old one computes.
 
@@ -95,6 +114,7 @@ class TermReader:
         terms: the table of terms, shared with the program to compare with.
         departures: where the program left the terms of the old one since it last came back.
         scanned: paths of arrays that a loop runs over.
+        taken: paths of arrays of which single entries are taken.
         strangers: operations on terms of the old program, without any new array, whose results are
             no terms of the old program.
     """
@@ -104,7 +124,7 @@ class TermReader:
         terms: Terms,
         *,
         known: int = 0,
-        stacks: Mapping[str, Sequence[int]] | None = None,
+        stacks: Mapping[str, Stack] | None = None,
         fills: Fills | None = None,
     ) -> None:
         """Starts a program.
@@ -112,14 +132,14 @@ class TermReader:
         Args:
             terms: the table of terms.
             known: how many of them there were after the old program.
-            stacks: where the old layers are in arrays that a loop runs over and that have more
-                layers now, by path.
+            stacks: the arrays that have an entry for each layer and more layers now, by path.
             fills: how new arrays are filled, if that is known; arrays without one can be anything.
         """
         self.terms = terms
         self.departures: list[Departure] = []
         self.strangers: list[str] = []
         self.scanned: set[str] = set()
+        self.taken: set[str] = set()
         self._stacks = stacks or {}
         self._fills = fills
         self._known = known
@@ -131,13 +151,17 @@ class TermReader:
 
     # Values ---------------------------------------------------------------------------------------
 
-    def new(self, path: str, aval: Any) -> Value:
-        """Returns the value of a new array."""
+    def stack(self, path: str, aval: Any) -> Value:
+        """Returns the value of an array that has more layers now."""
+        return exactly(self.terms.make("stack", path, (), aval))
+
+    def new(self, path: str, aval: Any, layer: int | None = None) -> Value:
+        """Returns the value of a new array, or of a new layer of a stack."""
         terms, fills = self.terms, self._fills
         if fills is not None:
             fill = fills.get(path)
             if fill is None:
-                return exactly(terms.make("new", path, (), aval))
+                return exactly(terms.make("new", (path, layer), (), aval))
             if fill.kind == "constant":
                 return exactly(terms.number(fill.value, aval))
             return exactly(terms.make("identity", (path, fill.axes), (), aval))
@@ -292,6 +316,8 @@ class TermReader:
             if value.path is not None:
                 self._orders[value.path] = self._steps
         name = eqn.primitive.name
+        if (taken := self._taken(eqn, operands)) is not None:
+            return taken
         if (program := called(eqn)) is not None:
             return self._call(eqn, program, operands)
         if name == "scan":
@@ -359,20 +385,23 @@ class TermReader:
         ((jaxpr, closed_over),) = sub_programs(eqn)
         n_consts, n_carry = scan_counts(eqn)
         length = eqn.params["length"]
-        stacks = [self._stack(value) for value in operands[n_consts + n_carry :]]
-        self.scanned |= {path for path in stacks if path}
-        longer = {tuple(self._stacks[path]) for path in stacks if path and path in self._stacks}
+        first = n_consts + n_carry
+        arrays = [_array(value) for value in operands[first:]]
+        self.scanned |= {array.params for array in arrays if array and array.op == "leaf"}
+        stacks = [array.params if array and array.op == "stack" else None for array in arrays]
+        longer = {self._stacks[path].old_layers for path in stacks if path}
         idle: list[frozenset[tuple[str, Fill]]] = [frozenset()]
         if longer:
             idle = self._idle_layers(eqn, operands, stacks) if len(longer) == 1 else []
             old_layers = min(longer)
             length = len(old_layers)
-            for i, path in enumerate(stacks, n_consts + n_carry):
-                if path in self._stacks or (term := operands[i].term) is None:
+            for i, path in enumerate(stacks, first):
+                if (term := operands[i].term) is None:
                     continue
-                # The loop also runs over something that no layer owns. Old layers must get the same
-                # of it as before.
-                entries = self.terms.entries(term, old_layers)
+                # The loop may also run over something that no layer owns. Old layers must get the
+                # same of it as before.
+                own = self._old(term) if path else None
+                entries = own or self.terms.entries(term, old_layers)
                 if entries is None:
                     idle = []
                 else:
@@ -413,12 +442,41 @@ class TermReader:
             for i, value in enumerate(results)
         ]
 
-    def _stack(self, value: Value) -> str | None:
-        """Returns the path of the array that a loop runs over, if it is one."""
-        term = value.term
-        while term is not None and term.op == "convert_element_type":
-            term = term.operands[0]
-        return term.params if term is not None and term.op == "leaf" else None
+    def _old(self, term: Term) -> Term:
+        """Returns the old layers of a stack, perhaps converted."""
+        if term.op == "stack":
+            return self.terms.make("leaf", self._stacks[term.params].path, (), term)
+        return self.terms.make(term.op, term.params, [*map(self._old, term.operands)], term)
+
+    def _taken(self, eqn: Any, operands: Sequence[Value]) -> list[Value] | None:
+        """Returns the single layers that an equation takes from a stack, if it does just this."""
+        array = _array(operands[0]) if len(operands) == 1 else None
+        if array is None or (array.op == "leaf" and array.params not in self.terms.stacked):
+            return None
+        layers = _layers_taken(eqn)
+        if layers is None:
+            return None
+        term = operands[0].options[0].term
+        stack = self._stacks[array.params] if array.op == "stack" else None
+        if stack is None:
+            self.taken.add(array.params)
+        found = []
+        for layer, var in zip(layers, eqn.outvars, strict=True):
+            one = struct(eqn.invars[0].aval.shape[1:], var.aval.dtype)
+            number = layer if stack is None else stack.layers[layer]
+            if number < 0:
+                value = self.new(array.params, one, layer)
+            else:
+                whole = term if stack is None else self._old(term)
+                value = exactly(self.terms.make("layer", number, (whole,), one))
+            if var.aval.ndim > len(one.shape):
+                options = (
+                    replace(option, term=self.terms.expanded(option.term, var.aval))
+                    for option in value.options
+                )
+                value = replace(value, options=tuple(options))
+            found.append(value)
+        return found
 
     def _idle_layers(
         self, eqn: Any, operands: list[Value], stacks: Sequence[str | None]
@@ -431,7 +489,7 @@ class TermReader:
         state = arguments[n_consts:][:n_carry]
         for i, path in enumerate(stacks):
             place = n_consts + n_carry + i
-            if path is not None and path in self._stacks:
+            if path is not None:
                 arguments[place] = self.new(path, jaxpr.invars[place].aval)
         # Whatever the new layer gets is something that the old program computes.
         known, self._known = self._known, len(self.terms)
@@ -443,6 +501,34 @@ class TermReader:
             for value, before in zip(results, state, strict=True)
         ]
         return [fills for fills, _ in self.together(same)]
+
+
+def _array(value: Value) -> Term | None:
+    """Returns the term of an array of the network, of which a value is a conversion."""
+    term = value.term
+    while term is not None and term.op == "convert_element_type":
+        term = term.operands[0]
+    return term if term is not None and term.op in ("leaf", "stack") else None
+
+
+def _layers_taken(eqn: Any) -> Sequence[int] | None:
+    """Returns for each result of an equation which entry along the first axis of its operand it is.
+
+    Returns:
+        None if a result is something else.
+    """
+    name, p, shape = eqn.primitive.name, eqn.params, eqn.invars[0].aval.shape
+    if not shape:
+        return None
+    if name == "slice":
+        layer, *rest = p["start_indices"]
+        whole = (layer + 1, *shape[1:])
+        is_one = not any(rest) and tuple(p["limit_indices"]) == whole
+        return [layer] if is_one and set(p["strides"] or (1,)) == {1} else None
+    if name == "squeeze":
+        return [0] if shape[0] == 1 and tuple(p["dimensions"]) == (0,) else None
+    is_each = name == "unstack" or (name == "split" and set(p["sizes"]) == {1})
+    return range(shape[0]) if is_each and p["axis"] == 0 else None
 
 
 @dataclass(frozen=True)

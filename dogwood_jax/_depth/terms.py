@@ -74,6 +74,7 @@ class Terms:
             rounding error, to be cleared by the caller.
         theirs: the constants of the other program, as far as they are known before it is read.
         is_unsure: whether a constant could be several of the old program's.
+        stacked: paths of arrays that may have an entry for each layer.
     """
 
     sized: bool = True
@@ -84,6 +85,7 @@ class Terms:
     numbers: dict[float, float] = field(default_factory=dict)
     theirs: frozenset[float] = frozenset()
     is_unsure: bool = False
+    stacked: frozenset[str] = frozenset()
     _table: dict[Any, Term] = field(default_factory=dict)
     _constants: dict[float, None] = field(default_factory=dict)
     _kept: list[Any] = field(default_factory=list)
@@ -310,6 +312,14 @@ class Terms:
         if _is_one(factor, aval):
             return x
         return self.make("scaled", factor, (x,), aval)
+
+    def expanded(self, x: Term, aval: Any) -> Term:
+        """Returns a term with a first axis of size 1."""
+        if x.number is not None:
+            return self.number(x.number, aval)
+        if x.op == "open":
+            return x
+        return self.make("expanded", (), (x,), aval)
 
     def transpose(self, x: Term, permutation: Sequence[int], aval: Any) -> Term:
         """Returns a term with its axes in another order."""
@@ -579,12 +589,14 @@ def _transpose(terms: Terms, eqn: Any, operands: Operands) -> Term | None:
 
 def _reshape(terms: Terms, eqn: Any, operands: Operands) -> Term | None:
     x, aval = operands[0], eqn.outvars[0].aval
+    if x is not None and x.op == "expanded" and eqn.params.get("dimensions") == (0,):
+        return x.operands[0]
     plain = len(operands) == 1 and eqn.params.get("dimensions") is None
     if eqn.primitive.name != "reshape":
         plain = math.prod(eqn.invars[0].aval.shape) == math.prod(aval.shape)
     if x is None or x.number is not None or x.op == "open" or not plain or not terms.sized:
         return None
-    if x.op == "reshape":
+    if x.op in ("reshape", "expanded"):
         x = x.operands[0]
     return x if x.shape == aval.shape else terms.make("reshape", tuple(aval.shape), (x,), aval)
 
