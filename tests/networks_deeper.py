@@ -236,6 +236,33 @@ def recurrent(p, x):
     return h @ p["a"]
 
 
+def remembering(begin=0.0, rest=1.0):
+    """A residual layer that sums up over time, weighed by exponential gates, as an sLSTM does."""
+
+    def apply(p, x):
+        def step(state, gate):
+            total, count, most = state
+            kept = jax.nn.log_sigmoid(gate) + most
+            top = jnp.maximum(kept, gate)
+            kept, new = jnp.exp(kept - top), jnp.exp(gate - top)
+            total, count = kept * total + new * jnp.tanh(gate), kept * count + new * rest
+            return (total, count, top), total / count
+
+        none = jnp.zeros(4)
+        return x + lax.scan(step, (none + begin, none, none), x @ p["b"])[1]
+
+    return apply
+
+
+def gated_recurrent(p, x):
+    def step(h, x):
+        gate = jax.nn.sigmoid(x @ p["d"])
+        h = gate * h + (1 - gate) * jnp.tanh(x @ p["b"] + h @ p["c"])
+        return h, h
+
+    return x + lax.scan(step, jnp.zeros(4), x)[1]
+
+
 def doubling(p, x):
     return lax.while_loop(lambda x: jnp.sum(jnp.abs(x)) < 99, lambda x: x * 2 + jnp.sin(x), x)
 

@@ -25,6 +25,7 @@ from networks_deeper import (
     doubling,
     dropped,
     entries,
+    gated_recurrent,
     loop,
     mlp,
     multiplied_wide,
@@ -33,6 +34,7 @@ from networks_deeper import (
     recurrent,
     reduced,
     relative,
+    remembering,
     residual,
     same,
     scaled_branch,
@@ -170,6 +172,8 @@ ACCEPTED = {
     "scaled": (same, scaled_branch, square("b") | {"g": f64()}, {"g": 0.0}),
     "normalized": (same, normalized, square("b"), {"b": 0.0}),
     "dropped": (same, dropped, square("b"), {"b": 0.0}),
+    "remembering": (same, remembering(), square("b"), {"b": 0.0}),
+    "gated recurrent": (same, gated_recurrent, square("b", "c", "d"), {"b": 0.0}),
     "stacked": (
         same,
         lambda p, x: x + jnp.stack([x @ p["b"], jnp.tanh(x @ p["b"])]).sum(0),
@@ -396,6 +400,18 @@ REFUSED_BY_HAND = {
         before_last(same),
         square("a"),
         before_last(lambda p, x: normalized(p, x, 0.0)),
+        square("a", "b"),
+    ),
+    "remembering a number": (
+        before_last(same),
+        square("a"),
+        before_last(remembering(begin=1.0)),
+        square("a", "b"),
+    ),
+    "divided by no count": (
+        before_last(same),
+        square("a"),
+        before_last(remembering(rest=0.0)),
         square("a", "b"),
     ),
     "infinite": (

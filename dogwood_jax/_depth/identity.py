@@ -7,6 +7,7 @@ passes on its input. If a kernel is an identity, its product is its input. Optio
 back to a term of the old program are dropped on the way.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -60,6 +61,10 @@ class Value:
     options: tuple[Option, ...]
     leaves: frozenset[str] = frozenset()
     path: str | None = None
+
+    def under(self, fills: frozenset[tuple[str, Fill]]) -> Term | None:
+        """Returns what it is if new arrays are filled so, None if that is not known."""
+        return next((option.term for option in self.options if option.fills <= fills), None)
 
     @property
     def term(self) -> Term | None:
@@ -238,8 +243,17 @@ class TermReader:
         values: Sequence[Value],
         function: Callable[[Any], list[Term | None]],
         tolerant: bool = False,
+        likely: Iterable[frozenset[tuple[str, Fill]]] = (),
     ) -> list[Value]:
-        """Returns the results of a function of terms for everything that the values can be."""
+        """Returns the results of a function of terms for everything that the values can be.
+
+        Args:
+            eqn: the equation.
+            values: its operands.
+            function: what it computes.
+            tolerant: whether it may be known although operands are not.
+            likely: how arrays may be filled so that it is known.
+        """
         leaves = frozenset[str]().union(*(value.leaves for value in values))
         if not leaves:
             terms = [value.options[0].term for value in values]
@@ -247,7 +261,9 @@ class TermReader:
             self._look_for_strangers(eqn, terms, made)
             return [exactly(term) for term in made if term is not None]
         options: list[list[Option]] = [[] for _ in eqn.outvars]
-        for fills, operands in self.together(values, tolerant):
+        worlds = self.together(values, tolerant)
+        worlds += [(fills, tuple(value.under(fills) for value in values)) for fills in likely]
+        for fills, operands in worlds:
             fills, operands = self._close(eqn, fills, operands)
             for result, term in zip(options, function(operands), strict=True):
                 if term is not None:
@@ -350,7 +366,7 @@ class TermReader:
         """Returns values for the arguments of a program of which nothing is known."""
         self._level += 1
         return [
-            exactly(self.terms.make("variable", (self._level, i), (), var.aval))
+            exactly(self.terms.variable((self._level, i), var.aval))
             for i, var in enumerate(variables)
         ]
 
@@ -409,25 +425,34 @@ class TermReader:
 
         def function(terms: Operands) -> list[Term | None]:
             arguments = self._variables(jaxpr.invars)
-            arguments[:n_consts] = [exactly(t) for t in terms[:n_consts] if t is not None]
-            results = self.run(jaxpr, closed_over, arguments)
-            self._level -= 1
-            state = [value.options[0].term for value in arguments[n_consts:][:n_carry]]
-            body = [value.options[0].term for value in results]
-            outputs = self.terms.opaque(
-                "scan",
-                (length, eqn.params["reverse"], len(body)),
-                [*body, *(t for t in terms[n_consts:] if t is not None)],
-                [var.aval for var in eqn.outvars],
+            for i, (term, var) in enumerate(zip(terms, jaxpr.invars, strict=True)):
+                if term is not None and i < n_consts:
+                    arguments[i] = exactly(term)
+                elif term is not None and i >= first and term.number is not None:
+                    arguments[i] = exactly(self.terms.like(term, var.aval))
+            state, body = self._settled(
+                jaxpr, closed_over, arguments, n_consts, terms[n_consts:first]
             )
-            for i, (before, after) in enumerate(zip(state, body, strict=False)):
-                if before is after:
+            self._level -= 1
+            known = [term for term in terms if term is not None]
+            outputs: list[Term | None] = [None] * len(body)
+            if len(known) == len(terms):
+                outputs = self.terms.opaque(
+                    "scan",
+                    (length, eqn.params["reverse"], len(body)),
+                    [*body, *known[n_consts:]],
+                    [var.aval for var in eqn.outvars],
+                )
+            for i, (after, var) in enumerate(zip(body, eqn.outvars, strict=True)):
+                if i >= n_carry and after.number is not None:
+                    outputs[i] = self.terms.like(after, var.aval)
+                elif i < n_carry and (after is state[i] or _same_number(after, state[i])):
                     outputs[i] = terms[n_consts + i]
             return outputs
 
-        results = self._evaluate(eqn, operands, function)
         if not longer:
-            return results
+            return self._evaluate(eqn, operands, function, True, self._still(eqn, operands))
+        results = self._evaluate(eqn, operands, function)
         leaves = frozenset(path for path in stacks if path)
         return [
             Value(
@@ -441,6 +466,71 @@ class TermReader:
             )
             for i, value in enumerate(results)
         ]
+
+    def _still(self, eqn: Any, operands: Sequence[Value]) -> list[frozenset[tuple[str, Fill]]]:
+        """Returns how new arrays may be filled so that a loop makes nothing but zeros of zeros."""
+        ((jaxpr, closed_over),) = sub_programs(eqn)
+        n_consts, n_carry = scan_counts(eqn)
+        begin = [value.term for value in operands[n_consts:][:n_carry]]
+        if not any(v.leaves for v in operands) or not all(t and t.number == 0 for t in begin):
+            return []
+        arguments = self._variables(jaxpr.invars)
+        arguments[:n_consts] = operands[:n_consts]
+        for i, value in enumerate(operands[n_consts:], n_consts):
+            aval = jaxpr.invars[i].aval
+            zeros = [
+                replace(option, term=self.terms.like(option.term, aval))
+                for option in value.options
+                if option.term.number == 0
+            ]
+            if zeros or value.leaves:
+                arguments[i] = replace(value, options=tuple(zeros), path=None)
+        known, self._known = self._known, len(self.terms)
+        results = self.run(jaxpr, closed_over, arguments)
+        self._known = known
+        self._level -= 1
+        still = [
+            replace(value, options=tuple(o for o in value.options if o.term.number == 0))
+            for value in results
+        ]
+        return [fills for fills, _ in self.together(still)]
+
+    def _settled(
+        self,
+        jaxpr: Any,
+        consts: Sequence[Any],
+        arguments: list[Value],
+        first: int,
+        begin: Operands,
+    ) -> tuple[list[Term], list[Term]]:
+        """Returns the state of a loop before and after a step, with what holds in every step.
+
+        A zero stays a zero if a step makes it of itself, and bounds stay if a step keeps them.
+
+        Args:
+            jaxpr: the program of a step.
+            consts: its constants.
+            arguments: its arguments, those of the state to be replaced.
+            first: the first argument that is part of the state.
+            begin: the state at first.
+        """
+        places = range(first, first + len(begin))
+        for i, term in zip(places, begin, strict=True):
+            aval = jaxpr.invars[i].aval
+            if term is not None and term.number == 0 and jnp.issubdtype(aval.dtype, np.inexact):
+                arguments[i] = exactly(self.terms.like(term, aval))
+        while True:
+            before = [arguments[i].options[0].term for i in places]
+            after = [value.options[0].term for value in self.run(jaxpr, consts, arguments)]
+            for i, old, new in zip(places, before, after, strict=False):
+                if not _same_number(old, new):
+                    low = old.low if new.low >= old.low else -math.inf
+                    high = old.high if new.high <= old.high else math.inf
+                    place = (self._level, i)
+                    kept = self.terms.variable(place, jaxpr.invars[i].aval, low, high)
+                    arguments[i] = exactly(kept)
+            if all(arguments[i].options[0].term is old for i, old in zip(places, before)):
+                return before, after
 
     def _old(self, term: Term) -> Term:
         """Returns the old layers of a stack, perhaps converted."""
@@ -501,6 +591,11 @@ class TermReader:
             for value, before in zip(results, state, strict=True)
         ]
         return [fills for fills, _ in self.together(same)]
+
+
+def _same_number(one: Term, other: Term) -> bool:
+    """Whether all entries of two terms are known to be the same number."""
+    return one.number is not None and bool(one.number == other.number)
 
 
 def _array(value: Value) -> Term | None:

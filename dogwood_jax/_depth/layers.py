@@ -422,7 +422,7 @@ def _orders(
     counted: dict[str, set[int]] = {}
     for kind, number in itertools.chain.from_iterable(map(_numbered, new)):
         counted.setdefault(kind, set()).add(number)
-    found = {}
+    found: dict[tuple[int, int], tuple[int, ...]] = {}
     for kind, its in sources.items():
         old = sorted(its.values())
         order = tuple(old.index(its[n]) if n in its else -1 for n in sorted(counted[kind]))

@@ -125,6 +125,18 @@ class Terms:
         op = "written" if written else "number"
         return self.make(op, (type(value).__name__, value, str(aval.dtype)), (), aval, value)
 
+    def variable(
+        self, place: Any, aval: Any, low: float = -math.inf, high: float = math.inf
+    ) -> Term:
+        """Returns the term of something of which at most bounds are known, by its place."""
+        term = self.make("variable", (place, low, high), (), aval)
+        term.low, term.high = low, high
+        return term
+
+    def like(self, number: Term, aval: Any) -> Term:
+        """Returns the term of an array with the same number in all entries."""
+        return self.number(number.number, aval, written=_is_written(number))
+
     def constant(self, array: Any, aval: Any) -> Term:
         """Returns the term of a constant of a program."""
         extended = jnp.issubdtype(aval.dtype, jax.dtypes.extended)
@@ -507,10 +519,20 @@ def _round(terms: Terms, eqn: Any, operands: Operands) -> Term | None:
 
 
 def _select(terms: Terms, eqn: Any, operands: Operands) -> Term | None:
-    _, first, *others = operands
+    which, first, *others = operands
     if first is not None and all(x is first for x in others):
         return first
-    return None
+    if which is None or which.number is None:
+        return None
+    return operands[1 + int(which.number)]
+
+
+def _equal(terms: Terms, eqn: Any, operands: Operands) -> Term | None:
+    """Compares a finite number with itself, as functions do that ask whether it is one."""
+    x, y = operands
+    if x is None or x is not y or not _is_real(x.number) or not math.isfinite(x.number):
+        return None
+    return terms.number(eqn.primitive.name == "eq", eqn.outvars[0].aval)
 
 
 def _scatter_add(terms: Terms, eqn: Any, operands: Operands) -> Term | None:
@@ -631,6 +653,8 @@ _SIMPLIFY: dict[str, Rule] = {
     "floor": _round,
     "ceil": _round,
     "select_n": _select,
+    "eq": _equal,
+    "ne": _equal,
     "scatter-add": _scatter_add,
     "dot_general": _dot,
     "ragged_dot": _dot,
