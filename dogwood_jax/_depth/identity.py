@@ -99,12 +99,14 @@ class Departure:
         before: name of what computed its operand.
         leaf: path of the last new array before it.
         first: whether the array is itself an operand.
+        step: how many equations were read before.
     """
 
     operation: str
     before: str
     leaf: str
     first: bool
+    step: int
 
 
 def exactly(term: Term) -> Value:
@@ -120,8 +122,8 @@ class TermReader:
         departures: where the program left the terms of the old one since it last came back.
         scanned: paths of arrays that a loop runs over.
         taken: paths of arrays of which single entries are taken.
-        strangers: operations on terms of the old program, without any new array, whose results are
-            no terms of the old program.
+        stranger: the first operation on terms of the old program, without any new array, whose
+            result is no term of the old program, and how many equations were read before.
     """
 
     def __init__(
@@ -142,7 +144,7 @@ class TermReader:
         """
         self.terms = terms
         self.departures: list[Departure] = []
-        self.strangers: list[str] = []
+        self.stranger: tuple[str, int] | None = None
         self.scanned: set[str] = set()
         self.taken: set[str] = set()
         self._stacks = stacks or {}
@@ -291,11 +293,12 @@ class TermReader:
         return fills, operands
 
     def _look_for_strangers(self, eqn: Any, operands: Operands, results: Operands) -> None:
-        if not self._known or self.strangers:
+        if not self._known or self.stranger:
             return
         known = all(term is not None and term.order < self._known for term in operands)
         if known and any(t is not None and t.order >= self._known for t in results):
-            self.strangers.append(self._calls[-1] if self._calls else eqn.primitive.name)
+            name = self._calls[-1] if self._calls else eqn.primitive.name
+            self.stranger = name, self._steps
 
     def _note_departures(self, eqn: Any, before: Sequence[Value], after: Sequence[Value]) -> None:
         def on_track(value: Value) -> bool:
@@ -314,7 +317,8 @@ class TermReader:
             term = next(o.term for o in followed[0].options if self._leads_on(o.term))
             name = self._calls[-1] if self._calls else eqn.primitive.name
             first = any(value.path == last for value in before)
-            self.departures.append(Departure(name, self._names.get(term, term.op), last, first))
+            before_it = self._names.get(term, term.op)
+            self.departures.append(Departure(name, before_it, last, first, self._steps))
 
     # Programs -------------------------------------------------------------------------------------
 

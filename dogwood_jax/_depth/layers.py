@@ -30,9 +30,12 @@ from dogwood_jax._widths.widths import Leaf
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
 Pairs = tuple[tuple[float, float, float], ...]  # two constants and their rounding error
 
-_ONE_BY_ONE = (
-    "widths grow, too: grow them first, or insert the layers first, each alone; if an array has an "
-    "entry for each layer, write an array for each layer instead"
+_ONE_BY_ONE = "widths grow, too: grow them first, or insert the layers first, each alone"
+
+
+_TO_THE_FRONT = (
+    "longer where they may have an entry for each layer; move it to the first axis, and let each "
+    "layer take its own from the array, as x[i]"
 )
 
 
@@ -95,7 +98,7 @@ def _proved(problem: "_Problem", rename: Mapping[str, str]) -> "_Proof":
     """Returns how the deeper network can compute what the old one does."""
     old, new = problem.old.shapes, problem.new.shapes
     pairing = Pairing(old, new, fits=problem.fits, rename=rename)
-    refusals, grows = list[str](), problem.wider
+    refusals, grows, inner = list[str](), problem.wider, list[str]()
     orders = problem.old.reading_order, problem.new.reading_order
     for places in pairing.candidates(*orders):
         proof = _Proof(problem, places)
@@ -103,11 +106,12 @@ def _proved(problem: "_Problem", rename: Mapping[str, str]) -> "_Proof":
             return proof
         refusals.append(proof.refusal)
         grows = grows and bool(problem.sizes(places))
+        inner = inner or problem.inner_stacks(places)
+    reasons = refusals[:1] or pairing.problems
+    if grows and refusals:
+        reasons = [*reasons, f"{', '.join(inner)}: {_TO_THE_FRONT}" if inner else _ONE_BY_ONE]
     raise ValueError(
-        listed(
-            "cannot show that the deeper network computes what the old one does",
-            (refusals[:1] or pairing.problems) + [_ONE_BY_ONE] * bool(grows and refusals),
-        )
+        listed("cannot show that the deeper network computes what the old one does", reasons)
     )
 
 
@@ -202,6 +206,25 @@ class _Problem:
                 if path not in self._exact.scanned:
                     order = orders.get((old, new), order)
                 found[places[path]] = Stack(path, order)
+        return found
+
+    def inner_stacks(self, places: Mapping[str, str]) -> list[str]:
+        """Returns the arrays that may have entries for layers along another axis than the first.
+
+        If more than they grow, there are none, because widths grow then.
+        """
+        counts = [(n, m) for n, m in _orders(places, self.new.shapes) if n < m]
+        found = []
+        for path, place in places.items():
+            old, new = self.old.shapes[path].shape, self.new.shapes[place].shape
+            grown = [(a, b) for a, b in zip(old, new, strict=True) if a < b]
+            if path in self._counted or not grown:
+                continue
+            if any(_numbered(path)) or old[0] < new[0]:
+                return []
+            if not all(any(a * m == b * n for n, m in counts) for a, b in grown):
+                return []
+            found.append(path)
         return found
 
     def sizes(self, places: Mapping[str, str]) -> frozenset[tuple[int, int]]:
@@ -333,9 +356,15 @@ class _Proof:
 
     def _explanation(self, reader: TermReader) -> str:
         """Says in which layer the deeper network leaves what the old one computes."""
-        if reader.departures:
-            departure = reader.departures[0]
-            module = departure.leaf.rpartition("/")[0].removeprefix("params/") or departure.leaf
+        departure = reader.departures[0] if reader.departures else None
+        stranger, step = reader.stranger or ("", 0)
+        # Of layers that grow, too, the first thing that is unlike may lie before all new layers.
+        grows = bool(self._old.terms.sizes)
+        if stranger and (departure is None or (grows and step < departure.step)):
+            return f"{stranger} is applied where the old network does something else"
+        if departure:
+            module = departure.leaf.rpartition("/")[0]
+            module = departure.leaf if module in ("", "params") else module.removeprefix("params/")
             f = departure.operation
             if departure.first:
                 shape = self.new.shapes[departure.leaf].shape
@@ -346,8 +375,6 @@ class _Proof:
                 )
             inner = f"{f}(x)" if departure.before == f else "x"
             return f"{module}: {f} follows it, and {f}({inner}) is not {inner}"
-        if reader.strangers:
-            return f"{reader.strangers[0]} is applied where the old network does something else"
         return "they differ in more than layers that could be the identity"
 
 
