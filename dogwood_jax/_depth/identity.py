@@ -9,7 +9,8 @@ back to a term of the old program are dropped on the way.
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -543,7 +544,7 @@ class TermReader:
         return self.terms.make(term.op, term.params, [*map(self._old, term.operands)], term)
 
     def _taken(self, eqn: Any, operands: Sequence[Value]) -> list[Value] | None:
-        """Returns the single layers that an equation takes from a stack, if it does just this."""
+        """Returns what an equation takes of single layers of a stack, if it does just this."""
         array = _array(operands[0]) if len(operands) == 1 else None
         if array is None or (array.op == "leaf" and array.params not in self.terms.stacked):
             return None
@@ -563,7 +564,10 @@ class TermReader:
             else:
                 whole = term if stack is None else self._old(term)
                 value = exactly(self.terms.make("layer", number, (whole,), one))
-            if var.aval.ndim > len(one.shape):
+            if eqn.primitive.name == "slice" and var.aval.shape[1:] != one.shape:
+                part = _part(eqn, one, struct(var.aval.shape[1:], var.aval.dtype))
+                (value,) = self._evaluate(part, [value], partial(self.terms.apply, part))
+            if var.aval.ndim == eqn.invars[0].aval.ndim:
                 options = (
                     replace(option, term=self.terms.expanded(option.term, var.aval))
                     for option in value.options
@@ -611,7 +615,7 @@ def _array(value: Value) -> Term | None:
 
 
 def _layers_taken(eqn: Any) -> Sequence[int] | None:
-    """Returns for each result of an equation which entry along the first axis of its operand it is.
+    """Returns for each result of an equation of which entry along the first axis it is, or part.
 
     Returns:
         None if a result is something else.
@@ -620,14 +624,25 @@ def _layers_taken(eqn: Any) -> Sequence[int] | None:
     if not shape:
         return None
     if name == "slice":
-        layer, *rest = p["start_indices"]
-        whole = (layer + 1, *shape[1:])
-        is_one = not any(rest) and tuple(p["limit_indices"]) == whole
-        return [layer] if is_one and set(p["strides"] or (1,)) == {1} else None
+        layer = p["start_indices"][0]
+        return [layer] if p["limit_indices"][0] == layer + 1 else None
     if name == "squeeze":
         return [0] if shape[0] == 1 and tuple(p["dimensions"]) == (0,) else None
     is_each = name == "unstack" or (name == "split" and set(p["sizes"]) == {1})
     return range(shape[0]) if is_each and p["axis"] == 0 else None
+
+
+def _part(eqn: Any, layer: Any, aval: Any) -> "_Equation":
+    """Returns what a slice of one layer of a stack takes of this layer."""
+    params = {name: value and value[1:] for name, value in eqn.params.items()}
+    return _Equation(eqn.primitive, [_Variable(layer)], [_Variable(aval)], params)
+
+
+@dataclass(frozen=True)
+class _Variable:
+    """A variable of an equation that no program has."""
+
+    aval: Any
 
 
 @dataclass(frozen=True)
@@ -637,6 +652,7 @@ class _Equation:
     primitive: Any
     invars: Sequence[Any]
     outvars: Sequence[Any]
+    params: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _merge(
