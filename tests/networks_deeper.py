@@ -212,7 +212,7 @@ def entries(p, x):
     """Layers written one after another, whose arrays have an entry for each of them."""
     first = x
     for i, (up, down) in enumerate(zip(p["u"], jnp.unstack(p["w"]), strict=True)):
-        x = p["r"][i] * x + p["s"][i, 0] * first + p["s"][i, 1] * 2
+        x = p["r"][i, 0] * x + p["r"][i][1] * first + p["s"][i]
         x = x + jnp.tanh(x @ up.astype(jnp.float32)) @ down
     return jax.nn.relu(x)
 
@@ -224,7 +224,7 @@ def rectified_entries(p, x):
 
 
 def stacks(n, hidden=4):
-    return {"r": f64(n), "s": f64(n, 2), "u": f64(n, 4, hidden), "w": f64(n, hidden, 4)}
+    return {"r": f64(n, 2), "s": f64(n), "u": f64(n, 4, hidden), "w": f64(n, hidden, 4)}
 
 
 def unrolled_loop(p, x):

@@ -172,6 +172,12 @@ ACCEPTED = {
     "scaled": (same, scaled_branch, square("b") | {"g": f64()}, {"g": 0.0}),
     "normalized": (same, normalized, square("b"), {"b": 0.0}),
     "dropped": (same, dropped, square("b"), {"b": 0.0}),
+    "gated by two": (
+        same,
+        lambda p, x: p["g"][0] * x + p["g"].astype(jnp.float64)[1] * jnp.sin(x),
+        {"g": f64(2)},
+        {"g": (1.0, 0.0)},
+    ),
     "remembering": (same, remembering(), square("b"), {"b": 0.0}),
     "gated recurrent": (same, gated_recurrent, square("b", "c", "d"), {"b": 0.0}),
     "stacked": (
@@ -245,7 +251,7 @@ BY_HAND = {
         square("a", "b"),
         {"b": "identity"},
     ),
-    "entries": (entries, stacks(2), entries, stacks(4), {"r": 1.0, "s": 0.0, "w": 0.0}),
+    "entries": (entries, stacks(2), entries, stacks(4), {"r": (1.0, 0.0), "s": 0.0, "w": 0.0}),
     "entries of one layer": (
         rectified_entries,
         stack(1),
@@ -270,7 +276,7 @@ BY_HAND = {
 def test_programs_written_by_hand(name):
     old, shapes, new, target, fills = BY_HAND[name]
     found = insertions(old, shapes, new, target, VECTOR)
-    filled = {i.path: i.value if i.fill == "constant" else i.fill for i in found}
+    filled = {i.path: (i.values or i.value) if i.fill == "constant" else i.fill for i in found}
     assert {path: fill for path, fill in filled.items() if fill != "free"} == fills
     variables = fill(shapes, 1)
     deeper = insert(variables, found, fill(target, 2))
@@ -401,6 +407,14 @@ REFUSED_BY_HAND = {
         square("a"),
         before_last(lambda p, x: normalized(p, x, 0.0)),
         square("a", "b"),
+    ),
+    "gated by two and their sum": (
+        before_last(same),
+        square("a"),
+        before_last(
+            lambda p, x: p["g"][0] * x + p["g"][1] * jnp.sin(x) + p["g"].sum() * jnp.cos(x)
+        ),
+        square("a") | {"g": f64(2)},
     ),
     "remembering a number": (
         before_last(same),

@@ -10,7 +10,6 @@ back to a term of the old program are dropped on the way.
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -31,14 +30,18 @@ class Fill:
             convolution; ``"open"``: a constant that is still to be found.
         value: the constant.
         axes: the axis of the identity that is contracted, and the one that is produced.
+        entry: if it fills just one entry of the array, the number of this entry.
     """
 
     kind: Literal["constant", "identity", "open"]
     value: float = 0.0
     axes: tuple[int, int] = (0, 1)
+    entry: int | None = None
 
 
-Fills = Mapping[str, Fill]
+Fills = Mapping[tuple[str, int | None], Fill]  # by path and entry
+
+_MOST_ENTRIES = 64  # of an array whose entries are filled one by one
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,14 @@ class Value:
         options: what it can be; just one for a value that depends on no new array.
         leaves: paths of the new arrays that it depends on.
         path: if the value is a new array itself, perhaps reshaped, the path of this array.
+        array: if it is a new array or a new layer of a stack, whose entries are where they were,
+            perhaps in another shape or dtype, its path and the layer.
     """
 
     options: tuple[Option, ...]
     leaves: frozenset[str] = frozenset()
     path: str | None = None
+    array: tuple[str, int | None] | None = None
 
     def under(self, fills: frozenset[tuple[str, Fill]]) -> Term | None:
         """Returns what it is if new arrays are filled so, None if that is not known."""
@@ -108,6 +114,10 @@ class Departure:
     leaf: str
     first: bool
     step: int
+
+
+# What leaves the entries of an array in their order.
+_KEEP_ORDER = frozenset({"convert_element_type", "reshape", "squeeze"})
 
 
 def exactly(term: Term) -> Value:
@@ -167,22 +177,49 @@ class TermReader:
         """Returns the value of a new array, or of a new layer of a stack."""
         terms, fills = self.terms, self._fills
         if fills is not None:
-            fill = fills.get(path)
+            fill = fills.get((path, None))
             if fill is None:
-                return exactly(terms.make("new", (path, layer), (), aval))
+                term = terms.make("new", (path, layer), (), aval)
+                return replace(exactly(term), array=(path, layer))
             if fill.kind == "constant":
                 return exactly(terms.number(fill.value, aval))
             return exactly(terms.make("identity", (path, fill.axes), (), aval))
         options = []
         if jnp.issubdtype(aval.dtype, np.inexact):
             choices = [(Fill("constant", value), terms.number(value, aval)) for value in (0.0, 1.0)]
-            choices.append((Fill("open"), terms.make("open", path, (), aval)))
+            choices.append((Fill("open"), terms.make("open", (path, None), (), aval)))
             choices += [
                 (Fill("identity", axes=axes), terms.make("identity", (path, axes), (), aval))
                 for axes in _identities(aval.shape)
             ]
             options = [Option(frozenset({(path, fill)}), term) for fill, term in choices]
-        return Value(tuple(options), frozenset({path}), path)
+        return Value(tuple(options), frozenset({path}), path, (path, layer))
+
+    def _entry(self, eqn: Any, value: Value) -> Value | None:
+        """Returns a single entry of a new array, if an equation takes one."""
+        shape, starts = eqn.invars[0].aval.shape, eqn.params["start_indices"]
+        ends = tuple(start + 1 for start in starts)
+        if value.array is None or not shape or eqn.params["limit_indices"] != ends:
+            return None
+        (path, layer), terms, aval = value.array, self.terms, eqn.outvars[0].aval
+        if math.prod(shape) > _MOST_ENTRIES or not jnp.issubdtype(aval.dtype, np.inexact):
+            return None
+        entry = int(np.ravel_multi_index(starts, shape))
+        if self._fills is not None:
+            fill = self._fills.get((path, entry))
+            if fill is None:
+                return exactly(terms.make("new", (path, layer, entry), (), aval))
+            return exactly(terms.number(fill.value, aval))
+        choices = [(Fill("constant", n, entry=entry), terms.number(n, aval)) for n in (0.0, 1.0)]
+        if any(option.term.op == "open" for option in value.options):  # not behind a rounding
+            choices.append((Fill("open", entry=entry), terms.make("open", (path, entry), (), aval)))
+        whole = (
+            Option(option.fills, terms.number(option.term.number, aval))
+            for option in value.options
+            if option.term.number is not None
+        )
+        options = *whole, *(Option(frozenset({(path, fill)}), term) for fill, term in choices)
+        return Value(options, value.leaves, value.path)
 
     def cost(self, fills: Iterable[tuple[str, Fill]]) -> tuple[int, int, float]:
         """Orders fills: those of fewer arrays first, then of later ones, then with plain values."""
@@ -287,9 +324,10 @@ class TermReader:
                 continue
             number = other.params if other.op == "scaled" else other.number
             if number:
-                chosen = (factor.params, Fill("constant", 1 / number))
+                path, entry = factor.params
+                chosen = (path, Fill("constant", 1 / number, entry=entry))
                 known = self.terms.number(1 / number, eqn.invars[i].aval)
-                fills = fills - {(factor.params, Fill("open"))} | {chosen}
+                fills = fills - {(path, Fill("open", entry=entry))} | {chosen}
                 return fills, (known, other) if i == 0 else (other, known)
         return fills, operands
 
@@ -339,6 +377,8 @@ class TermReader:
         name = eqn.primitive.name
         if (taken := self._taken(eqn, operands)) is not None:
             return taken
+        if name == "slice" and (one := self._entry(eqn, operands[0])) is not None:
+            return [one]
         if (program := called(eqn)) is not None:
             return self._call(eqn, program, operands)
         if name == "scan":
@@ -347,9 +387,12 @@ class TermReader:
             return self._cond(eqn, operands)
         if sub_programs(eqn) and name != "scatter-add":  # its program says that it adds
             return self._evaluate(eqn, operands, lambda terms: self._opaque(eqn, terms))
-        return self._evaluate(
+        results = self._evaluate(
             eqn, operands, lambda terms: self.terms.apply(eqn, terms), name in TOLERANT
         )
+        if name in _KEEP_ORDER and len(operands) == 1 and operands[0].array:
+            results = [replace(result, array=operands[0].array) for result in results]
+        return results
 
     def _call(self, eqn: Any, program: Any, operands: list[Value]) -> list[Value]:
         jaxpr, consts = program
@@ -566,7 +609,7 @@ class TermReader:
                 value = exactly(self.terms.make("layer", number, (whole,), one))
             if eqn.primitive.name == "slice" and var.aval.shape[1:] != one.shape:
                 part = _part(eqn, one, struct(var.aval.shape[1:], var.aval.dtype))
-                (value,) = self._evaluate(part, [value], partial(self.terms.apply, part))
+                (value,) = self._read(part, [value])
             if var.aval.ndim == eqn.invars[0].aval.ndim:
                 options = (
                     replace(option, term=self.terms.expanded(option.term, var.aval))
@@ -662,7 +705,12 @@ def _merge(
     if not second or first >= second:
         return first
     union = first | second
-    return union if len({path for path, _ in union}) == len(union) else None
+    if len({path for path, _ in union}) == len(union):
+        return union
+    places = {(path, fill.entry) for path, fill in union}
+    whole = {path for path, entry in places if entry is None}
+    apart = whole.isdisjoint(path for path, entry in places if entry is not None)
+    return union if len(places) == len(union) and apart else None
 
 
 def _identities(shape: Sequence[int]) -> list[tuple[int, int]]:

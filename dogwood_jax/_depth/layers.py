@@ -19,7 +19,7 @@ from dogwood_jax._base.trees import (
     leaf_path,
     struct,
 )
-from dogwood_jax._depth.identity import Fill, Stack, TermReader, Value, exactly
+from dogwood_jax._depth.identity import Fill, Fills, Stack, TermReader, Value, exactly
 from dogwood_jax._depth.terms import Terms
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._growth.pairing import Pairing, split_number
@@ -277,7 +277,7 @@ class _Proof:
     def __init__(self, problem: _Problem, places: dict[str, str]) -> None:
         self.places = places
         self.stacks = problem.stacks(places)
-        self.fills: dict[str, Fill] = {}
+        self.fills: dict[tuple[str, int | None], Fill] = {}
         self.numbers: tuple[Pairs, ...] = ()
         self.kept: frozenset[float] = frozenset()
         self.refusal: str | None = None
@@ -296,16 +296,17 @@ class _Proof:
             self.refusal = self._explanation(reader)
             return
         for chosen, _ in sorted(worlds, key=lambda world: reader.cost(world[0])):
-            fills = {path: fill for path, fill in chosen if fill.kind != "open"}
+            fills = {(path, f.entry): f for path, f in chosen if f.kind != "open"}
             # The whole program is read again with these fills, now without any choice.
             _, found = self._read(fills)
             if all(self._as_expected(path, found).options for path in found):
                 self.fills, self.kept = fills, frozenset(self._same())
                 self.numbers = tuple(dict.fromkeys(self._differing()))
                 return
-        self.refusal = f"filling {', '.join(fills)} does not make the new layers do nothing"
+        paths = ", ".join(dict.fromkeys(path for path, _ in fills))
+        self.refusal = f"filling {paths} does not make the new layers do nothing"
 
-    def _read(self, fills: dict[str, Fill] | None) -> tuple[TermReader, dict[str, Value]]:
+    def _read(self, fills: Fills | None) -> tuple[TermReader, dict[str, Value]]:
         """Returns the outputs of the deeper network by their names in the old one."""
         sources = {place: path for path, place in self.places.items()}
         terms = self._old.terms
@@ -398,9 +399,14 @@ def _described(
             if source != path:
                 found.append(replace(insertion, fill="moved", source=source))
             continue
-        if fill := proof.fills.get(path):
+        if fill := proof.fills.get((path, None)):
             kind: Any = fill.kind  # none is open any more
             insertion = replace(insertion, fill=kind, value=fill.value, axes=fill.axes)
+        elif any(of == path for of, _ in proof.fills):
+            size = math.prod(array.shape[1:] if path in proof.stacks else array.shape)
+            fills = [proof.fills.get((path, i), Fill("constant")) for i in range(size)]
+            values = tuple(fill.value for fill in fills)
+            insertion = replace(insertion, fill="constant", values=values)
         elif copy and (model := source or _model(path, problem.new.shapes, sources)):
             insertion = replace(insertion, fill="copy", source=model)
         found.append(insertion)
