@@ -208,6 +208,25 @@ def loop(*, scale=1.0, reverse=False, numbers=None, collect=False, dtype=jnp.flo
     return apply
 
 
+def entries(p, x):
+    """Layers written one after another, whose arrays have an entry for each of them."""
+    first = x
+    for i, (up, down) in enumerate(zip(p["u"], jnp.unstack(p["w"]), strict=True)):
+        x = p["r"][i, 0] * x + p["r"][i][1] * first + p["s"][i]
+        x = x + jnp.tanh(x @ up.astype(jnp.float32)) @ down
+    return jax.nn.relu(x)
+
+
+def rectified_entries(p, x):
+    for i in range(len(p["w"])):
+        x = jax.nn.relu(x @ p["w"][i])
+    return x
+
+
+def stacks(n, hidden=4):
+    return {"r": f64(n, 2), "s": f64(n), "u": f64(n, 4, hidden), "w": f64(n, hidden, 4)}
+
+
 def unrolled_loop(p, x):
     return lax.fori_loop(0, len(p["w"]), lambda i, x: x + jnp.tanh(x) @ p["w"][i], x)
 
@@ -215,6 +234,33 @@ def unrolled_loop(p, x):
 def recurrent(p, x):
     h, _ = lax.scan(lambda h, x: (jnp.tanh(h @ p["u"] + x), None), jnp.zeros(4), x)
     return h @ p["a"]
+
+
+def remembering(begin=0.0, rest=1.0):
+    """A residual layer that sums up over time, weighed by exponential gates, as an sLSTM does."""
+
+    def apply(p, x):
+        def step(state, gate):
+            total, count, most = state
+            kept = jax.nn.log_sigmoid(gate) + most
+            top = jnp.maximum(kept, gate)
+            kept, new = jnp.exp(kept - top), jnp.exp(gate - top)
+            total, count = kept * total + new * jnp.tanh(gate), kept * count + new * rest
+            return (total, count, top), total / count
+
+        none = jnp.zeros(4)
+        return x + lax.scan(step, (none + begin, none, none), x @ p["b"])[1]
+
+    return apply
+
+
+def gated_recurrent(p, x):
+    def step(h, x):
+        gate = jax.nn.sigmoid(x @ p["d"])
+        h = gate * h + (1 - gate) * jnp.tanh(x @ p["b"] + h @ p["c"])
+        return h, h
+
+    return x + lax.scan(step, jnp.zeros(4), x)[1]
 
 
 def doubling(p, x):

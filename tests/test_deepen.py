@@ -24,13 +24,17 @@ from networks_deeper import (
     chain,
     doubling,
     dropped,
+    entries,
+    gated_recurrent,
     loop,
     mlp,
     multiplied_wide,
     normalized,
+    rectified_entries,
     recurrent,
     reduced,
     relative,
+    remembering,
     residual,
     same,
     scaled_branch,
@@ -38,6 +42,7 @@ from networks_deeper import (
     shapes_of,
     square,
     stack,
+    stacks,
     summed_wide,
     unrolled_loop,
 )
@@ -167,6 +172,14 @@ ACCEPTED = {
     "scaled": (same, scaled_branch, square("b") | {"g": f64()}, {"g": 0.0}),
     "normalized": (same, normalized, square("b"), {"b": 0.0}),
     "dropped": (same, dropped, square("b"), {"b": 0.0}),
+    "gated by two": (
+        same,
+        lambda p, x: p["g"][0] * x + p["g"].astype(jnp.float64)[1] * jnp.sin(x),
+        {"g": f64(2)},
+        {"g": (1.0, 0.0)},
+    ),
+    "remembering": (same, remembering(), square("b"), {"b": 0.0}),
+    "gated recurrent": (same, gated_recurrent, square("b", "c", "d"), {"b": 0.0}),
     "stacked": (
         same,
         lambda p, x: x + jnp.stack([x @ p["b"], jnp.tanh(x @ p["b"])]).sum(0),
@@ -238,6 +251,14 @@ BY_HAND = {
         square("a", "b"),
         {"b": "identity"},
     ),
+    "entries": (entries, stacks(2), entries, stacks(4), {"r": (1.0, 0.0), "s": 0.0, "w": 0.0}),
+    "entries of one layer": (
+        rectified_entries,
+        stack(1),
+        rectified_entries,
+        stack(3),
+        {"w": "identity"},
+    ),
     "counted layers": (*loops(lambda n: jnp.arange(n, dtype=float)), {"w": 0.0}),
     "layers of two kinds": (*loops(lambda n: 1.0 + np.arange(n) % 2), {"w": 0.0}),
     "computed kinds": (*loops(lambda n: 1.0 * (jnp.arange(n) % 2 == 0)), {"w": 0.0}),
@@ -255,7 +276,7 @@ BY_HAND = {
 def test_programs_written_by_hand(name):
     old, shapes, new, target, fills = BY_HAND[name]
     found = insertions(old, shapes, new, target, VECTOR)
-    filled = {i.path: i.value if i.fill == "constant" else i.fill for i in found}
+    filled = {i.path: (i.values or i.value) if i.fill == "constant" else i.fill for i in found}
     assert {path: fill for path, fill in filled.items() if fill != "free"} == fills
     variables = fill(shapes, 1)
     deeper = insert(variables, found, fill(target, 2))
@@ -387,6 +408,26 @@ REFUSED_BY_HAND = {
         before_last(lambda p, x: normalized(p, x, 0.0)),
         square("a", "b"),
     ),
+    "gated by two and their sum": (
+        before_last(same),
+        square("a"),
+        before_last(
+            lambda p, x: p["g"][0] * x + p["g"][1] * jnp.sin(x) + p["g"].sum() * jnp.cos(x)
+        ),
+        square("a") | {"g": f64(2)},
+    ),
+    "remembering a number": (
+        before_last(same),
+        square("a"),
+        before_last(remembering(begin=1.0)),
+        square("a", "b"),
+    ),
+    "divided by no count": (
+        before_last(same),
+        square("a"),
+        before_last(remembering(rest=0.0)),
+        square("a", "b"),
+    ),
     "infinite": (
         before_last(same),
         square("a"),
@@ -404,6 +445,18 @@ REFUSED_BY_HAND = {
     "layers counted from the last": loops(lambda n: jnp.arange(n, dtype=float)[::-1]),
     "layers of other kinds": loops(lambda n: np.linspace(1, 2, n)),
     "collected layers": (loop(collect=True), stack(2), loop(collect=True), stack(3)),
+    "the last entry": (
+        lambda p, x: entries(p, x) @ p["w"][-1],
+        stacks(2),
+        lambda p, x: entries(p, x) @ p["w"][-1],
+        stacks(3),
+    ),
+    "a whole stack": (
+        lambda p, x: loop()(p, x) + jnp.max(p["w"]),
+        stack(2),
+        lambda p, x: loop()(p, x) + jnp.max(p["w"]),
+        stack(3),
+    ),
     "indexed stack": (unrolled_loop, stack(2), unrolled_loop, stack(3)),
 }
 

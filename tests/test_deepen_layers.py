@@ -20,6 +20,7 @@ from networks_deeper import (
     Named,
     ResNet,
     chain,
+    entries,
     loop,
     mlp,
     relative,
@@ -28,6 +29,7 @@ from networks_deeper import (
     shapes_of,
     square,
     stack,
+    stacks,
 )
 
 import dogwood_jax as dw
@@ -336,6 +338,17 @@ def test_wider_and_deeper(name):
     deeper = insert(wide, found, target, key=jax.random.key(1))
     assert jax.tree.map(jnp.shape, deeper) == jax.tree.map(jnp.shape, target)
     assert relative(jax.jit(old.apply)(variables, x), jax.jit(new.apply)(deeper, x)) <= 1e-12
+
+
+def test_arrays_with_an_entry_for_each_layer_get_more_and_wider_ones():
+    variables, target = fill(stacks(2), 0), stacks(3, hidden=6)
+    plan = functools.partial(
+        dw.plan, dw.trace(entries, variables, VECTOR), target=target, target_apply=entries
+    )
+    deeper = dw.grow(variables, plan(), key=jax.random.key(0))
+    assert relative(entries(variables, VECTOR), entries(deeper, VECTOR)) <= 1e-12
+    copied = dw.grow(variables, plan(depth=dw.strategies.stack()), key=jax.random.key(0))
+    assert (copied["r"][2] == variables["r"][0]).all()
 
 
 def test_one_is_no_size():

@@ -159,6 +159,8 @@ def _values(insertion: Insertion, word: Array | None) -> Array:
         limit = math.sqrt(6 / sum(insertion.fans))
         drawn: Array = uniform(next(seeds(word)), shape, dtype, limit)
         return drawn
+    if insertion.values:
+        return jnp.broadcast_to(jnp.asarray(insertion.values, dtype).reshape(layer), shape)
     value = {"zeros": 0.0, "ones": 1.0}.get(insertion.kind, 0.0)
     return jnp.full(shape, insertion.value if insertion.fill == "constant" else value, dtype)
 

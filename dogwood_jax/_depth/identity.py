@@ -7,13 +7,15 @@ passes on its input. If a kernel is an identity, its product is its input. Optio
 back to a term of the old program are dropped on the way.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
 
+from dogwood_jax._base.trees import struct
 from dogwood_jax._depth.terms import TOLERANT, Operands, Term, Terms
 from dogwood_jax._program.interpret import called, interpret
 from dogwood_jax._program.program import scan_counts, sub_programs
@@ -28,14 +30,18 @@ class Fill:
             convolution; ``"open"``: a constant that is still to be found.
         value: the constant.
         axes: the axis of the identity that is contracted, and the one that is produced.
+        entry: if it fills just one entry of the array, the number of this entry.
     """
 
     kind: Literal["constant", "identity", "open"]
     value: float = 0.0
     axes: tuple[int, int] = (0, 1)
+    entry: int | None = None
 
 
-Fills = Mapping[str, Fill]
+Fills = Mapping[tuple[str, int | None], Fill]  # by path and entry
+
+_MOST_ENTRIES = 64  # of an array whose entries are filled one by one
 
 
 @dataclass(frozen=True)
@@ -54,16 +60,41 @@ class Value:
         options: what it can be; just one for a value that depends on no new array.
         leaves: paths of the new arrays that it depends on.
         path: if the value is a new array itself, perhaps reshaped, the path of this array.
+        array: if it is a new array or a new layer of a stack, whose entries are where they were,
+            perhaps in another shape or dtype, its path and the layer.
     """
 
     options: tuple[Option, ...]
     leaves: frozenset[str] = frozenset()
     path: str | None = None
+    array: tuple[str, int | None] | None = None
+
+    def under(self, fills: frozenset[tuple[str, Fill]]) -> Term | None:
+        """Returns what it is if new arrays are filled so, None if that is not known."""
+        return next((option.term for option in self.options if option.fills <= fills), None)
 
     @property
     def term(self) -> Term | None:
         """What it is, if it depends on no new array."""
         return None if self.leaves else self.options[0].term
+
+
+@dataclass(frozen=True)
+class Stack:
+    """An array with an entry for each layer, and more of them than in the old network.
+
+    Attributes:
+        path: path of the old array.
+        layers: for each layer, which old one it is, or -1 for a new one.
+    """
+
+    path: str
+    layers: tuple[int, ...]
+
+    @property
+    def old_layers(self) -> tuple[int, ...]:
+        """Where the old layers are."""
+        return tuple(self.layers.index(i) for i in range(max(self.layers) + 1))
 
 
 @dataclass(frozen=True)
@@ -75,12 +106,18 @@ class Departure:
         before: name of what computed its operand.
         leaf: path of the last new array before it.
         first: whether the array is itself an operand.
+        step: how many equations were read before.
     """
 
     operation: str
     before: str
     leaf: str
     first: bool
+    step: int
+
+
+# What leaves the entries of an array in their order.
+_KEEP_ORDER = frozenset({"convert_element_type", "reshape", "squeeze"})
 
 
 def exactly(term: Term) -> Value:
@@ -95,8 +132,9 @@ class TermReader:
         terms: the table of terms, shared with the program to compare with.
         departures: where the program left the terms of the old one since it last came back.
         scanned: paths of arrays that a loop runs over.
-        strangers: operations on terms of the old program, without any new array, whose results are
-            no terms of the old program.
+        taken: paths of arrays of which single entries are taken.
+        stranger: the first operation on terms of the old program, without any new array, whose
+            result is no term of the old program, and how many equations were read before.
     """
 
     def __init__(
@@ -104,7 +142,7 @@ class TermReader:
         terms: Terms,
         *,
         known: int = 0,
-        stacks: Mapping[str, Sequence[int]] | None = None,
+        stacks: Mapping[str, Stack] | None = None,
         fills: Fills | None = None,
     ) -> None:
         """Starts a program.
@@ -112,14 +150,14 @@ class TermReader:
         Args:
             terms: the table of terms.
             known: how many of them there were after the old program.
-            stacks: where the old layers are in arrays that a loop runs over and that have more
-                layers now, by path.
+            stacks: the arrays that have an entry for each layer and more layers now, by path.
             fills: how new arrays are filled, if that is known; arrays without one can be anything.
         """
         self.terms = terms
         self.departures: list[Departure] = []
-        self.strangers: list[str] = []
+        self.stranger: tuple[str, int] | None = None
         self.scanned: set[str] = set()
+        self.taken: set[str] = set()
         self._stacks = stacks or {}
         self._fills = fills
         self._known = known
@@ -131,26 +169,57 @@ class TermReader:
 
     # Values ---------------------------------------------------------------------------------------
 
-    def new(self, path: str, aval: Any) -> Value:
-        """Returns the value of a new array."""
+    def stack(self, path: str, aval: Any) -> Value:
+        """Returns the value of an array that has more layers now."""
+        return exactly(self.terms.make("stack", path, (), aval))
+
+    def new(self, path: str, aval: Any, layer: int | None = None) -> Value:
+        """Returns the value of a new array, or of a new layer of a stack."""
         terms, fills = self.terms, self._fills
         if fills is not None:
-            fill = fills.get(path)
+            fill = fills.get((path, None))
             if fill is None:
-                return exactly(terms.make("new", path, (), aval))
+                term = terms.make("new", (path, layer), (), aval)
+                return replace(exactly(term), array=(path, layer))
             if fill.kind == "constant":
                 return exactly(terms.number(fill.value, aval))
             return exactly(terms.make("identity", (path, fill.axes), (), aval))
         options = []
         if jnp.issubdtype(aval.dtype, np.inexact):
             choices = [(Fill("constant", value), terms.number(value, aval)) for value in (0.0, 1.0)]
-            choices.append((Fill("open"), terms.make("open", path, (), aval)))
+            choices.append((Fill("open"), terms.make("open", (path, None), (), aval)))
             choices += [
                 (Fill("identity", axes=axes), terms.make("identity", (path, axes), (), aval))
                 for axes in _identities(aval.shape)
             ]
             options = [Option(frozenset({(path, fill)}), term) for fill, term in choices]
-        return Value(tuple(options), frozenset({path}), path)
+        return Value(tuple(options), frozenset({path}), path, (path, layer))
+
+    def _entry(self, eqn: Any, value: Value) -> Value | None:
+        """Returns a single entry of a new array, if an equation takes one."""
+        shape, starts = eqn.invars[0].aval.shape, eqn.params["start_indices"]
+        ends = tuple(start + 1 for start in starts)
+        if value.array is None or not shape or eqn.params["limit_indices"] != ends:
+            return None
+        (path, layer), terms, aval = value.array, self.terms, eqn.outvars[0].aval
+        if math.prod(shape) > _MOST_ENTRIES or not jnp.issubdtype(aval.dtype, np.inexact):
+            return None
+        entry = int(np.ravel_multi_index(starts, shape))
+        if self._fills is not None:
+            fill = self._fills.get((path, entry))
+            if fill is None:
+                return exactly(terms.make("new", (path, layer, entry), (), aval))
+            return exactly(terms.number(fill.value, aval))
+        choices = [(Fill("constant", n, entry=entry), terms.number(n, aval)) for n in (0.0, 1.0)]
+        if any(option.term.op == "open" for option in value.options):  # not behind a rounding
+            choices.append((Fill("open", entry=entry), terms.make("open", (path, entry), (), aval)))
+        whole = (
+            Option(option.fills, terms.number(option.term.number, aval))
+            for option in value.options
+            if option.term.number is not None
+        )
+        options = *whole, *(Option(frozenset({(path, fill)}), term) for fill, term in choices)
+        return Value(options, value.leaves, value.path)
 
     def cost(self, fills: Iterable[tuple[str, Fill]]) -> tuple[int, int, float]:
         """Orders fills: those of fewer arrays first, then of later ones, then with plain values."""
@@ -214,8 +283,17 @@ class TermReader:
         values: Sequence[Value],
         function: Callable[[Any], list[Term | None]],
         tolerant: bool = False,
+        likely: Iterable[frozenset[tuple[str, Fill]]] = (),
     ) -> list[Value]:
-        """Returns the results of a function of terms for everything that the values can be."""
+        """Returns the results of a function of terms for everything that the values can be.
+
+        Args:
+            eqn: the equation.
+            values: its operands.
+            function: what it computes.
+            tolerant: whether it may be known although operands are not.
+            likely: how arrays may be filled so that it is known.
+        """
         leaves = frozenset[str]().union(*(value.leaves for value in values))
         if not leaves:
             terms = [value.options[0].term for value in values]
@@ -223,7 +301,9 @@ class TermReader:
             self._look_for_strangers(eqn, terms, made)
             return [exactly(term) for term in made if term is not None]
         options: list[list[Option]] = [[] for _ in eqn.outvars]
-        for fills, operands in self.together(values, tolerant):
+        worlds = self.together(values, tolerant)
+        worlds += [(fills, tuple(value.under(fills) for value in values)) for fills in likely]
+        for fills, operands in worlds:
             fills, operands = self._close(eqn, fills, operands)
             for result, term in zip(options, function(operands), strict=True):
                 if term is not None:
@@ -244,18 +324,20 @@ class TermReader:
                 continue
             number = other.params if other.op == "scaled" else other.number
             if number:
-                chosen = (factor.params, Fill("constant", 1 / number))
+                path, entry = factor.params
+                chosen = (path, Fill("constant", 1 / number, entry=entry))
                 known = self.terms.number(1 / number, eqn.invars[i].aval)
-                fills = fills - {(factor.params, Fill("open"))} | {chosen}
+                fills = fills - {(path, Fill("open", entry=entry))} | {chosen}
                 return fills, (known, other) if i == 0 else (other, known)
         return fills, operands
 
     def _look_for_strangers(self, eqn: Any, operands: Operands, results: Operands) -> None:
-        if not self._known or self.strangers:
+        if not self._known or self.stranger:
             return
         known = all(term is not None and term.order < self._known for term in operands)
         if known and any(t is not None and t.order >= self._known for t in results):
-            self.strangers.append(self._calls[-1] if self._calls else eqn.primitive.name)
+            name = self._calls[-1] if self._calls else eqn.primitive.name
+            self.stranger = name, self._steps
 
     def _note_departures(self, eqn: Any, before: Sequence[Value], after: Sequence[Value]) -> None:
         def on_track(value: Value) -> bool:
@@ -274,7 +356,8 @@ class TermReader:
             term = next(o.term for o in followed[0].options if self._leads_on(o.term))
             name = self._calls[-1] if self._calls else eqn.primitive.name
             first = any(value.path == last for value in before)
-            self.departures.append(Departure(name, self._names.get(term, term.op), last, first))
+            before_it = self._names.get(term, term.op)
+            self.departures.append(Departure(name, before_it, last, first, self._steps))
 
     # Programs -------------------------------------------------------------------------------------
 
@@ -292,6 +375,10 @@ class TermReader:
             if value.path is not None:
                 self._orders[value.path] = self._steps
         name = eqn.primitive.name
+        if (taken := self._taken(eqn, operands)) is not None:
+            return taken
+        if name == "slice" and (one := self._entry(eqn, operands[0])) is not None:
+            return [one]
         if (program := called(eqn)) is not None:
             return self._call(eqn, program, operands)
         if name == "scan":
@@ -300,9 +387,12 @@ class TermReader:
             return self._cond(eqn, operands)
         if sub_programs(eqn) and name != "scatter-add":  # its program says that it adds
             return self._evaluate(eqn, operands, lambda terms: self._opaque(eqn, terms))
-        return self._evaluate(
+        results = self._evaluate(
             eqn, operands, lambda terms: self.terms.apply(eqn, terms), name in TOLERANT
         )
+        if name in _KEEP_ORDER and len(operands) == 1 and operands[0].array:
+            results = [replace(result, array=operands[0].array) for result in results]
+        return results
 
     def _call(self, eqn: Any, program: Any, operands: list[Value]) -> list[Value]:
         jaxpr, consts = program
@@ -324,7 +414,7 @@ class TermReader:
         """Returns values for the arguments of a program of which nothing is known."""
         self._level += 1
         return [
-            exactly(self.terms.make("variable", (self._level, i), (), var.aval))
+            exactly(self.terms.variable((self._level, i), var.aval))
             for i, var in enumerate(variables)
         ]
 
@@ -359,20 +449,23 @@ class TermReader:
         ((jaxpr, closed_over),) = sub_programs(eqn)
         n_consts, n_carry = scan_counts(eqn)
         length = eqn.params["length"]
-        stacks = [self._stack(value) for value in operands[n_consts + n_carry :]]
-        self.scanned |= {path for path in stacks if path}
-        longer = {tuple(self._stacks[path]) for path in stacks if path and path in self._stacks}
+        first = n_consts + n_carry
+        arrays = [_array(value) for value in operands[first:]]
+        self.scanned |= {array.params for array in arrays if array and array.op == "leaf"}
+        stacks = [array.params if array and array.op == "stack" else None for array in arrays]
+        longer = {self._stacks[path].old_layers for path in stacks if path}
         idle: list[frozenset[tuple[str, Fill]]] = [frozenset()]
         if longer:
             idle = self._idle_layers(eqn, operands, stacks) if len(longer) == 1 else []
             old_layers = min(longer)
             length = len(old_layers)
-            for i, path in enumerate(stacks, n_consts + n_carry):
-                if path in self._stacks or (term := operands[i].term) is None:
+            for i, path in enumerate(stacks, first):
+                if (term := operands[i].term) is None:
                     continue
-                # The loop also runs over something that no layer owns. Old layers must get the same
-                # of it as before.
-                entries = self.terms.entries(term, old_layers)
+                # The loop may also run over something that no layer owns. Old layers must get the
+                # same of it as before.
+                own = self._old(term) if path else None
+                entries = own or self.terms.entries(term, old_layers)
                 if entries is None:
                     idle = []
                 else:
@@ -380,25 +473,34 @@ class TermReader:
 
         def function(terms: Operands) -> list[Term | None]:
             arguments = self._variables(jaxpr.invars)
-            arguments[:n_consts] = [exactly(t) for t in terms[:n_consts] if t is not None]
-            results = self.run(jaxpr, closed_over, arguments)
-            self._level -= 1
-            state = [value.options[0].term for value in arguments[n_consts:][:n_carry]]
-            body = [value.options[0].term for value in results]
-            outputs = self.terms.opaque(
-                "scan",
-                (length, eqn.params["reverse"], len(body)),
-                [*body, *(t for t in terms[n_consts:] if t is not None)],
-                [var.aval for var in eqn.outvars],
+            for i, (term, var) in enumerate(zip(terms, jaxpr.invars, strict=True)):
+                if term is not None and i < n_consts:
+                    arguments[i] = exactly(term)
+                elif term is not None and i >= first and term.number is not None:
+                    arguments[i] = exactly(self.terms.like(term, var.aval))
+            state, body = self._settled(
+                jaxpr, closed_over, arguments, n_consts, terms[n_consts:first]
             )
-            for i, (before, after) in enumerate(zip(state, body, strict=False)):
-                if before is after:
+            self._level -= 1
+            known = [term for term in terms if term is not None]
+            outputs: list[Term | None] = [None] * len(body)
+            if len(known) == len(terms):
+                outputs = self.terms.opaque(
+                    "scan",
+                    (length, eqn.params["reverse"], len(body)),
+                    [*body, *known[n_consts:]],
+                    [var.aval for var in eqn.outvars],
+                )
+            for i, (after, var) in enumerate(zip(body, eqn.outvars, strict=True)):
+                if i >= n_carry and after.number is not None:
+                    outputs[i] = self.terms.like(after, var.aval)
+                elif i < n_carry and (after is state[i] or _same_number(after, state[i])):
                     outputs[i] = terms[n_consts + i]
             return outputs
 
-        results = self._evaluate(eqn, operands, function)
         if not longer:
-            return results
+            return self._evaluate(eqn, operands, function, True, self._still(eqn, operands))
+        results = self._evaluate(eqn, operands, function)
         leaves = frozenset(path for path in stacks if path)
         return [
             Value(
@@ -413,12 +515,109 @@ class TermReader:
             for i, value in enumerate(results)
         ]
 
-    def _stack(self, value: Value) -> str | None:
-        """Returns the path of the array that a loop runs over, if it is one."""
-        term = value.term
-        while term is not None and term.op == "convert_element_type":
-            term = term.operands[0]
-        return term.params if term is not None and term.op == "leaf" else None
+    def _still(self, eqn: Any, operands: Sequence[Value]) -> list[frozenset[tuple[str, Fill]]]:
+        """Returns how new arrays may be filled so that a loop makes nothing but zeros of zeros."""
+        ((jaxpr, closed_over),) = sub_programs(eqn)
+        n_consts, n_carry = scan_counts(eqn)
+        begin = [value.term for value in operands[n_consts:][:n_carry]]
+        if not any(v.leaves for v in operands) or not all(t and t.number == 0 for t in begin):
+            return []
+        arguments = self._variables(jaxpr.invars)
+        arguments[:n_consts] = operands[:n_consts]
+        for i, value in enumerate(operands[n_consts:], n_consts):
+            aval = jaxpr.invars[i].aval
+            zeros = [
+                replace(option, term=self.terms.like(option.term, aval))
+                for option in value.options
+                if option.term.number == 0
+            ]
+            if zeros or value.leaves:
+                arguments[i] = replace(value, options=tuple(zeros), path=None)
+        known, self._known = self._known, len(self.terms)
+        results = self.run(jaxpr, closed_over, arguments)
+        self._known = known
+        self._level -= 1
+        still = [
+            replace(value, options=tuple(o for o in value.options if o.term.number == 0))
+            for value in results
+        ]
+        return [fills for fills, _ in self.together(still)]
+
+    def _settled(
+        self,
+        jaxpr: Any,
+        consts: Sequence[Any],
+        arguments: list[Value],
+        first: int,
+        begin: Operands,
+    ) -> tuple[list[Term], list[Term]]:
+        """Returns the state of a loop before and after a step, with what holds in every step.
+
+        A zero stays a zero if a step makes it of itself, and bounds stay if a step keeps them.
+
+        Args:
+            jaxpr: the program of a step.
+            consts: its constants.
+            arguments: its arguments, those of the state to be replaced.
+            first: the first argument that is part of the state.
+            begin: the state at first.
+        """
+        places = range(first, first + len(begin))
+        for i, term in zip(places, begin, strict=True):
+            aval = jaxpr.invars[i].aval
+            if term is not None and term.number == 0 and jnp.issubdtype(aval.dtype, np.inexact):
+                arguments[i] = exactly(self.terms.like(term, aval))
+        while True:
+            before = [arguments[i].options[0].term for i in places]
+            after = [value.options[0].term for value in self.run(jaxpr, consts, arguments)]
+            for i, old, new in zip(places, before, after, strict=False):
+                if not _same_number(old, new):
+                    low = old.low if new.low >= old.low else -math.inf
+                    high = old.high if new.high <= old.high else math.inf
+                    place = (self._level, i)
+                    kept = self.terms.variable(place, jaxpr.invars[i].aval, low, high)
+                    arguments[i] = exactly(kept)
+            if all(arguments[i].options[0].term is old for i, old in zip(places, before)):
+                return before, after
+
+    def _old(self, term: Term) -> Term:
+        """Returns the old layers of a stack, perhaps converted."""
+        if term.op == "stack":
+            return self.terms.make("leaf", self._stacks[term.params].path, (), term)
+        return self.terms.make(term.op, term.params, [*map(self._old, term.operands)], term)
+
+    def _taken(self, eqn: Any, operands: Sequence[Value]) -> list[Value] | None:
+        """Returns what an equation takes of single layers of a stack, if it does just this."""
+        array = _array(operands[0]) if len(operands) == 1 else None
+        if array is None or (array.op == "leaf" and array.params not in self.terms.stacked):
+            return None
+        layers = _layers_taken(eqn)
+        if layers is None:
+            return None
+        term = operands[0].options[0].term
+        stack = self._stacks[array.params] if array.op == "stack" else None
+        if stack is None:
+            self.taken.add(array.params)
+        found = []
+        for layer, var in zip(layers, eqn.outvars, strict=True):
+            one = struct(eqn.invars[0].aval.shape[1:], var.aval.dtype)
+            number = layer if stack is None else stack.layers[layer]
+            if number < 0:
+                value = self.new(array.params, one, layer)
+            else:
+                whole = term if stack is None else self._old(term)
+                value = exactly(self.terms.make("layer", number, (whole,), one))
+            if eqn.primitive.name == "slice" and var.aval.shape[1:] != one.shape:
+                part = _part(eqn, one, struct(var.aval.shape[1:], var.aval.dtype))
+                (value,) = self._read(part, [value])
+            if var.aval.ndim == eqn.invars[0].aval.ndim:
+                options = (
+                    replace(option, term=self.terms.expanded(option.term, var.aval))
+                    for option in value.options
+                )
+                value = replace(value, options=tuple(options))
+            found.append(value)
+        return found
 
     def _idle_layers(
         self, eqn: Any, operands: list[Value], stacks: Sequence[str | None]
@@ -431,7 +630,7 @@ class TermReader:
         state = arguments[n_consts:][:n_carry]
         for i, path in enumerate(stacks):
             place = n_consts + n_carry + i
-            if path is not None and path in self._stacks:
+            if path is not None:
                 arguments[place] = self.new(path, jaxpr.invars[place].aval)
         # Whatever the new layer gets is something that the old program computes.
         known, self._known = self._known, len(self.terms)
@@ -445,6 +644,50 @@ class TermReader:
         return [fills for fills, _ in self.together(same)]
 
 
+def _same_number(one: Term, other: Term) -> bool:
+    """Whether all entries of two terms are known to be the same number."""
+    return one.number is not None and bool(one.number == other.number)
+
+
+def _array(value: Value) -> Term | None:
+    """Returns the term of an array of the network, of which a value is a conversion."""
+    term = value.term
+    while term is not None and term.op == "convert_element_type":
+        term = term.operands[0]
+    return term if term is not None and term.op in ("leaf", "stack") else None
+
+
+def _layers_taken(eqn: Any) -> Sequence[int] | None:
+    """Returns for each result of an equation of which entry along the first axis it is, or part.
+
+    Returns:
+        None if a result is something else.
+    """
+    name, p, shape = eqn.primitive.name, eqn.params, eqn.invars[0].aval.shape
+    if not shape:
+        return None
+    if name == "slice":
+        layer = p["start_indices"][0]
+        return [layer] if p["limit_indices"][0] == layer + 1 else None
+    if name == "squeeze":
+        return [0] if shape[0] == 1 and tuple(p["dimensions"]) == (0,) else None
+    is_each = name == "unstack" or (name == "split" and set(p["sizes"]) == {1})
+    return range(shape[0]) if is_each and p["axis"] == 0 else None
+
+
+def _part(eqn: Any, layer: Any, aval: Any) -> "_Equation":
+    """Returns what a slice of one layer of a stack takes of this layer."""
+    params = {name: value and value[1:] for name, value in eqn.params.items()}
+    return _Equation(eqn.primitive, [_Variable(layer)], [_Variable(aval)], params)
+
+
+@dataclass(frozen=True)
+class _Variable:
+    """A variable of an equation that no program has."""
+
+    aval: Any
+
+
 @dataclass(frozen=True)
 class _Equation:
     """As much of an equation as reading one of its results needs."""
@@ -452,6 +695,7 @@ class _Equation:
     primitive: Any
     invars: Sequence[Any]
     outvars: Sequence[Any]
+    params: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _merge(
@@ -461,7 +705,12 @@ def _merge(
     if not second or first >= second:
         return first
     union = first | second
-    return union if len({path for path, _ in union}) == len(union) else None
+    if len({path for path, _ in union}) == len(union):
+        return union
+    places = {(path, fill.entry) for path, fill in union}
+    whole = {path for path, entry in places if entry is None}
+    apart = whole.isdisjoint(path for path, entry in places if entry is not None)
+    return union if len(places) == len(union) and apart else None
 
 
 def _identities(shape: Sequence[int]) -> list[tuple[int, int]]:

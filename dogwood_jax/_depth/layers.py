@@ -19,10 +19,10 @@ from dogwood_jax._base.trees import (
     leaf_path,
     struct,
 )
-from dogwood_jax._depth.identity import Fill, TermReader, Value, exactly
+from dogwood_jax._depth.identity import Fill, Fills, Stack, TermReader, Value, exactly
 from dogwood_jax._depth.terms import Terms
 from dogwood_jax._growth.insertion import Insertion
-from dogwood_jax._growth.pairing import Pairing
+from dogwood_jax._growth.pairing import Pairing, split_number
 from dogwood_jax._program.program import Program
 from dogwood_jax._widths.trace import trace
 from dogwood_jax._widths.widths import Leaf
@@ -30,9 +30,12 @@ from dogwood_jax._widths.widths import Leaf
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
 Pairs = tuple[tuple[float, float, float], ...]  # two constants and their rounding error
 
-_ONE_BY_ONE = (
-    "widths grow, too: grow them first, or insert the layers first, each alone; if an array has an "
-    "entry for each layer, write an array for each layer instead"
+_ONE_BY_ONE = "widths grow, too: grow them first, or insert the layers first, each alone"
+
+
+_TO_THE_FRONT = (
+    "longer where they may have an entry for each layer; move it to the first axis, and let each "
+    "layer take its own from the array, as x[i]"
 )
 
 
@@ -95,7 +98,7 @@ def _proved(problem: "_Problem", rename: Mapping[str, str]) -> "_Proof":
     """Returns how the deeper network can compute what the old one does."""
     old, new = problem.old.shapes, problem.new.shapes
     pairing = Pairing(old, new, fits=problem.fits, rename=rename)
-    refusals, grows = list[str](), problem.wider
+    refusals, grows, inner = list[str](), problem.wider, list[str]()
     orders = problem.old.reading_order, problem.new.reading_order
     for places in pairing.candidates(*orders):
         proof = _Proof(problem, places)
@@ -103,11 +106,12 @@ def _proved(problem: "_Problem", rename: Mapping[str, str]) -> "_Proof":
             return proof
         refusals.append(proof.refusal)
         grows = grows and bool(problem.sizes(places))
+        inner = inner or problem.inner_stacks(places)
+    reasons = refusals[:1] or pairing.problems
+    if grows and refusals:
+        reasons = [*reasons, f"{', '.join(inner)}: {_TO_THE_FRONT}" if inner else _ONE_BY_ONE]
     raise ValueError(
-        listed(
-            "cannot show that the deeper network computes what the old one does",
-            (refusals[:1] or pairing.problems) + [_ONE_BY_ONE] * bool(grows and refusals),
-        )
+        listed("cannot show that the deeper network computes what the old one does", reasons)
     )
 
 
@@ -153,22 +157,30 @@ class _Problem:
 
     def __init__(self, old: _Network, new: _Network, wider: bool, interleave: bool = False) -> None:
         self.old, self.new, self.wider, self._interleave = old, new, wider, interleave
-        self._exact = _Old(old, Terms())
-        self._scanned = self._exact.scanned
+        self._stacked = frozenset(
+            path
+            for path, array in old.shapes.items()
+            if path in new.shapes and 0 < len(array.shape) == len(new.shapes[path].shape)
+            if array.shape[0] < new.shapes[path].shape[0]
+        )
+        self._exact = _Old(old, Terms(stacked=self._stacked))
+        self._counted = self._exact.scanned | self._exact.taken
 
     def terms(self, places: Mapping[str, str]) -> "_Old":
         """Returns the old network in terms that suit the pairs of arrays."""
         if not self.wider:
             return self._exact
         lengths = frozenset(self._exact.terms.integers)
-        return _Old(self.old, Terms(sized=False, sizes=self.sizes(places), lengths=lengths))
+        sizes = self.sizes(places)
+        terms = Terms(sized=False, sizes=sizes, lengths=lengths, stacked=self._stacked)
+        return _Old(self.old, terms)
 
     def fits(self, path: str, place: str) -> bool:
         """Whether an array of the deeper network can be this one of the old network."""
         old, new = self.old.shapes[path].shape, self.new.shapes[place].shape
         if len(old) != len(new):
             return False
-        start = 1 if path == place and path in self._scanned and old[0] <= new[0] else 0
+        start = 1 if path == place and path in self._counted and old[0] <= new[0] else 0
         pairs = list(zip(old, new, strict=True))[start:]
         return all(a <= b if self.wider else a == b for a, b in pairs)
 
@@ -184,20 +196,42 @@ class _Problem:
         dtypes |= {place: self.old.shapes[path].dtype for path, place in places.items()}
         return self.new.cast(dtypes)
 
-    def stacks(self, places: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
-        """Returns the old layer that each layer is, or -1, of stacks that have more layers now."""
-        found = {}
-        for path in self._scanned & places.keys():
+    def stacks(self, places: Mapping[str, str]) -> dict[str, Stack]:
+        """Returns the stacks that have more layers now, by their new paths."""
+        found, orders = {}, _orders(places, self.new.shapes)
+        for path in self._counted & places.keys():
             old, new = self.old.shapes[path].shape[0], self.new.shapes[places[path]].shape[0]
             if old < new:
-                found[path] = _order(old, new, self._interleave)
+                order = _order(old, new, self._interleave)
+                if path not in self._exact.scanned:
+                    order = orders.get((old, new), order)
+                found[places[path]] = Stack(path, order)
+        return found
+
+    def inner_stacks(self, places: Mapping[str, str]) -> list[str]:
+        """Returns the arrays that may have entries for layers along another axis than the first.
+
+        If more than they grow, there are none, because widths grow then.
+        """
+        counts = [(n, m) for n, m in _orders(places, self.new.shapes) if n < m]
+        found = []
+        for path, place in places.items():
+            old, new = self.old.shapes[path].shape, self.new.shapes[place].shape
+            grown = [(a, b) for a, b in zip(old, new, strict=True) if a < b]
+            if path in self._counted or not grown:
+                continue
+            if any(_numbered(path)) or old[0] < new[0]:
+                return []
+            if not all(any(a * m == b * n for n, m in counts) for a, b in grown):
+                return []
+            found.append(path)
         return found
 
     def sizes(self, places: Mapping[str, str]) -> frozenset[tuple[int, int]]:
         """Returns the lengths of the axes of old arrays that are longer now, before and after."""
         found: set[tuple[int, int]] = set()
         for path, place in places.items():
-            start = 1 if path in self._scanned else 0  # the first axis counts layers
+            start = 1 if path in self._counted else 0  # the first axis counts layers
             sizes = self.old.shapes[path].shape[start:], self.new.shapes[place].shape[start:]
             found |= {(a, b) for a, b in zip(*sizes, strict=True) if 0 < a < b}
         return frozenset(found)
@@ -212,13 +246,15 @@ class _Old:
         numbers: the constants in it, each with its relative rounding error.
         outputs: the terms of its outputs.
         scanned: paths of arrays that a loop runs over.
+        taken: paths of arrays of which single entries are taken.
     """
 
     def __init__(self, network: _Network, terms: Terms) -> None:
         reader = TermReader(terms)
         leaf = terms.make
         results = network.read(reader, lambda path, aval: exactly(leaf("leaf", path, (), aval)))
-        self.terms, self.known, self.scanned = terms, len(terms), reader.scanned
+        self.terms, self.known = terms, len(terms)
+        self.scanned, self.taken = reader.scanned, reader.taken
         self.numbers = dict(terms.numbers)
         terms.old_is_read = True
         self.outputs = {path: value.options[0].term for path, value in results.items()}
@@ -230,7 +266,7 @@ class _Proof:
     Attributes:
         places: new paths of the old arrays.
         new: the deeper network.
-        stacks: the old layer that each layer is, or -1, of stacks that have more layers now.
+        stacks: the stacks that have more layers now, by their new paths.
         fills: what new arrays must be filled with; all others are free.
         numbers: for each constant that only one of the networks has, the pairs to which it may
             belong: constants of both networks, in proportion to sizes.
@@ -241,7 +277,7 @@ class _Proof:
     def __init__(self, problem: _Problem, places: dict[str, str]) -> None:
         self.places = places
         self.stacks = problem.stacks(places)
-        self.fills: dict[str, Fill] = {}
+        self.fills: dict[tuple[str, int | None], Fill] = {}
         self.numbers: tuple[Pairs, ...] = ()
         self.kept: frozenset[float] = frozenset()
         self.refusal: str | None = None
@@ -260,26 +296,25 @@ class _Proof:
             self.refusal = self._explanation(reader)
             return
         for chosen, _ in sorted(worlds, key=lambda world: reader.cost(world[0])):
-            fills = {path: fill for path, fill in chosen if fill.kind != "open"}
+            fills = {(path, f.entry): f for path, f in chosen if f.kind != "open"}
             # The whole program is read again with these fills, now without any choice.
             _, found = self._read(fills)
             if all(self._as_expected(path, found).options for path in found):
                 self.fills, self.kept = fills, frozenset(self._same())
                 self.numbers = tuple(dict.fromkeys(self._differing()))
                 return
-        self.refusal = f"filling {', '.join(fills)} does not make the new layers do nothing"
+        paths = ", ".join(dict.fromkeys(path for path, _ in fills))
+        self.refusal = f"filling {paths} does not make the new layers do nothing"
 
-    def _read(self, fills: dict[str, Fill] | None) -> tuple[TermReader, dict[str, Value]]:
+    def _read(self, fills: Fills | None) -> tuple[TermReader, dict[str, Value]]:
         """Returns the outputs of the deeper network by their names in the old one."""
         sources = {place: path for path, place in self.places.items()}
         terms = self._old.terms
-        old_layers = {
-            path: [layers.index(i) for i in range(max(layers) + 1)]
-            for path, layers in self.stacks.items()
-        }
-        reader = TermReader(terms, known=self._old.known, stacks=old_layers, fills=fills)
+        reader = TermReader(terms, known=self._old.known, stacks=self.stacks, fills=fills)
 
         def leaf(path: str, aval: Any) -> Value:
+            if path in self.stacks:
+                return reader.stack(path, aval)
             if path in sources:
                 return exactly(terms.make("leaf", sources[path], (), aval))
             return reader.new(path, aval)
@@ -322,9 +357,15 @@ class _Proof:
 
     def _explanation(self, reader: TermReader) -> str:
         """Says in which layer the deeper network leaves what the old one computes."""
-        if reader.departures:
-            departure = reader.departures[0]
-            module = departure.leaf.rpartition("/")[0].removeprefix("params/") or departure.leaf
+        departure = reader.departures[0] if reader.departures else None
+        stranger, step = reader.stranger or ("", 0)
+        # Of layers that grow, too, the first thing that is unlike may lie before all new layers.
+        grows = bool(self._old.terms.sizes)
+        if stranger and (departure is None or (grows and step < departure.step)):
+            return f"{stranger} is applied where the old network does something else"
+        if departure:
+            module = departure.leaf.rpartition("/")[0]
+            module = departure.leaf if module in ("", "params") else module.removeprefix("params/")
             f = departure.operation
             if departure.first:
                 shape = self.new.shapes[departure.leaf].shape
@@ -335,8 +376,6 @@ class _Proof:
                 )
             inner = f"{f}(x)" if departure.before == f else "x"
             return f"{module}: {f} follows it, and {f}({inner}) is not {inner}"
-        if reader.strangers:
-            return f"{reader.strangers[0]} is applied where the old network does something else"
         return "they differ in more than layers that could be the identity"
 
 
@@ -354,15 +393,20 @@ def _described(
     for path, array in proof.new.shapes.items():
         insertion = Insertion(path, array.shape, str(array.dtype), "free")
         source = sources.get(path)
-        if source in proof.stacks:
-            insertion = replace(insertion, source=source, layers=proof.stacks[source])
+        if path in proof.stacks:
+            insertion = replace(insertion, source=source, layers=proof.stacks[path].layers)
         elif source is not None:
             if source != path:
                 found.append(replace(insertion, fill="moved", source=source))
             continue
-        if fill := proof.fills.get(path):
+        if fill := proof.fills.get((path, None)):
             kind: Any = fill.kind  # none is open any more
             insertion = replace(insertion, fill=kind, value=fill.value, axes=fill.axes)
+        elif any(of == path for of, _ in proof.fills):
+            size = math.prod(array.shape[1:] if path in proof.stacks else array.shape)
+            fills = [proof.fills.get((path, i), Fill("constant")) for i in range(size)]
+            values = tuple(fill.value for fill in fills)
+            insertion = replace(insertion, fill="constant", values=values)
         elif copy and (model := source or _model(path, problem.new.shapes, sources)):
             insertion = replace(insertion, fill="copy", source=model)
         found.append(insertion)
@@ -392,6 +436,41 @@ def _order(old: int, new: int, interleave: bool) -> tuple[int, ...]:
         return (*range(old), *[-1] * (new - old))
     places = {(i * new) // old: i for i in range(old)}
     return tuple(places.get(i, -1) for i in range(new))
+
+
+def _orders(
+    places: Mapping[str, str], new: Iterable[str]
+) -> dict[tuple[int, int], tuple[int, ...]]:
+    """Returns the orders that layers with numbered names have, by their numbers before and after.
+
+    Args:
+        places: new paths of the old arrays.
+        new: the new paths.
+    """
+    sources: dict[str, dict[int, int]] = {}
+    for path, place in places.items():
+        for (kind, number), (other, now) in zip(_numbered(path), _numbered(place), strict=False):
+            if kind == other:
+                sources.setdefault(kind, {})[now] = number
+    counted: dict[str, set[int]] = {}
+    for kind, number in itertools.chain.from_iterable(map(_numbered, new)):
+        counted.setdefault(kind, set()).add(number)
+    found: dict[tuple[int, int], tuple[int, ...]] = {}
+    for kind, its in sources.items():
+        old = sorted(its.values())
+        order = tuple(old.index(its[n]) if n in its else -1 for n in sorted(counted[kind]))
+        if [n for n in order if n >= 0] == [*range(len(old))]:
+            found.setdefault((len(old), len(order)), order)
+    return found
+
+
+def _numbered(path: str) -> Iterator[tuple[str, int]]:
+    """Yields the parts of a path that end in a number, as what is around it, and the number."""
+    parts = _split(path)
+    for i, part in enumerate(parts):
+        name, number = split_number(part)
+        if number is not None:
+            yield "/".join([*parts[:i], name]), number
 
 
 def _model(path: str, shapes: Shapes, sources: Mapping[str, str]) -> str | None:

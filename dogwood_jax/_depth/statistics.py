@@ -89,7 +89,7 @@ def with_statistics(
 
 def _norms(insertions: Sequence[Insertion]) -> dict[str, dict[str, Insertion]]:
     """Returns the arrays of inserted normalizations by the path of what may be the mean."""
-    constant = [i for i in insertions if i.fill == "constant" and not i.layers]
+    constant = [i for i in insertions if i.fill == "constant" and not (i.layers or i.values)]
     norms: dict[str, dict[str, Insertion]] = {}
     for mean in constant:
         # A module has its arrays under the same path, in Flax in each collection.

@@ -74,6 +74,7 @@ class Terms:
             rounding error, to be cleared by the caller.
         theirs: the constants of the other program, as far as they are known before it is read.
         is_unsure: whether a constant could be several of the old program's.
+        stacked: paths of arrays that may have an entry for each layer.
     """
 
     sized: bool = True
@@ -84,6 +85,7 @@ class Terms:
     numbers: dict[float, float] = field(default_factory=dict)
     theirs: frozenset[float] = frozenset()
     is_unsure: bool = False
+    stacked: frozenset[str] = frozenset()
     _table: dict[Any, Term] = field(default_factory=dict)
     _constants: dict[float, None] = field(default_factory=dict)
     _kept: list[Any] = field(default_factory=list)
@@ -122,6 +124,18 @@ class Terms:
             value = float(value)
         op = "written" if written else "number"
         return self.make(op, (type(value).__name__, value, str(aval.dtype)), (), aval, value)
+
+    def variable(
+        self, place: Any, aval: Any, low: float = -math.inf, high: float = math.inf
+    ) -> Term:
+        """Returns the term of something of which at most bounds are known, by its place."""
+        term = self.make("variable", (place, low, high), (), aval)
+        term.low, term.high = low, high
+        return term
+
+    def like(self, number: Term, aval: Any) -> Term:
+        """Returns the term of an array with the same number in all entries."""
+        return self.number(number.number, aval, written=_is_written(number))
 
     def constant(self, array: Any, aval: Any) -> Term:
         """Returns the term of a constant of a program."""
@@ -311,6 +325,14 @@ class Terms:
             return x
         return self.make("scaled", factor, (x,), aval)
 
+    def expanded(self, x: Term, aval: Any) -> Term:
+        """Returns a term with a first axis of size 1."""
+        if x.number is not None:
+            return self.number(x.number, aval)
+        if x.op == "open":
+            return x
+        return self.make("expanded", (), (x,), aval)
+
     def transpose(self, x: Term, permutation: Sequence[int], aval: Any) -> Term:
         """Returns a term with its axes in another order."""
         permutation = tuple(int(axis) for axis in permutation)
@@ -497,10 +519,20 @@ def _round(terms: Terms, eqn: Any, operands: Operands) -> Term | None:
 
 
 def _select(terms: Terms, eqn: Any, operands: Operands) -> Term | None:
-    _, first, *others = operands
+    which, first, *others = operands
     if first is not None and all(x is first for x in others):
         return first
-    return None
+    if which is None or which.number is None:
+        return None
+    return operands[1 + int(which.number)]
+
+
+def _equal(terms: Terms, eqn: Any, operands: Operands) -> Term | None:
+    """Compares a finite number with itself, as functions do that ask whether it is one."""
+    x, y = operands
+    if x is None or x is not y or not _is_real(x.number) or not math.isfinite(x.number):
+        return None
+    return terms.number(eqn.primitive.name == "eq", eqn.outvars[0].aval)
 
 
 def _scatter_add(terms: Terms, eqn: Any, operands: Operands) -> Term | None:
@@ -579,12 +611,14 @@ def _transpose(terms: Terms, eqn: Any, operands: Operands) -> Term | None:
 
 def _reshape(terms: Terms, eqn: Any, operands: Operands) -> Term | None:
     x, aval = operands[0], eqn.outvars[0].aval
+    if x is not None and x.op == "expanded" and eqn.params.get("dimensions") == (0,):
+        return x.operands[0]
     plain = len(operands) == 1 and eqn.params.get("dimensions") is None
     if eqn.primitive.name != "reshape":
         plain = math.prod(eqn.invars[0].aval.shape) == math.prod(aval.shape)
     if x is None or x.number is not None or x.op == "open" or not plain or not terms.sized:
         return None
-    if x.op == "reshape":
+    if x.op in ("reshape", "expanded"):
         x = x.operands[0]
     return x if x.shape == aval.shape else terms.make("reshape", tuple(aval.shape), (x,), aval)
 
@@ -619,6 +653,8 @@ _SIMPLIFY: dict[str, Rule] = {
     "floor": _round,
     "ceil": _round,
     "select_n": _select,
+    "eq": _equal,
+    "ne": _equal,
     "scatter-add": _scatter_add,
     "dot_general": _dot,
     "ragged_dot": _dot,

@@ -34,6 +34,8 @@ class Insertion:
             repeated along a new first axis; 0 for an array without such an axis.
         anew: the share of hidden units that are drawn anew in each expert.
         units: the axis of these units.
+        values: the constants of the entries of an array or of a layer, in their order, if they are
+            not all ``value``.
     """
 
     path: str
@@ -50,6 +52,7 @@ class Insertion:
     repeats: int = 0
     anew: float = 0.0
     units: int = 0
+    values: tuple[float, ...] = ()
 
     @property
     def old(self) -> str | None:
@@ -64,7 +67,7 @@ class Insertion:
 
     def __str__(self) -> str:
         fill = {
-            "constant": f"{self.value:.9g}",
+            "constant": ", ".join(f"{value:.9g}" for value in self.values or (self.value,)),
             "copy": f"copy of {self.source}",
             "moved": f"moved from {self.source}",
         }.get(self.fill, self.fill)

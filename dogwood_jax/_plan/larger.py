@@ -19,8 +19,8 @@ from dogwood_jax._plan.comparison import Comparison
 from dogwood_jax._plan.copies import Copies
 from dogwood_jax._plan.grown_sizes import GrownSizes
 from dogwood_jax._plan.target import sizes_of_target
-from dogwood_jax._widths.dims import LAYERS
-from dogwood_jax._widths.layout import Layout, Units
+from dogwood_jax._widths.dims import DROPPED, LAYERS
+from dogwood_jax._widths.layout import Layout, Product, Units, units_of
 from dogwood_jax._widths.trace import trace
 from dogwood_jax._widths.widths import Leaf, Widths
 from dogwood_jax.strategies import DepthStrategy
@@ -223,7 +223,7 @@ def _said(error: Exception, widths: Widths, shapes: Mapping[str, Any]) -> str:
 
 
 def is_deeper(widths: Widths, shapes: Mapping[str, Any]) -> bool:
-    """Whether the larger model has other arrays, or more entries where a loop counts layers."""
+    """Whether the larger model has other arrays, or more entries along an axis of layers."""
     known = {leaf.path: leaf for leaf in widths.leaves}
     if shapes.keys() != known.keys():
         return True
@@ -235,9 +235,11 @@ def is_deeper(widths: Widths, shapes: Mapping[str, Any]) -> bool:
 
 
 def _counts_layers(widths: Widths, leaf: Leaf) -> bool:
-    """Whether a loop over layers runs along the first axis of an array."""
-    first = leaf.axes[0] if leaf.axes else None
-    return isinstance(first, Units) and widths[first.width].fixed == LAYERS
+    """Whether the first axis of an array counts layers: by a loop, or each taken by its number."""
+    reasons = {widths[units.width].fixed for layout in leaf.axes[:1] for units in units_of(layout)}
+    if reasons == {LAYERS}:
+        return isinstance(leaf.axes[0], Units)
+    return reasons == {DROPPED} and not isinstance(leaf.axes[0], Product)
 
 
 def _same_widths(
