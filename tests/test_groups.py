@@ -51,15 +51,30 @@ def by_repeating(q: Any, k: Any, v: Any) -> Any:
 
 
 def as_gemma(q: Any, k: Any, v: Any) -> Any:
-    """Makes no groups where one head is shared by all, and ``einsum`` drops its axis."""
+    """Makes no groups where one head is shared by all or by none, and ``einsum`` drops its axis."""
     kv, heads = k.shape[2], q.shape[2]
-    if kv == 1:
+    if kv in (1, heads):
         scores = jnp.einsum("bthd,bshd->bths", q, k)
         return jnp.einsum("bths,bshd->bthd", jax.nn.softmax(scores), v)
     groups = (2, 5, kv, heads // kv, -1)
     scores = jnp.einsum("btkgd,bskd->btkgs", q.reshape(groups), k).reshape(2, 5, heads, 5)
     y = jnp.einsum("btkgs,bskd->btkgd", jax.nn.softmax(scores).reshape(groups), v)
     return y.reshape(2, 5, heads, -1)
+
+
+def without_axis(q: Any, k: Any, v: Any) -> Any:
+    """Has no axis of heads where one head is shared by all."""
+    if k.shape[2] > 1:
+        return by_groups(q, k, v, masked)
+    scores = jnp.einsum("bthd,bsd->bhts", q, k[:, :, 0]) / np.sqrt(DIM)
+    return jnp.einsum("bhts,bsd->bthd", jax.nn.softmax(masked(scores)[0]), v[:, :, 0])
+
+
+def heads_outside(q: Any, k: Any, v: Any) -> Any:
+    """Has the axis of keys' heads before the one of positions, and their groups behind it."""
+    q = q.reshape(2, 5, k.shape[2], -1, DIM)
+    scores = jnp.einsum("btkgd,bskd->bktgs", q, k) / np.sqrt(DIM)
+    return jnp.einsum("bktgs,bskd->btkgd", jax.nn.softmax(jnp.tanh(scores)), v)
 
 
 def halves_swapped(x: Any) -> Any:
@@ -91,10 +106,13 @@ EXACT = {
     ),
     "groups, heads apart": (by_groups, 2, 4, {"split": True}),
     "repeated": (by_repeating, 2, 4, {}),
+    "as Gemma, then one for each": (as_gemma, 2, HEADS, {"split": True}),
     "two layers": (by_groups, 2, 4, {"layers": 2}),
     "one head, masked": (lambda *qkv: by_groups(*qkv, masked), 1, 4, {}),
     "one head, as Gemma": (as_gemma, 1, 2, {"split": True, "layers": 2}),
     "one head, repeated": (by_repeating, 1, 4, {}),
+    "one head, repeated, then one for each": (by_repeating, 1, HEADS, {"split": True}),
+    "one head, without its axis": (without_axis, 1, 4, {}),
     "one head, then one for each": (lambda *qkv: by_groups(*qkv, masked), 1, HEADS, {}),
     "one head, as Gemma, then one for each": (as_gemma, 1, HEADS, {"split": True, "layers": 2}),
 }
@@ -181,15 +199,30 @@ REFUSED = {
     "keys centred": lambda q, k, v: by_groups(
         q, k, v, first=lambda k: k - k.mean(2, keepdims=True)
     ),
+    "a slope for each head of keys": lambda q, k, v: by_groups(
+        q, k, v, lambda s: masked(s * jnp.arange(1.0, s.shape[1] + 1).reshape(1, -1, 1, 1, 1))
+    ),
+    "keys in the place of queries, if there are as many": lambda q, k, v: by_repeating(
+        *((q, k, v) if k.shape[2] < HEADS else (k, q, v))
+    ),
+    "repeated keys in another order": lambda q, k, v: by_repeating(
+        q, jnp.repeat(k, HEADS // k.shape[2], axis=2)[:, :, ::-1], v
+    ),
+    "keys in turn": lambda q, k, v: by_repeating(
+        q, *(jnp.tile(y, (1, 1, HEADS // k.shape[2], 1)) for y in (k, v))
+    ),
 }
 
 
-FOR_EACH = ("a softmax over the group", "summed up over the group before", "keys mixed")
+SWAPPED = "keys in the place of queries, if there are as many"
+FOR_EACH = ("a softmax over the group", "summed up over the group before", "keys mixed", SWAPPED)
 
 
 @pytest.mark.parametrize(
     ("name", "kv", "larger"),
-    [(name, kv, 4) for name in REFUSED for kv in (1, 2)] + [(name, 1, HEADS) for name in FOR_EACH],
+    [(name, kv, 4) for name in REFUSED if name not in (SWAPPED, "keys in turn") for kv in (1, 2)]
+    + [(name, 1, HEADS) for name in FOR_EACH]
+    + [(name, 2, HEADS) for name in ("keys mixed", "keys in turn", SWAPPED)],
 )
 def test_heads_that_are_mixed_cannot_be_copied(name: str, kv: int, larger: int) -> None:
     widths = dw.trace(network(kv, REFUSED[name]), shapes_of(kv), X)
@@ -211,7 +244,13 @@ def any_heads(kv: int, heads: int, hidden: int = 3) -> Any:
 
 @pytest.mark.parametrize(
     ("old", "new", "copies"),
-    [((1, 4), (3, 9), 3), ((1, 3), (5, 5), 5), ((2, 4), (8, 8), 2), ((2, 8), (6, 12), 2)],
+    [
+        ((1, 4), (3, 9), 3),
+        ((1, 3), (5, 5), 5),
+        ((2, 4), (8, 8), 2),
+        ((2, 8), (6, 12), 2),
+        ((2, 6), (4, 8), 2),
+    ],
 )
 def test_more_query_heads_beside_copies(
     old: tuple[int, int], new: tuple[int, int], copies: int
@@ -222,9 +261,74 @@ def test_more_query_heads_beside_copies(
     assert f"is copied {copies} times" in growth.notes[0]
     variables = fill(small, 1)
     grown = dw.grow(variables, growth, key=jax.random.key(0))
-    assert jnp.shape(grown["q"]) == (6, new[1], DIM) and not grown["o"][old[1] :].any()
+    assert jnp.shape(grown["q"]) == (6, new[1], DIM) and grown["o"].any((1, 2)).sum() == old[1]
     outputs = of_any_heads(variables, X)
     np.testing.assert_allclose(of_any_heads(grown, X), outputs, rtol=1e-12)
+
+
+def fused(kv: int) -> tuple[Any, Callable[..., Any]]:
+    """One kernel makes queries, keys and values."""
+    sizes = HEADS * DIM, kv * DIM, kv * DIM
+
+    def apply(p: Any, x: Any) -> Any:
+        q, k, v = jnp.split(x @ p["qkv"], np.cumsum(sizes)[:-1].tolist(), axis=-1)
+        q, k, v = (y.reshape(2, 5, -1, DIM) for y in (q, k, v))
+        return by_groups(q, halves_swapped(k), v).reshape(2, 5, -1) @ p["o"]
+
+    return {"qkv": f64(6, sum(sizes)), "o": f64(HEADS * DIM, 6)}, apply
+
+
+def shared(kv: int) -> tuple[Any, Callable[..., Any]]:
+    """Another layer, with fewer query heads, reads the same keys and values."""
+    (shapes,) = shapes_of(kv)
+    more = {"q": f64(6, HEADS // 2 * DIM), "o": f64(HEADS // 2 * VALUE, 6)}
+
+    def apply(p: Any, x: Any) -> Any:
+        k, v = ((x @ p["first"][name]).reshape(2, 5, kv, -1) for name in "kv")
+        for layer in (p["first"], p["second"]):
+            q = (x @ layer["q"]).reshape(2, 5, -1, DIM)
+            x = x + by_groups(q, k, v).reshape(2, 5, -1) @ layer["o"]
+        return x
+
+    return {"first": shapes, "second": more}, apply
+
+
+@pytest.mark.parametrize("kv", [1, 2])
+@pytest.mark.parametrize("make", [fused, shared])
+def test_heads_beside_others_and_of_several_layers(make: Callable[..., Any], kv: int) -> None:
+    (shapes, small), (target, large) = make(kv), make(2 * kv)
+    growth = dw.plan(dw.trace(small, shapes, X), target=target, target_apply=large)
+    assert "is copied 2 times" in growth.notes[0]
+    variables = fill(shapes, 1)
+    outputs, new = small(variables, X), large(dw.grow(variables, growth), X)
+    np.testing.assert_allclose(new, outputs, rtol=0, atol=1e-12 * abs(outputs).max())
+
+
+def test_copies_that_query_heads_cannot_divide_are_told() -> None:
+    widths = dw.trace(of_any_heads, any_heads(2, 6), X)
+    with pytest.raises(ValueError, match="may have 6 heads of keys and values, not 3"):
+        dw.plan(widths, target=any_heads(3, 6), target_apply=of_any_heads)
+
+
+def test_what_keeps_heads_from_copies_is_told() -> None:
+    name = "a softmax over the group"
+    widths = dw.trace(network(2, REFUSED[name]), shapes_of(2), X)
+    with pytest.raises(ValueError, match=r"cannot be copied, because of 0\[groups\]: a maximum"):
+        dw.plan(widths, target=shapes_of(4), target_apply=network(4, REFUSED[name]))
+
+
+def test_query_heads_beside_their_keys_are_told() -> None:
+    def beside(kv: int) -> tuple[Any, Callable[..., Any]]:
+        def apply(p: Any, x: Any) -> Any:
+            y = (x @ p["qkv"]).reshape(2, 5, kv, -1, DIM)
+            q, k, v = y[..., :-2, :], y[..., -2, :], y[..., -1, :]
+            return by_groups(q.reshape(2, 5, HEADS, DIM), k, v).reshape(2, 5, -1) @ p["o"]
+
+        return {"qkv": f64(6, (HEADS + 2 * kv) * DIM), "o": f64(HEADS * DIM, 6)}, apply
+
+    (shapes, small), (target, large) = beside(2), beside(4)
+    with pytest.raises(ValueError, match="query heads lie beside their head of keys and values"):
+        dw.plan(dw.trace(small, shapes, X), target=target, target_apply=large)
 
 
 def test_heads_that_no_copies_make_up_are_added_in_two_growths() -> None:
@@ -245,7 +349,7 @@ def test_shapes_alone_name_the_way_out(kv: int) -> None:
 
 
 def test_one_head_becomes_one_for_each_query_head_in_two_growths() -> None:
-    one, two, all_ = (network(n, by_repeating) for n in (1, 2, HEADS))
+    one, two, all_ = (network(n, heads_outside) for n in (1, 2, HEADS))
     widths = dw.trace(one, shapes_of(1), X)
     with pytest.raises(ValueError, match="plan two growths, the first one with fewer of these"):
         dw.plan(widths, target=shapes_of(HEADS), target_apply=all_)

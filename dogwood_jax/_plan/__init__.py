@@ -23,6 +23,7 @@ comes a growth.
 | ``names`` | names of arrays that carry sizes, which look like new layers |
 | ``larger`` | the larger network's own program, where there is one |
 | ``groups`` | heads of keys and values that grow without more query heads |
+| ``apart`` | whether a program computes each head on its own, and what is the same for all heads |
 | ``between`` | old units at multiples of their places, with new units between them |
 | ``own_function`` | what the network's own function says of a growth, once it is planned |
 | ``fewer_layers`` | a deep network with fewer layers, to ask its own function at less cost |

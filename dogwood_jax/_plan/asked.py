@@ -13,6 +13,8 @@ from dogwood_jax._plan.groups import (
     Groups,
     divided,
     first_of_two,
+    interleaved_heads,
+    no_copies,
     single_heads_grow,
     split_groups,
     split_single_heads,
@@ -92,13 +94,19 @@ class Asked:
             if not self.named and not larger.insertions and counts_experts(before, larger.shapes):
                 yield _MORE_EXPERTS
             heads_differ = any({*pair} - {*self.sizes} for pair in divided(before).items())
-            unsplit = self.heads is None and single_heads_grow(before, larger.shapes)
+            unsplit = self.heads is None or not self.is_explained
+            unsplit = unsplit and single_heads_grow(before, larger)
+            shrinks = any(before[n].size > size for n, size in self.sizes.items() if n in before)
+            if not self.is_explained or shrinks:
+                yield from interleaved_heads(before, larger)
             if larger.widths is None and (unsplit or (heads_differ and not self.is_explained)):
                 yield _MORE_HEADS
             elif larger.widths is not None and unsplit:
                 yield HEADS_FOR_EACH
             if larger.widths is not None and (between := first_of_two(before, larger)):
                 yield _HEADS_IN_TWO.format(between)
+            elif larger.widths is not None and self.heads is None:
+                yield from no_copies(before, larger)
             if larger.insertions and (larger.numbers or self._meets_numbers):
                 yield _EACH_ALONE
             unread = larger.widths is None and before.network is not None

@@ -17,13 +17,14 @@ import numpy as np
 
 from dogwood_jax._growth.growth import Change
 from dogwood_jax._growth.leaf_map import old_places
+from dogwood_jax._plan.apart import NO_SINGLE_HEADS, SingleHeads
 from dogwood_jax._plan.grown_sizes import GrownSizes
 from dogwood_jax._plan.parameters import differing
 from dogwood_jax._plan.tables import SpreadTables
 from dogwood_jax._program.moves import KEEP_ORDER
 from dogwood_jax._program.program import scan_counts
 from dogwood_jax._widths.contractions import FactorsOf, contractions_of
-from dogwood_jax._widths.dims import Dim, atoms, factors, parts_of, pieces
+from dogwood_jax._widths.dims import Dim, factors, parts_of, pieces
 from dogwood_jax._widths.positions import are_small, moved
 from dogwood_jax._widths.scales import suspicion, to_blame
 from dogwood_jax._widths.values import Degree, Step, Table, Trace, Value
@@ -32,6 +33,8 @@ from dogwood_jax._widths.values import Degree, Step, Table, Trace, Value
 _QUIET = KEEP_ORDER | {"convert_element_type", "copy", "stop_gradient"}
 # Operations whose operands may change places.
 _COMMUTATIVE = frozenset("add add_any mul max min and or xor eq ne dot_general".split())
+# Parameters that name axes.
+_AXES = frozenset("axes axis dimension dimensions".split())
 Degrees = Mapping[int, Degree]
 
 # Operations behind which it is still known what a value was multiplied by.
@@ -85,10 +88,7 @@ class Comparison:
         grown: the sizes that dimensions of the network should have in the larger one.
         dispatch: the network's steps that take tokens to experts, if the larger network has more
             experts. Numbers there are positions, which follow from sizes.
-        divided: dimensions of the larger program that are query heads sharing a head of keys and
-            values, each with the dimension of these heads, where they copy a single one. If each
-            query head has a copy of its own, both are the same dimension.
-        copied: the larger program's arrays that hold copies of a single head.
+        single: single heads of keys and values that are copied.
 
     Attributes:
         sizes: where arrays of the larger network have other sizes than they should, and the
@@ -112,12 +112,9 @@ class Comparison:
         larger: Trace,
         grown: GrownSizes,
         dispatch: Collection[int] = (),
-        divided: Mapping[Dim, Dim] = MappingProxyType({}),
-        copied: Collection[Value] = (),
+        single: SingleHeads = NO_SINGLE_HEADS,
     ) -> None:
-        self._grown, self._divided = grown, divided
-        for_each = frozenset(heads for group, heads in divided.items() if heads is group)
-        self._single = _made_of(copied, larger.steps, for_each) if for_each else frozenset()
+        self._grown, self._single = grown, single
         self._trace, self._larger = trace, larger
         self._spread = SpreadTables(trace, larger, grown)
         self._scaled: list[tuple[str, Value, Value]] = []
@@ -135,9 +132,11 @@ class Comparison:
         self.factors: dict[int, tuple[float, float]] = {}
         # Programs have other operations on axes of size 1 than on longer axes. Then axes of size 1
         # do not count in contractions, and other axes may be cut and joined there.
-        self._is_loose = bool(divided) or any(b == 1 != after for b, after in grown.lengths)
-        self._counts_ones = not for_each  # which may be on either side of the axis of heads
-        one = self._outline(trace, self._old_factors, lambda x: tuple(map(grown, x.dims)))
+        self._is_loose = bool(single.divided) or any((b == 1) != (a == 1) for b, a in grown.lengths)
+        self._counts_ones = (
+            not single.divided
+        )  # a single head may have no axis, or one at other places
+        one = self._outline(trace, self._old_factors, self._expected)
         other = self._outline(larger, self._new_factors, self._lengths)
         self.is_in_step = list(map(_kind, one)) == list(map(_kind, other))
         if self.is_in_step:
@@ -389,8 +388,7 @@ class Comparison:
 
     def _compare_sizes(self, step: Step, its: Step, old: Value, new: Value) -> None:
         before = tuple(dim.size for dim in old.dims)
-        expected = tuple(map(self._grown, old.dims))
-        found = self._lengths(new)
+        expected, found = self._expected(old), self._lengths(new)
         is_same = expected == found
         is_loose = self._is_loose and step.name in ("dot_general", "transpose")
         if is_loose or not self._counts_ones:
@@ -419,22 +417,53 @@ class Comparison:
 
     def _parameters(self, old: Step, new: Step) -> Iterator[tuple[str, Any, Any]]:
         """Yields parameters of a step that must be equal."""
-        yield from differing(old.params, new.params)
+        params = old.params, new.params
+        if not self._counts_ones:
+            params = _among_long(old, self._expected), _among_long(new, self._lengths)
+        yield from differing(*params)
         if old.name == "scan":
             eqns = (old, new)
             if all(len(s.operands) == sum(scan_counts(s)) for s in eqns):
                 yield "length", old.params["length"], new.params["length"]
         if old.name == "slice":
-            (x,) = old.operands
-            starts = old.params["start_indices"], new.params["start_indices"]
-            dims = x.dims, new.operands[0].dims
-            for dim, its, a, b in zip(*dims, *starts, strict=True):
-                yield "start", _start(dim, a, self._grown), _start(its, b, self._length)
+            (x,), (y,) = old.operands, new.operands
+            one = self._starts(old, self._expected(x), self._grown)
+            is_single = id(y) in self._single.copied
+            other = self._starts(new, self._lengths(y), lambda dim: self._length(dim, is_single))
+            for a, b in zip(one, other, strict=False):
+                yield "start", a, b
+
+    def _starts(
+        self, step: Step, shape: Sequence[int], length: Callable[[Dim], int]
+    ) -> Iterator[int]:
+        """Yields where a slice starts in the larger network, without axes that do not count."""
+        (value,), starts = step.operands, step.params["start_indices"]
+        for dim, start, size in zip(value.dims, starts, shape, strict=True):
+            if self._counts_ones or size != 1:
+                yield _start(dim, start, length)
+
+    def _expected(self, value: Value) -> tuple[int, ...]:
+        """Returns the shape that an array of the network has in the larger one.
+
+        Where a single head is repeated, all its copies count as 1.
+        """
+        if id(value) not in self._single.repeated:
+            return tuple(map(self._grown, value.dims))
+        return tuple(prod(size for _, size in axis) for axis in self._unrepeated(value))
+
+    def _unrepeated(self, value: Value) -> Iterator[list[tuple[Dim, int]]]:
+        """Yields what each axis of an array is made of, with sizes as in ``_expected``."""
+        axes = [[factor.root for factor in factors(dim)] for dim in value.dims]
+        every = Counter(factor for axis in axes for factor in axis)
+        ones = {f for f in self._single.heads if every[f] == 1}
+        if id(value) not in self._single.repeated:
+            ones = set()
+        for axis in axes:
+            yield [(factor, 1 if factor in ones else self._grown(factor)) for factor in axis]
 
     def _old_factors(self, value: Value) -> list[list[Dim]]:
         """Returns what each axis of an array of the network is made of, without sizes of 1."""
-        axes = ([factor.root for factor in factors(dim)] for dim in value.dims)
-        return [[factor for factor in axis if self._grown(factor) != 1] for axis in axes]
+        return [[f for f, size in axis if size != 1] for axis in self._unrepeated(value)]
 
     def _new_factors(self, value: Value) -> list[list[Dim]]:
         """Returns the same for an array of the larger program, see ``_lengths``."""
@@ -445,23 +474,24 @@ class Comparison:
 
         Heads that copy a single one count as 1, and all query heads as one dimension.
         """
-        if not self._divided:
+        if not self._single.divided:
             return tuple(dim.size for dim in value.dims)
         return tuple(prod(length for _, length in axis) for axis in self._undivided(value))
 
     def _undivided(self, value: Value) -> Iterator[list[tuple[Dim, int]]]:
         """Yields what each axis of an array is made of, with lengths as in ``_lengths``."""
-        return self._factors(value.dims, id(value) in self._single)
+        return self._factors(value.dims, id(value) in self._single.copied)
 
     def _factors(self, dims: Sequence[Dim], is_single: bool) -> Iterator[list[tuple[Dim, int]]]:
         """Yields the same for dimensions; ``is_single``: whether they are made of copies alone."""
         axes = [[factor.root for factor in factors(dim)] for dim in dims]
         every = Counter(factor for axis in axes for factor in axis)
-        copies = {*self._divided.values()}
+        divided = self._single.divided
+        copies = {*divided.values()}
         for axis in axes:
             found = []
             for before, factor in zip((None, *axis), axis, strict=False):
-                length, heads = factor.size, self._divided.get(factor)
+                length, heads = factor.size, divided.get(factor)
                 if heads is factor and not is_single:
                     pass  # query heads, which are no copies
                 elif factor in copies or heads is not None:
@@ -475,14 +505,14 @@ class Comparison:
                     else:
                         length = 1 if heads in (None, factor) else length * heads.size
                 elif factor.kind:
-                    length = sum(map(self._length, pieces(factor)))
+                    length = sum(self._length(piece, is_single) for piece in pieces(factor))
                 found.append((factor, length))
             yield found
 
-    def _length(self, dim: Dim) -> int:
-        if not self._divided:
+    def _length(self, dim: Dim, is_single: bool = False) -> int:
+        if not self._single.divided:
             return dim.size
-        (axis,) = self._factors((dim,), False)
+        (axis,) = self._factors((dim,), is_single)
         return prod(length for _, length in axis)
 
     def _is_same(self, step: Step, a: Value, b: Value) -> bool:
@@ -590,29 +620,6 @@ class Comparison:
             self.values["it computes with other arrays"] = None
 
 
-def _made_of(
-    copied: Iterable[Value], steps: Sequence[Step], heads: Collection[Dim]
-) -> frozenset[int]:
-    """Returns the values that are the same for all heads, because arrays of copies alone make them.
-
-    Args:
-        copied: the arrays of copies.
-        steps: the program.
-        heads: the dimensions of heads.
-    """
-
-    def has_heads(value: Value) -> bool:
-        return any(atom in heads for dim in value.dims for atom in atoms(dim))
-
-    found = {id(value) for value in copied}
-    for step in steps:
-        along = [value for value in step.operands if has_heads(value)]
-        # What a loop changes is no copy.
-        if along and step.name != "enter" and all(id(value) in found for value in along):
-            found.update(id(value) for value in step.results)
-    return frozenset(found)
-
-
 def _repeated(
     before: Sequence[int], after: Sequence[int], axes: Sequence[int]
 ) -> tuple[int, ...] | None:
@@ -624,6 +631,24 @@ def _repeated(
 
 def _without_ones(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(size for size in shape if size != 1)
+
+
+def _among_long(step: Step, shape_of: Callable[[Value], tuple[int, ...]]) -> dict[str, Any]:
+    """Returns the parameters of a step, with axes counted as if there were none of size 1."""
+    joins = step.name in ("concatenate", "iota", "stack")
+    shape = shape_of((step.results if joins or not step.operands else step.operands)[0])
+    long = [axis for axis, size in enumerate(shape) if size != 1]
+    params = dict(step.params)
+    is_contraction = step.name in ("dot_general", "transpose")  # which has labels for axes
+    for key in () if is_contraction else _AXES & params.keys():
+        axes = params[key]
+        if isinstance(axes, tuple):
+            params[key] = tuple(long.index(axis) for axis in axes if axis in long)
+        elif isinstance(axes, int):
+            params[key] = long.index(axes) if axes in long else -1
+    if isinstance(strides := params.get("strides"), tuple):
+        params["strides"] = tuple(strides[axis] for axis in long)
+    return params
 
 
 def _start(dim: Dim, start: int, length: Callable[[Dim], int]) -> int:

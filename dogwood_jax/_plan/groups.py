@@ -3,32 +3,24 @@
 In grouped-query attention, several query heads share a head of keys and values. If the larger model
 has smaller groups, every head of keys and values is copied, and the query heads of its group are
 divided among the copies. Arrays of queries stay as they are. The copies are a width of their own,
-of size 1 before. There may be new heads of all kinds, too, with as many copies of each.
+of size 1 before. There may be new heads of all kinds, too, with as many copies of each. Where
+several layers read the same keys and values, the query heads of each layer are divided.
 
 In multi-query attention, one head of keys and values serves all query heads. An axis of size 1 is
 no width, so ``split_single_heads`` looks where the larger model's program has it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice, pairwise
 from typing import Any, NamedTuple
 
+from dogwood_jax._plan.apart import are_apart
 from dogwood_jax._plan.grown_sizes import GrownSizes
 from dogwood_jax._plan.larger import Larger
-from dogwood_jax._program.elementwise import ELEMENTWISE
-from dogwood_jax._program.moves import KEEP_ENTRIES
-from dogwood_jax._widths.dims import Dim, atoms
 from dogwood_jax._widths.layout import Concat, Layout, Product, Units, units_of
 from dogwood_jax._widths.reasons import kind_of
-from dogwood_jax._widths.values import Step
-from dogwood_jax._widths.widths import Facts, Widths
-
-# Operations that compute each entry from entries at the same places, or hand values on.
-_APART = KEEP_ENTRIES | frozenset(
-    ("reduce_precision", "scan", "while", "cond", "enter", "close", *ELEMENTWISE)
-)
-# Operations that cut or join along axes of which they change the size.
-_ALONG_OTHERS = frozenset("slice dynamic_slice dynamic_update_slice split pad concatenate".split())
+from dogwood_jax._widths.widths import Facts, Leaf, Widths
 
 
 class Split(NamedTuple):
@@ -36,20 +28,22 @@ class Split(NamedTuple):
 
     Attributes:
         heads: name of their width; in the larger model, if there is one head.
-        group: name of the width of query heads that share one of them, likewise; ``heads`` if each
-            has one of its own.
         before: how many heads there are.
         times: how often each is copied.
         after: how many heads the larger model has, copies and new ones.
-        sharing: how many query heads share one of them; 0 if there is one head.
+        sharing: how many query heads share one of them, by the name of their width; empty if there
+            is one head.
+        served: how many query heads all copies of one serve, likewise, more if some are new. If
+            there is one head, names are of the larger model, and numbers are 0; it is ``heads`` if
+            each query head has a copy of its own.
     """
 
     heads: str
-    group: str
     before: int
     times: int
     after: int
-    sharing: int = 0
+    sharing: Mapping[str, int]
+    served: Mapping[str, int]
 
     @property
     def copies(self) -> str:
@@ -85,7 +79,9 @@ class Groups:
     def notes(self) -> Iterator[str]:
         """Yields what becomes of the heads."""
         for split in self.splits:
-            each, sharing = ("each", f"the {split.sharing}") if split.sharing else ("one", "all")
+            each, sharing = "one", "all"
+            if split.before > 1:
+                each, sharing = "each", f"the {_either(split.sharing.values())}"
             yield (
                 f"{split.heads}: {each} is copied {split.times} times, and {sharing} query heads "
                 "that shared it are divided among the copies"
@@ -103,20 +99,24 @@ class Groups:
     @property
     def divided(self) -> dict[str, str]:
         """What was a single head in the network, by names in the larger model, see ``Split``."""
-        return {split.group: split.heads for split in self.splits if split.before == 1}
+        return {
+            group: split.heads
+            for split in self.splits
+            if split.before == 1
+            for group in split.served
+        }
 
     @property
     def is_for_each(self) -> bool:
         """Whether each query head has a copy of a single head."""
-        return any(split.before == 1 and split.group == split.heads for split in self.splits)
+        return any(group == heads for group, heads in self.divided.items())
 
     def asked(self, sizes: Mapping[str, int]) -> dict[str, int]:
         """Returns the sizes that are asked for, with copies in the place of more heads."""
         known = {name: size for name, size in sizes.items() if name in self.widths}
         for split in self.splits:
             if split.before > 1:
-                known[split.heads] = split.after // split.times
-                known[split.group] = split.sharing
+                known |= {split.heads: split.after // split.times, **split.served}
         return {**known, **self.copies}
 
     def sizes_in_program(self, sizes: Mapping[str, int]) -> dict[str, int]:
@@ -125,7 +125,7 @@ class Groups:
         for split in self.splits:
             if split.before > 1:
                 found[split.heads] = split.after
-                found[split.group] = split.sharing // split.times
+                found |= {group: size // split.times for group, size in split.served.items()}
         return found
 
 
@@ -138,15 +138,65 @@ def split_groups(widths: Widths, larger: Larger, found: Groups | None = None) ->
         found: the single heads that are copied, if there are any.
     """
     splits, wider = ((), widths) if found is None else (found.splits, found.widths)
-    for group, heads in divided(widths).items():
-        before, sharing = widths[heads].size, widths[group].size
-        after = larger.sizes.get(heads, 0)
+    for heads, groups in _by_heads(divided(widths)).items():
+        before, after = widths[heads].size, larger.sizes.get(heads, 0)
+        sharing = {group: widths[group].size for group in groups}
         # If a head serves a single query head, the larger model has no width of these.
-        times, rest = divmod(sharing, larger.sizes.get(group, 1))
-        if not rest and times > 1 and not after % times and after >= before * times:
-            splits += (Split(heads, group, before, times, after, sharing),)
+        new = {group: larger.sizes.get(group, 1) for group in groups}
+        least = max(-(-size // new[group]) for group, size in sharing.items())
+        ways = range(least, after // before + 1) if least > 1 else ()
+        if times := next((n for n in ways if not after % n), 0):
+            served = {group: size * times for group, size in new.items()}
+            splits += (Split(heads, before, times, after, sharing, served),)
             wider = _with_copies(wider, splits[-1])
     return Groups(widths, splits, wider) if splits else None
+
+
+def no_copies(widths: Widths, larger: Larger) -> Iterator[str]:
+    """Yields why heads of keys and values are no copies, though fewer query heads share one.
+
+    Args:
+        widths: the network's widths.
+        larger: the larger model, whose program says how many heads it has.
+    """
+    are_apart = divided(widths)
+    for heads, groups in _by_heads(_dividing(widths)).items():
+        before, after = widths[heads].size, larger.sizes.get(heads, 0)
+        sharing = {group: widths[group].size for group in groups}
+        if after <= before or not any(larger.sizes.get(g, 1) < n for g, n in sharing.items()):
+            continue
+        if not are_apart.keys() >= sharing.keys():
+            reasons = [
+                f"{name}: {'; '.join(hazards)}"
+                for name in (heads, *groups)
+                if (hazards := _hazards(widths, name))
+            ]
+            why = f"of {', '.join(reasons)}" if reasons else "query heads are not computed apart"
+            yield f"{heads}: heads of keys and values cannot be copied, because {why}"
+            continue
+        fit = [n for n in range(2, min(sharing.values()) + 1) if _all_divide(n, sharing)]
+        yield (
+            f"{heads}: {_either(sharing.values())} query heads share each of {before} heads of "
+            f"keys and values, and copies divide them evenly: for the query heads of today, "
+            f"the larger model may have {_either(before * n for n in fit)} heads of keys and "
+            f"values, not {after}"
+        )
+
+
+def _hazards(widths: Widths, name: str) -> list[str]:
+    """Returns what speaks against copies of heads.
+
+    A number that only looks computed from a size is compared with the larger model's.
+    """
+    return [hazard for hazard in widths[name].hazards if kind_of(hazard) != "suspicion"]
+
+
+def _all_divide(times: int, sharing: Mapping[str, int]) -> bool:
+    return not any(size % times for size in sharing.values())
+
+
+def _either(numbers: Iterable[int]) -> str:
+    return " or ".join(map(str, dict.fromkeys(numbers)))
 
 
 def first_of_two(widths: Widths, larger: Larger) -> int | None:
@@ -158,13 +208,15 @@ def first_of_two(widths: Widths, larger: Larger) -> int | None:
         widths: the network's widths.
         larger: the larger model, whose program says how many heads it has.
     """
-    for group, heads in divided(widths).items():
-        before, sharing = widths[heads].size, widths[group].size
-        after, sharing_after = larger.sizes.get(heads, 0), larger.sizes.get(group, 1)
-        for times in range(2, sharing + 1) if sharing_after < sharing else ():
-            if not sharing % times and before * times <= after:
-                if sharing // times <= sharing_after:
-                    return before * times
+    for heads, groups in _by_heads(divided(widths)).items():
+        before, after = widths[heads].size, larger.sizes.get(heads, 0)
+        sharing = [(widths[group].size, larger.sizes.get(group, 1)) for group in groups]
+        if all(their_own >= own for own, their_own in sharing):
+            continue
+        for times in range(2, min(own for own, _ in sharing) + 1):
+            fits = all(not own % times and own // times <= new for own, new in sharing)
+            if fits and before * times <= after:
+                return before * times
     return None
 
 
@@ -190,7 +242,10 @@ def split_single_heads(widths: Widths, larger: Larger) -> Groups | None:
     if not found:
         return None
     sizes = larger.widths.sizes
-    splits = tuple(Split(h, group, 1, sizes[h], sizes[h]) for group, h in found.items())
+    splits = tuple(
+        Split(heads, 1, sizes[heads], sizes[heads], {}, dict.fromkeys(groups, 0))
+        for heads, groups in _by_heads(found).items()
+    )
     return Groups(widths, splits, _Single(widths, larger.widths, found, moved).wider(splits))
 
 
@@ -214,13 +269,15 @@ def _for_each(widths: Widths, larger: Larger, moved: Mapping[str, str]) -> Itera
             yield heads
 
 
-def single_heads_grow(widths: Widths, shapes: Mapping[str, Any]) -> bool:
+def single_heads_grow(widths: Widths, larger: Larger) -> bool:
     """Whether keys or values of a network with one head of them for all queries become longer.
 
     Args:
         widths: the network's widths.
-        shapes: the shapes of its arrays in a larger model, by path.
+        larger: the larger model.
     """
+    shapes = larger.shapes
+    its = {} if larger.widths is None else {leaf.path: leaf for leaf in larger.widths.leaves}
     leaves = {leaf.path: leaf for leaf in widths.leaves}
     beside = {leaf.path for leaf in leaves.values() if any(map(_counts_heads, leaf.axes))}
     for width in widths.values():
@@ -228,11 +285,62 @@ def single_heads_grow(widths: Widths, shapes: Mapping[str, Any]) -> bool:
         if not (width.name.endswith("[head_dim]") and made & beside):
             continue
         for path in made - beside:
-            shape = shapes[path].shape if path in shapes else ()
-            for axis, old, new in zip(leaves[path].axes, leaves[path].shape, shape, strict=False):
+            leaf = leaves[path]
+            for axis, old, new in zip(leaf.axes, leaf.shape, _shape(shapes, leaf), strict=False):
                 if new > old and (old == 1 or width.name in {u.width for u in units_of(axis)}):
                     return True
-    return False
+    return any(
+        new > old and _holds_single_heads(axis) and isinstance(new_axis, Concat)
+        for leaf in leaves.values()
+        for axis, new_axis, old, new in zip(
+            leaf.axes,
+            its.get(leaf.path, leaf).axes,
+            leaf.shape,
+            _shape(shapes, leaf),
+            strict=False,
+        )
+    )
+
+
+def interleaved_heads(widths: Widths, larger: Larger) -> Iterator[str]:
+    """Yields axes on which query heads lie beside their head of keys and values, and get longer.
+
+    Args:
+        widths: the network's widths.
+        larger: the larger model.
+    """
+    shapes = {leaf.path: leaf.shape for leaf in widths.leaves}
+    found: dict[str, str] = {}
+    for leaf in (*widths.leaves, *(larger.widths.leaves if larger.widths else ())):
+        axes = zip(leaf.axes, shapes.get(leaf.path, ()), _shape(larger.shapes, leaf), strict=False)
+        for number, (axis, old, new) in enumerate(axes):
+            parts = axis.parts if isinstance(axis, Product) else ()
+            for heads, inner in pairwise(parts) if new > old else ():
+                labels = {units.width.rpartition("[")[2] for units in units_of(inner)}
+                if isinstance(heads, Units) and isinstance(inner, Concat) and "groups]" in labels:
+                    found.setdefault(f"{leaf.path}[{number}]", str(axis))
+    for place, layout in found.items():
+        yield (
+            f"{place}: query heads lie beside their head of keys and values, {layout}, and copies "
+            "of it would come between them: heads of keys and values are copied only where "
+            "queries, keys and values are arrays of their own or blocks of one, as q | k | v"
+        )
+
+
+def _shape(shapes: Mapping[str, Any], leaf: Leaf) -> tuple[int, ...]:
+    return tuple(shapes[leaf.path].shape) if leaf.path in shapes else ()
+
+
+def _holds_single_heads(layout: Layout) -> bool:
+    """Whether an axis holds queries of several heads beside keys or values of a single one."""
+    parts = layout.parts if isinstance(layout, Concat) else ()
+    dims = {u.width for part in parts if _counts_heads(part) for u in units_of(part)}
+    return any(
+        units.width in dims and units.width.endswith("[head_dim]")
+        for part in parts
+        if not _counts_heads(part)
+        for units in units_of(part)
+    )
 
 
 def _counts_heads(layout: Layout) -> bool:
@@ -253,16 +361,20 @@ def _apart(widths: Widths, dividing: Mapping[str, str]) -> dict[str, str]:
         return {}
     dims = {name: dim for dim, name in GrownSizes(widths, {}).names.items()}
     steps = widths.network.traced.trace.steps
-    return {
-        group: heads
-        for group, heads in dividing.items()
-        # A number that only looks computed from a size is compared with the larger model's.
-        if all(
-            kind_of(hazard) == "suspicion"
-            for hazard in (*widths[heads].hazards, *widths[group].hazards)
-        )
-        and _are_apart(steps, dims[heads], dims[group])
-    }
+    found: dict[str, str] = {}
+    for heads, groups in _by_heads(dividing).items():
+        if not any(_hazards(widths, name) for name in (heads, *groups)):
+            if are_apart(steps, dims[heads], {dims[group] for group in groups}):
+                found |= dict.fromkeys(groups, heads)
+    return found
+
+
+def _by_heads(divided: Mapping[str, str]) -> dict[str, list[str]]:
+    """Returns the widths of query heads that share a head, by the width of these heads."""
+    found: dict[str, list[str]] = {}
+    for group, heads in divided.items():
+        found.setdefault(heads, []).append(group)
+    return found
 
 
 class _Place(NamedTuple):
@@ -297,11 +409,12 @@ def _dividing(widths: Widths) -> dict[str, str]:
     found = {}
     for group, along in places.items():
         heads, *others = {place.before for place in along}
-        if heads is None or others or widths[heads].fixed or widths[group].fixed:
-            continue
-        own = [place for place in places[heads] if place.after != group]
-        if own and all(place.units.role == "incoming" for place in own):
+        if heads is not None and not (others or widths[heads].fixed or widths[group].fixed):
             found[group] = heads
+    for heads, groups in _by_heads(found).items():
+        own = [place for place in places[heads] if place.after not in groups]
+        if not own or any(place.units.role != "incoming" for place in own):
+            found = {group: other for group, other in found.items() if other != heads}
     return found
 
 
@@ -358,14 +471,35 @@ class _Single:
             if heads in self._heads and self._dividing.get(place.after or "") != heads:
                 yield place.units
 
+    def _as_in(self, layout: Concat, its: Concat) -> Sequence[Layout]:
+        """Returns the parts of a layout, joined where a part of the larger model's has several.
+
+        Halves of a single head's keys beside its values are ``a | b | c``, and ``heads * (a | b) |
+        heads * c`` where there are several heads.
+        """
+        counts = [
+            len(part.parts[-1].parts)
+            if isinstance(part, Product)
+            and isinstance(part.parts[-1], Concat)
+            and len(part.parts) == 1 + len([*self._own(part)])
+            else 1
+            for part in its.parts
+        ]
+        if len(layout.parts) == len(counts) or len(layout.parts) != sum(counts):
+            return layout.parts
+        parts = iter(layout.parts)
+        taken = ([*islice(parts, count)] for count in counts)
+        return [Concat(tuple(several)) if len(several) > 1 else several[0] for several in taken]
+
     def _joined(self, layout: Layout, its: Layout) -> Layout:
         """Returns a layout with heads in the places where the larger model has them."""
         own = [units.width for units in self._own(its)]
         if not own:
             return layout
         if isinstance(its, Concat) and isinstance(layout, Concat):
-            if len(its.parts) == len(layout.parts):
-                return Concat(tuple(map(self._joined, layout.parts, its.parts)))
+            parts = self._as_in(layout, its)
+            if len(its.parts) == len(parts):
+                return Concat(tuple(map(self._joined, parts, its.parts)))
         if isinstance(its, Units) and isinstance(layout, Units) and layout.size == 1:
             self._gone.add(layout.width)
             self.joined.update(own)
@@ -387,7 +521,7 @@ def _with_copies(widths: Widths, split: Split) -> Widths:
 
     def factors(layout: Layout, after: Layout | None) -> list[Layout]:
         if isinstance(layout, Units):
-            is_divided = isinstance(after, Units) and after.width == split.group
+            is_divided = isinstance(after, Units) and after.width in split.served
             if layout.width != split.heads or is_divided:
                 return [layout]
             return [layout, Units(split.copies, 1, "incoming", layout.produced)]
@@ -403,46 +537,3 @@ def _with_copies(widths: Widths, split: Split) -> Widths:
     leaves = (replace(leaf, axes=tuple(map(copied, leaf.axes))) for leaf in widths.leaves)
     copies = split.copies, Facts(1, inside=split.heads)
     return replace(widths, leaves=tuple(leaves), facts=(*widths.facts, copies))
-
-
-def _are_apart(steps: Sequence[Step], heads: Dim, group: Dim) -> bool:
-    """Whether a program computes each query head on its own, until it sums over all of them."""
-    both = {heads, group}
-
-    def of(dim: Dim) -> set[Dim]:
-        return both & {*atoms(dim)}
-
-    def is_apart(step: Step) -> bool:
-        values = (*step.operands, *step.results)
-        if not any(of(dim) for value in values for dim in value.dims):
-            return True
-        if any(of(value.dims[axis]) for value in step.operands for axis in value.positional):
-            return False
-        if step.name in _APART:
-            return True
-        if step.name in ("take", "collect", "stack", "unstack"):
-            (stack,) = step.operands if step.name in ("take", "unstack") else step.results
-            return not of(stack.dims[step.params.get("axis", 0)])  # a loop runs along the first one
-        if step.name == "dot_general":
-            (contracted, _), _ = step.params["dimension_numbers"]
-        elif step.name.startswith("reduce_"):
-            contracted = step.params["axes"]
-        elif step.name in _ALONG_OTHERS:
-            # All heads stay where they are. A part of them would be other ones among copies.
-            return all(
-                value.ndim == result.ndim
-                and all(
-                    a.is_same(b)
-                    for a, b in zip(value.dims, result.dims, strict=True)
-                    if of(a) or of(b)
-                )
-                for result in step.results
-                for value in step.operands
-                if value.ndim
-            )
-        else:
-            return False
-        summed = [of(step.operands[0].dims[axis]) for axis in contracted]
-        return set().union(*summed) in (set(), both)
-
-    return all(map(is_apart, steps))

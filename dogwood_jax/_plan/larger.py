@@ -15,6 +15,7 @@ from dogwood_jax._depth.layers import Pairs, wider_insertions, with_kinds
 from dogwood_jax._depth.repeated import repeated_insertions
 from dogwood_jax._growth.growth import Change
 from dogwood_jax._growth.insertion import Insertion
+from dogwood_jax._plan.apart import NO_SINGLE_HEADS, SingleHeads, made_of, repeated_from
 from dogwood_jax._plan.comparison import Comparison
 from dogwood_jax._plan.copies import Copies
 from dogwood_jax._plan.grown_sizes import GrownSizes
@@ -78,15 +79,39 @@ class Larger:
         assert widths.network is not None
         trace, larger = widths.network.traced.trace, self.widths.network.traced.trace
         grown = GrownSizes(widths, sizes, copies.choices(larger))
-        dims = {name: dim for dim, name in GrownSizes(self.widths, {}).names.items() if divided}
+        single = self._single(widths, grown, divided) if divided else NO_SINGLE_HEADS
+        return Comparison(trace, larger, grown, copies.dispatch, single)
+
+    def _single(self, widths: Widths, grown: GrownSizes, divided: Mapping[str, str]) -> SingleHeads:
+        """Returns the single heads of a network that are copied, see ``compared``."""
+        assert self.widths is not None and self.names is not None
+        assert widths.network is not None and self.widths.network is not None
+        own, its = widths.network.traced, self.widths.network.traced
+        dims = {name: dim for dim, name in GrownSizes(self.widths, {}).names.items()}
         of_dims = {dims[group]: dims[heads] for group, heads in divided.items()}
-        old, new = widths.network.traced.leaves, self.widths.network.traced.leaves
-        copied = [
-            value
-            for path, value in (new.items() if divided else ())
-            if path in old and [*map(grown, old[path].dims)] != [dim.size for dim in value.dims]
+        for_each = {heads for group, heads in divided.items() if heads == group}
+        if not for_each:
+            return SingleHeads(of_dims)
+        heads = frozenset(
+            dim
+            for dim, name in grown.names.items()
+            if self.names.get(name) in for_each and dim.size > 1  # else it is the single head
+        )
+        pairs = [
+            (own.leaves[path], value) for path, value in its.leaves.items() if path in own.leaves
         ]
-        return Comparison(trace, larger, grown, copies.dispatch, of_dims, copied)
+        copied = [
+            (old, new)
+            for old, new in pairs
+            if [*map(grown, old.dims)] != [dim.size for dim in new.dims]
+        ]
+        its_heads = {dims[name] for name in for_each}
+        return SingleHeads(
+            of_dims,
+            made_of([new for _, new in copied], its.trace.steps, its_heads),
+            heads,
+            repeated_from([old for old, _ in copied], own.trace.steps, heads),
+        )
 
     def constants(self, change: Change) -> Iterator[tuple[str, float, float, float | None]]:
         """Yields the constants that the recipe of a change names, such as the epsilon of a norm.

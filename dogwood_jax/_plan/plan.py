@@ -171,7 +171,7 @@ def plan(
         and (others_grow or not copies.changes)
     )
     compared, between = _compared(asked, chosen, copies) if is_checked else (None, Between())
-    if heads is not None and compared is None:
+    if heads is not None and compared is None and not problems:
         problems += heads.alone
     extended = extensions(asked, others, chosen, interface, compared, problems)
     if copies.changes and larger.widths is not None and extended.changes and compared is None:

@@ -143,8 +143,8 @@ class SpreadTables:
         if before is None or after is None or before.ndim != after.ndim:
             return False
         for axis, dim in enumerate(a.dims):
-            if after.shape[axis] != self._grown(dim):
-                return False
+            if after.shape[axis] != self._grown(dim) or self._grown(dim) < dim.size:
+                return False  # it is cut elsewhere, or query heads are divided among copies
             if self._grown(dim) != dim.size:
                 after = np.take(after, old_places(self._grown.along(dim)), axis)
         spread = {atom for dim in a.dims for atom in atoms(dim) if atom in self._grown.times}
