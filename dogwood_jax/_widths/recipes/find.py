@@ -129,6 +129,7 @@ class Finder:
             for v in step.results
             if not any(v is operand for operand in step.operands)
         }
+        self._strays = [read for read in trace.reads if read.how == "stray"]
         self._readers: dict[int, list[int]] = {}
         self._steps_of: dict[Dim, list[int]] = {}
         known: dict[int, set[Dim]] = {}
@@ -262,12 +263,12 @@ class Finder:
 
         A zero does not help: zero times infinity is NaN.
         """
-        free = reading.new
-        for read in self._trace.reads if free else ():
-            if read.how != "stray" or reading.width not in atoms(read.dim):
+        free = reading.filled_anew
+        for read in self._strays if free else ():
+            if reading.width not in atoms(read.dim):
                 continue
             found = {piece.leaf for _, piece in self._trace.pieces_of(read.reach[0])} & free
-            kinds = {KIND_OF_USE[self._trace.uses[leaf].how] for leaf in found}
+            kinds = {KIND_OF_USE[reading.places[leaf].how] for leaf in found}
             # Arrays that are filled in differently count as random: bounds are for one fill each.
             if not (kinds if len(kinds) < 2 else {"random"}) <= read.fills:
                 raise NoRecipe

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dogwood_jax._widths.recipes.states import Reading
 from dogwood_jax._widths.values import Step, Value
 
-
 _WRITES = "the norm that scales by {} writes some of its units"
 
 

@@ -320,8 +320,9 @@ def _raised(r: Reading, x: Value, state: State, degree: float) -> State:
     # A root is infinitely steep at zero.
     steep = degree < 0 or 0 < degree < 1
     along = {a: _through(r, known, degree > 0, steep) for a, known in state.along.items()}
-    if degree > 1:
-        along = {a: known._replace(order=known.order * int(degree)) for a, known in along.items()}
+    for axis, known in along.items():
+        if degree > 1 and known.rest in ("zero", "open"):
+            along[axis] = known._replace(order=known.order * int(degree))
     statistic = r.squared(x, state) if degree == 2 else None
     return State(plus({}, state.power, degree), along, statistic, state.constants)
 

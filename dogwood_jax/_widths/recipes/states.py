@@ -399,7 +399,7 @@ class Reading:
             raise NoRecipe
 
     @property
-    def new(self) -> set[int]:
+    def filled_anew(self) -> set[int]:
         """The leaves whose new entries are as in a new network, though new units are not."""
         if self.filling.strategy.incoming == "free" or not self.filling.has_rest:
             return set()
