@@ -306,3 +306,32 @@ def softmax_over_heads(p: Any, x: Any) -> Any:
     q, k = (jnp.einsum("tm,mhd->thd", x, p[name]) for name in "qk")
     scores = jax.nn.softmax(jnp.einsum("thd,shd->tsh", q, k))
     return jnp.einsum("tsh,ho->to", scores, p["o"])
+
+
+# Arrays of weights under a norm, or in a penalty --------------------------------------------------
+
+
+@trap({"i[1]": UNWEIGHTED}, s=(6,), **MLP)
+def decay_of_the_scale_of_a_norm(p: Any, x: Any) -> Any:
+    """A scale that is read as 1 + s, and must be zero where the penalty sums it up."""
+    h = x @ p["i"]
+    h *= lax.rsqrt(jnp.mean(h**2, 1, keepdims=True) + 1e-6)
+    return (h * (1 + p["s"])[None]) @ p["o"], jnp.sum(p["s"] ** 2)
+
+
+@trap({"w[0]": UNWEIGHTED}, w=(6, 5), s=(5,))
+def squares_of_scaled_distributions(p: Any, x: Any) -> Any:
+    """What the softmax of new rows is, its scales make no zero."""
+    return x + jnp.sum((jax.nn.softmax(p["w"], 1) * (1 + p["s"])[None]) ** 2)
+
+
+@trap({"w[0]": UNWEIGHTED}, w=(6, 5))
+def sum_of_a_single_number(p: Any, x: Any) -> Any:
+    return x + jnp.sum(jnp.sqrt(jnp.sum(jnp.var(p["w"], 1) ** 2) + 1e-6))
+
+
+@trap({"i[1]": "would never learn"}, i=(5, 6), w=(3, 6))
+def cosines_with_prototypes(p: Any, x: Any) -> Any:
+    """Units of both are only multiplied with each other, and the norms let them be zero only."""
+    h, w = (v / jnp.linalg.norm(v, axis=1, keepdims=True) for v in (x @ p["i"], p["w"]))
+    return h @ w.T

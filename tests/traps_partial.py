@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from traps import MLP, layer, trap
+from traps import MLP, UNWEIGHTED, layer, trap
 
 STEEP = "infinitely steep, where weights are zero"
 
@@ -203,3 +203,29 @@ def quotient_of_exponentials_that_may_be_zero(p: Any, x: Any) -> Any:
     h = x @ p["i"]
     h = 900 + h - lax.stop_gradient(h)
     return (1 / jnp.exp(jnp.clip(h, 0, 1000) - 1000)) @ p["o"]
+
+
+# Weights that are standardized, each column or row by itself --------------------------------------
+
+
+@trap({"i[1]": "only copied"}, i=(5, 6), o=(6, 2), s=(3, 6))
+def standardized_columns_of_ones(p: Any, x: Any) -> Any:
+    """New columns hold ones, so that their deviation is zero."""
+    return (x @ p["i"] + (p["s"] / jnp.std(p["s"], 0, keepdims=True))[:1]) @ p["o"]
+
+
+@trap({"i[1]": UNWEIGHTED}, i=(5, 6), o=(6, 2), s=(3, 6))
+def standardized_scale_of_a_norm(p: Any, x: Any) -> Any:
+    h = x @ p["i"]
+    h *= lax.rsqrt(jnp.mean(h**2, 1, keepdims=True) + 1e-6)
+    return (h * (p["s"] / jnp.std(p["s"], 0, keepdims=True))[:1]) @ p["o"]
+
+
+@trap({"w[0]": STEEP}, w=(6, 5))
+def sum_of_standardized_rows(p: Any, x: Any) -> Any:
+    return x + jnp.sum(p["w"] / jnp.std(p["w"], 1, keepdims=True), 0, keepdims=True)
+
+
+@trap({"i[1]": "only copied"}, s=(6,), **MLP)
+def scales_that_are_not_finite_for_one(p: Any, x: Any) -> Any:
+    return (x @ p["i"] / jnp.log(p["s"] ** 2)[None]) @ p["o"]

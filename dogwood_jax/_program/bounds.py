@@ -114,7 +114,7 @@ _ALTERNATIVES = frozenset(
 def _difference(a: Bounds, b: Bounds) -> Bounds:
     found = sum_of(a, negative(b))
     if _is_variance(a.moment, b.moment):
-        return Bounds(0, inf, a.atoms)
+        return Bounds(0, inf, a.has_atoms)
     # ``b`` may be ``a`` itself, or the largest entry of ``a``: then zero has a probability.
     is_constant = a.number is not None or b.number is not None
     return found if is_constant or found.atoms else replace(found, atoms=True)
@@ -268,7 +268,7 @@ def bounds_of(
         else:
             signs = _product(first, second)
         by_weights = any(value.origin == "parameter" for value in operands)
-        atoms = (first.atoms and second.atoms) if by_weights else signs.atoms
+        atoms = (first.has_atoms and second.has_atoms) if by_weights else signs.atoms
         if signs.low < 0 < signs.high:
             return UNKNOWN if atoms else ANY_NUMBER
         # A convolution may have no terms at the edges: its result may be zero there.

@@ -169,14 +169,14 @@ ELEMENTWISE: dict[str, Law] = {
     "cos": Law(bounds=constantly(-1, 1), total=True),
     "cosh": Law(bounds=constantly(1, inf), total=True),
     "digamma": Law(
-        pole=True, bounds=lambda b: ANY_NUMBER, finite=(lambda b: b.low > 0 or not b.atoms,)
+        pole=True, bounds=lambda b: ANY_NUMBER, finite=(lambda b: b.low > 0 or not b.has_atoms,)
     ),
     "erfc": Law(bounds=constantly(0, 2, nonzero=True), total=True),
     "exp": Law(fold=np.exp, bounds=monotone(np.exp, above=True), total=True),
     "exp2": Law(fold=np.exp2, bounds=monotone(np.exp2, above=True), total=True),
     "is_finite": Law(bounds=lambda b: Bounds(0, 1), total=True),
     "lgamma": Law(
-        pole=True, bounds=lambda b: ANY_NUMBER, finite=(lambda b: b.low > 0 or not b.atoms,)
+        pole=True, bounds=lambda b: ANY_NUMBER, finite=(lambda b: b.low > 0 or not b.has_atoms,)
     ),
     "log": Law(pole=True, fold=np.log, bounds=monotone(np.log), finite=(POSITIVE,)),
     "log2": Law(pole=True, fold=np.log2, bounds=monotone(np.log2), finite=(POSITIVE,)),

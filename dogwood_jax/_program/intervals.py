@@ -62,6 +62,16 @@ class Bounds:
     def number(self) -> float | None:
         return self.low if self.low == self.high else None
 
+    @property
+    def has_atoms(self) -> bool:
+        """Whether a single number may have a probability, as one that all entries are has."""
+        return self.atoms or self.low == self.high
+
+    @property
+    def is_met(self) -> bool:
+        """Whether an entry may lie exactly at an edge that it does not pass."""
+        return self.has_atoms or self.reached
+
 
 @dataclass(slots=True)
 class Moment:
@@ -144,7 +154,7 @@ def union(bounds: Sequence[Bounds]) -> Bounds:
     return Bounds(
         low,
         high,
-        any(b.atoms for b in bounds),
+        any(b.has_atoms for b in bounds),
         all(b.excludes_zero for b in bounds),
         above=all(b.above for b in bounds if b.low == low),
         below=all(b.below for b in bounds if b.high == high),
@@ -161,7 +171,7 @@ def above(edge: float, *, open: bool = False) -> Domain:
     """All numbers not less than an edge; if ``open``, only larger numbers."""
 
     def holds(b: Bounds) -> bool:
-        is_off = not open or not (b.atoms or b.reached) or b.above or (edge == 0 and b.nonzero)
+        is_off = not open or not b.is_met or b.above or (edge == 0 and b.nonzero)
         return b.low > edge or (b.low == edge and is_off)
 
     return holds
@@ -177,14 +187,14 @@ def within(*, open: bool = False) -> Domain:
         inside = (-1 < b.low or (b.low == -1 and b.above)) and (
             b.high < 1 or (b.high == 1 and b.below)
         )
-        return inside or (-1 <= b.low and b.high <= 1 and not (open and (b.atoms or b.reached)))
+        return inside or (-1 <= b.low and b.high <= 1 and not (open and b.is_met))
 
     return holds
 
 
 def off_zero(b: Bounds) -> bool:
     is_end = b.reached and 0 in (b.low, b.high)
-    return b.excludes_zero or not (b.atoms or is_end)
+    return b.excludes_zero or not (b.has_atoms or is_end)
 
 
 # Bounds of what functions make --------------------------------------------------------------------

@@ -44,7 +44,9 @@ def _numbered(r: Reading, step: Step, axis: int, known: Along) -> Along:
     number = None if law is None or r.index in r.degrees else _computed(r, step, axis)
     if number is None or not isfinite(number):
         return Along("free") if known.rest == "number" else known
-    return Along("zero") if number == 0 else Along("number", number=number)
+    if number == 0:
+        return known if known.rest == "zero" else Along("zero")
+    return Along("number", number=number)
 
 
 def _computed(r: Reading, step: Step, axis: int) -> float | None:

@@ -57,6 +57,7 @@ def _loop(r: Reading, step: Step) -> Sequence[State]:
 @rule("output")
 def _output(r: Reading, step: Step) -> Sequence[State]:
     r.unchanged(step.operands[0])
+    r.orders |= {k.order for k in r.state(step.operands[0]).along.values() if k.rest == "zero"}
     return []
 
 
@@ -319,6 +320,9 @@ def _raised(r: Reading, x: Value, state: State, degree: float) -> State:
     # A root is infinitely steep at zero.
     steep = degree < 0 or 0 < degree < 1
     along = {a: _through(r, known, degree > 0, steep) for a, known in state.along.items()}
+    for axis, known in along.items():
+        if degree > 1 and known.rest in ("zero", "open"):
+            along[axis] = known._replace(order=known.order * int(degree))
     statistic = r.squared(x, state) if degree == 2 else None
     return State(plus({}, state.power, degree), along, statistic, state.constants)
 
@@ -445,6 +449,8 @@ def _select_n(r: Reading, step: Step) -> Sequence[State]:
     (result,) = step.results
     chooser = r.state(which)
     r.equations.equate(chooser.power, {})
+    if (number := which.bounds[0].number) is not None:
+        return [r.state(cases[int(number)])]
     common = r.equal_powers(cases)
     along = {}
     for axis in r.axes(result):
@@ -527,7 +533,7 @@ def _mul(r: Reading, step: Step) -> Sequence[State]:
     along = {}
     for axis in r.axes(result):
         parts = [s.along[axis] for s in (a, b) if axis in s.along]
-        along[axis] = r.product(parts, a.array is b.array) if parts else r.filled("same")
+        along[axis] = r.product(parts) if parts else r.filled("same")
     if sign == 1:
         scales = [(a, r.state(y, moved=True)), (b, r.state(x, moved=True))]
         for scaled in (r.scaled(step, state, by) for state, by in scales):
@@ -620,14 +626,12 @@ def _contraction(
         if value.number is not None and value.number not in (0, 1):
             if r.power_of_number(other, value, 1):  # no program is asked for such a number
                 raise NoRecipe
-    # A tied embedding reads what it writes; the other readers' weights are not zero.
-    either = a.array is b.array or "parameter" in (x.origin, y.origin)
     hidden = set()  # operands of which only old entries count along their other axes
     for i, j in contracted:
         if i in a.along or j in b.along:
             parts = [k for k in (a.along.get(i), b.along.get(j)) if k is not None]
             r.mixed(power)
-            power = plus(power, r.total(r.product(parts, either), x.dims[i]))
+            power = plus(power, r.total(r.product(parts), x.dims[i]))
             reads = [k.shared or r.reads_units(k) for k in parts]
             settled = [
                 r.settle(k) if is_reader else k for k, is_reader in zip(parts, reads, strict=True)

@@ -153,6 +153,8 @@ class Along(NamedTuple):
         leaf: the leaf whose rest is open.
         writers: of a mean, the leaves whose own new entries make it one; none if not only they do.
         number: the number that new entries are.
+        order: how many factors are zero where new entries are. No factor has a gradient if there
+            are two.
     """
 
     rest: Literal["zero", "number", "mean", "same", "free", "none", "open"]
@@ -160,6 +162,7 @@ class Along(NamedTuple):
     leaf: int = -1
     writers: frozenset[int] = frozenset()
     number: float = 0.0
+    order: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -369,8 +372,7 @@ class Reading:
         self.beside: set[int] = set()
         self.weighed: dict[int, int] = {}  # by leaf, the leaf that scales all that it writes
         self.zero_values: set[int] = set()  # values times zero, by identity
-        # Whether new units are zero in both factors of a product, and whether in one of a product.
-        self.both_zero, self.learns = False, False
+        self.orders: set[int] = set()  # of the zeros that are summed over, see ``Along``
         self.offsets: dict[int, float] = {}  # numbers that leaves are added to wherever they are
         self._bare: set[int] = set()  # leaves that are read without such a number
         self._rests: dict[int, Literal["zero", "mean"]] = {}  # of leaves that were open
@@ -397,9 +399,20 @@ class Reading:
             raise NoRecipe
 
     @property
+    def filled_anew(self) -> set[int]:
+        """The leaves whose new entries are as in a new network, though new units are not."""
+        if self.filling.strategy.incoming == "free" or not self.filling.has_rest:
+            return set()
+        silent = {leaf for leaf, role in self.zeros if role == "outgoing"}
+        silent |= {*self.places} if self.filling.strategy.outgoing == "zero" else set()
+        reads = {"outgoing", None}
+        readers = {i for i, place in self.places.items() if reads & {*place.roles.values()}}
+        return self.blank | (readers - silent)
+
+    @property
     def is_dead(self) -> bool:
         """Whether new units, and what they are multiplied by, are zero, so that none learns."""
-        return self.both_zero and not self.learns
+        return bool(self.orders) and 1 not in self.orders
 
     def _preference(self, leaf: int) -> tuple[int, int]:
         """Returns a rank for each leaf: leaves of low rank are rescaled first.
@@ -586,7 +599,7 @@ class Reading:
         if (
             place is None
             or not place.scales
-            or len(value.leaves) > 1
+            or self.state(value, moved=True).leaf is None  # such as its softmax
             or state.along.keys() & other.along
         ):
             return state
@@ -662,10 +675,10 @@ class Reading:
                 if along.leaf in self._freed:
                     raise NoRecipe
                 self.zeros.add((along.leaf, "outgoing"))
-            is_zero = (along.leaf, "outgoing") in self.zeros
+            is_zero = self._is_silent(along)
             if not (is_zero or along.shared):
                 self._freed.add(along.leaf)
-            return Along("zero" if is_zero else "free", along.shared)
+            return Along("zero" if is_zero else "free", along.shared, order=along.order)
         if self.places[along.leaf].scales:
             self.blank.discard(along.leaf)
             return Along("mean" if self.filling.is_tiled else "zero")
@@ -678,6 +691,10 @@ class Reading:
             return Along("zero")
         return Along("mean", writers=frozenset([along.leaf]))
 
+    def _is_silent(self, along: Along) -> bool:
+        """Whether entries are weights that read the units, and have to be zero."""
+        return self.reads_units(along) and (along.leaf, "outgoing") in self.zeros
+
     def _is_free(self, along: Along) -> bool:
         """Whether entries are weights that may as well be free in a sum."""
         return self.reads_units(along) and not along.shared
@@ -686,7 +703,9 @@ class Reading:
         """Whether entries are weights that read the units, which are zero if they have to be."""
         if along.rest != "open":
             return False
-        return along.shared or not (self.filling.is_tiled or self.places[along.leaf].scales)
+        place = self.places[along.leaf]
+        writes = place.scales and {*place.roles.values()} == {"incoming"}  # see ``written``
+        return along.shared or not (self.filling.is_tiled or writes)
 
     def sum(self, parts: Sequence[Along]) -> Along:
         """New entries of a sum, or of things put side by side."""
@@ -707,10 +726,11 @@ class Reading:
         writers = frozenset[int]()
         if rest == "mean" and all(part.writers for part in settled):
             writers = frozenset().union(*(part.writers for part in settled))
-        return Along(rest, parts[0].shared, writers=writers)
+        order = min(part.order for part in settled)
+        return Along(rest, parts[0].shared, writers=writers, order=order)
 
-    def product(self, parts: Sequence[Along], square: bool = False) -> Along:
-        """New entries of a product, of several values or of one with itself."""
+    def product(self, parts: Sequence[Along]) -> Along:
+        """New entries of a product."""
         shared = [part.shared for part in parts].count(True)
         varying = [part for part in parts if part.rest != "same"]
         rests = [part.rest for part in varying]
@@ -718,15 +738,13 @@ class Reading:
             raise NoRecipe
         if len(varying) < 2:
             return (varying or parts)[0]._replace(shared=bool(shared))
-        if not self.filling.is_tiled:
-            self.both_zero |= rests.count("zero") > 1 and not square
-            self.learns |= rests.count("zero") < 2
         if "zero" not in rests:
             readers = [part for part in varying if self.reads_units(part)]
             if readers:
-                return readers[0]
+                return readers[0]._replace(order=sum(part.order for part in readers))
         rest = next((r for r in ("none", "zero") if r in rests), "free")
-        return Along(rest, bool(shared))  # type: ignore[arg-type]
+        order = sum(part.order for part in varying if part.rest == "zero" or self._is_silent(part))
+        return Along(rest, bool(shared), order=order or 1)  # type: ignore[arg-type]
 
     def scaled(self, step: Step, state: State, by: State) -> Along | None:
         """New entries of units that are scaled one by one, as by LayerScale; None if not known.
@@ -798,8 +816,10 @@ class Reading:
 
     def total(self, along: Along, dim: Dim) -> Power:
         """The power that a sum along a dimension with the width adds."""
-        rest, shared = self.settle(along, "zero" if self.reads_units(along) else "mean")[:2]
+        along = self.settle(along, "zero" if self.reads_units(along) else "mean")
+        rest, shared = along.rest, along.shared
         if rest == "zero" and not self.filling.is_tiled:
+            self.orders.add(along.order)
             return {}
         if shared and rest in ("zero", "none"):
             return {}
@@ -829,7 +849,7 @@ class Reading:
     def summed(self, x: Value, state: State, axes: Iterable[int]) -> Statistic | None:
         """What the sum of a value over some axes is, if that matters."""
         over = [*axes]
-        if over != [*state.along] or x.dims[over[0]].root is not self.width:
+        if not over or over != [*state.along] or x.dims[over[0]].root is not self.width:
             return None
         kept = tuple(axis for axis in range(x.ndim) if axis not in over)
         old = state.statistic
