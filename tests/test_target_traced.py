@@ -106,6 +106,20 @@ def test_a_table_that_stays_for_old_units_is_seen_in_the_larger_model(name):
         dw.plan(widths, target=target, target_apply=apply, strategy=dw.strategies.replicate())
 
 
+def test_copies_have_other_places_in_a_table_than_their_units():
+    def apply(p, x):
+        return x @ p["u"] @ (p["w"] + jnp.eye(p["w"].shape[0])) @ p["o"]
+
+    rng, x = np.random.default_rng(0), jnp.ones((5, 3))
+    old = {k: rng.normal(size=s) for k, s in {"u": (3, 4), "w": (4, 4), "o": (4, 2)}.items()}
+    widths, target = dw.trace(apply, old, x), shaped(u=(3, 8), w=(8, 8), o=(8, 2))
+    new = dw.grow(old, dw.plan(widths, target=target, target_apply=apply), key=jax.random.key(0))
+    np.testing.assert_allclose(apply(new, x), apply(old, x), rtol=1e-12)
+    copied = {widths.of("u", 1).name: dw.strategies.tile()}
+    with pytest.raises(ValueError, match="growing it from 4 to 8 would change|tile"):
+        dw.plan(widths, target=target, target_apply=apply, strategy=copied)
+
+
 @pytest.mark.parametrize("name", TABLES_THAT_CHANGE)
 def test_a_table_that_may_change_is_refused(name):
     apply = with_table(TABLES_THAT_CHANGE[name])
