@@ -257,7 +257,7 @@ class _Proof:
             return
         worlds = reader.together([self._as_expected(path, found) for path in self._old.outputs])
         if not worlds:
-            self.refusal = self._explanation(reader)
+            self.refusal = self._explanation(reader) + self._strange_numbers()
             return
         for chosen, _ in sorted(worlds, key=lambda world: reader.cost(world[0])):
             fills = {path: fill for path, fill in chosen if fill.kind != "open"}
@@ -338,6 +338,18 @@ class _Proof:
         if reader.strangers:
             return f"{reader.strangers[0]} is applied where the old network does something else"
         return "they differ in more than layers that could be the identity"
+
+    def _strange_numbers(self) -> str:
+        """Says which constants of the deeper network neither the old one nor a size explains."""
+        self.kept = frozenset(self._same())
+        explained = {its for pairs in self._differing() for _, its, _ in pairs} | self.kept
+        if not (strange := sorted(self._old.terms.numbers.keys() - explained)):
+            return ""
+        return (
+            f"; it computes with {', '.join(f'{number:.6g}' for number in strange)}, which the old "
+            "network does not: numbers of old layers must stay, also those that follow from how "
+            "many layers there are, as 1 / sqrt(layers) does"
+        )
 
 
 def _described(
