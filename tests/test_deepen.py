@@ -423,7 +423,7 @@ def test_a_number_that_follows_from_how_many_layers_there_are_is_named():
         return x
 
     layer = {"up": f64(4, 3), "down": f64(3, 4)}
-    with pytest.raises(ValueError, match="it computes with 0.57735, which the old network does not"):
+    with pytest.raises(ValueError, match="computes with 0.57735, which the old network does not"):
         insertions(apply, 2 * [layer], apply, 3 * [layer], VECTOR[:4])
 
 

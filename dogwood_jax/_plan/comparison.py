@@ -35,7 +35,7 @@ _COMMUTATIVE = frozenset("add add_any mul max min and or xor eq ne dot_general".
 Degrees = Mapping[int, Degree]
 
 # Operations behind which it is still known what a value was multiplied by.
-_SCALED = _QUIET | {"mul", "div", "neg", "transpose"}
+_SCALED = _QUIET | {"mul", "div", "neg", "transpose", "take"}
 
 
 def is_constant(number: float, larger: float, rounding: float, changes: Iterable[Change]) -> bool:
