@@ -250,6 +250,24 @@ def memory() -> Case:
     )
 
 
+def tied_norm() -> Case:
+    """Logits by a tied table behind a LayerNorm, divided by a number that follows from the size."""
+
+    def apply(n: int) -> Callable[..., Any]:
+        def run(p: Any, x: Any) -> Any:
+            h = x @ p["embedding"]
+            h = h - h.mean(-1, keepdims=True)
+            h = (
+                h / jnp.sqrt((h * h).mean(-1, keepdims=True) + 1e-5) * p["scale"][None]
+                + p["bias"][None]
+            )
+            return h @ p["embedding"].T / (n / 6)
+
+        return run
+
+    return Case(apply, lambda n: {"embedding": f64(7, n), "scale": f64(n), "bias": f64(n)}, (4, 7))
+
+
 EXACT = {
     "linear attention, queries scaled before the loop": memory(),
     "rotary, first frequencies the old ones": attention(rotated(in_halves)),
@@ -284,6 +302,8 @@ EXACT = {
     "tied embeddings times a root, twice as many units": tied(lambda n: 0.7 * n**0.5)._replace(
         sizes=(6, 12)
     ),
+    "tied embeddings over a size, filled with their mean": tied_norm(),
+    "tied embeddings over a size, copies and their mean": tied_norm()._replace(sizes=(6, 16)),
     "alpha over rank": adapter(lambda rank: 20 / rank),
     "alpha over rank, equal to the rank": adapter(lambda rank: 16 / rank),
     "alpha over rank, equal to one": adapter(lambda rank: 4 / rank),
