@@ -207,7 +207,7 @@ class Finder:
         if not _may_have_recipes(self._trace, width):
             return None
         for filling in _FILLINGS:
-            if filling.multiple and not larger.is_multiple:
+            if filling.is_uneven or (filling.multiple and not larger.is_multiple):
                 continue
             if strategy not in (None, filling.strategy.name):
                 continue
