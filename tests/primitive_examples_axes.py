@@ -248,6 +248,13 @@ def gather_where_units_are_largest(p: Any, x: Any) -> Any:
     return y @ p["o"] + jnp.take_along_axis(y, jnp.argmax(y, axis=1, keepdims=True), axis=1)
 
 
+@example("gather", shapes=lambda n=3: {"i": (5, n), "t": (n, 3, 3), "o": (n, 2)})
+def gather_from_a_table_for_each_unit(p: Any, x: Any) -> Any:
+    """Biases by relative position, as MaxViT has them for each head."""
+    places = np.array([[1, 0], [2, 1]])
+    return (jnp.tanh(x @ p["i"]).mean(0)[:, None, None] + p["t"][:, places, places.T]).T @ p["o"]
+
+
 @example("gather", shapes=lambda r=3, e=3, n=4: {"r": (5, r), "i": (e, 5, n), "o": (e, n, 2)})
 def gather_experts(p: Any, x: Any) -> Any:
     chosen = jnp.argmax(x @ p["r"], axis=1)

@@ -469,6 +469,17 @@ def test_programs_written_by_hand_that_are_refused(name):
         wider_insertions(*REFUSED_BY_HAND[name], VECTOR[:4])
 
 
+def test_a_number_that_follows_from_how_many_layers_there_are_is_named():
+    def apply(p, x):
+        for layer in p:
+            x = x + len(p) ** -0.5 * (jnp.tanh(x @ layer["up"]) @ layer["down"])
+        return x
+
+    layer = {"up": f64(4, 3), "down": f64(3, 4)}
+    with pytest.raises(ValueError, match="computes with 0.57735, which the old network does not"):
+        insertions(apply, 2 * [layer], apply, 3 * [layer], VECTOR[:4])
+
+
 def test_a_real_part_is_not_bounded_like_the_function_of_real_numbers():
     def cosine(h):  # of both signs, though exp of a real number is positive
         return jnp.real(jnp.exp(lax.complex(jnp.zeros_like(h), h)))

@@ -229,7 +229,47 @@ def tied(factor: Callable[[int], float]) -> Case:
     )
 
 
+def memory() -> Case:
+    """Linear attention: queries are scaled before the loop in which they meet the memory."""
+
+    def apply(n: int) -> Callable[..., Any]:
+        def run(p: Any, x: Any) -> Any:
+            q, k, forget = x @ p["q"] * n**-0.5, x @ p["k"], jax.nn.log_sigmoid(x @ p["f"])
+
+            def step(state: Any, now: Any) -> Any:
+                q, k, forget, x = now
+                state = state * jnp.exp(forget)[:, None] + k[:, None] * x[None]
+                return state, q @ state
+
+            return jax.lax.scan(step, jnp.zeros((n, 5)), (q, k, forget, x))[1] @ p["out"]
+
+        return run
+
+    return Case(
+        apply, lambda n: {**dict.fromkeys("qkf", f64(5, n)), "out": f64(5, 2)}, (4, 5), (6, 12)
+    )
+
+
+def tied_norm() -> Case:
+    """Logits by a tied table behind a LayerNorm, divided by a number that follows from the size."""
+
+    def apply(n: int) -> Callable[..., Any]:
+        def run(p: Any, x: Any) -> Any:
+            h = x @ p["embedding"]
+            h = h - h.mean(-1, keepdims=True)
+            h = (
+                h / jnp.sqrt((h * h).mean(-1, keepdims=True) + 1e-5) * p["scale"][None]
+                + p["bias"][None]
+            )
+            return h @ p["embedding"].T / (n / 6)
+
+        return run
+
+    return Case(apply, lambda n: {"embedding": f64(7, n), "scale": f64(n), "bias": f64(n)}, (4, 7))
+
+
 EXACT = {
+    "linear attention, queries scaled before the loop": memory(),
     "rotary, first frequencies the old ones": attention(rotated(in_halves)),
     "rotary, flat heads": attention(rotated(in_halves), flat=True),
     "rotary, tables of the whole axis": attention(rotated(by_tables_of_the_axis)),
@@ -262,6 +302,8 @@ EXACT = {
     "tied embeddings times a root, twice as many units": tied(lambda n: 0.7 * n**0.5)._replace(
         sizes=(6, 12)
     ),
+    "tied embeddings over a size, filled with their mean": tied_norm(),
+    "tied embeddings over a size, copies and their mean": tied_norm()._replace(sizes=(6, 16)),
     "alpha over rank": adapter(lambda rank: 20 / rank),
     "alpha over rank, equal to the rank": adapter(lambda rank: 16 / rank),
     "alpha over rank, equal to one": adapter(lambda rank: 4 / rank),
@@ -329,7 +371,25 @@ def tanh_of(x: Any) -> Any:
     return jnp.tanh(x)
 
 
+def two_sines() -> Case:
+    """A normalized sum of two sines, one of them of a number times its operand."""
+
+    def apply(n: int) -> Callable[..., Any]:
+        def run(p: Any, x: Any) -> Any:
+            h = x @ p["w"]
+            h = jnp.sin(h * (0.05 * n**0.5)) + jnp.sin(h)
+            return h / jnp.sqrt((h * h).sum(-1, keepdims=True) + 1e-6) @ p["out"]
+
+        return run
+
+    return Case(apply, lambda n: {"w": f64(5, n), "out": f64(n, 2)}, (4, 5))
+
+
 REFUSED = {
+    "a number in one of two sines": (
+        two_sines(),
+        r"larger model's numbers; it occurs in w\[1\], out\[0\]; strategies.random\(\) grows",
+    ),
     "rotary": (attention(rotated(in_halves, of_all_pairs)), "keep rotary_dim or begin with the"),
     "rotary, interleaved": (attention(rotated(interleaved, of_all_pairs)), "not seen to stay"),
     "rotary, tables of the whole axis": (
@@ -478,6 +538,19 @@ def test_without_the_larger_function_the_way_out_is_named() -> None:
     widths = dw.trace(case.apply(4), case.shapes(4), data(*case.inputs))
     (note,) = dw.plan(widths, {"a": 8}).notes
     assert "the factor on a must be 8; if it has another, pass its function as target_" in note
+
+
+def test_a_number_in_a_branch_scales_what_is_summed_behind_it() -> None:
+    def apply(p: Any, x: Any) -> Any:
+        def scaled(a: str, b: str) -> Any:
+            return x @ p[a] * 6**-0.5, x @ p[b]
+
+        q, k = jax.lax.cond(x.sum() > 0, lambda: scaled("q", "k"), lambda: scaled("k", "q"))
+        return jax.nn.softmax(q @ k.T) @ x
+
+    widths = dw.trace(apply, dict.fromkeys("qk", f64(5, 6)), data(4, 5))
+    with pytest.raises(ValueError, match="scaled by 0.408248 instead of 0.288675; pass target_app"):
+        dw.plan(widths, target=dict.fromkeys("qk", f64(5, 12)))
 
 
 @pytest.mark.parametrize("use", [jnp.equal, jnp.less, jnp.add])

@@ -293,7 +293,7 @@ class _Proof:
             return
         worlds = reader.together([self._as_expected(path, found) for path in self._old.outputs])
         if not worlds:
-            self.refusal = self._explanation(reader)
+            self.refusal = self._explanation(reader) + self._strange_numbers()
             return
         for chosen, _ in sorted(worlds, key=lambda world: reader.cost(world[0])):
             fills = {(path, f.entry): f for path, f in chosen if f.kind != "open"}
@@ -377,6 +377,18 @@ class _Proof:
             inner = f"{f}(x)" if departure.before == f else "x"
             return f"{module}: {f} follows it, and {f}({inner}) is not {inner}"
         return "they differ in more than layers that could be the identity"
+
+    def _strange_numbers(self) -> str:
+        """Says which constants of the deeper network neither the old one nor a size explains."""
+        self.kept = frozenset(self._same())
+        explained = {its for pairs in self._differing() for _, its, _ in pairs} | self.kept
+        if not (strange := sorted(self._old.terms.numbers.keys() - explained)):
+            return ""
+        return (
+            f"; it computes with {', '.join(f'{number:.6g}' for number in strange)}, which the old "
+            "network does not: numbers of old layers must stay, also those that follow from how "
+            "many layers there are, as 1 / sqrt(layers) does"
+        )
 
 
 def _described(

@@ -38,7 +38,7 @@ _AXES = frozenset("axes axis dimension dimensions".split())
 Degrees = Mapping[int, Degree]
 
 # Operations behind which it is still known what a value was multiplied by.
-_SCALED = _QUIET | {"mul", "div", "neg", "transpose"}
+_SCALED = _QUIET | {"mul", "div", "neg", "transpose", "take"}
 
 
 def is_constant(number: float, larger: float, rounding: float, changes: Iterable[Change]) -> bool:

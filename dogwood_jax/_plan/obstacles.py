@@ -20,6 +20,7 @@ IN_LARGER_MODEL: Mapping[str, str] = {
         "frequencies"
     ),
     "suspicion": "no rescaled array makes up for the larger model's numbers",
+    "ambiguous": "no exact way is known with the larger model's numbers",
 }
 
 # Where old units keep numbers that follow from the size, such as theta**(-2 i / head_dim).

@@ -208,7 +208,7 @@ class Finder:
         if not _may_have_recipes(self._trace, width):
             return None
         for filling in _FILLINGS:
-            if filling.is_tiled and not (filling.multiple and larger.is_multiple):
+            if filling.is_uneven or (filling.multiple and not larger.is_multiple):
                 continue
             if strategy not in (None, filling.strategy.name):
                 continue

@@ -495,8 +495,8 @@ class Reading:
             axes = self.axes(value)
             rest = "zero" if value.number == 0 else "same"
             if axes and value.number is None:
-                if not (self.larger and self.larger.keeps_tables):
-                    raise NoRecipe
+                if self.filling.is_tiled or not (self.larger and self.larger.keeps_tables):
+                    raise NoRecipe  # the numbers of a copy are not those of its unit
                 rest = "free"
             return State(along={a: self.filled(rest) for a in axes})
         if known.is_raw and not raw:

@@ -50,6 +50,9 @@ def _gather(trace: Trace, eqn: Any, x: Value, indices: Value) -> list[Value]:
         for axis in n.collapsed_slice_dims:
             x.dims[axis].fix(DROPPED)
         return [pick(x, [a for a in range(x.ndim) if a not in n.collapsed_slice_dims])]
+    batching = list(getattr(n, "operand_batching_dims", ()))
+    index_batching = list(getattr(n, "start_indices_batching_dims", ()))
+    window = [a for a in range(x.ndim) if a not in {*n.collapsed_slice_dims, *batching}]
     # Along an axis that is taken whole, indices say nothing.
     indexed = [axis for axis in n.start_index_map if sizes[axis] != x.dims[axis].size]
     if len(indexed) > 1 and indices.origin == "constant":
@@ -57,14 +60,18 @@ def _gather(trace: Trace, eqn: Any, x: Value, indices: Value) -> list[Value]:
         trace.use(x, "contract")
         for dim in (*(x.dims[axis] for axis in n.start_index_map), *indices.dims):
             dim.fix(reason)
-        return [mixed((x, indices), [Dim(size, reason) for size in shape])]
+        taken = {*n.start_index_map, *n.collapsed_slice_dims, *batching}
+        whole = [axis for axis in range(x.ndim) if axis not in taken]
+        trace.produce(x, whole)
+        found = [Dim(size, reason) for size in shape]
+        for axis, place in zip(window, n.offset_dims, strict=True):
+            if axis in whole:
+                found[place] = x.dims[axis]
+        return [mixed((x, indices), found)]
     x = blend(x, n.start_index_map)
-    batching = list(getattr(n, "operand_batching_dims", ()))
-    index_batching = list(getattr(n, "start_indices_batching_dims", ()))
     dims: list[Dim] = [Dim(size) for size in shape]
     silencers: list[Silencers] = [()] * len(shape)
     many = indices.ndim > 1 + len(index_batching)
-    window = [a for a in range(x.ndim) if a not in {*n.collapsed_slice_dims, *batching}]
     for axis, place in zip(window, n.offset_dims, strict=True):
         if axis in n.start_index_map and sizes[axis] == 1:
             _indexed(trace, x, axis, indices, many=many)
