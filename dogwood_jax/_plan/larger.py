@@ -19,6 +19,7 @@ from dogwood_jax._plan.apart import NO_SINGLE_HEADS, SingleHeads, made_of, repea
 from dogwood_jax._plan.comparison import Comparison
 from dogwood_jax._plan.copies import Copies
 from dogwood_jax._plan.grown_sizes import GrownSizes
+from dogwood_jax._plan.more_experts import counts_experts
 from dogwood_jax._plan.target import sizes_of_target
 from dogwood_jax._widths.dims import DROPPED, LAYERS
 from dogwood_jax._widths.layout import Layout, Product, Units, units_of
@@ -252,11 +253,12 @@ def is_deeper(widths: Widths, shapes: Mapping[str, Any]) -> bool:
     known = {leaf.path: leaf for leaf in widths.leaves}
     if shapes.keys() != known.keys():
         return True
-    return any(
+    has_more = any(
         _counts_layers(widths, leaf) and shapes[path].shape[0] > leaf.shape[0]
         for path, leaf in known.items()
         if len(shapes[path].shape) == len(leaf.shape)
     )
+    return has_more and not counts_experts(widths, shapes)  # which may be taken one by one, too
 
 
 def _counts_layers(widths: Widths, leaf: Leaf) -> bool:
