@@ -133,9 +133,8 @@ class Comparison:
         # Programs have other operations on axes of size 1 than on longer axes. Then axes of size 1
         # do not count in contractions, and other axes may be cut and joined there.
         self._is_loose = bool(single.divided) or any((b == 1) != (a == 1) for b, a in grown.lengths)
-        self._counts_ones = (
-            not single.divided
-        )  # a single head may have no axis, or one at other places
+        # A single head may have no axis, or one at another place.
+        self._counts_ones = not single.divided
         one = self._outline(trace, self._old_factors, self._expected)
         other = self._outline(larger, self._new_factors, self._lengths)
         self.is_in_step = list(map(_kind, one)) == list(map(_kind, other))
