@@ -67,7 +67,12 @@ def test_twice_the_experts(kind, dispatch):
     else:
         planned = dw.plan(widths, target=target, target_apply=new)
         assert planned.changes == growth.changes and planned.notes == growth.notes
-    # As many are chosen as before: the copies of one expert take both places.
+
+
+def test_as_many_experts_chosen_as_before():
+    """The copies of one expert take both places."""
+    variables, old = net.params(3), net.network("top-k, softmax", "ragged_dot")
+    widths, target = dw.trace(old, variables, TOKENS), shapes(6)
     growth = dw.upcycle(widths, target=target, target_apply=old)
     assert moved(old, variables, old, dw.grow(variables, growth)) > 1e-3
     assert not is_preserving(growth)
