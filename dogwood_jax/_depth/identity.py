@@ -132,7 +132,7 @@ class TermReader:
         terms: the table of terms, shared with the program to compare with.
         departures: where the program left the terms of the old one since it last came back.
         scanned: paths of arrays that a loop runs over.
-        taken: paths of arrays of which single entries are taken.
+        taken: paths of arrays that single entries are taken from.
         stranger: the first operation on terms of the old program, without any new array, whose
             result is no term of the old program, and how many equations were read before.
     """
@@ -650,7 +650,7 @@ def _same_number(one: Term, other: Term) -> bool:
 
 
 def _array(value: Value) -> Term | None:
-    """Returns the term of an array of the network, of which a value is a conversion."""
+    """Returns the term of an array of the network, if a value is this array, perhaps converted."""
     term = value.term
     while term is not None and term.op == "convert_element_type":
         term = term.operands[0]
@@ -658,7 +658,7 @@ def _array(value: Value) -> Term | None:
 
 
 def _layers_taken(eqn: Any) -> Sequence[int] | None:
-    """Returns for each result of an equation of which entry along the first axis it is, or part.
+    """Returns which entry along the first axis each result of an equation is, or is a part of.
 
     Returns:
         None if a result is something else.

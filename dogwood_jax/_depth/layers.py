@@ -246,7 +246,7 @@ class _Old:
         numbers: the constants in it, each with its relative rounding error.
         outputs: the terms of its outputs.
         scanned: paths of arrays that a loop runs over.
-        taken: paths of arrays of which single entries are taken.
+        taken: paths of arrays that single entries are taken from.
     """
 
     def __init__(self, network: _Network, terms: Terms) -> None:

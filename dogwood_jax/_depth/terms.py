@@ -128,7 +128,7 @@ class Terms:
     def variable(
         self, place: Any, aval: Any, low: float = -math.inf, high: float = math.inf
     ) -> Term:
-        """Returns the term of something of which at most bounds are known, by its place."""
+        """Returns the term of a value at a place, with bounds if any are known."""
         term = self.make("variable", (place, low, high), (), aval)
         term.low, term.high = low, high
         return term

@@ -18,7 +18,7 @@ from dogwood_jax._widths.values import Step, Value
 _APART = KEEP_ENTRIES | frozenset(
     ("reduce_precision", "scan", "while", "cond", "enter", "close", *ELEMENTWISE)
 )
-# Operations that cut or join along axes of which they change the size.
+# Operations that cut or join along axes, and so change the size of these axes.
 _ALONG_OTHERS = frozenset("slice dynamic_slice dynamic_update_slice split pad concatenate".split())
 # The ones among them that may take or join whole pieces of an axis, such as keys beside queries.
 _IN_PIECES = frozenset("slice split pad concatenate".split())

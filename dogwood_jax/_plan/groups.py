@@ -159,13 +159,13 @@ def no_copies(widths: Widths, larger: Larger) -> Iterator[str]:
         widths: the network's widths.
         larger: the larger model, whose program says how many heads it has.
     """
-    are_apart = divided(widths)
+    copyable = divided(widths)
     for heads, groups in _by_heads(_dividing(widths)).items():
         before, after = widths[heads].size, larger.sizes.get(heads, 0)
         sharing = {group: widths[group].size for group in groups}
         if after <= before or not any(larger.sizes.get(g, 1) < n for g, n in sharing.items()):
             continue
-        if not are_apart.keys() >= sharing.keys():
+        if not copyable.keys() >= sharing.keys():
             reasons = [
                 f"{name}: {'; '.join(hazards)}"
                 for name in (heads, *groups)

@@ -285,10 +285,8 @@ def _select_n(trace: Trace, eqn: Any, which: Value, *cases: Value) -> list[Value
 @rule("clamp")
 def _clamp(trace: Trace, eqn: Any, low: Value, x: Value, high: Value) -> list[Value]:
     out = _nary(trace, eqn, (low, x, high), "add")
-    bounds = (("max", low), ("min", high))
-    clipped = low.number is not None and low.number <= 0
-    clipped &= high.number is None or high.number >= 0
-    silencers = _kept(x, out) if all(_keeps_zero(*bound) for bound in bounds) else ()
+    clipped = _keeps_zero("max", low) and (high.number is None or _keeps_zero("min", high))
+    silencers = _kept(x, out) if clipped and high.number is not None else ()
     silencers = silencers if out.origin == "parameter" else tuple(map(behind, silencers))
     return [out.but(silencers=silencers, index=x.index if clipped else False)]
 
