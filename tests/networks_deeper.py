@@ -124,6 +124,7 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     layers: int = 1
     scan: bool = False
+    axis: int = 0  # of the layers that it runs over, as MaxText's param_scan_axis
     post: bool = False
     scale: float = 1.0
 
@@ -131,7 +132,7 @@ class Transformer(nn.Module):
     def __call__(self, words):
         x = nn.Embed(7, 6, param_dtype=jnp.float64)(words) * self.scale
         if self.scan:
-            axes, rngs = {"params": 0}, {"params": True}
+            axes, rngs = {"params": self.axis}, {"params": True}
             stack = nn.scan(
                 nn.remat(Block), variable_axes=axes, split_rngs=rngs, length=self.layers
             )

@@ -104,6 +104,12 @@ LINEN = {
         WORDS,
         "blocks/down/kernel blocks/down/bias",
     ),
+    "stacked inside": (
+        Transformer(2, scan=True, axis=1),
+        Transformer(4, scan=True, axis=1),
+        WORDS,
+        "blocks/down/kernel blocks/down/bias",
+    ),
 }
 
 

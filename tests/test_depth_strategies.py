@@ -1,5 +1,7 @@
 """Deeper by copies or by new layers: what becomes of each, and that it is said."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -106,22 +108,25 @@ def test_old_layers_keep_their_state_and_copies_begin_anew(depth):
     assert jax.tree.structure(updates) == jax.tree.structure(wide)
 
 
-def stacked(params, x):
+def stacked(params, x, axis=0):
     def layer(h, p):
         return h + jnp.tanh(h @ p["up"]) @ p["down"], None
 
-    return jax.lax.scan(layer, x @ params["embed"], params["layers"])[0]
+    layers = {name: jnp.moveaxis(array, axis, 0) for name, array in params["layers"].items()}
+    return jax.lax.scan(layer, x @ params["embed"], layers)[0]
 
 
-def stack_of(layers):
+def stack_of(layers, axis=0):
     keys = jax.random.split(jax.random.key(layers), 3)
-    shapes = {"up": (layers, 6, 5), "down": (layers, 5, 6)}
+    shapes = {"up": (6, 5), "down": (5, 6)}
+    shapes = {name: (*s[:axis], layers, *s[axis:]) for name, s in shapes.items()}
     return {
         "embed": jax.random.normal(keys[0], (8, 6)),
         "layers": {n: jax.random.normal(k, s) for k, (n, s) in zip(keys[1:], shapes.items())},
     }
 
 
+@pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize(
     ("depth", "sources"),
     [
@@ -129,16 +134,14 @@ def stack_of(layers):
         (strategies.interpose(), [0, 0, 0, 1, 1]),
     ],
 )
-def test_layers_of_a_scan_are_copied_alike(depth, sources):
-    small = stack_of(2)
-    growth = dw.plan(
-        dw.trace(stacked, small, X), target=stack_of(5), target_apply=stacked, depth=depth
-    )
+def test_layers_of_a_scan_are_copied_alike(depth, sources, axis):
+    apply = functools.partial(stacked, axis=axis)
+    small, target = stack_of(2, axis), stack_of(5, axis)
+    growth = dw.plan(dw.trace(apply, small, X), target=target, target_apply=apply, depth=depth)
     wide = dw.grow(small, growth, key=KEY)
     for part in ("up", "down"):
-        np.testing.assert_array_equal(
-            wide["layers"][part], np.asarray(small["layers"][part])[np.array(sources)]
-        )
+        copies = np.take(small["layers"][part], sources, axis)
+        np.testing.assert_array_equal(wide["layers"][part], copies)
 
 
 def test_new_layers_of_a_scan_are_random():

@@ -367,6 +367,38 @@ def test_layers_that_are_inserted_begin_and_old_ones_go_on():
             np.testing.assert_allclose(updates["b"][name], begun["b"][name], rtol=1e-9)
 
 
+@pytest.mark.parametrize("axis", (0, 1))
+def test_layers_that_are_inserted_into_a_stack_begin_and_old_ones_go_on(axis):
+    def apply(params, x):
+        layers = {name: jnp.moveaxis(array, axis, 0) for name, array in params.items()}
+        layer = lambda x, p: (x + jnp.tanh(x @ p["up"]) @ p["down"], None)  # noqa: E731
+        return jax.lax.scan(layer, x, layers)[0]
+
+    def stack(layers):
+        shapes = {"up": [4, 6], "down": [6, 4]}
+        shapes = {name: (*s[:axis], layers, *s[axis:]) for name, s in shapes.items()}
+        return {name: jnp.linspace(-1, 1, np.prod(s)).reshape(s) for name, s in shapes.items()}
+
+    def old(stacks):
+        return jax.tree.map(lambda array: jnp.take(array, jnp.arange(2), axis), stacks)
+
+    small, deep, plain = stack(2), stack(3), optax.adam(RATE)
+    widths = dw.trace(apply, small, jnp.ones((2, 4)))
+    growth = dw.plan(widths, target=deep, target_apply=apply)
+    tx = dw.growable(plain)
+    state = dw.grow_opt_state(trained(tx, small, 12)[1], growth, tx)
+    before, fresh = trained(plain, small, 12)[1], plain.init(deep)
+    for step in range(3):
+        gradient = gradients(deep, step)
+        updates, state = tx.update(gradient, state, deep)
+        wanted, before = plain.update(old(gradient), before)
+        begun, fresh = plain.update(gradient, fresh)
+        for name in ("up", "down"):
+            np.testing.assert_allclose(old(updates)[name], wanted[name], rtol=1e-9)
+            new, its = (jnp.take(u[name], 2, axis) for u in (updates, begun))
+            np.testing.assert_allclose(new, its, rtol=1e-9)
+
+
 # Copies -------------------------------------------------------------------------------------------
 
 COPIES = dw.plan(

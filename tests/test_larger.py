@@ -158,18 +158,22 @@ def test_the_optimizer_follows_into_a_deeper_network(small):
         dw.grow_opt_state(state, growth, tx, variables=variables)
 
 
-def stacked(params, x):
-    def layer(x, weights):
-        return x + jnp.tanh(x @ weights["up"]) @ weights["down"], None
+@pytest.mark.parametrize("axis", range(3))
+def test_a_stack_grows_wider_and_deeper(axis):
+    def stacked(params, x):
+        def layer(x, weights):
+            return x + jnp.tanh(x @ weights["up"]) @ weights["down"], None
 
-    return jax.lax.scan(layer, x, params["layers"])[0] @ params["out"]
+        layers = {name: jnp.moveaxis(array, axis, 0) for name, array in params["layers"].items()}
+        return jax.lax.scan(layer, x, layers)[0] @ params["out"]
 
-
-def test_a_stack_grows_wider_and_deeper():
     def params(layers, hidden, seed):
-        shapes = {"up": (layers, 4, hidden), "down": (layers, hidden, 4)}
-        draw = lambda shape: jax.random.normal(jax.random.key(seed), shape)  # noqa: E731
-        return {"layers": {k: draw(s) for k, s in shapes.items()}, "out": draw((4, 2))}
+        def draw(*shape):
+            return jax.random.normal(jax.random.key(seed), shape)
+
+        shapes = {"up": (4, hidden), "down": (hidden, 4)}
+        stacks = {k: draw(*s[:axis], layers, *s[axis:]) for k, s in shapes.items()}
+        return {"layers": stacks, "out": draw(4, 2)}
 
     old, fresh, x = params(2, 5, 0), params(3, 7, 1), jnp.linspace(-1, 1, 12).reshape(3, 4)
     growth = dw.plan(dw.trace(stacked, old, x), target=fresh, target_apply=stacked)
@@ -182,8 +186,9 @@ def test_a_stack_grows_wider_and_deeper():
         state[0].nu["layers"]["up"],
     )
     assert jax.tree.map(jnp.shape, adam.nu) == jax.tree.map(jnp.shape, new)
-    np.testing.assert_array_equal(adam.nu["layers"]["up"][:2, :, :5], nu)
-    np.testing.assert_allclose(adam.nu["layers"]["up"][2, :, :5], nu.mean(0), rtol=1e-12)
+    grown, nu = (jnp.moveaxis(a, axis, 0) for a in (adam.nu["layers"]["up"], nu))
+    np.testing.assert_array_equal(grown[:2, :, :5], nu)
+    np.testing.assert_allclose(grown[2, :, :5], nu.mean(0), rtol=1e-12)
 
 
 def test_a_wrong_epsilon_is_refused(small):

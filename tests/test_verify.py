@@ -295,6 +295,23 @@ def test_gradients_are_compared_unless_the_growth_copies_or_rescales():
         dw.verify(gradient, params, gradient, copied, x)
 
 
+@pytest.mark.parametrize("axis", range(3))
+def test_gradients_of_old_layers_are_compared_where_they_are(axis):
+    def apply(params, x):
+        layers = {name: jnp.moveaxis(array, axis, 0) for name, array in params.items()}
+        return jax.lax.scan(lambda x, p: (x + jnp.tanh(x @ p["w"]), None), x, layers)[0]
+
+    def gradient(params, x):
+        return jax.grad(lambda params: (apply(params, x) ** 2).sum())(params)
+
+    small, deep = (arrays(w=(4, 4)[:axis] + (n,) + (4, 4)[axis:]) for n in (2, 5))
+    widths = dw.trace(apply, small, data())
+    growth = dw.plan(widths, target=deep, target_apply=apply)
+    wide = dw.grow(small, growth)
+    found = dw.verify(gradient, small, gradient, wide, data(), growth=growth)
+    assert found.where.startswith("w[") and found.relative < 1e-12
+
+
 def test_state_of_new_layers_is_no_output():
     def apply(params, x):
         y = x

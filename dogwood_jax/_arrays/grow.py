@@ -262,8 +262,9 @@ def _grow_and_insert(
         new = dict(larger)  # by old paths, each of which may be another array's new one
         for insertion in growth.insertions:
             if insertion.old is not None:
-                layers = leaves[insertion.old].shape[0] if insertion.layers else None
-                first = _first(larger[insertion.path], 1 if insertion.repeats else layers)
+                size = leaves[insertion.old].shape[insertion.axis] if insertion.layers else None
+                size = 1 if insertion.repeats else size
+                first = _first(larger[insertion.path], size, insertion.axis)
                 new[insertion.old] = first[0] if insertion.repeats else first
         new = {path: new[path] for path in arrays}
         grown = grow(arrays, wider, key=key, fresh=new, donate=donate)
@@ -285,11 +286,14 @@ def expect_network(call: str, variables: PyTree, leaves: Mapping[str, Any], grow
     expect_values(call, leaves, f"jax.eval_shape calls dw.{call} with shapes")
 
 
-def _first(array: Array, size: int | None) -> Array:
-    """Returns the first entries of an array, on the devices that it lies on."""
-    shape = (array.shape[:1] if size is None else (size,)) + array.shape[1:]
-    where = placement({}, {"": shape}, alike={"": array})
-    return where.leave({"": where.enter({"": array})[""][:size]})[""]
+def _first(array: Array, size: int | None, axis: int) -> Array:
+    """Returns the first entries of an array along an axis, on the devices that it lies on."""
+    shape = list(array.shape)
+    if size is not None:
+        shape[axis] = size
+    where = placement({}, {"": tuple(shape)}, alike={"": array})
+    first = where.enter({"": array})[""][tuple(slice(n) for n in shape)]
+    return where.leave({"": first})[""]
 
 
 def _check(

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import math
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -123,8 +124,15 @@ def filled_in(
     if fresh is not None:
         new = lax.convert_element_type(fresh, dtype_named(insertion.dtype))
     else:
-        new = _values(insertion, word)
+        new = jnp.moveaxis(_values(_in_front(insertion), word), 0, insertion.axis)
     return new if source is None or not insertion.layers else stacked(insertion, source, new)
+
+
+def _in_front(insertion: Insertion) -> Insertion:
+    """Returns an insertion into the same array with the axis of the layers as the first."""
+    shape = list(insertion.shape)
+    shape.insert(0, shape.pop(insertion.axis))
+    return replace(insertion, shape=tuple(shape), axis=0)
 
 
 def _experts(insertion: Insertion, old: Array, word: Array | None) -> Array:
@@ -179,12 +187,14 @@ def _identity(shape: tuple[int, ...], axes: tuple[int, int]) -> Array:
 
 def stacked(insertion: Insertion, old: Array, new: Array) -> Array:
     """Returns old layers with new ones between or behind them."""
-    # A new layer (-1) takes the place of the old layer before it: the largest index so far.
+    axis = insertion.axis
     if insertion.fill == "copy" and insertion.copies:
-        return jnp.take(old, jnp.asarray(insertion.copies), axis=0)
-    stack = repeated(old, list(itertools.accumulate(insertion.layers, max, initial=0))[1:])
+        return jnp.take(old, jnp.asarray(insertion.copies), axis)
+    # A new layer (-1) takes the place of the old layer before it: the largest index so far.
+    rows = list(itertools.accumulate(insertion.layers, max, initial=0))[1:]
+    stack = jnp.moveaxis(repeated(jnp.moveaxis(old, axis, 0), rows), 0, axis)
     if insertion.fill == "copy":
         return stack
     is_old = jnp.asarray(insertion.layers) >= 0
-    is_old = is_old.reshape([-1] + [1] * (old.ndim - 1))
+    is_old = jnp.expand_dims(is_old, [a for a in range(old.ndim) if a != axis])
     return jnp.where(is_old, stack, new.astype(old.dtype))

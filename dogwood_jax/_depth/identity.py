@@ -86,10 +86,12 @@ class Stack:
     Attributes:
         path: path of the old array.
         layers: for each layer, which old one it is, or -1 for a new one.
+        axis: the axis that counts layers.
     """
 
     path: str
     layers: tuple[int, ...]
+    axis: int = 0
 
     @property
     def old_layers(self) -> tuple[int, ...]:
@@ -131,8 +133,8 @@ class TermReader:
     Attributes:
         terms: the table of terms, shared with the program to compare with.
         departures: where the program left the terms of the old one since it last came back.
-        scanned: paths of arrays that a loop runs over.
-        taken: paths of arrays that single entries are taken from.
+        scanned: the axis along which a loop runs over an array, by its path.
+        taken: the axis along which single entries are taken from an array, by its path.
         stranger: the first operation on terms of the old program, without any new array, whose
             result is no term of the old program, and how many equations were read before.
     """
@@ -156,8 +158,8 @@ class TermReader:
         self.terms = terms
         self.departures: list[Departure] = []
         self.stranger: tuple[str, int] | None = None
-        self.scanned: set[str] = set()
-        self.taken: set[str] = set()
+        self.scanned: dict[str, int] = {}
+        self.taken: dict[str, int] = {}
         self._stacks = stacks or {}
         self._fills = fills
         self._known = known
@@ -171,7 +173,12 @@ class TermReader:
 
     def stack(self, path: str, aval: Any) -> Value:
         """Returns the value of an array that has more layers now."""
-        return exactly(self.terms.make("stack", path, (), aval))
+        to_front = _to_front(self._stacks[path].axis, len(aval.shape))
+        front = struct(tuple(aval.shape[axis] for axis in to_front), aval.dtype)
+        term = self.terms.make("stack", path, (), front)
+        return exactly(
+            self.terms.transpose(term, [*map(to_front.index, range(len(to_front)))], aval)
+        )
 
     def new(self, path: str, aval: Any, layer: int | None = None) -> Value:
         """Returns the value of a new array, or of a new layer of a stack."""
@@ -451,8 +458,10 @@ class TermReader:
         length = eqn.params["length"]
         first = n_consts + n_carry
         arrays = [_array(value) for value in operands[first:]]
-        self.scanned |= {array.params for array in arrays if array and array.op == "leaf"}
-        stacks = [array.params if array and array.op == "stack" else None for array in arrays]
+        for array, axis in arrays:
+            if array and array.op == "leaf":
+                self.scanned.setdefault(array.params, axis)
+        stacks = [array.params if array and array.op == "stack" else None for array, _ in arrays]
         longer = {self._stacks[path].old_layers for path in stacks if path}
         idle: list[frozenset[tuple[str, Fill]]] = [frozenset()]
         if longer:
@@ -583,13 +592,17 @@ class TermReader:
     def _old(self, term: Term) -> Term:
         """Returns the old layers of a stack, perhaps converted."""
         if term.op == "stack":
-            return self.terms.make("leaf", self._stacks[term.params].path, (), term)
+            stack = self._stacks[term.params]
+            leaf = self.terms.make("leaf", stack.path, (), term)
+            return self.terms.transpose(leaf, _to_front(stack.axis, len(term.shape)), term)
         return self.terms.make(term.op, term.params, [*map(self._old, term.operands)], term)
 
     def _taken(self, eqn: Any, operands: Sequence[Value]) -> list[Value] | None:
         """Returns what an equation takes of single layers of a stack, if it does just this."""
-        array = _array(operands[0]) if len(operands) == 1 else None
-        if array is None or (array.op == "leaf" and array.params not in self.terms.stacked):
+        array, axis = _array(operands[0]) if len(operands) == 1 else (None, 0)
+        if array is None:
+            return None
+        if array.op == "leaf" and (array.params, axis) not in self.terms.stacked:
             return None
         layers = _layers_taken(eqn)
         if layers is None:
@@ -597,7 +610,7 @@ class TermReader:
         term = operands[0].options[0].term
         stack = self._stacks[array.params] if array.op == "stack" else None
         if stack is None:
-            self.taken.add(array.params)
+            self.taken.setdefault(array.params, axis)
         found = []
         for layer, var in zip(layers, eqn.outvars, strict=True):
             one = struct(eqn.invars[0].aval.shape[1:], var.aval.dtype)
@@ -649,12 +662,24 @@ def _same_number(one: Term, other: Term) -> bool:
     return one.number is not None and bool(one.number == other.number)
 
 
-def _array(value: Value) -> Term | None:
-    """Returns the term of an array of the network, if a value is this array, perhaps converted."""
-    term = value.term
+def _array(value: Value) -> tuple[Term | None, int]:
+    """Returns the term of an array of the network that a value is, and which axis is the first.
+
+    The array may be converted, and one of its axes moved to the front.
+    """
+    term, axis = value.term, 0
     while term is not None and term.op == "convert_element_type":
         term = term.operands[0]
-    return term if term is not None and term.op in ("leaf", "stack") else None
+    if term is not None and term.op == "transpose":
+        axis = term.params[0]
+        in_front = term.params == _to_front(axis, len(term.params))
+        term = term.operands[0] if in_front else None
+    return term if term is not None and term.op in ("leaf", "stack") else None, axis
+
+
+def _to_front(axis: int, ndim: int) -> tuple[int, ...]:
+    """Returns the order of axes in which one is the first, and the others stay in order."""
+    return axis, *(a for a in range(ndim) if a != axis)
 
 
 def _layers_taken(eqn: Any) -> Sequence[int] | None:

@@ -158,13 +158,14 @@ class _Problem:
     def __init__(self, old: _Network, new: _Network, wider: bool, interleave: bool = False) -> None:
         self.old, self.new, self.wider, self._interleave = old, new, wider, interleave
         self._stacked = frozenset(
-            path
+            (path, axis)
             for path, array in old.shapes.items()
-            if path in new.shapes and 0 < len(array.shape) == len(new.shapes[path].shape)
-            if array.shape[0] < new.shapes[path].shape[0]
+            if path in new.shapes and len(array.shape) == len(new.shapes[path].shape)
+            for axis, size in enumerate(array.shape)
+            if size < new.shapes[path].shape[axis]
         )
         self._exact = _Old(old, Terms(stacked=self._stacked))
-        self._counted = self._exact.scanned | self._exact.taken
+        self._counted = self._exact.taken | self._exact.scanned
 
     def terms(self, places: Mapping[str, str]) -> "_Old":
         """Returns the old network in terms that suit the pairs of arrays."""
@@ -180,9 +181,11 @@ class _Problem:
         old, new = self.old.shapes[path].shape, self.new.shapes[place].shape
         if len(old) != len(new):
             return False
-        start = 1 if path == place and path in self._counted and old[0] <= new[0] else 0
-        pairs = list(zip(old, new, strict=True))[start:]
-        return all(a <= b if self.wider else a == b for a, b in pairs)
+        axis = self._counted.get(path) if path == place else None
+        return all(
+            a <= b if self.wider or i == axis else a == b
+            for i, (a, b) in enumerate(zip(old, new, strict=True))
+        )
 
     def deeper(self, places: Mapping[str, str]) -> _Network:
         """Returns the deeper network with old arrays in their dtypes, and new ones in the same."""
@@ -199,13 +202,15 @@ class _Problem:
     def stacks(self, places: Mapping[str, str]) -> dict[str, Stack]:
         """Returns the stacks that have more layers now, by their new paths."""
         found, orders = {}, _orders(places, self.new.shapes)
-        for path in self._counted & places.keys():
-            old, new = self.old.shapes[path].shape[0], self.new.shapes[places[path]].shape[0]
+        for path, axis in self._counted.items():
+            if path not in places:
+                continue
+            old, new = self.old.shapes[path].shape[axis], self.new.shapes[places[path]].shape[axis]
             if old < new:
                 order = _order(old, new, self._interleave)
                 if path not in self._exact.scanned:
                     order = orders.get((old, new), order)
-                found[places[path]] = Stack(path, order)
+                found[places[path]] = Stack(path, order, axis)
         return found
 
     def inner_stacks(self, places: Mapping[str, str]) -> list[str]:
@@ -231,9 +236,10 @@ class _Problem:
         """Returns the lengths of the axes of old arrays that are longer now, before and after."""
         found: set[tuple[int, int]] = set()
         for path, place in places.items():
-            start = 1 if path in self._counted else 0  # the first axis counts layers
-            sizes = self.old.shapes[path].shape[start:], self.new.shapes[place].shape[start:]
-            found |= {(a, b) for a, b in zip(*sizes, strict=True) if 0 < a < b}
+            sizes = zip(self.old.shapes[path].shape, self.new.shapes[place].shape, strict=True)
+            for axis, (a, b) in enumerate(sizes):
+                if 0 < a < b and axis != self._counted.get(path):
+                    found.add((a, b))
         return frozenset(found)
 
 
@@ -245,8 +251,8 @@ class _Old:
         known: how many terms there are.
         numbers: the constants in it, each with its relative rounding error.
         outputs: the terms of its outputs.
-        scanned: paths of arrays that a loop runs over.
-        taken: paths of arrays that single entries are taken from.
+        scanned: the axis along which a loop runs over an array, by its path.
+        taken: the axis along which single entries are taken from an array, by its path.
     """
 
     def __init__(self, network: _Network, terms: Terms) -> None:
@@ -406,7 +412,8 @@ def _described(
         insertion = Insertion(path, array.shape, str(array.dtype), "free")
         source = sources.get(path)
         if path in proof.stacks:
-            insertion = replace(insertion, source=source, layers=proof.stacks[path].layers)
+            stack = proof.stacks[path]
+            insertion = replace(insertion, source=source, layers=stack.layers, axis=stack.axis)
         elif source is not None:
             if source != path:
                 found.append(replace(insertion, fill="moved", source=source))
@@ -415,7 +422,8 @@ def _described(
             kind: Any = fill.kind  # none is open any more
             insertion = replace(insertion, fill=kind, value=fill.value, axes=fill.axes)
         elif any(of == path for of, _ in proof.fills):
-            size = math.prod(array.shape[1:] if path in proof.stacks else array.shape)
+            layers = len(proof.stacks[path].layers) if path in proof.stacks else 1
+            size = math.prod(array.shape) // layers
             fills = [proof.fills.get((path, i), Fill("constant")) for i in range(size)]
             values = tuple(fill.value for fill in fills)
             insertion = replace(insertion, fill="constant", values=values)

@@ -6,7 +6,7 @@ network is or copies. Nothing is proved, because outputs change.
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,14 +21,14 @@ Shapes = Mapping[str, jax.ShapeDtypeStruct]
 
 
 def repeated_insertions(
-    old: Shapes, new: Shapes, stacked: Collection[str], layers: DepthStrategy
+    old: Shapes, new: Shapes, stacked: Mapping[str, int], layers: DepthStrategy
 ) -> tuple[Insertion, ...]:
     """Returns all arrays of a deeper network that are new, moved, or have new layers.
 
     Args:
         old: shapes of the network by path.
         new: shapes of the deeper network by path.
-        stacked: paths of arrays whose first axis counts layers.
+        stacked: for arrays of which an axis counts layers, this axis, by path.
         layers: which layers are copies of which.
 
     Raises:
@@ -50,7 +50,7 @@ class _Reading:
 
     old: Shapes
     new: Shapes
-    stacked: Collection[str]
+    stacked: Mapping[str, int]
     layers: DepthStrategy
     problems: list[str] = field(default_factory=list)
 
@@ -146,21 +146,21 @@ class _Reading:
 
     def _array(self, path: str, place: str, is_copy: bool) -> Insertion | None:
         before, array = self.old[path].shape, self.new[place]
-        start = 1 if path in self.stacked else 0
         fits = len(before) == len(array.shape)
         if not fits or any(a > b for a, b in zip(before, array.shape, strict=True)):
             self.problems.append(f"{place}: has shape {array.shape}, cannot be {path} of {before}")
             return None
         found = Insertion(place, array.shape, str(array.dtype), "moved", source=path)
-        if start and before[0] < array.shape[0]:
-            return self._stack(found, before[0])
+        axis = self.stacked.get(path)
+        if axis is not None and before[axis] < array.shape[axis]:
+            return self._stack(replace(found, axis=axis), before[axis])
         if is_copy:
             return replace(found, fill="copy")
         return None if path == place else found
 
     def _stack(self, insertion: Insertion, old: int) -> Insertion:
         """Returns what becomes of an array with an entry for each layer."""
-        sources = self.layers.sources(old, insertion.shape[0])
+        sources = self.layers.sources(old, insertion.shape[insertion.axis])
         first = {source: place for place, source in reversed([*enumerate(sources)])}
         kept = [-1 if s is None or first[s] != i else s for i, s in enumerate(sources)]
         if None in sources:

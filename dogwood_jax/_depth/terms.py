@@ -74,7 +74,8 @@ class Terms:
             rounding error, to be cleared by the caller.
         theirs: the constants of the other program, as far as they are known before it is read.
         is_unsure: whether a constant could be several of the old program's.
-        stacked: paths of arrays that may have an entry for each layer.
+        stacked: paths of arrays that may have an entry for each layer, each with an axis that may
+            count layers.
     """
 
     sized: bool = True
@@ -85,7 +86,7 @@ class Terms:
     numbers: dict[float, float] = field(default_factory=dict)
     theirs: frozenset[float] = frozenset()
     is_unsure: bool = False
-    stacked: frozenset[str] = frozenset()
+    stacked: frozenset[tuple[str, int]] = frozenset()
     _table: dict[Any, Term] = field(default_factory=dict)
     _constants: dict[float, None] = field(default_factory=dict)
     _kept: list[Any] = field(default_factory=list)
@@ -345,6 +346,10 @@ class Terms:
             path, axes = x.params
             moved = tuple(permutation.index(axis) for axis in axes)
             return self.make("identity", (path, moved), (), aval)
+        if x.op == "convert_element_type":
+            (inner,) = x.operands
+            moved = self.transpose(inner, permutation, struct(aval.shape, inner.dtype))
+            return self.make(x.op, x.params, (moved,), aval)
         return self.make("transpose", permutation, (x,), aval)
 
     def converted(self, x: Term, aval: Any) -> Term:

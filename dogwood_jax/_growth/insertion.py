@@ -23,8 +23,8 @@ class Insertion:
         axes: the axis of an identity that is contracted, and the one that is produced.
         source: path of the array in the old network that is copied or moved, or that holds the
             layers a stacked array starts from.
-        layers: for an array with one entry for each layer along its first axis: the index of the
-            old layer, or -1 for a new layer, as in ``(0, 1, -1)``. Only new layers are filled.
+        layers: for an array with one entry for each layer: the index of the old layer, or -1 for a
+            new layer, as in ``(0, 1, -1)``. Only new layers are filled.
         copies: for such an array with ``"copy"``: for each layer, the index of the old layer that
             it is or copies. If empty, a new layer copies the old layer before it.
         kind: what free values are drawn as: ``"random"``, ``"zeros"`` (integers always) or
@@ -36,6 +36,7 @@ class Insertion:
         units: the axis of these units.
         values: the constants of the entries of an array or of a layer, in their order, if they are
             not all ``value``.
+        axis: the axis that counts ``layers``. ``axes`` count the other axes.
     """
 
     path: str
@@ -53,6 +54,7 @@ class Insertion:
     anew: float = 0.0
     units: int = 0
     values: tuple[float, ...] = ()
+    axis: int = 0
 
     @property
     def old(self) -> str | None:

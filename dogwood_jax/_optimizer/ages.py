@@ -166,7 +166,8 @@ def grown_ages(
         since = ages.steps - ages.births if index is None else now[index] - ages.counts[index]
         place = growth.place(leaf.path).removeprefix(field.collection)
         moved = growth.moved.get(leaf.path)
-        layers, repeats = (moved.layers, moved.repeats) if moved else ((), 0)
+        layers = ((moved.axis, moved.layers),) if moved and moved.layers else ()
+        repeats = moved.repeats if moved else 0
         leaf_map = growth.maps[leaf.path]
         if inner in known or leaf_map.changes or layers or repeats:
             old = known.get(inner) or _born(leaf.shape, 0)
@@ -203,7 +204,7 @@ def _grown(
     number: int,
     *,
     leaf_map: LeafMap,
-    layers: tuple[int, ...],
+    layers: tuple[tuple[int, tuple[int, ...]], ...],
 ) -> AlongAxes:
     """Returns the ages of an array whose axes grow; arrays that grow alike share its program.
 
@@ -212,7 +213,7 @@ def _grown(
         since: the number of steps since each growth.
         number: that of this growth.
         leaf_map: what becomes of the array.
-        layers: of a stack of layers, the old one that each is, or -1.
+        layers: of a stack of layers, their axis and the old layer that each is, or -1.
     """
     found = []
     for axis, cohorts in enumerate(old.cohorts):
@@ -220,8 +221,8 @@ def _grown(
         shares_now = share_now(old, axis, since)
         taken = _taken_along(leaf_map, axis, copied=True)
         scaled = _taken_along(leaf_map, axis, copied=False)
-        if layers and axis == 0:
-            taken = scaled = _stacked(layers)
+        if axis in (stacks := dict(layers)):
+            taken = scaled = _stacked(stacks[axis])
         is_old = taken(jnp.ones(len(cohorts))) > 0
         times = leaf_map.factor if axis == 0 else 1.0
         same = (scaled(jnp.ones(len(cohorts))) == 1) & (times == 1)

@@ -705,8 +705,10 @@ def _growing(
     growing = []
     for one in known:
         path = one.field.leaf.path
-        stack = growth.moved.get(path) if not one.field.axis else None
+        stack = growth.moved.get(path)
         stack = stack if stack and (stack.layers or stack.repeats) else None
+        if stack and one.field.axis is not None:  # a vector along one axis
+            stack = replace(stack, axis=0) if one.field.axis == stack.axis else None
         if not one.field.is_factor and (one.map.changes or stack):
             shape = shapes.get(one.field.at(growth.place(path))) if one.field.factored else None
             growing.append(replace(one, shape=shape, stack=stack))
@@ -865,7 +867,9 @@ def _grow_fields(
         if one.map.changes:
             layers = stack.layers if stack else ()
             old_rows = np.flatnonzero(np.asarray(layers) >= 0) if layers else None
-            rows = fresh if fresh is None or old_rows is None else fresh[old_rows]
+            rows = fresh
+            if stack and fresh is not None and old_rows is not None:
+                rows = jnp.take(fresh, old_rows, stack.axis)
             scale = None if one.scale is None else arrays[one.scale]
             array = _widened(array, one, rows, scale)
         if stack:
@@ -965,7 +969,7 @@ def _deepened(
         filled: dict[str, Array] = fill({insertion.old: array}, (insertion,), {}, None)
         return filled[insertion.path]
     if fresh is None:
-        fresh = jnp.zeros((1, *array.shape[1:]), array.dtype)
-        if meaning not in ("first", "update") and second_moment == "mean":
-            fresh = jnp.mean(array, 0, keepdims=True).astype(array.dtype)
+        fresh = jnp.mean(array, insertion.axis, keepdims=True).astype(array.dtype)
+        if meaning in ("first", "update") or second_moment != "mean":
+            fresh = jnp.zeros_like(fresh)
     return stacked(replace(insertion, fill="free"), array, fresh)

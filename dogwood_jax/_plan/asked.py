@@ -59,10 +59,7 @@ _MORE_LAYERS = (
     "target_apply=, and they are inserted"
 )
 
-_LAYERS_FIRST = (
-    "new layers are inserted by target= and target_apply=, along the first axis of arrays that a "
-    "loop runs over: move an axis of layers to the front (MaxText: param_scan_axis=0)"
-)
+_BY_TARGET = "new layers are inserted by target= and target_apply="
 
 
 @dataclass(frozen=True)
@@ -112,11 +109,11 @@ class Asked:
             unread = larger.widths is None and before.network is not None
             if unread and is_deeper(before, larger.shapes):
                 yield _MORE_LAYERS
-        if any(
+        elif any(
             self.widths[name].fixed == LAYERS and size > self.widths[name].size
             for name, size in self.sizes.items()
         ):
-            yield _LAYERS_FIRST
+            yield _BY_TARGET
 
     @property
     def _meets_numbers(self) -> bool:

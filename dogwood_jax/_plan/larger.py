@@ -4,7 +4,7 @@ Shapes leave open how a product such as heads * head_dim is split, and say nothi
 larger model's program tells both, and where it has more layers, what they must compute.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import isclose
 from types import MappingProxyType
@@ -202,8 +202,9 @@ def read_larger(
     numbers, same = tuple[Pairs, ...](), frozenset[float]()
     if is_deeper(widths, shapes) and depth is not None:
         old = {leaf.path: struct(leaf.shape, float) for leaf in widths.leaves}
-        scanned = {leaf.path for leaf in widths.leaves if _counts_layers(widths, leaf)}
-        found = repeated_insertions(old, shapes, scanned, depth)
+        axes = {leaf.path: _axis_of_layers(widths, leaf) for leaf in widths.leaves}
+        stacked = {path: axis for path, axis in axes.items() if axis is not None}
+        found = repeated_insertions(old, shapes, stacked, depth)
         found = with_kinds(found, target_apply, target, network.inputs)
     elif is_deeper(widths, shapes):
         try:
@@ -220,14 +221,16 @@ def read_larger(
                 f"{_said(error, widths, shapes)}"
             ) from error
     places = {i.old: i.path for i in found if i.old is not None}
-    stacked = {i.path for i in found if i.layers}
+    stacked = {i.path: i.axis for i in found if i.layers}
     paired = {leaf.path: places.get(leaf.path, leaf.path) for leaf in widths.leaves}
     kept = {}
     for leaf in widths.leaves:
         if (place := paired[leaf.path]) in shapes:
             array = shapes[place]
-            layers = leaf.shape[:1] if place in stacked else tuple(array.shape[:1])
-            kept[leaf.path] = struct((*layers, *array.shape[1:]), array.dtype)
+            shape = list(array.shape)
+            if (axis := stacked.get(place)) is not None:
+                shape[axis] = leaf.shape[axis]
+            kept[leaf.path] = struct(tuple(shape), array.dtype)
     explained = {*paired.values(), *(i.path for i in found)}
     kept |= {path: array for path, array in shapes.items() if path not in explained}
     inputs = GrownSizes(widths, sizes_of_target(widths, kept, {}, [])).inputs()
@@ -254,31 +257,36 @@ def is_deeper(widths: Widths, shapes: Mapping[str, Any]) -> bool:
     if shapes.keys() != known.keys():
         return True
     has_more = any(
-        _counts_layers(widths, leaf) and shapes[path].shape[0] > leaf.shape[0]
+        shapes[path].shape[axis] > leaf.shape[axis]
         for path, leaf in known.items()
         if len(shapes[path].shape) == len(leaf.shape)
+        if (axis := _axis_of_layers(widths, leaf)) is not None
     )
     return has_more and not counts_experts(widths, shapes)  # which may be taken one by one, too
 
 
-def _counts_layers(widths: Widths, leaf: Leaf) -> bool:
-    """Whether the first axis of an array counts layers: by a loop, or each taken by its number."""
-    reasons = {widths[units.width].fixed for layout in leaf.axes[:1] for units in units_of(layout)}
-    if reasons == {LAYERS}:
-        return isinstance(leaf.axes[0], Units)
-    return reasons == {DROPPED} and not isinstance(leaf.axes[0], Product)
+def _axis_of_layers(widths: Widths, leaf: Leaf) -> int | None:
+    """Returns the axis of an array that counts layers: by a loop, or each taken by its number."""
+    for axis, layout in enumerate(leaf.axes):
+        reasons = {widths[units.width].fixed for units in units_of(layout)}
+        if reasons == {LAYERS} and isinstance(layout, Units):
+            return axis
+        if reasons == {DROPPED} and axis == 0 and not isinstance(layout, Product):
+            return axis
+    return None
 
 
 def _same_widths(
-    old: Widths, new: Widths, paired: Mapping[str, str], stacked: Collection[str]
+    old: Widths, new: Widths, paired: Mapping[str, str], stacked: Mapping[str, int]
 ) -> dict[str, str]:
     """Returns the names that widths have in the larger model, where their arrays agree on it."""
     names: dict[str, set[str]] = {}
     leaves = {leaf.path: leaf for leaf in new.leaves}
     for leaf in old.leaves:
         if (place := paired[leaf.path]) in leaves:
-            layers = 1 if place in stacked else 0  # axes along which the old network is shorter
-            for a, b in zip(leaf.axes[layers:], leaves[place].axes[layers:], strict=False):
+            for axis, (a, b) in enumerate(zip(leaf.axes, leaves[place].axes, strict=False)):
+                if axis == stacked.get(place):
+                    continue  # the old network is shorter along it
                 for before, after in _pairs(a, b):
                     names.setdefault(before, set()).add(after)
     return {name: found.pop() for name, found in names.items() if len(found) == 1}
