@@ -2,6 +2,7 @@
 
 import functools
 
+import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -189,6 +190,91 @@ def test_a_stack_grows_wider_and_deeper(axis):
     grown, nu = (jnp.moveaxis(a, axis, 0) for a in (adam.nu["layers"]["up"], nu))
     np.testing.assert_array_equal(grown[:2, :, :5], nu)
     np.testing.assert_allclose(grown[2, :, :5], nu.mean(0), rtol=1e-12)
+
+
+def of_layers(layers, hidden):
+    shapes = [{"up": (4, hidden), "down": (hidden, 4)}] * layers
+    is_shape = lambda node: isinstance(node, tuple)  # noqa: E731
+    draw = lambda shape: jnp.linspace(-1, 1, np.prod(shape)).reshape(shape)  # noqa: E731
+    return jax.tree.map(draw, {"layers": shapes, "out": (4, 2)}, is_leaf=is_shape)
+
+
+def through_layers(layers):
+    def apply(params, x):
+        for layer in params["layers"][:layers]:
+            x = x + jnp.tanh(x @ layer["up"]) @ layer["down"]
+        return x @ params["out"]
+
+    return apply
+
+
+def test_a_function_that_uses_all_layers_is_the_larger_models_too():
+    old, x, apply = of_layers(2, 5), jnp.linspace(-1, 1, 12).reshape(3, 4), through_layers(None)
+    widths = dw.trace(apply, old, x)
+    for target in (of_layers(3, 5), of_layers(4, 7)):
+        growth = dw.plan(widths, target=target)
+        assert any("pass it as target_apply=" in note for note in growth.notes)
+        new = dw.grow(old, growth, key=jax.random.key(0))
+        assert dw.compare(apply, old, apply, new, x).relative < 1e-12
+        assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, target)
+    # Not one that passes over the new layers, or that they would change.
+    for apply in (
+        through_layers(2),
+        lambda params, x: through_layers(None)(params, x) / len(params["layers"]),
+    ):
+        with pytest.raises(ValueError, match="pass it"):
+            dw.plan(dw.trace(apply, old, x), target=of_layers(3, 5))
+
+
+@pytest.mark.parametrize("is_taken", (False, True))
+def test_a_function_that_runs_over_stacks_is_the_larger_models_too(is_taken):
+    def stacks(layers, hidden):
+        layer = of_layers(layers, hidden)
+        return {"out": layer["out"]} | jax.tree.map(lambda *a: jnp.stack(a), *layer["layers"])
+
+    def apply(params, x):
+        layers = [{name: params[name][i] for name in ("up", "down")} for i in range(2)]
+        if is_taken:
+            return through_layers(None)({"layers": layers, "out": params["out"]}, x)
+        body = lambda x, p: (x + jnp.tanh(x @ p["up"]) @ p["down"], None)  # noqa: E731
+        scanned = {name: params[name] for name in ("up", "down")}
+        return jax.lax.scan(body, x, scanned)[0] @ params["out"]
+
+    old, x, target = stacks(2, 5), jnp.linspace(-1, 1, 12).reshape(3, 4), stacks(4, 7)
+    widths = dw.trace(apply, old, x)
+    if is_taken:  # the new entries are not
+        with pytest.raises(ValueError, match="pass its function of variables and inputs"):
+            dw.plan(widths, target=target)
+    else:
+        new = dw.grow(old, dw.plan(widths, target=target), key=jax.random.key(0))
+        assert dw.compare(apply, old, apply, new, x).relative < 1e-12
+
+
+class Layered(eqx.Module):
+    layers: list[eqx.nn.MultiheadAttention]
+
+    def __init__(self, layers, heads):
+        keys = jax.random.split(jax.random.key(heads), layers)
+        attention = functools.partial(eqx.nn.MultiheadAttention, query_size=8, dropout_p=0.0)
+        self.layers = [attention(heads, key=key, qk_size=4, vo_size=4) for key in keys]
+
+    def __call__(self, x):
+        for layer in self.layers:
+            x = x + layer(x, x, x)
+        return x
+
+
+def test_modules_that_say_their_numbers_need_no_other_function():
+    def apply(model, x):
+        return model(x)
+
+    old, x = Layered(2, 2), jnp.linspace(-1, 1, 40).reshape(5, 8)
+    for layers, heads in ((2, 4), (3, 2), (3, 4)):
+        target = Layered(layers, heads)
+        growth = dw.plan(dw.trace(apply, old, x), target=target)
+        assert not growth.notes
+        new = dw.grow(old, growth, fresh=target)
+        assert dw.compare(apply, old, apply, new, x).relative < 1e-12
 
 
 def test_a_wrong_epsilon_is_refused(small):

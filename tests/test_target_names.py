@@ -55,5 +55,5 @@ def test_the_way_out_is_open():
 def test_numbers_of_layers_are_no_sizes():
     """A deeper model: all names are there, and more."""
     widths = dw.trace(apply, shaped(**names(8, 2)), X)
-    with pytest.raises(ValueError, match="if the larger model has more layers"):
+    with pytest.raises(ValueError, match="if the larger model has another function"):
         dw.plan(widths, target=shaped(**names(8, 3)))

@@ -5,7 +5,7 @@ larger model's program tells both, and where it has more layers, what they must 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isclose
 from types import MappingProxyType
 from typing import Any
@@ -15,17 +15,22 @@ from dogwood_jax._depth.layers import Pairs, wider_insertions, with_kinds
 from dogwood_jax._depth.repeated import repeated_insertions
 from dogwood_jax._growth.growth import Change
 from dogwood_jax._growth.insertion import Insertion
+from dogwood_jax._modules.resizing import says_numbers
 from dogwood_jax._plan.apart import NO_SINGLE_HEADS, SingleHeads, made_of, repeated_from
 from dogwood_jax._plan.comparison import Comparison
 from dogwood_jax._plan.copies import Copies
 from dogwood_jax._plan.grown_sizes import GrownSizes
 from dogwood_jax._plan.more_experts import counts_experts
 from dogwood_jax._plan.target import sizes_of_target
+from dogwood_jax._program.program import Program
 from dogwood_jax._widths.dims import DROPPED, LAYERS
 from dogwood_jax._widths.layout import Layout, Product, Units, units_of
 from dogwood_jax._widths.trace import trace
 from dogwood_jax._widths.widths import Leaf, Widths
 from dogwood_jax.strategies import DepthStrategy
+
+_ITS_OWN = "new layers compute what the network's own function computes with them"
+_ANOTHER = "if the larger model has another function, pass it as target_apply="
 
 NOT_AT_HAND = "target_apply= needs widths that were traced in this process: trace the network again"
 
@@ -42,6 +47,7 @@ class Larger:
         kept: if it has more layers, the constants that both have.
         widths: the larger model's widths.
         names: for widths of the network, their names in the larger model.
+        notes: what is supposed of its program.
     """
 
     shapes: Mapping[str, Any]
@@ -50,6 +56,7 @@ class Larger:
     kept: frozenset[float] = frozenset()
     widths: Widths | None = None
     names: Mapping[str, str] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -194,7 +201,7 @@ def read_larger(
     """
     shapes = arrays_of(leaves_by_path(target))
     if target_apply is None:
-        return Larger(shapes)
+        return _read_by_own_function(widths, target, shapes)
     network = widths.network
     if network is None:
         raise ValueError(NOT_AT_HAND)
@@ -242,6 +249,53 @@ def read_larger(
             f"{_said(error, widths, shapes)}"
         ) from error
     return Larger(kept, found, numbers, same, larger, _same_widths(widths, larger, paired, stacked))
+
+
+def _read_by_own_function(widths: Widths, target: PyTree, shapes: Mapping[str, Any]) -> Larger:
+    """Reads the larger model by the network's own function, if that is the larger model's, too.
+
+    It is where the target consists of modules that say the numbers it computes with, as in Equinox.
+    It is taken to be where it uses all of the target's new layers, and this is noted.
+    """
+    network = widths.network
+    if network is None:
+        return Larger(shapes)
+    modules = says_numbers(target)
+    if not modules and not is_deeper(widths, shapes):
+        return Larger(shapes)
+    try:
+        program = Program(network.apply, target, network.inputs)
+    except Exception:  # any function may raise that knows its sizes
+        return Larger(shapes)
+    if not modules and not _uses_new_layers(widths, program):
+        return Larger(shapes)
+    try:
+        larger = read_larger(widths, target, network.apply)
+    except ValueError as error:
+        raise ValueError(f"{error}\n- {_ANOTHER}") from error
+    return larger if modules else replace(larger, notes=(f"{_ITS_OWN}; {_ANOTHER}",))
+
+
+def _uses_new_layers(widths: Widths, program: Program) -> bool:
+    """Whether a program uses all arrays that the network lacks, and all entries of longer stacks.
+
+    A loop uses all entries of what it runs over.
+    """
+    known, read = {leaf.path: leaf for leaf in widths.leaves}, set(program.reading_order())
+    for path, array in program.arguments:
+        if path is None:
+            continue
+        if path not in known:
+            if path not in read:
+                return False
+            continue
+        leaf = known[path]
+        if (axis := _axis_of_layers(widths, leaf)) is not None:
+            is_longer = array.ndim > axis and array.shape[axis] > leaf.shape[axis]
+            reasons = {widths[units.width].fixed for units in units_of(leaf.axes[axis])}
+            if is_longer and reasons != {LAYERS}:
+                return False
+    return True
 
 
 def _said(error: Exception, widths: Widths, shapes: Mapping[str, Any]) -> str:

@@ -78,7 +78,9 @@ def plan(
             frequencies follow from a size, as in rotary embeddings, old units go to the multiples
             of their places that have the same ones, and a note says so. If the larger model has
             more layers, they are inserted, filled so that they compute the identity (see
-            ``deepen``).
+            ``deepen``). Without it, the network's own function is taken where ``target`` consists
+            of modules that say their numbers, as in Equinox, or has more layers, all of which this
+            function uses. A note says so.
         keep: by width, the units that stay: their indices, in their new order, or a boolean mask.
             The others are removed. ``narrow`` does the same to variables, but moves the effect of
             constant units into biases before.
@@ -190,7 +192,7 @@ def plan(
         if (change.new, change.sources) != (change.old, tuple(range(change.old)))
     ]
 
-    notes = [*copies.notes]
+    notes = [*larger.notes, *copies.notes]
     for change in made:
         notes += notes_of(whole, change, is_seen=compared is not None)
     notes += between.notes
@@ -208,7 +210,7 @@ def plan(
         notes += extended.solved.notes(compared, extended.changes)
     if depth is not None:
         notes.append(_changes_outputs(depth, larger.insertions))
-    if target_apply is None:
+    if larger.widths is None:
         sizes_now = {change.width: change.new for change in made}
         notes += splits(widths, sizes_now, every=target is not None)
 
@@ -224,7 +226,7 @@ def plan(
     if extended.unlike:
         ways_out = [HEADS_FOR_EACH] if heads is not None and heads.is_for_each else []
         raise contradicted("the larger model", extended.unlike, ways_out)
-    if is_checked and target_apply is None:
+    if is_checked and larger.widths is None:
         return check_own_function(growth, target, copies)
     return growth
 
