@@ -218,6 +218,25 @@ def entries(p, x):
     return jax.nn.relu(x)
 
 
+def own_inputs(read):
+    """Layers of which each takes its own entry of what is computed for all, as in Gemma 4."""
+
+    def apply(p, x):
+        each = read(p, x)
+        for i in range(len(p["layers"])):
+            layer = p["layers"][str(i)]
+            x = x + (jnp.tanh(x @ layer["in"]) * each[:, i]) @ layer["out"]
+        return x
+
+    return apply
+
+
+def layers_with_own_inputs(n, hidden=3):
+    layers = {str(i): {"in": f64(4, hidden), "out": f64(hidden, 4)} for i in range(n)}
+    arrays = {"each": f64(4, n, hidden), "table": f64(6, n, hidden), "scale": f64(hidden)}
+    return {"layers": layers, "flat": f64(n, 1), "last": f64(4, hidden, n), **arrays}
+
+
 def rectified_entries(p, x):
     for i in range(len(p["w"])):
         x = jax.nn.relu(x @ p["w"][i])

@@ -21,8 +21,10 @@ from networks_deeper import (
     ResNet,
     chain,
     entries,
+    layers_with_own_inputs,
     loop,
     mlp,
+    own_inputs,
     relative,
     residual,
     sequential,
@@ -349,6 +351,74 @@ def test_arrays_with_an_entry_for_each_layer_get_more_and_wider_ones():
     assert relative(entries(variables, VECTOR), entries(deeper, VECTOR)) <= 1e-12
     copied = dw.grow(variables, plan(depth=dw.strategies.stack()), key=jax.random.key(0))
     assert (copied["r"][2] == variables["r"][0]).all()
+
+
+def normed(p, x):
+    each = jnp.einsum("bd,dlh->blh", x, p["each"])
+    size = lax.rsqrt(jnp.mean(each**2, -1, keepdims=True) + 1e-6)
+    return each * size * (1 + p["scale"])[None, None]
+
+
+def looked_up(p, x):
+    return (p["table"] * 2)[jnp.arange(5) % 3] + p["scale"][None, None]
+
+
+def reshaped(p, x):
+    each = jnp.einsum("bd,dlh->blh", x, p["each"])
+    each = jnp.maximum(each.reshape(1, 5, *each.shape[1:]), 0)[0]
+    return each + jnp.moveaxis(p["last"], -1, 1)[:1] - jnp.squeeze(p["flat"], 1)[None, :, None]
+
+
+OWN_INPUTS = {
+    "a product under a norm": normed,
+    "a table": looked_up,
+    "axes that move": reshaped,
+    "both": lambda p, x: (normed(p, x) + looked_up(p, x)) * lax.rsqrt(2.0),
+}
+
+
+@pytest.mark.parametrize("name", OWN_INPUTS)
+@pytest.mark.parametrize("hidden", (3, 5))
+def test_layers_take_their_own_part_of_what_is_computed_for_all(name, hidden):
+    apply = own_inputs(OWN_INPUTS[name])
+    variables, target = fill(layers_with_own_inputs(2), 0), layers_with_own_inputs(4, hidden)
+    widths = dw.trace(apply, variables, VECTOR)
+    if hidden > 3 and OWN_INPUTS[name] in (normed, OWN_INPUTS["both"]):
+        with pytest.raises(ValueError, match="summed over without weights"):
+            dw.plan(widths, target=target, target_apply=apply)
+        return
+    growth = dw.plan(widths, target=target, target_apply=apply)
+    deeper = dw.grow(variables, growth, key=jax.random.key(0))
+    assert jax.tree.map(jnp.shape, deeper) == jax.tree.map(jnp.shape, target)
+    assert relative(apply(variables, VECTOR), apply(deeper, VECTOR)) <= 1e-12
+
+
+@pytest.mark.parametrize(
+    "across",
+    (
+        lambda each: each - each.mean(1, keepdims=True),
+        lambda each: jnp.cumsum(each, 1),
+        lambda each: jax.nn.softmax(each, 1),
+        lambda each: each[:, ::-1],
+        lambda each: each + each[:, :1] * each[:, 1:2] * each[:, -1:],
+    ),
+)
+def test_parts_that_follow_from_other_layers_are_refused(across):
+    apply = own_inputs(lambda p, x: across(normed(p, x)))
+    variables, target = layers_with_own_inputs(2), layers_with_own_inputs(3)
+    with pytest.raises(ValueError, match="cannot show that the deeper network computes"):
+        dw.plan(dw.trace(apply, variables, VECTOR), target=target, target_apply=apply)
+
+
+def test_a_stack_that_is_also_read_along_another_axis_is_refused():
+    def apply(p, x):
+        x, _ = lax.scan(lambda x, w: (x + jnp.tanh(x @ w), None), x, p["w"])
+        rows = jnp.moveaxis(p["w"], 1, 0)
+        return lax.scan(lambda x, row: (x * row.mean(), None), x, rows)[0]
+
+    old, new = {"w": f64(2, 4, 4)}, {"w": f64(3, 4, 4)}
+    with pytest.raises(ValueError, match="cannot show that the deeper network computes"):
+        insertions(apply, old, apply, new, VECTOR)
 
 
 def test_one_is_no_size():

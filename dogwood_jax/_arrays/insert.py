@@ -123,8 +123,10 @@ def filled_in(
         return _experts(insertion, source, word) if insertion.repeats else source
     if fresh is not None:
         new = lax.convert_element_type(fresh, dtype_named(insertion.dtype))
-    else:
+    elif insertion.layers:
         new = jnp.moveaxis(_values(_in_front(insertion), word), 0, insertion.axis)
+    else:
+        new = _values(insertion, word)
     return new if source is None or not insertion.layers else stacked(insertion, source, new)
 
 

@@ -3,7 +3,8 @@
 In come two networks; out come insertions, or the reason why there are none. ``layers`` states the
 problem and describes the solution. ``identity`` reads the deeper program with open questions (what
 is this new array filled with?) and keeps the answers that give the old network's results. ``terms``
-gives equal numbers to equal results, and says what primitives do with zeros and ones.
+gives equal numbers to equal results, and says what primitives do with zeros and ones. ``one_layer``
+says what an equation that computes something for all layers at once computes for one of them.
 ``statistics`` gives inserted normalizations the statistics of a batch. ``repeated`` makes layers
 that do not compute the identity, such as copies.
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dogwood_jax._base.trees import struct
+from dogwood_jax._depth.one_layer import Equation, Variable, for_one_layer
 from dogwood_jax._depth.terms import TOLERANT, Operands, Term, Terms
 from dogwood_jax._program.interpret import called, interpret
 from dogwood_jax._program.program import scan_counts, sub_programs
@@ -62,12 +63,17 @@ class Value:
         path: if the value is a new array itself, perhaps reshaped, the path of this array.
         array: if it is a new array or a new layer of a stack, whose entries are where they were,
             perhaps in another shape or dtype, its path and the layer.
+        layered: if it is an array of the network with an entry for each layer, its path and the
+            axis that counts them.
+        made: the equation that computes it, and the operands.
     """
 
     options: tuple[Option, ...]
     leaves: frozenset[str] = frozenset()
     path: str | None = None
     array: tuple[str, int | None] | None = None
+    layered: tuple[str, int] | None = None
+    made: tuple[Any, Sequence["Value"]] | None = field(default=None, compare=False, repr=False)
 
     def under(self, fills: frozenset[tuple[str, Fill]]) -> Term | None:
         """Returns what it is if new arrays are filled so, None if that is not known."""
@@ -171,14 +177,18 @@ class TermReader:
 
     # Values ---------------------------------------------------------------------------------------
 
+    def leaf(self, path: str, aval: Any) -> Value:
+        """Returns the value of an array of the old network."""
+        axes = [axis for axis in range(len(aval.shape)) if (path, axis) in self.terms.stacked]
+        layered = (path, axes[-1]) if axes else None
+        return replace(exactly(self.terms.make("leaf", path, (), aval)), layered=layered)
+
     def stack(self, path: str, aval: Any) -> Value:
         """Returns the value of an array that has more layers now."""
-        to_front = _to_front(self._stacks[path].axis, len(aval.shape))
-        front = struct(tuple(aval.shape[axis] for axis in to_front), aval.dtype)
-        term = self.terms.make("stack", path, (), front)
-        return exactly(
-            self.terms.transpose(term, [*map(to_front.index, range(len(to_front)))], aval)
-        )
+        axis = self._stacks[path].axis
+        term = self.terms.make("stack", path, (), _in_front(aval, axis))
+        term = self.terms.transpose(term, _from_front(axis, len(aval.shape)), aval)
+        return replace(exactly(term), layered=(path, axis))
 
     def new(self, path: str, aval: Any, layer: int | None = None) -> Value:
         """Returns the value of a new array, or of a new layer of a stack."""
@@ -384,6 +394,8 @@ class TermReader:
         name = eqn.primitive.name
         if (taken := self._taken(eqn, operands)) is not None:
             return taken
+        if name == "slice" and (part := self._part_of_layer(eqn, operands[0])) is not None:
+            return [part]
         if name == "slice" and (one := self._entry(eqn, operands[0])) is not None:
             return [one]
         if (program := called(eqn)) is not None:
@@ -399,7 +411,7 @@ class TermReader:
         )
         if name in _KEEP_ORDER and len(operands) == 1 and operands[0].array:
             results = [replace(result, array=operands[0].array) for result in results]
-        return results
+        return [replace(result, made=(eqn, operands)) for result in results]
 
     def _call(self, eqn: Any, program: Any, operands: list[Value]) -> list[Value]:
         jaxpr, consts = program
@@ -448,7 +460,7 @@ class TermReader:
                     return [terms[1]]
                 return self.terms.opaque("cond", (), terms, [var.aval])  # type: ignore[arg-type]
 
-            one = _Equation(eqn.primitive, eqn.invars, [var])
+            one = Equation(eqn.primitive, eqn.invars, [var])
             results += self._evaluate(one, [which, *(branch[i] for branch in branches)], choose)
         return results
 
@@ -632,6 +644,81 @@ class TermReader:
             found.append(value)
         return found
 
+    def _part_of_layer(self, eqn: Any, value: Value) -> Value | None:
+        """Returns what a slice takes of what is computed for all layers, if it is one layer's."""
+        (var,), (result,), starts = eqn.invars, eqn.outvars, eqn.params["start_indices"]
+        for axis, (size, taken) in enumerate(zip(var.aval.shape, result.aval.shape, strict=True)):
+            if not 1 == taken < size or not self._is_layered(value, axis):
+                continue
+            layer = self._layer(value, var.aval, axis, starts[axis])
+            one = struct((*var.aval.shape[:axis], 1, *var.aval.shape[axis + 1 :]), var.aval.dtype)
+            if one.shape == result.aval.shape:
+                return layer
+            starts = (*starts[:axis], 0, *starts[axis + 1 :])
+            limits = eqn.params["limit_indices"]
+            limits = (*limits[:axis], 1, *limits[axis + 1 :])
+            params = {**eqn.params, "start_indices": starts, "limit_indices": limits}
+            return self._read(Equation(eqn.primitive, [Variable(one)], [result], params), [layer])[
+                0
+            ]
+        return None
+
+    def _is_layered(self, value: Value, axis: int) -> bool | None:
+        """Whether a value has an axis of layers from arrays; None if its entries are not apart."""
+        if value.layered is not None and value.layered[1] == axis:
+            return True
+        if value.term is not None and value.term.number is not None:
+            return False
+        if value.made is None or (found := for_one_layer(value.made[0], axis)) is None:
+            return None
+        are_layered = [
+            self._is_layered(operand, place)
+            for operand, place in zip(value.made[1], found[0], strict=True)
+            if place is not None
+        ]
+        return None if None in are_layered else any(are_layered)
+
+    def _layer(self, value: Value, aval: Any, axis: int, layer: int) -> Value:
+        """Returns one entry of a value along an axis of layers. The axis stays."""
+        if value.layered is not None and value.layered[1] == axis:
+            return self._layer_of_array(value.layered[0], aval, axis, layer)
+        if value.term is not None and value.term.number is not None:
+            one = struct((*aval.shape[:axis], 1, *aval.shape[axis + 1 :]), aval.dtype)
+            return exactly(self.terms.like(value.term, one))
+        assert value.made is not None
+        eqn, operands = value.made
+        found = for_one_layer(eqn, axis)
+        assert found is not None
+        entries = [
+            operand if place is None else self._layer(operand, var.aval, place, layer)
+            for operand, var, place in zip(operands, eqn.invars, found[0], strict=True)
+        ]
+        return self._read(found[1], entries)[0]
+
+    def _layer_of_array(self, path: str, aval: Any, axis: int, layer: int) -> Value:
+        """Returns one entry of an array along its axis of layers. The axis stays."""
+        terms, stack, front = self.terms, self._stacks.get(path), _in_front(aval, axis)
+        first, one = struct((1, *front.shape[1:]), aval.dtype), struct(front.shape[1:], aval.dtype)
+        number = layer if stack is None else stack.layers[layer]
+        if stack is None:
+            self.taken.setdefault(path, axis)
+        if number < 0:
+            value = self.new(path, one, layer)
+        else:
+            whole = terms.make("leaf", path if stack is None else stack.path, (), aval)
+            whole = terms.transpose(whole, _to_front(axis, len(aval.shape)), front)
+            value = exactly(terms.make("layer", number, (whole,), one))
+        order = _from_front(axis, len(aval.shape))
+        kept = struct(tuple(first.shape[a] for a in order), aval.dtype)
+
+        def placed(term: Term) -> Term:
+            term = terms.expanded(term, first)
+            known = term.number is not None or term.op == "open"
+            return term if known else terms.transpose(term, order, kept)
+
+        options = tuple(replace(o, term=placed(o.term)) for o in value.options)
+        return replace(value, options=options)
+
     def _idle_layers(
         self, eqn: Any, operands: list[Value], stacks: Sequence[str | None]
     ) -> list[frozenset[tuple[str, Fill]]]:
@@ -671,15 +758,25 @@ def _array(value: Value) -> tuple[Term | None, int]:
     while term is not None and term.op == "convert_element_type":
         term = term.operands[0]
     if term is not None and term.op == "transpose":
-        axis = term.params[0]
+        axis, leaf = term.params[0], term.operands[0].op == "leaf"  # layers of a stack come first
         in_front = term.params == _to_front(axis, len(term.params))
-        term = term.operands[0] if in_front else None
+        term = term.operands[0] if leaf and in_front else None
     return term if term is not None and term.op in ("leaf", "stack") else None, axis
 
 
 def _to_front(axis: int, ndim: int) -> tuple[int, ...]:
     """Returns the order of axes in which one is the first, and the others stay in order."""
     return axis, *(a for a in range(ndim) if a != axis)
+
+
+def _from_front(axis: int, ndim: int) -> tuple[int, ...]:
+    """Returns the order of axes that takes the first one back to its place."""
+    return tuple(map(_to_front(axis, ndim).index, range(ndim)))
+
+
+def _in_front(aval: Any, axis: int) -> Any:
+    """Returns the shape and dtype of an array with an axis moved to the front."""
+    return struct(tuple(aval.shape[a] for a in _to_front(axis, len(aval.shape))), aval.dtype)
 
 
 def _layers_taken(eqn: Any) -> Sequence[int] | None:
@@ -700,27 +797,10 @@ def _layers_taken(eqn: Any) -> Sequence[int] | None:
     return range(shape[0]) if is_each and p["axis"] == 0 else None
 
 
-def _part(eqn: Any, layer: Any, aval: Any) -> "_Equation":
+def _part(eqn: Any, layer: Any, aval: Any) -> Equation:
     """Returns what a slice of one layer of a stack takes of this layer."""
     params = {name: value and value[1:] for name, value in eqn.params.items()}
-    return _Equation(eqn.primitive, [_Variable(layer)], [_Variable(aval)], params)
-
-
-@dataclass(frozen=True)
-class _Variable:
-    """A variable of an equation that no program has."""
-
-    aval: Any
-
-
-@dataclass(frozen=True)
-class _Equation:
-    """As much of an equation as reading one of its results needs."""
-
-    primitive: Any
-    invars: Sequence[Any]
-    outvars: Sequence[Any]
-    params: Mapping[str, Any] = field(default_factory=dict)
+    return Equation(eqn.primitive, [Variable(layer)], [Variable(aval)], params)
 
 
 def _merge(

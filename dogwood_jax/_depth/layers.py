@@ -157,12 +157,13 @@ class _Problem:
 
     def __init__(self, old: _Network, new: _Network, wider: bool, interleave: bool = False) -> None:
         self.old, self.new, self.wider, self._interleave = old, new, wider, interleave
+        counts = _counts(old.shapes, new.shapes)
         self._stacked = frozenset(
             (path, axis)
             for path, array in old.shapes.items()
             if path in new.shapes and len(array.shape) == len(new.shapes[path].shape)
-            for axis, size in enumerate(array.shape)
-            if size < new.shapes[path].shape[axis]
+            for axis, pair in enumerate(zip(array.shape, new.shapes[path].shape, strict=True))
+            if pair in counts or (axis == 0 and pair[0] < pair[1])
         )
         self._exact = _Old(old, Terms(stacked=self._stacked))
         self._counted = self._exact.taken | self._exact.scanned
@@ -257,8 +258,7 @@ class _Old:
 
     def __init__(self, network: _Network, terms: Terms) -> None:
         reader = TermReader(terms)
-        leaf = terms.make
-        results = network.read(reader, lambda path, aval: exactly(leaf("leaf", path, (), aval)))
+        results = network.read(reader, reader.leaf)
         self.terms, self.known = terms, len(terms)
         self.scanned, self.taken = reader.scanned, reader.taken
         self.numbers = dict(terms.numbers)
@@ -322,7 +322,7 @@ class _Proof:
             if path in self.stacks:
                 return reader.stack(path, aval)
             if path in sources:
-                return exactly(terms.make("leaf", sources[path], (), aval))
+                return reader.leaf(sources[path], aval)
             return reader.new(path, aval)
 
         found = {}
@@ -482,6 +482,16 @@ def _orders(
         if [n for n in order if n >= 0] == [*range(len(old))]:
             found.setdefault((len(old), len(order)), order)
     return found
+
+
+def _counts(old: Iterable[str], new: Iterable[str]) -> set[tuple[int, int]]:
+    """Returns how many layers with numbered names there are before and after, where more are."""
+    found: list[dict[str, set[int]]] = [{}, {}]
+    for numbers, paths in zip(found, (old, new), strict=True):
+        for kind, number in itertools.chain.from_iterable(map(_numbered, paths)):
+            numbers.setdefault(kind, set()).add(number)
+    before, after = ({kind: len(its) for kind, its in numbers.items()} for numbers in found)
+    return {(n, after[kind]) for kind, n in before.items() if n < after.get(kind, 0)}
 
 
 def _numbered(path: str) -> Iterator[tuple[str, int]]:
