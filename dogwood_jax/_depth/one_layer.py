@@ -77,7 +77,7 @@ def _places(eqn: Any, axis: int) -> Places | None:
         read = (axis if shape and shape[axis] == out[axis] else None for shape in shapes)
         return tuple(read) if aligned else None
     if name == "dot_general":
-        return _of_product(p["dimension_numbers"], *map(len, shapes), axis)
+        return _of_product(p["dimension_numbers"], len(shapes[0]), len(shapes[1]), axis)
     if name == "gather":
         return _of_gather(p, shapes[0], out, axis)
     if len(shapes) != 1:

@@ -348,8 +348,8 @@ class Terms:
             return self.make("identity", (path, moved), (), aval)
         if x.op == "convert_element_type":
             (inner,) = x.operands
-            moved = self.transpose(inner, permutation, struct(aval.shape, inner.dtype))
-            return self.make(x.op, x.params, (moved,), aval)
+            inner = self.transpose(inner, permutation, struct(aval.shape, inner.dtype))
+            return self.make(x.op, x.params, (inner,), aval)
         return self.make("transpose", permutation, (x,), aval)
 
     def converted(self, x: Term, aval: Any) -> Term:
