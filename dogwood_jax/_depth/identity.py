@@ -8,15 +8,16 @@ back to a term of the old program are dropped on the way.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from dogwood_jax._base.trees import struct
-from dogwood_jax._depth.one_layer import Equation, Variable, for_one_layer
+from dogwood_jax._depth.one_layer import Equation, Variable, for_one_layer, one_entry
 from dogwood_jax._depth.terms import TOLERANT, Operands, Term, Terms
 from dogwood_jax._program.interpret import called, interpret
 from dogwood_jax._program.program import scan_counts, sub_programs
@@ -63,16 +64,18 @@ class Value:
         path: if the value is a new array itself, perhaps reshaped, the path of this array.
         array: if it is a new array or a new layer of a stack, whose entries are where they were,
             perhaps in another shape or dtype, its path and the layer.
-        layered: if it is an array of the network with an entry for each layer, its path and the
-            axis that counts them.
-        made: the equation that computes it, and the operands.
+        layers: the axes that may count layers: each entry is computed of the entries that arrays
+            of the network have for one layer.
+        leaf: if it is such an array of the network itself, its path.
+        made: the equation that computes it and the operands, if one entry may be asked for.
     """
 
     options: tuple[Option, ...]
     leaves: frozenset[str] = frozenset()
     path: str | None = None
     array: tuple[str, int | None] | None = None
-    layered: tuple[str, int] | None = None
+    layers: frozenset[int] = frozenset()
+    leaf: str | None = None
     made: tuple[Any, Sequence["Value"]] | None = field(default=None, compare=False, repr=False)
 
     def under(self, fills: frozenset[tuple[str, Fill]]) -> Term | None:
@@ -127,6 +130,9 @@ class Departure:
 # What leaves the entries of an array in their order.
 _KEEP_ORDER = frozenset({"convert_element_type", "reshape", "squeeze"})
 
+# What leaves an array of the network one, perhaps in another dtype or with its axes moved.
+_STILL_ARRAYS = frozenset({"convert_element_type", "transpose"})
+
 
 def exactly(term: Term) -> Value:
     """Returns a value that depends on no new array."""
@@ -179,16 +185,16 @@ class TermReader:
 
     def leaf(self, path: str, aval: Any) -> Value:
         """Returns the value of an array of the old network."""
-        axes = [axis for axis in range(len(aval.shape)) if (path, axis) in self.terms.stacked]
-        layered = (path, axes[-1]) if axes else None
-        return replace(exactly(self.terms.make("leaf", path, (), aval)), layered=layered)
+        axes = (axis for axis in range(len(aval.shape)) if (path, axis) in self.terms.stacked)
+        term = self.terms.make("leaf", path, (), aval)
+        return replace(exactly(term), layers=frozenset(axes), leaf=path)
 
     def stack(self, path: str, aval: Any) -> Value:
         """Returns the value of an array that has more layers now."""
         axis = self._stacks[path].axis
         term = self.terms.make("stack", path, (), _in_front(aval, axis))
         term = self.terms.transpose(term, _from_front(axis, len(aval.shape)), aval)
-        return replace(exactly(term), layered=(path, axis))
+        return replace(exactly(term), layers=frozenset({axis}), leaf=path)
 
     def new(self, path: str, aval: Any, layer: int | None = None) -> Value:
         """Returns the value of a new array, or of a new layer of a stack."""
@@ -394,8 +400,6 @@ class TermReader:
         name = eqn.primitive.name
         if (taken := self._taken(eqn, operands)) is not None:
             return taken
-        if name == "slice" and (part := self._part_of_layer(eqn, operands[0])) is not None:
-            return [part]
         if name == "slice" and (one := self._entry(eqn, operands[0])) is not None:
             return [one]
         if (program := called(eqn)) is not None:
@@ -411,7 +415,10 @@ class TermReader:
         )
         if name in _KEEP_ORDER and len(operands) == 1 and operands[0].array:
             results = [replace(result, array=operands[0].array) for result in results]
-        return [replace(result, made=(eqn, operands)) for result in results]
+        axes = self._axes_of_layers(eqn, operands)
+        if axes or name == "broadcast_in_dim":
+            results = [replace(result, layers=axes, made=(eqn, operands)) for result in results]
+        return results
 
     def _call(self, eqn: Any, program: Any, operands: list[Value]) -> list[Value]:
         jaxpr, consts = program
@@ -610,95 +617,70 @@ class TermReader:
         return self.terms.make(term.op, term.params, [*map(self._old, term.operands)], term)
 
     def _taken(self, eqn: Any, operands: Sequence[Value]) -> list[Value] | None:
-        """Returns what an equation takes of single layers of a stack, if it does just this."""
-        array, axis = _array(operands[0]) if len(operands) == 1 else (None, 0)
-        if array is None:
+        """Returns what an equation takes of single layers, if it does just this."""
+        if len(operands) != 1 or not operands[0].layers:
             return None
-        if array.op == "leaf" and (array.params, axis) not in self.terms.stacked:
-            return None
-        layers = _layers_taken(eqn)
-        if layers is None:
-            return None
-        term = operands[0].options[0].term
-        stack = self._stacks[array.params] if array.op == "stack" else None
-        if stack is None:
-            self.taken.setdefault(array.params, axis)
-        found = []
-        for layer, var in zip(layers, eqn.outvars, strict=True):
-            one = struct(eqn.invars[0].aval.shape[1:], var.aval.dtype)
-            number = layer if stack is None else stack.layers[layer]
-            if number < 0:
-                value = self.new(array.params, one, layer)
-            else:
-                whole = term if stack is None else self._old(term)
-                value = exactly(self.terms.make("layer", number, (whole,), one))
-            if eqn.primitive.name == "slice" and var.aval.shape[1:] != one.shape:
-                part = _part(eqn, one, struct(var.aval.shape[1:], var.aval.dtype))
-                (value,) = self._read(part, [value])
-            if var.aval.ndim == eqn.invars[0].aval.ndim:
-                options = (
-                    replace(option, term=self.terms.expanded(option.term, var.aval))
-                    for option in value.options
-                )
-                value = replace(value, options=tuple(options))
-            found.append(value)
-        return found
-
-    def _part_of_layer(self, eqn: Any, value: Value) -> Value | None:
-        """Returns what a slice takes of what is computed for all layers, if it is one layer's."""
-        (var,), (result,), starts = eqn.invars, eqn.outvars, eqn.params["start_indices"]
-        for axis, (size, taken) in enumerate(zip(var.aval.shape, result.aval.shape, strict=True)):
-            if not 1 == taken < size or not self._is_layered(value, axis):
-                continue
-            layer = self._layer(value, var.aval, axis, starts[axis])
-            one = struct((*var.aval.shape[:axis], 1, *var.aval.shape[axis + 1 :]), var.aval.dtype)
-            if one.shape == result.aval.shape:
-                return layer
-            starts = (*starts[:axis], 0, *starts[axis + 1 :])
-            limits = eqn.params["limit_indices"]
-            limits = (*limits[:axis], 1, *limits[axis + 1 :])
-            params = {**eqn.params, "start_indices": starts, "limit_indices": limits}
-            return self._read(Equation(eqn.primitive, [Variable(one)], [result], params), [layer])[
-                0
-            ]
+        (value,), (var,) = operands, eqn.invars
+        for axis, layers in _layers_taken(eqn):
+            if axis in value.layers:
+                return [
+                    self._part(eqn, axis, self._layer(value, var.aval, axis, layer), result)
+                    for layer, result in zip(layers, eqn.outvars, strict=True)
+                ]
         return None
 
-    def _is_layered(self, value: Value, axis: int) -> bool | None:
-        """Whether a value has an axis of layers from arrays; None if its entries are not apart."""
-        if value.layered is not None and value.layered[1] == axis:
-            return True
-        if value.term is not None and value.term.number is not None:
-            return False
-        if value.made is None or (found := for_one_layer(value.made[0], axis)) is None:
-            return None
-        are_layered = [
-            self._is_layered(operand, place)
-            for operand, place in zip(value.made[1], found[0], strict=True)
-            if place is not None
-        ]
-        return None if None in are_layered else any(are_layered)
+    def _part(self, eqn: Any, axis: int, layer: Value, result: Any) -> Value:
+        """Returns what an equation takes of one layer, whose axis has size 1."""
+        aval = one_entry(eqn.invars[0].aval, axis)
+        if aval.shape == result.aval.shape:
+            return layer
+        primitive, params = lax.squeeze_p, dict[str, Any](dimensions=(axis,))
+        if eqn.primitive.name == "slice":  # along other axes, too
+            primitive, params = eqn.primitive, dict(eqn.params)
+            for limit, place in (("start_indices", 0), ("limit_indices", 1)):
+                places = list(params[limit])
+                places[axis] = place
+                params[limit] = tuple(places)
+        return self._read(Equation(primitive, [Variable(aval)], [result], params), [layer])[0]
+
+    def _axes_of_layers(self, eqn: Any, operands: Sequence[Value]) -> frozenset[int]:
+        """Returns the axes of a result each of whose entries is computed of one layer's entries."""
+        if len(eqn.outvars) != 1 or not any(value.layers for value in operands):
+            return frozenset()
+        shape, is_array = eqn.outvars[0].aval.shape, eqn.primitive.name in _STILL_ARRAYS
+
+        def counts(axis: int) -> bool:
+            if not is_array and shape[axis] not in self.terms.counts:
+                return False
+            if (found := for_one_layer(eqn, axis)) is None:
+                return False
+            read = [(v, p) for v, p in zip(operands, found[0], strict=True) if p is not None]
+            apart = all(place in value.layers or _is_spread(value, place) for value, place in read)
+            return apart and any(place in value.layers for value, place in read)
+
+        return frozenset(filter(counts, range(len(shape))))
 
     def _layer(self, value: Value, aval: Any, axis: int, layer: int) -> Value:
         """Returns one entry of a value along an axis of layers. The axis stays."""
-        if value.layered is not None and value.layered[1] == axis:
-            return self._layer_of_array(value.layered[0], aval, axis, layer)
-        if value.term is not None and value.term.number is not None:
-            one = struct((*aval.shape[:axis], 1, *aval.shape[axis + 1 :]), aval.dtype)
-            return exactly(self.terms.like(value.term, one))
+        if value.leaf is not None and axis in value.layers:
+            return self._layer_of_array(value.leaf, aval, axis, layer)
+        if (number := _number(value)) is not None:
+            return exactly(self.terms.like(number, one_entry(aval, axis)))
         assert value.made is not None
         eqn, operands = value.made
         found = for_one_layer(eqn, axis)
         assert found is not None
+        places, one = found
         entries = [
             operand if place is None else self._layer(operand, var.aval, place, layer)
-            for operand, var, place in zip(operands, eqn.invars, found[0], strict=True)
+            for operand, var, place in zip(operands, eqn.invars, places, strict=True)
         ]
-        return self._read(found[1], entries)[0]
+        return self._read(one, entries)[0]
 
     def _layer_of_array(self, path: str, aval: Any, axis: int, layer: int) -> Value:
         """Returns one entry of an array along its axis of layers. The axis stays."""
         terms, stack, front = self.terms, self._stacks.get(path), _in_front(aval, axis)
-        first, one = struct((1, *front.shape[1:]), aval.dtype), struct(front.shape[1:], aval.dtype)
+        first, one = one_entry(front, 0), struct(front.shape[1:], aval.dtype)
         number = layer if stack is None else stack.layers[layer]
         if stack is None:
             self.taken.setdefault(path, axis)
@@ -708,8 +690,7 @@ class TermReader:
             whole = terms.make("leaf", path if stack is None else stack.path, (), aval)
             whole = terms.transpose(whole, _to_front(axis, len(aval.shape)), front)
             value = exactly(terms.make("layer", number, (whole,), one))
-        order = _from_front(axis, len(aval.shape))
-        kept = struct(tuple(first.shape[a] for a in order), aval.dtype)
+        order, kept = _from_front(axis, len(aval.shape)), one_entry(aval, axis)
 
         def placed(term: Term) -> Term:
             term = terms.expanded(term, first)
@@ -779,28 +760,34 @@ def _in_front(aval: Any, axis: int) -> Any:
     return struct(tuple(aval.shape[a] for a in _to_front(axis, len(aval.shape))), aval.dtype)
 
 
-def _layers_taken(eqn: Any) -> Sequence[int] | None:
-    """Returns which entry along the first axis each result of an equation is, or is a part of.
+def _layers_taken(eqn: Any) -> Iterator[tuple[int, Sequence[int]]]:
+    """Yields axes along which each result of an equation is, or is a part of, a single entry.
 
-    Returns:
-        None if a result is something else.
+    Each axis comes with the number of the entry for each result.
     """
     name, p, shape = eqn.primitive.name, eqn.params, eqn.invars[0].aval.shape
-    if not shape:
-        return None
     if name == "slice":
-        layer = p["start_indices"][0]
-        return [layer] if p["limit_indices"][0] == layer + 1 else None
-    if name == "squeeze":
-        return [0] if shape[0] == 1 and tuple(p["dimensions"]) == (0,) else None
-    is_each = name == "unstack" or (name == "split" and set(p["sizes"]) == {1})
-    return range(shape[0]) if is_each and p["axis"] == 0 else None
+        for axis, (start, stop) in enumerate(zip(p["start_indices"], p["limit_indices"])):
+            if stop == start + 1:
+                yield axis, [start]
+    elif name == "squeeze" and len(p["dimensions"]) == 1:
+        yield p["dimensions"][0], [0]
+    elif name == "unstack" or (name == "split" and set(p["sizes"]) == {1}):
+        yield p["axis"], range(shape[p["axis"]])
 
 
-def _part(eqn: Any, layer: Any, aval: Any) -> Equation:
-    """Returns what a slice of one layer of a stack takes of this layer."""
-    params = {name: value and value[1:] for name, value in eqn.params.items()}
-    return Equation(eqn.primitive, [Variable(layer)], [Variable(aval)], params)
+def _number(value: Value) -> Term | None:
+    """Returns the term of a value whose entries are one number."""
+    return value.term if value.term is not None and value.term.number is not None else None
+
+
+def _is_spread(value: Value, axis: int) -> bool:
+    """Whether entries of a value along an axis are equal, because it is repeated along it."""
+    if value.made is None:
+        return _number(value) is not None
+    eqn, _ = value.made
+    found = for_one_layer(eqn, axis) if eqn.primitive.name == "broadcast_in_dim" else None
+    return found is not None and found[0] == (None,)
 
 
 def _merge(

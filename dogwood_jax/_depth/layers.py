@@ -165,7 +165,8 @@ class _Problem:
             for axis, pair in enumerate(zip(array.shape, new.shapes[path].shape, strict=True))
             if pair in counts or (axis == 0 and pair[0] < pair[1])
         )
-        self._exact = _Old(old, Terms(stacked=self._stacked))
+        self._layers = frozenset(itertools.chain.from_iterable(counts))
+        self._exact = _Old(old, Terms(stacked=self._stacked, counts=self._layers))
         self._counted = self._exact.taken | self._exact.scanned
 
     def terms(self, places: Mapping[str, str]) -> "_Old":
@@ -174,7 +175,7 @@ class _Problem:
             return self._exact
         lengths = frozenset(self._exact.terms.integers)
         sizes = self.sizes(places)
-        terms = Terms(sized=False, sizes=sizes, lengths=lengths, stacked=self._stacked)
+        terms = Terms(False, sizes, lengths, stacked=self._stacked, counts=self._layers)
         return _Old(self.old, terms)
 
     def fits(self, path: str, place: str) -> bool:

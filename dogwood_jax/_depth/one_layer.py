@@ -53,9 +53,9 @@ def for_one_layer(eqn: Any, axis: int) -> tuple[Places, Equation] | None:
     if eqn.primitive.name == "gather":
         params["slice_sizes"] = _one(params["slice_sizes"], places[0])
     operands = [
-        Variable(_entry(var.aval, place)) for var, place in zip(eqn.invars, places, strict=True)
+        Variable(one_entry(var.aval, place)) for var, place in zip(eqn.invars, places, strict=True)
     ]
-    result = Variable(_entry(eqn.outvars[0].aval, axis))
+    result = Variable(one_entry(eqn.outvars[0].aval, axis))
     return places, Equation(eqn.primitive, operands, [result], params)
 
 
@@ -63,7 +63,8 @@ def _one(sizes: Sequence[int], axis: int | None) -> tuple[int, ...]:
     return tuple(1 if a == axis else size for a, size in enumerate(sizes))
 
 
-def _entry(aval: Any, axis: int | None) -> Any:
+def one_entry(aval: Any, axis: int | None) -> Any:
+    """Returns the shape and dtype of one entry along an axis, which stays; of all for None."""
     return aval if axis is None else struct(_one(aval.shape, axis), aval.dtype)
 
 

@@ -76,6 +76,7 @@ class Terms:
         is_unsure: whether a constant could be several of the old program's.
         stacked: paths of arrays that may have an entry for each layer, each with an axis that may
             count layers.
+        counts: how many layers with numbered names the programs have, where one has more.
     """
 
     sized: bool = True
@@ -87,6 +88,7 @@ class Terms:
     theirs: frozenset[float] = frozenset()
     is_unsure: bool = False
     stacked: frozenset[tuple[str, int]] = frozenset()
+    counts: frozenset[int] = frozenset()
     _table: dict[Any, Term] = field(default_factory=dict)
     _constants: dict[float, None] = field(default_factory=dict)
     _kept: list[Any] = field(default_factory=list)
