@@ -19,7 +19,6 @@ from functools import cached_property
 from typing import Any
 
 import jax
-import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 
@@ -27,6 +26,7 @@ from dogwood_jax._base.trees import concrete, struct
 from dogwood_jax._program.elementwise import ELEMENTWISE, folded, functions, keeps_numbers
 from dogwood_jax._program.intervals import Bounds
 from dogwood_jax._program.moves import MOVES
+from dogwood_jax._program.program import has_program
 
 Operands = Sequence["Term | None"]  # None for a value that could be anything
 
@@ -385,12 +385,6 @@ class Terms:
         except TypeError:
             return self._identity(value)
         return (type(value).__name__, value)
-
-
-def has_program(value: Any) -> bool:
-    """Whether an equation's parameter is a program or holds some."""
-    items = value if isinstance(value, tuple | list) else (value,)
-    return any(isinstance(item, jex.ClosedJaxpr | jex.Jaxpr) for item in items)
 
 
 def _without_sizes(eqn: Any, params: dict[str, Any]) -> dict[str, Any]:

@@ -47,13 +47,12 @@ class Resizing:
         self._changes: dict[str, set[tuple[int, int]]] = {}
         self._stay: dict[str, set[tuple[int, str]]] = {}
         for leaf in leaves:
-            if leaf.path.startswith(collection):
-                units = (units for axis in leaf.axes for units in units_of(axis))
-                stay = {(u.size, u.width) for u in units if u.width not in sizes}
-                self._stay[leaf.path.removeprefix(collection)] = stay
-            changes = _changes(leaf, sizes)
-            if changes and leaf.path.startswith(collection):
-                path = leaf.path.removeprefix(collection)
+            if not leaf.path.startswith(collection):
+                continue
+            path = leaf.path.removeprefix(collection)
+            units = {(u.size, u.width) for axis in leaf.axes for u in units_of(axis)}
+            self._stay[path] = {(size, width) for size, width in units if width not in sizes}
+            if len(self._stay[path]) < len(units) and (changes := _changes(leaf, sizes)):
                 self._shapes[path] = tuple(size_of(axis, sizes) for axis in leaf.axes)
                 self._changes[path] = changes
 

@@ -166,6 +166,9 @@ class _Reading:
         self._made: dict[Any, int] = {
             var: index for index, eqn in enumerate(self._jaxpr.eqns) for var in eqn.outvars
         }
+        self._places: dict[Any, int] = {
+            var: place for eqn in self._jaxpr.eqns for place, var in enumerate(eqn.outvars)
+        }
         self._reading_arrays = {
             index
             for index in range(len(self._jaxpr.eqns))
@@ -205,15 +208,10 @@ class _Reading:
         )
 
     def _is_next(self, one: Any, other: Any, length: int) -> bool:
-        if one in self._made and other in self._made:
-            index, its = self._made[one], self._made[other]
-            return index + length == its and self._place(one) == self._place(other)
+        index, its = self._made.get(one), self._made.get(other)
+        if index is not None and its is not None:
+            return index + length == its and self._places[one] == self._places[other]
         return one in self._paths and other in self._paths
-
-    def _place(self, var: Any) -> int:
-        """Returns the place of a variable among the results of the equation that makes it."""
-        results = self._jaxpr.eqns[self._made[var]].outvars
-        return next(place for place, result in enumerate(results) if result is var)
 
     def _beginnings(self, first: int, length: int) -> list[int]:
         """Returns where layers may begin: after an equation that reads arrays of a layer."""

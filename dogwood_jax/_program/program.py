@@ -101,13 +101,15 @@ def _without_unused(jaxpr: Any, known: dict[int, Any]) -> Any:
 
 def _within(eqn: Any, known: dict[int, Any]) -> Any:
     """Returns an equation with ``_without_unused`` of the programs among its parameters."""
+    if not any(map(has_program, eqn.params.values())):
+        return eqn
 
     def one(value: Any) -> Any:
         if isinstance(value, tuple | list):
             items = [one(item) for item in value]
             same = all(a is b for a, b in zip(items, value))
             return value if same else type(value)(items)
-        if not isinstance(value, jex.ClosedJaxpr | jex.Jaxpr):
+        if not isinstance(value, _PROGRAMS):
             return value
         if id(value) not in known:
             closed = value if isinstance(value, jex.ClosedJaxpr) else None
@@ -122,6 +124,16 @@ def _within(eqn: Any, known: dict[int, Any]) -> Any:
     params = {name: one(value) for name, value in eqn.params.items()}
     same = all(params[name] is eqn.params[name] for name in params)
     return eqn if same else eqn.replace(params=params)
+
+
+_PROGRAMS = jex.ClosedJaxpr, jex.Jaxpr
+
+
+def has_program(value: Any) -> bool:
+    """Whether an equation's parameter is a program or holds some."""
+    if isinstance(value, tuple | list):
+        return any(isinstance(item, _PROGRAMS) for item in value)
+    return isinstance(value, _PROGRAMS)
 
 
 def sub_programs(eqn: Any) -> list[tuple[Any, Sequence[Any]]]:

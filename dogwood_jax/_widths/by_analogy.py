@@ -9,8 +9,9 @@ is read whole.
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
-from itertools import groupby
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cache
+from itertools import chain, groupby
 from typing import Any, TypeVar
 
 from dogwood_jax._program.like_layers import LikeLayers
@@ -91,6 +92,7 @@ class _Analogy:
         }
         choices = "|".join(map(re.escape, sorted(self._places, key=len, reverse=True)))
         self._pattern = re.compile(rf"(?<![\w/.-])(?:{choices})(?![\w.-])")
+        self._read: dict[str, _Text] = {}
 
     @property
     def is_ambiguous(self) -> bool:
@@ -100,7 +102,7 @@ class _Analogy:
     def mentioned(self, value: Any) -> frozenset[int]:
         """Returns the places of the layers that are mentioned."""
         if isinstance(value, str):
-            return frozenset(self._places[m[0]][1] for m in self._pattern.finditer(value))
+            return self._text(value).mentioned
         found = (self.mentioned(part) for part in _parts(value))
         return frozenset().union(*found)
 
@@ -196,28 +198,59 @@ class _Analogy:
             beside: the numbers of the layers that take their places.
         """
         if isinstance(value, str):
-            if max(self.mentioned(value), default=0) > _AFTER:
+            known = self._text(value)
+            if max(known.mentioned, default=0) > _AFTER:
                 raise NotAlike
-            text = self._pattern.sub(lambda match: self._name(match[0], beside), value)
+            if not known.names:
+                return value
+            names = (self._names[beside[place]][family] for family, place in known.names)
+            text = "".join(chain.from_iterable(zip(known.between, (*names, ""), strict=True)))
             return type(value)(text, value.kind) if isinstance(value, Reason) else text  # type: ignore[return-value]
         if isinstance(value, tuple):
             return tuple(self._renamed(part, beside) for part in value)  # type: ignore[return-value]
-        if is_dataclass(value):
-            changed = {
-                field.name: new
-                for field in fields(value)
-                if (new := self._renamed(old := getattr(value, field.name), beside)) is not old
-            }
-            return replace(value, **changed)  # type: ignore[type-var]
-        return value
+        kind: Any = type(value)
+        changed = {
+            name: new
+            for name in _attributes(kind)
+            if (new := self._renamed(old := getattr(value, name), beside)) is not old
+        }
+        return replace(value, **changed) if changed else value  # type: ignore[type-var]
 
-    def _name(self, name: str, beside: Sequence[int]) -> str:
-        family, place = self._places[name]
-        return self._names[beside[place]][family]
+    def _text(self, text: str) -> "_Text":
+        """Returns where a text mentions layers. The same texts come again for each layer."""
+        if text not in self._read:
+            found = [*self._pattern.finditer(text)]
+            stops = zip((0, *(m.end() for m in found)), (*(m.start() for m in found), len(text)))
+            names = tuple(self._places[m[0]] for m in found)
+            mentioned = frozenset(place for _, place in names)
+            between = tuple(str(text[start:stop]) for start, stop in stops)
+            self._read[text] = _Text(between, names, mentioned)
+        return self._read[text]
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A text that mentions layers.
+
+    Attributes:
+        between: what is before, between and behind the names of layers.
+        names: for each name, which one of the layer's names it is, and the place of the layer.
+        mentioned: the places.
+    """
+
+    between: tuple[str, ...]
+    names: tuple[tuple[int, int], ...]
+    mentioned: frozenset[int]
 
 
 def _parts(value: Any) -> Iterator[Any]:
     if isinstance(value, tuple):
         yield from value
-    elif is_dataclass(value):
-        yield from (getattr(value, field.name) for field in fields(value))
+    else:
+        yield from (getattr(value, name) for name in _attributes(value.__class__))
+
+
+@cache
+def _attributes(kind: Any) -> tuple[str, ...]:
+    """Returns the names of the attributes of a dataclass, none for another type."""
+    return tuple(field.name for field in fields(kind)) if is_dataclass(kind) else ()

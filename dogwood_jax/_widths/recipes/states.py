@@ -100,7 +100,9 @@ class Equations:
         return found
 
     def reduce(self, power: Power) -> Power:
-        """Returns a power in terms of free unknowns."""
+        """Returns a power in terms of free unknowns, the power itself if all of them are free."""
+        if not power:
+            return power
         while (key := next((k for k in power if k in self._solved), None)) is not None:
             others = {k: c for k, c in power.items() if k != key}
             power = plus(others, self._solved[key], power[key])
@@ -509,7 +511,8 @@ class Reading:
         if self.parts:
             along = {a: self._of_part(value, a, new) for a, new in known.along.items()}
             known = replace(known, along=along)
-        return replace(known, power=self.equations.reduce(known.power))
+        power = self.equations.reduce(known.power)
+        return known if power is known.power else replace(known, power=power)
 
     def repeat(self, step: Step) -> None:
         """Notes that a constant is the same along the width, as a mask that all heads share is."""
