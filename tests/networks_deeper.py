@@ -234,7 +234,8 @@ def own_inputs(read):
 def layers_with_own_inputs(n, hidden=3):
     layers = {str(i): {"in": f64(4, hidden), "out": f64(hidden, 4)} for i in range(n)}
     arrays = {"each": f64(4, n, hidden), "table": f64(6, n, hidden), "scale": f64(hidden)}
-    return {"layers": layers, "flat": f64(n, 1), "last": f64(4, hidden, n), **arrays}
+    blocks = {"wide": f64(4, n * hidden), "rows": f64(6, n * hidden)}
+    return {"layers": layers, "flat": f64(n, 1), "last": f64(4, hidden, n), **arrays, **blocks}
 
 
 def rectified_entries(p, x):

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax import lax
 from networks import data, f64, fill
@@ -369,7 +370,13 @@ def reshaped(p, x):
     return each + jnp.moveaxis(p["last"], -1, 1)[:1] - jnp.squeeze(p["flat"], 1)[None, :, None]
 
 
+def in_blocks(p, x):
+    own = x @ p["wide"] + p["rows"][jnp.arange(5) % 3] * 2
+    return own.reshape(5, len(p["layers"]), -1)
+
+
 OWN_INPUTS = {
+    "blocks of one axis": in_blocks,
     "a product under a norm": normed,
     "a table": looked_up,
     "axes that move": reshaped,
@@ -383,8 +390,8 @@ def test_layers_take_their_own_part_of_what_is_computed_for_all(name, hidden):
     apply = own_inputs(OWN_INPUTS[name])
     variables, target = fill(layers_with_own_inputs(2), 0), layers_with_own_inputs(4, hidden)
     widths = dw.trace(apply, variables, VECTOR)
-    if hidden > 3 and OWN_INPUTS[name] in (normed, OWN_INPUTS["both"]):
-        with pytest.raises(ValueError, match="summed over without weights"):
+    if hidden > 3 and name in ("a product under a norm", "both", "blocks of one axis"):
+        with pytest.raises(ValueError, match="summed over without weights|cannot show that"):
             dw.plan(widths, target=target, target_apply=apply)
         return
     growth = dw.plan(widths, target=target, target_apply=apply)
@@ -408,6 +415,31 @@ def test_parts_that_follow_from_other_layers_are_refused(across):
     variables, target = layers_with_own_inputs(2), layers_with_own_inputs(3)
     with pytest.raises(ValueError, match="cannot show that the deeper network computes"):
         dw.plan(dw.trace(apply, variables, VECTOR), target=target, target_apply=apply)
+
+
+def test_the_optimizer_and_the_gradient_follow_layers_that_share_an_axis():
+    def apply(p, x):
+        return own_inputs(in_blocks)(p, x)
+
+    def gradient(p, x):
+        return jax.grad(lambda p: (apply(p, x) ** 2).sum())(p)
+
+    small, target = fill(layers_with_own_inputs(2), 0), fill(layers_with_own_inputs(4), 1)
+    growth = dw.plan(dw.trace(apply, small, VECTOR), target=target, target_apply=apply)
+    deeper = dw.grow(small, growth, key=jax.random.key(0))
+    rows = small["rows"].shape[1]
+    np.testing.assert_array_equal(deeper["rows"][:, :rows], small["rows"])
+    assert (
+        dw.grow(small, growth, fresh=target)["rows"][:, rows:] == target["rows"][:, rows:]
+    ).all()
+    assert dw.verify(gradient, small, gradient, deeper, VECTOR, growth=growth).relative < 1e-12
+    tx = dw.growable(optax.adam(1e-2))
+    _, state = tx.update(gradient(small, VECTOR), tx.init(small), small)
+    state = dw.grow_opt_state(state, growth, tx)
+    assert [*state.ages.arrays["rows"].cohorts[1]] == [0] * rows + [1] * rows
+    updates, _ = tx.update(jax.tree.map(jnp.ones_like, deeper), state, deeper)
+    begun, _ = tx.update(jax.tree.map(jnp.ones_like, deeper), tx.init(deeper), deeper)
+    np.testing.assert_allclose(updates["rows"][:, rows:], begun["rows"][:, rows:], rtol=1e-9)
 
 
 def test_a_stack_that_is_also_read_along_another_axis_is_refused():

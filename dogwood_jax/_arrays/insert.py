@@ -124,17 +124,19 @@ def filled_in(
     if fresh is not None:
         new = lax.convert_element_type(fresh, dtype_named(insertion.dtype))
     elif insertion.layers:
-        new = jnp.moveaxis(_values(_in_front(insertion), word), 0, insertion.axis)
+        new = _values(_in_front(insertion), word)
+        new = jnp.moveaxis(new, 0, insertion.axis).reshape(insertion.shape)
     else:
         new = _values(insertion, word)
     return new if source is None or not insertion.layers else stacked(insertion, source, new)
 
 
 def _in_front(insertion: Insertion) -> Insertion:
-    """Returns an insertion into the same array with the axis of the layers as the first."""
-    shape = list(insertion.shape)
-    shape.insert(0, shape.pop(insertion.axis))
-    return replace(insertion, shape=tuple(shape), axis=0)
+    """Returns an insertion into the same array with a first axis that counts the layers."""
+    shape, layers = list(insertion.shape), len(insertion.layers)
+    each = shape[insertion.axis] // layers
+    shape[insertion.axis : insertion.axis + 1] = [each] if each > 1 else []
+    return replace(insertion, shape=(layers, *shape), axis=0)
 
 
 def _experts(insertion: Insertion, old: Array, word: Array | None) -> Array:
@@ -194,9 +196,13 @@ def stacked(insertion: Insertion, old: Array, new: Array) -> Array:
         return jnp.take(old, jnp.asarray(insertion.copies), axis)
     # A new layer (-1) takes the place of the old layer before it: the largest index so far.
     rows = list(itertools.accumulate(insertion.layers, max, initial=0))[1:]
+    shape, each = list(old.shape), insertion.shape[axis] // len(rows)
+    if each > 1:
+        old = old.reshape(*shape[:axis], shape[axis] // each, each, *shape[axis + 1 :])
     stack = jnp.moveaxis(repeated(jnp.moveaxis(old, axis, 0), rows), 0, axis)
+    stack = stack.reshape(insertion.shape) if each > 1 else stack
     if insertion.fill == "copy":
         return stack
-    is_old = jnp.asarray(insertion.layers) >= 0
-    is_old = jnp.expand_dims(is_old, [a for a in range(old.ndim) if a != axis])
-    return jnp.where(is_old, stack, new.astype(old.dtype))
+    is_old = jnp.asarray(insertion.entries) >= 0
+    is_old = jnp.expand_dims(is_old, [a for a in range(stack.ndim) if a != axis])
+    return jnp.where(is_old, stack, new.astype(stack.dtype))

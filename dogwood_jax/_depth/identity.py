@@ -8,7 +8,7 @@ back to a term of the old program are dropped on the way.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 
 from dogwood_jax._base.trees import struct
-from dogwood_jax._depth.one_layer import Equation, Variable, for_one_layer, one_entry
+from dogwood_jax._depth.one_layer import Equation, Variable, for_one_layer, of_one_layer
 from dogwood_jax._depth.terms import TOLERANT, Operands, Term, Terms
 from dogwood_jax._program.interpret import called, interpret
 from dogwood_jax._program.program import scan_counts, sub_programs
@@ -64,8 +64,8 @@ class Value:
         path: if the value is a new array itself, perhaps reshaped, the path of this array.
         array: if it is a new array or a new layer of a stack, whose entries are where they were,
             perhaps in another shape or dtype, its path and the layer.
-        layers: the axes that may count layers: each entry is computed of the entries that arrays
-            of the network have for one layer.
+        layers: the axes along which layers may lie, each with how many there are: what is there for
+            one layer is computed of what arrays of the network have for it.
         leaf: if it is such an array of the network itself, its path.
         made: the equation that computes it and the operands, if one entry may be asked for.
     """
@@ -74,7 +74,7 @@ class Value:
     leaves: frozenset[str] = frozenset()
     path: str | None = None
     array: tuple[str, int | None] | None = None
-    layers: frozenset[int] = frozenset()
+    layers: Mapping[int, int] = field(default_factory=dict)
     leaf: str | None = None
     made: tuple[Any, Sequence["Value"]] | None = field(default=None, compare=False, repr=False)
 
@@ -185,16 +185,18 @@ class TermReader:
 
     def leaf(self, path: str, aval: Any) -> Value:
         """Returns the value of an array of the old network."""
-        axes = (axis for axis in range(len(aval.shape)) if (path, axis) in self.terms.stacked)
         term = self.terms.make("leaf", path, (), aval)
-        return replace(exactly(term), layers=frozenset(axes), leaf=path)
+        return replace(exactly(term), layers=self.terms.stacked.get(path, {}), leaf=path)
 
     def stack(self, path: str, aval: Any) -> Value:
         """Returns the value of an array that has more layers now."""
-        axis = self._stacks[path].axis
-        term = self.terms.make("stack", path, (), _in_front(aval, axis))
-        term = self.terms.transpose(term, _from_front(axis, len(aval.shape)), aval)
-        return replace(exactly(term), layers=frozenset({axis}), leaf=path)
+        axis, layers = self._stacks[path].axis, len(self._stacks[path].layers)
+        if aval.shape[axis] > layers:
+            term = self.terms.make("stack of blocks", path, (), aval)
+        else:
+            term = self.terms.make("stack", path, (), _in_front(aval, axis))
+            term = self.terms.transpose(term, _from_front(axis, len(aval.shape)), aval)
+        return replace(exactly(term), layers={axis: layers}, leaf=path)
 
     def new(self, path: str, aval: Any, layer: int | None = None) -> Value:
         """Returns the value of a new array, or of a new layer of a stack."""
@@ -621,66 +623,88 @@ class TermReader:
         if len(operands) != 1 or not operands[0].layers:
             return None
         (value,), (var,) = operands, eqn.invars
-        for axis, layers in _layers_taken(eqn):
-            if axis in value.layers:
+        for axis, count in value.layers.items():
+            if (layers := _layers_taken(eqn, axis, count)) is not None:
+                aval = of_one_layer(var.aval, axis, count)
                 return [
-                    self._part(eqn, axis, self._layer(value, var.aval, axis, layer), result)
+                    self._part(
+                        eqn, axis, aval, self._layer(value, var.aval, axis, layer, count), result
+                    )
                     for layer, result in zip(layers, eqn.outvars, strict=True)
                 ]
         return None
 
-    def _part(self, eqn: Any, axis: int, layer: Value, result: Any) -> Value:
-        """Returns what an equation takes of one layer, whose axis has size 1."""
-        aval = one_entry(eqn.invars[0].aval, axis)
+    def _part(self, eqn: Any, axis: int, aval: Any, layer: Value, result: Any) -> Value:
+        """Returns what an equation takes of one layer."""
         if aval.shape == result.aval.shape:
             return layer
         primitive, params = lax.squeeze_p, dict[str, Any](dimensions=(axis,))
         if eqn.primitive.name == "slice":  # along other axes, too
             primitive, params = eqn.primitive, dict(eqn.params)
-            for limit, place in (("start_indices", 0), ("limit_indices", 1)):
+            for limit, place in (("start_indices", 0), ("limit_indices", aval.shape[axis])):
                 places = list(params[limit])
                 places[axis] = place
                 params[limit] = tuple(places)
         return self._read(Equation(primitive, [Variable(aval)], [result], params), [layer])[0]
 
-    def _axes_of_layers(self, eqn: Any, operands: Sequence[Value]) -> frozenset[int]:
-        """Returns the axes of a result each of whose entries is computed of one layer's entries."""
-        if len(eqn.outvars) != 1 or not any(value.layers for value in operands):
-            return frozenset()
-        shape, is_array = eqn.outvars[0].aval.shape, eqn.primitive.name in _STILL_ARRAYS
+    def _axes_of_layers(self, eqn: Any, operands: Sequence[Value]) -> dict[int, int]:
+        """Returns the axes of a result along which layers lie, each computed of one layer."""
+        counts = {count for value in operands for count in value.layers.values()}
+        if eqn.primitive.name not in _STILL_ARRAYS:
+            counts &= self.terms.counts
+        if len(eqn.outvars) != 1 or not counts:
+            return {}
 
-        def counts(axis: int) -> bool:
-            if not is_array and shape[axis] not in self.terms.counts:
-                return False
-            if (found := for_one_layer(eqn, axis)) is None:
+        def are_along(axis: int, size: int, layers: int) -> bool:
+            if size % layers or (found := for_one_layer(eqn, axis, layers)) is None:
                 return False
             read = [(v, p) for v, p in zip(operands, found[0], strict=True) if p is not None]
-            apart = all(place in value.layers or _is_spread(value, place) for value, place in read)
-            return apart and any(place in value.layers for value, place in read)
+            own = [value.layers.get(place) == layers for value, place in read]
+            others = (pair for pair, is_own in zip(read, own, strict=True) if not is_own)
+            return any(own) and all(_is_spread(*pair, layers) for pair in others)
 
-        return frozenset(filter(counts, range(len(shape))))
+        return {
+            axis: layers
+            for axis, size in enumerate(eqn.outvars[0].aval.shape)
+            for layers in counts
+            if are_along(axis, size, layers)
+        }
 
-    def _layer(self, value: Value, aval: Any, axis: int, layer: int) -> Value:
-        """Returns one entry of a value along an axis of layers. The axis stays."""
+    def _layer(self, value: Value, aval: Any, axis: int, layer: int, layers: int) -> Value:
+        """Returns what a value has for one of the layers along an axis. The axis stays."""
         if value.leaf is not None and axis in value.layers:
+            if aval.shape[axis] > layers:
+                return self._block_of_array(value.leaf, aval, axis, layer, layers)
             return self._layer_of_array(value.leaf, aval, axis, layer)
         if (number := _number(value)) is not None:
-            return exactly(self.terms.like(number, one_entry(aval, axis)))
+            return exactly(self.terms.like(number, of_one_layer(aval, axis, layers)))
         assert value.made is not None
         eqn, operands = value.made
-        found = for_one_layer(eqn, axis)
+        found = for_one_layer(eqn, axis, layers)
         assert found is not None
         places, one = found
         entries = [
-            operand if place is None else self._layer(operand, var.aval, place, layer)
+            operand if place is None else self._layer(operand, var.aval, place, layer, layers)
             for operand, var, place in zip(operands, eqn.invars, places, strict=True)
         ]
         return self._read(one, entries)[0]
 
+    def _block_of_array(self, path: str, aval: Any, axis: int, layer: int, layers: int) -> Value:
+        """Returns the entries of an array along an axis for one of the layers that share it."""
+        stack, one = self._stacks.get(path), of_one_layer(aval, axis, layers)
+        number = layer if stack is None else stack.layers[layer]
+        if stack is None:
+            self.taken.setdefault(path, axis)
+        if number < 0:
+            return self.new(path, one, layer)
+        whole = self.terms.make("leaf", path if stack is None else stack.path, (), aval)
+        return exactly(self.terms.make("layer", (number, axis), (whole,), one))
+
     def _layer_of_array(self, path: str, aval: Any, axis: int, layer: int) -> Value:
         """Returns one entry of an array along its axis of layers. The axis stays."""
         terms, stack, front = self.terms, self._stacks.get(path), _in_front(aval, axis)
-        first, one = one_entry(front, 0), struct(front.shape[1:], aval.dtype)
+        first = struct((1, *front.shape[1:]), aval.dtype)
+        one = struct(front.shape[1:], aval.dtype)
         number = layer if stack is None else stack.layers[layer]
         if stack is None:
             self.taken.setdefault(path, axis)
@@ -690,7 +714,8 @@ class TermReader:
             whole = terms.make("leaf", path if stack is None else stack.path, (), aval)
             whole = terms.transpose(whole, _to_front(axis, len(aval.shape)), front)
             value = exactly(terms.make("layer", number, (whole,), one))
-        order, kept = _from_front(axis, len(aval.shape)), one_entry(aval, axis)
+        order = _from_front(axis, len(aval.shape))
+        kept = struct(tuple(first.shape[a] for a in order), aval.dtype)
 
         def placed(term: Term) -> Term:
             term = terms.expanded(term, first)
@@ -760,20 +785,21 @@ def _in_front(aval: Any, axis: int) -> Any:
     return struct(tuple(aval.shape[a] for a in _to_front(axis, len(aval.shape))), aval.dtype)
 
 
-def _layers_taken(eqn: Any) -> Iterator[tuple[int, Sequence[int]]]:
-    """Yields axes along which each result of an equation is, or is a part of, a single entry.
+def _layers_taken(eqn: Any, axis: int, layers: int) -> Sequence[int] | None:
+    """Returns which of the layers along an axis each result of an equation is, or is a part of.
 
-    Each axis comes with the number of the entry for each result.
+    Returns:
+        None if a result is something else.
     """
-    name, p, shape = eqn.primitive.name, eqn.params, eqn.invars[0].aval.shape
+    name, p, size = eqn.primitive.name, eqn.params, eqn.invars[0].aval.shape[axis]
+    each = size // layers
     if name == "slice":
-        for axis, (start, stop) in enumerate(zip(p["start_indices"], p["limit_indices"])):
-            if stop == start + 1:
-                yield axis, [start]
-    elif name == "squeeze" and len(p["dimensions"]) == 1:
-        yield p["dimensions"][0], [0]
-    elif name == "unstack" or (name == "split" and set(p["sizes"]) == {1}):
-        yield p["axis"], range(shape[p["axis"]])
+        start, stop = p["start_indices"][axis], p["limit_indices"][axis]
+        return [start // each] if stop - start == each and start % each == 0 else None
+    if name == "squeeze":
+        return [0] if tuple(p["dimensions"]) == (axis,) else None
+    are_each = name == "unstack" or (name == "split" and set(p["sizes"]) == {each})
+    return range(layers) if are_each and p["axis"] == axis else None
 
 
 def _number(value: Value) -> Term | None:
@@ -781,12 +807,13 @@ def _number(value: Value) -> Term | None:
     return value.term if value.term is not None and value.term.number is not None else None
 
 
-def _is_spread(value: Value, axis: int) -> bool:
-    """Whether entries of a value along an axis are equal, because it is repeated along it."""
+def _is_spread(value: Value, axis: int, layers: int) -> bool:
+    """Whether layers along an axis have equal entries, because a value is repeated along it."""
     if value.made is None:
         return _number(value) is not None
     eqn, _ = value.made
-    found = for_one_layer(eqn, axis) if eqn.primitive.name == "broadcast_in_dim" else None
+    is_broadcast = eqn.primitive.name == "broadcast_in_dim"
+    found = for_one_layer(eqn, axis, layers) if is_broadcast else None
     return found is not None and found[0] == (None,)
 
 

@@ -66,7 +66,7 @@ def insertions(
     """
     networks = _Network(source_apply, source, inputs), _Network(target_apply, target, inputs)
     problem = _Problem(*networks, wider=False, interleave=interleave)
-    proof = _proved(problem, rename or {})
+    problem, proof = _proved(problem, rename or {})
     return _described(problem, proof, target, inputs, copy=copy)
 
 
@@ -89,13 +89,26 @@ def wider_insertions(
     """
     networks = _Network(source_apply, source, inputs), _Network(target_apply, target, inputs)
     problem = _Problem(*networks, wider=True)
-    proof = _proved(problem, {})
+    problem, proof = _proved(problem, {})
     found = _described(problem, proof, target, inputs, copy=False)
     return found, proof.numbers, proof.kept
 
 
-def _proved(problem: "_Problem", rename: Mapping[str, str]) -> "_Proof":
-    """Returns how the deeper network can compute what the old one does."""
+def _proved(problem: "_Problem", rename: Mapping[str, str]) -> tuple["_Problem", "_Proof"]:
+    """Returns how the deeper network can compute what the old one does.
+
+    Where it does not show otherwise, axes may also hold several entries for each layer.
+    """
+    try:
+        return problem, _proof_of(problem, rename)
+    except ValueError:
+        if (blocks := problem.with_blocks()) is None:
+            raise
+    return blocks, _proof_of(blocks, rename)
+
+
+def _proof_of(problem: "_Problem", rename: Mapping[str, str]) -> "_Proof":
+    """Returns how the deeper network can compute what the old one does, see ``_proved``."""
     old, new = problem.old.shapes, problem.new.shapes
     pairing = Pairing(old, new, fits=problem.fits, rename=rename)
     refusals, grows, inner = list[str](), problem.wider, list[str]()
@@ -155,19 +168,34 @@ class _Network:
 class _Problem:
     """Two networks to compare."""
 
-    def __init__(self, old: _Network, new: _Network, wider: bool, interleave: bool = False) -> None:
+    def __init__(
+        self,
+        old: _Network,
+        new: _Network,
+        wider: bool,
+        interleave: bool = False,
+        blocks: bool = False,
+    ) -> None:
         self.old, self.new, self.wider, self._interleave = old, new, wider, interleave
         counts = _counts(old.shapes, new.shapes)
-        self._stacked = frozenset(
-            (path, axis)
-            for path, array in old.shapes.items()
-            if path in new.shapes and len(array.shape) == len(new.shapes[path].shape)
-            for axis, pair in enumerate(zip(array.shape, new.shapes[path].shape, strict=True))
-            if pair in counts or (axis == 0 and pair[0] < pair[1])
-        )
+        self._stacked: dict[str, dict[int, int]] = {}
+        for path, array in old.shapes.items():
+            if path in new.shapes and len(array.shape) == len(new.shapes[path].shape):
+                pairs = zip(array.shape, new.shapes[path].shape, strict=True)
+                for axis, (a, b) in enumerate(pairs):
+                    shared = (n for n, m in counts if a % n == 0 and a * m == b * n)
+                    if (a, b) in counts or (axis == 0 and a < b):
+                        self._stacked.setdefault(path, {})[axis] = a
+                    elif blocks and (n := next(shared, 0)):
+                        self._stacked.setdefault(path, {})[axis] = n
         self._layers = frozenset(itertools.chain.from_iterable(counts))
         self._exact = _Old(old, Terms(stacked=self._stacked, counts=self._layers))
         self._counted = self._exact.taken | self._exact.scanned
+
+    def with_blocks(self) -> "_Problem | None":
+        """Returns the same where several entries of an axis belong to a layer, if some do."""
+        found = _Problem(self.old, self.new, self.wider, self._interleave, blocks=True)
+        return None if self._counted.keys() >= found._counted.keys() else found
 
     def terms(self, places: Mapping[str, str]) -> "_Old":
         """Returns the old network in terms that suit the pairs of arrays."""
@@ -209,6 +237,8 @@ class _Problem:
                 continue
             old, new = self.old.shapes[path].shape[axis], self.new.shapes[places[path]].shape[axis]
             if old < new:
+                layers = self._stacked.get(path, {}).get(axis, old)
+                old, new = layers, new * layers // old
                 order = _order(old, new, self._interleave)
                 if path not in self._exact.scanned:
                     order = orders.get((old, new), order)

@@ -33,42 +33,44 @@ class Equation:
     params: Mapping[str, Any] = field(default_factory=dict)
 
 
-def for_one_layer(eqn: Any, axis: int) -> tuple[Places, Equation] | None:
-    """Returns the equation that computes one entry of a result along an axis, which stays.
+def for_one_layer(eqn: Any, axis: int, layers: int) -> tuple[Places, Equation] | None:
+    """Returns the equation that computes what a result has for one layer. The axis stays.
 
     Args:
         eqn: an equation.
-        axis: the axis of its result.
+        axis: the axis of its result along which the layers lie, each with as many entries.
+        layers: how many layers there are.
 
     Returns:
-        For each operand, the axis along which the equation reads one entry, too, or None if it
+        For each operand, the axis along which the equation reads one layer, too, or None if it
         reads the whole operand; and the equation. None if there is no such equation.
     """
-    if len(eqn.outvars) != 1 or (places := _places(eqn, axis)) is None:
+    if len(eqn.outvars) != 1 or (places := _places(eqn, axis, layers)) is None:
         return None
     params = dict(eqn.params)
     for name in ("shape", "new_sizes", "limit_indices"):
         if params.get(name) is not None:
-            params[name] = _one(params[name], axis)
+            params[name] = _one(params[name], axis, layers)
     if eqn.primitive.name == "gather":
-        params["slice_sizes"] = _one(params["slice_sizes"], places[0])
+        params["slice_sizes"] = _one(params["slice_sizes"], places[0], layers)
     operands = [
-        Variable(one_entry(var.aval, place)) for var, place in zip(eqn.invars, places, strict=True)
+        Variable(of_one_layer(var.aval, place, layers))
+        for var, place in zip(eqn.invars, places, strict=True)
     ]
-    result = Variable(one_entry(eqn.outvars[0].aval, axis))
+    result = Variable(of_one_layer(eqn.outvars[0].aval, axis, layers))
     return places, Equation(eqn.primitive, operands, [result], params)
 
 
-def _one(sizes: Sequence[int], axis: int | None) -> tuple[int, ...]:
-    return tuple(1 if a == axis else size for a, size in enumerate(sizes))
+def _one(sizes: Sequence[int], axis: int | None, layers: int) -> tuple[int, ...]:
+    return tuple(size // layers if a == axis else size for a, size in enumerate(sizes))
 
 
-def one_entry(aval: Any, axis: int | None) -> Any:
-    """Returns the shape and dtype of one entry along an axis, which stays; of all for None."""
-    return aval if axis is None else struct(_one(aval.shape, axis), aval.dtype)
+def of_one_layer(aval: Any, axis: int | None, layers: int) -> Any:
+    """Returns the shape and dtype of one layer along an axis, which stays; of all for None."""
+    return aval if axis is None else struct(_one(aval.shape, axis, layers), aval.dtype)
 
 
-def _places(eqn: Any, axis: int) -> Places | None:
+def _places(eqn: Any, axis: int, layers: int) -> Places | None:
     """Returns which axes of its operands become an axis of the result, see ``for_one_layer``."""
     name, p = eqn.primitive.name, eqn.params
     shapes = [tuple(var.aval.shape) for var in eqn.invars]
@@ -98,7 +100,7 @@ def _places(eqn: Any, axis: int) -> Places | None:
     elif name == "reshape":
         before = prod(out[:axis])
         starts = [a for a in range(len(shape)) if prod(shape[:a]) == before]
-        place = next((a for a in starts if shape[a] == out[axis]), None)
+        place = next((a for a in starts if shape[a] % layers == 0 and shape[a] >= layers), None)
     elif name == "slice" and shape[axis] == out[axis]:
         place = axis
     return None if place is None else (place,)

@@ -12,7 +12,7 @@ Reference:
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
@@ -74,8 +74,8 @@ class Terms:
             rounding error, to be cleared by the caller.
         theirs: the constants of the other program, as far as they are known before it is read.
         is_unsure: whether a constant could be several of the old program's.
-        stacked: paths of arrays that may have an entry for each layer, each with an axis that may
-            count layers.
+        stacked: by paths of arrays that may have entries for each layer, the axes along which the
+            layers may lie, each with how many there are.
         counts: how many layers with numbered names the programs have, where one has more.
     """
 
@@ -87,7 +87,7 @@ class Terms:
     numbers: dict[float, float] = field(default_factory=dict)
     theirs: frozenset[float] = frozenset()
     is_unsure: bool = False
-    stacked: frozenset[tuple[str, int]] = frozenset()
+    stacked: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     counts: frozenset[int] = frozenset()
     _table: dict[Any, Term] = field(default_factory=dict)
     _constants: dict[float, None] = field(default_factory=dict)

@@ -23,7 +23,7 @@ class Insertion:
         axes: the axis of an identity that is contracted, and the one that is produced.
         source: path of the array in the old network that is copied or moved, or that holds the
             layers a stacked array starts from.
-        layers: for an array with one entry for each layer: the index of the old layer, or -1 for a
+        layers: for an array with entries for each layer: the index of the old layer, or -1 for a
             new layer, as in ``(0, 1, -1)``. Only new layers are filled.
         copies: for such an array with ``"copy"``: for each layer, the index of the old layer that
             it is or copies. If empty, a new layer copies the old layer before it.
@@ -36,7 +36,8 @@ class Insertion:
         units: the axis of these units.
         values: the constants of the entries of an array or of a layer, in their order, if they are
             not all ``value``.
-        axis: the axis that counts ``layers``. ``axes`` count the other axes.
+        axis: the axis along which the ``layers`` lie, each with as many entries. If it has one for
+            each, ``axes`` count the other axes.
     """
 
     path: str
@@ -60,6 +61,14 @@ class Insertion:
     def old(self) -> str | None:
         """Path of the old array that lives on in it, if one does."""
         return self.source if self.layers or self.fill == "moved" else None
+
+    @property
+    def entries(self) -> tuple[int, ...]:
+        """For each entry along the axis of layers, the place of the old one, or -1 if it is new."""
+        each = self.shape[self.axis] // len(self.layers) if self.layers else 0
+        return tuple(
+            layer * each + i if layer >= 0 else -1 for layer in self.layers for i in range(each)
+        )
 
     @property
     def holds_weights(self) -> bool:

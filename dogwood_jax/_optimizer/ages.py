@@ -166,7 +166,7 @@ def grown_ages(
         since = ages.steps - ages.births if index is None else now[index] - ages.counts[index]
         place = growth.place(leaf.path).removeprefix(field.collection)
         moved = growth.moved.get(leaf.path)
-        layers = ((moved.axis, moved.layers),) if moved and moved.layers else ()
+        layers = ((moved.axis, moved.entries),) if moved and moved.layers else ()
         repeats = moved.repeats if moved else 0
         leaf_map = growth.maps[leaf.path]
         if inner in known or leaf_map.changes or layers or repeats:
@@ -213,7 +213,7 @@ def _grown(
         since: the number of steps since each growth.
         number: that of this growth.
         leaf_map: what becomes of the array.
-        layers: of a stack of layers, their axis and the old layer that each is, or -1.
+        layers: of a stack of layers, their axis and the place of each old entry, or -1.
     """
     found = []
     for axis, cohorts in enumerate(old.cohorts):

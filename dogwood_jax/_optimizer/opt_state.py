@@ -708,7 +708,8 @@ def _growing(
         stack = growth.moved.get(path)
         stack = stack if stack and (stack.layers or stack.repeats) else None
         if stack and one.field.axis is not None:  # a vector along one axis
-            stack = replace(stack, axis=0) if one.field.axis == stack.axis else None
+            its = replace(stack, axis=0, shape=stack.shape[stack.axis :][:1])
+            stack = its if one.field.axis == stack.axis else None
         if not one.field.is_factor and (one.map.changes or stack):
             shape = shapes.get(one.field.at(growth.place(path))) if one.field.factored else None
             growing.append(replace(one, shape=shape, stack=stack))
@@ -865,7 +866,7 @@ def _grow_fields(
         array = read(one.field, arrays)
         fresh = own[path].astype(array.dtype) if path in own else None
         if one.map.changes:
-            layers = stack.layers if stack else ()
+            layers = stack.entries if stack else ()
             old_rows = np.flatnonzero(np.asarray(layers) >= 0) if layers else None
             rows = fresh
             if stack and fresh is not None and old_rows is not None:
