@@ -192,6 +192,27 @@ def test_a_stack_grows_wider_and_deeper(axis):
     np.testing.assert_allclose(grown[2, :, :5], nu.mean(0), rtol=1e-12)
 
 
+@pytest.mark.parametrize(("layers", "hidden"), ((0, 5), (2, 0), (0, 0)))
+def test_layers_and_units_grow_from_none(layers, hidden):
+    def apply(params, x):
+        layer = lambda x, p: (x + jnp.tanh(x @ p["up"]) @ p["down"], None)  # noqa: E731
+        return jax.lax.scan(layer, x, params)[0]
+
+    def stacks(layers, hidden):
+        shapes = {"up": (layers, 4, hidden), "down": (layers, hidden, 4)}
+        return {name: jnp.ones(shape) for name, shape in shapes.items()}
+
+    old, x = stacks(layers, hidden), jnp.linspace(-1, 1, 12).reshape(3, 4)
+    widths = dw.trace(apply, old, x)
+    growth = dw.plan(widths, target=stacks(3, 6), target_apply=apply)
+    new = dw.grow(old, growth, key=jax.random.key(0))
+    assert dw.compare(apply, old, apply, new, x).relative == 0
+    tx = optax.adam(1e-3)
+    state = dw.grow_opt_state(tx.init(old), growth, tx, second_moment="mean")
+    assert jax.tree.map(jnp.shape, state[0].nu) == jax.tree.map(jnp.shape, new)
+    assert all((array == 0).all() for array in jax.tree.leaves(state))
+
+
 def of_layers(layers, hidden):
     shapes = [{"up": (4, hidden), "down": (hidden, 4)}] * layers
     is_shape = lambda node: isinstance(node, tuple)  # noqa: E731

@@ -192,6 +192,8 @@ def _identity(shape: tuple[int, ...], axes: tuple[int, int]) -> Array:
 def stacked(insertion: Insertion, old: Array, new: Array) -> Array:
     """Returns old layers with new ones between or behind them."""
     axis = insertion.axis
+    if not old.shape[axis]:  # the network had no layers
+        return jnp.broadcast_to(new, insertion.shape).astype(old.dtype)
     if insertion.fill == "copy" and insertion.copies:
         return jnp.take(old, jnp.asarray(insertion.copies), axis)
     # A new layer (-1) takes the place of the old layer before it: the largest index so far.

@@ -184,7 +184,7 @@ class _Problem:
                 pairs = zip(array.shape, new.shapes[path].shape, strict=True)
                 for axis, (a, b) in enumerate(pairs):
                     shared = (n for n, m in counts if a % n == 0 and a * m == b * n)
-                    if (a, b) in counts or (axis == 0 and a < b):
+                    if (a, b) in counts or (axis == 0 and 0 < a < b):
                         self._stacked.setdefault(path, {})[axis] = a
                     elif blocks and (n := next(shared, 0)):
                         self._stacked.setdefault(path, {})[axis] = n
@@ -237,8 +237,8 @@ class _Problem:
                 continue
             old, new = self.old.shapes[path].shape[axis], self.new.shapes[places[path]].shape[axis]
             if old < new:
-                layers = self._stacked.get(path, {}).get(axis, old)
-                old, new = layers, new * layers // old
+                each = max(old, 1) // self._stacked.get(path, {}).get(axis, max(old, 1))
+                old, new = old // each, new // each
                 order = _order(old, new, self._interleave)
                 if path not in self._exact.scanned:
                     order = orders.get((old, new), order)

@@ -91,7 +91,7 @@ class Change:
         if power and role == "incoming":
             own = (u.role for a in leaf.axes for u in units_of(a) if u.width == self.width)
             power = power if {*own} == {"incoming"} else 0.0
-        return float(self.ratio**power)
+        return float(self.ratio**power) if power else 1.0
 
     def writes(self, role: Role) -> bool:
         """Whether weights of a role are filled in as those that write the width's units are."""

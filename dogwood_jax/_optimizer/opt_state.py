@@ -970,7 +970,7 @@ def _deepened(
         filled: dict[str, Array] = fill({insertion.old: array}, (insertion,), {}, None)
         return filled[insertion.path]
     if fresh is None:
-        fresh = jnp.mean(array, insertion.axis, keepdims=True).astype(array.dtype)
-        if meaning in ("first", "update") or second_moment != "mean":
-            fresh = jnp.zeros_like(fresh)
+        fresh = jnp.zeros((), array.dtype)
+        if meaning not in ("first", "update") and second_moment == "mean" and array.size:
+            fresh = jnp.mean(array, insertion.axis, keepdims=True).astype(array.dtype)
     return stacked(replace(insertion, fill="free"), array, fresh)

@@ -83,7 +83,9 @@ def _cleared(width: Width, new: int, compared: Comparison) -> Width:
     A constant that looked computed from the size did not change, for example. If old units keep
     their numbers in every table, tables are hazards for copies only.
     """
-    multiples = f"; {MULTIPLES}, but {new} is no multiple of {width.size}" * bool(new % width.size)
+    multiples = f"; {MULTIPLES}, but {new} is no multiple of {width.size}" * bool(
+        new % max(width.size, 1)
+    )
     stay = width.name in compared.kept_tables
     tables = [hazard for hazard in width.hazards if stay and kind_of(hazard) == "table"]
     hazards = tuple(
