@@ -298,6 +298,20 @@ def test_modules_that_say_their_numbers_need_no_other_function():
         assert dw.compare(apply, old, apply, new, x).relative < 1e-12
 
 
+def test_a_number_beside_arrays_is_no_module():
+    def apply(variables, x):  # its number of heads is written in it: the larger model's may differ
+        q, k = ((x @ variables[name]).reshape(len(x), 2, -1) for name in "qk")
+        weights = jax.nn.softmax(jnp.einsum("ihd,jhd->hij", q, k) / 2.0)
+        return jnp.einsum("hij,jhd->ihd", weights, k).reshape(len(x), -1) @ variables["out"]
+
+    def of(size):
+        return {"q": jnp.ones((4, size)), "k": jnp.ones((4, size)), "out": jnp.ones((size, 3))}
+
+    widths = dw.trace(apply, of(8) | {"step": 3}, jnp.ones((5, 4)))
+    with pytest.raises(ValueError, match="the shapes do not say whether"):
+        dw.plan(widths, target=of(16) | {"step": 3})
+
+
 def test_a_wrong_epsilon_is_refused(small):
     variables, widths = small
     larger = Transformer(width=10, epsilon=5e-3)

@@ -138,15 +138,16 @@ def outdated_leaves(
 
 def says_numbers(tree: PyTree) -> bool:
     """Whether a tree holds any number that is no array, leaving keys of dicts aside."""
-
-    def says(structure: Any) -> bool:
-        kind = structure.node_data()
-        if kind is not None and kind[0] is not dict and any(True for _ in _numbers(kind[1])):
-            return True
-        return any(map(says, structure.children()))
-
     leaves, structure = jax.tree.flatten(tree)
-    return any(map(is_number, leaves)) or says(structure)
+    return any(map(is_number, leaves)) or modules_say_numbers(structure)
+
+
+def modules_say_numbers(structure: Any) -> bool:
+    """Whether the structure of a tree holds any number, as one of Equinox modules does."""
+    kind = structure.node_data()
+    if kind is not None and kind[0] is not dict and any(True for _ in _numbers(kind[1])):
+        return True
+    return any(map(modules_say_numbers, structure.children()))
 
 
 def _changes(leaf: Leaf, sizes: Mapping[str, int]) -> set[tuple[int, int]]:

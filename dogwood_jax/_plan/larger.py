@@ -10,12 +10,14 @@ from math import isclose
 from types import MappingProxyType
 from typing import Any
 
+import jax
+
 from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path, struct
 from dogwood_jax._depth.layers import Pairs, wider_insertions, with_kinds
 from dogwood_jax._depth.repeated import repeated_insertions
 from dogwood_jax._growth.growth import Change
 from dogwood_jax._growth.insertion import Insertion
-from dogwood_jax._modules.resizing import says_numbers
+from dogwood_jax._modules.resizing import modules_say_numbers
 from dogwood_jax._plan.apart import NO_SINGLE_HEADS, SingleHeads, made_of, repeated_from
 from dogwood_jax._plan.comparison import Comparison
 from dogwood_jax._plan.copies import Copies
@@ -260,7 +262,7 @@ def _read_by_own_function(widths: Widths, target: PyTree, shapes: Mapping[str, A
     network = widths.network
     if network is None:
         return Larger(shapes)
-    modules = says_numbers(target)
+    modules = modules_say_numbers(jax.tree.structure(target))
     if not modules and not is_deeper(widths, shapes):
         return Larger(shapes)
     try:
