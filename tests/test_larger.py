@@ -247,6 +247,24 @@ def test_a_function_that_uses_all_layers_is_the_larger_models_too():
             dw.plan(dw.trace(apply, old, x), target=of_layers(3, 5))
 
 
+def test_a_product_beside_new_layers_is_not_split_by_the_networks_own_function():
+    def apply(params, x):
+        for layer in params["layers"]:
+            q, k = ((x @ layer[name]).reshape(len(x), 2, -1) for name in "qk")
+            weights = jax.nn.softmax(jnp.einsum("ihd,jhd->hij", q, k))
+            x = x + jnp.einsum("hij,jhd->ihd", weights, k).reshape(len(x), -1) @ layer["out"]
+        return x
+
+    def of(layers, size):
+        layer = {"q": jnp.ones((4, size)), "k": jnp.ones((4, size)), "out": jnp.ones((size, 4))}
+        return {"layers": [layer] * layers}
+
+    widths = dw.trace(apply, of(2, 8), jnp.ones((5, 4)))
+    assert dw.plan(widths, target=of(3, 8)).insertions
+    with pytest.raises(ValueError, match="pass its function of variables and inputs"):
+        dw.plan(widths, target=of(3, 16))
+
+
 @pytest.mark.parametrize("is_taken", (False, True))
 def test_a_function_that_runs_over_stacks_is_the_larger_models_too(is_taken):
     def stacks(layers, hidden):

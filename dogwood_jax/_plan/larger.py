@@ -257,7 +257,8 @@ def _read_by_own_function(widths: Widths, target: PyTree, shapes: Mapping[str, A
     """Reads the larger model by the network's own function, if that is the larger model's, too.
 
     It is where the target consists of modules that say the numbers it computes with, as in Equinox.
-    It is taken to be where it uses all of the target's new layers, and this is noted.
+    It is taken to be where it uses all of the target's new layers, and shapes alone tell the sizes.
+    A note says so.
     """
     network = widths.network
     if network is None:
@@ -275,7 +276,12 @@ def _read_by_own_function(widths: Widths, target: PyTree, shapes: Mapping[str, A
         larger = read_larger(widths, target, network.apply)
     except ValueError as error:
         raise ValueError(f"{error}\n- {_ANOTHER}") from error
-    return larger if modules else replace(larger, notes=(f"{_ITS_OWN}; {_ANOTHER}",))
+    if modules:
+        return larger
+    unsettled: list[str] = []  # another function may split a product otherwise, as into more heads
+    sizes_of_target(widths, larger.shapes, {}, unsettled)
+    note = f"{_ITS_OWN}; {_ANOTHER}"
+    return Larger(shapes) if unsettled else replace(larger, notes=(note,))
 
 
 def _uses_new_layers(widths: Widths, program: Program) -> bool:
