@@ -219,7 +219,7 @@ def entries(p, x):
 
 
 def own_inputs(read):
-    """Layers of which each takes its own entry of what is computed for all, as in Gemma 4."""
+    """Layers that each take their own entry of something computed for all, as in Gemma 4."""
 
     def apply(p, x):
         each = read(p, x)

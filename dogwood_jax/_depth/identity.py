@@ -689,29 +689,32 @@ class TermReader:
         ]
         return self._read(one, entries)[0]
 
+    def _old_layer(self, path: str, axis: int, layer: int) -> tuple[str, int]:
+        """Returns the old array and the old layer that a layer is, or -1 for a new layer."""
+        if (stack := self._stacks.get(path)) is not None:
+            return stack.path, stack.layers[layer]
+        self.taken.setdefault(path, axis)
+        return path, layer
+
     def _block_of_array(self, path: str, aval: Any, axis: int, layer: int, layers: int) -> Value:
         """Returns the entries of an array along an axis for one of the layers that share it."""
-        stack, one = self._stacks.get(path), of_one_layer(aval, axis, layers)
-        number = layer if stack is None else stack.layers[layer]
-        if stack is None:
-            self.taken.setdefault(path, axis)
+        one = of_one_layer(aval, axis, layers)
+        source, number = self._old_layer(path, axis, layer)
         if number < 0:
             return self.new(path, one, layer)
-        whole = self.terms.make("leaf", path if stack is None else stack.path, (), aval)
+        whole = self.terms.make("leaf", source, (), aval)
         return exactly(self.terms.make("layer", (number, axis), (whole,), one))
 
     def _layer_of_array(self, path: str, aval: Any, axis: int, layer: int) -> Value:
         """Returns one entry of an array along its axis of layers. The axis stays."""
-        terms, stack, front = self.terms, self._stacks.get(path), _in_front(aval, axis)
+        terms, front = self.terms, _in_front(aval, axis)
         first = struct((1, *front.shape[1:]), aval.dtype)
         one = struct(front.shape[1:], aval.dtype)
-        number = layer if stack is None else stack.layers[layer]
-        if stack is None:
-            self.taken.setdefault(path, axis)
+        source, number = self._old_layer(path, axis, layer)
         if number < 0:
             value = self.new(path, one, layer)
         else:
-            whole = terms.make("leaf", path if stack is None else stack.path, (), aval)
+            whole = terms.make("leaf", source, (), aval)
             whole = terms.transpose(whole, _to_front(axis, len(aval.shape)), front)
             value = exactly(terms.make("layer", number, (whole,), one))
         order = _from_front(axis, len(aval.shape))

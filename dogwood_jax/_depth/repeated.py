@@ -28,7 +28,7 @@ def repeated_insertions(
     Args:
         old: shapes of the network by path.
         new: shapes of the deeper network by path.
-        stacked: for arrays of which an axis counts layers, this axis, by path.
+        stacked: the axis that counts layers, by the path of each array that has one.
         layers: which layers are copies of which.
 
     Raises:

@@ -78,9 +78,9 @@ def plan(
             frequencies follow from a size, as in rotary embeddings, old units go to the multiples
             of their places that have the same ones, and a note says so. If the larger model has
             more layers, they are inserted, filled so that they compute the identity (see
-            ``deepen``). Without it, the network's own function is taken where ``target`` consists
-            of modules that say their numbers, as in Equinox, or has more layers, all of which this
-            function uses. A note says so.
+            ``deepen``). If it is left out, ``plan`` takes the network's own function in two cases:
+            ``target`` consists of modules that say their numbers, as in Equinox; or the network's
+            own function uses all new layers of ``target``, which a note says.
         keep: by width, the units that stay: their indices, in their new order, or a boolean mask.
             The others are removed. ``narrow`` does the same to variables, but moves the effect of
             constant units into biases before.
