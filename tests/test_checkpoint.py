@@ -166,7 +166,11 @@ def test_a_folder_with_one_file_becomes_a_folder(tmp_path):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=str)
 def test_large_pieces_are_written_directly_and_zeros_left_out(dtype, tmp_path, monkeypatch):
-    """With factors, denormal numbers (which XLA takes for zeros), and NumPy's blocks of a row."""
+    """With factors, denormal numbers, and NumPy's blocks of a row.
+
+    XLA takes a denormal number for zero where it computes with it. Whether it does so where it only
+    copies the number depends on its version and its optimizations. A file keeps the number then.
+    """
     monkeypatch.setattr(draw, "_STEP", 100)
     monkeypatch.setattr(made, "_PIECE", 5 * made.PAGE)
     small, large = (transformer.shapes(1, 64 * heads, heads, 96, 40) for heads in (2, 3))
@@ -184,7 +188,11 @@ def test_large_pieces_are_written_directly_and_zeros_left_out(dtype, tmp_path, m
     handles, write = [], os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda *a: handles.append(a[0]) or write(*a))
     checkpoint.grow(tmp_path / "small", growth, tmp_path / "large", key=KEY)
-    expected = leaves_by_path(dw.grow(nested(arrays), growth, key=KEY))
+    grown = leaves_by_path(dw.grow(nested(arrays), growth, key=KEY))
+    expected = {path: np.array(array) for path, array in grown.items()}
+    for path, leaf_map in growth.maps.items():
+        if leaf_map.factor == 1:
+            expected[path].flat[0] = tree[path].flat[0]
     assert_same(load(tmp_path / "large"), expected)
     assert len({*handles}) == 2 or not hasattr(os, "O_DIRECT")
     monkeypatch.setattr(new_files, "_open_directly", lambda _: None)
