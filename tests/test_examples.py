@@ -541,6 +541,7 @@ x = jax.numpy.ones((2, 3, 2))
     "silent = ": """
 x = jax.numpy.ones((2, 4))
 variables = mlp(8).init(key, x)
+variables["params"]["layers_2"]["kernel"] -= 10  # all logits of an example are low
 widths = dw.trace(mlp(8).apply, variables, x)
 """,
     "tx = dw.growable": """
@@ -555,6 +556,13 @@ variables = {"hidden": jax.numpy.ones((4, 8)), "out": jax.numpy.ones((8, 3))}
 data = jax.numpy.ones((64, 4)), jax.numpy.zeros(64, int)
 """,
 }
+# What is said of a recipe beside its code.
+CLAIMS = {
+    "silent = ": """
+grown = nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(11)])
+assert (grown.apply(wide, x).argmax(-1) < 10).all(), "the new class is predicted"
+""",
+}
 
 
 def test_the_code_of_the_readme_runs(tmp_path):
@@ -563,7 +571,8 @@ def test_the_code_of_the_readme_runs(tmp_path):
     parts = [code]
     for recipe in recipes:
         (context,) = (text for start, text in CONTEXTS.items() if recipe.startswith(start))
-        parts += [context, recipe]
+        claims = [text for start, text in CLAIMS.items() if recipe.startswith(start)]
+        parts += [context, recipe, *claims]
         assert len(recipe.splitlines()) <= 8
     run = subprocess.run(
         [sys.executable, "-c", "\n".join(parts)], capture_output=True, text=True, cwd=tmp_path
