@@ -12,7 +12,7 @@ from dogwood_jax._base.trees import is_array, struct
 from dogwood_jax._front.compare import wide_dtype
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.leaf_map import old_places
-from dogwood_jax._plan.grown_sizes import GrownSizes
+from dogwood_jax._growth.grown_sizes import GrownSizes
 
 Inputs = tuple[Any, ...]
 

@@ -4,6 +4,8 @@
 |---|---|
 | ``growth`` | ``Change`` of one width; ``Growth``, all changes of a network, as a table |
 | ``leaf_map`` | ``LeafMap``: what becomes of one array, without names; and its adjoint |
+| ``evidence`` | ``Evidence``: what an evaluation has shown of a growth |
+| ``grown_sizes`` | the size of every dimension of the program once widths have grown |
 | ``insertion`` | ``Insertion``: what an array of a new layer is filled with |
 | ``shardings`` | on which devices grown arrays lie |
 | ``rates`` | how the best learning rate of each array moves as the network widens |

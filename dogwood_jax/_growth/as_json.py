@@ -15,6 +15,7 @@ from dogwood_jax import strategies
 from dogwood_jax._base.arguments import ArgumentKind, expect
 from dogwood_jax._base.described import described
 from dogwood_jax._base.trees import leaves_by_path, nested
+from dogwood_jax._growth.evidence import Evidence
 from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._widths.layout import Concat, Product, Units
@@ -24,7 +25,7 @@ from dogwood_jax._widths.widths import Facts, Leaf, Recipe, Tried, Widths
 _TYPES = {
     cls.__name__: cls
     for cls in (
-        *(Change, Concat, Facts, Growth, Insertion, Leaf, Product, Recipe, Tried, Units, Widths),
+        *(Change, Concat, Evidence, Facts, Growth, Insertion, Leaf, Product, Recipe, Tried, Units, Widths),
         strategies.Strategy,
     )
 }

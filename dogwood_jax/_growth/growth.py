@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ import jax
 
 from dogwood_jax._base.tables import blocks, fits, layers_together, merged, table, wrapped
 from dogwood_jax._base.trees import PyTree, by_ending, in_order_of, leaves_by_path, rebuilt
+from dogwood_jax._growth.evidence import Evidence
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._growth.leaf_map import AlongAxis, AxisMap, Compound, Fill, LeafMap
 from dogwood_jax._growth.rates import rates_of
@@ -169,6 +170,8 @@ class Growth:
         notes: what the larger model's configuration or the caller has to mind.
         structure: tree structure of the larger model where a target was given.
         insertions: what arrays of new layers are filled with, see ``deepen``.
+        evidence: what an evaluation has shown of it; None if outputs are not claimed to stay. It
+            has no part in comparisons, because hosts round differently.
     """
 
     widths: Widths
@@ -176,6 +179,7 @@ class Growth:
     notes: tuple[str, ...] = ()
     structure: Any = None
     insertions: tuple[Insertion, ...] = ()
+    evidence: Evidence | None = field(default=None, compare=False)
 
     @cached_property
     def change(self) -> dict[str, Change]:
@@ -403,7 +407,7 @@ class Growth:
 
     def __getstate__(self) -> dict[str, object]:
         # Without the cached hash: hashes of strings differ between processes.
-        return {name: getattr(self, name) for name in _FIELDS}
+        return {name: getattr(self, name) for name in (*_FIELDS, "evidence")}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
@@ -430,7 +434,13 @@ class Growth:
         inserted = merged((str(i).removeprefix(i.path), i.path) for i in shown)
         lines += [wrapped(f"inserted: {path}{fill}") for fill, path in inserted]
         notes = layers_together((note,) for note in self.notes)
-        return "\n".join([*lines, *(wrapped(f"note: {note}") for (note,), _ in notes)])
+        lines += [wrapped(f"note: {note}") for (note,), _ in notes]
+        if self.evidence is not None and self.evidence.why_not:
+            lines.insert(0, wrapped(f"not checked: {self.evidence.why_not}"))
+        elif self.evidence is not None:
+            sizes = {change.width: (change.old, change.new) for change in self.changes}
+            lines += map(wrapped, self.evidence.lines(sizes))
+        return "\n".join(lines)
 
     def __repr__(self) -> str:
         return f"Growth({', '.join(f'{c.width}: {c.old} -> {c.new}' for c in self.changes)})"

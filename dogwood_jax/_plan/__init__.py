@@ -32,7 +32,6 @@ comes a growth.
 | ``comparison`` | whether two programs are the same in other sizes, equation by equation |
 | ``tables`` | whether units at multiples of their places have the same numbers in tables |
 | ``parameters`` | parameters of equations that follow from no size |
-| ``grown_sizes`` | the size of every dimension of the program once widths have grown |
 
 Where to add: a reason to refuse a growth is a hazard that ``trace`` notes at the width.
 ``obstacles`` asks the strategy whether the hazard matters to it.

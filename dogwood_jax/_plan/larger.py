@@ -21,7 +21,7 @@ from dogwood_jax._modules.resizing import modules_say_numbers
 from dogwood_jax._plan.apart import NO_SINGLE_HEADS, SingleHeads, made_of, repeated_from
 from dogwood_jax._plan.comparison import Comparison
 from dogwood_jax._plan.copies import Copies
-from dogwood_jax._plan.grown_sizes import GrownSizes
+from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._plan.more_experts import counts_experts
 from dogwood_jax._plan.target import sizes_of_target
 from dogwood_jax._program.program import Program

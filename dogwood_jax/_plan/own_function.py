@@ -21,7 +21,7 @@ from dogwood_jax._modules.resizing import Resizing, says_numbers
 from dogwood_jax._plan.comparison import Comparison
 from dogwood_jax._plan.copies import Copies
 from dogwood_jax._plan.fewer_layers import FewerLayers, fewer_layers, read_so_far
-from dogwood_jax._plan.grown_sizes import GrownSizes
+from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._program.program import Program
 from dogwood_jax._widths.trace import Traced
 from dogwood_jax._widths.widths import Tried, Widths

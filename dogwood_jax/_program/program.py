@@ -156,6 +156,24 @@ def equations(jaxpr: Any) -> Iterator[Any]:
             yield from equations(program)
 
 
+def every_constant(jaxpr: jex.ClosedJaxpr, take: Callable[[Any, Any], None]) -> None:
+    """Calls a function with each constant of a program and of all programs in it, and its aval."""
+    pending: list[tuple[Any, Sequence[Any]]] = [(jaxpr.jaxpr, jaxpr.consts)]
+    seen = set()
+    while pending:
+        program, consts = pending.pop()
+        if id(program) in seen:
+            continue
+        seen.add(id(program))
+        for var, const in zip(program.constvars, consts):
+            take(const, var.aval)
+        for eqn in program.eqns:
+            for atom in eqn.invars:
+                if isinstance(atom, jex.Literal):
+                    take(atom.val, atom.aval)
+            pending += sub_programs(eqn)
+
+
 def scan_counts(eqn: Any) -> tuple[int, int]:
     """Returns how many operands of a scan are constants, and how many are its state."""
     if "num_consts" in eqn.params:

@@ -16,7 +16,7 @@ from dogwood_jax._widths.positions import of_constant
 from dogwood_jax._widths.quantized import check_read
 from dogwood_jax._widths.reads import note
 from dogwood_jax._widths.rules.registry import RULES, Rule, unknown
-from dogwood_jax._widths.values import SINGLE_PRECISION, Made, Table, Trace, Value
+from dogwood_jax._widths.values import SINGLE_PRECISION, Made, Sized, Table, Trace, Value
 
 _UNSCALED: dict[str, Any] = {"scale": 1.0, "rounding": SINGLE_PRECISION}
 
@@ -31,19 +31,24 @@ _KEEP_SCALES = KEEP_ENTRIES | frozenset(
 
 def run(trace: Trace, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Value]) -> list[Value]:
     """Reads every equation of a program; returns the values of its results."""
+    read: list[Sized] = []
+    trace.programs.append(read)
 
     def equation(eqn: Any, operands: list[Value]) -> list[Value]:
         name = eqn.primitive.name
         rule: Rule = RULES.get(name, _call)
         if name in RULES:
             check_read(name, operands)
+        outside, trace.programs = trace.programs, []
         results = rule(trace, eqn, *operands)
+        programs, trace.programs = trace.programs, outside
         if name in RULES and name not in _KEEP_SCALES:
             for value in operands:
                 trace.scaled(value)
             results = [v if v.scale == 1 else v.but(**_UNSCALED) for v in results]
         if trace.notes_reads and name in RULES and name not in _PROGRAMS:
             results = note(trace, eqn, operands, results)
+        read.append(Sized(operands, results, programs, len(trace.steps)))
         if rule is not _call:  # _call records the equations inside the call instead
             trace.record(eqn.primitive.name, operands, results, eqn.params)
         if name in RULES and name not in _PROGRAMS:

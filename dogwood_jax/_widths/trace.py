@@ -179,12 +179,14 @@ class Traced:
         notes_reads: see ``Trace``.
 
     Attributes:
+        program: the program.
         trace: what its equations say.
         leaves: the arrays among its variables, by path.
         outputs: its outputs, by path, without those that mirror variables.
     """
 
     def __init__(self, program: Program, *, notes_reads: bool = True) -> None:
+        self.program = program
         self.trace = Trace(notes_reads=notes_reads)
         self.leaves: dict[str, Value] = {}
         self.outputs: dict[str, Value] = {}

@@ -309,6 +309,22 @@ class Step:
     times: int = 1
 
 
+class Sized(NamedTuple):
+    """An equation as it was read, so that it can be written again in other sizes.
+
+    Attributes:
+        operands: the values it takes, whose dimensions say which sizes belong together.
+        results: the values it makes.
+        programs: the equations of each program inside it, in the order in which they were read.
+        step: the index of its step.
+    """
+
+    operands: Sequence[Value]
+    results: Sequence[Value]
+    programs: Sequence[Sequence["Sized"]]
+    step: int
+
+
 class Piece(NamedTuple):
     """A piece of an axis of a leaf, from ``start`` to ``stop``."""
 
@@ -366,6 +382,7 @@ class Trace:
         self.inputs: list[Dim] = []  # of the network's inputs
         self.arguments: list[Value] = []  # the inputs
         self.steps: list[Step] = []  # every equation, in the order of the program
+        self.programs: list[Sequence[Sized]] = []  # the programs read so far, from outside
         self.made: dict[int, Made] = {}  # how constants come about, by their identity
         self.times = 1  # how often the equation that is read runs
         self.demands: list[Demand] = []

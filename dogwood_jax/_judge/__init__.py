@@ -1,0 +1,18 @@
+"""Whether a growth keeps what a network computes, decided by evaluation: ``judge``.
+
+In come two programs and a growth between them. Out comes a verdict. Rules propose growths, and this
+room decides: it evaluates both programs on random numbers, and knows nothing of what primitives
+mean.
+
+| file | what it does |
+|---|---|
+| ``judge`` | both networks side by side, and when two numbers are the same |
+| ``cases`` | the claim: which outputs of both programs must be equal, and where |
+| ``samples`` | random variables and inputs, in many pieces of a function |
+| ``evaluate`` | a program computed with NumPy in float64 |
+| ``primitives`` | what primitives compute, where NumPy is faster than JAX or must differ |
+| ``resize`` | a program written again in other sizes |
+
+Where to add: a primitive with a shape among its parameters is an entry in ``resize``. Other
+primitives need nothing here, because JAX computes what NumPy has no function for.
+"""

@@ -1,0 +1,172 @@
+"""Evaluates programs with NumPy in float64: ``evaluate``.
+
+Nothing is compiled, because compiling a program takes a thousand times longer than running it on a
+few numbers. Every float is a float64 here and every complex number a complex128, whatever dtypes
+the program has: what is left of a difference between two programs is then no rounding. Casts to
+integers and booleans are real.
+
+Random bits follow from the key and from the place of each entry. So an array that gets more entries
+along an axis keeps the bits of its old entries, as dropout does in a larger model for old units.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dogwood_jax._judge.primitives import FUNCTIONS, MOST_ROUNDS, OfEquation
+from dogwood_jax._program.interpret import called, interpret
+from dogwood_jax._program.program import scan_counts
+
+
+class Watch(Protocol):
+    """Sees an evaluation: numbers of the program as they are read, and operands of equations."""
+
+    def number(self, array: np.ndarray, dtype: Any) -> np.ndarray:
+        """Returns what a constant of the program is taken to be."""
+
+    def equation(self, eqn: Any, operands: Sequence[Any]) -> None:
+        """Takes notice of an equation before it is evaluated."""
+
+
+class Undecided(Exception):
+    """A sample that shows nothing, because a loop does not end."""
+
+
+def evaluate(jaxpr: Any, arguments: Sequence[Any], watch: Watch | None = None) -> list[Any]:
+    """Returns the results of a program, as arrays of NumPy.
+
+    Args:
+        jaxpr: a ``ClosedJaxpr``.
+        arguments: an array for each of its arguments, of NumPy, or a key of JAX.
+        watch: what sees the evaluation.
+    """
+    with np.errstate(all="ignore"), jax.ensure_compile_time_eval():
+        return _Evaluation(watch).run(jaxpr.jaxpr, jaxpr.consts, [widened(a) for a in arguments])
+
+
+def widened(array: Any) -> Any:
+    """Returns an array of NumPy with 64 bits for each float; keys stay keys of JAX."""
+    dtype = getattr(array, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.extended):
+        return array
+    array = np.asarray(array)
+    return array.astype(widest(array.dtype), copy=False)
+
+
+def widest(dtype: Any) -> Any:
+    """Returns the dtype in which numbers of a dtype are computed."""
+    if jnp.issubdtype(dtype, jnp.floating):
+        return np.dtype(np.float64)
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        return np.dtype(np.complex128)
+    if dtype in (jnp.int4, jnp.uint4):
+        return np.dtype(np.int8)
+    return dtype
+
+
+class _Evaluation:
+    def __init__(self, watch: Watch | None) -> None:
+        self._watch = watch
+
+    def run(self, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
+        return interpret(
+            jaxpr, consts, arguments, constant=self._constant, equation=self._equation
+        )
+
+    def _closed(self, program: Any, *arguments: Any) -> list[Any]:
+        return self.run(program.jaxpr, program.consts, arguments)
+
+    def _constant(self, array: Any, aval: Any) -> Any:
+        array = widened(array)
+        if self._watch is None or not isinstance(array, np.ndarray) or array.dtype.kind not in "fc":
+            return array
+        return self._watch.number(array, aval.dtype)
+
+    def _equation(self, eqn: Any, operands: list[Any]) -> Sequence[Any]:
+        name = eqn.primitive.name
+        if self._watch is not None:
+            self._watch.equation(eqn, operands)
+        if (function := FUNCTIONS.get(name)) is not None:
+            if isinstance(function, OfEquation):
+                results = function.run(eqn, *operands)
+            else:
+                results = function(*operands, **eqn.params)
+            return results if isinstance(results, list) else [results]
+        if (loop := _LOOPS.get(name)) is not None:
+            return loop(self, eqn, operands)
+        if (program := called(eqn)) is not None:
+            return self.run(*program, operands)
+        return _by_jax(eqn, operands)
+
+    def _cond(self, eqn: Any, operands: list[Any]) -> list[Any]:
+        branches = eqn.params["branches"]
+        chosen = min(max(int(operands[0]), 0), len(branches) - 1)
+        return self._closed(branches[chosen], *operands[1:])
+
+    def _while(self, eqn: Any, operands: list[Any]) -> list[Any]:
+        p = eqn.params
+        n_cond, n_body = p["cond_nconsts"], p["body_nconsts"]
+        state = operands[n_cond + n_body :]
+        for _ in range(MOST_ROUNDS):
+            if not self._closed(p["cond_jaxpr"], *operands[:n_cond], *state)[0]:
+                return state
+            state = self._closed(p["body_jaxpr"], *operands[n_cond : n_cond + n_body], *state)
+        raise Undecided
+
+    def _scan(self, eqn: Any, operands: list[Any]) -> list[Any]:
+        n_consts, n_carry = scan_counts(eqn)
+        consts, carry = operands[:n_consts], operands[n_consts : n_consts + n_carry]
+        stacked, length = operands[n_consts + n_carry :], eqn.params["length"]
+        rows: list[Any] = [None] * length
+        for k in range(length)[:: -1 if eqn.params["reverse"] else 1]:
+            out = self._closed(eqn.params["jaxpr"], *consts, *carry, *(xs[k] for xs in stacked))
+            carry, rows[k] = out[:n_carry], out[n_carry:]
+        avals = [var.aval for var in eqn.outvars[n_carry:]]
+        if not length:
+            return [*carry, *(np.zeros(aval.shape, widest(aval.dtype)) for aval in avals)]
+        stack = functools.partial(jnp.stack) if _has_keys(rows[0]) else np.stack
+        return [*carry, *(stack([row[n] for row in rows]) for n in range(len(avals)))]
+
+
+_Loop = Callable[[_Evaluation, Any, list[Any]], list[Any]]
+_LOOPS: dict[str, _Loop] = {
+    "cond": _Evaluation._cond,
+    "while": _Evaluation._while,
+    "scan": _Evaluation._scan,
+}
+
+
+def _has_keys(arrays: Sequence[Any]) -> bool:
+    return any(not isinstance(array, np.ndarray | np.generic) for array in arrays)
+
+
+def _by_jax(eqn: Any, operands: Sequence[Any]) -> list[Any]:
+    """Returns the results of an equation that NumPy has no function for.
+
+    JAX computes them on the host in 64 bits, without a change of the caller's settings.
+    """
+    params = {
+        name: widest(value) if name in _DTYPES and value is not None else value
+        for name, value in eqn.params.items()
+    }
+    with in_64_bits(), jax.default_device(jax.devices("cpu")[0]):
+        results = eqn.primitive.bind(*map(jnp.asarray, operands), **params)
+        results = results if eqn.primitive.multiple_results else [results]
+        return [widened(result) for result in results]
+
+
+# The parameters that name a dtype to compute in.
+_DTYPES = frozenset(("new_dtype", "preferred_element_type", "dtype"))
+
+
+def in_64_bits() -> Any:
+    """Returns a context in which JAX has 64 bits, whatever the caller's settings are."""
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(True)
+    from jax.experimental import enable_x64  # before JAX 0.8
+
+    return enable_x64(True)

@@ -1,0 +1,461 @@
+"""Writes a program again in other sizes: ``in_sizes``.
+
+A program that was read has a dimension for each axis of each value. So if each dimension has a new
+size, each equation has its new shapes. Few primitives have shapes among their parameters (a reshape,
+a slice, a loop); these are written anew, and all others are bound as they are. If shapes clash, JAX
+says so: a rule of dimensions is wrong, or a size stands in the program that must be another one.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dogwood_jax._base.trees import concrete, struct
+from dogwood_jax._program.interpret import called, interpret
+from dogwood_jax._program.program import Program, scan_counts, sub_programs
+from dogwood_jax._widths.dims import Dim, atoms
+from dogwood_jax._widths.trace import Traced
+from dogwood_jax._widths.values import Sized, Value
+
+SizeOf = Callable[[Dim], int]
+
+
+class CannotResize(ValueError):
+    """What stands in the way of a program in other sizes."""
+
+
+class _Constant(NamedTuple):
+    """A constant of the program in its old shape; where it is used, its dimensions are known."""
+
+    array: Any
+
+
+def in_sizes(
+    traced: Traced, size_of: SizeOf, factors: Mapping[int, float] = MappingProxyType({})
+) -> Any:
+    """Returns a program in other sizes, a ``ClosedJaxpr``.
+
+    Args:
+        traced: the program as it was read.
+        size_of: the new size of each dimension.
+        factors: what a number is multiplied by, by the index of the step that takes the number.
+
+    Raises:
+        CannotResize: if the program does not fit these sizes.
+    """
+    program: Program = traced.program
+    leaves, inputs = iter(traced.leaves.values()), iter(traced.trace.arguments)
+    values = [next(inputs if path is None else leaves) for path, _ in program.arguments]
+    structs = [
+        struct([size_of(dim) for dim in value.dims], array.dtype)
+        for value, (_, array) in zip(values, program.arguments, strict=True)
+    ]
+    (read,) = traced.trace.programs
+    writer = _Writer(size_of, factors)
+
+    def run(*arguments: Any) -> list[Any]:
+        jaxpr = program.jaxpr
+        results = writer.run(jaxpr.jaxpr, jaxpr.consts, arguments, read)
+        return [r.array if isinstance(r, _Constant) else r for r in results]
+
+    return jax.make_jaxpr(run)(*structs)
+
+
+class _Writer:
+    """Binds the equations of a program again, in other sizes."""
+
+    def __init__(self, size_of: SizeOf, factors: Mapping[int, float]) -> None:
+        self._size_of, self._factors = size_of, factors
+
+    def run(
+        self, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any], read: Sequence[Sized]
+    ) -> list[Any]:
+        left = iter(read)
+
+        def equation(eqn: Any, operands: list[Any]) -> Sequence[Any]:
+            sized = next(left)
+            taken = [
+                self._resized(operand.array, value) if isinstance(operand, _Constant) else operand
+                for operand, value in zip(operands, sized.operands, strict=True)
+            ]
+            try:
+                return self._equation(eqn, self._scaled(eqn, taken, sized), sized)
+            except CannotResize:
+                raise
+            except (TypeError, ValueError, AssertionError, ZeroDivisionError) as error:
+                raise CannotResize(f"{eqn.primitive.name}: {error}") from error
+
+        return interpret(
+            jaxpr, consts, arguments, constant=lambda array, _: _Constant(array), equation=equation
+        )
+
+    def _scaled(self, eqn: Any, operands: list[Any], sized: Sized) -> list[Any]:
+        """Returns operands in which the number that a step multiplies by is another one."""
+        ratio = self._factors.get(sized.step)
+        if ratio is None:
+            return operands
+        places = [i for i, value in enumerate(sized.operands) if value.number is not None]
+        for place in places[-1:]:
+            number = operands[place]
+            if isinstance(number, jax.Array):
+                operands[place] = number * jnp.asarray(ratio, number.dtype)
+            else:  # a number that the program holds stays one
+                operands[place] = np.asarray(np.asarray(number, float) * ratio, number.dtype)
+        return operands
+
+    def _resized(self, array: Any, value: Value) -> Any:
+        """Returns a constant in other sizes; new entries are those that all old entries are."""
+        shape = self._shape(value)
+        if getattr(array, "shape", ()) == shape:
+            return array
+        known = concrete(array)
+        if known is None:
+            raise CannotResize("a constant that a program around this one computes")
+        for axis, dim in enumerate(value.dims):
+            places = places_along(dim, self._size_of)
+            if (places < 0).any():
+                if (known != np.take(known, [0], axis)).any():
+                    raise CannotResize("a table of constants has no entries for new units")
+                places = np.maximum(places, 0)
+            known = np.take(known, places, axis)
+        return known
+
+    def _shape(self, value: Value) -> tuple[int, ...]:
+        return tuple(map(self._size_of, value.dims))
+
+    def _equation(self, eqn: Any, operands: list[Any], sized: Sized) -> Sequence[Any]:
+        name = eqn.primitive.name
+        if name in _LOOPS:
+            return _LOOPS[name](self, eqn, operands, sized)
+        if (program := called(eqn)) is not None and sized.programs:
+            return self.run(*program, operands, sized.programs[0])
+        params = eqn.params
+        if name in _SHAPED:
+            params = params | _SHAPED[name](eqn, operands, sized, self._size_of)
+        elif self._is_changed(sized) and not all(map(_is_of_numbers, sub_programs(eqn))):
+            raise CannotResize(f"{name}, which runs programs of its own")
+        if name == "random_bits":  # each entry's bits follow from its places
+            return [self._random_bits(eqn, operands, sized)]
+        operands = [np.asarray(o) if isinstance(o, float | int | bool) else o for o in operands]
+        results = eqn.primitive.bind(*operands, **params)
+        results = list(results) if eqn.primitive.multiple_results else [results]
+        for result, value in zip(results, sized.results, strict=True):
+            if (shape := self._shape(value)) != tuple(result.shape):
+                raise CannotResize(f"{name} makes {tuple(result.shape)}, not {shape}")
+        return results
+
+    def _is_changed(self, sized: Sized) -> bool:
+        values = (*sized.operands, *sized.results)
+        return any(self._size_of(dim) != dim.size for value in values for dim in value.dims)
+
+    def _random_bits(self, eqn: Any, operands: list[Any], sized: Sized) -> Any:
+        """Returns random bits with an axis for each width, so that old entries keep theirs."""
+        rank = len(operands[0].shape)
+        dims = sized.results[0].dims[rank:]
+        shape = tuple(self._size_of(atom) for dim in dims for atom in atoms(dim))
+        bits = eqn.primitive.bind(*operands, **eqn.params | {"shape": shape})
+        return bits.reshape((*operands[0].shape, *map(self._size_of, dims)))
+
+    def _closed(self, program: Any, arguments: Sequence[Any], read: Sequence[Sized]) -> Any:
+        """Returns a program of an equation in other sizes, for arguments of these shapes."""
+
+        def run(*arguments: Any) -> list[Any]:
+            results = self.run(program.jaxpr, program.consts, arguments, read)
+            return [jnp.asarray(r.array) if isinstance(r, _Constant) else r for r in results]
+
+        return jax.make_jaxpr(run)(*arguments)
+
+    def _scan(self, eqn: Any, operands: list[Any], sized: Sized) -> Sequence[Any]:
+        n_consts, n_carry = scan_counts(eqn)
+        consts, carry = operands[:n_consts], operands[n_consts : n_consts + n_carry]
+        stacked = operands[n_consts + n_carry :]
+        program = eqn.params["jaxpr"]
+
+        def body(carry: Any, xs: Any) -> Any:
+            results = self.run(
+                program.jaxpr, program.consts, [*consts, *carry, *xs], sized.programs[0]
+            )
+            results = [jnp.asarray(r.array) if isinstance(r, _Constant) else r for r in results]
+            results = [_as(r, var.aval) for r, var in zip(results, program.jaxpr.outvars)]
+            return results[:n_carry], results[n_carry:]
+
+        lengths = [self._size_of(value.dims[0]) for value in sized.operands[n_consts + n_carry :]]
+        lengths += [self._size_of(value.dims[0]) for value in sized.results[n_carry:]]
+        length = lengths[0] if lengths else eqn.params["length"]
+        carry = [_as(c, var.aval) for c, var in zip(carry, program.jaxpr.invars[n_consts:])]
+        final, collected = jax.lax.scan(
+            body, carry, stacked, length=length, reverse=eqn.params["reverse"]
+        )
+        return [*final, *collected]
+
+    def _while(self, eqn: Any, operands: list[Any], sized: Sized) -> Sequence[Any]:
+        p = eqn.params
+        n_cond, n_body = p["cond_nconsts"], p["body_nconsts"]
+        of_cond, of_body = sized.programs
+        given, consts = operands[:n_cond], operands[n_cond : n_cond + n_body]
+        cond, body = p["cond_jaxpr"], p["body_jaxpr"]
+
+        def goes_on(state: Any) -> Any:
+            (result,) = self.run(cond.jaxpr, cond.consts, [*given, *state], of_cond)
+            return result.array if isinstance(result, _Constant) else result
+
+        def once(state: Any) -> Any:
+            results = self.run(body.jaxpr, body.consts, [*consts, *state], of_body)
+            results = [r.array if isinstance(r, _Constant) else r for r in results]
+            return [_as(r, var.aval) for r, var in zip(results, body.jaxpr.outvars)]
+
+        state = operands[n_cond + n_body :]
+        state = [_as(s, var.aval) for s, var in zip(state, body.jaxpr.invars[n_body:])]
+        return jax.lax.while_loop(goes_on, once, state)  # type: ignore[no-any-return]
+
+    def _cond(self, eqn: Any, operands: list[Any], sized: Sized) -> Sequence[Any]:
+        which, *arguments = operands
+
+        def branch(program: Any, read: Sequence[Sized]) -> Any:
+            def run(*arguments: Any) -> list[Any]:
+                results = self.run(program.jaxpr, program.consts, arguments, read)
+                results = [r.array if isinstance(r, _Constant) else r for r in results]
+                return [_as(r, var.aval) for r, var in zip(results, program.jaxpr.outvars)]
+
+            return run
+
+        branches = [branch(*pair) for pair in zip(eqn.params["branches"], sized.programs)]
+        return jax.lax.switch(which, branches, *arguments)  # type: ignore[no-any-return]
+
+
+def _is_of_numbers(program: tuple[Any, Any]) -> bool:
+    """Whether a program computes single numbers, as that which a reduction repeats."""
+    return all(not var.aval.shape for var in program[0].invars)
+
+
+def _as(array: Any, aval: Any) -> Any:
+    """Returns an array with the dtype that a program says, and without weak types."""
+    if jnp.issubdtype(aval.dtype, jax.dtypes.extended):
+        return array
+    return jax.lax.convert_element_type(array, aval.dtype)
+
+
+_Loop = Callable[[_Writer, Any, list[Any], Sized], Sequence[Any]]
+_LOOPS: dict[str, _Loop] = {
+    "scan": _Writer._scan,
+    "while": _Writer._while,
+    "cond": _Writer._cond,
+}
+
+
+# Where units lie ----------------------------------------------------------------------------------
+
+
+def places_along(dim: Dim, size_of: SizeOf) -> np.ndarray:
+    """Returns the old place of each new place along a dimension, -1 for a new unit."""
+    dim = dim.root
+    if dim.kind is None:
+        places = np.arange(size_of(dim))
+        return np.where(places < dim.size, places, -1)
+    parts = [(part.root.size, places_along(part, size_of)) for part in dim.parts]
+    if dim.kind == "concat":
+        starts = np.cumsum([0, *(size for size, _ in parts)])
+        pieces = [np.where(p < 0, -1, p + start) for (_, p), start in zip(parts, starts)]
+        return np.concatenate(pieces)
+    found = np.zeros(1, int)
+    for size, places in parts:
+        both = found[:, None] * size + places
+        found = np.where((found[:, None] < 0) | (places < 0), -1, both).ravel()
+    return found
+
+
+def moved(dim: Dim, offset: int, size_of: SizeOf) -> int | None:
+    """Returns where a boundary between units lies in other sizes; None if none lies there."""
+    dim = dim.root
+    if offset in (0, dim.size):
+        return 0 if offset == 0 else size_of(dim)
+    if dim.kind is None:
+        return offset if size_of(dim) == dim.size else None
+    if dim.kind == "concat":
+        start = before = 0
+        for part in dim.parts:
+            if offset <= start + part.root.size:
+                inside = moved(part, offset - start, size_of)
+                return None if inside is None else before + inside
+            start, before = start + part.root.size, before + size_of(part)
+    first, *rest = dim.parts
+    inner = prod(part.root.size for part in rest)
+    if offset % inner:
+        return None
+    outside = moved(first, offset // inner, size_of)
+    return None if outside is None else outside * prod(map(size_of, rest))
+
+
+# Parameters that are shapes -----------------------------------------------------------------------
+
+
+_Shaped = Callable[[Any, list[Any], Sized, SizeOf], Mapping[str, Any]]
+
+
+def _out(sized: Sized, size_of: SizeOf, place: int = 0) -> tuple[int, ...]:
+    return tuple(map(size_of, sized.results[place].dims))
+
+
+def _shape(eqn: Any, operands: list[Any], sized: Sized, size_of: SizeOf) -> Mapping[str, Any]:
+    return {"shape": _out(sized, size_of)}
+
+
+def _reshape(eqn: Any, operands: list[Any], sized: Sized, size_of: SizeOf) -> Mapping[str, Any]:
+    return {"new_sizes": _out(sized, size_of)}
+
+
+def _slice(eqn: Any, operands: list[Any], sized: Sized, size_of: SizeOf) -> Mapping[str, Any]:
+    p = eqn.params
+    strides = p["strides"] or [1] * len(p["start_indices"])
+    starts, limits = [], []
+    rows = zip(
+        sized.operands[0].dims,
+        sized.results[0].dims,
+        p["start_indices"],
+        p["limit_indices"],
+        strides,
+        strict=True,
+    )
+    for dim, part, start, limit, stride in rows:
+        begin = moved(dim, start, size_of)
+        begin = start if begin is None else begin
+        end = moved(dim, limit, size_of) if stride == 1 else None
+        size = size_of(part)
+        if end is None or end - begin != size:
+            end = limit if size == part.size else begin + max(size - 1, 0) * stride + min(size, 1)
+        starts.append(begin)
+        limits.append(end)
+    return {"start_indices": tuple(starts), "limit_indices": tuple(limits)}
+
+
+def _split(eqn: Any, operands: list[Any], sized: Sized, size_of: SizeOf) -> Mapping[str, Any]:
+    axis = eqn.params["axis"]
+    return {"sizes": tuple(size_of(value.dims[axis]) for value in sized.results)}
+
+
+def _dynamic_slice(
+    eqn: Any, operands: list[Any], sized: Sized, size_of: SizeOf
+) -> Mapping[str, Any]:
+    for place, dim in enumerate(sized.operands[0].dims):
+        start = operands[place + 1]
+        if not hasattr(start, "aval") and np.ndim(start) == 0 and size_of(dim) != dim.size:
+            begin = moved(dim, int(start), size_of)
+            if begin is not None:
+                operands[place + 1] = np.asarray(begin, np.asarray(start).dtype)
+    return {"slice_sizes": _out(sized, size_of)}
+
+
+def _gather(eqn: Any, operands: list[Any], sized: Sized, size_of: SizeOf) -> Mapping[str, Any]:
+    dims = sized.operands[0].dims
+    numbers, sizes = eqn.params["dimension_numbers"], [*eqn.params["slice_sizes"]]
+    gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
+    offset = iter(numbers.offset_dims)
+    for axis, dim in enumerate(dims):
+        if axis not in gone:
+            part = sized.results[0].dims[next(offset)]
+            sizes[axis] = size_of(dim) if sizes[axis] == dim.size else size_of(part)
+    return {"slice_sizes": tuple(sizes)}
+
+
+def _pad(eqn: Any, operands: list[Any], sized: Sized, size_of: SizeOf) -> Mapping[str, Any]:
+    config = []
+    rows = zip(sized.operands[0].dims, sized.results[0].dims, eqn.params["padding_config"])
+    for old, new, (low, high, inner) in rows:
+        size = size_of(old)
+        whole = low + size + max(size - 1, 0) * inner + high
+        more = size_of(new) - whole
+        if more:
+            parts = [part.root.size for part in new.root.parts]
+            if new.root.kind == "concat" and len(parts) >= 2 and not inner:
+                begin = moved(new, max(low, 0), size_of)
+                low = low if begin is None or low <= 0 else begin
+            high = size_of(new) - low - size - max(size - 1, 0) * inner
+        config.append((low, high, inner))
+    return {"padding_config": tuple(config)}
+
+
+def _top_k(eqn: Any, operands: list[Any], sized: Sized, size_of: SizeOf) -> Mapping[str, Any]:
+    axis = eqn.params.get("axis", -1)
+    return {"k": size_of(sized.results[0].dims[axis])}
+
+
+def _approx_top_k(
+    eqn: Any, operands: list[Any], sized: Sized, size_of: SizeOf
+) -> Mapping[str, Any]:
+    axis = eqn.params["reduction_dimension"]
+    return {"k": size_of(sized.results[0].dims[axis])}
+
+
+def _conv(eqn: Any, operands: list[Any], sized: Sized, size_of: SizeOf) -> Mapping[str, Any]:
+    of_a, of_kernel, _ = eqn.params["dimension_numbers"]
+    groups, batches = eqn.params["feature_group_count"], eqn.params["batch_group_count"]
+    if batches > 1:
+        out = sized.operands[1].dims[of_kernel[0]]
+        return {"batch_group_count": size_of(out) if batches == out.size else batches}
+    if groups == 1:
+        return {}
+    inputs, inside = operands[0].shape[of_a[1]], operands[1].shape[of_kernel[1]]
+    return {"feature_group_count": inputs // max(inside, 1)}
+
+
+def _window(eqn: Any, operands: list[Any], sized: Sized, size_of: SizeOf) -> Mapping[str, Any]:
+    sizes = eqn.params["window_dimensions"]
+    dims = sized.operands[-1].dims if len(sized.operands) == 2 else sized.operands[0].dims
+    whole = [
+        size_of(dim) if size == dim.size > 1 and size_of(out) == 1 else size
+        for size, dim, out in zip(sizes, dims, sized.results[0].dims)
+    ]
+    return {"window_dimensions": tuple(whole)}
+
+
+def _fft(eqn: Any, operands: list[Any], sized: Sized, size_of: SizeOf) -> Mapping[str, Any]:
+    lengths = eqn.params["fft_lengths"]
+    is_inverse_real = "IRFFT" in str(eqn.params["fft_type"])
+    value = sized.results[0] if is_inverse_real else sized.operands[0]
+    return {"fft_lengths": tuple(map(size_of, value.dims[value.ndim - len(lengths) :]))}
+
+
+def _tile(eqn: Any, operands: list[Any], sized: Sized, size_of: SizeOf) -> Mapping[str, Any]:
+    pairs = zip(_out(sized, size_of), operands[0].shape, strict=True)
+    return {"reps": tuple(new // max(old, 1) for new, old in pairs)}
+
+
+def _random_split(
+    eqn: Any, operands: list[Any], sized: Sized, size_of: SizeOf
+) -> Mapping[str, Any]:
+    return {"shape": _out(sized, size_of)[len(operands[0].shape) :]}
+
+
+_SHAPED: dict[str, _Shaped] = {
+    **dict.fromkeys(
+        ("broadcast_in_dim", "iota", "rng_uniform", "empty"),
+        _shape,
+    ),
+    "rng_bit_generator": lambda _, __, sized, size_of: {"shape": _out(sized, size_of, 1)},
+    "reshape": _reshape,
+    "slice": _slice,
+    "split": _split,
+    "dynamic_slice": _dynamic_slice,
+    "gather": _gather,
+    "pad": _pad,
+    "top_k": _top_k,
+    "approx_top_k": _approx_top_k,
+    "conv_general_dilated": _conv,
+    **dict.fromkeys(
+        (
+            "reduce_window_sum",
+            "reduce_window_max",
+            "reduce_window_min",
+            "select_and_scatter_add",
+        ),
+        _window,
+    ),
+    "fft": _fft,
+    "tile": _tile,
+    "random_split": _random_split,
+}

@@ -1,0 +1,165 @@
+"""Random numbers for both networks: ``FAMILIES``, ``Samples``.
+
+Two networks that are equal at a random point of a piece are equal on the whole piece. So a few
+samples are enough, if they lie in many pieces: small and large numbers, zeros, equal rows, ids that
+repeat. Where a network is not finite for normal numbers, such as a variance below zero, it gets
+others (``MODES``).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dogwood_jax._base.draw import random_keys
+from dogwood_jax._growth.growth import Growth
+from dogwood_jax._widths.widths import Kind
+
+# A program: the path of each argument (None for an input) with its shape and dtype.
+Arguments = Sequence[tuple[str | None, Any]]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of sample.
+
+    Attributes:
+        old: the scale of old weights; ``"fan"`` for one over the root of the fan-in.
+        new: the scale of new weights.
+        inputs: the scale of inputs.
+        rows: what rows of inputs are like.
+        biases: whether new biases are random, too. They are zero in a new layer.
+    """
+
+    old: float | Literal["fan", "mixed"]
+    new: float
+    inputs: float
+    rows: Literal["normal", "zeros", "a zero row", "equal"] = "normal"
+    biases: bool = False
+
+
+FAMILIES = (
+    Family("fan", 1.0, 1.0),
+    Family("fan", 1.0, 1.0, "a zero row"),
+    Family(1e-3, 1.0, 1e3),
+    Family(1.0, 1e-3, 1e-3, biases=True),
+    Family("mixed", 1.0, 1.0, "equal", biases=True),
+    Family("fan", 1.0, 1.0, "zeros"),
+)
+
+Mode = Literal["normal", "positive", "unit", "one-hot"]
+MODES: tuple[Mode, ...] = ("normal", "positive", "unit", "one-hot")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Draws arguments of programs.
+
+    Attributes:
+        kinds: what new entries of each array are, by path.
+        mode: what weights are like.
+        ids: one more than the largest integer among the inputs.
+        least: the smallest one.
+        seed: where random numbers begin.
+    """
+
+    kinds: Mapping[str, Kind]
+    mode: Mode = "normal"
+    ids: int = 8
+    least: int = 0
+    seed: int = 0
+
+    def variables(self, arguments: Arguments, family: Family, *, new: bool = False) -> dict[str, Any]:
+        """Returns random weights by path.
+
+        Args:
+            arguments: the arguments of a program.
+            family: the kind of sample.
+            new: whether they are for new entries of a larger network.
+        """
+        rng = np.random.default_rng((self.seed, int(new)))
+        found = {}
+        for path, array in arguments:
+            if path is not None:
+                kind = self.kinds.get(path, "random")
+                found[path] = self._weights(rng, array, kind, family, new)
+        return found
+
+    def _weights(
+        self, rng: Any, array: Any, kind: Kind, family: Family, new: bool
+    ) -> Any:
+        shape, dtype = tuple(array.shape), array.dtype
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            return self._whole(rng, shape, dtype)
+        if new and kind == "zeros" and not family.biases:
+            return np.zeros(shape)
+        if new and kind == "ones" and not family.biases:
+            return np.ones(shape)
+        scale = family.new if new else family.old
+        if scale == "fan":
+            fan = shape[-2] if len(shape) > 1 else 1
+            scale = 1 / np.sqrt(max(fan, 1))
+        elif scale == "mixed":
+            scale = float(rng.choice([1e-3, 1.0]))
+        numbers = rng.normal(size=shape)
+        if jnp.issubdtype(dtype, jnp.complexfloating):
+            numbers = numbers + 1j * rng.normal(size=shape)
+        elif kind == "ones" or self.mode == "positive":
+            numbers = np.exp(numbers / 2)
+        elif self.mode in ("unit", "one-hot"):
+            numbers = rng.uniform(size=shape)
+        if self.mode == "one-hot" and len(shape) > 1 and shape[-1]:
+            return np.eye(shape[-1])[rng.integers(shape[-1], size=shape[:-1])]
+        if self.mode == "unit":
+            return numbers
+        if self.mode == "positive" and len(shape) > 1 and shape[-1] == shape[-2]:
+            return numbers @ np.swapaxes(numbers, -1, -2) + np.eye(shape[-1])
+        return numbers * scale
+
+    def inputs(self, arguments: Arguments, family: Family) -> list[Any]:
+        """Returns random inputs."""
+        rng = np.random.default_rng((self.seed, 2))
+        return [self._input(rng, array, family) for path, array in arguments if path is None]
+
+    def _input(self, rng: Any, array: Any, family: Family) -> Any:
+        shape, dtype = tuple(array.shape), array.dtype
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            if dtype == np.bool_ and family.rows != "a zero row":
+                return np.ones(shape, bool)
+            return self._whole(rng, shape, dtype)
+        numbers = rng.normal(size=shape)
+        if jnp.issubdtype(dtype, jnp.complexfloating):
+            numbers = numbers + 1j * rng.normal(size=shape)
+        elif self.mode in ("positive", "unit", "one-hot"):
+            numbers = np.abs(numbers)
+        if self.mode in ("unit", "one-hot"):
+            return rng.uniform(size=shape)
+        numbers = numbers * family.inputs
+        if family.rows == "zeros":
+            return np.zeros_like(numbers)
+        if shape and shape[0] and family.rows == "a zero row":
+            numbers[0] = 0
+            if len(shape) > 2:
+                numbers[:, 0] = 0
+        if shape and shape[0] and family.rows == "equal":
+            numbers[:] = numbers[:1]
+        return numbers
+
+    def _whole(self, rng: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+        if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+            return random_keys(rng.integers(1 << 31, size=2).astype(np.uint32), shape, dtype)
+        if dtype == np.bool_:
+            return rng.random(shape) < 0.7
+        if dtype == np.uint32 and shape[-1:] == (2,):  # most likely a key of the older kind
+            return rng.integers(1 << 31, size=shape).astype(np.uint32)
+        kind = np.int8 if dtype in (jnp.int4, jnp.uint4) else dtype
+        return rng.integers(self.least, max(self.ids, self.least + 1), size=shape).astype(kind)
+
+
+def kinds_of(growth: Growth) -> dict[str, Kind]:
+    """Returns what new entries of each array are, by its path in the network."""
+    kinds = {leaf.path: leaf.kind for leaf in growth.widths.leaves}
+    return {**{i.path: i.kind for i in growth.insertions}, **kinds}
