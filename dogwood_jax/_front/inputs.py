@@ -10,9 +10,9 @@ from jax import Array
 from dogwood_jax._base.draw import random_keys
 from dogwood_jax._base.trees import is_array, struct
 from dogwood_jax._front.compare import wide_dtype
+from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.leaf_map import old_places
-from dogwood_jax._growth.grown_sizes import GrownSizes
 
 Inputs = tuple[Any, ...]
 

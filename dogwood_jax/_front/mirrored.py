@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dogwood_jax._base.trees import mirrors
+from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.leaf_map import old_places
-from dogwood_jax._growth.grown_sizes import GrownSizes
 
 Arrays = Mapping[str, Any]
 

@@ -25,7 +25,20 @@ from dogwood_jax._widths.widths import Facts, Leaf, Recipe, Tried, Widths
 _TYPES = {
     cls.__name__: cls
     for cls in (
-        *(Change, Concat, Evidence, Facts, Growth, Insertion, Leaf, Product, Recipe, Tried, Units, Widths),
+        *(
+            Change,
+            Concat,
+            Evidence,
+            Facts,
+            Growth,
+            Insertion,
+            Leaf,
+            Product,
+            Recipe,
+            Tried,
+            Units,
+            Widths,
+        ),
         strategies.Strategy,
     )
 }

@@ -1,64 +1,81 @@
 """Makes a claim of a growth and two programs: ``case_of``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from dogwood_jax._base.trees import mirrors
+from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.leaf_map import old_places
 from dogwood_jax._judge.judge import Case, Compared, Side
-from dogwood_jax._growth.grown_sizes import GrownSizes
-from dogwood_jax._widths.dims import Dim
 from dogwood_jax._widths.trace import Traced
+from dogwood_jax._widths.values import Value
 
 
-def case_of(growth: Growth, traced: Traced, new: Side, sizes: GrownSizes) -> Case:
+def case_of(growth: Growth, traced: Traced, new: Side) -> Case:
     """Returns the claim that a larger program computes what the network does.
 
     Args:
         growth: what becomes of the network's variables.
         traced: the network's program, as it was read.
         new: the larger program.
-        sizes: the sizes of the network's dimensions after the growth.
     """
     program = traced.program
     old = Side(program.jaxpr, program.arguments, program.results)
-    arguments = iter(traced.trace.arguments)
+    places = _Places(growth)
+    values = [*traced.trace.arguments]
+    before = [array for path, array in old.arguments if path is None]
+    after = [array for path, array in new.arguments if path is None]
     inputs = [
-        tuple(_places(dim, sizes) for dim in next(arguments).dims)
-        for path, _ in program.arguments
-        if path is None
+        places.of(value, a.shape, b.shape)
+        for value, a, b in zip(values, before, after, strict=True)
     ]
-    return Case(old, new, growth, [*_outputs(growth, traced, old, new, sizes)], inputs)
+    return Case(old, new, growth, [*_outputs(growth, traced, old, new, places)], inputs)
 
 
-def _places(dim: Dim, sizes: GrownSizes) -> np.ndarray | None:
-    return old_places(sizes.along(dim)) if sizes(dim) != dim.size else None
+class _Places:
+    """Where old entries of inputs and outputs are, where these have more entries."""
+
+    def __init__(self, growth: Growth) -> None:
+        self._growth = growth
+
+    @cached_property
+    def _sizes(self) -> GrownSizes:
+        return GrownSizes(self._growth.widths, self._growth.sizes)
+
+    def of(
+        self, value: Value, old: Sequence[int], new: Sequence[int]
+    ) -> tuple[np.ndarray | None, ...]:
+        """Returns the places of old entries along each axis, None for an axis without others."""
+        if tuple(old) == tuple(new) or len(old) != len(new):
+            return (None,) * len(old)
+        return tuple(
+            old_places(self._sizes.along(dim)) if self._sizes(dim) == b > a else None
+            for dim, a, b in zip(value.dims, old, new, strict=True)
+        )
 
 
 def _outputs(
-    growth: Growth, traced: Traced, old: Side, new: Side, sizes: GrownSizes
-) -> Sequence[Compared]:
-    ours = _mirrored(old)
+    growth: Growth, traced: Traced, old: Side, new: Side, places: _Places
+) -> Iterator[Compared]:
+    ours, shapes = _mirrored(old), [v.aval.shape for v in new.jaxpr.jaxpr.outvars]
     theirs = {path: place for place, path in enumerate(new.results)}
-    found = []
     for place, path in enumerate(old.results):
         leaf = ours.get(path)
         if leaf is None:
             if path in theirs:
-                value = traced.outputs.get(path)
-                dims = () if value is None else value.dims
-                found.append(
-                    Compared(path, place, theirs[path], tuple(_places(d, sizes) for d in dims))
-                )
+                value, where = traced.outputs.get(path), theirs[path]
+                shape = old.jaxpr.jaxpr.outvars[place].aval.shape
+                axes = () if value is None else places.of(value, shape, shapes[where])
+                yield Compared(path, place, where, axes)
             continue
-        where = theirs.get(_place(path, leaf, growth))
-        axes = _old_part(leaf, growth)
-        if where is not None and axes is not None:
-            found.append(Compared(path, place, where, axes))
-    return found
+        mirrored = theirs.get(_place(path, leaf, growth))
+        axes_of_leaf = _old_part(leaf, growth)
+        if mirrored is not None and axes_of_leaf is not None:
+            yield Compared(path, place, mirrored, axes_of_leaf)
 
 
 def _mirrored(side: Side) -> Mapping[str, str]:

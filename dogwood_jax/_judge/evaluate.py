@@ -73,9 +73,7 @@ class _Evaluation:
         self._watch = watch
 
     def run(self, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
-        return interpret(
-            jaxpr, consts, arguments, constant=self._constant, equation=self._equation
-        )
+        return interpret(jaxpr, consts, arguments, constant=self._constant, equation=self._equation)
 
     def _closed(self, program: Any, *arguments: Any) -> list[Any]:
         return self.run(program.jaxpr, program.consts, arguments)

@@ -7,7 +7,7 @@ Rounding grows with depth. So the network is evaluated a second time with every 
 1e-15, and an entry differs if it moves by more than 30 times as much as by the nudge.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dogwood_jax._arrays.choose import without_choices
 from dogwood_jax._arrays.grow import grow
 from dogwood_jax._base.draw import random_keys
 from dogwood_jax._base.trees import struct
@@ -155,7 +156,11 @@ class _Watch:
         for place, axis in enumerate(numbers.start_index_map):
             last = operands[0].shape[axis] - sizes[axis]
             ids = operands[1][..., place]
-            if ids.size and ids.max() > last and (self.largest_id is None or last < self.largest_id):
+            if (
+                ids.size
+                and ids.max() > last
+                and (self.largest_id is None or last < self.largest_id)
+            ):
                 self.largest_id = max(last, 0)
 
 
@@ -303,7 +308,7 @@ def _larger_inputs(
 
 def _grown(case: Case) -> Any:
     """Returns ``grow`` as a function of NumPy's arrays by path: the old ones, and new entries."""
-    growth = replace(case.growth, structure=None)
+    growth = replace(without_choices(case.growth), structure=None)
     old = {path: _wide(array) for path, array in case.old.arguments if path is not None}
     new = {path: _wide(array) for path, array in case.new.arguments if path is not None}
     key = random_keys(np.array([0, 1], np.uint32), (), jax.random.key(0).dtype)
@@ -329,16 +334,3 @@ def _wide(array: Any) -> Any:
 
 def _is_float(array: Any) -> bool:
     return bool(jnp.issubdtype(array.dtype, jnp.inexact))
-
-
-def differences(verdict: Verdict) -> Iterator[str]:
-    """Yields what a verdict says against a claim."""
-    if verdict.difference is not None:
-        d = verdict.difference
-        yield f"{d.path}{[*d.place]}: {d.old} becomes {d.new} ({d.family})"
-    elif not verdict.samples:
-        yield "the network is finite for no sample"
-    for path in verdict.unshown:
-        yield f"{path}: no sample shows it"
-
-

@@ -187,8 +187,10 @@ def _gather(
             start = start + np.arange(size).reshape(along)
         where.append(start)
     shape = (*batch, *(slice_sizes[axis] for axis in offset))
-    found = np.broadcast_to(operand[tuple(np.broadcast_arrays(*where))], shape) if where else (
-        np.broadcast_to(operand, shape)
+    found = (
+        np.broadcast_to(operand[tuple(np.broadcast_arrays(*where))], shape)
+        if where
+        else (np.broadcast_to(operand, shape))
     )
     if "FILL" in str(mode).upper():
         known = is_inside.reshape(*batch, *(1,) * len(offset))

@@ -40,6 +40,18 @@ class Family:
     rows: Literal["normal", "zeros", "a zero row", "equal"] = "normal"
     biases: bool = False
 
+    def __str__(self) -> str:
+        """What is particular about the sample, for an error."""
+        if self.rows == "zeros":
+            return "inputs that are zero"
+        if self.rows == "a zero row":
+            return "inputs with a row of zeros"
+        if self.rows == "equal":
+            return "inputs with equal rows"
+        if self.inputs > 1:
+            return "inputs around 1000, with old weights around 0.001 and new ones around 1"
+        return "random inputs"
+
 
 FAMILIES = (
     Family("fan", 1.0, 1.0),
@@ -72,7 +84,9 @@ class Samples:
     least: int = 0
     seed: int = 0
 
-    def variables(self, arguments: Arguments, family: Family, *, new: bool = False) -> dict[str, Any]:
+    def variables(
+        self, arguments: Arguments, family: Family, *, new: bool = False
+    ) -> dict[str, Any]:
         """Returns random weights by path.
 
         Args:
@@ -88,9 +102,7 @@ class Samples:
                 found[path] = self._weights(rng, array, kind, family, new)
         return found
 
-    def _weights(
-        self, rng: Any, array: Any, kind: Kind, family: Family, new: bool
-    ) -> Any:
+    def _weights(self, rng: Any, array: Any, kind: Kind, family: Family, new: bool) -> Any:
         shape, dtype = tuple(array.shape), array.dtype
         if not jnp.issubdtype(dtype, jnp.inexact):
             return self._whole(rng, shape, dtype)

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Change
 from dogwood_jax._growth.leaf_map import old_places
 from dogwood_jax._plan.apart import NO_SINGLE_HEADS, SingleHeads
-from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._plan.parameters import differing
 from dogwood_jax._plan.tables import SpreadTables
 from dogwood_jax._program.moves import KEEP_ORDER

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from typing import Any, NamedTuple
 
-from dogwood_jax._plan.apart import are_apart
 from dogwood_jax._growth.grown_sizes import GrownSizes
+from dogwood_jax._plan.apart import are_apart
 from dogwood_jax._plan.larger import Larger
 from dogwood_jax._widths.layout import Concat, Layout, Product, Units, units_of
 from dogwood_jax._widths.reasons import kind_of

@@ -15,13 +15,13 @@ import jax
 from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path, struct
 from dogwood_jax._depth.layers import Pairs, wider_insertions, with_kinds
 from dogwood_jax._depth.repeated import repeated_insertions
+from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Change
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._modules.resizing import modules_say_numbers
 from dogwood_jax._plan.apart import NO_SINGLE_HEADS, SingleHeads, made_of, repeated_from
 from dogwood_jax._plan.comparison import Comparison
 from dogwood_jax._plan.copies import Copies
-from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._plan.more_experts import counts_experts
 from dogwood_jax._plan.target import sizes_of_target
 from dogwood_jax._program.program import Program

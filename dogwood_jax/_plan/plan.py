@@ -30,10 +30,11 @@ from dogwood_jax._plan.experts import exact_copies
 from dogwood_jax._plan.extensions import extensions
 from dogwood_jax._plan.names import check_names
 from dogwood_jax._plan.notes import notes_of
-from dogwood_jax._plan.own_function import check_own_function, contradicted
+from dogwood_jax._plan.own_function import ITS_OWN_NUMBERS, check_record, contradicted
 from dogwood_jax._plan.removals import removals
+from dogwood_jax._plan.shown import Unshown, shown, shown_by
 from dogwood_jax._plan.target import splits
-from dogwood_jax._widths.widths import Widths
+from dogwood_jax._widths.widths import Tried, Widths
 from dogwood_jax.strategies import DepthStrategy, Strategy
 
 DEPTH = ArgumentKind(
@@ -223,12 +224,32 @@ def plan(
     )
     if misfits := [*_misfits(growth)]:
         raise ValueError(listed("cannot plan this growth", misfits))
-    if extended.unlike:
+    if not keeps_outputs or keep is not None or merge is not None:
+        return growth
+    if larger.widths is not None and larger.widths.network is not None:
         ways_out = [HEADS_FOR_EACH] if heads is not None and heads.is_for_each else []
-        raise contradicted("the larger model", extended.unlike, ways_out)
-    if is_checked and larger.widths is None:
-        return check_own_function(growth, target, copies)
-    return growth
+        program = larger.widths.network.traced.program
+        return shown_by(growth, program, [*extended.unlike, *ways_out])
+    if widths.network is None:
+        return check_record(growth, widths.tried or Tried(), target)
+    if copies.changes:
+        return growth
+    try:
+        return shown(growth, target)
+    except Unshown as unshown:
+        if target is None:
+            try:  # the numbers of the function decide
+                return plan(
+                    widths,
+                    asked.named,
+                    target_apply=widths.network.apply,
+                    strategy=strategy,
+                    interface=interface,
+                )
+            except ValueError:
+                pass
+        problems = [f"{reason}; {ITS_OWN_NUMBERS}" for reason in unshown.args]
+        raise contradicted("in these sizes, the network itself", problems) from unshown
 
 
 def _compared(

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dogwood_jax._base.trees import concrete
-from dogwood_jax._growth.leaf_map import old_places
 from dogwood_jax._growth.grown_sizes import GrownSizes
+from dogwood_jax._growth.leaf_map import old_places
 from dogwood_jax._plan.parameters import differing
 from dogwood_jax._program.elementwise import ELEMENTWISE
 from dogwood_jax._program.interpret import evaluated

@@ -341,11 +341,13 @@ class Degree(NamedTuple):
         number: the number.
         degree: the factor follows the width's size to this power: -0.5 for 1/sqrt(head_dim).
         is_noted: whether the recipe says what it must be in the larger model.
+        is_mean: whether it makes a sum a mean, so that it follows from the size in any model.
     """
 
     number: float
     degree: float
     is_noted: bool
+    is_mean: bool = False
 
 
 class Made(NamedTuple):
@@ -403,6 +405,8 @@ class Trace:
         self.split_off: list[SplitOff] = []
         # By width, strategy and whether it is for multiples only: the numbers that a recipe knows.
         self.degrees: dict[tuple[str, str, bool], dict[int, Degree]] = {}
+        # The same of the epsilons of norms, by the index of the step that adds them.
+        self.epsilons: dict[tuple[str, str, bool], dict[int, float]] = {}
         self._clock = itertools.count()
 
     def apart(self) -> "Trace":

@@ -174,7 +174,8 @@ class Finder:
             found = [recipe for recipe in dict.fromkeys(solutions) if recipe is not None]
             if not found:
                 continue
-            self._degrees[name, filling.strategy.name, filling.multiple] = reading.degrees
+            key = name, filling.strategy.name, filling.multiple
+            self._degrees[key], self._trace.epsilons[key] = reading.degrees, reading.epsilons
             followed = {degree.number for degree in reading.degrees.values()}
             for recipe in found:
                 known |= {what: number for what, number, _ in recipe.constants}

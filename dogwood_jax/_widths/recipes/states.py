@@ -383,6 +383,7 @@ class Reading:
         self.index = 0  # of the step that is read
         self._freed: set[int] = set()  # leaves of which a function has read free entries
         self.degrees: dict[int, Degree] = {}
+        self.epsilons: dict[int, float] = {}
         self.parts: set[int] = set()  # fused leaves with a part that is rescaled alone
         for index, place in places.items():
             along = {axis: self._of_leaf(index, role) for axis, role in place.roles.items()}
@@ -638,6 +639,7 @@ class Reading:
                 if any(isinstance(key, Partly) for key in power):
                     raise NoRecipe
                 found.append(len(self.constants))
+                self.epsilons[self.index] = value.number
                 what = f"epsilon of a norm over {self.name}"
                 self.constants.append(Constant(what, value.number, power, value.rounding))
             else:
@@ -886,7 +888,8 @@ class Reading:
         if number == 1:
             return {}
         degree = self._degree_of_mean(x, number, by.rounding)
-        is_noted = degree is None and not self.filling.is_tiled
+        is_mean = degree is not None
+        is_noted = not is_mean and not self.filling.is_tiled
         if degree is None:
             degree = self._degree_of_scale(x, number, by.rounding)
             if degree and is_noted:
@@ -896,7 +899,7 @@ class Reading:
         if degree and self.filling.is_uneven:
             raise NoRecipe
         if degree:
-            self.degrees[self.index] = Degree(number, sign * degree, is_noted)
+            self.degrees[self.index] = Degree(number, sign * degree, is_noted, is_mean)
         return plus({}, self.size, sign * degree)
 
     def _degree_of_mean(self, x: Value, number: float, rounding: float) -> float | None:
