@@ -9,29 +9,40 @@ import numpy as np
 from dogwood_jax._base.trees import mirrors
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Growth
-from dogwood_jax._growth.leaf_map import old_places
+from dogwood_jax._growth.leaf_map import AlongAxis, AxisMap, Compound, old_places
 from dogwood_jax._judge.judge import Case, Compared, Side
+from dogwood_jax._judge.resize import SizeOf
+from dogwood_jax._widths.dims import Dim
 from dogwood_jax._widths.trace import Traced
 from dogwood_jax._widths.values import Value
 
 
-def case_of(growth: Growth, traced: Traced, new: Side) -> Case:
+def case_of(
+    growth: Growth,
+    traced: Traced,
+    new: Side,
+    old: Side | None = None,
+    before: SizeOf | None = None,
+    after: GrownSizes | None = None,
+) -> Case:
     """Returns the claim that a larger program computes what the network does.
 
     Args:
         growth: what becomes of the network's variables.
         traced: the network's program, as it was read.
         new: the larger program.
+        old: the network's program, if it is evaluated in other sizes.
+        before: these sizes.
+        after: the same after the growth.
     """
     program = traced.program
-    old = Side(program.jaxpr, program.arguments, program.results)
-    places = _Places(growth)
-    values = [*traced.trace.arguments]
-    before = [array for path, array in old.arguments if path is None]
-    after = [array for path, array in new.arguments if path is None]
+    old = old or Side(program.jaxpr, program.arguments, program.results)
+    places = _Places(growth, before, after)
+    ours = [array for path, array in old.arguments if path is None]
+    theirs = [array for path, array in new.arguments if path is None]
     inputs = [
         places.of(value, a.shape, b.shape)
-        for value, a, b in zip(values, before, after, strict=True)
+        for value, a, b in zip(traced.trace.arguments, ours, theirs, strict=True)
     ]
     return Case(old, new, growth, [*_outputs(growth, traced, old, new, places)], inputs)
 
@@ -39,12 +50,13 @@ def case_of(growth: Growth, traced: Traced, new: Side) -> Case:
 class _Places:
     """Where old entries of inputs and outputs are, where these have more entries."""
 
-    def __init__(self, growth: Growth) -> None:
-        self._growth = growth
+    def __init__(self, growth: Growth, before: SizeOf | None, after: GrownSizes | None) -> None:
+        self._growth, self._before = growth, before or _today
+        self._known = after
 
     @cached_property
-    def _sizes(self) -> GrownSizes:
-        return GrownSizes(self._growth.widths, self._growth.sizes)
+    def _after(self) -> GrownSizes:
+        return self._known or GrownSizes(self._growth.widths, self._growth.sizes)
 
     def of(
         self, value: Value, old: Sequence[int], new: Sequence[int]
@@ -53,9 +65,22 @@ class _Places:
         if tuple(old) == tuple(new) or len(old) != len(new):
             return (None,) * len(old)
         return tuple(
-            old_places(self._sizes.along(dim)) if self._sizes(dim) == b > a else None
+            old_places(self._along(dim)) if self._after(dim) == b > a else None
             for dim, a, b in zip(value.dims, old, new, strict=True)
         )
+
+    def _along(self, dim: Dim) -> AlongAxis:
+        dim = dim.root
+        if dim.kind is not None:
+            return Compound(dim.kind, tuple(map(self._along, dim.parts)))
+        if (times := self._after.times.get(dim, 1)) > 1:
+            own = AxisMap(self._before(dim), self._after(dim) // times)
+            return Compound("product", (own, AxisMap(1, times)))
+        return AxisMap(self._before(dim), self._after(dim))
+
+
+def _today(dim: Dim) -> int:
+    return dim.root.size
 
 
 def _outputs(

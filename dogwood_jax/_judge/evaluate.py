@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dogwood_jax._judge.primitives import FUNCTIONS, MOST_ROUNDS, OfEquation
+from dogwood_jax._judge.primitives import FUNCTIONS, MOST_ROUNDS, OfEquation, unknown
 from dogwood_jax._program.interpret import called, interpret
 from dogwood_jax._program.program import scan_counts
 
@@ -152,7 +152,10 @@ def _by_jax(eqn: Any, operands: Sequence[Any]) -> list[Any]:
         for name, value in eqn.params.items()
     }
     with in_64_bits(), jax.default_device(jax.devices("cpu")[0]):
-        results = eqn.primitive.bind(*map(jnp.asarray, operands), **params)
+        try:
+            results = eqn.primitive.bind(*map(jnp.asarray, operands), **params)
+        except Exception:  # a kernel for another device, or a library's own primitive
+            return unknown(eqn, *operands)
         results = results if eqn.primitive.multiple_results else [results]
         return [widened(result) for result in results]
 
@@ -165,6 +168,6 @@ def in_64_bits() -> Any:
     """Returns a context in which JAX has 64 bits, whatever the caller's settings are."""
     if hasattr(jax, "enable_x64"):
         return jax.enable_x64(True)
-    from jax.experimental import enable_x64  # before JAX 0.8
+    from jax import experimental  # before JAX 0.8
 
-    return enable_x64(True)
+    return experimental.enable_x64(True)  # type: ignore[attr-defined]

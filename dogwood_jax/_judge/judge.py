@@ -7,8 +7,9 @@ Rounding grows with depth. So the network is evaluated a second time with every 
 1e-15, and an entry differs if it moves by more than 30 times as much as by the nudge.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -78,6 +79,12 @@ class Case:
     outputs: Sequence[Compared]
     inputs: Sequence[tuple[np.ndarray | None, ...]]
 
+    @cached_property
+    def has_ids(self) -> bool:
+        """Whether there are integers among the inputs."""
+        arrays = (array for path, array in self.old.arguments if path is None)
+        return any(jnp.issubdtype(array.dtype, jnp.integer) for array in arrays)
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -135,7 +142,8 @@ class _Watch:
     ) -> None:
         self._nudge, self._rng = nudge, np.random.default_rng(seed)
         self._rounded = rounded
-        self.largest_id: int | None = None
+        self.last: int | None = None  # the largest index of the smallest table
+        self.compared: set[int] = set()
 
     def nudged(self, array: Any) -> Any:
         if not self._nudge or not isinstance(array, np.ndarray) or array.dtype.kind not in "fc":
@@ -146,22 +154,32 @@ class _Watch:
     def number(self, array: np.ndarray, dtype: Any) -> np.ndarray:
         if self._rounded and array.tobytes() in self._rounded:
             signs = self._rng.integers(2, size=array.shape) * 2 - 1
-            return np.asarray(array * (1 + float(jnp.finfo(dtype).eps) / 2 * signs))
+            return np.asarray(array * (1 + _eps(dtype) / 2 * signs))
         return np.asarray(self.nudged(array))
 
     def equation(self, eqn: Any, operands: Sequence[Any]) -> None:
+        if eqn.primitive.name in _COMPARISONS:
+            self.compared |= {*_numbers_compared(operands)}
         if eqn.primitive.name != "gather":
             return
         numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
         for place, axis in enumerate(numbers.start_index_map):
             last = operands[0].shape[axis] - sizes[axis]
             ids = operands[1][..., place]
-            if (
-                ids.size
-                and ids.max() > last
-                and (self.largest_id is None or last < self.largest_id)
-            ):
-                self.largest_id = max(last, 0)
+            if ids.size and ids.max() > last:
+                self.last = max(last if self.last is None else min(last, self.last), 0)
+
+
+_COMPARISONS = frozenset(("eq", "ne", "lt", "le", "gt", "ge"))
+
+
+def _numbers_compared(operands: Sequence[Any]) -> Iterator[int]:
+    """Yields the integers that others are compared with, and those beside them."""
+    for operand in operands:
+        if isinstance(operand, np.ndarray) and operand.dtype.kind in "iu" and operand.size:
+            first = int(operand.flat[0])
+            if 0 <= first < 1 << 20 and (operand.size == 1 or (operand == first).all()):
+                yield from (number for number in (first - 1, first, first + 1) if number >= 0)
 
 
 def judge(case: Case) -> Verdict:
@@ -171,7 +189,7 @@ def judge(case: Case) -> Verdict:
         case: the claim.
     """
     grown, rounded = _grown(case), _numbers(case.old.jaxpr) ^ _numbers(case.new.jaxpr)
-    samples = Samples(kinds_of(case.growth))
+    samples = Samples(kinds_of(case.growth), last=_last_id(case.growth))
     counted, largest, shown = 0, 0.0, set[str]()
     for number, family in enumerate(FAMILIES):
         found = _finite(case, replace(samples, seed=number), family)
@@ -208,6 +226,16 @@ def judge(case: Case) -> Verdict:
     paths = dict.fromkeys(output.path for output in case.outputs)
     unshown = tuple(path for path in paths if path not in shown)
     return Verdict(counted, None, largest, unshown)
+
+
+def _last_id(growth: Growth) -> int | None:
+    """Returns the largest id among inputs that is surely known to the network, None for any."""
+    known = [change.old for change in growth.changes if growth.widths[change.width].interface]
+    return max(min(known) - 1, 0) if known else None
+
+
+def _eps(dtype: Any) -> float:
+    return float(jnp.finfo(dtype).eps)  # type: ignore[no-untyped-call]
 
 
 def _numbers(jaxpr: Any) -> frozenset[bytes]:
@@ -262,9 +290,11 @@ def _finite(
                 old = _run(case.old, variables, inputs, watch)
             except Undecided:
                 break
-            if watch.largest_id is None or samples.ids <= watch.largest_id + 1:
+            known = [last for last in (samples.last, watch.last) if last is not None]
+            last, more = min(known, default=None), samples.more | watch.compared
+            if not case.has_ids or (last, more) == (samples.last, samples.more):
                 break
-            samples = replace(samples, ids=watch.largest_id + 1)
+            samples = replace(samples, last=last, more=more)
         else:
             continue
         if all(_is_finite(old[output.old]) for output in case.outputs):
@@ -311,7 +341,7 @@ def _grown(case: Case) -> Any:
     growth = replace(without_choices(case.growth), structure=None)
     old = {path: _wide(array) for path, array in case.old.arguments if path is not None}
     new = {path: _wide(array) for path, array in case.new.arguments if path is not None}
-    key = random_keys(np.array([0, 1], np.uint32), (), jax.random.key(0).dtype)
+    key = random_keys(jnp.array([0, 1], jnp.uint32), (), jax.random.key(0).dtype)
 
     def run(variables: dict[str, Any], fresh: dict[str, Any], key: Any) -> dict[str, Any]:
         found = grow(variables, growth, key=key, fresh=fresh)

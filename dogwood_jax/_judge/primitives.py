@@ -1,8 +1,8 @@
 """What primitives compute, with NumPy: ``FUNCTIONS``.
 
 What is not here, JAX computes on the host (``evaluate``). So an entry is a matter of speed, except
-for the entries that must differ from JAX: casts stay in float64, random bits follow from places, and
-what cannot be computed here, such as a kernel, gives numbers that follow from its operands alone.
+for the entries that must differ from JAX. Casts stay in float64. Random bits follow from places.
+What cannot be computed here, such as a kernel, gives numbers that follow from its operands alone.
 """
 
 import zlib
@@ -57,7 +57,7 @@ def _convert(eqn: Any, a: Any) -> Any:
         return a != 0
     kind = np.int8 if dtype in (jnp.int4, jnp.uint4) else dtype
     if a.dtype.kind in "fc":
-        info = jnp.iinfo(dtype)
+        info = jnp.iinfo(dtype)  # type: ignore[no-untyped-call]
         a = np.nan_to_num(np.real(a), nan=0.0, posinf=float(info.max), neginf=float(info.min))
         return np.clip(a, float(info.min), np.nextafter(float(info.max), 0)).astype(kind)
     return a.astype(kind)
@@ -85,7 +85,7 @@ def _special(name: str) -> Callable[..., Any]:
     """A function of SciPy, which JAX depends on, imported when it is first needed."""
 
     def run(*operands: Any, **_: Any) -> Any:
-        import scipy.special
+        import scipy.special  # type: ignore[import-untyped]
 
         return getattr(scipy.special, name)(*operands)
 
@@ -348,7 +348,7 @@ def _conv(
 # Random numbers, and what is unknown --------------------------------------------------------------
 
 
-def _mixed(numbers: np.ndarray) -> np.ndarray:
+def _mixed(numbers: Any) -> Any:
     """Returns numbers of 64 bits that look random, one for each."""
     numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -367,7 +367,7 @@ def _random_bits(key: Any, *, bit_width: int, shape: Sequence[int], **_: Any) ->
         along[len(key.shape) + axis] = size
         places = np.arange(1, size + 1, dtype=np.uint64).reshape(along)
         bits = _mixed(bits * np.uint64(0x9E3779B97F4A7C15) + places)
-    return (bits >> np.uint64(64 - bit_width)).astype(f"uint{bit_width}")
+    return np.asarray((bits >> np.uint64(64 - bit_width)).astype(f"uint{bit_width}"))
 
 
 def unknown(eqn: Any, *operands: Any) -> list[Any]:
@@ -493,6 +493,9 @@ FUNCTIONS |= dict.fromkeys(
     ),
     _same,
 )
+# A program is entered for one device alone, whose shard is the whole array.
+FUNCTIONS |= dict.fromkeys(("psum", "psum_invariant", "pmax", "pmin", "all_to_all"), _same)
+FUNCTIONS["axis_index"] = lambda **_: np.int32(0)
 FUNCTIONS |= dict.fromkeys(("debug_callback", "debug_print"), lambda *_, **__: [])
 FUNCTIONS |= dict.fromkeys(
     ("io_callback", "pallas_call", "ffi_call", "custom_call", "cudnn_dot_product_attention"),

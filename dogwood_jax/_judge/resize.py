@@ -1,9 +1,9 @@
 """Writes a program again in other sizes: ``in_sizes``.
 
 A program that was read has a dimension for each axis of each value. So if each dimension has a new
-size, each equation has its new shapes. Few primitives have shapes among their parameters (a reshape,
-a slice, a loop); these are written anew, and all others are bound as they are. If shapes clash, JAX
-says so: a rule of dimensions is wrong, or a size stands in the program that must be another one.
+size, each equation has its new shapes. Few primitives have shapes among their parameters, such as
+a reshape or a slice. These are written anew, and all others are bound as they are. If shapes clash,
+JAX says so: a rule of dimensions is wrong, or the program holds a size that must be another one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -43,7 +43,8 @@ def in_sizes(
     Args:
         traced: the program as it was read.
         size_of: the new size of each dimension.
-        factors: what a number is multiplied by, by the index of the step that takes the number.
+        factors: what a number is multiplied by, by the index of the step that takes the number. A
+            number that makes a sum a mean follows the size without being named here.
 
     Raises:
         CannotResize: if the program does not fit these sizes.
@@ -95,18 +96,36 @@ class _Writer:
         )
 
     def _scaled(self, eqn: Any, operands: list[Any], sized: Sized) -> list[Any]:
-        """Returns operands in which the number that a step multiplies by is another one."""
-        ratio = self._factors.get(sized.step)
+        """Returns operands with another number, where the number follows from a size."""
+        ratio = self._factors.get(sized.step) or self._ratio_of_mean(eqn, sized)
         if ratio is None:
             return operands
         places = [i for i, value in enumerate(sized.operands) if value.number is not None]
         for place in places[-1:]:
             number = operands[place]
-            if isinstance(number, jax.Array):
+            if isinstance(number, jax.core.Tracer):
                 operands[place] = number * jnp.asarray(ratio, number.dtype)
             else:  # a number that the program holds stays one
                 operands[place] = np.asarray(np.asarray(number, float) * ratio, number.dtype)
         return operands
+
+    def _ratio_of_mean(self, eqn: Any, sized: Sized) -> float | None:
+        """Returns the ratio of a number that makes a sum a mean, None for any other number."""
+        if eqn.primitive.name not in ("mul", "div") or len(sized.operands) != 2:
+            return None
+        x, by = sized.operands
+        if by.number is None and eqn.primitive.name == "mul":
+            x, by = by, x
+        if not by.number:
+            return None
+        summed = [dim for dim in dict.fromkeys(dim.root for dim in x.summed) if dim.size > 1]
+        for group in (*([dim] for dim in summed), summed):
+            size, new = prod(dim.size for dim in group), prod(map(self._size_of, group))
+            if group and abs(by.number - size) <= by.rounding * size:
+                return new / size
+            if group and abs(by.number * size - 1) <= by.rounding:
+                return size / new
+        return None
 
     def _resized(self, array: Any, value: Value) -> Any:
         """Returns a constant in other sizes; new entries are those that all old entries are."""
@@ -211,7 +230,7 @@ class _Writer:
 
         state = operands[n_cond + n_body :]
         state = [_as(s, var.aval) for s, var in zip(state, body.jaxpr.invars[n_body:])]
-        return jax.lax.while_loop(goes_on, once, state)  # type: ignore[no-any-return]
+        return jax.lax.while_loop(goes_on, once, state)
 
     def _cond(self, eqn: Any, operands: list[Any], sized: Sized) -> Sequence[Any]:
         which, *arguments = operands
@@ -306,7 +325,10 @@ def _shape(eqn: Any, operands: list[Any], sized: Sized, size_of: SizeOf) -> Mapp
 
 
 def _reshape(eqn: Any, operands: list[Any], sized: Sized, size_of: SizeOf) -> Mapping[str, Any]:
-    return {"new_sizes": _out(sized, size_of)}
+    new = _out(sized, size_of)
+    if prod(new) != prod(operands[0].shape):  # JAX does not look
+        raise CannotResize(f"reshape of {operands[0].shape} to {new}")
+    return {"new_sizes": new}
 
 
 def _slice(eqn: Any, operands: list[Any], sized: Sized, size_of: SizeOf) -> Mapping[str, Any]:

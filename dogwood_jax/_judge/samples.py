@@ -73,15 +73,18 @@ class Samples:
     Attributes:
         kinds: what new entries of each array are, by path.
         mode: what weights are like.
-        ids: one more than the largest integer among the inputs.
-        least: the smallest one.
+        ids: one more than the largest integer among variables, and among inputs unless ``more``
+            are larger.
+        more: other integers among the inputs, such as those that the program compares them with.
+        last: the largest integer that the network knows.
         seed: where random numbers begin.
     """
 
     kinds: Mapping[str, Kind]
     mode: Mode = "normal"
     ids: int = 8
-    least: int = 0
+    more: frozenset[int] = frozenset()
+    last: int | None = None
     seed: int = 0
 
     def variables(
@@ -162,13 +165,16 @@ class Samples:
 
     def _whole(self, rng: Any, shape: tuple[int, ...], dtype: Any) -> Any:
         if jnp.issubdtype(dtype, jax.dtypes.prng_key):
-            return random_keys(rng.integers(1 << 31, size=2).astype(np.uint32), shape, dtype)
+            return random_keys(jnp.asarray(rng.integers(1 << 31, size=2), jnp.uint32), shape, dtype)
         if dtype == np.bool_:
             return rng.random(shape) < 0.7
         if dtype == np.uint32 and shape[-1:] == (2,):  # most likely a key of the older kind
             return rng.integers(1 << 31, size=shape).astype(np.uint32)
         kind = np.int8 if dtype in (jnp.int4, jnp.uint4) else dtype
-        return rng.integers(self.least, max(self.ids, self.least + 1), size=shape).astype(kind)
+        known = [*range(self.ids), *(number for number in sorted(self.more) if number >= self.ids)]
+        if self.last is not None:
+            known = [number for number in known if number <= self.last] or [0]
+        return rng.choice(np.array(known), size=shape).astype(kind)
 
 
 def kinds_of(growth: Growth) -> dict[str, Kind]:

@@ -55,6 +55,14 @@ class FewerLayers:
         layers = self.deep.layers
         return layers.keeping(whole, self.kept) if find_like_layers(whole) == layers else None
 
+    @property
+    def read(self) -> Widths:
+        """The widths of these layers, read in the order of the network's own program."""
+        program = self.deep.layers.keeping(self.deep.program, self.kept)
+        is_read = self.kept == self.deep.layers.few
+        traced = self.deep.few if is_read else read_program(program)[0]
+        return _with_layers(self.widths, traced)
+
     def read_like(self, other: Program, *, is_cut: bool) -> Widths | None:
         """Returns the widths of these layers, read in the order in which a program takes arrays.
 

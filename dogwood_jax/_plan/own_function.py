@@ -90,7 +90,10 @@ class Rejected:
 
 
 def own_program(
-    widths: Widths, sizes: Mapping[str, int], target: PyTree = None
+    widths: Widths,
+    sizes: Mapping[str, int],
+    target: PyTree = None,
+    cut: Callable[[PyTree], PyTree] = lambda variables: variables,
 ) -> Program | Rejected:
     """Returns the program of the network's own function in other sizes, or what it raised.
 
@@ -98,10 +101,11 @@ def own_program(
         widths: the widths of a network that was traced in this process.
         sizes: new sizes by name of the width.
         target: the larger model's variables, or None.
+        cut: leaves layers out of variables.
     """
     try:
         grown = GrownSizes(read_so_far(widths), sizes)  # enough for the sizes of inputs
-        return _own_program(widths, grown, target)
+        return _own_program(widths, grown, target, cut)
     except UnfitArrays as error:
         return Rejected(str(error), is_checked=False, follows_shapes=True)
     except Exception as error:  # any function may raise that knows its sizes
@@ -128,8 +132,8 @@ def says_sizes(widths: Widths, sizes: Mapping[str, int]) -> bool:
 def _own_program(
     widths: Widths,
     grown: GrownSizes,
-    target: PyTree = None,
-    cut: Callable[[PyTree], PyTree] = lambda variables: variables,
+    target: PyTree,
+    cut: Callable[[PyTree], PyTree],
 ) -> Program:
     """Returns the program of the network's own function in other sizes.
 
@@ -165,7 +169,8 @@ def _follows_shapes(widths: Widths) -> bool:
     sizes = {name: 2 * width.size for name, width in widths.items() if not width.fixed}
     grown = GrownSizes(widths, sizes)
     try:
-        doubled = Traced(_own_program(widths, grown), notes_reads=False).trace
+        program = _own_program(widths, grown, None, lambda variables: variables)
+        doubled = Traced(program, notes_reads=False).trace
     except Exception:  # any function may raise that knows its sizes
         return False
     found = Comparison(widths.network.traced.trace, doubled, grown)

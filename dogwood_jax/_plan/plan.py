@@ -228,8 +228,7 @@ def plan(
         return growth
     if larger.widths is not None and larger.widths.network is not None:
         ways_out = [HEADS_FOR_EACH] if heads is not None and heads.is_for_each else []
-        program = larger.widths.network.traced.program
-        return shown_by(growth, program, [*extended.unlike, *ways_out])
+        return shown_by(growth, larger.widths, [*extended.unlike, *ways_out])
     if widths.network is None:
         return check_record(growth, widths.tried or Tried(), target)
     if copies.changes:

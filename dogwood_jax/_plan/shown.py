@@ -5,20 +5,22 @@ it is that of the network's own function in the new sizes, if it takes them. Els
 whose config states sizes, it is the network's program written again in the new sizes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import isclose
+from typing import TypeVar
 
 from dogwood_jax._base.problems import listed
-from dogwood_jax._base.trees import PyTree, struct
+from dogwood_jax._base.trees import PyTree
 from dogwood_jax._growth.evidence import Evidence
 from dogwood_jax._growth.grown_sizes import GrownSizes
-from dogwood_jax._growth.growth import Growth
-from dogwood_jax._judge.cases import case_of
-from dogwood_jax._judge.judge import Side, Verdict, judge
+from dogwood_jax._growth.growth import Change, Growth
+from dogwood_jax._judge.judge import Verdict, judge
 from dogwood_jax._judge.resize import CannotResize, in_sizes
+from dogwood_jax._judge.twin import CannotShrink, Larger, claim
 from dogwood_jax._modules.resizing import says_numbers
 from dogwood_jax._plan.comparison import moves_of
+from dogwood_jax._plan.fewer_layers import FewerLayers, fewer_layers
 from dogwood_jax._plan.own_function import (
     KNOWS_SIZES,
     WITH_TARGET,
@@ -30,27 +32,38 @@ from dogwood_jax._plan.own_function import (
 )
 from dogwood_jax._program.program import Program, equations
 from dogwood_jax._widths.trace import Traced
+from dogwood_jax._widths.widths import Widths
+
+V = TypeVar("V")
+
+
+_NOT_EVALUATED = "the programs cannot be evaluated, so nothing shows that outputs stay: {}"
 
 
 class Unshown(Exception):
     """The network's own function computes something else in the new sizes."""
 
 
-def shown_by(growth: Growth, program: Program, unlike: Sequence[str]) -> Growth:
+def shown_by(growth: Growth, larger: Widths, unlike: Sequence[str]) -> Growth:
     """Returns a growth with what the larger model's own program has shown of it.
 
     Args:
         growth: the growth.
-        program: the larger model's program.
+        larger: the larger model's widths, with its program.
         unlike: what a comparison of both programs says against the growth.
 
     Raises:
-        ValueError: if the larger model computes something else.
+        ValueError: if the larger model computes something else, or nothing shows that it does not.
     """
-    verdict = _verdict(growth, Side(program.jaxpr, program.arguments, program.results))
+    few, its = _few_of_both(growth, larger)
+    try:
+        verdict, evidence = _judged(few, Larger(its))
+    except (CannotShrink, CannotResize) as error:
+        problem = _NOT_EVALUATED.format(error)
+        raise ValueError(listed("cannot plan this growth", [problem])) from error
     if not verdict.is_shown:
         raise contradicted("the larger model", [*unlike] or [*reasons(verdict)])
-    return replace(growth, evidence=_evidence(verdict))
+    return replace(growth, evidence=evidence)
 
 
 def shown(growth: Growth, target: PyTree) -> Growth:
@@ -64,36 +77,90 @@ def shown(growth: Growth, target: PyTree) -> Growth:
         Unshown: if the network's own function takes the new sizes and computes something else.
         ValueError: if nothing shows that outputs stay.
     """
-    network = growth.widths.network
-    assert network is not None
-    own = own_program(growth.widths, growth.sizes, target)
-    if isinstance(own, Program):
-        verdict = _verdict(growth, Side(own.jaxpr, own.arguments, own.results))
+    fewer = fewer_layers(growth.widths, growth.sizes)
+    few, own, against = growth, None, list[str]()
+    for few, own in _own_programs(growth, target, fewer):
+        try:
+            verdict, evidence = _judged(few, Larger(Traced(own, notes_reads=False)))
+        except (CannotShrink, CannotResize) as error:
+            against = [_NOT_EVALUATED.format(error)]
+            continue
         if verdict.is_shown:
-            return replace(growth, evidence=_evidence(verdict))
-    else:
-        _check(growth, own, target)
-    sizes = GrownSizes(growth.widths, growth.sizes)
-    traced = network.traced
-    factors = dict(_factors(growth, traced, every=True))
+            return replace(growth, evidence=evidence)
+        against = [*reasons(verdict)]
+    if own is None and fewer is not None:
+        few = replace(growth, widths=fewer.read)
+    traced = _traced(few)
+    numbers = dict(_numbers(few, traced))
     try:
-        resized = _resized(traced, sizes, factors)
-    except CannotResize as error:
-        if isinstance(own, Program):
-            raise Unshown(*reasons(verdict)) from error
-        raise contradicted("in these sizes, the network", [str(error)]) from error
-    if isinstance(own, Program) and not _holds_sizes(own, resized):
-        raise Unshown(*reasons(verdict))
-    again = _verdict(growth, resized)
-    if not again.is_shown:
-        raise contradicted("in these sizes, the network", [*reasons(again)])
-    if target is None:
-        means = dict(_factors(growth, traced, every=False))
-        if means != factors and not _verdict(growth, _resized(traced, sizes, means)).is_shown:
-            raise ValueError(listed("cannot plan this growth", [*_readings(growth, traced, means)]))
-    knows = isinstance(own, Program) or not own.is_checked
-    notes = (*growth.notes, KNOWS_SIZES) if knows and target is None else growth.notes
-    return replace(growth, notes=notes, evidence=_evidence(again))
+        if own is not None and not _holds_sizes(own, traced, GrownSizes(few.widths, few.sizes)):
+            raise Unshown(*against)
+        verdict, evidence = _judged(few, Larger(None, numbers))
+        is_own = bool(numbers) and target is None
+        other = _judged(few, Larger(None, _of_epsilons(few, traced)))[0] if is_own else verdict
+    except (CannotShrink, CannotResize) as error:
+        if own is not None:
+            raise Unshown(*against) from error
+        problem = _NOT_EVALUATED.format(error)
+        raise ValueError(listed("cannot plan this growth", [problem])) from error
+    if not verdict.is_shown:
+        raise contradicted("in these sizes, the network", [*reasons(verdict)])
+    if not other.is_shown:
+        raise ValueError(listed("cannot plan this growth", [*_readings(few, traced)]))
+    if own is not None and target is None:
+        growth = replace(growth, notes=(*growth.notes, KNOWS_SIZES))
+    return replace(growth, evidence=evidence)
+
+
+def _own_programs(
+    growth: Growth, target: PyTree, fewer: FewerLayers | None
+) -> Iterator[tuple[Growth, Program]]:
+    """Yields programs of the network's own function in the new sizes, each with the growth of it.
+
+    Of a deep network, some layers come first, which stand for all.
+
+    Raises:
+        ValueError: if the function does not take the new sizes, and should.
+    """
+    widths, sizes = growth.widths, growth.sizes
+    if fewer is not None:
+        own = own_program(widths, sizes, target, fewer.cut)
+        if isinstance(own, Program) and (like := fewer.read_like(own, is_cut=True)) is not None:
+            paths = [path for path, _ in _traced(replace(growth, widths=like)).program.arguments]
+            yield replace(growth, widths=like), own.called(paths)
+    own = own_program(widths, sizes, target)
+    if isinstance(own, Rejected):
+        _check(growth, own, target)
+        return
+    few = None if fewer is None else fewer.of(own)
+    if fewer is not None and few is not None:
+        if (like := fewer.read_like(few, is_cut=False)) is not None:
+            yield replace(growth, widths=like), few
+            return
+    yield growth, own
+
+
+def _few_of_both(growth: Growth, larger: Widths) -> tuple[Growth, Traced]:
+    """Returns the growth of some layers, and these layers of the larger model; or of all layers."""
+    assert larger.network is not None
+    fewer, deep = fewer_layers(growth.widths, growth.sizes), larger.network.deep
+    if fewer is None or deep is None or deep.layers.prefixes != fewer.deep.layers.prefixes:
+        return growth, larger.network.traced
+    its = FewerLayers(larger, deep, fewer.kept).read
+    return replace(growth, widths=fewer.read, structure=None), its.network.traced  # type: ignore
+
+
+def _traced(growth: Growth) -> Traced:
+    assert growth.widths.network is not None
+    traced: Traced = growth.widths.network.traced
+    return traced
+
+
+def _judged(growth: Growth, larger: Larger) -> tuple[Verdict, Evidence]:
+    case = claim(growth, _traced(growth), larger)
+    verdict = judge(case)
+    sizes = tuple((c.width, c.old, c.new) for c in case.growth.changes)
+    return verdict, Evidence(verdict.samples, sizes, verdict.largest)
 
 
 def reasons(verdict: Verdict) -> Iterator[str]:
@@ -112,16 +179,6 @@ def reasons(verdict: Verdict) -> Iterator[str]:
 
 def _number(number: complex) -> str:
     return f"{number.real:.6g}" if not number.imag else f"{number:.6g}"
-
-
-def _verdict(growth: Growth, new: Side) -> Verdict:
-    network = growth.widths.network
-    assert network is not None
-    return judge(case_of(growth, network.traced, new))
-
-
-def _evidence(verdict: Verdict) -> Evidence:
-    return Evidence(verdict.samples, (), verdict.largest)
 
 
 def _check(growth: Growth, own: Rejected, target: PyTree) -> None:
@@ -143,66 +200,57 @@ def _check(growth: Growth, own: Rejected, target: PyTree) -> None:
             raise ValueError(listed("cannot plan this growth", [problem]))
 
 
-def _resized(traced: Traced, sizes: GrownSizes, factors: dict[int, float]) -> Side:
-    jaxpr = in_sizes(traced, sizes, factors)
-    arguments = [
-        (path, struct(aval.shape, aval.dtype))
-        for (path, _), aval in zip(traced.program.arguments, jaxpr.in_avals, strict=True)
-    ]
-    return Side(jaxpr, arguments, traced.program.results)
-
-
-def _factors(growth: Growth, traced: Traced, *, every: bool) -> Iterator[tuple[int, float]]:
+def _numbers(growth: Growth, traced: Traced) -> Iterator[tuple[int, float]]:
     """Yields what recipes say that numbers are multiplied by, by the index of the step.
 
-    Args:
-        growth: the growth.
-        traced: the network's program.
-        every: whether to yield them of all numbers, not of those alone that take a mean.
+    Numbers that make a sum a mean are not among them.
     """
-    trace = traced.trace
     for change in growth.changes:
-        if (recipe := change.recipe) is None:
-            continue
-        key = change.width, recipe.strategy, recipe.multiple
-        known = trace.degrees.get(key, {})
-        for index, (_, ratio) in moves_of(trace, [change]).items():
-            if every or known[index].is_mean:
+        known = _known(traced.trace.degrees, change)
+        for index, (_, ratio) in moves_of(traced.trace, [change]).items():
+            if not known[index].is_mean:
                 yield index, ratio
-        for index, number in trace.epsilons.get(key, {}).items():
-            for _, value, power in recipe.constants:
-                if power and isclose(value, number, rel_tol=1e-5):
-                    yield index, change.ratio**power
-                    break
+    yield from _of_epsilons(growth, traced).items()
 
 
-def _readings(growth: Growth, traced: Traced, means: dict[int, float]) -> Iterator[str]:
+def _of_epsilons(growth: Growth, traced: Traced) -> dict[int, float]:
+    """Returns what recipes say that epsilons of norms are multiplied by, by the step's index."""
+    return {
+        index: change.ratio**power
+        for change in growth.changes
+        for index, number in _known(traced.trace.epsilons, change).items()
+        for _, value, power in (change.recipe.constants if change.recipe else ())
+        if power and isclose(value, number, rel_tol=1e-5)
+    }
+
+
+def _known(noted: Mapping[tuple[str, str, bool], dict[int, V]], change: Change) -> dict[int, V]:
+    """Returns what was noted of numbers for the recipe of a change."""
+    recipe = change.recipe
+    key = None if recipe is None else (change.width, recipe.strategy, recipe.multiple)
+    return {} if key is None else noted.get(key, {})
+
+
+def _readings(growth: Growth, traced: Traced) -> Iterator[str]:
     """Yields the numbers that may follow from a size or not, and the way out."""
     for change in growth.changes:
-        if (recipe := change.recipe) is None:
-            continue
-        known = traced.trace.degrees.get((change.width, recipe.strategy, recipe.multiple), {})
-        for index, degree in known.items():
-            if index not in means:
+        for degree in _known(traced.trace.degrees, change).values():
+            if not degree.is_mean:
                 yield (
-                    f"{change.width}: {degree.number:.6g} may be {_power(change.old, degree.degree)}"
-                    f" of {change.old} units, or a number of its own, and the network's function "
-                    "does not take other sizes to tell; pass target_apply=, the larger model's "
-                    "function"
+                    f"{change.width}: {degree.number:.6g} may be {change.old}**{degree.degree:g}, "
+                    "because there are so many units, or a number of its own, and the network's "
+                    "own function does not take other sizes to tell; pass target_apply=, the "
+                    "larger model's function"
                 )
 
 
-def _power(size: int, degree: float) -> str:
-    return f"{size} ** {degree:g}"
-
-
-def _holds_sizes(own: Program, resized: Side) -> bool:
+def _holds_sizes(own: Program, traced: Traced, sizes: GrownSizes) -> bool:
     """Whether a program splits axes into sizes of its own, as into a fixed number of heads.
 
     Then the larger model is another function of the same kind, made from another configuration.
     """
-    pairs = zip(equations(own.jaxpr.jaxpr), equations(resized.jaxpr.jaxpr))
-    for a, b in pairs:
+    resized = in_sizes(traced, sizes)
+    for a, b in zip(equations(own.jaxpr.jaxpr), equations(resized.jaxpr)):
         if a.primitive.name != b.primitive.name:
             return False
         if [v.aval.shape for v in a.outvars] != [v.aval.shape for v in b.outvars]:

@@ -67,6 +67,13 @@ class Program:
         inputs = [var for var in self.jaxpr.jaxpr.invars if var not in known]
         return self.taking([*(taken[path] for path in paths), *inputs], self.jaxpr.jaxpr.eqns)
 
+    def called(self, paths: Sequence[str | None]) -> "Program":
+        """Returns the same program with other paths for its arguments, in their order."""
+        other = copy.copy(self)
+        structs = (struct for _, struct in self.arguments)
+        other.arguments = [*zip(paths, structs, strict=True)]
+        return other
+
     def taking(self, invars: Sequence[Any], eqns: Sequence[Any]) -> "Program":
         """Returns a program with these of the arguments, and with other equations."""
         arguments = dict(zip(self.jaxpr.jaxpr.invars, self.arguments, strict=True))

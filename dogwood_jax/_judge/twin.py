@@ -1,0 +1,364 @@
+"""What a growth claims, in small sizes: ``claim``.
+
+A network with 4,096 units has a twin with 6: the same program in other sizes. If a growth keeps
+what the twin computes, it keeps what the network computes, because nothing in a program knows how
+long an axis is but the numbers that it holds. These stay what they are. Where arrays are rescaled
+or units are copied, a width keeps the ratio of its sizes, so that factors and shares stay, too.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import gcd, prod
+from typing import Any
+
+from dogwood_jax._base.trees import struct
+from dogwood_jax._growth.grown_sizes import GrownSizes
+from dogwood_jax._growth.growth import Change, Growth
+from dogwood_jax._growth.insertion import Insertion
+from dogwood_jax._judge.cases import case_of
+from dogwood_jax._judge.judge import Case, Side
+from dogwood_jax._judge.resize import CannotResize, in_sizes
+from dogwood_jax._program.program import equations
+from dogwood_jax._widths.dims import Dim, atoms, factors, pieces, spread_out
+from dogwood_jax._widths.layout import Layout, Product, Units, resized, size_of, units_of
+from dogwood_jax._widths.roles import spots_along
+from dogwood_jax._widths.trace import Traced
+
+# No array of a twin has more entries than this.
+_MOST = 10_000_000
+# A size of at most this stays what it is.
+_SHORT = 4
+# The sizes of a twin, one after another.
+_SIZES = (5, 6, 7)
+# Those of its inputs: they are shorter, because tables of positions are as long as any input.
+_OF_INPUTS = (3, 4, 2)
+# A width whose ratio of sizes cannot be had with fewer units than this keeps its own sizes.
+_LARGEST = 64
+
+
+# Programs whose arrays have no more entries together are evaluated in their own sizes.
+_FEW = 50_000
+# Larger programs are so only if they have no twin and no array has more entries than this.
+_BEARABLE = 2_000_000
+
+
+class CannotShrink(ValueError):
+    """Why there is no twin."""
+
+
+@dataclass(frozen=True)
+class Larger:
+    """The larger program.
+
+    Attributes:
+        traced: the program as it was read; None for the network's own program in larger sizes.
+        numbers: what numbers are multiplied by in the latter, see ``in_sizes``.
+        choices: there, new sizes of dimensions that lie along no array.
+    """
+
+    traced: Traced | None
+    numbers: Mapping[int, float] = field(default_factory=dict)
+    choices: Mapping[Dim, int] = field(default_factory=dict)
+
+
+def claim(growth: Growth, traced: Traced, larger: Larger) -> Case:
+    """Returns what a growth claims, in small sizes if the network is large.
+
+    Args:
+        growth: the growth.
+        traced: the network's program.
+        larger: the larger program.
+
+    Raises:
+        CannotShrink: if the programs do not fit small sizes, and are too large to be evaluated.
+        CannotResize: if there is no larger program, and the network's does not fit larger sizes.
+    """
+    is_few = sum(_entries(traced.program.jaxpr)) <= _FEW
+    if not is_few:
+        try:
+            return twin_of(growth, traced, larger)
+        except CannotShrink:
+            if most_entries(traced.program.jaxpr) > _BEARABLE:
+                raise
+    if larger.traced is None:
+        sizes = GrownSizes(growth.widths, growth.sizes, larger.choices)
+        new = _side(in_sizes(traced, sizes, larger.numbers), traced)
+    else:
+        program = larger.traced.program
+        new = Side(program.jaxpr, program.arguments, program.results)
+    return case_of(growth, traced, new)
+
+
+def twin_of(growth: Growth, traced: Traced, larger: Larger) -> Case:
+    """Returns the claim in small sizes, with the growth in these sizes.
+
+    Raises:
+        CannotShrink: if the programs do not fit small sizes.
+    """
+    problem = ""
+    for inputs in ("all", "first", "none"):
+        try:
+            return _Twin(growth, traced, larger, inputs).case()
+        except (CannotResize, CannotShrink) as error:
+            problem = problem or str(error)
+    raise CannotShrink(problem)
+
+
+class _Twin:
+    def __init__(self, growth: Growth, traced: Traced, larger: Larger, inputs: str) -> None:
+        self._growth, self._traced, self._larger = growth, traced, larger
+        self._left = 0
+        widths = growth.widths
+        self._before: dict[str, int] = {}
+        self._after: dict[str, int] = {}
+        for name, facts in widths.facts:
+            change = growth.change.get(name)
+            if change is not None:
+                pair = self._pair(change)
+            elif facts.size <= _SHORT or facts.fixed:
+                pair = facts.size, facts.size
+            else:
+                pair = (self._next(),) * 2
+            self._before[name], self._after[name] = pair
+        self._shapes = self._of_inputs(inputs)
+        self.before = GrownSizes(widths, self._before, self._shapes)
+        self.after = GrownSizes(widths, self._after, {**self._shapes, **larger.choices})
+
+    def _next(self) -> int:
+        self._left += 1
+        return _SIZES[self._left % len(_SIZES)]
+
+    def _pair(self, change: Change) -> tuple[int, int]:
+        """Returns sizes of a width before and after the growth."""
+        old, new = change.old, change.new
+        if old <= 1 or new <= old or max(old, new) <= _SHORT:
+            return old, new
+        if change.recipe is None and not change.strategy.makes_alike:
+            size = min(old, self._next())
+            return size, size + min(new - old, 2)
+        common = gcd(old, new)
+        least = old // common
+        times = -(-4 // least)
+        if times * new // common > max(_LARGEST, 8 * times):
+            return old, new
+        return least * times, new // common * times
+
+    def _of_inputs(self, which: str) -> dict[Dim, int]:
+        """Returns sizes of dimensions of inputs that lie along no array, such as the batch."""
+        if which == "none":
+            return {}
+        leaves = {a for value in self._traced.leaves.values() for d in value.dims for a in atoms(d)}
+        found: dict[Dim, int] = {}
+        for value in self._traced.trace.arguments:
+            for dim in value.dims[:1] if which == "first" else value.dims:
+                for atom in atoms(dim):
+                    if atom not in leaves and atom not in found and atom.size > _SHORT:
+                        found[atom] = _OF_INPUTS[len(found) % len(_OF_INPUTS)]
+        return found
+
+    def case(self) -> Case:
+        """Returns the claim.
+
+        Raises:
+            CannotShrink: if the larger program splits axes in another way, or a twin is too large.
+            CannotResize: if a program does not fit these sizes.
+        """
+        traced, its = self._traced, self._larger.traced
+        jaxpr = _within_bounds(in_sizes(traced, self.before))
+        old = _side(jaxpr, traced)
+        if its is None:
+            numbers = self._larger.numbers
+            new = _side(_within_bounds(in_sizes(traced, self.after, numbers)), traced)
+            insertions: tuple[Insertion, ...] = ()
+        else:
+            sizes = _Sizes(self._known(its))
+            new = _side(_within_bounds(in_sizes(its, sizes)), its)
+            insertions = tuple(_shrunk(i, its, sizes) for i in self._growth.insertions)
+        return case_of(self._growth_in_sizes(insertions), traced, new, old, self.before, self.after)
+
+    def _growth_in_sizes(self, insertions: tuple[Insertion, ...]) -> Growth:
+        widths = self._growth.widths
+        leaves = tuple(
+            replace(
+                leaf,
+                shape=tuple(size_of(layout, self._before) for layout in leaf.axes),
+                axes=tuple(resized(layout, self._before) for layout in leaf.axes),
+            )
+            for leaf in widths.leaves
+        )
+        facts = tuple((name, replace(f, size=self._before[name])) for name, f in widths.facts)
+        changes = tuple(self._change(change) for change in self._growth.changes)
+        small = replace(widths, leaves=leaves, facts=facts)
+        return Growth(small, changes, (), None, insertions)
+
+    def _change(self, change: Change) -> Change:
+        old, new = self._before[change.width], self._after[change.width]
+        if (old, new) == (change.old, change.new):
+            return change
+        strategy = replace(change.strategy, units=())
+        sources = None if change.sources is None else strategy.sources(old, new)
+        return replace(change, old=old, new=new, strategy=strategy, sources=sources)
+
+    def _known(self, its: Traced) -> dict[Dim, int]:
+        """Returns the sizes of dimensions of the larger program."""
+        known: dict[Dim, int] = {}
+        growth = self._growth
+        stacked = {i.path: i.axis for i in growth.insertions if i.layers}
+        if any(i.repeats or i.values for i in growth.insertions):
+            raise CannotShrink("arrays of new layers that are made of several old ones")
+        for leaf in growth.widths.leaves:
+            path = growth.place(leaf.path)
+            for axis, layout in enumerate(leaf.axes):
+                if axis != stacked.get(path):
+                    self._match(its.leaves[path].dims[axis], layout, known)
+        real = GrownSizes(growth.widths, growth.sizes)
+        pairs = zip(self._traced.trace.arguments, its.trace.arguments, strict=True)
+        for ours, theirs in pairs:
+            for dim, larger in zip(ours.dims, theirs.dims, strict=True):
+                match(larger, _of_dim(dim, real, self.after), known)
+        for value in its.leaves.values():  # of new layers
+            for dim in value.dims:
+                for atom in atoms(dim):
+                    if atom not in known and atom.size > _SHORT and not atom.fixed:
+                        known[atom] = self._next()
+        return known
+
+    def _match(self, dim: Dim, layout: Layout, known: dict[Dim, int]) -> None:
+        """Notes the sizes of the parts of an axis of an array of the larger program."""
+        spots = [spot.atom for spot in spots_along(0, 0, spread_out(dim))]
+        units = [self._expression(one) for one in units_of(layout)]
+        if [atom.size for atom in spots] == [one.real for one in units]:
+            for atom, one in zip(spots, units, strict=True):
+                _note(atom, one.twin, known)
+        else:
+            match(dim, self._expression(layout), known)
+
+    def _expression(self, layout: Layout) -> "Expression":
+        if isinstance(layout, Units):
+            real = self._growth.sizes.get(layout.width, layout.size)
+            return Expression(real, self._after[layout.width])
+        parts = tuple(map(self._expression, layout.parts))
+        kind = "product" if isinstance(layout, Product) else "concat"
+        return _joined(kind, parts)
+
+
+@dataclass(frozen=True)
+class Expression:
+    """How an axis is made of parts, with its size in the larger network and in the twin of it."""
+
+    real: int
+    twin: int
+    kind: str | None = None
+    parts: tuple["Expression", ...] = ()
+
+    def flat(self, kind: str) -> list["Expression"]:
+        """Returns its parts, those of parts of the same kind among them."""
+        if self.kind != kind:
+            return [self]
+        return [inner for part in self.parts for inner in part.flat(kind)]
+
+    @cached_property
+    def keeps(self) -> bool:
+        """Whether it has its own size in the twin, with all its parts."""
+        return self.real == self.twin and all(part.keeps for part in self.parts)
+
+
+def _joined(kind: str, parts: Sequence[Expression]) -> Expression:
+    parts = tuple(parts)
+    if len(parts) == 1:
+        return parts[0]
+    measure = prod if kind == "product" else sum
+    return Expression(measure(p.real for p in parts), measure(p.twin for p in parts), kind, parts)
+
+
+def _of_dim(dim: Dim, real: GrownSizes, twin: GrownSizes) -> Expression:
+    dim = dim.root
+    if dim.kind is None:
+        return Expression(real(dim), twin(dim))
+    return _joined(dim.kind, [_of_dim(part, real, twin) for part in dim.parts])
+
+
+def match(dim: Dim, expression: Expression, known: dict[Dim, int]) -> None:
+    """Notes the sizes in the twin of a dimension of the larger program, and of its parts.
+
+    Raises:
+        CannotShrink: if the program makes the axis of other parts.
+    """
+    dim = dim.root
+    if expression.keeps:
+        for atom in atoms(dim):
+            _note(atom, atom.size, known)
+        return
+    if dim.kind is None:
+        if dim.size != expression.real:
+            raise CannotShrink(f"an axis of {dim.size} entries that should be {expression.real}")
+        _note(dim, expression.twin, known)
+        return
+    parts = factors(dim) if dim.kind == "product" else pieces(dim)
+    ours = expression.flat(dim.kind)
+    if dim.kind == "product":
+        ours, parts = [e for e in ours if e.real != 1], [p for p in parts if p.size != 1]
+    left = iter(ours)
+    for part in parts:
+        taken = [next(left, None)]
+        while (whole := _whole(dim.kind, taken)) is not None and whole.real < part.size:
+            taken.append(next(left, None))
+        if whole is None or whole.real != part.size:
+            raise CannotShrink(f"an axis of {dim.size} entries that is made of other parts")
+        match(part, whole, known)
+
+
+def _whole(kind: str, taken: Sequence[Expression | None]) -> Expression | None:
+    known = [e for e in taken if e is not None]
+    return _joined(kind, known) if len(known) == len(taken) else None
+
+
+def _note(dim: Dim, size: int, known: dict[Dim, int]) -> None:
+    if known.setdefault(dim.root, size) != size:
+        raise CannotShrink(f"a dimension of {dim.size} entries that several widths share")
+
+
+class _Sizes:
+    """The size of each dimension, by those of the dimensions that it is made of."""
+
+    def __init__(self, known: Mapping[Dim, int]) -> None:
+        self._known = {**known}
+
+    def __call__(self, dim: Dim) -> int:
+        dim = dim.root
+        if dim not in self._known:
+            parts = list(map(self, dim.parts))
+            size = prod(parts) if dim.kind == "product" else sum(parts)
+            self._known[dim] = size if dim.kind else dim.size
+        return self._known[dim]
+
+
+def _shrunk(insertion: Insertion, its: Traced, sizes: _Sizes) -> Insertion:
+    return replace(insertion, shape=tuple(map(sizes, its.leaves[insertion.path].dims)))
+
+
+def _side(jaxpr: Any, traced: Traced) -> Side:
+    arguments = [
+        (path, struct(aval.shape, aval.dtype))
+        for (path, _), aval in zip(traced.program.arguments, jaxpr.in_avals, strict=True)
+    ]
+    return Side(jaxpr, arguments, traced.program.results)
+
+
+def _within_bounds(jaxpr: Any) -> Any:
+    if most_entries(jaxpr) > _MOST:
+        raise CannotShrink("an array of more than ten million entries")
+    return jaxpr
+
+
+def most_entries(jaxpr: Any) -> int:
+    """Returns how many entries the largest array of a program has."""
+    return max(_entries(jaxpr), default=0)
+
+
+def _entries(jaxpr: Any) -> Iterator[int]:
+    for eqn in equations(jaxpr.jaxpr):
+        for var in eqn.outvars:
+            yield prod(getattr(var.aval, "shape", ()))
+    yield from (prod(getattr(aval, "shape", ())) for aval in jaxpr.in_avals)
