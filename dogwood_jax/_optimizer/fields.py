@@ -60,6 +60,7 @@ _MEANINGS: dict[str, dict[str, Meaning]] = {
         "params0": "parameters",
     },
     "MadgradState": {"grad_sum_sq": "second", "s": "first", "x0": "parameters"},
+    "ScaleByDistanceOverGradientsState": {"init_params": "parameters"},
     "DoGState": {"init_params": "parameters"},
     "DoWGState": {"init_params": "parameters"},
     "ScheduleFreeState": {"z": "parameters"},
@@ -121,6 +122,11 @@ class Field:
     def factored(self) -> bool:
         """Whether it is a second moment that may be kept as its means along two axes."""
         return "FactoredState" in self.declared
+
+    @property
+    def holds_variables(self) -> bool:
+        """Whether it holds the network's variables as they are, no average or older ones."""
+        return "TrainState" in self.declared and self.name in _MEANINGS["TrainState"]
 
     @property
     def is_factor(self) -> bool:

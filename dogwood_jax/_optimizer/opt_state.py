@@ -114,12 +114,11 @@ def grow_opt_state(
         growth: from ``plan``: growing, narrowing or merging; static under ``jax.jit``.
         tx: the optimizer, ``optax.GradientTransformation``. It tells the shapes of the state for
             the larger network.
-        variables: the grown variables, for states that hold averages or copies of parameters.
-            New entries of these begin with the parameters' values. Without ``variables`` they begin
-            with zeros, for scales with ones, and in inserted layers with values that compute the
-            identity. Modules in the state that hold sizes beside their arrays, as Equinox's do, get
-            the sizes of those in ``variables``. A ``TrainState`` holds the parameters themselves,
-            so it needs them where new entries are random. It holds ``tx`` afterwards.
+        variables: the grown variables, for states that hold parameters or averages of them, as a
+            ``TrainState``, DoG, Prodigy and schedule-free optimizers do. New entries of these begin
+            with the parameters' values. Such states need ``variables`` where new entries are
+            random. Modules in the state that hold sizes beside their arrays, as Equinox's do, get
+            the sizes of those in ``variables``. A ``TrainState`` holds ``tx`` afterwards.
         second_moment: what new entries of second moments are, ``"zeros"`` (the default) or the
             ``"mean"`` of old ones.
         fields: meanings of fields that are not known here, by name (``"momentum"`` or
@@ -138,7 +137,8 @@ def grow_opt_state(
         TypeError: if arguments are of the wrong kind, or in the wrong order.
         ValueError: for the state of another optimizer, a field shaped like parameters whose
             meaning is not known, a state that is not of this growth's network, or modules of which
-            it is not known what they say in the larger network; all of them in one message.
+            it is not known what they say in the larger network; all of them in one message. And
+            for a state that holds parameters whose new entries are random, without ``variables``.
 
     Example:
         >>> import jax
@@ -188,7 +188,7 @@ def grow_state(
     found = fields_of(plain, growth)
     _expect_state(plain, leaves_by_path(plain), found, growth)
     is_outside = _is_outside(opt_state)
-    if is_outside and variables is None:
+    if variables is None:
         _expect_no_parameters(found, growth, fields)
     state, old = (t.opt_state if is_outside else t for t in (plain, opt_state))
     if params is None:
@@ -226,17 +226,18 @@ def _is_outside(opt_state: PyTree) -> bool:
 def _expect_no_parameters(
     found: Sequence[Field], growth: Growth, fields: Mapping[str, Meaning]
 ) -> None:
-    """Raises if a state of training holds parameters with random entries, which it cannot draw."""
-    held = [
-        field.place
-        for field in found
-        if not field.place.startswith("opt_state/") and field.known(fields)[0] == "parameters"
-        if growth.maps[field.leaf.path].needs
-    ]
-    if held:
+    """Raises if a state holds parameters with random entries, which only the variables have."""
+    held = [field for field in found if field.known(fields)[0] == "parameters"]
+    drawn = [field for field in held if growth.maps[field.leaf.path].needs]
+    is_inserted = any(
+        (insertion.fill, insertion.kind) == ("free", "random") or insertion.anew
+        for insertion in growth.insertions
+    )
+    if first := drawn or (held if is_inserted else []):
         raise ValueError(
-            f"grow_opt_state: this state holds the parameters themselves ({held[0]}), and their "
-            "new entries are random; pass the grown variables, variables=dw.grow(...)"
+            f"grow_opt_state: this state holds parameters, or averages of them ({first[0].place}), "
+            "and new entries of these are random; pass the grown variables, "
+            "variables=dw.grow(...)"
         )
 
 
@@ -865,6 +866,9 @@ def _grow_fields(
         path, stack = one.field.leaf.path, one.stack
         array = read(one.field, arrays)
         fresh = own[path].astype(array.dtype) if path in own else None
+        if fresh is not None and one.field.holds_variables:
+            grown[one.field.at(path)] = fresh
+            continue
         if one.map.changes:
             layers = stack.entries if stack else ()
             old_rows = np.flatnonzero(np.asarray(layers) >= 0) if layers else None
