@@ -70,6 +70,9 @@ _MEANINGS: dict[str, dict[str, Meaning]] = {
     "TrainState": {"params": "parameters", "batch_stats": "parameters"},
 }
 
+# States that say whether the next step is the first, for each entry alike.
+_FIRST_STEPS = {"ScaleByOptimisticGradientState": "is_initial_step"}
+
 _FIELDS = {name for fields in _MEANINGS.values() for name in fields}
 
 # The power of the gradient that each is an average of.
@@ -119,14 +122,20 @@ class Field:
         return not {"ScaleByRssState", "ScaleByAdamState"}.isdisjoint(self.declared)
 
     @property
-    def factored(self) -> bool:
-        """Whether it is a second moment that may be kept as its means along two axes."""
-        return "FactoredState" in self.declared
-
-    @property
     def holds_variables(self) -> bool:
         """Whether it holds the network's variables as they are, no average or older ones."""
         return "TrainState" in self.declared and self.name in _MEANINGS["TrainState"]
+
+    @property
+    def first_step(self) -> str | None:
+        """Path of a number beside it that says whether the next step is the first."""
+        names = (_FIRST_STEPS[owner] for owner in self.declared if owner in _FIRST_STEPS)
+        return next((f"{self.group}/{name}".removeprefix("/") for name in names), None)
+
+    @property
+    def factored(self) -> bool:
+        """Whether it is a second moment that may be kept as its means along two axes."""
+        return "FactoredState" in self.declared
 
     @property
     def is_factor(self) -> bool:

@@ -199,7 +199,8 @@ def grow_state(
     if not has_growable(like):
         known = {leaf.path: leaf for leaf in growth.widths.leaves}
         is_larger = growth.insertions or any(c.new > c.old for c in growth.changes)
-        if second_moment is None and is_larger and Moments(plain, known).counts:
+        moments = Moments(plain, known)
+        if second_moment is None and is_larger and {*moments.counts} - moments.first_steps:
             warnings.warn(_ONE_COUNT, stacklevel=3)
         return _grow_plain(plain, growth, tx, params, variables, moment, fields, like, donate)
     inner, start = unwrapped(tx), unwrapped_state(like)
