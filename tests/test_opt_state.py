@@ -269,6 +269,24 @@ def test_what_adds_up_starts_where_it_started_in_double_precision():
     assert all((leaf == 0.1).all() for leaf in jax.tree.leaves(grown[0].sum_of_squares))
 
 
+def test_a_state_without_any_array_is_wrapped():
+    plain = optax.chain(optax.clip(1.0), optax.sgd(optax.linear_schedule(0.1, 0.0, 9)))
+    tx, growth = dw.growable(plain), dw.plan(WIDTHS, SIZES)
+    grown = dw.grow_opt_state(plain.init(VARIABLES["params"]), growth, tx)
+    assert_equal(grown, tx.init(VARIABLES["params"]))
+
+
+def test_a_state_without_any_array_that_depends_on_their_tree_is_refused():
+    def init(params):
+        return {name: jnp.zeros(()) for name in params}
+
+    plain = optax.GradientTransformation(init, lambda updates, state, params=None: (updates, state))
+    growth, state = dw.plan(WIDTHS, SIZES), init(VARIABLES["params"])
+    assert_equal(dw.grow_opt_state(state, growth, plain), state)
+    with pytest.raises(ValueError, match=r"cannot be told how tx wraps it; start anew"):
+        dw.grow_opt_state(state, growth, dw.growable(plain))
+
+
 class Unknown(NamedTuple):
     momentum: dict
 

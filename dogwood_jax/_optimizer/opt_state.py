@@ -194,7 +194,10 @@ def grow_state(
     if params is None:
         found = fields_of(state, growth) if is_outside else found
         params = _params(state, growth, found, variables)
-    like = old if params is None else _shapes_of(lambda: _initial(tx, state, params))
+    if params is None:
+        like = _as_wrapped(old, growth, tx)
+    else:
+        like = _shapes_of(lambda: _initial(tx, state, params))
     moment = second_moment or "zeros"
     if not has_growable(like):
         known = {leaf.path: leaf for leaf in growth.widths.leaves}
@@ -255,6 +258,22 @@ def _shapes_of(start: Callable[[], PyTree]) -> PyTree:
             "something like the old ones, such as a tree of labels or a mask, has to be made anew"
         )
         raise
+
+
+def _as_wrapped(state: PyTree, growth: Growth, tx: Any) -> PyTree:
+    """Returns a state in which nothing follows the network's arrays as ``tx`` wraps it."""
+    start = state if has_growable(state) else _likely_start(tx, growth, state)
+    if not has_growable(start):
+        return state
+    if (
+        leaves_by_path(unwrapped_state(start)).keys()
+        != leaves_by_path(unwrapped_state(state)).keys()
+    ):
+        raise ValueError(
+            "grow_opt_state: nothing in this state follows the network's arrays, so it cannot be "
+            "told how tx wraps it; start anew with tx.init"
+        )
+    return start
 
 
 def _with_ages(grown: PyTree, like: PyTree, old: PyTree, growth: Growth) -> PyTree:
