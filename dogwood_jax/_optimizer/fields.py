@@ -295,7 +295,7 @@ def meanings_of(
         elif whole and shape != field.leaf.shape:
             problems.append(
                 f"{field.place}: has shape {shape}, but {field.leaf.path} has {field.leaf.shape}; "
-                "there is no rule for such a state"
+                "there is no rule for such a state; start anew with tx.init"
             )
         else:
             degree = seen[field.place].degree if field.place in seen and not said else None
@@ -332,7 +332,8 @@ def unfollowed(arrays: Mapping[str, Any], found: list[Field]) -> list[str]:
     known = {field.place for field in found}
     return [
         f"{place}: has shape {jnp.shape(array)} and is called like no array of the network; there "
-        "is no rule for a state of all parameters in one, as of optax.flatten"
+        "is no rule for a state of all parameters in one, as of optax.flatten; start anew with "
+        "tx.init"
         for place, array in arrays.items()
         if place not in known and math.prod(jnp.shape(array)) > 1
         if jnp.issubdtype(jnp.result_type(array), jnp.floating)

@@ -88,7 +88,8 @@ def grow_opt_state(
     second moments by their squares. The result is the state that the larger network would have if
     it had been trained with the same gradients. Step counts, schedules, hyperparameters and random
     keys stay as they are, and so do norms of whole arrays (Novograd, DoG, Prodigy). Adafactor and
-    SM3 keep only numbers for rows and columns, so their states are not exact.
+    SM3 keep only numbers for rows and columns, so their states are not exact. The guide "In your
+    own training loop" has a table of the optimizers whose steps of old entries depend on new ones.
 
     Wrap the optimizer once, ``tx = dw.growable(tx)``. Then new entries take the steps of a new
     optimizer, and copies together move at first as their unit did. ``opt_state`` may come from an
@@ -97,10 +98,12 @@ def grow_opt_state(
     Without ``growable``, both moments of new entries are zero, but the step count is large, so Adam
     does not correct their bias. With b1 = 0.9, b2 = 0.999 and a steady gradient, its first update
     of a new entry is 3.16 times the learning rate, and later ones are up to 6.6 times. A warning
-    says so. With ``second_moment="mean"`` new entries hardly move for about ``1 / (1 - b2)`` steps
-    instead. An example: 784-32-10 on MNIST grows to 128 units after one epoch of ten (Adam 1e-3,
-    batches of 128, three seeds). It reaches a test loss of 0.064 with ``growable``, 0.065 with
-    zeros and 0.110 with the mean. From scratch it reaches 0.069 in twelve epochs.
+    says so. ACProp divides by the second moment before the step, which is zero: its first step of
+    a new entry has no bound. With ``second_moment="mean"`` new entries hardly move for about
+    ``1 / (1 - b2)`` steps instead. An example: 784-32-10 on MNIST grows to 128 units after one
+    epoch of ten (Adam 1e-3, batches of 128, three seeds). It reaches a test loss of 0.064 with
+    ``growable``, 0.065 with zeros and 0.110 with the mean. From scratch it reaches 0.069 in twelve
+    epochs.
 
     With ``"mean"``, second moments of an inserted layer get the largest value in the arrays that
     are closest to it by name and have its shape: ``block_2/up/kernel`` gets that of
@@ -432,7 +435,12 @@ def _grow_plain(
         )
         filled |= fill_new(new, old, filled, own) if new else {}
     grown |= filled
-    problems = [f"{place}: tx has no such state" for place in grown if place not in shapes]
+    problems = [
+        f"{place}: tx.init makes no such state; pass the optimizer whose init made it, or start "
+        "anew with tx.init"
+        for place in grown
+        if place not in shapes
+    ]
     problems += [
         f"{place}: grows to {jnp.shape(grown[place])}, but for the larger network tx expects "
         f"{shape}"
