@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 import transformer
 from safetensors.numpy import load_file, save_file
@@ -646,8 +647,9 @@ def test_the_command_line_inspects_and_grows(small, tmp_path):
         (ADAMW, "wider", {}),
         (dw.growable(ADAMW), "deeper", {"use_ocdbt": False, "use_zarr3": True}),
         (optax.adafactor(1e-3), "narrower", {"use_zarr3": True}),
+        (optax.contrib.dog(), "wider", {}),
     ],
-    ids=["adamw", "growable", "adafactor"],
+    ids=["adamw", "growable", "adafactor", "dog"],
 )
 @pytest.mark.filterwarnings("ignore:.*[Ss]harding.*")
 def test_a_checkpoint_of_orbax_grows_with_the_optimizer(tx, name, options, tmp_path, monkeypatch):

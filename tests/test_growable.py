@@ -101,6 +101,11 @@ OPTIMIZERS = {
     ),
     "sgd": lambda: optax.sgd(RATE, momentum=0.9),
     "lion": lambda: optax.lion(RATE),
+    "optimistic": lambda: optax.optimistic_gradient_descent(RATE),
+    "optimistic adam": lambda: optax.chain(optax.scale_by_optimistic_gradient(), optax.adam(RATE)),
+    "optimistic, several steps": lambda: optax.MultiSteps(
+        optax.optimistic_gradient_descent(RATE), 2
+    ),
 }
 
 
@@ -284,8 +289,9 @@ def test_nothing_is_kept_until_the_first_growth():
 # Several growths ----------------------------------------------------------------------------------
 
 
-def test_a_network_that_grows_twice_has_entries_of_three_ages():
-    plain = optax.adam(RATE)
+@pytest.mark.parametrize("name", ["adam", "optimistic"])
+def test_a_network_that_grows_twice_has_entries_of_three_ages(name):
+    plain = OPTIMIZERS[name]()
     tx = dw.growable(plain)
     _, state = trained(tx, SMALL, 10)
     state = dw.grow_opt_state(state, GROWTH, tx)
@@ -322,6 +328,16 @@ def test_a_network_that_grows_twice_has_entries_of_three_ages():
             }
             wanted, fresh[i] = plain.update(own, fresh[i])
             np.testing.assert_allclose(kernel[part], wanted["up"]["kernel"][part], rtol=1e-9)
+
+
+def test_whether_a_step_is_the_first_is_known_for_each_cohort():
+    tx = dw.growable(optax.optimistic_gradient_descent(RATE))
+    state = dw.grow_opt_state(tx.init(SMALL), GROWTH, tx)  # before the first step of all
+    np.testing.assert_array_equal(state.ages.counts[0], [True, True])
+    _, state = trained(tx, WIDE, 2, state=state)
+    again = dw.plan(dw.chain(WIDE, LAYERS), {"up": 20})
+    state = dw.grow_opt_state(state, again, tx)
+    np.testing.assert_array_equal(state.ages.counts[0], [False, False, True])
 
 
 def test_units_that_stay_when_others_are_removed_keep_their_ages():

@@ -151,9 +151,9 @@ def test_the_optimizer_follows_into_a_deeper_network(small):
     np.testing.assert_allclose(adam.nu["block_2"]["Dense_0"]["kernel"], largest, rtol=1e-5)
     jax.tree.map(np.testing.assert_array_equal, grown.z["block_2"], wide["params"]["block_2"])
     assert adam.count == 1
-    # Without the variables, copies of them compute the same all the same.
-    alone = {"params": dw.grow_opt_state(state, growth, tx).z}
-    both = jax.jit(SMALL.apply), {"params": state.z}, jax.jit(larger.apply), alone
+    # The copies compute the same as before.
+    copies = {"params": grown.z}
+    both = jax.jit(SMALL.apply), {"params": state.z}, jax.jit(larger.apply), copies
     assert dw.compare(*both, TOKENS).relative < 1e-5
     with pytest.raises(ValueError, match="params/block_2/.*missing in variables=, expected shape"):
         dw.grow_opt_state(state, growth, tx, variables=variables)

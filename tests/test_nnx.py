@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 from flax import nnx
 
@@ -132,6 +133,20 @@ def test_an_optimizer_of_which_a_part_is_masked_grows() -> None:
     assert moments[0].kernel.shape == (3, 6)
     given = () if "model" in vars(found) else (grown,)
     found.update(*given, nnx.grad(lambda model: (model(x) ** 2).sum())(grown))
+
+
+def test_an_optimizer_that_holds_parameters_gets_those_of_the_grown_module() -> None:
+    def layers(width: int, seed: int) -> nnx.Module:
+        rngs = nnx.Rngs(seed)
+        return nnx.Sequential(nnx.Linear(3, width, rngs=rngs), nnx.Linear(width, 2, rngs=rngs))
+
+    small, wide, x = layers(4, 0), layers(6, 1), jnp.ones((5, 3))
+    optimizer = nnx.Optimizer(small, optax.contrib.dog(), wrt=nnx.Param)
+    growth, grown = dw.nnx.plan(small, wide, x), dw.nnx.grow(small, wide, x)
+    found = dw.nnx.grow_optimizer(optimizer, growth, grown)
+    held = jax.tree.leaves(found.opt_state[1].init_params)
+    for a, b in zip(held, jax.tree.leaves(nnx.state(grown, nnx.Param)), strict=True):
+        np.testing.assert_array_equal(jnp.asarray(a), jnp.asarray(b))
 
 
 class Tower(nnx.Module):

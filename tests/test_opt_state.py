@@ -189,6 +189,60 @@ def test_a_train_state_grows_as_a_whole():
     assert_equal(grown.opt_state, dw.grow_opt_state(state.opt_state, growth, tx))
 
 
+HOLD_PARAMETERS = {
+    "dog": optax.contrib.dog,
+    "dowg": optax.contrib.dowg,
+    "layerwise dog": optax.scale_by_distance_over_gradients,
+    "prodigy": optax.contrib.prodigy,
+    "madgrad": lambda: optax.contrib.madgrad(1e-3),
+    "mechanic": lambda: optax.contrib.mechanize(optax.adam(1e-3)),
+    "schedule free": optax.contrib.schedule_free_adamw,
+    "sam": lambda: optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.1)),
+}
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("name", HOLD_PARAMETERS)
+def test_states_that_hold_parameters_need_the_random_ones(name, wrapped):
+    tx = HOLD_PARAMETERS[name]()
+    tx = dw.growable(tx) if wrapped else tx
+    state = tx.init(VARIABLES["params"])
+    with pytest.raises(ValueError, match=r"holds parameters, .*variables=dw.grow\(\.\.\.\)"):
+        dw.grow_opt_state(state, dw.plan(WIDTHS, SIZES), tx)
+    copied = dw.plan(WIDTHS, SIZES, strategy=dw.strategies.replicate())
+    wide = dw.grow(VARIABLES, copied)
+    with_them = dw.grow_opt_state(state, copied, tx, variables=wide)
+    assert_equal(dw.grow_opt_state(state, copied, tx), with_them)
+
+
+def test_states_that_hold_parameters_need_those_of_new_layers():
+    def apply(params, x):
+        for name in sorted(params):
+            x = x + jnp.tanh(x @ params[name]["up"]) @ params[name]["down"]
+        return x
+
+    def layers(names):
+        return {name: {"up": jnp.ones((6, 5)), "down": jnp.ones((5, 6))} for name in names}
+
+    small, deep, tx = layers("a"), layers("ab"), optax.contrib.dog()
+    shapes = jax.eval_shape(lambda: deep)
+    growth = dw.plan(dw.trace(apply, small, X), target=shapes, target_apply=apply)
+    with pytest.raises(ValueError, match=r"holds parameters, .*variables=dw.grow\(\.\.\.\)"):
+        dw.grow_opt_state(tx.init(small), growth, tx)
+    wide = dw.grow(small, growth, key=jax.random.key(0))
+    grown = dw.grow_opt_state(tx.init(small), growth, tx, variables=wide)
+    assert_equal(grown[1].init_params, wide)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_a_train_state_gets_the_parameters_that_were_given(noise):
+    strategy = dw.strategies.replicate(noise=noise)
+    growth, tx = dw.plan(WIDTHS, SIZES, strategy=strategy), optax.sgd(0.1)
+    wide = dw.grow(VARIABLES, growth, key=jax.random.key(0))
+    state = TrainState.create(apply_fn=None, params=VARIABLES["params"], tx=tx)
+    assert_equal(dw.grow_opt_state(state, growth, tx, variables=wide).params, wide["params"])
+
+
 def test_a_train_state_with_new_random_parameters_needs_them():
     tx = dw.growable(optax.adam(1e-3))
     state = TrainState.create(apply_fn=Network().apply, params=VARIABLES["params"], tx=tx)
@@ -213,6 +267,24 @@ def test_what_adds_up_starts_where_it_started_in_double_precision():
     growth = dw.plan(WIDTHS, SIZES, strategy=dw.strategies.replicate())
     grown = dw.grow_opt_state(tx.init(VARIABLES["params"]), growth, tx)
     assert all((leaf == 0.1).all() for leaf in jax.tree.leaves(grown[0].sum_of_squares))
+
+
+def test_a_state_without_any_array_is_wrapped():
+    plain = optax.chain(optax.clip(1.0), optax.sgd(optax.linear_schedule(0.1, 0.0, 9)))
+    tx, growth = dw.growable(plain), dw.plan(WIDTHS, SIZES)
+    grown = dw.grow_opt_state(plain.init(VARIABLES["params"]), growth, tx)
+    assert_equal(grown, tx.init(VARIABLES["params"]))
+
+
+def test_a_state_without_any_array_that_depends_on_their_tree_is_refused():
+    def init(params):
+        return {name: jnp.zeros(()) for name in params}
+
+    plain = optax.GradientTransformation(init, lambda updates, state, params=None: (updates, state))
+    growth, state = dw.plan(WIDTHS, SIZES), init(VARIABLES["params"])
+    assert_equal(dw.grow_opt_state(state, growth, plain), state)
+    with pytest.raises(ValueError, match=r"cannot be told how tx wraps it; start anew"):
+        dw.grow_opt_state(state, growth, dw.growable(plain))
 
 
 class Unknown(NamedTuple):
@@ -347,7 +419,7 @@ def test_variables_in_lists_are_told_from_the_state_around_them(name, layout):
     _, state = jax.jit(tx.update)(gradient, tx.init(params), params)
     growth = dw.plan(dw.trace(apply, variables, X), {place: 12})
     wide = dw.grow(variables, growth, key=jax.random.key(2))
-    found = dw.grow_opt_state(state, growth, tx)
+    found = dw.grow_opt_state(state, growth, tx, variables=wide)
     expected = jax.eval_shape(tx.init, trainable(wide))
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, expected)
@@ -358,6 +430,7 @@ def test_variables_in_lists_are_told_from_the_state_around_them(name, layout):
         dict(zip("abc", jax.tree.leaves(gradient))), tx.init(named), named
     )
     widths = dw.trace(lambda v, x: plain(v.values(), x), named, X)
-    wanted = dw.grow_opt_state(state, dw.plan(widths, {("a", 1): 12}), tx)
+    large = dict(zip("abc", jax.tree.leaves(trainable(wide))))
+    wanted = dw.grow_opt_state(state, dw.plan(widths, {("a", 1): 12}), tx, variables=large)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_array_equal(a, b)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -50,16 +51,34 @@ class Net(nn.Module):
         return nn.Dense(2, name="last")(x)
 
 
-def test_a_growth_is_that_of_the_three_functions():
-    small = training.fit(apply, variables(), TX, data(), epochs=2, **SETTINGS)
+HOLDS_PARAMETERS = {
+    "dog": optax.contrib.dog(),
+    "schedule free": optax.contrib.schedule_free_adamw(),
+}
+
+
+@pytest.mark.parametrize("name", ["adam", *HOLDS_PARAMETERS])
+def test_a_growth_is_that_of_the_three_functions(name):
+    tx = HOLDS_PARAMETERS.get(name, TX)
+    small = training.fit(apply, variables(), tx, data(), epochs=2, **SETTINGS)
     growth = dw.plan(dw.trace(apply, variables(), data()[0][:16]), {"up": 12})
     wide = dw.grow(small.variables, growth, key=jax.random.fold_in(KEY, 1))
-    state = dw.grow_opt_state(small.opt_state, growth, TX)
+    state = dw.grow_opt_state(small.opt_state, growth, tx, variables=wide)
     stages = [Stage(epochs=2), Stage(epochs=0, sizes={"up": 12})]
-    run = training.fit(apply, variables(), TX, data(), stages=stages, **SETTINGS)
+    run = training.fit(apply, variables(), tx, data(), stages=stages, **SETTINGS)
     assert_trees_equal(run.variables, wide)
     assert_trees_equal(run.opt_state, state)
     np.testing.assert_array_equal(run.history["loss"], small.history["loss"])
+    # Old entries go on: their next step is that of the small network.
+    before, _ = tx.update(small.variables, small.opt_state, small.variables)
+    gradient = jax.tree.map(jnp.zeros_like, wide)
+    old = small.variables["params"]["up"]["kernel"], small.variables["params"]["down"]["kernel"]
+    gradient["params"]["up"]["kernel"] = gradient["params"]["up"]["kernel"].at[:, :8].set(old[0])
+    gradient["params"]["down"]["kernel"] = gradient["params"]["down"]["kernel"].at[:8].set(old[1])
+    after, _ = tx.update(gradient, run.opt_state, run.variables)
+    for name, place in (("up", np.s_[:, :8]), ("down", np.s_[:8])):
+        a, b = (updates["params"][name]["kernel"] for updates in (after, before))
+        np.testing.assert_allclose(a[place], b, rtol=1e-4)
 
 
 def test_one_history_with_the_moments_of_growth():

@@ -46,7 +46,8 @@ class Ages(NamedTuple):
     Attributes:
         steps: the number of updates since the first growth, int32.
         births: a zero, then the value of ``steps`` at each growth: ``[growths + 1]``, int32.
-        counts: the same for each step count of the optimizer's state.
+        counts: the same for each step count of the optimizer's state. Where the state only says
+            whether the next step is the first, this is said for each cohort instead: bool.
         arrays: for each array of parameters that has changed, by the parts of its path.
     """
 
@@ -102,7 +103,9 @@ class Moments:
     Attributes:
         followers: all arrays of the state that follow one of the parameters.
         fields: the second moments among them.
-        counts: paths of the step counts, in the order of the state.
+        aged: those whose entries need ages: second moments, and what stands beside a first step.
+        first_steps: paths of the numbers that say whether the next step is the first.
+        counts: paths of the step counts and first steps, in the order of the state.
     """
 
     def __init__(self, state: PyTree, known: Mapping[str, Leaf]) -> None:
@@ -111,18 +114,25 @@ class Moments:
         self.fields = [f for f in self.followers if f.known({})[0] in ("second", "magnitude")]
         # Averages of updates beside them correct their bias by counts of their own.
         averages = [f for f in self.followers if "EmaState" in f.declared] if self.fields else []
-        self._groups = {field.group for field in (*self.fields, *averages)}
+        groups = {field.group for field in (*self.fields, *averages)}
+        begins = {f: f.first_step for f in self.followers if f.first_step in arrays}
+        self.aged = [*begins, *self.fields]
+        self.first_steps = {*begins.values()}
         self.counts = [
             path
             for path, leaf in arrays.items()
-            if path.rpartition("/")[0] in self._groups
-            if jnp.ndim(leaf) == 0 and jnp.issubdtype(jnp.result_type(leaf), jnp.integer)
+            if path in self.first_steps
+            or path.rpartition("/")[0] in groups
+            and jnp.ndim(leaf) == 0
+            and jnp.issubdtype(jnp.result_type(leaf), jnp.integer)
         ]
 
     def count_of(self, field: Field) -> int | None:
         """Returns which of the counts says how many steps an array has taken."""
-        groups = (path.rpartition("/")[0] for path in self.counts)
-        return next((i for i, group in enumerate(groups) if group == field.group), None)
+        for i, path in enumerate(self.counts):
+            if path.rpartition("/")[0] == field.group and path not in self.first_steps:
+                return i
+        return None
 
 
 def share_now(along: AlongAxes, axis: int, ages: Array) -> Array:
@@ -141,7 +151,7 @@ def share_now(along: AlongAxes, axis: int, ages: Array) -> Array:
 def grown_ages(
     ages: Ages | None, state: PyTree, growth: Growth, exists: Callable[[str], bool]
 ) -> Ages | None:
-    """Returns the ages in the larger network; None where an optimizer keeps no second moments.
+    """Returns the ages in the larger network; None where no entry of the state needs one.
 
     Args:
         ages: those in the network; None before the first growth.
@@ -150,16 +160,21 @@ def grown_ages(
         exists: whether the state of the larger network has an array at a path.
     """
     moments = Moments(state, {leaf.path: leaf for leaf in growth.widths.leaves})
-    if not moments.fields:
+    if not moments.aged:
         return None
     arrays = leaves_by_path(state)
     zero = jnp.zeros((), jnp.int32)
+    now, born = list[Array](), list[Array]()
+    for path in moments.counts:
+        is_first = path in moments.first_steps
+        now.append(jnp.asarray(arrays[path], bool if is_first else jnp.int32))
+        born.append(jnp.ones((), bool) if is_first else now[-1])
     if ages is None:
-        ages = Ages(zero, zero[None], tuple(zero[None] for _ in moments.counts), {})
-    now = [jnp.asarray(arrays[path], jnp.int32) for path in moments.counts]
+        begun = [n if path in moments.first_steps else zero for path, n in zip(moments.counts, now)]
+        ages = Ages(zero, zero[None], tuple(number[None] for number in begun), {})
     number = len(ages.births)
     known, grown = ages.by_path(), dict[str, AlongAxes]()
-    fields = {field.leaf.path: field for field in moments.fields}
+    fields = {field.leaf.path: field for field in moments.aged}
     for field in fields.values():
         leaf, inner = field.leaf, field.inner
         index = moments.count_of(field)
@@ -182,7 +197,7 @@ def grown_ages(
     return Ages(
         ages.steps,
         jnp.append(ages.births, ages.steps),
-        tuple(jnp.append(count, n) for count, n in zip(ages.counts, now, strict=True)),
+        tuple(jnp.append(count, n) for count, n in zip(ages.counts, born, strict=True)),
         _nested(grown),
     )
 

@@ -71,7 +71,7 @@ def updated(
     ties: Mapping[str, Ties],
     follows: Mapping[str, str],
     cohorts: Cohorts,
-) -> tuple[PyTree, PyTree, PyTree]:
+) -> tuple[PyTree, PyTree, PyTree, dict[str, Array]]:
     """Returns an optimizer's updates and its new state, with a step count for each cohort.
 
     Args:
@@ -88,7 +88,8 @@ def updated(
 
     Returns:
         Three trees: the updates without the part that is linear in the parameters, such as
-        decoupled weight decay; that part alone, or zeros; and the new state.
+        decoupled weight decay; that part alone, or zeros; and the new state. And the new step
+        counts, by path: of all cohorts, or one number if all have the same.
     """
     program, shapes = jax.make_jaxpr(update, return_shape=True)(updates, state, params)
     values: list[_Value] = []
@@ -116,17 +117,20 @@ def updated(
         path = leaf_path(keys)
         changes.append(reading.settled(value, path, _along(path, shape)))
         besides.append(jnp.zeros_like(changes[-1]) if value.beside is None else value.beside)
-    new_state = []
+    new_state, new_counts = [], dict[str, Array]()
     for (keys, _), value in zip(
         jax.tree_util.tree_leaves_with_path(shapes_of_state), there, strict=True
     ):
         path = leaf_path(keys)
         array = reading.settled(value, follows.get(path, ""), ties.get(path, ()))
         new_state.append(array if value.beside is None else array + value.beside)
+        if path in counts:
+            new_counts[path] = value.array
     return (
         jax.tree.unflatten(structure, changes),
         jax.tree.unflatten(structure, besides),
         jax.tree.unflatten(jax.tree.structure(shapes_of_state), new_state),
+        new_counts,
     )
 
 

@@ -60,6 +60,7 @@ _MEANINGS: dict[str, dict[str, Meaning]] = {
         "params0": "parameters",
     },
     "MadgradState": {"grad_sum_sq": "second", "s": "first", "x0": "parameters"},
+    "ScaleByDistanceOverGradientsState": {"init_params": "parameters"},
     "DoGState": {"init_params": "parameters"},
     "DoWGState": {"init_params": "parameters"},
     "ScheduleFreeState": {"z": "parameters"},
@@ -68,6 +69,9 @@ _MEANINGS: dict[str, dict[str, Meaning]] = {
     "LookaheadParams": {"fast": "parameters", "slow": "parameters"},
     "TrainState": {"params": "parameters", "batch_stats": "parameters"},
 }
+
+# States that say whether the next step is the first, for each entry alike.
+_FIRST_STEPS = {"ScaleByOptimisticGradientState": "is_initial_step"}
 
 _FIELDS = {name for fields in _MEANINGS.values() for name in fields}
 
@@ -116,6 +120,17 @@ class Field:
     def adds_up(self) -> bool:
         """Whether what it starts from stays in it for ever, as in Adagrad and Yogi."""
         return not {"ScaleByRssState", "ScaleByAdamState"}.isdisjoint(self.declared)
+
+    @property
+    def holds_variables(self) -> bool:
+        """Whether it holds the network's variables as they are, no average or older ones."""
+        return "TrainState" in self.declared and self.name in _MEANINGS["TrainState"]
+
+    @property
+    def first_step(self) -> str | None:
+        """Path of a number beside it that says whether the next step is the first."""
+        names = (_FIRST_STEPS[owner] for owner in self.declared if owner in _FIRST_STEPS)
+        return next((f"{self.group}/{name}".removeprefix("/") for name in names), None)
 
     @property
     def factored(self) -> bool:
@@ -280,7 +295,7 @@ def meanings_of(
         elif whole and shape != field.leaf.shape:
             problems.append(
                 f"{field.place}: has shape {shape}, but {field.leaf.path} has {field.leaf.shape}; "
-                "there is no rule for such a state"
+                "there is no rule for such a state; start anew with tx.init"
             )
         else:
             degree = seen[field.place].degree if field.place in seen and not said else None
@@ -317,7 +332,8 @@ def unfollowed(arrays: Mapping[str, Any], found: list[Field]) -> list[str]:
     known = {field.place for field in found}
     return [
         f"{place}: has shape {jnp.shape(array)} and is called like no array of the network; there "
-        "is no rule for a state of all parameters in one, as of optax.flatten"
+        "is no rule for a state of all parameters in one, as of optax.flatten; start anew with "
+        "tx.init"
         for place, array in arrays.items()
         if place not in known and math.prod(jnp.shape(array)) > 1
         if jnp.issubdtype(jnp.result_type(array), jnp.floating)

@@ -59,7 +59,8 @@ def growable(tx: Any, *, warmup: int = 0) -> Any:
       old as the row.
     - ``warmup`` and shares do not scale decoupled weight decay, or anything else that is added in
       proportion to the parameters.
-    - Without second moments (SGD, Lion, Muon) nothing is corrected.
+    - Without second moments (SGD, Lion, Muon) nothing is corrected, except that new entries begin
+      with a first step where an optimizer has one of its own (optimistic gradient descent).
     - With averages of parameters in the state (schedule-free optimizers, Lookahead) steps are not
       scaled.
     - Trust ratios and parameter scales (LAMB, Adafactor) already shrink with the weights of a copy.
@@ -185,8 +186,11 @@ def _updated(
     arrays, known = leaves_by_path(state), _known(updates)
     moments, along = Moments(state, known), ages.by_path()
     steps = [jnp.asarray(arrays[path], jnp.int32) for path in moments.counts]
-    since = [now - births for now, births in zip(steps, ages.counts, strict=True)]
-    changes, besides, new_state = updated(
+    since = [
+        births if path in moments.first_steps else now - births
+        for path, now, births in zip(moments.counts, steps, ages.counts, strict=True)
+    ]
+    changes, besides, new_state, lanes = updated(
         update,
         updates,
         state,
@@ -209,7 +213,12 @@ def _updated(
         return change + beside
 
     changes = jax.tree_util.tree_map_with_path(scaled, changes, besides)
-    return changes, GrowableState(new_state, ages._replace(steps=ages.steps + 1))
+    counts = tuple(
+        jnp.broadcast_to(lanes[path], births.shape) if path in moments.first_steps else births
+        for path, births in zip(moments.counts, ages.counts, strict=True)
+    )
+    ages = ages._replace(steps=ages.steps + 1, counts=counts)
+    return changes, GrowableState(new_state, ages)
 
 
 def _ties(field: Field, array: Any) -> tuple[tuple[str, int] | None, ...]:

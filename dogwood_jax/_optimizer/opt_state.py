@@ -88,7 +88,8 @@ def grow_opt_state(
     second moments by their squares. The result is the state that the larger network would have if
     it had been trained with the same gradients. Step counts, schedules, hyperparameters and random
     keys stay as they are, and so do norms of whole arrays (Novograd, DoG, Prodigy). Adafactor and
-    SM3 keep only numbers for rows and columns, so their states are not exact.
+    SM3 keep only numbers for rows and columns, so their states are not exact. The guide "In your
+    own training loop" has a table of the optimizers whose steps of old entries depend on new ones.
 
     Wrap the optimizer once, ``tx = dw.growable(tx)``. Then new entries take the steps of a new
     optimizer, and copies together move at first as their unit did. ``opt_state`` may come from an
@@ -97,10 +98,12 @@ def grow_opt_state(
     Without ``growable``, both moments of new entries are zero, but the step count is large, so Adam
     does not correct their bias. With b1 = 0.9, b2 = 0.999 and a steady gradient, its first update
     of a new entry is 3.16 times the learning rate, and later ones are up to 6.6 times. A warning
-    says so. With ``second_moment="mean"`` new entries hardly move for about ``1 / (1 - b2)`` steps
-    instead. An example: 784-32-10 on MNIST grows to 128 units after one epoch of ten (Adam 1e-3,
-    batches of 128, three seeds). It reaches a test loss of 0.064 with ``growable``, 0.065 with
-    zeros and 0.110 with the mean. From scratch it reaches 0.069 in twelve epochs.
+    says so. ACProp divides by the second moment before the step, which is zero: its first step of
+    a new entry has no bound. With ``second_moment="mean"`` new entries hardly move for about
+    ``1 / (1 - b2)`` steps instead. An example: 784-32-10 on MNIST grows to 128 units after one
+    epoch of ten (Adam 1e-3, batches of 128, three seeds). It reaches a test loss of 0.064 with
+    ``growable``, 0.065 with zeros and 0.110 with the mean. From scratch it reaches 0.069 in twelve
+    epochs.
 
     With ``"mean"``, second moments of an inserted layer get the largest value in the arrays that
     are closest to it by name and have its shape: ``block_2/up/kernel`` gets that of
@@ -114,12 +117,11 @@ def grow_opt_state(
         growth: from ``plan``: growing, narrowing or merging; static under ``jax.jit``.
         tx: the optimizer, ``optax.GradientTransformation``. It tells the shapes of the state for
             the larger network.
-        variables: the grown variables, for states that hold averages or copies of parameters.
-            New entries of these begin with the parameters' values. Without ``variables`` they begin
-            with zeros, for scales with ones, and in inserted layers with values that compute the
-            identity. Modules in the state that hold sizes beside their arrays, as Equinox's do, get
-            the sizes of those in ``variables``. A ``TrainState`` holds the parameters themselves,
-            so it needs them where new entries are random. It holds ``tx`` afterwards.
+        variables: the grown variables, for states that hold parameters or averages of them, as a
+            ``TrainState``, DoG, Prodigy and schedule-free optimizers do. New entries of these begin
+            with the parameters' values. Such states need ``variables`` where new entries are
+            random. Modules in the state that hold sizes beside their arrays, as Equinox's do, get
+            the sizes of those in ``variables``. A ``TrainState`` holds ``tx`` afterwards.
         second_moment: what new entries of second moments are, ``"zeros"`` (the default) or the
             ``"mean"`` of old ones.
         fields: meanings of fields that are not known here, by name (``"momentum"`` or
@@ -138,7 +140,8 @@ def grow_opt_state(
         TypeError: if arguments are of the wrong kind, or in the wrong order.
         ValueError: for the state of another optimizer, a field shaped like parameters whose
             meaning is not known, a state that is not of this growth's network, or modules of which
-            it is not known what they say in the larger network; all of them in one message.
+            it is not known what they say in the larger network; all of them in one message. And
+            for a state that holds parameters whose new entries are random, without ``variables``.
 
     Example:
         >>> import jax
@@ -188,18 +191,22 @@ def grow_state(
     found = fields_of(plain, growth)
     _expect_state(plain, leaves_by_path(plain), found, growth)
     is_outside = _is_outside(opt_state)
-    if is_outside and variables is None:
+    if variables is None:
         _expect_no_parameters(found, growth, fields)
     state, old = (t.opt_state if is_outside else t for t in (plain, opt_state))
     if params is None:
         found = fields_of(state, growth) if is_outside else found
         params = _params(state, growth, found, variables)
-    like = old if params is None else _shapes_of(lambda: _initial(tx, state, params))
+    if params is None:
+        like = _as_wrapped(old, growth, tx)
+    else:
+        like = _shapes_of(lambda: _initial(tx, state, params))
     moment = second_moment or "zeros"
     if not has_growable(like):
         known = {leaf.path: leaf for leaf in growth.widths.leaves}
         is_larger = growth.insertions or any(c.new > c.old for c in growth.changes)
-        if second_moment is None and is_larger and Moments(plain, known).counts:
+        moments = Moments(plain, known)
+        if second_moment is None and is_larger and {*moments.counts} - moments.first_steps:
             warnings.warn(_ONE_COUNT, stacklevel=3)
         return _grow_plain(plain, growth, tx, params, variables, moment, fields, like, donate)
     inner, start = unwrapped(tx), unwrapped_state(like)
@@ -226,17 +233,18 @@ def _is_outside(opt_state: PyTree) -> bool:
 def _expect_no_parameters(
     found: Sequence[Field], growth: Growth, fields: Mapping[str, Meaning]
 ) -> None:
-    """Raises if a state of training holds parameters with random entries, which it cannot draw."""
-    held = [
-        field.place
-        for field in found
-        if not field.place.startswith("opt_state/") and field.known(fields)[0] == "parameters"
-        if growth.maps[field.leaf.path].needs
-    ]
-    if held:
+    """Raises if a state holds parameters with random entries, which only the variables have."""
+    held = [field for field in found if field.known(fields)[0] == "parameters"]
+    drawn = [field for field in held if growth.maps[field.leaf.path].needs]
+    is_inserted = any(
+        (insertion.fill, insertion.kind) == ("free", "random") or insertion.anew
+        for insertion in growth.insertions
+    )
+    if first := drawn or (held if is_inserted else []):
         raise ValueError(
-            f"grow_opt_state: this state holds the parameters themselves ({held[0]}), and their "
-            "new entries are random; pass the grown variables, variables=dw.grow(...)"
+            f"grow_opt_state: this state holds parameters, or averages of them ({first[0].place}), "
+            "and new entries of these are random; pass the grown variables, "
+            "variables=dw.grow(...)"
         )
 
 
@@ -253,6 +261,22 @@ def _shapes_of(start: Callable[[], PyTree]) -> PyTree:
             "something like the old ones, such as a tree of labels or a mask, has to be made anew"
         )
         raise
+
+
+def _as_wrapped(state: PyTree, growth: Growth, tx: Any) -> PyTree:
+    """Returns a state in which nothing follows the network's arrays as ``tx`` wraps it."""
+    start = state if has_growable(state) else _likely_start(tx, growth, state)
+    if not has_growable(start):
+        return state
+    if (
+        leaves_by_path(unwrapped_state(start)).keys()
+        != leaves_by_path(unwrapped_state(state)).keys()
+    ):
+        raise ValueError(
+            "grow_opt_state: nothing in this state follows the network's arrays, so it cannot be "
+            "told how tx wraps it; start anew with tx.init"
+        )
+    return start
 
 
 def _with_ages(grown: PyTree, like: PyTree, old: PyTree, growth: Growth) -> PyTree:
@@ -411,7 +435,12 @@ def _grow_plain(
         )
         filled |= fill_new(new, old, filled, own) if new else {}
     grown |= filled
-    problems = [f"{place}: tx has no such state" for place in grown if place not in shapes]
+    problems = [
+        f"{place}: tx.init makes no such state; pass the optimizer whose init made it, or start "
+        "anew with tx.init"
+        for place in grown
+        if place not in shapes
+    ]
     problems += [
         f"{place}: grows to {jnp.shape(grown[place])}, but for the larger network tx expects "
         f"{shape}"
@@ -865,6 +894,9 @@ def _grow_fields(
         path, stack = one.field.leaf.path, one.stack
         array = read(one.field, arrays)
         fresh = own[path].astype(array.dtype) if path in own else None
+        if fresh is not None and one.field.holds_variables:
+            grown[one.field.at(path)] = fresh
+            continue
         if one.map.changes:
             layers = stack.entries if stack else ()
             old_rows = np.flatnonzero(np.asarray(layers) >= 0) if layers else None
