@@ -196,7 +196,7 @@ def grow(
             trained one, as ``plan`` makes it for sizes. A growth with new layers needs it.
         strategy: as for ``plan``; not beside a growth.
         interface: whether dimensions of inputs and outputs may grow, as for ``plan``.
-        verify: whether to run both modules, which costs two calls.
+        verify: whether to run both modules, which costs some calls.
 
     Returns:
         A new module like the larger one.
@@ -276,7 +276,7 @@ def deepen(
         interleave: as there.
         batch: as there.
         key: as there; without it, free values are the deeper module's own.
-        verify: whether to run both modules, which costs two calls.
+        verify: whether to run both modules, which costs some calls.
 
     Returns:
         A new module like the deeper one.

@@ -62,3 +62,9 @@ def test_other_outputs_raise() -> None:
         ValueError, match=r"'b': only one(.|\n)*'a': has shape \(2,\), expected \(3,\)"
     ):
         difference({"a": jnp.ones(3), "b": jnp.ones(1)}, {"a": jnp.ones(2)})
+
+
+def test_a_difference_is_neither_true_nor_false() -> None:
+    for new in (jnp.ones(2), jnp.zeros(2)):
+        with pytest.raises(TypeError, match="neither true nor false.* dw.verify"):
+            bool(difference(jnp.ones(2), new))

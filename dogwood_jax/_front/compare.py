@@ -1,7 +1,7 @@
 """How far two networks' outputs are apart: ``compare``."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ from dogwood_jax._base.trees import PyTree, is_array, is_traced, leaves_by_path
 @dataclass(frozen=True)
 class Difference:
     """The largest differences between the outputs of two networks.
+
+    It is neither true nor false: ``bool(difference)`` is an error.
 
     Attributes:
         absolute: largest ``|old - new|``; NaN if only one of two values is NaN.
@@ -37,6 +39,12 @@ class Difference:
     def __str__(self) -> str:
         size = f"{self.absolute:.3g} (relative {self.relative:.3g})"
         return f"largest difference {size} at {self.where}"
+
+    def __bool__(self) -> bool:
+        raise TypeError(
+            "a Difference is neither true nor false: compare a number of it, as in "
+            "difference.relative < 1e-5, or call dw.verify, which raises if outputs moved"
+        )
 
 
 @takes_inputs
@@ -137,20 +145,40 @@ def largest(found: Mapping[str, Difference]) -> Difference:
     )
 
 
+def together(function: Callable[..., Any], *arrays: Any) -> Any:
+    """Returns what a function makes of one or two arrays of the same network's output.
+
+    Arrays that are divided among devices stay where they lie.
+
+    Args:
+        function: takes NumPy, or what JAX has in its place, and the arrays.
+        *arrays: the arrays.
+    """
+    if not any(map(_is_divided, arrays)):
+        with np.errstate(all="ignore"):
+            return function(np, *map(np.asarray, arrays))
+    sharding, placed = _on_the_same_devices(arrays[0], arrays[-1])
+    with context(sharding):
+        return _on_devices(function)(*placed[: len(arrays)])
+
+
+@functools.cache
+def _on_devices(function: Callable[..., Any]) -> Callable[..., Any]:
+    return jax.jit(functools.partial(function, jnp))
+
+
 def _difference(path: str, old: Any, new: Any) -> Difference:
     if not np.size(old):
         return Difference(0.0, 0.0, 0.0, path)
-    if _is_divided(old) or _is_divided(new):
-        sharding, arrays = _on_the_same_devices(old, new)
-        with context(sharding):
-            measures = _measured_on_devices(*arrays)
-    else:
-        with np.errstate(all="ignore"):
-            measures = _measures(np, np.asarray(old), np.asarray(new))
-    gap, magnitude, ulps, nans, *index = (np.asarray(measure).item() for measure in measures)
+    measured = together(_measures, old, new)
+    gap, magnitude, ulps, nans, *index = (np.asarray(measure).item() for measure in measured)
     relative = gap / magnitude if magnitude else (0.0 if gap == 0 else np.inf)
-    place = f"[{', '.join(map(str, index))}]" if index else ""
-    return Difference(gap, float(relative), ulps, f"{path}{place}" or "output", nans)
+    return Difference(gap, float(relative), ulps, place(path, index), nans)
+
+
+def place(path: str, index: Sequence[int]) -> str:
+    """Returns the name of an entry of an output: ``"logits[3, 7]"``."""
+    return f"{path}[{', '.join(map(str, index))}]" if index else path or "output"
 
 
 def _measures(numpy: Any, old: Any, new: Any) -> tuple[Any, ...]:
@@ -161,33 +189,55 @@ def _measures(numpy: Any, old: Any, new: Any) -> tuple[Any, ...]:
         units in the last place, how many values are NaN in both arrays, and the index of the
         largest difference, one number for each axis.
     """
-    new = new[tuple(map(slice, old.shape))]
-    inexact = jnp.issubdtype(old.dtype, jnp.inexact)
-    wide = wide_dtype(old.dtype, new.dtype, least=jnp.float64 if numpy is np else jnp.float32)
-    a, b = old.astype(wide), new.astype(wide)
-    if jnp.issubdtype(wide, jnp.inexact):
-        both = numpy.isnan(a) & numpy.isnan(b)
-        gap = numpy.where((a == b) | both, 0, abs(a - b))
-        size = numpy.where(numpy.isfinite(a), abs(a), 0)
-    else:
-        both = numpy.zeros(a.shape, bool)
-        # Integers are subtracted as integers: as floats, large ones would be rounded.
-        gap = numpy.where(a > b, a - b, b - a).astype(f"uint{8 * wide.itemsize}").astype(float)
-        size = abs(a.astype(float))
+    gap, size = gaps(numpy, old, new), sizes(numpy, old)
+    nans = 0
     ulps = gap
-    if inexact:
+    if jnp.issubdtype(old.dtype, jnp.inexact):
+        nans = (numpy.isnan(old) & numpy.isnan(_first_part(old, new))).sum()
         # The last place of a number is worth eps times the power of two below the number. For zero
         # and subnormal numbers it is worth as much as for the smallest normal number.
         places = jnp.finfo(old.dtype)  # type: ignore[no-untyped-call]
         _, exponent = numpy.frexp(numpy.maximum(size, float(places.smallest_normal)))
         ulps = numpy.ldexp(gap, 1 - exponent) / float(places.eps)
-    worst = gap.max()  # NaN where one of them is
-    at, index = numpy.isnan(gap) | (gap == worst), []
-    for axis, n in enumerate(gap.shape):
-        along = numpy.arange(n).reshape([-1 if a == axis else 1 for a in range(gap.ndim)])
+    worst, index = largest_entry(numpy, gap)
+    return worst, size.max(), ulps.max(), nans, *index
+
+
+def gaps(numpy: Any, old: Any, new: Any) -> Any:
+    """Returns how far each entry is from the new one: NaN if one of them is, zero if both are."""
+    new = _first_part(old, new)
+    wide = wide_dtype(old.dtype, new.dtype, least=_least(numpy))
+    a, b = old.astype(wide), new.astype(wide)
+    if jnp.issubdtype(wide, jnp.inexact):
+        return numpy.where((a == b) | numpy.isnan(a) & numpy.isnan(b), 0, abs(a - b))
+    # Integers are subtracted as integers: as floats, large ones would be rounded.
+    return numpy.where(a > b, a - b, b - a).astype(f"uint{8 * wide.itemsize}").astype(float)
+
+
+def sizes(numpy: Any, old: Any) -> Any:
+    """Returns the magnitude of each entry, zero for those that are not finite."""
+    wide = wide_dtype(old.dtype, least=_least(numpy))
+    a = old.astype(wide if jnp.issubdtype(wide, jnp.inexact) else float)
+    return numpy.where(numpy.isfinite(a), abs(a), 0)
+
+
+def largest_entry(numpy: Any, values: Any) -> tuple[Any, list[Any]]:
+    """Returns the largest of some values, NaN if there is one, and its index, one for each axis."""
+    worst = values.max()  # NaN where one of them is
+    at, index = numpy.isnan(values) | (values == worst), []
+    for axis, n in enumerate(values.shape):
+        along = numpy.arange(n).reshape([-1 if a == axis else 1 for a in range(values.ndim)])
         index.append(numpy.where(at, along, n).min())
         at = at & (along == index[-1])
-    return worst, size.max(), ulps.max(), both.sum(), *index
+    return worst, index
+
+
+def _first_part(old: Any, new: Any) -> Any:
+    return new[tuple(map(slice, old.shape))]
+
+
+def _least(numpy: Any) -> Any:
+    return jnp.float64 if numpy is np else jnp.float32
 
 
 def wide_dtype(*dtypes: Any, least: Any = jnp.float32) -> Any:
@@ -202,9 +252,6 @@ def wide_dtype(*dtypes: Any, least: Any = jnp.float32) -> Any:
     if any(jnp.issubdtype(dtype, jnp.inexact) for dtype in dtypes):
         known = [least, *(dtype for dtype in known if jnp.issubdtype(dtype, jnp.inexact))]
     return jnp.dtype(functools.reduce(jnp.promote_types, known or [jnp.int32]))
-
-
-_measured_on_devices = jax.jit(functools.partial(_measures, jnp))
 
 
 def _is_divided(array: Any) -> bool:

@@ -105,8 +105,8 @@ def deepen(
             mean is 0 and the variance 1, and only in evaluation is the network the same.
         key: PRNG key for free values, where there are any and the target holds only shapes.
         verify: whether to run both networks on the inputs, and raise if outputs moved by more than
-            rounding explains, see ``verify``. It costs two calls, and is left out where arrays have
-            no values, as under ``jax.jit``.
+            rounding explains, see ``verify``. It costs some calls, and is left out where arrays
+            have no values, as under ``jax.jit``.
 
     Returns:
         The variables of the deeper model: in its tree structure, old arrays with their dtypes.

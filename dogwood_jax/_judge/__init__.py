@@ -6,8 +6,12 @@ mean.
 
 | file | what it does |
 |---|---|
+| ``claim`` | what is claimed: two programs, and outputs that must be equal |
+| ``twin`` | the claim of a growth, in small sizes if the network is large |
+| ``cases`` | which outputs of both programs must be equal, and where |
 | ``judge`` | both networks side by side, and when two numbers are the same |
-| ``cases`` | the claim: which outputs of both programs must be equal, and where |
+| ``gradients`` | whether gradients stay finite and reach new units |
+| ``seen`` | which sides of operations samples have shown, and which numbers differ |
 | ``samples`` | random variables and inputs, in many pieces of a function |
 | ``evaluate`` | a program computed with NumPy in float64 |
 | ``primitives`` | what primitives compute, where NumPy is faster than JAX or must differ |

@@ -10,7 +10,7 @@ from dogwood_jax._base.trees import mirrors
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.leaf_map import AlongAxis, AxisMap, Compound, old_places
-from dogwood_jax._judge.judge import Case, Compared, Side
+from dogwood_jax._judge.claim import Case, Compared, Side
 from dogwood_jax._judge.resize import SizeOf
 from dogwood_jax._widths.dims import Dim
 from dogwood_jax._widths.trace import Traced

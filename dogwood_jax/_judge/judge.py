@@ -9,7 +9,6 @@ Rounding grows with depth. So the network is evaluated a second time with every 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import jax
@@ -18,11 +17,13 @@ import numpy as np
 
 from dogwood_jax._arrays.choose import without_choices
 from dogwood_jax._arrays.grow import grow
-from dogwood_jax._base.draw import random_keys
 from dogwood_jax._base.trees import struct
 from dogwood_jax._growth.growth import Growth
+from dogwood_jax._judge.claim import Case, Compared, Side
 from dogwood_jax._judge.evaluate import Undecided, evaluate, in_64_bits, widest
-from dogwood_jax._judge.samples import FAMILIES, MODES, Arguments, Family, Samples, kinds_of
+from dogwood_jax._judge.gradients import check_gradients
+from dogwood_jax._judge.samples import FAMILIES, MODES, Family, Samples, kinds_of
+from dogwood_jax._judge.seen import Seen, described, differing, only_in, rounding_in
 from dogwood_jax._program.program import every_constant
 
 # By how much every number is nudged, relative to the number.
@@ -35,55 +36,6 @@ _ROUNDING = 1e-11
 _UNSTEADY = 1e-6
 # Numbers that are smaller than this are zero.
 _SMALLEST = 1e-290
-
-
-@dataclass(frozen=True)
-class Side:
-    """One of two networks.
-
-    Attributes:
-        jaxpr: its program.
-        arguments: path of each of its arguments, None for an input, with shape and dtype.
-        results: path of each of its results.
-    """
-
-    jaxpr: Any
-    arguments: Arguments
-    results: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Compared:
-    """An output of both networks that must be equal.
-
-    Attributes:
-        path: its path in the network.
-        old: its place among the results of the network.
-        new: its place among those of the larger one.
-        places: for each axis, where its old entries are in the larger network; None for all.
-    """
-
-    path: str
-    old: int
-    new: int
-    places: tuple[np.ndarray | None, ...] = ()
-
-
-@dataclass(frozen=True)
-class Case:
-    """A claim: two networks with a growth between them compute the same."""
-
-    old: Side
-    new: Side
-    growth: Growth
-    outputs: Sequence[Compared]
-    inputs: Sequence[tuple[np.ndarray | None, ...]]
-
-    @cached_property
-    def has_ids(self) -> bool:
-        """Whether there are integers among the inputs."""
-        arrays = (array for path, array in self.old.arguments if path is None)
-        return any(jnp.issubdtype(array.dtype, jnp.integer) for array in arrays)
 
 
 @dataclass(frozen=True)
@@ -114,17 +66,37 @@ class Verdict:
         difference: a sample in which both differ; None if there is none.
         largest: the largest difference, relative to the entry.
         unshown: the outputs that no sample has shown.
+        problem: what else speaks against the growth, such as a gradient that is not finite.
+        unseen: operations of both programs of which no sample has shown all sides.
+        rounding: in what the larger program rounds otherwise.
     """
 
     samples: int = 0
     difference: Difference | None = None
     largest: float = 0.0
     unshown: tuple[str, ...] = ()
+    problem: str | None = None
+    unseen: tuple[str, ...] = ()
+    rounding: tuple[str, ...] = ()
 
     @property
     def is_shown(self) -> bool:
         """Whether the claim is shown to be true."""
-        return self.difference is None and self.samples > 0 and not self.unshown
+        speaks_against = self.difference or self.problem or self.unshown
+        return self.samples > 0 and not speaks_against
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """A sample, with the variables and inputs of both networks, and their outputs."""
+
+    family: Family
+    variables: dict[str, Any]
+    inputs: list[Any]
+    old: list[Any]
+    wide: dict[str, Any]
+    larger: list[Any]
+    new: list[Any]
 
 
 class _Watch:
@@ -135,13 +107,20 @@ class _Watch:
         seed: where random signs begin.
         rounded: constants that only one of two programs has. They are nudged by what they may be
             rounded by in their own dtype, because 1 / 768 and 1 / 1024 are rounded otherwise.
+        moved: a constant that is another one by a tenth.
+        seen: notes which sides of operations are seen.
     """
 
     def __init__(
-        self, nudge: float = 0.0, seed: int = 0, rounded: frozenset[bytes] = frozenset()
+        self,
+        nudge: float = 0.0,
+        seed: int = 0,
+        rounded: frozenset[bytes] = frozenset(),
+        moved: bytes | None = None,
+        seen: Seen | None = None,
     ) -> None:
         self._nudge, self._rng = nudge, np.random.default_rng(seed)
-        self._rounded = rounded
+        self._rounded, self._moved, self._seen = rounded, moved, seen
         self.last: int | None = None  # the largest index of the smallest table
         self.compared: set[int] = set()
 
@@ -152,12 +131,16 @@ class _Watch:
         return array * (1 + self._nudge * signs)
 
     def number(self, array: np.ndarray, dtype: Any) -> np.ndarray:
+        if self._moved is not None and array.tobytes() == self._moved:
+            return np.asarray(array * 1.1)
         if self._rounded and array.tobytes() in self._rounded:
             signs = self._rng.integers(2, size=array.shape) * 2 - 1
             return np.asarray(array * (1 + _eps(dtype) / 2 * signs))
         return np.asarray(self.nudged(array))
 
     def equation(self, eqn: Any, operands: Sequence[Any]) -> None:
+        if self._seen is not None:
+            self._seen.look(eqn, operands)
         if eqn.primitive.name in _COMPARISONS:
             self.compared |= {*_numbers_compared(operands)}
         if eqn.primitive.name != "gather":
@@ -190,42 +173,90 @@ def judge(case: Case) -> Verdict:
     """
     grown, rounded = _grown(case), _numbers(case.old.jaxpr) ^ _numbers(case.new.jaxpr)
     samples = Samples(kinds_of(case.growth), last=_last_id(case.growth))
-    counted, largest, shown = 0, 0.0, set[str]()
+    largest, shown, counted = 0.0, set[str](), list[_Sample]()
+    ours, theirs = Seen(), Seen()
     for number, family in enumerate(FAMILIES):
         found = _finite(case, replace(samples, seed=number), family)
         if found is None:
             continue
         samples, variables, inputs, old = found
         try:
-            near = _run(case.old, variables, inputs, _Watch(NUDGE, number))
+            near = _run(case.old, variables, inputs, _Watch(NUDGE, number, seen=ours))
             if rounded:
                 watch = _Watch(NUDGE, number, rounded)
                 rounding = _run(case.old, variables, inputs, watch)
             wide = grown(variables, samples.variables(case.new.arguments, family, new=True))
-            new = _run(case.new, wide, _larger_inputs(case, inputs, samples, family), _Watch())
+            larger = _larger_inputs(case, inputs, samples, family)
+            new = _run(case.new, wide, larger, _Watch(seen=theirs))
         except Undecided:
             continue
-        counted += 1
+        counted.append(_Sample(family, variables, inputs, old, wide, larger, new))
         for output in case.outputs:
-            ours, nudged, theirs = old[output.old], near[output.old], new[output.new]
-            for axis, places in enumerate(output.places):
-                if places is not None:
-                    theirs = np.take(theirs, places, axis)
-            if np.shape(theirs) != np.shape(ours):
-                place: tuple[int, ...] = ()
-                return Verdict(counted, Difference(output.path, family, place, np.nan, np.nan))
-            moved = np.abs(rounding[output.old] - ours) if rounded else 0.0
-            counts, differs, relative = _compared(ours, nudged, theirs, moved)
+            before, nudged, after = old[output.old], near[output.old], _old_part(new, output)
+            if np.shape(after) != np.shape(before):
+                nothing = Difference(output.path, family, (), np.nan, np.nan)
+                return Verdict(len(counted), nothing)
+            moved = np.abs(rounding[output.old] - before) if rounded else 0.0
+            counts, differs, relative = _compared(before, nudged, after, moved)
             if differs.any():
                 place = tuple(int(i) for i in np.argwhere(differs)[0])
-                pair = complex(ours[place]), complex(theirs[place])
-                return Verdict(counted, Difference(output.path, family, place, *pair))
+                pair = complex(before[place]), complex(after[place])
+                return Verdict(len(counted), Difference(output.path, family, place, *pair))
             if counts.any():
                 shown.add(output.path)
                 largest = max(largest, float(relative[counts].max()))
     paths = dict.fromkeys(output.path for output in case.outputs)
     unshown = tuple(path for path in paths if path not in shown)
-    return Verdict(counted, None, largest, unshown)
+    if unshown or not counted:
+        return Verdict(len(counted), None, largest, unshown)
+    unseen = [*ours.unseen()]
+    return Verdict(
+        len(counted),
+        None,
+        largest,
+        problem=_problem(case, counted, unseen, [*theirs.unseen()]),
+        unseen=tuple(dict.fromkeys(map(described, unseen))),
+        rounding=tuple(sorted(rounding_in(case.old.jaxpr) ^ rounding_in(case.new.jaxpr))),
+    )
+
+
+def _old_part(results: Sequence[Any], output: Compared) -> Any:
+    """Returns the old entries of an output of the larger network."""
+    found = results[output.new]
+    for axis, places in enumerate(output.places):
+        if places is not None:
+            found = np.take(found, places, axis)
+    return found
+
+
+def _problem(
+    case: Case, samples: Sequence[_Sample], ours: Sequence[Any], theirs: Sequence[Any]
+) -> str | None:
+    """Returns what speaks against a growth although outputs are equal in all samples.
+
+    Args:
+        case: the claim.
+        samples: the samples.
+        ours: operations of the network of which not all sides were seen.
+        theirs: those of the larger network.
+    """
+    if eqn := next(only_in(theirs, ours), None):
+        return f"only the larger program has {described(eqn)}, and no sample shows all its sides"
+    for key, what in differing(case.old.jaxpr, case.new.jaxpr):
+        if not any(_matters(case, sample, key) for sample in samples):
+            return f"only the larger program has {what}, and no sample shows what it does"
+    first = samples[0]
+    return check_gradients(case, first.variables, first.wide, first.inputs, first.larger)
+
+
+def _matters(case: Case, sample: _Sample, number: bytes) -> bool:
+    """Whether outputs of the larger network move if one of its numbers is another one."""
+    try:
+        moved = _run(case.new, sample.wide, sample.larger, _Watch(moved=number))
+    except Undecided:
+        return True
+    pairs = zip(sample.new, moved, strict=True)
+    return any(a.dtype.kind != "V" and not np.array_equal(a, b, equal_nan=True) for a, b in pairs)
 
 
 def _last_id(growth: Growth) -> int | None:
@@ -341,7 +372,7 @@ def _grown(case: Case) -> Any:
     growth = replace(without_choices(case.growth), structure=None)
     old = {path: _wide(array) for path, array in case.old.arguments if path is not None}
     new = {path: _wide(array) for path, array in case.new.arguments if path is not None}
-    key = random_keys(jnp.array([0, 1], jnp.uint32), (), jax.random.key(0).dtype)
+    key = jax.random.wrap_key_data(jnp.zeros(2, jnp.uint32), impl="threefry2x32")
 
     def run(variables: dict[str, Any], fresh: dict[str, Any], key: Any) -> dict[str, Any]:
         found = grow(variables, growth, key=key, fresh=fresh)

@@ -35,6 +35,11 @@ class _Constant(NamedTuple):
     array: Any
 
 
+def _constant(array: Any, aval: Any) -> _Constant:
+    is_number = isinstance(array, float | int | bool | complex)
+    return _Constant(np.asarray(array, aval.dtype) if is_number else array)
+
+
 def in_sizes(
     traced: Traced, size_of: SizeOf, factors: Mapping[int, float] = MappingProxyType({})
 ) -> Any:
@@ -91,9 +96,7 @@ class _Writer:
             except (TypeError, ValueError, AssertionError, ZeroDivisionError) as error:
                 raise CannotResize(f"{eqn.primitive.name}: {error}") from error
 
-        return interpret(
-            jaxpr, consts, arguments, constant=lambda array, _: _Constant(array), equation=equation
-        )
+        return interpret(jaxpr, consts, arguments, constant=_constant, equation=equation)
 
     def _scaled(self, eqn: Any, operands: list[Any], sized: Sized) -> list[Any]:
         """Returns operands with another number, where the number follows from a size."""
@@ -160,7 +163,6 @@ class _Writer:
             raise CannotResize(f"{name}, which runs programs of its own")
         if name == "random_bits":  # each entry's bits follow from its places
             return [self._random_bits(eqn, operands, sized)]
-        operands = [np.asarray(o) if isinstance(o, float | int | bool) else o for o in operands]
         results = eqn.primitive.bind(*operands, **params)
         results = list(results) if eqn.primitive.multiple_results else [results]
         for result, value in zip(results, sized.results, strict=True):

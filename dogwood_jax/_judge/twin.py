@@ -17,7 +17,7 @@ from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._judge.cases import case_of
-from dogwood_jax._judge.judge import Case, Side
+from dogwood_jax._judge.claim import Case, Side
 from dogwood_jax._judge.resize import CannotResize, in_sizes
 from dogwood_jax._program.program import equations
 from dogwood_jax._widths.dims import Dim, atoms, factors, pieces, spread_out

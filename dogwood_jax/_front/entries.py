@@ -1,0 +1,95 @@
+"""Which entries of outputs have moved by more than rounding explains: ``Entries``."""
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from dogwood_jax._front.compare import gaps, largest_entry, place, sizes, together
+from dogwood_jax._front.rounding import bound, eps, least
+
+# An entry may move this many times as far as with nudges. Exact growths of transformers of 2 to 48
+# layers in bfloat16 moved one entry in 131,000 by 1.65 times its standard deviation under nudges.
+_TIMES = 2
+
+
+class Entries:
+    """How far each entry of a network's outputs has moved, and how far rounding may move it.
+
+    Attributes:
+        old: the outputs by path.
+        moved: paths of the outputs with an entry that has moved farther.
+    """
+
+    def __init__(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+        self.old = old
+        self._gaps = {path: together(gaps, array, new[path]) for path, array in old.items()}
+        self._reach = {path: together(_own_rounding, array) for path, array in old.items()}
+        self.moved = [*filter(self._has_moved, old)]
+
+    def explain(self, nudged: Mapping[str, Any]) -> None:
+        """Lets entries move twice as far as they move in outputs that were computed with nudges."""
+        for path in self.moved:
+            if path in nudged:
+                gap = together(gaps, self.old[path], nudged[path])
+                widen = _widened if eps(self.old[path].dtype) else _freed
+                self._reach[path] = together(widen, self._reach[path], gap)
+        self.moved = [*filter(self._has_moved, self.moved)]
+
+    def shows(self, path: str, changed: Mapping[str, Any]) -> bool:
+        """Whether an entry moves farther than with nudges in outputs of changed numbers."""
+        if path not in changed:
+            return False
+        gap = together(gaps, self.old[path], changed[path])
+        return bool(together(_any_beyond, gap, self._reach[path]))
+
+    def said(self, path: str) -> str:
+        """Says how far the entry that moved farthest has moved."""
+        measured = together(_worst, self._gaps[path], self._reach[path])
+        gap, reach, *index = (np.asarray(measure).item() for measure in measured)
+        name = f"output {place(path, index)}" if path or index else "output"
+        for kind, is_so in (("NaN", math.isnan), ("infinite", math.isinf)):
+            if is_so(gap):
+                return f"{name}: {kind} in only one of the networks"
+        at = functools.partial(_size_at, index=tuple(index))
+        size = np.asarray(together(at, self.old[path])).item()
+        relative = gap / size if size else math.inf
+        moved = f"moved by {gap:.3g}, relative {relative:.3g}"
+        return f"{name}: {moved}; rounding explains {reach:.3g}"
+
+    def _has_moved(self, path: str) -> bool:
+        return bool(together(_any_moved, self._gaps[path], self._reach[path]))
+
+
+def _own_rounding(numpy: Any, old: Any) -> Any:
+    """Returns how far entries may move because they are of this dtype."""
+    size = sizes(numpy, old)
+    return bound(old.dtype) * size + least(old.dtype) if eps(old.dtype) else 0 * size
+
+
+def _widened(numpy: Any, reach: Any, gap: Any) -> Any:
+    return numpy.maximum(reach, numpy.where(numpy.isfinite(gap), _TIMES * gap, 0))
+
+
+def _freed(numpy: Any, reach: Any, gap: Any) -> Any:
+    """Lets integers be any, where nudges move them: they may lie between two."""
+    return numpy.where(gap > 0, numpy.inf, reach)
+
+
+def _any_moved(numpy: Any, gap: Any, reach: Any) -> Any:
+    return (~(gap <= reach)).any()  # NaN is no less
+
+
+def _any_beyond(numpy: Any, gap: Any, reach: Any) -> Any:
+    return (numpy.isfinite(gap) & (gap > reach / _TIMES)).any()
+
+
+def _worst(numpy: Any, gap: Any, reach: Any) -> tuple[Any, ...]:
+    worst, index = largest_entry(numpy, numpy.where(gap <= reach, -1, gap))
+    return worst, reach[tuple(index)], *index
+
+
+def _size_at(numpy: Any, old: Any, index: tuple[int, ...]) -> Any:
+    return sizes(numpy, old)[index]

@@ -1,0 +1,115 @@
+"""Whether a network that has grown goes on learning: ``check_gradients``.
+
+Gradients must be finite where those of the old network are, and new units must get some. They may
+get the first one after a step, because two layers of zeros learn one after the other.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.extend.core as jex
+import jax.numpy as jnp
+import numpy as np
+
+from dogwood_jax._growth.growth import Growth
+from dogwood_jax._judge.claim import Case, Side
+from dogwood_jax._judge.evaluate import evaluate
+from dogwood_jax._widths.layout import units_along
+
+Arrays = Mapping[str, Any]
+_ROLES = ("incoming", "outgoing", "both")
+_STEP = 0.1
+
+
+def check_gradients(
+    case: Case, old: Arrays, new: Arrays, ours: Sequence[Any], theirs: Sequence[Any]
+) -> str | None:
+    """Returns what is wrong with the gradients of the larger network, or None.
+
+    Args:
+        case: the claim.
+        old: variables of the network.
+        new: variables of the larger network.
+        ours: inputs of the network.
+        theirs: inputs of the larger network.
+    """
+    after = _gradients(case.new)
+    if after is None:  # a loop that cannot be differentiated, as those of ``while``
+        return None
+    found = after(new, theirs)
+    if bad := [path for path, grad in found.items() if not np.isfinite(grad).all()]:
+        before = _gradients(case.old)
+        if before is None or all(np.isfinite(g).all() for g in before(old, ours).values()):
+            return f"the gradient of {bad[0]} is not finite where that of the network is"
+        return None
+    names = [*_still(case.growth, found)]
+    if names:
+        moved = {p: np.asarray(new[p]) - _STEP * found[p] if p in found else new[p] for p in new}
+        later = {*_still(case.growth, after(moved, theirs))}
+        names = [name for name in names if name in later]
+    if names:
+        return f"new units of {names[0]} get no gradient, so they would never learn"
+    return None
+
+
+def _gradients(side: Side) -> Callable[[Arrays, Sequence[Any]], dict[str, Any]] | None:
+    """Returns the gradient of a random sum of all outputs, as a function for NumPy's arrays."""
+    run = jex.jaxpr_as_fun(side.jaxpr)
+    learned = [
+        place
+        for place, (path, array) in enumerate(side.arguments)
+        if path is not None and jnp.issubdtype(array.dtype, jnp.floating)
+    ]
+
+    def loss(weights: Sequence[Any], arguments: Sequence[Any]) -> Any:
+        arguments = [*arguments]
+        for place, weight in zip(learned, weights, strict=True):
+            arguments[place] = weight
+        rng, whole = np.random.default_rng(0), jnp.zeros(())
+        for result in run(*arguments):
+            if jnp.issubdtype(result.dtype, jnp.inexact):
+                signs = rng.normal(size=result.shape).astype(np.float32)
+                whole = whole + jnp.sum(jnp.real(result).astype(jnp.float32) * signs)
+        return whole
+
+    structs = [array for _, array in side.arguments]
+    try:
+        jaxpr = jax.make_jaxpr(jax.grad(loss))([structs[place] for place in learned], structs)
+    except (TypeError, ValueError, NotImplementedError):
+        return None
+
+    def gradients(variables: Arrays, inputs: Sequence[Any]) -> dict[str, Any]:
+        left = iter(inputs)
+        arguments = [next(left) if p is None else variables[p] for p, _ in side.arguments]
+        results = evaluate(jaxpr, [*(arguments[place] for place in learned), *arguments])
+        paths = [side.arguments[place][0] for place in learned]
+        return {path: result for path, result in zip(paths, results, strict=True) if path}
+
+    return gradients
+
+
+def _still(growth: Growth, gradients: Arrays) -> Iterator[str]:
+    """Yields the widths whose new units get no gradient where old units get some."""
+    for change in growth.changes:
+        if (
+            change.new <= change.old
+            or "zero" == change.strategy.incoming == change.strategy.outgoing
+        ):
+            continue
+        reaches = {"old": False, "new": False}
+        for leaf in growth.after.leaves:
+            grad = gradients.get(growth.place(leaf.path))
+            if grad is None or np.shape(grad) != leaf.shape:
+                continue
+            for axis, layout in enumerate(leaf.axes):
+                units = units_along(layout, change.width, _ROLES)
+                for which, chosen in (
+                    ("old", (units >= 0) & (units < change.old)),
+                    ("new", units >= change.old),
+                ):
+                    if chosen.any():
+                        part = np.take(grad, np.flatnonzero(chosen), axis)
+                        reaches[which] |= bool(np.any(part != 0))
+        if reaches["old"] and not reaches["new"]:
+            yield change.width

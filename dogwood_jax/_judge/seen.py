@@ -1,0 +1,127 @@
+"""What samples have shown of a program, and what not: ``Seen``, ``differing``.
+
+A sample shows a piece of a function only if it falls into the piece. So each operation with several
+pieces, such as a maximum, is watched. What both programs have alike may stay unseen. What only one
+has must be seen: a clip at 10,000 and one at 100,000 are equal on small numbers.
+"""
+
+from collections import Counter
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from dogwood_jax._program.program import equations, every_constant
+
+_PACKAGES = ("/jax/", "/flax/", "/equinox/", "/haiku/", "/optax/", "/numpy/")
+
+
+class Seen:
+    """The sides of operations with several pieces that samples have shown.
+
+    Only floats count: integers are compared where arrays are indexed, and conditions on them are
+    sampled by their numbers.
+    """
+
+    def __init__(self) -> None:
+        self._sides: dict[int, set[Hashable]] = {}
+        self._operations: dict[int, Any] = {}
+
+    def look(self, eqn: Any, operands: Sequence[Any]) -> None:
+        """Takes notice of an equation before it is evaluated."""
+        sides = _SIDES.get(eqn.primitive.name)
+        if sides is not None and all(getattr(a, "dtype", None) == np.float64 for a in operands):
+            self._operations[id(eqn)] = eqn
+            self._sides.setdefault(id(eqn), set()).update(sides(*operands))
+
+    def unseen(self) -> Iterator[Any]:
+        """Yields the operations of which not all sides were seen."""
+        for name, sides in self._sides.items():
+            eqn = self._operations[name]
+            if len(sides) < _COUNTS[eqn.primitive.name]:
+                yield eqn
+
+
+def _compared(a: Any, b: Any) -> Iterator[Hashable]:
+    yield from (side for side, holds in (("less", a < b), ("more", a > b)) if np.any(holds))
+
+
+def _clamped(low: Any, a: Any, high: Any) -> Iterator[Hashable]:
+    for side, holds in (
+        ("below", a < low),
+        ("above", a > high),
+        ("within", (low < a) & (a < high)),
+    ):
+        if np.any(holds):
+            yield side
+
+
+_SIDES = {
+    **dict.fromkeys(("max", "min", "lt", "le", "gt", "ge"), _compared),
+    "clamp": _clamped,
+}
+_COUNTS = {**dict.fromkeys(_SIDES, 2), "clamp": 3}
+
+
+def only_in(unseen: Sequence[Any], others: Sequence[Any]) -> Iterator[Any]:
+    """Yields the operations of a program that stayed unseen, and are more than in another one."""
+    left = Counter(eqn.primitive.name for eqn in others)
+    for eqn in unseen:
+        left[eqn.primitive.name] -= 1
+        if left[eqn.primitive.name] < 0:
+            yield eqn
+
+
+def described(eqn: Any) -> str:
+    """Returns what an operation is called, with the caller's own line where it is known."""
+    place = ""
+    try:
+        frames = eqn.source_info.traceback.as_python_traceback()
+    except AttributeError:
+        frames = None
+    while frames is not None:
+        code = frames.tb_frame.f_code
+        if not any(package in code.co_filename for package in _PACKAGES):
+            place = f"{code.co_filename.rpartition('/')[2]}:{frames.tb_lineno}"
+        frames = frames.tb_next
+    return f"{eqn.primitive.name} ({place})" if place else str(eqn.primitive.name)
+
+
+def differing(old: Any, new: Any) -> Iterator[tuple[bytes, str]]:
+    """Yields the numbers that only the second of two programs has, each with what it is.
+
+    Args:
+        old: a ``ClosedJaxpr``.
+        new: another one.
+    """
+    known = dict(_constants(old))
+    for key, value in dict(_constants(new)).items():
+        if key not in known:
+            yield key, value
+
+
+def _constants(jaxpr: Any) -> list[tuple[bytes, str]]:
+    found: list[tuple[bytes, str]] = []
+
+    def constant(array: Any, aval: Any) -> None:
+        if jnp.issubdtype(aval.dtype, jnp.floating):
+            numbers = np.asarray(array).astype(np.float64)
+            what = f"{numbers:.6g}" if not numbers.shape else f"a table of shape {numbers.shape}"
+            found.append((numbers.tobytes(), what))
+
+    every_constant(jaxpr, constant)
+    return found
+
+
+def rounding_in(jaxpr: Any) -> set[str]:
+    """Returns the narrow dtypes that a program casts to, and the precisions it computes with."""
+    found = set()
+    for eqn in equations(jaxpr.jaxpr):
+        dtype = eqn.params.get("new_dtype")
+        is_narrow = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
+        if is_narrow and jnp.dtype(dtype).itemsize < 4:
+            found.add(f"casts to {jnp.dtype(dtype).name}")
+        if (precision := eqn.params.get("precision")) is not None:
+            found.add(f"precision {precision}")
+    return found
