@@ -39,6 +39,24 @@ def left_alone() -> Iterator[None]:
     gc.freeze()
 
 
+# Each compiled program takes some of the 65,530 maps of memory that Linux lets a process have.
+_MOST_MAPS = 30_000
+
+
+@pytest.fixture(autouse=True)
+def within_maps(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Forgets compiled programs before there are too many."""
+    yield
+    global _tests
+    _tests += 1
+    if _tests % 50 == 0 and os.path.exists("/proc/self/maps"):
+        with open("/proc/self/maps") as maps:
+            if sum(1 for _ in maps) > _MOST_MAPS:
+                jax.clear_caches()
+                gc.collect()
+
+
+_tests = 0
 OF_NETWORKS = ("test_trace_growth.py", "test_strategies.py")
 
 

@@ -17,13 +17,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dogwood_jax._judge.primitives import FUNCTIONS, MOST_ROUNDS, OfEquation, unknown
+from dogwood_jax._judge.primitives import (
+    FUNCTIONS,
+    MOST_ROUNDS,
+    OfEquation,
+    random_bits_alike,
+    unknown,
+)
 from dogwood_jax._program.interpret import called, interpret
 from dogwood_jax._program.program import scan_counts
 
 
 class Watch(Protocol):
-    """Sees an evaluation: numbers of the program as they are read, and operands of equations."""
+    """Sees an evaluation: numbers of the program as they are read, and operands of equations.
+
+    Attributes:
+        is_alike: whether random bits are the same for all entries of an array.
+    """
+
+    is_alike: bool
 
     def number(self, array: np.ndarray, dtype: Any) -> np.ndarray:
         """Returns what a constant of the program is taken to be."""
@@ -88,6 +100,8 @@ class _Evaluation:
         name = eqn.primitive.name
         if self._watch is not None:
             self._watch.equation(eqn, operands)
+            if name == "random_bits" and self._watch.is_alike:
+                return [random_bits_alike(*operands, **eqn.params)]
         if (function := FUNCTIONS.get(name)) is not None:
             if isinstance(function, OfEquation):
                 results = function.run(eqn, *operands)

@@ -12,10 +12,11 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 
-from dogwood_jax._growth.growth import Growth
+from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._judge.claim import Case, Side
 from dogwood_jax._judge.evaluate import evaluate
 from dogwood_jax._widths.layout import units_along
+from dogwood_jax._widths.reasons import kind_of
 
 Arrays = Mapping[str, Any]
 _ROLES = ("incoming", "outgoing", "both")
@@ -92,10 +93,7 @@ def _gradients(side: Side) -> Callable[[Arrays, Sequence[Any]], dict[str, Any]] 
 def _still(growth: Growth, gradients: Arrays) -> Iterator[str]:
     """Yields the widths whose new units get no gradient where old units get some."""
     for change in growth.changes:
-        if (
-            change.new <= change.old
-            or "zero" == change.strategy.incoming == change.strategy.outgoing
-        ):
+        if change.new <= change.old or not _should_learn(growth, change):
             continue
         reaches = {"old": False, "new": False}
         for leaf in growth.after.leaves:
@@ -113,3 +111,15 @@ def _still(growth: Growth, gradients: Arrays) -> Iterator[str]:
                         reaches[which] |= bool(np.any(part != 0))
         if reaches["old"] and not reaches["new"]:
             yield change.width
+
+
+def _should_learn(growth: Growth, change: Change) -> bool:
+    """Whether new units are to learn, as far as samples can show it.
+
+    Samples hold no ids of new units. Where units never learn, a note has said so.
+    """
+    width = growth.widths[change.width]
+    is_told = change.strategy.incoming == change.strategy.outgoing == "zero"
+    is_told |= any(kind_of(note) == "silent" for note in width.notes)
+    is_read = any(place.role != "incoming" for place in width.occurrences)
+    return is_read and not (width.interface or is_told)

@@ -103,7 +103,7 @@ def _broadcast(a: Any, *_: Any, shape: Any, broadcast_dimensions: Any, **__: Any
 
 
 def _reshape(a: Any, *_: Any, new_sizes: Any, dimensions: Any = None, **__: Any) -> Any:
-    return (a if dimensions is None else a.transpose(dimensions)).reshape(new_sizes)
+    return np.reshape(a if dimensions is None else a.transpose(dimensions), new_sizes)
 
 
 def _iota(*_: Any, dtype: Any, shape: Any, dimension: int, **__: Any) -> Any:
@@ -162,41 +162,98 @@ def _gather(
     **_: Any,
 ) -> Any:
     numbers = dimension_numbers
-    batching = dict(zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims))
-    collapsed = {*numbers.collapsed_slice_dims, *batching}
-    batch = indices.shape[:-1]
-    offset = [axis for axis in range(operand.ndim) if axis not in collapsed]
-    where: list[Any] = []
-    is_inside = np.ones(batch, bool)
-    for axis, size in enumerate(slice_sizes):
-        last = operand.shape[axis] - size
-        if axis in batching:
-            along = [1] * len(batch)
-            along[batching[axis]] = -1
-            start = np.arange(operand.shape[axis]).reshape(along)
-        elif axis in numbers.start_index_map:
-            start = indices[..., numbers.start_index_map.index(axis)].astype(np.int64)
-            is_inside = is_inside & (start >= 0) & (start <= last)
-            start = np.clip(start, 0, last)
-        else:
-            start = np.zeros((1,) * len(batch), np.int64)
-        start = start.reshape(*start.shape, *(1,) * len(offset))
-        if axis in offset:
-            along = [1] * (len(batch) + len(offset))
-            along[len(batch) + offset.index(axis)] = -1
-            start = start + np.arange(size).reshape(along)
-        where.append(start)
-    shape = (*batch, *(slice_sizes[axis] for axis in offset))
-    found = (
-        np.broadcast_to(operand[tuple(np.broadcast_arrays(*where))], shape)
-        if where
-        else (np.broadcast_to(operand, shape))
+    gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
+    where, is_inside = _places(
+        operand.shape,
+        indices,
+        slice_sizes,
+        gone,
+        numbers.start_index_map,
+        dict(zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims)),
     )
+    found = operand[where]
     if "FILL" in str(mode).upper():
-        known = is_inside.reshape(*batch, *(1,) * len(offset))
-        found = np.where(known, found, _fill(operand.dtype) if fill_value is None else fill_value)
+        found = np.where(
+            is_inside, found, _fill(operand.dtype) if fill_value is None else fill_value
+        )
     others = [axis for axis in range(found.ndim) if axis not in numbers.offset_dims]
     return np.moveaxis(found, range(found.ndim), [*others, *numbers.offset_dims])
+
+
+def _places(
+    shape: Sequence[int],
+    indices: Any,
+    sizes: Sequence[int],
+    gone: Any,
+    index_map: Sequence[int],
+    batching: Any,
+) -> tuple[tuple[Any, ...], Any]:
+    """Returns the places of windows of an array, and which windows lie inside of it.
+
+    Args:
+        shape: the shape of the array.
+        indices: where windows begin, ``[..., axes]``.
+        sizes: their size along each axis.
+        gone: axes that windows do not have.
+        index_map: the axes that ``indices`` count.
+        batching: axes that are those of ``indices``.
+    """
+    batch = indices.shape[:-1]
+    window = [axis for axis in range(len(shape)) if axis not in gone]
+    where: list[Any] = []
+    is_inside = np.ones((*batch, *(1,) * len(window)), bool)
+    for axis, size in enumerate(sizes):
+        along = [1] * (len(batch) + len(window))
+        if axis in batching:
+            along[batching[axis]] = -1
+            start = np.arange(shape[axis]).reshape(along)
+        elif axis in index_map:
+            start = indices[..., index_map.index(axis)].astype(np.int64)
+            start = np.reshape(start, (*batch, *(1,) * len(window)))
+            is_inside = is_inside & (start >= 0) & (start <= shape[axis] - size)
+            start = np.clip(start, 0, shape[axis] - size)
+        else:
+            start = np.zeros(along, np.int64)
+        if axis in window:
+            along = [1] * (len(batch) + len(window))
+            along[len(batch) + window.index(axis)] = -1
+            start = start + np.arange(size).reshape(along)
+        where.append(start)
+    whole = (*batch, *(sizes[axis] for axis in window))
+    return tuple(np.broadcast_to(start, whole) for start in where), is_inside
+
+
+def _scatter(combine: Any) -> Any:
+    def run(
+        operand: Any, indices: Any, updates: Any, *, dimension_numbers: Any, mode: Any, **_: Any
+    ) -> Any:
+        numbers = dimension_numbers
+        gone = {*numbers.inserted_window_dims, *numbers.operand_batching_dims}
+        windows = iter(numbers.update_window_dims)
+        sizes = [
+            1 if axis in gone else updates.shape[next(windows)] for axis in range(operand.ndim)
+        ]
+        where, is_inside = _places(
+            operand.shape,
+            indices,
+            sizes,
+            gone,
+            numbers.scatter_dims_to_operand_dims,
+            dict(zip(numbers.operand_batching_dims, numbers.scatter_indices_batching_dims)),
+        )
+        others = [axis for axis in range(updates.ndim) if axis not in numbers.update_window_dims]
+        updates = updates.transpose(*others, *numbers.update_window_dims)
+        if "CLIP" not in str(mode).upper():
+            chosen = np.broadcast_to(is_inside, updates.shape)
+            where, updates = tuple(places[chosen] for places in where), updates[chosen]
+        found = operand.copy()
+        if combine is None:
+            found[where] = updates
+        else:
+            combine.at(found, where, updates)
+        return found
+
+    return run
 
 
 def _fill(dtype: Any) -> Any:
@@ -370,6 +427,12 @@ def _random_bits(key: Any, *, bit_width: int, shape: Sequence[int], **_: Any) ->
     return np.asarray((bits >> np.uint64(64 - bit_width)).astype(f"uint{bit_width}"))
 
 
+def random_bits_alike(key: Any, *, bit_width: int, shape: Sequence[int], **_: Any) -> Any:
+    """Returns random bits that are the same for all entries, so that copies have the same."""
+    bits = _random_bits(key, bit_width=bit_width, shape=(1,) * len(shape))
+    return np.broadcast_to(bits, (*key.shape, *shape))
+
+
 def unknown(eqn: Any, *operands: Any) -> list[Any]:
     """Returns numbers that follow from the operands smoothly, and that nothing else is known of."""
     numbers = [np.real(a).astype(float).ravel() for a in operands if isinstance(a, np.ndarray)]
@@ -384,6 +447,14 @@ def unknown(eqn: Any, *operands: Any) -> list[Any]:
             result = (result > 0).astype(var.aval.dtype)
         results.append(result)
     return results
+
+
+def _psum(eqn: Any, *operands: Any) -> list[Any]:
+    """A sum over axes, or over devices, which is unknown on a single one."""
+    axes = eqn.params.get("axes", ())
+    if axes and all(isinstance(axis, int) for axis in axes):
+        return [np.sum(a, axis=tuple(axes), dtype=a.dtype) for a in operands]
+    return unknown(eqn, *operands)
 
 
 def _callback(eqn: Any, *operands: Any) -> list[Any]:
@@ -476,6 +547,12 @@ FUNCTIONS |= {
         "erf_inv": "erfinv",
         "lgamma": "gammaln",
         "digamma": "digamma",
+        "bessel_i0e": "i0e",
+        "bessel_i1e": "i1e",
+        "igamma": "gammainc",
+        "igammac": "gammaincc",
+        "zeta": "zeta",
+        "regularized_incomplete_beta": "betainc",
     }.items()
 }
 FUNCTIONS |= dict.fromkeys(
@@ -493,15 +570,16 @@ FUNCTIONS |= dict.fromkeys(
     ),
     _same,
 )
-# A program is entered for one device alone, whose shard is the whole array.
-FUNCTIONS |= dict.fromkeys(("psum", "psum_invariant", "pmax", "pmin", "all_to_all"), _same)
-FUNCTIONS["axis_index"] = lambda **_: np.int32(0)
 FUNCTIONS |= dict.fromkeys(("debug_callback", "debug_print"), lambda *_, **__: [])
 FUNCTIONS |= dict.fromkeys(
-    ("io_callback", "pallas_call", "ffi_call", "custom_call", "cudnn_dot_product_attention"),
+    (
+        *("io_callback", "pallas_call", "ffi_call", "custom_call", "cudnn_dot_product_attention"),
+        *("psum", "psum_invariant", "pmax", "pmin", "all_gather", "all_to_all", "axis_index"),
+    ),
     OfEquation(unknown),
 )
 FUNCTIONS |= {
+    "psum": OfEquation(_psum),
     "pure_callback": OfEquation(_callback),
     "integer_pow": _integer_pow,
     "round": _round,
@@ -521,6 +599,16 @@ FUNCTIONS |= {
     "dynamic_slice": _dynamic_slice,
     "dynamic_update_slice": _dynamic_update_slice,
     "gather": _gather,
+    "scatter": _scatter(None),
+    "scatter-add": _scatter(np.add),
+    "scatter_add": _scatter(np.add),
+    "scatter-sub": _scatter(np.subtract),
+    "scatter-mul": _scatter(np.multiply),
+    "scatter_mul": _scatter(np.multiply),
+    "scatter-min": _scatter(np.minimum),
+    "scatter_min": _scatter(np.minimum),
+    "scatter-max": _scatter(np.maximum),
+    "scatter_max": _scatter(np.maximum),
     "concatenate": lambda *operands, dimension, **_: np.concatenate(operands, dimension),
     "rev": lambda a, *, dimensions, **_: np.flip(a, dimensions),
     "reduce_sum": _sum,
@@ -543,4 +631,4 @@ FUNCTIONS |= {
     "top_k": _top_k,
     "random_bits": _random_bits,
 }
-__all__ = ["FUNCTIONS", "MOST_ROUNDS", "OfEquation", "unknown"]
+__all__ = ["FUNCTIONS", "MOST_ROUNDS", "OfEquation", "random_bits_alike", "unknown"]

@@ -6,7 +6,7 @@ has must be seen: a clip at 10,000 and one at 100,000 are equal on small numbers
 """
 
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ class Seen:
     def look(self, eqn: Any, operands: Sequence[Any]) -> None:
         """Takes notice of an equation before it is evaluated."""
         sides = _SIDES.get(eqn.primitive.name)
-        if sides is not None and all(getattr(a, "dtype", None) == np.float64 for a in operands):
+        if sides is not None and all(map(_is_piece, operands)):
             self._operations[id(eqn)] = eqn
             self._sides.setdefault(id(eqn), set()).update(sides(*operands))
 
@@ -43,21 +43,22 @@ class Seen:
                 yield eqn
 
 
+def _is_piece(operand: Any) -> bool:
+    """Whether an operand is of floats, and not an infinity that a maximum begins with."""
+    is_float = getattr(operand, "dtype", None) == np.float64
+    return is_float and not (operand.ndim == 0 and np.isinf(operand))
+
+
 def _compared(a: Any, b: Any) -> Iterator[Hashable]:
     yield from (side for side, holds in (("less", a < b), ("more", a > b)) if np.any(holds))
 
 
 def _clamped(low: Any, a: Any, high: Any) -> Iterator[Hashable]:
-    for side, holds in (
-        ("below", a < low),
-        ("above", a > high),
-        ("within", (low < a) & (a < high)),
-    ):
-        if np.any(holds):
-            yield side
+    sides = {"below": a < low, "above": a > high, "within": (low < a) & (a < high)}
+    yield from (side for side, holds in sides.items() if np.any(holds))
 
 
-_SIDES = {
+_SIDES: dict[str, Callable[..., Iterator[Hashable]]] = {
     **dict.fromkeys(("max", "min", "lt", "le", "gt", "ge"), _compared),
     "clamp": _clamped,
 }
@@ -95,20 +96,23 @@ def differing(old: Any, new: Any) -> Iterator[tuple[bytes, str]]:
         old: a ``ClosedJaxpr``.
         new: another one.
     """
-    known = dict(_constants(old))
-    for key, value in dict(_constants(new)).items():
-        if key not in known:
-            yield key, value
+    known = {single for _, single, _ in _constants(old)}
+    for number, single, what in dict.fromkeys(_constants(new)):
+        if single not in known:
+            yield number, what
 
 
-def _constants(jaxpr: Any) -> list[tuple[bytes, str]]:
-    found: list[tuple[bytes, str]] = []
+def _constants(jaxpr: Any) -> list[tuple[bytes, bytes, str]]:
+    """Returns the floats of a program: the number, the same in single precision, and its name."""
+    found: list[tuple[bytes, bytes, str]] = []
 
     def constant(array: Any, aval: Any) -> None:
         if jnp.issubdtype(aval.dtype, jnp.floating):
             numbers = np.asarray(array).astype(np.float64)
             what = f"{numbers:.6g}" if not numbers.shape else f"a table of shape {numbers.shape}"
-            found.append((numbers.tobytes(), what))
+            with np.errstate(over="ignore"):
+                single = numbers.astype(np.float32)
+            found.append((numbers.tobytes(), single.tobytes(), what))
 
     every_constant(jaxpr, constant)
     return found

@@ -8,7 +8,7 @@ whose config states sizes, it is the network's program written again in the new 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import isclose
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree
@@ -238,11 +238,13 @@ def _readings(growth: Growth, traced: Traced) -> Iterator[str]:
     for change in growth.changes:
         for degree in _known(traced.trace.degrees, change).values():
             if not degree.is_mean:
+                powers = (degree.degree, -degree.degree)
+                of_size = [p for p in powers if isclose(degree.number, change.old**p, rel_tol=0.01)]
+                shown = f", as {change.old}**{of_size[0]:g}" if of_size else ""
                 yield (
-                    f"{change.width}: {degree.number:.6g} may be {change.old}**{degree.degree:g}, "
-                    "because there are so many units, or a number of its own, and the network's "
-                    "own function does not take other sizes to tell; pass target_apply=, the "
-                    "larger model's function"
+                    f"{change.width}: {degree.number:.6g} may follow from a size{shown}, or be a "
+                    "number of its own, and the network's function does not take other sizes to "
+                    "tell; pass target_apply=, the larger model's function"
                 )
 
 
@@ -252,8 +254,12 @@ def _holds_sizes(own: Program, traced: Traced, sizes: GrownSizes) -> bool:
     Then the larger model is another function of the same kind, made from another configuration.
     """
     resized = in_sizes(traced, sizes)
-    for a, b in zip(equations(own.jaxpr.jaxpr), equations(resized.jaxpr)):
-        ours, theirs = ([v.aval.shape for v in eqn.outvars] for eqn in (a, b))
-        if a.primitive.name != b.primitive.name or ours != theirs:
-            return "reshape" in (a.primitive.name, b.primitive.name)
-    return False
+    pairs = zip(_reshapes(own.jaxpr), _reshapes(resized))
+    return any(a[0] == b[0] and a[1] != b[1] for a, b in pairs)
+
+
+def _reshapes(jaxpr: Any) -> Iterator[tuple[Any, Any]]:
+    """Yields the shapes before and after each reshape of a program."""
+    for eqn in equations(jaxpr.jaxpr):
+        if eqn.primitive.name == "reshape":
+            yield eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
