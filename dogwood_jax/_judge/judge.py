@@ -127,7 +127,7 @@ class Verdict:
         return self.difference is None and self.samples > 0 and not self.unshown
 
 
-class _Watch:
+class Watch:
     """Nudges the numbers of a program, and finds out how large ids may be.
 
     Args:
@@ -188,21 +188,21 @@ def judge(case: Case) -> Verdict:
     Args:
         case: the claim.
     """
-    grown, rounded = _grown(case), _numbers(case.old.jaxpr) ^ _numbers(case.new.jaxpr)
+    larger, rounded = grown(case), rounded_in_one(case)
     samples = Samples(kinds_of(case.growth), last=_last_id(case.growth))
     counted, largest, shown = 0, 0.0, set[str]()
     for number, family in enumerate(FAMILIES):
-        found = _finite(case, replace(samples, seed=number), family)
+        found = finite(case, replace(samples, seed=number), family)
         if found is None:
             continue
         samples, variables, inputs, old = found
         try:
-            near = _run(case.old, variables, inputs, _Watch(NUDGE, number))
+            near = run(case.old, variables, inputs, Watch(NUDGE, number))
             if rounded:
-                watch = _Watch(NUDGE, number, rounded)
-                rounding = _run(case.old, variables, inputs, watch)
-            wide = grown(variables, samples.variables(case.new.arguments, family, new=True))
-            new = _run(case.new, wide, _larger_inputs(case, inputs, samples, family), _Watch())
+                watch = Watch(NUDGE, number, rounded)
+                rounding = run(case.old, variables, inputs, watch)
+            wide = larger(variables, samples.variables(case.new.arguments, family, new=True))
+            new = run(case.new, wide, _larger_inputs(case, inputs, samples, family), Watch())
         except Undecided:
             continue
         counted += 1
@@ -215,7 +215,7 @@ def judge(case: Case) -> Verdict:
                 place: tuple[int, ...] = ()
                 return Verdict(counted, Difference(output.path, family, place, np.nan, np.nan))
             moved = np.abs(rounding[output.old] - ours) if rounded else 0.0
-            counts, differs, relative = _compared(ours, nudged, theirs, moved)
+            counts, differs, relative = compared(ours, nudged, theirs, moved)
             if differs.any():
                 place = tuple(int(i) for i in np.argwhere(differs)[0])
                 pair = complex(ours[place]), complex(theirs[place])
@@ -238,6 +238,11 @@ def _eps(dtype: Any) -> float:
     return float(jnp.finfo(dtype).eps)  # type: ignore[no-untyped-call]
 
 
+def rounded_in_one(case: Case) -> frozenset[bytes]:
+    """Returns the constants that are rounded and that only one of both programs has."""
+    return _numbers(case.old.jaxpr) ^ _numbers(case.new.jaxpr)
+
+
 def _numbers(jaxpr: Any) -> frozenset[bytes]:
     """Returns the constants of a program that are rounded, because their dtype is a narrow one."""
     found = set()
@@ -250,7 +255,7 @@ def _numbers(jaxpr: Any) -> frozenset[bytes]:
     return frozenset(found)
 
 
-def _compared(old: Any, near: Any, new: Any, rounding: Any) -> tuple[Any, Any, Any]:
+def compared(old: Any, near: Any, new: Any, rounding: Any) -> tuple[Any, Any, Any]:
     """Returns which entries count, which differ, and by how much, relative to the entry.
 
     Args:
@@ -275,7 +280,7 @@ def _compared(old: Any, near: Any, new: Any, rounding: Any) -> tuple[Any, Any, A
         return steady, np.asarray(differs), relative
 
 
-def _finite(
+def finite(
     case: Case, samples: Samples, family: Family
 ) -> tuple[Samples, dict[str, Any], list[Any], list[Any]] | None:
     """Returns a sample for which the network is finite, with its outputs; None if there is none."""
@@ -285,9 +290,9 @@ def _finite(
         for _ in range(4):
             variables = samples.variables(case.old.arguments, family)
             inputs = samples.inputs(case.old.arguments, family)
-            watch = _Watch()
+            watch = Watch()
             try:
-                old = _run(case.old, variables, inputs, watch)
+                old = run(case.old, variables, inputs, watch)
             except Undecided:
                 break
             known = [last for last in (samples.last, watch.last) if last is not None]
@@ -308,7 +313,7 @@ def _is_finite(array: Any) -> bool:
     return not bool(np.isnan(array).any()) and bool(np.isfinite(array).any() or not array.size)
 
 
-def _run(side: Side, variables: Mapping[str, Any], inputs: Sequence[Any], watch: _Watch) -> Any:
+def run(side: Side, variables: Mapping[str, Any], inputs: Sequence[Any], watch: Watch) -> Any:
     left = iter(inputs)
     arguments = [
         watch.nudged(next(left) if path is None else variables[path]) for path, _ in side.arguments
@@ -336,26 +341,26 @@ def _larger_inputs(
     return found
 
 
-def _grown(case: Case) -> Any:
+def grown(case: Case) -> Any:
     """Returns ``grow`` as a function of NumPy's arrays by path: the old ones, and new entries."""
     growth = replace(without_choices(case.growth), structure=None)
     old = {path: _wide(array) for path, array in case.old.arguments if path is not None}
     new = {path: _wide(array) for path, array in case.new.arguments if path is not None}
     key = random_keys(jnp.array([0, 1], jnp.uint32), (), jax.random.key(0).dtype)
 
-    def run(variables: dict[str, Any], fresh: dict[str, Any], key: Any) -> dict[str, Any]:
+    def arrays(variables: dict[str, Any], fresh: dict[str, Any], key: Any) -> dict[str, Any]:
         found = grow(variables, growth, key=key, fresh=fresh)
         return {path: found[path] for path in new}
 
     with in_64_bits():  # factors are not rounded
-        jaxpr = jax.make_jaxpr(run)(old, new, key)
+        jaxpr = jax.make_jaxpr(arrays)(old, new, key)
     paths = sorted(new)
 
-    def grown(variables: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
+    def larger(variables: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
         arguments = [*(variables[p] for p in sorted(old)), *(fresh[p] for p in sorted(new)), key]
         return dict(zip(paths, evaluate(jaxpr, arguments), strict=True))
 
-    return grown
+    return larger
 
 
 def _wide(array: Any) -> Any:
