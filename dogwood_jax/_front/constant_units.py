@@ -1,7 +1,7 @@
 """What constant units add to their readers moves into biases: ``with_constants_folded``."""
 
-import warnings
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -16,7 +16,22 @@ from dogwood_jax._widths.layout import units_along
 from dogwood_jax._widths.widths import Network, Occurrence, Widths
 
 
-def with_constants_folded(variables: PyTree, growth: Growth) -> PyTree:
+@dataclass(frozen=True)
+class Folded:
+    """Variables with the effect of constant units in biases.
+
+    Attributes:
+        variables: the variables.
+        biases: paths of the biases that hold more now.
+        lost: what no bias can make up for, a line for each reader.
+    """
+
+    variables: PyTree
+    biases: frozenset[str] = frozenset()
+    lost: tuple[str, ...] = ()
+
+
+def with_constants_folded(variables: PyTree, growth: Growth) -> Folded:
     """Returns the variables with the effect of constant units that go in their readers' biases."""
     network, leaves = growth.widths.network, leaves_by_path(variables)
     where = placement(leaves, {})
@@ -25,12 +40,12 @@ def with_constants_folded(variables: PyTree, growth: Growth) -> PyTree:
     constant = {change.width: _constant(leaves, growth.widths, change) for change in growth.changes}
     known = [concrete(units) for units in constant.values()]
     if not any(units is None or units.any() for units in known):
-        return variables
+        return Folded(variables)
     readers = [(width, *reader) for width in constant for reader in _readers(growth.widths, width)]
     paths = {path for _, place, bias in readers for path in (place.path, bias) if path is not None}
     gradients = None if network is None else _gradients(automatic, network, paths)
     biased = {change.width: _biased(leaves, growth.widths, change) for change in growth.changes}
-    folded = dict(leaves)
+    folded, biases, problems = dict(leaves), set[str](), list[str]()
     for width, place, bias in readers:
         rows = jnp.moveaxis(jnp.asarray(leaves[place.path]), place.axis, 0)
         units = units_along(place.layout, width, ("outgoing",))
@@ -43,19 +58,20 @@ def with_constants_folded(variables: PyTree, growth: Growth) -> PyTree:
                 effect, moved = _effect(rows, rows_gradient, gradients[bias], goes)
                 folded[bias] = (folded[bias] + effect).astype(leaves[bias].dtype)
                 lost &= ~moved
+                biases.add(bias)
         else:  # what nothing feeds, not even a bias, is taken to be zero
             lost &= biased[width][units]
         if (found := concrete(lost)) is not None and found.any():
             why = "it has no bias that could make up for them"
             if network is None:
                 why = "only of widths from dw.trace they are moved into its bias"
-            warnings.warn(
+            problems.append(
                 f"{width}: removing the constant units {sorted({*units[found].tolist()})} changes "
-                f"what {place.path} reads; {why}",
-                stacklevel=3,
+                f"what {place.path} reads; {why}"
             )
     folded = where.leave(folded)
-    return in_order_of(variables, rebuilt(jax.tree.structure(variables), folded))
+    after = rebuilt(jax.tree.structure(variables), folded)
+    return Folded(in_order_of(variables, after), frozenset(biases), tuple(problems))
 
 
 def moves_constants(widths: Widths, width: str) -> bool:

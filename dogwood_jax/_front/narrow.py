@@ -1,6 +1,8 @@
 """The way back: ``narrow`` removes units, ``merge_symmetric`` folds equal ones into one."""
 
+import warnings
 from collections.abc import Mapping, Sequence
+from math import isinf, isnan
 from typing import Any
 
 from dogwood_jax._arrays.explicit_axes import explicit_shardings, with_automatic_axes
@@ -8,7 +10,9 @@ from dogwood_jax._arrays.grow import expect_network, grow
 from dogwood_jax._base.arguments import BY_WIDTH, NAMES, VARIABLES, WIDTHS, expect
 from dogwood_jax._base.trees import PyTree, leaves_by_path
 from dogwood_jax._front.constant_units import with_constants_folded
+from dogwood_jax._front.removal import Removal
 from dogwood_jax._front.symmetry import find_symmetric
+from dogwood_jax._growth.growth import Growth
 from dogwood_jax._plan.plan import plan
 from dogwood_jax._widths.widths import Widths
 
@@ -18,11 +22,13 @@ def narrow(
 ) -> PyTree:
     """Removes units from a network.
 
-    The network computes the same as before if all removed units are dead, see ``find_dead``: their
-    outgoing weights are zero, or their incoming weights are, which makes them constant. What a
+    The network computes the same as before if all removed units are dead, see ``find_dead``. What a
     constant unit adds to its readers is moved into the biases of these. This is possible only if
-    the widths were traced and the readers have biases. If not, a warning says so, except under
-    ``jax.jit``. If other units are removed, the outputs lose what they contributed.
+    the widths were traced and the readers have biases. If other units are removed, the outputs lose
+    what they contributed, and a warning says by how much outputs move: the network is evaluated
+    with random inputs before and after. Nothing is said where it cannot be evaluated: under
+    ``jax.jit``, for widths that were not traced, where inputs or outputs lose units, and if weights
+    and values of the network are more than ten million numbers.
 
     ``narrow`` undoes a growth by ``zero_outgoing``, bit for bit, where no array was rescaled.
 
@@ -64,11 +70,36 @@ def narrow(
     expect_network("narrow", variables, leaves_by_path(variables), growth)
     if shardings := explicit_shardings(variables):
         return with_automatic_axes(
-            lambda variables: narrow(variables, widths, keep, interface=interface),
+            lambda variables: without_units(variables, growth),
             growth.shardings(shardings),
             variables,
         )
-    return grow(with_constants_folded(variables, growth), growth)
+    folded = with_constants_folded(variables, growth)
+    share = Removal(widths).moved(variables, folded, growth)
+    lost = [*folded.lost]
+    if share:
+        lost = [
+            f"{_in_words(share)}, because units that go are not dead; "
+            "dw.find_dead(variables, widths, name) lists those that are",
+            *lost,
+        ]
+    if lost and share != 0:
+        warnings.warn(f"narrow: {'; '.join(lost)}", stacklevel=2)
+    return grow(folded.variables, growth)
+
+
+def _in_words(share: float) -> str:
+    """Says by how much outputs move."""
+    if isnan(share):
+        return "outputs are not finite any more"
+    if isinf(share):
+        return "outputs become others"
+    return f"outputs move by {100 * share:.3g}% (root mean square, random inputs)"
+
+
+def without_units(variables: PyTree, growth: Growth) -> PyTree:
+    """Returns the smaller variables without saying how far outputs move."""
+    return grow(with_constants_folded(variables, growth).variables, growth)
 
 
 def merge_symmetric(
