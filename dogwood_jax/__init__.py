@@ -56,12 +56,13 @@ if TYPE_CHECKING:
     from dogwood_jax._arrays.grow import grow
     from dogwood_jax._front.compare import Difference, compare
     from dogwood_jax._front.cost import Cost, cost
+    from dogwood_jax._front.dead import find_dead
     from dogwood_jax._front.deepen import deepen
     from dogwood_jax._front.gain import Gain, Gains, gain
     from dogwood_jax._front.narrow import merge_symmetric, narrow
     from dogwood_jax._front.saliency import saliency
     from dogwood_jax._front.shrink import shrink
-    from dogwood_jax._front.symmetry import activity, find_dead, find_symmetric
+    from dogwood_jax._front.symmetry import activity, find_symmetric
     from dogwood_jax._front.verify import verify
     from dogwood_jax._front.widen import chain, widen
     from dogwood_jax._growth.as_json import from_json, to_json
@@ -136,7 +137,8 @@ _NAMES_IN = {
     "_front.narrow": ("merge_symmetric", "narrow"),
     "_front.saliency": ("saliency",),
     "_front.shrink": ("shrink",),
-    "_front.symmetry": ("activity", "find_dead", "find_symmetric"),
+    "_front.dead": ("find_dead",),
+    "_front.symmetry": ("activity", "find_symmetric"),
     "_front.verify": ("verify",),
     "_front.widen": ("chain", "widen"),
     "_growth.as_json": ("from_json", "to_json"),

@@ -354,8 +354,9 @@ def narrow(
         >>> import dogwood_jax as dw
         >>> rngs = nnx.Rngs(0)
         >>> model = nnx.Sequential(nnx.Linear(4, 8, rngs=rngs), nnx.Linear(8, 2, rngs=rngs))
+        >>> model.layers[1].kernel[...] = model.layers[1].kernel[...].at[3:].set(0)
         >>> widths = dw.nnx.trace(model, jnp.ones((1, 4)))
-        >>> dw.nnx.narrow(model, widths, {"layers/0": [0, 2, 5]}).layers[0].out_features
+        >>> dw.nnx.narrow(model, widths, {"layers/0": [0, 1, 2]}).layers[0].out_features
         3
     """
     expect(
@@ -365,8 +366,8 @@ def narrow(
         keep=(BY_WIDTH, keep),
     )
     growth = _plan(widths, keep=keep, interface=interface)
-    state = _narrow(nnx.state(model), widths, keep, interface=interface)
-    smaller: Module = nnx.merge(_graph_of(model, growth, (), _NARROW_IT), state)
+    graph = _graph_of(model, growth, (), _NARROW_IT)
+    smaller: Module = nnx.merge(graph, _narrow(nnx.state(model), widths, keep, interface=interface))
     return smaller
 
 

@@ -1,5 +1,7 @@
 """Removing units: exact where they are dead, the inverse of growing where they are copies."""
 
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -61,7 +63,9 @@ def test_a_constant_unit_that_no_bias_makes_up_for():
     params = {"up": up, "b": b, "down": down}
     widths = dw.trace(apply, params, np.ones((4, 2)))
     dw.narrow(params, widths, {"up": [0, 1]})  # nothing reads the last unit
-    dw.narrow(params, widths, {"up": [0, 2]})  # which is not constant
+    with pytest.warns(UserWarning, match="outputs move by [0-9.]+% ") as caught:
+        dw.narrow(params, widths, {"up": [0, 2]})  # the second one is neither
+    assert "constant" not in str(caught[0].message)
     for traced in (widths, dw.from_json(dw.to_json(widths))):
         with pytest.warns(
             UserWarning, match=r"removing the constant units \[0\] changes what down"
@@ -71,7 +75,14 @@ def test_a_constant_unit_that_no_bias_makes_up_for():
 
 def test_units_that_are_not_constant_are_dropped_without_a_trace(network):
     variables, widths = network
-    narrowed = dw.narrow(variables, widths, {"Dense_0": np.arange(7) < 6})
+    with pytest.warns(UserWarning, match="outputs move by [0-9.]+% ") as caught:
+        narrowed = dw.narrow(variables, widths, {"Dense_0": np.arange(7) < 6})
+    silent = jax.tree.map(np.copy, variables)
+    silent["params"]["Dense_1"]["kernel"][6] = 0
+    before = outputs(variables)
+    share = np.sqrt(((outputs(silent) - before) ** 2).mean() / (before**2).mean())
+    said = float(re.search(r"by (.*)% \(root", str(caught[0].message))[1]) / 100
+    assert share / 2 < said < share * 2  # for other random inputs
     np.testing.assert_array_equal(
         narrowed["params"]["Dense_1"]["bias"], variables["params"]["Dense_1"]["bias"]
     )

@@ -1,7 +1,6 @@
 """What a network would lose with each of its units: ``saliency``."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import jax
@@ -22,8 +21,8 @@ from dogwood_jax._base.arguments import (
 )
 from dogwood_jax._base.described import described
 from dogwood_jax._base.trees import PyTree, is_array, leaves_by_path, rebuilt
-from dogwood_jax._front.narrow import moves_constants
-from dogwood_jax._front.symmetry import find_dead, find_symmetric, weights_of
+from dogwood_jax._front.dead import find_dead
+from dogwood_jax._front.symmetry import find_symmetric, weights_of
 from dogwood_jax._widths.layout import units_along
 from dogwood_jax._widths.widths import Width, Widths
 
@@ -107,7 +106,7 @@ def saliency(
     expect_values("saliency", leaves, "pass trained weights")
     expect_arrays("saliency", "variables", variables, leaves, [leaf.path for leaf in widths.leaves])
     removable = [width for width in widths.values() if refusal(widths, width) is None]
-    idle = {width.name: _idle(variables, widths, width) for width in removable}
+    idle = {width.name: find_dead(variables, widths, width.name) for width in removable}
     groups = {width.name: copies(variables, width) for width in removable}
     if by == "norm":
         scores = {w.name: np.sum(weights_of(variables, w) ** 2, axis=1) for w in removable}
@@ -151,14 +150,6 @@ def copies(variables: PyTree, width: Width) -> tuple[tuple[int, ...], ...]:
     if width.hazards or width.copy_hazards:
         return ()
     return find_symmetric(variables, width, outgoing=False)
-
-
-def _idle(variables: PyTree, widths: Widths, width: Width) -> tuple[int, ...]:
-    """Returns the units that ``narrow`` removes without changing what the network computes."""
-    if moves_constants(widths, width.name):
-        return find_dead(variables, width)
-    read = tuple(place for place in width.occurrences if place.role != "incoming")
-    return find_dead(variables, replace(width, occurrences=read))
 
 
 # Ways to score ------------------------------------------------------------------------------------

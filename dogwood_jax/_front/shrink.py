@@ -19,7 +19,7 @@ from dogwood_jax._base.arguments import (
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, leaves_by_path
 from dogwood_jax._front.cost import cost
-from dogwood_jax._front.narrow import narrow
+from dogwood_jax._front.narrow import without_units
 from dogwood_jax._front.saliency import Loss, Scores, copies, refusal, saliency
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._plan.plan import plan
@@ -188,7 +188,8 @@ def _narrowed(variables: PyTree, widths: Widths, keep: Kept) -> PyTree:
                 merge.setdefault(name, []).append([into[0], *gone])
                 also.setdefault(name, []).extend(gone)
     first = {name: sorted([*units, *also.get(name, [])]) for name, units in keep.items()}
-    narrowed = narrow(variables, widths, first)
+    growth = plan(widths, keep=first)
+    narrowed = without_units(variables, growth)
     if not merge:
         return narrowed
     place = {name: {unit: n for n, unit in enumerate(units)} for name, units in first.items()}
@@ -196,4 +197,4 @@ def _narrowed(variables: PyTree, widths: Widths, keep: Kept) -> PyTree:
         name: [[place[name][unit] for unit in group] for group in own]
         for name, own in merge.items()
     }
-    return grow(narrowed, plan(plan(widths, keep=first).after, merge=groups))
+    return grow(narrowed, plan(growth.after, merge=groups))

@@ -16,6 +16,7 @@ mean.
 | ``evaluate`` | a program computed with NumPy in float64 |
 | ``primitives`` | what primitives compute, where NumPy is faster than JAX or must differ |
 | ``resize`` | a program written again in other sizes |
+| ``removal`` | how far outputs move when units go, with the network's own weights |
 
 Where to add: a primitive with a shape among its parameters is an entry in ``resize``. Other
 primitives need nothing here, because JAX computes what NumPy has no function for.

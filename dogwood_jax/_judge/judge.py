@@ -99,7 +99,7 @@ class _Sample:
     new: list[Any]
 
 
-class _Watch:
+class Watch:
     """Nudges the numbers of a program, and finds out how large ids may be.
 
     Args:
@@ -190,35 +190,35 @@ def _draws(jaxpr: Any) -> bool:
 
 
 def _judged(case: Case, *, is_alike: bool = False) -> Verdict:
-    grown, rounded = _grown(case), _numbers(case.old.jaxpr) ^ _numbers(case.new.jaxpr)
+    larger, rounded = grown(case), rounded_in_one(case)
     samples = Samples(kinds_of(case.growth), last=_last_id(case.growth))
     largest, shown, counted = 0.0, set[str](), list[_Sample]()
     ours, theirs = Seen(), Seen()
     for number, family in enumerate(FAMILIES):
-        found = _finite(case, replace(samples, seed=number), family, is_alike)
+        found = finite(case, replace(samples, seed=number), family, is_alike)
         if found is None:
             continue
         samples, variables, inputs, old = found
         try:
-            near = _run(
-                case.old, variables, inputs, _Watch(NUDGE, number, seen=ours, is_alike=is_alike)
+            near = run(
+                case.old, variables, inputs, Watch(NUDGE, number, seen=ours, is_alike=is_alike)
             )
             if rounded:
-                watch = _Watch(NUDGE, number, rounded, is_alike=is_alike)
-                rounding = _run(case.old, variables, inputs, watch)
-            wide = grown(variables, samples.variables(case.new.arguments, family, new=True))
-            larger = _larger_inputs(case, inputs, samples, family)
-            new = _run(case.new, wide, larger, _Watch(seen=theirs, is_alike=is_alike))
+                watch = Watch(NUDGE, number, rounded, is_alike=is_alike)
+                rounding = run(case.old, variables, inputs, watch)
+            wide = larger(variables, samples.variables(case.new.arguments, family, new=True))
+            inputs_of_larger = _larger_inputs(case, inputs, samples, family)
+            new = run(case.new, wide, inputs_of_larger, Watch(seen=theirs, is_alike=is_alike))
         except Undecided:
             continue
-        counted.append(_Sample(family, variables, inputs, old, wide, larger, new))
+        counted.append(_Sample(family, variables, inputs, old, wide, inputs_of_larger, new))
         for output in case.outputs:
             before, nudged, after = old[output.old], near[output.old], _old_part(new, output)
             if np.shape(after) != np.shape(before):
                 nothing = Difference(output.path, family, (), np.nan, np.nan)
                 return Verdict(len(counted), nothing)
             moved = np.abs(rounding[output.old] - before) if rounded else 0.0
-            counts, differs, relative = _compared(before, nudged, after, moved)
+            counts, differs, relative = compared(before, nudged, after, moved)
             if differs.any():
                 place = tuple(int(i) for i in np.argwhere(differs)[0])
                 pair = complex(before[place]), complex(after[place])
@@ -273,7 +273,7 @@ def _problem(
 def _matters(case: Case, sample: _Sample, number: bytes) -> bool:
     """Whether outputs of the larger network move if one of its numbers is another one."""
     try:
-        moved = _run(case.new, sample.wide, sample.larger, _Watch(moved=number))
+        moved = run(case.new, sample.wide, sample.larger, Watch(moved=number))
     except Undecided:
         return True
     pairs = zip(sample.new, moved, strict=True)
@@ -290,6 +290,11 @@ def _eps(dtype: Any) -> float:
     return float(jnp.finfo(dtype).eps)  # type: ignore[no-untyped-call]
 
 
+def rounded_in_one(case: Case) -> frozenset[bytes]:
+    """Returns the constants that are rounded and that only one of both programs has."""
+    return _numbers(case.old.jaxpr) ^ _numbers(case.new.jaxpr)
+
+
 def _numbers(jaxpr: Any) -> frozenset[bytes]:
     """Returns the constants of a program that are rounded, because their dtype is a narrow one."""
     found = set()
@@ -302,7 +307,7 @@ def _numbers(jaxpr: Any) -> frozenset[bytes]:
     return frozenset(found)
 
 
-def _compared(old: Any, near: Any, new: Any, rounding: Any) -> tuple[Any, Any, Any]:
+def compared(old: Any, near: Any, new: Any, rounding: Any) -> tuple[Any, Any, Any]:
     """Returns which entries count, which differ, and by how much, relative to the entry.
 
     Args:
@@ -327,8 +332,8 @@ def _compared(old: Any, near: Any, new: Any, rounding: Any) -> tuple[Any, Any, A
         return steady, np.asarray(differs), relative
 
 
-def _finite(
-    case: Case, samples: Samples, family: Family, is_alike: bool
+def finite(
+    case: Case, samples: Samples, family: Family, is_alike: bool = False
 ) -> tuple[Samples, dict[str, Any], list[Any], list[Any]] | None:
     """Returns a sample for which the network is finite, with its outputs; None if there is none."""
     modes = MODES[MODES.index(samples.mode) :]
@@ -337,9 +342,9 @@ def _finite(
         for _ in range(4):
             variables = samples.variables(case.old.arguments, family)
             inputs = samples.inputs(case.old.arguments, family)
-            watch = _Watch(is_alike=is_alike)
+            watch = Watch(is_alike=is_alike)
             try:
-                old = _run(case.old, variables, inputs, watch)
+                old = run(case.old, variables, inputs, watch)
             except Undecided:
                 break
             known = [last for last in (samples.last, watch.last) if last is not None]
@@ -360,7 +365,7 @@ def _is_finite(array: Any) -> bool:
     return not bool(np.isnan(array).any()) and bool(np.isfinite(array).any() or not array.size)
 
 
-def _run(side: Side, variables: Mapping[str, Any], inputs: Sequence[Any], watch: _Watch) -> Any:
+def run(side: Side, variables: Mapping[str, Any], inputs: Sequence[Any], watch: Watch) -> Any:
     left = iter(inputs)
     arguments = [
         watch.nudged(next(left) if path is None else variables[path]) for path, _ in side.arguments
@@ -388,26 +393,26 @@ def _larger_inputs(
     return found
 
 
-def _grown(case: Case) -> Any:
+def grown(case: Case) -> Any:
     """Returns ``grow`` as a function of NumPy's arrays by path: the old ones, and new entries."""
     growth = replace(without_choices(case.growth), structure=None)
     old = {path: _wide(array) for path, array in case.old.arguments if path is not None}
     new = {path: _wide(array) for path, array in case.new.arguments if path is not None}
     key = jax.random.wrap_key_data(jnp.zeros(2, jnp.uint32), impl="threefry2x32")
 
-    def run(variables: dict[str, Any], fresh: dict[str, Any], key: Any) -> dict[str, Any]:
+    def arrays(variables: dict[str, Any], fresh: dict[str, Any], key: Any) -> dict[str, Any]:
         found = grow(variables, growth, key=key, fresh=fresh)
         return {path: found[path] for path in new}
 
     with in_64_bits():  # factors are not rounded
-        jaxpr = jax.make_jaxpr(run)(old, new, key)
+        jaxpr = jax.make_jaxpr(arrays)(old, new, key)
     paths = sorted(new)
 
-    def grown(variables: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
+    def larger(variables: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
         arguments = [*(variables[p] for p in sorted(old)), *(fresh[p] for p in sorted(new)), key]
         return dict(zip(paths, evaluate(jaxpr, arguments), strict=True))
 
-    return grown
+    return larger
 
 
 def _wide(array: Any) -> Any:

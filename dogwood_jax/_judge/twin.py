@@ -74,7 +74,7 @@ def claim(growth: Growth, traced: Traced, larger: Larger) -> Case:
         CannotShrink: if the programs do not fit small sizes, and are too large to be evaluated.
         CannotResize: if there is no larger program, and the network's does not fit larger sizes.
     """
-    is_few = sum(_entries(traced.program.jaxpr)) <= _FEW
+    is_few = sum(entries(traced.program.jaxpr)) <= _FEW
     if not is_few:
         try:
             return twin_of(growth, traced, larger)
@@ -354,10 +354,10 @@ def _within_bounds(jaxpr: Any) -> Any:
 
 def most_entries(jaxpr: Any) -> int:
     """Returns how many entries the largest array of a program has."""
-    return max(_entries(jaxpr), default=0)
+    return max(entries(jaxpr), default=0)
 
 
-def _entries(jaxpr: Any) -> Iterator[int]:
+def entries(jaxpr: Any) -> Iterator[int]:
     for eqn in equations(jaxpr.jaxpr):
         for var in eqn.outvars:
             yield prod(getattr(var.aval, "shape", ()))

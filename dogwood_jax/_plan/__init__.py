@@ -25,7 +25,8 @@ comes a growth.
 | ``groups`` | heads of keys and values that grow without more query heads |
 | ``apart`` | whether a program computes each head on its own, and what is the same for all heads |
 | ``between`` | old units at multiples of their places, with new units between them |
-| ``own_function`` | what the network's own function says of a growth, once it is planned |
+| ``shown`` | whether an evaluation shows that outputs stay, and of which larger program |
+| ``own_function`` | the network's own function in other sizes, or why it does not take them |
 | ``fewer_layers`` | a deep network with fewer layers, to ask its own function at less cost |
 | ``tried`` | what the network's function did with doubled widths; files keep this in its place |
 | ``solved`` | recipes that make up for the numbers of one larger model |
