@@ -46,13 +46,23 @@ class Compared:
 
 @dataclass(frozen=True)
 class Case:
-    """A claim: two networks with a growth between them compute the same."""
+    """A claim: two networks with a growth between them compute the same.
+
+    Attributes:
+        old: the network.
+        new: the larger network.
+        growth: what becomes of the variables.
+        outputs: what is compared.
+        inputs: for each input and axis, where old entries are in the larger network; None for all.
+        is_resized: whether the larger program is the network's own one, written in other sizes.
+    """
 
     old: Side
     new: Side
     growth: Growth
     outputs: Sequence[Compared]
     inputs: Sequence[tuple[np.ndarray | None, ...]]
+    is_resized: bool = False
 
     @cached_property
     def has_ids(self) -> bool:

@@ -252,11 +252,12 @@ def rounding_of(
     """Returns by how much rounding moves each result of the larger network.
 
     The network's variables and the inputs are nudged, and grown again: then units whose effects
-    cancel go on to do so. Constants of new layers are moved by what single precision rounds, because
-    they follow from numbers of the program.
+    cancel go on to do so. Constants of new layers are moved by what single precision rounds,
+    because they follow from numbers of the program.
     """
     moved = [np.zeros(np.shape(result)) for result in sample.new]
     constants = [i.path for i in case.growth.insertions if i.fill == "constant"]
+    numbers = rounded_in_one(case)
     for again in range(3):
         watch = Watch(NUDGE, seed + 100 * (again + 1))
         variables = {path: watch.nudged(array) for path, array in sample.variables.items()}
@@ -265,7 +266,8 @@ def rounding_of(
         near = run(case.new, wide, inputs, Watch(is_alike=is_alike))
         for path in constants:
             wide[path] = wide[path] * (1 + _eps(np.float32) / 2 * (-1) ** again)
-        rounded = run(case.new, wide, inputs, Watch(is_alike=is_alike)) if constants else near
+        watch = Watch(seed=again, rounded=numbers, is_alike=is_alike)
+        rounded = run(case.new, wide, inputs, watch) if constants or numbers else near
         for n, result in enumerate(sample.new):
             if isinstance(result, np.ndarray) and result.dtype.kind in "fc":
                 with np.errstate(all="ignore"):
@@ -295,12 +297,15 @@ def _problem(
         ours: operations of the network of which not all sides were seen.
         theirs: those of the larger network.
     """
-    if not case.growth.insertions:  # else new layers have numbers and operations of their own
+    # New layers have numbers and operations of their own.
+    if not case.growth.insertions and not case.is_resized:
         if eqn := next(only_in(theirs, ours), None):
             return (
                 f"only the larger program has {described(eqn)}, and no sample shows all its sides"
             )
-    if not case.growth.insertions or any(differing(case.new.jaxpr, case.old.jaxpr)):
+    if case.is_resized:
+        pass
+    elif not case.growth.insertions or any(differing(case.new.jaxpr, case.old.jaxpr)):
         for key, what in differing(case.old.jaxpr, case.new.jaxpr):
             if not any(_matters(case, sample, key) for sample in samples):
                 return f"only the larger program has {what}, and no sample shows what it does"
@@ -439,7 +444,8 @@ def grown(case: Case) -> Any:
     growth = replace(without_choices(case.growth), structure=None)
     old = {path: _wide(array) for path, array in case.old.arguments if path is not None}
     new = {path: _wide(array) for path, array in case.new.arguments if path is not None}
-    key = jax.random.wrap_key_data(jnp.zeros(2, jnp.uint32), impl="threefry2x32")
+    with jax.ensure_compile_time_eval():  # also where jit traces the caller
+        key = jax.random.wrap_key_data(jnp.zeros(2, jnp.uint32), impl="threefry2x32")
 
     def arrays(variables: dict[str, Any], fresh: dict[str, Any], key: Any) -> dict[str, Any]:
         found = grow(variables, growth, key=key, fresh=fresh)

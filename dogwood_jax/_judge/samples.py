@@ -165,7 +165,10 @@ class Samples:
 
     def _whole(self, rng: Any, shape: tuple[int, ...], dtype: Any) -> Any:
         if jnp.issubdtype(dtype, jax.dtypes.prng_key):
-            return random_keys(jnp.asarray(rng.integers(1 << 31, size=2), jnp.uint32), shape, dtype)
+            with jax.ensure_compile_time_eval():  # also where jit traces the caller
+                return random_keys(
+                    jnp.asarray(rng.integers(1 << 31, size=2), jnp.uint32), shape, dtype
+                )
         if dtype == np.bool_:
             return rng.random(shape) < 0.7
         if dtype == np.uint32 and shape[-1:] == (2,):  # most likely a key of the older kind

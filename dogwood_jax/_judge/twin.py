@@ -87,7 +87,7 @@ def claim(growth: Growth, traced: Traced, larger: Larger) -> Case:
     else:
         program = larger.traced.program
         new = Side(program.jaxpr, program.arguments, program.results)
-    return case_of(growth, traced, new)
+    return replace(case_of(growth, traced, new), is_resized=larger.traced is None)
 
 
 def twin_of(growth: Growth, traced: Traced, larger: Larger) -> Case:
@@ -178,7 +178,9 @@ class _Twin:
             sizes = _Sizes(self._known(its))
             new = _side(_within_bounds(in_sizes(its, sizes)), its)
             insertions = tuple(_shrunk(i, its, sizes) for i in self._growth.insertions)
-        return case_of(self._growth_in_sizes(insertions), traced, new, old, self.before, self.after)
+        growth = self._growth_in_sizes(insertions)
+        case = case_of(growth, traced, new, old, self.before, self.after)
+        return replace(case, is_resized=its is None)
 
     def _growth_in_sizes(self, insertions: tuple[Insertion, ...]) -> Growth:
         widths = self._growth.widths

@@ -115,7 +115,9 @@ def shown(growth: Growth, target: PyTree) -> Growth:
     traced = _traced(few)
     numbers = dict(_numbers(few, traced))
     try:
-        if own is not None and not _holds_sizes(own, traced, GrownSizes(few.widths, few.sizes)):
+        is_noted = target is not None and bool(numbers)  # the larger model may have its own
+        sizes = GrownSizes(few.widths, few.sizes)
+        if own is not None and not is_noted and not _holds_sizes(own, traced, sizes):
             raise Unshown(*against)
         verdict, evidence = _judged(few, Larger(None, numbers))
         is_own = bool(numbers) and target is None
