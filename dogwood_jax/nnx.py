@@ -96,6 +96,7 @@ def plan(
     strategy: Strategy | Mapping[str, Strategy] | None = None,
     depth: DepthStrategy | None = None,
     interface: bool = False,
+    check: bool = True,
 ) -> Growth:
     """Plans how a module becomes a larger one, wider, deeper or both.
 
@@ -114,6 +115,7 @@ def plan(
         strategy: as there.
         depth: as there.
         interface: whether dimensions of inputs and outputs may grow, as there.
+        check: as there.
 
     Returns:
         The growth of the module's state.
@@ -148,7 +150,12 @@ def plan(
             raise TypeError(f"{call}: sizes and target= are both larger modules; pass one of them")
         sizes, target = None, sizes
     widths = model if isinstance(model, Widths) else trace(model, *inputs)
-    options: dict[str, Any] = {"strategy": strategy, "depth": depth, "interface": interface}
+    options: dict[str, Any] = {
+        "strategy": strategy,
+        "depth": depth,
+        "interface": interface,
+        "check": check,
+    }
     if target is not None:
         try:
             return _plan_for(widths, target, sizes, keep=keep, merge=merge, **options)

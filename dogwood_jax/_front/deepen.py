@@ -36,7 +36,9 @@ from dogwood_jax._depth.statistics import with_statistics
 from dogwood_jax._front.verify import verify_if_possible
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.insertion import Insertion
-from dogwood_jax._widths.widths import Widths, no_such
+from dogwood_jax._plan.shown import shown_by
+from dogwood_jax._widths.trace import trace
+from dogwood_jax._widths.widths import no_such
 
 _LAYERS = ArgumentKind(
     "a mapping from layer to layer, {name: name}",
@@ -169,11 +171,13 @@ def deepen(
         copy=copy,
         interleave=interleave,
     )
+    widths = trace(apply, variables, *inputs)
+    growth = Growth(widths, (), insertions=found)
+    shown_by(growth, widths, trace(target_apply, target, *inputs), ())
     deeper = _inserted(variables, found, target, key)
     if batch is not None:
         deeper = with_statistics(target_apply, deeper, found, batch)
     if verify:
-        growth = Growth(Widths(()), (), insertions=found)
         verify_if_possible(apply, variables, target_apply, deeper, tuple(inputs), growth)
     return deeper
 

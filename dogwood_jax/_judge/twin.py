@@ -122,8 +122,11 @@ class _Twin:
                 pair = (self._next(),) * 2
             self._before[name], self._after[name] = pair
         self._shapes = self._of_inputs(inputs)
-        self.before = GrownSizes(widths, self._before, self._shapes)
-        self.after = GrownSizes(widths, self._after, {**self._shapes, **larger.choices})
+        try:
+            self.before = GrownSizes(widths, self._before, self._shapes)
+            self.after = GrownSizes(widths, self._after, {**self._shapes, **larger.choices})
+        except ValueError as error:  # axes that are laid out as the program does not have them
+            raise CannotShrink(str(error)) from error
 
     def _next(self) -> int:
         self._left += 1

@@ -1,6 +1,7 @@
 """Plan a growth: ``plan``."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from dogwood_jax._base.arguments import (
 )
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path
+from dogwood_jax._growth.evidence import Evidence
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._plan.asked import HEADS_FOR_EACH, Asked, asked_of, in_sizes, strategies_by_name
@@ -54,6 +56,7 @@ def plan(
     strategy: Strategy | Mapping[str, Strategy] | None = None,
     depth: DepthStrategy | None = None,
     interface: bool = False,
+    check: bool = True,
 ) -> Growth:
     """Plans a growth: works out what becomes of each array, without touching any values.
 
@@ -101,6 +104,8 @@ def plan(
             ``target_apply``.
         interface: whether widths that are dimensions of the network's inputs or outputs may
             change: old outputs stay, new ones are appended.
+        check: whether to accept a growth that is to keep outputs only if an evaluation shows that
+            it does. Without the check, the growth says so in its first line.
 
     Returns:
         The growth, for ``grow`` and ``grow_opt_state``. Its ``evidence`` holds what the evaluation
@@ -141,6 +146,7 @@ def plan(
         merge=(BY_WIDTH, merge),
         depth=(DEPTH, depth),
         interface=(BOOLEAN, interface),
+        check=(BOOLEAN, check),
     )
     if sizes is None and target is None and keep is None and merge is None:
         raise ValueError(
@@ -235,9 +241,11 @@ def plan(
         raise ValueError(listed("cannot plan this growth", misfits))
     if not keeps_outputs or keep is not None or merge is not None:
         return growth
+    if not check:
+        return replace(growth, evidence=Evidence(why_not="planned with check=False"))
     if larger.widths is not None and larger.widths.network is not None:
         ways_out = [HEADS_FOR_EACH] if heads is not None and heads.is_for_each else []
-        return shown_by(growth, larger.widths, [*extended.unlike, *ways_out])
+        return shown_by(growth, asked.before, larger.widths, [*extended.unlike, *ways_out])
     if widths.network is None:
         return check_record(growth, widths.tried or Tried(), target)
     if copies.changes:

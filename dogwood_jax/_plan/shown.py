@@ -37,6 +37,7 @@ from dogwood_jax._widths.widths import Widths
 V = TypeVar("V")
 
 
+_ROUNDING = "only one of both programs has {}, so outputs may differ by what that rounds"
 _NOT_EVALUATED = "the programs cannot be evaluated, so nothing shows that outputs stay: {}"
 
 
@@ -44,18 +45,19 @@ class Unshown(Exception):
     """The network's own function computes something else in the new sizes."""
 
 
-def shown_by(growth: Growth, larger: Widths, unlike: Sequence[str]) -> Growth:
+def shown_by(growth: Growth, network: Widths, larger: Widths, unlike: Sequence[str]) -> Growth:
     """Returns a growth with what the larger model's own program has shown of it.
 
     Args:
         growth: the growth.
-        larger: the larger model's widths, with its program.
+        network: the network's widths, with its program.
+        larger: those of the larger model.
         unlike: what a comparison of both programs says against the growth.
 
     Raises:
         ValueError: if the larger model computes something else, or nothing shows that it does not.
     """
-    few, its = _few_of_both(growth, larger)
+    few, its = _few_of_both(_with_program(growth, network), larger)
     try:
         verdict, evidence = _judged(few, Larger(its))
     except (CannotShrink, CannotResize) as error:
@@ -63,7 +65,27 @@ def shown_by(growth: Growth, larger: Widths, unlike: Sequence[str]) -> Growth:
         raise ValueError(listed("cannot plan this growth", [problem])) from error
     if not verdict.is_shown:
         raise contradicted("the larger model", [*unlike] or [*reasons(verdict)])
-    return replace(growth, evidence=evidence)
+    notes = (*growth.notes, *map(_ROUNDING.format, verdict.rounding))
+    return replace(growth, notes=notes, evidence=evidence)
+
+
+def what_shows(growth: Growth, network: Widths, larger: Widths) -> Growth:
+    """Returns a growth that need not keep outputs, with what the larger program shows of them.
+
+    Args:
+        growth: the growth.
+        network: the network's widths, with its program.
+        larger: those of the larger model.
+    """
+    few, its = _few_of_both(_with_program(growth, network), larger)
+    try:
+        verdict, evidence = _judged(few, Larger(its))
+    except (CannotShrink, CannotResize):
+        return growth
+    if verdict.is_shown:
+        return replace(growth, evidence=evidence)
+    notes = (*growth.notes, *(f"outputs change: {reason}" for reason in reasons(verdict)))
+    return replace(growth, notes=notes)
 
 
 def shown(growth: Growth, target: PyTree) -> Growth:
@@ -140,6 +162,11 @@ def _own_programs(
     yield growth, own
 
 
+def _with_program(growth: Growth, network: Widths) -> Growth:
+    """Returns a growth whose widths know the program; those of copied experts do not."""
+    return replace(growth, widths=replace(growth.widths, network=network.network))
+
+
 def _few_of_both(growth: Growth, larger: Widths) -> tuple[Growth, Traced]:
     """Returns the growth of some layers, and these layers of the larger model; or of all layers."""
     assert larger.network is not None
@@ -180,7 +207,7 @@ def reasons(verdict: Verdict) -> Iterator[str]:
 
 
 def _number(number: complex) -> str:
-    return f"{number.real:.6g}" if not number.imag else f"{number:.6g}"
+    return f"{number.real:.9g}" if not number.imag else f"{number:.9g}"
 
 
 def _check(growth: Growth, own: Rejected, target: PyTree) -> None:

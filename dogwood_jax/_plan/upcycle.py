@@ -24,6 +24,7 @@ from dogwood_jax._plan.experts import (
 )
 from dogwood_jax._plan.mixture import mixture
 from dogwood_jax._plan.more_experts import more_experts
+from dogwood_jax._plan.shown import what_shows
 from dogwood_jax._widths.trace import trace
 from dogwood_jax._widths.widths import Widths
 
@@ -164,7 +165,7 @@ def upcycle(
         found, notes = mixture(Mixtures(widths), shapes, theirs, rename or {}, anew, problems)
         if problems:
             raise ValueError(listed("cannot plan these experts", problems))
-        return Growth(widths, (), tuple(notes), structure, found)
+        return _judged(Growth(widths, (), tuple(notes), structure, found), widths, larger)
     if anew or rename:
         problems.append("anew= and rename= are for experts that are copies of an MLP")
     sizes = None if experts is None else named_sizes(widths, experts, problems)
@@ -173,7 +174,12 @@ def upcycle(
     )
     if problems:
         raise ValueError(listed("cannot plan these experts", problems))
-    return Growth(more.widths, more.changes, more.notes, structure)
+    return _judged(Growth(more.widths, more.changes, more.notes, structure), widths, larger)
+
+
+def _judged(growth: Growth, widths: Widths, larger: Widths | None) -> Growth:
+    """Returns a growth with what the larger model's own program shows of it, if it is given."""
+    return growth if larger is None else what_shows(growth, widths, larger)
 
 
 def _has_other_axes(widths: Widths, shapes: Mapping[str, Any]) -> bool:
