@@ -42,7 +42,7 @@ The public names, each with a docstring of its own (``help(dw.plan)``):
         plotting            weights, learning curves
     What the data types hold
         Width, Occurrence, Recipe, Leaf, Layout, Units, Product, Concat  in Widths
-        Change, Insertion                                                in Growth
+        Change, Insertion, Evidence                                      in Growth
 """
 
 # Each name is loaded from its file when it is first used (PEP 562), so that importing the package
@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from dogwood_jax._front.verify import verify
     from dogwood_jax._front.widen import chain, widen
     from dogwood_jax._growth.as_json import from_json, to_json
+    from dogwood_jax._growth.evidence import Evidence
     from dogwood_jax._growth.growth import Change, Growth
     from dogwood_jax._growth.insertion import Insertion
     from dogwood_jax._optimizer.growable import growable
@@ -84,6 +85,7 @@ __all__ = [
     "Concat",
     "Cost",
     "Difference",
+    "Evidence",
     "Gain",
     "Gains",
     "Growth",
@@ -142,6 +144,7 @@ _NAMES_IN = {
     "_front.verify": ("verify",),
     "_front.widen": ("chain", "widen"),
     "_growth.as_json": ("from_json", "to_json"),
+    "_growth.evidence": ("Evidence",),
     "_growth.growth": ("Change", "Growth"),
     "_growth.insertion": ("Insertion",),
     "_optimizer.growable": ("growable",),

@@ -271,7 +271,7 @@ def deepen(
     """Returns a deeper module with the function of the trained one.
 
     Neither module is changed. New layers are filled so that they compute the identity, which is
-    proved from both programs, as ``dogwood_jax.deepen`` does.
+    shown from both programs, as ``dogwood_jax.deepen`` does.
 
     Args:
         model: the trained module.

@@ -74,12 +74,13 @@ def deepen(
     - A normalization by running statistics gets mean 0, variance 1, and the scale that undoes them.
     - In a residual block, only the last projection of each branch is zero. The rest is free.
 
-    Before anything is written, it is proved from both programs that the deeper network computes the
-    same. A layer without such values is refused, such as a Dense layer before a tanh.
+    Before anything is written, both programs are evaluated as by ``plan``, and the deeper network
+    must compute the same. A layer without such values is refused, such as a Dense layer before a
+    tanh.
 
     The second way is by name, for nested dicts of plain Dense and convolution layers: ``layers``
     says which new layer follows which existing one. Without ``apply`` and ``target_apply`` nothing
-    is proved then. The caller has to know that the function behind the new layer, such as a relu,
+    is shown then. The caller has to know that the function behind the new layer, such as a relu,
     changes nothing when it is applied a second time.
 
     Args:
@@ -95,7 +96,7 @@ def deepen(
         rename: modules that have another path in the target, ``{"layers_2": "layers_4"}``. By
             default layers keep their names where their shapes allow it. Where an inserted layer
             shifts the numbers in names, layers keep their order, and among layers of equal shapes
-            the new ones come last. The proof holds for every choice.
+            the new ones come last. What is shown holds for every choice.
         copy: whether free values of a new layer are those of the closest layer of its kind before
             it, instead of new ones.
         interleave: whether new layers of a stack are spread between the old ones, instead of

@@ -170,8 +170,9 @@ class Growth:
         notes: what the larger model's configuration or the caller has to mind.
         structure: tree structure of the larger model where a target was given.
         insertions: what arrays of new layers are filled with, see ``deepen``.
-        evidence: what an evaluation has shown of it; None if outputs are not claimed to stay. It
-            has no part in comparisons, because hosts round differently.
+        evidence: what an evaluation has shown of it; None if nothing was evaluated, because outputs
+            are not claimed to stay or the widths hold no function. It has no part in comparisons,
+            because hosts round differently.
     """
 
     widths: Widths

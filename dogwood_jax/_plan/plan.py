@@ -61,7 +61,13 @@ def plan(
     """Plans a growth: works out what becomes of each array, without touching any values.
 
     With a preserving strategy, such as the default one, the grown network computes what the old one
-    did. A width that cannot grow in this way is refused, with the reason. Some parts of a network
+    did. The program of the network proposes such a growth. It is accepted only if an evaluation
+    shows it: both networks, in small sizes if they are large, are run on random weights and inputs
+    in float64, and must be equal to rounding. The weights of the larger one come from ``grow``.
+    ``print(growth)`` says what was checked and what was not seen. Widths from ``chain`` or from a
+    file hold no function, so nothing is evaluated for them.
+
+    A width that cannot grow in this way is refused, with the reason. Some parts of a network
     compute with a width's size, such as a norm. If an exact recipe is known for such a width, it is
     the default. It may need other constants in the larger model: the growth's notes say which.
     Experts are copied where outputs stay, with as many times more of them chosen, see ``upcycle``.
@@ -76,8 +82,8 @@ def plan(
         target_apply: the larger model's function of variables and inputs. Without a target, it
             takes the network's own variables in the new ``sizes``, and may be the network's own
             function. It shows how the larger model splits products such as heads * head_dim, and
-            whether heads of keys and values grow alone: then they are copied. It also shows whether
-            the larger model computes the same, with the right constants. Where its numbers differ,
+            whether heads of keys and values grow alone: then they are copied. It is also what is
+            evaluated: does it compute the same, with the right constants? Where its numbers differ,
             as alpha / rank does, arrays are rescaled to make up for them, and a note says so. Where
             frequencies follow from a size, as in rotary embeddings, old units go to the multiples
             of their places that have the same ones, and a note says so. If the larger model has
@@ -102,13 +108,16 @@ def plan(
             it does. Without the check, the growth says so in its first line.
 
     Returns:
-        The growth, for ``grow`` and ``grow_opt_state``.
+        The growth, for ``grow`` and ``grow_opt_state``. Its ``evidence`` holds what the evaluation
+        has shown, see ``Evidence``.
 
     Raises:
         TypeError: if ``widths`` is no ``Widths``, or another argument is of the wrong kind.
         ValueError: for unknown widths, sizes below today's, widths that cannot grow or cannot
             grow without changing outputs, and shapes of the target that no growth explains; all
-            of them in one message.
+            of them in one message. Also if both networks differ for some sample, or nothing shows
+            that outputs stay: they cannot be evaluated, the network is finite for no sample, or a
+            constant may follow from a size and there is no function to ask.
 
     Example:
         >>> import jax.numpy as jnp

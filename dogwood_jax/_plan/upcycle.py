@@ -59,8 +59,10 @@ def upcycle(
     expert, the experts are new: the arrays that make their outputs are zero, so outputs stay with
     any gates.
 
-    The growth's notes say which of this is the case, and what the larger model must choose. Growths
-    that change outputs are planned all the same.
+    The growth's notes say which of this is the case, and what the larger model must choose. With
+    ``target_apply``, both programs are evaluated, as by ``plan``: the growth's ``evidence`` says
+    that outputs stay, or a note says how they move. Growths that change outputs are planned all the
+    same.
 
     Copies with equal weights that are always chosen together learn alike, and where one is chosen,
     it is always the first. Let them part by ``noise``, or by gates that are computed with noise in

@@ -60,8 +60,9 @@ def trace(
 
     The program of ``apply(variables, *inputs)`` is read, not run: no array is allocated and no
     value is looked at. ``apply`` may be written with any library. Each width is listed with every
-    place where it occurs. If a width cannot grow, or not without changing outputs, the reason is
-    given.
+    place where it occurs. If a width cannot grow, or no way is known that keeps outputs, the reason
+    is given. What is said to be growable is a proposal: ``plan`` evaluates a growth before it
+    accepts it.
 
     Args:
         apply: any traceable function of a pytree of variables and inputs, such as a Flax module's
