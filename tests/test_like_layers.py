@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -276,8 +277,11 @@ def scaled_by_depth(p: Any, x: Any) -> Any:
 def test_plan_sees_numbers_that_follow_from_sizes(apply: Callable[..., Any]) -> None:
     widths = dw.trace(apply, blocks(), X)
     assert widths.network.deep is not None
-    with pytest.raises(ValueError, match="in these sizes, the network itself computes something"):
-        dw.plan(widths, {"blocks/5": 20})
+    keys = iter(jax.random.split(jax.random.key(0), 100))
+    variables = jax.tree.map(lambda s: jax.random.normal(next(keys), s.shape) / 4, blocks())
+    wide = dw.grow(variables, dw.plan(widths, {"blocks/5": 20}), key=jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), X.shape)  # arrays make up for the numbers
+    np.testing.assert_allclose(apply(wide, x), apply(variables, x), rtol=1e-9)
 
 
 @pytest.mark.usefixtures("is_worth_it")

@@ -345,7 +345,9 @@ def test_copies_take_the_scale_that_their_size_asks_for() -> None:
 
 
 def test_a_growth_says_what_a_scale_is_added_to() -> None:
-    growth = dw.plan(before("gemma")[1], {"embed": 12})
+    big = CASES["gemma"].build(n=12)
+    widths = before("gemma")[1]
+    growth = dw.plan(widths, target=big.shapes, target_apply=big.apply)
     assert "(1 + array) times 0.707107" in str(growth)
     assert "embed            11x6    11x12   axis 1 zero (embed)\n" in str(growth)
 
@@ -549,12 +551,11 @@ def test_the_larger_model_tells_that_a_number_stays_so_that_units_are_copied() -
 
     shapes, x = {"up": f64(5, 4), "out": f64(4, 2)}, data(4, 5)
     variables, widths = fill(shapes, 1), dw.trace(apply, shapes, x)
-    with pytest.raises(ValueError, match="scaled by 0.25 instead of 0.125; pass target_apply="):
-        dw.plan(widths, {"up": 8})
     with pytest.raises(ValueError, match="up: 0 units are fewer than today's 4"):
         dw.plan(widths, {"up": 0}, target_apply=lambda p, x: apply(p, x) / p["up"].shape[1] ** -0.5)
-    wide = dw.grow(variables, dw.plan(widths, {"up": 8}, target_apply=apply))
-    assert dw.compare(apply, variables, apply, wide, x).relative < 1e-12
+    for growth in (dw.plan(widths, {"up": 8}), dw.plan(widths, {"up": 8}, target_apply=apply)):
+        wide = dw.grow(variables, growth)
+        assert dw.compare(apply, variables, apply, wide, x).relative < 1e-12
 
 
 def test_a_sum_says_how_its_weights_must_follow_the_size() -> None:

@@ -57,7 +57,9 @@ def test_repeated_layers_and_modules_share_rows() -> None:
         fixed (of size 1): token
         (-> weights that make the units; <- weights that read them; [1] an axis of the array)""")  # noqa: E501
     growth = dw.plan(widths, {f"block_{i}/up": 9 for i in range(4)})
-    table, legend = str(growth).split("\n(")
+    table, rest = str(growth).split("\n(")
+    legend, evidence = rest.splitlines()
+    assert evidence == "checked: equal to rounding in 6 samples"
     assert table == textwrap.dedent("""\
         array                          before  after  new entries
         -----------------------------  ------  -----  -----------------------------
@@ -145,7 +147,8 @@ def test_layers_that_are_inserted_share_lines() -> None:
     widths = dw.trace(deeper, blocks[:1], X)
     assert str(dw.plan(widths, target=blocks, target_apply=deeper)) == textwrap.dedent("""\
         inserted: {1,2,3}/down: 0
-        inserted: {1,2,3}/up: free""")
+        inserted: {1,2,3}/up: free
+        checked: equal to rounding in 6 samples""")
     rng = jax.eval_shape(lambda: {"key": jax.random.key(0), "count": jnp.zeros((), int)})
     counts = [{**block, "rng": rng} for block in blocks]
     widths = dw.trace(deeper, counts[:1], X)
@@ -173,7 +176,8 @@ def test_notes_on_layers_that_are_alike_are_one() -> None:
     assert len(growth.notes) == 3
     assert " ".join(str(growth).split()).endswith(
         "note: block_{0..2}: in the larger model, the divisor of block_{0..2} must be 4; "
-        "if it has another, pass its function as target_apply="
+        "if it has another, pass its function as target_apply= "
+        "checked: equal to rounding in 6 samples"
     )
 
 

@@ -148,7 +148,7 @@ def width_added(p: Any, x: Any) -> Any:
     return (h + 0.1 * h.shape[1]) @ p["o"]
 
 
-@trap({"i[1]": OTHER}, i=(5, 10), o=(10, 2))
+@trap({"i[1]": "grown"}, i=(5, 10), o=(10, 2))
 def tenth_of_ten_units(p: Any, x: Any) -> Any:
     return layer(p, x) @ p["o"] / p["o"].shape[0]
 
@@ -191,7 +191,7 @@ def shifted_by_one_unit(p: Any, x: Any) -> Any:
     return (h + jnp.roll(h, 1, axis=1)) @ p["o"]
 
 
-@trap({"i[1]": OTHER}, **MLP)
+@trap({"i[1]": "grown"}, **MLP)
 def first_three_from_another_sample(p: Any, x: Any) -> Any:
     h = layer(p, x)
     return jnp.concatenate([jnp.roll(h[:, :3], 1, axis=0), h[:, 3:]], axis=1) @ p["o"]
@@ -411,7 +411,7 @@ def width_at(widths: dw.Widths, place: str) -> dw.Width:
 
 
 def assert_alike(traced: dw.Widths, read: dw.Widths) -> None:
-    """Both refuse to double a width, or plan the same growth."""
+    """Both plan the same growth of doubled widths, or the file refuses it."""
     for name, width in traced.items():
         found = []
         for widths in (traced, read):
@@ -419,7 +419,7 @@ def assert_alike(traced: dw.Widths, read: dw.Widths) -> None:
                 found.append(dw.plan(widths, {name: 2 * width.size}, interface=True))
             except ValueError:
                 found.append(None)
-        assert found[0] == found[1], name
+        assert found[1] is None or found[0] == found[1], name
 
 
 @pytest.mark.parametrize("name", TRAPS)
@@ -432,7 +432,10 @@ def test_trap(name: str) -> None:
         width = width_at(widths, place)
         new = {width.name: width.size + 2}
         if fate == "only copied":
-            with pytest.raises(ValueError, match="cannot have random incoming weights"):
+            not_finite = (
+                r"cannot have random incoming weights|strategies.replicate\(\) makes copies"
+            )
+            with pytest.raises(ValueError, match=not_finite):
                 dw.plan(widths, new)
             growths.append(dw.plan(widths, new, strategy=dw.strategies.replicate(split="uneven")))
             continue
@@ -457,7 +460,7 @@ def test_trap(name: str) -> None:
         if fate == "copied":
             growths.append(dw.plan(widths, new, **copies))
         else:
-            with pytest.raises(ValueError, match="copying units would change outputs"):
+            with pytest.raises(ValueError, match="would change outputs|computes something else"):
                 dw.plan(widths, new, **copies)
     if len(grows) > 1:
         growths.append(dw.plan(widths, grows))
@@ -485,7 +488,7 @@ def test_a_transpose_that_depends_on_a_size_is_seen() -> None:
 
     shapes = {"i": f64(5, 3), "w": f64(3, 3), "o": f64(3, 2)}
     widths = dw.trace(apply, shapes, X)
-    with pytest.raises(ValueError, match="dot_general has axes"):
+    with pytest.raises(ValueError, match="the network itself computes something else"):
         dw.plan(widths, {"i": 5, "w": 5})
 
 
@@ -518,8 +521,13 @@ def test_widths_from_a_file_plan_alike() -> None:
     traced = dw.trace(apply, shapes, X)
     for widths in (traced, dw.from_json(dw.to_json(traced)), pickle.loads(pickle.dumps(traced))):
         assert widths == traced and hash(widths) == hash(traced)
-        with pytest.raises(ValueError, match="i: .*instead of 0.4|scaled by 0.6 instead of 0.4"):
-            dw.plan(widths, {"i": 6})
+        if widths is traced:  # arrays make up for the number
+            variables = fill(shapes, 1)
+            wide = dw.grow(variables, dw.plan(widths, {"i": 6}), key=jax.random.key(0))
+            np.testing.assert_allclose(apply(wide, X), apply(variables, X), rtol=1e-12)
+        else:
+            with pytest.raises(ValueError, match="decided which numbers follow from a size"):
+                dw.plan(widths, {"i": 6})
         assert dw.plan(widths, {"o": 9}) == dw.plan(traced, {"o": 9})
 
 

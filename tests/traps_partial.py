@@ -63,7 +63,7 @@ def root_behind_a_comparison_of_rounded_units(p: Any, x: Any) -> Any:
 # Bounds keep them inside --------------------------------------------------------------------------
 
 
-@trap({"i[1]": "copied"}, **MLP)
+@trap({"i[1]": "only copied"}, **MLP)
 def quotient_of_features_that_are_positive(p: Any, x: Any) -> Any:
     h = jax.nn.relu(x @ p["i"]) + jnp.exp(x @ p["i"])
     return (h / jnp.cumsum(2.0 * h, 0)) @ p["o"]
@@ -95,14 +95,14 @@ def quotient_of_features_that_may_be_zero(p: Any, x: Any) -> Any:
     return (1 / (h - lax.stop_gradient(h) + 1)) @ p["o"]
 
 
-@trap({"i[1]": "copied"}, **MLP)
+@trap({"i[1]": "only copied"}, **MLP)
 def softmax_by_segments(p: Any, x: Any) -> Any:
     h = jnp.exp(x @ p["i"])
     segments = jnp.array([0, 2, 2, 0])
     return (h / jax.ops.segment_sum(h, segments, 3)[segments]) @ p["o"]
 
 
-@trap({"i[1]": "copied"}, **MLP)
+@trap({"i[1]": "only copied"}, **MLP)
 def quotient_by_what_a_loop_adds_up(p: Any, x: Any) -> Any:
     def step(total: Any, h: Any) -> Any:
         return 0.5 * total + jnp.exp(h), h / (total + jnp.exp(h))

@@ -90,7 +90,7 @@ def root_mean_square_of_the_width(p: Any, x: Any) -> Any:
     return jnp.tanh(root_mean_square(p, x, p["i"].shape[1]))
 
 
-@trap({"i[1]": OTHER}, i=(5, 4), o=(4, 2))
+@trap({"i[1]": "grown"}, i=(5, 4), o=(4, 2))
 def root_mean_square_by_four_in_every_size(p: Any, x: Any) -> Any:
     """The number is that of units, but no mean."""
     return root_mean_square(p, x, 4)

@@ -139,10 +139,7 @@ def refusal(widths: Widths, width: Width) -> str | None:
         return "it has a single unit"
     if width.hazards and all(strategies.by_name(r.strategy).makes_alike for r in width.recipes):
         return f"a unit that goes changes the others: {'; '.join(width.hazards)}"
-    tried = widths.recorded
-    reasons = [why for names, why in tried.alone if width.name in names]
-    reasons += [why for name, why in tried.conflicts if name == width.name]
-    return reasons[0] if reasons else None
+    return next((why for names, why in widths.recorded.alone if width.name in names), None)
 
 
 def copies(variables: PyTree, width: Width) -> tuple[tuple[int, ...], ...]:

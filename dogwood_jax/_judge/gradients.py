@@ -4,7 +4,7 @@ Gradients must be finite where those of the old network are, and new units must 
 get the first one after a step, because two layers of zeros learn one after the other.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,35 +23,46 @@ _ROLES = ("incoming", "outgoing", "both")
 _STEP = 0.1
 
 
-def check_gradients(
-    case: Case, old: Arrays, new: Arrays, ours: Sequence[Any], theirs: Sequence[Any]
-) -> str | None:
+Sample = tuple[Arrays, Arrays, Sequence[Any], Sequence[Any]]
+
+
+def check_gradients(case: Case, samples: Iterable[Sample]) -> str | None:
     """Returns what is wrong with the gradients of the larger network, or None.
 
     Args:
         case: the claim.
-        old: variables of the network.
-        new: variables of the larger network.
-        ours: inputs of the network.
-        theirs: inputs of the larger network.
+        samples: variables of both networks and inputs of both. Gradients must be finite in the
+            first one, and new units get some in any of them: a few may be behind a relu that is
+            zero for all inputs.
     """
-    after = _gradients(case.new)
+    after, names = _gradients(case.new), None
     if after is None:  # a loop that cannot be differentiated, as those of ``while``
         return None
-    found = after(new, theirs)
-    if bad := [path for path, grad in found.items() if not np.isfinite(grad).all()]:
-        before = _gradients(case.old)
-        if before is None or all(np.isfinite(g).all() for g in before(old, ours).values()):
-            return f"the gradient of {bad[0]} is not finite where that of the network is"
-        return None
-    names = [*_still(case.growth, found)]
-    if names:
-        moved = {p: np.asarray(new[p]) - _STEP * found[p] if p in found else new[p] for p in new}
-        later = {*_still(case.growth, after(moved, theirs))}
-        names = [name for name in names if name in later]
-    if names:
-        return f"new units of {names[0]} get no gradient, so they would never learn"
-    return None
+    for old, new, ours, theirs in samples:
+        found = after(new, theirs)
+        if names is None:
+            bad = [path for path, grad in found.items() if not np.isfinite(grad).all()]
+            if bad and _is_finite(case.old, old, ours):
+                return f"the gradient of {bad[0]} is not finite where that of the network is"
+        still = {*_still(case.growth, found)}
+        if still:
+            moved = {
+                p: np.asarray(new[p]) - _STEP * found[p] if p in found else new[p] for p in new
+            }
+            still &= {*_still(case.growth, after(moved, theirs))}
+        names = still if names is None else names & still
+        if not names:
+            return None
+    return (
+        f"new units of {min(names)} get no gradient, so they would never learn" if names else None
+    )
+
+
+def _is_finite(side: Side, variables: Arrays, inputs: Sequence[Any]) -> bool:
+    before = _gradients(side)
+    return before is None or all(
+        np.isfinite(grad).all() for grad in before(variables, inputs).values()
+    )
 
 
 def _gradients(side: Side) -> Callable[[Arrays, Sequence[Any]], dict[str, Any]] | None:

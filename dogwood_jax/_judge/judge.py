@@ -7,6 +7,7 @@ Rounding grows with depth. So the network is evaluated a second time with every 
 1e-15, and an entry differs if it moves by more than 30 times as much as by the nudge.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,7 +22,7 @@ from dogwood_jax._base.trees import struct
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._judge.claim import Case, Compared, Side
 from dogwood_jax._judge.evaluate import Undecided, evaluate, in_64_bits, widest
-from dogwood_jax._judge.gradients import check_gradients
+from dogwood_jax._judge.gradients import Sample, check_gradients
 from dogwood_jax._judge.samples import FAMILIES, MODES, Family, Samples, kinds_of
 from dogwood_jax._judge.seen import Seen, described, differing, only_in, rounding_in
 from dogwood_jax._program.program import equations, every_constant
@@ -36,6 +37,8 @@ _ROUNDING = 1e-11
 _UNSTEADY = 1e-6
 # Numbers that are smaller than this are zero.
 _SMALLEST = 1e-290
+# In how many more samples new units may get their first gradient.
+_MORE = 12
 
 
 @dataclass(frozen=True)
@@ -195,14 +198,12 @@ def _judged(case: Case, *, is_alike: bool = False) -> Verdict:
     largest, shown, counted = 0.0, set[str](), list[_Sample]()
     ours, theirs = Seen(), Seen()
     for number, family in enumerate(FAMILIES):
-        found = finite(case, replace(samples, seed=number), family, is_alike)
+        found = finite(case, replace(samples, seed=number), family, is_alike, ours)
         if found is None:
             continue
         samples, variables, inputs, old = found
         try:
-            near = run(
-                case.old, variables, inputs, Watch(NUDGE, number, seen=ours, is_alike=is_alike)
-            )
+            near = run(case.old, variables, inputs, Watch(NUDGE, number, is_alike=is_alike))
             if rounded:
                 watch = Watch(NUDGE, number, rounded, is_alike=is_alike)
                 rounding = run(case.old, variables, inputs, watch)
@@ -240,7 +241,9 @@ def _judged(case: Case, *, is_alike: bool = False) -> Verdict:
         len(counted),
         None,
         largest,
-        problem=_problem(case, counted, unseen, [*theirs.unseen()]),
+        problem=_problem(
+            case, counted, unseen, [*theirs.unseen()], _more(case, samples, larger, is_alike)
+        ),
         unseen=tuple(what for what in dict.fromkeys(map(described, unseen)) if "(" in what),
         rounding=tuple(sorted(rounding_in(case.old.jaxpr) ^ rounding_in(case.new.jaxpr))),
     )
@@ -286,8 +289,24 @@ def _old_part(results: Sequence[Any], output: Compared) -> Any:
     return found
 
 
+def _more(case: Case, samples: Samples, larger: Any, is_alike: bool) -> Iterator[Sample]:
+    """Yields more samples: variables of both networks, and inputs of both."""
+    for number in range(_MORE):
+        seeded = replace(samples, seed=1000 + number)
+        found = finite(case, seeded, FAMILIES[0], is_alike)
+        if found is not None:
+            seeded, variables, inputs, _ = found
+            fresh = seeded.variables(case.new.arguments, FAMILIES[0], new=True)
+            wide = larger(variables, fresh)
+            yield variables, wide, inputs, _larger_inputs(case, inputs, seeded, FAMILIES[0])
+
+
 def _problem(
-    case: Case, samples: Sequence[_Sample], ours: Sequence[Any], theirs: Sequence[Any]
+    case: Case,
+    samples: Sequence[_Sample],
+    ours: Sequence[Any],
+    theirs: Sequence[Any],
+    more: Iterator[Sample],
 ) -> str | None:
     """Returns what speaks against a growth although outputs are equal in all samples.
 
@@ -296,6 +315,7 @@ def _problem(
         samples: the samples.
         ours: operations of the network of which not all sides were seen.
         theirs: those of the larger network.
+        more: more samples, for gradients.
     """
     # New layers have numbers and operations of their own.
     if not case.growth.insertions and not case.is_resized:
@@ -309,8 +329,8 @@ def _problem(
         for key, what in differing(case.old.jaxpr, case.new.jaxpr):
             if not any(_matters(case, sample, key) for sample in samples):
                 return f"only the larger program has {what}, and no sample shows what it does"
-    first = samples[0]
-    return check_gradients(case, first.variables, first.wide, first.inputs, first.larger)
+    seen = ((one.variables, one.wide, one.inputs, one.larger) for one in samples)
+    return check_gradients(case, itertools.chain(seen, more))
 
 
 def _matters(case: Case, sample: _Sample, number: bytes) -> bool:
@@ -379,7 +399,7 @@ def compared(old: Any, near: Any, new: Any, rounding: Any) -> tuple[Any, Any, An
 
 
 def finite(
-    case: Case, samples: Samples, family: Family, is_alike: bool = False
+    case: Case, samples: Samples, family: Family, is_alike: bool = False, seen: Seen | None = None
 ) -> tuple[Samples, dict[str, Any], list[Any], list[Any]] | None:
     """Returns a sample for which the network is finite, with its outputs; None if there is none."""
     modes = MODES[MODES.index(samples.mode) :]
@@ -388,7 +408,7 @@ def finite(
         for _ in range(4):
             variables = samples.variables(case.old.arguments, family)
             inputs = samples.inputs(case.old.arguments, family)
-            watch = Watch(is_alike=is_alike)
+            watch = Watch(seen=seen, is_alike=is_alike)
             try:
                 old = run(case.old, variables, inputs, watch)
             except Undecided:

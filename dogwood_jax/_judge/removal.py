@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from math import inf, nan
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dogwood_jax._base.draw import random_keys
 from dogwood_jax._judge.claim import Case
 from dogwood_jax._judge.evaluate import Undecided, widened
 from dogwood_jax._judge.judge import (
@@ -88,12 +90,18 @@ def moved(case: Case, variables: Values, folded: Values, rounded: Collection[str
     return 0.0 if shown.issuperset(output.path for output in case.outputs) and shown else None
 
 
+def _zeros(array: Any) -> Any:
+    if jnp.issubdtype(array.dtype, jax.dtypes.extended):
+        return random_keys(jnp.zeros(2, jnp.uint32), array.shape, array.dtype)
+    return np.zeros(array.shape, array.dtype)
+
+
 def _narrowed(
     case: Case, variables: Values, folded: Values, rounded: Collection[str]
 ) -> list[dict[str, Any]]:
     """Returns the smaller network's variables, then again with other rounding of biases."""
     narrow, rng = grown(case), np.random.default_rng(0)
-    fresh = {path: np.zeros(a.shape, a.dtype) for path, a in case.new.arguments if path is not None}
+    fresh = {path: _zeros(array) for path, array in case.new.arguments if path is not None}
     exact = {path: widened(array) for path, array in folded.items()}
     several = [narrow(exact, fresh)]
     for _ in range(3 if rounded else 0):

@@ -14,7 +14,7 @@ import numpy as np
 
 from dogwood_jax._program.program import equations, every_constant
 
-_PACKAGES = ("/jax/", "/flax/", "/equinox/", "/haiku/", "/optax/", "/numpy/")
+_PACKAGES = ("/jax/", "/flax/", "/equinox/", "/haiku/", "/optax/", "/numpy/", "/dogwood_jax/_")
 
 
 class Seen:

@@ -109,17 +109,23 @@ class _Twin:
     def __init__(self, growth: Growth, traced: Traced, larger: Larger, inputs: str) -> None:
         self._growth, self._traced, self._larger = growth, traced, larger
         self._left = 0
+        self._pairs: dict[Any, tuple[int, int]] = {}
         widths = growth.widths
         self._before: dict[str, int] = {}
         self._after: dict[str, int] = {}
         for name, facts in widths.facts:
             change = growth.change.get(name)
             if change is not None:
-                pair = self._pair(change)
+                alike = change.old, change.new, _keeps_ratio(change)
+                if alike not in self._pairs:
+                    self._pairs[alike] = self._pair(change)
+                pair = self._pairs[alike]
             elif facts.size <= _SHORT or facts.fixed:
                 pair = facts.size, facts.size
             else:
-                pair = (self._next(),) * 2
+                if facts.size not in self._pairs:
+                    self._pairs[facts.size] = (self._next(),) * 2
+                pair = self._pairs[facts.size]
             self._before[name], self._after[name] = pair
         self._shapes = self._of_inputs(inputs)
         try:
@@ -137,7 +143,7 @@ class _Twin:
         old, new = change.old, change.new
         if old <= 1 or new <= old or max(old, new) <= _SHORT:
             return old, new
-        if change.recipe is None and not change.strategy.makes_alike:
+        if not _keeps_ratio(change):
             size = min(old, self._next())
             return size, size + min(new - old, 2)
         common = gcd(old, new)
@@ -246,6 +252,11 @@ class _Twin:
         parts = tuple(map(self._expression, layout.parts))
         kind = "product" if isinstance(layout, Product) else "concat"
         return _joined(kind, parts)
+
+
+def _keeps_ratio(change: Change) -> bool:
+    """Whether the ratio of a width's sizes matters: to factors, and to shares of copies."""
+    return change.recipe is not None or change.strategy.makes_alike
 
 
 @dataclass(frozen=True)

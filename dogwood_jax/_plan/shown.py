@@ -7,7 +7,7 @@ whose config states sizes, it is the network's program written again in the new 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from math import isclose
+from math import isclose, isfinite, isnan
 from typing import Any, TypeVar
 
 from dogwood_jax._base.problems import listed
@@ -38,6 +38,7 @@ V = TypeVar("V")
 
 
 _ROUNDING = "only one of both programs has {}, so outputs may differ by what that rounds"
+_COPIES = "; strategies.replicate() makes copies, which are finite where old units are"
 _NOT_EVALUATED = "the programs cannot be evaluated, so nothing shows that outputs stay: {}"
 
 
@@ -102,6 +103,8 @@ def shown(growth: Growth, target: PyTree) -> Growth:
     fewer = fewer_layers(growth.widths, growth.sizes)
     few, own, against = growth, None, list[str]()
     for few, own in _own_programs(growth, target, fewer):
+        if isinstance(own, Rejected):
+            break
         try:
             verdict, evidence = _judged(few, Larger(Traced(own, notes_reads=False)))
         except (CannotShrink, CannotResize) as error:
@@ -110,6 +113,7 @@ def shown(growth: Growth, target: PyTree) -> Growth:
         if verdict.is_shown:
             return replace(growth, evidence=evidence)
         against = [*reasons(verdict)]
+    rejected, own = (own, None) if isinstance(own, Rejected) else (None, own)
     if own is None and fewer is not None:
         few = replace(growth, widths=fewer.read)
     traced = _traced(few)
@@ -131,15 +135,18 @@ def shown(growth: Growth, target: PyTree) -> Growth:
         raise contradicted("in these sizes, the network", [*reasons(verdict)])
     if not other.is_shown:
         raise ValueError(listed("cannot plan this growth", [*_readings(few, traced)]))
-    if own is not None and target is None:
+    knows_sizes = own is not None or (rejected is not None and not rejected.is_checked)
+    if knows_sizes and target is None:
         growth = replace(growth, notes=(*growth.notes, KNOWS_SIZES))
     return replace(growth, evidence=evidence)
 
 
 def _own_programs(
     growth: Growth, target: PyTree, fewer: FewerLayers | None
-) -> Iterator[tuple[Growth, Program]]:
+) -> Iterator[tuple[Growth, Program | Rejected]]:
     """Yields programs of the network's own function in the new sizes, each with the growth of it.
+
+    If the function does not take these sizes, the last one is why.
 
     Of a deep network, some layers come first, which stand for all.
 
@@ -155,6 +162,7 @@ def _own_programs(
     own = own_program(widths, sizes, target)
     if isinstance(own, Rejected):
         _check(growth, own, target)
+        yield growth, own
         return
     few = None if fewer is None else fewer.of(own)
     if fewer is not None and few is not None:
@@ -196,10 +204,14 @@ def reasons(verdict: Verdict) -> Iterator[str]:
     """Yields what a verdict says against a growth."""
     if (found := verdict.difference) is not None:
         where = f"{found.path or 'its output'}{[*found.place] if found.place else ''}"
-        yield (
-            f"{where} becomes {_number(found.new)} instead of {_number(found.old)} for "
-            f"{found.family}"
-        )
+        if not found.place and isnan(found.old.real):
+            yield f"{where} has another shape"
+        else:
+            copies = "" if isfinite(abs(found.new)) else _COPIES
+            yield (
+                f"{where} becomes {_number(found.new)} instead of {_number(found.old)} for "
+                f"{found.family}{copies}"
+            )
     elif not verdict.samples:
         yield "the network is finite for none of the samples, so nothing shows that outputs stay"
     if verdict.problem is not None:

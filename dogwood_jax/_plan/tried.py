@@ -2,10 +2,14 @@
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 
+from dogwood_jax._growth.growth import Growth
 from dogwood_jax._plan.own_function import KNOWS_SIZES, Contradicted, NeedsMore
 from dogwood_jax._plan.plan import plan
 from dogwood_jax._widths.widths import Tried, Width, Widths
+
+_NUMBERS = "the network's function decided which numbers follow from a size; trace it again"
 
 
 def try_doubled(widths: Widths) -> Tried:
@@ -27,7 +31,18 @@ def try_doubled(widths: Widths) -> Tried:
                 alone.append((names, _first_problem(message)))
         else:
             known += names if KNOWS_SIZES in growth.notes else ()
+            if not _is_plain(widths, growth):
+                conflicts += ((name, _NUMBERS) for name in names)
     return Tried(tuple(conflicts), tuple(known), tuple(alone))
+
+
+def _is_plain(widths: Widths, growth: Growth) -> bool:
+    """Whether a growth is the same without the function, so that a file tells all of it."""
+    try:
+        other = plan(replace(widths, network=None, tried=Tried()), growth.sizes, interface=True)
+    except ValueError:  # as plan will say of the widths in the file
+        return True
+    return other.changes == growth.changes
 
 
 def _first_problem(message: str) -> str:
