@@ -383,6 +383,9 @@ def compared(old: Any, near: Any, new: Any, rounding: Any) -> tuple[Any, Any, An
         rounding: by how much the rounding of constants moves the output.
     """
     with np.errstate(all="ignore"):
+        if not isinstance(old, np.ndarray | np.generic):  # keys, which are never compared
+            nothing = np.zeros(np.shape(old), bool)
+            return nothing, nothing, np.zeros(nothing.shape)
         if old.dtype.kind not in "fc":
             counts = np.asarray(old == near)
             return counts, np.asarray(counts & (old != new)), np.zeros(old.shape)
@@ -426,7 +429,7 @@ def finite(
 
 
 def _is_finite(array: Any) -> bool:
-    if array.dtype.kind not in "fc":
+    if not isinstance(array, np.ndarray | np.generic) or array.dtype.kind not in "fc":
         return True
     return not bool(np.isnan(array).any()) and bool(np.isfinite(array).any() or not array.size)
 

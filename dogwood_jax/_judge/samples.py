@@ -177,7 +177,12 @@ class Samples:
         known = [*range(self.ids), *(number for number in sorted(self.more) if number >= self.ids)]
         if self.last is not None:
             known = [number for number in known if number <= self.last] or [0]
-        return rng.choice(np.array(known), size=shape).astype(kind)
+        found = rng.choice(np.array(known), size=shape)
+        more = [number for number in known if number in self.more]
+        places = rng.permutation(found.size)[: max(1, found.size // 2)]
+        for n, place in enumerate(places if more else ()):
+            found.flat[place] = more[(n + self.seed) % len(more)]
+        return found.astype(kind)
 
 
 def kinds_of(growth: Growth) -> dict[str, Kind]:

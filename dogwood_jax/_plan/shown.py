@@ -119,7 +119,7 @@ def shown(growth: Growth, target: PyTree) -> Growth:
     traced = _traced(few)
     numbers = dict(_numbers(few, traced))
     try:
-        is_noted = target is not None and bool(numbers)  # the larger model may have its own
+        is_noted = target is not None and _are_noted(few, traced)
         sizes = GrownSizes(few.widths, few.sizes)
         if own is not None and not is_noted and not _holds_sizes(own, traced, sizes):
             raise Unshown(*against)
@@ -272,6 +272,17 @@ def _known(noted: Mapping[tuple[str, str, bool], dict[int, V]], change: Change) 
     recipe = change.recipe
     key = None if recipe is None else (change.width, recipe.strategy, recipe.multiple)
     return {} if key is None else noted.get(key, {})
+
+
+def _are_noted(growth: Growth, traced: Traced) -> bool:
+    """Whether notes say what numbers a larger model must have, which may be another function."""
+    degrees = [
+        degree
+        for change in growth.changes
+        for degree in _known(traced.trace.degrees, change).values()
+        if not degree.is_mean
+    ]
+    return bool(degrees) and all(degree.is_noted for degree in degrees)
 
 
 def _readings(growth: Growth, traced: Traced) -> Iterator[str]:
