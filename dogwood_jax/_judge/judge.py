@@ -244,7 +244,7 @@ def _judged(case: Case, *, is_alike: bool = False) -> Verdict:
         problem=_problem(
             case, counted, unseen, [*theirs.unseen()], _more(case, samples, larger, is_alike)
         ),
-        unseen=tuple(what for what in dict.fromkeys(map(described, unseen)) if "(" in what),
+        unseen=tuple(dict.fromkeys(map(described, unseen))),
         rounding=tuple(sorted(rounding_in(case.old.jaxpr) ^ rounding_in(case.new.jaxpr))),
     )
 
