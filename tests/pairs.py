@@ -169,23 +169,27 @@ class Failure:
 
     kind: str
     seed: int
+    is_large: bool
     pair: Pair
     status: str
     detail: str
 
     def __str__(self) -> str:
         values = inspect.getclosurevars(self.pair.new).nonlocals.get("said", "")
-        return f"{self.status}: {self.kind}, seed {self.seed}, {values}\n    {self.detail}"
+        of = f"{self.kind}, seed {self.seed}{', large' * self.is_large}, {values}"
+        return f"{self.status}: {of}\n    {self.detail}"
 
 
-def failure(kind: str, seed: int, tally: Any = None) -> Failure | None:
+def failure(
+    kind: str, seed: int, *, is_large: bool = False, tally: Any = None
+) -> Failure | None:
     """Plans the growth of a pair; returns what is wrong with the answer, None if it is right."""
-    pair = made(kind, seed)
+    pair = made(kind, seed, is_large)
     old, new = pair.shapes(is_new=False), pair.shapes(is_new=True)
 
     def failed(status: str, detail: Any) -> Failure:
         detail = str(detail).replace("cannot plan this growth\n", "").replace("\n", "\n    ")
-        return Failure(kind, seed, pair, status, detail)
+        return Failure(kind, seed, is_large, pair, status, detail)
 
     def by_hand(arrays: Arrays) -> Arrays:
         return pair.grown(arrays, np.random.default_rng(seed))
@@ -221,10 +225,15 @@ def failure(kind: str, seed: int, tally: Any = None) -> Failure | None:
 
 
 class Random:
-    """Random choices for a pair."""
+    """Random choices for a pair, with many positions and units if it is large."""
 
-    def __init__(self, kind: str, seed: int) -> None:
+    def __init__(self, kind: str, seed: int, is_large: bool) -> None:
         self._rng = np.random.default_rng((zlib.crc32(kind.encode()), seed))
+        self.is_large = is_large
+
+    def size(self, low: int, high: int) -> int:
+        """Returns a size from low to high; a large one is five times as large."""
+        return self.whole(low, high) * (5 if self.is_large else 1)
 
     def whole(self, low: int, high: int) -> int:
         """Returns a whole number from low to high."""
@@ -261,9 +270,9 @@ KINDS: dict[str, Kind] = {}
 _ACTIVATIONS: tuple[Function, ...] = (jnp.tanh, jax.nn.relu, jax.nn.gelu, jnp.sin, jax.nn.silu)
 
 
-def made(kind: str, seed: int) -> Pair:
+def made(kind: str, seed: int, is_large: bool = False) -> Pair:
     """Returns a pair of a kind."""
-    return KINDS[kind].make(Random(kind, seed))
+    return KINDS[kind].make(Random(kind, seed, is_large))
 
 
 def option(choices: Callable[[Random], Sequence[Any]], **known: Any) -> Callable[..., Any]:
@@ -294,7 +303,7 @@ def choose(*choices: Any, **known: Any) -> Callable[..., Any]:
 
 def around(random: Random, function: Function, one: Any, other: Any, **known: Any) -> Pair:
     """Returns a pair of programs that apply a function to their inputs or to a layer's outputs."""
-    batch, time, units = random.whole(2, 3), random.whole(4, 6), random.whole(4, 6)
+    batch, time, units = random.whole(2, 3), random.size(4, 6), random.size(4, 6)
     is_first, has_head, is_deep, has_skip, has_norm = (bool(random.whole(0, 1)) for _ in range(5))
     act, other_act = random.one(_ACTIVATIONS), random.one(_ACTIVATIONS)
     said = (one, other)
@@ -306,7 +315,7 @@ def around(random: Random, function: Function, one: Any, other: Any, **known: An
 
     count = sum(y.shape[1] for y in jax.eval_shape(lambda x: flat(one, x), x))
     inside = count if is_first else units
-    sizes = {name: (n, n + random.whole(1, 4)) for name in "nk" for n in [random.whole(3, 7)]}
+    sizes = {name: (n, n + random.whole(1, 4)) for name in "nk" for n in [random.size(3, 7)]}
     outside = random.whole(2, 4) if is_first else units
     has_skip &= inside == outside
     leaves = {"up": f"{inside} n", "bias": "n", "down": f"{'k' if is_deep else 'n'}> {outside}"}
@@ -358,10 +367,10 @@ def inside(choices: Callable[[Random], Sequence[Any]], **known: Any) -> Callable
 
 def hidden(random: Random, function: Function, one: Any, other: Any, **known: Any) -> Pair:
     """Returns a pair of programs that apply a function to hidden units, which grow."""
-    batch, time, units = random.whole(2, 3), random.whole(4, 6), random.whole(2, 5)
+    batch, time, units = random.whole(2, 3), random.size(4, 6), random.size(2, 5)
     has_bias, is_deep = (bool(random.whole(0, 1)) for _ in range(2))
     act, said = random.one(_ACTIVATIONS), (one, other)
-    sizes = {name: (n, n + random.whole(1, 4)) for name in "nk" for n in [random.whole(3, 7)]}
+    sizes = {name: (n, n + random.whole(1, 4)) for name in "nk" for n in [random.size(3, 7)]}
     leaves = {"up": f"{units} n", "gate": f"{units} n", "down": "n> 3"}
     if has_bias:
         leaves |= {"bias": "n"}
@@ -603,7 +612,7 @@ def _window(random: Random, kernel: Any, **known: Any) -> Function:
 @option(
     lambda r: [
         _window(r, table, window_strides=(1,), padding=[pad], rhs_dilation=(dilation,))
-        for table in [r.table(2, 6, 3)]
+        for table in [r.table(2, 30, 3)]
         for pad, dilation in (((1, 0), 1), ((0, 1), 1), ((2, 0), 2), ((1, 1), 2), ((0, 2), 2))
     ]
 )
@@ -614,7 +623,7 @@ def padding_and_dilation(x: Any, convolution: Any) -> Any:
 @option(
     lambda r: [
         _window(r, table[::step], window_strides=(2,), padding=pad)
-        for table in [r.table(2, 6, 3)]
+        for table in [r.table(2, 30, 3)]
         for pad in ("SAME", [(0, 1)], [(1, 0)])
         for step in (1, -1)
     ]
@@ -983,7 +992,13 @@ def _window_of(size: int, strict: bool = False) -> Function:
     return mask
 
 
-@choose((2, False), (3, True), (3, False), (2, True), (9, False))
+@option(
+    lambda r: (
+        [(16, False), (16, True), (17, True), (20, False)]
+        if r.is_large
+        else [(2, False), (3, True), (3, False), (2, True), (9, False)]
+    )
+)
 def window_of_attention(x: Any, known: Any) -> Any:
     return _attention(x, _window_of(*known))
 
@@ -1007,6 +1022,22 @@ def value_of_a_mask(x: Any, value: float) -> Any:
 @choose(0.5, 0.25, 2**-0.5)
 def scale_of_attention(x: Any, scale: float) -> Any:
     return _attention(x, _window_of(9), scale)
+
+
+@option(lambda r: [12, 16, 40] if r.is_large else [1, 2, 3, 9])
+def first_positions(x: Any, count: int) -> Any:
+    is_first = jnp.arange(x.shape[1]) < count
+    return jnp.where(is_first[None, :, None], jnp.sin(x), x)
+
+
+@option(lambda r: [3, 12, 14] if r.is_large else [1, 2, 3])
+def one_position(x: Any, place: int) -> Any:
+    return x.at[:, place].multiply(2.0)
+
+
+@option(lambda r: [5, 8, 15] if r.is_large else [1, 2, 3])
+def period_of_positions(x: Any, period: int) -> Any:
+    return x + jnp.sin((jnp.arange(x.shape[1]) % period)[None, :, None] * 1.0)
 
 
 @choose(True, False)
@@ -1072,6 +1103,12 @@ def hidden_units_are_narrow(h: Any, gate: Any, dtype: Any) -> Any:
 @inside(lambda _: (jnp.floor, jnp.round, lambda x: x))
 def hidden_units_are_rounded(h: Any, gate: Any, function: Any) -> Any:
     return function(jnp.tanh(h) * 3)
+
+
+@inside(lambda r: (8, 11, 14) if r.is_large else (1, 2, 3))
+def first_hidden_units(h: Any, gate: Any, count: int) -> Any:
+    is_first = jnp.arange(h.shape[-1]) < count
+    return jnp.where(is_first[None, None], jnp.sin(h), jnp.tanh(h))
 
 
 @inside(lambda _: (1, 2, 0))
@@ -1190,16 +1227,18 @@ def comparison_of_ids(table: Any, ids: Any, compare: Any) -> Any:
 
 
 def main(first: int, count: int, *kinds: str) -> None:
+    """Looks for failures; without names of kinds, in all kinds, of small and large pairs."""
     tally: collections.Counter[str] = collections.Counter()
     by_kind: collections.Counter[tuple[str, str]] = collections.Counter()
     for kind in kinds or KINDS:
         for seed in range(first, first + count):
-            tally["pairs"] += 1
-            if (found := failure(kind, seed, tally)) is not None:
-                tally[found.status] += 1
-                by_kind[found.status, kind] += 1
-                if by_kind[found.status, kind] <= 2:
-                    print(found, flush=True)
+            for is_large in (False, True):
+                tally["pairs"] += 1
+                if (found := failure(kind, seed, is_large=is_large, tally=tally)) is not None:
+                    tally[found.status] += 1
+                    by_kind[found.status, kind] += 1
+                    if by_kind[found.status, kind] <= 2:
+                        print(found, flush=True)
     for (status, kind), number in sorted(by_kind.items()):
         print(f"{number:4} {status} {kind}")
     print(len(kinds or KINDS), "kinds", dict(tally))
