@@ -30,6 +30,8 @@ Function = Callable[..., Any]
 # How far entries may differ, relative to the entry, and as a multiple of how far they move when
 # inputs and weights are nudged.
 _CLOSE, _NUDGE, _TIMES = 1e-9, 1e-14, 100.0
+# Each of these is among the ids, if they lie so far.
+_IDS = (0, 7, 20, 500)
 # The scales of inputs and weights. In the second sample some inputs are zero, in the third all of
 # a batch are equal.
 _SCALES = (
@@ -113,7 +115,11 @@ def samples(pair: Pair, seed: int) -> Iterator[tuple[Arrays, list[Any]]]:
         inputs = []
         for struct in pair.inputs:
             if jnp.issubdtype(struct.dtype, jnp.integer):
-                inputs.append(rng.integers(*pair.ids, size=struct.shape).astype(struct.dtype))
+                low, high = pair.ids
+                ids = rng.integers(low, high, size=struct.shape).astype(struct.dtype)
+                some = [low, *(i for i in _IDS if low < i < high)]
+                ids[-1, -1] = some[number % len(some)]
+                inputs.append(ids)
                 continue
             x = rng.normal(size=struct.shape) * scale
             if number == 1:
@@ -205,9 +211,7 @@ class Failure:
         return f"{self.status}: {of}\n    {self.detail}"
 
 
-def failure(
-    kind: str, seed: int, *, is_large: bool = False, tally: Any = None
-) -> Failure | None:
+def failure(kind: str, seed: int, *, is_large: bool = False, tally: Any = None) -> Failure | None:
     """Plans the growth of a pair; returns what is wrong with the answer, None if it is right.
 
     Args:
@@ -769,6 +773,28 @@ def bound_of_a_clip(x: Any, bound: float) -> Any:
     return jnp.clip(x, -bound, bound)
 
 
+@choose(1e2, 1e4, None)
+def bound_or_none(x: Any, bound: float | None) -> Any:
+    return x if bound is None else jnp.minimum(x, bound)
+
+
+@choose(1e2, 1e4)
+def number_that_occurs_twice(x: Any, bound: float) -> Any:
+    return 1e4 * jnp.tanh(x) + 1e2 * jnp.sin(x) + jnp.minimum(x, bound)
+
+
+@option(lambda r: [(c, f) for c in [r.one([3.0, 1e2, 1e4])] for f in (jnp.sin, jnp.tanh, jnp.abs)])
+def branch_beyond(x: Any, known: Any) -> Any:
+    threshold, function = known
+    return jnp.where(x > threshold, function(x), x)
+
+
+@option(lambda r: [(c, f) for c in [r.one([0.5, 1e4])] for f in (jnp.sin, jnp.tanh, jnp.abs)])
+def branch_of_cond(x: Any, known: Any) -> Any:
+    threshold, function = known
+    return lax.cond(jnp.max(x) > threshold, function, lambda x: x, x)
+
+
 @choose((-1.0, 1.0), (0.0, 1.0), (-1.0, 2.0), (None, 1.0))
 def sides_of_a_clip(x: Any, bounds: Any) -> Any:
     return jnp.clip(x, *bounds)
@@ -813,9 +839,7 @@ def rounds_of_a_loop(x: Any, count: int) -> Any:
 
 @choose(2.0, 4.0, 1e2)
 def bound_of_while(x: Any, bound: float) -> Any:
-    return lax.while_loop(
-        lambda x: jnp.mean(jnp.abs(x)) < bound, lambda x: 2 * x + 0.1, x
-    )
+    return lax.while_loop(lambda x: jnp.mean(jnp.abs(x)) < bound, lambda x: 2 * x + 0.1, x)
 
 
 @choose(1, 2, 3)
@@ -961,8 +985,10 @@ def words_for_a_square(x: Any, function: Any) -> Any:
 @choose(
     lambda x: jax.nn.softmax(x),
     lambda x: jnp.exp(jax.nn.log_softmax(x)),
-    lambda x: jnp.exp(x - x.max(-1, keepdims=True))
-    / jnp.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True),
+    lambda x: (
+        jnp.exp(x - x.max(-1, keepdims=True))
+        / jnp.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True)
+    ),
     lambda x: jnp.exp(x) / jnp.sum(jnp.exp(x), -1, keepdims=True),
 )
 def words_for_softmax(x: Any, function: Any) -> Any:
@@ -1242,6 +1268,16 @@ def words_for_a_lookup(table: Any, ids: Any, word: str) -> Any:
 @looked_up(lambda _: (1, 2, 7))
 def ids_are_shifted(table: Any, ids: Any, by: int) -> Any:
     return table[(ids + by) % 8]
+
+
+@looked_up(lambda _: (5, 20, 500), ids=(0, 900))
+def largest_id(table: Any, ids: Any, last: int) -> Any:
+    return table[jnp.where(ids > last, 1, ids) % 8]
+
+
+@looked_up(lambda _: (20, 500, -1), ids=(-2, 600))
+def special_id(table: Any, ids: Any, special: int) -> Any:
+    return jnp.where((ids == special)[..., None], 1.0, table[ids % 8])
 
 
 @looked_up(lambda _: ("sum", "mean", "max"))
