@@ -8,7 +8,6 @@ tests/pairs.py 0 20`` looks for pairs that are decided wrongly, for these seeds 
 
 import collections
 import dataclasses
-import inspect
 import math
 import sys
 import zlib
@@ -44,6 +43,7 @@ class Pair:
     """A program and a larger one.
 
     Attributes:
+        said: the difference.
         old: the program, a function of arrays and inputs.
         new: the larger one.
         leaves: the axes of each array by name, such as ``"i 2*n"`` for a product. Entries that are
@@ -56,6 +56,7 @@ class Pair:
         may_hide: whether what differs may be seen by no sample. Then the pair may be refused.
     """
 
+    said: tuple[Any, Any]
     old: Function
     new: Function
     leaves: Mapping[str, str]
@@ -195,8 +196,8 @@ class Failure:
     detail: str
 
     def __str__(self) -> str:
-        values = inspect.getclosurevars(self.pair.new).nonlocals.get("said", "")
-        of = f"{self.kind}, seed {self.seed}{', large' * self.is_large}, {values}"
+        one, other = self.pair.said
+        of = f"{self.kind}, seed {self.seed}{', large' * self.is_large}, {one} and {other}"
         return f"{self.status}: {of}\n    {self.detail}"
 
 
@@ -276,24 +277,19 @@ class Random:
         return self._rng.normal(size=shape)
 
 
-@dataclasses.dataclass(frozen=True)
-class Kind:
-    """A kind of difference.
-
-    Attributes:
-        make: makes a pair of random numbers.
-    """
-
-    make: Callable[[Random], Pair]
-
-
-KINDS: dict[str, Kind] = {}
+# What makes a pair of each kind.
+KINDS: dict[str, Callable[[Random], Pair]] = {}
 _ACTIVATIONS: tuple[Function, ...] = (jnp.tanh, jax.nn.relu, jax.nn.gelu, jnp.sin, jax.nn.silu)
 
 
 def made(kind: str, seed: int, is_large: bool = False) -> Pair:
     """Returns a pair of a kind."""
-    return KINDS[kind].make(Random(kind, seed, is_large))
+    return KINDS[kind](Random(kind, seed, is_large))
+
+
+def enter(kind: str, make: Callable[[Random], Pair]) -> None:
+    assert kind not in KINDS
+    KINDS[kind] = make
 
 
 def option(choices: Callable[[Random], Sequence[Any]], **known: Any) -> Callable[..., Any]:
@@ -310,8 +306,7 @@ def option(choices: Callable[[Random], Sequence[Any]], **known: Any) -> Callable
         def make(random: Random) -> Pair:
             return around(random, function, *random.two(choices(random)), **known)
 
-        assert function.__name__ not in KINDS
-        KINDS[function.__name__] = Kind(make)
+        enter(function.__name__, make)
         return function
 
     return register
@@ -327,7 +322,6 @@ def around(random: Random, function: Function, one: Any, other: Any, **known: An
     batch, time, units = random.whole(2, 3), random.size(4, 6), random.size(4, 6)
     is_first, has_head, is_deep, has_skip, has_norm = (bool(random.whole(0, 1)) for _ in range(5))
     act, other_act = random.one(_ACTIVATIONS), random.one(_ACTIVATIONS)
-    said = (one, other)
     x = jax.ShapeDtypeStruct((batch, time, units), jnp.float64)
 
     def flat(value: Any, x: Any) -> list[Any]:
@@ -357,7 +351,6 @@ def around(random: Random, function: Function, one: Any, other: Any, **known: An
 
     def made_of(value: Any) -> Function:
         def apply(p: Arrays, x: Any) -> Any:
-            said  # noqa: B018, it is what a failure prints
             if is_first:
                 found = [jnp.asarray(y, jnp.float64) for y in flat(value, x)]
                 return layers(p, jnp.concatenate(found, 1))
@@ -369,7 +362,7 @@ def around(random: Random, function: Function, one: Any, other: Any, **known: An
 
         return apply
 
-    return Pair(made_of(one), made_of(other), leaves, sizes, (x,), **known)
+    return Pair((one, other), made_of(one), made_of(other), leaves, sizes, (x,), **known)
 
 
 def inside(choices: Callable[[Random], Sequence[Any]], **known: Any) -> Callable[..., Any]:
@@ -379,8 +372,7 @@ def inside(choices: Callable[[Random], Sequence[Any]], **known: Any) -> Callable
         def make(random: Random) -> Pair:
             return hidden(random, function, *random.two(choices(random)), **known)
 
-        assert function.__name__ not in KINDS
-        KINDS[function.__name__] = Kind(make)
+        enter(function.__name__, make)
         return function
 
     return register
@@ -390,7 +382,7 @@ def hidden(random: Random, function: Function, one: Any, other: Any, **known: An
     """Returns a pair of programs that apply a function to hidden units, which grow."""
     batch, time, units = random.whole(2, 3), random.size(4, 6), random.size(2, 5)
     has_bias, is_deep = (bool(random.whole(0, 1)) for _ in range(2))
-    act, said = random.one(_ACTIVATIONS), (one, other)
+    act = random.one(_ACTIVATIONS)
     sizes = {name: (n, n + random.whole(1, 4)) for name in "nk" for n in [random.size(3, 7)]}
     leaves = {"up": f"{units} n", "gate": f"{units} n", "down": "n> 3"}
     if has_bias:
@@ -400,7 +392,6 @@ def hidden(random: Random, function: Function, one: Any, other: Any, **known: An
 
     def made_of(value: Any) -> Function:
         def apply(p: Arrays, x: Any) -> Any:
-            said  # noqa: B018, it is what a failure prints
             if is_deep:
                 x = act(x @ p["first"])
             h, gate = x @ p["up"], x @ p["gate"]
@@ -411,7 +402,7 @@ def hidden(random: Random, function: Function, one: Any, other: Any, **known: An
         return apply
 
     x = jax.ShapeDtypeStruct((batch, time, units), jnp.float64)
-    return Pair(made_of(one), made_of(other), leaves, sizes, (x,), **known)
+    return Pair((one, other), made_of(one), made_of(other), leaves, sizes, (x,), **known)
 
 
 def looked_up(choices: Callable[[Random], Sequence[Any]], **known: Any) -> Callable[..., Any]:
@@ -421,12 +412,11 @@ def looked_up(choices: Callable[[Random], Sequence[Any]], **known: Any) -> Calla
         def make(random: Random) -> Pair:
             one, other = random.two(choices(random))
             batch, time, units = random.whole(2, 3), random.whole(4, 6), random.whole(2, 4)
-            act, said = random.one(_ACTIVATIONS), (one, other)
+            act = random.one(_ACTIVATIONS)
             n = random.whole(3, 7)
 
             def made_of(value: Any) -> Function:
                 def apply(p: Arrays, ids: Any) -> Any:
-                    said  # noqa: B018, it is what a failure prints
                     return act(function(p["table"], ids, value) @ p["up"]) @ p["down"]
 
                 return apply
@@ -434,10 +424,9 @@ def looked_up(choices: Callable[[Random], Sequence[Any]], **known: Any) -> Calla
             ids = jax.ShapeDtypeStruct((batch, time), jnp.int32)
             leaves = {"table": f"8 {units}", "up": f"{units} n", "down": "n> 3"}
             sizes = {"n": (n, n + random.whole(1, 4))}
-            return Pair(made_of(one), made_of(other), leaves, sizes, (ids,), **known)
+            return Pair((one, other), made_of(one), made_of(other), leaves, sizes, (ids,), **known)
 
-        assert function.__name__ not in KINDS
-        KINDS[function.__name__] = Kind(make)
+        enter(function.__name__, make)
         return function
 
     return register
@@ -445,8 +434,7 @@ def looked_up(choices: Callable[[Random], Sequence[Any]], **known: Any) -> Calla
 
 def whole(make: Callable[[Random], Pair]) -> Callable[[Random], Pair]:
     """Enters a function that makes whole pairs."""
-    assert make.__name__ not in KINDS
-    KINDS[make.__name__] = Kind(make)
+    enter(make.__name__, make)
     return make
 
 
@@ -1163,12 +1151,11 @@ def axis_of_hidden_cumsum(h: Any, gate: Any, axis: int) -> Any:
 @whole
 def halves_of_a_fused_array(random: Random) -> Pair:
     """Which half of a fused array is the gate."""
-    one, other = said = random.two(["first", "second", "split", "reshaped"])
+    one, other = random.two(["first", "second", "split", "reshaped"])
     batch, units, n = random.whole(2, 3), random.whole(3, 5), random.whole(3, 6)
 
     def made_of(how: str) -> Function:
         def apply(p: Arrays, x: Any) -> Any:
-            said  # noqa: B018, it is what a failure prints
             h = x @ p["up"]
             if how == "split":
                 a, b = jnp.split(h, 2, -1)
@@ -1182,21 +1169,22 @@ def halves_of_a_fused_array(random: Random) -> Pair:
 
     x = jax.ShapeDtypeStruct((batch, units), jnp.float64)
     leaves = {"up": f"{units} 2*n", "down": "n> 3"}
-    return Pair(made_of(one), made_of(other), leaves, {"n": (n, n + random.whole(1, 4))}, (x,))
+    return Pair(
+        (one, other), made_of(one), made_of(other), leaves, {"n": (n, n + random.whole(1, 4))}, (x,)
+    )
 
 
 @whole
 def parts_of_attention(random: Random) -> Pair:
     """Where queries, keys and values lie in a fused array, and which axes scores are of."""
     numbers = ["qkv", "kqv", "vqk", "split", "transposed"]
-    one, other = said = random.two(numbers)
+    one, other = random.two(numbers)
     batch, time, units = random.whole(2, 3), random.whole(3, 5), random.whole(3, 5)
     n = random.whole(2, 4)
     grown = n + random.whole(1, 3)
 
     def made_of(how: str) -> Function:
         def apply(p: Arrays, x: Any) -> Any:
-            said  # noqa: B018, it is what a failure prints
             h = (x @ p["up"]).reshape(batch, time, 3, 2, -1)
             order = how if how in ("qkv", "kqv", "vqk") else "qkv"
             if how == "split":
@@ -1217,7 +1205,7 @@ def parts_of_attention(random: Random) -> Pair:
     x = jax.ShapeDtypeStruct((batch, time, units), jnp.float64)
     leaves = {"up": f"{units} 3*2*n", "down": "2*n> 3"}
     # By hand, queries and keys need zeros, too: those of one of both.
-    return _Attention(made_of(one), made_of(other), leaves, {"n": (n, grown)}, (x,))
+    return _Attention((one, other), made_of(one), made_of(other), leaves, {"n": (n, grown)}, (x,))
 
 
 class _Attention(Pair):
