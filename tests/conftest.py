@@ -57,7 +57,7 @@ def within_maps(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 _tests = 0
-OF_NETWORKS = ("test_trace_growth.py", "test_strategies.py")
+OF_NETWORKS = ("test_trace_growth.py", "test_strategies.py", "test_judge.py")
 
 
 @pytest.hookimpl(tryfirst=True)

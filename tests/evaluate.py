@@ -16,10 +16,20 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 def evaluate(function: Callable[..., Any], *args: Any) -> Any:
     """Returns ``function(*args)``, with arrays of NumPy."""
+    return program(function, *args)(*args)
+
+
+def program(function: Callable[..., Any], *args: Any) -> Callable[..., Any]:
+    """Returns a function that is traced once, for arguments of these shapes."""
     jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
-    with np.errstate(all="ignore"):
-        results = _run(jaxpr.jaxpr, jaxpr.consts, jax.tree.leaves(args))
-    return jax.tree.unflatten(jax.tree.structure(shapes), results)
+    structure = jax.tree.structure(shapes)
+
+    def run(*args: Any) -> Any:
+        with np.errstate(all="ignore"):
+            results = _run(jaxpr.jaxpr, jaxpr.consts, jax.tree.leaves(args))
+        return jax.tree.unflatten(structure, results)
+
+    return run
 
 
 def _array(value: Any) -> Any:
