@@ -174,7 +174,7 @@ def deepen(
     )
     widths = trace(apply, variables, *inputs)
     growth = Growth(widths, (), insertions=found)
-    shown_by(growth, widths, trace(target_apply, target, *inputs), ())
+    shown_by(growth, widths, trace(target_apply, target, *inputs))
     deeper = _inserted(variables, found, target, key)
     if batch is not None:
         deeper = with_statistics(target_apply, deeper, found, batch)

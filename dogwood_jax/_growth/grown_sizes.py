@@ -50,7 +50,10 @@ class GrownSizes:
         for leaf in widths.leaves:
             for axis, (layout, dim) in enumerate(zip(leaf.axes, dims[leaf.path], strict=True)):
                 spots = spots_along(0, axis, spread_out(dim))
-                own = (units for units in units_of(layout) if units.width not in inner)
+                own = [units for units in units_of(layout) if units.width not in inner]
+                if len(spots) != len(own):  # a part of size 1 has been fixed since
+                    spots = [spot for spot in spots if spot.atom.size != 1]
+                    own = [units for units in own if units.size != 1]
                 for spot, units in zip(spots, own, strict=True):
                     self.names[spot.atom] = units.width
                     self._sizes[spot.atom] = sizes.get(units.width, units.size)

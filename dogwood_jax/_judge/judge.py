@@ -23,7 +23,7 @@ from dogwood_jax._growth.growth import Growth
 from dogwood_jax._judge.claim import Case, Compared, Side
 from dogwood_jax._judge.evaluate import Undecided, evaluate, in_64_bits, widest
 from dogwood_jax._judge.gradients import Sample, check_gradients
-from dogwood_jax._judge.samples import FAMILIES, MODES, Family, Samples, kinds_of
+from dogwood_jax._judge.samples import BEYOND, FAMILIES, MODES, Family, Samples, kinds_of
 from dogwood_jax._judge.seen import Seen, described, differing, only_in, rounding_in
 from dogwood_jax._program.program import equations, every_constant
 
@@ -138,7 +138,7 @@ class Watch:
 
     def number(self, array: np.ndarray, dtype: Any) -> np.ndarray:
         if self._moved is not None and array.tobytes() == self._moved:
-            return np.asarray(array * 1.1)
+            return np.where(array == 0, 0.1, array * 1.1)
         if self._rounded and array.tobytes() in self._rounded:
             signs = self._rng.integers(2, size=array.shape) * 2 - 1
             return np.asarray(array * (1 + _eps(dtype) / 2 * signs))
@@ -167,7 +167,7 @@ def _numbers_compared(operands: Sequence[Any]) -> Iterator[int]:
     for operand in operands:
         if isinstance(operand, np.ndarray) and operand.dtype.kind in "iu" and operand.size:
             first = int(operand.flat[0])
-            if 0 <= first < 1 << 20 and (operand.size == 1 or (operand == first).all()):
+            if abs(first) < 1 << 20 and (operand.size == 1 or (operand == first).all()):
                 yield from (number for number in (first - 1, first, first + 1) if number >= 0)
 
 
@@ -188,28 +188,36 @@ def judge(case: Case) -> Verdict:
     return verdict
 
 
+def _families(case: Case) -> Sequence[Family]:
+    """Returns the kinds of samples; ids beyond tables only where no input or output grows."""
+    widths = case.growth.widths
+    is_closed = not any(widths[change.width].interface for change in case.growth.changes)
+    return (*FAMILIES, BEYOND) if case.has_ids and is_closed else FAMILIES
+
+
 def _draws(jaxpr: Any) -> bool:
     return any(eqn.primitive.name == "random_bits" for eqn in equations(jaxpr.jaxpr))
 
 
 def _judged(case: Case, *, is_alike: bool = False) -> Verdict:
     larger, rounded = grown(case), rounded_in_one(case)
-    samples = Samples(kinds_of(case.growth), last=_last_id(case.growth))
+    samples = Samples(kinds_of(case.growth), more=_compared_with(case), last=_last_id(case.growth))
     largest, shown, counted = 0.0, set[str](), list[_Sample]()
     ours, theirs = Seen(), Seen()
-    for number, family in enumerate(FAMILIES):
+    for number, family in enumerate(_families(case)):
         found = finite(case, replace(samples, seed=number), family, is_alike, ours)
         if found is None:
             continue
-        samples, variables, inputs, old = found
+        drawn, variables, inputs, old = found
+        samples = samples if family is BEYOND else drawn
         try:
             near = run(case.old, variables, inputs, Watch(NUDGE, number, is_alike=is_alike))
             if rounded:
                 watch = Watch(NUDGE, number, rounded, is_alike=is_alike)
                 rounding = run(case.old, variables, inputs, watch)
-            fresh = samples.variables(case.new.arguments, family, new=True)
+            fresh = drawn.variables(case.new.arguments, family, new=True)
             wide = larger(variables, fresh)
-            inputs_of_larger = _larger_inputs(case, inputs, samples, family)
+            inputs_of_larger = _larger_inputs(case, inputs, drawn, family)
             new = run(case.new, wide, inputs_of_larger, Watch(seen=theirs, is_alike=is_alike))
         except Undecided:
             continue
@@ -317,33 +325,65 @@ def _problem(
         theirs: those of the larger network.
         more: more samples, for gradients.
     """
-    # New layers have numbers and operations of their own.
-    if not case.growth.insertions and not case.is_resized:
-        if eqn := next(only_in(theirs, ours), None):
-            return (
-                f"only the larger program has {described(eqn)}, and no sample shows all its sides"
-            )
-    if case.is_resized:
-        pass
-    elif not case.growth.insertions or any(differing(case.new.jaxpr, case.old.jaxpr)):
-        for key, what in differing(case.old.jaxpr, case.new.jaxpr):
-            if not any(_matters(case, sample, key) for sample in samples):
-                return f"only the larger program has {what}, and no sample shows what it does"
+    if (problem := _unseen_difference(case, samples, ours, theirs)) is not None:
+        return problem
     seen = ((one.variables, one.wide, one.inputs, one.larger) for one in samples)
     return check_gradients(case, itertools.chain(seen, more))
 
 
-def _matters(case: Case, sample: _Sample, number: bytes) -> bool:
-    """Whether outputs of the larger network move if one of its numbers is another one."""
+def _unseen_difference(
+    case: Case, samples: Sequence[_Sample], ours: Sequence[Any], theirs: Sequence[Any]
+) -> str | None:
+    """Returns what only one of both programs has, and no sample shows; see ``_problem``."""
+    if case.is_resized:
+        return None
+    if not case.growth.insertions:  # new layers have operations of their own
+        for whose, eqn in [
+            *(("larger program", eqn) for eqn in only_in(theirs, ours)),
+            *(("network", eqn) for eqn in only_in(ours, theirs)),
+        ]:
+            return f"only the {whose} has {described(eqn)}, and no sample shows all its sides"
+    gone = [*differing(case.new.jaxpr, case.old.jaxpr)]
+    new = [*differing(case.old.jaxpr, case.new.jaxpr)]
+    for number, what in gone:
+        if not any(_matters(case.old, s.variables, s.inputs, s.old, number) for s in samples):
+            return f"only the network has {what}, and no sample shows what it does"
+    for number, what in new if gone or not case.growth.insertions else ():
+        if not any(_matters(case.new, s.wide, s.larger, s.new, number) for s in samples):
+            return f"only the larger program has {what}, and no sample shows what it does"
+    return None
+
+
+def _matters(
+    side: Side, variables: Mapping[str, Any], inputs: Sequence[Any], old: Any, number: bytes
+) -> bool:
+    """Whether results of a program move if one of its numbers is another one."""
     try:
-        moved = run(case.new, sample.wide, sample.larger, Watch(moved=number))
+        moved = run(side, variables, inputs, Watch(moved=number))
     except Undecided:
         return True
-    pairs = zip(sample.new, moved, strict=True)
+    pairs = zip(old, moved, strict=True)
     return any(
         isinstance(a, np.ndarray) and not np.array_equal(a, b, equal_nan=a.dtype.kind in "fc")
         for a, b in pairs
     )
+
+
+def _compared_with(case: Case) -> frozenset[int]:
+    """Returns integers that either program compares others with, by equality also negative ones."""
+    found = set[int]()
+    for side in (case.old, case.new):
+        for eqn in equations(side.jaxpr.jaxpr):
+            if eqn.primitive.name in ("eq", "ne"):
+                numbers = (getattr(atom, "val", None) for atom in eqn.invars)
+                found |= {int(n) for n in numbers if n is not None and _is_small_integer(n)}
+    return frozenset(found)
+
+
+def _is_small_integer(number: Any) -> bool:
+    dtype = getattr(number, "dtype", None)
+    is_whole = isinstance(number, int) or (dtype is not None and jnp.issubdtype(dtype, jnp.integer))
+    return is_whole and np.ndim(number) == 0 and abs(int(number)) < 1 << 20
 
 
 def _last_id(growth: Growth) -> int | None:
@@ -415,6 +455,8 @@ def finite(
             try:
                 old = run(case.old, variables, inputs, watch)
             except Undecided:
+                break
+            if family is BEYOND:
                 break
             known = [last for last in (samples.last, watch.last) if last is not None]
             last, more = min(known, default=None), samples.more | watch.compared

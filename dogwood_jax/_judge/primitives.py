@@ -172,7 +172,8 @@ def _gather(
         dict(zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims)),
     )
     found = operand[where]
-    if "FILL" in str(mode).upper():
+    is_open = "PROMISE" in str(mode).upper() and operand.dtype.kind in "fc"  # anything may come
+    if is_open or "FILL" in str(mode).upper():
         found = np.where(
             is_inside, found, _fill(operand.dtype) if fill_value is None else fill_value
         )

@@ -37,11 +37,13 @@ class Family:
     old: float | Literal["fan", "mixed"]
     new: float
     inputs: float
-    rows: Literal["normal", "zeros", "a zero row", "equal"] = "normal"
+    rows: Literal["normal", "zeros", "a zero row", "equal", "ids beyond"] = "normal"
     biases: bool = False
 
     def __str__(self) -> str:
         """What is particular about the sample, for an error."""
+        if self.rows == "ids beyond":
+            return "ids that are out of range"
         if self.rows == "zeros":
             return "inputs that are zero"
         if self.rows == "a zero row":
@@ -61,6 +63,9 @@ FAMILIES = (
     Family("mixed", 1.0, 1.0, "equal", biases=True),
     Family("fan", 1.0, 1.0, "zeros"),
 )
+
+# Ids that no table has: the function says what happens, if it is finite there.
+BEYOND = Family("fan", 1.0, 1.0, "ids beyond")
 
 Mode = Literal["normal", "positive", "unit", "one-hot"]
 MODES: tuple[Mode, ...] = ("normal", "positive", "unit", "one-hot")
@@ -144,6 +149,8 @@ class Samples:
         if not jnp.issubdtype(dtype, jnp.inexact):
             if dtype == np.bool_ and family.rows != "a zero row":
                 return np.ones(shape, bool)
+            if family is BEYOND and jnp.issubdtype(dtype, jnp.signedinteger):
+                return rng.choice([-9, -1, 0, 1, 2, 9, 99, 9999], size=shape).astype(dtype)
             return self._whole(rng, shape, dtype)
         numbers = rng.normal(size=shape)
         if jnp.issubdtype(dtype, jnp.complexfloating):
@@ -174,7 +181,9 @@ class Samples:
         if dtype == np.uint32 and shape[-1:] == (2,):  # most likely a key of the older kind
             return rng.integers(1 << 31, size=shape).astype(np.uint32)
         kind = np.int8 if dtype in (jnp.int4, jnp.uint4) else dtype
-        known = [*range(self.ids), *(number for number in sorted(self.more) if number >= self.ids)]
+        least = 0 if np.issubdtype(kind, np.signedinteger) and self.last is None else -1
+        beside = (n for n in sorted(self.more) if n >= self.ids or (n < 0 and least == 0))
+        known = [*range(self.ids), *beside]
         if self.last is not None:
             known = [number for number in known if number <= self.last] or [0]
         found = rng.choice(np.array(known), size=shape)

@@ -30,6 +30,10 @@ class Seen:
 
     def look(self, eqn: Any, operands: Sequence[Any]) -> None:
         """Takes notice of an equation before it is evaluated."""
+        if eqn.primitive.name == "cond":
+            self._operations[id(eqn)] = eqn
+            self._sides.setdefault(id(eqn), set()).add(int(operands[0]))
+            return
         sides = _SIDES.get(eqn.primitive.name)
         if sides is not None and all(map(_is_piece, operands)):
             self._operations[id(eqn)] = eqn
@@ -39,7 +43,9 @@ class Seen:
         """Yields the operations of which not all sides were seen."""
         for name, sides in self._sides.items():
             eqn = self._operations[name]
-            if len(sides) < _COUNTS[eqn.primitive.name]:
+            is_cond = eqn.primitive.name == "cond"
+            count = len(eqn.params["branches"]) if is_cond else _COUNTS[eqn.primitive.name]
+            if len(sides) < count:
                 yield eqn
 
 
@@ -109,6 +115,8 @@ def _constants(jaxpr: Any) -> list[tuple[bytes, bytes, str]]:
     def constant(array: Any, aval: Any) -> None:
         if jnp.issubdtype(aval.dtype, jnp.floating):
             numbers = np.asarray(array).astype(np.float64)
+            if not np.isfinite(numbers).all():  # what a maximum begins with
+                return
             what = f"{numbers:.6g}" if not numbers.shape else f"a table of shape {numbers.shape}"
             with np.errstate(over="ignore"):
                 single = numbers.astype(np.float32)
@@ -119,12 +127,14 @@ def _constants(jaxpr: Any) -> list[tuple[bytes, bytes, str]]:
 
 
 def rounding_in(jaxpr: Any) -> set[str]:
-    """Returns the narrow dtypes that a program casts to, and the precisions it computes with."""
+    """Returns the narrower dtypes that a program casts to, and the precisions it computes with."""
+    dtypes = [aval.dtype for aval in jaxpr.in_avals if jnp.issubdtype(aval.dtype, jnp.floating)]
+    widest = max((dtype.itemsize for dtype in dtypes), default=8)
     found = set()
     for eqn in equations(jaxpr.jaxpr):
         dtype = eqn.params.get("new_dtype")
-        is_narrow = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
-        if is_narrow and jnp.dtype(dtype).itemsize < 4:
+        is_float = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
+        if is_float and jnp.dtype(dtype).itemsize < widest:
             found.add(f"casts to {jnp.dtype(dtype).name}")
         if (precision := eqn.params.get("precision")) is not None:
             found.add(f"precision {precision}")

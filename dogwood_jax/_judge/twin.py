@@ -12,6 +12,8 @@ from functools import cached_property
 from math import gcd, prod
 from typing import Any
 
+import jax.numpy as jnp
+
 from dogwood_jax._base.trees import struct
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Change, Growth
@@ -19,7 +21,7 @@ from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._judge.cases import case_of
 from dogwood_jax._judge.claim import Case, Side
 from dogwood_jax._judge.resize import CannotResize, in_sizes
-from dogwood_jax._program.program import equations
+from dogwood_jax._program.program import equations, every_constant
 from dogwood_jax._widths.dims import Dim, atoms, factors, pieces, spread_out
 from dogwood_jax._widths.layout import Layout, Product, Units, resized, size_of, units_of
 from dogwood_jax._widths.roles import spots_along
@@ -62,24 +64,27 @@ class Larger:
     choices: Mapping[Dim, int] = field(default_factory=dict)
 
 
-def claim(growth: Growth, traced: Traced, larger: Larger) -> Case:
+def claim(growth: Growth, traced: Traced, larger: Larger, *, in_own_sizes: bool = False) -> Case:
     """Returns what a growth claims, in small sizes if the network is large.
 
     Args:
         growth: the growth.
         traced: the network's program.
         larger: the larger program.
+        in_own_sizes: whether not to take smaller sizes.
 
     Raises:
         CannotShrink: if the programs do not fit small sizes, and are too large to be evaluated.
         CannotResize: if there is no larger program, and the network's does not fit larger sizes.
     """
     is_few = sum(entries(traced.program.jaxpr)) <= _FEW
-    if not is_few:
+    if larger.traced is not None and is_bearable(traced):
+        is_few |= _count_otherwise(growth, traced, larger.traced)
+    if not is_few and not in_own_sizes:
         try:
             return twin_of(growth, traced, larger)
         except CannotShrink:
-            if most_entries(traced.program.jaxpr) > _BEARABLE:
+            if not is_bearable(traced):
                 raise
     if larger.traced is None:
         sizes = GrownSizes(growth.widths, growth.sizes, larger.choices)
@@ -88,6 +93,32 @@ def claim(growth: Growth, traced: Traced, larger: Larger) -> Case:
         program = larger.traced.program
         new = Side(program.jaxpr, program.arguments, program.results)
     return replace(case_of(growth, traced, new), is_resized=larger.traced is None)
+
+
+def is_bearable(traced: Traced) -> bool:
+    """Whether a program can be evaluated in its own sizes."""
+    return most_entries(traced.program.jaxpr) <= _BEARABLE
+
+
+def _count_otherwise(growth: Growth, traced: Traced, larger: Traced) -> bool:
+    """Whether two programs hold other integers, apart from sizes: a window, a place in a table.
+
+    Small sizes may not reach so far.
+    """
+    sizes = {size for change in growth.changes for size in (change.old, change.new)}
+    ours, theirs = _integers(traced.program.jaxpr), _integers(larger.program.jaxpr)
+    return bool((ours ^ theirs) - sizes)
+
+
+def _integers(jaxpr: Any) -> frozenset[int]:
+    found = set[int]()
+
+    def constant(array: Any, aval: Any) -> None:
+        if not aval.shape and jnp.issubdtype(aval.dtype, jnp.integer):
+            found.add(int(array))
+
+    every_constant(jaxpr, constant)
+    return frozenset(found)
 
 
 def twin_of(growth: Growth, traced: Traced, larger: Larger) -> Case:

@@ -245,7 +245,7 @@ def plan(
         return replace(growth, evidence=Evidence(why_not="planned with check=False"))
     if larger.widths is not None and larger.widths.network is not None:
         ways_out = [HEADS_FOR_EACH] if heads is not None and heads.is_for_each else []
-        return shown_by(growth, asked.before, larger.widths, [*extended.unlike, *ways_out])
+        return shown_by(growth, asked.before, larger.widths, extended.unlike, ways_out)
     if widths.network is None:
         return check_record(growth, widths.tried or Tried(), target)
     if copies.changes:

@@ -17,7 +17,7 @@ from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._judge.judge import Verdict, judge
 from dogwood_jax._judge.resize import CannotResize, in_sizes
-from dogwood_jax._judge.twin import CannotShrink, Larger, claim
+from dogwood_jax._judge.twin import CannotShrink, Larger, claim, is_bearable
 from dogwood_jax._modules.resizing import says_numbers
 from dogwood_jax._plan.comparison import moves_of
 from dogwood_jax._plan.fewer_layers import FewerLayers, fewer_layers
@@ -46,7 +46,13 @@ class Unshown(Exception):
     """The network's own function computes something else in the new sizes."""
 
 
-def shown_by(growth: Growth, network: Widths, larger: Widths, unlike: Sequence[str]) -> Growth:
+def shown_by(
+    growth: Growth,
+    network: Widths,
+    larger: Widths,
+    unlike: Sequence[str] = (),
+    ways_out: Sequence[str] = (),
+) -> Growth:
     """Returns a growth with what the larger model's own program has shown of it.
 
     Args:
@@ -54,6 +60,7 @@ def shown_by(growth: Growth, network: Widths, larger: Widths, unlike: Sequence[s
         network: the network's widths, with its program.
         larger: those of the larger model.
         unlike: what a comparison of both programs says against the growth.
+        ways_out: what may be done instead.
 
     Raises:
         ValueError: if the larger model computes something else, or nothing shows that it does not.
@@ -65,7 +72,10 @@ def shown_by(growth: Growth, network: Widths, larger: Widths, unlike: Sequence[s
         problem = _NOT_EVALUATED.format(error)
         raise ValueError(listed("cannot plan this growth", [problem])) from error
     if not verdict.is_shown:
-        raise contradicted("the larger model", [*unlike] or [*reasons(verdict)])
+        raise contradicted("the larger model", [*reasons(verdict), *unlike], ways_out)
+    if verdict.unseen and unlike:  # perhaps in a branch that no sample has taken
+        unseen = [f"no sample shows all sides of {what}" for what in verdict.unseen]
+        raise contradicted("the larger model", [*unlike, *unseen], ways_out)
     notes = (*growth.notes, *map(_ROUNDING.format, verdict.rounding))
     return replace(growth, notes=notes, evidence=evidence)
 
@@ -194,8 +204,12 @@ def _traced(growth: Growth) -> Traced:
 
 
 def _judged(growth: Growth, larger: Larger) -> tuple[Verdict, Evidence]:
-    case = claim(growth, _traced(growth), larger)
+    traced = _traced(growth)
+    case = claim(growth, traced, larger)
     verdict = judge(case)
+    if not verdict.is_shown and case.growth.widths is not growth.widths and is_bearable(traced):
+        case = claim(growth, traced, larger, in_own_sizes=True)  # a table may end in the twin
+        verdict = judge(case)
     sizes = tuple((c.width, c.old, c.new) for c in case.growth.changes)
     return verdict, Evidence(verdict.samples, sizes, verdict.largest, verdict.unseen)
 
