@@ -24,7 +24,7 @@ from dogwood_jax._judge.claim import Case, Compared, Side
 from dogwood_jax._judge.evaluate import Undecided, evaluate, in_64_bits, widest
 from dogwood_jax._judge.gradients import Sample, check_gradients
 from dogwood_jax._judge.samples import BEYOND, FAMILIES, MODES, Family, Samples, kinds_of
-from dogwood_jax._judge.seen import Seen, described, differing, only_in, rounding_in
+from dogwood_jax._judge.seen import BRANCHES, Seen, described, differing, only_in, rounding_in
 from dogwood_jax._program.program import equations, every_constant
 
 # By how much every number is nudged, relative to the number.
@@ -72,6 +72,7 @@ class Verdict:
         problem: what else speaks against the growth, such as a gradient that is not finite.
         unseen: operations of both programs of which no sample has shown all sides.
         rounding: in what the larger program rounds otherwise.
+        is_branch_unseen: whether there is a branch among ``unseen``.
     """
 
     samples: int = 0
@@ -81,6 +82,7 @@ class Verdict:
     problem: str | None = None
     unseen: tuple[str, ...] = ()
     rounding: tuple[str, ...] = ()
+    is_branch_unseen: bool = False
 
     @property
     def is_shown(self) -> bool:
@@ -253,6 +255,7 @@ def _judged(case: Case, *, is_alike: bool = False) -> Verdict:
             case, counted, unseen, [*theirs.unseen()], _more(case, samples, larger, is_alike)
         ),
         unseen=tuple(dict.fromkeys(map(described, unseen))),
+        is_branch_unseen=any(eqn.primitive.name in BRANCHES for eqn in unseen),
         rounding=tuple(sorted(rounding_in(case.old.jaxpr) ^ rounding_in(case.new.jaxpr))),
     )
 

@@ -71,13 +71,24 @@ _SIDES: dict[str, Callable[..., Iterator[Hashable]]] = {
 _COUNTS = {**dict.fromkeys(_SIDES, 2), "clamp": 3}
 
 
+# Behind these, other operations may stay unseen, too.
+BRANCHES = frozenset(("lt", "le", "gt", "ge", "cond"))
+
+
 def only_in(unseen: Sequence[Any], others: Sequence[Any]) -> Iterator[Any]:
     """Yields the operations of a program that stayed unseen, and are more than in another one."""
-    left = Counter(eqn.primitive.name for eqn in others)
+    left = Counter(map(_kind, others))
     for eqn in unseen:
-        left[eqn.primitive.name] -= 1
-        if left[eqn.primitive.name] < 0:
+        left[_kind(eqn)] -= 1
+        if left[_kind(eqn)] < 0:
             yield eqn
+
+
+def _kind(eqn: Any) -> tuple[str, tuple[float, ...]]:
+    """Returns what an operation is, with the numbers that it takes."""
+    values = (getattr(atom, "val", None) for atom in eqn.invars)
+    numbers = (float(n) for n in values if n is not None and np.ndim(n) == 0)
+    return eqn.primitive.name, tuple(numbers)
 
 
 def described(eqn: Any) -> str:

@@ -73,7 +73,7 @@ def shown_by(
         raise ValueError(listed("cannot plan this growth", [problem])) from error
     if not verdict.is_shown:
         raise contradicted("the larger model", [*reasons(verdict), *unlike], ways_out)
-    if verdict.unseen and unlike:  # perhaps in a branch that no sample has taken
+    if verdict.is_branch_unseen and unlike:  # perhaps in a branch that no sample has taken
         unseen = [f"no sample shows all sides of {what}" for what in verdict.unseen]
         raise contradicted("the larger model", [*unlike, *unseen], ways_out)
     notes = (*growth.notes, *map(_ROUNDING.format, verdict.rounding))
