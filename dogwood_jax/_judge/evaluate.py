@@ -165,13 +165,21 @@ def _by_jax(eqn: Any, operands: Sequence[Any]) -> list[Any]:
         name: widest(value) if name in _DTYPES and value is not None else value
         for name, value in eqn.params.items()
     }
-    with in_64_bits(), jax.default_device(jax.devices("cpu")[0]):
+    with in_64_bits(), jax.default_device(_host()):
         try:
             results = eqn.primitive.bind(*map(jnp.asarray, operands), **params)
         except Exception:  # a kernel for another device, or a library's own primitive
             return unknown(eqn, *operands)
         results = results if eqn.primitive.multiple_results else [results]
         return [widened(result) for result in results]
+
+
+def _host() -> Any:
+    """Returns the CPU as a device of JAX, or None where JAX has been told to do without."""
+    try:
+        return jax.devices("cpu")[0]
+    except RuntimeError:
+        return None
 
 
 # The parameters that name a dtype to compute in.
