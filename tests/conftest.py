@@ -39,24 +39,40 @@ def left_alone() -> Iterator[None]:
     gc.freeze()
 
 
-# Each compiled program takes some of the 65,530 maps of memory that Linux lets a process have.
-_MOST_MAPS = 30_000
+# Each compiled program takes some of the 65,530 maps of memory that Linux lets a process have, and
+# each growth that is judged leaves programs in JAX's caches.
+_MOST_MAPS, _MOST_BYTES = 30_000, 3 << 30
+
+
+class _Left:
+    """What tests of this process have left behind."""
+
+    tests = 0
+    most_bytes = _MOST_BYTES
 
 
 @pytest.fixture(autouse=True)
-def within_maps(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Forgets compiled programs before there are too many."""
+def within_memory() -> Iterator[None]:
+    """Forgets programs before there are too many."""
     yield
-    global _tests
-    _tests += 1
-    if _tests % 50 == 0 and os.path.exists("/proc/self/maps"):
-        with open("/proc/self/maps") as maps:
-            if sum(1 for _ in maps) > _MOST_MAPS:
-                jax.clear_caches()
-                gc.collect()
+    _Left.tests += 1
+    if _Left.tests % 25 or not os.path.exists("/proc/self/maps"):
+        return
+    with open("/proc/self/maps") as maps:
+        has_many = sum(1 for _ in maps) > _MOST_MAPS
+    if has_many or _bytes() > _Left.most_bytes:
+        jax.clear_caches()
+        gc.unfreeze()
+        gc.collect()
+        _Left.most_bytes = max(_MOST_BYTES, _bytes() + (1 << 30))
 
 
-_tests = 0
+def _bytes() -> int:
+    """Returns how much memory this process has."""
+    with open("/proc/self/statm") as sizes:
+        return int(sizes.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 OF_NETWORKS = ("test_trace_growth.py", "test_strategies.py", "test_judge.py")
 
 
