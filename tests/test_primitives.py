@@ -53,10 +53,6 @@ KNOWN = {
     "positions and constants as many as there are units are not tied to them": """
         dimensions:
         concatenate_with_zeros gather_every_other
-        growth zero_outgoing:
-        gather_every_other
-        growth zeros:
-        gather_every_other
     """,
     "units that are cut off on one side are unified with those on the other, one by one": """
         dimensions:
@@ -79,11 +75,6 @@ KNOWN = {
     "the larger of a number and NaN is the number, but NaN to JAX": """
         fold:
         max min
-    """,
-    "deepening takes new branches for finite, until it runs both networks at last": """
-        deepen branch:
-        sqrt rsqrt log1p log log2 acosh pow_root pow_reciprocal_root log_of_a_shifted
-        acosh_of_a_shifted rsqrt_of_tanh logit
     """,
     "deepening takes zero times anything for zero, even times what is not finite": """
         numbers:
@@ -505,6 +496,7 @@ ONCE_ONLY = ("complex", "conj")  # they do not take what they return
         *cases("deepen", itertools.product(("factor", "shift"), FOLDED_UNARY)),
     ],
 )
+@pytest.mark.filterwarnings("ignore:verify cannot tell")  # of functions that are constant
 def test_deepening_is_exact(how: str, name: str) -> None:
     """Whatever deepen does not refuse leaves outputs as they were, and finite."""
     function = UNARY[name][0]

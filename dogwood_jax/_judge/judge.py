@@ -112,7 +112,8 @@ class Watch:
         seed: where random signs begin.
         rounded: constants that only one of two programs has. They are nudged by what they may be
             rounded by in their own dtype, because 1 / 768 and 1 / 1024 are rounded otherwise.
-        moved: a constant that is another one by a tenth.
+        moved: a constant that is another one.
+        times: by what it is multiplied.
         seen: notes which sides of operations are seen.
         is_alike: see ``Watch``.
     """
@@ -123,11 +124,13 @@ class Watch:
         seed: int = 0,
         rounded: frozenset[bytes] = frozenset(),
         moved: bytes | None = None,
+        times: float = 1.1,
         seen: Seen | None = None,
         is_alike: bool = False,
     ) -> None:
         self._nudge, self._rng = nudge, np.random.default_rng(seed)
         self._rounded, self._moved, self._seen = rounded, moved, seen
+        self._times = times
         self.is_alike = is_alike
         self.last: int | None = None  # the largest index of the smallest table
         self.compared: set[int] = set()
@@ -140,7 +143,7 @@ class Watch:
 
     def number(self, array: np.ndarray, dtype: Any) -> np.ndarray:
         if self._moved is not None and array.tobytes() == self._moved:
-            return np.where(array == 0, 0.1, array * 1.1)
+            return np.where(array == 0, 0.1, array * self._times)
         if self._rounded and array.tobytes() in self._rounded:
             signs = self._rng.integers(2, size=array.shape) * 2 - 1
             return np.asarray(array * (1 + _eps(dtype) / 2 * signs))
@@ -361,10 +364,17 @@ def _matters(
     side: Side, variables: Mapping[str, Any], inputs: Sequence[Any], old: Any, number: bytes
 ) -> bool:
     """Whether results of a program move if one of its numbers is another one."""
-    try:
-        moved = run(side, variables, inputs, Watch(moved=number))
-    except Undecided:
-        return True
+    for times in (1.1, 3.0):  # a number that becomes an integer may not move by a tenth
+        try:
+            moved = run(side, variables, inputs, Watch(moved=number, times=times))
+        except Undecided:
+            return True
+        if _differ(old, moved):
+            return True
+    return False
+
+
+def _differ(old: Sequence[Any], moved: Sequence[Any]) -> bool:
     pairs = zip(old, moved, strict=True)
     return any(
         isinstance(a, np.ndarray) and not np.array_equal(a, b, equal_nan=a.dtype.kind in "fc")

@@ -78,9 +78,8 @@ class Samples:
     Attributes:
         kinds: what new entries of each array are, by path.
         mode: what weights are like.
-        ids: one more than the largest integer among variables, and among inputs unless ``more``
-            are larger.
-        more: other integers among the inputs, such as those that the program compares them with.
+        ids: one more than the largest integer, unless ``more`` are larger.
+        more: other integers, such as those that the program compares with.
         last: the largest integer that the network knows.
         seed: where random numbers begin.
     """
@@ -181,9 +180,10 @@ class Samples:
         if dtype == np.uint32 and shape[-1:] == (2,):  # most likely a key of the older kind
             return rng.integers(1 << 31, size=shape).astype(np.uint32)
         kind = np.int8 if dtype in (jnp.int4, jnp.uint4) else dtype
-        least = 0 if np.issubdtype(kind, np.signedinteger) and self.last is None else -1
-        beside = (n for n in sorted(self.more) if n >= self.ids or (n < 0 and least == 0))
-        known = [*range(self.ids), *beside]
+        may_be_negative = np.issubdtype(kind, np.signedinteger) and self.last is None
+        least = min(self.more, default=0) if may_be_negative else 0
+        known = [*range(self.ids), *sorted(n for n in self.more if not 0 <= n < self.ids)]
+        known = [number for number in known if number >= least]
         if self.last is not None:
             known = [number for number in known if number <= self.last] or [0]
         found = rng.choice(np.array(known), size=shape)
