@@ -201,6 +201,11 @@ HOLD_PARAMETERS = {
 }
 
 
+# Before, DoG's state held zeros until the first update, and SAM's had another structure.
+IS_OLD_OPTAX = not hasattr(optax.contrib, "madgrad")
+
+
+@pytest.mark.skipif(IS_OLD_OPTAX, reason="states of this version of Optax begin otherwise")
 @pytest.mark.parametrize("wrapped", [False, True])
 @pytest.mark.parametrize("name", HOLD_PARAMETERS)
 def test_states_that_hold_parameters_need_the_random_ones(name, wrapped):
@@ -215,6 +220,7 @@ def test_states_that_hold_parameters_need_the_random_ones(name, wrapped):
     assert_equal(dw.grow_opt_state(state, copied, tx), with_them)
 
 
+@pytest.mark.skipif(IS_OLD_OPTAX, reason="states of this version of Optax begin otherwise")
 def test_states_that_hold_parameters_need_those_of_new_layers():
     def apply(params, x):
         for name in sorted(params):
