@@ -29,7 +29,7 @@ class OfEquation(NamedTuple):
 def _divide(a: Any, b: Any) -> Any:
     if a.dtype.kind in "iu":
         whole = np.where(b == 0, 1, b)
-        return np.where(b == 0, -1, np.fix(a / whole)).astype(a.dtype)
+        return np.where(b == 0, -1, np.trunc(a / whole)).astype(a.dtype)
     return a / b
 
 
