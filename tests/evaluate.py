@@ -201,7 +201,7 @@ def _clamp(low: Any, a: Any, high: Any) -> Any:
 
 def _divide(a: Any, b: Any) -> Any:
     if np.issubdtype(a.dtype, np.integer):
-        return np.fix(a / b).astype(a.dtype)
+        return np.trunc(a / b).astype(a.dtype)
     return a / b
 
 
