@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dogwood_jax._base.trees import concrete, struct
+from dogwood_jax._base.trees import concrete, is_traced, struct
 from dogwood_jax._program.interpret import called, interpret
 from dogwood_jax._program.program import Program, scan_counts, sub_programs
 from dogwood_jax._widths.dims import Dim, atoms
@@ -106,7 +106,7 @@ class _Writer:
         places = [i for i, value in enumerate(sized.operands) if value.number is not None]
         for place in places[-1:]:
             number = operands[place]
-            if isinstance(number, jax.core.Tracer):
+            if is_traced(number):
                 operands[place] = number * jnp.asarray(ratio, number.dtype)
             else:  # a number that the program holds stays one
                 operands[place] = np.asarray(np.asarray(number, float) * ratio, number.dtype)
