@@ -14,6 +14,7 @@ from dogwood_jax._base.trees import mirrors
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.leaf_map import old_places
+from dogwood_jax._judge.cases import place_of_mirror
 
 Arrays = Mapping[str, Any]
 
@@ -34,7 +35,10 @@ def outputs_to_compare(
         growth: the growth, if it is known.
     """
     ours, its = mirrors(_shapes(old), _shapes(variables)), mirrors(_shapes(new), _shapes(wide))
-    places = {path: _place(path, leaf, growth) for path, leaf in ours.items()}
+    places = {
+        path: path if growth is None else place_of_mirror(path, leaf, growth)
+        for path, leaf in ours.items()
+    }
     before = {path: value for path, value in old.items() if path not in ours}
     aside = {*its, *places.values()} - before.keys()
     after = {path: value for path, value in new.items() if path not in aside}
@@ -65,16 +69,6 @@ def _old_entries(before: Arrays, after: Arrays, growth: Growth) -> dict[str, Any
 
 def _shapes(arrays: Arrays) -> dict[str, tuple[int, ...]]:
     return {path: np.shape(array) for path, array in arrays.items()}
-
-
-def _place(path: str, leaf: str, growth: Growth | None) -> str:
-    """Returns where the larger network has the output that mirrors a variable."""
-    if growth is None or (place := growth.place(leaf)) == leaf:
-        return path
-    if f"/{path}".endswith(f"/{leaf}"):
-        return path.removesuffix(leaf) + place
-    inside, place_inside = (name.partition("/")[2] for name in (leaf, place))
-    return path.removesuffix(inside) + place_inside
 
 
 def _old_part(value: Any, path: str, growth: Growth) -> Any:

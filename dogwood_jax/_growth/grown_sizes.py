@@ -1,6 +1,6 @@
 """The size of every dimension of a network once some widths have grown: ``GrownSizes``."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 from types import MappingProxyType
 from typing import Any
@@ -75,15 +75,21 @@ class GrownSizes:
     def _is_appended(self, dim: Dim) -> bool:
         return any(self(atom) != atom.size for atom in atoms(dim) if atom not in self.times)
 
-    def along(self, dim: Dim) -> AlongAxis:
-        """Returns what becomes of the entries along a dimension."""
+    def along(self, dim: Dim, before: Callable[[Dim], int] | None = None) -> AlongAxis:
+        """Returns what becomes of the entries along a dimension.
+
+        Args:
+            dim: the dimension.
+            before: the size of each dimension before the growth, if it is not today's.
+        """
         dim = dim.root
         if dim.kind is not None:
-            return Compound(dim.kind, tuple(map(self.along, dim.parts)))
+            return Compound(dim.kind, tuple(self.along(part, before) for part in dim.parts))
+        old = dim.size if before is None else before(dim)
         if (times := self.times.get(dim, 1)) > 1:
-            own = AxisMap(dim.size, self(dim) // times)
+            own = AxisMap(old, self(dim) // times)
             return Compound("product", (own, AxisMap(1, times)))
-        return AxisMap(dim.size, self(dim))
+        return AxisMap(old, self(dim))
 
     def inputs(self) -> tuple[Any, ...]:
         """Returns the network's inputs in these sizes, ``jax.ShapeDtypeStruct`` for arrays."""

@@ -11,10 +11,9 @@ import numpy as np
 from dogwood_jax._base.trees import mirrors
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Growth
-from dogwood_jax._growth.leaf_map import AlongAxis, AxisMap, Compound, old_places
+from dogwood_jax._growth.leaf_map import old_places
 from dogwood_jax._judge.claim import Case, Compared, Side
 from dogwood_jax._judge.resize import SizeOf
-from dogwood_jax._widths.dims import Dim
 from dogwood_jax._widths.trace import Traced
 from dogwood_jax._widths.values import Value
 
@@ -53,8 +52,7 @@ class _Places:
     """Where old entries of inputs and outputs are, where these have more entries."""
 
     def __init__(self, growth: Growth, before: SizeOf | None, after: GrownSizes | None) -> None:
-        self._growth, self._before = growth, before or _today
-        self._known = after
+        self._growth, self._before, self._known = growth, before, after
 
     @cached_property
     def _after(self) -> GrownSizes:
@@ -67,22 +65,9 @@ class _Places:
         if tuple(old) == tuple(new) or len(old) != len(new):
             return (None,) * len(old)
         return tuple(
-            old_places(self._along(dim)) if self._after(dim) == b > a else None
+            old_places(self._after.along(dim, self._before)) if self._after(dim) == b > a else None
             for dim, a, b in zip(value.dims, old, new, strict=True)
         )
-
-    def _along(self, dim: Dim) -> AlongAxis:
-        dim = dim.root
-        if dim.kind is not None:
-            return Compound(dim.kind, tuple(map(self._along, dim.parts)))
-        if (times := self._after.times.get(dim, 1)) > 1:
-            own = AxisMap(self._before(dim), self._after(dim) // times)
-            return Compound("product", (own, AxisMap(1, times)))
-        return AxisMap(self._before(dim), self._after(dim))
-
-
-def _today(dim: Dim) -> int:
-    return dim.root.size
 
 
 def _outputs(
@@ -101,7 +86,7 @@ def _outputs(
                 axes = () if value is None else places.of(value, shape, shapes[where])
                 yield Compared(path, place, where, axes)
             continue
-        mirrored = theirs.get(_place(path, leaf, growth))
+        mirrored = theirs.get(place_of_mirror(path, leaf, growth))
         axes_of_leaf = _old_part(leaf, growth)
         if mirrored is not None and axes_of_leaf is not None:
             yield Compared(path, place, mirrored, axes_of_leaf)
@@ -115,7 +100,7 @@ def _mirrored(side: Side) -> Mapping[str, str]:
     return mirrors(results, leaves)
 
 
-def _place(path: str, leaf: str, growth: Growth) -> str:
+def place_of_mirror(path: str, leaf: str, growth: Growth) -> str:
     """Returns where the larger network has the result that mirrors a variable."""
     if (place := growth.place(leaf)) == leaf:
         return path

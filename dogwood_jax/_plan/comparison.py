@@ -93,8 +93,6 @@ class Comparison:
     Attributes:
         sizes: where arrays of the larger network have other sizes than they should, and the
             operations there.
-        holds_on: whether the first of these arrays still has its old size. Then the network's
-            function contains this size, and the larger model needs a function of its own.
         values: where the larger program does something else.
         numbers: where it computes with another number; for each place the network's number, the
             larger network's number and their rounding.
@@ -126,7 +124,6 @@ class Comparison:
         self._numbers: dict[tuple[Any, ...], int] = {}
         self._takes_others = False
         self.sizes: dict[str, str] = {}
-        self.holds_on = False
         self.values: dict[str, None] = {}
         self.numbers: dict[str, tuple[float, float, float]] = {}
         self.factors: dict[int, tuple[float, float]] = {}
@@ -228,11 +225,6 @@ class Comparison:
     def names(self) -> Mapping[Dim, str]:
         """Name of each width by dimension."""
         return self._grown.names
-
-    @property
-    def cuts_elsewhere(self) -> bool:
-        """Whether arrays come to have other sizes because they are cut in other places."""
-        return next(iter(self.sizes.values()), "") in ("slice", "split", "dynamic_slice", "pad")
 
     @property
     def agrees(self) -> bool:
@@ -339,7 +331,7 @@ class Comparison:
         for a, b in pairs if not _is_number(old) else ():
             if (id(a), id(b)) not in self._compared:
                 self._compared.add((id(a), id(b)))
-                self._compare_sizes(old, new, a, b)
+                self._compare_sizes(old, a, b)
         for what, a, b in self._parameters(old, new) if is_aligned else ():
             if a != b:
                 if what == "operands":
@@ -385,7 +377,7 @@ class Comparison:
     def _number(self, what: tuple[Any, ...]) -> int:
         return self._numbers.setdefault(what, len(self._numbers))
 
-    def _compare_sizes(self, step: Step, its: Step, old: Value, new: Value) -> None:
+    def _compare_sizes(self, step: Step, old: Value, new: Value) -> None:
         before = tuple(dim.size for dim in old.dims)
         expected, found = self._expected(old), self._lengths(new)
         is_same = expected == found
@@ -394,11 +386,6 @@ class Comparison:
             is_same = _without_ones(expected) == _without_ones(found)
         if is_same or 0 in found:
             return
-        if not self.sizes:
-            axes = enumerate(zip(before, expected, found, strict=False))
-            self.holds_on = any(
-                a == c != b and not _moves(step, its, axis) for axis, (a, b, c) in axes
-            )
         self.sizes[
             f"{step.name} makes or takes an array of shape {found} where growing {before} gives "
             f"{expected}"
@@ -594,7 +581,7 @@ class Comparison:
                 break
             values = (*one.operands, *one.results), (*other.operands, *other.results)
             for x, y in zip(*values, strict=True):
-                self._compare_sizes(one, other, x, y)
+                self._compare_sizes(one, x, y)
         counts = Counter(map(_kind, old)), Counter(map(_kind, new))
         for kind in sorted(counts[0].keys() | counts[1].keys()):
             a, b = (count[kind] for count in counts)
@@ -686,12 +673,6 @@ def _indices(step: Step) -> Iterator[tuple[Value, Sequence[int]]]:
         starts = step.operands[1 if step.name == "dynamic_slice" else 2 :]
         for axis, start in enumerate(starts[: step.operands[0].ndim]):
             yield start, (axis,)
-
-
-def _moves(old: Step, new: Step, axis: int) -> bool:
-    """Whether a slice begins at another place, as a slice of the last units does."""
-    starts = [step.params["start_indices"] for step in (old, new) if step.name == "slice"]
-    return len(starts) == 2 and starts[0][axis] != starts[1][axis]
 
 
 def _is_number(step: Step) -> bool:
