@@ -1,6 +1,6 @@
-"""How errors list all that is wrong: ``listed``, and what several of them say or are."""
+"""How errors list all that is wrong: ``listed``, ``Refused``, and what several of them say."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,21 @@ def listed(what: str, problems: Iterable[str]) -> str:
     """
     lines = [f"- {line}" for (line,), _ in layers_together((problem,) for problem in problems)]
     return "\n".join([f"{what}:", *lines])
+
+
+class Refused(ValueError):
+    """A growth that cannot be planned.
+
+    Attributes:
+        problems: what speaks against it, a line each.
+    """
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems: Sequence[str] = tuple(problems)
+        super().__init__(listed("cannot plan this growth", self.problems))
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.problems,)
 
 
 class UnfitArrays(ValueError):

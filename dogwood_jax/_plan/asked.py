@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dogwood_jax._base.arguments import is_integer
-from dogwood_jax._base.problems import listed
+from dogwood_jax._base.problems import Refused
 from dogwood_jax._base.trees import PyTree
 from dogwood_jax._modules.resizing import Resizing
 from dogwood_jax._plan.groups import (
@@ -180,7 +180,7 @@ def in_sizes(widths: Widths, sizes: Mapping[Any, int]) -> tuple[PyTree, Mapping[
     target = resizing.resized(widths.network.variables)
     problems += (f"{problem}; {WITH_TARGET}" for problem in resizing.problems)
     if problems:
-        raise ValueError(listed("cannot plan this growth", problems))
+        raise Refused(problems)
     return target, widths.sizes | named
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
-from dogwood_jax._base.problems import listed
+from dogwood_jax._base.problems import Refused
 from dogwood_jax._widths.widths import Widths
 
 _NUMBER = re.compile(r"\d+")
@@ -40,7 +40,7 @@ def check_names(widths: Widths, shapes: Mapping[str, Any]) -> None:
             "give the target's arrays the names that they have in the network, and let "
             "target_apply= rename them back before it calls the larger model"
         )
-        raise ValueError(listed("cannot plan this growth", problems))
+        raise Refused(problems)
 
 
 def _by_text(paths: Iterable[str]) -> dict[str, list[str]]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import jax
 
 from dogwood_jax._base.described import first_line
-from dogwood_jax._base.problems import UnfitArrays, listed
+from dogwood_jax._base.problems import Refused, UnfitArrays
 from dogwood_jax._base.trees import PyTree
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Growth
@@ -38,18 +38,18 @@ ITS_OWN_NUMBERS = (
 WITH_TARGET = "pass target=, the larger model, whose numbers are right"
 
 
-class Contradicted(str):
-    """The message of an error: a program computes something else than a growth supposes."""
+class Contradicted(Refused):
+    """A growth that a program speaks against, because it computes something else."""
 
 
-class NeedsMore(str):
-    """The message of an error: the network's own function asks for more widths to grow along."""
+class NeedsMore(Refused):
+    """A growth for which the network's own function asks for more widths to grow along."""
 
 
-def contradicted(whose: str, problems: Sequence[str], ways_out: Sequence[str] = ()) -> ValueError:
+def contradicted(whose: str, problems: Sequence[str], ways_out: Sequence[str] = ()) -> Contradicted:
     """Returns the error that says what a program computes instead."""
     lines = [f"{whose} computes something else: {problem}" for problem in problems[:3]]
-    return ValueError(Contradicted(listed("cannot plan this growth", [*lines, *ways_out])))
+    return Contradicted([*lines, *ways_out])
 
 
 def check_record(growth: Growth, tried: Tried, target: PyTree) -> Growth:
@@ -67,7 +67,7 @@ def check_record(growth: Growth, tried: Tried, target: PyTree) -> Growth:
     if target is None:  # the larger model says by itself what grows along
         problems += (why for names, why in tried.alone if growth.change.keys() <= {*names})
     if problems and growth.change:
-        raise ValueError(listed("cannot plan this growth", problems))
+        raise Refused(problems)
     if target is None and any(name in growth.change for name in tried.known):
         return replace(growth, notes=(*growth.notes, KNOWS_SIZES))
     return growth

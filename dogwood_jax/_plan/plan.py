@@ -18,7 +18,7 @@ from dogwood_jax._base.arguments import (
     expect_arrays,
     expect_given,
 )
-from dogwood_jax._base.problems import listed
+from dogwood_jax._base.problems import Refused
 from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path
 from dogwood_jax._growth.evidence import Evidence
 from dogwood_jax._growth.growth import Growth
@@ -219,7 +219,7 @@ def plan(
         problems += missing_epsilons(widths, larger, made)
     problems += other_numbers(widths, larger, made)
     if problems:
-        raise ValueError(listed("cannot plan this growth", [*problems, *asked.ways_out()]))
+        raise Refused([*problems, *asked.ways_out()])
     if heads is not None:
         notes += heads.notes
     if compared is not None:
@@ -238,7 +238,7 @@ def plan(
         larger.insertions,
     )
     if misfits := [*_misfits(growth)]:
-        raise ValueError(listed("cannot plan this growth", misfits))
+        raise Refused(misfits)
     if not keeps_outputs or keep is not None or merge is not None:
         return growth
     if not check:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from math import isclose, isfinite, isnan
 from typing import Any, TypeVar
 
-from dogwood_jax._base.problems import listed
+from dogwood_jax._base.problems import Refused
 from dogwood_jax._base.trees import PyTree
 from dogwood_jax._growth.evidence import Evidence
 from dogwood_jax._growth.grown_sizes import GrownSizes
@@ -70,7 +70,7 @@ def shown_by(
         verdict, evidence = _judged(few, Larger(its))
     except (CannotShrink, CannotResize) as error:
         problem = _NOT_EVALUATED.format(error)
-        raise ValueError(listed("cannot plan this growth", [problem])) from error
+        raise Refused([problem]) from error
     if not verdict.is_shown:
         raise contradicted("the larger model", [*reasons(verdict), *unlike], ways_out)
     if verdict.is_branch_unseen and unlike:  # perhaps in a branch that no sample has taken
@@ -140,11 +140,11 @@ def shown(growth: Growth, target: PyTree) -> Growth:
         if own is not None:
             raise Unshown(*against) from error
         problem = _NOT_EVALUATED.format(error)
-        raise ValueError(listed("cannot plan this growth", [problem])) from error
+        raise Refused([problem]) from error
     if not verdict.is_shown:
         raise contradicted("in these sizes, the network", [*reasons(verdict)])
     if not other.is_shown:
-        raise ValueError(listed("cannot plan this growth", [*_readings(few, traced)]))
+        raise Refused(_readings(few, traced))
     knows_sizes = own is not None or (rejected is not None and not rejected.is_checked)
     if knows_sizes and target is None:
         growth = replace(growth, notes=(*growth.notes, KNOWS_SIZES))
@@ -247,14 +247,14 @@ def _check(growth: Growth, own: Rejected, target: PyTree) -> None:
             "the network's own function follows the shapes of its arrays but does not take "
             f"these: {own.reason}; grow more widths along, or pass target= and target_apply="
         )
-        raise ValueError(NeedsMore(listed("cannot plan this growth", [problem])))
+        raise NeedsMore([problem])
     if target is None and says_numbers(network.variables):
         if not says_sizes(growth.widths, growth.sizes):  # a number of theirs may be half a size
             problem = (
                 "the network's own function does not take its modules in these sizes: "
                 f"{own.reason}; {WITH_TARGET}"
             )
-            raise ValueError(listed("cannot plan this growth", [problem]))
+            raise Refused([problem])
 
 
 def _numbers(growth: Growth, traced: Traced) -> Iterator[tuple[int, float]]:

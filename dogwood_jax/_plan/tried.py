@@ -9,6 +9,7 @@ from dogwood_jax._plan.own_function import KNOWS_SIZES, Contradicted, NeedsMore
 from dogwood_jax._plan.plan import plan
 from dogwood_jax._widths.widths import Tried, Width, Widths
 
+_WHEN_WRITTEN = "when it was written, "
 _NUMBERS = "the network's function decided which numbers follow from a size; trace it again"
 
 
@@ -23,12 +24,12 @@ def try_doubled(widths: Widths) -> Tried:
         sizes = {name: 2 * widths[name].size for name in names}
         try:
             growth = plan(widths, sizes, interface=True)
-        except ValueError as error:  # of other messages, the widths say so themselves
-            message = error.args[0]
-            if isinstance(message, Contradicted):
-                conflicts += ((name, _first_problem(message)) for name in names)
-            elif isinstance(message, NeedsMore):
-                alone.append((names, _first_problem(message)))
+        except Contradicted as error:
+            conflicts += ((name, _WHEN_WRITTEN + error.problems[0]) for name in names)
+        except NeedsMore as error:
+            alone.append((names, _WHEN_WRITTEN + error.problems[0]))
+        except ValueError:  # the widths say so themselves
+            pass
         else:
             known += names if KNOWS_SIZES in growth.notes else ()
             if not _is_plain(widths, growth):
@@ -43,11 +44,6 @@ def _is_plain(widths: Widths, growth: Growth) -> bool:
     except ValueError:  # as plan will say of the widths in the file
         return True
     return other.changes == growth.changes
-
-
-def _first_problem(message: str) -> str:
-    """Returns the first of the problems that an error lists, and when it was found."""
-    return f"when it was written, {message.splitlines()[1][2:]}"
 
 
 def _grows(width: Width) -> bool:
