@@ -532,7 +532,7 @@ def windows(n_in: int = 4, heads: int = 2, dim: int = 3, out: int = 5) -> Model:
 @network(
     {
         "qk[heads]": grows("heads", 2, "-> {qk,v}[1] <- o[0]"),
-        "qk[head_dim]": grows("dim", 3, "-> qk[1] <> qk[1]", copies="tied"),
+        "qk[head_dim]": grows("dim", 3, "-> qk[1] <> qk[1]"),
         "v[head_dim]": grows("value", 5, "-> v[1] <- o[0]"),
         "qk[0]": interface("n_in", 4, "<- {qk,v}[0]"),
         "o": interface("out", 5, "-> o[1]"),
@@ -560,7 +560,7 @@ def unscaled_attention(
     {
         "q[heads]": grows("heads", 2, "-> {q,k,v}[1] <- o[0]"),
         "v[head_dim]": grows("value", 5, "-> v[2] <- o[1]"),
-        "q[head_dim]": grows("dim", 3, "-> q[2] <> k[2]", copies="tied"),
+        "q[head_dim]": grows("dim", 3, "-> q[2] <> k[2]"),
         "q[0]": interface("n_in", 4, "<- {q,k,v}[0]"),
         "o": interface("out", 5, "-> o[2]"),
     }

@@ -189,8 +189,8 @@ def implicit_broadcasting(n_in: int = 5, hidden: int = 6, out: int = 2) -> Model
 @network(
     {
         "a[0]": interface("n_in", 2, "<> a/kernel[0]", hazard="a table of positions; summed over"),
-        "a": grows("hidden", 6, "-> a/{kernel[1],bias[0]} <> b/kernel[0]", copies="tied"),
-        "b": grows("wide", 5, "-> b/{kernel[1],bias[0]} <> c/kernel[0]", copies="tied"),
+        "a": grows("hidden", 6, "-> a/{kernel[1],bias[0]} <> b/kernel[0]"),
+        "b": grows("wide", 5, "-> b/{kernel[1],bias[0]} <> c/kernel[0]"),
         "c": fixed("size is 1", 1, "-> c/bias[0] <> c/kernel[1]"),
     }
 )

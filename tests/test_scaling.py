@@ -305,15 +305,11 @@ def mean_of_another(n: int = 6) -> Model:
 
 
 REFUSED = {
-    "rotary": (lambda: attention_with(rotated), ("q", 2)),
     "norms of queries and keys": (lambda: attention_with(normalized), ("q", 2)),
     "tanh of queries and keys": (tanh_scores, ("q", 2)),
-    "an unusual scale": (unusual_scale, ("q", 2)),
-    "a scale with the logarithm of 2": (lambda: scores(lambda n: n**-0.5 / np.log(2))(), ("q", 2)),
     "table of positions": (sinusoids, ("write/bias", 0)),
     "unbiased variance": (stream(unbiased), ("write/bias", 0)),
     "divergence from elsewhere": (divergence(shift=1), ("read", 0)),
-    "codes that are told": (codebook(told=True), ("codes", 0)),
     "silent rows of unit length": (divergence(unit_rows=True), ("read", 0)),
     "a bias that is read twice": (scaled_sum(twice=True), ("down", 1)),
 }
@@ -328,6 +324,35 @@ def test_what_has_no_exact_recipe_is_refused(name: str) -> None:
     for make in STRATEGIES.values():
         with pytest.raises(ValueError, match="cannot plan this growth"):
             dw.plan(widths, {width.name: 2 * width.size}, strategy=make())
+
+
+# No recipe is known of one program alone. The function in the new sizes shows what is exact.
+SHOWN = {
+    "rotary": (lambda: attention_with(rotated), ("q", 2), "zero_outgoing"),
+    "an unusual scale": (unusual_scale, ("q", 2), "zero_outgoing"),
+    "a scale with the logarithm of 2": (
+        lambda: scores(lambda n: n**-0.5 / np.log(2))(),
+        ("q", 2),
+        "zero_outgoing",
+    ),
+    "codes that are told": (codebook(told=True), ("codes", 0), "replicate"),
+}
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_the_function_in_the_new_size_shows_an_exact_growth(name: str) -> None:
+    build, place, exact = SHOWN[name]
+    model = build()
+    widths, variables = widths_of(model), fill(model.shapes, 1)
+    width = widths.of(*place)
+    assert width.recipes == ()
+    growth = dw.plan(widths, {width.name: 2 * width.size}, strategy=STRATEGIES[exact]())
+    new = dw.grow(variables, growth, key=jax.random.key(0))
+    before, after = (model.apply(v, *model.inputs) for v in (variables, new))
+    np.testing.assert_allclose(after, before, rtol=0, atol=1e-12 * np.max(np.abs(before)))
+    for other in STRATEGIES.keys() - {exact, "zeros"}:
+        with pytest.raises(ValueError, match="cannot plan this growth"):
+            dw.plan(widths, {width.name: 2 * width.size}, strategy=STRATEGIES[other]())
 
 
 def test_copies_take_the_scale_that_their_size_asks_for() -> None:

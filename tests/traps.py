@@ -95,7 +95,7 @@ def one_layer_three_times(p: Any, x: Any) -> Any:
     return h @ p["o"]
 
 
-@trap({"a[1]": "grown"}, a=(5, 6), b=(5, 6))
+@trap({"a[1]": "copied"}, a=(5, 6), b=(5, 6))
 def bilinear_form(p: Any, x: Any) -> Any:
     return (x @ p["a"]) @ (x @ p["b"]).T
 
@@ -173,7 +173,7 @@ def logarithms_of_sums_of_weights(p: Any, x: Any) -> Any:
     return layer(p, x) @ lax.cumlogsumexp(p["u"], axis=0).T
 
 
-@trap({"i[1]": "table"}, w=(6, 6), **MLP)
+@trap({"i[1]": "grown"}, w=(6, 6), **MLP)
 def triangular_weights(p: Any, x: Any) -> Any:
     return layer(p, x) @ jnp.tril(p["w"]) @ p["o"]
 
@@ -252,7 +252,7 @@ def sorted_units(p: Any, x: Any) -> Any:
     return jnp.sort(layer(p, x), axis=-1) @ p["o"]
 
 
-@trap({"i[1]": "cumsum"}, **MLP)
+@trap({"i[1]": "grown"}, **MLP)
 def running_sums(p: Any, x: Any) -> Any:
     return jnp.cumsum(layer(p, x), axis=-1) @ p["o"]
 
@@ -301,7 +301,7 @@ def softmax_over_two_layers(p: Any, x: Any) -> Any:
     return both[:, : p["a"].shape[1]] @ p["o"]
 
 
-@trap({"q[1]": "a maximum", "q[2]": "grown"}, q=(5, 2, 3), k=(5, 2, 3), o=(2, 2))
+@trap({"q[1]": "grown", "q[2]": "copied"}, q=(5, 2, 3), k=(5, 2, 3), o=(2, 2))
 def softmax_over_heads(p: Any, x: Any) -> Any:
     q, k = (jnp.einsum("tm,mhd->thd", x, p[name]) for name in "qk")
     scores = jax.nn.softmax(jnp.einsum("thd,shd->tsh", q, k))

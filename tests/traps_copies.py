@@ -11,12 +11,12 @@ from traps_partial import HEADS, heads
 GATED = {"i": (5, 6), "w": (6, 3), "o": (6, 2)}
 
 
-@trap({"i[1]": "grown"}, **HEADS)
+@trap({"i[1]": "copied"}, **HEADS)
 def silu_of_heads(p: Any, x: Any) -> Any:
     return (jax.nn.silu(heads(p, x)) * p["g"][None, :, None]).sum(1)
 
 
-@trap({"i[1]": "grown"}, **HEADS)
+@trap({"i[1]": "copied"}, **HEADS)
 def heads_normed_with_epsilon(p: Any, x: Any) -> Any:
     y = heads(p, x)
     y = y * lax.rsqrt(jnp.square(y).sum(-1, keepdims=True) + 1e-3)
@@ -86,7 +86,7 @@ def attention_without_a_softmax(p: Any, x: Any) -> Any:
     return q @ (k.T @ (x @ p["v"]))
 
 
-@trap({"i[1]": "copied", "b[1]": "grown"}, i=(5, 4), b=(4, 3), c=(4, 3))
+@trap({"i[1]": "copied", "b[1]": "copied"}, i=(5, 4), b=(4, 3), c=(4, 3))
 def state_space_of_two_widths(p: Any, x: Any) -> Any:
     """Both widths grow together: new units of one are silenced here, those of the other there."""
     return (jnp.einsum("bd,dn->bdn", x @ p["i"], p["b"]) * p["c"][None]).sum((1, 2))

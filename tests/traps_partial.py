@@ -22,37 +22,37 @@ def positive(params: Any, x: Any) -> Any:
 # Random weights leave the domain ------------------------------------------------------------------
 
 
-@trap({"i[1]": "only copied"}, **MLP)
+@trap({"i[1]": "copied"}, **MLP)
 def root_of_units(p: Any, x: Any) -> Any:
     h = x @ p["i"]
     return jnp.sqrt(1 + h - lax.stop_gradient(h)) @ p["o"]
 
 
-@trap({"i[1]": "only copied"}, **MLP)
+@trap({"i[1]": "copied"}, **MLP)
 def power_of_units(p: Any, x: Any) -> Any:
     h = x @ p["i"]
     return jnp.power(h - lax.stop_gradient(h) + 1, -0.5) @ p["o"]
 
 
-@trap({"i[1]": "only copied"}, **MLP)
+@trap({"i[1]": "copied"}, **MLP)
 def logarithm_of_units(p: Any, x: Any) -> Any:
     h = x @ p["i"]
     return jnp.log(0.5 + h - lax.stop_gradient(h)) @ p["o"]
 
 
-@trap({"i[1]": "only copied"}, **MLP)
+@trap({"i[1]": "copied"}, **MLP)
 def area_cosine_of_units(p: Any, x: Any) -> Any:
     h = x @ p["i"]
     return jnp.arccosh(2 + h - lax.stop_gradient(h)) @ p["o"]
 
 
-@trap({"i[1]": "only copied"}, **MLP)
+@trap({"i[1]": "copied"}, **MLP)
 def quotient_by_a_relu(p: Any, x: Any) -> Any:
     h = x @ p["i"]
     return (1 / jax.nn.relu(1 + h - lax.stop_gradient(h))) @ p["o"]
 
 
-@trap({"i[1]": "only copied"}, **MLP)
+@trap({"i[1]": "copied"}, **MLP)
 def root_behind_a_comparison_of_rounded_units(p: Any, x: Any) -> Any:
     """A unit just below 1 is rounded to 1: that the rounded one is no less tells nothing of it."""
     h = x @ p["i"]
@@ -89,7 +89,7 @@ def logarithm_of_a_part_that_may_be_zero(p: Any, x: Any) -> Any:
     return jnp.log(jnp.where(jax.nn.relu(h) + 1 > 0, jax.nn.relu(h) + 1, 2.0) - 1) @ p["o"]
 
 
-@trap({"i[1]": "only copied"}, **MLP)
+@trap({"i[1]": "copied"}, **MLP)
 def quotient_of_features_that_may_be_zero(p: Any, x: Any) -> Any:
     h = jax.nn.elu(x @ p["i"]) + 0.5
     return (1 / (h - lax.stop_gradient(h) + 1)) @ p["o"]
@@ -110,7 +110,7 @@ def quotient_by_what_a_loop_adds_up(p: Any, x: Any) -> Any:
     return lax.scan(step, jnp.zeros(p["i"].shape[1]), x @ p["i"])[1] @ p["o"]
 
 
-@trap({"i[1]": "only copied"}, **MLP)
+@trap({"i[1]": "copied"}, **MLP)
 def quotient_by_what_a_loop_subtracts(p: Any, x: Any) -> Any:
     def step(total: Any, h: Any) -> Any:
         return total - (h - lax.stop_gradient(h)), h / (1 + total)
@@ -171,7 +171,7 @@ def heads(p: Any, x: Any) -> Any:
     return jnp.einsum("bhc,hcd->bhd", jnp.tanh(jnp.einsum("bi,ihc->bhc", x, p["i"])), p["u"])
 
 
-@trap({"i[1]": "grown", "i[2]": "copied"}, **HEADS)
+@trap({"i[1]": "copied", "i[2]": "copied"}, **HEADS)
 def unit_vectors_of_heads(p: Any, x: Any) -> Any:
     """The factors are zero for new heads, not what makes the vectors."""
     y = heads(p, x)
@@ -184,7 +184,7 @@ def sum_of_unit_vectors_of_heads(p: Any, x: Any) -> Any:
     return jnp.einsum("bhd->bd", y / jnp.linalg.norm(y, axis=-1, keepdims=True)) @ jnp.ones((6, 2))
 
 
-@trap({"i[1]": "grown", "i[2]": "copied"}, **HEADS)
+@trap({"i[1]": "copied", "i[2]": "copied"}, **HEADS)
 def heads_by_their_largest_entry(p: Any, x: Any) -> Any:
     y = heads(p, x)
     return (y / jnp.abs(y).max(-1, keepdims=True) * p["g"][None, :, None]).sum(1)
@@ -197,7 +197,7 @@ def weights_scaled_by_the_largest_of_each_column(p: Any, x: Any) -> Any:
     return layer(p, x) @ (jnp.clip(jnp.round(p["o"] / scale * 127), -127, 127) * scale)
 
 
-@trap({"i[1]": "only copied"}, **MLP)
+@trap({"i[1]": "copied"}, **MLP)
 def quotient_of_exponentials_that_may_be_zero(p: Any, x: Any) -> Any:
     """exp(-1000) is 0, even in double precision."""
     h = x @ p["i"]

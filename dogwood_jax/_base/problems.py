@@ -1,7 +1,7 @@
 """How errors list all that is wrong: ``listed``, ``Refused``, and what several of them say."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import jax
 
@@ -27,6 +27,10 @@ class Refused(ValueError):
     def __init__(self, problems: Iterable[str]) -> None:
         self.problems: Sequence[str] = tuple(problems)
         super().__init__(listed("cannot plan this growth", self.problems))
+
+    def beside(self, doubts: Iterable[str], ways_out: Iterable[str] = ()) -> Self:
+        """Returns this error with reasons to expect it before, and what may be done after it."""
+        return type(self)([*doubts, *self.problems, *ways_out])
 
     def __reduce__(self) -> Any:
         return type(self), (self.problems,)

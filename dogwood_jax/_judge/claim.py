@@ -20,11 +20,13 @@ class Side:
         jaxpr: its program.
         arguments: path of each of its arguments, None for an input, with shape and dtype.
         results: path of each of its results.
+        fixed_keys: its keys for random numbers that follow from no argument.
     """
 
     jaxpr: Any
     arguments: Arguments
     results: Sequence[str]
+    fixed_keys: frozenset[bytes] = frozenset()
 
 
 @dataclass(frozen=True)

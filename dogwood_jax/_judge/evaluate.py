@@ -6,7 +6,9 @@ the program has: what is left of a difference between two programs is then no ro
 integers and booleans are real.
 
 Random bits follow from the key and from the place of each entry. So an array that gets more entries
-along an axis keeps the bits of its old entries, as dropout does in a larger model for old units.
+along an axis keeps the bits of its old entries: a larger model may draw other ones with the
+caller's key, and that is no difference. Bits of a key that is fixed in a program are real, because
+the program always draws these.
 """
 
 import functools
@@ -48,16 +50,24 @@ class Undecided(Exception):
     """A sample that shows nothing, because a loop does not end."""
 
 
-def evaluate(jaxpr: Any, arguments: Sequence[Any], watch: Watch | None = None) -> list[Any]:
+def evaluate(
+    jaxpr: Any,
+    arguments: Sequence[Any],
+    watch: Watch | None = None,
+    fixed_keys: frozenset[bytes] = frozenset(),
+) -> list[Any]:
     """Returns the results of a program, as arrays of NumPy.
 
     Args:
         jaxpr: a ``ClosedJaxpr``.
         arguments: an array for each of its arguments, of NumPy, or a key of JAX.
         watch: what sees the evaluation.
+        fixed_keys: the keys for random numbers that are fixed in the program, see ``words``.
     """
     with np.errstate(all="ignore"), jax.ensure_compile_time_eval():
-        return _Evaluation(watch).run(jaxpr.jaxpr, jaxpr.consts, [widened(a) for a in arguments])
+        return _Evaluation(watch, fixed_keys).run(
+            jaxpr.jaxpr, jaxpr.consts, [widened(a) for a in arguments]
+        )
 
 
 def widened(array: Any) -> Any:
@@ -67,6 +77,11 @@ def widened(array: Any) -> Any:
         return array
     array = np.asarray(array)
     return array.astype(widest(array.dtype), copy=False)
+
+
+def words(key: Any) -> bytes:
+    """Returns the numbers that a key for random numbers consists of."""
+    return np.asarray(jax.random.key_data(key)).tobytes()
 
 
 def widest(dtype: Any) -> Any:
@@ -81,8 +96,8 @@ def widest(dtype: Any) -> Any:
 
 
 class _Evaluation:
-    def __init__(self, watch: Watch | None) -> None:
-        self._watch = watch
+    def __init__(self, watch: Watch | None, fixed_keys: frozenset[bytes]) -> None:
+        self._watch, self._fixed_keys = watch, fixed_keys
 
     def run(self, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
         return interpret(jaxpr, consts, arguments, constant=self._constant, equation=self._equation)
@@ -100,7 +115,10 @@ class _Evaluation:
         name = eqn.primitive.name
         if self._watch is not None:
             self._watch.equation(eqn, operands)
-            if name == "random_bits" and self._watch.is_alike:
+        if name == "random_bits":
+            if self._fixed_keys and words(operands[0]) in self._fixed_keys:
+                return _by_jax(eqn, operands)
+            if self._watch is not None and self._watch.is_alike:
                 return [random_bits_alike(*operands, **eqn.params)]
         if (function := FUNCTIONS.get(name)) is not None:
             if isinstance(function, OfEquation):

@@ -7,6 +7,7 @@ Rounding grows with depth. So the network is evaluated a second time with every 
 1e-15, and an entry differs if it moves by more than 30 times as much as by the nudge.
 """
 
+import contextlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from dogwood_jax._arrays.grow import grow
 from dogwood_jax._base.trees import struct
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._judge.claim import Case, Compared, Side
-from dogwood_jax._judge.evaluate import Undecided, evaluate, in_64_bits, widest
+from dogwood_jax._judge.evaluate import Undecided, evaluate, in_64_bits, widest, words
 from dogwood_jax._judge.gradients import Sample, check_gradients
 from dogwood_jax._judge.samples import BEYOND, FAMILIES, MODES, Family, Samples, kinds_of
 from dogwood_jax._judge.seen import BRANCHES, Seen, described, differing, only_in, rounding_in
@@ -185,8 +186,11 @@ def judge(case: Case) -> Verdict:
     Args:
         case: the claim.
     """
+    draws = _draws(case.old.jaxpr)
+    if draws:
+        case = replace(case, old=_with_fixed_keys(case.old), new=_with_fixed_keys(case.new))
     verdict = _judged(case)
-    if verdict.difference and _draws(case.old.jaxpr):
+    if verdict.difference and draws:
         again = _judged(case, is_alike=True)
         if again.is_shown:
             return replace(again, unseen=(*again.unseen, "random numbers that differ by entry"))
@@ -198,6 +202,34 @@ def _families(case: Case) -> Sequence[Family]:
     widths = case.growth.widths
     is_closed = not any(widths[change.width].interface for change in case.growth.changes)
     return (*FAMILIES, BEYOND) if case.has_ids and is_closed else FAMILIES
+
+
+class _Keys:
+    """Sees the keys for random numbers in an evaluation."""
+
+    is_alike = False
+
+    def __init__(self) -> None:
+        self.words = set[bytes]()
+
+    def number(self, array: np.ndarray, dtype: Any) -> np.ndarray:
+        return array
+
+    def equation(self, eqn: Any, operands: Sequence[Any]) -> None:
+        if eqn.primitive.name == "random_bits":
+            self.words.add(words(operands[0]))
+
+
+def _with_fixed_keys(side: Side) -> Side:
+    """Returns a network with the keys that are the same whatever its arguments are."""
+    found = list[set[bytes]]()
+    for seed in range(2):
+        samples, keys = Samples({}, seed=seed), _Keys()
+        variables = samples.variables(side.arguments, FAMILIES[0])
+        with contextlib.suppress(Undecided):
+            run(side, variables, samples.inputs(side.arguments, FAMILIES[0]), keys)
+        found.append(keys.words)
+    return replace(side, fixed_keys=frozenset(found[0] & found[1]))
 
 
 def _draws(jaxpr: Any) -> bool:
@@ -489,12 +521,14 @@ def _is_finite(array: Any) -> bool:
     return not bool(np.isnan(array).any()) and bool(np.isfinite(array).any() or not array.size)
 
 
-def run(side: Side, variables: Mapping[str, Any], inputs: Sequence[Any], watch: Watch) -> Any:
+def run(
+    side: Side, variables: Mapping[str, Any], inputs: Sequence[Any], watch: Watch | _Keys
+) -> Any:
     left = iter(inputs)
-    arguments = [
-        watch.nudged(next(left) if path is None else variables[path]) for path, _ in side.arguments
-    ]
-    return evaluate(side.jaxpr, arguments, watch)
+    arguments = [next(left) if path is None else variables[path] for path, _ in side.arguments]
+    if isinstance(watch, Watch):
+        arguments = [watch.nudged(argument) for argument in arguments]
+    return evaluate(side.jaxpr, arguments, watch, side.fixed_keys)
 
 
 def _larger_inputs(

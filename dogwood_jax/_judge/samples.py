@@ -117,6 +117,7 @@ class Samples:
             return np.zeros(shape)
         if new and kind == "ones" and not family.biases:
             return np.ones(shape)
+        mode = "normal" if new else self.mode  # as an initializer draws them
         scale = family.new if new else family.old
         if scale == "fan":
             fan = shape[-2] if len(shape) > 1 else 1
@@ -126,15 +127,15 @@ class Samples:
         numbers = rng.normal(size=shape)
         if jnp.issubdtype(dtype, jnp.complexfloating):
             numbers = numbers + 1j * rng.normal(size=shape)
-        elif kind == "ones" or self.mode == "positive":
+        elif kind == "ones" or mode == "positive":
             numbers = np.exp(numbers / 2)
-        elif self.mode in ("unit", "one-hot"):
+        elif mode in ("unit", "one-hot"):
             numbers = rng.uniform(size=shape)
-        if self.mode == "one-hot" and len(shape) > 1 and shape[-1]:
+        if mode == "one-hot" and len(shape) > 1 and shape[-1]:
             return np.eye(shape[-1])[rng.integers(shape[-1], size=shape[:-1])]
-        if self.mode == "unit":
+        if mode == "unit":
             return numbers
-        if self.mode == "positive" and len(shape) > 1 and shape[-1] == shape[-2]:
+        if mode == "positive" and len(shape) > 1 and shape[-1] == shape[-2]:
             return numbers @ np.swapaxes(numbers, -1, -2) + np.eye(shape[-1])
         return numbers * scale
 

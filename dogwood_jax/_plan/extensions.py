@@ -8,7 +8,7 @@ from dogwood_jax._growth.growth import Change
 from dogwood_jax._plan.asked import Asked
 from dogwood_jax._plan.comparison import Comparison
 from dogwood_jax._plan.constants import unlike
-from dogwood_jax._plan.obstacles import IN_LARGER_MODEL, MULTIPLES, refusals
+from dogwood_jax._plan.obstacles import IN_LARGER_MODEL, MULTIPLES, doubts, refusals
 from dogwood_jax._plan.solved import Solved, solve_recipes
 from dogwood_jax._widths.reasons import kind_of
 from dogwood_jax._widths.widths import Recipe, Width
@@ -21,11 +21,15 @@ class Extensions:
 
     Attributes:
         changes: the changes by name of the width.
+        refusals: why some cannot.
+        doubts: why outputs may change.
         unlike: what the larger model's program computes otherwise.
         solved: the recipes that make up for numbers of the larger model.
     """
 
     changes: Mapping[str, Change]
+    refusals: Sequence[str] = ()
+    doubts: Sequence[str] = ()
     unlike: Sequence[str] = ()
     solved: Solved = Solved()
 
@@ -36,7 +40,6 @@ def extensions(
     chosen: Mapping[str, Strategy],
     interface: bool,
     compared: Comparison | None,
-    problems: list[str],
 ) -> Extensions:
     """Returns how widths get more units.
 
@@ -46,35 +49,33 @@ def extensions(
         chosen: the strategies of widths that are given one.
         interface: whether widths that are dimensions of inputs or outputs may change.
         compared: the larger model's program beside the network's, if there is one.
-        problems: takes the reasons why some cannot.
     """
 
-    def changes(recipes: Mapping[str, Recipe]) -> tuple[dict[str, Change], list[str]]:
-        refused: list[str] = []
-        found = {}
+    def grown(recipes: Mapping[str, Recipe]) -> Extensions:
+        changes, refused, doubtful = dict[str, Change](), list[str](), list[str]()
         for name, width in asked.widths.items():
             new = sizes.get(name, width.size)
             if new != width.size:
                 known = width if compared is None else _cleared(width, new, compared)
                 its = [recipes[name]] if name in recipes else None
-                found[name] = _extended(
-                    known, new, chosen.get(name), its, interface, asked, refused
-                )
-        return found, refused
+                change = _extended(known, new, chosen.get(name), its, asked)
+                refused += refusals(known, change, interface)
+                doubtful += doubts(known, change)
+                changes[name] = change
+        return Extensions(changes, refused, doubtful)
 
-    found, refused = changes({})
+    found = grown({})
     if compared is None:
-        problems += refused
-        return Extensions(found)
-    unlike, solved = [*compared.problems(found, exactly=True)], Solved()
-    if refused or unlike:
-        solution = solve_recipes(asked.widths, compared, found, chosen)
-        again, still = changes(solution.recipes)
-        differing = [*compared.problems(again, exactly=True, solved=solution.degrees)]
-        if not still and (refused or not differing):
-            found, refused, unlike, solved = again, still, differing, solution
-    problems += refused
-    return Extensions(found, unlike, solved)
+        return found
+    found = replace(found, unlike=[*compared.problems(found.changes, exactly=True)])
+    if found.refusals or found.doubts or found.unlike:
+        solved = solve_recipes(asked.widths, compared, found.changes, chosen)
+        again = grown(solved.recipes)
+        unlike = [*compared.problems(again.changes, exactly=True, solved=solved.degrees)]
+        is_better = found.refusals or found.doubts or not unlike
+        if is_better and not (again.refusals or again.doubts):
+            return replace(again, unlike=unlike, solved=solved)
+    return found
 
 
 def _cleared(width: Width, new: int, compared: Comparison) -> Width:
@@ -111,11 +112,9 @@ def _extended(
     new: int,
     strategy: Strategy | None,
     recipes: Sequence[Recipe] | None,
-    interface: bool,
     asked: Asked,
-    problems: list[str],
 ) -> Change:
-    """Returns how a width gets more units, after checking that it can."""
+    """Returns how a width gets more units."""
     ways = [
         Change(
             width.name,
@@ -133,9 +132,7 @@ def _extended(
         return next(unlike(asked.larger, way), None) is not None, lacking
 
     change = min(ways, key=misfit) if len(ways) > 1 else ways[0]
-    problems += refusals(width, new, change.strategy, change.recipe, interface)
-    sources = _sources(width.size, new, change.strategy, problems, width.name)
-    return replace(change, sources=sources)
+    return replace(change, sources=change.strategy.sources(width.size, new))
 
 
 def _recipes(width: Width, new: int, strategy: Strategy | None) -> Sequence[Recipe | None]:
@@ -150,12 +147,3 @@ def _recipes(width: Width, new: int, strategy: Strategy | None) -> Sequence[Reci
         if not recipe.multiple or new % width.size == 0
     ]
     return fitting or [None]
-
-
-def _sources(
-    old: int, new: int, strategy: Strategy, problems: list[str], name: str
-) -> tuple[int, ...] | None:
-    """Returns the old unit behind each new one, where a strategy copies units."""
-    if bad := [unit for unit in strategy.units if old and not 0 <= unit < old]:
-        problems.append(f"{name}: has units 0 to {old - 1}, so none of {bad} can be copied")
-    return strategy.sources(old, new)

@@ -7,6 +7,7 @@ says what it makes of new units.
 from collections.abc import Iterator, Mapping
 
 from dogwood_jax import strategies
+from dogwood_jax._growth.growth import Change
 from dogwood_jax._plan.target import of_heads
 from dogwood_jax._widths.reasons import kind_of
 from dogwood_jax._widths.widths import Recipe, Width
@@ -35,19 +36,22 @@ _NEVER_LEARN = (
 )
 
 
-def refusals(
-    width: Width, new: int, strategy: Strategy, recipe: Recipe | None, interface: bool
-) -> list[str]:
-    """Returns why a width cannot take its new size with this strategy."""
-    name = width.name
-    if few := fewer(width, new):
+def refusals(width: Width, change: Change, interface: bool) -> list[str]:
+    """Returns why a width cannot grow in this way."""
+    if few := fewer(width, change.new):
         return few
     if width.fixed:
-        return fixed(width, new, "grow")
-    obstacles = _obstacles(width, new, strategy, recipe)
-    return unasked(width, interface) + [
-        f"{name}: {obstacle}; {_ways_out(width)}" for obstacle in obstacles
-    ]
+        return fixed(width, change.new, "grow")
+    misfits = _misfits(width, change.new, change.strategy, change.recipe)
+    return unasked(width, interface) + [f"{width.name}: {m}; {_ways_out(width)}" for m in misfits]
+
+
+def doubts(width: Width, change: Change) -> list[str]:
+    """Returns why outputs may change if a width grows in this way. Evaluation decides."""
+    if width.fixed:
+        return []
+    hazards = _hazards(width, change.new, change.strategy, change.recipe)
+    return [f"{width.name}: {hazard}; {_ways_out(width)}" for hazard in hazards]
 
 
 def fewer(width: Width, new: int) -> list[str]:
@@ -60,32 +64,20 @@ def fewer(width: Width, new: int) -> list[str]:
     ]
 
 
-def _obstacles(width: Width, new: int, strategy: Strategy, recipe: Recipe | None) -> Iterator[str]:
-    """Yields what keeps a width that is not fixed from growing with this strategy."""
+def _misfits(width: Width, new: int, strategy: Strategy, recipe: Recipe | None) -> Iterator[str]:
+    """Yields what a strategy is not made for, of a width that is not fixed."""
     if strategy.needs_recipe and recipe is None:
         known = any(strategy.recipes_for == other.strategy for other in width.recipes)
         reason = "is for widths under a norm that can grow no other way"
         if known:
             reason = f"cannot grow it from {width.size} to {new}"
         yield f"strategies.{strategy}() {reason}"
-    elif strategy.begins_exact and recipe is None and width.hazards:
-        dead = f"; {_NEVER_LEARN}" * any(not other.learns for other in width.recipes)
-        yield (
-            f"growing it from {width.size} to {new} would change outputs: "
-            f"{'; '.join(width.hazards)}{dead}; it occurs in {_places(width)}"
-        )
+    if bad := [unit for unit in strategy.units if width.size and not 0 <= unit < width.size]:
+        yield f"has units 0 to {width.size - 1}, so none of {bad} can be copied"
     if strategy.takes_multiples_only and width.size and new % width.size:
         yield f"strategies.{strategy}() grows it to multiples of {width.size} only, not to {new}"
-    choice = strategy.choice
-    zero_incoming = strategy.incoming == "zero" and not strategy.perturb
-    zero_incoming |= choice is not None and choice.side == "outgoing"
-    if zero_incoming and width.zero_hazard and recipe is None:
-        yield f"new units cannot have zero incoming weights: {width.zero_hazard}"
-    free_incoming = strategy.incoming == "free" and strategy.outgoing != "free"
-    if (free_incoming or (choice and choice.side == "incoming")) and width.free_hazard:
-        yield f"new units cannot have random incoming weights: {width.free_hazard}"
     roles = {occurrence.role for occurrence in width.occurrences}
-    if choice and not ("incoming" in roles and roles - {"incoming"}):
+    if strategy.choice and not ("incoming" in roles and roles - {"incoming"}):
         yield (
             f"strategies.{strategy}() chooses between incoming and outgoing weights, but the width "
             f"has {' and '.join(sorted(roles))} ones only"
@@ -95,6 +87,24 @@ def _obstacles(width: Width, new: int, strategy: Strategy, recipe: Recipe | None
             "units of an input or output cannot be copied, because new inputs are not copies of "
             "old ones"
         )
+
+
+def _hazards(width: Width, new: int, strategy: Strategy, recipe: Recipe | None) -> Iterator[str]:
+    """Yields why outputs may change with a strategy, of a width that is not fixed."""
+    if strategy.begins_exact and not strategy.needs_recipe and recipe is None and width.hazards:
+        dead = f"; {_NEVER_LEARN}" * any(not other.learns for other in width.recipes)
+        yield (
+            f"growing it from {width.size} to {new} would change outputs: "
+            f"{'; '.join(width.hazards)}{dead}; it occurs in {_places(width)}"
+        )
+    choice = strategy.choice
+    zero_incoming = strategy.incoming == "zero" and not strategy.perturb
+    zero_incoming |= choice is not None and choice.side == "outgoing"
+    if zero_incoming and width.zero_hazard and recipe is None:
+        yield f"new units cannot have zero incoming weights: {width.zero_hazard}"
+    free_incoming = strategy.incoming == "free" and strategy.outgoing != "free"
+    if (free_incoming or (choice and choice.side == "incoming")) and width.free_hazard:
+        yield f"new units cannot have random incoming weights: {width.free_hazard}"
     if strategy.preserving and strategy.makes_alike and recipe is None:
         if width.copy_hazards:
             yield f"copying units would change outputs: {'; '.join(width.copy_hazards)}"
@@ -109,7 +119,8 @@ def _ways_out(width: Width) -> str:
     ]
     if width.hazards:
         ways = [(strategies.by_name(recipe.strategy), recipe) for recipe in width.recipes]
-    open_ways = [way for way in ways if not [*_obstacles(width, 2 * width.size, *way)]]
+    new = 2 * width.size
+    open_ways = [w for w in ways if not [*_misfits(width, new, *w), *_hazards(width, new, *w)]]
     if open_ways and not width.hazards:
         return f"use strategies.{open_ways[0][0]}()"
     exact = [

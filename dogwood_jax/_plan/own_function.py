@@ -46,10 +46,9 @@ class NeedsMore(Refused):
     """A growth for which the network's own function asks for more widths to grow along."""
 
 
-def contradicted(whose: str, problems: Sequence[str], ways_out: Sequence[str] = ()) -> Contradicted:
+def contradicted(whose: str, problems: Sequence[str]) -> Contradicted:
     """Returns the error that says what a program computes instead."""
-    lines = [f"{whose} computes something else: {problem}" for problem in problems[:3]]
-    return Contradicted([*lines, *ways_out])
+    return Contradicted(f"{whose} computes something else: {what}" for what in problems[:3])
 
 
 def check_record(growth: Growth, tried: Tried, target: PyTree) -> Growth:

@@ -191,7 +191,8 @@ def plan(
     compared, between = _compared(asked, chosen, copies) if is_checked else (None, Between())
     if heads is not None and compared is None and not problems:
         problems += heads.alone
-    extended = extensions(asked, others, chosen, interface, compared, problems)
+    extended = extensions(asked, others, chosen, interface, compared)
+    problems += extended.refusals
     if copies.changes and larger.widths is not None and extended.changes and compared is None:
         problems.append(
             f"{', '.join(extended.changes)}: experts grow, too; without new layers and with "
@@ -213,13 +214,16 @@ def plan(
         notes += notes_of(whole, change, is_seen=compared is not None)
     notes += between.notes
     problems += between.refusals(made)
+    doubts = [*extended.doubts]
     for change in made:
-        notes += constants(larger, change, problems)
-    if not problems:
-        problems += missing_epsilons(widths, larger, made)
-    problems += other_numbers(widths, larger, made)
-    if problems:
-        raise Refused([*problems, *asked.ways_out()])
+        notes += constants(larger, change, doubts)
+    if not doubts:
+        doubts += missing_epsilons(widths, larger, made)
+    doubts += other_numbers(widths, larger, made)
+    is_judged = keeps_outputs and check and keep is None and merge is None and not copies.changes
+    is_judged &= asked.before.network is not None
+    if problems or (doubts and not is_judged):
+        raise Refused([*problems, *doubts, *asked.ways_out()])
     if heads is not None:
         notes += heads.notes
     if compared is not None:
@@ -243,17 +247,17 @@ def plan(
         return growth
     if not check:
         return replace(growth, evidence=Evidence(why_not="planned with check=False"))
-    if larger.widths is not None and larger.widths.network is not None:
-        ways_out = [HEADS_FOR_EACH] if heads is not None and heads.is_for_each else []
-        return shown_by(growth, asked.before, larger.widths, extended.unlike, ways_out)
-    if widths.network is None:
-        return check_record(growth, widths.tried or Tried(), target)
-    if copies.changes:
-        return growth
     try:
-        return shown(growth, target)
+        if larger.widths is not None and larger.widths.network is not None:
+            unlike, is_doubtful = extended.unlike, bool(doubts)
+            return shown_by(growth, asked.before, larger.widths, unlike, is_doubtful=is_doubtful)
+        if widths.network is None:
+            return check_record(growth, widths.tried or Tried(), target)
+        if copies.changes:
+            return growth
+        return shown(growth, target, is_doubtful=bool(doubts))
     except Unshown as unshown:
-        if target is None:
+        if target is None and widths.network is not None:
             try:  # the numbers of the function decide
                 return plan(
                     widths,
@@ -264,8 +268,12 @@ def plan(
                 )
             except ValueError:
                 pass
-        problems = [f"{reason}; {ITS_OWN_NUMBERS}" for reason in unshown.args]
-        raise contradicted("in these sizes, the network itself", problems) from unshown
+        reasons = [f"{reason}; {ITS_OWN_NUMBERS}" for reason in unshown.args]
+        its = contradicted("in these sizes, the network itself", reasons)
+        raise its.beside(doubts) from unshown
+    except Refused as refused:
+        ways_out = [HEADS_FOR_EACH] if heads is not None and heads.is_for_each else []
+        raise refused.beside(doubts, ways_out) from refused.__cause__
 
 
 def _compared(

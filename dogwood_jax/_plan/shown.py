@@ -51,7 +51,8 @@ def shown_by(
     network: Widths,
     larger: Widths,
     unlike: Sequence[str] = (),
-    ways_out: Sequence[str] = (),
+    *,
+    is_doubtful: bool = False,
 ) -> Growth:
     """Returns a growth with what the larger model's own program has shown of it.
 
@@ -60,7 +61,7 @@ def shown_by(
         network: the network's widths, with its program.
         larger: those of the larger model.
         unlike: what a comparison of both programs says against the growth.
-        ways_out: what may be done instead.
+        is_doubtful: whether outputs may change, as far as the widths tell.
 
     Raises:
         ValueError: if the larger model computes something else, or nothing shows that it does not.
@@ -69,13 +70,12 @@ def shown_by(
     try:
         verdict, evidence = _judged(few, Larger(its))
     except (CannotShrink, CannotResize) as error:
-        problem = _NOT_EVALUATED.format(error)
-        raise Refused([problem]) from error
+        raise Refused([_NOT_EVALUATED.format(error)]) from error
     if not verdict.is_shown:
-        raise contradicted("the larger model", [*reasons(verdict), *unlike], ways_out)
-    if verdict.is_branch_unseen and unlike:  # perhaps in a branch that no sample has taken
+        raise contradicted("the larger model", [*reasons(verdict), *unlike])
+    if verdict.is_branch_unseen and (unlike or is_doubtful):  # a branch that no sample takes
         unseen = [f"no sample shows all sides of {what}" for what in verdict.unseen]
-        raise contradicted("the larger model", [*unlike, *unseen], ways_out)
+        raise contradicted("the larger model", [*unlike, *unseen])
     notes = (*growth.notes, *map(_ROUNDING.format, verdict.rounding))
     return replace(growth, notes=notes, evidence=evidence)
 
@@ -99,12 +99,14 @@ def what_shows(growth: Growth, network: Widths, larger: Widths) -> Growth:
     return replace(growth, notes=notes)
 
 
-def shown(growth: Growth, target: PyTree) -> Growth:
+def shown(growth: Growth, target: PyTree, *, is_doubtful: bool = False) -> Growth:
     """Returns a growth with what was shown of it, where the larger model's function is not given.
 
     Args:
         growth: by sizes, or by the shapes of a target.
         target: the target, or None.
+        is_doubtful: whether outputs may change, as far as the widths tell. Then only the network's
+            own function in the new sizes shows that they stay.
 
     Raises:
         Unshown: if the network's own function takes the new sizes and computes something else.
@@ -120,10 +122,14 @@ def shown(growth: Growth, target: PyTree) -> Growth:
         except (CannotShrink, CannotResize) as error:
             against = [_NOT_EVALUATED.format(error)]
             continue
-        if verdict.is_shown:
+        if verdict.is_shown and not (is_doubtful and verdict.is_branch_unseen):
             return replace(growth, evidence=evidence)
         against = [*reasons(verdict)]
     rejected, own = (own, None) if isinstance(own, Rejected) else (None, own)
+    if is_doubtful:
+        if own is not None:
+            raise Unshown(*against)
+        raise Refused([])
     if own is None and fewer is not None:
         few = replace(growth, widths=fewer.read)
     traced = _traced(few)

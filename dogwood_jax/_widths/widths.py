@@ -134,8 +134,8 @@ class Width:
         occurrences: every place where they appear.
         interface: whether the width is also a dimension of an input or output.
         fixed: why the width cannot grow, or None.
-        hazards: what would change the network's outputs if the width grew, such as a
-            normalization over it. Only strategies that do not preserve outputs ignore these.
+        hazards: what may change the network's outputs if the width grew, such as a normalization
+            over it. Evaluation of a function in the new sizes decides whether it does.
         copy_hazards: what would change the outputs if its units were copied.
         zero_hazard: why the incoming weights of new units must not all be zero, or None.
         notes: what a caller should know before growing it.
