@@ -5,7 +5,8 @@ In comes a function with the shapes of its variables and inputs. Out comes a ``P
 these equations. Each question about a program gives this loop functions of its own.
 
 ``like_layers`` finds layers that are like each other, and leaves some out of a program.
-``sameness`` says which equations do the same.
+``sameness`` says which equations do the same. ``kernels`` puts functions of JAX in the place of
+kernels, which nobody can read.
 
 ``elementwise`` has a table with one row for each function of single entries. The row says, for
 example, whether the function is linear and where it is finite. ``moves`` has such a table of the

@@ -100,14 +100,20 @@ def _without_unused(jaxpr: Any, known: dict[int, Any]) -> Any:
     for eqn in reversed(jaxpr.eqns):
         if eqn.effects or not needed.isdisjoint(eqn.outvars):
             needed.update(atom for atom in eqn.invars if not isinstance(atom, jex.Literal))
-            kept.append(_within(eqn, known))
+            kept.append(within(eqn, lambda inner: _without_unused(inner, known), known))
     kept.reverse()
     same = len(kept) == len(jaxpr.eqns) and all(a is b for a, b in zip(kept, jaxpr.eqns))
     return jaxpr if same else jaxpr.replace(eqns=kept)
 
 
-def _within(eqn: Any, known: dict[int, Any]) -> Any:
-    """Returns an equation with ``_without_unused`` of the programs among its parameters."""
+def within(eqn: Any, rewritten: Callable[[Any], Any], known: dict[int, Any]) -> Any:
+    """Returns an equation with other programs among its parameters.
+
+    Args:
+        eqn: the equation.
+        rewritten: takes a program and returns what becomes of it, the same object for no change.
+        known: what became of programs that were met before, by identity.
+    """
     if not any(map(has_program, eqn.params.values())):
         return eqn
 
@@ -121,11 +127,11 @@ def _within(eqn: Any, known: dict[int, Any]) -> Any:
         if id(value) not in known:
             closed = value if isinstance(value, jex.ClosedJaxpr) else None
             inner = closed.jaxpr if closed else value
-            less = _without_unused(inner, known)
-            if less is inner:
+            other = rewritten(inner)
+            if other is inner:
                 known[id(value)] = value
             else:
-                known[id(value)] = jex.ClosedJaxpr(less, closed.consts) if closed else less
+                known[id(value)] = jex.ClosedJaxpr(other, closed.consts) if closed else other
         return known[id(value)]
 
     params = {name: one(value) for name, value in eqn.params.items()}
