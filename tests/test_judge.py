@@ -355,6 +355,24 @@ def test_the_last_line_names_the_sizes_of_a_twin() -> None:
     assert f"{growth}".splitlines()[-1] == line
 
 
+def clipped(p: Any, x: Any) -> Any:
+    h = jnp.maximum(x @ p["up"], -1e7)
+    return jnp.clip(jnp.tanh(h), -5, 5) @ p["down"]
+
+
+@pytest.mark.parametrize("units", [5, 500])  # as it is, and written again in other sizes
+@pytest.mark.parametrize("loop", [False, True])
+def test_what_was_not_seen_is_named_with_its_line(units: int, loop: bool) -> None:
+    """The equations of ``clip`` are those of a function that JAX has compiled."""
+    first = clipped.__code__.co_firstlineno
+    lines = [("max", 1), ("max", 2), ("min", 2)]
+    unseen = ", ".join(f"{name} (test_judge.py:{first + more})" for name, more in lines)
+    apply = (lambda p, x: jax.lax.map(lambda row: clipped(p, row), x)) if loop else clipped
+    shapes = {"up": f64(400, units), "down": f64(units, 2)}
+    growth = dw.plan(dw.trace(apply, shapes, f64(9, 400)), {"up": units + 2})
+    assert f"{growth}".partition("samples")[2].partition("not seen: ")[2] == unseen
+
+
 # Samples -----------------------------------------------------------------------------------------
 
 

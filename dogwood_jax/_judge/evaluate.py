@@ -40,8 +40,14 @@ class Watch(Protocol):
     def number(self, array: np.ndarray, dtype: Any) -> np.ndarray:
         """Returns what a constant of the program is taken to be."""
 
-    def equation(self, eqn: Any, operands: Sequence[Any]) -> None:
-        """Takes notice of an equation before it is evaluated."""
+    def equation(self, eqn: Any, operands: Sequence[Any], callers: Sequence[Any]) -> None:
+        """Takes notice of an equation before it is evaluated.
+
+        Args:
+            eqn: the equation.
+            operands: its operands.
+            callers: the equations that run it, as one of ``jit`` does, from the outside inwards.
+        """
 
 
 class Undecided(Exception):
@@ -83,6 +89,7 @@ def widest(dtype: Any) -> Any:
 class _Evaluation:
     def __init__(self, watch: Watch | None) -> None:
         self._watch = watch
+        self._callers: list[Any] = []
 
     def run(self, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
         return interpret(jaxpr, consts, arguments, constant=self._constant, equation=self._equation)
@@ -99,7 +106,7 @@ class _Evaluation:
     def _equation(self, eqn: Any, operands: list[Any]) -> Sequence[Any]:
         name = eqn.primitive.name
         if self._watch is not None:
-            self._watch.equation(eqn, operands)
+            self._watch.equation(eqn, operands, self._callers)
             if name == "random_bits" and self._watch.is_alike:
                 return [random_bits_alike(*operands, **eqn.params)]
         if (function := FUNCTIONS.get(name)) is not None:
@@ -108,11 +115,15 @@ class _Evaluation:
             else:
                 results = function(*operands, **eqn.params)
             return results if isinstance(results, list) else [results]
+        self._callers.append(eqn)
         if (loop := _LOOPS.get(name)) is not None:
-            return loop(self, eqn, operands)
-        if (program := called(eqn)) is not None:
-            return self.run(*program, operands)
-        return _by_jax(eqn, operands)
+            results = loop(self, eqn, operands)
+        elif (program := called(eqn)) is not None:
+            results = self.run(*program, operands)
+        else:
+            results = _by_jax(eqn, operands)
+        self._callers.pop()
+        return results
 
     def _cond(self, eqn: Any, operands: list[Any]) -> list[Any]:
         branches = eqn.params["branches"]
