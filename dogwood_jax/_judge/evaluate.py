@@ -24,8 +24,8 @@ from dogwood_jax._judge.primitives import (
     random_bits_alike,
     unknown,
 )
+from dogwood_jax._program.inner import scan_counts
 from dogwood_jax._program.interpret import called, interpret
-from dogwood_jax._program.program import scan_counts
 
 
 class Watch(Protocol):

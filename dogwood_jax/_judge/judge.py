@@ -25,7 +25,7 @@ from dogwood_jax._judge.evaluate import Undecided, evaluate, in_64_bits, widest
 from dogwood_jax._judge.gradients import Sample, check_gradients
 from dogwood_jax._judge.samples import BEYOND, FAMILIES, MODES, Family, Samples, kinds_of
 from dogwood_jax._judge.seen import BRANCHES, Operation, Seen, differing, only_in, rounding_in
-from dogwood_jax._program.program import equations, every_constant
+from dogwood_jax._program.inner import equations, every_constant
 
 # By how much every number is nudged, relative to the number.
 NUDGE = 1e-15

@@ -19,8 +19,9 @@ from jax.extend.source_info_util import user_context
 from dogwood_jax._base.trees import concrete, is_traced, struct
 from dogwood_jax._judge.lines import with_line
 from dogwood_jax._judge.seen import PIECES
+from dogwood_jax._program.inner import scan_counts, sub_programs
 from dogwood_jax._program.interpret import called, interpret
-from dogwood_jax._program.program import Program, scan_counts, sub_programs
+from dogwood_jax._program.program import Program
 from dogwood_jax._widths.dims import Dim, atoms
 from dogwood_jax._widths.trace import Traced
 from dogwood_jax._widths.values import Sized, Value

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dogwood_jax._judge.lines import line_of, with_line
-from dogwood_jax._program.program import equations, every_constant
+from dogwood_jax._program.inner import equations, every_constant
 
 
 class Operation(NamedTuple):
