@@ -30,6 +30,7 @@ from dogwood_jax._judge.primitives import FUNCTIONS
 from dogwood_jax._judge.resize import in_sizes
 from dogwood_jax._judge.twin import Larger, twin_of
 from dogwood_jax._plan.shown import reasons
+from dogwood_jax._program.program import Program
 from dogwood_jax._widths.recipes import find as recipes
 from dogwood_jax._widths.roles import Roles
 from dogwood_jax._widths.rules.registry import RULES
@@ -206,7 +207,6 @@ OTHERWISE = {
         (name for name, example in EXAMPLES.items() if "random_bits" in example.reaches),
         "old entries of an array get the same bits in both networks",
     ),
-    **dict.fromkeys(("psum_over_devices", "axis_index"), "there are no devices"),
     **dict.fromkeys(
         ("hessenberg_over_batches", "tridiagonal_over_batches"),
         "reflections of what is zero to rounding are arbitrary",
@@ -227,7 +227,7 @@ def off(name: str) -> str:
     example = EXAMPLES[name]
     arguments = (example.parameters(), *example.arguments())
     run, leaves = jax.jit(example.apply), jax.tree.leaves(arguments)
-    got = evaluate(jax.make_jaxpr(example.apply)(*arguments), leaves)
+    got = evaluate(Program(example.apply, arguments[0], arguments[1:]).jaxpr, leaves)
     for a, b in zip(jax.tree.leaves(run(*arguments)), got, strict=True):
         if np.shape(a) != np.shape(b):
             return f"the shape is {np.shape(b)} instead of {np.shape(a)}"

@@ -7,7 +7,8 @@ the programs inside of equations.
 
 ``like_layers`` finds layers that are like each other, and leaves some out of a program.
 ``sameness`` says which equations do the same. ``kernels`` puts functions of JAX in the place of
-kernels, which nobody can read.
+kernels, which nobody can read. ``shards`` makes a program of one device of what devices compute
+together.
 
 ``elementwise`` has a table with one row for each function of single entries. The row says, for
 example, whether the function is linear and where it is finite. ``moves`` has such a table of the

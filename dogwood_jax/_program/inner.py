@@ -3,7 +3,11 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
 import jax.extend.core as jex
+import jax.numpy as jnp
+
+from dogwood_jax._base.trees import struct
 
 
 def within(eqn: Any, rewritten: Callable[[Any], Any], known: dict[int, Any]) -> Any:
@@ -93,3 +97,16 @@ def scan_counts(eqn: Any) -> tuple[int, int]:
         return eqn.params["num_consts"], eqn.params["num_carry"]
     consts, carry, _ = eqn.params["ft_in"].unpack()  # jax 0.12 and later
     return len(consts), len(carry)
+
+
+def computed_by(function: Callable[..., Any], eqn: Any) -> Any:
+    """Returns an equation that runs a function in the place of another equation."""
+    operands = [struct(atom.aval.shape, atom.aval.dtype) for atom in eqn.invars]
+    results = [struct(var.aval.shape, var.aval.dtype) for var in eqn.outvars]
+    program = jax.make_jaxpr(function)(*operands)
+    like = jax.jit(lambda *_: [jnp.zeros(result.shape, result.dtype) for result in results])
+    (call,) = jax.make_jaxpr(like)(*operands).jaxpr.eqns
+    params = call.params | {"jaxpr": program}
+    return call.replace(
+        invars=eqn.invars, outvars=eqn.outvars, params=params, source_info=eqn.source_info
+    )

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from dogwood_jax._base.described import described
 from dogwood_jax._base.problems import listed
-from dogwood_jax._base.trees import PyTree, is_array, struct, struct_of
-from dogwood_jax._program.inner import sub_programs, within
+from dogwood_jax._base.trees import PyTree, is_array, struct_of
+from dogwood_jax._program.inner import computed_by, sub_programs, within
 
 Kernels = Mapping[str, Callable[..., Any]]
 
@@ -78,13 +78,13 @@ class _Replaced:
     def _equation(self, eqn: Any) -> Any:
         for name in _names_of(eqn):
             if name in self._kernels:
-                return _computed_by(self._reference(name, eqn), eqn)
+                return computed_by(self._reference(name, eqn), eqn)
         inside = within(eqn, self.program, self._known)
         if inside is eqn or not eqn.primitive.name.startswith("custom_"):
             return inside
         # The derivative that was written for a kernel runs kernels, too. The reference has its own.
         ((jaxpr, consts),) = sub_programs(inside)
-        return _computed_by(jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, consts)), eqn)
+        return computed_by(jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, consts)), eqn)
 
     def _reference(self, name: str, eqn: Any) -> Callable[..., Any]:
         """Returns a reference as a function that is known to fit an equation.
@@ -122,19 +122,6 @@ def _names_of(eqn: Any) -> Iterator[str]:
         if isinstance(name, str):
             yield name
     yield primitive
-
-
-def _computed_by(function: Callable[..., Any], eqn: Any) -> Any:
-    """Returns an equation that runs a function in the place of another equation."""
-    operands = [struct(atom.aval.shape, atom.aval.dtype) for atom in eqn.invars]
-    results = [struct(var.aval.shape, var.aval.dtype) for var in eqn.outvars]
-    program = jax.make_jaxpr(function)(*operands)
-    like = jax.jit(lambda *_: [jnp.zeros(result.shape, result.dtype) for result in results])
-    (call,) = jax.make_jaxpr(like)(*operands).jaxpr.eqns
-    params = call.params | {"jaxpr": program}
-    return call.replace(
-        invars=eqn.invars, outvars=eqn.outvars, params=params, source_info=eqn.source_info
-    )
 
 
 def _shapes(arrays: Sequence[Any]) -> list[tuple[Any, ...]]:

@@ -9,6 +9,7 @@ import jax.extend.core as jex
 
 from dogwood_jax._base.trees import PyTree, is_array, leaf_path, struct_of
 from dogwood_jax._program.inner import within
+from dogwood_jax._program.shards import in_one_program
 
 
 class Program:
@@ -101,6 +102,8 @@ def _without_unused(jaxpr: Any, known: dict[int, Any]) -> Any:
     for eqn in reversed(jaxpr.eqns):
         if eqn.effects or not needed.isdisjoint(eqn.outvars):
             needed.update(atom for atom in eqn.invars if not isinstance(atom, jex.Literal))
+            if eqn.primitive.name == "shard_map":
+                eqn = in_one_program(eqn)
             kept.append(within(eqn, lambda inner: _without_unused(inner, known), known))
     kept.reverse()
     same = len(kept) == len(jaxpr.eqns) and all(a is b for a, b in zip(kept, jaxpr.eqns))
