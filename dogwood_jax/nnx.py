@@ -41,6 +41,7 @@ from dogwood_jax._optimizer.growable import with_ages_of
 from dogwood_jax._optimizer.opt_state import grow_state
 from dogwood_jax._plan.plan import plan as _plan
 from dogwood_jax._plan.upcycle import upcycle as _upcycle
+from dogwood_jax._program.kernels import Kernels, without_references
 from dogwood_jax._widths.trace import Place
 from dogwood_jax._widths.trace import trace as _trace
 from dogwood_jax._widths.widths import Widths
@@ -55,6 +56,7 @@ def trace(
     *inputs: Any,
     fix: Iterable[Place] = (),
     tie: Iterable[tuple[Place, Place]] = (),
+    kernels: Kernels | None = None,
 ) -> Widths:
     """Finds every width of a module by tracing a call of it.
 
@@ -64,6 +66,7 @@ def trace(
         *inputs: what to call it with: pytrees of arrays or ``jax.ShapeDtypeStruct``.
         fix: places ``(path, axis)`` that must not grow, as for ``dogwood_jax.trace``.
         tie: pairs of places that index the same units, as for ``dogwood_jax.trace``.
+        kernels: functions in the place of kernels, as for ``dogwood_jax.trace``.
 
     Returns:
         The widths of its state.
@@ -83,7 +86,7 @@ def trace(
     expect("nnx.trace(model, *inputs)", model=(NNX, model))
     expect_call("nnx.trace(model, *inputs)", "model", model, *inputs)
     apply, state = _function_of(model)
-    return _trace(apply, state, *inputs, fix=fix, tie=tie)
+    return _trace(apply, state, *inputs, fix=fix, tie=tie, kernels=kernels)
 
 
 def plan(
@@ -726,9 +729,10 @@ def _function_of(model: nnx.Module) -> tuple[_Function, Any]:
 def _module_of(widths: Widths) -> nnx.Module | None:
     """Returns the module that was traced, without values; None for widths of anything else."""
     network = widths.network
-    if network is None or not isinstance(network.apply, _Function):
+    apply = None if network is None else without_references(network.apply)
+    if network is None or not isinstance(apply, _Function):
         return None
-    module: nnx.Module = nnx.merge(network.apply.graph, network.variables)
+    module: nnx.Module = nnx.merge(apply.graph, network.variables)
     return module
 
 

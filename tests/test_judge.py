@@ -30,6 +30,7 @@ from dogwood_jax._judge.primitives import FUNCTIONS
 from dogwood_jax._judge.resize import in_sizes
 from dogwood_jax._judge.twin import Larger, twin_of
 from dogwood_jax._plan.shown import reasons
+from dogwood_jax._program.program import Program
 from dogwood_jax._widths.recipes import find as recipes
 from dogwood_jax._widths.roles import Roles
 from dogwood_jax._widths.rules.registry import RULES
@@ -206,7 +207,6 @@ OTHERWISE = {
         (name for name, example in EXAMPLES.items() if "random_bits" in example.reaches),
         "old entries of an array get the same bits in both networks",
     ),
-    **dict.fromkeys(("psum_over_devices", "axis_index"), "there are no devices"),
     **dict.fromkeys(
         ("hessenberg_over_batches", "tridiagonal_over_batches"),
         "reflections of what is zero to rounding are arbitrary",
@@ -227,7 +227,7 @@ def off(name: str) -> str:
     example = EXAMPLES[name]
     arguments = (example.parameters(), *example.arguments())
     run, leaves = jax.jit(example.apply), jax.tree.leaves(arguments)
-    got = evaluate(jax.make_jaxpr(example.apply)(*arguments), leaves)
+    got = evaluate(Program(example.apply, arguments[0], arguments[1:]).jaxpr, leaves)
     for a, b in zip(jax.tree.leaves(run(*arguments)), got, strict=True):
         if np.shape(a) != np.shape(b):
             return f"the shape is {np.shape(b)} instead of {np.shape(a)}"
@@ -353,6 +353,24 @@ def test_the_last_line_names_the_sizes_of_a_twin() -> None:
     assert (name, before < 10, after - before) == ("up", True, 2)
     line = f"checked: equal to rounding in 6 samples, sizes 500 -> {before}, 700 -> {after}"
     assert f"{growth}".splitlines()[-1] == line
+
+
+def clipped(p: Any, x: Any) -> Any:
+    h = jnp.maximum(x @ p["up"], -1e7)
+    return jnp.clip(jnp.tanh(h), -5, 5) @ p["down"]
+
+
+@pytest.mark.parametrize("units", [5, 500])  # as it is, and written again in other sizes
+@pytest.mark.parametrize("loop", [False, True])
+def test_what_was_not_seen_is_named_with_its_line(units: int, loop: bool) -> None:
+    """The equations of ``clip`` are those of a function that JAX has compiled."""
+    first = clipped.__code__.co_firstlineno
+    lines = [("max", 1), ("max", 2), ("min", 2)]
+    unseen = ", ".join(f"{name} (test_judge.py:{first + more})" for name, more in lines)
+    apply = (lambda p, x: jax.lax.map(lambda row: clipped(p, row), x)) if loop else clipped
+    shapes = {"up": f64(400, units), "down": f64(units, 2)}
+    growth = dw.plan(dw.trace(apply, shapes, f64(9, 400)), {"up": units + 2})
+    assert f"{growth}".partition("samples")[2].partition("not seen: ")[2] == unseen
 
 
 # Samples -----------------------------------------------------------------------------------------

@@ -132,6 +132,14 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
         lambda: dw.trace(HAIKU, PARAMS, X),
         ["Transformed", "pass its apply"],
     ),
+    "trace: kernels that are no mapping": (
+        lambda: dw.trace(apply, PARAMS, X, kernels=[jnp.tanh]),  # type: ignore[arg-type]
+        ["kernels", "{'pallas_call': reference}", "got a list"],
+    ),
+    "trace: kernels that are no functions": (
+        lambda: dw.trace(apply, PARAMS, X, kernels={"pallas_call": None}),  # type: ignore[dict-item]
+        ["kernels", "functions of JAX"],
+    ),
     "trace: no function": (lambda: dw.trace(None, PARAMS, X), ["apply", "function", "got None"]),
     "trace: variables first": (
         lambda: dw.trace(PARAMS, apply, X),

@@ -322,6 +322,10 @@ BY_WIDTH = ArgumentKind(
     "a mapping from widths, {name: ...}",
     lambda value: isinstance(value, Mapping) and not is_a(value, "Widths"),
 )
+KERNELS = ArgumentKind(
+    "a mapping from names to functions of JAX, {'pallas_call': reference}",
+    lambda value: isinstance(value, Mapping) and all(map(callable, value.values())),
+)
 
 
 # Modules, optimizers and keys --------------------------------------------------------------------

@@ -19,8 +19,8 @@ from jax import lax
 from dogwood_jax._base.trees import struct
 from dogwood_jax._depth.one_layer import Equation, Variable, for_one_layer, of_one_layer
 from dogwood_jax._depth.terms import TOLERANT, Operands, Term, Terms
+from dogwood_jax._program.inner import scan_counts, sub_programs
 from dogwood_jax._program.interpret import called, interpret
-from dogwood_jax._program.program import scan_counts, sub_programs
 
 
 @dataclass(frozen=True)

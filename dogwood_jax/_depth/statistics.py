@@ -141,8 +141,7 @@ def _run(
 
     def equation(eqn: Any, operands: list[_Value]) -> list[_Value]:
         name = eqn.primitive.name
-        # What is inside of a shard_map can only be computed there.
-        if name != "shard_map" and (program := called(eqn)) is not None:
+        if (program := called(eqn)) is not None:
             return _run(*program, operands, found)
         results = [_Value(array) for array in evaluated(eqn, [value.array for value in operands])]
         if name == "sub" and operands[1].path is not None and operands[0].path is None:

@@ -24,9 +24,9 @@ import numpy as np
 
 from dogwood_jax._base.trees import concrete, struct
 from dogwood_jax._program.elementwise import ELEMENTWISE, folded, functions, keeps_numbers
+from dogwood_jax._program.inner import has_program
 from dogwood_jax._program.intervals import Bounds
 from dogwood_jax._program.moves import MOVES
-from dogwood_jax._program.program import has_program
 
 Operands = Sequence["Term | None"]  # None for a value that could be anything
 

@@ -13,7 +13,8 @@ class Evidence:
         sizes: the sizes of each width that grows in the programs that were evaluated, ``(name,
             before, after)``. They are smaller than the network's where the network is large.
         largest: the largest difference of an entry of the outputs, relative to the entry.
-        unseen: operations of both programs of which no sample has shown all sides.
+        unseen: operations of both programs of which no sample has shown all sides, each with its
+            line in your code, ``"max (model.py:41)"``.
         why_not: why nothing was evaluated, if nothing was.
     """
 
@@ -36,4 +37,5 @@ class Evidence:
         smaller = [f"{size} -> {twin}" for size, twin in pairs if size != twin]
         in_sizes = f", sizes {', '.join(smaller)}" if smaller else ""
         yield f"checked: equal to rounding in {self.samples} samples{in_sizes}"
-        yield from (f"not seen: {operation}" for operation in self.unseen)
+        if self.unseen:
+            yield f"not seen: {', '.join(self.unseen)}"

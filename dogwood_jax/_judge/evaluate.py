@@ -26,8 +26,8 @@ from dogwood_jax._judge.primitives import (
     random_bits_alike,
     unknown,
 )
+from dogwood_jax._program.inner import scan_counts
 from dogwood_jax._program.interpret import called, interpret
-from dogwood_jax._program.program import scan_counts
 
 
 class Watch(Protocol):
@@ -42,8 +42,14 @@ class Watch(Protocol):
     def number(self, array: np.ndarray, dtype: Any) -> np.ndarray:
         """Returns what a constant of the program is taken to be."""
 
-    def equation(self, eqn: Any, operands: Sequence[Any]) -> None:
-        """Takes notice of an equation before it is evaluated."""
+    def equation(self, eqn: Any, operands: Sequence[Any], callers: Sequence[Any]) -> None:
+        """Takes notice of an equation before it is evaluated.
+
+        Args:
+            eqn: the equation.
+            operands: its operands.
+            callers: the equations that run it, as one of ``jit`` does, from the outside inwards.
+        """
 
 
 class Undecided(Exception):
@@ -98,6 +104,7 @@ def widest(dtype: Any) -> Any:
 class _Evaluation:
     def __init__(self, watch: Watch | None, fixed_keys: frozenset[bytes]) -> None:
         self._watch, self._fixed_keys = watch, fixed_keys
+        self._callers: list[Any] = []
 
     def run(self, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
         return interpret(jaxpr, consts, arguments, constant=self._constant, equation=self._equation)
@@ -114,7 +121,7 @@ class _Evaluation:
     def _equation(self, eqn: Any, operands: list[Any]) -> Sequence[Any]:
         name = eqn.primitive.name
         if self._watch is not None:
-            self._watch.equation(eqn, operands)
+            self._watch.equation(eqn, operands, self._callers)
         if name == "random_bits":
             if self._fixed_keys and words(operands[0]) in self._fixed_keys:
                 return _by_jax(eqn, operands)
@@ -126,11 +133,15 @@ class _Evaluation:
             else:
                 results = function(*operands, **eqn.params)
             return results if isinstance(results, list) else [results]
+        self._callers.append(eqn)
         if (loop := _LOOPS.get(name)) is not None:
-            return loop(self, eqn, operands)
-        if (program := called(eqn)) is not None:
-            return self.run(*program, operands)
-        return _by_jax(eqn, operands)
+            results = loop(self, eqn, operands)
+        elif (program := called(eqn)) is not None:
+            results = self.run(*program, operands)
+        else:
+            results = _by_jax(eqn, operands)
+        self._callers.pop()
+        return results
 
     def _cond(self, eqn: Any, operands: list[Any]) -> list[Any]:
         branches = eqn.params["branches"]

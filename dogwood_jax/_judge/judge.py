@@ -25,8 +25,8 @@ from dogwood_jax._judge.claim import Case, Compared, Side
 from dogwood_jax._judge.evaluate import Undecided, evaluate, in_64_bits, widest, words
 from dogwood_jax._judge.gradients import Sample, check_gradients
 from dogwood_jax._judge.samples import BEYOND, FAMILIES, MODES, Family, Samples, kinds_of
-from dogwood_jax._judge.seen import BRANCHES, Seen, described, differing, only_in, rounding_in
-from dogwood_jax._program.program import equations, every_constant
+from dogwood_jax._judge.seen import BRANCHES, Operation, Seen, differing, only_in, rounding_in
+from dogwood_jax._program.inner import equations, every_constant
 
 # By how much every number is nudged, relative to the number.
 NUDGE = 1e-15
@@ -150,9 +150,9 @@ class Watch:
             return np.asarray(array * (1 + _eps(dtype) / 2 * signs))
         return np.asarray(self.nudged(array))
 
-    def equation(self, eqn: Any, operands: Sequence[Any]) -> None:
+    def equation(self, eqn: Any, operands: Sequence[Any], callers: Sequence[Any]) -> None:
         if self._seen is not None:
-            self._seen.look(eqn, operands)
+            self._seen.look(eqn, operands, callers)
         if eqn.primitive.name in _COMPARISONS:
             self.compared |= {*_numbers_compared(operands)}
         if eqn.primitive.name != "gather":
@@ -215,7 +215,7 @@ class _Keys:
     def number(self, array: np.ndarray, dtype: Any) -> np.ndarray:
         return array
 
-    def equation(self, eqn: Any, operands: Sequence[Any]) -> None:
+    def equation(self, eqn: Any, operands: Sequence[Any], callers: Sequence[Any]) -> None:
         if eqn.primitive.name == "random_bits":
             self.words.add(words(operands[0]))
 
@@ -289,8 +289,8 @@ def _judged(case: Case, *, is_alike: bool = False) -> Verdict:
         problem=_problem(
             case, counted, unseen, [*theirs.unseen()], _more(case, samples, larger, is_alike)
         ),
-        unseen=tuple(dict.fromkeys(map(described, unseen))),
-        is_branch_unseen=any(eqn.primitive.name in BRANCHES for eqn in unseen),
+        unseen=tuple(dict.fromkeys(map(str, unseen))),
+        is_branch_unseen=any(one.eqn.primitive.name in BRANCHES for one in unseen),
         rounding=tuple(sorted(rounding_in(case.old.jaxpr) ^ rounding_in(case.new.jaxpr))),
     )
 
@@ -350,8 +350,8 @@ def _more(case: Case, samples: Samples, larger: Any, is_alike: bool) -> Iterator
 def _problem(
     case: Case,
     samples: Sequence[_Sample],
-    ours: Sequence[Any],
-    theirs: Sequence[Any],
+    ours: Sequence[Operation],
+    theirs: Sequence[Operation],
     more: Iterator[Sample],
 ) -> str | None:
     """Returns what speaks against a growth although outputs are equal in all samples.
@@ -370,17 +370,20 @@ def _problem(
 
 
 def _unseen_difference(
-    case: Case, samples: Sequence[_Sample], ours: Sequence[Any], theirs: Sequence[Any]
+    case: Case,
+    samples: Sequence[_Sample],
+    ours: Sequence[Operation],
+    theirs: Sequence[Operation],
 ) -> str | None:
     """Returns what only one of both programs has, and no sample shows; see ``_problem``."""
     if case.is_resized:
         return None
     if not case.growth.insertions:  # new layers have operations of their own
-        for whose, eqn in [
-            *(("larger program", eqn) for eqn in only_in(theirs, ours)),
-            *(("network", eqn) for eqn in only_in(ours, theirs)),
+        for whose, operation in [
+            *(("larger program", one) for one in only_in(theirs, ours)),
+            *(("network", one) for one in only_in(ours, theirs)),
         ]:
-            return f"only the {whose} has {described(eqn)}, and no sample shows all its sides"
+            return f"only the {whose} has {operation}, and no sample shows all its sides"
     gone = [*differing(case.new.jaxpr, case.old.jaxpr)]
     new = [*differing(case.old.jaxpr, case.new.jaxpr)]
     for number, what in gone:

@@ -561,6 +561,7 @@ FUNCTIONS |= dict.fromkeys(
         "stop_gradient",
         "copy",
         "copy_p",
+        "name",
         "optimization_barrier",
         "sharding_constraint",
         "layout_constraint",

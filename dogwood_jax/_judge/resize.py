@@ -14,10 +14,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.source_info_util import user_context
 
 from dogwood_jax._base.trees import concrete, is_traced, struct
+from dogwood_jax._judge.lines import with_line
+from dogwood_jax._judge.seen import PIECES
+from dogwood_jax._program.inner import scan_counts, sub_programs
 from dogwood_jax._program.interpret import called, interpret
-from dogwood_jax._program.program import Program, scan_counts, sub_programs
+from dogwood_jax._program.program import Program
 from dogwood_jax._widths.dims import Dim, atoms
 from dogwood_jax._widths.trace import Traced
 from dogwood_jax._widths.values import Sized, Value
@@ -77,6 +81,7 @@ class _Writer:
 
     def __init__(self, size_of: SizeOf, factors: Mapping[int, float]) -> None:
         self._size_of, self._factors = size_of, factors
+        self._callers: list[Any] = []
 
     def run(
         self, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any], read: Sequence[Sized]
@@ -152,11 +157,20 @@ class _Writer:
 
     def _equation(self, eqn: Any, operands: list[Any], sized: Sized) -> Sequence[Any]:
         name = eqn.primitive.name
+        self._callers.append(eqn)
         if name in _LOOPS:
-            return _LOOPS[name](self, eqn, operands, sized)
-        if (program := called(eqn)) is not None and sized.programs:
-            return self.run(*program, operands, sized.programs[0])
-        params = eqn.params
+            results = _LOOPS[name](self, eqn, operands, sized)
+        elif (program := called(eqn)) is not None and sized.programs:
+            results = self.run(*program, operands, sized.programs[0])
+        else:
+            made_by = with_line(self._callers) if name in PIECES else eqn
+            with user_context(made_by.source_info.traceback):
+                results = self._bound(eqn, operands, sized)
+        self._callers.pop()
+        return results
+
+    def _bound(self, eqn: Any, operands: list[Any], sized: Sized) -> Sequence[Any]:
+        name, params = eqn.primitive.name, eqn.params
         if name in _SHAPED:
             params = params | _SHAPED[name](eqn, operands, sized, self._size_of)
         elif self._is_changed(sized) and not all(map(_is_of_numbers, sub_programs(eqn))):

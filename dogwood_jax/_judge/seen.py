@@ -6,15 +6,31 @@ has must be seen: a clip at 10,000 and one at 100,000 are equal on small numbers
 """
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from dogwood_jax._program.program import equations, every_constant
+from dogwood_jax._judge.lines import line_of, with_line
+from dogwood_jax._program.inner import equations, every_constant
 
-_PACKAGES = ("/jax/", "/flax/", "/equinox/", "/haiku/", "/optax/", "/numpy/", "/dogwood_jax/_")
+
+class Operation(NamedTuple):
+    """An operation with several pieces.
+
+    Attributes:
+        eqn: its equation.
+        callers: the equations that run it, from the outside to the inside.
+    """
+
+    eqn: Any
+    callers: tuple[Any, ...]
+
+    def __str__(self) -> str:
+        place = line_of(with_line((*self.callers, self.eqn)))
+        name: str = self.eqn.primitive.name
+        return f"{name} ({place})" if place else name
 
 
 class Seen:
@@ -25,28 +41,30 @@ class Seen:
     """
 
     def __init__(self) -> None:
-        self._sides: dict[int, set[Hashable]] = {}
-        self._operations: dict[int, Any] = {}
+        self._sides: dict[tuple[int, ...], set[Hashable]] = {}
+        self._operations: dict[tuple[int, ...], Operation] = {}
 
-    def look(self, eqn: Any, operands: Sequence[Any]) -> None:
-        """Takes notice of an equation before it is evaluated."""
+    def look(self, eqn: Any, operands: Sequence[Any], callers: Sequence[Any]) -> None:
+        """Takes notice of an equation before it is evaluated, see ``Watch``."""
         if eqn.primitive.name == "cond":
-            self._operations[id(eqn)] = eqn
-            self._sides.setdefault(id(eqn), set()).add(int(operands[0]))
+            sides: Iterable[Hashable] = [int(operands[0])]
+        elif eqn.primitive.name in _SIDES and all(map(_is_piece, operands)):
+            sides = _SIDES[eqn.primitive.name](*operands)
+        else:
             return
-        sides = _SIDES.get(eqn.primitive.name)
-        if sides is not None and all(map(_is_piece, operands)):
-            self._operations[id(eqn)] = eqn
-            self._sides.setdefault(id(eqn), set()).update(sides(*operands))
+        name = (*map(id, callers), id(eqn))
+        self._operations.setdefault(name, Operation(eqn, (*callers,)))
+        self._sides.setdefault(name, set()).update(sides)
 
-    def unseen(self) -> Iterator[Any]:
+    def unseen(self) -> Iterator[Operation]:
         """Yields the operations of which not all sides were seen."""
         for name, sides in self._sides.items():
-            eqn = self._operations[name]
+            operation = self._operations[name]
+            eqn = operation.eqn
             is_cond = eqn.primitive.name == "cond"
             count = len(eqn.params["branches"]) if is_cond else _COUNTS[eqn.primitive.name]
             if len(sides) < count:
-                yield eqn
+                yield operation
 
 
 def _is_piece(operand: Any) -> bool:
@@ -71,39 +89,26 @@ _SIDES: dict[str, Callable[..., Iterator[Hashable]]] = {
 _COUNTS = {**dict.fromkeys(_SIDES, 2), "clamp": 3}
 
 
+# Operations with several pieces.
+PIECES = frozenset((*_SIDES, "cond"))
 # Behind these, other operations may stay unseen, too.
 BRANCHES = frozenset(("lt", "le", "gt", "ge", "cond"))
 
 
-def only_in(unseen: Sequence[Any], others: Sequence[Any]) -> Iterator[Any]:
+def only_in(unseen: Sequence[Operation], others: Sequence[Operation]) -> Iterator[Operation]:
     """Yields the operations of a program that stayed unseen, and are more than in another one."""
     left = Counter(map(_kind, others))
-    for eqn in unseen:
-        left[_kind(eqn)] -= 1
-        if left[_kind(eqn)] < 0:
-            yield eqn
+    for operation in unseen:
+        left[_kind(operation)] -= 1
+        if left[_kind(operation)] < 0:
+            yield operation
 
 
-def _kind(eqn: Any) -> tuple[str, tuple[float, ...]]:
+def _kind(operation: Operation) -> tuple[str, tuple[float, ...]]:
     """Returns what an operation is, with the numbers that it takes."""
-    values = (getattr(atom, "val", None) for atom in eqn.invars)
+    values = (getattr(atom, "val", None) for atom in operation.eqn.invars)
     numbers = (float(n) for n in values if n is not None and np.ndim(n) == 0)
-    return eqn.primitive.name, tuple(numbers)
-
-
-def described(eqn: Any) -> str:
-    """Returns what an operation is called, with the caller's own line where it is known."""
-    place = ""
-    try:
-        frames = eqn.source_info.traceback.as_python_traceback()
-    except AttributeError:
-        frames = None
-    while frames is not None:
-        code = frames.tb_frame.f_code
-        if not any(package in code.co_filename for package in _PACKAGES):
-            place = f"{code.co_filename.rpartition('/')[2]}:{frames.tb_lineno}"
-        frames = frames.tb_next
-    return f"{eqn.primitive.name} ({place})" if place else str(eqn.primitive.name)
+    return operation.eqn.primitive.name, tuple(numbers)
 
 
 def differing(old: Any, new: Any) -> Iterator[tuple[bytes, str]]:

@@ -21,7 +21,7 @@ from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._judge.cases import case_of
 from dogwood_jax._judge.claim import Case, Side
 from dogwood_jax._judge.resize import CannotResize, in_sizes
-from dogwood_jax._program.program import equations, every_constant
+from dogwood_jax._program.inner import equations, every_constant
 from dogwood_jax._widths.dims import Dim, atoms, factors, pieces, spread_out
 from dogwood_jax._widths.layout import Layout, Product, Units, resized, size_of, units_of
 from dogwood_jax._widths.roles import spots_along

@@ -19,9 +19,9 @@ from jax import Array, lax
 
 from dogwood_jax._base.trees import PyTree, leaf_path
 from dogwood_jax._program.elementwise import ELEMENTWISE
+from dogwood_jax._program.inner import sub_programs
 from dogwood_jax._program.interpret import called, evaluated, interpret
 from dogwood_jax._program.moves import KEEP_ENTRIES
-from dogwood_jax._program.program import sub_programs
 
 # An axis of an array of the parameters: the array's path, and the number of the axis.
 Tie = tuple[str, int]

@@ -21,8 +21,8 @@ from dogwood_jax._growth.leaf_map import old_places
 from dogwood_jax._plan.apart import NO_SINGLE_HEADS, SingleHeads
 from dogwood_jax._plan.parameters import differing
 from dogwood_jax._plan.tables import SpreadTables
+from dogwood_jax._program.inner import scan_counts
 from dogwood_jax._program.moves import KEEP_ORDER
-from dogwood_jax._program.program import scan_counts
 from dogwood_jax._widths.contractions import FactorsOf, contractions_of
 from dogwood_jax._widths.dims import Dim, factors, parts_of, pieces
 from dogwood_jax._widths.positions import are_small, moved

@@ -24,6 +24,7 @@ from dogwood_jax._plan.comparison import Comparison
 from dogwood_jax._plan.copies import Copies
 from dogwood_jax._plan.more_experts import counts_experts
 from dogwood_jax._plan.target import sizes_of_target
+from dogwood_jax._program.kernels import kernels_of, with_references
 from dogwood_jax._program.program import Program
 from dogwood_jax._widths.dims import DROPPED, LAYERS
 from dogwood_jax._widths.layout import Layout, Product, Units, units_of
@@ -207,6 +208,7 @@ def read_larger(
     network = widths.network
     if network is None:
         raise ValueError(NOT_AT_HAND)
+    target_apply = with_references(target_apply, kernels_of(network.apply))
     found: tuple[Insertion, ...] = ()
     numbers, same = tuple[Pairs, ...](), frozenset[float]()
     if is_deeper(widths, shapes) and depth is not None:

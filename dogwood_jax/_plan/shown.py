@@ -30,7 +30,8 @@ from dogwood_jax._plan.own_function import (
     own_program,
     says_sizes,
 )
-from dogwood_jax._program.program import Program, equations
+from dogwood_jax._program.inner import equations
+from dogwood_jax._program.program import Program
 from dogwood_jax._widths.trace import Traced
 from dogwood_jax._widths.widths import Widths
 

@@ -25,6 +25,7 @@ from dogwood_jax._plan.experts import (
 from dogwood_jax._plan.mixture import mixture
 from dogwood_jax._plan.more_experts import more_experts
 from dogwood_jax._plan.shown import what_shows
+from dogwood_jax._program.kernels import kernels_of
 from dogwood_jax._widths.trace import trace
 from dogwood_jax._widths.widths import Widths
 
@@ -155,7 +156,10 @@ def upcycle(
         raise ValueError(
             "upcycle needs widths that were traced in this process: trace the network again"
         )
-    larger = trace(target_apply, target, *widths.network.inputs) if target_apply else None
+    larger = None
+    if target_apply is not None:
+        kernels = kernels_of(widths.network.apply)
+        larger = trace(target_apply, target, *widths.network.inputs, kernels=kernels)
     known = {leaf.path for leaf in widths.leaves}
     shapes = {} if target is None else arrays_of(leaves_by_path(target))
     structure = None if target is None else jax.tree.structure(target)

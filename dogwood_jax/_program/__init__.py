@@ -2,10 +2,13 @@
 
 In comes a function with the shapes of its variables and inputs. Out comes a ``Program`` (in
 ``program``): equations, with the paths of arguments and results. ``interpret`` is the one loop over
-these equations. Each question about a program gives this loop functions of its own.
+these equations. Each question about a program gives this loop functions of its own. ``inner`` finds
+the programs inside of equations.
 
 ``like_layers`` finds layers that are like each other, and leaves some out of a program.
-``sameness`` says which equations do the same.
+``sameness`` says which equations do the same. ``kernels`` puts functions of JAX in the place of
+kernels, which nobody can read. ``shards`` makes a program of one device of what devices compute
+together.
 
 ``elementwise`` has a table with one row for each function of single entries. The row says, for
 example, whether the function is linear and where it is finite. ``moves`` has such a table of the

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import jax.extend.core as jex
 
-from dogwood_jax._program.program import sub_programs
+from dogwood_jax._program.inner import sub_programs
 
 V = TypeVar("V")
 

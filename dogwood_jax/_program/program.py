@@ -1,13 +1,15 @@
-"""Programs of functions as JAX traces them: ``Program``, and the programs inside equations."""
+"""Programs of functions as JAX traces them: ``Program``."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.extend.core as jex
 
 from dogwood_jax._base.trees import PyTree, is_array, leaf_path, struct_of
+from dogwood_jax._program.inner import within
+from dogwood_jax._program.shards import in_one_program
 
 
 class Program:
@@ -100,90 +102,9 @@ def _without_unused(jaxpr: Any, known: dict[int, Any]) -> Any:
     for eqn in reversed(jaxpr.eqns):
         if eqn.effects or not needed.isdisjoint(eqn.outvars):
             needed.update(atom for atom in eqn.invars if not isinstance(atom, jex.Literal))
-            kept.append(_within(eqn, known))
+            if eqn.primitive.name == "shard_map":
+                eqn = in_one_program(eqn)
+            kept.append(within(eqn, lambda inner: _without_unused(inner, known), known))
     kept.reverse()
     same = len(kept) == len(jaxpr.eqns) and all(a is b for a, b in zip(kept, jaxpr.eqns))
     return jaxpr if same else jaxpr.replace(eqns=kept)
-
-
-def _within(eqn: Any, known: dict[int, Any]) -> Any:
-    """Returns an equation with ``_without_unused`` of the programs among its parameters."""
-    if not any(map(has_program, eqn.params.values())):
-        return eqn
-
-    def one(value: Any) -> Any:
-        if isinstance(value, tuple | list):
-            items = [one(item) for item in value]
-            same = all(a is b for a, b in zip(items, value))
-            return value if same else type(value)(items)
-        if not isinstance(value, _PROGRAMS):
-            return value
-        if id(value) not in known:
-            closed = value if isinstance(value, jex.ClosedJaxpr) else None
-            inner = closed.jaxpr if closed else value
-            less = _without_unused(inner, known)
-            if less is inner:
-                known[id(value)] = value
-            else:
-                known[id(value)] = jex.ClosedJaxpr(less, closed.consts) if closed else less
-        return known[id(value)]
-
-    params = {name: one(value) for name, value in eqn.params.items()}
-    same = all(params[name] is eqn.params[name] for name in params)
-    return eqn if same else eqn.replace(params=params)
-
-
-_PROGRAMS = jex.ClosedJaxpr, jex.Jaxpr
-
-
-def has_program(value: Any) -> bool:
-    """Whether an equation's parameter is a program or holds some."""
-    if isinstance(value, tuple | list):
-        return any(isinstance(item, _PROGRAMS) for item in value)
-    return isinstance(value, _PROGRAMS)
-
-
-def sub_programs(eqn: Any) -> list[tuple[Any, Sequence[Any]]]:
-    """Returns the programs among an equation's parameters, with their constants."""
-    found: list[tuple[Any, Sequence[Any]]] = []
-    for _, value in sorted(eqn.params.items()):
-        for item in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(item, jex.ClosedJaxpr):
-                found.append((item.jaxpr, item.consts))
-            elif isinstance(item, jex.Jaxpr):
-                found.append((item, ()))
-    return found
-
-
-def equations(jaxpr: Any) -> Iterator[Any]:
-    """Yields the equations of a program and of all programs in it."""
-    for eqn in jaxpr.eqns:
-        yield eqn
-        for program, _ in sub_programs(eqn):
-            yield from equations(program)
-
-
-def every_constant(jaxpr: jex.ClosedJaxpr, take: Callable[[Any, Any], None]) -> None:
-    """Calls a function with each constant of a program and of all programs in it, and its aval."""
-    pending: list[tuple[Any, Sequence[Any]]] = [(jaxpr.jaxpr, jaxpr.consts)]
-    seen = set()
-    while pending:
-        program, consts = pending.pop()
-        if id(program) in seen:
-            continue
-        seen.add(id(program))
-        for var, const in zip(program.constvars, consts):
-            take(const, var.aval)
-        for eqn in program.eqns:
-            for atom in eqn.invars:
-                if isinstance(atom, jex.Literal):
-                    take(atom.val, atom.aval)
-            pending += sub_programs(eqn)
-
-
-def scan_counts(eqn: Any) -> tuple[int, int]:
-    """Returns how many operands of a scan are constants, and how many are its state."""
-    if "num_consts" in eqn.params:
-        return eqn.params["num_consts"], eqn.params["num_carry"]
-    consts, carry, _ = eqn.params["ft_in"].unpack()  # jax 0.12 and later
-    return len(consts), len(carry)

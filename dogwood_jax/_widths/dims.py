@@ -26,6 +26,7 @@ DROPPED = "an operation drops it because its size is 1"
 REPEATED = "an operation repeats it because its size is 1"
 PICKS = "it counts the largest that are picked"
 PICKED = "the largest are picked along it"
+DEVICES = "it counts the devices along an axis of a mesh"
 LAYERS = "a loop runs over it: it counts layers or steps, not units"
 
 

@@ -17,9 +17,11 @@ import numpy as np
 
 from dogwood_jax._base.arguments import (
     FUNCTION,
+    KERNELS,
     TREE,
     expect,
     expect_call,
+    expect_given,
     is_integer,
     takes_inputs,
 )
@@ -27,6 +29,7 @@ from dogwood_jax._base.described import described, holds_arrays
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, is_array, mirrors
 from dogwood_jax._program.intervals import UNKNOWN
+from dogwood_jax._program.kernels import Kernels, with_references
 from dogwood_jax._program.like_layers import find_like_layers
 from dogwood_jax._program.program import Program
 from dogwood_jax._widths.by_analogy import all_layers
@@ -55,6 +58,7 @@ def trace(
     *inputs: Any,
     fix: Iterable[Place] = (),
     tie: Iterable[tuple[Place, Place]] = (),
+    kernels: Kernels | None = None,
 ) -> Widths:
     """Finds every width of a network: which axes of which arrays index the same units.
 
@@ -73,15 +77,21 @@ def trace(
             booleans and None, is passed to ``apply`` as it is.
         fix: places ``(path, axis)`` that must not grow for reasons the program does not show.
         tie: pairs of places that index the same units though the program does not show it.
+        kernels: functions of JAX that are read and evaluated in the place of what cannot be read,
+            such as ``{"pallas_call": reference}``. A key is the name of a primitive, or that of one
+            Pallas kernel, foreign function, callback or function under ``jax.jit``, which goes
+            first. A reference takes the operands of the equation as arrays, and returns arrays of
+            the same shapes and dtypes as its results. What is promised of a growth is then promised
+            with references in the place of kernels, also in the larger model.
 
     Returns:
         The widths by name. Dimensions of inputs and outputs are widths too, marked ``interface``.
 
     Raises:
         TypeError: if ``apply`` is no function of the variables and these inputs, ``variables`` are
-            no pytree of arrays, or ``fix`` or ``tie`` is no list.
+            no pytree of arrays, ``fix`` or ``tie`` is no list, or ``kernels`` holds no functions.
         ValueError: if ``fix`` or ``tie`` names a place that does not exist, or ties axes of
-            different sizes.
+            different sizes; or if a function of ``kernels`` does not fit an equation.
 
     Example:
         >>> import jax
@@ -94,9 +104,21 @@ def trace(
         up: 8 units, growable
           -> up/kernel[1]
           <- down/kernel[0]
+
+        A function outside of JAX, and one of JAX that computes the same:
+
+        >>> import numpy as np
+        >>> def outside(params, x):
+        ...     up, down = (params[name]["kernel"] for name in ("up", "down"))
+        ...     shape = jax.ShapeDtypeStruct((len(x), up.shape[1]), x.dtype)
+        ...     return jax.pure_callback(np.tanh, shape, x @ up) @ down
+        >>> dw.trace(outside, params, jnp.ones((1, 4)), kernels={"tanh": jnp.tanh})["up"].status
+        'growable'
     """
     expect(_CALL, apply=(FUNCTION, apply), variables=(TREE, variables))
+    expect_given("trace", kernels=(KERNELS, kernels))
     expect_call(_CALL, "apply", apply, variables, *inputs)
+    apply = with_references(apply, kernels or {})
     fixed, tied = _listed("fix", fix, "(path, axis)"), _listed("tie", tie, "(place, place)")
     program = _program(apply, variables, inputs)
     network = Network(apply, program.variables, tuple(program.inputs))

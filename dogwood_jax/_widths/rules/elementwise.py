@@ -7,7 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from dogwood_jax._program.elementwise import ELEMENTWISE, folded, functions
-from dogwood_jax._widths.dims import REPEATED, Dim, parts_of, unify
+from dogwood_jax._program.shards import mesh_axes
+from dogwood_jax._widths.dims import DEVICES, REPEATED, Dim, parts_of, unify
 from dogwood_jax._widths.rules.registry import (
     RULES,
     mixed,
@@ -294,6 +295,14 @@ def _clamp(trace: Trace, eqn: Any, low: Value, x: Value, high: Value) -> list[Va
 @rule(*functions(lambda law: law.same))
 def _identity(trace: Trace, eqn: Any, *values: Value) -> list[Value]:
     return list(values)
+
+
+@rule("name")
+def _name(trace: Trace, eqn: Any, x: Value) -> list[Value]:
+    """A name says nothing, unless it says that a value has axes of a mesh in front."""
+    for dim in x.dims[: mesh_axes(eqn.params["name"])]:
+        dim.fix(DEVICES)
+    return [x]
 
 
 _OF_SEVERAL = functions(lambda law: law.takes != 1 and not law.same and not law.compares)

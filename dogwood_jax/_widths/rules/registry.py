@@ -72,7 +72,11 @@ def unknown(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
     """Fixes every dimension that passes through a primitive without a rule."""
     if not eqn.outvars:
         return []
-    reason = f"it passes through the primitive {eqn.primitive.name}, for which there is no rule"
+    name = eqn.primitive.name
+    reason = (
+        f"it passes through the primitive {name}, for which there is no rule; with trace(..., "
+        f"kernels={{{name!r}: reference}}), a function of JAX is read in its place"
+    )
     for value in operands:
         trace.use(value, "contract")
         for dim in value.dims:

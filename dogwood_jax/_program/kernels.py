@@ -1,0 +1,134 @@
+"""Functions of JAX in the place of kernels, which nothing else can read: ``with_references``."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.extend.core as jex
+import jax.numpy as jnp
+
+from dogwood_jax._base.described import described
+from dogwood_jax._base.problems import listed
+from dogwood_jax._base.trees import PyTree, is_array, struct_of
+from dogwood_jax._program.inner import computed_by, sub_programs, within
+
+Kernels = Mapping[str, Callable[..., Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class WithReferences:
+    """A function of pytrees, with references in the place of kernels.
+
+    Attributes:
+        apply: the function.
+        kernels: the references, by the name of a primitive or of a kernel.
+    """
+
+    apply: Callable[..., Any]
+    kernels: Kernels
+
+    def __call__(self, *arguments: PyTree) -> PyTree:
+        leaves, structure = jax.tree.flatten(arguments)
+        dynamic = [place for place, leaf in enumerate(leaves) if is_array(leaf)]
+        found: list[Any] = []
+
+        def flat(*arrays: Any) -> list[Any]:
+            given = dict(enumerate(leaves)) | dict(zip(dynamic, arrays, strict=True))
+            outputs = self.apply(*jax.tree.unflatten(structure, given.values()))
+            found[:] = jax.tree.flatten(outputs)
+            return [leaf for leaf in found[0] if is_array(leaf)]
+
+        traced = jax.make_jaxpr(flat)(*(struct_of(leaves[place]) for place in dynamic))
+        jaxpr = jex.ClosedJaxpr(_Replaced(self.kernels).program(traced.jaxpr), traced.consts)
+        results = iter(jex.jaxpr_as_fun(jaxpr)(*(leaves[place] for place in dynamic)))
+        outputs, of_outputs = found
+        return jax.tree.unflatten(
+            of_outputs, [next(results) if is_array(leaf) else leaf for leaf in outputs]
+        )
+
+
+def with_references(apply: Callable[..., Any], kernels: Kernels) -> Callable[..., Any]:
+    """Returns a function with references in the place of kernels, the same if there are none."""
+    return WithReferences(apply, kernels) if kernels else apply
+
+
+def kernels_of(apply: Callable[..., Any]) -> Kernels:
+    """Returns the references that a function has in the place of kernels."""
+    return apply.kernels if isinstance(apply, WithReferences) else {}
+
+
+def without_references(apply: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the function that runs the kernels themselves."""
+    return apply.apply if isinstance(apply, WithReferences) else apply
+
+
+class _Replaced:
+    """Programs with references in the place of kernels, also those inside of equations."""
+
+    def __init__(self, kernels: Kernels) -> None:
+        self._kernels = kernels
+        self._known: dict[int, Any] = {}
+
+    def program(self, jaxpr: Any) -> Any:
+        eqns = [self._equation(eqn) for eqn in jaxpr.eqns]
+        same = all(a is b for a, b in zip(eqns, jaxpr.eqns))
+        return jaxpr if same else jaxpr.replace(eqns=eqns)
+
+    def _equation(self, eqn: Any) -> Any:
+        for name in _names_of(eqn):
+            if name in self._kernels:
+                return computed_by(self._reference(name, eqn), eqn)
+        inside = within(eqn, self.program, self._known)
+        if inside is eqn or not eqn.primitive.name.startswith("custom_"):
+            return inside
+        # The derivative that was written for a kernel runs kernels, too. The reference has its own.
+        ((jaxpr, consts),) = sub_programs(inside)
+        return computed_by(jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, consts)), eqn)
+
+    def _reference(self, name: str, eqn: Any) -> Callable[..., Any]:
+        """Returns a reference as a function that is known to fit an equation.
+
+        Raises:
+            ValueError: if it does not take the operands or does not return such results.
+        """
+
+        def run(*operands: Any) -> list[Any]:
+            try:
+                found = jax.tree.leaves(self._kernels[name](*operands))
+            except Exception as error:
+                raise ValueError(f"{where} does not take {_said(eqn.invars)}: {error}") from error
+            results = [jnp.asarray(result) for result in found]
+            if _shapes(results) != _shapes([var.aval for var in eqn.outvars]):
+                problems = [f"it returns {_said(results)}", f"the kernel, {_said(eqn.outvars)}"]
+                raise ValueError(listed(f"{where} computes something else", problems))
+            return results
+
+        where = f"kernels[{name!r}]: {described(self._kernels[name])}"
+        return run
+
+
+def _names_of(eqn: Any) -> Iterator[str]:
+    """Yields the names that an equation goes by; that of its kernel comes first."""
+    params, primitive = eqn.params, eqn.primitive.name
+    callback = getattr(params.get("callback"), "callback_func", None)
+    kernel = params.get("jaxpr") if primitive == "pallas_call" else None
+    for name in (
+        params.get("name"),
+        params.get("target_name"),
+        getattr(callback, "__name__", None),
+        getattr(getattr(kernel, "debug_info", None), "func_name", None),
+    ):
+        if isinstance(name, str):
+            yield name
+    yield primitive
+
+
+def _shapes(arrays: Sequence[Any]) -> list[tuple[Any, ...]]:
+    return [(tuple(array.shape), array.dtype) for array in arrays]
+
+
+def _said(arrays: Sequence[Any]) -> str:
+    """Returns the dtypes and shapes of arrays, or of what stands for them in a program."""
+    shapes = _shapes([getattr(array, "aval", array) for array in arrays])
+    return ", ".join(f"{dtype.name}{[*shape]}" for shape, dtype in shapes)
