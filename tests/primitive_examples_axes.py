@@ -161,6 +161,12 @@ def slice_of_all_but_one(p: Any, x: Any) -> Any:
     return (y[:, 1:] - y[:, :-1]) @ p["o"][1:]
 
 
+@example("slice", shapes=lambda n=6: {"i": (5, n), "o": (n, 2)})
+def slice_of_all_but_two(p: Any, x: Any) -> Any:
+    y = layer(p, x)
+    return (y[:, 2:] - y[:, :-2]) @ p["o"][2:]
+
+
 @example("pad", shapes=lambda n=4, more=2: {"i": (5, n), "o": (n + more, 2)})
 def pad(p: Any, x: Any) -> Any:
     y = layer(p, x)
@@ -234,6 +240,18 @@ def gather_every_other(p: Any, x: Any) -> Any:
     """What a slice with a stride is in older versions of JAX."""
     y = layer(p, x)
     return jnp.take(y, jnp.arange(0, y.shape[1], 2), axis=1) @ p["o"]
+
+
+@example("gather", shapes=mlp)
+def gather_in_reverse(p: Any, x: Any) -> Any:
+    y = layer(p, x)
+    return jnp.take(y, jnp.arange(y.shape[1])[::-1], axis=1) @ p["o"]
+
+
+@example("iota", shapes=mlp)
+def iota_in_an_identity_matrix(p: Any, x: Any) -> Any:
+    y = layer(p, x)
+    return y @ jnp.eye(y.shape[1]) @ p["o"]
 
 
 @example("gather", shapes=mlp)

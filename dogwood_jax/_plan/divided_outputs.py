@@ -8,7 +8,7 @@ of them, as ``down`` in ``gate * scale * (hidden @ down)``.
 from collections.abc import Sequence
 
 from dogwood_jax._plan.gates import Router
-from dogwood_jax._program.elementwise import ELEMENTWISE
+from dogwood_jax._program.elementwise import is_linear
 from dogwood_jax._program.moves import MOVES
 from dogwood_jax._widths.values import Step, Value
 
@@ -38,13 +38,14 @@ def divides_outputs(steps: Sequence[Step], router: Router, leaves: frozenset[int
         found, has_gate = [*map(state, step.operands)], index in router.uses
         if not has_gate and all(one == (0, False) for one in found):
             continue
-        name, law, move = step.name, ELEMENTWISE.get(step.name), MOVES.get(step.name)
+        name, move = step.name, MOVES.get(step.name)
+        is_alone = len(found) == 1 and is_linear(name, step.params)
         if name in _JOINS:
             values = step.operands[_TERMS.get(name, slice(None))]
             taken = {state(value) for value in values if value.number != 0}
         elif name in _PRODUCTS:
             taken = {(sum(n for n, _ in found), has_gate or any(gate for _, gate in found))}
-        elif name in _SAME or (move and move.linear) or (law and law.linear and law.takes == 1):
+        elif name in _SAME or (move and move.linear) or is_alone:
             taken = {found[0]}
         else:
             taken = {*found}

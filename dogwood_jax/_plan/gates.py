@@ -19,7 +19,7 @@ for granted that each token gets the outputs of its experts, weighed by their ga
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from dogwood_jax._program.elementwise import ELEMENTWISE
+from dogwood_jax._program.elementwise import ELEMENTWISE, is_linear
 from dogwood_jax._program.moves import MOVES
 from dogwood_jax._widths.dims import PICKS, Dim, parts_of
 from dogwood_jax._widths.values import Step, Trace, Value
@@ -107,7 +107,7 @@ def computed_with(trace: Trace, routers: Sequence[Router], *, with_gates: bool) 
         if index in left_out or all(value.origin == "constant" for value in step.operands):
             continue
         law = ELEMENTWISE.get(step.name)
-        if law and law.takes == 1 and not law.linear:
+        if law and law.takes == 1 and not is_linear(step.name, step.params):
             found.add(step.name)
         found |= {
             f"{value.number:.6g} in {step.name}"
@@ -332,7 +332,8 @@ class _Reading:
             return self._joined(step, pairs)
         if name == "scatter" and step.operands[0].number == 0 and known[2] is not None:
             return replace(known[2], masked=True, base=step.results[0], sum_of=None, is_one=False)
-        if (name in MOVES and not MOVES[name].joins) or (law and (law.same or law.linear)):
+        is_moved = name in MOVES and not MOVES[name].joins
+        if is_moved or is_linear(name, step.params):
             return self._negated(first) if name == "neg" else first
         power = first.power or 0.0
         if name == "integer_pow":

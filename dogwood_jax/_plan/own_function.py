@@ -8,8 +8,10 @@ when each width was doubled (``tried``).
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 
@@ -18,9 +20,10 @@ from dogwood_jax._base.problems import Refused, UnfitArrays
 from dogwood_jax._base.trees import PyTree
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Growth
+from dogwood_jax._judge.resize import CannotResize, in_sizes
 from dogwood_jax._modules.resizing import Resizing, says_numbers
-from dogwood_jax._plan.comparison import Comparison
 from dogwood_jax._plan.fewer_layers import read_so_far
+from dogwood_jax._program.inner import equations
 from dogwood_jax._program.program import Program
 from dogwood_jax._widths.trace import Traced
 from dogwood_jax._widths.widths import Tried, Widths
@@ -163,14 +166,35 @@ def _own_program(
 
 
 def _follows_shapes(widths: Widths) -> bool:
-    """Whether the network's own function does the same with all widths twice as large."""
+    """Whether the network's own function takes arrays with all widths twice as large."""
     assert widths.network is not None
-    sizes = {name: 2 * width.size for name, width in widths.items() if not width.fixed}
-    grown = GrownSizes(widths, sizes)
-    try:
-        program = _own_program(widths, grown, None, lambda variables: variables)
-        doubled = Traced(program, notes_reads=False).trace
-    except Exception:  # any function may raise that knows its sizes
-        return False
-    found = Comparison(widths.network.traced.trace, doubled, grown)
-    return found.is_in_step and not found.sizes
+    for those in (widths.values(), [width for width in widths.values() if not width.fixed]):
+        grown = GrownSizes(widths, {width.name: 2 * width.size for width in those})
+        try:
+            own = _own_program(widths, grown, None, lambda variables: variables)
+        except Exception:  # any function may raise that knows its sizes
+            continue
+        with suppress(CannotResize):
+            if not holds_sizes(own, widths.network.traced, grown):
+                return True
+    return False
+
+
+def holds_sizes(own: Program, traced: Traced, sizes: GrownSizes) -> bool:
+    """Whether a program splits axes into sizes of its own, as into a fixed number of heads.
+
+    Then the larger model is another function of the same kind, made from another configuration.
+
+    Raises:
+        CannotResize: if the network's program does not fit these sizes.
+    """
+    resized = in_sizes(traced, sizes)
+    pairs = zip(_reshapes(own.jaxpr), _reshapes(resized))
+    return any(a[0] == b[0] and a[1] != b[1] for a, b in pairs)
+
+
+def _reshapes(jaxpr: Any) -> Iterator[tuple[Any, Any]]:
+    """Yields the shapes before and after each reshape of a program."""
+    for eqn in equations(jaxpr.jaxpr):
+        if eqn.primitive.name == "reshape":
+            yield eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape

@@ -34,7 +34,7 @@ from dogwood_jax._plan.names import check_names
 from dogwood_jax._plan.notes import notes_of
 from dogwood_jax._plan.own_function import ITS_OWN_NUMBERS, check_record, contradicted
 from dogwood_jax._plan.removals import removals
-from dogwood_jax._plan.shown import Unshown, shown, shown_by
+from dogwood_jax._plan.shown import Unshown, fitting, shown, shown_by
 from dogwood_jax._plan.target import splits
 from dogwood_jax._widths.widths import Tried, Widths
 from dogwood_jax.strategies import DepthStrategy, Strategy
@@ -105,7 +105,8 @@ def plan(
         interface: whether widths that are dimensions of the network's inputs or outputs may
             change: old outputs stay, new ones are appended.
         check: whether to accept a growth that is to keep outputs only if an evaluation shows that
-            it does. Without the check, the growth says so in its first line.
+            it does. Without the check, the growth says so in its first line. Nor is the network's
+            own function asked whether it takes arrays of the new sizes.
 
     Returns:
         The growth, for ``grow`` and ``grow_opt_state``. Its ``evidence`` holds what the evaluation
@@ -243,8 +244,11 @@ def plan(
     )
     if misfits := [*_misfits(growth)]:
         raise Refused(misfits)
-    if not keeps_outputs or keep is not None or merge is not None:
+    if keep is not None or merge is not None:
         return growth
+    if not keeps_outputs:
+        is_own = target is None and widths.network is not None and not copies.changes
+        return fitting(growth) if check and is_own else growth
     if not check:
         return replace(growth, evidence=Evidence(why_not="planned with check=False"))
     try:

@@ -8,7 +8,7 @@ whose config states sizes, it is the network's program written again in the new 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import isclose, isfinite, isnan
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from dogwood_jax._base.problems import Refused
 from dogwood_jax._base.trees import PyTree
@@ -16,7 +16,7 @@ from dogwood_jax._growth.evidence import Evidence
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._judge.judge import Verdict, judge
-from dogwood_jax._judge.resize import CannotResize, in_sizes
+from dogwood_jax._judge.resize import CannotResize
 from dogwood_jax._judge.twin import CannotShrink, Larger, claim, is_bearable
 from dogwood_jax._modules.resizing import says_numbers
 from dogwood_jax._plan.comparison import moves_of
@@ -27,10 +27,10 @@ from dogwood_jax._plan.own_function import (
     NeedsMore,
     Rejected,
     contradicted,
+    holds_sizes,
     own_program,
     says_sizes,
 )
-from dogwood_jax._program.inner import equations
 from dogwood_jax._program.program import Program
 from dogwood_jax._widths.trace import Traced
 from dogwood_jax._widths.widths import Widths
@@ -138,7 +138,7 @@ def shown(growth: Growth, target: PyTree, *, is_doubtful: bool = False) -> Growt
     try:
         is_noted = target is not None and _are_noted(few, traced)
         sizes = GrownSizes(few.widths, few.sizes)
-        if own is not None and not is_noted and not _holds_sizes(own, traced, sizes):
+        if own is not None and not is_noted and not holds_sizes(own, traced, sizes):
             raise Unshown(*against)
         verdict, evidence = _judged(few, Larger(None, numbers))
         is_own = bool(numbers) and target is None
@@ -156,6 +156,20 @@ def shown(growth: Growth, target: PyTree, *, is_doubtful: bool = False) -> Growt
     if knows_sizes and target is None:
         growth = replace(growth, notes=(*growth.notes, KNOWS_SIZES))
     return replace(growth, evidence=evidence)
+
+
+def fitting(growth: Growth) -> Growth:
+    """Returns a growth that need not keep outputs, if the network's own function takes its arrays.
+
+    A function that knows its sizes need not take them. A note says so.
+
+    Raises:
+        ValueError: if the function does not take the new sizes, and should.
+    """
+    _, own = next(_own_programs(growth, None, fewer_layers(growth.widths, growth.sizes)))
+    if not isinstance(own, Rejected) or own.is_checked:
+        return growth
+    return replace(growth, notes=(*growth.notes, KNOWS_SIZES))
 
 
 def _own_programs(
@@ -319,20 +333,3 @@ def _readings(growth: Growth, traced: Traced) -> Iterator[str]:
                     "number of its own, and the network's function does not take other sizes to "
                     "tell; pass target_apply=, the larger model's function"
                 )
-
-
-def _holds_sizes(own: Program, traced: Traced, sizes: GrownSizes) -> bool:
-    """Whether a program splits axes into sizes of its own, as into a fixed number of heads.
-
-    Then the larger model is another function of the same kind, made from another configuration.
-    """
-    resized = in_sizes(traced, sizes)
-    pairs = zip(_reshapes(own.jaxpr), _reshapes(resized))
-    return any(a[0] == b[0] and a[1] != b[1] for a, b in pairs)
-
-
-def _reshapes(jaxpr: Any) -> Iterator[tuple[Any, Any]]:
-    """Yields the shapes before and after each reshape of a program."""
-    for eqn in equations(jaxpr.jaxpr):
-        if eqn.primitive.name == "reshape":
-            yield eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape

@@ -8,7 +8,7 @@ growth, but never makes one wrong.
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -43,7 +43,7 @@ class Law:
     Attributes:
         takes: how many operands it has; None for any number of them.
         same: whether it returns its operands as they are.
-        linear: whether ``f(a + b) = f(a) + f(b)``.
+        linear: whether ``f(a + b) = f(a) + f(b)``; of a cast, see ``is_linear``.
         zero: whether ``f(0) = 0``.
         degree: the number for which ``f(c x) = c**degree f(x)`` with every positive c; None if
             there is no such number.
@@ -92,6 +92,10 @@ def _pow(x: float, y: float) -> float:
         return math.nan
 
 
+def _unless_nan(choose: Callable[..., Any]) -> Callable[[Any, Any], Any]:
+    return lambda x, y: choose(x, y) if x == x and y == y else math.nan
+
+
 ELEMENTWISE: dict[str, Law] = {
     # What passes its operands on.
     "copy": _same(),
@@ -105,7 +109,7 @@ ELEMENTWISE: dict[str, Law] = {
     "reshard": _same(),
     "sharding_constraint": _same(),
     "stop_gradient": _same(),
-    # Linear functions. A conversion to integers is not linear; rules ask for its dtype.
+    # Linear functions.
     "conj": _linear(degree=1.0, bounds=same),
     "convert_element_type": _linear(),
     "imag": _linear(degree=1.0),
@@ -200,8 +204,8 @@ ELEMENTWISE: dict[str, Law] = {
     "add": Law(takes=2, commutes=True, fold=operator.add, total=True),
     "add_any": Law(takes=2, commutes=True, total=True),
     "complex": Law(takes=2, total=True),
-    "max": Law(takes=2, commutes=True, fold=max, total=True),
-    "min": Law(takes=2, commutes=True, fold=min, total=True),
+    "max": Law(takes=2, commutes=True, fold=_unless_nan(max), total=True),
+    "min": Law(takes=2, commutes=True, fold=_unless_nan(min), total=True),
     "sub": Law(takes=2, fold=operator.sub, total=True),
     "clamp": Law(takes=3, total=True),
     "div": Law(takes=2, fold=np.true_divide),
@@ -230,6 +234,12 @@ ELEMENTWISE: dict[str, Law] = {
     "xor": Law(takes=2, commutes=True, total=True),
     "zeta": Law(takes=2, finite=(above(1, open=True), POSITIVE)),
 }
+
+
+def is_linear(name: str, params: Mapping[str, Any]) -> bool:
+    """Whether a function with these parameters is linear. A cast to integers or booleans is not."""
+    law, dtype = ELEMENTWISE.get(name), params.get("new_dtype", float)
+    return law is not None and law.linear and bool(jnp.issubdtype(dtype, jnp.inexact))
 
 
 def keeps_numbers(dtype: Any) -> bool:

@@ -26,7 +26,7 @@ from dogwood_jax._program.bounds import (
     kept,
     slopes,
 )
-from dogwood_jax._program.elementwise import functions
+from dogwood_jax._program.elementwise import is_linear
 from dogwood_jax._program.intervals import ANY_NUMBER, NOTHING_KNOWN, UNKNOWN, Bounds, at
 from dogwood_jax._program.moves import MOVES
 from dogwood_jax._widths.dims import Dim, atoms
@@ -47,12 +47,10 @@ _PIECES = frozenset(name for name, move in MOVES.items() if move.pieces)
 # f(a + b) = f(a) + f(b) in the first operand, or in every one.
 _LINEAR = frozenset(
     (
-        *functions(lambda law: law.linear),
         *(name for name, move in MOVES.items() if move.linear and not move.indexed),
         *("reduce_sum", "psum", "psum_invariant", "cumsum", "reduce_window_sum", "fft"),
     )
 )
-_CONVERSION = "convert_element_type"  # which is linear only to numbers with a fraction
 _LINEAR_IN_THE_FIRST = frozenset(
     ("div", *(name for name, move in MOVES.items() if move.linear and move.indexed))
 )
@@ -205,9 +203,7 @@ def _note_linearity(
     operands: Sequence[Value],
     results: Sequence[Value],
 ) -> None:
-    if name in _LINEAR and (
-        name != _CONVERSION or jnp.issubdtype(params["new_dtype"], jnp.inexact)
-    ):
+    if name in _LINEAR or is_linear(name, params):
         return
     others = operands
     if name in _LINEAR_IN_THE_FIRST:
