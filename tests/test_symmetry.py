@@ -1,5 +1,6 @@
 """Units that compute the same function."""
 
+import dataclasses
 from itertools import pairwise
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 import dogwood_jax as dw
+from dogwood_jax._growth.growth import Change
 from dogwood_jax._widths.widths import Facts
 
 
@@ -194,3 +196,60 @@ def test_errors_name_what_does_not_fit():
     assert "dense_2/kernel: has shape (), expected 12 along axis 0" in str(error.value)
     with pytest.raises(ValueError, match="tolerance must be zero or positive, got -1"):
         dw.find_symmetric(params, width, tolerance=-1.0)
+
+
+# Units that become one ----------------------------------------------------------------------------
+
+
+def dense(params, x):
+    hidden = jnp.tanh(x @ params["up"])
+    return hidden @ params["down"]
+
+
+def copied(dtype="float32"):
+    """Returns weights with two equal units, 0 and 2, and an input."""
+    rng = np.random.default_rng(0)
+    up, down = rng.normal(size=(4, 3)).astype(dtype), rng.normal(size=(3, 2)).astype(dtype)
+    up[:, 2] = up[:, 0]
+    return {"up": jnp.asarray(up), "down": jnp.asarray(down)}, jnp.ones((5, 4), dtype)
+
+
+def test_merging_is_checked_for_units_that_are_the_same():
+    params, x = copied()
+    growth = dw.plan(dw.trace(dense, params, x), merge={"up": [(0, 2)]})
+    assert str(growth).endswith("checked: equal to rounding in 6 samples")
+    wide = {"up": jnp.ones((300, 900)), "down": jnp.ones((900, 200))}
+    widths = dw.trace(dense, wide, jnp.ones((400, 300)))
+    assert dw.plan(widths, merge={"up": [(0, 2), (1, 7, 800)]}).evidence.samples == 6
+
+
+def test_merging_is_refused_where_outputs_would_change():
+    """The network multiplies by the number of its units."""
+    params, x = copied()
+    widths = dw.trace(lambda p, x: dense(p, x) * p["up"].shape[1], params, x)
+    with pytest.raises(ValueError, match="the network itself computes something else: its output"):
+        dw.plan(widths, merge={"up": [(0, 2)]})
+    with pytest.raises(ValueError, match="dw.narrow removes units all the same"):
+        dw.merge_symmetric(params, widths, "up")
+
+
+def test_weights_that_are_added_up_wrongly(monkeypatch):
+    params, x = copied()
+    along = Change.along
+
+    def kept(self, units, leaf):
+        return dataclasses.replace(along(self, units, leaf), into=None)
+
+    monkeypatch.setattr(Change, "along", kept)
+    with pytest.raises(ValueError, match="computes something else: its output"):
+        dw.plan(dw.trace(dense, params, x), merge={"up": [(0, 2)]})
+
+
+def test_merging_units_that_differ_says_how_far_outputs_move():
+    params, x = copied()
+    widths = dw.trace(dense, params, x)
+    dw.merge_symmetric(params, widths, "up")
+    params["up"] = params["up"].at[:, 2].multiply(1.01)
+    with pytest.warns(UserWarning, match=r"merge_symmetric: outputs move by 0\.\d+% .*smaller tol"):
+        merged = dw.merge_symmetric(params, widths, "up", tolerance=0.1)
+    assert merged["up"].shape == (4, 2)

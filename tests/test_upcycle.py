@@ -1,5 +1,7 @@
 """``upcycle``: more experts, experts in place of an MLP, and what stays exact."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import networks_experts as net
@@ -10,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import dogwood_jax as dw
+from dogwood_jax._plan import experts, more_experts, shown
 
 TOKENS = jnp.arange(30).reshape(3, 10) % net.VOCAB
 # Each kind of gates, and in turn each way to the experts.
@@ -254,6 +257,128 @@ def test_more_and_wider_experts_in_one_plan(dispatch, monkeypatch):
             dw.plan(widths, target=target, target_apply=other)
     with pytest.raises(ValueError, match="chooses 2 of 6 experts, .*; dw.upcycle copies experts"):
         dw.plan(widths, target=target, target_apply=old)
+
+
+# By evaluation ------------------------------------------------------------------------------------
+
+
+def checked(growth):
+    """Returns what the last line of a growth says."""
+    return str(growth).splitlines()[-1]
+
+
+@pytest.mark.parametrize("kind", ["softmax, top-k", "sigmoid"])
+@pytest.mark.parametrize("dispatch", [*net.DISPATCHES, "scatter"])
+def test_more_experts_are_checked_without_a_larger_function(kind, dispatch):
+    """The network's own function chooses 2 of 6; it is evaluated with 4."""
+    widths = dw.trace(net.network(kind, dispatch), net.params(3), TOKENS)
+    more = {"target": shapes(6)} if dispatch == "one by one" else {"experts": {"moe/router": 6}}
+    growth = dw.upcycle(widths, **more)
+    assert checked(growth) == "checked: equal to rounding in 6 samples"
+    assert growth.notes == (
+        "moe/router: outputs stay if the larger model chooses 4 of 6 experts instead of 2 of 3",
+    )
+
+
+@pytest.mark.parametrize("knows_its_sizes", [False, True])
+def test_many_experts_are_checked_in_a_twin(knows_its_sizes):
+    """Of 64 experts 8 are chosen, by rows of tokens that integers find: ``order // chosen``."""
+    array = jax.ShapeDtypeStruct
+
+    def apply(params, x):
+        count, chosen = params["router"].shape[1], 8
+        assert not knows_its_sizes or count == 64
+        gates, which = jax.lax.top_k(jax.nn.softmax(x @ params["router"]), chosen)
+        flat = which.reshape(-1)
+        order = jnp.argsort(flat)
+        rows = jnp.einsum("rd,rdf->rf", x[order // chosen], params["up"][flat[order]])
+        rows = rows[jnp.argsort(order)].reshape(-1, chosen, rows.shape[-1])
+        return jnp.einsum("tkd,tk->td", rows, gates)
+
+    params = {"router": array((48, 64), float), "up": array((64, 48, 96), float)}
+    growth = dw.upcycle(dw.trace(apply, params, array((128, 48), float)), {"router": 128})
+    assert checked(growth).endswith("sizes 64 -> 4, 128 -> 8")
+    assert "chooses 16 of 128" in growth.notes[0] and is_preserving(growth)
+
+
+def test_experts_in_many_layers_are_checked():
+    """Large weights overflow there. Weights of 0 and 1 would not, but make equal logits."""
+
+    def network(chosen):
+        def apply(variables, tokens):
+            x = variables["embed"][tokens]
+            for layer in variables["layers"]:
+                x = x + net.moe(layer, x, "top-k, softmax", "einsum", chosen)
+            return x @ variables["head"]
+
+        return apply
+
+    def deep(count):
+        moe = shapes(count)
+        return {"layers": [moe.pop("moe")] * 10, **moe}
+
+    widths = dw.trace(network(2), deep(4), jax.ShapeDtypeStruct((32,), int))
+    growth = dw.plan(widths, target=deep(8), target_apply=network(4))
+    assert is_preserving(growth) and growth.evidence.samples == 6
+
+
+BROKEN = {
+    "the router copies other experts": lambda router, *stacks: (
+        dataclasses.replace(router, sources=(0, 1, 2, 1, 2, 0)),
+        *stacks,
+    ),
+    "outputs are not divided": lambda router, *stacks: (
+        dataclasses.replace(router, recipe=None),
+        *stacks,
+    ),
+}
+
+
+@pytest.mark.parametrize("what", [*BROKEN, "as many are chosen as before"])
+def test_a_broken_recipe_is_refused(what, monkeypatch):
+    widths = dw.trace(net.network("sigmoid"), net.params(3), TOKENS)
+    names = [widths.of("moe/router/kernel", 1).name, widths.of("moe/up", 0).name]
+    if what in BROKEN:
+
+        def copied(*args, **kwargs):
+            changes, reasons = copied_well(*args, **kwargs)
+            return [*BROKEN[what](*changes)], reasons
+
+        copied_well = experts.copied
+        monkeypatch.setattr(experts, "copied", copied)
+        monkeypatch.setattr(more_experts, "copied", copied)
+    else:
+        monkeypatch.setattr(shown, "choices_of", lambda *_, **__: [()])
+    with pytest.raises(ValueError, match=r"its output\[0, 0, 0\] becomes .*; dw.upcycle copies"):
+        dw.plan(widths, dict.fromkeys(names, 6))
+    growth = dw.upcycle(widths, {names[0]: 6})
+    assert not is_preserving(growth) and growth.evidence is None
+    assert [note.startswith("outputs change: its output") for note in growth.notes] == [True]
+
+
+def test_experts_that_cannot_be_evaluated():
+    """The program flattens the one choice, and does not show where there would be two."""
+    widths = dw.trace(net.network("softmax, top-k", "ragged_dot", 1), net.params(3), TOKENS)
+    growth = dw.upcycle(widths, {"moe/router": 6})
+    assert "reshape of (30, 2) to (30,)" in growth.evidence.why_not
+    assert str(growth).startswith("not checked: the programs cannot be evaluated")
+    assert "the larger model chooses 2 of 6" in growth.notes[0]
+    # As ``plan`` finds, outputs stay with one of six, too: the network's own function shows it.
+    names = [widths.of("moe/router/kernel", 1).name, widths.of("moe/up", 0).name]
+    planned = dw.plan(widths, dict.fromkeys(names, 6))
+    assert "chooses one of 6 experts" in planned.notes[0] and planned.evidence.samples
+
+
+def test_more_copies_of_useful_experts_are_not_checked_as_even_ones():
+    """A twin of fewer experts would have as many copies of each."""
+    old, new = (net.network("softmax, top-k", chosen=chosen) for chosen in (2, 4))
+    variables = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), net.params(32))
+    useful = jax.tree.map(lambda a: jnp.zeros(a.shape), variables)
+    useful["moe"]["up"] = useful["moe"]["up"].at[1].set(1.0)
+    tokens = jax.ShapeDtypeStruct((16, 64), int)
+    more = {"target": shapes(64), "target_apply": new, "usefulness": useful}
+    growth = dw.upcycle(dw.trace(old, variables, tokens), **more)
+    assert not is_preserving(growth) and growth.evidence is None
 
 
 # Experts in place of an MLP -----------------------------------------------------------------------

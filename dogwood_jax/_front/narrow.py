@@ -9,7 +9,7 @@ from dogwood_jax._arrays.explicit_axes import explicit_shardings, with_automatic
 from dogwood_jax._arrays.grow import expect_network, grow
 from dogwood_jax._base.arguments import BY_WIDTH, NAMES, VARIABLES, WIDTHS, expect
 from dogwood_jax._base.trees import PyTree, leaves_by_path
-from dogwood_jax._front.constant_units import with_constants_folded
+from dogwood_jax._front.constant_units import Folded, with_constants_folded
 from dogwood_jax._front.removal import Removal
 from dogwood_jax._front.symmetry import find_symmetric
 from dogwood_jax._growth.growth import Growth
@@ -107,8 +107,13 @@ def merge_symmetric(
 ) -> PyTree:
     """Folds units that compute the same function into one, adding up their outgoing weights.
 
-    The network computes the same as before, to rounding and to the tolerance: the inverse of a
-    growth by ``replicate``.
+    The network computes the same as before, to rounding: the inverse of a growth by ``replicate``.
+    ``plan(merge=)`` refuses the growth if an evaluation with random weights shows that the network
+    does something else for units that are the same. If weights of units differ by more than
+    rounding, within the tolerance, outputs move, and a warning says by how much: the network is
+    evaluated with its own weights and random inputs, before and after. Where it cannot be
+    evaluated, as ``narrow`` says, nothing is said: also for ``growth.after``, which holds no
+    function.
 
     Args:
         variables: pytree of the network's arrays, with values.
@@ -123,7 +128,8 @@ def merge_symmetric(
     Raises:
         TypeError: if arguments are of the wrong kind or swapped.
         KeyError: if there is no width of a name.
-        ValueError: if the width cannot change, or weights of its units cannot be added up.
+        ValueError: if the width cannot change, weights of its units cannot be added up, or outputs
+            would change although units are the same.
 
     Example:
         >>> import jax.numpy as jnp
@@ -147,4 +153,16 @@ def merge_symmetric(
         name: find_symmetric(variables, widths[name], tolerance=tolerance, outgoing=False)
         for name in names
     }
-    return grow(variables, plan(widths, merge=groups))
+    growth = plan(widths, merge=groups)
+    if not growth.changes:
+        return variables
+    expect_network("merge_symmetric", variables, leaves_by_path(variables), growth)
+    merged = {place.path for name in names for place in widths[name].occurrences}
+    share = Removal(widths).moved(variables, Folded(variables, frozenset(merged)), growth)
+    if share:
+        warnings.warn(
+            f"merge_symmetric: {_in_words(share)}, because units that become one are not the same; "
+            "a smaller tolerance merges fewer",
+            stacklevel=2,
+        )
+    return grow(variables, growth)

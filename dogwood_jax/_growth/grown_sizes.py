@@ -51,6 +51,10 @@ class GrownSizes:
             for axis, (layout, dim) in enumerate(zip(leaf.axes, dims[leaf.path], strict=True)):
                 spots = spots_along(0, axis, spread_out(dim))
                 own = [units for units in units_of(layout) if units.width not in inner]
+                if len(own) == 1 < len(spots) and own[0].size == dim.size:
+                    # Experts that a program takes out of their array one by one.
+                    self._sizes[dim.root] = sizes.get(own[0].width, dim.size)
+                    continue
                 if len(spots) != len(own):  # a part of size 1 has been fixed since
                     spots = [spot for spot in spots if spot.atom.size != 1]
                     own = [units for units in own if units.size != 1]

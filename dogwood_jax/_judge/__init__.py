@@ -16,6 +16,7 @@ mean.
 | ``samples`` | random variables and inputs, in many pieces of a function |
 | ``evaluate`` | a program computed with NumPy in float64 |
 | ``primitives`` | what primitives compute, where NumPy is faster than JAX or must differ |
+| ``choice`` | how many experts are chosen, where they are copied |
 | ``resize`` | a program written again in other sizes |
 | ``removal`` | how far outputs move when units go, with the network's own weights |
 

@@ -24,7 +24,15 @@ from dogwood_jax._growth.growth import Growth
 from dogwood_jax._judge.claim import Case, Compared, Side
 from dogwood_jax._judge.evaluate import Undecided, evaluate, in_64_bits, widest, words
 from dogwood_jax._judge.gradients import Sample, check_gradients
-from dogwood_jax._judge.samples import BEYOND, FAMILIES, MODES, Family, Samples, kinds_of
+from dogwood_jax._judge.samples import (
+    BEYOND,
+    FAMILIES,
+    MODES,
+    Family,
+    Samples,
+    kinds_of,
+    merged_units,
+)
 from dogwood_jax._judge.seen import BRANCHES, Operation, Seen, differing, only_in, rounding_in
 from dogwood_jax._program.inner import equations, every_constant
 
@@ -238,7 +246,12 @@ def _draws(jaxpr: Any) -> bool:
 
 def _judged(case: Case, *, is_alike: bool = False) -> Verdict:
     larger, rounded = grown(case), rounded_in_one(case)
-    samples = Samples(kinds_of(case.growth), more=_compared_with(case), last=_last_id(case.growth))
+    samples = Samples(
+        kinds_of(case.growth),
+        more=_compared_with(case),
+        last=_last_id(case.growth),
+        merged=merged_units(case.growth),
+    )
     largest, shown, counted = 0.0, set[str](), list[_Sample]()
     ours, theirs = Seen(), Seen()
     for number, family in enumerate(_families(case)):
@@ -494,10 +507,12 @@ def finite(
 ) -> tuple[Samples, dict[str, Any], list[Any], list[Any]] | None:
     """Returns a sample for which the network is finite, with its outputs; None if there is none."""
     modes = MODES[MODES.index(samples.mode) :]
-    for mode in modes:
+    # Where deep networks overflow, smaller weights come before other kinds of numbers.
+    scales = dict.fromkeys((family, replace(family, old="fan")))
+    for mode, weights in itertools.product(modes, scales):
         samples = replace(samples, mode=mode)
         for _ in range(4):
-            variables = samples.variables(case.old.arguments, family)
+            variables = samples.variables(case.old.arguments, weights)
             inputs = samples.inputs(case.old.arguments, family)
             watch = Watch(seen=seen, is_alike=is_alike)
             try:

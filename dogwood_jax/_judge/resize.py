@@ -106,7 +106,7 @@ class _Writer:
     def _scaled(self, eqn: Any, operands: list[Any], sized: Sized) -> list[Any]:
         """Returns operands with another number, where the number follows from a size."""
         ratio = self._factors.get(sized.step) or self._ratio_of_mean(eqn, sized)
-        if ratio is None:
+        if ratio is None or called(eqn) is not None:  # the equations inside have steps of their own
             return operands
         places = [i for i, value in enumerate(sized.operands) if value.number is not None]
         for place in places[-1:]:

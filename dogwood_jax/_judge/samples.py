@@ -7,7 +7,7 @@ others (``MODES``).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import jax
@@ -16,6 +16,7 @@ import numpy as np
 
 from dogwood_jax._base.draw import random_keys
 from dogwood_jax._growth.growth import Growth
+from dogwood_jax._widths.layout import units_along
 from dogwood_jax._widths.widths import Kind
 
 # A program: the path of each argument (None for an input) with its shape and dtype.
@@ -82,6 +83,8 @@ class Samples:
         more: other integers, such as those that the program compares with.
         last: the largest integer that the network knows.
         seed: where random numbers begin.
+        merged: units that become one compute the same. For each array that says what they compute,
+            the axes along which entries are those of other places, see ``merged_units``.
     """
 
     kinds: Mapping[str, Kind]
@@ -90,6 +93,7 @@ class Samples:
     more: frozenset[int] = frozenset()
     last: int | None = None
     seed: int = 0
+    merged: Mapping[str, Sequence[tuple[int, np.ndarray]]] = field(default_factory=dict)
 
     def variables(
         self, arguments: Arguments, family: Family, *, new: bool = False
@@ -107,6 +111,8 @@ class Samples:
             if path is not None:
                 kind = self.kinds.get(path, "random")
                 found[path] = self._weights(rng, array, kind, family, new)
+                for axis, places in () if new else self.merged.get(path, ()):
+                    found[path] = np.take(found[path], places, axis)
         return found
 
     def _weights(self, rng: Any, array: Any, kind: Kind, family: Family, new: bool) -> Any:
@@ -199,3 +205,25 @@ def kinds_of(growth: Growth) -> dict[str, Kind]:
     """Returns what new entries of each array are, by its path in the network."""
     kinds = {leaf.path: leaf.kind for leaf in growth.widths.leaves}
     return {**{i.path: i.kind for i in growth.insertions}, **kinds}
+
+
+def merged_units(growth: Growth) -> dict[str, list[tuple[int, np.ndarray]]]:
+    """Returns for arrays that feed units which become one, whose entries each unit has.
+
+    These are the entries of the unit that stays, along each axis of an array, by its path.
+    """
+    found: dict[str, list[tuple[int, np.ndarray]]] = {}
+    for change in growth.changes:
+        if change.into is None or change.sources is None:
+            continue
+        stays = np.array(change.sources)[list(change.into)]
+        for leaf in growth.widths.leaves:
+            for axis, layout in enumerate(leaf.axes):
+                units = units_along(layout, change.width, ("incoming", "both"))
+                if not (units >= 0).any():
+                    continue
+                places = np.arange(len(units))
+                for unit in range(change.old):  # each has as many entries as any other
+                    places[units == unit] = np.flatnonzero(units == stays[unit])
+                found.setdefault(leaf.path, []).append((axis, places))
+    return found

@@ -19,6 +19,7 @@ from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._judge.cases import case_of
+from dogwood_jax._judge.choice import Choice, Chosen, dims_of, factors_of
 from dogwood_jax._judge.claim import Case, Side
 from dogwood_jax._judge.resize import CannotResize, in_sizes
 from dogwood_jax._program.inner import equations, every_constant
@@ -56,12 +57,12 @@ class Larger:
     Attributes:
         traced: the program as it was read; None for the network's own program in larger sizes.
         numbers: what numbers are multiplied by in the latter, see ``in_sizes``.
-        choices: there, new sizes of dimensions that lie along no array.
+        choices: how many experts are chosen where experts are copied.
     """
 
     traced: Traced | None
     numbers: Mapping[int, float] = field(default_factory=dict)
-    choices: Mapping[Dim, int] = field(default_factory=dict)
+    choices: Sequence[Choice] = ()
 
 
 def claim(growth: Growth, traced: Traced, larger: Larger, *, in_own_sizes: bool = False) -> Case:
@@ -86,9 +87,13 @@ def claim(growth: Growth, traced: Traced, larger: Larger, *, in_own_sizes: bool 
         except CannotShrink:
             if not is_bearable(traced):
                 raise
+    chosen = [(choice.theirs, choice.new) for choice in larger.choices]
+    numbers = {**larger.numbers, **factors_of(chosen)}
     if larger.traced is None:
-        sizes = GrownSizes(growth.widths, growth.sizes, larger.choices)
-        new = _side(in_sizes(traced, sizes, larger.numbers), traced)
+        sizes = GrownSizes(growth.widths, growth.sizes, dims_of(chosen))
+        new = _side(in_sizes(traced, sizes, numbers), traced)
+    elif any(theirs.count != count for theirs, count in chosen):
+        new = _side(in_sizes(larger.traced, _Sizes(dims_of(chosen)), numbers), larger.traced)
     else:
         program = larger.traced.program
         new = Side(program.jaxpr, program.arguments, program.results)
@@ -158,10 +163,13 @@ class _Twin:
                     self._pairs[facts.size] = (self._next(),) * 2
                 pair = self._pairs[facts.size]
             self._before[name], self._after[name] = pair
-        self._shapes = self._of_inputs(inputs)
+        self._chosen_before, self._chosen = self._choices()
+        shapes = self._of_inputs(inputs)
+        before, after = dims_of(self._chosen_before), dims_of(self._chosen)
         try:
-            self.before = GrownSizes(widths, self._before, self._shapes)
-            self.after = GrownSizes(widths, self._after, {**self._shapes, **larger.choices})
+            self.before = GrownSizes(widths, self._before, {**shapes, **before})
+            after = after if larger.traced is None else before  # theirs are of another program
+            self.after = GrownSizes(widths, self._after, {**shapes, **after})
         except ValueError as error:  # axes that are laid out as the program does not have them
             raise CannotShrink(str(error)) from error
 
@@ -174,6 +182,8 @@ class _Twin:
         old, new = change.old, change.new
         if old <= 1 or new <= old or max(old, new) <= _SHORT:
             return old, new
+        if change.sources != change.strategy.sources(old, new):  # as useful experts have more
+            return old, new
         if not _keeps_ratio(change):
             size = min(old, self._next())
             return size, size + min(new - old, 2)
@@ -183,6 +193,18 @@ class _Twin:
         if times * new // common > max(_LARGEST, 8 * times):
             return old, new
         return least * times, new // common * times
+
+    def _choices(self) -> tuple[list[tuple[Chosen, int]], list[tuple[Chosen, int]]]:
+        """Returns how many experts both programs choose, if there are fewer of them."""
+        before, after = [], []
+        for choice in self._larger.choices:
+            experts = self._growth.widths[choice.width].size
+            old, new = choice.few(experts, self._before[choice.width])
+            if old * choice.new != new * choice.ours.count:
+                raise CannotShrink(f"a router that chooses {choice.new} of the experts")
+            before.append((choice.ours, old))
+            after.append((choice.theirs, new))
+        return before, after
 
     def _of_inputs(self, which: str) -> dict[Dim, int]:
         """Returns sizes of dimensions of inputs that lie along no array, such as the batch."""
@@ -205,15 +227,15 @@ class _Twin:
             CannotResize: if a program does not fit these sizes.
         """
         traced, its = self._traced, self._larger.traced
-        jaxpr = _within_bounds(in_sizes(traced, self.before))
-        old = _side(jaxpr, traced)
+        jaxpr = in_sizes(traced, self.before, factors_of(self._chosen_before))
+        old = _side(_within_bounds(jaxpr), traced)
+        numbers = {**self._larger.numbers, **factors_of(self._chosen)}
         if its is None:
-            numbers = self._larger.numbers
             new = _side(_within_bounds(in_sizes(traced, self.after, numbers)), traced)
             insertions: tuple[Insertion, ...] = ()
         else:
             sizes = _Sizes(self._known(its))
-            new = _side(_within_bounds(in_sizes(its, sizes)), its)
+            new = _side(_within_bounds(in_sizes(its, sizes, numbers)), its)
             insertions = tuple(_shrunk(i, its, sizes) for i in self._growth.insertions)
         growth = self._growth_in_sizes(insertions)
         case = case_of(growth, traced, new, old, self.before, self.after)
@@ -244,7 +266,7 @@ class _Twin:
 
     def _known(self, its: Traced) -> dict[Dim, int]:
         """Returns the sizes of dimensions of the larger program."""
-        known: dict[Dim, int] = {}
+        known = dims_of(self._chosen)
         growth = self._growth
         stacked = {i.path: i.axis for i in growth.insertions if i.layers}
         if any(i.repeats or i.values for i in growth.insertions):

@@ -14,6 +14,7 @@ comes a growth.
 | ``notes`` | what a caller has to mind of a change |
 | ``upcycle`` | more experts, or the first ones |
 | ``experts`` | how the widths of experts grow, and whether outputs stay |
+| ``chosen`` | how many experts are chosen once they are copied, and where programs hold that |
 | ``copies`` | which experts are copied, and what counts them in both programs |
 | ``divided_outputs`` | which arrays of experts divide their outputs |
 | ``more_experts`` | which axes count experts in a larger model, and what new experts copy |

@@ -21,6 +21,8 @@ from dogwood_jax._widths.layout import Concat, Units, units_of
 from dogwood_jax._widths.values import Trace
 from dogwood_jax._widths.widths import Facts, Leaf, Recipe, Width, Widths
 
+COPIES = "dw.upcycle copies experts all the same"
+
 
 @dataclass(frozen=True)
 class Experts:
@@ -262,13 +264,12 @@ def said(experts: Experts, old: int, new: int, larger: Experts | None, reasons: 
         return (
             f"outputs stay because the larger model chooses one of {new} experts, as one of {old} "
             "before, and copies do the same. Of equal logits the first is chosen, so let noise= of "
-            "dw.upcycle tell copies apart; dw.verify tells whether anything else reads them"
+            "dw.upcycle tell copies apart"
         )
     chosen = experts.choice.chosen * new // old
     return (
         f"outputs stay {'if' if larger is None else 'because'} the larger model chooses {chosen} "
-        f"of {new} experts instead of {experts.choice.chosen} of {old}, provided that all experts "
-        "do the same and nothing else reads them or their router: dw.verify tells"
+        f"of {new} experts instead of {experts.choice.chosen} of {old}"
     )
 
 
@@ -343,7 +344,7 @@ def exact_copies(
         changes |= {change.width: change for change in made}
         texts[experts.router] = text
         if not all(change.strategy.exact for change in made):
-            problems.append(f"{experts.router}: {text}; dw.upcycle copies experts all the same")
+            problems.append(f"{experts.router}: {text}; {COPIES}")
     routers = {i: router for i, (name, router) in enumerate(network.routers) if name in texts}
     grown = frozenset(piece for name in changes for piece in cut.get(name, ()))
     wider = network.widths if grown else None

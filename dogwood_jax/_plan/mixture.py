@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from dogwood_jax._depth.layers import with_kind
 from dogwood_jax._growth.insertion import Insertion
@@ -23,6 +23,22 @@ from dogwood_jax._plan.experts import (
 from dogwood_jax._widths.layout import Layout, Units
 from dogwood_jax._widths.widths import Leaf, Widths
 
+_ALIKE = "all experts are alike and the gates of each token sum to one"
+
+
+class MixtureOfExperts(NamedTuple):
+    """A mixture of experts in place of an MLP, or beside it.
+
+    Attributes:
+        arrays: what its arrays are filled with.
+        notes: whether outputs stay, and why.
+        claims: whether they are said to stay.
+    """
+
+    arrays: tuple[Insertion, ...] = ()
+    notes: tuple[str, ...] = ()
+    claims: bool = False
+
 
 def mixture(
     network: Mixtures,
@@ -31,8 +47,8 @@ def mixture(
     rename: Mapping[str, str],
     anew: float,
     problems: list[str],
-) -> tuple[tuple[Insertion, ...], list[str]]:
-    """Returns what the arrays of a mixture of experts are filled with, and notes.
+) -> MixtureOfExperts:
+    """Returns how a mixture of experts is made of an MLP, or put beside it.
 
     Args:
         network: the network with the MLP.
@@ -44,11 +60,11 @@ def mixture(
     """
     if larger is None:
         problems.append("the target has other arrays: pass target_apply=, its function, too")
-        return (), []
+        return MixtureOfExperts()
     widths, routers = network.widths, {group.router: group for group in larger.experts}
     if not routers:
         problems.append("the larger model has no router: it picks the largest along no width")
-        return (), []
+        return MixtureOfExperts()
     others = network.differences(larger.trace, with_gates=False)
     stay = {
         leaf.path
@@ -62,18 +78,22 @@ def mixture(
     if anew and not is_replaced:
         problems.append("anew= is for experts that are copies of an MLP, but the MLP stays")
     outputs, own = list[str](), {leaf.path for leaf in arrays_along(larger.widths, [*routers])}
-    texts: dict[str, str] = {}
+    texts, reasons = dict[str, str](), list[str]()
     for name, group in routers.items():
         stacks = group.arrays(larger.widths)
         own |= {leaf.path for leaf in stacks}
         if any(leaf.path in found for leaf in stacks) or (is_replaced and not stacks):
-            texts[name] = _said(group.choice.sums_to_one, anew, others)
+            against = _reasons(group.choice.sums_to_one, anew, others)
+            texts[name] = _said(against, _ALIKE)
+            reasons += against
         elif not stacks:
             problems.append(f"{name}: the program does not show which arrays hold its experts")
         else:
             # If two factors of a product were zero, neither would ever learn.
             outputs += divisible(larger, group) or outputs_of_experts(larger.widths, stacks)
-            texts[name] = _said(True, 0.0, others, "the outputs of new experts are zero")
+            against = _reasons(True, 0.0, others)
+            texts[name] = _said(against, "the outputs of new experts are zero")
+            reasons += against
     for path, array in new.items():
         if path in found:
             continue
@@ -86,14 +106,12 @@ def mixture(
             if is_output
             else with_kind(insertion, larger.widths.leaf(path))
         )
-    return tuple(found[path] for path in new if path in found), notes_of(texts)
+    arrays = tuple(found[path] for path in new if path in found)
+    return MixtureOfExperts(arrays, tuple(notes_of(texts)), not reasons)
 
 
-_ALIKE = "all experts are alike and the gates of each token sum to one"
-
-
-def _said(sums_to_one: bool, anew: float, others: Sequence[str], exact: str = _ALIKE) -> str:
-    """Says whether outputs stay where experts take the place of an MLP, or stand beside it."""
+def _reasons(sums_to_one: bool, anew: float, others: Sequence[str]) -> list[str]:
+    """Returns why outputs change where experts take the place of an MLP, or stand beside it."""
     reasons = []
     if not sums_to_one:
         reasons.append("the gates of a token are not shown to sum to one")
@@ -101,6 +119,10 @@ def _said(sums_to_one: bool, anew: float, others: Sequence[str], exact: str = _A
         reasons.append(f"{anew:g} of the hidden units are drawn anew")
     if others:
         reasons.append(f"only one of the two networks computes with {', '.join(others[:3])}")
+    return reasons
+
+
+def _said(reasons: Sequence[str], exact: str) -> str:
     if reasons:
         return f"outputs change, because {' and '.join(reasons)}"
     return f"outputs stay, because {exact}"

@@ -42,7 +42,13 @@ WITH_TARGET = "pass target=, the larger model, whose numbers are right"
 
 
 class Contradicted(Refused):
-    """A growth that a program speaks against, because it computes something else."""
+    """A growth that a program speaks against, because it computes something else.
+
+    Attributes:
+        reasons: what is something else.
+    """
+
+    reasons: tuple[str, ...] = ()
 
 
 class NeedsMore(Refused):
@@ -51,7 +57,9 @@ class NeedsMore(Refused):
 
 def contradicted(whose: str, problems: Sequence[str]) -> Contradicted:
     """Returns the error that says what a program computes instead."""
-    return Contradicted(f"{whose} computes something else: {what}" for what in problems[:3])
+    error = Contradicted(f"{whose} computes something else: {what}" for what in problems[:3])
+    error.reasons = tuple(problems)
+    return error
 
 
 def check_record(growth: Growth, tried: Tried, target: PyTree) -> Growth:

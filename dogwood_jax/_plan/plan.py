@@ -28,12 +28,17 @@ from dogwood_jax._plan.between import Between, find_between
 from dogwood_jax._plan.comparison import Comparison
 from dogwood_jax._plan.constants import constants, missing_epsilons, other_numbers
 from dogwood_jax._plan.copies import Copies
-from dogwood_jax._plan.experts import exact_copies
+from dogwood_jax._plan.experts import COPIES, exact_copies
 from dogwood_jax._plan.extensions import extensions
 from dogwood_jax._plan.names import check_names
 from dogwood_jax._plan.notes import notes_of
-from dogwood_jax._plan.own_function import ITS_OWN_NUMBERS, check_record, contradicted
-from dogwood_jax._plan.removals import removals
+from dogwood_jax._plan.own_function import (
+    ITS_OWN_NUMBERS,
+    Contradicted,
+    check_record,
+    contradicted,
+)
+from dogwood_jax._plan.removals import NO_MERGE, removals
 from dogwood_jax._plan.shown import Unshown, fitting, shown, shown_by
 from dogwood_jax._plan.target import splits
 from dogwood_jax._widths.widths import Tried, Widths
@@ -92,11 +97,12 @@ def plan(
             ``target`` consists of modules that say their numbers, as in Equinox; or the network's
             own function uses all new layers of ``target``, which a note says.
         keep: by width, the units that stay: their indices, in their new order, or a boolean mask.
-            The others are removed. ``narrow`` does the same to variables, but moves the effect of
-            constant units into biases before.
+            The others are removed, so outputs move. ``narrow`` does the same to variables, but
+            moves the effect of constant units into biases before, and says how far outputs move.
         merge: by width, groups of units that compute the same function, as ``find_symmetric``
             returns them. The first of a group stays and takes over the others' outgoing weights,
-            see ``merge_symmetric``.
+            see ``merge_symmetric``. The evaluation shows that outputs stay for all weights with
+            which the units of a group compute the same; whether yours do so, it does not know.
         strategy: one strategy for all widths, or a mapping from width name to strategy. Widths
             without one grow by ``strategies.zero_outgoing()``, or by the recipe they need.
         depth: how the layers that only the target has are filled in, such as
@@ -244,7 +250,7 @@ def plan(
     )
     if misfits := [*_misfits(growth)]:
         raise Refused(misfits)
-    if keep is not None or merge is not None:
+    if keep is not None or (merge is not None and not _is_claim_on_merged(growth)):
         return growth
     if not keeps_outputs:
         is_own = target is None and widths.network is not None and not copies.changes
@@ -257,11 +263,9 @@ def plan(
             return shown_by(growth, asked.before, larger.widths, unlike, is_doubtful=is_doubtful)
         if widths.network is None:
             return check_record(growth, widths.tried or Tried(), target)
-        if copies.changes:
-            return growth
-        return shown(growth, target, is_doubtful=bool(doubts))
+        return shown(growth, widths, target, is_doubtful=bool(doubts))
     except Unshown as unshown:
-        if target is None and widths.network is not None:
+        if target is None and merge is None and widths.network is not None:
             try:  # the numbers of the function decide
                 return plan(
                     widths,
@@ -272,8 +276,11 @@ def plan(
                 )
             except ValueError:
                 pass
-        reasons = [f"{reason}; {ITS_OWN_NUMBERS}" for reason in unshown.args]
-        its = contradicted("in these sizes, the network itself", reasons)
+        way_out = COPIES if copies.changes else ITS_OWN_NUMBERS if merge is None else NO_MERGE
+        reasons = [f"{reason}; {way_out}" for reason in unshown.args]
+        its = Contradicted(reasons)
+        if unshown.is_evaluated:
+            its = contradicted("in these sizes, the network itself", reasons)
         raise its.beside(doubts) from unshown
     except Refused as refused:
         ways_out = [HEADS_FOR_EACH] if heads is not None and heads.is_for_each else []
@@ -297,6 +304,13 @@ def _compared(
     compared = larger.compared(widths, sizes, copies, divided)
     between = find_between(widths, sizes, chosen, larger, copies, divided, compared)
     return between.compared or compared, between
+
+
+def _is_claim_on_merged(growth: Growth) -> bool:
+    """Whether units become one in a network that can be evaluated, with as many outputs."""
+    widths = growth.widths
+    is_closed = not any(widths[change.width].interface for change in growth.changes)
+    return bool(growth.changes) and is_closed and widths.network is not None
 
 
 def _misfits(growth: Growth) -> Iterator[str]:

@@ -12,6 +12,8 @@ from dogwood_jax._plan.asked import by_name
 from dogwood_jax._plan.obstacles import fixed, unasked
 from dogwood_jax._widths.widths import Width, Widths
 
+NO_MERGE = "dw.narrow removes units all the same, and says how far outputs move"
+
 
 def removals(
     widths: Widths,

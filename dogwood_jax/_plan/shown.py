@@ -8,6 +8,7 @@ whose config states sizes, it is the network's program written again in the new 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import isclose, isfinite, isnan
+from types import MappingProxyType
 from typing import TypeVar
 
 from dogwood_jax._base.problems import Refused
@@ -19,11 +20,13 @@ from dogwood_jax._judge.judge import Verdict, judge
 from dogwood_jax._judge.resize import CannotResize
 from dogwood_jax._judge.twin import CannotShrink, Larger, claim, is_bearable
 from dogwood_jax._modules.resizing import says_numbers
+from dogwood_jax._plan.chosen import choices_of
 from dogwood_jax._plan.comparison import moves_of
 from dogwood_jax._plan.fewer_layers import FewerLayers, fewer_layers
 from dogwood_jax._plan.own_function import (
     KNOWS_SIZES,
     WITH_TARGET,
+    Contradicted,
     NeedsMore,
     Rejected,
     contradicted,
@@ -44,7 +47,15 @@ _NOT_EVALUATED = "the programs cannot be evaluated, so nothing shows that output
 
 
 class Unshown(Exception):
-    """The network's own function computes something else in the new sizes."""
+    """The network's own function computes something else in the new sizes, or is not evaluated.
+
+    Attributes:
+        is_evaluated: whether it was evaluated.
+    """
+
+    def __init__(self, problems: Sequence[str], is_evaluated: bool) -> None:
+        super().__init__(*problems)
+        self.is_evaluated = is_evaluated
 
 
 def shown_by(
@@ -69,7 +80,7 @@ def shown_by(
     """
     few, its = _few_of_both(_with_program(growth, network), larger)
     try:
-        verdict, evidence = _judged(few, Larger(its))
+        verdict, evidence = _judged(few, its, as_it_is=True)
     except (CannotShrink, CannotResize) as error:
         raise Refused([_NOT_EVALUATED.format(error)]) from error
     if not verdict.is_shown:
@@ -81,30 +92,52 @@ def shown_by(
     return replace(growth, notes=notes, evidence=evidence)
 
 
-def what_shows(growth: Growth, network: Widths, larger: Widths) -> Growth:
-    """Returns a growth that need not keep outputs, with what the larger program shows of them.
+def what_shows(
+    growth: Growth, network: Widths, larger: Widths | None, target: PyTree, *, claims: bool
+) -> Growth:
+    """Returns a growth that need not keep outputs, with what an evaluation shows of them.
+
+    The evaluation decides whether its strategies are exact, and what its notes say.
 
     Args:
         growth: the growth.
         network: the network's widths, with its program.
-        larger: those of the larger model.
+        larger: those of the larger model; None for the network's own function.
+        target: the larger model's variables, or None.
+        claims: whether rules say that outputs stay.
     """
-    few, its = _few_of_both(_with_program(growth, network), larger)
+    problems: Sequence[str]
     try:
-        verdict, evidence = _judged(few, Larger(its))
-    except (CannotShrink, CannotResize):
-        return growth
-    if verdict.is_shown:
-        return replace(growth, evidence=evidence)
-    notes = (*growth.notes, *(f"outputs change: {reason}" for reason in reasons(verdict)))
-    return replace(growth, notes=notes)
+        if larger is None:
+            return shown(growth, network, target)
+        made = shown_by(growth, network, larger)
+        return made if claims else _claiming(made, True, ("outputs stay, as both programs show",))
+    except Unshown as unshown:
+        problems, is_evaluated = unshown.args, unshown.is_evaluated
+    except Contradicted as error:
+        problems, is_evaluated = error.reasons, True
+    except Refused as error:
+        problems, is_evaluated = error.problems, False
+    if not is_evaluated:
+        return replace(growth, evidence=Evidence(why_not="; ".join(problems)))
+    notes = tuple(f"outputs change: {problem}" for problem in problems)
+    return _claiming(growth, False, notes if claims else (*growth.notes, *notes))
 
 
-def shown(growth: Growth, target: PyTree, *, is_doubtful: bool = False) -> Growth:
+def _claiming(growth: Growth, is_exact: bool, notes: Sequence[str]) -> Growth:
+    changes = tuple(
+        replace(change, strategy=replace(change.strategy, exact=is_exact))
+        for change in growth.changes
+    )
+    return replace(growth, changes=changes, notes=tuple(notes))
+
+
+def shown(growth: Growth, network: Widths, target: PyTree, *, is_doubtful: bool = False) -> Growth:
     """Returns a growth with what was shown of it, where the larger model's function is not given.
 
     Args:
         growth: by sizes, or by the shapes of a target.
+        network: the network's widths, with its program.
         target: the target, or None.
         is_doubtful: whether outputs may change, as far as the widths tell. Then only the network's
             own function in the new sizes shows that they stay.
@@ -113,39 +146,40 @@ def shown(growth: Growth, target: PyTree, *, is_doubtful: bool = False) -> Growt
         Unshown: if the network's own function takes the new sizes and computes something else.
         ValueError: if nothing shows that outputs stay.
     """
-    fewer = fewer_layers(growth.widths, growth.sizes)
-    few, own, against = growth, None, list[str]()
-    for few, own in _own_programs(growth, target, fewer):
+    few = known = _with_program(growth, network)
+    fewer, own = fewer_layers(known.widths, known.sizes), None
+    unshown = Unshown((), is_evaluated=False)
+    for few, own in _own_programs(known, target, fewer):
         if isinstance(own, Rejected):
             break
         try:
-            verdict, evidence = _judged(few, Larger(Traced(own, notes_reads=False)))
+            verdict, evidence = _judged(few, Traced(own, notes_reads=False))
         except (CannotShrink, CannotResize) as error:
-            against = [_NOT_EVALUATED.format(error)]
+            unshown = Unshown([_NOT_EVALUATED.format(error)], is_evaluated=False)
             continue
         if verdict.is_shown and not (is_doubtful and verdict.is_branch_unseen):
             return replace(growth, evidence=evidence)
-        against = [*reasons(verdict)]
+        unshown = Unshown([*reasons(verdict)], is_evaluated=True)
     rejected, own = (own, None) if isinstance(own, Rejected) else (None, own)
     if is_doubtful:
         if own is not None:
-            raise Unshown(*against)
+            raise unshown
         raise Refused([])
     if own is None and fewer is not None:
-        few = replace(growth, widths=fewer.read)
+        few = replace(known, widths=fewer.read)
     traced = _traced(few)
     numbers = dict(_numbers(few, traced))
     try:
         is_noted = target is not None and _are_noted(few, traced)
         sizes = GrownSizes(few.widths, few.sizes)
         if own is not None and not is_noted and not holds_sizes(own, traced, sizes):
-            raise Unshown(*against)
-        verdict, evidence = _judged(few, Larger(None, numbers))
+            raise unshown
+        verdict, evidence = _judged(few, None, numbers)
         is_own = bool(numbers) and target is None
-        other = _judged(few, Larger(None, _of_epsilons(few, traced)))[0] if is_own else verdict
+        other = _judged(few, None, _of_epsilons(few, traced))[0] if is_own else verdict
     except (CannotShrink, CannotResize) as error:
         if own is not None:
-            raise Unshown(*against) from error
+            raise unshown from error
         problem = _NOT_EVALUATED.format(error)
         raise Refused([problem]) from error
     if not verdict.is_shown:
@@ -224,7 +258,40 @@ def _traced(growth: Growth) -> Traced:
     return traced
 
 
-def _judged(growth: Growth, larger: Larger) -> tuple[Verdict, Evidence]:
+def _judged(
+    growth: Growth,
+    its: Traced | None,
+    numbers: Mapping[int, float] = MappingProxyType({}),
+    *,
+    as_it_is: bool = False,
+) -> tuple[Verdict, Evidence]:
+    """Returns the verdict on a growth, and what was evaluated.
+
+    Args:
+        growth: the growth.
+        its: the larger program; None for the network's own in larger sizes.
+        numbers: there, what numbers are multiplied by, see ``in_sizes``.
+        as_it_is: whether the larger program chooses experts as it does, see ``choices_of``.
+
+    Raises:
+        CannotShrink, CannotResize: if the programs cannot be evaluated.
+    """
+    found: list[tuple[Verdict, Evidence]] = []
+    problem: CannotShrink | CannotResize | None = None
+    for choices in choices_of(growth, its, as_it_is=as_it_is):
+        try:
+            found.append(_verdict_on(growth, Larger(its, numbers, choices)))
+        except (CannotShrink, CannotResize) as error:
+            problem = problem or error
+        else:
+            if found[-1][0].is_shown:
+                return found[-1]
+    if not found and problem is not None:
+        raise problem
+    return max(found, key=lambda pair: pair[0].samples)  # the one that is equal for longest
+
+
+def _verdict_on(growth: Growth, larger: Larger) -> tuple[Verdict, Evidence]:
     traced = _traced(growth)
     case = claim(growth, traced, larger)
     verdict = judge(case)

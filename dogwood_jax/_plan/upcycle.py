@@ -19,9 +19,7 @@ from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._plan.asked import named_sizes
-from dogwood_jax._plan.experts import (
-    Mixtures,
-)
+from dogwood_jax._plan.experts import Mixtures
 from dogwood_jax._plan.mixture import mixture
 from dogwood_jax._plan.more_experts import more_experts
 from dogwood_jax._plan.shown import what_shows
@@ -60,10 +58,12 @@ def upcycle(
     expert, the experts are new: the arrays that make their outputs are zero, so outputs stay with
     any gates.
 
-    The growth's notes say which of this is the case, and what the larger model must choose. With
-    ``target_apply``, both programs are evaluated, as by ``plan``: the growth's ``evidence`` says
-    that outputs stay, or a note says how they move. Growths that change outputs are planned all the
-    same.
+    The growth's notes say which of this is the case, and what the larger model must choose. Where
+    outputs are to stay, both programs are evaluated, as by ``plan``: the growth's ``evidence`` says
+    that they do, or a note names the first output that differs. Without ``target_apply``, the
+    larger program is the network's own one with as many times more experts chosen. If that cannot
+    be evaluated, the growth says so in its first line. Growths that change outputs are planned all
+    the same.
 
     Copies with equal weights that are always chosen together learn alike, and where one is chosen,
     it is always the first. Let them part by ``noise``, or by gates that are computed with noise in
@@ -121,7 +121,8 @@ def upcycle(
         router   3x2     3x4    axis 1 copy (router)
         experts  2x3x3   4x3x3  axis 0 copy (experts[0])
         (by axis, for each width; copy: the values of old units)
-        note: router: outputs stay if the larger model chooses 2 of 4 experts...
+        note: router: outputs stay if the larger model chooses 2 of 4 experts instead of 1 of 2
+        checked: equal to rounding in ... samples
         >>> wide = dw.grow(params, growth)
         >>> bool(jnp.allclose(moe(2)(wide, x), moe(1)(params, x)))
         True
@@ -168,10 +169,11 @@ def upcycle(
         if noise or usefulness is not None:
             problems.append("noise= and usefulness= are for copies of experts, not of an MLP")
         theirs = Mixtures(larger) if larger is not None else None
-        found, notes = mixture(Mixtures(widths), shapes, theirs, rename or {}, anew, problems)
+        found = mixture(Mixtures(widths), shapes, theirs, rename or {}, anew, problems)
         if problems:
             raise ValueError(listed("cannot plan these experts", problems))
-        return _judged(Growth(widths, (), tuple(notes), structure, found), widths, larger)
+        growth = Growth(widths, (), found.notes, structure, found.arrays)
+        return what_shows(growth, widths, larger, target, claims=found.claims)
     if anew or rename:
         problems.append("anew= and rename= are for experts that are copies of an MLP")
     sizes = None if experts is None else named_sizes(widths, experts, problems)
@@ -180,12 +182,11 @@ def upcycle(
     )
     if problems:
         raise ValueError(listed("cannot plan these experts", problems))
-    return _judged(Growth(more.widths, more.changes, more.notes, structure), widths, larger)
-
-
-def _judged(growth: Growth, widths: Widths, larger: Widths | None) -> Growth:
-    """Returns a growth with what the larger model's own program shows of it, if it is given."""
-    return growth if larger is None else what_shows(growth, widths, larger)
+    growth = Growth(more.widths, more.changes, more.notes, structure)
+    claims = all(change.strategy.exact for change in more.changes)
+    if larger is None and not claims:  # nobody says that outputs stay
+        return growth
+    return what_shows(growth, widths, larger, target, claims=claims)
 
 
 def _has_other_axes(widths: Widths, shapes: Mapping[str, Any]) -> bool:
