@@ -69,7 +69,7 @@ def shown_by(
     """
     few, its = _few_of_both(_with_program(growth, network), larger)
     try:
-        verdict, evidence = _judged(few, Larger(its))
+        verdict, evidence = _judged(few, Larger(its), unlike)
     except (CannotShrink, CannotResize) as error:
         raise Refused([_NOT_EVALUATED.format(error)]) from error
     if not verdict.is_shown:
@@ -224,11 +224,12 @@ def _traced(growth: Growth) -> Traced:
     return traced
 
 
-def _judged(growth: Growth, larger: Larger) -> tuple[Verdict, Evidence]:
+def _judged(growth: Growth, larger: Larger, unlike: Sequence[str] = ()) -> tuple[Verdict, Evidence]:
     traced = _traced(growth)
     case = claim(growth, traced, larger)
     verdict = judge(case)
-    if not verdict.is_shown and case.growth.widths is not growth.widths and is_bearable(traced):
+    is_doubted = not verdict.is_shown or (verdict.is_branch_unseen and bool(unlike))
+    if is_doubted and case.is_twin and is_bearable(traced):
         case = claim(growth, traced, larger, in_own_sizes=True)  # a table may end in the twin
         verdict = judge(case)
     sizes = tuple((c.width, c.old, c.new) for c in case.growth.changes)
