@@ -22,6 +22,7 @@ from primitive_examples import EXAMPLES
 
 import dogwood_jax as dw
 from dogwood_jax._arrays import grow as growing
+from dogwood_jax._depth import layers
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._judge import twin
 from dogwood_jax._judge.evaluate import evaluate
@@ -489,6 +490,38 @@ def test_a_rule_that_ties_the_wrong_axes(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_outgoing_weights_that_are_taken_for_incoming_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Roles, "of", lambda self, spot: "incoming")
     assert "its output[0, 0] becomes" in refusal(mlp, MLP, SIZES)
+
+
+def test_a_silencer_behind_a_function_that_is_not_zero_at_zero(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def apply(p: Any, x: Any) -> Any:
+        return jnp.cos((x @ p["up"]) * p["scale"].reshape(1, -1)).sum(1)
+
+    shapes = {"up": f64(4, 5), "scale": f64(5)}
+    assert "summed over without weights" in refusal(apply, shapes, SIZES)
+    monkeypatch.setitem(RULES, "cos", RULES["copy"])
+    assert "its output[0] becomes" in refusal(apply, shapes, SIZES)
+
+
+def test_new_layers_that_nothing_silences(monkeypatch: pytest.MonkeyPatch) -> None:
+    def apply(p: Any, x: Any) -> Any:
+        for one in p:
+            x = x + jnp.tanh(x @ one["up"]) @ one["down"]
+        return x
+
+    layer = {"up": f64(4, 5), "down": f64(5, 4)}
+    widths, target = dw.trace(apply, [layer], X), {"target": [layer] * 2, "target_apply": apply}
+    assert "inserted: 1/down: 0" in f"{dw.plan(widths, **target)}"
+    described = layers._described
+
+    def free(*arguments: Any, **known: Any) -> Any:
+        found = described(*arguments, **known)
+        return tuple(dataclasses.replace(insertion, fill="free") for insertion in found)
+
+    monkeypatch.setattr(layers, "_described", free)
+    with pytest.raises(ValueError, match=r"its output\[0, 0\] becomes"):
+        dw.plan(widths, **target)
 
 
 def test_a_recipe_with_another_power(monkeypatch: pytest.MonkeyPatch) -> None:
