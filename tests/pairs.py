@@ -31,7 +31,8 @@ _CLOSE, _NUDGE, _TIMES, _CANCELLED = 1e-9, 1e-14, 100.0, 1e-15
 # Each of these is among the ids, if they lie so far.
 _IDS = (0, 7, 20, 500)
 # The scales of inputs and weights. In the second sample some inputs are zero, in the third all of
-# a batch are equal, and in the fourth the first columns of inputs and weights are zero.
+# a batch are equal, and in the fourth the first columns of inputs and weights are zero. The largest
+# inputs are positive, so that none is left below a threshold.
 _SCALES = (
     *(
         (1.0, 1.0),
@@ -132,6 +133,7 @@ def samples(pair: Pair, seed: int) -> Iterator[tuple[Arrays, list[Any]]]:
                 inputs.append(ids)
                 continue
             x = rng.normal(size=struct.shape) * scale
+            x = scale + np.abs(x) if scale == 1e6 else x
             if number == 1:
                 x[0] = 0
                 x[:, 0] = 0
