@@ -56,7 +56,8 @@ class Seen:
 
     def look(self, eqn: Any, operands: Sequence[Any], callers: Sequence[Any]) -> None:
         """Takes notice of an equation before it is evaluated, see ``Watch``."""
-        name, numbers = eqn.primitive.name, ()
+        name: str = eqn.primitive.name
+        numbers: tuple[float, ...] = ()
         if name not in PIECES:
             return
         if name == "cond":
