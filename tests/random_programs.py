@@ -10,11 +10,15 @@ A program is a small graph of steps. Each step makes one value, with a named axi
 It is written down as Python. Sizes are numbers to a program: where it reads them off its weights,
 the program is its own larger model; where they are closed over, the larger model is the same
 program with larger numbers.
+
+Programs are traced in float64, float32 or bfloat16, and computed by ``evaluate`` in float64. A
+growth that is accepted must keep each output that is finite, for inputs of all kinds in ``ROWS``.
 """
 
 import collections
 import dataclasses
 import functools
+import gc
 import math
 import random
 import re
@@ -28,6 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from evaluate import evaluate
+from evaluate import program as evaluated
 from jax import lax
 
 import dogwood_jax as dw
@@ -35,6 +40,8 @@ import dogwood_jax as dw
 WIDTHS = "nmhd"
 INTERFACE = "iov"  # features of the input, of the output, and words
 TOLERANCE = 1e-9
+# What rows of inputs are like. Programs are made so that their outputs are finite for normal ones.
+ROWS = ("normal", "large", "one of zeros", "zeros", "equal")
 
 
 # Programs -----------------------------------------------------------------------------------------
@@ -1166,7 +1173,8 @@ def requests(program: Program, seed: int, most: int) -> Iterator[Request]:
         by = rng.choice(["sizes", "sizes", "target", "apply"])
         if program.closed and not program.is_recognized:
             by = "apply"
-        dtype = "bfloat16" if rng.random() < 0.2 else "float64"
+        which = rng.random()
+        dtype = "bfloat16" if which < 0.2 else "float32" if which < 0.4 else "float64"
         yield Request(larger, strategy, by, dtype, rng.random() < 0.4)
 
 
@@ -1206,38 +1214,68 @@ def weights(
     return found
 
 
-def inputs(program: Program, sizes: Mapping[str, int], seed: int) -> tuple[Any, Any]:
-    """Numbers [b, i] and words [b], for the old network."""
-    rng = np.random.default_rng(seed + 1)
-    x = rng.normal(size=(sizes["b"], sizes["i"]))
-    t = rng.integers(0, sizes["v"], sizes["b"])
-    t[0] = sizes["v"] - 1  # the last word is the one that is special, if any is
-    return jnp.asarray(abs(x) + 0.1 if program.positive else x), jnp.asarray(t, jnp.int32)
+def inputs(program: Program, sizes: Mapping[str, int], seed: int, rows: str) -> tuple[Any, Any]:
+    """Numbers [b, i] and words [b] that the old network knows. More features come behind its own.
+
+    Args:
+        program: the program.
+        sizes: its sizes, or larger ones.
+        seed: where random numbers begin.
+        rows: one of ``ROWS``.
+    """
+    rng, b = np.random.default_rng(seed + 1), program.sizes["b"]
+    x = rng.normal(size=(b, program.sizes["i"]))
+    more = np.random.default_rng(3).normal(size=(b, sizes["i"] - program.sizes["i"]))
+    x = np.concatenate([x, more], axis=1)
+    t = rng.integers(0, program.sizes["v"], b)
+    t[0] = program.sizes["v"] - 1  # the last word is the one that is special, if any is
+    if program.positive:
+        x = abs(x) + 0.1
+    match rows:
+        case "large":
+            x = 1e3 * x
+        case "one of zeros":
+            x[0] = 0
+        case "zeros":
+            x = 0 * x
+        case "equal":
+            x[:], t[:] = x[0], t[0]
+    return jnp.asarray(x), jnp.asarray(t, jnp.int32)
 
 
-def run(apply: Callable[..., Any], *args: Any) -> list[np.ndarray]:
-    return [np.asarray(y) for y in (jax.jit(apply)(*args) if COMPILED else evaluate(apply, *args))]
+Outputs = dict[str, list[np.ndarray]]
+
+
+def run(apply: Callable[..., Any], p: Any, xs: Mapping[str, tuple[Any, Any]]) -> Outputs:
+    """Returns the outputs of a function of weights, for each of the inputs."""
+    function = jax.jit(apply) if COMPILED else evaluated(apply, p, *xs["normal"])
+    return {rows: [np.asarray(y) for y in function(p, *x)] for rows, x in xs.items()}
 
 
 COMPILED = False
 
 
-def outputs_of(program: Program, seed: int) -> list[np.ndarray] | None:
-    """The program's outputs, if they are finite."""
-    p, (x, t) = (
-        weights(program, program.shapes(program.sizes), seed),
-        inputs(program, program.sizes, seed),
-    )
+def outputs_of(program: Program, seed: int) -> Outputs | None:
+    """The program's outputs for inputs of all kinds, if they are finite for normal ones."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            old = run(program.apply(program.sizes), p, x, t)
+            old = _old_outputs(program, seed, lambda array: array)
     except Exception as error:
         if STRICT:
             raise
         BROKEN[program.steps[-1].kind + ": " + str(error)[:200]] += 1
         return None
-    return old if all(np.isfinite(y).all() and np.size(y) for y in old) else None
+    return old if all(np.isfinite(y).all() and np.size(y) for y in old["normal"]) else None
+
+
+def _old_outputs(program: Program, seed: int, near: Callable[[Any], Any]) -> Outputs:
+    p = weights(program, program.shapes(program.sizes), seed)
+    xs = {}
+    for rows in ROWS:
+        x, t = inputs(program, program.sizes, seed, rows)
+        xs[rows] = near(x), t
+    return run(program.apply(program.sizes), {name: near(w) for name, w in p.items()}, xs)
 
 
 STRICT = False
@@ -1245,7 +1283,7 @@ BROKEN: collections.Counter[str] = collections.Counter()
 
 
 def shapes_of(program: Program, dtype: str, seed: int) -> tuple[Any, Any, Any]:
-    x, t = inputs(program, program.sizes, seed)
+    x, t = inputs(program, program.sizes, seed, "normal")
     p = weights(program, program.shapes(program.sizes), seed)
     p, x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jnp.dtype(dtype)), (p, x))
     return p, x, t
@@ -1314,7 +1352,7 @@ def judge(
     program: Program,
     request: Request,
     seed: int,
-    old: list[np.ndarray],
+    old: Outputs,
     widths: dw.Widths | None = None,
     **other: Any,
 ) -> Verdict:
@@ -1329,7 +1367,7 @@ def judge(
             try:
                 growth = planned(program, request, widths, **other)
             except ValueError as error:
-                return Verdict("refused", str(error))
+                return Verdict(_refused_by(error), str(error))
             noted = [note for note in growth.notes if "in the larger model" in note]
             if noted and request.by != "apply":
                 return Verdict("another constant", "; ".join(noted))
@@ -1349,60 +1387,77 @@ def judge(
         return Verdict(
             "crash", f"{type(error).__name__} at {name}:{last.lineno}: {str(error)[:150]}"
         )
-    x, t = inputs(program, program.sizes, seed)
-    if sizes["i"] > x.shape[1]:
-        more = np.random.default_rng(3).normal(size=(x.shape[0], sizes["i"] - x.shape[1]))
-        x = jnp.concatenate([x, jnp.asarray(abs(more) if program.positive else more)], axis=1)
+    xs = {rows: inputs(program, sizes, seed, rows) for rows in ROWS}
     # A function that has closed over numbers may be the larger model's function itself.
     functions = [program.apply(sizes)]
     if program.closed and request.by != "apply":
         functions.append(program.apply(program.sizes))
-    verdicts = [compared(program, seed, old, function, grown, x, t) for function in functions]
+    verdicts = [compared(program, seed, old, function, grown, xs) for function in functions]
     verdict = next((v for v in verdicts if v.status == "exact"), verdicts[0])
     if verdict.status != "exact":
         return Verdict(verdict.status, f"{verdict.detail}; {growth!r} {growth.notes}")
     return verdict
 
 
+def _refused_by(error: ValueError) -> str:
+    """Says whether rules or the judge have refused a growth, or nobody could be asked for it."""
+    shown = [error, error.__cause__] if error.__cause__ else [error]
+    files = [[f.filename for f in traceback.extract_tb(e.__traceback__)] for e in shown]
+    if files[0][-1] == __file__:
+        return "not asked"
+    is_shown = any(name.endswith("shown.py") for names in files for name in names)
+    return "refused by the judge" if is_shown else "refused by rules"
+
+
 def compared(
-    program: Program, seed: int, old: list[np.ndarray], function: Any, *arguments: Any
+    program: Program, seed: int, old: Outputs, function: Any, grown: Any, xs: Any
 ) -> Verdict:
     """Compares the outputs of a grown network with the old ones, which come first in them."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            new = run(function, *arguments)
+            new = run(function, grown, xs)
     except Exception as error:
         return Verdict("does not run", f"{type(error).__name__}: {str(error)[:150]}")
-    moved = 0.0
-    for a, b in zip(old, new):
-        if any(k < n for k, n in zip(b.shape, a.shape)) or a.ndim != b.ndim:
-            return Verdict("does not run", f"an output {a.shape} became {b.shape}")
-        b = b[tuple(slice(n) for n in a.shape)]
-        if not np.isfinite(b).all():
-            return Verdict("NaN")
-        moved = max(moved, float(np.max(np.abs(a - b)) / (np.max(np.abs(a)) + 1e-300)))
-    if moved <= max(TOLERANCE, 1e4 * sensitivity(program, seed, old, moved)):
-        return Verdict("exact")
-    return Verdict("WRONG", f"by {moved:.1e}")
+    nudged: Outputs = {}
+    for rows in ROWS:
+        for place, (a, b) in enumerate(zip(old[rows], new[rows])):
+            if any(k < n for k, n in zip(b.shape, a.shape)) or a.ndim != b.ndim:
+                return Verdict("does not run", f"an output {a.shape} became {b.shape}")
+            b = b[tuple(slice(n) for n in a.shape)]
+            off = _far(a, b, TOLERANCE)
+            if off.any():
+                nudged = nudged or sensitivity(program, seed)
+                by = nudged[rows][place] / _largest(a)
+                off = _far(a, b, max(TOLERANCE, 1e4 * _largest(by))) & (by <= 1e-4)
+            if off.any():
+                if not np.isfinite(b[off]).all():
+                    return Verdict("NaN", f"where rows are {rows}")
+                by = _largest((abs(a - b) / _largest(a))[off])
+                return Verdict("WRONG", f"by {by:.1e} where rows are {rows}")
+    return Verdict("exact")
 
 
-def sensitivity(program: Program, seed: int, old: list[np.ndarray], moved: float) -> float:
-    """How much outputs move when the input moves by rounding: large where a program jumps."""
-    if moved <= TOLERANCE:
-        return 0.0
-    p, (x, t) = (
-        weights(program, program.shapes(program.sizes), seed),
-        inputs(program, program.sizes, seed),
-    )
-    worst = 0.0
+def _largest(a: np.ndarray) -> float:
+    return float(np.max(np.abs(a), initial=1e-300, where=np.isfinite(a)))
+
+
+def _far(a: np.ndarray, b: np.ndarray, tolerance: float) -> np.ndarray:
+    """Where outputs are finite and move by more than a share of the largest."""
+    with np.errstate(all="ignore"):
+        return np.isfinite(a) & ~(np.abs(a - b) <= tolerance * _largest(a))
+
+
+def sensitivity(program: Program, seed: int) -> Outputs:
+    """How much outputs move when all numbers move by rounding: much where a program jumps."""
+    old, moved = _old_outputs(program, seed, lambda array: array), {}
     for k in range(2):
         noise = np.random.default_rng(k)
         near = lambda w: w * (1 + 1e-15 * noise.normal(size=w.shape))  # noqa: B023, E731
-        new = run(program.apply(program.sizes), {n: near(w) for n, w in p.items()}, near(x), t)
-        for a, b in zip(old, new):
-            worst = max(worst, float(np.max(np.abs(a - b)) / (np.max(np.abs(a)) + 1e-300)))
-    return worst
+        for rows, outputs in _old_outputs(program, seed, near).items():
+            by = [np.nan_to_num(abs(b - a), nan=np.inf) for a, b in zip(old[rows], outputs)]
+            moved[rows] = list(map(np.maximum, moved.get(rows, by), by))
+    return moved
 
 
 # Shorter programs ---------------------------------------------------------------------------------
@@ -1528,7 +1583,7 @@ class Failure:
         )
 
 
-def cases(seed: int, most: int) -> Iterator[tuple[Program, list[np.ndarray], Request]]:
+def cases(seed: int, most: int) -> Iterator[tuple[Program, Outputs, Request]]:
     program = make(seed)
     old = outputs_of(program, seed)
     if old is not None:
@@ -1584,6 +1639,10 @@ def main(first: int, count: int, most: int = 6) -> None:
     exercised: collections.Counter[str] = collections.Counter()
     found: dict[tuple[str, ...], list[Failure]] = {}
     for seed in range(first, first + count):
+        if seed % 50 == 0 and seed > first:
+            print(f"seeds {first} to {seed - 1}: {dict(sorted(tally.items()))}", flush=True)
+            jax.clear_caches()  # each growth leaves programs in them
+            gc.collect()
         for program, old, request in cases(seed, most):
             verdict = judge(program, request, seed, old)
             tally[verdict.status] += 1

@@ -22,6 +22,7 @@ from primitive_examples import EXAMPLES
 
 import dogwood_jax as dw
 from dogwood_jax._arrays import grow as growing
+from dogwood_jax._depth import layers
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._judge import twin
 from dogwood_jax._judge.evaluate import evaluate
@@ -101,6 +102,10 @@ def behind(function: Callable[..., Any], act: Callable[..., Any] = jnp.tanh) -> 
     return lambda p, x: function(act(x @ p["up"]) @ p["down"])
 
 
+def biased(function: Callable[..., Any]) -> Any:
+    return lambda p, x: function(x + jnp.tanh(x @ p["up"] + 1) @ p["down"])
+
+
 def whole(y: Any) -> Any:
     return y
 
@@ -119,14 +124,18 @@ def looked_up(value: float) -> Callable[..., Any]:
     return apply
 
 
-def attention(window: int) -> Callable[..., Any]:
+def attention(window: int, within: Any = jnp.less, values: Any = jnp.matmul) -> Callable[..., Any]:
     def mix(y: Any) -> Any:
         places = jnp.arange(y.shape[1])
         behind = places[:, None] - places[None]
-        scores = jnp.where(((behind >= 0) & (behind < window))[None], y @ y.mT, -jnp.inf)
-        return jax.nn.softmax(scores) @ y
+        scores = jnp.where(((behind >= 0) & within(behind, window))[None], y @ y.mT, -jnp.inf)
+        return values(jax.nn.softmax(scores), y)
 
     return mix
+
+
+def by_place(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda y: y * jnp.sin(1.0 * function(jnp.arange(y.shape[1])))[None, :, None]
 
 
 def switch(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -136,6 +145,7 @@ def switch(function: Callable[..., Any]) -> Callable[..., Any]:
 
 NO, YES = "computes something else", "checked: equal"
 LARGER: dict[str, Any] = {"sizes": (32, 256, 32), "inputs": f64(2, 64, 32)}
+LONG: dict[str, Any] = {"sizes": (64, 256, 64), "inputs": f64(16, 2048, 64)}
 FOUND = {
     "padded_and_flattened": Found(padded, padded, YES, (10, 5, 2), f64(3, 4, 2)),
     "other_rounding": Found(
@@ -168,6 +178,33 @@ FOUND = {
         behind(lambda y: y.at[:, 20].multiply(2.0)),
         NO,
         **LARGER,
+    ),
+    "bound_of_a_window_in_a_twin": Found(
+        behind(attention(16)), behind(attention(16, jnp.less_equal)), NO, **LARGER
+    ),
+    "window_and_other_words": Found(
+        behind(attention(16)),
+        behind(attention(16, values=lambda a, y: jnp.einsum("bts,bsi->bti", a, y))),
+        YES,
+        **LARGER,
+    ),
+    "window_that_no_twin_reaches": Found(
+        behind(attention(512)), behind(attention(1024)), NO, **LONG
+    ),
+    "remainder_that_no_twin_reaches": Found(
+        behind(by_place(lambda k: k % 512)), behind(by_place(lambda k: k % 1024)), NO, **LONG
+    ),
+    "clip_that_no_twin_reaches": Found(
+        behind(by_place(lambda k: jnp.clip(k - 9, -8, 512))),
+        behind(by_place(lambda k: jnp.clip(k - 9, -8, 1024))),
+        NO,
+        **LONG,
+    ),
+    "bound_itself": Found(
+        biased(lambda y: jnp.where(y > 0, 1.0, 2.0)),
+        biased(lambda y: jnp.where(y >= 0, 1.0, 2.0)),
+        NO,
+        (4, 5, 4),
     ),
     "new_unit_that_sleeps": Found(
         behind(whole, jax.nn.relu), behind(whole, jax.nn.relu), YES, inputs=f64(1, 4)
@@ -318,7 +355,7 @@ def planned() -> dw.Growth:
 
 def test_evidence_is_kept() -> None:
     growth = planned()
-    assert growth.evidence is not None and growth.evidence.samples == 6
+    assert growth.evidence is not None and growth.evidence.samples == 7
     assert growth.evidence.sizes == (("up", 5, 7),)
     for again in (dw.from_json(dw.to_json(growth)), pickle.loads(pickle.dumps(growth))):
         assert again == growth
@@ -343,7 +380,7 @@ def test_a_growth_without_evidence_is_read() -> None:
 
 
 def test_the_last_line_says_what_was_checked() -> None:
-    assert f"{planned()}".splitlines()[-1] == "checked: equal to rounding in 6 samples"
+    assert f"{planned()}".splitlines()[-1] == "checked: equal to rounding in 7 samples"
 
 
 def test_the_last_line_names_the_sizes_of_a_twin() -> None:
@@ -351,7 +388,7 @@ def test_the_last_line_names_the_sizes_of_a_twin() -> None:
     growth = dw.plan(dw.trace(mlp, shapes, f64(90, 400)), {"up": 700})
     ((name, before, after),) = growth.evidence.sizes
     assert (name, before < 10, after - before) == ("up", True, 2)
-    line = f"checked: equal to rounding in 6 samples, sizes 500 -> {before}, 700 -> {after}"
+    line = f"checked: equal to rounding in 7 samples, sizes 500 -> {before}, 700 -> {after}"
     assert f"{growth}".splitlines()[-1] == line
 
 
@@ -399,7 +436,7 @@ def problem(larger: Callable[..., Any]) -> str | None:
     shapes = {"up": f64(4, 7), "down": f64(7, 2)}
     its = dw.trace(larger, shapes, X).network.traced
     verdict = judge(twin.claim(growth, traced, Larger(its)))
-    assert verdict.difference is None and verdict.samples == 6
+    assert verdict.difference is None and verdict.samples == 7
     return verdict.problem
 
 
@@ -453,6 +490,38 @@ def test_a_rule_that_ties_the_wrong_axes(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_outgoing_weights_that_are_taken_for_incoming_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Roles, "of", lambda self, spot: "incoming")
     assert "its output[0, 0] becomes" in refusal(mlp, MLP, SIZES)
+
+
+def test_a_silencer_behind_a_function_that_is_not_zero_at_zero(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def apply(p: Any, x: Any) -> Any:
+        return jnp.cos((x @ p["up"]) * p["scale"].reshape(1, -1)).sum(1)
+
+    shapes = {"up": f64(4, 5), "scale": f64(5)}
+    assert "summed over without weights" in refusal(apply, shapes, SIZES)
+    monkeypatch.setitem(RULES, "cos", RULES["copy"])
+    assert "its output[0] becomes" in refusal(apply, shapes, SIZES)
+
+
+def test_new_layers_that_nothing_silences(monkeypatch: pytest.MonkeyPatch) -> None:
+    def apply(p: Any, x: Any) -> Any:
+        for one in p:
+            x = x + jnp.tanh(x @ one["up"]) @ one["down"]
+        return x
+
+    layer = {"up": f64(4, 5), "down": f64(5, 4)}
+    widths, target = dw.trace(apply, [layer], X), {"target": [layer] * 2, "target_apply": apply}
+    assert "inserted: 1/down: 0" in f"{dw.plan(widths, **target)}"
+    described = layers._described
+
+    def free(*arguments: Any, **known: Any) -> Any:
+        found = described(*arguments, **known)
+        return tuple(dataclasses.replace(insertion, fill="free") for insertion in found)
+
+    monkeypatch.setattr(layers, "_described", free)
+    with pytest.raises(ValueError, match=r"its output\[0, 0\] becomes"):
+        dw.plan(widths, **target)
 
 
 def test_a_recipe_with_another_power(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,7 +59,7 @@ def test_repeated_layers_and_modules_share_rows() -> None:
     growth = dw.plan(widths, {f"block_{i}/up": 9 for i in range(4)})
     table, rest = str(growth).split("\n(")
     legend, evidence = rest.splitlines()
-    assert evidence == "checked: equal to rounding in 6 samples"
+    assert evidence == "checked: equal to rounding in 7 samples"
     assert table == textwrap.dedent("""\
         array                          before  after  new entries
         -----------------------------  ------  -----  -----------------------------
@@ -148,7 +148,7 @@ def test_layers_that_are_inserted_share_lines() -> None:
     assert str(dw.plan(widths, target=blocks, target_apply=deeper)) == textwrap.dedent("""\
         inserted: {1,2,3}/down: 0
         inserted: {1,2,3}/up: free
-        checked: equal to rounding in 6 samples""")
+        checked: equal to rounding in 7 samples""")
     rng = jax.eval_shape(lambda: {"key": jax.random.key(0), "count": jnp.zeros((), int)})
     counts = [{**block, "rng": rng} for block in blocks]
     widths = dw.trace(deeper, counts[:1], X)
@@ -177,7 +177,7 @@ def test_notes_on_layers_that_are_alike_are_one() -> None:
     assert " ".join(str(growth).split()).endswith(
         "note: block_{0..2}: in the larger model, the divisor of block_{0..2} must be 4; "
         "if it has another, pass its function as target_apply= "
-        "checked: equal to rounding in 6 samples"
+        "checked: equal to rounding in 7 samples"
     )
 
 

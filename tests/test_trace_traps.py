@@ -11,9 +11,11 @@ import pytest
 import traps_copies  # noqa: F401, for the traps in them
 import traps_partial  # noqa: F401
 import traps_sizes  # noqa: F401
+from evaluate import evaluate
+from evaluate import program as evaluated
 from jax import lax
 from networks import f64, fill
-from traps import MLP, POSITIONS, TRAPS, X, layer, trap
+from traps import INPUTS, MLP, POSITIONS, TRAPS, X, layer, trap
 
 import dogwood_jax as dw
 
@@ -465,25 +467,24 @@ def test_trap(name: str) -> None:
     if len(grows) > 1:
         growths.append(dw.plan(widths, grows))
 
-    @jax.jit
-    def run(variables: Any, x: Any, key: Any) -> Any:
-        grown = [dw.grow(variables, growth, key=key) for growth in growths]
-        return apply(variables, x), [apply(v, x) for v in grown]
-
-    for x in (X, X.at[0].set(0), 1e3 * X):
-        old, new = run(fill(shapes, 1), x, jax.random.key(0))
-        for growth, outputs in zip(growths, new, strict=True):
+    variables, key = fill(shapes, 1), jax.random.key(0)
+    old = evaluated(apply, variables, X)
+    for growth in growths:
+        grown = evaluate(lambda v, growth=growth: dw.grow(v, growth, key=key), variables)
+        new = evaluated(apply, grown, X)
+        for rows, x in INPUTS.items():
             jax.tree.map(
-                lambda a, b, growth=growth: np.testing.assert_allclose(
-                    np.where(np.isfinite(a), b, a),
-                    a,
-                    rtol=0,
-                    atol=1e-12 * np.max(np.abs(a), initial=0, where=np.isfinite(a)),
-                    err_msg=repr(growth),
-                ),
-                old,
-                outputs,
+                lambda a, b, said=f"{growth!r}, {rows}": assert_kept(a, b, said),
+                old(variables, x),
+                new(grown, x),
             )
+
+
+def assert_kept(old: Any, new: Any, said: str) -> None:
+    """Each entry that is finite stays, relative to the largest."""
+    finite = np.isfinite(old)
+    most = np.max(np.abs(old), where=finite, initial=0.0)
+    np.testing.assert_allclose(new[finite], old[finite], rtol=0, atol=1e-12 * most, err_msg=said)
 
 
 def test_a_transpose_that_depends_on_a_size_is_seen() -> None:

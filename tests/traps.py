@@ -17,6 +17,14 @@ from jax import lax
 from networks import data, f64
 
 X = data(4, 5)
+# A growth keeps outputs for inputs of all these kinds, where they were finite.
+INPUTS = {
+    "normal": X,
+    "large": 1e3 * X,
+    "one row of zeros": X.at[0].set(0),
+    "zeros": 0 * X,
+    "equal rows": X[:1].repeat(4, 0),
+}
 UNWEIGHTED = "summed over without weights"
 POSITIONS = "a table"
 

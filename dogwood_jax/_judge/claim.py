@@ -56,6 +56,7 @@ class Case:
         growth: what becomes of the variables.
         outputs: what is compared.
         inputs: for each input and axis, where old entries are in the larger network; None for all.
+        is_twin: whether both programs are in smaller sizes than the network's.
         is_resized: whether the larger program is the network's own one, written in other sizes.
     """
 
@@ -64,6 +65,7 @@ class Case:
     growth: Growth
     outputs: Sequence[Compared]
     inputs: Sequence[tuple[np.ndarray | None, ...]]
+    is_twin: bool = False
     is_resized: bool = False
 
     @cached_property

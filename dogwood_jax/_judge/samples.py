@@ -31,14 +31,17 @@ class Family:
         old: the scale of old weights; ``"fan"`` for one over the root of the fan-in.
         new: the scale of new weights.
         inputs: the scale of inputs.
-        rows: what rows of inputs are like.
+        rows: what rows of inputs are like. ``"a zero column"`` holds for old weights, too: so the
+            first unit of each layer is zero, whatever the layer is.
         biases: whether new biases are random, too. They are zero in a new layer.
     """
 
     old: float | Literal["fan", "mixed"]
     new: float
     inputs: float
-    rows: Literal["normal", "zeros", "a zero row", "equal", "ids beyond"] = "normal"
+    rows: Literal["normal", "zeros", "a zero row", "a zero column", "equal", "ids beyond"] = (
+        "normal"
+    )
     biases: bool = False
 
     def __str__(self) -> str:
@@ -49,6 +52,8 @@ class Family:
             return "inputs that are zero"
         if self.rows == "a zero row":
             return "inputs with a row of zeros"
+        if self.rows == "a zero column":
+            return "inputs and weights with a column of zeros"
         if self.rows == "equal":
             return "inputs with equal rows"
         if self.inputs > 1:
@@ -63,6 +68,7 @@ FAMILIES = (
     Family(1.0, 1e-3, 1e-3, biases=True),
     Family("mixed", 1.0, 1.0, "equal", biases=True),
     Family("fan", 1.0, 1.0, "zeros"),
+    Family("fan", 1.0, 1.0, "a zero column"),
 )
 
 # Ids that no table has: the function says what happens, if it is finite there.
@@ -116,8 +122,14 @@ class Samples:
         return found
 
     def _weights(self, rng: Any, array: Any, kind: Kind, family: Family, new: bool) -> Any:
+        numbers = self._numbers(rng, array, kind, family, new)
+        if family.rows == "a zero column" and not new and _is_float(array) and array.ndim:
+            numbers[..., :1] = 0
+        return numbers
+
+    def _numbers(self, rng: Any, array: Any, kind: Kind, family: Family, new: bool) -> Any:
         shape, dtype = tuple(array.shape), array.dtype
-        if not jnp.issubdtype(dtype, jnp.inexact):
+        if not _is_float(array):
             return self._whole(rng, shape, dtype)
         if new and kind == "zeros" and not family.biases:
             return np.zeros(shape)
@@ -152,7 +164,7 @@ class Samples:
 
     def _input(self, rng: Any, array: Any, family: Family) -> Any:
         shape, dtype = tuple(array.shape), array.dtype
-        if not jnp.issubdtype(dtype, jnp.inexact):
+        if not _is_float(array):
             if dtype == np.bool_ and family.rows != "a zero row":
                 return np.ones(shape, bool)
             if family is BEYOND and jnp.issubdtype(dtype, jnp.signedinteger):
@@ -174,6 +186,8 @@ class Samples:
                 numbers[:, 0] = 0
         if shape and shape[0] and family.rows == "equal":
             numbers[:] = numbers[:1]
+        if shape and family.rows == "a zero column":
+            numbers[..., :1] = 0
         return numbers
 
     def _whole(self, rng: Any, shape: tuple[int, ...], dtype: Any) -> Any:
@@ -199,6 +213,10 @@ class Samples:
         for n, place in enumerate(places if more else ()):
             found.flat[place] = more[(n + self.seed) % len(more)]
         return found.astype(kind)
+
+
+def _is_float(array: Any) -> bool:
+    return bool(jnp.issubdtype(array.dtype, jnp.inexact))
 
 
 def kinds_of(growth: Growth) -> dict[str, Kind]:

@@ -22,10 +22,16 @@ class Operation(NamedTuple):
     Attributes:
         eqn: its equation.
         callers: the equations that run it, from the outside to the inside.
+        numbers: the numbers that it takes.
     """
 
     eqn: Any
     callers: tuple[Any, ...]
+    numbers: tuple[float, ...]
+
+    @property
+    def kind(self) -> tuple[str, tuple[float, ...]]:
+        return self.eqn.primitive.name, self.numbers
 
     def __str__(self) -> str:
         place = line_of(with_line((*self.callers, self.eqn)))
@@ -36,30 +42,44 @@ class Operation(NamedTuple):
 class Seen:
     """The sides of operations with several pieces that samples have shown.
 
-    Only floats count: integers are compared where arrays are indexed, and conditions on them are
-    sampled by their numbers.
+    Of integers, those count that meet a number other than zero, such as a window of 512 positions.
+    With zero a program compares where it indexes an array.
+
+    Args:
+        integers: whether integers count at all.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, integers: bool) -> None:
+        self._integers = integers
         self._sides: dict[tuple[int, ...], set[Hashable]] = {}
         self._operations: dict[tuple[int, ...], Operation] = {}
 
     def look(self, eqn: Any, operands: Sequence[Any], callers: Sequence[Any]) -> None:
         """Takes notice of an equation before it is evaluated, see ``Watch``."""
-        if eqn.primitive.name == "cond":
+        name: str = eqn.primitive.name
+        numbers: tuple[float, ...] = ()
+        if name not in PIECES:
+            return
+        if name == "cond":
             sides: Iterable[Hashable] = [int(operands[0])]
-        elif eqn.primitive.name in _SIDES and all(map(_is_piece, operands)):
-            sides = _SIDES[eqn.primitive.name](*operands)
+        elif name in _SIDES and all(map(_is_piece, operands)):
+            numbers, sides = _numbers(eqn), _SIDES[name](*operands)
+        elif self._integers and name in _OF_INTEGERS and all(map(_is_whole, operands)):
+            numbers, sides = _numbers(eqn), _OF_INTEGERS[name](*operands)
+            if name in ("rem", "div") and not operands[1].ndim:  # ``%`` hides its number
+                numbers = (float(operands[1]),)
+            if not any(numbers):
+                return
         else:
             return
-        name = (*map(id, callers), id(eqn))
-        self._operations.setdefault(name, Operation(eqn, (*callers,)))
-        self._sides.setdefault(name, set()).update(sides)
+        key = (*map(id, callers), id(eqn))
+        self._operations.setdefault(key, Operation(eqn, (*callers,), numbers))
+        self._sides.setdefault(key, set()).update(sides)
 
     def unseen(self) -> Iterator[Operation]:
         """Yields the operations of which not all sides were seen."""
-        for name, sides in self._sides.items():
-            operation = self._operations[name]
+        for key, sides in self._sides.items():
+            operation = self._operations[key]
             eqn = operation.eqn
             is_cond = eqn.primitive.name == "cond"
             count = len(eqn.params["branches"]) if is_cond else _COUNTS[eqn.primitive.name]
@@ -67,10 +87,19 @@ class Seen:
                 yield operation
 
 
+def _numbers(eqn: Any) -> tuple[float, ...]:
+    values = (getattr(atom, "val", None) for atom in eqn.invars)
+    return tuple(float(n) for n in values if n is not None and np.ndim(n) == 0)
+
+
 def _is_piece(operand: Any) -> bool:
     """Whether an operand is of floats, and not an infinity that a maximum begins with."""
     is_float = getattr(operand, "dtype", None) == np.float64
     return is_float and not (operand.ndim == 0 and np.isinf(operand))
+
+
+def _is_whole(operand: Any) -> bool:
+    return isinstance(operand, np.ndarray) and operand.dtype.kind in "iu"
 
 
 def _compared(a: Any, b: Any) -> Iterator[Hashable]:
@@ -86,29 +115,42 @@ _SIDES: dict[str, Callable[..., Iterator[Hashable]]] = {
     **dict.fromkeys(("max", "min", "lt", "le", "gt", "ge"), _compared),
     "clamp": _clamped,
 }
-_COUNTS = {**dict.fromkeys(_SIDES, 2), "clamp": 3}
+
+
+def _within(a: Any, b: Any) -> Iterator[Hashable]:
+    yield from np.unique(np.abs(a) < np.abs(b)).tolist()
+
+
+# A count ends where it is equal to its bound, so equality is a side of its own.
+_OF_INTEGERS: dict[str, Callable[..., Iterator[Hashable]]] = {
+    **{name: _SIDES[name] for name in ("max", "min", "clamp")},
+    **{
+        name: lambda a, b, holds=holds: iter(np.unique(holds(a, b)).tolist())
+        for name, holds in {
+            "lt": np.less,
+            "le": np.less_equal,
+            "gt": np.greater,
+            "ge": np.greater_equal,
+        }.items()
+    },
+    **dict.fromkeys(("rem", "div"), _within),
+}
+_COUNTS = {**dict.fromkeys({**_SIDES, **_OF_INTEGERS}, 2), "clamp": 3}
 
 
 # Operations with several pieces.
-PIECES = frozenset((*_SIDES, "cond"))
+PIECES = frozenset((*_COUNTS, "cond"))
 # Behind these, other operations may stay unseen, too.
 BRANCHES = frozenset(("lt", "le", "gt", "ge", "cond"))
 
 
 def only_in(unseen: Sequence[Operation], others: Sequence[Operation]) -> Iterator[Operation]:
     """Yields the operations of a program that stayed unseen, and are more than in another one."""
-    left = Counter(map(_kind, others))
+    left = Counter(other.kind for other in others)
     for operation in unseen:
-        left[_kind(operation)] -= 1
-        if left[_kind(operation)] < 0:
+        left[operation.kind] -= 1
+        if left[operation.kind] < 0:
             yield operation
-
-
-def _kind(operation: Operation) -> tuple[str, tuple[float, ...]]:
-    """Returns what an operation is, with the numbers that it takes."""
-    values = (getattr(atom, "val", None) for atom in operation.eqn.invars)
-    numbers = (float(n) for n in values if n is not None and np.ndim(n) == 0)
-    return operation.eqn.primitive.name, tuple(numbers)
 
 
 def differing(old: Any, new: Any) -> Iterator[tuple[bytes, str]]:

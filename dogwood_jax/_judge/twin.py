@@ -239,7 +239,7 @@ class _Twin:
             insertions = tuple(_shrunk(i, its, sizes) for i in self._growth.insertions)
         growth = self._growth_in_sizes(insertions)
         case = case_of(growth, traced, new, old, self.before, self.after)
-        return replace(case, is_resized=its is None)
+        return replace(case, is_twin=True, is_resized=its is None)
 
     def _growth_in_sizes(self, insertions: tuple[Insertion, ...]) -> Growth:
         widths = self._growth.widths

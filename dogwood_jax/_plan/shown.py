@@ -79,13 +79,14 @@ def shown_by(
         ValueError: if the larger model computes something else, or nothing shows that it does not.
     """
     few, its = _few_of_both(_with_program(growth, network), larger)
+    is_doubtful = is_doubtful or bool(unlike)
     try:
-        verdict, evidence = _judged(few, its, as_it_is=True)
+        verdict, evidence = _judged(few, its, as_it_is=True, is_doubtful=is_doubtful)
     except (CannotShrink, CannotResize) as error:
         raise Refused([_NOT_EVALUATED.format(error)]) from error
     if not verdict.is_shown:
         raise contradicted("the larger model", [*reasons(verdict), *unlike])
-    if verdict.is_branch_unseen and (unlike or is_doubtful):  # a branch that no sample takes
+    if verdict.is_branch_unseen and is_doubtful:  # a branch that no sample takes
         unseen = [f"no sample shows all sides of {what}" for what in verdict.unseen]
         raise contradicted("the larger model", [*unlike, *unseen])
     notes = (*growth.notes, *map(_ROUNDING.format, verdict.rounding))
@@ -153,7 +154,8 @@ def shown(growth: Growth, network: Widths, target: PyTree, *, is_doubtful: bool 
         if isinstance(own, Rejected):
             break
         try:
-            verdict, evidence = _judged(few, Traced(own, notes_reads=False))
+            its = Traced(own, notes_reads=False)
+            verdict, evidence = _judged(few, its, is_doubtful=is_doubtful)
         except (CannotShrink, CannotResize) as error:
             unshown = Unshown([_NOT_EVALUATED.format(error)], is_evaluated=False)
             continue
@@ -264,6 +266,7 @@ def _judged(
     numbers: Mapping[int, float] = MappingProxyType({}),
     *,
     as_it_is: bool = False,
+    is_doubtful: bool = False,
 ) -> tuple[Verdict, Evidence]:
     """Returns the verdict on a growth, and what was evaluated.
 
@@ -272,6 +275,7 @@ def _judged(
         its: the larger program; None for the network's own in larger sizes.
         numbers: there, what numbers are multiplied by, see ``in_sizes``.
         as_it_is: whether the larger program chooses experts as it does, see ``choices_of``.
+        is_doubtful: whether outputs may change; then all branches must be seen.
 
     Raises:
         CannotShrink, CannotResize: if the programs cannot be evaluated.
@@ -280,7 +284,7 @@ def _judged(
     problem: CannotShrink | CannotResize | None = None
     for choices in choices_of(growth, its, as_it_is=as_it_is):
         try:
-            found.append(_verdict_on(growth, Larger(its, numbers, choices)))
+            found.append(_verdict_on(growth, Larger(its, numbers, choices), is_doubtful))
         except (CannotShrink, CannotResize) as error:
             problem = problem or error
         else:
@@ -291,11 +295,12 @@ def _judged(
     return max(found, key=lambda pair: pair[0].samples)  # the one that is equal for longest
 
 
-def _verdict_on(growth: Growth, larger: Larger) -> tuple[Verdict, Evidence]:
+def _verdict_on(growth: Growth, larger: Larger, is_doubtful: bool) -> tuple[Verdict, Evidence]:
     traced = _traced(growth)
     case = claim(growth, traced, larger)
     verdict = judge(case)
-    if not verdict.is_shown and case.growth.widths is not growth.widths and is_bearable(traced):
+    is_unsure = not verdict.is_shown or (verdict.is_branch_unseen and is_doubtful)
+    if is_unsure and case.is_twin and is_bearable(traced):
         case = claim(growth, traced, larger, in_own_sizes=True)  # a table may end in the twin
         verdict = judge(case)
     sizes = tuple((c.width, c.old, c.new) for c in case.growth.changes)
