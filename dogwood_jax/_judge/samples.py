@@ -50,6 +50,8 @@ class Family:
             return "inputs with a row of zeros"
         if self.rows == "equal":
             return "inputs with equal rows"
+        if self is LARGE:
+            return "inputs around 1000"
         if self.inputs > 1:
             return "inputs around 1000, with old weights around 0.001 and new ones around 1"
         return "random inputs"
@@ -63,6 +65,9 @@ FAMILIES = (
     Family("mixed", 1.0, 1.0, "equal", biases=True),
     Family("fan", 1.0, 1.0, "zeros"),
 )
+
+# Large inputs, and new layers with new weights only.
+LARGE = Family("fan", 1.0, 1e3)
 
 # Ids that no table has: the function says what happens, if it is finite there.
 BEYOND = Family("fan", 1.0, 1.0, "ids beyond")
