@@ -46,14 +46,14 @@ Dense = functools.partial(nn.Dense, param_dtype=jnp.float64)
 def test_numbered_layers_keep_their_order_unless_they_are_named():
     old, new = chain("l_1", "l_2"), chain("l_2", "l_3", "l_4")
     shapes = square("l_1", "l_2"), square("l_2", "l_3", "l_4")
-    found = insertions(old, shapes[0], new, shapes[1], VECTOR)
+    found = next(insertions(old, shapes[0], new, shapes[1], VECTOR))
     assert [str(i) for i in found] == [
         "l_2: moved from l_1",
         "l_3: moved from l_2",
         "l_4: identity",
     ]
     rename = {"l_1": "l_2", "l_2": "l_4"}
-    found = insertions(old, shapes[0], new, shapes[1], VECTOR, rename=rename)
+    found = next(insertions(old, shapes[0], new, shapes[1], VECTOR, rename=rename))
     assert [str(i) for i in found] == [
         "l_2: moved from l_1",
         "l_3: identity",
@@ -61,7 +61,7 @@ def test_numbered_layers_keep_their_order_unless_they_are_named():
     ]
     with pytest.raises(ValueError, match="rename: the network has no 'l_9'") as error:
         rename = {"l_9": "l_2", "l_2": "l_8"}
-        insertions(old, shapes[0], new, shapes[1], VECTOR, rename=rename)
+        next(insertions(old, shapes[0], new, shapes[1], VECTOR, rename=rename))
     assert "rename: l_8 is not in the target" in str(error.value)
 
 
@@ -70,20 +70,22 @@ def test_layers_keep_their_names_among_many():
     old, new = (
         lambda p, x, names=names: chain(*names)(p, jax.nn.relu(x)) for names in (names[10:], names)
     )
-    found = insertions(old, square(*names[10:]), new, square(*names), VECTOR)
+    found = next(insertions(old, square(*names[10:]), new, square(*names), VECTOR))
     assert sorted(i.path for i in found) == sorted(names[:10])
     assert {i.fill for i in found} == {"identity"}
 
 
 def test_modules_can_be_renamed_without_their_collection():
     old, new = Named(("a", "out")), Named(("a", "b", "last"))
-    found = insertions(
-        old.apply,
-        shapes_of(old, VECTOR),
-        new.apply,
-        shapes_of(new, VECTOR),
-        VECTOR,
-        rename={"out": "last"},
+    found = next(
+        insertions(
+            old.apply,
+            shapes_of(old, VECTOR),
+            new.apply,
+            shapes_of(new, VECTOR),
+            VECTOR,
+            rename={"out": "last"},
+        )
     )
     assert [str(i) for i in found] == [
         "params/b/bias: 0",
@@ -95,8 +97,10 @@ def test_modules_can_be_renamed_without_their_collection():
 
 def test_copies_are_of_the_closest_whole_layer():
     old, new = ResNet((2, 1)), ResNet((3, 2))
-    found = insertions(
-        old.apply, shapes_of(old, IMAGE), new.apply, shapes_of(new, IMAGE), IMAGE, copy=True
+    found = next(
+        insertions(
+            old.apply, shapes_of(old, IMAGE), new.apply, shapes_of(new, IMAGE), IMAGE, copy=True
+        )
     )
     fills = {i.path: (i.fill, i.source) for i in found}
     kernel = "params/Bottleneck_{}/Conv_0/kernel"
@@ -119,7 +123,7 @@ def test_copies_are_found_by_numbers_within_names():
         names = [f"block_{i}_" for i in range(blocks)]
         return {n + "up1": f64(4, 6) for n in names} | {n + "down": f64(6, 4) for n in names}
 
-    found = insertions(apply, shapes(2), apply, shapes(3), data(3, 4), copy=True)
+    found = next(insertions(apply, shapes(2), apply, shapes(3), data(3, 4), copy=True))
     assert [str(i) for i in found] == ["block_2_down: 0", "block_2_up1: copy of block_1_up1"]
 
 
@@ -244,7 +248,7 @@ def test_running_statistics_among_the_outputs():
     old, new = Cnn(), Cnn(2)
     applies = [functools.partial(module.apply, mutable=["batch_stats"]) for module in (old, new)]
     shapes = [shapes_of(module, IMAGE) for module in (old, new)]
-    found = insertions(applies[0], shapes[0], applies[1], shapes[1], IMAGE)
+    found = next(insertions(applies[0], shapes[0], applies[1], shapes[1], IMAGE))
     fills = {i.path: i.value for i in found if i.fill == "constant"}
     assert fills["batch_stats/norm_1/mean"] == 0 and fills["batch_stats/norm_1/var"] == 1
     assert fills["params/norm_1/scale"] == pytest.approx(np.sqrt(1 + 1e-5))
@@ -284,8 +288,8 @@ def test_inserted_normalizations_get_the_statistics_of_a_batch():
 
 def test_insertions_are_data_from_shapes_alone():
     variables, target = fill(stack(2), 0), stack(4) | {"u": f64(4, 3)}
-    found = insertions(loop(), stack(2), loop(), target, f64(5, 4))
-    assert found == insertions(loop(), variables, loop(), target, VECTOR)
+    found = next(insertions(loop(), stack(2), loop(), target, f64(5, 4)))
+    assert found == next(insertions(loop(), variables, loop(), target, VECTOR))
     assert found == pickle.loads(pickle.dumps(found)) and hash(found) is not None
     assert [str(insertion) for insertion in found] == ["u: free", "w[2,3]: 0"]
 
@@ -302,7 +306,7 @@ def test_insertions_are_data_from_shapes_alone():
 
 def test_interleaved_layers_copy_the_one_before():
     variables = fill(stack(2), 0)
-    found = insertions(loop(), stack(2), loop(), stack(5), VECTOR, interleave=True)
+    found = next(insertions(loop(), stack(2), loop(), stack(5), VECTOR, interleave=True))
     assert found[0].layers == (0, -1, 1, -1, -1)
     deeper = insert(variables, found, stack(5))["w"]
     assert (deeper[jnp.array([0, 2])] == variables["w"]).all()
@@ -310,12 +314,12 @@ def test_interleaved_layers_copy_the_one_before():
     for numbers in (np.arange, jnp.arange):
         counted = loop(numbers=numbers)
         with pytest.raises(ValueError, match="cannot show"):
-            insertions(counted, stack(2), counted, stack(5), VECTOR, interleave=True)
+            next(insertions(counted, stack(2), counted, stack(5), VECTOR, interleave=True))
     alternating = loop(numbers=lambda n: np.arange(n) % 2)  # 0, 1 and 0, 1, 0, 1
     with pytest.raises(ValueError, match="cannot show"):
-        insertions(alternating, stack(2), alternating, stack(4), VECTOR, interleave=True)
+        next(insertions(alternating, stack(2), alternating, stack(4), VECTOR, interleave=True))
     paired = loop(numbers=lambda n: np.arange(n) // (n // 2))  # 0, 1 and 0, 0, 1, 1
-    insertions(paired, stack(2), paired, stack(4), VECTOR, interleave=True)
+    next(insertions(paired, stack(2), paired, stack(4), VECTOR, interleave=True))
 
 
 def reader_of_words(words, *sizes):
@@ -335,7 +339,7 @@ WIDER = {
 def test_wider_and_deeper(name):
     old, new, x, sizes = WIDER[name]
     variables, target = fill(shapes_of(old, x), 0), shapes_of(new, x)
-    found, *_ = wider_insertions(old.apply, variables, new.apply, target, x)
+    found, *_ = next(wider_insertions(old.apply, variables, new.apply, target, x))
     growth = dw.plan(dw.trace(old.apply, variables, x), sizes, interface=True)
     wide = dw.grow(variables, growth, key=jax.random.key(0))
     deeper = insert(wide, found, target, key=jax.random.key(1))
@@ -450,19 +454,21 @@ def test_a_stack_that_is_also_read_along_another_axis_is_refused():
 
     old, new = {"w": f64(2, 4, 4)}, {"w": f64(3, 4, 4)}
     with pytest.raises(ValueError, match="cannot show that the deeper network computes"):
-        insertions(apply, old, apply, new, VECTOR)
+        next(insertions(apply, old, apply, new, VECTOR))
 
 
 def test_one_is_no_size():
     old, new = {"a": f64(4, 4)}, {"a": f64(4, 8), "b": f64(4, 4)}
     for scale, proved in ((1.0, True), (2.0, False)):
         try:
-            wider_insertions(
-                lambda p, x: x * 1.0 @ p["a"],
-                old,
-                lambda p, x, scale=scale: residual(p, x) * scale @ p["a"],
-                new,
-                VECTOR,
+            next(
+                wider_insertions(
+                    lambda p, x: x * 1.0 @ p["a"],
+                    old,
+                    lambda p, x, scale=scale: residual(p, x) * scale @ p["a"],
+                    new,
+                    VECTOR,
+                )
             )
         except ValueError:
             assert not proved

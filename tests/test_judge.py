@@ -437,7 +437,7 @@ def problem(larger: Callable[..., Any]) -> str | None:
     its = dw.trace(larger, shapes, X).network.traced
     verdict = judge(twin.claim(growth, traced, Larger(its)))
     assert verdict.difference is None and verdict.samples == 7
-    return verdict.problem
+    return verdict.problem or verdict.gradients
 
 
 def test_gradients_must_be_finite() -> None:
@@ -446,7 +446,8 @@ def test_gradients_must_be_finite() -> None:
         return mlp(p, x) + norms - norms
 
     assert problem(mlp) is None
-    assert problem(steep) == "the gradient of down is not finite where that of the network is"
+    why = "the gradient of down is not finite where that of the network is, for random inputs"
+    assert problem(steep) == why
 
 
 def test_new_units_must_learn() -> None:

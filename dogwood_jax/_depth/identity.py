@@ -158,6 +158,7 @@ class TermReader:
         known: int = 0,
         stacks: Mapping[str, Stack] | None = None,
         fills: Fills | None = None,
+        free: frozenset[str] = frozenset(),
     ) -> None:
         """Starts a program.
 
@@ -166,6 +167,7 @@ class TermReader:
             known: how many of them there were after the old program.
             stacks: the arrays that have an entry for each layer and more layers now, by path.
             fills: how new arrays are filled, if that is known; arrays without one can be anything.
+            free: paths of new arrays that can be anything.
         """
         self.terms = terms
         self.departures: list[Departure] = []
@@ -174,6 +176,7 @@ class TermReader:
         self.taken: dict[str, int] = {}
         self._stacks = stacks or {}
         self._fills = fills
+        self._free = free
         self._known = known
         self._steps = 0
         self._orders: dict[str, int] = {}  # when a new array was last used
@@ -210,7 +213,7 @@ class TermReader:
                 return exactly(terms.number(fill.value, aval))
             return exactly(terms.make("identity", (path, fill.axes), (), aval))
         options = []
-        if jnp.issubdtype(aval.dtype, np.inexact):
+        if jnp.issubdtype(aval.dtype, np.inexact) and path not in self._free:
             choices = [(Fill("constant", value), terms.number(value, aval)) for value in (0.0, 1.0)]
             choices.append((Fill("open"), terms.make("open", (path, None), (), aval)))
             choices += [
@@ -228,6 +231,8 @@ class TermReader:
             return None
         (path, layer), terms, aval = value.array, self.terms, eqn.outvars[0].aval
         if math.prod(shape) > _MOST_ENTRIES or not jnp.issubdtype(aval.dtype, np.inexact):
+            return None
+        if path in self._free:
             return None
         entry = int(np.ravel_multi_index(starts, shape))
         if self._fills is not None:
@@ -327,6 +332,8 @@ class TermReader:
             return [exactly(term) for term in made if term is not None]
         options: list[list[Option]] = [[] for _ in eqn.outvars]
         worlds = self.together(values, tolerant)
+        likely = (*likely, *(fills for fills, terms in worlds if None in terms))
+        worlds = [world for world in worlds if None not in world[1]]
         worlds += [(fills, tuple(value.under(fills) for value in values)) for fills in likely]
         for fills, operands in worlds:
             fills, operands = self._close(eqn, fills, operands)

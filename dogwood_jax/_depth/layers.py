@@ -1,8 +1,14 @@
-"""Which layers of a deeper model are new, and the proof that they do nothing: ``insertions``."""
+"""Which layers of a deeper model are new, and what they are filled with: ``insertions``.
+
+Reading both programs proposes fillings that make the new layers do nothing. An evaluation decides.
+Weight norm with zero weights, for example, computes 0 / 0. Then the next proposal is taken, in
+which these weights are free, and perhaps the scale is zero.
+"""
 
 import itertools
 import math
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -30,6 +36,8 @@ from dogwood_jax._widths.widths import Leaf
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
 Pairs = tuple[tuple[float, float, float], ...]  # two constants and their rounding error
 
+_MOST = 16  # sets of arrays that are left free in turn
+
 _ONE_BY_ONE = "widths grow, too: grow them first, or insert the layers first, each alone"
 
 
@@ -48,8 +56,8 @@ def insertions(
     rename: Mapping[str, str] | None = None,
     copy: bool = False,
     interleave: bool = False,
-) -> tuple[Insertion, ...]:
-    """Works out what the arrays of new layers are filled with, from shapes alone.
+) -> Iterator[tuple[Insertion, ...]]:
+    """Proposes what the arrays of new layers are filled with, from shapes alone.
 
     Args:
         source_apply: the network, a function of variables and inputs.
@@ -61,13 +69,14 @@ def insertions(
         copy: see ``deepen``.
         interleave: see ``deepen``.
 
-    Returns:
-        All arrays of the target that are new, moved, or have new layers, in its order.
+    Yields:
+        All arrays of the target that are new, moved, or have new layers, in its order. Those of
+        the best proposal come first. Later ones are for a caller who has refused all before.
     """
     networks = _Network(source_apply, source, inputs), _Network(target_apply, target, inputs)
-    problem = _Problem(*networks, wider=False, interleave=interleave)
-    problem, proof = _proved(problem, rename or {})
-    return _described(problem, proof, target, inputs, copy=copy)
+    first = _Problem(*networks, wider=False, interleave=interleave)
+    for problem, proof in _proofs(first, rename or {}):
+        yield _described(problem, proof, target, inputs, copy=copy)
 
 
 def wider_insertions(
@@ -76,22 +85,50 @@ def wider_insertions(
     target_apply: Callable[..., Any],
     target: PyTree,
     *inputs: Any,
-) -> tuple[tuple[Insertion, ...], tuple[Pairs, ...], frozenset[float]]:
-    """Works out ``insertions`` where old arrays may also be larger in the target.
+) -> Iterator[tuple[tuple[Insertion, ...], tuple[Pairs, ...], frozenset[float]]]:
+    """Proposes ``insertions`` where old arrays may also be larger in the target.
 
     Sizes, and constants that differ in proportion to them, are left out of the proof: it shows
     that the new layers do nothing, not that the wider network computes the same.
 
-    Returns:
+    Yields:
         The insertions; for each constant that only one of the networks has, the pairs to which it
         may belong: a constant of the network, and the target's constant in its place; and the
         constants that both have.
     """
     networks = _Network(source_apply, source, inputs), _Network(target_apply, target, inputs)
-    problem = _Problem(*networks, wider=True)
-    problem, proof = _proved(problem, {})
-    found = _described(problem, proof, target, inputs, copy=False)
-    return found, proof.numbers, proof.kept
+    first = _Problem(*networks, wider=True)
+    for problem, proof in _proofs(first, {}):
+        found = _described(problem, proof, target, inputs, copy=False)
+        yield found, proof.numbers, proof.kept
+
+
+def _proofs(
+    problem: "_Problem", rename: Mapping[str, str]
+) -> Iterator[tuple["_Problem", "_Proof"]]:
+    """Yields how the deeper network can compute what the old one does, the best way first.
+
+    In each further way, arrays are free that an earlier one fills, those of like layers together.
+    All ways are found whose fills do not contain those of another, as far as ``_MOST`` allows.
+
+    Reference:
+        Reiter, 1987, A Theory of Diagnosis from First Principles (hitting-set trees).
+    """
+    problem, first = _proved(problem, rename)
+    yield problem, first
+    left, known, tried = deque([(first, frozenset[str]())]), {first.filled}, set[frozenset[str]]()
+    while left:
+        proof, free = left.popleft()
+        for alike in proof.filled_alike:
+            if (more := free | alike) in tried or len(tried) == _MOST:
+                continue
+            tried.add(more)
+            other = _Proof(problem, proof.places, more)
+            if other.refusal is None:
+                left.append((other, more))
+                if other.filled not in known:
+                    known.add(other.filled)
+                    yield problem, other
 
 
 def _proved(problem: "_Problem", rename: Mapping[str, str]) -> tuple["_Problem", "_Proof"]:
@@ -311,8 +348,17 @@ class _Proof:
         refusal: why it cannot, or None.
     """
 
-    def __init__(self, problem: _Problem, places: dict[str, str]) -> None:
-        self.places = places
+    def __init__(
+        self, problem: _Problem, places: dict[str, str], free: frozenset[str] = frozenset()
+    ) -> None:
+        """Looks for fills.
+
+        Args:
+            problem: both networks.
+            places: new paths of the old arrays.
+            free: paths of new arrays that are not to be filled.
+        """
+        self.places, self._free = places, free
         self.stacks = problem.stacks(places)
         self.fills: dict[tuple[str, int | None], Fill] = {}
         self.numbers: tuple[Pairs, ...] = ()
@@ -343,11 +389,26 @@ class _Proof:
         paths = ", ".join(dict.fromkeys(path for path, _ in fills))
         self.refusal = f"filling {paths} does not make the new layers do nothing"
 
+    @property
+    def filled(self) -> frozenset[tuple[tuple[str, int | None], Fill]]:
+        """What is filled, and how."""
+        return frozenset(self.fills.items())
+
+    @property
+    def filled_alike(self) -> Iterable[frozenset[str]]:
+        """The paths of the arrays that are filled, those that differ in numbers only together."""
+        found: dict[str, set[str]] = {}
+        for path, _ in self.fills:
+            found.setdefault(re.sub(r"\d+", "0", path), set()).add(path)
+        return map(frozenset, found.values())
+
     def _read(self, fills: Fills | None) -> tuple[TermReader, dict[str, Value]]:
         """Returns the outputs of the deeper network by their names in the old one."""
         sources = {place: path for path, place in self.places.items()}
         terms = self._old.terms
-        reader = TermReader(terms, known=self._old.known, stacks=self.stacks, fills=fills)
+        reader = TermReader(
+            terms, known=self._old.known, stacks=self.stacks, fills=fills, free=self._free
+        )
 
         def leaf(path: str, aval: Any) -> Value:
             if path in self.stacks:
@@ -373,7 +434,10 @@ class _Proof:
                 yield from (a, b)
 
     def _differing(self) -> Iterator[Pairs]:
-        """Yields the pairs of constants in proportion to sizes, where one network lacks one."""
+        """Yields the pairs of constants in proportion to sizes, where one network lacks one.
+
+        A number of the deeper network without a pair is one of new layers.
+        """
         ours, its = self._old.numbers, self._old.terms.numbers
         pairs = [(a, b, max(ours[a], its[b])) for a in ours for b in its]
         proportional = [
@@ -385,7 +449,9 @@ class _Proof:
         for place, numbers in enumerate((ours, its)):
             for number in numbers:
                 if number not in self.kept:
-                    yield tuple(pair for pair in proportional if pair[place] == number)
+                    its_pairs = tuple(pair for pair in proportional if pair[place] == number)
+                    if its_pairs or numbers is ours:
+                        yield its_pairs
 
     def _as_expected(self, path: str, found: Mapping[str, Value]) -> Value:
         term = self._old.outputs[path]

@@ -482,8 +482,8 @@ def _mul(terms: Terms, eqn: Any, operands: Operands) -> Term | None:
 def _div(terms: Terms, eqn: Any, operands: Operands) -> Term | None:
     x, y = operands
     aval = eqn.outvars[0].aval
-    if _is(x, 0) and y is not None and (y.low > 0 or y.high < 0):
-        return terms.number(0, aval)
+    if _is(x, 0) and not _is(y, 0):  # an evaluation shows whether y may be zero somewhere
+        return terms.number(0, aval) if _is_finite(y) else None
     if x is None or y is None or x.number is not None or not _like(eqn.invars[0], aval):
         return None
     if _is_real(y.number) and y.number and jnp.issubdtype(aval.dtype, np.inexact):
@@ -669,7 +669,7 @@ _SIMPLIFY: dict[str, Rule] = {
 }
 
 # Operations that can be known although an operand could be anything.
-TOLERANT = frozenset({"mul", "select_n", "conv_general_dilated"}) | {
+TOLERANT = frozenset({"mul", "div", "select_n", "conv_general_dilated"}) | {
     name for name, rule in _SIMPLIFY.items() if rule is _dot
 }
 

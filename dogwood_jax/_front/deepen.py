@@ -5,6 +5,7 @@ new layers; ``insertions`` finds out what they must be filled with, and proves i
 programs of both networks; ``insert`` fills them in.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -36,7 +37,7 @@ from dogwood_jax._depth.statistics import with_statistics
 from dogwood_jax._front.verify import verify_if_possible
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.insertion import Insertion
-from dogwood_jax._plan.shown import shown_by
+from dogwood_jax._plan.shown import first_shown, shown_by
 from dogwood_jax._widths.trace import trace
 from dogwood_jax._widths.widths import no_such
 
@@ -72,11 +73,14 @@ def deepen(
 
     - A Dense layer gets an identity kernel, a convolution a centred one.
     - A normalization by running statistics gets mean 0, variance 1, and the scale that undoes them.
-    - In a residual block, only the last projection of each branch is zero. The rest is free.
+    - In a residual block, only the last projection of each branch is zero, or the scale behind
+      it. The rest is free.
 
-    Before anything is written, both programs are evaluated as by ``plan``, and the deeper network
-    must compute the same. A layer without such values is refused, such as a Dense layer before a
-    tanh.
+    Before anything is written, both programs are evaluated as by ``plan``: the deeper network must
+    compute the same, with finite gradients which reach the new layers after one step at the
+    latest. If it does not, other arrays are filled: in weight norm the scale is zero, because the
+    norm of zero weights is no divisor. A layer without such values is refused, such as a Dense
+    layer before a tanh.
 
     The second way is by name, for nested dicts of plain Dense and convolution layers: ``layers``
     says which new layer follows which existing one. Without ``apply`` and ``target_apply`` nothing
@@ -162,7 +166,7 @@ def deepen(
         return _inserted(variables, named, target, None)
     expect_call("deepen", "apply", apply, variables, *inputs)
     expect_call("deepen", "target_apply", target_apply, target, *inputs)
-    found = insertions(
+    proposals = insertions(
         apply,
         variables,
         target_apply,
@@ -172,12 +176,16 @@ def deepen(
         copy=copy,
         interleave=interleave,
     )
-    widths = trace(apply, variables, *inputs)
-    growth = Growth(widths, (), insertions=found)
-    shown_by(growth, widths, trace(target_apply, target, *inputs))
-    deeper = _inserted(variables, found, target, key)
+    found = next(proposals)
+    widths, larger = trace(apply, variables, *inputs), trace(target_apply, target, *inputs)
+
+    def show(found: tuple[Insertion, ...]) -> Growth:
+        return shown_by(Growth(widths, (), insertions=found), widths, larger)
+
+    growth = first_shown(show, itertools.chain([found], proposals))
+    deeper = _inserted(variables, growth.insertions, target, key)
     if batch is not None:
-        deeper = with_statistics(target_apply, deeper, found, batch)
+        deeper = with_statistics(target_apply, deeper, growth.insertions, batch)
     if verify:
         verify_if_possible(apply, variables, target_apply, deeper, tuple(inputs), growth)
     return deeper

@@ -51,6 +51,11 @@ class Watch(Protocol):
             callers: the equations that run it, as one of ``jit`` does, from the outside inwards.
         """
 
+    def results(
+        self, eqn: Any, operands: Sequence[Any], results: Sequence[Any], callers: Sequence[Any]
+    ) -> None:
+        """Takes notice of what an equation has computed."""
+
 
 class Undecided(Exception):
     """A sample that shows nothing, because a loop does not end."""
@@ -119,9 +124,15 @@ class _Evaluation:
         return self._watch.number(array, aval.dtype)
 
     def _equation(self, eqn: Any, operands: list[Any]) -> Sequence[Any]:
+        if self._watch is None:
+            return self._results(eqn, operands)
+        self._watch.equation(eqn, operands, self._callers)
+        results = self._results(eqn, operands)
+        self._watch.results(eqn, operands, results, self._callers)
+        return results
+
+    def _results(self, eqn: Any, operands: list[Any]) -> Sequence[Any]:
         name = eqn.primitive.name
-        if self._watch is not None:
-            self._watch.equation(eqn, operands, self._callers)
         if name == "random_bits":
             if self._fixed_keys and words(operands[0]) in self._fixed_keys:
                 return _by_jax(eqn, operands)

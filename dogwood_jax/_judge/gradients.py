@@ -4,6 +4,7 @@ Gradients must be finite where those of the old network are, and new units must 
 get the first one after a step, because two layers of zeros learn one after the other.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,17 +14,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from dogwood_jax._growth.growth import Change, Growth
+from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._judge.claim import Case, Side
 from dogwood_jax._judge.evaluate import evaluate
+from dogwood_jax._judge.samples import Family
 from dogwood_jax._widths.layout import units_along
 from dogwood_jax._widths.reasons import kind_of
 
 Arrays = Mapping[str, Any]
 _ROLES = ("incoming", "outgoing", "both")
 _STEP = 0.1
+# In so many samples gradients must be finite: random inputs, and a row of zeros.
+_FINITE = 2
+# In so many samples old units show whether they get a gradient.
+_ENOUGH = 3
+# Those of random numbers in new layers.
+_SCALES = (1.0, 0.1)
 
 
-Sample = tuple[Arrays, Arrays, Sequence[Any], Sequence[Any]]
+Sample = tuple[Family, Arrays, Arrays, Sequence[Any], Sequence[Any]]
 
 
 def check_gradients(case: Case, samples: Iterable[Sample]) -> str | None:
@@ -32,30 +41,104 @@ def check_gradients(case: Case, samples: Iterable[Sample]) -> str | None:
     Args:
         case: the claim.
         samples: variables of both networks and inputs of both. Gradients must be finite in the
-            first one, and new units get some in any of them: a few may be behind a relu that is
+            first two, and new units get some in any of them: a few may be behind a relu that is
             zero for all inputs.
     """
-    after, names = _gradients(case.new), None
+    after = _gradients(case.new)
     if after is None:  # a loop that cannot be differentiated, as those of ``while``
         return None
-    for old, new, ours, theirs in samples:
-        found = after(new, theirs)
-        if names is None:
-            bad = [path for path, grad in found.items() if not np.isfinite(grad).all()]
-            if bad and _is_finite(case.old, old, ours):
-                return f"the gradient of {bad[0]} is not finite where that of the network is"
-        still = {*_still(case.growth, found)}
-        if still:
-            moved = {
-                p: np.asarray(new[p]) - _STEP * found[p] if p in found else new[p] for p in new
-            }
-            still &= {*_still(case.growth, after(moved, theirs))}
-        names = still if names is None else names & still
-        if not names:
+    found = ((sample, after(sample[2], sample[4])) for sample in samples)
+    first = [*itertools.islice(found, _FINITE)]
+    for (family, old, _, inputs, _), gradients in first:
+        bad = [path for path, grad in gradients.items() if not np.isfinite(grad).all()]
+        if bad and _is_finite(case.old, old, inputs):
+            return (
+                f"the gradient of {bad[0]} is not finite where that of the network is, for {family}"
+            )
+    new = _New(case)
+    learn, should = set[str](), set[str]()
+    for number, ((*_, variables, _, inputs), gradients) in enumerate(itertools.chain(first, found)):
+        learn |= {*new.that_learn(gradients)}
+        if learn != new.all:
+            learn |= {*new.that_learn(after(_moved(variables, gradients), inputs))}
+        if learn == new.all:
             return None
-    return (
-        f"new units of {min(names)} get no gradient, so they would never learn" if names else None
-    )
+        should |= {*new.beside_old_that_learn(gradients)}
+        if new.arrays:
+            scale = _SCALES[number % len(_SCALES)]
+            should |= {*new.that_learn(after(new.drawn(variables, scale), inputs))}
+        if number + 1 >= _ENOUGH and should <= learn:
+            return None
+    return min(should - learn, default=None)
+
+
+class _New:
+    """New units and the arrays of new layers, each as the sentence that speaks against it.
+
+    Attributes:
+        arrays: the arrays of new layers that can learn.
+        all: the sentences.
+    """
+
+    def __init__(self, case: Case) -> None:
+        self._growth = case.growth
+        floats = {path for path, a in case.new.arguments if jnp.issubdtype(a.dtype, jnp.floating)}
+        inserted = case.growth.insertions
+        self._units = {
+            f"new units of {change.width} get no gradient, so they would never learn": change
+            for change in case.growth.changes
+            if change.new > change.old and _should_learn(case.growth, change)
+        }
+        self.arrays = {
+            f"{i.path} of a new layer gets no gradient, so it would never learn": i
+            for i in inserted
+            if i.path in floats and i.fill != "moved"
+        }
+        self.all = {*self._units, *self.arrays}
+
+    def that_learn(self, gradients: Arrays) -> Iterator[str]:
+        """Yields what gets a gradient."""
+        for sentence, change in self._units.items():
+            if _units_learn(self._growth, change, gradients, are_new=True):
+                yield sentence
+        for sentence, insertion in self.arrays.items():
+            if np.any(_learns(gradients[insertion.path]) & _is_new(insertion)):
+                yield sentence
+
+    def beside_old_that_learn(self, gradients: Arrays) -> Iterator[str]:
+        """Yields the units of which old ones get a gradient."""
+        for sentence, change in self._units.items():
+            if _units_learn(self._growth, change, gradients, are_new=False):
+                yield sentence
+
+    def drawn(self, variables: Arrays, scale: float) -> Arrays:
+        """Returns variables with random new layers. What learns there should learn.
+
+        The numbers are positive, because there may be a variance among them.
+        """
+        rng, drawn = np.random.default_rng(0), dict(variables)
+        for insertion in self.arrays.values():
+            numbers = scale * np.abs(rng.normal(size=insertion.shape))
+            array = variables[insertion.path]
+            drawn[insertion.path] = np.where(_is_new(insertion), numbers, array)
+        return drawn
+
+
+def _is_new(insertion: Insertion) -> Any:
+    """Returns which entries of an array are those of new layers."""
+    if not insertion.layers:
+        return np.asarray(True)
+    others = [axis for axis in range(len(insertion.shape)) if axis != insertion.axis]
+    return np.expand_dims(np.asarray(insertion.entries) < 0, others)
+
+
+def _moved(variables: Arrays, gradients: Arrays) -> Arrays:
+    """Returns variables after a short step."""
+    largest = max((np.max(np.abs(grad), initial=1.0) for grad in gradients.values()), default=1.0)
+    return {
+        path: np.asarray(array) - _STEP / largest * gradients[path] if path in gradients else array
+        for path, array in variables.items()
+    }
 
 
 def _is_finite(side: Side, variables: Arrays, inputs: Sequence[Any]) -> bool:
@@ -101,27 +184,22 @@ def _gradients(side: Side) -> Callable[[Arrays, Sequence[Any]], dict[str, Any]] 
     return gradients
 
 
-def _still(growth: Growth, gradients: Arrays) -> Iterator[str]:
-    """Yields the widths whose new units get no gradient where old units get some."""
-    for change in growth.changes:
-        if change.new <= change.old or not _should_learn(growth, change):
+def _learns(gradient: Any) -> Any:
+    return np.isfinite(gradient) & (gradient != 0)
+
+
+def _units_learn(growth: Growth, change: Change, gradients: Arrays, *, are_new: bool) -> bool:
+    """Whether old or new units of a width get a gradient."""
+    for leaf in growth.after.leaves:
+        grad = gradients.get(growth.place(leaf.path))
+        if grad is None or np.shape(grad) != leaf.shape:
             continue
-        reaches = {"old": False, "new": False}
-        for leaf in growth.after.leaves:
-            grad = gradients.get(growth.place(leaf.path))
-            if grad is None or np.shape(grad) != leaf.shape:
-                continue
-            for axis, layout in enumerate(leaf.axes):
-                units = units_along(layout, change.width, _ROLES)
-                for which, chosen in (
-                    ("old", (units >= 0) & (units < change.old)),
-                    ("new", units >= change.old),
-                ):
-                    if chosen.any():
-                        part = np.take(grad, np.flatnonzero(chosen), axis)
-                        reaches[which] |= bool(np.any(part != 0))
-        if reaches["old"] and not reaches["new"]:
-            yield change.width
+        for axis, layout in enumerate(leaf.axes):
+            units = units_along(layout, change.width, _ROLES)
+            chosen = units >= change.old if are_new else (0 <= units) & (units < change.old)
+            if np.any(_learns(np.take(grad, np.flatnonzero(chosen), axis))):
+                return True
+    return False
 
 
 def _should_learn(growth: Growth, change: Change) -> bool:

@@ -27,6 +27,7 @@ from dogwood_jax._judge.gradients import Sample, check_gradients
 from dogwood_jax._judge.samples import (
     BEYOND,
     FAMILIES,
+    LARGE,
     MODES,
     Family,
     Samples,
@@ -60,6 +61,7 @@ class Difference:
         place: where in the output.
         old: what the network computes.
         new: what the larger network computes.
+        cause: if that is not finite, the operation that is the first of which this is so.
     """
 
     path: str
@@ -67,6 +69,7 @@ class Difference:
     place: tuple[int, ...]
     old: complex
     new: complex
+    cause: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,8 @@ class Verdict:
         difference: a sample in which both differ; None if there is none.
         largest: the largest difference, relative to the entry.
         unshown: the outputs that no sample has shown.
-        problem: what else speaks against the growth, such as a gradient that is not finite.
+        problem: what only one of both programs has, and no sample shows.
+        gradients: what is wrong with gradients, such as one that is not finite.
         unseen: operations of both programs of which no sample has shown all sides.
         rounding: in what the larger program rounds otherwise.
         is_branch_unseen: whether there is a branch among ``unseen``.
@@ -89,6 +93,7 @@ class Verdict:
     largest: float = 0.0
     unshown: tuple[str, ...] = ()
     problem: str | None = None
+    gradients: str | None = None
     unseen: tuple[str, ...] = ()
     rounding: tuple[str, ...] = ()
     is_branch_unseen: bool = False
@@ -96,8 +101,14 @@ class Verdict:
     @property
     def is_shown(self) -> bool:
         """Whether the claim is shown to be true."""
-        speaks_against = self.difference or self.problem or self.unshown
+        speaks_against = self.difference or self.problem or self.gradients or self.unshown
         return self.samples > 0 and not speaks_against
+
+    @property
+    def is_unfit(self) -> bool:
+        """Whether other values of new layers may mend what speaks against the claim."""
+        found = self.difference
+        return bool(self.gradients) or (found is not None and not np.isfinite(found.new))
 
 
 @dataclass(frozen=True)
@@ -158,6 +169,11 @@ class Watch:
             return np.asarray(array * (1 + _eps(dtype) / 2 * signs))
         return np.asarray(self.nudged(array))
 
+    def results(
+        self, eqn: Any, operands: Sequence[Any], results: Sequence[Any], callers: Sequence[Any]
+    ) -> None:
+        pass
+
     def equation(self, eqn: Any, operands: Sequence[Any], callers: Sequence[Any]) -> None:
         if self._seen is not None:
             self._seen.look(eqn, operands, callers)
@@ -171,6 +187,40 @@ class Watch:
             ids = operands[1][..., place]
             if ids.size and ids.max() > last:
                 self.last = max(last if self.last is None else min(last, self.last), 0)
+
+
+class _NotFinite(Watch):
+    """Notes operations that compute what is not finite of what is.
+
+    Attributes:
+        found: what they are called, in their order.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[str, None] = {}
+
+    def results(
+        self, eqn: Any, operands: Sequence[Any], results: Sequence[Any], callers: Sequence[Any]
+    ) -> None:
+        if all(map(_are_finite, operands)) and not all(map(_are_finite, results)):
+            self.found[f"{Operation(eqn, (*callers,))}"] = None
+
+
+def _are_finite(array: Any) -> bool:
+    is_number = isinstance(array, np.ndarray | np.generic) and array.dtype.kind in "fc"
+    return not is_number or bool(np.isfinite(array).all())
+
+
+def _cause(case: Case, sample: "_Sample") -> str:
+    """Returns the first operation of the larger program whose result is not finite.
+
+    Those come first that the network has not, or where its results are finite.
+    """
+    ours, its = _NotFinite(), _NotFinite()
+    run(case.old, sample.variables, sample.inputs, ours)
+    run(case.new, sample.wide, sample.larger, its)
+    return min(its.found, key=lambda name: name in ours.found, default="")
 
 
 _COMPARISONS = frozenset(("eq", "ne", "lt", "le", "gt", "ge"))
@@ -209,7 +259,8 @@ def _families(case: Case) -> Sequence[Family]:
     """Returns the kinds of samples; ids beyond tables only where no input or output grows."""
     widths = case.growth.widths
     is_closed = not any(widths[change.width].interface for change in case.growth.changes)
-    return (*FAMILIES, BEYOND) if case.has_ids and is_closed else FAMILIES
+    more = (*([LARGE] if case.growth.insertions else []),)
+    return (*FAMILIES, *more, *([BEYOND] if case.has_ids and is_closed else []))
 
 
 class _Keys:
@@ -226,6 +277,11 @@ class _Keys:
     def equation(self, eqn: Any, operands: Sequence[Any], callers: Sequence[Any]) -> None:
         if eqn.primitive.name == "random_bits":
             self.words.add(words(operands[0]))
+
+    def results(
+        self, eqn: Any, operands: Sequence[Any], results: Sequence[Any], callers: Sequence[Any]
+    ) -> None:
+        pass
 
 
 def _with_fixed_keys(side: Side) -> Side:
@@ -289,7 +345,8 @@ def _judged(case: Case, *, is_alike: bool = False) -> Verdict:
             if differs.any():
                 place = tuple(int(i) for i in np.argwhere(differs)[0])
                 pair = complex(before[place]), complex(after[place])
-                return Verdict(len(counted), Difference(output.path, family, place, *pair))
+                cause = "" if np.isfinite(pair[1]) else _cause(case, counted[-1])
+                return Verdict(len(counted), Difference(output.path, family, place, *pair, cause))
             if counts.any():
                 shown.add(output.path)
                 largest = max(largest, float(relative[counts].max()))
@@ -298,13 +355,15 @@ def _judged(case: Case, *, is_alike: bool = False) -> Verdict:
     if unshown or not counted:
         return Verdict(len(counted), None, largest, unshown)
     unseen = [*ours.unseen()]
+    problem = _unseen_difference(case, counted, unseen, [*theirs.unseen()])
+    seen = ((one.family, one.variables, one.wide, one.inputs, one.larger) for one in counted)
+    more = itertools.chain(seen, _more(case, samples, larger, is_alike))
     return Verdict(
         len(counted),
         None,
         largest,
-        problem=_problem(
-            case, counted, unseen, [*theirs.unseen()], _more(case, samples, larger, is_alike)
-        ),
+        problem=problem,
+        gradients=None if problem else check_gradients(case, more),
         unseen=tuple(dict.fromkeys(map(str, unseen))),
         is_branch_unseen=any(one.eqn.primitive.name in BRANCHES for one in unseen),
         rounding=tuple(sorted(rounding_in(case.old.jaxpr) ^ rounding_in(case.new.jaxpr))),
@@ -360,29 +419,13 @@ def _more(case: Case, samples: Samples, larger: Any, is_alike: bool) -> Iterator
             seeded, variables, inputs, _ = found
             fresh = seeded.variables(case.new.arguments, FAMILIES[0], new=True)
             wide = larger(variables, fresh)
-            yield variables, wide, inputs, _larger_inputs(case, inputs, seeded, FAMILIES[0])
-
-
-def _problem(
-    case: Case,
-    samples: Sequence[_Sample],
-    ours: Sequence[Operation],
-    theirs: Sequence[Operation],
-    more: Iterator[Sample],
-) -> str | None:
-    """Returns what speaks against a growth although outputs are equal in all samples.
-
-    Args:
-        case: the claim.
-        samples: the samples.
-        ours: operations of the network of which not all sides were seen.
-        theirs: those of the larger network.
-        more: more samples, for gradients.
-    """
-    if (problem := _unseen_difference(case, samples, ours, theirs)) is not None:
-        return problem
-    seen = ((one.variables, one.wide, one.inputs, one.larger) for one in samples)
-    return check_gradients(case, itertools.chain(seen, more))
+            yield (
+                FAMILIES[0],
+                variables,
+                wide,
+                inputs,
+                _larger_inputs(case, inputs, seeded, FAMILIES[0]),
+            )
 
 
 def _unseen_difference(
@@ -391,7 +434,14 @@ def _unseen_difference(
     ours: Sequence[Operation],
     theirs: Sequence[Operation],
 ) -> str | None:
-    """Returns what only one of both programs has, and no sample shows; see ``_problem``."""
+    """Returns what only one of both programs has, and no sample shows.
+
+    Args:
+        case: the claim.
+        samples: the samples.
+        ours: operations of the network of which not all sides were seen.
+        theirs: those of the larger network.
+    """
     if case.is_resized:
         return None
     if not case.growth.insertions:  # new layers have operations of their own

@@ -56,6 +56,8 @@ class Family:
             return "inputs and weights with a column of zeros"
         if self.rows == "equal":
             return "inputs with equal rows"
+        if self is LARGE:
+            return "inputs around 1000"
         if self.inputs > 1:
             return "inputs around 1000, with old weights around 0.001 and new ones around 1"
         return "random inputs"
@@ -70,6 +72,9 @@ FAMILIES = (
     Family("fan", 1.0, 1.0, "zeros"),
     Family("fan", 1.0, 1.0, "a zero column"),
 )
+
+# Large inputs, and new layers with new weights only.
+LARGE = Family("fan", 1.0, 1e3)
 
 # Ids that no table has: the function says what happens, if it is finite there.
 BEYOND = Family("fan", 1.0, 1.0, "ids beyond")

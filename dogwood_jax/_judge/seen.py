@@ -27,7 +27,7 @@ class Operation(NamedTuple):
 
     eqn: Any
     callers: tuple[Any, ...]
-    numbers: tuple[float, ...]
+    numbers: tuple[float, ...] = ()
 
     @property
     def kind(self) -> tuple[str, tuple[float, ...]]:

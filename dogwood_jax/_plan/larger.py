@@ -45,6 +45,7 @@ class Larger:
     Attributes:
         shapes: shapes of the arrays that the network has, too, by their paths in the network.
         insertions: the arrays that the network does not have.
+        others: what these arrays may be filled with otherwise. Each is yielded once.
         numbers: if it has more layers: for each constant that only one of the two has, the pairs
             that the constant may belong to (the network's number, the larger model's number).
         kept: if it has more layers, the constants that both have.
@@ -55,6 +56,7 @@ class Larger:
 
     shapes: Mapping[str, Any]
     insertions: tuple[Insertion, ...] = ()
+    others: Iterator[tuple[Insertion, ...]] = iter(())
     numbers: tuple[Pairs, ...] = ()
     kept: frozenset[float] = frozenset()
     widths: Widths | None = None
@@ -209,7 +211,7 @@ def read_larger(
     if network is None:
         raise ValueError(NOT_AT_HAND)
     target_apply = with_references(target_apply, kernels_of(network.apply))
-    found: tuple[Insertion, ...] = ()
+    found, others = tuple[Insertion, ...](), iter(tuple[tuple[Insertion, ...]]())
     numbers, same = tuple[Pairs, ...](), frozenset[float]()
     if is_deeper(widths, shapes) and depth is not None:
         old = {leaf.path: struct(leaf.shape, float) for leaf in widths.leaves}
@@ -219,9 +221,11 @@ def read_larger(
         found = with_kinds(found, target_apply, target, network.inputs)
     elif is_deeper(widths, shapes):
         try:
-            found, numbers, same = wider_insertions(
+            proposals = wider_insertions(
                 network.apply, network.variables, target_apply, target, *network.inputs
             )
+            found, numbers, same = next(proposals)
+            others = (insertions for insertions, *_ in proposals)
         except ValueError:
             raise
         except Exception as error:  # a function may raise anything if it is given other inputs
@@ -252,7 +256,8 @@ def read_larger(
             "target_apply= cannot be traced with the larger arrays and the network's inputs: "
             f"{_said(error, widths, shapes)}"
         ) from error
-    return Larger(kept, found, numbers, same, larger, _same_widths(widths, larger, paired, stacked))
+    names = _same_widths(widths, larger, paired, stacked)
+    return Larger(kept, found, others, numbers, same, larger, names)
 
 
 def _read_by_own_function(widths: Widths, target: PyTree, shapes: Mapping[str, Any]) -> Larger:

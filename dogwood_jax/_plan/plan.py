@@ -1,5 +1,6 @@
 """Plan a growth: ``plan``."""
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -39,7 +40,7 @@ from dogwood_jax._plan.own_function import (
     contradicted,
 )
 from dogwood_jax._plan.removals import NO_MERGE, removals
-from dogwood_jax._plan.shown import Unshown, fitting, shown, shown_by
+from dogwood_jax._plan.shown import Unshown, first_shown, fitting, shown, shown_by
 from dogwood_jax._plan.target import splits
 from dogwood_jax._widths.widths import Tried, Widths
 from dogwood_jax.strategies import DepthStrategy, Strategy
@@ -259,8 +260,13 @@ def plan(
         return replace(growth, evidence=Evidence(why_not="planned with check=False"))
     try:
         if larger.widths is not None and larger.widths.network is not None:
-            unlike, is_doubtful = extended.unlike, bool(doubts)
-            return shown_by(growth, asked.before, larger.widths, unlike, is_doubtful=is_doubtful)
+            its_widths, unlike, is_doubtful = larger.widths, extended.unlike, bool(doubts)
+
+            def show(insertions: tuple[Insertion, ...]) -> Growth:
+                filled = replace(growth, insertions=insertions)
+                return shown_by(filled, asked.before, its_widths, unlike, is_doubtful=is_doubtful)
+
+            return first_shown(show, itertools.chain([growth.insertions], larger.others))
         if widths.network is None:
             return check_record(growth, widths.tried or Tried(), target)
         return shown(growth, widths, target, is_doubtful=bool(doubts))

@@ -5,17 +5,19 @@ it is that of the network's own function in the new sizes, if it takes them. Els
 whose config states sizes, it is the network's program written again in the new sizes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import isclose, isfinite, isnan
 from types import MappingProxyType
 from typing import TypeVar
 
 from dogwood_jax._base.problems import Refused
+from dogwood_jax._base.tables import merged
 from dogwood_jax._base.trees import PyTree
 from dogwood_jax._growth.evidence import Evidence
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Change, Growth
+from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._judge.judge import Verdict, judge
 from dogwood_jax._judge.resize import CannotResize
 from dogwood_jax._judge.twin import CannotShrink, Larger, claim, is_bearable
@@ -43,6 +45,7 @@ V = TypeVar("V")
 
 _ROUNDING = "only one of both programs has {}, so outputs may differ by what that rounds"
 _COPIES = "; strategies.replicate() makes copies, which are finite where old units are"
+_MOST_PROBLEMS = 5  # that are listed of fillings
 _NOT_EVALUATED = "the programs cannot be evaluated, so nothing shows that outputs stay: {}"
 
 
@@ -56,6 +59,37 @@ class Unshown(Exception):
     def __init__(self, problems: Sequence[str], is_evaluated: bool) -> None:
         super().__init__(*problems)
         self.is_evaluated = is_evaluated
+
+
+class UnfitFilling(Refused):
+    """A growth with new layers in which something is not finite, or which would never learn."""
+
+
+def first_shown(
+    show: Callable[[tuple[Insertion, ...]], Growth], fillings: Iterable[tuple[Insertion, ...]]
+) -> Growth:
+    """Returns the growth by the first filling of new layers that is shown.
+
+    Args:
+        show: returns the growth by a filling with what was shown of it, or raises.
+        fillings: what is filled into new layers, the best filling first.
+
+    Raises:
+        ValueError: if none is shown, with what speaks against the first.
+    """
+    problems = list[str]()
+    for filling in fillings:
+        try:
+            return show(filling)
+        except UnfitFilling as error:
+            why, *_ = error.problems
+            if not problems:
+                problems += error.problems
+            elif why != problems[0] and len(problems) < _MOST_PROBLEMS:
+                filled = (i.path for i in filling if i.fill in ("constant", "identity"))
+                paths = (path for _, path in merged(("", path) for path in filled))
+                problems.append(f"{', '.join(paths)} filled instead: {why}")
+    raise Refused(problems)
 
 
 def shown_by(
@@ -85,6 +119,8 @@ def shown_by(
     except (CannotShrink, CannotResize) as error:
         raise Refused([_NOT_EVALUATED.format(error)]) from error
     if not verdict.is_shown:
+        if growth.insertions and verdict.is_unfit:
+            raise UnfitFilling(reasons(verdict, ""))
         raise contradicted("the larger model", [*reasons(verdict), *unlike])
     if verdict.is_branch_unseen and is_doubtful:  # a branch that no sample takes
         unseen = [f"no sample shows all sides of {what}" for what in verdict.unseen]
@@ -307,22 +343,26 @@ def _verdict_on(growth: Growth, larger: Larger, is_doubtful: bool) -> tuple[Verd
     return verdict, Evidence(verdict.samples, sizes, verdict.largest, verdict.unseen)
 
 
-def reasons(verdict: Verdict) -> Iterator[str]:
-    """Yields what a verdict says against a growth."""
+def reasons(verdict: Verdict, way_out: str = _COPIES) -> Iterator[str]:
+    """Yields what a verdict says against a growth.
+
+    Args:
+        verdict: the verdict.
+        way_out: what is said to someone whose network would not be finite any more.
+    """
     if (found := verdict.difference) is not None:
         where = f"{found.path or 'its output'}{[*found.place] if found.place else ''}"
         if not found.place and isnan(found.old.real):
             yield f"{where} has another shape"
         else:
-            copies = "" if isfinite(abs(found.new)) else _COPIES
+            because = f", where {found.cause} is not finite" if found.cause else ""
             yield (
                 f"{where} becomes {_number(found.new)} instead of {_number(found.old)} for "
-                f"{found.family}{copies}"
+                f"{found.family}{because}{'' if isfinite(abs(found.new)) else way_out}"
             )
     elif not verdict.samples:
         yield "the network is finite for none of the samples, so nothing shows that outputs stay"
-    if verdict.problem is not None:
-        yield verdict.problem
+    yield from filter(None, (verdict.problem, verdict.gradients))
     for path in verdict.unshown:
         yield f"{path or 'its output'}: no sample shows that it stays"
 
