@@ -7,6 +7,7 @@ this way, must be the growth that is planned with five.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MethodType
 from typing import Any
 
 from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path
@@ -93,7 +94,7 @@ def by_few_layers(
     inputs = GrownSizes(few, sizes_of_target(few, known, {}, [])).inputs()
     theirs = _called_with_few(widths, deep, target, target_apply, inputs)
     found = {} if theirs is None else proposed(theirs)
-    if not found or any(one.is_solved for one in found.values()):  # numbers may follow from depth
+    if not found or any(one.is_solved for one in found.values()):  # perhaps numbers of the depth
         found = proposed(_called_with_all(deep, target, target_apply, inputs))
     growth = _of_all(widths, deep, found)
 
@@ -122,12 +123,13 @@ def _called_with_few(
     """Returns the widths of the larger model's layers, from its function of these layers alone.
 
     It is None for a function that is not the network's own, because it may do something else in one
-    of the other layers, and for one that does something else with fewer layers.
+    of the other layers, and for one that does not take these layers alone.
     """
     layers = deep.layers
     assert widths.network is not None
-    is_own = target_apply == widths.network.apply
-    if not is_own or not FewerLayers(widths, deep, layers.more).is_taken:
+    own = widths.network.apply
+    is_method = isinstance(target_apply, MethodType)  # of which there is a new one for each look
+    if target_apply is not own and not (is_method and target_apply == own):
         return None
     found = {}
     for kept in (layers.few, layers.more):

@@ -13,7 +13,6 @@ layers in today's sizes nor the few that are tried show it.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import jax
@@ -22,7 +21,6 @@ from jax.tree_util import DictKey, SequenceKey
 from dogwood_jax._base.trees import PyTree, leaf_path
 from dogwood_jax._program.like_layers import LikeLayers, find_like_layers
 from dogwood_jax._program.program import Program
-from dogwood_jax._program.sameness import Sameness
 from dogwood_jax._widths.layout import units_of
 from dogwood_jax._widths.trace import read_program
 from dogwood_jax._widths.widths import Deep, Widths
@@ -67,21 +65,6 @@ class FewerLayers:
         if sorted(path for path in paths if path is not None) != sorted(own):
             return None
         return program.called(paths).in_order(own)
-
-    @cached_property
-    def is_taken(self) -> bool:
-        """Whether the network's function takes these layers alone, and does the same then."""
-        network = self.widths.network
-        assert network is not None
-        try:
-            program = Program(network.apply, self.cut(network.variables), network.inputs)
-        except Exception:  # any function may raise that knows its layers
-            return False
-        found, same = self.called(program), Sameness()
-        if found is None:
-            return False
-        a, b = (same.program(p.jaxpr.jaxpr, p.jaxpr.consts) for p in (found, self.program))
-        return a == b
 
     def of(self, whole: Program) -> Program | None:
         """Returns a program of the whole network, in other sizes, without the other layers.

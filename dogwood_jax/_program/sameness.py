@@ -48,14 +48,14 @@ class Sameness:
             return (*_kind(atom), self._plain(atom.val))
         return _kind(atom)
 
-    def program(self, jaxpr: Any, consts: Sequence[Any]) -> int:
-        """Returns the number of a program. Constants that nothing reads do not count."""
+    def _program(self, jaxpr: Any, consts: Sequence[Any]) -> int:
+        """Returns the number of a program inside an equation."""
         if id(jaxpr) in self._programs:
             return self._programs[id(jaxpr)]
         self._held.append(jaxpr)
-        known: dict[Any, Hashable] = {var: place for place, var in enumerate(jaxpr.invars)}
-        for var, const in zip(jaxpr.constvars, consts, strict=True):
-            known[var] = "constant", self._plain(const)
+        known: dict[Any, Hashable] = {
+            var: place for place, var in enumerate((*jaxpr.constvars, *jaxpr.invars))
+        }
 
         def read(atom: Any) -> Hashable:
             return self._atom(atom) if isinstance(atom, jex.Literal) else known[atom]
@@ -66,7 +66,7 @@ class Sameness:
             for place, var in enumerate(eqn.outvars):
                 known[var] = index, place
         taken = tuple(map(_kind, jaxpr.invars))
-        key = taken, tuple(lines), tuple(map(read, jaxpr.outvars))
+        key = taken, tuple(map(self._plain, consts)), tuple(lines), tuple(map(read, jaxpr.outvars))
         return self._programs.setdefault(id(jaxpr), self._number(key))
 
     def _plain(self, value: Any) -> Hashable:
@@ -76,9 +76,9 @@ class Sameness:
         if isinstance(value, float):
             return repr(value)
         if isinstance(value, jex.ClosedJaxpr):
-            return "program", self.program(value.jaxpr, value.consts)
+            return "program", self._program(value.jaxpr, value.consts)
         if isinstance(value, jex.Jaxpr):
-            return "program", self.program(value, ())
+            return "program", self._program(value, ())
         if isinstance(value, tuple | list):
             return type(value), tuple(map(self._plain, value))
         if isinstance(value, Mapping):
