@@ -2,10 +2,10 @@
 
 A GPT-2 of the largest size (1600 wide, 25 heads, 1024 tokens, 50257 words) with 1 to 96 layers.
 Then Llama-3 405B and DeepSeek-V3 671B, whose hidden units of all MLPs grow: in seconds, and as
-multiples of the time that ``jax.make_jaxpr`` takes for the network alone. They grow by sizes, to
-the arrays of a target with the network's own function, and with another function, which is traced
-whole. What evaluates growths is part of ``plan``. All from shapes alone: no array of theirs is
-allocated. Each round takes all depths, or ``make_jaxpr`` and ``trace`` with ``plan``, in turn. The
+multiples of the time that ``jax.make_jaxpr`` takes for the network alone. These seconds are the
+processor's, which other work of the machine moves less. They grow by sizes, to the arrays of a
+target with the network's own function, and with another function, which is traced whole. What
+evaluates growths is part of ``plan``. All from shapes alone: no array of theirs is allocated. Each round takes all depths, or ``make_jaxpr`` and ``trace`` with ``plan``, in turn. The
 last line is the most memory that the process ever held, JAX and all programs included.
 
     python tests/benchmarks/depth.py [--rounds 3] [--layers 1 6 12 24 48 96]
@@ -103,9 +103,9 @@ def compare(apply: Callable[..., Any], variables: Any) -> dict[str, float]:
     seconds: dict[str, float] = {}
 
     def timed(what: str, function: Callable[[], Any]) -> Any:
-        start = time.perf_counter()
+        start = time.process_time()
         result = function()
-        seconds[what] = time.perf_counter() - start
+        seconds[what] = time.process_time() - start
         return result
 
     def afresh(what: str, function: Callable[[], Any]) -> Any:

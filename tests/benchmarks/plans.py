@@ -1,7 +1,7 @@
 """How long plans of small networks take: those of the table of tests that take longest.
 
 Each width grows alone, to twice its size, by ``plan(widths, sizes)`` and by ``target_apply=``, the
-larger network of the same builder. What was compiled or traced before is forgotten.
+larger network of the same builder. What JAX has cached is forgotten before each network.
 
     python tests/benchmarks/plans.py [--most 10]
 """
@@ -40,9 +40,10 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=10)
     most = parser.parse_args().most
     found = []
+    jax.config.update("jax_enable_x64", True)  # the table holds float64
     for name, network in load().items():
+        jax.clear_caches()
         for what, grow in plans(network):
-            jax.clear_caches()
             start = time.perf_counter()
             try:
                 grow()
