@@ -5,8 +5,9 @@ Then Llama-3 405B and DeepSeek-V3 671B, whose hidden units of all MLPs grow: in 
 multiples of the time that ``jax.make_jaxpr`` takes for the network alone. These seconds are the
 processor's, which other work of the machine moves less. They grow by sizes, to the arrays of a
 target with the network's own function, and with another function, which is traced whole. What
-evaluates growths is part of ``plan``. All from shapes alone: no array of theirs is allocated. Each round takes all depths, or ``make_jaxpr`` and ``trace`` with ``plan``, in turn. The
-last line is the most memory that the process ever held, JAX and all programs included.
+evaluates growths is part of ``plan``. All from shapes alone: no array of theirs is allocated. Each
+round takes all depths, or ``make_jaxpr`` and ``trace`` with ``plan``, in turn. The last line is the
+most memory that the process ever held, JAX and all programs included.
 
     python tests/benchmarks/depth.py [--rounds 3] [--layers 1 6 12 24 48 96]
 """
