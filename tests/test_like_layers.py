@@ -1,5 +1,6 @@
 """Deep networks of like layers: some layers are read, and the others are known by analogy."""
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,9 @@ from flax import nnx
 import dogwood_jax as dw
 from dogwood_jax._program import like_layers
 from dogwood_jax._program.like_layers import LikeLayers
-from dogwood_jax._widths.by_analogy import all_layers
+from dogwood_jax._widths.by_analogy import NotAlike, all_layers
+
+plan_module = importlib.import_module("dogwood_jax._plan.plan")  # beside the function of its name
 
 DEPTH = 11  # so that layers/10 comes before layers/2 where names are sorted
 X = jax.ShapeDtypeStruct((2, 6, 8), jnp.float32)
@@ -306,6 +309,60 @@ def test_a_deep_network_grows_exactly() -> None:
     growth = dw.plan(widths, {name: 20 for name, width in widths.items() if width.size == 12})
     wide = dw.grow(variables, growth, key=next(keys))
     dw.verify(residual, variables, residual, wide, x, growth=growth)
+
+
+@pytest.mark.usefixtures("is_worth_it")
+@pytest.mark.parametrize(
+    "name, whose",
+    [("named", "own"), ("layer_scale", "other"), ("latent", "own"), ("alternating", "other")],
+)
+def test_a_larger_model_is_planned_with_few_layers(
+    name: str, whose: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply, variables, x = NETWORKS[name]()
+    widths = dw.trace(apply, variables, x)
+    sizes = {name: 2 * width.size for name, width in widths.items() if width.size in (5, 12)}
+    if name == "layer_scale":  # its stream, too, by recipes that name arrays of all layers
+        sizes |= {n: 16 for n, w in widths.items() if w.size == 8 and not w.interface}
+    target_apply = apply if whose == "own" else lambda variables, x: apply(variables, x)
+    assert widths.network is not None and widths.network.deep is not None
+    growth = dw.plan(widths, sizes, target_apply=target_apply)
+    assert "traced" not in vars(widths.network)  # all layers were not read
+
+    def all_layers_are_read(*_: Any) -> dw.Growth:
+        raise NotAlike
+
+    monkeypatch.setattr(plan_module, "by_few_layers", all_layers_are_read)
+    whole = dw.plan(widths, sizes, target_apply=target_apply)
+    assert growth == whole and str(growth) == str(whole)
+
+
+def scaled_if_shallow(p: Any, x: Any) -> Any:
+    for q in p["blocks"]:
+        y = jax.nn.relu(x @ q["up"]) @ q["down"]
+        x = x + y * (1 if len(p["blocks"]) == DEPTH else q["up"].shape[1] / 12)
+    return x @ p["out"]
+
+
+def other_in_layer_5(p: Any, x: Any) -> Any:
+    for i, q in enumerate(p["blocks"]):
+        x = x + (jnp.tanh if i == 5 else jax.nn.relu)(x @ q["up"]) @ q["down"]
+    return x @ p["out"]
+
+
+@pytest.mark.usefixtures("is_worth_it")
+def test_a_function_that_does_something_else_with_few_layers_is_called_with_all() -> None:
+    widths = dw.trace(scaled_if_shallow, blocks(), X)
+    sizes = {name: 24 for name, width in widths.items() if width.size == 12}
+    assert not dw.plan(widths, sizes, target_apply=scaled_if_shallow).factors
+
+
+@pytest.mark.usefixtures("is_worth_it")
+def test_a_larger_model_that_differs_in_one_layer_is_refused() -> None:
+    widths = dw.trace(residual, blocks(), X)
+    sizes = {name: 24 for name, width in widths.items() if width.size == 12}
+    with pytest.raises(ValueError, match="the larger model computes something else"):
+        dw.plan(widths, sizes, target_apply=other_in_layer_5)
 
 
 def returning(p: Any, x: Any) -> Any:

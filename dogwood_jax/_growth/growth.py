@@ -222,7 +222,8 @@ class Growth:
         """For arrays with new entries that are weighed means, the array that weighs, by path."""
         recipes = [change.recipe for change in self.changes if change.recipe]
         scales = dict(pair for recipe in recipes for pair in recipe.weighed)
-        return {path: scale for path, scale in scales.items() if self.maps[path].is_weighed}
+        known = self.maps  # of a deep network some layers may be left out
+        return {p: scale for p, scale in scales.items() if p in known and known[p].is_weighed}
 
     @cached_property
     def maps(self) -> dict[str, LeafMap]:

@@ -1,7 +1,7 @@
 """What a growth is asked for: the sizes and strategies of widths, by name."""
 
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from dogwood_jax._plan.groups import (
     split_groups,
     split_single_heads,
 )
-from dogwood_jax._plan.larger import NOT_AT_HAND, Larger, is_deeper, read_larger
+from dogwood_jax._plan.larger import NOT_AT_HAND, Larger, is_deeper
 from dogwood_jax._plan.more_experts import counts_experts
 from dogwood_jax._plan.obstacles import IN_LARGER_MODEL, fewer
 from dogwood_jax._plan.own_function import WITH_TARGET
@@ -27,7 +27,7 @@ from dogwood_jax._plan.target import sizes_of_target
 from dogwood_jax._widths.dims import LAYERS
 from dogwood_jax._widths.reasons import kind_of
 from dogwood_jax._widths.widths import Widths
-from dogwood_jax.strategies import DepthStrategy, Strategy
+from dogwood_jax.strategies import Strategy
 
 _MORE_EXPERTS = (
     "if the network gets more experts: dw.upcycle copies them, in a growth of their own, and says "
@@ -129,16 +129,13 @@ class Asked:
 def asked_of(
     widths: Widths,
     sizes: Mapping[Any, int],
-    target: PyTree,
-    target_apply: Callable[..., Any] | None,
-    depth: DepthStrategy | None,
+    larger: Larger | None,
     problems: list[str],
 ) -> Asked:
     """Returns the sizes that are asked for, by name or by a larger model; see ``plan``."""
     named = named_sizes(widths, sizes, problems)
-    if target is None:
+    if larger is None:
         return Asked(widths, named, widths, named)
-    larger = read_larger(widths, target, target_apply, depth)
     problems += [
         f"{name}: asked for {size} units, but the larger model has {larger.sizes[name]}"
         for name, size in named.items()

@@ -47,6 +47,25 @@ class FewerLayers:
         """Returns variables of the whole network, in any sizes, without the other layers."""
         return _cut(variables, self.deep.layers, self.kept)
 
+    @property
+    def program(self) -> Program:
+        """The network's program without the other layers."""
+        return self.deep.layers.keeping(self.deep.program, self.kept)
+
+    def called(self, program: Program) -> Program | None:
+        """Returns a program of variables that were cut, with arrays called as in the network.
+
+        They are in the order of the network's program, too. It is None if it takes other arrays.
+        """
+        assert self.widths.network is not None
+        places = _places(self.widths.network.variables, self.deep.layers, self.kept)
+        known = {place: path for path, place in places.items()}
+        paths = [None if path is None else known.get(path) for path, _ in program.arguments]
+        own = _paths(self.program)
+        if sorted(path for path in paths if path is not None) != sorted(own):
+            return None
+        return program.called(paths).in_order(own)
+
     def of(self, whole: Program) -> Program | None:
         """Returns a program of the whole network, in other sizes, without the other layers.
 
@@ -58,9 +77,8 @@ class FewerLayers:
     @property
     def read(self) -> Widths:
         """The widths of these layers, read in the order of the network's own program."""
-        program = self.deep.layers.keeping(self.deep.program, self.kept)
         is_read = self.kept == self.deep.layers.few
-        traced = self.deep.few if is_read else read_program(program)[0]
+        traced = self.deep.few if is_read else read_program(self.program)[0]
         return _with_layers(self.widths, traced)
 
     def read_like(self, other: Program, *, is_cut: bool) -> Widths | None:
@@ -73,7 +91,7 @@ class FewerLayers:
         Returns:
             The widths, called as in the whole network; None if the program takes other arrays.
         """
-        program = self.deep.layers.keeping(self.deep.program, self.kept)
+        program = self.program
         paths = _paths(program)
         if is_cut:
             assert self.widths.network is not None

@@ -256,7 +256,7 @@ def read_larger(
             "target_apply= cannot be traced with the larger arrays and the network's inputs: "
             f"{_said(error, widths, shapes)}"
         ) from error
-    names = _same_widths(widths, larger, paired, stacked)
+    names = same_widths(widths, larger, paired, stacked)
     return Larger(kept, found, others, numbers, same, larger, names)
 
 
@@ -345,7 +345,7 @@ def _axis_of_layers(widths: Widths, leaf: Leaf) -> int | None:
     return None
 
 
-def _same_widths(
+def same_widths(
     old: Widths, new: Widths, paired: Mapping[str, str], stacked: Mapping[str, int]
 ) -> dict[str, str]:
     """Returns the names that widths have in the larger model, where their arrays agree on it."""

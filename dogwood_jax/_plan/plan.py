@@ -26,11 +26,13 @@ from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._plan.asked import HEADS_FOR_EACH, Asked, asked_of, in_sizes, strategies_by_name
 from dogwood_jax._plan.between import Between, find_between
+from dogwood_jax._plan.by_few_layers import Proposal, by_few_layers
 from dogwood_jax._plan.comparison import Comparison
 from dogwood_jax._plan.constants import constants, missing_epsilons, other_numbers
 from dogwood_jax._plan.copies import Copies
 from dogwood_jax._plan.experts import COPIES, exact_copies
 from dogwood_jax._plan.extensions import extensions
+from dogwood_jax._plan.larger import Larger, read_larger
 from dogwood_jax._plan.names import check_names
 from dogwood_jax._plan.notes import notes_of
 from dogwood_jax._plan.own_function import (
@@ -42,6 +44,7 @@ from dogwood_jax._plan.own_function import (
 from dogwood_jax._plan.removals import NO_MERGE, removals
 from dogwood_jax._plan.shown import Unshown, first_shown, fitting, shown, shown_by
 from dogwood_jax._plan.target import splits
+from dogwood_jax._widths.by_analogy import NotAlike
 from dogwood_jax._widths.widths import Tried, Widths
 from dogwood_jax.strategies import DepthStrategy, Strategy
 
@@ -173,11 +176,89 @@ def plan(
         if target_apply is None:
             paths = [leaf.path for leaf in widths.leaves]
             expect_arrays("plan", "target", target, shapes, paths)
-    problems: list[str] = []
     structure = None if target is None else jax.tree.structure(target)
     if sizes is not None and target is None and target_apply is not None:
         target, sizes = in_sizes(widths, sizes)
-    asked = asked_of(widths, sizes or {}, target, target_apply, depth, problems)
+
+    def proposed(widths: Widths, sizes: Mapping[Any, int], larger: Larger | None) -> Proposal:
+        given = target, keep, merge, strategy, depth, interface, check
+        return _proposed(widths, sizes, larger, *given)
+
+    def judged(found: Proposal) -> Growth:
+        growth, larger = found.growth, found.asked.larger.widths
+        if not found.keeps_outputs:
+            return growth
+        if not check:
+            return replace(growth, evidence=Evidence(why_not="planned with check=False"))
+        assert larger is not None
+        before, unlike, is_doubtful = found.asked.before, found.unlike, bool(found.doubts)
+
+        def show(insertions: tuple[Insertion, ...]) -> Growth:
+            filled = replace(growth, insertions=insertions)
+            return shown_by(filled, before, larger, unlike, is_doubtful=is_doubtful)
+
+        others = found.asked.larger.others
+        return first_shown(show, itertools.chain([growth.insertions], others))
+
+    by_layer = depth or keep or merge or isinstance(strategy, Mapping)
+    if target_apply is not None and not by_layer:
+        try:
+            growth = by_few_layers(widths, sizes or {}, target, target_apply, proposed, judged)
+            return replace(growth, structure=structure)
+        except (NotAlike, ValueError):  # with all layers, the error says all
+            pass
+    larger = None if target is None else read_larger(widths, target, target_apply, depth)
+    found = proposed(widths, sizes or {}, larger)
+    growth, asked = replace(found.growth, structure=structure), found.asked
+    if keep is not None or (merge is not None and not _is_claim_on_merged(growth)):
+        return growth
+    widths = asked.widths
+    if not found.keeps_outputs:
+        is_own = target is None and widths.network is not None and not found.has_copies
+        return fitting(growth) if check and is_own else growth
+    try:
+        if not check or (asked.larger.widths is not None and asked.larger.widths.network):
+            return judged(replace(found, growth=growth))
+        if widths.network is None:
+            return check_record(growth, widths.tried or Tried(), target)
+        return shown(growth, widths, target, is_doubtful=bool(found.doubts))
+    except Unshown as unshown:
+        if target is None and merge is None and widths.network is not None:
+            try:  # the numbers of the function decide
+                return plan(
+                    widths,
+                    asked.named,
+                    target_apply=widths.network.apply,
+                    strategy=strategy,
+                    interface=interface,
+                )
+            except ValueError:
+                pass
+        way_out = COPIES if found.has_copies else ITS_OWN_NUMBERS if merge is None else NO_MERGE
+        reasons = [f"{reason}; {way_out}" for reason in unshown.args]
+        its = Contradicted(reasons)
+        if unshown.is_evaluated:
+            its = contradicted("in these sizes, the network itself", reasons)
+        raise its.beside(found.doubts) from unshown
+    except Refused as refused:
+        raise refused.beside(found.doubts, found.ways_out) from refused.__cause__
+
+
+def _proposed(
+    widths: Widths,
+    sizes: Mapping[Any, int],
+    larger: Larger | None,
+    target: PyTree,
+    keep: Mapping[Any, Any] | None,
+    merge: Mapping[Any, Sequence[Sequence[int]]] | None,
+    strategy: Strategy | Mapping[str, Strategy] | None,
+    depth: DepthStrategy | None,
+    interface: bool,
+    check: bool,
+) -> Proposal:
+    """Returns the growth that programs propose; see ``plan``."""
+    problems: list[str] = []
+    asked = asked_of(widths, sizes, larger, problems)
     widths, larger, heads = asked.widths, asked.larger, asked.heads
     chosen = strategies_by_name(widths, strategy, problems)
     without_strategy = {name: size for name, size in asked.sizes.items() if name not in chosen}
@@ -246,51 +327,20 @@ def plan(
         between.widths(whole),
         between.changes(made),
         tuple(dict.fromkeys(notes)),
-        structure,
-        larger.insertions,
+        insertions=larger.insertions,
     )
     if misfits := [*_misfits(growth)]:
         raise Refused(misfits)
-    if keep is not None or (merge is not None and not _is_claim_on_merged(growth)):
-        return growth
-    if not keeps_outputs:
-        is_own = target is None and widths.network is not None and not copies.changes
-        return fitting(growth) if check and is_own else growth
-    if not check:
-        return replace(growth, evidence=Evidence(why_not="planned with check=False"))
-    try:
-        if larger.widths is not None and larger.widths.network is not None:
-            its_widths, unlike, is_doubtful = larger.widths, extended.unlike, bool(doubts)
-
-            def show(insertions: tuple[Insertion, ...]) -> Growth:
-                filled = replace(growth, insertions=insertions)
-                return shown_by(filled, asked.before, its_widths, unlike, is_doubtful=is_doubtful)
-
-            return first_shown(show, itertools.chain([growth.insertions], larger.others))
-        if widths.network is None:
-            return check_record(growth, widths.tried or Tried(), target)
-        return shown(growth, widths, target, is_doubtful=bool(doubts))
-    except Unshown as unshown:
-        if target is None and merge is None and widths.network is not None:
-            try:  # the numbers of the function decide
-                return plan(
-                    widths,
-                    asked.named,
-                    target_apply=widths.network.apply,
-                    strategy=strategy,
-                    interface=interface,
-                )
-            except ValueError:
-                pass
-        way_out = COPIES if copies.changes else ITS_OWN_NUMBERS if merge is None else NO_MERGE
-        reasons = [f"{reason}; {way_out}" for reason in unshown.args]
-        its = Contradicted(reasons)
-        if unshown.is_evaluated:
-            its = contradicted("in these sizes, the network itself", reasons)
-        raise its.beside(doubts) from unshown
-    except Refused as refused:
-        ways_out = [HEADS_FOR_EACH] if heads is not None and heads.is_for_each else []
-        raise refused.beside(doubts, ways_out) from refused.__cause__
+    return Proposal(
+        growth,
+        asked,
+        keeps_outputs,
+        bool(copies.changes),
+        bool(extended.solved.recipes),
+        extended.unlike,
+        doubts,
+        [HEADS_FOR_EACH] if heads is not None and heads.is_for_each else (),
+    )
 
 
 def _compared(

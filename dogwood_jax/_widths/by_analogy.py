@@ -36,13 +36,13 @@ def all_layers(read: Callable[[tuple[int, ...]], Widths], layers: LikeLayers) ->
         read: reads the network with these layers only; returns its widths.
         layers: the like layers.
     """
-    analogy = _Analogy(layers)
+    analogy = Analogy(layers)
     if analogy.is_ambiguous:
         return None
     by_reading = read(layers.more)
     widths = read(layers.few)
     try:
-        per_layer = _constants_without_place(widths, by_reading, analogy)
+        per_layer = constants_without_place(widths, by_reading, analogy)
         if analogy.extended(widths, layers.more, per_layer) != by_reading:
             return None
         return analogy.extended(widths, range(len(layers)), per_layer)
@@ -50,8 +50,8 @@ def all_layers(read: Callable[[tuple[int, ...]], Widths], layers: LikeLayers) ->
         return None
 
 
-def _constants_without_place(
-    few: Widths, more: Widths, analogy: "_Analogy"
+def constants_without_place(
+    few: Widths, more: Widths, analogy: "Analogy"
 ) -> Mapping[tuple[str, int], int]:
     """Returns how many constants that name no layer one more layer adds to each recipe.
 
@@ -60,28 +60,27 @@ def _constants_without_place(
         more: its widths if it has two layers more.
         analogy: tells which constants name a layer.
     """
-
-    def count(recipe: Recipe) -> int:
-        return sum(not analogy.mentioned(constant) for constant in recipe.constants)
-
     found, theirs = {}, dict(more.facts)
     for name, facts in few.facts:
         recipes = theirs[name].recipes if name in theirs else ()
         for index, pair in enumerate(zip(facts.recipes, recipes, strict=False)):
-            before, after = map(count, pair)
+            before, after = map(analogy.without_place, pair)
             found[name, index] = (after - before) // 2
     return found
 
 
-class _Analogy:
+class Analogy:
     """Names of some layers' arrays and widths, in place of those of other layers.
 
     Args:
         layers: the like layers, of which few were read.
+
+    Attributes:
+        few: the layers that stand for all.
     """
 
     def __init__(self, layers: LikeLayers) -> None:
-        self._few = layers.few
+        self.few = layers.few
         self._names = [
             [*prefixes, *(inside_of(prefix) for prefix in prefixes)] for prefixes in layers.prefixes
         ]
@@ -114,53 +113,80 @@ class _Analogy:
         Args:
             widths: those of the network with the layers that were read.
             layers: the numbers of the layers, the ones that were read among them.
-            per_layer: see ``_constants_without_place``.
+            per_layer: see ``constants_without_place``.
 
         Raises:
             NotAlike: if it is open what more layers add.
         """
-        leaves = self._sequence(widths.leaves, layers, lambda leaf: leaf.path)
-        more = len(layers) - len(self._few)
+        leaves = self.sequence(widths.leaves, layers, lambda leaf: leaf.path)
+        more = len(layers) - len(self.few)
 
         def whole(name: str, known: Facts) -> Facts:
             counts = [per_layer.get((name, index), 0) for index in range(len(known.recipes))]
-            owner = self._owner(name)
-            # The first layer's widths are its own, or run through all layers.
-            is_own = owner is not None and _AFTER not in self.mentioned(known) and not any(counts)
-            if is_own or owner in (_ITSELF, _AFTER):
+            if self.is_of_one_layer(name, known, more=any(counts)):
                 return known
             if _ITSELF in self.mentioned((known.fixed, known.zero_hazard, known.free_hazard)):
                 raise NotAlike
             return replace(
                 known,
-                hazards=self._sequence(known.hazards, layers),
-                copy_hazards=self._sequence(known.copy_hazards, layers),
-                notes=self._sequence(known.notes, layers),
+                hazards=self.sequence(known.hazards, layers),
+                copy_hazards=self.sequence(known.copy_hazards, layers),
+                notes=self.sequence(known.notes, layers),
                 recipes=tuple(
-                    self._recipe(recipe, layers, more * count)
+                    self.recipe(recipe, layers, more * count)
                     for recipe, count in zip(known.recipes, counts, strict=True)
                 ),
             )
 
         shared = tuple((name, whole(name, known)) for name, known in widths.facts)
-        facts = self._sequence(shared, layers, lambda item: item[0])
+        facts = self.sequence(shared, layers, lambda item: item[0])
         return Widths(leaves, facts)
 
-    def _recipe(self, recipe: Recipe, layers: Sequence[int], more: int) -> Recipe:
+    def is_of_one_layer(self, name: str, known: Any, *, more: bool) -> bool:
+        """Whether a width is of one layer. One that is named after the first may be of all.
+
+        Args:
+            name: its name.
+            known: what is known of it.
+            more: whether more layers add something to it that names no layer.
+        """
+        owner = self._owner(name)
+        is_first = owner is not None and _AFTER not in self.mentioned(known) and not more
+        return is_first or owner in (_ITSELF, _AFTER)
+
+    def are_several(self, text: str) -> bool:
+        """Whether a text of the first layer mentions others that stand for more than themselves."""
+        return min(found := self.mentioned(text), default=1) < _ITSELF and bool(found - {0})
+
+    def without_place(self, recipe: Recipe) -> int:
+        """Returns how many constants of a recipe name no layer."""
+        return sum(not self.mentioned(constant) for constant in recipe.constants)
+
+    def recipe(self, recipe: Recipe, layers: Sequence[int], more: int) -> Recipe:
+        """Returns a recipe in which every layer has what the second one has.
+
+        Args:
+            recipe: the recipe, as it was read.
+            layers: the numbers of all layers.
+            more: how many constants that name no layer the other layers add.
+
+        Raises:
+            NotAlike: if it is open what more layers add.
+        """
         placeless = [constant for constant in recipe.constants if not self.mentioned(constant)]
         if more and len({*placeless}) != 1:
             raise NotAlike
         if _ITSELF in self.mentioned(recipe.obstacle):
             raise NotAlike
         found: dict[str, Any] = {
-            field.name: self._sequence(value, layers)
+            field.name: self.sequence(value, layers)
             for field in fields(recipe)
             if isinstance(value := getattr(recipe, field.name), tuple)
         }
         found["constants"] += tuple(placeless[:1] * more)
         return replace(recipe, **found)
 
-    def _sequence(
+    def sequence(
         self,
         items: Sequence[T],
         layers: Sequence[int],

@@ -124,15 +124,16 @@ def trace(
     network = Network(apply, program.variables, tuple(program.inputs))
     layers = None if fixed or tied else find_like_layers(program)
     if layers is not None:
-        few: dict[tuple[int, ...], Traced] = {}
+        some: dict[tuple[int, ...], Widths] = {}
 
         def read_some(kept: tuple[int, ...]) -> Widths:
-            few[kept], widths = read_program(layers.keeping(program, kept))
+            traced, widths = read_program(layers.keeping(program, kept))
+            some[kept] = replace(widths, network=replace(network, read=traced))
             return widths
 
         widths = all_layers(read_some, layers)
         if widths is not None:
-            deep = Deep(program, layers, few[layers.few], lambda: read_program(program)[0])
+            deep = Deep(program, layers, some, lambda: read_program(program)[0])
             return replace(widths, network=replace(network, deep=deep))
     traced, widths = read_program(program, fixed, tied)
     return replace(widths, network=replace(network, read=traced))

@@ -224,14 +224,21 @@ class Deep:
     Attributes:
         program: the whole program.
         layers: which layers are alike.
-        few: what was learned of the program with the layers that stand for all.
+        some: the widths of the program with few layers and with more, by these layers.
         read: reads the whole program.
     """
 
     program: Program
     layers: LikeLayers
-    few: Any
+    some: Mapping[tuple[int, ...], "Widths"]
     read: Callable[[], Any]
+
+    @property
+    def few(self) -> Any:
+        """What was learned of the program with the layers that stand for all."""
+        network = self.some[self.layers.few].network
+        assert network is not None
+        return network.read
 
 
 @dataclass(frozen=True, eq=False)
@@ -360,6 +367,9 @@ class Widths(Mapping[str, Width]):
             return self._widths[name]
         except KeyError:
             raise KeyError(no_such("width", name, self._widths)) from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._widths  # without a search for names like it
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._widths)

@@ -2,8 +2,12 @@
 
 A GPT-2 of the largest size (1600 wide, 25 heads, 1024 tokens, 50257 words) with 1 to 96 layers.
 Then Llama-3 405B and DeepSeek-V3 671B, whose hidden units of all MLPs grow: in seconds, and as
-multiples of the time that ``jax.make_jaxpr`` takes. All from shapes alone: no array is allocated.
-Each round takes all depths, or ``make_jaxpr`` and ``trace`` with ``plan``, in turn.
+multiples of the time that ``jax.make_jaxpr`` takes for the network alone. These seconds are the
+processor's, which other work of the machine moves less. They grow by sizes, to the arrays of a
+target with the network's own function, and with another function, which is traced whole. What
+evaluates growths is part of ``plan``. All from shapes alone: no array of theirs is allocated. Each
+round takes all depths, or ``make_jaxpr`` and ``trace`` with ``plan``, in turn. The last line is the
+most memory that the process ever held, JAX and all programs included.
 
     python tests/benchmarks/depth.py [--rounds 3] [--layers 1 6 12 24 48 96]
 """
@@ -12,9 +16,11 @@ import argparse
 import gc
 import os
 import platform
+import resource
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax
@@ -96,26 +102,36 @@ def compare(apply: Callable[..., Any], variables: Any) -> dict[str, float]:
     """Returns the seconds that make_jaxpr takes, and trace and plan."""
     tokens = jax.ShapeDtypeStruct((1, 4096), jnp.int32)
     seconds: dict[str, float] = {}
-    jax.clear_caches()
-    gc.collect()
-    start = time.perf_counter()
-    jax.make_jaxpr(apply)(variables, tokens)
-    seconds["make_jaxpr"] = time.perf_counter() - start
-    jax.clear_caches()
-    gc.collect()
-    start = time.perf_counter()
-    widths = dw.trace(apply, variables, tokens)
-    seconds["trace"] = time.perf_counter() - start
+
+    def timed(what: str, function: Callable[[], Any]) -> Any:
+        start = time.process_time()
+        result = function()
+        seconds[what] = time.process_time() - start
+        return result
+
+    def afresh(what: str, function: Callable[[], Any]) -> Any:
+        jax.clear_caches()
+        gc.collect()
+        return timed(what, function)
+
+    afresh("make_jaxpr", lambda: jax.make_jaxpr(apply)(variables, tokens))
+    widths = afresh("trace", lambda: dw.trace(apply, variables, tokens))
     hidden = {
         name: width.size * 3 // 2
         for name, width in widths.items()
         if any(place.path.endswith("/down") for place in width.occurrences)
         if width.size in (2048, 18432, 53248)
     }
-    start = time.perf_counter()
-    growth = dw.plan(widths, hidden)
-    seconds["plan"] = time.perf_counter() - start
+    growth = timed("plan, by sizes", lambda: dw.plan(widths, hidden))
     assert len(growth.changes) >= len(variables["layers"])
+    shapes = iter(_shapes(growth, variables))
+    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(next(shapes), leaf.dtype), variables)
+    another = lambda variables, tokens: apply(variables, tokens)  # noqa: E731
+    for what, function in (("own", apply), ("another", another)):
+        widths = afresh("trace", lambda: dw.trace(apply, variables, tokens))
+        grow = partial(dw.plan, widths, target=target, target_apply=function)
+        wide = timed(f"plan, {what} function", grow)
+        assert wide.sizes == growth.sizes and wide.evidence.samples
     return seconds
 
 
@@ -156,9 +172,12 @@ def main() -> None:
     ):
         compare(apply, make(8))  # imports what is imported late
         found = [compare(apply, make()) for _ in range(options.rounds)]
-        cells = ", ".join(f"{what} {cell([r[what] for r in found])}" for what in found[0])
-        ratios = [(r["trace"] + r["plan"]) / r["make_jaxpr"] for r in found]
-        print(f"{name}: {cells}; trace and plan take {cell(ratios)} times make_jaxpr")
+        print(f"{name}: " + ", ".join(f"{w} {cell([r[w] for r in found])}" for w in found[0]))
+        for what in (what for what in found[0] if what.startswith("plan")):
+            ratios = [(r["trace"] + r[what]) / r["make_jaxpr"] for r in found]
+            print(f"{name}: trace and {what} take {cell(ratios)} times make_jaxpr")
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"the process held {most:.2f} GiB at most")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """How long the README's example takes from the start of Python, beside its imports alone.
 
-Each run is a process of its own; both take turns.
+Each run is a process of its own; all take turns. The last two lines differ by what evaluates the
+growth in ``plan``.
 
     python tests/benchmarks/first_call.py [--rounds 7]
 """
@@ -40,8 +41,10 @@ def main() -> None:
         "import jax": "import jax",
         "import dogwood_jax": "import dogwood_jax",
         "the example up to its small network": f"{without}\njax.block_until_ready(small)",
+        "the whole example, check=False": example.replace("256})", "256}, check=False)"),
         "the whole example": example,
     }
+    assert len({*programs.values()}) == len(programs)
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in programs}
     for _ in range(rounds):
         for name, program in programs.items():

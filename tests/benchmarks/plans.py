@@ -1,0 +1,60 @@
+"""How long plans of small networks take: those of the table of tests that take longest.
+
+Each width grows alone, to twice its size, by ``plan(widths, sizes)`` and by ``target_apply=``, the
+larger network of the same builder. What JAX has cached is forgotten before each network.
+
+    python tests/benchmarks/plans.py [--most 10]
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import dogwood_jax as dw
+
+sys.path.append(str(Path(__file__).parents[1]))
+from networks import Network, load
+
+
+def plans(network: Network) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Yields what grows a network, with its name."""
+    model = network.build()
+    widths = dw.trace(model.apply, model.shapes, *model.inputs)
+    for name, expected in network.widths.items():
+        if expected.by and not (expected.fixed or expected.hazard or expected.interface):
+            size = 2 * network.sizes[expected.by]
+            large = network.build(**{expected.by: size})
+            larger = {"target": large.shapes, "target_apply": large.apply}
+            yield f"{name}, by size", partial(dw.plan, widths, {name: 2 * expected.size})
+            yield f"{name}, by target_apply=", partial(dw.plan, widths, **larger)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--most", type=int, default=10)
+    most = parser.parse_args().most
+    found = []
+    jax.config.update("jax_enable_x64", True)  # the table holds float64
+    for name, network in load().items():
+        jax.clear_caches()
+        for what, grow in plans(network):
+            start = time.perf_counter()
+            try:
+                grow()
+            except ValueError:
+                what = f"{what}, refused"
+            found.append((time.perf_counter() - start, f"{name}: {what}"))
+    found.sort(reverse=True)
+    print(f"{len(found)} plans in {sum(seconds for seconds, _ in found):.0f} s; the slowest:")
+    for seconds, what in found[:most]:
+        print(f"{seconds:6.2f} s  {what}")
+
+
+if __name__ == "__main__":
+    main()
