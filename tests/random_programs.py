@@ -1394,6 +1394,10 @@ def judge(
         functions.append(program.apply(program.sizes))
     verdicts = [compared(program, seed, old, function, grown, xs) for function in functions]
     verdict = next((v for v in verdicts if v.status == "exact"), verdicts[0])
+    if verdict.status == "NaN" and "fresh" in how:
+        own = run(functions[0], how["fresh"], {"normal": xs["normal"]})
+        if not all(np.isfinite(y).all() for y in own["normal"]):
+            return Verdict("skipped", "the larger model itself is not finite")
     if verdict.status != "exact":
         return Verdict(verdict.status, f"{verdict.detail}; {growth!r} {growth.notes}")
     return verdict
