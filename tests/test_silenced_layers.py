@@ -217,8 +217,9 @@ def test_a_new_block_may_have_numbers_of_its_own() -> None:
     apply = network(residual(branch), residual(lambda p, x: relu(x @ p["up"]) @ p["down"]))
     target = ENDS | {"block": MLP, "new": arrays}
     widths = dw.trace(apply, ENDS | {"block": MLP}, X)
-    growth = dw.plan(widths, target=target, target_apply=apply)
-    assert f"new/{zeros}: 0" in map(str, growth.insertions)
+    for is_checked in (True, False):  # no doubt that only an evaluation could take away
+        growth = dw.plan(widths, target=target, target_apply=apply, check=is_checked)
+        assert f"new/{zeros}: 0" in map(str, growth.insertions)
 
 
 def test_each_of_several_branches_is_silenced_by_other_zeros() -> None:
