@@ -14,7 +14,7 @@ from flax import nnx
 import dogwood_jax as dw
 from dogwood_jax._program import like_layers
 from dogwood_jax._program.like_layers import LikeLayers
-from dogwood_jax._widths.by_analogy import NotAlike, all_layers
+from dogwood_jax._widths.by_analogy import Analogy, NotAlike, all_layers
 
 plan_module = importlib.import_module("dogwood_jax._plan.plan")  # beside the function of its name
 
@@ -335,6 +335,16 @@ def test_a_larger_model_is_planned_with_few_layers(
     monkeypatch.setattr(plan_module, "by_few_layers", all_layers_are_read)
     whole = dw.plan(widths, sizes, target_apply=target_apply)
     assert growth == whole and str(growth) == str(whole)
+
+
+@pytest.mark.usefixtures("is_worth_it")
+def test_what_more_layers_add_to_a_growth_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    apply, variables, x = NETWORKS["layer_scale"]()
+    widths = dw.trace(apply, variables, x)
+    sizes = {n: 16 for n, w in widths.items() if w.size == 8 and not (w.interface or w.fixed)}
+    wanted = dw.plan(widths, sizes, target_apply=apply)
+    monkeypatch.setattr(Analogy, "without_place", lambda self, recipe: 0)
+    assert dw.plan(widths, sizes, target_apply=apply) == wanted
 
 
 def scaled_if_shallow(p: Any, x: Any) -> Any:
