@@ -516,6 +516,17 @@ def test_a_growth_that_the_network_cannot_run_is_refused_or_noted() -> None:
     assert "the network's own function does not take arrays of these sizes" in growth.notes[0]
 
 
+def test_an_axis_that_is_padded_and_cut_again() -> None:
+    def apply(p: Any, x: Any) -> Any:
+        n = p["i"].shape[1]
+        return layer(p, x) @ jnp.pad(p["w"], ((n - 4, 0), (0, 0)))[:n] @ p["o"]
+
+    widths = dw.trace(apply, {"i": f64(5, 6), "w": f64(6, 3), "o": f64(3, 2)}, X)
+    target = {"i": f64(5, 8), "w": f64(8, 3), "o": f64(3, 2)}
+    with pytest.raises(ValueError, match="cannot plan this growth"):
+        dw.plan(widths, target=target, target_apply=apply, strategy=dw.strategies.tile())
+
+
 def test_widths_from_a_file_plan_alike() -> None:
     """What only the function tells is written in its place."""
 

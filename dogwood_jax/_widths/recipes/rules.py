@@ -121,6 +121,8 @@ def _moved(
     axes, old = r.axes(result), sorted(state.along)
     if origin is not None:
         sources = [origin.get(axis) for axis in axes]
+        if {*sources} - {None, *old}:  # a padded axis is another one until it is cut again
+            raise NoRecipe
     elif len(axes) == len(old):
         sources = [*old]
     elif not old or not axes:
