@@ -206,6 +206,9 @@ FOUND = {
         NO,
         (4, 5, 4),
     ),
+    "softmax_that_overflows": Found(
+        behind(jax.nn.softmax), behind(lambda y: jnp.exp(y) / jnp.exp(y).sum(1, keepdims=True)), NO
+    ),
     "new_unit_that_sleeps": Found(
         behind(whole, jax.nn.relu), behind(whole, jax.nn.relu), YES, inputs=f64(1, 4)
     ),
