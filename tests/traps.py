@@ -75,17 +75,17 @@ def transposed_within_a_reshape(p: Any, x: Any) -> Any:
 # Weights that act more than once -----------------------------------------------------------------
 
 
-@trap({"w[1]": "grown"}, w=(5, 3))
+@trap({"w[1]": "never learn"}, w=(5, 3))
 def gram_matrix_of_weights(p: Any, x: Any) -> Any:
     return x @ (p["w"] @ p["w"].T)
 
 
-@trap({"i[1]": "grown"}, i=(5, 6), s=(6,))
+@trap({"i[1]": "never learn"}, i=(5, 6), s=(6,))
 def weights_squared_by_einsum(p: Any, x: Any) -> Any:
     return jnp.einsum("bi,i,i->b", layer(p, x), p["s"], p["s"])
 
 
-@trap({"i[1]": "grown"}, i=(5, 6), s=(6,))
+@trap({"i[1]": "never learn"}, i=(5, 6), s=(6,))
 def weights_squared_by_products(p: Any, x: Any) -> Any:
     return jnp.sum(layer(p, x) * p["s"][None] * p["s"][None], axis=-1)
 
@@ -125,7 +125,7 @@ DEEP = {"i": (5, 6), "w": (6, 3), "o": (3, 2)}
 BEHIND = "no weights can be zeroed"
 
 
-@trap({"i[1]": "grown", "w[1]": "copied"}, **DEEP)
+@trap({"i[1]": "never learn", "w[1]": "copied"}, **DEEP)
 def thresholded_weights(p: Any, x: Any) -> Any:
     return layer(p, x) @ jnp.where(jnp.abs(p["w"]) > 0.1, p["w"], 0.0) @ p["o"]
 
@@ -135,7 +135,7 @@ def weights_thresholded_to_one(p: Any, x: Any) -> Any:
     return layer(p, x) @ jnp.where(jnp.abs(p["w"]) > 0.1, p["w"], 1.0) @ p["o"]
 
 
-@trap({"i[1]": "grown", "w[1]": "copied"}, **DEEP)
+@trap({"i[1]": "never learn", "w[1]": "copied"}, **DEEP)
 def squared_weights(p: Any, x: Any) -> Any:
     return layer(p, x) @ p["w"] ** 2 @ p["o"]
 

@@ -35,12 +35,12 @@ def read_and_one_more(p: Any, x: Any) -> Any:
     return h @ p["w"], (h * (1 + p["w"][:, 0])[None]) @ p["o"]
 
 
-@trap({"i[1]": "grown"}, **MLP)
+@trap({"i[1]": "never learn"}, **MLP)
 def integer_weights(p: Any, x: Any) -> Any:
     return layer(p, x) @ (9 * p["o"]).astype(int).astype(float)
 
 
-@trap({"i[1]": "grown"}, **MLP)
+@trap({"i[1]": "never learn"}, **MLP)
 def weights_as_booleans(p: Any, x: Any) -> Any:
     return layer(p, x) @ p["o"].astype(bool).astype(float)
 

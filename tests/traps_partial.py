@@ -190,7 +190,7 @@ def heads_by_their_largest_entry(p: Any, x: Any) -> Any:
     return (y / jnp.abs(y).max(-1, keepdims=True) * p["g"][None, :, None]).sum(1)
 
 
-@trap({"i[1]": "grown"}, **MLP)
+@trap({"i[1]": "never learn"}, **MLP)
 def weights_scaled_by_the_largest_of_each_column(p: Any, x: Any) -> Any:
     """As weights are quantized: rows of zeros change no maximum, nor does clipping change them."""
     scale = jnp.abs(p["o"]).max(0, keepdims=True)

@@ -85,7 +85,8 @@ class _New:
         floats = {path for path, a in case.new.arguments if jnp.issubdtype(a.dtype, jnp.floating)}
         inserted = case.growth.insertions
         self._units = {
-            f"new units of {change.width} get no gradient, so they would never learn": change
+            f"new units of {change.width} get no gradient, so they would never learn; "
+            "strategies.zeros() makes such units all the same": change
             for change in case.growth.changes
             if change.new > change.old and _should_learn(case.growth, change)
         }

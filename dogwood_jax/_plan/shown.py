@@ -121,6 +121,7 @@ def shown_by(
     if not verdict.is_shown:
         if growth.insertions and verdict.is_unfit:
             raise UnfitFilling(reasons(verdict, ""))
+        _check_gradients(verdict)
         raise contradicted("the larger model", [*reasons(verdict), *unlike])
     if verdict.is_branch_unseen and is_doubtful:  # a branch that no sample takes
         unseen = [f"no sample shows all sides of {what}" for what in verdict.unseen]
@@ -197,6 +198,7 @@ def shown(growth: Growth, network: Widths, target: PyTree, *, is_doubtful: bool 
             continue
         if verdict.is_shown and not (is_doubtful and verdict.is_branch_unseen):
             return replace(growth, evidence=evidence)
+        _check_gradients(verdict)
         unshown = Unshown([*reasons(verdict)], is_evaluated=True)
     rejected, own = (own, None) if isinstance(own, Rejected) else (None, own)
     if is_doubtful:
@@ -221,6 +223,7 @@ def shown(growth: Growth, network: Widths, target: PyTree, *, is_doubtful: bool 
         problem = _NOT_EVALUATED.format(error)
         raise Refused([problem]) from error
     if not verdict.is_shown:
+        _check_gradients(verdict)
         raise contradicted("in these sizes, the network", [*reasons(verdict)])
     if not other.is_shown:
         raise Refused(_readings(few, traced))
@@ -365,6 +368,12 @@ def reasons(verdict: Verdict, way_out: str = _COPIES) -> Iterator[str]:
     yield from filter(None, (verdict.problem, verdict.gradients))
     for path in verdict.unshown:
         yield f"{path or 'its output'}: no sample shows that it stays"
+
+
+def _check_gradients(verdict: Verdict) -> None:
+    """Raises if nothing but gradients speaks against a growth."""
+    if verdict.gradients and not (verdict.difference or verdict.problem or verdict.unshown):
+        raise Refused([verdict.gradients])
 
 
 def _number(number: complex) -> str:
