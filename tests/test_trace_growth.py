@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import pickle
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,6 @@ import numpy as np
 import optax
 import pytest
 from networks import Expected, Model, Network, data, f64, fill, load
-from test_trace_traps import assert_alike
 
 import dogwood_jax as dw
 from dogwood_jax._base.trees import leaves_by_path
@@ -337,13 +335,6 @@ def float_paths(variables: Any) -> list[str]:
         for path, leaf in leaves_by_path(variables).items()
         if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)
     ]
-
-
-@pytest.mark.slow  # traps tell more, and take less time
-@pytest.mark.parametrize("name", NETWORKS)
-def test_each_width_of_a_file_doubles_alike(name: str) -> None:
-    widths = old(name).widths
-    assert_alike(widths, pickle.loads(pickle.dumps(widths)))
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -23,6 +23,7 @@ from dogwood_jax._base.described import described
 from dogwood_jax._base.trees import PyTree, is_array, leaves_by_path, rebuilt
 from dogwood_jax._front.dead import find_dead
 from dogwood_jax._front.symmetry import find_symmetric, weights_of
+from dogwood_jax._plan.own_function import Rejected, own_program
 from dogwood_jax._widths.layout import units_along
 from dogwood_jax._widths.widths import Width, Widths
 
@@ -139,7 +140,11 @@ def refusal(widths: Widths, width: Width) -> str | None:
         return "it has a single unit"
     if width.hazards and all(strategies.by_name(r.strategy).makes_alike for r in width.recipes):
         return f"a unit that goes changes the others: {'; '.join(width.hazards)}"
-    return next((why for names, why in widths.recorded.alone if width.name in names), None)
+    if widths.network is not None:
+        own = own_program(widths, {width.name: 2 * width.size})
+        if isinstance(own, Rejected) and own.follows_shapes:
+            return f"other widths must change along with it: {own.reason}"
+    return None
 
 
 def copies(variables: PyTree, width: Width) -> tuple[tuple[int, ...], ...]:

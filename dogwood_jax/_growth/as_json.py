@@ -20,7 +20,7 @@ from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._widths.layout import Concat, Product, Units
 from dogwood_jax._widths.reasons import Reason, ReasonKind
-from dogwood_jax._widths.widths import Facts, Leaf, Recipe, Tried, Widths
+from dogwood_jax._widths.widths import Facts, Leaf, Recipe, Widths
 
 _TYPES = {
     cls.__name__: cls
@@ -35,7 +35,6 @@ _TYPES = {
             Leaf,
             Product,
             Recipe,
-            Tried,
             Units,
             Widths,
         ),
@@ -113,15 +112,19 @@ _TEXT = ArgumentKind(
 )
 
 
+# What former versions wrote of a network's function in the place of its program.
+_FORMER = ("conflicts", "tried")
+
+
 def _encoded(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and type(value).__name__ in _TYPES:
         members = {
             field.name: _encoded(getattr(value, field.name))
             for field in dataclasses.fields(value)
-            if field.name not in ("network", "tried")
+            if field.name != "network"
         }
         if isinstance(value, Widths):
-            members["tried"] = _encoded(value.recorded)
+            members["is_saved"] = value.is_saved or value.network is not None
         return {_TYPE: type(value).__name__, **members}
     if isinstance(value, strategies.Choice):
         raise ValueError(
@@ -167,8 +170,8 @@ def _decoded(value: Any) -> Any:
     if kind is None:
         raise ValueError(f"{_EXPECTED}, got an object without {_TYPE!r}")
     cls = _known(_TYPES, kind, "type")
-    if cls is Widths and "conflicts" in members:  # as 0.1.0 wrote it
-        members["tried"] = {_TYPE: "Tried", "conflicts": members.pop("conflicts") or []}
+    if cls is Widths:
+        members = {"is_saved": True} | {k: v for k, v in members.items() if k not in _FORMER}
     hints = _hints(cls)
     for name in members:
         _known(hints, name, f"member of {kind}")

@@ -30,7 +30,6 @@ comes a growth.
 | ``own_function`` | the network's own function in other sizes, or why it does not take them |
 | ``fewer_layers`` | a deep network with fewer layers, to ask its own function at less cost |
 | ``by_few_layers`` | the growth of a deep network, planned with few layers of both networks |
-| ``tried`` | what the network's function did with doubled widths; files keep this in its place |
 | ``solved`` | recipes that make up for the numbers of one larger model |
 | ``comparison`` | whether two programs are the same in other sizes, equation by equation |
 | ``tables`` | whether units at multiples of their places have the same numbers in tables |

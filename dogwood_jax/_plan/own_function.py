@@ -1,16 +1,13 @@
-"""What the network's own function says of a growth: ``check_own_function``.
+"""The network's own function in other sizes: ``own_program``.
 
-A planned growth follows from the widths alone. Where the function that was traced is at hand, it is
-called once more, with shapes in the grown sizes, and both programs are compared: a number such as
-``0.1 * width`` shows here, and so does ``heads = width // 64``. The function can only refuse a
-growth, not change it. Widths that were read from a file have no function. They know what it did
-when each width was doubled (``tried``).
+It is called once more, with shapes in the grown sizes. Its program is that of the larger network: a
+number such as ``0.1 * width`` shows here, and so does ``heads = width // 64``.
 """
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -19,14 +16,13 @@ from dogwood_jax._base.described import first_line
 from dogwood_jax._base.problems import Refused, UnfitArrays
 from dogwood_jax._base.trees import PyTree
 from dogwood_jax._growth.grown_sizes import GrownSizes
-from dogwood_jax._growth.growth import Growth
 from dogwood_jax._judge.resize import CannotResize, in_sizes
 from dogwood_jax._modules.resizing import Resizing, says_numbers
 from dogwood_jax._plan.fewer_layers import read_so_far
 from dogwood_jax._program.inner import equations
 from dogwood_jax._program.program import Program
 from dogwood_jax._widths.trace import Traced
-from dogwood_jax._widths.widths import Tried, Widths
+from dogwood_jax._widths.widths import Widths
 
 KNOWS_SIZES = (
     "the network's own function does not take arrays of these sizes, so the larger model needs one "
@@ -60,27 +56,6 @@ def contradicted(whose: str, problems: Sequence[str]) -> Contradicted:
     error = Contradicted(f"{whose} computes something else: {what}" for what in problems[:3])
     error.reasons = tuple(problems)
     return error
-
-
-def check_record(growth: Growth, tried: Tried, target: PyTree) -> Growth:
-    """Returns a growth unless the function speaks against it, by what a file says of it.
-
-    Args:
-        growth: the growth, of widths that were read from a file.
-        tried: what the function did when it was at hand.
-        target: the larger model's variables, or None.
-
-    Raises:
-        ValueError: if it computed something else when these widths were doubled.
-    """
-    problems = [f"{name}: {why}" for name, why in tried.conflicts if name in growth.change]
-    if target is None:  # the larger model says by itself what grows along
-        problems += (why for names, why in tried.alone if growth.change.keys() <= {*names})
-    if problems and growth.change:
-        raise Refused(problems)
-    if target is None and any(name in growth.change for name in tried.known):
-        return replace(growth, notes=(*growth.notes, KNOWS_SIZES))
-    return growth
 
 
 @dataclass(frozen=True)

@@ -38,15 +38,19 @@ from dogwood_jax._plan.notes import notes_of
 from dogwood_jax._plan.own_function import (
     ITS_OWN_NUMBERS,
     Contradicted,
-    check_record,
     contradicted,
 )
 from dogwood_jax._plan.removals import NO_MERGE, removals
 from dogwood_jax._plan.shown import Unshown, first_shown, fitting, shown, shown_by
 from dogwood_jax._plan.target import splits
 from dogwood_jax._widths.by_analogy import NotAlike
-from dogwood_jax._widths.widths import Tried, Widths
+from dogwood_jax._widths.widths import Widths
 from dogwood_jax.strategies import DepthStrategy, Strategy
+
+_NO_PROGRAM = (
+    "widths from a file hold no program, so nothing shows that outputs stay; trace the network "
+    "again, or pass check=False"
+)
 
 DEPTH = ArgumentKind(
     "strategies.stack(), strategies.interpose() or strategies.new_layers()",
@@ -73,8 +77,8 @@ def plan(
     did. The program of the network proposes such a growth. It is accepted only if an evaluation
     shows it: both networks, in small sizes if they are large, are run on random weights and inputs
     in float64, and must be equal to rounding. The weights of the larger one come from ``grow``.
-    ``print(growth)`` says what was checked and what was not seen. Widths from ``chain`` or from a
-    file hold no function, so nothing is evaluated for them.
+    ``print(growth)`` says what was checked and what was not seen. Widths from ``chain`` hold no
+    function, so nothing is evaluated for them. Widths from a file need ``check=False``.
 
     A width that cannot grow in this way is refused, with the reason. Some parts of a network
     compute with a width's size, such as a norm. If an exact recipe is known for such a width, it is
@@ -220,7 +224,9 @@ def plan(
         if not check or (asked.larger.widths is not None and asked.larger.widths.network):
             return judged(replace(found, growth=growth))
         if widths.network is None:
-            return check_record(growth, widths.tried or Tried(), target)
+            if widths.is_saved and growth.changes:
+                raise Refused([_NO_PROGRAM])
+            return growth
         return shown(growth, widths, target, is_doubtful=bool(found.doubts))
     except Unshown as unshown:
         if target is None and merge is None and widths.network is not None:

@@ -279,21 +279,6 @@ class Network:
         return tuple(jax.tree.map(one, self.inputs))
 
 
-@dataclass(frozen=True)
-class Tried:
-    """What a network's function did when its widths were doubled one after another.
-
-    Attributes:
-        conflicts: each width that made the function compute something else, and what.
-        known: the widths whose sizes the function knows. It did not take larger arrays for them.
-        alone: groups of widths that can only grow together with other widths, and why.
-    """
-
-    conflicts: tuple[tuple[str, str], ...] = ()
-    known: tuple[str, ...] = ()
-    alone: tuple[tuple[tuple[str, ...], str], ...] = ()
-
-
 @dataclass(frozen=True, repr=False)
 class Widths(Mapping[str, Width]):
     """All widths of a network: a mapping from name to ``Width``.
@@ -305,23 +290,14 @@ class Widths(Mapping[str, Width]):
         leaves: the arrays in which widths occur, with the layout of each axis.
         facts: name and properties of each width, in the order of the table.
         network: the function that was traced. It has no part in comparisons and is not pickled.
-        tried: what the function did with doubled widths. Widths from a file have no function, but
-            have this.
+        is_saved: whether these are the widths of a traced network from a file or a pickle, which
+            hold no function. It has no part in comparisons.
     """
 
     leaves: tuple[Leaf, ...]
     facts: tuple[tuple[str, Facts], ...] = field(default=())
     network: Network | None = None
-    tried: Tried | None = None
-
-    @cached_property
-    def recorded(self) -> Tried:
-        """What a file records in place of the function."""
-        if self.network is None:
-            return self.tried or Tried()
-        from dogwood_jax._plan.tried import try_doubled  # which imports this file
-
-        return try_doubled(self)
+    is_saved: bool = False
 
     @cached_property
     def _widths(self) -> dict[str, Width]:
@@ -350,17 +326,13 @@ class Widths(Mapping[str, Width]):
 
     def __getstate__(self) -> dict[str, object]:
         # Without the cached hash: hashes of strings differ between processes.
-        return {
-            "leaves": self.leaves,
-            "facts": self.facts,
-            "network": None,
-            "tried": self.recorded,
-        }
+        is_saved = self.is_saved or self.network is not None
+        return {"leaves": self.leaves, "facts": self.facts, "network": None, "is_saved": is_saved}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        conflicts = state.get("conflicts")  # as 0.1.0 wrote it
-        rest = {name: value for name, value in state.items() if name != "conflicts"}
-        self.__dict__.update({"tried": Tried(conflicts) if conflicts else None} | rest)
+        known = {name: state[name] for name in ("leaves", "facts")}
+        # Former versions did not write whether there was a function.
+        self.__dict__.update(known, network=None, is_saved=state.get("is_saved", True))
 
     def __getitem__(self, name: str) -> Width:
         try:
