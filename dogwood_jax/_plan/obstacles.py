@@ -82,6 +82,8 @@ def _misfits(width: Width, new: int, strategy: Strategy, recipe: Recipe | None) 
             f"strategies.{strategy}() chooses between incoming and outgoing weights, but the width "
             f"has {' and '.join(sorted(roles))} ones only"
         )
+    if strategy.makes_alike and strategy.preserving:
+        yield from (hazard for hazard in width.copy_hazards if kind_of(hazard) == "integers")
     if strategy.makes_alike and width.interface:
         yield (
             "units of an input or output cannot be copied, because new inputs are not copies of "

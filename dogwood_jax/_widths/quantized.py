@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dogwood_jax._program.moves import KEEP_ENTRIES
+from dogwood_jax._widths.reasons import Reason
 from dogwood_jax._widths.roles import Roles
 from dogwood_jax._widths.values import Trace, Value
 
@@ -19,6 +20,13 @@ _READ = KEEP_ENTRIES | frozenset(
     "slice split unstack dynamic_slice concatenate convert_element_type copy stop_gradient "
     "dot_general conv_general_dilated scan while cond gather".split()
 )
+
+
+_ZEROS = Reason(
+    "new entries of arrays of small integers are zeros, so other arrays must feed its new units",
+    "silent",
+)
+_NOT_SHARED = Reason("small integers cannot be shared out among copies", "integers")
 
 
 def is_quantized(dtype: Any) -> bool:
@@ -39,11 +47,8 @@ def note_quantized(roles: Roles, trace: Trace) -> None:
     for spots in roles.spots.values():
         for spot in spots:
             if spot.leaf in trace.quantized:
-                spot.atom.note(
-                    "new entries of arrays of small integers are zeros, so other arrays must feed "
-                    "its new units"
-                )
+                spot.atom.note(_ZEROS)
                 if (hazard := roles.zero_hazards.get(spot.atom)) is not None:
                     spot.atom.fix(f"new entries of its small integers are zeros, but {hazard}")
                 if roles.of(spot) != "incoming":
-                    spot.atom.endanger_copies("small integers cannot be shared out among copies")
+                    spot.atom.endanger_copies(_NOT_SHARED)

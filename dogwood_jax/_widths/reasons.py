@@ -5,7 +5,9 @@ People read the sentence. Code asks for the kind, and never looks at the words.
 
 from typing import Any, Literal
 
-ReasonKind = Literal["", "suspicion", "ambiguous", "table", "must_stay", "silent", "unweighted"]
+ReasonKind = Literal[
+    "", "suspicion", "ambiguous", "table", "must_stay", "silent", "unweighted", "integers"
+]
 
 
 class Reason(str):
@@ -25,6 +27,7 @@ class Reason(str):
               it does.
             - ``"silent"``: the weights that feed new units must be zero.
             - ``"unweighted"``: all units count alike in a sum over them.
+            - ``"integers"``: weights are small integers, which have no halves.
     """
 
     kind: ReasonKind
