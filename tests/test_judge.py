@@ -443,6 +443,30 @@ def problem(larger: Callable[..., Any]) -> str | None:
     return verdict.problem or verdict.gradients
 
 
+@pytest.mark.parametrize("layers, units", [(2, 4), (3, 5), (4, 7)])
+def test_a_number_is_rounded_alike_wherever_it_stands(layers: int, units: int) -> None:
+    """In single precision, 3 ** -0.5 is rounded, and 4 ** -0.5 is a number of the network, too."""
+
+    def shapes(dims: int) -> Any:
+        layer = {
+            **{name: jax.ShapeDtypeStruct((units, dims), jnp.float32) for name in "qkv"},
+            "o": jax.ShapeDtypeStruct((dims, units), jnp.float32),
+        }
+        return [layer] * layers
+
+    def apply(variables: Any, x: Any) -> Any:
+        for layer in variables:
+            q, k, v = x @ layer["q"], x @ layer["k"], x @ layer["v"]
+            scores = q @ k.swapaxes(1, 2) * q.shape[-1] ** -0.5
+            x = x + jax.nn.softmax(scores) @ v @ layer["o"] * 0.5
+        return x
+
+    x = jax.ShapeDtypeStruct((2, 3, units), jnp.float32)
+    widths = dw.trace(apply, shapes(3), x)
+    growth = dw.plan(widths, target=shapes(4), target_apply=apply)
+    assert growth.evidence is not None and growth.evidence.samples
+
+
 def test_gradients_must_be_finite() -> None:
     def steep(p: Any, x: Any) -> Any:
         norms = jnp.sqrt(jnp.sum(p["down"] ** 2, 1)).sum()
