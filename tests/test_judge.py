@@ -485,6 +485,20 @@ def test_new_units_must_learn() -> None:
     assert problem(masked) == "new units of up get no gradient, so they would never learn"
 
 
+def test_another_recipe_is_taken_where_units_would_never_learn() -> None:
+    """Behind a relu, units whose incoming weights are zero get no gradient. Copies do."""
+
+    def apply(p: Any, x: Any) -> Any:
+        h = jax.nn.relu(x @ p["up"])
+        return h @ h.T + h @ p["down"]
+
+    p = {"up": jnp.ones((3, 4)), "down": jnp.ones((4, 2))}
+    widths = dw.trace(apply, p, jnp.ones((2, 3)))
+    assert dw.plan(widths, {"up": 8}).change["up"].strategy == dw.strategies.tile()
+    with pytest.raises(ValueError, match="new units of up get no gradient"):
+        dw.plan(widths, {"up": 5})
+
+
 # Broken on purpose -------------------------------------------------------------------------------
 
 
