@@ -443,6 +443,30 @@ def problem(larger: Callable[..., Any]) -> str | None:
     return verdict.problem or verdict.gradients
 
 
+@pytest.mark.parametrize("layers, units", [(2, 4), (3, 5), (4, 7)])
+def test_a_number_is_rounded_alike_wherever_it_stands(layers: int, units: int) -> None:
+    """In single precision, 3 ** -0.5 is rounded, and 4 ** -0.5 is a number of the network, too."""
+
+    def shapes(dims: int) -> Any:
+        layer = {
+            **{name: jax.ShapeDtypeStruct((units, dims), jnp.float32) for name in "qkv"},
+            "o": jax.ShapeDtypeStruct((dims, units), jnp.float32),
+        }
+        return [layer] * layers
+
+    def apply(variables: Any, x: Any) -> Any:
+        for layer in variables:
+            q, k, v = x @ layer["q"], x @ layer["k"], x @ layer["v"]
+            scores = q @ k.swapaxes(1, 2) * q.shape[-1] ** -0.5
+            x = x + jax.nn.softmax(scores) @ v @ layer["o"] * 0.5
+        return x
+
+    x = jax.ShapeDtypeStruct((2, 3, units), jnp.float32)
+    widths = dw.trace(apply, shapes(3), x)
+    growth = dw.plan(widths, target=shapes(4), target_apply=apply)
+    assert growth.evidence is not None and growth.evidence.samples
+
+
 def test_gradients_must_be_finite() -> None:
     def steep(p: Any, x: Any) -> Any:
         norms = jnp.sqrt(jnp.sum(p["down"] ** 2, 1)).sum()
@@ -459,6 +483,20 @@ def test_new_units_must_learn() -> None:
         return jnp.where((jnp.arange(h.shape[1]) < 5)[None], h, 0) @ p["down"]
 
     assert problem(masked) == "new units of up get no gradient, so they would never learn"
+
+
+def test_another_recipe_is_taken_where_units_would_never_learn() -> None:
+    """Behind a relu, units whose incoming weights are zero get no gradient. Copies do."""
+
+    def apply(p: Any, x: Any) -> Any:
+        h = jax.nn.relu(x @ p["up"])
+        return h @ h.T + h @ p["down"]
+
+    p = {"up": jnp.ones((3, 4)), "down": jnp.ones((4, 2))}
+    widths = dw.trace(apply, p, jnp.ones((2, 3)))
+    assert dw.plan(widths, {"up": 8}).change["up"].strategy == dw.strategies.tile()
+    with pytest.raises(ValueError, match="new units of up get no gradient"):
+        dw.plan(widths, {"up": 5})
 
 
 # Broken on purpose -------------------------------------------------------------------------------

@@ -131,7 +131,8 @@ class Watch:
         nudge: by how much every number is nudged.
         seed: where random signs begin.
         rounded: constants that only one of two programs has. They are nudged by what they may be
-            rounded by in their own dtype, because 1 / 768 and 1 / 1024 are rounded otherwise.
+            rounded by in their own dtype, because 1 / 768 and 1 / 1024 are rounded otherwise. A
+            constant that occurs several times is nudged alike, because it is rounded alike.
         moved: a constant that is another one.
         times: by what it is multiplied.
         seen: notes which sides of operations are seen.
@@ -150,7 +151,7 @@ class Watch:
     ) -> None:
         self._nudge, self._rng = nudge, np.random.default_rng(seed)
         self._rounded, self._moved, self._seen = rounded, moved, seen
-        self._times = times
+        self._times, self._signs = times, dict[bytes, np.ndarray]()
         self.is_alike = is_alike
         self.last: int | None = None  # the largest index of the smallest table
         self.compared: set[int] = set()
@@ -164,9 +165,10 @@ class Watch:
     def number(self, array: np.ndarray, dtype: Any) -> np.ndarray:
         if self._moved is not None and array.tobytes() == self._moved:
             return np.where(array == 0, 0.1, array * self._times)
-        if self._rounded and array.tobytes() in self._rounded:
-            signs = self._rng.integers(2, size=array.shape) * 2 - 1
-            return np.asarray(array * (1 + _eps(dtype) / 2 * signs))
+        if self._rounded and (number := array.tobytes()) in self._rounded:
+            if number not in self._signs:
+                self._signs[number] = self._rng.integers(2, size=array.shape) * 2 - 1
+            return np.asarray(array * (1 + _eps(dtype) / 2 * self._signs[number]))
         return np.asarray(self.nudged(array))
 
     def results(

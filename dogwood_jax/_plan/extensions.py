@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dogwood_jax import strategies
-from dogwood_jax._growth.growth import Change
+from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._plan.asked import Asked
 from dogwood_jax._plan.comparison import Comparison
 from dogwood_jax._plan.constants import unlike
@@ -75,6 +75,22 @@ def extensions(
         is_better = found.refusals or found.doubts or not unlike
         if is_better and not (again.refusals or again.doubts):
             return replace(again, unlike=unlike, solved=solved)
+    return found
+
+
+def other_strategies(growth: Growth) -> dict[str, Strategy]:
+    """Returns the strategies of recipes that were not taken, by width.
+
+    Evaluation may refuse a growth by the recipes that come first. Behind a relu, for example, units
+    whose incoming weights are zero never learn, but copies do.
+    """
+    found = dict[str, Strategy]()
+    for change in growth.changes:
+        if change.recipe is None:
+            continue
+        for recipe in _recipes(growth.widths[change.width], change.new, None):
+            if recipe is not None and recipe.strategy != change.recipe.strategy:
+                found.setdefault(change.width, strategies.by_name(recipe.strategy))
     return found
 
 

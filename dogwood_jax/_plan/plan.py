@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -31,7 +32,7 @@ from dogwood_jax._plan.comparison import Comparison
 from dogwood_jax._plan.constants import constants, missing_epsilons, other_numbers
 from dogwood_jax._plan.copies import Copies
 from dogwood_jax._plan.experts import COPIES, exact_copies
-from dogwood_jax._plan.extensions import extensions
+from dogwood_jax._plan.extensions import extensions, other_strategies
 from dogwood_jax._plan.larger import Larger, read_larger
 from dogwood_jax._plan.names import check_names
 from dogwood_jax._plan.notes import notes_of
@@ -220,6 +221,7 @@ def plan(
     if not found.keeps_outputs:
         is_own = target is None and widths.network is not None and not found.has_copies
         return fitting(growth) if check and is_own else growth
+    refused: Refused
     try:
         if not check or (asked.larger.widths is not None and asked.larger.widths.network):
             return judged(replace(found, growth=growth))
@@ -245,9 +247,22 @@ def plan(
         its = Contradicted(reasons)
         if unshown.is_evaluated:
             its = contradicted("in these sizes, the network itself", reasons)
-        raise its.beside(found.doubts) from unshown
-    except Refused as refused:
-        raise refused.beside(found.doubts, found.ways_out) from refused.__cause__
+        refused = its.beside(found.doubts)
+        refused.__cause__ = unshown
+    except Refused as error:
+        refused = error.beside(found.doubts, found.ways_out)
+        refused.__cause__ = error.__cause__
+    if strategy is None and merge is None and (others := other_strategies(growth)):
+        with suppress(ValueError):
+            return plan(
+                asked.before,
+                asked.named,
+                target=target,
+                target_apply=target_apply,
+                strategy=others,
+                interface=interface,
+            )
+    raise refused
 
 
 def _proposed(
