@@ -482,7 +482,7 @@ def test_new_units_must_learn() -> None:
         h = jnp.cos(x @ p["up"])
         return jnp.where((jnp.arange(h.shape[1]) < 5)[None], h, 0) @ p["down"]
 
-    assert problem(masked) == "new units of up get no gradient, so they would never learn"
+    assert problem(masked).startswith("new units of up get no gradient, so they would never learn")
 
 
 def test_another_recipe_is_taken_where_units_would_never_learn() -> None:
