@@ -529,6 +529,15 @@ def test_what_samples_hide_is_not_shown(name: str, strategy: str) -> None:
         dw.plan(dw.trace(apply, MLP, X), SIZES, strategy=getattr(dw.strategies, strategy)())
 
 
+def test_images_have_bright_pixels() -> None:
+    def apply(p: Any, x: Any) -> Any:
+        return lax.cumsum((x >> 7) @ p["up"], 1, reverse=True) @ p["down"]
+
+    image = jax.ShapeDtypeStruct((3, 4), jnp.uint8)
+    with pytest.raises(ValueError, match="cumsum runs along it"):
+        dw.plan(dw.trace(apply, MLP, image), SIZES)
+
+
 @pytest.mark.parametrize("pick", [jnp.max, jnp.argmax, lambda h, axis: lax.top_k(h, 2)[0]])
 def test_new_zeros_may_be_the_largest(pick: Any) -> None:
     """With 20 old units, normal numbers are never all negative."""

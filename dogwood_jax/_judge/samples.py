@@ -193,6 +193,8 @@ class Samples:
             if family is BEYOND and jnp.issubdtype(dtype, jnp.signedinteger):
                 beyond = np.resize([9, -1, 9999, 0, -9, 1, 99, 2], shape)
                 return rng.permutation(beyond.ravel()).reshape(shape).astype(dtype)
+            if dtype in (np.uint8, np.int8) and self.last is None:  # an image, if it is no index
+                return rng.integers(0, np.iinfo(dtype).max + 1, size=shape).astype(dtype)
             return self._whole(rng, shape, dtype)
         numbers = rng.normal(size=shape)
         if jnp.issubdtype(dtype, jnp.complexfloating):
