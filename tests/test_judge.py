@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pairs
 import pytest
+from jax import lax
 from networks import Model, f64, fill, load
 from primitive_examples import EXAMPLES
 
@@ -497,6 +498,56 @@ def test_another_recipe_is_taken_where_units_would_never_learn() -> None:
     assert dw.plan(widths, {"up": 8}).change["up"].strategy == dw.strategies.tile()
     with pytest.raises(ValueError, match="new units of up get no gradient"):
         dw.plan(widths, {"up": 5})
+
+
+# What samples hide --------------------------------------------------------------------------------
+
+HIDING = {
+    "a maximum": lambda h, x: h + jax.nn.relu(h.sum(-1, keepdims=True) - 1e5),
+    "a sigmoid that is zero": lambda h, x: h + jax.nn.sigmoid(h.sum(-1, keepdims=True) - 2000),
+    "a sign": lambda h, x: h + jnp.sign(h.sum(-1, keepdims=True) + 1e5),
+    "a floor": lambda h, x: h + jnp.floor(jnp.abs(h.sum(-1, keepdims=True)) / 1e5),
+    "a cast": lambda h, x: h + (h.sum(-1, keepdims=True) / 1e5).astype(int),
+    "a choice": lambda h, x: jnp.where(x[:, :1] == 0.5, lax.cumsum(h, 1, reverse=True), h),
+    "a product": lambda h, x: h + (x[:, :1] == 0.5) * h.sum(-1, keepdims=True),
+    "a branch": lambda h, x: lax.cond(x[0, 0] > 1e5, lambda: h[:, ::-1].cumsum(1), lambda: h),
+    "a loop": lambda h, x: lax.fori_loop(
+        0, jnp.int32(x[0, 0] / 1e5), lambda _, h: lax.cumsum(h, 1, reverse=True), h
+    ),
+}
+
+
+@pytest.mark.parametrize("strategy", ["zero_outgoing", "replicate"])
+@pytest.mark.parametrize("name", HIDING)
+def test_what_samples_hide_is_not_shown(name: str, strategy: str) -> None:
+    """Units are mixed where inputs are large or are 0.5, and no sample shows it."""
+
+    def apply(p: Any, x: Any) -> Any:
+        return HIDING[name](x @ p["up"], x) @ p["down"]
+
+    with pytest.raises(ValueError, match="cannot plan this growth"):
+        dw.plan(dw.trace(apply, MLP, X), SIZES, strategy=getattr(dw.strategies, strategy)())
+
+
+def test_images_have_bright_pixels() -> None:
+    def apply(p: Any, x: Any) -> Any:
+        return lax.cumsum((x >> 7) @ p["up"], 1, reverse=True) @ p["down"]
+
+    image = jax.ShapeDtypeStruct((3, 4), jnp.uint8)
+    with pytest.raises(ValueError, match="cumsum runs along it"):
+        dw.plan(dw.trace(apply, MLP, image), SIZES)
+
+
+@pytest.mark.parametrize("pick", [jnp.max, jnp.argmax, lambda h, axis: lax.top_k(h, 2)[0]])
+def test_new_zeros_may_be_the_largest(pick: Any) -> None:
+    """With 20 old units, normal numbers are never all negative."""
+
+    def apply(p: Any, x: Any) -> Any:
+        return jnp.tanh(x @ p["up"]) @ p["down"], pick(x @ p["up"], axis=-1)
+
+    shapes = {"up": f64(4, 20), "down": f64(20, 3)}
+    with pytest.raises(ValueError, match="positive inputs and negative weights"):
+        dw.plan(dw.trace(apply, shapes, f64(3, 4)), {"up": 24}, strategy=dw.strategies.zeros())
 
 
 # Broken on purpose -------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ from dogwood_jax._growth.growth import Growth
 from dogwood_jax._judge.claim import Case, Compared, Side
 from dogwood_jax._judge.removal import moved
 from dogwood_jax._judge.resize import CannotResize, in_sizes
-from dogwood_jax._judge.twin import entries
 from dogwood_jax._plan.own_function import Rejected, own_program
+from dogwood_jax._program.inner import entries
 from dogwood_jax._program.program import Program
 from dogwood_jax._widths.widths import Network, Widths
 

@@ -32,6 +32,7 @@ class GrownSizes:
         names: name of each width by dimension.
         times: how many units each old unit becomes, by the dimensions that are a width with another
             one inside.
+        dims: the dimensions of all axes of arrays, and what these are made of.
         lengths: the sizes of all axes of arrays, and of what these are made of, before and after.
         appended: the sizes after the growth of those along which units are appended.
     """
@@ -65,8 +66,9 @@ class GrownSizes:
                         self.times[spot.atom] = inside[units.width]
                         self._sizes[spot.atom] *= inside[units.width]
         every = {d: None for along in dims.values() for dim in along for d in parts_of(dim)}
-        self.lengths = {(d.size, self(d)) for d in (*every, *choices)}
-        self.appended = {self(d) for d in (*every, *choices) if self._is_appended(d)}
+        self.dims = (*every, *choices)
+        self.lengths = {(d.size, self(d)) for d in self.dims}
+        self.appended = {self(d) for d in self.dims if self._is_appended(d)}
 
     def __call__(self, dim: Dim) -> int:
         dim = dim.root

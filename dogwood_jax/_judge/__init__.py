@@ -12,6 +12,7 @@ mean.
 | ``judge`` | both networks side by side, and when two numbers are the same |
 | ``gradients`` | whether gradients stay finite and reach new units |
 | ``seen`` | which sides of operations samples have shown, and which numbers differ |
+| ``hidden`` | where both programs differ and no sample shows it |
 | ``lines`` | the caller's own line of an equation |
 | ``samples`` | random variables and inputs, in many pieces of a function |
 | ``evaluate`` | a program computed with NumPy in float64 |

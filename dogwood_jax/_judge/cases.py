@@ -45,7 +45,8 @@ def case_of(
         places.of(value, a.shape, b.shape)
         for value, a, b in zip(traced.trace.arguments, ours, theirs, strict=True)
     ]
-    return Case(old, new, growth, [*_outputs(growth, traced, old, new, places)], inputs)
+    outputs = [*_outputs(growth, traced, old, new, places)]
+    return Case(old, new, growth, outputs, inputs, places.by_sizes())
 
 
 class _Places:
@@ -68,6 +69,16 @@ class _Places:
             old_places(self._after.along(dim, self._before)) if self._after(dim) == b > a else None
             for dim, a, b in zip(value.dims, old, new, strict=True)
         )
+
+    def by_sizes(self) -> dict[tuple[int, int], list[np.ndarray]]:
+        """Returns where old entries may be along an axis, by its sizes before and after."""
+        found: dict[tuple[int, int], dict[bytes, np.ndarray]] = {}
+        for dim in self._after.dims:
+            old = dim.size if self._before is None else self._before(dim)
+            if old < (new := self._after(dim)):
+                places = np.asarray(old_places(self._after.along(dim, self._before)))
+                found.setdefault((old, new), {})[places.tobytes()] = places
+        return {sizes: [*places.values()] for sizes, places in found.items()}
 
 
 def _outputs(

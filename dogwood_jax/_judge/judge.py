@@ -24,18 +24,20 @@ from dogwood_jax._growth.growth import Growth
 from dogwood_jax._judge.claim import Case, Compared, Side
 from dogwood_jax._judge.evaluate import Undecided, evaluate, in_64_bits, widest, words
 from dogwood_jax._judge.gradients import Sample, check_gradients
+from dogwood_jax._judge.hidden import Hidden, Steps
 from dogwood_jax._judge.samples import (
     BEYOND,
     FAMILIES,
     LARGE,
     MODES,
+    SIGNED,
     Family,
     Samples,
     kinds_of,
     merged_units,
 )
 from dogwood_jax._judge.seen import BRANCHES, Operation, Seen, differing, only_in, rounding_in
-from dogwood_jax._program.inner import equations, every_constant
+from dogwood_jax._program.inner import entries, equations, every_constant
 
 # By how much every number is nudged, relative to the number.
 NUDGE = 1e-15
@@ -47,6 +49,8 @@ _ROUNDING = 1e-11
 _UNSTEADY = 1e-6
 # Numbers that are smaller than this are zero.
 _SMALLEST = 1e-290
+# So many numbers are kept of one evaluation of both networks.
+_WRITTEN_DOWN = 20_000_000
 # In how many more samples new units may get their first gradient.
 _MORE = 12
 
@@ -137,6 +141,7 @@ class Watch:
         times: by what it is multiplied.
         seen: notes which sides of operations are seen.
         is_alike: see ``Watch``.
+        steps: writes down what is evaluated.
     """
 
     def __init__(
@@ -148,10 +153,12 @@ class Watch:
         times: float = 1.1,
         seen: Seen | None = None,
         is_alike: bool = False,
+        steps: Steps | None = None,
     ) -> None:
         self._nudge, self._rng = nudge, np.random.default_rng(seed)
         self._rounded, self._moved, self._seen = rounded, moved, seen
-        self._times, self._signs = times, dict[bytes, np.ndarray]()
+        self._times, self._steps = times, steps
+        self._signs = dict[bytes, np.ndarray]()
         self.is_alike = is_alike
         self.last: int | None = None  # the largest index of the smallest table
         self.compared: set[int] = set()
@@ -174,7 +181,8 @@ class Watch:
     def results(
         self, eqn: Any, operands: Sequence[Any], results: Sequence[Any], callers: Sequence[Any]
     ) -> None:
-        pass
+        if self._steps is not None:
+            self._steps.add(eqn, operands, results, callers)
 
     def equation(self, eqn: Any, operands: Sequence[Any], callers: Sequence[Any]) -> None:
         if self._seen is not None:
@@ -261,8 +269,14 @@ def _families(case: Case) -> Sequence[Family]:
     """Returns the kinds of samples; ids beyond tables only where no input or output grows."""
     widths = case.growth.widths
     is_closed = not any(widths[change.width].interface for change in case.growth.changes)
-    more = (*([LARGE] if case.growth.insertions else []),)
+    is_zero = any(change.strategy.incoming == "zero" for change in case.growth.changes)
+    more = (*([LARGE] if case.growth.insertions else []), *(SIGNED if is_zero else []))
     return (*FAMILIES, *more, *([BEYOND] if case.has_ids and is_closed else []))
+
+
+def _can_be_written_down(case: Case) -> bool:
+    """Whether all that both networks compute fits memory at once."""
+    return sum(sum(entries(side.jaxpr)) for side in (case.old, case.new)) <= _WRITTEN_DOWN
 
 
 class _Keys:
@@ -314,9 +328,10 @@ def _judged(case: Case, *, is_alike: bool = False) -> Verdict:
     # A twin may be too small for a position that is compared. Where a table grows, samples hold no
     # ids that the network lacks.
     has_integers = case.is_twin and _last_id(case.growth) is None
-    ours, theirs = Seen(has_integers), Seen(has_integers)
+    ours, theirs, hidden = Seen(has_integers), Seen(has_integers), Hidden(case.places)
+    steps, its_steps = (Steps(), Steps()) if _can_be_written_down(case) else (None, None)
     for number, family in enumerate(_families(case)):
-        found = finite(case, replace(samples, seed=number), family, is_alike, ours)
+        found = finite(case, replace(samples, seed=number), family, is_alike, ours, steps)
         if found is None:
             continue
         drawn, variables, inputs, old = found
@@ -329,7 +344,8 @@ def _judged(case: Case, *, is_alike: bool = False) -> Verdict:
             fresh = drawn.variables(case.new.arguments, family, new=True)
             wide = larger(variables, fresh)
             inputs_of_larger = _larger_inputs(case, inputs, drawn, family)
-            new = run(case.new, wide, inputs_of_larger, Watch(seen=theirs, is_alike=is_alike))
+            watch = Watch(seen=theirs, is_alike=is_alike, steps=its_steps)
+            new = run(case.new, wide, inputs_of_larger, watch)
         except Undecided:
             continue
         counted.append(_Sample(family, variables, inputs, old, wide, inputs_of_larger, new))
@@ -352,12 +368,17 @@ def _judged(case: Case, *, is_alike: bool = False) -> Verdict:
             if counts.any():
                 shown.add(output.path)
                 largest = max(largest, float(relative[counts].max()))
+        if steps is not None and its_steps is not None:
+            hidden.look(steps, its_steps)
+            its_steps.found.clear()
     paths = dict.fromkeys(output.path for output in case.outputs)
     unshown = tuple(path for path in paths if path not in shown)
     if unshown or not counted:
         return Verdict(len(counted), None, largest, unshown)
     unseen = [*ours.unseen()]
     problem = _unseen_difference(case, counted, unseen, [*theirs.unseen()])
+    if problem is None and (operations := hidden.operations()):
+        problem = f"what {operations[0]} hides is another number, and no sample shows what it does"
     seen = ((one.family, one.variables, one.wide, one.inputs, one.larger) for one in counted)
     more = itertools.chain(seen, _more(case, samples, larger, is_alike))
     return Verdict(
@@ -558,7 +579,12 @@ def compared(old: Any, near: Any, new: Any, rounding: Any) -> tuple[Any, Any, An
 
 
 def finite(
-    case: Case, samples: Samples, family: Family, is_alike: bool = False, seen: Seen | None = None
+    case: Case,
+    samples: Samples,
+    family: Family,
+    is_alike: bool = False,
+    seen: Seen | None = None,
+    steps: Steps | None = None,
 ) -> tuple[Samples, dict[str, Any], list[Any], list[Any]] | None:
     """Returns a sample for which the network is finite, with its outputs; None if there is none."""
     modes = MODES[MODES.index(samples.mode) :]
@@ -569,7 +595,9 @@ def finite(
         for _ in range(4):
             variables = samples.variables(case.old.arguments, weights)
             inputs = samples.inputs(case.old.arguments, family)
-            watch = Watch(seen=seen, is_alike=is_alike)
+            watch = Watch(seen=seen, is_alike=is_alike, steps=steps)
+            if steps is not None:
+                steps.found.clear()
             try:
                 old = run(case.old, variables, inputs, watch)
             except Undecided:

@@ -32,16 +32,24 @@ class Family:
         new: the scale of new weights.
         inputs: the scale of inputs.
         rows: what rows of inputs are like. ``"a zero column"`` holds for old weights, too: so the
-            first unit of each layer is zero, whatever the layer is.
+            first unit of each layer is zero, whatever the layer is. ``"negative"`` are old weights
+            alone, with positive inputs, so that a new zero is the largest.
         biases: whether new biases are random, too. They are zero in a new layer.
     """
 
     old: float | Literal["fan", "mixed"]
     new: float
     inputs: float
-    rows: Literal["normal", "zeros", "a zero row", "a zero column", "equal", "ids beyond"] = (
-        "normal"
-    )
+    rows: Literal[
+        "normal",
+        "zeros",
+        "a zero row",
+        "a zero column",
+        "equal",
+        "ids beyond",
+        "positive",
+        "negative",
+    ] = "normal"
     biases: bool = False
 
     def __str__(self) -> str:
@@ -56,6 +64,8 @@ class Family:
             return "inputs and weights with a column of zeros"
         if self.rows == "equal":
             return "inputs with equal rows"
+        if self.rows in ("positive", "negative"):
+            return f"positive inputs and {self.rows} weights"
         if self is LARGE:
             return "inputs around 1000"
         if self.inputs > 1:
@@ -73,11 +83,17 @@ FAMILIES = (
     Family("fan", 1.0, 1.0, "a zero column"),
 )
 
+# Where new units are zero, which is the largest number if all others are negative.
+SIGNED = (Family("fan", 1.0, 1.0, "positive"), Family("fan", 1.0, 1.0, "negative"))
+
 # Large inputs, and new layers with new weights only.
 LARGE = Family("fan", 1.0, 1e3)
 
 # Ids that no table has: the function says what happens, if it is finite there.
 BEYOND = Family("fan", 1.0, 1.0, "ids beyond")
+
+# The signs of all old weights.
+_SIGNS = {"positive": 1.0, "negative": -1.0}
 
 Mode = Literal["normal", "positive", "unit", "one-hot"]
 MODES: tuple[Mode, ...] = ("normal", "positive", "unit", "one-hot")
@@ -130,6 +146,8 @@ class Samples:
         numbers = self._numbers(rng, array, kind, family, new)
         if family.rows == "a zero column" and not new and _is_float(array) and array.ndim:
             numbers[..., :1] = 0
+        if family.rows in _SIGNS and not new and jnp.issubdtype(array.dtype, jnp.floating):
+            numbers = _SIGNS[family.rows] * np.abs(numbers)
         return numbers
 
     def _numbers(self, rng: Any, array: Any, kind: Kind, family: Family, new: bool) -> Any:
@@ -173,7 +191,10 @@ class Samples:
             if dtype == np.bool_ and family.rows != "a zero row":
                 return np.ones(shape, bool)
             if family is BEYOND and jnp.issubdtype(dtype, jnp.signedinteger):
-                return rng.choice([-9, -1, 0, 1, 2, 9, 99, 9999], size=shape).astype(dtype)
+                beyond = np.resize([9, -1, 9999, 0, -9, 1, 99, 2], shape)
+                return rng.permutation(beyond.ravel()).reshape(shape).astype(dtype)
+            if dtype in (np.uint8, np.int8) and self.last is None:  # an image, if it is no index
+                return rng.integers(0, np.iinfo(dtype).max + 1, size=shape).astype(dtype)
             return self._whole(rng, shape, dtype)
         numbers = rng.normal(size=shape)
         if jnp.issubdtype(dtype, jnp.complexfloating):
@@ -185,6 +206,8 @@ class Samples:
         numbers = numbers * family.inputs
         if family.rows == "zeros":
             return np.zeros_like(numbers)
+        if family.rows in _SIGNS and numbers.dtype.kind == "f":
+            return np.abs(numbers)
         if shape and shape[0] and family.rows == "a zero row":
             numbers[0] = 0
             if len(shape) > 2:

@@ -6,7 +6,7 @@ long an axis is but the numbers that it holds. These stay what they are. Where a
 or units are copied, a width keeps the ratio of its sizes, so that factors and shares stay, too.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import gcd, prod
@@ -22,7 +22,7 @@ from dogwood_jax._judge.cases import case_of
 from dogwood_jax._judge.choice import Choice, Chosen, dims_of, factors_of
 from dogwood_jax._judge.claim import Case, Side
 from dogwood_jax._judge.resize import CannotResize, in_sizes
-from dogwood_jax._program.inner import equations, every_constant
+from dogwood_jax._program.inner import entries, every_constant
 from dogwood_jax._widths.dims import Dim, atoms, factors, pieces, spread_out
 from dogwood_jax._widths.layout import Layout, Product, Units, resized, size_of, units_of
 from dogwood_jax._widths.roles import spots_along
@@ -424,10 +424,3 @@ def _within_bounds(jaxpr: Any) -> Any:
 def most_entries(jaxpr: Any) -> int:
     """Returns how many entries the largest array of a program has."""
     return max(entries(jaxpr), default=0)
-
-
-def entries(jaxpr: Any) -> Iterator[int]:
-    for eqn in equations(jaxpr.jaxpr):
-        for var in eqn.outvars:
-            yield prod(getattr(var.aval, "shape", ()))
-    yield from (prod(getattr(aval, "shape", ())) for aval in jaxpr.in_avals)

@@ -1,6 +1,7 @@
 """Programs inside of equations, and what is in a program with all programs in it."""
 
 from collections.abc import Callable, Iterator, Sequence
+from math import prod
 from typing import Any
 
 import jax
@@ -110,3 +111,11 @@ def computed_by(function: Callable[..., Any], eqn: Any) -> Any:
     return call.replace(
         invars=eqn.invars, outvars=eqn.outvars, params=params, source_info=eqn.source_info
     )
+
+
+def entries(jaxpr: Any) -> Iterator[int]:
+    """Yields how many entries each array of a program has."""
+    for eqn in equations(jaxpr.jaxpr):
+        for var in eqn.outvars:
+            yield prod(getattr(var.aval, "shape", ()))
+    yield from (prod(getattr(aval, "shape", ())) for aval in jaxpr.in_avals)
