@@ -225,7 +225,7 @@ def outputs_once_grown(name: str) -> dict[str, list[list[Any]]]:
         for strategy in ways
     }
     inputs = [
-        [(fresh(example, sizes), example.arguments(**sizes)) for _, sizes in some]
+        [(fresh(name, sizes), example.arguments(**sizes)) for _, sizes in some]
         for some in planned.values()
     ]
 
@@ -242,11 +242,18 @@ def outputs_once_grown(name: str) -> dict[str, list[list[Any]]]:
     return dict(zip(ways, jax.jit(run)(example.parameters(), inputs), strict=True))
 
 
-def fresh(example: Example, sizes: Mapping[str, int]) -> dict[str, Any]:
-    """New parameters, without regard to the ranges of old ones; to draw them compiles for long."""
+def fresh(name: str, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """New parameters, without regard to the ranges of old ones; to draw them compiles for long.
+
+    Scales, which are ones in a new network, are positive.
+    """
     random = np.random.default_rng(1)
-    structs = example.structs(**sizes)
-    return {k: random.normal(0, 0.5, s.shape).astype(s.dtype) for k, s in structs.items()}
+    scales = {leaf.path for leaf in traced(name).leaves if leaf.kind == "ones"}
+    found = {}
+    for k, struct in EXAMPLES[name].structs(**sizes).items():
+        numbers = random.normal(0, 0.5, struct.shape).astype(struct.dtype)
+        found[k] = np.abs(numbers).astype(struct.dtype) if k in scales else numbers
+    return found
 
 
 @pytest.mark.parametrize(("strategy", "name"), cases("growth", GROWN))

@@ -33,6 +33,13 @@ def _divide(a: Any, b: Any) -> Any:
     return a / b
 
 
+def _remainder(a: Any, b: Any) -> Any:
+    """Returns remainders as XLA does: that of an integer divided by zero is the integer."""
+    if a.dtype.kind in "iu":
+        return np.where(b == 0, a, np.fmod(a, np.where(b == 0, 1, b)))
+    return np.fmod(a, b)
+
+
 def _logistic(a: Any) -> Any:
     return 1 / (1 + np.exp(-a))
 
@@ -531,7 +538,7 @@ FUNCTIONS: dict[str, Callable[..., Any] | OfEquation] = {
         "shift_right_arithmetic": np.right_shift,
         "is_finite": np.isfinite,
         "nextafter": np.nextafter,
-        "rem": np.fmod,
+        "rem": _remainder,
         "clamp": lambda low, a, high: np.minimum(np.maximum(a, low), high),
         "select_n": _select,
         "real": np.real,

@@ -81,6 +81,7 @@ FAMILIES = (
     Family("mixed", 1.0, 1.0, "equal", biases=True),
     Family("fan", 1.0, 1.0, "zeros"),
     Family("fan", 1.0, 1.0, "a zero column"),
+    Family(1e-3, 1.0, 1.0),
 )
 
 # Where new units are zero, which is the largest number if all others are negative.

@@ -7,9 +7,11 @@ whose config states sizes, it is the network's program written again in the new 
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from math import isclose, isfinite, isnan
+from math import isclose, isnan
 from types import MappingProxyType
 from typing import TypeVar
+
+import numpy as np
 
 from dogwood_jax._base.problems import Refused
 from dogwood_jax._base.tables import merged
@@ -361,7 +363,7 @@ def reasons(verdict: Verdict, way_out: str = _COPIES) -> Iterator[str]:
             because = f", where {found.cause} is not finite" if found.cause else ""
             yield (
                 f"{where} becomes {_number(found.new)} instead of {_number(found.old)} for "
-                f"{found.family}{because}{'' if isfinite(abs(found.new)) else way_out}"
+                f"{found.family}{because}{'' if np.isfinite(found.new) else way_out}"
             )
     elif not verdict.samples:
         yield "the network is finite for none of the samples, so nothing shows that outputs stay"
