@@ -31,6 +31,7 @@ from dogwood_jax._judge.samples import (
     LARGE,
     MODES,
     SIGNED,
+    SMALL,
     Family,
     Samples,
     kinds_of,
@@ -51,6 +52,8 @@ _UNSTEADY = 1e-6
 _SMALLEST = 1e-290
 # So many numbers are kept of one evaluation of both networks.
 _WRITTEN_DOWN = 20_000_000
+# So few samples do not show what usual new weights do.
+_FEW = 4
 # In how many more samples new units may get their first gradient.
 _MORE = 12
 
@@ -330,7 +333,13 @@ def _judged(case: Case, *, is_alike: bool = False) -> Verdict:
     has_integers = case.is_twin and _last_id(case.growth) is None
     ours, theirs, hidden = Seen(has_integers), Seen(has_integers), Hidden(case.places)
     steps, its_steps = (Steps(), Steps()) if _can_be_written_down(case) else (None, None)
-    for number, family in enumerate(_families(case)):
+
+    def families() -> Iterator[Family]:
+        yield from _families(case)
+        if len(counted) < _FEW:
+            yield SMALL
+
+    for number, family in enumerate(families()):
         found = finite(case, replace(samples, seed=number), family, is_alike, ours, steps)
         if found is None:
             continue

@@ -81,8 +81,10 @@ FAMILIES = (
     Family("mixed", 1.0, 1.0, "equal", biases=True),
     Family("fan", 1.0, 1.0, "zeros"),
     Family("fan", 1.0, 1.0, "a zero column"),
-    Family(1e-3, 1.0, 1.0),
 )
+
+# New weights beside small old ones, where few other samples are finite, as with acos.
+SMALL = Family(1e-3, 1.0, 1.0)
 
 # Where new units are zero, which is the largest number if all others are negative.
 SIGNED = (Family("fan", 1.0, 1.0, "positive"), Family("fan", 1.0, 1.0, "negative"))
