@@ -333,9 +333,12 @@ def _judged(case: Case, *, is_alike: bool = False) -> Verdict:
     has_integers = case.is_twin and _last_id(case.growth) is None
     ours, theirs, hidden = Seen(has_integers), Seen(has_integers), Hidden(case.places)
     steps, its_steps = (Steps(), Steps()) if _can_be_written_down(case) else (None, None)
+    is_gated = any(change.strategy.is_gated for change in case.growth.changes)
 
     def families() -> Iterator[Family]:
-        yield from _families(case)
+        for family in _families(case):
+            if not (is_gated and family.old == 1e3):  # gates that saturate are equal
+                yield family
         if len(counted) < _FEW:
             yield SMALL
 
