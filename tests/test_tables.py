@@ -148,7 +148,7 @@ def test_layers_that_are_inserted_share_lines() -> None:
     assert str(dw.plan(widths, target=blocks, target_apply=deeper)) == textwrap.dedent("""\
         inserted: {1,2,3}/down: 0
         inserted: {1,2,3}/up: free
-        checked: equal to rounding in 7 samples""")
+        checked: equal to rounding in 8 samples""")
     rng = jax.eval_shape(lambda: {"key": jax.random.key(0), "count": jnp.zeros((), int)})
     counts = [{**block, "rng": rng} for block in blocks]
     widths = dw.trace(deeper, counts[:1], X)

@@ -715,7 +715,8 @@ def test_a_deeper_network_that_computes_something_else_is_not_returned(monkeypat
     found = _deepen.insertions
 
     def wrong(*arguments, **options):
-        return tuple(replace(i, fill="free") for i in found(*arguments, **options))
+        for filling in found(*arguments, **options):
+            yield tuple(replace(i, fill="free") for i in filling)
 
     monkeypatch.setattr(_deepen, "insertions", wrong)
     for deepen in (
