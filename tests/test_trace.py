@@ -458,7 +458,6 @@ BEYOND = {
     "clipped": lambda e, t: jnp.take(e, jnp.where(t > 2, t + 1, t), axis=0, mode="clip"),
     "at least six": lambda e, t: jnp.take(e, jnp.maximum(t, 6), axis=0, mode="clip"),
     "between": lambda e, t: e[jnp.clip(t, 6, e.shape[0] - 1)],
-    "the next one": lambda e, t: jax.nn.one_hot(t + 1, e.shape[0]) @ e,
     "rows that are not there": lambda e, t: jnp.take(e, jnp.arange(9), axis=0, mode="clip")[t],
 }
 
