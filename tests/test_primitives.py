@@ -443,7 +443,7 @@ PARTLY_FINITE = [name for name in PLAIN if not PARTIAL.isdisjoint(EXAMPLES[name]
 def test_inserted_networks_change_nothing(name: str) -> None:
     """Whatever deepen inserts beside a layer leaves outputs as they were, for rows of zeros, too.
 
-    It is run by JAX on other inputs than those that ``deepen`` is given.
+    JAX runs the deeper network on inputs that ``deepen`` was not given.
     """
     example = EXAMPLES[name]
     old = {"layer": np.random.default_rng(0).normal(size=(5, 2))}

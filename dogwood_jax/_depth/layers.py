@@ -396,7 +396,7 @@ class _Proof:
 
     @property
     def filled_alike(self) -> Iterable[frozenset[str]]:
-        """The paths of the arrays that are filled, those that differ in numbers only together."""
+        """The paths of filled arrays. Paths that differ only in numbers are one group."""
         found: dict[str, set[str]] = {}
         for path, _ in self.fills:
             found.setdefault(re.sub(r"\d+", "0", path), set()).add(path)

@@ -107,7 +107,7 @@ class _New:
                 yield sentence
 
     def beside_old_that_learn(self, gradients: Arrays) -> Iterator[str]:
-        """Yields the units of which old ones get a gradient."""
+        """Yields the sentences of widths whose old units get a gradient."""
         for sentence, change in self._units.items():
             if _units_learn(self._growth, change, gradients, are_new=False):
                 yield sentence

@@ -68,7 +68,7 @@ class Difference:
         place: where in the output.
         old: what the network computes.
         new: what the larger network computes.
-        cause: if that is not finite, the operation that is the first of which this is so.
+        cause: the first operation whose result is not finite, if ``new`` is not finite.
     """
 
     path: str

@@ -128,7 +128,7 @@ def _called_with_few(
     layers = deep.layers
     assert widths.network is not None
     own = widths.network.apply
-    is_method = isinstance(target_apply, MethodType)  # of which there is a new one for each look
+    is_method = isinstance(target_apply, MethodType)  # Python makes a new one each time
     if target_apply is not own and not (is_method and target_apply == own):
         return None
     found = {}
