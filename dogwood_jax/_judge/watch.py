@@ -1,0 +1,100 @@
+"""What sees an evaluation, and nudges its numbers: ``Watch``."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from dogwood_jax._judge.hidden import Steps
+from dogwood_jax._judge.seen import Seen
+
+# By how much every number is nudged, relative to the number.
+NUDGE = 1e-15
+
+
+class Watch:
+    """Nudges the numbers of a program, and finds out how large ids may be.
+
+    Args:
+        nudge: by how much every number is nudged.
+        seed: where random signs begin.
+        rounded: constants that only one of two programs has. They are nudged by what they may be
+            rounded by in their own dtype, because 1 / 768 and 1 / 1024 are rounded otherwise. A
+            constant that occurs several times is nudged alike, because it is rounded alike.
+        moved: a constant that is another one.
+        times: by what it is multiplied.
+        seen: notes which sides of operations are seen.
+        is_alike: see ``Watch``.
+        steps: writes down what is evaluated.
+    """
+
+    def __init__(
+        self,
+        nudge: float = 0.0,
+        seed: int = 0,
+        rounded: frozenset[bytes] = frozenset(),
+        moved: bytes | None = None,
+        times: float = 1.1,
+        seen: Seen | None = None,
+        is_alike: bool = False,
+        steps: Steps | None = None,
+    ) -> None:
+        self._nudge, self._rng = nudge, np.random.default_rng(seed)
+        self._rounded, self._moved, self._seen = rounded, moved, seen
+        self._times, self._steps = times, steps
+        self._signs = dict[bytes, np.ndarray]()
+        self.is_alike = is_alike
+        self.last: int | None = None  # the largest index of the smallest table
+        self.compared: set[int] = set()
+
+    def nudged(self, array: Any) -> Any:
+        if not self._nudge or not isinstance(array, np.ndarray) or array.dtype.kind not in "fc":
+            return array
+        signs = self._rng.integers(2, size=array.shape) * 2 - 1
+        return array * (1 + self._nudge * signs)
+
+    def number(self, array: np.ndarray, dtype: Any) -> np.ndarray:
+        if self._moved is not None and array.tobytes() == self._moved:
+            return np.where(array == 0, 0.1, array * self._times)
+        if self._rounded and (number := array.tobytes()) in self._rounded:
+            if number not in self._signs:
+                self._signs[number] = self._rng.integers(2, size=array.shape) * 2 - 1
+            return np.asarray(array * (1 + eps(dtype) / 2 * self._signs[number]))
+        return np.asarray(self.nudged(array))
+
+    def results(
+        self, eqn: Any, operands: Sequence[Any], results: Sequence[Any], callers: Sequence[Any]
+    ) -> None:
+        if self._steps is not None:
+            self._steps.add(eqn, operands, results, callers)
+
+    def equation(self, eqn: Any, operands: Sequence[Any], callers: Sequence[Any]) -> None:
+        if self._seen is not None:
+            self._seen.look(eqn, operands, callers)
+        if eqn.primitive.name in _COMPARISONS:
+            self.compared |= {*_numbers_compared(operands)}
+        if eqn.primitive.name != "gather":
+            return
+        numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
+        for place, axis in enumerate(numbers.start_index_map):
+            last = operands[0].shape[axis] - sizes[axis]
+            ids = operands[1][..., place]
+            if ids.size and ids.max() > last:
+                self.last = max(last if self.last is None else min(last, self.last), 0)
+
+
+_COMPARISONS = frozenset(("eq", "ne", "lt", "le", "gt", "ge"))
+
+
+def _numbers_compared(operands: Sequence[Any]) -> Iterator[int]:
+    """Yields the integers that others are compared with, and those beside them."""
+    for operand in operands:
+        if isinstance(operand, np.ndarray) and operand.dtype.kind in "iu" and operand.size:
+            first = int(operand.flat[0])
+            if abs(first) < 1 << 20 and (operand.size == 1 or (operand == first).all()):
+                yield from (number for number in (first - 1, first, first + 1) if number >= 0)
+
+
+def eps(dtype: Any) -> float:
+    return float(jnp.finfo(dtype).eps)  # type: ignore[no-untyped-call]
