@@ -502,6 +502,7 @@ def test_another_recipe_is_taken_where_units_would_never_learn() -> None:
 
 # What samples hide --------------------------------------------------------------------------------
 
+TABLE = jnp.zeros(500).at[300].set(1.0)
 HIDING = {
     "a maximum": lambda h, x: h + jax.nn.relu(h.sum(-1, keepdims=True) - 1e5),
     "a sigmoid that is zero": lambda h, x: h + jax.nn.sigmoid(h.sum(-1, keepdims=True) - 2000),
@@ -510,9 +511,14 @@ HIDING = {
     "a cast": lambda h, x: h + (h.sum(-1, keepdims=True) / 1e5).astype(int),
     "a choice": lambda h, x: jnp.where(x[:, :1] == 0.5, lax.cumsum(h, 1, reverse=True), h),
     "a product": lambda h, x: h + (x[:, :1] == 0.5) * h.sum(-1, keepdims=True),
+    "a mask": lambda h, x: h + TABLE.at[x[:, :1].astype(int)].get() * h.sum(-1, keepdims=True),
+    "an input": lambda h, x: h + jax.nn.relu(x[:, :1] - 1e5) * h.sum(-1, keepdims=True),
     "a branch": lambda h, x: lax.cond(x[0, 0] > 1e5, lambda: h[:, ::-1].cumsum(1), lambda: h),
     "a loop": lambda h, x: lax.fori_loop(
         0, jnp.int32(x[0, 0] / 1e5), lambda _, h: lax.cumsum(h, 1, reverse=True), h
+    ),
+    "a second round": lambda h, x: lax.fori_loop(
+        0, jnp.int32(x[0, 0] / 1e5), lambda _, h: 0 * h + h.sum(1, keepdims=True), h
     ),
 }
 

@@ -13,6 +13,7 @@ mean.
 | ``gradients`` | whether gradients stay finite and reach new units |
 | ``seen`` | which sides of operations samples have shown, and which numbers differ |
 | ``hidden`` | where both programs differ and no sample shows it |
+| ``choices`` | sides that no sample takes, taken by force |
 | ``lines`` | the caller's own line of an equation |
 | ``samples`` | random variables and inputs, in many pieces of a function |
 | ``watch`` | what sees an evaluation, and nudges its numbers |

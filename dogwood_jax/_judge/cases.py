@@ -46,7 +46,7 @@ def case_of(
         for value, a, b in zip(traced.trace.arguments, ours, theirs, strict=True)
     ]
     outputs = [*_outputs(growth, traced, old, new, places)]
-    return Case(old, new, growth, outputs, inputs, places.by_sizes())
+    return Case(old, new, growth, outputs, inputs)
 
 
 class _Places:
@@ -69,16 +69,6 @@ class _Places:
             old_places(self._after.along(dim, self._before)) if self._after(dim) == b > a else None
             for dim, a, b in zip(value.dims, old, new, strict=True)
         )
-
-    def by_sizes(self) -> dict[tuple[int, int], list[np.ndarray]]:
-        """Returns where old entries may be along an axis, by its sizes before and after."""
-        found: dict[tuple[int, int], dict[bytes, np.ndarray]] = {}
-        for dim in self._after.dims:
-            old = dim.size if self._before is None else self._before(dim)
-            if old < (new := self._after(dim)):
-                places = np.asarray(old_places(self._after.along(dim, self._before)))
-                found.setdefault((old, new), {})[places.tobytes()] = places
-        return {sizes: [*places.values()] for sizes, places in found.items()}
 
 
 def _outputs(

@@ -1,7 +1,7 @@
 """What a growth claims: ``Case``, two programs and the outputs that must be equal."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -56,7 +56,6 @@ class Case:
         growth: what becomes of the variables.
         outputs: what is compared.
         inputs: for each input and axis, where old entries are in the larger network; None for all.
-        places: where old entries may be along axes whose size changes, by both sizes.
         is_twin: whether both programs are in smaller sizes than the network's.
         is_resized: whether the larger program is the network's own one, written in other sizes.
     """
@@ -66,7 +65,6 @@ class Case:
     growth: Growth
     outputs: Sequence[Compared]
     inputs: Sequence[tuple[np.ndarray | None, ...]]
-    places: Mapping[tuple[int, int], Sequence[np.ndarray]] = field(default_factory=dict)
     is_twin: bool = False
     is_resized: bool = False
 

@@ -42,13 +42,23 @@ class Watch(Protocol):
     def number(self, array: np.ndarray, dtype: Any) -> np.ndarray:
         """Returns what a constant of the program is taken to be."""
 
-    def equation(self, eqn: Any, operands: Sequence[Any], callers: Sequence[Any]) -> None:
-        """Takes notice of an equation before it is evaluated.
+    def equation(self, eqn: Any, operands: list[Any], callers: Sequence[Any]) -> list[Any]:
+        """Takes notice of an equation before it is evaluated, and returns what it is given.
 
         Args:
             eqn: the equation.
             operands: its operands.
             callers: the equations that run it, as one of ``jit`` does, from the outside inwards.
+        """
+
+    def goes_on(self, eqn: Any, callers: Sequence[Any], goes_on: bool, rounds: int) -> bool:
+        """Returns whether a loop runs its body once more.
+
+        Args:
+            eqn: the loop, a ``while``.
+            callers: the equations that run it.
+            goes_on: what the loop itself says.
+            rounds: how often it has run its body.
         """
 
     def results(
@@ -132,7 +142,7 @@ class _Evaluation:
     def _equation(self, eqn: Any, operands: list[Any]) -> Sequence[Any]:
         if self._watch is None:
             return self._results(eqn, operands)
-        self._watch.equation(eqn, operands, self._callers)
+        operands = self._watch.equation(eqn, operands, self._callers)
         results = self._results(eqn, operands)
         self._watch.results(eqn, operands, results, self._callers)
         return results
@@ -169,8 +179,11 @@ class _Evaluation:
         p = eqn.params
         n_cond, n_body = p["cond_nconsts"], p["body_nconsts"]
         state = operands[n_cond + n_body :]
-        for _ in range(MOST_ROUNDS):
-            if not self._closed(p["cond_jaxpr"], *operands[:n_cond], *state)[0]:
+        for rounds in range(MOST_ROUNDS):
+            goes_on = bool(self._closed(p["cond_jaxpr"], *operands[:n_cond], *state)[0])
+            if self._watch is not None:
+                goes_on = self._watch.goes_on(eqn, self._callers[:-1], goes_on, rounds)
+            if not goes_on:
                 return state
             state = self._closed(p["body_jaxpr"], *operands[n_cond : n_cond + n_body], *state)
         raise Undecided

@@ -21,6 +21,7 @@ from dogwood_jax._arrays.choose import without_choices
 from dogwood_jax._arrays.grow import grow
 from dogwood_jax._base.trees import struct
 from dogwood_jax._growth.growth import Growth
+from dogwood_jax._judge.choices import Choices
 from dogwood_jax._judge.claim import Case, Compared, Side
 from dogwood_jax._judge.evaluate import Undecided, evaluate, in_64_bits, widest, words
 from dogwood_jax._judge.gradients import Sample, check_gradients
@@ -209,9 +210,13 @@ class _Keys:
     def number(self, array: np.ndarray, dtype: Any) -> np.ndarray:
         return array
 
-    def equation(self, eqn: Any, operands: Sequence[Any], callers: Sequence[Any]) -> None:
+    def equation(self, eqn: Any, operands: list[Any], callers: Sequence[Any]) -> list[Any]:
         if eqn.primitive.name == "random_bits":
             self.words.add(words(operands[0]))
+        return operands
+
+    def goes_on(self, eqn: Any, callers: Sequence[Any], goes_on: bool, rounds: int) -> bool:
+        return goes_on
 
     def results(
         self, eqn: Any, operands: Sequence[Any], results: Sequence[Any], callers: Sequence[Any]
@@ -247,7 +252,8 @@ def _judged(case: Case, *, is_alike: bool = False) -> Verdict:
     # A twin may be too small for a position that is compared. Where a table grows, samples hold no
     # ids that the network lacks.
     has_integers = case.is_twin and _last_id(case.growth) is None
-    ours, theirs, hidden = Seen(has_integers), Seen(has_integers), Hidden(case.places)
+    ours, theirs, hidden = Seen(has_integers), Seen(has_integers), Hidden()
+    choices, its_choices = Choices(), Choices()
     steps, its_steps = (Steps(), Steps()) if _can_be_written_down(case) else (None, None)
     is_gated = any(change.strategy.is_gated for change in case.growth.changes)
 
@@ -259,7 +265,8 @@ def _judged(case: Case, *, is_alike: bool = False) -> Verdict:
             yield SMALL
 
     for number, family in enumerate(families()):
-        found = finite(case, replace(samples, seed=number), family, is_alike, ours, steps)
+        seeded = replace(samples, seed=number)
+        found = finite(case, seeded, family, is_alike, seen=ours, steps=steps, choices=choices)
         if found is None:
             continue
         drawn, variables, inputs, old = found
@@ -272,7 +279,7 @@ def _judged(case: Case, *, is_alike: bool = False) -> Verdict:
             fresh = drawn.variables(case.new.arguments, family, new=True)
             wide = larger(variables, fresh)
             inputs_of_larger = _larger_inputs(case, inputs, drawn, family)
-            watch = Watch(seen=theirs, is_alike=is_alike, steps=its_steps)
+            watch = Watch(seen=theirs, is_alike=is_alike, steps=its_steps, choices=its_choices)
             new = run(case.new, wide, inputs_of_larger, watch)
         except Undecided:
             continue
@@ -307,6 +314,7 @@ def _judged(case: Case, *, is_alike: bool = False) -> Verdict:
     problem = _unseen_difference(case, counted, unseen, [*theirs.unseen()])
     if problem is None and (operations := hidden.operations()):
         problem = f"what {operations[0]} hides is another number, and no sample shows what it does"
+    problem = problem or _by_force(case, counted[0], choices, its_choices, is_alike)
     seen = ((one.family, one.variables, one.wide, one.inputs, one.larger) for one in counted)
     more = itertools.chain(seen, _more(case, samples, larger, is_alike))
     return Verdict(
@@ -412,6 +420,44 @@ def _unseen_difference(
     return None
 
 
+def _by_force(
+    case: Case, sample: _Sample, ours: Choices, theirs: Choices, is_alike: bool
+) -> str | None:
+    """Returns in what networks differ if they take sides that no sample takes.
+
+    Args:
+        case: the claim.
+        sample: a sample.
+        ours: the choices of the network.
+        theirs: those of the larger one.
+        is_alike: see ``Watch``.
+    """
+    if ours.names() != theirs.names():
+        return None
+    keys, its_keys = [*ours.found], [*theirs.found]
+    for operation, sides in ours.untaken(case.old.jaxpr):
+        forced = {keys[place]: side for place, side in sides.items()}
+        its_forced = {its_keys[place]: side for place, side in sides.items()}
+        watch = Watch(is_alike=is_alike, forced=its_forced)
+        try:
+            watches = [Watch(n, is_alike=is_alike, forced=forced) for n in (0.0, NUDGE)]
+            old, near = (run(case.old, sample.variables, sample.inputs, one) for one in watches)
+            new = run(case.new, sample.wide, sample.larger, watch)
+        except Undecided:
+            continue
+        for output in case.outputs:
+            before, after = old[output.old], _old_part(new, output)
+            _, differs, _ = compared(before, near[output.old], after, 0.0)
+            if differs.any():
+                place = tuple(int(i) for i in np.argwhere(differs)[0])
+                where = f"{output.path or 'its output'}{[*place] if place else ''}"
+                return (
+                    f"{where} becomes {after[place]:.8g} instead of {before[place]:.8g} if "
+                    f"{operation} takes a side that no sample takes"
+                )
+    return None
+
+
 def _matters(
     side: Side, variables: Mapping[str, Any], inputs: Sequence[Any], old: Any, number: bytes
 ) -> bool:
@@ -507,8 +553,10 @@ def finite(
     samples: Samples,
     family: Family,
     is_alike: bool = False,
+    *,
     seen: Seen | None = None,
     steps: Steps | None = None,
+    choices: Choices | None = None,
 ) -> tuple[Samples, dict[str, Any], list[Any], list[Any]] | None:
     """Returns a sample for which the network is finite, with its outputs; None if there is none."""
     modes = MODES[MODES.index(samples.mode) :]
@@ -519,7 +567,7 @@ def finite(
         for _ in range(4):
             variables = samples.variables(case.old.arguments, weights)
             inputs = samples.inputs(case.old.arguments, family)
-            watch = Watch(seen=seen, is_alike=is_alike, steps=steps)
+            watch = Watch(seen=seen, is_alike=is_alike, steps=steps, choices=choices)
             if steps is not None:
                 steps.found.clear()
             try:

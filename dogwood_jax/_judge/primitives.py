@@ -466,13 +466,14 @@ def _psum(eqn: Any, *operands: Any) -> list[Any]:
 
 
 def _callback(eqn: Any, *operands: Any) -> list[Any]:
-    """Equinox's ``error_if`` hands on what it takes; any other callback is unknown."""
+    """Equinox's ``error_if`` hands on what it takes, or raises; any other callback is unknown."""
     function = getattr(eqn.params.get("callback"), "callback_func", None)
     shapes = [tuple(var.aval.shape) for var in eqn.outvars]
     if getattr(function, "__module__", "") == "equinox._errors":
         fitting = [np.asarray(a) for a in operands if np.shape(a) in shapes]
         if [a.shape for a in fitting[-len(shapes) :]] == shapes:
             return fitting[-len(shapes) :]
+        return [np.full(shape, np.nan) for shape in shapes]
     return unknown(eqn, *operands)
 
 

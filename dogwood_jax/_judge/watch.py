@@ -1,11 +1,12 @@
 """What sees an evaluation, and nudges its numbers: ``Watch``."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from dogwood_jax._judge.choices import FORCED_ROUNDS, Choices, Key, forced, key_of
 from dogwood_jax._judge.hidden import Steps
 from dogwood_jax._judge.seen import Seen
 
@@ -27,6 +28,8 @@ class Watch:
         seen: notes which sides of operations are seen.
         is_alike: see ``Watch``.
         steps: writes down what is evaluated.
+        choices: notes which sides of choices are taken.
+        forced: sides of choices that are taken, whatever operands say.
     """
 
     def __init__(
@@ -39,10 +42,13 @@ class Watch:
         seen: Seen | None = None,
         is_alike: bool = False,
         steps: Steps | None = None,
+        choices: Choices | None = None,
+        forced: Mapping[Key, int] | None = None,
     ) -> None:
         self._nudge, self._rng = nudge, np.random.default_rng(seed)
         self._rounded, self._moved, self._seen = rounded, moved, seen
-        self._times, self._steps = times, steps
+        self._times, self._steps, self._choices = times, steps, choices
+        self._forced = forced or {}
         self._signs = dict[bytes, np.ndarray]()
         self.is_alike = is_alike
         self.last: int | None = None  # the largest index of the smallest table
@@ -69,13 +75,24 @@ class Watch:
         if self._steps is not None:
             self._steps.add(eqn, operands, results, callers)
 
-    def equation(self, eqn: Any, operands: Sequence[Any], callers: Sequence[Any]) -> None:
+    def equation(self, eqn: Any, operands: list[Any], callers: Sequence[Any]) -> list[Any]:
         if self._seen is not None:
             self._seen.look(eqn, operands, callers)
+        if self._choices is not None:
+            self._choices.look(eqn, operands, callers)
         if eqn.primitive.name in _COMPARISONS:
             self.compared |= {*_numbers_compared(operands)}
-        if eqn.primitive.name != "gather":
-            return
+        if eqn.primitive.name == "gather":
+            self._look_up(eqn, operands)
+        side = self._forced.get(key_of(eqn, callers)) if self._forced else None
+        return operands if side is None else [*forced(eqn, operands, side)]
+
+    def goes_on(self, eqn: Any, callers: Sequence[Any], goes_on: bool, rounds: int) -> bool:
+        if self._choices is not None:
+            self._choices.goes_on(eqn, callers, goes_on)
+        return goes_on or (rounds < FORCED_ROUNDS and key_of(eqn, callers) in self._forced)
+
+    def _look_up(self, eqn: Any, operands: Sequence[Any]) -> None:
         numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
         for place, axis in enumerate(numbers.start_index_map):
             last = operands[0].shape[axis] - sizes[axis]

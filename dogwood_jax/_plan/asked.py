@@ -50,8 +50,8 @@ _HEADS_IN_TWO = (
 )
 
 _EACH_ALONE = (
-    "beside new layers, numbers that follow from sizes are not compared: grow the widths first, or "
-    "insert the layers first, each in a growth of its own"
+    "beside new layers, programs do not say which numbers follow from sizes: grow the widths "
+    "first, or insert the layers first, each in a growth of its own"
 )
 
 _MORE_LAYERS = (

@@ -352,6 +352,9 @@ def _proposed(
     )
     if misfits := [*_misfits(growth)]:
         raise Refused(misfits)
+    ways_out = [*asked.ways_out()] if doubts else []
+    if heads is not None and heads.is_for_each:
+        ways_out.append(HEADS_FOR_EACH)
     return Proposal(
         growth,
         asked,
@@ -360,7 +363,7 @@ def _proposed(
         bool(extended.solved.recipes),
         extended.unlike,
         doubts,
-        [HEADS_FOR_EACH] if heads is not None and heads.is_for_each else (),
+        [*dict.fromkeys(ways_out)],
     )
 
 

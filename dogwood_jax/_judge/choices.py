@@ -1,0 +1,284 @@
+"""Sides of choices that no sample takes, taken by force: ``Choices``.
+
+A ``cond`` whose branch no sample runs, a mask that is zero in all samples, ``relu(sum - 1e5)``:
+samples show nothing of the side that they do not take. So both networks are made to take it, at
+once and everywhere, and their outputs are compared again.
+
+What follows from sizes and constants alone is no choice, because no input changes it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from dogwood_jax._judge.seen import Operation
+from dogwood_jax._program.inner import scan_counts, sub_programs
+from dogwood_jax._program.interpret import called, interpret
+
+# So often a loop runs its body if it is made to. The second round shows what the first one wrote.
+FORCED_ROUNDS = 2
+# More sides than these are taken together where they stand in one line, as those of many layers do.
+_MANY = 16
+
+Key = tuple[int, ...]
+_Run = Callable[[Any, Sequence[bool]], list[bool]]
+
+
+class Choice(NamedTuple):
+    """A choice of a program.
+
+    Attributes:
+        operation: the equation that chooses.
+        sides: how many sides it has.
+        taken: the sides that samples take.
+    """
+
+    operation: Operation
+    sides: int
+    taken: set[int]
+
+
+class Choices:
+    """The choices of a program, in the order in which it comes to them.
+
+    Attributes:
+        found: each choice by its equation and those that run it.
+    """
+
+    def __init__(self) -> None:
+        self.found: dict[Key, Choice] = {}
+
+    def look(self, eqn: Any, operands: Sequence[Any], callers: Sequence[Any]) -> None:
+        """Takes notice of an equation before it is evaluated, see ``Watch``."""
+        if (sides := _SIDES.get(eqn.primitive.name)) is None:
+            return
+        if eqn.primitive.name not in _BRANCHES and not _is_float(eqn.outvars[0].aval):
+            return
+        choice = Choice(Operation(eqn, (*callers,)), sides.count(eqn), set())
+        self.found.setdefault(key_of(eqn, callers), choice).taken.update(sides.taken(*operands))
+
+    def goes_on(self, eqn: Any, callers: Sequence[Any], goes_on: bool) -> None:
+        """Takes notice of whether a loop runs its body."""
+        if goes_on:
+            self.found[key_of(eqn, callers)].taken.add(0)
+
+    def names(self) -> list[str]:
+        """Returns what the primitives are called."""
+        return [choice.operation.eqn.primitive.name for choice in self.found.values()]
+
+    def untaken(self, jaxpr: Any) -> list[tuple[Operation, dict[int, int]]]:
+        """Returns the sides that no sample takes: an operation, and sides by place in ``found``.
+
+        Args:
+            jaxpr: the program, a ``ClosedJaxpr``.
+        """
+        if all(len(choice.taken) == choice.sides for choice in self.found.values()):
+            return []
+        moving, sides = _moving(jaxpr), list[tuple[Operation, dict[int, int]]]()
+        for place, (key, choice) in enumerate(self.found.items()):
+            of = _SIDES[choice.operation.eqn.primitive.name]
+            for side in range(choice.sides):
+                if side not in choice.taken and of.is_open(moving.get(key, ()), side):
+                    sides.append((choice.operation, {place: side}))
+        if len(sides) <= _MANY:
+            return sides
+        lines: dict[tuple[str, int], tuple[Operation, dict[int, int]]] = {}
+        for operation, where in sides:
+            (side,) = where.values()
+            lines.setdefault((f"{operation}", side), (operation, {}))[1].update(where)
+        return [*lines.values()]
+
+
+def key_of(eqn: Any, callers: Sequence[Any]) -> Key:
+    return (*map(id, callers), id(eqn))
+
+
+def forced(eqn: Any, operands: Sequence[Any], side: int) -> Sequence[Any]:
+    """Returns operands with which an equation takes a side. A loop is told by its own question."""
+    if eqn.primitive.name == "while":
+        return operands
+    return _SIDES[eqn.primitive.name].forced([*operands], side)
+
+
+class _Sides:
+    """What the sides of a primitive are; here those of one that picks by its first operand."""
+
+    def count(self, eqn: Any) -> int:
+        return len(eqn.params["branches"]) if "branches" in eqn.params else len(eqn.invars) - 1
+
+    def taken(self, which: Any, *_: Any) -> set[int]:
+        return {int(side) for side in np.unique(which)}
+
+    def forced(self, operands: list[Any], side: int) -> Sequence[Any]:
+        return [np.full_like(operands[0], side), *operands[1:]]
+
+    def is_open(self, moving: Sequence[bool], side: int) -> bool:
+        """Whether inputs decide if a side is taken.
+
+        Args:
+            moving: whether each operand follows from inputs or variables.
+            side: the side.
+        """
+        return any(moving[:1])
+
+
+class _Extreme(_Sides):
+    """Of ``max`` and ``min``: either operand.
+
+    Args:
+        wins: compares two operands, and says where the first one is the result.
+    """
+
+    def __init__(self, wins: Any) -> None:
+        self._wins = wins
+
+    def count(self, eqn: Any) -> int:
+        return 2
+
+    def taken(self, a: Any, b: Any) -> set[int]:
+        if any(np.ndim(one) == 0 and np.isinf(one) for one in (a, b)):  # where a maximum begins
+            return {0, 1}
+        sides = (self._wins(a, b), self._wins(b, a))
+        return {side for side, holds in enumerate(sides) if np.any(holds)}
+
+    def forced(self, operands: list[Any], side: int) -> Sequence[Any]:
+        shape = np.broadcast_shapes(*map(np.shape, operands))
+        return 2 * [np.broadcast_to(operands[side], shape)]
+
+    def is_open(self, moving: Sequence[bool], side: int) -> bool:
+        return any(moving)
+
+
+class _Clamp(_Sides):
+    """Below, within and above bounds."""
+
+    def count(self, eqn: Any) -> int:
+        return 3
+
+    def taken(self, low: Any, a: Any, high: Any) -> set[int]:
+        sides = (a < low, (low < a) & (a < high), a > high)
+        return {side for side, holds in enumerate(sides) if np.any(holds)}
+
+    def forced(self, operands: list[Any], side: int) -> Sequence[Any]:
+        low, a, high = operands
+        if side == 1:
+            return [np.full_like(low, -np.inf), a, np.full_like(high, np.inf)]
+        return [low, np.broadcast_to(operands[side], np.shape(a)), high]
+
+    def is_open(self, moving: Sequence[bool], side: int) -> bool:
+        return any(moving)
+
+
+class _Product(_Sides):
+    """Of ``mul``: an operand that is zero, and is made one."""
+
+    def count(self, eqn: Any) -> int:
+        return 2
+
+    def taken(self, a: Any, b: Any) -> set[int]:
+        sides = (np.abs(one) > 0 for one in (a, b))  # not where an id is out of range
+        return {side for side, holds in enumerate(sides) if np.any(holds)}
+
+    def forced(self, operands: list[Any], side: int) -> Sequence[Any]:
+        operands[side] = np.ones_like(operands[side])
+        return operands
+
+    def is_open(self, moving: Sequence[bool], side: int) -> bool:
+        return any(moving[side : side + 1])
+
+
+class _Loop(_Sides):
+    """Of ``while``: that it runs its body."""
+
+    def count(self, eqn: Any) -> int:
+        return 1
+
+    def taken(self, *_: Any) -> set[int]:
+        return set()  # see ``Choices.goes_on``
+
+    def is_open(self, moving: Sequence[bool], side: int) -> bool:
+        return any(moving)
+
+
+_SIDES: dict[str, _Sides] = {
+    "cond": _Sides(),
+    "select_n": _Sides(),
+    "max": _Extreme(np.greater),
+    "min": _Extreme(np.less),
+    "clamp": _Clamp(),
+    "mul": _Product(),
+    "while": _Loop(),
+}
+# These choose whatever the dtypes of their results are.
+_BRANCHES = frozenset(("cond", "while"))
+
+
+def _is_float(aval: Any) -> bool:
+    return bool(jnp.issubdtype(getattr(aval, "dtype", np.int32), jnp.inexact))
+
+
+def _moving(jaxpr: Any) -> Mapping[Key, list[bool]]:
+    """Returns for each equation whether its operands follow from arguments of the program.
+
+    Of a loop it is whether its end does.
+    """
+    found: dict[Key, list[bool]] = {}
+    callers: list[Any] = []
+
+    def run(closed: Any, operands: Sequence[bool]) -> list[bool]:
+        program, consts = closed
+        return interpret(program, consts, operands, constant=lambda *_: False, equation=equation)
+
+    def equation(eqn: Any, operands: list[bool]) -> Sequence[bool]:
+        callers.append(eqn)
+        results, decides = _of_inner(eqn, operands, run)
+        callers.pop()
+        known = found.setdefault(key_of(eqn, callers), [False] * len(decides))
+        known[:] = map(max, known, decides)
+        return results
+
+    run((jaxpr.jaxpr, jaxpr.consts), [True] * len(jaxpr.in_avals))
+    return found
+
+
+def _of_inner(eqn: Any, operands: list[bool], run: _Run) -> tuple[list[bool], list[bool]]:
+    """Returns which results of an equation move, and which operands that decide."""
+    name = eqn.primitive.name
+    if (program := called(eqn)) is not None:
+        return run(program, operands), operands
+    if name == "cond":
+        sides = [run(program, operands[1:]) for program in sub_programs(eqn)]
+        return [operands[0] or any(each) for each in zip(*sides, strict=True)], operands
+    if name == "scan":
+        first, count = scan_counts(eqn)
+        state, rows = operands[first : first + count], operands[first + count :]
+        (body,) = sub_programs(eqn)
+        results = _settled(body, operands[:first], state, rows, run)
+        return results, [False]
+    if name == "while":
+        question, body = (
+            (eqn.params[name].jaxpr, eqn.params[name].consts)
+            for name in ("cond_jaxpr", "body_jaxpr")
+        )
+        first, last = (
+            eqn.params["cond_nconsts"],
+            eqn.params["cond_nconsts"] + eqn.params["body_nconsts"],
+        )
+        state = _settled(body, operands[first:last], operands[last:], [], run)
+        (ends,) = run(question, [*operands[:first], *state])
+        return [ends or each for each in state], [ends]
+    return [any(operands)] * len(eqn.outvars), operands
+
+
+def _settled(
+    body: Any, consts: list[bool], state: list[bool], rows: list[bool], run: _Run
+) -> list[bool]:
+    """Returns which results of a loop move, after as many rounds as it takes."""
+    while True:
+        results = run(body, [*consts, *state, *rows])
+        after = [*map(max, state, results)]
+        if after == state:
+            return [*state, *results[len(state) :]]
+        state = after
