@@ -148,7 +148,7 @@ class _Extreme(_Sides):
         return 2 * [np.broadcast_to(operands[side], shape)]
 
     def is_open(self, moving: Sequence[bool], side: int) -> bool:
-        return any(moving)
+        return any(moving[side : side + 1])  # a bound that is a constant shows nothing of a network
 
 
 class _Clamp(_Sides):
@@ -168,7 +168,7 @@ class _Clamp(_Sides):
         return [low, np.broadcast_to(operands[side], np.shape(a)), high]
 
     def is_open(self, moving: Sequence[bool], side: int) -> bool:
-        return any(moving)
+        return any(moving[side : side + 1])
 
 
 class _Product(_Sides):

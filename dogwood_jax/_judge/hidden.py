@@ -136,7 +136,7 @@ def _tells(old: Any, new: Any) -> bool:
 
 
 def _differ(old: Any, new: Any) -> bool:
-    return np.shape(old) == np.shape(new) and _is_array(old) and _are_apart(old, new)
+    return np.shape(old) == np.shape(new) and _is_array(old) and are_apart(old, new)
 
 
 def _moves(old: Any, new: Any) -> bool:
@@ -147,7 +147,8 @@ def _moves(old: Any, new: Any) -> bool:
         return bool((np.isfinite(old) & ~(np.abs(new - old) <= _ROUNDING * np.abs(old))).any())
 
 
-def _are_apart(old: Any, new: Any) -> bool:
+def are_apart(old: Any, new: Any) -> bool:
+    """Whether arrays differ by more than what rounding adds up to."""
     if old.dtype.kind not in "fc":
         return bool((old != new).any())
     with np.errstate(all="ignore"):

@@ -25,7 +25,7 @@ from dogwood_jax._judge.choices import Choices
 from dogwood_jax._judge.claim import Case, Compared, Side
 from dogwood_jax._judge.evaluate import Undecided, evaluate, in_64_bits, widest, words
 from dogwood_jax._judge.gradients import Sample, check_gradients
-from dogwood_jax._judge.hidden import Hidden, Steps
+from dogwood_jax._judge.hidden import Hidden, Steps, are_apart
 from dogwood_jax._judge.samples import (
     BEYOND,
     FAMILIES,
@@ -448,7 +448,7 @@ def _by_force(
         for output in case.outputs:
             before, after = old[output.old], _old_part(new, output)
             _, differs, _ = compared(before, near[output.old], after, 0.0)
-            if differs.any():
+            if differs.any() and are_apart(before, after):
                 place = tuple(int(i) for i in np.argwhere(differs)[0])
                 where = f"{output.path or 'its output'}{[*place] if place else ''}"
                 return (
