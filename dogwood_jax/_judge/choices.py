@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dogwood_jax._judge.seen import Operation
-from dogwood_jax._program.inner import scan_counts, sub_programs
+from dogwood_jax._program.inner import Key, key_of, scan_counts, sub_programs
 from dogwood_jax._program.interpret import called, interpret
 
 # So often a loop runs its body if it is made to. The second round shows what the first one wrote.
@@ -22,7 +22,6 @@ FORCED_ROUNDS = 2
 # More sides than these are taken together where they stand in one line, as those of many layers do.
 _MANY = 16
 
-Key = tuple[int, ...]
 _Run = Callable[[Any, Sequence[bool]], list[bool]]
 
 
@@ -89,10 +88,6 @@ class Choices:
             (side,) = where.values()
             lines.setdefault((f"{operation}", side), (operation, {}))[1].update(where)
         return [*lines.values()]
-
-
-def key_of(eqn: Any, callers: Sequence[Any]) -> Key:
-    return (*map(id, callers), id(eqn))
 
 
 def forced(eqn: Any, operands: Sequence[Any], side: int) -> Sequence[Any]:

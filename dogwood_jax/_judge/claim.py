@@ -10,6 +10,7 @@ import numpy as np
 
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._judge.samples import Arguments
+from dogwood_jax._program.inner import Key
 
 
 @dataclass(frozen=True)
@@ -20,13 +21,13 @@ class Side:
         jaxpr: its program.
         arguments: path of each of its arguments, None for an input, with shape and dtype.
         results: path of each of its results.
-        fixed_keys: its keys for random numbers that follow from no argument.
+        draws: the equations whose random numbers follow from no key of the caller, by ``key_of``.
     """
 
     jaxpr: Any
     arguments: Arguments
     results: Sequence[str]
-    fixed_keys: frozenset[bytes] = frozenset()
+    draws: frozenset[Key] = frozenset()
 
 
 @dataclass(frozen=True)

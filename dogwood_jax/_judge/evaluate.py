@@ -7,8 +7,8 @@ integers and booleans are real.
 
 Random bits follow from the key and from the place of each entry. So an array that gets more entries
 along an axis keeps the bits of its old entries: a larger model may draw other ones with the
-caller's key, and that is no difference. Bits of a key that is fixed in a program are real, because
-the program always draws these.
+caller's key, and that is no difference. Bits of a key that no key of the caller changes are real,
+because the program draws these for the same inputs.
 """
 
 import functools
@@ -26,7 +26,7 @@ from dogwood_jax._judge.primitives import (
     random_bits_alike,
     unknown,
 )
-from dogwood_jax._program.inner import scan_counts
+from dogwood_jax._program.inner import Key, key_of, scan_counts
 from dogwood_jax._program.interpret import called, interpret
 
 
@@ -75,7 +75,7 @@ def evaluate(
     jaxpr: Any,
     arguments: Sequence[Any],
     watch: Watch | None = None,
-    fixed_keys: frozenset[bytes] = frozenset(),
+    draws: frozenset[Key] = frozenset(),
 ) -> list[Any]:
     """Returns the results of a program, as arrays of NumPy.
 
@@ -83,10 +83,10 @@ def evaluate(
         jaxpr: a ``ClosedJaxpr``.
         arguments: an array for each of its arguments, of NumPy, or a key of JAX.
         watch: what sees the evaluation.
-        fixed_keys: the keys for random numbers that are fixed in the program, see ``words``.
+        draws: the equations whose random bits are real, see ``Side``.
     """
     with np.errstate(all="ignore"), jax.ensure_compile_time_eval():
-        return _Evaluation(watch, fixed_keys).run(
+        return _Evaluation(watch, draws).run(
             jaxpr.jaxpr, jaxpr.consts, [widened(a) for a in arguments]
         )
 
@@ -123,8 +123,8 @@ def widest(dtype: Any) -> Any:
 
 
 class _Evaluation:
-    def __init__(self, watch: Watch | None, fixed_keys: frozenset[bytes]) -> None:
-        self._watch, self._fixed_keys = watch, fixed_keys
+    def __init__(self, watch: Watch | None, draws: frozenset[Key]) -> None:
+        self._watch, self._draws = watch, draws
         self._callers: list[Any] = []
 
     def run(self, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
@@ -150,7 +150,7 @@ class _Evaluation:
     def _results(self, eqn: Any, operands: list[Any]) -> Sequence[Any]:
         name = eqn.primitive.name
         if name == "random_bits":
-            if self._fixed_keys and words(operands[0]) in self._fixed_keys:
+            if self._draws and key_of(eqn, self._callers) in self._draws:
                 return _by_jax(eqn, operands)
             if self._watch is not None and self._watch.is_alike:
                 return [random_bits_alike(*operands, **eqn.params)]

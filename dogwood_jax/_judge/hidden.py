@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 import jax.extend.core as jex
 import numpy as np
 
-from dogwood_jax._judge.choices import Key, key_of
 from dogwood_jax._judge.evaluate import again
 from dogwood_jax._judge.seen import Operation
-from dogwood_jax._program.inner import sub_programs
+from dogwood_jax._program.inner import Key, key_of, sub_programs
 
 # By how much an entry differs, relative to the largest of its array.
 _FAR = 1e-6

@@ -40,7 +40,7 @@ from dogwood_jax._judge.samples import (
 )
 from dogwood_jax._judge.seen import BRANCHES, Operation, Seen, differing, only_in, rounding_in
 from dogwood_jax._judge.watch import NUDGE, Watch, eps
-from dogwood_jax._program.inner import entries, equations, every_constant
+from dogwood_jax._program.inner import Key, entries, equations, every_constant, key_of
 
 # How many times as much an entry may move between both networks as by the nudge.
 _TIMES = 30.0
@@ -176,7 +176,7 @@ def judge(case: Case) -> Verdict:
     """
     draws = _draws(case.old.jaxpr)
     if draws:
-        case = replace(case, old=_with_fixed_keys(case.old), new=_with_fixed_keys(case.new))
+        case = replace(case, old=_with_draws(case.old), new=_with_draws(case.new))
     verdict = _judged(case)
     if verdict.difference and draws:
         again = _judged(case, is_alike=True)
@@ -205,14 +205,14 @@ class _Keys:
     is_alike = False
 
     def __init__(self) -> None:
-        self.words = set[bytes]()
+        self.words: dict[Key, list[bytes]] = {}
 
     def number(self, array: np.ndarray, dtype: Any) -> np.ndarray:
         return array
 
     def equation(self, eqn: Any, operands: list[Any], callers: Sequence[Any]) -> list[Any]:
         if eqn.primitive.name == "random_bits":
-            self.words.add(words(operands[0]))
+            self.words.setdefault(key_of(eqn, callers), []).append(words(operands[0]))
         return operands
 
     def goes_on(self, eqn: Any, callers: Sequence[Any], goes_on: bool, rounds: int) -> bool:
@@ -224,16 +224,29 @@ class _Keys:
         pass
 
 
-def _with_fixed_keys(side: Side) -> Side:
-    """Returns a network with the keys that are the same whatever its arguments are."""
-    found = list[set[bytes]]()
-    for seed in range(2):
-        samples, keys = Samples({}, seed=seed), _Keys()
-        variables = samples.variables(side.arguments, FAMILIES[0])
+def _with_draws(side: Side) -> Side:
+    """Returns a network with the random numbers that the caller's keys do not change.
+
+    A key may follow from integers, such as a seed, so these are the caller's, too.
+    """
+    first, second = (Samples({}, seed=seed) for seed in range(2))
+    found = list[dict[Key, list[bytes]]]()
+    for samples in (first, second):
+        variables, others = (s.variables(side.arguments, FAMILIES[0]) for s in (first, samples))
+        inputs, its = (s.inputs(side.arguments, FAMILIES[0]) for s in (first, samples))
+        variables = {path: _float_of(a, others[path]) for path, a in variables.items()}
+        keys = _Keys()
         with contextlib.suppress(Undecided):
-            run(side, variables, samples.inputs(side.arguments, FAMILIES[0]), keys)
+            run(side, variables, [*map(_float_of, inputs, its)], keys)
         found.append(keys.words)
-    return replace(side, fixed_keys=frozenset(found[0] & found[1]))
+    same = (key for key, words in found[0].items() if found[1].get(key) == words)
+    return replace(side, draws=frozenset(same))
+
+
+def _float_of(array: Any, other: Any) -> Any:
+    """Returns an array of floats as it is, and another one in the place of any other."""
+    is_float = isinstance(array, np.ndarray | np.generic) and array.dtype.kind in "fc"
+    return array if is_float else other
 
 
 def _draws(jaxpr: Any) -> bool:
@@ -601,7 +614,7 @@ def run(
     arguments = [next(left) if path is None else variables[path] for path, _ in side.arguments]
     if isinstance(watch, Watch):
         arguments = [watch.nudged(argument) for argument in arguments]
-    return evaluate(side.jaxpr, arguments, watch, side.fixed_keys)
+    return evaluate(side.jaxpr, arguments, watch, side.draws)
 
 
 def _larger_inputs(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dogwood_jax._judge.lines import line_of, with_line
-from dogwood_jax._program.inner import equations, every_constant
+from dogwood_jax._program.inner import Key, equations, every_constant, key_of
 
 
 class Operation(NamedTuple):
@@ -51,8 +51,8 @@ class Seen:
 
     def __init__(self, integers: bool) -> None:
         self._integers = integers
-        self._sides: dict[tuple[int, ...], set[Hashable]] = {}
-        self._operations: dict[tuple[int, ...], Operation] = {}
+        self._sides: dict[Key, set[Hashable]] = {}
+        self._operations: dict[Key, Operation] = {}
 
     def look(self, eqn: Any, operands: Sequence[Any], callers: Sequence[Any]) -> None:
         """Takes notice of an equation before it is evaluated, see ``Watch``."""
@@ -72,7 +72,7 @@ class Seen:
                 return
         else:
             return
-        key = (*map(id, callers), id(eqn))
+        key = key_of(eqn, callers)
         self._operations.setdefault(key, Operation(eqn, (*callers,), numbers))
         self._sides.setdefault(key, set()).update(sides)
 

@@ -10,6 +10,9 @@ import jax.numpy as jnp
 
 from dogwood_jax._base.trees import struct
 
+# An equation and those that run it, by identity, see ``key_of``.
+Key = tuple[int, ...]
+
 
 def within(eqn: Any, rewritten: Callable[[Any], Any], known: dict[int, Any]) -> Any:
     """Returns an equation with other programs among its parameters.
@@ -72,6 +75,11 @@ def equations(jaxpr: Any) -> Iterator[Any]:
         yield eqn
         for program, _ in sub_programs(eqn):
             yield from equations(program)
+
+
+def key_of(eqn: Any, callers: Sequence[Any]) -> Key:
+    """Returns what tells an equation from others, and from itself where others run it."""
+    return (*map(id, callers), id(eqn))
 
 
 def every_constant(jaxpr: jex.ClosedJaxpr, take: Callable[[Any, Any], None]) -> None:
