@@ -522,6 +522,11 @@ def test_a_key_that_follows_from_inputs_draws_other_numbers_for_more_units() -> 
         dw.plan(dw.trace(of_data, MLP, X), SIZES)
     assert dw.plan(dw.trace(apply, MLP, X, jax.random.key(0)), SIZES).evidence.samples
 
+    def scaled(p: Any, x: Any, key: Any) -> Any:
+        return x @ p["up"] * jax.random.normal(key) @ p["down"]
+
+    assert dw.plan(dw.trace(scaled, MLP, X, jax.random.key(0)), SIZES).evidence.samples
+
 
 def test_images_have_bright_pixels() -> None:
     def apply(p: Any, x: Any) -> Any:

@@ -422,11 +422,11 @@ def _mixed(numbers: Any) -> Any:
 
 def _random_bits(key: Any, *, bit_width: int, shape: Sequence[int], **_: Any) -> np.ndarray:
     words = np.asarray(jax.random.key_data(key)).astype(np.uint64)
-    seeds = words.reshape(*key.shape, -1)
+    seeds = words.reshape((*key.shape, -1))
     mixed = np.full(key.shape, 1, np.uint64)
     for word in range(seeds.shape[-1]):
         mixed = _mixed(mixed * np.uint64(0x9E3779B97F4A7C15) + seeds[..., word])
-    bits = mixed.reshape(*key.shape, *(1,) * len(shape))
+    bits = mixed.reshape((*key.shape, *(1,) * len(shape)))
     for axis, size in enumerate(shape):
         along = [1] * bits.ndim
         along[len(key.shape) + axis] = size
