@@ -165,7 +165,7 @@ def weights_scaled_by_the_largest(p: Any, x: Any) -> Any:
     return jnp.tanh(x @ (p["i"] / jnp.max(jnp.abs(p["i"])))) @ p["o"]
 
 
-@trap({"i[1]": "its square root is not finite, or infinitely steep"}, **MLP)
+@trap({"i[1]": "is not finite"}, **MLP)
 def weights_scaled_by_each_units_norm(p: Any, x: Any) -> Any:
     norm = jnp.sqrt(jnp.sum(p["o"] ** 2, axis=1, keepdims=True))
     return layer(p, x) @ (p["o"] / norm)

@@ -75,14 +75,14 @@ def quotient_of_features_that_rounding_makes_zero(p: Any, x: Any) -> Any:
     return (1 / (jnp.expm1(x @ p["i"]) + 1)) @ p["o"]
 
 
-@trap({"i[1]": "only copied"}, **MLP)
+@trap({"i[1]": "copied"}, **MLP)
 def logarithm_where_another_unit_is_positive(p: Any, x: Any) -> Any:
     h = x @ p["i"]
     h = 2 + h - lax.stop_gradient(h)
     return jnp.log(jnp.where((h > 0)[::-1], h, 1)) @ p["o"]
 
 
-@trap({"i[1]": "only copied"}, **MLP)
+@trap({"i[1]": "copied"}, **MLP)
 def logarithm_of_a_part_that_may_be_zero(p: Any, x: Any) -> Any:
     h = x @ p["i"]
     h = 2 + h - lax.stop_gradient(h)
@@ -178,7 +178,7 @@ def unit_vectors_of_heads(p: Any, x: Any) -> Any:
     return (y / jnp.linalg.norm(y, axis=-1, keepdims=True) * p["g"][None, :, None]).sum(1)
 
 
-@trap({"i[1]": STEEP}, i=(5, 3, 4), u=(3, 4, 6))
+@trap({"i[1]": "is not finite"}, i=(5, 3, 4), u=(3, 4, 6))
 def sum_of_unit_vectors_of_heads(p: Any, x: Any) -> Any:
     y = heads(p, x)
     return jnp.einsum("bhd->bd", y / jnp.linalg.norm(y, axis=-1, keepdims=True)) @ jnp.ones((6, 2))
@@ -221,7 +221,7 @@ def standardized_scale_of_a_norm(p: Any, x: Any) -> Any:
     return (h * (p["s"] / jnp.std(p["s"], 0, keepdims=True))[:1]) @ p["o"]
 
 
-@trap({"w[0]": STEEP}, w=(6, 5))
+@trap({"w[0]": "is not finite"}, w=(6, 5))
 def sum_of_standardized_rows(p: Any, x: Any) -> Any:
     return x + jnp.sum(p["w"] / jnp.std(p["w"], 1, keepdims=True), 0, keepdims=True)
 

@@ -112,8 +112,11 @@ _TEXT = ArgumentKind(
 )
 
 
-# What former versions wrote of a network's function in the place of its program.
-_FORMER = ("conflicts", "tried")
+# What former versions wrote, and nothing asks for.
+_FORMER: Mapping[type, tuple[str, ...]] = {
+    Facts: ("zero_hazard", "free_hazard"),
+    Widths: ("conflicts", "tried"),
+}
 
 
 def _encoded(value: Any) -> Any:
@@ -170,8 +173,10 @@ def _decoded(value: Any) -> Any:
     if kind is None:
         raise ValueError(f"{_EXPECTED}, got an object without {_TYPE!r}")
     cls = _known(_TYPES, kind, "type")
+    for name in _FORMER.get(cls, ()):
+        members.pop(name, None)
     if cls is Widths:
-        members = {"is_saved": True} | {k: v for k, v in members.items() if k not in _FORMER}
+        members.setdefault("is_saved", True)
     hints = _hints(cls)
     for name in members:
         _known(hints, name, f"member of {kind}")

@@ -17,6 +17,7 @@ import numpy as np
 from dogwood_jax._base.draw import random_keys
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._widths.layout import units_along
+from dogwood_jax._widths.quantized import is_quantized
 from dogwood_jax._widths.widths import Kind
 
 # A program: the path of each argument (None for an input) with its shape and dtype.
@@ -155,6 +156,8 @@ class Samples:
 
     def _numbers(self, rng: Any, array: Any, kind: Kind, family: Family, new: bool) -> Any:
         shape, dtype = tuple(array.shape), array.dtype
+        if new and is_quantized(dtype):  # as ``grow`` fills them
+            return np.zeros(shape, np.int8)
         if not _is_float(array):
             return self._whole(rng, shape, dtype)
         if new and kind == "zeros" and not family.biases:

@@ -99,14 +99,6 @@ def _hazards(width: Width, new: int, strategy: Strategy, recipe: Recipe | None) 
             f"growing it from {width.size} to {new} would change outputs: "
             f"{'; '.join(width.hazards)}{dead}; it occurs in {_places(width)}"
         )
-    choice = strategy.choice
-    zero_incoming = strategy.incoming == "zero" and not strategy.perturb
-    zero_incoming |= choice is not None and choice.side == "outgoing"
-    if zero_incoming and width.zero_hazard and recipe is None:
-        yield f"new units cannot have zero incoming weights: {width.zero_hazard}"
-    free_incoming = strategy.incoming == "free" and strategy.outgoing != "free"
-    if (free_incoming or (choice and choice.side == "incoming")) and width.free_hazard:
-        yield f"new units cannot have random incoming weights: {width.free_hazard}"
     if strategy.preserving and strategy.makes_alike and recipe is None:
         if width.copy_hazards:
             yield f"copying units would change outputs: {'; '.join(width.copy_hazards)}"

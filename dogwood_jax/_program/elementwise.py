@@ -1,6 +1,6 @@
 """Properties of functions of single entries: ``Law`` and the table ``ELEMENTWISE``.
 
-``trace`` asks here whether a function keeps zeros, and where it is finite. Recipes ask what becomes
+``trace`` asks here whether a function keeps zeros. Recipes ask what becomes
 of a factor: ``sqrt(4 * x)`` is ``2 * sqrt(x)``. ``deepen`` computes numbers with it. To add such a
 primitive, add its row. A property that the row does not state counts as not true. That may refuse a
 growth, but never makes one wrong.
@@ -17,22 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from dogwood_jax._program.intervals import (
-    ANY_NUMBER,
-    POSITIVE,
     Bounds,
-    Domain,
-    above,
     absolute,
     at,
     constantly,
     monotone,
     negative,
-    off_zero,
     powered,
     same,
-    stepped,
     sum_of,
-    within,
 )
 
 
@@ -52,10 +45,6 @@ class Law:
         commutes: whether ``f(a, b) = f(b, a)``.
         fold: computes it with numbers.
         bounds: computes the bounds of its values.
-        total: whether it is finite everywhere.
-        finite: for each operand, where the function is finite. A function that is not total and
-            says nothing here counts as finite nowhere.
-        smooth: where both the function and its slope are finite, if these are fewer numbers.
     """
 
     takes: int | None = 1
@@ -68,17 +57,14 @@ class Law:
     commutes: bool = False
     fold: Callable[..., Any] | None = None
     bounds: Callable[[Bounds], Bounds] | None = None
-    total: bool = False
-    finite: tuple[Domain, ...] = ()
-    smooth: Domain | None = None
 
 
 def _linear(**known: Any) -> Law:
-    return Law(linear=True, zero=True, total=True, **known)
+    return Law(linear=True, zero=True, **known)
 
 
 def _same() -> Law:
-    return Law(takes=None, same=True, linear=True, zero=True, total=True, bounds=same)
+    return Law(takes=None, same=True, linear=True, zero=True, bounds=same)
 
 
 def _pow(x: float, y: float) -> float:
@@ -117,122 +103,102 @@ ELEMENTWISE: dict[str, Law] = {
     "real": _linear(degree=1.0, bounds=same),
     "reduce_precision": _linear(bounds=same),
     # Functions that pass on a factor, as a power of it.
-    "abs": Law(zero=True, degree=1.0, fold=abs, bounds=absolute, total=True),
-    "cbrt": Law(zero=True, degree=1 / 3, bounds=monotone(np.cbrt), smooth=off_zero, total=True),
+    "abs": Law(zero=True, degree=1.0, fold=abs, bounds=absolute),
+    "cbrt": Law(zero=True, degree=1 / 3, bounds=monotone(np.cbrt)),
     "rsqrt": Law(
         pole=True,
         degree=-0.5,
         fold=lambda x: 1 / np.sqrt(x),
         bounds=lambda b: powered(b, -0.5),
-        finite=(POSITIVE,),
     ),
-    "sign": Law(zero=True, degree=0.0, bounds=stepped(np.sign), total=True),
+    "sign": Law(zero=True, degree=0.0, bounds=monotone(np.sign)),
     "sqrt": Law(
         zero=True,
         degree=0.5,
         fold=np.sqrt,
         bounds=lambda b: powered(b, 0.5),
-        finite=(above(0),),
-        smooth=POSITIVE,
     ),
-    "square": Law(
-        zero=True, degree=2.0, fold=np.square, bounds=lambda b: powered(b, 2), total=True
-    ),
+    "square": Law(zero=True, degree=2.0, fold=np.square, bounds=lambda b: powered(b, 2)),
     # A power by its exponent, which is a parameter.
     "integer_pow": Law(zero=True),
     # Functions that are zero at zero.
-    "asin": Law(
-        zero=True,
-        bounds=constantly(-np.pi / 2, np.pi / 2),
-        finite=(within(),),
-        smooth=within(open=True),
-    ),
-    "asinh": Law(zero=True, fold=np.arcsinh, bounds=monotone(np.arcsinh), total=True),
-    "atan": Law(zero=True, fold=np.arctan, bounds=monotone(np.arctan), total=True),
-    "atanh": Law(zero=True, bounds=lambda b: ANY_NUMBER, finite=(within(open=True),)),
-    "ceil": Law(zero=True, bounds=stepped(np.ceil), total=True),
-    "erf": Law(zero=True, fold=math.erf, bounds=constantly(-1, 1), total=True),
-    "erf_inv": Law(zero=True, bounds=lambda b: ANY_NUMBER, finite=(within(open=True),)),
-    "expm1": Law(zero=True, fold=np.expm1, bounds=monotone(np.expm1), total=True),
-    "floor": Law(zero=True, bounds=stepped(np.floor), total=True),
-    "log1p": Law(
-        zero=True, fold=np.log1p, bounds=monotone(np.log1p), finite=(above(-1, open=True),)
-    ),
-    "round": Law(zero=True, bounds=stepped(np.round), total=True),
-    "sin": Law(zero=True, fold=np.sin, bounds=constantly(-1, 1), total=True),
-    "sinh": Law(zero=True, fold=np.sinh, bounds=monotone(np.sinh), total=True),
-    "tan": Law(zero=True, fold=np.tan, bounds=lambda b: ANY_NUMBER, total=True),
-    "tanh": Law(zero=True, fold=np.tanh, bounds=monotone(np.tanh), total=True),
+    "asin": Law(zero=True, bounds=constantly(-np.pi / 2, np.pi / 2)),
+    "asinh": Law(zero=True, fold=np.arcsinh, bounds=monotone(np.arcsinh)),
+    "atan": Law(zero=True, fold=np.arctan, bounds=monotone(np.arctan)),
+    "atanh": Law(zero=True),
+    "ceil": Law(zero=True, bounds=monotone(np.ceil)),
+    "erf": Law(zero=True, fold=math.erf, bounds=constantly(-1, 1)),
+    "erf_inv": Law(zero=True),
+    "expm1": Law(zero=True, fold=np.expm1, bounds=monotone(np.expm1)),
+    "floor": Law(zero=True, bounds=monotone(np.floor)),
+    "log1p": Law(zero=True, fold=np.log1p, bounds=monotone(np.log1p)),
+    "round": Law(zero=True, bounds=monotone(np.round)),
+    "sin": Law(zero=True, fold=np.sin, bounds=constantly(-1, 1)),
+    "sinh": Law(zero=True, fold=np.sinh, bounds=monotone(np.sinh)),
+    "tan": Law(zero=True, fold=np.tan),
+    "tanh": Law(zero=True, fold=np.tanh, bounds=monotone(np.tanh)),
     # Other functions of one operand.
-    "acos": Law(bounds=constantly(0, np.pi), finite=(within(),), smooth=within(open=True)),
-    "acosh": Law(bounds=constantly(0, inf), finite=(above(1),), smooth=above(1, open=True)),
-    "bessel_i0e": Law(total=True),
-    "bessel_i1e": Law(total=True),
-    "bitcast_convert_type": Law(total=True),
-    "clz": Law(total=True),
-    "cos": Law(bounds=constantly(-1, 1), total=True),
-    "cosh": Law(bounds=constantly(1, inf), total=True),
-    "digamma": Law(
-        pole=True, bounds=lambda b: ANY_NUMBER, finite=(lambda b: b.low > 0 or not b.has_atoms,)
-    ),
-    "erfc": Law(bounds=constantly(0, 2, nonzero=True), total=True),
-    "exp": Law(fold=np.exp, bounds=monotone(np.exp, above=True), total=True),
-    "exp2": Law(fold=np.exp2, bounds=monotone(np.exp2, above=True), total=True),
-    "is_finite": Law(bounds=lambda b: Bounds(0, 1), total=True),
-    "lgamma": Law(
-        pole=True, bounds=lambda b: ANY_NUMBER, finite=(lambda b: b.low > 0 or not b.has_atoms,)
-    ),
-    "log": Law(pole=True, fold=np.log, bounds=monotone(np.log), finite=(POSITIVE,)),
-    "log2": Law(pole=True, fold=np.log2, bounds=monotone(np.log2), finite=(POSITIVE,)),
-    "logistic": Law(
-        fold=lambda x: 1 / (1 + np.exp(-x)), bounds=constantly(0, 1, nonzero=True), total=True
-    ),
-    "not": Law(total=True),
-    "one_minus_square": Law(bounds=lambda b: sum_of(at(1.0), negative(powered(b, 2))), total=True),
-    "population_count": Law(total=True),
+    "acos": Law(bounds=constantly(0, np.pi)),
+    "acosh": Law(bounds=constantly(0, inf)),
+    "bessel_i0e": Law(),
+    "bessel_i1e": Law(),
+    "bitcast_convert_type": Law(),
+    "clz": Law(),
+    "cos": Law(bounds=constantly(-1, 1)),
+    "cosh": Law(bounds=constantly(1, inf)),
+    "digamma": Law(pole=True),
+    "erfc": Law(bounds=constantly(0, 2)),
+    "exp": Law(fold=np.exp, bounds=monotone(np.exp)),
+    "exp2": Law(fold=np.exp2, bounds=monotone(np.exp2)),
+    "is_finite": Law(bounds=lambda b: Bounds(0, 1)),
+    "lgamma": Law(pole=True),
+    "log": Law(pole=True, fold=np.log, bounds=monotone(np.log)),
+    "log2": Law(pole=True, fold=np.log2, bounds=monotone(np.log2)),
+    "logistic": Law(fold=lambda x: 1 / (1 + np.exp(-x)), bounds=constantly(0, 1)),
+    "not": Law(),
+    "one_minus_square": Law(bounds=lambda b: sum_of(at(1.0), negative(powered(b, 2)))),
+    "population_count": Law(),
     # Comparisons.
-    "eq": Law(takes=2, compares=True, fold=operator.eq, total=True),
-    "eq_to": Law(takes=2, compares=True, total=True),
-    "ge": Law(takes=2, compares=True, fold=operator.ge, total=True),
-    "gt": Law(takes=2, compares=True, fold=operator.gt, total=True),
-    "le": Law(takes=2, compares=True, fold=operator.le, total=True),
-    "le_to": Law(takes=2, compares=True, total=True),
-    "lt": Law(takes=2, compares=True, fold=operator.lt, total=True),
-    "lt_to": Law(takes=2, compares=True, total=True),
-    "ne": Law(takes=2, compares=True, fold=operator.ne, total=True),
+    "eq": Law(takes=2, compares=True, fold=operator.eq),
+    "eq_to": Law(takes=2, compares=True),
+    "ge": Law(takes=2, compares=True, fold=operator.ge),
+    "gt": Law(takes=2, compares=True, fold=operator.gt),
+    "le": Law(takes=2, compares=True, fold=operator.le),
+    "le_to": Law(takes=2, compares=True),
+    "lt": Law(takes=2, compares=True, fold=operator.lt),
+    "lt_to": Law(takes=2, compares=True),
+    "ne": Law(takes=2, compares=True, fold=operator.ne),
     # Sums, maxima, products and the like. Rules of their own say what a row cannot say.
-    "add": Law(takes=2, commutes=True, fold=operator.add, total=True),
-    "add_any": Law(takes=2, commutes=True, total=True),
-    "complex": Law(takes=2, total=True),
-    "max": Law(takes=2, commutes=True, fold=_unless_nan(max), total=True),
-    "min": Law(takes=2, commutes=True, fold=_unless_nan(min), total=True),
-    "sub": Law(takes=2, fold=operator.sub, total=True),
-    "clamp": Law(takes=3, total=True),
+    "add": Law(takes=2, commutes=True, fold=operator.add),
+    "add_any": Law(takes=2, commutes=True),
+    "complex": Law(takes=2),
+    "max": Law(takes=2, commutes=True, fold=_unless_nan(max)),
+    "min": Law(takes=2, commutes=True, fold=_unless_nan(min)),
+    "sub": Law(takes=2, fold=operator.sub),
+    "clamp": Law(takes=3),
     "div": Law(takes=2, fold=np.true_divide),
-    "mul": Law(takes=2, commutes=True, fold=operator.mul, total=True),
+    "mul": Law(takes=2, commutes=True, fold=operator.mul),
     "pow": Law(takes=2, fold=_pow),
-    "select_n": Law(takes=None, total=True),
+    "select_n": Law(takes=None),
     # Other functions of several operands.
-    "and": Law(takes=2, commutes=True, total=True),
-    "atan2": Law(takes=2, total=True),
-    "igamma": Law(takes=2, finite=(POSITIVE, above(0))),
-    "igamma_grad_a": Law(takes=2, finite=(POSITIVE, above(0))),
-    "igammac": Law(takes=2, finite=(POSITIVE, above(0))),
-    "nextafter": Law(takes=2, total=True),
-    "or": Law(takes=2, commutes=True, total=True),
-    "polygamma": Law(takes=2, finite=(above(0), POSITIVE)),
-    "polynomial": Law(takes=None, total=True),
-    "regularized_incomplete_beta": Law(
-        takes=3, finite=(POSITIVE, POSITIVE, lambda b: b.low >= 0 and b.high <= 1)
-    ),
+    "and": Law(takes=2, commutes=True),
+    "atan2": Law(takes=2),
+    "igamma": Law(takes=2),
+    "igamma_grad_a": Law(takes=2),
+    "igammac": Law(takes=2),
+    "nextafter": Law(takes=2),
+    "or": Law(takes=2, commutes=True),
+    "polygamma": Law(takes=2),
+    "polynomial": Law(takes=None),
+    "regularized_incomplete_beta": Law(takes=3),
     "rem": Law(takes=2),
-    "select_if_vmap": Law(takes=None, total=True),
-    "shift_left": Law(takes=2, total=True),
-    "shift_right_arithmetic": Law(takes=2, total=True),
-    "shift_right_logical": Law(takes=2, total=True),
-    "threefry2x32": Law(takes=None, total=True),
-    "xor": Law(takes=2, commutes=True, total=True),
-    "zeta": Law(takes=2, finite=(above(1, open=True), POSITIVE)),
+    "select_if_vmap": Law(takes=None),
+    "shift_left": Law(takes=2),
+    "shift_right_arithmetic": Law(takes=2),
+    "shift_right_logical": Law(takes=2),
+    "threefry2x32": Law(takes=None),
+    "xor": Law(takes=2, commutes=True),
+    "zeta": Law(takes=2),
 }
 
 

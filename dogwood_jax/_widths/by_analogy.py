@@ -125,7 +125,7 @@ class Analogy:
             counts = [per_layer.get((name, index), 0) for index in range(len(known.recipes))]
             if self.is_of_one_layer(name, known, more=any(counts)):
                 return known
-            if _ITSELF in self.mentioned((known.fixed, known.zero_hazard, known.free_hazard)):
+            if _ITSELF in self.mentioned((known.fixed,)):
                 raise NotAlike
             return replace(
                 known,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable
 import numpy as np
 
 from dogwood_jax._program.bounds import bounds_of
-from dogwood_jax._program.elementwise import functions
+from dogwood_jax._program.elementwise import ELEMENTWISE
 from dogwood_jax._program.intervals import UNKNOWN, Bounds, at
 from dogwood_jax._program.moves import KEEP_ENTRIES
 from dogwood_jax._widths.dims import Dim, atoms
@@ -19,10 +19,9 @@ from dogwood_jax._widths.values import Step, Value
 
 POSITIONS = Reason("a table of positions is computed along it", "table")
 
-# Operations that compute each entry from entries at the same place, and are finite for all of them.
-# Joined arrays keep their entries' places in the layout of the joined axis. ``are_small`` finds
-# infinite quotients. See ``_is_finite``, too.
-_IN_PLACE = KEEP_ENTRIES | {"iota", "concatenate", "div", *functions(lambda law: law.total)}
+# Operations that compute each entry from entries at the same place. Joined arrays keep their
+# entries' places in the layout of the joined axis.
+_IN_PLACE = KEEP_ENTRIES | {"iota", "concatenate", *ELEMENTWISE}
 
 
 def of_constant(shape: tuple[int, ...]) -> Reason:
@@ -42,9 +41,8 @@ LARGEST = 6e4  # which every dtype can hold
 def moved(steps: Iterable[Step]) -> set[Dim]:
     """Returns the dimensions along which entries of tables may change although programs agree.
 
-    There are three reasons. Entries are mixed along them, as by a sum. Positions are counted along
-    an axis where old units are not first, as in ``heads * head_dim``. A value computed with a table
-    may not be finite.
+    Entries are mixed along them, as by a sum. Or positions are counted along an axis where old
+    units are not first, as in ``heads * head_dim``.
     """
     found: set[Dim] = set()
     for step in steps:
@@ -52,7 +50,7 @@ def moved(steps: Iterable[Step]) -> set[Dim]:
         made = step.results and all(value.origin == "constant" for value in step.results)
         if made:
             tables += step.results
-            is_kept = step.name in _IN_PLACE or _is_finite(step)
+            is_kept = step.name in _IN_PLACE
         else:
             is_kept = step.name in MEETS and all(
                 value.number is None or abs(value.number) <= LARGEST for value in tables
@@ -105,12 +103,3 @@ def are_small(
                 if not (-LARGEST <= found.low and found.high <= LARGEST):
                     return False
     return True
-
-
-def _is_finite(step: Step) -> bool:
-    """Whether a step is a remainder or a power that is finite for all entries of a table."""
-    if step.name == "rem":
-        return bool(step.operands[1].number)
-    if step.name == "integer_pow":
-        return bool(step.params["y"] >= 0)
-    return step.name == "pow" and (step.operands[0].number or 0) > 0

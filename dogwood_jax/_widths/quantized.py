@@ -48,7 +48,5 @@ def note_quantized(roles: Roles, trace: Trace) -> None:
         for spot in spots:
             if spot.leaf in trace.quantized:
                 spot.atom.note(_ZEROS)
-                if (hazard := roles.zero_hazards.get(spot.atom)) is not None:
-                    spot.atom.fix(f"new entries of its small integers are zeros, but {hazard}")
                 if roles.of(spot) != "incoming":
                     spot.atom.endanger_copies(_NOT_SHARED)

@@ -9,7 +9,7 @@ import numpy as np
 
 from dogwood_jax._base.trees import concrete
 from dogwood_jax._program.interpret import called, interpret
-from dogwood_jax._program.intervals import at, constant, of_sign
+from dogwood_jax._program.intervals import at, between, of_sign
 from dogwood_jax._program.moves import KEEP_ENTRIES
 from dogwood_jax._widths.dims import Dim
 from dogwood_jax._widths.positions import of_constant
@@ -85,15 +85,13 @@ def _constant(array: Any, aval: Any) -> Value:
         return Value(dims, "data")
     if not dims and array.dtype.kind != "c":  # most constants; the NumPy calls below are slow
         number, rounding = float(array), _rounding(dtype)
-        return Value((), "constant", bounds=(at(number),), number=number, rounding=rounding)
+        return Value((), "constant", bounds=at(number), number=number, rounding=rounding)
     if not np.iscomplexobj(array):  # bfloat16 and the like are no numbers to NumPy
         array = array.astype(np.result_type(array, float) if array.dtype.kind in "biuf" else float)
     known = Value(dims, "constant", rounding=_rounding(dtype))
-    if np.iscomplexobj(array):  # of which bounds say no more than whether it is zero
-        known.bounds = (constant(-np.inf, np.inf, bool(array.all())),)
-    elif array.size:
+    if array.size and not np.iscomplexobj(array):
         low, high = float(array.min()), float(array.max())
-        known.bounds = (constant(low, high, bool(array.all())),)
+        known.bounds = between(low, high)
         if low == high or np.isnan(array).all():
             known.number = float(array.flat[0])
             return known
@@ -102,7 +100,7 @@ def _constant(array: Any, aval: Any) -> Value:
             dim.endanger(of_constant(array.shape))
     known.table = Table(array, dims)
     # Entries of new units may be other numbers: only the signs of the old ones are kept.
-    known.bounds = (of_sign(*known.bounds),)
+    known.bounds = of_sign(known.bounds)
     return known
 
 

@@ -7,35 +7,18 @@ primitives in the same way, so that no rule can forget them:
   is reached by ``kernel[1]`` along its last axis.
 - ``Value.bounds``: the bounds of its entries.
 - ``Trace.reads``: where weights are not simply factors in a sum, as in ``tanh(kernel)``. If copies
-  share weights, such a read changes outputs. If weights are zero, a division by them is infinite.
+  share weights, such a read changes outputs.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-import jax.numpy as jnp
-
-from dogwood_jax._program.bounds import (
-    KEEP_SUMS,
-    PARTIAL,
-    bounds_of,
-    bounds_of_complex,
-    domains,
-    domains_of_complex,
-    kept,
-    slopes,
-)
+from dogwood_jax._program.bounds import bounds_of
 from dogwood_jax._program.elementwise import is_linear
-from dogwood_jax._program.intervals import ANY_NUMBER, NOTHING_KNOWN, UNKNOWN, Bounds, at
+from dogwood_jax._program.intervals import UNKNOWN, Bounds, at
 from dogwood_jax._program.moves import MOVES
 from dogwood_jax._widths.dims import Dim, atoms
-from dogwood_jax._widths.values import FILLS, Entry, Read, Trace, Value
-
-# The bounds of weights by how new entries are filled in, in the order of ``FILLS``.
-OF_WEIGHTS = (ANY_NUMBER, at(1.0), at(0.0))
-# A value made of weights alone has bounds for each fill. Data has bounds for random weights.
-_RANDOM, _ZEROS = FILLS.index("random"), FILLS.index("zeros")
+from dogwood_jax._widths.values import Entry, Read, Trace, Value
 
 # Primitives whose rules say which axes weights reach, because they move or drop axes one by one.
 _BY_RULES = frozenset(
@@ -89,8 +72,6 @@ def note(trace: Trace, eqn: Any, operands: Sequence[Value], results: list[Value]
                 value.reach = _reach(name, params, operands, reached, value)
         found.append(_of_pieces(trace, value) if reached and name in _PIECES else value)
     if reached:
-        if name in PARTIAL:
-            _note_poles(trace, eqn, operands)
         _note_linearity(trace, name, params, operands, found)
     return found
 
@@ -250,75 +231,28 @@ def _note_products(
             trace.reads.append(Read("product", x.dims[a], terms))
 
 
-# Where functions are not finite -------------------------------------------------------------------
+# Bounds -------------------------------------------------------------------------------------------
 
 
-def _note_poles(trace: Trace, eqn: Any, operands: Sequence[Value]) -> None:
-    """Notes where values of new units may leave the domain of a function."""
+def _bounds(eqn: Any, operands: Sequence[Value], results: Sequence[Value]) -> Iterator[Bounds]:
     name, params = eqn.primitive.name, eqn.params
-    dtype = getattr(eqn.outvars[0].aval, "dtype", None)
-    if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
-        return
-
-    def finite(fill: int, with_slope: bool) -> list[bool]:
-        """Whether a function is finite for each operand; ``with_slope``, its slope, too."""
-        bounds = [value.bounds_for(fill) for value in operands]
-        if jnp.issubdtype(dtype, jnp.complexfloating):
-            found = domains_of_complex(name, len(bounds))
-        else:
-            found = (slopes if with_slope else domains)(name, params, bounds)
-        if with_slope:
-            bounds = [replace(b, atoms=True) for b in bounds]
-        return [domain is None or domain(b) for domain, b in zip(found, bounds, strict=False)]
-
-    # The bounds of data are the same for each fill.
-    fills = range(len(FILLS) if any(value.origin == "parameter" for value in operands) else 1)
-    by_fill = [finite(fill, with_slope=False) for fill in fills] * (len(FILLS) // len(fills))
-    sure = [finite(fill, with_slope=True) for fill in (_RANDOM, _ZEROS)[: len(fills)]]
-    for place, value in enumerate(operands[: len(by_fill[0])]):
-        is_data = value.origin != "parameter"
-        kinds = frozenset(kind for kind, ok in zip(FILLS, by_fill, strict=True) if ok[place])
-        silent = sure[0 if is_data else 1][place]
-        if value.bounds[0].sparse and not kinds:
-            for axis, dim in enumerate(value.dims):
-                if not value.reach_along(axis):
-                    dim.endanger(f"{name} is not finite where nothing was added to a sum along it")
-        for dim, reach in zip(value.dims, value.reach, strict=False):
-            if reach and len(kinds) < (1 if is_data else len(FILLS)):
-                trace.reads.append(Read("stray", dim, (reach,), name, kinds))
-            if reach and not silent:
-                trace.reads.append(Read("pole", dim, (reach,), name))
-
-
-def _bounds(
-    eqn: Any, operands: Sequence[Value], results: Sequence[Value]
-) -> Iterator[tuple[Bounds, ...]]:
-    name, params = eqn.primitive.name, eqn.params
-    kinds = [_kind(atom) for atom in (*eqn.invars, *eqn.outvars[:1])]
-    is_complex = "c" in kinds
+    is_complex = "c" in map(_kind, (*eqn.invars, *eqn.outvars[:1]))
     one_by_one = name in ("optimization_barrier", "psum", "psum_invariant", "pvary")
     for place, result in enumerate(results):
         own = operands[place : place + 1] if one_by_one else operands
         if result.number is not None:
-            yield (at(result.number),)
-        elif name in KEEP_SUMS and result.origin == operands[0].origin:
-            yield tuple(kept(name, bounds) for bounds in operands[0].bounds)
+            yield at(result.number)
         elif name == "top_k" and place == 1:
-            yield (Bounds(0, operands[0].dims[-1].size - 1),)
-        elif len(results) > 1 and not one_by_one and name not in ("split", "unstack"):
-            yield NOTHING_KNOWN
+            yield Bounds(0, operands[0].dims[-1].size - 1)
+        elif is_complex or (
+            len(results) > 1 and not one_by_one and name not in ("split", "unstack")
+        ):
+            yield UNKNOWN
         else:
-            fills = range(len(FILLS) if result.origin == "parameter" else 1)
-            found = []
-            for fill in fills:
-                bounds = [value.bounds_for(fill) for value in own]
-                if is_complex:
-                    found.append(bounds_of_complex(name, bounds, is_real=kinds[-1] != "c"))
-                else:
-                    found.append(bounds_of(name, params, own, bounds))
-            if kinds[-1] == "b":
-                found = [Bounds(max(b.low, 0), min(b.high, 1), compared=b.compared) for b in found]
-            yield NOTHING_KNOWN if found == [UNKNOWN] else tuple(found)
+            found = bounds_of(name, params, own, [value.bounds for value in own])
+            if _kind(eqn.outvars[place]) == "b":
+                found = Bounds(max(found.low, 0), min(found.high, 1), found.compared)
+            yield found
 
 
 def _kind(atom: Any) -> str:

@@ -44,19 +44,6 @@ def spots_along(leaf: int, axis: int, dim: Dim) -> list[Spot]:
 # One way to silence a dimension: the spots of the weights that must be zero together.
 _Option = frozenset[Spot]
 
-_CALLED = {
-    "div": "a division by it",
-    "rem": "a remainder of a division by it",
-    "sqrt": "its square root",
-    "rsqrt": "one over its square root",
-    "log": "its logarithm",
-    "log1p": "its logarithm",
-    "log2": "its logarithm",
-    "integer_pow": "a power of it",
-    "pow": "a power of it",
-}
-
-
 _BEHIND = (
     "its units are silenced by what feeds them, behind a function of activations: behind relu, "
     "which has no slope at zero, new units never learn"
@@ -66,11 +53,6 @@ _NOT_ONCE = "its outgoing weights do not act on it exactly once, linearly"
 
 def _all(demand: Demand) -> Silencers:
     return tuple(s for operand in demand.operands for s in operand)
-
-
-def _called(read: Read) -> str:
-    """Returns what a hazard calls the function that reads values along a dimension."""
-    return _CALLED.get(read.primitive, f"{read.primitive} of it")
 
 
 class Roles:
@@ -86,8 +68,6 @@ class Roles:
     Attributes:
         dims: the dimension along every axis of every leaf, spread out.
         spots: the spots along it.
-        zero_hazards: why the incoming weights of new units must not all be zero, by dimension.
-        free_hazards: why the incoming weights of new units must not be random, by dimension.
     """
 
     def __init__(self, trace: Trace, leaves: Sequence[Sequence[Dim]]) -> None:
@@ -107,8 +87,6 @@ class Roles:
         self._outgoing: set[Spot] = set()
         self._yielding: set[Spot] = set()
         self._bits: dict[Spot, int] = {}
-        self.zero_hazards: dict[Dim, str] = {}
-        self.free_hazards: dict[Dim, str] = {}
         self._reads: dict[str, list[tuple[Dim, Read]]] = {}
         for read in trace.reads:
             for atom in atoms(read.dim):
@@ -116,8 +94,6 @@ class Roles:
         self._bent = self._reach_of("nonlinear")
         self._solve()
         self._part_corners()
-        self._note_poles()
-        self._note_strays()
         self._note_copies()
 
     def of(self, spot: Spot) -> Role:
@@ -224,7 +200,6 @@ class Roles:
 
     def _solve(self) -> None:
         """Decides which weights are outgoing."""
-        poles = self._reach_of("pole")
         sums: list[tuple[Dim, list[_Option]]] = []
         first: list[_Option] = []
         of_weights_alone: list[tuple[Dim, list[_Option], str]] = []
@@ -234,16 +209,13 @@ class Roles:
                 if not options:
                     atom.endanger(demand.hazard)
                     continue
-                # A function of zero weights may be infinite: other options come first, if any.
-                pole = poles.get(atom, 0)
-                finite = [o for o in options if not any(self._bit(spot) & pole for spot in o)]
                 if is_behind:
                     atom.note(_BEHIND)
                 if demand.decides_last:
-                    of_weights_alone.append((atom, finite or options, demand.hazard))
+                    of_weights_alone.append((atom, options, demand.hazard))
                     continue
-                sums.append((atom, finite or options))
-                first.append(self._preferred(finite or options, demand))
+                sums.append((atom, options))
+                first.append(self._preferred(options, demand))
         for _, options in sums:
             if len(options) == 1:
                 self._outgoing |= options[0]
@@ -313,33 +285,6 @@ class Roles:
         for spot in self._outgoing:
             bits[spot.atom] = bits.get(spot.atom, 0) | self._bit(spot)
         return bits
-
-    def _note_poles(self) -> None:
-        outgoing = self._outgoing_bits()
-        for atom, read in self._reads.get("pole", ()):
-            hazard = f"{_called(read)} is not finite, or infinitely steep, where weights are zero"
-            self.zero_hazards.setdefault(atom, hazard)
-            if read.reach[0] & outgoing.get(atom, 0):
-                atom.endanger(hazard)
-
-    def _note_strays(self) -> None:
-        for atom, read in self._reads.get("stray", ()):
-            if self._strays(atom, read):
-                hazard = f"{_called(read)} is not finite for every value that random weights make"
-                self.free_hazards.setdefault(atom, hazard)
-
-    def _strays(self, atom: Dim, read: Read) -> bool:
-        """Whether new entries of the weights that a function reads may leave its domain."""
-        if not read.fills:
-            return True
-        kinds = {
-            KIND_OF_USE[self._trace.uses[spot.leaf].how]
-            for spot in self._of_leaves(self._leaves(read.reach[0]), atom)
-            if spot not in self._outgoing and self._bit(spot) & read.reach[0]
-            if spot.leaf in self._trace.uses
-        }
-        # Arrays that are filled in differently count as random: bounds are for one fill each.
-        return not (kinds if len(kinds) < 2 else {"random"}) <= read.fills
 
     def _note_copies(self) -> None:
         """Notes where weights that copies share do not act exactly once, linearly."""

@@ -28,7 +28,6 @@ from dogwood_jax._base.arguments import (
 from dogwood_jax._base.described import described, holds_arrays
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, is_array, mirrors
-from dogwood_jax._program.intervals import UNKNOWN
 from dogwood_jax._program.kernels import Kernels, with_references
 from dogwood_jax._program.like_layers import find_like_layers
 from dogwood_jax._program.program import Program
@@ -37,7 +36,6 @@ from dogwood_jax._widths.dims import Dim, hand_down, unify
 from dogwood_jax._widths.naming import laid_out, module_of, names_of
 from dogwood_jax._widths.quantized import is_quantized, note_quantized
 from dogwood_jax._widths.reader import run
-from dogwood_jax._widths.reads import OF_WEIGHTS
 from dogwood_jax._widths.recipes.find import find_recipes
 from dogwood_jax._widths.recipes.states import LARGEST_EPSILON
 from dogwood_jax._widths.roles import Roles
@@ -171,10 +169,8 @@ def _widths_of(leaves: dict[str, Value], trace: Trace) -> Widths:
             next(iter(dim.fixed), None),
             tuple(dim.hazards),
             tuple(dim.copy_hazards),
-            roles.zero_hazards.get(dim),
             tuple(dim.notes),
             recipes.get(dim, ()),
-            roles.free_hazards.get(dim),
         )
         for dim, name in names.items()
     }
@@ -274,13 +270,11 @@ def _parameter(trace: Trace, index: int, struct: jax.ShapeDtypeStruct) -> Value:
         for dim in dims:
             dim.fix(f"one of its arrays is of dtype {struct.dtype}, which cannot be filled in")
     reach = tuple(trace.bit(index, axis, 0, dim.size) for axis, dim in enumerate(dims))
-    bounds = OF_WEIGHTS if silencers or not dims else (UNKNOWN,) * len(OF_WEIGHTS)
     return Value(
         dims,
         "parameter",
         silencers,
         reach,
-        bounds,
         leaves=frozenset({index}),
         quantized=quantized,
     )

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from dogwood_jax._program.intervals import NOTHING_KNOWN, Bounds
+from dogwood_jax._program.intervals import UNKNOWN, Bounds
 from dogwood_jax._widths.dims import Dim, SplitOff
 from dogwood_jax._widths.widths import Kind
 
@@ -92,9 +92,6 @@ class Silencer:
 Silencers = tuple[Silencer, ...]
 _MOST_SILENCERS = 4
 
-# How new entries of weights are filled in where nothing else decides.
-FILLS: tuple[Kind, ...] = ("random", "ones", "zeros")
-
 # Ways of using a leaf. If a leaf is used in several ways, the highest number decides on its new
 # entries.
 _RANK: dict[str, int] = {"": 0, "add": 1, "multiply": 2, "index": 3, "positive": 4, "contract": 5}
@@ -129,7 +126,7 @@ class Value:
         silencers: for each axis, the weights that can make new entries along it zero.
         reach: for each axis, the bits of the weights whose units lie along it, see ``Trace.bit``.
             Empty if there are no such weights.
-        bounds: the bounds of its entries; for a parameter, one for each of ``FILLS``.
+        bounds: the bounds of its entries.
         number: the number that all its entries are, if known.
         table: its numbers, if the function captured it as a constant, before their axes were moved.
         scale: the product of the constants that it has just been multiplied by.
@@ -152,7 +149,7 @@ class Value:
     origin: Origin = "data"
     silencers: tuple[Silencers, ...] = ()
     reach: tuple[int, ...] = ()
-    bounds: tuple[Bounds, ...] = NOTHING_KNOWN
+    bounds: Bounds = UNKNOWN
     number: float | None = None
     table: Table | None = None
     scale: float = 1.0
@@ -183,11 +180,6 @@ class Value:
 
     def reach_along(self, axis: int) -> int:
         return self.reach[axis] if self.reach else 0
-
-    def bounds_for(self, fill: int) -> Bounds:
-        """The bounds of its entries where new weights are filled in so, see ``FILLS``."""
-        is_known = self.origin == "parameter" and len(self.bounds) > 1
-        return self.bounds[fill if is_known else 0]
 
     def entries(self, axis: int) -> frozenset[Entry]:
         """The entries of leaves that lie along an axis, as far as they are known."""
@@ -257,19 +249,14 @@ class Read:
 
     Attributes:
         how: ``"nonlinear"`` for anything but a sum or a factor of a product, ``"sum"`` or
-            ``"product"`` of several values; ``"pole"`` where a function or its slope is not finite
-            if weights are zero for new units, ``"stray"`` where it is not if they are random.
+            ``"product"`` of several values.
         dim: the dimension.
         reach: for each of the values, the bits of the weights that lie along the dimension.
-        primitive: the function, for poles and strays.
-        fills: for a stray, the fills of weights with which the function is finite.
     """
 
-    how: Literal["nonlinear", "sum", "product", "pole", "stray"]
+    how: Literal["nonlinear", "sum", "product"]
     dim: Dim
     reach: tuple[int, ...]
-    primitive: str = ""
-    fills: frozenset[Kind] = frozenset()
 
 
 @dataclass

@@ -137,11 +137,8 @@ class Width:
         hazards: what may change the network's outputs if the width grew, such as a normalization
             over it. Evaluation of a function in the new sizes decides whether it does.
         copy_hazards: what would change the outputs if its units were copied.
-        zero_hazard: why the incoming weights of new units must not all be zero, or None.
         notes: what a caller should know before growing it.
         recipes: ways to grow it exactly in spite of its hazards.
-        free_hazard: why the incoming weights of new units must not be random, or None. Copies of
-            old weights are no problem then.
         inside: the width each of whose units becomes as many as this one has; None for a width that
             the network's arrays show by themselves. It has one unit before the growth.
     """
@@ -153,10 +150,8 @@ class Width:
     fixed: str | None = None
     hazards: tuple[str, ...] = ()
     copy_hazards: tuple[str, ...] = ()
-    zero_hazard: str | None = None
     notes: tuple[str, ...] = ()
     recipes: tuple[Recipe, ...] = ()
-    free_hazard: str | None = None
     inside: str | None = None
 
     @property
@@ -169,8 +164,6 @@ class Width:
             by = dict.fromkeys(strategies.by_name(r.strategy).called for r in self.recipes)
             how = f"growable by {' or '.join(by)}" if by else "changes outputs"
             kinds.append(f"{how}: {'; '.join(self.hazards)}")
-        if self.free_hazard:
-            kinds.append(f"growable by copies: {self.free_hazard}")
         return "; ".join(kinds) or "growable"
 
     def __str__(self) -> str:
@@ -210,10 +203,8 @@ class Facts:
     fixed: str | None = None
     hazards: tuple[str, ...] = ()
     copy_hazards: tuple[str, ...] = ()
-    zero_hazard: str | None = None
     notes: tuple[str, ...] = ()
     recipes: tuple[Recipe, ...] = ()
-    free_hazard: str | None = None
     inside: str | None = None
 
 

@@ -40,7 +40,7 @@ from dogwood_jax._widths.recipes.states import (
     Reading,
 )
 from dogwood_jax._widths.scales import ambiguity
-from dogwood_jax._widths.values import KIND_OF_USE, SINGLE_PRECISION, Degree, Step, Trace, Value
+from dogwood_jax._widths.values import SINGLE_PRECISION, Degree, Step, Trace, Value
 from dogwood_jax._widths.widths import Leaf, Recipe
 
 # Primitives that may cut a part out of a fused array.
@@ -129,7 +129,6 @@ class Finder:
             for v in step.results
             if not any(v is operand for operand in step.operands)
         }
-        self._strays = [read for read in trace.reads if read.how == "stray"]
         self._readers: dict[int, list[int]] = {}
         self._steps_of: dict[Dim, list[int]] = {}
         known: dict[int, set[Dim]] = {}
@@ -257,22 +256,6 @@ class Finder:
                     seen |= new
                     for index in new:
                         heapq.heappush(pending, index)
-        self._check_domains(reading)
-
-    def _check_domains(self, reading: Reading) -> None:
-        """Makes sure that functions of weights are finite for those that are as in a new network.
-
-        A zero does not help: zero times infinity is NaN.
-        """
-        free = reading.filled_anew
-        for read in self._strays if free else ():
-            if reading.width not in atoms(read.dim):
-                continue
-            found = {piece.leaf for _, piece in self._trace.pieces_of(read.reach[0])} & free
-            kinds = {KIND_OF_USE[reading.places[leaf].how] for leaf in found}
-            # Arrays that are filled in differently count as random: bounds are for one fill each.
-            if not (kinds if len(kinds) < 2 else {"random"}) <= read.fills:
-                raise NoRecipe
 
 
 def _roles(leaf: Leaf) -> dict[str, dict[int, Role | None]]:

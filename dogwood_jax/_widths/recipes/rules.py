@@ -451,7 +451,7 @@ def _select_n(r: Reading, step: Step) -> Sequence[State]:
     (result,) = step.results
     chooser = r.state(which)
     r.equations.equate(chooser.power, {})
-    if (number := which.bounds[0].number) is not None:
+    if (number := which.bounds.number) is not None:
         return [r.state(cases[int(number)])]
     common = r.equal_powers(cases)
     along = {}

@@ -402,17 +402,6 @@ class Reading:
             raise NoRecipe
 
     @property
-    def filled_anew(self) -> set[int]:
-        """The leaves whose new entries are as in a new network, though new units are not."""
-        if self.filling.strategy.incoming == "free" or not self.filling.has_rest:
-            return set()
-        silent = {leaf for leaf, role in self.zeros if role == "outgoing"}
-        silent |= {*self.places} if self.filling.strategy.outgoing == "zero" else set()
-        reads = {"outgoing", None}
-        readers = {i for i, place in self.places.items() if reads & {*place.roles.values()}}
-        return self.blank | (readers - silent)
-
-    @property
     def is_dead(self) -> bool:
         """Whether new units, and what they are multiplied by, are zero, so that none learns."""
         return bool(self.orders) and 1 not in self.orders

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from dogwood_jax._program.inner import scan_counts, sub_programs
-from dogwood_jax._program.intervals import NOTHING_KNOWN, Bounds, union
+from dogwood_jax._program.intervals import union
 from dogwood_jax._widths.dims import LAYERS, Dim, unify
 from dogwood_jax._widths.reader import run
 from dogwood_jax._widths.rules.registry import (
@@ -18,11 +18,10 @@ from dogwood_jax._widths.rules.registry import (
     shapes_out,
     unknown,
 )
-from dogwood_jax._widths.values import FILLS, Read, Trace, Value
+from dogwood_jax._widths.values import Read, Trace, Value
 
-_NOT_NEGATIVE = (Bounds(low=0.0),)
-# The bounds of a value in every iteration, and what reaches it along each axis.
-_Lasting = tuple[tuple[Bounds, ...], tuple[int, ...]]
+# What reaches a value along each axis.
+_Reach = tuple[int, ...]
 
 
 def _enter(
@@ -30,7 +29,7 @@ def _enter(
     state: Sequence[Value],
     operands: Sequence[Value],
     kept: Collection[int],
-    lasting: Sequence[_Lasting],
+    reached: Sequence[_Reach],
 ) -> list[Value]:
     """Returns what is known of a loop's state in every iteration: its dimensions.
 
@@ -39,14 +38,14 @@ def _enter(
         state: the state before the first iteration.
         operands: all that the loop takes.
         kept: places of values that no iteration changes, such as weights.
-        lasting: the bounds of all values, and what reaches them.
+        reached: what reaches all values.
     """
     entered = []
-    for place, (value, (bounds, reach)) in enumerate(zip(state, lasting, strict=True)):
+    for place, (value, reach) in enumerate(zip(state, reached, strict=True)):
         if place not in kept:
             trace.join(value, "add")
             value = _any_iteration(value, operands)
-            value.bounds, value.reach = bounds, reach
+            value.reach = reach
         entered.append(value)
     changed = [place for place in range(len(state)) if place not in kept]
     trace.record("enter", [state[i] for i in changed], [entered[i] for i in changed])
@@ -60,18 +59,16 @@ def _kept(jaxpr: Any, before: int, count: int) -> set[int]:
     return {place for place, (old, new) in enumerate(pairs) if old is new}
 
 
-def _lasting(
+def _reached(
     trace: Trace,
     program: tuple[Any, Sequence[Any]],
     before: Sequence[Value],
     state: Sequence[Value],
     after: Sequence[Value],
-) -> list[_Lasting]:
-    """Returns the bounds of a loop's state, and what reaches it, in any iteration.
+) -> list[_Reach]:
+    """Returns what reaches a loop's state in any iteration.
 
-    An iteration is read several times, apart from the program, until nothing new is found. A sum
-    that attention divides by may begin at zero, for example. If one iteration does not make such a
-    sum negative, none does.
+    An iteration is read several times, apart from the program, until nothing new is found.
 
     Args:
         trace: what is noted of the program.
@@ -80,22 +77,16 @@ def _lasting(
         state: the state before the first iteration.
         after: the operands of an iteration after the state.
     """
-    known: list[_Lasting] = [
-        (_NOT_NEGATIVE if value.bounds_for(0).low >= 0 else NOTHING_KNOWN, value.reach)
-        for value in state
-    ]
+    known = [value.reach for value in state]
     while trace.notes_reads and state:
         begun = [
-            Value(_alone(value).dims, "data", bounds=bounds, reach=reach)
-            for value, (bounds, reach) in zip(state, known, strict=True)
+            Value(_alone(value).dims, "data", reach=reach)
+            for value, reach in zip(state, known, strict=True)
         ]
         results = run(trace.apart(), *program, [*map(_alone, before), *begun, *map(_alone, after)])
-        found: list[_Lasting] = [
-            (
-                bounds if result.bounds_for(0).low >= 0 else NOTHING_KNOWN,
-                tuple(one.reach_along(a) | result.reach_along(a) for a in range(one.ndim)),
-            )
-            for one, result, (bounds, _) in zip(begun, results, known, strict=False)
+        found = [
+            tuple(one.reach_along(a) | result.reach_along(a) for a in range(one.ndim))
+            for one, result in zip(begun, results, strict=False)
         ]
         if found == known:
             break
@@ -162,8 +153,8 @@ def _scan(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
         slices.append(pick(value, range(1, value.ndim)))
         trace.record("take", (value,), slices[-1:], {"loop": length})
     kept = _kept(jaxpr, n_consts, n_carry)
-    lasting = _lasting(trace, (jaxpr, closed_over), consts, carry, slices)
-    state = _enter(trace, carry, operands, kept, lasting)
+    reached = _reached(trace, (jaxpr, closed_over), consts, carry, slices)
+    state = _enter(trace, carry, operands, kept, reached)
     once, trace.times = trace.times, trace.times * length.size
     results = _run(trace, jaxpr, closed_over, [*consts, *state, *slices])
     trace.times = once
@@ -173,7 +164,7 @@ def _scan(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
         reach = (0, *value.reach) if value.reach else ()
         stack = _any_iteration(Value((length, *value.dims), reach=reach), operands)
         positional = stack.positional | {a + 1 for a in value.positional}
-        outputs.append(stack.but(positional=positional, noise=value.noise, bounds=value.bounds[:1]))
+        outputs.append(stack.but(positional=positional, noise=value.noise, bounds=value.bounds))
         trace.record("collect", (value,), outputs[-1:])
     return [*state, *outputs]
 
@@ -186,8 +177,8 @@ def _while(trace: Trace, eqn: Any, *operands: Value) -> list[Value]:
     carry = operands[n_cond + n_body :]
     consts = operands[n_cond : n_cond + n_body]
     kept = _kept(body.jaxpr, n_body, len(carry))
-    lasting = _lasting(trace, (body.jaxpr, body.consts), consts, carry, ())
-    state = _enter(trace, carry, operands, kept, lasting)
+    reached = _reached(trace, (body.jaxpr, body.consts), consts, carry, ())
+    state = _enter(trace, carry, operands, kept, reached)
     goes_on = run(trace, cond.jaxpr, cond.consts, [*operands[:n_cond], *state])
     trace.record("output", goes_on, ())
     results = _run(trace, body.jaxpr, body.consts, [*consts, *state])
@@ -227,9 +218,7 @@ def _chosen(trace: Trace, which: Value, cases: Sequence[Value]) -> Value:
         leaves=frozenset().union(*(c.leaves for c in cases)) if are_weights else frozenset(),
         positional=frozenset(range(first.ndim)) if origin == "constant" else frozenset(),
     )
-    if are_weights:
-        fills = range(len(FILLS))
-        known = known.but(bounds=tuple(union([c.bounds_for(f) for c in cases]) for f in fills))
+    known.bounds = union([case.bounds for case in cases])
     trace.record("enter", (first,), (known,))
     for case in cases[1:]:
         trace.record("close", (known, case), ())

@@ -260,7 +260,7 @@ def _compare(trace: Trace, eqn: Any, x: Value, y: Value) -> list[Value]:
 
 def _is_below(value: Value, dims: Sequence[Dim], axes: Iterable[int]) -> bool:
     """Whether integers never equal a new position: they are less than the old sizes of axes."""
-    bounds = value.bounds[0]
+    bounds = value.bounds
     return bounds.low >= 0 and all(bounds.high < dims[axis].size for axis in axes)
 
 
@@ -268,7 +268,7 @@ def _is_below(value: Value, dims: Sequence[Dim], axes: Iterable[int]) -> bool:
 def _select_n(trace: Trace, eqn: Any, which: Value, *cases: Value) -> list[Value]:
     out = _nary(trace, eqn, (which, *cases), "add")
     # jnp adds the length of an axis to negative indices. These indices are never negative.
-    compared = which.bounds[0].compared
+    compared = which.bounds.compared
     wraps = compared is not None and (compared.how, compared.number) == ("lt", 0)
     wraps = wraps and any(compared.of is case for case in cases if case.index)  # type: ignore[union-attr]
     known = [c.index or (c.wrapped if wraps else False) or c.number == 0 for c in cases]

@@ -273,8 +273,8 @@ def _reduce(trace: Trace, eqn: Any, x: Value, *_: Value) -> list[Value]:
 def _is_least_at_zero(name: str, x: Value) -> bool:
     """Whether zeros do not change a maximum, or a minimum."""
     if name in ("reduce_max", "reduce_or"):
-        return all(bounds.low >= 0 for bounds in x.bounds)
-    return name == "reduce_min" and all(bounds.high <= 0 for bounds in x.bounds)
+        return x.bounds.low >= 0
+    return name == "reduce_min" and x.bounds.high <= 0
 
 
 @rule("reduce")
