@@ -8,6 +8,9 @@ import jax.numpy as jnp
 from jax import lax
 from networks import data, f64, tokens
 
+import dogwood_jax as dw
+from dogwood_jax._depth.insertions import insertions
+
 Dense = functools.partial(nn.Dense, param_dtype=jnp.float64)
 Conv = functools.partial(nn.Conv, param_dtype=jnp.float64)
 LayerNorm = functools.partial(nn.LayerNorm, param_dtype=jnp.float64)
@@ -350,3 +353,10 @@ def shapes_of(module, x):
 
 def relative(a, b):
     return float(jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(a)))
+
+
+def proposed(old, shapes, new, target, *inputs, **options):
+    """Returns the first insertions that are proposed."""
+    return next(
+        insertions(dw.trace(old, shapes, *inputs), dw.trace(new, target, *inputs), **options)
+    )

@@ -22,7 +22,7 @@ from primitive_examples import EXAMPLES
 
 import dogwood_jax as dw
 from dogwood_jax._arrays import grow as growing
-from dogwood_jax._depth import layers
+from dogwood_jax._depth.trial import Trial
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._judge import twin
 from dogwood_jax._judge.evaluate import evaluate
@@ -605,13 +605,7 @@ def test_new_layers_that_nothing_silences(monkeypatch: pytest.MonkeyPatch) -> No
     layer = {"up": f64(4, 5), "down": f64(5, 4)}
     widths, target = dw.trace(apply, [layer], X), {"target": [layer] * 2, "target_apply": apply}
     assert "inserted: 1/down: 0" in f"{dw.plan(widths, **target)}"
-    described = layers._described
-
-    def free(*arguments: Any, **known: Any) -> Any:
-        found = described(*arguments, **known)
-        return tuple(dataclasses.replace(insertion, fill="free") for insertion in found)
-
-    monkeypatch.setattr(layers, "_described", free)
+    monkeypatch.setattr(Trial, "fits", lambda trial, filling: True)  # so nothing is filled
     with pytest.raises(ValueError, match=r"its output\[0, 0\] becomes"):
         dw.plan(widths, **target)
 

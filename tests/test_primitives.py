@@ -21,10 +21,7 @@ from primitive_examples import EXAMPLES, Example, X
 from primitive_examples_elementwise import BINARY, UNARY, WHOLE, primitive_of
 
 import dogwood_jax as dw
-from dogwood_jax._depth import terms as _terms
-from dogwood_jax._depth.identity import TermReader, exactly
 from dogwood_jax._program.elementwise import ELEMENTWISE, folded, is_linear
-from dogwood_jax._program.program import Program
 from dogwood_jax._widths.recipes import rules as _scaling_rules
 from dogwood_jax._widths.rules import registry as _rules
 
@@ -43,9 +40,6 @@ OTHERS = [name for name in EXAMPLES if name not in NORMED]
 # One network around a function is enough for laws that do not depend on what is around it.
 AROUND = "summed in_heads twice a_norm in_bfloat16 with_itself themselves crosswise".split()
 PLAIN = [name for name in EXAMPLES if not name.endswith(tuple(f"_{place}" for place in AROUND))]
-
-# Reads as ``ragged_dot_general`` does, which newer versions of JAX bind in its place.
-OLD_IN_DEEPENING = {"ragged_dot"}
 
 
 def cases(law: str, arguments: Iterable[tuple[str, ...]]) -> list[Any]:
@@ -145,13 +139,6 @@ def test_every_scaling_rule_has_an_example() -> None:
     beside = {"enter", "take", "collect", "close", "output"}
     covered = {primitive for example in EXAMPLES.values() for primitive in example.reaches}
     assert set(_scaling_rules.RULES) - covered - beside == set()
-
-
-def test_every_primitive_of_deepening_has_an_example() -> None:
-    sets = (_terms.TOLERANT, _terms._STRUCTURAL, _terms._REARRANGING, _terms._SUMS)
-    known = set(_terms._SIMPLIFY).union(*sets)
-    covered = {primitive for example in EXAMPLES.values() for primitive in example.reaches}
-    assert known - covered == OLD_IN_DEEPENING
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -379,46 +366,6 @@ def test_folded_numbers_are_what_jax_computes(name: str) -> None:
         if found is not None and not np.isclose(found, expected, 1e-12, 0, equal_nan=True):
             wrong.append((numbers, found, expected))
     assert not wrong
-
-
-def terms_of(name: str, fill: float | None) -> list[_terms.Term]:
-    """Reads an example as deepening does; parameters are filled with a number, if one is given."""
-    example = EXAMPLES[name]
-    program = Program(example.apply, example.structs(), example.arguments())
-    terms = _terms.Terms()
-    known = []
-    for path, struct in program.arguments:
-        if path is None or fill is None:
-            known.append(exactly(terms.make("leaf", path, (), struct)))
-        else:
-            known.append(exactly(terms.number(fill, struct)))
-    found = TermReader(terms).run(program.jaxpr.jaxpr, program.jaxpr.consts, known)
-    return [value.options[0].term for value in found]
-
-
-@pytest.mark.parametrize("name", cases("bounds", ((name,) for name in PLAIN)))
-def test_deepening_knows_bounds(name: str) -> None:
-    for term, found in zip(terms_of(name, None), outputs(name), strict=True):
-        if not np.iscomplexobj(found):
-            assert (term.low <= found).all() and (found <= term.high).all(), term
-
-
-@pytest.mark.parametrize("name", cases("numbers", ((name,) for name in PLAIN)))
-def test_deepening_knows_numbers(name: str) -> None:
-    """Where deepening knows that all entries of an output are a number, they are if finite.
-
-    What is not finite, the evaluation refuses: ``test_inserted_networks_change_nothing``.
-    """
-    example = EXAMPLES[name]
-    for fill in (0.0, 1.0, -0.7):
-        terms = terms_of(name, fill)
-        if all(term.number is None for term in terms):
-            continue
-        parameters = {k: jnp.full_like(v, fill) for k, v in example.parameters().items()}
-        found = jax.tree.leaves(example.apply(parameters, *example.arguments()))
-        for term, array in zip(terms, found, strict=True):
-            if term.number is not None and np.isfinite(array).all():
-                np.testing.assert_allclose(np.asarray(array, complex), term.number, 1e-2, 1e-9)
 
 
 # Functions that are not finite, or not of finite slope, everywhere. Zero weights do not silence

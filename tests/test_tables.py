@@ -1,5 +1,6 @@
 """What is printed: what repeats is told once, and what cannot grow in a line."""
 
+import re
 import textwrap
 from typing import Any
 
@@ -13,6 +14,11 @@ from dogwood_jax._base.problems import listed
 from dogwood_jax._base.tables import layers_together, merged, table
 
 X = f64(2, 5)
+
+
+def shown(growth: dw.Growth) -> str:
+    """Returns what is printed of a growth, without how many samples there were."""
+    return re.sub(r"in \d+ samples", "in some samples", str(growth))
 
 
 def apply(params: Any, x: Any) -> Any:
@@ -57,9 +63,9 @@ def test_repeated_layers_and_modules_share_rows() -> None:
         fixed (of size 1): token
         (-> weights that make the units; <- weights that read them; [1] an axis of the array)""")  # noqa: E501
     growth = dw.plan(widths, {f"block_{i}/up": 9 for i in range(4)})
-    table, rest = str(growth).split("\n(")
+    table, rest = shown(growth).split("\n(")
     legend, evidence = rest.splitlines()
-    assert evidence == "checked: equal to rounding in 7 samples"
+    assert evidence == "checked: equal to rounding in some samples"
     assert table == textwrap.dedent("""\
         array                          before  after  new entries
         -----------------------------  ------  -----  -----------------------------
@@ -145,10 +151,10 @@ def test_layers_that_are_inserted_share_lines() -> None:
 
     blocks = [{"up": f64(5, 7), "down": f64(7, 5)}] * 4
     widths = dw.trace(deeper, blocks[:1], X)
-    assert str(dw.plan(widths, target=blocks, target_apply=deeper)) == textwrap.dedent("""\
+    assert shown(dw.plan(widths, target=blocks, target_apply=deeper)) == textwrap.dedent("""\
         inserted: {1,2,3}/down: 0
         inserted: {1,2,3}/up: free
-        checked: equal to rounding in 8 samples""")
+        checked: equal to rounding in some samples""")
     rng = jax.eval_shape(lambda: {"key": jax.random.key(0), "count": jnp.zeros((), int)})
     counts = [{**block, "rng": rng} for block in blocks]
     widths = dw.trace(deeper, counts[:1], X)
@@ -174,10 +180,10 @@ def test_notes_on_layers_that_are_alike_are_one() -> None:
         dw.trace(scored, params, f32(2, 5)), {(f"{name}/query", 1): 16 for name in params}
     )
     assert len(growth.notes) == 3
-    assert " ".join(str(growth).split()).endswith(
+    assert " ".join(shown(growth).split()).endswith(
         "note: block_{0..2}: in the larger model, the divisor of block_{0..2} must be 4; "
         "if it has another, pass its function as target_apply= "
-        "checked: equal to rounding in 7 samples"
+        "checked: equal to rounding in some samples"
     )
 
 

@@ -164,7 +164,7 @@ def _values(insertion: Insertion, word: Array | None) -> Array:
     shape, dtype = insertion.shape, dtype_named(insertion.dtype)
     layer = shape[1:] if insertion.layers else shape
     if insertion.fill == "identity":
-        return jnp.broadcast_to(_identity(layer, insertion.axes).astype(dtype), shape)
+        return jnp.broadcast_to(identity(layer, insertion.axes).astype(dtype), shape)
     if insertion.fill == "free" and insertion.kind == "random" and word is not None:
         if jnp.issubdtype(dtype, jax.dtypes.prng_key):
             return random_keys(word, shape, dtype)
@@ -177,7 +177,7 @@ def _values(insertion: Insertion, word: Array | None) -> Array:
     return jnp.full(shape, insertion.value if insertion.fill == "constant" else value, dtype)
 
 
-def _identity(shape: tuple[int, ...], axes: tuple[int, int]) -> Array:
+def identity(shape: tuple[int, ...], axes: tuple[int, int]) -> Array:
     """Returns where a kernel that passes on its input is one."""
     contracted, produced = axes
     places = [lax.broadcasted_iota(jnp.int32, shape, axis) for axis in range(len(shape))]

@@ -1,11 +1,10 @@
 """Insert layers that compute the identity: ``deepen``.
 
 The deeper network's own tree says which arrays it has. Those that the old network lacks belong to
-new layers; ``insertions`` finds out what they must be filled with, and proves it by reading the
-programs of both networks; ``insert`` fills them in.
+new layers. ``insertions`` proposes what they are filled with, an evaluation of both networks
+decides, and ``insert`` fills them in.
 """
 
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -32,7 +31,7 @@ from dogwood_jax._base.trees import (
     struct,
     struct_of,
 )
-from dogwood_jax._depth.layers import insertions
+from dogwood_jax._depth.insertions import insertions
 from dogwood_jax._depth.statistics import with_statistics
 from dogwood_jax._front.verify import verify_if_possible
 from dogwood_jax._growth.growth import Growth
@@ -166,23 +165,13 @@ def deepen(
         return _inserted(variables, named, target, None)
     expect_call("deepen", "apply", apply, variables, *inputs)
     expect_call("deepen", "target_apply", target_apply, target, *inputs)
-    proposals = insertions(
-        apply,
-        variables,
-        target_apply,
-        target,
-        *inputs,
-        rename=rename,
-        copy=copy,
-        interleave=interleave,
-    )
-    found = next(proposals)
     widths, larger = trace(apply, variables, *inputs), trace(target_apply, target, *inputs)
+    proposals = insertions(widths, larger, rename=rename, copy=copy, interleave=interleave)
 
     def show(found: tuple[Insertion, ...]) -> Growth:
         return shown_by(Growth(widths, (), insertions=found), widths, larger)
 
-    growth = first_shown(show, itertools.chain([found], proposals))
+    growth = first_shown(show, proposals)
     deeper = _inserted(variables, growth.insertions, target, key)
     if batch is not None:
         deeper = with_statistics(target_apply, deeper, growth.insertions, batch)

@@ -13,7 +13,7 @@ from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.leaf_map import old_places
 from dogwood_jax._judge.claim import Case, Compared, Side
-from dogwood_jax._judge.resize import SizeOf
+from dogwood_jax._judge.resize import CannotResize, SizeOf
 from dogwood_jax._widths.trace import Traced
 from dogwood_jax._widths.values import Value
 
@@ -35,6 +35,9 @@ def case_of(
         old: the network's program, if it is evaluated in other sizes.
         before: these sizes.
         after: the same after the growth.
+
+    Raises:
+        CannotResize: if the larger program lacks an output.
     """
     program = traced.program
     old = old or Side(program.jaxpr, program.arguments, program.results)
@@ -81,11 +84,12 @@ def _outputs(
         if jnp.issubdtype(old.jaxpr.jaxpr.outvars[place].aval.dtype, jax.dtypes.extended):
             continue  # a key, which nothing grows
         if leaf is None:
-            if path in theirs:
-                value, where = traced.outputs.get(path), theirs[path]
-                shape = old.jaxpr.jaxpr.outvars[place].aval.shape
-                axes = () if value is None else places.of(value, shape, shapes[where])
-                yield Compared(path, place, where, axes)
+            if path not in theirs:
+                raise CannotResize(f"the larger program has no output {path or 'without a name'}")
+            value, where = traced.outputs.get(path), theirs[path]
+            shape = old.jaxpr.jaxpr.outvars[place].aval.shape
+            axes = () if value is None else places.of(value, shape, shapes[where])
+            yield Compared(path, place, where, axes)
             continue
         mirrored = theirs.get(place_of_mirror(path, leaf, growth))
         axes_of_leaf = _old_part(leaf, growth)

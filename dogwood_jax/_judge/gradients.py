@@ -103,7 +103,7 @@ class _New:
             if _units_learn(self._growth, change, gradients, are_new=True):
                 yield sentence
         for sentence, insertion in self.arrays.items():
-            if np.any(_learns(gradients[insertion.path]) & _is_new(insertion)):
+            if np.any(_learns(gradients[insertion.path]) & is_new(insertion)):
                 yield sentence
 
     def beside_old_that_learn(self, gradients: Arrays) -> Iterator[str]:
@@ -121,11 +121,11 @@ class _New:
         for insertion in self.arrays.values():
             numbers = scale * np.abs(rng.normal(size=insertion.shape))
             array = variables[insertion.path]
-            drawn[insertion.path] = np.where(_is_new(insertion), numbers, array)
+            drawn[insertion.path] = np.where(is_new(insertion), numbers, array)
         return drawn
 
 
-def _is_new(insertion: Insertion) -> Any:
+def is_new(insertion: Insertion) -> Any:
     """Returns which entries of an array are those of new layers."""
     if not insertion.layers:
         return np.asarray(True)

@@ -10,7 +10,7 @@ Rounding grows with depth. So the network is evaluated a second time with every 
 import contextlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -43,7 +43,7 @@ from dogwood_jax._judge.watch import NUDGE, Watch, eps
 from dogwood_jax._program.inner import Key, entries, equations, every_constant, key_of
 
 # How many times as much an entry may move between both networks as by the nudge.
-_TIMES = 30.0
+TIMES = 30.0
 # What rounding alone may move an entry by, relative to the entry.
 _ROUNDING = 1e-11
 # An entry that the nudge moves by more than this, relative to the entry, shows nothing.
@@ -52,6 +52,8 @@ _UNSTEADY = 1e-6
 _SMALLEST = 1e-290
 # So many numbers are kept of one evaluation of both networks.
 _WRITTEN_DOWN = 20_000_000
+# So many samples hold ids beyond tables, because units may be silent for some of them.
+_IDS = 3
 # So few samples do not show what usual new weights do.
 _FEW = 4
 # In how many more samples new units may get their first gradient.
@@ -119,8 +121,18 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class _Sample:
-    """A sample, with the variables and inputs of both networks, and their outputs."""
+class Drawn:
+    """A sample, with the variables and inputs of both networks, and their outputs.
+
+    Attributes:
+        family: the kind of sample.
+        variables: the network's variables.
+        inputs: its inputs.
+        old: its outputs.
+        wide: variables of the larger network.
+        larger: its inputs.
+        new: its outputs, once they are known.
+    """
 
     family: Family
     variables: dict[str, Any]
@@ -128,7 +140,7 @@ class _Sample:
     old: list[Any]
     wide: dict[str, Any]
     larger: list[Any]
-    new: list[Any]
+    new: list[Any] = field(default_factory=list)
 
 
 class _NotFinite(Watch):
@@ -154,7 +166,7 @@ def _are_finite(array: Any) -> bool:
     return not is_number or bool(np.isfinite(array).all())
 
 
-def _cause(case: Case, sample: "_Sample") -> str:
+def cause_of(case: Case, sample: Drawn) -> str:
     """Returns the first operation of the larger program whose result is not finite.
 
     Those come first that the network has not, or where its results are finite.
@@ -189,9 +201,10 @@ def _families(case: Case) -> Sequence[Family]:
     """Returns the kinds of samples; ids beyond tables only where no input or output grows."""
     widths = case.growth.widths
     is_closed = not any(widths[change.width].interface for change in case.growth.changes)
-    is_zero = any(change.strategy.incoming == "zero" for change in case.growth.changes)
-    more = (*([LARGE] if case.growth.insertions else []), *(SIGNED if is_zero else []))
-    return (*FAMILIES, *more, *([BEYOND] if case.has_ids and is_closed else []))
+    is_new = bool(case.growth.insertions)
+    is_zero = is_new or any(change.strategy.incoming == "zero" for change in case.growth.changes)
+    more = (*([LARGE] if is_new else []), *(SIGNED if is_zero else []))
+    return (*FAMILIES, *more, *(_IDS * [BEYOND] if case.has_ids and is_closed else []))
 
 
 def _can_be_written_down(case: Case) -> bool:
@@ -255,13 +268,8 @@ def _draws(jaxpr: Any) -> bool:
 
 def _judged(case: Case, *, is_alike: bool = False) -> Verdict:
     larger, rounded = grown(case), rounded_in_one(case)
-    samples = Samples(
-        kinds_of(case.growth),
-        more=_compared_with(case),
-        last=_last_id(case.growth),
-        merged=merged_units(case.growth),
-    )
-    largest, shown, counted = 0.0, set[str](), list[_Sample]()
+    samples = samples_of(case)
+    largest, shown, counted = 0.0, set[str](), list[Drawn]()
     # A twin may be too small for a position that is compared. Where a table grows, samples hold no
     # ids that the network lacks.
     has_integers = case.is_twin and _last_id(case.growth) is None
@@ -283,7 +291,7 @@ def _judged(case: Case, *, is_alike: bool = False) -> Verdict:
         if found is None:
             continue
         drawn, variables, inputs, old = found
-        samples = samples if family is BEYOND else drawn
+        samples = samples if family is BEYOND or family in SIGNED else drawn
         try:
             near = run(case.old, variables, inputs, Watch(NUDGE, number, is_alike=is_alike))
             if rounded:
@@ -291,27 +299,27 @@ def _judged(case: Case, *, is_alike: bool = False) -> Verdict:
                 rounding = run(case.old, variables, inputs, watch)
             fresh = drawn.variables(case.new.arguments, family, new=True)
             wide = larger(variables, fresh)
-            inputs_of_larger = _larger_inputs(case, inputs, drawn, family)
+            inputs_of_larger = larger_inputs(case, inputs, drawn, family)
             watch = Watch(seen=theirs, is_alike=is_alike, steps=its_steps, choices=its_choices)
             new = run(case.new, wide, inputs_of_larger, watch)
         except Undecided:
             continue
-        counted.append(_Sample(family, variables, inputs, old, wide, inputs_of_larger, new))
+        counted.append(Drawn(family, variables, inputs, old, wide, inputs_of_larger, new))
         for output in case.outputs:
-            before, nudged, after = old[output.old], near[output.old], _old_part(new, output)
-            if np.shape(after) != np.shape(before):
+            before, nudged, after = old[output.old], near[output.old], old_part(new, output)
+            if not are_alike(before, after):
                 nothing = Difference(output.path, family, (), np.nan, np.nan)
                 return Verdict(len(counted), nothing)
             moved = np.abs(rounding[output.old] - before) if rounded else 0.0
             counts, differs, relative = compared(before, nudged, after, moved)
             if differs.any():  # perhaps by the rounding of large terms that cancel
                 more = rounding_of(case, larger, counted[-1], fresh, number, is_alike)[output.new]
-                moved = moved + _old_part([np.zeros(0)] * output.new + [more], output)
+                moved = moved + old_part([np.zeros(0)] * output.new + [more], output)
                 _, differs, _ = compared(before, nudged, after, moved)
             if differs.any():
                 place = tuple(int(i) for i in np.argwhere(differs)[0])
                 pair = complex(before[place]), complex(after[place])
-                cause = "" if np.isfinite(pair[1]) else _cause(case, counted[-1])
+                cause = "" if np.isfinite(pair[1]) else cause_of(case, counted[-1])
                 return Verdict(len(counted), Difference(output.path, family, place, *pair, cause))
             if counts.any():
                 shown.add(output.path)
@@ -342,8 +350,18 @@ def _judged(case: Case, *, is_alike: bool = False) -> Verdict:
     )
 
 
+def samples_of(case: Case) -> Samples:
+    """Returns what draws arguments of the network."""
+    return Samples(
+        kinds_of(case.growth),
+        more=_compared_with(case),
+        last=_last_id(case.growth),
+        merged=merged_units(case.growth),
+    )
+
+
 def rounding_of(
-    case: Case, larger: Any, sample: _Sample, fresh: dict[str, Any], seed: int, is_alike: bool
+    case: Case, larger: Any, sample: Drawn, fresh: dict[str, Any], seed: int, is_alike: bool
 ) -> list[Any]:
     """Returns by how much rounding moves each result of the larger network.
 
@@ -367,13 +385,13 @@ def rounding_of(
         for n, result in enumerate(sample.new):
             if isinstance(result, np.ndarray) and result.dtype.kind in "fc":
                 with np.errstate(all="ignore"):
-                    by = _TIMES * np.abs(near[n] - result) + 8 * np.abs(rounded[n] - near[n])
+                    by = TIMES * np.abs(near[n] - result) + 8 * np.abs(rounded[n] - near[n])
                 most = np.max(np.where(np.isfinite(by), by, 0.0), initial=0.0)
                 moved[n] = np.maximum(moved[n], most)  # some entries may be lucky
     return moved
 
 
-def _old_part(results: Sequence[Any], output: Compared) -> Any:
+def old_part(results: Sequence[Any], output: Compared) -> Any:
     """Returns the old entries of an output of the larger network."""
     found = results[output.new]
     for axis, places in enumerate(output.places):
@@ -396,13 +414,13 @@ def _more(case: Case, samples: Samples, larger: Any, is_alike: bool) -> Iterator
                 variables,
                 wide,
                 inputs,
-                _larger_inputs(case, inputs, seeded, FAMILIES[0]),
+                larger_inputs(case, inputs, seeded, FAMILIES[0]),
             )
 
 
 def _unseen_difference(
     case: Case,
-    samples: Sequence[_Sample],
+    samples: Sequence[Drawn],
     ours: Sequence[Operation],
     theirs: Sequence[Operation],
 ) -> str | None:
@@ -434,7 +452,7 @@ def _unseen_difference(
 
 
 def _by_force(
-    case: Case, sample: _Sample, ours: Choices, theirs: Choices, is_alike: bool
+    case: Case, sample: Drawn, ours: Choices, theirs: Choices, is_alike: bool
 ) -> str | None:
     """Returns in what networks differ if they take sides that no sample takes.
 
@@ -459,7 +477,7 @@ def _by_force(
         except Undecided:
             continue
         for output in case.outputs:
-            before, after = old[output.old], _old_part(new, output)
+            before, after = old[output.old], old_part(new, output)
             _, differs, _ = compared(before, near[output.old], after, 0.0)
             if differs.any() and are_apart(before, after):
                 place = tuple(int(i) for i in np.argwhere(differs)[0])
@@ -533,6 +551,11 @@ def _numbers(jaxpr: Any) -> frozenset[bytes]:
     return frozenset(found)
 
 
+def are_alike(old: Any, new: Any) -> bool:
+    """Whether two arrays have one shape, and both or none of them are complex."""
+    return np.shape(old) == np.shape(new) and np.iscomplexobj(old) == np.iscomplexobj(new)
+
+
 def compared(old: Any, near: Any, new: Any, rounding: Any) -> tuple[Any, Any, Any]:
     """Returns which entries count, which differ, and by how much, relative to the entry.
 
@@ -553,7 +576,7 @@ def compared(old: Any, near: Any, new: Any, rounding: Any) -> tuple[Any, Any, An
         size, moved = np.abs(old), np.abs(near - old)
         steady = finite & ((moved <= _UNSTEADY * size) | (size < _SMALLEST))
         by = np.abs(new - old)
-        bound = _TIMES * moved + 4 * rounding + _ROUNDING * size + _SMALLEST
+        bound = TIMES * moved + 4 * rounding + _ROUNDING * size + _SMALLEST
         differs = steady & ~(by <= bound)
         # Minus infinity, as in a mask, stays what it is.
         differs |= np.isinf(old) & (old == near) & ~((old == new) | np.isnan(new))
@@ -617,9 +640,7 @@ def run(
     return evaluate(side.jaxpr, arguments, watch, side.draws)
 
 
-def _larger_inputs(
-    case: Case, inputs: Sequence[Any], samples: Samples, family: Family
-) -> list[Any]:
+def larger_inputs(case: Case, inputs: Sequence[Any], samples: Samples, family: Family) -> list[Any]:
     """Returns inputs of the larger network that hold those of the network."""
     if not any(places is not None for axes in case.inputs for places in axes):
         return [*inputs]

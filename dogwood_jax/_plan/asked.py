@@ -104,7 +104,7 @@ class Asked:
                 yield _HEADS_IN_TWO.format(between)
             elif larger.widths is not None and self.heads is None:
                 yield from no_copies(before, larger)
-            if larger.insertions and (larger.numbers or self._meets_numbers):
+            if larger.insertions and self._meets_numbers:
                 yield _EACH_ALONE
             unread = larger.widths is None and before.network is not None
             if unread and is_deeper(before, larger.shapes):

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path, struct
-from dogwood_jax._depth.layers import Pairs, wider_insertions, with_kinds
+from dogwood_jax._depth.layers import axis_of_layers, placements, with_kinds
 from dogwood_jax._depth.repeated import repeated_insertions
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Change
@@ -26,14 +26,14 @@ from dogwood_jax._plan.more_experts import counts_experts
 from dogwood_jax._plan.target import sizes_of_target
 from dogwood_jax._program.kernels import kernels_of, with_references
 from dogwood_jax._program.program import Program
-from dogwood_jax._widths.dims import DROPPED, LAYERS
-from dogwood_jax._widths.layout import Layout, Product, Units, units_of
+from dogwood_jax._widths.dims import LAYERS
+from dogwood_jax._widths.layout import Layout, Units, units_of
 from dogwood_jax._widths.trace import trace
-from dogwood_jax._widths.widths import Leaf, Widths
+from dogwood_jax._widths.widths import Widths
 from dogwood_jax.strategies import DepthStrategy
 
 _ITS_OWN = "new layers compute what the network's own function computes with them"
-_ANOTHER = "if the larger model has another function, pass it as target_apply="
+ANOTHER = "if the larger model has another function, pass it as target_apply="
 
 NOT_AT_HAND = "target_apply= needs widths that were traced in this process: trace the network again"
 
@@ -45,10 +45,8 @@ class Larger:
     Attributes:
         shapes: shapes of the arrays that the network has, too, by their paths in the network.
         insertions: the arrays that the network does not have.
-        others: what these arrays may be filled with otherwise. Each is yielded once.
-        numbers: if it has more layers: for each constant that only one of the two has, the pairs
-            that the constant may belong to (the network's number, the larger model's number).
-        kept: if it has more layers, the constants that both have.
+        is_unlikely: whether other layers are more likely to be those of the network.
+        others: the same where other layers of it are those of the network. Each is yielded once.
         widths: the larger model's widths.
         names: for widths of the network, their names in the larger model.
         notes: what is supposed of its program.
@@ -56,9 +54,8 @@ class Larger:
 
     shapes: Mapping[str, Any]
     insertions: tuple[Insertion, ...] = ()
-    others: Iterator[tuple[Insertion, ...]] = iter(())
-    numbers: tuple[Pairs, ...] = ()
-    kept: frozenset[float] = frozenset()
+    is_unlikely: bool = False
+    others: Iterator["Larger"] = iter(())
     widths: Widths | None = None
     names: Mapping[str, str] | None = None
     notes: tuple[str, ...] = ()
@@ -211,23 +208,16 @@ def read_larger(
     if network is None:
         raise ValueError(NOT_AT_HAND)
     target_apply = with_references(target_apply, kernels_of(network.apply))
-    found, others = tuple[Insertion, ...](), iter(tuple[tuple[Insertion, ...]]())
-    numbers, same = tuple[Pairs, ...](), frozenset[float]()
+    placed: Iterator[tuple[Insertion, ...]] = iter([()])
     if is_deeper(widths, shapes) and depth is not None:
         old = {leaf.path: struct(leaf.shape, float) for leaf in widths.leaves}
-        axes = {leaf.path: _axis_of_layers(widths, leaf) for leaf in widths.leaves}
+        axes = {leaf.path: axis_of_layers(widths, leaf)[0] for leaf in widths.leaves}
         stacked = {path: axis for path, axis in axes.items() if axis is not None}
         found = repeated_insertions(old, shapes, stacked, depth)
-        found = with_kinds(found, target_apply, target, network.inputs)
+        placed = iter([with_kinds(found, trace(target_apply, target, *network.inputs))])
     elif is_deeper(widths, shapes):
         try:
-            proposals = wider_insertions(
-                network.apply, network.variables, target_apply, target, *network.inputs
-            )
-            found, numbers, same = next(proposals)
-            others = (insertions for insertions, *_ in proposals)
-        except ValueError:
-            raise
+            program = Program(target_apply, target, network.inputs)
         except Exception as error:  # a function may raise anything if it is given other inputs
             raise ValueError(
                 "target_apply= cannot be traced with the larger arrays and the network's inputs, "
@@ -235,6 +225,39 @@ def read_larger(
                 "larger, too, grow these first, in a growth of its own: "
                 f"{_said(error, widths, shapes)}"
             ) from error
+        placed = placements(widths, program, wider=True)
+    traced = dict[tuple[Any, ...], Widths]()
+
+    def larger(inputs: tuple[Any, ...]) -> Widths:
+        arrays = tuple(jax.tree.leaves(inputs))
+        if arrays not in traced:
+            try:
+                traced[arrays] = trace(target_apply, target, *inputs)
+            except Exception as error:
+                raise ValueError(
+                    "target_apply= cannot be traced with the larger arrays and the network's "
+                    f"inputs: {_said(error, widths, shapes)}"
+                ) from error
+        return traced[arrays]
+
+    ways = (_with_insertions(widths, shapes, found, larger) for found in placed)
+    return replace(next(ways), others=(replace(way, is_unlikely=True) for way in ways))
+
+
+def _with_insertions(
+    widths: Widths,
+    shapes: Mapping[str, Any],
+    found: tuple[Insertion, ...],
+    larger: Callable[[tuple[Any, ...]], Widths],
+) -> Larger:
+    """Returns what is known of a larger model with these new layers.
+
+    Args:
+        widths: the network's widths.
+        shapes: shapes of the larger model's arrays.
+        found: which of them are new, moved, or have new layers.
+        larger: returns the larger model's widths for its inputs.
+    """
     places = {i.old: i.path for i in found if i.old is not None}
     stacked = {i.path: i.axis for i in found if i.layers}
     paired = {leaf.path: places.get(leaf.path, leaf.path) for leaf in widths.leaves}
@@ -248,16 +271,8 @@ def read_larger(
             kept[leaf.path] = struct(tuple(shape), array.dtype)
     explained = {*paired.values(), *(i.path for i in found)}
     kept |= {path: array for path, array in shapes.items() if path not in explained}
-    inputs = GrownSizes(widths, sizes_of_target(widths, kept, {}, [])).inputs()
-    try:
-        larger = trace(target_apply, target, *inputs)
-    except Exception as error:
-        raise ValueError(
-            "target_apply= cannot be traced with the larger arrays and the network's inputs: "
-            f"{_said(error, widths, shapes)}"
-        ) from error
-    names = same_widths(widths, larger, paired, stacked)
-    return Larger(kept, found, others, numbers, same, larger, names)
+    its = larger(GrownSizes(widths, sizes_of_target(widths, kept, {}, [])).inputs())
+    return Larger(kept, found, widths=its, names=same_widths(widths, its, paired, stacked))
 
 
 def _read_by_own_function(widths: Widths, target: PyTree, shapes: Mapping[str, Any]) -> Larger:
@@ -282,12 +297,12 @@ def _read_by_own_function(widths: Widths, target: PyTree, shapes: Mapping[str, A
     try:
         larger = read_larger(widths, target, network.apply)
     except ValueError as error:
-        raise ValueError(f"{error}\n- {_ANOTHER}") from error
+        raise ValueError(f"{error}\n- {ANOTHER}") from error
     if modules:
         return larger
     unsettled: list[str] = []  # another function may split a product otherwise, as into more heads
     sizes_of_target(widths, larger.shapes, {}, unsettled)
-    note = f"{_ITS_OWN}; {_ANOTHER}"
+    note = f"{_ITS_OWN}; {ANOTHER}"
     return Larger(shapes) if unsettled else replace(larger, notes=(note,))
 
 
@@ -305,7 +320,7 @@ def _uses_new_layers(widths: Widths, program: Program) -> bool:
                 return False
             continue
         leaf = known[path]
-        if (axis := _axis_of_layers(widths, leaf)) is not None:
+        if (axis := axis_of_layers(widths, leaf)[0]) is not None:
             is_longer = array.ndim > axis and array.shape[axis] > leaf.shape[axis]
             reasons = {widths[units.width].fixed for units in units_of(leaf.axes[axis])}
             if is_longer and reasons != {LAYERS}:
@@ -329,20 +344,9 @@ def is_deeper(widths: Widths, shapes: Mapping[str, Any]) -> bool:
         shapes[path].shape[axis] > leaf.shape[axis]
         for path, leaf in known.items()
         if len(shapes[path].shape) == len(leaf.shape)
-        if (axis := _axis_of_layers(widths, leaf)) is not None
+        if (axis := axis_of_layers(widths, leaf)[0]) is not None
     )
     return has_more and not counts_experts(widths, shapes)  # which may be taken one by one, too
-
-
-def _axis_of_layers(widths: Widths, leaf: Leaf) -> int | None:
-    """Returns the axis of an array that counts layers: by a loop, or each taken by its number."""
-    for axis, layout in enumerate(leaf.axes):
-        reasons = {widths[units.width].fixed for units in units_of(layout)}
-        if reasons == {LAYERS} and isinstance(layout, Units):
-            return axis
-        if reasons == {DROPPED} and axis == 0 and not isinstance(layout, Product):
-            return axis
-    return None
 
 
 def same_widths(

@@ -1,6 +1,5 @@
 """Plan a growth: ``plan``."""
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -22,6 +21,7 @@ from dogwood_jax._base.arguments import (
 )
 from dogwood_jax._base.problems import Refused
 from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path
+from dogwood_jax._depth.insertions import NothingFits, fillings
 from dogwood_jax._growth.evidence import Evidence
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.insertion import Insertion
@@ -29,11 +29,11 @@ from dogwood_jax._plan.asked import HEADS_FOR_EACH, Asked, asked_of, in_sizes, s
 from dogwood_jax._plan.between import Between, find_between
 from dogwood_jax._plan.by_few_layers import Proposal, by_few_layers
 from dogwood_jax._plan.comparison import Comparison
-from dogwood_jax._plan.constants import constants, missing_epsilons, other_numbers
+from dogwood_jax._plan.constants import constants, missing_epsilons
 from dogwood_jax._plan.copies import Copies
 from dogwood_jax._plan.experts import COPIES, exact_copies
 from dogwood_jax._plan.extensions import extensions, other_strategies
-from dogwood_jax._plan.larger import Larger, read_larger
+from dogwood_jax._plan.larger import ANOTHER, Larger, read_larger
 from dogwood_jax._plan.names import check_names
 from dogwood_jax._plan.notes import notes_of
 from dogwood_jax._plan.own_function import (
@@ -189,21 +189,27 @@ def plan(
         given = target, keep, merge, strategy, depth, interface, check
         return _proposed(widths, sizes, larger, *given)
 
+    def filled(found: Proposal) -> Iterator[tuple[Insertion, ...]]:
+        its, before = found.asked.larger, found.asked.before
+        assert its.widths is not None
+        return fillings(found.growth, before, its.widths, quickly=its.is_unlikely)
+
     def judged(found: Proposal) -> Growth:
         growth, larger = found.growth, found.asked.larger.widths
         if not found.keeps_outputs:
             return growth
         if not check:
+            if growth.insertions:
+                growth = replace(growth, insertions=next(filled(found)))
             return replace(growth, evidence=Evidence(why_not="planned with check=False"))
         assert larger is not None
         before, unlike, is_doubtful = found.asked.before, found.unlike, bool(found.doubts)
 
         def show(insertions: tuple[Insertion, ...]) -> Growth:
-            filled = replace(growth, insertions=insertions)
-            return shown_by(filled, before, larger, unlike, is_doubtful=is_doubtful)
+            its = replace(growth, insertions=insertions)
+            return shown_by(its, before, larger, unlike, is_doubtful=is_doubtful)
 
-        others = found.asked.larger.others
-        return first_shown(show, itertools.chain([growth.insertions], others))
+        return first_shown(show, filled(found)) if growth.insertions else show(())
 
     by_layer = depth or keep or merge or isinstance(strategy, Mapping)
     if target_apply is not None and not by_layer:
@@ -212,57 +218,78 @@ def plan(
             return replace(growth, structure=structure)
         except (NotAlike, ValueError):  # with all layers, the error says all
             pass
-    larger = None if target is None else read_larger(widths, target, target_apply, depth)
-    found = proposed(widths, sizes or {}, larger)
-    growth, asked = replace(found.growth, structure=structure), found.asked
-    if keep is not None or (merge is not None and not _is_claim_on_merged(growth)):
-        return growth
-    widths = asked.widths
-    if not found.keeps_outputs:
-        is_own = target is None and widths.network is not None and not found.has_copies
-        return fitting(growth) if check and is_own else growth
-    refused: Refused
-    try:
-        if not check or (asked.larger.widths is not None and asked.larger.widths.network):
-            return judged(replace(found, growth=growth))
-        if widths.network is None:
-            if widths.is_saved and growth.changes:
-                raise Refused([_NO_PROGRAM])
+
+    def planned(larger: Larger | None) -> Growth:
+        found = proposed(widths, sizes or {}, larger)
+        growth, asked = replace(found.growth, structure=structure), found.asked
+        is_moved = keep is not None or merge is not None or not found.keeps_outputs
+        if growth.insertions and is_moved and depth is None:  # new layers do nothing all the same
+            given = target, None, None, None, depth, interface, check
+            exact = _proposed(widths, sizes or {}, larger, *given)
+            growth = replace(growth, insertions=next(filled(exact)))
+        if keep is not None or (merge is not None and not _is_claim_on_merged(growth)):
             return growth
-        return shown(growth, widths, target, is_doubtful=bool(found.doubts))
-    except Unshown as unshown:
-        if target is None and merge is None and widths.network is not None:
-            try:  # the numbers of the function decide
+        its_widths = asked.widths
+        if not found.keeps_outputs:
+            is_own = target is None and its_widths.network is not None and not found.has_copies
+            return fitting(growth) if check and is_own else growth
+        refused: Refused
+        try:
+            if not check or (asked.larger.widths is not None and asked.larger.widths.network):
+                return judged(replace(found, growth=growth))
+            if its_widths.network is None:
+                if its_widths.is_saved and growth.changes:
+                    raise Refused([_NO_PROGRAM])
+                return growth
+            return shown(growth, its_widths, target, is_doubtful=bool(found.doubts))
+        except Unshown as unshown:
+            if target is None and merge is None and its_widths.network is not None:
+                try:  # the numbers of the function decide
+                    return plan(
+                        its_widths,
+                        asked.named,
+                        target_apply=its_widths.network.apply,
+                        strategy=strategy,
+                        interface=interface,
+                    )
+                except ValueError:
+                    pass
+            way_out = COPIES if found.has_copies else ITS_OWN_NUMBERS if merge is None else NO_MERGE
+            reasons = [f"{reason}; {way_out}" for reason in unshown.args]
+            its = Contradicted(reasons)
+            if unshown.is_evaluated:
+                its = contradicted("in these sizes, the network itself", reasons)
+            refused = its.beside(found.doubts)
+            refused.__cause__ = unshown
+        except Refused as error:
+            refused = error.beside(found.doubts, found.ways_out)
+            refused.__cause__ = error.__cause__
+        except NothingFits as nothing:
+            if asked.larger.is_unlikely:
+                raise
+            ways_out = [*asked.ways_out(), *([ANOTHER] if target_apply is None else [])]
+            refused = Refused([nothing.said, *found.doubts, *ways_out])
+            refused.__cause__ = nothing
+        if strategy is None and merge is None and (others := other_strategies(growth)):
+            with suppress(ValueError):
                 return plan(
-                    widths,
+                    asked.before,
                     asked.named,
-                    target_apply=widths.network.apply,
-                    strategy=strategy,
+                    target=target,
+                    target_apply=target_apply,
+                    strategy=others,
                     interface=interface,
                 )
-            except ValueError:
-                pass
-        way_out = COPIES if found.has_copies else ITS_OWN_NUMBERS if merge is None else NO_MERGE
-        reasons = [f"{reason}; {way_out}" for reason in unshown.args]
-        its = Contradicted(reasons)
-        if unshown.is_evaluated:
-            its = contradicted("in these sizes, the network itself", reasons)
-        refused = its.beside(found.doubts)
-        refused.__cause__ = unshown
-    except Refused as error:
-        refused = error.beside(found.doubts, found.ways_out)
-        refused.__cause__ = error.__cause__
-    if strategy is None and merge is None and (others := other_strategies(growth)):
-        with suppress(ValueError):
-            return plan(
-                asked.before,
-                asked.named,
-                target=target,
-                target_apply=target_apply,
-                strategy=others,
-                interface=interface,
-            )
-    raise refused
+        raise refused
+
+    larger = None if target is None else read_larger(widths, target, target_apply, depth)
+    try:
+        return planned(larger)
+    except ValueError:
+        for other in () if larger is None else larger.others:
+            with suppress(ValueError):
+                return planned(other)
+        raise
 
 
 def _proposed(
@@ -329,7 +356,6 @@ def _proposed(
         notes += constants(larger, change, doubts)
     if not doubts:
         doubts += missing_epsilons(widths, larger, made)
-    doubts += other_numbers(widths, larger, made)
     is_judged = keeps_outputs and check and keep is None and merge is None and not copies.changes
     is_judged &= asked.before.network is not None
     if problems or (doubts and not is_judged):

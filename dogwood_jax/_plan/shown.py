@@ -79,19 +79,19 @@ def first_shown(
     Raises:
         ValueError: if none is shown, with what speaks against the first.
     """
-    problems = list[str]()
+    first, others = None, list[str]()
     for filling in fillings:
         try:
             return show(filling)
-        except UnfitFilling as error:
-            why, *_ = error.problems
-            if not problems:
-                problems += error.problems
-            elif why != problems[0] and len(problems) < _MOST_PROBLEMS:
+        except (UnfitFilling, Contradicted) as error:
+            first, (why, *_) = first or error, error.problems
+            if why not in (first.problems[0], *others) and len(others) < _MOST_PROBLEMS:
                 filled = (i.path for i in filling if i.fill in ("constant", "identity"))
                 paths = (path for _, path in merged(("", path) for path in filled))
-                problems.append(f"{', '.join(paths)} filled instead: {why}")
-    raise Refused(problems)
+                others.append(f"{', '.join(paths)} filled instead: {why}")
+    if first is None or isinstance(first, Contradicted):
+        raise first or Refused([])
+    raise Refused([*first.problems, *others])
 
 
 def shown_by(
@@ -358,7 +358,7 @@ def reasons(verdict: Verdict, way_out: str = _COPIES) -> Iterator[str]:
     if (found := verdict.difference) is not None:
         where = f"{found.path or 'its output'}{[*found.place] if found.place else ''}"
         if not found.place and isnan(found.old.real):
-            yield f"{where} has another shape"
+            yield f"{where} has another shape or dtype"
         else:
             because = f", where {found.cause} is not finite" if found.cause else ""
             yield (

@@ -42,7 +42,6 @@ class Law:
             there is no such number.
         pole: whether it is not finite at zero.
         compares: whether it tells which operand is larger, or whether they are equal.
-        commutes: whether ``f(a, b) = f(b, a)``.
         fold: computes it with numbers.
         bounds: computes the bounds of its values.
     """
@@ -54,7 +53,6 @@ class Law:
     degree: float | None = None
     pole: bool = False
     compares: bool = False
-    commutes: bool = False
     fold: Callable[..., Any] | None = None
     bounds: Callable[[Bounds], Bounds] | None = None
 
@@ -169,25 +167,25 @@ ELEMENTWISE: dict[str, Law] = {
     "lt_to": Law(takes=2, compares=True),
     "ne": Law(takes=2, compares=True, fold=operator.ne),
     # Sums, maxima, products and the like. Rules of their own say what a row cannot say.
-    "add": Law(takes=2, commutes=True, fold=operator.add),
-    "add_any": Law(takes=2, commutes=True),
+    "add": Law(takes=2, fold=operator.add),
+    "add_any": Law(takes=2),
     "complex": Law(takes=2),
-    "max": Law(takes=2, commutes=True, fold=_unless_nan(max)),
-    "min": Law(takes=2, commutes=True, fold=_unless_nan(min)),
+    "max": Law(takes=2, fold=_unless_nan(max)),
+    "min": Law(takes=2, fold=_unless_nan(min)),
     "sub": Law(takes=2, fold=operator.sub),
     "clamp": Law(takes=3),
     "div": Law(takes=2, fold=np.true_divide),
-    "mul": Law(takes=2, commutes=True, fold=operator.mul),
+    "mul": Law(takes=2, fold=operator.mul),
     "pow": Law(takes=2, fold=_pow),
     "select_n": Law(takes=None),
     # Other functions of several operands.
-    "and": Law(takes=2, commutes=True),
+    "and": Law(takes=2),
     "atan2": Law(takes=2),
     "igamma": Law(takes=2),
     "igamma_grad_a": Law(takes=2),
     "igammac": Law(takes=2),
     "nextafter": Law(takes=2),
-    "or": Law(takes=2, commutes=True),
+    "or": Law(takes=2),
     "polygamma": Law(takes=2),
     "polynomial": Law(takes=None),
     "regularized_incomplete_beta": Law(takes=3),
@@ -197,7 +195,7 @@ ELEMENTWISE: dict[str, Law] = {
     "shift_right_arithmetic": Law(takes=2),
     "shift_right_logical": Law(takes=2),
     "threefry2x32": Law(takes=None),
-    "xor": Law(takes=2, commutes=True),
+    "xor": Law(takes=2),
     "zeta": Law(takes=2),
 }
 

@@ -1,0 +1,394 @@
+"""Tries what the arrays of new layers may be filled with: ``Trial``.
+
+Fillings are tried: both networks are evaluated on a few samples, and what leaves outputs as they
+were is proposed. Zeros come first, those that a new layer can do without are taken back, and
+identities and scales follow. An evaluation on many samples decides among the proposals. Nothing is
+known here of what primitives do with zeros.
+"""
+
+import contextlib
+import functools
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dogwood_jax._arrays.insert import identity
+from dogwood_jax._base.draw import dtype_named
+from dogwood_jax._growth.growth import Growth
+from dogwood_jax._growth.insertion import Insertion
+from dogwood_jax._judge.evaluate import Undecided
+from dogwood_jax._judge.gradients import is_new
+from dogwood_jax._judge.judge import (
+    TIMES,
+    Drawn,
+    are_alike,
+    finite,
+    grown,
+    larger_inputs,
+    old_part,
+    rounded_in_one,
+    run,
+    samples_of,
+)
+from dogwood_jax._judge.samples import Family
+from dogwood_jax._judge.twin import Larger, claim
+from dogwood_jax._judge.watch import NUDGE, Watch
+from dogwood_jax._program.inner import sub_programs
+from dogwood_jax._widths.trace import Traced
+from dogwood_jax._widths.widths import Widths
+
+W = TypeVar("W", bound=Watch)
+Filling = Mapping[str, Insertion]  # by path, without arrays that are free
+
+# New biases and scales are random, because any values must do where arrays are free.
+_FAMILY = Family("fan", 1.0, 1.0, biases=True)
+_SAMPLES = 3
+# Up to so many arrays are taken back one by one, more of them by their names.
+_ONE_BY_ONE = 64
+# So many groups are zero in pairs.
+_PAIRS = 12
+# So many vectors and entries of short ones are zero or one independently of each other.
+_CHOICES = 7
+_SHORT = 4
+# By how much outputs may differ, relative to the largest entry.
+_SINGLE, _DOUBLE = 2e-7, 1e-10
+# What is the output of a loop that does not end: it is like no other.
+_UNDECIDED = np.zeros((0, 0, 0), complex)
+# How far a scale is moved to see what follows from it, and how often it is corrected.
+_STEP, _STEPS = 1e-4, 8
+
+
+class Trial:
+    """Tries fillings of new layers.
+
+    Attributes:
+        case: the claim, in small sizes if the network is large.
+        samples: what is evaluated. There is none if the network is finite for none.
+        new: the arrays of new layers that may be filled, in the order in which they are read.
+    """
+
+    def __init__(self, growth: Growth, network: Traced, larger: Widths) -> None:
+        assert larger.network is not None
+        self.case = claim(growth, network, Larger(larger.network.traced))
+        self._ones = {leaf.path for leaf in larger.leaves if leaf.kind == "ones"}
+        self._small = {i.path: i for i in self.case.growth.insertions}
+        # Constants that only one of both has are rounded by as much as single precision does.
+        self._rounding = _SINGLE if rounded_in_one(self.case) else _DOUBLE
+        self._drawn = self._draw()
+        self.samples = [*itertools.islice(self._drawn, 1)]
+        inserted = {i.path: i for i in growth.insertions if i.fill in ("free", "copy")}
+        read = [path for path in self._read() if path in inserted]
+        rest = [path for path in inserted if path not in read]
+        self.new = {path: inserted[path] for path in (*rest, *read) if _is_float(inserted[path])}
+
+    def _draw(self) -> Iterator[Drawn]:
+        case, larger, samples = self.case, grown(self.case), samples_of(self.case)
+        for seed in range(_SAMPLES):
+            found = finite(case, replace(samples, seed=seed), _FAMILY)
+            if found is not None:
+                drawn, variables, inputs, old = found
+                fresh = drawn.variables(case.new.arguments, _FAMILY, new=True)
+                wide = {path: _apart(array) for path, array in larger(variables, fresh).items()}
+                theirs = larger_inputs(case, inputs, drawn, _FAMILY)
+                near = run(case.old, variables, inputs, Watch(NUDGE, seed))
+                yield Drawn(_FAMILY, variables, inputs, old, wide, theirs, near)
+
+    def _read(self) -> list[str]:
+        """Returns the paths of arrays in the order in which they are last read."""
+        read = self.watched({}, Readings, self.samples[0]).read if self.samples else {}
+        return sorted(read, key=read.__getitem__)
+
+    def watched(
+        self, filling: Filling, watching: Callable[[Mapping[str, Any]], W], sample: Drawn
+    ) -> W:
+        """Returns what has seen an evaluation of the deeper network, made from its arrays."""
+        arrays = self.arrays(sample, filling)
+        watch = watching(arrays)
+        with contextlib.suppress(Undecided):
+            run(self.case.new, arrays, sample.larger, watch)
+        return watch
+
+    def arrays(self, sample: Drawn, filling: Filling) -> dict[str, Any]:
+        """Returns the arrays of the deeper network."""
+        filled = {path: self._filled(sample.wide[path], one) for path, one in filling.items()}
+        return sample.wide | filled
+
+    def _filled(self, array: Any, insertion: Insertion) -> Any:
+        small = self._small[insertion.path]
+        new = _value(insertion.fill, insertion.value, insertion.values, insertion.axes, small)
+        return np.where(is_new(small), new, array)
+
+    def _outputs(self, sample: Drawn, filling: Filling) -> Iterator[tuple[Any, Any, Any]]:
+        """Yields outputs of the network, as they are and nudged, and those of the deeper one."""
+        try:
+            results = run(self.case.new, self.arrays(sample, filling), sample.larger, Watch())
+        except Undecided:
+            results = [_UNDECIDED] * len(self.case.new.results)
+        for output in self.case.outputs:
+            found = results[output.new]
+            found = found if found is _UNDECIDED else old_part(results, output)
+            yield sample.old[output.old], sample.new[output.old], found
+
+    def fits(self, filling: Filling) -> bool:
+        """Whether outputs stay on all samples."""
+        for number in range(_SAMPLES):
+            if number == len(self.samples):
+                self.samples += itertools.islice(self._drawn, 1)
+            if number == len(self.samples):
+                break
+            found = self._outputs(self.samples[number], filling)
+            if not all(_are_equal(*outputs, self._rounding) for outputs in found):
+                return False
+        return bool(self.samples)
+
+    def is_finite(self, filling: Filling) -> bool:
+        """Whether outputs are finite on the first sample wherever those of the network are."""
+        return self._moved(filling) is not None
+
+    def that_fit(self, *, quickly: bool) -> Iterator[Filling]:
+        """Yields fillings with which outputs stay, without arrays that need not be filled.
+
+        Args:
+            quickly: whether to try only a few.
+        """
+        known = list[Filling]()
+        more = () if quickly else (self._few_zeros(), self._by_entries())
+        for start in itertools.chain(self.starts(), *more):
+            if any(one.items() <= start.items() for one in known) or not self.samples:
+                continue
+            if self.fits(start):
+                found: Filling | None = start
+            else:
+                found = self._scaled(start)
+            if found is not None and (found := self._needed(found)) not in known:
+                known.append(found)
+                yield found
+
+    def starts(self) -> Iterator[Filling]:
+        """Yields nothing, zeros everywhere, zeros in vectors, and identities with scales of one."""
+        yield {}
+        yield _zeros(self.new.values())
+        vectors = [*filter(_is_vector, self.new.values())]
+        yield _zeros(vectors)
+        usual = {i.path: _constant(i, float(i.path in self._ones)) for i in vectors}
+        yield from (matrices | usual for matrices in self._matrices())
+
+    def _matrices(self) -> Iterator[dict[str, Insertion]]:
+        """Yields matrices that are zero, and those that are identities along some axes."""
+        matrices = [*itertools.filterfalse(_is_vector, self.new.values())]
+        yield _zeros(matrices)
+        for which in (0, 1):
+            found = {}
+            for one in matrices:
+                pairs = _identities(_layer(one))
+                found[one.path] = _constant(one, 0.0)
+                if pairs:
+                    axes = pairs[min(which, len(pairs) - 1)]
+                    found[one.path] = _filled_with(one, fill="identity", axes=axes)
+            yield found
+
+    def _few_zeros(self) -> Iterator[Filling]:
+        """Yields zeros in one or two groups of arrays, those that are read last first."""
+        for names in (_alike, _by_last_name):
+            groups = [*reversed(_grouped(self.new.values(), names))]
+            yield from map(_zeros, groups)
+            for pair in itertools.combinations(groups[:_PAIRS], 2):
+                yield _zeros(itertools.chain(*pair))
+
+    def _by_entries(self) -> Iterator[Filling]:
+        """Yields zeros and ones in vectors, independently in the entries of short ones."""
+        groups = _grouped(filter(_is_vector, self.new.values()), _by_last_name)
+        sizes = [math.prod(_layer(group[0])) for group in groups]
+        counts = [size if 1 < size <= _SHORT else 1 for size in sizes]
+        if max(counts, default=1) == 1 or sum(counts) > _CHOICES:
+            return
+        for matrices in self._matrices():
+            for numbers in itertools.product((0.0, 1.0), repeat=sum(counts)):
+                left, found = iter(numbers), dict(matrices)
+                for group, count in zip(groups, counts, strict=True):
+                    values = tuple(itertools.islice(left, count))
+                    found.update((one.path, _constant(one, *values)) for one in group)
+                yield found
+
+    def _needed(self, filling: Filling) -> Filling:
+        """Returns a filling without what is not needed, as far as possible of what is read last."""
+        alone = len(self.new) <= _ONE_BY_ONE
+        for group in _grouped(self.new.values(), (lambda i: i.path) if alone else _alike):
+            paths = {i.path for i in group}
+            fewer = {path: one for path, one in filling.items() if path not in paths}
+            if len(fewer) < len(filling) and self.fits(fewer):
+                filling = fewer
+        return filling
+
+    def _scaled(self, filling: Filling) -> Filling | None:
+        """Returns a filling with the scale that undoes what the other values do, if one does."""
+        ones = [
+            i for i in filling.values() if (i.fill, i.value) == ("constant", 1) and not i.values
+        ]
+        for group in reversed(_grouped(ones, _by_last_name)):
+            value = 1.0
+
+            def scaled(value: float, group: Sequence[Insertion] = group) -> Filling:
+                return {**filling, **{i.path: _constant(i, value) for i in group}}
+
+            for _ in range(_STEPS):
+                moved, other = (self._moved(scaled(v)) for v in (value, value + _STEP))
+                if moved is None or other is None or not np.any(slope := (other - moved) / _STEP):
+                    break
+                value -= float(moved @ slope / (slope @ slope))
+            else:
+                if self.fits(scaled(value)):
+                    return scaled(value)
+        return None
+
+    def _moved(self, filling: Filling) -> Any:
+        """Returns by how much outputs of the first sample move; None if that is not finite."""
+        found = [np.zeros(0)]
+        for old, _, new in self._outputs(self.samples[0], filling):
+            if not are_alike(old, new):
+                return None
+            if isinstance(old, np.ndarray) and old.dtype.kind == "f":
+                found.append((new - old)[np.isfinite(old)])
+        moved = np.concatenate(found)
+        return moved if np.isfinite(moved).all() else None
+
+
+class Readings(Watch):
+    """Notes when arrays are read.
+
+    Attributes:
+        read: the number of the last equation that reads an array, by its path.
+        steps: how many equations there were.
+    """
+
+    def __init__(self, arrays: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._paths = {id(array): path for path, array in arrays.items()}
+        self._kept = list[Any]()  # so that nothing else gets the same id
+        self.read, self.steps = dict[str, int](), 0
+
+    def path_of(self, operand: Any) -> str | None:
+        """Returns the path of the array that an operand is, is a part of, or is computed of."""
+        base = getattr(operand, "base", None)
+        return self._paths.get(id(operand)) or self._paths.get(id(base))
+
+    def equation(self, eqn: Any, operands: list[Any], callers: Sequence[Any]) -> list[Any]:
+        if not sub_programs(eqn):
+            self.steps += 1
+            for operand in operands:
+                if (path := self.path_of(operand)) is not None:
+                    self.read[path] = self.steps
+        return operands
+
+    def results(
+        self, eqn: Any, operands: Sequence[Any], results: Sequence[Any], callers: Sequence[Any]
+    ) -> None:
+        if len(operands) == 1 and (path := self.path_of(operands[0])) is not None:
+            self._kept += results
+            self._paths.update((id(result), path) for result in results)
+
+
+def _apart(array: Any) -> Any:
+    """Returns an array that is no part of another one."""
+    return array.copy() if isinstance(array, np.ndarray) else array
+
+
+def _are_equal(old: Any, near: Any, new: Any, rounding: float) -> bool:
+    if not are_alike(old, new):
+        return False
+    if not isinstance(old, np.ndarray | np.generic) or old.dtype.kind not in "fc":
+        return isinstance(old, np.ndarray | np.generic) and bool(np.array_equal(old, new))
+    with np.errstate(all="ignore"):
+        moved, size = np.abs(near - old), np.abs(old)
+    bound = sum(times * _largest(array) for times, array in ((rounding, size), (TIMES, moved)))
+    return np.allclose(new, old, 0, bound)
+
+
+def _largest(array: Any) -> float:
+    return float(np.max(array[np.isfinite(array)], initial=0.0))
+
+
+def _is_float(insertion: Insertion) -> bool:
+    return bool(jnp.issubdtype(dtype_named(insertion.dtype), jnp.inexact))
+
+
+def _layer(insertion: Insertion) -> tuple[int, ...]:
+    """Returns the shape of what an array has for one layer."""
+    if not insertion.layers:
+        return insertion.shape
+    shape, axis = list(insertion.shape), insertion.axis
+    each = shape[axis] // len(insertion.layers)
+    shape[axis : axis + 1] = [each] if each > 1 else []
+    return tuple(shape)
+
+
+def _is_vector(insertion: Insertion) -> bool:
+    shape = _layer(insertion)
+    return max(shape, default=1) == math.prod(shape)
+
+
+def _filled_with(insertion: Insertion, **known: Any) -> Insertion:
+    one = replace(insertion, kind="random", fans=(1, 1), **known)
+    return one if one.layers else replace(one, source=None)
+
+
+def _constant(insertion: Insertion, *values: float) -> Insertion:
+    if len({*values}) > 1:
+        return _filled_with(insertion, fill="constant", values=values)
+    return _filled_with(insertion, fill="constant", value=values[0])
+
+
+def _zeros(insertions: Iterable[Insertion]) -> dict[str, Insertion]:
+    return {i.path: _constant(i, 0.0) for i in insertions}
+
+
+def _value(fill: str, value: float, values: Any, axes: tuple[int, int], small: Insertion) -> Any:
+    """Returns what new layers are filled with, as it is spread over an array."""
+    if fill == "constant" and not values:
+        return value
+    layer = _layer(small)
+    one = np.array(values).reshape(layer) if values else _identity(layer, axes)
+    if not small.layers:
+        return one
+    if len(layer) < len(small.shape):
+        return np.expand_dims(one, small.axis)
+    return np.concatenate([one] * len(small.layers), small.axis)
+
+
+@functools.cache
+def _identity(shape: tuple[int, ...], axes: tuple[int, int]) -> Any:
+    with jax.ensure_compile_time_eval():  # also where jit traces the caller
+        return np.asarray(identity(shape, axes), np.float64)
+
+
+def _identities(shape: Sequence[int]) -> list[tuple[int, int]]:
+    """Returns the pairs of axes, contracted and produced, that an identity can have."""
+    n = len(shape)
+    pairs = [(0, 1)] if n == 2 else [(n - 2, n - 1), (1, 0)]
+    return [(i, o) for i, o in pairs if shape[i] and shape[o] % shape[i] == 0]
+
+
+def _alike(insertion: Insertion) -> Any:
+    """Returns what arrays of like layers have in common: names without numbers, and shapes."""
+    return re.sub(r"\d+", "", insertion.path), insertion.shape
+
+
+def _by_last_name(insertion: Insertion) -> str:
+    """Returns what the arrays of one kind are called in all layers."""
+    names = re.sub(r"\d+", "", insertion.path).split("/")
+    return next((name for name in reversed(names) if name), "")
+
+
+def _grouped(insertions: Iterable[Insertion], name: Any) -> list[list[Insertion]]:
+    """Returns groups of arrays of one name, in the order of their first ones."""
+    groups: dict[Any, list[Insertion]] = {}
+    for insertion in insertions:
+        groups.setdefault(name(insertion), []).append(insertion)
+    return [*groups.values()]
