@@ -512,6 +512,18 @@ def test_what_samples_hide_is_not_shown(name: str, strategy: str) -> None:
         dw.plan(dw.trace(apply, MLP, X), SIZES, strategy=getattr(dw.strategies, strategy)())
 
 
+def test_new_weights_may_add_rounds_to_a_loop() -> None:
+    """Old weights are halved as often as the largest weight asks for, and that may be a new one."""
+
+    def apply(p: Any, x: Any) -> Any:
+        is_large = lambda w: jnp.max(jnp.abs(w)) > 1  # noqa: E731
+        return x @ p["up"] @ lax.while_loop(is_large, lambda w: 0.7 * w, p["down"]) @ p["out"]
+
+    widths = dw.trace(apply, {"up": f64(3, 4), "down": f64(4, 4), "out": f64(4, 2)}, f64(6, 3))
+    with pytest.raises(ValueError, match="cannot plan this growth"):
+        dw.plan(widths, {"up": 8}, strategy=dw.strategies.zero_outgoing())
+
+
 def test_a_key_that_follows_from_inputs_draws_other_numbers_for_more_units() -> None:
     def apply(p: Any, x: Any, key: Any) -> Any:
         h = x @ p["up"]

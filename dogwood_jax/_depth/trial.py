@@ -58,7 +58,7 @@ _PAIRS = 12
 _CHOICES = 7
 _SHORT = 4
 # By how much outputs may differ, relative to the largest entry.
-_SINGLE, _DOUBLE = 2e-7, 1e-10
+_DOUBLE = 1e-10
 # What is the output of a loop that does not end: it is like no other.
 _UNDECIDED = np.zeros((0, 0, 0), complex)
 # How far a scale is moved to see what follows from it, and how often it is corrected.
@@ -79,8 +79,8 @@ class Trial:
         self.case = claim(growth, network, Larger(larger.network.traced))
         self._ones = {leaf.path for leaf in larger.leaves if leaf.kind == "ones"}
         self._small = {i.path: i for i in self.case.growth.insertions}
-        # Constants that only one of both has are rounded by as much as single precision does.
-        self._rounding = _SINGLE if rounded_in_one(self.case) else _DOUBLE
+        # Constants that only one of both has are rounded, each in its own dtype.
+        self._rounding = max(rounded_in_one(self.case).values(), default=0.0) + _DOUBLE
         self._drawn = self._draw()
         self.samples = [*itertools.islice(self._drawn, 1)]
         inserted = {i.path: i for i in growth.insertions if i.fill in ("free", "copy")}

@@ -26,8 +26,6 @@ _ROUNDING = 1e-12
 _STATIC = frozenset(("slice", "split"))
 # So do these where they multiply by a number of the program.
 _PRODUCTS = frozenset(("mul", "dot_general", "conv_general_dilated"))
-# What these compute of floats has pieces.
-_DISCRETE = frozenset(("floor", "ceil", "round", "sign"))
 
 
 class Step(NamedTuple):
@@ -66,7 +64,6 @@ class Hidden:
         self._hidden: dict[Key, Operation] = {}
         self._visible = set[Key]()
         self._first: dict[Key, Any] = {}
-        self._values: dict[Key, set[Any]] = {}
 
     def look(self, ours: Steps, theirs: Steps) -> None:
         """Takes notice of a sample; nothing, if both programs have other equations."""
@@ -82,7 +79,7 @@ class Hidden:
         for place, (a, b) in enumerate(zip(old.operands, new.operands, strict=True)):
             key = (*key_of(old.eqn, old.callers), place)
             if key not in self._visible and not _is_static(old) and _tells(a, b):
-                if self._shows(old, new, place) or self._varies(old, key):
+                if self._shows(old, new, place):
                     self._visible.add(key)
                 elif self._depends(a, key):
                     self._hidden[key] = Operation(old.eqn, old.callers)
@@ -99,19 +96,6 @@ class Hidden:
         operands = [*old.operands]
         operands[place] = new.operands[place]
         return any(map(_moves, old.results, again(old.eqn, operands)))
-
-    def _varies(self, old: Step, key: Key) -> bool:
-        """Whether something discrete is computed, as by a comparison, and is not always the same.
-
-        Then its pieces are seen. Where they end is where both networks say, or outputs differ.
-        """
-        result = old.results[0]
-        if not _is_array(result):
-            return False
-        if result.dtype.kind in "fc" and old.eqn.primitive.name not in _DISCRETE:
-            return False
-        self._values.setdefault(key, set()).update(np.unique(result).tolist())
-        return len(self._values[key]) > 1
 
 
 def _is_static(step: Step) -> bool:

@@ -534,21 +534,25 @@ def _last_id(growth: Growth) -> int | None:
     return max(min(known) - 1, 0) if known else None
 
 
-def rounded_in_one(case: Case) -> frozenset[bytes]:
-    """Returns the constants that are rounded and that only one of both programs has."""
-    return _numbers(case.old.jaxpr) ^ _numbers(case.new.jaxpr)
+def rounded_in_one(case: Case) -> dict[bytes, float]:
+    """Returns the constants that are rounded and that only one of both programs has.
+
+    Each comes with the distance from one to the next number of its dtype.
+    """
+    ours, its = _numbers(case.old.jaxpr), _numbers(case.new.jaxpr)
+    return {number: (ours | its)[number] for number in ours.keys() ^ its.keys()}
 
 
-def _numbers(jaxpr: Any) -> frozenset[bytes]:
+def _numbers(jaxpr: Any) -> dict[bytes, float]:
     """Returns the constants of a program that are rounded, because their dtype is a narrow one."""
-    found = set()
+    found: dict[bytes, float] = {}
 
     def constant(array: Any, aval: Any) -> None:
         if jnp.issubdtype(aval.dtype, jnp.floating) and aval.dtype.itemsize < 8:
-            found.add(np.asarray(array).astype(np.float64).tobytes())
+            found[np.asarray(array).astype(np.float64).tobytes()] = eps(aval.dtype)
 
     every_constant(jaxpr, constant)
-    return frozenset(found)
+    return found
 
 
 def are_alike(old: Any, new: Any) -> bool:

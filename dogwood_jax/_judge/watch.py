@@ -1,6 +1,7 @@
 """What sees an evaluation, and nudges its numbers: ``Watch``."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax.numpy as jnp
@@ -37,7 +38,7 @@ class Watch:
         self,
         nudge: float = 0.0,
         seed: int = 0,
-        rounded: frozenset[bytes] = frozenset(),
+        rounded: Mapping[bytes, float] = MappingProxyType({}),
         moved: bytes | None = None,
         times: float = 1.1,
         seen: Seen | None = None,
@@ -67,7 +68,7 @@ class Watch:
         if self._rounded and (number := array.tobytes()) in self._rounded:
             if number not in self._signs:
                 self._signs[number] = self._rng.integers(2, size=array.shape) * 2 - 1
-            return np.asarray(array * (1 + eps(dtype) / 2 * self._signs[number]))
+            return np.asarray(array * (1 + self._rounded[number] / 2 * self._signs[number]))
         return np.asarray(self.nudged(array))
 
     def results(
