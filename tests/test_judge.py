@@ -361,7 +361,7 @@ def test_a_growth_without_evidence_is_read() -> None:
 
 
 def test_the_last_line_says_what_was_checked() -> None:
-    assert f"{planned()}".splitlines()[-1] == "checked: equal to rounding in 7 samples"
+    assert f"{planned()}".splitlines()[-1] == "checked: equal to rounding in 8 samples"
 
 
 def test_the_last_line_names_the_sizes_of_a_twin() -> None:
@@ -369,7 +369,7 @@ def test_the_last_line_names_the_sizes_of_a_twin() -> None:
     growth = dw.plan(dw.trace(mlp, shapes, f64(90, 400)), {"up": 700})
     ((name, before, after),) = growth.evidence.sizes
     assert (name, before < 10, after - before) == ("up", True, 2)
-    line = f"checked: equal to rounding in 7 samples, sizes 500 -> {before}, 700 -> {after}"
+    line = f"checked: equal to rounding in 8 samples, sizes 500 -> {before}, 700 -> {after}"
     assert f"{growth}".splitlines()[-1] == line
 
 

@@ -77,6 +77,7 @@ class Family:
 FAMILIES = (
     Family("fan", 1.0, 1.0),
     Family("fan", 1.0, 1.0, "a zero row"),
+    Family(1e-3, 1.0, 1e3),
     Family(1e-3, 1.0, 1e3, biases=True),
     Family(1e3, 1e-3, 1e-3, biases=True),
     Family("mixed", 1.0, 1.0, "equal", biases=True),
