@@ -336,7 +336,7 @@ def planned() -> dw.Growth:
 
 def test_evidence_is_kept() -> None:
     growth = planned()
-    assert growth.evidence is not None and growth.evidence.samples == 7
+    assert growth.evidence is not None and growth.evidence.samples == 8
     assert growth.evidence.sizes == (("up", 5, 7),)
     for again in (dw.from_json(dw.to_json(growth)), pickle.loads(pickle.dumps(growth))):
         assert again == growth
@@ -417,7 +417,7 @@ def problem(larger: Callable[..., Any]) -> str | None:
     shapes = {"up": f64(4, 7), "down": f64(7, 2)}
     its = dw.trace(larger, shapes, X).network.traced
     verdict = judge(twin.claim(growth, traced, Larger(its)))
-    assert verdict.difference is None and verdict.samples == 7
+    assert verdict.difference is None and verdict.samples == 8
     return verdict.problem or verdict.gradients
 
 
