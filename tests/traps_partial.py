@@ -11,8 +11,6 @@ import jax.numpy as jnp
 from jax import lax
 from traps import MLP, UNWEIGHTED, layer, trap
 
-STEEP = "infinitely steep, where weights are zero"
-
 
 def positive(params: Any, x: Any) -> Any:
     """Old units inside the domains of all functions here, whatever random weights would do."""
