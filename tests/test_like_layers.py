@@ -1,6 +1,5 @@
 """Deep networks of like layers: some layers are read, and the others are known by analogy."""
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -12,11 +11,10 @@ import pytest
 from flax import nnx
 
 import dogwood_jax as dw
+from dogwood_jax._plan import decide
 from dogwood_jax._program import like_layers
 from dogwood_jax._program.like_layers import LikeLayers
 from dogwood_jax._widths.by_analogy import Analogy, NotAlike, all_layers
-
-plan_module = importlib.import_module("dogwood_jax._plan.plan")  # beside the function of its name
 
 DEPTH = 11  # so that layers/10 comes before layers/2 where names are sorted
 X = jax.ShapeDtypeStruct((2, 6, 8), jnp.float32)
@@ -332,7 +330,7 @@ def test_a_larger_model_is_planned_with_few_layers(
     def all_layers_are_read(*_: Any) -> dw.Growth:
         raise NotAlike
 
-    monkeypatch.setattr(plan_module, "by_few_layers", all_layers_are_read)
+    monkeypatch.setattr(decide, "by_few_layers", all_layers_are_read)
     whole = dw.plan(widths, sizes, target_apply=target_apply)
     assert growth == whole and str(growth) == str(whole)
 

@@ -6,7 +6,10 @@ comes a growth.
 | file | what it does |
 |---|---|
 | ``plan`` | the stage itself |
-| ``asked`` | what a growth is asked for: sizes and strategies of widths |
+| ``request`` | what the caller asks for |
+| ``propose`` | the growth that programs propose |
+| ``decide`` | which proposal an evaluation accepts |
+| ``asked`` | the sizes and strategies of widths, from a request |
 | ``extensions`` | how widths get more units: by which strategy and which recipe |
 | ``removals`` | how widths lose units |
 | ``obstacles`` | what keeps a width from a new size, and the ways out |

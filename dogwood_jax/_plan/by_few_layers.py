@@ -6,16 +6,18 @@ this way, must be the growth that is planned with five.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MethodType
 from typing import Any
 
 from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Change, Growth
-from dogwood_jax._plan.asked import Asked, named_sizes
+from dogwood_jax._plan.asked import named_sizes
 from dogwood_jax._plan.fewer_layers import FewerLayers
 from dogwood_jax._plan.larger import Larger, is_deeper, same_widths
+from dogwood_jax._plan.propose import Proposal, propose
+from dogwood_jax._plan.request import Request
 from dogwood_jax._plan.target import sizes_of_target
 from dogwood_jax._program.program import Program
 from dogwood_jax._widths.by_analogy import Analogy, NotAlike, constants_without_place
@@ -25,59 +27,25 @@ from dogwood_jax._widths.widths import Deep, Network, Recipe, Widths
 Layers = tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Proposal:
-    """A growth that programs propose, before it is evaluated.
-
-    Attributes:
-        growth: the growth.
-        asked: what it was asked for.
-        keeps_outputs: whether it is to keep outputs.
-        has_copies: whether it copies experts.
-        is_solved: whether arrays make up for numbers of the larger model.
-        unlike: what the larger model's program computes otherwise.
-        doubts: why outputs may change, as far as the widths tell.
-        ways_out: what may be passed instead.
-    """
-
-    growth: Growth
-    asked: Asked
-    keeps_outputs: bool
-    has_copies: bool
-    is_solved: bool
-    unlike: Sequence[str]
-    doubts: Sequence[str]
-    ways_out: Sequence[str]
-
-
-def by_few_layers(
-    widths: Widths,
-    sizes: Mapping[Any, int],
-    target: PyTree,
-    target_apply: Callable[..., Any],
-    propose: Callable[[Widths, Mapping[Any, int], Larger], Proposal],
-    judge: Callable[[Proposal], Growth],
-) -> Growth:
+def by_few_layers(request: Request, judge: Callable[[Proposal], Growth]) -> Growth:
     """Returns the growth of a deep network to a larger model, without the target's structure.
 
     Args:
-        widths: the network's widths.
-        sizes: sizes that the caller has chosen.
-        target: a pytree of arrays or ``jax.ShapeDtypeStruct`` of the larger model.
-        target_apply: its function of variables and inputs.
-        propose: returns a growth of some layers, by their widths, sizes and larger model.
+        request: what is asked for, with a target and its function.
         judge: returns a growth of some layers once it has been shown that it keeps outputs.
 
     Raises:
         NotAlike: if layers are not alike, or do not grow alike.
         ValueError: if the growth of some layers cannot be planned.
     """
+    widths, target, target_apply = request.widths, request.target, request.target_apply
+    assert target_apply is not None
     shapes = arrays_of(leaves_by_path(target))
     network = widths.network
     if network is None or network.deep is None or is_deeper(widths, shapes):
         raise NotAlike
     deep, layers = network.deep, network.deep.layers
-    named = named_sizes(widths, sizes, [])
+    named = named_sizes(widths, request.sizes, [])
 
     def proposed(theirs: Mapping[Layers, Widths]) -> dict[Layers, Proposal]:
         found = {}
@@ -86,7 +54,8 @@ def by_few_layers(
             known = {leaf.path: shapes[leaf.path] for leaf in own.leaves}
             same = same_widths(own, its, {path: path for path in known}, {})
             chosen = {name: size for name, size in named.items() if name in own}
-            found[kept] = propose(own, chosen, Larger(known, widths=its, names=same))
+            few_layers = replace(request, widths=own, sizes=chosen)
+            found[kept] = propose(few_layers, Larger(known, widths=its, names=same))
         return found
 
     few = deep.some[layers.few]
