@@ -356,20 +356,16 @@ def _attach_unread(leaves: dict[str, Value], trace: Trace) -> None:
     A module's variables grow with the module, even if this mode of the network does not read them.
     In training, for example, a BatchNorm does not read its running mean.
     """
-    paths = list(leaves)
-    for index, path in enumerate(paths):
+    read: dict[str, list[Dim]] = {}
+    for index, (path, value) in enumerate(leaves.items()):
+        if index in trace.uses:
+            read.setdefault(module_of(path), []).extend(value.dims)
+    for index, (path, value) in enumerate(leaves.items()):
         if index in trace.uses:
             continue
-        module = module_of(path)
-        value = leaves[path]
         for axis, dim in enumerate(value.dims):
-            beside = {
-                d.root: None
-                for i, other in enumerate(paths)
-                if i in trace.uses and module_of(other) == module
-                for d in leaves[other].dims
-                if d.size == dim.size
-            }
+            dims = read.get(module_of(path), ())
+            beside = dict.fromkeys(d.root for d in dims if d.size == dim.size)
             if len(beside) == 1:
                 (found,) = beside
                 unify(dim, found)
