@@ -1,8 +1,8 @@
 """How the time of ``trace`` and ``plan`` grows with what is repeated, beside that of JAX alone.
 
 A result that is used twice in each of n steps must not be read 2 ** n times. Each line prints
-seconds of the processor, and their ratio to what ``jax.make_jaxpr`` takes of the same network. Loops
-in loops are run by the evaluation as often as the network runs them, which doubles with each.
+seconds of the processor, and their ratio to what ``jax.make_jaxpr`` takes of the same network.
+Loops in loops are run by the evaluation as often as the network runs them, which doubles with each.
 
     python tests/benchmarks/repetition.py
 """
