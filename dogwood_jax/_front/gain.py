@@ -13,6 +13,7 @@ from jax import Array
 from dogwood_jax._arrays.grow import grow
 from dogwood_jax._base.arguments import KEY, VARIABLES, WIDTHS, ArgumentKind, expect, expect_given
 from dogwood_jax._base.described import first_line
+from dogwood_jax._base.problems import Refused
 from dogwood_jax._base.tables import table
 from dogwood_jax._base.trees import PyTree, leaves_by_path, rebuilt
 from dogwood_jax._front.cost import cost
@@ -210,8 +211,8 @@ def _tried(widths: Widths) -> tuple[dict[str, int], dict[str, str]]:
             continue
         try:
             growth = plan(widths, {name: width.size + 1})
-        except ValueError as error:
-            skipped[name] = str(error).splitlines()[-1].removeprefix("- ")
+        except Refused as error:
+            skipped[name] = error.problems[-1]
             continue
         if growth.change[name].strategy.incoming == "copy":
             skipped[name] = "it grows by copies"
