@@ -38,7 +38,7 @@ from dogwood_jax._judge.samples import (
     kinds_of,
     merged_units,
 )
-from dogwood_jax._judge.seen import BRANCHES, Operation, Seen, differing, only_in, rounding_in
+from dogwood_jax._judge.seen import BRANCHES, Operation, Seen, differing, rounding_in
 from dogwood_jax._judge.watch import NUDGE, Watch, eps
 from dogwood_jax._program.inner import Key, entries, equations, every_constant, key_of
 
@@ -52,6 +52,8 @@ _UNSTEADY = 1e-6
 _SMALLEST = 1e-290
 # So many numbers are kept of one evaluation of both networks.
 _WRITTEN_DOWN = 20_000_000
+# Programs with fewer equations are run on twice as many samples, because that takes no time.
+_LONG = 200
 # So many samples hold ids beyond tables, because units may be silent for some of them.
 _IDS = 3
 # So few samples do not show what usual new weights do.
@@ -204,7 +206,9 @@ def _families(case: Case) -> Sequence[Family]:
     is_new = bool(case.growth.insertions)
     is_zero = is_new or any(change.strategy.incoming == "zero" for change in case.growth.changes)
     more = (*([LARGE] if is_new else []), *(SIGNED if is_zero else []))
-    return (*FAMILIES, *more, *(_IDS * [BEYOND] if case.has_ids and is_closed else []))
+    count = sum(1 for _ in equations(case.new.jaxpr.jaxpr))
+    usual = FAMILIES if count > _LONG else 2 * FAMILIES
+    return (*usual, *more, *(_IDS * [BEYOND] if case.has_ids and is_closed else []))
 
 
 def _can_be_written_down(case: Case) -> bool:
@@ -332,7 +336,7 @@ def _judged(case: Case, *, is_alike: bool = False) -> Verdict:
     if unshown or not counted:
         return Verdict(len(counted), None, largest, unshown)
     unseen = [*ours.unseen()]
-    problem = _unseen_difference(case, counted, unseen, [*theirs.unseen()])
+    problem = _unseen_difference(case, counted, ours, theirs)
     if problem is None and (operations := hidden.operations()):
         problem = f"what {operations[0]} hides is another number, and no sample shows what it does"
     problem = problem or _by_force(case, counted[0], choices, its_choices, is_alike)
@@ -421,23 +425,23 @@ def _more(case: Case, samples: Samples, larger: Any, is_alike: bool) -> Iterator
 def _unseen_difference(
     case: Case,
     samples: Sequence[Drawn],
-    ours: Sequence[Operation],
-    theirs: Sequence[Operation],
+    ours: Seen,
+    theirs: Seen,
 ) -> str | None:
     """Returns what only one of both programs has, and no sample shows.
 
     Args:
         case: the claim.
         samples: the samples.
-        ours: operations of the network of which not all sides were seen.
-        theirs: those of the larger network.
+        ours: what was seen of the network.
+        theirs: what was seen of the larger one.
     """
     if case.is_resized:
         return None
     if not case.growth.insertions:  # new layers have operations of their own
         for whose, operation in [
-            *(("larger program", one) for one in only_in(theirs, ours)),
-            *(("network", one) for one in only_in(ours, theirs)),
+            *(("larger program", one) for one in theirs.only_in(ours)),
+            *(("network", one) for one in ours.only_in(theirs)),
         ]:
             return f"only the {whose} has {operation}, and no sample shows all its sides"
     gone = [*differing(case.new.jaxpr, case.old.jaxpr)]

@@ -7,7 +7,7 @@ has must be seen: a clip at 10,000 and one at 100,000 are equal on small numbers
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax.numpy as jnp
 import numpy as np
@@ -86,6 +86,11 @@ class Seen:
             if len(sides) < count:
                 yield operation
 
+    def only_in(self, other: Self) -> Iterator[Operation]:
+        """Yields the operations that were not all seen, and are more than in another program."""
+        ours, its = (Counter(o.kind for o in seen._operations.values()) for seen in (self, other))
+        yield from (one for one in self.unseen() if ours[one.kind] > its[one.kind])
+
 
 def _numbers(eqn: Any) -> tuple[float, ...]:
     values = (getattr(atom, "val", None) for atom in eqn.invars)
@@ -142,15 +147,6 @@ _COUNTS = {**dict.fromkeys({**_SIDES, **_OF_INTEGERS}, 2), "clamp": 3}
 PIECES = frozenset((*_COUNTS, "cond"))
 # Behind these, other operations may stay unseen, too.
 BRANCHES = frozenset(("lt", "le", "gt", "ge", "cond"))
-
-
-def only_in(unseen: Sequence[Operation], others: Sequence[Operation]) -> Iterator[Operation]:
-    """Yields the operations of a program that stayed unseen, and are more than in another one."""
-    left = Counter(other.kind for other in others)
-    for operation in unseen:
-        left[operation.kind] -= 1
-        if left[operation.kind] < 0:
-            yield operation
 
 
 def differing(old: Any, new: Any) -> Iterator[tuple[bytes, str]]:
