@@ -56,7 +56,9 @@ class Choices:
         if eqn.primitive.name not in _BRANCHES and not _is_float(eqn.outvars[0].aval):
             return
         choice = Choice(Operation(eqn, (*callers,)), sides.count(eqn), set())
-        self.found.setdefault(key_of(eqn, callers), choice).taken.update(sides.taken(*operands))
+        choice = self.found.setdefault(key_of(eqn, callers), choice)
+        last = choice.sides - 1  # the index of a branch is cut to those that there are
+        choice.taken.update(min(max(side, 0), last) for side in sides.taken(*operands))
 
     def goes_on(self, eqn: Any, callers: Sequence[Any], goes_on: bool) -> None:
         """Takes notice of whether a loop runs its body."""
