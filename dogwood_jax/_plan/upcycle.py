@@ -115,7 +115,7 @@ def upcycle(
         >>> x = jax.random.normal(jax.random.key(0), (9, 3))
         >>> params = {"router": x[:3, :2], "experts": jnp.stack([x[:3], x[3:6]])}
         >>> growth = dw.upcycle(dw.trace(moe(1), params, x), {"router": 4})
-        >>> print(growth)  # doctest: +ELLIPSIS
+        >>> print(growth)  # doctest: +ELLIPSIS, +NORMALIZE_WHITESPACE
         array    before  after  new entries
         -------  ------  -----  ------------------------
         router   3x2     3x4    axis 1 copy (router)
