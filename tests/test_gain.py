@@ -89,10 +89,10 @@ def test_units_rank_as_training_them_does(cases):
         before = float(loss(params, x, y))
         for name in gains:
             after = []
+            growth = dw.plan(widths, {name: widths[name].size + 1})
+            mask = new_entries(growth, name, dw.grow(params, growth, key=jax.random.key(0)))
             for seed in range(DRAWS):
-                growth = dw.plan(widths, {name: widths[name].size + 1})
                 wide = dw.grow(params, growth, key=jax.random.key(seed))
-                mask = new_entries(growth, name, wide)
                 after.append(float(descended(wide, x, y, mask, 5, 0.001)[1]))
             measured.append(before - np.mean(after))
         estimated += [gain.unit for gain in gains.values()]

@@ -242,7 +242,21 @@ def fresh(name: str, sizes: Mapping[str, int]) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize(("strategy", "name"), cases("growth", GROWN))
+def thinned(growths: Iterable[tuple[str, str]]) -> Iterator[Any]:
+    """Yields all networks in which a function stands alone, and every third of the others.
+
+    The rest is for ``-m slow``.
+    """
+    left = 0
+    for case in cases("growth", growths):
+        is_around = case.values[1] not in PLAIN
+        left += is_around
+        is_slow = is_around and left % 3 != 0
+        marks = [*case.marks, *([pytest.mark.slow] if is_slow else [])]
+        yield pytest.param(*case.values, marks=marks)
+
+
+@pytest.mark.parametrize(("strategy", "name"), [*thinned(GROWN)])
 def test_growth_is_exact(strategy: str, name: str) -> None:
     """Whatever plan does not refuse leaves outputs as they were, and finite."""
     planned = growths(strategy, name)
