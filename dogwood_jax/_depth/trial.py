@@ -1,9 +1,9 @@
 """Tries what the arrays of new layers may be filled with: ``Trial``.
 
 Fillings are tried: both networks are evaluated on a few samples, and what leaves outputs as they
-were is proposed. Zeros come first, those that a new layer can do without are taken back, and
-identities and scales follow. An evaluation on many samples decides among the proposals. Nothing is
-known here of what primitives do with zeros.
+were is proposed. Zeros come first. Zeros that a new layer does not need are taken back. Identities
+and scales follow. An evaluation on many samples decides among the proposals. Nothing is known here
+of what primitives do with zeros.
 """
 
 import contextlib
@@ -181,7 +181,7 @@ class Trial:
         yield from (matrices | usual for matrices in self._matrices())
 
     def _matrices(self) -> Iterator[dict[str, Insertion]]:
-        """Yields matrices that are zero, and those that are identities along some axes."""
+        """Yields matrices of zeros, then identities along some axes."""
         matrices = [*itertools.filterfalse(_is_vector, self.new.values())]
         yield _zeros(matrices)
         for which in (0, 1):
@@ -195,7 +195,7 @@ class Trial:
             yield found
 
     def _few_zeros(self) -> Iterator[Filling]:
-        """Yields zeros in one or two groups of arrays, those that are read last first."""
+        """Yields zeros in one or two groups of arrays. The groups that are read last come first."""
         for names in (_alike, _by_last_name):
             groups = [*reversed(_grouped(self.new.values(), names))]
             yield from map(_zeros, groups)

@@ -7,6 +7,7 @@ once and everywhere, and their outputs are compared again.
 What follows from sizes and constants alone is no choice, because no input changes it.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -43,7 +44,7 @@ class Choices:
     """The choices of a program, in the order in which it comes to them.
 
     Attributes:
-        found: each choice by its equation and those that run it.
+        found: each choice, by ``key_of`` its equation.
     """
 
     def __init__(self) -> None:
@@ -55,10 +56,13 @@ class Choices:
             return
         if eqn.primitive.name not in _BRANCHES and not _is_float(eqn.outvars[0].aval):
             return
-        choice = Choice(Operation(eqn, (*callers,)), sides.count(eqn), set())
-        choice = self.found.setdefault(key_of(eqn, callers), choice)
-        last = choice.sides - 1  # the index of a branch is cut to those that there are
-        choice.taken.update(min(max(side, 0), last) for side in sides.taken(*operands))
+        key = key_of(eqn, callers)
+        if (choice := self.found.get(key)) is None:
+            choice = Choice(Operation(eqn, (*callers,)), sides.count(eqn), set())
+            self.found[key] = choice
+        if len(choice.taken) < choice.sides:
+            last = choice.sides - 1  # JAX cuts the index of a branch to the branches that exist
+            choice.taken.update(min(max(side, 0), last) for side in sides.taken(*operands))
 
     def goes_on(self, eqn: Any, callers: Sequence[Any], goes_on: bool) -> None:
         """Takes notice of whether a loop runs its body."""
@@ -93,31 +97,47 @@ class Choices:
 
 
 def forced(eqn: Any, operands: Sequence[Any], side: int) -> Sequence[Any]:
-    """Returns operands with which an equation takes a side. A loop is told by its own question."""
-    if eqn.primitive.name == "while":
-        return operands
+    """Returns operands with which an equation takes a side."""
     return _SIDES[eqn.primitive.name].forced([*operands], side)
 
 
-class _Sides:
-    """What the sides of a primitive are; here those of one that picks by its first operand."""
+class _Sides(ABC):
+    """What the sides of a primitive are. Here side n is operand n."""
 
     def count(self, eqn: Any) -> int:
-        return len(eqn.params["branches"]) if "branches" in eqn.params else len(eqn.invars) - 1
+        return 2
 
-    def taken(self, which: Any, *_: Any) -> set[int]:
-        return {int(side) for side in np.unique(which)}
+    @abstractmethod
+    def taken(self, *operands: Any) -> set[int]:
+        """Returns the sides that are taken with these operands."""
 
+    @abstractmethod
     def forced(self, operands: list[Any], side: int) -> Sequence[Any]:
-        return [np.full_like(operands[0], side), *operands[1:]]
+        """Returns operands with which a side is taken."""
 
     def is_open(self, moving: Sequence[bool], side: int) -> bool:
-        """Whether inputs decide if a side is taken.
+        """Whether inputs decide what the side is. A constant bound shows nothing of a network.
 
         Args:
             moving: whether each operand follows from inputs or variables.
             side: the side.
         """
+        return any(moving[side : side + 1])
+
+
+class _Pick(_Sides):
+    """Of ``cond`` and ``select_n``, which pick by their first operand."""
+
+    def count(self, eqn: Any) -> int:
+        return len(eqn.params["branches"]) if "branches" in eqn.params else len(eqn.invars) - 1
+
+    def taken(self, *operands: Any) -> set[int]:
+        return {int(side) for side in np.unique(operands[0])}
+
+    def forced(self, operands: list[Any], side: int) -> Sequence[Any]:
+        return [np.full_like(operands[0], side), *operands[1:]]
+
+    def is_open(self, moving: Sequence[bool], side: int) -> bool:
         return any(moving[:1])
 
 
@@ -131,10 +151,8 @@ class _Extreme(_Sides):
     def __init__(self, wins: Any) -> None:
         self._wins = wins
 
-    def count(self, eqn: Any) -> int:
-        return 2
-
-    def taken(self, a: Any, b: Any) -> set[int]:
+    def taken(self, *operands: Any) -> set[int]:
+        a, b = operands
         if any(np.ndim(one) == 0 and np.isinf(one) for one in (a, b)):  # where a maximum begins
             return {0, 1}
         sides = (self._wins(a, b), self._wins(b, a))
@@ -144,9 +162,6 @@ class _Extreme(_Sides):
         shape = np.broadcast_shapes(*map(np.shape, operands))
         return 2 * [np.broadcast_to(operands[side], shape)]
 
-    def is_open(self, moving: Sequence[bool], side: int) -> bool:
-        return any(moving[side : side + 1])  # a bound that is a constant shows nothing of a network
-
 
 class _Clamp(_Sides):
     """Below, within and above bounds."""
@@ -154,7 +169,8 @@ class _Clamp(_Sides):
     def count(self, eqn: Any) -> int:
         return 3
 
-    def taken(self, low: Any, a: Any, high: Any) -> set[int]:
+    def taken(self, *operands: Any) -> set[int]:
+        low, a, high = operands
         sides = (a < low, (low < a) & (a < high), a > high)
         return {side for side, holds in enumerate(sides) if np.any(holds)}
 
@@ -164,26 +180,17 @@ class _Clamp(_Sides):
             return [np.full_like(low, -np.inf), a, np.full_like(high, np.inf)]
         return [low, np.broadcast_to(operands[side], np.shape(a)), high]
 
-    def is_open(self, moving: Sequence[bool], side: int) -> bool:
-        return any(moving[side : side + 1])
-
 
 class _Product(_Sides):
     """Of ``mul``: an operand that is zero, and is made one."""
 
-    def count(self, eqn: Any) -> int:
-        return 2
-
-    def taken(self, a: Any, b: Any) -> set[int]:
-        sides = (np.abs(one) > 0 for one in (a, b))  # not where an id is out of range
+    def taken(self, *operands: Any) -> set[int]:
+        sides = (np.abs(one) > 0 for one in operands)  # not where an id is out of range
         return {side for side, holds in enumerate(sides) if np.any(holds)}
 
     def forced(self, operands: list[Any], side: int) -> Sequence[Any]:
         operands[side] = np.ones_like(operands[side])
         return operands
-
-    def is_open(self, moving: Sequence[bool], side: int) -> bool:
-        return any(moving[side : side + 1])
 
 
 class _Loop(_Sides):
@@ -192,16 +199,19 @@ class _Loop(_Sides):
     def count(self, eqn: Any) -> int:
         return 1
 
-    def taken(self, *_: Any) -> set[int]:
+    def taken(self, *operands: Any) -> set[int]:
         return set()  # see ``Choices.goes_on``
+
+    def forced(self, operands: list[Any], side: int) -> Sequence[Any]:
+        return operands  # see ``Watch.goes_on``
 
     def is_open(self, moving: Sequence[bool], side: int) -> bool:
         return any(moving)
 
 
 _SIDES: dict[str, _Sides] = {
-    "cond": _Sides(),
-    "select_n": _Sides(),
+    "cond": _Pick(),
+    "select_n": _Pick(),
     "max": _Extreme(np.greater),
     "min": _Extreme(np.less),
     "clamp": _Clamp(),

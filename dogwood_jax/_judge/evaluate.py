@@ -39,7 +39,7 @@ class Watch(Protocol):
 
     is_alike: bool
 
-    def number(self, array: np.ndarray, dtype: Any) -> np.ndarray:
+    def number(self, array: np.ndarray) -> np.ndarray:
         """Returns what a constant of the program is taken to be."""
 
     def equation(self, eqn: Any, operands: list[Any], callers: Sequence[Any]) -> list[Any]:
@@ -137,7 +137,7 @@ class _Evaluation:
         array = widened(array)
         if self._watch is None or not isinstance(array, np.ndarray) or array.dtype.kind not in "fc":
             return array
-        return self._watch.number(array, aval.dtype)
+        return self._watch.number(array)
 
     def _equation(self, eqn: Any, operands: list[Any]) -> Sequence[Any]:
         if self._watch is None:

@@ -39,7 +39,7 @@ from dogwood_jax._judge.samples import (
     merged_units,
 )
 from dogwood_jax._judge.seen import BRANCHES, Operation, Seen, differing, rounding_in
-from dogwood_jax._judge.watch import NUDGE, Watch, eps
+from dogwood_jax._judge.watch import NUDGE, Watch
 from dogwood_jax._program.inner import Key, entries, equations, every_constant, key_of
 
 # How many times as much an entry may move between both networks as by the nudge.
@@ -224,7 +224,7 @@ class _Keys:
     def __init__(self) -> None:
         self.words: dict[Key, list[bytes]] = {}
 
-    def number(self, array: np.ndarray, dtype: Any) -> np.ndarray:
+    def number(self, array: np.ndarray) -> np.ndarray:
         return array
 
     def equation(self, eqn: Any, operands: list[Any], callers: Sequence[Any]) -> list[Any]:
@@ -246,15 +246,16 @@ def _with_draws(side: Side) -> Side:
 
     A key may follow from integers, such as a seed, so these are the caller's, too.
     """
-    first, second = (Samples({}, seed=seed) for seed in range(2))
-    found = list[dict[Key, list[bytes]]]()
-    for samples in (first, second):
-        variables, others = (s.variables(side.arguments, FAMILIES[0]) for s in (first, samples))
-        inputs, its = (s.inputs(side.arguments, FAMILIES[0]) for s in (first, samples))
-        variables = {path: _float_of(a, others[path]) for path, a in variables.items()}
+    first, found = None, list[dict[Key, list[bytes]]]()
+    for samples in (Samples({}, seed=seed) for seed in range(2)):
+        variables = samples.variables(side.arguments, FAMILIES[0])
+        inputs = samples.inputs(side.arguments, FAMILIES[0])
+        first = first or (variables, inputs)
+        floats, its_floats = first
+        variables = {path: _float_of(floats[path], a) for path, a in variables.items()}
         keys = _Keys()
         with contextlib.suppress(Undecided):
-            run(side, variables, [*map(_float_of, inputs, its)], keys)
+            run(side, variables, [*map(_float_of, its_floats, inputs)], keys)
         found.append(keys.words)
     same = (key for key, words in found[0].items() if found[1].get(key) == words)
     return replace(side, draws=frozenset(same))
@@ -321,7 +322,7 @@ def _judged(case: Case, *, is_alike: bool = False) -> Verdict:
                 moved = moved + old_part([np.zeros(0)] * output.new + [more], output)
                 _, differs, _ = compared(before, nudged, after, moved)
             if differs.any():
-                place = tuple(int(i) for i in np.argwhere(differs)[0])
+                place = _first(differs)
                 pair = complex(before[place]), complex(after[place])
                 cause = "" if np.isfinite(pair[1]) else cause_of(case, counted[-1])
                 return Verdict(len(counted), Difference(output.path, family, place, *pair, cause))
@@ -354,6 +355,15 @@ def _judged(case: Case, *, is_alike: bool = False) -> Verdict:
     )
 
 
+def _first(differs: Any) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.argwhere(differs)[0])
+
+
+def spot(path: str, place: Sequence[int]) -> str:
+    """Returns what an entry of an output is called in errors."""
+    return f"{path or 'its output'}{[*place] if place else ''}"
+
+
 def samples_of(case: Case) -> Samples:
     """Returns what draws arguments of the network."""
     return Samples(
@@ -383,7 +393,7 @@ def rounding_of(
         inputs = [watch.nudged(array) for array in sample.larger]
         near = run(case.new, wide, inputs, Watch(is_alike=is_alike))
         for path in constants:
-            wide[path] = wide[path] * (1 + eps(np.float32) / 2 * (-1) ** again)
+            wide[path] = wide[path] * (1 + _eps(np.float32) / 2 * (-1) ** again)
         watch = Watch(seed=again, rounded=numbers, is_alike=is_alike)
         rounded = run(case.new, wide, inputs, watch) if constants or numbers else near
         for n, result in enumerate(sample.new):
@@ -484,11 +494,10 @@ def _by_force(
             before, after = old[output.old], old_part(new, output)
             _, differs, _ = compared(before, near[output.old], after, 0.0)
             if differs.any() and are_apart(before, after):
-                place = tuple(int(i) for i in np.argwhere(differs)[0])
-                where = f"{output.path or 'its output'}{[*place] if place else ''}"
+                place = _first(differs)
                 return (
-                    f"{where} becomes {after[place]:.8g} instead of {before[place]:.8g} if "
-                    f"{operation} takes a side that no sample takes"
+                    f"{spot(output.path, place)} becomes {after[place]:.8g} instead of "
+                    f"{before[place]:.8g} if {operation} takes a side that no sample takes"
                 )
     return None
 
@@ -553,10 +562,14 @@ def _numbers(jaxpr: Any) -> dict[bytes, float]:
 
     def constant(array: Any, aval: Any) -> None:
         if jnp.issubdtype(aval.dtype, jnp.floating) and aval.dtype.itemsize < 8:
-            found[np.asarray(array).astype(np.float64).tobytes()] = eps(aval.dtype)
+            found[np.asarray(array).astype(np.float64).tobytes()] = _eps(aval.dtype)
 
     every_constant(jaxpr, constant)
     return found
+
+
+def _eps(dtype: Any) -> float:
+    return float(jnp.finfo(dtype).eps)  # type: ignore[no-untyped-call]
 
 
 def are_alike(old: Any, new: Any) -> bool:

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from dogwood_jax._judge.choices import FORCED_ROUNDS, Choices, forced
@@ -62,7 +61,7 @@ class Watch:
         signs = self._rng.integers(2, size=array.shape) * 2 - 1
         return array * (1 + self._nudge * signs)
 
-    def number(self, array: np.ndarray, dtype: Any) -> np.ndarray:
+    def number(self, array: np.ndarray) -> np.ndarray:
         if self._moved is not None and array.tobytes() == self._moved:
             return np.where(array == 0, 0.1, array * self._times)
         if self._rounded and (number := array.tobytes()) in self._rounded:
@@ -113,7 +112,3 @@ def _numbers_compared(operands: Sequence[Any]) -> Iterator[int]:
             first = int(operand.flat[0])
             if abs(first) < 1 << 20 and (operand.size == 1 or (operand == first).all()):
                 yield from (number for number in (first - 1, first, first + 1) if number >= 0)
-
-
-def eps(dtype: Any) -> float:
-    return float(jnp.finfo(dtype).eps)  # type: ignore[no-untyped-call]

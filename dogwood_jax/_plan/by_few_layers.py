@@ -31,7 +31,7 @@ def by_few_layers(request: Request, judge: Callable[[Proposal], Growth]) -> Grow
     """Returns the growth of a deep network to a larger model, without the target's structure.
 
     Args:
-        request: what is asked for, with a target and its function.
+        request: what the caller asks for: a target and the target's function.
         judge: returns a growth of some layers once it has been shown that it keeps outputs.
 
     Raises:

@@ -71,7 +71,7 @@ def _is_by_width(request: Request) -> bool:
 
 
 def _with_larger(request: Request, larger: Larger | None) -> Growth:
-    """Returns the growth by what is known of the larger model."""
+    """Returns the growth to the larger model, or by sizes if there is none."""
     found = propose(request, larger)
     if not _is_claim(request, found):
         return _without_claim(request, found, larger)

@@ -20,7 +20,7 @@ from dogwood_jax._growth.evidence import Evidence
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._growth.insertion import Insertion
-from dogwood_jax._judge.judge import Verdict, judge
+from dogwood_jax._judge.judge import Verdict, judge, spot
 from dogwood_jax._judge.resize import CannotResize
 from dogwood_jax._judge.twin import CannotShrink, Larger, claim, is_bearable
 from dogwood_jax._modules.resizing import says_numbers
@@ -356,7 +356,7 @@ def reasons(verdict: Verdict, way_out: str = _COPIES) -> Iterator[str]:
         way_out: what is said to someone whose network would not be finite any more.
     """
     if (found := verdict.difference) is not None:
-        where = f"{found.path or 'its output'}{[*found.place] if found.place else ''}"
+        where = spot(found.path, found.place)
         if not found.place and isnan(found.old.real):
             yield f"{where} has another shape or dtype"
         else:
@@ -369,7 +369,7 @@ def reasons(verdict: Verdict, way_out: str = _COPIES) -> Iterator[str]:
         yield "the network is finite for none of the samples, so nothing shows that outputs stay"
     yield from filter(None, (verdict.problem, verdict.gradients))
     for path in verdict.unshown:
-        yield f"{path or 'its output'}: no sample shows that it stays"
+        yield f"{spot(path, ())}: no sample shows that it stays"
 
 
 def _check_gradients(verdict: Verdict) -> None:
