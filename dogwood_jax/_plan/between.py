@@ -2,17 +2,14 @@
 
 Frequencies such as ``theta ** (-2 * i / dim)`` follow from a size. In a model of twice the size,
 every other one is an old one: pair i of a head has the frequency that pair 2 i has there. So old
-units go to multiples of their places, where the larger model's program shows that their numbers are
-the same. Between them lie new units, which are a width of their own, of size 1 before.
+units go to multiples of their places, where their numbers are the same. Between them
+lie new units, which are a width of their own, of size 1 before.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from dogwood_jax._growth.growth import Change
-from dogwood_jax._plan.comparison import Comparison
-from dogwood_jax._plan.copies import Copies
-from dogwood_jax._plan.larger import Larger
 from dogwood_jax._widths.layout import Layout, Product, Units
 from dogwood_jax._widths.reasons import kind_of
 from dogwood_jax._widths.widths import Facts, Width, Widths
@@ -25,12 +22,9 @@ class Between:
 
     Attributes:
         times: by name of the width, how many times as many units it has in the larger model.
-        compared: the differences between both programs where old units lie so; None if there are
-            no such widths.
     """
 
     times: Mapping[str, int] = field(default_factory=dict)
-    compared: Comparison | None = None
 
     @property
     def notes(self) -> Iterator[str]:
@@ -57,11 +51,6 @@ class Between:
         facts = ((_name(name), Facts(1, inside=name)) for name in self.times)
         leaves = (replace(leaf, axes=tuple(map(self._layout, leaf.axes))) for leaf in widths.leaves)
         return replace(widths, leaves=tuple(leaves), facts=(*widths.facts, *facts))
-
-    def sizes(self, sizes: Mapping[str, int]) -> dict[str, int]:
-        """Returns sizes in which these widths have units between old ones."""
-        others = {name: size for name, size in sizes.items() if name not in self.times}
-        return others | {_name(name): times for name, times in self.times.items()}
 
     def changes(self, changes: Iterable[Change]) -> tuple[Change, ...]:
         """Returns the changes in which these widths get units between old ones."""
@@ -91,49 +80,29 @@ def _name(width: str) -> str:
 
 
 def find_between(
-    widths: Widths,
-    sizes: Mapping[str, int],
-    chosen: Mapping[str, Strategy],
-    larger: Larger,
-    copies: Copies,
-    divided: Mapping[str, str],
-    compared: Comparison | None,
+    widths: Widths, sizes: Mapping[str, int], chosen: Mapping[str, Strategy]
 ) -> Between:
-    """Returns the widths that must grow so because old units have other numbers otherwise.
+    """Returns the widths that may grow so because old units may have other numbers otherwise.
 
     Args:
         widths: the network's widths.
         sizes: new sizes by name of the width.
         chosen: the strategies of widths that are given one.
-        larger: the larger model.
-        copies: the experts that are copied.
-        divided: query heads that share copies of a single head, see ``Larger.compared``.
-        compared: the differences between both programs if new units are appended; None if there is
-            no program of the larger model.
     """
-    if compared is None:
-        return Between()
-    found = Between(
+    return Between(
         {
             name: sizes[name] // width.size
             for name, width in widths.items()
             if sizes.get(name, width.size) > width.size > 1 and not sizes[name] % width.size
-            if _has_tables(width) and name not in compared.kept_tables
+            if has_tables(width) and not (width.fixed or width.interface)
             if name not in chosen or _only_adds(chosen[name])
         }
     )
-    if not found.times:
-        return found
-    again = larger.compared(found.widths(widths), found.sizes(sizes), copies, divided)
-    if again is None or not found.times.keys() <= again.kept_tables:
-        return Between()
-    return replace(found, compared=again)
 
 
-def _has_tables(width: Width) -> bool:
-    """Whether a width's units have numbers of their own, and nothing but these counts them."""
-    is_table = any(kind_of(hazard) == "table" for hazard in width.hazards)
-    return is_table and not (width.fixed or width.interface)
+def has_tables(width: Width) -> bool:
+    """Whether a width's units have numbers of their own."""
+    return any(kind_of(hazard) == "table" for hazard in width.hazards)
 
 
 def _only_adds(strategy: Strategy) -> bool:

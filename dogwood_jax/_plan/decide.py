@@ -23,7 +23,7 @@ from dogwood_jax._plan.experts import COPIES
 from dogwood_jax._plan.extensions import other_strategies
 from dogwood_jax._plan.larger import ANOTHER, Larger, read_larger
 from dogwood_jax._plan.own_function import ITS_OWN_NUMBERS, Contradicted, contradicted
-from dogwood_jax._plan.propose import Proposal, propose
+from dogwood_jax._plan.propose import Proposal, draft
 from dogwood_jax._plan.removals import NO_MERGE
 from dogwood_jax._plan.request import Request
 from dogwood_jax._plan.shown import Unshown, first_shown, fitting, shown, shown_by
@@ -72,7 +72,18 @@ def _is_by_width(request: Request) -> bool:
 
 def _with_larger(request: Request, larger: Larger | None) -> Growth:
     """Returns the growth to the larger model, or by sizes if there is none."""
-    found = propose(request, larger)
+    refused: ValueError | None = None
+    for proposal in draft(request, larger).proposals():
+        try:
+            return _proposed(request, proposal, larger)
+        except ValueError as error:
+            refused = error
+    assert refused is not None
+    raise refused
+
+
+def _proposed(request: Request, found: Proposal, larger: Larger | None) -> Growth:
+    """Returns the growth that is proposed, or one that differs in its recipes or numbers."""
     if not _is_claim(request, found):
         return _without_claim(request, found, larger)
     refused: Refused
@@ -114,7 +125,8 @@ def _without_claim(request: Request, found: Proposal, larger: Larger | None) -> 
     """Returns a growth that need not keep outputs. New layers do nothing all the same."""
     growth, network = found.growth, found.asked.widths.network
     if growth.insertions and request.depth is None:
-        exact = propose(replace(request, keep=None, merge=None, strategy=None), larger)
+        plain = draft(replace(request, keep=None, merge=None, strategy=None), larger)
+        exact = next(plain.proposals())
         growth = replace(growth, insertions=next(_fillings(exact)))
     is_own = request.target is None and network is not None and not found.has_copies
     return fitting(growth) if request.check and is_own and _may_be_run(request, found) else growth
@@ -148,11 +160,11 @@ def _evaluated(request: Request, found: Proposal) -> Growth:
             growth = replace(growth, insertions=next(_fillings(found)))
         return replace(growth, evidence=Evidence(why_not="planned with check=False"))
     assert larger is not None
-    before, unlike, is_doubtful = found.asked.before, found.unlike, bool(found.doubts)
+    before, is_doubtful = found.asked.before, bool(found.doubts)
 
     def show(insertions: tuple[Insertion, ...]) -> Growth:
         filled = replace(growth, insertions=insertions)
-        return shown_by(filled, before, larger, unlike, is_doubtful=is_doubtful)
+        return shown_by(filled, before, larger, is_doubtful=is_doubtful)
 
     return first_shown(show, _fillings(found)) if growth.insertions else show(())
 

@@ -15,8 +15,6 @@ from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from typing import Any, NamedTuple
 
-from dogwood_jax._growth.grown_sizes import GrownSizes
-from dogwood_jax._plan.apart import are_apart
 from dogwood_jax._plan.larger import Larger
 from dogwood_jax._widths.layout import Concat, Layout, Product, Units, units_of
 from dogwood_jax._widths.reasons import kind_of
@@ -118,15 +116,6 @@ class Groups:
             if split.before > 1:
                 known |= {split.heads: split.after // split.times, **split.served}
         return {**known, **self.copies}
-
-    def sizes_in_program(self, sizes: Mapping[str, int]) -> dict[str, int]:
-        """Returns the sizes that the widths before have in the larger model's program."""
-        found = {name: size for name, size in sizes.items() if name not in self.copies}
-        for split in self.splits:
-            if split.before > 1:
-                found[split.heads] = split.after
-                found |= {group: size // split.times for group, size in split.served.items()}
-        return found
 
 
 def split_groups(widths: Widths, larger: Larger, found: Groups | None = None) -> Groups | None:
@@ -238,7 +227,7 @@ def split_single_heads(widths: Widths, larger: Larger) -> Groups | None:
     single = _Single(widths, larger.widths, dividing, moved)
     lacking = {group: heads for group, heads in dividing.items() if heads in single.lacking}
     lacking |= {heads: heads for heads in _for_each(widths, larger, moved)}
-    found = _apart(larger.widths, lacking) if lacking else {}
+    found = _unhindered(larger.widths, lacking)
     if not found:
         return None
     sizes = larger.widths.sizes
@@ -350,23 +339,21 @@ def _counts_heads(layout: Layout) -> bool:
 def divided(widths: Widths) -> dict[str, str]:
     """Returns the widths of query heads that share a head, each with the width of these heads.
 
-    Query heads are computed each on its own, so that they may share copies of the head instead.
+    They may share copies of the head instead.
     """
-    return {} if widths.network is None else _apart(widths, _dividing(widths))
+    return {} if widths.network is None else _unhindered(widths, _dividing(widths))
 
 
-def _apart(widths: Widths, dividing: Mapping[str, str]) -> dict[str, str]:
-    """Returns the widths of query heads, each with the width of heads, that are computed apart."""
-    if widths.network is None or not dividing:
-        return {}
-    dims = {name: dim for dim, name in GrownSizes(widths, {}).names.items()}
-    steps = widths.network.traced.trace.steps
-    found: dict[str, str] = {}
-    for heads, groups in _by_heads(dividing).items():
-        if not any(_hazards(widths, name) for name in (heads, *groups)):
-            if are_apart(steps, dims[heads], {dims[group] for group in groups}):
-                found |= dict.fromkeys(groups, heads)
-    return found
+def _unhindered(widths: Widths, dividing: Mapping[str, str]) -> dict[str, str]:
+    """Returns the widths of query heads, and those of heads, that no hazard keeps from copies."""
+    hindered = {heads for pair in dividing.items() for heads in pair if _hazards(widths, heads)}
+    by_heads = _by_heads(dividing).items()
+    return {
+        group: heads
+        for heads, groups in by_heads
+        if hindered.isdisjoint((heads, *groups))
+        for group in groups
+    }
 
 
 def _by_heads(divided: Mapping[str, str]) -> dict[str, list[str]]:

@@ -7,7 +7,6 @@ larger model's program tells both, and where it has more layers, what they must 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import isclose
-from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -19,10 +18,8 @@ from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Change
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._modules.resizing import modules_say_numbers
-from dogwood_jax._plan.apart import NO_SINGLE_HEADS, SingleHeads, made_of, repeated_from
-from dogwood_jax._plan.comparison import Comparison
-from dogwood_jax._plan.copies import Copies
 from dogwood_jax._plan.more_experts import counts_experts
+from dogwood_jax._plan.numbers import Numbers
 from dogwood_jax._plan.target import sizes_of_target
 from dogwood_jax._program.kernels import kernels_of, with_references
 from dogwood_jax._program.program import Program
@@ -67,61 +64,13 @@ class Larger:
             return {}
         return {name: self.widths.sizes[larger] for name, larger in self.names.items()}
 
-    def compared(
-        self,
-        widths: Widths,
-        sizes: Mapping[str, int],
-        copies: Copies,
-        divided: Mapping[str, str] = MappingProxyType({}),
-    ) -> Comparison | None:
-        """Compares its program with that of the network; None if there is no such program.
-
-        Args:
-            widths: the network's widths.
-            sizes: new sizes by name of the width.
-            copies: the experts that are copied.
-            divided: names of its widths of query heads that share a copy of a single head of keys
-                and values, each with the width of these copies. If each query head has a copy of
-                its own, both are the same width.
-        """
+    def numbers(self, widths: Widths) -> Numbers | None:
+        """Returns the numbers that both programs multiply by; None if its program is not known."""
         if self.insertions or self.widths is None or self.widths.network is None:
             return None
         assert widths.network is not None
         trace, larger = widths.network.traced.trace, self.widths.network.traced.trace
-        grown = GrownSizes(widths, sizes, copies.choices(larger))
-        single = self._single(widths, grown, divided) if divided else NO_SINGLE_HEADS
-        return Comparison(trace, larger, grown, copies.dispatch, single)
-
-    def _single(self, widths: Widths, grown: GrownSizes, divided: Mapping[str, str]) -> SingleHeads:
-        """Returns the single heads of a network that are copied, see ``compared``."""
-        assert self.widths is not None and self.names is not None
-        assert widths.network is not None and self.widths.network is not None
-        own, its = widths.network.traced, self.widths.network.traced
-        dims = {name: dim for dim, name in GrownSizes(self.widths, {}).names.items()}
-        of_dims = {dims[group]: dims[heads] for group, heads in divided.items()}
-        for_each = {heads for group, heads in divided.items() if heads == group}
-        if not for_each:
-            return SingleHeads(of_dims)
-        heads = frozenset(
-            dim
-            for dim, name in grown.names.items()
-            if self.names.get(name) in for_each and dim.size > 1  # else it is the single head
-        )
-        pairs = [
-            (own.leaves[path], value) for path, value in its.leaves.items() if path in own.leaves
-        ]
-        copied = [
-            (old, new)
-            for old, new in pairs
-            if [*map(grown, old.dims)] != [dim.size for dim in new.dims]
-        ]
-        its_heads = {dims[name] for name in for_each}
-        return SingleHeads(
-            of_dims,
-            made_of([new for _, new in copied], its.trace.steps, its_heads),
-            heads,
-            repeated_from([old for old, _ in copied], own.trace.steps, heads),
-        )
+        return Numbers(trace, larger, GrownSizes(widths, {}).names)
 
     def constants(self, change: Change) -> Iterator[tuple[str, float, float, float | None]]:
         """Yields the constants that the recipe of a change names, such as the epsilon of a norm.

@@ -25,8 +25,8 @@ from dogwood_jax._judge.resize import CannotResize
 from dogwood_jax._judge.twin import CannotShrink, Larger, claim, is_bearable
 from dogwood_jax._modules.resizing import says_numbers
 from dogwood_jax._plan.chosen import choices_of
-from dogwood_jax._plan.comparison import moves_of
 from dogwood_jax._plan.fewer_layers import FewerLayers, fewer_layers
+from dogwood_jax._plan.numbers import moves_of
 from dogwood_jax._plan.own_function import (
     KNOWS_SIZES,
     WITH_TARGET,
@@ -98,7 +98,6 @@ def shown_by(
     growth: Growth,
     network: Widths,
     larger: Widths,
-    unlike: Sequence[str] = (),
     *,
     is_doubtful: bool = False,
 ) -> Growth:
@@ -108,14 +107,12 @@ def shown_by(
         growth: the growth.
         network: the network's widths, with its program.
         larger: those of the larger model.
-        unlike: what a comparison of both programs says against the growth.
         is_doubtful: whether outputs may change, as far as the widths tell.
 
     Raises:
         ValueError: if the larger model computes something else, or nothing shows that it does not.
     """
     few, its = _few_of_both(_with_program(growth, network), larger)
-    is_doubtful = is_doubtful or bool(unlike)
     try:
         verdict, evidence = _judged(few, its, as_it_is=True, is_doubtful=is_doubtful)
     except (CannotShrink, CannotResize) as error:
@@ -124,10 +121,10 @@ def shown_by(
         if growth.insertions and verdict.is_unfit:
             raise UnfitFilling(reasons(verdict, ""))
         _check_gradients(verdict)
-        raise contradicted("the larger model", [*reasons(verdict), *unlike])
+        raise contradicted("the larger model", [*reasons(verdict)])
     if verdict.is_branch_unseen and is_doubtful:  # a branch that no sample takes
         unseen = [f"no sample shows all sides of {what}" for what in verdict.unseen]
-        raise contradicted("the larger model", [*unlike, *unseen])
+        raise contradicted("the larger model", unseen)
     notes = (*growth.notes, *map(_ROUNDING.format, verdict.rounding))
     return replace(growth, notes=notes, evidence=evidence)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from math import isclose, isfinite, log
 
 from dogwood_jax._growth.growth import Change
-from dogwood_jax._plan.comparison import Comparison, Degrees
+from dogwood_jax._plan.numbers import Degrees, Numbers
 from dogwood_jax._widths.dims import atoms
 from dogwood_jax._widths.recipes.find import Finder
 from dogwood_jax._widths.recipes.states import LargerNetwork
@@ -34,12 +34,12 @@ class Solved:
     recipes: Mapping[str, Recipe] = field(default_factory=dict)
     degrees: Mapping[str, Degrees] = field(default_factory=dict)
 
-    def notes(self, compared: Comparison, changes: Mapping[str, Change]) -> Iterator[str]:
+    def notes(self, numbers: Numbers, changes: Mapping[str, Change]) -> Iterator[str]:
         """Yields the numbers that the recipes make up for, except numbers that take a mean."""
         for name, degrees in self.degrees.items():
             change = changes[name]
             for index in degrees:
-                number, larger = compared.factors[index]
+                number, larger = numbers.factors[index]
                 shares = number * change.old, larger * change.new
                 if all(isclose(share, 1, rel_tol=_ROUNDING) for share in shares):
                     continue
@@ -51,9 +51,11 @@ class Solved:
 
 def solve_recipes(
     widths: Widths,
-    compared: Comparison,
+    numbers: Numbers,
     changes: Mapping[str, Change],
     strategies: Mapping[str, Strategy],
+    *,
+    keeps_tables: bool,
 ) -> Solved:
     """Returns recipes for widths whose other recipes, if any, do not fit the larger model.
 
@@ -61,20 +63,21 @@ def solve_recipes(
 
     Args:
         widths: the network's widths.
-        compared: its program and the larger model's program.
+        numbers: those of its program and of the larger model's program.
+        keeps_tables: whether old units are taken to keep their numbers in every table.
         changes: how widths grow without these recipes, by name.
         strategies: strategies by width, where the caller has chosen one.
     """
     assert widths.network is not None
     traced = widths.network.traced
     finder = Finder(traced.trace, traced.leaves, widths.leaves)
-    dims = {name: dim for dim, name in compared.names.items()}
-    differing = {index: _log(*pair) for index, pair in compared.factors.items()}
+    dims = {name: dim for dim, name in numbers.names.items()}
+    differing = {index: _log(*pair) for index, pair in numbers.factors.items()}
     growing = [
         name for name, change in changes.items() if name in dims and 0 < change.old < change.new
     ]
     sizes = {name: log(changes[name].new / changes[name].old) for name in growing}
-    known = {name: compared.degrees(changes[name]) for name in growing}
+    known = {name: numbers.degrees(changes[name]) for name in growing}
     lacking = {name for name in growing if widths[name].hazards and not changes[name].recipe}
     summed = {
         atom
@@ -92,7 +95,7 @@ def solve_recipes(
                 left[index] -= sizes[other] * known[other][index].degree
         larger = LargerNetwork(
             {index: rest / sizes[name] for index, rest in left.items() if abs(rest) > _ROUNDING},
-            name in compared.kept_tables,
+            keeps_tables,
             not changes[name].new % changes[name].old,
         )
         strategy = strategies[name].recipes_for if name in strategies else None
