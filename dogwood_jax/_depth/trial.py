@@ -27,16 +27,15 @@ from dogwood_jax._judge.evaluate import Undecided
 from dogwood_jax._judge.gradients import is_new
 from dogwood_jax._judge.judge import (
     TIMES,
-    Drawn,
     are_alike,
     finite,
     grown,
     larger_inputs,
     old_part,
     rounded_in_one,
-    run,
     samples_of,
 )
+from dogwood_jax._judge.run import Drawn, run
 from dogwood_jax._judge.samples import Family
 from dogwood_jax._judge.twin import Larger, claim
 from dogwood_jax._judge.watch import NUDGE, Watch

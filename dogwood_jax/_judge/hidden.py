@@ -67,7 +67,7 @@ class Hidden:
 
     def look(self, ours: Steps, theirs: Steps) -> None:
         """Takes notice of a sample; nothing, if both programs have other equations."""
-        if _names(ours) == _names(theirs):
+        if names(ours) == names(theirs):
             for old, new in zip(ours.found, theirs.found, strict=True):
                 self._compare(old, new)
 
@@ -91,7 +91,7 @@ class Hidden:
 
     def _shows(self, old: Step, new: Step, place: int) -> bool:
         """Whether results differ, or would if only this operand did."""
-        if any(map(_differ, old.results, new.results)):
+        if any(map(differ, old.results, new.results)):
             return True
         operands = [*old.operands]
         operands[place] = new.operands[place]
@@ -105,7 +105,8 @@ def _is_static(step: Step) -> bool:
     return name in _STATIC or (name in _PRODUCTS and is_constant)
 
 
-def _names(steps: Steps) -> list[str]:
+def names(steps: Steps) -> list[str]:
+    """Returns the names of the primitives that were evaluated."""
     return [step.eqn.primitive.name for step in steps.found]
 
 
@@ -115,10 +116,11 @@ def _is_array(array: Any) -> bool:
 
 def _tells(old: Any, new: Any) -> bool:
     """Whether floats or booleans differ. Integers do where they index an axis from its end."""
-    return _is_array(old) and old.dtype.kind in "fcb" and _differ(old, new)
+    return _is_array(old) and old.dtype.kind in "fcb" and differ(old, new)
 
 
-def _differ(old: Any, new: Any) -> bool:
+def differ(old: Any, new: Any) -> bool:
+    """Whether arrays of one shape differ by more than what rounding adds up to."""
     return np.shape(old) == np.shape(new) and _is_array(old) and are_apart(old, new)
 
 

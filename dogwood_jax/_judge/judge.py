@@ -10,7 +10,7 @@ Rounding grows with depth. So the network is evaluated a second time with every 
 import contextlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -21,11 +21,13 @@ from dogwood_jax._arrays.choose import without_choices
 from dogwood_jax._arrays.grow import grow
 from dogwood_jax._base.trees import struct
 from dogwood_jax._growth.growth import Growth
+from dogwood_jax._judge.cause import cause_of
 from dogwood_jax._judge.choices import Choices
 from dogwood_jax._judge.claim import Case, Compared, Side
 from dogwood_jax._judge.evaluate import Undecided, evaluate, in_64_bits, widest, words
 from dogwood_jax._judge.gradients import Sample, check_gradients
 from dogwood_jax._judge.hidden import Hidden, Steps, are_apart
+from dogwood_jax._judge.run import Drawn, run
 from dogwood_jax._judge.samples import (
     BEYOND,
     FAMILIES,
@@ -38,7 +40,7 @@ from dogwood_jax._judge.samples import (
     kinds_of,
     merged_units,
 )
-from dogwood_jax._judge.seen import BRANCHES, Operation, Seen, differing, rounding_in
+from dogwood_jax._judge.seen import BRANCHES, Seen, differing, rounding_in
 from dogwood_jax._judge.watch import NUDGE, Watch
 from dogwood_jax._program.inner import Key, entries, equations, every_constant, key_of
 
@@ -72,7 +74,7 @@ class Difference:
         place: where in the output.
         old: what the network computes.
         new: what the larger network computes.
-        cause: the first operation whose result is not finite, if ``new`` is not finite.
+        cause: which operation makes it, if that is known.
     """
 
     path: str
@@ -120,63 +122,6 @@ class Verdict:
         """Whether other values of new layers may mend what speaks against the claim."""
         found = self.difference
         return bool(self.gradients) or (found is not None and not np.isfinite(found.new))
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A sample, with the variables and inputs of both networks, and their outputs.
-
-    Attributes:
-        family: the kind of sample.
-        variables: the network's variables.
-        inputs: its inputs.
-        old: its outputs.
-        wide: variables of the larger network.
-        larger: its inputs.
-        new: its outputs, once they are known.
-    """
-
-    family: Family
-    variables: dict[str, Any]
-    inputs: list[Any]
-    old: list[Any]
-    wide: dict[str, Any]
-    larger: list[Any]
-    new: list[Any] = field(default_factory=list)
-
-
-class _NotFinite(Watch):
-    """Notes operations that compute what is not finite of what is.
-
-    Attributes:
-        found: what they are called, in their order.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: dict[str, None] = {}
-
-    def results(
-        self, eqn: Any, operands: Sequence[Any], results: Sequence[Any], callers: Sequence[Any]
-    ) -> None:
-        if all(map(_are_finite, operands)) and not all(map(_are_finite, results)):
-            self.found[f"{Operation(eqn, (*callers,))}"] = None
-
-
-def _are_finite(array: Any) -> bool:
-    is_number = isinstance(array, np.ndarray | np.generic) and array.dtype.kind in "fc"
-    return not is_number or bool(np.isfinite(array).all())
-
-
-def cause_of(case: Case, sample: Drawn) -> str:
-    """Returns the first operation of the larger program whose result is not finite.
-
-    Those come first that the network has not, or where its results are finite.
-    """
-    ours, its = _NotFinite(), _NotFinite()
-    run(case.old, sample.variables, sample.inputs, ours)
-    run(case.new, sample.wide, sample.larger, its)
-    return min(its.found, key=lambda name: name in ours.found, default="")
 
 
 def judge(case: Case) -> Verdict:
@@ -324,7 +269,7 @@ def _judged(case: Case, *, is_alike: bool = False) -> Verdict:
             if differs.any():
                 place = _first(differs)
                 pair = complex(before[place]), complex(after[place])
-                cause = "" if np.isfinite(pair[1]) else cause_of(case, counted[-1])
+                cause = cause_of(case.old, case.new, counted[-1], is_finite=np.isfinite(pair[1]))
                 return Verdict(len(counted), Difference(output.path, family, place, *pair, cause))
             if counts.any():
                 shown.add(output.path)
@@ -649,16 +594,6 @@ def _is_finite(array: Any) -> bool:
     if not isinstance(array, np.ndarray | np.generic) or array.dtype.kind not in "fc":
         return True
     return not bool(np.isnan(array).any()) and bool(np.isfinite(array).any() or not array.size)
-
-
-def run(
-    side: Side, variables: Mapping[str, Any], inputs: Sequence[Any], watch: Watch | _Keys
-) -> Any:
-    left = iter(inputs)
-    arguments = [next(left) if path is None else variables[path] for path, _ in side.arguments]
-    if isinstance(watch, Watch):
-        arguments = [watch.nudged(argument) for argument in arguments]
-    return evaluate(side.jaxpr, arguments, watch, side.draws)
 
 
 def larger_inputs(case: Case, inputs: Sequence[Any], samples: Samples, family: Family) -> list[Any]:

@@ -16,7 +16,8 @@ import numpy as np
 from dogwood_jax._base.draw import random_keys
 from dogwood_jax._judge.claim import Case
 from dogwood_jax._judge.evaluate import Undecided, widened
-from dogwood_jax._judge.judge import compared, finite, grown, rounded_in_one, run
+from dogwood_jax._judge.judge import compared, finite, grown, rounded_in_one
+from dogwood_jax._judge.run import run
 from dogwood_jax._judge.samples import FAMILIES, Arguments, Family, Samples
 from dogwood_jax._judge.watch import NUDGE, Watch
 

@@ -345,10 +345,9 @@ def exact_copies(
         texts[experts.router] = text
         if not all(change.strategy.exact for change in made):
             problems.append(f"{experts.router}: {text}; {COPIES}")
-    routers = {i: router for i, (name, router) in enumerate(network.routers) if name in texts}
     grown = frozenset(piece for name in changes for piece in cut.get(name, ()))
     wider = network.widths if grown else None
-    return Copies(changes, tuple(notes_of(texts)), routers, wider, grown)
+    return Copies(changes, tuple(notes_of(texts)), wider, grown)
 
 
 def _counted_in_one(

@@ -98,7 +98,7 @@ def _cleared(width: Width, new: int, numbers: Numbers, keeps_tables: bool) -> Wi
     multiples = f"; {MULTIPLES}, but {new} is no multiple of {width.size}" * bool(
         new % max(width.size, 1)
     )
-    tables = [hazard for hazard in width.hazards if keeps_tables and kind_of(hazard) == "table"]
+    tables = [hazard for hazard in width.hazards if kind_of(hazard) == "table"]
     hazards = tuple(
         f"{hazard}, and {IN_LARGER_MODEL[kind_of(hazard)]}"
         + multiples * (kind_of(hazard) == "table")
@@ -107,7 +107,7 @@ def _cleared(width: Width, new: int, numbers: Numbers, keeps_tables: bool) -> Wi
         for hazard in width.hazards
         if not (kind_of(hazard) == "suspicion" and numbers.agree)
         if (width.name, hazard) not in numbers.refuted
-        if hazard not in tables
+        if not (keeps_tables and hazard in tables)
     )
     return replace(
         width,

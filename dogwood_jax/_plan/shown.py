@@ -357,7 +357,7 @@ def reasons(verdict: Verdict, way_out: str = _COPIES) -> Iterator[str]:
         if not found.place and isnan(found.old.real):
             yield f"{where} has another shape or dtype"
         else:
-            because = f", where {found.cause} is not finite" if found.cause else ""
+            because = f", {found.cause}" if found.cause else ""
             yield (
                 f"{where} becomes {_number(found.new)} instead of {_number(found.old)} for "
                 f"{found.family}{because}{'' if np.isfinite(found.new) else way_out}"
