@@ -27,16 +27,13 @@ comes a growth.
 | ``names`` | names of arrays that carry sizes, which look like new layers |
 | ``larger`` | the larger network's own program, where there is one |
 | ``groups`` | heads of keys and values that grow without more query heads |
-| ``apart`` | whether a program computes each head on its own, and what is the same for all heads |
 | ``between`` | old units at multiples of their places, with new units between them |
 | ``shown`` | whether an evaluation shows that outputs stay, and of which larger program |
 | ``own_function`` | the network's own function in other sizes, or why it does not take them |
 | ``fewer_layers`` | a deep network with fewer layers, to ask its own function at less cost |
 | ``by_few_layers`` | the growth of a deep network, planned with few layers of both networks |
+| ``numbers`` | the numbers that two programs multiply by |
 | ``solved`` | recipes that make up for the numbers of one larger model |
-| ``comparison`` | whether two programs are the same in other sizes, equation by equation |
-| ``tables`` | whether units at multiples of their places have the same numbers in tables |
-| ``parameters`` | parameters of equations that follow from no size |
 
 Where to add: a reason to refuse a growth is a hazard that ``trace`` notes at the width.
 ``obstacles`` asks the strategy whether the hazard matters to it.

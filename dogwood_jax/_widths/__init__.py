@@ -19,7 +19,7 @@ a table, with the layout of every axis of every array. Between them, in this ord
 They share ``dims`` (dimensions that are unified, multiplied and concatenated), ``values`` (what is
 known of each value), ``layout`` (how units lie along an axis), ``reasons`` (why a width cannot
 grow: sentences with a kind), ``scales`` (constants that look computed from a size), ``positions``
-(tables along a width), ``contractions`` and ``attention``.
+(tables along a width) and ``attention``.
 
 Where to add: a primitive is one function in ``rules/`` and one example in the tests. Widths that
 meet a primitive without a rule cannot grow. For recipes, the primitive needs one more function, in

@@ -6,15 +6,15 @@ from typing import Any
 import jax
 
 from dogwood_jax._base.trees import PyTree, arrays_of, is_traced, leaves_by_path, mirrors, struct
-from dogwood_jax._front.constant_units import Folded
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._judge.claim import Case, Compared, Side
-from dogwood_jax._judge.removal import moved
 from dogwood_jax._judge.resize import CannotResize, in_sizes
 from dogwood_jax._plan.own_function import Rejected, own_program
 from dogwood_jax._program.inner import entries
 from dogwood_jax._program.program import Program
+from dogwood_jax._smaller.constant_units import Folded
+from dogwood_jax._smaller.moved import moved
 from dogwood_jax._widths.widths import Network, Widths
 
 # Networks whose arrays have more entries together, variables and values, are not evaluated.

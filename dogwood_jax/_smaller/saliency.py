@@ -21,9 +21,9 @@ from dogwood_jax._base.arguments import (
 )
 from dogwood_jax._base.described import described
 from dogwood_jax._base.trees import PyTree, is_array, leaves_by_path, rebuilt
-from dogwood_jax._front.dead import find_dead
-from dogwood_jax._front.symmetry import find_symmetric, weights_of
 from dogwood_jax._plan.own_function import Rejected, own_program
+from dogwood_jax._smaller.dead import find_dead
+from dogwood_jax._smaller.symmetry import find_symmetric, weights_of
 from dogwood_jax._widths.layout import units_along
 from dogwood_jax._widths.widths import Width, Widths
 
