@@ -54,10 +54,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dogwood_jax import checkpoint, keras_h5, mnist, nnx, plotting, strategies, training
     from dogwood_jax._arrays.grow import grow
+    from dogwood_jax._experts.upcycle import upcycle
     from dogwood_jax._figures.cost import Cost, cost
     from dogwood_jax._figures.gain import Gain, Gains, gain
     from dogwood_jax._front.compare import Difference, compare
     from dogwood_jax._front.deepen import deepen
+    from dogwood_jax._front.plan import plan
     from dogwood_jax._front.verify import verify
     from dogwood_jax._front.widen import chain, widen
     from dogwood_jax._growth.as_json import from_json, to_json
@@ -66,8 +68,6 @@ if TYPE_CHECKING:
     from dogwood_jax._growth.insertion import Insertion
     from dogwood_jax._optimizer.growable import growable
     from dogwood_jax._optimizer.opt_state import grow_opt_state
-    from dogwood_jax._plan.plan import plan
-    from dogwood_jax._plan.upcycle import upcycle
     from dogwood_jax._smaller.dead import find_dead
     from dogwood_jax._smaller.narrow import merge_symmetric, narrow
     from dogwood_jax._smaller.saliency import saliency
@@ -149,8 +149,8 @@ _NAMES_IN = {
     "_growth.insertion": ("Insertion",),
     "_optimizer.growable": ("growable",),
     "_optimizer.opt_state": ("grow_opt_state",),
-    "_plan.plan": ("plan",),
-    "_plan.upcycle": ("upcycle",),
+    "_front.plan": ("plan",),
+    "_experts.upcycle": ("upcycle",),
     "_widths.layout": ("Concat", "Layout", "Product", "Units"),
     "_widths.trace": ("trace",),
     "_widths.widths": ("Leaf", "Occurrence", "Recipe", "Width", "Widths"),

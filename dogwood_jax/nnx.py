@@ -29,17 +29,17 @@ from dogwood_jax._base.arguments import (
     takes_inputs,
 )
 from dogwood_jax._base.problems import listed
+from dogwood_jax._experts.upcycle import upcycle as _upcycle
 from dogwood_jax._front.compare import Difference
 from dogwood_jax._front.compare import compare as _compare
 from dogwood_jax._front.deepen import deepen as _deepen
+from dogwood_jax._front.plan import plan as _plan
 from dogwood_jax._front.verify import verify as _verify
 from dogwood_jax._front.verify import verify_if_possible
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._modules.of_nnx import resized_module, value_of
 from dogwood_jax._optimizer.growable import with_ages_of
 from dogwood_jax._optimizer.opt_state import grow_state
-from dogwood_jax._plan.plan import plan as _plan
-from dogwood_jax._plan.upcycle import upcycle as _upcycle
 from dogwood_jax._program.kernels import Kernels, without_references
 from dogwood_jax._smaller.narrow import narrow as _narrow
 from dogwood_jax._widths.trace import Place

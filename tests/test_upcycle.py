@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import dogwood_jax as dw
-from dogwood_jax._plan import experts, more_experts, shown
+from dogwood_jax._experts import experts, family, more_experts
 
 TOKENS = jnp.arange(30).reshape(3, 10) % net.VOCAB
 # Each kind of gates, and in turn each way to the experts.
@@ -348,7 +348,7 @@ def test_a_broken_recipe_is_refused(what, monkeypatch):
         monkeypatch.setattr(experts, "copied", copied)
         monkeypatch.setattr(more_experts, "copied", copied)
     else:
-        monkeypatch.setattr(shown, "choices_of", lambda *_, **__: [()])
+        monkeypatch.setattr(family, "choices_of", lambda *_, **__: [()])
     with pytest.raises(ValueError, match=r"its output\[0, 0, 0\] becomes .*; dw.upcycle copies"):
         dw.plan(widths, dict.fromkeys(names, 6))
     growth = dw.upcycle(widths, {names[0]: 6})

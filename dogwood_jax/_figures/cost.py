@@ -9,7 +9,7 @@ from dogwood_jax._base.arguments import BY_WIDTH, WIDTHS, expect
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.tables import table
 from dogwood_jax._growth.grown_sizes import GrownSizes
-from dogwood_jax._plan.asked import named_sizes
+from dogwood_jax._plan.sizes import named_sizes
 from dogwood_jax._widths.layout import size_of
 from dogwood_jax._widths.values import Step
 from dogwood_jax._widths.widths import Widths

@@ -17,8 +17,8 @@ from dogwood_jax._base.problems import Refused
 from dogwood_jax._base.tables import table
 from dogwood_jax._base.trees import PyTree, leaves_by_path, rebuilt
 from dogwood_jax._figures.cost import cost
+from dogwood_jax._front.plan import plan
 from dogwood_jax._growth.growth import Growth
-from dogwood_jax._plan.plan import plan
 from dogwood_jax._widths.layout import units_along, units_of
 from dogwood_jax._widths.widths import Leaf, Widths, no_such
 

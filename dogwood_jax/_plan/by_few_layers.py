@@ -14,11 +14,11 @@ from typing import Any
 from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Change, Growth
-from dogwood_jax._plan.asked import named_sizes
 from dogwood_jax._plan.fewer_layers import FewerLayers
-from dogwood_jax._plan.larger import Larger, is_deeper, same_widths
+from dogwood_jax._plan.larger import Larger, same_widths
 from dogwood_jax._plan.propose import Proposal, draft
 from dogwood_jax._plan.request import Request
+from dogwood_jax._plan.sizes import has_more_layers, named_sizes
 from dogwood_jax._plan.target import sizes_of_target
 from dogwood_jax._program.program import Program
 from dogwood_jax._widths.by_analogy import Analogy, NotAlike, constants_without_place
@@ -43,7 +43,7 @@ def by_few_layers(request: Request, judge: Callable[[Proposal], Growth]) -> Grow
     assert target_apply is not None
     shapes = arrays_of(leaves_by_path(target))
     network = widths.network
-    if network is None or network.deep is None or is_deeper(widths, shapes):
+    if network is None or network.deep is None or has_more_layers(request.families, widths, shapes):
         raise NotAlike
     deep, layers = network.deep, network.deep.layers
     named = named_sizes(widths, request.sizes, [])

@@ -1,4 +1,4 @@
-"""Experts that are copied: ``Copies``."""
+"""Units that are copied with all that belongs to them, such as experts: ``Copies``."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,17 +9,23 @@ from dogwood_jax._widths.widths import Widths
 
 @dataclass(frozen=True)
 class Copies:
-    """Experts that are copied.
+    """Units that are copied, such as experts.
 
     Attributes:
-        changes: how the widths of experts change, by name.
-        notes: what is said of each router.
-        widths: the network's widths, in which every axis that counts experts is one width; None if
+        changes: how their widths change, by name.
+        notes: what is said of them.
+        widths: the network's widths, in which every axis that counts them is one width; None if
             every such axis was one before.
         pieces: the widths that such axes were made of before.
+        problems: why outputs would change.
+        way_out: what may be called instead.
+        alone: why other widths do not grow along where programs cannot be compared.
     """
 
     changes: Mapping[str, Change]
     notes: tuple[str, ...] = ()
     widths: Widths | None = None
     pieces: frozenset[str] = frozenset()
+    problems: tuple[str, ...] = ()
+    way_out: str = ""
+    alone: str = ""

@@ -13,13 +13,12 @@ from dataclasses import replace
 import jax
 
 from dogwood_jax._base.problems import Refused
+from dogwood_jax._base.trees import arrays_of, leaves_by_path
 from dogwood_jax._depth.insertions import NothingFits, fillings
 from dogwood_jax._growth.evidence import Evidence
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.insertion import Insertion
-from dogwood_jax._plan.asked import in_sizes
 from dogwood_jax._plan.by_few_layers import by_few_layers
-from dogwood_jax._plan.experts import COPIES
 from dogwood_jax._plan.extensions import other_strategies
 from dogwood_jax._plan.larger import ANOTHER, Larger, read_larger
 from dogwood_jax._plan.own_function import ITS_OWN_NUMBERS, Contradicted, contradicted
@@ -27,6 +26,7 @@ from dogwood_jax._plan.propose import Proposal, draft
 from dogwood_jax._plan.removals import NO_MERGE
 from dogwood_jax._plan.request import Request
 from dogwood_jax._plan.shown import Unshown, first_shown, fitting, shown, shown_by
+from dogwood_jax._plan.sizes import has_more_layers, in_sizes, ways_out
 from dogwood_jax._widths.by_analogy import NotAlike
 from dogwood_jax.strategies import Strategy
 
@@ -56,7 +56,12 @@ def _decided(request: Request) -> Growth:
             return by_few_layers(request, functools.partial(_evaluated, request))
     if request.target is None:
         return _with_larger(request, None)
-    larger = read_larger(request.widths, request.target, request.target_apply, request.depth)
+    deeper = has_more_layers(
+        request.families, request.widths, arrays_of(leaves_by_path(request.target))
+    )
+    larger = read_larger(
+        request.widths, request.target, request.target_apply, request.depth, is_deeper=deeper
+    )
     try:
         return _with_larger(request, larger)
     except ValueError:
@@ -100,7 +105,9 @@ def _proposed(request: Request, found: Proposal, larger: Larger | None) -> Growt
         if found.asked.larger.is_unlikely:
             raise
         another = [ANOTHER] if request.target_apply is None else []
-        refused = Refused([nothing.said, *found.doubts, *found.asked.ways_out(), *another])
+        refused = Refused(
+            [nothing.said, *found.doubts, *ways_out(request.families, found.asked), *another]
+        )
         refused.__cause__ = nothing
     with suppress(ValueError):
         return _by_other_recipes(request, found)
@@ -128,7 +135,7 @@ def _without_claim(request: Request, found: Proposal, larger: Larger | None) -> 
         plain = draft(replace(request, keep=None, merge=None, strategy=None), larger)
         exact = next(plain.proposals())
         growth = replace(growth, insertions=next(_fillings(exact)))
-    is_own = request.target is None and network is not None and not found.has_copies
+    is_own = request.target is None and network is not None and found.copies is None
     return fitting(growth) if request.check and is_own and _may_be_run(request, found) else growth
 
 
@@ -144,7 +151,13 @@ def _accepted(request: Request, found: Proposal) -> Growth:
     if not request.check or (asked.larger.widths is not None and asked.larger.widths.network):
         return _evaluated(request, found)
     if asked.widths.network is not None:
-        return shown(found.growth, asked.widths, request.target, is_doubtful=bool(found.doubts))
+        return shown(
+            found.growth,
+            asked.widths,
+            request.target,
+            request.families,
+            is_doubtful=bool(found.doubts),
+        )
     if asked.widths.is_saved and found.growth.changes:
         raise Refused([_NO_PROGRAM])
     return found.growth
@@ -164,7 +177,7 @@ def _evaluated(request: Request, found: Proposal) -> Growth:
 
     def show(insertions: tuple[Insertion, ...]) -> Growth:
         filled = replace(growth, insertions=insertions)
-        return shown_by(filled, before, larger, is_doubtful=is_doubtful)
+        return shown_by(filled, before, larger, request.families, is_doubtful=is_doubtful)
 
     return first_shown(show, _fillings(found)) if growth.insertions else show(())
 
@@ -202,8 +215,8 @@ def _by_other_recipes(request: Request, found: Proposal) -> Growth:
 
 
 def _contradiction(request: Request, found: Proposal, unshown: Unshown) -> Refused:
-    if found.has_copies:
-        way_out = COPIES
+    if found.copies is not None:
+        way_out = found.copies.way_out
     else:
         way_out = ITS_OWN_NUMBERS if request.merge is None else NO_MERGE
     reasons = [f"{reason}; {way_out}" for reason in unshown.args]

@@ -35,7 +35,6 @@ class Extensions:
 def extensions(
     asked: Asked,
     sizes: Mapping[str, int],
-    chosen: Mapping[str, Strategy],
     interface: bool,
     numbers: Numbers | None,
     *,
@@ -46,7 +45,6 @@ def extensions(
     Args:
         asked: what the growth is asked for.
         sizes: the new sizes of these widths, by name.
-        chosen: the strategies of widths that are given one.
         interface: whether widths that are dimensions of inputs or outputs may change.
         numbers: those of the network's program and the larger model's, if there is one.
         keeps_tables: whether old units are taken to keep their numbers in every table.
@@ -59,7 +57,7 @@ def extensions(
             if new != width.size:
                 known = width if numbers is None else _cleared(width, new, numbers, keeps_tables)
                 its = [recipes[name]] if name in recipes else None
-                change = _extended(known, new, chosen.get(name), its, asked)
+                change = _extended(known, new, asked.strategies.get(name), its, asked)
                 refused += refusals(known, change, interface)
                 doubtful += doubts(known, change)
                 changes[name] = change
@@ -68,7 +66,9 @@ def extensions(
     found = grown({})
     if numbers is None:
         return found
-    solved = solve_recipes(asked.widths, numbers, found.changes, chosen, keeps_tables=keeps_tables)
+    solved = solve_recipes(
+        asked.widths, numbers, found.changes, asked.strategies, keeps_tables=keeps_tables
+    )
     again = grown(solved.recipes) if solved.recipes else found
     return found if again.refusals or again.doubts else replace(again, solved=solved)
 

@@ -18,7 +18,6 @@ from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Change
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._modules.resizing import modules_say_numbers
-from dogwood_jax._plan.more_experts import counts_experts
 from dogwood_jax._plan.numbers import Numbers
 from dogwood_jax._plan.target import sizes_of_target
 from dogwood_jax._program.kernels import kernels_of, with_references
@@ -137,6 +136,8 @@ def read_larger(
     target: PyTree,
     target_apply: Callable[..., Any] | None,
     depth: DepthStrategy | None = None,
+    *,
+    is_deeper: bool,
 ) -> Larger:
     """Reads the larger model's shapes, and its program if there is one.
 
@@ -145,6 +146,7 @@ def read_larger(
         target: a pytree of arrays or ``jax.ShapeDtypeStruct`` of the larger model.
         target_apply: its function of variables and inputs, or None.
         depth: how new layers are filled in; None for layers that compute the identity.
+        is_deeper: whether it has more layers.
 
     Raises:
         ValueError: if the program is needed and cannot be had, or new layers of the larger model
@@ -152,19 +154,19 @@ def read_larger(
     """
     shapes = arrays_of(leaves_by_path(target))
     if target_apply is None:
-        return _read_by_own_function(widths, target, shapes)
+        return _read_by_own_function(widths, target, shapes, is_deeper)
     network = widths.network
     if network is None:
         raise ValueError(NOT_AT_HAND)
     target_apply = with_references(target_apply, kernels_of(network.apply))
     placed: Iterator[tuple[Insertion, ...]] = iter([()])
-    if is_deeper(widths, shapes) and depth is not None:
+    if is_deeper and depth is not None:
         old = {leaf.path: struct(leaf.shape, float) for leaf in widths.leaves}
         axes = {leaf.path: axis_of_layers(widths, leaf)[0] for leaf in widths.leaves}
         stacked = {path: axis for path, axis in axes.items() if axis is not None}
         found = repeated_insertions(old, shapes, stacked, depth)
         placed = iter([with_kinds(found, trace(target_apply, target, *network.inputs))])
-    elif is_deeper(widths, shapes):
+    elif is_deeper:
         try:
             program = Program(target_apply, target, network.inputs)
         except Exception as error:  # a function may raise anything if it is given other inputs
@@ -224,7 +226,9 @@ def _with_insertions(
     return Larger(kept, found, widths=its, names=same_widths(widths, its, paired, stacked))
 
 
-def _read_by_own_function(widths: Widths, target: PyTree, shapes: Mapping[str, Any]) -> Larger:
+def _read_by_own_function(
+    widths: Widths, target: PyTree, shapes: Mapping[str, Any], is_deeper: bool
+) -> Larger:
     """Reads the larger model by the network's own function, if that is the larger model's, too.
 
     It is where the target consists of modules that say the numbers it computes with, as in Equinox.
@@ -235,7 +239,7 @@ def _read_by_own_function(widths: Widths, target: PyTree, shapes: Mapping[str, A
     if network is None:
         return Larger(shapes)
     modules = modules_say_numbers(jax.tree.structure(target))
-    if not modules and not is_deeper(widths, shapes):
+    if not modules and not is_deeper:
         return Larger(shapes)
     try:
         program = Program(network.apply, target, network.inputs)
@@ -244,7 +248,7 @@ def _read_by_own_function(widths: Widths, target: PyTree, shapes: Mapping[str, A
     if not modules and not _uses_new_layers(widths, program):
         return Larger(shapes)
     try:
-        larger = read_larger(widths, target, network.apply)
+        larger = read_larger(widths, target, network.apply, is_deeper=is_deeper)
     except ValueError as error:
         raise ValueError(f"{error}\n- {ANOTHER}") from error
     if modules:
@@ -289,13 +293,12 @@ def is_deeper(widths: Widths, shapes: Mapping[str, Any]) -> bool:
     known = {leaf.path: leaf for leaf in widths.leaves}
     if shapes.keys() != known.keys():
         return True
-    has_more = any(
+    return any(
         shapes[path].shape[axis] > leaf.shape[axis]
         for path, leaf in known.items()
         if len(shapes[path].shape) == len(leaf.shape)
         if (axis := axis_of_layers(widths, leaf)[0]) is not None
     )
-    return has_more and not counts_experts(widths, shapes)  # which may be taken one by one, too
 
 
 def same_widths(

@@ -24,7 +24,7 @@ from dogwood_jax._judge.judge import Verdict, judge, spot
 from dogwood_jax._judge.resize import CannotResize
 from dogwood_jax._judge.twin import CannotShrink, Larger, claim, is_bearable
 from dogwood_jax._modules.resizing import says_numbers
-from dogwood_jax._plan.chosen import choices_of
+from dogwood_jax._plan.family import Family
 from dogwood_jax._plan.fewer_layers import FewerLayers, fewer_layers
 from dogwood_jax._plan.numbers import moves_of
 from dogwood_jax._plan.own_function import (
@@ -98,6 +98,7 @@ def shown_by(
     growth: Growth,
     network: Widths,
     larger: Widths,
+    families: Sequence[Family] = (),
     *,
     is_doubtful: bool = False,
 ) -> Growth:
@@ -107,6 +108,7 @@ def shown_by(
         growth: the growth.
         network: the network's widths, with its program.
         larger: those of the larger model.
+        families: see ``Family``.
         is_doubtful: whether outputs may change, as far as the widths tell.
 
     Raises:
@@ -114,7 +116,7 @@ def shown_by(
     """
     few, its = _few_of_both(_with_program(growth, network), larger)
     try:
-        verdict, evidence = _judged(few, its, as_it_is=True, is_doubtful=is_doubtful)
+        verdict, evidence = _judged(few, its, families, as_it_is=True, is_doubtful=is_doubtful)
     except (CannotShrink, CannotResize) as error:
         raise Refused([_NOT_EVALUATED.format(error)]) from error
     if not verdict.is_shown:
@@ -130,7 +132,13 @@ def shown_by(
 
 
 def what_shows(
-    growth: Growth, network: Widths, larger: Widths | None, target: PyTree, *, claims: bool
+    growth: Growth,
+    network: Widths,
+    larger: Widths | None,
+    target: PyTree,
+    families: Sequence[Family],
+    *,
+    claims: bool,
 ) -> Growth:
     """Returns a growth that need not keep outputs, with what an evaluation shows of them.
 
@@ -141,13 +149,14 @@ def what_shows(
         network: the network's widths, with its program.
         larger: those of the larger model; None for the network's own function.
         target: the larger model's variables, or None.
+        families: see ``Family``.
         claims: whether rules say that outputs stay.
     """
     problems: Sequence[str]
     try:
         if larger is None:
-            return shown(growth, network, target)
-        made = shown_by(growth, network, larger)
+            return shown(growth, network, target, families)
+        made = shown_by(growth, network, larger, families)
         return made if claims else _claiming(made, True, ("outputs stay, as both programs show",))
     except Unshown as unshown:
         problems, is_evaluated = unshown.args, unshown.is_evaluated
@@ -169,13 +178,21 @@ def _claiming(growth: Growth, is_exact: bool, notes: Sequence[str]) -> Growth:
     return replace(growth, changes=changes, notes=tuple(notes))
 
 
-def shown(growth: Growth, network: Widths, target: PyTree, *, is_doubtful: bool = False) -> Growth:
+def shown(
+    growth: Growth,
+    network: Widths,
+    target: PyTree,
+    families: Sequence[Family] = (),
+    *,
+    is_doubtful: bool = False,
+) -> Growth:
     """Returns a growth with what was shown of it, where the larger model's function is not given.
 
     Args:
         growth: by sizes, or by the shapes of a target.
         network: the network's widths, with its program.
         target: the target, or None.
+        families: see ``Family``.
         is_doubtful: whether outputs may change, as far as the widths tell. Then only the network's
             own function in the new sizes shows that they stay.
 
@@ -191,7 +208,7 @@ def shown(growth: Growth, network: Widths, target: PyTree, *, is_doubtful: bool 
             break
         try:
             its = Traced(own, notes_reads=False)
-            verdict, evidence = _judged(few, its, is_doubtful=is_doubtful)
+            verdict, evidence = _judged(few, its, families, is_doubtful=is_doubtful)
         except (CannotShrink, CannotResize) as error:
             unshown = Unshown([_NOT_EVALUATED.format(error)], is_evaluated=False)
             continue
@@ -213,9 +230,9 @@ def shown(growth: Growth, network: Widths, target: PyTree, *, is_doubtful: bool 
         sizes = GrownSizes(few.widths, few.sizes)
         if own is not None and not is_noted and not holds_sizes(own, traced, sizes):
             raise unshown
-        verdict, evidence = _judged(few, None, numbers)
+        verdict, evidence = _judged(few, None, families, numbers)
         is_own = bool(numbers) and target is None
-        other = _judged(few, None, _of_epsilons(few, traced))[0] if is_own else verdict
+        other = _judged(few, None, families, _of_epsilons(few, traced))[0] if is_own else verdict
     except (CannotShrink, CannotResize) as error:
         if own is not None:
             raise unshown from error
@@ -301,6 +318,7 @@ def _traced(growth: Growth) -> Traced:
 def _judged(
     growth: Growth,
     its: Traced | None,
+    families: Sequence[Family],
     numbers: Mapping[int, float] = MappingProxyType({}),
     *,
     as_it_is: bool = False,
@@ -311,8 +329,9 @@ def _judged(
     Args:
         growth: the growth.
         its: the larger program; None for the network's own in larger sizes.
+        families: see ``Family``.
         numbers: there, what numbers are multiplied by, see ``in_sizes``.
-        as_it_is: whether the larger program chooses experts as it does, see ``choices_of``.
+        as_it_is: whether the larger program chooses experts as it does, see ``Family.choices``.
         is_doubtful: whether outputs may change; then all branches must be seen.
 
     Raises:
@@ -320,7 +339,8 @@ def _judged(
     """
     found: list[tuple[Verdict, Evidence]] = []
     problem: CannotShrink | CannotResize | None = None
-    for choices in choices_of(growth, its, as_it_is=as_it_is):
+    ways = [way for one in families for way in one.choices(growth, its, as_it_is=as_it_is)]
+    for choices in ways or [()]:
         try:
             found.append(_verdict_on(growth, Larger(its, numbers, choices), is_doubtful))
         except (CannotShrink, CannotResize) as error:

@@ -9,8 +9,8 @@ from dogwood_jax._arrays.explicit_axes import explicit_shardings, with_automatic
 from dogwood_jax._arrays.grow import expect_network, grow
 from dogwood_jax._base.arguments import BY_WIDTH, NAMES, VARIABLES, WIDTHS, expect
 from dogwood_jax._base.trees import PyTree, leaves_by_path
+from dogwood_jax._front.plan import plan
 from dogwood_jax._growth.growth import Growth
-from dogwood_jax._plan.plan import plan
 from dogwood_jax._smaller.constant_units import Folded, with_constants_folded
 from dogwood_jax._smaller.removal import Removal
 from dogwood_jax._smaller.symmetry import find_symmetric

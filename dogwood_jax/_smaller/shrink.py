@@ -19,8 +19,8 @@ from dogwood_jax._base.arguments import (
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, leaves_by_path
 from dogwood_jax._figures.cost import cost
+from dogwood_jax._front.plan import plan
 from dogwood_jax._growth.growth import Growth
-from dogwood_jax._plan.plan import plan
 from dogwood_jax._smaller.narrow import without_units
 from dogwood_jax._smaller.saliency import Loss, Scores, copies, refusal, saliency
 from dogwood_jax._widths.widths import Widths

@@ -15,12 +15,18 @@ from dogwood_jax._base.arguments import (
     expect_given,
 )
 from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path
+from dogwood_jax._experts.family import Experts
 from dogwood_jax._growth.growth import Growth
+from dogwood_jax._heads.family import Heads
 from dogwood_jax._plan.decide import decide
 from dogwood_jax._plan.names import check_names
 from dogwood_jax._plan.request import Request
+from dogwood_jax._rotary.between import Rotary
 from dogwood_jax._widths.widths import Widths
 from dogwood_jax.strategies import DepthStrategy, Strategy
+
+# Growths of rare families, which the core does not know.
+_FAMILIES = (Heads(), Rotary(), Experts())
 
 DEPTH = ArgumentKind(
     "strategies.stack(), strategies.interpose() or strategies.new_layers()",
@@ -162,5 +168,6 @@ def plan(
             depth=depth,
             interface=interface,
             check=check,
+            families=_FAMILIES,
         )
     )

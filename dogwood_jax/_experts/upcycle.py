@@ -17,12 +17,13 @@ from dogwood_jax._base.arguments import (
 )
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path
+from dogwood_jax._experts.experts import Mixtures
+from dogwood_jax._experts.family import Experts
+from dogwood_jax._experts.mixture import mixture
+from dogwood_jax._experts.more_experts import more_experts
 from dogwood_jax._growth.growth import Growth
-from dogwood_jax._plan.asked import named_sizes
-from dogwood_jax._plan.experts import Mixtures
-from dogwood_jax._plan.mixture import mixture
-from dogwood_jax._plan.more_experts import more_experts
 from dogwood_jax._plan.shown import what_shows
+from dogwood_jax._plan.sizes import named_sizes
 from dogwood_jax._program.kernels import kernels_of
 from dogwood_jax._widths.trace import trace
 from dogwood_jax._widths.widths import Widths
@@ -173,7 +174,7 @@ def upcycle(
         if problems:
             raise ValueError(listed("cannot plan these experts", problems))
         growth = Growth(widths, (), found.notes, structure, found.arrays)
-        return what_shows(growth, widths, larger, target, claims=found.claims)
+        return what_shows(growth, widths, larger, target, [Experts()], claims=found.claims)
     if anew or rename:
         problems.append("anew= and rename= are for experts that are copies of an MLP")
     sizes = None if experts is None else named_sizes(widths, experts, problems)
@@ -186,7 +187,7 @@ def upcycle(
     claims = all(change.strategy.exact for change in more.changes)
     if larger is None and not claims:  # nobody says that outputs stay
         return growth
-    return what_shows(growth, widths, larger, target, claims=claims)
+    return what_shows(growth, widths, larger, target, [Experts()], claims=claims)
 
 
 def _has_other_axes(widths: Widths, shapes: Mapping[str, Any]) -> bool:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from dogwood_jax._base.trees import PyTree, leaves_by_path
+from dogwood_jax._experts.experts import Experts, Mixtures, copied, differences_of, notes_of, said
 from dogwood_jax._growth.growth import Change
-from dogwood_jax._plan.experts import Experts, Mixtures, copied, differences_of, notes_of, said
 from dogwood_jax._widths.layout import Concat, Units
 from dogwood_jax._widths.widths import Widths
 

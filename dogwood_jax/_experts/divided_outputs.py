@@ -7,7 +7,7 @@ of them, as ``down`` in ``gate * scale * (hidden @ down)``.
 
 from collections.abc import Sequence
 
-from dogwood_jax._plan.gates import Router
+from dogwood_jax._experts.gates import Router
 from dogwood_jax._program.elementwise import is_linear
 from dogwood_jax._program.moves import MOVES
 from dogwood_jax._widths.values import Step, Value

@@ -11,10 +11,10 @@ from itertools import combinations, islice
 
 from dogwood_jax import strategies
 from dogwood_jax._base.trees import PyTree
+from dogwood_jax._experts.divided_outputs import divides_outputs
+from dogwood_jax._experts.gates import Router, computed_with, counted_elsewhere, routers_of
 from dogwood_jax._growth.growth import Change
 from dogwood_jax._plan.copies import Copies
-from dogwood_jax._plan.divided_outputs import divides_outputs
-from dogwood_jax._plan.gates import Router, computed_with, counted_elsewhere, routers_of
 from dogwood_jax._plan.own_function import Rejected, trace_own
 from dogwood_jax._widths.dims import PICKED, atoms
 from dogwood_jax._widths.layout import Concat, Units, units_of
@@ -22,6 +22,10 @@ from dogwood_jax._widths.values import Trace
 from dogwood_jax._widths.widths import Facts, Leaf, Recipe, Width, Widths
 
 COPIES = "dw.upcycle copies experts all the same"
+_ALONE = (
+    "experts grow, too; without new layers and with strategies that keep outputs both go together, "
+    "else plan one after the other, first with a target that only has more experts"
+)
 
 
 @dataclass(frozen=True)
@@ -289,9 +293,8 @@ def exact_copies(
     sizes: Mapping[str, int],
     larger: Widths | None,
     target: PyTree,
-    problems: list[str],
-) -> Copies:
-    """Returns how the widths of experts change, where outputs stay.
+) -> Copies | None:
+    """Returns how the widths of experts change, where outputs stay; None if there are none.
 
     If other widths grow, too, both programs have to be compared besides.
 
@@ -301,14 +304,13 @@ def exact_copies(
             program cuts their axes, the larger one has to show that all experts do the same.
         larger: the widths of the larger model, if its program is known.
         target: its variables, or None.
-        problems: receives a line for each router with which outputs would change.
     """
-    changes, texts = dict[str, Change](), dict[str, str]()
+    changes, texts, problems = dict[str, Change](), dict[str, str](), list[str]()
     # Where a router chooses, the largest are picked. Without one, its program need not be read.
     if widths.network is None or not any(
         PICKED in widths[name].hazards for name, new in sizes.items() if new > widths[name].size
     ):
-        return Copies({})
+        return None
     network, theirs = Mixtures(widths), None if larger is None else Mixtures(larger)
     cut = network.pieces if larger is not None else {}
     sizes = {
@@ -347,7 +349,10 @@ def exact_copies(
             problems.append(f"{experts.router}: {text}; {COPIES}")
     grown = frozenset(piece for name in changes for piece in cut.get(name, ()))
     wider = network.widths if grown else None
-    return Copies(changes, tuple(notes_of(texts)), wider, grown)
+    if not changes and not problems:
+        return None
+    notes = tuple(notes_of(texts))
+    return Copies(changes, notes, wider, grown, tuple(problems), COPIES, _ALONE)
 
 
 def _counted_in_one(

@@ -11,8 +11,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from dogwood_jax._depth.layers import with_kind
-from dogwood_jax._growth.insertion import Insertion
-from dogwood_jax._plan.experts import (
+from dogwood_jax._experts.experts import (
     Mixtures,
     arrays_along,
     divisible,
@@ -20,6 +19,7 @@ from dogwood_jax._plan.experts import (
     notes_of,
     outputs_of_experts,
 )
+from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._widths.layout import Layout, Units
 from dogwood_jax._widths.widths import Leaf, Widths
 

@@ -1,4 +1,4 @@
-"""New units between old ones: ``find_between``.
+"""New units between old ones: ``Rotary``.
 
 Frequencies such as ``theta ** (-2 * i / dim)`` follow from a size. In a model of twice the size,
 every other one is an old one: pair i of a head has the frequency that pair 2 i has there. So old
@@ -7,24 +7,61 @@ lie new units, which are a width of their own, of size 1 before.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
-from dogwood_jax._growth.growth import Change
+from dogwood_jax._base.problems import Refused
+from dogwood_jax._growth.growth import Change, Growth
+from dogwood_jax._plan.asked import Asked
+from dogwood_jax._plan.family import Family
+from dogwood_jax._plan.obstacles import has_tables
 from dogwood_jax._widths.layout import Layout, Product, Units
-from dogwood_jax._widths.reasons import kind_of
-from dogwood_jax._widths.widths import Facts, Width, Widths
+from dogwood_jax._widths.widths import Facts, Widths
 from dogwood_jax.strategies import Strategy
 
 
+class Rotary(Family):
+    """New units between old ones, where old units have other numbers otherwise."""
+
+    def rewritten(self, growth: Growth, asked: Asked) -> Iterator[Growth]:
+        changes = [change for change in growth.changes if _may_lie_between(growth, change, asked)]
+        if not changes:
+            return
+        if copied := [change for change in changes if change.sources is not None]:
+            raise Refused(
+                f"{change.width}: in the larger model, old units keep their numbers with new "
+                f"units between them, but strategies.{change.strategy}() copies units"
+                for change in copied
+            )
+        between = _Between({change.width: change.new // change.old for change in changes})
+        yield replace(
+            growth,
+            widths=between.widths(growth.widths),
+            changes=between.changes(growth.changes),
+            notes=(*between.notes, *growth.notes),
+        )
+
+
+def _may_lie_between(growth: Growth, change: Change, asked: Asked) -> bool:
+    """Whether units have numbers of their own, and a multiple of them is asked for."""
+    width, chosen = growth.widths[change.width], asked.strategies.get(change.width)
+    return (
+        change.new > change.old > 1
+        and not change.new % change.old
+        and has_tables(width)
+        and not (width.fixed or width.interface)
+        and (chosen is None or _only_adds(chosen))
+    )
+
+
 @dataclass(frozen=True)
-class Between:
+class _Between:
     """The widths in which old units go to multiples of their places.
 
     Attributes:
         times: by name of the width, how many times as many units it has in the larger model.
     """
 
-    times: Mapping[str, int] = field(default_factory=dict)
+    times: Mapping[str, int]
 
     @property
     def notes(self) -> Iterator[str]:
@@ -35,19 +72,8 @@ class Between:
                 "larger model, and new units lie between old ones"
             )
 
-    def refusals(self, changes: Iterable[Change]) -> Iterator[str]:
-        """Yields the changes that cannot be made between old units."""
-        for change in changes:
-            if change.width in self.times and change.sources is not None:
-                yield (
-                    f"{change.width}: in the larger model, old units keep their numbers with new "
-                    f"units between them, but strategies.{change.strategy}() copies units"
-                )
-
     def widths(self, widths: Widths) -> Widths:
         """Returns widths in which the units between old ones are a width of their own."""
-        if not self.times:
-            return widths
         facts = ((_name(name), Facts(1, inside=name)) for name in self.times)
         leaves = (replace(leaf, axes=tuple(map(self._layout, leaf.axes))) for leaf in widths.leaves)
         return replace(widths, leaves=tuple(leaves), facts=(*widths.facts, *facts))
@@ -77,32 +103,6 @@ class Between:
 
 def _name(width: str) -> str:
     return f"{width}[between]"
-
-
-def find_between(
-    widths: Widths, sizes: Mapping[str, int], chosen: Mapping[str, Strategy]
-) -> Between:
-    """Returns the widths that may grow so because old units may have other numbers otherwise.
-
-    Args:
-        widths: the network's widths.
-        sizes: new sizes by name of the width.
-        chosen: the strategies of widths that are given one.
-    """
-    return Between(
-        {
-            name: sizes[name] // width.size
-            for name, width in widths.items()
-            if sizes.get(name, width.size) > width.size > 1 and not sizes[name] % width.size
-            if has_tables(width) and not (width.fixed or width.interface)
-            if name not in chosen or _only_adds(chosen[name])
-        }
-    )
-
-
-def has_tables(width: Width) -> bool:
-    """Whether a width's units have numbers of their own."""
-    return any(kind_of(hazard) == "table" for hazard in width.hazards)
 
 
 def _only_adds(strategy: Strategy) -> bool:

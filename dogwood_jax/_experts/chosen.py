@@ -8,10 +8,10 @@ same size may be that number, as in ``rows[order // chosen]``. What is not so is
 
 from collections.abc import Iterator
 
+from dogwood_jax._experts.experts import Mixtures
+from dogwood_jax._experts.gates import Router, routers_of
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._judge.choice import Choice, Chosen
-from dogwood_jax._plan.experts import Mixtures
-from dogwood_jax._plan.gates import Router, routers_of
 from dogwood_jax._widths.dims import Dim, atoms
 from dogwood_jax._widths.trace import Traced
 
@@ -28,7 +28,6 @@ def choices_of(
     """
     copied = {change.width: change for change in growth.changes if change.strategy.is_gated}
     if not copied or growth.widths.network is None:
-        yield ()
         return
     ours: Traced = growth.widths.network.traced
     routers = Mixtures(growth.widths).routers
