@@ -23,32 +23,33 @@ R = TypeVar("R")
 
 
 def takes_old_form(
-    old: Callable[..., Any], instead: str, *others: Callable[..., Any]
+    old: Callable[..., Any], *others: Callable[..., Any]
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Lets a public function also be called as in 0.2.0, with a warning.
 
     Args:
         old: does what the old call did. It takes the public function, ``others`` and the old
             arguments.
-        instead: the call that the warning names.
         *others: more public functions.
     """
 
     def decorated(function: Callable[P, R]) -> Callable[P, R]:
-        signature = inspect.signature(function)
         as_before = functools.partial(old, function, *others)
-        old_signature = inspect.signature(as_before)
-
-        known = signature.parameters.keys() | old_signature.parameters.keys()
+        new_form, old_form = inspect.signature(function), inspect.signature(as_before)
+        known = new_form.parameters.keys() | old_form.parameters.keys()
 
         @functools.wraps(function)
         def either(*args: P.args, **kwargs: P.kwargs) -> R:
-            model = args[0] if args else kwargs.get("model")
-            is_old = isinstance(model, nnx.Module | Widths) and kwargs.keys() <= known
-            if not is_old or _takes(signature, args, kwargs):
+            given = _bound(new_form, args, kwargs)
+            is_new = given is not None and not any(
+                isinstance(given.get(name), nnx.Module) for name in _NO_MODULES
+            )
+            is_network = isinstance(args[0] if args else kwargs.get("model"), nnx.Module | Widths)
+            is_old = kwargs.keys() <= known and _bound(old_form, args, kwargs) is not None
+            if is_new or not (is_network and is_old):
                 return function(*args, **kwargs)
             what = f"nnx.{function.__name__} is deprecated in the form of dogwood_jax 0.2.0"
-            warnings.warn(f"{what}; use {instead}", DeprecationWarning, stacklevel=2)
+            warnings.warn(f"{what}; use {_INSTEAD[old]}", DeprecationWarning, stacklevel=2)
             result: R = as_before(*args, **kwargs)
             return result
 
@@ -57,14 +58,16 @@ def takes_old_form(
     return decorated
 
 
-def _takes(signature: inspect.Signature, args: Any, kwargs: Any) -> bool:
-    """Whether arguments fit a signature, without a module in place of widths, sizes or a growth."""
+# Arguments that were modules, and are none any more.
+_NO_MODULES = ("widths", "sizes", "experts", "growth")
+
+
+def _bound(signature: inspect.Signature, args: Any, kwargs: Any) -> dict[str, Any] | None:
+    """Returns arguments by name; None if they do not fit."""
     try:
-        given = signature.bind(*args, **kwargs).arguments
+        return signature.bind(*args, **kwargs).arguments
     except TypeError:
-        return False
-    others = (given.get(name) for name in ("widths", "sizes", "experts", "growth"))
-    return not any(isinstance(other, nnx.Module) for other in others)
+        return None
 
 
 # Calls of 0.2.0 -----------------------------------------------------------------------------------
@@ -130,3 +133,13 @@ def upcycle(
 ) -> Growth:
     """Plans more experts by modules."""
     return new(trace(model, *inputs), target=larger, **options)
+
+
+# What to call now.
+_INSTEAD = {
+    plan: "dw.nnx.plan(dw.nnx.trace(module, *inputs), sizes), or target=larger_module for sizes",
+    grow: "dw.nnx.grow(module, growth, fresh=larger_module), with growth = "
+    "dw.nnx.plan(dw.nnx.trace(module, *inputs), target=larger_module), and verify by dw.nnx.verify",
+    deepen: "dw.nnx.deepen(module, target, inputs=inputs)",
+    upcycle: "dw.nnx.upcycle(dw.nnx.trace(module, *inputs), target=larger_module)",
+}

@@ -9,7 +9,7 @@ module's state, ``"layers/0/kernel"``.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import jax
 from flax import nnx
@@ -30,6 +30,7 @@ from dogwood_jax._base.arguments import (
 from dogwood_jax._base.problems import listed
 from dogwood_jax._front.verify import verify_if_possible
 from dogwood_jax._modules.nnx_function import (
+    Module,
     arrays_of,
     as_target,
     expect_same_mode,
@@ -46,8 +47,6 @@ from dogwood_jax._plan.asked import named_sizes
 from dogwood_jax._program.kernels import Kernels
 from dogwood_jax._widths.trace import Place
 from dogwood_jax.strategies import DepthStrategy, Strategy
-
-Module = TypeVar("Module", bound=nnx.Module)
 
 
 @takes_inputs
@@ -76,11 +75,7 @@ def trace(
     return dw.trace(*function_of(model), *inputs, fix=fix, tie=tie, kernels=kernels)
 
 
-@old.takes_old_form(
-    old.plan,
-    "dw.nnx.plan(dw.nnx.trace(module, *inputs), sizes), or target=larger_module for sizes",
-    trace,
-)
+@old.takes_old_form(old.plan, trace)
 def plan(
     widths: dw.Widths,
     sizes: Mapping[Any, int] | None = None,
@@ -95,10 +90,11 @@ def plan(
 ) -> dw.Growth:
     """Plans how a module becomes another one, as ``dogwood_jax.plan`` does.
 
-    ``target`` is the larger module, wider, deeper or both. It is the ``target_apply``, too. Without
-    a target, the module in the new sizes is made by calling the classes of the one that was traced.
-    Their arguments must have the names of their fields, so that it is clear which of these numbers
-    are sizes. Where that is not clear, ``grow`` asks for the larger module.
+    ``target`` is the larger module, wider, deeper or both, in the mode in which the other one was
+    traced. It is the ``target_apply``, too. Without a target, the module in the new sizes is made
+    by calling the classes of the one that was traced. Their arguments must have the names of their
+    fields, so that it is clear which of these numbers are sizes. Where that is not clear, ``grow``
+    asks for the larger module.
 
     Returns:
         The growth of the module's state.
@@ -137,13 +133,7 @@ def plan(
     return replace(growth, structure=None) if target is None else growth
 
 
-@old.takes_old_form(
-    old.grow,
-    "dw.nnx.grow(module, growth, fresh=larger_module), with growth = "
-    "dw.nnx.plan(dw.nnx.trace(module, *inputs), target=larger_module), and verify by dw.nnx.verify",
-    trace,
-    plan,
-)
+@old.takes_old_form(old.grow, trace, plan)
 def grow(
     model: Module, growth: dw.Growth, *, key: jax.Array | None = None, fresh: Module | None = None
 ) -> Module:
@@ -174,7 +164,7 @@ def grow(
     return with_state(larger, dw.grow(nnx.state(model), growth, key=key, fresh=values))
 
 
-@old.takes_old_form(old.deepen, "dw.nnx.deepen(module, target, inputs=inputs)")
+@old.takes_old_form(old.deepen)
 def deepen(
     model: nnx.Module,
     target: Module,
@@ -197,15 +187,12 @@ def deepen(
         >>> from flax import nnx
         >>> import dogwood_jax as dw
         >>> def mlp(depth):
-        ...     rngs = nnx.Rngs(depth)
-        ...     hidden = [layer for _ in range(depth) for layer in (nnx.relu, _linear(4, 4, rngs))]
-        ...     return nnx.Sequential(_linear(3, 4, rngs), *hidden)
-        >>> def _linear(inputs, outputs, rngs):
-        ...     return nnx.Linear(inputs, outputs, rngs=rngs)
-        >>> small, x = mlp(1), jnp.ones((1, 3))
+        ...     layers = [nnx.Linear(4, 4, rngs=nnx.Rngs(seed)) for seed in range(depth)]
+        ...     return nnx.Sequential(*(part for layer in layers for part in (layer, nnx.relu)))
+        >>> small, x = mlp(1), jnp.ones((1, 4))
         >>> deeper = dw.nnx.deepen(small, mlp(2), inputs=(x,))
         >>> len(deeper.layers), bool(jnp.allclose(deeper(x), small(x)))
-        (5, True)
+        (4, True)
     """
     _expect_modules("nnx.deepen(model, target, inputs=)", inputs, model=model, target=target)
     apply, state = function_of(model)
@@ -233,6 +220,9 @@ def narrow(
     model: Module, widths: dw.Widths, keep: Mapping[Any, Any], *, interface: bool = False
 ) -> Module:
     """Returns a module without some of its units, as ``dogwood_jax.narrow`` removes them.
+
+    The smaller module is made by calling classes, as by ``plan``. If that is not possible, it is a
+    ``ValueError``, which says what to do instead.
 
     Example:
         >>> import jax.numpy as jnp
@@ -356,9 +346,7 @@ def grow_optimizer(
     return optimizer_of(wide_model, optimizer, begin, state)
 
 
-@old.takes_old_form(
-    old.upcycle, "dw.nnx.upcycle(dw.nnx.trace(module, *inputs), target=larger_module)", trace
-)
+@old.takes_old_form(old.upcycle, trace)
 def upcycle(
     widths: dw.Widths,
     experts: Mapping[Any, int] | None = None,

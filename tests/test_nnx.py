@@ -353,6 +353,8 @@ def test_arguments_of_other_kinds_are_named(images: jax.Array) -> None:
         (lambda: dw.nnx.grow(growth, small), "wrong order: model is a Growth"),
         (lambda: dw.nnx.grow(small, {"conv": 9}), "growth must be the Growth .* got a dict"),
         (lambda: dw.nnx.grow(small, growth, steps=3), "unexpected keyword argument 'steps'"),
+        (lambda: dw.nnx.grow(small), "missing 1 required positional argument: 'growth'"),
+        (lambda: dw.nnx.upcycle(small, target=wide), "widths must be the Widths .* got Network"),
     ):
         with pytest.raises(TypeError, match=message):
             wrong()
