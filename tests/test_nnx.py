@@ -58,6 +58,8 @@ def test_grown_module_computes_the_same(images: jax.Array, key: jax.Array | None
     _, grown = grown_into(small, wide, images, key=key)
     assert grown.conv.kernel.shape == (3, 3, 3, 9)
     assert grown.up.kernel.shape == (9 * 16, 17)
+    its_own = grown.conv.kernel[..., 6:] == wide.conv.kernel[..., 6:]
+    assert bool(its_own.any()) == (key is None)
     np.testing.assert_allclose(grown(images), before, rtol=1e-12)
     np.testing.assert_array_equal(small(images), before)
 
