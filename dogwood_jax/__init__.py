@@ -53,12 +53,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dogwood_jax import checkpoint, keras_h5, mnist, nnx, plotting, strategies, training
-    from dogwood_jax._arrays.grow import grow
     from dogwood_jax._experts.upcycle import upcycle
     from dogwood_jax._figures.cost import Cost, cost
     from dogwood_jax._figures.gain import Gain, Gains, gain
     from dogwood_jax._front.compare import Difference, compare
     from dogwood_jax._front.deepen import deepen
+    from dogwood_jax._front.grow import grow
     from dogwood_jax._front.plan import plan
     from dogwood_jax._front.verify import verify
     from dogwood_jax._front.widen import chain, widen
@@ -131,7 +131,7 @@ __all__ = [
 
 # Where the names are that are no submodules: what the imports above say to type checkers.
 _NAMES_IN = {
-    "_arrays.grow": ("grow",),
+    "_front.grow": ("grow",),
     "_front.compare": ("Difference", "compare"),
     "_figures.cost": ("Cost", "cost"),
     "_front.deepen": ("deepen",),

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from dogwood_jax._arrays.grow import grow
 from dogwood_jax._base.arguments import KEY, VARIABLES, WIDTHS, ArgumentKind, expect, expect_given
 from dogwood_jax._base.described import first_line
 from dogwood_jax._base.problems import Refused
 from dogwood_jax._base.tables import table
 from dogwood_jax._base.trees import PyTree, leaves_by_path, rebuilt
 from dogwood_jax._figures.cost import cost
+from dogwood_jax._front.grow import grow
 from dogwood_jax._front.plan import plan
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._widths.layout import units_along, units_of

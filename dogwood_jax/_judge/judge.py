@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dogwood_jax._arrays.choose import without_choices
-from dogwood_jax._arrays.grow import grow
+from dogwood_jax._arrays.grow import grown as arrays_of_larger
+from dogwood_jax._arrays.grow import without_choices
 from dogwood_jax._base.trees import struct
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._judge.cause import cause_of
@@ -623,7 +623,7 @@ def grown(case: Case) -> Any:
         key = jax.random.wrap_key_data(jnp.zeros(2, jnp.uint32), impl="threefry2x32")
 
     def arrays(variables: dict[str, Any], fresh: dict[str, Any], key: Any) -> dict[str, Any]:
-        found = grow(variables, growth, key=key, fresh=fresh)
+        found = arrays_of_larger(variables, growth, key=key, fresh=fresh)
         return {path: found[path] for path in new}
 
     with in_64_bits():  # factors are not rounded

@@ -6,9 +6,10 @@ from math import isinf, isnan
 from typing import Any
 
 from dogwood_jax._arrays.explicit_axes import explicit_shardings, with_automatic_axes
-from dogwood_jax._arrays.grow import expect_network, grow
+from dogwood_jax._arrays.grow import expect_network
 from dogwood_jax._base.arguments import BY_WIDTH, NAMES, VARIABLES, WIDTHS, expect
 from dogwood_jax._base.trees import PyTree, leaves_by_path
+from dogwood_jax._front.grow import grow
 from dogwood_jax._front.plan import plan
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._smaller.constant_units import Folded, with_constants_folded

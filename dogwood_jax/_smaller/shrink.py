@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from dogwood_jax._arrays.grow import grow
 from dogwood_jax._base.arguments import (
     BY_WIDTH,
     NUMBER,
@@ -19,6 +18,7 @@ from dogwood_jax._base.arguments import (
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, leaves_by_path
 from dogwood_jax._figures.cost import cost
+from dogwood_jax._front.grow import grow
 from dogwood_jax._front.plan import plan
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._smaller.narrow import without_units

@@ -19,11 +19,12 @@ from jax import Array
 
 from dogwood_jax._arrays.draws import words_of
 from dogwood_jax._arrays.finite import is_finite, refusal_of_not_finite
-from dogwood_jax._arrays.grow import grow, grow_array
+from dogwood_jax._arrays.grow import grow_array
 from dogwood_jax._arrays.insert import filled_in
 from dogwood_jax._arrays.pieces import Part, grow_window, is_zero, parts_of, windows_of
 from dogwood_jax._base.problems import cut_short, listed
 from dogwood_jax._base.trees import Keys, PyTree, leaf_path, leaves_by_path
+from dogwood_jax._front.grow import grow
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._growth.leaf_map import LeafMap

@@ -12,7 +12,7 @@ Where a width stands for several units at once, as for one in each layer of a st
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from dogwood_jax._arrays.rows import Rows, blocks_of, slots_of
 from dogwood_jax._base.trees import arrays_of, concrete, is_array, leaves_by_path, rebuilt
+from dogwood_jax._by_gradient.rows import Rows, blocks_of, slots_of
 from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._growth.shardings import Placement
 
@@ -30,14 +30,6 @@ from dogwood_jax._growth.shardings import Placement
 _State = tuple[Array, Array, Array, Array, Array]
 # Steps of subspace iteration, unless the singular values settle before.
 _STEPS = 64
-
-
-def without_choices(growth: Growth) -> Growth:
-    """Returns the growth with which choosing begins: random incoming, zero outgoing weights."""
-    if all(change.strategy.choice is None for change in growth.changes):
-        return growth
-    changes = (replace(c, strategy=replace(c.strategy, choice=None)) for c in growth.changes)
-    return replace(growth, changes=tuple(changes))
 
 
 def choose(
