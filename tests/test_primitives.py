@@ -21,7 +21,10 @@ from primitive_examples import EXAMPLES, Example, X
 from primitive_examples_elementwise import BINARY, UNARY, WHOLE, primitive_of
 
 import dogwood_jax as dw
-from dogwood_jax._program.elementwise import ELEMENTWISE, folded, is_linear
+from dogwood_jax._program.inner import equations
+from dogwood_jax._program.interpret import evaluated as evaluated_eqn
+from dogwood_jax._program.primitives.entries import ENTRIES
+from dogwood_jax._program.primitives.table import axes_of, folded, is_linear, primitive
 from dogwood_jax._widths.recipes import rules as _scaling_rules
 from dogwood_jax._widths.rules import registry as _rules
 
@@ -318,11 +321,11 @@ def entries(*primitives: str) -> list[str]:
     return [name for name in UNARY if primitive_of(name) in primitives and name not in WHOLE]
 
 
-LAWS = {name: law for name, law in ELEMENTWISE.items() if law.takes == 1 or law.same}
+LAWS = {name: law for name, law in ENTRIES.items() if law.takes == 1 or law.same}
 KEEP_ZEROS = entries(*(name for name, law in LAWS.items() if law.zero and name != "integer_pow"))
 LINEAR = entries(*(name for name, law in LAWS.items() if law.linear))
 DEGREES = {name: law.degree for name, law in LAWS.items() if law.degree is not None}
-FOLDED = [name for name, law in ELEMENTWISE.items() if law.fold is not None]
+FOLDED = [name for name, law in ENTRIES.items() if law.fold is not None]
 
 
 @pytest.mark.parametrize(
@@ -372,7 +375,7 @@ def test_degrees_of_integer_powers(degree: int) -> None:
 def test_folded_numbers_are_what_jax_computes(name: str) -> None:
     """Numbers that tracing knows are those that the program computes, whatever the numbers."""
     primitive = getattr(jax.lax, name, None) or getattr(jnp, name)  # jax.lax.log2 is new
-    count = ELEMENTWISE[name].takes
+    count = ENTRIES[name].takes
     wrong = []
     for numbers in itertools.product(NUMBERS.tolist(), repeat=count):
         found = folded(name, *numbers)
@@ -380,6 +383,59 @@ def test_folded_numbers_are_what_jax_computes(name: str) -> None:
         if found is not None and not np.isclose(found, expected, 1e-12, 0, equal_nan=True):
             wrong.append((numbers, found, expected))
     assert not wrong
+
+
+def _with_axes() -> dict[str, Any]:
+    """Returns one equation for each primitive of the examples whose axes have names."""
+    ones = jax.make_jaxpr(lambda x: jnp.reshape(x, (2, 1, 3)))(jnp.ones((2, 3)))
+    found = {eqn.primitive.name: eqn for eqn in ones.eqns}
+    for example in EXAMPLES.values():
+        if any(primitive(name).axes and name not in found for name in example.reaches):
+            program = jax.make_jaxpr(example.apply)(example.structs(), *example.arguments())
+            for eqn in equations(program.jaxpr):
+                record = primitive(eqn.primitive.name)
+                is_float = all(jnp.issubdtype(atom.aval.dtype, np.inexact) for atom in eqn.invars)
+                if record.axes and not record.same and is_float and _axes(eqn) is not None:
+                    found.setdefault(eqn.primitive.name, eqn)
+    return found
+
+
+def _axes(eqn: Any) -> Any:
+    *operands, result = (atom.aval.shape for atom in (*eqn.invars, eqn.outvars[0]))
+    return axes_of(eqn.primitive.name, eqn.params, operands, result)
+
+
+def test_axes_of_one_name_are_the_same() -> None:
+    """Entries in another order along a name are in that order in the result, or are summed."""
+    rng, checked = np.random.default_rng(0), set[str]()
+    for name, eqn in _with_axes().items():
+        arrays = [rng.uniform(0.2, 0.8, a.aval.shape).astype(a.aval.dtype) for a in eqn.invars]
+        axes, before = _axes(eqn), np.asarray(evaluated_eqn(eqn, arrays)[0])
+        named = [each for side in (*axes.operands, axes.result) for each in side]
+        in_result = frozenset[str]().union(*axes.result)
+        for one in frozenset[str]().union(*(each for each in named if len(each) == 1)):
+            # Windows move along space, and of groups only whole ones have another order.
+            is_grouped = any(one in each and len(each) > 1 for each in named)
+            is_place = one.startswith(("#", "1 ", "new", "space", "window"))
+            if is_grouped or is_place or (name.startswith("arg") and one not in in_result):
+                continue
+            order = None
+
+            def moved(array: Any, side: Any, one: str = one) -> Any:
+                nonlocal order
+                for axis, each in enumerate(side):
+                    if one in each:
+                        order = rng.permutation(array.shape[axis]) if order is None else order
+                        array = np.take(array, order, axis)
+                return array
+
+            after = evaluated_eqn(eqn, [*map(moved, arrays, axes.operands)])[0]
+            expected = moved(before, axes.result)
+            np.testing.assert_allclose(after, expected, 1e-5, 1e-5, err_msg=f"{name}: {one}")
+            checked.add(name)
+    moves = {"broadcast_in_dim", "reshape", "squeeze", "transpose"}
+    sums = {"conv_general_dilated", "dot_general", "reduce_sum", "reduce_max", "argmax"}
+    assert checked >= moves | sums | {"mul", "tanh"}
 
 
 # Functions that are not finite, or not of finite slope, everywhere. Zero weights do not silence

@@ -17,7 +17,7 @@ from jax import Array
 from dogwood_jax._base.trees import PyTree, in_order_of, is_array, leaves_by_path, rebuilt
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._program.interpret import called, evaluated, interpret
-from dogwood_jax._program.moves import KEEP_ENTRIES
+from dogwood_jax._program.primitives.table import primitive
 from dogwood_jax._program.program import Program
 
 _PASS = frozenset({"convert_element_type", "copy"})
@@ -146,7 +146,7 @@ def _run(
         results = [_Value(array) for array in evaluated(eqn, [value.array for value in operands])]
         if name == "sub" and operands[1].path is not None and operands[0].path is None:
             found[operands[1].path] = _statistics(operands[0].array, operands[1].numbers)
-        elif operands and operands[0].path is not None and name in KEEP_ENTRIES | _PASS:
+        elif operands and operands[0].path is not None and (primitive(name).keeps or name in _PASS):
             numbers = operands[0].numbers
             moved = numbers if name in _PASS else evaluated(eqn, [numbers])[0]
             results = [_Value(results[0].array, operands[0].path, moved)]

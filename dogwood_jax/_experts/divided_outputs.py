@@ -8,15 +8,11 @@ of them, as ``down`` in ``gate * scale * (hidden @ down)``.
 from collections.abc import Sequence
 
 from dogwood_jax._experts.gates import Router
-from dogwood_jax._program.elementwise import is_linear
-from dogwood_jax._program.moves import MOVES
+from dogwood_jax._program.primitives.table import is_linear, primitive
 from dogwood_jax._widths.values import Step, Value
 
-_PRODUCTS = frozenset("mul dot_general ragged_dot_general".split())
-_SAME = frozenset("reduce_sum cumsum enter take collect stop_gradient copy".split())
-# Where operations that add or join arrays take these.
-_TERMS = {"select_n": slice(1, None), "scatter": slice(0, 3, 2), "scatter-add": slice(0, 3, 2)}
-_JOINS = frozenset("add add_any sub concatenate stack pad dynamic_update_slice".split()) | {*_TERMS}
+# Steps into loops, inside of them, and out of them.
+_SAME = frozenset("enter take collect".split())
 
 
 def divides_outputs(steps: Sequence[Step], router: Router, leaves: frozenset[int]) -> bool:
@@ -38,19 +34,20 @@ def divides_outputs(steps: Sequence[Step], router: Router, leaves: frozenset[int
         found, has_gate = [*map(state, step.operands)], index in router.uses
         if not has_gate and all(one == (0, False) for one in found):
             continue
-        name, move = step.name, MOVES.get(step.name)
+        name, record = step.name, primitive(step.name)
         is_alone = len(found) == 1 and is_linear(name, step.params)
-        if name in _JOINS:
-            values = step.operands[_TERMS.get(name, slice(None))]
+        is_product = record.contracts or record.powers == (1, 1)
+        if record.terms is not None:
+            values = step.operands[record.terms]
             taken = {state(value) for value in values if value.number != 0}
-        elif name in _PRODUCTS:
+        elif is_product:
             taken = {(sum(n for n, _ in found), has_gate or any(gate for _, gate in found))}
-        elif name in _SAME or (move and move.linear) or is_alone:
+        elif name in _SAME or record.linear_in_first or is_alone:
             taken = {found[0]}
         else:
             taken = {*found}
             has_gate = True
-        if len(taken) > 1 or (has_gate and name not in _PRODUCTS):
+        if len(taken) > 1 or (has_gate and not is_product):
             if any(n != int(gate) for n, gate in taken):
                 return False
             taken = {(0, False)}

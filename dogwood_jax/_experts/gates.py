@@ -19,8 +19,8 @@ for granted that each token gets the outputs of its experts, weighed by their ga
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from dogwood_jax._program.elementwise import ELEMENTWISE, is_linear
-from dogwood_jax._program.moves import MOVES
+from dogwood_jax._program.primitives.moves import MOVES
+from dogwood_jax._program.primitives.table import is_linear, primitive
 from dogwood_jax._widths.dims import PICKS, Dim, parts_of
 from dogwood_jax._widths.values import Step, Trace, Value
 
@@ -106,8 +106,8 @@ def computed_with(trace: Trace, routers: Sequence[Router], *, with_gates: bool) 
     for index, step in enumerate(trace.steps):
         if index in left_out or all(value.origin == "constant" for value in step.operands):
             continue
-        law = ELEMENTWISE.get(step.name)
-        if law and law.takes == 1 and not is_linear(step.name, step.params):
+        law = primitive(step.name)
+        if law.takes == 1 and not is_linear(step.name, step.params):
             found.add(step.name)
         found |= {
             f"{value.number:.6g} in {step.name}"
@@ -307,7 +307,7 @@ class _Reading:
         first = gates[0]
         others = [value for value, one in pairs if one is None]
         is_foreign = any(value.origin == "data" for value in others)
-        name, law = step.name, ELEMENTWISE.get(step.name)
+        name, law = step.name, primitive(step.name)
         if name == "dot_general" and others:
             self._uses += gates
             return None
@@ -332,17 +332,17 @@ class _Reading:
             return self._joined(step, pairs)
         if name == "scatter" and step.operands[0].number == 0 and known[2] is not None:
             return replace(known[2], masked=True, base=step.results[0], sum_of=None, is_one=False)
-        is_moved = name in MOVES and not MOVES[name].joins
-        if is_moved or is_linear(name, step.params):
+        is_alone = law.is_of_entries and is_linear(name, step.params)
+        if is_alone or (name in MOVES and not law.joins):
             return self._negated(first) if name == "neg" else first
         power = first.power or 0.0
         if name == "integer_pow":
             power *= step.params["y"]
-        elif law and law.degree is not None and law.takes == 1:
+        elif law.degree is not None and law.takes == 1:
             power *= law.degree
-        elif power or law is None or is_foreign:
+        elif power or not law.is_of_entries or is_foreign:
             return _UNKNOWN
-        keeps_zeros = bool(law and law.zero)
+        keeps_zeros = law.zero
         return _Known(
             power,
             tagged=first.tagged,

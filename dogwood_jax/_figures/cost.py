@@ -10,6 +10,7 @@ from dogwood_jax._base.problems import listed
 from dogwood_jax._base.tables import table
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._plan.sizes import named_sizes
+from dogwood_jax._program.primitives.table import primitive
 from dogwood_jax._widths.layout import size_of
 from dogwood_jax._widths.values import Step
 from dogwood_jax._widths.widths import Widths
@@ -108,20 +109,10 @@ def _flops(widths: Widths, sizes: Mapping[str, int]) -> Iterator[int]:
 
     def summed_over(step: Step) -> int:
         """Returns how many products each entry of the result is a sum of."""
-        x, y = step.operands[:2]
-        numbers: Any = step.params.get("dimension_numbers")
-        if step.name == "conv_general_dilated":
-            window = [*map(grown, y.dims)]
-            return prod(window) // max(window[int(numbers.rhs_spec[0])], 1)
-        if step.name == "ragged_dot_general":
-            numbers = step.params["ragged_dot_dimension_numbers"].dot_dimension_numbers
-        axes = [x.ndim - 1] if step.name == "ragged_dot" else numbers[0][0]
-        return prod(grown(x.dims[axis]) for axis in axes)
+        assert step.axes is not None
+        return prod(grown(step.operands[1].dims[axis]) for axis in step.axes.summed(1))
 
     for step in widths.network.traced.trace.steps:
-        if step.name in _PRODUCTS:
+        if primitive(step.name).contracts:
             entries = prod(map(grown, step.results[0].dims))
             yield 2 * step.times * entries * summed_over(step)
-
-
-_PRODUCTS = frozenset("dot_general conv_general_dilated ragged_dot ragged_dot_general".split())

@@ -17,15 +17,12 @@ import numpy as np
 from dogwood_jax._judge.evaluate import again
 from dogwood_jax._judge.seen import Operation
 from dogwood_jax._program.inner import Key, key_of, sub_programs
+from dogwood_jax._program.primitives.table import primitive
 
 # By how much an entry differs, relative to the largest of its array.
 _FAR = 1e-6
 # By how much rounding may move an entry, relative to the entry.
 _ROUNDING = 1e-12
-# What these leave out, they leave out for all inputs.
-_STATIC = frozenset(("slice", "split"))
-# So do these where they multiply by a number of the program.
-_PRODUCTS = frozenset(("mul", "dot_general", "conv_general_dilated"))
 
 
 class Step(NamedTuple):
@@ -99,10 +96,11 @@ class Hidden:
 
 
 def _is_static(step: Step) -> bool:
-    """Whether an operation hides the same of all inputs, as a product with zero does."""
-    name = step.eqn.primitive.name
+    """Whether an operation hides the same of all inputs, as a slice or a product with zero does."""
+    record = primitive(step.eqn.primitive.name)
+    takes_some = record.stays and not (record.indexed or record.joins)
     is_constant = any(isinstance(atom, jex.Literal) for atom in step.eqn.invars)
-    return name in _STATIC or (name in _PRODUCTS and is_constant)
+    return takes_some or (is_constant and (record.contracts or record.powers == (1, 1)))
 
 
 def names(steps: Steps) -> list[str]:

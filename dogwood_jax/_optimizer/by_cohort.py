@@ -18,19 +18,14 @@ import numpy as np
 from jax import Array, lax
 
 from dogwood_jax._base.trees import PyTree, leaf_path
-from dogwood_jax._program.elementwise import ELEMENTWISE
 from dogwood_jax._program.inner import sub_programs
 from dogwood_jax._program.interpret import called, evaluated, interpret
-from dogwood_jax._program.moves import KEEP_ENTRIES
+from dogwood_jax._program.primitives.table import axes_of, is_linear, primitive
 
 # An axis of an array of the parameters: the array's path, and the number of the axis.
 Tie = tuple[str, int]
 Ties = tuple[Tie | None, ...]
 Cohorts = Mapping[str, Sequence[Array]]
-
-# f(a + b) = f(a) + f(b).
-_LINEAR = KEEP_ENTRIES | {"neg", "convert_element_type", "copy", "stop_gradient"}
-_REDUCTIONS = frozenset("reduce_sum reduce_max reduce_min reduce_prod argmax argmin".split())
 
 
 @dataclass(eq=False, slots=True)
@@ -172,7 +167,7 @@ class _Reading:
             return self._cond(programs, values)
         if (program := called(eqn)) is not None:
             return self.run(*program, values)
-        if name in ELEMENTWISE and any(value.is_lanes for value in values):
+        if primitive(name).is_of_entries and any(value.is_lanes for value in values):
             values = self._met(eqn, values)
         if any(value.is_lanes for value in values):
             axes = [0 if value.is_lanes else None for value in values]
@@ -294,18 +289,19 @@ def _parted(eqn: Any, values: Sequence[_Value]) -> list[_Value] | None:
     def bound(*operands: Any) -> Any:
         return evaluated(eqn, operands)[0]
 
-    if name in _LINEAR:
-        beside = bound(besides[0], *arrays[1:])
-    elif name in ("add", "add_any", "sub"):
-        a, b = (jnp.zeros_like(x) if y is None else y for x, y in zip(arrays, besides, strict=True))
-        beside = bound(a, b)
-    elif name == "mul" and None in besides:
+    record, zeros = primitive(name), [*map(jnp.zeros_like, arrays)]
+    with_zeros = [a if b is None else b for a, b in zip(zeros, besides, strict=True)]
+    if is_linear(name, eqn.params) and len(arrays) == 1:
+        beside = bound(besides[0])
+    elif record.terms is not None:
+        terms = {*range(len(arrays))[record.terms]}
+        if any(besides[place] is not None for place in {*range(len(arrays))} - terms):
+            return None
+        beside = bound(*(with_zeros[n] if n in terms else arrays[n] for n in range(len(arrays))))
+    elif record.powers == (1, 1) and None in besides:
         beside = bound(*(a if b is None else b for a, b in zip(arrays, besides, strict=True)))
-    elif name == "div" and besides[1] is None:
-        beside = bound(besides[0], arrays[1])
-    elif name == "select_n" and besides[0] is None:
-        cases = zip(arrays[1:], besides[1:], strict=True)
-        beside = bound(arrays[0], *(jnp.zeros_like(a) if b is None else b for a, b in cases))
+    elif record.linear_in_first and not any(beside is not None for beside in besides[1:]):
+        beside = bound(besides[0], *arrays[1:])
     else:
         return None
     array = bound(*arrays)
@@ -324,25 +320,12 @@ def _joined(values: Sequence[_Value], shape: tuple[int, ...]) -> Ties:
 
 def _ties_of(eqn: Any, values: Sequence[_Value], result: Any) -> Ties:
     """Returns where the axes of a result lie; None for those of which it is not known."""
-    name, params, shape = eqn.primitive.name, eqn.params, np.shape(result)
-    unknown: Ties = (None,) * len(shape)
-    if name in ELEMENTWISE:
-        return _joined(values, shape)
-    if not values or len(values[0].ties) != len(values[0].shape):
-        return unknown
-    first = values[0]
-    if name in _REDUCTIONS:
-        return tuple(tie for axis, tie in enumerate(first.ties) if axis not in params["axes"])
-    if name == "transpose":
-        return tuple(first.ties[axis] for axis in params["permutation"])
-    if name == "broadcast_in_dim":
-        ties = [*unknown]
-        for axis, place in enumerate(params["broadcast_dimensions"]):
-            if first.shape[axis] == shape[place]:
-                ties[place] = first.ties[axis]
-        return tuple(ties)
-    if name in ("reshape", "squeeze"):
-        kept = [tie for tie, n in zip(first.ties, first.shape, strict=True) if n != 1]
-        if [n for n in first.shape if n != 1] == [n for n in shape if n != 1]:
-            return tuple(kept.pop(0) if n != 1 else None for n in shape)
-    return unknown
+    shapes = [value.shape for value in values]
+    axes = axes_of(eqn.primitive.name, eqn.params, shapes, np.shape(result)) if values else None
+    if axes is None:
+        return (None,) * np.ndim(result)
+    found = []
+    for axis in range(np.ndim(result)):
+        along = (values[place].ties[own : own + 1] for place, own in axes.sources(axis))
+        found.append(next((tie for ties in along for tie in ties if tie is not None), None))
+    return tuple(found)

@@ -12,6 +12,7 @@ from math import isclose
 from typing import Any
 
 from dogwood_jax._growth.growth import Change
+from dogwood_jax._program.primitives.table import primitive
 from dogwood_jax._widths.dims import Dim, parts_of
 from dogwood_jax._widths.scales import suspicion, to_blame
 from dogwood_jax._widths.values import Degree, Step, Trace
@@ -31,6 +32,7 @@ class Numbers:
         factors: the numbers that both multiply a value by (the network's number, the larger
             network's number), by the index of the step of the network. A divisor counts as a factor
             of one over it. There are none if both programs have other numbers of them.
+        rounding: how far the network's numbers may be rounded, relative to the number.
         names: name of each width by dimension.
     """
 
@@ -38,7 +40,9 @@ class Numbers:
         self._trace, self._larger, self.names = trace, larger, names
         ours, theirs = [*_factors(trace.steps)], [*_factors(larger.steps)]
         pairs = zip(ours, theirs) if len(ours) == len(theirs) else ()
-        self.factors = {index: (a, b) for (index, a), (_, b) in pairs if a * b > 0}
+        found = {one: (a, b) for (one, a, _), (_, b, _) in pairs if a * b > 0}
+        self.factors: Mapping[int, tuple[float, float]] = found
+        self.rounding = {index: rounding for index, _, rounding in ours}
 
     @property
     def agree(self) -> bool:
@@ -85,18 +89,19 @@ def _degrees(degrees: Mapping[Any, Degrees], change: Change) -> Degrees:
     return degrees.get((change.width, recipe.strategy, recipe.multiple), {}) if recipe else {}
 
 
-def _factors(steps: Sequence[Step]) -> Iterator[tuple[int, float]]:
-    """Yields the numbers that a program multiplies arrays by, with the index of the step."""
+def _factors(steps: Sequence[Step]) -> Iterator[tuple[int, float, float]]:
+    """Yields the index of each step that multiplies by a number, the number and its rounding."""
     for index, step in enumerate(steps):
         numbers = [value.number for value in step.operands]
-        if step.name in ("mul", "div") and None in numbers:
-            for number in numbers:
-                if number:
-                    yield index, 1 / number if _divides(step) else number
+        if (powers := primitive(step.name).powers) and None in numbers:
+            for value, power in zip(step.operands, powers, strict=True):
+                if value.number:
+                    yield index, value.number**power, value.rounding
 
 
 def _divides(step: Step) -> bool:
-    return step.name == "div" and step.operands[1].number is not None
+    powers = primitive(step.name).powers
+    return powers == (1, -1) and step.operands[1].number is not None
 
 
 def _is_close(a: float, b: float) -> bool:

@@ -86,6 +86,10 @@ def solve_recipes(
         for dim in (value.contracted if abs(ratio) > _ROUNDING else ())
         for atom in atoms(dim)
     }
+
+    def rounding(index: int) -> float:
+        return max(_ROUNDING, 2 * numbers.rounding.get(index, 0.0))
+
     recipes: dict[str, Recipe] = {}
     # A number follows from the width that was summed over, as alpha / rank does, if from any.
     for name in sorted(growing, key=lambda n: (n not in lacking, dims[n] not in summed)):
@@ -94,7 +98,7 @@ def solve_recipes(
             for index in known[other].keys() & left.keys():
                 left[index] -= sizes[other] * known[other][index].degree
         larger = LargerNetwork(
-            {index: rest / sizes[name] for index, rest in left.items() if abs(rest) > _ROUNDING},
+            {i: rest / sizes[name] for i, rest in left.items() if abs(rest) > rounding(i)},
             keeps_tables,
             not changes[name].new % changes[name].old,
         )
@@ -104,7 +108,7 @@ def solve_recipes(
             continue
         its = {index: sizes[name] * degree.degree for index, degree in known[name].items()}
         misfits = (
-            abs(left.get(index, 0.0) - its.get(index, 0.0)) > _ROUNDING
+            abs(left.get(index, 0.0) - its.get(index, 0.0)) > rounding(index)
             for index in {*solved[1], *its}
         )
         if name in lacking or any(misfits):

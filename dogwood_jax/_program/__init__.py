@@ -10,14 +10,5 @@ the programs inside of equations.
 kernels, which nobody can read. ``shards`` makes a program of one device of what devices compute
 together.
 
-``elementwise`` has a table with one row for each function of single entries. The row says, for
-example, whether the function is linear and where it is finite. ``moves`` has such a table of the
-operations that move entries, take some or join arrays. ``intervals`` has ``Bounds``, the lowest and
-the highest value that entries may have, and computes with them. ``bounds`` says for each primitive
-which bounds its results have, and where it is finite.
-
-Where to add: a function of single entries is one row of ``ELEMENTWISE``. An operation that moves
-entries is one row of ``MOVES``. Say in the row of a function where it is finite: otherwise, growths
-of units that it reads are refused. Any other primitive is one case of ``bounds_of``. Without a
-case, nothing is known of its results.
+``primitives/`` is the table of primitives. Its front says how to add one.
 """

@@ -13,10 +13,10 @@ primitives in the same way, so that no rule can forget them:
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from dogwood_jax._program.bounds import bounds_of
-from dogwood_jax._program.elementwise import is_linear
-from dogwood_jax._program.intervals import UNKNOWN, Bounds, at
-from dogwood_jax._program.moves import MOVES
+from dogwood_jax._program.primitives.axes import Axes
+from dogwood_jax._program.primitives.bounds import bounds_of
+from dogwood_jax._program.primitives.intervals import UNKNOWN, Bounds, at
+from dogwood_jax._program.primitives.table import axes_of, is_linear, primitive
 from dogwood_jax._widths.dims import Dim, atoms
 from dogwood_jax._widths.values import Entry, Read, Trace, Value
 
@@ -25,28 +25,6 @@ _BY_RULES = frozenset(
     "transpose squeeze broadcast_in_dim reduce_sum psum psum_invariant reduce_max "
     "reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin reduce".split()
 )
-_KEEP_AXES = frozenset(name for name, move in MOVES.items() if move.stays)
-_PIECES = frozenset(name for name, move in MOVES.items() if move.pieces)
-# f(a + b) = f(a) + f(b) in the first operand, or in every one.
-_LINEAR = frozenset(
-    (
-        *(name for name, move in MOVES.items() if move.linear and not move.indexed),
-        *("reduce_sum", "psum", "psum_invariant", "cumsum", "reduce_window_sum", "fft"),
-    )
-)
-_LINEAR_IN_THE_FIRST = frozenset(
-    ("div", *(name for name, move in MOVES.items() if move.linear and move.indexed))
-)
-# Sums, or values side by side: the places of their terms among the operands.
-_SUMS: dict[str, slice] = {
-    **dict.fromkeys(
-        "add add_any sub complex concatenate stack pad unvmap_all".split(), slice(None)
-    ),
-    "select_n": slice(1, None),
-    "dynamic_update_slice": slice(0, 2),
-    **dict.fromkeys(("scatter", "scatter-add", "scatter-sub"), slice(0, 3, 2)),
-}
-_PRODUCTS = frozenset("mul dot_general conv_general_dilated ragged_dot_general".split())
 
 
 def note(trace: Trace, eqn: Any, operands: Sequence[Value], results: list[Value]) -> list[Value]:
@@ -70,7 +48,7 @@ def note(trace: Trace, eqn: Any, operands: Sequence[Value], results: list[Value]
                 value.reach = ()
             elif name not in _BY_RULES:
                 value.reach = _reach(name, params, operands, reached, value)
-        found.append(_of_pieces(trace, value) if reached and name in _PIECES else value)
+        found.append(_of_pieces(trace, value) if reached and primitive(name).pieces else value)
     if reached:
         _note_linearity(trace, name, params, operands, found)
     return found
@@ -86,10 +64,12 @@ def _reach(
     reached: Sequence[Value],
     result: Value,
 ) -> tuple[int, ...]:
-    if name in ("dot_general", "conv_general_dilated"):
+    if primitive(name).contracts:
+        axes = _axes(name, params, operands, result)
         found = [0] * result.ndim
-        for axis, (value, own) in _sources(name, params, operands):
-            found[axis] |= value.reach_along(own)
+        for axis in range(result.ndim):
+            for place, own in axes.sources(axis):
+                found[axis] |= operands[place].reach_along(own)
         return tuple(found)
     if len(reached) == 1 and reached[0].dims == result.dims:
         return reached[0].reach
@@ -106,7 +86,7 @@ def _along(name: str, value: Value, result: Value, axis: int) -> int:
         return 0
     dim = result.dims[axis]
     if value.ndim == result.ndim and (
-        value.dims[axis].is_same(dim) or (name in _KEEP_AXES and _overlap(value.dims[axis], dim))
+        value.dims[axis].is_same(dim) or (primitive(name).stays and _overlap(value.dims[axis], dim))
     ):
         return value.reach[axis]
     found = 0
@@ -125,31 +105,11 @@ def _overlap(a: Dim, b: Dim) -> bool:
     return not {*atoms(a)}.isdisjoint(atoms(b))
 
 
-def _sources(
-    name: str, params: Mapping[str, Any], operands: Sequence[Value]
-) -> Iterator[tuple[int, tuple[Value, int]]]:
-    """Yields each axis of a contraction's result, with the operand and axis it comes from."""
-    x, y = operands[:2]
-    if name == "dot_general":
-        (contract_x, contract_y), (batch_x, batch_y) = params["dimension_numbers"]
-        for axis, pair in enumerate(zip(batch_x, batch_y, strict=True)):
-            yield axis, (x, pair[0])
-            yield axis, (y, pair[1])
-        axis = len(batch_x)
-        for value, used in ((x, {*contract_x, *batch_x}), (y, {*contract_y, *batch_y})):
-            for own in range(value.ndim):
-                if own not in used:
-                    yield axis, (value, own)
-                    axis += 1
-        return
-    numbers = params["dimension_numbers"]
-    batch, feature, *space = numbers.out_spec
-    yield batch, (x, numbers.lhs_spec[0])
-    yield feature, (y, numbers.rhs_spec[0])
-    if params["feature_group_count"] > 1:
-        yield feature, (x, numbers.lhs_spec[1])
-    for axis, own in zip(space, numbers.lhs_spec[2:], strict=True):
-        yield axis, (x, own)
+def _axes(name: str, params: Mapping[str, Any], operands: Sequence[Value], result: Value) -> Axes:
+    shapes = [[dim.size for dim in value.dims] for value in (*operands, result)]
+    axes = axes_of(name, params, shapes[:-1], shapes[-1])
+    assert axes is not None
+    return axes
 
 
 def _of_pieces(trace: Trace, value: Value) -> Value:
@@ -184,21 +144,21 @@ def _note_linearity(
     operands: Sequence[Value],
     results: Sequence[Value],
 ) -> None:
-    if name in _LINEAR or is_linear(name, params):
+    record, others = primitive(name), operands
+    if is_linear(name, params):
         return
-    others = operands
-    if name in _LINEAR_IN_THE_FIRST:
+    if record.linear_in_first:
         others = operands[1:]
-    elif name in _PRODUCTS:
+    elif record.contracts or record.powers:
         _note_products(trace, name, params, operands, results[0])
         others = operands[2:]
-    elif name in _SUMS:
-        terms = [value for value in operands[_SUMS[name]] if value.number != 0]
+    elif record.terms is not None:
+        terms = [value for value in operands[record.terms] if value.number != 0]
         joined = params.get("dimension", params.get("axis")) if name != "pad" else None
         for axis, dim in enumerate(results[0].dims):
             if axis != joined:
                 _note_sum(trace, dim, [_along(name, value, results[0], axis) for value in terms])
-        others = [value for value in operands if value not in operands[_SUMS[name]]]
+        others = [value for value in operands if value not in operands[record.terms]]
     for value in others:
         for dim, reach in zip(value.dims, value.reach, strict=False):
             if reach:
@@ -214,18 +174,7 @@ def _note_products(
     trace: Trace, name: str, params: Mapping[str, Any], operands: Sequence[Value], result: Value
 ) -> None:
     x, y = operands[:2]
-    if name == "mul":
-        pairs = [(a, a) for a in range(result.ndim) if x.ndim == y.ndim == result.ndim]
-    elif name == "conv_general_dilated":
-        numbers = params["dimension_numbers"]
-        pairs = [(numbers.lhs_spec[1], numbers.rhs_spec[1])]
-        if params["feature_group_count"] > 1:
-            pairs.append((numbers.lhs_spec[1], numbers.rhs_spec[0]))
-    else:
-        numbers = params.get("ragged_dot_dimension_numbers")
-        numbers = numbers.dot_dimension_numbers if numbers else params["dimension_numbers"]
-        pairs = [pair for axes in numbers for pair in zip(*axes, strict=True)]
-    for a, b in pairs:
+    for a, b in _axes(name, params, operands, result).met():
         terms = x.reach_along(a), y.reach_along(b)
         if all(terms):
             trace.reads.append(Read("product", x.dims[a], terms))

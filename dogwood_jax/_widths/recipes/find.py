@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from dogwood_jax import strategies
+from dogwood_jax._program.primitives.table import primitive
 from dogwood_jax._widths.dims import Dim, atoms
 from dogwood_jax._widths.layout import Layout, Role, units_along, units_of
 from dogwood_jax._widths.recipes.numbers import with_numbers
@@ -42,12 +43,6 @@ from dogwood_jax._widths.recipes.states import (
 from dogwood_jax._widths.scales import ambiguity
 from dogwood_jax._widths.values import SINGLE_PRECISION, Degree, Step, Trace, Value
 from dogwood_jax._widths.widths import Leaf, Recipe
-
-# Primitives that may cut a part out of a fused array.
-_CUTS = frozenset({"slice", "split", "dynamic_slice", "unstack", "gather", "squeeze"})
-
-# What happens inside of these is recorded on its own.
-_LOOPS = frozenset({"scan", "while", "cond"})
 
 # New units that never learn. It is looked for where zeros are the only way.
 _DEAD = Filling(strategies.zeros())
@@ -140,7 +135,7 @@ class Finder:
                 found |= known[id(value)]
             for value in step.operands:
                 self._readers.setdefault(id(value), []).append(index)
-                if step.name in ("mul", "div"):  # perhaps by the size of what was summed over
+                if primitive(step.name).powers:  # perhaps by the size of what was summed over
                     summed = (*value.contracted, *value.summed)
                     found |= {atom for dim in summed for atom in atoms(dim)}
             for atom in found:
@@ -231,7 +226,7 @@ class Finder:
     ) -> Reading:
         def readers(value: Value) -> list[Step]:
             steps = [self._steps[index] for index in self._readers.get(id(value), ())]
-            return [step for step in steps if step.name not in _LOOPS]
+            return [step for step in steps if not primitive(step.name).runs]
 
         places = self._places[name]
         return Reading(name, width, filling, places, self._leaves, self._paths, readers, larger)
@@ -248,7 +243,7 @@ class Finder:
                 continue
             states = with_numbers(reading, step, states_of(reading, step))
             for value, state in zip(step.results, states, strict=True):
-                if step.name in _CUTS and state.power:
+                if primitive(step.name).pieces and state.power:  # it may be a part of a fused array
                     state = reading.cut(value, state)
                 reading.states[id(value)] = state
                 if not state.is_plain:

@@ -12,8 +12,7 @@ from math import isfinite
 import jax.numpy as jnp
 import numpy as np
 
-from dogwood_jax._program.elementwise import ELEMENTWISE, folded, keeps_numbers
-from dogwood_jax._program.moves import KEEP_ENTRIES
+from dogwood_jax._program.primitives.table import folded, keeps_numbers, primitive
 from dogwood_jax._widths.recipes.states import Along, Reading, State
 from dogwood_jax._widths.values import Step, Value
 
@@ -38,10 +37,10 @@ def with_numbers(r: Reading, step: Step, states: Sequence[State]) -> Sequence[St
 
 def _numbered(r: Reading, step: Step, axis: int, known: Along) -> Along:
     """Returns what is known of new entries along an axis of a result."""
-    law = ELEMENTWISE.get(step.name)
-    if step.name in KEEP_ENTRIES or (law is not None and law.same):
+    law = primitive(step.name)
+    if law.keeps or law.same:
         return known
-    number = None if law is None or r.index in r.degrees else _computed(r, step, axis)
+    number = None if not law.is_of_entries or r.index in r.degrees else _computed(r, step, axis)
     if number is None or not isfinite(number):
         return Along("free") if known.rest == "number" else known
     if number == 0:

@@ -6,6 +6,7 @@ scaled one by one, or go through a function that is not linear, they cannot be.
 
 from collections.abc import Mapping, Sequence
 
+from dogwood_jax._program.primitives.table import primitive
 from dogwood_jax._widths.recipes.states import Reading
 from dogwood_jax._widths.values import Step, Value
 
@@ -36,10 +37,10 @@ def obstacle(reading: Reading, steps: Sequence[Step], makers: Mapping[int, Step]
         summed = _sum_before(step, makers)
         path = _norm(reading, summed, makers) if summed else ""
         return _WRITES.format(path) if path else ""
-    if step.name in ("add", "add_any", "sub", "concatenate", "stack"):
+    if primitive(step.name).terms is not None:
         path = _norm(reading, step, makers)
         return _WRITES.format(path) if path else ""
-    if step.name not in ("mul", "div"):
+    if primitive(step.name).powers is None:
         return f"{step.name} acts on its units one by one"
     arrays = [place.path for value in step.operands for place in reading.scales_of(value)]
     return f"{', '.join(arrays) or 'an activation'} scales its units one by one"
@@ -68,7 +69,7 @@ def _norm(reading: Reading, step: Step, makers: Mapping[int, Step]) -> str:
             along = () if state is None else state.along.values()
             if maker is None or maker is step or not any(new.rest == "zero" for new in along):
                 continue
-            if maker.name == "mul" and (scale := _scale(reading, maker, makers)):
+            if primitive(maker.name).powers == (1, 1) and (scale := _scale(reading, maker, makers)):
                 return scale
             pending.append(maker)
     return ""

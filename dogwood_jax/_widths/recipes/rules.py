@@ -10,7 +10,8 @@ from math import isfinite
 
 import numpy as np
 
-from dogwood_jax._program.elementwise import ELEMENTWISE, functions, keeps_numbers
+from dogwood_jax._program.primitives.moves import MOVES
+from dogwood_jax._program.primitives.table import functions, keeps_numbers, primitive
 from dogwood_jax._widths.dims import Dim
 from dogwood_jax._widths.recipes.states import Along, NoRecipe, Reading, State, plus
 from dogwood_jax._widths.values import Step, Value
@@ -143,30 +144,12 @@ def _moved(
     return State(state.power, along, statistic, state.constants, state.leaf)
 
 
-@rule("transpose")
-def _transpose(r: Reading, step: Step) -> Sequence[State]:
+@rule(*(name for name, record in MOVES.items() if record.keeps))
+def _keep(r: Reading, step: Step) -> Sequence[State]:
+    """What keeps all entries, so that axes move, come or go."""
     x, (result,) = step.operands[0], step.results
-    origin = dict(enumerate(step.params["permutation"]))
-    return [_moved(r, x, r.state(x, raw=True, moved=True), result, origin)]
-
-
-@rule("broadcast_in_dim")
-def _broadcast_in_dim(r: Reading, step: Step) -> Sequence[State]:
-    x, (result,) = step.operands[0], step.results
-    places = enumerate(step.params["broadcast_dimensions"])
-    origin = {int(p): axis for axis, p in places if x.dims[axis].size == result.dims[p].size}
-    return [_moved(r, x, r.state(x, raw=True, moved=True), result, origin)]
-
-
-@rule("reshape squeeze")
-def _reshape(r: Reading, step: Step) -> Sequence[State]:
-    x, (result,) = step.operands[0], step.results
-    order = step.params.get("dimensions") or range(x.ndim)
-    before = [(a, x.dims[a].size) for a in order if x.dims[a].size != 1]
-    after = [(a, d.size) for a, d in enumerate(result.dims) if d.size != 1]
-    origin = None
-    if [size for _, size in before] == [size for _, size in after]:
-        origin = {new: old for (new, _), (old, _) in zip(after, before, strict=True)}
+    axes = step.axes
+    origin = None if axes is None else axes.origin()
     return [_moved(r, x, r.state(x, raw=True, moved=True), result, origin)]
 
 
@@ -312,7 +295,7 @@ def _convert(r: Reading, step: Step) -> Sequence[State]:
 @rule("integer_pow", *functions(lambda law: law.degree is not None and not law.linear))
 def _homogeneous(r: Reading, step: Step) -> Sequence[State]:
     state = r.state(step.operands[0])
-    degree = ELEMENTWISE[step.name].degree
+    degree = primitive(step.name).degree
     degree = step.params["y"] if degree is None else degree
     return [_raised(r, step.operands[0], state, degree)]
 
@@ -347,7 +330,7 @@ _UNARY = functions(lambda law: law.takes == 1 and law.degree is None and not law
 @rule("select_if_vmap clamp")
 def _nonlinear(r: Reading, step: Step) -> Sequence[State]:
     """Any other function. All that is known of it is whether it keeps zeros."""
-    (result,), law = step.results, ELEMENTWISE[step.name]
+    (result,), law = step.results, primitive(step.name)
     states = [r.state(value) for value in step.operands]
     for state in states:
         r.equations.equate(state.power, {})
@@ -583,35 +566,24 @@ def _pow(r: Reading, step: Step) -> Sequence[State]:
     return [_raised(r, x, r.state(x), exponent.number)]
 
 
-@rule("dot_general")
-def _dot_general(r: Reading, step: Step) -> Sequence[State]:
-    (contract_x, contract_y), (batch_x, batch_y) = step.params["dimension_numbers"]
-    x, y = step.operands
-    free_x = [a for a in range(x.ndim) if a not in {*contract_x, *batch_x}]
-    free_y = [a for a in range(y.ndim) if a not in {*contract_y, *batch_y}]
-    places = [
-        *zip(batch_x, batch_y, strict=True),
-        *((a, None) for a in free_x),
-        *((None, a) for a in free_y),
-    ]
-    return [_contraction(r, x, y, list(zip(contract_x, contract_y, strict=True)), places)]
-
-
-@rule("ragged_dot_general")
-def _ragged_dot_general(r: Reading, step: Step) -> Sequence[State]:
-    """Rows of x, sorted by group, each times the matrix of its group."""
-    numbers = step.params["ragged_dot_dimension_numbers"]
-    (contract_x, contract_y), (batch_x, batch_y) = numbers.dot_dimension_numbers
-    x, y, *group_sizes = step.operands
-    for value in group_sizes:
+@rule("dot_general ragged_dot_general")
+def _sum_of_products(r: Reading, step: Step) -> Sequence[State]:
+    x, y, *others = step.operands
+    for value in others:
         r.unchanged(value)
-    aside = {*contract_y, *batch_y, *numbers.rhs_group_dimensions}
-    places = [
-        *zip(batch_x, batch_y, strict=True),
-        *((a, None) for a in range(x.ndim) if a not in {*contract_x, *batch_x}),
-        *((None, a) for a in range(y.ndim) if a not in aside),
+    axes = step.axes
+    assert axes is not None
+    summed = {*axes.summed(0)}
+    places = [dict(axes.sources(axis)) for axis in range(step.results[0].ndim)]
+    return [
+        _contraction(
+            r,
+            x,
+            y,
+            [(a, b) for a, b in axes.met() if a in summed],
+            [(place.get(0), place.get(1)) for place in places],
+        )
     ]
-    return [_contraction(r, x, y, list(zip(contract_x, contract_y, strict=True)), places)]
 
 
 def _contraction(

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from dogwood_jax._program.moves import KEEP_ENTRIES
+from dogwood_jax._program.primitives.table import PRIMITIVES, primitive
 from dogwood_jax._widths.dims import Dim
 from dogwood_jax._widths.layout import Role
 from dogwood_jax._widths.scales import USUAL_NUMBERS, to_blame
@@ -940,7 +940,7 @@ class Reading:
 
 
 # What keeps the entries of a leaf, in all of them or in one layer's.
-_MOVED = KEEP_ENTRIES | {"take"}
+_MOVED = {name for name, record in PRIMITIVES.items() if record.keeps} | {"take"}
 
 LARGEST_EPSILON = 1e-2  # a larger constant does more than keep a division finite
 
@@ -958,6 +958,6 @@ def _functions_of_size(n: int) -> tuple[tuple[float, float], ...]:
 def _scales_by_array(step: Step, value: Value) -> bool:
     """Whether a step multiplies a value by an array of parameters."""
     others = [other for other in step.operands if other is not value]
-    return step.name in ("mul", "div") and any(
+    return primitive(step.name).powers is not None and any(
         other.origin == "parameter" and any(dim.size > 1 for dim in other.dims) for other in others
     )

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dogwood_jax._program.elementwise import ELEMENTWISE, functions
-from dogwood_jax._program.intervals import (
+from dogwood_jax._program.primitives.intervals import (
     UNKNOWN,
     Bounds,
     Compared,
@@ -25,11 +24,12 @@ from dogwood_jax._program.intervals import (
     sum_of,
     union,
 )
-from dogwood_jax._program.moves import KEEP_ORDER, MOVES
+from dogwood_jax._program.primitives.moves import MOVES
+from dogwood_jax._program.primitives.table import PRIMITIVES, functions, primitive
 
 _COMPARISONS = frozenset(functions(lambda law: law.compares))
 _ALTERNATIVES = frozenset(
-    ("clamp", "select_if_vmap", *(name for name, move in MOVES.items() if move.joins))
+    ("clamp", "select_if_vmap", *(name for name, one in PRIMITIVES.items() if one.joins))
 )
 # The sign of a sum, or of a product, is known if all terms have the same sign.
 _SUMS = frozenset("reduce_sum psum psum_invariant cumsum reduce_window_sum".split())
@@ -49,11 +49,12 @@ def bounds_of(
     if not bounds:
         return UNKNOWN
     first = bounds[0]
-    if name in KEEP_ORDER or name in ("copy", "stop_gradient"):
+    record = primitive(name)
+    if record.ordered or name in ("copy", "stop_gradient"):
         return kept(name, first)
-    if (law := ELEMENTWISE.get(name)) and law.bounds:
-        return law.bounds(first)
-    if name == "convert_element_type" or ((move := MOVES.get(name)) and not move.joins):
+    if record.bounds:
+        return record.bounds(first)
+    if name == "convert_element_type" or (name in MOVES and not record.joins):
         return same(first)
     if name == "integer_pow":
         return powered(first, params["y"])
