@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import dogwood_jax
+from dogwood_jax._program.primitives.table import PRIMITIVES
 
 PACKAGE = Path(dogwood_jax.__file__).parent
 # Each room, or public file, imports only what stands before it.
@@ -112,3 +113,52 @@ def test_one_loop_runs_over_programs():
     }
     others = {"inner", "kernels", "like_layers", "program", "sameness"}
     assert readers == {"_program/interpret.py"} | {f"_program/{name}.py" for name in others}
+
+
+# Where primitives are named outside of their table, and why. Each file answers one question that is
+# its own; what several files want to know is a field of the record.
+NAMED_FOR = {
+    "_widths/rules": "which dimensions of operands and results are the same",
+    "_widths/recipes/rules.py": "what becomes of powers and new entries",
+    "_widths/recipes/numbers.py": "which numbers new entries are",
+    "_widths/recipes/obstacles.py": "which norm keeps new units from being means",
+    "_widths/recipes/states.py": "where constants are the same along a width",
+    "_widths/reads.py": "results of several kinds, such as values and indices",
+    "_widths/attention.py": "scores of attention are contractions of two activations",
+    "_widths/scales.py": "what stands between a sum and a constant that scales it",
+    "_widths/trace.py": "epsilons are small constants that are added",
+    "_judge/primitives.py": "what primitives compute, with NumPy",
+    "_judge/evaluate.py": "how programs inside run, and bits that follow from places",
+    "_judge/resize.py": "which parameters are sizes",
+    "_judge/choices.py": "which sides a choice has, and how one is taken by force",
+    "_judge/seen.py": "into which pieces an operation divides its inputs",
+    "_judge/judge.py": "bits of keys, and integers that ids are compared with",
+    "_judge/watch.py": "how long the tables are that ids look up",
+    "_depth/statistics.py": "a mean that is subtracted",
+    "_plan/own_function.py": "axes that a function splits into sizes of its own",
+    "_optimizer/by_cohort.py": "branches, each with its lanes",
+    "_program/shards.py": "what devices compute together",
+    "_front/rounding.py": "which casts round, and what loops run",
+    "_experts/gates.py": "how gates are computed from logits",
+}
+
+# Names of primitives that are also words, as of a role or a kind.
+WORDS = set(
+    "tile threefry2x32 sqrt scatter copy name add and or not square sign real exp log split round max min sub".split()
+)
+
+
+def test_primitives_are_named_in_their_table():
+    """Only a domain whose own question it is names a primitive besides."""
+    named, table = set(), set(PRIMITIVES) - WORDS
+    for path in PACKAGE.rglob("_*/**/*.py"):
+        file = path.relative_to(PACKAGE).as_posix()
+        if not file.startswith(("_program/primitives/", "keras_h5/")):
+            strings = (
+                node.value
+                for node in ast.walk(ast.parse(path.read_text()))
+                if isinstance(node, ast.Constant) and isinstance(node.value, str)
+            )
+            if any((words := {*text.split()}) and words <= table for text in strings):
+                named.add(next((k for k in NAMED_FOR if file.startswith(k)), file))
+    assert named == set(NAMED_FOR)
