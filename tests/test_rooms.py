@@ -144,7 +144,8 @@ NAMED_FOR = {
 
 # Names of primitives that are also words, as of a role or a kind.
 WORDS = set(
-    "tile threefry2x32 sqrt scatter copy name add and or not square sign real exp log split round max min sub".split()
+    "tile threefry2x32 sqrt scatter copy name add and or not square sign real exp log split round "
+    "max min sub".split()
 )
 
 

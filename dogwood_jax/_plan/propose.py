@@ -74,7 +74,7 @@ class Draft:
         growing = [name for name in sizes if sizes[name] > widths[name].size]
         has_any = any(has_tables(widths[name]) for name in growing)
         # Tables such as 2.0 ** -jnp.arange(heads) stay for old units in a larger model, or change.
-        ways = [False] if self.numbers is None else [True, False] if has_any else [True]
+        ways = [True, False] if has_any and self.numbers is not None else [False]
         for keeps_tables in ways:
             try:
                 found = self._proposal(keeps_tables)

@@ -13,6 +13,7 @@ from math import isclose, isfinite, log
 
 from dogwood_jax._growth.growth import Change
 from dogwood_jax._plan.numbers import Degrees, Numbers
+from dogwood_jax._plan.obstacles import has_tables
 from dogwood_jax._widths.dims import atoms
 from dogwood_jax._widths.recipes.find import Finder
 from dogwood_jax._widths.recipes.states import LargerNetwork
@@ -99,7 +100,7 @@ def solve_recipes(
                 left[index] -= sizes[other] * known[other][index].degree
         larger = LargerNetwork(
             {i: rest / sizes[name] for i, rest in left.items() if abs(rest) > rounding(i)},
-            keeps_tables,
+            keeps_tables and has_tables(widths[name]),
             not changes[name].new % changes[name].old,
         )
         strategy = strategies[name].recipes_for if name in strategies else None
