@@ -4,6 +4,7 @@ import gc
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import jax
@@ -81,7 +82,7 @@ OF_NETWORKS = ("test_trace_growth.py", "test_strategies.py", "test_judge.py")
 # tests of these files whose names begin so.
 QUICK = {
     "test_checkpoint": "a_checkpoint_grows|a_folder|names_map|ready_tables",
-    "test_deepen": "programs_written_by_hand|what_is_not_proved",
+    "test_deepen": "programs_written_by_hand",
     "test_dead": "",
     "test_growth": "",
     "test_judge": "what_pairs_have_found|evidence|the_last_line|new_units_must|a_rule_that",
@@ -98,6 +99,13 @@ QUICK = {
     "test_verify": "a_growth_that|all_outputs|a_value|integers|keys|nothing_hides",
     "test_widen": "new|replicate|zeros|random|copies|both|arguments|flax",
 }
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Does not import files without quick tests where no others are asked for."""
+    is_wanted = collection_path.stem in QUICK or collection_path.name in OF_NETWORKS
+    is_left_out = config.option.markexpr == "quick" and collection_path.is_file() and not is_wanted
+    return True if is_left_out else None  # else pytest decides
 
 
 def is_quick(item: pytest.Item, network: str | None) -> bool:
