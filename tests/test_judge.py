@@ -52,7 +52,13 @@ def test_a_pair_is_accepted_if_and_only_if_outputs_agree(kind: str) -> None:
         assert str(pairs.failure(kind, seed)) == "None"
 
 
-@pytest.mark.parametrize("kind", pairs.KINDS)
+# Some kinds, and the others where slow tests are asked for.
+IN_TWINS = [
+    pytest.param(kind, marks=[pytest.mark.slow] * bool(k % 3)) for k, kind in enumerate(pairs.KINDS)
+]
+
+
+@pytest.mark.parametrize("kind", IN_TWINS)
 def test_a_pair_is_decided_rightly_in_a_twin(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Large pairs are evaluated in small sizes, whatever they hold."""
     monkeypatch.setattr(twin, "_FEW", -1)

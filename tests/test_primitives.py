@@ -204,33 +204,6 @@ def growths(strategy: str, name: str) -> list[tuple[dw.Growth, dict[str, int] | 
     return found
 
 
-@functools.cache
-def outputs_once_grown(name: str) -> dict[str, list[list[Any]]]:
-    """The outputs after all growths by each strategy, from one program: it compiles but once."""
-    example = EXAMPLES[name]
-    ways = [strategy for strategy, other in GROWN if other == name]
-    planned = {
-        strategy: [(growth, sizes) for growth, sizes in growths(strategy, name) if sizes]
-        for strategy in ways
-    }
-    inputs = [
-        [(fresh(name, sizes), example.arguments(**sizes)) for _, sizes in some]
-        for some in planned.values()
-    ]
-
-    def run(parameters: Any, inputs: Any) -> Any:
-        def output(growth: dw.Growth, new: Any, arguments: Any) -> Any:
-            grown = dw.grow(parameters, growth, fresh=new)
-            return jax.tree.leaves(example.apply(grown, *arguments))
-
-        return [
-            [output(growth, *its) for (growth, _), its in zip(some, of_some, strict=True)]
-            for some, of_some in zip(planned.values(), inputs, strict=True)
-        ]
-
-    return dict(zip(ways, jax.jit(run)(example.parameters(), inputs), strict=True))
-
-
 def fresh(name: str, sizes: Mapping[str, int]) -> dict[str, Any]:
     """New parameters, without regard to the ranges of old ones; to draw them compiles for long.
 
@@ -268,11 +241,16 @@ def test_growth_is_exact(strategy: str, name: str) -> None:
         for growth, sizes in planned
         if sizes is None
     ]
-    fitting = [growth for growth, sizes in planned if sizes]
-    for growth, found in zip(fitting, outputs_once_grown(name)[strategy], strict=True):
+    example = EXAMPLES[name]
+    for growth, sizes in planned:
+        if sizes is None:
+            continue
+        # One operation after the other: what is compiled serves other examples, too.
+        grown = dw.grow(example.parameters(), growth, fresh=fresh(name, sizes))
+        found = jax.tree.leaves(example.apply(grown, *example.arguments(**sizes)))
         for new, old in zip(found, outputs(name), strict=True):
             new = np.asarray(new)[tuple(map(slice, old.shape))]
-            if moved := _moved(new, old, EXAMPLES[name].rounding):
+            if moved := _moved(new, old, example.rounding):
                 problems.append(f"{growth.sizes}: {moved}")
     assert not problems, "; ".join(problems)
 

@@ -147,7 +147,7 @@ def test_layers_in_a_scan():
 
 def test_more_copies_of_the_more_useful_experts():
     variables, apply = net.params(3), net.network("top-k, softmax")
-    gradient = jax.grad(loss_of(apply))(variables, TOKENS)
+    gradient = jax.jit(jax.grad(loss_of(apply)))(variables, TOKENS)
     useful = jax.tree.map(jnp.multiply, variables, gradient)
     useful["moe"]["up"] = useful["moe"]["up"].at[1].set(100.0)
     widths = dw.trace(apply, variables, TOKENS)
@@ -421,7 +421,7 @@ def test_experts_beside_an_mlp_begin_with_zero(kind, dispatch):
     assert growth.notes == (
         "moe/router: outputs stay, because the outputs of new experts are zero",
     )
-    gradient = jax.grad(loss_of(new))(grown, TOKENS)["moe"]
+    gradient = jax.jit(jax.grad(loss_of(new)))(grown, TOKENS)["moe"]
     assert jnp.abs(gradient["down"]).max() > 0 and not grown["moe"]["down"].any()
     assert grown["moe"].get("scale", jnp.ones(())).all()  # else neither would ever learn
 
@@ -487,10 +487,10 @@ def test_the_state_is_that_of_the_larger_network(kind):
     """An average of gradients that only holds the last one becomes the larger network's."""
     variables, tx = net.params(3), optax.trace(0.0)
     old, new = (net.network(kind, "ragged_dot", chosen) for chosen in (2, 4))
-    gradient = jax.grad(loss_of(old))(variables, TOKENS)
+    gradient = jax.jit(jax.grad(loss_of(old)))(variables, TOKENS)
     _, state = tx.update(gradient, tx.init(variables))
     growth = dw.upcycle(dw.trace(old, variables, TOKENS), target=shapes(6), target_apply=new)
-    wanted = jax.grad(loss_of(new))(dw.grow(variables, growth), TOKENS)
+    wanted = jax.jit(jax.grad(loss_of(new)))(dw.grow(variables, growth), TOKENS)
     found = dw.grow_opt_state(state, growth, tx).trace
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-13), found, wanted)
 
@@ -498,11 +498,11 @@ def test_the_state_is_that_of_the_larger_network(kind):
 def test_experts_share_the_gradient_of_an_mlp():
     variables, tx = net.params(0, mlp=True), optax.chain(optax.trace(0.0), optax.adam(1e-3))
     old, new = net.network(), net.network("top-k, softmax", "ragged_dot")
-    gradient = jax.grad(loss_of(old))(variables, TOKENS)
+    gradient = jax.jit(jax.grad(loss_of(old)))(variables, TOKENS)
     _, state = tx.update(gradient, tx.init(variables))
     growth = dw.upcycle(dw.trace(old, variables, TOKENS), target=shapes(4), target_apply=new)
     grown = dw.grow(variables, growth, key=jax.random.key(1))
-    wanted = jax.grad(loss_of(new))(grown, TOKENS)["moe"]
+    wanted = jax.jit(jax.grad(loss_of(new)))(grown, TOKENS)["moe"]
     with pytest.warns(UserWarning, match="one step count"):
         momentum, (adam, _) = dw.grow_opt_state(state, growth, tx)
     for name in ("gate", "up", "down"):
