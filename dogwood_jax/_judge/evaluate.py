@@ -225,12 +225,22 @@ def _by_jax(eqn: Any, operands: Sequence[Any]) -> list[Any]:
         for name, value in eqn.params.items()
     }
     with in_64_bits(), jax.default_device(_host()):
+        arrays = [*map(jnp.asarray, operands)]
         try:
-            results = eqn.primitive.bind(*map(jnp.asarray, operands), **params)
-        except Exception:  # a kernel for another device, or a library's own primitive
-            return unknown(eqn, *operands)
+            results = _compiled(eqn.primitive, tuple(params.items()))(*arrays)
+        except Exception:  # it is only known how to run it by itself, or it cannot be hashed
+            try:
+                results = eqn.primitive.bind(*arrays, **params)
+            except Exception:  # a kernel for another device, or a library's own primitive
+                return unknown(eqn, *operands)
         results = results if eqn.primitive.multiple_results else [results]
         return [widened(result) for result in results]
+
+
+@functools.lru_cache(maxsize=256)
+def _compiled(primitive: Any, params: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
+    """Returns a primitive that is compiled once: by itself, ``random_gamma`` compiles each time."""
+    return jax.jit(functools.partial(primitive.bind, **dict(params)))
 
 
 def _host() -> Any:
