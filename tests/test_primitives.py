@@ -21,11 +21,11 @@ from primitive_examples import EXAMPLES, Example, X
 from primitive_examples_elementwise import BINARY, UNARY, WHOLE, primitive_of
 
 import dogwood_jax as dw
-from dogwood_jax._program.inner import equations
 from dogwood_jax._program.interpret import evaluated as evaluated_eqn
 from dogwood_jax._program.primitives.entries import ENTRIES
 from dogwood_jax._program.primitives.table import axes_of, folded, is_linear, primitive
-from dogwood_jax._widths.recipes import rules as _scaling_rules
+from dogwood_jax._program.subprograms import equations
+from dogwood_jax._widths.recipes import powers as _scaling_rules
 from dogwood_jax._widths.rules import registry as _rules
 
 strategies = dw.strategies

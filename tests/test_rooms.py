@@ -111,7 +111,7 @@ def test_one_loop_runs_over_programs():
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute) and node.attr == "eqns"
     }
-    others = {"inner", "kernels", "like_layers", "program", "sameness"}
+    others = {"subprograms", "kernels", "like_layers", "program", "sameness"}
     assert readers == {"_program/interpret.py"} | {f"_program/{name}.py" for name in others}
 
 
@@ -119,11 +119,11 @@ def test_one_loop_runs_over_programs():
 # its own; what several files want to know is a field of the record.
 NAMED_FOR = {
     "_widths/rules": "which dimensions of operands and results are the same",
-    "_widths/recipes/rules.py": "what becomes of powers and new entries",
-    "_widths/recipes/numbers.py": "which numbers new entries are",
-    "_widths/recipes/obstacles.py": "which norm keeps new units from being means",
-    "_widths/recipes/states.py": "where constants are the same along a width",
-    "_widths/reads.py": "results of several kinds, such as values and indices",
+    "_widths/recipes/powers.py": "what becomes of powers and new entries",
+    "_widths/recipes/new_numbers.py": "which numbers new entries are",
+    "_widths/recipes/no_means.py": "which norm keeps new units from being means",
+    "_widths/recipes/reading.py": "where constants are the same along a width",
+    "_widths/weight_reads.py": "results of several kinds, such as values and indices",
     "_widths/attention.py": "scores of attention are contractions of two activations",
     "_widths/scales.py": "what stands between a sum and a constant that scales it",
     "_widths/trace.py": "epsilons are small constants that are added",

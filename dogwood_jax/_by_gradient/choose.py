@@ -62,7 +62,7 @@ def choose(
             f"strategies.{change.strategy}() has nothing to choose; use strategies.zero_outgoing()"
         )
     batch = leaves_by_path(choice.batch)
-    case = _Case(
+    case = _ChoiceCase(
         growth,
         change.width,
         choice.loss,
@@ -117,7 +117,7 @@ def _complain(change: Change, silent: bool, found: bool) -> None:
 
 
 @dataclass(frozen=True)
-class _Case:
+class _ChoiceCase:
     """What is static about a choice.
 
     Attributes:
@@ -151,7 +151,9 @@ def _other(leaves: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
 class _NewUnits:
     """The new units of a width, and the loss as a function of the weights on both sides."""
 
-    def __init__(self, leaves: Mapping[str, Any], batch: Mapping[str, Any], case: _Case) -> None:
+    def __init__(
+        self, leaves: Mapping[str, Any], batch: Mapping[str, Any], case: _ChoiceCase
+    ) -> None:
         # What is chosen is a constant to any derivative that is taken through the growth.
         self.leaves, batch = lax.stop_gradient((dict(leaves), batch))
         self.case = case
@@ -207,7 +209,7 @@ class _NewUnits:
 
 @functools.partial(jax.jit, static_argnames=("case", "epsilon"))
 def _choose_outgoing(
-    leaves: dict[str, Any], batch: dict[str, Any], case: _Case, epsilon: float
+    leaves: dict[str, Any], batch: dict[str, Any], case: _ChoiceCase, epsilon: float
 ) -> tuple[dict[str, Any], Array, Array]:
     """Chooses outgoing weights where incoming ones are zero, or epsilon times what they are.
 
@@ -357,7 +359,7 @@ def _choose_incoming(
     leaves: dict[str, Any],
     others: list[dict[str, Any]],
     batch: dict[str, Any],
-    case: _Case,
+    case: _ChoiceCase,
     ascent: int,
 ) -> tuple[dict[str, Any], Array, Array]:
     """Chooses incoming weights, by the gradient of the outgoing ones, which are zero.

@@ -15,7 +15,7 @@ from dogwood_jax._judge.cause import cause_of
 from dogwood_jax._judge.run import Drawn, run
 from dogwood_jax._judge.seen import differing
 from dogwood_jax._judge.watch import Watch
-from dogwood_jax._program.inner import sub_programs
+from dogwood_jax._program.subprograms import sub_programs
 
 _ONE_BY_ONE = (
     "widths grow, too: grow them first, or insert the layers first, each in a growth of its own"

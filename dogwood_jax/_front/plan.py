@@ -19,8 +19,8 @@ from dogwood_jax._experts.family import Experts
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._heads.family import Heads
 from dogwood_jax._plan.decide import decide
-from dogwood_jax._plan.names import check_names
 from dogwood_jax._plan.request import Request
+from dogwood_jax._plan.sized_names import check_names
 from dogwood_jax._rotary.between import Rotary
 from dogwood_jax._widths.widths import Widths
 from dogwood_jax.strategies import DepthStrategy, Strategy

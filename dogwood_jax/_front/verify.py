@@ -30,9 +30,9 @@ from dogwood_jax._front.inputs import grown_inputs, with_values
 from dogwood_jax._front.mirrored import outputs_to_compare
 from dogwood_jax._front.rounding import changed, eps, nudged, sources, with_nudges
 from dogwood_jax._growth.growth import Growth
-from dogwood_jax._program.inner import equations
 from dogwood_jax._program.primitives.table import primitive
 from dogwood_jax._program.program import Program
+from dogwood_jax._program.subprograms import equations
 
 _NO_VALUES = (
     "verify runs both networks, so it needs values, which jax.jit and other transformations hide: "

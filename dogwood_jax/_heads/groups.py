@@ -364,7 +364,7 @@ def _by_heads(divided: Mapping[str, str]) -> dict[str, list[str]]:
     return found
 
 
-class _Place(NamedTuple):
+class _AxisPlace(NamedTuple):
     """Units on an axis, and the widths before and after them in a product."""
 
     units: Units
@@ -372,13 +372,13 @@ class _Place(NamedTuple):
     after: str | None
 
 
-def _places(layout: Layout) -> Iterator[_Place]:
+def _places(layout: Layout) -> Iterator[_AxisPlace]:
     parts = layout.parts if isinstance(layout, Product) else (layout,)
     for index, part in enumerate(parts):
         if isinstance(part, Units):
             beside = [*parts[max(index - 1, 0) : index], None], [*parts[index + 1 :], None]
             before, after = (p[0].width if isinstance(p[0], Units) else None for p in beside)
-            yield _Place(part, before, after)
+            yield _AxisPlace(part, before, after)
         elif not isinstance(part, Units):
             for inner in part.parts:
                 yield from _places(inner)
@@ -389,7 +389,7 @@ def _dividing(widths: Widths) -> dict[str, str]:
 
     The other one must have places of its own, too, where arrays make its units.
     """
-    places: dict[str, list[_Place]] = {}
+    places: dict[str, list[_AxisPlace]] = {}
     for leaf in widths.leaves:
         for place in (place for axis in leaf.axes for place in _places(axis)):
             places.setdefault(place.units.width, []).append(place)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from dogwood_jax._judge.claim import Side
-from dogwood_jax._judge.hidden import Step, Steps, differ, names
+from dogwood_jax._judge.hidden import EvaluatedStep, Steps, differ, names
 from dogwood_jax._judge.run import Drawn, run
 from dogwood_jax._judge.seen import Operation
 from dogwood_jax._judge.watch import Watch
@@ -36,11 +36,11 @@ def cause_of(old: Side, new: Side, sample: Drawn, *, is_finite: bool) -> str:
     return next((_said(a, b) for a, b in pairs if _begins_to_differ(a, b)), "")
 
 
-def _name(step: Step) -> str:
+def _name(step: EvaluatedStep) -> str:
     return str(Operation(step.eqn, step.callers))
 
 
-def _overflows(step: Step) -> bool:
+def _overflows(step: EvaluatedStep) -> bool:
     """Whether results are not finite although operands are."""
     return all(map(_are_finite, step.operands)) and not all(map(_are_finite, step.results))
 
@@ -50,7 +50,7 @@ def _are_finite(array: Any) -> bool:
     return not is_number or bool(np.isfinite(array).all())
 
 
-def _begins_to_differ(old: Step, new: Step) -> bool:
+def _begins_to_differ(old: EvaluatedStep, new: EvaluatedStep) -> bool:
     """Whether results differ although operands do not, or not but for a number.
 
     Old entries are taken to be the first ones along every axis. So results of another shape are
@@ -75,14 +75,14 @@ def _differ(pair: tuple[Any, Any]) -> bool:
     return np.shape(old) != np.shape(new) or differ(old, new)
 
 
-def _numbers(old: Step, new: Step) -> Iterator[tuple[int, float, float]]:
+def _numbers(old: EvaluatedStep, new: EvaluatedStep) -> Iterator[tuple[int, float, float]]:
     """Yields the numbers among operands that differ, with their places."""
     for place, (a, b) in enumerate(zip(old.operands, new.operands, strict=True)):
         if not np.ndim(a) and not np.ndim(b) and differ(a, b):
             yield place, float(a), float(b)
 
 
-def _said(old: Step, new: Step) -> str:
+def _said(old: EvaluatedStep, new: EvaluatedStep) -> str:
     for _, a, b in _numbers(old, new):
         return f"because {_name(new)} has {b:.6g} instead of {a:.6g}"
     return f"because {_name(new)} is the first to compute something else"

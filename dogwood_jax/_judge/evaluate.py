@@ -26,11 +26,11 @@ from dogwood_jax._judge.primitives import (
     random_bits_alike,
     unknown,
 )
-from dogwood_jax._program.inner import Key, key_of, scan_counts
 from dogwood_jax._program.interpret import called, interpret
+from dogwood_jax._program.subprograms import Key, key_of, scan_counts
 
 
-class Watch(Protocol):
+class Observer(Protocol):
     """Sees an evaluation: numbers of the program as they are read, and operands of equations.
 
     Attributes:
@@ -74,7 +74,7 @@ class Undecided(Exception):
 def evaluate(
     jaxpr: Any,
     arguments: Sequence[Any],
-    watch: Watch | None = None,
+    watch: Observer | None = None,
     draws: frozenset[Key] = frozenset(),
 ) -> list[Any]:
     """Returns the results of a program, as arrays of NumPy.
@@ -123,7 +123,7 @@ def widest(dtype: Any) -> Any:
 
 
 class _Evaluation:
-    def __init__(self, watch: Watch | None, draws: frozenset[Key]) -> None:
+    def __init__(self, watch: Observer | None, draws: frozenset[Key]) -> None:
         self._watch, self._draws = watch, draws
         self._callers: list[Any] = []
 

@@ -16,8 +16,8 @@ import numpy as np
 
 from dogwood_jax._judge.evaluate import again
 from dogwood_jax._judge.seen import Operation
-from dogwood_jax._program.inner import Key, key_of, sub_programs
 from dogwood_jax._program.primitives.table import primitive
+from dogwood_jax._program.subprograms import Key, key_of, sub_programs
 
 # By how much an entry differs, relative to the largest of its array.
 _FAR = 1e-6
@@ -25,7 +25,7 @@ _FAR = 1e-6
 _ROUNDING = 1e-12
 
 
-class Step(NamedTuple):
+class EvaluatedStep(NamedTuple):
     """An equation as it was evaluated.
 
     Attributes:
@@ -45,13 +45,13 @@ class Steps:
     """Writes down an evaluation."""
 
     def __init__(self) -> None:
-        self.found: list[Step] = []
+        self.found: list[EvaluatedStep] = []
 
     def add(
         self, eqn: Any, operands: Sequence[Any], results: Sequence[Any], callers: Sequence[Any]
     ) -> None:
         if not sub_programs(eqn):
-            self.found.append(Step(eqn, (*callers,), [*operands], [*results]))
+            self.found.append(EvaluatedStep(eqn, (*callers,), [*operands], [*results]))
 
 
 class Hidden:
@@ -72,7 +72,7 @@ class Hidden:
         """Returns the operations that hide a difference in all samples."""
         return [one for key, one in self._hidden.items() if key not in self._visible]
 
-    def _compare(self, old: Step, new: Step) -> None:
+    def _compare(self, old: EvaluatedStep, new: EvaluatedStep) -> None:
         for place, (a, b) in enumerate(zip(old.operands, new.operands, strict=True)):
             key = (*key_of(old.eqn, old.callers), place)
             if key not in self._visible and not _is_static(old) and _tells(a, b):
@@ -86,7 +86,7 @@ class Hidden:
         first = self._first.setdefault(key, operand)
         return first.shape != operand.shape or bool((first != operand).any())
 
-    def _shows(self, old: Step, new: Step, place: int) -> bool:
+    def _shows(self, old: EvaluatedStep, new: EvaluatedStep, place: int) -> bool:
         """Whether results differ, or would if only this operand did."""
         if any(map(differ, old.results, new.results)):
             return True
@@ -95,7 +95,7 @@ class Hidden:
         return any(map(_moves, old.results, again(old.eqn, operands)))
 
 
-def _is_static(step: Step) -> bool:
+def _is_static(step: EvaluatedStep) -> bool:
     """Whether an operation hides the same of all inputs, as a slice or a product with zero does."""
     record = primitive(step.eqn.primitive.name)
     takes_some = record.stays and not (record.indexed or record.joins)

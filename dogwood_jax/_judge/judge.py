@@ -23,7 +23,7 @@ from dogwood_jax._base.trees import struct
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._judge.cause import cause_of
 from dogwood_jax._judge.choices import Choices
-from dogwood_jax._judge.claim import Case, Compared, Side
+from dogwood_jax._judge.claim import Case, ComparedOutput, Side
 from dogwood_jax._judge.evaluate import Undecided, evaluate, in_64_bits, widest, words
 from dogwood_jax._judge.gradients import Sample, check_gradients
 from dogwood_jax._judge.hidden import Hidden, Steps, are_apart
@@ -35,14 +35,14 @@ from dogwood_jax._judge.samples import (
     MODES,
     SIGNED,
     SMALL,
-    Family,
+    SampleFamily,
     Samples,
     kinds_of,
     merged_units,
 )
 from dogwood_jax._judge.seen import BRANCHES, Seen, differing, rounding_in
 from dogwood_jax._judge.watch import NUDGE, Watch
-from dogwood_jax._program.inner import Key, entries, equations, every_constant, key_of
+from dogwood_jax._program.subprograms import Key, entries, equations, every_constant, key_of
 
 # How many times as much an entry may move between both networks as by the nudge.
 TIMES = 30.0
@@ -65,7 +65,7 @@ _MORE = 12
 
 
 @dataclass(frozen=True)
-class Difference:
+class Mismatch:
     """A sample in which both networks differ.
 
     Attributes:
@@ -78,7 +78,7 @@ class Difference:
     """
 
     path: str
-    family: Family
+    family: SampleFamily
     place: tuple[int, ...]
     old: complex
     new: complex
@@ -102,7 +102,7 @@ class Verdict:
     """
 
     samples: int = 0
-    difference: Difference | None = None
+    difference: Mismatch | None = None
     largest: float = 0.0
     unshown: tuple[str, ...] = ()
     problem: str | None = None
@@ -144,7 +144,7 @@ def judge(case: Case) -> Verdict:
     return verdict
 
 
-def _families(case: Case) -> Sequence[Family]:
+def _families(case: Case) -> Sequence[SampleFamily]:
     """Returns the kinds of samples; ids beyond tables only where no input or output grows."""
     widths = case.growth.widths
     is_closed = not any(widths[change.width].interface for change in case.growth.changes)
@@ -228,7 +228,7 @@ def _judged(case: Case, *, is_alike: bool = False) -> Verdict:
     steps, its_steps = (Steps(), Steps()) if _can_be_written_down(case) else (None, None)
     is_gated = any(change.strategy.is_gated for change in case.growth.changes)
 
-    def families() -> Iterator[Family]:
+    def families() -> Iterator[SampleFamily]:
         for family in _families(case):
             if not (is_gated and family.old == 1e3):  # gates that saturate are equal
                 yield family
@@ -258,7 +258,7 @@ def _judged(case: Case, *, is_alike: bool = False) -> Verdict:
         for output in case.outputs:
             before, nudged, after = old[output.old], near[output.old], old_part(new, output)
             if not are_alike(before, after):
-                nothing = Difference(output.path, family, (), np.nan, np.nan)
+                nothing = Mismatch(output.path, family, (), np.nan, np.nan)
                 return Verdict(len(counted), nothing)
             moved = np.abs(rounding[output.old] - before) if rounded else 0.0
             counts, differs, relative = compared(before, nudged, after, moved)
@@ -270,7 +270,7 @@ def _judged(case: Case, *, is_alike: bool = False) -> Verdict:
                 place = _first(differs)
                 pair = complex(before[place]), complex(after[place])
                 cause = cause_of(case.old, case.new, counted[-1], is_finite=np.isfinite(pair[1]))
-                return Verdict(len(counted), Difference(output.path, family, place, *pair, cause))
+                return Verdict(len(counted), Mismatch(output.path, family, place, *pair, cause))
             if counts.any():
                 shown.add(output.path)
                 largest = max(largest, float(relative[counts].max()))
@@ -350,7 +350,7 @@ def rounding_of(
     return moved
 
 
-def old_part(results: Sequence[Any], output: Compared) -> Any:
+def old_part(results: Sequence[Any], output: ComparedOutput) -> Any:
     """Returns the old entries of an output of the larger network."""
     found = results[output.new]
     for axis, places in enumerate(output.places):
@@ -553,7 +553,7 @@ def compared(old: Any, near: Any, new: Any, rounding: Any) -> tuple[Any, Any, An
 def finite(
     case: Case,
     samples: Samples,
-    family: Family,
+    family: SampleFamily,
     is_alike: bool = False,
     *,
     seen: Seen | None = None,
@@ -596,7 +596,9 @@ def _is_finite(array: Any) -> bool:
     return not bool(np.isnan(array).any()) and bool(np.isfinite(array).any() or not array.size)
 
 
-def larger_inputs(case: Case, inputs: Sequence[Any], samples: Samples, family: Family) -> list[Any]:
+def larger_inputs(
+    case: Case, inputs: Sequence[Any], samples: Samples, family: SampleFamily
+) -> list[Any]:
     """Returns inputs of the larger network that hold those of the network."""
     if not any(places is not None for axes in case.inputs for places in axes):
         return [*inputs]

@@ -6,7 +6,7 @@ from typing import Any
 
 from dogwood_jax._judge.claim import Side
 from dogwood_jax._judge.evaluate import evaluate
-from dogwood_jax._judge.samples import Family
+from dogwood_jax._judge.samples import SampleFamily
 from dogwood_jax._judge.watch import Watch
 
 
@@ -24,7 +24,7 @@ class Drawn:
         new: its outputs, once they are known.
     """
 
-    family: Family
+    family: SampleFamily
     variables: dict[str, Any]
     inputs: list[Any]
     old: list[Any]
@@ -33,8 +33,7 @@ class Drawn:
     new: list[Any] = field(default_factory=list)
 
 
-def run(side: Side, variables: Mapping[str, Any], inputs: Sequence[Any], watch: Watch | Any) -> Any:
-    """Returns a network's outputs for variables and inputs, as a watch sees them."""
+def run(side: Side, variables: Mapping[str, Any], inputs: Sequence[Any], watch: Any) -> Any:
     """Returns a network's outputs for variables and inputs, as a watch sees them."""
     left = iter(inputs)
     arguments = [next(left) if path is None else variables[path] for path, _ in side.arguments]

@@ -9,8 +9,8 @@ import numpy as np
 from dogwood_jax._judge.choices import FORCED_ROUNDS, Choices, forced
 from dogwood_jax._judge.hidden import Steps
 from dogwood_jax._judge.seen import Seen
-from dogwood_jax._program.inner import Key, key_of
 from dogwood_jax._program.primitives.table import primitive
+from dogwood_jax._program.subprograms import Key, key_of
 
 # By how much every number is nudged, relative to the number.
 NUDGE = 1e-15

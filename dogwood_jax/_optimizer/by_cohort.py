@@ -18,9 +18,9 @@ import numpy as np
 from jax import Array, lax
 
 from dogwood_jax._base.trees import PyTree, leaf_path
-from dogwood_jax._program.inner import sub_programs
 from dogwood_jax._program.interpret import called, evaluated, interpret
 from dogwood_jax._program.primitives.table import axes_of, is_linear, primitive
+from dogwood_jax._program.subprograms import sub_programs
 
 # An axis of an array of the parameters: the array's path, and the number of the axis.
 Tie = tuple[str, int]
@@ -29,7 +29,7 @@ Cohorts = Mapping[str, Sequence[Array]]
 
 
 @dataclass(eq=False, slots=True)
-class _Value:
+class _Lanes:
     """An array of the optimizer's program.
 
     Attributes:
@@ -87,20 +87,20 @@ def updated(
         counts, by path: of all cohorts, or one number if all have the same.
     """
     program, shapes = jax.make_jaxpr(update, return_shape=True)(updates, state, params)
-    values: list[_Value] = []
+    values: list[_Lanes] = []
     for place, tree in enumerate((updates, state, params)):
         for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
             path = leaf_path(keys)
             if place == 1:
-                value = _Value(leaf, ties.get(path, (None,) * np.ndim(leaf)))
+                value = _Lanes(leaf, ties.get(path, (None,) * np.ndim(leaf)))
                 if path in counts:
-                    value = _Value(counts[path].astype(jnp.result_type(leaf)), (), True)
+                    value = _Lanes(counts[path].astype(jnp.result_type(leaf)), (), True)
             else:
-                value = _Value(leaf, _along(path, leaf))
+                value = _Lanes(leaf, _along(path, leaf))
             if place == 2 and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
-                value = _Value(jnp.zeros_like(leaf), value.ties, beside=leaf)
+                value = _Lanes(jnp.zeros_like(leaf), value.ties, beside=leaf)
             values.append(value)
-    reading = _Reading(cohorts)
+    reading = _CohortEvaluation(cohorts)
     results = reading.run(program.jaxpr, program.consts, values)
     shapes_of_updates, shapes_of_state = shapes
     structure: Any = jax.tree.structure(shapes_of_updates)
@@ -133,7 +133,7 @@ def _along(path: str, leaf: Any) -> Ties:
     return tuple((path, axis) for axis in range(len(np.shape(leaf))))
 
 
-class _Reading:
+class _CohortEvaluation:
     """Evaluates programs with lanes for some values.
 
     Args:
@@ -144,16 +144,16 @@ class _Reading:
         self._cohorts = cohorts
         self._numbers: dict[Any, Array] = {}  # of the cohorts of entries, by where they lie
 
-    def run(self, jaxpr: Any, consts: Sequence[Any], values: Sequence[_Value]) -> list[_Value]:
+    def run(self, jaxpr: Any, consts: Sequence[Any], values: Sequence[_Lanes]) -> list[_Lanes]:
         """Returns the values of a program's results."""
 
-        def constant(array: Any, aval: Any) -> _Value:
+        def constant(array: Any, aval: Any) -> _Lanes:
             is_number = isinstance(array, int | float | complex | np.generic)
             return _untied(np.asarray(array, aval.dtype) if is_number else array)
 
         return interpret(jaxpr, consts, values, constant=constant, equation=self._equation)
 
-    def settled(self, value: _Value, path: str, ties: Ties) -> Any:
+    def settled(self, value: _Lanes, path: str, ties: Ties) -> Any:
         """Returns a result's array; each entry comes from the lane of its cohort, if it has any."""
         if not value.is_lanes:
             return value.array
@@ -161,7 +161,7 @@ class _Reading:
             return value.array[self._cohorts[path][0][0]]
         return jnp.broadcast_to(self._merged(value, ties or value.ties, value.shape), value.shape)
 
-    def _equation(self, eqn: Any, values: list[_Value]) -> list[_Value]:
+    def _equation(self, eqn: Any, values: list[_Lanes]) -> list[_Lanes]:
         name, programs = eqn.primitive.name, sub_programs(eqn)
         if name == "cond" and not values[0].is_lanes:
             return self._cond(programs, values)
@@ -174,15 +174,15 @@ class _Reading:
             results = jax.vmap(lambda *arrays: evaluated(eqn, arrays), in_axes=axes)(
                 *(value.total for value in values)
             )
-            return [_Value(array, _ties_of(eqn, values, array[0]), True) for array in results]
+            return [_Lanes(array, _ties_of(eqn, values, array[0]), True) for array in results]
         if any(value.beside is not None for value in values):
             if (parted := _parted(eqn, values)) is not None:
                 return parted
-            values = [_Value(value.total, value.ties) for value in values]
+            values = [_Lanes(value.total, value.ties) for value in values]
         results = evaluated(eqn, [value.array for value in values])
-        return [_Value(array, _ties_of(eqn, values, array)) for array in results]
+        return [_Lanes(array, _ties_of(eqn, values, array)) for array in results]
 
-    def _met(self, eqn: Any, values: list[_Value]) -> list[_Value]:
+    def _met(self, eqn: Any, values: list[_Lanes]) -> list[_Lanes]:
         """Returns operands without lanes, if one of them is laid out like parameters."""
         shape = np.broadcast_shapes(*(value.shape for value in values))
         ties = _joined(values, shape)
@@ -192,13 +192,13 @@ class _Reading:
         return [
             value
             if array is None
-            else _Value(array, ties)
+            else _Lanes(array, ties)
             if array.shape == shape
             else _untied(array)
             for value, array in zip(values, met, strict=True)
         ]
 
-    def _merged(self, lanes: _Value, ties: Ties, shape: tuple[int, ...]) -> Any:
+    def _merged(self, lanes: _Lanes, ties: Ties, shape: tuple[int, ...]) -> Any:
         """Returns an array whose entries each come from the lane of their own cohort."""
         if lanes.each is None:
             lanes.each = [lanes.array[number] for number in range(len(lanes.array))]
@@ -219,22 +219,22 @@ class _Reading:
             merged = jnp.where(self._numbers[key] == number, lane, merged)
         return merged
 
-    def _cond(self, programs: Sequence[Any], values: Sequence[_Value]) -> list[_Value]:
+    def _cond(self, programs: Sequence[Any], values: Sequence[_Lanes]) -> list[_Lanes]:
         """Evaluates branches, of which each may have lanes and what is beside them."""
         index, *operands = values
         shapes = [(v.array, v.beside) for v in operands]
-        found: list[list[_Value]] = []
+        found: list[list[_Lanes]] = []
 
-        def entered(arrays: Any) -> list[_Value]:
+        def entered(arrays: Any) -> list[_Lanes]:
             return [
-                _Value(array, value.ties, value.is_lanes, beside)
+                _Lanes(array, value.ties, value.is_lanes, beside)
                 for (array, beside), value in zip(arrays, operands, strict=True)
             ]
 
         for jaxpr, consts in programs:
 
             def noted(arrays: Any, jaxpr: Any = jaxpr, consts: Any = consts) -> Any:
-                found.append(_Reading(self._cohorts).run(jaxpr, consts, entered(arrays)))
+                found.append(_CohortEvaluation(self._cohorts).run(jaxpr, consts, entered(arrays)))
                 return [value.array for value in found[-1]]
 
             jax.eval_shape(noted, shapes)
@@ -248,7 +248,7 @@ class _Reading:
             def run(arrays: Any) -> Any:
                 left = []
                 for value, is_lanes, beside in zip(
-                    _Reading(self._cohorts).run(jaxpr, consts, entered(arrays)),
+                    _CohortEvaluation(self._cohorts).run(jaxpr, consts, entered(arrays)),
                     lanes,
                     besides,
                     strict=True,
@@ -267,7 +267,7 @@ class _Reading:
             max((v.ties for v in each), key=lambda ties: sum(map(bool, ties))) for each in results
         ]
         return [
-            _Value(array, own, is_lanes, beside)
+            _Lanes(array, own, is_lanes, beside)
             for (array, beside), own, is_lanes in zip(arrays, ties, lanes, strict=True)
         ]
 
@@ -276,11 +276,11 @@ def _how_many(ties: Ties) -> int:
     return sum(tie is not None for tie in ties)
 
 
-def _untied(array: Any) -> _Value:
-    return _Value(array, (None,) * np.ndim(array))
+def _untied(array: Any) -> _Lanes:
+    return _Lanes(array, (None,) * np.ndim(array))
 
 
-def _parted(eqn: Any, values: Sequence[_Value]) -> list[_Value] | None:
+def _parted(eqn: Any, values: Sequence[_Lanes]) -> list[_Lanes] | None:
     """Returns the result of an operation that is linear in what lies beside its operands."""
     name, arrays = eqn.primitive.name, [value.array for value in values]
     besides = [value.beside for value in values]
@@ -305,10 +305,10 @@ def _parted(eqn: Any, values: Sequence[_Value]) -> list[_Value] | None:
     else:
         return None
     array = bound(*arrays)
-    return [_Value(array, _ties_of(eqn, values, array), beside=jnp.broadcast_to(beside, shape))]
+    return [_Lanes(array, _ties_of(eqn, values, array), beside=jnp.broadcast_to(beside, shape))]
 
 
-def _joined(values: Sequence[_Value], shape: tuple[int, ...]) -> Ties:
+def _joined(values: Sequence[_Lanes], shape: tuple[int, ...]) -> Ties:
     """Returns where the axes of an elementwise operation's result lie."""
     ties: list[Tie | None] = [None] * len(shape)
     for value in values:
@@ -318,7 +318,7 @@ def _joined(values: Sequence[_Value], shape: tuple[int, ...]) -> Ties:
     return tuple(ties)
 
 
-def _ties_of(eqn: Any, values: Sequence[_Value], result: Any) -> Ties:
+def _ties_of(eqn: Any, values: Sequence[_Lanes], result: Any) -> Ties:
     """Returns where the axes of a result lie; None for those of which it is not known."""
     shapes = [value.shape for value in values]
     axes = axes_of(eqn.primitive.name, eqn.params, shapes, np.shape(result)) if values else None

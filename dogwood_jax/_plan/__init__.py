@@ -18,14 +18,14 @@ comes a growth.
 | ``notes`` | what a caller has to mind of a change |
 | ``copies`` | units that are copied with all that belongs to them, such as experts |
 | ``target`` | the sizes of widths, from the shapes of a larger model's arrays |
-| ``names`` | names of arrays that carry sizes, which look like new layers |
+| ``sized_names`` | names of arrays that carry sizes, which look like new layers |
 | ``larger`` | the larger network's own program, where there is one |
 | ``shown`` | whether an evaluation shows that outputs stay, and of which larger program |
 | ``own_function`` | the network's own function in other sizes, or why it does not take them |
 | ``fewer_layers`` | a deep network with fewer layers, to ask its own function at less cost |
 | ``by_few_layers`` | the growth of a deep network, planned with few layers of both networks |
 | ``numbers`` | the numbers that two programs multiply by |
-| ``solved`` | recipes that make up for the numbers of one larger model |
+| ``recipes_for_larger`` | recipes that make up for the numbers of one larger model |
 
 Where to add: a reason to refuse a growth is a hazard that ``trace`` notes at the width.
 ``obstacles`` asks the strategy whether the hazard matters to it.

@@ -9,7 +9,7 @@ from dogwood_jax._plan.asked import Asked
 from dogwood_jax._plan.constants import unlike
 from dogwood_jax._plan.numbers import Numbers
 from dogwood_jax._plan.obstacles import IN_LARGER_MODEL, MULTIPLES, doubts, refusals
-from dogwood_jax._plan.solved import Solved, solve_recipes
+from dogwood_jax._plan.recipes_for_larger import Solved, solve_recipes
 from dogwood_jax._widths.reasons import kind_of
 from dogwood_jax._widths.widths import Recipe, Width
 from dogwood_jax.strategies import Strategy

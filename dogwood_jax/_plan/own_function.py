@@ -19,8 +19,8 @@ from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._judge.resize import CannotResize, in_sizes
 from dogwood_jax._modules.resizing import Resizing, says_numbers
 from dogwood_jax._plan.fewer_layers import read_so_far
-from dogwood_jax._program.inner import equations
 from dogwood_jax._program.program import Program
+from dogwood_jax._program.subprograms import equations
 from dogwood_jax._widths.trace import Traced
 from dogwood_jax._widths.widths import Widths
 

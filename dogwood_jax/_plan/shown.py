@@ -22,7 +22,7 @@ from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._judge.judge import Verdict, judge, spot
 from dogwood_jax._judge.resize import CannotResize
-from dogwood_jax._judge.twin import CannotShrink, Larger, claim, is_bearable
+from dogwood_jax._judge.twin import CannotShrink, LargerProgram, claim, is_bearable
 from dogwood_jax._modules.resizing import says_numbers
 from dogwood_jax._plan.family import Family
 from dogwood_jax._plan.fewer_layers import FewerLayers, fewer_layers
@@ -342,7 +342,7 @@ def _judged(
     ways = [way for one in families for way in one.choices(growth, its, as_it_is=as_it_is)]
     for choices in ways or [()]:
         try:
-            found.append(_verdict_on(growth, Larger(its, numbers, choices), is_doubtful))
+            found.append(_verdict_on(growth, LargerProgram(its, numbers, choices), is_doubtful))
         except (CannotShrink, CannotResize) as error:
             problem = problem or error
         else:
@@ -353,7 +353,9 @@ def _judged(
     return max(found, key=lambda pair: pair[0].samples)  # the one that is equal for longest
 
 
-def _verdict_on(growth: Growth, larger: Larger, is_doubtful: bool) -> tuple[Verdict, Evidence]:
+def _verdict_on(
+    growth: Growth, larger: LargerProgram, is_doubtful: bool
+) -> tuple[Verdict, Evidence]:
     traced = _traced(growth)
     case = claim(growth, traced, larger)
     verdict = judge(case)

@@ -2,8 +2,8 @@
 
 In comes a function with the shapes of its variables and inputs. Out comes a ``Program`` (in
 ``program``): equations, with the paths of arguments and results. ``interpret`` is the one loop over
-these equations. Each question about a program gives this loop functions of its own. ``inner`` finds
-the programs inside of equations.
+these equations. Each question about a program gives this loop functions of its own.
+``subprograms`` finds the programs inside of equations.
 
 ``like_layers`` finds layers that are like each other, and leaves some out of a program.
 ``sameness`` says which equations do the same. ``kernels`` puts functions of JAX in the place of

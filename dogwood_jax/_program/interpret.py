@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 import jax.extend.core as jex
 
-from dogwood_jax._program.inner import sub_programs
 from dogwood_jax._program.primitives.table import primitive
+from dogwood_jax._program.subprograms import sub_programs
 
 V = TypeVar("V")
 

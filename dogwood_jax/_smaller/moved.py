@@ -18,7 +18,7 @@ from dogwood_jax._judge.claim import Case
 from dogwood_jax._judge.evaluate import Undecided, widened
 from dogwood_jax._judge.judge import compared, finite, grown, rounded_in_one
 from dogwood_jax._judge.run import run
-from dogwood_jax._judge.samples import FAMILIES, Arguments, Family, Samples
+from dogwood_jax._judge.samples import FAMILIES, Arguments, SampleFamily, Samples
 from dogwood_jax._judge.watch import NUDGE, Watch
 
 Values = Mapping[str, Any]
@@ -34,7 +34,7 @@ class _OfNetwork(Samples):
     values: Values = field(default_factory=dict)
 
     def variables(
-        self, arguments: Arguments, family: Family, *, new: bool = False
+        self, arguments: Arguments, family: SampleFamily, *, new: bool = False
     ) -> dict[str, Any]:
         return {**self.values}
 

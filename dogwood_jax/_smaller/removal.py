@@ -8,11 +8,11 @@ import jax
 from dogwood_jax._base.trees import PyTree, arrays_of, is_traced, leaves_by_path, mirrors, struct
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Growth
-from dogwood_jax._judge.claim import Case, Compared, Side
+from dogwood_jax._judge.claim import Case, ComparedOutput, Side
 from dogwood_jax._judge.resize import CannotResize, in_sizes
 from dogwood_jax._plan.own_function import Rejected, own_program
-from dogwood_jax._program.inner import entries
 from dogwood_jax._program.program import Program
+from dogwood_jax._program.subprograms import entries
 from dogwood_jax._smaller.constant_units import Folded
 from dogwood_jax._smaller.moved import moved
 from dogwood_jax._widths.widths import Network, Widths
@@ -99,14 +99,14 @@ def _side(growth: Growth) -> Side | None:
     return Side(jaxpr, [*zip(paths, structs, strict=True)], program.results)
 
 
-def _outputs(old: Side, new: Side) -> list[Compared]:
+def _outputs(old: Side, new: Side) -> list[ComparedOutput]:
     """Returns the outputs of both. New values of variables lose units as the variables do."""
     shapes = _shapes(old)
     leaves = {path: tuple(array.shape) for path, array in old.arguments if path is not None}
     of_variables, theirs = mirrors(shapes, leaves), _shapes(new)
     places = {path: place for place, path in enumerate(new.results)}
     return [
-        Compared(path, place, places[path])
+        ComparedOutput(path, place, places[path])
         for place, path in enumerate(old.results)
         if path in places
         if path not in of_variables or shapes[path] == theirs[path]

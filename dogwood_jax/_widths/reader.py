@@ -14,9 +14,9 @@ from dogwood_jax._program.primitives.table import primitive
 from dogwood_jax._widths.dims import Dim
 from dogwood_jax._widths.positions import of_constant
 from dogwood_jax._widths.quantized import check_read
-from dogwood_jax._widths.reads import note
 from dogwood_jax._widths.rules.registry import RULES, Rule, unknown
 from dogwood_jax._widths.values import SINGLE_PRECISION, Made, Sized, Table, Trace, Value
+from dogwood_jax._widths.weight_reads import note
 
 _UNSCALED: dict[str, Any] = {"scale": 1.0, "rounding": SINGLE_PRECISION}
 

@@ -36,8 +36,8 @@ from dogwood_jax._widths.dims import Dim, hand_down, unify
 from dogwood_jax._widths.naming import laid_out, module_of, names_of
 from dogwood_jax._widths.quantized import is_quantized, note_quantized
 from dogwood_jax._widths.reader import run
-from dogwood_jax._widths.recipes.find import find_recipes
-from dogwood_jax._widths.recipes.states import LARGEST_EPSILON
+from dogwood_jax._widths.recipes.reading import LARGEST_EPSILON
+from dogwood_jax._widths.recipes.search import find_recipes
 from dogwood_jax._widths.roles import Roles
 from dogwood_jax._widths.rules import axes, control, elementwise, lookup, sums  # noqa: F401
 from dogwood_jax._widths.scales import check_lone_scales, check_scales

@@ -13,7 +13,7 @@ import numpy as np
 from dogwood_jax._program.primitives.intervals import (
     UNKNOWN,
     Bounds,
-    Compared,
+    Comparison,
     at,
     negative,
     of_sign,
@@ -67,7 +67,7 @@ def bounds_of(
     if name == "ne" and operands[0] is operands[1]:
         return at(0.0)  # no number differs from itself, but NaN, which nothing makes here
     if name in ("lt", "le", "gt", "ge") and bounds[1].number is not None:
-        return Bounds(0, 1, Compared(name, operands[0], bounds[1].number))
+        return Bounds(0, 1, Comparison(name, operands[0], bounds[1].number))
     if name in _COMPARISONS:
         return Bounds(0, 1)
     if name in ("and", "or", "xor", "not") and all(0 <= b.low and b.high <= 1 for b in bounds):

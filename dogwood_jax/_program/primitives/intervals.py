@@ -24,7 +24,7 @@ class Bounds(NamedTuple):
 
     low: float = -inf
     high: float = inf
-    compared: "Compared | None" = None
+    compared: "Comparison | None" = None
 
     @property
     def number(self) -> float | None:
@@ -32,7 +32,7 @@ class Bounds(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
+class Comparison:
     """A comparison of an array with a number.
 
     Attributes:

@@ -7,7 +7,7 @@ scaled one by one, or go through a function that is not linear, they cannot be.
 from collections.abc import Mapping, Sequence
 
 from dogwood_jax._program.primitives.table import primitive
-from dogwood_jax._widths.recipes.states import Reading
+from dogwood_jax._widths.recipes.reading import Reading
 from dogwood_jax._widths.values import Step, Value
 
 _WRITES = "the norm that scales by {} writes some of its units"

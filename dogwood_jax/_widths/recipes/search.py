@@ -29,10 +29,10 @@ from dogwood_jax import strategies
 from dogwood_jax._program.primitives.table import primitive
 from dogwood_jax._widths.dims import Dim, atoms
 from dogwood_jax._widths.layout import Layout, Role, units_along, units_of
-from dogwood_jax._widths.recipes.numbers import with_numbers
-from dogwood_jax._widths.recipes.obstacles import obstacle
-from dogwood_jax._widths.recipes.rules import states_of
-from dogwood_jax._widths.recipes.states import (
+from dogwood_jax._widths.recipes.new_numbers import with_numbers
+from dogwood_jax._widths.recipes.no_means import obstacle
+from dogwood_jax._widths.recipes.powers import states_of
+from dogwood_jax._widths.recipes.reading import (
     Ambiguous,
     Filling,
     LargerNetwork,

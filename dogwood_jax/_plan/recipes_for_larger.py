@@ -15,8 +15,8 @@ from dogwood_jax._growth.growth import Change
 from dogwood_jax._plan.numbers import Degrees, Numbers
 from dogwood_jax._plan.obstacles import has_tables
 from dogwood_jax._widths.dims import atoms
-from dogwood_jax._widths.recipes.find import Finder
-from dogwood_jax._widths.recipes.states import LargerNetwork
+from dogwood_jax._widths.recipes.reading import LargerNetwork
+from dogwood_jax._widths.recipes.search import Finder
 from dogwood_jax._widths.widths import Recipe, Widths
 from dogwood_jax.strategies import Strategy
 

@@ -13,7 +13,7 @@ import numpy as np
 from dogwood_jax._program.primitives.moves import MOVES
 from dogwood_jax._program.primitives.table import functions, keeps_numbers, primitive
 from dogwood_jax._widths.dims import Dim
-from dogwood_jax._widths.recipes.states import Along, NoRecipe, Reading, State, plus
+from dogwood_jax._widths.recipes.reading import Along, NoRecipe, Reading, State, plus
 from dogwood_jax._widths.values import Step, Value
 
 Rule = Callable[[Reading, Step], Sequence[State]]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dogwood_jax._program.primitives.table import folded, keeps_numbers, primitive
-from dogwood_jax._widths.recipes.states import Along, Reading, State
+from dogwood_jax._widths.recipes.reading import Along, Reading, State
 from dogwood_jax._widths.values import Step, Value
 
 
