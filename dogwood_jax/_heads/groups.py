@@ -268,10 +268,14 @@ def single_heads_grow(widths: Widths, larger: Larger) -> bool:
     shapes = larger.shapes
     its = {} if larger.widths is None else {leaf.path: leaf for leaf in larger.widths.leaves}
     leaves = {leaf.path: leaf for leaf in widths.leaves}
-    beside = {leaf.path for leaf in leaves.values() if any(map(_counts_heads, leaf.axes))}
+    beside = {
+        leaf.path
+        for leaf in leaves.values()
+        if any(_counts_heads(widths, axis) for axis in leaf.axes)
+    }
     for width in widths.values():
         made = {place.path for place in width.occurrences if place.role != "outgoing"}
-        if not (width.name.endswith("[head_dim]") and made & beside):
+        if not (width.label == "head_dim" and made & beside):
             continue
         for path in made - beside:
             leaf = leaves[path]
@@ -279,7 +283,7 @@ def single_heads_grow(widths: Widths, larger: Larger) -> bool:
                 if new > old and (old == 1 or width.name in {u.width for u in units_of(axis)}):
                     return True
     return any(
-        new > old and _holds_single_heads(axis) and isinstance(new_axis, Concat)
+        new > old and _holds_single_heads(widths, axis) and isinstance(new_axis, Concat)
         for leaf in leaves.values()
         for axis, new_axis, old, new in zip(
             leaf.axes,
@@ -300,13 +304,14 @@ def interleaved_heads(widths: Widths, larger: Larger) -> Iterator[str]:
     """
     shapes = {leaf.path: leaf.shape for leaf in widths.leaves}
     found: dict[str, str] = {}
-    for leaf in (*widths.leaves, *(larger.widths.leaves if larger.widths else ())):
+    of_both = [widths] if larger.widths is None else [widths, larger.widths]
+    for its, leaf in ((one, leaf) for one in of_both for leaf in one.leaves):
         axes = zip(leaf.axes, shapes.get(leaf.path, ()), _shape(larger.shapes, leaf), strict=False)
         for number, (axis, old, new) in enumerate(axes):
             parts = axis.parts if isinstance(axis, Product) else ()
             for heads, inner in pairwise(parts) if new > old else ():
-                labels = {units.width.rpartition("[")[2] for units in units_of(inner)}
-                if isinstance(heads, Units) and isinstance(inner, Concat) and "groups]" in labels:
+                labels = {its[units.width].label for units in units_of(inner)}
+                if isinstance(heads, Units) and isinstance(inner, Concat) and "groups" in labels:
                     found.setdefault(f"{leaf.path}[{number}]", str(axis))
     for place, layout in found.items():
         yield (
@@ -320,20 +325,20 @@ def _shape(shapes: Mapping[str, Any], leaf: Leaf) -> tuple[int, ...]:
     return tuple(shapes[leaf.path].shape) if leaf.path in shapes else ()
 
 
-def _holds_single_heads(layout: Layout) -> bool:
+def _holds_single_heads(widths: Widths, layout: Layout) -> bool:
     """Whether an axis holds queries of several heads beside keys or values of a single one."""
     parts = layout.parts if isinstance(layout, Concat) else ()
-    dims = {u.width for part in parts if _counts_heads(part) for u in units_of(part)}
+    dims = {u.width for part in parts if _counts_heads(widths, part) for u in units_of(part)}
     return any(
-        units.width in dims and units.width.endswith("[head_dim]")
+        units.width in dims and widths[units.width].label == "head_dim"
         for part in parts
-        if not _counts_heads(part)
+        if not _counts_heads(widths, part)
         for units in units_of(part)
     )
 
 
-def _counts_heads(layout: Layout) -> bool:
-    return any(units.width.endswith("[heads]") for units in units_of(layout))
+def _counts_heads(widths: Widths, layout: Layout) -> bool:
+    return any(widths[units.width].label == "heads" for units in units_of(layout))
 
 
 def divided(widths: Widths) -> dict[str, str]:

@@ -65,7 +65,7 @@ def fewer(width: Width, new: int) -> list[str]:
         return []
     return [
         f"{width.name}: {new} units are fewer than today's {width.size}; growing never drops "
-        f"units; say which ones stay with keep=, or use dw.narrow{of_heads(width.name)}"
+        f"units; say which ones stay with keep=, or use dw.narrow{of_heads(width)}"
     ]
 
 
