@@ -1,8 +1,8 @@
 """Whether a growth keeps what a network computes, decided by evaluation: ``judge``.
 
 In come two programs and a growth between them. Out comes a verdict. Rules propose growths, and this
-room decides: it evaluates both programs on random numbers, and knows nothing of what primitives
-mean.
+room decides: it evaluates both programs on random numbers, and uses none of what rules say of
+primitives.
 
 | file | what it does |
 |---|---|

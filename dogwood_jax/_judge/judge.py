@@ -1,7 +1,8 @@
 """Decides by evaluation whether a growth keeps what a network computes: ``judge``.
 
 Both networks are evaluated on random numbers in float64. The variables of the larger one come from
-``grow``, so the judge checks the plan and its execution. It knows nothing of what primitives mean.
+``grow``, so the judge checks the plan and its execution. It uses none of what rules say of
+primitives.
 
 Rounding grows with depth. So the network is evaluated a second time with every number nudged by
 1e-15, and an entry differs if it moves by more than 30 times as much as by the nudge.

@@ -871,15 +871,15 @@ def _grow_in_rounds(
 
 def _without_names(known: Sequence[_KnownField]) -> tuple[_KnownField, ...]:
     """Returns arrays of the state with numbers for names."""
-    tree_of_indices = []
+    numbered = []
     for number, one in enumerate(known):
         name, field = str(number), one.field
         leaf = Leaf(name, field.leaf.shape, ())
         stack = one.stack and replace(one.stack, path=name, source=name)
         field = replace(field, group=name, inner=name, leaf=leaf)
         scale = one.scale and f"scale of {name}"
-        tree_of_indices.append(replace(one, field=field, stack=stack, scale=scale))
-    return tuple(tree_of_indices)
+        numbered.append(replace(one, field=field, stack=stack, scale=scale))
+    return tuple(numbered)
 
 
 @functools.partial(jax.jit, static_argnames=("known", "second_moment", "where"))

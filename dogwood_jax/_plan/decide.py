@@ -26,7 +26,7 @@ from dogwood_jax._plan.propose import Proposal, draft
 from dogwood_jax._plan.removals import NO_MERGE
 from dogwood_jax._plan.request import Request
 from dogwood_jax._plan.shown import Unshown, first_shown, fitting, shown, shown_by
-from dogwood_jax._plan.sizes import has_more_layers, in_sizes, ways_out
+from dogwood_jax._plan.sizes import has_more_layers, target_in_sizes, ways_out
 from dogwood_jax._widths.by_analogy import NotAlike
 from dogwood_jax.strategies import Strategy
 
@@ -44,7 +44,7 @@ def decide(request: Request) -> Growth:
     """
     structure = None if request.target is None else jax.tree.structure(request.target)
     if request.target is None and request.target_apply is not None:
-        target, sizes = in_sizes(request.widths, request.sizes)
+        target, sizes = target_in_sizes(request.widths, request.sizes)
         request = replace(request, target=target, sizes=sizes)
     return replace(_decided(request), structure=structure)
 

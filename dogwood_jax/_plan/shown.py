@@ -200,9 +200,9 @@ def shown(
         Unshown: if the network's own function takes the new sizes and computes something else.
         ValueError: if nothing shows that outputs stay.
     """
-    few = known = _with_program(growth, network)
-    fewer, own = fewer_layers(known.widths, known.sizes), None
-    unshown = Unshown((), is_evaluated=False)
+    known = _with_program(growth, network)
+    fewer = fewer_layers(known.widths, known.sizes)
+    unshown, few, own = Unshown((), is_evaluated=False), known, None
     for few, own in _own_programs(known, target, fewer):
         if isinstance(own, Rejected):
             break
@@ -216,37 +216,58 @@ def shown(
             return replace(growth, evidence=evidence)
         _check_gradients(verdict)
         unshown = Unshown([*reasons(verdict)], is_evaluated=True)
-    rejected, own = (own, None) if isinstance(own, Rejected) else (None, own)
-    if is_doubtful:
-        if own is not None:
+    if isinstance(own, Program):
+        if is_doubtful or not _follows_configuration(few, own, target):
             raise unshown
+    elif is_doubtful:
         raise Refused([])
-    if own is None and fewer is not None:
+    elif fewer is not None:
         few = replace(known, widths=fewer.read)
-    traced = _traced(few)
-    numbers = dict(_numbers(few, traced))
     try:
-        is_noted = target is not None and _are_noted(few, traced)
-        sizes = GrownSizes(few.widths, few.sizes)
-        if own is not None and not is_noted and not holds_sizes(own, traced, sizes):
-            raise unshown
-        verdict, evidence = _judged(few, None, families, numbers)
-        is_own = bool(numbers) and target is None
-        other = _judged(few, None, families, _of_epsilons(few, traced))[0] if is_own else verdict
+        evidence = _rewritten(few, target, families)
     except (CannotShrink, CannotResize) as error:
-        if own is not None:
+        if isinstance(own, Program):
             raise unshown from error
-        problem = _NOT_EVALUATED.format(error)
-        raise Refused([problem]) from error
+        raise Refused([_NOT_EVALUATED.format(error)]) from error
+    is_checked = isinstance(own, Rejected) and own.is_checked
+    if target is None and not is_checked:
+        growth = replace(growth, notes=(*growth.notes, KNOWS_SIZES))
+    return replace(growth, evidence=evidence)
+
+
+def _follows_configuration(growth: Growth, own: Program, target: PyTree) -> bool:
+    """Whether a larger model may be another function, made from another configuration.
+
+    Then the network's own function says nothing of the larger model.
+    """
+    traced = _traced(growth)
+    if target is not None and _are_noted(growth, traced):
+        return True
+    try:
+        return holds_sizes(own, traced, GrownSizes(growth.widths, growth.sizes))
+    except CannotResize:
+        return False
+
+
+def _rewritten(growth: Growth, target: PyTree, families: Sequence[Family]) -> Evidence:
+    """Returns what the network's program shows, written again in the new sizes.
+
+    Raises:
+        Refused: if outputs change, or nothing shows that they stay.
+        CannotShrink, CannotResize: if it cannot be evaluated.
+    """
+    traced = _traced(growth)
+    numbers = dict(_numbers(growth, traced))
+    verdict, evidence = _judged(growth, None, families, numbers)
+    other = verdict
+    if numbers and target is None:
+        other, _ = _judged(growth, None, families, _of_epsilons(growth, traced))
     if not verdict.is_shown:
         _check_gradients(verdict)
         raise contradicted("in these sizes, the network", [*reasons(verdict)])
     if not other.is_shown:
-        raise Refused(_readings(few, traced))
-    knows_sizes = own is not None or (rejected is not None and not rejected.is_checked)
-    if knows_sizes and target is None:
-        growth = replace(growth, notes=(*growth.notes, KNOWS_SIZES))
-    return replace(growth, evidence=evidence)
+        raise Refused(_readings(growth, traced))
+    return evidence
 
 
 def fitting(growth: Growth) -> Growth:

@@ -103,7 +103,7 @@ def _meets_numbers(asked: Asked) -> bool:
     )
 
 
-def in_sizes(widths: Widths, sizes: Mapping[Any, int]) -> tuple[PyTree, Mapping[str, int]]:
+def target_in_sizes(widths: Widths, sizes: Mapping[Any, int]) -> tuple[PyTree, Mapping[str, int]]:
     """Returns the network's variables in other sizes, to be a target, and the sizes of all widths.
 
     Args:

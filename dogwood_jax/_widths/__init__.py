@@ -21,9 +21,11 @@ known of each value), ``layout`` (how units lie along an axis), ``reasons`` (why
 grow: sentences with a kind), ``scales`` (constants that look computed from a size), ``positions``
 (tables along a width) and ``attention``.
 
-Where to add: a primitive is one function in ``rules/`` and one example in the tests. Widths that
-meet a primitive without a rule cannot grow. For recipes, the primitive needs one more function, in
-``recipes/powers``. A width that runs along arrays of a primitive without that has no recipe.
+Where to add: a function of single entries needs no rule, only a record in
+``_program/primitives``. Another primitive is one function in ``rules/`` and one example in the
+tests. Widths that meet a primitive without a rule cannot grow. For recipes, the primitive needs one
+more function, in ``recipes/powers``. A width that runs along arrays of a primitive without that has
+no recipe.
 """
 
 # Pickles of version 0.1.0 look for these classes here, by these names.

@@ -13,21 +13,22 @@
 
 Where to add: say that JAX gets a primitive ``halve``, which divides each entry by two.
 
-1. Its record is one line in ``entries``. Zero stays zero, a sum becomes the sum of the halves, and
-   a factor stays the factor::
+1. Its record is one line in ``entries``. A sum becomes the sum of the halves, and a factor stays
+   the factor::
 
-       "halve": _linear(degree=1.0, fold=lambda x: x / 2, bounds=same),
+       "halve": _linear(degree=1.0, bounds=monotone(lambda x: x / 2)),
 
-2. Its example is one line in ``tests/primitive_examples_elementwise``::
+2. Its example is one line of ``UNARY`` in ``tests/primitive_examples_elementwise``: the function
+   and the range of numbers that it is tried with::
 
-       "halve": of_one(lax.halve),
+       "halve": (lax.halve, -3, 3),
 
 That is all. ``trace`` reads widths through it, because units stay units where each entry is a
 function of the entry at its place. Recipes take factors through it, optimizer states follow it, and
-the judge evaluates it with JAX. The test of all examples checks the record against JAX: whether the
-function is linear, what becomes of zero and of a factor, and that growths are exact.
+the judge evaluates it with JAX. The tests of all examples check the record against JAX: whether the
+function is linear, what becomes of zero and of a factor, its bounds, and that growths are exact.
 
 What a record does not state counts as not true. So a missing fact may refuse a growth, but never
-makes a wrong one. A primitive that is none of these kinds, such as a new loop, needs a rule in
+makes a wrong one. A primitive of another kind, such as a new loop, also needs a rule in
 ``_widths/rules`` that says which dimensions are the same.
 """

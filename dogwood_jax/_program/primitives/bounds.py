@@ -1,6 +1,6 @@
 """What primitives do to bounds: ``bounds_of``.
 
-``elementwise`` says it for functions of one operand. Here are the functions that need their
+``entries`` says it for functions of one operand. Here are the functions that need their
 parameters, or several operands.
 """
 
