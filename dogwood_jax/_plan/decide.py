@@ -217,8 +217,12 @@ def _by_other_recipes(request: Request, found: Proposal) -> Growth:
 def _contradiction(request: Request, found: Proposal, unshown: Unshown) -> Refused:
     if found.copies is not None:
         way_out = found.copies.way_out
-    else:
-        way_out = ITS_OWN_NUMBERS if request.merge is None else NO_MERGE
+    elif request.merge is not None:
+        way_out = NO_MERGE
+    elif request.target is not None:
+        way_out = ITS_OWN_NUMBERS
+    else:  # the network's own function has been asked with rescaled arrays already
+        way_out = ANOTHER
     reasons = [f"{reason}; {way_out}" for reason in unshown.args]
     its = Contradicted(reasons)
     if unshown.is_evaluated:
