@@ -250,6 +250,17 @@ def test_plan_copies_experts_where_outputs_stay(dispatch):
         dw.plan(widths, {names[0]: 6})
 
 
+def test_all_copies_are_chosen_before_one_of_them_is():
+    """Outputs stay in both ways. By sizes, the first is planned."""
+    variables, old = net.params(3), net.network("sigmoid", chosen=1)
+    widths = dw.trace(old, variables, TOKENS)
+    names = [widths.of("moe/router/kernel", 1).name, widths.of("moe/up", 0).name]
+    growth = dw.plan(widths, dict.fromkeys(names, 6))
+    assert "outputs stay if the larger model chooses 2 of 6 experts" in growth.notes[0]
+    new = net.network("sigmoid", chosen=2)
+    assert moved(old, variables, new, dw.grow(variables, growth)) < 1e-12
+
+
 @pytest.mark.parametrize("dispatch", ["einsum", "ragged_dot", "ragged_dot with a scale"])
 def test_more_and_wider_experts_in_one_plan(dispatch, monkeypatch):
     variables = net.params(3, mlp=True)
