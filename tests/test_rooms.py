@@ -139,7 +139,7 @@ NAMED_FOR = {
     "_optimizer/by_cohort.py": "branches, each with its lanes",
     "_program/shards.py": "what devices compute together",
     "_front/rounding.py": "which casts round, and what loops run",
-    "_experts/gates.py": "how gates are computed from logits",
+    "_experts/routers.py": "where the largest are chosen, and what finds the chosen ones",
 }
 
 # Names of primitives that are also words, as of a role or a kind.

@@ -6,14 +6,15 @@ is known of the choice itself. Where tokens find their experts, other dimensions
 same size may be that number, as in ``rows[order // chosen]``. What is not so is not shown.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from dogwood_jax._experts.experts import Mixtures
-from dogwood_jax._experts.gates import Router, routers_of
+from dogwood_jax._experts.mixtures import Mixtures
+from dogwood_jax._experts.routers import Router, routers_of
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._judge.choice import Choice, Chosen
 from dogwood_jax._widths.dims import Dim, atoms
 from dogwood_jax._widths.trace import Traced
+from dogwood_jax._widths.values import Value
 
 
 def choices_of(
@@ -49,20 +50,9 @@ def _chosen(traced: Traced, router: Router, everywhere: bool) -> Chosen:
     if not everywhere or count == 1:  # a size of one is everywhere
         return Chosen(count, frozenset(dims))
     trace = traced.trace
-    known = {
-        atom
-        for value in (*traced.leaves.values(), *trace.arguments)
-        for dim in value.dims
-        for atom in atoms(dim)
-    }
-    dims |= {
-        atom
-        for step in trace.steps
-        for value in (*step.operands, *step.results)
-        for dim in value.dims
-        for atom in atoms(dim)
-        if atom.size == count and atom not in known
-    }
+    known = _atoms((*traced.leaves.values(), *trace.arguments))
+    made_inside = _atoms(v for step in trace.steps for v in (*step.operands, *step.results))
+    dims |= {dim for dim in made_inside if dim.size == count and dim not in known}
     steps, made = set[int](), set[int]()
     for index in sorted(router.dispatch):
         step = trace.steps[index]
@@ -70,3 +60,7 @@ def _chosen(traced: Traced, router: Router, everywhere: bool) -> Chosen:
             steps.add(index)
         made |= {id(value) for value in step.results}
     return Chosen(count, frozenset[Dim](dims), frozenset(steps))
+
+
+def _atoms(values: Iterable[Value]) -> set[Dim]:
+    return {atom for value in values for dim in value.dims for atom in atoms(dim)}

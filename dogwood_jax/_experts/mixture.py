@@ -8,36 +8,21 @@ import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from dogwood_jax._depth.layers import with_kind
-from dogwood_jax._experts.experts import (
-    Mixtures,
-    arrays_along,
-    divisible,
-    hidden_in,
-    notes_of,
-    outputs_of_experts,
-)
+from dogwood_jax._experts.attempts import STAYS, Attempts, in_step
+from dogwood_jax._experts.copied import notes_of
+from dogwood_jax._experts.mixtures import Mixtures, arrays_along, factors_of_outputs, hidden_in
+from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._widths.layout import Layout, Units
 from dogwood_jax._widths.widths import Leaf, Widths
 
-_ALIKE = "all experts are alike and the gates of each token sum to one"
-
-
-class MixtureOfExperts(NamedTuple):
-    """A mixture of experts in place of an MLP, or beside it.
-
-    Attributes:
-        arrays: what its arrays are filled with.
-        notes: whether outputs stay, and why.
-        claims: whether they are said to stay.
-    """
-
-    arrays: tuple[Insertion, ...] = ()
-    notes: tuple[str, ...] = ()
-    claims: bool = False
+_ALIKE = "outputs stay, because all experts are alike and the gates of each token sum to one"
+_MAY_BE_ALIKE = "all experts are alike, so outputs stay only if the gates of each token sum to one"
+_ZERO = "outputs stay, because the outputs of new experts are zero"
+_MAY_BE_ZERO = "the outputs of new experts are zero"
 
 
 def mixture(
@@ -47,8 +32,8 @@ def mixture(
     rename: Mapping[str, str],
     anew: float,
     problems: list[str],
-) -> MixtureOfExperts:
-    """Returns how a mixture of experts is made of an MLP, or put beside it.
+) -> Attempts:
+    """Returns the growths in which a mixture of experts replaces an MLP, or stands beside it.
 
     Args:
         network: the network with the MLP.
@@ -60,12 +45,11 @@ def mixture(
     """
     if larger is None:
         problems.append("the target has other arrays: pass target_apply=, its function, too")
-        return MixtureOfExperts()
+        return Attempts()
     widths, routers = network.widths, {group.router: group for group in larger.experts}
     if not routers:
         problems.append("the larger model has no router: it picks the largest along no width")
-        return MixtureOfExperts()
-    others = network.differences(larger.trace, with_gates=False)
+        return Attempts()
     stay = {
         leaf.path
         for leaf in widths.leaves
@@ -77,55 +61,38 @@ def mixture(
     is_replaced = any(insertion.repeats for insertion in found.values())
     if anew and not is_replaced:
         problems.append("anew= is for experts that are copies of an MLP, but the MLP stays")
-    outputs, own = list[str](), {leaf.path for leaf in arrays_along(larger.widths, [*routers])}
-    texts, reasons = dict[str, str](), list[str]()
+    own = {leaf.path for leaf in arrays_along(larger.widths, [*routers])}
+    zeros, notes, unshown = dict[str, list[tuple[str, ...]]](), dict[str, str](), dict[str, str]()
     for name, group in routers.items():
         stacks = group.arrays(larger.widths)
         own |= {leaf.path for leaf in stacks}
         if any(leaf.path in found for leaf in stacks) or (is_replaced and not stacks):
-            against = _reasons(group.choice.sums_to_one, anew, others)
-            texts[name] = _said(against, _ALIKE)
-            reasons += against
+            is_drawn = f"outputs change, because {anew:g} of the hidden units are drawn anew"
+            notes[name], unshown[name] = _ALIKE, is_drawn if anew else _MAY_BE_ALIKE
         elif not stacks:
             problems.append(f"{name}: the program does not show which arrays hold its experts")
         else:
-            # If two factors of a product were zero, neither would ever learn.
-            outputs += divisible(larger, group) or outputs_of_experts(larger.widths, stacks)
-            against = _reasons(True, 0.0, others)
-            texts[name] = _said(against, "the outputs of new experts are zero")
-            reasons += against
+            zeros[name] = factors_of_outputs(larger.widths, group) or [()]
+            notes[name], unshown[name] = _ZERO, _MAY_BE_ZERO
     for path, array in new.items():
         if path in found:
             continue
         if path not in own:
             problems.append(f"{path}: only in the target, and no array of a router or of experts")
         insertion = Insertion(path, tuple(array.shape), str(array.dtype), "free")
-        is_output = path in outputs
-        found[path] = (
-            replace(insertion, fill="constant")
-            if is_output
-            else with_kind(insertion, larger.widths.leaf(path))
-        )
-    arrays = tuple(found[path] for path in new if path in found)
-    return MixtureOfExperts(arrays, tuple(notes_of(texts)), not reasons)
+        if path in own:
+            insertion = with_kind(insertion, larger.widths.leaf(path))
+        found[path] = insertion
+    texts, growths = tuple(notes_of(unshown)), list[Growth]()
+    for way in in_step(zeros):
+        silent = {path for paths in way.values() for path in paths}
+        arrays = (_silenced(found[p]) if p in silent else found[p] for p in new if p in found)
+        growths.append(Growth(widths, (), texts, insertions=tuple(arrays)))
+    return Attempts(growths, [STAYS] if anew else notes_of(notes))
 
 
-def _reasons(sums_to_one: bool, anew: float, others: Sequence[str]) -> list[str]:
-    """Returns why outputs change where experts take the place of an MLP, or stand beside it."""
-    reasons = []
-    if not sums_to_one:
-        reasons.append("the gates of a token are not shown to sum to one")
-    if anew:
-        reasons.append(f"{anew:g} of the hidden units are drawn anew")
-    if others:
-        reasons.append(f"only one of the two networks computes with {', '.join(others[:3])}")
-    return reasons
-
-
-def _said(reasons: Sequence[str], exact: str) -> str:
-    if reasons:
-        return f"outputs change, because {' and '.join(reasons)}"
-    return f"outputs stay, because {exact}"
+def _silenced(insertion: Insertion) -> Insertion:
+    return Insertion(insertion.path, insertion.shape, insertion.dtype, "constant")
 
 
 def _moved(

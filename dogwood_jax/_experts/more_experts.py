@@ -1,31 +1,20 @@
 """More experts by a larger model's arrays or by numbers: ``more_experts``."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from os.path import commonprefix
 from typing import Any
 
 import numpy as np
 
 from dogwood_jax._base.trees import PyTree, leaves_by_path
-from dogwood_jax._experts.experts import Experts, Mixtures, copied, differences_of, notes_of, said
-from dogwood_jax._growth.growth import Change
+from dogwood_jax._experts.attempts import STAYS, Attempts
+from dogwood_jax._experts.copied import Copied, in_turn, notes_of, ways_to_copy
+from dogwood_jax._experts.mixtures import Experts, Mixtures
+from dogwood_jax._growth.growth import Growth
+from dogwood_jax._plan.target import sizes_of_target
 from dogwood_jax._widths.layout import Concat, Units
 from dogwood_jax._widths.widths import Widths
-
-
-@dataclass(frozen=True)
-class MoreExperts:
-    """What becomes of a network that gets more experts.
-
-    Attributes:
-        widths: its widths, in which every axis that counts experts is one width.
-        changes: how the widths of experts change.
-        notes: whether outputs stay, and why.
-    """
-
-    widths: Widths
-    changes: tuple[Change, ...]
-    notes: tuple[str, ...]
 
 
 def more_experts(
@@ -35,11 +24,12 @@ def more_experts(
     sizes: Mapping[str, int] | None,
     problems: list[str],
     *,
-    target: PyTree = None,
     usefulness: PyTree = None,
     noise: float = 0.0,
-) -> MoreExperts:
-    """Works out which axes count experts, and what they copy.
+) -> Attempts:
+    """Returns the growths to more experts, without the target's structure.
+
+    They have widths in which every axis that counts experts is one width.
 
     Args:
         widths: the network's widths.
@@ -47,7 +37,6 @@ def more_experts(
         shapes: the shapes of the larger model's arrays, by path; empty if ``sizes`` are given.
         sizes: new numbers of experts by name of the width, or None.
         problems: receives what speaks against it.
-        target: the larger model's variables, or None.
         usefulness: see ``upcycle``.
         noise: see ``upcycle``.
     """
@@ -55,28 +44,30 @@ def more_experts(
     network = Mixtures(widths, longer)
     theirs = Mixtures(larger, longer) if larger is not None else None
     whole, widths = widths, network.widths
-    new = dict(sizes) if sizes is not None else _sizes(widths, longer, shapes, problems)
-    changes, texts = dict[str, Change](), dict[str, str]()
+    new = dict(sizes) if sizes is not None else _sizes(widths, shapes, problems)
+    every = list[Copied]()
     # An axis that is longer in a target may be another one than of experts.
     unsure = whole if sizes is None else ()
     groups = _groups(widths, network.experts, new, unsure, problems)
-    others = [] if problems else differences_of(network, whole, larger, new, target)
     for group in groups:
-        router, old, size = widths[group.router], widths[group.router].size, new[group.router]
-        own = theirs.like(router) if theirs is not None else None
+        own = theirs.like(group) if theirs is not None else None
         if theirs is not None and own is None:
-            problems.append(f"{router.name}: the larger model chooses no experts by its arrays")
+            problems.append(f"{group.router}: the larger model chooses no experts by its arrays")
             continue
-        sources = _sources(widths, group, size, usefulness, problems)
-        made, reasons = copied(
-            network, group, size, own, sources=sources, noise=noise, others=others
-        )
-        changes |= {change.width: change for change in made}
-        texts[router.name] = said(group, old, size, own, reasons)
-    if not changes and not problems:
+        count = new[group.router]
+        sources = _sources(widths, group, count, usefulness, problems)
+        every.append(Copied(group, count, own, sources, noise))
+    if not every and not problems:
         problems.append("there are as many experts as in the network")
-    ordered = tuple(changes[name] for name in widths if name in changes)
-    return MoreExperts(widths, ordered, tuple(notes_of(texts)))
+    notes = notes_of({copied.experts.router: copied.note for copied in every})
+    unshown = tuple(notes_of({copied.experts.router: copied.unshown for copied in every}))
+    growths = [
+        Growth(widths, tuple(way[name] for name in widths if name in way), unshown)
+        for way in ways_to_copy(widths, every)
+    ]
+    if any(copied.reasons for copied in every):  # with rescaled outputs, too
+        return Attempts(growths[:1], [STAYS])
+    return Attempts(growths, notes)
 
 
 def counts_experts(widths: Widths, shapes: Mapping[str, Any]) -> bool:
@@ -107,24 +98,10 @@ def _longer(widths: Widths, shapes: Mapping[str, Any]) -> list[tuple[str, int]]:
     ]
 
 
-def _sizes(
-    widths: Widths,
-    longer: Iterable[tuple[str, int]],
-    shapes: Mapping[str, Any],
-    problems: list[str],
-) -> dict[str, int]:
-    """Returns the sizes of the widths along some axes of a target."""
-    sizes: dict[str, int] = {}
-    for path, axis in longer:
-        layout, length = widths.leaf(path).axes[axis], shapes[path].shape[axis]
-        if not isinstance(layout, Units):
-            problems.append(f"{path}[{axis}]: grows, but is made of {layout}")
-        elif sizes.setdefault(layout.width, length) != length:
-            problems.append(
-                f"{path}[{axis}]: is {length} long in the target, but {layout.width} = "
-                f"{sizes[layout.width]} elsewhere"
-            )
-    return sizes
+def _sizes(widths: Widths, shapes: Mapping[str, Any], problems: list[str]) -> dict[str, int]:
+    """Returns the sizes of the widths that are longer or shorter in a target."""
+    sizes = sizes_of_target(widths, shapes, {}, problems)
+    return {name: size for name, size in sizes.items() if size != widths[name].size}
 
 
 def _groups(
@@ -177,7 +154,7 @@ def _closest(widths: Widths, name: str, routers: Iterable[Experts]) -> Experts |
 
     def shared(group: Experts) -> int:
         return max(
-            _common(one.path.split("/"), other.path.split("/"))
+            len(commonprefix([one.path.split("/"), other.path.split("/")]))
             for one in widths[name].occurrences
             for other in widths[group.router].occurrences
         )
@@ -188,19 +165,14 @@ def _closest(widths: Widths, name: str, routers: Iterable[Experts]) -> Experts |
     return ranked[0]
 
 
-def _common(one: list[str], other: list[str]) -> int:
-    """Returns how many parts two paths have in common from the start."""
-    different = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
-    return next(different, min(len(one), len(other)))
-
-
 def _sources(
     widths: Widths, group: Experts, new: int, usefulness: PyTree, problems: list[str]
-) -> tuple[int, ...] | None:
+) -> tuple[int, ...]:
     """Returns the expert that each new one copies, by usefulness if it is known."""
+    old = group.count
     if usefulness is None:
-        return None
-    values, old = leaves_by_path(usefulness), widths[group.router].size
+        return in_turn(old, new)
+    values = leaves_by_path(usefulness)
     score, copies = np.zeros(old), np.ones(old, int)
     for leaf in group.arrays(widths):
         if leaf.path not in values or np.shape(values[leaf.path]) != leaf.shape:

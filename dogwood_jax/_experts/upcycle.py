@@ -1,6 +1,7 @@
 """Plan more experts, or the first ones: ``upcycle``."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -17,9 +18,9 @@ from dogwood_jax._base.arguments import (
 )
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path
-from dogwood_jax._experts.experts import Mixtures
 from dogwood_jax._experts.family import Experts
 from dogwood_jax._experts.mixture import mixture
+from dogwood_jax._experts.mixtures import Mixtures
 from dogwood_jax._experts.more_experts import more_experts
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._plan.shown import what_shows
@@ -59,12 +60,12 @@ def upcycle(
     expert, the experts are new: the arrays that make their outputs are zero, so outputs stay with
     any gates.
 
-    The growth's notes say which of this is the case, and what the larger model must choose. Where
-    outputs are to stay, both programs are evaluated, as by ``plan``: the growth's ``evidence`` says
-    that they do, or a note names the first output that differs. Without ``target_apply``, the
-    larger program is the network's own one with as many times more experts chosen. If that cannot
-    be evaluated, the growth says so in its first line. Growths that change outputs are planned all
-    the same.
+    Both programs are evaluated, as by ``plan``, and the first of these growths is taken that keeps
+    outputs. Its notes say what the larger model must choose, and its ``evidence`` what was shown.
+    If none keeps outputs, it is the growth that keeps them for most samples, and a note names the
+    first output that differs. Without ``target_apply``, the larger program is the network's own one
+    with as many times more experts chosen. If that cannot be evaluated, the growth says so in its
+    first line, and its strategies are not exact.
 
     Copies with equal weights that are always chosen together learn alike, and where one is chosen,
     it is always the first. Let them part by ``noise``, or by gates that are computed with noise in
@@ -164,30 +165,25 @@ def upcycle(
         larger = trace(target_apply, target, *widths.network.inputs, kernels=kernels)
     known = {leaf.path for leaf in widths.leaves}
     shapes = {} if target is None else arrays_of(leaves_by_path(target))
-    structure = None if target is None else jax.tree.structure(target)
     problems: list[str] = []
     if target is not None and (shapes.keys() != known or _has_other_axes(widths, shapes)):
         if noise or usefulness is not None:
             problems.append("noise= and usefulness= are for copies of experts, not of an MLP")
         theirs = Mixtures(larger) if larger is not None else None
         found = mixture(Mixtures(widths), shapes, theirs, rename or {}, anew, problems)
-        if problems:
-            raise ValueError(listed("cannot plan these experts", problems))
-        growth = Growth(widths, (), found.notes, structure, found.arrays)
-        return what_shows(growth, widths, larger, target, [Experts()], claims=found.claims)
-    if anew or rename:
-        problems.append("anew= and rename= are for experts that are copies of an MLP")
-    sizes = None if experts is None else named_sizes(widths, experts, problems)
-    more = more_experts(
-        widths, larger, shapes, sizes, problems, target=target, usefulness=usefulness, noise=noise
-    )
+    else:
+        if anew or rename:
+            problems.append("anew= and rename= are for experts that are copies of an MLP")
+        sizes = None if experts is None else named_sizes(widths, experts, problems)
+        found = more_experts(
+            widths, larger, shapes, sizes, problems, usefulness=usefulness, noise=noise
+        )
     if problems:
         raise ValueError(listed("cannot plan these experts", problems))
-    growth = Growth(more.widths, more.changes, more.notes, structure)
-    claims = all(change.strategy.exact for change in more.changes)
-    if larger is None and not claims:  # nobody says that outputs stay
-        return growth
-    return what_shows(growth, widths, larger, target, [Experts()], claims=claims)
+    growth = found.growths[0]
+    if larger is not None or all(change.strategy.exact for change in growth.changes):
+        growth = what_shows(found.growths, widths, larger, target, [Experts()], notes=found.notes)
+    return replace(growth, structure=None if target is None else jax.tree.structure(target))
 
 
 def _has_other_axes(widths: Widths, shapes: Mapping[str, Any]) -> bool:

@@ -13,6 +13,7 @@ class Copies:
 
     Attributes:
         changes: how their widths change, by name.
+        others: the same in other ways, to be tried in turn where outputs do not stay.
         notes: what is said of them.
         widths: the network's widths, in which every axis that counts them is one width; None if
             every such axis was one before.
@@ -23,6 +24,7 @@ class Copies:
     """
 
     changes: Mapping[str, Change]
+    others: tuple[Mapping[str, Change], ...] = ()
     notes: tuple[str, ...] = ()
     widths: Widths | None = None
     pieces: frozenset[str] = frozenset()

@@ -2,7 +2,8 @@
 
 An evaluation accepts the proposal, or refuses it. Then other proposals come: rescaled arrays make
 up for numbers of the network's own function, a width takes its next recipe, other layers of the
-larger model are the new ones. If all are refused, the caller reads why the first one was.
+larger model are the new ones. If all are refused, the caller reads why the one was that is right
+for most samples, or the last one of those.
 """
 
 import functools
@@ -76,15 +77,25 @@ def _is_by_width(request: Request) -> bool:
 
 
 def _with_larger(request: Request, larger: Larger | None) -> Growth:
-    """Returns the growth to the larger model, or by sizes if there is none."""
+    """Returns the growth to the larger model, or by sizes if there is none.
+
+    Raises:
+        ValueError: if none is accepted, with what speaks against the one that is right for most
+            samples.
+    """
     refused: ValueError | None = None
     for proposal in draft(request, larger).proposals():
         try:
             return _proposed(request, proposal, larger)
         except ValueError as error:
-            refused = error
+            if refused is None or _samples(error) >= _samples(refused):
+                refused = error
     assert refused is not None
     raise refused
+
+
+def _samples(error: ValueError) -> int:
+    return error.samples if isinstance(error, Refused) else 0
 
 
 def _proposed(request: Request, found: Proposal, larger: Larger | None) -> Growth:
@@ -95,8 +106,9 @@ def _proposed(request: Request, found: Proposal, larger: Larger | None) -> Growt
     try:
         return _accepted(request, found)
     except Unshown as unshown:
-        with suppress(ValueError):
-            return _by_own_numbers(request, found)
+        if found.is_last:
+            with suppress(ValueError):
+                return _by_own_numbers(request, found)
         refused = _contradiction(request, found, unshown)
     except Refused as error:
         refused = error.beside(found.doubts, found.ways_out)
@@ -224,9 +236,9 @@ def _contradiction(request: Request, found: Proposal, unshown: Unshown) -> Refus
     else:  # the network's own function has been asked with rescaled arrays already
         way_out = ANOTHER
     reasons = [f"{reason}; {way_out}" for reason in unshown.args]
-    its = Contradicted(reasons)
+    its = Contradicted(reasons, unshown.samples)
     if unshown.is_evaluated:
-        its = contradicted("in these sizes, the network itself", reasons)
+        its = contradicted("in these sizes, the network itself", reasons, unshown.samples)
     refused = its.beside(found.doubts)
     refused.__cause__ = unshown
     return refused

@@ -30,6 +30,7 @@ class Proposal:
         asked: what it was asked for.
         keeps_outputs: whether it is to keep outputs.
         copies: units that are copied with all that belongs to them, or None.
+        is_last: whether no further growth follows that copies the same units in another way.
         is_solved: whether arrays make up for numbers of the larger model.
         doubts: why outputs may change, as far as the widths tell.
         ways_out: what may be passed instead.
@@ -39,6 +40,7 @@ class Proposal:
     asked: Asked
     keeps_outputs: bool
     copies: Copies | None
+    is_last: bool
     is_solved: bool
     doubts: Sequence[str]
     ways_out: Sequence[str]
@@ -78,7 +80,7 @@ class Draft:
         for keeps_tables in ways:
             try:
                 found = self._proposal(keeps_tables)
-                yield found
+                yield from self._in_all_ways(found)
                 if keeps_tables and has_any:
                     for family in self.request.families:
                         for growth in family.rewritten(found.growth, self.asked):
@@ -87,6 +89,15 @@ class Draft:
                 refused = error
         if refused is not None:
             raise refused
+
+    def _in_all_ways(self, found: Proposal) -> Iterator[Proposal]:
+        """Yields a proposal, then those in which units are copied in other ways."""
+        yield found
+        others = found.copies.others if found.copies else ()
+        for index, other in enumerate(others, 1):
+            changes = tuple(other.get(change.width, change) for change in found.growth.changes)
+            growth = replace(found.growth, changes=changes)
+            yield replace(found, growth=growth, is_last=index == len(others))
 
     @property
     def keeps_outputs(self) -> bool:
@@ -134,11 +145,14 @@ class Draft:
         if misfits := [*_misfits(growth)]:
             raise Refused(misfits)
         ways = [*ways_out(request.families, asked)] if doubts else []
+        if copies.changes:
+            ways.append(copies.way_out)
         return Proposal(
             growth,
             asked,
             self.keeps_outputs,
             copies if copies.changes else None,
+            not copies.others,
             bool(extended.solved.recipes),
             doubts,
             [*dict.fromkeys([*ways, *asked.ways_out])],

@@ -56,11 +56,12 @@ class Unshown(Exception):
 
     Attributes:
         is_evaluated: whether it was evaluated.
+        samples: see ``Refused``.
     """
 
-    def __init__(self, problems: Sequence[str], is_evaluated: bool) -> None:
+    def __init__(self, problems: Sequence[str], is_evaluated: bool, samples: int = 0) -> None:
         super().__init__(*problems)
-        self.is_evaluated = is_evaluated
+        self.is_evaluated, self.samples = is_evaluated, samples
 
 
 class UnfitFilling(Refused):
@@ -123,7 +124,7 @@ def shown_by(
         if growth.insertions and verdict.is_unfit:
             raise UnfitFilling(reasons(verdict, ""))
         _check_gradients(verdict)
-        raise contradicted("the larger model", [*reasons(verdict)])
+        raise contradicted("the larger model", [*reasons(verdict)], verdict.samples)
     if verdict.is_branch_unseen and is_doubtful:  # a branch that no sample takes
         unseen = [f"no sample shows all sides of {what}" for what in verdict.unseen]
         raise contradicted("the larger model", unseen)
@@ -132,42 +133,46 @@ def shown_by(
 
 
 def what_shows(
-    growth: Growth,
+    growths: Iterable[Growth],
     network: Widths,
     larger: Widths | None,
     target: PyTree,
     families: Sequence[Family],
     *,
-    claims: bool,
+    notes: Sequence[str],
 ) -> Growth:
-    """Returns a growth that need not keep outputs, with what an evaluation shows of them.
+    """Returns the first growth that is shown to keep outputs.
 
-    The evaluation decides whether its strategies are exact, and what its notes say.
+    If there is none, it is the one that keeps them for most samples. Then its strategies are not
+    exact, and its notes say what differs.
 
     Args:
-        growth: the growth.
+        growths: the growths, with the notes of ones that do not keep outputs.
         network: the network's widths, with its program.
         larger: those of the larger model; None for the network's own function.
         target: the larger model's variables, or None.
         families: see ``Family``.
-        claims: whether rules say that outputs stay.
+        notes: what is said where outputs stay.
     """
-    problems: Sequence[str]
-    try:
-        if larger is None:
-            return shown(growth, network, target, families)
-        made = shown_by(growth, network, larger, families)
-        return made if claims else _claiming(made, True, ("outputs stay, as both programs show",))
-    except Unshown as unshown:
-        problems, is_evaluated = unshown.args, unshown.is_evaluated
-    except Contradicted as error:
-        problems, is_evaluated = error.reasons, True
-    except Refused as error:
-        problems, is_evaluated = error.problems, False
-    if not is_evaluated:
-        return replace(growth, evidence=Evidence(why_not="; ".join(problems)))
-    notes = tuple(f"outputs change: {problem}" for problem in problems)
-    return _claiming(growth, False, notes if claims else (*growth.notes, *notes))
+    found = list[tuple[int, Growth]]()
+    for growth in growths:
+        exact = _claiming(growth, True, notes)
+        problems: Sequence[str]
+        try:
+            if larger is None:
+                return shown(exact, network, target, families)
+            return shown_by(exact, network, larger, families)
+        except Unshown as unshown:
+            problems, is_evaluated, samples = unshown.args, unshown.is_evaluated, unshown.samples
+        except Contradicted as error:
+            problems, is_evaluated, samples = error.reasons, True, error.samples
+        except Refused as error:
+            problems, is_evaluated, samples = error.problems, False, 0
+        evidence = None if is_evaluated else Evidence(why_not="; ".join(problems))
+        texts = [f"outputs change: {problem}" for problem in problems] if is_evaluated else []
+        unknown = _claiming(growth, False, (*growth.notes, *texts))
+        found.append((samples, replace(unknown, evidence=evidence)))
+    return max(found, key=lambda pair: pair[0])[1]
 
 
 def _claiming(growth: Growth, is_exact: bool, notes: Sequence[str]) -> Growth:
@@ -215,7 +220,7 @@ def shown(
         if verdict.is_shown and not (is_doubtful and verdict.is_branch_unseen):
             return replace(growth, evidence=evidence)
         _check_gradients(verdict)
-        unshown = Unshown([*reasons(verdict)], is_evaluated=True)
+        unshown = Unshown([*reasons(verdict)], True, verdict.samples)
     if isinstance(own, Program):
         if is_doubtful or not _follows_configuration(few, own, target):
             raise unshown
@@ -264,7 +269,7 @@ def _rewritten(growth: Growth, target: PyTree, families: Sequence[Family]) -> Ev
         other, _ = _judged(growth, None, families, _of_epsilons(growth, traced))
     if not verdict.is_shown:
         _check_gradients(verdict)
-        raise contradicted("in these sizes, the network", [*reasons(verdict)])
+        raise contradicted("in these sizes, the network", [*reasons(verdict)], verdict.samples)
     if not other.is_shown:
         raise Refused(_readings(growth, traced))
     return evidence
