@@ -681,3 +681,26 @@ def test_joined_axes_are_not_taken_for_experts():
     assert dw.plan(widths, target=params(6), target_apply=apply).sizes == {"both": 6}
     with pytest.raises(ValueError, match="no router that grows"):
         dw.upcycle(widths, target=params(6), target_apply=apply)
+
+
+def test_layers_with_gates_of_several_kinds():
+    """Softmax divides gates among copies, and sigmoids do not: their outputs are divided."""
+
+    def network(chosen):
+        def apply(params, tokens):
+            x = params["embed"][tokens.reshape(-1)]
+            for kind, name in (("softmax, top-k", "first"), ("sigmoid", "second")):
+                x = x + net.moe(params[name], x, kind, "einsum", chosen)
+            return x @ params["head"]
+
+        return apply
+
+    one, other = net.params(3), net.params(3, seed=1)
+    params = {"embed": one["embed"], "head": one["head"], "first": one["moe"]}
+    params["second"] = other["moe"]
+    widths = dw.trace(network(2), params, TOKENS)
+    routers = [widths.of(f"{name}/router/kernel", 1).name for name in ("first", "second")]
+    growth = dw.upcycle(widths, dict.fromkeys(routers, 6))
+    assert all(change.strategy.exact for change in growth.changes)
+    grown = dw.grow(params, growth)
+    np.testing.assert_allclose(network(4)(grown, TOKENS), network(2)(params, TOKENS), 1e-9, 1e-12)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dogwood_jax import strategies
-from dogwood_jax._experts.attempts import in_step
+from dogwood_jax._experts.attempts import tried
 from dogwood_jax._experts.mixtures import Experts, factors_of_outputs
 from dogwood_jax._growth.growth import Change
 from dogwood_jax._widths.widths import Recipe, Widths
@@ -118,9 +118,10 @@ def ways_to_copy(widths: Widths, every: Sequence[Copied]) -> list[dict[str, Chan
     """
     changes = {name: change for copied in every for name, change in copied.changes.items()}
     recipes = {copied.experts.router: [*copied.recipes(widths)] for copied in every}
+    kinds = {copied.experts.router: copied.experts.choice.gates for copied in every}
     return [
         {**changes, **{name: replace(changes[name], recipe=way[name]) for name in recipes}}
-        for way in in_step(recipes)
+        for way in tried(recipes, kinds)
     ]
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from dogwood_jax._depth.layers import with_kind
-from dogwood_jax._experts.attempts import STAYS, Attempts, in_step
+from dogwood_jax._experts.attempts import STAYS, Attempts, tried
 from dogwood_jax._experts.copied import notes_of
 from dogwood_jax._experts.mixtures import Mixtures, arrays_along, factors_of_outputs, hidden_in
 from dogwood_jax._growth.growth import Growth
@@ -84,7 +84,7 @@ def mixture(
             insertion = with_kind(insertion, larger.widths.leaf(path))
         found[path] = insertion
     texts, growths = tuple(notes_of(unshown)), list[Growth]()
-    for way in in_step(zeros):
+    for way in tried(zeros):
         silent = {path for paths in way.values() for path in paths}
         arrays = (_silenced(found[p]) if p in silent else found[p] for p in new if p in found)
         growths.append(Growth(widths, (), texts, insertions=tuple(arrays)))

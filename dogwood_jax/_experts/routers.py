@@ -26,6 +26,8 @@ class Router:
         stacks: dimensions of the experts' arrays, as far as the program shows where tokens find
             their experts.
         dispatch: the steps that only find out which tokens go to which experts.
+        gates: names of the primitives that compute gates, or compute with them. Gates that are
+            computed alike become alike if experts are copied.
     """
 
     experts: Dim
@@ -33,6 +35,7 @@ class Router:
     leaves: frozenset[int]
     stacks: frozenset[Dim]
     dispatch: frozenset[int]
+    gates: tuple[str, ...]
 
     @property
     def chosen(self) -> int:
@@ -57,9 +60,12 @@ def _router(steps: Sequence[Step], index: int) -> Router:
     experts, chosen = logits.dims[axis].root, values.dims[axis].root
     leaves, gates = _makes(steps[:index], logits, experts)
     stacks, dispatch, picks = set[Dim](), set[int](), set[int]()
+    computed = list[str]()
     for place, step in enumerate(steps):
         picked = [id(value) in picks for value in step.operands]
         weighed = [id(value) in gates for value in step.operands]
+        if any(weighed) or any(id(value) in gates for value in step.results):
+            computed.append(step.name)
         if any(picked):
             known = [*map(any, zip(picked, weighed, strict=True))]
             stacks |= {dim.root for dim in _found(step, known, experts, chosen)}
@@ -76,7 +82,8 @@ def _router(steps: Sequence[Step], index: int) -> Router:
             if all(is_pick or is_gate or v.origin == "constant" for v, is_pick, is_gate in marks):
                 (gates if any(weighed) else picks).update(id(value) for value in step.results)
     dispatch |= _positions(steps, dispatch)
-    return Router(experts, chosen, leaves, frozenset(stacks), frozenset(dispatch))
+    found = frozenset(stacks), frozenset(dispatch), tuple(computed)
+    return Router(experts, chosen, leaves, *found)
 
 
 def _makes(steps: Sequence[Step], logits: Value, experts: Dim) -> tuple[frozenset[int], set[int]]:
