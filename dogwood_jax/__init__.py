@@ -53,16 +53,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dogwood_jax import checkpoint, keras_h5, mnist, nnx, plotting, strategies, training
-    from dogwood_jax._arrays.grow import grow
+    from dogwood_jax._experts.upcycle import upcycle
+    from dogwood_jax._figures.cost import Cost, cost
+    from dogwood_jax._figures.gain import Gain, Gains, gain
     from dogwood_jax._front.compare import Difference, compare
-    from dogwood_jax._front.cost import Cost, cost
-    from dogwood_jax._front.dead import find_dead
     from dogwood_jax._front.deepen import deepen
-    from dogwood_jax._front.gain import Gain, Gains, gain
-    from dogwood_jax._front.narrow import merge_symmetric, narrow
-    from dogwood_jax._front.saliency import saliency
-    from dogwood_jax._front.shrink import shrink
-    from dogwood_jax._front.symmetry import activity, find_symmetric
+    from dogwood_jax._front.grow import grow
+    from dogwood_jax._front.plan import plan
     from dogwood_jax._front.verify import verify
     from dogwood_jax._front.widen import chain, widen
     from dogwood_jax._growth.as_json import from_json, to_json
@@ -71,8 +68,11 @@ if TYPE_CHECKING:
     from dogwood_jax._growth.insertion import Insertion
     from dogwood_jax._optimizer.growable import growable
     from dogwood_jax._optimizer.opt_state import grow_opt_state
-    from dogwood_jax._plan.plan import plan
-    from dogwood_jax._plan.upcycle import upcycle
+    from dogwood_jax._smaller.dead import find_dead
+    from dogwood_jax._smaller.narrow import merge_symmetric, narrow
+    from dogwood_jax._smaller.saliency import saliency
+    from dogwood_jax._smaller.shrink import shrink
+    from dogwood_jax._smaller.symmetry import activity, find_symmetric
     from dogwood_jax._widths.layout import Concat, Layout, Product, Units
     from dogwood_jax._widths.trace import trace
     from dogwood_jax._widths.widths import Leaf, Occurrence, Recipe, Width, Widths
@@ -131,16 +131,16 @@ __all__ = [
 
 # Where the names are that are no submodules: what the imports above say to type checkers.
 _NAMES_IN = {
-    "_arrays.grow": ("grow",),
+    "_front.grow": ("grow",),
     "_front.compare": ("Difference", "compare"),
-    "_front.cost": ("Cost", "cost"),
+    "_figures.cost": ("Cost", "cost"),
     "_front.deepen": ("deepen",),
-    "_front.gain": ("Gain", "Gains", "gain"),
-    "_front.narrow": ("merge_symmetric", "narrow"),
-    "_front.saliency": ("saliency",),
-    "_front.shrink": ("shrink",),
-    "_front.dead": ("find_dead",),
-    "_front.symmetry": ("activity", "find_symmetric"),
+    "_figures.gain": ("Gain", "Gains", "gain"),
+    "_smaller.narrow": ("merge_symmetric", "narrow"),
+    "_smaller.saliency": ("saliency",),
+    "_smaller.shrink": ("shrink",),
+    "_smaller.dead": ("find_dead",),
+    "_smaller.symmetry": ("activity", "find_symmetric"),
     "_front.verify": ("verify",),
     "_front.widen": ("chain", "widen"),
     "_growth.as_json": ("from_json", "to_json"),
@@ -149,8 +149,8 @@ _NAMES_IN = {
     "_growth.insertion": ("Insertion",),
     "_optimizer.growable": ("growable",),
     "_optimizer.opt_state": ("grow_opt_state",),
-    "_plan.plan": ("plan",),
-    "_plan.upcycle": ("upcycle",),
+    "_front.plan": ("plan",),
+    "_experts.upcycle": ("upcycle",),
     "_widths.layout": ("Concat", "Layout", "Product", "Units"),
     "_widths.trace": ("trace",),
     "_widths.widths": ("Leaf", "Occurrence", "Recipe", "Width", "Widths"),

@@ -90,7 +90,7 @@ class Strategy:
     """What becomes of the incoming and outgoing weights of new units; see this module's functions.
 
     Attributes:
-        name: the function that made it.
+        name: the function that made it. Recipes and the properties below go by it.
         incoming: ``"free"`` (drawn from ``init``), ``"zero"`` or ``"copy"``.
         outgoing: ``"free"``, ``"zero"``, ``"copy"``, ``"share"`` (copied, and divided among the
             copies), ``"sum"`` (added up) or ``"opposed"`` (drawn, with opposite signs for units
@@ -165,8 +165,8 @@ class Strategy:
     @property
     def recipes_for(self) -> str:
         """The strategy that a ``Recipe`` must name for this one to use it."""
-        if self.choice is not None:
-            return "zero_outgoing"  # choosing begins so
+        if (self.incoming, self.outgoing) == ("free", "zero"):  # choosing begins so, too
+            return "zero_outgoing"
         return "tile" if self.repeats else self.name
 
     @property

@@ -192,7 +192,7 @@ def main(out: Path) -> float:
     # Neither model has arrays here: the growth is planned from shapes.
     small = nnx.eval_shape(lambda: Llama(SMALL, nnx.Rngs(0)))
     large = nnx.eval_shape(lambda: Llama(LARGE, nnx.Rngs(0)))
-    growth = dw.nnx.plan(small, large, tokens, interface=True)
+    growth = dw.nnx.plan(dw.nnx.trace(small, tokens), target=large, interface=True)
     dw.checkpoint.grow(out / "small", growth, out / "large", key=jax.random.key(1), names=names)
     say(dw.checkpoint.inspect(out / "large"))
 

@@ -117,6 +117,19 @@ class Network:
 
 NETWORKS: dict[str, Network] = {}
 
+# Those that take part wherever only some do: of layers, shared and in a loop, of libraries.
+ONE_OF_EACH_KIND = (
+    "mlp",
+    "tied_embedding",
+    "conv_1d",
+    "multi_query",
+    "experts_by_one_hot",
+    "gru",
+    "stacked_layers",
+    "branches",
+    "equinox_mlp",
+)
+
 
 def network(widths: Mapping[str, Expected]) -> Callable[..., Any]:
     """Enters a builder into the table, with its widths by name."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import dogwood_jax as dw
-from dogwood_jax._front import removal
+from dogwood_jax._smaller import removal
 
 RANDOM = np.random.default_rng(0)
 PARAMS = {"up": RANDOM.normal(size=(5, 8)), "down": RANDOM.normal(size=(8, 3))}

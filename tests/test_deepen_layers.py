@@ -430,6 +430,7 @@ def test_the_optimizer_and_the_gradient_follow_layers_that_share_an_axis():
     def apply(p, x):
         return own_inputs(in_blocks)(p, x)
 
+    @jax.jit
     def gradient(p, x):
         return jax.grad(lambda p: (apply(p, x) ** 2).sum())(p)
 
@@ -443,11 +444,12 @@ def test_the_optimizer_and_the_gradient_follow_layers_that_share_an_axis():
     ).all()
     assert dw.verify(gradient, small, gradient, deeper, VECTOR, growth=growth).relative < 1e-12
     tx = dw.growable(optax.adam(1e-2))
-    _, state = tx.update(gradient(small, VECTOR), tx.init(small), small)
+    init, update = jax.jit(tx.init), jax.jit(tx.update)
+    _, state = update(gradient(small, VECTOR), init(small), small)
     state = dw.grow_opt_state(state, growth, tx)
     assert [*state.ages.arrays["rows"].cohorts[1]] == [0] * rows + [1] * rows
-    updates, _ = tx.update(jax.tree.map(jnp.ones_like, deeper), state, deeper)
-    begun, _ = tx.update(jax.tree.map(jnp.ones_like, deeper), tx.init(deeper), deeper)
+    updates, _ = update(jax.tree.map(jnp.ones_like, deeper), state, deeper)
+    begun, _ = update(jax.tree.map(jnp.ones_like, deeper), init(deeper), deeper)
     np.testing.assert_allclose(updates["rows"][:, rows:], begun["rows"][:, rows:], rtol=1e-9)
 
 

@@ -115,6 +115,13 @@ EXACT = {
     "one head, without its axis": (without_axis, 1, 4, {}),
     "one head, then one for each": (lambda *qkv: by_groups(*qkv, masked), 1, HEADS, {}),
     "one head, as Gemma, then one for each": (as_gemma, 1, HEADS, {"split": True, "layers": 2}),
+    # Copies are alike, so their order does not matter.
+    "one head, turned around, then one for each": (
+        lambda *qkv: by_groups(*qkv, first=lambda k: jnp.flip(k, 2)),
+        1,
+        HEADS,
+        {},
+    ),
 }
 
 
@@ -215,7 +222,7 @@ REFUSED = {
 
 
 SWAPPED = "keys in the place of queries, if there are as many"
-FOR_EACH = ("a softmax over the group", "summed up over the group before", "keys mixed", SWAPPED)
+FOR_EACH = ("a softmax over the group", "summed up over the group before", SWAPPED)
 
 
 @pytest.mark.parametrize(

@@ -585,7 +585,8 @@ def test_an_nnx_optimizer_grows():
     optimizer = nnx.Optimizer(small, dw.growable(optax.adam(RATE)), wrt=nnx.Param)
     for _ in range(50):
         step(small, optimizer)
-    growth, wide = dw.nnx.plan(small, large, x), dw.nnx.grow(small, large, x, key=jax.random.key(0))
+    growth = dw.nnx.plan(dw.nnx.trace(small, x), target=large)
+    wide = dw.nnx.grow(small, growth, key=jax.random.key(0))
     grown = dw.nnx.grow_optimizer(optimizer, growth, wide)
     assert grown.tx is optimizer.tx
     before = wide.down.kernel[...]
@@ -594,11 +595,9 @@ def test_an_nnx_optimizer_grows():
     np.testing.assert_allclose(moved[8:], RATE, rtol=1e-2)
     assert float(jnp.min(moved[:8])) < 0.8 * RATE
     nnx.jit(step)(wide, grown)
-    again = dw.nnx.grow_optimizer(
-        grown,
-        dw.nnx.plan(wide, Module(16, nnx.Rngs(2)), x),
-        dw.nnx.grow(wide, Module(16, nnx.Rngs(2)), x, key=jax.random.key(0)),
-    )
+    growth = dw.nnx.plan(dw.nnx.trace(wide, x), target=Module(16, nnx.Rngs(2)))
+    wider = dw.nnx.grow(wide, growth, key=jax.random.key(0))
+    again = dw.nnx.grow_optimizer(grown, growth, wider)
     assert again.opt_state.ages.births.shape == (3,)
 
 

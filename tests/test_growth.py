@@ -160,6 +160,20 @@ def test_what_version_0_1_0_wrote_still_loads():
     assert growth.shapes["two"] == (8, 24) and str(deeper) == "inserted: b: identity"
 
 
+def test_what_version_0_2_0_wrote_still_loads():
+    # Widths of attention behind a norm, three growths of them, and one that inserts a layer.
+    data = Path(__file__).parent / "data"
+    pickled = pickle.loads((data / "growths_of_0_2_0.pickle").read_bytes())
+    written = json.loads((data / "growths_of_0_2_0.json").read_text())
+    assert pickled == [dw.from_json(json.dumps(value)) for value in written]
+    widths, *growths, deeper = pickled
+    assert [growth.shapes["q"] for growth in growths] == [(8, 2, 4), (8, 3, 4), (16, 2, 4)]
+    assert growths[2].maps["scale"].changes and str(deeper).startswith("inserted: l1/down: 0")
+    variables = {leaf.path: jnp.ones(leaf.shape) for leaf in widths.leaves}
+    grown = dw.grow(variables, growths[2], key=jax.random.key(0))
+    np.testing.assert_allclose(grown["embed"][:, :8], 2**0.5, rtol=1e-6)
+
+
 def test_files_keep_the_kinds_of_reasons():
     reasons = (Reason("the constant 0.3 scales it", "suspicion"), "another reason")
     facts = Facts(8, hazards=reasons, notes=(Reason("a table", "table"),))

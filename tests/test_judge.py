@@ -29,10 +29,10 @@ from dogwood_jax._judge.evaluate import evaluate
 from dogwood_jax._judge.judge import judge
 from dogwood_jax._judge.primitives import FUNCTIONS
 from dogwood_jax._judge.resize import in_sizes
-from dogwood_jax._judge.twin import Larger, twin_of
+from dogwood_jax._judge.twin import LargerProgram, twin_of
 from dogwood_jax._plan.shown import reasons
 from dogwood_jax._program.program import Program
-from dogwood_jax._widths.recipes import find as recipes
+from dogwood_jax._widths.recipes import search as recipes
 from dogwood_jax._widths.roles import Roles
 from dogwood_jax._widths.rules.registry import RULES
 
@@ -52,7 +52,13 @@ def test_a_pair_is_accepted_if_and_only_if_outputs_agree(kind: str) -> None:
         assert str(pairs.failure(kind, seed)) == "None"
 
 
-@pytest.mark.parametrize("kind", pairs.KINDS)
+# Some kinds, and the others where slow tests are asked for.
+IN_TWINS = [
+    pytest.param(kind, marks=[pytest.mark.slow] * bool(k % 3)) for k, kind in enumerate(pairs.KINDS)
+]
+
+
+@pytest.mark.parametrize("kind", IN_TWINS)
 def test_a_pair_is_decided_rightly_in_a_twin(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Large pairs are evaluated in small sizes, whatever they hold."""
     monkeypatch.setattr(twin, "_FEW", -1)
@@ -314,7 +320,7 @@ def test_a_growth_is_shown_by_its_twin(name: str, monkeypatch: pytest.MonkeyPatc
     """Even sizes of 2, 3 and 4 become others, so that no two that are mixed up go unnoticed."""
     monkeypatch.setattr(twin, "_SHORT", 1)
     growth, larger = larger_of(name)
-    case = twin_of(growth, growth.widths.network.traced, Larger(larger))
+    case = twin_of(growth, growth.widths.network.traced, LargerProgram(larger))
     verdict = judge(case)
     assert verdict.is_shown, [*reasons(verdict)]
     assert verdict.samples >= 3
@@ -416,7 +422,7 @@ def problem(larger: Callable[..., Any]) -> str | None:
     traced = growth.widths.network.traced
     shapes = {"up": f64(4, 7), "down": f64(7, 2)}
     its = dw.trace(larger, shapes, X).network.traced
-    verdict = judge(twin.claim(growth, traced, Larger(its)))
+    verdict = judge(twin.claim(growth, traced, LargerProgram(its)))
     assert verdict.difference is None and verdict.samples == 16
     return verdict.problem or verdict.gradients
 

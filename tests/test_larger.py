@@ -443,22 +443,19 @@ def shapes(features, hidden):
 
 
 @pytest.mark.parametrize(
-    "larger, words",
-    [
-        (mlp(2.0, cut=5), None),
-        (mlp(2.0, shift=0.2, cut=5), "add has the number 0.2 instead of the number 0.1"),
-    ],
+    "larger, is_same",
+    [(mlp(2.0, cut=5), True), (mlp(2.0, shift=0.2, cut=5), False)],
     ids=["the same", "another term"],
 )
-def test_a_larger_model_that_computes_something_else_is_refused(larger, words):
+def test_a_larger_model_that_computes_something_else_is_refused(larger, is_same):
     x = jnp.arange(20.0).reshape(4, 5)
     widths = dw.trace(mlp(2.0), shapes(5, 8), x)
     options = {"target": shapes(5, 11), "target_apply": larger, "sizes": {"up[1.0]": 5}}
-    if words:
-        with pytest.raises(ValueError, match=f"larger model computes something else: .*{words}"):
-            dw.plan(widths, **options)
-    else:
+    if is_same:
         assert dw.plan(widths, **options).sizes == {"up[1.0]": 5, "up[1.1]": 6}
+    else:
+        with pytest.raises(ValueError, match="larger model computes something else: its output"):
+            dw.plan(widths, **options)
 
 
 def difference(sign):
@@ -474,7 +471,7 @@ def test_a_larger_model_that_takes_other_arrays_is_refused():
     widths = dw.trace(difference(1), shapes(5, 8), jnp.ones((4, 5)))
     target = shapes(5, 11)
     assert dw.plan(widths, target=target, target_apply=difference(1)).sizes == {"up": 11}
-    with pytest.raises(ValueError, match="computes something else: sub takes other arrays"):
+    with pytest.raises(ValueError, match=r"computes something else: its output\[0, 0\] becomes"):
         dw.plan(widths, target=target, target_apply=difference(-1))
 
 
@@ -650,7 +647,7 @@ def test_what_nothing_uses_may_differ(follows):
     widths = dw.trace(network(8), shapes(5, 8), jax.ShapeDtypeStruct((4, 5), jnp.float64))
     options = {"target": shapes(5, 11), "target_apply": network(11)}
     if follows:
-        with pytest.raises(ValueError, match="lt has the number 11 instead of the number 8"):
+        with pytest.raises(ValueError, match="computes something else: its output"):
             dw.plan(widths, **options)
     else:
         assert dw.plan(widths, **options).sizes == {"up": 11}

@@ -40,6 +40,12 @@ def trained(width: int, hidden: int, seed: int) -> Network:
     return model
 
 
+def grown_into(small: Any, wide: Any, *inputs: Any, key: Any = None) -> tuple[dw.Growth, Any]:
+    """The growth of a module into a larger one, and what it makes of the module."""
+    growth = dw.nnx.plan(dw.nnx.trace(small, *inputs), target=wide)
+    return growth, dw.nnx.grow(small, growth, key=key, fresh=wide)
+
+
 @pytest.fixture
 def images() -> jax.Array:
     return jnp.asarray(np.random.default_rng(7).normal(size=(5, 4, 4, 3)))
@@ -49,16 +55,18 @@ def images() -> jax.Array:
 def test_grown_module_computes_the_same(images: jax.Array, key: jax.Array | None) -> None:
     small, wide = trained(6, 10, seed=0), trained(9, 17, seed=1)
     before = small(images)
-    grown = dw.nnx.grow(small, wide, images, key=key)
+    _, grown = grown_into(small, wide, images, key=key)
     assert grown.conv.kernel.shape == (3, 3, 3, 9)
     assert grown.up.kernel.shape == (9 * 16, 17)
+    its_own = grown.conv.kernel[..., 6:] == wide.conv.kernel[..., 6:]
+    assert bool(its_own.any()) == (key is None)
     np.testing.assert_allclose(grown(images), before, rtol=1e-12)
     np.testing.assert_array_equal(small(images), before)
 
 
 def test_free_weights_are_the_wide_modules_own(images: jax.Array) -> None:
     small, wide = trained(6, 10, seed=0), trained(9, 17, seed=1)
-    grown = dw.nnx.grow(small, wide, images)
+    _, grown = grown_into(small, wide, images)
     np.testing.assert_array_equal(grown.conv.kernel[..., 6:], wide.conv.kernel[..., 6:])
     np.testing.assert_array_equal(grown.down.kernel[10:], 0)
 
@@ -100,8 +108,7 @@ def test_the_optimizer_grows_along(images: jax.Array) -> None:
     optimizer = nnx.Optimizer(small, tx, wrt=nnx.Param)
     given = () if "model" in vars(optimizer) else (small,)  # Flax 0.11 and newer want it
     optimizer.update(*given, nnx.grad(lambda model: (model(images) ** 2).sum())(small))
-    growth = dw.nnx.plan(small, wide, images)
-    grown = dw.nnx.grow(small, wide, images)
+    growth, grown = grown_into(small, wide, images)
     found = dw.nnx.grow_optimizer(optimizer, growth, grown)
     assert int(found.step[...]) == 1
 
@@ -126,8 +133,7 @@ def test_an_optimizer_of_which_a_part_is_masked_grows() -> None:
     small, wide, x = layers(4, 0), layers(6, 1), jnp.ones((5, 3))
     tx = dw.growable(optax.partition({"0": optax.adam(1e-2), "1": optax.sgd(1e-2)}, by_layer))
     optimizer = nnx.Optimizer(small, tx, wrt=nnx.Param)
-    growth = dw.nnx.plan(small, wide, x)
-    grown = dw.nnx.grow(small, wide, x)
+    growth, grown = grown_into(small, wide, x)
     found = dw.nnx.grow_optimizer(optimizer, growth, grown)
     moments = found.opt_state.inner_state.inner_states["0"].inner_state[0].mu["layers"]
     assert moments[0].kernel.shape == (3, 6)
@@ -145,7 +151,7 @@ def test_an_optimizer_that_holds_parameters_gets_those_of_the_grown_module() -> 
 
     small, wide, x = layers(4, 0), layers(6, 1), jnp.ones((5, 3))
     optimizer = nnx.Optimizer(small, optax.contrib.dog(), wrt=nnx.Param)
-    growth, grown = dw.nnx.plan(small, wide, x), dw.nnx.grow(small, wide, x)
+    growth, grown = grown_into(small, wide, x)
     found = dw.nnx.grow_optimizer(optimizer, growth, grown)
     held = jax.tree.leaves(found.opt_state[1].init_params)
     for a, b in zip(held, jax.tree.leaves(nnx.state(grown, nnx.Param)), strict=True):
@@ -172,10 +178,10 @@ def test_a_module_grows_deeper_with_its_optimizer() -> None:
     x = jnp.linspace(-1, 1, 6).reshape(2, 3)
     small, deep = Tower(1, nnx.Rngs(0)), Tower(2, nnx.Rngs(1))
     optimizer = nnx.Optimizer(small, optax.adam(1e-3), wrt=nnx.Param)
-    grown = dw.nnx.grow(small, deep, x)
+    growth, grown = grown_into(small, deep, x)
     np.testing.assert_allclose(grown(x), small(x), rtol=1e-12)
     assert not (grown.up_1.kernel[...] == 0).any()
-    found = dw.nnx.grow_optimizer(optimizer, dw.nnx.plan(small, deep, x), grown)
+    found = dw.nnx.grow_optimizer(optimizer, growth, grown)
     wanted = nnx.Optimizer(grown, optax.adam(1e-3), wrt=nnx.Param)
     shapes = [
         [(jnp.shape(v), jnp.result_type(v)) for v in jax.tree.leaves(o.opt_state)]
@@ -213,7 +219,7 @@ def test_a_stream_grows_under_its_norms_and_new_layers_get_keys(key: jax.Array |
     small = Normalized(4, 1, 1e-3, nnx.Rngs(0))
     wide = Normalized(6, 2, 1e-3 * 4 / 6, nnx.Rngs(1))
     small.eval(), wide.eval()
-    grown = dw.nnx.grow(small, wide, x, key=key)
+    _, grown = grown_into(small, wide, x, key=key)
     np.testing.assert_allclose(grown(x), small(x), rtol=1e-12)
     grown.train()
     assert jnp.isfinite(grown(x)).all()
@@ -232,9 +238,9 @@ def test_modules_in_different_modes_are_named() -> None:
     small, wide, x = Net(8), Net(16), jnp.ones((1, 4))
     small.eval()
     with pytest.raises(ValueError, match="different modes.*\n- dropout/deterministic: is True in"):
-        dw.nnx.plan(small, wide, x)
+        dw.nnx.plan(dw.nnx.trace(small, x), target=wide)
     wide.eval()
-    assert dw.nnx.plan(small, wide, x).sizes["up"] == 16
+    assert dw.nnx.plan(dw.nnx.trace(small, x), target=wide).sizes["up"] == 16
 
 
 def test_refuses_other_structures(images: jax.Array) -> None:
@@ -243,24 +249,24 @@ def test_refuses_other_structures(images: jax.Array) -> None:
             self.conv = nnx.Linear(3, 9, rngs=nnx.Rngs(0))
 
     with pytest.raises(ValueError, match=r"up/kernel: not in the target"):
-        dw.nnx.grow(trained(6, 10, seed=0), Other(), images)
+        dw.nnx.plan(dw.nnx.trace(trained(6, 10, seed=0), images), target=Other())
 
 
 def test_by_sizes_the_larger_module_is_made_from_the_module(images: jax.Array) -> None:
     small = trained(6, 10, seed=0)
-    growth = dw.nnx.plan(small, {"conv": 9, ("up/kernel", 1): 17}, images)
-    assert growth == dw.nnx.plan(small, {"conv": 9, "up": 17}, images)
+    widths = dw.nnx.trace(small, images)
+    growth = dw.nnx.plan(widths, {"conv": 9, ("up/kernel", 1): 17})
+    assert growth == dw.nnx.plan(widths, {"conv": 9, "up": 17})
     assert dw.from_json(dw.to_json(growth)) == growth
     grown = dw.nnx.grow(small, growth, key=jax.random.key(3))
     assert nnx.split(grown)[0] == nnx.split(trained(9, 17, seed=1))[0]
     assert (grown.conv.out_features, grown.up.in_features, grown.down.in_features) == (9, 144, 17)
     np.testing.assert_allclose(grown(images), small(images), rtol=1e-12)
     assert small.conv.out_features == 6
-    # The same for widths, a growth from another process, and one that was planned with a module.
-    key = jax.random.key(3)
-    planned = dw.nnx.plan(dw.nnx.trace(small, images), trained(9, 17, seed=1))
+    # The same for a growth from another process, and one that was planned with a module.
+    planned = dw.nnx.plan(widths, target=trained(9, 17, seed=1))
     for other in (planned, dw.from_json(dw.to_json(growth))):
-        again = dw.nnx.grow(small, other, images, key=key)
+        again = dw.nnx.grow(small, other, key=jax.random.key(3))
         for a, b in zip(*(jax.tree.leaves(nnx.state(m, nnx.Param)) for m in (again, grown))):
             np.testing.assert_array_equal(a, b)
 
@@ -268,9 +274,7 @@ def test_by_sizes_the_larger_module_is_made_from_the_module(images: jax.Array) -
 def test_modules_are_taken_where_others_take_functions_and_variables(images: jax.Array) -> None:
     small, wide = trained(6, 10, seed=0), trained(9, 17, seed=1)
     widths = dw.nnx.trace(small, images)
-    growth = dw.nnx.plan(widths, target=wide)
-    assert growth == dw.nnx.plan(small, wide, images)
-    grown = dw.nnx.grow(small, growth, images, fresh=wide)
+    grown = dw.nnx.grow(small, dw.nnx.plan(widths, target=wide), fresh=wide)
     np.testing.assert_array_equal(grown.conv.kernel[..., 6:], wide.conv.kernel[..., 6:])
     small.train(), grown.train()  # in which dropout would draw
     assert dw.nnx.verify(small, grown, images).relative < 1e-12
@@ -293,12 +297,10 @@ def test_deepen_returns_the_deeper_module() -> None:
     grown = dw.nnx.deepen(small, deep, inputs=(x,))
     np.testing.assert_array_equal(grown.up_1.kernel, deep.up_1.kernel)
     np.testing.assert_allclose(grown(x), small(x), rtol=1e-12)
-    copied = dw.nnx.deepen(small, deep, x, copy=True)
+    copied = dw.nnx.deepen(small, deep, inputs=(x,), copy=True)
     np.testing.assert_array_equal(copied.up_1.kernel, small.up_0.kernel)
-    again = dw.nnx.grow(small, dw.nnx.plan(small, deep, x), fresh=deep)
+    _, again = grown_into(small, deep, x)
     np.testing.assert_array_equal(again.up_1.kernel, deep.up_1.kernel)
-    with pytest.raises(TypeError, match="inputs are given twice"):
-        dw.nnx.deepen(small, deep, x, inputs=(x,))
 
 
 class Told(nnx.Module):
@@ -315,29 +317,30 @@ class Told(nnx.Module):
 
 def test_what_nothing_shows_is_refused() -> None:
     x = jnp.ones((2, 3))
-    growth = dw.nnx.plan(Told(4, nnx.Rngs(0)), Told(6, nnx.Rngs(1)), x)
-    for refused in (
-        lambda: dw.nnx.plan(Told(4, nnx.Rngs(0)), {"up": 6}, x),
-        lambda: dw.nnx.grow(Told(4, nnx.Rngs(0)), growth, key=jax.random.key(0)),
-    ):
-        with pytest.raises(ValueError, match="Told says hidden=4, .*; pass the larger module"):
-            refused()
     told = Told(4, nnx.Rngs(0))
     widths, keep = dw.nnx.trace(told, x), {"up": [0, 3]}
+    for growth in (
+        dw.nnx.plan(widths, target=Told(6, nnx.Rngs(1))),
+        dw.nnx.plan(widths, {"up": 6}),
+    ):
+        with pytest.raises(ValueError, match="Told says hidden=4, .*; pass the larger module"):
+            dw.nnx.grow(told, growth, key=jax.random.key(0))
     with pytest.raises(ValueError, match="cannot narrow this module:\n.*make the smaller module"):
         dw.nnx.narrow(told, widths, keep)
     smaller = Told(2, nnx.Rngs(2))
     with pytest.warns(UserWarning, match="outputs move by"):
         nnx.update(smaller, dw.narrow(nnx.state(told), widths, keep))
     assert (smaller.up.kernel[...] == told.up.kernel[:, [0, 3]]).all()
-    deeper = dw.nnx.plan(Tower(1, nnx.Rngs(0)), Tower(2, nnx.Rngs(1)), x)
+    tower = dw.nnx.trace(Tower(1, nnx.Rngs(0)), x)
+    deeper = dw.nnx.plan(tower, target=Tower(2, nnx.Rngs(1)))
     with pytest.raises(ValueError, match="inserts layers; pass the larger module, fresh="):
         dw.nnx.grow(Tower(1, nnx.Rngs(0)), deeper)
 
 
 def test_arguments_of_other_kinds_are_named(images: jax.Array) -> None:
     small, wide = trained(6, 10, seed=0), trained(9, 17, seed=1)
-    growth = dw.nnx.plan(small, wide, images)
+    widths = dw.nnx.trace(small, images)
+    growth = dw.nnx.plan(widths, target=wide)
     optimizer = nnx.Optimizer(small, optax.adam(1e-3), wrt=nnx.Param)
     for wrong, message in (
         (lambda: dw.nnx.grow_optimizer(optimizer, wide, growth), "wrong order: growth is Network"),
@@ -345,36 +348,98 @@ def test_arguments_of_other_kinds_are_named(images: jax.Array) -> None:
             lambda: dw.nnx.grow_optimizer(small, growth, wide),
             "optimizer must be an nnx.Optimizer, got Network",
         ),
-        (lambda: dw.nnx.plan({"conv": 9}, small, images), "wrong order: model is a dict"),
-        (
-            lambda: dw.nnx.plan(small, images),
-            "sizes must be .* or sizes {name: units}, got an arr",
-        ),
+        (lambda: dw.nnx.plan({"conv": 9}, widths), "wrong order: widths is a dict"),
+        (lambda: dw.nnx.plan(widths, images), "sizes must be .* got an arr"),
+        (lambda: dw.nnx.plan(widths, target=growth), "target must be an nnx.Module, got a Growth"),
+        (lambda: dw.nnx.upcycle(widths, target={}), "target must be an nnx.Module, got a dict"),
         (lambda: dw.nnx.grow(growth, small), "wrong order: model is a Growth"),
-        (lambda: dw.nnx.grow(small, {"conv": 9}, images), "or the Growth .* got a dict"),
-        (lambda: dw.nnx.grow(small, growth, strategy=dw.strategies.random()), "belong to nnx.plan"),
+        (lambda: dw.nnx.grow(small, {"conv": 9}), "growth must be the Growth .* got a dict"),
+        (lambda: dw.nnx.grow(small, growth, steps=3), "unexpected keyword argument 'steps'"),
+        (lambda: dw.nnx.grow(small), "missing 1 required positional argument: 'growth'"),
+        (lambda: dw.nnx.upcycle(small, target=wide), "widths must be the Widths .* got Network"),
     ):
         with pytest.raises(TypeError, match=message):
             wrong()
-    with pytest.raises(TypeError, match="both larger modules"):
-        dw.nnx.plan(small, wide, images, target=wide)
-    with pytest.raises(TypeError, match="pass one module"):
-        dw.nnx.grow(small, wide, images, fresh=wide)
     with pytest.raises(ValueError, match="no width 'con'"):
-        dw.nnx.plan(small, {"con": 9}, images)
+        dw.nnx.plan(widths, {"con": 9})
+
+
+class Twice(Tower):
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return 2 * super().__call__(x)
+
+
+class Mixture(nnx.Module):
+    def __init__(self, experts: int, chosen: int) -> None:
+        self.chosen, init = chosen, jax.random.normal
+        self.router = nnx.Param(init(jax.random.key(0), (3, experts)))
+        self.experts = nnx.Param(init(jax.random.key(1), (experts, 3, 3)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        gates, which = jax.lax.top_k(jax.nn.softmax(x @ self.router[...]), self.chosen)
+        outputs = jnp.einsum("td,edf->tef", x, self.experts[...])
+        mask = jax.nn.one_hot(which, outputs.shape[1])
+        return jnp.einsum("tk,tke,tef->tf", gates, mask, outputs)
+
+
+def test_calls_of_0_2_0_warn_and_do_the_same() -> None:
+    x = jnp.linspace(-1, 1, 6).reshape(2, 3)
+    small, deep, key = Tower(1, nnx.Rngs(0)), Tower(2, nnx.Rngs(1)), jax.random.key(2)
+    mixtures = Mixture(2, 1), Mixture(4, 2)
+    widths = dw.nnx.trace(small, x)
+    growth, grown = grown_into(small, deep, x)
+    by_sizes = dw.nnx.plan(widths, {"up_0": 8})
+    wide = dw.nnx.grow(small, by_sizes, key=key)
+    saved = dw.from_json(dw.to_json(by_sizes))
+    deeper = dw.nnx.deepen(small, deep, inputs=(x,), copy=True)
+    experts = dw.nnx.upcycle(dw.nnx.trace(mixtures[0], x), target=mixtures[1])
+    nnx_: Any = dw.nnx
+    for call, new in (
+        (lambda: nnx_.plan(small, {"up_0": 8}, x), by_sizes),
+        (lambda: nnx_.plan(widths, {"up_0": 8}, x), by_sizes),
+        (lambda: nnx_.plan(model=widths, sizes={"up_0": 8}), by_sizes),
+        (lambda: nnx_.plan(small, deep, x), growth),
+        (lambda: nnx_.plan(widths, deep), growth),
+        (lambda: nnx_.plan(small, None, x, target=deep), growth),
+        (lambda: nnx_.grow(small, deep, x), grown),
+        (lambda: nnx_.grow(small, growth, x, fresh=deep), grown),
+        (lambda: nnx_.grow(small, by_sizes, key=key, verify=False), wide),
+        (lambda: nnx_.grow(small, saved, x, key=key), wide),
+        (lambda: nnx_.deepen(small, deep, x, copy=True), deeper),
+        (lambda: nnx_.upcycle(*mixtures, x), experts),
+    ):
+        with pytest.warns(DeprecationWarning, match=r"0.2.0; use dw.nnx.\w+\(") as warned:
+            old = call()
+        assert [w.filename for w in warned] == [__file__]
+        if isinstance(new, dw.Growth):
+            assert old == new
+        else:
+            assert nnx.split(old)[0] == nnx.split(new)[0]
+            jax.tree.map(np.testing.assert_array_equal, nnx.state(old), nnx.state(new))
+    zeros, deprecated = jnp.zeros((2, 3)), pytest.warns(DeprecationWarning)
+    with deprecated, pytest.warns(UserWarning, match="verify cannot tell"):
+        nnx_.grow(mixtures[0], experts, zeros, fresh=mixtures[1])
+    message = "computes something else"
+    with pytest.warns(DeprecationWarning), pytest.raises(ValueError, match=message) as error:
+        nnx_.grow(small, growth, x, fresh=Twice(2, nnx.Rngs(1)))
+    assert error.value.__notes__ == ["verify=False leaves out this check."]
+    with pytest.warns(DeprecationWarning), pytest.raises(TypeError, match="belong to nnx.plan"):
+        nnx_.grow(small, growth, x, strategy=dw.strategies.random())
+    with pytest.warns(DeprecationWarning), pytest.raises(TypeError, match="got Tower"):
+        nnx_.plan(small, deep, x, target=deep)
 
 
 def test_a_larger_module_that_starts_with_zeros_needs_a_key(images: jax.Array) -> None:
     small, wide = trained(6, 10, seed=0), trained(9, 17, seed=1)
     wide.up.kernel = nnx.Param(jnp.zeros((9 * 16, 17)))
     with pytest.raises(ValueError, match="up/kernel: zero in the larger model .*; pass key="):
-        dw.nnx.grow(small, wide, images)
-    grown = dw.nnx.grow(small, wide, images, key=jax.random.key(3))
+        grown_into(small, wide, images)
+    _, grown = grown_into(small, wide, images, key=jax.random.key(3))
     assert not (grown.up.kernel[..., 10:] == 0).all()
 
 
 def test_widths_know_the_module_that_was_traced() -> None:
-    """Widths alone tell as much as the module: whether it computes the same in the new sizes."""
+    """Widths tell as much as the module: whether it computes the same in the new sizes."""
 
     class Attention(nnx.Module):
         def __init__(self, heads: int, rngs: nnx.Rngs) -> None:
@@ -386,6 +451,5 @@ def test_widths_know_the_module_that_was_traced() -> None:
 
     model, x = Attention(2, nnx.Rngs(0)), jnp.ones((1, 3, 6))
     growth = dw.nnx.plan(dw.nnx.trace(model, x), {"attention/query[heads]": 4})
-    assert growth == dw.nnx.plan(model, {"attention/query[heads]": 4}, x)
     assert growth.notes == ()
     assert dw.nnx.grow(model, growth, key=jax.random.key(1)).attention.num_heads == 4

@@ -21,8 +21,12 @@ from primitive_examples import EXAMPLES, Example, X
 from primitive_examples_elementwise import BINARY, UNARY, WHOLE, primitive_of
 
 import dogwood_jax as dw
-from dogwood_jax._program.elementwise import ELEMENTWISE, folded, is_linear
-from dogwood_jax._widths.recipes import rules as _scaling_rules
+from dogwood_jax._program.interpret import evaluated as evaluated_eqn
+from dogwood_jax._program.primitives.entries import ENTRIES
+from dogwood_jax._program.primitives.intervals import Bounds
+from dogwood_jax._program.primitives.table import axes_of, folded, is_linear, primitive
+from dogwood_jax._program.subprograms import equations
+from dogwood_jax._widths.recipes import powers as _scaling_rules
 from dogwood_jax._widths.rules import registry as _rules
 
 strategies = dw.strategies
@@ -201,33 +205,6 @@ def growths(strategy: str, name: str) -> list[tuple[dw.Growth, dict[str, int] | 
     return found
 
 
-@functools.cache
-def outputs_once_grown(name: str) -> dict[str, list[list[Any]]]:
-    """The outputs after all growths by each strategy, from one program: it compiles but once."""
-    example = EXAMPLES[name]
-    ways = [strategy for strategy, other in GROWN if other == name]
-    planned = {
-        strategy: [(growth, sizes) for growth, sizes in growths(strategy, name) if sizes]
-        for strategy in ways
-    }
-    inputs = [
-        [(fresh(name, sizes), example.arguments(**sizes)) for _, sizes in some]
-        for some in planned.values()
-    ]
-
-    def run(parameters: Any, inputs: Any) -> Any:
-        def output(growth: dw.Growth, new: Any, arguments: Any) -> Any:
-            grown = dw.grow(parameters, growth, fresh=new)
-            return jax.tree.leaves(example.apply(grown, *arguments))
-
-        return [
-            [output(growth, *its) for (growth, _), its in zip(some, of_some, strict=True)]
-            for some, of_some in zip(planned.values(), inputs, strict=True)
-        ]
-
-    return dict(zip(ways, jax.jit(run)(example.parameters(), inputs), strict=True))
-
-
 def fresh(name: str, sizes: Mapping[str, int]) -> dict[str, Any]:
     """New parameters, without regard to the ranges of old ones; to draw them compiles for long.
 
@@ -265,11 +242,16 @@ def test_growth_is_exact(strategy: str, name: str) -> None:
         for growth, sizes in planned
         if sizes is None
     ]
-    fitting = [growth for growth, sizes in planned if sizes]
-    for growth, found in zip(fitting, outputs_once_grown(name)[strategy], strict=True):
+    example = EXAMPLES[name]
+    for growth, sizes in planned:
+        if sizes is None:
+            continue
+        # One operation after the other: what is compiled serves other examples, too.
+        grown = dw.grow(example.parameters(), growth, fresh=fresh(name, sizes))
+        found = jax.tree.leaves(example.apply(grown, *example.arguments(**sizes)))
         for new, old in zip(found, outputs(name), strict=True):
             new = np.asarray(new)[tuple(map(slice, old.shape))]
-            if moved := _moved(new, old, EXAMPLES[name].rounding):
+            if moved := _moved(new, old, example.rounding):
                 problems.append(f"{growth.sizes}: {moved}")
     assert not problems, "; ".join(problems)
 
@@ -318,11 +300,11 @@ def entries(*primitives: str) -> list[str]:
     return [name for name in UNARY if primitive_of(name) in primitives and name not in WHOLE]
 
 
-LAWS = {name: law for name, law in ELEMENTWISE.items() if law.takes == 1 or law.same}
+LAWS = {name: law for name, law in ENTRIES.items() if law.takes == 1 or law.same}
 KEEP_ZEROS = entries(*(name for name, law in LAWS.items() if law.zero and name != "integer_pow"))
 LINEAR = entries(*(name for name, law in LAWS.items() if law.linear))
 DEGREES = {name: law.degree for name, law in LAWS.items() if law.degree is not None}
-FOLDED = [name for name, law in ELEMENTWISE.items() if law.fold is not None]
+FOLDED = [name for name, law in ENTRIES.items() if law.fold is not None]
 
 
 @pytest.mark.parametrize(
@@ -371,8 +353,9 @@ def test_degrees_of_integer_powers(degree: int) -> None:
 @pytest.mark.parametrize("name", cases("fold", ((name,) for name in FOLDED)))
 def test_folded_numbers_are_what_jax_computes(name: str) -> None:
     """Numbers that tracing knows are those that the program computes, whatever the numbers."""
-    primitive = getattr(jax.lax, name, None) or getattr(jnp, name)  # jax.lax.log2 is new
-    count = ELEMENTWISE[name].takes
+    primitive = getattr(jax.lax, name, None) or getattr(jnp, name, None)  # jax.lax.log2 is new
+    primitive = primitive or UNARY[name][0]
+    count = ENTRIES[name].takes
     wrong = []
     for numbers in itertools.product(NUMBERS.tolist(), repeat=count):
         found = folded(name, *numbers)
@@ -380,6 +363,73 @@ def test_folded_numbers_are_what_jax_computes(name: str) -> None:
         if found is not None and not np.isclose(found, expected, 1e-12, 0, equal_nan=True):
             wrong.append((numbers, found, expected))
     assert not wrong
+
+
+BOUNDED = [name for name in UNARY if name in LAWS and LAWS[name].bounds]
+
+
+@pytest.mark.parametrize("name", cases("bounds", ((name,) for name in BOUNDED)))
+def test_values_lie_between_their_bounds(name: str) -> None:
+    bounds, rounding = LAWS[name].bounds, 0.02 if name == "reduce_precision" else 1e-9
+    x = np.sort(domain(name, jnp.float64))
+    y = np.real(evaluated(name, jnp.float64, x))
+    for first, last in itertools.combinations(range(0, len(x), 3), 2):
+        found = bounds(Bounds(float(x[first]), float(x[last])))
+        part = y[first : last + 1]
+        assert found.low <= part.min() + rounding and part.max() - rounding <= found.high
+
+
+def _with_axes() -> dict[str, Any]:
+    """Returns one equation for each primitive of the examples whose axes have names."""
+    ones = jax.make_jaxpr(lambda x: jnp.reshape(x, (2, 1, 3)))(jnp.ones((2, 3)))
+    found = {eqn.primitive.name: eqn for eqn in ones.eqns}
+    for example in EXAMPLES.values():
+        if any(primitive(name).axes and name not in found for name in example.reaches):
+            program = jax.make_jaxpr(example.apply)(example.structs(), *example.arguments())
+            for eqn in equations(program.jaxpr):
+                record = primitive(eqn.primitive.name)
+                is_float = all(jnp.issubdtype(atom.aval.dtype, np.inexact) for atom in eqn.invars)
+                if record.axes and not record.same and is_float and _axes(eqn) is not None:
+                    found.setdefault(eqn.primitive.name, eqn)
+    return found
+
+
+def _axes(eqn: Any) -> Any:
+    *operands, result = (atom.aval.shape for atom in (*eqn.invars, eqn.outvars[0]))
+    return axes_of(eqn.primitive.name, eqn.params, operands, result)
+
+
+def test_axes_of_one_name_are_the_same() -> None:
+    """Entries in another order along a name are in that order in the result, or are summed."""
+    rng, checked = np.random.default_rng(0), set[str]()
+    for name, eqn in _with_axes().items():
+        arrays = [rng.uniform(0.2, 0.8, a.aval.shape).astype(a.aval.dtype) for a in eqn.invars]
+        axes, before = _axes(eqn), np.asarray(evaluated_eqn(eqn, arrays)[0])
+        named = [each for side in (*axes.operands, axes.result) for each in side]
+        in_result = frozenset[str]().union(*axes.result)
+        for one in frozenset[str]().union(*(each for each in named if len(each) == 1)):
+            # Windows move along space, and of groups only whole ones have another order.
+            is_grouped = any(one in each and len(each) > 1 for each in named)
+            is_place = one.startswith(("#", "1 ", "new", "space", "window"))
+            if is_grouped or is_place or (name.startswith("arg") and one not in in_result):
+                continue
+            order = None
+
+            def moved(array: Any, side: Any, one: str = one) -> Any:
+                nonlocal order
+                for axis, each in enumerate(side):
+                    if one in each:
+                        order = rng.permutation(array.shape[axis]) if order is None else order
+                        array = np.take(array, order, axis)
+                return array
+
+            after = evaluated_eqn(eqn, [*map(moved, arrays, axes.operands)])[0]
+            expected = moved(before, axes.result)
+            np.testing.assert_allclose(after, expected, 1e-5, 1e-5, err_msg=f"{name}: {one}")
+            checked.add(name)
+    moves = {"broadcast_in_dim", "reshape", "squeeze", "transpose"}
+    sums = {"conv_general_dilated", "dot_general", "reduce_sum", "reduce_max", "argmax"}
+    assert checked >= moves | sums | {"mul", "tanh"}
 
 
 # Functions that are not finite, or not of finite slope, everywhere. Zero weights do not silence

@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 
 import dogwood_jax
+from dogwood_jax._program.primitives.table import PRIMITIVES
 
 PACKAGE = Path(dogwood_jax.__file__).parent
 # Each room, or public file, imports only what stands before it.
 ORDER = (
     "_base strategies _program _widths _modules _growth _arrays _judge _depth _plan _optimizer "
-    "_front _layout _insert nnx plotting mnist training keras_h5 checkpoint __main__"
+    "_rotary _heads _experts _by_gradient _front _figures _smaller _layout _insert _old_nnx nnx "
+    "plotting mnist training keras_h5 checkpoint __main__"
 ).split()
 KERAS_ORDER = "_files _kinds _weights _models _front __main__".split()
 ROOMS = sorted(path.parent for path in PACKAGE.rglob("_*/**/__init__.py"))
@@ -109,5 +111,55 @@ def test_one_loop_runs_over_programs():
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute) and node.attr == "eqns"
     }
-    others = {"inner", "kernels", "like_layers", "program", "sameness"}
+    others = {"subprograms", "kernels", "like_layers", "program", "sameness"}
     assert readers == {"_program/interpret.py"} | {f"_program/{name}.py" for name in others}
+
+
+# Where primitives are named outside of their table, and why. Each file answers one question that is
+# its own; what several files want to know is a field of the record.
+NAMED_FOR = {
+    "_widths/rules": "which dimensions of operands and results are the same",
+    "_widths/recipes/powers.py": "what becomes of powers and new entries",
+    "_widths/recipes/new_numbers.py": "which numbers new entries are",
+    "_widths/recipes/no_means.py": "which norm keeps new units from being means",
+    "_widths/recipes/reading.py": "where constants are the same along a width",
+    "_widths/weight_reads.py": "results of several kinds, such as values and indices",
+    "_widths/attention.py": "scores of attention are contractions of two activations",
+    "_widths/scales.py": "what stands between a sum and a constant that scales it",
+    "_widths/trace.py": "epsilons are small constants that are added",
+    "_judge/primitives.py": "what primitives compute, with NumPy",
+    "_judge/evaluate.py": "how programs inside run, and bits that follow from places",
+    "_judge/resize.py": "which parameters are sizes",
+    "_judge/choices.py": "which sides a choice has, and how one is taken by force",
+    "_judge/seen.py": "into which pieces an operation divides its inputs",
+    "_judge/judge.py": "bits of keys, and integers that ids are compared with",
+    "_judge/watch.py": "how long the tables are that ids look up",
+    "_depth/statistics.py": "a mean that is subtracted",
+    "_plan/own_function.py": "axes that a function splits into sizes of its own",
+    "_optimizer/by_cohort.py": "branches, each with its lanes",
+    "_program/shards.py": "what devices compute together",
+    "_front/rounding.py": "which casts round, and what loops run",
+    "_experts/routers.py": "where the largest are chosen, and what finds the chosen ones",
+}
+
+# Names of primitives that are also words, as of a role or a kind.
+WORDS = set(
+    "tile threefry2x32 sqrt scatter copy name add and or not square sign real exp log split round "
+    "max min sub".split()
+)
+
+
+def test_primitives_are_named_in_their_table():
+    """Only a domain whose own question it is names a primitive besides."""
+    named = set()
+    for path in PACKAGE.rglob("_*/**/*.py"):
+        file = path.relative_to(PACKAGE).as_posix()
+        if not file.startswith(("_program/primitives/", "keras_h5/")):
+            strings = (
+                {*node.value.split()}
+                for node in ast.walk(ast.parse(path.read_text()))
+                if isinstance(node, ast.Constant) and isinstance(node.value, str)
+            )
+            if any(words - WORDS and words <= {*PRIMITIVES} for words in strings):
+                named.add(next((k for k in NAMED_FOR if file.startswith(k)), file))
+    assert named == set(NAMED_FOR)

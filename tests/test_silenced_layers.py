@@ -118,17 +118,17 @@ REFUSED: dict[str, tuple[Branch, Mapping[str, Any], str]] = {
     "log of sizes": (
         lambda p, x: jnp.log(jnp.abs(x @ p["up"])) @ p["down"],
         MLP,
-        r"becomes nan instead of \S+ for inputs with a row of zeros, where log \(\S+\) is not",
+        r"becomes nan instead of \S+ for inputs with a row of zeros, because log \(\S+\) is not",
     ),
     "exp": (
         lambda p, x: jnp.exp(x @ p["up"]) @ p["down"],
         MLP,
-        r"becomes nan instead of \S+ for [^,]+, where exp \(\S+\) is not",
+        r"becomes nan instead of \S+ for [^,]+, because exp \(\S+\) is not",
     ),
     "shares": (
         shares,
         MLP,
-        r"becomes nan instead of \S+ for inputs with a row of zeros, where div \(\S+\) is not",
+        r"becomes nan instead of \S+ for inputs with a row of zeros, because div \(\S+\) is not",
     ),
     "norm of a row of zeros": (
         lambda p, x: relu(x / (1e-6 + norm(x, 1)) @ p["up"]) @ p["down"],

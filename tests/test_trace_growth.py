@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from networks import Expected, Model, Network, data, f64, fill, load
+from networks import ONE_OF_EACH_KIND, Expected, Model, Network, data, f64, fill, load
 
 import dogwood_jax as dw
 from dogwood_jax._base.trees import leaves_by_path
@@ -218,9 +218,10 @@ SINGLE_PRECISION = {"library_attention"}
 
 
 def every_third(names: Iterable[Any]) -> list[Any]:
-    """Every third network, and the others where slow tests are asked for."""
-    every = (n if isinstance(n, tuple) else (n,) for n in names)
-    return [pytest.param(*n, marks=[pytest.mark.slow] * bool(i % 3)) for i, n in enumerate(every)]
+    """One network of each kind, every third of the others, and all if slow tests are asked for."""
+    cases = [n if isinstance(n, tuple) else (n,) for n in names]
+    is_slow = [case[0] not in ONE_OF_EACH_KIND and i % 3 for i, case in enumerate(cases)]
+    return [pytest.param(*c, marks=[pytest.mark.slow] * bool(s)) for c, s in zip(cases, is_slow)]
 
 
 @pytest.mark.parametrize(("name", "by"), every_third(ALONE))
@@ -271,14 +272,18 @@ def test_widths_that_need_different_strategies_grow_together() -> None:
         dw.plan(widths, {"up": 8})
 
 
+@functools.cache
+def grown_at_once(name: str) -> tuple[Model, dw.Growth]:
+    """Returns the larger model, all of whose widths have grown, and the growth to it."""
+    grows = {by: s for by, s in growable(NETWORKS[name]).items() if (name, by) != DRAWS_MASKS}
+    big = build_larger(NETWORKS[name], *grows)
+    sizes = {width: size for by in grows.values() for width, size in by.items()}
+    return big, dw.plan(old(name).widths, sizes, target=big.shapes, interface=True)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_all_widths_grow_at_once(name: str) -> None:
-    before = old(name)
-    grows = {by: s for by, s in growable(before.network).items() if (name, by) != DRAWS_MASKS}
-    big = build_larger(before.network, *grows)
-    sizes = {width: size for by in grows.values() for width, size in by.items()}
-    growth = dw.plan(before.widths, sizes, target=big.shapes, interface=True)
-    assert_same_function(before, big, growth, jax.random.key(3))
+    assert_same_function(old(name), *grown_at_once(name), jax.random.key(3))
 
 
 COPYABLE = [name for name in NETWORKS if copyable(NETWORKS[name])]
@@ -343,26 +348,18 @@ def float_paths(variables: Any) -> list[str]:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_growth_is_data(name: str) -> None:
-    widths = old(name).widths
-    growth = dw.plan(widths, all_sizes(NETWORKS[name]), interface=True)
+    widths, growth = old(name).widths, dataclasses.replace(grown_at_once(name)[1], structure=None)
     assert dw.from_json(dw.to_json(widths)) == widths
     assert dw.from_json(dw.to_json(growth)) == growth
 
 
-def all_sizes(network: Network) -> dict[str, int]:
-    return {w: size for by in growable(network).values() for w, size in by.items()}
-
-
-# Every third network: all of them are narrowed in test_strategies, by a plan.
+# Some networks: all of them are narrowed in test_strategies, by a plan.
 @pytest.mark.parametrize("name", every_third(NETWORKS))
 def test_narrowing_undoes_a_growth(name: str) -> None:
-    before = old(name)
-    sizes = all_sizes(before.network)
-    growth = dw.plan(before.widths, sizes, interface=True)
+    before, (_, growth) = old(name), grown_at_once(name)
     grown = dw.grow(before.variables, growth, key=jax.random.key(4))
-    keep = {width: range(before.widths[width].size) for width in sizes}
-    narrow = jax.jit(lambda grown: dw.narrow(grown, growth.after, keep, interface=True))
-    narrowed = narrow(grown)
+    keep = {width: range(before.widths[width].size) for width in growth.sizes}
+    narrowed = dw.narrow(grown, growth.after, keep, interface=True)
     assert_equal(narrowed, before.variables)
 
     # Casting before growing or after it makes no difference, and growing with what has grown

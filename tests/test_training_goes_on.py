@@ -299,15 +299,16 @@ def test_an_nnx_transformer(by: str) -> None:
     trained(step, small, optimizer_, data)
     sizes = {f"blocks/{i}/attention/query[heads]": 3 for i in range(2)}
     sizes |= {f"blocks/{i}/up": 20 for i in range(2)}
-    larger = sizes if by == "names" else NnxTransformer(3, 20, nnx.Rngs(1))
-    growth = dw.nnx.plan(small, larger, data[0][0])
+    larger = None if by == "names" else NnxTransformer(3, 20, nnx.Rngs(1))
+    widths = dw.nnx.trace(small, data[0][0])
+    growth = dw.nnx.plan(widths, sizes if larger is None else None, target=larger)
     assert {change.width: change.new for change in growth.changes} == sizes
-    if by == "names":
+    if larger is None:
         wide = dw.nnx.grow(small, growth, key=KEYS[2])
         expected = nnx.split(NnxTransformer(3, 20, nnx.Rngs(0)))[0]
         assert nnx.split(wide)[0] == expected
     else:
-        wide = dw.nnx.grow(small, larger, data[0][0])
+        wide = dw.nnx.grow(small, growth, fresh=larger)
     wide_optimizer = dw.nnx.grow_optimizer(optimizer_, growth, wide)
     assert_goes_on(step, step, (small, optimizer_), (wide, wide_optimizer), Moves(growth), data)
 

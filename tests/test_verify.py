@@ -259,10 +259,11 @@ def test_outputs_that_need_not_move():
     dw.verify(apply, params, apply, wide, x, tokens, mask)
 
 
-def test_growing_warns_if_its_check_cannot_tell():
-    small, wide = Small(6, nnx.Rngs(0)), Small(9, nnx.Rngs(1))
+def test_deepening_warns_if_its_check_cannot_tell():
+    layers = {name: {"up": jnp.ones((4, 6)), "down": jnp.ones((6, 4))} for name in "ab"}
+    apply = {"apply": blocks, "target_apply": blocks}
     with pytest.warns(UserWarning, match="verify cannot tell"):
-        dw.nnx.grow(small, wide, jnp.zeros((2, 4), jnp.float32), key=KEY)
+        dw.deepen({"a": layers["a"]}, layers, **apply, inputs=(jnp.zeros((2, 4)),))
 
 
 # What rounding explains ---------------------------------------------------------------------------
@@ -621,28 +622,29 @@ def wrong_rule(monkeypatch):
 
 @pytest.mark.parametrize("inputs", ["arrays", "shapes"])
 @pytest.mark.parametrize("mode", ["train", "eval"])
-def test_a_module_that_grows_wrongly_is_not_returned(mode, inputs, wrong_rule):
+def test_a_module_that_grows_wrongly_is_found(mode, inputs, wrong_rule):
     # Sizes that no other test has, for compiled growths are kept.
     units = {"train": 12, "eval": 13}[mode] + 2 * (inputs == "arrays")
     small, wide = Small(units, nnx.Rngs(0)), Small(units + 9, nnx.Rngs(1))
     getattr(small, mode)(), getattr(wide, mode)()
     x = data(jnp.float32) if inputs == "arrays" else jax.ShapeDtypeStruct((5, 4), jnp.float32)
-    growth = dw.nnx.plan(small, wide, x)
+    widths = dw.nnx.trace(small, x)
+    growth = dw.nnx.plan(widths, target=wide)
     wrong_rule()
     with pytest.raises(ValueError, match="the larger model computes something else"):
-        dw.nnx.plan(small, wide, x)
-    with pytest.raises(ValueError, match=r"output \[., .\]: moved by") as error:
-        dw.nnx.grow(small, growth, x, fresh=wide)
-    assert error.value.__notes__ == ["verify=False leaves out this check."]
-    grown = dw.nnx.grow(small, growth, x, fresh=wide, verify=False)
-    assert grown.up.kernel.shape == (4, units + 9)
+        dw.nnx.plan(widths, target=wide)
+    grown = dw.nnx.grow(small, growth, fresh=wide)
+    with pytest.raises(ValueError, match=r"output \[., .\]: moved by"):
+        dw.nnx.verify(small, grown, x)
 
 
 @pytest.mark.parametrize("strategy", [None, dw.strategies.replicate()], ids=str)
 def test_a_module_stays_in_its_mode(strategy):
     small, wide = Small(6, nnx.Rngs(0)), Small(9, nnx.Rngs(1))
-    before = nnx.to_pure_dict(nnx.state(small))
-    grown = dw.nnx.grow(small, wide, data(jnp.float32), strategy=strategy, key=KEY)
+    before, x = nnx.to_pure_dict(nnx.state(small)), data(jnp.float32)
+    growth = dw.nnx.plan(dw.nnx.trace(small, x), target=wide, strategy=strategy)
+    grown = dw.nnx.grow(small, growth, key=KEY, fresh=wide)
+    dw.nnx.verify(small, grown, x)
     assert not small.dropout.deterministic and not grown.dropout.deterministic
     assert not small.norm.use_running_average and not grown.norm.use_running_average
     after = nnx.to_pure_dict(nnx.state(small))
@@ -653,7 +655,8 @@ def test_a_module_stays_in_its_mode(strategy):
 def test_growths_that_change_outputs_are_not_verified():
     small, wide = Small(6, nnx.Rngs(0)), Small(9, nnx.Rngs(1))
     for strategy in (dw.strategies.random(), dw.strategies.replicate(noise=0.1)):
-        grown = dw.nnx.grow(small, wide, data(jnp.float32), strategy=strategy, key=KEY)
+        with pytest.warns(DeprecationWarning):
+            grown = dw.nnx.grow(small, wide, data(jnp.float32), strategy=strategy, key=KEY)
         small.eval(), grown.eval()
         assert abs(grown(data(jnp.float32)) - small(data(jnp.float32))).max() > 1e-3
 
@@ -673,9 +676,11 @@ class Noisy(nnx.Module):
 
 def test_other_masks_are_no_mistake():
     small, wide = Noisy(6, nnx.Rngs(0)), Noisy(9, nnx.Rngs(1))
+    widths = dw.nnx.trace(small, data(jnp.float32))
     with pytest.raises(ValueError, match="with a key inside the network"):
-        dw.nnx.grow(small, wide, data(jnp.float32))
-    grown = dw.nnx.grow(small, wide, data(jnp.float32), strategy=dw.strategies.random())
+        dw.nnx.plan(widths, target=wide)
+    growth = dw.nnx.plan(widths, target=wide, strategy=dw.strategies.random())
+    grown = dw.nnx.grow(small, growth, fresh=wide)
     functions = [pair for m in (small, grown) for pair in as_function(m)]
     with pytest.raises(ValueError, match="because it draws other random numbers"):
         dw.verify(*functions, data(jnp.float32))
@@ -686,17 +691,20 @@ def as_function(module):
     return lambda state, *inputs: nnx.merge(graph, state)(*inputs), state
 
 
-def test_modules_without_values_grow_unverified():
-    small, wide = (nnx.eval_shape(lambda n=n: Small(n, nnx.Rngs(0))) for n in (6, 9))
+def test_modules_without_values_grow():
+    def grown(small, wide, x, key=None):
+        growth = dw.nnx.plan(dw.nnx.trace(small, x), target=wide)
+        return dw.nnx.grow(small, growth, key=key, fresh=wide)
 
     @jax.jit
     def kernel(x):
         modules = (Small(n, nnx.Rngs(0)) for n in (6, 9))
-        return dw.nnx.grow(*modules, x).up.kernel[...]
+        return grown(*modules, x).up.kernel[...]
 
     assert kernel(data(jnp.float32)).shape == (4, 9)
+    small, wide = (nnx.eval_shape(lambda n=n: Small(n, nnx.Rngs(0))) for n in (6, 9))
     x = jax.ShapeDtypeStruct((5, 4), jnp.float32)
-    assert jax.eval_shape(lambda: nnx.state(dw.nnx.grow(small, wide, x, key=KEY)))
+    assert jax.eval_shape(lambda: nnx.state(grown(small, wide, x, KEY)))
 
 
 def blocks(params, x):

@@ -85,7 +85,8 @@ LINEN = Linen()
 VARIABLES = jax.eval_shape(LINEN.init, KEY, X)
 LINEN_WIDTHS = dw.trace(LINEN.apply, VARIABLES, X)
 NNX = Nnx()
-WIDE_NNX = Nnx(12)
+NNX_WIDTHS = dw.nnx.trace(NNX, X)
+NNX_GROWTH = dw.nnx.plan(NNX_WIDTHS, {"up": 12})
 RNGS = nnx.Rngs(0)
 NNX_OPTIMIZER = nnx.Optimizer(NNX, TX, wrt=nnx.Param)
 EQUINOX = eqx.filter_eval_shape(eqx.nn.MLP, 4, 2, 8, 1, key=KEY)
@@ -220,8 +221,8 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
     ),
     "nnx.trace: the state": (lambda: dw.nnx.trace(nnx.state(NNX), X), ["State", "dw.trace"]),
     "nnx.trace: no inputs": (lambda: dw.nnx.trace(NNX), ["model cannot be called", "'x'"]),
-    "nnx.plan: a class": (lambda: dw.nnx.plan(NNX, Nnx, X), ["sizes", "the class Nnx"]),
-    "nnx.deepen: sizes": (lambda: dw.nnx.deepen(NNX, {"up": 9}, X), ["target", "got a dict"]),
+    "nnx.plan: a class": (lambda: dw.nnx.plan(NNX_WIDTHS, target=Nnx), ["target", "the class Nnx"]),
+    "nnx.deepen: sizes": (lambda: dw.nnx.deepen(NNX, {"up": 9}), ["target", "got a dict"]),
     "nnx.narrow: swapped": (
         lambda: dw.nnx.narrow(NNX, {"up": [0]}, WIDTHS),
         ["wrong order", "widths"],
@@ -231,11 +232,11 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
         ["model", "got the function"],
     ),
     "nnx.grow: an Equinox module": (
-        lambda: dw.nnx.grow(NNX, EQUINOX, X),
-        ["larger", "MLP, an Equinox module"],
+        lambda: dw.nnx.grow(NNX, NNX_GROWTH, fresh=EQUINOX),
+        ["fresh", "MLP, an Equinox module"],
     ),
     "nnx.grow: a number as key": (
-        lambda: dw.nnx.grow(NNX, WIDE_NNX, X, key=0),
+        lambda: dw.nnx.grow(NNX, NNX_GROWTH, key=0),
         ["key", "got the int 0", "jax.random.key(0)"],
     ),
     "nnx.grow_optimizer: swapped": (

@@ -7,7 +7,6 @@
 | ``draws`` | random entries |
 | ``pieces`` | an array that is too large for memory, some places along one axis at a time |
 | ``insert`` | the arrays of new layers |
-| ``choose``, ``rows`` | weights of new units by the gradient of a loss: gradmax, firefly |
 | ``rounds`` | arrays that grow alike share a compiled function |
 | ``moves`` | moves of entries along axes that may be divided among devices |
 | ``explicit_axes`` | the same on meshes with explicit axes |

@@ -1,7 +1,7 @@
-"""Grow the arrays: ``grow``."""
+"""Grow the arrays: ``grown``."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,6 @@ import numpy as np
 from jax import Array
 
 from dogwood_jax._arrays.apply_map import apply_map
-from dogwood_jax._arrays.choose import choose, without_choices
 from dogwood_jax._arrays.dead import dead_in
 from dogwood_jax._arrays.draws import Draws, keys_of, words_of
 from dogwood_jax._arrays.explicit_axes import explicit_shardings, with_automatic_axes
@@ -19,12 +18,7 @@ from dogwood_jax._arrays.finite import not_finite, refusal_of_not_finite
 from dogwood_jax._arrays.insert import insert
 from dogwood_jax._arrays.rounds import bytes_of, delete, rounds, several_times
 from dogwood_jax._base.arguments import (
-    GROWTH,
-    KEY,
-    VARIABLES,
-    expect,
     expect_arrays,
-    expect_given,
     expect_values,
 )
 from dogwood_jax._base.described import described
@@ -47,66 +41,44 @@ from dogwood_jax._growth.leaf_map import LeafMap
 from dogwood_jax._growth.shardings import Placement, placement
 from dogwood_jax._modules.resizing import Resizing, outdated_leaves, says_numbers
 
+# Chooses the weights of one width's new units: a function of the grown arrays by path, candidates
+# from other random numbers, the growth without choices, the change, the structure, and devices.
+Choose = Callable[..., dict[str, Any]]
 
-def grow(
+
+def without_choices(growth: Growth) -> Growth:
+    """Returns the growth with which choosing begins: random incoming, zero outgoing weights."""
+    if all(change.strategy.choice is None for change in growth.changes):
+        return growth
+    changes = (replace(c, strategy=replace(c.strategy, choice=None)) for c in growth.changes)
+    return replace(growth, changes=tuple(changes))
+
+
+def grown(
     variables: PyTree,
     growth: Growth,
     *,
     key: Array | None = None,
     fresh: PyTree = None,
     donate: bool = False,
+    choose: Choose | None = None,
 ) -> PyTree:
-    """Grows variables as planned.
-
-    Old units keep their values and their order, and new units are appended, or lie between old ones
-    where the growth says so. With a preserving strategy the grown network computes what the old one
-    did. Arrays in which nothing grows are passed through as they are.
+    """Returns the variables of the larger model; see ``grow``.
 
     Args:
-        variables: pytree of the arrays the growth was planned for, of any floating dtype, on any
-            devices; also under ``jax.jit`` and ``jax.eval_shape``. New entries of quantized
-            weights, such as ``int8``, are zeros. Modules in it that hold sizes beside their arrays,
-            such as Equinox's ``out_features``, get the new sizes.
-        growth: from ``plan``; static under ``jax.jit``.
-        key: PRNG key for random weights, needed only if the strategy draws some.
-        fresh: variables of the larger model from its own initialization. Free weights are taken
-            from ``fresh`` instead of being drawn, and the result has its tree structure. If all
-            free weights of a width are zero in it, new units would never learn. Then they are drawn
-            with ``key``. To write old values into ``fresh`` in place, use ``jax.jit(...,
-            donate_argnames="fresh", keep_unused=True)``; some arrays of it are not read at all.
-        donate: whether old arrays that grow may be deleted, each when its new one is there: then
-            growing takes no more memory than the new arrays and the largest old one. It has no
-            effect under ``jax.jit``.
-
-    Returns:
-        The variables of the larger model, with the dtypes of the old ones.
-
-    Raises:
-        TypeError: if ``variables`` are no pytree of arrays, ``growth`` is none, or ``key`` is no
-            random key.
-        ValueError: if the variables or ``fresh`` do not have the shapes of the growth; if an array
-            that grows is of a dtype that cannot be filled in; if the strategy draws random weights
-            and there is neither ``key`` nor ``fresh``; or if it is not known which sizes a module
-            should hold (plan with ``target`` then, or pass ``fresh``). Also if an array that grows,
-            or its part of ``fresh``, holds NaN or infinities: outputs may change, because zero
-            times NaN is NaN. Within ``jax.jit`` values cannot be seen, so this is not checked.
-
-    Example:
-        >>> import jax
-        >>> import jax.numpy as jnp
-        >>> import dogwood_jax as dw
-        >>> layer = lambda i, o: {"kernel": jnp.ones((i, o)), "bias": jnp.ones(o)}
-        >>> params = {"up": layer(4, 8), "down": layer(8, 2)}
-        >>> growth = dw.plan(dw.chain(params, ("up", "down")), {"up": 16})
-        >>> jax.tree.map(jnp.shape, dw.grow(params, growth, key=jax.random.key(0)))["down"]
-        {'bias': (2,), 'kernel': (16, 2)}
+        variables: see ``grow``.
+        growth: see ``grow``.
+        key: see ``grow``.
+        fresh: see ``grow``.
+        donate: see ``grow``.
+        choose: chooses weights where a strategy says so.
     """
-    expect("grow(variables, growth)", variables=(VARIABLES, variables), growth=(GROWTH, growth))
-    expect_given("grow", key=(KEY, key), fresh=(VARIABLES, fresh))
     if shardings := explicit_shardings((variables, fresh)):
         old, wanted = shardings
         return with_automatic_axes(
-            lambda variables, fresh, key: grow(variables, growth, key=key, fresh=fresh),
+            lambda variables, fresh, key: grown(
+                variables, growth, key=key, fresh=fresh, choose=choose
+            ),
             growth.shardings(old) if fresh is None else wanted,
             *(variables, fresh, key),
         )
@@ -117,7 +89,7 @@ def grow(
         places = {growth.place(leaf.path): None for leaf in growth.widths.leaves}
         expect_arrays("grow", "fresh", fresh, arrays_of(new), places)
     if growth.insertions:
-        return _grow_and_insert(leaves, growth, key, fresh, donate)
+        return _grow_and_insert(leaves, growth, key, fresh, donate, choose)
     _check(leaves, growth, key, new)
     structure, others = _model(variables, growth, fresh)
     zero = _zero(new, growth, key)
@@ -130,16 +102,17 @@ def grow(
     fill = functools.partial(_grow_in_rounds, changing, old, growth.weighed, where=where)
     donate = donate and not any(change.strategy.choice for change in growth.changes)
     drawn = fill(fresh=None, key=key) if zero else {}
-    grown = leaves | others | fill(fresh=new, key=key, donate=donate)
-    grown |= {path: drawn[path] for path in zero}
+    arrays = leaves | others | fill(fresh=new, key=key, donate=donate)
+    arrays |= {path: drawn[path] for path in zero}
     for change in growth.changes:
         if change.strategy.choice is not None:
+            assert choose is not None
             candidates = [
                 fill(fresh=None, key=jax.random.fold_in(key, n))  # type: ignore[arg-type]
                 for n in range(1, change.strategy.choice.candidates)
             ]
-            grown = choose(grown, candidates, first, change, structure, where)
-    tree = _filled(structure, grown)
+            arrays = choose(arrays, candidates, first, change, structure, where)
+    tree = _filled(structure, arrays)
     return in_order_of(variables, tree) if fresh is None and growth.structure is None else tree
 
 
@@ -236,7 +209,12 @@ def _grow_in_rounds(
 
 
 def _grow_and_insert(
-    leaves: Mapping[str, Any], growth: Growth, key: Array | None, fresh: PyTree, donate: bool
+    leaves: Mapping[str, Any],
+    growth: Growth,
+    key: Array | None,
+    fresh: PyTree,
+    donate: bool,
+    choose: Choose | None,
 ) -> PyTree:
     """Returns the variables grown, then with new layers."""
     arrays, wider = arrays_of(leaves), replace(growth, insertions=(), structure=None)
@@ -251,8 +229,8 @@ def _grow_and_insert(
         if problems:
             problems = [f"{problem}; pass the larger model as fresh=" for problem in problems]
             raise ValueError(listed("cannot grow these variables", problems))
-        grown = grow(arrays, wider, key=key, donate=donate)
-        structs = {path: struct_of(leaf) for path, leaf in grown.items()}
+        wide = grown(arrays, wider, key=key, donate=donate, choose=choose)
+        structs = {path: struct_of(leaf) for path, leaf in wide.items()}
         target = rebuilt(growth.structure, {**leaves, **structs, **inserted})
     else:
         target, larger = fresh, leaves_by_path(fresh)
@@ -267,8 +245,8 @@ def _grow_and_insert(
                 first = _first(larger[insertion.path], size, insertion.axis)
                 new[insertion.old] = first[0] if insertion.repeats else first
         new = {path: new[path] for path in arrays}
-        grown = grow(arrays, wider, key=key, fresh=new, donate=donate)
-    return insert(grown, growth.insertions, target, key=key)
+        wide = grown(arrays, wider, key=key, fresh=new, donate=donate, choose=choose)
+    return insert(wide, growth.insertions, target, key=key)
 
 
 def expect_network(call: str, variables: PyTree, leaves: Mapping[str, Any], growth: Growth) -> None:

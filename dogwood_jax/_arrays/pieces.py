@@ -27,7 +27,7 @@ from dogwood_jax._growth.leaf_map import AlongAxis, AxisMap, LeafMap
 
 
 @dataclass(frozen=True)
-class Part:
+class Slab:
     """A part of an array that is made piece by piece.
 
     Attributes:
@@ -63,7 +63,7 @@ class Part:
         return np.append(known, np.full(axis.new - known.size, -1))
 
 
-def parts_of(leaf_map: LeafMap, order: Sequence[int]) -> tuple[Part, ...]:
+def parts_of(leaf_map: LeafMap, order: Sequence[int]) -> tuple[Slab, ...]:
     """Returns the parts of an array, each of which can be made piece by piece.
 
     Args:
@@ -81,7 +81,7 @@ def parts_of(leaf_map: LeafMap, order: Sequence[int]) -> tuple[Part, ...]:
     pieces = list(_pieces(leaf_map.axes[cut]))
     if leaf_map.init is not None or leaf_map.perturb:
         return ()
-    parts, old, new, draws = list[Part](), 0, 0, 0
+    parts, old, new, draws = list[Slab](), 0, 0, 0
     for piece in pieces:
         places, axes = list[list[int]](), list[AlongAxis]()
         for axis, other in enumerate(rest):
@@ -93,7 +93,7 @@ def parts_of(leaf_map: LeafMap, order: Sequence[int]) -> tuple[Part, ...]:
         part_order = tuple(itertools.chain.from_iterable(places[axis] for axis in order))
         if not all(_separable(axis, number == part_order[0]) for number, axis in enumerate(axes)):
             return ()
-        part = Part(replace(leaf_map, axes=tuple(axes)), part_order, old, new, draws)
+        part = Slab(replace(leaf_map, axes=tuple(axes)), part_order, old, new, draws)
         parts.append(part)
         old, new = old + prod(part.old_shape), new + prod(part.new_shape)
         draws += _draws(part) if len(pieces) > 1 else 0
@@ -125,7 +125,7 @@ def _separable(axis: AlongAxis, cut: bool) -> bool:
     return not cut or not (axis.sums or axis.pairs)
 
 
-def _draws(part: Part) -> int:
+def _draws(part: Slab) -> int:
     """Returns how many times entries of a part are drawn."""
     count = 0
 
@@ -139,7 +139,7 @@ def _draws(part: Part) -> int:
     return count
 
 
-def windows_of(part: Part, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def windows_of(part: Slab, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields the places along the first axis that are made at a time, and where they come from.
 
     Places that come from old ones and new places are never in one window, if the part is only
@@ -153,7 +153,7 @@ def windows_of(part: Part, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]
             yield places, sources[places]
 
 
-def is_zero(sources: np.ndarray, leaf_map: LeafMap, part: Part) -> bool:
+def is_zero(sources: np.ndarray, leaf_map: LeafMap, part: Slab) -> bool:
     """Whether all entries of a window are zeros; see ``grow_window`` for the arguments."""
     if sources[0] >= 0 or not _only_appends(part):
         return False
@@ -169,7 +169,7 @@ def grow_window(
     sources: np.ndarray,
     words: np.ndarray | None,
     leaf_map: LeafMap,
-    part: Part,
+    part: Slab,
     count: int,
     window: np.ndarray,
 ) -> bool:
@@ -206,7 +206,7 @@ _SCALED = {"float16", "bfloat16", "float32", "float64"}
 _DRAWN = {*_SCALED, "complex64", "complex128"}
 
 
-def _by_numpy(part: Part, dtype: Any) -> bool:
+def _by_numpy(part: Slab, dtype: Any) -> bool:
     """Whether NumPy makes a part: old entries stay where they are, and others are appended."""
     name = jnp.dtype(dtype).name
     if not _only_appends(part) or (_is_scaled(part) and name not in _SCALED):
@@ -214,7 +214,7 @@ def _by_numpy(part: Part, dtype: Any) -> bool:
     return name in _DRAWN or part.map.kind != "random"
 
 
-def _is_scaled(part: Part) -> bool:
+def _is_scaled(part: Slab) -> bool:
     return part.map.factor * part.map.shrink != 1
 
 
@@ -224,7 +224,7 @@ def _appended(
     sources: np.ndarray,
     words: np.ndarray | None,
     leaf_map: LeafMap,
-    part: Part,
+    part: Slab,
     window: np.ndarray,
 ) -> bool:
     """Copies old entries, and draws others; see ``grow_window`` for the arguments.
@@ -278,7 +278,7 @@ def _bits(array: np.ndarray) -> np.ndarray:
     return array.view(f"u{size}") if size in (1, 2, 4, 8) and array.ndim else array
 
 
-def _only_appends(part: Part) -> bool:
+def _only_appends(part: Slab) -> bool:
     """Whether old entries stay where they are, and as they are but for a factor."""
     axes = [axis for axis in part.map.axes if isinstance(axis, AxisMap)]
     one_factor = all(axis.factor == 1 for axis in part.map.maps())
@@ -286,14 +286,14 @@ def _only_appends(part: Part) -> bool:
     return one_factor and not part.map.offset and appends
 
 
-def _draws_of(words: Array, leaf_map: LeafMap, part: Part, dtype: Any) -> Draws:
+def _draws_of(words: Array, leaf_map: LeafMap, part: Slab, dtype: Any) -> Draws:
     later = itertools.islice(seeds(words), part.draws, None)
     return Draws(leaf_map, dtype, later, iter(()))
 
 
 @functools.partial(jax.jit, static_argnames=("leaf_map", "part"))
 def _made(
-    old: Array, sources: Array, places: Array, words: Array | None, leaf_map: LeafMap, part: Part
+    old: Array, sources: Array, places: Array, words: Array | None, leaf_map: LeafMap, part: Slab
 ) -> tuple[Array, Array]:
     """Returns a window by the map itself; see ``grow_window`` for the arguments."""
     draw = None if words is None else _draws_of(words, leaf_map, part, old.dtype).draw

@@ -14,6 +14,6 @@
 | ``meshes`` | where arrays lie on a mesh of devices |
 | ``draw`` | random numbers for new weights, as fast as they can be written |
 
-Where to add: a kind of argument is one ``ArgumentKind`` in ``arguments``. A helper goes here only
-if it would make sense in a library that grows nothing.
+Where to add: a kind of argument is one ``ArgumentKind`` in ``arguments``. What goes here knows
+nothing of programs or widths.
 """

@@ -22,18 +22,20 @@ class Refused(ValueError):
 
     Attributes:
         problems: what speaks against it, a line each.
+        samples: how many samples are equal before and after it, where others differ.
     """
 
-    def __init__(self, problems: Iterable[str]) -> None:
+    def __init__(self, problems: Iterable[str], samples: int = 0) -> None:
         self.problems: Sequence[str] = tuple(problems)
+        self.samples = samples
         super().__init__(listed("cannot plan this growth", self.problems))
 
     def beside(self, doubts: Iterable[str], ways_out: Iterable[str] = ()) -> Self:
         """Returns this error with reasons to expect it before, and what may be done after it."""
-        return type(self)([*doubts, *self.problems, *ways_out])
+        return type(self)([*doubts, *self.problems, *ways_out], self.samples)
 
     def __reduce__(self) -> Any:
-        return type(self), (self.problems,)
+        return type(self), (self.problems, self.samples)
 
 
 class UnfitArrays(ValueError):

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from dogwood_jax._depth.trial import Filling, Readings, Trial
-from dogwood_jax._judge.judge import Drawn, cause_of, run
+from dogwood_jax._judge.cause import cause_of
+from dogwood_jax._judge.run import Drawn, run
 from dogwood_jax._judge.seen import differing
 from dogwood_jax._judge.watch import Watch
-from dogwood_jax._program.inner import sub_programs
+from dogwood_jax._program.subprograms import sub_programs
 
 _ONE_BY_ONE = (
     "widths grow, too: grow them first, or insert the layers first, each in a growth of its own"
@@ -29,8 +30,10 @@ def explanation(trial: Trial) -> str:
         return "the network is finite for none of the samples, so nothing shows that outputs stay"
     case, starts = trial.case, [*trial.starts()]
     zeros = replace(trial.samples[0], wide=trial.arrays(trial.samples[0], starts[1]))
-    if not trial.is_finite(starts[1]) and (cause := cause_of(case, zeros)):
-        return f"zeros in new layers do not silence them, because {cause} is not finite"
+    if not trial.is_finite(starts[1]) and (
+        cause := cause_of(case.old, case.new, zeros, is_finite=False)
+    ):
+        return f"zeros in new layers do not silence them, {cause}"
     found = []
     for filling in () if case.growth.changes else starts:  # else all values are others
         seen = [_departures(trial, filling, sample) for sample in trial.samples]

@@ -35,7 +35,7 @@ def repeated_insertions(
         ValueError: if the networks differ in more than the number of repeated layers.
     """
     collections = any(path.startswith("params/") for path in old)
-    reading = _Reading(old, new, stacked, layers)
+    reading = _StackReading(old, new, stacked, layers)
     found = dict(reading.pairs(nested(old, collections), nested(new, collections)))
     if reading.problems:
         raise ValueError(
@@ -45,7 +45,7 @@ def repeated_insertions(
 
 
 @dataclass
-class _Reading:
+class _StackReading:
     """Two trees of layers, read side by side."""
 
     old: Shapes

@@ -17,7 +17,7 @@ from jax import Array
 from dogwood_jax._base.trees import PyTree, in_order_of, is_array, leaves_by_path, rebuilt
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._program.interpret import called, evaluated, interpret
-from dogwood_jax._program.moves import KEEP_ENTRIES
+from dogwood_jax._program.primitives.table import primitive
 from dogwood_jax._program.program import Program
 
 _PASS = frozenset({"convert_element_type", "copy"})
@@ -53,10 +53,10 @@ def with_statistics(
         rest = iter(inputs)
         arguments = []
         for path, _ in program.arguments:
-            argument = _Value(next(rest) if path is None else leaves[path])
+            argument = _Measured(next(rest) if path is None else leaves[path])
             if path in norms:
                 numbers = jnp.arange(argument.array.size, dtype=jnp.int32)
-                argument = _Value(argument.array, path, numbers.reshape(argument.array.shape))
+                argument = _Measured(argument.array, path, numbers.reshape(argument.array.shape))
             arguments.append(argument)
         found: dict[str, tuple[Array, Array]] = {}
         _run(program.jaxpr.jaxpr, program.jaxpr.consts, arguments, found)
@@ -110,7 +110,7 @@ def _norms(insertions: Sequence[Insertion]) -> dict[str, dict[str, Insertion]]:
 
 
 @dataclass(frozen=True)
-class _Value:
+class _Measured:
     """An array, and what its entries are if they are means of an inserted normalization.
 
     Attributes:
@@ -127,9 +127,9 @@ class _Value:
 def _run(
     jaxpr: Any,
     consts: Sequence[Any],
-    arguments: Sequence[_Value],
+    arguments: Sequence[_Measured],
     found: dict[str, tuple[Array, Array]],
-) -> list[_Value]:
+) -> list[_Measured]:
     """Runs a program, and measures the values from which it subtracts an inserted mean.
 
     Args:
@@ -139,21 +139,23 @@ def _run(
         found: the means and variances, by path; added to.
     """
 
-    def equation(eqn: Any, operands: list[_Value]) -> list[_Value]:
+    def equation(eqn: Any, operands: list[_Measured]) -> list[_Measured]:
         name = eqn.primitive.name
         if (program := called(eqn)) is not None:
             return _run(*program, operands, found)
-        results = [_Value(array) for array in evaluated(eqn, [value.array for value in operands])]
+        results = [
+            _Measured(array) for array in evaluated(eqn, [value.array for value in operands])
+        ]
         if name == "sub" and operands[1].path is not None and operands[0].path is None:
             found[operands[1].path] = _statistics(operands[0].array, operands[1].numbers)
-        elif operands and operands[0].path is not None and name in KEEP_ENTRIES | _PASS:
+        elif operands and operands[0].path is not None and (primitive(name).keeps or name in _PASS):
             numbers = operands[0].numbers
             moved = numbers if name in _PASS else evaluated(eqn, [numbers])[0]
-            results = [_Value(results[0].array, operands[0].path, moved)]
+            results = [_Measured(results[0].array, operands[0].path, moved)]
         return results
 
     return interpret(
-        jaxpr, consts, arguments, constant=lambda array, _: _Value(array), equation=equation
+        jaxpr, consts, arguments, constant=lambda array, _: _Measured(array), equation=equation
     )
 
 

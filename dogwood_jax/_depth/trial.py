@@ -27,20 +27,19 @@ from dogwood_jax._judge.evaluate import Undecided
 from dogwood_jax._judge.gradients import is_new
 from dogwood_jax._judge.judge import (
     TIMES,
-    Drawn,
     are_alike,
     finite,
     grown,
     larger_inputs,
     old_part,
     rounded_in_one,
-    run,
     samples_of,
 )
-from dogwood_jax._judge.samples import Family
-from dogwood_jax._judge.twin import Larger, claim
+from dogwood_jax._judge.run import Drawn, run
+from dogwood_jax._judge.samples import SampleFamily
+from dogwood_jax._judge.twin import LargerProgram, claim
 from dogwood_jax._judge.watch import NUDGE, Watch
-from dogwood_jax._program.inner import sub_programs
+from dogwood_jax._program.subprograms import sub_programs
 from dogwood_jax._widths.trace import Traced
 from dogwood_jax._widths.widths import Widths
 
@@ -48,7 +47,7 @@ W = TypeVar("W", bound=Watch)
 Filling = Mapping[str, Insertion]  # by path, without arrays that are free
 
 # New biases and scales are random, because any values must do where arrays are free.
-_FAMILY = Family("fan", 1.0, 1.0, biases=True)
+_FAMILY = SampleFamily("fan", 1.0, 1.0, biases=True)
 _SAMPLES = 3
 # Up to so many arrays are taken back one by one, more of them by their names.
 _ONE_BY_ONE = 64
@@ -76,7 +75,7 @@ class Trial:
 
     def __init__(self, growth: Growth, network: Traced, larger: Widths) -> None:
         assert larger.network is not None
-        self.case = claim(growth, network, Larger(larger.network.traced))
+        self.case = claim(growth, network, LargerProgram(larger.network.traced))
         self._ones = {leaf.path for leaf in larger.leaves if leaf.kind == "ones"}
         self._small = {i.path: i for i in self.case.growth.insertions}
         # Constants that only one of both has are rounded, each in its own dtype.

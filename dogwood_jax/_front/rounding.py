@@ -19,9 +19,9 @@ from jax import Array, lax
 from dogwood_jax._base.draw import seeds, uniform
 from dogwood_jax._base.trees import PyTree, is_array
 from dogwood_jax._front.compare import wide_dtype
-from dogwood_jax._program.inner import equations, scan_counts, sub_programs
 from dogwood_jax._program.interpret import called, evaluated, interpret
 from dogwood_jax._program.program import Program
+from dogwood_jax._program.subprograms import equations, scan_counts, sub_programs
 
 # A value of a program, and whether it follows from an argument. What does not is a constant, such
 # as a table of positions, and the same in a larger network.

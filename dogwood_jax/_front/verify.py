@@ -30,14 +30,14 @@ from dogwood_jax._front.inputs import grown_inputs, with_values
 from dogwood_jax._front.mirrored import outputs_to_compare
 from dogwood_jax._front.rounding import changed, eps, nudged, sources, with_nudges
 from dogwood_jax._growth.growth import Growth
-from dogwood_jax._program.inner import equations
+from dogwood_jax._program.primitives.table import primitive
 from dogwood_jax._program.program import Program
+from dogwood_jax._program.subprograms import equations
 
 _NO_VALUES = (
     "verify runs both networks, so it needs values, which jax.jit and other transformations hide: "
     "call it outside of them"
 )
-_GENERATORS = ("random_bits", "rng_bit_generator", "rng_uniform", "threefry2x32")
 # How often the old network is run to see how far rounding moves an entry, each time with nudges
 # of both signs: if an entry lies at an edge, as of a relu, one of both moves it. Nudges may cancel
 # by chance. Of 131,000 entries of a transformer in bfloat16, four runs leave some hundred that
@@ -243,7 +243,7 @@ def _draws(program: Program) -> list[tuple[str, tuple[int, ...]]]:
     return [
         (eqn.primitive.name, eqn.outvars[0].aval.shape)
         for eqn in equations(program.jaxpr.jaxpr)
-        if eqn.primitive.name in _GENERATORS
+        if primitive(eqn.primitive.name).draws
     ]
 
 

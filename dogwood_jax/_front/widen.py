@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from dogwood_jax import strategies
-from dogwood_jax._arrays.grow import grow
 from dogwood_jax._base.arguments import KEY, NAMES, TREE, ArgumentKind, expect, expect_given
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, leaves_by_path
-from dogwood_jax._plan.plan import plan
+from dogwood_jax._front.grow import grow
+from dogwood_jax._front.plan import plan
 from dogwood_jax._widths.layout import Units
 from dogwood_jax._widths.widths import Facts, Leaf, Widths, make_widths, no_such
 

@@ -1,18 +1,20 @@
 """Whether a growth keeps what a network computes, decided by evaluation: ``judge``.
 
 In come two programs and a growth between them. Out comes a verdict. Rules propose growths, and this
-room decides: it evaluates both programs on random numbers, and knows nothing of what primitives
-mean.
+room decides: it evaluates both programs on random numbers, and uses none of what rules say of
+primitives.
 
 | file | what it does |
 |---|---|
 | ``claim`` | what is claimed: two programs, and outputs that must be equal |
 | ``twin`` | the claim of a growth, in small sizes if the network is large |
 | ``cases`` | which outputs of both programs must be equal, and where |
+| ``run`` | one of both networks, run on a sample |
 | ``judge`` | both networks side by side, and when two numbers are the same |
 | ``gradients`` | whether gradients stay finite and reach new units |
 | ``seen`` | which sides of operations samples have shown, and which numbers differ |
 | ``hidden`` | where both programs differ and no sample shows it |
+| ``cause`` | which operation makes both networks differ |
 | ``choices`` | sides that no sample takes, taken by force |
 | ``lines`` | the caller's own line of an equation |
 | ``samples`` | random variables and inputs, in many pieces of a function |
@@ -21,7 +23,6 @@ mean.
 | ``primitives`` | what primitives compute, where NumPy is faster than JAX or must differ |
 | ``choice`` | how many experts are chosen, where they are copied |
 | ``resize`` | a program written again in other sizes |
-| ``removal`` | how far outputs move when units go, with the network's own weights |
 
 Where to add: a primitive with a shape among its parameters is an entry in ``resize``. Other
 primitives need nothing here, because JAX computes what NumPy has no function for.

@@ -12,7 +12,7 @@ from dogwood_jax._base.trees import mirrors
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.leaf_map import old_places
-from dogwood_jax._judge.claim import Case, Compared, Side
+from dogwood_jax._judge.claim import Case, ComparedOutput, Side
 from dogwood_jax._judge.resize import CannotResize, SizeOf
 from dogwood_jax._widths.trace import Traced
 from dogwood_jax._widths.values import Value
@@ -76,7 +76,7 @@ class _Places:
 
 def _outputs(
     growth: Growth, traced: Traced, old: Side, new: Side, places: _Places
-) -> Iterator[Compared]:
+) -> Iterator[ComparedOutput]:
     ours, shapes = _mirrored(old), [v.aval.shape for v in new.jaxpr.jaxpr.outvars]
     theirs = {path: place for place, path in enumerate(new.results)}
     for place, path in enumerate(old.results):
@@ -89,12 +89,12 @@ def _outputs(
             value, where = traced.outputs.get(path), theirs[path]
             shape = old.jaxpr.jaxpr.outvars[place].aval.shape
             axes = () if value is None else places.of(value, shape, shapes[where])
-            yield Compared(path, place, where, axes)
+            yield ComparedOutput(path, place, where, axes)
             continue
         mirrored = theirs.get(place_of_mirror(path, leaf, growth))
         axes_of_leaf = _old_part(leaf, growth)
         if mirrored is not None and axes_of_leaf is not None:
-            yield Compared(path, place, mirrored, axes_of_leaf)
+            yield ComparedOutput(path, place, mirrored, axes_of_leaf)
 
 
 def _mirrored(side: Side) -> Mapping[str, str]:

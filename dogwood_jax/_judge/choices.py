@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dogwood_jax._judge.seen import Operation
-from dogwood_jax._program.inner import Key, key_of, scan_counts, sub_programs
 from dogwood_jax._program.interpret import called, interpret
+from dogwood_jax._program.subprograms import Key, key_of, scan_counts, sub_programs
 
 # So often a loop runs its body if it is made to. The second round shows what the first one wrote.
 FORCED_ROUNDS = 2
@@ -26,7 +26,7 @@ _MANY = 16
 _Run = Callable[[Any, Sequence[bool]], list[bool]]
 
 
-class Choice(NamedTuple):
+class Sides(NamedTuple):
     """A choice of a program.
 
     Attributes:
@@ -48,7 +48,7 @@ class Choices:
     """
 
     def __init__(self) -> None:
-        self.found: dict[Key, Choice] = {}
+        self.found: dict[Key, Sides] = {}
 
     def look(self, eqn: Any, operands: Sequence[Any], callers: Sequence[Any]) -> None:
         """Takes notice of an equation before it is evaluated, see ``Watch``."""
@@ -58,7 +58,7 @@ class Choices:
             return
         key = key_of(eqn, callers)
         if (choice := self.found.get(key)) is None:
-            choice = Choice(Operation(eqn, (*callers,)), sides.count(eqn), set())
+            choice = Sides(Operation(eqn, (*callers,)), sides.count(eqn), set())
             self.found[key] = choice
         if len(choice.taken) < choice.sides:
             last = choice.sides - 1  # JAX cuts the index of a branch to the branches that exist
@@ -181,7 +181,7 @@ class _Clamp(_Sides):
         return [low, np.broadcast_to(operands[side], np.shape(a)), high]
 
 
-class _Product(_Sides):
+class _ZeroProduct(_Sides):
     """Of ``mul``: an operand that is zero, and is made one."""
 
     def taken(self, *operands: Any) -> set[int]:
@@ -215,7 +215,7 @@ _SIDES: dict[str, _Sides] = {
     "max": _Extreme(np.greater),
     "min": _Extreme(np.less),
     "clamp": _Clamp(),
-    "mul": _Product(),
+    "mul": _ZeroProduct(),
     "while": _Loop(),
 }
 # These choose whatever the dtypes of their results are.

@@ -10,7 +10,7 @@ import numpy as np
 
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._judge.samples import Arguments
-from dogwood_jax._program.inner import Key
+from dogwood_jax._program.subprograms import Key
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Compared:
+class ComparedOutput:
     """An output of both networks that must be equal.
 
     Attributes:
@@ -64,7 +64,7 @@ class Case:
     old: Side
     new: Side
     growth: Growth
-    outputs: Sequence[Compared]
+    outputs: Sequence[ComparedOutput]
     inputs: Sequence[tuple[np.ndarray | None, ...]]
     is_twin: bool = False
     is_resized: bool = False

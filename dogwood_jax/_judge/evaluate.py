@@ -26,11 +26,11 @@ from dogwood_jax._judge.primitives import (
     random_bits_alike,
     unknown,
 )
-from dogwood_jax._program.inner import Key, key_of, scan_counts
 from dogwood_jax._program.interpret import called, interpret
+from dogwood_jax._program.subprograms import Key, key_of, scan_counts
 
 
-class Watch(Protocol):
+class Observer(Protocol):
     """Sees an evaluation: numbers of the program as they are read, and operands of equations.
 
     Attributes:
@@ -74,7 +74,7 @@ class Undecided(Exception):
 def evaluate(
     jaxpr: Any,
     arguments: Sequence[Any],
-    watch: Watch | None = None,
+    watch: Observer | None = None,
     draws: frozenset[Key] = frozenset(),
 ) -> list[Any]:
     """Returns the results of a program, as arrays of NumPy.
@@ -123,7 +123,7 @@ def widest(dtype: Any) -> Any:
 
 
 class _Evaluation:
-    def __init__(self, watch: Watch | None, draws: frozenset[Key]) -> None:
+    def __init__(self, watch: Observer | None, draws: frozenset[Key]) -> None:
         self._watch, self._draws = watch, draws
         self._callers: list[Any] = []
 
@@ -225,12 +225,22 @@ def _by_jax(eqn: Any, operands: Sequence[Any]) -> list[Any]:
         for name, value in eqn.params.items()
     }
     with in_64_bits(), jax.default_device(_host()):
+        arrays = [*map(jnp.asarray, operands)]
         try:
-            results = eqn.primitive.bind(*map(jnp.asarray, operands), **params)
-        except Exception:  # a kernel for another device, or a library's own primitive
-            return unknown(eqn, *operands)
+            results = _compiled(eqn.primitive, tuple(params.items()))(*arrays)
+        except Exception:  # it is only known how to run it by itself, or it cannot be hashed
+            try:
+                results = eqn.primitive.bind(*arrays, **params)
+            except Exception:  # a kernel for another device, or a library's own primitive
+                return unknown(eqn, *operands)
         results = results if eqn.primitive.multiple_results else [results]
         return [widened(result) for result in results]
+
+
+@functools.lru_cache(maxsize=256)
+def _compiled(primitive: Any, params: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
+    """Returns a primitive that is compiled once: by itself, ``random_gamma`` compiles each time."""
+    return jax.jit(functools.partial(primitive.bind, **dict(params)))
 
 
 def _host() -> Any:

@@ -17,7 +17,7 @@ from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._judge.claim import Case, Side
 from dogwood_jax._judge.evaluate import evaluate
-from dogwood_jax._judge.samples import Family
+from dogwood_jax._judge.samples import SampleFamily
 from dogwood_jax._widths.layout import units_along
 from dogwood_jax._widths.reasons import kind_of
 
@@ -32,7 +32,7 @@ _ENOUGH = 3
 _SCALES = (1.0, 0.1)
 
 
-Sample = tuple[Family, Arrays, Arrays, Sequence[Any], Sequence[Any]]
+Sample = tuple[SampleFamily, Arrays, Arrays, Sequence[Any], Sequence[Any]]
 
 
 def check_gradients(case: Case, samples: Iterable[Sample]) -> str | None:
@@ -55,7 +55,7 @@ def check_gradients(case: Case, samples: Iterable[Sample]) -> str | None:
             return (
                 f"the gradient of {bad[0]} is not finite where that of the network is, for {family}"
             )
-    new = _New(case)
+    new = _NewEntries(case)
     learn, should = set[str](), set[str]()
     for number, ((*_, variables, _, inputs), gradients) in enumerate(itertools.chain(first, found)):
         learn |= {*new.that_learn(gradients)}
@@ -72,7 +72,7 @@ def check_gradients(case: Case, samples: Iterable[Sample]) -> str | None:
     return min(should - learn, default=None)
 
 
-class _New:
+class _NewEntries:
     """New units and the arrays of new layers, each as the sentence that speaks against it.
 
     Attributes:

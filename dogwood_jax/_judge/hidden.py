@@ -16,19 +16,16 @@ import numpy as np
 
 from dogwood_jax._judge.evaluate import again
 from dogwood_jax._judge.seen import Operation
-from dogwood_jax._program.inner import Key, key_of, sub_programs
+from dogwood_jax._program.primitives.table import primitive
+from dogwood_jax._program.subprograms import Key, key_of, sub_programs
 
 # By how much an entry differs, relative to the largest of its array.
 _FAR = 1e-6
 # By how much rounding may move an entry, relative to the entry.
 _ROUNDING = 1e-12
-# What these leave out, they leave out for all inputs.
-_STATIC = frozenset(("slice", "split"))
-# So do these where they multiply by a number of the program.
-_PRODUCTS = frozenset(("mul", "dot_general", "conv_general_dilated"))
 
 
-class Step(NamedTuple):
+class EvaluatedStep(NamedTuple):
     """An equation as it was evaluated.
 
     Attributes:
@@ -48,13 +45,13 @@ class Steps:
     """Writes down an evaluation."""
 
     def __init__(self) -> None:
-        self.found: list[Step] = []
+        self.found: list[EvaluatedStep] = []
 
     def add(
         self, eqn: Any, operands: Sequence[Any], results: Sequence[Any], callers: Sequence[Any]
     ) -> None:
         if not sub_programs(eqn):
-            self.found.append(Step(eqn, (*callers,), [*operands], [*results]))
+            self.found.append(EvaluatedStep(eqn, (*callers,), [*operands], [*results]))
 
 
 class Hidden:
@@ -67,7 +64,7 @@ class Hidden:
 
     def look(self, ours: Steps, theirs: Steps) -> None:
         """Takes notice of a sample; nothing, if both programs have other equations."""
-        if _names(ours) == _names(theirs):
+        if names(ours) == names(theirs):
             for old, new in zip(ours.found, theirs.found, strict=True):
                 self._compare(old, new)
 
@@ -75,7 +72,7 @@ class Hidden:
         """Returns the operations that hide a difference in all samples."""
         return [one for key, one in self._hidden.items() if key not in self._visible]
 
-    def _compare(self, old: Step, new: Step) -> None:
+    def _compare(self, old: EvaluatedStep, new: EvaluatedStep) -> None:
         for place, (a, b) in enumerate(zip(old.operands, new.operands, strict=True)):
             key = (*key_of(old.eqn, old.callers), place)
             if key not in self._visible and not _is_static(old) and _tells(a, b):
@@ -89,23 +86,25 @@ class Hidden:
         first = self._first.setdefault(key, operand)
         return first.shape != operand.shape or bool((first != operand).any())
 
-    def _shows(self, old: Step, new: Step, place: int) -> bool:
+    def _shows(self, old: EvaluatedStep, new: EvaluatedStep, place: int) -> bool:
         """Whether results differ, or would if only this operand did."""
-        if any(map(_differ, old.results, new.results)):
+        if any(map(differ, old.results, new.results)):
             return True
         operands = [*old.operands]
         operands[place] = new.operands[place]
         return any(map(_moves, old.results, again(old.eqn, operands)))
 
 
-def _is_static(step: Step) -> bool:
-    """Whether an operation hides the same of all inputs, as a product with zero does."""
-    name = step.eqn.primitive.name
+def _is_static(step: EvaluatedStep) -> bool:
+    """Whether an operation hides the same of all inputs, as a slice or a product with zero does."""
+    record = primitive(step.eqn.primitive.name)
+    takes_some = record.stays and not (record.indexed or record.joins)
     is_constant = any(isinstance(atom, jex.Literal) for atom in step.eqn.invars)
-    return name in _STATIC or (name in _PRODUCTS and is_constant)
+    return takes_some or (is_constant and (record.contracts or record.powers == (1, 1)))
 
 
-def _names(steps: Steps) -> list[str]:
+def names(steps: Steps) -> list[str]:
+    """Returns the names of the primitives that were evaluated."""
     return [step.eqn.primitive.name for step in steps.found]
 
 
@@ -115,10 +114,11 @@ def _is_array(array: Any) -> bool:
 
 def _tells(old: Any, new: Any) -> bool:
     """Whether floats or booleans differ. Integers do where they index an axis from its end."""
-    return _is_array(old) and old.dtype.kind in "fcb" and _differ(old, new)
+    return _is_array(old) and old.dtype.kind in "fcb" and differ(old, new)
 
 
-def _differ(old: Any, new: Any) -> bool:
+def differ(old: Any, new: Any) -> bool:
+    """Whether arrays of one shape differ by more than what rounding adds up to."""
     return np.shape(old) == np.shape(new) and _is_array(old) and are_apart(old, new)
 
 

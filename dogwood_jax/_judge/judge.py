@@ -1,7 +1,8 @@
 """Decides by evaluation whether a growth keeps what a network computes: ``judge``.
 
 Both networks are evaluated on random numbers in float64. The variables of the larger one come from
-``grow``, so the judge checks the plan and its execution. It knows nothing of what primitives mean.
+``grow``, so the judge checks the plan and its execution. It uses none of what rules say of
+primitives.
 
 Rounding grows with depth. So the network is evaluated a second time with every number nudged by
 1e-15, and an entry differs if it moves by more than 30 times as much as by the nudge.
@@ -10,22 +11,24 @@ Rounding grows with depth. So the network is evaluated a second time with every 
 import contextlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dogwood_jax._arrays.choose import without_choices
-from dogwood_jax._arrays.grow import grow
+from dogwood_jax._arrays.grow import grown as arrays_of_larger
+from dogwood_jax._arrays.grow import without_choices
 from dogwood_jax._base.trees import struct
 from dogwood_jax._growth.growth import Growth
+from dogwood_jax._judge.cause import cause_of
 from dogwood_jax._judge.choices import Choices
-from dogwood_jax._judge.claim import Case, Compared, Side
+from dogwood_jax._judge.claim import Case, ComparedOutput, Side
 from dogwood_jax._judge.evaluate import Undecided, evaluate, in_64_bits, widest, words
 from dogwood_jax._judge.gradients import Sample, check_gradients
 from dogwood_jax._judge.hidden import Hidden, Steps, are_apart
+from dogwood_jax._judge.run import Drawn, run
 from dogwood_jax._judge.samples import (
     BEYOND,
     FAMILIES,
@@ -33,14 +36,14 @@ from dogwood_jax._judge.samples import (
     MODES,
     SIGNED,
     SMALL,
-    Family,
+    SampleFamily,
     Samples,
     kinds_of,
     merged_units,
 )
-from dogwood_jax._judge.seen import BRANCHES, Operation, Seen, differing, rounding_in
+from dogwood_jax._judge.seen import BRANCHES, Seen, differing, rounding_in
 from dogwood_jax._judge.watch import NUDGE, Watch
-from dogwood_jax._program.inner import Key, entries, equations, every_constant, key_of
+from dogwood_jax._program.subprograms import Key, entries, equations, every_constant, key_of
 
 # How many times as much an entry may move between both networks as by the nudge.
 TIMES = 30.0
@@ -63,7 +66,7 @@ _MORE = 12
 
 
 @dataclass(frozen=True)
-class Difference:
+class Mismatch:
     """A sample in which both networks differ.
 
     Attributes:
@@ -72,11 +75,11 @@ class Difference:
         place: where in the output.
         old: what the network computes.
         new: what the larger network computes.
-        cause: the first operation whose result is not finite, if ``new`` is not finite.
+        cause: which operation makes it, if that is known.
     """
 
     path: str
-    family: Family
+    family: SampleFamily
     place: tuple[int, ...]
     old: complex
     new: complex
@@ -100,7 +103,7 @@ class Verdict:
     """
 
     samples: int = 0
-    difference: Difference | None = None
+    difference: Mismatch | None = None
     largest: float = 0.0
     unshown: tuple[str, ...] = ()
     problem: str | None = None
@@ -120,63 +123,6 @@ class Verdict:
         """Whether other values of new layers may mend what speaks against the claim."""
         found = self.difference
         return bool(self.gradients) or (found is not None and not np.isfinite(found.new))
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A sample, with the variables and inputs of both networks, and their outputs.
-
-    Attributes:
-        family: the kind of sample.
-        variables: the network's variables.
-        inputs: its inputs.
-        old: its outputs.
-        wide: variables of the larger network.
-        larger: its inputs.
-        new: its outputs, once they are known.
-    """
-
-    family: Family
-    variables: dict[str, Any]
-    inputs: list[Any]
-    old: list[Any]
-    wide: dict[str, Any]
-    larger: list[Any]
-    new: list[Any] = field(default_factory=list)
-
-
-class _NotFinite(Watch):
-    """Notes operations that compute what is not finite of what is.
-
-    Attributes:
-        found: what they are called, in their order.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: dict[str, None] = {}
-
-    def results(
-        self, eqn: Any, operands: Sequence[Any], results: Sequence[Any], callers: Sequence[Any]
-    ) -> None:
-        if all(map(_are_finite, operands)) and not all(map(_are_finite, results)):
-            self.found[f"{Operation(eqn, (*callers,))}"] = None
-
-
-def _are_finite(array: Any) -> bool:
-    is_number = isinstance(array, np.ndarray | np.generic) and array.dtype.kind in "fc"
-    return not is_number or bool(np.isfinite(array).all())
-
-
-def cause_of(case: Case, sample: Drawn) -> str:
-    """Returns the first operation of the larger program whose result is not finite.
-
-    Those come first that the network has not, or where its results are finite.
-    """
-    ours, its = _NotFinite(), _NotFinite()
-    run(case.old, sample.variables, sample.inputs, ours)
-    run(case.new, sample.wide, sample.larger, its)
-    return min(its.found, key=lambda name: name in ours.found, default="")
 
 
 def judge(case: Case) -> Verdict:
@@ -199,7 +145,7 @@ def judge(case: Case) -> Verdict:
     return verdict
 
 
-def _families(case: Case) -> Sequence[Family]:
+def _families(case: Case) -> Sequence[SampleFamily]:
     """Returns the kinds of samples; ids beyond tables only where no input or output grows."""
     widths = case.growth.widths
     is_closed = not any(widths[change.width].interface for change in case.growth.changes)
@@ -283,7 +229,7 @@ def _judged(case: Case, *, is_alike: bool = False) -> Verdict:
     steps, its_steps = (Steps(), Steps()) if _can_be_written_down(case) else (None, None)
     is_gated = any(change.strategy.is_gated for change in case.growth.changes)
 
-    def families() -> Iterator[Family]:
+    def families() -> Iterator[SampleFamily]:
         for family in _families(case):
             if not (is_gated and family.old == 1e3):  # gates that saturate are equal
                 yield family
@@ -313,7 +259,7 @@ def _judged(case: Case, *, is_alike: bool = False) -> Verdict:
         for output in case.outputs:
             before, nudged, after = old[output.old], near[output.old], old_part(new, output)
             if not are_alike(before, after):
-                nothing = Difference(output.path, family, (), np.nan, np.nan)
+                nothing = Mismatch(output.path, family, (), np.nan, np.nan)
                 return Verdict(len(counted), nothing)
             moved = np.abs(rounding[output.old] - before) if rounded else 0.0
             counts, differs, relative = compared(before, nudged, after, moved)
@@ -324,8 +270,8 @@ def _judged(case: Case, *, is_alike: bool = False) -> Verdict:
             if differs.any():
                 place = _first(differs)
                 pair = complex(before[place]), complex(after[place])
-                cause = "" if np.isfinite(pair[1]) else cause_of(case, counted[-1])
-                return Verdict(len(counted), Difference(output.path, family, place, *pair, cause))
+                cause = cause_of(case.old, case.new, counted[-1], is_finite=np.isfinite(pair[1]))
+                return Verdict(len(counted), Mismatch(output.path, family, place, *pair, cause))
             if counts.any():
                 shown.add(output.path)
                 largest = max(largest, float(relative[counts].max()))
@@ -405,7 +351,7 @@ def rounding_of(
     return moved
 
 
-def old_part(results: Sequence[Any], output: Compared) -> Any:
+def old_part(results: Sequence[Any], output: ComparedOutput) -> Any:
     """Returns the old entries of an output of the larger network."""
     found = results[output.new]
     for axis, places in enumerate(output.places):
@@ -608,7 +554,7 @@ def compared(old: Any, near: Any, new: Any, rounding: Any) -> tuple[Any, Any, An
 def finite(
     case: Case,
     samples: Samples,
-    family: Family,
+    family: SampleFamily,
     is_alike: bool = False,
     *,
     seen: Seen | None = None,
@@ -651,17 +597,9 @@ def _is_finite(array: Any) -> bool:
     return not bool(np.isnan(array).any()) and bool(np.isfinite(array).any() or not array.size)
 
 
-def run(
-    side: Side, variables: Mapping[str, Any], inputs: Sequence[Any], watch: Watch | _Keys
-) -> Any:
-    left = iter(inputs)
-    arguments = [next(left) if path is None else variables[path] for path, _ in side.arguments]
-    if isinstance(watch, Watch):
-        arguments = [watch.nudged(argument) for argument in arguments]
-    return evaluate(side.jaxpr, arguments, watch, side.draws)
-
-
-def larger_inputs(case: Case, inputs: Sequence[Any], samples: Samples, family: Family) -> list[Any]:
+def larger_inputs(
+    case: Case, inputs: Sequence[Any], samples: Samples, family: SampleFamily
+) -> list[Any]:
     """Returns inputs of the larger network that hold those of the network."""
     if not any(places is not None for axes in case.inputs for places in axes):
         return [*inputs]
@@ -688,7 +626,7 @@ def grown(case: Case) -> Any:
         key = jax.random.wrap_key_data(jnp.zeros(2, jnp.uint32), impl="threefry2x32")
 
     def arrays(variables: dict[str, Any], fresh: dict[str, Any], key: Any) -> dict[str, Any]:
-        found = grow(variables, growth, key=key, fresh=fresh)
+        found = arrays_of_larger(variables, growth, key=key, fresh=fresh)
         return {path: found[path] for path in new}
 
     with in_64_bits():  # factors are not rounded

@@ -19,9 +19,9 @@ from jax.extend.source_info_util import user_context
 from dogwood_jax._base.trees import concrete, is_traced, struct
 from dogwood_jax._judge.lines import with_line
 from dogwood_jax._judge.seen import PIECES
-from dogwood_jax._program.inner import scan_counts, sub_programs
 from dogwood_jax._program.interpret import called, interpret
 from dogwood_jax._program.program import Program
+from dogwood_jax._program.subprograms import scan_counts, sub_programs
 from dogwood_jax._widths.dims import Dim, atoms
 from dogwood_jax._widths.trace import Traced
 from dogwood_jax._widths.values import Sized, Value
@@ -33,15 +33,15 @@ class CannotResize(ValueError):
     """What stands in the way of a program in other sizes."""
 
 
-class _Constant(NamedTuple):
+class _SizedConstant(NamedTuple):
     """A constant of the program in its old shape; where it is used, its dimensions are known."""
 
     array: Any
 
 
-def _constant(array: Any, aval: Any) -> _Constant:
+def _constant(array: Any, aval: Any) -> _SizedConstant:
     is_number = isinstance(array, float | int | bool | complex)
-    return _Constant(np.asarray(array, aval.dtype) if is_number else array)
+    return _SizedConstant(np.asarray(array, aval.dtype) if is_number else array)
 
 
 def in_sizes(
@@ -71,7 +71,7 @@ def in_sizes(
     def run(*arguments: Any) -> list[Any]:
         jaxpr = program.jaxpr
         results = writer.run(jaxpr.jaxpr, jaxpr.consts, arguments, read)
-        return [r.array if isinstance(r, _Constant) else r for r in results]
+        return [r.array if isinstance(r, _SizedConstant) else r for r in results]
 
     return jax.make_jaxpr(run)(*structs)
 
@@ -91,7 +91,9 @@ class _Writer:
         def equation(eqn: Any, operands: list[Any]) -> Sequence[Any]:
             sized = next(left)
             taken = [
-                self._resized(operand.array, value) if isinstance(operand, _Constant) else operand
+                self._resized(operand.array, value)
+                if isinstance(operand, _SizedConstant)
+                else operand
                 for operand, value in zip(operands, sized.operands, strict=True)
             ]
             try:
@@ -201,7 +203,7 @@ class _Writer:
 
         def run(*arguments: Any) -> list[Any]:
             results = self.run(program.jaxpr, program.consts, arguments, read)
-            return [jnp.asarray(r.array) if isinstance(r, _Constant) else r for r in results]
+            return [jnp.asarray(r.array) if isinstance(r, _SizedConstant) else r for r in results]
 
         return jax.make_jaxpr(run)(*arguments)
 
@@ -215,7 +217,9 @@ class _Writer:
             results = self.run(
                 program.jaxpr, program.consts, [*consts, *carry, *xs], sized.programs[0]
             )
-            results = [jnp.asarray(r.array) if isinstance(r, _Constant) else r for r in results]
+            results = [
+                jnp.asarray(r.array) if isinstance(r, _SizedConstant) else r for r in results
+            ]
             results = [_as(r, var.aval) for r, var in zip(results, program.jaxpr.outvars)]
             return results[:n_carry], results[n_carry:]
 
@@ -237,11 +241,11 @@ class _Writer:
 
         def goes_on(state: Any) -> Any:
             (result,) = self.run(cond.jaxpr, cond.consts, [*given, *state], of_cond)
-            return result.array if isinstance(result, _Constant) else result
+            return result.array if isinstance(result, _SizedConstant) else result
 
         def once(state: Any) -> Any:
             results = self.run(body.jaxpr, body.consts, [*consts, *state], of_body)
-            results = [r.array if isinstance(r, _Constant) else r for r in results]
+            results = [r.array if isinstance(r, _SizedConstant) else r for r in results]
             return [_as(r, var.aval) for r, var in zip(results, body.jaxpr.outvars)]
 
         state = operands[n_cond + n_body :]
@@ -254,7 +258,7 @@ class _Writer:
         def branch(program: Any, read: Sequence[Sized]) -> Any:
             def run(*arguments: Any) -> list[Any]:
                 results = self.run(program.jaxpr, program.consts, arguments, read)
-                results = [r.array if isinstance(r, _Constant) else r for r in results]
+                results = [r.array if isinstance(r, _SizedConstant) else r for r in results]
                 return [_as(r, var.aval) for r, var in zip(results, program.jaxpr.outvars)]
 
             return run

@@ -25,7 +25,7 @@ Arguments = Sequence[tuple[str | None, Any]]
 
 
 @dataclass(frozen=True)
-class Family:
+class SampleFamily:
     """A kind of sample.
 
     Attributes:
@@ -75,27 +75,27 @@ class Family:
 
 
 FAMILIES = (
-    Family("fan", 1.0, 1.0),
-    Family("fan", 1.0, 1.0, "a zero row"),
-    Family(1e-3, 1.0, 1e3),
-    Family(1e-3, 1.0, 1e3, biases=True),
-    Family(1e3, 1e-3, 1e-3, biases=True),
-    Family("mixed", 1.0, 1.0, "equal", biases=True),
-    Family("fan", 1.0, 1.0, "zeros"),
-    Family("fan", 1.0, 1.0, "a zero column"),
+    SampleFamily("fan", 1.0, 1.0),
+    SampleFamily("fan", 1.0, 1.0, "a zero row"),
+    SampleFamily(1e-3, 1.0, 1e3),
+    SampleFamily(1e-3, 1.0, 1e3, biases=True),
+    SampleFamily(1e3, 1e-3, 1e-3, biases=True),
+    SampleFamily("mixed", 1.0, 1.0, "equal", biases=True),
+    SampleFamily("fan", 1.0, 1.0, "zeros"),
+    SampleFamily("fan", 1.0, 1.0, "a zero column"),
 )
 
 # New weights beside small old ones, where few other samples are finite, as with acos.
-SMALL = Family(1e-3, 1.0, 1.0)
+SMALL = SampleFamily(1e-3, 1.0, 1.0)
 
 # Where new units are zero, which is the largest number if all others are negative.
-SIGNED = (Family("fan", 1.0, 1.0, "positive"), Family("fan", 1.0, 1.0, "negative"))
+SIGNED = (SampleFamily("fan", 1.0, 1.0, "positive"), SampleFamily("fan", 1.0, 1.0, "negative"))
 
 # Large inputs, and new layers with new weights only.
-LARGE = Family("fan", 1.0, 1e3)
+LARGE = SampleFamily("fan", 1.0, 1e3)
 
 # Ids that no table has: the function says what happens, if it is finite there.
-BEYOND = Family("fan", 1.0, 1.0, "ids beyond")
+BEYOND = SampleFamily("fan", 1.0, 1.0, "ids beyond")
 
 # The signs of all old weights.
 _SIGNS = {"positive": 1.0, "negative": -1.0}
@@ -128,7 +128,7 @@ class Samples:
     merged: Mapping[str, Sequence[tuple[int, np.ndarray]]] = field(default_factory=dict)
 
     def variables(
-        self, arguments: Arguments, family: Family, *, new: bool = False
+        self, arguments: Arguments, family: SampleFamily, *, new: bool = False
     ) -> dict[str, Any]:
         """Returns random weights by path.
 
@@ -147,7 +147,7 @@ class Samples:
                     found[path] = np.take(found[path], places, axis)
         return found
 
-    def _weights(self, rng: Any, array: Any, kind: Kind, family: Family, new: bool) -> Any:
+    def _weights(self, rng: Any, array: Any, kind: Kind, family: SampleFamily, new: bool) -> Any:
         numbers = self._numbers(rng, array, kind, family, new)
         if family.rows == "a zero column" and not new and _is_float(array) and array.ndim:
             numbers[..., :1] = 0
@@ -155,7 +155,7 @@ class Samples:
             numbers = _SIGNS[family.rows] * np.abs(numbers)
         return numbers
 
-    def _numbers(self, rng: Any, array: Any, kind: Kind, family: Family, new: bool) -> Any:
+    def _numbers(self, rng: Any, array: Any, kind: Kind, family: SampleFamily, new: bool) -> Any:
         shape, dtype = tuple(array.shape), array.dtype
         if new and is_quantized(dtype):  # as ``grow`` fills them
             return np.zeros(shape, np.int8)
@@ -187,12 +187,12 @@ class Samples:
             return numbers @ np.swapaxes(numbers, -1, -2) + np.eye(shape[-1])
         return numbers * scale
 
-    def inputs(self, arguments: Arguments, family: Family) -> list[Any]:
+    def inputs(self, arguments: Arguments, family: SampleFamily) -> list[Any]:
         """Returns random inputs."""
         rng = np.random.default_rng((self.seed, 2))
         return [self._input(rng, array, family) for path, array in arguments if path is None]
 
-    def _input(self, rng: Any, array: Any, family: Family) -> Any:
+    def _input(self, rng: Any, array: Any, family: SampleFamily) -> Any:
         shape, dtype = tuple(array.shape), array.dtype
         if not _is_float(array):
             if dtype == np.bool_ and family.rows != "a zero row":

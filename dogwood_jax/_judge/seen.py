@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dogwood_jax._judge.lines import line_of, with_line
-from dogwood_jax._program.inner import Key, equations, every_constant, key_of
+from dogwood_jax._program.subprograms import Key, equations, every_constant, key_of
 
 
 class Operation(NamedTuple):

@@ -22,7 +22,7 @@ from dogwood_jax._judge.cases import case_of
 from dogwood_jax._judge.choice import Choice, Chosen, dims_of, factors_of
 from dogwood_jax._judge.claim import Case, Side
 from dogwood_jax._judge.resize import CannotResize, in_sizes
-from dogwood_jax._program.inner import entries, every_constant
+from dogwood_jax._program.subprograms import entries, every_constant
 from dogwood_jax._widths.dims import Dim, atoms, factors, pieces, spread_out
 from dogwood_jax._widths.layout import Layout, Product, Units, resized, size_of, units_of
 from dogwood_jax._widths.roles import spots_along
@@ -42,7 +42,7 @@ _LARGEST = 64
 
 # Programs whose arrays have no more entries together are evaluated in their own sizes.
 _FEW = 50_000
-# Larger programs are so only if they have no twin and no array has more entries than this.
+# LargerProgram programs are so only if they have no twin and no array has more entries than this.
 _BEARABLE = 2_000_000
 
 
@@ -51,7 +51,7 @@ class CannotShrink(ValueError):
 
 
 @dataclass(frozen=True)
-class Larger:
+class LargerProgram:
     """The larger program.
 
     Attributes:
@@ -65,7 +65,9 @@ class Larger:
     choices: Sequence[Choice] = ()
 
 
-def claim(growth: Growth, traced: Traced, larger: Larger, *, in_own_sizes: bool = False) -> Case:
+def claim(
+    growth: Growth, traced: Traced, larger: LargerProgram, *, in_own_sizes: bool = False
+) -> Case:
     """Returns what a growth claims, in small sizes if the network is large.
 
     Args:
@@ -126,7 +128,7 @@ def _integers(jaxpr: Any) -> frozenset[int]:
     return frozenset(found)
 
 
-def twin_of(growth: Growth, traced: Traced, larger: Larger) -> Case:
+def twin_of(growth: Growth, traced: Traced, larger: LargerProgram) -> Case:
     """Returns the claim in small sizes, with the growth in these sizes.
 
     Raises:
@@ -142,7 +144,7 @@ def twin_of(growth: Growth, traced: Traced, larger: Larger) -> Case:
 
 
 class _Twin:
-    def __init__(self, growth: Growth, traced: Traced, larger: Larger, inputs: str) -> None:
+    def __init__(self, growth: Growth, traced: Traced, larger: LargerProgram, inputs: str) -> None:
         self._growth, self._traced, self._larger = growth, traced, larger
         self._left = 0
         self._pairs: dict[Any, tuple[int, int]] = {}

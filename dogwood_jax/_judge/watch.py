@@ -9,7 +9,8 @@ import numpy as np
 from dogwood_jax._judge.choices import FORCED_ROUNDS, Choices, forced
 from dogwood_jax._judge.hidden import Steps
 from dogwood_jax._judge.seen import Seen
-from dogwood_jax._program.inner import Key, key_of
+from dogwood_jax._program.primitives.table import primitive
+from dogwood_jax._program.subprograms import Key, key_of
 
 # By how much every number is nudged, relative to the number.
 NUDGE = 1e-15
@@ -81,7 +82,7 @@ class Watch:
             self._seen.look(eqn, operands, callers)
         if self._choices is not None:
             self._choices.look(eqn, operands, callers)
-        if eqn.primitive.name in _COMPARISONS:
+        if primitive(eqn.primitive.name).compares:
             self.compared |= {*_numbers_compared(operands)}
         if eqn.primitive.name == "gather":
             self._look_up(eqn, operands)
@@ -100,9 +101,6 @@ class Watch:
             ids = operands[1][..., place]
             if ids.size and ids.max() > last:
                 self.last = max(last if self.last is None else min(last, self.last), 0)
-
-
-_COMPARISONS = frozenset(("eq", "ne", "lt", "le", "gt", "ge"))
 
 
 def _numbers_compared(operands: Sequence[Any]) -> Iterator[int]:

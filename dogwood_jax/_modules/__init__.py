@@ -3,5 +3,5 @@
 In come a module, the arrays in it and new sizes. Out comes the module with its numbers changed,
 such as ``out_features``, or the problems, where it is not known which of its numbers are sizes.
 ``resizing`` finds the numbers, ``remaking`` makes a module anew by its class, ``of_nnx`` does both
-for NNX.
+for NNX. ``nnx_function`` has NNX modules as functions of their state.
 """

@@ -18,23 +18,18 @@ import numpy as np
 from jax import Array, lax
 
 from dogwood_jax._base.trees import PyTree, leaf_path
-from dogwood_jax._program.elementwise import ELEMENTWISE
-from dogwood_jax._program.inner import sub_programs
 from dogwood_jax._program.interpret import called, evaluated, interpret
-from dogwood_jax._program.moves import KEEP_ENTRIES
+from dogwood_jax._program.primitives.table import axes_of, is_linear, primitive
+from dogwood_jax._program.subprograms import sub_programs
 
 # An axis of an array of the parameters: the array's path, and the number of the axis.
 Tie = tuple[str, int]
 Ties = tuple[Tie | None, ...]
 Cohorts = Mapping[str, Sequence[Array]]
 
-# f(a + b) = f(a) + f(b).
-_LINEAR = KEEP_ENTRIES | {"neg", "convert_element_type", "copy", "stop_gradient"}
-_REDUCTIONS = frozenset("reduce_sum reduce_max reduce_min reduce_prod argmax argmin".split())
-
 
 @dataclass(eq=False, slots=True)
-class _Value:
+class _Lanes:
     """An array of the optimizer's program.
 
     Attributes:
@@ -92,20 +87,20 @@ def updated(
         counts, by path: of all cohorts, or one number if all have the same.
     """
     program, shapes = jax.make_jaxpr(update, return_shape=True)(updates, state, params)
-    values: list[_Value] = []
+    values: list[_Lanes] = []
     for place, tree in enumerate((updates, state, params)):
         for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
             path = leaf_path(keys)
             if place == 1:
-                value = _Value(leaf, ties.get(path, (None,) * np.ndim(leaf)))
+                value = _Lanes(leaf, ties.get(path, (None,) * np.ndim(leaf)))
                 if path in counts:
-                    value = _Value(counts[path].astype(jnp.result_type(leaf)), (), True)
+                    value = _Lanes(counts[path].astype(jnp.result_type(leaf)), (), True)
             else:
-                value = _Value(leaf, _along(path, leaf))
+                value = _Lanes(leaf, _along(path, leaf))
             if place == 2 and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
-                value = _Value(jnp.zeros_like(leaf), value.ties, beside=leaf)
+                value = _Lanes(jnp.zeros_like(leaf), value.ties, beside=leaf)
             values.append(value)
-    reading = _Reading(cohorts)
+    reading = _CohortEvaluation(cohorts)
     results = reading.run(program.jaxpr, program.consts, values)
     shapes_of_updates, shapes_of_state = shapes
     structure: Any = jax.tree.structure(shapes_of_updates)
@@ -138,7 +133,7 @@ def _along(path: str, leaf: Any) -> Ties:
     return tuple((path, axis) for axis in range(len(np.shape(leaf))))
 
 
-class _Reading:
+class _CohortEvaluation:
     """Evaluates programs with lanes for some values.
 
     Args:
@@ -149,16 +144,16 @@ class _Reading:
         self._cohorts = cohorts
         self._numbers: dict[Any, Array] = {}  # of the cohorts of entries, by where they lie
 
-    def run(self, jaxpr: Any, consts: Sequence[Any], values: Sequence[_Value]) -> list[_Value]:
+    def run(self, jaxpr: Any, consts: Sequence[Any], values: Sequence[_Lanes]) -> list[_Lanes]:
         """Returns the values of a program's results."""
 
-        def constant(array: Any, aval: Any) -> _Value:
+        def constant(array: Any, aval: Any) -> _Lanes:
             is_number = isinstance(array, int | float | complex | np.generic)
             return _untied(np.asarray(array, aval.dtype) if is_number else array)
 
         return interpret(jaxpr, consts, values, constant=constant, equation=self._equation)
 
-    def settled(self, value: _Value, path: str, ties: Ties) -> Any:
+    def settled(self, value: _Lanes, path: str, ties: Ties) -> Any:
         """Returns a result's array; each entry comes from the lane of its cohort, if it has any."""
         if not value.is_lanes:
             return value.array
@@ -166,28 +161,28 @@ class _Reading:
             return value.array[self._cohorts[path][0][0]]
         return jnp.broadcast_to(self._merged(value, ties or value.ties, value.shape), value.shape)
 
-    def _equation(self, eqn: Any, values: list[_Value]) -> list[_Value]:
+    def _equation(self, eqn: Any, values: list[_Lanes]) -> list[_Lanes]:
         name, programs = eqn.primitive.name, sub_programs(eqn)
         if name == "cond" and not values[0].is_lanes:
             return self._cond(programs, values)
         if (program := called(eqn)) is not None:
             return self.run(*program, values)
-        if name in ELEMENTWISE and any(value.is_lanes for value in values):
+        if primitive(name).is_of_entries and any(value.is_lanes for value in values):
             values = self._met(eqn, values)
         if any(value.is_lanes for value in values):
             axes = [0 if value.is_lanes else None for value in values]
             results = jax.vmap(lambda *arrays: evaluated(eqn, arrays), in_axes=axes)(
                 *(value.total for value in values)
             )
-            return [_Value(array, _ties_of(eqn, values, array[0]), True) for array in results]
+            return [_Lanes(array, _ties_of(eqn, values, array[0]), True) for array in results]
         if any(value.beside is not None for value in values):
             if (parted := _parted(eqn, values)) is not None:
                 return parted
-            values = [_Value(value.total, value.ties) for value in values]
+            values = [_Lanes(value.total, value.ties) for value in values]
         results = evaluated(eqn, [value.array for value in values])
-        return [_Value(array, _ties_of(eqn, values, array)) for array in results]
+        return [_Lanes(array, _ties_of(eqn, values, array)) for array in results]
 
-    def _met(self, eqn: Any, values: list[_Value]) -> list[_Value]:
+    def _met(self, eqn: Any, values: list[_Lanes]) -> list[_Lanes]:
         """Returns operands without lanes, if one of them is laid out like parameters."""
         shape = np.broadcast_shapes(*(value.shape for value in values))
         ties = _joined(values, shape)
@@ -197,13 +192,13 @@ class _Reading:
         return [
             value
             if array is None
-            else _Value(array, ties)
+            else _Lanes(array, ties)
             if array.shape == shape
             else _untied(array)
             for value, array in zip(values, met, strict=True)
         ]
 
-    def _merged(self, lanes: _Value, ties: Ties, shape: tuple[int, ...]) -> Any:
+    def _merged(self, lanes: _Lanes, ties: Ties, shape: tuple[int, ...]) -> Any:
         """Returns an array whose entries each come from the lane of their own cohort."""
         if lanes.each is None:
             lanes.each = [lanes.array[number] for number in range(len(lanes.array))]
@@ -224,22 +219,22 @@ class _Reading:
             merged = jnp.where(self._numbers[key] == number, lane, merged)
         return merged
 
-    def _cond(self, programs: Sequence[Any], values: Sequence[_Value]) -> list[_Value]:
+    def _cond(self, programs: Sequence[Any], values: Sequence[_Lanes]) -> list[_Lanes]:
         """Evaluates branches, of which each may have lanes and what is beside them."""
         index, *operands = values
         shapes = [(v.array, v.beside) for v in operands]
-        found: list[list[_Value]] = []
+        found: list[list[_Lanes]] = []
 
-        def entered(arrays: Any) -> list[_Value]:
+        def entered(arrays: Any) -> list[_Lanes]:
             return [
-                _Value(array, value.ties, value.is_lanes, beside)
+                _Lanes(array, value.ties, value.is_lanes, beside)
                 for (array, beside), value in zip(arrays, operands, strict=True)
             ]
 
         for jaxpr, consts in programs:
 
             def noted(arrays: Any, jaxpr: Any = jaxpr, consts: Any = consts) -> Any:
-                found.append(_Reading(self._cohorts).run(jaxpr, consts, entered(arrays)))
+                found.append(_CohortEvaluation(self._cohorts).run(jaxpr, consts, entered(arrays)))
                 return [value.array for value in found[-1]]
 
             jax.eval_shape(noted, shapes)
@@ -253,7 +248,7 @@ class _Reading:
             def run(arrays: Any) -> Any:
                 left = []
                 for value, is_lanes, beside in zip(
-                    _Reading(self._cohorts).run(jaxpr, consts, entered(arrays)),
+                    _CohortEvaluation(self._cohorts).run(jaxpr, consts, entered(arrays)),
                     lanes,
                     besides,
                     strict=True,
@@ -272,7 +267,7 @@ class _Reading:
             max((v.ties for v in each), key=lambda ties: sum(map(bool, ties))) for each in results
         ]
         return [
-            _Value(array, own, is_lanes, beside)
+            _Lanes(array, own, is_lanes, beside)
             for (array, beside), own, is_lanes in zip(arrays, ties, lanes, strict=True)
         ]
 
@@ -281,11 +276,11 @@ def _how_many(ties: Ties) -> int:
     return sum(tie is not None for tie in ties)
 
 
-def _untied(array: Any) -> _Value:
-    return _Value(array, (None,) * np.ndim(array))
+def _untied(array: Any) -> _Lanes:
+    return _Lanes(array, (None,) * np.ndim(array))
 
 
-def _parted(eqn: Any, values: Sequence[_Value]) -> list[_Value] | None:
+def _parted(eqn: Any, values: Sequence[_Lanes]) -> list[_Lanes] | None:
     """Returns the result of an operation that is linear in what lies beside its operands."""
     name, arrays = eqn.primitive.name, [value.array for value in values]
     besides = [value.beside for value in values]
@@ -294,25 +289,26 @@ def _parted(eqn: Any, values: Sequence[_Value]) -> list[_Value] | None:
     def bound(*operands: Any) -> Any:
         return evaluated(eqn, operands)[0]
 
-    if name in _LINEAR:
-        beside = bound(besides[0], *arrays[1:])
-    elif name in ("add", "add_any", "sub"):
-        a, b = (jnp.zeros_like(x) if y is None else y for x, y in zip(arrays, besides, strict=True))
-        beside = bound(a, b)
-    elif name == "mul" and None in besides:
+    record, zeros = primitive(name), [*map(jnp.zeros_like, arrays)]
+    with_zeros = [a if b is None else b for a, b in zip(zeros, besides, strict=True)]
+    if is_linear(name, eqn.params) and len(arrays) == 1:
+        beside = bound(besides[0])
+    elif record.terms is not None:
+        terms = {*range(len(arrays))[record.terms]}
+        if any(besides[place] is not None for place in {*range(len(arrays))} - terms):
+            return None
+        beside = bound(*(with_zeros[n] if n in terms else arrays[n] for n in range(len(arrays))))
+    elif record.powers == (1, 1) and None in besides:
         beside = bound(*(a if b is None else b for a, b in zip(arrays, besides, strict=True)))
-    elif name == "div" and besides[1] is None:
-        beside = bound(besides[0], arrays[1])
-    elif name == "select_n" and besides[0] is None:
-        cases = zip(arrays[1:], besides[1:], strict=True)
-        beside = bound(arrays[0], *(jnp.zeros_like(a) if b is None else b for a, b in cases))
+    elif record.linear_in_first and not any(beside is not None for beside in besides[1:]):
+        beside = bound(besides[0], *arrays[1:])
     else:
         return None
     array = bound(*arrays)
-    return [_Value(array, _ties_of(eqn, values, array), beside=jnp.broadcast_to(beside, shape))]
+    return [_Lanes(array, _ties_of(eqn, values, array), beside=jnp.broadcast_to(beside, shape))]
 
 
-def _joined(values: Sequence[_Value], shape: tuple[int, ...]) -> Ties:
+def _joined(values: Sequence[_Lanes], shape: tuple[int, ...]) -> Ties:
     """Returns where the axes of an elementwise operation's result lie."""
     ties: list[Tie | None] = [None] * len(shape)
     for value in values:
@@ -322,27 +318,14 @@ def _joined(values: Sequence[_Value], shape: tuple[int, ...]) -> Ties:
     return tuple(ties)
 
 
-def _ties_of(eqn: Any, values: Sequence[_Value], result: Any) -> Ties:
+def _ties_of(eqn: Any, values: Sequence[_Lanes], result: Any) -> Ties:
     """Returns where the axes of a result lie; None for those of which it is not known."""
-    name, params, shape = eqn.primitive.name, eqn.params, np.shape(result)
-    unknown: Ties = (None,) * len(shape)
-    if name in ELEMENTWISE:
-        return _joined(values, shape)
-    if not values or len(values[0].ties) != len(values[0].shape):
-        return unknown
-    first = values[0]
-    if name in _REDUCTIONS:
-        return tuple(tie for axis, tie in enumerate(first.ties) if axis not in params["axes"])
-    if name == "transpose":
-        return tuple(first.ties[axis] for axis in params["permutation"])
-    if name == "broadcast_in_dim":
-        ties = [*unknown]
-        for axis, place in enumerate(params["broadcast_dimensions"]):
-            if first.shape[axis] == shape[place]:
-                ties[place] = first.ties[axis]
-        return tuple(ties)
-    if name in ("reshape", "squeeze"):
-        kept = [tie for tie, n in zip(first.ties, first.shape, strict=True) if n != 1]
-        if [n for n in first.shape if n != 1] == [n for n in shape if n != 1]:
-            return tuple(kept.pop(0) if n != 1 else None for n in shape)
-    return unknown
+    shapes = [value.shape for value in values]
+    axes = axes_of(eqn.primitive.name, eqn.params, shapes, np.shape(result)) if values else None
+    if axes is None:
+        return (None,) * np.ndim(result)
+    found = []
+    for axis in range(np.ndim(result)):
+        along = (values[place].ties[own : own + 1] for place, own in axes.sources(axis))
+        found.append(next((tie for ties in along for tie in ties if tie is not None), None))
+    return tuple(found)

@@ -395,7 +395,7 @@ def _grow_plain(
     # What adds up keeps its start for ever; what is new starts there.
     begun_at |= {f.place: seen[f.place].start for f in found if f.adds_up and f.place in seen}
     known = [
-        _Known(f, meaning, begun_at.get(f.place, 0.0), maps(f, meaning), scale=scale(f))
+        _KnownField(f, meaning, begun_at.get(f.place, 0.0), maps(f, meaning), scale=scale(f))
         for f in found
         if (meaning := meanings.get(f.place)) is not None
     ]
@@ -419,7 +419,7 @@ def _grow_plain(
     growing = _growing(known, growth, shapes)
 
     def fill_new(
-        new: tuple[_New, ...], old: dict[str, Any], grown: dict[str, Any], own: Any
+        new: tuple[_NewState, ...], old: dict[str, Any], grown: dict[str, Any], own: Any
     ) -> dict[str, Array]:
         begun = _starts(start, {array.field.place for array in new}, where)
         entered = where.enter(old), where.enter(begun), where.enter(grown), where.enter(own)
@@ -507,8 +507,8 @@ def _divides(growth: Growth) -> bool:
 def _own(
     variables: PyTree,
     growth: Growth,
-    known: Iterable["_Known"],
-    new: Iterable["_New"],
+    known: Iterable["_KnownField"],
+    new: Iterable["_NewState"],
 ) -> dict[str, Array]:
     """Returns the grown variables at which averages of parameters begin, by path."""
     given = leaves_by_path(variables)
@@ -647,7 +647,7 @@ def _starts(start: Callable[[], PyTree], places: set[str], where: Placement) -> 
 
 
 @dataclass(frozen=True)
-class _Known:
+class _KnownField:
     """An array of the state that follows an old array of the network.
 
     Attributes:
@@ -681,7 +681,7 @@ def _places(field: Field, path: str) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _New:
+class _NewState:
     """An array of the state that follows a new array of the network.
 
     Attributes:
@@ -706,7 +706,7 @@ def _new_arrays(
     growth: Growth,
     meanings: Mapping[str, Meaning],
     arrays: Mapping[str, Any],
-) -> Iterator[_New]:
+) -> Iterator[_NewState]:
     """Yields what the state may hold for new arrays of the network."""
     trees: dict[tuple[str, str], list[Field]] = {}
     for field in found:
@@ -724,12 +724,12 @@ def _new_arrays(
                 peers = alike or tuple(tree)
                 place = kin[0].place
                 dtype = jnp.result_type(arrays[place])
-                yield _New(field, insertion, kin, peers, meanings.get(place), dtype)
+                yield _NewState(field, insertion, kin, peers, meanings.get(place), dtype)
 
 
 def _growing(
-    known: Iterable[_Known], growth: Growth, shapes: Mapping[str, tuple[int, ...]]
-) -> list[_Known]:
+    known: Iterable[_KnownField], growth: Growth, shapes: Mapping[str, tuple[int, ...]]
+) -> list[_KnownField]:
     """Returns those arrays of the state that become other ones, with what becomes of them."""
     growing = []
     for one in known:
@@ -746,8 +746,8 @@ def _growing(
 
 
 def _deferred(
-    growing: Iterable[_Known],
-    new: Iterable[_New],
+    growing: Iterable[_KnownField],
+    new: Iterable[_NewState],
     old: Mapping[str, Any],
     own: Mapping[str, Any] | None,
     growth: Growth,
@@ -779,7 +779,9 @@ def _deferred(
     for one in growing:
         path, new_path = one.field.leaf.path, growth.place(one.field.leaf.path)
 
-        def grow(one: _Known = one, path: str = path, new_path: str = new_path) -> dict[str, Array]:
+        def grow(
+            one: _KnownField = one, path: str = path, new_path: str = new_path
+        ) -> dict[str, Array]:
             scale = [] if one.scale is None else [one.scale]
             arrays, variable = taken([*one.places(path), *scale]), None
             if own is not None and one.meaning == "parameters":
@@ -802,7 +804,7 @@ def _deferred(
             places = _places(newborn.field, path)
 
         def fill(
-            newborn: _New = newborn, path: str = path, peers: tuple[Field, ...] = peers
+            newborn: _NewState = newborn, path: str = path, peers: tuple[Field, ...] = peers
         ) -> dict[str, Array]:
             places = [place for peer in peers for place in _places(peer, peer.leaf.path)]
             source = newborn.insertion.source
@@ -823,7 +825,7 @@ def _deferred(
 
 
 def _grow_in_rounds(
-    growing: Sequence[_Known],
+    growing: Sequence[_KnownField],
     arrays: Mapping[str, Any],
     own: Mapping[str, Any] | None,
     growth: Growth,
@@ -837,7 +839,7 @@ def _grow_in_rounds(
     arguments.
     """
 
-    def size(one: _Known) -> int:
+    def size(one: _KnownField) -> int:
         return sum(bytes_of(arrays[place]) for place in one.places(one.field.leaf.path))
 
     # What weighs others is needed until they have grown.
@@ -867,24 +869,24 @@ def _grow_in_rounds(
     return grown
 
 
-def _without_names(known: Sequence[_Known]) -> tuple[_Known, ...]:
+def _without_names(known: Sequence[_KnownField]) -> tuple[_KnownField, ...]:
     """Returns arrays of the state with numbers for names."""
-    tree_of_indices = []
+    numbered = []
     for number, one in enumerate(known):
         name, field = str(number), one.field
         leaf = Leaf(name, field.leaf.shape, ())
         stack = one.stack and replace(one.stack, path=name, source=name)
         field = replace(field, group=name, inner=name, leaf=leaf)
         scale = one.scale and f"scale of {name}"
-        tree_of_indices.append(replace(one, field=field, stack=stack, scale=scale))
-    return tuple(tree_of_indices)
+        numbered.append(replace(one, field=field, stack=stack, scale=scale))
+    return tuple(numbered)
 
 
 @functools.partial(jax.jit, static_argnames=("known", "second_moment", "where"))
 def _grow_fields(
     arrays: dict[str, Array],
     own: dict[str, Array],
-    known: tuple[_Known, ...],
+    known: tuple[_KnownField, ...],
     second_moment: str,
     where: Placement,
 ) -> dict[str, Array]:
@@ -918,7 +920,7 @@ def _fill_fields(
     grown: dict[str, Array],
     own: dict[str, Array] | None,
     growth: Growth,
-    new: tuple[_New, ...],
+    new: tuple[_NewState, ...],
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
     second_moment: str,
     where: Placement,
@@ -955,7 +957,7 @@ def _fill_fields(
 
 
 def _filled(
-    new: _New,
+    new: _NewState,
     arrays: Mapping[str, Array],
     grown: Mapping[str, Array],
     growth: Growth,
@@ -973,7 +975,7 @@ def _filled(
     return filled[path]
 
 
-def _widened(array: Array, known: _Known, fresh: Array | None, scale: Array | None) -> Array:
+def _widened(array: Array, known: _KnownField, fresh: Array | None, scale: Array | None) -> Array:
     """Returns an array of the state with its widths grown."""
     if known.meaning == "parameters":
         if known.map.perturb and fresh is not None:

@@ -1,42 +1,31 @@
-"""``plan``: from ``Widths`` and new sizes to a ``Growth``, or every reason why not.
+"""``decide``: from ``Widths`` and new sizes to a ``Growth``, or every reason why not.
 
 In come widths with sizes, with a larger model's variables, or with units to keep or merge. Out
 comes a growth.
 
 | file | what it does |
 |---|---|
-| ``plan`` | the stage itself |
 | ``request`` | what the caller asks for |
 | ``propose`` | the growth that programs propose |
 | ``decide`` | which proposal an evaluation accepts |
-| ``asked`` | the sizes and strategies of widths, from a request |
+| ``asked`` | the sizes and strategies of widths that a growth is asked for |
+| ``sizes`` | how they follow from a request |
+| ``family`` | what rooms beside the core add: experts, heads, rotary embeddings |
 | ``extensions`` | how widths get more units: by which strategy and which recipe |
 | ``removals`` | how widths lose units |
 | ``obstacles`` | what keeps a width from a new size, and the ways out |
 | ``constants`` | whether a larger model has the constants that a growth needs |
 | ``notes`` | what a caller has to mind of a change |
-| ``upcycle`` | more experts, or the first ones |
-| ``experts`` | how the widths of experts grow, and whether outputs stay |
-| ``chosen`` | how many experts are chosen once they are copied, and where programs hold that |
-| ``copies`` | which experts are copied, and what counts them in both programs |
-| ``divided_outputs`` | which arrays of experts divide their outputs |
-| ``more_experts`` | which axes count experts in a larger model, and what new experts copy |
-| ``mixture`` | arrays of experts in place of an MLP, or beside it |
-| ``gates`` | what the gates of a router become if every expert is copied |
+| ``copies`` | units that are copied with all that belongs to them, such as experts |
 | ``target`` | the sizes of widths, from the shapes of a larger model's arrays |
-| ``names`` | names of arrays that carry sizes, which look like new layers |
+| ``sized_names`` | names of arrays that carry sizes, which look like new layers |
 | ``larger`` | the larger network's own program, where there is one |
-| ``groups`` | heads of keys and values that grow without more query heads |
-| ``apart`` | whether a program computes each head on its own, and what is the same for all heads |
-| ``between`` | old units at multiples of their places, with new units between them |
 | ``shown`` | whether an evaluation shows that outputs stay, and of which larger program |
 | ``own_function`` | the network's own function in other sizes, or why it does not take them |
 | ``fewer_layers`` | a deep network with fewer layers, to ask its own function at less cost |
 | ``by_few_layers`` | the growth of a deep network, planned with few layers of both networks |
-| ``solved`` | recipes that make up for the numbers of one larger model |
-| ``comparison`` | whether two programs are the same in other sizes, equation by equation |
-| ``tables`` | whether units at multiples of their places have the same numbers in tables |
-| ``parameters`` | parameters of equations that follow from no size |
+| ``numbers`` | the numbers that two programs multiply by |
+| ``recipes_for_larger`` | recipes that make up for the numbers of one larger model |
 
 Where to add: a reason to refuse a growth is a hazard that ``trace`` notes at the width.
 ``obstacles`` asks the strategy whether the hazard matters to it.

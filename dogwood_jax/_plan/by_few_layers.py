@@ -5,7 +5,8 @@ is not taken for granted: the growth that is planned with three layers, made to 
 this way, must be the growth that is planned with five.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from types import MethodType
 from typing import Any
@@ -13,11 +14,11 @@ from typing import Any
 from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Change, Growth
-from dogwood_jax._plan.asked import named_sizes
 from dogwood_jax._plan.fewer_layers import FewerLayers
-from dogwood_jax._plan.larger import Larger, is_deeper, same_widths
-from dogwood_jax._plan.propose import Proposal, propose
+from dogwood_jax._plan.larger import Larger, same_widths
+from dogwood_jax._plan.propose import Proposal, draft
 from dogwood_jax._plan.request import Request
+from dogwood_jax._plan.sizes import has_more_layers, named_sizes
 from dogwood_jax._plan.target import sizes_of_target
 from dogwood_jax._program.program import Program
 from dogwood_jax._widths.by_analogy import Analogy, NotAlike, constants_without_place
@@ -42,12 +43,13 @@ def by_few_layers(request: Request, judge: Callable[[Proposal], Growth]) -> Grow
     assert target_apply is not None
     shapes = arrays_of(leaves_by_path(target))
     network = widths.network
-    if network is None or network.deep is None or is_deeper(widths, shapes):
+    if network is None or network.deep is None or has_more_layers(request.families, widths, shapes):
         raise NotAlike
     deep, layers = network.deep, network.deep.layers
     named = named_sizes(widths, request.sizes, [])
 
-    def proposed(theirs: Mapping[Layers, Widths]) -> dict[Layers, Proposal]:
+    def proposed(theirs: Mapping[Layers, Widths]) -> Iterator[dict[Layers, Proposal]]:
+        """Yields the proposals for both numbers of layers, in the order in which they are tried."""
         found = {}
         for kept, its in theirs.items():
             own = deep.some[kept]
@@ -55,18 +57,46 @@ def by_few_layers(request: Request, judge: Callable[[Proposal], Growth]) -> Grow
             same = same_widths(own, its, {path: path for path in known}, {})
             chosen = {name: size for name, size in named.items() if name in own}
             few_layers = replace(request, widths=own, sizes=chosen)
-            found[kept] = propose(few_layers, Larger(known, widths=its, names=same))
-        return found
+            found[kept] = draft(few_layers, Larger(known, widths=its, names=same)).proposals()
+        for proposals in zip(*found.values()):
+            yield dict(zip(found, proposals, strict=True))
 
     few = deep.some[layers.few]
     known = {leaf.path: shapes[leaf.path] for leaf in few.leaves}
     inputs = GrownSizes(few, sizes_of_target(few, known, {}, [])).inputs()
     theirs = _called_with_few(widths, deep, target, target_apply, inputs)
-    found = {} if theirs is None else proposed(theirs)
-    if not found or any(one.is_solved for one in found.values()):  # perhaps numbers of the depth
-        found = proposed(_called_with_all(deep, target, target_apply, inputs))
-    growth = _of_all(widths, deep, found)
+    first = next(proposed(theirs), {}) if theirs is not None else {}
+    if theirs is None or any(one.is_solved for one in first.values()):
+        theirs = _called_with_all(deep, target, target_apply, inputs)  # perhaps numbers of depth
+    for found in proposed(theirs):
+        with suppress(NotAlike, ValueError):
+            return _growth_of_all(widths, shapes, named, found, judge)
+    raise NotAlike
 
+
+def _growth_of_all(
+    widths: Widths,
+    shapes: Mapping[str, Any],
+    named: Mapping[str, int],
+    found: Mapping[Layers, Proposal],
+    judge: Callable[[Proposal], Growth],
+) -> Growth:
+    """Returns the growth of all layers that follows from proposals for some of them.
+
+    Args:
+        widths: the network's widths.
+        shapes: those of the target's arrays, by path.
+        named: the sizes that the caller named.
+        found: the proposals.
+        judge: see ``by_few_layers``.
+
+    Raises:
+        NotAlike: if layers do not grow alike.
+        ValueError: if the growth of some layers is refused.
+    """
+    assert widths.network is not None and widths.network.deep is not None
+    deep, layers = widths.network.deep, widths.network.deep.layers
+    growth = _of_all(widths, deep, found)
     sizes_now = widths.sizes | growth.sizes
     if any(sizes_now[name] != size for name, size in named.items()):
         raise NotAlike

@@ -2,7 +2,8 @@
 
 An evaluation accepts the proposal, or refuses it. Then other proposals come: rescaled arrays make
 up for numbers of the network's own function, a width takes its next recipe, other layers of the
-larger model are the new ones. If all are refused, the caller reads why the first one was.
+larger model are the new ones. If all are refused, the caller reads why the one was that is right
+for most samples, or the last one of those.
 """
 
 import functools
@@ -13,20 +14,20 @@ from dataclasses import replace
 import jax
 
 from dogwood_jax._base.problems import Refused
+from dogwood_jax._base.trees import arrays_of, leaves_by_path
 from dogwood_jax._depth.insertions import NothingFits, fillings
 from dogwood_jax._growth.evidence import Evidence
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.insertion import Insertion
-from dogwood_jax._plan.asked import in_sizes
 from dogwood_jax._plan.by_few_layers import by_few_layers
-from dogwood_jax._plan.experts import COPIES
 from dogwood_jax._plan.extensions import other_strategies
 from dogwood_jax._plan.larger import ANOTHER, Larger, read_larger
 from dogwood_jax._plan.own_function import ITS_OWN_NUMBERS, Contradicted, contradicted
-from dogwood_jax._plan.propose import Proposal, propose
+from dogwood_jax._plan.propose import Proposal, draft
 from dogwood_jax._plan.removals import NO_MERGE
 from dogwood_jax._plan.request import Request
 from dogwood_jax._plan.shown import Unshown, first_shown, fitting, shown, shown_by
+from dogwood_jax._plan.sizes import has_more_layers, target_in_sizes, ways_out
 from dogwood_jax._widths.by_analogy import NotAlike
 from dogwood_jax.strategies import Strategy
 
@@ -44,7 +45,7 @@ def decide(request: Request) -> Growth:
     """
     structure = None if request.target is None else jax.tree.structure(request.target)
     if request.target is None and request.target_apply is not None:
-        target, sizes = in_sizes(request.widths, request.sizes)
+        target, sizes = target_in_sizes(request.widths, request.sizes)
         request = replace(request, target=target, sizes=sizes)
     return replace(_decided(request), structure=structure)
 
@@ -56,7 +57,12 @@ def _decided(request: Request) -> Growth:
             return by_few_layers(request, functools.partial(_evaluated, request))
     if request.target is None:
         return _with_larger(request, None)
-    larger = read_larger(request.widths, request.target, request.target_apply, request.depth)
+    deeper = has_more_layers(
+        request.families, request.widths, arrays_of(leaves_by_path(request.target))
+    )
+    larger = read_larger(
+        request.widths, request.target, request.target_apply, request.depth, is_deeper=deeper
+    )
     try:
         return _with_larger(request, larger)
     except ValueError:
@@ -71,16 +77,38 @@ def _is_by_width(request: Request) -> bool:
 
 
 def _with_larger(request: Request, larger: Larger | None) -> Growth:
-    """Returns the growth to the larger model, or by sizes if there is none."""
-    found = propose(request, larger)
+    """Returns the growth to the larger model, or by sizes if there is none.
+
+    Raises:
+        ValueError: if none is accepted, with what speaks against the one that is right for most
+            samples.
+    """
+    refused: ValueError | None = None
+    for proposal in draft(request, larger).proposals():
+        try:
+            return _proposed(request, proposal, larger)
+        except ValueError as error:
+            if refused is None or _samples(error) >= _samples(refused):
+                refused = error
+    assert refused is not None
+    raise refused
+
+
+def _samples(error: ValueError) -> int:
+    return error.samples if isinstance(error, Refused) else 0
+
+
+def _proposed(request: Request, found: Proposal, larger: Larger | None) -> Growth:
+    """Returns the growth that is proposed, or one that differs in its recipes or numbers."""
     if not _is_claim(request, found):
         return _without_claim(request, found, larger)
     refused: Refused
     try:
         return _accepted(request, found)
     except Unshown as unshown:
-        with suppress(ValueError):
-            return _by_own_numbers(request, found)
+        if found.is_last:
+            with suppress(ValueError):
+                return _by_own_numbers(request, found)
         refused = _contradiction(request, found, unshown)
     except Refused as error:
         refused = error.beside(found.doubts, found.ways_out)
@@ -89,7 +117,9 @@ def _with_larger(request: Request, larger: Larger | None) -> Growth:
         if found.asked.larger.is_unlikely:
             raise
         another = [ANOTHER] if request.target_apply is None else []
-        refused = Refused([nothing.said, *found.doubts, *found.asked.ways_out(), *another])
+        refused = Refused(
+            [nothing.said, *found.doubts, *ways_out(request.families, found.asked), *another]
+        )
         refused.__cause__ = nothing
     with suppress(ValueError):
         return _by_other_recipes(request, found)
@@ -114,9 +144,10 @@ def _without_claim(request: Request, found: Proposal, larger: Larger | None) -> 
     """Returns a growth that need not keep outputs. New layers do nothing all the same."""
     growth, network = found.growth, found.asked.widths.network
     if growth.insertions and request.depth is None:
-        exact = propose(replace(request, keep=None, merge=None, strategy=None), larger)
+        plain = draft(replace(request, keep=None, merge=None, strategy=None), larger)
+        exact = next(plain.proposals())
         growth = replace(growth, insertions=next(_fillings(exact)))
-    is_own = request.target is None and network is not None and not found.has_copies
+    is_own = request.target is None and network is not None and found.copies is None
     return fitting(growth) if request.check and is_own and _may_be_run(request, found) else growth
 
 
@@ -132,7 +163,13 @@ def _accepted(request: Request, found: Proposal) -> Growth:
     if not request.check or (asked.larger.widths is not None and asked.larger.widths.network):
         return _evaluated(request, found)
     if asked.widths.network is not None:
-        return shown(found.growth, asked.widths, request.target, is_doubtful=bool(found.doubts))
+        return shown(
+            found.growth,
+            asked.widths,
+            request.target,
+            request.families,
+            is_doubtful=bool(found.doubts),
+        )
     if asked.widths.is_saved and found.growth.changes:
         raise Refused([_NO_PROGRAM])
     return found.growth
@@ -148,11 +185,11 @@ def _evaluated(request: Request, found: Proposal) -> Growth:
             growth = replace(growth, insertions=next(_fillings(found)))
         return replace(growth, evidence=Evidence(why_not="planned with check=False"))
     assert larger is not None
-    before, unlike, is_doubtful = found.asked.before, found.unlike, bool(found.doubts)
+    before, is_doubtful = found.asked.before, bool(found.doubts)
 
     def show(insertions: tuple[Insertion, ...]) -> Growth:
         filled = replace(growth, insertions=insertions)
-        return shown_by(filled, before, larger, unlike, is_doubtful=is_doubtful)
+        return shown_by(filled, before, larger, request.families, is_doubtful=is_doubtful)
 
     return first_shown(show, _fillings(found)) if growth.insertions else show(())
 
@@ -190,14 +227,18 @@ def _by_other_recipes(request: Request, found: Proposal) -> Growth:
 
 
 def _contradiction(request: Request, found: Proposal, unshown: Unshown) -> Refused:
-    if found.has_copies:
-        way_out = COPIES
-    else:
-        way_out = ITS_OWN_NUMBERS if request.merge is None else NO_MERGE
+    if found.copies is not None:
+        way_out = found.copies.way_out
+    elif request.merge is not None:
+        way_out = NO_MERGE
+    elif request.target is not None:
+        way_out = ITS_OWN_NUMBERS
+    else:  # the network's own function has been asked with rescaled arrays already
+        way_out = ANOTHER
     reasons = [f"{reason}; {way_out}" for reason in unshown.args]
-    its = Contradicted(reasons)
+    its = Contradicted(reasons, unshown.samples)
     if unshown.is_evaluated:
-        its = contradicted("in these sizes, the network itself", reasons)
+        its = contradicted("in these sizes, the network itself", reasons, unshown.samples)
     refused = its.beside(found.doubts)
     refused.__cause__ = unshown
     return refused

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from dogwood_jax import strategies
 from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._plan.asked import Asked
-from dogwood_jax._plan.comparison import Comparison
 from dogwood_jax._plan.constants import unlike
+from dogwood_jax._plan.numbers import Numbers
 from dogwood_jax._plan.obstacles import IN_LARGER_MODEL, MULTIPLES, doubts, refusals
-from dogwood_jax._plan.solved import Solved, solve_recipes
+from dogwood_jax._plan.recipes_for_larger import Solved, solve_recipes
 from dogwood_jax._widths.reasons import kind_of
 from dogwood_jax._widths.widths import Recipe, Width
 from dogwood_jax.strategies import Strategy
@@ -23,32 +23,31 @@ class Extensions:
         changes: the changes by name of the width.
         refusals: why some cannot.
         doubts: why outputs may change.
-        unlike: what the larger model's program computes otherwise.
         solved: the recipes that make up for numbers of the larger model.
     """
 
     changes: Mapping[str, Change]
     refusals: Sequence[str] = ()
     doubts: Sequence[str] = ()
-    unlike: Sequence[str] = ()
     solved: Solved = Solved()
 
 
 def extensions(
     asked: Asked,
     sizes: Mapping[str, int],
-    chosen: Mapping[str, Strategy],
     interface: bool,
-    compared: Comparison | None,
+    numbers: Numbers | None,
+    *,
+    keeps_tables: bool,
 ) -> Extensions:
     """Returns how widths get more units.
 
     Args:
         asked: what the growth is asked for.
         sizes: the new sizes of these widths, by name.
-        chosen: the strategies of widths that are given one.
         interface: whether widths that are dimensions of inputs or outputs may change.
-        compared: the larger model's program beside the network's, if there is one.
+        numbers: those of the network's program and the larger model's, if there is one.
+        keeps_tables: whether old units are taken to keep their numbers in every table.
     """
 
     def grown(recipes: Mapping[str, Recipe]) -> Extensions:
@@ -56,26 +55,22 @@ def extensions(
         for name, width in asked.widths.items():
             new = sizes.get(name, width.size)
             if new != width.size:
-                known = width if compared is None else _cleared(width, new, compared)
+                known = width if numbers is None else _cleared(width, new, numbers, keeps_tables)
                 its = [recipes[name]] if name in recipes else None
-                change = _extended(known, new, chosen.get(name), its, asked)
+                change = _extended(known, new, asked.strategies.get(name), its, asked)
                 refused += refusals(known, change, interface)
                 doubtful += doubts(known, change)
                 changes[name] = change
         return Extensions(changes, refused, doubtful)
 
     found = grown({})
-    if compared is None:
+    if numbers is None:
         return found
-    found = replace(found, unlike=[*compared.problems(found.changes, exactly=True)])
-    if found.refusals or found.doubts or found.unlike:
-        solved = solve_recipes(asked.widths, compared, found.changes, chosen)
-        again = grown(solved.recipes)
-        unlike = [*compared.problems(again.changes, exactly=True, solved=solved.degrees)]
-        is_better = found.refusals or found.doubts or not unlike
-        if is_better and not (again.refusals or again.doubts):
-            return replace(again, unlike=unlike, solved=solved)
-    return found
+    solved = solve_recipes(
+        asked.widths, numbers, found.changes, asked.strategies, keeps_tables=keeps_tables
+    )
+    again = grown(solved.recipes) if solved.recipes else found
+    return found if again.refusals or again.doubts else replace(again, solved=solved)
 
 
 def other_strategies(growth: Growth) -> dict[str, Strategy]:
@@ -94,8 +89,8 @@ def other_strategies(growth: Growth) -> dict[str, Strategy]:
     return found
 
 
-def _cleared(width: Width, new: int, compared: Comparison) -> Width:
-    """Returns a width without the hazards that the larger model's program refutes.
+def _cleared(width: Width, new: int, numbers: Numbers, keeps_tables: bool) -> Width:
+    """Returns a width without the hazards that the larger model's program is taken to refute.
 
     A constant that looked computed from the size did not change, for example. If old units keep
     their numbers in every table, tables are hazards for copies only.
@@ -103,17 +98,16 @@ def _cleared(width: Width, new: int, compared: Comparison) -> Width:
     multiples = f"; {MULTIPLES}, but {new} is no multiple of {width.size}" * bool(
         new % max(width.size, 1)
     )
-    stay = width.name in compared.kept_tables
-    tables = [hazard for hazard in width.hazards if stay and kind_of(hazard) == "table"]
+    tables = [hazard for hazard in width.hazards if kind_of(hazard) == "table"]
     hazards = tuple(
         f"{hazard}, and {IN_LARGER_MODEL[kind_of(hazard)]}"
         + multiples * (kind_of(hazard) == "table")
         if kind_of(hazard) in IN_LARGER_MODEL
         else hazard
         for hazard in width.hazards
-        if not (kind_of(hazard) == "suspicion" and compared.agrees)
-        if (width.name, hazard) not in compared.refuted
-        if hazard not in tables
+        if not (kind_of(hazard) == "suspicion" and numbers.agree)
+        if (width.name, hazard) not in numbers.refuted
+        if not (keeps_tables and hazard in tables)
     )
     return replace(
         width,

@@ -7,7 +7,6 @@ larger model's program tells both, and where it has more layers, what they must 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import isclose
-from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -19,10 +18,7 @@ from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Change
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._modules.resizing import modules_say_numbers
-from dogwood_jax._plan.apart import NO_SINGLE_HEADS, SingleHeads, made_of, repeated_from
-from dogwood_jax._plan.comparison import Comparison
-from dogwood_jax._plan.copies import Copies
-from dogwood_jax._plan.more_experts import counts_experts
+from dogwood_jax._plan.numbers import Numbers
 from dogwood_jax._plan.target import sizes_of_target
 from dogwood_jax._program.kernels import kernels_of, with_references
 from dogwood_jax._program.program import Program
@@ -67,61 +63,13 @@ class Larger:
             return {}
         return {name: self.widths.sizes[larger] for name, larger in self.names.items()}
 
-    def compared(
-        self,
-        widths: Widths,
-        sizes: Mapping[str, int],
-        copies: Copies,
-        divided: Mapping[str, str] = MappingProxyType({}),
-    ) -> Comparison | None:
-        """Compares its program with that of the network; None if there is no such program.
-
-        Args:
-            widths: the network's widths.
-            sizes: new sizes by name of the width.
-            copies: the experts that are copied.
-            divided: names of its widths of query heads that share a copy of a single head of keys
-                and values, each with the width of these copies. If each query head has a copy of
-                its own, both are the same width.
-        """
+    def numbers(self, widths: Widths) -> Numbers | None:
+        """Returns the numbers that both programs multiply by; None if its program is not known."""
         if self.insertions or self.widths is None or self.widths.network is None:
             return None
         assert widths.network is not None
         trace, larger = widths.network.traced.trace, self.widths.network.traced.trace
-        grown = GrownSizes(widths, sizes, copies.choices(larger))
-        single = self._single(widths, grown, divided) if divided else NO_SINGLE_HEADS
-        return Comparison(trace, larger, grown, copies.dispatch, single)
-
-    def _single(self, widths: Widths, grown: GrownSizes, divided: Mapping[str, str]) -> SingleHeads:
-        """Returns the single heads of a network that are copied, see ``compared``."""
-        assert self.widths is not None and self.names is not None
-        assert widths.network is not None and self.widths.network is not None
-        own, its = widths.network.traced, self.widths.network.traced
-        dims = {name: dim for dim, name in GrownSizes(self.widths, {}).names.items()}
-        of_dims = {dims[group]: dims[heads] for group, heads in divided.items()}
-        for_each = {heads for group, heads in divided.items() if heads == group}
-        if not for_each:
-            return SingleHeads(of_dims)
-        heads = frozenset(
-            dim
-            for dim, name in grown.names.items()
-            if self.names.get(name) in for_each and dim.size > 1  # else it is the single head
-        )
-        pairs = [
-            (own.leaves[path], value) for path, value in its.leaves.items() if path in own.leaves
-        ]
-        copied = [
-            (old, new)
-            for old, new in pairs
-            if [*map(grown, old.dims)] != [dim.size for dim in new.dims]
-        ]
-        its_heads = {dims[name] for name in for_each}
-        return SingleHeads(
-            of_dims,
-            made_of([new for _, new in copied], its.trace.steps, its_heads),
-            heads,
-            repeated_from([old for old, _ in copied], own.trace.steps, heads),
-        )
+        return Numbers(trace, larger, GrownSizes(widths, {}).names)
 
     def constants(self, change: Change) -> Iterator[tuple[str, float, float, float | None]]:
         """Yields the constants that the recipe of a change names, such as the epsilon of a norm.
@@ -188,6 +136,8 @@ def read_larger(
     target: PyTree,
     target_apply: Callable[..., Any] | None,
     depth: DepthStrategy | None = None,
+    *,
+    is_deeper: bool,
 ) -> Larger:
     """Reads the larger model's shapes, and its program if there is one.
 
@@ -196,6 +146,7 @@ def read_larger(
         target: a pytree of arrays or ``jax.ShapeDtypeStruct`` of the larger model.
         target_apply: its function of variables and inputs, or None.
         depth: how new layers are filled in; None for layers that compute the identity.
+        is_deeper: whether it has more layers.
 
     Raises:
         ValueError: if the program is needed and cannot be had, or new layers of the larger model
@@ -203,19 +154,19 @@ def read_larger(
     """
     shapes = arrays_of(leaves_by_path(target))
     if target_apply is None:
-        return _read_by_own_function(widths, target, shapes)
+        return _read_by_own_function(widths, target, shapes, is_deeper)
     network = widths.network
     if network is None:
         raise ValueError(NOT_AT_HAND)
     target_apply = with_references(target_apply, kernels_of(network.apply))
     placed: Iterator[tuple[Insertion, ...]] = iter([()])
-    if is_deeper(widths, shapes) and depth is not None:
+    if is_deeper and depth is not None:
         old = {leaf.path: struct(leaf.shape, float) for leaf in widths.leaves}
         axes = {leaf.path: axis_of_layers(widths, leaf)[0] for leaf in widths.leaves}
         stacked = {path: axis for path, axis in axes.items() if axis is not None}
         found = repeated_insertions(old, shapes, stacked, depth)
         placed = iter([with_kinds(found, trace(target_apply, target, *network.inputs))])
-    elif is_deeper(widths, shapes):
+    elif is_deeper:
         try:
             program = Program(target_apply, target, network.inputs)
         except Exception as error:  # a function may raise anything if it is given other inputs
@@ -275,7 +226,9 @@ def _with_insertions(
     return Larger(kept, found, widths=its, names=same_widths(widths, its, paired, stacked))
 
 
-def _read_by_own_function(widths: Widths, target: PyTree, shapes: Mapping[str, Any]) -> Larger:
+def _read_by_own_function(
+    widths: Widths, target: PyTree, shapes: Mapping[str, Any], is_deeper: bool
+) -> Larger:
     """Reads the larger model by the network's own function, if that is the larger model's, too.
 
     It is where the target consists of modules that say the numbers it computes with, as in Equinox.
@@ -286,7 +239,7 @@ def _read_by_own_function(widths: Widths, target: PyTree, shapes: Mapping[str, A
     if network is None:
         return Larger(shapes)
     modules = modules_say_numbers(jax.tree.structure(target))
-    if not modules and not is_deeper(widths, shapes):
+    if not modules and not is_deeper:
         return Larger(shapes)
     try:
         program = Program(network.apply, target, network.inputs)
@@ -295,7 +248,7 @@ def _read_by_own_function(widths: Widths, target: PyTree, shapes: Mapping[str, A
     if not modules and not _uses_new_layers(widths, program):
         return Larger(shapes)
     try:
-        larger = read_larger(widths, target, network.apply)
+        larger = read_larger(widths, target, network.apply, is_deeper=is_deeper)
     except ValueError as error:
         raise ValueError(f"{error}\n- {ANOTHER}") from error
     if modules:
@@ -340,13 +293,12 @@ def is_deeper(widths: Widths, shapes: Mapping[str, Any]) -> bool:
     known = {leaf.path: leaf for leaf in widths.leaves}
     if shapes.keys() != known.keys():
         return True
-    has_more = any(
+    return any(
         shapes[path].shape[axis] > leaf.shape[axis]
         for path, leaf in known.items()
         if len(shapes[path].shape) == len(leaf.shape)
         if (axis := axis_of_layers(widths, leaf)[0]) is not None
     )
-    return has_more and not counts_experts(widths, shapes)  # which may be taken one by one, too
 
 
 def same_widths(

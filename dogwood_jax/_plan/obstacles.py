@@ -54,13 +54,18 @@ def doubts(width: Width, change: Change) -> list[str]:
     return [f"{width.name}: {hazard}; {_ways_out(width)}" for hazard in hazards]
 
 
+def has_tables(width: Width) -> bool:
+    """Whether a width's units have numbers of their own."""
+    return any(kind_of(hazard) == "table" for hazard in width.hazards)
+
+
 def fewer(width: Width, new: int) -> list[str]:
     """Returns why a width cannot take a size that is smaller than today's, if it is."""
     if new >= width.size:
         return []
     return [
         f"{width.name}: {new} units are fewer than today's {width.size}; growing never drops "
-        f"units; say which ones stay with keep=, or use dw.narrow{of_heads(width.name)}"
+        f"units; say which ones stay with keep=, or use dw.narrow{of_heads(width)}"
     ]
 
 

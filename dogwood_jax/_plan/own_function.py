@@ -19,8 +19,8 @@ from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._judge.resize import CannotResize, in_sizes
 from dogwood_jax._modules.resizing import Resizing, says_numbers
 from dogwood_jax._plan.fewer_layers import read_so_far
-from dogwood_jax._program.inner import equations
 from dogwood_jax._program.program import Program
+from dogwood_jax._program.subprograms import equations
 from dogwood_jax._widths.trace import Traced
 from dogwood_jax._widths.widths import Widths
 
@@ -51,9 +51,10 @@ class NeedsMore(Refused):
     """A growth for which the network's own function asks for more widths to grow along."""
 
 
-def contradicted(whose: str, problems: Sequence[str]) -> Contradicted:
-    """Returns the error that says what a program computes instead."""
-    error = Contradicted(f"{whose} computes something else: {what}" for what in problems[:3])
+def contradicted(whose: str, problems: Sequence[str], samples: int = 0) -> Contradicted:
+    """Returns the error that says what a program computes instead, see ``Refused``."""
+    said = (f"{whose} computes something else: {what}" for what in problems[:3])
+    error = Contradicted(said, samples)
     error.reasons = tuple(problems)
     return error
 
@@ -98,12 +99,6 @@ def own_program(
         knows_sizes = is_checked or target is not None or says_sizes(widths, sizes)
         follows_shapes = not knows_sizes and _follows_shapes(widths)
         return Rejected(first_line(error), is_checked, follows_shapes)
-
-
-def trace_own(widths: Widths, sizes: Mapping[str, int], target: PyTree = None) -> Traced | Rejected:
-    """Reads the program of the network's own function in other sizes; see ``own_program``."""
-    own = own_program(widths, sizes, target)
-    return own if isinstance(own, Rejected) else Traced(own, notes_reads=False)
 
 
 def says_sizes(widths: Widths, sizes: Mapping[str, int]) -> bool:

@@ -1,25 +1,24 @@
-"""The growth that programs propose, before it is evaluated: ``propose``."""
+"""The growths that programs propose, before they are evaluated: ``draft``."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
-from dogwood_jax import strategies
 from dogwood_jax._base.problems import Refused
-from dogwood_jax._growth.growth import Growth
+from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._growth.insertion import Insertion
-from dogwood_jax._plan.asked import HEADS_FOR_EACH, Asked, asked_of, strategies_by_name
-from dogwood_jax._plan.between import Between, find_between
-from dogwood_jax._plan.comparison import Comparison
+from dogwood_jax._plan.asked import Asked
 from dogwood_jax._plan.constants import constants, missing_epsilons
 from dogwood_jax._plan.copies import Copies
-from dogwood_jax._plan.experts import exact_copies
 from dogwood_jax._plan.extensions import extensions
 from dogwood_jax._plan.larger import Larger
 from dogwood_jax._plan.notes import notes_of
+from dogwood_jax._plan.numbers import Numbers
+from dogwood_jax._plan.obstacles import has_tables
 from dogwood_jax._plan.removals import removals
 from dogwood_jax._plan.request import Request
+from dogwood_jax._plan.sizes import asked_of, ways_out
 from dogwood_jax._plan.target import splits
-from dogwood_jax.strategies import DepthStrategy, Strategy
+from dogwood_jax.strategies import DepthStrategy
 
 
 @dataclass(frozen=True)
@@ -30,9 +29,9 @@ class Proposal:
         growth: the growth.
         asked: what it was asked for.
         keeps_outputs: whether it is to keep outputs.
-        has_copies: whether it copies experts.
+        copies: units that are copied with all that belongs to them, or None.
+        is_last: whether no further growth follows that copies the same units in another way.
         is_solved: whether arrays make up for numbers of the larger model.
-        unlike: what the larger model's program computes otherwise.
         doubts: why outputs may change, as far as the widths tell.
         ways_out: what may be passed instead.
     """
@@ -40,131 +39,174 @@ class Proposal:
     growth: Growth
     asked: Asked
     keeps_outputs: bool
-    has_copies: bool
+    copies: Copies | None
+    is_last: bool
     is_solved: bool
-    unlike: Sequence[str]
     doubts: Sequence[str]
     ways_out: Sequence[str]
 
 
-def propose(request: Request, larger: Larger | None) -> Proposal:
-    """Returns the growth that programs propose.
+@dataclass(frozen=True)
+class Draft:
+    """What all proposals for a request share.
+
+    Attributes:
+        request: what the caller asks for.
+        asked: the sizes that follow from it.
+        copies: units that are copied with all that belongs to them, or None.
+        numbers: those of the network's program and the larger model's; None if there is none, or
+            outputs are not to stay.
+        problems: why there can be no proposal.
+    """
+
+    request: Request
+    asked: Asked
+    copies: Copies | None
+    numbers: Numbers | None
+    problems: Sequence[str]
+
+    def proposals(self) -> Iterator[Proposal]:
+        """Yields growths in the order in which they are tried.
+
+        Raises:
+            Refused: if there is no further growth, with all reasons.
+        """
+        refused: Refused | None = None
+        widths, sizes = self.asked.widths, self.asked.sizes
+        growing = [name for name in sizes if sizes[name] > widths[name].size]
+        has_any = any(has_tables(widths[name]) for name in growing)
+        # Tables such as 2.0 ** -jnp.arange(heads) stay for old units in a larger model, or change.
+        ways = [True, False] if has_any and self.numbers is not None else [False]
+        for keeps_tables in ways:
+            try:
+                found = self._proposal(keeps_tables)
+                yield from self._in_all_ways(found)
+                if keeps_tables and has_any:
+                    for family in self.request.families:
+                        for growth in family.rewritten(found.growth, self.asked):
+                            yield replace(found, growth=growth)
+            except Refused as error:
+                refused = error
+        if refused is not None:
+            raise refused
+
+    def _in_all_ways(self, found: Proposal) -> Iterator[Proposal]:
+        """Yields a proposal, then those in which units are copied in other ways."""
+        yield found
+        others = found.copies.others if found.copies else ()
+        for index, other in enumerate(others, 1):
+            changes = tuple(other.get(change.width, change) for change in found.growth.changes)
+            growth = replace(found.growth, changes=changes)
+            yield replace(found, growth=growth, is_last=index == len(others))
+
+    @property
+    def keeps_outputs(self) -> bool:
+        exact = all(one.begins_exact for one in self.asked.strategies.values())
+        return self.request.depth is None and exact
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        """New sizes of all widths but those whose units are copied."""
+        copied = {*self.copies.changes, *self.copies.pieces} if self.copies else {}
+        return {name: size for name, size in self.asked.sizes.items() if name not in copied}
+
+    def _proposal(self, keeps_tables: bool) -> Proposal:
+        request, asked, copies = self.request, self.asked, self.copies or Copies({})
+        keep, merge, problems = request.keep or {}, request.merge or {}, [*self.problems]
+        widths, larger, numbers = asked.widths, asked.larger, self.numbers
+        extended = extensions(
+            asked, self._sizes, request.interface, numbers, keeps_tables=keeps_tables
+        )
+        problems += extended.refusals
+        changes = {**copies.changes, **extended.changes}
+        changes |= removals(widths, keep, merge, request.interface, [*changes], problems)
+        whole = widths if copies.widths is None else copies.widths
+        made = [change for name in whole if (change := changes.get(name)) if _is_any(change)]
+
+        notes = [*larger.notes, *copies.notes]
+        for change in made:
+            notes += notes_of(whole, change, is_seen=numbers is not None)
+        doubts = [*extended.doubts]
+        for change in made:
+            notes += constants(larger, change, doubts)
+        if not doubts:
+            doubts += missing_epsilons(widths, larger, made)
+        if problems or (doubts and not self._is_judged):
+            raise Refused([*problems, *doubts, *ways_out(request.families, asked)])
+        notes += self._further_notes(made)
+        if numbers is not None:
+            notes += extended.solved.notes(numbers, extended.changes)
+        growth = Growth(
+            whole,
+            tuple(made),
+            tuple(dict.fromkeys(notes)),
+            insertions=larger.insertions,
+        )
+        if misfits := [*_misfits(growth)]:
+            raise Refused(misfits)
+        ways = [*ways_out(request.families, asked)] if doubts else []
+        if copies.changes:
+            ways.append(copies.way_out)
+        return Proposal(
+            growth,
+            asked,
+            self.keeps_outputs,
+            copies if copies.changes else None,
+            not copies.others,
+            bool(extended.solved.recipes),
+            doubts,
+            [*dict.fromkeys([*ways, *asked.ways_out])],
+        )
+
+    @property
+    def _is_judged(self) -> bool:
+        """Whether an evaluation decides about doubts."""
+        request = self.request
+        keeps = self.keeps_outputs and request.keep is None and request.merge is None
+        has_program = self.asked.before.network is not None
+        copies = self.copies is not None and bool(self.copies.changes)
+        return keeps and request.check and not copies and has_program
+
+    def _further_notes(self, made: Sequence[Change]) -> Iterator[str]:
+        """Yields notes on copied heads, on new layers, and on how a larger model splits axes."""
+        asked, depth = self.asked, self.request.depth
+        yield from asked.notes
+        if depth is not None:
+            yield _changes_outputs(depth, asked.larger.insertions)
+        if asked.larger.widths is None:
+            sizes = {change.width: change.new for change in made}
+            yield from splits(asked.widths, sizes, every=self.request.target is not None)
+
+
+def draft(request: Request, larger: Larger | None) -> Draft:
+    """Returns what all proposals for a request share.
 
     Args:
         request: what is asked for.
         larger: what is known of the larger model; None if there is none.
-
-    Raises:
-        Refused: if there is no such growth, with all reasons.
     """
     problems: list[str] = []
-    asked = asked_of(request.widths, request.sizes, larger, problems)
-    keep, merge, depth = request.keep, request.merge, request.depth
-    widths, larger, heads = asked.widths, asked.larger, asked.heads
-    chosen = strategies_by_name(widths, request.strategy, problems)
-    without_strategy = {name: size for name, size in asked.sizes.items() if name not in chosen}
-    copies = exact_copies(widths, without_strategy, larger.widths, request.target, problems)
-    copied = {*copies.changes, *copies.pieces}
-    others = {name: size for name, size in asked.sizes.items() if name not in copied}
-    if heads is not None:
-        chosen = {**chosen, **dict.fromkeys(heads.copies, strategies.replicate())}
-
-    keeps_outputs = depth is None and all(s.begins_exact for s in chosen.values())
-    others_grow = any(size != widths[name].size for name, size in others.items())
-    is_checked = (
-        not problems
-        and keep is None
-        and merge is None
-        and keeps_outputs
-        and (others_grow or not copies.changes)
-    )
-    compared, between = _compared(asked, chosen, copies) if is_checked else (None, Between())
-    if heads is not None and compared is None and not problems:
-        problems += heads.alone
-    extended = extensions(asked, others, chosen, request.interface, compared)
-    problems += extended.refusals
-    if copies.changes and larger.widths is not None and extended.changes and compared is None:
-        problems.append(
-            f"{', '.join(extended.changes)}: experts grow, too; without new layers and with "
-            "strategies that keep outputs both go together, else plan one after the other, first "
-            "with a target that only has more experts"
-        )
-    changes = {**copies.changes, **extended.changes}
-    changes |= removals(widths, keep or {}, merge or {}, request.interface, [*changes], problems)
-    whole = widths if copies.widths is None else copies.widths
-    made = [
-        change
-        for name in whole
-        if (change := changes.get(name))
-        if (change.new, change.sources) != (change.old, tuple(range(change.old)))
-    ]
-
-    notes = [*larger.notes, *copies.notes]
-    for change in made:
-        notes += notes_of(whole, change, is_seen=compared is not None)
-    notes += between.notes
-    problems += between.refusals(made)
-    doubts = [*extended.doubts]
-    for change in made:
-        notes += constants(larger, change, doubts)
-    if not doubts:
-        doubts += missing_epsilons(widths, larger, made)
-    is_judged = (
-        keeps_outputs and request.check and keep is None and merge is None and not copies.changes
-    )
-    is_judged &= asked.before.network is not None
-    if problems or (doubts and not is_judged):
-        raise Refused([*problems, *doubts, *asked.ways_out()])
-    if heads is not None:
-        notes += heads.notes
-    if compared is not None:
-        notes += extended.solved.notes(compared, extended.changes)
-    if depth is not None:
-        notes.append(_changes_outputs(depth, larger.insertions))
-    if larger.widths is None:
-        sizes_now = {change.width: change.new for change in made}
-        notes += splits(widths, sizes_now, every=request.target is not None)
-
-    growth = Growth(
-        between.widths(whole),
-        between.changes(made),
-        tuple(dict.fromkeys(notes)),
-        insertions=larger.insertions,
-    )
-    if misfits := [*_misfits(growth)]:
-        raise Refused(misfits)
-    ways_out = [*asked.ways_out()] if doubts else []
-    if heads is not None and heads.is_for_each:
-        ways_out.append(HEADS_FOR_EACH)
-    return Proposal(
-        growth,
-        asked,
-        keeps_outputs,
-        bool(copies.changes),
-        bool(extended.solved.recipes),
-        extended.unlike,
-        doubts,
-        [*dict.fromkeys(ways_out)],
-    )
+    asked = asked_of(request, larger, problems)
+    widths, larger = asked.widths, asked.larger
+    free = {name: size for name, size in asked.sizes.items() if name not in asked.strategies}
+    found = (family.copies(asked, free, request.target) for family in request.families)
+    copies = next((one for one in found if one is not None), None)
+    problems += copies.problems if copies else ()
+    made = Draft(request, asked, copies, None, problems)
+    others = [name for name, size in made._sizes.items() if size != widths[name].size]
+    keeps = made.keeps_outputs and request.keep is None and request.merge is None
+    is_copied = copies is not None and bool(copies.changes)
+    numbers = larger.numbers(widths) if keeps and (others or not is_copied) else None
+    if numbers is None and not problems:
+        problems += asked.alone
+    if numbers is None and copies and is_copied and others and larger.widths is not None:
+        problems.append(f"{', '.join(others)}: {copies.alone}")
+    return replace(made, numbers=numbers)
 
 
-def _compared(
-    asked: Asked, chosen: Mapping[str, Strategy], copies: Copies
-) -> tuple[Comparison | None, Between]:
-    """Compares the larger model's program with the network's, and finds what grows between units.
-
-    Args:
-        asked: what the growth is asked for.
-        chosen: the strategies of widths that are given one.
-        copies: the experts that are copied.
-    """
-    sizes, divided = asked.sizes, dict[str, str]()
-    if asked.heads is not None:
-        sizes, divided = asked.heads.sizes_in_program(sizes), asked.heads.divided
-    larger, widths = asked.larger, asked.before
-    compared = larger.compared(widths, sizes, copies, divided)
-    between = find_between(widths, sizes, chosen, larger, copies, divided, compared)
-    return between.compared or compared, between
+def _is_any(change: Change) -> bool:
+    """Whether a change does anything."""
+    return (change.new, change.sources) != (change.old, tuple(range(change.old)))
 
 
 def _misfits(growth: Growth) -> Iterator[str]:

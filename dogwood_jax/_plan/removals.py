@@ -8,8 +8,8 @@ import numpy as np
 from dogwood_jax import strategies
 from dogwood_jax._base.arguments import is_integer
 from dogwood_jax._growth.growth import Change
-from dogwood_jax._plan.asked import by_name
 from dogwood_jax._plan.obstacles import fixed, unasked
+from dogwood_jax._plan.sizes import by_name
 from dogwood_jax._widths.widths import Width, Widths
 
 NO_MERGE = "dw.narrow removes units all the same, and says how far outputs move"

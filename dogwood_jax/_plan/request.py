@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dogwood_jax._base.trees import PyTree
+from dogwood_jax._plan.family import Family
 from dogwood_jax._widths.widths import Widths
 from dogwood_jax.strategies import DepthStrategy, Strategy
 
@@ -24,6 +25,7 @@ class Request:
         depth: how new layers are filled, if they are not to compute the identity.
         interface: whether inputs and outputs may change.
         check: whether the growth is evaluated.
+        families: rare families of growths, see ``Family``.
     """
 
     widths: Widths
@@ -36,3 +38,4 @@ class Request:
     depth: DepthStrategy | None = None
     interface: bool = False
     check: bool = True
+    families: tuple[Family, ...] = ()

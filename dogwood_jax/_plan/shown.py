@@ -22,11 +22,11 @@ from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._judge.judge import Verdict, judge, spot
 from dogwood_jax._judge.resize import CannotResize
-from dogwood_jax._judge.twin import CannotShrink, Larger, claim, is_bearable
+from dogwood_jax._judge.twin import CannotShrink, LargerProgram, claim, is_bearable
 from dogwood_jax._modules.resizing import says_numbers
-from dogwood_jax._plan.chosen import choices_of
-from dogwood_jax._plan.comparison import moves_of
+from dogwood_jax._plan.family import Family
 from dogwood_jax._plan.fewer_layers import FewerLayers, fewer_layers
+from dogwood_jax._plan.numbers import moves_of
 from dogwood_jax._plan.own_function import (
     KNOWS_SIZES,
     WITH_TARGET,
@@ -56,11 +56,12 @@ class Unshown(Exception):
 
     Attributes:
         is_evaluated: whether it was evaluated.
+        samples: see ``Refused``.
     """
 
-    def __init__(self, problems: Sequence[str], is_evaluated: bool) -> None:
+    def __init__(self, problems: Sequence[str], is_evaluated: bool, samples: int = 0) -> None:
         super().__init__(*problems)
-        self.is_evaluated = is_evaluated
+        self.is_evaluated, self.samples = is_evaluated, samples
 
 
 class UnfitFilling(Refused):
@@ -98,7 +99,7 @@ def shown_by(
     growth: Growth,
     network: Widths,
     larger: Widths,
-    unlike: Sequence[str] = (),
+    families: Sequence[Family] = (),
     *,
     is_doubtful: bool = False,
 ) -> Growth:
@@ -108,60 +109,70 @@ def shown_by(
         growth: the growth.
         network: the network's widths, with its program.
         larger: those of the larger model.
-        unlike: what a comparison of both programs says against the growth.
+        families: see ``Family``.
         is_doubtful: whether outputs may change, as far as the widths tell.
 
     Raises:
         ValueError: if the larger model computes something else, or nothing shows that it does not.
     """
     few, its = _few_of_both(_with_program(growth, network), larger)
-    is_doubtful = is_doubtful or bool(unlike)
     try:
-        verdict, evidence = _judged(few, its, as_it_is=True, is_doubtful=is_doubtful)
+        verdict, evidence = _judged(few, its, families, as_it_is=True, is_doubtful=is_doubtful)
     except (CannotShrink, CannotResize) as error:
         raise Refused([_NOT_EVALUATED.format(error)]) from error
     if not verdict.is_shown:
         if growth.insertions and verdict.is_unfit:
             raise UnfitFilling(reasons(verdict, ""))
         _check_gradients(verdict)
-        raise contradicted("the larger model", [*reasons(verdict), *unlike])
+        raise contradicted("the larger model", [*reasons(verdict)], verdict.samples)
     if verdict.is_branch_unseen and is_doubtful:  # a branch that no sample takes
         unseen = [f"no sample shows all sides of {what}" for what in verdict.unseen]
-        raise contradicted("the larger model", [*unlike, *unseen])
+        raise contradicted("the larger model", unseen)
     notes = (*growth.notes, *map(_ROUNDING.format, verdict.rounding))
     return replace(growth, notes=notes, evidence=evidence)
 
 
 def what_shows(
-    growth: Growth, network: Widths, larger: Widths | None, target: PyTree, *, claims: bool
+    growths: Iterable[Growth],
+    network: Widths,
+    larger: Widths | None,
+    target: PyTree,
+    families: Sequence[Family],
+    *,
+    notes: Sequence[str],
 ) -> Growth:
-    """Returns a growth that need not keep outputs, with what an evaluation shows of them.
+    """Returns the first growth that is shown to keep outputs.
 
-    The evaluation decides whether its strategies are exact, and what its notes say.
+    If there is none, it is the one that keeps them for most samples. Then its strategies are not
+    exact, and its notes say what differs.
 
     Args:
-        growth: the growth.
+        growths: the growths, with the notes of ones that do not keep outputs.
         network: the network's widths, with its program.
         larger: those of the larger model; None for the network's own function.
         target: the larger model's variables, or None.
-        claims: whether rules say that outputs stay.
+        families: see ``Family``.
+        notes: what is said where outputs stay.
     """
-    problems: Sequence[str]
-    try:
-        if larger is None:
-            return shown(growth, network, target)
-        made = shown_by(growth, network, larger)
-        return made if claims else _claiming(made, True, ("outputs stay, as both programs show",))
-    except Unshown as unshown:
-        problems, is_evaluated = unshown.args, unshown.is_evaluated
-    except Contradicted as error:
-        problems, is_evaluated = error.reasons, True
-    except Refused as error:
-        problems, is_evaluated = error.problems, False
-    if not is_evaluated:
-        return replace(growth, evidence=Evidence(why_not="; ".join(problems)))
-    notes = tuple(f"outputs change: {problem}" for problem in problems)
-    return _claiming(growth, False, notes if claims else (*growth.notes, *notes))
+    found = list[tuple[int, Growth]]()
+    for growth in growths:
+        exact = _claiming(growth, True, notes)
+        problems: Sequence[str]
+        try:
+            if larger is None:
+                return shown(exact, network, target, families)
+            return shown_by(exact, network, larger, families)
+        except Unshown as unshown:
+            problems, is_evaluated, samples = unshown.args, unshown.is_evaluated, unshown.samples
+        except Contradicted as error:
+            problems, is_evaluated, samples = error.reasons, True, error.samples
+        except Refused as error:
+            problems, is_evaluated, samples = error.problems, False, 0
+        evidence = None if is_evaluated else Evidence(why_not="; ".join(problems))
+        texts = [f"outputs change: {problem}" for problem in problems] if is_evaluated else []
+        unknown = _claiming(growth, False, (*growth.notes, *texts))
+        found.append((samples, replace(unknown, evidence=evidence)))
+    return max(found, key=lambda pair: pair[0])[1]
 
 
 def _claiming(growth: Growth, is_exact: bool, notes: Sequence[str]) -> Growth:
@@ -172,13 +183,21 @@ def _claiming(growth: Growth, is_exact: bool, notes: Sequence[str]) -> Growth:
     return replace(growth, changes=changes, notes=tuple(notes))
 
 
-def shown(growth: Growth, network: Widths, target: PyTree, *, is_doubtful: bool = False) -> Growth:
+def shown(
+    growth: Growth,
+    network: Widths,
+    target: PyTree,
+    families: Sequence[Family] = (),
+    *,
+    is_doubtful: bool = False,
+) -> Growth:
     """Returns a growth with what was shown of it, where the larger model's function is not given.
 
     Args:
         growth: by sizes, or by the shapes of a target.
         network: the network's widths, with its program.
         target: the target, or None.
+        families: see ``Family``.
         is_doubtful: whether outputs may change, as far as the widths tell. Then only the network's
             own function in the new sizes shows that they stay.
 
@@ -186,53 +205,74 @@ def shown(growth: Growth, network: Widths, target: PyTree, *, is_doubtful: bool 
         Unshown: if the network's own function takes the new sizes and computes something else.
         ValueError: if nothing shows that outputs stay.
     """
-    few = known = _with_program(growth, network)
-    fewer, own = fewer_layers(known.widths, known.sizes), None
-    unshown = Unshown((), is_evaluated=False)
+    known = _with_program(growth, network)
+    fewer = fewer_layers(known.widths, known.sizes)
+    unshown, few, own = Unshown((), is_evaluated=False), known, None
     for few, own in _own_programs(known, target, fewer):
         if isinstance(own, Rejected):
             break
         try:
             its = Traced(own, notes_reads=False)
-            verdict, evidence = _judged(few, its, is_doubtful=is_doubtful)
+            verdict, evidence = _judged(few, its, families, is_doubtful=is_doubtful)
         except (CannotShrink, CannotResize) as error:
             unshown = Unshown([_NOT_EVALUATED.format(error)], is_evaluated=False)
             continue
         if verdict.is_shown and not (is_doubtful and verdict.is_branch_unseen):
             return replace(growth, evidence=evidence)
         _check_gradients(verdict)
-        unshown = Unshown([*reasons(verdict)], is_evaluated=True)
-    rejected, own = (own, None) if isinstance(own, Rejected) else (None, own)
-    if is_doubtful:
-        if own is not None:
+        unshown = Unshown([*reasons(verdict)], True, verdict.samples)
+    if isinstance(own, Program):
+        if is_doubtful or not _follows_configuration(few, own, target):
             raise unshown
+    elif is_doubtful:
         raise Refused([])
-    if own is None and fewer is not None:
+    elif fewer is not None:
         few = replace(known, widths=fewer.read)
-    traced = _traced(few)
-    numbers = dict(_numbers(few, traced))
     try:
-        is_noted = target is not None and _are_noted(few, traced)
-        sizes = GrownSizes(few.widths, few.sizes)
-        if own is not None and not is_noted and not holds_sizes(own, traced, sizes):
-            raise unshown
-        verdict, evidence = _judged(few, None, numbers)
-        is_own = bool(numbers) and target is None
-        other = _judged(few, None, _of_epsilons(few, traced))[0] if is_own else verdict
+        evidence = _rewritten(few, target, families)
     except (CannotShrink, CannotResize) as error:
-        if own is not None:
+        if isinstance(own, Program):
             raise unshown from error
-        problem = _NOT_EVALUATED.format(error)
-        raise Refused([problem]) from error
-    if not verdict.is_shown:
-        _check_gradients(verdict)
-        raise contradicted("in these sizes, the network", [*reasons(verdict)])
-    if not other.is_shown:
-        raise Refused(_readings(few, traced))
-    knows_sizes = own is not None or (rejected is not None and not rejected.is_checked)
-    if knows_sizes and target is None:
+        raise Refused([_NOT_EVALUATED.format(error)]) from error
+    is_checked = isinstance(own, Rejected) and own.is_checked
+    if target is None and not is_checked:
         growth = replace(growth, notes=(*growth.notes, KNOWS_SIZES))
     return replace(growth, evidence=evidence)
+
+
+def _follows_configuration(growth: Growth, own: Program, target: PyTree) -> bool:
+    """Whether a larger model may be another function, made from another configuration.
+
+    Then the network's own function says nothing of the larger model.
+    """
+    traced = _traced(growth)
+    if target is not None and _are_noted(growth, traced):
+        return True
+    try:
+        return holds_sizes(own, traced, GrownSizes(growth.widths, growth.sizes))
+    except CannotResize:
+        return False
+
+
+def _rewritten(growth: Growth, target: PyTree, families: Sequence[Family]) -> Evidence:
+    """Returns what the network's program shows, written again in the new sizes.
+
+    Raises:
+        Refused: if outputs change, or nothing shows that they stay.
+        CannotShrink, CannotResize: if it cannot be evaluated.
+    """
+    traced = _traced(growth)
+    numbers = dict(_numbers(growth, traced))
+    verdict, evidence = _judged(growth, None, families, numbers)
+    other = verdict
+    if numbers and target is None:
+        other, _ = _judged(growth, None, families, _of_epsilons(growth, traced))
+    if not verdict.is_shown:
+        _check_gradients(verdict)
+        raise contradicted("in these sizes, the network", [*reasons(verdict)], verdict.samples)
+    if not other.is_shown:
+        raise Refused(_readings(growth, traced))
+    return evidence
 
 
 def fitting(growth: Growth) -> Growth:
@@ -304,6 +344,7 @@ def _traced(growth: Growth) -> Traced:
 def _judged(
     growth: Growth,
     its: Traced | None,
+    families: Sequence[Family],
     numbers: Mapping[int, float] = MappingProxyType({}),
     *,
     as_it_is: bool = False,
@@ -314,8 +355,9 @@ def _judged(
     Args:
         growth: the growth.
         its: the larger program; None for the network's own in larger sizes.
+        families: see ``Family``.
         numbers: there, what numbers are multiplied by, see ``in_sizes``.
-        as_it_is: whether the larger program chooses experts as it does, see ``choices_of``.
+        as_it_is: whether the larger program chooses experts as it does, see ``Family.choices``.
         is_doubtful: whether outputs may change; then all branches must be seen.
 
     Raises:
@@ -323,9 +365,10 @@ def _judged(
     """
     found: list[tuple[Verdict, Evidence]] = []
     problem: CannotShrink | CannotResize | None = None
-    for choices in choices_of(growth, its, as_it_is=as_it_is):
+    ways = [way for one in families for way in one.choices(growth, its, as_it_is=as_it_is)]
+    for choices in ways or [()]:
         try:
-            found.append(_verdict_on(growth, Larger(its, numbers, choices), is_doubtful))
+            found.append(_verdict_on(growth, LargerProgram(its, numbers, choices), is_doubtful))
         except (CannotShrink, CannotResize) as error:
             problem = problem or error
         else:
@@ -336,7 +379,9 @@ def _judged(
     return max(found, key=lambda pair: pair[0].samples)  # the one that is equal for longest
 
 
-def _verdict_on(growth: Growth, larger: Larger, is_doubtful: bool) -> tuple[Verdict, Evidence]:
+def _verdict_on(
+    growth: Growth, larger: LargerProgram, is_doubtful: bool
+) -> tuple[Verdict, Evidence]:
     traced = _traced(growth)
     case = claim(growth, traced, larger)
     verdict = judge(case)
@@ -360,7 +405,7 @@ def reasons(verdict: Verdict, way_out: str = _COPIES) -> Iterator[str]:
         if not found.place and isnan(found.old.real):
             yield f"{where} has another shape or dtype"
         else:
-            because = f", where {found.cause} is not finite" if found.cause else ""
+            because = f", {found.cause}" if found.cause else ""
             yield (
                 f"{where} becomes {_number(found.new)} instead of {_number(found.old)} for "
                 f"{found.family}{because}{'' if np.isfinite(found.new) else way_out}"

@@ -16,7 +16,7 @@ from math import isqrt
 
 from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path
 from dogwood_jax._widths.layout import Layout, Product, Units, size_of, units_of
-from dogwood_jax._widths.widths import Widths
+from dogwood_jax._widths.widths import Width, Widths
 
 # The sizes that a width may still have, in ascending order.
 Domain = Sequence[int]
@@ -26,9 +26,9 @@ _MOST_WAYS = 100  # solutions that are listed before the rest counts only as "mo
 _MOST_WORK = 100_000  # what a search may cost, see ``Equation.work``
 
 
-def of_heads(width: str) -> str:
+def of_heads(width: Width) -> str:
     """Says why the larger model may have smaller heads, if a width is the dimension of heads."""
-    if not width.endswith("[head_dim]"):
+    if width.label != "head_dim":
         return ""
     return (
         "; if the larger model has more heads, give it heads of the old size, as by qkv_features= "
@@ -159,7 +159,7 @@ def _stated_sizes(
             doubtful.add(name)
             problems.append(
                 f"{name}: {size} units are fewer than today's {today}; {_NEVER_LESS}; "
-                f"see {source} in the target{of_heads(name)}"
+                f"see {source} in the target{of_heads(widths[name])}"
             )
         else:
             known[name] = size

@@ -10,12 +10,10 @@ from typing import Any, TypeVar
 
 import jax.extend.core as jex
 
-from dogwood_jax._program.inner import sub_programs
+from dogwood_jax._program.primitives.table import primitive
+from dogwood_jax._program.subprograms import sub_programs
 
 V = TypeVar("V")
-
-# Equations that run a program many times. They are no calls.
-_LOOPS = frozenset(("scan", "while"))
 
 
 def interpret(
@@ -58,7 +56,7 @@ def called(eqn: Any) -> tuple[Any, Sequence[Any]] | None:
     None for any other equation.
     """
     programs = sub_programs(eqn)
-    if len(programs) != 1 or eqn.primitive.name in _LOOPS:
+    if len(programs) != 1 or primitive(eqn.primitive.name).runs:
         return None
     jaxpr, consts = programs[0]
     is_call = _shapes(jaxpr.invars) == _shapes(eqn.invars)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from dogwood_jax._base.described import described
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, is_array, struct_of
-from dogwood_jax._program.inner import computed_by, sub_programs, within
+from dogwood_jax._program.subprograms import computed_by, sub_programs, within
 
 Kernels = Mapping[str, Callable[..., Any]]
 

@@ -131,7 +131,7 @@ def find_like_layers(program: Program) -> LikeLayers | None:
         return None
     same = Sameness()
     numbers = np.asarray([same.equation(eqn) for eqn in eqns])
-    reading = _Reading(program)
+    reading = _LayerReading(program)
     runs = [
         (length, *_longest(numbers[:-length] == numbers[length:])) for length in _lengths(numbers)
     ]
@@ -156,7 +156,7 @@ def _lengths(numbers: np.ndarray) -> list[int]:
     return sorted(covered, key=lambda distance: -covered[distance])[:_TRIED]
 
 
-class _Reading:
+class _LayerReading:
     """What the variables of a program are, as far as layers are told by them."""
 
     def __init__(self, program: Program) -> None:

@@ -8,8 +8,8 @@ import jax
 import jax.extend.core as jex
 
 from dogwood_jax._base.trees import PyTree, is_array, leaf_path, struct_of
-from dogwood_jax._program.inner import within
 from dogwood_jax._program.shards import in_one_program
+from dogwood_jax._program.subprograms import within
 
 
 class Program:

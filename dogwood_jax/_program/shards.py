@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from dogwood_jax._base.trees import struct
-from dogwood_jax._program.inner import computed_by
 from dogwood_jax._program.interpret import called, interpret
+from dogwood_jax._program.subprograms import computed_by
 
 # Begins the name of a value that has axes of a mesh in front; it ends with their number.
 _ON_MESH = "axes of a mesh: "

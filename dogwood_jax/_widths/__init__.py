@@ -8,7 +8,7 @@ a table, with the layout of every axis of every array. Between them, in this ord
 | ``trace`` | the stage itself: makes the program, has it read, and names what was found |
 | ``reader`` | reads the equations one by one, each by the rule of its primitive |
 | ``rules/`` | one rule for each primitive: which dimensions of operands and results are the same |
-| ``reads`` | notes of every equation how it reads weights: linearly, in a sum, at a pole |
+| ``weight_reads`` | notes of every equation how it reads weights: linearly, in a sum, at a pole |
 | ``quantized`` | weights of small integers, which get zeros |
 | ``roles`` | decides which weights are outgoing, so that zeros there silence new units |
 | ``recipes/`` | finds exact growths for widths whose size the network computes with |
@@ -19,11 +19,13 @@ a table, with the layout of every axis of every array. Between them, in this ord
 They share ``dims`` (dimensions that are unified, multiplied and concatenated), ``values`` (what is
 known of each value), ``layout`` (how units lie along an axis), ``reasons`` (why a width cannot
 grow: sentences with a kind), ``scales`` (constants that look computed from a size), ``positions``
-(tables along a width), ``contractions`` and ``attention``.
+(tables along a width) and ``attention``.
 
-Where to add: a primitive is one function in ``rules/`` and one example in the tests. Widths that
-meet a primitive without a rule cannot grow. For recipes, the primitive needs one more function, in
-``recipes/rules``. A width that runs along arrays of a primitive without that has no recipe.
+Where to add: a function of single entries needs no rule, only a record in
+``_program/primitives``. Another primitive is one function in ``rules/`` and one example in the
+tests. Widths that meet a primitive without a rule cannot grow. For recipes, the primitive needs one
+more function, in ``recipes/powers``. A width that runs along arrays of a primitive without that has
+no recipe.
 """
 
 # Pickles of version 0.1.0 look for these classes here, by these names.

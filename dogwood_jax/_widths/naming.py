@@ -193,7 +193,7 @@ def _names(paths: list[str], roles: Roles, trace: Trace) -> dict[Dim, str]:
         position = f"{spot.axis}" if len(within) == 1 else f"{spot.axis}.{within.index(atom)}"
         choices = [
             *([module] if alone else []),
-            *([f"{owner}[{atom.label}]"] if _is_meaningful(atom) else []),
+            *([f"{owner}[{label}]"] if (label := label_of(atom)) else []),
             f"{module}[{position}]",
             f"{path.removeprefix('params/')}[{position}]",
             f"{path}[{position}]",
@@ -214,9 +214,9 @@ def _common(paths: Sequence[Sequence[str]]) -> list[str]:
     return [first for first, *others in itertools.takewhile(lambda m: len({*m}) == 1, levels)]
 
 
-def _is_meaningful(atom: Dim) -> bool:
-    """Whether the label says what the units are: positions of an input are no heads."""
-    return atom.label is not None and (atom.label == "vocab" or not atom.interface)
+def label_of(atom: Dim) -> str:
+    """Returns what the units are; nothing for positions of an input, which are no heads."""
+    return atom.label or "" if atom.label == "vocab" or not atom.interface else ""
 
 
 def module_of(path: str) -> str:

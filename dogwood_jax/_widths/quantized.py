@@ -10,17 +10,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from dogwood_jax._program.moves import KEEP_ENTRIES
+from dogwood_jax._program.primitives.table import primitive
 from dogwood_jax._widths.reasons import Reason
 from dogwood_jax._widths.roles import Roles
 from dogwood_jax._widths.values import Trace, Value
-
-# What may happen to the integers themselves. Anything else may take them for indices or bits.
-_READ = KEEP_ENTRIES | frozenset(
-    "slice split unstack dynamic_slice concatenate convert_element_type copy stop_gradient "
-    "dot_general conv_general_dilated scan while cond gather".split()
-)
-
 
 _ZEROS = Reason(
     "new entries of arrays of small integers are zeros, so other arrays must feed its new units",
@@ -35,9 +28,16 @@ def is_quantized(dtype: Any) -> bool:
 
 
 def check_read(name: str, operands: Sequence[Value]) -> None:
-    """Fixes the dimensions of small integers that a primitive reads otherwise than as weights."""
+    """Fixes the dimensions of small integers that a primitive reads otherwise than as weights.
+
+    Integers may move, and be factors in a sum. Anything else may take them for indices or bits.
+    """
+    record = primitive(name)
+    moves = record.keeps or record.pieces or record.joins or record.same or record.runs
+    is_cast = record.is_of_entries and record.linear and record.degree is None
     for place, value in enumerate(operands):
-        if value.quantized and (name not in _READ or (name == "gather" and place > 0)):
+        is_index = place > 0 and record.indexed
+        if value.quantized and (is_index or not (moves or is_cast or record.contracts)):
             for dim in value.dims:
                 dim.fix("its small integers are read otherwise than as quantized weights")
 

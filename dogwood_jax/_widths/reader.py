@@ -9,24 +9,23 @@ import numpy as np
 
 from dogwood_jax._base.trees import concrete
 from dogwood_jax._program.interpret import called, interpret
-from dogwood_jax._program.intervals import at, between, of_sign
-from dogwood_jax._program.moves import KEEP_ENTRIES
+from dogwood_jax._program.primitives.intervals import at, between, of_sign
+from dogwood_jax._program.primitives.table import primitive
 from dogwood_jax._widths.dims import Dim
 from dogwood_jax._widths.positions import of_constant
 from dogwood_jax._widths.quantized import check_read
-from dogwood_jax._widths.reads import note
 from dogwood_jax._widths.rules.registry import RULES, Rule, unknown
 from dogwood_jax._widths.values import SINGLE_PRECISION, Made, Sized, Table, Trace, Value
+from dogwood_jax._widths.weight_reads import note
 
 _UNSCALED: dict[str, Any] = {"scale": 1.0, "rounding": SINGLE_PRECISION}
 
-# Primitives whose rules read programs of their own, and so note what these do.
-_PROGRAMS = frozenset(("scan", "while", "cond"))
 
-# Primitives that multiply a value by a constant or leave its entries as they are.
-_KEEP_SCALES = KEEP_ENTRIES | frozenset(
-    ("mul", "div", "neg", "convert_element_type", "copy", "stop_gradient")
-)
+def _keeps_scales(name: str) -> bool:
+    """Whether a primitive multiplies a value by a constant, or leaves its entries as they are."""
+    record = primitive(name)
+    is_linear = record.is_of_entries and record.linear
+    return record.keeps or record.powers is not None or is_linear
 
 
 def run(trace: Trace, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Value]) -> list[Value]:
@@ -36,22 +35,23 @@ def run(trace: Trace, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Val
 
     def equation(eqn: Any, operands: list[Value]) -> list[Value]:
         name = eqn.primitive.name
+        runs = primitive(name).runs  # such rules note what programs inside do
         rule: Rule = RULES.get(name, _call)
         if name in RULES:
             check_read(name, operands)
         outside, trace.programs = trace.programs, []
         results = rule(trace, eqn, *operands)
         programs, trace.programs = trace.programs, outside
-        if name in RULES and name not in _KEEP_SCALES:
+        if name in RULES and not _keeps_scales(name):
             for value in operands:
                 trace.scaled(value)
             results = [v if v.scale == 1 else v.but(**_UNSCALED) for v in results]
-        if trace.notes_reads and name in RULES and name not in _PROGRAMS:
+        if trace.notes_reads and name in RULES and not runs:
             results = note(trace, eqn, operands, results)
         read.append(Sized(operands, results, programs, len(trace.steps)))
         if rule is not _call:  # _call records the equations inside the call instead
             trace.record(eqn.primitive.name, operands, results, eqn.params)
-        if name in RULES and name not in _PROGRAMS:
+        if name in RULES and not runs:
             _note_made(trace, eqn, operands, results)
         trace.dims += (dim for value in results for dim in value.dims)
         return results

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import log, pi, prod, sqrt
 from typing import NamedTuple
 
+from dogwood_jax._program.primitives.table import primitive
 from dogwood_jax._widths.dims import Dim, parts_of
 from dogwood_jax._widths.reasons import Reason
 from dogwood_jax._widths.values import SINGLE_PRECISION, Step, Value
@@ -90,13 +91,14 @@ def check_lone_scales(steps: Sequence[Step], explained: Sequence[float]) -> set[
     readers = Counter(id(operand) for step in steps for operand in step.operands)
     found: dict[Dim, None] = {}
     for step in steps:
-        if step.name not in ("mul", "div") or len(step.operands) != 2:
+        powers = primitive(step.name).powers
+        if powers is None:
             continue
         for value, other in (step.operands, step.operands[::-1]):
             number = abs(other.number or 0)
             if not number or value.number is not None:
                 continue
-            if step.name == "mul":
+            if powers == (1, 1):
                 for dim in _averaged(value, number, other.rounding):
                     dim.note(one_over_size(number))
             summed = [d for w in _summed_over(value, makers, readers) for d in parts_of(w)]
@@ -113,7 +115,7 @@ def check_lone_scales(steps: Sequence[Step], explained: Sequence[float]) -> set[
                 if not dim.hazards:
                     dim.endanger(suspicion(number))
                     found[dim] = None
-            factor = 1 / number if step.name == "div" else number
+            factor = number ** powers[1]
             if not _is_any(factor, explained, near) and set(summed).isdisjoint(dims):
                 note = (
                     f"the constant {factor:.6g} scales what is summed over it: the larger model "
@@ -142,7 +144,7 @@ def _summed_over(
     """Returns the dimensions that a product with weights is summed over, if it is read once."""
     while readers[id(value)] == 1 and (step := makers.get(id(value))):
         data = [operand for operand in step.operands if operand.origin == "data"]
-        if step.name in ("dot_general", "conv_general_dilated") and len(data) < 2:
+        if primitive(step.name).contracts and len(data) < 2:
             return value.contracted
         if step.name not in _BEHIND_SUMS or len(data) != 1:
             break

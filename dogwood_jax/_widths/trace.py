@@ -33,11 +33,11 @@ from dogwood_jax._program.like_layers import find_like_layers
 from dogwood_jax._program.program import Program
 from dogwood_jax._widths.by_analogy import all_layers
 from dogwood_jax._widths.dims import Dim, hand_down, unify
-from dogwood_jax._widths.naming import laid_out, module_of, names_of
+from dogwood_jax._widths.naming import label_of, laid_out, module_of, names_of
 from dogwood_jax._widths.quantized import is_quantized, note_quantized
 from dogwood_jax._widths.reader import run
-from dogwood_jax._widths.recipes.find import find_recipes
-from dogwood_jax._widths.recipes.states import LARGEST_EPSILON
+from dogwood_jax._widths.recipes.reading import LARGEST_EPSILON
+from dogwood_jax._widths.recipes.search import find_recipes
 from dogwood_jax._widths.roles import Roles
 from dogwood_jax._widths.rules import axes, control, elementwise, lookup, sums  # noqa: F401
 from dogwood_jax._widths.scales import check_lone_scales, check_scales
@@ -171,6 +171,7 @@ def _widths_of(leaves: dict[str, Value], trace: Trace) -> Widths:
             tuple(dim.copy_hazards),
             tuple(dim.notes),
             recipes.get(dim, ()),
+            label=label_of(dim),
         )
         for dim, name in names.items()
     }

@@ -18,7 +18,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from dogwood_jax._program.intervals import UNKNOWN, Bounds
+from dogwood_jax._program.primitives.axes import Axes
+from dogwood_jax._program.primitives.intervals import UNKNOWN, Bounds
+from dogwood_jax._program.primitives.table import axes_of
 from dogwood_jax._widths.dims import Dim, SplitOff
 from dogwood_jax._widths.widths import Kind
 
@@ -294,6 +296,12 @@ class Step:
     results: Sequence[Value]
     params: Mapping[str, Any]
     times: int = 1
+
+    @property
+    def axes(self) -> Axes | None:
+        """Which axes of operands and result are the same; None if that is not known."""
+        shapes = [[dim.size for dim in value.dims] for value in (*self.operands, *self.results[:1])]
+        return axes_of(self.name, self.params, shapes[:-1], shapes[-1])
 
 
 class Sized(NamedTuple):

@@ -141,6 +141,8 @@ class Width:
         recipes: ways to grow it exactly in spite of its hazards.
         inside: the width each of whose units becomes as many as this one has; None for a width that
             the network's arrays show by themselves. It has one unit before the growth.
+        label: what its units are, where its name says so: ``"heads"``, ``"kv_heads"``,
+            ``"groups"``, ``"head_dim"`` or the like; else empty.
     """
 
     name: str
@@ -153,6 +155,7 @@ class Width:
     notes: tuple[str, ...] = ()
     recipes: tuple[Recipe, ...] = ()
     inside: str | None = None
+    label: str = ""
 
     @property
     def status(self) -> str:
@@ -206,6 +209,11 @@ class Facts:
     notes: tuple[str, ...] = ()
     recipes: tuple[Recipe, ...] = ()
     inside: str | None = None
+    label: str = ""
+
+
+class Tried:
+    """What pickles of version 0.2.0 hold in the place of a function. Nothing reads it."""
 
 
 @dataclass(frozen=True, eq=False)

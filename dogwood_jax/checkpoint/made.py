@@ -19,11 +19,12 @@ from jax import Array
 
 from dogwood_jax._arrays.draws import words_of
 from dogwood_jax._arrays.finite import is_finite, refusal_of_not_finite
-from dogwood_jax._arrays.grow import grow, grow_array
+from dogwood_jax._arrays.grow import grow_array
 from dogwood_jax._arrays.insert import filled_in
-from dogwood_jax._arrays.pieces import Part, grow_window, is_zero, parts_of, windows_of
+from dogwood_jax._arrays.pieces import Slab, grow_window, is_zero, parts_of, windows_of
 from dogwood_jax._base.problems import cut_short, listed
 from dogwood_jax._base.trees import Keys, PyTree, leaf_path, leaves_by_path
+from dogwood_jax._front.grow import grow
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._growth.leaf_map import LeafMap
@@ -194,7 +195,7 @@ def pieces_of(
         key: the key as for ``dw.grow``.
         scale: the stored array that weighs its entries, if there is one.
     """
-    parts: tuple[Part, ...] = ()
+    parts: tuple[Slab, ...] = ()
     if old is not None and made.leaf_map is not None and not made.has_new_rows:
         parts = parts_of(made.leaf_map, old.order)
     if not parts:
@@ -243,7 +244,7 @@ def scratch(name: str, shape: tuple[int, ...], dtype: Any, lead: int = 0) -> np.
 def _window(
     made: Made,
     old: Stored,
-    part: Part,
+    part: Slab,
     places: np.ndarray,
     sources: np.ndarray,
     count: int,

@@ -7,12 +7,12 @@ from typing import Any
 import jax
 import optax
 
-from dogwood_jax._arrays.grow import grow
 from dogwood_jax._base.arguments import BY_WIDTH, FUNCTION, VARIABLES, ArgumentKind, expect_given
 from dogwood_jax._base.trees import PyTree, is_array, struct_of
+from dogwood_jax._front.grow import grow
+from dogwood_jax._front.plan import DEPTH, plan
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._optimizer.opt_state import grow_opt_state
-from dogwood_jax._plan.plan import DEPTH, plan
 from dogwood_jax._widths.trace import trace
 from dogwood_jax.strategies import DepthStrategy, Strategy
 

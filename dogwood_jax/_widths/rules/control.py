@@ -5,8 +5,8 @@ import operator
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from dogwood_jax._program.inner import scan_counts, sub_programs
-from dogwood_jax._program.intervals import union
+from dogwood_jax._program.primitives.intervals import union
+from dogwood_jax._program.subprograms import scan_counts, sub_programs
 from dogwood_jax._widths.dims import LAYERS, Dim, unify
 from dogwood_jax._widths.reader import run
 from dogwood_jax._widths.rules.registry import (

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from dogwood_jax._program.elementwise import ELEMENTWISE, folded, functions
+from dogwood_jax._program.primitives.table import folded, functions, primitive
 from dogwood_jax._program.shards import mesh_axes
 from dogwood_jax._widths.dims import DEVICES, REPEATED, Dim, parts_of, unify
 from dogwood_jax._widths.rules.registry import (
@@ -79,7 +79,7 @@ def _other_unary(trace: Trace, eqn: Any, x: Value) -> list[Value]:
     (shape,) = shapes_out(eqn)
     if len(shape) != x.ndim:  # a bitcast between element sizes adds or drops a dimension
         return unknown(trace, eqn, x)
-    if ELEMENTWISE[name].pole:
+    if primitive(name).pole:
         return [_reciprocal(trace, x, _fold(name, x.number))]
     return [x.but(silencers=(), number=_fold(name, x.number), index=False)]
 

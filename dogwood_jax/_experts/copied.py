@@ -1,0 +1,136 @@
+"""How experts are copied, and in which ways that is tried: ``Copied`` and ``ways_to_copy``.
+
+Every expert is copied, with the router's weights that make its logit. If as many times more experts
+are chosen for each token, all copies of an expert are chosen where the expert was, and share its
+gate. After a softmax, each copy has a part of the gate, so outputs stay. Of sigmoids, each copy has
+the whole gate, so the outputs of experts have to be divided. If one expert is chosen before and
+after, one of its copies is chosen, and outputs may have to be multiplied.
+
+The evaluation decides which of these is the case: the first way is taken that it shows.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from dogwood_jax import strategies
+from dogwood_jax._experts.attempts import tried
+from dogwood_jax._experts.mixtures import Experts, factors_of_outputs
+from dogwood_jax._growth.growth import Change
+from dogwood_jax._widths.widths import Recipe, Widths
+
+
+@dataclass(frozen=True)
+class Copied:
+    """The experts of one router, of which there are to be more.
+
+    Attributes:
+        experts: the experts.
+        new: how many there are to be.
+        larger: the same experts in the larger model; None if its program is not known.
+        sources: the old expert that each of the new ones copies, see ``in_turn``.
+        noise: see ``upcycle``.
+    """
+
+    experts: Experts
+    new: int
+    larger: Experts | None
+    sources: tuple[int, ...]
+    noise: float = 0.0
+
+    @property
+    def changes(self) -> dict[str, Change]:
+        """How the widths of the experts change, by name."""
+        exact = not self.reasons
+        strategy = replace(strategies.UPCYCLE, noise=float(self.noise), exact=exact)
+        old, new = self.experts.count, self.new
+        return {name: Change(name, old, new, strategy, self.sources) for name in self.experts.names}
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why outputs change, as far as that is known without an evaluation."""
+        reasons, old = [], self.experts.count
+        if len({self.sources.count(expert) for expert in range(old)}) > 1:
+            reasons.append("some experts get more copies than others, and so more weight")
+        elif self.larger is not None and not self._is_still_one:
+            theirs, ours = self.larger.choice.chosen, self.experts.choice.chosen
+            if theirs * old != ours * self.new:
+                reasons.append(
+                    f"the larger model chooses {theirs} of {self.new} experts, and not all "
+                    f"{ours * self.new // old} copies of those chosen before"
+                )
+        if self.noise:
+            reasons.append("copies carry noise")
+        return reasons
+
+    @property
+    def note(self) -> str:
+        """What is said where outputs stay."""
+        if self._is_still_one:
+            return (
+                f"outputs stay because the larger model chooses {self._choice}, and copies do the "
+                "same. Of equal logits the first is chosen, so let noise= of dw.upcycle tell "
+                "copies apart"
+            )
+        why = "if" if self.larger is None else "because"
+        return f"outputs stay {why} the larger model chooses {self._choice}"
+
+    @property
+    def unshown(self) -> str:
+        """What is said where nothing shows that outputs stay."""
+        if self.reasons:
+            return f"outputs change, because {' and '.join(self.reasons)}"
+        does = "is to choose" if self.larger is None else "chooses"
+        return f"the larger model {does} {self._choice}"
+
+    def recipes(self, widths: Widths) -> Iterator[Recipe | None]:
+        """Yields ways to rescale the outputs of copies, no way first."""
+        yield None
+        power = 1.0 if self._is_still_one else -1.0
+        for paths in factors_of_outputs(widths, self.experts):
+            yield Recipe("tile", multiple=True, copies=tuple((path, power) for path in paths))
+
+    @property
+    def _choice(self) -> str:
+        """How many experts the larger model chooses, if copies do what experts did."""
+        old, new, chosen = self.experts.count, self.new, self.experts.choice.chosen
+        if self._is_still_one:
+            return f"one of {new} experts, as one of {old} before"
+        return f"{chosen * new // old} of {new} experts instead of {chosen} of {old}"
+
+    @property
+    def _is_still_one(self) -> bool:
+        """Whether one expert is chosen for each token in both networks."""
+        theirs = None if self.larger is None else self.larger.choice.chosen
+        return theirs == self.experts.choice.chosen == 1
+
+
+def in_turn(old: int, new: int) -> tuple[int, ...]:
+    """Returns the old expert that each of the new ones copies, if all are copied in turn."""
+    return tuple(expert % old for expert in range(new))
+
+
+def ways_to_copy(widths: Widths, every: Sequence[Copied]) -> list[dict[str, Change]]:
+    """Returns how widths change, in ways to be tried in turn: copies alone, then rescaled ones.
+
+    Args:
+        widths: the network's widths.
+        every: the experts that are copied.
+    """
+    changes = {name: change for copied in every for name, change in copied.changes.items()}
+    recipes = {copied.experts.router: [*copied.recipes(widths)] for copied in every}
+    kinds = {copied.experts.router: copied.experts.choice.gates for copied in every}
+    return [
+        {**changes, **{name: replace(changes[name], recipe=way[name]) for name in recipes}}
+        for way in tried(recipes, kinds)
+    ]
+
+
+def notes_of(texts: Mapping[str, str]) -> list[str]:
+    """Returns what is said of routers, by name, with like layers together."""
+    together: dict[str, list[str]] = {}
+    for name, text in texts.items():
+        together.setdefault(text, []).append(name)
+    return [
+        f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {text}"
+        for text, names in together.items()
+    ]

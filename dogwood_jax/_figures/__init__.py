@@ -1,0 +1,7 @@
+"""What growing costs and what it may gain, in numbers. Nothing in the core imports this room.
+
+| file | what it does |
+|---|---|
+| ``cost`` | ``cost`` counts parameters and FLOPs before and after a growth |
+| ``gain`` | ``gain`` says which new unit or layer would lower the loss most at first |
+"""

@@ -1,0 +1,173 @@
+"""Plan a growth: ``plan``."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from dogwood_jax._base.arguments import (
+    BOOLEAN,
+    BY_WIDTH,
+    FUNCTION,
+    VARIABLES,
+    WIDTHS,
+    ArgumentKind,
+    expect,
+    expect_arrays,
+    expect_given,
+)
+from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path
+from dogwood_jax._experts.family import Experts
+from dogwood_jax._growth.growth import Growth
+from dogwood_jax._heads.family import Heads
+from dogwood_jax._plan.decide import decide
+from dogwood_jax._plan.request import Request
+from dogwood_jax._plan.sized_names import check_names
+from dogwood_jax._rotary.between import Rotary
+from dogwood_jax._widths.widths import Widths
+from dogwood_jax.strategies import DepthStrategy, Strategy
+
+# Growths of rare families, which the core does not know.
+_FAMILIES = (Heads(), Rotary(), Experts())
+
+DEPTH = ArgumentKind(
+    "strategies.stack(), strategies.interpose() or strategies.new_layers()",
+    lambda value: isinstance(value, DepthStrategy),
+)
+
+
+def plan(
+    widths: Widths,
+    sizes: Mapping[Any, int] | None = None,
+    *,
+    target: PyTree = None,
+    target_apply: Callable[..., Any] | None = None,
+    keep: Mapping[Any, Any] | None = None,
+    merge: Mapping[Any, Sequence[Sequence[int]]] | None = None,
+    strategy: Strategy | Mapping[str, Strategy] | None = None,
+    depth: DepthStrategy | None = None,
+    interface: bool = False,
+    check: bool = True,
+) -> Growth:
+    """Plans a growth: works out what becomes of each array, without touching any values.
+
+    With a preserving strategy, such as the default one, the grown network computes what the old one
+    did. The program of the network proposes such a growth. It is accepted only if an evaluation
+    shows it: both networks, in small sizes if they are large, are run on random weights and inputs
+    in float64, and must be equal to rounding. The weights of the larger one come from ``grow``.
+    ``print(growth)`` says what was checked and what was not seen. Widths from ``chain`` hold no
+    function, so nothing is evaluated for them. Widths from a file need ``check=False``.
+
+    A width that cannot grow in this way is refused, with the reason. Some parts of a network
+    compute with a width's size, such as a norm. If an exact recipe is known for such a width, it is
+    the default. It may need other constants in the larger model: the growth's notes say which.
+    Experts are copied where outputs stay, with as many times more of them chosen, see ``upcycle``.
+
+    Args:
+        widths: the widths of the network, from ``trace`` or ``chain``.
+        sizes: new number of units by name of the width, or by ``(path, axis)`` of any place where
+            it occurs.
+        target: a pytree of arrays or ``jax.ShapeDtypeStruct`` of the larger model. Which widths
+            differ is worked out; ``sizes`` settles what the shapes leave open. The grown
+            variables get the target's tree structure.
+        target_apply: the larger model's function of variables and inputs. Without a target, it
+            takes the network's own variables in the new ``sizes``, and may be the network's own
+            function. It shows how the larger model splits products such as heads * head_dim, and
+            whether heads of keys and values grow alone: then they are copied. It is also what is
+            evaluated: does it compute the same, with the right constants? Where its numbers differ,
+            as alpha / rank does, arrays are rescaled to make up for them, and a note says so. Where
+            frequencies follow from a size, as in rotary embeddings, old units go to the multiples
+            of their places that have the same ones, and a note says so. If the larger model has
+            more layers, they are inserted, filled so that they compute the identity (see
+            ``deepen``). If it is left out, ``plan`` takes the network's own function in two cases:
+            ``target`` consists of modules that say their numbers, as in Equinox; or the network's
+            own function uses all new layers of ``target``, which a note says.
+        keep: by width, the units that stay: their indices, in their new order, or a boolean mask.
+            The others are removed, so outputs move. ``narrow`` does the same to variables, but
+            moves the effect of constant units into biases before, and says how far outputs move.
+        merge: by width, groups of units that compute the same function, as ``find_symmetric``
+            returns them. The first of a group stays and takes over the others' outgoing weights,
+            see ``merge_symmetric``. The evaluation shows that outputs stay for all weights with
+            which the units of a group compute the same; whether yours do so, it does not know.
+        strategy: one strategy for all widths, or a mapping from width name to strategy. Widths
+            without one grow by ``strategies.zero_outgoing()``, or by the recipe they need.
+        depth: how the layers that only the target has are filled in, such as
+            ``strategies.stack()``, if not so that they compute the identity. It takes
+            ``target_apply``.
+        interface: whether widths that are dimensions of the network's inputs or outputs may
+            change: old outputs stay, new ones are appended.
+        check: whether to accept a growth that is to keep outputs only if an evaluation shows that
+            it does. Without the check, the growth says so in its first line. Nor is the network's
+            own function asked whether it takes arrays of the new sizes.
+
+    Returns:
+        The growth, for ``grow`` and ``grow_opt_state``. Its ``evidence`` holds what the evaluation
+        has shown, see ``Evidence``.
+
+    Raises:
+        TypeError: if ``widths`` is no ``Widths``, or another argument is of the wrong kind.
+        ValueError: for unknown widths, sizes below today's, widths that cannot grow or cannot
+            grow without changing outputs, and shapes of the target that no growth explains; all
+            of them in one message. Also if both networks differ for some sample, or nothing shows
+            that outputs stay: they cannot be evaluated, the network is finite for no sample, or a
+            constant may follow from a size and there is no function to ask.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import dogwood_jax as dw
+        >>> layer = lambda i, o: {"kernel": jnp.ones((i, o)), "bias": jnp.ones(o)}
+        >>> widths = dw.chain({"up": layer(4, 8), "down": layer(8, 2)}, ("up", "down"))
+        >>> print(dw.plan(widths, {"up": 16}))
+        array        before  after  new entries
+        -----------  ------  -----  ----------------
+        up/kernel    4x8     4x16   axis 1 free (up)
+        up/bias      8       16     axis 0 free (up)
+        down/kernel  8x2     16x2   axis 0 zero (up)
+        (by axis, for each width; free: as in a new layer, or from fresh=; zero: ...
+        >>> dw.plan(widths, keep={"up": [0, 2, 5]})
+        Growth(up: 8 -> 3)
+    """
+    if sizes is None:
+        expect("plan", widths=(WIDTHS, widths))
+    else:
+        expect("plan(widths, sizes)", widths=(WIDTHS, widths), sizes=(BY_WIDTH, sizes))
+    expect_given(
+        "plan",
+        target=(VARIABLES, target),
+        target_apply=(FUNCTION, target_apply),
+        keep=(BY_WIDTH, keep),
+        merge=(BY_WIDTH, merge),
+        depth=(DEPTH, depth),
+        interface=(BOOLEAN, interface),
+        check=(BOOLEAN, check),
+    )
+    if sizes is None and target is None and keep is None and merge is None:
+        raise ValueError(
+            "plan needs sizes, {name: units}, or target=, a larger model's variables; "
+            "or keep= or merge= to remove units"
+        )
+    if target_apply is not None and target is None and sizes is None:
+        raise ValueError(
+            "plan: target_apply= goes with sizes, or with target=, the variables of that function"
+        )
+    if depth is not None and (target is None or target_apply is None):
+        raise ValueError("plan: depth= goes with target= and target_apply=, the deeper model")
+    if target is not None:
+        shapes = arrays_of(leaves_by_path(target))
+        check_names(widths, shapes)
+        if target_apply is None:
+            paths = [leaf.path for leaf in widths.leaves]
+            expect_arrays("plan", "target", target, shapes, paths)
+    return decide(
+        Request(
+            widths,
+            sizes or {},
+            target=target,
+            target_apply=target_apply,
+            keep=keep,
+            merge=merge,
+            strategy=strategy,
+            depth=depth,
+            interface=interface,
+            check=check,
+            families=_FAMILIES,
+        )
+    )

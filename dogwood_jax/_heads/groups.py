@@ -1,0 +1,531 @@
+"""More heads for keys and values under the same query heads: ``split_groups``.
+
+In grouped-query attention, several query heads share a head of keys and values. If the larger model
+has smaller groups, every head of keys and values is copied, and the query heads of its group are
+divided among the copies. Arrays of queries stay as they are. The copies are a width of their own,
+of size 1 before. There may be new heads of all kinds, too, with as many copies of each. Where
+several layers read the same keys and values, the query heads of each layer are divided.
+
+In multi-query attention, one head of keys and values serves all query heads. An axis of size 1 is
+no width, so ``split_single_heads`` looks where the larger model's program has it.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice, pairwise
+from typing import Any, NamedTuple
+
+from dogwood_jax._plan.larger import Larger
+from dogwood_jax._widths.layout import Concat, Layout, Product, Units, units_of
+from dogwood_jax._widths.reasons import kind_of
+from dogwood_jax._widths.widths import Facts, Leaf, Widths
+
+
+class Split(NamedTuple):
+    """Heads of keys and values that are copied.
+
+    Attributes:
+        heads: name of their width; in the larger model, if there is one head.
+        before: how many heads there are.
+        times: how often each is copied.
+        after: how many heads the larger model has, copies and new ones.
+        sharing: how many query heads share one of them, by the name of their width; empty if there
+            is one head.
+        served: how many query heads all copies of one serve, likewise, more if some are new. If
+            there is one head, names are of the larger model, and numbers are 0; it is ``heads`` if
+            each query head has a copy of its own.
+    """
+
+    heads: str
+    before: int
+    times: int
+    after: int
+    sharing: Mapping[str, int]
+    served: Mapping[str, int]
+
+    @property
+    def copies(self) -> str:
+        """Name of the width of the copies."""
+        return copies_of(self.heads)
+
+
+def copies_of(heads: str) -> str:
+    """Returns the name of the width of the copies of heads."""
+    return f"{heads}[copies]"
+
+
+@dataclass(frozen=True)
+class Groups:
+    """A network in which heads of keys and values are copied.
+
+    Attributes:
+        before: its widths.
+        splits: the heads that are copied, one for each layer of attention.
+        widths: its widths, with one more for each split.
+    """
+
+    before: Widths
+    splits: tuple[Split, ...]
+    widths: Widths
+
+    @property
+    def copies(self) -> dict[str, int]:
+        """How often heads are copied, by the width of the copies."""
+        return {split.copies: split.times for split in self.splits}
+
+    @property
+    def notes(self) -> Iterator[str]:
+        """Yields what becomes of the heads."""
+        for split in self.splits:
+            each, sharing = "one", "all"
+            if split.before > 1:
+                each, sharing = "each", f"the {_either(split.sharing.values())}"
+            yield (
+                f"{split.heads}: {each} is copied {split.times} times, and {sharing} query heads "
+                "that shared it are divided among the copies"
+            )
+
+    @property
+    def alone(self) -> Iterator[str]:
+        """Yields that the heads grow alone, where both programs cannot be compared."""
+        for split in self.splits:
+            yield (
+                f"{split.heads}: heads of keys and values are copied in a growth of their own, "
+                "without new layers and with strategies that keep outputs"
+            )
+
+    @property
+    def divided(self) -> dict[str, str]:
+        """What was a single head in the network, by names in the larger model, see ``Split``."""
+        return {
+            group: split.heads
+            for split in self.splits
+            if split.before == 1
+            for group in split.served
+        }
+
+    @property
+    def is_for_each(self) -> bool:
+        """Whether each query head has a copy of a single head."""
+        return any(group == heads for group, heads in self.divided.items())
+
+    def asked(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """Returns the sizes that are asked for, with copies in the place of more heads."""
+        known = {name: size for name, size in sizes.items() if name in self.widths}
+        for split in self.splits:
+            if split.before > 1:
+                known |= {split.heads: split.after // split.times, **split.served}
+        return {**known, **self.copies}
+
+
+def split_groups(widths: Widths, larger: Larger, found: Groups | None = None) -> Groups | None:
+    """Returns what becomes of a network in a larger model with smaller groups, if that is exact.
+
+    Args:
+        widths: the network's widths.
+        larger: the larger model, whose program says how many heads it has.
+        found: the single heads that are copied, if there are any.
+    """
+    splits, wider = ((), widths) if found is None else (found.splits, found.widths)
+    for heads, groups in _by_heads(divided(widths)).items():
+        before, after = widths[heads].size, larger.sizes.get(heads, 0)
+        sharing = {group: widths[group].size for group in groups}
+        # If a head serves a single query head, the larger model has no width of these.
+        new = {group: larger.sizes.get(group, 1) for group in groups}
+        least = max(-(-size // new[group]) for group, size in sharing.items())
+        ways = range(least, after // before + 1) if least > 1 else ()
+        if times := next((n for n in ways if not after % n), 0):
+            served = {group: size * times for group, size in new.items()}
+            splits += (Split(heads, before, times, after, sharing, served),)
+            wider = _with_copies(wider, splits[-1])
+    return Groups(widths, splits, wider) if splits else None
+
+
+def no_copies(widths: Widths, larger: Larger) -> Iterator[str]:
+    """Yields why heads of keys and values are no copies, though fewer query heads share one.
+
+    Args:
+        widths: the network's widths.
+        larger: the larger model, whose program says how many heads it has.
+    """
+    copyable = divided(widths)
+    for heads, groups in _by_heads(_dividing(widths)).items():
+        before, after = widths[heads].size, larger.sizes.get(heads, 0)
+        sharing = {group: widths[group].size for group in groups}
+        if after <= before or not any(larger.sizes.get(g, 1) < n for g, n in sharing.items()):
+            continue
+        if not copyable.keys() >= sharing.keys():
+            reasons = [
+                f"{name}: {'; '.join(hazards)}"
+                for name in (heads, *groups)
+                if (hazards := _hazards(widths, name))
+            ]
+            why = f"of {', '.join(reasons)}" if reasons else "query heads are not computed apart"
+            yield f"{heads}: heads of keys and values cannot be copied, because {why}"
+            continue
+        fit = [n for n in range(2, min(sharing.values()) + 1) if _all_divide(n, sharing)]
+        yield (
+            f"{heads}: {_either(sharing.values())} query heads share each of {before} heads of "
+            f"keys and values, and copies divide them evenly: for the query heads of today, "
+            f"the larger model may have {_either(before * n for n in fit)} heads of keys and "
+            f"values, not {after}"
+        )
+
+
+def _hazards(widths: Widths, name: str) -> list[str]:
+    """Returns what speaks against copies of heads.
+
+    A number that only looks computed from a size is compared with the larger model's.
+    """
+    return [hazard for hazard in widths[name].hazards if kind_of(hazard) != "suspicion"]
+
+
+def _all_divide(times: int, sharing: Mapping[str, int]) -> bool:
+    return not any(size % times for size in sharing.values())
+
+
+def _either(numbers: Iterable[int]) -> str:
+    return " or ".join(map(str, dict.fromkeys(numbers)))
+
+
+def first_of_two(widths: Widths, larger: Larger) -> int | None:
+    """Returns how many heads of keys and values a growth in between may have, if one is needed.
+
+    The first growth copies heads for the same query heads. The second one adds new heads.
+
+    Args:
+        widths: the network's widths.
+        larger: the larger model, whose program says how many heads it has.
+    """
+    for heads, groups in _by_heads(divided(widths)).items():
+        before, after = widths[heads].size, larger.sizes.get(heads, 0)
+        sharing = [(widths[group].size, larger.sizes.get(group, 1)) for group in groups]
+        if all(their_own >= own for own, their_own in sharing):
+            continue
+        for times in range(2, min(own for own, _ in sharing) + 1):
+            fits = all(not own % times and own // times <= new for own, new in sharing)
+            if fits and before * times <= after:
+                return before * times
+    return None
+
+
+def split_single_heads(widths: Widths, larger: Larger) -> Groups | None:
+    """Returns what becomes of a network with one head of keys and values, if more are exact.
+
+    The network's program has no axis for a single head. The larger model's program shows where the
+    axis is, and that each query head is computed on its own. All query heads read copies of one
+    head, whichever they read. So there may be more of them, too.
+
+    Args:
+        widths: the network's widths.
+        larger: the larger model.
+    """
+    if larger.widths is None:
+        return None
+    moved = {i.old: i.path for i in larger.insertions if i.old is not None}
+    dividing = _dividing(larger.widths)
+    single = _Single(widths, larger.widths, dividing, moved)
+    lacking = {group: heads for group, heads in dividing.items() if heads in single.lacking}
+    lacking |= {heads: heads for heads in _for_each(widths, larger, moved)}
+    found = _unhindered(larger.widths, lacking)
+    if not found:
+        return None
+    sizes = larger.widths.sizes
+    splits = tuple(
+        Split(heads, 1, sizes[heads], sizes[heads], {}, dict.fromkeys(groups, 0))
+        for heads, groups in _by_heads(found).items()
+    )
+    return Groups(widths, splits, _Single(widths, larger.widths, found, moved).wider(splits))
+
+
+def _for_each(widths: Widths, larger: Larger, moved: Mapping[str, str]) -> Iterator[str]:
+    """Yields the larger model's widths of query heads that keys and values of one head lack.
+
+    Query heads are a width of the network, too, and each has a head of keys and values there.
+    """
+    assert larger.widths is not None and larger.names is not None
+    names = {own: its for own, its in larger.names.items() if widths[own].size > 1}
+    several, its = {*names.values()}, {leaf.path: leaf for leaf in larger.widths.leaves}
+    found: dict[str, None] = {}
+    for leaf in widths.leaves:
+        same = its.get(moved.get(leaf.path, leaf.path))
+        for axis, larger_axis in zip(leaf.axes, same.axes if same else (), strict=False):
+            known = {names.get(units.width) for units in units_of(axis)}
+            beside = [units.width for units in units_of(larger_axis)]
+            found |= dict.fromkeys(w for w in beside if w in several and w not in known)
+    for heads in found:
+        if heads in _Single(widths, larger.widths, {heads: heads}, moved).joined:
+            yield heads
+
+
+def single_heads_grow(widths: Widths, larger: Larger) -> bool:
+    """Whether keys or values of a network with one head of them for all queries become longer.
+
+    Args:
+        widths: the network's widths.
+        larger: the larger model.
+    """
+    shapes = larger.shapes
+    its = {} if larger.widths is None else {leaf.path: leaf for leaf in larger.widths.leaves}
+    leaves = {leaf.path: leaf for leaf in widths.leaves}
+    beside = {
+        leaf.path
+        for leaf in leaves.values()
+        if any(_counts_heads(widths, axis) for axis in leaf.axes)
+    }
+    for width in widths.values():
+        made = {place.path for place in width.occurrences if place.role != "outgoing"}
+        if not (width.label == "head_dim" and made & beside):
+            continue
+        for path in made - beside:
+            leaf = leaves[path]
+            for axis, old, new in zip(leaf.axes, leaf.shape, _shape(shapes, leaf), strict=False):
+                if new > old and (old == 1 or width.name in {u.width for u in units_of(axis)}):
+                    return True
+    return any(
+        new > old and _holds_single_heads(widths, axis) and isinstance(new_axis, Concat)
+        for leaf in leaves.values()
+        for axis, new_axis, old, new in zip(
+            leaf.axes,
+            its.get(leaf.path, leaf).axes,
+            leaf.shape,
+            _shape(shapes, leaf),
+            strict=False,
+        )
+    )
+
+
+def interleaved_heads(widths: Widths, larger: Larger) -> Iterator[str]:
+    """Yields axes on which query heads lie beside their head of keys and values, and get longer.
+
+    Args:
+        widths: the network's widths.
+        larger: the larger model.
+    """
+    shapes = {leaf.path: leaf.shape for leaf in widths.leaves}
+    found: dict[str, str] = {}
+    of_both = [widths] if larger.widths is None else [widths, larger.widths]
+    for its, leaf in ((one, leaf) for one in of_both for leaf in one.leaves):
+        axes = zip(leaf.axes, shapes.get(leaf.path, ()), _shape(larger.shapes, leaf), strict=False)
+        for number, (axis, old, new) in enumerate(axes):
+            parts = axis.parts if isinstance(axis, Product) else ()
+            for heads, inner in pairwise(parts) if new > old else ():
+                labels = {its[units.width].label for units in units_of(inner)}
+                if isinstance(heads, Units) and isinstance(inner, Concat) and "groups" in labels:
+                    found.setdefault(f"{leaf.path}[{number}]", str(axis))
+    for place, layout in found.items():
+        yield (
+            f"{place}: query heads lie beside their head of keys and values, {layout}, and copies "
+            "of it would come between them: heads of keys and values are copied only where "
+            "queries, keys and values are arrays of their own or blocks of one, as q | k | v"
+        )
+
+
+def _shape(shapes: Mapping[str, Any], leaf: Leaf) -> tuple[int, ...]:
+    return tuple(shapes[leaf.path].shape) if leaf.path in shapes else ()
+
+
+def _holds_single_heads(widths: Widths, layout: Layout) -> bool:
+    """Whether an axis holds queries of several heads beside keys or values of a single one."""
+    parts = layout.parts if isinstance(layout, Concat) else ()
+    dims = {u.width for part in parts if _counts_heads(widths, part) for u in units_of(part)}
+    return any(
+        units.width in dims and widths[units.width].label == "head_dim"
+        for part in parts
+        if not _counts_heads(widths, part)
+        for units in units_of(part)
+    )
+
+
+def _counts_heads(widths: Widths, layout: Layout) -> bool:
+    return any(widths[units.width].label == "heads" for units in units_of(layout))
+
+
+def divided(widths: Widths) -> dict[str, str]:
+    """Returns the widths of query heads that share a head, each with the width of these heads.
+
+    They may share copies of the head instead.
+    """
+    return {} if widths.network is None else _unhindered(widths, _dividing(widths))
+
+
+def _unhindered(widths: Widths, dividing: Mapping[str, str]) -> dict[str, str]:
+    """Returns the widths of query heads, and those of heads, that no hazard keeps from copies."""
+    hindered = {heads for pair in dividing.items() for heads in pair if _hazards(widths, heads)}
+    by_heads = _by_heads(dividing).items()
+    return {
+        group: heads
+        for heads, groups in by_heads
+        if hindered.isdisjoint((heads, *groups))
+        for group in groups
+    }
+
+
+def _by_heads(divided: Mapping[str, str]) -> dict[str, list[str]]:
+    """Returns the widths of query heads that share a head, by the width of these heads."""
+    found: dict[str, list[str]] = {}
+    for group, heads in divided.items():
+        found.setdefault(heads, []).append(group)
+    return found
+
+
+class _AxisPlace(NamedTuple):
+    """Units on an axis, and the widths before and after them in a product."""
+
+    units: Units
+    before: str | None
+    after: str | None
+
+
+def _places(layout: Layout) -> Iterator[_AxisPlace]:
+    parts = layout.parts if isinstance(layout, Product) else (layout,)
+    for index, part in enumerate(parts):
+        if isinstance(part, Units):
+            beside = [*parts[max(index - 1, 0) : index], None], [*parts[index + 1 :], None]
+            before, after = (p[0].width if isinstance(p[0], Units) else None for p in beside)
+            yield _AxisPlace(part, before, after)
+        elif not isinstance(part, Units):
+            for inner in part.parts:
+                yield from _places(inner)
+
+
+def _dividing(widths: Widths) -> dict[str, str]:
+    """Returns widths that only divide the units of another width into groups, each with this one.
+
+    The other one must have places of its own, too, where arrays make its units.
+    """
+    places: dict[str, list[_AxisPlace]] = {}
+    for leaf in widths.leaves:
+        for place in (place for axis in leaf.axes for place in _places(axis)):
+            places.setdefault(place.units.width, []).append(place)
+    found = {}
+    for group, along in places.items():
+        heads, *others = {place.before for place in along}
+        if heads is not None and not (others or widths[heads].fixed or widths[group].fixed):
+            found[group] = heads
+    for heads, groups in _by_heads(found).items():
+        own = [place for place in places[heads] if place.after not in groups]
+        if not own or any(place.units.role != "incoming" for place in own):
+            found = {group: other for group, other in found.items() if other != heads}
+    return found
+
+
+class _Single:
+    """Where a network with one head of keys and values lacks the axis of heads.
+
+    Args:
+        widths: the network's widths.
+        larger: the larger model's widths.
+        dividing: widths of the larger model that divide query heads, see ``_dividing``.
+        moved: paths of arrays in the larger model that have another one in the network.
+
+    Attributes:
+        joined: the larger model's widths of heads that the network lacks in some of their places.
+        lacking: the ones that it lacks in each of them.
+    """
+
+    def __init__(
+        self,
+        widths: Widths,
+        larger: Widths,
+        dividing: Mapping[str, str],
+        moved: Mapping[str, str],
+    ) -> None:
+        self._widths, self._dividing, self._heads = widths, dividing, {*dividing.values()}
+        self.joined, self._there = set[str](), set[str]()
+        self._gone: set[str] = set()
+        found, its = set[str](), {leaf.path: leaf for leaf in larger.leaves}
+        self._leaves = []
+        for leaf in widths.leaves:
+            same = its.get(moved.get(leaf.path, leaf.path))
+            axes = leaf.axes
+            if same is not None and len(same.axes) == len(axes):
+                found |= {units.width for axis in same.axes for units in self._own(axis)}
+                axes = tuple(map(self._joined, axes, same.axes))
+            self._leaves.append(replace(leaf, axes=axes))
+        self.lacking = found - self._there
+
+    def wider(self, splits: Sequence[Split]) -> Widths:
+        """Returns the network's widths with the copies of heads among them."""
+        used = {u.width for leaf in self._leaves for axis in leaf.axes for u in units_of(axis)}
+        facts = [
+            (name, facts)
+            for name, facts in self._widths.facts
+            if name in used or name not in self._gone
+        ]
+        copies = ((split.copies, Facts(1)) for split in splits)
+        return replace(self._widths, leaves=tuple(self._leaves), facts=(*facts, *copies))
+
+    def _own(self, layout: Layout) -> Iterator[Units]:
+        """Yields heads in the larger model's layout that are not divided there."""
+        for place in _places(layout):
+            heads = place.units.width
+            if heads in self._heads and self._dividing.get(place.after or "") != heads:
+                yield place.units
+
+    def _as_in(self, layout: Concat, its: Concat) -> Sequence[Layout]:
+        """Returns the parts of a layout, joined where a part of the larger model's has several.
+
+        Halves of a single head's keys beside its values are ``a | b | c``, and ``heads * (a | b) |
+        heads * c`` where there are several heads.
+        """
+        counts = [
+            len(part.parts[-1].parts)
+            if isinstance(part, Product)
+            and isinstance(part.parts[-1], Concat)
+            and len(part.parts) == 1 + len([*self._own(part)])
+            else 1
+            for part in its.parts
+        ]
+        if len(layout.parts) == len(counts) or len(layout.parts) != sum(counts):
+            return layout.parts
+        parts = iter(layout.parts)
+        taken = ([*islice(parts, count)] for count in counts)
+        return [Concat(tuple(several)) if len(several) > 1 else several[0] for several in taken]
+
+    def _joined(self, layout: Layout, its: Layout) -> Layout:
+        """Returns a layout with heads in the places where the larger model has them."""
+        own = [units.width for units in self._own(its)]
+        if not own:
+            return layout
+        if isinstance(its, Concat) and isinstance(layout, Concat):
+            parts = self._as_in(layout, its)
+            if len(its.parts) == len(parts):
+                return Concat(tuple(map(self._joined, parts, its.parts)))
+        if isinstance(its, Units) and isinstance(layout, Units) and layout.size == 1:
+            self._gone.add(layout.width)
+            self.joined.update(own)
+            return replace(its, width=copies_of(its.width), size=1)
+        if isinstance(its, Product):
+            parts = list(layout.parts) if isinstance(layout, Product) else [layout]
+            if len(parts) == len(its.parts) - len(own):
+                for index, part in enumerate(its.parts):
+                    if isinstance(part, Units) and part.width in own:
+                        parts.insert(index, replace(part, width=copies_of(part.width), size=1))
+                self.joined.update(own)
+                return Product(tuple(parts))
+        self._there.update(own)
+        return layout
+
+
+def _with_copies(widths: Widths, split: Split) -> Widths:
+    """Returns widths in which copies of heads are a width, where no group follows them."""
+
+    def factors(layout: Layout, after: Layout | None) -> list[Layout]:
+        if isinstance(layout, Units):
+            is_divided = isinstance(after, Units) and after.width in split.served
+            if layout.width != split.heads or is_divided:
+                return [layout]
+            return [layout, Units(split.copies, 1, "incoming", layout.produced)]
+        if isinstance(layout, Concat):
+            return [Concat(tuple(map(copied, layout.parts)))]
+        behind = [*layout.parts[1:], None]
+        return [f for part, next_ in zip(layout.parts, behind) for f in factors(part, next_)]
+
+    def copied(layout: Layout) -> Layout:
+        found = factors(layout, None)
+        return found[0] if len(found) == 1 else Product(tuple(found))
+
+    leaves = (replace(leaf, axes=tuple(map(copied, leaf.axes))) for leaf in widths.leaves)
+    copies = split.copies, Facts(1, inside=split.heads)
+    return replace(widths, leaves=tuple(leaves), facts=(*widths.facts, copies))

@@ -1,0 +1,64 @@
+"""Rare families of growths: ``Family``.
+
+Experts, heads of keys and values, and units at multiples of their places grow in ways of their own.
+Each has a room beside the core, with one class of this kind. ``plan`` asks all of them. A method
+that a family does not define does nothing.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from dogwood_jax._base.trees import PyTree
+from dogwood_jax._growth.growth import Growth
+from dogwood_jax._judge.choice import Choice
+from dogwood_jax._plan.asked import Asked
+from dogwood_jax._plan.copies import Copies
+from dogwood_jax._widths.trace import Traced
+from dogwood_jax._widths.widths import Widths
+
+
+class Family:
+    """What a family adds to the growths that ``plan`` proposes."""
+
+    def asked(self, asked: Asked) -> Asked:
+        """Returns what is asked for, in widths of the family's own."""
+        return asked
+
+    def ways_out(self, asked: Asked) -> Iterator[str]:
+        """Yields what may be passed instead, if a growth is refused."""
+        yield from ()
+
+    def copies(self, asked: Asked, sizes: Mapping[str, int], target: PyTree) -> Copies | None:
+        """Returns the changes of widths whose units are copied; None if there are none.
+
+        Args:
+            asked: the sizes that a growth is asked for.
+            sizes: those of widths that are given no strategy, by name.
+            target: the larger model's variables, or None.
+        """
+        return None
+
+    def rewritten(self, growth: Growth, asked: Asked) -> Iterator[Growth]:
+        """Yields growths to try in the place of one that is refused.
+
+        Raises:
+            Refused: if there would be one, but for another argument of the caller.
+        """
+        yield from ()
+
+    def choices(
+        self, growth: Growth, larger: Traced | None, *, as_it_is: bool
+    ) -> Iterator[tuple[Choice, ...]]:
+        """Yields what may be how many experts both programs choose.
+
+        Args:
+            growth: the growth, of widths that know their program.
+            larger: the larger program; None for the network's own in larger sizes.
+            as_it_is: whether the larger program chooses what it does. Else it is to choose all
+                copies.
+        """
+        yield from ()
+
+    def counts(self, widths: Widths, shapes: Mapping[str, Any]) -> bool:
+        """Whether axes that look like layers are longer because they count something else."""
+        return False

@@ -1,0 +1,173 @@
+"""The sizes and strategies that a request asks for, by name of the width: ``asked_of``."""
+
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from dogwood_jax._base.arguments import is_integer
+from dogwood_jax._base.problems import Refused
+from dogwood_jax._base.trees import PyTree
+from dogwood_jax._modules.resizing import Resizing
+from dogwood_jax._plan.asked import Asked
+from dogwood_jax._plan.family import Family
+from dogwood_jax._plan.larger import NOT_AT_HAND, Larger, is_deeper
+from dogwood_jax._plan.obstacles import IN_LARGER_MODEL, fewer
+from dogwood_jax._plan.own_function import WITH_TARGET
+from dogwood_jax._plan.request import Request
+from dogwood_jax._plan.target import sizes_of_target
+from dogwood_jax._widths.dims import LAYERS
+from dogwood_jax._widths.reasons import kind_of
+from dogwood_jax._widths.widths import Widths
+from dogwood_jax.strategies import Strategy
+
+_EACH_ALONE = (
+    "beside new layers, programs do not say which numbers follow from sizes: grow the widths "
+    "first, or insert the layers first, each in a growth of its own"
+)
+
+_MORE_LAYERS = (
+    "if the larger model has more layers, pass its function of variables and inputs as "
+    "target_apply=, and they are inserted"
+)
+
+_BY_TARGET = "new layers are inserted by target= and target_apply="
+
+
+def asked_of(request: Request, larger: Larger | None, problems: list[str]) -> Asked:
+    """Returns the sizes that are asked for, by name or by a larger model; see ``plan``."""
+    widths = request.widths
+    named = named_sizes(widths, request.sizes, problems)
+    if larger is None:
+        return _with_strategies(Asked(widths, named, widths, named), request, problems)
+    problems += [
+        f"{name}: asked for {size} units, but the larger model has {larger.sizes[name]}"
+        for name, size in named.items()
+        if larger.sizes.get(name, size) != size
+    ]
+    asked = explained(Asked(widths, named, widths, {}, larger), widths, {**larger.sizes, **named})
+    for family in request.families:
+        asked = family.asked(asked)
+    problems += asked.problems
+    return _with_strategies(asked, request, problems)
+
+
+def explained(asked: Asked, widths: Widths, sizes: Mapping[str, int]) -> Asked:
+    """Returns what is asked for with the sizes that explain the larger model's shapes.
+
+    Args:
+        asked: what is asked for.
+        widths: the widths that change.
+        sizes: sizes that are known.
+    """
+    problems: list[str] = []
+    found = sizes_of_target(widths, asked.larger.shapes, sizes, problems)
+    return replace(asked, widths=widths, sizes=found, problems=tuple(problems))
+
+
+def _with_strategies(asked: Asked, request: Request, problems: list[str]) -> Asked:
+    chosen = strategies_by_name(asked.widths, request.strategy, problems)
+    return replace(asked, strategies={**chosen, **asked.strategies})
+
+
+def has_more_layers(families: Sequence[Family], widths: Widths, shapes: Mapping[str, Any]) -> bool:
+    """Whether a larger model has more layers, by the shapes of its arrays."""
+    return is_deeper(widths, shapes) and not any(f.counts(widths, shapes) for f in families)
+
+
+def ways_out(families: Sequence[Family], asked: Asked) -> Iterator[str]:
+    """Yields what may be passed instead, if the growth is refused."""
+    larger, before = asked.larger, asked.before
+    if larger.shapes:
+        for family in families:
+            yield from family.ways_out(asked)
+        if larger.insertions and _meets_numbers(asked):
+            yield _EACH_ALONE
+        unread = larger.widths is None and before.network is not None
+        if unread and has_more_layers(families, before, larger.shapes):
+            yield _MORE_LAYERS
+    elif any(
+        asked.widths[name].fixed == LAYERS and size > asked.widths[name].size
+        for name, size in asked.sizes.items()
+    ):
+        yield _BY_TARGET
+
+
+def _meets_numbers(asked: Asked) -> bool:
+    """Whether a width grows that numbers may follow from."""
+    return any(
+        kind_of(hazard) in IN_LARGER_MODEL
+        for name, size in asked.sizes.items()
+        if size > asked.widths[name].size
+        for hazard in asked.widths[name].hazards
+    )
+
+
+def target_in_sizes(widths: Widths, sizes: Mapping[Any, int]) -> tuple[PyTree, Mapping[str, int]]:
+    """Returns the network's variables in other sizes, to be a target, and the sizes of all widths.
+
+    Args:
+        widths: the widths of the network.
+        sizes: new sizes by name of the width, or by place.
+
+    Raises:
+        ValueError: if the network is not at hand, sizes are of no widths or below today's, or
+            modules among the variables hold numbers that are not known in these sizes.
+    """
+    if widths.network is None:
+        raise ValueError(NOT_AT_HAND)
+    problems: list[str] = []
+    named = named_sizes(widths, sizes, problems)
+    for name, size in named.items():
+        problems += fewer(widths[name], size)
+    resizing = Resizing(widths.leaves, named)
+    target = resizing.resized(widths.network.variables)
+    problems += (f"{problem}; {WITH_TARGET}" for problem in resizing.problems)
+    if problems:
+        raise Refused(problems)
+    return target, widths.sizes | named
+
+
+def by_name(
+    widths: Widths, asked: Mapping[Any, Any], problems: list[str]
+) -> Iterator[tuple[str, Any]]:
+    """Yields the name of each width, and what is asked of the width."""
+    for place, value in asked.items():
+        is_place = isinstance(place, tuple) and len(place) == 2
+        try:
+            yield (widths.of(*place) if is_place else widths[place]).name, value
+        except KeyError as error:
+            problems.append(str(error.args[0]))
+
+
+def named_sizes(widths: Widths, sizes: Mapping[Any, int], problems: list[str]) -> dict[str, int]:
+    """Returns the asked sizes by width name."""
+    new: dict[str, int] = {}
+    for name, size in by_name(widths, sizes, problems):
+        if not is_integer(size):
+            problems.append(f"{name}: the number of units must be an integer, got {size!r}")
+        elif new.setdefault(name, operator.index(size)) != size:
+            problems.append(f"{name}: asked for two sizes, {new[name]} and {size}")
+    return new
+
+
+def strategies_by_name(
+    widths: Widths, strategy: Strategy | Mapping[str, Strategy] | None, problems: list[str]
+) -> Mapping[str, Strategy]:
+    """Returns the strategy of each width that is given one."""
+    if strategy is None:
+        return {}
+    if isinstance(strategy, Strategy):
+        return dict.fromkeys(widths, strategy)
+    for one in strategy.values() if isinstance(strategy, Mapping) else [strategy]:
+        if not isinstance(one, Strategy):
+            raise TypeError(
+                f"strategy must come from dw.strategies, such as dw.strategies.replicate(), "
+                f"got {one!r}"
+            )
+    for name in strategy:
+        try:
+            widths[name]
+        except KeyError as error:
+            problems.append(f"strategy: {error.args[0]}")
+    return strategy

@@ -1,0 +1,170 @@
+"""Functions of single entries: the table ``ENTRIES``."""
+
+import math
+import operator
+from collections.abc import Callable
+from math import inf
+from typing import Any
+
+import numpy as np
+
+from dogwood_jax._program.primitives.axes import of_entries
+from dogwood_jax._program.primitives.intervals import (
+    Bounds,
+    absolute,
+    at,
+    constantly,
+    monotone,
+    negative,
+    powered,
+    same,
+    sum_of,
+)
+from dogwood_jax._program.primitives.record import Primitive
+
+
+def _of(takes: int | None = 1, **known: Any) -> Primitive:
+    return Primitive(takes, is_of_entries=True, axes=of_entries, **known)
+
+
+def _linear(**known: Any) -> Primitive:
+    return _of(linear=True, zero=True, **known)
+
+
+def _same() -> Primitive:
+    return _of(None, same=True, linear=True, zero=True, bounds=same)
+
+
+def _pow(x: float, y: float) -> float:
+    """Computes a power as JAX does: infinity or NaN where Python raises an error."""
+    sign = -1 if y % 2 == 1 and math.copysign(1, x) < 0 else 1
+    try:
+        return sign * inf if x == 0 and y < 0 else math.pow(x, y)
+    except OverflowError:
+        return sign * inf
+    except ValueError:
+        return math.nan
+
+
+def _unless_nan(choose: Callable[..., Any]) -> Callable[[Any, Any], Any]:
+    return lambda x, y: choose(x, y) if x == x and y == y else math.nan
+
+
+ENTRIES: dict[str, Primitive] = {
+    # What passes its operands on.
+    "copy": _same(),
+    "device_put": _same(),
+    "layout_constraint": _same(),
+    "mesh_cast": _same(),
+    "name": _same(),
+    "nonbatchable": _same(),
+    "optimization_barrier": _same(),
+    "pvary": _same(),
+    "reshard": _same(),
+    "sharding_constraint": _same(),
+    "stop_gradient": _same(),
+    # Linear functions.
+    "conj": _linear(degree=1.0, bounds=same),
+    "convert_element_type": _linear(),
+    "imag": _linear(degree=1.0),
+    "neg": _linear(degree=1.0, fold=operator.neg, bounds=negative),
+    "real": _linear(degree=1.0, bounds=same),
+    "reduce_precision": _linear(bounds=same),
+    # Functions that pass on a factor, as a power of it.
+    "abs": _of(zero=True, degree=1.0, fold=abs, bounds=absolute),
+    "cbrt": _of(zero=True, degree=1 / 3, bounds=monotone(np.cbrt)),
+    "rsqrt": _of(
+        pole=True,
+        degree=-0.5,
+        fold=lambda x: 1 / np.sqrt(x),
+        bounds=lambda b: powered(b, -0.5),
+    ),
+    "sign": _of(zero=True, degree=0.0, bounds=monotone(np.sign)),
+    "sqrt": _of(
+        zero=True,
+        degree=0.5,
+        fold=np.sqrt,
+        bounds=lambda b: powered(b, 0.5),
+    ),
+    "square": _of(zero=True, degree=2.0, fold=np.square, bounds=lambda b: powered(b, 2)),
+    # A power by its exponent, which is a parameter.
+    "integer_pow": _of(zero=True),
+    # Functions that are zero at zero.
+    "asin": _of(zero=True, bounds=constantly(-np.pi / 2, np.pi / 2)),
+    "asinh": _of(zero=True, fold=np.arcsinh, bounds=monotone(np.arcsinh)),
+    "atan": _of(zero=True, fold=np.arctan, bounds=monotone(np.arctan)),
+    "atanh": _of(zero=True),
+    "ceil": _of(zero=True, bounds=monotone(np.ceil)),
+    "erf": _of(zero=True, fold=math.erf, bounds=constantly(-1, 1)),
+    "erf_inv": _of(zero=True),
+    "expm1": _of(zero=True, fold=np.expm1, bounds=monotone(np.expm1)),
+    "floor": _of(zero=True, bounds=monotone(np.floor)),
+    "log1p": _of(zero=True, fold=np.log1p, bounds=monotone(np.log1p)),
+    "round": _of(zero=True, bounds=monotone(np.round)),
+    "sin": _of(zero=True, fold=np.sin, bounds=constantly(-1, 1)),
+    "sinh": _of(zero=True, fold=np.sinh, bounds=monotone(np.sinh)),
+    "tan": _of(zero=True, fold=np.tan),
+    "tanh": _of(zero=True, fold=np.tanh, bounds=monotone(np.tanh)),
+    # Other functions of one operand.
+    "acos": _of(bounds=constantly(0, np.pi)),
+    "acosh": _of(bounds=constantly(0, inf)),
+    "bessel_i0e": _of(),
+    "bessel_i1e": _of(),
+    "bitcast_convert_type": _of(),
+    "clz": _of(),
+    "cos": _of(bounds=constantly(-1, 1)),
+    "cosh": _of(bounds=constantly(1, inf)),
+    "digamma": _of(pole=True),
+    "erfc": _of(bounds=constantly(0, 2)),
+    "exp": _of(fold=np.exp, bounds=monotone(np.exp)),
+    "exp2": _of(fold=np.exp2, bounds=monotone(np.exp2)),
+    "is_finite": _of(bounds=lambda b: Bounds(0, 1)),
+    "lgamma": _of(pole=True),
+    "log": _of(pole=True, fold=np.log, bounds=monotone(np.log)),
+    "log2": _of(pole=True, fold=np.log2, bounds=monotone(np.log2)),
+    "logistic": _of(fold=lambda x: 1 / (1 + np.exp(-x)), bounds=constantly(0, 1)),
+    "not": _of(),
+    "one_minus_square": _of(bounds=lambda b: sum_of(at(1.0), negative(powered(b, 2)))),
+    "population_count": _of(),
+    # Comparisons.
+    "eq": _of(2, compares=True, fold=operator.eq),
+    "eq_to": _of(2, compares=True),
+    "ge": _of(2, compares=True, fold=operator.ge),
+    "gt": _of(2, compares=True, fold=operator.gt),
+    "le": _of(2, compares=True, fold=operator.le),
+    "le_to": _of(2, compares=True),
+    "lt": _of(2, compares=True, fold=operator.lt),
+    "lt_to": _of(2, compares=True),
+    "ne": _of(2, compares=True, fold=operator.ne),
+    # Sums, maxima, products and the like. Rules of their own say what a row cannot say.
+    "add": _of(2, terms=slice(None), fold=operator.add),
+    "add_any": _of(2, terms=slice(None)),
+    "complex": _of(2, terms=slice(None)),
+    "max": _of(2, fold=_unless_nan(max)),
+    "min": _of(2, fold=_unless_nan(min)),
+    "sub": _of(2, terms=slice(None), fold=operator.sub),
+    "clamp": _of(3),
+    "div": _of(2, powers=(1, -1), linear_in_first=True, fold=np.true_divide),
+    "mul": _of(2, powers=(1, 1), fold=operator.mul),
+    "pow": _of(2, fold=_pow),
+    "select_n": _of(None, terms=slice(1, None)),
+    # Other functions of several operands.
+    "and": _of(2),
+    "atan2": _of(2),
+    "igamma": _of(2),
+    "igamma_grad_a": _of(2),
+    "igammac": _of(2),
+    "nextafter": _of(2),
+    "or": _of(2),
+    "polygamma": _of(2),
+    "polynomial": _of(None),
+    "regularized_incomplete_beta": _of(3),
+    "rem": _of(2),
+    "select_if_vmap": _of(None),
+    "shift_left": _of(2),
+    "shift_right_arithmetic": _of(2),
+    "shift_right_logical": _of(2),
+    "threefry2x32": _of(None, draws=True),
+    "xor": _of(2),
+    "zeta": _of(2),
+}

@@ -1,0 +1,110 @@
+"""New units between old ones: ``Rotary``.
+
+Frequencies such as ``theta ** (-2 * i / dim)`` follow from a size. In a model of twice the size,
+every other one is an old one: pair i of a head has the frequency that pair 2 i has there. So old
+units go to multiples of their places, where their numbers are the same. Between them
+lie new units, which are a width of their own, of size 1 before.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from dogwood_jax._base.problems import Refused
+from dogwood_jax._growth.growth import Change, Growth
+from dogwood_jax._plan.asked import Asked
+from dogwood_jax._plan.family import Family
+from dogwood_jax._plan.obstacles import has_tables
+from dogwood_jax._widths.layout import Layout, Product, Units
+from dogwood_jax._widths.widths import Facts, Widths
+from dogwood_jax.strategies import Strategy
+
+
+class Rotary(Family):
+    """New units between old ones, where old units have other numbers otherwise."""
+
+    def rewritten(self, growth: Growth, asked: Asked) -> Iterator[Growth]:
+        changes = [change for change in growth.changes if _may_lie_between(growth, change, asked)]
+        if not changes:
+            return
+        if copied := [change for change in changes if change.sources is not None]:
+            raise Refused(
+                f"{change.width}: in the larger model, old units keep their numbers with new "
+                f"units between them, but strategies.{change.strategy}() copies units"
+                for change in copied
+            )
+        between = _Between({change.width: change.new // change.old for change in changes})
+        yield replace(
+            growth,
+            widths=between.widths(growth.widths),
+            changes=between.changes(growth.changes),
+            notes=(*between.notes, *growth.notes),
+        )
+
+
+def _may_lie_between(growth: Growth, change: Change, asked: Asked) -> bool:
+    """Whether units have numbers of their own, and a multiple of them is asked for."""
+    width, chosen = growth.widths[change.width], asked.strategies.get(change.width)
+    return (
+        change.new > change.old > 1
+        and not change.new % change.old
+        and has_tables(width)
+        and not (width.fixed or width.interface)
+        and (chosen is None or _only_adds(chosen))
+    )
+
+
+@dataclass(frozen=True)
+class _Between:
+    """The widths in which old units go to multiples of their places.
+
+    Attributes:
+        times: by name of the width, how many times as many units it has in the larger model.
+    """
+
+    times: Mapping[str, int]
+
+    @property
+    def notes(self) -> Iterator[str]:
+        """Yields where old units go."""
+        for name, times in self.times.items():
+            yield (
+                f"{name}: old unit i becomes unit {times} i, which has the same numbers in the "
+                "larger model, and new units lie between old ones"
+            )
+
+    def widths(self, widths: Widths) -> Widths:
+        """Returns widths in which the units between old ones are a width of their own."""
+        facts = ((_name(name), Facts(1, inside=name)) for name in self.times)
+        leaves = (replace(leaf, axes=tuple(map(self._layout, leaf.axes))) for leaf in widths.leaves)
+        return replace(widths, leaves=tuple(leaves), facts=(*widths.facts, *facts))
+
+    def changes(self, changes: Iterable[Change]) -> tuple[Change, ...]:
+        """Returns the changes in which these widths get units between old ones."""
+        kept, moved = list[Change](), list[Change]()
+        for change in changes:
+            times = self.times.get(change.width)
+            if times is None:
+                kept.append(change)
+            else:
+                moved.append(replace(change, width=_name(change.width), old=1, new=times))
+        return (*kept, *moved)
+
+    def _layout(self, layout: Layout) -> Layout:
+        if isinstance(layout, Units):
+            if layout.width not in self.times:
+                return layout
+            return Product((layout, replace(layout, width=_name(layout.width), size=1)))
+        parts: list[Layout] = []
+        for part in map(self._layout, layout.parts):
+            flat = isinstance(layout, Product) and isinstance(part, Product)
+            parts += part.parts if flat else [part]  # type: ignore[union-attr]
+        return replace(layout, parts=tuple(parts))
+
+
+def _name(width: str) -> str:
+    return f"{width}[between]"
+
+
+def _only_adds(strategy: Strategy) -> bool:
+    """Whether a strategy adds units without a look at old ones or at each other."""
+    return "zero" in (strategy.incoming, strategy.outgoing) and strategy.choice is None

@@ -1,0 +1,246 @@
+"""Find units that can go without a change of outputs: ``find_dead``."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dogwood_jax._base.arguments import VARIABLES, WIDTHS, ArgumentKind, expect
+from dogwood_jax._base.trees import PyTree, in_order_of, leaves_by_path, rebuilt
+from dogwood_jax._front.plan import plan
+from dogwood_jax._growth.growth import Growth
+from dogwood_jax._judge.evaluate import widened
+from dogwood_jax._smaller.constant_units import moves_constants, with_constants_folded
+from dogwood_jax._smaller.removal import Removal
+from dogwood_jax._smaller.symmetry import expect_width, weights_of
+from dogwood_jax._widths.layout import units_along
+from dogwood_jax._widths.widths import Width, Widths
+
+_NAME = ArgumentKind("the name of a width", lambda value: isinstance(value, str))
+# How much larger than the largest others units are made, to see whether something sees them.
+_FACTORS = (10.0, -10.0)
+
+
+def find_dead(
+    variables: PyTree, width: Width | Widths, name: str | None = None, *, tolerance: float = 0.0
+) -> tuple[int, ...]:
+    """Finds units that ``narrow`` can remove without changing what the network computes.
+
+    A unit may be dead in two cases. If all its outgoing weights are zero, nothing reads it. If all
+    its incoming weights except biases are zero, it is constant; then the layers that read it need
+    biases that take over its effect. Weights to dead units count like others. So a unit that only
+    dead units read is not found before these are removed.
+
+    Such a unit is not dead if something else sees it: a norm, a softmax or a maximum over the
+    units, a product of units with units, another output, or a table by which units take turns.
+    There are two ways to ask:
+
+    - ``find_dead(variables, widths[name])`` goes by what ``trace`` found. If something may see the
+      units of the width, none of them is listed. Constant units are listed if shapes tell that
+      there is a bias beside each array that reads them.
+    - ``find_dead(variables, widths, name)`` evaluates the network with these weights and random
+      inputs, with and without the units, also with larger values of these units. It lists units
+      that can go together without moving any output beyond rounding, and leaves at least one unit.
+      It goes the first way where the network cannot be evaluated: for widths that were not traced,
+      and if weights and values of the network, for the inputs that were traced, are more than ten
+      million numbers.
+
+    Args:
+        variables: pytree of the network's arrays.
+        width: the width whose units are looked at, from ``trace`` or ``chain``; or all widths.
+        name: which of all widths.
+        tolerance: the largest magnitude that counts as zero.
+
+    Returns:
+        The units, in ascending order.
+
+    Raises:
+        TypeError: if arguments are of the wrong kind or swapped.
+        KeyError: if there is no width of this name.
+        ValueError: if an array of the width is missing or has another size there, or the tolerance
+            is negative.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import dogwood_jax as dw
+        >>> def apply(params, x):
+        ...     return jax.nn.relu(x @ params["up"]) @ params["down"]
+        >>> def normed(params, x):
+        ...     return jax.nn.softmax(x @ params["up"]) @ params["down"]
+        >>> params = {"up": jnp.ones((1, 3)), "down": jnp.array([[3.0], [0.0], [4.0]])}
+        >>> x = jnp.ones((5, 1))
+        >>> dw.find_dead(params, dw.trace(apply, params, x)["up"])
+        (1,)
+        >>> dw.find_dead(params, dw.trace(apply, params, x), "up")
+        (1,)
+        >>> dw.find_dead(params, dw.trace(normed, params, x), "up")
+        ()
+    """
+    if name is None:
+        expect_width("find_dead", variables, width, tolerance)
+        assert isinstance(width, Width)
+        return _unseen(variables, width, _have_biases(variables, width), tolerance)
+    widths = width
+    expect(
+        "find_dead(variables, widths, name)",
+        variables=(VARIABLES, variables),
+        widths=(WIDTHS, widths),
+        name=(_NAME, name),
+    )
+    assert isinstance(widths, Widths)
+    width = widths[name]
+    expect_width("find_dead", variables, width, tolerance)
+    try:
+        return _without_change(variables, widths, width, tolerance)
+    except _NotEvaluated:
+        return _unseen(variables, width, moves_constants(widths, name), tolerance)
+
+
+# By what was found of the width -------------------------------------------------------------------
+
+
+def _unseen(variables: PyTree, width: Width, moves: bool, tolerance: float) -> tuple[int, ...]:
+    """Returns the units that surely can go.
+
+    Args:
+        variables: the network's arrays.
+        width: the width.
+        moves: whether biases take over the effect of constant units.
+        tolerance: what counts as zero.
+    """
+    if width.fixed or width.interface or width.hazards or width.copy_hazards:
+        return ()
+    unread, constant = _idle(variables, width, tolerance)
+    return tuple(np.flatnonzero(unread | (constant & moves)).tolist())
+
+
+def _idle(variables: PyTree, width: Width, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
+    """Returns which units nothing reads, and which ones nothing but biases feeds: ``[units]``."""
+    leaves = leaves_by_path(variables)
+    fed = tuple(
+        place
+        for place in width.occurrences
+        if place.role == "incoming" and len(np.shape(leaves[place.path])) > 1
+    )
+    several = (
+        weights_of(variables, width, ("outgoing", "both")),
+        weights_of(variables, replace(width, occurrences=fed), ("incoming",)),
+    )
+    # Without a single such weight, as for an input or output, nothing is known.
+    unread, constant = (
+        (np.abs(rows) <= tolerance).all(axis=1) & (rows.shape[1] > 0) for rows in several
+    )
+    return unread, constant
+
+
+def _have_biases(variables: PyTree, width: Width) -> bool:
+    """Whether a bias lies beside each array that reads a width, as far as shapes tell."""
+    leaves = leaves_by_path(variables)
+    shapes = {path: np.shape(leaf) for path, leaf in leaves.items()}
+    own = {place.path for place in width.occurrences}
+
+    def has_bias(path: str, axis: int) -> bool:
+        others = shapes[path][:axis] + shapes[path][axis + 1 :]
+        beside = (
+            shape
+            for other, shape in shapes.items()
+            if other not in own and other.rpartition("/")[0] == path.rpartition("/")[0]
+        )
+        return any(shape and shape == others[-len(shape) :] for shape in beside)
+
+    readers = [place for place in width.occurrences if place.role == "outgoing"]
+    return bool(readers) and all(has_bias(place.path, place.axis) for place in readers)
+
+
+# By evaluation ------------------------------------------------------------------------------------
+
+
+class _NotEvaluated(Exception):
+    """The network cannot be evaluated with and without units."""
+
+
+def _without_change(
+    variables: PyTree, widths: Widths, width: Width, tolerance: float
+) -> tuple[int, ...]:
+    """Returns the units that go together without moving an output.
+
+    Raises:
+        _NotEvaluated: if that cannot be found out.
+    """
+    unread, constant = _idle(variables, width, tolerance)
+    candidates = np.flatnonzero(unread | constant).tolist()
+    if not candidates or width.fixed or width.interface:
+        return ()
+    variables = _with_zeros(variables, width, tolerance)
+    removal = Removal(widths)
+
+    def moved(growth: Growth, variables: PyTree) -> float | None:
+        return removal.moved(variables, with_constants_folded(variables, growth), growth)
+
+    def can_go(units: Sequence[int]) -> bool:
+        keep = sorted({*range(width.size)} - {*units})
+        if not keep:
+            return False
+        try:
+            growth = plan(widths, keep={width.name: keep})
+        except ValueError:  # narrow refuses them, too
+            return False
+        share = moved(growth, variables)
+        if share is None:
+            raise _NotEvaluated
+        louder = (_louder(variables, widths, width, units, factor) for factor in _FACTORS)
+        return share == 0 and not any(moved(growth, values) for values in louder)
+
+    return tuple(sorted(_together(can_go, (), candidates)))
+
+
+def _together(
+    can_go: Callable[[Sequence[int]], bool], gone: Sequence[int], units: Sequence[int]
+) -> Sequence[int]:
+    """Returns units that can go together, found by halves: those that are gone, and more."""
+    if not units:
+        return gone
+    if can_go([*gone, *units]):
+        return [*gone, *units]
+    if len(units) == 1:
+        return gone
+    middle = len(units) // 2
+    for half in (units[:middle], units[middle:]):
+        gone = _together(can_go, gone, half)
+    return gone
+
+
+def _with_zeros(variables: PyTree, width: Width, tolerance: float) -> PyTree:
+    """Returns the variables with zeros for the weights of the width that count as zero."""
+    leaves = leaves_by_path(variables)
+    for path in {place.path for place in width.occurrences} if tolerance else ():
+        array = leaves[path]
+        if np.ndim(array) > 1:
+            leaves[path] = np.where(np.abs(array) <= tolerance, 0, array).astype(array.dtype)
+    return in_order_of(variables, rebuilt(jax.tree.structure(variables), leaves))
+
+
+def _louder(
+    variables: PyTree, widths: Widths, width: Width, units: Sequence[int], factor: float
+) -> PyTree:
+    """Returns the variables with units that are much larger than others. Zeros stay zeros.
+
+    If a unit can go, it does not matter how large it is. A maximum over many units shows a unit
+    only if it is the largest, and few random inputs make it so.
+    """
+    leaves = leaves_by_path(variables)
+    for place in width.occurrences:
+        array = leaves[place.path]
+        fed = np.ndim(array) > 1 or widths.leaf(place.path).kind == "zeros"
+        if place.role == "incoming" and fed and jnp.issubdtype(array.dtype, jnp.inexact):
+            rows = np.moveaxis(np.asarray(widened(array)), place.axis, 0)
+            mine = np.isin(units_along(place.layout, width.name, ("incoming",)), [*units])
+            largest = np.abs(rows).max(axis=tuple(range(1, rows.ndim)), keepdims=True)
+            mine = mine.reshape(largest.shape) & (largest > 0)
+            scale = factor * largest.max(initial=0) / np.where(mine, largest, 1)
+            rows = np.where(mine, rows * scale, rows)
+            leaves[place.path] = np.moveaxis(rows, 0, place.axis).astype(array.dtype)
+    return in_order_of(variables, rebuilt(jax.tree.structure(variables), leaves))

@@ -1,0 +1,278 @@
+"""What a network would lose with each of its units: ``saliency``."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from numpy.typing import NDArray
+
+from dogwood_jax import strategies
+from dogwood_jax._base.arguments import (
+    VARIABLES,
+    WIDTHS,
+    ArgumentKind,
+    expect,
+    expect_arrays,
+    expect_given,
+    expect_values,
+)
+from dogwood_jax._base.described import described
+from dogwood_jax._base.trees import PyTree, is_array, leaves_by_path, rebuilt
+from dogwood_jax._plan.own_function import Rejected, own_program
+from dogwood_jax._smaller.dead import find_dead
+from dogwood_jax._smaller.symmetry import find_symmetric, weights_of
+from dogwood_jax._widths.layout import units_along
+from dogwood_jax._widths.widths import Width, Widths
+
+Way = Literal["first_order", "activity", "norm"]
+Scores = dict[str, NDArray[np.float64]]
+Loss = Callable[..., Any]
+
+_LOSS = ArgumentKind("a function, loss(variables, *batch)", callable)
+_WAY = ArgumentKind(f"one of {get_args(Way)}", lambda value: value in get_args(Way))
+
+
+def saliency(
+    variables: PyTree,
+    widths: Widths,
+    loss: Loss | None = None,
+    *batch: Any,
+    by: Way = "first_order",
+) -> Scores:
+    """Scores each unit by what a network would lose with it.
+
+    Scores are plain data: compute them once and pass them to ``shrink`` for several budgets, leave
+    out the widths that are to stay, or add up the scores of several batches. By default they
+    estimate how much the loss rises without the unit, up to a common factor. So scores of different
+    widths compare, as activities do. Norms compare within a width at best.
+
+    ``by`` says how:
+
+    - ``"first_order"``: the mean over samples of the squared derivative of a sample's loss by a
+      factor on all outgoing weights of the unit. For the loss of the whole batch, this derivative
+      vanishes once training has converged; its square by sample does not, and stands for the
+      curvature.
+    - ``"activity"``: the mean square of what the unit contributes to the outputs, see ``activity``,
+      estimated by a random projection of the outputs for each sample. It runs the traced function
+      on the first arrays of the batch. The loss is not used.
+    - ``"norm"``: the squared norm of all weights of the unit. It takes neither loss nor batch.
+
+    In each way, units that can go for nothing have the score zero: dead units, see ``find_dead``,
+    and all but the first of units that compute the same function, see ``find_symmetric``. The first
+    of these has the score of all together, because it takes over their outgoing weights.
+
+    Args:
+        variables: pytree of the network's arrays, with values.
+        widths: its widths, from ``trace`` or ``chain``.
+        loss: function ``loss(variables, *batch)``, a scalar.
+        *batch: arrays, or pytrees of them. The first axis counts samples. The loss is called with
+            one sample at a time, arrays ``[1, ...]``.
+        by: how to score.
+
+    Returns:
+        The scores by name of the width, float64 ``[units]``. Widths whose units cannot be removed
+        one by one are left out: those that are fixed, inputs or outputs, under a norm without an
+        exact recipe, or that the traced function only takes in other sizes together with others.
+
+    Raises:
+        TypeError: if arguments are of the wrong kind.
+        ValueError: if the variables are of another network, the batch is missing or its arrays do
+            not hold equally many samples, or the loss is not a scalar or not finite.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import dogwood_jax as dw
+        >>> def apply(params, x):
+        ...     return jax.nn.relu(x @ params["up"]) @ params["down"]
+        >>> def loss(params, x, y):
+        ...     return jnp.mean((apply(params, x) - y) ** 2)
+        >>> params = {"up": jnp.ones((1, 3)), "down": jnp.array([[3.0], [0.0], [4.0]])}
+        >>> x, y = jnp.ones((5, 1)), jnp.zeros((5, 1))
+        >>> widths = dw.trace(apply, params, x)
+        >>> dw.saliency(params, widths, by="norm")["up"].round(1).tolist()
+        [53.1, 0.0, 0.0]
+
+    Reference:
+        Molchanov et al., 2019, Importance Estimation for Neural Network Pruning (the square of the
+        summed products of weights and gradients); Theis et al., 2018, Faster Gaze Prediction With
+        Dense Networks and Fisher Pruning (why its mean over samples estimates the loss).
+    """
+    expect("saliency(variables, widths)", variables=(VARIABLES, variables), widths=(WIDTHS, widths))
+    expect_given("saliency", loss=(_LOSS, loss), by=(_WAY, by))
+    leaves = leaves_by_path(variables)
+    expect_values("saliency", leaves, "pass trained weights")
+    expect_arrays("saliency", "variables", variables, leaves, [leaf.path for leaf in widths.leaves])
+    removable = [width for width in widths.values() if refusal(widths, width) is None]
+    idle = {width.name: find_dead(variables, widths, width.name) for width in removable}
+    groups = {width.name: copies(variables, width) for width in removable}
+    if by == "norm":
+        scores = {w.name: np.sum(weights_of(variables, w) ** 2, axis=1) for w in removable}
+    elif by == "activity":
+        scores = _activities(variables, widths, removable, batch)
+    else:
+        scores = _first_order(variables, removable, loss, batch)
+    for name, own in scores.items():
+        if not np.isfinite(own).all():
+            raise ValueError(
+                f"saliency: scores of {name} are not finite, because weights or gradients are not"
+            )
+        own[list(idle[name])] = 0
+        for first, *others in groups[name]:
+            own[first] = np.sqrt(own[[first, *others]]).sum() ** 2
+            own[others] = 0
+    return scores
+
+
+# Which units can go -------------------------------------------------------------------------------
+
+
+def refusal(widths: Widths, width: Width) -> str | None:
+    """Returns why units of a width cannot be removed by their scores, or None."""
+    if width.fixed:
+        return width.fixed
+    if width.interface:
+        return "it is a dimension of an input or output"
+    if width.size < 2:
+        return "it has a single unit"
+    if width.hazards and all(strategies.by_name(r.strategy).makes_alike for r in width.recipes):
+        return f"a unit that goes changes the others: {'; '.join(width.hazards)}"
+    if widths.network is not None:
+        own = own_program(widths, {width.name: 2 * width.size})
+        if isinstance(own, Rejected) and own.follows_shapes:
+            return f"other widths must change along with it: {own.reason}"
+    return None
+
+
+def copies(variables: PyTree, width: Width) -> tuple[tuple[int, ...], ...]:
+    """Returns groups of units that ``merge_symmetric`` can make one of, all else alike."""
+    if width.hazards or width.copy_hazards:
+        return ()
+    return find_symmetric(variables, width, outgoing=False)
+
+
+# Ways to score ------------------------------------------------------------------------------------
+
+
+def _first_order(
+    variables: PyTree, removable: list[Width], loss: Loss | None, batch: tuple[Any, ...]
+) -> Scores:
+    """Returns the mean square of the effect that each unit has on the loss of a sample."""
+    if loss is None or not batch:
+        raise ValueError("saliency: by='first_order' needs a loss and a batch, loss, *batch")
+    return _mean_squares(variables, removable, loss, batch)
+
+
+def _activities(
+    variables: PyTree, widths: Widths, removable: list[Width], batch: tuple[Any, ...]
+) -> Scores:
+    """Returns the mean square of the effect that each unit has on the outputs for a sample.
+
+    The square of the effect on a random projection of the outputs is, on average, the sum of the
+    squares of the effects on all outputs.
+    """
+    network = widths.network
+    if network is None:
+        raise ValueError("saliency: by='activity' runs the traced function; trace the network")
+    inputs = batch[: len(network.inputs)]
+    if len(inputs) < len(network.inputs) or not inputs:
+        raise ValueError(
+            f"saliency: by='activity' needs a batch that begins with the {len(network.inputs)} "
+            f"inputs of the traced function, got {len(inputs)}"
+        )
+    _expect_samples(inputs)
+
+    def projected(variables: PyTree, key: Array, *inputs: Any) -> Any:
+        total: Any = 0.0
+        for number, output in enumerate(jax.tree.leaves(network.apply(variables, *inputs))):
+            if jnp.issubdtype(output.dtype, jnp.inexact):
+                own = jax.random.fold_in(key[0], number)
+                output = _wide(output)
+                total += jnp.real(
+                    jnp.vdot(jax.random.normal(own, output.shape, output.dtype), output)
+                )
+        return total
+
+    count = len(jax.tree.leaves(inputs)[0])
+    keys = jax.random.split(jax.random.key(0), count)
+    return _mean_squares(variables, removable, projected, (keys, *inputs))
+
+
+def _mean_squares(
+    variables: PyTree, removable: list[Width], loss: Loss, batch: tuple[Any, ...]
+) -> Scores:
+    """Returns the mean over samples of the square of what silencing each unit does to the loss."""
+    samples = jax.tree.map(jnp.asarray, batch)
+    _expect_samples(samples)
+    structure, leaves = jax.tree.structure(variables), leaves_by_path(variables)
+    leaves = {p: jnp.asarray(leaf) if is_array(leaf) else leaf for p, leaf in leaves.items()}
+    places = {width.name: _read_at(width) for width in removable}
+    arrays = {path: leaves[path] for along in places.values() for path, *_ in along}
+    if whole := [p for p, a in arrays.items() if not jnp.issubdtype(a.dtype, jnp.inexact)]:
+        raise ValueError(f"saliency: integers have no gradient: {', '.join(whole)}; use by='norm'")
+
+    def loss_of(arrays: Mapping[str, Array], sample: Any) -> Any:
+        one = jax.tree.map(lambda array: array[None], sample)
+        return loss(rebuilt(structure, {**leaves, **arrays}), *one)
+
+    def squares(arrays: Mapping[str, Array], sample: Any) -> tuple[Array, dict[str, Array]]:
+        value, slopes = jax.value_and_grad(loss_of)(arrays, sample)
+        effects = {path: jnp.real(_wide(arrays[path]) * _wide(slopes[path])) for path in arrays}
+        return value, {w.name: _by_unit(effects, w, places[w.name]) ** 2 for w in removable}
+
+    first = jax.tree.map(lambda array: array[0], samples)
+    if getattr(shape := jax.eval_shape(loss_of, arrays, first), "shape", None) != ():
+        raise ValueError(
+            f"saliency: the loss must be a scalar, got {described(shape)}; take the mean of it"
+        )
+    values, found = jax.jit(
+        lambda arrays, samples: jax.lax.map(lambda sample: squares(arrays, sample), samples)
+    )(arrays, samples)
+    if not (finite := np.isfinite(np.asarray(values, float))).all():
+        number = int(np.argmin(finite))
+        raise ValueError(f"saliency: the loss of sample {number} is {values[number]}, not finite")
+    return {name: np.asarray(of, np.float64).mean(axis=0) for name, of in found.items()}
+
+
+def _expect_samples(batch: tuple[Any, ...]) -> None:
+    """Raises if the arrays of a batch do not hold equally many samples."""
+    shapes = [array.shape for array in jax.tree.leaves(batch)]
+    if not shapes or len({shape[:1] for shape in shapes}) > 1 or () in shapes or (0,) in shapes:
+        raise ValueError(
+            "saliency: the first axis of each array of the batch must count the same samples, got "
+            f"shapes {shapes}; what has no samples, such as a key, belongs into the loss: "
+            "lambda variables, x, y: loss(variables, x, y, key)"
+        )
+
+
+def _wide(array: Array) -> Array:
+    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+
+
+def _read_at(width: Width) -> list[tuple[str, int, NDArray[np.int_]]]:
+    """Returns paths and axes where a width is read, with the unit at each position or -1.
+
+    Where no array reads the units, the arrays that write them are returned: without a unit of a
+    query, for example, a unit of the key counts for nothing.
+    """
+    for roles in (("outgoing", "both"), ("incoming",)):
+        places = ((o.path, o.axis, o.layout) for o in width.occurrences if o.role in roles)
+        found = dict.fromkeys(places)  # once, whatever the roles of the units
+        if found:
+            break
+    return [(path, axis, units_along(layout, width.name, roles)) for path, axis, layout in found]
+
+
+def _by_unit(
+    effects: Mapping[str, Array], width: Width, places: list[tuple[str, int, NDArray[np.int_]]]
+) -> Array:
+    """Returns the sums of effects of a width's weights by unit, ``[units]``."""
+    total: Any = 0
+    for path, axis, units in places:
+        along = jnp.sum(effects[path], [a for a in range(effects[path].ndim) if a != axis])
+        numbers = jnp.where(units < 0, width.size, units)
+        total = total + jax.ops.segment_sum(along, numbers, width.size + 1)
+    return jnp.asarray(total)[: width.size]
