@@ -122,7 +122,9 @@ def grow(
             deepening or narrowing.
         out: where the larger checkpoint goes: a new name, or a regular file to replace if the
             source is a file, or an empty folder if it is a folder or an index. Arrays stay in files
-            of the same name.
+            of the same name. If the source is a step, as ``CheckpointManager`` writes them,
+            ``out`` is one, too, with all that the step holds beside the tree: name it by its
+            number, as ``large/100``, and ``CheckpointManager("large")`` finds it.
             Other files beside them, such as ``config.json``, are left to you: they say old sizes.
         key: PRNG key for random weights, as for ``dw.grow``.
         tx: the optimizer, if the checkpoint holds its state.
@@ -174,7 +176,8 @@ def grow(
 
         if names is not None:
             raise ValueError("checkpoint.grow: names= is for safetensors; leave it out for Orbax")
-        grow_folder(folder, growth, Path(out), key, tx)
+        step = None if folder == Path(source) else Path(source)
+        grow_folder(folder, growth, Path(out), key, tx, step)
         return
     if tx is not None:
         raise ValueError("checkpoint.grow: tx= is for checkpoints of Orbax; safetensors hold none")
