@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -169,9 +170,16 @@ def test_heads_follow_where_they_are_certain(kind, heads, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "stale", [{"num_attention_heads": 2}, {"num_key_value_heads": 1}, {"head_dim": 2}], ids=str
+    "stale",
+    [
+        {"num_attention_heads": 2},
+        {"num_key_value_heads": 1},
+        {"head_dim": 2},
+        {"num_attention_heads": None, "num_key_value_heads": None, "head_dim": None},
+    ],
+    ids=str,
 )
-def test_heads_of_a_stale_file_are_not_believed(stale, tmp_path):
+def test_heads_of_a_file_that_does_not_fit_are_not_believed(stale, tmp_path):
     with pytest.raises(ValueError, match="give num_attention_heads or head_dim"):
         new_config(tmp_path, shapes(hidden_size=20), before=config(**stale))
 
@@ -203,12 +211,26 @@ def test_layers_without_experts_are_where_the_file_says(tmp_path):
         assert found == {**before, "num_hidden_layers": 4, **given}
 
 
-def test_layers_of_several_sizes_have_no_number(tmp_path):
-    new = {**shapes(), "model.layers.1.mlp.up_proj.weight": (30, 16)}
-    with pytest.raises(
-        ValueError, match="intermediate_size: expected one size .*; got 24 in .* 30"
-    ):
-        new_config(tmp_path, new)
+@pytest.mark.parametrize(
+    ("kind", "number", "tensor", "shape"),
+    [
+        ("llama", "intermediate_size", "layers.1.mlp.up_proj", (30, 16)),
+        ("llama", "num_key_value_heads", "layers.1.self_attn.k_proj", (12, 16)),
+        ("llama", "vocab_size", "lm_head", (48, 16)),
+        ("gemma", "hidden_size", "norm", (20,)),
+        ("qwen3_moe", "num_experts", "layers.1.mlp.gate", (5, 16)),
+        ("qwen3_moe", "num_experts", "layers.1.mlp.experts.3.up_proj", (12, 16)),
+        ("mixtral", "num_local_experts", "layers.1.block_sparse_moe.gate", (5, 16)),
+        ("mixtral", "num_local_experts", "layers.1.block_sparse_moe.experts.3.w1", (24, 16)),
+    ],
+)
+def test_arrays_of_several_sizes_have_no_number(kind, number, tensor, shape, tmp_path):
+    name = f"model.{tensor}.weight".replace("model.lm_head", "lm_head")
+    new = shapes(kind)
+    if "experts.3" not in name:
+        assert name in new
+    with pytest.raises(ValueError, match=f"{number}.*: expected one size .* in {name}"):
+        new_config(tmp_path, {**new, name: shape}, before=config(kind))
 
 
 def test_tensors_that_the_model_lacks_or_needs_are_named(tmp_path):
@@ -372,6 +394,15 @@ def test_nothing_is_written_where_numbers_do_not_fit(small, growth, tmp_path):
             checkpoint.grow(small, growth, tmp_path / "large", key=KEY, names=NAMES, config=numbers)
         assert all(f"\n- {number}: " in str(error.value) for number in named)
     assert names_in(tmp_path) == ["small"]
+
+
+def test_files_that_are_copied_need_room(small, growth, tmp_path, monkeypatch):
+    (small / "tokenizer.json").write_bytes(bytes(100_000))  # the tensors take fewer
+    monkeypatch.setattr(draft.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=90_000))
+    given = {**LARGE, "layer_types": LAYER_TYPES}
+    with pytest.raises(OSError, match="90,000 are free"):
+        checkpoint.grow(small, growth, tmp_path / "x", key=KEY, names=NAMES, config=given)
+    checkpoint.grow(small / INDEX, growth, tmp_path / "alone", key=KEY, names=NAMES)
 
 
 def test_without_a_file_and_for_one_file_tensors_grow_alone(small, growth, tmp_path):

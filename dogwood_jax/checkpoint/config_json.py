@@ -190,8 +190,8 @@ def _pattern(tensor: Tensor) -> tuple[str, Sequence[int]]:
 
 
 def _sizes(shown: _Shown) -> dict[str, int]:
-    """Returns the numbers of which all arrays show the same."""
-    return {number: next(iter(sizes)) for number, sizes in shown.items() if len(sizes) == 1}
+    """Returns the size of each number; the first one where arrays show several."""
+    return {number: next(iter(sizes)) for number, sizes in shown.items()}
 
 
 def _by(shown: _Shown, number: str) -> str:
