@@ -233,6 +233,20 @@ def test_arrays_of_several_sizes_have_no_number(kind, number, tensor, shape, tmp
         new_config(tmp_path, {**new, name: shape}, before=config(kind))
 
 
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
+def test_experts_are_counted_by_either_name(kind, tmp_path):
+    """Transformers 5 writes ``num_local_experts`` for Qwen, too."""
+    names = {"num_experts", "num_local_experts"}
+    new = shapes(kind, num_experts=5, num_local_experts=5)
+    for said in ({"num_experts"}, {"num_local_experts"}, names):
+        before = config(kind, **{name: 3 if name in said else None for name in names})
+        expected = {**before, **dict.fromkeys(said, 5)}
+        assert new_config(tmp_path, new, before=before) == expected
+        for name in said:
+            with pytest.raises(ValueError, match=f"\n- {name}: expected 5, .*; got 3"):
+                new_config(tmp_path, new, before=before, given={name: 3})
+
+
 def test_tensors_that_the_model_lacks_or_needs_are_named(tmp_path):
     with pytest.raises(ValueError, match="num_local_experts: .* llama has none; give another"):
         new_config(tmp_path, shapes("mixtral"), old=shapes())
