@@ -364,7 +364,7 @@ def planned(folder, **sizes):
 
 
 LARGE = {
-    **{"vocab_size": 48, "hidden_size": 20, "intermediate_size": 30, "num_hidden_layers": 3},
+    **{"vocab_size": 48, "hidden_size": 24, "intermediate_size": 30, "num_hidden_layers": 3},
     **{"num_attention_heads": 8, "num_key_value_heads": 4},
 }
 

@@ -1,8 +1,8 @@
 """What lies beside the tensors in a folder of Hugging Face: ``config_of`` and ``files_beside``.
 
 ``config.json`` says how many layers the model has, and how large its arrays are. With the old file
-beside a deeper model's arrays, the small model is loaded, without a word. So each number that an
-array shows is checked, or taken from the array. All others stay as they are, or are given.
+beside a deeper model's arrays, the small model is loaded, and that is no error. So each number that
+an array shows is checked, or taken from the array. All others stay as they are, or are given.
 
 Reference:
     The names of tensors and numbers are those of https://github.com/huggingface/transformers.

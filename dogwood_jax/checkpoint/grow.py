@@ -144,10 +144,11 @@ def grow(
             as ``num_hidden_layers``, and one that you give must fit it. If heads grow, arrays show
             their number times their size alone, so give ``num_attention_heads``. Give lists with an
             entry for each layer, such as ``layer_types``, if there are more layers. What no array
-            shows, such as ``rope_theta``, is as in the old file or as you give it. Tokenizer, chat
-            template, ``generation_config.json`` and all other files beside the tensors are copied,
-            weights in other formats not among them. For other models, for a single file and for
-            an index, only tensors are written.
+            shows, such as ``rope_theta``, is as in the old file or as you give it. Transformers
+            loads some models only if ``num_attention_heads`` divides ``hidden_size``: see to that.
+            Tokenizer, chat template, ``generation_config.json`` and all other files beside the
+            tensors are copied, weights in other formats not among them. For other models, for a
+            single file and for an index, only tensors are written.
 
     Raises:
         TypeError: if arguments are of the wrong kind.
