@@ -31,6 +31,7 @@ def main(arguments: Sequence[str]) -> str:
     grow.add_argument("out", help="where the larger checkpoint goes")
     grow.add_argument("--seed", type=int, help="of random weights: jax.random.key(SEED)")
     grow.add_argument("--names", help="a JSON file that says which tensor is which leaf")
+    grow.add_argument("--config", help="a JSON file with new numbers for config.json")
     grow.set_defaults(run=_grow)
     options = parser.parse_args(arguments)
     return answered(parser.prog, lambda: options.run(options))
@@ -47,8 +48,11 @@ def _grow(options: argparse.Namespace) -> str:
             f"{options.growth}: expected a growth, which dw.plan returns; found widths"
         )
     key = None if options.seed is None else jax.random.key(options.seed)
-    names = None if options.names is None else json.loads(Path(options.names).read_text())
-    checkpoint.grow(options.source, growth, options.out, key=key, names=names)
+    names, config = (
+        None if file is None else json.loads(Path(file).read_text())
+        for file in (options.names, options.config)
+    )
+    checkpoint.grow(options.source, growth, options.out, key=key, names=names, config=config)
     return (
         f"{options.out}: {', '.join(f'{name} has {n} units' for name, n in growth.sizes.items())}"
     )

@@ -16,6 +16,7 @@ from flax import nnx
 
 import dogwood_jax as dw
 from dogwood_jax import _old_nnx as old
+from dogwood_jax._arrays.unshared import unshared
 from dogwood_jax._base.arguments import (
     BY_WIDTH,
     GROWTH,
@@ -135,13 +136,19 @@ def plan(
 
 @old.takes_old_form(old.grow, trace, plan)
 def grow(
-    model: Module, growth: dw.Growth, *, key: jax.Array | None = None, fresh: Module | None = None
+    model: Module,
+    growth: dw.Growth,
+    *,
+    key: jax.Array | None = None,
+    fresh: Module | None = None,
+    copy: bool = False,
 ) -> Module:
     """Returns the larger module with the values of the trained one, as ``dogwood_jax.grow`` does.
 
     ``fresh`` is the larger module. Without it, the larger module is made from the trained one, as
     ``plan`` makes it for sizes; a growth with new layers needs it. Free weights are the values of
-    ``fresh``, or drawn if there is a ``key``.
+    ``fresh``, or drawn if there is a ``key``. Both modules share arrays that stay as they are,
+    unless ``copy`` is true.
 
     Example:
         >>> import jax
@@ -161,7 +168,7 @@ def grow(
     if larger is None:
         what = "cannot grow this module", "pass the larger module, fresh="
         larger, growth = _larger(model, growth, *what), replace(growth, structure=None)
-    return with_state(larger, dw.grow(nnx.state(model), growth, key=key, fresh=values))
+    return with_state(larger, dw.grow(nnx.state(model), growth, key=key, fresh=values, copy=copy))
 
 
 @old.takes_old_form(old.deepen)
@@ -304,11 +311,13 @@ def grow_optimizer(
     *,
     second_moment: Literal["mean", "zeros"] | None = None,
     fields: Mapping[str, Any] | None = None,
+    copy: bool = False,
 ) -> nnx.Optimizer[Any]:
     """Returns an optimizer for the module that has grown, with the state of the old one.
 
     The state grows as by ``dogwood_jax.grow_opt_state``. ``wide_model`` is what ``grow`` returned.
-    The new optimizer has the same ``tx`` and ``wrt``, and is at the same step.
+    The new optimizer has the same ``tx`` and ``wrt``, and is at the same step. Both optimizers
+    share arrays that stay as they are, unless ``copy`` is true.
 
     Example:
         >>> import jax
@@ -339,6 +348,9 @@ def grow_optimizer(
         second_moment,
         fields or {},
     )
+
+    if copy:
+        state = unshared(state, arrays_of(optimizer.opt_state))
 
     def begin(params: Any) -> Any:
         return with_ages_of(optimizer.tx.init(params), state)

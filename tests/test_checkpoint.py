@@ -680,6 +680,28 @@ def test_a_checkpoint_of_orbax_grows_with_the_optimizer(tx, name, options, tmp_p
 
 
 @pytest.mark.filterwarnings("ignore:.*[Ss]harding.*")
+def test_a_step_of_a_checkpoint_manager_becomes_a_step(tmp_path):
+    """The manager of the larger network finds it, with its metrics, and restores it."""
+    import orbax.checkpoint as ocp
+
+    _, tree, _ = network()
+    growth, state = GROWTHS["wider"], trained(ADAMW, tree)
+    best = ocp.CheckpointManagerOptions(best_fn=lambda metrics: metrics["loss"])
+    with ocp.CheckpointManager(tmp_path / "small", options=best) as manager:
+        saved = ocp.args.StandardSave({"params": tree, "opt_state": state})
+        manager.save(7, args=saved, metrics={"loss": 0.5})
+    (tmp_path / "large").mkdir()
+    checkpoint.grow(tmp_path / "small/7", growth, tmp_path / "large/7", key=KEY, tx=ADAMW)
+    wide = dw.grow(tree, growth, key=KEY)
+    target = {"params": wide, "opt_state": dw.grow_opt_state(state, growth, ADAMW)}
+    with ocp.CheckpointManager(tmp_path / "large", options=best) as manager:
+        assert manager.latest_step() == 7
+        like = ocp.args.StandardRestore(jax.tree.map(np.zeros_like, target))
+        assert_same(*map(leaves_by_path, (manager.restore(7, args=like), target)))
+        assert manager.metrics(7) == {"loss": 0.5}
+
+
+@pytest.mark.filterwarnings("ignore:.*[Ss]harding.*")
 def test_arrays_that_others_weigh_grow_on_disk(tmp_path):
     import orbax.checkpoint as ocp
 

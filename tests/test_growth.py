@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import dogwood_jax as dw
@@ -733,3 +734,26 @@ def test_new_outputs_that_begin_at_random_are_noted():
     assert dw.plan(looked_up, {"table[vocab]": 6}, interface=True).notes == ()  # no outputs
     (note,) = dw.plan(WIDTHS, {"up": 9}, strategy=dw.strategies.zeros()).notes
     assert note.startswith("up: new units have zero incoming and zero outgoing weights")
+
+
+def test_copies_are_not_shared():
+    """A train step that donates deletes arrays that the old tree still needs."""
+    params = {"up": jnp.ones((4, 8)), "down": jnp.ones((8, 2)), "other": jnp.ones(3)}
+    key = jax.random.key(0)
+
+    def apply(v, x):
+        return x @ v["up"] @ v["down"] + v["other"].sum()
+
+    growth = dw.plan(dw.trace(apply, params, jnp.ones((1, 4))), {"up": 16})
+    tx = optax.adam(1e-3)
+    state = tx.init(params)
+    for copy in (False, True):
+        wide = dw.grow(params, growth, key=key, copy=copy)
+        wide_state = dw.grow_opt_state(state, growth, tx, copy=copy, second_moment="zeros")
+        assert (wide["other"] is params["other"]) != copy
+        old = {id(leaf) for leaf in jax.tree.leaves((params, state))}
+        shared = [leaf for leaf in jax.tree.leaves((wide, wide_state)) if id(leaf) in old]
+        assert bool(shared) != copy
+    jax.jit(lambda tree: jax.tree.map(lambda a: 2 * a, tree), donate_argnums=0)(wide)
+    assert params["other"].sum() == 3
+    assert jax.eval_shape(lambda p: dw.grow(p, growth, key=key, copy=True), params)["up"].shape

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import dogwood_jax as dw
@@ -142,3 +143,48 @@ def test_activity_is_the_change_that_silencing_makes(network):
 def test_bad_requests_are_refused(network, arguments, message):
     with pytest.raises(ValueError, match=message):
         dw.plan(network[1], **arguments)
+
+
+def test_some_layers_of_a_stack_stay():
+    """A loop runs over any number of layers, so some of them may go; the state goes along."""
+
+    def apply(params, x):
+        def layer(x, block):
+            return x + jnp.tanh(x @ block["up"]) @ block["down"], None
+
+        return jax.lax.scan(layer, x, params["blocks"])[0] @ params["out"]
+
+    keys = iter(jax.random.split(jax.random.key(0), 9))
+    shapes = {"blocks": {"up": (4, 3, 6), "down": (4, 6, 3)}, "out": (3, 2)}
+    is_shape = lambda node: isinstance(node, tuple)  # noqa: E731
+    params = jax.tree.map(lambda s: jax.random.normal(next(keys), s), shapes, is_leaf=is_shape)
+    x = jax.random.normal(next(keys), (5, 3))
+    widths = dw.trace(apply, params, x)
+    name = widths.of("blocks/up", 0).name
+    growth = dw.plan(widths, keep={name: [3, 0]})
+    kept = {**params, "blocks": jax.tree.map(lambda a: a[jnp.array([3, 0])], params["blocks"])}
+    narrow = dw.grow(params, growth)
+    np.testing.assert_array_equal(apply(narrow, x), apply(kept, x))
+    tx = optax.adam(1e-3)
+    _, state = tx.update(params, tx.init(params), params)
+    moments = dw.grow_opt_state(state, growth, tx)[0].mu
+    np.testing.assert_allclose(moments["blocks"]["up"], 0.1 * kept["blocks"]["up"], 1e-12)
+    fewer = jax.eval_shape(lambda: kept)
+    with pytest.raises(ValueError, match="2 units are fewer than today's 4"):
+        dw.plan(widths, target=fewer)
+
+
+def test_fewer_layers_with_names_of_their_own_are_told():
+    def network(layers):
+        def apply(params, x):
+            for index in range(layers):
+                x = x + jnp.tanh(x @ params[f"block_{index}"])
+            return x
+
+        return apply, {f"block_{n}": jax.ShapeDtypeStruct((3, 3), float) for n in range(layers)}
+
+    (deep, shapes), (flat, fewer) = network(4), network(2)
+    widths = dw.trace(deep, shapes, jnp.ones((2, 3)))
+    for options in ({}, {"target_apply": flat}):
+        with pytest.raises(ValueError, match="growing never drops arrays: if the target is to"):
+            dw.plan(widths, target=fewer, **options)

@@ -453,3 +453,37 @@ def test_widths_know_the_module_that_was_traced() -> None:
     growth = dw.nnx.plan(dw.nnx.trace(model, x), {"attention/query[heads]": 4})
     assert growth.notes == ()
     assert dw.nnx.grow(model, growth, key=jax.random.key(1)).attention.num_heads == 4
+
+
+class _Dropped(nnx.Module):
+    """A stack of blocks over which a scan runs, each with keys for dropout of its own."""
+
+    def __init__(self, layers, rngs):
+        @nnx.split_rngs(splits=layers)
+        @nnx.vmap(in_axes=(0,), out_axes=0)
+        def blocks(rngs):
+            return nnx.Sequential(
+                nnx.Linear(4, 6, rngs=rngs),
+                nnx.tanh,
+                nnx.Dropout(0.1, rngs=rngs),
+                nnx.Linear(6, 4, rngs=rngs),
+            )
+
+        self.blocks = blocks(rngs)
+
+    def __call__(self, x):
+        @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+        def run(x, block):
+            return x + block(x)
+
+        return run(x, self.blocks)
+
+
+def test_a_stack_with_keys_gets_more_layers():
+    small, deep = (_Dropped(layers, nnx.Rngs(0)) for layers in (2, 4))
+    small.eval()
+    deep.eval()
+    x = jax.random.normal(jax.random.key(1), (3, 4))
+    growth = dw.nnx.plan(dw.nnx.trace(small, x), target=deep)
+    deeper = dw.nnx.grow(small, growth, fresh=deep)
+    np.testing.assert_allclose(deeper(x), small(x), 1e-6)

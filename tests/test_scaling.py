@@ -601,3 +601,27 @@ def test_a_sum_says_how_its_weights_must_follow_the_size() -> None:
     assert "is multiplied by 0.125 (1 / 8), one over its size: the larger model must" in note
     with pytest.raises(ValueError, match="same constant weight for every unit, 0.125; as jnp.mean"):
         planned(lambda h: h @ jnp.full(8, 0.125))
+
+
+@pytest.mark.parametrize("scaled", ["...k,k->...k", "k,...k->...k"])
+@pytest.mark.parametrize("knows_sizes", [False, True])
+def test_a_norm_may_scale_by_einsum(scaled, knows_sizes):
+    """A sum of products that sums over nothing is a product, as in MaxText's RMSNorm."""
+
+    def apply(params, x):
+        assert not knows_sizes or params["embed"].shape == (5, 8)
+        h = x @ params["embed"]
+        h = h + jnp.tanh(h @ params["up"]) @ params["down"]
+        normed = h * jax.lax.rsqrt(jnp.mean(h * h, -1, keepdims=True) + 1e-6)
+        operands = (normed, params["scale"]) if scaled[0] == "." else (params["scale"], normed)
+        return jnp.einsum(scaled, *operands) @ params["out"]
+
+    keys = iter(jax.random.split(jax.random.key(0), 9))
+    shapes = {"embed": (5, 8), "up": (8, 6), "down": (6, 8), "scale": (8,), "out": (8, 3)}
+    params = {name: jax.random.normal(next(keys), shape) for name, shape in shapes.items()}
+    x = jax.random.normal(next(keys), (4, 7, 5))
+    growth = dw.plan(dw.trace(apply, params, x), {"embed": 12})
+    if not knows_sizes:
+        wide = dw.grow(params, growth, key=next(keys))
+        np.testing.assert_allclose(apply(wide, x), apply(params, x), 1e-9, 1e-10)
+    assert growth.evidence.samples and growth.shapes["scale"] == (12,)

@@ -10,6 +10,7 @@
 | ``rounds`` | arrays that grow alike share a compiled function |
 | ``moves`` | moves of entries along axes that may be divided among devices |
 | ``explicit_axes`` | the same on meshes with explicit axes |
+| ``unshared`` | copies of the arrays that two trees share |
 | ``finite``, ``dead`` | whether arrays are finite, and whether new units can learn |
 
 Where to add: how new entries are filled is said by a strategy and read into a ``LeafMap``;

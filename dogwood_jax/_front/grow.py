@@ -3,7 +3,8 @@
 from jax import Array
 
 from dogwood_jax._arrays.grow import grown
-from dogwood_jax._base.arguments import GROWTH, KEY, VARIABLES, expect, expect_given
+from dogwood_jax._arrays.unshared import unshared
+from dogwood_jax._base.arguments import BOOLEAN, GROWTH, KEY, VARIABLES, expect, expect_given
 from dogwood_jax._base.trees import PyTree
 from dogwood_jax._by_gradient.choose import choose
 from dogwood_jax._growth.growth import Growth
@@ -16,12 +17,13 @@ def grow(
     key: Array | None = None,
     fresh: PyTree = None,
     donate: bool = False,
+    copy: bool = False,
 ) -> PyTree:
     """Grows variables as planned.
 
     Old units keep their values and their order, and new units are appended, or lie between old ones
     where the growth says so. With a preserving strategy the grown network computes what the old one
-    did. Arrays in which nothing grows are passed through as they are.
+    did. Arrays in which nothing grows are passed through as they are, and shared with the old tree.
 
     Args:
         variables: pytree of the arrays the growth was planned for, of any floating dtype, on any
@@ -38,6 +40,9 @@ def grow(
         donate: whether old arrays that grow may be deleted, each when its new one is there: then
             growing takes no more memory than the new arrays and the largest old one. It has no
             effect under ``jax.jit``.
+        copy: whether arrays that stay as they are become copies. By default, old and new trees
+            share them. A train step that donates its arguments deletes shared arrays in the old
+            tree, too.
 
     Returns:
         The variables of the larger model, with the dtypes of the old ones.
@@ -63,5 +68,6 @@ def grow(
         {'bias': (2,), 'kernel': (16, 2)}
     """
     expect("grow(variables, growth)", variables=(VARIABLES, variables), growth=(GROWTH, growth))
-    expect_given("grow", key=(KEY, key), fresh=(VARIABLES, fresh))
-    return grown(variables, growth, key=key, fresh=fresh, donate=donate, choose=choose)
+    expect_given("grow", key=(KEY, key), fresh=(VARIABLES, fresh), copy=(BOOLEAN, copy))
+    wide = grown(variables, growth, key=key, fresh=fresh, donate=donate, choose=choose)
+    return unshared(wide, variables, fresh) if copy else wide

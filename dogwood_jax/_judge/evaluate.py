@@ -27,6 +27,7 @@ from dogwood_jax._judge.primitives import (
     unknown,
 )
 from dogwood_jax._program.interpret import called, interpret
+from dogwood_jax._program.primitives.table import primitive
 from dogwood_jax._program.subprograms import Key, key_of, scan_counts
 
 
@@ -154,7 +155,8 @@ class _Evaluation:
                 return _by_jax(eqn, operands)
             if self._watch is not None and self._watch.is_alike:
                 return [random_bits_alike(*operands, **eqn.params)]
-        if (function := FUNCTIONS.get(name)) is not None:
+        is_known = primitive(name).draws or not _has_keys(operands)  # NumPy has no arrays of keys
+        if is_known and (function := FUNCTIONS.get(name)) is not None:
             if isinstance(function, OfEquation):
                 results = function.run(eqn, *operands)
             else:

@@ -20,6 +20,7 @@ from dogwood_jax._arrays.apply_map import apply_map
 from dogwood_jax._arrays.explicit_axes import explicit_shardings, with_automatic_axes
 from dogwood_jax._arrays.insert import fill, stacked
 from dogwood_jax._arrays.rounds import bytes_of, delete, rounds, several_times
+from dogwood_jax._arrays.unshared import unshared
 from dogwood_jax._base.arguments import (
     GROWTH,
     MAPPING,
@@ -81,6 +82,7 @@ def grow_opt_state(
     second_moment: Literal["mean", "zeros"] | None = None,
     fields: Mapping[str, Meaning] | None = None,
     donate: bool = False,
+    copy: bool = False,
 ) -> PyTree:
     """Grows the state of an optimizer as the variables grew, so that training goes on.
 
@@ -132,6 +134,8 @@ def grow_opt_state(
             own may average either gradients or parameters: ``{"ema": "parameters"}``.
         donate: whether old arrays that grow may be deleted, each when its new one is there, as by
             ``grow``. It has no effect under ``jax.jit``, nor where layers are inserted.
+        copy: whether arrays that stay as they are become copies, as by ``grow``. By default, both
+            states share them.
 
     Returns:
         The state, for the grown parameters.
@@ -160,7 +164,8 @@ def grow_opt_state(
         The adjoint follows from the chain rule. Kingma and Ba, 2015, Adam, for the bias
         correction.
     """
-    return grow_state(opt_state, growth, tx, None, variables, second_moment, fields or {}, donate)
+    grown = grow_state(opt_state, growth, tx, None, variables, second_moment, fields or {}, donate)
+    return unshared(grown, opt_state) if copy else grown
 
 
 def grow_state(

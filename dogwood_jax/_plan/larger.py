@@ -291,12 +291,12 @@ def _said(error: Exception, widths: Widths, shapes: Mapping[str, Any]) -> str:
 def is_deeper(widths: Widths, shapes: Mapping[str, Any]) -> bool:
     """Whether the larger model has other arrays, or more entries along an axis of layers."""
     known = {leaf.path: leaf for leaf in widths.leaves}
-    if shapes.keys() != known.keys():
+    if shapes.keys() - known.keys():
         return True
     return any(
         shapes[path].shape[axis] > leaf.shape[axis]
         for path, leaf in known.items()
-        if len(shapes[path].shape) == len(leaf.shape)
+        if path in shapes and len(shapes[path].shape) == len(leaf.shape)
         if (axis := axis_of_layers(widths, leaf)[0]) is not None
     )
 

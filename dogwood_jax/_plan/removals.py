@@ -10,6 +10,7 @@ from dogwood_jax._base.arguments import is_integer
 from dogwood_jax._growth.growth import Change
 from dogwood_jax._plan.obstacles import fixed, unasked
 from dogwood_jax._plan.sizes import by_name
+from dogwood_jax._widths.dims import LAYERS
 from dogwood_jax._widths.widths import Width, Widths
 
 NO_MERGE = "dw.narrow removes units all the same, and says how far outputs move"
@@ -63,7 +64,9 @@ def _kept(width: Width, units: Any, interface: bool, problems: list[str]) -> Cha
             f"{width.name}: keep leaves none of its {width.size} units; keep one at least, because "
             "a width without units cannot grow again, or write the network without these layers"
         )
-    problems += fixed(width, len(kept), "change") + unasked(width, interface)
+    if width.fixed != LAYERS:  # a loop runs over any number of layers
+        problems += fixed(width, len(kept), "change")
+    problems += unasked(width, interface)
     # A recipe for copies says nothing of units that go.
     fitting = [r for r in width.recipes if not strategies.by_name(r.strategy).makes_alike]
     recipe = fitting[0] if fitting and kept else None

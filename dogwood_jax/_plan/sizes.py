@@ -31,6 +31,11 @@ _MORE_LAYERS = (
     "target_apply=, and they are inserted"
 )
 
+_FEWER_LAYERS = (
+    "growing never drops arrays: if the target is to have fewer layers, write the network without "
+    "them; of a stack over which a loop runs, keep={name of its width: layers} says which ones stay"
+)
+
 _BY_TARGET = "new layers are inserted by target= and target_apply="
 
 
@@ -86,6 +91,8 @@ def ways_out(families: Sequence[Family], asked: Asked) -> Iterator[str]:
         unread = larger.widths is None and before.network is not None
         if unread and has_more_layers(families, before, larger.shapes):
             yield _MORE_LAYERS
+        elif {leaf.path for leaf in before.leaves} - larger.shapes.keys():
+            yield _FEWER_LAYERS
     elif any(
         asked.widths[name].fixed == LAYERS and size > asked.widths[name].size
         for name, size in asked.sizes.items()

@@ -8,6 +8,7 @@ import jax
 import jax.extend.core as jex
 
 from dogwood_jax._base.trees import PyTree, is_array, leaf_path, struct_of
+from dogwood_jax._program.products import as_product, is_product
 from dogwood_jax._program.shards import in_one_program
 from dogwood_jax._program.subprograms import within
 
@@ -104,6 +105,8 @@ def _without_unused(jaxpr: Any, known: dict[int, Any]) -> Any:
             needed.update(atom for atom in eqn.invars if not isinstance(atom, jex.Literal))
             if eqn.primitive.name == "shard_map":
                 eqn = in_one_program(eqn)
+            if is_product(eqn):
+                eqn = as_product(eqn)
             kept.append(within(eqn, lambda inner: _without_unused(inner, known), known))
     kept.reverse()
     same = len(kept) == len(jaxpr.eqns) and all(a is b for a, b in zip(kept, jaxpr.eqns))

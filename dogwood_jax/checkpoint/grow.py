@@ -1,13 +1,14 @@
 """From a checkpoint on disk to a larger one: ``shapes``, ``load`` and ``grow``."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax import Array
 
-from dogwood_jax._base.arguments import GROWTH, KEY, OPTIMIZER, PATH, expect, expect_given
+from dogwood_jax._base.arguments import GROWTH, KEY, MAPPING, OPTIMIZER, PATH, expect, expect_given
 from dogwood_jax._base.deferred import made
 from dogwood_jax._base.trees import PyTree, is_array, nested, struct
 from dogwood_jax._growth.growth import Growth
@@ -92,6 +93,7 @@ def grow(
     key: Array | None = None,
     tx: Any = None,
     names: Rows | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> None:
     """Grows a checkpoint on disk, bit for bit as ``dw.grow`` grows its arrays with that key.
 
@@ -122,8 +124,10 @@ def grow(
             deepening or narrowing.
         out: where the larger checkpoint goes: a new name, or a regular file to replace if the
             source is a file, or an empty folder if it is a folder or an index. Arrays stay in files
-            of the same name.
-            Other files beside them, such as ``config.json``, are left to you: they say old sizes.
+            of the same name. If the source is a step, as ``CheckpointManager`` writes them,
+            ``out`` is one, too, with all that the step holds beside the tree: name it by its
+            number, as ``large/100``, and ``CheckpointManager("large")`` finds it.
+            Other files beside them are left to you, unless ``config.json`` is read, see below.
         key: PRNG key for random weights, as for ``dw.grow``.
         tx: the optimizer, if the checkpoint holds its state.
         names: which tensor is which leaf. Without it, a tensor's name is the leaf's path, joined by
@@ -133,13 +137,26 @@ def grow(
             ``"(n h:128) d -> d n h"`` for heads of size 128. ``"layers/{i}/mlp/up[{e}]"`` is a leaf
             that is stacked of one tensor for each expert. ``llama``, ``qwen`` and ``gemma`` are
             such tables.
+        config: new numbers for ``config.json``, such as ``{"num_attention_heads": 8}``. It is read
+            in a folder of safetensors if its ``model_type`` is llama, mistral, qwen2, qwen3,
+            qwen3_moe, gemma, gemma2, gemma3, mixtral or olmo2. The larger model then gets its own,
+            with or without ``config=``: a number that an array shows follows from the array, such
+            as ``num_hidden_layers``, and one that you give must fit it. If heads grow, arrays show
+            their number times their size alone, so give ``num_attention_heads``. Give lists with an
+            entry for each layer, such as ``layer_types``, if there are more layers. What no array
+            shows, such as ``rope_theta``, is as in the old file or as you give it. Transformers
+            loads some models only if ``num_attention_heads`` divides ``hidden_size``: see to that.
+            Tokenizer, chat template, ``generation_config.json`` and all other files beside the
+            tensors are copied, weights in other formats not among them. For other models, for a
+            single file and for an index, only tensors are written.
 
     Raises:
         TypeError: if arguments are of the wrong kind.
         ValueError: if ``dw.grow`` or ``dw.grow_opt_state`` would raise it, except that NaN is not
             looked for in units that are dropped; if a strategy looks at a loss; if ``out`` is the
             source; if ``names`` does not name an array of a new layer; if there is a state and no
-            ``tx``, or a ``tx`` and not its state.
+            ``tx``, or a ``tx`` and not its state; if numbers of ``config.json`` do not fit the
+            larger arrays; if ``config=`` is given and there is no ``config.json`` to read.
         CheckpointError: if the source is damaged, hostile or not of a known kind.
         OSError: if a file cannot be read or written, if ``out`` is something else than said above,
             or if the disk has too little room.
@@ -167,15 +184,18 @@ def grow(
         growth=(GROWTH, growth),
         out=(PATH, out),
     )
-    expect_given("checkpoint.grow", key=(KEY, key), tx=(OPTIMIZER, tx))
+    expect_given("checkpoint.grow", key=(KEY, key), tx=(OPTIMIZER, tx), config=(MAPPING, config))
     if folder := item_folder(Path(source)):
         # Optimizers take time to import, and safetensors hold none.
         from dogwood_jax.checkpoint.orbax_folders import grow_folder
 
         if names is not None:
             raise ValueError("checkpoint.grow: names= is for safetensors; leave it out for Orbax")
-        grow_folder(folder, growth, Path(out), key, tx)
+        if config is not None:
+            raise ValueError("checkpoint.grow: config= is for safetensors; leave it out for Orbax")
+        step = None if folder == Path(source) else Path(source)
+        grow_folder(folder, growth, Path(out), key, tx, step)
         return
     if tx is not None:
         raise ValueError("checkpoint.grow: tx= is for checkpoints of Orbax; safetensors hold none")
-    grow_files(Path(source), growth, Path(out), key, names)
+    grow_files(Path(source), growth, Path(out), key, names, config)

@@ -8,10 +8,10 @@ _METADATA = "_METADATA"
 
 
 def item_folder(source: Path) -> Path | None:
-    """Returns the folder of a tree that Orbax saved, perhaps as the one item of a step; or None.
+    """Returns the folder of a tree that Orbax saved, perhaps as the one tree of a step; or None.
 
     Raises:
-        CheckpointError: if a step has several items, or if a folder holds steps.
+        CheckpointError: if a step has several trees, or if a folder holds steps.
     """
     if (source / _METADATA).is_file():
         return source
@@ -19,7 +19,7 @@ def item_folder(source: Path) -> Path | None:
         return None
     inside = sorted(path.parent for path in source.glob(f"*/{_METADATA}"))
     items = sorted(path for path in source.iterdir() if path.is_dir())
-    if len(inside) == 1 and len(items) == 1:
+    if len(inside) == 1:  # a step may also hold metrics and the like
         return inside[0]
     if inside or any(source.glob(f"*/*/{_METADATA}")):
         names = ", ".join(path.name for path in items)

@@ -105,8 +105,19 @@ class _Grown(Deferred):
         return pieces_of(self.made, old, order, self._key, scale)
 
 
-def grow_folder(folder: Path, growth: Growth, out: Path, key: Array | None, tx: Any) -> None:
-    """Grows a checkpoint of Orbax; ``dw.checkpoint.grow`` says what is promised."""
+def grow_folder(
+    folder: Path, growth: Growth, out: Path, key: Array | None, tx: Any, step: Path | None
+) -> None:
+    """Grows a checkpoint of Orbax; ``dw.checkpoint.grow`` says what is promised.
+
+    Args:
+        folder: the folder of the tree.
+        growth: the growth.
+        out: where the larger tree goes, or the larger step.
+        key: as for ``dw.grow``.
+        tx: the optimizer, or None.
+        step: the folder of the step that holds the tree; None if there is none.
+    """
     expect_free(out.resolve(), is_folder=True)
     saved, tree = _tree_of(folder)
     keys = _place_of_variables(tree, growth)
@@ -135,7 +146,7 @@ def grow_folder(folder: Path, growth: Growth, out: Path, key: Array | None, tx: 
         changes[place] = _boxed(wide) if boxed else wide
     for place, part in sorted(changes.items(), key=lambda change: len(change[0])):
         tree = _with(tree, place, part)
-    _write(saved, growth, out, key, tree)
+    _write(saved, growth, out, key, tree, step)
 
 
 # Where the variables and the state are ------------------------------------------------------------
@@ -243,11 +254,18 @@ def _state_of(tx: Any, state: PyTree, variables: PyTree) -> PyTree:
 _TREE = "_METADATA"
 
 
-def _write(source: Folder, growth: Growth, out: Path, key: Array | None, tree: PyTree) -> None:
+def _write(
+    source: Folder,
+    growth: Growth,
+    out: Path,
+    key: Array | None,
+    tree: PyTree,
+    step: Path | None,
+) -> None:
     """Writes a tree whose arrays are deferred, one after another.
 
     Orbax saves the tree with a number in place of each array. Then each array is written where its
-    number is, by the name that Orbax gives it.
+    number is, by the name that Orbax gives it. All else in a step is copied.
     """
     import orbax.checkpoint as ocp
 
@@ -255,19 +273,27 @@ def _write(source: Folder, growth: Growth, out: Path, key: Array | None, tree: P
     arrays = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, Deferred)}
     names = leaves_by_path(ocp.BasePyTreeCheckpointHandler().get_param_names(tree))
     _expect_apart(names.values())
-    files = sorted(path for path in source.path.rglob("*") if path.is_file())
+    beside = [] if step is None else [one for one in step.iterdir() if one.name != source.path.name]
+    files = sorted(path for path in (step or source.path).rglob("*") if path.is_file())
     told = {path: _told(leaf) for path, leaf in leaves.items()}
     what = fingerprint(growth, key, files, told)
     size = sum(prod(a.shape) * int(jnp.dtype(a.dtype).itemsize) for a in arrays.values())
     with draft(out, what, is_folder=True, size=size) as begun:
-        folder = Folder(begun.folder, is_ocdbt=False, is_zarr3=source.is_zarr3)
-        if (_TREE, "") not in begun.done:
+        item = "" if step is None else source.path.name
+        folder = Folder(begun.folder / item, is_ocdbt=False, is_zarr3=source.is_zarr3)
+        metadata = str(Path(item, _TREE))
+        if (metadata, "") not in begun.done:
+            folder.path.mkdir(exist_ok=True)
             _save(folder, tree)
-            begun.note(_TREE, "")
+            for one in beside:
+                copy = shutil.copytree if one.is_dir() else shutil.copyfile
+                copy(one, begun.folder / one.name)
+            begun.note(metadata, "")
         with ExitStack() as opened, Writers(begun) as writers:
             for path, array in arrays.items():
                 # What is not known to be the same would not be noticed if it changed.
-                noted = [(folder.header(names[path]), names[path])] if told[path] else []
+                header = str(Path(item, folder.header(names[path])))
+                noted = [(header, names[path])] if told[path] else []
                 new = NewArray(folder, names[path], array.shape, array.dtype, noted)
                 if not writers.has(new):
                     opened.push(new.close)

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -18,6 +19,7 @@ from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import struct
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.shardings import most_like
+from dogwood_jax.checkpoint import config_json
 from dogwood_jax.checkpoint.draft import draft, fingerprint
 from dogwood_jax.checkpoint.made import PAGE, Made, made_of, pieces_of, whole_of
 from dogwood_jax.checkpoint.names import Rows, StoredLeaf, Table
@@ -52,7 +54,12 @@ def _shapes(leaves: Mapping[str, StoredLeaf]) -> dict[str, jax.ShapeDtypeStruct]
 
 
 def grow_files(
-    source: Path, growth: Growth, out: Path, key: Array | None, names: Rows | None
+    source: Path,
+    growth: Growth,
+    out: Path,
+    key: Array | None,
+    names: Rows | None,
+    config: Mapping[str, Any] | None,
 ) -> None:
     """Grows a checkpoint of safetensors; ``dw.checkpoint.grow`` says what is promised."""
     headers = headers_of(source)
@@ -69,9 +76,11 @@ def grow_files(
         texts[file], placed = header_for(mine, metadata)
         places |= {tensor.name: tensor for tensor in placed}
     new = [replace(leaf, tensors=tuple(places[t.name] for t in leaf.tensors)) for leaf in new]
+    said, beside = _beside(source, headers, places, config)
     size = sum(map(len, texts.values())) + sum(tensor.nbytes for tensor in places.values())
-    paths = [headers.folder / file for file in headers.metadata]
-    what = fingerprint(growth, key, paths, headers, None if names is None else dict(names))
+    size += sum(path.stat().st_size for path in beside)
+    paths = [*(headers.folder / file for file in headers.metadata), *beside]
+    what = fingerprint(growth, key, paths, headers, None if names is None else dict(names), said)
     is_folder = source.is_dir() or headers.index is not None
     with draft(out, what, is_folder=is_folder, size=size) as begun:
         with ExitStack() as stack:
@@ -86,6 +95,26 @@ def grow_files(
         if headers.index is not None:
             index = _index(headers.index, places)
             begun.folder.joinpath(headers.index_name).write_text(index)
+        if said is not None:
+            begun.folder.joinpath(config_json.NAME).write_text(said)
+        for path in beside:
+            shutil.copyfile(path, begun.folder / path.name)
+
+
+def _beside(
+    source: Path,
+    headers: Headers,
+    places: Mapping[str, Tensor],
+    config: Mapping[str, Any] | None,
+) -> tuple[str | None, list[Path]]:
+    """Returns the text of the new ``config.json``, or None, and the files that are copied."""
+    if not source.is_dir():
+        if config is not None:
+            raise ValueError(f"{source}: config= is for folders; leave it out for a file")
+        return None, []
+    old, new = headers.tensors.values(), places.values()
+    said = config_json.config_of(source, old, new, config)
+    return said, [] if said is None else config_json.files_beside(source)
 
 
 def _make(

@@ -1,0 +1,299 @@
+"""What lies beside the tensors in a folder of Hugging Face: ``config_of`` and ``files_beside``.
+
+``config.json`` says how many layers the model has, and how large its arrays are. With the old file
+beside a deeper model's arrays, the small model is loaded, and that is no error. So each number that
+an array shows is checked, or taken from the array. All others stay as they are, or are given.
+
+Reference:
+    The names of tensors and numbers are those of https://github.com/huggingface/transformers.
+"""
+
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dogwood_jax._base.problems import listed
+from dogwood_jax.checkpoint.errors import CheckpointError
+from dogwood_jax.checkpoint.tensors import Tensor
+
+NAME = "config.json"
+_MAX_CONFIG = 1 << 24  # bytes
+# Ends of files that hold the small model's arrays, say where they lie, or come from this library.
+_NOT_COPIED = (
+    *(".safetensors", ".index.json", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".keras", ".msgpack"),
+    *(".gguf", ".onnx", ".onnx_data", ".ot", ".npz", ".growing.journal"),
+)
+
+_QUERIES = "num_attention_heads * head_dim"
+_KEYS = "num_key_value_heads * head_dim"
+_HEADS = {"num_attention_heads": _QUERIES, "num_key_value_heads": _KEYS}
+# Which numbers a tensor shows, and by which of its axes. # stands for a layer or an expert.
+_SHOWN: Mapping[str, Mapping[str, int]] = {
+    "embed_tokens.weight": {"vocab_size": 0, "hidden_size": 1},
+    "lm_head.weight": {"vocab_size": 0, "hidden_size": 1},
+    "norm.weight": {"hidden_size": 0},
+    "layers.#.self_attn.q_proj.weight": {_QUERIES: 0},
+    "layers.#.self_attn.k_proj.weight": {_KEYS: 0},
+    "layers.#.self_attn.q_norm.weight": {"head_dim": 0},
+    "layers.#.mlp.up_proj.weight": {"intermediate_size": 0},
+    "layers.#.mlp.gate.weight": {"num_experts": 0},
+    "layers.#.mlp.experts.#.up_proj.weight": {"moe_intermediate_size": 0},
+    "layers.#.block_sparse_moe.gate.weight": {"num_local_experts": 0},
+    "layers.#.block_sparse_moe.experts.#.w1.weight": {"intermediate_size": 0},
+}
+# The same where a model has other arrays under these names.
+_SHOWN_BY: Mapping[str, Mapping[str, Mapping[str, int]]] = {
+    "olmo2": {"layers.#.self_attn.q_norm.weight": {_QUERIES: 0}},
+}
+# What is counted in the names of tensors that begin so, at the last #.
+_COUNTED = {
+    "layers.#.": "num_hidden_layers",
+    "layers.#.mlp.experts.#.": "num_experts",
+    "layers.#.block_sparse_moe.experts.#.": "num_local_experts",
+}
+# Other names of numbers; versions of transformers write one or the other.
+_ALIASES = {"num_experts": "num_local_experts", "num_local_experts": "num_experts"}
+# What the arrays of each model show, by model_type.
+_COMMON = frozenset({"vocab_size", "hidden_size", "num_hidden_layers", _QUERIES, _KEYS})
+_DENSE = _COMMON | {"intermediate_size"}
+_MODELS: Mapping[str, frozenset[str]] = {
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "olmo2"), _DENSE),
+    **dict.fromkeys(("gemma", "gemma2", "gemma3", "gemma3_text"), _DENSE),
+    "mixtral": _DENSE | {"num_local_experts"},
+    "qwen3_moe": _COMMON | {"num_experts", "moe_intermediate_size"},
+}
+# What arrays may show beside that: norms of heads, and layers without experts.
+_PERHAPS = frozenset({"head_dim", "intermediate_size"})
+# Lists that have an entry for each layer.
+_PER_LAYER = ("layer_types", "mlp_layer_types")
+
+# For each number, the sizes that arrays show, and the first array that shows each.
+_Shown = Mapping[str, Mapping[int, Tensor]]
+
+
+def config_of(
+    folder: Path, old: Iterable[Tensor], new: Collection[Tensor], given: Mapping[str, Any] | None
+) -> str | None:
+    """Returns the text of the larger model's ``config.json``.
+
+    Args:
+        folder: where the smaller model's file is.
+        old: the tensors of the smaller model.
+        new: those of the larger one.
+        given: the numbers that the caller gives, or None.
+
+    Returns:
+        The text. None if nothing is given, and there is no file or its ``model_type`` is not known.
+
+    Raises:
+        TypeError: if something is given that JSON does not have.
+        ValueError: if numbers do not fit the arrays, all of them in one message; if numbers are
+            given and there is no file, or its ``model_type`` is not known.
+        CheckpointError: if the file is no JSON object.
+    """
+    path, numbers = folder / NAME, _plain(given or {})
+    before = _read(path)
+    config = {**before, **numbers}
+    kind = config.get("model_type")
+    if "text_config" in config or not isinstance(kind, str) or kind not in _MODELS:
+        if given is None:
+            return None
+        known = ", ".join(_MODELS)
+        raise ValueError(
+            f"{path}: config= is for a folder with this file, with a model_type among {known}, and "
+            f"without text_config; found model_type {kind!r}; leave out config= and write the file"
+        )
+    shown = _shown(new, kind)
+    sizes, old_sizes = _sizes(shown), _sizes(_shown(old, str(before.get("model_type"))))
+    problems = [*_unfit(shown, kind)]
+    if head_dim := _head_dim(numbers, before, old_sizes, sizes):
+        sizes["head_dim"] = head_dim
+    problems += _add_heads(sizes, shown)
+    for number, size in sizes.items():
+        if number in _HEADS.values():
+            continue
+        both = [name for name in (number, _ALIASES.get(number)) if name in config]
+        for name in both or [number]:
+            found = config[name] = numbers.get(name, size)
+            if type(found) is not int or found != size:
+                problems.append(f"{name}: expected {size}, as {_by(shown, number)}; got {found!r}")
+    problems += _unfit_lists(config, sizes.get("num_hidden_layers"), new)
+    if problems:
+        raise ValueError(
+            listed(
+                f"{path}: these numbers do not fit the arrays of the larger model; give others as "
+                "config=, or name the index or the file as source, and the tensors grow alone",
+                problems,
+            )
+        )
+    return json.dumps(config, indent=2) + "\n"
+
+
+def files_beside(folder: Path) -> list[Path]:
+    """Returns the files that the larger model takes over: tokenizer, chat template and the like."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.is_file() and path.name != NAME and not path.name.endswith(_NOT_COPIED)
+    )
+
+
+def _plain(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what the caller gives, as it comes back from a file."""
+    try:
+        return dict(json.loads(json.dumps(dict(given))))
+    except TypeError as error:
+        raise TypeError(f"checkpoint.grow: config= must be what JSON can hold: {error}") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Returns what the file says; nothing if there is none."""
+    if not path.is_file():
+        return {}
+    if (size := path.stat().st_size) > _MAX_CONFIG:
+        raise CheckpointError(f"{path}: expected at most {_MAX_CONFIG:,} bytes; found {size:,}")
+    try:
+        config = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path}: expected a JSON object; it cannot be read: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: expected a JSON object; found {type(config).__name__}")
+    return config
+
+
+# What arrays show ---------------------------------------------------------------------------------
+
+
+def _shown(tensors: Iterable[Tensor], kind: str) -> _Shown:
+    """Returns the sizes that tensors show of each number."""
+    rows = {**_SHOWN, **_SHOWN_BY.get(kind, {})}
+    shown, last = dict[str, dict[int, Tensor]](), dict[str, tuple[int, Tensor]]()
+    for tensor in tensors:
+        name, places = _pattern(tensor)
+        for number, axis in rows.get(name, {}).items():
+            if axis < len(tensor.shape):
+                shown.setdefault(number, {}).setdefault(tensor.shape[axis], tensor)
+        for beginning, number in _COUNTED.items():
+            if name.startswith(beginning):
+                count = places[beginning.count("#") - 1] + 1
+                if number not in last or count > last[number][0]:
+                    last[number] = count, tensor
+    for number, (count, tensor) in last.items():
+        shown.setdefault(number, {}).setdefault(count, tensor)
+    return shown
+
+
+def _pattern(tensor: Tensor) -> tuple[str, Sequence[int]]:
+    """Returns a tensor's name with # for each number, and the numbers."""
+    parts = tensor.name.removeprefix("model.").split(".")
+    numbers = [int(part) for part in parts if part.isdecimal()]
+    return ".".join("#" if part.isdecimal() else part for part in parts), numbers
+
+
+def _sizes(shown: _Shown) -> dict[str, int]:
+    """Returns the size of each number; the first one where arrays show several."""
+    return {number: next(iter(sizes)) for number, sizes in shown.items()}
+
+
+def _by(shown: _Shown, number: str) -> str:
+    """Says which array shows a number, or the product that it is part of."""
+    rows = number if number in shown else _HEADS.get(number, _QUERIES)
+    tensor = next(iter(shown[rows].values()))
+    return f"{tensor.name} {tensor.shape} shows"
+
+
+def _unfit(shown: _Shown, kind: str) -> Iterator[str]:
+    """Yields what no number in the file can say of these arrays."""
+    for number in sorted(_MODELS[kind] - shown.keys()):
+        names = (name for name, axes in _SHOWN.items() if number in axes)
+        yield f"{number}: no tensor shows it; expected one such as model.{next(names, 'layers.#')}"
+    for number in sorted(shown.keys() - _MODELS[kind] - _PERHAPS):
+        yield f"{number}: {_by(shown, number)} it, and {kind} has none; give another model_type"
+    for number, sizes in shown.items():
+        if len(sizes) > 1:
+            found = ", ".join(f"{size} in {tensor.name}" for size, tensor in sizes.items())
+            yield f"{number}: expected one size for all arrays; got {found}"
+
+
+def _unfit_lists(
+    config: Mapping[str, Any], layers: int | None, tensors: Iterable[Tensor]
+) -> Iterator[str]:
+    """Yields which lists do not fit the layers."""
+    for name in _PER_LAYER:
+        if (found := config.get(name)) is None or layers is None:
+            continue
+        if not isinstance(found, list) or len(found) != layers:
+            had = f"{len(found)} entries" if isinstance(found, list) else repr(found)
+            yield f"{name}: expected {layers} entries, one for each layer; got {had}"
+    if config.get("model_type") != "qwen3_moe":
+        return
+    named = [_pattern(tensor) for tensor in tensors]
+    dense = {numbers[0] for name, numbers in named if name == "layers.#.mlp.up_proj.weight"}
+    only, step = config.get("mlp_only_layers"), _size(config, "decoder_sparse_step") or 1
+    without = only if isinstance(only, list) else []
+    if dense != {n for n in range(layers or 0) if n in without or (n + 1) % step}:
+        yield (
+            f"mlp_only_layers: expected {sorted(dense)}, the layers without experts; got {only!r} "
+            f"with decoder_sparse_step {step}"
+        )
+
+
+# Heads --------------------------------------------------------------------------------------------
+
+
+def _head_dim(
+    given: Mapping[str, Any],
+    before: Mapping[str, Any],
+    old: Mapping[str, int],
+    new: Mapping[str, int],
+) -> int | None:
+    """Returns the size of a head in the larger model, or None if it is not certain.
+
+    Arrays of queries and keys show the product of heads and their size alone.
+    """
+    if "head_dim" in new:
+        return new["head_dim"]
+    if head_dim := _size(given, "head_dim"):
+        return head_dim
+    for number, rows in _HEADS.items():
+        if (heads := _size(given, number)) and rows in new and new[rows] % heads == 0:
+            return new[rows] // heads
+    # A growth does not make heads larger and fewer, so where the product stays, both do.
+    if any(rows in new and old.get(rows) == new[rows] for rows in _HEADS.values()):
+        return _old_head_dim(before, old)
+    return None
+
+
+def _old_head_dim(before: Mapping[str, Any], old: Mapping[str, int]) -> int | None:
+    """Returns the size of a head in the smaller model; None if its file does not fit its arrays."""
+    heads = _size(before, "num_attention_heads")
+    head_dim = _size(before, "head_dim") or old.get(_QUERIES, 0) // (heads or 1)
+    said = {rows: _size(before, number) for number, rows in _HEADS.items()}
+    fits = all(n is None or n * head_dim == old.get(rows) for rows, n in said.items())
+    return head_dim if fits and any(said.values()) else None
+
+
+def _add_heads(sizes: dict[str, int], shown: _Shown) -> Iterator[str]:
+    """Adds the numbers of heads to the sizes; yields what is wrong with them."""
+    head_dim = sizes.get("head_dim")
+    for number, rows in _HEADS.items():
+        if rows not in sizes:
+            continue
+        if head_dim is None:
+            yield (
+                f"{number}: {_by(shown, rows)} {rows} = {sizes[rows]}; give num_attention_heads or "
+                "head_dim, a divisor of it"
+            )
+        elif sizes[rows] % head_dim:
+            yield f"head_dim: expected a divisor of {sizes[rows]}, as {_by(shown, rows)}"
+        else:
+            sizes[number] = sizes[rows] // head_dim
+
+
+def _size(numbers: Mapping[str, Any], number: str) -> int | None:
+    """Returns a number if it can be a size."""
+    found = numbers.get(number)
+    return found if type(found) is int and found > 0 else None
