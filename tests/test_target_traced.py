@@ -151,3 +151,19 @@ def test_what_a_table_makes_must_be_finite_for_new_units(name):
     widths = dw.trace(apply, shaped(up=(3, 4), down=(4, 2)), jnp.ones((5, 3)))
     with pytest.raises(ValueError, match="not seen to stay|not finite|entries of its own"):
         dw.plan(widths, target=shaped(up=(3, 12), down=(12, 2)), target_apply=apply)
+
+
+def test_what_becomes_of_a_table_is_not_guessed():
+    """Without an evaluation, nothing tells whether old units keep their numbers."""
+
+    def apply(params, x):
+        hidden = x @ params["up"]
+        size = hidden.shape[-1]
+        return (hidden * 10000.0 ** (-jnp.arange(size) / size)[None]) @ params["down"]
+
+    widths = dw.trace(apply, shaped(up=(3, 4), down=(4, 2)), jnp.ones((5, 3)))
+    target = shaped(up=(3, 8), down=(8, 2))
+    growth = dw.plan(widths, target=target, target_apply=apply)
+    assert "old unit i becomes unit 2 i" in str(growth.notes)
+    with pytest.raises(ValueError, match="decides whether outputs change: leave out check=False"):
+        dw.plan(widths, target=target, target_apply=apply, check=False)

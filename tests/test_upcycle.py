@@ -704,3 +704,10 @@ def test_layers_with_gates_of_several_kinds():
     assert all(change.strategy.exact for change in growth.changes)
     grown = dw.grow(params, growth)
     np.testing.assert_allclose(network(4)(grown, TOKENS), network(2)(params, TOKENS), 1e-9, 1e-12)
+
+
+def test_which_copies_keep_outputs_is_not_guessed():
+    widths = dw.trace(net.network("sigmoid"), net.params(3), TOKENS)
+    sizes = {widths.of("moe/router/kernel", 1).name: 6, widths.of("moe/up", 0).name: 6}
+    with pytest.raises(ValueError, match="several ways to copy experts"):
+        dw.plan(widths, sizes, check=False)

@@ -20,6 +20,12 @@ from dogwood_jax._plan.sizes import asked_of, ways_out
 from dogwood_jax._plan.target import splits
 from dogwood_jax.strategies import DepthStrategy
 
+_UNCHECKED = "an evaluation decides whether outputs change: leave out check=False"
+_WHICH_COPIES = (
+    "there are several ways to copy experts, and only an evaluation tells which one keeps outputs: "
+    "leave out check=False"
+)
+
 
 @dataclass(frozen=True)
 class Proposal:
@@ -132,7 +138,9 @@ class Draft:
         if not doubts:
             doubts += missing_epsilons(widths, larger, made)
         if problems or (doubts and not self._is_judged):
-            raise Refused([*problems, *doubts, *ways_out(request.families, asked)])
+            unchecked = [_UNCHECKED] if doubts and not request.check else []
+            ways = ways_out(request.families, asked)
+            raise Refused([*problems, *doubts, *unchecked, *ways])
         notes += self._further_notes(made)
         if numbers is not None:
             notes += extended.solved.notes(numbers, extended.changes)
@@ -144,9 +152,9 @@ class Draft:
         )
         if misfits := [*_misfits(growth)]:
             raise Refused(misfits)
-        ways = [*ways_out(request.families, asked)] if doubts else []
+        others = [*ways_out(request.families, asked)] if doubts else []
         if copies.changes:
-            ways.append(copies.way_out)
+            others.append(copies.way_out)
         return Proposal(
             growth,
             asked,
@@ -155,7 +163,7 @@ class Draft:
             not copies.others,
             bool(extended.solved.recipes),
             doubts,
-            [*dict.fromkeys([*ways, *asked.ways_out])],
+            [*dict.fromkeys([*others, *asked.ways_out])],
         )
 
     @property
@@ -196,9 +204,13 @@ def draft(request: Request, larger: Larger | None) -> Draft:
     others = [name for name, size in made._sizes.items() if size != widths[name].size]
     keeps = made.keeps_outputs and request.keep is None and request.merge is None
     is_copied = copies is not None and bool(copies.changes)
-    numbers = larger.numbers(widths) if keeps and (others or not is_copied) else None
-    if numbers is None and not problems:
+    # Which number is which is a guess, so an evaluation has to follow.
+    is_compared = keeps and request.check and (others or not is_copied)
+    numbers = larger.numbers(widths) if is_compared else None
+    if numbers is None and request.check and not problems:
         problems += asked.alone
+    if copies and copies.others and not request.check:
+        problems.append(_WHICH_COPIES)
     if numbers is None and copies and is_copied and others and larger.widths is not None:
         problems.append(f"{', '.join(others)}: {copies.alone}")
     return replace(made, numbers=numbers)
