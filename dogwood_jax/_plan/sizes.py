@@ -91,7 +91,7 @@ def ways_out(families: Sequence[Family], asked: Asked) -> Iterator[str]:
         unread = larger.widths is None and before.network is not None
         if unread and has_more_layers(families, before, larger.shapes):
             yield _MORE_LAYERS
-        elif {leaf.path for leaf in before.leaves} - larger.shapes.keys():
+        elif larger.shapes.keys() < {leaf.path for leaf in before.leaves}:
             yield _FEWER_LAYERS
     elif any(
         asked.widths[name].fixed == LAYERS and size > asked.widths[name].size
