@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dogwood_jax._depth.trial import Filling, Readings, Trial
-from dogwood_jax._judge.cause import cause_of
+from dogwood_jax._judge.cause import not_finite
 from dogwood_jax._judge.run import Drawn, run
 from dogwood_jax._judge.seen import differing
 from dogwood_jax._judge.watch import Watch
@@ -30,9 +30,7 @@ def explanation(trial: Trial) -> str:
         return "the network is finite for none of the samples, so nothing shows that outputs stay"
     case, starts = trial.case, [*trial.starts()]
     zeros = replace(trial.samples[0], wide=trial.arrays(trial.samples[0], starts[1]))
-    if not trial.is_finite(starts[1]) and (
-        cause := cause_of(case.old, case.new, zeros, is_finite=False)
-    ):
+    if not trial.is_finite(starts[1]) and (cause := not_finite(case.old, case.new, zeros)):
         return f"zeros in new layers do not silence them, {cause}"
     found = []
     for filling in () if case.growth.changes else starts:  # else all values are others

@@ -21,7 +21,7 @@ from dogwood_jax._widths.widths import Recipe, Widths
 
 @dataclass(frozen=True)
 class Copied:
-    """The experts of one router, of which there are to be more.
+    """The experts of one router, and how many there are to be.
 
     Attributes:
         experts: the experts.

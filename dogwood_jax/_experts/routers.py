@@ -98,7 +98,7 @@ def _makes(steps: Sequence[Step], logits: Value, experts: Dim) -> tuple[frozense
 
 
 def _found(step: Step, known: Sequence[bool], experts: Dim, chosen: Dim) -> Iterator[Dim]:
-    """Yields dimensions of experts along which a step finds those that are chosen.
+    """Yields the dimensions of experts along which a step finds the chosen experts.
 
     Args:
         step: a step that takes what follows from the choice.

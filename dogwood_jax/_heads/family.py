@@ -68,7 +68,7 @@ class Heads(Family):
 
 
 def _asked(asked: Asked, heads: Groups, sizes: Mapping[str, int]) -> Asked:
-    """Returns what is asked for in widths with copies of heads."""
+    """Returns the asked sizes, in widths with copies of heads."""
     found = explained(asked, heads.widths, heads.asked(sizes))
     return replace(
         found,

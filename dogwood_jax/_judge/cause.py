@@ -1,6 +1,6 @@
-"""Which operation makes two networks differ: ``cause_of``."""
+"""Which operation makes two networks differ: ``not_finite`` and ``first_to_differ``."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,37 +12,52 @@ from dogwood_jax._judge.seen import Operation
 from dogwood_jax._judge.watch import Watch
 
 
-def cause_of(old: Side, new: Side, sample: Drawn, *, is_finite: bool) -> str:
-    """Says which operation makes the larger network differ; nothing if that is not known.
+class _NotFinite(Watch):
+    """Notes operations whose results are not finite although their operands are.
+
+    Attributes:
+        found: what they are called, in their order.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[str, None] = {}
+
+    def results(
+        self, eqn: Any, operands: Sequence[Any], results: Sequence[Any], callers: Sequence[Any]
+    ) -> None:
+        if all(map(_are_finite, operands)) and not all(map(_are_finite, results)):
+            self.found[str(Operation(eqn, (*callers,)))] = None
+
+
+def not_finite(old: Side, new: Side, sample: Drawn) -> str:
+    """Says which operation makes the larger network not finite; nothing if that is not known.
+
+    Operations come first that the network has not, or where its results are finite.
 
     Args:
         old: the network.
         new: the larger network.
-        sample: a sample in which both differ.
-        is_finite: whether the larger network's output is finite.
+        sample: a sample for which the larger network's output is not finite.
     """
-    ours, its = Steps(), Steps()
-    run(old, sample.variables, sample.inputs, Watch(steps=ours))
-    run(new, sample.wide, sample.larger, Watch(steps=its))
-    if not is_finite:
-        known = {*map(_name, filter(_overflows, ours.found))}
-        found = [*map(_name, filter(_overflows, its.found))]
-        return (
-            f"because {min(found, key=lambda name: name in known)} is not finite" if found else ""
-        )
+    ours, its = _NotFinite(), _NotFinite()
+    run(old, sample.variables, sample.inputs, ours)
+    run(new, sample.wide, sample.larger, its)
+    found = min(its.found, key=lambda name: name in ours.found, default=None)
+    return "" if found is None else f"because {found} is not finite"
+
+
+def first_to_differ(ours: Steps, its: Steps) -> str:
+    """Says which operation makes two networks differ; nothing if that is not known.
+
+    Args:
+        ours: the network's evaluation.
+        its: the larger network's evaluation of the same sample.
+    """
     if names(ours) != names(its):
         return ""
     pairs = zip(ours.found, its.found, strict=True)
     return next((_said(a, b) for a, b in pairs if _begins_to_differ(a, b)), "")
-
-
-def _name(step: EvaluatedStep) -> str:
-    return str(Operation(step.eqn, step.callers))
-
-
-def _overflows(step: EvaluatedStep) -> bool:
-    """Whether results are not finite although operands are."""
-    return all(map(_are_finite, step.operands)) and not all(map(_are_finite, step.results))
 
 
 def _are_finite(array: Any) -> bool:
@@ -84,5 +99,5 @@ def _numbers(old: EvaluatedStep, new: EvaluatedStep) -> Iterator[tuple[int, floa
 
 def _said(old: EvaluatedStep, new: EvaluatedStep) -> str:
     for _, a, b in _numbers(old, new):
-        return f"because {_name(new)} has {b:.6g} instead of {a:.6g}"
-    return f"because {_name(new)} is the first to compute something else"
+        return f"because {Operation(new.eqn, new.callers)} has {b:.6g} instead of {a:.6g}"
+    return f"because {Operation(new.eqn, new.callers)} is the first to compute something else"

@@ -22,7 +22,7 @@ from dogwood_jax._arrays.grow import grown as arrays_of_larger
 from dogwood_jax._arrays.grow import without_choices
 from dogwood_jax._base.trees import struct
 from dogwood_jax._growth.growth import Growth
-from dogwood_jax._judge.cause import cause_of
+from dogwood_jax._judge.cause import first_to_differ, not_finite
 from dogwood_jax._judge.choices import Choices
 from dogwood_jax._judge.claim import Case, ComparedOutput, Side
 from dogwood_jax._judge.evaluate import Undecided, evaluate, in_64_bits, widest, words
@@ -270,7 +270,10 @@ def _judged(case: Case, *, is_alike: bool = False) -> Verdict:
             if differs.any():
                 place = _first(differs)
                 pair = complex(before[place]), complex(after[place])
-                cause = cause_of(case.old, case.new, counted[-1], is_finite=np.isfinite(pair[1]))
+                if not np.isfinite(pair[1]):
+                    cause = not_finite(case.old, case.new, counted[-1])
+                else:
+                    cause = first_to_differ(steps, its_steps) if steps and its_steps else ""
                 return Verdict(len(counted), Mismatch(output.path, family, place, *pair, cause))
             if counts.any():
                 shown.add(output.path)

@@ -272,10 +272,6 @@ class _CohortEvaluation:
         ]
 
 
-def _how_many(ties: Ties) -> int:
-    return sum(tie is not None for tie in ties)
-
-
 def _untied(array: Any) -> _Lanes:
     return _Lanes(array, (None,) * np.ndim(array))
 

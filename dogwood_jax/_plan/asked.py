@@ -15,7 +15,7 @@ class Asked:
     Attributes:
         before: the network's widths.
         named: the sizes that the caller named.
-        widths: the widths that change, with those that families add.
+        widths: the widths that change, and the widths that families add.
         sizes: their new sizes by name.
         larger: the larger model; without arrays if there is none.
         strategies: those of widths that are given one, by the caller or by a family.

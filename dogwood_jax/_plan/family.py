@@ -21,7 +21,7 @@ class Family:
     """What a family adds to the growths that ``plan`` proposes."""
 
     def asked(self, asked: Asked) -> Asked:
-        """Returns what is asked for, in widths of the family's own."""
+        """Returns the asked sizes, in widths that the family adds."""
         return asked
 
     def ways_out(self, asked: Asked) -> Iterator[str]:

@@ -9,7 +9,7 @@ order. A wrong guess makes a growth that the judge refuses.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from math import isclose
-from typing import Any
+from typing import TypeVar
 
 from dogwood_jax._growth.growth import Change
 from dogwood_jax._program.primitives.table import primitive
@@ -17,6 +17,7 @@ from dogwood_jax._widths.dims import Dim, parts_of
 from dogwood_jax._widths.scales import suspicion, to_blame
 from dogwood_jax._widths.values import Degree, Step, Trace
 
+T = TypeVar("T")
 Degrees = Mapping[int, Degree]
 
 
@@ -63,7 +64,7 @@ class Numbers:
 
     def degrees(self, change: Change) -> Degrees:
         """Returns what a change's recipe for any network of these widths knows of numbers."""
-        return _degrees(self._trace.degrees, change)
+        return of_recipe(self._trace.degrees, change)
 
 
 def moves_of(trace: Trace, changes: Iterable[Change]) -> dict[int, tuple[float, float]]:
@@ -75,7 +76,7 @@ def moves_of(trace: Trace, changes: Iterable[Change]) -> dict[int, tuple[float, 
     """
     found: dict[int, tuple[float, float]] = {}
     for change in changes:
-        for index, known in _degrees(trace.degrees, change).items():
+        for index, known in of_recipe(trace.degrees, change).items():
             ratio = float((change.new / change.old) ** known.degree)
             _, before = found.get(index, (known.number, 1.0))
             is_divisor = _divides(trace.steps[index])
@@ -83,10 +84,12 @@ def moves_of(trace: Trace, changes: Iterable[Change]) -> dict[int, tuple[float, 
     return found
 
 
-def _degrees(degrees: Mapping[Any, Degrees], change: Change) -> Degrees:
-    """Returns what the recipe of a change knows of numbers, by the step that multiplies by them."""
+def of_recipe(
+    noted: Mapping[tuple[str, str, bool], Mapping[int, T]], change: Change
+) -> Mapping[int, T]:
+    """Returns what was noted of numbers for the recipe of a change, by the index of a step."""
     recipe = change.recipe
-    return degrees.get((change.width, recipe.strategy, recipe.multiple), {}) if recipe else {}
+    return noted.get((change.width, recipe.strategy, recipe.multiple), {}) if recipe else {}
 
 
 def _factors(steps: Sequence[Step]) -> Iterator[tuple[int, float, float]]:

@@ -190,7 +190,7 @@ def draft(request: Request, larger: Larger | None) -> Draft:
     """Returns what all proposals for a request share.
 
     Args:
-        request: what is asked for.
+        request: the arguments of ``plan``.
         larger: what is known of the larger model; None if there is none.
     """
     problems: list[str] = []

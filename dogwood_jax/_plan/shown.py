@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import isclose, isnan
 from types import MappingProxyType
-from typing import TypeVar
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from dogwood_jax._base.tables import merged
 from dogwood_jax._base.trees import PyTree
 from dogwood_jax._growth.evidence import Evidence
 from dogwood_jax._growth.grown_sizes import GrownSizes
-from dogwood_jax._growth.growth import Change, Growth
+from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._judge.judge import Verdict, judge, spot
 from dogwood_jax._judge.resize import CannotResize
@@ -26,7 +25,7 @@ from dogwood_jax._judge.twin import CannotShrink, LargerProgram, claim, is_beara
 from dogwood_jax._modules.resizing import says_numbers
 from dogwood_jax._plan.family import Family
 from dogwood_jax._plan.fewer_layers import FewerLayers, fewer_layers
-from dogwood_jax._plan.numbers import moves_of
+from dogwood_jax._plan.numbers import moves_of, of_recipe
 from dogwood_jax._plan.own_function import (
     KNOWS_SIZES,
     WITH_TARGET,
@@ -41,9 +40,6 @@ from dogwood_jax._plan.own_function import (
 from dogwood_jax._program.program import Program
 from dogwood_jax._widths.trace import Traced
 from dogwood_jax._widths.widths import Widths
-
-V = TypeVar("V")
-
 
 _ROUNDING = "only one of both programs has {}, so outputs may differ by what that rounds"
 _COPIES = "; strategies.replicate() makes copies, which are finite where old units are"
@@ -452,7 +448,7 @@ def _numbers(growth: Growth, traced: Traced) -> Iterator[tuple[int, float]]:
     Numbers that make a sum a mean are not among them.
     """
     for change in growth.changes:
-        known = _known(traced.trace.degrees, change)
+        known = of_recipe(traced.trace.degrees, change)
         for index, (_, ratio) in moves_of(traced.trace, [change]).items():
             if not known[index].is_mean:
                 yield index, ratio
@@ -464,17 +460,10 @@ def _of_epsilons(growth: Growth, traced: Traced) -> dict[int, float]:
     return {
         index: change.ratio**power
         for change in growth.changes
-        for index, number in _known(traced.trace.epsilons, change).items()
+        for index, number in of_recipe(traced.trace.epsilons, change).items()
         for _, value, power in (change.recipe.constants if change.recipe else ())
         if power and isclose(value, number, rel_tol=1e-5)
     }
-
-
-def _known(noted: Mapping[tuple[str, str, bool], dict[int, V]], change: Change) -> dict[int, V]:
-    """Returns what was noted of numbers for the recipe of a change."""
-    recipe = change.recipe
-    key = None if recipe is None else (change.width, recipe.strategy, recipe.multiple)
-    return {} if key is None else noted.get(key, {})
 
 
 def _are_noted(growth: Growth, traced: Traced) -> bool:
@@ -482,7 +471,7 @@ def _are_noted(growth: Growth, traced: Traced) -> bool:
     degrees = [
         degree
         for change in growth.changes
-        for degree in _known(traced.trace.degrees, change).values()
+        for degree in of_recipe(traced.trace.degrees, change).values()
         if not degree.is_mean
     ]
     return bool(degrees) and all(degree.is_noted for degree in degrees)
@@ -491,7 +480,7 @@ def _are_noted(growth: Growth, traced: Traced) -> bool:
 def _readings(growth: Growth, traced: Traced) -> Iterator[str]:
     """Yields the numbers that may follow from a size or not, and the way out."""
     for change in growth.changes:
-        for degree in _known(traced.trace.degrees, change).values():
+        for degree in of_recipe(traced.trace.degrees, change).values():
             if not degree.is_mean:
                 powers = (degree.degree, -degree.degree)
                 of_size = [p for p in powers if isclose(degree.number, change.old**p, rel_tol=0.01)]

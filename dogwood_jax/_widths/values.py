@@ -278,6 +278,14 @@ class Use:
                 fan.update(e.axis for e in value.entries(axis) if e.leaf == self.leaf)
 
 
+def axes_between(
+    name: str, params: Mapping[str, Any], operands: Sequence[Value], result: Value
+) -> Axes | None:
+    """Returns which axes of operands and result are the same; None if that is not known."""
+    shapes = [[dim.size for dim in value.dims] for value in (*operands, result)]
+    return axes_of(name, params, shapes[:-1], shapes[-1])
+
+
 @dataclass(eq=False, slots=True)
 class Step:
     """An equation of the program, or what a loop does with a value, as it was read.
@@ -300,8 +308,7 @@ class Step:
     @property
     def axes(self) -> Axes | None:
         """Which axes of operands and result are the same; None if that is not known."""
-        shapes = [[dim.size for dim in value.dims] for value in (*self.operands, *self.results[:1])]
-        return axes_of(self.name, self.params, shapes[:-1], shapes[-1])
+        return axes_between(self.name, self.params, self.operands, self.results[0])
 
 
 class Sized(NamedTuple):

@@ -13,12 +13,11 @@ primitives in the same way, so that no rule can forget them:
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from dogwood_jax._program.primitives.axes import Axes
 from dogwood_jax._program.primitives.bounds import bounds_of
 from dogwood_jax._program.primitives.intervals import UNKNOWN, Bounds, at
-from dogwood_jax._program.primitives.table import axes_of, is_linear, primitive
+from dogwood_jax._program.primitives.table import is_linear, primitive
 from dogwood_jax._widths.dims import Dim, atoms
-from dogwood_jax._widths.values import Entry, Read, Trace, Value
+from dogwood_jax._widths.values import Entry, Read, Trace, Value, axes_between
 
 # Primitives whose rules say which axes weights reach, because they move or drop axes one by one.
 _BY_RULES = frozenset(
@@ -65,7 +64,8 @@ def _reach(
     result: Value,
 ) -> tuple[int, ...]:
     if primitive(name).contracts:
-        axes = _axes(name, params, operands, result)
+        axes = axes_between(name, params, operands, result)
+        assert axes is not None
         found = [0] * result.ndim
         for axis in range(result.ndim):
             for place, own in axes.sources(axis):
@@ -103,13 +103,6 @@ def _overlap(a: Dim, b: Dim) -> bool:
     if a.kind is None and b.kind is None:
         return False
     return not {*atoms(a)}.isdisjoint(atoms(b))
-
-
-def _axes(name: str, params: Mapping[str, Any], operands: Sequence[Value], result: Value) -> Axes:
-    shapes = [[dim.size for dim in value.dims] for value in (*operands, result)]
-    axes = axes_of(name, params, shapes[:-1], shapes[-1])
-    assert axes is not None
-    return axes
 
 
 def _of_pieces(trace: Trace, value: Value) -> Value:
@@ -174,7 +167,8 @@ def _note_products(
     trace: Trace, name: str, params: Mapping[str, Any], operands: Sequence[Value], result: Value
 ) -> None:
     x, y = operands[:2]
-    for a, b in _axes(name, params, operands, result).met():
+    axes = axes_between(name, params, operands, result)
+    for a, b in axes.met() if axes else ():
         terms = x.reach_along(a), y.reach_along(b)
         if all(terms):
             trace.reads.append(Read("product", x.dims[a], terms))
