@@ -86,9 +86,9 @@ def grown(
     new = None if fresh is None else leaves_by_path(fresh)
     expect_network("grow", variables, leaves, growth)
     if new is not None:
-        places = {growth.place(leaf.path): None for leaf in growth.widths.leaves}
+        places = {growth.place(leaf.path): None for leaf in growth.staying}
         expect_arrays("grow", "fresh", fresh, arrays_of(new), places)
-    if growth.insertions:
+    if growth.insertions or growth.removed:
         return _grow_and_insert(leaves, growth, key, fresh, donate, choose)
     _check(leaves, growth, key, new)
     structure, others = _model(variables, growth, fresh)
@@ -216,8 +216,9 @@ def _grow_and_insert(
     donate: bool,
     choose: Choose | None,
 ) -> PyTree:
-    """Returns the variables grown, then with new layers."""
-    arrays, wider = arrays_of(leaves), replace(growth, insertions=(), structure=None)
+    """Returns the variables grown, then with new layers, or without some."""
+    arrays = arrays_of(leaves)
+    wider = replace(growth, insertions=(), structure=None, removed=())
     if fresh is None:
         inserted = {i.path: struct(i.shape, dtype_named(i.dtype)) for i in growth.insertions}
         problems = outdated_leaves(leaves, growth.widths.leaves, growth.sizes)
@@ -234,7 +235,9 @@ def _grow_and_insert(
         target = rebuilt(growth.structure, {**leaves, **structs, **inserted})
     else:
         target, larger = fresh, leaves_by_path(fresh)
-        needed = {i.path for i in growth.insertions} | {growth.place(path) for path in leaves}
+        gone = {*growth.removed}
+        needed = {i.path for i in growth.insertions}
+        needed |= {growth.place(path) for path in leaves if path not in gone}
         if missing := [f"{path}: not in fresh" for path in sorted(needed - larger.keys())]:
             raise ValueError(listed("cannot grow these variables", missing))
         new = dict(larger)  # by old paths, each of which may be another array's new one
@@ -244,7 +247,7 @@ def _grow_and_insert(
                 size = 1 if insertion.repeats else size
                 first = _first(larger[insertion.path], size, insertion.axis)
                 new[insertion.old] = first[0] if insertion.repeats else first
-        new = {path: new[path] for path in arrays}
+        new = {path: leaf if path in gone else new[path] for path, leaf in arrays.items()}
         wide = grown(arrays, wider, key=key, fresh=new, donate=donate, choose=choose)
     return insert(wide, growth.insertions, target, key=key)
 

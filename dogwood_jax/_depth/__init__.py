@@ -7,5 +7,7 @@ these, on many samples. ``departures`` says why nothing does. ``insertions`` put
 ``statistics`` gives inserted normalizations the statistics of a batch. ``repeated`` makes layers
 that do not compute the identity, such as copies.
 
+The way back is ``removed``: layers with numbers in their names go.
+
 Where to add: a filling that is worth a try is one more start in ``trial``.
 """

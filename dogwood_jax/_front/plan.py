@@ -15,6 +15,7 @@ from dogwood_jax._base.arguments import (
     expect_given,
 )
 from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path
+from dogwood_jax._depth.removed import layers_of, without_layers_of
 from dogwood_jax._experts.family import Experts
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._heads.family import Heads
@@ -83,6 +84,9 @@ def plan(
         keep: by width, the units that stay: their indices, in their new order, or a boolean mask.
             The others are removed, so outputs move. ``narrow`` does the same to variables, but
             moves the effect of constant units into biases before, and says how far outputs move.
+            By name of layers with numbers in their names, the layers that stay: ``{"layers": [0, 1,
+            5]}`` keeps ``layers_0``, ``layers_1`` and ``layers_5``, and calls the last one
+            ``layers_2``. A stack over which a loop runs has a width that counts its layers.
         merge: by width, groups of units that compute the same function, as ``find_symmetric``
             returns them. The first of a group stays and takes over the others' outgoing weights,
             see ``merge_symmetric``. The evaluation shows that outputs stay for all weights with
@@ -156,18 +160,29 @@ def plan(
         if target_apply is None:
             paths = [leaf.path for leaf in widths.leaves]
             expect_arrays("plan", "target", target, shapes, paths)
-    return decide(
-        Request(
-            widths,
-            sizes or {},
-            target=target,
-            target_apply=target_apply,
-            keep=keep,
-            merge=merge,
-            strategy=strategy,
-            depth=depth,
-            interface=interface,
-            check=check,
-            families=_FAMILIES,
+    layers: dict[Any, Any] = {}
+    if keep is not None:
+        numbered = layers_of(widths)
+        layers = {name: keep[name] for name in keep if name not in widths and name in numbered}
+        keep = {name: units for name, units in keep.items() if name not in layers} or None
+    if layers and (target is not None or target_apply is not None):
+        raise ValueError(
+            f"plan: keep={{{', '.join(map(repr, layers))}: ...}} removes layers, and target= is of "
+            "another network; plan one after the other, the second one for growth.after"
         )
+    request = Request(
+        widths,
+        sizes or {},
+        target=target,
+        target_apply=target_apply,
+        keep=keep,
+        merge=merge,
+        strategy=strategy,
+        depth=depth,
+        interface=interface,
+        check=check,
+        families=_FAMILIES,
     )
+    is_of_units = not layers or sizes is not None or keep is not None or merge is not None
+    growth = decide(request) if is_of_units else Growth(widths, ())
+    return without_layers_of(growth, layers, check=check) if layers else growth

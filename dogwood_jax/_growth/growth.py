@@ -154,7 +154,7 @@ class Change:
         return self.recipe is not None and (leaf.path, role) in self.recipe.zeros
 
 
-_FIELDS = ("widths", "changes", "notes", "structure", "insertions")
+_FIELDS = ("widths", "changes", "notes", "structure", "insertions", "removed")
 
 
 @dataclass(frozen=True, repr=False)
@@ -170,6 +170,7 @@ class Growth:
         notes: what the larger model's configuration or the caller has to mind.
         structure: tree structure of the larger model where a target was given.
         insertions: what arrays of new layers are filled with, see ``deepen``.
+        removed: paths of the arrays of layers that go.
         evidence: what an evaluation has shown of it; None if nothing was evaluated, because outputs
             are not claimed to stay or the widths hold no function. It has no part in comparisons,
             because hosts round differently.
@@ -180,6 +181,7 @@ class Growth:
     notes: tuple[str, ...] = ()
     structure: Any = None
     insertions: tuple[Insertion, ...] = ()
+    removed: tuple[str, ...] = ()
     evidence: Evidence | None = field(default=None, compare=False)
 
     @cached_property
@@ -271,25 +273,34 @@ class Growth:
         return {i.old: i for i in self.insertions if i.old is not None}
 
     def place(self, path: str) -> str:
-        """The path of an old array in the larger model."""
+        """The path of an old array that stays, in the larger model."""
         return self.moved[path].path if path in self.moved else path
+
+    @cached_property
+    def staying(self) -> tuple[Leaf, ...]:
+        """The old arrays that the larger model has, too."""
+        gone = {*self.removed}
+        return tuple(leaf for leaf in self.widths.leaves if leaf.path not in gone)
 
     @cached_property
     def after(self) -> Widths:
         """The widths of the network that comes out of it."""
-        leaves = (
+        leaves = tuple(
             replace(
                 leaf,
+                path=self.place(leaf.path) if self.removed else leaf.path,
                 shape=self.shapes[leaf.path],
                 axes=tuple(resized(layout, self.sizes) for layout in leaf.axes),
             )
-            for leaf in self.widths.leaves
+            for leaf in self.staying
         )
+        left = {u.width for leaf in leaves for layout in leaf.axes for u in units_of(layout)}
         facts = (
             (name, replace(facts, size=self.sizes.get(name, facts.size)))
             for name, facts in self.widths.facts
+            if not self.removed or name in left
         )
-        return Widths(tuple(leaves), tuple(facts))
+        return Widths(leaves, tuple(facts))
 
     def rates(self, tree: PyTree, *, optimizer: Literal["adam", "sgd"] = "adam") -> PyTree:
         """Returns a factor on the learning rate of each array, with which a tuned rate stays good.
@@ -430,9 +441,13 @@ class Growth:
         if not fits(text):
             text = blocks((f"{path}: {old} -> {new}", [fate]) for path, old, new, fate in rows[1:])
             meanings = ["before -> after", *meanings]
-        lines = [text] if len(rows) > 1 else ["nothing grows"] * (not self.insertions)
+        lines = (
+            [text]
+            if len(rows) > 1
+            else ["nothing grows"] * (not self.insertions and not self.removed)
+        )
         lines += [wrapped(f"({'; '.join(meanings)})")] * bool(meanings)
-        shown = [insertion for insertion in self.insertions if insertion.holds_weights]
+        shown = [i for i in self.insertions if i.holds_weights and not self.removed]
         inserted = merged((str(i).removeprefix(i.path), i.path) for i in shown)
         lines += [wrapped(f"inserted: {path}{fill}") for fill, path in inserted]
         notes = layers_together((note,) for note in self.notes)
@@ -445,7 +460,9 @@ class Growth:
         return "\n".join(lines)
 
     def __repr__(self) -> str:
-        return f"Growth({', '.join(f'{c.width}: {c.old} -> {c.new}' for c in self.changes)})"
+        parts = [f"{change.width}: {change.old} -> {change.new}" for change in self.changes]
+        parts += [f"{len(self.removed)} arrays go"] * bool(self.removed)
+        return f"Growth({', '.join(parts)})"
 
     def _fate(self, leaf: Leaf) -> str:
         parts = []

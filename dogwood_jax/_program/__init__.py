@@ -6,9 +6,12 @@ these equations. Each question about a program gives this loop functions of its 
 ``subprograms`` finds the programs inside of equations.
 
 ``like_layers`` finds layers that are like each other, and leaves some out of a program.
-``sameness`` says which equations do the same. ``kernels`` puts functions of JAX in the place of
-kernels, which nobody can read. ``shards`` makes a program of one device of what devices compute
-together. ``products`` reads products that are written as sums over nothing.
+``numbered`` finds layers with numbers in their names, and ``left_out`` leaves some of them out of a
+program. ``sameness`` says which equations do the same.
+
+``kernels`` puts functions of JAX in the place of kernels, which nobody can read. ``shards`` makes a
+program of one device of what devices compute together. ``products`` reads products that are written
+as sums over nothing.
 
 ``primitives/`` is the table of primitives. Its front says how to add one.
 """

@@ -40,7 +40,8 @@ def narrow(
         variables: pytree of the network's arrays; also under ``jax.jit``.
         widths: its widths, from ``trace`` or ``chain``.
         keep: by name of the width, or ``(path, axis)``, the units that stay: their indices in
-            their new order, or a boolean mask.
+            their new order, or a boolean mask. By name of numbered layers, the layers that stay,
+            see ``plan``.
         interface: whether units of the network's inputs or outputs may be removed.
 
     Returns:
@@ -79,11 +80,13 @@ def narrow(
     share = Removal(widths).moved(variables, folded, growth)
     lost = [*folded.lost]
     if share:
-        lost = [
-            f"{_in_words(share)}, because units that go are not dead; "
-            "dw.find_dead(variables, widths, name) lists those that are",
-            *lost,
-        ]
+        why = (
+            "because of the layers that go"
+            if growth.removed
+            else "because units that go are not dead; dw.find_dead(variables, widths, name) lists "
+            "those that are"
+        )
+        lost = [f"{_in_words(share)}, {why}", *lost]
     if lost and share != 0:
         warnings.warn(f"narrow: {'; '.join(lost)}", stacklevel=2)
     return grow(folded.variables, growth)

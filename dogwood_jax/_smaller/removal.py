@@ -1,4 +1,4 @@
-"""By how much outputs move when units go: ``Removal``."""
+"""By how much outputs move when units or layers go: ``Removal``."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,23 +6,23 @@ from typing import Any
 import jax
 
 from dogwood_jax._base.trees import PyTree, arrays_of, is_traced, leaves_by_path, mirrors, struct
+from dogwood_jax._depth.removed import smaller_program, whole_program
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._judge.claim import Case, ComparedOutput, Side
 from dogwood_jax._judge.resize import CannotResize, in_sizes
 from dogwood_jax._plan.own_function import Rejected, own_program
-from dogwood_jax._program.program import Program
 from dogwood_jax._program.subprograms import entries
 from dogwood_jax._smaller.constant_units import Folded
 from dogwood_jax._smaller.moved import moved
-from dogwood_jax._widths.widths import Network, Widths
+from dogwood_jax._widths.widths import Widths
 
 # Networks whose arrays have more entries together, variables and values, are not evaluated.
 MOST_ENTRIES = 10_000_000
 
 
 class Removal:
-    """Evaluates a network with its own weights, and without some of its units.
+    """Evaluates a network with its own weights, and without some of its units or layers.
 
     The smaller network is the network's own function, if it takes fewer units. Else, as for a
     module whose config states sizes, it is the network's program written again in these sizes.
@@ -33,9 +33,9 @@ class Removal:
 
     def __init__(self, widths: Widths) -> None:
         self._widths = widths
-        self._smaller: dict[tuple[tuple[str, int], ...], Side | None] = {}
+        self._smaller: dict[Any, Side | None] = {}
         network = widths.network
-        program = None if network is None else _program(network)
+        program = None if network is None else whole_program(network)
         self._old = None
         if program is not None and sum(entries(program.jaxpr)) <= MOST_ENTRIES:
             self._old = Side(program.jaxpr, program.arguments, program.results)
@@ -62,15 +62,10 @@ class Removal:
         return moved(Case(self._old, new, growth, outputs, ()), before, after, folded.biases)
 
     def _in_sizes(self, growth: Growth) -> Side | None:
-        key = tuple(growth.sizes.items())
+        key = tuple(growth.sizes.items()), growth.removed
         if key not in self._smaller:
             self._smaller[key] = _side(growth)
         return self._smaller[key]
-
-
-def _program(network: Network) -> Program:
-    program: Program = network.read.program if network.deep is None else network.deep.program
-    return program
 
 
 def _has_values(array: Any) -> bool:
@@ -83,6 +78,11 @@ def _side(growth: Growth) -> Side | None:
     """Returns the program of the smaller network, or None if there is none."""
     network = growth.widths.network
     assert network is not None
+    if growth.removed:
+        smaller = smaller_program(growth)
+        if smaller is None:
+            return None
+        return Side(smaller.jaxpr, smaller.arguments, smaller.results)
     own = own_program(growth.widths, growth.sizes)
     if not isinstance(own, Rejected):
         return Side(own.jaxpr, own.arguments, own.results)
@@ -93,7 +93,7 @@ def _side(growth: Growth) -> Side | None:
         jaxpr = in_sizes(network.traced, GrownSizes(growth.widths, growth.sizes))
     except CannotResize:
         return None
-    program = _program(network)
+    program = whole_program(network)
     paths = (path for path, _ in program.arguments)
     structs = (struct(aval.shape, aval.dtype) for aval in jaxpr.in_avals)
     return Side(jaxpr, [*zip(paths, structs, strict=True)], program.results)

@@ -73,7 +73,11 @@ _Shown = Mapping[str, Mapping[int, Tensor]]
 
 
 def config_of(
-    folder: Path, old: Iterable[Tensor], new: Collection[Tensor], given: Mapping[str, Any] | None
+    folder: Path,
+    old: Iterable[Tensor],
+    new: Collection[Tensor],
+    given: Mapping[str, Any] | None,
+    kept: Sequence[int] | None = None,
 ) -> str | None:
     """Returns the text of the larger model's ``config.json``.
 
@@ -82,6 +86,7 @@ def config_of(
         old: the tensors of the smaller model.
         new: those of the larger one.
         given: the numbers that the caller gives, or None.
+        kept: the layers that stay, if some go.
 
     Returns:
         The text. None if nothing is given, and there is no file or its ``model_type`` is not known.
@@ -93,7 +98,7 @@ def config_of(
         CheckpointError: if the file is no JSON object.
     """
     path, numbers = folder / NAME, _plain(given or {})
-    before = _read(path)
+    before = _read(path) if kept is None else _of_layers(_read(path), kept)
     config = {**before, **numbers}
     kind = config.get("model_type")
     if "text_config" in config or not isinstance(kind, str) or kind not in _MODELS:
@@ -137,6 +142,17 @@ def files_beside(folder: Path) -> list[Path]:
         for path in folder.iterdir()
         if path.is_file() and path.name != NAME and not path.name.endswith(_NOT_COPIED)
     )
+
+
+def _of_layers(config: Mapping[str, Any], kept: Sequence[int]) -> dict[str, Any]:
+    """Returns what the file says of the layers that stay."""
+    found, count = dict(config), config.get("num_hidden_layers")
+    for name in _PER_LAYER:
+        if isinstance(each := config.get(name), list) and len(each) == count:
+            found[name] = [each[layer] for layer in kept]
+    if isinstance(only := config.get("mlp_only_layers"), list):
+        found["mlp_only_layers"] = [place for place, layer in enumerate(kept) if layer in only]
+    return found
 
 
 def _plain(given: Mapping[str, Any]) -> dict[str, Any]:

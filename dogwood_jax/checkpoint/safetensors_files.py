@@ -17,6 +17,7 @@ from jax import Array
 
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import struct
+from dogwood_jax._depth.removed import kept_layers
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.shardings import most_like
 from dogwood_jax.checkpoint import config_json
@@ -76,7 +77,7 @@ def grow_files(
         texts[file], placed = header_for(mine, metadata)
         places |= {tensor.name: tensor for tensor in placed}
     new = [replace(leaf, tensors=tuple(places[t.name] for t in leaf.tensors)) for leaf in new]
-    said, beside = _beside(source, headers, places, config)
+    said, beside = _beside(source, headers, places, config, growth)
     size = sum(map(len, texts.values())) + sum(tensor.nbytes for tensor in places.values())
     size += sum(path.stat().st_size for path in beside)
     paths = [*(headers.folder / file for file in headers.metadata), *beside]
@@ -106,6 +107,7 @@ def _beside(
     headers: Headers,
     places: Mapping[str, Tensor],
     config: Mapping[str, Any] | None,
+    growth: Growth,
 ) -> tuple[str | None, list[Path]]:
     """Returns the text of the new ``config.json``, or None, and the files that are copied."""
     if not source.is_dir():
@@ -113,7 +115,8 @@ def _beside(
             raise ValueError(f"{source}: config= is for folders; leave it out for a file")
         return None, []
     old, new = headers.tensors.values(), places.values()
-    said = config_json.config_of(source, old, new, config)
+    kept = next((kept for _, kept in kept_layers(growth)), None)
+    said = config_json.config_of(source, old, new, config, kept)
     return said, [] if said is None else config_json.files_beside(source)
 
 

@@ -1,0 +1,216 @@
+"""A program without some of its numbered layers: ``without_layers``, ``kinds_of_layers``.
+
+A layer takes what the layer before it made, and arrays of its own. So every value of a program
+belongs to the last layer that it depends on. What a layer hands on are its values that later layers
+read. Without the layer, these read what the layer itself has read of the layers before it. Which
+value is which, shapes and dtypes tell; if they do not, the layer cannot be left out.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax.extend.core as jex
+
+from dogwood_jax._program.interpret import called
+from dogwood_jax._program.numbered import NumberedLayers
+from dogwood_jax._program.program import Program
+from dogwood_jax._program.sameness import Sameness
+
+_NO_LAYER = -1
+
+
+def without_layers(
+    program: Program, layers: NumberedLayers, gone: Collection[int]
+) -> Program | None:
+    """Returns a program without some layers; None if it does not show how to leave them out.
+
+    Args:
+        program: the program.
+        layers: the layers.
+        gone: those that are left out.
+    """
+    flat = _Flat(program, layers)
+    instead: dict[Any, Any] = {}
+    for layer in sorted(gone):
+        made = flat.made_by_last() if layer == len(layers) - 1 else flat.handed_on(layer)
+        pairs = None if made is None else flat.paired(made, flat.taken(layer))
+        if pairs is None:
+            return None
+        instead |= pairs
+    return flat.with_others(instead, gone)
+
+
+def kinds_of_layers(program: Program, layers: NumberedLayers) -> list[Any]:
+    """Returns what each layer computes, whatever its arrays: equal things for like layers.
+
+    What follows the last layer is not told from it. So the last layer is like the first other one
+    whose equations it begins with.
+    """
+    flat, same = _Flat(program, layers), Sameness()
+    kinds: list[list[int]] = [[] for _ in range(len(layers))]
+    for eqn in flat.eqns:
+        if (layer := flat.layer_of(eqn)) != _NO_LAYER:
+            kinds[layer].append(same.equation(eqn))
+    *others, last = map(tuple, kinds)
+    return [*others, next((kind for kind in others if last[: len(kind)] == kind), last)]
+
+
+class _Flat:
+    """A program in which no call holds several layers.
+
+    Attributes:
+        eqns: its equations.
+    """
+
+    def __init__(self, program: Program, layers: NumberedLayers) -> None:
+        self._program, self._layers = program, layers
+        paths = program.paths.items()
+        self._layer = {
+            var: _NO_LAYER if (layer := layers.layer_of(path)) is None else layer
+            for var, path in paths
+        }
+        self._own = {*self._layer}
+        self.eqns: list[Any] = []
+        self._outvars = self._read(program.jaxpr.jaxpr, {})
+        self._made = {var: n for n, eqn in enumerate(self.eqns) for var in eqn.outvars}
+        self._readers: dict[Any, set[int]] = {}
+        for eqn in self.eqns:
+            for atom in _variables(eqn.invars):
+                self._readers.setdefault(atom, set()).add(self.layer_of(eqn))
+
+    def _read(self, jaxpr: Any, names: dict[Any, Any]) -> list[Any]:
+        """Reads the equations of a program, called by these names; returns those of its results."""
+
+        def named(atom: Any) -> Any:
+            return atom if isinstance(atom, jex.Literal) else names.get(atom, atom)
+
+        for eqn in jaxpr.eqns:
+            invars = [named(atom) for atom in eqn.invars]
+            inside = called(eqn) if len({*map(self._of, invars)} - {_NO_LAYER}) > 1 else None
+            if inside is not None and not inside[1] and not inside[0].constvars:
+                # Several calls may share a program, so each gets names of its own.
+                inner = dict(zip(inside[0].invars, invars, strict=True))
+                outvars = self._read(inside[0], inner)
+                names.update(zip(eqn.outvars, outvars, strict=True))
+                continue
+            outvars = [_like(var) for var in eqn.outvars]
+            names.update(zip(eqn.outvars, outvars, strict=True))
+            layer = max(map(self._of, invars), default=_NO_LAYER)
+            self._layer.update(dict.fromkeys(outvars, layer))
+            self.eqns.append(eqn.replace(invars=invars, outvars=outvars))
+        return [named(atom) for atom in jaxpr.outvars]
+
+    def _of(self, atom: Any) -> int:
+        return _NO_LAYER if isinstance(atom, jex.Literal) else self._layer.get(atom, _NO_LAYER)
+
+    def layer_of(self, eqn: Any) -> int:
+        """Returns the layer that an equation belongs to."""
+        return max(map(self._of, eqn.invars), default=_NO_LAYER)
+
+    def handed_on(self, layer: int) -> list[Any]:
+        """Returns the values of a layer that later layers read, in their order."""
+        return [var for var in self._made if self._of(var) == layer and self._is_read_after(var)]
+
+    def _is_read_after(self, var: Any) -> bool:
+        return any(reader > self._of(var) for reader in self._readers.get(var, ()))
+
+    def made_by_last(self) -> list[Any] | None:
+        """Returns what the last layer hands on: what is in the places of the layer before it."""
+        last = len(self._layers) - 1
+        mine = [eqn for eqn in self.eqns if self.layer_of(eqn) == last]
+        its = [eqn for eqn in self.eqns if self.layer_of(eqn) == last - 1]
+        wanted, found = {*self.handed_on(last - 1)}, []
+        for eqn, other in zip(mine, its, strict=False):
+            if eqn.primitive is not other.primitive:
+                return None
+            found += [a for a, b in zip(eqn.outvars, other.outvars, strict=True) if b in wanted]
+            if len(found) == len(wanted):
+                return found
+        return None
+
+    def taken(self, layer: int) -> list[Any]:
+        """Returns what a layer reads of the layers before it, or of what is before all layers."""
+        read = dict.fromkeys(
+            atom
+            for eqn in self.eqns
+            if self.layer_of(eqn) == layer
+            for atom in _variables(eqn.invars)
+            if self._of(atom) < layer and atom not in self._own
+        )
+        if layer:
+            return [atom for atom in read if self._of(atom) != _NO_LAYER]
+        return [atom for atom in read if self._readers[atom] <= {_NO_LAYER, layer}]
+
+    def paired(self, made: Sequence[Any], taken: Sequence[Any]) -> dict[Any, Any] | None:
+        """Returns what is read in the place of each value that goes; None if that is not clear."""
+        pairs: dict[Any, Any] = {}
+        for kind in {*map(_kind, made)}:
+            ours = [var for var in made if _kind(var) == kind]
+            theirs = sorted((var for var in taken if _kind(var) == kind), key=self._order)
+            # Like layers make several values in one order. Who made those before them is not known.
+            is_clear = len(ours) == 1 or all(self._of(var) != _NO_LAYER for var in theirs)
+            if len(ours) != len(theirs) or not is_clear:
+                return None
+            pairs |= zip(ours, theirs, strict=True)
+        is_before = all(self._order(b) < self._order(a) for a, b in pairs.items())
+        return pairs if is_before else None
+
+    def _order(self, var: Any) -> int:
+        return self._made.get(var, -1)
+
+    def with_others(self, instead: Mapping[Any, Any], gone: Collection[int]) -> Program | None:
+        """Returns the program with other values in place of some.
+
+        It is None if it still reads arrays of the layers, or none of some other arrays.
+
+        Args:
+            instead: what is read in the place of a value.
+            gone: the layers that it is not to have.
+        """
+
+        def other(atom: Any) -> Any:
+            while not isinstance(atom, jex.Literal) and atom in instead:
+                atom = instead[atom]
+            return atom
+
+        results = zip(self._program.results, self._outvars, strict=True)
+        left = [(path, other(var)) for path, var in results if not self._is_own(var, gone, instead)]
+        outvars = [var for _, var in left]
+        needed, kept = {*_variables(outvars)}, []
+        for eqn in reversed(self.eqns):
+            if eqn.effects or not needed.isdisjoint(eqn.outvars):
+                eqn = eqn.replace(invars=[*map(other, eqn.invars)])
+                needed.update(_variables(eqn.invars))
+                kept.append(eqn)
+        jaxpr = self._program.jaxpr.jaxpr
+        left_out = {var for var, layer in self._layer.items() if var in self._own and layer in gone}
+        # Arrays that nothing reads any more are of the layer, too, and were not named.
+        if any((var in needed) == (var in left_out) for var in self._own if var in self._readers):
+            return None
+        invars = [var for var in jaxpr.invars if var not in left_out]
+        found = self._program.taking(invars, kept[::-1])
+        found.jaxpr = jex.ClosedJaxpr(
+            found.jaxpr.jaxpr.replace(outvars=outvars), found.jaxpr.consts
+        )
+        found.results = [path for path, _ in left]
+        return found
+
+    def _is_own(self, var: Any, gone: Collection[int], instead: Mapping[Any, Any]) -> bool:
+        """Whether a result is a layer's own: its array, or statistics of a layer that goes."""
+        layer = self._of(var)
+        if layer == _NO_LAYER or var in instead:
+            return False
+        return var in self._own or (layer in gone and layer < len(self._layers) - 1)
+
+
+def _variables(atoms: Sequence[Any]) -> Iterator[Any]:
+    return (atom for atom in atoms if not isinstance(atom, jex.Literal))
+
+
+def _kind(var: Any) -> tuple[Any, Any]:
+    return var.aval.shape, var.aval.dtype
+
+
+def _like(var: Any) -> Any:
+    """Returns a variable of its own that stands for the same kind of value."""
+    return type(var)(var.aval) if isinstance(var, jex.Var) else var

@@ -1,0 +1,294 @@
+"""Layers with numbers in their names go: variables, optimizer state, checkpoints."""
+
+import json
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from test_config_json import NAMES, small_in
+from test_config_json import apply as decoder
+
+import dogwood_jax as dw
+
+COUNT, KEPT = 4, [0, 2, 3]
+X = jnp.linspace(-1.0, 1.0, 6).reshape(2, 3)
+
+
+class Deep(nn.Module):
+    """A network whose configuration says how many layers it has. Every second one is scaled."""
+
+    layers: tuple[int, ...] = (0,) * COUNT
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(5)(x)
+        for index, kind in enumerate(self.layers):
+            h = nn.BatchNorm(use_running_average=True, name=f"norms_{index}")(x)
+            h = nn.Dense(7, name=f"layers_{index}_up")(h)
+            x = x + nn.Dense(5, name=f"blocks_{index}")(nn.gelu(h)) * (2.0 if kind else 1.0)
+        return nn.Dense(2)(nn.LayerNorm()(x))
+
+
+def layer(params, x):
+    return x + jax.nn.gelu(x @ params["up"]) @ params["down"]
+
+
+def by_names(params, x):
+    """Takes the layers that it finds."""
+    x = x @ params["in"]
+    for index in range(sum(name.startswith("layer_") for name in params)):
+        x = jax.jit(layer)(params[f"layer_{index}"], x)
+    return jnp.tanh(x) @ params["out"]
+
+
+def by_number(params, x):
+    """Takes four layers; the whole network is one call."""
+    x = x @ params["in"]
+    for index in range(COUNT):
+        x = layer(params["layers"][index], x)
+    return jnp.tanh(x) @ params["out"]
+
+
+def arrays(count=COUNT):
+    rng = np.random.default_rng(0)
+    shapes = [{"up": (5, 7), "down": (7, 5)} for _ in range(count)]
+    draw = lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    layers = [{name: draw(shape) for name, shape in one.items()} for one in shapes]
+    return {"in": draw((3, 5)), "out": draw((5, 2))}, layers
+
+
+def in_dict(layers):
+    return {f"layer_{index}": one for index, one in enumerate(layers)}
+
+
+def networks():
+    ends, layers = arrays()
+    kept = [layers[index] for index in KEPT]
+    yield by_names, "layer", ends | in_dict(layers), ends | in_dict(kept)
+    yield by_number, "layers", ends | {"layers": layers}, ends | {"layers": kept}
+    tuples = ends | {"layers": tuple(layers)}, ends | {"layers": tuple(kept)}
+    yield jax.jit(by_number), "layers", *tuples
+
+
+@pytest.mark.parametrize(("apply", "name", "params", "kept"), [*networks()])
+def test_layers_go(apply, name, params, kept):
+    widths = dw.trace(apply, params, X)
+    growth = dw.plan(widths, keep={name: KEPT})
+    jax.tree.map(np.testing.assert_array_equal, dw.grow(params, growth), kept)
+    mask = np.isin(range(COUNT), KEPT)
+    assert dw.plan(widths, keep={name: mask}) == growth
+    assert "3 layers" in str(growth) and "these were 0, 2, 3" in str(growth)
+    jax.tree.map(
+        np.testing.assert_array_equal, jax.jit(dw.grow, static_argnums=1)(params, growth), kept
+    )
+    fresh = jax.tree.map(jnp.zeros_like, kept)
+    jax.tree.map(np.testing.assert_array_equal, dw.grow(params, growth, fresh=fresh), kept)
+    assert jax.tree.structure(growth.rates(kept)) == jax.tree.structure(kept)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shardings = growth.shardings(jax.tree.map(lambda _: device, params))
+    assert jax.tree.structure(shardings) == jax.tree.structure(kept)
+    loaded = dw.from_json(dw.to_json(growth))
+    jax.tree.map(np.testing.assert_array_equal, dw.grow(params, loaded), kept)
+
+
+@pytest.mark.parametrize("tx", [optax.adam(0.1), dw.growable(optax.adamw(0.1))])
+def test_the_optimizer_goes_along(tx):
+    """Training goes on as if the layers had never been there."""
+    ends, layers = arrays()
+    params = ends | in_dict(layers)
+    kept = ends | in_dict([layers[index] for index in KEPT])
+    states = [tx.init(params), tx.init(kept)]
+    for step in range(3):
+        for index, tree in enumerate((params, kept)):
+            gradients = jax.tree.map(lambda a, step=step: jnp.cos(a + step), tree)
+            _, states[index] = tx.update(gradients, states[index], tree)
+    growth = dw.plan(dw.trace(by_names, params, X), keep={"layer": KEPT})
+    state = dw.grow_opt_state(states[0], growth, tx)
+    gradients = jax.tree.map(jnp.sin, kept)
+    updates, expected = (tx.update(gradients, s, kept)[0] for s in (state, states[1]))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), updates, expected)
+
+
+def test_a_layer_may_have_several_names():
+    module = Deep()
+    variables = module.init(jax.random.key(0), X)
+    widths = dw.trace(module.apply, variables, X)
+    with pytest.raises(ValueError, match="blocks: nothing shows how the network does without"):
+        dw.plan(widths, keep={"blocks": KEPT})
+    growth = dw.plan(widths, keep=dict.fromkeys(("norms", "layers", "blocks"), KEPT))
+    smaller = dw.grow(variables, growth)
+    assert Deep((0,) * 3).apply(smaller, X).shape == (2, 2)
+    old, new = variables["params"], smaller["params"]
+    assert new["layers_2_up"]["kernel"].tolist() == old["layers_3_up"]["kernel"].tolist()
+
+
+class Block(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        h = nn.BatchNorm(use_running_average=True)(x)
+        return x + nn.Dense(5)(nn.gelu(nn.Dense(7)(h)))
+
+
+class Blocks(nn.Module):
+    count: int
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(5)(x)
+        for index in range(self.count):
+            x = Block(name=f"block{index + 1}")(x)
+        return nn.Dense(2)(nn.LayerNorm()(x))
+
+
+def blocks():
+    module = Blocks(COUNT)
+    variables = module.init(jax.random.key(0), X)
+    shift = lambda a: a + jnp.arange(a.size).reshape(a.shape) / a.size  # noqa: E731
+    return module, jax.tree.map(shift, variables)
+
+
+def test_a_module_loses_layers_in_all_collections():
+    module, variables = blocks()
+    growth = dw.plan(dw.trace(module.apply, variables, X), keep={"block": KEPT})
+    smaller = dw.grow(variables, growth)
+    for place, index in enumerate(KEPT):
+        for name in ("params", "batch_stats"):
+            jax.tree.map(
+                np.testing.assert_array_equal,
+                smaller[name][f"block{place + 1}"],
+                variables[name][f"block{index + 1}"],
+            )
+    assert Blocks(3).apply(smaller, X).shape == (2, 2)
+    assert not any("block4" in collection for collection in smaller.values())
+
+
+def test_units_of_layers_that_stay_may_change_along():
+    module, variables = blocks()
+    widths = dw.trace(module.apply, variables, X)
+    name = widths.of("params/block4/Dense_1/kernel", 1).name
+    growth = dw.plan(widths, {name: 9}, keep={"block": [0, 3]})
+    smaller = dw.grow(variables, growth, key=jax.random.key(0))["params"]
+    assert smaller["block2"]["Dense_1"]["kernel"].shape == (5, 9)
+    assert {*growth.after.sizes} < {*widths.sizes}
+    again = dw.plan(growth.after, {name: 11})
+    assert dw.grow(dw.grow(variables, growth, key=jax.random.key(0)), again, key=jax.random.key(1))
+
+
+def test_narrow_says_how_far_outputs_move():
+    module, variables = blocks()
+    widths = dw.trace(module.apply, variables, X)
+    with pytest.warns(UserWarning, match="outputs move by .* because of the layers that go"):
+        smaller = dw.narrow(variables, widths, {"block": KEPT})
+    assert Blocks(3).apply(smaller, X).shape == (2, 2)
+    for index in (2, 3):  # these do nothing
+        silent = variables["params"][f"block{index}"]["Dense_0"]
+        silent |= jax.tree.map(jnp.zeros_like, silent)
+    smaller = dw.narrow(variables, widths, {"block": [0, 3]})
+    np.testing.assert_allclose(
+        Blocks(2).apply(smaller, X), module.apply(variables, X), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_layers_that_alternate_are_told():
+    """What a model says of layers by number holds for the new numbers."""
+
+    def apply(params, x):
+        for index in range(COUNT):
+            x = jnp.tanh(x @ params[f"layer_{index}"]) * (1.0 if index % 2 else 2.0) + x
+        return x
+
+    params = {f"layer_{index}": jnp.ones((3, 3)) for index in range(COUNT)}
+    widths = dw.trace(apply, params, X)
+    for keep, others in ([0, 1], ""), ([0, 3], ""), ([1, 2, 3], "1, 2, 3"), ([0, 1, 3], "3"):
+        note = f"layers {others} of layer compute something else"
+        assert (
+            others == ""
+            and "else" not in str(dw.plan(widths, keep={"layer": keep}))
+            or (note in " ".join(str(dw.plan(widths, keep={"layer": keep})).split()))
+        )
+
+
+def test_nnx_takes_the_smaller_module():
+    class Mlp(nnx.Module):
+        def __init__(self, count):
+            rngs = nnx.Rngs(0)
+            self.layers = nnx.List([nnx.Linear(3, 3, rngs=rngs) for _ in range(count)])
+
+        def __call__(self, x):
+            for one in self.layers:
+                x = x + jnp.tanh(one(x))
+            return x
+
+    model, smaller = Mlp(COUNT), Mlp(3)
+    growth = dw.nnx.plan(dw.nnx.trace(model, X), keep={"layers": KEPT})
+    with pytest.raises(ValueError, match="removes layers; pass the larger module, fresh="):
+        dw.nnx.grow(model, growth)
+    small = dw.nnx.grow(model, growth, fresh=smaller)
+    assert small.layers[1].kernel[...].tolist() == model.layers[2].kernel[...].tolist()
+
+
+def test_a_folder_loses_layers_with_its_configuration(tmp_path):
+    folder = small_in(tmp_path)
+    before = json.loads((folder / "config.json").read_text())
+    before["layer_types"] = ["sliding_attention", "full_attention"]
+    (folder / "config.json").write_text(json.dumps(before))
+    shapes = dw.checkpoint.shapes(folder, names=NAMES)
+    widths = dw.trace(decoder, shapes, jnp.arange(5))
+    growth = dw.plan(widths, keep={"layers": [1]})
+    dw.checkpoint.grow(folder, growth, tmp_path / "out", names=NAMES)
+    after = json.loads((tmp_path / "out/config.json").read_text())
+    assert after == before | {
+        "head_dim": 4,
+        "num_hidden_layers": 1,
+        "layer_types": ["full_attention"],
+    }
+    small = dw.checkpoint.shapes(tmp_path / "out", names=NAMES)
+    assert len(small["layers"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        ([], "one layer at least"),
+        ([2, 0], "in ascending order"),
+        ([0, 4], "distinct indices below 4"),
+        (np.ones(3, bool), "a boolean mask of 4 layers"),
+        ([0.5], "distinct indices"),
+    ],
+)
+def test_wrong_layers_are_refused(keep, message):
+    ends, layers = arrays()
+    widths = dw.trace(by_names, ends | in_dict(layers), X)
+    with pytest.raises(ValueError, match=message):
+        dw.plan(widths, keep={"layer": keep})
+
+
+def test_layers_go_alone():
+    ends, layers = arrays()
+    params = ends | in_dict(layers)
+    widths = dw.trace(by_names, params, X)
+    with pytest.raises(ValueError, match="plan one after the other"):
+        dw.plan(widths, target=params, keep={"layer": KEPT})
+    with pytest.raises(ValueError, match="use dw.trace"):
+        dw.plan(dw.from_json(dw.to_json(widths)), keep={"layer": KEPT})
+
+
+def test_a_chain_cannot_do_without_a_layer_that_changes_its_size():
+    """The layers are called alike, but each makes what only the next one reads."""
+    sizes = [3, 4, 5, 6]
+    params = {f"layer_{i}": jnp.ones(pair) for i, pair in enumerate(zip(sizes, sizes[1:]))}
+
+    def apply(params, x):
+        for index in range(3):
+            x = jnp.tanh(x @ params[f"layer_{index}"])
+        return x
+
+    widths = dw.trace(apply, params, X)
+    with pytest.raises(ValueError, match="nothing shows how the network does without"):
+        dw.plan(widths, keep={"layer": [0, 2]})
+    growth = dw.plan(widths, keep={"layer": [0, 2]}, check=False)
+    assert dw.grow(params, growth)["layer_1"].shape == (5, 6)
