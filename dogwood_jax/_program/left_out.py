@@ -2,7 +2,8 @@
 
 A layer takes what the layer before it made, and arrays of its own. So every value of a program
 belongs to the last layer that it depends on. What a layer hands on are its values that later layers
-read. Without the layer, these read what the layer itself has read of the layers before it. Which
+read, but for those that follow from others of them, such as the mean that the next norm subtracts.
+Without the layer, later ones read what the layer itself has read of the layers before it. Which
 value is which, shapes and dtypes tell; if they do not, the layer cannot be left out.
 """
 
@@ -32,7 +33,7 @@ def without_layers(
     flat = _Flat(program, layers)
     instead: dict[Any, Any] = {}
     for layer in sorted(gone):
-        made = flat.made_by_last() if layer == len(layers) - 1 else flat.handed_on(layer)
+        made = flat.made(layer)
         pairs = None if made is None else flat.paired(made, flat.taken(layer))
         if pairs is None:
             return None
@@ -43,16 +44,16 @@ def without_layers(
 def kinds_of_layers(program: Program, layers: NumberedLayers) -> list[Any]:
     """Returns what each layer computes, whatever its arrays: equal things for like layers.
 
-    What follows the last layer is not told from it. So the last layer is like the first other one
-    whose equations it begins with.
+    A layer ends with what it hands on, because what follows may be the beginning of the next one.
     """
     flat, same = _Flat(program, layers), Sameness()
-    kinds: list[list[int]] = [[] for _ in range(len(layers))]
-    for eqn in flat.eqns:
-        if (layer := flat.layer_of(eqn)) != _NO_LAYER:
-            kinds[layer].append(same.equation(eqn))
-    *others, last = map(tuple, kinds)
-    return [*others, next((kind for kind in others if last[: len(kind)] == kind), last)]
+    kinds = []
+    for layer in range(len(layers)):
+        made = {*(flat.made(layer) or ())}
+        eqns = [eqn for eqn in flat.eqns if flat.layer_of(eqn) == layer]
+        ends = [n for n, eqn in enumerate(eqns) if not made.isdisjoint(eqn.outvars)]
+        kinds.append(tuple(map(same.equation, eqns[: ends[-1] + 1] if ends else eqns)))
+    return kinds
 
 
 class _Flat:
@@ -107,19 +108,46 @@ class _Flat:
         """Returns the layer that an equation belongs to."""
         return max(map(self._of, eqn.invars), default=_NO_LAYER)
 
-    def handed_on(self, layer: int) -> list[Any]:
-        """Returns the values of a layer that later layers read, in their order."""
-        return [var for var in self._made if self._of(var) == layer and self._is_read_after(var)]
+    def made(self, layer: int) -> list[Any] | None:
+        """Returns what a layer hands on, in the order in which it is made; None if it is unclear.
+
+        These are its values that later layers read. For the last layer, they are what is in the
+        places of those of the layer before it.
+        """
+        if layer == len(self._layers) - 1:
+            return self._made_by_last()
+        read = [var for var in self._made if self._of(var) == layer and self._is_read_after(var)]
+        return self._roots(read, is_first=False)
+
+    def _roots(self, values: Sequence[Any], *, is_first: bool) -> list[Any]:
+        """Returns those of some values that do not follow from the ones before them alone.
+
+        Args:
+            values: values of one layer.
+            is_first: whether they are made before all layers, where all values are of no layer.
+        """
+        roots: list[Any] = []
+        for var in sorted(values, key=self._order):
+            pending, seen, follows = [var], set[Any](), bool(roots)
+            while pending and follows:
+                one = pending.pop()
+                if one in roots or one in seen or (self._of(one) == _NO_LAYER and not is_first):
+                    continue
+                seen.add(one)
+                follows = one in self._made and self._of(one) == self._of(var)
+                pending += _variables(self.eqns[self._made[one]].invars) if follows else ()
+            if not follows:
+                roots.append(var)
+        return roots
 
     def _is_read_after(self, var: Any) -> bool:
         return any(reader > self._of(var) for reader in self._readers.get(var, ()))
 
-    def made_by_last(self) -> list[Any] | None:
-        """Returns what the last layer hands on: what is in the places of the layer before it."""
+    def _made_by_last(self) -> list[Any] | None:
         last = len(self._layers) - 1
         mine = [eqn for eqn in self.eqns if self.layer_of(eqn) == last]
         its = [eqn for eqn in self.eqns if self.layer_of(eqn) == last - 1]
-        wanted, found = {*self.handed_on(last - 1)}, []
+        wanted, found = {*(self.made(last - 1) or ())}, []
         for eqn, other in zip(mine, its, strict=False):
             if eqn.primitive is not other.primitive:
                 return None
@@ -138,8 +166,10 @@ class _Flat:
             if self._of(atom) < layer and atom not in self._own
         )
         if layer:
-            return [atom for atom in read if self._of(atom) != _NO_LAYER]
-        return [atom for atom in read if self._readers[atom] <= {_NO_LAYER, layer}]
+            own = [atom for atom in read if self._of(atom) != _NO_LAYER]
+        else:
+            own = [atom for atom in read if self._readers[atom] <= {_NO_LAYER, layer}]
+        return self._roots(own, is_first=not layer)
 
     def paired(self, made: Sequence[Any], taken: Sequence[Any]) -> dict[Any, Any] | None:
         """Returns what is read in the place of each value that goes; None if that is not clear."""

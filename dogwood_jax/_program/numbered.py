@@ -45,6 +45,10 @@ class NumberedLayers:
         match = self._beginning.match(path)
         return None if match is None else int(match[2]) - self.start
 
+    def in_first(self, path: str) -> str:
+        """Returns the path that an array of some layer has in the first one."""
+        return self._beginning.sub(rf"\g<1>{self.start}", path, count=1)
+
     def keeping(self, variables: PyTree, kept: Sequence[int]) -> PyTree:
         """Returns variables without the other layers. Those that stay get the first numbers.
 

@@ -6,8 +6,10 @@ known of each unit. ``plan`` and ``grow`` do the work. Nothing in the core impor
 | file | what it does |
 |---|---|
 | ``narrow`` | ``narrow`` keeps some units, ``merge_symmetric`` makes one of units that are alike |
-| ``shrink`` | ``shrink`` narrows to a budget of parameters or FLOPs |
+| ``shrink`` | ``shrink`` narrows to a budget of parameters or FLOPs, or removes layers |
+| ``alike`` | the widths that layers have alike |
 | ``saliency`` | ``saliency`` says how much would be lost with each unit |
+| ``layer_scores`` | how much would be lost with each layer |
 | ``symmetry`` | ``find_symmetric`` and ``activity``: which units are alike, and how active |
 | ``dead`` | ``find_dead``: units that outputs do not depend on |
 | ``constant_units`` | what constant units add to their readers goes into biases |

@@ -1,4 +1,4 @@
-"""What a network would lose with each of its units: ``saliency``."""
+"""What a network would lose with each of its units, or of its layers: ``saliency``."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dogwood_jax import strategies
 from dogwood_jax._base.arguments import (
+    BOOLEAN,
     VARIABLES,
     WIDTHS,
     ArgumentKind,
@@ -23,6 +24,7 @@ from dogwood_jax._base.described import described
 from dogwood_jax._base.trees import PyTree, is_array, leaves_by_path, rebuilt
 from dogwood_jax._plan.own_function import Rejected, own_program
 from dogwood_jax._smaller.dead import find_dead
+from dogwood_jax._smaller.layer_scores import layer_scores
 from dogwood_jax._smaller.symmetry import find_symmetric, weights_of
 from dogwood_jax._widths.layout import units_along
 from dogwood_jax._widths.widths import Width, Widths
@@ -41,8 +43,9 @@ def saliency(
     loss: Loss | None = None,
     *batch: Any,
     by: Way = "first_order",
+    layers: bool = False,
 ) -> Scores:
-    """Scores each unit by what a network would lose with it.
+    """Scores each unit, or each layer, by what a network would lose with it.
 
     Scores are plain data: compute them once and pass them to ``shrink`` for several budgets, leave
     out the widths that are to stay, or add up the scores of several batches. By default they
@@ -64,18 +67,26 @@ def saliency(
     and all but the first of units that compute the same function, see ``find_symmetric``. The first
     of these has the score of all together, because it takes over their outgoing weights.
 
+    Layers are scored by trying: the score of a layer is by how much the loss of the batch rises
+    without it. Layers are those with numbers in their names, such as ``layers_0`` and ``layers_1``,
+    and stacks over which a loop runs. A few samples are enough.
+
     Args:
         variables: pytree of the network's arrays, with values.
         widths: its widths, from ``trace`` or ``chain``.
         loss: function ``loss(variables, *batch)``, a scalar.
         *batch: arrays, or pytrees of them. The first axis counts samples. The loss is called with
             one sample at a time, arrays ``[1, ...]``.
-        by: how to score.
+        by: how to score units.
+        layers: whether to score layers in place of units. It takes a loss and a batch.
 
     Returns:
-        The scores by name of the width, float64 ``[units]``. Widths whose units cannot be removed
-        one by one are left out: those that are fixed, inputs or outputs, under a norm without an
-        exact recipe, or that the traced function only takes in other sizes together with others.
+        The scores by name of the width, float64 ``[units]``; or by name of the layers, as
+        ``plan(keep=)`` takes them, float64 ``[layers]``. Layers that the network is not known to do
+        without are left out. So are
+        widths whose units cannot be removed one by one: those that are fixed, inputs or outputs,
+        under a norm without an exact recipe, or that the traced function only takes in other sizes
+        together with others.
 
     Raises:
         TypeError: if arguments are of the wrong kind.
@@ -102,10 +113,14 @@ def saliency(
         Dense Networks and Fisher Pruning (why its mean over samples estimates the loss).
     """
     expect("saliency(variables, widths)", variables=(VARIABLES, variables), widths=(WIDTHS, widths))
-    expect_given("saliency", loss=(_LOSS, loss), by=(_WAY, by))
+    expect_given("saliency", loss=(_LOSS, loss), by=(_WAY, by), layers=(BOOLEAN, layers))
     leaves = leaves_by_path(variables)
     expect_values("saliency", leaves, "pass trained weights")
     expect_arrays("saliency", "variables", variables, leaves, [leaf.path for leaf in widths.leaves])
+    if layers:
+        if loss is None or not batch:
+            raise ValueError("saliency: layers=True needs a loss and a batch, loss, *batch")
+        return layer_scores(variables, widths, loss, batch)
     removable = [width for width in widths.values() if refusal(widths, width) is None]
     idle = {width.name: find_dead(variables, widths, width.name) for width in removable}
     groups = {width.name: copies(variables, width) for width in removable}

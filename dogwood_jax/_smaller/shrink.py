@@ -1,31 +1,42 @@
-"""Narrow a network to a budget: ``shrink``."""
+"""Make a network smaller by units to a budget, or by layers: ``shrink``."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from dogwood_jax._base.arguments import (
+    BOOLEAN,
     BY_WIDTH,
     NUMBER,
     VARIABLES,
     WIDTHS,
+    ArgumentKind,
     expect,
     expect_given,
     expect_values,
+    is_integer,
 )
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, leaves_by_path
+from dogwood_jax._depth.removed import layers_of
 from dogwood_jax._figures.cost import cost
 from dogwood_jax._front.grow import grow
 from dogwood_jax._front.plan import plan
 from dogwood_jax._growth.growth import Growth
+from dogwood_jax._smaller.alike import alike as together
 from dogwood_jax._smaller.narrow import without_units
 from dogwood_jax._smaller.saliency import Loss, Scores, copies, refusal, saliency
-from dogwood_jax._widths.widths import Widths
+from dogwood_jax._widths.widths import Widths, no_such
 
 Kept = dict[str, list[int]]  # units that stay, by width
+
+_LAYERS = ArgumentKind(
+    "a number of layers, or numbers by name of the layers",
+    lambda value: is_integer(value) or isinstance(value, Mapping),
+)
+_POSITIVE = ArgumentKind("a positive integer", lambda value: is_integer(value) and value > 0)
 
 
 def shrink(
@@ -35,17 +46,25 @@ def shrink(
     *batch: Any,
     parameters: float | None = None,
     flops: float | None = None,
+    layers: int | Mapping[str, int] | None = None,
     scores: Mapping[str, Any] | None = None,
+    alike: bool = True,
+    multiple_of: int = 1,
 ) -> tuple[PyTree, Growth]:
-    """Narrows a network to a budget, by the units that it misses least.
+    """Makes a network smaller by the units or layers that it misses least.
 
-    The units of all widths go in one order, the smallest score for what a unit costs first, until
-    the network keeps within the budget. So widths whose units matter less give way by more, and
-    layers that were alike come out with sizes of their own, ``growth.sizes``. At least one unit of
+    With a budget of parameters or FLOPs, units go. The units of all widths go in one order, the
+    smallest score for what a unit costs first, until the network keeps within the budget. So widths
+    whose units matter less give way by more. Layers that are alike lose equally many units, each
+    layer its own ones, because most configurations hold one size for all layers. With
+    ``alike=False`` they come out with sizes of their own, ``growth.sizes``. At least one unit of
     each width stays. Units that are dead or copies of others go first and change nothing, see
     ``saliency``: a copy that stays takes over the outgoing weights of copies that go. Other units
     take with them what they contributed. Train the network on, best by distillation from the large
     one.
+
+    With ``layers``, layers go: those without which the loss rises least, see ``saliency``. The
+    smaller model has fewer of them, and is another function if the network states their number.
 
     The same scores shrink to several budgets: pass ``scores``. Widths without scores stay as they
     are.
@@ -58,8 +77,12 @@ def shrink(
         *batch: arrays, or pytrees of them, whose first axis counts samples.
         parameters: the budget, as a share of the network's parameters, between 0 and 1.
         flops: the budget, as a share of its FLOPs, see ``cost``, in place of ``parameters``.
-        scores: scores of units by width, ``[units]``, from ``saliency``, in place of a loss and a
-            batch.
+        layers: how many layers stay, in place of a budget: a number, or numbers by name of the
+            layers if there are several kinds, ``{"encoder/layers": 4}``.
+        scores: scores from ``saliency``, in place of a loss and a batch: of units by width, or of
+            layers for ``layers``.
+        alike: whether widths that layers have alike keep one size.
+        multiple_of: a number that new sizes are multiples of, such as 256.
 
     Returns:
         The smaller variables, and the growth that narrows, ``plan(widths, keep=...)``: for
@@ -92,22 +115,69 @@ def shrink(
     """
     expect("shrink(variables, widths)", variables=(VARIABLES, variables), widths=(WIDTHS, widths))
     expect_given(
-        "shrink", parameters=(NUMBER, parameters), flops=(NUMBER, flops), scores=(BY_WIDTH, scores)
+        "shrink",
+        parameters=(NUMBER, parameters),
+        flops=(NUMBER, flops),
+        layers=(_LAYERS, layers),
+        scores=(BY_WIDTH, scores),
+        alike=(BOOLEAN, alike),
+        multiple_of=(_POSITIVE, multiple_of),
     )
     expect_values("shrink", leaves_by_path(variables), "pass trained weights")
     budgets = {"parameters": parameters, "flops": flops}
     given = [(name, float(share)) for name, share in budgets.items() if share is not None]
-    if len(given) != 1:
-        raise ValueError("shrink needs one budget, parameters= or flops=, such as parameters=0.67")
+    if len(given) + (layers is not None) != 1:
+        raise ValueError(
+            "shrink needs one budget, parameters= or flops=, such as parameters=0.67; or layers=, "
+            "how many layers stay"
+        )
     if (scores is None) == (loss is None):
         raise ValueError("shrink needs either a loss and a batch, or scores=dw.saliency(...)")
+    if scores is None:
+        scores = saliency(variables, widths, loss, *batch, layers=layers is not None)
+    if layers is not None:
+        growth = plan(widths, keep=_kept_layers(widths, scores, layers))
+        return grow(variables, growth), growth
     ((measure, share),) = given
     if not 0 < share < 1:
         raise ValueError(f"shrink: {measure} is the share that stays, between 0 and 1, got {share}")
-    if scores is None:
-        scores = saliency(variables, widths, loss, *batch)
-    keep = _kept(widths, _checked(widths, scores), measure, share)
+    scores = _checked(widths, scores)
+    groups = together(widths, scores) if alike else [(name,) for name in scores]
+    keep = _kept(widths, scores, groups, measure, share, multiple_of)
     return _narrowed(variables, widths, keep), plan(widths, keep=keep)
+
+
+def _kept_layers(
+    widths: Widths, scores: Mapping[str, Any], layers: int | Mapping[str, int]
+) -> Kept:
+    """Returns the layers that stay: those with the highest scores."""
+    numbered = layers_of(widths)
+    counts = {name: len(its) for name, its in numbered.items()} | widths.sizes
+    every = {name: np.asarray(own, np.float64) for name, own in scores.items()}
+    if not isinstance(layers, Mapping):
+        if len(every) != 1:
+            raise ValueError(
+                f"shrink: there are layers called {', '.join(every) or 'nothing'}; say how many of "
+                "which ones stay, layers={name: number}"
+            )
+        layers = dict.fromkeys(every, layers)
+    problems = []
+    for name, count in layers.items():
+        if name not in every:
+            problems.append(f"{name}: {no_such('layers', name, every)}")
+        elif every[name].shape != (counts.get(name),) or not np.isfinite(every[name]).all():
+            problems.append(
+                f"{name}: expected a finite score for each of {counts.get(name)} layers, got shape "
+                f"{every[name].shape}"
+            )
+        elif not (is_integer(count) and 0 < count <= counts[name]):
+            problems.append(f"{name}: between 1 and {counts[name]} layers can stay, got {count!r}")
+    if problems:
+        raise ValueError(listed("shrink: cannot remove layers", problems))
+    return {
+        name: np.sort(np.argsort(-every[name], kind="stable")[:count]).tolist()
+        for name, count in layers.items()
+    }
 
 
 def _checked(widths: Widths, scores: Mapping[str, Any]) -> Scores:
@@ -131,8 +201,24 @@ def _checked(widths: Widths, scores: Mapping[str, Any]) -> Scores:
 # The budget ---------------------------------------------------------------------------------------
 
 
-def _kept(widths: Widths, scores: Scores, measure: str, share: float) -> Kept:
-    """Returns the units that stay of each width that gives some."""
+def _kept(
+    widths: Widths,
+    scores: Scores,
+    groups: Sequence[tuple[str, ...]],
+    measure: str,
+    share: float,
+    multiple_of: int,
+) -> Kept:
+    """Returns the units that stay of each width that gives some.
+
+    Args:
+        widths: the widths.
+        scores: the scores of units.
+        groups: names of widths that keep one size.
+        measure: what the budget is of.
+        share: the share that stays.
+        multiple_of: what new sizes are multiples of.
+    """
     # Counting FLOPs takes longer, and without the function they are not counted.
     counted = widths if measure == "flops" else replace(widths, network=None)
 
@@ -144,36 +230,51 @@ def _kept(widths: Widths, scores: Scores, measure: str, share: float) -> Kept:
         return after
 
     whole = spent({})
-    saved = {name: whole - spent({name: widths[name].size - 1}) for name in scores}
-    names = [name for name in scores if saved[name] > 0]
-    orders = {name: np.argsort(scores[name], kind="stable") for name in names}
-    # In one order, the units of all widths but the last one of each.
-    values = [scores[name][order[:-1]] / saved[name] for name, order in orders.items()]
-    owners = np.repeat(np.arange(len(names)), [len(own) for own in values])
-    owners = owners[np.argsort(np.concatenate([*values, []]), kind="stable")]
+    orders = {name: np.argsort(own, kind="stable") for name, own in scores.items()}
+    steps: list[list[int]] = []  # the sizes that each group comes to, one after another
+    cuts: list[tuple[float, int]] = []  # what a step costs for what it saves, and its group
+    for number, names in enumerate(groups):
+        size = widths[names[0]].size
+        saved = whole - spent(dict.fromkeys(names, size - 1))
+        steps.append([*range((size - 1) // multiple_of * multiple_of, 0, -multiple_of)])
+        before = 0
+        for left in steps[-1] if saved > 0 else ():
+            gone = (scores[name][orders[name][before : size - left]].sum() for name in names)
+            cuts.append((sum(gone) / (saved * (size - left - before)), number))
+            before = size - left
+    owners = [number for _, number in sorted(cuts, key=lambda cut: cut[0])]
 
-    def given(cuts: int) -> dict[str, int]:
-        counts = np.bincount(owners[:cuts], minlength=len(names))
-        return {name: int(n) for name, n in zip(names, counts, strict=True) if n}
-
-    def left(cuts: int) -> int:
-        return spent({name: widths[name].size - n for name, n in given(cuts).items()})
+    def sizes(count: int) -> dict[str, int]:
+        """Returns the sizes after the first cuts."""
+        taken = np.bincount(owners[:count], minlength=len(groups))
+        return {
+            name: steps[number][n - 1]
+            for number, n in enumerate(taken.tolist())
+            if n
+            for name in groups[number]
+        }
 
     most = share * whole
-    if left(len(owners)) > most:
+    if spent(sizes(len(owners))) > most:
+        giving = {name for number in {*owners} for name in groups[number]}
         stay = {name: refusal(widths, w) or "it has no scores" for name, w in widths.items()}
+        units = "one unit" if multiple_of == 1 else f"{multiple_of} units"
         raise ValueError(
             listed(
-                f"shrink: cannot come to {share:.3g} of the {measure}: with one unit in each width "
-                f"that can give some, {left(len(owners)) / whole:.3g} of them are left; these stay",
-                [f"{name}: {why}" for name, why in stay.items() if name not in names],
+                f"shrink: cannot come to {share:.3g} of the {measure}: with {units} in each width "
+                f"that can give some, {spent(sizes(len(owners))) / whole:.3g} of them are left; "
+                "these stay",
+                [f"{name}: {why}" for name, why in stay.items() if name not in giving],
             )
         )
     few, enough = 0, len(owners)  # cuts that do not do, and cuts that do
     while enough - few > 1:
         middle = (few + enough) // 2
-        few, enough = (few, middle) if left(middle) <= most else (middle, enough)
-    return {name: sorted(orders[name][n:].tolist()) for name, n in given(enough).items()}
+        few, enough = (few, middle) if spent(sizes(middle)) <= most else (middle, enough)
+    return {
+        name: sorted(orders[name][widths[name].size - size :].tolist())
+        for name, size in sizes(enough).items()
+    }
 
 
 def _narrowed(variables: PyTree, widths: Widths, keep: Kept) -> PyTree:

@@ -1,0 +1,141 @@
+"""What a network would lose with each of its layers: ``layer_scores``."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.extend.core as jex
+import numpy as np
+from numpy.typing import NDArray
+
+from dogwood_jax._base.described import described
+from dogwood_jax._base.trees import PyTree, leaves_by_path
+from dogwood_jax._depth.removed import layers_of
+from dogwood_jax._front.grow import grow
+from dogwood_jax._front.plan import plan
+from dogwood_jax._growth.grown_sizes import GrownSizes
+from dogwood_jax._judge.resize import CannotResize, in_sizes
+from dogwood_jax._program.left_out import without_layers
+from dogwood_jax._program.program import Program
+from dogwood_jax._widths.dims import LAYERS
+from dogwood_jax._widths.trace import trace
+from dogwood_jax._widths.widths import Width, Widths
+
+Loss = Callable[..., Any]
+
+
+def layer_scores(
+    variables: PyTree, widths: Widths, loss: Loss, batch: Sequence[Any]
+) -> dict[str, NDArray[np.float64]]:
+    """Returns by how much the loss of a batch rises without each layer, by name of the layers.
+
+    Layers that the loss cannot be computed without are left out.
+
+    Args:
+        variables: the network's variables.
+        widths: its widths.
+        loss: function ``loss(variables, *batch)``, a scalar.
+        batch: arrays, or pytrees of them.
+
+    Raises:
+        ValueError: if the loss is not a scalar or not finite.
+    """
+    shape = jax.eval_shape(loss, variables, *batch)
+    if getattr(shape, "shape", None) != ():
+        raise ValueError(
+            f"saliency: the loss must be a scalar, got {described(shape)}; take the mean of it"
+        )
+    whole = float(loss(variables, *batch))
+    if not np.isfinite(whole):
+        raise ValueError(f"saliency: the loss of the batch is {whole}, not finite")
+    without = _Without(variables, widths, loss, batch)
+    found = {}
+    for name, count in _countable(widths):
+        losses = [without.layer(name, layer, count) for layer in range(count)]
+        if None not in losses:
+            found[name] = np.asarray(losses, np.float64) - whole
+    return found
+
+
+def _countable(widths: Widths) -> Iterator[tuple[str, int]]:
+    """Yields the names of layers, and how many there are."""
+    for name, layers in layers_of(widths).items():
+        if name not in widths:
+            yield name, len(layers)
+    for width in widths.values():
+        if width.fixed == LAYERS and width.size > 1:
+            yield width.name, width.size
+
+
+class _Without:
+    """The loss of a batch without some layers.
+
+    If the program of the loss shows how to do without a layer, this program is run. Else the loss
+    is called with the variables of the smaller network.
+    """
+
+    def __init__(self, variables: PyTree, widths: Widths, loss: Loss, batch: Sequence[Any]) -> None:
+        self._variables, self._widths, self._loss, self._batch = variables, widths, loss, batch
+        self._program: Program | None = None
+        self._of_loss: Widths | None = None
+        self._resized: dict[str, Any] = {}
+
+    def layer(self, name: str, layer: int, count: int) -> float | None:
+        """Returns the loss without a layer, or None if it cannot be computed.
+
+        Args:
+            name: the name of the layers.
+            layer: the layer that is left out.
+            count: how many layers there are.
+        """
+        rest = [other for other in range(count) if other != layer]
+        if name in self._widths:
+            return self._of_stack(self._widths[name], rest)
+        if self._program is None:
+            self._program = Program(self._loss, self._variables, self._batch)
+        program = without_layers(self._program, layers_of(self._widths)[name], [layer])
+        if program is not None:
+            return self._run(program.jaxpr, program.arguments, self._variables)
+        try:
+            growth = plan(self._widths, keep={name: rest})
+        except ValueError:
+            return None
+        return self._called(grow(self._variables, growth))
+
+    def _of_stack(self, width: Width, rest: Sequence[int]) -> float | None:
+        smaller = grow(self._variables, plan(self._widths, keep={width.name: rest}, check=False))
+        found = self._called(smaller)
+        if found is not None:
+            return found
+        if width.name not in self._resized:
+            self._resized[width.name] = self._program_for(width, len(rest))
+        program, arguments = self._resized[width.name]
+        return None if program is None else self._run(program, arguments, smaller)
+
+    def _program_for(self, width: Width, count: int) -> tuple[Any, Any]:
+        """Returns the program of the loss for fewer layers of a stack, with its arguments."""
+        if self._of_loss is None:
+            self._of_loss = trace(self._loss, self._variables, *self._batch)
+        place = width.occurrences[0]
+        name = self._of_loss.of(place.path, place.axis).name
+        network = self._of_loss.network
+        assert network is not None
+        try:
+            jaxpr = in_sizes(network.traced, GrownSizes(self._of_loss, {name: count}))
+        except CannotResize:
+            return None, None
+        return jaxpr, network.traced.program.arguments
+
+    def _called(self, smaller: PyTree) -> float | None:
+        """Returns the loss of a smaller network, if the loss takes its variables."""
+        try:
+            jax.eval_shape(self._loss, smaller, *self._batch)
+        except Exception:  # any function may raise that knows how many layers it has
+            return None
+        return float(self._loss(smaller, *self._batch))
+
+    def _run(self, program: jex.ClosedJaxpr, arguments: Any, variables: PyTree) -> float:
+        """Runs a program of the loss, equation by equation, because each would compile anew."""
+        leaves, inputs = leaves_by_path(variables), iter(jax.tree.leaves(tuple(self._batch)))
+        values = [next(inputs) if path is None else leaves[path] for path, _ in arguments]
+        return float(jex.jaxpr_as_fun(program)(*values)[0])
