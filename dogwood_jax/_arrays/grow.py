@@ -85,6 +85,7 @@ def grown(
     leaves = leaves_by_path(variables)
     new = None if fresh is None else leaves_by_path(fresh)
     expect_network("grow", variables, leaves, growth)
+    leaves, growth = in_order(leaves, growth)
     if new is not None:
         places = {growth.place(leaf.path): None for leaf in growth.staying}
         expect_arrays("grow", "fresh", fresh, arrays_of(new), places)
@@ -114,6 +115,15 @@ def grown(
             arrays = choose(arrays, candidates, first, change, structure, where)
     tree = _filled(structure, arrays)
     return in_order_of(variables, tree) if fresh is None and growth.structure is None else tree
+
+
+def in_order(leaves: Mapping[str, Any], growth: Growth) -> tuple[dict[str, Any], Growth]:
+    """Returns arrays whose units are in order if layers lose other units each; and what is left."""
+    arrays = dict(leaves)
+    for path, several in growth.orders.items():
+        for order in several:
+            arrays[path] = order.of(arrays[path])
+    return arrays, growth.in_order
 
 
 def _model(variables: PyTree, growth: Growth, fresh: PyTree) -> tuple[Any, dict[str, Any]]:

@@ -82,11 +82,13 @@ def plan(
             ``target`` consists of modules that say their numbers, as in Equinox; or the network's
             own function uses all new layers of ``target``, which a note says.
         keep: by width, the units that stay: their indices, in their new order, or a boolean mask.
-            The others are removed, so outputs move. ``narrow`` does the same to variables, but
-            moves the effect of constant units into biases before, and says how far outputs move.
-            By name of layers with numbers in their names, the layers that stay: ``{"layers": [0, 1,
-            5]}`` keeps ``layers_0``, ``layers_1`` and ``layers_5``, and calls the last one
-            ``layers_2``. A stack over which a loop runs has a width that counts its layers.
+            The others are removed, so outputs move. In a stack over which a loop runs, each layer
+            may keep units of its own, equally many: ``[layers, units]``. ``narrow`` does the same
+            to variables, but moves the effect of constant units into biases before, and says how
+            far outputs move. By name of layers with numbers in their names, the layers that stay:
+            ``{"layers": [0, 1, 5]}`` keeps ``layers_0``, ``layers_1`` and ``layers_5``, and calls
+            the last one ``layers_2``. A stack over which a loop runs has a width that counts its
+            layers.
         merge: by width, groups of units that compute the same function, as ``find_symmetric``
             returns them. The first of a group stays and takes over the others' outgoing weights,
             see ``merge_symmetric``. The evaluation shows that outputs stay for all weights with

@@ -10,6 +10,7 @@ import jax
 
 from dogwood_jax._base.tables import blocks, fits, layers_together, merged, table, wrapped
 from dogwood_jax._base.trees import PyTree, by_ending, in_order_of, leaves_by_path, rebuilt
+from dogwood_jax._growth.by_layer import Order, orders, stack_of
 from dogwood_jax._growth.evidence import Evidence
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._growth.leaf_map import AlongAxis, AxisMap, Compound, Fill, LeafMap
@@ -47,6 +48,8 @@ class Change:
         into: for each old unit, the new one that takes over its outgoing weights, where units are
             merged; or None.
         recipe: what to rescale if the network computes with this size, as a norm does; or None.
+        by_layer: of a stack over which a loop runs, the units that stay in each layer, if these are
+            others in each; or None. They become the first units of their layer.
     """
 
     width: str
@@ -56,6 +59,7 @@ class Change:
     sources: tuple[int, ...] | None = None
     into: tuple[int, ...] | None = None
     recipe: Recipe | None = None
+    by_layer: tuple[tuple[int, ...], ...] | None = None
 
     @cached_property
     def shares(self) -> tuple[float, ...]:
@@ -272,6 +276,23 @@ class Growth:
         """What becomes of old arrays that get another path, or more layers, by old path."""
         return {i.old: i for i in self.insertions if i.old is not None}
 
+    @cached_property
+    def orders(self) -> dict[str, tuple[Order, ...]]:
+        """For arrays whose layers lose other units each, the orders that put first what stays."""
+        found: dict[str, tuple[Order, ...]] = {}
+        for change in self.changes:
+            stack = stack_of(self.widths, self.widths[change.width]) if change.by_layer else None
+            for path, layers in stack[1].items() if stack else ():
+                own = orders(self.widths.leaf(path), change.width, layers, change.by_layer or ())
+                found[path] = found.get(path, ()) + own
+        return found
+
+    @cached_property
+    def in_order(self) -> "Growth":
+        """What becomes of arrays once they are in these orders."""
+        changes = tuple(replace(change, by_layer=None) for change in self.changes)
+        return replace(self, changes=changes) if self.orders else self
+
     def place(self, path: str) -> str:
         """The path of an old array that stays, in the larger model."""
         return self.moved[path].path if path in self.moved else path
@@ -476,6 +497,7 @@ class Growth:
                         fate = change.along(units, leaf).fill
                     factor = change.factor_of_part(units.role, leaf)
                     times = f", old entries there times {factor:.6g}" * (factor != 1)
+                    fate += ", others in each layer" * (change.by_layer is not None)
                     parts.append(f"axis {axis} {fate} ({units.width}){times}")
         if leaf.path in self.weighed:
             parts.append(f"means weighed by {self.weighed[leaf.path]}")

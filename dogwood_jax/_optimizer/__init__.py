@@ -8,6 +8,7 @@ In come the state, the growth and ``tx``; out comes the state for the grown para
 | ``fields`` | what each field of a state means; the table of Optax's state classes |
 | ``factored`` | second moments that are kept as means along two axes |
 | ``growable`` | the wrapper: one count for each cohort of entries |
+| ``ordered`` | a state whose units are put in order in each layer |
 | ``ages`` | when entries were born, and what share copies carry |
 | ``by_cohort`` | an optimizer's update in which every entry has the count of its cohort |
 

@@ -70,6 +70,7 @@ from dogwood_jax._optimizer.growable import (
     unwrapped,
     unwrapped_state,
 )
+from dogwood_jax._optimizer.ordered import ordered
 from dogwood_jax._widths.widths import Leaf
 
 
@@ -192,6 +193,8 @@ def grow_state(
     expect_given("grow_opt_state", variables=(VARIABLES, variables), fields=(MAPPING, fields))
     if second_moment not in (None, "mean", "zeros"):
         raise ValueError(f"second_moment must be 'mean' or 'zeros', got {second_moment!r}")
+    if growth.orders:
+        opt_state, growth = ordered(opt_state, growth), growth.in_order
     plain = unwrapped_state(opt_state)
     found = fields_of(plain, growth)
     _expect_state(plain, leaves_by_path(plain), found, growth)

@@ -1,12 +1,14 @@
 """How widths lose units: ``removals``."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from dogwood_jax import strategies
 from dogwood_jax._base.arguments import is_integer
+from dogwood_jax._growth.by_layer import stack_of
 from dogwood_jax._growth.growth import Change
 from dogwood_jax._plan.obstacles import fixed, unasked
 from dogwood_jax._plan.sizes import by_name
@@ -42,13 +44,15 @@ def removals(
                     f"{name}: is to change in two ways, by sizes=, target=, keep= or merge=; "
                     "plan one after the other"
                 )
-            changes[name] = change(widths[name], units, interface, problems)
+            changes[name] = change(widths, widths[name], units, interface, problems)
     return changes
 
 
-def _kept(width: Width, units: Any, interface: bool, problems: list[str]) -> Change:
+def _kept(widths: Widths, width: Width, units: Any, interface: bool, problems: list[str]) -> Change:
     """Returns how a width changes if only some of its units stay."""
     asked = np.asarray(units)
+    if asked.ndim == 2:
+        return _kept_by_layer(widths, width, asked, interface, problems)
     if asked.dtype == bool and asked.shape == (width.size,):
         asked = np.flatnonzero(asked)
     kept = tuple(asked.tolist()) if asked.ndim == 1 else (-1,)
@@ -73,8 +77,41 @@ def _kept(width: Width, units: Any, interface: bool, problems: list[str]) -> Cha
     return Change(width.name, width.size, len(kept), strategies.KEEP, kept, recipe=recipe)
 
 
+def _kept_by_layer(
+    widths: Widths, width: Width, asked: np.ndarray, interface: bool, problems: list[str]
+) -> Change:
+    """Returns how a width changes if each layer of a stack keeps units of its own."""
+    stack = stack_of(widths, width)
+    layers = 0 if stack is None else widths[stack[0]].size
+    if asked.dtype == bool and asked.shape[1:] == (width.size,) and len({*asked.sum(1)}) == 1:
+        asked = np.stack([np.flatnonzero(row) for row in asked])
+    first = _kept(widths, width, np.arange(asked.shape[1]), interface, problems)
+    if stack is None:
+        problems.append(
+            f"{width.name}: its units are not in one stack over which a loop runs, so keep takes "
+            f"one row of units; got shape {asked.shape}"
+        )
+    elif asked.dtype.kind not in "iu" or any(
+        {*row} - {*range(width.size)} or len({*row}) < len(row) for row in asked.tolist()
+    ):
+        problems.append(
+            f"{width.name}: keep takes rows of distinct indices below {width.size}, equally many "
+            f"for each layer, or a boolean mask of such; got {asked!r}"
+        )
+    elif len(asked) != layers:
+        problems.append(
+            f"{width.name}: keep takes a row for each of the {layers} layers of {stack[0]}; got "
+            f"{len(asked)}"
+        )
+    return replace(first, by_layer=tuple(map(tuple, asked.tolist())))
+
+
 def _merged(
-    width: Width, groups: Sequence[Sequence[int]], interface: bool, problems: list[str]
+    widths: Widths,
+    width: Width,
+    groups: Sequence[Sequence[int]],
+    interface: bool,
+    problems: list[str],
 ) -> Change:
     """Returns how groups of units of a width become one unit each."""
     grouped = isinstance(groups, Iterable) and all(isinstance(group, Iterable) for group in groups)

@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 from math import isinf, isnan
 from typing import Any
 
+import jax
+
 from dogwood_jax._arrays.explicit_axes import explicit_shardings, with_automatic_axes
-from dogwood_jax._arrays.grow import expect_network
+from dogwood_jax._arrays.grow import expect_network, in_order
 from dogwood_jax._base.arguments import BY_WIDTH, NAMES, VARIABLES, WIDTHS, expect
-from dogwood_jax._base.trees import PyTree, leaves_by_path
+from dogwood_jax._base.trees import PyTree, in_order_of, leaves_by_path, rebuilt
 from dogwood_jax._front.grow import grow
 from dogwood_jax._front.plan import plan
 from dogwood_jax._growth.growth import Growth
@@ -40,7 +42,8 @@ def narrow(
         variables: pytree of the network's arrays; also under ``jax.jit``.
         widths: its widths, from ``trace`` or ``chain``.
         keep: by name of the width, or ``(path, axis)``, the units that stay: their indices in
-            their new order, or a boolean mask. By name of numbered layers, the layers that stay,
+            their new order, or a boolean mask; in a stack, ``[layers, units]`` for others in each
+            layer. By name of numbered layers, the layers that stay,
             see ``plan``.
         interface: whether units of the network's inputs or outputs may be removed.
 
@@ -76,6 +79,7 @@ def narrow(
             growth.shardings(shardings),
             variables,
         )
+    variables, growth = _in_order(variables, growth)
     folded = with_constants_folded(variables, growth)
     share = Removal(widths).moved(variables, folded, growth)
     lost = [*folded.lost]
@@ -103,7 +107,16 @@ def _in_words(share: float) -> str:
 
 def without_units(variables: PyTree, growth: Growth) -> PyTree:
     """Returns the smaller variables without saying how far outputs move."""
+    variables, growth = _in_order(variables, growth)
     return grow(with_constants_folded(variables, growth).variables, growth)
+
+
+def _in_order(variables: PyTree, growth: Growth) -> tuple[PyTree, Growth]:
+    """Returns variables whose units are in order if layers lose other units each."""
+    if not growth.orders:
+        return variables, growth
+    leaves, growth = in_order(leaves_by_path(variables), growth)
+    return in_order_of(variables, rebuilt(jax.tree.structure(variables), leaves)), growth
 
 
 def merge_symmetric(

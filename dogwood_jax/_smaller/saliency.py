@@ -1,6 +1,7 @@
 """What a network would lose with each of its units, or of its layers: ``saliency``."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import jax
@@ -22,6 +23,7 @@ from dogwood_jax._base.arguments import (
 )
 from dogwood_jax._base.described import described
 from dogwood_jax._base.trees import PyTree, is_array, leaves_by_path, rebuilt
+from dogwood_jax._growth.by_layer import stack_of
 from dogwood_jax._plan.own_function import Rejected, own_program
 from dogwood_jax._smaller.dead import find_dead
 from dogwood_jax._smaller.layer_scores import layer_scores
@@ -81,7 +83,8 @@ def saliency(
         layers: whether to score layers in place of units. It takes a loss and a batch.
 
     Returns:
-        The scores by name of the width, float64 ``[units]``; or by name of the layers, as
+        The scores by name of the width, float64 ``[units]``, or ``[layers, units]`` of a stack over
+        which a loop runs; or by name of the layers, as
         ``plan(keep=)`` takes them, float64 ``[layers]``. Layers that the network is not known to do
         without are left out. So are
         widths whose units cannot be removed one by one: those that are fixed, inputs or outputs,
@@ -125,20 +128,20 @@ def saliency(
     idle = {width.name: find_dead(variables, widths, width.name) for width in removable}
     groups = {width.name: copies(variables, width) for width in removable}
     if by == "norm":
-        scores = {w.name: np.sum(weights_of(variables, w) ** 2, axis=1) for w in removable}
+        scores = {w.name: _norms(leaves, widths, w) for w in removable}
     elif by == "activity":
         scores = _activities(variables, widths, removable, batch)
     else:
-        scores = _first_order(variables, removable, loss, batch)
+        scores = _first_order(variables, widths, removable, loss, batch)
     for name, own in scores.items():
         if not np.isfinite(own).all():
             raise ValueError(
                 f"saliency: scores of {name} are not finite, because weights or gradients are not"
             )
-        own[list(idle[name])] = 0
+        own[..., list(idle[name])] = 0
         for first, *others in groups[name]:
-            own[first] = np.sqrt(own[[first, *others]]).sum() ** 2
-            own[others] = 0
+            own[..., first] = np.sqrt(own[..., [first, *others]]).sum(axis=-1) ** 2
+            own[..., others] = 0
     return scores
 
 
@@ -173,12 +176,16 @@ def copies(variables: PyTree, width: Width) -> tuple[tuple[int, ...], ...]:
 
 
 def _first_order(
-    variables: PyTree, removable: list[Width], loss: Loss | None, batch: tuple[Any, ...]
+    variables: PyTree,
+    widths: Widths,
+    removable: list[Width],
+    loss: Loss | None,
+    batch: tuple[Any, ...],
 ) -> Scores:
     """Returns the mean square of the effect that each unit has on the loss of a sample."""
     if loss is None or not batch:
         raise ValueError("saliency: by='first_order' needs a loss and a batch, loss, *batch")
-    return _mean_squares(variables, removable, loss, batch)
+    return _mean_squares(variables, widths, removable, loss, batch)
 
 
 def _activities(
@@ -213,11 +220,15 @@ def _activities(
 
     count = len(jax.tree.leaves(inputs)[0])
     keys = jax.random.split(jax.random.key(0), count)
-    return _mean_squares(variables, removable, projected, (keys, *inputs))
+    return _mean_squares(variables, widths, removable, projected, (keys, *inputs))
 
 
 def _mean_squares(
-    variables: PyTree, removable: list[Width], loss: Loss, batch: tuple[Any, ...]
+    variables: PyTree,
+    widths: Widths,
+    removable: list[Width],
+    loss: Loss,
+    batch: tuple[Any, ...],
 ) -> Scores:
     """Returns the mean over samples of the square of what silencing each unit does to the loss."""
     samples = jax.tree.map(jnp.asarray, batch)
@@ -225,6 +236,7 @@ def _mean_squares(
     structure, leaves = jax.tree.structure(variables), leaves_by_path(variables)
     leaves = {p: jnp.asarray(leaf) if is_array(leaf) else leaf for p, leaf in leaves.items()}
     places = {width.name: _read_at(width) for width in removable}
+    layers = {width.name: _layers_of(widths, width) for width in removable}
     arrays = {path: leaves[path] for along in places.values() for path, *_ in along}
     if whole := [p for p, a in arrays.items() if not jnp.issubdtype(a.dtype, jnp.inexact)]:
         raise ValueError(f"saliency: integers have no gradient: {', '.join(whole)}; use by='norm'")
@@ -236,7 +248,9 @@ def _mean_squares(
     def squares(arrays: Mapping[str, Array], sample: Any) -> tuple[Array, dict[str, Array]]:
         value, slopes = jax.value_and_grad(loss_of)(arrays, sample)
         effects = {path: jnp.real(_wide(arrays[path]) * _wide(slopes[path])) for path in arrays}
-        return value, {w.name: _by_unit(effects, w, places[w.name]) ** 2 for w in removable}
+        return value, {
+            w.name: _by_unit(effects, w, places[w.name], layers[w.name]) ** 2 for w in removable
+        }
 
     first = jax.tree.map(lambda array: array[0], samples)
     if getattr(shape := jax.eval_shape(loss_of, arrays, first), "shape", None) != ():
@@ -282,12 +296,49 @@ def _read_at(width: Width) -> list[tuple[str, int, NDArray[np.int_]]]:
 
 
 def _by_unit(
-    effects: Mapping[str, Array], width: Width, places: list[tuple[str, int, NDArray[np.int_]]]
+    effects: Mapping[str, Array],
+    width: Width,
+    places: list[tuple[str, int, NDArray[np.int_]]],
+    layers: Mapping[str, int],
 ) -> Array:
-    """Returns the sums of effects of a width's weights by unit, ``[units]``."""
+    """Returns the sums of effects of a width's weights by unit, ``[units]`` or ``[layers, units]``.
+
+    Args:
+        effects: the effects, by path.
+        width: the width.
+        places: where it is read.
+        layers: for the units of a stack, the axis of each array that counts layers.
+    """
     total: Any = 0
     for path, axis, units in places:
-        along = jnp.sum(effects[path], [a for a in range(effects[path].ndim) if a != axis])
+        kept = [layers[path], axis] if layers else [axis]
+        along = jnp.moveaxis(effects[path], kept, [*range(len(kept))])
+        along = jnp.sum(along, [*range(len(kept), along.ndim)])
         numbers = jnp.where(units < 0, width.size, units)
-        total = total + jax.ops.segment_sum(along, numbers, width.size + 1)
-    return jnp.asarray(total)[: width.size]
+        by_unit = jax.ops.segment_sum(jnp.moveaxis(along, -1, 0), numbers, width.size + 1)
+        total = total + jnp.moveaxis(by_unit[: width.size], 0, -1)
+    return jnp.asarray(total)
+
+
+def _layers_of(widths: Widths, width: Width) -> Mapping[str, int]:
+    """Returns the axis that counts layers in each array of a width; nothing outside of stacks."""
+    stack = stack_of(widths, width)
+    return {} if stack is None else stack[1]
+
+
+def _norms(leaves: Mapping[str, Any], widths: Widths, width: Width) -> NDArray[np.float64]:
+    """Returns the squared norm of all weights of each unit."""
+    layers = _layers_of(widths, width)
+    if not layers:
+        squares: NDArray[np.float64] = np.sum(weights_of(leaves, width) ** 2, axis=1)
+        return squares
+    one = replace(
+        width,
+        occurrences=tuple(
+            replace(place, axis=place.axis - (layers[place.path] < place.axis))
+            for place in width.occurrences
+        ),
+    )
+    of_layers = zip(*(np.moveaxis(np.asarray(leaves[p]), a, 0) for p, a in layers.items()))
+    rows = (weights_of(dict(zip(layers, arrays, strict=True)), one) for arrays in of_layers)
+    return np.stack([np.sum(own**2, axis=1) for own in rows])

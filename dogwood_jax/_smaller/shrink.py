@@ -24,13 +24,14 @@ from dogwood_jax._depth.removed import layers_of
 from dogwood_jax._figures.cost import cost
 from dogwood_jax._front.grow import grow
 from dogwood_jax._front.plan import plan
+from dogwood_jax._growth.by_layer import stack_of
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._smaller.alike import alike as together
 from dogwood_jax._smaller.narrow import without_units
 from dogwood_jax._smaller.saliency import Loss, Scores, copies, refusal, saliency
 from dogwood_jax._widths.widths import Widths, no_such
 
-Kept = dict[str, list[int]]  # units that stay, by width
+Kept = dict[str, list[Any]]  # units that stay by width; a list for each layer of a stack
 
 _LAYERS = ArgumentKind(
     "a number of layers, or numbers by name of the layers",
@@ -56,8 +57,9 @@ def shrink(
     With a budget of parameters or FLOPs, units go. The units of all widths go in one order, the
     smallest score for what a unit costs first, until the network keeps within the budget. So widths
     whose units matter less give way by more. Layers that are alike lose equally many units, each
-    layer its own ones, because most configurations hold one size for all layers. With
-    ``alike=False`` they come out with sizes of their own, ``growth.sizes``. At least one unit of
+    layer its own ones, because most configurations hold one size for all layers. So do layers of a
+    stack. With ``alike=False``, layers outside of stacks come out with sizes of their own,
+    ``growth.sizes``. At least one unit of
     each width stays. Units that are dead or copies of others go first and change nothing, see
     ``saliency``: a copy that stays takes over the outgoing weights of copies that go. Other units
     take with them what they contributed. Train the network on, best by distillation from the large
@@ -187,8 +189,9 @@ def _checked(widths: Widths, scores: Mapping[str, Any]) -> Scores:
     for name, own in arrays.items():
         if name not in widths:
             problems.append(f"{name}: there is no such width")
-        elif own.shape != (widths[name].size,):
-            problems.append(f"{name}: has shape {own.shape}, expected ({widths[name].size},)")
+        elif own.shape not in (shapes := _shapes(widths, name)):
+            expected = " or ".join(map(str, shapes))
+            problems.append(f"{name}: has shape {own.shape}, expected {expected}")
         elif not np.isfinite(own).all():
             problems.append(f"{name}: is not finite")
         elif why := refusal(widths, widths[name]):
@@ -196,6 +199,12 @@ def _checked(widths: Widths, scores: Mapping[str, Any]) -> Scores:
     if problems:
         raise ValueError(listed("shrink: scores do not fit the widths", problems))
     return arrays
+
+
+def _shapes(widths: Widths, name: str) -> list[tuple[int, ...]]:
+    """Returns the shapes that scores of a width may have."""
+    size, stack = widths[name].size, stack_of(widths, widths[name])
+    return [(size,)] if stack is None else [(widths[stack[0]].size, size), (size,)]
 
 
 # The budget ---------------------------------------------------------------------------------------
@@ -230,7 +239,8 @@ def _kept(
         return after
 
     whole = spent({})
-    orders = {name: np.argsort(own, kind="stable") for name, own in scores.items()}
+    orders = {name: np.argsort(own, axis=-1, kind="stable") for name, own in scores.items()}
+    ascending = {name: np.sort(own, axis=-1) for name, own in scores.items()}
     steps: list[list[int]] = []  # the sizes that each group comes to, one after another
     cuts: list[tuple[float, int]] = []  # what a step costs for what it saves, and its group
     for number, names in enumerate(groups):
@@ -239,7 +249,7 @@ def _kept(
         steps.append([*range((size - 1) // multiple_of * multiple_of, 0, -multiple_of)])
         before = 0
         for left in steps[-1] if saved > 0 else ():
-            gone = (scores[name][orders[name][before : size - left]].sum() for name in names)
+            gone = (ascending[name][..., before : size - left].sum() for name in names)
             cuts.append((sum(gone) / (saved * (size - left - before)), number))
             before = size - left
     owners = [number for _, number in sorted(cuts, key=lambda cut: cut[0])]
@@ -272,7 +282,7 @@ def _kept(
         middle = (few + enough) // 2
         few, enough = (few, middle) if spent(sizes(middle)) <= most else (middle, enough)
     return {
-        name: sorted(orders[name][widths[name].size - size :].tolist())
+        name: np.sort(orders[name][..., widths[name].size - size :], axis=-1).tolist()
         for name, size in sizes(enough).items()
     }
 
@@ -282,13 +292,18 @@ def _narrowed(variables: PyTree, widths: Widths, keep: Kept) -> PyTree:
     also: Kept = {}  # units that stay until they are merged
     merge: dict[str, list[list[int]]] = {}
     for name, units in keep.items():
+        if np.ndim(units) > 1:  # other units in each layer
+            continue
         stay = set(units)
         for group in copies(variables, widths[name]):
             into, gone = [u for u in group if u in stay], [u for u in group if u not in stay]
             if into and gone:
                 merge.setdefault(name, []).append([into[0], *gone])
                 also.setdefault(name, []).extend(gone)
-    first = {name: sorted([*units, *also.get(name, [])]) for name, units in keep.items()}
+    first = {
+        name: sorted([*units, *also[name]]) if name in also else units
+        for name, units in keep.items()
+    }
     growth = plan(widths, keep=first)
     narrowed = without_units(variables, growth)
     if not merge:

@@ -1,0 +1,85 @@
+"""Other units in each layer of a stack over which a loop runs: ``stack_of``, ``Order``.
+
+The units of one layer are as good in any order. So before units go, those that stay are put first
+in each layer. What is left is the same growth for all layers.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from dogwood_jax._widths.dims import LAYERS
+from dogwood_jax._widths.layout import Layout, Units, spread, units_of
+from dogwood_jax._widths.widths import Leaf, Width, Widths
+
+
+@dataclass(frozen=True)
+class Order:
+    """The order in which units are put along an axis of an array, in each of its layers.
+
+    Attributes:
+        layers: the axis that counts layers.
+        axis: the axis.
+        entries: for each layer, which entry along the axis comes to each place.
+    """
+
+    layers: int
+    axis: int
+    entries: tuple[tuple[int, ...], ...]
+
+    def of(self, array: Any) -> Any:
+        """Returns an array in this order."""
+        shape = [1] * len(array.shape)
+        shape[self.layers], shape[self.axis] = len(self.entries), len(self.entries[0])
+        entries = np.asarray(self.entries)
+        entries = entries if self.layers < self.axis else entries.T
+        return jnp.take_along_axis(jnp.asarray(array), entries.reshape(shape), self.axis)
+
+
+def stack_of(widths: Widths, width: Width) -> tuple[str, Mapping[str, int]] | None:
+    """Returns the width that counts the layers of a stack, and its axis in each array of a width.
+
+    None if the units are not in one stack alone.
+    """
+    found: dict[str, set[tuple[str, int]]] = {}
+    for path in dict.fromkeys(place.path for place in width.occurrences):
+        found[path] = {
+            (layout.width, axis)
+            for axis, layout in enumerate(widths.leaf(path).axes)
+            if isinstance(layout, Units) and widths[layout.width].fixed == LAYERS
+        }
+    names = {name for axes in found.values() for name, _ in axes}
+    if len(names) != 1 or any(len(axes) != 1 for axes in found.values()):
+        return None
+    return names.pop(), {path: axis for path, ((_, axis),) in found.items()}
+
+
+def orders(leaf: Leaf, width: str, layers: int, kept: Sequence[Sequence[int]]) -> tuple[Order, ...]:
+    """Returns the orders of an array that put the units first that stay.
+
+    Args:
+        leaf: the array.
+        width: name of the width.
+        layers: its axis that counts layers.
+        kept: the units that stay, for each layer.
+    """
+    return tuple(
+        Order(layers, axis, tuple(_entries(layout, width, units) for units in kept))
+        for axis, layout in enumerate(leaf.axes)
+        if any(units.width == width for units in units_of(layout))
+    )
+
+
+def _entries(layout: Layout, width: str, kept: Sequence[int]) -> tuple[int, ...]:
+    """Returns which entry along an axis comes to each place."""
+    entries = np.arange(sum(1 for _ in next(iter(spread(layout)))[1]))
+    for units, along in spread(layout):
+        if units.width == width:
+            rest = [unit for unit in range(units.size) if unit not in {*kept}]
+            places = [np.flatnonzero(along == unit) for unit in range(units.size)]
+            for place, unit in enumerate([*kept, *rest]):
+                entries[places[place]] = places[unit]
+    return tuple(entries.tolist())

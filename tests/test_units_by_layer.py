@@ -1,0 +1,195 @@
+"""Each layer of a stack keeps units of its own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import dogwood_jax as dw
+from dogwood_jax._optimizer.ordered import ordered
+from dogwood_jax.checkpoint.made import made_of
+
+LAYERS, HEADS = 3, 4
+X = jnp.sin(jnp.arange(24.0)).reshape(8, 3)
+KEPT = [[0, 3], [5, 1], [2, 4]]
+HEADS_KEPT = [[0, 1], [3, 2], [1, 3]]
+
+
+def layer(x, block):
+    h = jax.nn.gelu(x @ block["up"] + block["bias"][None]) @ block["down"]
+    q, k, v = (jnp.einsum("td,dnh->tnh", x, block[name]) for name in "qkv")
+    h += jnp.einsum("tnh,nhd->td", jax.nn.dot_product_attention(q, k, v), block["o"])
+    gate, value = jnp.split(x @ block["gated"], 2, -1)
+    return x + h + (jax.nn.silu(gate) * value) @ block["out"]
+
+
+def apply(params, x):
+    return jax.lax.scan(lambda x, block: (layer(x, block), None), x, params["blocks"])[0]
+
+
+def drawn():
+    shapes = {"up": (3, 6), "bias": (6,), "down": (6, 3), "gated": (3, 12), "out": (6, 3)}
+    shapes |= dict.fromkeys("qkv", (3, HEADS, 2)) | {"o": (HEADS, 2, 3)}
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    draw = lambda key, shape: 0.3 * jax.random.normal(key, (LAYERS, *shape))  # noqa: E731
+    return {"blocks": {n: draw(k, s) for k, (n, s) in zip(keys, shapes.items(), strict=True)}}
+
+
+def by_hand(params):
+    """The same layers, with only those units that stay."""
+
+    def one(name, blocks):
+        found = []
+        for index, array in enumerate(blocks):
+            units, heads = KEPT[index], HEADS_KEPT[index]
+            axes = {"up": (1, units), "bias": (0, units), "down": (0, units)}
+            axes |= {"gated": (1, [*units, *(6 + u for u in units)]), "out": (0, units)}
+            axes |= dict.fromkeys("qkv", (1, heads)) | {"o": (0, heads)}
+            axis, places = axes[name]
+            found.append(jnp.take(array, jnp.array(places), axis))
+        return jnp.stack(found)
+
+    return {"blocks": {name: one(name, array) for name, array in params["blocks"].items()}}
+
+
+def equal(found, expected):
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.fixture(scope="module")
+def network():
+    params = drawn()
+    widths = dw.trace(apply, params, X)
+    names = [widths.of(f"blocks/{name}", 2).name for name in ("up", "q")]
+    names.append(widths.of("blocks/out", 1).name)
+    keep = dict(zip(names, (KEPT, HEADS_KEPT, KEPT), strict=True))
+    return params, widths, keep
+
+
+def test_each_layer_keeps_its_units(network):
+    params, widths, keep = network
+    growth = dw.plan(widths, keep=keep)
+    equal(dw.grow(params, growth), by_hand(params))
+    equal(jax.jit(dw.grow, static_argnums=1)(params, growth), by_hand(params))
+    assert "kept, others in each layer" in " ".join(str(growth).split())
+    loaded = dw.from_json(dw.to_json(growth))
+    equal(dw.grow(params, loaded), by_hand(params))
+    with pytest.warns(UserWarning, match="outputs move by"):
+        equal(dw.narrow(params, widths, keep), by_hand(params))
+
+
+def test_a_mask_says_the_same(network):
+    params, widths, keep = network
+    ordered = {name: np.sort(units, axis=1).tolist() for name, units in keep.items()}
+    sizes = {name: widths[name].size for name in keep}
+    masks = {n: [np.isin(range(sizes[n]), row) for row in rows] for n, rows in ordered.items()}
+    assert dw.plan(widths, keep=masks) == dw.plan(widths, keep=ordered)
+
+
+def test_dead_units_go_without_a_change(network):
+    """Other units are dead in each layer, and their constants go to the biases of what reads them.
+
+    Nothing reads ``down`` with a bias here, so their outgoing weights are zero.
+    """
+    params, widths, keep = network
+    name = next(name for name in keep if widths[name].occurrences[0].path == "blocks/up")
+    dead = jnp.array([[u not in row for u in range(6)] for row in KEPT])
+    down = jnp.where(dead[..., None], 0, params["blocks"]["down"])
+    params = {"blocks": params["blocks"] | {"down": down}}
+    small = dw.narrow(params, widths, {name: KEPT})  # a warning would be an error
+    np.testing.assert_allclose(apply(small, X), apply(params, X), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        optax.adam(0.1),
+        dw.growable(optax.adamw(0.1)),
+        optax.adafactor(0.1, min_dim_size_to_factor=2),
+        optax.sgd(0.1, momentum=0.9),
+    ],
+    ids=["adam", "growable", "adafactor", "momentum"],
+)
+def test_the_optimizer_goes_along(network, tx):
+    params, widths, keep = network
+    growth = dw.plan(widths, keep=keep)
+    _, state = tx.update(jax.tree.map(jnp.cos, params), tx.init(params), params)
+    small = by_hand(params)
+    found = dw.grow_opt_state(state, growth, tx)
+    _, expected = tx.update(jax.tree.map(jnp.cos, small), tx.init(small), small)
+    gradients = jax.tree.map(jnp.sin, small)
+    updates = [tx.update(gradients, one, small)[0] for one in (found, expected)]
+    if "v_row" in str(found):
+        # Means over units are those of all units, as when any unit goes. Means of units follow.
+        assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, expected)
+        old, new = (one[0].v_col["blocks"]["up"] for one in (state, ordered(state, growth)))
+        taken = [jnp.take(row, jnp.array(units)) for row, units in zip(old, KEPT, strict=True)]
+        np.testing.assert_array_equal(new[:, :2], jnp.stack(taken))
+        return
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), *updates)
+
+
+def test_units_of_several_ages_are_refused(network):
+    params, widths, keep = network
+    name = next(iter(keep))
+    tx = dw.growable(optax.adam(0.1))
+    state = tx.init(params)
+    growth = dw.plan(widths, {name: 8})
+    wide = dw.grow(params, growth, key=jax.random.key(1))
+    state = dw.grow_opt_state(state, growth, tx)
+    widths = dw.trace(apply, wide, X)
+    smaller = dw.plan(widths, keep={name: [[0, 1], [2, 7], [3, 4]]})
+    with pytest.raises(ValueError, match="its units are of several ages"):
+        dw.grow_opt_state(state, smaller, tx)
+
+
+def test_scores_are_of_each_layer_and_shrinking_follows_them(network):
+    params, widths, keep = network
+
+    def loss(params, x):
+        return jnp.mean((apply(params, x) - jnp.cos(x)) ** 2)
+
+    for by in ("first_order", "norm", "activity"):
+        given = (None, X) if by == "activity" else (loss, X)
+        scores = dw.saliency(params, widths, *given, by=by)
+        assert {name: scores[name].shape for name in keep} == {
+            name: (LAYERS, widths[name].size) for name in keep
+        }
+    scores = dw.saliency(params, widths, loss, X)
+    small, growth = dw.shrink(params, widths, scores=scores, parameters=0.7)
+    for name, size in growth.sizes.items():
+        if name in keep:
+            best = np.sort(np.argsort(scores[name], axis=1)[:, -size:], axis=1)
+            assert growth.change[name].by_layer == tuple(map(tuple, best.tolist()))
+    equal(small, dw.grow(params, growth))
+    alike = {name: own.sum(0) if name in keep else own for name, own in scores.items()}
+    same, _ = dw.shrink(params, widths, scores=alike, parameters=0.7)
+    assert jax.tree.map(jnp.shape, same) == jax.tree.map(jnp.shape, small)
+
+
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [
+        ([[0, 1], [2, 3]], "a row for each of the 3 layers"),
+        ([[0, 1], [2, 6], [0, 1]], "rows of distinct indices below 6"),
+        ([[0, 1], [2, 2], [0, 1]], "rows of distinct indices below 6"),
+        (np.eye(3, 6, dtype=bool)[:2], "a row for each of the 3 layers"),
+    ],
+)
+def test_wrong_rows_are_refused(network, kept, message):
+    _, widths, _ = network
+    name = widths.of("blocks/up", 2).name
+    with pytest.raises(ValueError, match=message):
+        dw.plan(widths, keep={name: kept})
+
+
+def test_rows_are_for_stacks_alone(network):
+    params = {"up": jnp.ones((3, 4)), "down": jnp.ones((4, 2))}
+    widths = dw.trace(lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"], params, X)
+    with pytest.raises(ValueError, match="not in one stack"):
+        dw.plan(widths, keep={"up": [[0, 1], [1, 2]]})
+    _, widths, keep = network
+    shapes = jax.eval_shape(drawn)
+    with pytest.raises(ValueError, match="each layer keeps other units"):
+        made_of(shapes, dw.plan(widths, keep=keep), None)
