@@ -134,13 +134,15 @@ def say(text: object) -> None:
 
 
 def fit(*arguments: Any, test: Any = None, step: float = 1, **options: Any) -> training.Run:
-    """Trains by ``training.fit``, with the example's bar. Ctrl-C ends the example after an epoch.
+    """Trains with the example's bar, by ``training.fit`` or with a teacher by ``training.distill``.
+
+    Ctrl-C ends the example after an epoch.
 
     Args:
         *arguments: those of ``training.fit``.
         test: images and labels to test the network with after each epoch.
         step: how far an epoch moves the bar.
-        **options: those of ``training.fit``.
+        **options: those of ``training.fit``, or of ``training.distill``.
 
     Returns:
         The run. With ``test``, its history also has the ``"test accuracy"``.
@@ -152,7 +154,8 @@ def fit(*arguments: Any, test: Any = None, step: float = 1, **options: Any) -> t
             accuracies.append(training.evaluate(run.apply, run.variables, test)[1])
         advance(step)
 
-    run = training.fit(*arguments, **options, progress=False, after_epoch=after_epoch)
+    train = training.distill if "teacher" in options else training.fit
+    run = train(*arguments, **options, progress=False, after_epoch=after_epoch)
     if test is not None:
         run.history["test accuracy"] = np.array(accuracies)
     return run

@@ -1,8 +1,9 @@
 """Shrink a trained transformer to two thirds of its parameters, and heal it by distillation.
 
 The large network learns to write like Python's sources, one character at a time. ``dw.shrink``
-removes the units that it misses least, in one order over all widths. The small network then learns
-from what the large one predicts, on a few more characters of the same text.
+removes the units that it misses least, in one order over all widths, or a third of the layers. The
+small network then learns from what the large one predicts, on a few more characters of the same
+text.
 """
 
 import argparse
@@ -67,8 +68,8 @@ def init(key: jax.Array, layers: int) -> Params:
 def apply(params: Params, text: jax.Array) -> jax.Array:
     """Returns logits ``[n, time, characters]`` of what follows each character of a text.
 
-    All sizes follow from the arrays. So this is the function of the small network, too, in which
-    each layer has sizes of its own.
+    All sizes follow from the arrays, and the number of layers, too. So this is the function of the
+    small network as well.
     """
     x = params["characters"][text] + params["positions"][None, : text.shape[1]]
     is_past = jnp.tril(jnp.ones((text.shape[1],) * 2, bool))[None, None]
@@ -171,17 +172,15 @@ def heal(
     tx = optimizer(HEALING_RATE, steps, 1.0)
     moments, _ = dw.grow_opt_state(large.opt_state, growth, tx)
     _, schedule = tx.init(small)  # which counts from zero
-    inputs, following = windows(data, 1_000_000, count)
-    predicted = jax.nn.softmax(jax.jit(apply)(large.variables, inputs))
-    targets = own * jax.nn.one_hot(following, CHARACTERS) + (1 - own) * predicted
     return trained(
         small,
         tx,
-        (inputs, np.asarray(targets)),
+        windows(data, 1_000_000, count),
         batch_size=HEALING_BATCH_SIZE,
         key=jax.random.key(0),
         opt_state=(moments, schedule),
-        loss=optax.softmax_cross_entropy,
+        teacher=large.variables,
+        share=1 - own,
     )
 
 
@@ -216,15 +215,29 @@ def shrink_and_heal(
     widths = dw.trace(apply, large.variables, batch[0])
     before, count = tested(large.variables, data), int(TOKENS * steps * BATCH_SIZE)
     results, growths = [], []
+
+    def add(way: str, small: Params, growth: dw.Growth, own: float) -> None:
+        sizes = _count(large.variables), _count(small)
+        healed = heal(small, growth, large, data, count, own).variables
+        results.append(Result(way, sizes, before, tested(small, data), tested(healed, data)))
+        growths.append(growth)
+
     for by in WAYS:
         scores = dw.saliency(large.variables, widths, loss, *batch, by=by)
-        small, growth = dw.shrink(large.variables, widths, scores=scores, parameters=SHARE)
-        after, sizes = tested(small, data), dw.cost(widths, growth.sizes).parameters
-        growths.append(growth)
-        for way, own in ((by, OWN), (f"{by}, the text alone", 1.0))[: 2 if by == WAYS[0] else 1]:
-            healed = heal(small, growth, large, data, count, own)
-            results.append(Result(way, sizes, before, after, tested(healed.variables, data)))
+        smaller = dw.shrink(large.variables, widths, scores=scores, parameters=SHARE, alike=False)
+        add(by, *smaller, OWN)
+        if by == WAYS[0]:
+            add(f"{by}, the text alone", *smaller, 1.0)
+            alike = dw.shrink(large.variables, widths, scores=scores, parameters=SHARE)
+            add(f"{by}, one size", *alike, OWN)
+    fewer = round(SHARE * layers)
+    smaller = dw.shrink(large.variables, widths, loss, *batch, layers={"blocks": fewer})
+    add(f"{fewer} of {layers} layers", *smaller, OWN)
     return results, growths[0]
+
+
+def _count(params: Params) -> int:
+    return sum(array.size for array in jax.tree.leaves(params))
 
 
 def table(results: Sequence[Result]) -> str:
@@ -253,14 +266,15 @@ def main(arguments: list[str] | None = None) -> list[Result]:
         layers, steps, seeds, scored = 2, 100, 1, 16
     data, count = text(""), int(TOKENS * steps * BATCH_SIZE)
     results: list[Result] = []
-    with bar(seeds * (steps + (len(WAYS) + 1) * count / HEALING_BATCH_SIZE)):
+    with bar(seeds * (steps + (len(WAYS) + 3) * count / HEALING_BATCH_SIZE)):
         for seed in range(seeds):
             found, growth = shrink_and_heal(data, seed, layers, steps, scored)
             if not seed:
                 say(f"{growth}\n")
             results += found
     before, after = results[0].parameters
-    print(f"{before:,} parameters become {after:,}. Test losses, in nats a character, after")
+    print(f"{before:,} parameters become {after:,}, or {results[-1].parameters[1]:,} with fewer")
+    print("layers. Test losses, in nats a character, after")
     print(
         f"{steps * BATCH_SIZE * CONTEXT:,} characters of training, and {count * CONTEXT:,} of "
         f"healing ({count / steps / BATCH_SIZE:.1%}):\n"

@@ -343,12 +343,14 @@ def test_the_transformers_spend_the_same(transformers):
 def test_a_shrunk_transformer_heals(monkeypatch, capsys):
     monkeypatch.setattr(shrink_and_heal, "STREAM", 24)
     monkeypatch.setattr(shrink_and_heal, "WAYS", ("first_order",))
-    healed, on_text = shrink_and_heal.main(["--quick"])
+    healed, on_text, alike, fewer = shrink_and_heal.main(["--quick"])
     assert healed.way == "first_order"
     before, after = healed.parameters
     assert 0.66 * before < after <= 0.67 * before
     assert healed.large == on_text.large < 3
     assert healed.healed < healed.shrunk < 1.05 * healed.large
+    assert alike.way == "first_order, one size" and alike.parameters[1] <= 0.67 * before
+    assert fewer.way == "1 of 2 layers" and fewer.healed < fewer.shrunk
     printed = capsys.readouterr().out
     assert "of healing (5.0%)" in printed
     assert "kept (blocks/1)" in printed

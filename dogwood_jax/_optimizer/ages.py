@@ -174,7 +174,8 @@ def grown_ages(
         ages = Ages(zero, zero[None], tuple(number[None] for number in begun), {})
     number = len(ages.births)
     known, grown = ages.by_path(), dict[str, AlongAxes]()
-    fields = {field.leaf.path: field for field in moments.aged}
+    stay = {leaf.path for leaf in growth.staying}
+    fields = {field.leaf.path: field for field in moments.aged if field.leaf.path in stay}
     for field in fields.values():
         leaf, inner = field.leaf, field.inner
         index = moments.count_of(field)

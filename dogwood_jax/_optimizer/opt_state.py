@@ -345,6 +345,10 @@ def _grow_plain(
     arrays, found = leaves_by_path(opt_state), fields_of(opt_state, growth)
     if params is None and (problems := unfollowed(arrays, found)):
         raise ValueError(listed("cannot grow this state", problems))
+    removed = {*growth.removed}
+    gone = {field.place for field in found if field.leaf.path in removed}
+    found = [field for field in found if field.place not in gone]
+    arrays = {place: array for place, array in arrays.items() if place not in gone}
     repeated = {i.old for i in growth.insertions if i.repeats}
     if by_axis := [f for f in found if f.axis is not None and f.leaf.path in repeated]:
         problems = [f"{f.place}: has a number for each place along one axis" for f in by_axis]
@@ -571,7 +575,7 @@ def _params(
 
     tree = jax.tree_util.tree_map_with_path(own, _part(opt_state, keys[:start]), is_leaf=is_masked)
     old = {first.collection + path: leaf for path, leaf in leaves_by_path(tree).items()}
-    larger, deeper = None, bool(growth.insertions)
+    larger, deeper = None, bool(growth.insertions or growth.removed)
     structure = growth.structure if variables is None or deeper else jax.tree.structure(variables)
     if structure is not None:
         larger = _collection(tree_of_indices(structure), first.collection)

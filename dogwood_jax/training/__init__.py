@@ -36,6 +36,9 @@ each size. Growths are planned before any work, and the optimizer's state grows 
 A deeper model, or a module whose configuration says its sizes, comes with its function:
 ``Stage(target=deep.init(key, x), apply=deep.apply, epochs=14)``.
 
+**Learning from a larger network.** ``distill`` is ``fit`` with a teacher: a network that has lost
+units or layers heals on what the large one predicts, see the guide "Shrink, then heal".
+
 **Several models at once**, from different seeds, say: stack their variables along a new first axis
 and sum their losses, so that each has the gradient it would have alone. All see the same batches.
 The optimizer must treat each number by itself, as Adam and SGD do; ``clip_by_global_norm`` would
@@ -85,7 +88,18 @@ devices. Or they are arrays, either the same in each process, or global ones, as
 ``jax.make_array_from_process_local_data`` makes them. The history is the same in every process.
 """
 
+from dogwood_jax.training.distill import distill
 from dogwood_jax.training.loop import Apply, Loss, Preprocess, Run, evaluate, fit, scale_uint8
 from dogwood_jax.training.stages import Stage
 
-__all__ = ["Apply", "Loss", "Preprocess", "Run", "Stage", "evaluate", "fit", "scale_uint8"]
+__all__ = [
+    "Apply",
+    "Loss",
+    "Preprocess",
+    "Run",
+    "Stage",
+    "distill",
+    "evaluate",
+    "fit",
+    "scale_uint8",
+]
