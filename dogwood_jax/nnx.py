@@ -433,8 +433,8 @@ def _larger(model: Module, growth: dw.Growth, what: str, way_out: str) -> Module
     Raises:
         ValueError: if it is not known; says what cannot be done, and the way out.
     """
-    if growth.insertions or growth.removed:
-        does = "removes" if growth.removed else "inserts"
+    if growth.insertions or growth.layers:
+        does = "removes" if growth.layers else "inserts"
         raise ValueError(f"{what}: the growth {does} layers; {way_out}")
     widths = growth.widths
     # Its program tells whether it is that module, constants included.

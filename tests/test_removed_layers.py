@@ -1,7 +1,9 @@
 """Layers with numbers in their names go: variables, optimizer state, checkpoints."""
 
 import json
+from typing import Any
 
+import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -230,6 +232,34 @@ def test_nnx_takes_the_smaller_module():
         dw.nnx.grow(model, growth)
     small = dw.nnx.grow(model, growth, fresh=smaller)
     assert small.layers[1].kernel[...].tolist() == model.layers[2].kernel[...].tolist()
+
+
+def test_a_module_that_says_numbers_is_asked_for():
+    """Nothing shows which of an Equinox module's numbers is that of its layers."""
+
+    class Mlp(eqx.Module):
+        layers: list[eqx.nn.Linear]
+        depth: int = eqx.field(static=True)
+        act: Any = jax.nn.relu
+
+        def __init__(self, depth):
+            keys = jax.random.split(jax.random.key(0), depth)
+            self.layers = [eqx.nn.Linear(3, 3, key=key) for key in keys]
+            self.depth = depth
+
+        def __call__(self, x):
+            for index in range(self.depth):
+                x = x + self.act(self.layers[index](x))
+            return x
+
+    apply = lambda model, x: jax.vmap(model)(x)  # noqa: E731
+    model = Mlp(COUNT)
+    growth = dw.plan(dw.trace(apply, model, X), keep={"layers": KEPT})
+    with pytest.raises(ValueError, match="pass the smaller model as fresh="):
+        dw.grow(model, growth)
+    small = dw.grow(model, growth, fresh=Mlp(3))
+    assert small.layers[1].weight.tolist() == model.layers[2].weight.tolist()
+    assert apply(small, X).shape == X.shape
 
 
 def test_a_folder_loses_layers_with_its_configuration(tmp_path):

@@ -118,6 +118,28 @@ def test_a_loss_that_takes_any_number_of_layers_is_called():
         np.testing.assert_allclose(score, loss(rest, X, Y) - loss(params, X, Y), rtol=1e-4)
 
 
+def test_a_layer_may_have_several_names():
+    def apply(params, x):
+        x = x @ params["in"]
+        for index in range(COUNT):
+            x = x + jnp.tanh(x @ params[f"up_{index}"]) @ params[f"down_{index}"]
+        return x @ params["out"]
+
+    draw = lambda i, *shape: jax.random.normal(jax.random.key(i), shape)  # noqa: E731
+    params = {"in": draw(90, 3, 5), "out": draw(91, 5, 2)}
+    for i in range(COUNT):
+        params |= {f"up_{i}": draw(i, 5, 7), f"down_{i}": draw(i + 9, 7, 5)}
+    widths, loss = dw.trace(apply, params, X), loss_of(apply)
+    scores = dw.saliency(params, widths, loss, X, Y, layers=True)
+    assert scores.keys() == {"up", "down"}
+    silent = params | {"down_1": jnp.zeros((7, 5))}
+    expected = loss(silent, X, Y) - loss(params, X, Y)
+    np.testing.assert_allclose(scores["up"][1], expected, rtol=1e-5)
+    small, growth = dw.shrink(params, widths, scores=scores, layers=3)
+    assert growth == dw.plan(widths, keep=dict.fromkeys(("up", "down"), growth.layers[0].kept))
+    assert "up_2" in small and "up_3" not in small
+
+
 def test_layers_that_are_alike_keep_one_size_and_units_of_their_own():
     apply, variables = of(Numbered())
     widths, loss = dw.trace(apply, variables, X), loss_of(apply)

@@ -89,7 +89,7 @@ def grown(
     if new is not None:
         places = {growth.place(leaf.path): None for leaf in growth.staying}
         expect_arrays("grow", "fresh", fresh, arrays_of(new), places)
-    if growth.insertions or growth.removed:
+    if growth.insertions or growth.layers:
         return _grow_and_insert(leaves, growth, key, fresh, donate, choose)
     _check(leaves, growth, key, new)
     structure, others = _model(variables, growth, fresh)
@@ -228,24 +228,29 @@ def _grow_and_insert(
 ) -> PyTree:
     """Returns the variables grown, then with new layers, or without some."""
     arrays = arrays_of(leaves)
-    wider = replace(growth, insertions=(), structure=None, removed=())
+    wider = replace(growth, insertions=(), structure=None, layers=())
     if fresh is None:
         inserted = {i.path: struct(i.shape, dtype_named(i.dtype)) for i in growth.insertions}
         problems = outdated_leaves(leaves, growth.widths.leaves, growth.sizes)
-        problems += [
-            f"{path}: no array, so only the larger model has it"
-            for path in leaves_by_path(tree_of_indices(growth.structure))
-            if path not in leaves and path not in inserted
-        ]
+        others = {place: leaf for path, leaf in leaves.items() if (place := growth.renamed(path))}
+        if growth.structure is None:
+            problems.append("a module says numbers, and maybe how many layers there are")
+        else:
+            problems += [
+                f"{path}: no array, so only the larger model has it"
+                for path in leaves_by_path(tree_of_indices(growth.structure))
+                if path not in others and path not in inserted
+            ]
         if problems:
-            problems = [f"{problem}; pass the larger model as fresh=" for problem in problems]
+            model = "smaller" if growth.layers else "larger"
+            problems = [f"{problem}; pass the {model} model as fresh=" for problem in problems]
             raise ValueError(listed("cannot grow these variables", problems))
         wide = grown(arrays, wider, key=key, donate=donate, choose=choose)
         structs = {path: struct_of(leaf) for path, leaf in wide.items()}
-        target = rebuilt(growth.structure, {**leaves, **structs, **inserted})
+        target = rebuilt(growth.structure, {**others, **structs, **inserted})
     else:
         target, larger = fresh, leaves_by_path(fresh)
-        gone = {*growth.removed}
+        gone = {path for path in leaves if growth.renamed(path) is None}
         needed = {i.path for i in growth.insertions}
         needed |= {growth.place(path) for path in leaves if path not in gone}
         if missing := [f"{path}: not in fresh" for path in sorted(needed - larger.keys())]:

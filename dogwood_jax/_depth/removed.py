@@ -1,6 +1,6 @@
 """Layers with numbers in their names that go: ``without_layers_of``, ``smaller_program``."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,15 +11,12 @@ from dogwood_jax._base.problems import Refused
 from dogwood_jax._base.trees import is_array, leaves_by_path, rebuilt, struct
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.insertion import Insertion
-from dogwood_jax._modules.resizing import Resizing
+from dogwood_jax._modules.resizing import Resizing, modules_say_numbers
 from dogwood_jax._program.left_out import kinds_of_layers, without_layers
-from dogwood_jax._program.numbered import NumberedLayers, numbered_layers
+from dogwood_jax._program.numbered import KeptLayers, NumberedLayers, numbered_layers
 from dogwood_jax._program.program import Program
 from dogwood_jax._widths.layout import units_of
 from dogwood_jax._widths.widths import Network, Widths
-
-# Layers, and those of them that stay.
-_Kept = tuple[NumberedLayers, tuple[int, ...]]
 
 
 def layers_of(widths: Widths) -> dict[str, NumberedLayers]:
@@ -51,7 +48,7 @@ def without_layers_of(growth: Growth, keep: Mapping[str, Any], *, check: bool) -
     every = layers_of(widths)
     # Layers of layers first, because names begin with those of what they are in.
     asked = sorted(keep, key=len, reverse=True)
-    kept = [(every[name], _kept(every[name], keep[name], problems)) for name in asked]
+    kept = tuple(_kept(every[name], keep[name], problems) for name in asked)
     if network is None:
         problems.append(
             f"{', '.join(asked)}: layers go only from a network whose function is known; use "
@@ -59,11 +56,14 @@ def without_layers_of(growth: Growth, keep: Mapping[str, Any], *, check: bool) -
         )
     if problems or network is None:
         raise Refused(problems)
+    if not any(its.gone for its in kept):
+        return growth
     found = _removing(growth, network, kept)
-    if found is growth or not check:
+    if not check:
         return found
     alone = _removing(Growth(widths, ()), network, kept)
-    smaller = smaller_program(alone)
+    own = _own_program(alone, network)
+    smaller = own or _without_removed(alone, network)
     if smaller is None:
         raise Refused(
             [
@@ -74,15 +74,14 @@ def without_layers_of(growth: Growth, keep: Mapping[str, Any], *, check: bool) -
                 "same"
             ]
         )
-    others = [
-        note
-        for layers, its in kept
-        for note in _of_other_kinds(whole_program(network), smaller, layers, its)
-    ]
-    return replace(found, notes=(*found.notes, *others))
+    notes = [note for its in kept for note in _of_other_kinds(whole_program(network), smaller, its)]
+    if own is None and modules_say_numbers(found.structure):
+        # One of the numbers may be how many layers there are.
+        found = replace(found, structure=None)
+    return replace(found, notes=(*found.notes, *notes))
 
 
-def _kept(layers: NumberedLayers, asked: Any, problems: list[str]) -> tuple[int, ...]:
+def _kept(layers: NumberedLayers, asked: Any, problems: list[str]) -> KeptLayers:
     """Returns the layers that stay, after checking that they are some."""
     units = np.asarray(asked)
     if units.dtype == bool and units.shape == (len(layers),):
@@ -94,60 +93,51 @@ def _kept(layers: NumberedLayers, asked: Any, problems: list[str]) -> tuple[int,
             f"{layers.name}: keep takes distinct indices below {len(layers)} in ascending order, "
             f"or a boolean mask of {len(layers)} layers, and one layer at least; got {asked!r}"
         )
-    return kept
+    return KeptLayers(layers, kept)
 
 
-def _removing(growth: Growth, network: Network, kept: Sequence[_Kept]) -> Growth:
+def _removing(growth: Growth, network: Network, kept: tuple[KeptLayers, ...]) -> Growth:
     """Returns the growth that also removes layers.
 
     Raises:
         Refused: if they are held by something else than dicts, lists and tuples.
     """
     widths, variables = growth.widths, network.variables
-    arrays = {path: leaf for path, leaf in leaves_by_path(variables).items() if is_array(leaf)}
-    removed = tuple(
-        path
-        for path in arrays
-        if any(layers.layer_of(path) not in {None, *its} for layers, its in kept)
-    )
-    if not removed:
-        return growth
+    leaves = leaves_by_path(variables)
     resizing = Resizing(widths.leaves, growth.sizes, growth.constants)
     smaller = resizing.resized(variables)
-    called = jax.tree.unflatten(jax.tree.structure(variables), [*leaves_by_path(variables)])
-    for layers, its in kept:
-        smaller, called = layers.keeping(smaller, its), layers.keeping(called, its)
+    called = jax.tree.unflatten(jax.tree.structure(variables), [*leaves])
+    for its in kept:
+        smaller, called = (its.layers.keeping(tree, its.kept) for tree in (smaller, called))
+    found = replace(growth, structure=jax.tree.structure(smaller), layers=kept, evidence=None)
     places = {path: place for place, path in leaves_by_path(called).items()}
     problems = [*resizing.problems]
     problems += [
         f"{path}: is held by an attribute of a class, so it cannot go; layers go from dicts, lists "
         "and tuples"
-        for path in removed
-        if path in places
+        for path in places
+        if found.renamed(path) is None
     ]
     if problems:
         raise Refused(problems)
     moved = tuple(
         Insertion(
             place,
-            growth.shapes.get(path, arrays[path].shape),
-            str(arrays[path].dtype),
+            growth.shapes.get(path, leaves[path].shape),
+            str(leaves[path].dtype),
             "moved",
             source=path,
         )
         for path, place in places.items()
-        if place != path and path in arrays
+        if place != path and is_array(leaves[path])
     )
     stay = (leaf for leaf in widths.leaves if leaf.path in places)
     left = {units.width for leaf in stay for layout in leaf.axes for units in units_of(layout)}
     return replace(
-        growth,
+        found,
         changes=tuple(change for change in growth.changes if change.width in left),
-        notes=(*growth.notes, *(_note(layers, its) for layers, its in kept)),
-        structure=jax.tree.structure(smaller),
+        notes=(*growth.notes, *map(_note, kept)),
         insertions=moved,
-        removed=removed,
-        evidence=None,
     )
 
 
@@ -159,65 +149,60 @@ def smaller_program(growth: Growth) -> Program | None:
     """
     network = growth.widths.network
     assert network is not None
-    program = whole_program(network)
-    places = {growth.place(leaf.path): leaf.path for leaf in growth.staying}
-    leaves, old = leaves_by_path(network.variables), dict(program.arguments)
-    shapes = {place: struct(growth.shapes[path], old[path].dtype) for place, path in places.items()}
+    own = _own_program(growth, network)
+    return own if own is not None or growth.changes else _without_removed(growth, network)
+
+
+def _own_program(growth: Growth, network: Network) -> Program | None:
+    """Returns the program of the network's own function without layers, or None."""
+    old = leaves_by_path(network.variables)
+    left = {place: leaf for path, leaf in old.items() if (place := growth.renamed(path))}
+    for leaf in growth.staying:
+        left[growth.place(leaf.path)] = struct(growth.shapes[leaf.path], old[leaf.path].dtype)
     try:
-        return Program(network.apply, rebuilt(growth.structure, leaves | shapes), program.inputs)
+        inputs = whole_program(network).inputs
+        return Program(network.apply, rebuilt(growth.structure, left), inputs)
     except Exception:  # any function may raise that knows how many layers it has
-        return None if growth.changes else _without_removed(growth, program)
+        return None
 
 
-def _without_removed(growth: Growth, program: Program) -> Program | None:
+def _without_removed(growth: Growth, network: Network) -> Program | None:
     """Returns a network's program without the layers that a growth removes, with the new paths."""
-    found = _without_all(program, kept := [*kept_layers(growth)])
-    if found is None and len({(len(layers), its) for layers, its in kept}) == 1:
+    program, kept = whole_program(network), growth.layers
+    found = _without_all(program, kept)
+    if found is None and len({(len(its.layers), its.kept) for its in kept}) == 1:
         # Arrays of one layer with several names, such as up_0 and down_0.
-        heads = tuple(head for layers, _ in kept for head in layers.heads)
-        layers, its = kept[0]
-        found = _without_all(program, [(replace(layers, heads=heads), its)])
+        together = kept[0].layers.beside(its.layers for its in kept[1:])
+        found = _without_all(program, [KeptLayers(together, kept[0].kept)])
     return found and found.called([p and growth.place(p) for p, _ in found.arguments])
 
 
-def _without_all(program: Program, kept: Sequence[_Kept]) -> Program | None:
+def _without_all(program: Program, kept: Sequence[KeptLayers]) -> Program | None:
     fewer: Program | None = program
-    for layers, its in kept:
-        fewer = fewer and without_layers(fewer, layers, {*range(len(layers))} - {*its})
+    for its in kept:
+        fewer = fewer and without_layers(fewer, its.layers, its.gone)
     return fewer
 
 
-def kept_layers(growth: Growth) -> Iterator[_Kept]:
-    """Yields the layers of which a growth removes some, with those that stay."""
-    removed = {*growth.removed}
-    for layers in layers_of(growth.widths).values() if removed else ():
-        arrays: dict[int, list[str]] = {}
-        for leaf in growth.widths.leaves:
-            if (layer := layers.layer_of(leaf.path)) is not None:
-                arrays.setdefault(layer, []).append(leaf.path)
-        kept = [layer for layer in sorted(arrays) if not removed.issuperset(arrays[layer])]
-        if 0 < len(kept) < len(arrays):
-            yield layers, tuple(kept)
-
-
-def _note(layers: NumberedLayers, kept: Sequence[int]) -> str:
+def _note(its: KeptLayers) -> str:
+    layers, kept = its.layers, its.kept
     numbers = ", ".join(str(layer + layers.start) for layer in kept)
     return f"the smaller model has {len(kept)} layers in {layers.name}: these were {numbers}"
 
 
-def _of_other_kinds(
-    program: Program, smaller: Program, layers: NumberedLayers, kept: Sequence[int]
-) -> list[str]:
+def _of_other_kinds(program: Program, smaller: Program, its: KeptLayers) -> list[str]:
     """Says which layers compute something else than what stands at the place that they get."""
-    were = kinds_of_layers(program, layers)
-    become = kinds_of_layers(smaller, replace(layers, count=len(kept)))
+    were = kinds_of_layers(program, its.layers)
+    become = kinds_of_layers(smaller, replace(its.layers, count=len(its.kept)))
     others = [
-        layer for place, layer in enumerate(kept) if not were[layer] == become[place] == were[place]
+        str(layer + its.layers.start)
+        for place, layer in enumerate(its.kept)
+        if not were[layer] == become[place] == were[place]
     ]
     if not others:
         return []
-    numbers = ", ".join(str(layer + layers.start) for layer in others)
     return [
-        f"layers {numbers} of {layers.name} compute something else than layers with their new "
-        "numbers: what the smaller model says of layers by number must say so of the new numbers"
+        f"layers {', '.join(others)} of {its.layers.name} compute something else than layers with "
+        "their new numbers: what the smaller model says of layers by number must say so of the new "
+        "numbers"
     ]

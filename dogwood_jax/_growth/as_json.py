@@ -18,6 +18,7 @@ from dogwood_jax._base.trees import leaves_by_path, nested
 from dogwood_jax._growth.evidence import Evidence
 from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._growth.insertion import Insertion
+from dogwood_jax._program.numbered import KeptLayers, NumberedLayers
 from dogwood_jax._widths.layout import Concat, Product, Units
 from dogwood_jax._widths.reasons import Reason, ReasonKind
 from dogwood_jax._widths.widths import Facts, Leaf, Recipe, Widths
@@ -32,7 +33,9 @@ _TYPES = {
             Facts,
             Growth,
             Insertion,
+            KeptLayers,
             Leaf,
+            NumberedLayers,
             Product,
             Recipe,
             Units,

@@ -16,6 +16,7 @@ from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._growth.leaf_map import AlongAxis, AxisMap, Compound, Fill, LeafMap
 from dogwood_jax._growth.rates import rates_of
 from dogwood_jax._growth.shardings import grown_shardings, most_like
+from dogwood_jax._program.numbered import KeptLayers
 from dogwood_jax._widths.layout import Layout, Product, Role, Units, resized, size_of, units_of
 from dogwood_jax._widths.widths import Leaf, Recipe, Widths
 from dogwood_jax.strategies import Strategy, glorot
@@ -158,7 +159,7 @@ class Change:
         return self.recipe is not None and (leaf.path, role) in self.recipe.zeros
 
 
-_FIELDS = ("widths", "changes", "notes", "structure", "insertions", "removed")
+_FIELDS = ("widths", "changes", "notes", "structure", "insertions", "layers")
 
 
 @dataclass(frozen=True, repr=False)
@@ -174,7 +175,7 @@ class Growth:
         notes: what the larger model's configuration or the caller has to mind.
         structure: tree structure of the larger model where a target was given.
         insertions: what arrays of new layers are filled with, see ``deepen``.
-        removed: paths of the arrays of layers that go.
+        layers: layers with numbers in their names of which some go.
         evidence: what an evaluation has shown of it; None if nothing was evaluated, because outputs
             are not claimed to stay or the widths hold no function. It has no part in comparisons,
             because hosts round differently.
@@ -185,7 +186,7 @@ class Growth:
     notes: tuple[str, ...] = ()
     structure: Any = None
     insertions: tuple[Insertion, ...] = ()
-    removed: tuple[str, ...] = ()
+    layers: tuple[KeptLayers, ...] = ()
     evidence: Evidence | None = field(default=None, compare=False)
 
     @cached_property
@@ -295,13 +296,20 @@ class Growth:
 
     def place(self, path: str) -> str:
         """The path of an old array that stays, in the larger model."""
-        return self.moved[path].path if path in self.moved else path
+        return self.moved[path].path if path in self.moved else self.renamed(path) or path
 
     @cached_property
     def staying(self) -> tuple[Leaf, ...]:
         """The old arrays that the larger model has, too."""
-        gone = {*self.removed}
-        return tuple(leaf for leaf in self.widths.leaves if leaf.path not in gone)
+        return tuple(leaf for leaf in self.widths.leaves if self.renamed(leaf.path) is not None)
+
+    def renamed(self, path: str) -> str | None:
+        """Returns the path of a leaf after layers have gone; None if the leaf goes with them."""
+        for layers in self.layers:
+            if (place := layers.place(path)) is None:
+                return None
+            path = place
+        return path
 
     @cached_property
     def after(self) -> Widths:
@@ -309,7 +317,7 @@ class Growth:
         leaves = tuple(
             replace(
                 leaf,
-                path=self.place(leaf.path) if self.removed else leaf.path,
+                path=self.place(leaf.path) if self.layers else leaf.path,
                 shape=self.shapes[leaf.path],
                 axes=tuple(resized(layout, self.sizes) for layout in leaf.axes),
             )
@@ -319,7 +327,7 @@ class Growth:
         facts = (
             (name, replace(facts, size=self.sizes.get(name, facts.size)))
             for name, facts in self.widths.facts
-            if not self.removed or name in left
+            if not self.layers or name in left
         )
         return Widths(leaves, tuple(facts))
 
@@ -465,10 +473,10 @@ class Growth:
         lines = (
             [text]
             if len(rows) > 1
-            else ["nothing grows"] * (not self.insertions and not self.removed)
+            else ["nothing grows"] * (not self.insertions and not self.layers)
         )
         lines += [wrapped(f"({'; '.join(meanings)})")] * bool(meanings)
-        shown = [i for i in self.insertions if i.holds_weights and not self.removed]
+        shown = [i for i in self.insertions if i.holds_weights and not self.layers]
         inserted = merged((str(i).removeprefix(i.path), i.path) for i in shown)
         lines += [wrapped(f"inserted: {path}{fill}") for fill, path in inserted]
         notes = layers_together((note,) for note in self.notes)
@@ -482,7 +490,7 @@ class Growth:
 
     def __repr__(self) -> str:
         parts = [f"{change.width}: {change.old} -> {change.new}" for change in self.changes]
-        parts += [f"{len(self.removed)} arrays go"] * bool(self.removed)
+        parts += [f"{its.layers.name}: {len(its.layers)} -> {len(its.kept)}" for its in self.layers]
         return f"Growth({', '.join(parts)})"
 
     def _fate(self, leaf: Leaf) -> str:

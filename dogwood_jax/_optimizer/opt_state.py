@@ -345,8 +345,8 @@ def _grow_plain(
     arrays, found = leaves_by_path(opt_state), fields_of(opt_state, growth)
     if params is None and (problems := unfollowed(arrays, found)):
         raise ValueError(listed("cannot grow this state", problems))
-    removed = {*growth.removed}
-    gone = {field.place for field in found if field.leaf.path in removed}
+    stay = {leaf.path for leaf in growth.staying}
+    gone = {field.place for field in found if field.leaf.path not in stay}
     found = [field for field in found if field.place not in gone]
     arrays = {place: array for place, array in arrays.items() if place not in gone}
     repeated = {i.old for i in growth.insertions if i.repeats}
@@ -575,8 +575,10 @@ def _params(
 
     tree = jax.tree_util.tree_map_with_path(own, _part(opt_state, keys[:start]), is_leaf=is_masked)
     old = {first.collection + path: leaf for path, leaf in leaves_by_path(tree).items()}
-    larger, deeper = None, bool(growth.insertions or growth.removed)
+    larger, deeper = None, bool(growth.insertions or growth.layers)
     structure = growth.structure if variables is None or deeper else jax.tree.structure(variables)
+    if structure is None and variables is not None:
+        structure = jax.tree.structure(variables)
     if structure is not None:
         larger = _collection(tree_of_indices(structure), first.collection)
     if larger is None or not (deeper or _kinds(tree).items() <= _kinds(larger).items()):

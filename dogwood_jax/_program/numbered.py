@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -45,9 +45,16 @@ class NumberedLayers:
         match = self._beginning.match(path)
         return None if match is None else int(match[2]) - self.start
 
-    def in_first(self, path: str) -> str:
-        """Returns the path that an array of some layer has in the first one."""
-        return self._beginning.sub(rf"\g<1>{self.start}", path, count=1)
+    def beside(self, others: "Iterable[NumberedLayers]") -> "NumberedLayers":
+        """Returns layers that also have the arrays of others, which are called by the same numbers.
+
+        Such are ``up_0`` and ``down_0``.
+        """
+        return replace(self, heads=self.heads + tuple(h for one in others for h in one.heads))
+
+    def renamed(self, path: str, layer: int) -> str:
+        """Returns the path that an array of some layer has in another one."""
+        return self._beginning.sub(rf"\g<1>{self.start + layer}", path, count=1)
 
     def keeping(self, variables: PyTree, kept: Sequence[int]) -> PyTree:
         """Returns variables without the other layers. Those that stay get the first numbers.
@@ -80,14 +87,38 @@ class NumberedLayers:
     def _name(self, key: Any, keys: Keys, places: Mapping[int, int]) -> Any:
         """Returns the name of an entry among those that stay; None if it goes."""
         path = leaf_path(keys)
-        match = self._beginning.match(path)
-        if match is None:
+        layer = self.layer_of(path)
+        if layer is None:
             return key
-        place = places.get(int(match[2]) - self.start)
-        if place is None:
+        if layer not in places:
             return None
-        name = f"{match[1]}{place + self.start}{path[match.end() :]}".rpartition("/")[2]
+        name = self.renamed(path, places[layer]).rpartition("/")[2]
         return int(name) if isinstance(key, int) else name
+
+
+@dataclass(frozen=True)
+class KeptLayers:
+    """Layers of which some stay, and get the first numbers.
+
+    Attributes:
+        layers: all of them.
+        kept: those that stay, in ascending order.
+    """
+
+    layers: NumberedLayers
+    kept: tuple[int, ...]
+
+    @property
+    def gone(self) -> set[int]:
+        """The layers that go."""
+        return {*range(len(self.layers))} - {*self.kept}
+
+    def place(self, path: str) -> str | None:
+        """Returns the path that a leaf has then, or None if it goes."""
+        layer = self.layers.layer_of(path)
+        if layer is None:
+            return path
+        return self.layers.renamed(path, self.kept.index(layer)) if layer in self.kept else None
 
 
 def numbered_layers(paths: Iterable[str]) -> dict[str, NumberedLayers]:

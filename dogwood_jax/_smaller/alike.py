@@ -24,7 +24,7 @@ def alike(widths: Widths, names: Iterable[str]) -> list[tuple[str, ...]]:
         """Returns the path of an array in its layer, and the layer; None if it is in none."""
         for layers in every:
             if (layer := layers.layer_of(path)) is not None:
-                return layers.in_first(path), layer
+                return layers.renamed(path, 0), layer
         return None
 
     def kind(width: Width) -> Any:

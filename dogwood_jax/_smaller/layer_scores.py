@@ -40,31 +40,41 @@ def layer_scores(
     Raises:
         ValueError: if the loss is not a scalar or not finite.
     """
-    shape = jax.eval_shape(loss, variables, *batch)
-    if getattr(shape, "shape", None) != ():
+    value = loss(variables, *batch)
+    if getattr(value, "shape", None) != ():
         raise ValueError(
-            f"saliency: the loss must be a scalar, got {described(shape)}; take the mean of it"
+            f"saliency: the loss must be a scalar, got {described(value)}; take the mean of it"
         )
-    whole = float(loss(variables, *batch))
+    whole = float(value)
     if not np.isfinite(whole):
         raise ValueError(f"saliency: the loss of the batch is {whole}, not finite")
-    without = _Without(variables, widths, loss, batch)
-    found = {}
-    for name, count in _countable(widths):
-        losses = [without.layer(name, layer, count) for layer in range(count)]
+    without, found = _Without(variables, widths, loss, batch), {}
+    for several, count in _countable(widths):
+        names = [name for name in several if name not in found]
+        if len(names) < min(len(several), 2):
+            continue
+        losses = [without.layer(names, layer, count) for layer in range(count)]
         if None not in losses:
-            found[name] = np.asarray(losses, np.float64) - whole
+            found.update(dict.fromkeys(names, np.asarray(losses, np.float64) - whole))
     return found
 
 
-def _countable(widths: Widths) -> Iterator[tuple[str, int]]:
-    """Yields the names of layers, and how many there are."""
+def _countable(widths: Widths) -> Iterator[tuple[list[str], int]]:
+    """Yields names of layers that may go, and how many there are.
+
+    The arrays of a layer may have several names, such as ``up_0`` and ``down_0``.
+    """
+    alike: dict[Any, list[str]] = {}
     for name, layers in layers_of(widths).items():
         if name not in widths:
-            yield name, len(layers)
+            yield [name], len(layers)
+            alike.setdefault((layers.start, len(layers)), []).append(name)
+    for (_, count), names in alike.items():
+        if len(names) > 1:
+            yield names, count
     for width in widths.values():
         if width.fixed == LAYERS and width.size > 1:
-            yield width.name, width.size
+            yield [width.name], width.size
 
 
 class _Without:
@@ -80,27 +90,28 @@ class _Without:
         self._of_loss: Widths | None = None
         self._resized: dict[str, Any] = {}
 
-    def layer(self, name: str, layer: int, count: int) -> float | None:
+    def layer(self, names: Sequence[str], layer: int, count: int) -> float | None:
         """Returns the loss without a layer, or None if it cannot be computed.
 
         Args:
-            name: the name of the layers.
+            names: the names of the layers.
             layer: the layer that is left out.
             count: how many layers there are.
         """
         rest = [other for other in range(count) if other != layer]
-        if name in self._widths:
-            return self._of_stack(self._widths[name], rest)
+        if names[0] in self._widths:
+            return self._of_stack(self._widths[names[0]], rest)
         if self._program is None:
             self._program = Program(self._loss, self._variables, self._batch)
-        program = without_layers(self._program, layers_of(self._widths)[name], [layer])
+        first, *others = (layers_of(self._widths)[name] for name in names)
+        program = without_layers(self._program, first.beside(others), [layer])
         if program is not None:
             return self._run(program.jaxpr, program.arguments, self._variables)
         try:
-            growth = plan(self._widths, keep={name: rest})
+            growth = plan(self._widths, keep=dict.fromkeys(names, rest))
+            return self._called(grow(self._variables, growth))
         except ValueError:
             return None
-        return self._called(grow(self._variables, growth))
 
     def _of_stack(self, width: Width, rest: Sequence[int]) -> float | None:
         smaller = grow(self._variables, plan(self._widths, keep={width.name: rest}, check=False))
@@ -129,10 +140,9 @@ class _Without:
     def _called(self, smaller: PyTree) -> float | None:
         """Returns the loss of a smaller network, if the loss takes its variables."""
         try:
-            jax.eval_shape(self._loss, smaller, *self._batch)
+            return float(self._loss(smaller, *self._batch))
         except Exception:  # any function may raise that knows how many layers it has
             return None
-        return float(self._loss(smaller, *self._batch))
 
     def _run(self, program: jex.ClosedJaxpr, arguments: Any, variables: PyTree) -> float:
         """Runs a program of the loss, equation by equation, because each would compile anew."""

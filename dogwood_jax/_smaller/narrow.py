@@ -86,7 +86,7 @@ def narrow(
     if share:
         why = (
             "because of the layers that go"
-            if growth.removed
+            if growth.layers
             else "because units that go are not dead; dw.find_dead(variables, widths, name) lists "
             "those that are"
         )

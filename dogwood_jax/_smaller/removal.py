@@ -62,7 +62,7 @@ class Removal:
         return moved(Case(self._old, new, growth, outputs, ()), before, after, folded.biases)
 
     def _in_sizes(self, growth: Growth) -> Side | None:
-        key = tuple(growth.sizes.items()), growth.removed
+        key = tuple(growth.sizes.items()), growth.layers
         if key not in self._smaller:
             self._smaller[key] = _side(growth)
         return self._smaller[key]
@@ -78,7 +78,7 @@ def _side(growth: Growth) -> Side | None:
     """Returns the program of the smaller network, or None if there is none."""
     network = growth.widths.network
     assert network is not None
-    if growth.removed:
+    if growth.layers:
         smaller = smaller_program(growth)
         if smaller is None:
             return None

@@ -157,7 +157,7 @@ def _kept_layers(
     counts = {name: len(its) for name, its in numbered.items()} | widths.sizes
     every = {name: np.asarray(own, np.float64) for name, own in scores.items()}
     if not isinstance(layers, Mapping):
-        if len(every) != 1:
+        if len({tuple(own.tolist()) for own in every.values()}) != 1:
             raise ValueError(
                 f"shrink: there are layers called {', '.join(every) or 'nothing'}; say how many of "
                 "which ones stay, layers={name: number}"

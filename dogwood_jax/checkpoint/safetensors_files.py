@@ -17,7 +17,6 @@ from jax import Array
 
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import struct
-from dogwood_jax._depth.removed import kept_layers
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.shardings import most_like
 from dogwood_jax.checkpoint import config_json
@@ -115,7 +114,7 @@ def _beside(
             raise ValueError(f"{source}: config= is for folders; leave it out for a file")
         return None, []
     old, new = headers.tensors.values(), places.values()
-    kept = next((kept for _, kept in kept_layers(growth)), None)
+    kept = next((its.kept for its in growth.layers), None)
     said = config_json.config_of(source, old, new, config, kept)
     return said, [] if said is None else config_json.files_beside(source)
 
