@@ -71,22 +71,24 @@ def insert(
     ]
     if problems:
         raise ValueError(listed("cannot insert layers", problems))
-    sources = {i.source: leaves[i.source] for i in insertions if i.source is not None}
+    moved = {i.path: leaves[i.source] for i in insertions if i.is_as_it_was and i.source}
+    made = [i for i in insertions if i.path not in moved]
+    sources = {i.source: leaves[i.source] for i in made if i.source is not None}
     sizes = {path: leaf.shape for path, leaf in leaves.items() if is_array(leaf)}
     where = placement(
-        {i.path: leaves[i.source] for i in insertions if i.source is not None} | fresh,
-        {i.path: i.shape for i in insertions},
-        repeated={i.path for i in insertions if i.repeats},
+        {i.path: leaves[i.source] for i in made if i.source is not None} | fresh,
+        {i.path: i.shape for i in made},
+        repeated={i.path for i in made if i.repeats},
         alike={
             i.path: leaves[most_like(i.path, i.shape, sizes)]
-            for i in insertions
+            for i in made
             if i.source is None and i.path not in fresh
         },
     )
     filled = fill(where.enter(sources), insertions, where.enter(fresh), key, where)
     filled = where.leave(filled)
     result = {path: leaf for path, leaf in shapes.items() if not is_array(leaf)}
-    result |= {path: leaf for path, leaf in leaves.items() if path in shapes} | filled
+    result |= {path: leaf for path, leaf in leaves.items() if path in shapes} | moved | filled
     return in_order_of(target, rebuilt(jax.tree.structure(target), result))
 
 
@@ -98,10 +100,12 @@ def fill(
     key: Array | None,
     where: Placement = ANYWHERE,
 ) -> dict[str, Array]:
-    """Returns the arrays of all insertions."""
+    """Returns the arrays of all insertions but those that are old ones as they were."""
     words = None if key is None else words_of(key, len(insertions))
     filled = {}
     for index, insertion in enumerate(insertions):
+        if insertion.is_as_it_was:
+            continue
         word = None if words is None else words[index]
         source = None if insertion.source is None else sources[insertion.source]
         filled[insertion.path] = filled_in(insertion, source, word, fresh.get(insertion.path))

@@ -63,6 +63,11 @@ class Insertion:
         return self.source if self.layers or self.fill == "moved" else None
 
     @property
+    def is_as_it_was(self) -> bool:
+        """Whether it is an old array under another path, with nothing new in it."""
+        return self.fill == "moved" and not self.layers and not self.repeats
+
+    @property
     def entries(self) -> tuple[int, ...]:
         """For each entry along the axis of layers, the place of the old one, or -1 if it is new."""
         each = self.shape[self.axis] // len(self.layers) if self.layers else 0
