@@ -27,7 +27,7 @@ The public names, each with a docstring of its own (``help(dw.plan)``):
         gain                where one more unit would lower a loss most: Gains, Gain
     Shrink
         narrow              removes units
-        shrink              narrows to a budget of parameters or FLOPs
+        shrink              narrows to a budget of parameters, FLOPs or memory
         saliency, activity  how much each unit matters
         find_dead           units that can go without a change
         find_symmetric      units that compute the same

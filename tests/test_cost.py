@@ -93,3 +93,71 @@ def test_unknown_widths_are_refused():
         dw.cost(widths, {"up": 1.5})
     with pytest.raises(TypeError, match="widths"):
         dw.cost(shapes(8), {"up": 16})
+
+
+@pytest.mark.parametrize("repeats", [False, True])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_memory_is_that_of_weights_and_of_keys_and_values(repeats, dtype):
+    """Two heads of keys serve six of queries, repeated or in groups."""
+    tokens, stream, heads, kv_heads, size = 10, 8, 6, 2, 4
+
+    def apply(params, x):
+        query, key, value = (jnp.einsum("ti,ihd->thd", x, params[name]) for name in "qkv")
+        if repeats:
+            key, value = (jnp.repeat(a, heads // kv_heads, axis=1) for a in (key, value))
+            scores = jnp.einsum("thd,shd->hts", query, key)
+            mixed = jnp.einsum("hts,shd->thd", jax.nn.softmax(scores), value)
+        else:
+            query = query.reshape(tokens, kv_heads, -1, size)
+            scores = jnp.einsum("tkgd,skd->kgts", query, key)
+            mixed = jnp.einsum("kgts,skd->tkgd", jax.nn.softmax(scores), value)
+        return mixed.reshape(tokens, -1) @ params["o"]
+
+    shapes = {"q": (stream, heads, size), "o": (heads * size, stream)}
+    shapes |= dict.fromkeys("kv", (stream, kv_heads, size))
+    params = {name: jnp.zeros(shape, dtype) for name, shape in shapes.items()}
+    found = dw.cost(dw.trace(apply, params, jnp.zeros((tokens, stream), dtype)))
+    weights = sum(array.size for array in params.values())
+    cached = 2 * tokens * kv_heads * size
+    assert found.memory == (jnp.dtype(dtype).itemsize * (weights + cached),) * 2
+    assert found.active_parameters == found.parameters == (weights, weights)
+
+
+def test_a_stack_keeps_keys_of_each_layer():
+    def apply(params, x):
+        def layer(x, w):
+            key = x @ w["k"]
+            return x + jax.nn.softmax((x @ w["q"]) @ key.T) @ (x @ w["v"]), None
+
+        return jax.lax.scan(layer, x, params)[0]
+
+    params = dict.fromkeys("qv", jnp.zeros((3, 4, 4))) | {"k": jnp.zeros((3, 4, 4))}
+    found = dw.cost(dw.trace(apply, params, jnp.zeros((5, 4))))
+    assert found.memory[0] == 8 * (3 * 3 * 16 + 3 * 5 * (4 + 4))
+
+
+def test_active_parameters_are_those_of_chosen_experts():
+    experts, chosen, stream, hidden = 8, 2, 4, 6
+
+    def apply(params, x):
+        gates, which = jax.lax.top_k(jax.nn.softmax(x @ params["router"]), chosen)
+        combine = jnp.einsum("tk,tke->te", gates, jax.nn.one_hot(which, experts))
+        h = jax.nn.relu(jnp.einsum("tm,emh->teh", x, params["up"]))
+        return jnp.einsum("teh,ehm,te->tm", h, params["down"], combine)
+
+    params = {"router": jnp.zeros((stream, experts)), "up": jnp.zeros((experts, stream, hidden))}
+    params["down"] = jnp.zeros((experts, hidden, stream))
+    widths = dw.trace(apply, params, jnp.zeros((5, stream)))
+    name = widths.of("up", 2).name
+    found = dw.cost(widths, {name: 9})
+    router = stream * experts
+    assert found.parameters == tuple(router + 2 * experts * stream * n for n in (hidden, 9))
+    assert found.active_parameters == tuple(router + 2 * chosen * stream * n for n in (hidden, 9))
+    assert "active parameters" in str(found)
+    scores = {name: jnp.arange(1.0, 7)}
+    small, growth = dw.shrink(
+        jax.tree.map(lambda a: a + 1, params), widths, scores=scores, active_parameters=0.75
+    )
+    assert dw.cost(widths, growth.sizes).active_parameters[1] <= 0.75 * found.active_parameters[0]
+    growth = dw.shrink(params, widths, scores=scores, memory=0.75)[1]
+    assert growth.sizes == {name: 4}

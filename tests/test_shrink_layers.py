@@ -176,7 +176,7 @@ def test_sizes_are_multiples():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layers": 2, "parameters": 0.5}, "one budget, parameters= or flops=.* or layers="),
+        ({"layers": 2, "parameters": 0.5}, "one budget, parameters=.* or layers="),
         ({"layers": 0}, "between 1 and 4 layers can stay, got 0"),
         ({"layers": 5}, "between 1 and 4 layers can stay, got 5"),
         ({"layers": {"blocks": 2}}, "no layers 'blocks'; the closest are \\['block'\\]"),

@@ -3,5 +3,6 @@
 | file | what it does |
 |---|---|
 | ``cost`` | ``cost`` counts parameters and FLOPs before and after a growth |
+| ``cache`` | the keys and values that attention keeps |
 | ``gain`` | ``gain`` says which new unit or layer would lower the loss most at first |
 """

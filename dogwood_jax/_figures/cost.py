@@ -1,5 +1,6 @@
 """What a network costs before and after growing: ``cost``."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -8,6 +9,9 @@ from typing import Any
 from dogwood_jax._base.arguments import BY_WIDTH, WIDTHS, expect
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.tables import table
+from dogwood_jax._base.trees import leaves_by_path
+from dogwood_jax._experts.idle import idle_parameters
+from dogwood_jax._figures.cache import cached_entries
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._plan.sizes import named_sizes
 from dogwood_jax._program.primitives.table import primitive
@@ -27,15 +31,24 @@ class Cost:
         parameters: how many numbers its arrays hold, before and after. Of Flax's collections,
             those of ``"params"`` count.
         flops: floating-point operations of one step of training, before and after; None where they
-            are not known.
+            are not known, as the numbers below.
+        active_parameters: how many of the parameters a token uses: of experts, those that are
+            chosen for it.
+        memory: bytes of the parameters, and of the keys and values that attention keeps of the
+            tokens in the inputs (the KV cache).
     """
 
     parameters: tuple[int, int]
     flops: tuple[int, int] | None
+    active_parameters: tuple[int, int] | None = None
+    memory: tuple[int, int] | None = None
 
     def __str__(self) -> str:
         rows: list[tuple[str, ...]] = [("cost", "before", "after", "ratio")]
-        for name, pair in (("parameters", self.parameters), ("FLOPs a step", self.flops)):
+        active = None if self.active_parameters == self.parameters else self.active_parameters
+        named = {"parameters": self.parameters, "active parameters": active}
+        named |= {"FLOPs a step": self.flops, "bytes": self.memory}
+        for name, pair in named.items():
             if pair is not None:
                 before, after = pair
                 ratio = f"{after / before:.3g}" if before else ""
@@ -44,12 +57,16 @@ class Cost:
 
 
 def cost(widths: Widths, sizes: Mapping[Any, int] | None = None) -> Cost:
-    """Returns the parameters and FLOPs of a training step, before and after growing.
+    """Returns the parameters, FLOPs of a training step and memory, before and after growing.
 
     FLOPs are those of matrix products and convolutions, two for each multiplication with its
     addition, on inputs of the shapes that the network was traced with. A step of training counts
     three times the network itself: once forward, and twice that for the gradients. A ``scan``
     counts as often as it runs, a ``while`` loop once, and all branches of a ``cond``.
+
+    The memory is that of parameters in their dtypes, and of keys and values for the tokens in the
+    inputs, in the dtype that most parameters have. So trace with the batch and the length of text
+    that you serve. Heads of keys that queries share count once.
 
     Args:
         widths: the widths of the network, from ``trace`` or ``chain``.
@@ -57,8 +74,8 @@ def cost(widths: Widths, sizes: Mapping[Any, int] | None = None) -> Cost:
             it occurs. Only ``plan`` checks whether it can grow like this.
 
     Returns:
-        The cost. FLOPs are None for widths from ``chain`` or from a file, because only the traced
-        program tells them.
+        The cost. Only parameters are known of widths from ``chain`` or from a file, because the
+        traced program tells the rest.
 
     Raises:
         TypeError: if arguments are of the wrong kind.
@@ -76,6 +93,7 @@ def cost(widths: Widths, sizes: Mapping[Any, int] | None = None) -> Cost:
         ------------  ------  -----  -----
         parameters    48      96     2
         FLOPs a step  2,880   5,760  2
+        bytes         192     384    2
 
     Reference:
         Kaplan et al., 2020, Scaling Laws for Neural Language Models, section 2.1 (twice the
@@ -87,19 +105,35 @@ def cost(widths: Widths, sizes: Mapping[Any, int] | None = None) -> Cost:
     if problems:
         raise ValueError(listed("cannot tell this cost", problems))
     both: tuple[dict[str, int], dict[str, int]] = ({}, new)
-    before, after = (sum(_parameters(widths, given)) for given in both)
+    before, after = (sum(dict(_parameters(widths, given)).values()) for given in both)
     if widths.network is None:
         return Cost((before, after), None)
-    flops = [_OF_A_STEP * sum(_flops(widths, given)) for given in both]
-    return Cost((before, after), (flops[0], flops[1]))
+    first, last = (_of_program(widths, given) for given in both)
+    return Cost((before, after), *zip(first, last, strict=True))
 
 
-def _parameters(widths: Widths, sizes: Mapping[str, int]) -> Iterator[int]:
-    """Yields how many numbers each array of the parameters holds."""
+def _of_program(widths: Widths, sizes: Mapping[str, int]) -> tuple[int, int, int]:
+    """Returns FLOPs, active parameters and bytes in some sizes."""
+    network = widths.network
+    assert network is not None
+    flops = _OF_A_STEP * sum(_flops(widths, sizes))
+    arrays = leaves_by_path(network.variables)
+    counts = dict(_parameters(widths, sizes))
+    held = Counter[int]()
+    for path, count in counts.items():
+        held[arrays[path].dtype.itemsize] += count
+    cached = cached_entries(network.traced.trace, GrownSizes(widths, sizes))
+    memory = sum(size * count for size, count in held.items())
+    memory += cached * max(held, key=held.__getitem__, default=0)
+    return flops, sum(counts.values()) - idle_parameters(widths, sizes, counts), memory
+
+
+def _parameters(widths: Widths, sizes: Mapping[str, int]) -> Iterator[tuple[str, int]]:
+    """Yields how many numbers each array of the parameters holds, by path."""
     has_collections = any(leaf.path.startswith("params/") for leaf in widths.leaves)
     for leaf in widths.leaves:
         if not has_collections or leaf.path.startswith("params/"):
-            yield prod(size_of(layout, sizes) for layout in leaf.axes)
+            yield leaf.path, prod(size_of(layout, sizes) for layout in leaf.axes)
 
 
 def _flops(widths: Widths, sizes: Mapping[str, int]) -> Iterator[int]:

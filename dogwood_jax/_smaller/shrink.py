@@ -47,6 +47,8 @@ def shrink(
     *batch: Any,
     parameters: float | None = None,
     flops: float | None = None,
+    active_parameters: float | None = None,
+    memory: float | None = None,
     layers: int | Mapping[str, int] | None = None,
     scores: Mapping[str, Any] | None = None,
     alike: bool = True,
@@ -54,9 +56,9 @@ def shrink(
 ) -> tuple[PyTree, Growth]:
     """Makes a network smaller by the units or layers that it misses least.
 
-    With a budget of parameters or FLOPs, units go. The units of all widths go in one order, the
-    smallest score for what a unit costs first, until the network keeps within the budget. So widths
-    whose units matter less give way by more. Layers that are alike lose equally many units, each
+    With a budget of parameters, FLOPs or memory, units go. The units of all widths go in one order,
+    the smallest score for what a unit costs first, until the network keeps within the budget. So
+    widths whose units matter less give way by more. Layers that are alike lose equally many units, each
     layer its own ones, because most configurations hold one size for all layers. So do layers of a
     stack. With ``alike=False``, layers outside of stacks come out with sizes of their own,
     ``growth.sizes``. At least one unit of
@@ -78,7 +80,10 @@ def shrink(
         loss: function ``loss(variables, *batch)``, as for ``saliency``.
         *batch: arrays, or pytrees of them, whose first axis counts samples.
         parameters: the budget, as a share of the network's parameters, between 0 and 1.
-        flops: the budget, as a share of its FLOPs, see ``cost``, in place of ``parameters``.
+        flops: the budget, as a share of its FLOPs, in place of ``parameters``; see ``cost``, also
+            for the other two.
+        active_parameters: the same, as a share of the parameters that a token uses.
+        memory: the same, as a share of the bytes of parameters and of what attention keeps.
         layers: how many layers stay, in place of a budget: a number, or numbers by name of the
             layers if there are several kinds, ``{"encoder/layers": 4}``.
         scores: scores from ``saliency``, in place of a loss and a batch: of units by width, or of
@@ -120,6 +125,8 @@ def shrink(
         "shrink",
         parameters=(NUMBER, parameters),
         flops=(NUMBER, flops),
+        active_parameters=(NUMBER, active_parameters),
+        memory=(NUMBER, memory),
         layers=(_LAYERS, layers),
         scores=(BY_WIDTH, scores),
         alike=(BOOLEAN, alike),
@@ -127,11 +134,12 @@ def shrink(
     )
     expect_values("shrink", leaves_by_path(variables), "pass trained weights")
     budgets = {"parameters": parameters, "flops": flops}
+    budgets |= {"active_parameters": active_parameters, "memory": memory}
     given = [(name, float(share)) for name, share in budgets.items() if share is not None]
     if len(given) + (layers is not None) != 1:
         raise ValueError(
-            "shrink needs one budget, parameters= or flops=, such as parameters=0.67; or layers=, "
-            "how many layers stay"
+            "shrink needs one budget, parameters=, flops=, active_parameters= or memory=, such as "
+            "parameters=0.67; or layers=, how many layers stay"
         )
     if (scores is None) == (loss is None):
         raise ValueError("shrink needs either a loss and a batch, or scores=dw.saliency(...)")
@@ -229,12 +237,14 @@ def _kept(
         multiple_of: what new sizes are multiples of.
     """
     # Counting FLOPs takes longer, and without the function they are not counted.
-    counted = widths if measure == "flops" else replace(widths, network=None)
+    counted = widths if measure != "parameters" else replace(widths, network=None)
 
     def spent(sizes: Mapping[str, int]) -> int:
         pair = getattr(cost(counted, sizes), measure)
         if pair is None:
-            raise ValueError("shrink: FLOPs are known of traced widths only; trace the network")
+            raise ValueError(
+                f"shrink: {measure} are known of traced widths only; trace the network"
+            )
         after: int = pair[1]
         return after
 

@@ -1,4 +1,4 @@
-"""What the widths of attention are called: ``label_attention``.
+"""What the widths of attention are called: ``label_attention``; its ``keys_and_values``.
 
 Attention is found by its two contractions of activations. The first makes scores. The second
 contracts the scores, perhaps after a softmax, with a third activation:
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from dogwood_jax._widths.dims import Dim, atoms
 from dogwood_jax._widths.roles import Roles
-from dogwood_jax._widths.values import Step, Trace
+from dogwood_jax._widths.values import Step, Trace, Value
 
 HEADS = ("heads", "kv_heads", "groups")
 
@@ -23,28 +23,48 @@ def label_attention(trace: Trace, roles: Roles) -> None:
     many share one are ``groups``.
     """
     made = _made_by_weights(trace, roles)
-    contractions = [_Contraction.of(step) for step in trace.steps if _is_of_activations(step)]
-    scores: dict[Sequence[int], _Contraction] = {}
+    for first, second, scores in _pairs(trace):
+        heads, dims = _labels(first, second, second.free[scores], second.free[1 - scores], made)
+        shared = heads & made & {*first.batch}
+        groups = heads & made - shared
+        if shared and groups:  # several queries look at one key
+            found = {"kv_heads": shared, "groups": groups, "head_dim": dims & made}
+        else:
+            found = {"heads": heads & made, "head_dim": dims & made}
+        for label, atoms_so_called in found.items():
+            for atom in atoms_so_called:
+                atom.named(label)
+
+
+def keys_and_values(trace: Trace) -> Iterator[tuple[Step, Sequence[Value]]]:
+    """Yields what may be keys, and the values of each attention, with the step that contracts it.
+
+    Where a text looks at itself, dimensions do not tell keys from queries.
+    """
+    for first, second, scores in _pairs(trace):
+        summed = {*second.contracted}
+        sides = zip(first.step.operands, first.free, strict=True)
+        if keys := [value for value, free in sides if summed & {*free}]:
+            yield first.step, keys
+            yield second.step, [second.step.operands[1 - scores]]
+
+
+def _pairs(trace: Trace) -> Iterator[tuple["_Contraction", "_Contraction", int]]:
+    """Yields the contractions of each attention, and which operand of the second the scores are."""
+    known: dict[Sequence[int], _Contraction] = {}
+    contractions = (_Contraction.of(step) for step in trace.steps if _is_of_activations(step))
     for second in contractions:
-        for scored, other in (second.free, second.free[::-1]):
-            first = scores.get(_key((*second.batch, *second.contracted, *scored)))
+        for scores in (0, 1):
+            first = known.get(_key((*second.batch, *second.contracted, *second.free[scores])))
             if first is not None:
-                heads, dims = _labels(first, second, scored, other, made)
-                shared = heads & made & {*first.batch}
-                groups = heads & made - shared
-                if shared and groups:  # several queries look at one key
-                    found = {"kv_heads": shared, "groups": groups, "head_dim": dims & made}
-                else:
-                    found = {"heads": heads & made, "head_dim": dims & made}
-                for label, atoms_so_called in found.items():
-                    for atom in atoms_so_called:
-                        atom.named(label)
-        scores[_key((*second.batch, *second.free[0], *second.free[1]))] = second
+                yield first, second, scores
+        known[_key((*second.batch, *second.free[0], *second.free[1]))] = second
 
 
 class _Contraction(NamedTuple):
     """A contraction of two activations: its dimensions, taken apart into atoms."""
 
+    step: Step
     batch: tuple[Dim, ...]
     contracted: tuple[Dim, ...]
     free: tuple[tuple[Dim, ...], tuple[Dim, ...]]
@@ -56,6 +76,7 @@ class _Contraction(NamedTuple):
         free_x = [a for a in range(x.ndim) if a not in {*contract_x, *batch_x}]
         free_y = [a for a in range(y.ndim) if a not in {*contract_y, *batch_y}]
         return cls(
+            step,
             _atoms(x.dims[a] for a in batch_x),
             _atoms(x.dims[a] for a in contract_x),
             (_atoms(x.dims[a] for a in free_x), _atoms(y.dims[a] for a in free_y)),
