@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from math import prod
 
+from dogwood_jax._program.primitives.table import primitive
 from dogwood_jax._widths.attention import keys_and_values
 from dogwood_jax._widths.dims import Dim
 from dogwood_jax._widths.values import Step, Trace, Value
@@ -25,14 +26,12 @@ def cached_entries(trace: Trace, size: Callable[[Dim], int]) -> int:
         """Returns the number of entries before any were repeated."""
         count = entries(value)
         while (step := made.get(id(value))) is not None and not _reads_weights(step):
-            before = max(
-                (v for v in step.operands if v.origin == "data"), key=entries, default=None
-            )
-            if before is None:
+            computed = [operand for operand in step.operands if operand.origin == "data"]
+            if not computed:
                 break
-            if step.name == "broadcast_in_dim":
-                count = count * entries(before) // entries(value)
-            value = before
+            if len(computed) == 1 and entries(computed[0]) < entries(value):  # it is repeated
+                count = count * entries(computed[0]) // entries(value)
+            value = max(computed, key=entries)
         return count
 
     made = {id(value): step for step in trace.steps for value in step.results}
@@ -42,4 +41,5 @@ def cached_entries(trace: Trace, size: Callable[[Dim], int]) -> int:
 
 
 def _reads_weights(step: Step) -> bool:
-    return step.name == "dot_general" and any(v.origin == "parameter" for v in step.operands)
+    is_product = primitive(step.name).contracts
+    return is_product and any(operand.origin == "parameter" for operand in step.operands)

@@ -58,9 +58,9 @@ def shrink(
 
     With a budget of parameters, FLOPs or memory, units go. The units of all widths go in one order,
     the smallest score for what a unit costs first, until the network keeps within the budget. So
-    widths whose units matter less give way by more. Layers that are alike lose equally many units, each
-    layer its own ones, because most configurations hold one size for all layers. So do layers of a
-    stack. With ``alike=False``, layers outside of stacks come out with sizes of their own,
+    widths whose units matter less give way by more. Layers that are alike lose equally many units,
+    each layer its own ones, because most configurations hold one size for all layers. So do layers
+    of a stack. With ``alike=False``, layers outside of stacks come out with sizes of their own,
     ``growth.sizes``. At least one unit of
     each width stays. Units that are dead or copies of others go first and change nothing, see
     ``saliency``: a copy that stays takes over the outgoing weights of copies that go. Other units
