@@ -17,21 +17,23 @@ The public names, each with a docstring of its own (``help(dw.plan)``):
         strategies          how new units and layers are filled in
         deepen              inserts layers that compute the identity
         upcycle             more experts, or experts in place of an MLP
+        grow_several        several networks become one mixture of experts
         widen, chain        Dense layers that the caller names, without tracing
     Train on
         growable            wraps an optimizer once, before training
         grow_opt_state      grows the state of an Optax optimizer
-        training            fit, evaluate, and stages between which a network grows
+        training            fit, distill, evaluate, and stages between which a network grows
     Choose
-        cost                parameters and FLOPs before and after: Cost
+        cost                parameters, FLOPs and memory before and after: Cost
         gain                where one more unit would lower a loss most: Gains, Gain
     Shrink
-        narrow              removes units
-        shrink              narrows to a budget of parameters, FLOPs or memory
-        saliency, activity  how much each unit matters
+        narrow              removes units or layers
+        shrink              narrows to a budget of parameters, FLOPs or memory, or removes layers
+        saliency, activity  how much each unit or layer matters
         find_dead           units that can go without a change
         find_symmetric      units that compute the same
         merge_symmetric     folds them into one
+        average             makes fewer units by means, such as heads of keys and values
     Modules and files
         nnx                 the same functions for Flax NNX modules
         keras_h5            Keras files to and fro
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
     from dogwood_jax._front.deepen import deepen
     from dogwood_jax._front.grow import grow
     from dogwood_jax._front.plan import plan
+    from dogwood_jax._front.several import grow_several
     from dogwood_jax._front.verify import verify
     from dogwood_jax._front.widen import chain, widen
     from dogwood_jax._growth.as_json import from_json, to_json
@@ -68,6 +71,7 @@ if TYPE_CHECKING:
     from dogwood_jax._growth.insertion import Insertion
     from dogwood_jax._optimizer.growable import growable
     from dogwood_jax._optimizer.opt_state import grow_opt_state
+    from dogwood_jax._smaller.average import average
     from dogwood_jax._smaller.dead import find_dead
     from dogwood_jax._smaller.narrow import merge_symmetric, narrow
     from dogwood_jax._smaller.saliency import saliency
@@ -99,6 +103,7 @@ __all__ = [
     "Width",
     "Widths",
     "activity",
+    "average",
     "chain",
     "checkpoint",
     "compare",
@@ -110,6 +115,7 @@ __all__ = [
     "gain",
     "grow",
     "grow_opt_state",
+    "grow_several",
     "growable",
     "keras_h5",
     "merge_symmetric",
@@ -137,6 +143,7 @@ _NAMES_IN = {
     "_front.deepen": ("deepen",),
     "_figures.gain": ("Gain", "Gains", "gain"),
     "_smaller.narrow": ("merge_symmetric", "narrow"),
+    "_smaller.average": ("average",),
     "_smaller.saliency": ("saliency",),
     "_smaller.shrink": ("shrink",),
     "_smaller.dead": ("find_dead",),
@@ -150,6 +157,7 @@ _NAMES_IN = {
     "_optimizer.growable": ("growable",),
     "_optimizer.opt_state": ("grow_opt_state",),
     "_front.plan": ("plan",),
+    "_front.several": ("grow_several",),
     "_experts.upcycle": ("upcycle",),
     "_widths.layout": ("Concat", "Layout", "Product", "Units"),
     "_widths.trace": ("trace",),

@@ -1,7 +1,8 @@
 """Functions for users that are no stage: tasks made of several stages, and questions on networks.
 
 ``plan`` and ``grow`` are stages as users call them, with all rare families; ``_plan`` and
-``_arrays`` do the work. ``deepen`` and ``widen`` plan and grow in one call. ``compare`` and
+``_arrays`` do the work. ``deepen`` and ``widen`` plan and grow in one call, and ``several`` grows
+several networks into one. ``compare`` and
 ``verify`` run two networks and say how far their outputs are apart; ``entries``, ``inputs``,
 ``mirrored`` and ``rounding`` serve ``verify``.
 """

@@ -94,6 +94,30 @@ def compare(
     return largest(differences(numbers_by_path(old), numbers_by_path(new)))
 
 
+def moved_by(
+    old_apply: Callable[..., Any],
+    old_variables: PyTree,
+    new_apply: Callable[..., Any],
+    new_variables: PyTree,
+    inputs: Sequence[Any],
+) -> float:
+    """Returns by how much outputs move, relative to their size (root mean squares).
+
+    It is that of the output that moves most, 0.0 if all stay to rounding, and NaN if no output is
+    of floats and has the shape that it had.
+    """
+    old, new = old_apply(old_variables, *inputs), new_apply(new_variables, *inputs)
+    shares = []
+    for before, after in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=False):
+        if before.shape == after.shape and jnp.issubdtype(before.dtype, jnp.floating):
+            rounding = 1e2 * float(jnp.finfo(before.dtype).eps)  # type: ignore[no-untyped-call]
+            was, now = (np.asarray(array, np.float64) for array in (before, after))
+            size = float(np.sqrt(np.mean(was**2)))
+            share = float(np.sqrt(np.mean((now - was) ** 2))) / size if size else 0.0
+            shares.append(share if share > rounding else 0.0)
+    return max(shares, default=float("nan"))
+
+
 def numbers_by_path(outputs: PyTree) -> dict[str, Any]:
     """Returns the arrays and numbers among outputs by path; for PRNG keys, their data."""
     found: dict[str, Any] = {}

@@ -8,6 +8,7 @@ known of each unit. ``plan`` and ``grow`` do the work. Nothing in the core impor
 | ``narrow`` | ``narrow`` keeps some units, ``merge_symmetric`` makes one of units that are alike |
 | ``shrink`` | ``shrink`` narrows to a budget of parameters or FLOPs, or removes layers |
 | ``alike`` | the widths that layers have alike |
+| ``average`` | ``average`` makes fewer units by means, such as heads of keys |
 | ``saliency`` | ``saliency`` says how much would be lost with each unit |
 | ``layer_scores`` | how much would be lost with each layer |
 | ``symmetry`` | ``find_symmetric`` and ``activity``: which units are alike, and how active |
