@@ -49,8 +49,7 @@ def kinds_of_layers(program: Program, layers: NumberedLayers) -> list[Any]:
     flat, same = _Flat(program, layers), Sameness()
     kinds = []
     for layer in range(len(layers)):
-        made = {*(flat.made(layer) or ())}
-        eqns = [eqn for eqn in flat.eqns if flat.layer_of(eqn) == layer]
+        made, eqns = {*(flat.made(layer) or ())}, flat.of_layer[layer]
         ends = [n for n, eqn in enumerate(eqns) if not made.isdisjoint(eqn.outvars)]
         kinds.append(tuple(map(same.equation, eqns[: ends[-1] + 1] if ends else eqns)))
     return kinds
@@ -61,6 +60,7 @@ class _Flat:
 
     Attributes:
         eqns: its equations.
+        of_layer: the equations that belong to each layer.
     """
 
     def __init__(self, program: Program, layers: NumberedLayers) -> None:
@@ -72,12 +72,16 @@ class _Flat:
         }
         self._own = {*self._layer}
         self.eqns: list[Any] = []
+        self.of_layer: list[list[Any]] = [[] for _ in range(len(layers))]
         self._outvars = self._read(program.jaxpr.jaxpr, {})
         self._made = {var: n for n, eqn in enumerate(self.eqns) for var in eqn.outvars}
         self._readers: dict[Any, set[int]] = {}
         for eqn in self.eqns:
+            layer = self._layer_of(eqn)
             for atom in _variables(eqn.invars):
-                self._readers.setdefault(atom, set()).add(self.layer_of(eqn))
+                self._readers.setdefault(atom, set()).add(layer)
+            if layer != _NO_LAYER:
+                self.of_layer[layer].append(eqn)
 
     def _read(self, jaxpr: Any, names: dict[Any, Any]) -> list[Any]:
         """Reads the equations of a program, called by these names; returns those of its results."""
@@ -96,16 +100,14 @@ class _Flat:
                 continue
             outvars = [_like(var) for var in eqn.outvars]
             names.update(zip(eqn.outvars, outvars, strict=True))
-            layer = max(map(self._of, invars), default=_NO_LAYER)
-            self._layer.update(dict.fromkeys(outvars, layer))
             self.eqns.append(eqn.replace(invars=invars, outvars=outvars))
+            self._layer.update(dict.fromkeys(outvars, self._layer_of(self.eqns[-1])))
         return [named(atom) for atom in jaxpr.outvars]
 
     def _of(self, atom: Any) -> int:
         return _NO_LAYER if isinstance(atom, jex.Literal) else self._layer.get(atom, _NO_LAYER)
 
-    def layer_of(self, eqn: Any) -> int:
-        """Returns the layer that an equation belongs to."""
+    def _layer_of(self, eqn: Any) -> int:
         return max(map(self._of, eqn.invars), default=_NO_LAYER)
 
     def made(self, layer: int) -> list[Any] | None:
@@ -116,8 +118,8 @@ class _Flat:
         """
         if layer == len(self._layers) - 1:
             return self._made_by_last()
-        read = [var for var in self._made if self._of(var) == layer and self._is_read_after(var)]
-        return self._roots(read, is_first=False)
+        made = (var for eqn in self.of_layer[layer] for var in eqn.outvars)
+        return self._roots([var for var in made if self._is_read_after(var)], is_first=False)
 
     def _roots(self, values: Sequence[Any], *, is_first: bool) -> list[Any]:
         """Returns those of some values that do not follow from the ones before them alone.
@@ -145,8 +147,7 @@ class _Flat:
 
     def _made_by_last(self) -> list[Any] | None:
         last = len(self._layers) - 1
-        mine = [eqn for eqn in self.eqns if self.layer_of(eqn) == last]
-        its = [eqn for eqn in self.eqns if self.layer_of(eqn) == last - 1]
+        mine, its = self.of_layer[last], self.of_layer[last - 1]
         wanted, found = {*(self.made(last - 1) or ())}, []
         for eqn, other in zip(mine, its, strict=False):
             if eqn.primitive is not other.primitive:
@@ -160,8 +161,7 @@ class _Flat:
         """Returns what a layer reads of the layers before it, or of what is before all layers."""
         read = dict.fromkeys(
             atom
-            for eqn in self.eqns
-            if self.layer_of(eqn) == layer
+            for eqn in self.of_layer[layer]
             for atom in _variables(eqn.invars)
             if self._of(atom) < layer and atom not in self._own
         )
