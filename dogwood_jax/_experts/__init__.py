@@ -13,6 +13,6 @@ checks as any other. Nothing in the core imports this room.
 | ``mixture`` | arrays of experts in place of an MLP, or beside it |
 | ``attempts`` | growths that are tried in turn |
 | ``routers`` | the routers of a program, and the arrays that their choices find |
-| ``idle`` | how many parameters of experts a token does not use |
+| ``idle`` | which share of the parameters of experts a token does not use |
 | ``chosen`` | how many experts are chosen once they are copied, and where programs hold that |
 """

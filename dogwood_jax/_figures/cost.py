@@ -1,8 +1,9 @@
 """What a network costs before and after growing: ``cost``."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -10,7 +11,7 @@ from dogwood_jax._base.arguments import BY_WIDTH, WIDTHS, expect
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.tables import table
 from dogwood_jax._base.trees import leaves_by_path
-from dogwood_jax._experts.idle import idle_parameters
+from dogwood_jax._experts.idle import idle_shares
 from dogwood_jax._figures.cache import cached_entries
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._plan.sizes import named_sizes
@@ -104,36 +105,71 @@ def cost(widths: Widths, sizes: Mapping[Any, int] | None = None) -> Cost:
     new = named_sizes(widths, sizes or {}, problems)
     if problems:
         raise ValueError(listed("cannot tell this cost", problems))
-    both: tuple[dict[str, int], dict[str, int]] = ({}, new)
-    before, after = (sum(dict(_parameters(widths, given)).values()) for given in both)
+    both: list[Mapping[str, int]] = [{}, new]
+    counts = Counts(widths)
+
+    def pair(measure: Callable[[Mapping[str, int]], int]) -> tuple[int, int]:
+        before, after = map(measure, both)
+        return before, after
+
     if widths.network is None:
-        return Cost((before, after), None)
-    first, last = (_of_program(widths, given) for given in both)
-    return Cost((before, after), *zip(first, last, strict=True))
+        return Cost(pair(counts.parameters), None)
+    return Cost(
+        pair(counts.parameters),
+        pair(counts.flops),
+        pair(counts.active_parameters),
+        pair(counts.memory),
+    )
 
 
-def _of_program(widths: Widths, sizes: Mapping[str, int]) -> tuple[int, int, int]:
-    """Returns FLOPs, active parameters and bytes in some sizes."""
-    network = widths.network
-    assert network is not None
-    flops = _OF_A_STEP * sum(_flops(widths, sizes))
-    arrays = leaves_by_path(network.variables)
-    counts = dict(_parameters(widths, sizes))
-    held = Counter[int]()
-    for path, count in counts.items():
-        held[arrays[path].dtype.itemsize] += count
-    cached = cached_entries(network.traced.trace, GrownSizes(widths, sizes))
-    memory = sum(size * count for size, count in held.items())
-    memory += cached * max(held, key=held.__getitem__, default=0)
-    return flops, sum(counts.values()) - idle_parameters(widths, sizes, counts), memory
+class Counts:
+    """What a network costs in any sizes, each number by itself.
 
+    Args:
+        widths: the widths of the network.
+    """
 
-def _parameters(widths: Widths, sizes: Mapping[str, int]) -> Iterator[tuple[str, int]]:
-    """Yields how many numbers each array of the parameters holds, by path."""
-    has_collections = any(leaf.path.startswith("params/") for leaf in widths.leaves)
-    for leaf in widths.leaves:
-        if not has_collections or leaf.path.startswith("params/"):
-            yield leaf.path, prod(size_of(layout, sizes) for layout in leaf.axes)
+    def __init__(self, widths: Widths) -> None:
+        self._widths = widths
+
+    def parameters(self, sizes: Mapping[str, int]) -> int:
+        """Returns how many numbers the parameters are."""
+        return sum(self._arrays(sizes).values())
+
+    def flops(self, sizes: Mapping[str, int]) -> int:
+        """Returns the floating-point operations of a step of training."""
+        return _OF_A_STEP * sum(_flops(self._widths, sizes))
+
+    def active_parameters(self, sizes: Mapping[str, int]) -> int:
+        """Returns how many parameters a token uses."""
+        counts = self._arrays(sizes)
+        shares = ((counts.get(path, 0), share(sizes)) for path, share in self._idle)
+        return sum(counts.values()) - round(sum(count * share for count, share in shares))
+
+    def memory(self, sizes: Mapping[str, int]) -> int:
+        """Returns the bytes of parameters, and of what attention keeps."""
+        network = self._widths.network
+        assert network is not None
+        arrays, held = leaves_by_path(network.variables), Counter[int]()
+        for path, count in self._arrays(sizes).items():
+            held[arrays[path].dtype.itemsize] += count
+        cached = cached_entries(network.traced.trace, GrownSizes(self._widths, sizes))
+        of_most = max(held, key=held.__getitem__, default=0)
+        return sum(size * count for size, count in held.items()) + cached * of_most
+
+    @cached_property
+    def _idle(self) -> list[tuple[str, Callable[[Mapping[str, int]], float]]]:
+        return [*idle_shares(self._widths)]
+
+    def _arrays(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """Returns how many numbers each array of the parameters holds, by path."""
+        leaves = self._widths.leaves
+        has_collections = any(leaf.path.startswith("params/") for leaf in leaves)
+        return {
+            leaf.path: prod(size_of(layout, sizes) for layout in leaf.axes)
+            for leaf in leaves
+            if not has_collections or leaf.path.startswith("params/")
+        }
 
 
 def _flops(widths: Widths, sizes: Mapping[str, int]) -> Iterator[int]:

@@ -1,7 +1,6 @@
 """Make a network smaller by units to a budget, or by layers: ``shrink``."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from dogwood_jax._base.arguments import (
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, leaves_by_path
 from dogwood_jax._depth.removed import layers_of
-from dogwood_jax._figures.cost import cost
+from dogwood_jax._figures.cost import Counts
 from dogwood_jax._front.grow import grow
 from dogwood_jax._front.plan import plan
 from dogwood_jax._growth.by_layer import stack_of
@@ -236,18 +235,9 @@ def _kept(
         share: the share that stays.
         multiple_of: what new sizes are multiples of.
     """
-    # Counting FLOPs takes longer, and without the function they are not counted.
-    counted = widths if measure != "parameters" else replace(widths, network=None)
-
-    def spent(sizes: Mapping[str, int]) -> int:
-        pair = getattr(cost(counted, sizes), measure)
-        if pair is None:
-            raise ValueError(
-                f"shrink: {measure} are known of traced widths only; trace the network"
-            )
-        after: int = pair[1]
-        return after
-
+    if measure != "parameters" and widths.network is None:
+        raise ValueError(f"shrink: {measure} are known of traced widths only; trace the network")
+    spent = getattr(Counts(widths), measure)
     whole = spent({})
     orders = {name: np.argsort(own, axis=-1, kind="stable") for name, own in scores.items()}
     ascending = {name: np.sort(own, axis=-1) for name, own in scores.items()}
