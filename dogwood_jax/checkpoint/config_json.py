@@ -98,7 +98,7 @@ def config_of(
         CheckpointError: if the file is no JSON object.
     """
     path, numbers = folder / NAME, _plain(given or {})
-    before = _read(path) if kept is None else _of_layers(_read(path), kept)
+    before = read(path) if kept is None else _of_layers(read(path), kept)
     config = {**before, **numbers}
     kind = config.get("model_type")
     if "text_config" in config or not isinstance(kind, str) or kind not in _MODELS:
@@ -163,7 +163,7 @@ def _plain(given: Mapping[str, Any]) -> dict[str, Any]:
         raise TypeError(f"checkpoint.grow: config= must be what JSON can hold: {error}") from error
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
     """Returns what the file says; nothing if there is none."""
     if not path.is_file():
         return {}
