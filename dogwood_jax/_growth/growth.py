@@ -1,7 +1,7 @@
 """What becomes of each array: ``Change`` and ``Growth``."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -33,6 +33,8 @@ _WORDS = (
     ("chosen", "chosen: picked when it grows"),
     ("times", "times: what old entries are multiplied by"),
 )
+
+_FILLS: Mapping[str, Fill] = {"zero": "zero", "mean": "mean"}
 
 
 @dataclass(frozen=True)
@@ -121,11 +123,11 @@ class Change:
         # Arrays that scale or shift units which are silent already.
         blank: Fill = "zero" if leaf.kind == "zeros" else "free"
         is_blank = self.recipe is not None and leaf.path in self.recipe.blank
-        if fate in ("free", "zero", "opposed"):
+        if fate in ("free", "zero", "opposed", "mean"):
             # A unit can be new along two widths. The incoming weights of one of them, or the
             # outgoing weights of the other, silence it. The same width must decide in all arrays.
             rank = 2 * units.rank + (strategy.incoming == "zero")
-            fill: Fill = "zero" if fate == "zero" else "free"
+            fill = _FILLS.get(fate, "free")
             pairs: Literal[-1, 0, 1] = 0
             if strategy.outgoing == "opposed":
                 pairs = 1 if incoming else -1
