@@ -480,7 +480,8 @@ class Growth:
         lines += [wrapped(f"({'; '.join(meanings)})")] * bool(meanings)
         shown = [i for i in self.insertions if i.holds_weights and not self.layers]
         inserted = merged((str(i).removeprefix(i.path), i.path) for i in shown)
-        lines += [wrapped(f"inserted: {path}{fill}") for fill, path in inserted]
+        together = layers_together((f"{path}{fill}",) for fill, path in inserted)
+        lines += [wrapped(f"inserted: {text}") for (text,), _ in together]
         notes = layers_together((note,) for note in self.notes)
         lines += [wrapped(f"note: {note}") for (note,), _ in notes]
         if self.evidence is not None and self.evidence.why_not:
