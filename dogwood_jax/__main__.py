@@ -1,4 +1,4 @@
-"""Checkpoints on the command line: ``inspect``, ``grow`` and ``upcycle``."""
+"""Checkpoints on the command line: ``inspect``, ``grow``, ``upcycle`` and ``shrink``."""
 
 import argparse
 import json
@@ -11,6 +11,7 @@ import jax
 from dogwood_jax import checkpoint
 from dogwood_jax._base.command import WholeNames, answered, show
 from dogwood_jax._folders import grow as folder_grow
+from dogwood_jax._folders import shrink as folder_shrink
 from dogwood_jax._folders import upcycle as folder_upcycle
 from dogwood_jax._folders.models import draws
 from dogwood_jax._growth.as_json import from_json
@@ -42,17 +43,33 @@ def main(arguments: Sequence[str]) -> str:
         help="what rows of new tokens begin with: the mean of old rows, or random numbers",
     )
     _add_seed(grow)
-    grow.add_argument("--names", help="with GROWTH: a JSON file that says which tensor is which leaf")
+    grow.add_argument(
+        "--names", help="with GROWTH: a JSON file that says which tensor is which leaf"
+    )
     grow.add_argument("--config", help="with GROWTH: a JSON file with new numbers for config.json")
     grow.set_defaults(run=_grow)
 
-    upcycle = commands.add_parser("upcycle", help="write a model with experts that computes the same")
+    upcycle = commands.add_parser(
+        "upcycle", help="write a model with experts that computes the same"
+    )
     upcycle.add_argument("source", help=f"{_MODEL}: llama, mistral, qwen3, mixtral or qwen3_moe")
     upcycle.add_argument("out", help="the folder to write")
     upcycle.add_argument("--experts", type=int, required=True, help="how many there are")
     upcycle.add_argument("--experts-per-token", type=int, help="how many each token goes to")
     _add_seed(upcycle)
     upcycle.set_defaults(run=_upcycle)
+
+    shrink = commands.add_parser("shrink", help="write a smaller model; its outputs are others")
+    shrink.add_argument("source", help=_MODEL)
+    shrink.add_argument("out", help="the folder to write")
+    _add_numbers(shrink)
+    shrink.add_argument(
+        "--tokens",
+        metavar="FILE",
+        help="texts as ids, [texts, time], .npy or JSON, whose loss tells what the model misses "
+        "least; else the smallest weights go",
+    )
+    shrink.set_defaults(run=_shrink)
     options = parser.parse_args(arguments)
     return answered(parser.prog, lambda: options.run(options))
 
@@ -114,6 +131,11 @@ def _upcycle(options: argparse.Namespace) -> str:
         options.experts_per_token,
         seed=options.seed,
     )
+
+
+def _shrink(options: argparse.Namespace) -> str:
+    tokens = None if options.tokens is None else Path(options.tokens)
+    return folder_shrink.shrink(Path(options.source), Path(options.out), options.set, tokens=tokens)
 
 
 def run() -> None:

@@ -9,4 +9,6 @@ Goes out: a folder that transformers loads, and a text that says what was done.
 | ``models`` | the model of a folder, traced, and a larger one's shapes |
 | ``grow`` | more units, heads, layers and tokens |
 | ``upcycle`` | experts in place of an MLP, or more of them |
+| ``shrink`` | fewer hidden units and layers |
+| ``scores`` | which of them the model misses least |
 """

@@ -23,7 +23,7 @@ from dogwood_jax.decoder.model import apply, shapes
 from dogwood_jax.decoder.options import Options, options_of
 
 # What the model is traced with: the batch and the tokens of a text.
-_TOKENS = jax.ShapeDtypeStruct((2, 8), jnp.int32)
+_TOKENS = struct((2, 8), jnp.int32)
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,19 @@ class Model:
     def widths(self) -> Widths:
         """Its widths; no weights are read."""
         return trace(self.apply, self.variables, _TOKENS)
+
+    @cached_property
+    def hidden_units(self) -> Mapping[str, list[str]]:
+        """The widths of hidden units of MLPs and experts, by the number that is their size."""
+        found, experts = dict[str, list[str]](), self.options.experts
+        for n in range(self.options.num_hidden_layers):
+            layer, name, path, axis = f"model/layers/{n}", "intermediate_size", "mlp/up_proj", 0
+            if experts is not None and n in experts.layers:
+                name = "moe_intermediate_size" if experts.name == "mlp" else name
+                path, axis = f"{experts.name}/experts/{experts.projections[1]}", 1
+            width = self.widths.of(f"{layer}/{path}/weight", axis)
+            found.setdefault(name, []).append(width.name)
+        return found
 
     def with_numbers(self, numbers: Mapping[str, Any]) -> "Model":
         """Returns the model with other numbers in its file, with arrays of the old dtypes."""

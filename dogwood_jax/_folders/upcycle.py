@@ -1,5 +1,6 @@
 """Experts in place of an MLP, or more of them, from folder to folder: ``upcycle``."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,20 @@ _QWEN = {
     **{"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []},
     "layer_types": None,
 }
-_WITH_EXPERTS = {"llama": _MIXTRAL, "mistral": _MIXTRAL, "qwen3": _QWEN}
+_WITH_EXPERTS: Mapping[str, Mapping[str, Any]] = {
+    "llama": _MIXTRAL,
+    "mistral": _MIXTRAL,
+    "qwen3": _QWEN,
+}
 # What the arrays of an MLP are called as those of experts.
 _RENAMED = {
     "mixtral": {
         f"mlp/{old}_proj": f"block_sparse_moe/experts/{new}"
         for old, new in (("gate", "w1"), ("up", "w3"), ("down", "w2"))
     },
-    "qwen3_moe": {f"mlp/{name}_proj": f"mlp/experts/{name}_proj" for name in ("gate", "up", "down")},
+    "qwen3_moe": {
+        f"mlp/{name}_proj": f"mlp/experts/{name}_proj" for name in ("gate", "up", "down")
+    },
 }
 
 
@@ -31,8 +38,8 @@ def upcycle(
     """Writes a folder with a model that has experts and computes the same; returns what is said.
 
     Args:
-        source: the folder of a Llama or Mistral, which becomes a Mixtral; of a Qwen 3, which becomes
-            a Qwen 3 with experts; or of one of these, which gets more experts.
+        source: the folder of a Llama or Mistral, which becomes a Mixtral; of a Qwen 3, which
+            becomes a Qwen 3 with experts; or of one of these, which gets more experts.
         out: the folder to write.
         experts: how many experts there are in the new model.
         chosen: how many of them each token goes to. If it is left out, two in place of an MLP, else

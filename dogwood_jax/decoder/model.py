@@ -1,7 +1,7 @@
 """A decoder as a pure function of its arrays: ``apply``; and their shapes: ``shapes``."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from dogwood_jax.decoder.options import Experts, Options, Rope
 
 Weights = Mapping[str, Any]
 
-_ACTIVATIONS = {
+_ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -60,7 +60,7 @@ def _layer(options: Options, n: int, weights: Weights, x: Array) -> Array:
     attended = _attention(options, n, weights["self_attn"], normed(before, x))
     x = x + normed(behind, attended)
     inner, experts = normed(before_mlp, x), options.experts
-    if experts is not None and n in experts.layers:
+    if experts is not None and "experts" in weights.get(experts.name, {}):
         made = _mixture(options, experts, weights[experts.name], inner)
     else:
         made = _mlp(options, weights["mlp"], inner)
@@ -74,7 +74,8 @@ def _linear(weights: Weights, x: Array) -> Array:
 
 def _norm(options: Options, weights: Weights, x: Array) -> Array:
     """Divides by the root of the mean square along the last axis, in float32 at least."""
-    scale = weights["weight"].reshape((1,) * (x.ndim - 1) + weights["weight"].shape)
+    weight: Array = weights["weight"]
+    scale = weight.reshape((1,) * (x.ndim - 1) + weight.shape)
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     mean = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
     wide = wide * jax.lax.rsqrt(mean + options.rms_norm_eps)
@@ -141,7 +142,7 @@ def _attention(options: Options, n: int, weights: Weights, x: Array) -> Array:
     seen = behind >= 0
     if (window := options.windows[n]) is not None:
         seen = seen & (behind < window)
-    lowest = jnp.finfo(scores.dtype).min
+    lowest = jnp.finfo(scores.dtype).min  # type: ignore[no-untyped-call]
     scores = jnp.where(seen[None, None, None], scores, lowest)
     shares = jax.nn.softmax(scores.astype(jnp.promote_types(x.dtype, jnp.float32)), axis=-1)
     y = jnp.einsum("bkgts,bskd->btkgd", shares.astype(x.dtype), value)
@@ -149,7 +150,7 @@ def _attention(options: Options, n: int, weights: Weights, x: Array) -> Array:
 
 
 def _rotated(rope: Rope, x: Array) -> Array:
-    """Turns pairs of dimensions ``(i, i + head_dim / 2)`` of ``x [batch, time, heads, head_dim]``."""
+    """Turns pairs ``i`` and ``i + head_dim / 2`` of ``x [batch, time, heads, head_dim]``."""
     half = x.shape[-1] // 2
     wide = jnp.promote_types(x.dtype, jnp.float32)
     frequencies = _frequencies(rope, jnp.arange(half, dtype=wide) * 2 / x.shape[-1])
