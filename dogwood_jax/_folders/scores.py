@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +22,8 @@ from dogwood_jax.decoder.folder import load, names
 from dogwood_jax.decoder.model import apply
 from dogwood_jax.decoder.options import Options
 
-_LAYER = re.compile(r"model/layers/([0-9]+)/")
+LAYERS = "model/layers"
+_LAYER = re.compile(f"{LAYERS}/([0-9]+)/")
 
 
 @dataclass(frozen=True)
@@ -70,21 +70,22 @@ def by_norm(model: Model) -> Scores:
     return Scores(units, layers)
 
 
-def by_loss(model: Model, file: Path) -> Scores:
-    """Scores units and layers by what the loss of the next token rises by without them.
+def by_loss(model: Model, file: Path, *, units: bool, layers: bool) -> Scores:
+    """Scores units, layers or both by what the loss of the next token rises by without them.
 
     Raises:
         ValueError: if the file holds no texts of the model's tokens.
     """
     tokens = _tokens(file, model.options)
     variables = load(model.folder)[1]
-    units = saliency(variables, model.widths, partial(_loss, model.options), tokens)
-    loss = _mean_loss(model.options, variables, tokens)
-    without = [
-        _mean_loss(model.options, _silenced(variables, layer), tokens) - loss
-        for layer in range(model.options.num_hidden_layers)
-    ]
-    return Scores(units, np.array(without), variables, tokens, loss)
+    score = partial(saliency, variables, model.widths, partial(_loss, model.options), tokens)
+    return Scores(
+        score() if units else {},
+        score(layers=True)[LAYERS] if layers else np.zeros(model.options.num_hidden_layers),
+        variables,
+        tokens,
+        _mean_loss(model.options, variables, tokens),
+    )
 
 
 def _loss(options: Options, variables: PyTree, tokens: jax.Array) -> jax.Array:
@@ -100,18 +101,6 @@ _compiled = jax.jit(_loss, static_argnums=0)
 def _mean_loss(options: Options, variables: PyTree, tokens: np.ndarray) -> float:
     """Returns the mean loss of texts, one after another."""
     return float(np.mean([_compiled(options, variables, text[None]) for text in tokens]))
-
-
-def _silenced(variables: PyTree, layer: int) -> PyTree:
-    """Returns the arrays of a model whose layer adds nothing to the stream."""
-
-    def silenced(keys: Any, array: np.ndarray) -> np.ndarray:
-        writes = keys[-2].key in ("o_proj", "down_proj", "w2")
-        return np.zeros_like(array) if writes else array
-
-    layers = list(variables["model"]["layers"])
-    layers[layer] = jax.tree_util.tree_map_with_path(silenced, layers[layer])
-    return {**variables, "model": {**variables["model"], "layers": layers}}
 
 
 def _tokens(file: Path, options: Options) -> np.ndarray:

@@ -9,11 +9,11 @@ import numpy as np
 from dogwood_jax._base.problems import listed
 from dogwood_jax._folders.models import Model, expect_new, write
 from dogwood_jax._folders.numbers import read
-from dogwood_jax._folders.scores import Scores, by_loss, by_norm
+from dogwood_jax._folders.scores import LAYERS, Scores, by_loss, by_norm
 from dogwood_jax._front.plan import plan
 from dogwood_jax._growth.growth import Growth
 
-_LAYERS = "num_hidden_layers"
+_COUNT = "num_hidden_layers"
 
 
 def shrink(source: Path, out: Path, texts: Iterable[str], *, tokens: Path | None = None) -> str:
@@ -38,7 +38,7 @@ def shrink(source: Path, out: Path, texts: Iterable[str], *, tokens: Path | None
         OSError: if a file cannot be read or written, or there is something at ``out``.
     """
     old, problems = Model.of(source), list[str]()
-    units, known = old.hidden_units, [*old.hidden_units, _LAYERS]
+    units, known = old.hidden_units, [*old.hidden_units, _COUNT]
     numbers = read(texts, old.config, problems)
     for name, new in numbers.items():
         if name not in known:
@@ -50,18 +50,22 @@ def shrink(source: Path, out: Path, texts: Iterable[str], *, tokens: Path | None
     if problems:
         raise ValueError(listed(f"{source} cannot shrink so", problems))
     expect_new(out)
-    scores = by_norm(old) if tokens is None else by_loss(old, tokens)
+    fewer = _COUNT in numbers
+    if tokens is None:
+        scores = by_norm(old)
+    else:
+        scores = by_loss(old, tokens, units=len(numbers) > fewer, layers=fewer)
     keep: dict[str, Any] = {
         width: _largest(scores.units[width], numbers[name])
         for name, widths in units.items()
         if name in numbers
         for width in widths
     }
-    layers = _largest(scores.layers, numbers.get(_LAYERS, old.options.num_hidden_layers))
+    layers = _largest(scores.layers, numbers.get(_COUNT, old.options.num_hidden_layers))
     numbers |= _of_layers(old, layers)
     smaller = old.with_numbers(numbers)
-    if _LAYERS in numbers:
-        keep["model/layers"] = layers
+    if fewer:
+        keep[LAYERS] = layers
     growth = plan(old.widths, keep=keep)
     said = write(old, smaller, growth, out, None, numbers)
     return "\n".join([said, *_losses(scores, smaller, growth)])
