@@ -53,12 +53,12 @@ def described(folder: Path) -> tuple[Mapping[str, Any], Options, PyTree]:
     stored = leaves_by_path(shapes_of_arrays(folder))
     expected = dict(_tensors(leaves_by_path(shapes(options))))
     problems = [
-        f"{_name(path)}: expected {shape}, "
+        f"{path}: expected {shape}, "
         + (f"found {stored[path].shape}" if path in stored else "found none")
         for path, shape in expected.items()
         if path not in stored or stored[path].shape != shape
     ]
-    problems += [f"{_name(path)}: expected no such tensor" for path in stored.keys() - expected]
+    problems += [f"{path}: expected no such tensor" for path in stored if path not in expected]
     if problems:
         raise CheckpointError(
             listed(
@@ -78,10 +78,6 @@ def _tensors(leaves: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]
                 yield path.replace("/experts/", f"/experts/{n}/"), leaf.shape[1:]
         else:
             yield path, leaf.shape
-
-
-def _name(path: str) -> str:
-    return path.replace("/", ".")
 
 
 def names(options: Options) -> dict[str, str]:
@@ -108,7 +104,7 @@ def names(options: Options) -> dict[str, str]:
     rows = {}
     for path in leaves_by_path(shapes(options)):
         leaf = re.sub("/layers/[0-9]+/", "/layers/{i}/", path)
-        tensor = _name(leaf)
+        tensor = leaf.replace("/", ".")
         if "/experts/" in leaf:
             tensor, leaf = tensor.replace(".experts.", ".experts.{e}."), f"{leaf}[{{e}}]"
         rows[tensor] = leaf
