@@ -32,9 +32,27 @@ def load(folder: str | os.PathLike[str]) -> tuple[Options, PyTree]:
         OSError: if a file is missing or must not be read.
 
     Example:
+        >>> import json, tempfile
+        >>> from pathlib import Path
+        >>> import jax
+        >>> import numpy as np
+        >>> from safetensors.numpy import save_file
         >>> from dogwood_jax import decoder
-        >>> options, variables = decoder.load("model/")  # doctest: +SKIP
-        >>> logits = decoder.apply(options, variables, tokens)  # doctest: +SKIP
+        >>> config = dict(
+        ...     model_type="gemma", vocab_size=9, hidden_size=4, intermediate_size=8, head_dim=2,
+        ...     num_hidden_layers=1, num_attention_heads=2, rms_norm_eps=1e-6, rope_theta=1e4)
+        >>> options = decoder.options_of(config)
+        >>> leaves = jax.tree.leaves(decoder.shapes(options))
+        >>> tensors = {
+        ...     name.format(i=0): np.ones(leaf.shape, np.float32)
+        ...     for name, leaf in zip(decoder.names(options), leaves)
+        ... }
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "config.json").write_text(json.dumps(config))
+        ...     save_file(tensors, Path(folder, "model.safetensors"))
+        ...     options, variables = decoder.load(folder)
+        >>> decoder.apply(options, variables, np.zeros((1, 3), int)).shape
+        (1, 3, 9)
     """
     options = described(Path(folder))[1]
     return options, load_arrays(folder, names=names(options))
@@ -48,7 +66,9 @@ def described(folder: Path) -> tuple[Mapping[str, Any], Options, PyTree]:
         CheckpointError: if the folder holds other arrays than its ``config.json`` says.
         OSError: if a file is missing or must not be read.
     """
-    config = config_json.read(folder / config_json.NAME)
+    path = folder / config_json.NAME
+    if not (config := config_json.read(path)):
+        raise CheckpointError(f"{path}: expected the numbers of a model; found none")
     options = options_of(config)
     stored = leaves_by_path(shapes_of_arrays(folder))
     expected = dict(_tensors(leaves_by_path(shapes(options))))

@@ -34,9 +34,13 @@ def apply(options: Options, variables: Weights, tokens: Array) -> Array:
     Example:
         >>> from functools import partial
         >>> import dogwood_jax as dw
-        >>> options, variables = dw.decoder.load("model/")  # doctest: +SKIP
-        >>> apply = partial(dw.decoder.apply, options)  # doctest: +SKIP
-        >>> widths = dw.trace(apply, variables, jnp.zeros((1, 4), int))  # doctest: +SKIP
+        >>> options = dw.decoder.options_of(dict(
+        ...     model_type="llama", vocab_size=100, hidden_size=16, intermediate_size=32,
+        ...     num_hidden_layers=1, num_attention_heads=4, rms_norm_eps=1e-5, rope_theta=1e4))
+        >>> apply, variables = partial(dw.decoder.apply, options), dw.decoder.shapes(options)
+        >>> widths = dw.trace(apply, variables, jnp.zeros((2, 4), int))
+        >>> widths.of("model/layers/0/mlp/up_proj/weight", 0).size
+        32
     """
     model = variables["model"]
     embeddings = model["embed_tokens"]["weight"]
