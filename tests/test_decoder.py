@@ -63,7 +63,7 @@ def test_all_that_the_decoder_does_not_compute_is_listed():
     with pytest.raises(ValueError, match="cannot compute this model") as error:
         decoder.options_of(config)
     assert str(error.value).splitlines()[1:] == [
-        "- quantization_config: expected None, or nothing; found {'bits': 4}",
+        "- quantization_config: expected None, or nothing; the decoder has none other",
         "- hidden_size: expected a positive whole number; found 0",
         "- num_attention_heads: expected a multiple of num_key_value_heads 3; found 4",
         "- head_dim: expected an even number, for rotary positions; found 5",
@@ -103,3 +103,17 @@ def test_bfloat16_stays_bfloat16():
     options = decoder.options_of(CONFIGS["qwen3_moe"])
     found = jax.eval_shape(partial(decoder.apply, options), decoder.shapes(options), TOKENS)
     assert (found.shape, found.dtype) == ((1, 9, 24), jnp.bfloat16)
+
+
+def test_small_sizes_hold_more_experts_than_are_chosen():
+    """A large model is evaluated in small sizes; of its experts, eight are chosen there, too."""
+    config = CONFIGS["qwen3_moe"] | {"num_experts": 64, "num_experts_per_tok": 8}
+    config |= {"hidden_size": 512, "moe_intermediate_size": 256, "num_hidden_layers": 2}
+    small = decoder.options_of(config)
+    large = decoder.options_of(config | {"moe_intermediate_size": 384, "num_hidden_layers": 3})
+    tokens = jax.ShapeDtypeStruct((2, 5), jnp.int32)
+    widths = dw.trace(partial(decoder.apply, small), decoder.shapes(small), tokens)
+    growth = dw.plan(
+        widths, target=decoder.shapes(large), target_apply=partial(decoder.apply, large)
+    )
+    assert "\nchecked: equal to rounding" in str(growth)
