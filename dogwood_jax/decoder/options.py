@@ -273,7 +273,7 @@ def options_of(config: Mapping[str, Any]) -> Options:
     family = _FAMILIES[kind]
     for name, expected in _ONLY.items():
         if c.get(name, expected) != expected:
-            c.problem(f"{name}: expected {expected!r}, or nothing; found {config[name]!r}")
+            c.problem(f"{name}: expected {expected!r}, or nothing; the decoder has none other")
     hidden, heads = c.size("hidden_size"), c.size("num_attention_heads")
     # These families have a default of their own, which another version may change.
     own = family.is_gemma or family.head_norms == "each"
