@@ -117,3 +117,12 @@ def test_small_sizes_hold_more_experts_than_are_chosen():
         widths, target=decoder.shapes(large), target_apply=partial(decoder.apply, large)
     )
     assert "\nchecked: equal to rounding" in str(growth)
+
+
+def test_layers_of_two_kinds_that_alternate_are_like_each_other_in_pairs():
+    """So a few of them stand for all when a growth is planned."""
+    options = decoder.options_of(CONFIGS["gemma2"] | {"num_hidden_layers": 16})
+    tokens = jax.ShapeDtypeStruct((2, 5), jnp.int32)
+    widths = dw.trace(partial(decoder.apply, options), decoder.shapes(options), tokens)
+    pairs = widths.network.deep.layers.prefixes
+    assert pairs[:2] == tuple((f"model/layers/{n}", f"model/layers/{n + 1}") for n in (0, 2))
