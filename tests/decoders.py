@@ -85,13 +85,14 @@ def tensors(config):
     return found
 
 
-def saved(folder, name, **changes):
+def saved(folder, name, *, dtype=np.float32, **changes):
     """Saves a model in a folder as transformers does; returns the folder."""
     folder.mkdir(parents=True)
     config = {**CONFIGS[name], **changes}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "tokenizer.json").write_text("{}")
-    save_file(tensors(config), folder / "model.safetensors", metadata={"format": "pt"})
+    arrays = {path: array.astype(dtype) for path, array in tensors(config).items()}
+    save_file(arrays, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 

@@ -66,6 +66,19 @@ def test_everything_grows_at_once(name, more, tmp_path):
     )
 
 
+def test_rounding_of_rescaled_arrays_is_told(tmp_path):
+    small = saved(tmp_path / "small", "llama", dtype=jnp.bfloat16)
+    for size, is_rounded in ((32, True), (64, False)):
+        large = tmp_path / str(size)
+        said = main(
+            ["grow", str(small), str(large), *setting({"hidden_size": size}), "--seed", "0"]
+        )
+        assert ("note: rescaled arrays are rounded to bfloat16" in said) == is_rounded
+        assert decoder.load(large)[1]["model"]["norm"]["weight"].dtype == jnp.bfloat16
+        if not is_rounded:
+            assert_same(small, large)
+
+
 def test_lists_of_layers_go_on_as_they_began(tmp_path):
     types = [f"{kind}_attention" for kind in ("sliding", "full")]
     small = saved(tmp_path / "small", "gemma2", layer_types=types * 2)

@@ -2,10 +2,10 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from math import prod
+from math import frexp, prod
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from dogwood_jax import checkpoint
+from dogwood_jax._base.tables import wrapped
 from dogwood_jax._base.trees import PyTree, leaves_by_path, nested, struct
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._widths.trace import trace
@@ -99,7 +100,8 @@ def write(
     table = names(old.options) | names(new.options)
     checkpoint.grow(old.folder, growth, out, key=key, names=table, config=numbers)
     before, after = (_parameters(model.variables) for model in (old, new))
-    return f"{growth}\n{out}: {after:,} parameters; {old.folder} has {before:,}"
+    said = "\n".join([str(growth), *_rounding(old, growth)])
+    return f"{said}\n{out}: {after:,} parameters; {old.folder} has {before:,}"
 
 
 def expect_new(out: Path) -> None:
@@ -113,6 +115,19 @@ def draws(growth: Growth) -> bool:
     return drawn or any(
         i.anew or (i.fill == "free" and i.kind == "random") for i in growth.insertions
     )
+
+
+def _rounding(model: Model, growth: Growth) -> Iterator[str]:
+    """Yields what is to be said of arrays that are rescaled in a narrow dtype."""
+    dtypes = {path: leaf.dtype for path, leaf in leaves_by_path(model.variables).items()}
+    factors = (item for item in growth.factors.items() if frexp(item[1])[0] != 0.5)
+    narrow = {str(dtypes[path]) for path, _ in factors if dtypes[path].itemsize < 4}
+    if narrow:
+        yield wrapped(
+            f"note: rescaled arrays are rounded to {', '.join(sorted(narrow))}, so outputs move by "
+            "as much as computing in that dtype moves them; factors that are powers of two round "
+            "nothing, such as those of four times the hidden_size"
+        )
 
 
 def _parameters(variables: PyTree) -> int:
