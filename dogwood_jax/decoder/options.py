@@ -118,14 +118,24 @@ _ONLY = {
 
 @dataclass(frozen=True)
 class _Family:
-    """What all models of a ``model_type`` have in common, beside what their files say."""
+    """What all models of a ``model_type`` have in common, beside what their files say.
+
+    Attributes:
+        norms, head_norms, experts: as in ``Options``.
+        is_gemma: whether it scales embeddings, adds one to norms' weights and ties embeddings.
+        is_later_gemma: whether its files say what scales queries, and may cap logits.
+        caps_scores: whether its files may cap scores.
+        biases: the projections that always have biases.
+        may_have_biases: whether its files may add biases.
+        windows: which layers see a window alone, where the file does not say it by layer.
+    """
 
     norms: tuple[str | None, str | None, str | None, str | None] = _BEFORE
     head_norms: Literal["each", "all"] | None = None
     is_gemma: bool = False
-    scales_queries: bool = False
+    is_later_gemma: bool = False
     caps_scores: bool = False
-    biases: frozenset[str] = frozenset()  # that are always there
+    biases: frozenset[str] = frozenset()
     may_have_biases: bool = True
     windows: Callable[["_Config"], Sequence[bool]] = lambda c: [False] * c.layers
     experts: Callable[["_Config"], Experts | None] = lambda c: None
@@ -221,7 +231,7 @@ def _of_qwen(config: _Config) -> Experts:
 
 
 _GEMMA_3 = _Family(
-    norms=_BOTH, head_norms="each", is_gemma=True, scales_queries=True, windows=_but_for_each
+    norms=_BOTH, head_norms="each", is_gemma=True, is_later_gemma=True, windows=_but_for_each
 )
 _FAMILIES: Mapping[Any, _Family] = {
     "llama": _Family(),
@@ -230,7 +240,7 @@ _FAMILIES: Mapping[Any, _Family] = {
     "qwen3": _Family(head_norms="each", windows=_late),
     "gemma": _Family(is_gemma=True),
     "gemma2": _Family(
-        norms=_BOTH, is_gemma=True, scales_queries=True, caps_scores=True, windows=_every_other
+        norms=_BOTH, is_gemma=True, is_later_gemma=True, caps_scores=True, windows=_every_other
     ),
     "gemma3": _GEMMA_3,
     "gemma3_text": _GEMMA_3,
@@ -286,7 +296,7 @@ def options_of(config: Mapping[str, Any]) -> Options:
         )
     if head_dim % 2:
         c.problem(f"head_dim: expected an even number, for rotary positions; found {head_dim}")
-    named = "hidden_activation" if kind != "gemma" and family.is_gemma else "hidden_act"
+    named = "hidden_activation" if family.is_later_gemma else "hidden_act"
     function = c.get(named, "gelu_pytorch_tanh" if family.is_gemma else "silu")
     if function not in _ACTIVATIONS:
         c.problem(f"{named}: expected one of {', '.join(_ACTIVATIONS)}; found {function!r}")
@@ -295,8 +305,11 @@ def options_of(config: Mapping[str, Any]) -> Options:
         biases |= _ATTENTION
     if kind == "llama" and c.get("mlp_bias"):
         biases |= {"gate_proj", "up_proj", "down_proj"}
-    scaled_by = c.number("query_pre_attn_scalar") if family.scales_queries else head_dim
-    caps = ("attn_logit_softcapping", family.caps_scores), ("final_logit_softcapping", own)
+    scaled_by = c.number("query_pre_attn_scalar") if family.is_later_gemma else head_dim
+    caps = (
+        ("attn_logit_softcapping", family.caps_scores),
+        ("final_logit_softcapping", family.is_later_gemma),
+    )
     score_cap, logit_cap = (
         c.number(name) if has and c.get(name) is not None else None for name, has in caps
     )
@@ -319,7 +332,7 @@ def options_of(config: Mapping[str, Any]) -> Options:
         biases=biases,
         score_scale=scaled_by**-0.5,
         score_cap=score_cap,
-        logit_cap=logit_cap if family.is_gemma and kind != "gemma" else None,
+        logit_cap=logit_cap,
         embed_scale=hidden**0.5 if family.is_gemma else 1.0,
         tie_word_embeddings=bool(c.get("tie_word_embeddings", family.is_gemma)),
         experts=family.experts(c),
