@@ -38,6 +38,7 @@ The public names, each with a docstring of its own (``help(dw.plan)``):
         nnx                 the same functions for Flax NNX modules
         keras_h5            Keras files to and fro
         checkpoint          checkpoints on disk that do not fit in memory
+        decoder             open language models, from Hugging Face's folders
         to_json, from_json  widths and growths as text
     Data and pictures
         mnist               handwritten digits
@@ -54,7 +55,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dogwood_jax import checkpoint, keras_h5, mnist, nnx, plotting, strategies, training
+    from dogwood_jax import (
+        checkpoint,
+        decoder,
+        keras_h5,
+        mnist,
+        nnx,
+        plotting,
+        strategies,
+        training,
+    )
     from dogwood_jax._experts.upcycle import upcycle
     from dogwood_jax._figures.cost import Cost, cost
     from dogwood_jax._figures.gain import Gain, Gains, gain
@@ -108,6 +118,7 @@ __all__ = [
     "checkpoint",
     "compare",
     "cost",
+    "decoder",
     "deepen",
     "find_dead",
     "find_symmetric",

@@ -1,4 +1,4 @@
-"""Checkpoints on the command line: ``python -m dogwood_jax inspect`` and ``grow``."""
+"""Checkpoints on the command line: ``inspect``, ``grow``, ``upcycle`` and ``shrink``."""
 
 import argparse
 import json
@@ -10,8 +10,14 @@ import jax
 
 from dogwood_jax import checkpoint
 from dogwood_jax._base.command import WholeNames, answered, show
+from dogwood_jax._folders import grow as folder_grow
+from dogwood_jax._folders import shrink as folder_shrink
+from dogwood_jax._folders import upcycle as folder_upcycle
+from dogwood_jax._folders.models import draws
 from dogwood_jax._growth.as_json import from_json
 from dogwood_jax._growth.growth import Growth
+
+_MODEL = "a folder of Hugging Face with config.json and safetensors"
 
 
 def main(arguments: Sequence[str]) -> str:
@@ -20,21 +26,66 @@ def main(arguments: Sequence[str]) -> str:
     Raises:
         SystemExit: for a mistake in the arguments or files, with a message that says which.
     """
-    parser = WholeNames("python -m dogwood_jax", description=__doc__)
+    parser = WholeNames("dogwood_jax", description=__doc__)
     commands = parser.add_subparsers(required=True)
     inspect = commands.add_parser("inspect", help="say what a checkpoint holds")
     inspect.add_argument("source", help="a .safetensors file, or a folder")
     inspect.set_defaults(run=_inspect)
+
     grow = commands.add_parser("grow", help="write a larger checkpoint, without loading this one")
-    grow.add_argument("source", help="a .safetensors file, or a folder")
-    grow.add_argument("growth", help="a file with what dw.to_json wrote of the growth")
+    grow.add_argument("source", help=f"{_MODEL}; with GROWTH any .safetensors file, or a folder")
+    grow.add_argument("growth", nargs="?", help="a file with what dw.to_json wrote of the growth")
     grow.add_argument("out", help="where the larger checkpoint goes")
-    grow.add_argument("--seed", type=int, help="of random weights: jax.random.key(SEED)")
-    grow.add_argument("--names", help="a JSON file that says which tensor is which leaf")
-    grow.add_argument("--config", help="a JSON file with new numbers for config.json")
+    _add_numbers(grow)
+    grow.add_argument(
+        "--rows",
+        choices=("mean", "random"),
+        help="what rows of new tokens begin with: the mean of old rows, or random numbers",
+    )
+    _add_seed(grow)
+    grow.add_argument(
+        "--names", help="with GROWTH: a JSON file that says which tensor is which leaf"
+    )
+    grow.add_argument("--config", help="with GROWTH: a JSON file with new numbers for config.json")
     grow.set_defaults(run=_grow)
+
+    upcycle = commands.add_parser(
+        "upcycle", help="write a model with experts that computes the same"
+    )
+    upcycle.add_argument("source", help=f"{_MODEL}: llama, mistral, qwen3, mixtral or qwen3_moe")
+    upcycle.add_argument("out", help="the folder to write")
+    upcycle.add_argument("--experts", type=int, required=True, help="how many there are")
+    upcycle.add_argument("--experts-per-token", type=int, help="how many each token goes to")
+    _add_seed(upcycle)
+    upcycle.set_defaults(run=_upcycle)
+
+    shrink = commands.add_parser("shrink", help="write a smaller model; its outputs are others")
+    shrink.add_argument("source", help=_MODEL)
+    shrink.add_argument("out", help="the folder to write")
+    _add_numbers(shrink)
+    shrink.add_argument(
+        "--tokens",
+        metavar="FILE",
+        help="texts as ids, [texts, time], .npy or JSON, whose loss tells what the model misses "
+        "least; else the smallest weights go",
+    )
+    shrink.set_defaults(run=_shrink)
     options = parser.parse_args(arguments)
     return answered(parser.prog, lambda: options.run(options))
+
+
+def _add_numbers(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a new number of config.json, such as num_hidden_layers=40; may be given many times",
+    )
+
+
+def _add_seed(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--seed", type=int, help="of random weights: jax.random.key(SEED)")
 
 
 def _inspect(options: argparse.Namespace) -> str:
@@ -42,11 +93,25 @@ def _inspect(options: argparse.Namespace) -> str:
 
 
 def _grow(options: argparse.Namespace) -> str:
+    if options.growth is not None:
+        return _grow_as_planned(options)
+    if options.names or options.config:
+        raise ValueError("--names and --config go with GROWTH; give numbers as --set NAME=VALUE")
+    source, out = Path(options.source), Path(options.out)
+    return folder_grow.grow(source, out, options.set, rows=options.rows, seed=options.seed)
+
+
+def _grow_as_planned(options: argparse.Namespace) -> str:
+    """Carries a growth out that was planned before."""
+    if options.set or options.rows:
+        raise ValueError("--set and --rows plan a growth; leave them out, or leave out GROWTH")
     growth = from_json(Path(options.growth).read_text())
     if not isinstance(growth, Growth):
         raise ValueError(
             f"{options.growth}: expected a growth, which dw.plan returns; found widths"
         )
+    if options.seed is None and draws(growth):
+        raise ValueError("--seed N: needed, because some new weights are random")
     key = None if options.seed is None else jax.random.key(options.seed)
     names, config = (
         None if file is None else json.loads(Path(file).read_text())
@@ -58,5 +123,25 @@ def _grow(options: argparse.Namespace) -> str:
     )
 
 
-if __name__ == "__main__":
+def _upcycle(options: argparse.Namespace) -> str:
+    return folder_upcycle.upcycle(
+        Path(options.source),
+        Path(options.out),
+        options.experts,
+        options.experts_per_token,
+        seed=options.seed,
+    )
+
+
+def _shrink(options: argparse.Namespace) -> str:
+    tokens = None if options.tokens is None else Path(options.tokens)
+    return folder_shrink.shrink(Path(options.source), Path(options.out), options.set, tokens=tokens)
+
+
+def run() -> None:
+    """Runs the command of this process and prints what it says."""
     show(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    run()

@@ -8,6 +8,7 @@ strategy            incoming  outgoing  preserving  gradient of new units at the
 ==================  ========  ========  ==========  =======================================
 `zero_outgoing()`   random    zero      yes         outgoing nonzero, incoming zero
 `zeros()`           zero      zero      yes         both zero, for ever where f(0) = 0
+`mean()`            mean      zero      yes         outgoing nonzero, the same for all
 `random()`          random    random    no          both nonzero
 `replicate()`       copied    shared    yes         that of the copied unit
 `zero_incoming()`   zero      random    yes         incoming nonzero, outgoing zero
@@ -91,7 +92,8 @@ class Strategy:
 
     Attributes:
         name: the function that made it. Recipes and the properties below go by it.
-        incoming: ``"free"`` (drawn from ``init``), ``"zero"`` or ``"copy"``.
+        incoming: ``"free"`` (drawn from ``init``), ``"zero"``, ``"copy"`` or ``"mean"`` (that of
+            old units).
         outgoing: ``"free"``, ``"zero"``, ``"copy"``, ``"share"`` (copied, and divided among the
             copies), ``"sum"`` (added up) or ``"opposed"`` (drawn, with opposite signs for units
             whose incoming weights are the same).
@@ -108,7 +110,7 @@ class Strategy:
     """
 
     name: str
-    incoming: Literal["free", "zero", "copy"]
+    incoming: Literal["free", "zero", "copy", "mean"]
     outgoing: Literal["free", "zero", "copy", "share", "sum", "opposed"]
     init: Initializer | None = None
     noise: float = 0.0
@@ -280,6 +282,31 @@ def zeros() -> Strategy:
         No paper: the notebook ``mnist.ipynb`` of https://github.com/kostaleonard/dogwood.
     """
     return Strategy("zeros", "zero", "zero")
+
+
+def mean() -> Strategy:
+    """New units begin at the mean of the old ones; their outgoing weights are zero.
+
+    For rows of a vocabulary and its logits. The logit of a new token is the mean of the old ones,
+    so it is never the largest at first, and the loss tells new tokens apart at the first step. All
+    new units are alike: hidden ones, which nothing tells apart, would stay so.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import dogwood_jax as dw
+        >>> apply = lambda params, x: x @ params["head"]
+        >>> params = {"head": jnp.array([[1.0, 3.0], [4.0, 8.0]])}
+        >>> widths = dw.trace(apply, params, jnp.ones((1, 2)))
+        >>> mean = dw.strategies.mean()
+        >>> growth = dw.plan(widths, {"head": 3}, strategy=mean, interface=True)
+        >>> dw.grow(params, growth)["head"].tolist()
+        [[1.0, 3.0, 2.0], [4.0, 8.0, 6.0]]
+
+    Reference:
+        Hewitt, 2021, Initializing New Word Embeddings for Pretrained Language Models.
+    """
+    return Strategy("mean", "mean", "zero")
 
 
 def random(init: Initializer = glorot) -> Strategy:

@@ -79,7 +79,8 @@ class Trial:
         self._ones = {leaf.path for leaf in larger.leaves if leaf.kind == "ones"}
         self._small = {i.path: i for i in self.case.growth.insertions}
         # Constants that only one of both has are rounded, each in its own dtype.
-        self._rounding = max(rounded_in_one(self.case).values(), default=0.0) + _DOUBLE
+        self._rounded = rounded_in_one(self.case)
+        self._rounding = max(self._rounded.values(), default=0.0) + _DOUBLE
         self._drawn = self._draw()
         self.samples = [*itertools.islice(self._drawn, 1)]
         inserted = {i.path: i for i in growth.insertions if i.fill in ("free", "copy")}
@@ -96,7 +97,7 @@ class Trial:
                 fresh = drawn.variables(case.new.arguments, _FAMILY, new=True)
                 wide = {path: _apart(array) for path, array in larger(variables, fresh).items()}
                 theirs = larger_inputs(case, inputs, drawn, _FAMILY)
-                near = run(case.old, variables, inputs, Watch(NUDGE, seed))
+                near = run(case.old, variables, inputs, Watch(NUDGE, seed, self._rounded))
                 yield Drawn(_FAMILY, variables, inputs, old, wide, theirs, near)
 
     def _read(self) -> list[str]:

@@ -1,7 +1,7 @@
 """What becomes of each array: ``Change`` and ``Growth``."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -33,6 +33,8 @@ _WORDS = (
     ("chosen", "chosen: picked when it grows"),
     ("times", "times: what old entries are multiplied by"),
 )
+
+_FILLS: Mapping[str, Fill] = {"zero": "zero", "mean": "mean"}
 
 
 @dataclass(frozen=True)
@@ -121,11 +123,11 @@ class Change:
         # Arrays that scale or shift units which are silent already.
         blank: Fill = "zero" if leaf.kind == "zeros" else "free"
         is_blank = self.recipe is not None and leaf.path in self.recipe.blank
-        if fate in ("free", "zero", "opposed"):
+        if fate in ("free", "zero", "opposed", "mean"):
             # A unit can be new along two widths. The incoming weights of one of them, or the
             # outgoing weights of the other, silence it. The same width must decide in all arrays.
             rank = 2 * units.rank + (strategy.incoming == "zero")
-            fill: Fill = "zero" if fate == "zero" else "free"
+            fill = _FILLS.get(fate, "free")
             pairs: Literal[-1, 0, 1] = 0
             if strategy.outgoing == "opposed":
                 pairs = 1 if incoming else -1
@@ -478,7 +480,8 @@ class Growth:
         lines += [wrapped(f"({'; '.join(meanings)})")] * bool(meanings)
         shown = [i for i in self.insertions if i.holds_weights and not self.layers]
         inserted = merged((str(i).removeprefix(i.path), i.path) for i in shown)
-        lines += [wrapped(f"inserted: {path}{fill}") for fill, path in inserted]
+        together = layers_together((f"{path}{fill}",) for fill, path in inserted)
+        lines += [wrapped(f"inserted: {text}") for (text,), _ in together]
         notes = layers_together((note,) for note in self.notes)
         lines += [wrapped(f"note: {note}") for (note,), _ in notes]
         if self.evidence is not None and self.evidence.why_not:

@@ -76,6 +76,18 @@ def in_sizes(
     return jax.make_jaxpr(run)(*structs)
 
 
+def least_sizes(traced: Traced) -> dict[Dim, int]:
+    """Returns how many entries dimensions must have: more than are picked of them."""
+    found = dict[Dim, int]()
+    for step in traced.trace.steps:
+        if step.name in ("top_k", "approx_top_k"):
+            axis = step.params.get("axis", step.params.get("reduction_dimension", -1))
+            whole, picked = (value.dims[axis].root for value in (step.operands[0], step.results[0]))
+            least = picked.size + (picked.size < whole.size)
+            found[whole] = max(least, found.get(whole, 0))
+    return found
+
+
 class _Writer:
     """Binds the equations of a program again, in other sizes."""
 

@@ -21,7 +21,7 @@ from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._judge.cases import case_of
 from dogwood_jax._judge.choice import Choice, Chosen, dims_of, factors_of
 from dogwood_jax._judge.claim import Case, Side
-from dogwood_jax._judge.resize import CannotResize, in_sizes
+from dogwood_jax._judge.resize import CannotResize, in_sizes, least_sizes
 from dogwood_jax._program.subprograms import entries, every_constant
 from dogwood_jax._widths.dims import Dim, atoms, factors, pieces, spread_out
 from dogwood_jax._widths.layout import Layout, Product, Units, resized, size_of, units_of
@@ -151,6 +151,7 @@ class _Twin:
         widths = growth.widths
         self._before: dict[str, int] = {}
         self._after: dict[str, int] = {}
+        least = least_sizes(traced)
         for name, facts in widths.facts:
             change = growth.change.get(name)
             if change is not None:
@@ -161,9 +162,12 @@ class _Twin:
             elif facts.size <= _SHORT or facts.fixed:
                 pair = facts.size, facts.size
             else:
-                if facts.size not in self._pairs:
-                    self._pairs[facts.size] = (self._next(),) * 2
-                pair = self._pairs[facts.size]
+                places = ((o.path, o.axis) for o in widths[name].occurrences)
+                dims = [d for p, axis in places for d in atoms(traced.leaves[p].dims[axis])]
+                needed = max((least.get(dim, 0) for dim in dims), default=0)
+                if (facts.size, needed) not in self._pairs:
+                    self._pairs[facts.size, needed] = (max(self._next(), needed),) * 2
+                pair = self._pairs[facts.size, needed]
             self._before[name], self._after[name] = pair
         self._chosen_before, self._chosen = self._choices()
         shapes = self._of_inputs(inputs)
@@ -283,11 +287,12 @@ class _Twin:
         for ours, theirs in pairs:
             for dim, larger in zip(ours.dims, theirs.dims, strict=True):
                 match(larger, _of_dim(dim, real, self.after), known)
+        least = least_sizes(its)
         for value in its.leaves.values():  # of new layers
             for dim in value.dims:
                 for atom in atoms(dim):
                     if atom not in known and atom.size > _SHORT and not atom.fixed:
-                        known[atom] = self._next()
+                        known[atom] = max(self._next(), least.get(atom, 0))
         return known
 
     def _match(self, dim: Dim, layout: Layout, known: dict[Dim, int]) -> None:

@@ -10,7 +10,7 @@ layers.
 """
 
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,7 +29,10 @@ WORTH = 1000
 FEWEST = 6
 
 # How many distances between equal equations are tried as the length of a layer.
-_TRIED = 4
+_TRIED = 8
+# How many equal equations a layer may have between two that are a layer apart. Gemma 3 repeats six
+# of its layers, five of which are alike.
+_BETWEEN = 8
 
 
 @dataclass(frozen=True)
@@ -146,14 +149,13 @@ def find_like_layers(program: Program) -> LikeLayers | None:
 
 def _lengths(numbers: np.ndarray) -> list[int]:
     """Returns the distances between equal equations that occur most often."""
-    last: dict[int, int] = {}
+    last: dict[int, deque[int]] = {}
     distances: Counter[int] = Counter()
     for index, number in enumerate(numbers.tolist()):
-        if number in last:
-            distances[index - last[number]] += 1
-        last[number] = index
-    covered = {distance: distance * times for distance, times in distances.items()}
-    return sorted(covered, key=lambda distance: -covered[distance])[:_TRIED]
+        before = last.setdefault(number, deque(maxlen=_BETWEEN))
+        distances.update(index - other for other in before)
+        before.append(index)
+    return [distance for distance, _ in distances.most_common(_TRIED)]
 
 
 class _LayerReading:

@@ -5,6 +5,7 @@
 
     python -m dogwood_jax inspect model/
     python -m dogwood_jax grow model/ growth.json larger/ --seed 0
+    python -m dogwood_jax grow model/ larger/ --set num_hidden_layers=40 --seed 0
 
 | file | what it does |
 |---|---|

@@ -53,7 +53,7 @@ _COUNTED = {
     "layers.#.block_sparse_moe.experts.#.": "num_local_experts",
 }
 # Other names of numbers; versions of transformers write one or the other.
-_ALIASES = {"num_experts": "num_local_experts", "num_local_experts": "num_experts"}
+ALIASES = {"num_experts": "num_local_experts", "num_local_experts": "num_experts"}
 # What the arrays of each model show, by model_type.
 _COMMON = frozenset({"vocab_size", "hidden_size", "num_hidden_layers", _QUERIES, _KEYS})
 _DENSE = _COMMON | {"intermediate_size"}
@@ -98,7 +98,7 @@ def config_of(
         CheckpointError: if the file is no JSON object.
     """
     path, numbers = folder / NAME, _plain(given or {})
-    before = _read(path) if kept is None else _of_layers(_read(path), kept)
+    before = read(path) if kept is None else _of_layers(read(path), kept)
     config = {**before, **numbers}
     kind = config.get("model_type")
     if "text_config" in config or not isinstance(kind, str) or kind not in _MODELS:
@@ -118,7 +118,7 @@ def config_of(
     for number, size in sizes.items():
         if number in _HEADS.values():
             continue
-        both = [name for name in (number, _ALIASES.get(number)) if name in config]
+        both = [name for name in (number, ALIASES.get(number)) if name in config]
         for name in both or [number]:
             found = config[name] = numbers.get(name, size)
             if type(found) is not int or found != size:
@@ -163,7 +163,7 @@ def _plain(given: Mapping[str, Any]) -> dict[str, Any]:
         raise TypeError(f"checkpoint.grow: config= must be what JSON can hold: {error}") from error
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
     """Returns what the file says; nothing if there is none."""
     if not path.is_file():
         return {}

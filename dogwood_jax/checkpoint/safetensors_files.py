@@ -4,7 +4,7 @@ import functools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from math import prod
@@ -38,10 +38,18 @@ def shapes_of_files(source: Path, names: Rows | None) -> dict[str, jax.ShapeDtyp
 
 def arrays_of_files(source: Path, names: Rows | None) -> dict[str, np.ndarray]:
     """Returns every leaf of a checkpoint, by path."""
+    return dict(one_by_one(source, names))
+
+
+def one_by_one(
+    source: Path, names: Rows | None, wanted: Collection[str] | None = None
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields leaves of a checkpoint with their paths: all of them, or those that are wanted."""
     headers = headers_of(source)
     with _Old(headers) as files:
-        leaves = _leaves(headers, names)[1]
-        return {path: whole_of(_Leaf(leaf, files)) for path, leaf in leaves.items()}
+        for path, leaf in _leaves(headers, names)[1].items():
+            if wanted is None or path in wanted:
+                yield path, whole_of(_Leaf(leaf, files))
 
 
 def _leaves(headers: Headers, names: Rows | None) -> tuple[Table, dict[str, StoredLeaf]]:

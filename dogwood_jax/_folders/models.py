@@ -1,0 +1,138 @@
+"""The model of a folder, traced, and the shapes of a larger one: ``Model``."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from math import frexp, prod
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dogwood_jax import checkpoint
+from dogwood_jax._base.tables import wrapped
+from dogwood_jax._base.trees import PyTree, leaves_by_path, nested, struct
+from dogwood_jax._growth.growth import Growth
+from dogwood_jax._widths.trace import trace
+from dogwood_jax._widths.widths import Widths
+from dogwood_jax.checkpoint.draft import expect_free
+from dogwood_jax.decoder.folder import described, names
+from dogwood_jax.decoder.model import apply, shapes
+from dogwood_jax.decoder.options import Options, options_of
+
+# What the model is traced with: the batch and the tokens of a text.
+_TOKENS = struct((2, 8), jnp.int32)
+
+
+@dataclass(frozen=True)
+class Model:
+    """The model of a folder.
+
+    Attributes:
+        folder: the folder.
+        config: what its ``config.json`` says.
+        options: its options.
+        variables: the shapes of its arrays.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    options: Options
+    variables: PyTree
+
+    @classmethod
+    def of(cls, folder: Path) -> "Model":
+        """Returns the model of a folder; raises as ``decoder.load``."""
+        return cls(folder, *described(folder))
+
+    @cached_property
+    def apply(self) -> Callable[..., Any]:
+        """Its function of variables and tokens."""
+        return partial(apply, self.options)
+
+    @cached_property
+    def widths(self) -> Widths:
+        """Its widths; no weights are read."""
+        return trace(self.apply, self.variables, _TOKENS)
+
+    @cached_property
+    def hidden_units(self) -> Mapping[str, list[str]]:
+        """The widths of hidden units of MLPs and experts, by the number that is their size."""
+        found, experts = dict[str, list[str]](), self.options.experts
+        for n in range(self.options.num_hidden_layers):
+            layer, name, path, axis = f"model/layers/{n}", "intermediate_size", "mlp/up_proj", 0
+            if experts is not None and n in experts.layers:
+                name = "moe_intermediate_size" if experts.name == "mlp" else name
+                path, axis = f"{experts.name}/experts/{experts.projections[1]}", 1
+            width = self.widths.of(f"{layer}/{path}/weight", axis)
+            found.setdefault(name, []).append(width.name)
+        return found
+
+    def with_numbers(self, numbers: Mapping[str, Any]) -> "Model":
+        """Returns the model with other numbers in its file, with arrays of the old dtypes."""
+        config = {**self.config, **numbers}
+        options = options_of(config)
+        old = {path: leaf.dtype for path, leaf in leaves_by_path(self.variables).items()}
+        alike = {_pattern(path): dtype for path, dtype in old.items()}
+        usual = Counter(old.values()).most_common(1)[0][0]
+        new = {
+            path: struct(leaf.shape, old.get(path, alike.get(_pattern(path), usual)))
+            for path, leaf in leaves_by_path(shapes(options)).items()
+        }
+        return Model(self.folder, config, options, nested(new))
+
+
+def write(
+    old: Model, new: Model, growth: Growth, out: Path, seed: int | None, numbers: Mapping[str, Any]
+) -> str:
+    """Writes the folder of a new model; returns what is to be said of it.
+
+    Raises:
+        ValueError: if weights are drawn and there is no seed.
+        OSError: if there is something already, or a file cannot be read or written.
+    """
+    if seed is None and draws(growth):
+        raise ValueError("--seed N: needed, because some new weights are random")
+    key = None if seed is None else jax.random.key(seed)
+    table = names(old.options) | names(new.options)
+    checkpoint.grow(old.folder, growth, out, key=key, names=table, config=numbers)
+    before, after = (_parameters(model.variables) for model in (old, new))
+    said = "\n".join([str(growth), *_rounding(old, growth)])
+    return f"{said}\n{out}: {after:,} parameters; {old.folder} has {before:,}"
+
+
+def expect_new(out: Path) -> None:
+    """Raises an ``OSError`` if there is something already where a folder is to be written."""
+    expect_free(out.resolve(), is_folder=True)
+
+
+def draws(growth: Growth) -> bool:
+    """Whether some of the new weights are random."""
+    drawn = any(leaf_map.needs for leaf_map in growth.maps.values() if leaf_map.changes)
+    return drawn or any(
+        i.anew or (i.fill == "free" and i.kind == "random") for i in growth.insertions
+    )
+
+
+def _rounding(model: Model, growth: Growth) -> Iterator[str]:
+    """Yields what is to be said of arrays that are rescaled in a narrow dtype."""
+    dtypes = {path: leaf.dtype for path, leaf in leaves_by_path(model.variables).items()}
+    factors = (item for item in growth.factors.items() if frexp(item[1])[0] != 0.5)
+    narrow = {str(dtypes[path]) for path, _ in factors if dtypes[path].itemsize < 4}
+    if narrow:
+        yield wrapped(
+            f"note: rescaled arrays are rounded to {', '.join(sorted(narrow))}, so outputs move by "
+            "as much as computing in that dtype moves them; factors that are powers of two round "
+            "nothing, such as those of four times the hidden_size"
+        )
+
+
+def _parameters(variables: PyTree) -> int:
+    return sum(prod(leaf.shape) for leaf in jax.tree.leaves(variables))
+
+
+def _pattern(path: str) -> str:
+    return re.sub("/[0-9]+/", "/#/", path)

@@ -1,0 +1,85 @@
+"""New numbers for a ``config.json``: ``read`` from a command line, and ``completed``."""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from dogwood_jax.checkpoint import config_json
+from dogwood_jax.decoder.options import Options
+
+Numbers = Mapping[str, Any]
+
+# Numbers that say how large arrays are, and lists that have to follow them.
+_SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "moe_intermediate_size"),
+    *("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
+    *("num_experts", "num_local_experts", "num_experts_per_tok"),
+)
+_LISTS = ("layer_types", "mlp_only_layers")
+# What a file need not say.
+_OPTIONAL = ("head_dim", "num_key_value_heads", "layer_types")
+
+
+def read(texts: Iterable[str], config: Numbers, problems: list[str]) -> dict[str, Any]:
+    """Returns the numbers that ``--set NAME=VALUE`` gives.
+
+    Args:
+        texts: ``"NAME=VALUE"``, the value in JSON.
+        config: what ``config.json`` says.
+        problems: receives a line for each text that says what it cannot.
+    """
+    numbers = dict[str, Any]()
+    known = [name for name in (*_SIZES, *_LISTS) if name in config or name in _OPTIONAL]
+    for text in texts:
+        name, sign, value = text.partition("=")
+        if name not in config and (other := config_json.ALIASES.get(name)) in config:
+            name = str(other)
+        if not sign or name not in known:
+            problems.append(f"--set {text}: expected NAME=VALUE with one of {', '.join(known)}")
+            continue
+        if name in numbers:
+            problems.append(f"--set {text}: {name} is set twice")
+        try:
+            numbers[name] = json.loads(value)
+        except ValueError:
+            problems.append(f"--set {text}: expected a value in JSON; got {value!r}")
+            continue
+        if name in _SIZES and (type(numbers[name]) is not int or numbers[name] < 1):
+            problems.append(f"--set {text}: expected a positive whole number; got {value}")
+    return numbers
+
+
+def completed(config: Numbers, options: Options, numbers: Numbers, problems: list[str]) -> Numbers:
+    """Returns new numbers with those that follow from them.
+
+    Without ``head_dim`` in the file, heads have ``hidden_size / num_attention_heads`` dimensions.
+    They keep their size, so the larger file says it. A list with an entry for each layer goes on as
+    it began.
+
+    Args:
+        config: what the old file says.
+        options: the options of its model.
+        numbers: new numbers for it.
+        problems: receives a line for what does not follow.
+    """
+    found = dict(numbers)
+    if config.get("head_dim") is None:
+        found.setdefault("head_dim", options.head_dim)
+    layers, types = numbers.get("num_hidden_layers"), config.get("layer_types")
+    if isinstance(types, list) and type(layers) is int and "layer_types" not in numbers:
+        period = next(p for p in range(1, len(types) + 1) if types[p:] == types[:-p])
+        if layers > len(types) and 2 * period > len(types):
+            problems.append(
+                "--set layer_types: needed, with an entry for each layer, because the old list "
+                "repeats nothing that could go on"
+            )
+        found["layer_types"] = [types[n % period] for n in range(layers)]
+    hidden, heads = (
+        numbers.get(name, config.get(name)) for name in ("hidden_size", "num_attention_heads")
+    )
+    if options.hidden_size % options.num_attention_heads == 0 and hidden % heads:
+        problems.append(
+            f"hidden_size: expected a multiple of num_attention_heads {heads}, without which some "
+            f"versions of transformers load no model; got {hidden}"
+        )
+    return found
