@@ -36,6 +36,7 @@ The public names, each with a docstring of its own (``help(dw.plan)``):
         average             makes fewer units by means, such as heads of keys and values
     Modules and files
         nnx                 the same functions for Flax NNX modules
+        keras               live Keras models grow, and fit goes on
         keras_h5            Keras files to and fro
         checkpoint          checkpoints on disk that do not fit in memory
         to_json, from_json  widths and growths as text
@@ -54,7 +55,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dogwood_jax import checkpoint, keras_h5, mnist, nnx, plotting, strategies, training
+    from dogwood_jax import (
+        checkpoint,
+        keras,
+        keras_h5,
+        mnist,
+        nnx,
+        plotting,
+        strategies,
+        training,
+    )
     from dogwood_jax._experts.upcycle import upcycle
     from dogwood_jax._figures.cost import Cost, cost
     from dogwood_jax._figures.gain import Gain, Gains, gain
@@ -117,6 +127,7 @@ __all__ = [
     "grow_opt_state",
     "grow_several",
     "growable",
+    "keras",
     "keras_h5",
     "merge_symmetric",
     "mnist",
