@@ -24,7 +24,8 @@ that of the attribute that holds it: ``self.up = keras.layers.Dense(8)`` is ``"u
 ``self.blocks[0]`` is ``"blocks/0"``.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -292,16 +293,32 @@ def _planned(
 def _named_alike(old: ModelFunction, new: ModelFunction) -> ModelFunction:
     """Returns a larger model as a function whose variables have the names of the old one's.
 
-    Keras numbers layers on, so that a model made once more has ``dense_3`` for ``dense_1``. If
-    both have as many variables of the same kinds, these belong together in their order.
+    Keras numbers layers on, so that a model made once more has ``dense_3`` where this one has
+    ``dense_1``. The first of some numbered name belongs to the first of that name, and so on.
     """
-    pairs = [*zip(old.variables.values(), new.variables.values())]
-    alike = all(
-        (a.name, len(a.shape), a.trainable) == (b.name, len(b.shape), b.trainable) for a, b in pairs
-    )
-    if not alike or len(old.variables) != len(new.variables):
+    if old.variables.keys() <= new.variables.keys():
         return new
-    return ModelFunction(new.model, dict(zip(old.variables, new.variables.values())))
+    names = dict(zip(_counted(old.variables).values(), old.variables))
+    alike = {
+        names.get(counted, name): new.variables[name]
+        for name, counted in _counted(new.variables).items()
+    }
+    is_clear = len(alike) == len(new.variables)
+    return ModelFunction(new.model, alike) if is_clear else new
+
+
+def _counted(names: Iterable[str]) -> dict[str, tuple[Any, ...]]:
+    """Returns names with other numbers: how many of this name were there before, at this place."""
+    counted: dict[str, tuple[Any, ...]] = {}
+    seen: dict[tuple[Any, ...], dict[str, int]] = {}
+    for name in names:
+        here: tuple[Any, ...] = ()
+        for part in name.split("/"):
+            base = re.sub(r"_\d+$", "", part)
+            numbers = seen.setdefault((*here, base), {})
+            here = (*here, base, numbers.setdefault(part, len(numbers)))
+        counted[name] = here
+    return counted
 
 
 def _first_two(x: Any) -> PyTree:
