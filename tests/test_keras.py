@@ -5,6 +5,7 @@ import random
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 import dogwood_jax as dw
@@ -212,6 +213,27 @@ def test_what_optimizers_keep_grows_along(name):
             new[tuple(slice(size) for size in before.shape)] = False
             np.testing.assert_array_equal(np.asarray(after)[new], np.asarray(start)[new])
     assert_goes_on(model, larger)
+
+
+def test_moments_of_copies_are_those_that_optax_would_have():
+    model, copies = trained(mlp()), dw.strategies.replicate()
+    larger = dw.keras.grow(model, {"up": 9}, strategy=copies, key=jax.random.key(0))
+    growth = dw.plan(dw.keras.trace(model), {"up": 9}, strategy=copies)
+    weights = ("up/kernel", "up/bias", "out/kernel", "out/bias")
+
+    def moments(which):
+        _, _, *kept = map(np.asarray, which.optimizer.variables)
+        return dict(zip(weights, kept[::2])), dict(zip(weights, kept[1::2]))
+
+    adam = optax.scale_by_adam()
+    mu, nu = moments(model)
+    state = optax.ScaleByAdamState(np.int32(2), mu, nu)
+    expected = dw.grow_opt_state(state, growth, adam, second_moment="zeros")
+    for ours, its in zip(moments(larger), (expected.mu, expected.nu)):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-6), ours, its)
+    np.testing.assert_allclose(
+        larger.predict(X, verbose=0), model.predict(X, verbose=0), 1e-5, 1e-6
+    )
 
 
 def test_adafactor_keeps_means_of_what_has_grown():
