@@ -59,6 +59,54 @@ def test_a_module_predicts_what_keras_predicted(path):
     assert_predicts(*load_model(path), path)
 
 
+def of_keras_1(name, tmp_path, edits=None):
+    """A copy of a model of Keras 1.2.2, with texts in its config replaced."""
+    path = shutil.copy(DATA / f"keras_1.2.2_{name}.h5", tmp_path)
+    with h5py.File(path, "r+") as file:
+        config = file.attrs["model_config"]
+        for old, new in (edits or {}).items():
+            assert old in config
+            config = config.replace(old, new)
+        file.attrs["model_config"] = config
+    return Path(path)
+
+
+def test_models_of_keras_1_grow_and_are_not_written(tmp_path):
+    path = of_keras_1("theano_sequence", tmp_path)
+    module, variables = load_model(path)
+    (x,), (y,) = predicted(DATA / path.name)
+    widths = dw.trace(module.apply, variables, x)
+    sizes = {
+        widths.of(f"params/{cell}/kernel", 1).name: size
+        for cell, size in {"lstm_1/cell/hf": 6, "gru_1/cell/hn": 5}.items()
+    }
+    sizes["convolution1d_1"] = 7
+    wide = dw.grow(variables, dw.plan(widths, sizes), key=jax.random.key(0))
+    np.testing.assert_allclose(module.apply(wide, x), y, 1e-5, 1e-5)
+    with pytest.raises(ValueError, match="whole model of Keras 1, which is read but not written"):
+        keras_h5.save(tmp_path / "wide.h5", wide, like=path)
+    keras_h5.save(tmp_path / "wide.h5", wide)  # as Keras 2 has it, gates side by side
+    kernel = keras_h5.load(tmp_path / "wide.h5")["params"]["lstm_1"]["cell"]["hf"]["kernel"]
+    np.testing.assert_array_equal(kernel, wide["params"]["lstm_1"]["cell"]["hf"]["kernel"])
+
+
+@pytest.mark.parametrize(
+    ("name", "edits", "message"),
+    [
+        (
+            "theano_th",
+            {'"border_mode": "valid", "subsample"': '"border_mode": "same", "subsample"'},
+            "Convolution2D of Theano with border_mode='same' and even sizes",
+        ),
+        ("theano_th", {'"mode": 0': '"mode": 1'}, "BatchNormalization with mode=1"),
+        ("tensorflow_graph", {'"mode": "sum"': '"mode": "cos"'}, "Merge.: this class of layers"),
+    ],
+)
+def test_what_keras_1_computed_in_its_own_way_is_refused(name, edits, message, tmp_path):
+    with pytest.raises(KerasFileError, match=message):
+        load_model(of_keras_1(name, tmp_path, edits))
+
+
 @pytest.mark.parametrize("path", LATEST, ids=lambda path: path.stem)
 def test_a_module_is_initialized_with_the_variables_it_takes(path):
     module, variables = load_model(path)
