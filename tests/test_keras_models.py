@@ -424,6 +424,7 @@ def test_all_that_is_not_supported_is_said_at_once():
         ),
         ("Conv2D", {"filters": 3}),
         ("Dense", {"name": "variables", "units": 3}),
+        ("Dense", {"name": "params", "units": 3}),
     )
     with pytest.raises(KerasFileError) as raised:
         build(model)
@@ -436,6 +437,7 @@ def test_all_that_is_not_supported_is_said_at_once():
         "- layer_3 (LSTM): time_major=True is not supported",
         "- layer_4 (Conv2D): its config has no 'padding'",
         "- variables (Dense): Flax has another use for this name; rename the layer",
+        "- params (Dense): Flax has another use for this name; rename the layer",
     ]
 
 
@@ -843,6 +845,23 @@ def test_arrays_that_do_not_fit_together_are_refused(tmp_path):
     path = DATA / "tensorflow_2.10.0_image.h5"
     path = changed(path, tmp_path, lambda layers: layers["conv2d"]["config"].update(groups=5))
     with pytest.raises(KerasFileError, match="the arrays are not those of the model"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("policy", ["QuantizedDTypePolicy", "Int4DTypePolicy"])
+def test_layers_that_keras_has_quantized_are_refused(policy, tmp_path):
+    path = tmp_path / "quantized.keras"
+    config = {"name": "h", "units": 2, "dtype": {"class_name": policy, "config": {}}}
+    model = {"class_name": "Sequential", "config": {"layers": [{"class_name": "Dense"}]}}
+    model["config"]["layers"][0]["config"] = config
+    with h5py.File(tmp_path / "weights.h5", "w") as file:
+        for index, shape in enumerate(((3, 2), (2,), (2,))):  # with a scale
+            file[f"layers/dense/vars/{index}"] = np.ones(shape, "int8" if not index else "f")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("metadata.json", "{}")
+        archive.writestr("config.json", json.dumps(model))
+        archive.write(tmp_path / "weights.h5", "model.weights.h5")
+    with pytest.raises(KerasFileError, match="'h' .Dense.: quantized weights are not supported"):
         load_model(path)
 
 
