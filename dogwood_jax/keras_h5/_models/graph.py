@@ -10,7 +10,6 @@ import numpy as np
 from dogwood_jax.keras_h5._kinds.kind import Config
 from dogwood_jax.keras_h5._kinds.nested import MODELS, layer_name, layers_of
 
-
 ALL = -1  # in place of one array: all that a call returns
 
 
