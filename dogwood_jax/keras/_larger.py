@@ -132,12 +132,14 @@ def _config_of(model: Model) -> Config:
     Raises:
         ValueError: names the layers that have none.
     """
+    # What Keras makes up for a model whose class has no get_config may lack its arguments.
+    is_told = type(model).get_config is not imported().Model.get_config
+    if not is_told and (fields := _fields(model)) is not None:
+        return fields
     try:
         return dict(model.get_config())
     except NotImplementedError:
         pass
-    if not layers_by_name(model) and (fields := _fields(model)) is not None:
-        return fields
     problems = []
     for layer in [model] if not layers_by_name(model) else layers_in(model)[1:]:
         try:
@@ -151,10 +153,7 @@ def _config_of(model: Model) -> Config:
 
 
 def _fields(model: Model) -> Config | None:
-    """Returns what the class of a model takes, from its fields; None if they do not tell.
-
-    Keras knows no config of a model whose class has no ``get_config``.
-    """
+    """Returns what the class of a model takes, from its fields; None if they do not tell."""
     config = {}
     for name, parameter in inspect.signature(type(model).__init__).parameters.items():
         if name in ("self", "name") or parameter.kind in (
