@@ -16,7 +16,8 @@ and its count of steps. So ``fit`` goes on where it stopped::
     model.fit(x, y, epochs=10, initial_epoch=2)
 
 The old model stays as it was, and shares no array with the new one. Keras is imported when one of
-these functions is called; 3.10 and 3.15 are tested. For models in files, also of Keras 1 and 2, see ``dogwood_jax.keras_h5``.
+these functions is called; 3.10 and 3.15 are tested. For models in files, also of Keras 1 and 2, see
+``dogwood_jax.keras_h5``.
 
 Names. In a Sequential or Functional model, layers have the names that Keras gives them, as
 ``model.summary()`` shows them. In layers and models of your own classes, a layer without a name has
