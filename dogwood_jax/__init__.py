@@ -36,6 +36,7 @@ The public names, each with a docstring of its own (``help(dw.plan)``):
         average             makes fewer units by means, such as heads of keys and values
     Modules and files
         nnx                 the same functions for Flax NNX modules
+        keras               live Keras models grow, and fit goes on
         keras_h5            Keras files to and fro
         checkpoint          checkpoints on disk that do not fit in memory
         decoder             open language models, from Hugging Face's folders
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from dogwood_jax import (
         checkpoint,
         decoder,
+        keras,
         keras_h5,
         mnist,
         nnx,
@@ -128,6 +130,7 @@ __all__ = [
     "grow_opt_state",
     "grow_several",
     "growable",
+    "keras",
     "keras_h5",
     "merge_symmetric",
     "mnist",

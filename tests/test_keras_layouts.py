@@ -584,6 +584,17 @@ def test_layers_are_counted_by_class_not_by_name(tmp_path):
     }
 
 
+def test_weights_of_a_model_that_has_none(tmp_path):
+    path = tmp_path / "none.weights.h5"
+    with h5py.File(path, "w") as file:  # as Keras 3 writes them
+        file.create_group("layers/flatten/vars")
+    with pytest.raises(keras_h5.KerasFileError, match="or groups of layers with their arrays"):
+        keras_h5.load(path)
+    with h5py.File(path, "a") as file:
+        file.create_group("vars")
+    assert keras_h5.load(path) == {"params": {"flatten": {}}}
+
+
 def test_what_cannot_be_told_is_not_guessed(tmp_path):
     with h5py.File(tmp_path / "x", "w") as file:
         for number in range(3):  # either scale or center is False

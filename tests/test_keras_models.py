@@ -59,6 +59,54 @@ def test_a_module_predicts_what_keras_predicted(path):
     assert_predicts(*load_model(path), path)
 
 
+def of_keras_1(name, tmp_path, edits=None):
+    """A copy of a model of Keras 1.2.2, with texts in its config replaced."""
+    path = shutil.copy(DATA / f"keras_1.2.2_{name}.h5", tmp_path)
+    with h5py.File(path, "r+") as file:
+        config = file.attrs["model_config"]
+        for old, new in (edits or {}).items():
+            assert old in config
+            config = config.replace(old, new)
+        file.attrs["model_config"] = config
+    return Path(path)
+
+
+def test_models_of_keras_1_grow_and_are_not_written(tmp_path):
+    path = of_keras_1("theano_sequence", tmp_path)
+    module, variables = load_model(path)
+    (x,), (y,) = predicted(DATA / path.name)
+    widths = dw.trace(module.apply, variables, x)
+    sizes = {
+        widths.of(f"params/{cell}/kernel", 1).name: size
+        for cell, size in {"lstm_1/cell/hf": 6, "gru_1/cell/hn": 5}.items()
+    }
+    sizes["convolution1d_1"] = 7
+    wide = dw.grow(variables, dw.plan(widths, sizes), key=jax.random.key(0))
+    np.testing.assert_allclose(module.apply(wide, x), y, 1e-5, 1e-5)
+    with pytest.raises(ValueError, match="whole model of Keras 1, which is read but not written"):
+        keras_h5.save(tmp_path / "wide.h5", wide, like=path)
+    keras_h5.save(tmp_path / "wide.h5", wide)  # as Keras 2 has it, gates side by side
+    kernel = keras_h5.load(tmp_path / "wide.h5")["params"]["lstm_1"]["cell"]["hf"]["kernel"]
+    np.testing.assert_array_equal(kernel, wide["params"]["lstm_1"]["cell"]["hf"]["kernel"])
+
+
+@pytest.mark.parametrize(
+    ("name", "edits", "message"),
+    [
+        (
+            "theano_th",
+            {'"border_mode": "valid", "subsample"': '"border_mode": "same", "subsample"'},
+            "Convolution2D of Theano with border_mode='same' and even sizes",
+        ),
+        ("theano_th", {'"mode": 0': '"mode": 1'}, "BatchNormalization with mode=1"),
+        ("tensorflow_graph", {'"mode": "sum"': '"mode": "cos"'}, "Merge.: this class of layers"),
+    ],
+)
+def test_what_keras_1_computed_in_its_own_way_is_refused(name, edits, message, tmp_path):
+    with pytest.raises(KerasFileError, match=message):
+        load_model(of_keras_1(name, tmp_path, edits))
+
+
 @pytest.mark.parametrize("path", LATEST, ids=lambda path: path.stem)
 def test_a_module_is_initialized_with_the_variables_it_takes(path):
     module, variables = load_model(path)
@@ -376,6 +424,7 @@ def test_all_that_is_not_supported_is_said_at_once():
         ),
         ("Conv2D", {"filters": 3}),
         ("Dense", {"name": "variables", "units": 3}),
+        ("Dense", {"name": "params", "units": 3}),
     )
     with pytest.raises(KerasFileError) as raised:
         build(model)
@@ -388,6 +437,7 @@ def test_all_that_is_not_supported_is_said_at_once():
         "- layer_3 (LSTM): time_major=True is not supported",
         "- layer_4 (Conv2D): its config has no 'padding'",
         "- variables (Dense): Flax has another use for this name; rename the layer",
+        "- params (Dense): Flax has another use for this name; rename the layer",
     ]
 
 
@@ -659,8 +709,9 @@ def test_stacked_cells_are_layers_in_a_row():
     params = row.init(jax.random.key(1), x)["params"]
     cells = {f"cells_{i}": params[f"layer_{i}"]["cell"] for i in (0, 1)}
     variables = {"params": {"layer_0": {"cell": cells}}}
-    y, expected = build(stacked).apply(variables, x), row.apply({"params": params}, x)
-    np.testing.assert_allclose(y, expected, rtol=1e-6)
+    outputs, expected = build(stacked).apply(variables, x), row.apply({"params": params}, x)
+    assert (len(outputs), len(expected)) == (4, 2)  # with all states, as Keras 3 returns them
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-6), outputs[::3], expected)
     wide = jax.tree.map(lambda a: np.zeros([*a.shape[:-1], 5], "f"), variables)
     layers = resized(stacked, wide)["config"]["layers"][0]["config"]["cell"]["config"]["cells"]
     assert [layer["config"]["units"] for layer in layers] == [5, 5]
@@ -794,6 +845,23 @@ def test_arrays_that_do_not_fit_together_are_refused(tmp_path):
     path = DATA / "tensorflow_2.10.0_image.h5"
     path = changed(path, tmp_path, lambda layers: layers["conv2d"]["config"].update(groups=5))
     with pytest.raises(KerasFileError, match="the arrays are not those of the model"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("policy", ["QuantizedDTypePolicy", "Int4DTypePolicy"])
+def test_layers_that_keras_has_quantized_are_refused(policy, tmp_path):
+    path = tmp_path / "quantized.keras"
+    config = {"name": "h", "units": 2, "dtype": {"class_name": policy, "config": {}}}
+    model = {"class_name": "Sequential", "config": {"layers": [{"class_name": "Dense"}]}}
+    model["config"]["layers"][0]["config"] = config
+    with h5py.File(tmp_path / "weights.h5", "w") as file:
+        for index, shape in enumerate(((3, 2), (2,), (2,))):  # with a scale
+            file[f"layers/dense/vars/{index}"] = np.ones(shape, "int8" if not index else "f")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("metadata.json", "{}")
+        archive.writestr("config.json", json.dumps(model))
+        archive.write(tmp_path / "weights.h5", "model.weights.h5")
+    with pytest.raises(KerasFileError, match="'h' .Dense.: quantized weights are not supported"):
         load_model(path)
 
 

@@ -45,7 +45,7 @@ def public_functions():
             yield name, value
 
 
-LATE = {"flax", "h5py", "matplotlib", "optax", "tensorflow", "tensorflow_datasets", "tqdm"}
+LATE = {"flax", "h5py", "keras", "matplotlib", "optax", "tensorflow", "tensorflow_datasets", "tqdm"}
 
 
 def modules_after(program):

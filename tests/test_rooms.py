@@ -13,7 +13,7 @@ PACKAGE = Path(dogwood_jax.__file__).parent
 ORDER = (
     "_base strategies _program _widths _modules _growth _arrays _judge _depth _plan _optimizer "
     "_rotary _heads _experts _by_gradient _front _figures _smaller _layout _insert _old_nnx nnx "
-    "plotting mnist training keras_h5 checkpoint decoder _folders __main__"
+    "keras plotting mnist training keras_h5 checkpoint decoder _folders __main__"
 ).split()
 KERAS_ORDER = "_files _kinds _weights _models _front __main__".split()
 ROOMS = sorted(path.parent for path in PACKAGE.rglob("_*/**/__init__.py"))

@@ -115,7 +115,7 @@ def _function_of(value: Any) -> str:
             "lambda module, x: jax.vmap(module)(x), and the module as variables"
         )
     if library == "Keras":
-        return "pass lambda variables, x: model.stateless_call(*variables, x)[0]"
+        return "dw.keras.trace(model, x) takes models of Keras"
     return "pass its apply" if callable(getattr(value, "apply", None)) else ""
 
 

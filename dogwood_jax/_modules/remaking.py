@@ -19,7 +19,7 @@ from dogwood_jax._base.trees import PyTree, is_array, leaf_path, struct, struct_
 
 Shapes = Mapping[str, tuple[int, ...]]
 # The values of some arguments, by their index among all.
-_Numbers = Mapping[int, float]
+Numbers = Mapping[int, float]
 # More ways to fill in a module's numbers are not followed.
 _MOST_WAYS = 256
 # What classes take to draw random numbers with.
@@ -69,7 +69,7 @@ class Remaker:
         wanted = {path: shape[len(stack) :] for path, shape in wanted.items()}
         given, structure = jax.tree.flatten(arguments)
 
-        def make(numbers: _Numbers) -> PyTree | None:
+        def make(numbers: Numbers) -> PyTree | None:
             changed = [numbers.get(index, value) for index, value in enumerate(given)]
             return self._again(cls, jax.tree.unflatten(structure, changed), node)
 
@@ -78,8 +78,8 @@ class Remaker:
             for index, number in enumerate(given)
             if is_number(number) and number in sizes
         }
-        fitting = (make(numbers) for numbers in _fitting(make, ways, wanted))
-        found = [*itertools.islice((made for made in fitting if made is not None), 2)]
+        all_made = (make(numbers) for numbers in fitting(make, ways, wanted))
+        found = [*itertools.islice((made for made in all_made if made is not None), 2)]
         if not found:
             raise Unknown("its class makes none with arrays of the new shapes")
         if len(found) > 1:
@@ -192,9 +192,9 @@ def _stack(made: PyTree, node: PyTree) -> tuple[int, ...] | None:
     return stack if own == {path: stack + shape for path, shape in one.items()} else None
 
 
-def _fitting(
-    make: Callable[[_Numbers], PyTree | None], ways: Mapping[int, Sequence[float]], wanted: Shapes
-) -> Iterator[_Numbers]:
+def fitting(
+    make: Callable[[Numbers], PyTree | None], ways: Mapping[int, Sequence[float]], wanted: Shapes
+) -> Iterator[Numbers]:
     """Yields the numbers with which a class makes arrays of the shapes that are wanted.
 
     Args:
@@ -203,7 +203,7 @@ def _fitting(
         wanted: the shapes, by path.
     """
 
-    def shapes(numbers: _Numbers) -> Shapes:
+    def shapes(numbers: Numbers) -> Shapes:
         made = make(numbers)
         return wanted if made is None else shapes_in(made)  # not ruled out before all are set
 
@@ -214,7 +214,7 @@ def _fitting(
         for path, decided_by in deciding.items():
             if any(one.get(path) != before.get(path) for one in after):
                 decided_by.append(index)
-    found: list[_Numbers] = [{}]
+    found: list[Numbers] = [{}]
     for path, decided_by in deciding.items():  # so that few numbers are open at a time
         tried = _each_way(found, ways, decided_by)
         found = [numbers for numbers in tried if shapes(numbers).get(path) == wanted[path]]
@@ -224,8 +224,8 @@ def _fitting(
 
 
 def _each_way(
-    found: Sequence[_Numbers], ways: Mapping[int, Sequence[float]], indices: Iterable[int]
-) -> Iterator[_Numbers]:
+    found: Sequence[Numbers], ways: Mapping[int, Sequence[float]], indices: Iterable[int]
+) -> Iterator[Numbers]:
     """Yields numbers with some more of them filled in, in every way."""
     free = [index for index in indices if index not in found[0]]
     for numbers in found:

@@ -52,7 +52,7 @@ class Resizing:
             path = leaf.path.removeprefix(collection)
             units = {(u.size, u.width) for axis in leaf.axes for u in units_of(axis)}
             self._stay[path] = {(size, width) for size, width in units if width not in sizes}
-            if len(self._stay[path]) < len(units) and (changes := _changes(leaf, sizes)):
+            if len(self._stay[path]) < len(units) and (changes := changes_of(leaf, sizes)):
                 self._shapes[path] = tuple(size_of(axis, sizes) for axis in leaf.axes)
                 self._changes[path] = changes
 
@@ -121,7 +121,7 @@ def outdated_leaves(
         known: the arrays of the network.
         sizes: new sizes by name of the width.
     """
-    changes = {leaf.path: _changes(leaf, sizes) for leaf in known}
+    changes = {leaf.path: changes_of(leaf, sizes) for leaf in known}
     problems = []
     for path, number in leaves.items():
         if not is_number(number):
@@ -150,7 +150,7 @@ def modules_say_numbers(structure: Any) -> bool:
     return any(map(modules_say_numbers, structure.children()))
 
 
-def _changes(leaf: Leaf, sizes: Mapping[str, int]) -> set[tuple[int, int]]:
+def changes_of(leaf: Leaf, sizes: Mapping[str, int]) -> set[tuple[int, int]]:
     """Returns sizes of an array that change, and what they become.
 
     These are the sizes of its axes, of the parts of an axis, and the products of neighbouring axes,

@@ -23,7 +23,7 @@ def load_model(
     grow them, and ``save`` them like the file. The module takes its sizes from the variables, so
     that the same module computes a grown model.
 
-    Sequential and Functional models of Keras 2 and 3, with the layers that ``load`` converts and
+    Sequential and Functional models of Keras 1, 2 and 3, with the layers that ``load`` converts and
     those without weights, but none that has code in the file (Lambda) or elsewhere (custom ones).
     Layers at the front that look up text or categories or hash them (TextVectorization,
     StringLookup, IntegerLookup, Hashing) are left out: the module takes what they return.

@@ -67,7 +67,8 @@ def save(
             over, with the arrays of ``variables`` in whatever sizes they have now. It may be
             ``path`` itself. If it is a whole model, its configuration gets the new sizes, so that
             ``keras.models.load_model`` opens the new file; the optimizer's arrays are left out
-            where the weights are no longer of their shapes, unless there is an ``opt_state``.
+            where the weights are no longer of their shapes, unless there is an ``opt_state``. A
+            whole model of Keras 1 is read, but not written.
         opt_state: the state of an optimizer as ``load_optimizer`` returns it, or a state of Optax
             with one in it, grown by ``grow_opt_state`` as the variables by ``grow``. It takes the
             place of the moments in ``like``, a whole model with the same optimizer, in whose layout
@@ -339,6 +340,11 @@ def _from_file(
     layout: str | None,
 ) -> tuple[Contents, dict[str, dict[str, np.ndarray]]]:
     """Returns what a file like the old one shall hold: its layers resized, and their arrays."""
+    if old.config is not None and str(old.keras_version).startswith("1."):
+        raise NotSavable(
+            f"{filename}: is a whole model of Keras 1, which is read but not written; leave like= "
+            "out, for a file of the weights as Keras 2 and 3 read them"
+        )
     expected = {
         (collection, layer.name, *path): leaf
         for layer in old.layers

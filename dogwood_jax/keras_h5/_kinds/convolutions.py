@@ -12,6 +12,7 @@ import numpy as np
 from dogwood_jax.keras_h5._kinds.activations import then_activate
 from dogwood_jax.keras_h5._kinds.kind import (
     CHANNELS,
+    KERAS_1,
     KINDS,
     Config,
     Function,
@@ -143,9 +144,41 @@ def _conv_transpose(rank: int, config: Config, name: str | None, deterministic: 
     return then_activate(config, channels_last(config, conv))
 
 
+# Of Keras 1, the order of the axes of kernels by that of Flax, [y, x, in, out].
+_ORDERS = {"th": (3, 2, 0, 1), "tf": (0, 1, 2, 3)}
+
+
+def _conv_weights(config: Config) -> list[Weight]:
+    """The arrays of a convolution, whose kernel Keras 1 may have laid out in another way."""
+    order, _, turned = str(config.get(KERAS_1, "")).partition(" ")
+    if not order:
+        return kernel_and_bias(config)
+
+    def to_flax(kernel: np.ndarray) -> list[np.ndarray]:
+        kernel = kernel[:, 0] if order == "1D" else kernel.transpose(np.argsort(_ORDERS[order]))
+        return [_turned(kernel) if turned else kernel]
+
+    def to_keras(kernels: Sequence[np.ndarray]) -> np.ndarray:
+        kernel = _turned(kernels[0]) if turned else kernels[0]
+        return kernel[:, None] if order == "1D" else kernel.transpose(_ORDERS[order])
+
+    return [Weight("kernel", (path("params/kernel"),), to_flax, to_keras), *bias(config)]
+
+
+def _turned(kernel: np.ndarray) -> np.ndarray:
+    """Turns a kernel around: its own inverse."""
+    return np.flip(kernel, axis=tuple(range(kernel.ndim - 2)))
+
+
+def _conv_axes(space: str, config: Config) -> dict[str, str]:
+    kernels = {"th": f"filters in {space}", "1D": f"{space} 1 in filters"}
+    kernel = kernels.get(str(config.get(KERAS_1)).split()[0], f"{space} in filters")
+    return {"kernel": kernel, "bias": "filters"}
+
+
 def _transposed(array: np.ndarray) -> np.ndarray:
     """Swaps the channels of a kernel and turns it around: its own inverse."""
-    return np.flip(np.swapaxes(array, -1, -2), axis=tuple(range(array.ndim - 2)))
+    return _turned(np.swapaxes(array, -1, -2))
 
 
 def _weights_of_transpose(config: Config) -> list[Weight]:
@@ -238,8 +271,8 @@ def _separable_weights(config: Config) -> list[Weight]:
 for _rank, _space in ((1, "x"), (2, "y x"), (3, "z y x")):
     KINDS[f"Conv{_rank}D"] = Kind(
         module=partial(_conv, _rank),
-        weights=kernel_and_bias,
-        axes=fixed({"kernel": f"{_space} in filters", "bias": "filters"}),
+        weights=_conv_weights,
+        axes=partial(_conv_axes, _space),
         sizes=_filters,
         sizes_by_input=_groups_of_input,
         reads=channels_of_kernel,

@@ -18,6 +18,9 @@ Shape = tuple[int, ...]
 # many channels are read, for a GroupNormalization how many there were before the model grew, for a
 # convolution in groups that it has other filters than before.
 CHANNELS = "channels, says dogwood_jax"
+# For a layer whose arrays Keras 1 laid out in another way. For a convolution, "th", "tf" or "1D"
+# says how, and " turned" after it that its kernel is turned around, as Theano has kernels.
+KERAS_1 = "of Keras 1, says dogwood_jax"
 # For a BatchNormalization of three arrays whose names are unknown: that it has one of the two.
 EITHER = "scale or center, says dogwood_jax"
 

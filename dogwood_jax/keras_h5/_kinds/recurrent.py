@@ -18,6 +18,7 @@ import numpy as np
 
 from dogwood_jax.keras_h5._kinds.activations import Activation, activation
 from dogwood_jax.keras_h5._kinds.kind import (
+    KERAS_1,
     KINDS,
     Config,
     Function,
@@ -235,13 +236,27 @@ def _gated_kernels(order: str) -> list[Weight]:
     ]
 
 
+def _gate_by_gate(gates: str, order: str, bias: str) -> list[Weight]:
+    """The arrays of Keras 1, with one for each gate, in its order."""
+    sources = {"W": ("i", "kernel"), "U": ("h", "kernel"), "b": (bias, "bias")}
+    return [
+        plain(f"cell/{name}_{gate}", f"params/cell/{source}{own}/{weight}")
+        for gate, own in zip(gates, order)
+        for name, (source, weight) in sources.items()
+    ]
+
+
 def _lstm(config: Config) -> list[Weight]:
+    if KERAS_1 in config:
+        return _gate_by_gate("icfo", "igfo", "h")
     order = "ifgo"  # Keras calls g c
     weights = [*_gated_kernels(order), split("cell/bias", *_gates("h", order, "bias"))]
     return weights if config.get("use_bias", True) else weights[:2]
 
 
 def _gru(config: Config) -> list[Weight]:
+    if KERAS_1 in config:
+        return _gate_by_gate("zrh", "zrn", "i")
     order = "zrn"  # Keras calls n h
     kernels = _gated_kernels(order)
     bias = split("cell/bias", *_gates("i", order, "bias"))

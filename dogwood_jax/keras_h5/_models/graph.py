@@ -10,9 +10,11 @@ import numpy as np
 from dogwood_jax.keras_h5._kinds.kind import Config
 from dogwood_jax.keras_h5._kinds.nested import MODELS, layer_name, layers_of
 
+ALL = -1  # in place of one array: all that a call returns
+
 
 class Ref(NamedTuple):
-    """One array that a call of a layer returns: the layer, which of its calls, which array."""
+    """An array that a call of a layer returns: the layer, which of its calls, which array."""
 
     layer: str
     call: int
@@ -72,7 +74,7 @@ def parse(class_name: str, config: Config) -> Graph:
         calls, last = [], Ref("", 0, 0)
         for name in layers:
             calls.append(Call(name, 0, (last,), {}))
-            last = Ref(name, 0, 0)
+            last = Ref(name, 0, ALL)
         return Graph(described, calls, Ref("", 0, 0), last)
     inputs, outputs = (
         replaced(config[key], _ref_of_list(layers)) for key in ("input_layers", "output_layers")

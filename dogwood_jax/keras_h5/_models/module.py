@@ -13,7 +13,7 @@ from dogwood_jax.keras_h5._kinds.kind import CHANNELS, Config, kind_of
 from dogwood_jax.keras_h5._kinds.nested import MODELS
 from dogwood_jax.keras_h5._models.channels import read_channels
 from dogwood_jax.keras_h5._models.frozen import FrozenConfig, frozen
-from dogwood_jax.keras_h5._models.graph import Ref, parse, refs_in, replaced
+from dogwood_jax.keras_h5._models.graph import ALL, Ref, parse, refs_in, replaced
 from dogwood_jax.keras_h5._models.masks import (
     given_to,
     handed_on,
@@ -60,7 +60,10 @@ class KerasLayers(nn.Module):
         def found(tree: Any) -> Any:
             if not isinstance(tree, Ref):
                 return None
-            return jax.tree.leaves(values[tree[:2]])[tree.output]
+            value = values[tree[:2]]
+            if tree.output != ALL:
+                return jax.tree.leaves(value)[tree.output]
+            return [*value] if isinstance(value, tuple) else value
 
         masks: dict[tuple[str, int], Any] = {}
         gone = taken_off(graph)

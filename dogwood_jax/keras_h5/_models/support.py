@@ -7,6 +7,7 @@ from dogwood_jax._base.problems import listed
 from dogwood_jax.keras_h5._files.errors import KerasFileError
 from dogwood_jax.keras_h5._kinds.kind import NAMED, Config, kind_of
 from dogwood_jax.keras_h5._kinds.nested import MODELS, layer_name, layers_of
+from dogwood_jax.keras_h5._kinds.options import is_quantized
 from dogwood_jax.keras_h5._models.graph import parse, refs_in
 from dogwood_jax.keras_h5._models.groups import annotated
 from dogwood_jax.keras_h5._models.masks import given_to, handed_on, seen_by, taken_off, unclear
@@ -16,7 +17,7 @@ from dogwood_jax.keras_h5._models.vocabularies import left_out
 
 _MAX_CALLS = 1 << 16  # of layers; models that call models many times can make ever more
 
-_TAKEN = {*dir(KerasLayers), "resized"}  # names in modules
+_TAKEN = {*dir(KerasLayers), "resized", "params"}  # names in modules
 
 # What reading a config raises that is not as Keras writes it.
 _ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -59,7 +60,7 @@ def _problems(class_name: str, config: Any, place: str) -> Iterator[str]:
         if layer_class in MODELS:
             yield from _problems(layer_class, layer_config, f"{where}/")
             continue
-        if "Quantized" in str(_policy(layer_config)):
+        if is_quantized(layer_config):
             yield f"{where} ({layer_class}): quantized weights are not supported"
         try:
             make_layer(layer_class, layer_config, None, deterministic=True)

@@ -13,6 +13,7 @@ from typing import Any
 from dogwood_jax.keras_h5._files.errors import KerasFileError
 from dogwood_jax.keras_h5._kinds.kind import KINDS, NAMED, Config
 from dogwood_jax.keras_h5._kinds.nested import MODELS
+from dogwood_jax.keras_h5._weights.keras_1 import as_in_keras_2
 
 _WRAPPED = ("layer", "backward_layer", "cell")  # where the config of a layer has another one
 
@@ -25,22 +26,25 @@ _REGISTERED = ("Adam", "AdamW", "CustomScaleLayer")
 _SEQUENTIAL = {"name", "trainable", "dtype", "layers", "build_input_shape"}
 
 
-def checked_config(config: Any, place: str, names: Sequence[str] = ()) -> Config:
+def checked_config(
+    config: Any, place: str, names: Sequence[str] = (), *, of_theano: bool = False
+) -> Config:
     """Returns a model's config, once every layer in it has a class, a config and a name.
 
     Before Keras 2.2.3 the config of a Sequential model was the list of its layers, and one inside
-    another had no name. Here it is as it has been since. Classes are called as ``with_classes``
-    says.
+    another had no name. Here it is as it has been since, also for Keras 1. Classes are called as
+    ``with_classes`` says.
 
     Args:
         config: the config as it is in the file.
         place: where it is there.
         names: the names of the layers, where the file has them elsewhere.
+        of_theano: whether the weights are Theano's, if they are of Keras 1.
 
     Raises:
         KerasFileError: naming the first layer that is not as it should be.
     """
-    modern: Config = with_classes(_modern(config, "", names))
+    modern: Config = with_classes(as_in_keras_2(_modern(config, "", names), of_theano))
     _check(modern, f"at {place}: the model")
     return modern
 

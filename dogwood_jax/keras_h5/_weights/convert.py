@@ -1,5 +1,6 @@
 """The arrays of a Keras layer as those of the Flax layer that computes the same, and back."""
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -115,6 +116,7 @@ def canonical(
         # Keras 3 calls the kernel of a depthwise convolution a kernel.
         by_last = {name.rsplit("/", 1)[-1]: name for name in expected}
         by_last |= {"kernel": "depthwise_kernel"} if "depthwise_kernel" in expected else {}
+        by_last |= {"kernel": "embeddings"} if "embeddings" in expected else {}  # in Keras 1
         names = [by_last.get(part, name) for part, name in zip(last, weights)]
     else:
         names = expected
@@ -141,6 +143,8 @@ _KERAS_1 = {
 def last_part(name: str) -> str:
     """Returns what a weight is called within its layer, whatever the file says before that."""
     last = name.rsplit("/", 1)[-1]
+    if gate := re.search("_([WUb]_[a-z])$", last):  # of Keras 1
+        return gate[1]
     for old, new in _KERAS_1.items():
         if last.endswith(f"_{old}"):
             return new

@@ -120,7 +120,8 @@ def contents(source: Source) -> Contents:
     model: Config | None = None
     if config_text is not None:
         place = "attribute model_config"
-        model = checked_config(parsed(config_text, place, source.limit), place, names)
+        stored = parsed(config_text, place, source.limit)
+        model = checked_config(stored, place, names, of_theano=_is_of_theano(group, names))
     return Contents(
         "model.h5" if whole else "h5",
         read_text(group, "keras_version") or read_text(root, "keras_version"),
@@ -134,7 +135,8 @@ def contents(source: Source) -> Contents:
 def _weights_of_keras_3(root: Group) -> Contents:
     tree = read_tree(root)
     layers = _positioned(tree, None)
-    if not any(layer.weights for layer in layers):
+    is_without_weights = layers and tree.part("vars") is not None
+    if not is_without_weights and not any(layer.weights for layer in layers):
         raise misplaced(
             root,
             "an attribute layer_names, as in files that Keras 1 and 2 write, or groups of layers "
@@ -208,6 +210,13 @@ def _named(group: Group, names: Sequence[str], config: Config | None) -> tuple[L
         entry = described.get(name, {"class_name": None, "config": {}})
         layers.append(make_layer(name, entry["class_name"], entry["config"], weights))
     return tuple(layers)
+
+
+def _is_of_theano(group: Group, names: Sequence[str]) -> bool:
+    """Whether weights have no ``:0`` in their names, as of Keras 1 on Theano."""
+    groups = (find(group, name) for name in names)
+    weights = [w for g in groups if g is not None for w in read_names(g, "weight_names") or ()]
+    return not any(name.endswith(":0") for name in weights)
 
 
 def _listed_weights(group: Group) -> dict[str, Dataset]:

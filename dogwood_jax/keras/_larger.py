@@ -1,0 +1,359 @@
+"""Models in other sizes, made anew from their configs: ``larger_models``.
+
+No table says which numbers of a config are sizes. Keras itself is asked: a layer that is made from
+its config with other numbers must have variables of the shapes that are wanted.
+"""
+
+import functools
+import inspect
+import itertools
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from dogwood_jax._base.described import first_line
+from dogwood_jax._base.problems import listed
+from dogwood_jax._base.trees import PyTree, struct
+from dogwood_jax._modules.remaking import Numbers, fitting
+from dogwood_jax._modules.resizing import changes_of
+from dogwood_jax._plan.sizes import named_sizes
+from dogwood_jax._widths.layout import size_of
+from dogwood_jax._widths.widths import Widths
+from dogwood_jax.keras._live import (
+    Layer,
+    Model,
+    Variable,
+    function_of,
+    imported,
+    layers_by_name,
+    layers_in,
+    seeds_kept,
+    with_inputs,
+)
+
+Config = dict[str, Any]
+Shape = tuple[int, ...]
+# What a size that changes may become.
+Changes = Mapping[int, set[int]]
+
+# So many other configs of a layer are tried, where the first one does not make the model.
+_MOST_OTHERS = 8
+_WAY_OUT = "make the larger model yourself, and pass it as target="
+
+
+def larger_models(
+    model: Model, widths: Widths, sizes: Mapping[Any, int], inputs: PyTree
+) -> Iterator[Model]:
+    """Yields new models like another one, in other sizes, with the values that Keras gives them.
+
+    They are not compiled. The first one keeps all numbers that have no part in the shapes of its
+    variables, such as how many groups a normalization has. The next ones do not.
+
+    Args:
+        model: the model, which stays as it is.
+        widths: its widths.
+        sizes: new sizes by width.
+        inputs: the shapes of its input.
+
+    Raises:
+        ValueError: if its config does not show how it is made in these sizes, or if the sizes are
+            not those of widths; all layers in one message, before any array is made.
+    """
+    problems: list[str] = []
+    named = named_sizes(widths, sizes, problems)
+    if problems:
+        raise ValueError(listed("cannot grow this model", problems))
+    classes = {type(layer) for layer in layers_in(model)}
+    own = {cls.__name__: cls for cls in classes if not cls.__module__.startswith("keras.")}
+    configs = _configs(model, widths, named, inputs)
+    while True:
+        with imported().saving.custom_object_scope(own):
+            if (config := next(configs, None)) is None:
+                return
+            larger = _made(type(model), config, inputs)
+        for old, new in zip(layers_in(model), layers_in(larger)):
+            if new.trainable != old.trainable:
+                new.trainable = old.trainable
+        yield larger
+
+
+def _configs(
+    model: Model, widths: Widths, sizes: Mapping[str, int], inputs: PyTree
+) -> Iterator[Config]:
+    """Yields configs of a model with which Keras makes its variables in other sizes."""
+    shapes = {
+        leaf.path: tuple(size_of(axis, sizes) for axis in leaf.axes) for leaf in widths.leaves
+    }
+    wanted = {id(v): shapes[name] for name, v in function_of(model).variables.items()}
+    changes: dict[int, set[int]] = {}
+    for old, new in itertools.chain(*(changes_of(leaf, sizes) for leaf in widths.leaves)):
+        changes.setdefault(old, set()).add(new)
+    parts: dict[str, _Part] = {}
+
+    def see(path: str, layer: Layer | None, config: Config) -> Config:
+        parts[path] = _Part(layer, config, wanted, inputs if layer is model else None)
+        return config
+
+    own = _with_parts(model, _config_of(model), see)
+    ways = {path: part.in_sizes(changes) for path, part in parts.items()}
+    first = {path: next(configs, None) for path, configs in ways.items()}
+    if missing := [path for path, config in first.items() if config is None]:
+        problems = (f"{path or model.name}: {parts[path].problem}; {_WAY_OUT}" for path in missing)
+        raise ValueError(listed("cannot make this model in other sizes", problems))
+    # One part after another is made from other numbers.
+    others = (
+        {**first, path: config}
+        for path, configs in ways.items()
+        for config in itertools.islice(configs, _MOST_OTHERS)
+    )
+    found, why = False, ""
+    for chosen in itertools.chain([first], others):
+        config = _with_parts(model, own, lambda path, *_: chosen[path])  # noqa: B023
+        try:
+            made = _shapes(lambda: _made(type(model), config, inputs))  # noqa: B023
+        except _NotMade as error:
+            why = why or str(error)
+            continue
+        if made == [*wanted.values()]:
+            found = True
+            yield config
+    if not found:
+        why = why or "its variables have other shapes"
+        raise ValueError(f"cannot make {model.name} in other sizes: {why}; {_WAY_OUT}")
+
+
+def _config_of(model: Model) -> Config:
+    """Returns the config of a model.
+
+    Raises:
+        ValueError: names the layers that have none.
+    """
+    # What Keras makes up for a model whose class has no get_config may lack its arguments.
+    is_told = type(model).get_config is not imported().Model.get_config
+    if not is_told and (fields := _fields(model)) is not None:
+        return fields
+    try:
+        return dict(model.get_config())
+    except NotImplementedError:
+        pass
+    problems = []
+    for layer in [model] if not layers_by_name(model) else layers_in(model)[1:]:
+        try:
+            layer.get_config()
+        except NotImplementedError:
+            problems.append(
+                f"{layer.name}: {type(layer).__name__} has no get_config that says how it is made; "
+                f"write one, or {_WAY_OUT}"
+            )
+    raise ValueError(listed("cannot make this model in other sizes", problems))
+
+
+def _fields(model: Model) -> Config | None:
+    """Returns what the class of a model takes, from its fields; None if they do not tell."""
+    config = {}
+    for name, parameter in inspect.signature(type(model).__init__).parameters.items():
+        if name in ("self", "name") or parameter.kind in (
+            parameter.VAR_POSITIONAL,
+            parameter.VAR_KEYWORD,
+        ):
+            continue
+        if hasattr(model, name):
+            config[name] = getattr(model, name)
+        elif parameter.default is parameter.empty:
+            return None
+    return config
+
+
+def _with_parts(
+    layer: Layer | None,
+    config: Config,
+    of_part: Callable[[str, Layer | None, Config], Any],
+    path: str = "",
+) -> Config:
+    """Returns a config with each of its parts changed.
+
+    The parts of a Sequential or Functional model are its layers, by path, those of models in it
+    among them. Any other model is one part.
+
+    Args:
+        layer: the model, or a layer of it; None for what is none.
+        config: its config.
+        of_part: what becomes of the config of a part.
+        path: where it is.
+    """
+    layers = layers_by_name(layer)
+    if not layers or "layers" not in config:
+        return dict(of_part(path, layer, config))
+    # The entries of a Sequential model have no names, and begin with what describes its input.
+    unnamed = dict(zip(range(len(config["layers"]) - 1, -1, -1), reversed(layers.values())))
+    entries = []
+    for index, entry in enumerate(config["layers"]):
+        # Layers are built from their inputs, which may have other sizes than before.
+        entry = {key: value for key, value in entry.items() if key != "build_config"}
+        part = layers.get(entry["name"]) if "name" in entry else unnamed.get(index)
+        name = entry["config"].get("name", "") if part is None else part.name
+        here = f"{path}/{name}".removeprefix("/")
+        entry["config"] = _with_parts(part, entry["config"], of_part, here)
+        entries.append(entry)
+    return {**config, "layers": entries}
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A layer of a model, or an operation, with numbers in its config.
+
+    Attributes:
+        layer: the layer, if it is one.
+        config: its config.
+        wanted: the new shapes of the model's variables, by identity.
+        inputs: of a whole model, the shapes of its input.
+    """
+
+    layer: Layer | None
+    config: Config
+    wanted: Mapping[int, Shape]
+    inputs: PyTree
+
+    @functools.cached_property
+    def variables(self) -> Mapping[str, Variable]:
+        """The layer's variables by name."""
+        return {} if self.layer is None else function_of(self.layer).variables
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """The shapes that these have now."""
+        return [tuple(variable.shape) for variable in self.variables.values()]
+
+    @property
+    def new_shapes(self) -> list[Shape]:
+        """The shapes that are wanted."""
+        return [self.wanted.get(id(v), tuple(v.shape)) for v in self.variables.values()]
+
+    @functools.cached_property
+    def given(self) -> dict[str, Any]:
+        """What the layer is made from: its config, and the shapes of its inputs."""
+        build = None if self.layer is None else self.layer.get_build_config()
+        return dict(_plain({"config": self.config, "build": build}))
+
+    def made(self, given: Mapping[str, Any]) -> list[Shape]:
+        """Returns the shapes of the variables of a layer that is made from something."""
+        if not self.variables:
+            return []
+        cls = type(self.layer)
+        if self.inputs is None:
+            return _shapes(lambda: _built(cls, **given))
+        return _shapes(lambda: _made(cls, given["config"], self.inputs))
+
+    def in_sizes(self, changes: Changes) -> Iterator[Config]:
+        """Yields configs with which the variables get the shapes that are wanted.
+
+        The first one keeps the numbers that have no part in it.
+        """
+        if self.variables and self.new_shapes == self.shapes:
+            yield self.config
+            return
+        leaves, structure = jax.tree.flatten(self.given)
+        in_build = len(jax.tree.leaves(self.given["build"]))  # these come first
+
+        def with_numbers(numbers: Numbers) -> dict[str, Any]:
+            changed = [numbers.get(index, leaf) for index, leaf in enumerate(leaves)]
+            return dict(jax.tree.unflatten(structure, changed))
+
+        @functools.cache
+        def shapes(*numbers: float) -> list[jax.ShapeDtypeStruct] | None:
+            given = with_numbers(dict(zip(ways, numbers)))
+            try:
+                return [struct(shape, np.float32) for shape in self.made(given)]
+            except _NotMade:
+                return None
+
+        def made(numbers: Numbers) -> list[jax.ShapeDtypeStruct] | None:
+            return shapes(*(numbers.get(index, way[0]) for index, way in ways.items()))
+
+        ways = {
+            index: [leaf, *sorted(changes[leaf])]
+            for index, leaf in enumerate(leaves)
+            if type(leaf) is int and leaf in changes
+        }
+        wanted = {str(index): shape for index, shape in enumerate(self.new_shapes)}
+        seen = set()
+        for numbers in fitting(made, ways, wanted):
+            key = tuple(number for index, number in sorted(numbers.items()) if index >= in_build)
+            if key not in seen and made(numbers) is not None:
+                seen.add(key)
+                yield with_numbers(numbers)["config"]
+
+    @property
+    def problem(self) -> str:
+        """Says that no numbers make the layer in its new shapes."""
+        cls = type(self.layer).__name__
+        try:
+            self.made(self.given)
+        except _NotMade as error:
+            return f"{cls} cannot be made anew from its config: {error}"
+        shapes = zip(self.variables, self.shapes, self.new_shapes)
+        wrong = [f"{name} {new} in place of {old}" for name, old, new in shapes if new != old]
+        more = f" and {len(wrong) - 2} more" if len(wrong) > 2 else ""
+        return f"no numbers in the config of {cls} make {', '.join(wrong[:2])}{more}"
+
+
+# Making layers ------------------------------------------------------------------------------------
+
+
+class _NotMade(Exception):
+    """Why Keras makes no layer or model of a config."""
+
+
+def _made(cls: Any, config: Config, inputs: PyTree) -> Model:
+    """Returns a model of a class with its variables."""
+    model = cls.from_config(_plain(config))
+    return model if model.built else with_inputs(model, inputs)
+
+
+def _built(cls: Any, config: Config, build: Config | None) -> Layer:
+    """Returns a layer of a class with its variables, for inputs of the shapes in ``build``."""
+    layer = cls.from_config(_plain(config))
+    if build and not layer.built:
+        layer.build_from_config(build)
+    if build and not layer.variables:  # it has no ``build``, and makes them as it is called
+        tensor = imported().KerasTensor
+        shapes = build.get("shapes_dict", {})
+        args = [] if shapes else [tensor(build["input_shape"])]
+        layer(*args, **{name.removesuffix("_shape"): tensor(s) for name, s in shapes.items()})
+    return layer
+
+
+def _plain(config: Any) -> Any:
+    """Returns a copy of a config, in containers of Python's own: Keras takes configs apart."""
+    if isinstance(config, dict):
+        return {key: _plain(value) for key, value in config.items()}
+    if isinstance(config, list | tuple):
+        return (list if isinstance(config, list) else tuple)(map(_plain, config))
+    return config
+
+
+def _shapes(make: Callable[[], Layer]) -> list[Shape]:
+    """Returns the shapes of a layer's variables without making arrays.
+
+    Raises:
+        _NotMade: if Keras, or a class of the user's, raises.
+    """
+    shapes: list[Shape] | Exception = []
+
+    def made() -> None:
+        nonlocal shapes
+        try:
+            shapes = [tuple(v.shape) for v in function_of(make()).variables.values()]
+        except Exception as error:  # which any class may raise
+            shapes = error
+
+    with seeds_kept(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        jax.eval_shape(made)
+    if isinstance(shapes, Exception):
+        raise _NotMade(first_line(shapes))
+    return shapes
