@@ -11,6 +11,7 @@ import jax
 from dogwood_jax import checkpoint
 from dogwood_jax._base.command import WholeNames, answered, show
 from dogwood_jax._folders import grow as folder_grow
+from dogwood_jax._folders import maxtext as folder_maxtext
 from dogwood_jax._folders import shrink as folder_shrink
 from dogwood_jax._folders import upcycle as folder_upcycle
 from dogwood_jax._folders.models import draws
@@ -45,6 +46,13 @@ def main(arguments: Sequence[str]) -> str:
     _add_seed(grow)
     grow.add_argument(
         "--names", help="with GROWTH: a JSON file that says which tensor is which leaf"
+    )
+    grow.add_argument(
+        "--maxtext",
+        nargs=2,
+        metavar=("CONFIG", "NEW"),
+        help="SOURCE is a step of MaxText, and --set gives numbers of its CONFIG, such as "
+        "base_mlp_dim; NEW is the yml to write, with these numbers over it. MaxText is needed",
     )
     grow.add_argument("--config", help="with GROWTH: a JSON file with new numbers for config.json")
     grow.set_defaults(run=_grow)
@@ -98,13 +106,20 @@ def _grow(options: argparse.Namespace) -> str:
     if options.names or options.config:
         raise ValueError("--names and --config go with GROWTH; give numbers as --set NAME=VALUE")
     source, out = Path(options.source), Path(options.out)
+    if options.maxtext:
+        if options.rows:
+            raise ValueError("--rows: goes with folders of Hugging Face; leave it out for MaxText")
+        config, new = map(Path, options.maxtext)
+        return folder_maxtext.grow(source, out, config, new, options.set, seed=options.seed)
     return folder_grow.grow(source, out, options.set, rows=options.rows, seed=options.seed)
 
 
 def _grow_as_planned(options: argparse.Namespace) -> str:
     """Carries a growth out that was planned before."""
-    if options.set or options.rows:
-        raise ValueError("--set and --rows plan a growth; leave them out, or leave out GROWTH")
+    if options.set or options.rows or options.maxtext:
+        raise ValueError(
+            "--set, --rows and --maxtext plan a growth; leave them out, or leave out GROWTH"
+        )
     growth = from_json(Path(options.growth).read_text())
     if not isinstance(growth, Growth):
         raise ValueError(

@@ -41,7 +41,7 @@ from dogwood_jax._modules.nnx_function import (
     traced_module,
     with_state,
 )
-from dogwood_jax._modules.of_nnx import resized_module
+from dogwood_jax._modules.of_nnx import resized_module, value_of
 from dogwood_jax._optimizer.growable import with_ages_of
 from dogwood_jax._optimizer.opt_state import grow_state
 from dogwood_jax._plan.sizes import named_sizes
@@ -349,13 +349,14 @@ def grow_optimizer(
         fields or {},
     )
 
+    step = value_of(optimizer.step)
     if copy:
-        state = unshared(state, arrays_of(optimizer.opt_state))
+        state, step = unshared((state, step), arrays_of(optimizer.opt_state), step)
 
     def begin(params: Any) -> Any:
         return with_ages_of(optimizer.tx.init(params), state)
 
-    return optimizer_of(wide_model, optimizer, begin, state)
+    return optimizer_of(wide_model, optimizer, begin, state, step)
 
 
 @old.takes_old_form(old.upcycle, trace)

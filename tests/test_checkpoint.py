@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -297,6 +298,24 @@ def test_names_map_tensors_to_leaves_and_back(tmp_path, monkeypatch):
     assert_same(load_file(tmp_path / "large"), expected)
 
 
+def test_names_may_end_in_the_rest_and_leave_tensors_out(tmp_path):
+    arrays = {
+        "model.up.kernel": np.ones((4, 8), np.float32),
+        "model.down.kernel": np.ones((8, 2), np.float32),
+        "model.up.max": np.ones(3, np.float32),
+    }
+    save_file(arrays, tmp_path / "small.safetensors")
+    names = {"model.{*layer}.max": None, "model.{*rest}": "params/{*rest}"}
+    shapes = checkpoint.shapes(tmp_path / "small.safetensors", names=names)
+    assert sorted(leaves_by_path(shapes)) == ["params/down/kernel", "params/up/kernel"]
+    growth = dw.plan(dw.chain(shapes, ("params/up", "params/down")), {"up": 16})
+    checkpoint.grow(
+        tmp_path / "small.safetensors", growth, tmp_path / "large", key=KEY, names=names
+    )
+    found = {name: array.shape for name, array in load_file(tmp_path / "large").items()}
+    assert found == {"model.up.kernel": (4, 16), "model.down.kernel": (16, 2)}
+
+
 def test_what_names_cannot_say_is_listed(tmp_path):
     save_file({"a.b": np.ones((4, 6)), "c.0": np.ones(3)}, tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match=r"a.b: .*'\(n h:128\) d -> d n h', found 'a b'\n- c.{i}"):
@@ -305,9 +324,7 @@ def test_what_names_cannot_say_is_listed(tmp_path):
         )
     with pytest.raises(checkpoint.CheckpointError, match="a.b: no row .*\n- c.0: expected 2 axes"):
         checkpoint.shapes(tmp_path / "x.safetensors", names={"c.{i}": ("c[{i}]", "transpose")})
-    with pytest.raises(
-        ValueError, match="x: expected a path.*\n- y.{i}: expected the same numbers"
-    ):
+    with pytest.raises(ValueError, match="x: expected a path.*\n- y.{i}: expected the same names"):
         names = {"x": 3, "y.{i}": "y", "{0}": "z", "w": "z"}
         checkpoint.shapes(tmp_path / "x.safetensors", names=names)
     with pytest.raises(ValueError, match="b: a has the leaf c, too"):
@@ -331,7 +348,7 @@ def test_what_names_cannot_say_is_listed(tmp_path):
     ids=["llama", "qwen", "gemma1", "gemma2", "gemma3", "gemma7b"],
 )
 def test_ready_tables_name_each_leaf_once(names):
-    table = checkpoint.names.Table(names, names)
+    table = checkpoint.names.Table(names, ".")
     addresses = [row if isinstance(row, str) else row[0] for row in names.values()]
     assert len({*addresses}) == len(addresses)
     tensors = [
@@ -699,6 +716,88 @@ def test_a_step_of_a_checkpoint_manager_becomes_a_step(tmp_path):
         like = ocp.args.StandardRestore(jax.tree.map(np.zeros_like, target))
         assert_same(*map(leaves_by_path, (manager.restore(7, args=like), target)))
         assert manager.metrics(7) == {"loss": 0.5}
+
+
+def in_blocks(path):
+    return re.sub(r"(^|/)layers/(\d+)/", r"\1block_\2/", path)
+
+
+@pytest.mark.parametrize("name", ["wider", "deeper", "narrower"])
+def test_names_say_where_orbax_has_the_network(name, tmp_path):
+    """Layers under other names, with an optimizer's state in which they have these names, too."""
+    _, tree, _ = network()
+    growth = GROWTHS[name]
+    blocks = nested({in_blocks(path): leaf for path, leaf in leaves_by_path(tree).items()})
+    state = trained(ADAMW, blocks)
+    save_by_orbax({"model": blocks, "optimizer": {"opt_state": state}}, tmp_path / "small")
+    names = {"model/block_{i}/{*rest}": "layers/{i}/{*rest}", "model/{*rest}": "{*rest}"}
+    shapes = checkpoint.shapes(tmp_path / "small", names=names)
+    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, tree)
+    assert_same(*map(leaves_by_path, (checkpoint.load(tmp_path / "small", names=names), tree)))
+    checkpoint.grow(tmp_path / "small", growth, tmp_path / "large", key=KEY, tx=ADAMW, names=names)
+    wide = dw.grow(tree, growth, key=KEY)
+    wide_state = dw.grow_opt_state(trained(ADAMW, tree), growth, ADAMW, variables=wide)
+    expected = {"model": wide, "optimizer": {"opt_state": wide_state}}
+    expected = {in_blocks(path): leaf for path, leaf in leaves_by_path(expected).items()}
+    assert_same(leaves_by_path(checkpoint.load(tmp_path / "large")), expected)
+
+
+def test_a_tree_as_maxtext_saves_it_grows(tmp_path):
+    """Parameters below two keys, empty entries of a state, and keys that are left out."""
+    apply, tree, tokens = network()
+    tree = {**tree, "layers": {"block": tree["layers"][0]}}
+
+    def first(variables, tokens):
+        return apply({**variables, "layers": [variables["layers"]["block"]]}, tokens)
+
+    growth = dw.plan(dw.trace(first, tree, tokens), {"layers/block": 33})
+    tx = optax.adamw(optax.linear_schedule(0, 1e-3, 9))
+
+    def as_saved(tree, state):
+        adam, _, schedule = state
+        mu, nu = {"params": adam.mu}, {"params": adam.nu}
+        adam = {"count": adam.count, "mu": mu, "nu": nu}
+        return {"params": {"params": tree}, "opt_state": [adam, None, {"count": schedule.count}]}
+
+    state = trained(tx, tree)
+    saved = as_saved(tree, state) | {"nnx_aux": {"model": {"key": np.arange(4)}}, "step": 7}
+    save_by_orbax(saved, tmp_path / "small")
+    names = {"params/params/{*rest}": "{*rest}", "nnx_aux/{*rest}": None}
+    checkpoint.grow(tmp_path / "small", growth, tmp_path / "large", key=KEY, tx=tx, names=names)
+    wide = dw.grow(tree, growth, key=KEY)
+    found = checkpoint.load(tmp_path / "large")
+    assert found.pop("step") == 7
+    expected = as_saved(wide, dw.grow_opt_state(state, growth, tx))
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    assert_same(*map(leaves_by_path, (found, expected)))
+    # Without names=, the network is found and so is the state above it, and all else is kept.
+    checkpoint.grow(tmp_path / "small", growth, tmp_path / "kept", key=KEY, tx=tx)
+    assert_same(
+        leaves_by_path(checkpoint.load(tmp_path / "kept")),
+        leaves_by_path({**expected, "nnx_aux": saved["nnx_aux"], "step": np.int64(7)}),
+    )
+    with pytest.raises(ValueError, match="holds the state of an optimizer at opt_state; pass"):
+        checkpoint.grow(tmp_path / "small", growth, tmp_path / "none", key=KEY, names=names)
+
+
+def test_what_names_cannot_say_of_orbax_is_listed(tmp_path):
+    _, tree, _ = network()
+    save_by_orbax({"model": tree}, tmp_path / "small")
+
+    def grow(names, growth="wider"):
+        checkpoint.grow(tmp_path / "small", GROWTHS[growth], tmp_path / "x", key=KEY, names=names)
+
+    with pytest.raises(ValueError, match=r"names alone .*\n- model/head: head\n- model/x: x\[0\]"):
+        grow({"model/head": ("head", "transpose"), "model/x": "x[0]"})
+    with pytest.raises(ValueError, match="layers/0/up: is up/0, which an earlier row calls x/0/y;"):
+        grow({"x/{i}/y": "up/{i}", "model/layers/{j}/up": "up/{j}"})
+    with pytest.raises(ValueError, match="hold the growth's network; .*\n- head: not in the"):
+        grow({"model/layers/{*rest}": "layers/{*rest}", "model/embedding": "embedding"})
+    names = {f"model/layers/{n}/{{*rest}}": f"layers/{n}/{{*rest}}" for n in range(2)}
+    with pytest.raises(
+        ValueError, match="lacks arrays of the larger network:?\n- layers/2/bias: no"
+    ):
+        grow(names | {"model/embedding": "embedding", "model/head": "head"}, "deeper")
 
 
 @pytest.mark.filterwarnings("ignore:.*[Ss]harding.*")

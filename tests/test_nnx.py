@@ -112,6 +112,9 @@ def test_the_optimizer_grows_along(images: jax.Array) -> None:
     growth, grown = grown_into(small, wide, images)
     found = dw.nnx.grow_optimizer(optimizer, growth, grown)
     assert int(found.step[...]) == 1
+    own = dw.nnx.grow_optimizer(optimizer, growth, grown, copy=True)
+    old = {id(leaf) for leaf in jax.tree.leaves(nnx.state(optimizer))}
+    assert old.isdisjoint(map(id, jax.tree.leaves(nnx.state(own))))
 
     variables = {"params": params, "rest": rest}
     target = dict(zip(variables, map(jax.tree.leaves, nnx.split(grown, nnx.Param, ...)[1:])))

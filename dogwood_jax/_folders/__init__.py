@@ -11,4 +11,5 @@ Goes out: a folder that transformers loads, and a text that says what was done.
 | ``upcycle`` | experts in place of an MLP, or more of them |
 | ``shrink`` | fewer hidden units and layers |
 | ``scores`` | which of them the model misses least |
+| ``maxtext`` | a step of MaxText in, a step out, and the numbers for its config |
 """

@@ -82,15 +82,20 @@ def _is_variable(leaf: Any) -> bool:
 
 
 def optimizer_of(
-    model: nnx.Module, like: nnx.Optimizer[Any], begin: Callable[[PyTree], PyTree], state: PyTree
+    model: nnx.Module,
+    like: nnx.Optimizer[Any],
+    begin: Callable[[PyTree], PyTree],
+    state: PyTree,
+    step: Any,
 ) -> nnx.Optimizer[Any]:
     """Returns the optimizer of a module, in a state.
 
     Args:
         model: the module.
-        like: an optimizer of the same ``tx`` and ``wrt``, at the same step.
+        like: an optimizer of the same ``tx`` and ``wrt``.
         begin: takes the parameters, and returns a state of the same structure.
         state: the state, with arrays in place of variables.
+        step: the number of its steps.
     """
     # An nnx.Optimizer makes variables of the arrays in its state when it is made.
     beginning = optax.GradientTransformationExtraArgs(begin, like.tx.update)
@@ -99,7 +104,7 @@ def optimizer_of(
     held = jax.tree.leaves((new.opt_state, new.step), is_leaf=_is_variable)
     # Where a part of the parameters is masked, a variable holds no array.
     variables = [variable for variable in held if jax.tree.leaves(value_of(variable))]
-    arrays = jax.tree.leaves((state, value_of(like.step)))
+    arrays = jax.tree.leaves((state, step))
     for variable, array in zip(variables, arrays, strict=True):
         if hasattr(variable, "set_value"):
             variable.set_value(array)

@@ -16,7 +16,8 @@
 | ``writers``, ``new_files`` | threads that write the pieces into files |
 | ``safetensors_files``, ``tensors`` | files of safetensors |
 | ``config_json`` | numbers of the larger model, and files that are copied beside the tensors |
-| ``orbax_folders``, ``orbax_arrays`` | folders of Orbax, with the optimizer's state |
+| ``orbax_folders``, ``orbax_arrays`` | folders of Orbax |
+| ``orbax_names`` | where a tree of Orbax holds the network, and the optimizer's state |
 | ``draft`` | what is being written appears whole or not at all, and is gone on with |
 | ``errors`` | ``CheckpointError`` |
 """

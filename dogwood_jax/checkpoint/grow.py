@@ -27,7 +27,8 @@ def shapes(source: str | os.PathLike[str], *, names: Rows | None = None) -> PyTr
 
     Returns:
         Nested dicts with a ``jax.ShapeDtypeStruct`` for each array. Keys 0, 1, ... of safetensors
-        become a list. Of Orbax, the tree that was saved, perhaps with an optimizer's state in it.
+        become a list. Of Orbax, the tree that was saved, perhaps with an optimizer's state in it;
+        with ``names``, the leaves that these name.
 
     Raises:
         CheckpointError: if it is no intact checkpoint, or does not fit ``names``.
@@ -47,7 +48,7 @@ def shapes(source: str | os.PathLike[str], *, names: Rows | None = None) -> PyTr
     if folder := item_folder(Path(source)):
         from dogwood_jax.checkpoint.orbax_folders import tree_of_folder
 
-        tree = tree_of_folder(folder)
+        tree = tree_of_folder(folder, names)
         return jax.tree.map(lambda a: struct(a.shape, a.dtype) if is_array(a) else a, tree)
     return nested(shapes_of_files(Path(source), names))
 
@@ -60,7 +61,7 @@ def load(source: str | os.PathLike[str], *, names: Rows | None = None) -> PyTree
         names: which tensor is which leaf, see ``names`` of ``grow``.
 
     Returns:
-        A tree of NumPy arrays, of Orbax with what else was saved.
+        A tree of NumPy arrays, of Orbax with what else was saved, unless ``names`` are given.
 
     Raises:
         CheckpointError: if it is no intact checkpoint, or does not fit ``names``.
@@ -81,7 +82,7 @@ def load(source: str | os.PathLike[str], *, names: Rows | None = None) -> PyTree
     if folder := item_folder(Path(source)):
         from dogwood_jax.checkpoint.orbax_folders import tree_of_folder
 
-        return jax.tree.map(made, tree_of_folder(folder))
+        return jax.tree.map(made, tree_of_folder(folder, names))
     return nested(arrays_of_files(Path(source), names))
 
 
@@ -110,7 +111,7 @@ def grow(
     written into the folder ``OUT.growing``, with a journal beside it, and then moved. If the run is
     killed or the disk gets full, the same call goes on where it stopped.
 
-    Beside the network's variables, a tree that Orbax saved may hold an optimizer's state,
+    Beside or above the network's variables, a tree that Orbax saved may hold an optimizer's state,
     ``{"params": ..., "opt_state": ...}``. The state grows as ``dw.grow_opt_state`` grows it. All
     else is saved as it was. Each array that grows is written as the one chunk of a file, as it is
     in memory (Orbax writes so with ``use_ocdbt=False, use_compression=False``). What Orbax saved as
@@ -136,7 +137,12 @@ def grow(
             layers. The second text is ``"transpose"``, or the tensor's axes and the leaf's, as
             ``"(n h:128) d -> d n h"`` for heads of size 128. ``"layers/{i}/mlp/up[{e}]"`` is a leaf
             that is stacked of one tensor for each expert. ``llama``, ``qwen`` and ``gemma`` are
-            such tables.
+            such tables. ``{*rest}`` stands for one or more parts of a name, and None in place of a
+            leaf leaves the tensor out of the larger checkpoint. The first row that fits counts.
+            In a tree of Orbax, names are paths, and arrays lie as they are. MaxText's trees need
+            ``{"params/params/{*rest}": "{*rest}"}``. What no row names is kept. The optimizer's
+            state follows by itself. Without ``names``, the network is found at the top of the tree
+            or at most two keys below.
         config: new numbers for ``config.json``, such as ``{"num_attention_heads": 8}``. It is read
             in a folder of safetensors if its ``model_type`` is llama, mistral, qwen2, qwen3,
             qwen3_moe, gemma, gemma2, gemma3, mixtral or olmo2. The larger model then gets its own,
@@ -189,12 +195,10 @@ def grow(
         # Optimizers take time to import, and safetensors hold none.
         from dogwood_jax.checkpoint.orbax_folders import grow_folder
 
-        if names is not None:
-            raise ValueError("checkpoint.grow: names= is for safetensors; leave it out for Orbax")
         if config is not None:
             raise ValueError("checkpoint.grow: config= is for safetensors; leave it out for Orbax")
         step = None if folder == Path(source) else Path(source)
-        grow_folder(folder, growth, Path(out), key, tx, step)
+        grow_folder(folder, growth, Path(out), key, tx, step, names)
         return
     if tx is not None:
         raise ValueError("checkpoint.grow: tx= is for checkpoints of Orbax; safetensors hold none")

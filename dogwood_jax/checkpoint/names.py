@@ -4,11 +4,14 @@ A row says which leaf a tensor is, and how it lies::
 
     {"model.layers.{i}.mlp.up_proj.weight": ("layers/{i}/mlp/up_proj/kernel", "transpose")}
 
-``{i}`` stands for a number, the same on both sides. The second text says how the tensor becomes the
-leaf: ``"transpose"``, or its axes on both sides of an arrow. ``"(n h:128) d -> d n h"`` takes the
-first axis apart into n times 128 and moves it behind the other. A number in square brackets behind
-the leaf's path says that the tensor is one entry along the leaf's first axis:
-``"layers/{i}/mlp/up_proj[{e}]"`` stacks the tensors of all experts.
+``{i}`` stands for a number, the same on both sides. ``{*rest}`` stands for one or more parts of the
+name, as in ``{"params/params/{*rest}": "{*rest}"}``. The first row that fits a name counts. What a
+row gives None in place of a leaf is left out of the larger checkpoint.
+
+The second text says how the tensor becomes the leaf: ``"transpose"``, or its axes on both sides of
+an arrow. ``"(n h:128) d -> d n h"`` takes the first axis apart into n times 128 and moves it behind
+the other. A number in square brackets behind the leaf's path says that the tensor is one entry
+along the leaf's first axis: ``"layers/{i}/mlp/up_proj[{e}]"`` stacks the tensors of all experts.
 """
 
 import re
@@ -21,9 +24,10 @@ from dogwood_jax._base.problems import listed
 from dogwood_jax.checkpoint.errors import CheckpointError
 from dogwood_jax.checkpoint.tensors import Tensor
 
-Rows = Mapping[str, str | Sequence[str]]
+Rows = Mapping[str, str | Sequence[str] | None]
 
-_NUMBER = re.compile(r"\{([A-Za-z_]\w*)\}")
+# A number, or one or more parts of a name.
+_BLANK = re.compile(r"\{(\*?[A-Za-z_]\w*)\}")
 _EXPECTED = "expected 'transpose' or axes such as '(n h:128) d -> d n h'"
 _AXIS = re.compile(r"\(([^()]*)\)|([^()\s]+)")
 
@@ -96,15 +100,15 @@ class Table:
     """The names of tensors and leaves, from one to the other.
 
     Args:
-        rows: the rows; None if a tensor's name is the leaf's path, joined by ``/`` or ``.``.
-        names: the names of the checkpoint's tensors.
+        rows: the rows; None if a tensor's name is the leaf's path.
+        separator: what joins the parts of a tensor's name, ``/`` or ``.``.
 
     Raises:
         ValueError: if rows say what they cannot, all of them in one message.
     """
 
-    def __init__(self, rows: Rows | None, names: Iterable[str]) -> None:
-        self._separator = "/" if any("/" in name for name in names) else "."
+    def __init__(self, rows: Rows | None, separator: str) -> None:
+        self._separator = separator
         self._rows: list[_Row] | None = None
         if rows is None:
             return
@@ -112,13 +116,15 @@ class Table:
         self._rows, problems, seen = [], list[str](), dict[str, str]()
         for tensor, leaf in rows.items():
             try:
-                row = _row(tensor, leaf)
+                row = _row(tensor, leaf, separator)
             except ValueError as error:
                 problems.append(f"{tensor}: {error}")
                 continue
-            if (other := seen.setdefault(row.address.text, tensor)) != tensor:
-                problems.append(f"{tensor}: {other} has the leaf {row.address.text}, too")
             self._rows.append(row)
+            if row.address is not None:
+                text = row.address.text
+                if (other := seen.setdefault(text, tensor)) != tensor:
+                    problems.append(f"{tensor}: {other} has the leaf {text}, too")
         if problems:
             raise ValueError(listed("names= cannot be read", problems))
 
@@ -131,8 +137,11 @@ class Table:
         # What is known of each leaf: the tensor that holds it, or those of its entries.
         held, problems = dict[str, dict[int | None, StoredLeaf]](), list[str]()
         for tensor in tensors:
+            if self.is_left_out(tensor.name):
+                continue
             try:
                 address, layout = self._address(tensor)
+                self._expect_way_back(tensor.name, address)
                 path, entry = _split(address)
                 leaf = StoredLeaf(path, layout.leaf_shape(tensor.shape), (tensor,), layout)
             except ValueError as error:
@@ -185,6 +194,45 @@ class Table:
         tensors = tuple(Tensor(name, dtype, inner, "") for name, _ in pieces)
         return StoredLeaf(path, shape, tensors, layout, stacked)
 
+    def is_left_out(self, name: str) -> bool:
+        """Whether a tensor is not to be in the larger checkpoint."""
+        row = self._row(name)
+        return row is not None and row.address is None
+
+    def leaf(self, name: str) -> str | None:
+        """Returns the path of the leaf that has this name in the checkpoint; None if no row fits.
+
+        Raises:
+            ValueError: if the leaf would be written under another name.
+        """
+        row = self._row(name)
+        if row is None or row.address is None:
+            return None
+        path = row.address.filled(row.tensor.blanks(name) or {})
+        self._expect_way_back(name, path)
+        return path
+
+    def name(self, path: str) -> str | None:
+        """Returns what the checkpoint calls a leaf; None if no row fits."""
+        named = self._name(path, 0)
+        return None if named is None else named[0]
+
+    def expect_names_alone(self) -> None:
+        """Raises if rows say how tensors lie, which is for safetensors."""
+        problems = [
+            f"{row.tensor.text}: {row.address.text}"
+            for row in self._rows or ()
+            if row.address is not None and (row.layout or row.address.text.endswith("]"))
+        ]
+        if problems:
+            raise ValueError(
+                listed(
+                    "names= says names alone where Orbax saved the arrays; leave out how they lie, "
+                    "and entries in square brackets",
+                    problems,
+                )
+            )
+
     def _address(self, tensor: Tensor) -> tuple[str, Layout]:
         """Returns which leaf, or which entry of a stack, a tensor is."""
         if self._rows is None:
@@ -192,72 +240,104 @@ class Table:
             if not all(path.split("/")):
                 raise ValueError(f"expected a name without empty parts between {self._separator!r}")
             return path, _plain(len(tensor.shape))
-        for row in self._rows:
-            if (numbers := row.tensor.numbers(tensor.name)) is not None:
-                layout = row.layout or _plain(len(tensor.shape))
-                if len(layout.groups) != len(tensor.shape):
-                    raise ValueError(f"expected {len(layout.groups)} axes, found {tensor.shape}")
-                return row.address.filled(numbers), layout
-        raise ValueError("no row has this name; add one")
+        row = self._row(tensor.name)
+        if row is None or row.address is None:
+            raise ValueError("no row has this name; add one")
+        layout = row.layout or _plain(len(tensor.shape))
+        if len(layout.groups) != len(tensor.shape):
+            raise ValueError(f"expected {len(layout.groups)} axes, found {tensor.shape}")
+        return row.address.filled(row.tensor.blanks(tensor.name) or {}), layout
+
+    def _row(self, name: str) -> "_Row | None":
+        """Returns the first row that fits a tensor's name."""
+        fits = (row for row in self._rows or () if row.tensor.blanks(name) is not None)
+        return next(fits, None)
+
+    def _expect_way_back(self, name: str, address: str) -> None:
+        """Raises unless the leaf is written under the name that it was read from."""
+        if (back := self.name(address)) != name:
+            raise ValueError(
+                f"is {address}, which an earlier row calls {back}; put the row that says more first"
+            )
 
     def _name(self, address: str, ndim: int) -> tuple[str, Layout] | None:
         """Returns the tensor of a leaf, or of an entry of a stack, that has so many axes."""
         if self._rows is None:
             return address.replace("/", self._separator), _plain(ndim)
         for row in self._rows:
-            if (numbers := row.address.numbers(address)) is not None:
-                return row.tensor.filled(numbers), row.layout or _plain(ndim)
+            if row.address is None:
+                continue
+            if (blanks := row.address.blanks(address)) is not None:
+                return row.tensor.filled(blanks), row.layout or _plain(ndim)
         return None
 
 
 class _Pattern:
-    """A text in which ``{i}`` stands for a number."""
+    """A text in which ``{i}`` stands for a number, and ``{*rest}`` for parts of a name.
 
-    def __init__(self, text: str) -> None:
-        self.text = text
-        parts = _NUMBER.split(text)
-        self.names = {*parts[1::2]}
-        seen = set[str]()
+    Args:
+        text: the text.
+        separator: what joins the parts.
+    """
+
+    def __init__(self, text: str, separator: str) -> None:
+        self.text, self._separator = text, separator
+        parts, groups = _BLANK.split(text), dict[str, str]()
         for n, part in enumerate(parts):
             if n % 2 == 0:
                 parts[n] = re.escape(part)
+            elif part in groups:
+                parts[n] = f"(?P={groups[part]})"
             else:
-                parts[n] = f"(?P={part})" if part in seen else f"(?P<{part}>[0-9]+)"
-                seen.add(part)
-        self._regex = re.compile("".join(parts))
+                groups[part] = f"_{n}"
+                parts[n] = f"(?P<_{n}>{'.+' if part[0] == '*' else '[0-9]+'})"
+        self._regex, self._groups = re.compile("".join(parts)), groups
 
-    def numbers(self, text: str) -> dict[str, str] | None:
-        """Returns the numbers in a text, by name; None if it is another text."""
-        found = self._regex.fullmatch(text)
-        return None if found is None else found.groupdict()
+    @property
+    def names(self) -> set[str]:
+        """The names in braces."""
+        return {*self._groups}
 
-    def filled(self, numbers: Mapping[str, str]) -> str:
-        """Returns the text with these numbers."""
-        return _NUMBER.sub(lambda found: numbers[found[1]], self.text)
+    def blanks(self, text: str) -> dict[str, str] | None:
+        """Returns what stands for each name, parts joined by slashes; None for another text."""
+        if (found := self._regex.fullmatch(text)) is None:
+            return None
+        return {
+            name: found[group].replace(self._separator, "/") for name, group in self._groups.items()
+        }
+
+    def filled(self, blanks: Mapping[str, str]) -> str:
+        """Returns the text with these in place of the names."""
+        return _BLANK.sub(lambda found: blanks[found[1]].replace("/", self._separator), self.text)
 
 
 @dataclass(frozen=True)
 class _Row:
-    """A row of a table: what a tensor is called, which leaf it is, how it lies (None: as it is)."""
+    """A row of a table: what a tensor is called, which leaf it is, how it lies (None: as it is).
+
+    Without an address, the tensor is left out.
+    """
 
     tensor: _Pattern
-    address: _Pattern
+    address: _Pattern | None
     layout: Layout | None
 
 
-def _row(tensor: str, leaf: str | Sequence[str]) -> _Row:
+def _row(tensor: str, leaf: str | Sequence[str] | None, separator: str) -> _Row:
     """Reads a row.
 
     Raises:
         ValueError: says what is wrong with it.
     """
+    if leaf is None and isinstance(tensor, str):
+        return _Row(_Pattern(tensor, separator), None, None)
     texts = [leaf] if isinstance(leaf, str) else [*leaf] if isinstance(leaf, list | tuple) else []
     if not 1 <= len(texts) <= 2 or not all(isinstance(text, str) for text in (tensor, *texts)):
         raise ValueError(f"expected a path, or a path and how the tensor lies, found {leaf!r}")
     address, *how = texts
-    patterns = _Pattern(tensor), _Pattern(address)
+    patterns = _Pattern(tensor, separator), _Pattern(address, "/")
     if patterns[0].names != patterns[1].names:
-        raise ValueError(f"expected the same numbers in braces on both sides, found {address!r}")
+        raise ValueError(f"expected the same names in braces on both sides, found {address!r}")
     return _Row(*patterns, _layout(how[0]) if how else None)
 
 

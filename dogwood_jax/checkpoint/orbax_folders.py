@@ -6,7 +6,7 @@ Orbax reads and saves the tree, TensorStore the arrays in it (``orbax_arrays``).
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -20,24 +20,40 @@ import numpy as np
 from jax import Array
 
 from dogwood_jax._arrays.pieces import parts_of
-from dogwood_jax._base.deferred import Deferred, made
+from dogwood_jax._base.deferred import Deferred
 from dogwood_jax._base.problems import listed
-from dogwood_jax._base.trees import PyTree, is_array, leaves_by_path, nested, rebuilt
+from dogwood_jax._base.trees import PyTree, is_array, leaves_by_path, nested
 from dogwood_jax._growth.growth import Growth
-from dogwood_jax._optimizer.growable import unwrapped, with_stored_ages
-from dogwood_jax._optimizer.opt_state import grow_opt_state
 from dogwood_jax.checkpoint.draft import draft, expect_free, fingerprint
 from dogwood_jax.checkpoint.errors import CheckpointError
 from dogwood_jax.checkpoint.made import Made, Piece, made_of, pieces_of
+from dogwood_jax.checkpoint.names import Rows
 from dogwood_jax.checkpoint.orbax_arrays import Folder, NewArray, Old, Saved
+from dogwood_jax.checkpoint.orbax_names import (
+    STATE,
+    expect_all,
+    grown_state,
+    home_of_state,
+    named_table,
+    names_of,
+    stored_names,
+    table_of,
+    with_leaves,
+)
 from dogwood_jax.checkpoint.writers import Writers
 
-_STATE = "opt_state"
 
+def tree_of_folder(folder: Path, names: Rows | None = None) -> PyTree:
+    """Returns the tree of a checkpoint: arrays deferred, numbers and texts as they are.
 
-def tree_of_folder(folder: Path) -> PyTree:
-    """Returns the tree of a checkpoint: arrays deferred, numbers and texts as they are."""
-    return _tree_of(folder)[1]
+    With ``names``, it is the tree of the leaves that these name.
+    """
+    tree = _tree_of(folder)[1]
+    if names is None:
+        return tree
+    leaves = leaves_by_path(tree)
+    stored = stored_names(tree, named_table(names))
+    return nested({path: leaves[name] for path, name in stored.items()})
 
 
 def _tree_of(folder: Path) -> tuple[Folder, PyTree]:
@@ -106,7 +122,13 @@ class _Grown(Deferred):
 
 
 def grow_folder(
-    folder: Path, growth: Growth, out: Path, key: Array | None, tx: Any, step: Path | None
+    folder: Path,
+    growth: Growth,
+    out: Path,
+    key: Array | None,
+    tx: Any,
+    step: Path | None,
+    names: Rows | None,
 ) -> None:
     """Grows a checkpoint of Orbax; ``dw.checkpoint.grow`` says what is promised.
 
@@ -117,135 +139,39 @@ def grow_folder(
         key: as for ``dw.grow``.
         tx: the optimizer, or None.
         step: the folder of the step that holds the tree; None if there is none.
+        names: which array of the tree is which leaf, or None.
     """
     expect_free(out.resolve(), is_folder=True)
     saved, tree = _tree_of(folder)
-    keys = _place_of_variables(tree, growth)
-    node = _at(tree, keys)
-    variables, boxed = _unboxed(_collections(node, growth))
-    old = leaves_by_path(variables)
+    leaves, table = leaves_by_path(tree), table_of(tree, growth, names)
+    stored = stored_names(tree, table)
+    expect_all(growth, stored)
+    old = {path: leaves[name] for path, name in stored.items()}
+    variables = nested(old)
 
     def grown(one: Made) -> _Grown:
         source, scale = (None if path is None else old[path] for path in (one.source, one.scale))
         return _Grown(one, source, scale, key)
 
-    new = jax.tree.map(grown, made_of(variables, growth, key))
-    changes = {keys: _merged(node, _boxed(new) if boxed else new)}
-    homes = [place for place in (keys, keys[:-1]) if _STATE in _mapping(_at(tree, place))]
-    if (tx is None) == bool(homes):
+    wide = jax.tree.map(grown, made_of(variables, growth, key))
+    new = leaves_by_path(wide)
+    written = names_of(new, table)
+    changes = {written[path]: leaf for path, leaf in new.items()}
+    home = home_of_state(tree, stored.values(), tx is not None)
+    if (tx is None) != (home is None):
         raise ValueError(
-            f"{folder}: holds the state of an optimizer at {_STATE}; pass the optimizer as tx="
-            if homes
-            else f"{folder}: expected the state of an optimizer at {_STATE}, beside the variables; "
+            f"{folder}: holds the state of an optimizer at {home}; pass the optimizer as tx="
+            if tx is None
+            else f"{folder}: expected the state of an optimizer at {STATE}, beside the variables; "
             "found none; leave out tx="
         )
-    if homes:
-        place = (*homes[0], _STATE)
-        state, boxed = _unboxed(_at(tree, place))
-        wide = grow_opt_state(_state_of(tx, state, variables), growth, tx, variables=new)
-        changes[place] = _boxed(wide) if boxed else wide
-    for place, part in sorted(changes.items(), key=lambda change: len(change[0])):
-        tree = _with(tree, place, part)
-    _write(saved, growth, out, key, tree, step)
-
-
-# Where the variables and the state are ------------------------------------------------------------
-
-
-def _place_of_variables(tree: PyTree, growth: Growth) -> tuple[str, ...]:
-    """Returns the keys of the part that holds the growth's network.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    known = {leaf.path for leaf in growth.widths.leaves}
-    top = _mapping(tree)
-    places = [(), *((key,) for key in top), *((k, j) for k in top for j in _mapping(top[k]))]
-    for place in places:
-        if _STATE not in place:
-            found = leaves_by_path(_unboxed(_collections(_at(tree, place), growth))[0])
-            if known and known <= found.keys():
-                return place
-    missing = sorted(known - leaves_by_path(tree).keys())
-    raise ValueError(
-        listed(
-            "the checkpoint does not hold the growth's network",
-            (f"{path}: not in the checkpoint" for path in missing),
-        )
-    )
-
-
-def _collections(node: PyTree, growth: Growth) -> PyTree:
-    """Returns those parts of a tree that the growth's variables consist of."""
-    first = {leaf.path.partition("/")[0] for leaf in growth.widths.leaves}
-    if not isinstance(node, Mapping):
-        return node
-    return {key: part for key, part in node.items() if str(key) in first}
-
-
-def _mapping(node: PyTree) -> Mapping[str, Any]:
-    return node if isinstance(node, Mapping) else {}
-
-
-def _at(tree: PyTree, keys: tuple[str, ...]) -> PyTree:
-    for key in keys:
-        tree = tree[key]
-    return tree
-
-
-def _with(tree: PyTree, keys: tuple[str, ...], part: PyTree) -> PyTree:
-    """Returns a tree with another part at some keys."""
-    if not keys:
-        return part
-    return {**tree, keys[0]: _with(tree[keys[0]], keys[1:], part)}
-
-
-def _merged(node: PyTree, new: PyTree) -> PyTree:
-    """Returns a part of the tree in which variables have grown, and others are as they were."""
-    if not isinstance(node, Mapping):
-        return new
-    parts = new if isinstance(new, Mapping) else nested(leaves_by_path(new))
-    return {**node, **parts}
-
-
-def _unboxed(tree: PyTree) -> tuple[PyTree, bool]:
-    """Returns a tree without the boxes ``{"value": array}`` of NNX, and whether it had them."""
-    leaves = jax.tree.leaves(tree, is_leaf=_is_box)
-    if not leaves or not all(map(_is_box, leaves)):
-        return tree, False
-    return jax.tree.map(lambda box: box["value"], tree, is_leaf=_is_box), True
-
-
-def _boxed(tree: PyTree) -> PyTree:
-    leaves = nested(leaves_by_path(tree))
-    return jax.tree.map(lambda leaf: {"value": leaf}, leaves)
-
-
-def _is_box(node: Any) -> bool:
-    return isinstance(node, Mapping) and node.keys() == {"value"}
-
-
-def _state_of(tx: Any, state: PyTree, variables: PyTree) -> PyTree:
-    """Returns a stored state in the structure that the optimizer gives it.
-
-    Raises:
-        ValueError: if it is another optimizer's.
-    """
-    # What has several axes is large. Counts and the ages of units are needed before.
-    state = jax.tree.map(lambda leaf: leaf if getattr(leaf, "ndim", 0) > 1 else made(leaf), state)
-    stored = leaves_by_path(state)
-    trees = [variables]
-    if isinstance(variables, Mapping) and "params" in variables:
-        trees.append(variables["params"])
-    for optimizer in (tx, unwrapped(tx)):
-        for params in trees:
-            like = with_stored_ages(jax.eval_shape(optimizer.init, params), state)
-            if leaves_by_path(like).keys() == stored.keys():
-                return rebuilt(jax.tree.structure(like), stored)
-    expected = leaves_by_path(jax.eval_shape(tx.init, trees[-1]))
-    problems = [f"{path}: not in the state that tx.init makes" for path in stored.keys() - expected]
-    problems += [f"{path}: not in the checkpoint" for path in expected.keys() - stored]
-    raise ValueError(listed("the checkpoint's opt_state is not that of tx", sorted(problems)))
+    gone = {*stored.values(), *filter(table.is_left_out, leaves)}
+    if home is not None:
+        inside = {p.removeprefix(f"{home}/"): leaves[p] for p in leaves if p.startswith(f"{home}/")}
+        state = grown_state(inside, growth, tx, (variables, wide), (stored, written))
+        changes |= {f"{home}/{path}".rstrip("/"): leaf for path, leaf in state.items()}
+        gone |= {f"{home}/{path}" for path in inside}
+    _write(saved, growth, out, key, with_leaves(tree, gone, changes), step)
 
 
 # Writing ------------------------------------------------------------------------------------------

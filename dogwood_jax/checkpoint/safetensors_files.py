@@ -53,7 +53,8 @@ def one_by_one(
 
 
 def _leaves(headers: Headers, names: Rows | None) -> tuple[Table, dict[str, StoredLeaf]]:
-    table = Table(names, headers.tensors)
+    separator = "/" if any("/" in name for name in headers.tensors) else "."
+    table = Table(names, separator)
     return table, table.leaves(headers.tensors.values())
 
 
