@@ -7,6 +7,7 @@ Without the layer, later ones read what the layer itself has read of the layers 
 value is which, shapes and dtypes tell; if they do not, the layer cannot be left out.
 """
 
+import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -93,12 +94,12 @@ class _Flat:
             invars = [named(atom) for atom in eqn.invars]
             inside = called(eqn) if len({*map(self._of, invars)} - {_NO_LAYER}) > 1 else None
             if inside is not None and not inside[1] and not inside[0].constvars:
-                # Several calls may share a program, so each gets names of its own.
+                # Several calls may share a program, so each gets variables of its own.
                 inner = dict(zip(inside[0].invars, invars, strict=True))
                 outvars = self._read(inside[0], inner)
                 names.update(zip(eqn.outvars, outvars, strict=True))
                 continue
-            outvars = [_like(var) for var in eqn.outvars]
+            outvars = [copy.copy(var) for var in eqn.outvars]
             names.update(zip(eqn.outvars, outvars, strict=True))
             self.eqns.append(eqn.replace(invars=invars, outvars=outvars))
             self._layer.update(dict.fromkeys(outvars, self._layer_of(self.eqns[-1])))
@@ -239,8 +240,3 @@ def _variables(atoms: Sequence[Any]) -> Iterator[Any]:
 
 def _kind(var: Any) -> tuple[Any, Any]:
     return var.aval.shape, var.aval.dtype
-
-
-def _like(var: Any) -> Any:
-    """Returns a variable of its own that stands for the same kind of value."""
-    return type(var)(var.aval) if isinstance(var, jex.Var) else var

@@ -25,12 +25,14 @@ class NumberedLayers:
             are several if layers have arrays in several collections.
         start: the first number.
         count: how many there are.
+        digits: how many digits numbers have at least, as in ``layer_00``.
     """
 
     name: str
     heads: tuple[str, ...]
     start: int
     count: int
+    digits: int = 1
 
     def __len__(self) -> int:
         return self.count
@@ -54,7 +56,8 @@ class NumberedLayers:
 
     def renamed(self, path: str, layer: int) -> str:
         """Returns the path that an array of some layer has in another one."""
-        return self._beginning.sub(rf"\g<1>{self.start + layer}", path, count=1)
+        number = f"{self.start + layer:0{self.digits}}"
+        return self._beginning.sub(rf"\g<1>{number}", path, count=1)
 
     def keeping(self, variables: PyTree, kept: Sequence[int]) -> PyTree:
         """Returns variables without the other layers. Those that stay get the first numbers.
@@ -129,20 +132,21 @@ def numbered_layers(paths: Iterable[str]) -> dict[str, NumberedLayers]:
     """
     paths = [*paths]
     has_collections = any(path.startswith("params/") for path in paths)
-    found: dict[str, dict[str, set[int]]] = {}
+    found: dict[str, dict[str, set[str]]] = {}
     for path in paths:
         for head, number in _numbers(path):
             inner = head.partition("/")[2] if has_collections else head
             found.setdefault(inner.rstrip("/_."), {}).setdefault(head, set()).add(number)
     layers = {}
     for name, heads in found.items():
-        numbers = sorted(set.union(*heads.values()))
+        texts = set.union(*heads.values())
+        numbers, shortest = sorted(map(int, texts)), min(map(len, texts))
         if len(numbers) > 1 and numbers == [*range(numbers[0], numbers[-1] + 1)]:
-            layers[name] = NumberedLayers(name, (*heads,), numbers[0], len(numbers))
+            layers[name] = NumberedLayers(name, (*heads,), numbers[0], len(numbers), shortest)
     return layers
 
 
-def _numbers(path: str) -> Iterator[tuple[str, int]]:
+def _numbers(path: str) -> Iterator[tuple[str, str]]:
     """Yields each number that a part of a path ends with, and what stands before it."""
     for match in re.finditer(r"(?<!\d)" + _NUMBER.pattern, path):
-        yield path[: match.start()], int(match[0])
+        yield path[: match.start()], match[0]
