@@ -2,6 +2,8 @@
 
 import os
 import random
+import re
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -466,3 +468,15 @@ def test_language_models_of_keras_hub_grow(family):
         larger = dw.keras.grow(small, x=x, target=model(intermediate_dim=16))
     assert_goes_on(small, larger, x, ids)
     assert_goes_on(small, dw.keras.grow(small, x=x, target=model(num_layers=3)), x, ids)
+
+
+def test_the_recipe_of_the_readme_runs():
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    (recipe,) = re.findall(r"```python\n(model = dw.keras.*?)```", text, re.DOTALL)
+    names = {"dw": dw, "x": X, "y": Y}
+    hidden = [layers.Dense(8, "relu", name=f"dense_{index}") for index in (0, 1)]
+    model = keras.Sequential([keras.Input((4,)), *hidden, layers.Dense(2)])
+    model.compile("adam", "mse")
+    model.fit(X, Y, epochs=3, verbose=0)
+    exec(recipe, names | {"model": model}, names)
+    assert names["model"].get_layer("dense_1").units == 256

@@ -468,8 +468,8 @@ def _train(
     loss: Loss,
     preprocess: Preprocess,
     shardings: Shardings | None,
-    teacher: Teacher | None,
-    taught_by: PyTree,
+    teacher: Teacher | None = None,
+    taught_by: PyTree = None,
 ) -> tuple[PyTree, optax.OptState, tuple[jax.Array, jax.Array]]:
     tx = optax.with_extra_args_support(tx)
 
