@@ -909,6 +909,8 @@ def test_quantized_weights_are_integers_and_written_back_as_they_were(path, tmp_
     keras_h5.save(copy, variables, like=path)
     for old, new in zip(weights_in(path), weights_in(copy), strict=True):
         np.testing.assert_array_equal(old, new, strict=True)
+    with pytest.raises(ValueError, match="dense: Keras looks for quantized weights in layout 'h5'"):
+        keras_h5.save(tmp_path / "x.h5", variables, like=path, layout="h5")
     variables["params"]["dense"]["kernel"] = kernel.astype("f")
     with pytest.raises(ValueError, match="dense: expected quantized weights of int8, got float32"):
         keras_h5.save(copy, variables, like=path)
