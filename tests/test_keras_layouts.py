@@ -733,8 +733,8 @@ def test_keras_opens_grown_tables_and_spectral_norms(tmp_path):
 @jax.numpy_rank_promotion("allow")  # which Keras needs with JAX for its backend
 def test_keras_opens_quantized_models(mode, tmp_path):
     keras = pytest.importorskip("keras", reason="needs real Keras: pip install keras")
-    if mode == "int4" and not hasattr(keras.quantizers, "Int4QuantizationConfig"):
-        pytest.skip("Keras packed int4 in another way before 3.15")
+    if mode == "int4" and not hasattr(keras.dtype_policies, "Int4DTypePolicy"):
+        pytest.skip("Keras packed int4 in another way before 3.14")
     inner = keras.Sequential([keras.Input((6, 4)), keras.layers.Dense(7, "relu")], name="inner")
     h = inner(keras.layers.Embedding(9, 4)(ids := keras.Input((6,), dtype="int32")))
     h = keras.layers.EinsumDense("abc,cde->abde", (6, 3, 5), bias_axes="e")(h)

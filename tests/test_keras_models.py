@@ -859,7 +859,7 @@ INT8 = {"class_name": "QuantizedDTypePolicy", "config": {"mode": "int8"}}
         ("Dense", "QuantizedFloat8DTypePolicy", {"mode": "float8"}, "of mode 'float8' are not"),
         ("Dense", "GPTQDTypePolicy", {"mode": "gptq/4/128"}, "of mode 'gptq/4/128' are not"),
         ("Dense", "AWQDTypePolicy", {"mode": "awq/4/128"}, "of mode 'awq/4/128' are not"),
-        ("Dense", "QuantizedDTypePolicy", {"mode": "int4"}, "of mode 'int4' are not.*Keras 3.15"),
+        ("Dense", "QuantizedDTypePolicy", {"mode": "int4"}, "of mode 'int4' are not.*Keras 3.14"),
         ("Dense", "QuantizedDTypePolicy", {"mode": "int8", "rank": 2}, "with LoRA are not"),
         ("Dense", "Int4DTypePolicy", [], "are not supported that Keras describes so"),
         (

@@ -97,7 +97,7 @@ def quantization(config: Config) -> Quantization | None:
 def _described(policy: Config, config: Config) -> Quantization:
     mode = policy["config"].get("mode", policy["class_name"])
     if mode != "int8" and not re.fullmatch(r"int4/(-1|[1-9]\d*)", mode):
-        older = "; quantize the model with Keras 3.15, which packs them in another way"
+        older = "; quantize the model with Keras 3.14 or later, which packs them in another way"
         why = older if mode == "int4" else ""
         raise ValueError(f"quantized weights of mode {mode!r} are not supported{why}")
     if config.get("lora_rank"):

@@ -138,7 +138,8 @@ def _differences(model: Config, place: str) -> Iterator[str]:
         if details.get("stateful"):
             yield f"{place}{name} begins each call with a state of zeros, as after reset_states()"
         policy = _policy(details)
-        options = policy.get("config", {}) if isinstance(policy, Mapping) else {"name": policy}
+        options = policy.get("config") if isinstance(policy, Mapping) else {"name": policy}
+        options = options if isinstance(options, Mapping) else {}
         name_of = options.get("source_name", options.get("name"))
         if layer_class != "InputLayer" and str(name_of).endswith("float16"):
             yield f"{place}{name} computes in the dtype of its arrays, in Keras in {name_of}"
