@@ -735,7 +735,8 @@ def test_keras_opens_quantized_models(mode, tmp_path):
     keras = pytest.importorskip("keras", reason="needs real Keras: pip install keras")
     if mode == "int4" and not hasattr(keras.dtype_policies, "Int4DTypePolicy"):
         pytest.skip("Keras packed int4 in another way before 3.14")
-    inner = keras.Sequential([keras.Input((6, 4)), keras.layers.Dense(7, "relu")], name="inner")
+    hidden = keras.layers.Dense(7, "relu", name="hidden")
+    inner = keras.Sequential([keras.Input((6, 4)), hidden], name="inner")
     h = inner(keras.layers.Embedding(9, 4)(ids := keras.Input((6,), dtype="int32")))
     h = keras.layers.EinsumDense("abc,cde->abde", (6, 3, 5), bias_axes="e")(h)
     model = keras.Model(ids, keras.layers.Dense(3)(keras.layers.Flatten()(h)))
@@ -749,7 +750,7 @@ def test_keras_opens_quantized_models(mode, tmp_path):
         np.testing.assert_allclose(module.apply(variables, x), expected, 1e-5, 1e-6)
         if mode == "int8":
             widths = dw.trace(module.apply, variables, x)
-            growth = dw.plan(widths, {"inner/dense": 9})
+            growth = dw.plan(widths, {"inner/hidden": 9})
             variables = dw.grow(variables, growth, key=jax.random.key(0))
         keras_h5.save(copy, variables, like=path)
         opened = keras.models.load_model(copy, compile=False)
