@@ -728,6 +728,39 @@ def test_keras_opens_grown_tables_and_spectral_norms(tmp_path):
     assert np.isfinite(grown.fit(x, np.zeros((2, 5, 8)), verbose=0).history["loss"]).all()
 
 
+@pytest.mark.filterwarnings("ignore")  # Keras's own
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+@jax.numpy_rank_promotion("allow")  # which Keras needs with JAX for its backend
+def test_keras_opens_quantized_models(mode, tmp_path):
+    keras = pytest.importorskip("keras", reason="needs real Keras: pip install keras")
+    if mode == "int4" and not hasattr(keras.dtype_policies, "Int4DTypePolicy"):
+        pytest.skip("Keras packed int4 in another way before 3.14")
+    hidden = keras.layers.Dense(7, "relu", name="hidden")
+    inner = keras.Sequential([keras.Input((6, 4)), hidden], name="inner")
+    h = inner(keras.layers.Embedding(9, 4)(ids := keras.Input((6,), dtype="int32")))
+    h = keras.layers.EinsumDense("abc,cde->abde", (6, 3, 5), bias_axes="e")(h)
+    model = keras.Model(ids, keras.layers.Dense(3)(keras.layers.Flatten()(h)))
+    model.quantize(mode)
+    x = np.arange(12).reshape(2, 6) % 9
+    expected = model.predict(x, verbose=0)
+    for suffix in (".h5", ".keras"):
+        path, copy = tmp_path / f"x{suffix}", tmp_path / f"copy{suffix}"
+        model.save(path)
+        module, variables = keras_h5.load_model(path)
+        np.testing.assert_allclose(module.apply(variables, x), expected, 1e-5, 1e-6)
+        if mode == "int8":
+            widths = dw.trace(module.apply, variables, x)
+            growth = dw.plan(widths, {"inner/hidden": 9})
+            variables = dw.grow(variables, growth, key=jax.random.key(0))
+        keras_h5.save(copy, variables, like=path)
+        opened = keras.models.load_model(copy, compile=False)
+        np.testing.assert_allclose(opened.predict(x, verbose=0), expected, 1e-5, 1e-6)
+        opened.set_weights([np.zeros_like(w) for w in opened.get_weights()])
+        keras_h5.save(tmp_path / "x.weights.h5", variables, like=path, layout="weights.h5")
+        opened.load_weights(tmp_path / "x.weights.h5")
+        np.testing.assert_allclose(opened.predict(x, verbose=0), expected, 1e-5, 1e-6)
+
+
 @pytest.mark.filterwarnings("ignore")  # Keras's and TensorFlow's own
 @pytest.mark.parametrize("package", ["keras", "tf_keras"])
 @jax.numpy_rank_promotion("allow")  # which Keras needs with JAX for its backend

@@ -24,12 +24,14 @@ from dogwood_jax.keras_h5._models.module import make_layer
 from dogwood_jax.keras_h5._models.resize import resized
 from dogwood_jax.keras_h5._models.shapes import example_inputs
 from dogwood_jax.keras_h5._models.support import differences
+from dogwood_jax.keras_h5._weights import positions
 from dogwood_jax.keras_h5._weights.config import with_classes
 from dogwood_jax.keras_h5._weights.convert import to_flax
 
 DATA = Path(__file__).parent / "data" / "keras_models"
 FILES = sorted([*DATA.glob("*.h5"), *DATA.glob("*.keras")])
 files = pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+QUANTIZED = [path for path in FILES if "_int" in path.stem]
 LATEST = [DATA / f"keras_3.15.1_{name}.keras" for name in ("image", "sequence", "graph")]
 
 
@@ -848,31 +850,125 @@ def test_arrays_that_do_not_fit_together_are_refused(tmp_path):
         load_model(path)
 
 
-@pytest.mark.parametrize("policy", ["QuantizedDTypePolicy", "Int4DTypePolicy"])
-def test_layers_that_keras_has_quantized_are_refused(policy, tmp_path):
+INT8 = {"class_name": "QuantizedDTypePolicy", "config": {"mode": "int8"}}
+
+
+@pytest.mark.parametrize(
+    ("class_name", "policy", "options", "why"),
+    [
+        ("Dense", "QuantizedFloat8DTypePolicy", {"mode": "float8"}, "of mode 'float8' are not"),
+        ("Dense", "GPTQDTypePolicy", {"mode": "gptq/4/128"}, "of mode 'gptq/4/128' are not"),
+        ("Dense", "AWQDTypePolicy", {"mode": "awq/4/128"}, "of mode 'awq/4/128' are not"),
+        ("Dense", "QuantizedDTypePolicy", {"mode": "int4"}, "of mode 'int4' are not.*Keras 3.14"),
+        ("Dense", "QuantizedDTypePolicy", {"mode": "int8", "rank": 2}, "with LoRA are not"),
+        ("Dense", "Int4DTypePolicy", [], "are not supported that Keras describes so"),
+        (
+            "GroupedQueryAttention",
+            "QuantizedDTypePolicy",
+            {"mode": "int8"},
+            "in this class",
+        ),
+    ],
+)
+def test_layers_quantized_in_other_ways_are_refused(class_name, policy, options, why, tmp_path):
     path = tmp_path / "quantized.keras"
-    config = {"name": "h", "units": 2, "dtype": {"class_name": policy, "config": {}}}
-    model = {"class_name": "Sequential", "config": {"layers": [{"class_name": "Dense"}]}}
+    config = {"name": "h", "units": 2, "dtype": {"class_name": policy, "config": options}}
+    config["lora_rank"] = options and options.get("rank")
+    model = {"class_name": "Sequential", "config": {"layers": [{"class_name": class_name}]}}
     model["config"]["layers"][0]["config"] = config
     with h5py.File(tmp_path / "weights.h5", "w") as file:
         for index, shape in enumerate(((3, 2), (2,), (2,))):  # with a scale
-            file[f"layers/dense/vars/{index}"] = np.ones(shape, "int8" if not index else "f")
+            place = positions.snake_case(class_name)
+            file[f"layers/{place}/vars/{index}"] = np.ones(shape, "int8" if not index else "f")
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("metadata.json", "{}")
         archive.writestr("config.json", json.dumps(model))
         archive.write(tmp_path / "weights.h5", "model.weights.h5")
-    with pytest.raises(KerasFileError, match="'h' .Dense.: quantized weights are not supported"):
+    with pytest.raises(KerasFileError, match=f"'h' .{class_name}.: quantized weights .*{why}"):
         load_model(path)
 
 
-def test_quantized_weights_are_refused(tmp_path):
+def test_a_quantized_layer_at_each_step_is_refused():
+    # Keras 3.15 calls the layer inside without its scales.
+    inner = {"class_name": "Dense", "config": {"name": "d", "units": 2, "dtype": INT8}}
+    layer = {"class_name": "TimeDistributed", "config": {"name": "each", "layer": inner}}
+    with pytest.raises(KerasFileError, match="each .TimeDistributed.: quantized weights are not"):
+        build({"class_name": "Sequential", "config": {"layers": [layer]}})
+
+
+@pytest.mark.parametrize("path", QUANTIZED, ids=lambda path: path.name)
+def test_quantized_weights_are_integers_and_written_back_as_they_were(path, tmp_path):
+    module, variables = load_model(path)
+    xs, _ = predicted(path)
+    kernel = variables["params"]["dense"]["kernel"]
+    assert kernel.shape == (5, 7) and kernel.dtype == np.int8
+    assert np.abs(kernel).max() in ((7, 8) if "int4" in path.stem else (127,))
+    own = jax.eval_shape(module.init, jax.random.key(0), *xs)
+    assert shapes(own) == shapes(variables)
+    copy = tmp_path / path.name
+    keras_h5.save(copy, variables, like=path)
+    for old, new in zip(weights_in(path), weights_in(copy), strict=True):
+        np.testing.assert_array_equal(old, new, strict=True)
+    with pytest.raises(ValueError, match="dense: Keras looks for quantized weights in layout 'h5'"):
+        keras_h5.save(tmp_path / "x.h5", variables, like=path, layout="h5")
+    variables["params"]["dense"]["kernel"] = kernel.astype("f")
+    with pytest.raises(ValueError, match="dense: expected quantized weights of int8, got float32"):
+        keras_h5.save(copy, variables, like=path)
+
+
+def weights_in(path):
+    """The arrays that a file holds, byte by byte."""
+    if path.suffix == ".keras":
+        path = zipfile.ZipFile(path).open("model.weights.h5")
+    arrays = []
+    with h5py.File(path) as file:
+        file.visititems(lambda _, item: isinstance(item, h5py.Dataset) and arrays.append(item[()]))
+    return arrays
+
+
+def test_integers_that_have_no_place_in_half_a_byte_are_not_written(tmp_path):
+    path = DATA / "keras_3.15.1_int4.keras"
+    _, variables = load_model(path)
+    variables["params"]["dense"]["kernel"][0, 0] = 8
+    with pytest.raises(ValueError, match="dense: expected quantized weights from -8 to 7, got"):
+        keras_h5.save(tmp_path / "other.keras", variables, like=path)
+
+
+def test_a_quantized_model_grows_where_its_predictions_stay(tmp_path):
+    path = DATA / "keras_3.15.1_int8.keras"
+    module, variables = load_model(path)
+    (x,), (y,) = predicted(path)
+    widths = dw.trace(module.apply, variables, x)
+    wide = dw.grow(variables, dw.plan(widths, {"dense": 9}), key=jax.random.key(0))
+    keras_h5.save(tmp_path / "wide.keras", wide, like=path)
+    module, wide = load_model(tmp_path / "wide.keras")
+    assert wide["params"]["dense"]["kernel"].dtype == np.int8
+    assert wide["params"]["dense"]["kernel_scale"].shape == (9,)
+    np.testing.assert_allclose(module.apply(wide, x), y, rtol=1e-5, atol=1e-6)
+
+
+def test_blocks_of_weights_with_a_zero_point_do_not_grow():
+    module, variables = load_model(DATA / "keras_3.15.1_int4.keras")
+    widths = dw.trace(module.apply, variables, *predicted(DATA / "keras_3.15.1_int4.keras")[0])
+    with pytest.raises(ValueError, match="dense: growing it from 7 to 8 would change outputs"):
+        dw.plan(widths, {"dense": 8})
+
+
+def test_quantized_weights_without_a_model_keep_their_numbers(tmp_path):
+    with h5py.File(tmp_path / "alone.weights.h5", "w") as file:
+        file["layers/dense/vars/0"] = np.ones((3, 2), "int8")
+        file["layers/dense/vars/1"] = np.ones(2, "f")  # a scale, not a bias
+    assert [*keras_h5.load(tmp_path / "alone.weights.h5")["params"]["dense"]] == ["0", "1"]
+
+
+def test_integers_in_a_layer_that_is_not_quantized_are_refused(tmp_path):
     path = shutil.copy(DATA / "tensorflow_2.10.0_image.h5", tmp_path / "quantized.h5")
     with h5py.File(path, "r+") as file:
         conv = file["model_weights/conv2d/conv2d"]
         kernel = conv["kernel:0"][()]
         del conv["kernel:0"]
         conv["kernel:0"] = np.round(kernel * 100).astype("int8")
-    with pytest.raises(KerasFileError, match="'conv2d'.*is of int8; quantized weights are not"):
+    with pytest.raises(KerasFileError, match="conv2d/kernel: is of int8, and the model's config"):
         load_model(path)
 
 

@@ -28,6 +28,11 @@ def load_model(
     Layers at the front that look up text or categories or hash them (TextVectorization,
     StringLookup, IntegerLookup, Hashing) are left out: the module takes what they return.
 
+    Dense, EinsumDense and Embedding layers that Keras 3 has quantized, by ``quantize("int8")`` or
+    ``quantize("int4")``, are computed with integers as there. Their variables are ``kernel`` or
+    ``embedding`` of int8, those of 4 bits too, ``kernel_scale``, and, where blocks of rows have
+    scales of their own, ``kernel_zero`` and the block of each row, ``g_idx``.
+
     A model of the user's own class is computed as its config describes it, if it is made from its
     inputs and outputs. Archives say whose a class is. HDF5 files do not, so a layer called Dense
     is taken for Keras's own there, as Keras itself takes it.

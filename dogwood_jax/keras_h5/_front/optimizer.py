@@ -156,7 +156,7 @@ def moments_in(found: Contents) -> tuple[Dataset, *tuple[Moments, ...]]:
         (layer.name, weight.name): layer.weights[weight.name]
         for layer in found.layers
         for weight in layout(layer.class_name, layer.config)
-        if weight.trainable and weight.name in layer.weights
+        if weight.trainable and not weight.quantized and weight.name in layer.weights
     }
     frozen = {n.name for n in found.layers if n.config.get("trainable") is False}
     trained = {place: dataset for place, dataset in weights.items() if place[0] not in frozen}

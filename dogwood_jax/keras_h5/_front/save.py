@@ -19,6 +19,7 @@ from dogwood_jax.keras_h5._files.errors import KerasFileError, NotSavable
 from dogwood_jax.keras_h5._files.hdf5 import BFLOAT16, dtype_of, is_name, is_numeric
 from dogwood_jax.keras_h5._files.source import opened
 from dogwood_jax.keras_h5._front.moments import replaced_moments
+from dogwood_jax.keras_h5._kinds.kind import layout as weights_in
 from dogwood_jax.keras_h5._kinds.nested import MODELS, layer_name
 from dogwood_jax.keras_h5._models.resize import resized
 from dogwood_jax.keras_h5._weights import write
@@ -317,6 +318,13 @@ def _refuse_unwritable(new: Contents, arrays: Mapping[str, Mapping[str, np.ndarr
             "params: layout 'keras' describes the model in another form than 'model.h5'; pass "
             "like= a .keras archive, or choose 'model.h5' and let Keras convert it"
         )
+    if new.layout in ("h5", "model.h5"):
+        problems += [
+            f"{layer.name}: Keras looks for quantized weights in layout {new.layout!r} in another "
+            "order; choose 'weights.h5', or leave layout= out"
+            for layer in new.layers
+            if any(weight.quantized for weight in weights_in(layer.class_name, layer.config))
+        ]
     if new.layout in ("weights.h5", "keras"):
         unknown = (None, *MODELS) if new.config is None else (None,)
         problems += [

@@ -2,7 +2,8 @@
 
 In comes the name of a class; out comes what is known of it: ``kind`` has the record, ``Kind``, and
 the table of all, ``KINDS``, which the other files fill. ``weight`` says what an array of Keras is
-in Flax, ``masking`` what becomes of masks, ``options`` has what configs of many layers share.
+in Flax, ``masking`` what becomes of masks, ``options`` has what configs of many layers share, and
+``quantized`` what becomes of weights that are integers.
 
 The layers are in ``dense``, ``convolutions``, ``local``, ``recurrent``, ``attention``,
 ``normalizations``, ``categories``, ``vocabularies``, ``activations``, ``identity``, ``reshaping``,

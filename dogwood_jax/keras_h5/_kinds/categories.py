@@ -1,5 +1,6 @@
 """Layers that make categories of numbers, encode them or embed them."""
 
+import math
 import operator
 from collections.abc import Mapping
 from typing import Any
@@ -19,13 +20,41 @@ from dogwood_jax.keras_h5._kinds.kind import (
     Shape,
     Weight,
 )
+from dogwood_jax.keras_h5._kinds.quantized import (
+    QuantizedEmbed,
+    quantization,
+    quantized_weights,
+    size_in,
+    supported,
+)
 from dogwood_jax.keras_h5._kinds.weight import fixed, plain
 
 
 def _embedding(config: Config, name: str | None, deterministic: bool) -> Function:
     sizes = operator.index(config["input_dim"]), operator.index(config["output_dim"])
+    if how := quantization(config):
+        return QuantizedEmbed(sizes, how, name=name)
     embed = nn.Embed(*sizes, name=name)
     return lambda x: embed(x.astype(jnp.int32))
+
+
+def _embedding_weights(config: Config) -> list[Weight]:
+    if how := supported(config):
+        return quantized_weights(how, "embeddings", "embedding", size_in(config, "output_dim"))
+    return [plain("embeddings", "params/embedding")]
+
+
+def _embedding_axes(config: Config) -> Mapping[str, str]:
+    how = supported(config)
+    if how is None:
+        return {"embeddings": "input_dim output_dim"}
+    size = size_in(config, "output_dim")
+    groups = "".join(f" {count}" for count in how.groups(size))
+    width = "output_dim" if how.bits == 8 else math.ceil(size / 2)
+    axes = {"embeddings": f"input_dim {width}", "embeddings_scale": f"input_dim{groups}"}
+    if how.block is not None:
+        axes |= {"embeddings_zero": f"input_dim{groups}", "g_idx": "output_dim"}
+    return axes
 
 
 class ReversibleEmbedding(nn.Module):
@@ -118,8 +147,8 @@ def _category_encoding(config: Config) -> Function:
 
 KINDS["Embedding"] = Kind(
     module=_embedding,
-    weights=lambda config: [plain("embeddings", "params/embedding")],
-    axes=fixed({"embeddings": "input_dim output_dim"}),
+    weights=_embedding_weights,
+    axes=_embedding_axes,
     sizes=_table_sizes,
     new_mask=lambda config: (lambda x: x != 0) if config.get("mask_zero") else None,
 )

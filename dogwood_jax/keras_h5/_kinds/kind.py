@@ -40,6 +40,8 @@ class Weight:
         to_keras: the inverse.
         trainable: whether Keras lists it among the trainable weights, that is first.
         repeats: the weight that it is once more, in files alone that name layers by position.
+        quantized: whether it is what a quantized layer has in a weight's place, which Keras stores
+            there and does not train: integers, and scales.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Weight:
     to_keras: Callable[[Sequence[np.ndarray]], np.ndarray] = lambda arrays: arrays[0]
     trainable: bool = True
     repeats: str | None = None
+    quantized: bool = False
 
 
 @dataclass(frozen=True)

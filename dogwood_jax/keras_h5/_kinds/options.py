@@ -30,12 +30,6 @@ def spatial(value: Any, rank: int) -> tuple[int, ...]:
     return values
 
 
-def is_quantized(config: Config) -> bool:
-    """Whether Keras 3 has made integers of a layer's weights, with scales beside them."""
-    policy = str(config.get("dtype"))
-    return any(name in policy for name in ("QuantizedDTypePolicy", "Int4DTypePolicy"))
-
-
 def evaluated_only(config: Config, deterministic: bool, *rates: str) -> None:
     if not deterministic and any(config.get(rate) for rate in rates):
         raise ValueError(f"{' and '.join(rates)} inside this layer is not supported in training")

@@ -16,6 +16,7 @@ from dogwood_jax.keras_h5._models.module import KerasLayers
 from dogwood_jax.keras_h5._models.resize import resized
 from dogwood_jax.keras_h5._models.shapes import model_inputs
 from dogwood_jax.keras_h5._models.support import supported
+from dogwood_jax.keras_h5._weights.convert import leaves_of
 
 
 class KerasModel(KerasLayers):
@@ -76,10 +77,12 @@ def check_variables(module: KerasModel, variables: Mapping[str, Any]) -> None:
         for place in weight.places
         if not _has(variables, place)
     ]
+    quantized = {p for w in layout(class_name, config) if w.quantized for p in w.places}
     problems += [
-        f"{jax.tree_util.keystr(path)}: is of {leaf.dtype}; quantized weights are not supported"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"])
-        if not jnp.issubdtype(leaf.dtype, jnp.inexact)
+        f"{'/'.join(place)}: is of {leaf.dtype}, and the model's config does not say that this "
+        "layer is quantized"
+        for place, leaf in leaves_of(variables["params"])
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact) and ("params", *place) not in quantized
     ]
     inputs = model_inputs(class_name, config)
     if not problems and None not in inputs:

@@ -11,6 +11,7 @@ import jax
 from dogwood_jax._base.problems import UnfitArrays
 from dogwood_jax.keras_h5._kinds.kind import CHANNELS, Config, kind_of
 from dogwood_jax.keras_h5._kinds.nested import MODELS
+from dogwood_jax.keras_h5._kinds.quantized import refusal
 from dogwood_jax.keras_h5._models.channels import read_channels
 from dogwood_jax.keras_h5._models.frozen import FrozenConfig, frozen
 from dogwood_jax.keras_h5._models.graph import ALL, Ref, parse, refs_in, replaced
@@ -110,6 +111,8 @@ def make_layer(
         ValueError, KeyError or TypeError: if its class or config is not supported.
     """
     kind = kind_of(class_name)
+    if class_name not in MODELS and (why := refusal(class_name, config)):
+        raise ValueError(why)
     if kind.function is not None:
         return kind.function(config)
     if kind.module is not None:

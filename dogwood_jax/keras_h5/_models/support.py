@@ -7,7 +7,6 @@ from dogwood_jax._base.problems import listed
 from dogwood_jax.keras_h5._files.errors import KerasFileError
 from dogwood_jax.keras_h5._kinds.kind import NAMED, Config, kind_of
 from dogwood_jax.keras_h5._kinds.nested import MODELS, layer_name, layers_of
-from dogwood_jax.keras_h5._kinds.options import is_quantized
 from dogwood_jax.keras_h5._models.graph import parse, refs_in
 from dogwood_jax.keras_h5._models.groups import annotated
 from dogwood_jax.keras_h5._models.masks import given_to, handed_on, seen_by, taken_off, unclear
@@ -60,8 +59,6 @@ def _problems(class_name: str, config: Any, place: str) -> Iterator[str]:
         if layer_class in MODELS:
             yield from _problems(layer_class, layer_config, f"{where}/")
             continue
-        if is_quantized(layer_config):
-            yield f"{where} ({layer_class}): quantized weights are not supported"
         try:
             make_layer(layer_class, layer_config, None, deterministic=True)
         except _ERRORS as error:
@@ -141,7 +138,9 @@ def _differences(model: Config, place: str) -> Iterator[str]:
         if details.get("stateful"):
             yield f"{place}{name} begins each call with a state of zeros, as after reset_states()"
         policy = _policy(details)
-        name_of = policy.get("config", {}).get("name") if isinstance(policy, Mapping) else policy
+        options = policy.get("config") if isinstance(policy, Mapping) else {"name": policy}
+        options = options if isinstance(options, Mapping) else {}
+        name_of = options.get("source_name", options.get("name"))
         if layer_class != "InputLayer" and str(name_of).endswith("float16"):
             yield f"{place}{name} computes in the dtype of its arrays, in Keras in {name_of}"
 

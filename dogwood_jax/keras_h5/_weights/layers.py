@@ -13,7 +13,7 @@ from dogwood_jax.keras_h5._files.errors import KerasFileError
 from dogwood_jax.keras_h5._files.hdf5 import Dataset, checked_array
 from dogwood_jax.keras_h5._kinds.kind import Config, layout
 from dogwood_jax.keras_h5._kinds.nested import MODELS, layer_name, layers_of
-from dogwood_jax.keras_h5._kinds.options import is_quantized
+from dogwood_jax.keras_h5._kinds.quantized import refusal
 from dogwood_jax.keras_h5._weights.convert import Collections, canonical, to_flax, to_keras
 from dogwood_jax.keras_h5._weights.infer import infer
 from dogwood_jax.keras_h5._weights.shapes import check_shapes, fits
@@ -62,9 +62,9 @@ def make_layer(
         named = _named(class_name, config, weights)
         _check(class_name, config, named)
     except KerasFileError as error:
-        quantized = "quantized weights are not supported, save the model before quantize(); "
-        why = quantized * is_quantized(config)
-        raise KerasFileError(f"at layer {name!r} ({class_name}): {why}{error}") from None
+        why = None if class_name in MODELS else refusal(class_name, config, weights.values())
+        hint = f"{why}, save the model before quantize(); " if why else ""
+        raise KerasFileError(f"at layer {name!r} ({class_name}): {hint}{error}") from None
     return Layer(name, class_name, config, named, state)
 
 

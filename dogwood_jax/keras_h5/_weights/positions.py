@@ -185,7 +185,10 @@ def described(tree: Tree, class_name: str | None) -> tuple[str | None, Config | 
             for layer in members(container, None)
         ]
         return class_name, {"layers": layers}
-    shapes = {name: tuple(d.shape) for name, d in arrays(tree, class_name, None).items()}
+    found = arrays(tree, class_name, None)
+    if any(dataset.dtype == "int8" for dataset in found.values()):  # quantized, who knows how
+        return None, None
+    shapes = {name: tuple(d.shape) for name, d in found.items()}
     if class_name is None:
         class_name = class_named(own_name(tree) or "")
     config = config_of(class_name, shapes)
