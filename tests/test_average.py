@@ -158,3 +158,36 @@ def test_a_growth_without_experts_is_refused():
         dw.grow_several([one], growth)
     with pytest.raises(TypeError, match="sources must be a list"):
         dw.grow_several(one, growth)
+
+
+@pytest.mark.parametrize("fused", ["runs", "pairs"])
+def test_heads_in_fused_kernels_stay_in_their_places(fused):
+    """Keys and values are made by one kernel: all keys first, or by heads."""
+    shape = (2, HEADS, SIZE) if fused == "runs" else (HEADS, 2, SIZE)
+
+    def apply(params, x):
+        kv = (x @ params["kv"]).reshape(TIME, *shape)
+        k, v = (jnp.take(kv, i, axis=1 if fused == "runs" else 2) for i in (0, 1))
+        q = (x @ params["q"]).reshape(TIME, HEADS, SIZE)
+        return jax.nn.dot_product_attention(q, k, v).reshape(TIME, -1) @ params["o"]
+
+    keys, total = iter(jax.random.split(jax.random.key(0), 3)), HEADS * SIZE
+    shapes = {"q": (STREAM, total), "kv": (STREAM, 2 * total), "o": (total, STREAM)}
+    params = {n: jax.random.normal(next(keys), s) for n, s in shapes.items()}
+    small = dw.average(params, dw.trace(apply, params, X), {("kv", 1): 2})["kv"]
+    wide = params["kv"].reshape(STREAM, *shape)
+    if fused == "runs":
+        expected = wide.reshape(STREAM, 2, 2, 4, SIZE).mean(3)
+    else:
+        expected = wide.reshape(STREAM, 2, 4, 2, SIZE).mean(2)
+    np.testing.assert_allclose(small, expected.reshape(STREAM, -1), rtol=1e-6)
+
+
+def test_more_networks_than_experts_are_refused():
+    several = sources(4)
+    shapes = {"router": (STREAM, 3), "up": (3, STREAM, 7), "down": (3, 7, STREAM)}
+    shapes["out"] = (STREAM, 2)
+    target = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+    growth = dw.upcycle(dw.trace(dense, several[0], X), target=target, target_apply=stacked)
+    with pytest.raises(ValueError, match="4 networks are more than the 3 experts"):
+        dw.grow_several(several, growth, key=jax.random.key(1))

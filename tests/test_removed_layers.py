@@ -340,3 +340,65 @@ def test_a_chain_cannot_do_without_a_layer_that_changes_its_size():
         dw.plan(widths, keep={"layer": [0, 2]})
     growth = dw.plan(widths, keep={"layer": [0, 2]}, check=False)
     assert dw.grow(params, growth)["layer_1"].shape == (5, 6)
+
+
+def test_all_arrays_of_a_layer_go_together():
+    """The function counts its layers by one name, and would mix arrays of several layers."""
+
+    def apply(params, x):
+        for index in range(sum(name.startswith("up") for name in params)):
+            x = x + jnp.tanh(x @ params[f"up_{index}"]) @ params[f"down_{index}"]
+        return x
+
+    params = {f"{name}_{i}": jnp.ones((3, 3)) for name in ("up", "down") for i in range(COUNT)}
+    widths = dw.trace(apply, params, X)
+    with pytest.raises(ValueError, match="name all arrays of a layer"):
+        dw.plan(widths, keep={"up": KEPT})
+    growth = dw.plan(widths, keep=dict.fromkeys(("up", "down"), KEPT))
+    assert {*dw.grow(params, growth)} == {f"{n}_{i}" for n in ("up", "down") for i in range(3)}
+
+
+def test_a_network_of_two_streams_is_not_written_anew():
+    """What it computes without a layer is not clear, unless its function says so."""
+
+    def network(count):
+        def apply(params, x):
+            a = b = x
+            for layer in params["layers"][:count]:
+                a, b = b, a + jnp.tanh(b @ layer["w"])
+            return a + b
+
+        return apply
+
+    params = {"layers": [{"w": jnp.ones((3, 3))}] * COUNT}
+
+    def fixed(params, x):
+        assert len(params["layers"]) == COUNT
+        return network(COUNT)(params, x)
+
+    with pytest.raises(ValueError, match="nothing shows how the network does without"):
+        dw.plan(dw.trace(fixed, params, X), keep={"layers": KEPT})
+    growth = dw.plan(dw.trace(network(None), params, X), keep={"layers": KEPT})
+    assert len(dw.grow(params, growth)["layers"]) == 3
+
+
+def test_layers_of_layers_go():
+    def apply(params, x):
+        for block in params["blocks"]:
+            for one in block["sub"]:
+                x = x + jnp.tanh(x @ one)
+        return x
+
+    params = {
+        "blocks": [{"sub": [jnp.full((3, 3), 3 * b + s) for s in range(3)]} for b in range(4)]
+    }
+    growth = dw.plan(dw.trace(apply, params, X), keep={"blocks": [0, 2, 3], "blocks/2/sub": [0, 2]})
+    small = dw.grow(params, growth)["blocks"]
+    assert [[int(one[0, 0]) for one in block["sub"]] for block in small] == [
+        [0, 1, 2],
+        [6, 8],
+        [9, 10, 11],
+    ]
+    with pytest.raises(ValueError, match="is to grow, but it is in layers that go alone"):
+        widths = dw.trace(by_names, arrays()[0] | in_dict(arrays()[1]), X)
+        dw.plan(widths, {("layer_1/up", 1): 20}, keep={"layer": KEPT})

@@ -74,7 +74,15 @@ def without_layers_of(growth: Growth, keep: Mapping[str, Any], *, check: bool) -
                 "same"
             ]
         )
-    notes = [note for its in kept for note in _of_other_kinds(whole_program(network), smaller, its)]
+    # Layers of layers have other names in the smaller network.
+    outer = [
+        its
+        for its in kept
+        if not any(one.layers.layer_of(its.layers.heads[0]) is not None for one in kept)
+    ]
+    notes = [
+        note for its in outer for note in _of_other_kinds(whole_program(network), smaller, its)
+    ]
     if own is None and modules_say_numbers(found.structure):
         # One of the numbers may be how many layers there are.
         found = replace(found, structure=None)
@@ -118,6 +126,13 @@ def _removing(growth: Growth, network: Network, kept: tuple[KeptLayers, ...]) ->
         for path in places
         if found.renamed(path) is None
     ]
+    stay = (leaf for leaf in widths.leaves if leaf.path in places)
+    left = {units.width for leaf in stay for layout in leaf.axes for units in units_of(layout)}
+    problems += [
+        f"{change.width}: is to grow, but it is in layers that go alone"
+        for change in growth.changes
+        if change.width not in left and change.new > change.old
+    ]
     if problems:
         raise Refused(problems)
     moved = tuple(
@@ -131,8 +146,6 @@ def _removing(growth: Growth, network: Network, kept: tuple[KeptLayers, ...]) ->
         for path, place in places.items()
         if place != path and is_array(leaves[path])
     )
-    stay = (leaf for leaf in widths.leaves if leaf.path in places)
-    left = {units.width for leaf in stay for layout in leaf.axes for units in units_of(layout)}
     return replace(
         found,
         changes=tuple(change for change in growth.changes if change.width in left),
@@ -159,11 +172,14 @@ def _own_program(growth: Growth, network: Network) -> Program | None:
     left = {place: leaf for path, leaf in old.items() if (place := growth.renamed(path))}
     for leaf in growth.staying:
         left[growth.place(leaf.path)] = struct(growth.shapes[leaf.path], old[leaf.path].dtype)
+    whole = whole_program(network)
     try:
-        inputs = whole_program(network).inputs
-        return Program(network.apply, rebuilt(growth.structure, left), inputs)
+        found = Program(network.apply, rebuilt(growth.structure, left), whole.inputs)
     except Exception:  # any function may raise that knows how many layers it has
         return None
+    # Arrays that nothing reads any more are of the layers, too, and were not named.
+    read = {place for path in whole.reading_order() if (place := growth.renamed(path))}
+    return found if read <= {*found.reading_order()} else None
 
 
 def _without_removed(growth: Growth, network: Network) -> Program | None:

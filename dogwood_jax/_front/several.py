@@ -83,6 +83,12 @@ def grow_several(
             "grow_several: this growth puts no experts in the place of an MLP; plan it by "
             "dw.upcycle(widths, target=, target_apply=)"
         )
+    experts = min(i.repeats for i in growth.insertions if i.repeats)
+    if len(sources) > experts:
+        raise ValueError(
+            f"grow_several: {len(sources)} networks are more than the {experts} experts, so the "
+            "last ones would be in none; plan as many experts"
+        )
     grown = [grow(variables, growth, key=key, fresh=fresh) for variables in sources]
     every = [leaves_by_path(one) for one in grown]
 

@@ -1,10 +1,11 @@
 """A program without some of its numbered layers: ``without_layers``, ``kinds_of_layers``.
 
 A layer takes what the layer before it made, and arrays of its own. So every value of a program
-belongs to the last layer that it depends on. What a layer hands on are its values that later layers
-read, but for those that follow from others of them, such as the mean that the next norm subtracts.
-Without the layer, later ones read what the layer itself has read of the layers before it. Which
-value is which, shapes and dtypes tell; if they do not, the layer cannot be left out.
+belongs to the last layer that it depends on. What a layer hands on is the one value that the next
+layer reads, and values that follow from it, such as the mean that the next norm subtracts. Without
+the layer, the next one reads what the layer itself has read of the layer before it. Where layers
+hand on several values, or to other layers than the next one, what a network without one of them
+computes is not clear, and none is left out.
 """
 
 import copy
@@ -32,13 +33,10 @@ def without_layers(
         gone: those that are left out.
     """
     flat = _Flat(program, layers)
-    instead: dict[Any, Any] = {}
-    for layer in sorted(gone):
-        made = flat.made(layer)
-        pairs = None if made is None else flat.paired(made, flat.taken(layer))
-        if pairs is None:
-            return None
-        instead |= pairs
+    stream = flat.stream()
+    if stream is None:
+        return None
+    instead = {stream[layer + 1]: stream[layer] for layer in gone}
     return flat.with_others(instead, gone)
 
 
@@ -172,19 +170,25 @@ class _Flat:
             own = [atom for atom in read if self._readers[atom] <= {_NO_LAYER, layer}]
         return self._roots(own, is_first=not layer)
 
-    def paired(self, made: Sequence[Any], taken: Sequence[Any]) -> dict[Any, Any] | None:
-        """Returns what is read in the place of each value that goes; None if that is not clear."""
-        pairs: dict[Any, Any] = {}
-        for kind in {*map(_kind, made)}:
-            ours = [var for var in made if _kind(var) == kind]
-            theirs = sorted((var for var in taken if _kind(var) == kind), key=self._order)
-            # Like layers make several values in one order. Who made those before them is not known.
-            is_clear = len(ours) == 1 or all(self._of(var) != _NO_LAYER for var in theirs)
-            if len(ours) != len(theirs) or not is_clear:
+    def stream(self) -> list[Any] | None:
+        """Returns what the first layer reads, then what each layer hands on; None if unclear."""
+        handed: list[Any] = []
+        for layer in range(len(self._layers)):
+            made = self.made(layer)
+            if made is None or len(made) != 1 or (handed and self.taken(layer) != handed[-1:]):
                 return None
-            pairs |= zip(ours, theirs, strict=True)
-        is_before = all(self._order(b) < self._order(a) for a, b in pairs.items())
-        return pairs if is_before else None
+            if layer < len(self._layers) - 1 and not self._goes_to_the_next(layer):
+                return None
+            handed += made
+        first = [var for var in self.taken(0) if _kind(var) == _kind(handed[0])]
+        found = first + handed
+        is_one = len(first) == 1 and len({*map(_kind, found)}) == 1
+        return found if is_one and found == sorted(found, key=self._order) else None
+
+    def _goes_to_the_next(self, layer: int) -> bool:
+        """Whether no layer but the next one reads values of a layer."""
+        values = (var for eqn in self.of_layer[layer] for var in eqn.outvars)
+        return all(max(self._readers.get(var, {layer})) <= layer + 1 for var in values)
 
     def _order(self, var: Any) -> int:
         return self._made.get(var, -1)

@@ -136,20 +136,25 @@ def _positions(widths: Widths, leaf: Leaf, axis: Any, asked: Any) -> list[list[i
     size = widths[names[0]].size
     units = units_along(layout, names[0], _ROLES)
     places = np.stack([np.flatnonzero(units == unit) for unit in range(size)])
-    # For each new unit, what its entries are means of.
-    entries = [places[list(group)].T.tolist() for group in _groups(asked, size, names[0])]
-    # New units lie as the old ones do: the entries of one together, or one entry of each in turn.
-    if (np.diff(places, axis=1) == 1).all():
-        return [positions for unit in entries for positions in unit]
-    return [positions for row in zip(*entries, strict=True) for positions in row]
+    # New units lie as the first old ones do, each entry with what it is the mean of.
+    groups = _groups(asked, size, names[0])
+    entries = [
+        (int(place), positions)
+        for unit, group in enumerate(groups)
+        for place, positions in zip(places[unit], places[list(group)].T.tolist(), strict=True)
+    ]
+    return [positions for _, positions in sorted(entries)]
 
 
 def _groups(asked: Any, size: int, name: str) -> Sequence[Sequence[int]]:
     """Returns groups of units."""
+    asked = asked.tolist() if isinstance(asked, np.ndarray) else asked
     if is_integer(asked):
         if not 0 < asked <= size or size % asked:
             raise ValueError(f"{asked} does not divide the {size} units of {name}")
         return np.arange(size).reshape(asked, -1).tolist()
+    if isinstance(asked, Sequence) and len(asked) > size:
+        raise ValueError(f"expected at most the {size} units of {name}, got {len(asked)} groups")
     are_groups = isinstance(asked, Sequence) and all(isinstance(g, Sequence) for g in asked)
     if (
         not are_groups

@@ -80,8 +80,8 @@ def _countable(widths: Widths) -> Iterator[tuple[list[str], int]]:
 class _Without:
     """The loss of a batch without some layers.
 
-    If the program of the loss shows how to do without a layer, this program is run. Else the loss
-    is called with the variables of the smaller network.
+    The loss is called with the variables of the smaller network. If it does not take them, and its
+    program shows how to do without a layer, this program is run.
     """
 
     def __init__(self, variables: PyTree, widths: Widths, loss: Loss, batch: Sequence[Any]) -> None:
@@ -101,17 +101,20 @@ class _Without:
         rest = [other for other in range(count) if other != layer]
         if names[0] in self._widths:
             return self._of_stack(self._widths[names[0]], rest)
+        try:
+            growth = plan(self._widths, keep=dict.fromkeys(names, rest))
+            found = self._called(grow(self._variables, growth))
+        except ValueError:
+            found = None
+        if found is not None:
+            return found
         if self._program is None:
             self._program = Program(self._loss, self._variables, self._batch)
         first, *others = (layers_of(self._widths)[name] for name in names)
         program = without_layers(self._program, first.beside(others), [layer])
-        if program is not None:
-            return self._run(program.jaxpr, program.arguments, self._variables)
-        try:
-            growth = plan(self._widths, keep=dict.fromkeys(names, rest))
-            return self._called(grow(self._variables, growth))
-        except ValueError:
+        if program is None:
             return None
+        return self._run(program.jaxpr, program.arguments, self._variables)
 
     def _of_stack(self, width: Width, rest: Sequence[int]) -> float | None:
         smaller = grow(self._variables, plan(self._widths, keep={width.name: rest}, check=False))

@@ -67,7 +67,8 @@ def saliency(
 
     In each way, units that can go for nothing have the score zero: dead units, see ``find_dead``,
     and all but the first of units that compute the same function, see ``find_symmetric``. The first
-    of these has the score of all together, because it takes over their outgoing weights.
+    of these has the score of all together, because it takes over their outgoing weights. In a
+    stack, that goes for units that are so in all layers.
 
     Layers are scored by trying: the score of a layer is by how much the loss of the batch rises
     without it. Layers are those with numbers in their names, such as ``layers_0`` and ``layers_1``,
