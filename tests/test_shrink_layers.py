@@ -182,6 +182,7 @@ def test_sizes_are_multiples():
         ({"layers": {"blocks": 2}}, "no layers 'blocks'; the closest are \\['block'\\]"),
         ({"layers": 2, "scores": {"block": np.ones(3)}}, "a finite score for each of 4 layers"),
         ({"layers": 2, "scores": {}}, "there are layers called nothing"),
+        ({"layers": 2, "scores": {"block_0/up": np.ones(7)}}, "block_0/up is a width of units"),
     ],
 )
 def test_wrong_requests_are_refused(options, message):

@@ -28,6 +28,7 @@ from dogwood_jax._growth.growth import Growth
 from dogwood_jax._smaller.alike import alike as together
 from dogwood_jax._smaller.narrow import without_units
 from dogwood_jax._smaller.saliency import Loss, Scores, copies, refusal, saliency
+from dogwood_jax._widths.dims import LAYERS
 from dogwood_jax._widths.widths import Widths, no_such
 
 Kept = dict[str, list[Any]]  # units that stay by width; a list for each layer of a stack
@@ -163,6 +164,11 @@ def _kept_layers(
     numbered = layers_of(widths)
     counts = {name: len(its) for name, its in numbered.items()} | widths.sizes
     every = {name: np.asarray(own, np.float64) for name, own in scores.items()}
+    if of_units := [name for name in every if name in widths and widths[name].fixed != LAYERS]:
+        raise ValueError(
+            f"shrink: layers= goes with scores of layers, dw.saliency(..., layers=True); "
+            f"{of_units[0]} is a width of units"
+        )
     if not isinstance(layers, Mapping):
         if len({tuple(own.tolist()) for own in every.values()}) != 1:
             raise ValueError(
