@@ -1,7 +1,7 @@
 """Other units in each layer of a stack over which a loop runs: ``stack_of``, ``Order``.
 
-The units of one layer are as good in any order. So before units go, those that stay are put first
-in each layer. What is left is the same growth for all layers.
+A layer computes the same with its units in any order. So the units that stay are first moved to
+the front of their layer. Then all layers lose the same units: those behind.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dogwood_jax._widths.dims import LAYERS
-from dogwood_jax._widths.layout import Layout, Units, spread, units_of
+from dogwood_jax._widths.layout import Layout, Units, size_of, spread, units_of
 from dogwood_jax._widths.widths import Leaf, Width, Widths
 
 
@@ -75,7 +75,7 @@ def orders(leaf: Leaf, width: str, layers: int, kept: Sequence[Sequence[int]]) -
 
 def _entries(layout: Layout, width: str, kept: Sequence[int]) -> tuple[int, ...]:
     """Returns which entry along an axis comes to each place."""
-    entries = np.arange(sum(1 for _ in next(iter(spread(layout)))[1]))
+    entries = np.arange(size_of(layout))
     for units, along in spread(layout):
         if units.width == width:
             rest = [unit for unit in range(units.size) if unit not in {*kept}]

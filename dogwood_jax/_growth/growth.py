@@ -177,7 +177,7 @@ class Growth:
         notes: what the larger model's configuration or the caller has to mind.
         structure: tree structure of the larger model where a target was given.
         insertions: what arrays of new layers are filled with, see ``deepen``.
-        layers: layers with numbers in their names of which some go.
+        layers: numbered layers, such as ``layers_0`` and ``layers_1``, with those that stay.
         evidence: what an evaluation has shown of it; None if nothing was evaluated, because outputs
             are not claimed to stay or the widths hold no function. It has no part in comparisons,
             because hosts round differently.

@@ -212,7 +212,7 @@ def grow_state(
     moment = second_moment or "zeros"
     if not has_growable(like):
         known = {leaf.path: leaf for leaf in growth.widths.leaves}
-        is_new = any(i.fill != "moved" or i.repeats for i in growth.insertions)
+        is_new = any(not insertion.is_as_it_was for insertion in growth.insertions)
         is_larger = is_new or any(c.new > c.old for c in growth.changes)
         moments = Moments(plain, known)
         if second_moment is None and is_larger and {*moments.counts} - moments.first_steps:

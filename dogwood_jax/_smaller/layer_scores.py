@@ -86,6 +86,7 @@ class _Without:
 
     def __init__(self, variables: PyTree, widths: Widths, loss: Loss, batch: Sequence[Any]) -> None:
         self._variables, self._widths, self._loss, self._batch = variables, widths, loss, batch
+        self._layers = layers_of(widths)
         self._program: Program | None = None
         self._of_loss: Widths | None = None
         self._resized: dict[str, Any] = {}
@@ -110,7 +111,7 @@ class _Without:
             return found
         if self._program is None:
             self._program = Program(self._loss, self._variables, self._batch)
-        first, *others = (layers_of(self._widths)[name] for name in names)
+        first, *others = (self._layers[name] for name in names)
         program = without_layers(self._program, first.beside(others), [layer])
         if program is None:
             return None
