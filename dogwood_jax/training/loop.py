@@ -35,9 +35,9 @@ from dogwood_jax._base.meshes import (
     shardings_of,
 )
 from dogwood_jax._base.trees import PyTree, in_order_of, leaf_path, leaves_by_path
+from dogwood_jax._front.stages import Planned, Stage, planned
 from dogwood_jax._optimizer.growable import without_ages
 from dogwood_jax.training.batches import Data, Piece, batches_of, data_problems
-from dogwood_jax.training.stages import Planned, Stage, planned
 from dogwood_jax.training.terminal import interrupt_held_back, progress_bar
 
 Apply = Callable[[Any, jax.Array], Any]
