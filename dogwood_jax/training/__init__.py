@@ -88,9 +88,10 @@ devices. Or they are arrays, either the same in each process, or global ones, as
 ``jax.make_array_from_process_local_data`` makes them. The history is the same in every process.
 """
 
-from dogwood_jax._front.stages import Stage
+from dogwood_jax._front.stages import Apply, Stage
 from dogwood_jax.training.distill import distill
-from dogwood_jax.training.loop import Apply, Loss, Preprocess, Run, evaluate, fit, scale_uint8
+from dogwood_jax.training.loop import Preprocess, Run, evaluate, fit, scale_uint8
+from dogwood_jax.training.teacher import Loss
 
 __all__ = [
     "Apply",

@@ -8,16 +8,10 @@ from jax.sharding import NamedSharding
 
 from dogwood_jax._base.arguments import DATA, FUNCTION, NUMBER, expect_call, expect_given
 from dogwood_jax._base.trees import PyTree
+from dogwood_jax._front.stages import Apply
 from dogwood_jax.training.batches import Data
-from dogwood_jax.training.loop import (
-    Apply,
-    Loss,
-    Preprocess,
-    Run,
-    Teacher,
-    run_of,
-    scale_uint8,
-)
+from dogwood_jax.training.loop import Preprocess, Run, fit, scale_uint8
+from dogwood_jax.training.teacher import Loss, Teacher
 
 
 def distill(
@@ -105,28 +99,18 @@ def distill(
         share=(NUMBER, share),
     )
     expect_call("training.distill", "teacher_apply", teacher_apply, teacher, "a batch of inputs")
-    problems = []
-    if not 0 < temperature < float("inf"):
-        problems.append(f"temperature: expected a positive number, got {temperature}")
-    if not 0 <= share <= 1:
-        problems.append(f"share: expected a number between 0 and 1, got {share}")
-    return run_of(
-        "training.distill",
+    return fit(
         apply,
         variables,
         tx,
         data,
         epochs=epochs,
-        stages=None,
         batch_size=batch_size,
         key=key,
         opt_state=opt_state,
-        loss=loss,
+        loss=Teacher(teacher, teacher_apply, float(temperature), float(share), loss),
         preprocess=preprocess,
         progress=progress,
         after_epoch=after_epoch,
         sharding=sharding,
-        teacher=Teacher(teacher_apply, float(temperature), float(share)),
-        taught_by=teacher,
-        problems=problems,
     )

@@ -3,7 +3,6 @@
 import functools
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -35,13 +34,12 @@ from dogwood_jax._base.meshes import (
     shardings_of,
 )
 from dogwood_jax._base.trees import PyTree, in_order_of, leaf_path, leaves_by_path
-from dogwood_jax._front.stages import Planned, Stage, planned
+from dogwood_jax._front.stages import Apply, Planned, Stage, planned
 from dogwood_jax._optimizer.growable import without_ages
 from dogwood_jax.training.batches import Data, Piece, batches_of, data_problems
+from dogwood_jax.training.teacher import Loss, Teacher
 from dogwood_jax.training.terminal import interrupt_held_back, progress_bar
 
-Apply = Callable[[Any, jax.Array], Any]
-Loss = Callable[[Any, jax.Array], jax.Array]
 Preprocess = Callable[[jax.Array], jax.Array]
 
 _LOSS = ArgumentKind("a function of outputs and labels", callable)
@@ -185,103 +183,9 @@ def fit(
         >>> len(tested)
         3
     """
-    return run_of(
-        "training.fit",
-        apply,
-        variables,
-        tx,
-        data,
-        epochs=epochs,
-        stages=stages,
-        batch_size=batch_size,
-        key=key,
-        opt_state=opt_state,
-        loss=loss,
-        preprocess=preprocess,
-        progress=progress,
-        after_epoch=after_epoch,
-        sharding=sharding,
-    )
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """A network whose predictions another one learns.
-
-    Attributes:
-        apply: the network, a function of variables and inputs.
-        temperature: what logits are divided by.
-        share: its share in the objective.
-    """
-
-    apply: Apply
-    temperature: float
-    share: float
-
-    def objective(self, value: jax.Array, outputs: Any, predicted: Any) -> jax.Array:
-        """Returns the objective of a batch.
-
-        Args:
-            value: the mean loss of the labels.
-            outputs: logits ``[n, ..., classes]``.
-            predicted: the teacher's logits.
-        """
-        ours, theirs = (
-            logits.astype(value.dtype) / self.temperature for logits in (outputs, predicted)
-        )
-        chances, log_ours = jax.nn.softmax(theirs), jax.nn.log_softmax(ours)
-        # Where a class is masked, both logarithms are infinite.
-        terms = jnp.where(chances > 0, chances * (jax.nn.log_softmax(theirs) - log_ours), 0)
-        divergence = jnp.sum(terms, axis=-1)
-        taught = self.temperature**2 * jnp.mean(divergence)
-        if self.share in (0, 1):  # what does not count may be infinite
-            return taught if self.share else value
-        return (1 - self.share) * value + self.share * taught
-
-
-def run_of(
-    caller: str,
-    apply: Apply,
-    variables: PyTree,
-    tx: optax.GradientTransformation,
-    data: Data,
-    *,
-    epochs: int | None,
-    stages: Sequence[Stage] | None,
-    batch_size: int,
-    key: jax.Array,
-    opt_state: optax.OptState | None,
-    loss: Loss,
-    preprocess: Preprocess,
-    progress: bool,
-    after_epoch: Callable[[Run], object] | None,
-    sharding: NamedSharding | None,
-    teacher: Teacher | None = None,
-    taught_by: PyTree = None,
-    problems: Sequence[str] = (),
-) -> Run:
-    """Trains variables; see `fit`.
-
-    Args:
-        caller: the name of the function that is called, for errors.
-        apply: see `fit`, as all that follows.
-        variables: see `fit`.
-        tx: see `fit`.
-        data: see `fit`.
-        epochs: see `fit`.
-        stages: see `fit`.
-        batch_size: see `fit`.
-        key: see `fit`.
-        opt_state: see `fit`.
-        loss: see `fit`.
-        preprocess: see `fit`.
-        progress: see `fit`.
-        after_epoch: see `fit`.
-        sharding: see `fit`.
-        teacher: a network whose predictions are learned, or None.
-        taught_by: the variables of the teacher.
-        problems: what is wrong with other arguments.
-    """
+    caller, teacher = "training.fit", None
+    if isinstance(loss, Teacher):
+        caller, teacher, loss = "training.distill", loss, loss.loss
     expect(
         f"{caller}(apply, variables, tx, data)",
         apply=(FUNCTION, apply),
@@ -297,10 +201,8 @@ def run_of(
     )
     expect_call(caller, "apply", apply, variables, "a batch of inputs")
     trained, frozen = _partition(variables)
-    problems = [
-        *problems,
-        *_loop_problems(data, batch_size, sharding, variables=variables, opt_state=opt_state),
-    ]
+    problems = [] if teacher is None else teacher.problems()
+    problems += _loop_problems(data, batch_size, sharding, variables=variables, opt_state=opt_state)
     problems += _variables_problems(variables, trained)
     problems += _stages_problems(epochs, stages)
     problems += _key_problems(key)
@@ -311,8 +213,8 @@ def run_of(
     batches = batches_of(data, batch_size, sharding)
     if teacher is not None:
         inputs = jax.eval_shape(preprocess, batches.inputs)
-        _raise_if(_logits_problems(apply, variables, teacher, taught_by, inputs), caller)
-        taught_by = taught_by if sharding is None else on_mesh(taught_by, sharding)
+        _raise_if(teacher.logits_problems(apply, variables, inputs), caller)
+        teacher = teacher if sharding is None else on_mesh(teacher, sharding)
     if stages is None:
         schedule = [Planned(operator.index(epochs), apply)]  # type: ignore[arg-type]
     else:
@@ -362,7 +264,6 @@ def run_of(
                             preprocess=preprocess,
                             shardings=shardings,
                             teacher=teacher,
-                            taught_by=taught_by,
                         )
                     # At most one piece ahead of the devices, because each takes memory there.
                     values[-1:] = jax.device_get(values[-1:])
@@ -454,7 +355,7 @@ def evaluate(
 
 @functools.partial(
     jax.jit,
-    static_argnames=("apply", "tx", "loss", "preprocess", "shardings", "teacher"),
+    static_argnames=("apply", "tx", "loss", "preprocess", "shardings"),
     donate_argnames=("trained", "opt_state"),
 )
 def _train(
@@ -468,8 +369,7 @@ def _train(
     loss: Loss,
     preprocess: Preprocess,
     shardings: Shardings | None,
-    teacher: Teacher | None = None,
-    taught_by: PyTree = None,
+    teacher: Teacher | None,
 ) -> tuple[PyTree, optax.OptState, tuple[jax.Array, jax.Array]]:
     tx = optax.with_extra_args_support(tx)
 
@@ -477,7 +377,7 @@ def _train(
         trained, opt_state = state
         inputs, labels = piece.inputs_and_labels(batch)
         inputs = preprocess(inputs)
-        predicted = None if teacher is None else teacher.apply(taught_by, inputs)
+        predicted = None if teacher is None else teacher.apply(teacher.variables, inputs)
 
         def objective(trained: PyTree) -> tuple[jax.Array, jax.Array]:
             outputs = apply(_combine(trained, frozen), inputs)
@@ -667,21 +567,6 @@ def _stages_problems(epochs: Any, stages: Any) -> list[str]:
         f"stages[{number}]: expected epochs to be an integer, 0 or more, got {stage.epochs!r}"
         for number, stage in enumerate(stages)
         if not _is_count(stage.epochs, at_least=0)
-    ]
-
-
-def _logits_problems(
-    apply: Apply, variables: PyTree, teacher: Teacher, taught_by: PyTree, inputs: Any
-) -> list[str]:
-    """Says whether two networks do not return logits of one shape."""
-    ours = jax.eval_shape(apply, variables, inputs)
-    theirs = jax.eval_shape(teacher.apply, taught_by, inputs)
-    shapes = [getattr(logits, "shape", None) for logits in (ours, theirs)]
-    if None not in shapes and shapes[0] == shapes[1]:
-        return []
-    return [
-        f"teacher_apply: expected logits like those of apply, {described(ours)}, got "
-        f"{described(theirs)}"
     ]
 
 
