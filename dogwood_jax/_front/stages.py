@@ -1,13 +1,23 @@
 """Stages of a training run, with the growths between them: ``Stage``."""
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import jax
 import optax
 
-from dogwood_jax._base.arguments import BY_WIDTH, FUNCTION, VARIABLES, ArgumentKind, expect_given
+from dogwood_jax._base.arguments import (
+    BY_WIDTH,
+    FUNCTION,
+    NUMBER,
+    VARIABLES,
+    ArgumentKind,
+    expect_given,
+    is_count,
+)
 from dogwood_jax._base.trees import PyTree, is_array, struct_of
 from dogwood_jax._front.grow import grow
 from dogwood_jax._front.plan import DEPTH, plan
@@ -28,8 +38,16 @@ _STRATEGY = ArgumentKind(
 class Stage:
     """A stretch of training, and how the network grows before it.
 
+    It ends after ``epochs`` or ``steps``, or once ``seconds`` have passed. If this is within a pass
+    over the data, the next stage goes on with the rest of the pass.
+
     Attributes:
-        epochs: how many times to go through the data.
+        epochs: how many times to go through the data: as many steps as so many passes take.
+        steps: in place of ``epochs``, how many batches to train on.
+        seconds: after how many seconds the stage ends, if it has not ended before; alone, or beside
+            ``epochs`` or ``steps``. They count from the stage's beginning: growing, compiling and
+            ``after_epoch`` take of them. The clock is read between compiled calls of 16 steps at
+            most, of which one more may be under way.
         sizes: new number of units by width, as for ``dogwood_jax.plan``.
         target: a pytree of arrays or ``jax.ShapeDtypeStruct`` of the larger model, wider, deeper or
             both. Where it holds arrays, free values are its own.
@@ -47,9 +65,12 @@ class Stage:
         >>> from dogwood_jax.training import Stage
         >>> [Stage(epochs=2), Stage(epochs=14, sizes={"hidden": 128})][1].sizes
         {'hidden': 128}
+        >>> stages = [Stage(steps=500), Stage(seconds=3600, sizes={"hidden": 128})]
     """
 
-    epochs: int
+    epochs: int | None = None
+    steps: int | None = None
+    seconds: float | None = None
     sizes: Mapping[Any, int] | None = None
     target: PyTree = None
     apply: Apply | None = None
@@ -83,18 +104,16 @@ class Planned:
     """A stage that is known to fit the network.
 
     Attributes:
-        epochs: how many times to go through the data.
+        stage: the stage.
         apply: the network's function in this stage.
+        variables: the shapes of its arrays in this stage.
         growth: how the network grows before it, or None.
-        fresh: the larger model's own arrays, or None.
-        fields: see ``Stage``.
     """
 
-    epochs: int
+    stage: Stage
     apply: Apply
+    variables: PyTree
     growth: Growth | None = None
-    fresh: PyTree = None
-    fields: Mapping[Any, Any] | None = None
 
     def grown(
         self,
@@ -106,72 +125,134 @@ class Planned:
         """Returns the network and its optimizer's state as they are when the stage begins."""
         if self.growth is None:
             return variables, opt_state
-        wide = grow(variables, self.growth, key=key, fresh=self.fresh)
+        target = jax.tree.leaves(self.stage.target)
+        has_values = not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in target)
+        fresh = self.stage.target if has_values else None
+        wide = grow(variables, self.growth, key=key, fresh=fresh)
         if opt_state is None:  # it begins with this stage
             return wide, None
-        return wide, grow_opt_state(opt_state, self.growth, tx, variables=wide, fields=self.fields)
+        return wide, self._grown_state(opt_state, tx, wide)
+
+    def grown_state_shapes(
+        self, opt_state: optax.OptState, tx: optax.GradientTransformation
+    ) -> optax.OptState:
+        """Returns the shapes of the optimizer's state when the stage begins."""
+        if self.growth is None:
+            return opt_state
+        return jax.eval_shape(
+            lambda state, wide: self._grown_state(state, tx, wide), opt_state, self.variables
+        )
+
+    def _grown_state(
+        self, opt_state: optax.OptState, tx: optax.GradientTransformation, wide: PyTree
+    ) -> optax.OptState:
+        assert self.growth is not None
+        fields = self.stage.fields
+        return grow_opt_state(opt_state, self.growth, tx, variables=wide, fields=fields)
 
 
 def planned(
-    stages: Sequence[Stage],
-    apply: Apply,
-    variables: PyTree,
-    inputs: jax.ShapeDtypeStruct,
-    opt_state: optax.OptState,
-    tx: optax.GradientTransformation,
+    stages: Sequence[Stage], apply: Apply, variables: PyTree, *inputs: Any
 ) -> tuple[list[Planned], list[str]]:
     """Plans all growths of a run before any work; returns them, and what stands in the way.
 
     Args:
         stages: the stages.
         apply: the network's function at first.
-        variables: its arrays.
-        inputs: the shape of a batch of inputs, preprocessed.
-        opt_state: the shapes of the optimizer's state at first.
-        tx: the optimizer.
+        variables: its arrays, or their shapes.
+        *inputs: a batch of inputs as the network takes them, or their shapes.
     """
     shapes = jax.tree.map(lambda leaf: struct_of(leaf) if is_array(leaf) else leaf, variables)
     found: list[Planned] = []
     for number, stage in enumerate(stages):
-        own = stage.apply or apply
-        if not stage.grows:
-            found.append(Planned(stage.epochs, own))
-            apply = own
-            continue
-        try:
-            growth = _planned(stage, apply, shapes, inputs)
-        except (TypeError, ValueError) as error:
-            return found, [f"stages[{number}]: {error}"]
-        shapes = _grown(shapes, growth)
-        made = Planned(stage.epochs, own, growth, fields=stage.fields)
-        try:
-            opt_state = jax.eval_shape(
-                lambda state, wide, made=made: grow_opt_state(
-                    state, made.growth, tx, variables=wide, fields=made.fields
-                ),
-                opt_state,
-                shapes,
-            )
-        except (TypeError, ValueError) as error:
-            return found, [f"stages[{number}]: the optimizer's state cannot grow: {error}"]
-        try:
-            jax.eval_shape(own, shapes, inputs)
-        except Exception as error:  # any function may raise that knows its sizes
-            return found, [
-                f"stages[{number}]: apply does not take the grown variables ({error}); give the "
-                "stage the larger model's function as apply="
-            ]
-        is_shapes = any(
-            isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(stage.target)
-        )
-        found.append(replace(made, fresh=None if is_shapes else stage.target))
+        own, growth = stage.apply or apply, None
+        if stage.grows:
+            try:
+                growth = _planned(stage, apply, shapes, inputs)
+            except (TypeError, ValueError) as error:
+                return found, [f"stages[{number}]: {error}"]
+            shapes = _grown(shapes, growth)
+            try:
+                jax.eval_shape(own, shapes, *inputs)
+            except Exception as error:  # any function may raise that knows its sizes
+                return found, [
+                    f"stages[{number}]: apply does not take the grown variables ({error}); give "
+                    "the stage the larger model's function as apply="
+                ]
+        found.append(Planned(stage, own, shapes, growth))
         apply = own
     return found, []
 
 
-def _planned(stage: Stage, apply: Apply, variables: PyTree, inputs: jax.ShapeDtypeStruct) -> Growth:
+def state_problems(
+    stages: Sequence[Planned], opt_state: optax.OptState, tx: optax.GradientTransformation
+) -> list[str]:
+    """Says which stage the optimizer's state cannot grow for.
+
+    Args:
+        stages: the stages.
+        opt_state: the shapes of the state at first.
+        tx: the optimizer.
+    """
+    for number, stage in enumerate(stages):
+        try:
+            opt_state = stage.grown_state_shapes(opt_state, tx)
+        except (TypeError, ValueError) as error:
+            return [f"stages[{number}]: the optimizer's state cannot grow: {error}"]
+    return []
+
+
+def length_problems(stage: Stage, place: str = "") -> list[str]:
+    """Says what is wrong with how long a stage is.
+
+    Args:
+        stage: the stage.
+        place: what stands before the name of an argument, as in ``"stages[0]."``.
+    """
+    counts = {"epochs": stage.epochs, "steps": stage.steps}
+    given = [name for name, value in counts.items() if value is not None]
+    if not given and stage.seconds is None:
+        return [f"{place}epochs: expected epochs=, steps= or seconds=, got none of them"]
+    problems = [
+        f"{place}{name}: expected an integer, 0 or more, got {counts[name]!r}"
+        for name in given
+        if not is_count(counts[name], at_least=0)
+    ]
+    if len(given) == 2:
+        problems.append(f"{place}steps: expected either epochs= or steps=, got both")
+    if stage.seconds is not None:
+        if not NUMBER.fits(stage.seconds) or not 0 < stage.seconds < inf:
+            problems.append(f"{place}seconds: expected a positive number, got {stage.seconds!r}")
+    return problems
+
+
+def stages_problems(stages: Any) -> list[str]:
+    """Says what is wrong with a list of stages, as far as it can be told without the network."""
+    is_list = isinstance(stages, Sequence) and len(stages) > 0
+    if not is_list or not all(isinstance(one, Stage) for one in stages):
+        return [f"stages: expected a list of training.Stage, got {stages!r}"]
+    return [
+        problem
+        for number, stage in enumerate(stages)
+        for problem in length_problems(stage, f"stages[{number}].")
+    ]
+
+
+def steps_of(stage: Stage, an_epoch: int) -> float:
+    """Returns how many steps a stage takes at most, infinity if only the clock ends it.
+
+    Args:
+        stage: the stage.
+        an_epoch: the number of steps of an epoch.
+    """
+    if stage.epochs is not None:
+        return operator.index(stage.epochs) * an_epoch
+    return inf if stage.steps is None else operator.index(stage.steps)
+
+
+def _planned(stage: Stage, apply: Apply, variables: PyTree, inputs: tuple[Any, ...]) -> Growth:
     """Returns the growth before a stage."""
-    widths, target = trace(apply, variables, inputs), stage.target
+    widths, target = trace(apply, variables, *inputs), stage.target
     if target is None and stage.apply is not None:
         # With a target, ``plan`` compares the larger model's function with the old one.
         target = _grown(variables, plan(widths, stage.sizes, strategy=stage.strategy))

@@ -24,7 +24,9 @@ def distill(
     teacher_apply: Apply | None = None,
     temperature: float = 1.0,
     share: float = 0.7,
-    epochs: int,
+    epochs: int | None = None,
+    steps: int | None = None,
+    seconds: float | None = None,
     batch_size: int,
     key: jax.Array,
     opt_state: optax.OptState | None = None,
@@ -55,6 +57,8 @@ def distill(
         share: The share of the teacher in the objective, between 0 and 1. With 1, labels do not
             count.
         epochs: How many times to go through the data.
+        steps: In place of ``epochs``, how many batches to train on.
+        seconds: After how many seconds the run ends, as for `fit`.
         batch_size: Samples a step.
         key: A JAX random key, for the order of the samples.
         opt_state: The state to go on from, such as ``grow_opt_state`` gives it; by default a new
@@ -105,6 +109,8 @@ def distill(
         tx,
         data,
         epochs=epochs,
+        steps=steps,
+        seconds=seconds,
         batch_size=batch_size,
         key=key,
         opt_state=opt_state,
