@@ -178,19 +178,19 @@ def test_a_stage_goes_on_with_the_pass_in_which_the_last_one_ended(is_source, mo
     whole, batches = fit_recorded(linear, linear_variables(), tx, data, epochs=3, **settings)
     monkeypatch.setattr(loop, "_STEPS_BY_THE_CLOCK", 2)
     shapes = steps_of_calls(monkeypatch, seconds_a_call=1)
-    # The second stage has 4 steps left in the first pass and its last batch in a call of its own.
-    lengths = [{"steps": 3}, {"seconds": 3, "epochs": 8}, {"steps": 0}, {"epochs": 1}, {"steps": 7}]
+    # The second stage ends after a call, of the four steps that are left of the first pass.
+    lengths = [{"steps": 3}, {"seconds": 1, "epochs": 8}, {"steps": 2}, {"steps": 0}, {"epochs": 2}]
     stages = [training.Stage(**length) for length in lengths]
     run, others = fit_recorded(linear, linear_variables(), tx, given, stages=stages, **settings)
-    assert run.history["steps"].tolist() == [3, 7, 14, 21]
+    assert run.history["steps"].tolist() == [3, 5, 7, 14, 21]
     assert shapes == [(3, 4), (2, 4), (1, 4), (1, 1), (6, 4), (1, 1), (6, 4), (1, 1)]
     assert len(others) == len(batches)
     for one, other in zip(others, batches):
         np.testing.assert_array_equal(one, other)
     assert_trees_close(run[:2], whole[:2], rtol=1e-12)
     for name in ("loss", "accuracy"):
-        first, rest, *others = run.history[name]
-        means = [(12 * first + 13 * rest) / 25, *others]
+        parts, others = run.history[name][:3], run.history[name][3:]
+        means = [np.average(parts, weights=[12, 8, 5]), *others]
         np.testing.assert_allclose(means, whole.history[name], rtol=1e-12)
 
 
