@@ -7,7 +7,6 @@ from math import inf
 from typing import Any
 
 import jax
-import optax
 
 from dogwood_jax._base.arguments import (
     BY_WIDTH,
@@ -118,10 +117,10 @@ class Planned:
     def grown(
         self,
         variables: PyTree,
-        opt_state: optax.OptState | None,
-        tx: optax.GradientTransformation,
+        opt_state: PyTree | None,
+        tx: Any,
         key: jax.Array,
-    ) -> tuple[PyTree, optax.OptState | None]:
+    ) -> tuple[PyTree, PyTree | None]:
         """Returns the network and its optimizer's state as they are when the stage begins."""
         if self.growth is None:
             return variables, opt_state
@@ -133,9 +132,7 @@ class Planned:
             return wide, None
         return wide, self._grown_state(opt_state, tx, wide)
 
-    def grown_state_shapes(
-        self, opt_state: optax.OptState, tx: optax.GradientTransformation
-    ) -> optax.OptState:
+    def grown_state_shapes(self, opt_state: PyTree, tx: Any) -> PyTree:
         """Returns the shapes of the optimizer's state when the stage begins."""
         if self.growth is None:
             return opt_state
@@ -143,9 +140,7 @@ class Planned:
             lambda state, wide: self._grown_state(state, tx, wide), opt_state, self.variables
         )
 
-    def _grown_state(
-        self, opt_state: optax.OptState, tx: optax.GradientTransformation, wide: PyTree
-    ) -> optax.OptState:
+    def _grown_state(self, opt_state: PyTree, tx: Any, wide: PyTree) -> PyTree:
         assert self.growth is not None
         fields = self.stage.fields
         return grow_opt_state(opt_state, self.growth, tx, variables=wide, fields=fields)
@@ -184,9 +179,7 @@ def planned(
     return found, []
 
 
-def state_problems(
-    stages: Sequence[Planned], opt_state: optax.OptState, tx: optax.GradientTransformation
-) -> list[str]:
+def state_problems(stages: Sequence[Planned], opt_state: PyTree, tx: Any) -> list[str]:
     """Says which stage the optimizer's state cannot grow for.
 
     Args:
