@@ -72,7 +72,7 @@ def staged_cost(widths: Widths, stages: Sequence[Stage], samples: int | None) ->
     network = widths.network
     if problems or network is None:
         raise ValueError(listed("cannot tell this cost", problems))
-    an_epoch = 0 if samples is None else -(-samples // _batch_size(network.inputs))
+    an_epoch = -(-(samples or 0) // max(1, _batch_size(network.inputs)))
     schedule, problems = planned(stages, network.apply, network.variables, *network.inputs)
     if problems:
         raise ValueError(listed("cannot tell this cost", problems))
