@@ -408,7 +408,7 @@ def _train(
     loss: Loss,
     preprocess: Preprocess,
     shardings: Shardings | None,
-    teacher: Teacher | None,
+    teacher: Teacher | None = None,
 ) -> tuple[PyTree, optax.OptState, tuple[jax.Array, jax.Array]]:
     tx = optax.with_extra_args_support(tx)
 
