@@ -24,7 +24,7 @@ The public names, each with a docstring of its own (``help(dw.plan)``):
         grow_opt_state      grows the state of an Optax optimizer
         training            fit, distill, evaluate, and stages between which a network grows
     Choose
-        cost                parameters, FLOPs and memory before and after: Cost
+        cost                parameters, FLOPs and memory before and after: Cost, RunCost
         gain                where one more unit would lower a loss most: Gains, Gain
     Shrink
         narrow              removes units or layers
@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from dogwood_jax._experts.upcycle import upcycle
     from dogwood_jax._figures.cost import Cost, cost
     from dogwood_jax._figures.gain import Gain, Gains, gain
+    from dogwood_jax._figures.staged import RunCost
     from dogwood_jax._front.compare import Difference, compare
     from dogwood_jax._front.deepen import deepen
     from dogwood_jax._front.grow import grow
@@ -111,6 +112,7 @@ __all__ = [
     "Occurrence",
     "Product",
     "Recipe",
+    "RunCost",
     "Units",
     "Width",
     "Widths",
@@ -155,6 +157,7 @@ _NAMES_IN = {
     "_front.compare": ("Difference", "compare"),
     "_figures.cost": ("Cost", "cost"),
     "_front.deepen": ("deepen",),
+    "_figures.staged": ("RunCost",),
     "_figures.gain": ("Gain", "Gains", "gain"),
     "_smaller.narrow": ("merge_symmetric", "narrow"),
     "_smaller.average": ("average",),

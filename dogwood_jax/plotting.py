@@ -147,7 +147,7 @@ def curves(
             curves[label] = given[ylabel]
             moments |= dict.fromkeys(np.asarray(given.get("grown_at", ()), float).tolist())
         else:
-            names = [name for name in given if name != "grown_at"]
+            names = [name for name in given if name not in ("steps", "grown_at")]
             raise ValueError(
                 f"plotting.curves: the history of {label!r} has no {ylabel!r}; pass ylabel=, one "
                 f"of {names}"

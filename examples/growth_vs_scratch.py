@@ -56,7 +56,7 @@ class End(NamedTuple):
 def trained(digits: mnist.Digits, units: int, stages: Sequence[Stage], key: jax.Array) -> Any:
     """Trains a network through stages, with a schedule over all of them; returns the variables."""
     data = digits.train_images, digits.train_labels
-    steps = sum(stage.epochs for stage in stages) * -(-len(data[0]) // BATCH_SIZE)
+    steps = sum(stage.epochs or 0 for stage in stages) * -(-len(data[0]) // BATCH_SIZE)
     decay = optax.linear_schedule(RATE, 0, steps // 5)
     tx = dw.growable(optax.adam(optax.join_schedules([lambda _: RATE, decay], [steps * 4 // 5])))
     init_key, fit_key = jax.random.split(key)

@@ -2,10 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
+import transformer
 from networks import load
 
 import dogwood_jax as dw
+from dogwood_jax.training import Stage, fit
 
 NETWORKS = load()
 
@@ -161,3 +164,89 @@ def test_active_parameters_are_those_of_chosen_experts():
     assert dw.cost(widths, growth.sizes).active_parameters[1] <= 0.75 * found.active_parameters[0]
     growth = dw.shrink(params, widths, scores=scores, memory=0.75)[1]
     assert growth.sizes == {name: 4}
+
+
+def fixed(params, x):
+    """The network above, for 20 units only."""
+    assert params["up"]["bias"].shape == (20,)
+    return dense(params, x)
+
+
+def test_a_run_costs_what_its_stages_do():
+    widths = dw.trace(dense, shapes(8), jnp.zeros((10, 6)))
+    stages = [
+        Stage(epochs=2, seconds=600),
+        Stage(steps=5, sizes={"up": 12}),
+        Stage(epochs=1, target=shapes(20), apply=fixed),
+        Stage(steps=4),
+    ]
+    found = dw.cost(widths, stages=stages, samples=25)  # three steps an epoch
+    a_step = {units: 3 * 2 * 10 * 9 * units for units in (8, 12, 20)}
+    assert found.steps == (6, 5, 3, 4)
+    assert found.parameters == tuple(10 * units for units in (8, 12, 20, 20))
+    assert found.flops_a_step == tuple(a_step[units] for units in (8, 12, 20, 20))
+    assert found.flops == (6 * a_step[8], 5 * a_step[12], 3 * a_step[20], 4 * a_step[20])
+    assert found.total == sum(found.flops)
+    assert found.from_scratch == 18 * a_step[20]
+    assert found.ratio == (6 * 8 + 5 * 12 + 7 * 20) / (18 * 20)
+    assert "sum / from scratch: 0.689" in str(found)
+    # These are the steps that fit takes.
+    data = jnp.ones((25, 6)), jnp.zeros(25, int)
+    tx, settings = optax.sgd(0.1), {"batch_size": 10, "key": jax.random.key(0)}
+    run = fit(dense, shapes(8), tx, data, stages=stages, progress=False, **settings)
+    assert run.history["steps"][-1] == sum(found.steps)
+
+
+def test_a_stage_may_compute_otherwise_without_growing():
+    def twice(params, x):
+        return dense(params, jnp.concatenate([x, x]))
+
+    widths = dw.trace(dense, shapes(8), jnp.zeros((10, 6)))
+    one, two = dw.cost(widths, stages=[Stage(steps=1), Stage(steps=1, apply=twice)]).flops
+    assert two == 2 * one
+
+
+def test_a_transformer_that_deepens_costs_its_layers():
+    n, t, width, vocabulary, head = 2, 8, 16, 50, transformer.HEAD_DIM
+
+    def by_hand(depth, mlp):
+        attention = 4 * n * t * width * head + 2 * n * t * t * head
+        return 6 * (depth * (attention + 2 * n * t * width * mlp) + n * t * width * vocabulary)
+
+    small, deep = (transformer.shapes(depth, width, 1, 32, vocabulary) for depth in (1, 3))
+    widths = dw.trace(transformer.apply, small, jax.ShapeDtypeStruct((n, t), jnp.int32))
+    mlp = widths.of("block_0/up", 1).name
+    stages = [Stage(steps=30), Stage(steps=20, sizes={mlp: 48})]
+    assert dw.cost(widths, stages=stages).flops == (30 * by_hand(1, 32), 20 * by_hand(1, 48))
+    found = dw.cost(widths, stages=[Stage(steps=60), Stage(steps=40, target=deep)])
+    assert found.flops_a_step == (by_hand(1, 32), by_hand(3, 32))
+    assert found.ratio == (60 * by_hand(1, 32) + 40 * by_hand(3, 32)) / (100 * by_hand(3, 32))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stages": [Stage(epochs=1)]}, "samples: expected their number"),
+        ({"stages": [Stage(epochs=1)], "samples": 0}, "samples: expected an integer, 1 or more"),
+        ({"stages": [Stage(steps=1), Stage(seconds=9)]}, r"stages\[1\]: ends by the clock alone"),
+        ({"stages": []}, "stages: expected a list of training.Stage"),
+        ({"stages": [Stage(steps=-1)], "samples": 1.5}, r"stages\[0\].steps: (?s:.*)samples: "),
+        ({"stages": [Stage(steps=1, sizes={"upp": 12})]}, r"stages\[0\]: (?s:.*)no width 'upp'"),
+        ({"stages": [Stage(steps=1)], "sizes": {"up": 12}}, "pass either sizes, or stages="),
+        ({"samples": 100}, "samples= counts the epochs of stages="),
+    ],
+)
+def test_a_run_whose_steps_are_not_known_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        dw.cost(dw.trace(dense, shapes(8), jnp.zeros((10, 6))), **options)
+
+
+def test_a_run_is_told_for_traced_networks_of_arrays():
+    with pytest.raises(ValueError, match="widths: expected those that dw.trace has returned"):
+        dw.cost(dw.chain(shapes(8), ("up", "down")), stages=[Stage(steps=1)])
+    with pytest.raises(ValueError, match="widths: expected them traced with a batch"):
+        widths = dw.trace(lambda params, x: params["w"] * x, {"w": jnp.ones(3)}, jnp.zeros(()))
+        dw.cost(widths, stages=[Stage(epochs=1)], samples=9)
+    with pytest.raises(ValueError, match="variables/activation: expected an array, as for train"):
+        module = {**shapes(8), "activation": jnp.tanh}
+        dw.cost(dw.trace(dense, module, jnp.zeros((10, 6))), stages=[Stage(steps=1)])

@@ -91,6 +91,12 @@ def test_a_network_heals_after_it_has_lost_units():
     assert run.variables["up"].shape == small["up"].shape
 
 
+def test_steps_and_seconds_are_those_of_fit():
+    run = distilled(epochs=None, steps=4)
+    assert run.history["steps"].tolist() == [3, 4]
+    assert distilled(epochs=2, seconds=600).history["steps"].tolist() == [3, 6]
+
+
 def test_a_teacher_may_be_another_function_and_masks_classes():
     def masked(params, x):
         return apply(params, x).at[:, 2].set(-jnp.inf)
@@ -110,6 +116,11 @@ def test_a_teacher_may_be_another_function_and_masks_classes():
         ({"batch_size": 0, "share": -1}, ValueError, "share(.|\n)*batch_size"),
         ({"teacher": {**TEACHER, "down": jnp.ones((12, 4))}}, ValueError, "logits like those"),
         ({"teacher_apply": 3}, TypeError, "teacher_apply must be"),
+        (
+            {"epochs": None},
+            ValueError,
+            "distill cannot start:\\s+epochs: expected epochs=, steps= or",
+        ),
     ],
 )
 def test_wrong_arguments_are_refused(options, error, message):

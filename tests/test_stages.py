@@ -96,6 +96,25 @@ def test_one_history_with_the_moments_of_growth():
         plotting.curves({"grown": run.history}, ylabel="speed", ax=ax)
 
 
+def test_entries_are_passes_and_their_parts():
+    seen = []
+    stages = [Stage(steps=3), Stage(epochs=1, sizes={"up": 12}), Stage(steps=2, sizes={"up": 16})]
+    run = training.fit(
+        apply,
+        variables(),
+        TX,
+        data(),
+        stages=stages,
+        after_epoch=lambda run: seen.append(len(run.history["loss"])),
+        **SETTINGS,
+    )
+    assert list(run.history) == ["loss", "accuracy", "steps", "grown_at"]
+    assert run.history["steps"].tolist() == [3, 4, 7, 8, 9]  # four steps a pass
+    assert run.history["grown_at"].tolist() == [1, 3]
+    assert seen == [1, 2, 3, 4, 5]
+    assert run.variables["params"]["down"]["kernel"].shape == (16, 2)
+
+
 def test_the_loss_goes_on_where_the_network_grows():
     whole = training.fit(apply, variables(), TX, data(), epochs=4, **SETTINGS)
     stages = [Stage(epochs=3), Stage(epochs=1, sizes={"up": 12})]
@@ -244,12 +263,23 @@ def test_ctrl_c_ends_the_run_before_the_next_growth():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "pass either epochs=, or stages="),
-        ({"epochs": 1, "stages": [Stage(epochs=1)]}, "pass either epochs=, or stages="),
+        ({}, "expected epochs=, steps= or seconds=, got none"),
+        ({"epochs": 1, "stages": [Stage(epochs=1)]}, "pass either epochs=, steps= .*, or stages="),
+        ({"seconds": 1, "stages": [Stage(epochs=1)]}, "pass either epochs=, steps= .*, or stages="),
+        ({"epochs": 1, "steps": 1}, "steps: expected either epochs= or steps=, got both"),
+        ({"steps": 1.5}, "steps: expected an integer, 0 or more, got 1.5"),
+        ({"seconds": 0}, "seconds: expected a positive number, got 0"),
+        ({"seconds": float("inf")}, "seconds: expected a positive number, got inf"),
+        ({"stages": [Stage(seconds="1")]}, r"stages\[0\].seconds: expected a positive .*'1'"),
+        ({"stages": [Stage(steps=1), Stage()]}, r"stages\[1\].epochs: expected .* got none"),
+        (
+            {"stages": [Stage(steps=-1), Stage(epochs=1, steps=1, seconds=-1)]},
+            r"stages\[0\].steps: .* -1\s+stages\[1\].steps: .* both\s+stages\[1\].seconds: .* -1",
+        ),
         ({"stages": []}, "expected a list of training.Stage"),
         ({"stages": Stage(epochs=1)}, "expected a list of training.Stage"),
         ({"stages": [{"epochs": 1}]}, "expected a list of training.Stage"),
-        ({"stages": [Stage(epochs=-1)]}, r"stages\[0\]: expected epochs to be an integer"),
+        ({"stages": [Stage(epochs=-1)]}, r"stages\[0\].epochs: expected an integer"),
         (
             {"stages": [Stage(epochs=1), Stage(epochs=1, sizes={"upp": 12})]},
             r"stages\[1\]: cannot plan this growth:\s+- no width 'upp'; the closest are \['up'",
@@ -264,6 +294,14 @@ def test_what_cannot_be_is_said_before_any_work(arguments, message, monkeypatch)
     monkeypatch.setattr("dogwood_jax.training.loop._train", None)  # any work would fail
     with pytest.raises(ValueError, match=message):
         training.fit(apply, variables(), TX, data(), **arguments, **SETTINGS)
+
+
+@pytest.mark.parametrize("stages", [None, [Stage(steps=1), Stage(seconds=1)]])
+def test_a_clock_is_refused_where_several_processes_train(stages, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    length = {"seconds": 1} if stages is None else {"stages": stages}
+    with pytest.raises(ValueError, match="seconds: expected None where several processes train"):
+        training.fit(apply, variables(), TX, data(), **length, **SETTINGS)
 
 
 def test_a_function_that_knows_its_sizes_is_asked_for():

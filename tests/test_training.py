@@ -15,6 +15,7 @@ from linear import (
 )
 
 from dogwood_jax import training
+from dogwood_jax.training import loop
 
 CROSS_ENTROPY = optax.softmax_cross_entropy_with_integer_labels
 
@@ -35,6 +36,19 @@ def fit_recorded(*args, **kwargs):
     run = training.fit(*args, preprocess=recorder, **kwargs)
     jax.effects_barrier()
     return run, recorder.batches
+
+
+class SourceOf:
+    """Reads samples of arrays one at a time."""
+
+    def __init__(self, inputs, labels):
+        self.inputs, self.labels = inputs, labels
+
+    def __len__(self):
+        return len(self.inputs)
+
+    def __getitem__(self, index):
+        return self.inputs[index], self.labels[index]
 
 
 def fit_by_hand(apply, variables, tx, data, batches, opt_state=None):
@@ -129,6 +143,64 @@ def test_every_epoch_takes_every_sample_once_in_another_order():
     orders = np.concatenate(batches).reshape(epochs, size)
     np.testing.assert_array_equal(np.sort(orders), np.tile(inputs.T, (epochs, 1)))
     assert len(np.unique(orders, axis=0)) == epochs
+
+
+def steps_of_calls(monkeypatch, seconds_a_call=0):
+    """Has the clock go on by each compiled call, and returns the list of their batches' shapes."""
+    shapes, now, train = [], [0], loop._train
+
+    def timed(*args, **kwargs):
+        shapes.append(jax.tree.leaves(args[3].batches)[-1].shape)  # of labels or indices
+        now[0] += seconds_a_call
+        return train(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "_train", timed)
+    monkeypatch.setattr(loop, "monotonic", lambda: now[0])
+    return shapes
+
+
+def test_epochs_alone_are_compiled_whole_in_orders_of_the_key(monkeypatch):
+    shapes = steps_of_calls(monkeypatch)
+    data, settings = classes_data(85), {"epochs": 2, "batch_size": 4, "key": KEY}
+    run, batches = fit_recorded(linear, linear_variables(), optax.adam(0.1), data, **settings)
+    assert shapes == [(21, 4), (1, 1)] * 2
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(KEY)))
+    orders = np.concatenate([rng.permutation(85), rng.permutation(85)])
+    np.testing.assert_array_equal(np.concatenate(batches), data[0][orders])
+    assert list(run.history) == ["loss", "accuracy"]
+
+
+@pytest.mark.parametrize("is_source", [False, True])
+def test_a_stage_goes_on_with_the_pass_in_which_the_last_one_ended(is_source, monkeypatch):
+    data, tx = classes_data(25), optax.adam(0.1)  # 7 steps a pass
+    given = SourceOf(*data) if is_source else data
+    settings = {"batch_size": 4, "key": KEY}
+    whole, batches = fit_recorded(linear, linear_variables(), tx, data, epochs=3, **settings)
+    monkeypatch.setattr(loop, "_STEPS_BY_THE_CLOCK", 2)
+    shapes = steps_of_calls(monkeypatch, seconds_a_call=1)
+    # The second stage ends after a call, of the four steps that are left of the first pass.
+    lengths = [{"steps": 3}, {"seconds": 1, "epochs": 8}, {"steps": 2}, {"steps": 0}, {"epochs": 2}]
+    stages = [training.Stage(**length) for length in lengths]
+    run, others = fit_recorded(linear, linear_variables(), tx, given, stages=stages, **settings)
+    assert run.history["steps"].tolist() == [3, 5, 7, 14, 21]
+    assert shapes == [(3, 4), (2, 4), (1, 4), (1, 1), (6, 4), (1, 1), (6, 4), (1, 1)]
+    assert len(others) == len(batches)
+    for one, other in zip(others, batches):
+        np.testing.assert_array_equal(one, other)
+    assert_trees_close(run[:2], whole[:2], rtol=1e-12)
+    for name in ("loss", "accuracy"):
+        parts, others = run.history[name][:3], run.history[name][3:]
+        means = [np.average(parts, weights=[12, 8, 5]), *others]
+        np.testing.assert_allclose(means, whole.history[name], rtol=1e-12)
+
+
+def test_a_run_ends_by_the_clock():
+    settings = {"batch_size": 2, "key": KEY, "progress": False}
+    given = linear, linear_variables(), optax.adam(0.1), classes_data()
+    run = training.fit(*given, seconds=0.2, **settings)
+    assert run.history["steps"][-1] > 0
+    assert len(run.history["steps"]) == len(run.history["loss"])
+    assert training.fit(*given, seconds=600, epochs=1, **settings).history["steps"] == [3]
 
 
 def test_a_wide_network_learns_separable_images():

@@ -108,19 +108,27 @@ def test_fit_in_a_thread(python_handles_ctrl_c):
     assert len(runs) == 1
 
 
-def test_a_loss_that_overflows_stops_with_epoch_and_step():
+@pytest.mark.parametrize(
+    ("length", "message"),
+    [
+        ({"epochs": 9}, "inf in epoch 7 of 9, step 3 of 3; .*learning"),
+        ({"stages": [training.Stage(steps=20)] * 2}, "inf in epoch 7 of 14, step 3 of 3; .*l"),
+        ({"seconds": 60}, "inf in epoch 7, step 3 of 3; .*learning"),
+    ],
+)
+def test_a_loss_that_overflows_stops_with_epoch_and_step(length, message):
     # Each step multiplies the weight by -10; its square passes 3.4e38 before step 21.
     variables = jnp.ones(1, jnp.float32)
-    with pytest.raises(FloatingPointError, match=r"inf in epoch 7 of 9, step 3 of 3; .*learning"):
+    with pytest.raises(FloatingPointError, match=message):
         training.fit(
             lambda weight, inputs: inputs * weight[None],
             variables,
             optax.sgd(5.5),
             (np.ones((5, 1), np.float32), np.zeros(5)),
-            epochs=9,
             batch_size=2,
             key=KEY,
             loss=lambda outputs, _: outputs[:, 0] ** 2,
+            **length,
         )
     np.testing.assert_array_equal(variables, 1.0)
 
@@ -223,10 +231,9 @@ def fit_on(stream, monkeypatch, **settings):
         linear_variables(),
         optax.sgd(0.1),
         classes_data(),
-        epochs=3,
         batch_size=2,
         key=KEY,
-        **settings,
+        **{"epochs": 3} | settings,
     )
     return stream.getvalue()
 
@@ -234,7 +241,9 @@ def fit_on(stream, monkeypatch, **settings):
 def test_a_terminal_shows_progress(monkeypatch):
     pytest.importorskip("tqdm", reason="tqdm draws the bar")
     shown = fit_on(Terminal(), monkeypatch)
-    assert "3/3" in shown and "accuracy=" in shown
+    assert "3/3" in shown and "epoch/s" in shown and "accuracy=" in shown
+    shown = fit_on(Terminal(), monkeypatch, epochs=None, steps=4)
+    assert "4/4" in shown and "step/s" in shown
     assert fit_on(Terminal(), monkeypatch, progress=False) == ""
     assert fit_on(io.StringIO(), monkeypatch) == ""
 

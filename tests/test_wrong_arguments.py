@@ -728,6 +728,10 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
         lambda: strategies.firefly(apply, X, candidates=2.5),
         ["candidates", "an integer", "2.5"],
     ),
+    "cost: epochs as stages": (
+        lambda: dw.cost(WIDTHS, stages=[2, 14]),
+        ["stages", "a list of training.Stage", "[2, 14]"],
+    ),
     # Training
     "fit: a module": (
         lambda: fit(LINEN, VARIABLES, TX, DATA),
@@ -752,6 +756,14 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
     "fit: booleans": (
         lambda: fit(apply, PARAMS, TX, DATA, epochs=True, batch_size=True),
         ["epochs", "batch_size", "got True"],
+    ),
+    "fit: half a step": (
+        lambda: fit(apply, PARAMS, TX, DATA, epochs=None, steps=0.5),
+        ["steps", "an integer", "0.5"],
+    ),
+    "fit: a time of day": (
+        lambda: fit(apply, PARAMS, TX, DATA, epochs=None, seconds="13:20"),
+        ["seconds", "a positive number", "'13:20'"],
     ),
     "fit: an optimizer as its state": (
         lambda: fit(apply, PARAMS, TX, DATA, opt_state=TX),

@@ -397,6 +397,13 @@ def is_integer(value: Any) -> bool:
     return True
 
 
+def is_count(value: Any, *, at_least: int) -> bool:
+    """Whether a value is an integer of Python or NumPy, and no less than another one."""
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, int | np.integer) and bool(value >= at_least)
+
+
 def _is_number(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, SupportsFloat):
         return False

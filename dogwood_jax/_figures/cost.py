@@ -1,27 +1,17 @@
 """What a network costs before and after growing: ``cost``."""
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from math import prod
-from typing import Any
+from typing import Any, overload
 
 from dogwood_jax._base.arguments import BY_WIDTH, WIDTHS, expect
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.tables import table
-from dogwood_jax._base.trees import leaves_by_path
-from dogwood_jax._experts.idle import idle_shares
-from dogwood_jax._figures.cache import cached_entries
-from dogwood_jax._growth.grown_sizes import GrownSizes
+from dogwood_jax._figures.counts import Counts
+from dogwood_jax._figures.staged import RunCost, staged_cost
+from dogwood_jax._front.stages import Stage
 from dogwood_jax._plan.sizes import named_sizes
-from dogwood_jax._program.primitives.table import primitive
-from dogwood_jax._widths.layout import size_of
-from dogwood_jax._widths.values import Step
 from dogwood_jax._widths.widths import Widths
-
-# A step of training runs the network forward, and takes about twice that for the gradients.
-_OF_A_STEP = 3
 
 
 @dataclass(frozen=True)
@@ -57,7 +47,21 @@ class Cost:
         return table(rows)
 
 
-def cost(widths: Widths, sizes: Mapping[Any, int] | None = None) -> Cost:
+@overload
+def cost(widths: Widths, sizes: Mapping[Any, int] | None = None) -> Cost: ...
+
+
+@overload
+def cost(widths: Widths, *, stages: Sequence[Stage], samples: int | None = None) -> RunCost: ...
+
+
+def cost(
+    widths: Widths,
+    sizes: Mapping[Any, int] | None = None,
+    *,
+    stages: Sequence[Stage] | None = None,
+    samples: int | None = None,
+) -> Cost | RunCost:
     """Returns the parameters, FLOPs of a training step and memory, before and after growing.
 
     FLOPs are those of matrix products and convolutions, two for each multiplication with its
@@ -69,18 +73,27 @@ def cost(widths: Widths, sizes: Mapping[Any, int] | None = None) -> Cost:
     inputs, in the dtype that most parameters have. So trace with the batch and the length of text
     that you serve. Heads of keys that queries share count once.
 
+    With ``stages``, it returns the FLOPs of a whole training that grows between stages, and of as
+    many steps with the last network from scratch. Growths are planned as ``training.fit`` plans
+    them, from shapes alone. The batch is that of the inputs with which the network was traced. The
+    last, smaller batch of an epoch counts as a whole one. A stage with ``seconds`` counts as if
+    these sufficed.
+
     Args:
         widths: the widths of the network, from ``trace`` or ``chain``.
         sizes: new number of units by name of the width, or by ``(path, axis)`` of any place where
             it occurs. Only ``plan`` checks whether it can grow like this.
+        stages: in place of ``sizes``, the stages of a training, see ``training.Stage``.
+        samples: how many samples the data have; needed if stages count epochs.
 
     Returns:
-        The cost. Only parameters are known of widths from ``chain`` or from a file, because the
-        traced program tells the rest.
+        A `Cost`, or a `RunCost` of stages. Only parameters are known of widths from ``chain`` or
+        from a file, because the traced program tells the rest.
 
     Raises:
         TypeError: if arguments are of the wrong kind.
-        ValueError: for unknown widths, and sizes that are no integers.
+        ValueError: for unknown widths, sizes that are no integers, and stages that do not fit the
+            network or of which the number of steps is not known.
 
     Example:
         >>> import jax
@@ -95,12 +108,28 @@ def cost(widths: Widths, sizes: Mapping[Any, int] | None = None) -> Cost:
         parameters    48      96     2
         FLOPs a step  2,880   5,760  2
         bytes         192     384    2
+        >>> stages = [dw.training.Stage(epochs=3), dw.training.Stage(steps=10, sizes={"up": 16})]
+        >>> widths = dw.trace(apply, params, jnp.ones((10, 4)))
+        >>> print(dw.cost(widths, stages=stages, samples=100))
+        stage         steps  parameters  FLOPs a step  FLOPs    share
+        ------------  -----  ----------  ------------  -------  -----
+        0             30     48          2,880         86,400   60.0%
+        1             10     96          5,760         57,600   40.0%
+        sum           40                               144,000
+        from scratch  40     96          5,760         230,400
+        sum / from scratch: 0.625
 
     Reference:
         Kaplan et al., 2020, Scaling Laws for Neural Language Models, section 2.1 (twice the
         forward pass for the gradients).
     """
     expect("cost(widths, sizes)", widths=(WIDTHS, widths), sizes=(BY_WIDTH, sizes or {}))
+    if stages is not None:
+        if sizes is not None:
+            raise ValueError("cost(widths, sizes): pass either sizes, or stages= with the sizes")
+        return staged_cost(widths, stages, samples)
+    if samples is not None:
+        raise ValueError("cost(widths, sizes): samples= counts the epochs of stages=, so pass both")
     problems: list[str] = []
     new = named_sizes(widths, sizes or {}, problems)
     if problems:
@@ -120,69 +149,3 @@ def cost(widths: Widths, sizes: Mapping[Any, int] | None = None) -> Cost:
         pair(counts.active_parameters),
         pair(counts.memory),
     )
-
-
-class Counts:
-    """What a network costs in any sizes, each number by itself.
-
-    Args:
-        widths: the widths of the network.
-    """
-
-    def __init__(self, widths: Widths) -> None:
-        self._widths = widths
-
-    def parameters(self, sizes: Mapping[str, int]) -> int:
-        """Returns how many numbers the parameters are."""
-        return sum(self._arrays(sizes).values())
-
-    def flops(self, sizes: Mapping[str, int]) -> int:
-        """Returns the floating-point operations of a step of training."""
-        return _OF_A_STEP * sum(_flops(self._widths, sizes))
-
-    def active_parameters(self, sizes: Mapping[str, int]) -> int:
-        """Returns how many parameters a token uses."""
-        counts = self._arrays(sizes)
-        shares = ((counts.get(path, 0), share(sizes)) for path, share in self._idle)
-        return sum(counts.values()) - round(sum(count * share for count, share in shares))
-
-    def memory(self, sizes: Mapping[str, int]) -> int:
-        """Returns the bytes of parameters, and of what attention keeps."""
-        network = self._widths.network
-        assert network is not None
-        arrays, held = leaves_by_path(network.variables), Counter[int]()
-        for path, count in self._arrays(sizes).items():
-            held[arrays[path].dtype.itemsize] += count
-        cached = cached_entries(network.traced.trace, GrownSizes(self._widths, sizes))
-        of_most = max(held, key=held.__getitem__, default=0)
-        return sum(size * count for size, count in held.items()) + cached * of_most
-
-    @cached_property
-    def _idle(self) -> list[tuple[str, Callable[[Mapping[str, int]], float]]]:
-        return [*idle_shares(self._widths)]
-
-    def _arrays(self, sizes: Mapping[str, int]) -> dict[str, int]:
-        """Returns how many numbers each array of the parameters holds, by path."""
-        leaves = self._widths.leaves
-        has_collections = any(leaf.path.startswith("params/") for leaf in leaves)
-        return {
-            leaf.path: prod(size_of(layout, sizes) for layout in leaf.axes)
-            for leaf in leaves
-            if not has_collections or leaf.path.startswith("params/")
-        }
-
-
-def _flops(widths: Widths, sizes: Mapping[str, int]) -> Iterator[int]:
-    """Yields the floating-point operations of each equation of the network."""
-    assert widths.network is not None
-    grown = GrownSizes(widths, sizes)
-
-    def summed_over(step: Step) -> int:
-        """Returns how many products each entry of the result is a sum of."""
-        assert step.axes is not None
-        return prod(grown(step.operands[1].dims[axis]) for axis in step.axes.summed(1))
-
-    for step in widths.network.traced.trace.steps:
-        if primitive(step.name).contracts:
-            entries = prod(map(grown, step.results[0].dims))
-            yield 2 * step.times * entries * summed_over(step)

@@ -4,5 +4,6 @@
 ``_arrays`` do the work. ``deepen`` and ``widen`` plan and grow in one call, and ``several`` grows
 several networks into one. ``compare`` and
 ``verify`` run two networks and say how far their outputs are apart; ``entries``, ``inputs``,
-``mirrored`` and ``rounding`` serve ``verify``.
+``mirrored`` and ``rounding`` serve ``verify``. ``stages`` plans the growths of a training, for
+``training`` and ``_figures``.
 """

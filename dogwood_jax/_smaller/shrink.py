@@ -20,7 +20,7 @@ from dogwood_jax._base.arguments import (
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, leaves_by_path
 from dogwood_jax._depth.removed import layers_of
-from dogwood_jax._figures.cost import Counts
+from dogwood_jax._figures.counts import Counts
 from dogwood_jax._front.grow import grow
 from dogwood_jax._front.plan import plan
 from dogwood_jax._growth.by_layer import stack_of

@@ -25,7 +25,7 @@ and memory maps are. With tensorflow-datasets (and neither TensorFlow nor a copy
     source = grain.MapDataset.source(records).map(lambda r: (r["image"], r["label"]))
     run = training.fit(apply, variables, tx, source, epochs=10, batch_size=32, key=key)
 
-**Growing between epochs.** ``stages=`` in place of ``epochs=`` says how long the network trains in
+**Growing between stages.** ``stages=`` in place of ``epochs=`` says how long the network trains in
 each size. Growths are planned before any work, and the optimizer's state grows along::
 
     tx = dogwood_jax.growable(optax.adam(1e-3))
@@ -34,7 +34,10 @@ each size. Growths are planned before any work, and the optimizer's state grows 
     training.evaluate(run.apply, run.variables, test)
 
 A deeper model, or a module whose configuration says its sizes, comes with its function:
-``Stage(target=deep.init(key, x), apply=deep.apply, epochs=14)``.
+``Stage(target=deep.init(key, x), apply=deep.apply, epochs=14)``. In place of ``epochs``, ``steps``
+counts batches, and ``seconds`` ends a stage by the clock. A stage that ends within a pass over the
+data leaves the rest of it to the next one, so each sample is seen once a pass. A further call of
+``fit`` begins a new pass. ``dogwood_jax.cost(widths, stages=stages)`` counts FLOPs beforehand.
 
 **Learning from a larger network.** ``distill`` is ``fit`` with a teacher: a network that has lost
 units or layers heals on what the large one predicts, see the guide "Shrink, then heal".
@@ -86,11 +89,13 @@ each process, with the same values, or global arrays (from an ``init`` jitted wi
 ``out_shardings``, from Orbax). Data may be a source: each process reads only the samples of its own
 devices. Or they are arrays, either the same in each process, or global ones, as
 ``jax.make_array_from_process_local_data`` makes them. The history is the same in every process.
+``seconds`` is refused there, because clocks differ.
 """
 
+from dogwood_jax._front.stages import Apply, Stage
 from dogwood_jax.training.distill import distill
-from dogwood_jax.training.loop import Apply, Loss, Preprocess, Run, evaluate, fit, scale_uint8
-from dogwood_jax.training.stages import Stage
+from dogwood_jax.training.loop import Preprocess, Run, evaluate, fit, scale_uint8
+from dogwood_jax.training.teacher import Loss
 
 __all__ = [
     "Apply",

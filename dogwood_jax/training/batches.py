@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeAlias
 
@@ -71,6 +71,9 @@ class Piece:
         return constrained(values, None if self.sharding is None else on_axes(self.sharding))
 
 
+Pieces: TypeAlias = Generator[Piece, None, None]
+
+
 @dataclasses.dataclass(frozen=True)
 class Batches(abc.ABC):
     """A data set and how it is cut into batches.
@@ -97,15 +100,15 @@ class Batches(abc.ABC):
         """The shape of a batch of inputs."""
 
     @abc.abstractmethod
-    def pieces(self, order: NDArray[np.int32]) -> Iterator[Piece]:
-        """Yields the batches of the samples in a given order."""
+    def pieces(self, order: NDArray[np.int32], most_steps: int | None = None) -> Pieces:
+        """Yields the batches of samples in a given order, in pieces of so many steps at most."""
 
     def _cut(self, order: NDArray[np.int32], most_steps: int) -> list[NDArray[np.int32]]:
         """Returns the samples of pieces of nearly equal length ``[steps, batch_size]``."""
-        whole = self.size - self.size % self.batch_size
+        whole = len(order) - len(order) % self.batch_size
         steps = order[:whole].reshape(-1, self.batch_size)
-        cut = np.array_split(steps, -(-len(steps) // most_steps))
-        return cut if whole == self.size else [*cut, order[None, whole:]]
+        cut = np.array_split(steps, -(-len(steps) // most_steps)) if whole else []
+        return cut if whole == len(order) else [*cut, order[None, whole:]]
 
     def _sharding_of(self, steps: NDArray[np.int32]) -> NamedSharding | None:
         if self.sharding is None or steps.shape[1] % parts(self.sharding) == 0:
@@ -124,9 +127,9 @@ class ArrayBatches(Batches):
         """The shape of a batch of inputs."""
         return struct((self.batch_size, *self.arrays[0].shape[1:]), self.arrays[0].dtype)
 
-    def pieces(self, order: NDArray[np.int32]) -> Iterator[Piece]:
-        """Yields one piece, and one with the last batch if it is smaller."""
-        for steps in self._cut(order, self.size):
+    def pieces(self, order: NDArray[np.int32], most_steps: int | None = None) -> Pieces:
+        """Yields one piece if none is too long, and one with the last batch if it is smaller."""
+        for steps in self._cut(order, most_steps or self.size):
             yield Piece(steps, self.arrays, self._sharding_of(steps))
 
 
@@ -145,10 +148,11 @@ class SourceBatches(Batches):
         """The shape of a batch of inputs."""
         return struct((self.batch_size, *self.first[0].shape), self.first[0].dtype)
 
-    def pieces(self, order: NDArray[np.int32]) -> Iterator[Piece]:
+    def pieces(self, order: NDArray[np.int32], most_steps: int | None = None) -> Pieces:
         """Yields the chunks, and one with the last batch if it is smaller."""
         batch_bytes = self.batch_size * sum(part.nbytes for part in self.first)
-        chunks = self._cut(order, max(1, _CHUNK_BYTES // max(1, batch_bytes)))
+        of_chunk = max(1, _CHUNK_BYTES // max(1, batch_bytes))
+        chunks = self._cut(order, min(of_chunk, most_steps or of_chunk))
         with ThreadPoolExecutor(_READERS) as readers:
             try:
                 chunk = self._start_reading(chunks[0], readers)
@@ -197,6 +201,36 @@ class SourceBatches(Batches):
                 )
             for array, value in zip(batch, values):
                 array[row] = value
+
+
+class Passes:
+    """Passes over a data set, each in an order of its own, of which any number of steps is taken.
+
+    Attributes:
+        steps: The number of steps of a pass.
+        number: Which pass is under way; the first one is 1.
+        done: How many of its steps have been taken.
+    """
+
+    def __init__(self, batches: Batches, key: jax.Array) -> None:
+        # On the host a shuffle takes a fraction of the time that sorting random numbers takes XLA.
+        self._rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+        self._batches, self._sizes = batches, batches.sizes()
+        self.number, self.steps = 0, len(self._sizes)
+        self.done = self.steps
+
+    def samples(self, most_steps: float) -> NDArray[np.int32]:
+        """Returns the samples of the steps to come in this pass, or in the next if it is over."""
+        if self.done == self.steps:
+            self._order = self._rng.permutation(self._batches.size).astype(np.int32)
+            self.number, self.done = self.number + 1, 0
+        size, until = self._batches.batch_size, min(self.done + most_steps, self.steps)
+        return self._order[self.done * size : int(until) * size]
+
+    def take(self, steps: int) -> NDArray[np.int64]:
+        """Goes so many steps on, and returns how many samples each of them had."""
+        self.done += steps
+        return self._sizes[self.done - steps : self.done]
 
 
 def batches_of(data: Data, batch_size: int, sharding: NamedSharding | None) -> Batches:

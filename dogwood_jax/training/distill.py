@@ -8,16 +8,10 @@ from jax.sharding import NamedSharding
 
 from dogwood_jax._base.arguments import DATA, FUNCTION, NUMBER, expect_call, expect_given
 from dogwood_jax._base.trees import PyTree
+from dogwood_jax._front.stages import Apply
 from dogwood_jax.training.batches import Data
-from dogwood_jax.training.loop import (
-    Apply,
-    Loss,
-    Preprocess,
-    Run,
-    Teacher,
-    run_of,
-    scale_uint8,
-)
+from dogwood_jax.training.loop import Preprocess, Run, fit, scale_uint8
+from dogwood_jax.training.teacher import Loss, Teacher
 
 
 def distill(
@@ -30,7 +24,9 @@ def distill(
     teacher_apply: Apply | None = None,
     temperature: float = 1.0,
     share: float = 0.7,
-    epochs: int,
+    epochs: int | None = None,
+    steps: int | None = None,
+    seconds: float | None = None,
     batch_size: int,
     key: jax.Array,
     opt_state: optax.OptState | None = None,
@@ -61,6 +57,8 @@ def distill(
         share: The share of the teacher in the objective, between 0 and 1. With 1, labels do not
             count.
         epochs: How many times to go through the data.
+        steps: In place of ``epochs``, how many batches to train on.
+        seconds: After how many seconds the run ends, as for `fit`.
         batch_size: Samples a step.
         key: A JAX random key, for the order of the samples.
         opt_state: The state to go on from, such as ``grow_opt_state`` gives it; by default a new
@@ -105,28 +103,20 @@ def distill(
         share=(NUMBER, share),
     )
     expect_call("training.distill", "teacher_apply", teacher_apply, teacher, "a batch of inputs")
-    problems = []
-    if not 0 < temperature < float("inf"):
-        problems.append(f"temperature: expected a positive number, got {temperature}")
-    if not 0 <= share <= 1:
-        problems.append(f"share: expected a number between 0 and 1, got {share}")
-    return run_of(
-        "training.distill",
+    return fit(
         apply,
         variables,
         tx,
         data,
         epochs=epochs,
-        stages=None,
+        steps=steps,
+        seconds=seconds,
         batch_size=batch_size,
         key=key,
         opt_state=opt_state,
-        loss=loss,
+        loss=Teacher(teacher, teacher_apply, float(temperature), float(share), loss),
         preprocess=preprocess,
         progress=progress,
         after_epoch=after_epoch,
         sharding=sharding,
-        teacher=Teacher(teacher_apply, float(temperature), float(share)),
-        taught_by=teacher,
-        problems=problems,
     )

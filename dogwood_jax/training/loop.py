@@ -1,9 +1,9 @@
 """The loop: ``fit`` and ``evaluate``."""
 
 import functools
-import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from math import inf
+from time import monotonic
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +22,7 @@ from dogwood_jax._base.arguments import (
     expect,
     expect_call,
     expect_given,
+    is_count,
 )
 from dogwood_jax._base.described import described, optimizer_states
 from dogwood_jax._base.meshes import (
@@ -35,18 +36,27 @@ from dogwood_jax._base.meshes import (
     shardings_of,
 )
 from dogwood_jax._base.trees import PyTree, in_order_of, leaf_path, leaves_by_path
+from dogwood_jax._front.stages import (
+    Apply,
+    Stage,
+    length_problems,
+    planned,
+    stages_problems,
+    state_problems,
+    steps_of,
+)
 from dogwood_jax._optimizer.growable import without_ages
-from dogwood_jax.training.batches import Data, Piece, batches_of, data_problems
-from dogwood_jax.training.stages import Planned, Stage, planned
+from dogwood_jax.training.batches import Data, Passes, Piece, batches_of, data_problems
+from dogwood_jax.training.teacher import Loss, Teacher
 from dogwood_jax.training.terminal import interrupt_held_back, progress_bar
 
-Apply = Callable[[Any, jax.Array], Any]
-Loss = Callable[[Any, jax.Array], jax.Array]
 Preprocess = Callable[[jax.Array], jax.Array]
 
 _LOSS = ArgumentKind("a function of outputs and labels", callable)
 _AFTER_EPOCH = ArgumentKind("a function of the run so far", callable)
 _PREPROCESS = ArgumentKind("a function of inputs", callable)
+
+_STEPS_BY_THE_CLOCK = 16  # of a compiled call, where a stage ends by the clock between two calls
 
 
 class _Run(NamedTuple):
@@ -61,9 +71,12 @@ class Run(_Run):
     Attributes:
         variables: The trained variables, in the tree of those given, or of the larger model.
         opt_state: The optimizer's state, to train on with.
-        history: ``"loss"`` and ``"accuracy"``, each float64 ``[epochs]``: means over the samples
-            of an epoch, each taken just before the step that learned from it. With stages also
-            ``"grown_at"``, float64 ``[growths]``: after how many epochs the network grew.
+        history: ``"loss"`` and ``"accuracy"``, each float64 ``[entries]``: means over the samples
+            of an epoch, each taken just before the step that learned from it. A stage that ends
+            within an epoch has an entry for its part, and the next stage one for the rest; where
+            ``steps`` or ``seconds`` end stages, there is also ``"steps"``, float64 ``[entries]``:
+            after how many steps of the run each entry was made. With stages also ``"grown_at"``,
+            float64 ``[growths]``: after how many entries the network grew.
         apply: The function of these variables: the last stage's, where stages have their own.
         interrupted: Whether Ctrl-C came. A program that trains more than once can end here.
     """
@@ -102,6 +115,8 @@ def fit(
     data: Data,
     *,
     epochs: int | None = None,
+    steps: int | None = None,
+    seconds: float | None = None,
     stages: Sequence[Stage] | None = None,
     batch_size: int,
     key: jax.Array,
@@ -138,7 +153,12 @@ def fit(
         data: Inputs ``[n, ...]`` and labels ``[n, ...]``, NumPy or JAX arrays of any dtype, or a
             source of samples; see the module.
         epochs: How many times to go through the data; 0 returns a copy of what came in.
-        stages: Instead of ``epochs``, stretches of training with growths between them, see `Stage`.
+        steps: In place of ``epochs``, how many batches to train on. The last, smaller batch of an
+            epoch is one of them.
+        seconds: After how many seconds the run ends, compilation included, if it has not ended
+            before; alone, or beside ``epochs`` or ``steps``. See `Stage`.
+        stages: In place of these three, stretches of training with growths between them, see
+            `Stage`.
         batch_size: Samples a step.
         key: A JAX random key, for the order of the samples.
         opt_state: The state to go on from; by default a new one, ``tx.init`` of the trained leaves.
@@ -148,8 +168,9 @@ def fit(
         preprocess: Applied to the inputs of each batch. By default uint8 becomes float32 in [0, 1]
             and other dtypes stay.
         progress: Whether to show a bar, where standard error is a terminal and tqdm is installed.
-        after_epoch: Called with the `Run` so far after each epoch, to test the network or to save
-            it. The arrays of that `Run` are deleted when the next epoch begins: copy what you keep.
+        after_epoch: Called with the `Run` so far after each epoch, or part of one at the end of a
+            stage, to test the network or to save it. The arrays of that `Run` are deleted when
+            training goes on: copy what you keep.
         sharding: How a batch is split over a mesh of devices, ``NamedSharding(mesh,
             PartitionSpec("data"))``; by default all is on one device. See the module.
 
@@ -185,103 +206,9 @@ def fit(
         >>> len(tested)
         3
     """
-    return run_of(
-        "training.fit",
-        apply,
-        variables,
-        tx,
-        data,
-        epochs=epochs,
-        stages=stages,
-        batch_size=batch_size,
-        key=key,
-        opt_state=opt_state,
-        loss=loss,
-        preprocess=preprocess,
-        progress=progress,
-        after_epoch=after_epoch,
-        sharding=sharding,
-    )
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """A network whose predictions another one learns.
-
-    Attributes:
-        apply: the network, a function of variables and inputs.
-        temperature: what logits are divided by.
-        share: its share in the objective.
-    """
-
-    apply: Apply
-    temperature: float
-    share: float
-
-    def objective(self, value: jax.Array, outputs: Any, predicted: Any) -> jax.Array:
-        """Returns the objective of a batch.
-
-        Args:
-            value: the mean loss of the labels.
-            outputs: logits ``[n, ..., classes]``.
-            predicted: the teacher's logits.
-        """
-        ours, theirs = (
-            logits.astype(value.dtype) / self.temperature for logits in (outputs, predicted)
-        )
-        chances, log_ours = jax.nn.softmax(theirs), jax.nn.log_softmax(ours)
-        # Where a class is masked, both logarithms are infinite.
-        terms = jnp.where(chances > 0, chances * (jax.nn.log_softmax(theirs) - log_ours), 0)
-        divergence = jnp.sum(terms, axis=-1)
-        taught = self.temperature**2 * jnp.mean(divergence)
-        if self.share in (0, 1):  # what does not count may be infinite
-            return taught if self.share else value
-        return (1 - self.share) * value + self.share * taught
-
-
-def run_of(
-    caller: str,
-    apply: Apply,
-    variables: PyTree,
-    tx: optax.GradientTransformation,
-    data: Data,
-    *,
-    epochs: int | None,
-    stages: Sequence[Stage] | None,
-    batch_size: int,
-    key: jax.Array,
-    opt_state: optax.OptState | None,
-    loss: Loss,
-    preprocess: Preprocess,
-    progress: bool,
-    after_epoch: Callable[[Run], object] | None,
-    sharding: NamedSharding | None,
-    teacher: Teacher | None = None,
-    taught_by: PyTree = None,
-    problems: Sequence[str] = (),
-) -> Run:
-    """Trains variables; see `fit`.
-
-    Args:
-        caller: the name of the function that is called, for errors.
-        apply: see `fit`, as all that follows.
-        variables: see `fit`.
-        tx: see `fit`.
-        data: see `fit`.
-        epochs: see `fit`.
-        stages: see `fit`.
-        batch_size: see `fit`.
-        key: see `fit`.
-        opt_state: see `fit`.
-        loss: see `fit`.
-        preprocess: see `fit`.
-        progress: see `fit`.
-        after_epoch: see `fit`.
-        sharding: see `fit`.
-        teacher: a network whose predictions are learned, or None.
-        taught_by: the variables of the teacher.
-        problems: what is wrong with other arguments.
-    """
+    caller, teacher = "training.fit", None
+    if isinstance(loss, Teacher):
+        caller, teacher, loss = "training.distill", loss, loss.loss
     expect(
         f"{caller}(apply, variables, tx, data)",
         apply=(FUNCTION, apply),
@@ -297,34 +224,35 @@ def run_of(
     )
     expect_call(caller, "apply", apply, variables, "a batch of inputs")
     trained, frozen = _partition(variables)
-    problems = [
-        *problems,
-        *_loop_problems(data, batch_size, sharding, variables=variables, opt_state=opt_state),
-    ]
+    problems = [] if teacher is None else teacher.problems()
+    problems += _loop_problems(data, batch_size, sharding, variables=variables, opt_state=opt_state)
     problems += _variables_problems(variables, trained)
-    problems += _stages_problems(epochs, stages)
+    whole = Stage(epochs=epochs, steps=steps, seconds=seconds)
+    problems += _length_problems(whole, stages)
     problems += _key_problems(key)
     if opt_state is not None and not problems:
         problems += _opt_state_problems(opt_state, tx, trained)
     _raise_if(problems, caller)
 
     batches = batches_of(data, batch_size, sharding)
+    inputs = jax.eval_shape(preprocess, batches.inputs)
     if teacher is not None:
-        inputs = jax.eval_shape(preprocess, batches.inputs)
-        _raise_if(_logits_problems(apply, variables, teacher, taught_by, inputs), caller)
-        taught_by = taught_by if sharding is None else on_mesh(taught_by, sharding)
-    if stages is None:
-        schedule = [Planned(operator.index(epochs), apply)]  # type: ignore[arg-type]
-    else:
-        inputs = jax.eval_shape(preprocess, batches.inputs)
+        _raise_if(teacher.logits_problems(apply, variables, inputs), caller)
+        teacher = teacher if sharding is None else on_mesh(teacher, sharding)
+    schedule, problems = planned(stages or [whole], apply, variables, inputs)
+    if stages is not None and not problems:
         start = jax.eval_shape(tx.init, trained) if opt_state is None else opt_state
-        schedule, problems = planned(stages, apply, variables, inputs, start, tx)
-        _raise_if(problems, caller)
-    epochs = sum(stage.epochs for stage in schedule)
-    # On the host a shuffle takes a fraction of the time that sorting random numbers takes XLA.
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+        problems = state_problems(schedule, start, tx)
+    _raise_if(problems, caller)
+    passes = Passes(batches, key)
+    lengths = [steps_of(one.stage, passes.steps) for one in schedule]
+    total = None if inf in lengths else int(sum(lengths))
+    epochs = None if total is None else -(-total // passes.steps)
+    in_epochs = all(one.stage.epochs is not None for one in schedule)
+    may_stop_within = not in_epochs or any(one.stage.seconds for one in schedule)
     losses: list[np.floating[Any]] = []
     accuracies: list[np.floating[Any]] = []
+    steps_at: list[int] = []
     grown_at: list[int] = []
 
     def so_far() -> Run:
@@ -333,23 +261,30 @@ def run_of(
             ours, state = handed_back((trained, opt_state), shardings, sharding)
             others = handed_back(frozen, shardings_of(frozen), sharding)
         history = {"loss": np.array(losses, float), "accuracy": np.array(accuracies, float)}
+        if may_stop_within:
+            history["steps"] = np.array(steps_at, float)
         if stages is not None:
             history["grown_at"] = np.array(grown_at, float)
         tree = in_order_of(variables, _combine(ours, others))
         return Run(tree, state, history, apply, interrupted.is_set())
 
-    with progress_bar(epochs, progress) as bar, interrupt_held_back() as interrupted:
-        for number, stage in enumerate(schedule):
-            if stage.growth is not None:
+    bar_of = (epochs, "epoch", progress) if in_epochs else (total, "step", progress)
+    with progress_bar(*bar_of) as bar, interrupt_held_back() as interrupted:
+        for number, (one, left) in enumerate(zip(schedule, lengths)):
+            seconds = one.stage.seconds
+            ends = inf if seconds is None else monotonic() + seconds
+            if one.growth is not None:
                 grow_key = jax.random.fold_in(key, number)
-                variables, opt_state = stage.grown(variables, opt_state, tx, grow_key)
+                variables, opt_state = one.grown(variables, opt_state, tx, grow_key)
                 grown_at.append(len(losses))
-            apply = stage.apply
+            apply = one.apply
             trained, frozen = _partition(variables)
             trained, frozen, opt_state, shardings = _start(trained, frozen, opt_state, tx, sharding)
-            for _ in range(stage.epochs):
+            while left and monotonic() < ends:
                 values: list[tuple[jax.Array, jax.Array]] = []
-                for piece in batches.pieces(rng.permutation(batches.size).astype(np.int32)):
+                limit = None if seconds is None else _STEPS_BY_THE_CLOCK
+                pieces = batches.pieces(passes.samples(left), limit)
+                for piece in pieces:
                     with context(sharding):
                         trained, opt_state, value = _train(
                             trained,
@@ -362,19 +297,24 @@ def run_of(
                             preprocess=preprocess,
                             shardings=shardings,
                             teacher=teacher,
-                            taught_by=taught_by,
                         )
                     # At most one piece ahead of the devices, because each takes memory there.
                     values[-1:] = jax.device_get(values[-1:])
                     values.append(value)
+                    if monotonic() >= ends:
+                        pieces.close()
                 batch_losses, correct = _joined(values)
-                _raise_if_not_finite(batch_losses, len(losses) + 1, epochs)
-                losses.append(np.average(batch_losses, weights=batches.sizes()))
-                accuracies.append(correct.sum() / batches.labels)
+                _raise_if_not_finite(batch_losses, passes, epochs)
+                taken = len(batch_losses)
+                sizes = passes.take(taken)
+                left -= taken
+                losses.append(np.average(batch_losses, weights=sizes))
+                accuracies.append(correct.sum() / (sizes.sum() * batches.labels // batches.size))
+                steps_at.append(taken + (steps_at[-1] if steps_at else 0))
                 if bar is not None:
                     means = {"loss": f"{losses[-1]:.4f}", "accuracy": f"{accuracies[-1]:.4f}"}
                     bar.set_postfix(means, refresh=False)
-                    bar.update()
+                    bar.update(1 if in_epochs else taken)
                 if after_epoch is not None:
                     after_epoch(so_far())
                 if interrupted.is_set():
@@ -454,7 +394,7 @@ def evaluate(
 
 @functools.partial(
     jax.jit,
-    static_argnames=("apply", "tx", "loss", "preprocess", "shardings", "teacher"),
+    static_argnames=("apply", "tx", "loss", "preprocess", "shardings"),
     donate_argnames=("trained", "opt_state"),
 )
 def _train(
@@ -469,7 +409,6 @@ def _train(
     preprocess: Preprocess,
     shardings: Shardings | None,
     teacher: Teacher | None = None,
-    taught_by: PyTree = None,
 ) -> tuple[PyTree, optax.OptState, tuple[jax.Array, jax.Array]]:
     tx = optax.with_extra_args_support(tx)
 
@@ -477,7 +416,7 @@ def _train(
         trained, opt_state = state
         inputs, labels = piece.inputs_and_labels(batch)
         inputs = preprocess(inputs)
-        predicted = None if teacher is None else teacher.apply(taught_by, inputs)
+        predicted = None if teacher is None else teacher.apply(teacher.variables, inputs)
 
         def objective(trained: PyTree) -> tuple[jax.Array, jax.Array]:
             outputs = apply(_combine(trained, frozen), inputs)
@@ -611,12 +550,6 @@ def _is_inexact(leaf: Any) -> bool:
     return _is_array(leaf) and bool(jnp.issubdtype(jnp.result_type(leaf), jnp.inexact))
 
 
-def _is_count(value: Any, *, at_least: int) -> bool:
-    if isinstance(value, bool):
-        return False
-    return isinstance(value, (int, np.integer)) and bool(value >= at_least)
-
-
 def _raise_if(problems: list[str], caller: str) -> None:
     if problems:
         raise ValueError("\n  ".join([f"{caller} cannot start:", *problems]))
@@ -625,7 +558,7 @@ def _raise_if(problems: list[str], caller: str) -> None:
 def _loop_problems(data: Any, batch_size: Any, sharding: Any, **trees: PyTree) -> list[str]:
     """Says what is wrong with the arguments that `fit` and `evaluate` share."""
     problems = data_problems(data)
-    if not _is_count(batch_size, at_least=1):
+    if not is_count(batch_size, at_least=1):
         problems.append(f"batch_size: expected an integer, 1 or more, got {batch_size!r}")
     if isinstance(data, tuple):
         trees["data"] = data
@@ -653,36 +586,22 @@ def _variables_problems(variables: PyTree, trained: PyTree) -> list[str]:
     return problems
 
 
-def _stages_problems(epochs: Any, stages: Any) -> list[str]:
-    if (epochs is None) == (stages is None):
-        return ["pass either epochs=, or stages= with the epochs of each"]
+def _length_problems(whole: Stage, stages: Any) -> list[str]:
+    """Says what is wrong with the length of a run, given for the whole of it or by its stages."""
+    lengths = whole.epochs, whole.steps, whole.seconds
     if stages is None:
-        if _is_count(epochs, at_least=0):
-            return []
-        return [f"epochs: expected an integer, 0 or more, got {epochs!r}"]
-    is_list = isinstance(stages, Sequence) and len(stages) > 0
-    if not is_list or not all(isinstance(one, Stage) for one in stages):
-        return [f"stages: expected a list of training.Stage, got {stages!r}"]
-    return [
-        f"stages[{number}]: expected epochs to be an integer, 0 or more, got {stage.epochs!r}"
-        for number, stage in enumerate(stages)
-        if not _is_count(stage.epochs, at_least=0)
-    ]
-
-
-def _logits_problems(
-    apply: Apply, variables: PyTree, teacher: Teacher, taught_by: PyTree, inputs: Any
-) -> list[str]:
-    """Says whether two networks do not return logits of one shape."""
-    ours = jax.eval_shape(apply, variables, inputs)
-    theirs = jax.eval_shape(teacher.apply, taught_by, inputs)
-    shapes = [getattr(logits, "shape", None) for logits in (ours, theirs)]
-    if None not in shapes and shapes[0] == shapes[1]:
-        return []
-    return [
-        f"teacher_apply: expected logits like those of apply, {described(ours)}, got "
-        f"{described(theirs)}"
-    ]
+        problems, timed = length_problems(whole), [whole]
+    elif lengths != (None, None, None):
+        return ["pass either epochs=, steps= or seconds=, or stages= with these of each"]
+    else:
+        problems = stages_problems(stages)
+        timed = [] if problems else stages
+    if jax.process_count() > 1 and any(stage.seconds is not None for stage in timed):
+        problems.append(
+            "seconds: expected None where several processes train, because their clocks would end "
+            "a stage at different steps; pass steps="
+        )
+    return problems
 
 
 def _key_problems(key: Any) -> list[str]:
@@ -727,14 +646,15 @@ def _opt_state_problems(
     return problems
 
 
-def _raise_if_not_finite(losses: NDArray[Any], epoch: int, epochs: int) -> None:
+def _raise_if_not_finite(losses: NDArray[Any], passes: Passes, epochs: int | None) -> None:
     finite = np.isfinite(losses)
     if not finite.all():
         step = int(np.argmin(finite))
+        of_all = "" if epochs is None else f" of {epochs}"
         raise FloatingPointError(
-            f"the loss became {losses[step]} in epoch {epoch} of {epochs}, step {step + 1} of "
-            f"{len(losses)}; the variables given to fit are as they were. Try a lower learning "
-            "rate or optax.chain(optax.clip_by_global_norm(1.0), tx); check that the inputs are "
-            "finite and that class labels are in [0, classes); "
+            f"the loss became {losses[step]} in epoch {passes.number}{of_all}, step "
+            f"{passes.done + step + 1} of {passes.steps}; the variables given to fit are as they "
+            "were. Try a lower learning rate or optax.chain(optax.clip_by_global_norm(1.0), tx); "
+            "check that the inputs are finite and that class labels are in [0, classes); "
             "jax.config.update('jax_debug_nans', True) finds the operation that fails first"
         )

@@ -35,12 +35,14 @@ def interrupt_held_back() -> Iterator[threading.Event]:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def progress_bar(epochs: int, progress: bool) -> contextlib.AbstractContextManager[Any]:
+def progress_bar(
+    total: int | None, unit: str, progress: bool
+) -> contextlib.AbstractContextManager[Any]:
     """Returns tqdm's bar, or None where none is wanted, seen or installed, as a context."""
     if progress and sys.stderr is not None and sys.stderr.isatty():
         with contextlib.suppress(ImportError):
             from tqdm import tqdm
 
-            bar: contextlib.AbstractContextManager[Any] = tqdm(total=epochs, unit="epoch")
+            bar: contextlib.AbstractContextManager[Any] = tqdm(total=total, unit=unit)
             return bar
     return contextlib.nullcontext()

@@ -1,0 +1,266 @@
+"""Stages of a training run, with the growths between them: ``Stage``."""
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import Any
+
+import jax
+
+from dogwood_jax._base.arguments import (
+    BY_WIDTH,
+    FUNCTION,
+    NUMBER,
+    VARIABLES,
+    ArgumentKind,
+    expect_given,
+    is_count,
+)
+from dogwood_jax._base.trees import PyTree, is_array, struct_of
+from dogwood_jax._front.grow import grow
+from dogwood_jax._front.plan import DEPTH, plan
+from dogwood_jax._growth.growth import Growth
+from dogwood_jax._optimizer.opt_state import grow_opt_state
+from dogwood_jax._widths.trace import trace
+from dogwood_jax.strategies import DepthStrategy, Strategy
+
+Apply = Callable[[Any, jax.Array], Any]
+
+_STRATEGY = ArgumentKind(
+    "a strategy from dw.strategies, or a mapping {width: strategy}",
+    lambda value: isinstance(value, Strategy | Mapping),
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Stage:
+    """A stretch of training, and how the network grows before it.
+
+    It ends after ``epochs`` or ``steps``, or once ``seconds`` have passed. If this is within a pass
+    over the data, the next stage goes on with the rest of the pass.
+
+    Attributes:
+        epochs: how many times to go through the data: as many steps as so many passes take.
+        steps: in place of ``epochs``, how many batches to train on.
+        seconds: after how many seconds the stage ends, if it has not ended before; alone, or beside
+            ``epochs`` or ``steps``. They count from the stage's beginning: growing, compiling and
+            ``after_epoch`` take of them. The clock is read between compiled calls of 16 steps at
+            most, of which one more may be under way.
+        sizes: new number of units by width, as for ``dogwood_jax.plan``.
+        target: a pytree of arrays or ``jax.ShapeDtypeStruct`` of the larger model, wider, deeper or
+            both. Where it holds arrays, free values are its own.
+        apply: the larger model's function, if the old one does not take larger arrays. This is so
+            for deeper models, and for modules with sizes in their configuration.
+        strategy: how new units are filled in, as for ``dogwood_jax.plan``.
+        depth: how new layers are filled in, as for ``dogwood_jax.plan``.
+        fields: what fields of the optimizer's state hold, as for ``dogwood_jax.grow_opt_state``.
+
+    Raises:
+        TypeError: if arguments are of the wrong kind.
+        ValueError: if it is said how to grow, but not to what.
+
+    Example:
+        >>> from dogwood_jax.training import Stage
+        >>> [Stage(epochs=2), Stage(epochs=14, sizes={"hidden": 128})][1].sizes
+        {'hidden': 128}
+        >>> stages = [Stage(steps=500), Stage(seconds=3600, sizes={"hidden": 128})]
+    """
+
+    epochs: int | None = None
+    steps: int | None = None
+    seconds: float | None = None
+    sizes: Mapping[Any, int] | None = None
+    target: PyTree = None
+    apply: Apply | None = None
+    strategy: Strategy | Mapping[str, Strategy] | None = None
+    depth: DepthStrategy | None = None
+    fields: Mapping[Any, Any] | None = None
+
+    def __post_init__(self) -> None:
+        expect_given(
+            "training.Stage",
+            sizes=(BY_WIDTH, self.sizes),
+            target=(VARIABLES, self.target),
+            apply=(FUNCTION, self.apply),
+            strategy=(_STRATEGY, self.strategy),
+            depth=(DEPTH, self.depth),
+        )
+        if not self.grows and (self.strategy is not None or self.depth is not None):
+            raise ValueError(
+                "training.Stage: strategy= and depth= say how the network grows, so pass sizes= or "
+                "target=, too"
+            )
+
+    @property
+    def grows(self) -> bool:
+        """Whether the network grows before it."""
+        return self.sizes is not None or self.target is not None
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A stage that is known to fit the network.
+
+    Attributes:
+        stage: the stage.
+        apply: the network's function in this stage.
+        variables: the shapes of its arrays in this stage.
+        growth: how the network grows before it, or None.
+    """
+
+    stage: Stage
+    apply: Apply
+    variables: PyTree
+    growth: Growth | None = None
+
+    def grown(
+        self,
+        variables: PyTree,
+        opt_state: PyTree | None,
+        tx: Any,
+        key: jax.Array,
+    ) -> tuple[PyTree, PyTree | None]:
+        """Returns the network and its optimizer's state as they are when the stage begins."""
+        if self.growth is None:
+            return variables, opt_state
+        target = jax.tree.leaves(self.stage.target)
+        has_values = not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in target)
+        fresh = self.stage.target if has_values else None
+        wide = grow(variables, self.growth, key=key, fresh=fresh)
+        if opt_state is None:  # it begins with this stage
+            return wide, None
+        return wide, self._grown_state(opt_state, tx, wide)
+
+    def grown_state_shapes(self, opt_state: PyTree, tx: Any) -> PyTree:
+        """Returns the shapes of the optimizer's state when the stage begins."""
+        if self.growth is None:
+            return opt_state
+        return jax.eval_shape(
+            lambda state, wide: self._grown_state(state, tx, wide), opt_state, self.variables
+        )
+
+    def _grown_state(self, opt_state: PyTree, tx: Any, wide: PyTree) -> PyTree:
+        assert self.growth is not None
+        fields = self.stage.fields
+        return grow_opt_state(opt_state, self.growth, tx, variables=wide, fields=fields)
+
+
+def planned(
+    stages: Sequence[Stage], apply: Apply, variables: PyTree, *inputs: Any
+) -> tuple[list[Planned], list[str]]:
+    """Plans all growths of a run before any work; returns them, and what stands in the way.
+
+    Args:
+        stages: the stages.
+        apply: the network's function at first.
+        variables: its arrays, or their shapes.
+        *inputs: a batch of inputs as the network takes them, or their shapes.
+    """
+    shapes = jax.tree.map(lambda leaf: struct_of(leaf) if is_array(leaf) else leaf, variables)
+    found: list[Planned] = []
+    for number, stage in enumerate(stages):
+        own, growth = stage.apply or apply, None
+        if stage.grows:
+            try:
+                growth = _planned(stage, apply, shapes, inputs)
+            except (TypeError, ValueError) as error:
+                return found, [f"stages[{number}]: {error}"]
+            shapes = _grown(shapes, growth)
+            try:
+                jax.eval_shape(own, shapes, *inputs)
+            except Exception as error:  # any function may raise that knows its sizes
+                return found, [
+                    f"stages[{number}]: apply does not take the grown variables ({error}); give "
+                    "the stage the larger model's function as apply="
+                ]
+        found.append(Planned(stage, own, shapes, growth))
+        apply = own
+    return found, []
+
+
+def state_problems(stages: Sequence[Planned], opt_state: PyTree, tx: Any) -> list[str]:
+    """Says which stage the optimizer's state cannot grow for.
+
+    Args:
+        stages: the stages.
+        opt_state: the shapes of the state at first.
+        tx: the optimizer.
+    """
+    for number, stage in enumerate(stages):
+        try:
+            opt_state = stage.grown_state_shapes(opt_state, tx)
+        except (TypeError, ValueError) as error:
+            return [f"stages[{number}]: the optimizer's state cannot grow: {error}"]
+    return []
+
+
+def length_problems(stage: Stage, place: str = "") -> list[str]:
+    """Says what is wrong with how long a stage is.
+
+    Args:
+        stage: the stage.
+        place: what stands before the name of an argument, as in ``"stages[0]."``.
+    """
+    counts = {"epochs": stage.epochs, "steps": stage.steps}
+    given = [name for name, value in counts.items() if value is not None]
+    if not given and stage.seconds is None:
+        return [f"{place}epochs: expected epochs=, steps= or seconds=, got none of them"]
+    problems = [
+        f"{place}{name}: expected an integer, 0 or more, got {counts[name]!r}"
+        for name in given
+        if not is_count(counts[name], at_least=0)
+    ]
+    if len(given) == 2:
+        problems.append(f"{place}steps: expected either epochs= or steps=, got both")
+    if stage.seconds is not None:
+        if not NUMBER.fits(stage.seconds) or not 0 < stage.seconds < inf:
+            problems.append(f"{place}seconds: expected a positive number, got {stage.seconds!r}")
+    return problems
+
+
+def stages_problems(stages: Any) -> list[str]:
+    """Says what is wrong with a list of stages, as far as it can be told without the network."""
+    is_list = isinstance(stages, Sequence) and len(stages) > 0
+    if not is_list or not all(isinstance(one, Stage) for one in stages):
+        return [f"stages: expected a list of training.Stage, got {stages!r}"]
+    return [
+        problem
+        for number, stage in enumerate(stages)
+        for problem in length_problems(stage, f"stages[{number}].")
+    ]
+
+
+def steps_of(stage: Stage, an_epoch: int) -> float:
+    """Returns how many steps a stage takes at most, infinity if only the clock ends it.
+
+    Args:
+        stage: the stage.
+        an_epoch: the number of steps of an epoch.
+    """
+    if stage.epochs is not None:
+        return operator.index(stage.epochs) * an_epoch
+    return inf if stage.steps is None else operator.index(stage.steps)
+
+
+def _planned(stage: Stage, apply: Apply, variables: PyTree, inputs: tuple[Any, ...]) -> Growth:
+    """Returns the growth before a stage."""
+    widths, target = trace(apply, variables, *inputs), stage.target
+    if target is None and stage.apply is not None:
+        # With a target, ``plan`` compares the larger model's function with the old one.
+        target = _grown(variables, plan(widths, stage.sizes, strategy=stage.strategy))
+    return plan(
+        widths,
+        stage.sizes,
+        target=target,
+        target_apply=stage.apply if target is not None else None,
+        strategy=stage.strategy,
+        depth=stage.depth,
+    )
+
+
+def _grown(variables: PyTree, growth: Growth) -> PyTree:
+    """Returns the shapes of a network's arrays once it has grown."""
+    return jax.eval_shape(
+        lambda variables, key: grow(variables, growth, key=key), variables, jax.random.key(0)
+    )
