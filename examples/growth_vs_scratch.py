@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from command_line import bar, fit, parse, run, say
-from growbench import needed
+from growing.results import needed
 
 import dogwood_jax as dw
 from dogwood_jax import mnist, training

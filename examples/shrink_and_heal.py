@@ -10,6 +10,8 @@ import argparse
 import functools
 import math
 from collections.abc import Sequence
+from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -17,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from command_line import bar, fit, run, say
-from growbench import CHARACTERS, CONTEXT, Data, text
+from growing.data import CHARACTERS, codes_of
 
 import dogwood_jax as dw
 from dogwood_jax import training
@@ -25,13 +27,37 @@ from dogwood_jax import training
 Params = dict[str, Any]
 
 STREAM, HEADS, HEAD_DIM, MLP = 64, 4, 16, 256
-BATCH_SIZE, RATE = 16, 6e-3  # as in growbench
+CONTEXT = 64  # characters that it sees
+BATCH_SIZE, RATE = 16, 6e-3
 STEPS = 50  # of a compiled call
 SHARE = 0.67  # of the parameters that stays
 TOKENS = 0.05  # to heal with, as a share of those that the large network learned from
 HEALING_BATCH_SIZE, HEALING_RATE = 4, 2e-3
 OWN = 0.3  # the weight of the text itself against that of the large network's predictions
 WAYS: tuple[Literal["first_order", "activity", "norm"], ...] = ("first_order", "activity", "norm")
+
+# The text -----------------------------------------------------------------------------------------
+
+
+class Data(NamedTuple):
+    """Windows of a text to train on and to test with, and what follows each character."""
+
+    train: tuple[np.ndarray, np.ndarray]
+    test: tuple[np.ndarray, np.ndarray]
+
+
+def text() -> Data:
+    """Returns windows of Python's help texts and of the sources of its standard library."""
+    parts = [topics[name] for name in sorted(topics)]
+    for path in sorted(Path(argparse.__file__).parent.glob("*.py")):
+        parts.append(path.read_text("utf-8", "replace"))
+    numbers = codes_of("\n".join(parts))[:2_000_000].astype(np.int32)
+    windows = np.lib.stride_tricks.sliding_window_view(numbers, CONTEXT)
+    inputs, labels = windows[:-1], windows[1:]
+    cut = len(inputs) * 9 // 10
+    tests = np.arange(cut, len(inputs), 4 * CONTEXT)[:500]
+    return Data((inputs[:cut], labels[:cut]), (inputs[tests], labels[tests]))
+
 
 # The network --------------------------------------------------------------------------------------
 
@@ -264,7 +290,7 @@ def main(arguments: list[str] | None = None) -> list[Result]:
     layers, steps, seeds, scored = 6, options.steps, options.seeds, 128
     if options.quick:
         layers, steps, seeds, scored = 2, 100, 1, 16
-    data, count = text(""), int(TOKENS * steps * BATCH_SIZE)
+    data, count = text(), int(TOKENS * steps * BATCH_SIZE)
     results: list[Result] = []
     with bar(seeds * (steps + (len(WAYS) + 3) * count / HEALING_BATCH_SIZE)):
         for seed in range(seeds):

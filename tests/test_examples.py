@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 import re
 import signal
 import subprocess
@@ -31,6 +32,7 @@ import growth_vs_scratch  # noqa: E402
 import multi_device  # noqa: E402
 import shrink_and_heal  # noqa: E402
 import weight_symmetry  # noqa: E402
+from growing import data, law, networks, results, runs, tasks  # noqa: E402
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,53 +57,148 @@ def test_a_language_model_grows_on_disk(tmp_path):
 # growbench.py -------------------------------------------------------------------------------------
 
 
-MLP_TASK = growbench.TASKS["MNIST, MLP"]
-SCHEDULE = "constant, decay"
+SMALL_TASK = runs.Task(
+    "parities",
+    lambda digits, half: data.Parities(4, 8, tests=500),
+    steps=80,
+    batch_size=16,
+    rate=1e-2,
+    ways=(
+        runs.Way("from scratch", (runs.Size(networks.MLP(16, 2)),)),
+        runs.Way("small alone", (runs.Size(networks.MLP(4, 2)),)),
+        runs.Way("grown", (runs.Size(networks.MLP(4, 2)), runs.Size(networks.MLP(16, 2), at=0.1))),
+    ),
+    budgets=(0.5, 1.0),
+)
 
 
-def ended(loss, budget, way=growbench.SCRATCH):
-    trial = growbench.Trial(MLP_TASK, SCHEDULE, way, 0, budget)
-    return growbench.Result(trial, growbench.Run([budget], [loss]))
+def ended(loss, budget, way="from scratch", seed=0, before=0.0):
+    return runs.End(
+        "", "parities", way, seed, budget, budget, before, 9, loss, loss, 0.5, 1.0, "cpu"
+    )
 
 
-def test_a_ratio_compares_with_the_budget_that_from_scratch_needs():
-    scratch = [ended(2.0, 0.5), ended(1.0, 1.0), ended(1.1, 1.0), ended(1.9, 0.75)]
-    assert growbench.equivalent(1.95, scratch) == pytest.approx(0.625)
-    assert str(growbench.ratio([ended(1.95, 0.5, "default")], scratch)) == "0.80"
-    assert str(growbench.ratio([ended(2.1, 0.5)], scratch)) == ">1.00"  # worse than what was tried
-    assert str(growbench.ratio([ended(0.9, 0.5)], scratch)) == "<0.50"
-    worse = [*scratch, ended(1.3, 1.5)]  # more computing may end worse
-    assert growbench.equivalent(1.05, worse) == pytest.approx(1.0)
-    assert "0.80" in growbench.table([*scratch, ended(1.95, 0.5, "default")])
+def test_a_ratio_compares_the_budgets_for_the_loss_of_from_scratch():
+    scratch = [ended(2.0, 0.5), ended(1.1, 1.0), ended(0.9, 1.0, seed=1)]
+    found = {
+        name: results.rows_of(SMALL_TASK, [*scratch, *ends])[2]
+        for name, ends in {
+            "between": [ended(1.5, 0.5, "grown", before=0.1), ended(0.5, 1.0, "grown")],
+            "never": [ended(2.5, 0.5, "grown"), ended(1.5, 1.0, "grown")],
+            "at once": [ended(0.8, 0.5, "grown"), ended(0.5, 1.0, "grown")],
+        }.items()
+    }
+    assert str(found["between"].ratio) == "0.75"
+    assert str(found["between"].without) == "0.65"
+    assert str(found["never"].ratio) == "1.33"  # its full budget, by 0.75 from scratch
+    assert str(found["at once"].ratio) == "<0.50"
+    assert str(results.ratio(0.5, 2.1, results.curve(scratch))) == ">1.00"
+    assert results.needed(1.05, [0.5, 1.0, 1.5], [2.0, 1.0, 1.3]) == pytest.approx(0.975)
+    text = results.table(SMALL_TASK, [*scratch, ended(1.5, 1.0, "grown")])
+    assert "| from scratch | 2 | 1.0000 ± 0.1000 |" in text
+    assert "| small alone | not run |" in text
 
 
-@pytest.mark.parametrize("name", ["default", "pairs", "copies, new state"])
-def test_grown_runs_pay_for_the_small_network(name):
-    task = dataclasses.replace(MLP_TASK, steps=40)
-    data = growbench.digits("subset")
-    way = next(way for way in growbench.WAYS if way.name == name)
-    run = growbench.train(task, data, 0, growbench.constant, 0.5, way, moment=0.5)
-    assert 0.3 < run.budgets[-1] < 0.8
-    steps = np.diff([0, *run.budgets])
-    assert steps[-1] > 2 * steps[0]  # the large network's cost more
-    assert np.isfinite(run.losses).all()
+def test_all_that_a_run_costs_counts_and_ends_fork_from_one_trunk():
+    bits = SMALL_TASK.load(None, 0)
+    way = SMALL_TASK.ways[2]
+    both = [*runs.ends_of(SMALL_TASK, way, 0, bits, (0.5, 1.0))]
+    (one,) = runs.ends_of(SMALL_TASK, way, 0, bits, (1.0,))
+    assert both[1][:9] == one[:9]  # whatever other ends there are
+    assert one.budget == pytest.approx(1.0, abs=0.03)
+    costs = [runs.flops(size.model, (16, 12), bits.test[0].dtype) for size in way.sizes]
+    small = one.before * 80 * costs[1] / costs[0]
+    spent = small * costs[0] + (one.steps - small + 1) * costs[1]  # a growth costs a step
+    assert spent / (80 * costs[1]) == pytest.approx(one.budget, rel=1e-5)
+    assert one.steps > 80
 
 
-@pytest.mark.parametrize("command", ["table", "rates", "map"])
-def test_the_bench_measures_and_writes(command, tmp_path, monkeypatch, capsys):
-    task = dataclasses.replace(MLP_TASK, steps=640, rates=(1e-3, 2e-3))
+def test_look_ups_and_parities_are_what_they_say():
+    hops = data.Hops(5, 3)
+    inputs, labels = hops.draw(np.random.default_rng(1), 50)
+    for pairs, at, right in zip(inputs[:, :5], inputs[:, 5] - 25, labels, strict=True):
+        follower = dict(divmod(int(pair), 5) for pair in pairs)
+        for label in right:
+            at = follower[int(at)]
+            assert at == label
+    inputs, labels = data.Parities(4, 8).draw(np.random.default_rng(1), 400)
+    for task in range(4):
+        own = inputs[:, task] == 1
+        parities = [
+            (inputs[own, 4:][:, bits].sum(-1) % 2 == labels[own]).all()
+            for bits in itertools.combinations(range(8), 3)
+        ]
+        assert sum(parities) == 1
+
+
+def test_the_halves_of_the_text_share_no_file(tmp_path, monkeypatch):
+    for number in range(60):
+        (tmp_path / f"{number}.py").write_text(chr(ord("!") + number) * 200)
+    monkeypatch.setattr(data.argparse, "__file__", str(tmp_path / "argparse.py"))
+    halves = [data.Text(half, context=8, tests=400) for half in (0, 1)]
+    rng = np.random.default_rng(0)
+    parts = [
+        {*np.unique(part)} for half in halves for part in (half.draw(rng, 4000)[0], half.test[0])
+    ]
+    assert all(a.isdisjoint(b) for a, b in itertools.combinations(parts, 2))
+
+
+def test_a_law_is_found_again_and_says_where_lines_cross():
+    true = law.Law(0.5, 8.0, 0.3, 40.0, 0.0)
+    sizes = [(64, 6), (32, 6), (64, 1), (64, 3)]
+    measured = [
+        law.Measured(width, depth, tokens, true.loss(width, depth, tokens))
+        for width, depth in sizes
+        for tokens in (1e5, 1e6)
+    ]
+    found = law.fitted(measured)
+    np.testing.assert_allclose(found[:4], true[:4], rtol=1e-6)
+    small, large = law.Kind(64, 1, 1e5), law.Kind(64, 6, 6e5)
+    budget = law.crossing(found, small, large)
+    losses = [true.loss(kind.width, kind.depth, budget / kind.flops) for kind in (small, large)]
+    assert losses[0] == pytest.approx(losses[1])
+    assert law.crossing(true, large, small) == small.flops * 1e15 or np.isinf(
+        law.crossing(true._replace(depth=0.0), small, large)
+    )
+    with pytest.raises(ValueError, match="differ in width, depth and tokens"):
+        law.fitted(measured[:1])
+
+
+def test_the_bench_writes_and_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(growbench, "TASKS", {"parities": SMALL_TASK})
+    options = ["table", "--seeds", "1", "--out", str(tmp_path)]
+    growbench.main(options)
+    assert "| grown | 1 |" in capsys.readouterr().out
+    assert (tmp_path / "growbench_parities.png").exists()
+    rows = (tmp_path / "growbench.csv").read_text().splitlines()
+    assert len(rows) == 1 + 3 * 2
+    (tmp_path / "growbench.csv").write_text("\n".join(rows[:-1]) + "\n")
+    made = []
+    monkeypatch.setattr(
+        growbench, "ends_of", lambda task, way, *rest: made.append((way.name, rest[2])) or ()
+    )
+    growbench.main(options)
+    assert made == [(rows[-1].split(",")[2], (float(rows[-1].split(",")[4]),))]
+
+
+def test_the_bench_searches_and_predicts(tmp_path, monkeypatch, capsys):
+    task = dataclasses.replace(growbench.TASKS["text, depth"], steps=40)
+    sizes = [(2, 16), (1, 16), (2, 32)]
+    ways = tuple(
+        runs.Way(f"{layers} of {stream}", (runs.Size(tasks.decoder(layers, stream)),))
+        for layers, stream in sizes
+    )
+    task = dataclasses.replace(
+        task, ways=ways[:1], load=lambda digits, half: data.Text(half, tests=250)
+    )
     monkeypatch.setattr(growbench, "TASKS", {task.name: task})
-    monkeypatch.setattr(growbench, "WAYS", growbench.WAYS[:1])
-    monkeypatch.setattr(growbench, "MOMENTS", (0.25, 0.5))
-    options = [command, "--quick", "--data", "subset", "--out", str(tmp_path)]
-    results = growbench.main(options)
-    count = {"table": 3 + 1, "rates": 2 * (2 + 1), "map": 3 + 4 * 2}[command]
-    assert len(results) == count
-    assert len((tmp_path / f"growbench_{command}.csv").read_text().splitlines()) == 1 + count
-    if command != "rates":
-        assert "units=32" in (tmp_path / f"growbench_{command}.csv").read_text()
-    assert len(list(tmp_path.glob("*.png"))) == {"table": 1, "rates": 0, "map": 1}[command]
-    assert "default" in capsys.readouterr().out
+    monkeypatch.setattr(growbench, "PREDICTED", {task.name: ways})
+    monkeypatch.setattr(growbench, "CANDIDATES", {task.name: ways})
+    growbench.main(["search", "--out", str(tmp_path)])
+    found = capsys.readouterr().out
+    assert [found.count(f"  {way.name}\n") for way in ways].count(3) == 1  # one is left
+    growbench.main(["predict", "--out", str(tmp_path)])
+    assert "tokens^(-1/3)" in capsys.readouterr().out
 
 
 # grow_mnist.py ------------------------------------------------------------------------------------

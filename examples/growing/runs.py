@@ -1,0 +1,425 @@
+"""Runs: a network is trained, and may grow on the way.
+
+A run has one *trunk*, on which the learning rate is constant after a short warmup. From the trunk
+fork the *ends*: for each budget of floating-point operations, the rate decays to zero over the last
+fifth of it. So a run gives the whole curve of budget against loss, and each end is what a run with
+this budget alone would have ended with.
+"""
+
+import functools
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import dogwood_jax as dw
+from dogwood_jax import strategies
+from growing.data import Batch, Data
+
+Variables = Any
+Loss = Callable[..., jax.Array]
+
+CHUNK = 20  # steps of a compiled call
+DECAY = 0.2  # the share of a budget over which the rate decays
+WARMUP = 200  # steps in which the rate rises; fewer in short runs
+
+
+@dataclass(frozen=True)
+class Size:
+    """A network, and how the one before it becomes this one.
+
+    Attributes:
+        model: the network.
+        at: the share of the full budget that is spent when it begins.
+        strategy: from the loss of this network and a batch to how new units are filled in.
+        depth: how new layers are filled in; None for silent ones behind the old ones.
+        warmup: steps in which the rate of new weights rises.
+        rate: what the learning rate is multiplied by while the network has this size.
+    """
+
+    model: nn.Module
+    at: float = 0.0
+    strategy: Callable[[Loss, Batch], Any] = field(default=lambda loss, batch: None, compare=False)
+    depth: strategies.DepthStrategy | None = None
+    warmup: int = 0
+    rate: float = 1.0
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to come by a trained network: its sizes, one after the other.
+
+    Attributes:
+        name: what it is called.
+        sizes: the sizes; the large network alone from scratch.
+    """
+
+    name: str
+    sizes: tuple[Size, ...]
+
+    @property
+    def grows(self) -> bool:
+        """Whether it has more than one size."""
+        return len(self.sizes) > 1
+
+    def reaches(self, budget: float) -> bool:
+        """Whether it has its last size before the rate decays, with a share of the full budget."""
+        return self.sizes[-1].at < (1 - DECAY) * budget
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is learned, and in which ways.
+
+    Attributes:
+        name: what it is called.
+        load: from the source of digits, see ``mnist.load``, and the half to the data.
+        steps: of the large network with the full budget.
+        batch_size: samples a step.
+        rate: the learning rate, tuned for from scratch.
+        ways: the ways; the first one is from scratch, and ends with the large network as all do
+            but those that never grow.
+        budgets: the ends, as shares of the full budget.
+        until: the accuracy that is to be reached; the run ends there, and its budget is what
+            counts. None if what counts is the loss for a budget.
+        b2: the decay of second moments in Adam.
+    """
+
+    name: str
+    load: Callable[[str, int], Data]
+    steps: int
+    batch_size: int
+    rate: float
+    ways: tuple[Way, ...]
+    budgets: tuple[float, ...]
+    until: float | None = None
+    b2: float = 0.99
+
+    @property
+    def large(self) -> nn.Module:
+        """The large network."""
+        return self.ways[0].sizes[-1].model
+
+
+class End(NamedTuple):
+    """What a run came to with a budget; a row of the file of results.
+
+    Attributes:
+        key: of the configuration: task and way with all their numbers.
+        task: the task.
+        way: the way.
+        seed: of the first weights, the batches and the growth.
+        asked: the budget that was asked for, as a share of the full one.
+        budget: the budget that was spent; infinite if ``Task.until`` was not reached.
+        before: the part of it that was spent before the last growth.
+        steps: how many steps it took.
+        loss: the test loss.
+        last: the test loss over the last quarter of the positions.
+        accuracy: the test accuracy over the last quarter of the positions.
+        seconds: since the run began.
+        device: where it ran.
+    """
+
+    key: str
+    task: str
+    way: str
+    seed: int
+    asked: float
+    budget: float
+    before: float
+    steps: int
+    loss: float
+    last: float
+    accuracy: float
+    seconds: float
+    device: str
+
+
+def key_of(task: Task, way: Way, half: int) -> str:
+    """Returns what tells a run's configuration from others."""
+    numbers = [task.name, half, task.steps, task.batch_size, task.rate, task.b2, task.until]
+    sizes = [
+        [repr(getattr(size, part.name)) for part in fields(size) if part.name != "strategy"]
+        for size in way.sizes
+    ]
+    return hashlib.sha256(repr([numbers, way.name, sizes]).encode()).hexdigest()[:12]
+
+
+def losses_of(model: nn.Module, variables: Variables, batch: Any, train: bool = False) -> Any:
+    """Returns the losses and the right answers of a batch, and what BatchNorm has seen."""
+    inputs, labels = batch
+    outputs, seen = model.apply(variables, inputs, train=train, mutable=["batch_stats"])
+    losses = optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
+    return losses, outputs.argmax(-1) == labels, seen
+
+
+@functools.partial(
+    jax.jit, static_argnames=("model", "tx", "unroll"), donate_argnames=("variables", "state")
+)
+def train_chunk(
+    variables: Variables,
+    state: Any,
+    batches: Batch,
+    rates: jax.Array,
+    *,
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    unroll: bool,
+) -> tuple[Variables, Any]:
+    """Takes a step for each of some batches."""
+
+    def step(carry: Any, now: Any) -> Any:
+        (params, others, state), (batch, rate) = carry, now
+
+        def objective(params: Any) -> Any:
+            losses, _, seen = losses_of(model, {"params": params, **others}, batch, train=True)
+            return losses.mean(), seen
+
+        gradients, seen = jax.grad(objective, has_aux=True)(params)
+        updates, state = tx.update(gradients, state, params)
+        params = optax.apply_updates(params, jax.tree.map(lambda u: -rate * u, updates))
+        return (params, {**others, **seen}, state), None
+
+    others = {name: tree for name, tree in variables.items() if name != "params"}
+    carry = (variables["params"], others, state)
+    (params, others, state), _ = jax.lax.scan(step, carry, (batches, rates), unroll=unroll)
+    return {"params": params, **others}, state
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def test_chunk(variables: Variables, batch: Batch, *, model: nn.Module) -> jax.Array:
+    """Returns loss, loss over the last quarter of positions, and accuracy there."""
+    losses, right, _ = losses_of(model, variables, batch)
+    last = losses.shape[-1] * 3 // 4 if losses.ndim > 1 else 0
+    return jnp.stack([losses.mean(), losses[..., last:].mean(), right[..., last:].mean()])
+
+
+def tested(model: nn.Module, variables: Variables, batch: Batch) -> list[float]:
+    """Returns loss, loss over the last quarter of positions, and accuracy there."""
+    size = 250
+    parts = [
+        test_chunk(variables, (batch[0][i : i + size], batch[1][i : i + size]), model=model)
+        for i in range(0, len(batch[0]) - size + 1, size)
+    ]
+    return [float(value) for value in np.mean(parts, 0)]
+
+
+@functools.cache
+def optimizer(b2: float, warmup: int) -> optax.GradientTransformation:
+    """Returns Adam without its rate; the same object for the same arguments."""
+    return dw.growable(optax.scale_by_adam(b2=b2), warmup=warmup)
+
+
+@functools.cache
+def flops(model: nn.Module, shape: tuple[int, ...], dtype: Any) -> int:
+    """Returns the FLOPs of a step."""
+    inputs = jax.eval_shape(lambda: jnp.zeros(shape, dtype))
+    variables = jax.eval_shape(model.init, jax.random.key(0), inputs)
+    found = dw.cost(dw.trace(model.apply, variables, inputs)).flops
+    assert found is not None
+    return found[0]
+
+
+def grown(
+    before: nn.Module, size: Size, variables: Variables, state: Any, tx: Any, batch: Batch, key: Any
+) -> tuple[Variables, Any]:
+    """Returns a network and its optimizer's state in a new size."""
+
+    def loss(variables: Variables, *batch: Any) -> jax.Array:
+        mean: jax.Array = losses_of(size.model, variables, batch)[0].mean()
+        return mean
+
+    growth = dw.plan(
+        dw.trace(before.apply, variables, batch[0]),
+        target=jax.eval_shape(size.model.init, key, batch[0]),
+        target_apply=size.model.apply,
+        strategy=size.strategy(loss, batch),
+        depth=size.depth,
+    )
+    wide = dw.grow(variables, growth, key=key)
+    return wide, dw.grow_opt_state(state, growth, tx)
+
+
+@dataclass
+class _Training:
+    """A network in training.
+
+    Attributes:
+        task: the task.
+        data: its data.
+        seed: of the first weights, the batches and the growth.
+        tx: the optimizer.
+        model: the network.
+        variables: its arrays.
+        state: the optimizer's.
+        rate: the rate of the size that it has.
+        spent: the share of the full budget that is spent.
+        before: the part of it that was spent before the last growth.
+        steps: how many steps it has taken.
+        advance: called with the share of the full budget that some steps took.
+    """
+
+    task: Task
+    data: Data
+    seed: int
+    tx: optax.GradientTransformation
+    model: nn.Module
+    variables: Variables
+    state: Any
+    rate: float
+    advance: Callable[[float], None]
+    spent: float = 0.0
+    before: float = 0.0
+    steps: int = 0
+
+    def fork(self) -> "_Training":
+        """Returns another training that begins here."""
+        copies = jax.tree.map(jnp.copy, (self.variables, self.state))
+        kept = {part.name: getattr(self, part.name) for part in fields(self)}
+        return _Training(**kept | {"variables": copies[0], "state": copies[1]})
+
+    def cost_of_a_step(self) -> float:
+        """Returns the share of the full budget that a step takes."""
+        inputs = self.data.test[0][: self.task.batch_size]
+        each, full = (
+            flops(model, inputs.shape, inputs.dtype) for model in (self.model, self.task.large)
+        )
+        return each / (full * self.task.steps)
+
+    def has_spent(self, share: float) -> bool:
+        """Whether a share of the full budget is spent, to half a step."""
+        return self.spent + self.cost_of_a_step() / 2 >= share
+
+    def train(self, until: float, decays_from: float | None = None) -> None:
+        """Trains until a share of the full budget is spent.
+
+        Args:
+            until: the share.
+            decays_from: the share from which on the rate decays, to zero in the end.
+        """
+        cost = self.cost_of_a_step()
+        warmup = min(WARMUP, self.task.steps // 40)
+        while not self.has_spent(until):
+            count = int(min(CHUNK, max(1, round((until - self.spent) / cost))))
+            rates = np.minimum(1, (self.steps + np.arange(count) + 1) / warmup)
+            rates *= self.rate * self.task.rate
+            if decays_from is not None:
+                spent = self.spent + (np.arange(count) + 0.5) * cost
+                rates *= np.clip((until - spent) / (until - decays_from), 0, 1)
+            self.variables, self.state = train_chunk(
+                self.variables,
+                self.state,
+                self.data.batches(self.seed, self.steps, count, self.task.batch_size),
+                jnp.asarray(rates, jnp.float32),
+                model=self.model,
+                tx=self.tx,
+                # Within a loop, XLA on CPU computes convolutions nine times as slowly.
+                unroll="conv_0" in self.variables["params"],
+            )
+            self.steps += count
+            self.spent += count * cost
+            self.advance(count * cost)
+
+    def grow(self, size: Size) -> None:
+        """Goes on in a new size; a growth costs as much as a step, because gradmax takes one."""
+        inputs, labels = self.data.batches(self.seed, self.steps, 1, self.task.batch_size)
+        self.before = self.spent
+        key = jax.random.fold_in(jax.random.key(self.seed), self.steps)
+        self.variables, self.state = grown(
+            self.model, size, self.variables, self.state, self.tx, (inputs[0], labels[0]), key
+        )
+        self.model, self.rate = size.model, size.rate
+        self.spent += self.cost_of_a_step()
+
+
+def ends_of(
+    task: Task,
+    way: Way,
+    seed: int,
+    data: Data,
+    budgets: Sequence[float],
+    half: int = 0,
+    advance: Callable[[float], None] = lambda spent: None,
+) -> Iterator[End]:
+    """Trains in a way, and yields what comes of each budget.
+
+    Args:
+        task: the task.
+        way: the way.
+        seed: of the first weights, the batches and the growth.
+        data: the task's data.
+        budgets: shares of the full budget, in rising order.
+        half: the half of the data, which is noted.
+        advance: called with the share of the full budget that some steps took.
+    """
+    started = time.perf_counter()
+    first = way.sizes[0]
+    tx = optimizer(task.b2, max(size.warmup for size in way.sizes))
+    variables = first.model.init(jax.random.key(seed), data.test[0][:1])
+    trunk = _Training(
+        task,
+        data,
+        seed,
+        tx,
+        first.model,
+        variables,
+        tx.init(variables["params"]),
+        first.rate,
+        advance,
+    )
+    device = jax.devices()[0].device_kind
+
+    def end(asked: float, training: _Training, budget: float) -> End:
+        loss, last, accuracy = tested(training.model, training.variables, data.test)
+        return End(
+            key=key_of(task, way, half),
+            task=task.name,
+            way=way.name,
+            seed=seed,
+            asked=asked,
+            budget=budget,
+            before=training.before if way.grows else 0.0,
+            steps=training.steps,
+            loss=loss,
+            last=last,
+            accuracy=accuracy,
+            seconds=round(time.perf_counter() - started, 1),
+            device=device,
+        )
+
+    growths = {size.at: size for size in way.sizes[1:]}
+    if task.until is not None:
+        yield from _until(task, trunk, growths, max(budgets), end)
+        return
+    forks = {(1 - DECAY) * budget: budget for budget in budgets if way.reaches(budget)}
+    for mark in sorted({*growths, *forks}):
+        trunk.train(mark)
+        if mark in growths:
+            trunk.grow(growths[mark])
+        if mark in forks:
+            fork = trunk.fork()
+            fork.train(forks[mark], decays_from=fork.spent)
+            yield end(forks[mark], fork, fork.spent)
+
+
+def _until(
+    task: Task, trunk: _Training, growths: dict[float, Size], most: float, end: Callable[..., End]
+) -> Iterator[End]:
+    """Trains until an accuracy is reached, and yields when that was."""
+    assert task.until is not None
+    for mark in [*sorted(growths), most]:
+        while not trunk.has_spent(mark):
+            trunk.train(min(mark, trunk.spent + 100 * trunk.cost_of_a_step()))
+            if tested(trunk.model, trunk.variables, trunk.data.test)[-1] >= task.until:
+                yield end(most, trunk, trunk.spent)
+                return
+        if mark in growths:
+            trunk.grow(growths[mark])
+    yield end(most, trunk, np.inf)
