@@ -58,7 +58,7 @@ def made(trials: Iterable[Trial], options: argparse.Namespace, half: int) -> lis
         if budgets:
             missing.append(dataclasses.replace(trial, budgets=budgets))
     data = {
-        task.name: task.load(options.data, half)
+        task.name: task.load(options, half)
         for task in {t.task.name: t.task for t in missing}.values()
     }
 
@@ -116,7 +116,7 @@ def predict(tasks: list[Task], options: argparse.Namespace) -> None:
         if task.name not in PREDICTED:
             continue
         ways = PREDICTED[task.name]
-        inputs = task.load(options.data, 0).test[0][: task.batch_size]
+        inputs = task.load(options, 0).test[0][: task.batch_size]
         each = {way.name: flops(way.sizes[0].model, inputs.shape, inputs.dtype) for way in ways}
         tokens_a_step = inputs.size
         full = task.steps * each[ways[0].name]
@@ -161,6 +161,9 @@ def main(arguments: list[str] | None = None) -> None:
         choices=["subset", "tfds"],
         default="tfds",
         help="all 70,000 digits of tensorflow-datasets, or the 12,000 that come with the package",
+    )
+    parser.add_argument(
+        "--text", type=Path, help="a folder of text; by default Python's standard library"
     )
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for what is written")
     options = parser.parse_args(arguments)

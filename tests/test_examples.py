@@ -59,7 +59,7 @@ def test_a_language_model_grows_on_disk(tmp_path):
 
 SMALL_TASK = runs.Task(
     "parities",
-    lambda digits, half: data.Parities(4, 8, tests=500),
+    lambda options, half: data.Parities(4, 8, tests=500),
     steps=80,
     batch_size=16,
     rate=1e-2,
@@ -189,7 +189,7 @@ def test_the_bench_searches_and_predicts(tmp_path, monkeypatch, capsys):
         for layers, stream in sizes
     )
     task = dataclasses.replace(
-        task, ways=ways[:1], load=lambda digits, half: data.Text(half, tests=250)
+        task, ways=ways[:1], load=lambda options, half: data.Text(half, tests=250)
     )
     monkeypatch.setattr(growbench, "TASKS", {task.name: task})
     monkeypatch.setattr(growbench, "PREDICTED", {task.name: ways})

@@ -39,29 +39,34 @@ class Data(abc.ABC):
 
 
 class Text(Data):
-    """The sources of Python's standard library, in all sub-folders.
+    """The sources of Python's standard library, or other files, in all sub-folders.
 
     Every tenth file is held out for tests. The files are in two halves by a checksum of their
     names, so that ways can be chosen on one half and reported on the other.
 
     Args:
         half: 0 or 1.
+        files: a folder of text; by default the standard library.
         context: how many characters a sample has.
         tests: how many windows to test with.
     """
 
-    def __init__(self, half: int, context: int = 64, tests: int = 2000) -> None:
+    def __init__(
+        self, half: int, files: Path | None = None, context: int = 64, tests: int = 2000
+    ) -> None:
         self._context = context
-        root = Path(argparse.__file__).parent
+        root, pattern = (Path(argparse.__file__).parent, "*.py") if files is None else (files, "*")
         train: list[NDArray[np.uint8]] = []
         held_out: list[NDArray[np.uint8]] = []
-        for path in sorted(root.rglob("*.py")):
+        for path in sorted(path for path in root.rglob(pattern) if path.is_file()):
             name = path.relative_to(root)
             number = zlib.crc32(name.as_posix().encode())
             if number % 2 == half and not {"site-packages", "dist-packages"} & {*name.parts}:
                 (train if number // 2 % 10 else held_out).append(
                     codes_of(path.read_text("utf-8", "replace"))
                 )
+        if not train or not held_out:
+            raise ValueError(f"{root}: expected text files in it, twenty and more")
         self._train = np.concatenate(train)
         self.test = self._windows(np.concatenate(held_out), np.random.default_rng(0), tests)
 

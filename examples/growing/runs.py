@@ -80,7 +80,7 @@ class Task:
 
     Attributes:
         name: what it is called.
-        load: from the source of digits, see ``mnist.load``, and the half to the data.
+        load: from the command line's options and the half to the data.
         steps: of the large network with the full budget.
         batch_size: samples a step.
         rate: the learning rate, tuned for from scratch.
@@ -93,7 +93,7 @@ class Task:
     """
 
     name: str
-    load: Callable[[str, int], Data]
+    load: Callable[[Any, int], Data]
     steps: int
     batch_size: int
     rate: float

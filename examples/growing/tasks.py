@@ -1,5 +1,7 @@
 """The tasks: each needs the large network, and each says in which ways one can come by it."""
 
+from argparse import Namespace
+
 import flax.linen as nn
 
 from dogwood_jax import strategies
@@ -35,10 +37,9 @@ def decoder(layers: int, stream: int = 64, context: int = 64, silent: bool = Fal
     )
 
 
-def text(digits: str, half: int) -> Data:
+def text(options: Namespace, half: int) -> Data:
     """Returns a half of the text."""
-    del digits
-    return Text(half)
+    return Text(half, options.text)
 
 
 TEXT = Task(
@@ -72,9 +73,9 @@ def looker(layers: int) -> Transformer:
     )
 
 
-def look_ups(digits: str, half: int) -> Data:
+def look_ups(options: Namespace, half: int) -> Data:
     """Returns chains of look-ups, the same for both halves."""
-    del digits, half
+    del options, half
     return Hops(SYMBOLS, HOPS)
 
 
@@ -98,9 +99,9 @@ HOPPING = Task(
 # Parities -----------------------------------------------------------------------------------------
 
 
-def parities(digits: str, half: int) -> Data:
+def parities(options: Namespace, half: int) -> Data:
     """Returns the parities, the same for both halves."""
-    del digits, half
+    del options, half
     return Parities(60, 40)
 
 
@@ -123,10 +124,10 @@ PARITIES = Task(
 # Images -------------------------------------------------------------------------------------------
 
 
-def images(digits: str, half: int) -> Data:
+def images(options: Namespace, half: int) -> Data:
     """Returns the moved digits, the same for both halves."""
     del half
-    return MovedDigits(digits)
+    return MovedDigits(options.data)
 
 
 DIGITS_MLP = Task(
