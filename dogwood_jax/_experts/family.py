@@ -1,11 +1,12 @@
 """Experts as a family of growths: ``Experts``."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
-from dogwood_jax._base.trees import PyTree
+from dogwood_jax import strategies
 from dogwood_jax._experts.chosen import choices_of
-from dogwood_jax._experts.copied import Copied, in_turn, notes_of, ways_to_copy
+from dogwood_jax._experts.copied import CARRY_NOISE, Copied, notes_of, ways_to_copy
 from dogwood_jax._experts.mixtures import Mixtures
 from dogwood_jax._experts.more_experts import counts_experts
 from dogwood_jax._growth.growth import Growth
@@ -16,16 +17,13 @@ from dogwood_jax._plan.family import Family
 from dogwood_jax._widths.dims import PICKED
 from dogwood_jax._widths.trace import Traced
 from dogwood_jax._widths.widths import Widths
+from dogwood_jax.strategies import Strategy
 
 _UPCYCLE = (
     "if the network gets more experts: dw.upcycle copies them, in a growth of their own, and says "
     "whether outputs stay"
 )
 _COPIES = "dw.upcycle copies experts all the same"
-_ALONE = (
-    "experts grow, too; without new layers and with strategies that keep outputs both go together, "
-    "else plan one after the other, first with a target that only has more experts"
-)
 
 
 class Experts(Family):
@@ -39,8 +37,8 @@ class Experts(Family):
         if is_alone and counts_experts(asked.before, asked.larger.shapes):
             yield _UPCYCLE
 
-    def copies(self, asked: Asked, sizes: Mapping[str, int], target: PyTree) -> Copies | None:
-        return _copies(asked.widths, sizes, asked.larger.widths)
+    def copies(self, asked: Asked) -> Copies | None:
+        return _copies(asked)
 
     def choices(
         self, growth: Growth, larger: Traced | None, *, as_it_is: bool
@@ -48,15 +46,16 @@ class Experts(Family):
         return choices_of(growth, larger, as_it_is=as_it_is)
 
 
-def _copies(widths: Widths, sizes: Mapping[str, int], larger: Widths | None) -> Copies | None:
+def _copies(asked: Asked) -> Copies | None:
     """Returns how the widths of experts change, where outputs may stay; None if there are none.
 
-    Args:
-        widths: the network's widths.
-        sizes: new sizes by name of the width. Only experts whose widths all grow alike count. If a
-            program cuts their axes, the program of the larger model must be known.
-        larger: the widths of the larger model, if its program is known.
+    Only experts whose widths all grow alike count, without a strategy or by copies. If a program
+    cuts their axes, the program of the larger model must be known.
     """
+    widths, larger, given = asked.widths, asked.larger.widths, asked.strategies
+    sizes = {
+        n: size for n, size in asked.sizes.items() if n not in given or _copies_units(given[n])
+    }
     # Where a router chooses, the largest are picked. Without one, its program need not be read.
     if widths.network is None or not any(
         PICKED in widths[name].hazards for name, new in sizes.items() if new > widths[name].size
@@ -80,7 +79,9 @@ def _copies(widths: Widths, sizes: Mapping[str, int], larger: Widths | None) -> 
             )
             continue
         own = theirs.like(experts) if theirs is not None else None
-        every.append(copied := Copied(experts, new, own, in_turn(experts.count, new)))
+        strategy = _strategy(next((given[name] for name in experts.names if name in given), None))
+        sources = strategy.sources(experts.count, new) or ()
+        every.append(copied := Copied(experts, new, own, sources, strategy))
         if copied.reasons:
             problems.append(f"{experts.router}: {copied.unshown}; {_COPIES}")
     if not every and not problems:
@@ -88,13 +89,28 @@ def _copies(widths: Widths, sizes: Mapping[str, int], larger: Widths | None) -> 
     names = {name for copied in every for name in copied.experts.names}
     pieces = frozenset(piece for name in names for piece in cut.get(name, ()))
     first, *others = ways_to_copy(network.widths, every)
+    unshown = notes_of({copied.experts.router: copied.unshown for copied in every})
+    has_noise = any(copied.strategy.noise for copied in every)
     return Copies(
         first,
         others=tuple(others),
         notes=tuple(notes_of({copied.experts.router: copied.note for copied in every})),
+        unshown=(*unshown, *([CARRY_NOISE] if has_noise else [])),
+        as_it_is=any(copied.is_still_one for copied in every),
         widths=network.widths if pieces else None,
         pieces=pieces,
         problems=tuple(problems),
         way_out=_COPIES,
-        alone=_ALONE,
     )
+
+
+def _copies_units(strategy: Strategy) -> bool:
+    return strategy.name == "replicate"
+
+
+def _strategy(given: Strategy | None) -> Strategy:
+    """Returns how widths of experts grow by the strategy of a caller, if there is one."""
+    own = strategies.UPCYCLE
+    if given is None:
+        return own
+    return replace(own, noise=given.noise, state=given.state, units=given.units)

@@ -25,7 +25,6 @@ def more_experts(
     problems: list[str],
     *,
     usefulness: PyTree = None,
-    noise: float = 0.0,
 ) -> Attempts:
     """Returns the growths to more experts, without the target's structure.
 
@@ -38,7 +37,6 @@ def more_experts(
         sizes: new numbers of experts by name of the width, or None.
         problems: receives what speaks against it.
         usefulness: see ``upcycle``.
-        noise: see ``upcycle``.
     """
     longer = _longer(widths, shapes)
     network = Mixtures(widths, longer)
@@ -56,7 +54,7 @@ def more_experts(
             continue
         count = new[group.router]
         sources = _sources(widths, group, count, usefulness, problems)
-        every.append(Copied(group, count, own, sources, noise))
+        every.append(Copied(group, count, own, sources))
     if not every and not problems:
         problems.append("there are as many experts as in the network")
     notes = notes_of({copied.experts.router: copied.note for copied in every})

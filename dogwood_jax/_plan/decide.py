@@ -7,7 +7,7 @@ for most samples, or the last one of those.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
@@ -17,9 +17,10 @@ from dogwood_jax._base.problems import Refused
 from dogwood_jax._base.trees import arrays_of, leaves_by_path
 from dogwood_jax._depth.insertions import NothingFits, fillings
 from dogwood_jax._growth.evidence import Evidence
-from dogwood_jax._growth.growth import Growth
+from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._plan.by_few_layers import by_few_layers
+from dogwood_jax._plan.copies import in_way, without_noise
 from dogwood_jax._plan.extensions import other_strategies
 from dogwood_jax._plan.larger import ANOTHER, Larger, read_larger
 from dogwood_jax._plan.own_function import ITS_OWN_NUMBERS, Contradicted, contradicted
@@ -34,6 +35,10 @@ from dogwood_jax.strategies import Strategy
 _NO_PROGRAM = (
     "widths from a file hold no program, so nothing shows that outputs stay; trace the network "
     "again, or pass check=False"
+)
+_NO_WAY = (
+    "nothing shows in which way copies keep outputs, as they are to do where nothing else changes; "
+    "plan one after the other, first with a target that only has more experts"
 )
 
 
@@ -141,14 +146,36 @@ def _may_be_run(request: Request, found: Proposal) -> bool:
 
 
 def _without_claim(request: Request, found: Proposal, larger: Larger | None) -> Growth:
-    """Returns a growth that need not keep outputs. New layers do nothing all the same."""
-    growth, network = found.growth, found.asked.widths.network
+    """Returns a growth that need not keep outputs.
+
+    New layers do nothing all the same, and copies compute what they copy.
+    """
+    way, network = _way_to_copy(request, found), found.asked.widths.network
+    growth = in_way(found.growth, way)
     if growth.insertions and request.depth is None:
         plain = draft(replace(request, keep=None, merge=None, strategy=None), larger)
         exact = next(plain.proposals())
+        exact = replace(exact, growth=in_way(exact.growth, without_noise(way)))
         growth = replace(growth, insertions=next(_fillings(exact)))
     is_own = request.target is None and network is not None and found.copies is None
     return fitting(growth) if request.check and is_own and _may_be_run(request, found) else growth
+
+
+def _way_to_copy(request: Request, found: Proposal) -> Mapping[str, Change]:
+    """Returns the changes of copied units that keep outputs where nothing else changes, by width.
+
+    Raises:
+        Refused: if no way to copy them is shown to keep outputs.
+    """
+    copies = found.copies
+    if copies is None:
+        return {}
+    for way in (copies.changes, *copies.others):
+        alone = Growth(found.growth.widths, tuple(without_noise(way).values()))
+        with suppress(Unshown, ValueError):
+            shown(alone, found.asked.before, None, request.families, as_it_is=copies.as_it_is)
+            return way
+    raise Refused([*copies.unshown, f"{_NO_WAY}; {copies.way_out}"])
 
 
 def _accepted(request: Request, found: Proposal) -> Growth:
