@@ -8,7 +8,7 @@ from dogwood_jax import strategies
 from dogwood_jax._experts.chosen import choices_of
 from dogwood_jax._experts.copied import CARRY_NOISE, Copied, notes_of, ways_to_copy
 from dogwood_jax._experts.mixtures import Mixtures
-from dogwood_jax._experts.more_experts import counts_experts
+from dogwood_jax._experts.more_experts import counted_in_one
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._judge.choice import Choice
 from dogwood_jax._plan.asked import Asked
@@ -19,23 +19,14 @@ from dogwood_jax._widths.trace import Traced
 from dogwood_jax._widths.widths import Widths
 from dogwood_jax.strategies import Strategy
 
-_UPCYCLE = (
-    "if the network gets more experts: dw.upcycle copies them, in a growth of their own, and says "
-    "whether outputs stay"
-)
 _COPIES = "dw.upcycle copies experts all the same"
 
 
 class Experts(Family):
     """More experts, which are copies, where outputs stay."""
 
-    def counts(self, widths: Widths, shapes: Mapping[str, Any]) -> bool:
-        return counts_experts(widths, shapes)
-
-    def ways_out(self, asked: Asked) -> Iterator[str]:
-        is_alone = not asked.named and not asked.larger.insertions
-        if is_alone and counts_experts(asked.before, asked.larger.shapes):
-            yield _UPCYCLE
+    def whole(self, widths: Widths, shapes: Mapping[str, Any]) -> Widths:
+        return counted_in_one(widths, shapes)
 
     def copies(self, asked: Asked) -> Copies | None:
         return _copies(asked)
@@ -49,8 +40,7 @@ class Experts(Family):
 def _copies(asked: Asked) -> Copies | None:
     """Returns how the widths of experts change, where outputs may stay; None if there are none.
 
-    Only experts whose widths all grow alike count, without a strategy or by copies. If a program
-    cuts their axes, the program of the larger model must be known.
+    Only experts whose widths all grow alike count, without a strategy or by copies.
     """
     widths, larger, given = asked.widths, asked.larger.widths, asked.strategies
     sizes = {
@@ -62,11 +52,6 @@ def _copies(asked: Asked) -> Copies | None:
     ):
         return None
     network, theirs = Mixtures(widths), None if larger is None else Mixtures(larger)
-    cut = network.pieces if larger is not None else {}
-    sizes = {
-        **sizes,
-        **{name: sum(sizes.get(p, widths[p].size) for p in cut[name]) for name in cut},
-    }
     every, problems = list[Copied](), list[str]()
     for experts in network.experts:
         new = sizes.get(experts.router, experts.count)
@@ -86,8 +71,6 @@ def _copies(asked: Asked) -> Copies | None:
             problems.append(f"{experts.router}: {copied.unshown}; {_COPIES}")
     if not every and not problems:
         return None
-    names = {name for copied in every for name in copied.experts.names}
-    pieces = frozenset(piece for name in names for piece in cut.get(name, ()))
     first, *others = ways_to_copy(network.widths, every)
     unshown = notes_of({copied.experts.router: copied.unshown for copied in every})
     has_noise = any(copied.strategy.noise for copied in every)
@@ -97,8 +80,6 @@ def _copies(asked: Asked) -> Copies | None:
         notes=tuple(notes_of({copied.experts.router: copied.note for copied in every})),
         unshown=(*unshown, *([CARRY_NOISE] if has_noise else [])),
         as_it_is=any(copied.is_still_one for copied in every),
-        widths=network.widths if pieces else None,
-        pieces=pieces,
         problems=tuple(problems),
         way_out=_COPIES,
     )

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from dogwood_jax._growth.growth import Change, Growth
-from dogwood_jax._widths.widths import Widths
 
 
 @dataclass(frozen=True)
@@ -17,9 +16,6 @@ class Copies:
         notes: what is said of them where outputs stay.
         unshown: what is said of them where outputs change.
         as_it_is: whether the larger model chooses as many of them as the network.
-        widths: the network's widths, in which every axis that counts them is one width; None if
-            every such axis was one before.
-        pieces: the widths that such axes were made of before.
         problems: why outputs would change.
         way_out: what may be called instead.
     """
@@ -29,8 +25,6 @@ class Copies:
     notes: tuple[str, ...] = ()
     unshown: tuple[str, ...] = ()
     as_it_is: bool = False
-    widths: Widths | None = None
-    pieces: frozenset[str] = frozenset()
     problems: tuple[str, ...] = ()
     way_out: str = ""
 

@@ -22,13 +22,13 @@ from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._plan.by_few_layers import by_few_layers
 from dogwood_jax._plan.copies import in_way, without_noise
 from dogwood_jax._plan.extensions import other_strategies
-from dogwood_jax._plan.larger import ANOTHER, Larger, read_larger
+from dogwood_jax._plan.larger import ANOTHER, Larger, is_deeper, read_larger
 from dogwood_jax._plan.own_function import ITS_OWN_NUMBERS, Contradicted, contradicted
 from dogwood_jax._plan.propose import Proposal, draft
 from dogwood_jax._plan.removals import NO_MERGE
 from dogwood_jax._plan.request import Request
 from dogwood_jax._plan.shown import Unshown, first_shown, fitting, shown, shown_by
-from dogwood_jax._plan.sizes import has_more_layers, target_in_sizes, ways_out
+from dogwood_jax._plan.sizes import target_in_sizes, ways_out, whole
 from dogwood_jax._widths.by_analogy import NotAlike
 from dogwood_jax.strategies import Strategy
 
@@ -62,11 +62,14 @@ def _decided(request: Request) -> Growth:
             return by_few_layers(request, functools.partial(_evaluated, request))
     if request.target is None:
         return _with_larger(request, None)
-    deeper = has_more_layers(
-        request.families, request.widths, arrays_of(leaves_by_path(request.target))
-    )
+    shapes = arrays_of(leaves_by_path(request.target))
+    request = replace(request, widths=whole(request.families, request.widths, shapes))
     larger = read_larger(
-        request.widths, request.target, request.target_apply, request.depth, is_deeper=deeper
+        request.widths,
+        request.target,
+        request.target_apply,
+        request.depth,
+        is_deeper=is_deeper(request.widths, shapes),
     )
     try:
         return _with_larger(request, larger)

@@ -52,6 +52,11 @@ class Family:
         """
         yield from ()
 
-    def counts(self, widths: Widths, shapes: Mapping[str, Any]) -> bool:
-        """Whether axes that look like layers are longer because they count something else."""
-        return False
+    def whole(self, widths: Widths, shapes: Mapping[str, Any]) -> Widths:
+        """Returns the widths with each axis as one that a program cuts, and that counts no layers.
+
+        Args:
+            widths: the network's widths.
+            shapes: the shapes of the larger model's arrays, by path.
+        """
+        return widths

@@ -112,7 +112,7 @@ class Draft:
     @property
     def _sizes(self) -> dict[str, int]:
         """New sizes of all widths but those whose units are copied."""
-        copied = {*self.copies.changes, *self.copies.pieces} if self.copies else {}
+        copied = self.copies.changes if self.copies else {}
         return {name: size for name, size in self.asked.sizes.items() if name not in copied}
 
     def _proposal(self, keeps_tables: bool) -> Proposal:
@@ -125,12 +125,11 @@ class Draft:
         problems += extended.refusals
         changes = {**copies.changes, **extended.changes}
         changes |= removals(widths, keep, merge, request.interface, [*changes], problems)
-        whole = widths if copies.widths is None else copies.widths
-        made = [change for name in whole if (change := changes.get(name)) if _is_any(change)]
+        made = [change for name in widths if (change := changes.get(name)) if _is_any(change)]
 
         notes = [*larger.notes, *(copies.notes if self.keeps_outputs else copies.unshown)]
         for change in made:
-            notes += notes_of(whole, change, is_seen=numbers is not None)
+            notes += notes_of(widths, change, is_seen=numbers is not None)
         doubts = [*extended.doubts]
         for change in made:
             notes += constants(larger, change, doubts)
@@ -144,7 +143,7 @@ class Draft:
         if numbers is not None:
             notes += extended.solved.notes(numbers, extended.changes)
         growth = Growth(
-            whole,
+            widths,
             tuple(made),
             tuple(dict.fromkeys(notes)),
             insertions=larger.insertions,
