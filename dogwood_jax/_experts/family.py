@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from dogwood_jax import strategies
+from dogwood_jax._depth.layers import more_numbers
 from dogwood_jax._experts.chosen import choices_of
 from dogwood_jax._experts.copied import CARRY_NOISE, Copied, notes_of, ways_to_copy
 from dogwood_jax._experts.mixtures import Mixtures
@@ -19,6 +20,10 @@ from dogwood_jax._widths.trace import Traced
 from dogwood_jax._widths.widths import Widths
 from dogwood_jax.strategies import Strategy
 
+_MODULES = (
+    "experts that are modules of their own, as experts_0 and experts_1, are not copied; keep the "
+    "arrays of all experts in one, [experts, in, out]"
+)
 _COPIES = "dw.upcycle copies experts all the same"
 
 
@@ -53,9 +58,15 @@ def _copies(asked: Asked) -> Copies | None:
         return None
     network, theirs = Mixtures(widths), None if larger is None else Mixtures(larger)
     every, problems = list[Copied](), list[str]()
+    paths = (*asked.larger.shapes, *(i.path for i in asked.larger.insertions))
+    numbers = more_numbers((leaf.path for leaf in widths.leaves), paths)
     for experts in network.experts:
         new = sizes.get(experts.router, experts.count)
-        if new <= experts.count or not experts.stacks:
+        if new <= experts.count:
+            continue
+        if not experts.stacks:
+            if (experts.count, new) in numbers:
+                problems.append(f"{experts.router}: {_MODULES}")
             continue
         if {sizes.get(name) for name in experts.names} != {new}:
             problems.append(
