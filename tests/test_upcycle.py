@@ -622,7 +622,10 @@ def test_refusals():
     with pytest.raises(ValueError, match="no router"):
         dw.upcycle(dense, target=net.params(0), target_apply=net.network())
     target = shapes(4) | {"other": shapes(4)["head"]}
-    with pytest.raises(ValueError, match="other: only in the target, and no array of a router"):
+    match = (
+        "other: only in the target, and no array of a router(.|\n)*more layers, too: first dw.plan"
+    )
+    with pytest.raises(ValueError, match=match):
         dw.upcycle(dense, target=target, target_apply=net.network("sigmoid"))
 
 
