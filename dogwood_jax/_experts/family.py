@@ -1,7 +1,6 @@
 """Experts as a family of growths: ``Experts``."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 from dogwood_jax import strategies
@@ -18,7 +17,6 @@ from dogwood_jax._plan.family import Family
 from dogwood_jax._widths.dims import PICKED
 from dogwood_jax._widths.trace import Traced
 from dogwood_jax._widths.widths import Widths
-from dogwood_jax.strategies import Strategy
 
 _MODULES = (
     "experts that are modules of their own, as experts_0 and experts_1, are not copied; keep the "
@@ -47,10 +45,9 @@ def _copies(asked: Asked) -> Copies | None:
 
     Only experts whose widths all grow alike count, without a strategy or by copies.
     """
-    widths, larger, given = asked.widths, asked.larger.widths, asked.strategies
-    sizes = {
-        n: size for n, size in asked.sizes.items() if n not in given or _copies_units(given[n])
-    }
+    widths, larger = asked.widths, asked.larger.widths
+    given = {name: strategy.for_experts for name, strategy in asked.strategies.items()}
+    sizes = {n: size for n, size in asked.sizes.items() if given.get(n, strategies.UPCYCLE)}
     # Where a router chooses, the largest are picked. Without one, its program need not be read.
     if widths.network is None or not any(
         PICKED in widths[name].hazards for name, new in sizes.items() if new > widths[name].size
@@ -75,7 +72,8 @@ def _copies(asked: Asked) -> Copies | None:
             )
             continue
         own = theirs.like(experts) if theirs is not None else None
-        strategy = _strategy(next((given[name] for name in experts.names if name in given), None))
+        named = (strategy for name in experts.names if (strategy := given.get(name)))
+        strategy = next(named, strategies.UPCYCLE)
         sources = strategy.sources(experts.count, new) or ()
         every.append(copied := Copied(experts, new, own, sources, strategy))
         if copied.reasons:
@@ -94,15 +92,3 @@ def _copies(asked: Asked) -> Copies | None:
         problems=tuple(problems),
         way_out=_COPIES,
     )
-
-
-def _copies_units(strategy: Strategy) -> bool:
-    return strategy.name == "replicate"
-
-
-def _strategy(given: Strategy | None) -> Strategy:
-    """Returns how widths of experts grow by the strategy of a caller, if there is one."""
-    own = strategies.UPCYCLE
-    if given is None:
-        return own
-    return replace(own, noise=given.noise, state=given.state, units=given.units)
