@@ -84,14 +84,18 @@ def counted_in_one(widths: Widths, shapes: Mapping[str, Any]) -> Widths:
     }
     if widths.network is None or not longer:
         return widths
-    counts = {
-        (group.count, shapes[place.path].shape[place.axis])
-        for group in Mixtures(widths).experts
-        for place in widths[group.router].occurrences
-        if place.path in shapes
-    }
-    pairs = {place: (old, shapes[place[0]].shape[place[1]]) for place, old in longer.items()}
-    return Mixtures(widths, [place for place, pair in pairs.items() if pair in counts]).widths
+    network, counts, own = Mixtures(widths), set[tuple[int, int]](), set[tuple[str, int]]()
+    for group in network.experts:
+        for place in network.widths[group.router].occurrences:
+            own.add((place.path, place.axis))
+            if place.path in shapes:
+                counts.add((group.count, shapes[place.path].shape[place.axis]))
+    places = [
+        (path, axis)
+        for (path, axis), old in longer.items()
+        if (path, axis) not in own and (old, shapes[path].shape[axis]) in counts
+    ]
+    return Mixtures(widths, places).widths if places else widths
 
 
 def _longer(widths: Widths, shapes: Mapping[str, Any]) -> list[tuple[str, int]]:
