@@ -33,7 +33,7 @@ in no other way.
 import math
 import operator
 from collections.abc import Callable, Iterable, Sequence, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import jax
@@ -153,6 +153,13 @@ class Strategy:
     def is_gated(self) -> bool:
         """Whether gates inside the network weigh copies, so that no weights are divided."""
         return self.name == "upcycle"
+
+    @property
+    def for_experts(self) -> "Strategy | None":
+        """How experts are copied by it, with their router's weights; None if they are not."""
+        if self.name != "replicate":
+            return None
+        return replace(UPCYCLE, noise=self.noise, state=self.state, units=self.units)
 
     @property
     def removes(self) -> bool:

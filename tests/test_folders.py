@@ -110,9 +110,14 @@ def test_experts_in_place_of_an_mlp(name, chosen, kind, tmp_path):
     assert_same(small, large)
 
 
-def test_more_experts(tmp_path):
+@pytest.mark.parametrize("is_deeper", [False, True])
+def test_more_experts(is_deeper, tmp_path):
     small, large = saved(tmp_path / "small", "qwen3_moe"), tmp_path / "large"
-    main(["upcycle", str(small), str(large), "--experts", "6"])
+    if is_deeper:
+        more = {"num_experts": 6, "num_experts_per_tok": 4, "num_hidden_layers": 5}
+        main(["grow", str(small), str(large), *setting(more), "--seed", "0"])
+    else:
+        main(["upcycle", str(small), str(large), "--experts", "6"])
     experts = decoder.options_of(config(large)).experts
     assert (experts.number, experts.chosen) == (6, 4)
     assert_same(small, large)

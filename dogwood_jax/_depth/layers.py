@@ -83,7 +83,7 @@ class _Problem:
         self.old, self.new = _arrays(program), _arrays(larger)
         self.reading_order = program.reading_order()
         self._wider, self._interleave = wider, interleave
-        counts = _counts(self.old, self.new)
+        counts = more_numbers(self.old, self.new)
         self.stacked: dict[str, tuple[int, int]] = {}
         self._scanned = set[str]()
         for leaf in widths.leaves:
@@ -234,8 +234,13 @@ def _orders(
     return found
 
 
-def _counts(old: Iterable[str], new: Iterable[str]) -> set[tuple[int, int]]:
-    """Returns how many layers with numbered names there are before and after, where more are."""
+def more_numbers(old: Iterable[str], new: Iterable[str]) -> set[tuple[int, int]]:
+    """Returns how many parts with numbered names there are before and after, where more are.
+
+    Args:
+        old: the paths of the network's arrays.
+        new: those of the larger one's.
+    """
     found: list[dict[str, set[int]]] = [{}, {}]
     for numbers, paths in zip(found, (old, new), strict=True):
         for kind, number in itertools.chain.from_iterable(map(_numbered, paths)):

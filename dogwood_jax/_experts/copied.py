@@ -15,8 +15,11 @@ from dataclasses import dataclass, replace
 from dogwood_jax import strategies
 from dogwood_jax._experts.attempts import tried
 from dogwood_jax._experts.mixtures import Experts, factors_of_outputs
-from dogwood_jax._growth.growth import Change
+from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._widths.widths import Recipe, Widths
+from dogwood_jax.strategies import Strategy
+
+CARRY_NOISE = "outputs change, because copies carry noise"
 
 
 @dataclass(frozen=True)
@@ -28,20 +31,19 @@ class Copied:
         new: how many there are to be.
         larger: the same experts in the larger model; None if its program is not known.
         sources: the old expert that each of the new ones copies, see ``in_turn``.
-        noise: see ``upcycle``.
+        strategy: how their widths grow.
     """
 
     experts: Experts
     new: int
     larger: Experts | None
     sources: tuple[int, ...]
-    noise: float = 0.0
+    strategy: Strategy = strategies.UPCYCLE
 
     @property
     def changes(self) -> dict[str, Change]:
         """How the widths of the experts change, by name."""
-        exact = not self.reasons
-        strategy = replace(strategies.UPCYCLE, noise=float(self.noise), exact=exact)
+        strategy = replace(self.strategy, exact=not self.reasons)
         old, new = self.experts.count, self.new
         return {name: Change(name, old, new, strategy, self.sources) for name in self.experts.names}
 
@@ -51,21 +53,19 @@ class Copied:
         reasons, old = [], self.experts.count
         if len({self.sources.count(expert) for expert in range(old)}) > 1:
             reasons.append("some experts get more copies than others, and so more weight")
-        elif self.larger is not None and not self._is_still_one:
+        elif self.larger is not None and not self.is_still_one:
             theirs, ours = self.larger.choice.chosen, self.experts.choice.chosen
             if theirs * old != ours * self.new:
                 reasons.append(
                     f"the larger model chooses {theirs} of {self.new} experts, and not all "
                     f"{ours * self.new // old} copies of those chosen before"
                 )
-        if self.noise:
-            reasons.append("copies carry noise")
         return reasons
 
     @property
     def note(self) -> str:
         """What is said where outputs stay."""
-        if self._is_still_one:
+        if self.is_still_one:
             return (
                 f"outputs stay because the larger model chooses {self._choice}, and copies do the "
                 "same. Of equal logits the first is chosen, so let noise= of dw.upcycle tell "
@@ -85,7 +85,7 @@ class Copied:
     def recipes(self, widths: Widths) -> Iterator[Recipe | None]:
         """Yields ways to rescale the outputs of copies, no way first."""
         yield None
-        power = 1.0 if self._is_still_one else -1.0
+        power = 1.0 if self.is_still_one else -1.0
         for paths in factors_of_outputs(widths, self.experts):
             yield Recipe("tile", multiple=True, copies=tuple((path, power) for path in paths))
 
@@ -93,12 +93,12 @@ class Copied:
     def _choice(self) -> str:
         """How many experts the larger model chooses, if copies do what experts did."""
         old, new, chosen = self.experts.count, self.new, self.experts.choice.chosen
-        if self._is_still_one:
+        if self.is_still_one:
             return f"one of {new} experts, as one of {old} before"
         return f"{chosen * new // old} of {new} experts instead of {chosen} of {old}"
 
     @property
-    def _is_still_one(self) -> bool:
+    def is_still_one(self) -> bool:
         """Whether one expert is chosen for each token in both networks."""
         theirs = None if self.larger is None else self.larger.choice.chosen
         return theirs == self.experts.choice.chosen == 1
@@ -123,6 +123,22 @@ def ways_to_copy(widths: Widths, every: Sequence[Copied]) -> list[dict[str, Chan
         {**changes, **{name: replace(changes[name], recipe=way[name]) for name in recipes}}
         for way in tried(recipes, kinds)
     ]
+
+
+def with_noise(growth: Growth, noise: float) -> Growth:
+    """Returns a growth with noise on copies of experts, which an evaluation has shown without it.
+
+    Args:
+        growth: the growth.
+        noise: see ``upcycle``.
+    """
+    changes = tuple(
+        replace(change, strategy=replace(change.strategy, noise=float(noise)))
+        for change in growth.changes
+    )
+    evidence = growth.evidence if growth.evidence and growth.evidence.why_not else None
+    notes = (CARRY_NOISE, *(f"without noise, {note}" for note in growth.notes))
+    return replace(growth, changes=changes, notes=notes, evidence=evidence)
 
 
 def notes_of(texts: Mapping[str, str]) -> list[str]:

@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dogwood_jax._base.trees import PyTree
+from dogwood_jax import strategies
+from dogwood_jax._depth.layers import more_numbers
 from dogwood_jax._experts.chosen import choices_of
-from dogwood_jax._experts.copied import Copied, in_turn, notes_of, ways_to_copy
+from dogwood_jax._experts.copied import CARRY_NOISE, Copied, notes_of, ways_to_copy
 from dogwood_jax._experts.mixtures import Mixtures
-from dogwood_jax._experts.more_experts import counts_experts
+from dogwood_jax._experts.more_experts import counted_in_one
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._judge.choice import Choice
 from dogwood_jax._plan.asked import Asked
@@ -17,30 +18,21 @@ from dogwood_jax._widths.dims import PICKED
 from dogwood_jax._widths.trace import Traced
 from dogwood_jax._widths.widths import Widths
 
-_UPCYCLE = (
-    "if the network gets more experts: dw.upcycle copies them, in a growth of their own, and says "
-    "whether outputs stay"
+_MODULES = (
+    "experts that are modules of their own, as experts_0 and experts_1, are not copied; keep the "
+    "arrays of all experts in one, [experts, in, out]"
 )
 _COPIES = "dw.upcycle copies experts all the same"
-_ALONE = (
-    "experts grow, too; without new layers and with strategies that keep outputs both go together, "
-    "else plan one after the other, first with a target that only has more experts"
-)
 
 
 class Experts(Family):
     """More experts, which are copies, where outputs stay."""
 
-    def counts(self, widths: Widths, shapes: Mapping[str, Any]) -> bool:
-        return counts_experts(widths, shapes)
+    def whole(self, widths: Widths, shapes: Mapping[str, Any]) -> Widths:
+        return counted_in_one(widths, shapes)
 
-    def ways_out(self, asked: Asked) -> Iterator[str]:
-        is_alone = not asked.named and not asked.larger.insertions
-        if is_alone and counts_experts(asked.before, asked.larger.shapes):
-            yield _UPCYCLE
-
-    def copies(self, asked: Asked, sizes: Mapping[str, int], target: PyTree) -> Copies | None:
-        return _copies(asked.widths, sizes, asked.larger.widths)
+    def copies(self, asked: Asked) -> Copies | None:
+        return _copies(asked)
 
     def choices(
         self, growth: Growth, larger: Traced | None, *, as_it_is: bool
@@ -48,30 +40,30 @@ class Experts(Family):
         return choices_of(growth, larger, as_it_is=as_it_is)
 
 
-def _copies(widths: Widths, sizes: Mapping[str, int], larger: Widths | None) -> Copies | None:
+def _copies(asked: Asked) -> Copies | None:
     """Returns how the widths of experts change, where outputs may stay; None if there are none.
 
-    Args:
-        widths: the network's widths.
-        sizes: new sizes by name of the width. Only experts whose widths all grow alike count. If a
-            program cuts their axes, the program of the larger model must be known.
-        larger: the widths of the larger model, if its program is known.
+    Only experts whose widths all grow alike count, without a strategy or by copies.
     """
+    widths, larger = asked.widths, asked.larger.widths
+    given = {name: strategy.for_experts for name, strategy in asked.strategies.items()}
+    sizes = {n: size for n, size in asked.sizes.items() if given.get(n, strategies.UPCYCLE)}
     # Where a router chooses, the largest are picked. Without one, its program need not be read.
     if widths.network is None or not any(
         PICKED in widths[name].hazards for name, new in sizes.items() if new > widths[name].size
     ):
         return None
     network, theirs = Mixtures(widths), None if larger is None else Mixtures(larger)
-    cut = network.pieces if larger is not None else {}
-    sizes = {
-        **sizes,
-        **{name: sum(sizes.get(p, widths[p].size) for p in cut[name]) for name in cut},
-    }
     every, problems = list[Copied](), list[str]()
+    paths = (*asked.larger.shapes, *(i.path for i in asked.larger.insertions))
+    numbers = more_numbers((leaf.path for leaf in widths.leaves), paths)
     for experts in network.experts:
         new = sizes.get(experts.router, experts.count)
-        if new <= experts.count or not experts.stacks:
+        if new <= experts.count:
+            continue
+        if not experts.stacks:
+            if (experts.count, new) in numbers:
+                problems.append(f"{experts.router}: {_MODULES}")
             continue
         if {sizes.get(name) for name in experts.names} != {new}:
             problems.append(
@@ -80,21 +72,23 @@ def _copies(widths: Widths, sizes: Mapping[str, int], larger: Widths | None) -> 
             )
             continue
         own = theirs.like(experts) if theirs is not None else None
-        every.append(copied := Copied(experts, new, own, in_turn(experts.count, new)))
+        named = (strategy for name in experts.names if (strategy := given.get(name)))
+        strategy = next(named, strategies.UPCYCLE)
+        sources = strategy.sources(experts.count, new) or ()
+        every.append(copied := Copied(experts, new, own, sources, strategy))
         if copied.reasons:
             problems.append(f"{experts.router}: {copied.unshown}; {_COPIES}")
     if not every and not problems:
         return None
-    names = {name for copied in every for name in copied.experts.names}
-    pieces = frozenset(piece for name in names for piece in cut.get(name, ()))
     first, *others = ways_to_copy(network.widths, every)
+    unshown = notes_of({copied.experts.router: copied.unshown for copied in every})
+    has_noise = any(copied.strategy.noise for copied in every)
     return Copies(
         first,
         others=tuple(others),
         notes=tuple(notes_of({copied.experts.router: copied.note for copied in every})),
-        widths=network.widths if pieces else None,
-        pieces=pieces,
+        unshown=(*unshown, *([CARRY_NOISE] if has_noise else [])),
+        as_it_is=any(copied.is_still_one for copied in every),
         problems=tuple(problems),
         way_out=_COPIES,
-        alone=_ALONE,
     )

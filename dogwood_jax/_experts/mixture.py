@@ -22,6 +22,11 @@ from dogwood_jax._widths.widths import Leaf, Widths
 _ALIKE = "outputs stay, because all experts are alike and the gates of each token sum to one"
 _MAY_BE_ALIKE = "all experts are alike, so outputs stay only if the gates of each token sum to one"
 _ZERO = "outputs stay, because the outputs of new experts are zero"
+_OTHERS = "no array of a router or of experts"
+_LAYERS = (
+    "if the larger model has more layers, too: first dw.plan with a target that only has more "
+    "layers, then dw.upcycle"
+)
 _MAY_BE_ZERO = "the outputs of new experts are zero"
 
 
@@ -74,11 +79,12 @@ def mixture(
         else:
             zeros[name] = factors_of_outputs(larger.widths, group) or [()]
             notes[name], unshown[name] = _ZERO, _MAY_BE_ZERO
+    others = [path for path in new if path not in found and path not in own]
+    problems += [f"{path}: only in the target, and {_OTHERS}" for path in others]
+    problems += [_LAYERS] if others else []
     for path, array in new.items():
         if path in found:
             continue
-        if path not in own:
-            problems.append(f"{path}: only in the target, and no array of a router or of experts")
         insertion = Insertion(path, tuple(array.shape), str(array.dtype), "free")
         if path in own:
             insertion = with_kind(insertion, larger.widths.leaf(path))

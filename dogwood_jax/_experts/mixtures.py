@@ -2,10 +2,13 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from os.path import commonprefix
 
 from dogwood_jax._experts.routers import Router, routers_of
 from dogwood_jax._widths.layout import Concat, Units, units_of
 from dogwood_jax._widths.widths import Facts, Leaf, Widths
+
+_LABEL = "experts"  # of an axis that a program cuts
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,6 @@ class Mixtures:
         widths: the same, in which every axis that counts experts is one width.
         experts: the experts of each router.
         routers: the routers in their order, each with the name of the width of its logits.
-        pieces: names of the widths that an axis was made of before, by name of the one width.
     """
 
     def __init__(self, widths: Widths, places: Sequence[tuple[str, int]] = ()) -> None:
@@ -63,7 +65,7 @@ class Mixtures:
             for path, value in traced.leaves.items()
             for axis, dim in enumerate(value.dims)
         }
-        self.widths, self.pieces = _counted_in_one(
+        self.widths = _counted_in_one(
             widths, {*places, *(place for place, dim in dims.items() if dim in counted)}
         )
         names = {
@@ -81,11 +83,36 @@ class Mixtures:
             stacks = {names[dim] for dim in router.stacks if dim in names and dim.size == size}
             logits = frozenset(paths[leaf] for leaf in router.leaves)
             found[name] = Experts(name, tuple(sorted(stacks)), router, logits)
-        self.experts = list(found.values())
+        self.experts = [*found.values()]
+        tied = {name for group in self.experts for name in group.names}
+        for name, facts in self.widths.facts:
+            if facts.label == _LABEL and name not in tied:
+                if (group := closest(self.widths, name, self.experts)) is not None:
+                    more = replace(group, stacks=(*group.stacks, name))
+                    self.experts[self.experts.index(group)] = more
 
     def like(self, experts: Experts) -> Experts | None:
         """Returns the experts whose router makes logits by the same arrays as another network's."""
         return next((own for own in self.experts if own.logits & experts.logits), None)
+
+
+def closest(widths: Widths, name: str, every: Sequence[Experts]) -> Experts | None:
+    """Returns the experts whose router's arrays share the longest path with those of a width.
+
+    None if several do.
+    """
+
+    def shared(group: Experts) -> int:
+        return max(
+            len(commonprefix([one.path.split("/"), other.path.split("/")]))
+            for one in widths[name].occurrences
+            for other in widths[group.router].occurrences
+        )
+
+    ranked = sorted(every, key=shared, reverse=True)
+    if not ranked or (len(ranked) > 1 and shared(ranked[0]) == shared(ranked[1])):
+        return None
+    return ranked[0]
 
 
 def hidden_in(widths: Widths, leaves: Sequence[Leaf]) -> set[str]:
@@ -126,13 +153,10 @@ def arrays_along(widths: Widths, names: Sequence[str]) -> list[Leaf]:
     ]
 
 
-def _counted_in_one(
-    widths: Widths, places: Collection[tuple[str, int]]
-) -> tuple[Widths, dict[str, tuple[str, ...]]]:
+def _counted_in_one(widths: Widths, places: Collection[tuple[str, int]]) -> Widths:
     """Returns widths in which some axes are a width of their own, though a program cuts them.
 
-    The widths that these axes were made of come with them, by name of the one width. A program may
-    take experts out of their array one by one, or count tokens of all but the last.
+    A program may take experts out of their array one by one, or count tokens of all but the last.
     """
     leaves, facts, names = [], dict(widths.facts), dict[tuple[str, ...], str]()
     for leaf in widths.leaves:
@@ -141,12 +165,12 @@ def _counted_in_one(
             if isinstance(layout, Concat) and (leaf.path, axis) in places:
                 pieces = tuple(units.width for units in units_of(layout))
                 name = names.setdefault(pieces, f"{leaf.path}[{axis}]")
-                facts[name] = Facts(leaf.shape[axis])
+                facts[name] = Facts(leaf.shape[axis], label=_LABEL)
                 axes[axis] = Units(name, leaf.shape[axis], "incoming")
         leaves.append(replace(leaf, axes=tuple(axes)))
     if not names:
-        return widths, {}
+        return widths
     cut = {piece for pieces in names for piece in pieces}
     cut -= {units.width for leaf in leaves for axis in leaf.axes for units in units_of(axis)}
     left = tuple((name, fact) for name, fact in facts.items() if name not in cut)
-    return Widths(tuple(leaves), left), {name: pieces for pieces, name in names.items()}
+    return replace(widths, leaves=tuple(leaves), facts=left)

@@ -1,8 +1,7 @@
 """More experts by a larger model's arrays or by numbers: ``more_experts``."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from os.path import commonprefix
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from dogwood_jax._base.trees import PyTree, leaves_by_path
 from dogwood_jax._experts.attempts import STAYS, Attempts
 from dogwood_jax._experts.copied import Copied, in_turn, notes_of, ways_to_copy
-from dogwood_jax._experts.mixtures import Experts, Mixtures
+from dogwood_jax._experts.mixtures import Experts, Mixtures, closest
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._plan.target import sizes_of_target
 from dogwood_jax._widths.layout import Concat, Units
@@ -25,7 +24,6 @@ def more_experts(
     problems: list[str],
     *,
     usefulness: PyTree = None,
-    noise: float = 0.0,
 ) -> Attempts:
     """Returns the growths to more experts, without the target's structure.
 
@@ -38,7 +36,6 @@ def more_experts(
         sizes: new numbers of experts by name of the width, or None.
         problems: receives what speaks against it.
         usefulness: see ``upcycle``.
-        noise: see ``upcycle``.
     """
     longer = _longer(widths, shapes)
     network = Mixtures(widths, longer)
@@ -56,7 +53,7 @@ def more_experts(
             continue
         count = new[group.router]
         sources = _sources(widths, group, count, usefulness, problems)
-        every.append(Copied(group, count, own, sources, noise))
+        every.append(Copied(group, count, own, sources))
     if not every and not problems:
         problems.append("there are as many experts as in the network")
     notes = notes_of({copied.experts.router: copied.note for copied in every})
@@ -70,18 +67,35 @@ def more_experts(
     return Attempts(growths, notes)
 
 
-def counts_experts(widths: Widths, shapes: Mapping[str, Any]) -> bool:
-    """Whether axes that a program cuts into experts, one by one, are longer in a larger model.
+def counted_in_one(widths: Widths, shapes: Mapping[str, Any]) -> Widths:
+    """Returns widths in which each axis that counts experts is one width, if experts are added.
 
-    Such a program does not show that all experts do the same, so ``plan`` does not copy them.
+    A program may take experts out of their array one by one. Such an axis is as long as a router's,
+    before and after.
 
     Args:
         widths: the network's widths.
         shapes: the shapes of the larger model's arrays, by path.
     """
-    longer = _longer(widths, shapes)
-    is_cut = any(isinstance(widths.leaf(path).axes[axis], Concat) for path, axis in longer)
-    return is_cut and widths.network is not None and bool(Mixtures(widths).experts)
+    longer = {
+        (path, axis): widths.leaf(path).shape[axis]
+        for path, axis in _longer(widths, shapes)
+        if isinstance(widths.leaf(path).axes[axis], Concat)
+    }
+    if widths.network is None or not longer:
+        return widths
+    network, counts, own = Mixtures(widths), set[tuple[int, int]](), set[tuple[str, int]]()
+    for group in network.experts:
+        for place in network.widths[group.router].occurrences:
+            own.add((place.path, place.axis))
+            if place.path in shapes:
+                counts.add((group.count, shapes[place.path].shape[place.axis]))
+    places = [
+        (path, axis)
+        for (path, axis), old in longer.items()
+        if (path, axis) not in own and (old, shapes[path].shape[axis]) in counts
+    ]
+    return Mixtures(widths, places).widths if places else widths
 
 
 def _longer(widths: Widths, shapes: Mapping[str, Any]) -> list[tuple[str, int]]:
@@ -122,7 +136,7 @@ def _groups(
     for name in [name for name in sizes if name not in found]:
         group = stacks.get(name)
         if group is None and name not in unsure:
-            group = _closest(widths, name, routers)
+            group = closest(widths, name, routers)
         if group is None or group.router not in found:
             problems.append(
                 f"{name}: no router that grows is seen to choose along it; the routers are "
@@ -147,22 +161,6 @@ def _groups(
                     f"{group.router} from {old} to {new}"
                 )
     return [] if problems else list(found.values())
-
-
-def _closest(widths: Widths, name: str, routers: Iterable[Experts]) -> Experts | None:
-    """Returns the experts whose router's arrays share the longest path with those of a width."""
-
-    def shared(group: Experts) -> int:
-        return max(
-            len(commonprefix([one.path.split("/"), other.path.split("/")]))
-            for one in widths[name].occurrences
-            for other in widths[group.router].occurrences
-        )
-
-    ranked = sorted(routers, key=shared, reverse=True)
-    if not ranked or (len(ranked) > 1 and shared(ranked[0]) == shared(ranked[1])):
-        return None
-    return ranked[0]
 
 
 def _sources(

@@ -18,6 +18,7 @@ from dogwood_jax._base.arguments import (
 )
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path
+from dogwood_jax._experts.copied import with_noise
 from dogwood_jax._experts.family import Experts
 from dogwood_jax._experts.mixture import mixture
 from dogwood_jax._experts.mixtures import Mixtures
@@ -175,14 +176,13 @@ def upcycle(
         if anew or rename:
             problems.append("anew= and rename= are for experts that are copies of an MLP")
         sizes = None if experts is None else named_sizes(widths, experts, problems)
-        found = more_experts(
-            widths, larger, shapes, sizes, problems, usefulness=usefulness, noise=noise
-        )
+        found = more_experts(widths, larger, shapes, sizes, problems, usefulness=usefulness)
     if problems:
         raise ValueError(listed("cannot plan these experts", problems))
     growth = found.growths[0]
     if larger is not None or all(change.strategy.exact for change in growth.changes):
         growth = what_shows(found.growths, widths, larger, target, [Experts()], notes=found.notes)
+    growth = with_noise(growth, noise) if noise else growth
     return replace(growth, structure=None if target is None else jax.tree.structure(target))
 
 

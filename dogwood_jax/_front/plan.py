@@ -61,6 +61,7 @@ def plan(
     compute with a width's size, such as a norm. If an exact recipe is known for such a width, it is
     the default. It may need other constants in the larger model: the growth's notes say which.
     Experts are copied where outputs stay, with as many times more of them chosen, see ``upcycle``.
+    A target may have more layers, too.
 
     Args:
         widths: the widths of the network, from ``trace`` or ``chain``.
@@ -95,6 +96,7 @@ def plan(
             which the units of a group compute the same; whether yours do so, it does not know.
         strategy: one strategy for all widths, or a mapping from width name to strategy. Widths
             without one grow by ``strategies.zero_outgoing()``, or by the recipe they need.
+            ``replicate(noise=...)`` for the width of a router copies its experts with noise.
         depth: how the layers that only the target has are filled in, such as
             ``strategies.stack()``, if not so that they compute the identity. It takes
             ``target_apply``.

@@ -15,10 +15,10 @@ from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path
 from dogwood_jax._growth.grown_sizes import GrownSizes
 from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._plan.fewer_layers import FewerLayers
-from dogwood_jax._plan.larger import Larger, same_widths
+from dogwood_jax._plan.larger import Larger, is_deeper, same_widths
 from dogwood_jax._plan.propose import Proposal, draft
 from dogwood_jax._plan.request import Request
-from dogwood_jax._plan.sizes import has_more_layers, named_sizes
+from dogwood_jax._plan.sizes import named_sizes, whole
 from dogwood_jax._plan.target import sizes_of_target
 from dogwood_jax._program.program import Program
 from dogwood_jax._widths.by_analogy import Analogy, NotAlike, constants_without_place
@@ -43,7 +43,9 @@ def by_few_layers(request: Request, judge: Callable[[Proposal], Growth]) -> Grow
     assert target_apply is not None
     shapes = arrays_of(leaves_by_path(target))
     network = widths.network
-    if network is None or network.deep is None or has_more_layers(request.families, widths, shapes):
+    if network is None or network.deep is None:
+        raise NotAlike
+    if is_deeper(whole(request.families, widths, shapes), shapes):
         raise NotAlike
     deep, layers = network.deep, network.deep.layers
     named = named_sizes(widths, request.sizes, [])
@@ -52,7 +54,7 @@ def by_few_layers(request: Request, judge: Callable[[Proposal], Growth]) -> Grow
         """Yields the proposals for both numbers of layers, in the order in which they are tried."""
         found = {}
         for kept, its in theirs.items():
-            own = deep.some[kept]
+            own = whole(request.families, deep.some[kept], shapes)
             known = {leaf.path: shapes[leaf.path] for leaf in own.leaves}
             same = same_widths(own, its, {path: path for path in known}, {})
             chosen = {name: size for name, size in named.items() if name in own}

@@ -1,10 +1,9 @@
 """Units that are copied with all that belongs to them, such as experts: ``Copies``."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from dogwood_jax._growth.growth import Change
-from dogwood_jax._widths.widths import Widths
+from dogwood_jax._growth.growth import Change, Growth
 
 
 @dataclass(frozen=True)
@@ -14,20 +13,31 @@ class Copies:
     Attributes:
         changes: how their widths change, by name.
         others: the same in other ways, to be tried in turn where outputs do not stay.
-        notes: what is said of them.
-        widths: the network's widths, in which every axis that counts them is one width; None if
-            every such axis was one before.
-        pieces: the widths that such axes were made of before.
+        notes: what is said of them where outputs stay.
+        unshown: what is said of them where outputs change.
+        as_it_is: whether the larger model chooses as many of them as the network.
         problems: why outputs would change.
         way_out: what may be called instead.
-        alone: why other widths do not grow along where programs cannot be compared.
     """
 
     changes: Mapping[str, Change]
     others: tuple[Mapping[str, Change], ...] = ()
     notes: tuple[str, ...] = ()
-    widths: Widths | None = None
-    pieces: frozenset[str] = frozenset()
+    unshown: tuple[str, ...] = ()
+    as_it_is: bool = False
     problems: tuple[str, ...] = ()
     way_out: str = ""
-    alone: str = ""
+
+
+def in_way(growth: Growth, way: Mapping[str, Change]) -> Growth:
+    """Returns a growth in which units are copied in another way, given by name of the width."""
+    changes = tuple(way.get(change.width, change) for change in growth.changes)
+    return replace(growth, changes=changes)
+
+
+def without_noise(way: Mapping[str, Change]) -> dict[str, Change]:
+    """Returns a way in which copies are what they copy."""
+    return {
+        name: replace(change, strategy=replace(change.strategy, noise=0.0))
+        for name, change in way.items()
+    }

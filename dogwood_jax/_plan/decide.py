@@ -7,7 +7,7 @@ for most samples, or the last one of those.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
@@ -17,23 +17,28 @@ from dogwood_jax._base.problems import Refused
 from dogwood_jax._base.trees import arrays_of, leaves_by_path
 from dogwood_jax._depth.insertions import NothingFits, fillings
 from dogwood_jax._growth.evidence import Evidence
-from dogwood_jax._growth.growth import Growth
+from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._plan.by_few_layers import by_few_layers
+from dogwood_jax._plan.copies import in_way, without_noise
 from dogwood_jax._plan.extensions import other_strategies
-from dogwood_jax._plan.larger import ANOTHER, Larger, read_larger
+from dogwood_jax._plan.larger import ANOTHER, Larger, is_deeper, read_larger
 from dogwood_jax._plan.own_function import ITS_OWN_NUMBERS, Contradicted, contradicted
 from dogwood_jax._plan.propose import Proposal, draft
 from dogwood_jax._plan.removals import NO_MERGE
 from dogwood_jax._plan.request import Request
 from dogwood_jax._plan.shown import Unshown, first_shown, fitting, shown, shown_by
-from dogwood_jax._plan.sizes import has_more_layers, target_in_sizes, ways_out
+from dogwood_jax._plan.sizes import target_in_sizes, ways_out, whole
 from dogwood_jax._widths.by_analogy import NotAlike
 from dogwood_jax.strategies import Strategy
 
 _NO_PROGRAM = (
     "widths from a file hold no program, so nothing shows that outputs stay; trace the network "
     "again, or pass check=False"
+)
+_NO_WAY = (
+    "nothing shows in which way copies keep outputs, as they are to do where nothing else changes; "
+    "plan one after the other, first with a target that only has more experts"
 )
 
 
@@ -57,11 +62,14 @@ def _decided(request: Request) -> Growth:
             return by_few_layers(request, functools.partial(_evaluated, request))
     if request.target is None:
         return _with_larger(request, None)
-    deeper = has_more_layers(
-        request.families, request.widths, arrays_of(leaves_by_path(request.target))
-    )
+    shapes = arrays_of(leaves_by_path(request.target))
+    request = replace(request, widths=whole(request.families, request.widths, shapes))
     larger = read_larger(
-        request.widths, request.target, request.target_apply, request.depth, is_deeper=deeper
+        request.widths,
+        request.target,
+        request.target_apply,
+        request.depth,
+        is_deeper=is_deeper(request.widths, shapes),
     )
     try:
         return _with_larger(request, larger)
@@ -141,14 +149,36 @@ def _may_be_run(request: Request, found: Proposal) -> bool:
 
 
 def _without_claim(request: Request, found: Proposal, larger: Larger | None) -> Growth:
-    """Returns a growth that need not keep outputs. New layers do nothing all the same."""
-    growth, network = found.growth, found.asked.widths.network
+    """Returns a growth that need not keep outputs.
+
+    New layers do nothing all the same, and copies compute what they copy.
+    """
+    way, network = _way_to_copy(request, found), found.asked.widths.network
+    growth = in_way(found.growth, way)
     if growth.insertions and request.depth is None:
         plain = draft(replace(request, keep=None, merge=None, strategy=None), larger)
         exact = next(plain.proposals())
+        exact = replace(exact, growth=in_way(exact.growth, without_noise(way)))
         growth = replace(growth, insertions=next(_fillings(exact)))
     is_own = request.target is None and network is not None and found.copies is None
     return fitting(growth) if request.check and is_own and _may_be_run(request, found) else growth
+
+
+def _way_to_copy(request: Request, found: Proposal) -> Mapping[str, Change]:
+    """Returns the changes of copied units that keep outputs where nothing else changes, by width.
+
+    Raises:
+        Refused: if no way to copy them is shown to keep outputs.
+    """
+    copies = found.copies
+    if copies is None:
+        return {}
+    for way in (copies.changes, *copies.others):
+        alone = Growth(found.growth.widths, tuple(without_noise(way).values()))
+        with suppress(Unshown, ValueError):
+            shown(alone, found.asked.before, None, request.families, as_it_is=copies.as_it_is)
+            return way
+    raise Refused([*copies.unshown, f"{_NO_WAY}; {copies.way_out}"])
 
 
 def _accepted(request: Request, found: Proposal) -> Growth:

@@ -8,7 +8,6 @@ that a family does not define does nothing.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dogwood_jax._base.trees import PyTree
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._judge.choice import Choice
 from dogwood_jax._plan.asked import Asked
@@ -28,14 +27,8 @@ class Family:
         """Yields what may be passed instead, if a growth is refused."""
         yield from ()
 
-    def copies(self, asked: Asked, sizes: Mapping[str, int], target: PyTree) -> Copies | None:
-        """Returns the changes of widths whose units are copied; None if there are none.
-
-        Args:
-            asked: the sizes that a growth is asked for.
-            sizes: those of widths that are given no strategy, by name.
-            target: the larger model's variables, or None.
-        """
+    def copies(self, asked: Asked) -> Copies | None:
+        """Returns the changes of widths whose units are copied; None if there are none."""
         return None
 
     def rewritten(self, growth: Growth, asked: Asked) -> Iterator[Growth]:
@@ -59,6 +52,11 @@ class Family:
         """
         yield from ()
 
-    def counts(self, widths: Widths, shapes: Mapping[str, Any]) -> bool:
-        """Whether axes that look like layers are longer because they count something else."""
-        return False
+    def whole(self, widths: Widths, shapes: Mapping[str, Any]) -> Widths:
+        """Returns the widths with each axis as one that a program cuts, and that counts no layers.
+
+        Args:
+            widths: the network's widths.
+            shapes: the shapes of the larger model's arrays, by path.
+        """
+        return widths

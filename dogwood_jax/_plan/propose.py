@@ -8,7 +8,7 @@ from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._plan.asked import Asked
 from dogwood_jax._plan.constants import constants, missing_epsilons
-from dogwood_jax._plan.copies import Copies
+from dogwood_jax._plan.copies import Copies, in_way
 from dogwood_jax._plan.extensions import extensions
 from dogwood_jax._plan.larger import Larger
 from dogwood_jax._plan.notes import notes_of
@@ -101,8 +101,7 @@ class Draft:
         yield found
         others = found.copies.others if found.copies else ()
         for index, other in enumerate(others, 1):
-            changes = tuple(other.get(change.width, change) for change in found.growth.changes)
-            growth = replace(found.growth, changes=changes)
+            growth = in_way(found.growth, other)
             yield replace(found, growth=growth, is_last=index == len(others))
 
     @property
@@ -113,7 +112,7 @@ class Draft:
     @property
     def _sizes(self) -> dict[str, int]:
         """New sizes of all widths but those whose units are copied."""
-        copied = {*self.copies.changes, *self.copies.pieces} if self.copies else {}
+        copied = self.copies.changes if self.copies else {}
         return {name: size for name, size in self.asked.sizes.items() if name not in copied}
 
     def _proposal(self, keeps_tables: bool) -> Proposal:
@@ -126,12 +125,11 @@ class Draft:
         problems += extended.refusals
         changes = {**copies.changes, **extended.changes}
         changes |= removals(widths, keep, merge, request.interface, [*changes], problems)
-        whole = widths if copies.widths is None else copies.widths
-        made = [change for name in whole if (change := changes.get(name)) if _is_any(change)]
+        made = [change for name in widths if (change := changes.get(name)) if _is_any(change)]
 
-        notes = [*larger.notes, *copies.notes]
+        notes = [*larger.notes, *(copies.notes if self.keeps_outputs else copies.unshown)]
         for change in made:
-            notes += notes_of(whole, change, is_seen=numbers is not None)
+            notes += notes_of(widths, change, is_seen=numbers is not None)
         doubts = [*extended.doubts]
         for change in made:
             notes += constants(larger, change, doubts)
@@ -145,7 +143,7 @@ class Draft:
         if numbers is not None:
             notes += extended.solved.notes(numbers, extended.changes)
         growth = Growth(
-            whole,
+            widths,
             tuple(made),
             tuple(dict.fromkeys(notes)),
             insertions=larger.insertions,
@@ -172,8 +170,7 @@ class Draft:
         request = self.request
         keeps = self.keeps_outputs and request.keep is None and request.merge is None
         has_program = self.asked.before.network is not None
-        copies = self.copies is not None and bool(self.copies.changes)
-        return keeps and request.check and not copies and has_program
+        return keeps and request.check and has_program
 
     def _further_notes(self, made: Sequence[Change]) -> Iterator[str]:
         """Yields notes on copied heads, on new layers, and on how a larger model splits axes."""
@@ -196,8 +193,7 @@ def draft(request: Request, larger: Larger | None) -> Draft:
     problems: list[str] = []
     asked = asked_of(request, larger, problems)
     widths, larger = asked.widths, asked.larger
-    free = {name: size for name, size in asked.sizes.items() if name not in asked.strategies}
-    found = (family.copies(asked, free, request.target) for family in request.families)
+    found = (family.copies(asked) for family in request.families)
     copies = next((one for one in found if one is not None), None)
     problems += copies.problems if copies else ()
     made = Draft(request, asked, copies, None, problems)
@@ -211,8 +207,6 @@ def draft(request: Request, larger: Larger | None) -> Draft:
         problems += asked.alone
     if copies and copies.others and not request.check:
         problems.append(_WHICH_COPIES)
-    if numbers is None and copies and is_copied and others and larger.widths is not None:
-        problems.append(f"{', '.join(others)}: {copies.alone}")
     return replace(made, numbers=numbers)
 
 

@@ -185,6 +185,7 @@ def shown(
     target: PyTree,
     families: Sequence[Family] = (),
     *,
+    as_it_is: bool = False,
     is_doubtful: bool = False,
 ) -> Growth:
     """Returns a growth with what was shown of it, where the larger model's function is not given.
@@ -194,6 +195,7 @@ def shown(
         network: the network's widths, with its program.
         target: the target, or None.
         families: see ``Family``.
+        as_it_is: whether the larger program chooses experts as it does, see ``Family.choices``.
         is_doubtful: whether outputs may change, as far as the widths tell. Then only the network's
             own function in the new sizes shows that they stay.
 
@@ -209,7 +211,9 @@ def shown(
             break
         try:
             its = Traced(own, notes_reads=False)
-            verdict, evidence = _judged(few, its, families, is_doubtful=is_doubtful)
+            verdict, evidence = _judged(
+                few, its, families, as_it_is=as_it_is, is_doubtful=is_doubtful
+            )
         except (CannotShrink, CannotResize) as error:
             unshown = Unshown([_NOT_EVALUATED.format(error)], is_evaluated=False)
             continue

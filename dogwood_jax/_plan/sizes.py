@@ -76,9 +76,11 @@ def _with_strategies(asked: Asked, request: Request, problems: list[str]) -> Ask
     return replace(asked, strategies={**chosen, **asked.strategies})
 
 
-def has_more_layers(families: Sequence[Family], widths: Widths, shapes: Mapping[str, Any]) -> bool:
-    """Whether a larger model has more layers, by the shapes of its arrays."""
-    return is_deeper(widths, shapes) and not any(f.counts(widths, shapes) for f in families)
+def whole(families: Sequence[Family], widths: Widths, shapes: Mapping[str, Any]) -> Widths:
+    """Returns the widths for a larger model, see ``Family.whole``."""
+    for family in families:
+        widths = family.whole(widths, shapes)
+    return widths
 
 
 def ways_out(families: Sequence[Family], asked: Asked) -> Iterator[str]:
@@ -90,7 +92,7 @@ def ways_out(families: Sequence[Family], asked: Asked) -> Iterator[str]:
         if larger.insertions and _meets_numbers(asked):
             yield _EACH_ALONE
         unread = larger.widths is None and before.network is not None
-        if unread and has_more_layers(families, before, larger.shapes):
+        if unread and is_deeper(before, larger.shapes):
             yield _MORE_LAYERS
         elif larger.shapes.keys() < {leaf.path for leaf in before.leaves}:
             yield _FEWER_LAYERS
