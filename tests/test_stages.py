@@ -350,3 +350,20 @@ def test_a_stage_checks_its_arguments():
         Stage(epochs=1, sizes=12)
     with pytest.raises(TypeError, match="training.Stage.*strategy"):
         Stage(epochs=1, sizes={"up": 12}, strategy="replicate")
+
+
+def test_a_rate_rises_stays_and_falls():
+    rates = training.constant_then_decay(0.1, 400, warmup=20, decay=0.25)
+    found = [float(rates(step)) for step in (0, 10, 20, 299, 300, 350, 400)]
+    np.testing.assert_allclose(found, [0, 0.05, 0.1, 0.1, 0.1, 0.05, 0], atol=1e-6)
+    always = training.constant_then_decay(0.1, 400, warmup=0, decay=0)
+    assert [float(always(step)) for step in (0, 200, 399)] == pytest.approx([0.1] * 3)
+    with pytest.raises(ValueError) as error:
+        training.constant_then_decay(-0.1, 0, warmup=-1, decay=2)
+    assert all(
+        f"{name}: expected" in str(error.value) for name in "rate steps warmup decay".split()
+    )
+    with pytest.raises(ValueError, match="rises in 90 steps and falls in 20, more than 100"):
+        training.constant_then_decay(0.1, 100, warmup=90)
+    with pytest.raises(TypeError, match="rate"):
+        training.constant_then_decay("fast", 100)

@@ -95,6 +95,7 @@ devices. Or they are arrays, either the same in each process, or global ones, as
 from dogwood_jax._front.stages import Apply, Stage
 from dogwood_jax.training.distill import distill
 from dogwood_jax.training.loop import Preprocess, Run, evaluate, fit, scale_uint8
+from dogwood_jax.training.schedule import constant_then_decay
 from dogwood_jax.training.teacher import Loss
 
 __all__ = [
@@ -103,6 +104,7 @@ __all__ = [
     "Preprocess",
     "Run",
     "Stage",
+    "constant_then_decay",
     "distill",
     "evaluate",
     "fit",
