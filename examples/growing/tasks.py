@@ -1,6 +1,9 @@
 """The tasks: each needs the large network, and each says in which ways one can come by it."""
 
+import dataclasses
 from argparse import Namespace
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 
@@ -42,22 +45,73 @@ def text(options: Namespace, half: int) -> Data:
     return Text(half, options.text)
 
 
-TEXT = Task(
+def deeper(
+    name: str, *others: tuple[int, float], depth: strategies.DepthStrategy | None, first: int = 3
+) -> Way:
+    """Returns a way to more layers.
+
+    Args:
+        name: what it is called.
+        others: numbers of layers, each with the share of the full budget that is spent before.
+        depth: how new layers are filled in.
+        first: how many layers it begins with.
+    """
+    sizes = (Size(decoder(layers, silent=True), at, depth=depth) for layers, at in others)
+    return grown(name, decoder(first, silent=True), *sizes)
+
+
+def wider(
+    name: str, at: float, strategy: Callable[[Any, Any], Any] = lambda loss, batch: None
+) -> Way:
+    """Returns a way to a stream of 64."""
+    return grown(name, decoder(6, 32, silent=True), Size(decoder(6, silent=True), at, strategy))
+
+
+STACK, BETWEEN = strategies.stack(), strategies.interpose()
+FROM_SCRATCH = (
+    scratch(decoder(6)),
+    Way("from scratch, layers begin silent", (Size(decoder(6, silent=True)),)),
+)
+TEXT_BUDGETS = (0.45, 0.6, 0.75, 0.85, 1.0)
+DEPTH = Task(
     "text, depth",
     text,
     steps=8000,
     batch_size=16,
     rate=6e-3,
     ways=(
-        scratch(decoder(6)),
-        Way("from scratch, silent layers", (Size(decoder(6, silent=True)),)),
-        alone("1 layer", decoder(1)),
-        alone("3 layers", decoder(3)),
-        grown("1 layer to 6", decoder(1), Size(decoder(6), 0.02)),
-        grown("3 layers to 6", decoder(3), Size(decoder(6), 0.06)),
-        grown("3 to 6, stack", decoder(3), Size(decoder(6), 0.06, depth=strategies.stack())),
+        *FROM_SCRATCH,
+        alone("1 layer", decoder(1, silent=True)),
+        alone("3 layers", decoder(3, silent=True)),
+        deeper("3 to 6 layers, copies between", (6, 0.2), depth=BETWEEN),
+        deeper("3 to 6 layers, copies on top", (6, 0.2), depth=STACK),
+        deeper("3 to 6 layers, silent", (6, 0.12), depth=None),
+        deeper("3 to 6 layers, late copies between", (6, 0.5), depth=BETWEEN),
     ),
-    budgets=BUDGETS,
+    budgets=TEXT_BUDGETS,
+)
+WIDTH = dataclasses.replace(
+    DEPTH,
+    name="text, width",
+    ways=(
+        *FROM_SCRATCH,
+        alone("stream of 32", decoder(6, 32, silent=True)),
+        wider("stream of 32 to 64", 0.12),
+    ),
+)
+LONG = dataclasses.replace(
+    DEPTH,
+    name="text of 256, depth",
+    load=lambda options, half: Text(half, options.text, context=256),
+    ways=(
+        scratch(decoder(6, context=256)),
+        alone("3 layers", decoder(3, context=256, silent=True)),
+        grown(
+            "3 to 6 layers, copies between",
+            decoder(3, context=256, silent=True),
+            Size(decoder(6, context=256, silent=True), 0.2, depth=BETWEEN),
+        ),
+    ),
 )
 
 # Look-ups -----------------------------------------------------------------------------------------
@@ -159,6 +213,35 @@ DIGITS_CNN = Task(
     b2=0.999,
 )
 
-TASKS = {task.name: task for task in (TEXT, HOPPING, PARITIES, DIGITS_MLP, DIGITS_CNN)}
-CANDIDATES: dict[str, tuple[Way, ...]] = {}
-PREDICTED: dict[str, tuple[Way, ...]] = {}
+TASKS = {
+    task.name: task for task in (DEPTH, WIDTH, LONG, HOPPING, PARITIES, DIGITS_MLP, DIGITS_CNN)
+}
+
+# What ``search`` chooses from, and what ``predict`` fits its law to.
+CANDIDATES: dict[str, tuple[Way, ...]] = {
+    DEPTH.name: (
+        deeper("silent, 12 %", (6, 0.12), depth=None),
+        deeper("copies on top, 6 %", (6, 0.06), depth=STACK),
+        deeper("copies on top, 20 %", (6, 0.2), depth=STACK),
+        deeper("copies between, 12 %", (6, 0.12), depth=BETWEEN),
+        deeper("copies between, 20 %", (6, 0.2), depth=BETWEEN),
+        deeper("copies between, 30 %", (6, 0.3), depth=BETWEEN),
+        deeper("from 2 layers, copies between, 12 %", (6, 0.12), depth=BETWEEN, first=2),
+        deeper("from 1 to 3 to 6", (3, 0.02), (6, 0.2), depth=BETWEEN, first=1),
+        deeper("from 1 layer, new ones, 50 %", (6, 0.5), depth=strategies.new_layers(), first=1),
+    ),
+    WIDTH.name: (
+        wider("default, 12 %", 0.12),
+        wider("hyperclone, 12 %", 0.12, lambda loss, batch: strategies.hyperclone(state="new")),
+        wider("random, 12 %", 0.12, lambda loss, batch: strategies.random()),
+        wider("shrink, perturb, 12 %", 0.12, lambda loss, batch: strategies.shrink_perturb()),
+    ),
+}
+PREDICTED: dict[str, tuple[Way, ...]] = {
+    DEPTH.name: (
+        scratch(decoder(6, silent=True)),
+        alone("3 layers", decoder(3, silent=True)),
+        alone("1 layer", decoder(1, silent=True)),
+        alone("stream of 32", decoder(6, 32, silent=True)),
+    )
+}
