@@ -36,8 +36,8 @@ COMMANDS = {
     "weight_symmetry": "examples/weight_symmetry.py --data tfds",
     "growth_vs_scratch": "examples/growth_vs_scratch.py --data tfds",
     "growbench": "examples/growbench.py --data tfds",
-    "growbench_rates": "examples/growbench.py rates --data tfds",
-    "growbench_map": "examples/growbench.py map --data tfds",
+    "growbench_search": "examples/growbench.py search",
+    "growbench_predict": "examples/growbench.py predict",
     "grow_transformer": "examples/grow_transformer.py",
     "shrink_and_heal": "examples/shrink_and_heal.py",
 }
