@@ -113,6 +113,19 @@ def test_all_that_a_run_costs_counts_and_ends_fork_from_one_trunk():
     assert one.steps > 80
 
 
+def test_a_configuration_has_the_same_key_in_each_process():
+    ways = [way for task in tasks.TASKS.values() for way in task.ways]
+    ways += [way for some in tasks.CANDIDATES.values() for way in some]
+    code = (
+        f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'examples')!r}]\n"
+        "from growing import runs, tasks\n"
+        "for some in [*[t.ways for t in tasks.TASKS.values()], *tasks.CANDIDATES.values()]:\n"
+        "    for way in some: print(runs.key_of(tasks.DEPTH, way, 0))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == [runs.key_of(tasks.DEPTH, way, 0) for way in ways]
+
+
 def test_look_ups_and_parities_are_what_they_say():
     hops = data.Hops(5, 3)
     inputs, labels = hops.draw(np.random.default_rng(1), 50)

@@ -8,9 +8,10 @@ this budget alone would have ended with.
 
 import functools
 import hashlib
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -38,7 +39,8 @@ class Size:
     Attributes:
         model: the network.
         at: the share of the full budget that is spent when it begins.
-        strategy: from the loss of this network and a batch to how new units are filled in.
+        strategy: how new units are filled in, or what makes it from this network's loss and a
+            batch.
         depth: how new layers are filled in; None for silent ones behind the old ones.
         warmup: steps in which the rate of new weights rises.
         rate: what the learning rate is multiplied by while the network has this size.
@@ -46,7 +48,7 @@ class Size:
 
     model: nn.Module
     at: float = 0.0
-    strategy: Callable[[Loss, Batch], Any] = field(default=lambda loss, batch: None, compare=False)
+    strategy: strategies.Strategy | Callable[[Loss, Batch], strategies.Strategy] | None = None
     depth: strategies.DepthStrategy | None = None
     warmup: int = 0
     rate: float = 1.0
@@ -145,11 +147,13 @@ class End(NamedTuple):
 def key_of(task: Task, way: Way, half: int) -> str:
     """Returns what tells a run's configuration from others."""
     numbers = [task.name, half, task.steps, task.batch_size, task.rate, task.b2, task.until]
-    sizes = [
-        [repr(getattr(size, part.name)) for part in fields(size) if part.name != "strategy"]
-        for size in way.sizes
-    ]
+    sizes = [[_shown(getattr(size, part.name)) for part in fields(size)] for size in way.sizes]
     return hashlib.sha256(repr([numbers, way.name, sizes]).encode()).hexdigest()[:12]
+
+
+def _shown(part: Any) -> str:
+    """Returns what tells a part of a configuration from others, alike in each process."""
+    return re.sub(" at 0x[0-9a-f]+", "", repr(part))
 
 
 def losses_of(model: nn.Module, variables: Variables, batch: Any, train: bool = False) -> Any:
@@ -240,7 +244,7 @@ def grown(
         dw.trace(before.apply, variables, batch[0]),
         target=jax.eval_shape(size.model.init, key, batch[0]),
         target_apply=size.model.apply,
-        strategy=size.strategy(loss, batch),
+        strategy=size.strategy(loss, batch) if callable(size.strategy) else size.strategy,
         depth=size.depth,
     )
     wide = dw.grow(variables, growth, key=key)

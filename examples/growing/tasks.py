@@ -2,7 +2,6 @@
 
 import dataclasses
 from argparse import Namespace
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -60,9 +59,7 @@ def deeper(
     return grown(name, decoder(first, silent=True), *sizes)
 
 
-def wider(
-    name: str, at: float, strategy: Callable[[Any, Any], Any] = lambda loss, batch: None
-) -> Way:
+def wider(name: str, at: float, strategy: Any = None) -> Way:
     """Returns a way to a stream of 64."""
     return grown(name, decoder(6, 32, silent=True), Size(decoder(6, silent=True), at, strategy))
 
@@ -232,9 +229,9 @@ CANDIDATES: dict[str, tuple[Way, ...]] = {
     ),
     WIDTH.name: (
         wider("default, 12 %", 0.12),
-        wider("hyperclone, 12 %", 0.12, lambda loss, batch: strategies.hyperclone(state="new")),
-        wider("random, 12 %", 0.12, lambda loss, batch: strategies.random()),
-        wider("shrink, perturb, 12 %", 0.12, lambda loss, batch: strategies.shrink_perturb()),
+        wider("hyperclone, 12 %", 0.12, strategies.hyperclone(state="new")),
+        wider("random, 12 %", 0.12, strategies.random()),
+        wider("shrink, perturb, 12 %", 0.12, strategies.shrink_perturb()),
     ),
 }
 PREDICTED: dict[str, tuple[Way, ...]] = {
