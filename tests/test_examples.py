@@ -209,7 +209,7 @@ def test_the_bench_searches_and_predicts(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(growbench, "CANDIDATES", {task.name: ways})
     growbench.main(["search", "--out", str(tmp_path)])
     found = capsys.readouterr().out
-    assert [found.count(f"  {way.name}\n") for way in ways].count(3) == 1  # one is left
+    assert sorted(found.count(f"  {way.name}\n") for way in ways) == [1, 2, 2]  # two are left
     growbench.main(["predict", "--out", str(tmp_path)])
     assert "tokens^(-1/3)" in capsys.readouterr().out
 

@@ -53,7 +53,9 @@ class Stage:
         apply: the larger model's function, if the old one does not take larger arrays. This is so
             for deeper models, and for modules with sizes in their configuration.
         strategy: how new units are filled in, as for ``dogwood_jax.plan``.
-        depth: how new layers are filled in, as for ``dogwood_jax.plan``.
+        depth: how new layers are filled in, as for ``dogwood_jax.plan``. By default outputs stay,
+            which suits a network in use. If only the end of the training counts, copies between old
+            layers end lower, ``dogwood_jax.strategies.interpose()``: see the guide "Does it pay?".
         fields: what fields of the optimizer's state hold, as for ``dogwood_jax.grow_opt_state``.
 
     Raises:
