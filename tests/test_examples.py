@@ -194,24 +194,33 @@ def test_the_bench_writes_and_goes_on_where_it_was(tmp_path, monkeypatch, capsys
     assert made == [(rows[-1].split(",")[2], (float(rows[-1].split(",")[4]),))]
 
 
-def test_the_bench_searches_and_predicts(tmp_path, monkeypatch, capsys):
-    task = dataclasses.replace(growbench.TASKS["text, depth"], steps=40)
-    sizes = [(2, 16), (1, 16), (2, 32)]
-    ways = tuple(
-        runs.Way(f"{layers} of {stream}", (runs.Size(tasks.decoder(layers, stream)),))
-        for layers, stream in sizes
-    )
-    task = dataclasses.replace(
-        task, ways=ways[:1], load=lambda options, half: data.Text(half, tests=250)
-    )
-    monkeypatch.setattr(growbench, "TASKS", {task.name: task})
-    monkeypatch.setattr(growbench, "PREDICTED", {task.name: ways})
-    monkeypatch.setattr(growbench, "CANDIDATES", {task.name: ways})
+def test_the_bench_searches(tmp_path, monkeypatch, capsys):
+    ways = SMALL_TASK.ways
+    monkeypatch.setattr(growbench, "TASKS", {"parities": SMALL_TASK})
+    monkeypatch.setattr(growbench, "CANDIDATES", {"parities": ways})
     growbench.main(["search", "--out", str(tmp_path)])
     found = capsys.readouterr().out
     assert sorted(found.count(f"  {way.name}\n") for way in ways) == [1, 2, 2]  # two are left
+
+
+def test_the_bench_predicts(tmp_path, monkeypatch, capsys):
+    sizes = [(2, 16), (1, 16), (2, 32)]
+    ways = tuple(
+        runs.Way(f"{layers} of {stream}", (runs.Size(tasks.decoder(layers, stream, context=8)),))
+        for layers, stream in sizes
+    )
+    task = dataclasses.replace(
+        tasks.DEPTH,
+        steps=40,
+        ways=ways[:1],
+        load=lambda options, half: data.Text(half, context=8, tests=250),
+    )
+    monkeypatch.setattr(growbench, "TASKS", {task.name: task})
+    monkeypatch.setattr(growbench, "PREDICTED", {task.name: ways})
     growbench.main(["predict", "--out", str(tmp_path)])
-    assert "tokens^(-1/3)" in capsys.readouterr().out
+    found = capsys.readouterr().out
+    assert "tokens^(-1/3)" in found
+    assert found.count("of the full budget on") == 2
 
 
 # grow_mnist.py ------------------------------------------------------------------------------------
