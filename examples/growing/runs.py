@@ -311,7 +311,8 @@ class _Training:
         cost = self.cost_of_a_step()
         warmup = min(WARMUP, self.task.steps // 40)
         while not self.has_spent(until):
-            count = int(min(CHUNK, max(1, round((until - self.spent) / cost))))
+            # Of two lengths only, because each is compiled.
+            count = CHUNK if round((until - self.spent) / cost) >= CHUNK else 1
             rates = np.minimum(1, (self.steps + np.arange(count) + 1) / warmup)
             rates *= self.rate * self.task.rate
             if decays_from is not None:
