@@ -1,10 +1,10 @@
 """Does growing pay where the large network is needed?
 
-Each task has a small network that ends worse than the large one, however long it trains. For each
-way to come by the large network the bench draws the whole curve: floating-point operations against
-test loss. A ratio compares budgets for the loss that from scratch ends with: below 1, growing pays.
-All that a run has cost counts: the small network's training too, and a growth as one step of the
-large network. Learning rates are tuned for from scratch, and all ways take the same.
+Each task shows what its small networks come to if they never grow. For each way to come by the
+large network the bench draws the whole curve: floating-point operations against test loss. A ratio
+compares budgets for the loss that from scratch ends with: below 1, growing pays. All that a run has
+cost counts: the small network's training too, and a growth as one step of the large network.
+Learning rates are tuned for from scratch, and all ways take the same.
 
 ``table`` measures the ways of each task, ``search`` looks for better ways on the other half of the
 data, and ``predict`` fits a law of loss to short runs. What has been measured is kept in a file, so
@@ -14,6 +14,7 @@ that an interrupted bench goes on where it was.
 import argparse
 import dataclasses
 import os
+import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -62,12 +63,15 @@ def made(trials: Iterable[Trial], options: argparse.Namespace, half: int) -> lis
         for task in {t.task.name: t.task for t in missing}.values()
     }
 
+    writing = threading.Lock()  # of several runs at once, one writes the head of the file
+
     def make(trial: Trial) -> list[End]:
         found = []
         for end in ends_of(
             trial.task, trial.way, trial.seed, data[trial.task.name], trial.budgets, half, advance
         ):
-            results.add(path, end)
+            with writing:
+                results.add(path, end)
             say(f"{end.task}, {end.way}, seed {end.seed}: {end.budget:.2f} {end.loss:.4f}")
             found.append(end)
         return found
@@ -119,28 +123,25 @@ def predict(tasks: list[Task], options: argparse.Namespace) -> None:
         inputs = task.load(options, 0).test[0][: task.batch_size]
         each = {way.name: flops(way.sizes[0].model, inputs.shape, inputs.dtype) for way in ways}
         tokens_a_step = inputs.size
-        full = task.steps * each[ways[0].name]
-        runs = []
-        for way in ways:
-            # As many steps each: a quarter of those of the large network, a half of that, ...
-            shares = tuple(
-                round(part / 4 * each[way.name] / each[ways[0].name], 6) for part in (0.25, 0.5, 1)
-            )
-            model: Any = way.sizes[0].model
-            for end in made([Trial(task, way, 0, shares)], options, half=0):
-                tokens = end.steps * tokens_a_step
-                runs.append(law.Measured(model.stream, model.layers, tokens, end.loss))
-        found = law.fitted(runs)
-        print(f"{task.name}: {found}")
+        models: dict[str, Any] = {way.name: way.sizes[0].model for way in ways}
         kinds = {
-            way.name: law.Kind(
-                way.sizes[0].model.stream,
-                way.sizes[0].model.layers,
-                each[way.name] / tokens_a_step,
-            )
-            for way in ways
+            name: law.Kind(model.stream, model.layers, each[name] / tokens_a_step)
+            for name, model in models.items()
         }
         large = kinds[ways[0].name]
+        full = task.steps * tokens_a_step * large.flops
+        trials = []
+        for way in ways:
+            # As many steps each: a sixteenth, an eighth and a quarter of the large network's.
+            ratio = kinds[way.name].flops / large.flops
+            shares = tuple(round(ratio * part, 6) for part in (1 / 16, 1 / 8, 1 / 4))
+            trials.append(Trial(task, way, 0, shares))
+        runs = [
+            law.Measured(*kinds[end.way][:2], end.steps * tokens_a_step, end.loss)
+            for end in made(trials, options, half=0)
+        ]
+        found = law.fitted(runs)
+        print(f"{task.name}: {found}")
         for way in ways[1:]:
             budget = law.crossing(found, kinds[way.name], large)
             print(f"  {way.name} ends worse from {budget / full:.3f} of the full budget on")

@@ -93,7 +93,7 @@ def cost(
     Raises:
         TypeError: if arguments are of the wrong kind.
         ValueError: for unknown widths, sizes that are no integers, and stages that do not fit the
-            network or of which the number of steps is not known.
+            network or do not tell their number of steps.
 
     Example:
         >>> import jax

@@ -73,12 +73,17 @@ class Ratio(NamedTuple):
 Curve = tuple[list[float], list[float]]  # budgets in rising order, and the mean losses there
 
 
+def by_budget(ends: Iterable[End]) -> list[list[End]]:
+    """Returns the ends of each budget that was asked for, in rising order."""
+    groups: dict[float, list[End]] = {}
+    for end in sorted(ends, key=lambda end: end.asked):
+        groups.setdefault(end.asked, []).append(end)
+    return [*groups.values()]
+
+
 def curve(ends: Iterable[End]) -> Curve:
     """Returns the budgets of some ends, and the mean loss that those of each budget come to."""
-    by_budget: dict[float, list[End]] = {}
-    for end in sorted(ends, key=lambda end: end.asked):
-        by_budget.setdefault(end.asked, []).append(end)
-    groups = by_budget.values()
+    groups = by_budget(ends)
     return (
         [float(np.mean([end.budget for end in group])) for group in groups],
         [float(np.mean([end.loss for end in group])) for group in groups],
@@ -237,10 +242,7 @@ def picture(task: Task, ends: Sequence[End], ways: Sequence[Way] | None = None) 
         if not way.grows and way != task.ways[0]:
             style = {"linestyle": "--"}
         (line,) = ax.plot(budgets, losses, marker="o", markersize=4, label=way.name, **style)
-        ranges = [
-            [end.loss for end in own if end.asked == asked]
-            for asked in sorted({end.asked for end in own})
-        ]
+        ranges = [[end.loss for end in group] for group in by_budget(own)]
         low, high = [min(some) for some in ranges], [max(some) for some in ranges]
         ax.fill_between(budgets, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
     ax.set(xlabel="FLOPs, as a share of the full budget", ylabel="test loss", title=task.name)

@@ -309,7 +309,7 @@ class _Training:
             decays_from: the share from which on the rate decays, to zero in the end.
         """
         cost = self.cost_of_a_step()
-        warmup = min(WARMUP, self.task.steps // 40)
+        warmup = max(1, min(WARMUP, self.task.steps // 40))
         while not self.has_spent(until):
             # Of two lengths only, because each is compiled.
             count = CHUNK if round((until - self.spent) / cost) >= CHUNK else 1
