@@ -121,10 +121,10 @@ def test_a_configuration_has_the_same_key_in_each_process():
         f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'examples')!r}]\n"
         "from growing import runs, tasks\n"
         "for some in [*[t.ways for t in tasks.TASKS.values()], *tasks.CANDIDATES.values()]:\n"
-        "    for way in some: print(runs.key_of(tasks.DEPTH, way, 0))\n"
+        "    for way in some: print(runs.key_of(tasks.TEXT, way, 0))\n"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.split() == [runs.key_of(tasks.DEPTH, way, 0) for way in ways]
+    assert run.stdout.split() == [runs.key_of(tasks.TEXT, way, 0) for way in ways]
 
 
 def test_look_ups_and_parities_are_what_they_say():
@@ -211,7 +211,7 @@ def test_the_bench_predicts(tmp_path, monkeypatch, capsys):
         for layers, stream in sizes
     )
     task = dataclasses.replace(
-        tasks.DEPTH,
+        tasks.TEXT,
         steps=40,
         ways=ways[:1],
         load=lambda options, half: data.Text(half, context=8, tests=250),

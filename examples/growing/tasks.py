@@ -65,40 +65,28 @@ def wider(name: str, at: float, strategy: Any = None) -> Way:
 
 
 STACK, BETWEEN = strategies.stack(), strategies.interpose()
-FROM_SCRATCH = (
-    scratch(decoder(6)),
-    Way("from scratch, layers begin silent", (Size(decoder(6, silent=True)),)),
-)
-TEXT_BUDGETS = (0.45, 0.6, 0.75, 0.85, 1.0)
-DEPTH = Task(
-    "text, depth",
+TEXT = Task(
+    "text",
     text,
     steps=8000,
     batch_size=16,
     rate=6e-3,
     ways=(
-        *FROM_SCRATCH,
+        scratch(decoder(6)),
+        Way("from scratch, layers begin silent", (Size(decoder(6, silent=True)),)),
         alone("1 layer", decoder(1, silent=True)),
         alone("3 layers", decoder(3, silent=True)),
         deeper("3 to 6 layers, copies between", (6, 0.2), depth=BETWEEN),
-        deeper("3 to 6 layers, copies on top", (6, 0.2), depth=STACK),
         deeper("3 to 6 layers, silent", (6, 0.12), depth=None),
-        deeper("3 to 6 layers, late copies between", (6, 0.5), depth=BETWEEN),
-    ),
-    budgets=TEXT_BUDGETS,
-)
-WIDTH = dataclasses.replace(
-    DEPTH,
-    name="text, width",
-    ways=(
-        *FROM_SCRATCH,
         alone("stream of 32", decoder(6, 32, silent=True)),
-        wider("stream of 32 to 64", 0.12),
+        wider("stream of 32 to 64, random", 0.12, strategies.random()),
+        wider("stream of 32 to 64, outputs kept", 0.12),
     ),
+    budgets=(0.45, 0.6, 0.75, 1.0),
 )
 LONG = dataclasses.replace(
-    DEPTH,
-    name="text of 256, depth",
+    TEXT,
+    name="text of 256",
     load=lambda options, half: Text(half, options.text, context=256),
     ways=(
         scratch(decoder(6, context=256)),
@@ -211,12 +199,12 @@ DIGITS_CNN = Task(
 )
 
 TASKS = {
-    task.name: task for task in (DEPTH, WIDTH, LONG, HOPPING, PARITIES, DIGITS_MLP, DIGITS_CNN)
+    task.name: task for task in (TEXT, LONG, HOPPING, PARITIES, DIGITS_MLP, DIGITS_CNN)
 }
 
 # What ``search`` chooses from, and what ``predict`` fits its law to.
 CANDIDATES: dict[str, tuple[Way, ...]] = {
-    DEPTH.name: (
+    TEXT.name: (
         deeper("silent, 12 %", (6, 0.12), depth=None),
         deeper("copies on top, 6 %", (6, 0.06), depth=STACK),
         deeper("copies on top, 20 %", (6, 0.2), depth=STACK),
@@ -226,8 +214,6 @@ CANDIDATES: dict[str, tuple[Way, ...]] = {
         deeper("from 2 layers, copies between, 12 %", (6, 0.12), depth=BETWEEN, first=2),
         deeper("from 1 to 3 to 6", (3, 0.02), (6, 0.2), depth=BETWEEN, first=1),
         deeper("from 1 layer, new ones, 50 %", (6, 0.5), depth=strategies.new_layers(), first=1),
-    ),
-    WIDTH.name: (
         wider("default, 12 %", 0.12),
         wider("hyperclone, 12 %", 0.12, strategies.hyperclone(state="new")),
         wider("random, 12 %", 0.12, strategies.random()),
@@ -235,7 +221,7 @@ CANDIDATES: dict[str, tuple[Way, ...]] = {
     ),
 }
 PREDICTED: dict[str, tuple[Way, ...]] = {
-    DEPTH.name: (
+    TEXT.name: (
         scratch(decoder(6, silent=True)),
         alone("3 layers", decoder(3, silent=True)),
         alone("1 layer", decoder(1, silent=True)),
