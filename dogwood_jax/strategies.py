@@ -685,9 +685,11 @@ class DepthStrategy:
 
     Attributes:
         name: the function that made it.
+        scaled: see ``interpose``.
     """
 
     name: Literal["stack", "interpose", "new_layers"]
+    scaled: bool = False
 
     @property
     def needs_layers(self) -> bool:
@@ -733,12 +735,19 @@ def stack() -> DepthStrategy:
     return DepthStrategy("stack")
 
 
-def interpose() -> DepthStrategy:
+def interpose(*, scaled: bool = False) -> DepthStrategy:
     """Each layer is repeated in its place: 0, 1, 2 become 0, 0, 1, 1, 2, 2.
 
     Not preserving. For ``plan(depth=...)`` with a deeper model as target. The order of layers
     stays, which suits networks that have been trained for long. New layers get a new state of the
-    optimizer. In the guide "Does it pay?" it is the way that ends lowest.
+    optimizer. Scaled, it is the way to more layers that ends lowest in the guide "Does it pay?".
+
+    Args:
+        scaled: for layers that add to a residual stream. Two layers that stand where one stood
+            each add 1 / sqrt(2) of what that one added, n of them 1 / sqrt(n), so that the stream
+            keeps its size. The weights that are multiplied are those whose zeros would silence the
+            layer, old and new, such as the last kernel of a block. Their moments in the optimizer
+            stay as they are.
 
     Example:
         >>> import dogwood_jax as dw
@@ -746,10 +755,10 @@ def interpose() -> DepthStrategy:
         (0, 0, 1, 1)
 
     Reference:
-        Chang et al., 2018, Multi-level Residual Networks from Dynamical Systems View; for converged
-        mixtures of experts, arXiv 2510.08008, 2025.
+        Chang et al., 2018, Multi-level Residual Networks from Dynamical Systems View, which halves
+        what each of two adds; for converged mixtures of experts, arXiv 2510.08008, 2025.
     """
-    return DepthStrategy("interpose")
+    return DepthStrategy("interpose", scaled)
 
 
 def new_layers() -> DepthStrategy:

@@ -76,6 +76,12 @@ def growths():
         "noise": dw.plan(widths, {up: 33}, strategy=strategies.replicate(noise=0.1)),
         "init": dw.plan(widths, {up: 33}, strategy=he_normal),
         "deeper": dw.plan(widths, target=larger, target_apply=apply),
+        "interposed": dw.plan(
+            widths,
+            target=jax.eval_shape(lambda: deeper(deeper(tree))),
+            target_apply=apply,
+            depth=strategies.interpose(scaled=True),
+        ),
         "narrower": dw.plan(widths, keep={up: [*range(3, 18)], stream: [0, 1, 3, 5]}),
     }
 
@@ -665,8 +671,9 @@ def test_the_command_line_inspects_and_grows(small, tmp_path):
         (dw.growable(ADAMW), "deeper", {"use_ocdbt": False, "use_zarr3": True}),
         (optax.adafactor(1e-3), "narrower", {"use_zarr3": True}),
         (optax.contrib.dog(), "wider", {}),
+        (optax.contrib.dog(), "interposed", {}),
     ],
-    ids=["adamw", "growable", "adafactor", "dog"],
+    ids=["adamw", "growable", "adafactor", "dog", "dog_interposed"],
 )
 @pytest.mark.filterwarnings("ignore:.*[Ss]harding.*")
 def test_a_checkpoint_of_orbax_grows_with_the_optimizer(tx, name, options, tmp_path, monkeypatch):

@@ -231,3 +231,130 @@ def test_what_cannot_be_is_refused():
         match=r"stack\(\) cannot make these layers.(?s:.*)extra: the network has no extra",
     ):
         dw.plan(widths, target=other, target_apply=Blocks(4).apply, depth=strategies.stack())
+
+
+SCALED = strategies.interpose(scaled=True)
+
+
+def shares(small, wide, layers=(0, 0, 0, 1, 1)):
+    """What the arrays of each layer are multiplied by, two for each layer: before, and last."""
+    return [
+        [
+            float((kernel(wide, n, part) / kernel(small, old, part)).mean())
+            for part in ("up", "down")
+        ]
+        for n, old in enumerate(layers)
+    ]
+
+
+def test_layers_that_stand_where_one_stood_share_what_it_added():
+    small, growth, wide = deeper(2, 5, SCALED)
+    third, half = 3**-0.5, 2**-0.5
+    expected = [[1, third]] * 3 + [[1, half]] * 2
+    np.testing.assert_allclose(shares(small, wide), expected, rtol=1e-6)
+    assert "params/block_0_down/{kernel,bias}: times 0.57735" in str(growth)
+    assert dw.from_json(dw.to_json(growth)).insertions == growth.insertions
+    same = jax.jit(lambda v: dw.grow(v, growth, key=KEY))(small)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), same, wide)
+    low = jax.tree.map(lambda a: a.astype(jnp.bfloat16), small)
+    low = dw.grow(low, growth, key=KEY)
+    assert {leaf.dtype for leaf in jax.tree.leaves(low)} == {jnp.dtype(jnp.bfloat16)}
+    np.testing.assert_allclose(
+        kernel(low, 4, "down").astype(float), kernel(wide, 4, "down"), rtol=2e-2
+    )
+
+
+def test_layers_share_beside_new_units():
+    small, _, wide = deeper(2, 4, SCALED, width=12)
+    cut = jax.tree.map(lambda a: a, wide)
+    for n in range(4):
+        its = cut["params"][f"block_{n}_up"], cut["params"][f"block_{n}_down"]
+        its[0]["kernel"], its[1]["kernel"] = its[0]["kernel"][:8], its[1]["kernel"][:, :8]
+    expected = [[1, 2**-0.5]] * 4
+    np.testing.assert_allclose(shares(small, cut, (0, 0, 1, 1)), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_layers_of_a_scan_share(axis):
+    apply = functools.partial(stacked, axis=axis)
+    small = stack_of(2, axis)
+    widths, target = dw.trace(apply, small, X), stack_of(5, axis)
+    growth = dw.plan(widths, target=target, target_apply=apply, depth=SCALED)
+    wide = dw.grow(small, growth, key=KEY)
+    sources, times = [0, 0, 0, 1, 1], np.array([3, 3, 3, 2, 2]) ** -0.5
+    times = np.expand_dims(times, [a for a in range(3) if a != axis])
+    down = np.take(small["layers"]["down"], sources, axis)
+    np.testing.assert_allclose(wide["layers"]["down"], down * times, rtol=1e-6)
+    np.testing.assert_array_equal(
+        wide["layers"]["up"], np.take(small["layers"]["up"], sources, axis)
+    )
+
+
+@pytest.mark.parametrize("model", ["names", "scan"])
+def test_averages_of_parameters_share_and_moments_stay(model):
+    if model == "names":
+        small, growth, wide = deeper(2, 4, SCALED)
+    else:
+        small = stack_of(2)
+        widths = dw.trace(stacked, small, X)
+        growth = dw.plan(widths, target=stack_of(4), target_apply=stacked, depth=SCALED)
+        wide = dw.grow(small, growth, key=KEY)
+    tx = optax.chain(optax.trace(0.9), optax.ema(0.9, debias=False))
+    state = (optax.TraceState(small), optax.EmaState(jnp.zeros([], jnp.int32), small))
+    for known in ({}, {"variables": wide}):
+        its = dw.grow_opt_state(state, growth, tx, fields={"ema": "parameters"}, **known)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), its[1].ema, wide)
+        if model == "names":
+            old = np.asarray(its[0].trace["params"]["block_2_down"]["kernel"])
+            np.testing.assert_array_equal(old, kernel(small, 1, "down"))
+        else:
+            np.testing.assert_array_equal(
+                its[0].trace["layers"]["down"][::2], small["layers"]["down"]
+            )
+
+
+def test_layers_that_add_to_nothing_cannot_share():
+    def apply(params, x):
+        for i in range(len(params)):
+            x = jnp.tanh(x @ params[f"hidden_{i}"])
+        return x
+
+    of = [{f"hidden_{i}": jnp.eye(8) for i in range(n)} for n in (2, 4)]
+    with pytest.raises(ValueError, match=r"these layers, so they add to none; pass .*interpose"):
+        dw.plan(dw.trace(apply, of[0], X), target=of[1], target_apply=apply, depth=SCALED)
+
+
+class Attending(nn.Module):
+    """A decoder whose table of positions is as long as its inputs; it answers at the last three."""
+
+    layers: int
+
+    @nn.compact
+    def __call__(self, words):
+        x = nn.Embed(73, 64, name="words")(words) + nn.Embed(11, 64, name="places")(
+            jnp.arange(11)[None]
+        )
+        mask = nn.make_causal_mask(words)
+        for i in range(self.layers):
+            h = nn.RMSNorm(name=f"norm_{i}")(x)
+            x += nn.MultiHeadDotProductAttention(4, name=f"attention_{i}")(h, mask=mask)
+        return nn.Dense(8, name="head")(x[:, -3:])
+
+
+def test_a_network_that_is_finite_only_in_its_own_sizes_gets_more_layers():
+    words = jnp.zeros((4, 11), jnp.int32)
+    small, large = Attending(1), Attending(2)
+    old = small.init(KEY, words)
+    widths, target = dw.trace(small.apply, old, words), large.init(KEY, words)
+    growth = dw.plan(widths, target=target, target_apply=large.apply)
+    wide = dw.grow(old, growth, key=KEY)
+    np.testing.assert_allclose(large.apply(wide, words), small.apply(old, words), atol=1e-5)
+    shared = dw.plan(widths, target=target, target_apply=large.apply, depth=SCALED)
+    kernels = dw.grow(old, shared, key=KEY)["params"]["attention_1"]
+    its = old["params"]["attention_0"]
+    np.testing.assert_allclose(kernels["out"]["kernel"], its["out"]["kernel"] / 2**0.5, rtol=1e-6)
+    np.testing.assert_array_equal(kernels["query"]["kernel"], its["query"]["kernel"])
+    copies = dw.deepen(
+        *(old, target), apply=small.apply, target_apply=large.apply, inputs=(words,), copy=True
+    )
+    np.testing.assert_allclose(large.apply(copies, words), small.apply(old, words), atol=1e-5)

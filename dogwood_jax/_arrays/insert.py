@@ -124,7 +124,7 @@ def filled_in(
         fresh: free values, if they are not drawn.
     """
     if source is not None and insertion.fill in ("moved", "copy") and not insertion.layers:
-        return _experts(insertion, source, word) if insertion.repeats else source
+        return _experts(insertion, source, word) if insertion.repeats else scaled(insertion, source)
     if fresh is not None:
         new = lax.convert_element_type(fresh, dtype_named(insertion.dtype))
     elif insertion.layers:
@@ -132,7 +132,25 @@ def filled_in(
         new = jnp.moveaxis(new, 0, insertion.axis).reshape(insertion.shape)
     else:
         new = _values(insertion, word)
-    return new if source is None or not insertion.layers else stacked(insertion, source, new)
+    if source is None or not insertion.layers:
+        return new
+    return scaled(insertion, stacked(insertion, source, new))
+
+
+def scaled(insertion: Insertion, array: Array) -> Array:
+    """Returns an array of old values, multiplied as an insertion says."""
+    if not insertion.scales:
+        return array
+    each = insertion.shape[insertion.axis] // len(insertion.scales) if insertion.layers else 1
+    scales = jnp.repeat(jnp.asarray(insertion.scales, jnp.float32), each)
+    if insertion.layers:
+        others = [axis for axis in range(array.ndim) if axis != insertion.axis]
+        scales = jnp.expand_dims(scales, others)
+    else:
+        scales = scales[0]
+    wide = jnp.promote_types(array.dtype, jnp.float32)
+    product: Array = (array.astype(wide) * scales.astype(wide)).astype(array.dtype)
+    return product
 
 
 def _in_front(insertion: Insertion) -> Insertion:

@@ -1,4 +1,4 @@
-"""New layers that do not compute the identity: ``repeated_insertions``.
+"""New layers that do not compute the identity: ``repeated_insertions``, ``scaled_insertions``.
 
 A repeated layer has a number in its name, ``block_2``, or is an entry of a stack over which a loop
 runs. A ``DepthStrategy`` says, by these numbers alone, which old layer each layer of the deeper
@@ -6,7 +6,8 @@ network is or copies. Nothing is proved, because outputs change.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -42,6 +43,45 @@ def repeated_insertions(
             listed(f"strategies.{layers}() cannot make these layers", reading.problems)
         )
     return tuple(found[path] for path in new if path in found)
+
+
+def scaled_insertions(
+    copied: Iterable[Insertion], silenced: Iterable[Insertion], order: Sequence[str]
+) -> tuple[Insertion, ...]:
+    """Returns copies of layers that add less: each of n alike adds 1 / sqrt(n) of what one did.
+
+    Args:
+        copied: what becomes of the arrays of a deeper network, whose new layers are copies.
+        silenced: the same, but new layers are filled so that they add nothing.
+        order: the paths of the deeper network's arrays.
+
+    Raises:
+        ValueError: if something else than zeros silences new layers, because they add to nothing.
+    """
+    found = {one.path: one for one in copied}
+    filled = [one for one in silenced if one.fill in ("constant", "identity")]
+    if any(one.values or one.fill != "constant" or one.value for one in filled):
+        raise ValueError(NO_STREAM)
+    alike = Counter(one.source for one in found.values() if one.fill == "copy" and not one.layers)
+    moved = {one.source: one for one in found.values() if one.fill == "moved"}
+    scaled: dict[str, Insertion] = {}
+    for copy in {found[one.path].source: found[one.path] for one in filled}.values():
+        assert copy.source is not None
+        times = Counter(copy.copies)
+        scales = tuple(times[layer] ** -0.5 for layer in copy.copies)
+        scales = scales or ((1 + alike[copy.source]) ** -0.5,)
+        its = [one for one in found.values() if one.source == copy.source]
+        if not copy.layers and copy.source not in moved:  # the old one stays in its place
+            its.append(replace(copy, path=copy.source, fill="moved"))
+        scaled |= {one.path: replace(one, scales=scales) for one in its}
+    every = found | scaled
+    return tuple(every[path] for path in order if path in every)
+
+
+NO_STREAM = (
+    "strategies.interpose(scaled=True) scales what layers add to a residual stream, and zeros do "
+    "not silence these layers, so they add to none; pass strategies.interpose()"
+)
 
 
 @dataclass

@@ -23,6 +23,7 @@ from dogwood_jax._arrays.insert import identity
 from dogwood_jax._base.draw import dtype_named
 from dogwood_jax._growth.growth import Growth
 from dogwood_jax._growth.insertion import Insertion
+from dogwood_jax._judge.claim import Case
 from dogwood_jax._judge.evaluate import Undecided
 from dogwood_jax._judge.gradients import is_new
 from dogwood_jax._judge.judge import (
@@ -37,7 +38,7 @@ from dogwood_jax._judge.judge import (
 )
 from dogwood_jax._judge.run import Drawn, run
 from dogwood_jax._judge.samples import SampleFamily
-from dogwood_jax._judge.twin import LargerProgram, claim
+from dogwood_jax._judge.twin import LargerProgram, claim, is_bearable
 from dogwood_jax._judge.watch import NUDGE, Watch
 from dogwood_jax._program.subprograms import sub_programs
 from dogwood_jax._widths.trace import Traced
@@ -68,25 +69,32 @@ class Trial:
     """Tries fillings of new layers.
 
     Attributes:
-        case: the claim, in small sizes if the network is large.
+        case: the claim, in small sizes if the network is large and finite in these sizes.
         samples: what is evaluated. There is none if the network is finite for none.
         new: the arrays of new layers that may be filled, in the order in which they are read.
     """
 
     def __init__(self, growth: Growth, network: Traced, larger: Widths) -> None:
         assert larger.network is not None
-        self.case = claim(growth, network, LargerProgram(larger.network.traced))
         self._ones = {leaf.path for leaf in larger.leaves if leaf.kind == "ones"}
-        self._small = {i.path: i for i in self.case.growth.insertions}
-        # Constants that only one of both has are rounded, each in its own dtype.
-        self._rounded = rounded_in_one(self.case)
-        self._rounding = max(self._rounded.values(), default=0.0) + _DOUBLE
-        self._drawn = self._draw()
-        self.samples = [*itertools.islice(self._drawn, 1)]
+        program = LargerProgram(larger.network.traced)
+        self._take(claim(growth, network, program))
+        if not self.samples and self.case.is_twin and is_bearable(network):
+            # A table of positions may end in the twin before the inputs do.
+            self._take(claim(growth, network, program, in_own_sizes=True))
         inserted = {i.path: i for i in growth.insertions if i.fill in ("free", "copy")}
         read = [path for path in self._read() if path in inserted]
         rest = [path for path in inserted if path not in read]
         self.new = {path: inserted[path] for path in (*rest, *read) if _is_float(inserted[path])}
+
+    def _take(self, case: Case) -> None:
+        self.case = case
+        self._small = {i.path: i for i in case.growth.insertions}
+        # Constants that only one of both has are rounded, each in its own dtype.
+        self._rounded = rounded_in_one(case)
+        self._rounding = max(self._rounded.values(), default=0.0) + _DOUBLE
+        self._drawn = self._draw()
+        self.samples = [*itertools.islice(self._drawn, 1)]
 
     def _draw(self) -> Iterator[Drawn]:
         case, larger, samples = self.case, grown(self.case), samples_of(self.case)

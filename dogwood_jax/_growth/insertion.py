@@ -38,6 +38,8 @@ class Insertion:
             not all ``value``.
         axis: the axis along which the ``layers`` lie, each with as many entries. If it has one for
             each, ``axes`` count the other axes.
+        scales: what the values of ``source`` are multiplied by: one number, or one for each of the
+            ``layers``. If empty, they stay as they are.
     """
 
     path: str
@@ -56,6 +58,7 @@ class Insertion:
     units: int = 0
     values: tuple[float, ...] = ()
     axis: int = 0
+    scales: tuple[float, ...] = ()
 
     @property
     def old(self) -> str | None:
@@ -65,7 +68,7 @@ class Insertion:
     @property
     def is_as_it_was(self) -> bool:
         """Whether it is an old array under another path, with nothing new in it."""
-        return self.fill == "moved" and not self.layers and not self.repeats
+        return self.fill == "moved" and not (self.layers or self.repeats or self.scales)
 
     @property
     def entries(self) -> tuple[int, ...]:
@@ -85,8 +88,11 @@ class Insertion:
         fill = {
             "constant": ", ".join(f"{value:.9g}" for value in self.values or (self.value,)),
             "copy": f"copy of {self.source}",
-            "moved": f"moved from {self.source}",
+            "moved": "" if self.path == self.source else f"moved from {self.source}",
         }.get(self.fill, self.fill)
+        if self.scales:
+            times = " or ".join(f"{scale:.6g}" for scale in sorted({*self.scales}))
+            fill = ", ".join(filter(None, (fill, f"times {times}")))
         if self.repeats:
             fill += f", {self.repeats} times" + f", {self.anew:g} of it anew" * bool(self.anew)
         new = ",".join(str(i) for i, layer in enumerate(self.layers) if layer < 0)

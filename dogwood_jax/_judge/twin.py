@@ -277,8 +277,10 @@ class _Twin:
         stacked = {i.path: i.axis for i in growth.insertions if i.layers}
         if any(i.repeats or i.values for i in growth.insertions):
             raise CannotShrink("arrays of new layers that are made of several old ones")
-        for leaf in growth.widths.leaves:
-            path = growth.place(leaf.path)
+        places = [(leaf, growth.place(leaf.path)) for leaf in growth.widths.leaves]
+        copies = {i.path: i.source for i in growth.insertions if i.fill == "copy" and not i.layers}
+        places += [(growth.widths.leaf(old), new) for new, old in copies.items() if old is not None]
+        for leaf, path in places:
             for axis, layout in enumerate(leaf.axes):
                 if axis != stacked.get(path):
                     self._match(its.leaves[path].dims[axis], layout, known)

@@ -750,7 +750,8 @@ def _growing(
     for one in known:
         path = one.field.leaf.path
         stack = growth.moved.get(path)
-        stack = stack if stack and (stack.layers or stack.repeats) else None
+        is_scaled = one.meaning == "parameters" and bool(stack and stack.scales)
+        stack = stack if stack and (stack.layers or stack.repeats or is_scaled) else None
         if stack and one.field.axis is not None:  # a vector along one axis
             its = replace(stack, axis=0, shape=stack.shape[stack.axis :][:1])
             stack = its if one.field.axis == stack.axis else None
@@ -979,14 +980,17 @@ def _filled(
     own: Mapping[str, Array] | None,
 ) -> Array:
     """Returns an average of parameters for a new array: its own values, or those of an identity."""
-    path, source = new.insertion.path, new.insertion.source
+    insertion, path, source = new.insertion, new.insertion.path, new.insertion.source
     if own is not None:
         return own[path]
     sources = {}
     if source is not None:
         copied = new.field.at(growth.place(source))
-        sources[source] = grown[copied] if copied in grown else arrays[new.field.at(source)]
-    filled: dict[str, Array] = fill(sources, (new.insertion,), {}, None)
+        if copied in grown:  # and multiplied as its copies are
+            sources[source], insertion = grown[copied], replace(insertion, scales=())
+        else:
+            sources[source] = arrays[new.field.at(source)]
+    filled: dict[str, Array] = fill(sources, (insertion,), {}, None)
     return filled[path]
 
 
@@ -1015,7 +1019,7 @@ def _deepened(
         # Together, the experts get the gradient of the array that they repeat.
         share = insertion.repeats ** -float(DEGREES[meaning])
         return jnp.broadcast_to((array * share).astype(array.dtype), insertion.shape)
-    if meaning == "parameters" and fresh is None:
+    if meaning == "parameters" and (fresh is None or insertion.scales):
         filled: dict[str, Array] = fill({insertion.old: array}, (insertion,), {}, None)
         return filled[insertion.path]
     if fresh is None:

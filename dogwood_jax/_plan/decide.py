@@ -16,6 +16,7 @@ import jax
 from dogwood_jax._base.problems import Refused
 from dogwood_jax._base.trees import arrays_of, leaves_by_path
 from dogwood_jax._depth.insertions import NothingFits, fillings
+from dogwood_jax._depth.repeated import NO_STREAM, scaled_insertions
 from dogwood_jax._growth.evidence import Evidence
 from dogwood_jax._growth.growth import Change, Growth
 from dogwood_jax._growth.insertion import Insertion
@@ -155,11 +156,22 @@ def _without_claim(request: Request, found: Proposal, larger: Larger | None) -> 
     """
     way, network = _way_to_copy(request, found), found.asked.widths.network
     growth = in_way(found.growth, way)
-    if growth.insertions and request.depth is None:
+    depth, new = request.depth, growth.insertions
+    if new and (depth is None or depth.scaled):
         plain = draft(replace(request, keep=None, merge=None, strategy=None), larger)
         exact = next(plain.proposals())
         exact = replace(exact, growth=in_way(exact.growth, without_noise(way)))
-        growth = replace(growth, insertions=next(_fillings(exact)))
+        try:
+            silenced = next(_fillings(exact))
+        except NothingFits as nothing:
+            if depth is None:
+                raise
+            raise Refused([NO_STREAM]) from nothing
+        if depth is not None:
+            assert found.asked.larger.widths is not None
+            order = [leaf.path for leaf in found.asked.larger.widths.leaves]
+            silenced = scaled_insertions(new, silenced, order)
+        growth = replace(growth, insertions=silenced)
     is_own = request.target is None and network is not None and found.copies is None
     return fitting(growth) if request.check and is_own and _may_be_run(request, found) else growth
 

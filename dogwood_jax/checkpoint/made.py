@@ -79,12 +79,13 @@ class Made:
     @property
     def is_copy(self) -> bool:
         """Whether it is an old array as it was, perhaps under another path."""
-        return self.source is not None and self.leaf_map is None and not self.has_new_rows
+        return self.source is not None and self.leaf_map is None and not self.is_filled
 
     @property
-    def has_new_rows(self) -> bool:
-        """Whether layers or experts are inserted along its first axis."""
-        return self.insertion is not None and bool(self.insertion.layers or self.insertion.repeats)
+    def is_filled(self) -> bool:
+        """Whether its insertion says more than where the old array goes."""
+        known = self.insertion
+        return known is not None and bool(known.layers or known.repeats or known.scales)
 
 
 def made_of(variables: PyTree, growth: Growth, key: Array | None) -> PyTree:
@@ -201,7 +202,7 @@ def pieces_of(
         scale: the stored array that weighs its entries, if there is one.
     """
     parts: tuple[Slab, ...] = ()
-    if old is not None and made.leaf_map is not None and not made.has_new_rows:
+    if old is not None and made.leaf_map is not None and not made.is_filled:
         parts = parts_of(made.leaf_map, old.order)
     if not parts:
         make = functools.partial(_whole, made, old, order, key, scale)

@@ -64,7 +64,7 @@ def wider(name: str, at: float, strategy: Any = None) -> Way:
     return grown(name, decoder(6, 32, silent=True), Size(decoder(6, silent=True), at, strategy))
 
 
-STACK, BETWEEN = strategies.stack(), strategies.interpose()
+STACK, BETWEEN = strategies.stack(), strategies.interpose(scaled=True)
 TEXT = Task(
     "text",
     text,
@@ -130,6 +130,7 @@ HOPPING = Task(
         alone("2 layers", looker(2)),
         grown("2 to 4 layers, copies between", looker(2), Size(looker(4), 0.11, depth=BETWEEN)),
         grown("2 to 4 layers, copies on top", looker(2), Size(looker(4), 0.11, depth=STACK)),
+        grown("2 to 4 layers, silent", looker(2), Size(looker(4), 0.11)),
     ),
     budgets=(1.0,),
     until=0.95,
@@ -198,9 +199,7 @@ DIGITS_CNN = Task(
     b2=0.999,
 )
 
-TASKS = {
-    task.name: task for task in (TEXT, LONG, HOPPING, PARITIES, DIGITS_MLP, DIGITS_CNN)
-}
+TASKS = {task.name: task for task in (TEXT, LONG, HOPPING, PARITIES, DIGITS_MLP, DIGITS_CNN)}
 
 # What ``search`` chooses from, and what ``predict`` fits its law to.
 CANDIDATES: dict[str, tuple[Way, ...]] = {
