@@ -29,6 +29,8 @@ def grown(name: str, first: nn.Module, *others: Size) -> Way:
     return Way(name, (Size(first), *others))
 
 
+RANDOM = strategies.random()
+
 # Text ---------------------------------------------------------------------------------------------
 
 
@@ -79,7 +81,7 @@ TEXT = Task(
         deeper("3 to 6 layers, copies between", (6, 0.2), depth=BETWEEN),
         deeper("3 to 6 layers, silent", (6, 0.12), depth=None),
         alone("stream of 32", decoder(6, 32, silent=True)),
-        wider("stream of 32 to 64, random", 0.12, strategies.random()),
+        wider("stream of 32 to 64, random", 0.12, RANDOM),
         wider("stream of 32 to 64, outputs kept", 0.12),
     ),
     budgets=(0.45, 0.6, 0.75, 1.0),
@@ -155,7 +157,8 @@ PARITIES = Task(
         scratch(MLP(256, 2)),
         alone("32 units", MLP(32, 2)),
         alone("64 units", MLP(64, 2)),
-        grown("64 units to 256", MLP(64, 2), Size(MLP(256, 2), 0.05)),
+        grown("64 units to 256, random", MLP(64, 2), Size(MLP(256, 2), 0.15, RANDOM)),
+        grown("64 units to 256, outputs kept", MLP(64, 2), Size(MLP(256, 2), 0.15)),
     ),
     budgets=BUDGETS,
     b2=0.999,
@@ -179,7 +182,8 @@ DIGITS_MLP = Task(
     ways=(
         scratch(MLP(256)),
         alone("32 units", MLP(32)),
-        grown("32 units to 256", MLP(32), Size(MLP(256), 0.05)),
+        grown("32 units to 256, random", MLP(32), Size(MLP(256), 0.15, RANDOM)),
+        grown("32 units to 256, outputs kept", MLP(32), Size(MLP(256), 0.15)),
     ),
     budgets=BUDGETS,
     b2=0.999,
@@ -193,7 +197,8 @@ DIGITS_CNN = Task(
     ways=(
         scratch(CNN(16)),
         alone("4 channels", CNN(4)),
-        grown("4 channels to 16", CNN(4), Size(CNN(16), 0.03)),
+        grown("4 channels to 16, random", CNN(4), Size(CNN(16), 0.15, RANDOM)),
+        grown("4 channels to 16, outputs kept", CNN(4), Size(CNN(16), 0.15)),
     ),
     budgets=BUDGETS,
     b2=0.999,
@@ -215,7 +220,7 @@ CANDIDATES: dict[str, tuple[Way, ...]] = {
         deeper("from 1 layer, new ones, 50 %", (6, 0.5), depth=strategies.new_layers(), first=1),
         wider("default, 12 %", 0.12),
         wider("hyperclone, 12 %", 0.12, strategies.hyperclone(state="new")),
-        wider("random, 12 %", 0.12, strategies.random()),
+        wider("random, 12 %", 0.12, RANDOM),
         wider("shrink, perturb, 12 %", 0.12, strategies.shrink_perturb()),
     ),
 }
