@@ -99,6 +99,16 @@ def test_a_ratio_compares_the_budgets_for_the_loss_of_from_scratch():
     assert "| small alone | not run |" in text
 
 
+def test_what_was_not_learned_has_a_bound_for_a_ratio():
+    task = dataclasses.replace(SMALL_TASK, budgets=(1.0,), until=0.95)
+    never, soon = ended(1.0, np.inf)._replace(asked=1.0), ended(0.1, 0.25, "grown")
+    text = results.table(task, [never, soon, never._replace(way="small alone")])
+    assert "| from scratch | 1 | > 1.00 |" in text
+    assert "| small alone | 1 | > 1.00 |  |  |  |" in text  # neither has learned it
+    assert "| grown | 1 | 0.25 |  | <0.25 |" in text
+    assert results.picture(task, [never]).axes[0].get_legend() is None
+
+
 def test_all_that_a_run_costs_counts_and_ends_fork_from_one_trunk():
     bits = SMALL_TASK.load(None, 0)
     way = SMALL_TASK.ways[2]

@@ -173,7 +173,8 @@ def _of_budgets(budgets: Sequence[float], scratch: Sequence[End]) -> Ratio:
     """Returns the ratio of mean budgets; a bound if one of them is not known."""
     ours, theirs = np.mean(budgets), np.mean([end.budget for end in scratch])
     if np.isinf(ours):
-        return Ratio(float("inf") if np.isinf(theirs) else float(scratch[0].asked / theirs), ">")
+        # If neither has learned it, nothing is known.
+        return Ratio(float("nan") if np.isinf(theirs) else float(scratch[0].asked / theirs), ">")
     if np.isinf(theirs):
         return Ratio(float(ours / scratch[0].asked), "<")
     return Ratio(float(ours / theirs))
@@ -213,7 +214,8 @@ def table(task: Task, ends: Sequence[End]) -> str:
         else:
             if task.until:
                 own = [end.budget for end in ends if end.way == row.way.name]
-                cells += [f"{np.mean(own):.2f}", ""]
+                most = max(task.budgets)
+                cells += [f"{np.mean(own):.2f}" if np.isfinite(own).all() else f"> {most:.2f}", ""]
             else:
                 error = "" if np.isnan(row.error) else f" ± {row.error:.4f}"
                 cells += [f"{row.loss:.4f}{error}", f"{row.last:.4f}"]
@@ -246,6 +248,7 @@ def picture(task: Task, ends: Sequence[End], ways: Sequence[Way] | None = None) 
         low, high = [min(some) for some in ranges], [max(some) for some in ranges]
         ax.fill_between(budgets, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
     ax.set(xlabel="FLOPs, as a share of the full budget", ylabel="test loss", title=task.name)
-    ax.legend()
+    if ax.lines:
+        ax.legend()
     ax.grid(alpha=0.3)
     return figure
