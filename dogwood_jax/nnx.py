@@ -24,11 +24,14 @@ from dogwood_jax._base.arguments import (
     NNX_OPTIMIZER,
     WIDTHS,
     expect,
+    expect_arrays,
     expect_call,
     expect_given,
     takes_inputs,
 )
+from dogwood_jax._base.described import described
 from dogwood_jax._base.problems import listed
+from dogwood_jax._base.trees import leaves_by_path
 from dogwood_jax._front.verify import verify_if_possible
 from dogwood_jax._modules.nnx_function import (
     Module,
@@ -164,6 +167,14 @@ def grow(
     """
     expect("nnx.grow(model, growth)", model=(NNX, model), growth=(GROWTH, growth))
     expect_given("nnx.grow", fresh=(NNX, fresh))
+    state = leaves_by_path(nnx.state(model))
+    known = [leaf.path for leaf in growth.widths.leaves]
+    expect_arrays("nnx.grow", "model", model, state, known)
+    if missing := [path for path in known if path not in state]:
+        raise ValueError(
+            f"nnx.grow: model must be the module that the growth was planned for, got "
+            f"{described(model)} without {', '.join(missing)}; trace and plan this one"
+        )
     larger, values = fresh, None if fresh is None or key is not None else nnx.state(fresh)
     if larger is None:
         what = "cannot grow this module", "pass the larger module, fresh="

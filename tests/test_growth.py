@@ -264,11 +264,10 @@ def test_sizes_by_name_and_by_place():
 
 
 def test_todays_sizes_change_nothing():
-    growth = dw.plan(WIDTHS, {"up": 8, "down": 2})
-    assert growth.changes == ()
-    assert str(growth) == "nothing grows"
-    wide = dw.grow(PARAMS, growth)
-    assert jax.tree.leaves(jax.tree.map(lambda a, b: a is b, wide, PARAMS)) == [True] * 6
+    with pytest.raises(ValueError, match="nothing grows: up has 8 units already, down has 2"):
+        dw.plan(WIDTHS, {"up": 8, "down": 2})
+    with pytest.raises(ValueError, match="nothing grows: all sizes stay what they are"):
+        dw.plan(WIDTHS, target=PARAMS)
 
 
 def test_a_target_gives_the_sizes():

@@ -55,6 +55,16 @@ def sizes_in(growth):
     return {change.width: change.new for change in growth.changes}
 
 
+def found(widths, sizes=None, **options):
+    """Returns the sizes of the widths that grow; none if ``plan`` says that nothing grows."""
+    try:
+        return sizes_in(dw.plan(widths, sizes, **options))
+    except ValueError as error:
+        if not str(error).startswith("plan: nothing grows: "):
+            raise
+        return {}
+
+
 def problems(widths, target, **arguments):
     """Returns the lines of the error that the target gives."""
     with pytest.raises(ValueError) as error:
@@ -141,8 +151,7 @@ def test_sizes_are_those_that_trying_all_of_them_finds(system):
     target = shaped(**{f"x{i}": (n,) for i, n in enumerate(lengths)})
     if len(ways) == 1:
         hypothesis.event("one way")
-        growth = dw.plan(widths, target=target)
-        assert today | sizes_in(growth) == ways[0]
+        assert today | found(widths, target=target) == ways[0]
         return
     lines = problems(widths, target)
     if not ways:
@@ -159,7 +168,7 @@ def test_sizes_are_those_that_trying_all_of_them_finds(system):
         assert len(possible) == count > 1
         assert {tuple(choice.values()) for choice in shown} <= possible
         settled |= shown[-1]
-    assert today | sizes_in(dw.plan(widths, settled, target=target)) in ways
+    assert today | found(widths, settled, target=target) in ways
 
 
 @hypothesis.given(systems(), st.sets(st.sampled_from("xyz")))
@@ -173,8 +182,7 @@ def test_sizes_that_are_asked_for_settle_what_is_left_open(system, names):
     hypothesis.assume(len(left) == 1)
     arrays = {f"x{i}": (build(spec, today),) for i, spec in enumerate(axes)}
     target = shaped(**{f"x{i}": (n,) for i, n in enumerate(lengths)})
-    growth = dw.plan(make(today.items(), arrays, fixed), asked, target=target)
-    assert today | sizes_in(growth) == left[0]
+    assert today | found(make(today.items(), arrays, fixed), asked, target=target) == left[0]
 
 
 # Real layouts -------------------------------------------------------------------------------------
@@ -212,7 +220,7 @@ ATTENTION = make(SIZES.items(), ARRAYS)
     ids=str,
 )
 def test_fused_attention(larger):
-    assert sizes_in(dw.plan(ATTENTION, target=target_of(ATTENTION, **larger))) == larger
+    assert found(ATTENTION, target=target_of(ATTENTION, **larger)) == larger
 
 
 def test_heads_that_the_shapes_leave_open():
@@ -260,7 +268,7 @@ def test_fused_state_space_projection(larger):
 
 def test_an_empty_axis_is_no_trouble():
     widths = make([("none", 0), ("dim", 3)], {"x": (times(units("none", 0), units("dim", 3)),)})
-    assert dw.plan(widths, target=target_of(widths)).changes == ()
+    assert found(widths, target=target_of(widths)) == {}
 
 
 # What is said -------------------------------------------------------------------------------------

@@ -98,6 +98,20 @@ deepen = functools.partial(dw.deepen, apply=apply, target_apply=apply)
 
 
 # What is called, and words that the message must hold: the mistake, what came, the next step.
+LINEN_VARIABLES = LINEN.init(KEY, X)
+LINEN_STATE = TrainState.create(apply_fn=LINEN.apply, params=LINEN_VARIABLES["params"], tx=TX)
+OTHER_NNX = nnx.Sequential(nnx.Linear(4, 8, rngs=RNGS), nnx.Linear(8, 2, rngs=RNGS))
+EXPERTS = {
+    "router": np.ones((4, 2)),
+    "experts": jax.tree.map(lambda array: np.stack([array] * 2), PARAMS),
+}
+
+
+def apply_experts(params: Any, x: Any) -> Any:
+    outputs = jax.vmap(apply, (0, None))(params["experts"], x)
+    return jnp.einsum("be,ebo->bo", jax.nn.softmax(x @ params["router"]), outputs)
+
+
 CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
     # Functions of variables and inputs
     "trace: an unbound Linen module": (
@@ -785,6 +799,79 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
         lambda: training.evaluate(apply, DATA, PARAMS),
         ["data", "(inputs, labels)", "got dict"],
     ),
+    # What fails within another library, or much later
+    "trace: a training state": (
+        lambda: dw.trace(LINEN.apply, LINEN_STATE, X),
+        ["variables is a TrainState", '{"params": state.params}'],
+    ),
+    "trace: parameters without their collection": (
+        lambda: dw.trace(LINEN.apply, LINEN_VARIABLES["params"], X),
+        ["variables, a dict of 4 arrays", "no collection 'params'"],
+    ),
+    "trace: a shape as input": (
+        lambda: dw.trace(LINEN.apply, LINEN_VARIABLES, (3, 4)),
+        ["input 0 is (3, 4)", "jax.ShapeDtypeStruct((3, 4), jnp.float32)"],
+    ),
+    "trace: a text as input": (
+        lambda: dw.trace(LINEN.apply, LINEN_VARIABLES, "x"),
+        ["input 0 is the text 'x'"],
+    ),
+    "trace: init": (
+        lambda: dw.trace(LINEN.init, LINEN_VARIABLES, X),
+        ["apply is module.init", "pass module.apply"],
+    ),
+    "plan: a training state as target": (
+        lambda: dw.plan(WIDTHS_IN_PARAMS, target=LINEN_STATE),
+        ["target must be like", "a TrainState", '{"params": state.params}'],
+    ),
+    "plan: keep beside a size": (
+        lambda: dw.plan(WIDTHS, {"up": 4}, keep={"up": [0, 1]}),
+        ["'up'", "two ways", "leave out its size"],
+    ),
+    "plan: fewer units": (
+        lambda: dw.plan(WIDTHS, {"up": 4}),
+        ["up: 4 units are fewer than today's 8", "keep={'up': [0, 2, ...]}"],
+    ),
+    "plan: nothing grows": (
+        lambda: dw.plan(WIDTHS, {"up": 8}),
+        ["nothing grows", "up has 8 units already"],
+    ),
+    "plan: a strategy of a width that stays": (
+        lambda: dw.plan(WIDTHS, {"up": 12}, strategy={"down": strategies.random()}),
+        ["down: has a strategy, but does not grow"],
+    ),
+    "plan: too many units": (
+        lambda: dw.plan(WIDTHS, {"up": 10**12}),
+        ["up: 1000000000000 units are too many", "up/kernel would take 16,000 GB in float32"],
+    ),
+    "plan: experts": (
+        lambda: dw.plan(WIDTHS, target=EXPERTS, target_apply=apply_experts),
+        ["2 arrays like up/kernel in one", "dw.upcycle"],
+    ),
+    "narrow: an output": (
+        lambda: dw.plan(WIDTHS, keep={"down": [0]}),
+        ["down", "interface=True to remove some of its units"],
+    ),
+    "grow: a module of NNX": (
+        lambda: dw.grow(Nnx(), GROWTH, key=KEY),
+        ["Nnx, an NNX module", "dw.nnx.grow"],
+    ),
+    "nnx.grow: another module's growth": (
+        lambda: dw.nnx.grow(OTHER_NNX, NNX_GROWTH, key=KEY),
+        ["model must hold 'up/kernel'", "Sequential, an NNX module", "another network's"],
+    ),
+    "fit: a batch larger than the data": (
+        lambda: training.fit(apply, PARAMS, TX, DATA, epochs=1, batch_size=8, key=KEY),
+        ["batch_size: expected 3 or fewer", "got 8"],
+    ),
+    "gain: a loss that needs a batch": (
+        lambda: dw.gain(PARAMS, WIDTHS, lambda params, x: apply(params, x).mean()),
+        ["loss cannot be called", "'x'"],
+    ),
+    "gain: a loss that is no scalar": (
+        lambda: dw.gain(PARAMS, WIDTHS, apply, X),
+        ["the loss must be a scalar", "float64[3, 2]"],
+    ),
     # Files and pictures
     "keras_h5.load: variables": (
         lambda: keras_h5.load(PARAMS),
@@ -834,6 +921,26 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
     ),
     "plotting.curves: nothing": (lambda: plotting.curves({}), ["histories", "{}"]),
 }
+
+
+def test_verify_says_whose_variables_do_not_fit() -> None:
+    with pytest.raises(TypeError, match=r"target_apply fails with wide .*wide those of target_app"):
+        dw.verify(apply, PARAMS, apply, {**PARAMS, "up": dense(3, 8)}, X)
+
+
+def test_a_growth_is_static_under_jit_without_being_named_so() -> None:
+    made = []
+
+    def grow(params: Any, growth: dw.Growth) -> Any:
+        made.append(growth)
+        return dw.grow(params, growth, key=KEY)
+
+    jitted = jax.jit(grow)
+    for _ in range(2):
+        wide = jitted(PARAMS, GROWTH)
+    assert wide["up"]["kernel"].shape == (4, 12) and made == [GROWTH]
+    assert jitted(PARAMS, dw.plan(WIDTHS, {"up": 9}))["up"]["kernel"].shape == (4, 9)
+    assert jax.tree.map(lambda leaf: leaf, {"growth": GROWTH}) == {"growth": GROWTH}
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -4,6 +4,7 @@
 |---|---|
 | ``trees`` | pytrees by path; the one place that says how a leaf is named |
 | ``arguments`` | refusals of arguments of the wrong kind: ``expect`` |
+| ``failed_calls`` | why a network's function fails with wrong variables or inputs |
 | ``command`` | how commands on a terminal end |
 | ``deferred`` | arrays that are made when they are needed |
 | ``described`` | what a value is, in the words of an error |

@@ -151,6 +151,14 @@ def expect_call(call: str, name: str, function: Callable[..., Any], *arguments: 
         raise TypeError(f"{call}: {name} cannot be called with {given}: {misfit}; {way_out}")
 
 
+def expect_scalar(call: str, loss: Any) -> None:
+    """Raises ValueError if a loss, or its shape, is not a single number."""
+    if getattr(loss, "shape", None) != ():
+        raise ValueError(
+            f"{call}: the loss must be a scalar, got {described(loss)}; take the mean of it"
+        )
+
+
 def takes_inputs(function: Callable[P, R]) -> Callable[P, R]:
     """Lets a public function say how a network's keyword arguments are given.
 
@@ -236,7 +244,10 @@ VARIABLES = ArgumentKind(
 # Of a network that may have no variables.
 TREE = ArgumentKind(
     VARIABLES.what,
-    lambda value: VARIABLES.fits(value) or (value is not None and not jax.tree.leaves(value)),
+    lambda value: (
+        VARIABLES.fits(value)
+        or not (value is None or is_a(value, "Growth") or jax.tree.leaves(value))
+    ),
     VARIABLES.way_out,
 )
 

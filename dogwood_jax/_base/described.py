@@ -46,6 +46,8 @@ def described(value: Any) -> str:
         return f"the function {called if isinstance(called, str) else name}"
     if is_a(value, "Widths"):
         return "Widths"
+    if is_a(value, "Growth"):
+        return "a Growth"
     arrays = sum(map(is_array, jax.tree.leaves(value)))
     if jax.tree_util.all_leaves([value]):
         return f"{_article(name)} {name}"

@@ -31,6 +31,18 @@ class Experts(Family):
     def whole(self, widths: Widths, shapes: Mapping[str, Any]) -> Widths:
         return counted_in_one(widths, shapes)
 
+    def instead(self, widths: Widths, shapes: Mapping[str, Any]) -> Iterator[str]:
+        known = {leaf.path for leaf in widths.leaves}
+        new = [tuple(array.shape) for path, array in shapes.items() if path not in known]
+        for leaf in widths.leaves:
+            stacks = [shape[0] for shape in new if shape[1:] == leaf.shape and len(leaf.shape) > 1]
+            if leaf.path not in shapes and stacks:
+                yield (
+                    f"the target has {stacks[0]} arrays like {leaf.path} in one; if these are "
+                    "experts, dw.upcycle makes a mixture of a layer"
+                )
+                return
+
     def copies(self, asked: Asked) -> Copies | None:
         return _copies(asked)
 

@@ -1,6 +1,7 @@
 """What a new unit or a new layer would lower the loss by: ``gain``."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -10,7 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from dogwood_jax._base.arguments import KEY, VARIABLES, WIDTHS, ArgumentKind, expect, expect_given
+from dogwood_jax._base.arguments import (
+    KEY,
+    VARIABLES,
+    WIDTHS,
+    ArgumentKind,
+    expect,
+    expect_call,
+    expect_given,
+    expect_scalar,
+)
 from dogwood_jax._base.described import first_line
 from dogwood_jax._base.problems import Refused
 from dogwood_jax._base.tables import table
@@ -178,6 +188,12 @@ def gain(
         loss=(_LOSS, loss),
     )
     expect_given("gain", key=(KEY, key))
+    expect_call("gain(variables, widths, loss, *batch)", "loss", loss, variables, *batch)
+    value = None
+    with suppress(Exception):  # it may take larger arrays alone
+        value = jax.eval_shape(loss, variables, *batch)
+    if value is not None:
+        expect_scalar("gain", value)
     key = jax.random.key(0) if key is None else key
     # Whether the network's own function takes other sizes does not matter: the loss has to.
     plain = replace(widths, network=None)

@@ -5,6 +5,7 @@ from jax import Array
 from dogwood_jax._arrays.grow import grown
 from dogwood_jax._arrays.unshared import unshared
 from dogwood_jax._base.arguments import BOOLEAN, GROWTH, KEY, VARIABLES, expect, expect_given
+from dogwood_jax._base.described import described, library_of
 from dogwood_jax._base.trees import PyTree
 from dogwood_jax._by_gradient.choose import choose
 from dogwood_jax._growth.growth import Growth
@@ -30,7 +31,7 @@ def grow(
             devices; also under ``jax.jit`` and ``jax.eval_shape``. New entries of quantized
             weights, such as ``int8``, are zeros. Modules in it that hold sizes beside their arrays,
             such as Equinox's ``out_features``, get the new sizes.
-        growth: from ``plan``; static under ``jax.jit``.
+        growth: from ``plan``; static under ``jax.jit``, without being named so.
         key: PRNG key for random weights, needed only if the strategy draws some.
         fresh: variables of the larger model from its own initialization. Free weights are taken
             from ``fresh`` instead of being drawn, and the result has its tree structure. If all
@@ -67,6 +68,11 @@ def grow(
         >>> jax.tree.map(jnp.shape, dw.grow(params, growth, key=jax.random.key(0)))["down"]
         {'bias': (2,), 'kernel': (16, 2)}
     """
+    if library_of(variables) == "NNX":
+        raise TypeError(
+            f"grow: variables must be a pytree of arrays, got {described(variables)}; "
+            "dw.nnx.grow(module, growth, key=key) grows modules"
+        )
     expect("grow(variables, growth)", variables=(VARIABLES, variables), growth=(GROWTH, growth))
     expect_given("grow", key=(KEY, key), fresh=(VARIABLES, fresh), copy=(BOOLEAN, copy))
     wide = grown(variables, growth, key=key, fresh=fresh, donate=donate, choose=choose)

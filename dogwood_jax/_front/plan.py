@@ -14,6 +14,8 @@ from dogwood_jax._base.arguments import (
     expect_arrays,
     expect_given,
 )
+from dogwood_jax._base.described import described
+from dogwood_jax._base.problems import Refused
 from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path
 from dogwood_jax._depth.removed import layers_of, without_layers_of
 from dogwood_jax._experts.family import Experts
@@ -158,8 +160,21 @@ def plan(
         )
     if depth is not None and (target is None or target_apply is None):
         raise ValueError("plan: depth= goes with target= and target_apply=, the deeper model")
+    if twice := (sizes or {}).keys() & {*(keep or {}), *(merge or {})}:
+        raise Refused(
+            f"{name!r}: is to change in two ways, by sizes and by keep= or merge=; these alone say "
+            "how many units stay, so leave out its size"
+            for name in twice
+        )
     if target is not None:
         shapes = arrays_of(leaves_by_path(target))
+        if hasattr(target, "opt_state") and hasattr(target, "params"):
+            if not any(leaf.path.startswith("opt_state/") for leaf in widths.leaves):
+                raise TypeError(
+                    f"plan: target must be like the network's variables, got {described(target)} "
+                    'that holds the state of an optimizer, too; pass {"params": state.params}, or '
+                    "state.params if the network's variables are these"
+                )
         check_names(widths, shapes)
         if target_apply is None:
             paths = [leaf.path for leaf in widths.leaves]
@@ -189,4 +204,8 @@ def plan(
     )
     is_of_units = not layers or sizes is not None or keep is not None or merge is not None
     growth = decide(request) if is_of_units else Growth(widths, ())
-    return without_layers_of(growth, layers, check=check) if layers else growth
+    growth = without_layers_of(growth, layers, check=check) if layers else growth
+    if growth.changes or growth.insertions or growth.layers:
+        return growth
+    asked = ", ".join(f"{name} has {size} units already" for name, size in (sizes or {}).items())
+    raise ValueError(f"plan: nothing grows: {asked or 'all sizes stay what they are'}")

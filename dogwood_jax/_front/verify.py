@@ -22,6 +22,7 @@ from dogwood_jax._base.arguments import (
     expect_values,
     takes_inputs,
 )
+from dogwood_jax._base.failed_calls import explaining
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, arrays_of, is_array, is_traced, leaves_by_path, mirrors
 from dogwood_jax._front.compare import Difference, differences, largest, numbers_by_path
@@ -34,6 +35,7 @@ from dogwood_jax._program.primitives.table import primitive
 from dogwood_jax._program.program import Program
 from dogwood_jax._program.subprograms import equations
 
+_CALL = "verify(apply, variables, target_apply, wide, *inputs)"
 _NO_VALUES = (
     "verify runs both networks, so it needs values, which jax.jit and other transformations hide: "
     "call it outside of them"
@@ -137,11 +139,12 @@ def verify(
     inputs = with_values(inputs, keys[0])
     larger = inputs if growth is None else grown_inputs(inputs, growth, keys[1])
     with jax.default_matmul_precision("highest"):
-        program = Program(apply, variables, inputs)
         outputs = _run(apply, variables, inputs)
+        wide_outputs = _run(target_apply, wide, larger, name="target_apply", are="wide")
+        program = Program(apply, variables, inputs)
         old, new = outputs_to_compare(
             outputs,
-            _run(target_apply, wide, larger),
+            wide_outputs,
             arrays_of(leaves_by_path(variables)),
             arrays_of(leaves_by_path(wide)),
             growth,
@@ -221,21 +224,20 @@ def _check(
     key: Any,
 ) -> None:
     """Raises if arguments are of the wrong kind, in the wrong order, missing or without values."""
-    call = "verify(apply, variables, target_apply, wide, *inputs)"
     expect(
-        call,
+        _CALL,
         apply=(FUNCTION, apply),
         variables=(DATA, variables),
         target_apply=(FUNCTION, target_apply),
         wide=(DATA, wide),
     )
-    expect_given(call, growth=(GROWTH, growth), key=(KEY, key))
+    expect_given(_CALL, growth=(GROWTH, growth), key=(KEY, key))
     if any(map(is_traced, jax.tree.leaves((variables, wide, inputs)))):
         raise TypeError(_NO_VALUES)
     for tree in (variables, wide):
-        expect_values(call, arrays_of(leaves_by_path(tree)), "both networks are run")
-    expect_call(call, "apply", apply, variables, *inputs)
-    expect_call(call, "target_apply", target_apply, wide, *inputs)
+        expect_values(_CALL, arrays_of(leaves_by_path(tree)), "both networks are run")
+    expect_call(_CALL, "apply", apply, variables, *inputs)
+    expect_call(_CALL, "target_apply", target_apply, wide, *inputs)
 
 
 def _draws(program: Program) -> list[tuple[str, tuple[int, ...]]]:
@@ -247,11 +249,18 @@ def _draws(program: Program) -> list[tuple[str, tuple[int, ...]]]:
     ]
 
 
-def _run(apply: Callable[..., Any], variables: PyTree, inputs: tuple[Any, ...]) -> dict[str, Any]:
+def _run(
+    apply: Callable[..., Any],
+    variables: PyTree,
+    inputs: tuple[Any, ...],
+    name: str = "apply",
+    are: str = "variables",
+) -> dict[str, Any]:
     """Returns the outputs of a network by path."""
     # Dicts are sorted, as they are for every function that JAX transforms.
     variables, inputs = jax.tree.map(lambda leaf: leaf, (variables, inputs))
-    outputs = numbers_by_path(apply(variables, *inputs))
+    with explaining(_CALL, name, apply, variables, inputs, variables_are=are):
+        outputs = numbers_by_path(apply(variables, *inputs))
     if any(map(is_traced, outputs.values())):
         raise TypeError(_NO_VALUES)
     return outputs

@@ -164,12 +164,14 @@ class Change:
 _FIELDS = ("widths", "changes", "notes", "structure", "insertions", "layers")
 
 
+@jax.tree_util.register_static
 @dataclass(frozen=True, repr=False)
 class Growth:
     """What becomes of every array when some widths change: an affine map ``new = A(old) + fill``.
 
-    Frozen, hashable (so it can be a static argument under ``jax.jit``), comparable and picklable;
-    ``print(growth)`` shows what becomes of each array.
+    Frozen, hashable, comparable and picklable. In a pytree it is a node without leaves, so
+    ``jax.jit(dw.grow)(variables, growth)`` compiles once for each growth. ``print(growth)`` shows
+    what becomes of each array.
 
     Attributes:
         widths: the widths of the network that grows.

@@ -81,6 +81,7 @@ def claim(
         CannotResize: if there is no larger program, and the network's does not fit larger sizes.
     """
     is_few = sum(entries(traced.program.jaxpr)) <= _FEW
+    is_few &= sum(map(prod, growth.shapes.values())) <= _BEARABLE
     if larger.traced is not None and is_bearable(traced):
         is_few |= _count_otherwise(growth, traced, larger.traced)
     if not is_few and not in_own_sizes:

@@ -7,6 +7,7 @@ for most samples, or the last one of those.
 """
 
 import functools
+import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -65,13 +66,19 @@ def _decided(request: Request) -> Growth:
         return _with_larger(request, None)
     shapes = arrays_of(leaves_by_path(request.target))
     request = replace(request, widths=whole(request.families, request.widths, shapes))
-    larger = read_larger(
-        request.widths,
-        request.target,
-        request.target_apply,
-        request.depth,
-        is_deeper=is_deeper(request.widths, shapes),
-    )
+    try:
+        larger = read_larger(
+            request.widths,
+            request.target,
+            request.target_apply,
+            request.depth,
+            is_deeper=is_deeper(request.widths, shapes),
+        )
+    except ValueError as error:
+        its = (family.instead(request.widths, shapes) for family in request.families)
+        if instead := [*itertools.chain(*its)]:
+            raise Refused([*instead, *str(error).splitlines()[1:]]) from error
+        raise
     try:
         return _with_larger(request, larger)
     except ValueError:

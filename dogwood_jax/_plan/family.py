@@ -27,6 +27,10 @@ class Family:
         """Yields what may be passed instead, if a growth is refused."""
         yield from ()
 
+    def instead(self, widths: Widths, shapes: Mapping[str, Any]) -> Iterator[str]:
+        """Yields what to call in place of ``plan``, if a larger model's arrays are other ones."""
+        yield from ()
+
     def copies(self, asked: Asked) -> Copies | None:
         """Returns the changes of widths whose units are copied; None if there are none."""
         return None

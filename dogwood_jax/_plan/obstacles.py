@@ -65,7 +65,8 @@ def fewer(width: Width, new: int) -> list[str]:
         return []
     return [
         f"{width.name}: {new} units are fewer than today's {width.size}; growing never drops "
-        f"units; say which ones stay with keep=, or use dw.narrow{of_heads(width)}"
+        f"units; in place of a size, say which ones stay, keep={{{width.name!r}: [0, 2, ...]}}, or "
+        f"use dw.narrow{of_heads(width)}"
     ]
 
 
@@ -147,13 +148,11 @@ def _multiples(width: Width, recipe: Recipe) -> str:
     )
 
 
-def unasked(width: Width, interface: bool) -> list[str]:
+def unasked(width: Width, interface: bool, what: str = "append to it") -> list[str]:
     """Returns why a dimension of the network's inputs or outputs stays, if nobody asked for it."""
     if interface or not width.interface:
         return []
-    return [
-        f"{width.name}: is a dimension of an input or output; pass interface=True to append to it"
-    ]
+    return [f"{width.name}: is a dimension of an input or output; pass interface=True to {what}"]
 
 
 def fixed(width: Width, new: int, verb: str) -> list[str]:

@@ -70,7 +70,7 @@ def _kept(widths: Widths, width: Width, units: Any, interface: bool, problems: l
         )
     if width.fixed != LAYERS:  # a loop runs over any number of layers
         problems += fixed(width, len(kept), "change")
-    problems += unasked(width, interface)
+    problems += unasked(width, interface, "remove some of its units")
     # A recipe for copies says nothing of units that go.
     fitting = [r for r in width.recipes if not strategies.by_name(r.strategy).makes_alike]
     recipe = fitting[0] if fitting and kept else None
@@ -127,7 +127,9 @@ def _merged(
     sources = tuple(unit for unit in range(width.size) if first.get(unit, unit) == unit)
     place = {unit: index for index, unit in enumerate(sources)}
     into = tuple(place[first.get(unit, unit)] for unit in range(width.size))
-    problems += fixed(width, len(sources), "change") + unasked(width, interface)
+    problems += fixed(width, len(sources), "change") + unasked(
+        width, interface, "merge some of its units"
+    )
     if hazards := (*width.hazards, *width.copy_hazards):
         problems.append(f"{width.name}: merging units would change outputs: {'; '.join(hazards)}")
     return Change(width.name, width.size, len(sources), strategies.MERGE, sources, into)

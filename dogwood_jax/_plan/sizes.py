@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 from dogwood_jax._base.arguments import is_integer
@@ -17,9 +18,13 @@ from dogwood_jax._plan.own_function import WITH_TARGET
 from dogwood_jax._plan.request import Request
 from dogwood_jax._plan.target import sizes_of_target
 from dogwood_jax._widths.dims import LAYERS
+from dogwood_jax._widths.layout import size_of
 from dogwood_jax._widths.reasons import kind_of
 from dogwood_jax._widths.widths import Widths
 from dogwood_jax.strategies import Strategy
+
+# JAX counts the entries of an axis in 32 bits.
+_MOST_UNITS = 2**31 - 1
 
 _EACH_ALONE = (
     "beside new layers, programs do not say which numbers follow from sizes: grow the widths "
@@ -73,6 +78,12 @@ def explained(asked: Asked, widths: Widths, sizes: Mapping[str, int]) -> Asked:
 
 def _with_strategies(asked: Asked, request: Request, problems: list[str]) -> Asked:
     chosen = strategies_by_name(asked.widths, request.strategy, problems)
+    if isinstance(request.strategy, Mapping):
+        problems += [
+            f"{name}: has a strategy, but does not grow; leave it out of strategy="
+            for name in chosen
+            if name in asked.widths and asked.sizes.get(name, 0) <= asked.widths[name].size
+        ]
     return replace(asked, strategies={**chosen, **asked.strategies})
 
 
@@ -89,6 +100,7 @@ def ways_out(families: Sequence[Family], asked: Asked) -> Iterator[str]:
     if larger.shapes:
         for family in families:
             yield from family.ways_out(asked)
+            yield from family.instead(before, larger.shapes)
         if larger.insertions and _meets_numbers(asked):
             yield _EACH_ALONE
         unread = larger.widths is None and before.network is not None
@@ -156,9 +168,21 @@ def named_sizes(widths: Widths, sizes: Mapping[Any, int], problems: list[str]) -
     for name, size in by_name(widths, sizes, problems):
         if not is_integer(size):
             problems.append(f"{name}: the number of units must be an integer, got {size!r}")
+        elif size > _MOST_UNITS:
+            problems.append(f"{name}: {size} units are too many: {_bytes(widths, name, size)}")
         elif new.setdefault(name, operator.index(size)) != size:
             problems.append(f"{name}: asked for two sizes, {new[name]} and {size}")
     return new
+
+
+def _bytes(widths: Widths, name: str, size: int) -> str:
+    """Says how large the largest array of a width would be."""
+    arrays = {
+        leaf.path: prod(size_of(layout, {**widths.sizes, name: size}) for layout in leaf.axes)
+        for leaf in map(widths.leaf, {o.path for o in widths[name].occurrences})
+    }
+    path = max(arrays, key=lambda path: (arrays[path], path))
+    return f"{path} would take {4 * arrays[path] / 1e9:,.0f} GB in float32"
 
 
 def strategies_by_name(

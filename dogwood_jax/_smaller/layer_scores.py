@@ -8,7 +8,7 @@ import jax.extend.core as jex
 import numpy as np
 from numpy.typing import NDArray
 
-from dogwood_jax._base.described import described
+from dogwood_jax._base.arguments import expect_scalar
 from dogwood_jax._base.trees import PyTree, leaves_by_path
 from dogwood_jax._depth.removed import layers_of
 from dogwood_jax._front.grow import grow
@@ -41,10 +41,7 @@ def layer_scores(
         ValueError: if the loss is not a scalar or not finite.
     """
     value = loss(variables, *batch)
-    if getattr(value, "shape", None) != ():
-        raise ValueError(
-            f"saliency: the loss must be a scalar, got {described(value)}; take the mean of it"
-        )
+    expect_scalar("saliency", value)
     whole = float(value)
     if not np.isfinite(whole):
         raise ValueError(f"saliency: the loss of the batch is {whole}, not finite")

@@ -19,9 +19,9 @@ from dogwood_jax._base.arguments import (
     expect,
     expect_arrays,
     expect_given,
+    expect_scalar,
     expect_values,
 )
-from dogwood_jax._base.described import described
 from dogwood_jax._base.trees import PyTree, is_array, leaves_by_path, rebuilt
 from dogwood_jax._growth.by_layer import stack_of
 from dogwood_jax._plan.own_function import Rejected, own_program
@@ -254,10 +254,7 @@ def _mean_squares(
         }
 
     first = jax.tree.map(lambda array: array[0], samples)
-    if getattr(shape := jax.eval_shape(loss_of, arrays, first), "shape", None) != ():
-        raise ValueError(
-            f"saliency: the loss must be a scalar, got {described(shape)}; take the mean of it"
-        )
+    expect_scalar("saliency", jax.eval_shape(loss_of, arrays, first))
     values, found = jax.jit(
         lambda arrays, samples: jax.lax.map(lambda sample: squares(arrays, sample), samples)
     )(arrays, samples)

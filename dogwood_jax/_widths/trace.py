@@ -25,9 +25,9 @@ from dogwood_jax._base.arguments import (
     is_integer,
     takes_inputs,
 )
-from dogwood_jax._base.described import described, holds_arrays
+from dogwood_jax._base.failed_calls import explaining
 from dogwood_jax._base.problems import listed
-from dogwood_jax._base.trees import PyTree, is_array, mirrors
+from dogwood_jax._base.trees import PyTree, mirrors
 from dogwood_jax._program.kernels import Kernels, with_references
 from dogwood_jax._program.like_layers import find_like_layers
 from dogwood_jax._program.program import Program
@@ -116,9 +116,10 @@ def trace(
     expect(_CALL, apply=(FUNCTION, apply), variables=(TREE, variables))
     expect_given("trace", kernels=(KERNELS, kernels))
     expect_call(_CALL, "apply", apply, variables, *inputs)
-    apply = with_references(apply, kernels or {})
+    function, apply = apply, with_references(apply, kernels or {})
     fixed, tied = _listed("fix", fix, "(path, axis)"), _listed("tie", tie, "(place, place)")
-    program = _program(apply, variables, inputs)
+    with explaining(_CALL, "apply", function, variables, inputs):
+        program = Program(apply, variables, inputs)
     network = Network(apply, program.variables, tuple(program.inputs))
     layers = None if fixed or tied else find_like_layers(program)
     if layers is not None:
@@ -176,20 +177,6 @@ def _widths_of(leaves: dict[str, Value], trace: Trace) -> Widths:
         for dim, name in names.items()
     }
     return make_widths(arrays, facts)
-
-
-def _program(apply: Callable[..., Any], variables: PyTree, inputs: Sequence[Any]) -> Program:
-    """Returns the program of a function. If inputs come before variables, the error says so."""
-    try:
-        return Program(apply, variables, inputs)
-    except Exception as error:
-        trees = [tree for tree in inputs if isinstance(tree, Mapping) and holds_arrays(tree)]
-        if is_array(variables) and trees:
-            raise TypeError(
-                f"{_CALL}: apply fails, and the arguments seem to be in the wrong order: variables "
-                f"is {described(variables)}; an input is {described(trees[0])}"
-            ) from error
-        raise
 
 
 class Traced:

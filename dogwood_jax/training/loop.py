@@ -232,6 +232,10 @@ def fit(
     problems += _key_problems(key)
     if opt_state is not None and not problems:
         problems += _opt_state_problems(opt_state, tx, trained)
+    if not problems and (size := len(data[0] if isinstance(data, tuple) else data)) < batch_size:
+        problems.append(
+            f"batch_size: expected {size} or fewer, as many samples as data has, got {batch_size}"
+        )
     _raise_if(problems, caller)
 
     batches = batches_of(data, batch_size, sharding)

@@ -1,0 +1,87 @@
+"""Why a network's function fails with wrong variables or inputs: ``explaining``.
+
+What another library raises then, such as the shape of one parameter, hides the mistake.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from dogwood_jax._base.arguments import is_integer
+from dogwood_jax._base.described import described, first_line, holds_arrays, library_of
+from dogwood_jax._base.problems import listed
+from dogwood_jax._base.trees import PyTree, is_array
+
+
+@contextlib.contextmanager
+def explaining(
+    call: str,
+    name: str,
+    function: Callable[..., Any],
+    variables: PyTree,
+    inputs: Sequence[Any],
+    *,
+    variables_are: str = "",
+) -> Iterator[None]:
+    """Names the mistake if a function fails with these arguments, where one is recognized.
+
+    Args:
+        call: how the public function is called.
+        name: its argument that holds the function.
+        function: the network's function.
+        variables: the variables that it is called with.
+        inputs: the inputs that it is called with.
+        variables_are: the argument of the public function that holds the variables, if they may be
+            those of another network.
+
+    Raises:
+        TypeError: says what the mistake is, and the next step. For another error, says so if
+            ``variables_are`` is given; else that error is left alone.
+    """
+    try:
+        yield
+    except Exception as error:
+        found = [*_mistakes(name, function, variables, inputs)]
+        if not found and not variables_are:
+            raise
+        if not found:
+            raise TypeError(
+                f"{call}: {name} fails with {variables_are} and these inputs: {first_line(error)}; "
+                f"are {variables_are} those of {name}?"
+            ) from error
+        if len(found) == 1:
+            raise TypeError(f"{call}: {name} fails, because {found[0]}") from error
+        raise TypeError(listed(f"{call}: {name} fails", found)) from error
+
+
+def _mistakes(
+    name: str, function: Callable[..., Any], variables: PyTree, inputs: Sequence[Any]
+) -> Iterator[str]:
+    trees = [tree for tree in inputs if isinstance(tree, Mapping) and holds_arrays(tree)]
+    if is_array(variables) and trees:
+        yield (
+            "the arguments seem to be in the wrong order: variables is "
+            f"{described(variables)}; an input is {described(trees[0])}"
+        )
+    module = getattr(function, "__self__", None)
+    is_linen = library_of(module) == "Flax Linen"
+    if is_linen and getattr(function, "__name__", "") == "init":
+        yield f"{name} is module.init, which makes variables; pass module.apply"
+    elif hasattr(variables, "opt_state") and hasattr(variables, "params"):
+        yield (
+            f"variables is {described(variables)}; pass the network's own arrays, "
+            '{"params": state.params}, or state.params if the function takes these'
+        )
+    elif is_linen and isinstance(variables, Mapping) and "params" not in variables:
+        yield (
+            f"variables, {described(variables)}, has no collection 'params'; pass all of the "
+            'variables, {"params": ...}'
+        )
+    for number, one in enumerate(inputs):
+        if isinstance(one, str):
+            yield f"input {number} is the text {one!r}; pass an array, or set it beforehand"
+        elif isinstance(one, tuple | list) and one and all(map(is_integer, one)):
+            yield (
+                f"input {number} is {one!r}, which looks like a shape; pass an array, or "
+                f"jax.ShapeDtypeStruct({tuple(one)}, jnp.float32)"
+            )
