@@ -153,13 +153,28 @@ def target_in_sizes(widths: Widths, sizes: Mapping[Any, int]) -> tuple[PyTree, M
 def by_name(
     widths: Widths, asked: Mapping[Any, Any], problems: list[str]
 ) -> Iterator[tuple[str, Any]]:
-    """Yields the name of each width, and what is asked of the width."""
+    """Yields the name of each width, and what is asked of the width.
+
+    A width is named by its name, by a place ``(path, axis)``, or by the path of an array of which
+    it is the only width.
+    """
     for place, value in asked.items():
         is_place = isinstance(place, tuple) and len(place) == 2
         try:
-            yield (widths.of(*place) if is_place else widths[place]).name, value
+            if is_place:
+                width = widths.of(*place)
+            else:
+                is_array = place not in widths and has_array(widths, place)
+                width = widths.within(place) if is_array else widths[place]
+            yield width.name, value
         except KeyError as error:
             problems.append(str(error.args[0]))
+
+
+def has_array(widths: Widths, path: Any) -> bool:
+    """Whether a network has an array at a path, with or without its leading collection."""
+    paths = (leaf.path for leaf in widths.leaves)
+    return isinstance(path, str) and any(f"/{p}".endswith(f"/{path}") for p in paths)
 
 
 def named_sizes(widths: Widths, sizes: Mapping[Any, int], problems: list[str]) -> dict[str, int]:

@@ -15,6 +15,7 @@ from functools import cached_property
 from math import isqrt
 
 from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path
+from dogwood_jax._widths.attention import HEAD_DIM, VALUE_DIM
 from dogwood_jax._widths.layout import Layout, Product, Units, size_of, units_of
 from dogwood_jax._widths.widths import Width, Widths
 
@@ -28,7 +29,7 @@ _MOST_WORK = 100_000  # what a search may cost, see ``Equation.work``
 
 def of_heads(width: Width) -> str:
     """Says why the larger model may have smaller heads, if a width is the dimension of heads."""
-    if width.label != "head_dim":
+    if width.label not in (HEAD_DIM, VALUE_DIM):
         return ""
     return (
         "; if the larger model has more heads, give it heads of the old size, as by qkv_features= "

@@ -14,6 +14,8 @@ from dogwood_jax._widths.roles import Roles
 from dogwood_jax._widths.values import Step, Trace, Value
 
 HEADS = ("heads", "kv_heads", "groups")
+# Of queries and keys, and of values where these have a dimension of their own.
+HEAD_DIM, VALUE_DIM = "head_dim", "value_dim"
 
 
 def label_attention(trace: Trace, roles: Roles) -> None:
@@ -24,13 +26,16 @@ def label_attention(trace: Trace, roles: Roles) -> None:
     """
     made = _made_by_weights(trace, roles)
     for first, second, scores in _pairs(trace):
-        heads, dims = _labels(first, second, second.free[scores], second.free[1 - scores], made)
+        heads, dims, values = _labels(
+            first, second, second.free[scores], second.free[1 - scores], made
+        )
         shared = heads & made & {*first.batch}
         groups = heads & made - shared
         if shared and groups:  # several queries look at one key
-            found = {"kv_heads": shared, "groups": groups, "head_dim": dims & made}
+            found = {"kv_heads": shared, "groups": groups}
         else:
-            found = {"heads": heads & made, "head_dim": dims & made}
+            found = {"heads": heads & made}
+        found |= {HEAD_DIM: dims & made, VALUE_DIM: (values - dims) & made}
         for label, atoms_so_called in found.items():
             for atom in atoms_so_called:
                 atom.named(label)
@@ -93,19 +98,19 @@ def _labels(
     scored: Sequence[Dim],
     other: Sequence[Dim],
     made: set[Dim],
-) -> tuple[set[Dim], set[Dim]]:
-    """Returns the dimensions that count heads, and the dimensions of a head, in attention."""
+) -> tuple[set[Dim], set[Dim], set[Dim]]:
+    """Returns the dimensions that count heads, those of a head's keys, and those of its values."""
     free = {*first.free[0], *first.free[1]}
     if {*first.contracted} & made:
         if not (free - made) & {*second.contracted}:
-            return set(), set()  # no sum over positions of keys: a gradient, not attention
+            return set(), set(), set()  # no sum over positions of keys: a gradient, not attention
         # Heads that share a key or a value are no batch axis there.
         heads = {*first.batch, *free} & {*second.batch, *second.contracted, *scored}
         # Values that have been through the output's weights have no dimensions of a head left.
         values = set() if heads & made & {*second.contracted} else {*other}
-        return heads, {*first.contracted} | values - heads
+        return heads, {*first.contracted}, values - heads
     heads = {*first.batch} & {*second.batch}
-    return heads, {*second.contracted} if heads & made else set()
+    return heads, {*second.contracted} if heads & made else set(), set()
 
 
 def _made_by_weights(trace: Trace, roles: Roles) -> set[Dim]:

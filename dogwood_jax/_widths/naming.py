@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from dogwood_jax._widths import dims as _dims
-from dogwood_jax._widths.attention import HEADS, label_attention
+from dogwood_jax._widths.attention import HEAD_DIM, HEADS, VALUE_DIM, label_attention
 from dogwood_jax._widths.dims import Dim
 from dogwood_jax._widths.layout import Concat, Layout, Product, Role, Units
 from dogwood_jax._widths.reasons import Reason, kind_of
@@ -17,14 +17,20 @@ from dogwood_jax._widths.widths import Leaf
 _COLLECTIONS = ("params", "batch_stats")
 
 
-def names_of(leaves: dict[str, Value], roles: Roles, trace: Trace) -> dict[Dim, str]:
-    """Returns the name of each width, by its dimension, and notes what only its place tells."""
+def names_of(
+    leaves: dict[str, Value], roles: Roles, trace: Trace
+) -> tuple[dict[Dim, str], dict[Dim, str]]:
+    """Returns the name of each width, by its dimension, and notes what only its place tells.
+
+    The second names are those of version 0.2.0, where they are others.
+    """
     paths = list(leaves)
     _fix_units_that_no_array_makes(roles)
     label_attention(trace, roles)
     _note_factors_of_size_1(trace)
     _label_groups(roles)
-    names = _names(paths, roles, trace)
+    names, former = (_names(paths, roles, trace, is_former=old) for old in (False, True))
+    former = {dim: name for dim, name in former.items() if name != names[dim]}
     _note_scores_of_one_unit(names)
     _note_units_that_never_learn(roles, trace)
     for spot in roles.tied():
@@ -32,7 +38,7 @@ def names_of(leaves: dict[str, Value], roles: Roles, trace: Trace) -> dict[Dim, 
             f"{paths[spot.leaf]} is both incoming and outgoing (tied), "
             "and copies cannot share weights that also make their units"
         )
-    return names
+    return names, former
 
 
 def laid_out(
@@ -106,7 +112,7 @@ def _note_factors_of_size_1(trace: Trace) -> None:
         labels = {atom.label for dim in split.beside for atom in _dims.atoms(dim)}
         for atom in {*_dims.atoms(split.whole)} - noted:
             has_heads = atom.label in HEADS or (
-                atom.label == "head_dim" and labels.isdisjoint(HEADS)
+                atom.label in (HEAD_DIM, VALUE_DIM) and labels.isdisjoint(HEADS)
             )
             # A repeated 1 only fits the axes of another array, as in squeeze and excitation.
             is_repeated = _dims.REPEATED in split.one.root.fixed
@@ -158,8 +164,14 @@ def _note_units_that_never_learn(roles: Roles, trace: Trace) -> None:
             )
 
 
-def _names(paths: list[str], roles: Roles, trace: Trace) -> dict[Dim, str]:
-    """Names every width by the module that first produces it."""
+def _names(
+    paths: list[str], roles: Roles, trace: Trace, *, is_former: bool = False
+) -> dict[Dim, str]:
+    """Names every width by the module that first produces it.
+
+    If an array of the module has no part in the width, as in the parameters of a whole layer, the
+    name says which array produces it. It did not in version 0.2.0.
+    """
     places: dict[Dim, list[Spot]] = {}
     for spots in roles.spots.values():
         for spot in spots:
@@ -180,6 +192,9 @@ def _names(paths: list[str], roles: Roles, trace: Trace) -> dict[Dim, str]:
         for spots in places.values()
         for leaf, _, level in {(s.leaf, s.axis, roles.produces(s)) for s in spots}
     )
+    arrays: dict[str, set[int]] = {}
+    for index, path in enumerate(paths):
+        arrays.setdefault(module_of(path), set()).add(index)
     for atom in sorted(places, key=lambda atom: rank(best[atom])):
         spot = best[atom]
         path = paths[spot.leaf]
@@ -191,9 +206,15 @@ def _names(paths: list[str], roles: Roles, trace: Trace) -> dict[Dim, str]:
         owner = "/".join(_common([m.split("/") for m in modules])) or module
         within = [s.atom for s in roles.spots[spot.leaf, spot.axis]]
         position = f"{spot.axis}" if len(within) == 1 else f"{spot.axis}.{within.index(atom)}"
+        label = label_of(atom)
+        if is_former:
+            whole, label = module, HEAD_DIM if label == VALUE_DIM else label
+        else:
+            is_whole = arrays.get(module, set()) <= {s.leaf for s in places[atom]}
+            whole = module if is_whole else inside_of(path)
         choices = [
-            *([module] if alone else []),
-            *([f"{owner}[{label}]"] if (label := label_of(atom)) else []),
+            *([whole] if alone else []),
+            *([f"{owner}[{label}]"] if label else []),
             f"{module}[{position}]",
             f"{path.removeprefix('params/')}[{position}]",
             f"{path}[{position}]",

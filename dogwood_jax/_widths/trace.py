@@ -158,7 +158,7 @@ def _widths_of(leaves: dict[str, Value], trace: Trace) -> Widths:
     roles = Roles(trace, [value.dims for value in leaves.values()])
     without_recipe = check_lone_scales(trace.steps, check_scales(trace.scales))
     hand_down([*trace.dims, *(dim for value in leaves.values() for dim in value.dims)])
-    names = names_of(leaves, roles, trace)
+    names, former = names_of(leaves, roles, trace)
     note_quantized(roles, trace)
     arrays = laid_out(leaves, names, roles, trace)
     scaled = {dim: name for dim, name in names.items() if dim not in without_recipe}
@@ -173,6 +173,7 @@ def _widths_of(leaves: dict[str, Value], trace: Trace) -> Widths:
             tuple(dim.notes),
             recipes.get(dim, ()),
             label=label_of(dim),
+            former=former.get(dim, ""),
         )
         for dim, name in names.items()
     }

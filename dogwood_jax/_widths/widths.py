@@ -129,7 +129,8 @@ class Width:
     """A set of array axes that index the same units.
 
     Attributes:
-        name: the module that produces the units, ``"dense_1"``.
+        name: the module that produces the units, ``"dense_1"``, or the array, ``"blocks/fc"``, if
+            the module has arrays that the width is no part of.
         size: how many units there are.
         occurrences: every place where they appear.
         interface: whether the width is also a dimension of an input or output.
@@ -143,6 +144,7 @@ class Width:
             the network's arrays show by themselves. It has one unit before the growth.
         label: what its units are, where its name says so: ``"heads"``, ``"kv_heads"``,
             ``"groups"``, ``"head_dim"`` or the like; else empty.
+        former: its name in version 0.2.0, if that was another one; it is found by this, too.
     """
 
     name: str
@@ -156,6 +158,7 @@ class Width:
     recipes: tuple[Recipe, ...] = ()
     inside: str | None = None
     label: str = ""
+    former: str = ""
 
     @property
     def status(self) -> str:
@@ -210,6 +213,7 @@ class Facts:
     recipes: tuple[Recipe, ...] = ()
     inside: str | None = None
     label: str = ""
+    former: str = ""
 
 
 class Tried:
@@ -333,14 +337,18 @@ class Widths(Mapping[str, Width]):
         # Former versions did not write whether there was a function.
         self.__dict__.update(known, network=None, is_saved=state.get("is_saved", True))
 
+    @cached_property
+    def _former(self) -> dict[str, str]:
+        return {facts.former: name for name, facts in self.facts if facts.former}
+
     def __getitem__(self, name: str) -> Width:
         try:
-            return self._widths[name]
+            return self._widths[name if name in self._widths else self._former[name]]
         except KeyError:
             raise KeyError(no_such("width", name, self._widths)) from None
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._widths  # without a search for names like it
+    def __contains__(self, name: object) -> bool:  # without a search for names like it
+        return name in self._widths or name in self._former
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._widths)
@@ -352,6 +360,22 @@ class Widths(Mapping[str, Width]):
     def sizes(self) -> dict[str, int]:
         """Size of each width by name."""
         return {name: facts.size for name, facts in self.facts}
+
+    def within(self, path: str) -> Width:
+        """Returns the one width of an array that is no dimension of an input or output.
+
+        Args:
+            path: path of the array, with or without its leading collection (``params/``).
+
+        Raises:
+            KeyError: if there is no such array, or several widths occur in it.
+        """
+        leaf = self.leaf(path)
+        names = dict.fromkeys(u.width for layout in leaf.axes for u in units_of(layout))
+        inner = [name for name in names if not (self[name].interface or self[name].fixed)]
+        if len(inner) != 1:
+            raise KeyError(f"{path!r} is an array of the widths {[*names]}: name one of these")
+        return self[inner[0]]
 
     def leaf(self, path: str) -> Leaf:
         """Returns the array at a path, with or without its leading collection (``params/``).
