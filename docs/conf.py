@@ -23,6 +23,8 @@ nb_execution_mode = "force"
 nb_execution_timeout = 180
 nb_execution_raise_on_error = True
 nb_merge_streams = True
+# Cells are not coloured in a quick build, -D nb_execution_mode=off: only a kernel says their language.
+suppress_warnings = ["myst-nb.lexer"]
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 
@@ -32,5 +34,7 @@ autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True}
 python_use_unqualified_type_names = True
 add_module_names = False
+# One argument a line, where a signature is longer than a line.
+maximum_signature_line_length = 80
 napoleon_use_ivar = True
 napoleon_use_rtype = False
