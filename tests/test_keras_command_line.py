@@ -1,6 +1,7 @@
 """Keras files on the command line."""
 
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -55,7 +56,9 @@ def test_files_of_weights_are_widened(strategy, weights, tmp_path):
         out = tmp_path / f"wide{''.join(path.suffixes)}"
         command = ["widen", str(path), "--layer", "dense_10=7,dense_9=6"]
         said = main([*command, "--out", str(out), "--strategy", strategy])
-        assert said == f"{out}: dense_10 has 7 units, dense_9 has 6 units"
+        first, checked = said.splitlines()
+        assert first == f"{out}: dense_10 has 7 units, dense_9 has 6 units"
+        assert checked.startswith(f"predictions {'change' if strategy == 'random' else 'stay'}")
         wide = keras_h5.load(out)
         assert wide["params"]["dense_9"]["kernel"].shape == (7, 6)
         same = np.allclose(predict(wide, x), predict(keras_h5.load(path), x), rtol=1e-5, atol=1e-5)
@@ -82,13 +85,27 @@ def test_files_of_weights_are_converted_and_inspected(weights, tmp_path):
     assert main(["inspect", out]).startswith("layout weights.h5\nlayer     class")
 
 
+@pytest.mark.filterwarnings("ignore:.*does not say which optimizer")
 @pytest.mark.parametrize("name", ["tf_keras_2.21.0.h5", "keras_3.15.1.keras"])
 def test_whole_models_are_widened(name, tmp_path):
     out = tmp_path / name
-    main(["widen", str(LAYOUTS / name), "--layer", "dense_1=9", "--out", str(out)])
+    command = ["widen", str(LAYOUTS / name), "--layer", "dense_1=9", "--out", str(out)]
+    said = main(command)
+    assert re.search(r"predictions stay: largest difference \S+e-0[67] ", said), said
+    assert "the optimizer goes on where it was" in said
+    with pytest.raises(SystemExit, match="is there already; --force overwrites it"):
+        main(command)
+    assert main([*command, "--force"]) == said
     x = np.load((LAYOUTS / name).with_suffix(".npz"))["x"]
     old, new = (module.apply(v, x) for module, v in map(keras_h5.load_model, (LAYOUTS / name, out)))
     np.testing.assert_allclose(new, old, rtol=1e-5, atol=1e-6)
+    before, after = map(keras_h5.load_optimizer, (LAYOUTS / name, out))
+    assert after.count == before.count
+    np.testing.assert_array_equal(
+        after.mu["dense_1"]["kernel"][:, : before.mu["dense_1"]["kernel"].shape[1]],
+        before.mu["dense_1"]["kernel"],
+    )
+    assert not after.nu["dense_1"]["kernel"][:, before.mu["dense_1"]["kernel"].shape[1] :].any()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="links")
@@ -125,7 +142,7 @@ def test_the_input_is_never_overwritten(weights, tmp_path):
             "is a dimension of an input or",
         ),
         (["widen", "in", "--layer", "dense_8=9", "--out", "out"], "pass --interface to append"),
-        (["widen", "in", "--layer", f"dense_9={10**12}", "--out", "out"], "this machine has"),
+        (["widen", "in", "--layer", f"dense_9={10**9}", "--out", "out"], "this machine has"),
         (
             ["widen", "in", *("--layer", "dense_9=8") * 2, "--out", "out"],
             "expected every layer once",
@@ -148,12 +165,13 @@ def test_errors_are_said_and_nothing_is_written(arguments, message, weights, tmp
     assert sorted(os.listdir(tmp_path)) == before
 
 
+@pytest.mark.filterwarnings("ignore:.*does not say which optimizer")
 def test_widths_are_listed_and_interfaces_grow_if_asked_to(tmp_path):
     path, out = LAYOUTS / "keras_3.15.1.keras", tmp_path / "out.keras"
     rows = [line.split() for line in main(["inspect", str(path), "--widths"]).splitlines()]
-    assert rows[0] == ["width", "units", "needs"]
-    assert ["dense_1", "5"] in rows and rows[-1][2] == "--interface"
-    name, units, _ = rows[-1]
+    assert rows[0] == ["width", "units", "needs", "grows", "along"]
+    assert ["dense_1", "5", "dense_2"] in rows and rows[-1][2] == "--interface"
+    name, units, *_ = rows[-1]
     main(
         ["widen", str(path), "--layer", f"{name}={int(units) + 1}", "--interface"]
         + ["--out", str(out)]

@@ -8,6 +8,7 @@ python -m dogwood_jax.keras_h5 convert model.h5 model.weights.h5
 
 import argparse
 import difflib
+import functools
 import math
 import os
 import re
@@ -17,12 +18,20 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import optax
 
 import dogwood_jax as dw
 from dogwood_jax._base.command import WholeNames, answered, show
 from dogwood_jax._base.tables import table
 from dogwood_jax._base.trees import leaves_by_path
-from dogwood_jax.keras_h5 import inspect, load, load_model, save
+from dogwood_jax.keras_h5 import (
+    KerasFileError,
+    inspect,
+    load,
+    load_model,
+    load_optimizer,
+    save,
+)
 from dogwood_jax.keras_h5._models.shapes import example_inputs
 
 _STRATEGIES = ("zero_outgoing", "replicate", "tile", "zeros", "random")
@@ -31,7 +40,20 @@ _STRATEGIES = ("zero_outgoing", "replicate", "tile", "zeros", "random")
 _OPTIONS = {
     r"pass interface=True": "pass --interface",
     r"strategies\.(\w+)\(\)": r"--strategy \1",
+    r"in place of a size, say which ones stay, keep=.*?, or use": "in Python, use",
+    r"pass key=": "pass --seed",
     r"pass (like|layout|sizes|target|target_apply|fresh|limit)=": r"in Python, pass \1=",
+}
+
+
+_FORCE = "overwrite a file that is there"
+
+# What has the moments of each class of states that Keras's files hold, as ``load_optimizer`` says.
+_OPTIMIZERS = {
+    optax.ScaleByAdamState: optax.scale_by_adam,
+    optax.ScaleByRmsState: optax.scale_by_rms,
+    optax.ScaleByRssState: optax.scale_by_rss,
+    optax.TraceState: functools.partial(optax.trace, 0.9),
 }
 
 
@@ -78,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
         help="of all these layers (default: what keeps predictions, for each of them)",
     )
     command.add_argument("--seed", type=int, default=0, help="of new random weights (default: 0)")
+    command.add_argument("--force", action="store_true", help=_FORCE)
     command.set_defaults(command=_widen)
 
     command = commands.add_parser(
@@ -88,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("path")
     command.add_argument("out")
+    command.add_argument("--force", action="store_true", help=_FORCE)
     command.set_defaults(command=_convert)
     return parser
 
@@ -95,11 +119,19 @@ def _parser() -> argparse.ArgumentParser:
 def _inspect(options: argparse.Namespace) -> str:
     if not options.widths:
         return str(inspect(options.path))
-    _, widths = _traced(options.path)
-    rows = [("width", "units", "needs")]
+    _, _, widths = _traced(options.path)
+    rows = [("width", "units", "needs", "grows along")]
     for width in _growable(widths):
-        rows.append((width.name, str(width.size), "--interface" if width.interface else ""))
+        layers = dict.fromkeys(_layer(occurrence.path) for occurrence in width.occurrences)
+        others = [layer for layer in layers if layer != width.name]
+        needs = "--interface" if width.interface else ""
+        rows.append((width.name, str(width.size), needs, ", ".join(others)))
     return table(rows)
+
+
+def _layer(path: str) -> str:
+    """Returns the layer that an array belongs to."""
+    return path.partition("/")[2].rpartition("/")[0]
 
 
 def _growable(widths: dw.Widths) -> list[dw.Width]:
@@ -112,12 +144,12 @@ def _growable(widths: dw.Widths) -> list[dw.Width]:
 
 
 def _widen(options: argparse.Namespace) -> str:
-    _refuse_to_overwrite(options.path, options.out)
+    _refuse_to_overwrite(options)
     named = [part for option in options.layer for part in option.split(",")]
     sizes = dict(map(_size, named))
     if len(sizes) < len(named):
         raise ValueError(f"--layer {' '.join(options.layer)}: expected every layer once")
-    variables, widths = _traced(options.path)
+    apply, variables, widths = _traced(options.path)
     if unknown := [name for name in sizes if name not in widths]:
         names = [width.name for width in _growable(widths)]
         close = difflib.get_close_matches(unknown[0], names, 5, 0) if len(names) > 20 else names
@@ -128,16 +160,51 @@ def _widen(options: argparse.Namespace) -> str:
     strategy = getattr(dw.strategies, options.strategy)() if options.strategy else None
     growth = dw.plan(widths, sizes, strategy=strategy, interface=options.interface)
     _check_memory(variables, growth)
-    key = jax.random.key(options.seed)
-    save(options.out, dw.grow(variables, growth, key=key), like=options.path)
-    return f"{options.out}: {', '.join(f'{name} has {n} units' for name, n in sizes.items())}"
+    wide = dw.grow(variables, growth, key=jax.random.key(options.seed))
+    checked = _checked(apply, variables, wide, growth)
+    state, kept = _grown_state(options.path, growth)
+    save(options.out, wide, like=options.path, opt_state=state)
+    sizes_now = ", ".join(f"{name} has {units} units" for name, units in sizes.items())
+    return "\n".join(filter(None, (f"{options.out}: {sizes_now}", checked, kept)))
 
 
-def _traced(path: str) -> tuple[Mapping[str, Any], dw.Widths]:
-    """Returns the variables of a file and their widths."""
+def _checked(apply: Any, variables: Any, wide: Any, growth: dw.Growth) -> str:
+    """Says whether predictions stay, and how that is known."""
+    if not all(change.strategy.preserving for change in growth.changes):
+        strategy = growth.changes[0].strategy
+        return f"predictions change, because --strategy {strategy} does not keep them"
+    if apply is None:
+        return (
+            "predictions stay, because no weight reads new units yet (not checked: a file of "
+            "weights does not say what the model computes)"
+        )
+    inputs = growth.widths.network.inputs if growth.widths.network else ()
+    found = dw.verify(apply, variables, apply, wide, *inputs, growth=growth)
+    return f"predictions stay: {found} for random inputs"
+
+
+def _grown_state(path: str, growth: dw.Growth) -> tuple[Any, str]:
+    """Returns the state of the file's optimizer for the wider model, and what is said of it."""
+    try:
+        state = load_optimizer(path)
+    except KerasFileError as error:
+        has_none = inspect(path).model is None or "found none" in str(error)
+        return None, "" if has_none else f"the optimizer begins anew: {error}"
+    tx = _OPTIMIZERS[type(state)]()
+    # Keras has one count of steps, so there is no choice.
+    return dw.grow_opt_state(state, growth, tx, second_moment="zeros"), (
+        "the optimizer goes on where it was; new weights take larger steps at first"
+    )
+
+
+def _traced(path: str) -> tuple[Any, Mapping[str, Any], dw.Widths]:
+    """Returns the function of a file's model, its variables and their widths.
+
+    A file of weights has no function: it is None.
+    """
     if inspect(path).model is None:
-        variables: Mapping[str, Any] = load(path)
-        return variables, dw.chain(variables, _dense_layers(variables))
+        weights: Mapping[str, Any] = load(path)
+        return None, weights, dw.chain(weights, _dense_layers(weights))
     module, variables = load_model(path)
     inputs = example_inputs(module)
     if inputs is None:
@@ -145,7 +212,7 @@ def _traced(path: str) -> tuple[Mapping[str, Any], dw.Widths]:
             "the model's configuration does not say the shape of its inputs; use dw.trace "
             "with the module that load_model returns, and inputs of your own"
         )
-    return variables, dw.trace(module.apply, variables, *inputs)
+    return module.apply, variables, dw.trace(module.apply, variables, *inputs)
 
 
 def _check_memory(variables: Mapping[str, Any], growth: dw.Growth) -> None:
@@ -180,18 +247,22 @@ def _size(option: str) -> tuple[str, int]:
 
 
 def _convert(options: argparse.Namespace) -> str:
-    _refuse_to_overwrite(options.path, options.out)
+    _refuse_to_overwrite(options)
     names = {".weights.h5": "weights.h5", ".keras": "keras"}
     layout = next((names[end] for end in names if options.out.endswith(end)), "h5")
     save(options.out, load(options.path), like=options.path, layout=layout)
     return f"{options.out}: layout {layout}"
 
 
-def _refuse_to_overwrite(path: str, out: str) -> None:
-    source, target = Path(path).resolve(), Path(out).resolve()
+def _refuse_to_overwrite(options: argparse.Namespace) -> None:
+    source, target = Path(options.path).resolve(), Path(options.out).resolve()
     inside = source in target.parents  # the folder of an archive
     if inside or target.exists() and os.path.samefile(source, target):
-        raise ValueError(f"{out}: is the input, which is never overwritten; choose another name")
+        raise ValueError(
+            f"{options.out}: is the input, which is never overwritten; choose another name"
+        )
+    if target.exists() and not options.force:
+        raise ValueError(f"{options.out}: is there already; --force overwrites it")
 
 
 def _in_terms_of_options(message: str) -> str:
