@@ -332,10 +332,10 @@ def test_all_hazards_of_a_width_take_one_line():
     with pytest.raises(ValueError) as error:
         dw.plan(widths, {"units": 4}, strategy=dw.strategies.replicate())
     assert str(error.value).splitlines()[1:] == [
-        "- units: growing it from 3 to 4 would change outputs: normalized over; sorted; it occurs "
-        "in in[1], out[0]; strategies.random() grows it all the same",
-        "- units: copying units would change outputs: tied; strategies.random() grows it all the "
-        "same",
+        "- units: strategies.random() grows it all the same; otherwise growing it from 3 to 4 "
+        "would change outputs: normalized over; sorted; it occurs in in[1], out[0]",
+        "- units: strategies.random() grows it all the same; otherwise copying units would change "
+        "outputs: tied",
     ]
 
 

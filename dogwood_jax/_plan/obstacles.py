@@ -51,7 +51,7 @@ def doubts(width: Width, change: Change) -> list[str]:
     if width.fixed:
         return []
     hazards = _hazards(width, change.new, change.strategy, change.recipe)
-    return [f"{width.name}: {hazard}; {_ways_out(width)}" for hazard in hazards]
+    return [f"{width.name}: {_ways_out(width)}; otherwise {hazard}" for hazard in hazards]
 
 
 def has_tables(width: Width) -> bool:
