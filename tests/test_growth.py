@@ -433,7 +433,7 @@ def test_fixed_widths_and_hazards_are_refused_with_their_reason():
     assert dw.plan(hazardous, {"units": 4}, strategy=dw.strategies.random()).changes
     tied = hidden_with(copy_hazards=("tied",))
     with pytest.raises(
-        ValueError, match=r"units: copying .* tied; use strategies.zero_outgoing\(\)"
+        ValueError, match=r"units: use strategies.zero_outgoing\(\); otherwise copying .* tied"
     ):
         dw.plan(tied, {"units": 4}, strategy=dw.strategies.replicate())
     assert dw.plan(tied, {"units": 4}).changes
