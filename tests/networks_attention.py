@@ -73,7 +73,7 @@ def causal(scores: Any) -> Any:
             3,
             "-> attention/query/{kernel[2],bias[1]} <> attention/key/{kernel[2],bias[1]}",
         ),
-        "attention/value[head_dim]": grows(
+        "attention/value[value_dim]": grows(
             "", 3, "-> attention/value/{kernel[2],bias[1]} <- attention/out/kernel[1]"
         ),
         "up": grows("hidden", 7, "-> up/{kernel[1],bias[0]} <- down/kernel[0]"),
@@ -125,7 +125,7 @@ def vit(
         "q[kv_heads]": grows("kv", 3, "-> {q,k,v}[1] <- o[0]"),
         "q[head_dim]": changes("dim", "a table of positions; sqrt(8)", 4, "-> k[1] <> q[1]"),
         "q[groups]": grows("groups", 2, "-> q[1] <- o[0]"),
-        "v[head_dim]": grows("value", 7, "-> v[1] <- o[0]"),
+        "v[value_dim]": grows("value", 7, "-> v[1] <- o[0]"),
         "gate": grows("hidden", 5, "-> {gate,up}[1] <- down[0]"),
     }
 )
@@ -216,7 +216,7 @@ def multi_query(n_in: int = 5, heads: int = 3, dim: int = 4, value: int = 7, out
         "c[head_dim]": changes(
             "dim", "the constant 0.5", 4, "-> c/{kernel[1],bias[0]} <> c/{kernel[1],bias[0]}"
         ),
-        "c[1.5]": grows("value", 9, "-> c/{kernel[1],bias[0]} <- c_out/kernel[0]"),
+        "c[value_dim]": grows("value", 9, "-> c/{kernel[1],bias[0]} <- c_out/kernel[0]"),
         "c_out": interface("out", 7, "-> c_out/{kernel[1],bias[0]}"),
     }
 )
@@ -257,7 +257,7 @@ def fused_qkv(
         "q[groups]": grows("groups", 2, "-> q[1] <- o[0]"),
         "q[head_dim]": changes("dim", "summed over", 6, "-> {q[2],q_scale[0],k_scale[0]} <> k[2]"),
         "q[0]": interface("n_in", 5, "<- {q,k,v}[0]"),
-        "v[head_dim]": grows("dim", 6, "-> v[2] <- o[1]"),
+        "v[value_dim]": grows("dim", 6, "-> v[2] <- o[1]"),
         "o": interface("out", 3, "-> o[2]"),
     }
 )
@@ -351,7 +351,7 @@ def relative_positions(n_in: int = 5, heads: int = 2, dim: int = 3, out: int = 4
             3,
             "-> cross/query/{kernel[2],bias[1]} <> cross/key/{kernel[2],bias[1]}",
         ),
-        "cross/value[head_dim]": grows(
+        "cross/value[value_dim]": grows(
             "", 3, "-> cross/value/{kernel[2],bias[1]} <- cross/out/kernel[1]"
         ),
         "up": grows("hidden", 5, "-> up/{kernel[1],bias[0]} <- down/kernel[0]"),
@@ -533,7 +533,7 @@ def windows(n_in: int = 4, heads: int = 2, dim: int = 3, out: int = 5) -> Model:
     {
         "qk[heads]": grows("heads", 2, "-> {qk,v}[1] <- o[0]"),
         "qk[head_dim]": grows("dim", 3, "-> qk[1] <> qk[1]"),
-        "v[head_dim]": grows("value", 5, "-> v[1] <- o[0]"),
+        "v[value_dim]": grows("value", 5, "-> v[1] <- o[0]"),
         "qk[0]": interface("n_in", 4, "<- {qk,v}[0]"),
         "o": interface("out", 5, "-> o[1]"),
     }
@@ -559,7 +559,7 @@ def unscaled_attention(
 @network(
     {
         "q[heads]": grows("heads", 2, "-> {q,k,v}[1] <- o[0]"),
-        "v[head_dim]": grows("value", 5, "-> v[2] <- o[1]"),
+        "v[value_dim]": grows("value", 5, "-> v[2] <- o[1]"),
         "q[head_dim]": grows("dim", 3, "-> q[2] <> k[2]"),
         "q[0]": interface("n_in", 4, "<- {q,k,v}[0]"),
         "o": interface("out", 5, "-> o[2]"),

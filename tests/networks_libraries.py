@@ -89,7 +89,7 @@ def equinox_mlp(n_in: int = 4, hidden: int = 5, out: int = 3) -> Model:
             4,
             "-> attention/query_proj/weight[0] <> attention/key_proj/weight[0]",
         ),
-        "attention/value_proj[head_dim]": grows(
+        "attention/value_proj[value_dim]": grows(
             "value", 8, "-> attention/value_proj/weight[0] <- attention/output_proj/weight[1]"
         ),
         "attention/output_proj": grows(
@@ -223,7 +223,7 @@ def haiku_cnn(channels: int = 2, wide: int = 5, hidden: int = 6, out: int = 3) -
             3,
             "-> attention/query/{w[1],b[0]} <> attention/key/{w[1],b[0]}",
         ),
-        "attention/value[head_dim]": grows(
+        "attention/value[value_dim]": grows(
             "value", 4, "-> attention/value/{w[1],b[0]} <- attention/linear/w[0]"
         ),
         "attention/linear": grows("model", 7, "-> attention/linear/{w[1],b[0]} <- head/w[0]"),

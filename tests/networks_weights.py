@@ -22,7 +22,7 @@ from networks import (
 
 @network(
     {
-        "up[1]": grows("rank", 2, "-> up/a[1] <- up/b[0]"),
+        "up/a": grows("rank", 2, "-> up/a[1] <- up/b[0]"),
         "up[0]": interface("n_in", 5, "<- up/{a,kernel}[0]"),
         "up": grows("hidden", 6, "-> up/{b[1],kernel[1],bias[0]} <- down/kernel[0]"),
         "down": interface("out", 3, "-> down/{kernel[1],bias[0]}"),

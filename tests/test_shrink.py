@@ -237,7 +237,7 @@ def test_dimensions_of_heads_that_go_only_together_stay(decoder):
     """The attention of JAX takes values only of as many dimensions as queries."""
     params, widths, tokens = decoder
     scores = dw.saliency(params, widths, predicted, tokens)
-    assert {*scores} == {"embedding", "block_0[heads]", "block_0"}
+    assert {*scores} == {"embedding", "block_0[heads]", "block_0/up"}
     with pytest.raises(ValueError, match=r"cannot come to 0.01 of the parameters(.|\n)*head_dim"):
         dw.shrink(params, widths, scores=scores, parameters=0.01)
 

@@ -181,8 +181,8 @@ def test_notes_on_layers_that_are_alike_are_one() -> None:
     )
     assert len(growth.notes) == 3
     assert " ".join(shown(growth).split()).endswith(
-        "note: block_{0..2}: in the larger model, the divisor of block_{0..2} must be 4; "
-        "if it has another, pass its function as target_apply= "
+        "note: block_{0..2}/query: in the larger model, the divisor of block_{0..2}/query must "
+        "be 4; if it has another, pass its function as target_apply= "
         "checked: equal to rounding in some samples"
     )
 

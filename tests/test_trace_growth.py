@@ -268,7 +268,7 @@ def test_widths_that_need_different_strategies_grow_together() -> None:
     assert [str(c.strategy) for c in growth.changes] == ["zero_outgoing", "zero_incoming"]
     grown = dw.grow(params, growth, key=jax.random.key(0))
     np.testing.assert_allclose(apply(3)(grown, x), apply(2)(params, x), rtol=1e-12)
-    with pytest.raises(ValueError, match=r"the closest are \['up\[groups\]', 'up\[group_size"):
+    with pytest.raises(ValueError, match=r"array of the widths .*'up\[groups\]', 'up\[group_size"):
         dw.plan(widths, {"up": 8})
 
 
@@ -281,7 +281,10 @@ def grown_at_once(name: str) -> tuple[Model, dw.Growth]:
     return big, dw.plan(old(name).widths, sizes, target=big.shapes, interface=True)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+GROWING = [name for name in NETWORKS if {*growable(NETWORKS[name])} - {DRAWS_MASKS[1]}]
+
+
+@pytest.mark.parametrize("name", GROWING)
 def test_all_widths_grow_at_once(name: str) -> None:
     assert_same_function(old(name), *grown_at_once(name), jax.random.key(3))
 
@@ -346,7 +349,7 @@ def float_paths(variables: Any) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", GROWING)
 def test_growth_is_data(name: str) -> None:
     widths, growth = old(name).widths, dataclasses.replace(grown_at_once(name)[1], structure=None)
     assert dw.from_json(dw.to_json(widths)) == widths
@@ -354,7 +357,7 @@ def test_growth_is_data(name: str) -> None:
 
 
 # Some networks: all of them are narrowed in test_strategies, by a plan.
-@pytest.mark.parametrize("name", every_third(NETWORKS))
+@pytest.mark.parametrize("name", every_third(GROWING))
 def test_narrowing_undoes_a_growth(name: str) -> None:
     before, (_, growth) = old(name), grown_at_once(name)
     grown = dw.grow(before.variables, growth, key=jax.random.key(4))

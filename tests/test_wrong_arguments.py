@@ -853,7 +853,7 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
         ["down", "interface=True to remove some of its units"],
     ),
     "grow: a module of NNX": (
-        lambda: dw.grow(Nnx(), GROWTH, key=KEY),
+        lambda: dw.grow(NNX, GROWTH, key=KEY),
         ["Nnx, an NNX module", "dw.nnx.grow"],
     ),
     "nnx.grow: another module's growth": (

@@ -205,7 +205,8 @@ def plan(
     is_of_units = not layers or sizes is not None or keep is not None or merge is not None
     growth = decide(request) if is_of_units else Growth(widths, ())
     growth = without_layers_of(growth, layers, check=check) if layers else growth
-    if growth.changes or growth.insertions or growth.layers:
+    is_other = growth.changes or growth.insertions or growth.layers
+    if is_other or keep is not None or merge is not None:  # all units may stay
         return growth
     asked = ", ".join(f"{name} has {size} units already" for name, size in (sizes or {}).items())
     raise ValueError(f"plan: nothing grows: {asked or 'all sizes stay what they are'}")

@@ -14,6 +14,8 @@ from dogwood_jax._widths.roles import Roles, Spot
 from dogwood_jax._widths.values import KIND_OF_USE, Trace, Use, Value
 from dogwood_jax._widths.widths import Leaf
 
+# What libraries call the one kernel of a layer.
+_KERNELS = ("kernel", "weight", "w")
 _COLLECTIONS = ("params", "batch_stats")
 
 
@@ -169,8 +171,8 @@ def _names(
 ) -> dict[Dim, str]:
     """Names every width by the module that first produces it.
 
-    If an array of the module has no part in the width, as in the parameters of a whole layer, the
-    name says which array produces it. It did not in version 0.2.0.
+    If some kernel of the module has no part in the width, as in the parameters of a whole block,
+    the name says which array produces it. It did not in version 0.2.0.
     """
     places: dict[Dim, list[Spot]] = {}
     for spots in roles.spots.values():
@@ -192,9 +194,10 @@ def _names(
         for spots in places.values()
         for leaf, _, level in {(s.leaf, s.axis, roles.produces(s)) for s in spots}
     )
-    arrays: dict[str, set[int]] = {}
-    for index, path in enumerate(paths):
-        arrays.setdefault(module_of(path), set()).add(index)
+    kernels: dict[str, set[int]] = {}
+    for index, axis in roles.dims:
+        if axis:  # biases and scales are of the same layer as their kernel
+            kernels.setdefault(module_of(paths[index]), set()).add(index)
     for atom in sorted(places, key=lambda atom: rank(best[atom])):
         spot = best[atom]
         path = paths[spot.leaf]
@@ -210,7 +213,10 @@ def _names(
         if is_former:
             whole, label = module, HEAD_DIM if label == VALUE_DIM else label
         else:
-            is_whole = arrays.get(module, set()) <= {s.leaf for s in places[atom]}
+            own = {s.leaf for s in places[atom]}
+            is_whole = kernels.get(module, set()) <= own or any(
+                inside_of(paths[i]) in {f"{module}/{kernel}" for kernel in _KERNELS} for i in own
+            )
             whole = module if is_whole else inside_of(path)
         choices = [
             *([whole] if alone else []),

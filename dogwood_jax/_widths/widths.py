@@ -130,7 +130,7 @@ class Width:
 
     Attributes:
         name: the module that produces the units, ``"dense_1"``, or the array, ``"blocks/fc"``, if
-            the module has arrays that the width is no part of.
+            the module has kernels that the width is no part of.
         size: how many units there are.
         occurrences: every place where they appear.
         interface: whether the width is also a dimension of an input or output.
