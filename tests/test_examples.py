@@ -99,6 +99,32 @@ def test_a_ratio_compares_the_budgets_for_the_loss_of_from_scratch():
     assert "| small alone | not run |" in text
 
 
+def recorded():
+    """The results in the documentation, by task."""
+    ends = results.read(ROOT / "docs/results/growbench.csv")
+    return {name: [end for end in ends if end.task == name] for name in tasks.TASKS}
+
+
+def test_the_documentation_has_the_tables_of_what_was_recorded():
+    text = (ROOT / "docs/results/growbench.md").read_text()
+    for name, ends in recorded().items():
+        task = tasks.TASKS[name]
+        assert {end.key for end in ends} <= {runs.key_of(task, way, 1) for way in task.ways}
+        assert results.table(task, ends) in text
+
+
+def test_the_readme_says_what_was_recorded():
+    rows = {row.way.name: row for row in results.rows_of(tasks.TEXT, recorded()["text"])}
+    grown = rows["3 to 6 layers, copies between"]
+    readme = (ROOT / "README.md").read_text()
+    assert f"end with after {grown.ratio.value:.0%} of the FLOPs" in readme
+    assert f"{grown.without.value:.0%} of\n  the FLOPs are left" in readme
+    others = [row for row in rows.values() if not row.way.grows and row.seeds == grown.seeds]
+    assert len(others) >= 3 and all(
+        grown.loss + 3 * grown.error < row.loss - row.error for row in others
+    )
+
+
 def test_what_was_not_learned_has_a_bound_for_a_ratio():
     task = dataclasses.replace(SMALL_TASK, budgets=(1.0,), until=0.95)
     never, soon = ended(1.0, np.inf)._replace(asked=1.0), ended(0.1, 0.25, "grown")

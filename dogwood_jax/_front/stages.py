@@ -55,7 +55,8 @@ class Stage:
         strategy: how new units are filled in, as for ``dogwood_jax.plan``.
         depth: how new layers are filled in, as for ``dogwood_jax.plan``. By default outputs stay,
             which suits a network in use. If only the end of the training counts, copies between old
-            layers end lower, ``dogwood_jax.strategies.interpose()``: see the guide "Does it pay?".
+            layers end lower, ``dogwood_jax.strategies.interpose(scaled=True)``: see the guide
+            "Does it pay?".
         fields: what fields of the optimizer's state hold, as for ``dogwood_jax.grow_opt_state``.
 
     Raises:

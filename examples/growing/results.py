@@ -116,7 +116,8 @@ class Row(NamedTuple):
         error: its standard error.
         last: the mean loss over the last quarter of the positions.
         ratio: budget by the budget from scratch, both for the loss that from scratch ends with.
-        singles: the same for each seed alone.
+        second: the same by the second way from scratch, where the task has one.
+        singles: ``ratio`` for each seed alone.
         without: the ratio if the small network's training costs nothing.
     """
 
@@ -126,6 +127,7 @@ class Row(NamedTuple):
     error: float
     last: float
     ratio: Ratio
+    second: Ratio
     singles: tuple[Ratio, ...]
     without: Ratio
 
@@ -133,11 +135,13 @@ class Row(NamedTuple):
 def rows_of(task: Task, ends: Sequence[End]) -> list[Row]:
     """Returns a row for each way of a task, in the order of the ways."""
     by_way = {way.name: [end for end in ends if end.way == way.name] for way in task.ways}
-    scratch = by_way[task.ways[0].name]
-    return [_row(task, way, by_way[way.name], scratch) for way in task.ways]
+    bases = [by_way[way.name] for way in task.ways[: task.baselines]]
+    return [_row(task, way, by_way[way.name], *bases) for way in task.ways]
 
 
-def _row(task: Task, way: Way, ends: list[End], scratch: list[End]) -> Row:
+def _row(
+    task: Task, way: Way, ends: list[End], scratch: list[End], second: Sequence[End] = ()
+) -> Row:
     seeds = sorted({end.seed for end in ends})
     full = [end for end in ends if end.asked == max(task.budgets)]
     losses = [end.loss for end in full]
@@ -148,6 +152,7 @@ def _row(task: Task, way: Way, ends: list[End], scratch: list[End]) -> Row:
         float(np.mean(losses)) if losses else float("nan"),
         float(np.std(losses, ddof=1) / len(losses) ** 0.5) if len(losses) > 1 else float("nan"),
         float(np.mean([end.last for end in full])) if full else float("nan"),
+        nothing,
         nothing,
         (),
         nothing,
@@ -164,6 +169,9 @@ def _row(task: Task, way: Way, ends: list[End], scratch: list[End]) -> Row:
     single = [[end for end in ends if end.seed == seed] for seed in seeds]
     return row._replace(
         ratio=_at(target, curve(ends), scratch),
+        second=_at(curve(second)[1][-1], curve(ends), second)
+        if second and way not in task.ways[: task.baselines]
+        else nothing,
         singles=tuple(_at(target, curve(some), scratch) for some in single),
         without=_at(target, curve(ends), scratch, free=max(end.before for end in ends)),
     )
@@ -202,15 +210,14 @@ def _at(loss: float, grown: Curve, scratch: Sequence[End], free: float = 0.0) ->
 def table(task: Task, ends: Sequence[End]) -> str:
     """Returns a table in Markdown: a row for each way of a task, also for those not run."""
     measure = "budget until it is learned" if task.until else "test loss"
-    lines = [
-        f"| {task.name} | seeds | {measure} | last quarter | ratio | single seeds | "
-        "small network for nothing |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    heads = [task.name, "seeds", measure, "last quarter", "ratio", "single seeds"]
+    heads += ["small network for nothing"]
+    heads += [f"ratio to: {way.name}" for way in task.ways[1 : task.baselines]]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in rows_of(task, ends):
         cells = [row.way.name, str(row.seeds) if row.seeds else "not run"]
         if not row.seeds:
-            cells += [""] * 5
+            cells += [""] * (len(heads) - 2)
         else:
             if task.until:
                 own = [end.budget for end in ends if end.way == row.way.name]
@@ -222,6 +229,7 @@ def table(task: Task, ends: Sequence[End]) -> str:
             singles = sorted(row.singles)
             ranges = f"{singles[0]} to {singles[-1]}" if len(singles) > 1 else ""
             cells += [str(row.ratio), ranges, str(row.without) if row.way.grows else ""]
+            cells += [str(row.second)] * (task.baselines - 1)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -247,7 +255,9 @@ def picture(task: Task, ends: Sequence[End], ways: Sequence[Way] | None = None) 
         ranges = [[end.loss for end in group] for group in by_budget(own)]
         low, high = [min(some) for some in ranges], [max(some) for some in ranges]
         ax.fill_between(budgets, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
-    ax.set(xlabel="FLOPs, as a share of the full budget", ylabel="test loss", title=task.name)
+    seeds = len({end.seed for end in ends})
+    title = f"{task.name}: mean of {seeds} seeds, and their range" if seeds > 1 else task.name
+    ax.set(xlabel="FLOPs, as a share of the full budget", ylabel="test loss", title=title)
     if ax.lines:
         ax.legend()
     ax.grid(alpha=0.3)

@@ -92,6 +92,7 @@ class Task:
         until: the accuracy that is to be reached; the run ends there, and its budget is what
             counts. None if what counts is the loss for a budget.
         b2: the decay of second moments in Adam.
+        baselines: how many of the first ways are from scratch; one or two.
     """
 
     name: str
@@ -103,6 +104,7 @@ class Task:
     budgets: tuple[float, ...]
     until: float | None = None
     b2: float = 0.99
+    baselines: int = 1
 
     @property
     def large(self) -> nn.Module:

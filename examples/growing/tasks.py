@@ -85,10 +85,12 @@ TEXT = Task(
         wider("stream of 32 to 64, outputs kept", 0.12),
     ),
     budgets=(0.45, 0.6, 0.75, 1.0),
+    baselines=2,
 )
 LONG = dataclasses.replace(
     TEXT,
     name="text of 256",
+    baselines=1,
     load=lambda options, half: Text(half, options.text, context=256),
     ways=(
         scratch(decoder(6, context=256)),
@@ -130,9 +132,14 @@ HOPPING = Task(
         scratch(looker(4)),
         alone("1 layer", looker(1)),
         alone("2 layers", looker(2)),
-        grown("2 to 4 layers, copies between", looker(2), Size(looker(4), 0.11, depth=BETWEEN)),
-        grown("2 to 4 layers, copies on top", looker(2), Size(looker(4), 0.11, depth=STACK)),
-        grown("2 to 4 layers, silent", looker(2), Size(looker(4), 0.11)),
+        grown("2 to 4 layers, copies between", looker(2), Size(looker(4), 0.08, depth=BETWEEN)),
+        grown("2 to 4 layers, silent", looker(2), Size(looker(4), 0.08)),
+        grown(
+            "1 to 2 to 4 layers, copies between",
+            looker(1),
+            Size(looker(2), 0.01, depth=BETWEEN),
+            Size(looker(4), 0.08, depth=BETWEEN),
+        ),
     ),
     budgets=(1.0,),
     until=0.95,
