@@ -24,6 +24,7 @@ from dogwood_jax._heads.family import Heads
 from dogwood_jax._plan.decide import decide
 from dogwood_jax._plan.request import Request
 from dogwood_jax._plan.sized_names import check_names
+from dogwood_jax._plan.sizes import named_sizes
 from dogwood_jax._rotary.between import Rotary
 from dogwood_jax._widths.widths import Widths
 from dogwood_jax.strategies import DepthStrategy, Strategy
@@ -179,6 +180,8 @@ def plan(
         if target_apply is None:
             paths = [leaf.path for leaf in widths.leaves]
             expect_arrays("plan", "target", target, shapes, paths)
+    elif sizes is not None and keep is None and merge is None:
+        _expect_other(widths, sizes)
     layers: dict[Any, Any] = {}
     if keep is not None:
         numbered = layers_of(widths)
@@ -208,5 +211,13 @@ def plan(
     is_other = growth.changes or growth.insertions or growth.layers
     if is_other or keep is not None or merge is not None:  # all units may stay
         return growth
-    asked = ", ".join(f"{name} has {size} units already" for name, size in (sizes or {}).items())
-    raise ValueError(f"plan: nothing grows: {asked or 'all sizes stay what they are'}")
+    raise ValueError("plan: nothing grows: all sizes stay what they are")
+
+
+def _expect_other(widths: Widths, sizes: Mapping[Any, int]) -> None:
+    """Raises if sizes are those that widths have, before anything is evaluated."""
+    problems: list[str] = []
+    named = named_sizes(widths, sizes, problems)
+    if named and not problems and all(widths[name].size == n for name, n in named.items()):
+        already = ", ".join(f"{name} has {n} units already" for name, n in named.items())
+        raise ValueError(f"plan: nothing grows: {already}")
