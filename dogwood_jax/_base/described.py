@@ -83,6 +83,11 @@ def is_nnx_optimizer(value: Any) -> bool:
     return not isinstance(value, type) and is_a(value, "Optimizer", "flax.nnx")
 
 
+def is_train_state(value: Any) -> bool:
+    """Whether a value holds parameters and an optimizer's state, as Flax's ``TrainState``."""
+    return hasattr(value, "opt_state") and hasattr(value, "params")
+
+
 def is_optimizer(value: Any) -> bool:
     """Whether a value is an optimizer as of Optax."""
     if isinstance(value, type) or library_of(value) is not None or is_a(value, "Rngs", "flax.nnx"):

@@ -8,7 +8,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dogwood_jax._base.arguments import is_integer
-from dogwood_jax._base.described import described, first_line, holds_arrays, library_of
+from dogwood_jax._base.described import (
+    described,
+    first_line,
+    holds_arrays,
+    is_train_state,
+    library_of,
+)
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, is_array
 
@@ -67,7 +73,7 @@ def _mistakes(
     is_linen = library_of(module) == "Flax Linen"
     if is_linen and getattr(function, "__name__", "") == "init":
         yield f"{name} is module.init, which makes variables; pass module.apply"
-    elif hasattr(variables, "opt_state") and hasattr(variables, "params"):
+    elif is_train_state(variables):
         yield (
             f"variables is {described(variables)}; pass the network's own arrays, "
             '{"params": state.params}, or state.params if the function takes these'

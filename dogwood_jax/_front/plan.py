@@ -14,7 +14,7 @@ from dogwood_jax._base.arguments import (
     expect_arrays,
     expect_given,
 )
-from dogwood_jax._base.described import described
+from dogwood_jax._base.described import described, is_train_state
 from dogwood_jax._base.problems import Refused
 from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path
 from dogwood_jax._depth.removed import layers_of, without_layers_of
@@ -169,7 +169,7 @@ def plan(
         )
     if target is not None:
         shapes = arrays_of(leaves_by_path(target))
-        if hasattr(target, "opt_state") and hasattr(target, "params"):
+        if is_train_state(target):
             if not any(leaf.path.startswith("opt_state/") for leaf in widths.leaves):
                 raise TypeError(
                     f"plan: target must be like the network's variables, got {described(target)} "
@@ -215,7 +215,7 @@ def plan(
 
 
 def _expect_other(widths: Widths, sizes: Mapping[Any, int]) -> None:
-    """Raises if sizes are those that widths have, before anything is evaluated."""
+    """Raises if all sizes are those of today, before anything is evaluated."""
     problems: list[str] = []
     named = named_sizes(widths, sizes, problems)
     if named and not problems and all(widths[name].size == n for name, n in named.items()):

@@ -155,8 +155,8 @@ def by_name(
 ) -> Iterator[tuple[str, Any]]:
     """Yields the name of each width, and what is asked of the width.
 
-    A width is named by its name, by a place ``(path, axis)``, or by the path of an array of which
-    it is the only width.
+    A key is the name of a width, a place ``(path, axis)``, or the path of an array in which no
+    other width can grow.
     """
     for place, value in asked.items():
         is_place = isinstance(place, tuple) and len(place) == 2
@@ -164,17 +164,11 @@ def by_name(
             if is_place:
                 width = widths.of(*place)
             else:
-                is_array = place not in widths and has_array(widths, place)
-                width = widths.within(place) if is_array else widths[place]
+                is_array = isinstance(place, str) and bool(widths.leaves_at(place))
+                width = widths[place] if place in widths or not is_array else widths.within(place)
             yield width.name, value
         except KeyError as error:
             problems.append(str(error.args[0]))
-
-
-def has_array(widths: Widths, path: Any) -> bool:
-    """Whether a network has an array at a path, with or without its leading collection."""
-    paths = (leaf.path for leaf in widths.leaves)
-    return isinstance(path, str) and any(f"/{p}".endswith(f"/{path}") for p in paths)
 
 
 def named_sizes(widths: Widths, sizes: Mapping[Any, int], problems: list[str]) -> dict[str, int]:

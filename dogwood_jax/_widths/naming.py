@@ -31,8 +31,7 @@ def names_of(
     label_attention(trace, roles)
     _note_factors_of_size_1(trace)
     _label_groups(roles)
-    names, former = (_names(paths, roles, trace, is_former=old) for old in (False, True))
-    former = {dim: name for dim, name in former.items() if name != names[dim]}
+    names, former = _names(paths, roles, trace)
     _note_scores_of_one_unit(names)
     _note_units_that_never_learn(roles, trace)
     for spot in roles.tied():
@@ -166,10 +165,8 @@ def _note_units_that_never_learn(roles: Roles, trace: Trace) -> None:
             )
 
 
-def _names(
-    paths: list[str], roles: Roles, trace: Trace, *, is_former: bool = False
-) -> dict[Dim, str]:
-    """Names every width by the module that first produces it.
+def _names(paths: list[str], roles: Roles, trace: Trace) -> tuple[dict[Dim, str], dict[Dim, str]]:
+    """Names every width by the module that first produces it; see ``names_of``.
 
     If some kernel of the module has no part in the width, as in the parameters of a whole block,
     the name says which array produces it. It did not in version 0.2.0.
@@ -186,7 +183,9 @@ def _names(
         return (-roles.produces(spot), not random, order, spot.leaf, spot.axis, spot.start)
 
     names: dict[Dim, str] = {}
+    former: dict[Dim, str] = {}
     taken: set[str] = set()
+    taken_formerly: set[str] = set()
     best = {atom: min(spots, key=rank) for atom, spots in places.items()}
     # A module that produces one width gives it its name.
     produced = Counter(
@@ -209,30 +208,36 @@ def _names(
         owner = "/".join(_common([m.split("/") for m in modules])) or module
         within = [s.atom for s in roles.spots[spot.leaf, spot.axis]]
         position = f"{spot.axis}" if len(within) == 1 else f"{spot.axis}.{within.index(atom)}"
-        label = label_of(atom)
-        if is_former:
-            whole, label = module, HEAD_DIM if label == VALUE_DIM else label
-        else:
-            own = {s.leaf for s in places[atom]}
-            is_whole = kernels.get(module, set()) <= own or any(
-                inside_of(paths[i]) in {f"{module}/{kernel}" for kernel in _KERNELS} for i in own
-            )
-            whole = module if is_whole else inside_of(path)
-        choices = [
-            *([whole] if alone else []),
-            *([f"{owner}[{label}]"] if label else []),
+        label, own = label_of(atom), {s.leaf for s in places[atom]}
+        is_whole = kernels.get(module, set()) <= own or any(
+            inside_of(paths[i]) in {f"{module}/{kernel}" for kernel in _KERNELS} for i in own
+        )
+        rest = [
             f"{module}[{position}]",
             f"{path.removeprefix('params/')}[{position}]",
             f"{path}[{position}]",
         ]
-        name = next(c for c in choices if c not in taken)
-        taken.add(name)
-        names[atom] = name
+        whole = module if is_whole else inside_of(path)
+        choices = [*([whole] if alone else []), *([f"{owner}[{label}]"] if label else []), *rest]
+        names[atom] = _first_free(choices, taken)
+        label = HEAD_DIM if label == VALUE_DIM else label
+        choices = [*([module] if alone else []), *([f"{owner}[{label}]"] if label else []), *rest]
+        old = _first_free(choices, taken_formerly)
+        if old != names[atom]:
+            former[atom] = old
     first_use = {
         atom: min(trace.uses.get(spot.leaf, Use(spot.leaf)).order for spot in spots)
         for atom, spots in places.items()
     }
-    return dict(sorted(names.items(), key=lambda item: (bool(item[0].fixed), first_use[item[0]])))
+    in_order = sorted(names.items(), key=lambda item: (bool(item[0].fixed), first_use[item[0]]))
+    return dict(in_order), former
+
+
+def _first_free(choices: Iterable[str], taken: set[str]) -> str:
+    """Returns the first name that is not taken, and takes it."""
+    name = next(choice for choice in choices if choice not in taken)
+    taken.add(name)
+    return name
 
 
 def _common(paths: Sequence[Sequence[str]]) -> list[str]:

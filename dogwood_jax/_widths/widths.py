@@ -377,15 +377,19 @@ class Widths(Mapping[str, Width]):
             raise KeyError(f"{path!r} is an array of the widths {[*names]}: name one of these")
         return self[inner[0]]
 
+    def leaves_at(self, path: str) -> list[Leaf]:
+        """Returns the array at a path, or those at it behind some collection (``params/``)."""
+        return [leaf for leaf in self.leaves if leaf.path == path] or [
+            leaf for leaf in self.leaves if leaf.path.endswith(f"/{path}")
+        ]
+
     def leaf(self, path: str) -> Leaf:
         """Returns the array at a path, with or without its leading collection (``params/``).
 
         Raises:
             KeyError: if there is none, or the shortened path fits several; names the closest.
         """
-        found = [leaf for leaf in self.leaves if leaf.path == path] or [
-            leaf for leaf in self.leaves if leaf.path.endswith(f"/{path}")
-        ]
+        found = self.leaves_at(path)
         if len(found) > 1:
             raise KeyError(f"{path!r} may be any of {[leaf.path for leaf in found]}: say which")
         if not found:

@@ -24,6 +24,7 @@ import dogwood_jax as dw
 from dogwood_jax._base.command import WholeNames, answered, show
 from dogwood_jax._base.tables import table
 from dogwood_jax._base.trees import leaves_by_path
+from dogwood_jax._widths.naming import module_of
 from dogwood_jax.keras_h5 import (
     KerasFileError,
     inspect,
@@ -122,16 +123,11 @@ def _inspect(options: argparse.Namespace) -> str:
     _, _, widths = _traced(options.path)
     rows = [("width", "units", "needs", "grows along")]
     for width in _growable(widths):
-        layers = dict.fromkeys(_layer(occurrence.path) for occurrence in width.occurrences)
+        layers = dict.fromkeys(module_of(occurrence.path) for occurrence in width.occurrences)
         others = [layer for layer in layers if layer != width.name]
         needs = "--interface" if width.interface else ""
         rows.append((width.name, str(width.size), needs, ", ".join(others)))
     return table(rows)
-
-
-def _layer(path: str) -> str:
-    """Returns the layer that an array belongs to."""
-    return path.partition("/")[2].rpartition("/")[0]
 
 
 def _growable(widths: dw.Widths) -> list[dw.Width]:
@@ -175,8 +171,8 @@ def _checked(apply: Any, variables: Any, wide: Any, growth: dw.Growth) -> str:
         return f"predictions change, because --strategy {strategy} does not keep them"
     if apply is None:
         return (
-            "predictions stay, because no weight reads new units yet (not checked: a file of "
-            "weights does not say what the model computes)"
+            "predictions stay, as far as the strategy tells (not checked: a file of weights does "
+            "not say what the model computes)"
         )
     inputs = growth.widths.network.inputs if growth.widths.network else ()
     found = dw.verify(apply, variables, apply, wide, *inputs, growth=growth)
