@@ -94,7 +94,7 @@ if TYPE_CHECKING:
     from dogwood_jax._widths.trace import trace
     from dogwood_jax._widths.widths import Leaf, Occurrence, Recipe, Width, Widths
 
-__version__ = "0.2.0"
+__version__ = "0.3.0.dev0"
 
 
 __all__ = [

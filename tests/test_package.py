@@ -132,6 +132,22 @@ def test_the_version_is_that_of_the_installed_package():
     assert dw.__version__ == installed
 
 
+def test_the_changelog_has_the_version():
+    changelog = Path(__file__).parents[1] / "CHANGELOG.md"
+    first = re.search(r"^## \[(.*?)\]", changelog.read_text(), re.M)
+    assert first[1] == ("Unreleased" if "dev" in dw.__version__ else dw.__version__)
+
+
+def test_a_release_whose_tag_is_not_the_version_is_refused():
+    script = Path(__file__).parents[1] / ".ci" / "release"
+    if not script.is_file():
+        pytest.skip("the script that makes a release is not beside the tests")
+    run = subprocess.run(["bash", script, "v99.0.0"], capture_output=True, text=True)
+    assert run.returncode == 1
+    assert f"- the tag says 99.0.0, dogwood_jax/__init__.py says {dw.__version__}" in run.stderr
+    assert "- the commit that is checked out has no tag v99.0.0: git tag -a v99.0.0" in run.stderr
+
+
 def test_the_package_says_that_it_is_typed():
     assert (Path(dw.__file__).parent / "py.typed").is_file()
 
