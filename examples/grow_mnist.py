@@ -5,6 +5,7 @@ networks that had the larger size from the start: first with 1 and 2 hidden unit
 notebook this follows, then with 32 and 128.
 """
 
+import csv
 import functools
 import math
 import time
@@ -168,6 +169,10 @@ def largest_change(old: Variables, new: Variables, images: np.ndarray) -> float:
     return float(jnp.max(jnp.abs(apply(new, x) - apply(old, x))))
 
 
+SEEN = (
+    "Growing changes no old unit. New units learn if their incoming weights begin random and their"
+    " outgoing ones zero (zero_outgoing). A unit that is all zero never learns (zeros)."
+)
 COLORS = {
     "from scratch": "black",
     "widened: zero_outgoing": "tab:blue",
@@ -179,13 +184,20 @@ def picture(experiments: Sequence[Experiment], epochs: int) -> Any:
     """Returns a figure of the units' incoming weights and of the learning curves."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(16, 4 * len(experiments)), layout="constrained")
-    rows = figure.subfigures(len(experiments), 2, width_ratios=(3, 2), squeeze=False)
+    columns = max(len(experiment.networks) for experiment in experiments)
+    figure = Figure(figsize=(2.6 * columns + 7, 3.8 * len(experiments)), layout="constrained")
+    figure.suptitle(SEEN, fontsize=11)
+    rows = figure.subfigures(len(experiments), 2, width_ratios=(2.6 * columns, 7), squeeze=False)
     for (left, right), experiment in zip(rows, experiments, strict=True):
-        kernels = {name: kernel_of(variables) for name, variables in experiment.networks.items()}
-        axes = left.subplots(1, len(kernels), squeeze=False)[0]
-        for ax, (name, kernel) in zip(axes, kernels.items(), strict=True):
-            plotting.units(kernel, ax=ax).set_title(name, fontsize=10)
+        panels = left.subplots(1, columns, squeeze=False)[0]
+        for ax in panels:
+            ax.axis("off")
+        for ax, (name, variables) in zip(panels, experiment.networks.items(), strict=False):
+            ax.axis("on")
+            plotting.units(kernel_of(variables), ax=ax).set_title(name, fontsize=10)
+            # All panels are equally large, however many tiles are in each.
+            ax.set_adjustable("datalim")
+            ax.set_box_aspect(1)
         units, wide_units = experiment.rows[0].units, experiment.rows[-1].units
         ax = right.subplots()
         curves = {name: experiment.curves[name] for name in COLORS if name in experiment.curves}
@@ -193,6 +205,14 @@ def picture(experiments: Sequence[Experiment], epochs: int) -> Any:
         plotting.curves(curves, grown_at=epochs, ylabel="test accuracy", ax=ax)
         ax.set_title(f"{units} hidden unit{'s' * (units > 1)}, then {wide_units}; one seed")
     return figure
+
+
+def write_table(experiments: Sequence[Experiment], out: Path) -> None:
+    """Writes all rows, as text as they were printed, and as CSV with all digits."""
+    rows = [row for experiment in experiments for row in experiment.rows]
+    (out / "grow_mnist.txt").write_text("\n".join([HEADER, *map(str, rows)]) + "\n")
+    with open(out / "grow_mnist.csv", "w", newline="") as file:
+        csv.writer(file).writerows([Row._fields, *rows])
 
 
 def main(arguments: list[str] | None = None) -> list[Experiment]:
@@ -215,6 +235,7 @@ def main(arguments: list[str] | None = None) -> list[Experiment]:
             )
             for units, wide_units, strategies in sizes
         ]
+    write_table(experiments, options.out)
     picture(experiments, options.epochs).savefig(options.out / "grow_mnist.png", dpi=150)
     print(f"written to {options.out}: {', '.join(sorted(p.name for p in options.out.iterdir()))}")
     return experiments

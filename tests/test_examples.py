@@ -1,5 +1,6 @@
 """The examples, on fewer digits and for one epoch, and the README's own code."""
 
+import csv
 import dataclasses
 import io
 import itertools
@@ -338,12 +339,35 @@ def test_files_and_picture_are_written(grown):
         "2_units_zero_outgoing.h5",
         "2_units_zeros.h5",
         "32_units.h5",
+        "grow_mnist.csv",
         "grow_mnist.png",
+        "grow_mnist.txt",
     ]
     wide = keras_h5.load(out / "128_units_zero_outgoing.h5")
     expected = experiments[1].networks["widened: zero_outgoing"]
     np.testing.assert_array_equal(grow_mnist.kernel_of(wide), grow_mnist.kernel_of(expected))
     assert (out / "grow_mnist.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_table_is_written_as_text_and_as_csv(grown):
+    experiments, out = grown
+    rows = [row for experiment in experiments for row in experiment.rows]
+    lines = (out / "grow_mnist.txt").read_text().splitlines()
+    assert lines == [grow_mnist.HEADER, *map(str, rows)]
+    with open(out / "grow_mnist.csv", newline="") as file:
+        written = list(csv.DictReader(file))
+    assert [tuple(row.values()) for row in written] == [
+        tuple("" if value is None else str(value) for value in row) for row in rows
+    ]
+    assert {*written[0]} == {*grow_mnist.Row._fields}
+
+
+def test_panels_of_units_are_equally_large(grown):
+    figure = grow_mnist.picture(grown[0], 1)
+    figure.draw_without_rendering()
+    sizes = [ax.get_window_extent().size for ax in figure.axes if ax.images]
+    assert len(sizes) == 5 + 3
+    np.testing.assert_allclose(sizes, [sizes[0]] * len(sizes), rtol=0.01)
 
 
 def test_the_table_has_a_row_for_each_stage_as_it_ends(few_digits, tmp_path, capsys):
