@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import itertools
+import json
 import re
 import signal
 import subprocess
@@ -692,74 +693,38 @@ def test_what_is_missing_is_said_in_a_line(tmp_path, monkeypatch, capsys):
 # README.md ----------------------------------------------------------------------------------------
 
 
-# What a reader of each recipe has: by what the recipe begins with.
-CONTEXTS = {
-    "widths = dw.trace(small.apply": """
-from flax import linen as nn
-mlp = lambda units: nn.Sequential([nn.Dense(units), nn.relu, nn.Dense(10)])
-small, large, key, x = mlp(8), mlp(16), jax.random.key(0), jax.numpy.ones((2, 4))
-variables = small.init(key, x)
-""",
-    "widths = dw.nnx.trace": """
-import optax
-from flax import nnx
-class MLP(nnx.Module):
-    def __init__(self, units, rngs):
-        self.up, self.down = nnx.Linear(4, units, rngs=rngs), nnx.Linear(units, 2, rngs=rngs)
-    def __call__(self, x):
-        return self.down(nnx.relu(self.up(x)))
-module = MLP(8, nnx.Rngs(0))
-optimizer = nnx.Optimizer(module, dw.growable(optax.adam(1e-3)), wrt=nnx.Param)
-""",
-    "def apply(module, x)": """
-import equinox as eqx
-module = eqx.nn.MLP(4, 2, 8, 1, key=key)
-""",
-    "module, variables = dw.keras_h5": f"""
-import shutil
-shutil.copy({str(ROOT / "tests/data/keras_layouts/keras_3.15.1.keras")!r}, "model.keras")
-x = jax.numpy.ones((2, 3, 2))
-""",
-    "silent = ": """
-x = jax.numpy.ones((2, 4))
-variables = mlp(8).init(key, x)
-variables["params"]["layers_2"]["kernel"] -= 10  # all logits of an example are low
-widths = dw.trace(mlp(8).apply, variables, x)
-""",
-    "tx = dw.growable": """
-import optax
-variables = mlp(8).init(key, x)
-growth = dw.plan(dw.trace(mlp(8).apply, variables, x), {"layers_0": 16})
-""",
-    "from dogwood_jax.training": """
-def apply(params, x):
-    return jax.nn.relu(x @ params["hidden"]) @ params["out"]
-variables = {"hidden": jax.numpy.ones((4, 8)), "out": jax.numpy.ones((8, 3))}
-data = jax.numpy.ones((64, 4)), jax.numpy.zeros(64, int)
-""",
-}
 # What is said of a recipe beside its code.
 CLAIMS = {
     "silent = ": """
-grown = nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(11)])
+grown = nn.Sequential([nn.Dense(128), nn.relu, nn.Dense(11)])
 assert (grown.apply(wide, x).argmax(-1) < 10).all(), "the new class is predicted"
 """,
+    "import equinox": "assert wide.layers[0].out_features == 256",
 }
+EACH_ALONE = """
+import json, sys
+code, recipes = json.load(sys.stdin)
+after = {}
+exec(code, after)
+for recipe in recipes:
+    exec(recipe, dict(after))
+"""
 
 
-def test_the_code_of_the_readme_runs(tmp_path):
+def test_each_recipe_of_the_readme_runs_after_its_first_block(tmp_path):
     # In a process of its own: the tests' strict mode is not what a reader of the README has.
     code, *recipes = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    parts = [code]
-    for recipe in recipes:
-        if recipe.startswith("model = dw.keras"):  # test_keras runs it, where Keras is installed
-            continue
-        (context,) = (text for start, text in CONTEXTS.items() if recipe.startswith(start))
-        claims = [text for start, text in CLAIMS.items() if recipe.startswith(start)]
-        parts += [context, recipe, *claims]
-        assert len(recipe.splitlines()) <= 8
+    # test_keras runs those with Keras, where it is installed.
+    recipes = [recipe for recipe in recipes if "keras" not in recipe]
+    for start, claim in CLAIMS.items():
+        (index,) = (i for i, recipe in enumerate(recipes) if recipe.startswith(start))
+        recipes[index] += claim
     run = subprocess.run(
-        [sys.executable, "-c", "\n".join(parts)], capture_output=True, text=True, cwd=tmp_path
+        [sys.executable, "-c", EACH_ALONE],
+        input=json.dumps([code, recipes]),
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
     )
     assert run.returncode == 0, run.stderr
     (difference, *_) = re.findall(r"largest difference (\S+) ", run.stdout)
