@@ -384,6 +384,22 @@ def test_layers_of_the_target_alone_ask_for_its_function(small):
         dw.plan(small[1], target=target)
 
 
+def test_a_placement_that_fits_no_shape_does_not_hide_why_a_growth_is_refused():
+    def apply(activation, variables, x):
+        for layer in variables["layers"]:
+            x = activation(x @ layer)
+        return x @ variables["out"]
+
+    def layers(count, units):
+        shapes = [(4, units), *((units, units) for _ in range(count - 1))]
+        return {"layers": [jnp.ones(shape) for shape in shapes], "out": jnp.ones((units, 2))}
+
+    relu, gelu = (functools.partial(apply, f) for f in (jax.nn.relu, jax.nn.gelu))
+    widths = dw.trace(relu, layers(2, 4), jnp.ones((3, 4)))
+    with pytest.raises(ValueError, match="grow them first, or insert the layers first"):
+        dw.plan(widths, target=layers(3, 8), target_apply=gelu)
+
+
 def normed(stream, hidden=1e-3):
     """A network with a norm over its stream and another one in every layer."""
 

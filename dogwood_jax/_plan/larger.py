@@ -191,8 +191,15 @@ def read_larger(
                 ) from error
         return traced[arrays]
 
-    ways = (_with_insertions(widths, shapes, found, larger) for found in placed)
-    return replace(next(ways), others=(replace(way, is_unlikely=True) for way in ways))
+    def others() -> Iterator[Larger]:
+        for found in placed:
+            try:
+                other = _with_insertions(widths, shapes, found, larger)
+            except ValueError:  # what speaks against the first is what is told
+                continue
+            yield replace(other, is_unlikely=True)
+
+    return replace(_with_insertions(widths, shapes, next(placed), larger), others=others())
 
 
 def _with_insertions(
