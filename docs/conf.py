@@ -16,7 +16,11 @@ extensions = [
 exclude_patterns = ["_build"]
 html_theme = "sphinx_book_theme"
 html_title = "dogwood_jax"
-html_theme_options = {"show_navbar_depth": 2, "show_toc_level": 2}
+html_theme_options = {
+    "show_navbar_depth": 2,
+    "show_toc_level": 2,
+    "navbar_persistent": [],  # one search field, that of the sidebar
+}
 
 # Every guide is a notebook in text, and runs at every build.
 nb_execution_mode = "force"

@@ -152,13 +152,39 @@ def test_the_package_says_that_it_is_typed():
     assert (Path(dw.__file__).parent / "py.typed").is_file()
 
 
+ROOT = Path(__file__).parents[1]
+needs_docs = pytest.mark.skipif(
+    not (ROOT / "docs").is_dir(), reason="the documentation is not beside the tests"
+)
+
+
+@needs_docs
 def test_every_public_name_is_in_the_reference():
-    folder = Path(__file__).parents[1] / "docs" / "api"
-    if not folder.is_dir():
-        pytest.skip("the documentation is not beside the tests")
-    text = "\n".join(path.read_text() for path in folder.glob("*.md"))
+    text = "\n".join(path.read_text() for path in (ROOT / "docs/api").glob("*.md"))
     listed = {name.rpartition(".")[2] for name in re.findall(r"auto\w+:: (\S+)", text)}
     # Layout is one of the three that are listed.
     assert {*dw.__all__} - {module.__name__.rpartition(".")[2] for module in SUBMODULES} - {
         "Layout"
     } <= listed
+
+
+@needs_docs
+def test_code_of_the_documentation_is_narrow():
+    """A page shows 85 columns of code; what is behind them has to be scrolled to."""
+    wide = []
+    for path in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
+        text = path.read_text()
+        cells = re.findall(r"^```(?:python|\{code-cell\}.*)\n(.*?)^```$", text, re.M | re.S)
+        lines = "".join(cells).splitlines()
+        wide += [f"{path.name}: {line}" for line in lines if len(line) > 85]
+    assert wide == []
+
+
+@needs_docs
+def test_the_start_page_lists_the_guides_in_the_order_of_the_sidebar():
+    text = (ROOT / "docs/index.md").read_text()
+    listed = re.findall(r"\]\(([\w/]+)\.md\)", text.partition("## Guides")[2].partition("##")[0])
+    sidebar = re.findall(
+        r"^([\w/]+)$", "".join(re.findall(r"```\{toctree\}(.*?)```", text, re.S)), re.M
+    )
+    assert listed == sidebar
