@@ -16,6 +16,8 @@ extensions = [
 exclude_patterns = ["_build"]
 html_theme = "sphinx_book_theme"
 html_title = "dogwood_jax"
+html_static_path = ["_static"]
+html_css_files = ["narrow.css"]
 html_theme_options = {
     "show_navbar_depth": 2,
     "show_toc_level": 2,
