@@ -31,7 +31,7 @@ nb_execution_raise_on_error = True
 nb_merge_streams = True
 # Threads of Orbax log there; what a guide has to say, it prints.
 nb_output_stderr = "remove"
-# In a quick build, -D nb_execution_mode=off, no kernel says in which language cells are.
+# A quick build, -D nb_execution_mode=off, has no kernel that says what cells are in.
 suppress_warnings = ["myst-nb.lexer"]
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
