@@ -344,9 +344,14 @@ REFUSED = {
         Transformer(2, scan=True),
         Transformer(4, scan=True, scale=2.0),
         WORDS,
-        "mul is applied where the old network does something else; it computes with 2",
+        "mul is applied where the old network does something else\n  it computes with 2",
     ),
-    "shallower": (Transformer(2), Transformer(1), WORDS, "block_1/down/kernel: not in the target"),
+    "shallower": (
+        Transformer(2),
+        Transformer(1),
+        WORDS,
+        r"block_1/\{down,up\}/\{bias,kernel\}: not in the target",
+    ),
     "shallower stack": (
         Transformer(3, scan=True),
         Transformer(2, scan=True),

@@ -364,7 +364,7 @@ class Secret(Fixed):
 
 REFUSED = {
     "no width 'down'.*closest": lambda: dw.keras.grow(mlp(), {"down": 9}),
-    "up: 5 units are fewer than today's 6": lambda: dw.keras.grow(mlp(), {"up": 5}),
+    "5 units are fewer than today's 6": lambda: dw.keras.grow(mlp(), {"up": 5}),
     "out: is a dimension of an input or output": lambda: dw.keras.grow(mlp(), {"out": 3}),
     "block: no numbers in the config of Fixed make up/kernel .4, 9. in place of .4, 7.*target=": (
         lambda: dw.keras.grow(

@@ -157,7 +157,10 @@ def test_the_optimizer_follows_into_a_deeper_network(small):
     copies = {"params": grown.z}
     both = jax.jit(SMALL.apply), {"params": state.z}, jax.jit(larger.apply), copies
     assert dw.compare(*both, TOKENS).relative < 1e-5
-    with pytest.raises(ValueError, match="params/block_2/.*missing in variables=, expected shape"):
+    with pytest.raises(
+        ValueError,
+        match=r"pass the variables that have grown(.|\n)*and \d+ more: .*params/block_2/",
+    ):
         dw.grow_opt_state(state, growth, tx, variables=variables)
 
 
@@ -379,7 +382,7 @@ def test_the_epsilon_of_the_larger_model_tells_how_it_is_filled():
 def test_layers_of_the_target_alone_ask_for_its_function(small):
     target = jax.eval_shape(Transformer(blocks=3).init, jax.random.key(2), TOKENS)
     with pytest.raises(
-        ValueError, match="only in the target(.|\n)*pass its function .* as target_apply="
+        ValueError, match="pass its function .* as target_apply=(.|\n)*only in the target"
     ):
         dw.plan(small[1], target=target)
 
@@ -543,7 +546,7 @@ def test_numbers_beside_new_layers_are_compared_too():
 
     widths = dw.trace(apply, network(1, 4), jnp.ones((2, 3)))
     assert dw.plan(widths, target=network(2, 4), target_apply=apply).sizes == {}
-    message = "insert the layers first, each in a growth of its own; it computes with 6, which"
+    message = "insert the layers first, each in a growth of its own\n  it computes with 6, which"
     with pytest.raises(ValueError, match=message):
         dw.plan(widths, target=network(2, 6), target_apply=apply)
     assert dw.plan(widths, target=network(1, 6), target_apply=apply).changes

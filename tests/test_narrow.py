@@ -187,5 +187,7 @@ def test_fewer_layers_with_names_of_their_own_are_told():
     (deep, shapes), (flat, fewer) = network(4), network(2)
     widths = dw.trace(deep, shapes, jnp.ones((2, 3)))
     for options in ({}, {"target_apply": flat}):
-        with pytest.raises(ValueError, match="growing never drops arrays: if the target is to"):
+        with pytest.raises(
+            ValueError, match="if the target is to have fewer layers, say which ones stay"
+        ):
             dw.plan(widths, target=fewer, **options)

@@ -255,7 +255,7 @@ def test_refuses_other_structures(images: jax.Array) -> None:
         def __init__(self) -> None:
             self.conv = nnx.Linear(3, 9, rngs=nnx.Rngs(0))
 
-    with pytest.raises(ValueError, match=r"up/kernel: not in the target"):
+    with pytest.raises(ValueError, match=r"\{up,down\}/\{kernel,bias\}: not in the target"):
         dw.nnx.plan(dw.nnx.trace(trained(6, 10, seed=0), images), target=Other())
 
 
@@ -330,9 +330,11 @@ def test_what_nothing_shows_is_refused() -> None:
         dw.nnx.plan(widths, target=Told(6, nnx.Rngs(1))),
         dw.nnx.plan(widths, {"up": 6}),
     ):
-        with pytest.raises(ValueError, match="Told says hidden=4, .*; pass the larger module"):
+        with pytest.raises(ValueError, match="Told says hidden=4, .*\n  pass the larger module"):
             dw.nnx.grow(told, growth, key=jax.random.key(0))
-    with pytest.raises(ValueError, match="cannot narrow this module:\n.*make the smaller module"):
+    with pytest.raises(
+        ValueError, match="cannot narrow this module:(.|\n)*make the smaller module"
+    ):
         dw.nnx.narrow(told, widths, keep)
     smaller = Told(2, nnx.Rngs(2))
     with pytest.warns(UserWarning, match="outputs move by"):
@@ -439,7 +441,7 @@ def test_calls_of_0_2_0_warn_and_do_the_same() -> None:
 def test_a_larger_module_that_starts_with_zeros_needs_a_key(images: jax.Array) -> None:
     small, wide = trained(6, 10, seed=0), trained(9, 17, seed=1)
     wide.up.kernel = nnx.Param(jnp.zeros((9 * 16, 17)))
-    with pytest.raises(ValueError, match="up/kernel: zero in the larger model .*; pass key="):
+    with pytest.raises(ValueError, match="up/kernel: zero in the larger model .*\n  pass key="):
         grown_into(small, wide, images)
     _, grown = grown_into(small, wide, images, key=jax.random.key(3))
     assert not (grown.up.kernel[..., 10:] == 0).all()

@@ -79,11 +79,13 @@ def test_repeated_layers_and_modules_share_rows() -> None:
     assert legend == f"by axis, for each width; {free}; {zero})"
     with pytest.raises(ValueError) as error:
         dw.plan(widths, {f"block_{i}/up": 5 for i in range(4)})
-    lines = str(error.value).splitlines()
-    assert [line.partition(";")[0] for line in lines] == [
-        "cannot plan this growth:",
-        "- block_{0..2}/up: 5 units are fewer than today's 7",
-        "- block_3/up: 5 units are fewer than today's 8",
+    what, ask = "cannot plan this growth:", "say which units stay, keep={name: [0, 2, ...]}, "
+    assert str(error.value).splitlines() == [
+        what,
+        f"- block_{{0..2}}/up: {ask}or use dw.narrow",
+        "  5 units are fewer than today's 7, and growing never drops any",
+        f"- block_3/up: {ask}or use dw.narrow",
+        "  5 units are fewer than today's 8, and growing never drops any",
     ]
 
 

@@ -388,7 +388,7 @@ def two_sines() -> Case:
 REFUSED = {
     "a number in one of two sines": (
         two_sines(),
-        r"random\(\) grows (.|\n)*larger model's numbers; it occurs in w\[1\], out\[0\]",
+        r"random\(\) grows (.|\n)*larger model's numbers\n  it occurs in w\[1\], out\[0\]",
     ),
     "rotary": (attention(rotated(in_halves, of_all_pairs)), "keep rotary_dim or begin with the"),
     "rotary, interleaved": (attention(rotated(interleaved, of_all_pairs)), "not seen to stay"),

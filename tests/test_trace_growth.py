@@ -272,6 +272,17 @@ def test_widths_that_need_different_strategies_grow_together() -> None:
         dw.plan(widths, {"up": 8})
 
 
+def test_an_array_names_no_width_that_is_a_factor_of_its_axis() -> None:
+    def apply(params: Any, x: Any) -> Any:
+        y = (x @ params["up"]).reshape(x.shape[0], 2, -1)[:, ::-1]
+        return y.reshape(x.shape[0], -1) @ params["down"]
+
+    widths = dw.trace(apply, {"up": f64(4, 6), "down": f64(6, 2)}, data(3, 4))
+    with pytest.raises(ValueError, match=r"'up\[1.0\]', 'up\[1.1\]'\]: name one of these"):
+        dw.plan(widths, {"up": 8})
+    assert dw.plan(widths, {"up[1.1]": 4}).sizes["up[1.1]"] == 4
+
+
 @functools.cache
 def grown_at_once(name: str) -> tuple[Model, dw.Growth]:
     """Returns the larger model, all of whose widths have grown, and the growth to it."""

@@ -31,8 +31,8 @@ STRATEGIES = {
     "random": dw.strategies.random(),
 }
 WAY_OUT = re.compile(
-    r"(?:use |[;:] |and )strategies\.(\w+)\(\)"
-    r"(?: keeps outputs| grows it all the same|; otherwise|$)"
+    r"(?:use |[;:] |and |^  )strategies\.(\w+)\(\)"
+    r"(?: keeps outputs| grows it all the same|; otherwise|:?$)"
     r"(?: for multiples of (\d+))?",
     re.MULTILINE,
 )

@@ -156,7 +156,7 @@ def test_float64_is_never_cut_short():
     params = {"dense_1": {"kernel": np.ones((9, 3))}, "dense_2": {"kernel": np.ones((3, 5))}}
     jax.config.update("jax_enable_x64", False)
     try:
-        with pytest.raises(ValueError, match=r"dense_1/kernel: is float64, .*jax_enable_x64"):
+        with pytest.raises(ValueError, match=r"dense_1/kernel: is float64, .*\n.*jax_enable_x64"):
             dw.widen(params, "dense_1", into="dense_2", units=4, key=jax.random.key(0))
     finally:
         jax.config.update("jax_enable_x64", True)

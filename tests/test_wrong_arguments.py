@@ -830,7 +830,7 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
     ),
     "plan: fewer units": (
         lambda: dw.plan(WIDTHS, {"up": 4}),
-        ["up: 4 units are fewer than today's 8", "keep={'up': [0, 2, ...]}"],
+        ["4 units are fewer than today's 8", "keep={name: [0, 2, ...]}"],
     ),
     "plan: nothing grows": (
         lambda: dw.plan(WIDTHS, {"up": 8}),
@@ -924,7 +924,9 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
 
 
 def test_verify_says_whose_variables_do_not_fit() -> None:
-    with pytest.raises(TypeError, match=r"target_apply fails with wide .*wide those of target_app"):
+    with pytest.raises(
+        TypeError, match=r"are wide those of target_apply\?\nIt fails with wide and these inputs: "
+    ):
         dw.verify(apply, PARAMS, apply, {**PARAMS, "up": dense(3, 8)}, X)
 
 

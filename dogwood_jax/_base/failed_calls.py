@@ -52,8 +52,8 @@ def explaining(
             raise
         if not found:
             raise TypeError(
-                f"{call}: {name} fails with {variables_are} and these inputs: {first_line(error)}; "
-                f"are {variables_are} those of {name}?"
+                f"{call}: are {variables_are} those of {name}?\n"
+                f"It fails with {variables_are} and these inputs: {first_line(error)}"
             ) from error
         if len(found) == 1:
             raise TypeError(f"{call}: {name} fails, because {found[0]}") from error

@@ -1,20 +1,69 @@
 """How errors list all that is wrong: ``listed``, ``Refused``, and what several of them say."""
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 import jax
 
-from dogwood_jax._base.tables import layers_together
+from dogwood_jax._base.tables import MANY, layers_together, merged
+
+_LONGEST = 100  # characters of a line with more than one thought
+_MOST = 8  # lines of problems; where there are more, the last one names their places
+_PLACE = re.compile(r"(\S+): (.*)", re.DOTALL)
 
 
 def listed(what: str, problems: Iterable[str]) -> str:
-    """Returns the message of an error with a line for each problem.
+    """Returns the message of an error that lists problems.
 
-    What is wrong with many layers in the same way takes one line: ``block_{0..11}/up: ...``.
+    A problem begins with its place and has thoughts between semicolons, what to do among them. A
+    long one has a line for each thought. What many say in the end is said once, in the first line.
+    What is wrong with many layers in the same way takes one line, ``block_{0..11}/up: ...``, and so
+    does what is wrong with arrays if there are more than a few lines, ``{up,down}/kernel: ...``.
     """
-    lines = [f"- {line}" for (line,), _ in layers_together((problem,) for problem in problems)]
-    return "\n".join([f"{what}:", *lines])
+    thoughts = [_thoughts(problem) for problem in dict.fromkeys(problems)]
+    ends = {each[-1] for each in thoughts}
+    if len(thoughts) >= MANY and len(ends) == 1 < min(map(len, thoughts)):
+        what = f"{what}; {thoughts[0][-1]}"
+        thoughts = [each[:-1] for each in thoughts]
+    lines = [line for (line,), _ in layers_together(("; ".join(each),) for each in thoughts)]
+    if len(lines) > _MOST:
+        lines = _alike_together(lines)
+    if len(lines) > _MOST:
+        places = [match[1] for line in lines[_MOST - 1 :] if (match := _PLACE.match(line))]
+        rest = [path for _, path in merged(("", place) for place in places)]
+        lines[_MOST - 1 :] = [f"and {len(lines) - _MOST + 1} more: {', '.join(rest)}"]
+    return "\n".join([f"{what}:", *map(_item, lines)])
+
+
+def _thoughts(problem: str) -> list[str]:
+    """Returns the parts of a problem between semicolons that are in no brackets."""
+    parts, depth = [""], 0
+    for piece in re.split(r"(; |[()\[\]{}])", problem):
+        depth += (piece in tuple("([{")) - (piece in tuple(")]}"))
+        if piece == "; " and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += piece
+    return parts
+
+
+def _alike_together(lines: Iterable[str]) -> list[str]:
+    """Returns problems in which places of which the same is said are one."""
+    found: dict[str, list[str]] = {}
+    for line in lines:
+        match = _PLACE.match(line)
+        place, text = (match[1], match[2]) if match else ("", line)
+        found.setdefault(text, []).append(place)
+    places = {text: merged(("", place) for place in its) for text, its in found.items()}
+    return [f"{place}: {t}" if place else t for t, its in places.items() for _, place in its]
+
+
+def _item(problem: str) -> str:
+    """Returns a problem as an item of a list: on one line, or one for each thought."""
+    if len(problem) <= _LONGEST:
+        return f"- {problem}"
+    return "- " + "\n  ".join(_thoughts(problem))
 
 
 class Refused(ValueError):
@@ -31,8 +80,8 @@ class Refused(ValueError):
         super().__init__(listed("cannot plan this growth", self.problems))
 
     def beside(self, doubts: Iterable[str], ways_out: Iterable[str] = ()) -> Self:
-        """Returns this error with reasons to expect it before, and what may be done after it."""
-        return type(self)([*doubts, *self.problems, *ways_out], self.samples)
+        """Returns this error with what may be done, and reasons to expect it, before it."""
+        return type(self)([*ways_out, *doubts, *self.problems], self.samples)
 
     def __reduce__(self) -> Any:
         return type(self), (self.problems, self.samples)

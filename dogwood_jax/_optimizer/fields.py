@@ -294,7 +294,7 @@ def meanings_of(
             unknown.setdefault(field.tree, []).append(field)
         elif whole and shape != field.leaf.shape:
             problems.append(
-                f"{field.place}: has shape {shape}, but {field.leaf.path} has {field.leaf.shape}; "
+                f"{field.place}: has shape {shape}, but its parameter has {field.leaf.shape}; "
                 "there is no rule for such a state; start anew with tx.init"
             )
         else:

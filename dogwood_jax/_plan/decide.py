@@ -134,7 +134,7 @@ def _proposed(request: Request, found: Proposal, larger: Larger | None) -> Growt
             raise
         another = [ANOTHER] if request.target_apply is None else []
         refused = Refused(
-            [nothing.said, *found.doubts, *ways_out(request.families, found.asked), *another]
+            [*ways_out(request.families, found.asked), *another, nothing.said, *found.doubts]
         )
         refused.__cause__ = nothing
     with suppress(ValueError):

@@ -64,9 +64,9 @@ def fewer(width: Width, new: int) -> list[str]:
     if new >= width.size:
         return []
     return [
-        f"{width.name}: {new} units are fewer than today's {width.size}; growing never drops "
-        f"units; in place of a size, say which ones stay, keep={{{width.name!r}: [0, 2, ...]}}, or "
-        f"use dw.narrow{of_heads(width)}"
+        f"{width.name}: say which units stay, keep={{name: [0, 2, ...]}}, or use dw.narrow"
+        f"{of_heads(width)}; {new} units are fewer than today's {width.size}, and growing never "
+        "drops any"
     ]
 
 

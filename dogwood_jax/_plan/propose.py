@@ -138,7 +138,7 @@ class Draft:
         if problems or (doubts and not self._is_judged):
             unchecked = [_UNCHECKED] if doubts and not request.check else []
             ways = ways_out(request.families, asked)
-            raise Refused([*problems, *doubts, *unchecked, *ways])
+            raise Refused([*ways, *problems, *doubts, *unchecked])
         notes += self._further_notes(made)
         if numbers is not None:
             notes += extended.solved.notes(numbers, extended.changes)

@@ -37,9 +37,9 @@ _MORE_LAYERS = (
 )
 
 _FEWER_LAYERS = (
-    "growing never drops arrays: if the target is to have fewer layers, say which ones stay, by "
-    'keep={"layers": [0, 1, 5]} for layers_0, layers_1 and so on, or by keep={name of the width: '
-    "layers} for a stack over which a loop runs"
+    "if the target is to have fewer layers, say which ones stay, because growing never drops "
+    'arrays; keep={"layers": [0, 1, 5]} keeps layers_0, layers_1 and layers_5; '
+    "keep={name of the width: [0, 1, 5]} keeps those of a stack over which a loop runs"
 )
 
 _BY_TARGET = "new layers are inserted by target= and target_apply="

@@ -368,12 +368,15 @@ class Widths(Mapping[str, Width]):
             path: path of the array, with or without its leading collection (``params/``).
 
         Raises:
-            KeyError: if there is no such array, or several widths occur in it.
+            KeyError: if there is no such array, or several widths occur in it, or an axis of it is
+                a product or a concatenation of the width.
         """
         leaf = self.leaf(path)
         names = dict.fromkeys(u.width for layout in leaf.axes for u in units_of(layout))
         inner = [name for name in names if not (self[name].interface or self[name].fixed)]
-        if len(inner) != 1:
+        # Where a width is one factor of an axis, a size would not be that of the axis.
+        factors = {u.width for x in leaf.axes if not isinstance(x, Units) for u in units_of(x)}
+        if len(inner) != 1 or inner[0] in factors:
             raise KeyError(f"{path!r} is an array of the widths {[*names]}: name one of these")
         return self[inner[0]]
 

@@ -6,8 +6,11 @@ _LINE, _ALL = 1000, 3000  # characters of a line and of a message
 
 
 def shown(text: str) -> str:
-    """Returns a message, a line or a list of them, printable and of bounded length."""
-    lines = [in_line(line) for line in text.split("\n- ")]
+    """Returns a message, a line or what ``listed`` makes, printable and of bounded length."""
+    lines = [
+        "\n  ".join(in_line(thought) for thought in line.split("\n  "))
+        for line in text.split("\n- ")
+    ]
     fitting = 1
     while fitting < len(lines) and sum(map(len, lines[: fitting + 1])) <= _ALL:
         fitting += 1
