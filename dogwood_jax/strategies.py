@@ -25,6 +25,9 @@ strategy            incoming  outgoing  preserving  gradient of new units at the
 `plan(depth=...)`. They do not preserve the function; without `depth=`, new layers compute the
 identity.
 
+`resample()` and `resample_patch()` take a vision model to images or patches of another size. They
+do not preserve the function.
+
 `zero_incoming` and `tile` are for residual streams under norms, and for other widths that can grow
 in no other way.
 `gradmax` (with two variants) and `firefly` look at the gradient of a loss.
@@ -43,6 +46,8 @@ import numpy as np
 from dogwood_jax._base.arguments import INTEGER, KEY, NUMBER, ArgumentKind, expect, is_integer
 
 Initializer = Callable[..., jax.Array]  # (key, shape, dtype) -> array, as in jax.nn.initializers
+# How entries are interpolated along an axis, see ``resample`` and ``resample_patch``.
+Method = Literal["bicubic", "bilinear", "patch bicubic", "patch bilinear"]
 
 
 def _is_list(value: Any) -> bool:
@@ -92,11 +97,11 @@ class Strategy:
 
     Attributes:
         name: the function that made it. Recipes and the properties below go by it.
-        incoming: ``"free"`` (drawn from ``init``), ``"zero"``, ``"copy"`` or ``"mean"`` (that of
-            old units).
+        incoming: ``"free"`` (drawn from ``init``), ``"zero"``, ``"copy"``, ``"mean"`` (that of old
+            units) or ``"resampled"``.
         outgoing: ``"free"``, ``"zero"``, ``"copy"``, ``"share"`` (copied, and divided among the
-            copies), ``"sum"`` (added up) or ``"opposed"`` (drawn, with opposite signs for units
-            whose incoming weights are the same).
+            copies), ``"sum"`` (added up), ``"opposed"`` (drawn, with opposite signs for units whose
+            incoming weights are the same) or ``"resampled"``.
         init: initializer of free weights.
         noise: standard deviation of the noise on copies, relative to the copied array's.
         split: how copies share outgoing weights, ``"even"`` or ``"uneven"``.
@@ -107,11 +112,15 @@ class Strategy:
         perturb: how many times drawn weights are added to all weights.
         exact: False if the larger network may do otherwise although the weights would allow it to
             do the same, as a router that chooses as many experts as before.
+        method: how entries are interpolated between old ones; None if they are not.
+        grid: the old grid of positions, if the width is one of prefix and grid in one.
+        to: the new grid.
+        prefix: how many positions come before the grid.
     """
 
     name: str
-    incoming: Literal["free", "zero", "copy", "mean"]
-    outgoing: Literal["free", "zero", "copy", "share", "sum", "opposed"]
+    incoming: Literal["free", "zero", "copy", "mean", "resampled"]
+    outgoing: Literal["free", "zero", "copy", "share", "sum", "opposed", "resampled"]
     init: Initializer | None = None
     noise: float = 0.0
     split: Literal["even", "uneven"] = "even"
@@ -121,6 +130,10 @@ class Strategy:
     shrink: float = 1.0
     perturb: float = 0.0
     exact: bool = True
+    method: Method | None = None
+    grid: tuple[int, ...] = ()
+    to: tuple[int, ...] = ()
+    prefix: int = 0
 
     @property
     def preserving(self) -> bool:
@@ -676,6 +689,148 @@ def firefly(
     return Strategy("firefly", "free", "zero", init, choice=choice)
 
 
+# Images -------------------------------------------------------------------------------------------
+
+
+def resample(
+    grid: Sequence[int] | None = None,
+    to: Sequence[int] | None = None,
+    prefix: int = 1,
+    *,
+    method: Literal["bicubic", "bilinear"] = "bicubic",
+) -> Strategy:
+    """Learned vectors of positions are resized with the image, from one grid to another.
+
+    For an array ``[1, positions, features]`` or ``[positions, features]`` of a vision transformer.
+    ``plan(target=..., strategy={path: resample(...)})`` takes it by the path of the array, because
+    the grid is no width by itself. Not preserving: a larger image is another input, so ``plan``
+    evaluates nothing, and ``verify`` has nothing to compare. Only the target tells the new size;
+    by name, the width stays fixed. The new grid may also be smaller.
+
+    The new array is a fixed matrix times the old one, computed in float32 at least. Positions that
+    come before the grid keep their vectors and their state in the optimizer. Of those in the grid,
+    the state begins anew, because each gradient would belong to several old ones.
+
+    With ``target_apply=``, the larger model is traced with images whose sides follow: new rows of
+    the grid times the old image's side by its rows, and as many times larger as patches are.
+
+    Args:
+        grid: rows and columns of the old grid. If left out, they are those of the traced network,
+            or those of a square.
+        to: rows and columns of the new grid; a square if left out.
+        prefix: how many positions come before the grid, such as that of a class token; 0 if there
+            are none.
+        method: ``"bicubic"`` is ``jax.image.resize(..., "bicubic")``, what timm does; it smooths
+            where the grid shrinks. ``"bilinear"`` keeps the corners in place and interpolates
+            linearly between them, what big_vision does (``scipy.ndimage.zoom``, order 1).
+
+    Raises:
+        TypeError: if ``prefix`` is no integer, or a grid no sequence of integers.
+        ValueError: for a grid without positive sizes, a negative ``prefix``, or another method.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import dogwood_jax as dw
+        >>> def apply(params, image):  # [n, rows, columns, channels], a patch is a pixel
+        ...     n, rows, columns, channels = image.shape
+        ...     pixels = image.reshape(n, rows * columns, channels)
+        ...     return (pixels + params["positions"]) @ params["head"]
+        >>> positions = jnp.arange(4.0).reshape(1, 4, 1)
+        >>> params = {"positions": positions, "head": jnp.ones((1, 2))}
+        >>> widths = dw.trace(apply, params, jnp.ones((1, 2, 2, 1)))
+        >>> larger = {"positions": jnp.ones((1, 9, 1)), "head": jnp.ones((1, 2))}
+        >>> resample = dw.strategies.resample(prefix=0, method="bilinear")
+        >>> growth = dw.plan(widths, target=larger, strategy={"positions": resample})
+        >>> dw.grow(params, growth)["positions"].reshape(3, 3).tolist()
+        [[0.0, 0.5, 1.0], [1.0, 1.5, 2.0], [2.0, 2.5, 3.0]]
+
+    Reference:
+        Dosovitskiy et al., 2020, An Image is Worth 16x16 Words, section 3.2; big_vision,
+        ``models/vit.py``, ``resample_posemb``; timm, ``layers/pos_embed.py``,
+        ``resample_abs_pos_embed``.
+    """
+    expect("strategies.resample", prefix=(INTEGER, prefix))
+    for name, sizes in (("grid", grid), ("to", to)):
+        if sizes is not None and not (_is_list(sizes) and all(map(is_integer, sizes))):
+            raise TypeError(
+                f"{name} must be the rows and columns of a grid, (14, 14), got {sizes!r}"
+            )
+        if sizes is not None and not (len(sizes) and min(sizes) > 0):
+            raise ValueError(f"{name} must have positive sizes, as (14, 14) has, got {sizes!r}")
+    if grid is not None and to is not None and len(grid) != len(to):
+        raise ValueError(f"grid and to must have equally many axes, got {grid!r} and {to!r}")
+    if prefix < 0:
+        raise ValueError(f"prefix must be zero or positive, got {prefix}")
+    _check_method(method)
+    return Strategy(
+        "resample",
+        "resampled",
+        "resampled",
+        exact=False,
+        method=method,
+        grid=tuple(map(operator.index, grid or ())),
+        to=tuple(map(operator.index, to or ())),
+        prefix=operator.index(prefix),
+    )
+
+
+def resample_patch(*, method: Literal["bilinear", "bicubic"] = "bilinear") -> Strategy:
+    """The kernel that embeds patches is resized, so that resized patches have the same embedding.
+
+    For the kernel of a convolution whose window is a patch, ``[height, width, in, out]`` in Flax.
+    Which axes are spatial, the trace knows. ``plan(target=..., strategy={path: resample_patch()})``
+    takes it by the path of the array; the target tells the new size of patches, which may also be
+    smaller. If ``B`` is the matrix that resizes a patch, the new kernel is the pseudo-inverse of
+    ``B``'s transpose times the old one. If patches become larger, resized patches have exactly the
+    old embeddings. If they become smaller, it is the kernel that is closest to that for random
+    pixels. Not preserving all the same: images are others, so ``plan`` evaluates nothing.
+
+    It goes together with ``resample`` where the number of positions changes, too: with half of the
+    patch's side on the same image, the grid has twice as many rows.
+
+    The matrix is computed in float64 and applied in float32 at least. The optimizer's state of the
+    kernel begins anew.
+
+    Args:
+        method: how an image is resized. ``"bilinear"`` without antialiasing is that of FlexiViT
+            and big_vision; ``"bicubic"`` with antialiasing is that of timm.
+
+    Raises:
+        ValueError: for another method.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import dogwood_jax as dw
+        >>> def apply(params, image):  # patches of the kernel's size
+        ...     kernel = params["kernel"]
+        ...     layout = ("NHWC", "HWIO", "NHWC")
+        ...     sides = kernel.shape[:2]
+        ...     return jax.lax.conv_general_dilated(
+        ...         image, kernel, sides, "VALID", dimension_numbers=layout
+        ...     )
+        >>> params = {"kernel": jax.random.normal(jax.random.key(0), (4, 4, 3, 8))}
+        >>> image = jax.random.normal(jax.random.key(1), (1, 4, 4, 3))
+        >>> widths = dw.trace(apply, params, image)
+        >>> larger = {"kernel": jnp.ones((6, 6, 3, 8))}
+        >>> patch = dw.strategies.resample_patch()
+        >>> growth = dw.plan(widths, target=larger, strategy={"kernel": patch})
+        >>> resized = jax.image.resize(image, (1, 6, 6, 3), "bilinear")
+        >>> same = apply(dw.grow(params, growth), resized), apply(params, image)
+        >>> bool(jnp.allclose(*same, atol=1e-4))
+        True
+
+    Reference:
+        Beyer et al., 2022, FlexiViT: One Model for All Patch Sizes (arXiv 2212.08013), section 3.4;
+        big_vision, ``models/proj/flexi/vit.py``, ``resample_patchemb``; timm,
+        ``layers/patch_embed.py``, ``resample_patch_embed``.
+    """
+    _check_method(method)
+    its: Method = "patch bilinear" if method == "bilinear" else "patch bicubic"
+    return Strategy("resample_patch", "resampled", "resampled", exact=False, method=its)
+
+
 # Depth --------------------------------------------------------------------------------------------
 
 
@@ -777,6 +932,11 @@ def new_layers() -> DepthStrategy:
         Zero- and one-layer expansion, arXiv 2511.04981, 2025.
     """
     return DepthStrategy("new_layers")
+
+
+def _check_method(method: str) -> None:
+    if method not in ("bicubic", "bilinear"):
+        raise ValueError(f"method must be 'bicubic' or 'bilinear', got {method!r}")
 
 
 def _check_split(split: str) -> None:

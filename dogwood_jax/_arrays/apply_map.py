@@ -23,6 +23,7 @@ from jax import Array, lax
 
 from dogwood_jax._arrays.moves import along, compacted, may_be_sharded, padded, with_size
 from dogwood_jax._growth.leaf_map import AlongAxis, AxisMap, Compound, LeafMap
+from dogwood_jax._growth.resampling import matrix_of
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,18 @@ def _times(array: Array, factor: float, offset: float = 0.0) -> Array:
     if offset:
         scaled = scaled + jnp.asarray(offset, wide)
     return scaled.astype(array.dtype)
+
+
+def _resampled(array: Array, axes: Sequence[AxisMap]) -> Array:
+    """Returns an array with entries interpolated along axes, in single precision at least."""
+    wide = jnp.promote_types(array.dtype, jnp.float32)
+    made = array.astype(wide)
+    for axis, part in enumerate(axes):
+        if part.resampled is not None:
+            matrix = jnp.asarray(matrix_of(part.resampled, part.old, part.new), wide)
+            product = jnp.tensordot(matrix, made, (1, axis), precision=lax.Precision.HIGHEST)
+            made = jnp.moveaxis(product, 0, axis)
+    return made.astype(array.dtype)
 
 
 def appended(axes: Sequence[AxisMap]) -> list[tuple[int, AxisMap]]:
@@ -181,6 +194,9 @@ class _Application:
 
     def _extend_units(self, old: Array, axes: list[AxisMap], fresh: Array | None) -> Array:
         """Extends axes that are a single width each."""
+        if any(part.resampled is not None for part in axes):
+            old = _resampled(old, axes)
+            axes = [AxisMap(p.new, p.new) if p.resampled is not None else p for p in axes]
         maps = {axis: part for axis, part in enumerate(axes) if part.changes}
         if (factor := prod(part.factor for part in axes)) != 1:
             old = _times(old, factor)
@@ -291,6 +307,8 @@ class _Application:
 
     def _taken(self, array: Array, axis: int, sources: tuple[int, ...]) -> Array:
         """Returns the entries of an axis that are copied."""
+        if not sources:
+            return lax.slice_in_dim(array, 0, 0, axis=axis)
         runs = _runs(sources)
         if self.sharded and len(runs) > 2 and all(map(int.__lt__, sources, sources[1:])):
             return compacted(array, axis, sources)

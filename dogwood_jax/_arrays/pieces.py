@@ -72,8 +72,9 @@ def parts_of(leaf_map: LeafMap, order: Sequence[int]) -> tuple[Slab, ...]:
 
     Returns:
         The parts in the order of the file. There are none if the array must be made as a whole: if
-        entries depend on all others along an axis (means, noise, merged units), if an initializer
-        of the caller's own draws them, or if XLA rounds a product and a sum at once (perturbation).
+        entries depend on all others along an axis (means, noise, merged or resampled units), if an
+        initializer of the caller's own draws them, or if XLA rounds a product and a sum at once
+        (perturbation).
     """
     cut = order[0]
     factors = [_factors(axis) for axis in leaf_map.axes]
@@ -120,7 +121,7 @@ def _pieces(axis: AlongAxis) -> Iterator[list[AlongAxis]]:
 def _separable(axis: AlongAxis, cut: bool) -> bool:
     """Whether entries can be made without all others along an axis."""
     assert isinstance(axis, AxisMap)
-    if axis.noise or axis.averages:
+    if axis.noise or axis.averages or axis.resampled is not None:
         return False
     return not cut or not (axis.sums or axis.pairs)
 

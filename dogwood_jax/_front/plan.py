@@ -100,6 +100,8 @@ def plan(
         strategy: one strategy for all widths, or a mapping from width name to strategy. Widths
             without one grow by ``strategies.zero_outgoing()``, or by the recipe they need.
             ``replicate(noise=...)`` for the width of a router copies its experts with noise.
+            ``resample`` and ``resample_patch``, for images of another size, go by the path of an
+            array, and need ``target``.
         depth: how the layers that only the target has are filled in, such as
             ``strategies.stack()``, if not so that they compute the identity. It takes
             ``target_apply``.

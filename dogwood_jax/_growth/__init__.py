@@ -4,6 +4,7 @@
 |---|---|
 | ``growth`` | ``Change`` of one width; ``Growth``, all changes of a network, as a table |
 | ``leaf_map`` | ``LeafMap``: what becomes of one array, without names; and its adjoint |
+| ``resampling`` | how entries along an axis are interpolated, as a matrix |
 | ``by_layer`` | other units in each layer of a stack |
 | ``evidence`` | ``Evidence``: what an evaluation has shown of a growth |
 | ``grown_sizes`` | the size of every dimension of the program once widths have grown |

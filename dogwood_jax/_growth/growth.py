@@ -29,6 +29,7 @@ _WORDS = (
     ("copy", "copy: the values of old units"),
     ("share", "share: the values of old units, divided among their copies"),
     ("mean", "mean: that of old units"),
+    ("resampled", "resampled: interpolated between old entries"),
     ("opposed", "opposed: in pairs that cancel"),
     ("chosen", "chosen: picked when it grows"),
     ("times", "times: what old entries are multiplied by"),
@@ -155,6 +156,17 @@ class Change:
             forgets=strategy.state == "new",
         )
 
+    @property
+    def resampled(self) -> AlongAxis:
+        """What becomes of entries along the width if they are interpolated between old ones."""
+        strategy = self.strategy
+        if not strategy.grid:
+            return AxisMap(self.old, self.new, resampled=strategy.method)
+        each = zip(strategy.grid, strategy.to, strict=True)
+        grid = tuple(AxisMap(old, new, resampled=strategy.method) for old, new in each)
+        before = AxisMap(strategy.prefix, strategy.prefix)
+        return Compound("concat", (before, Compound("product", grid)))
+
     def _must_be_zero(self, leaf: Leaf, incoming: bool) -> bool:
         """Whether the recipe says that new entries are zero, see ``Recipe.zeros``."""
         role = "incoming" if incoming else "outgoing"
@@ -262,7 +274,9 @@ class Growth:
     def _along(self, layout: Layout, leaf: Leaf) -> AlongAxis:
         if isinstance(layout, Units):
             change = self.change.get(layout.width)
-            return change.along(layout, leaf) if change else AxisMap(layout.size, layout.size)
+            if change is None:
+                return AxisMap(layout.size, layout.size)
+            return change.resampled if change.strategy.method else change.along(layout, leaf)
         parts = tuple(self._along(part, leaf) for part in layout.parts)
         if not any(part.changes for part in parts):
             return AxisMap(size_of(layout), size_of(layout))

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from dogwood_jax._widths.widths import Kind
-from dogwood_jax.strategies import Initializer
+from dogwood_jax.strategies import Initializer, Method
 
 Fill = Literal["free", "zero", "mean", "weighed", "size"]
 
@@ -43,6 +43,7 @@ class AxisMap:
         pairs: for new units in pairs, the sign of the second one's entries; 0 for no pairs.
         forgets: whether an optimizer keeps nothing of old units for their copies.
         factor: what old entries are multiplied by here, besides the array's own factor.
+        resampled: how all entries are interpolated between old ones; None if they are not.
     """
 
     old: int
@@ -58,6 +59,7 @@ class AxisMap:
     pairs: Literal[-1, 0, 1] = 0
     forgets: bool = False
     factor: float = 1.0
+    resampled: Method | None = None
 
     @property
     def changes(self) -> bool:
@@ -71,7 +73,7 @@ class AxisMap:
     @property
     def appends(self) -> bool:
         """Whether old entries keep their places and values."""
-        return self.sources is None and not self.sums
+        return self.sources is None and not self.sums and self.resampled is None
 
     @property
     def averages(self) -> bool:
@@ -81,7 +83,7 @@ class AxisMap:
     @property
     def rest(self) -> int:
         """How many entries come from no single old one."""
-        if self.sums:
+        if self.sums or self.resampled is not None:
             return 0
         return self.new - (self.old if self.sources is None else len(self.sources))
 
@@ -96,6 +98,8 @@ class AxisMap:
                 does not scale with it.
             fill: how new entries are filled.
         """
+        if self.resampled is not None:  # entries that come from several old ones are new
+            return AxisMap(self.old, self.new, (), fill=fill)
         if self.forgets:
             return self._without_copies().adjoint(degree, fill)
         shares = None
@@ -115,6 +119,8 @@ class AxisMap:
 
     def of_numbers(self, *, copied: bool) -> "AxisMap":
         """Returns the map of a number of each unit, see ``LeafMap.of_numbers``."""
+        if self.resampled is not None:
+            return AxisMap(self.old, self.new, ())
         if self.forgets:
             return self._without_copies().of_numbers(copied=copied)
         weighs, factor = self.weighs and not copied, 1.0 if copied else self.factor
@@ -198,7 +204,9 @@ class LeafMap:
     @property
     def grows(self) -> bool:
         """Whether it gets new entries, or others' values, rather than only losing some."""
-        return self.factor != 1 or any(axis.new > axis.old for axis in self.maps())
+        return self.factor != 1 or any(
+            axis.new > axis.old or axis.resampled is not None for axis in self.maps()
+        )
 
     @property
     def needs(self) -> frozenset[str]:
@@ -223,7 +231,8 @@ class LeafMap:
             not is_scaled
             and self.kind != "random"
             and not any(
-                axis.shares or axis.sums or axis.averages or axis.noise for axis in self.maps()
+                axis.shares or axis.sums or axis.averages or axis.noise or axis.resampled
+                for axis in self.maps()
             )
         )
 

@@ -12,6 +12,7 @@ comes a growth.
 | ``sizes`` | how they follow from a request |
 | ``family`` | what rooms beside the core add: experts, heads, rotary embeddings |
 | ``extensions`` | how widths get more units: by which strategy and which recipe |
+| ``resampled`` | positions and patches of images of another size |
 | ``removals`` | how widths lose units |
 | ``obstacles`` | what keeps a width from a new size, and the ways out |
 | ``constants`` | whether a larger model has the constants that a growth needs |

@@ -29,6 +29,7 @@ from dogwood_jax._plan.own_function import ITS_OWN_NUMBERS, Contradicted, contra
 from dogwood_jax._plan.propose import Proposal, draft
 from dogwood_jax._plan.removals import NO_MERGE
 from dogwood_jax._plan.request import Request
+from dogwood_jax._plan.resampled import by_widths, inputs_of
 from dogwood_jax._plan.shown import Unshown, first_shown, fitting, shown, shown_by
 from dogwood_jax._plan.sizes import target_in_sizes, ways_out, whole
 from dogwood_jax._widths.by_analogy import NotAlike
@@ -51,6 +52,7 @@ def decide(request: Request) -> Growth:
         ValueError: if none is, with all that speaks against the first proposal.
     """
     structure = None if request.target is None else jax.tree.structure(request.target)
+    request = by_widths(request)
     if request.target is None and request.target_apply is not None:
         target, sizes = target_in_sizes(request.widths, request.sizes)
         request = replace(request, target=target, sizes=sizes)
@@ -73,6 +75,7 @@ def _decided(request: Request) -> Growth:
             request.target_apply,
             request.depth,
             is_deeper=is_deeper(request.widths, shapes),
+            inputs=inputs_of(request, shapes),
         )
     except ValueError as error:
         its = (family.instead(request.widths, shapes) for family in request.families)

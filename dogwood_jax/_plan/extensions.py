@@ -58,9 +58,10 @@ def extensions(
                 known = width if numbers is None else _cleared(width, new, numbers, keeps_tables)
                 its = [recipes[name]] if name in recipes else None
                 change = _extended(known, new, asked.strategies.get(name), its, asked)
-                refused += refusals(known, change, interface)
-                doubtful += doubts(known, change)
                 changes[name] = change
+                if change.strategy.method is None:
+                    refused += refusals(known, change, interface)
+                    doubtful += doubts(known, change)
         return Extensions(changes, refused, doubtful)
 
     found = grown({})

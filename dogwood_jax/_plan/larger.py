@@ -19,6 +19,7 @@ from dogwood_jax._growth.growth import Change
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._modules.resizing import modules_say_numbers
 from dogwood_jax._plan.numbers import Numbers
+from dogwood_jax._plan.obstacles import other_images
 from dogwood_jax._plan.target import sizes_of_target
 from dogwood_jax._program.kernels import kernels_of, with_references
 from dogwood_jax._program.program import Program
@@ -30,6 +31,11 @@ from dogwood_jax.strategies import DepthStrategy
 
 _ITS_OWN = "new layers compute what the network's own function computes with them"
 ANOTHER = "if the larger model has another function, pass it as target_apply="
+
+_WITHOUT_FUNCTION = (
+    "if images have other sides than rows of the grid times the side of a patch, leave out "
+    "target_apply=: the target says what is resampled"
+)
 
 NOT_AT_HAND = "target_apply= needs widths that were traced in this process: trace the network again"
 
@@ -138,6 +144,7 @@ def read_larger(
     depth: DepthStrategy | None = None,
     *,
     is_deeper: bool,
+    inputs: tuple[Any, ...] | None = None,
 ) -> Larger:
     """Reads the larger model's shapes, and its program if there is one.
 
@@ -147,6 +154,7 @@ def read_larger(
         target_apply: its function of variables and inputs, or None.
         depth: how new layers are filled in; None for layers that compute the identity.
         is_deeper: whether it has more layers.
+        inputs: its inputs, if they do not follow from its shapes.
 
     Raises:
         ValueError: if the program is needed and cannot be had, or new layers of the larger model
@@ -154,7 +162,7 @@ def read_larger(
     """
     shapes = arrays_of(leaves_by_path(target))
     if target_apply is None:
-        return _read_by_own_function(widths, target, shapes, is_deeper)
+        return _read_by_own_function(widths, target, shapes, is_deeper, inputs)
     network = widths.network
     if network is None:
         raise ValueError(NOT_AT_HAND)
@@ -177,6 +185,7 @@ def read_larger(
                 f"{_said(error, widths, shapes)}"
             ) from error
         placed = placements(widths, program, wider=True)
+    instead = [*other_images(widths, shapes)] if inputs is None else [_WITHOUT_FUNCTION]
     traced = dict[tuple[Any, ...], Widths]()
 
     def larger(inputs: tuple[Any, ...]) -> Widths:
@@ -185,21 +194,24 @@ def read_larger(
             try:
                 traced[arrays] = trace(target_apply, target, *inputs)
             except Exception as error:
-                raise ValueError(
+                lines = [
                     "target_apply= cannot be traced with the larger arrays and the network's "
-                    f"inputs: {_said(error, widths, shapes)}"
-                ) from error
+                    f"inputs: {_said(error, widths, shapes)}",
+                    *instead,
+                ]
+                raise ValueError("\n- ".join(lines)) from error
         return traced[arrays]
 
     def others() -> Iterator[Larger]:
         for found in placed:
             try:
-                other = _with_insertions(widths, shapes, found, larger)
+                other = _with_insertions(widths, shapes, found, larger, inputs)
             except ValueError:  # what speaks against the first is what is told
                 continue
             yield replace(other, is_unlikely=True)
 
-    return replace(_with_insertions(widths, shapes, next(placed), larger), others=others())
+    first = _with_insertions(widths, shapes, next(placed), larger, inputs)
+    return replace(first, others=others())
 
 
 def _with_insertions(
@@ -207,6 +219,7 @@ def _with_insertions(
     shapes: Mapping[str, Any],
     found: tuple[Insertion, ...],
     larger: Callable[[tuple[Any, ...]], Widths],
+    inputs: tuple[Any, ...] | None,
 ) -> Larger:
     """Returns what is known of a larger model with these new layers.
 
@@ -215,6 +228,7 @@ def _with_insertions(
         shapes: shapes of the larger model's arrays.
         found: which of them are new, moved, or have new layers.
         larger: returns the larger model's widths for its inputs.
+        inputs: its inputs, if they do not follow from its shapes.
     """
     places = {i.old: i.path for i in found if i.old is not None}
     stacked = {i.path: i.axis for i in found if i.layers}
@@ -229,12 +243,18 @@ def _with_insertions(
             kept[leaf.path] = struct(tuple(shape), array.dtype)
     explained = {*paired.values(), *(i.path for i in found)}
     kept |= {path: array for path, array in shapes.items() if path not in explained}
-    its = larger(GrownSizes(widths, sizes_of_target(widths, kept, {}, [])).inputs())
+    if inputs is None:
+        inputs = GrownSizes(widths, sizes_of_target(widths, kept, {}, [])).inputs()
+    its = larger(inputs)
     return Larger(kept, found, widths=its, names=same_widths(widths, its, paired, stacked))
 
 
 def _read_by_own_function(
-    widths: Widths, target: PyTree, shapes: Mapping[str, Any], is_deeper: bool
+    widths: Widths,
+    target: PyTree,
+    shapes: Mapping[str, Any],
+    is_deeper: bool,
+    inputs: tuple[Any, ...] | None,
 ) -> Larger:
     """Reads the larger model by the network's own function, if that is the larger model's, too.
 
@@ -249,13 +269,13 @@ def _read_by_own_function(
     if not modules and not is_deeper:
         return Larger(shapes)
     try:
-        program = Program(network.apply, target, network.inputs)
+        program = Program(network.apply, target, network.inputs if inputs is None else inputs)
     except Exception:  # any function may raise that knows its sizes
         return Larger(shapes)
     if not modules and not _uses_new_layers(widths, program):
         return Larger(shapes)
     try:
-        larger = read_larger(widths, target, network.apply, is_deeper=is_deeper)
+        larger = read_larger(widths, target, network.apply, is_deeper=is_deeper, inputs=inputs)
     except ValueError as error:
         raise ValueError(f"{error}\n- {ANOTHER}") from error
     if modules:

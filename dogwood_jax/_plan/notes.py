@@ -40,6 +40,11 @@ def notes_of(widths: Widths, change: Change, *, is_seen: bool) -> Iterator[str]:
         does_matter = {"silent": change.strategy.outgoing == "zero", "must_stay": not is_seen}
         if does_matter.get(kind_of(note), True):
             yield f"{width.name}: {note}"
+    if change.strategy.method is not None:
+        yield (
+            f"outputs change, because strategies.{change.strategy}() interpolates between old "
+            "entries; nothing is evaluated"
+        )
     if change.strategy.noise and not change.strategy.is_gated:
         yield f"{width.name}: copies carry noise, so outputs change"
     if change.strategy.perturb or change.strategy.shrink != 1:

@@ -5,12 +5,15 @@ says what it makes of new units.
 """
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from dogwood_jax import strategies
 from dogwood_jax._growth.growth import Change
 from dogwood_jax._plan.target import of_heads
+from dogwood_jax._widths.dims import SPATIAL
+from dogwood_jax._widths.layout import units_of
 from dogwood_jax._widths.reasons import kind_of
-from dogwood_jax._widths.widths import Recipe, Width
+from dogwood_jax._widths.widths import Recipe, Width, Widths
 from dogwood_jax.strategies import Strategy
 
 # Kinds of hazards that the larger model's program may refute, and what to say if it does not.
@@ -28,6 +31,12 @@ IN_LARGER_MODEL: Mapping[str, str] = {
 MULTIPLES = (
     "numbers that follow from the size, as theta**(-i / size) does, stay in a multiple of it, "
     "where new units lie between old ones"
+)
+
+OTHER_IMAGES = (
+    "if the larger model is for images or patches of another size, pass its variables as target=, "
+    "and strategy={path of the positions: strategies.resample(), path of the kernel of patches: "
+    "strategies.resample_patch()}, which change outputs"
 )
 
 _NEVER_LEARN = (
@@ -163,6 +172,17 @@ def fixed(width: Width, new: int, verb: str) -> list[str]:
         f"{width.name}: cannot {verb} from {width.size} to {new}: {width.fixed}; "
         f"it occurs in {_places(width)}"
     ]
+
+
+def other_images(widths: Widths, shapes: Mapping[str, Any]) -> Iterator[str]:
+    """Yields what to pass if a larger model seems to be for images or patches of another size."""
+    for leaf in widths.leaves:
+        new = tuple(shapes[leaf.path].shape) if leaf.path in shapes else ()
+        for layout, old_size, size in zip(leaf.axes, leaf.shape, new, strict=False):
+            fixed = (widths[units.width].fixed or "" for units in units_of(layout))
+            if size != old_size and any(SPATIAL in reason for reason in fixed):
+                yield OTHER_IMAGES
+                return
 
 
 def _places(width: Width) -> str:

@@ -13,11 +13,11 @@ from dogwood_jax._modules.resizing import Resizing
 from dogwood_jax._plan.asked import Asked
 from dogwood_jax._plan.family import Family
 from dogwood_jax._plan.larger import NOT_AT_HAND, Larger, is_deeper
-from dogwood_jax._plan.obstacles import IN_LARGER_MODEL, fewer
+from dogwood_jax._plan.obstacles import IN_LARGER_MODEL, OTHER_IMAGES, fewer, other_images
 from dogwood_jax._plan.own_function import WITH_TARGET
 from dogwood_jax._plan.request import Request
 from dogwood_jax._plan.target import sizes_of_target
-from dogwood_jax._widths.dims import LAYERS
+from dogwood_jax._widths.dims import LAYERS, SPATIAL
 from dogwood_jax._widths.layout import size_of
 from dogwood_jax._widths.reasons import kind_of
 from dogwood_jax._widths.widths import Widths
@@ -83,6 +83,7 @@ def _with_strategies(asked: Asked, request: Request, problems: list[str]) -> Ask
             f"{name}: has a strategy, but does not grow; leave it out of strategy="
             for name in chosen
             if name in asked.widths and asked.sizes.get(name, 0) <= asked.widths[name].size
+            if chosen[name].method is None
         ]
     return replace(asked, strategies={**chosen, **asked.strategies})
 
@@ -101,6 +102,7 @@ def ways_out(families: Sequence[Family], asked: Asked) -> Iterator[str]:
         for family in families:
             yield from family.ways_out(asked)
             yield from family.instead(before, larger.shapes)
+        yield from other_images(before, larger.shapes)
         if larger.insertions and _meets_numbers(asked):
             yield _EACH_ALONE
         unread = larger.widths is None and before.network is not None
@@ -113,6 +115,11 @@ def ways_out(families: Sequence[Family], asked: Asked) -> Iterator[str]:
         for name, size in asked.sizes.items()
     ):
         yield _BY_TARGET
+    elif any(
+        SPATIAL in (asked.widths[name].fixed or "") and size != asked.widths[name].size
+        for name, size in asked.sizes.items()
+    ):
+        yield OTHER_IMAGES
 
 
 def _meets_numbers(asked: Asked) -> bool:

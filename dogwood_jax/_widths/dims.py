@@ -27,6 +27,7 @@ REPEATED = "an operation repeats it because its size is 1"
 PICKS = "it counts the largest that are picked"
 PICKED = "the largest are picked along it"
 DEVICES = "it counts the devices along an axis of a mesh"
+SPATIAL = "it is a spatial dimension of a convolution or pooling, or follows from one"
 LAYERS = "a loop runs over it: it counts layers or steps, not units"
 
 

@@ -5,7 +5,7 @@ from math import prod
 from typing import Any
 
 from dogwood_jax._widths import dims as _dims
-from dogwood_jax._widths.dims import PICKED, PICKS, Dim, unify
+from dogwood_jax._widths.dims import PICKED, PICKS, SPATIAL, Dim, unify
 from dogwood_jax._widths.reasons import Reason
 from dogwood_jax._widths.rules.registry import (
     blend,
@@ -23,7 +23,6 @@ from dogwood_jax._widths.rules.registry import (
 )
 from dogwood_jax._widths.values import Silencers, Trace, Value, either
 
-_SPATIAL = "it is a spatial dimension of a convolution or pooling, or follows from one"
 _BILINEAR = "two activations are contracted over it, as attention scores contract queries and keys"
 _HIDDEN = (
     "no weights can be zeroed to silence new units: they are constants, or behind a function that "
@@ -178,7 +177,7 @@ def _conv(trace: Trace, eqn: Any, x: Value, kernel: Value) -> list[Value]:
         trace.demand(per_group, operands, hazard, (x, x_feature), (kernel, in_k))
     for value, space in ((x, x_space), (kernel, k_space)):
         for axis in space:
-            value.dims[axis].fix(_SPATIAL)
+            value.dims[axis].fix(SPATIAL)
     for value, contract, free, space in (
         (x, [x_feature], [x_batch], x_space),
         (kernel, [in_k], [out_k], k_space),
@@ -192,7 +191,7 @@ def _conv(trace: Trace, eqn: Any, x: Value, kernel: Value) -> list[Value]:
         if value.noise and (plain(x) or plain(kernel)):
             noise_used(value)
     batch, feature, *space = numbers.out_spec
-    dims = [Dim(n, _SPATIAL) for n in shape]
+    dims = [Dim(n, SPATIAL) for n in shape]
     dims[batch], dims[feature] = samples, kernel.dims[out_k]
     silencers: list[Silencers] = [()] * len(shape)
     silencers[feature] = kernel.silencers_of(out_k)
@@ -355,8 +354,8 @@ def _reduce_window(trace: Trace, eqn: Any, *values: Value) -> list[Value]:
                 and p["base_dilation"][axis] == 1
             )
             if not untouched:
-                dim.fix(_SPATIAL)
-            dims.append(dim if untouched else Dim(shape[axis], _SPATIAL))
+                dim.fix(SPATIAL)
+            dims.append(dim if untouched else Dim(shape[axis], SPATIAL))
         # A mean divides by the size of the window. Other sizes do not explain that number.
         window = (Dim(prod(p["window_dimensions"])),) if eqn.primitive.name == _WINDOW_SUM else ()
         out.append(mixed((x,), dims, summed=window))
@@ -372,8 +371,8 @@ def _pool_gradient(trace: Trace, eqn: Any, a: Value, b: Value, *_: Value) -> lis
         if window[axis] == 1 and x.size == y.size:
             unify(x, y)
         else:
-            x.fix(_SPATIAL)
-            y.fix(_SPATIAL)
+            x.fix(SPATIAL)
+            y.fix(SPATIAL)
     return [mixed((a, b), like.dims)]
 
 
