@@ -204,7 +204,7 @@ def resized_kernel(kernel, new, method):
 
 
 @pytest.mark.parametrize("method", RESIZED)
-@pytest.mark.parametrize(("old", "new"), SIZES)
+@pytest.mark.parametrize(("old", "new"), SIZES[1:])
 def test_kernels_of_patches_are_resized_by_the_formula(old, new, method):
     kernel = jax.random.normal(jax.random.key(0), (*old, 3, 2), jnp.float64)
     made = resized_kernel(kernel, new, method)
@@ -326,8 +326,8 @@ def test_the_stream_may_grow_along():
 
 def trained(tx, variables):
     state = tx.init(variables)
-    for step in range(3):
-        gradient = jax.tree.map(lambda array: jnp.cos(step + array), variables)
+    for sign in (1, -1, 1):
+        gradient = jax.tree.map(lambda array, s=sign: jnp.cos(1 + s * array), variables)
         _, state = jax.jit(tx.update)(gradient, state, variables)
     return state
 
