@@ -29,7 +29,7 @@ _WORDS = (
     ("copy", "copy: the values of old units"),
     ("share", "share: the values of old units, divided among their copies"),
     ("mean", "mean: that of old units"),
-    ("resampled", "resampled: interpolated between old entries"),
+    ("resampled", "resampled: old entries times a matrix, in another size"),
     ("opposed", "opposed: in pairs that cancel"),
     ("chosen", "chosen: picked when it grows"),
     ("times", "times: what old entries are multiplied by"),

@@ -42,8 +42,8 @@ def notes_of(widths: Widths, change: Change, *, is_seen: bool) -> Iterator[str]:
             yield f"{width.name}: {note}"
     if change.strategy.method is not None:
         yield (
-            f"outputs change, because strategies.{change.strategy}() interpolates between old "
-            "entries; nothing is evaluated"
+            f"outputs change, because strategies.{change.strategy}() resizes an array for other "
+            "inputs; nothing is evaluated"
         )
     if change.strategy.noise and not change.strategy.is_gated:
         yield f"{width.name}: copies carry noise, so outputs change"
