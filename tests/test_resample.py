@@ -158,7 +158,8 @@ def patches(kernel, sizes, method):
     rows, columns = kernel.shape[:2]
     unit = np.eye(rows * columns).reshape(rows, columns, -1)
     matrix = on_both_axes(unit, sizes, RESIZED[method]).reshape(-1, rows * columns)
-    flat = np.linalg.pinv(matrix.T) @ kernel.reshape(rows * columns, -1)
+    # Where one side grows and the other shrinks, singular values are zero but for rounding.
+    flat = np.linalg.pinv(matrix.T, rcond=1e-10) @ kernel.reshape(rows * columns, -1)
     return flat.reshape(*sizes, *kernel.shape[2:])
 
 

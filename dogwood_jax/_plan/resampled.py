@@ -39,10 +39,11 @@ def by_widths(request: Request) -> Request:
                 [f"strategies.{asked}() is for one array: pass strategy={{path of the array: it}}"]
             )
         return request
-    chosen = {k: s for k, s in (asked or {}).items() if isinstance(s, Strategy) and s.method}
+    if not isinstance(asked, Mapping):
+        return request
+    chosen = {k: s for k, s in asked.items() if isinstance(s, Strategy) and s.method is not None}
     if not chosen:
         return request
-    assert asked is not None
     if request.target is None:
         raise Refused(
             f"{path}: strategies.{strategy}() goes with target=, the variables of the model for "
