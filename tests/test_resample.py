@@ -435,6 +435,8 @@ IMAGES = "images or patches of another size"
     [
         ({"pos_embedding[1.1]": 6}, None, False, None, IMAGES),
         ({"embedding[0]": 8}, None, False, None, IMAGES),
+        ({"pos_embedding": 37}, None, False, None, "an array of the widths .*pos_embedding.1.1."),
+        ({("pos_embedding", 1): 37}, None, False, None, "axis 1 .* is composite"),
         (None, "image", False, None, IMAGES),
         (None, "image", True, None, IMAGES),
         (None, "patch", False, None, IMAGES),

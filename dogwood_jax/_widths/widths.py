@@ -24,6 +24,7 @@ from dogwood_jax._base.tables import (
 )
 from dogwood_jax._program.like_layers import LikeLayers
 from dogwood_jax._program.program import Program
+from dogwood_jax._widths.dims import SPATIAL
 from dogwood_jax._widths.layout import Concat, Layout, Product, Role, Units, size_of, units_of
 
 # What a new entry of an array should be where nothing else decides: a kernel or embedding is
@@ -369,14 +370,16 @@ class Widths(Mapping[str, Width]):
 
         Raises:
             KeyError: if there is no such array, or several widths occur in it, or an axis of it is
-                a product or a concatenation of the width.
+                a product or a concatenation of the width, or a grid of places.
         """
         leaf = self.leaf(path)
         names = dict.fromkeys(u.width for layout in leaf.axes for u in units_of(layout))
         inner = [name for name in names if not (self[name].interface or self[name].fixed)]
-        # Where a width is one factor of an axis, a size would not be that of the axis.
-        factors = {u.width for x in leaf.axes if not isinstance(x, Units) for u in units_of(x)}
-        if len(inner) != 1 or inner[0] in factors:
+        # Where a width is one factor of an axis, a size would not be that of the axis. Beside a grid
+        # of places, the size may be that of the grid, such as 196 positions.
+        parts = [u for x in leaf.axes if not isinstance(x, Units) for u in units_of(x)]
+        is_unclear = any(u.width in inner or SPATIAL in (self[u.width].fixed or "") for u in parts)
+        if len(inner) != 1 or is_unclear:
             raise KeyError(f"{path!r} is an array of the widths {[*names]}: name one of these")
         return self[inner[0]]
 
