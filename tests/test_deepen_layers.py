@@ -483,3 +483,22 @@ def test_deepen_needs_networks_or_names():
         dw.deepen({}, {}, layers={})
     with pytest.raises(ValueError, match="needs apply= and target_apply="):
         dw.deepen({}, {})
+
+
+def test_a_place_where_the_inputs_do_not_fit_is_no_reason():
+    """Were the first of the layers the new one, the inputs would have 8 columns."""
+
+    class Normalized(nn.Module):
+        layers: int
+
+        @nn.compact
+        def __call__(self, x):
+            for i in range(self.layers):
+                x = nn.relu(nn.LayerNorm(name=f"norm_{i}")(Dense(8, name=f"dense_{i}")(x)))
+            return Dense(2, name="head")(x)
+
+    old, new = Normalized(2), Normalized(3)
+    x = data(3, 4)
+    widths = dw.trace(old.apply, shapes_of(old, x), x)
+    with pytest.raises(ValueError, match="dense_2: square follows it"):
+        dw.plan(widths, target=shapes_of(new, x), target_apply=new.apply)
