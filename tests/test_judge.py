@@ -664,3 +664,12 @@ if __name__ == "__main__":
     for name in EXAMPLES:
         if name not in OTHERWISE and (what := off(name)):
             print(name, what)
+
+
+def test_a_real_transform_and_its_inverse_are_evaluated_in_other_sizes():
+    def apply(p: Any, x: Any) -> Any:
+        h = jnp.tanh(x @ p["up"]).reshape(2, 6, 4)  # cannot be called in other sizes
+        return jnp.fft.irfft(jnp.fft.rfft(h, axis=1), 6, axis=1) @ p["down"]
+
+    widths = dw.trace(apply, {"up": f64(3, 4), "down": f64(4, 2)}, f64(2, 6, 3))
+    assert dw.plan(widths, {"up": 7}).evidence is not None

@@ -469,7 +469,7 @@ def _window(eqn: Any, operands: list[Any], sized: Sized, size_of: SizeOf) -> Map
 
 def _fft(eqn: Any, operands: list[Any], sized: Sized, size_of: SizeOf) -> Mapping[str, Any]:
     lengths = eqn.params["fft_lengths"]
-    is_inverse_real = "IRFFT" in str(eqn.params["fft_type"])
+    is_inverse_real = eqn.params["fft_type"].name == "IRFFT"
     value = sized.results[0] if is_inverse_real else sized.operands[0]
     return {"fft_lengths": tuple(map(size_of, value.dims[value.ndim - len(lengths) :]))}
 
