@@ -1,0 +1,41 @@
+"""The table of architectures in the documentation is what the library does."""
+
+import dataclasses
+from importlib.util import find_spec
+
+import jax
+import pytest
+from architecture import load, measured
+from architecture_table import MARKDOWN, markdown, read
+
+ARCHITECTURES = load()
+RECORDED = {row["name"]: row for row in read()}
+QUICK = ("MLP", "Minimal RNN (lax.scan)", "MLP, Haiku", "RealNVP (affine couplings)")
+
+
+def whats(refused):
+    """Returns what was refused, without the reasons."""
+    return [one.partition(": ")[0] for one in refused.split("; ")]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in ARCHITECTURES],
+)
+def test_an_architecture_grows_as_recorded(name):
+    entry, recorded = ARCHITECTURES[name], RECORDED[name]
+    if find_spec(entry.needs) is None:
+        pytest.skip(f"{entry.needs} is not installed")
+    with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
+        row = {k: str(v) for k, v in dataclasses.asdict(measured(entry)).items()}
+    assert float(row.pop("change")) < 1e-4
+    assert whats(row.pop("refused")) == whats(recorded["refused"])
+    assert row == {name: recorded[name] for name in row}
+
+
+def test_all_architectures_are_recorded_in_order():
+    assert [*RECORDED] == [*ARCHITECTURES]
+
+
+def test_the_page_is_what_the_rows_say():
+    assert MARKDOWN.read_text() == markdown(read())
