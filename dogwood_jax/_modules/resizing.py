@@ -220,10 +220,12 @@ def _named(node: PyTree, numbers: set[float]) -> list[str]:
     return [*_fields(node, numbers, "")] or [f"{number:g}" for number in sorted(numbers)]
 
 
-def _fields(value: Any, numbers: set[float], name: str) -> Iterator[str]:
-    for key, field in getattr(value, "__dict__", {}).items():
+def _fields(value: Any, numbers: set[float], name: str, depth: int = 8) -> Iterator[str]:
+    for key, field in getattr(value, "__dict__", {}).items() if depth else ():
         path = f"{name}.{key}" if name else key
-        if hasattr(field, "__dict__") and not _holds_arrays(field):
-            yield from _fields(field, numbers, path)
-        elif not _holds_arrays(field) and not numbers.isdisjoint(_numbers(field)):
+        if _holds_arrays(field) or numbers.isdisjoint(_numbers(field)):
+            continue
+        if hasattr(field, "__dict__"):  # which may refer to what it is a part of
+            yield from _fields(field, numbers, path, depth - 1)
+        else:
             yield f"{path}={field!r}"
