@@ -216,10 +216,10 @@ def _of_a_window(width: dw.Width) -> bool:
 
 def reason(error: ValueError) -> str:
     """Returns the first reason that an error tells, without ways out and places."""
-    lines = str(error).splitlines()
-    first = next((line.removeprefix("- ") for line in lines if line.startswith("- ")), lines[0])
+    problems = getattr(error, "problems", None) or [str(error).partition("\n- ")[2] or str(error)]
+    first = next((p for p in problems if "would change outputs: " in p), problems[0])
     first = first.partition("would change outputs: ")[2] or first.partition(": ")[2] or first
-    return re.split(r"; |\. | \(", first)[0]
+    return re.split(r"; |\n|\. | \(", first)[0]
 
 
 def load() -> dict[str, Architecture]:

@@ -434,7 +434,8 @@ def test_all_that_is_not_supported_is_said_at_once():
         "cannot make a Flax module of this model:",
         "- layer_0 (Lambda): this class of layers is not supported",
         "- layer_1 (Dense): the activation 'my_activation' is none of Keras's own",
-        "- layer_2/thing (Custom>Thing): its class is not Keras's own, and its code is not in the file",
+        "- layer_2/thing (Custom>Thing): its class is not Keras's own, and its code is not in the "
+        "file",
         "  load reads its weights, for a module of your own",
         "- layer_3 (LSTM): time_major=True is not supported",
         "- layer_4 (Conv2D): its config has no 'padding'",

@@ -249,7 +249,7 @@ class Paired(Own):
 def test_numbers_that_follow_from_a_size_are_refused_where_they_matter() -> None:
     small, large = Paired(16), Paired(24)
     widths = dw.trace(apply, small, X)
-    with pytest.raises(ValueError, match="does not take its modules in these sizes: .*target="):
+    with pytest.raises(ValueError, match="does not take its modules in these sizes: .*\n.*target="):
         dw.plan(widths, {"up[1.0]": 3})
     growth = dw.plan(widths, target=large, target_apply=apply)
     wide = dw.grow(small, growth, fresh=large)
@@ -259,7 +259,7 @@ def test_numbers_that_follow_from_a_size_are_refused_where_they_matter() -> None
 
 def test_sizes_that_no_module_of_the_class_has_are_refused() -> None:
     widths = dw.trace(apply, mlp(8), X)
-    with pytest.raises(ValueError, match="(?s)MLP says width_size=8, and its class makes none with"):
+    with pytest.raises(ValueError, match="MLP says width_size=8, and its class makes none"):
         dw.grow(mlp(8), dw.plan(widths, {"layers/0": 12}), key=KEY)
 
 
@@ -323,7 +323,7 @@ def test_a_constant_that_only_looks_computed_from_a_size_stays_if_the_function_s
         dw.plan(widths, {"up": 24}, target_apply=lambda model, x: 2 * apply(model, x))
     widths = dw.trace(apply, Configured(8), X)
     with pytest.raises(
-        ValueError, match="store its argument units .*; pass target=, the larger model"
+        ValueError, match="store its argument units .*\n  pass target=, the larger model"
     ):
         dw.plan(widths, {("up", 1): 12}, target_apply=apply)
 
