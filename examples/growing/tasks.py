@@ -105,45 +105,58 @@ LONG = dataclasses.replace(
 
 # Look-ups -----------------------------------------------------------------------------------------
 
-SYMBOLS, HOPS = 8, 3
+SYMBOLS = 8
 
 
-def looker(layers: int) -> Transformer:
+def looker(layers: int, hops: int) -> Transformer:
     """Returns a network for chains of look-ups."""
     words = SYMBOLS * SYMBOLS + SYMBOLS + 1
     return Transformer(
-        layers, 64, words=words, context=SYMBOLS + HOPS, classes=SYMBOLS, answers=HOPS
+        layers, 64, words=words, context=SYMBOLS + hops, classes=SYMBOLS, answers=hops
     )
 
 
-def look_ups(options: Namespace, half: int) -> Data:
-    """Returns chains of look-ups, the same for both halves."""
-    del options, half
-    return Hops(SYMBOLS, HOPS)
+def look_ups(hops: int, steps: int, at: float, *others: Way) -> Task:
+    """Returns the task of chains of look-ups, which has the same data for both halves.
 
-
-HOPPING = Task(
-    f"{HOPS} look-ups, depth",
-    look_ups,
-    steps=12000,
-    batch_size=64,
-    rate=2e-3,
-    ways=(
-        scratch(looker(4)),
-        alone("1 layer", looker(1)),
-        alone("2 layers", looker(2)),
-        grown("2 to 4 layers, copies between", looker(2), Size(looker(4), 0.08, depth=BETWEEN)),
-        grown("2 to 4 layers, silent", looker(2), Size(looker(4), 0.08)),
-        grown(
-            "1 to 2 to 4 layers, copies between",
-            looker(1),
-            Size(looker(2), 0.01, depth=BETWEEN),
-            Size(looker(4), 0.08, depth=BETWEEN),
+    Args:
+        hops: the length of the longest chain.
+        steps: of four layers with the full budget.
+        at: the share of the full budget after which two layers become four.
+        others: more ways.
+    """
+    four = looker(4, hops)
+    return Task(
+        f"{hops} look-ups, depth",
+        lambda options, half: Hops(SYMBOLS, hops),
+        steps=steps,
+        batch_size=64,
+        rate=2e-3,
+        ways=(
+            scratch(four),
+            alone("1 layer", looker(1, hops)),
+            alone("2 layers", looker(2, hops)),
+            grown("2 to 4 layers, copies between", looker(2, hops), Size(four, at, depth=BETWEEN)),
+            grown("2 to 4 layers, silent", looker(2, hops), Size(four, at)),
+            *others,
         ),
+        budgets=(1.0,),
+        until=0.95,
+    )
+
+
+HOPPING = look_ups(
+    3,
+    12000,
+    0.08,
+    grown(
+        "1 to 2 to 4 layers, copies between",
+        looker(1, 3),
+        Size(looker(2, 3), 0.01, depth=BETWEEN),
+        Size(looker(4, 3), 0.08, depth=BETWEEN),
     ),
-    budgets=(1.0,),
-    until=0.95,
 )
+LONG_HOPPING = look_ups(4, 24000, 0.04)
 
 # Parities -----------------------------------------------------------------------------------------
 
@@ -211,7 +224,10 @@ DIGITS_CNN = Task(
     b2=0.999,
 )
 
-TASKS = {task.name: task for task in (TEXT, LONG, HOPPING, PARITIES, DIGITS_MLP, DIGITS_CNN)}
+TASKS = {
+    task.name: task
+    for task in (TEXT, LONG, HOPPING, LONG_HOPPING, PARITIES, DIGITS_MLP, DIGITS_CNN)
+}
 
 # What ``search`` chooses from, and what ``predict`` fits its law to.
 CANDIDATES: dict[str, tuple[Way, ...]] = {
