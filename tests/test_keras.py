@@ -362,6 +362,11 @@ class Secret(Fixed):
         super().__init__(**kwargs)
 
 
+def attention_alone():
+    x = keras.Input((5, 4))
+    return keras.Model(x, layers.Dense(2)(layers.MultiHeadAttention(2, 3, name="heads")(x, x)))
+
+
 REFUSED = {
     "no width 'down'.*closest": lambda: dw.keras.grow(mlp(), {"down": 9}),
     "5 units are fewer than today's 6": lambda: dw.keras.grow(mlp(), {"up": 5}),
@@ -376,6 +381,9 @@ REFUSED = {
     ),
     "no numbers in the config of Own make blocks/0/kernel": (
         lambda: dw.keras.grow(own(5), {"blocks/0": 7}, X)
+    ),
+    r"same layer along, such as \[.*'heads/value\[value_dim\]'.*\], because Keras cannot call": (
+        lambda: dw.keras.grow(attention_alone(), {"heads/query[head_dim]": 6})
     ),
     "needs sizes": lambda: dw.keras.grow(mlp()),
     "does not say what its input is; pass an example": lambda: dw.keras.trace(own(5)),

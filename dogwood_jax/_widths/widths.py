@@ -375,8 +375,8 @@ class Widths(Mapping[str, Width]):
         leaf = self.leaf(path)
         names = dict.fromkeys(u.width for layout in leaf.axes for u in units_of(layout))
         inner = [name for name in names if not (self[name].interface or self[name].fixed)]
-        # Where a width is one factor of an axis, a size would not be that of the axis. Beside a grid
-        # of places, the size may be that of the grid, such as 196 positions.
+        # Where a width is one factor of an axis, a size would not be that of the axis. Beside a
+        # grid of places, the size may be that of the grid, such as 196 positions.
         parts = [u for x in leaf.axes if not isinstance(x, Units) for u in units_of(x)]
         is_unclear = any(u.width in inner or SPATIAL in (self[u.width].fixed or "") for u in parts)
         if len(inner) != 1 or is_unclear:

@@ -34,6 +34,7 @@ import numpy as np
 
 import dogwood_jax as dw
 from dogwood_jax._base.arguments import BY_WIDTH, KEY, expect_given
+from dogwood_jax._base.described import first_line
 from dogwood_jax._base.trees import PyTree, is_array, struct
 from dogwood_jax.keras._compile import compile_like, expect_compilable
 from dogwood_jax.keras._larger import larger_models
@@ -284,11 +285,34 @@ def _planned(
                 interface=interface,
             )
         except ValueError as error:
-            refused = refused or error
+            asked = None if target is not None else _not_called(new, widths, sizes)
+            refused = refused or asked or error
         else:
             return larger, growth, old, new
     assert refused is not None
     raise refused
+
+
+def _not_called(
+    new: ModelFunction, widths: dw.Widths, sizes: Mapping[Any, int] | None
+) -> ValueError | None:
+    """Returns what to say if Keras itself fails to call the model in its new sizes."""
+    assert widths.network is not None
+    try:
+        jax.eval_shape(new, structs_of(new.variables), *widths.network.inputs)
+    except Exception as error:
+        layers = {str(name).partition("/")[0] for name in sizes or {}}
+        others = [
+            name
+            for name, width in widths.items()
+            if name.partition("/")[0] in layers and name not in (sizes or {})
+            if not (width.fixed or width.interface)
+        ]
+        return ValueError(
+            f"keras.grow(model, sizes): grow more widths of the same layer along, such as {others},"
+            f" because Keras cannot call the model in these sizes: {first_line(error)}"
+        )
+    return None
 
 
 def _named_alike(old: ModelFunction, new: ModelFunction) -> ModelFunction:
