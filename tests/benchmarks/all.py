@@ -31,6 +31,7 @@ COMMANDS = {
     "checkpoint_bfloat16": "tests/benchmarks/checkpoint.py --gib 4 --runs 3 --dtype bfloat16",
     "memory": "tests/benchmarks/memory.py --depth 40 --width 1600 --ways key donate",
     "growable": "tests/benchmarks/growable.py",
+    "after_growth": "tests/benchmarks/after_growth.py",
     "training": "tests/benchmarks/training.py",
     "grow_mnist": "examples/grow_mnist.py --data tfds",
     "weight_symmetry": "examples/weight_symmetry.py --data tfds",
