@@ -332,12 +332,12 @@ def test_all_hazards_of_a_width_are_one_problem_with_a_line_for_each_thought():
     with pytest.raises(ValueError) as error:
         dw.plan(widths, {"units": 4}, strategy=dw.strategies.replicate())
     assert str(error.value).splitlines()[1:] == [
-        "- units: strategies.random() grows it all the same",
+        "- units: strategies.random() grows it, but outputs change",
         "  otherwise growing it from 3 to 4 would change outputs: normalized over",
         "  sorted",
         "  it occurs in in[1], out[0]",
-        "- units: strategies.random() grows it all the same; otherwise copying units would change "
-        "outputs: tied",
+        "- units: strategies.random() grows it, but outputs change",
+        "  otherwise copying units would change outputs: tied",
     ]
 
 

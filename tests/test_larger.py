@@ -387,6 +387,23 @@ def test_layers_of_the_target_alone_ask_for_its_function(small):
         dw.plan(small[1], target=target)
 
 
+def test_an_output_that_automatic_names_count_as_hidden_is_told():
+    class MLP(nn.Module):
+        layers: int
+
+        @nn.compact
+        def __call__(self, x):
+            for _ in range(self.layers):
+                x = nn.gelu(nn.Dense(8)(x))
+            return nn.Dense(3)(x)
+
+    x = jnp.ones((2, 4))
+    widths = dw.trace(MLP(2).apply, MLP(2).init(jax.random.key(0), x), x)
+    target = jax.eval_shape(MLP(3).init, jax.random.key(0), x)
+    with pytest.raises(ValueError, match="- give the last layer a name of its own in both models"):
+        dw.plan(widths, target=target, target_apply=MLP(3).apply)
+
+
 def test_a_placement_that_fits_no_shape_does_not_hide_why_a_growth_is_refused():
     def apply(activation, variables, x):
         for layer in variables["layers"]:

@@ -283,6 +283,24 @@ def test_an_array_names_no_width_that_is_a_factor_of_its_axis() -> None:
     assert dw.plan(widths, {"up[1.1]": 4}).sizes["up[1.1]"] == 4
 
 
+def test_an_array_names_no_width_where_its_outputs_may_grow_too() -> None:
+    def apply(params: Any, x: Any) -> Any:
+        return jax.nn.relu(x @ params["up"]["w"]) @ params["down"]["w"]
+
+    shapes = {"up": {"w": f64(4, 6)}, "down": {"w": f64(6, 2)}}
+    widths = dw.trace(apply, shapes, data(3, 4))
+    assert dw.plan(widths, {"down/w": 8}).sizes["up"] == 8
+    with pytest.raises(ValueError, match=r"'down/w' is an array of the widths \['up', 'down'\]"):
+        dw.plan(widths, {"down/w": 8}, interface=True)
+
+
+def test_a_function_that_reads_none_of_its_variables_is_refused() -> None:
+    params = fill({"up": f64(4, 6)}, 1)
+    with pytest.raises(ValueError, match="let apply use the variables that it is called with"):
+        dw.trace(lambda _, x: x @ params["up"], params, data(3, 4))
+    assert dw.trace(lambda params, _: params, params, data(3, 4))
+
+
 @functools.cache
 def grown_at_once(name: str) -> tuple[Model, dw.Growth]:
     """Returns the larger model, all of whose widths have grown, and the growth to it."""

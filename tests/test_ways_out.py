@@ -32,7 +32,7 @@ STRATEGIES = {
 }
 WAY_OUT = re.compile(
     r"(?:use |[;:] |and |^  )strategies\.(\w+)\(\)"
-    r"(?: keeps outputs| grows it all the same|; otherwise|:?$)"
+    r"(?: keeps outputs| grows it, but outputs change|; otherwise|:?$)"
     r"(?: for multiples of (\d+))?",
     re.MULTILINE,
 )

@@ -130,7 +130,10 @@ class _Departures(Readings):
         module = last.rpartition("/")[0]
         module = last if module in ("", "params") else module.removeprefix("params/")
         inner = f"{name}(x)" if before == name else "x"
-        return f"{module}: {name} follows it, and {name}({inner}) is not {inner}"
+        return (
+            f"{module}: {name} follows it, and {name}({inner}) is not {inner}; put the new layer "
+            "on a residual branch, or pass depth=strategies.new_layers(), which changes outputs"
+        )
 
 
 def _base(array: Any) -> Any:

@@ -183,7 +183,7 @@ def plan(
             paths = [leaf.path for leaf in widths.leaves]
             expect_arrays("plan", "target", target, shapes, paths)
     elif sizes is not None and keep is None and merge is None:
-        _expect_other(widths, sizes)
+        _expect_other(widths, sizes, interface)
     layers: dict[Any, Any] = {}
     if keep is not None:
         numbered = layers_of(widths)
@@ -216,10 +216,10 @@ def plan(
     raise ValueError("plan: nothing grows: all sizes stay what they are")
 
 
-def _expect_other(widths: Widths, sizes: Mapping[Any, int]) -> None:
+def _expect_other(widths: Widths, sizes: Mapping[Any, int], interface: bool) -> None:
     """Raises if all sizes are those of today, before anything is evaluated."""
     problems: list[str] = []
-    named = named_sizes(widths, sizes, problems)
+    named = named_sizes(widths, sizes, problems, interface)
     if named and not problems and all(widths[name].size == n for name, n in named.items()):
         already = ", ".join(f"{name} has {n} units already" for name, n in named.items())
         raise ValueError(f"plan: nothing grows: {already}")

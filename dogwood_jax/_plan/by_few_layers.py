@@ -48,7 +48,7 @@ def by_few_layers(request: Request, judge: Callable[[Proposal], Growth]) -> Grow
     if is_deeper(whole(request.families, widths, shapes), shapes):
         raise NotAlike
     deep, layers = network.deep, network.deep.layers
-    named = named_sizes(widths, request.sizes, [])
+    named = named_sizes(widths, request.sizes, [], request.interface)
 
     def proposed(theirs: Mapping[Layers, Widths]) -> Iterator[dict[Layers, Proposal]]:
         """Yields the proposals for both numbers of layers, in the order in which they are tried."""

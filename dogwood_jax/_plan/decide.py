@@ -80,7 +80,8 @@ def _decided(request: Request) -> Growth:
     except ValueError as error:
         its = (family.instead(request.widths, shapes) for family in request.families)
         if instead := [*itertools.chain(*its)]:
-            raise Refused([*instead, *str(error).splitlines()[1:]]) from error
+            _, *problems = str(error).replace("\n  ", "; ").split("\n- ")
+            raise Refused([*instead, *problems]) from error
         raise
     try:
         return _with_larger(request, larger)

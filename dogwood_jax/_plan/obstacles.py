@@ -146,7 +146,7 @@ def _ways_out(width: Width) -> str:
             + f" ({MULTIPLES})"
             * any(kind_of(hazard) == "table" for hazard in width.hazards)
         )
-    return "; ".join(dict.fromkeys([*exact, "strategies.random() grows it all the same"]))
+    return "; ".join(dict.fromkeys([*exact, "strategies.random() grows it, but outputs change"]))
 
 
 def _multiples(width: Width, recipe: Recipe) -> str:

@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from inspect import isfunction
 from math import prod
 from typing import Any
 
@@ -48,7 +49,7 @@ _BY_TARGET = "new layers are inserted by target= and target_apply="
 def asked_of(request: Request, larger: Larger | None, problems: list[str]) -> Asked:
     """Returns the sizes that are asked for, by name or by a larger model; see ``plan``."""
     widths = request.widths
-    named = named_sizes(widths, request.sizes, problems)
+    named = named_sizes(widths, request.sizes, problems, request.interface)
     if larger is None:
         return _with_strategies(Asked(widths, named, widths, named), request, problems)
     problems += [
@@ -103,6 +104,13 @@ def ways_out(families: Sequence[Family], asked: Asked) -> Iterator[str]:
             yield from family.ways_out(asked)
             yield from family.instead(before, larger.shapes)
         yield from other_images(before, larger.shapes)
+        grown = [n for n, size in asked.sizes.items() if n in before and size > before[n].size]
+        shifted = [n for n in grown if before[n].interface and n[-1:].isdigit()]
+        if shifted and (larger.insertions or is_deeper(before, larger.shapes)):
+            yield (
+                "give the last layer a name of its own in both models, because automatic names "
+                f"count on: {shifted[0]} is the output of one and a hidden layer of the other"
+            )
         if larger.insertions and _meets_numbers(asked):
             yield _EACH_ALONE
         unread = larger.widths is None and before.network is not None
@@ -158,12 +166,12 @@ def target_in_sizes(widths: Widths, sizes: Mapping[Any, int]) -> tuple[PyTree, M
 
 
 def by_name(
-    widths: Widths, asked: Mapping[Any, Any], problems: list[str]
+    widths: Widths, asked: Mapping[Any, Any], problems: list[str], interface: bool = False
 ) -> Iterator[tuple[str, Any]]:
     """Yields the name of each width, and what is asked of the width.
 
     A key is the name of a width, a place ``(path, axis)``, or the path of an array in which no
-    other width can grow.
+    other width can grow, where ``interface`` says whether those of inputs and outputs can.
     """
     for place, value in asked.items():
         is_place = isinstance(place, tuple) and len(place) == 2
@@ -172,16 +180,28 @@ def by_name(
                 width = widths.of(*place)
             else:
                 is_array = isinstance(place, str) and bool(widths.leaves_at(place))
-                width = widths[place] if place in widths or not is_array else widths.within(place)
+                is_name = place in widths or not is_array
+                width = widths[place] if is_name else widths.within(place, interface=interface)
             yield width.name, value
         except KeyError as error:
-            problems.append(str(error.args[0]))
+            parts = {part for leaf in widths.leaves for part in leaf.path.split("/")[:-1]}
+            numbered = {part for part in parts if part[-1:].isdigit()}
+            more = f"; {_BY_TARGET}" if place in {"layers", *numbered} else ""
+            problems.append(f"{error.args[0]}{more}")
 
 
-def named_sizes(widths: Widths, sizes: Mapping[Any, int], problems: list[str]) -> dict[str, int]:
+def named_sizes(
+    widths: Widths, sizes: Mapping[Any, int], problems: list[str], interface: bool = False
+) -> dict[str, int]:
     """Returns the asked sizes by width name."""
+    if trees := [name for name, size in sizes.items() if isinstance(size, Mapping)]:
+        problems.append(
+            f"pass the arrays of a larger model as target=; sizes= are numbers of units by width, "
+            f"and {trees[0]!r} is none"
+        )
+        return {}
     new: dict[str, int] = {}
-    for name, size in by_name(widths, sizes, problems):
+    for name, size in by_name(widths, sizes, problems, interface):
         if not is_integer(size):
             problems.append(f"{name}: the number of units must be an integer, got {size!r}")
         elif size > _MOST_UNITS:
@@ -213,7 +233,7 @@ def strategies_by_name(
         if not isinstance(one, Strategy):
             raise TypeError(
                 f"strategy must come from dw.strategies, such as dw.strategies.replicate(), "
-                f"got {one!r}"
+                f"got {f'the function {one.__name__}: call it' if isfunction(one) else repr(one)}"
             )
     for name in strategy:
         try:

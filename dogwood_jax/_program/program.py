@@ -63,6 +63,11 @@ class Program:
         used = (atom for atom in read if not isinstance(atom, jex.Literal) and atom in paths)
         return [paths[var] for var in dict.fromkeys(used)]
 
+    def returns_variables(self) -> bool:
+        """Whether an array of the variables is a result as it is."""
+        results = self.jaxpr.jaxpr.outvars
+        return any(atom in self.paths for atom in results if not isinstance(atom, jex.Literal))
+
     def in_order(self, paths: Sequence[str]) -> "Program":
         """Returns the same program, which takes the arrays at these paths in this order."""
         known = self.paths

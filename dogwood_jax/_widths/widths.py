@@ -362,11 +362,12 @@ class Widths(Mapping[str, Width]):
         """Size of each width by name."""
         return {name: facts.size for name, facts in self.facts}
 
-    def within(self, path: str) -> Width:
-        """Returns the one width of an array that is no dimension of an input or output.
+    def within(self, path: str, *, interface: bool = False) -> Width:
+        """Returns the one width of an array that can grow.
 
         Args:
             path: path of the array, with or without its leading collection (``params/``).
+            interface: whether a dimension of an input or output can grow, too.
 
         Raises:
             KeyError: if there is no such array, or several widths occur in it, or an axis of it is
@@ -374,7 +375,8 @@ class Widths(Mapping[str, Width]):
         """
         leaf = self.leaf(path)
         names = dict.fromkeys(u.width for layout in leaf.axes for u in units_of(layout))
-        inner = [name for name in names if not (self[name].interface or self[name].fixed)]
+        may = {name for name in names if interface or not self[name].interface}
+        inner = [name for name in names if name in may and not self[name].fixed]
         # Where a width is one factor of an axis, a size would not be that of the axis. Beside a
         # grid of places, the size may be that of the grid, such as 196 positions.
         parts = [u for x in leaf.axes if not isinstance(x, Units) for u in units_of(x)]

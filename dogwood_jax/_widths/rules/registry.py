@@ -111,7 +111,7 @@ def noise_used(value: Value) -> None:
                 continue  # A mask for each example is the same for all units.
             dim.endanger(
                 "random numbers are drawn along it with a key inside the network, and a new shape "
-                "draws others: trace the network in evaluation, or pass the key as an input"
+                "draws others; trace the network in evaluation, or pass the key as an input"
             )
         elif value.noise == "noise":
             dim.endanger("random numbers are drawn along it, and a new shape draws others")
