@@ -218,8 +218,8 @@ def reason(error: ValueError) -> str:
     """Returns the first reason that an error tells, without ways out and places."""
     problems = getattr(error, "problems", None) or [str(error).partition("\n- ")[2] or str(error)]
     first = next((p for p in problems if "would change outputs: " in p), problems[0])
-    first = first.partition("would change outputs: ")[2] or first.partition(": ")[2] or first
-    return re.split(r"; |\n|\. | \(", first)[0]
+    first = first.partition("would change outputs: ")[2] or first
+    return re.split(r"; |\n", first)[0]
 
 
 def load() -> dict[str, Architecture]:

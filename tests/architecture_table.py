@@ -43,7 +43,7 @@ def markdown(rows: Rows) -> str:
     lines = [
         " ".join(said),
         "",
-        "| architecture | package | widths that grow | by size | by target | layers | change |",
+        "| architecture | package | widths not fixed | by size | by target | layers | change |",
         "|---|---|---|---|---|---|---|",
         *map(_line, rows),
         "",

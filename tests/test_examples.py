@@ -120,7 +120,7 @@ def test_the_readme_says_what_was_recorded():
     grown = rows["3 to 6 layers, copies between"]
     readme = " ".join((ROOT / "README.md").read_text().split())
     assert f"end with after {grown.ratio.value:.0%} of the FLOPs" in readme
-    assert f"{grown.without.value:.0%} of the FLOPs are left" in readme
+    assert f"{grown.without.value:.0%} of the FLOPs are needed" in readme
     others = [row for row in rows.values() if not row.way.grows and row.seeds == grown.seeds]
     assert len(others) >= 3 and all(
         grown.loss + 3 * grown.error < row.loss - row.error for row in others

@@ -487,5 +487,5 @@ def test_the_recipes_of_the_readme_run(tmp_path, monkeypatch):
     with_keras, with_a_file = (recipe for recipe in recipes if "keras" in recipe)
     exec(with_keras, names)
     exec(with_a_file, names)
-    assert names["model"].get_layer("dense_1").units == 256
+    assert names["keras_model"].get_layer("dense_1").units == 256
     assert keras.saving.load_model("wider.keras").get_layer("dense_1").units == 512
