@@ -465,6 +465,9 @@ def test_hidden_units_drawn_anew():
     assert "outputs change, because 0.5 of the hidden units are drawn anew" in growth.notes[0]
     grown, mlp = dw.grow(variables, growth, key=jax.random.key(1))["moe"], variables["mlp"]
     changed = {name: grown[name] != mlp[name]["kernel"][None] for name in ("gate", "up", "down")}
+    is_new = growth.is_new(shapes(4))["moe"]
+    jax.tree.map(np.testing.assert_array_equal, {name: is_new[name] for name in changed}, changed)
+    assert all(map(np.all, jax.tree.leaves(is_new["router"])))
     units = changed["up"].all(1)
     np.testing.assert_array_equal(units, changed["up"].any(1))
     np.testing.assert_array_equal(units, changed["gate"].all(1))

@@ -16,6 +16,7 @@ from dogwood_jax._base.draw import dtype_named, random_keys, seeds, uniform
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, in_order_of, is_array, leaves_by_path, rebuilt
 from dogwood_jax._growth.insertion import Insertion
+from dogwood_jax._growth.new_entries import drawn_anew
 from dogwood_jax._growth.shardings import ANYWHERE, Placement, most_like, placement
 
 
@@ -162,23 +163,14 @@ def _in_front(insertion: Insertion) -> Insertion:
 
 
 def _experts(insertion: Insertion, old: Array, word: Array | None) -> Array:
-    """Returns an array repeated for each expert, with the hidden units that are drawn anew.
-
-    Each expert draws other units anew, as many as they are. All units are drawn equally often, and
-    the arrays on both sides of a unit draw the same ones.
-    """
+    """Returns an array repeated for each expert, with the hidden units that are drawn anew."""
     new = jnp.broadcast_to(old, insertion.shape)
-    count = insertion.shape[insertion.units]
     if not insertion.anew or word is None:
         return new
-    expert = lax.broadcasted_iota(jnp.int32, insertion.shape, 0)
-    unit = lax.broadcasted_iota(jnp.int32, insertion.shape, insertion.units)
-    first = expert * count // insertion.repeats
-    is_new = (unit - first) % count < round(insertion.anew * count)
     wide = old.astype(jnp.promote_types(old.dtype, jnp.float32))
     drawn = uniform(next(seeds(word)), insertion.shape, wide.dtype, math.sqrt(3))
     drawn = jnp.mean(wide) + jnp.std(wide) * drawn
-    return jnp.where(is_new, drawn.astype(old.dtype), new)
+    return jnp.where(drawn_anew(insertion), drawn.astype(old.dtype), new)
 
 
 def _values(insertion: Insertion, word: Array | None) -> Array:

@@ -10,6 +10,7 @@
 | ``grown_sizes`` | the size of every dimension of the program once widths have grown |
 | ``insertion`` | ``Insertion``: what an array of a new layer is filled with |
 | ``shardings`` | on which devices grown arrays lie |
+| ``new_entries`` | which entries of arrays are new |
 | ``rates`` | how the best learning rate of each array moves as the network widens |
 | ``pairing`` | which layers of a network are which of a deeper one, by names and shapes |
 | ``as_json`` | ``Widths`` and ``Growth`` as JSON |

@@ -14,6 +14,7 @@ from dogwood_jax._growth.by_layer import Order, orders, stack_of
 from dogwood_jax._growth.evidence import Evidence
 from dogwood_jax._growth.insertion import Insertion
 from dogwood_jax._growth.leaf_map import AlongAxis, AxisMap, Compound, Fill, LeafMap
+from dogwood_jax._growth.new_entries import entries_inserted, entries_of, new_entries
 from dogwood_jax._growth.rates import rates_of
 from dogwood_jax._growth.shardings import grown_shardings, most_like
 from dogwood_jax._program.numbered import KeptLayers
@@ -399,6 +400,61 @@ class Growth:
         paths = leaves_by_path(tree)
         rates = dict.fromkeys(paths, 1.0) | by_ending(paths, placed)
         return in_order_of(tree, rebuilt(jax.tree.structure(tree), rates))
+
+    def is_new(self, tree: PyTree) -> PyTree:
+        """Returns which entries of the larger model's arrays come from no old value.
+
+        Old entries, also those that were multiplied, interpolated or added up, are not new. Nor are
+        copies of them. An entry that is zero, drawn or the mean of others is new, and so is every
+        entry of a new layer, which may begin as a copy of an old one.
+
+        With it only new weights are trained. For each entry this is one link behind the optimizer,
+        so that weight decay does not move old weights, either:
+
+            frozen = optax.stateless(
+                lambda updates, params: jax.tree.map(
+                    lambda update, new: jnp.where(new, update, 0), updates, growth.is_new(updates)
+                )
+            )
+            tx = optax.chain(optax.adamw(1e-3), frozen)
+
+        ``optax.masked`` and ``optax.multi_transform`` take one boolean for each array. They suit
+        new layers, and then no optimizer's state is kept for old arrays:
+
+            whole = jax.tree.map(lambda new: bool(new.all()), growth.is_new(params))
+            tx = optax.multi_transform({True: optax.adamw(1e-3), False: optax.set_to_zero()}, whole)
+
+        Args:
+            tree: the larger model's variables, their shapes, or another tree whose paths end like
+                those of the variables, such as its parameters alone, or gradients.
+
+        Returns:
+            A tree of the same structure with a boolean array for each leaf, in its shape. A leaf
+            that the growth does not know is not new.
+
+        Raises:
+            ValueError: if the tree is another network's, or its arrays are not those of the larger
+                model; all of these in one message.
+
+        Example:
+            >>> import jax
+            >>> import jax.numpy as jnp
+            >>> import dogwood_jax as dw
+            >>> params = {"up": {"kernel": jnp.ones((1, 2))}, "down": {"kernel": jnp.ones((2, 1))}}
+            >>> growth = dw.plan(dw.chain(params, ("up", "down")), {"up": 3})
+            >>> is_new = growth.is_new(dw.grow(params, growth, key=jax.random.key(0)))
+            >>> is_new["up"]["kernel"].tolist(), is_new["down"]["kernel"].tolist()
+            ([[False, False, True]], [[False], [False], [True]])
+
+        Reference:
+            Wu et al., 2024, LLaMA Pro: Progressive LLaMA with Block Expansion.
+        """
+        stay, new = {leaf.path for leaf in self.staying}, self.insertions
+        return new_entries(
+            tree,
+            {self.place(p): entries_of(self.maps[p], self.moved.get(p)) for p in stay}
+            | {i.path: entries_inserted(i) for i in new if i.old is None},
+        )
 
     def shardings(self, old_shardings: PyTree) -> PyTree:
         """Returns the shardings of the grown arrays, for ``out_shardings`` of ``jax.jit``.

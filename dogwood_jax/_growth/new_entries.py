@@ -1,0 +1,118 @@
+"""Which entries of arrays a growth has made: ``new_entries``."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from dogwood_jax._base.arguments import expect_arrays
+from dogwood_jax._base.problems import listed
+from dogwood_jax._base.trees import PyTree, by_ending, in_order_of, leaves_by_path, rebuilt
+from dogwood_jax._growth.insertion import Insertion
+from dogwood_jax._growth.leaf_map import AlongAxis, AxisMap, LeafMap
+
+
+@dataclass(frozen=True)
+class NewEntries:
+    """The new entries of one array: those that are new along one of its axes at least.
+
+    Attributes:
+        along: which entries are new along each axis.
+        is_whole: whether the whole array is new.
+        experts: where the array holds experts that repeat an old array, how they do it.
+    """
+
+    along: tuple[np.ndarray, ...]
+    is_whole: bool = False
+    experts: Insertion | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(map(len, self.along))
+
+    def mask(self) -> Array:
+        """Returns booleans in the array's shape. Under ``jit`` they are computed from vectors."""
+        found = jnp.full(self.shape, self.is_whole)
+        for axis, new in enumerate(self.along):
+            found |= jnp.expand_dims(new, [other for other in range(found.ndim) if other != axis])
+        return found | drawn_anew(self.experts) if self.experts else found
+
+
+def entries_of(leaf_map: LeafMap, insertion: Insertion | None) -> NewEntries:
+    """Returns the new entries of an array that grows.
+
+    Args:
+        leaf_map: what becomes of the array.
+        insertion: what else does, if it gets more layers or experts.
+    """
+    along = [~_is_old(axis) for axis in leaf_map.axes]
+    if insertion is not None and insertion.layers:
+        along[insertion.axis] = np.array(insertion.entries) < 0
+    if insertion is None or not insertion.repeats:
+        return NewEntries(tuple(along))
+    return NewEntries((np.zeros(insertion.repeats, bool), *along), experts=insertion)
+
+
+def entries_inserted(insertion: Insertion) -> NewEntries:
+    """Returns the new entries of an array of a new layer: all of them."""
+    return NewEntries(tuple(np.ones(n, bool) for n in insertion.shape), is_whole=True)
+
+
+def drawn_anew(insertion: Insertion) -> Array:
+    """Returns which entries of repeated experts belong to hidden units that are drawn anew.
+
+    Each expert draws other units anew, as many as they are. All units are drawn equally often, and
+    the arrays on both sides of a unit draw the same ones.
+    """
+    if not insertion.anew:
+        return jnp.zeros(insertion.shape, bool)
+    count = insertion.shape[insertion.units]
+    expert = lax.broadcasted_iota(jnp.int32, insertion.shape, 0)
+    unit = lax.broadcasted_iota(jnp.int32, insertion.shape, insertion.units)
+    first = expert * count // insertion.repeats
+    return (unit - first) % count < round(insertion.anew * count)
+
+
+def _is_old(axis: AlongAxis) -> np.ndarray:
+    """Returns which entries along an axis come from old ones: ``[new]``."""
+    if isinstance(axis, AxisMap):
+        return np.arange(axis.new) < axis.new - axis.rest
+    parts = [_is_old(part) for part in axis.parts]
+    if axis.kind == "concat":
+        return np.concatenate(parts)
+    along = np.ones(1, bool)
+    for part in parts:
+        along = np.outer(along, part).ravel()
+    return along
+
+
+def new_entries(tree: PyTree, known: Mapping[str, NewEntries]) -> PyTree:
+    """Returns a tree of booleans, see ``Growth.is_new``.
+
+    Args:
+        tree: the larger model's arrays, or a tree that follows them.
+        known: the new entries of each array, by path.
+
+    Raises:
+        ValueError: if nothing in the tree follows an array that is known, or shapes differ.
+    """
+    call, leaves = "growth.is_new(tree)", leaves_by_path(tree)
+    found = by_ending(leaves, known)
+    if not found:
+        expect_arrays(call, "tree", tree, leaves, known)
+    problems = [
+        f"{path}: has shape {np.shape(leaves[path])}, expected {new.shape}"
+        for path, new in found.items()
+        if np.shape(leaves[path]) != new.shape
+    ]
+    if problems:
+        raise ValueError(listed(f"{call}: pass a tree of the larger model", problems))
+    masks: dict[str, Any] = {
+        path: found[path].mask() if path in found else jnp.zeros(np.shape(leaf), bool)
+        for path, leaf in leaves.items()
+    }
+    return in_order_of(tree, rebuilt(jax.tree.structure(tree), masks))
