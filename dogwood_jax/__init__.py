@@ -30,6 +30,8 @@ The public names, each with a docstring of its own (``help(dw.plan)``):
         narrow              removes units or layers
         shrink              narrows to a budget of parameters, FLOPs or memory, or removes layers
         saliency, activity  how much each unit or layer matters
+        dormant             units that are hardly active beside others
+        utility             chooses a few units to replace in each step
         find_dead           units that can go without a change
         find_symmetric      units that compute the same
         merge_symmetric     folds them into one
@@ -47,6 +49,7 @@ The public names, each with a docstring of its own (``help(dw.plan)``):
     What the data types hold
         Width, Occurrence, Recipe, Leaf, Layout, Units, Product, Concat  in Widths
         Change, Insertion, Evidence                                      in Growth
+        Utility, UtilityState                                            of utility
 """
 
 # Each name is loaded from its file when it is first used (PEP 562), so that importing the package
@@ -86,6 +89,7 @@ if TYPE_CHECKING:
     from dogwood_jax._optimizer.opt_state import grow_opt_state
     from dogwood_jax._smaller.average import average
     from dogwood_jax._smaller.dead import find_dead
+    from dogwood_jax._smaller.dormant import Utility, UtilityState, dormant, utility
     from dogwood_jax._smaller.narrow import merge_symmetric, narrow
     from dogwood_jax._smaller.saliency import saliency
     from dogwood_jax._smaller.shrink import shrink
@@ -114,6 +118,8 @@ __all__ = [
     "Recipe",
     "RunCost",
     "Units",
+    "Utility",
+    "UtilityState",
     "Width",
     "Widths",
     "activity",
@@ -124,6 +130,7 @@ __all__ = [
     "cost",
     "decoder",
     "deepen",
+    "dormant",
     "find_dead",
     "find_symmetric",
     "from_json",
@@ -147,6 +154,7 @@ __all__ = [
     "trace",
     "training",
     "upcycle",
+    "utility",
     "verify",
     "widen",
 ]
@@ -164,6 +172,7 @@ _NAMES_IN = {
     "_smaller.saliency": ("saliency",),
     "_smaller.shrink": ("shrink",),
     "_smaller.dead": ("find_dead",),
+    "_smaller.dormant": ("Utility", "UtilityState", "dormant", "utility"),
     "_smaller.symmetry": ("activity", "find_symmetric"),
     "_front.verify": ("verify",),
     "_front.widen": ("chain", "widen"),

@@ -110,7 +110,7 @@ def test_merging_undoes_replication(network, split):
 
 def test_the_most_active_units_can_be_copied(network):
     variables, widths = network
-    active = np.argsort(-dw.activity(Network().apply, variables, widths["Dense_0"], X))[:2]
+    active = np.argsort(-dw.activity(Network().apply, variables, widths, X)["Dense_0"])[:2]
     growth = dw.plan(widths, {"Dense_0": 10}, strategy=dw.strategies.replicate(units=active))
     assert growth.changes[0].sources == (*range(7), active[0], active[1], active[0])
     grown = dw.grow(variables, growth)
@@ -119,7 +119,7 @@ def test_the_most_active_units_can_be_copied(network):
 
 def test_activity_is_the_change_that_silencing_makes(network):
     variables, widths = network
-    found = dw.activity(Network().apply, variables, widths["Dense_0"], X)
+    found = dw.activity(Network().apply, variables, widths, X)["Dense_0"]
     for unit in (0, 3):
         silent = jax.tree.map(np.copy, variables)
         silent["params"]["Dense_1"]["kernel"][unit] = 0

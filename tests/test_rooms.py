@@ -139,6 +139,7 @@ NAMED_FOR = {
     "_optimizer/by_cohort.py": "branches, each with its lanes",
     "_program/shards.py": "what devices compute together",
     "_program/products.py": "sums of products that sum over nothing",
+    "_smaller/readings.py": "what loops run",
     "_front/rounding.py": "which casts round, and what loops run",
     "_experts/routers.py": "where the largest are chosen, and what finds the chosen ones",
 }

@@ -107,7 +107,7 @@ def test_other_scores_are_what_they_say(network):
     params, widths, (x, y) = network
     many = jax.random.normal(jax.random.key(5), (8192, 4))
     found = dw.saliency(params, widths, None, many, by="activity")["h2"]
-    measured = dw.activity(apply, params, widths["h2"], many) ** 2
+    measured = dw.activity(apply, params, widths, many)["h2"] ** 2
     np.testing.assert_allclose(found / found.sum(), measured / measured.sum(), rtol=0.1)
     found = dw.saliency(params, widths, by="norm")["h0"]
     arrays = params["h0"]["kernel"].T, params["h0"]["bias"][:, None], params["h1"]["kernel"]

@@ -54,6 +54,7 @@ UP = WIDTHS["up"]
 GROWTH = dw.plan(WIDTHS, {"up": 12})
 GROWTH_IN_PARAMS = dw.plan(WIDTHS_IN_PARAMS, {"up": 12})
 WIDE = {"up": dense(4, 12), "down": dense(12, 2)}
+UTILITY_WIDE = dw.utility(apply, dw.trace(apply, WIDE, X)).init(WIDE)
 DEEPER = {**PARAMS, "mid": dense(8, 8)}
 TX = optax.adam(1e-3)
 STATE, IN_STATE = TX.init(PARAMS), TX.init(IN_PARAMS)
@@ -632,21 +633,65 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
         lambda: dw.find_dead(PARAMS, UP, tolerance=-1),
         ["tolerance", "got -1"],
     ),
-    "activity: no width": (
+    "activity: no widths": (
         lambda: dw.activity(apply, PARAMS, X),
-        ["a Width", "widths[name]", "float64[3, 4]"],
+        ["the Widths", "float64[3, 4]"],
     ),
     "activity: swapped": (
-        lambda: dw.activity(PARAMS, apply, UP, X),
+        lambda: dw.activity(PARAMS, apply, WIDTHS, X),
         ["wrong order", "variables is the function apply"],
     ),
     "activity: no inputs": (
-        lambda: dw.activity(apply, PARAMS, UP),
+        lambda: dw.activity(apply, PARAMS, WIDTHS),
         ["apply cannot be called", "'x'"],
     ),
     "activity: other variables": (
-        lambda: dw.activity(apply, IN_PARAMS, UP, X),
+        lambda: dw.activity(apply, IN_PARAMS, WIDTHS, X),
         ["up/kernel", "variables['params']"],
+    ),
+    "dormant: a width": (
+        lambda: dw.dormant(apply, PARAMS, UP, X),
+        ["widths must be the Widths", "Width"],
+    ),
+    "dormant: swapped": (
+        lambda: dw.dormant(PARAMS, apply, WIDTHS, X),
+        ["wrong order", "variables is the function apply"],
+    ),
+    "dormant: no inputs": (
+        lambda: dw.dormant(apply, PARAMS, WIDTHS),
+        ["apply cannot be called", "'x'"],
+    ),
+    "dormant: other variables": (
+        lambda: dw.dormant(apply, IN_PARAMS, WIDTHS, X),
+        ["up/kernel", "variables['params']"],
+    ),
+    "dormant: other sizes": (
+        lambda: dw.dormant(apply, WIDE, WIDTHS, X),
+        ["down/kernel: has shape (12, 2), expected 8", "up/bias", "up/kernel", "trace again"],
+    ),
+    "dormant: tau": (
+        lambda: dw.dormant(apply, PARAMS, WIDTHS, X, tau=-0.1),
+        ["tau must be zero or positive, got -0.1"],
+    ),
+    "utility: swapped": (
+        lambda: dw.utility(WIDTHS, apply),
+        ["wrong order"],
+    ),
+    "utility: out of range": (
+        lambda: dw.utility(apply, WIDTHS, decay=1.0, maturity=-1, share=0),
+        ["decay must be", "got 1.0", "maturity must be", "got -1", "share must be", "got 0"],
+    ),
+    "utility: other variables": (
+        lambda: dw.utility(apply, WIDTHS).init(IN_PARAMS),
+        ["up/kernel", "variables['params']"],
+    ),
+    "utility: no state": (
+        lambda: dw.utility(apply, WIDTHS).update(PARAMS, PARAMS, X),
+        ["state must be the state that utility.init returns"],
+    ),
+    "utility: the state of another network": (
+        lambda: dw.utility(apply, WIDTHS).update(UTILITY_WIDE, PARAMS, X),
+        ["{'up': (12,)}", "{'up': (8,)}", "begin anew"],
     ),
     "compare: no inputs": (
         lambda: dw.compare(apply, PARAMS, apply, WIDE),

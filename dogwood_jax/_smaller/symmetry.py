@@ -1,5 +1,6 @@
 """Find units that are alike, and how active each is: ``find_symmetric``, ``activity``."""
 
+import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from dogwood_jax._base.arguments import (
     FUNCTION,
     VARIABLES,
     WIDTH,
+    WIDTHS,
     expect,
     expect_arrays,
     expect_call,
@@ -20,7 +22,7 @@ from dogwood_jax._base.arguments import (
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, leaves_by_path, rebuilt
 from dogwood_jax._widths.layout import Layout, size_of, units_along
-from dogwood_jax._widths.widths import Width
+from dogwood_jax._widths.widths import Width, Widths
 
 
 def find_symmetric(
@@ -70,7 +72,7 @@ def find_symmetric(
 
 
 @takes_inputs
-def activity(apply: Callable[..., Any], variables: PyTree, width: Width, *inputs: Any) -> jax.Array:
+def activity(apply: Callable[..., Any], variables: PyTree, widths: Widths, *inputs: Any) -> Any:
     """Measures how much each unit contributes to a network's outputs.
 
     The contribution of a unit is the derivative of the outputs by a factor on all its outgoing
@@ -79,11 +81,14 @@ def activity(apply: Callable[..., Any], variables: PyTree, width: Width, *inputs
     Args:
         apply: the function of variables and inputs that was traced.
         variables: pytree of the network's arrays.
-        width: the width whose units are measured.
+        widths: its widths, from ``trace`` or ``chain``. One ``Width`` in their place is deprecated;
+            then the result is that of its units alone.
         *inputs: a batch of inputs.
 
     Returns:
-        The root mean square of the contribution over all floating-point outputs, ``[units]``.
+        By name of the width, the root mean square of the contribution over all floating-point
+        outputs, ``[units]``. Widths that are fixed or dimensions of inputs or outputs, and those
+        without outgoing weights, are left out.
 
     Raises:
         TypeError: if arguments are of the wrong kind or swapped.
@@ -96,17 +101,44 @@ def activity(apply: Callable[..., Any], variables: PyTree, width: Width, *inputs
         >>> apply = lambda params, x: jax.nn.relu(x @ params["up"]) @ params["down"]
         >>> params = {"up": jnp.ones((1, 2)), "down": jnp.array([[3.0], [4.0]])}
         >>> x = jnp.ones((5, 1))
-        >>> dw.activity(apply, params, dw.trace(apply, params, x)["up"], x).tolist()
+        >>> dw.activity(apply, params, dw.trace(apply, params, x), x)["up"].tolist()
         [3.0, 4.0]
     """
+    one: Any = widths  # what stood in their place
+    is_one = WIDTH.fits(one)
     expect(
-        "activity(apply, variables, width, *inputs)",
+        "activity(apply, variables, widths, *inputs)",
         apply=(FUNCTION, apply),
         variables=(VARIABLES, variables),
-        width=(WIDTH, width),
+        widths=(WIDTH if is_one else WIDTHS, widths),
     )
     expect_call("activity", "apply", apply, variables, *inputs)
-    _expect_arrays("activity", variables, width)
+    units = [one] if is_one else hidden(widths)
+    expect_arrays_of("activity", variables, units)
+    if is_one:
+        warnings.warn(
+            "activity(apply, variables, width, *inputs) is deprecated; use "
+            f"activity(apply, variables, widths, *inputs)[{one.name!r}]",
+            DeprecationWarning,
+            stacklevel=3,
+        )
+        return _activity(apply, variables, one, *inputs)
+    return {width.name: _activity(apply, variables, width, *inputs) for width in units}
+
+
+def hidden(widths: Widths) -> list[Width]:
+    """Returns the widths that may change, with outgoing weights."""
+    return [
+        width
+        for width in widths.values()
+        if not (width.fixed or width.interface)
+        if any(place.role in ("outgoing", "both") for place in width.occurrences)
+    ]
+
+
+def _activity(
+    apply: Callable[..., Any], variables: PyTree, width: Width, *inputs: Any
+) -> jax.Array:
     places = _places(width)
     outputs, arrays = as_function_of(apply, variables, {path for path, _, _ in places})
 
@@ -145,28 +177,32 @@ def expect_width(caller: str, variables: Any, width: Any, tolerance: Any) -> Non
     if not (isinstance(tolerance, int | float | np.number) and tolerance >= 0):
         raise ValueError(f"tolerance must be zero or positive, got {tolerance!r}")
     expect_values(call, leaves_by_path(variables), "pass trained weights")
-    _expect_arrays(caller, variables, width)
+    expect_arrays_of(caller, variables, [width])
 
 
-def _expect_arrays(caller: str, variables: PyTree, width: Width) -> None:
-    """Raises if an array of the width is missing, or has another size there."""
+def expect_arrays_of(caller: str, variables: PyTree, widths: Iterable[Width]) -> None:
+    """Raises if an array of some widths is missing, or has another size there."""
     leaves = leaves_by_path(variables)
-    known = {path: None for path, _, _ in _places(width)}
+    known = {path: None for width in widths for path, _, _ in _places(width)}
     expect_arrays(caller, "variables", variables, leaves, known)
-    problems = []
-    for path, axis, layout in _places(width):
-        if path not in leaves:
-            problems.append(f"{path}: missing")
-        elif np.shape(leaves[path])[axis : axis + 1] != (size_of(layout),):
-            problems.append(
-                f"{path}: has shape {np.shape(leaves[path])}, expected {size_of(layout)} along "
-                f"axis {axis}"
-            )
+    problems: dict[str, list[str]] = {}
+    for width in widths:
+        for path, axis, layout in _places(width):
+            if path not in leaves:
+                problems.setdefault(f"{path}: missing", []).append(width.name)
+            elif np.shape(leaves[path])[axis : axis + 1] != (size_of(layout),):
+                problem = (
+                    f"{path}: has shape {np.shape(leaves[path])}, expected {size_of(layout)} along "
+                    f"axis {axis}"
+                )
+                problems.setdefault(problem, []).append(width.name)
     if problems:
+        names = ", ".join(dict.fromkeys(name for of in problems.values() for name in of))
         raise ValueError(
             listed(
-                f"these are not the variables in which {width.name} was found; trace again",
-                problems,
+                f"{caller}: these are not the variables in which {names} "
+                f"{'were' if ', ' in names else 'was'} found; trace again",
+                list(problems),
             )
         )
 

@@ -1,0 +1,244 @@
+"""Units that are hardly active, and units that are worth least: ``dormant``, ``utility``."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from dogwood_jax._base.arguments import (
+    FUNCTION,
+    VARIABLES,
+    WIDTHS,
+    ArgumentKind,
+    expect,
+    expect_call,
+    takes_inputs,
+)
+from dogwood_jax._base.problems import listed
+from dogwood_jax._base.trees import PyTree
+from dogwood_jax._smaller.readings import Reading, readings
+from dogwood_jax._smaller.symmetry import expect_arrays_of, hidden
+from dogwood_jax._widths.widths import Widths
+
+
+@takes_inputs
+def dormant(
+    apply: Callable[..., Any],
+    variables: PyTree,
+    widths: Widths,
+    *inputs: Any,
+    tau: float = 0.025,
+) -> dict[str, Array]:
+    """Finds units that are hardly active beside the others of their layer, by ReDo's score.
+
+    The score of a unit is its mean absolute activation over the batch and all positions, divided by
+    the mean of that over all units of the width. A unit is dormant if its score is at most ``tau``,
+    and with ``tau=0`` if it is never active. An activation is what the next layer's weights are
+    multiplied by, behind the activation function and a norm. Where several layers read the units,
+    also those of a stack over which a loop runs, a unit is dormant if it is so in each of them.
+
+    It works under ``jax.jit`` and in loops, because shapes do not depend on what is found.
+
+    Args:
+        apply: the function of variables and inputs that was traced.
+        variables: pytree of the network's arrays.
+        widths: its widths, from ``trace`` or ``chain``.
+        *inputs: a batch of inputs.
+        tau: the largest score of a dormant unit.
+
+    Returns:
+        By name of the width, which units are dormant: booleans, ``[units]``. Left out are widths
+        that are fixed, dimensions of inputs or outputs, and those that no product with weights
+        reads, as of queries, or only one within a branch or a loop whose length is not known.
+
+    Raises:
+        TypeError: if arguments are of the wrong kind or swapped.
+        ValueError: if the variables are of another network, ``tau`` is negative, or no width is
+            left.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import dogwood_jax as dw
+        >>> apply = lambda params, x: jax.nn.relu(x @ params["up"]) @ params["down"]
+        >>> params = {"up": jnp.array([[1.0, -1.0, 2.0]]), "down": jnp.ones((3, 1))}
+        >>> x = jnp.ones((5, 1))
+        >>> dw.dormant(apply, params, dw.trace(apply, params, x), x)["up"].tolist()
+        [False, True, False]
+
+    Reference:
+        Sokar, Agarwal, Castro and Evci, 2023, The Dormant Neuron Phenomenon in Deep Reinforcement
+        Learning.
+    """
+    if not (isinstance(tau, int | float | np.number) and tau >= 0):
+        raise ValueError(f"dormant: tau must be zero or positive, got {tau!r}")
+    found = _read("dormant", apply, variables, widths, *inputs)
+
+    def is_idle(reading: Reading) -> Array:
+        mean = jnp.mean(reading.activity, axis=-1, keepdims=True)
+        idle = reading.activity <= tau * mean
+        return jnp.all(idle, axis=tuple(range(idle.ndim - 1)))
+
+    return {name: jnp.all(jnp.stack([*map(is_idle, each)]), 0) for name, each in found.items()}
+
+
+def _read(
+    caller: str, apply: Callable[..., Any], variables: PyTree, widths: Widths, *inputs: Any
+) -> dict[str, list[Reading]]:
+    """Returns what is read of hidden units, after checking the arguments."""
+    expect(
+        f"{caller}(apply, variables, widths, *inputs)",
+        apply=(FUNCTION, apply),
+        variables=(VARIABLES, variables),
+        widths=(WIDTHS, widths),
+    )
+    expect_call(caller, "apply", apply, variables, *inputs)
+    units = hidden(widths)
+    expect_arrays_of(caller, variables, units)
+    found = readings(apply, variables, units, *inputs)
+    if not found:
+        raise ValueError(
+            f"{caller}: no product with weights reads the units of a hidden width, so nothing is "
+            "known of their activations; print(widths) shows which widths there are"
+        )
+    return found
+
+
+# Utility ------------------------------------------------------------------------------------------
+
+
+class UtilityState(NamedTuple):
+    """What is known of units after some steps, each by name of the width.
+
+    Attributes:
+        utility: the running average of contributions: ``[units]``, at least float32.
+        ages: the number of steps since a unit was new: ``[units]``, int32.
+        due: how many units are to be replaced still, a fraction: float32.
+    """
+
+    utility: dict[str, Array]
+    ages: dict[str, Array]
+    due: dict[str, Array]
+
+
+_STATE = ArgumentKind(
+    "the state that utility.init returns", lambda value: isinstance(value, UtilityState)
+)
+
+
+class Utility(NamedTuple):
+    """A pair of functions, as ``utility`` returns it.
+
+    Attributes:
+        init: takes the variables, or their shapes; returns the state.
+        update: takes the state, the variables and a batch of inputs; returns which units to replace
+            now, ``[units]`` by name of the width, and the state in which these are new.
+    """
+
+    init: Callable[[PyTree], UtilityState]
+    update: Callable[..., tuple[dict[str, Array], UtilityState]]
+
+
+def utility(
+    apply: Callable[..., Any],
+    widths: Widths,
+    *,
+    decay: float = 0.99,
+    maturity: int = 100,
+    share: float = 1e-4,
+) -> Utility:
+    """Chooses a small share of units to replace in each step, as continual backprop does.
+
+    What a unit contributes in a step is its mean absolute activation, times the sum of its absolute
+    outgoing weights. Its utility is the running average of that, corrected for its bias as Adam's
+    moments are. Where several layers read the unit, contributions add up. Of units that have been
+    there for more than ``maturity`` steps, those of the lowest utility are replaced, ``share`` of
+    them in a step. Fractions add up over the steps until they are a unit.
+
+    The caller replaces the units. The state takes it for granted, and counts their ages from zero.
+
+    Args:
+        apply: the function of variables and inputs that was traced.
+        widths: its widths, from ``trace`` or ``chain``.
+        decay: how much of the average is kept in a step.
+        maturity: for how many steps a new unit is safe.
+        share: the share of mature units that are replaced in a step.
+
+    Returns:
+        Functions ``init(variables)`` and ``update(state, variables, *inputs)``, which work under
+        ``jax.jit`` and in loops. Widths are those of ``dormant``. After a growth, begin anew with
+        ``init``.
+
+    Raises:
+        TypeError: if arguments are of the wrong kind or swapped.
+        ValueError: if a number is out of its range. The functions raise it if variables or state
+            are of another network.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import dogwood_jax as dw
+        >>> apply = lambda params, x: jax.nn.relu(x @ params["up"]) @ params["down"]
+        >>> params = {"up": jnp.array([[1.0, -1.0, 2.0]]), "down": jnp.ones((3, 1))}
+        >>> x = jnp.ones((5, 1))
+        >>> tracked = dw.utility(apply, dw.trace(apply, params, x), maturity=1, share=0.4)
+        >>> state = tracked.init(params)
+        >>> for _ in range(2):
+        ...     masks, state = tracked.update(state, params, x)
+        >>> masks["up"].tolist(), state.ages["up"].tolist()
+        ([False, True, False], [2, 0, 2])
+
+    Reference:
+        Dohare et al., 2024, Loss of Plasticity in Deep Continual Learning, Nature 632, algorithm 1;
+        the correction of bias is that of Dohare, Sutton and Mahmood, 2021, Continual Backprop.
+    """
+    expect("utility(apply, widths)", apply=(FUNCTION, apply), widths=(WIDTHS, widths))
+    ranges = {
+        "decay must be at least 0 and below 1": (decay, 0 <= decay < 1),
+        "maturity must be 0 or more": (maturity, maturity >= 0),
+        "share must be above 0 and at most 1": (share, 0 < share <= 1),
+    }
+    if wrong := [f"{what}, got {number!r}" for what, (number, fits) in ranges.items() if not fits]:
+        raise ValueError(listed("utility: numbers out of their range", wrong))
+    units = hidden(widths)
+
+    def init(variables: PyTree) -> UtilityState:
+        expect_arrays_of("utility.init", variables, units)
+        return UtilityState(
+            {width.name: jnp.zeros(width.size) for width in units},
+            {width.name: jnp.zeros(width.size, jnp.int32) for width in units},
+            {width.name: jnp.zeros((), jnp.float32) for width in units},
+        )
+
+    def update(
+        state: UtilityState, variables: PyTree, *inputs: Any
+    ) -> tuple[dict[str, Array], UtilityState]:
+        expect("utility.update(state, variables, *inputs)", state=(_STATE, state))
+        sizes = {width.name: (width.size,) for width in units}
+        if (came := jax.tree.map(jnp.shape, state.ages)) != sizes:
+            raise ValueError(
+                f"utility.update: the state is of units {came}, expected {sizes}; begin anew with "
+                "utility.init after a growth"
+            )
+        masks: dict[str, Array] = {}
+        averages, ages, due = ({**each} for each in state)
+        found = _read("utility.update", apply, variables, widths, *inputs)
+        for name, each in found.items():
+            contributions = [r.contribution.reshape(-1, len(ages[name])).sum(0) for r in each]
+            average = decay * averages[name] + (1 - decay) * sum(contributions)
+            age = ages[name] + 1
+            corrected = average / (1 - decay ** age.astype(average.dtype))
+            is_mature = age > maturity
+            due[name] = due[name] + share * jnp.sum(is_mature)
+            rank = jnp.argsort(jnp.argsort(jnp.where(is_mature, corrected, jnp.inf)))
+            mask = is_mature & (rank < jnp.floor(due[name]))
+            masks[name] = mask
+            due[name] = (due[name] - jnp.sum(mask)).astype(jnp.float32)
+            averages[name] = jnp.where(mask, 0, average).astype(averages[name].dtype)
+            ages[name] = jnp.where(mask, 0, age)
+        return masks, UtilityState(averages, ages, due)
+
+    return Utility(init, update)
