@@ -146,6 +146,7 @@ def test_convolutions_count_positions_and_pooling_comes_first():
 def attention(params, x):
     """One head-wise attention, and a gated MLP that reads a fused kernel."""
     q, k, v = (jnp.einsum("btd,dhe->bthe", x, params[name]) for name in "qkv")
+    q = q + params["bias"][None, None]
     weights = jax.nn.softmax(jnp.einsum("bthe,bshe->bhts", q, k))
     mixed = jnp.einsum("bhts,bshe->bthe", weights, v)
     x = x + jnp.einsum("bthe,hed->btd", mixed, params["o"])
@@ -157,6 +158,7 @@ def test_heads_and_gated_units_are_found():
     x = normal(7, 2, 5, 4)
     params = {name: normal(n, 4, 2, 3) for n, name in enumerate("qkv")}
     params |= {"o": normal(3, 2, 3, 4), "gated": normal(4, 4, 10), "down": normal(5, 5, 4)}
+    params["bias"] = normal(6, 2, 3)
     apply = lambda params, x: attention(params, x)[0]  # noqa: E731
     _, mixed, gated = (np.abs(np.asarray(a)) for a in attention(params, x))
     widths = dw.trace(apply, params, x)
@@ -164,6 +166,7 @@ def test_heads_and_gated_units_are_found():
     by_places = {tuple(w.size for w in [widths[name]]): found[name] for name in found}
     np.testing.assert_allclose(by_places[(2,)][0].activity, mixed.mean((0, 1, 3)), rtol=1e-10)
     np.testing.assert_allclose(by_places[(3,)][0].activity, mixed.mean((0, 1, 2)), rtol=1e-10)
+    assert len(found) == 3  # no weights read what queries and keys have in common
     np.testing.assert_allclose(by_places[(5,)][0].activity, gated.mean((0, 1)), rtol=1e-10)
 
 
@@ -212,6 +215,15 @@ def test_steps_of_a_recurrent_network_are_averaged():
     ((_, (loop, end)),) = readings(recurrent, params, hidden(widths), X).items()
     np.testing.assert_allclose(loop.activity, np.abs(states[:-1]).mean(0), rtol=1e-10)
     np.testing.assert_allclose(end.activity, np.abs(states[-1]), rtol=1e-10)
+
+
+def test_a_tied_embedding_is_read_where_it_makes_logits():
+    params, ids = {"embed": normal(1, 7, 5)}, jnp.array([[1, 3, 3], [0, 6, 2]])
+    tied = lambda params, ids: params["embed"][ids] @ params["embed"].T  # noqa: E731
+    widths = dw.trace(tied, params, ids)
+    ((found,),) = readings(tied, params, hidden(widths), ids).values()
+    expected = np.abs(np.asarray(params["embed"])[ids]).mean((0, 1))
+    np.testing.assert_allclose(found.activity, expected, rtol=1e-10)
 
 
 def test_nothing_to_read_is_an_error():

@@ -52,8 +52,17 @@ class _Weights(NamedTuple):
 
 
 class _Value(NamedTuple):
+    """A value of the program.
+
+    Attributes:
+        array: the array.
+        weights: how units lie in it, if it holds outgoing weights and nothing else.
+        is_data: whether it depends on an input, as far as that is followed.
+    """
+
     array: Any
     weights: _Weights | None = None
+    is_data: bool = True
 
 
 def readings(
@@ -81,7 +90,7 @@ def readings(
     for array, (argument, struct) in zip(arrays, program.arguments, strict=True):
         along = axes.get(argument, {}) if argument is not None else {}
         whole = tuple(along.get(axis, ()) for axis in range(len(struct.shape)))
-        arguments.append(_Value(array, _Weights(whole) if along else None))
+        arguments.append(_Value(array, _Weights(whole) if along else None, argument is None))
     run = _Run({width.name: width.size for width in widths})
     run.program(program.jaxpr.jaxpr, program.jaxpr.consts, arguments)
     found: dict[str, list[Reading]] = {}
@@ -109,7 +118,7 @@ class _Run:
             jaxpr,
             consts,
             arguments,
-            constant=lambda array, _: _Value(array),
+            constant=lambda array, _: _Value(array, is_data=False),
             equation=self.equation,
         )
 
@@ -119,34 +128,25 @@ class _Run:
         if (program := called(eqn)) is not None:
             return self.program(*program, operands)
         results = evaluated(eqn, [value.array for value in operands])
-        weights = [place for place, value in enumerate(operands) if value.weights is not None]
-        if len(weights) != 1:  # weights times weights are read by nothing
-            return [_Value(result) for result in results]
-        return [_Value(r, self._follow(eqn, operands, weights[0], r.shape)) for r in results]
+        is_data = any(value.is_data for value in operands)
+        places = [place for place, value in enumerate(operands) if value.weights is not None]
+        if len(places) != 1:  # weights times weights are read by nothing
+            return [_Value(result, is_data=is_data) for result in results]
+        if is_data and primitive(eqn.primitive.name).contracts and places[0] < 2:
+            self._read(eqn, operands, places[0], results[0].shape)
+        return [
+            _Value(r, None if is_data else _follow(eqn, operands, places[0], r.shape), is_data)
+            for r in results
+        ]
 
-    def _follow(
-        self, eqn: Any, operands: list[_Value], place: int, shape: Sequence[int]
-    ) -> _Weights | None:
-        """Returns how units lie in a result that holds weights still; notes what products read."""
-        name, weights = eqn.primitive.name, operands[place].weights
-        assert weights is not None
-        record, shapes = primitive(name), [jnp.shape(value.array) for value in operands]
-        origin = {axis: axis for axis in range(len(shape))} if record.stays else {}
-        if record.is_of_entries or record.keeps or record.contracts:
-            axes = axes_of(name, eqn.params, shapes, shape)
-            if axes is None:
-                return None
-            if record.contracts and place < 2:
-                self._read(axes, weights, operands[place].array, operands[1 - place].array, place)
-                return None
-            origin = {a: own for a in range(len(shape)) for p, own in axes.sources(a) if p == place}
-        kept = {a: own for a, own in origin.items() if shape[a] == shapes[place][own]}
-        found = tuple(weights.axes[kept[a]] if a in kept else () for a in range(len(shape)))
-        return weights._replace(axes=found) if any(found) else None
-
-    def _read(self, axes: Any, weights: _Weights, kernel: Any, values: Any, place: int) -> None:
+    def _read(self, eqn: Any, operands: Sequence[_Value], place: int, shape: Sequence[int]) -> None:
         """Notes what a product of weights with values reads of the units."""
-        kernel, values = map(_magnitude, (kernel, values))
+        shapes = [jnp.shape(value.array) for value in operands]
+        axes = axes_of(eqn.primitive.name, eqn.params, shapes, shape)
+        weights = operands[place].weights
+        if axes is None or weights is None:
+            return
+        kernel, values = (_magnitude(operands[p].array) for p in (place, 1 - place))
         names, others = axes.operands[place], axes.operands[1 - place]
         for own in axes.summed(place):
             met = [axis for axis, name in enumerate(others) if name & names[own]]
@@ -177,6 +177,7 @@ class _Run:
                     array,
                     whole.weights
                     and _Weights(whole.weights.axes[1:], whole.weights.loops | {id(eqn)}),
+                    whole.is_data,
                 )
                 for array, whole in zip(slices, stacked, strict=True)
             ]
@@ -202,3 +203,21 @@ def _magnitude(array: Any) -> Array:
     array = jnp.asarray(array)
     wide = jnp.promote_types(array.dtype, jnp.float32)
     return jnp.abs(array.astype(wide))
+
+
+def _follow(
+    eqn: Any, operands: Sequence[_Value], place: int, shape: Sequence[int]
+) -> _Weights | None:
+    """Returns how units lie in a result that holds weights still."""
+    name, weights = eqn.primitive.name, operands[place].weights
+    assert weights is not None
+    record, shapes = primitive(name), [jnp.shape(value.array) for value in operands]
+    origin = {axis: axis for axis in range(len(shape))} if record.stays else {}
+    if record.is_of_entries or record.keeps:
+        axes = axes_of(name, eqn.params, shapes, shape)
+        if axes is None:
+            return None
+        origin = {a: own for a in range(len(shape)) for p, own in axes.sources(a) if p == place}
+    kept = {a: own for a, own in origin.items() if shape[a] == shapes[place][own]}
+    found = tuple(weights.axes[kept[a]] if a in kept else () for a in range(len(shape)))
+    return weights._replace(axes=found) if any(found) else None
