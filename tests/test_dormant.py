@@ -166,8 +166,16 @@ def test_heads_and_gated_units_are_found():
     by_places = {tuple(w.size for w in [widths[name]]): found[name] for name in found}
     np.testing.assert_allclose(by_places[(2,)][0].activity, mixed.mean((0, 1, 3)), rtol=1e-10)
     np.testing.assert_allclose(by_places[(3,)][0].activity, mixed.mean((0, 1, 2)), rtol=1e-10)
-    assert len(found) == 3  # no weights read what queries and keys have in common
     np.testing.assert_allclose(by_places[(5,)][0].activity, gated.mean((0, 1)), rtol=1e-10)
+
+
+def test_biases_make_no_weights_of_values():
+    """Queries meet keys. Both hold biases along the units, but no weights read them."""
+    module, x = nn.MultiHeadDotProductAttention(2), normal(7, 2, 5, 4)
+    params = module.init(jax.random.key(0), x)
+    widths = dw.trace(module.apply, params, x)
+    assert widths["query[head_dim]"].status == "growable"
+    assert {*dw.dormant(module.apply, params, widths, x)} == {"query[heads]", "value[value_dim]"}
 
 
 def test_a_unit_of_a_stack_is_dormant_if_it_is_so_in_all_layers():

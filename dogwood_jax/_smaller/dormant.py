@@ -52,7 +52,8 @@ def dormant(
     Returns:
         By name of the width, which units are dormant: booleans, ``[units]``. Left out are widths
         that are fixed, dimensions of inputs or outputs, and those that no product with weights
-        reads, as of queries, or only one within a branch or a loop whose length is not known.
+        reads, as of queries, or only one that is not followed: within a branch or a loop of unknown
+        length, or with kernels that are joined or reversed first.
 
     Raises:
         TypeError: if arguments are of the wrong kind or swapped.
