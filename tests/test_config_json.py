@@ -160,8 +160,9 @@ def test_heads_follow_where_they_are_certain(kind, heads, tmp_path):
         return
     with pytest.raises(ValueError, match="give num_attention_heads or head_dim") as error:
         new_config(tmp_path, new, before=before)
-    assert f"q_proj.weight ({rows}, 32) shows num_attention_heads * head_dim = {rows}; give" in str(
-        error.value
+    assert (
+        f"q_proj.weight ({rows}, 32) shows num_attention_heads * head_dim = {rows}\n  give"
+        in str(error.value)
     )
     with pytest.raises(ValueError, match="a divisor of it"):
         new_config(tmp_path, new, before=before, given={"num_attention_heads": 7})
@@ -248,7 +249,7 @@ def test_experts_are_counted_by_either_name(kind, tmp_path):
 
 
 def test_tensors_that_the_model_lacks_or_needs_are_named(tmp_path):
-    with pytest.raises(ValueError, match="num_local_experts: .* llama has none; give another"):
+    with pytest.raises(ValueError, match="num_local_experts: .* llama has none\n  give another"):
         new_config(tmp_path, shapes("mixtral"), old=shapes())
     given = {"model_type": "mixtral", "architectures": ["MixtralForCausalLM"]}
     found = new_config(tmp_path, shapes("mixtral"), old=shapes(), given=given)

@@ -37,9 +37,12 @@ def listed(what: str, problems: Iterable[str]) -> str:
 
 
 def _thoughts(problem: str) -> list[str]:
-    """Returns the parts of a problem between semicolons that are in no brackets."""
+    """Returns the parts of a problem between semicolons that are in no brackets.
+
+    What was expected and what came are one thought.
+    """
     parts, depth = [""], 0
-    for piece in re.split(r"(; |[()\[\]{}])", problem):
+    for piece in re.split(r"(; (?!got |found )|[()\[\]{}])", problem):
         depth += (piece in tuple("([{")) - (piece in tuple(")]}"))
         if piece == "; " and depth <= 0:
             parts.append("")
