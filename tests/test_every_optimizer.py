@@ -214,14 +214,14 @@ NOT_ANEW = {
     *("schedule_free", "schedule_free_adamw", "schedule_free_sgd"),
 }
 
-UNKNOWN = "what field '.*' of .* holds is not known; say so with fields="
+UNKNOWN = r"what field '.*' of .* holds is not known\s+say so with fields="
 REFUSED = {
     "cocob": UNKNOWN,
     "scale_by_cocob": UNKNOWN,
     "ema": UNKNOWN,
     "flatten": "a state of all parameters in one, as of optax.flatten",
-    "galore": "has shape .* start anew with tx.init",
-    "scale_by_galore": "has shape .* start anew with tx.init",
+    "galore": "(?s)has shape .* start anew with tx.init",
+    "scale_by_galore": "(?s)has shape .* start anew with tx.init",
     "lbfgs": UNKNOWN,
     "monitor": "0/measurements/norm: tx.init makes no such state",
     "scale_by_lbfgs": UNKNOWN,
