@@ -55,11 +55,14 @@ GROWTH = dw.plan(WIDTHS, {"up": 12})
 GROWTH_IN_PARAMS = dw.plan(WIDTHS_IN_PARAMS, {"up": 12})
 WIDE = {"up": dense(4, 12), "down": dense(12, 2)}
 UTILITY_WIDE = dw.utility(apply, dw.trace(apply, WIDE, X)).init(WIDE)
+OTHER_STATE = optax.adam(1e-3).init({"in": dense(4, 6), "out": dense(6, 2)})
+SGD = optax.sgd(0.1, momentum=0.9)
+SAME_NAMES_STATE = SGD.init({"up": dense(4, 5), "down": dense(5, 2)})
 DEEPER = {**PARAMS, "mid": dense(8, 8)}
 TX = optax.adam(1e-3)
 STATE, IN_STATE = TX.init(PARAMS), TX.init(IN_PARAMS)
 WIDE_STATE = TX.init(WIDE)
-SGD_STATE = optax.sgd(0.1, momentum=0.9).init(PARAMS)
+SGD_STATE = SGD.init(PARAMS)
 TRAIN_STATE = TrainState.create(apply_fn=apply, params=PARAMS, tx=TX)
 DATA = X, np.zeros(3, int)
 NAN = {**PARAMS, "up": {**PARAMS["up"], "kernel": np.full((4, 8), np.nan)}}
@@ -102,6 +105,7 @@ deepen = functools.partial(dw.deepen, apply=apply, target_apply=apply)
 LINEN_VARIABLES = LINEN.init(KEY, X)
 LINEN_STATE = TrainState.create(apply_fn=LINEN.apply, params=LINEN_VARIABLES["params"], tx=TX)
 OTHER_NNX = nnx.Sequential(nnx.Linear(4, 8, rngs=RNGS), nnx.Linear(8, 2, rngs=RNGS))
+OTHER_NNX_OPTIMIZER = nnx.Optimizer(OTHER_NNX, TX, wrt=nnx.Param)
 EXPERTS = {
     "router": np.ones((4, 2)),
     "experts": jax.tree.map(lambda array: np.stack([array] * 2), PARAMS),
@@ -418,7 +422,10 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
         lambda: dw.grow(NNX_OPTIMIZER, GROWTH, key=KEY),
         ["an nnx.Optimizer", "dw.nnx.grow_optimizer"],
     ),
-    "grow: twice": (lambda: dw.grow(WIDE, GROWTH, key=KEY), ["have grown already"]),
+    "grow: twice": (
+        lambda: dw.grow(WIDE, GROWTH, key=KEY),
+        ["have grown already", "trace and plan again"],
+    ),
     "grow: shapes": (
         lambda: dw.grow(SHAPES, GROWTH, key=KEY),
         ["values", "the shape float64", "jax.eval_shape"],
@@ -491,13 +498,25 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
         lambda: dw.grow_opt_state(optax.sgd(0.1).init(PARAMS), GROWTH, TX),
         ["ScaleByAdamState", "EmptyState", "optimizer whose init made it"],
     ),
+    "grow_opt_state: another network's state": (
+        lambda: dw.grow_opt_state(OTHER_STATE, GROWTH, TX),
+        ["'0/mu/in/kernel'", "'up/kernel'", "another network's", "pass the growth of the network"],
+    ),
+    "grow_opt_state: a state of another network with the same names": (
+        lambda: dw.grow_opt_state(SAME_NAMES_STATE, GROWTH, SGD),
+        ["0/trace/up/kernel", "(4, 5)", "(4, 8)", "pass the growth of the network"],
+    ),
+    "nnx.grow_optimizer: growth of another module": (
+        lambda: dw.nnx.grow_optimizer(OTHER_NNX_OPTIMIZER, NNX_GROWTH, NNX),
+        ["'0/mu/layers/0/kernel'", "another network's", "pass the growth of the network"],
+    ),
     "grow_opt_state: a state of other variables": (
         lambda: dw.grow_opt_state(IN_STATE, GROWTH, TX),
         ["0/mu/params/down/bias", "below 'params'", "{'params': ...}"],
     ),
     "grow_opt_state: twice": (
         lambda: dw.grow_opt_state(WIDE_STATE, GROWTH, TX),
-        ["has grown already"],
+        ["has grown already", "trace and plan again"],
     ),
     "grow_opt_state: a function that makes optimizers": (
         lambda: dw.grow_opt_state(STATE, GROWTH, optax.adam),
@@ -1001,6 +1020,12 @@ def test_the_mistake_is_named(name: str, caplog: pytest.LogCaptureFixture) -> No
     assert len(message.splitlines()) <= 9, "a list of what follows"
     compiled = [r.getMessage() for r in caplog.records if "Finished XLA" in r.getMessage()]
     assert compiled == [], "computed something first"
+
+
+def test_a_refused_state_warns_of_nothing_else(recwarn: pytest.WarningsRecorder) -> None:
+    with pytest.raises(ValueError, match="optimizer whose init made it"):
+        dw.grow_opt_state(STATE, GROWTH, SGD)
+    assert [*recwarn] == []
 
 
 def test_what_makes_initializers_is_none() -> None:

@@ -278,7 +278,10 @@ def expect_network(call: str, variables: PyTree, leaves: Mapping[str, Any], grow
         )
     shapes = {path: jnp.shape(leaves[path]) for path in known if path in leaves}
     if shapes == growth.shapes != known:
-        raise ValueError(f"{call}: these variables have grown already, by a growth like this one")
+        raise ValueError(
+            f"{call}: these variables have grown already, by a growth like this one; for a second "
+            "growth, trace and plan again"
+        )
     expect_values(call, leaves, f"jax.eval_shape calls dw.{call} with shapes")
 
 

@@ -282,8 +282,8 @@ def expect_arrays(
         way_out = "dw.grow_opt_state grows an optimizer's state"
     else:
         way_out = "it is another network's"
-    came = described(tree) if is_array(tree) else f"{described(tree)}, {_some(given)}"
-    raise ValueError(f"{call}: {name} must hold {_some(known)}, got {came}; {way_out}")
+    came = described(tree) if is_array(tree) else f"{described(tree)}, {some(given)}"
+    raise ValueError(f"{call}: {name} must hold {some(known)}, got {came}; {way_out}")
 
 
 def expect_values(call: str, arrays: Mapping[str, Any], way_out: str) -> None:
@@ -304,7 +304,8 @@ def expect_values(call: str, arrays: Mapping[str, Any], way_out: str) -> None:
             )
 
 
-def _some(paths: Collection[str]) -> str:
+def some(paths: Collection[str]) -> str:
+    """Returns the first two of some paths, and how many more there are."""
     shown = [repr(path) for path in itertools.islice(paths, 2)]
     more = len(paths) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more else "")

@@ -295,7 +295,8 @@ def meanings_of(
         elif whole and shape != field.leaf.shape:
             problems.append(
                 f"{field.place}: has shape {shape}, but its parameter has {field.leaf.shape}; "
-                "there is no rule for such a state; start anew with tx.init"
+                "pass the growth of the network that this state is of, or if this one is, start "
+                "anew with tx.init"
             )
         else:
             degree = seen[field.place].degree if field.place in seen and not said else None

@@ -7,6 +7,7 @@ parameters; so all of it follows from the ``Growth``, once the meaning of each f
 
 import functools
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -29,6 +30,7 @@ from dogwood_jax._base.arguments import (
     VARIABLES,
     expect,
     expect_given,
+    some,
 )
 from dogwood_jax._base.deferred import Deferred, made
 from dogwood_jax._base.described import described, optimizer_states
@@ -215,9 +217,10 @@ def grow_state(
         is_new = any(not insertion.is_as_it_was for insertion in growth.insertions)
         is_larger = is_new or any(c.new > c.old for c in growth.changes)
         moments = Moments(plain, known)
+        grown = _grow_plain(plain, growth, tx, params, variables, moment, fields, like, donate)
         if second_moment is None and is_larger and {*moments.counts} - moments.first_steps:
             warnings.warn(_ONE_COUNT, stacklevel=3)
-        return _grow_plain(plain, growth, tx, params, variables, moment, fields, like, donate)
+        return grown
     inner, start = unwrapped(tx), unwrapped_state(like)
     grown = _grow_plain(plain, growth, inner, params, variables, moment, fields, start, donate)
     if is_outside:  # it holds its optimizer, too, which may not have been wrapped before
@@ -469,13 +472,26 @@ def _grow_plain(
 def _expect_state(
     opt_state: PyTree, arrays: Mapping[str, Any], found: Sequence[Field], growth: Growth
 ) -> None:
-    """Raises if a state is none, or has grown already."""
-    known = {leaf.path for leaf in growth.widths.leaves}
+    """Raises if a state is none, is another network's, or has grown already."""
+    leaf_paths = [leaf.path for leaf in growth.widths.leaves]
+    known = {*leaf_paths}
     inner = {path.partition("/")[2] for path in known}
     if arrays.keys() in (known, inner) and not optimizer_states(opt_state):
         raise TypeError(
             "grow_opt_state: opt_state must be the state of an optimizer, got the network's "
             "variables; tx.init(variables) is the state of a new optimizer"
+        )
+    # optax.flatten makes one vector of all parameters, so arrays of more axes are named.
+    others = [path for path, array in arrays.items() if jnp.ndim(array) > 1]
+    # A layer of another network may be like a layer of this one by chance.
+    tree_sizes = Counter(field.tree for field in found)
+    by_chance = {f.tree for f in found if f.owner[0] in ("dict", "list", "tuple")}
+    by_chance = {tree for tree in by_chance if tree_sizes[tree] <= len(known) / 2}
+    if others and all(field.tree in by_chance for field in found):
+        raise ValueError(
+            f"grow_opt_state: this state holds {some(others)}, none of them called like an array "
+            f"of the growth, {some(leaf_paths)}, so it is another network's; pass the growth of "
+            "the network that this state is of"
         )
     shapes = [
         (jnp.shape(arrays[field.place]), field.leaf)
@@ -484,7 +500,10 @@ def _expect_state(
     ]
     grown = all(shape == growth.shapes[leaf.path] for shape, leaf in shapes)
     if grown and any(shape != leaf.shape for shape, leaf in shapes):
-        raise ValueError("grow_opt_state: this state has grown already, by a growth like this one")
+        raise ValueError(
+            "grow_opt_state: this state has grown already, by a growth like this one; for a second "
+            "growth, trace and plan again"
+        )
 
 
 def _expect_same_optimizer(state: PyTree, expected: PyTree) -> None:
