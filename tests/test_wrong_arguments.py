@@ -815,6 +815,26 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
         lambda: fit(LINEN, VARIABLES, TX, DATA),
         ["apply", "Flax Linen module", "module.apply"],
     ),
+    "fit: an NNX module": (
+        lambda: fit(NNX, nnx.state(NNX), TX, DATA),
+        ["apply", "Nnx, an NNX module", "nnx.split(module)", "nnx.update(module, run.variables)"],
+    ),
+    "fit: inputs without labels": (
+        lambda: fit(apply, PARAMS, TX, X),
+        ["data", "an array float64[3, 4]", "pass (inputs, labels)"],
+    ),
+    "fit: one-hot labels": (
+        lambda: fit(apply, PARAMS, TX, (X, np.eye(3, 2))),
+        ["data", "integers", "float64[3, 2]", "loss=optax.softmax_cross_entropy"],
+    ),
+    "evaluate: one-hot labels": (
+        lambda: training.evaluate(apply, PARAMS, (X, np.eye(3, 2))),
+        ["data", "integers", "float64[3, 2]", "loss=optax.softmax_cross_entropy"],
+    ),
+    "fit: a loss of variables": (
+        lambda: fit(apply, PARAMS, TX, DATA, loss=lambda params, x, y: apply(params, x).mean()),
+        ["loss must be", "loss(outputs, labels)", "the loop itself calls apply"],
+    ),
     "fit: swapped": (
         lambda: fit(apply, TX, PARAMS, DATA),
         ["wrong order", "variables is an optimizer", "tx is a dict of 4 arrays"],

@@ -136,19 +136,19 @@ def expect_call(call: str, name: str, function: Callable[..., Any], *arguments: 
     Raises:
         TypeError: says what is missing or too much.
     """
-    misfit = _misfit(function, *arguments)
+    why = misfit(function, *arguments)
     module = getattr(function, "__self__", None)
-    if misfit is None and library_of(module) == "Flax Linen" and function.__name__ == "apply":
-        misfit = _misfit(inspect.unwrap(type(module).__call__), module, *arguments[1:])
+    if why is None and library_of(module) == "Flax Linen" and function.__name__ == "apply":
+        why = misfit(inspect.unwrap(type(module).__call__), module, *arguments[1:])
     if library_of(function) == "Equinox" and holds_arrays(function):
-        if misfit is not None or len(arguments) == 1:
+        if why is not None or len(arguments) == 1:
             _raise(call, {name: (FUNCTION, function)})
-    if misfit is not None:
+    if why is not None:
         way_out = f"pass all inputs that {name} takes, and no others"
-        if misfit.startswith(_KEYWORD):
+        if why.startswith(_KEYWORD):
             way_out = f"set it beforehand, functools.partial({name}, ...)"
         given = ", ".join(map(described, arguments)) or "no inputs"
-        raise TypeError(f"{call}: {name} cannot be called with {given}: {misfit}; {way_out}")
+        raise TypeError(f"{call}: {name} cannot be called with {given}: {why}; {way_out}")
 
 
 def expect_scalar(call: str, loss: Any) -> None:
@@ -196,7 +196,7 @@ def _is_of_python(function: Any) -> bool:
 _KEYWORD = "missing the keyword argument"
 
 
-def _misfit(function: Callable[..., Any], *arguments: Any) -> str | None:
+def misfit(function: Callable[..., Any], *arguments: Any) -> str | None:
     """Returns why a function does not take these arguments, as far as its signature tells."""
     # A function of Python has its own arguments, even if functools.wraps makes it look like another
     # one; what jax.jit and the like return takes what their function takes.

@@ -13,8 +13,9 @@ from jax.sharding import NamedSharding
 from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
+from dogwood_jax._base.described import described
 from dogwood_jax._base.meshes import automatic, constrained, on_axes, on_mesh, parts
-from dogwood_jax._base.trees import PyTree, struct
+from dogwood_jax._base.trees import PyTree, is_array, struct
 
 _CHUNK_BYTES = 64 * 2**20  # many steps, and little beside a model worth a stream
 _READERS = 8  # threads: more would not read faster from a disk, nor decode faster on most hosts
@@ -266,6 +267,8 @@ def data_problems(data: Any) -> list[str]:
             "data: expected a tuple of arrays (inputs, labels), or a source of samples with "
             f"__len__ and __getitem__, got {type(data).__name__}"
         ]
+    if is_array(data):
+        return [f"data: expected a pair of arrays, got {described(data)}; pass (inputs, labels)"]
     if len(data) == 0:
         return ["data: expected at least one sample, got a source of none"]
     if not isinstance(data[0], tuple) or len(data[0]) != 2:

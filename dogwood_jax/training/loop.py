@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from dogwood_jax._base.arguments import (
     DATA,
     FUNCTION,
+    NNX,
     OPTIMIZER,
     STATE,
     ArgumentKind,
@@ -23,6 +24,7 @@ from dogwood_jax._base.arguments import (
     expect_call,
     expect_given,
     is_count,
+    misfit,
 )
 from dogwood_jax._base.described import described, optimizer_states
 from dogwood_jax._base.meshes import (
@@ -52,7 +54,20 @@ from dogwood_jax.training.terminal import interrupt_held_back, progress_bar
 
 Preprocess = Callable[[jax.Array], jax.Array]
 
-_LOSS = ArgumentKind("a function of outputs and labels", callable)
+_LOSS = ArgumentKind(
+    "a function of outputs and labels, loss(outputs, labels)",
+    lambda value: callable(value) and misfit(value, None, None) is None,
+    lambda value: "the loop itself calls apply" if callable(value) else "",
+)
+_APPLY = ArgumentKind(
+    FUNCTION.what,
+    FUNCTION.fits,
+    lambda value: _OF_NNX if NNX.fits(value) else FUNCTION.way_out(value),
+)
+_OF_NNX = (
+    "split it, graph, state = nnx.split(module), and pass lambda state, x: "
+    "nnx.merge(graph, state)(x) and the state; nnx.update(module, run.variables) puts it back"
+)
 _AFTER_EPOCH = ArgumentKind("a function of the run so far", callable)
 _PREPROCESS = ArgumentKind("a function of inputs", callable)
 
@@ -211,7 +226,7 @@ def fit(
         caller, teacher, loss = "training.distill", loss, loss.loss
     expect(
         f"{caller}(apply, variables, tx, data)",
-        apply=(FUNCTION, apply),
+        apply=(_APPLY, apply),
         variables=(DATA, variables),
         tx=(OPTIMIZER, tx),
     )
@@ -226,6 +241,7 @@ def fit(
     trained, frozen = _partition(variables)
     problems = [] if teacher is None else teacher.problems()
     problems += _loop_problems(data, batch_size, sharding, variables=variables, opt_state=opt_state)
+    problems += [] if problems else _label_problems(data, loss)
     problems += _variables_problems(variables, trained)
     whole = Stage(epochs=epochs, steps=steps, seconds=seconds)
     problems += _length_problems(whole, stages)
@@ -371,12 +387,13 @@ def evaluate(
     """
     expect(
         "training.evaluate(apply, variables, data)",
-        apply=(FUNCTION, apply),
+        apply=(_APPLY, apply),
         variables=(DATA, variables),
     )
     expect_given("training.evaluate", loss=(_LOSS, loss), preprocess=(_PREPROCESS, preprocess))
     expect_call("training.evaluate", "apply", apply, variables, "a batch of inputs")
     problems = _loop_problems(data, batch_size, sharding, variables=variables)
+    problems += [] if problems else _label_problems(data, loss)
     _raise_if(problems, "training.evaluate")
     batches = batches_of(data, batch_size, sharding)
     if sharding is not None:
@@ -573,6 +590,20 @@ def _loop_problems(data: Any, batch_size: Any, sharding: Any, **trees: PyTree) -
             f"splits a batch, got {batch_size}"
         )
     return problems
+
+
+def _label_problems(data: Data, loss: Loss) -> list[str]:
+    """Says whether labels are no classes, as the default loss takes them."""
+    labels = data[1] if isinstance(data, tuple) else data[0][1]
+    dtype = jnp.result_type(labels)
+    is_default = loss is optax.softmax_cross_entropy_with_integer_labels
+    if not is_default or jnp.issubdtype(dtype, jnp.integer):
+        return []
+    return [
+        f"data: expected classes as integers, which the default loss takes, got labels {dtype}"
+        f"{[*np.shape(labels)]}; for one-hot labels or chances pass "
+        "loss=optax.softmax_cross_entropy"
+    ]
 
 
 def _variables_problems(variables: PyTree, trained: PyTree) -> list[str]:
