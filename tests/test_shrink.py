@@ -320,9 +320,14 @@ def test_bad_losses_and_batches_are_refused(network):
         with pytest.raises(ValueError, match=message):
             dw.saliency(params, widths, *arguments, **options)
 
+    def aux(params, x, y):
+        return loss(params, x, y), x
+
     refused("needs a loss and a batch", loss)
     refused("needs a loss and a batch")
     refused("the loss must be a scalar, got .*float64", lambda p, x, y: apply(p, x) - y, x, y)
+    refused("pass a loss, not the network", apply, x)
+    refused(r"a tuple .*pass a function that returns the loss alone", aux, x, y)
     refused("must count the same samples", loss, x, y[:3])
     refused("must count the same samples", lambda p, x, k: loss(p, x, x), x, jax.random.key(0))
     refused("the loss of sample 2 is nan", loss, x.at[2].set(jnp.nan), y)

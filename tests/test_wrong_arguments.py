@@ -712,6 +712,10 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
         lambda: dw.utility(apply, WIDTHS).update(UTILITY_WIDE, PARAMS, X),
         ["{'up': (12,)}", "{'up': (8,)}", "begin anew"],
     ),
+    "saliency: no batch": (
+        lambda: dw.saliency(PARAMS, WIDTHS, lambda params, x: apply(params, x).mean()),
+        ["by='first_order' needs a loss", "saliency(variables, widths, loss, x, y)", "by='norm'"],
+    ),
     "compare: no inputs": (
         lambda: dw.compare(apply, PARAMS, apply, WIDE),
         ["old_apply cannot be called", "'x'"],

@@ -154,9 +154,10 @@ def expect_call(call: str, name: str, function: Callable[..., Any], *arguments: 
 def expect_scalar(call: str, loss: Any) -> None:
     """Raises ValueError if a loss, or its shape, is not a single number."""
     if getattr(loss, "shape", None) != ():
-        raise ValueError(
-            f"{call}: the loss must be a scalar, got {described(loss)}; take the mean of it"
-        )
+        way_out = "pass a loss, not the network; where it is one for each sample, take the mean"
+        if isinstance(loss, tuple):
+            way_out = "pass a function that returns the loss alone, as lambda *args: loss(*args)[0]"
+        raise ValueError(f"{call}: the loss must be a scalar, got {described(loss)}; {way_out}")
 
 
 def takes_inputs(function: Callable[P, R]) -> Callable[P, R]:

@@ -35,6 +35,9 @@ Way = Literal["first_order", "activity", "norm"]
 Scores = dict[str, NDArray[np.float64]]
 Loss = Callable[..., Any]
 
+_NO_BATCH = (
+    "saliency: {} needs a loss and a batch; pass them both, saliency(variables, widths, loss, x, y)"
+)
 _LOSS = ArgumentKind("a function, loss(variables, *batch)", callable)
 _WAY = ArgumentKind(f"one of {get_args(Way)}", lambda value: value in get_args(Way))
 
@@ -123,7 +126,7 @@ def saliency(
     expect_arrays("saliency", "variables", variables, leaves, [leaf.path for leaf in widths.leaves])
     if layers:
         if loss is None or not batch:
-            raise ValueError("saliency: layers=True needs a loss and a batch, loss, *batch")
+            raise ValueError(_NO_BATCH.format("layers=True"))
         return layer_scores(variables, widths, loss, batch)
     removable = [width for width in widths.values() if refusal(widths, width) is None]
     idle = {width.name: find_dead(variables, widths, width.name) for width in removable}
@@ -185,7 +188,7 @@ def _first_order(
 ) -> Scores:
     """Returns the mean square of the effect that each unit has on the loss of a sample."""
     if loss is None or not batch:
-        raise ValueError("saliency: by='first_order' needs a loss and a batch, loss, *batch")
+        raise ValueError(_NO_BATCH.format("by='first_order'") + "; by='norm' needs neither")
     return _mean_squares(variables, widths, removable, loss, batch)
 
 
