@@ -246,6 +246,22 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
         lambda: dw.nnx.narrow(NNX, {"up": [0]}, WIDTHS),
         ["wrong order", "widths"],
     ),
+    "nnx.verify: inputs first": (
+        lambda: dw.nnx.verify(NNX, X, NNX),
+        ["verify(model, wide_model, *inputs)", "wide_model", "inputs come behind all modules"],
+    ),
+    "nnx.plan: sizes as target": (
+        lambda: dw.nnx.plan(NNX_WIDTHS, target={"up": 12}),
+        ["target", "{'up': 12}", "pass a module in these sizes"],
+    ),
+    "nnx.plan: a state as target": (
+        lambda: dw.nnx.plan(NNX_WIDTHS, target=nnx.state(NNX)),
+        ["target", "a State of 4 arrays", "pass the module itself"],
+    ),
+    "nnx.grow: nnx.Rngs as key": (
+        lambda: dw.nnx.grow(NNX, NNX_GROWTH, key=RNGS),
+        ["key", "got an nnx.Rngs", "pass rngs.params()"],
+    ),
     "nnx.verify: the function and variables": (
         lambda: dw.nnx.verify(apply, PARAMS, apply, PARAMS, X),
         ["model", "got the function"],

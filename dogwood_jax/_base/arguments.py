@@ -371,6 +371,8 @@ def _is_key(value: Any) -> bool:
 
 
 def _key_of(value: Any) -> str:
+    if is_a(value, "Rngs", "flax.nnx"):
+        return "pass rngs.params(), a key that they draw"
     return f"pass jax.random.key({int(value)})" if is_integer(value) else ""
 
 
@@ -380,7 +382,12 @@ def _nnx_of(value: Any) -> str:
         return "make a module of the class; nnx.eval_shape makes one without values"
     if library == "Flax Linen":
         return "dw.trace(module.apply, variables, *inputs) takes Linen modules"
-    return "dw.trace(apply, variables, *inputs) takes functions of variables and inputs"
+    if is_array(value):
+        return "inputs come behind all modules"
+    if isinstance(value, Mapping) and not holds_arrays(value):
+        return "pass a module in these sizes"
+    way_out = "dw.trace(apply, variables, *inputs) takes functions of variables and inputs"
+    return f"pass the module itself; {way_out}" if holds_arrays(value) else way_out
 
 
 NNX = ArgumentKind(

@@ -31,6 +31,8 @@ def described(value: Any) -> str:
         return f"{name}, {_article(library)} {library} module"
     if is_nnx_optimizer(value):
         return "an nnx.Optimizer"
+    if is_a(value, "Rngs", "flax.nnx"):
+        return "an nnx.Rngs"
     if isinstance(value, jax.ShapeDtypeStruct):
         return f"the shape {value.dtype}{list(value.shape)} of an array"
     if isinstance(value, jax.Array | np.ndarray | np.generic):
