@@ -145,11 +145,13 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Dif
     Raises:
         ValueError: if only one network has an output, or a new one has not at least the old shape.
     """
-    problems = [f"output {path!r}: only one network has it" for path in old.keys() ^ new.keys()]
+    problems = [f"{output_at(path)}: only one network has it" for path in old.keys() ^ new.keys()]
     for path in [path for path in old if path in new]:
         shapes = jnp.shape(old[path]), jnp.shape(new[path])
         if len(shapes[0]) != len(shapes[1]) or any(a > b for a, b in zip(*shapes, strict=True)):
-            problems.append(f"output {path!r}: has shape {shapes[1]}, expected {shapes[0]} or more")
+            problems.append(
+                f"{output_at(path)}: has shape {shapes[1]}, expected {shapes[0]} or more"
+            )
     if problems:
         raise ValueError("these outputs cannot be compared:\n" + "\n".join(problems))
     return {path: _difference(path, old[path], new[path]) for path in old}
@@ -198,6 +200,11 @@ def _difference(path: str, old: Any, new: Any) -> Difference:
     gap, magnitude, ulps, nans, *index = (np.asarray(measure).item() for measure in measured)
     relative = gap / magnitude if magnitude else (0.0 if gap == 0 else np.inf)
     return Difference(gap, float(relative), ulps, place(path, index), nans)
+
+
+def output_at(path: str) -> str:
+    """Returns what an output is called, which may be the only one, without a path."""
+    return f"output {path!r}" if path else "the output"
 
 
 def place(path: str, index: Sequence[int]) -> str:

@@ -25,7 +25,7 @@ from dogwood_jax._base.arguments import (
 from dogwood_jax._base.failed_calls import explaining
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, arrays_of, is_array, is_traced, leaves_by_path, mirrors
-from dogwood_jax._front.compare import Difference, differences, largest, numbers_by_path
+from dogwood_jax._front.compare import Difference, differences, largest, numbers_by_path, output_at
 from dogwood_jax._front.entries import Entries
 from dogwood_jax._front.inputs import grown_inputs, with_values
 from dogwood_jax._front.mirrored import outputs_to_compare
@@ -156,7 +156,8 @@ def verify(
             lines = [entries.said(path) for path in entries.moved]
             what = "the larger network computes something else"
             if _draws(program) != _draws(Program(target_apply, wide, larger)):
-                raise OtherDraws(listed(f"{what}, because it draws other random numbers", lines))
+                what += ", because it draws other random numbers; run both in evaluation mode"
+                raise OtherDraws(listed(f"{what}, as by deterministic=True, train=False", lines))
             ask = "if both are in evaluation mode and as the growth's notes ask, please report this"
             raise ValueError(listed(f"{what} ({ask})", lines))
         unseen = _without_values(inputs, found) or _unseen(
@@ -292,7 +293,8 @@ def _without_values(inputs: tuple[Any, ...], found: dict[str, Difference]) -> li
         if is_array(leaf) and not np.prod(leaf.shape)
     ]
     problems += [
-        f"both networks have NaN in {difference.nans} values of output {path!r}: pass other inputs"
+        f"both networks have NaN in {difference.nans} values of {output_at(path)}: "
+        "pass other inputs"
         for path, difference in found.items()
         if difference.nans
     ]
@@ -330,7 +332,7 @@ def _unseen(
             others = _run(apply, **given | {name: other})
             shown = {path for path in entries.old if entries.shows(path, others)}
             hidden, seen = hidden - shown, seen or bool(shown)
-        problems += [f"output {path!r}: {_unmoved(name)}" for path in sorted(hidden)]
+        problems += [f"{output_at(path)}: {_unmoved(name)}" for path in sorted(hidden)]
     numbers = [leaf for leaf in jax.tree.leaves(given) if is_array(leaf) and eps(leaf.dtype)]
     if numbers and not seen and not problems:
         problems.append(f"all outputs: {_unmoved('variables and inputs')}")
