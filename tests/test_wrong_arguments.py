@@ -76,6 +76,18 @@ class Linen(nn.Module):
         return nn.Dense(2)(nn.relu(nn.Dense(8)(x)))
 
 
+class Normed(nn.Module):
+    @nn.compact
+    def __call__(self, x: Any, train: bool = False) -> Any:
+        return nn.Dense(2)(nn.BatchNorm(use_running_average=not train)(nn.Dense(8)(x)))
+
+
+class Dropped(nn.Module):
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        return nn.Dropout(0.5, deterministic=False)(x)
+
+
 class Nnx(nnx.Module):
     def __init__(self, units: int = 8) -> None:
         self.up = nnx.Linear(4, units, kernel_init=nnx.initializers.ones, rngs=nnx.Rngs(0))
@@ -87,6 +99,7 @@ class Nnx(nnx.Module):
 
 LINEN = Linen()
 VARIABLES = jax.eval_shape(LINEN.init, KEY, X)
+NORMED = jax.eval_shape(Normed().init, KEY, X)
 LINEN_WIDTHS = dw.trace(LINEN.apply, VARIABLES, X)
 NNX = Nnx()
 NNX_WIDTHS = dw.nnx.trace(NNX, X)
@@ -911,6 +924,22 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
     "trace: parameters without their collection": (
         lambda: dw.trace(LINEN.apply, LINEN_VARIABLES["params"], X),
         ["variables, a dict of 4 arrays", "no collection 'params'"],
+    ),
+    "trace: variables without running statistics": (
+        lambda: dw.trace(Normed().apply, {"params": NORMED["params"]}, X),
+        ["no collection 'batch_stats'", '{"params": ..., "batch_stats": ...}'],
+    ),
+    "trace: running statistics in training mode": (
+        lambda: dw.trace(functools.partial(Normed().apply, train=True), NORMED, X),
+        ["training mode", "'batch_stats'", "train=False", "mutable=['batch_stats']"],
+    ),
+    "trace: dropout in training mode": (
+        lambda: dw.trace(Dropped().apply, {}, X),
+        ["draws random numbers", "evaluation mode", "deterministic=True"],
+    ),
+    "nnx.trace: no inputs of a module that takes any": (
+        lambda: dw.nnx.trace(OTHER_NNX),
+        ["apply fails", "without inputs"],
     ),
     "trace: a shape as input": (
         lambda: dw.trace(LINEN.apply, LINEN_VARIABLES, (3, 4)),

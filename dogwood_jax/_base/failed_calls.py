@@ -4,6 +4,7 @@ What another library raises then, such as the shape of one parameter, hides the 
 """
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from dogwood_jax._base.described import (
 )
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, is_array
+
+_COLLECTION = re.compile(r'collection "(\w+)"')
 
 
 @contextlib.contextmanager
@@ -47,7 +50,7 @@ def explaining(
     try:
         yield
     except Exception as error:
-        found = [*_mistakes(name, function, variables, inputs)]
+        found = [*_mistakes(name, function, variables, inputs), *_said_by_flax(name, error)]
         if not found and not variables_are:
             raise
         if not found:
@@ -83,6 +86,8 @@ def _mistakes(
             f"variables, {described(variables)}, has no collection 'params'; pass all of the "
             'variables, {"params": ...}'
         )
+    if not inputs:
+        yield f"it is called without inputs; pass those that {name} takes"
     for number, one in enumerate(inputs):
         if isinstance(one, str):
             yield f"input {number} is the text {one!r}; pass an array, or set it beforehand"
@@ -91,3 +96,25 @@ def _mistakes(
                 f"input {number} is {one!r}, which looks like a shape; pass an array, or "
                 f"jax.ShapeDtypeStruct({tuple(one)}, jnp.float32)"
             )
+
+
+def _said_by_flax(name: str, error: Exception) -> Iterator[str]:
+    """Yields what an error of Flax means for collections and modes of a network."""
+    kind, said = type(error).__name__, str(error)
+    collection = match[1] if (match := _COLLECTION.search(said)) else ""
+    if kind == "ScopeCollectionNotFound" and collection != "params":
+        yield (
+            f"variables has no collection {collection!r}; pass all of the variables, "
+            f'{{"params": ..., "{collection}": ...}}'
+        )
+    elif kind == "ModifyScopeVariableError":
+        yield (
+            f"{name} is in training mode and updates the collection {collection!r}; call it in "
+            "evaluation mode, functools.partial(module.apply, train=False) or so, or let it "
+            f"return what it updates, functools.partial(module.apply, mutable=[{collection!r}])"
+        )
+    elif kind == "InvalidRngError":
+        yield (
+            f"{name} draws random numbers, as dropout does in training mode, and has no key; call "
+            "it in evaluation mode, functools.partial(module.apply, deterministic=True) or so"
+        )
