@@ -209,6 +209,10 @@ def test_all_mistakes_are_told_at_once_and_nothing_is_written(tmp_path):
             ["shrink", str(small), str(out), "--set", "hidden_size=8"],
             "expected one of intermediate_",
         ),
+        (
+            ["grow", str(tmp_path / "none"), str(out), "--set", "hidden_size=8"],
+            "is no folder",
+        ),
         (["upcycle", str(small), str(out), "--experts", "1"], "--experts 1: expected at least 2"),
     ):
         with pytest.raises(SystemExit, match=message):

@@ -67,6 +67,8 @@ def described(folder: Path) -> tuple[Mapping[str, Any], Options, PyTree]:
         OSError: if a file is missing or must not be read.
     """
     path = folder / config_json.NAME
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: is no folder; pass one with {config_json.NAME} in it")
     if not (config := config_json.read(path)):
         raise CheckpointError(f"{path}: expected the numbers of a model; found none")
     options = options_of(config)
