@@ -7,6 +7,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import h5py
 import jax
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ def test_files_of_weights_are_widened(strategy, weights, tmp_path):
         said = main([*command, "--out", str(out), "--strategy", strategy])
         first, checked = said.splitlines()
         assert first == f"{out}: dense_10 has 7 units, dense_9 has 6 units"
-        assert checked.startswith(f"predictions {'change' if strategy == 'random' else 'stay'}")
+        assert checked.startswith("predictions change" if strategy == "random" else "not checked: ")
         wide = keras_h5.load(out)
         assert wide["params"]["dense_9"]["kernel"].shape == (7, 6)
         same = np.allclose(predict(wide, x), predict(keras_h5.load(path), x), rtol=1e-5, atol=1e-5)
@@ -138,6 +139,10 @@ def test_the_input_is_never_overwritten(weights, tmp_path):
         ),
         (["widen", "in", "--layer", "dense_9=1", "--out", "out"], "1 units are fewer"),
         (
+            ["widen", "in", "--layer", "dense_9=1", "--out", "out"],
+            "this command has no option to remove units; in Python, dw.narrow does",
+        ),
+        (
             ["widen", "in", "--layer", "dense_8=9", "--out", "out"],
             "is a dimension of an input or",
         ),
@@ -148,6 +153,7 @@ def test_the_input_is_never_overwritten(weights, tmp_path):
             "expected every layer once",
         ),
         (["widen", "norm", "--layer", "norm=8", "--out", "out"], "expected Dense layers alone"),
+        (["inspect", "nested.h5", "--widths"], "the file holds weights and no model"),
         (["convert", "in", "out.keras"], "layout 'keras' holds a model's configuration"),
         (["convert", "in", "nowhere/out.h5"], "no such folder; make it first"),
     ],
@@ -158,6 +164,12 @@ def test_errors_are_said_and_nothing_is_written(arguments, message, weights, tmp
     scale, statistics = {"scale": np.ones(4)}, {"mean": np.ones(4), "var": np.ones(4)}
     norm = {"params": {"norm": scale}, "batch_stats": {"norm": statistics}}
     keras_h5.save(names["norm"], norm)
+    names["nested.h5"] = str(tmp_path / "nested.h5")
+    with h5py.File(names["nested.h5"], "w") as file:
+        file.attrs["layer_names"] = [b"block"]
+        block = file.create_group("block")
+        block.attrs["weight_names"] = [b"block/up/kernel:0", b"block/down/kernel:0"]
+        block["block/up/kernel:0"], block["block/down/kernel:0"] = np.ones((2, 4, 4), "f")
     before = sorted(os.listdir(tmp_path))
     with pytest.raises(SystemExit) as raised:
         main([names.get(argument, argument) for argument in arguments])

@@ -41,7 +41,9 @@ _STRATEGIES = ("zero_outgoing", "replicate", "tile", "zeros", "random")
 _OPTIONS = {
     r"pass interface=True": "pass --interface",
     r"strategies\.(\w+)\(\)": r"--strategy \1",
-    r"in place of a size, say which ones stay, keep=.*?, or use": "in Python, use",
+    r"say which units stay, keep=.*?, or use dw.narrow": (
+        "this command has no option to remove units; in Python, dw.narrow does"
+    ),
     r"pass key=": "pass --seed",
     r"pass (like|layout|sizes|target|target_apply|fresh|limit)=": r"in Python, pass \1=",
 }
@@ -170,10 +172,7 @@ def _checked(apply: Any, variables: Any, wide: Any, growth: dw.Growth) -> str:
         strategy = growth.changes[0].strategy
         return f"predictions change, because --strategy {strategy} does not keep them"
     if apply is None:
-        return (
-            "predictions stay, as far as the strategy tells (not checked: a file of weights does "
-            "not say what the model computes)"
-        )
+        return "not checked: a file of weights does not say what the model computes"
     inputs = growth.widths.network.inputs if growth.widths.network else ()
     found = dw.verify(apply, variables, apply, wide, *inputs, growth=growth)
     return f"predictions stay: {found} for random inputs"
@@ -227,10 +226,12 @@ def _check_memory(variables: Mapping[str, Any], growth: dw.Growth) -> None:
 def _dense_layers(variables: Mapping[str, Any]) -> list[str]:
     """Returns the layers of a file of weights, all of which must be Dense for it to be a chain."""
     layers = [name for name, layer in variables["params"].items() if layer]
-    if len(variables) > 1:
+    are_dense = all({*layer} <= {"kernel", "bias"} for layer in variables["params"].values())
+    if len(variables) > 1 or not are_dense:
         raise ValueError(
-            "expected Dense layers alone, because weights do not say how layers are connected; "
-            "widen a whole model (model.save), or use dw.trace with a module of your own"
+            "the file holds weights and no model, which do not say how layers are connected, so "
+            "expected Dense layers alone; widen a whole model (model.save), or use dw.trace with "
+            "a module of your own"
         )
     return layers
 
