@@ -2,10 +2,14 @@
 
 Both are kept for the units along each axis of an array, not for each entry. An entry is as old as
 the youngest unit that it belongs to, and its share is the product of the shares along its axes.
+
+Units of one growth are one cohort, with a number. Where units are renewed while training runs, each
+is a cohort of its own from the beginning, so that nothing gets another shape.
 """
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +34,7 @@ class AlongAxes(NamedTuple):
 
     Attributes:
         cohorts: the number of the growth in which units were born; units of the first network have
-            0: ``[n]``, int32.
+            0: ``[n]``, int32. None are kept where each unit has a number of its own.
         shares: the share that units carried at a growth: ``[n]``, float32.
         since: the number of that growth: ``[n]``, int32.
     """
@@ -45,7 +49,9 @@ class Ages(NamedTuple):
 
     Attributes:
         steps: the number of updates since the first growth, int32.
-        births: a zero, then the value of ``steps`` at each growth: ``[growths + 1]``, int32.
+        births: a zero, then the value of ``steps`` at each growth: ``[growths + 1]``, int32. Then,
+            where each unit has a number of its own, that at the birth of each, along each axis of
+            each array; -1 for those of the first network.
         counts: the same for each step count of the optimizer's state. Where the state only says
             whether the next step is the first, this is said for each cohort instead: bool.
         arrays: for each array of parameters that has changed, by the parts of its path.
@@ -57,16 +63,39 @@ class Ages(NamedTuple):
     arrays: PyTree
 
     def by_path(self) -> dict[str, AlongAxes]:
-        """Returns the ages and shares of arrays by path."""
-        return dict(_flat(self.arrays, ()))
+        """Returns the ages and shares of arrays by path, with the cohorts of all units."""
+        found = dict(_flat(self.arrays, ()))
+        start = self.growths
+        for path, along in found.items():
+            if not along.cohorts:
+                stops = start + np.cumsum([0, *map(len, along.shares)])
+                numbers = (jnp.arange(a, b, dtype=jnp.int32) for a, b in pairwise(stops))
+                found[path], start = along._replace(cohorts=tuple(numbers)), int(stops[-1])
+        return found
+
+    @property
+    def growths(self) -> int:
+        """How many cohorts come before those of single units."""
+        along_axes = (along for _, along in _flat(self.arrays, ()) if not along.cohorts)
+        return len(self.births) - sum(len(n) for along in along_axes for n in along.shares)
+
+    @property
+    def is_renewable(self) -> bool:
+        """Whether each unit is a cohort of its own."""
+        return any(not along.cohorts for _, along in _flat(self.arrays, ()))
+
+    @property
+    def order(self) -> Array:
+        """A number for each cohort that is larger the later it was born: ``[cohorts]``."""
+        return self.births.at[0].set(-1)
 
 
 def _flat(node: Any, keys: tuple[str, ...]) -> Iterator[tuple[str, AlongAxes]]:
     if isinstance(node, AlongAxes):
         yield "/".join(keys), node
         return
-    for key, part in node.items():
-        yield from _flat(part, (*keys, key))
+    for key in sorted(node):  # as in any pytree, whose dicts are sorted by compiled functions
+        yield from _flat(node[key], (*keys, key))
 
 
 def _nested(found: Mapping[str, AlongAxes]) -> PyTree:
@@ -85,8 +114,8 @@ def ages_of(stored: Mapping[str, Any]) -> Ages:
     """Returns ages from the nested dicts and lists that a checkpoint holds of them."""
 
     def arrays(node: Mapping[str, Any]) -> PyTree:
-        if node.keys() == {*AlongAxes._fields}:
-            return AlongAxes(*(tuple(node[name]) for name in AlongAxes._fields))
+        if {*AlongAxes._fields} >= node.keys() >= {"shares", "since"}:
+            return AlongAxes(*(tuple(node.get(name) or ()) for name in AlongAxes._fields))
         return {key: arrays(part) for key, part in node.items()}
 
     counts = tuple(stored["counts"])
@@ -172,7 +201,7 @@ def grown_ages(
     if ages is None:
         begun = [n if path in moments.first_steps else zero for path, n in zip(moments.counts, now)]
         ages = Ages(zero, zero[None], tuple(number[None] for number in begun), {})
-    number = len(ages.births)
+    number, is_renewable = len(ages.births), ages.is_renewable
     known, grown = ages.by_path(), dict[str, AlongAxes]()
     stay = {leaf.path for leaf in growth.staying}
     fields = {field.leaf.path: field for field in moments.aged if field.leaf.path in stay}
@@ -195,11 +224,88 @@ def grown_ages(
         places = {f.at(insertion.path) for f in fields.values()}
         if insertion.old is None and any(map(exists, places)):
             grown[inner] = _born(insertion.shape, number)
-    return Ages(
+    larger = Ages(
         ages.steps,
         jnp.append(ages.births, ages.steps),
         tuple(jnp.append(count, n) for count, n in zip(ages.counts, born, strict=True)),
         _nested(grown),
+    )
+    return _by_unit(larger, ages.growths) if is_renewable else larger
+
+
+def renewable_ages(state: PyTree, known: Mapping[str, Leaf]) -> Ages | None:
+    """Returns the ages in a new state where each unit is a cohort of its own.
+
+    Args:
+        state: the new state of an optimizer.
+        known: the arrays of parameters by path, as the optimizer sees them.
+
+    Returns:
+        The ages, or None where no entry of the state needs one.
+    """
+    moments = Moments(state, known)
+    if not moments.aged:
+        return None
+    arrays, zero = leaves_by_path(state), jnp.zeros((), jnp.int32)
+    begun = (arrays[path] if path in moments.first_steps else zero for path in moments.counts)
+    found = {field.inner: _born(field.leaf.shape, 0) for field in moments.aged}
+    ages = Ages(zero, zero[None], tuple(jnp.asarray(n)[None] for n in begun), _nested(found))
+    ages = _by_unit(ages, 1)
+    return ages._replace(births=ages.births.at[1:].set(-1))
+
+
+def _by_unit(ages: Ages, growths: int) -> Ages:
+    """Returns ages in which each unit is a cohort of its own.
+
+    Args:
+        ages: the ages.
+        growths: how many cohorts come before those of single units. The last cohort is that of the
+            newest growth, unless there are no more.
+    """
+    known, last = ages.by_path(), len(ages.births) - 1
+    found = [numbers for along in known.values() for numbers in along.cohorts]
+    first = jnp.arange(growths, dtype=jnp.int32)
+    numbers = jnp.concatenate([first, *[jnp.full(1, last)] * (last >= growths), *found])
+    arrays = {
+        path: AlongAxes(
+            (),
+            along.shares,
+            tuple(jnp.where(n == last, min(last, growths), n) for n in along.since),
+        )
+        for path, along in known.items()
+    }
+    counts = tuple(count[numbers] for count in ages.counts)
+    return Ages(ages.steps, ages.births[numbers], counts, _nested(arrays))
+
+
+def renewed_ages(
+    ages: Ages, state: PyTree, known: Mapping[str, Leaf], masks: Mapping[str, Sequence[Array]]
+) -> Ages:
+    """Returns ages after some units were born anew.
+
+    Args:
+        ages: the ages, in which each unit is a cohort of its own.
+        state: the state of the optimizer.
+        known: the arrays of parameters by path, as the optimizer sees them.
+        masks: for each of them with such units, which are new along each axis.
+    """
+    arrays, moments = leaves_by_path(state), Moments(state, known)
+    found, is_new = dict[str, AlongAxes](), [jnp.zeros(ages.growths, bool)]
+    for path, along in _flat(ages.arrays, ()):
+        own = masks.get(path) or [jnp.zeros(len(n), bool) for n in along.shares]
+        shares = (jnp.where(new, 1, n) for new, n in zip(own, along.shares, strict=True))
+        found[path] = along._replace(shares=tuple(shares))
+        is_new += own
+    new = jnp.concatenate(is_new)
+    now = (True if path in moments.first_steps else arrays[path] for path in moments.counts)
+    return Ages(
+        ages.steps,
+        jnp.where(new, ages.steps, ages.births),
+        tuple(
+            jnp.where(new, n, count).astype(count.dtype)
+            for n, count in zip(now, ages.counts, strict=True)
+        ),
+        _nested(found),
     )
 
 

@@ -3,8 +3,10 @@
 After a network has grown, its entries are of several ages, but an optimizer has one step count for
 all. So its program is evaluated with a count for each cohort. What is computed of counts alone,
 such as the correction for bias ``1 - b2**count``, is computed for each cohort. Where it meets an
-array that is laid out like parameters, each entry takes that of its own cohort. So all else that
-the optimizer does, such as clipping by a norm, sees the arrays as they are.
+array that is laid out like parameters, each entry takes that of the youngest of its units: along
+each axis, a vector with the number of each unit's cohort is broadcast, and the younger one is
+selected. So any number of cohorts costs the same, and a unit may be a cohort of its own. All else
+that the optimizer does, such as clipping by a norm, sees the arrays as they are.
 """
 
 import itertools
@@ -17,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from dogwood_jax._arrays.moves import along
 from dogwood_jax._base.trees import PyTree, leaf_path
 from dogwood_jax._program.interpret import called, evaluated, interpret
 from dogwood_jax._program.primitives.table import axes_of, is_linear, primitive
@@ -38,14 +41,12 @@ class _Lanes:
         ties: for each axis, the axis of the parameters that it lies along.
         is_lanes: whether it has lanes.
         beside: what is added to it that is linear in the parameters, as weight decay is.
-        each: the lanes one by one, once they were asked for.
     """
 
     array: Any
     ties: Ties = ()
     is_lanes: bool = False
     beside: Any = None
-    each: list[Any] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -66,6 +67,7 @@ def updated(
     ties: Mapping[str, Ties],
     follows: Mapping[str, str],
     cohorts: Cohorts,
+    births: Array,
 ) -> tuple[PyTree, PyTree, PyTree, dict[str, Array]]:
     """Returns an optimizer's updates and its new state, with a step count for each cohort.
 
@@ -79,7 +81,8 @@ def updated(
             lie.
         follows: for each of these, the path of the array of the parameters.
         cohorts: for each array of the parameters with entries of several cohorts, by path, the
-            cohort along each of its axes. That of an entry is the largest along its axes.
+            cohort along each of its axes. That of an entry is the youngest along its axes.
+        births: for each cohort, a number that is larger the later it was born.
 
     Returns:
         Three trees: the updates without the part that is linear in the parameters, such as
@@ -100,7 +103,7 @@ def updated(
             if place == 2 and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
                 value = _Lanes(jnp.zeros_like(leaf), value.ties, beside=leaf)
             values.append(value)
-    reading = _CohortEvaluation(cohorts)
+    reading = _CohortEvaluation(cohorts, births)
     results = reading.run(program.jaxpr, program.consts, values)
     shapes_of_updates, shapes_of_state = shapes
     structure: Any = jax.tree.structure(shapes_of_updates)
@@ -138,11 +141,11 @@ class _CohortEvaluation:
 
     Args:
         cohorts: see ``updated``.
+        births: see ``updated``.
     """
 
-    def __init__(self, cohorts: Cohorts) -> None:
-        self._cohorts = cohorts
-        self._numbers: dict[Any, Array] = {}  # of the cohorts of entries, by where they lie
+    def __init__(self, cohorts: Cohorts, births: Array) -> None:
+        self._cohorts, self._births = cohorts, births
 
     def run(self, jaxpr: Any, consts: Sequence[Any], values: Sequence[_Lanes]) -> list[_Lanes]:
         """Returns the values of a program's results."""
@@ -200,24 +203,17 @@ class _CohortEvaluation:
 
     def _merged(self, lanes: _Lanes, ties: Ties, shape: tuple[int, ...]) -> Any:
         """Returns an array whose entries each come from the lane of their own cohort."""
-        if lanes.each is None:
-            lanes.each = [lanes.array[number] for number in range(len(lanes.array))]
-        known = {tie for tie in ties if tie is not None and tie[0] in self._cohorts}
+        known = [(axis, tie) for axis, tie in enumerate(ties) if tie and tie[0] in self._cohorts]
         if not known:  # of entries that were there from the beginning
-            return lanes.each[0]
-        key = (shape, ties)
-        if key not in self._numbers:
-            cohort = jnp.zeros((1,) * len(shape), jnp.int32)
-            for axis, tie in enumerate(ties):
-                if tie in known:
-                    along = self._cohorts[tie[0]][tie[1]]
-                    along = along.reshape([-1 if a == axis else 1 for a in range(len(shape))])
-                    cohort = jnp.maximum(cohort, along)
-            self._numbers[key] = cohort
-        merged = jnp.broadcast_to(lanes.each[0], shape)
-        for number, lane in enumerate(lanes.each[1:], 1):
-            merged = jnp.where(self._numbers[key] == number, lane, merged)
-        return merged
+            return lanes.array[0]
+        merged, youngest = None, None
+        for axis, (path, own) in known:
+            numbers = self._cohorts[path][own]
+            born = along(self._births[numbers], axis, len(shape))
+            lane = _lanes_along(lanes, numbers, axis, len(shape))
+            merged = lane if youngest is None else jnp.where(born > youngest, lane, merged)
+            youngest = born if youngest is None else jnp.maximum(born, youngest)
+        return jnp.broadcast_to(merged, shape)
 
     def _cond(self, programs: Sequence[Any], values: Sequence[_Lanes]) -> list[_Lanes]:
         """Evaluates branches, of which each may have lanes and what is beside them."""
@@ -234,7 +230,11 @@ class _CohortEvaluation:
         for jaxpr, consts in programs:
 
             def noted(arrays: Any, jaxpr: Any = jaxpr, consts: Any = consts) -> Any:
-                found.append(_CohortEvaluation(self._cohorts).run(jaxpr, consts, entered(arrays)))
+                found.append(
+                    _CohortEvaluation(self._cohorts, self._births).run(
+                        jaxpr, consts, entered(arrays)
+                    )
+                )
                 return [value.array for value in found[-1]]
 
             jax.eval_shape(noted, shapes)
@@ -248,7 +248,9 @@ class _CohortEvaluation:
             def run(arrays: Any) -> Any:
                 left = []
                 for value, is_lanes, beside in zip(
-                    _CohortEvaluation(self._cohorts).run(jaxpr, consts, entered(arrays)),
+                    _CohortEvaluation(self._cohorts, self._births).run(
+                        jaxpr, consts, entered(arrays)
+                    ),
                     lanes,
                     besides,
                     strict=True,
@@ -270,6 +272,14 @@ class _CohortEvaluation:
             _Lanes(array, own, is_lanes, beside)
             for (array, beside), own, is_lanes in zip(arrays, ties, lanes, strict=True)
         ]
+
+
+def _lanes_along(lanes: _Lanes, numbers: Array, axis: int, ndim: int) -> Array:
+    """Returns an array whose entries along an axis come from the lanes of these numbers."""
+    if not lanes.shape:
+        return along(lanes.array[numbers], axis, ndim)
+    taken: Array = jnp.take_along_axis(lanes.array, along(numbers, axis + 1, ndim + 1), 0)[0]
+    return taken
 
 
 def _untied(array: Any) -> _Lanes:

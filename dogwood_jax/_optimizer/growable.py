@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dogwood_jax._base.arguments import INTEGER, OPTIMIZER, expect, expect_given
+from dogwood_jax._base.arguments import BOOLEAN, INTEGER, OPTIMIZER, expect, expect_given
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import Keys, PyTree, is_array, leaf_path, leaves_by_path, struct
-from dogwood_jax._optimizer.ages import Ages, AlongAxes, Moments, ages_of, share_now
+from dogwood_jax._optimizer.ages import Ages, AlongAxes, Moments, ages_of, renewable_ages, share_now
 from dogwood_jax._optimizer.by_cohort import updated
 from dogwood_jax._optimizer.factored import factored_axes
 from dogwood_jax._optimizer.fields import Field, fields_in, unfollowed, watched
@@ -23,14 +23,15 @@ class GrowableState(NamedTuple):
 
     Attributes:
         inner_state: the state of the optimizer that was wrapped.
-        ages: when entries of parameters were born; empty until the first growth.
+        ages: when entries of parameters were born; empty until the first growth, unless units may
+            be renewed.
     """
 
     inner_state: PyTree
     ages: Ages | tuple[()] = ()
 
 
-def growable(tx: Any, *, warmup: int = 0) -> Any:
+def growable(tx: Any, *, warmup: int = 0, renewable: bool = False) -> Any:
     """Wraps an optimizer, once and before training, so that training goes on after a growth.
 
     An optimizer such as Adam has one step count, by which it corrects the bias of its moments.
@@ -71,6 +72,9 @@ def growable(tx: Any, *, warmup: int = 0) -> Any:
     Args:
         tx: an ``optax.GradientTransformation``: a whole optimizer, a chain, or one link of a chain.
         warmup: the number of steps until the steps of new entries have their full length.
+        renewable: whether units may be renewed while training runs, see ``renew``. Then the state
+            holds from ``tx.init`` on when each unit was born: a few numbers for each place along
+            each axis of each array.
 
     Returns:
         An ``optax.GradientTransformation`` with a ``GrowableState``.
@@ -103,7 +107,7 @@ def growable(tx: Any, *, warmup: int = 0) -> Any:
     import optax
 
     expect("growable", tx=(OPTIMIZER, tx))
-    expect_given("growable", warmup=(INTEGER, warmup))
+    expect_given("growable", warmup=(INTEGER, warmup), renewable=(BOOLEAN, renewable))
     if warmup < 0:
         raise ValueError(f"growable: warmup must be 0 or more, got {warmup}")
     inner = optax.with_extra_args_support(tx)
@@ -118,7 +122,8 @@ def growable(tx: Any, *, warmup: int = 0) -> Any:
     def init(params: PyTree) -> GrowableState:
         state = tx.init(params)
         _check(tx, state, params)
-        return GrowableState(state)
+        ages = renewable_ages(state, _known(params)) if renewable else None
+        return GrowableState(state, ages or ())
 
     def update(
         updates: PyTree, state: GrowableState, params: PyTree = None, **extra: Any
@@ -199,6 +204,7 @@ def _updated(
         ties={field.place: _ties(field, arrays[field.place]) for field in moments.followers},
         follows={field.place: field.inner for field in moments.followers},
         cohorts={path: one.cohorts for path, one in along.items()},
+        births=ages.order,
     )
     own = ages.steps - ages.births
     of = {f.inner: own if (i := moments.count_of(f)) is None else since[i] for f in moments.fields}
@@ -207,9 +213,8 @@ def _updated(
     def scaled(keys: Any, change: Any, beside: Any) -> Any:
         path = leaf_path(keys)
         if path in along and path in of and not averages:
-            change = change * _scale(along[path], of[path], warmup, jnp.shape(change)).astype(
-                change.dtype
-            )
+            scale = _scale(along[path], of[path], ages.order, warmup, jnp.shape(change))
+            change = change * scale.astype(change.dtype)
         return change + beside
 
     changes = jax.tree_util.tree_map_with_path(scaled, changes, besides)
@@ -235,17 +240,18 @@ def _ties(field: Field, array: Any) -> tuple[tuple[str, int] | None, ...]:
     return (None,) * len(shape)
 
 
-def _scale(along: AlongAxes, ages: Array, warmup: int, shape: tuple[int, ...]) -> Array:
+def _scale(
+    along: AlongAxes, ages: Array, order: Array, warmup: int, shape: tuple[int, ...]
+) -> Array:
     """Returns what the steps of entries are multiplied by."""
-    scale, cohort = jnp.ones((1,) * len(shape)), jnp.zeros((1,) * len(shape), jnp.int32)
-    for axis in range(len(along.cohorts)):
+    scale, grown = jnp.ones((1,) * len(shape)), jnp.ones((1,) * len(shape))
+    for axis, numbers in enumerate(along.cohorts):
         here = [-1 if a == axis else 1 for a in range(len(shape))]
         scale = scale * share_now(along, axis, ages).reshape(here)
-        cohort = jnp.maximum(cohort, along.cohorts[axis].reshape(here))
-    if warmup:
-        grown = jnp.minimum((ages + 1) / warmup, 1.0)
-        scale = scale * jnp.where(cohort > 0, grown[cohort], 1.0)
-    return scale
+        if warmup:
+            own = jnp.minimum((ages[numbers] + 1) / warmup, 1.0)
+            grown = jnp.minimum(grown, jnp.where(order[numbers] < 0, 1.0, own).reshape(here))
+    return scale * grown
 
 
 # States within states -----------------------------------------------------------------------------
