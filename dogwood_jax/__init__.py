@@ -22,6 +22,7 @@ The public names, each with a docstring of its own (``help(dw.plan)``):
     Train on
         growable            wraps an optimizer once, before training
         grow_opt_state      grows the state of an Optax optimizer
+        renew               makes new units of dormant ones while training runs
         training            fit, distill, evaluate, and stages between which a network grows
     Choose
         cost                parameters, FLOPs and memory before and after: Cost, RunCost
@@ -78,6 +79,7 @@ if TYPE_CHECKING:
     from dogwood_jax._front.deepen import deepen
     from dogwood_jax._front.grow import grow
     from dogwood_jax._front.plan import plan
+    from dogwood_jax._front.renew import renew
     from dogwood_jax._front.several import grow_several
     from dogwood_jax._front.verify import verify
     from dogwood_jax._front.widen import chain, widen
@@ -147,6 +149,7 @@ __all__ = [
     "nnx",
     "plan",
     "plotting",
+    "renew",
     "saliency",
     "shrink",
     "strategies",
@@ -183,6 +186,7 @@ _NAMES_IN = {
     "_optimizer.growable": ("growable",),
     "_optimizer.opt_state": ("grow_opt_state",),
     "_front.plan": ("plan",),
+    "_front.renew": ("renew",),
     "_front.several": ("grow_several",),
     "_experts.upcycle": ("upcycle",),
     "_widths.layout": ("Concat", "Layout", "Product", "Units"),

@@ -669,11 +669,12 @@ def test_the_command_line_inspects_and_grows(small, tmp_path):
     [
         (ADAMW, "wider", {}),
         (dw.growable(ADAMW), "deeper", {"use_ocdbt": False, "use_zarr3": True}),
+        (dw.growable(ADAMW, renewable=True), "deeper", {}),
         (optax.adafactor(1e-3), "narrower", {"use_zarr3": True}),
         (optax.contrib.dog(), "wider", {}),
         (optax.contrib.dog(), "interposed", {}),
     ],
-    ids=["adamw", "growable", "adafactor", "dog", "dog_interposed"],
+    ids=["adamw", "growable", "renewable", "adafactor", "dog", "dog_interposed"],
 )
 @pytest.mark.filterwarnings("ignore:.*[Ss]harding.*")
 def test_a_checkpoint_of_orbax_grows_with_the_optimizer(tx, name, options, tmp_path, monkeypatch):

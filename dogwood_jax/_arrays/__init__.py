@@ -7,6 +7,7 @@
 | ``draws`` | random entries |
 | ``pieces`` | an array that is too large for memory, some places along one axis at a time |
 | ``insert`` | the arrays of new layers |
+| ``renew`` | units that stay where they are and begin anew |
 | ``rounds`` | arrays that grow alike share a compiled function |
 | ``moves`` | moves of entries along axes that may be divided among devices |
 | ``explicit_axes`` | the same on meshes with explicit axes |

@@ -7,7 +7,8 @@ In come the state, the growth and ``tx``; out comes the state for the grown para
 | ``opt_state`` | the stage itself: every field by the adjoint of the growth |
 | ``fields`` | what each field of a state means; the table of Optax's state classes |
 | ``factored`` | second moments that are kept as means along two axes |
-| ``growable`` | the wrapper: one count for each cohort of entries |
+| ``growable`` | the wrapper: one count for each cohort of entries, or for each unit |
+| ``renew`` | a state in which the entries of some units begin anew |
 | ``ordered`` | a state whose units are put in order in each layer |
 | ``ages`` | when entries were born, and what share copies carry |
 | ``by_cohort`` | an optimizer's update in which every entry has the count of its cohort |

@@ -34,12 +34,24 @@ class AlongAxes(NamedTuple):
 
     Attributes:
         cohorts: the number of the growth in which units were born; units of the first network have
-            0: ``[n]``, int32. None are kept where each unit has a number of its own.
+            0: ``[n]``, int32.
         shares: the share that units carried at a growth: ``[n]``, float32.
         since: the number of that growth: ``[n]``, int32.
     """
 
     cohorts: tuple[Array, ...]
+    shares: tuple[Array, ...]
+    since: tuple[Array, ...]
+
+
+class AlongUnits(NamedTuple):
+    """The same where each unit along each axis is a cohort of its own, whose number is its place.
+
+    Attributes:
+        shares: see ``AlongAxes``.
+        since: see ``AlongAxes``.
+    """
+
     shares: tuple[Array, ...]
     since: tuple[Array, ...]
 
@@ -64,41 +76,42 @@ class Ages(NamedTuple):
 
     def by_path(self) -> dict[str, AlongAxes]:
         """Returns the ages and shares of arrays by path, with the cohorts of all units."""
-        found = dict(_flat(self.arrays, ()))
-        start = self.growths
-        for path, along in found.items():
-            if not along.cohorts:
+        found, start = dict[str, AlongAxes](), self.growths
+        for path, along in _flat(self.arrays, ()):
+            if isinstance(along, AlongUnits):
                 stops = start + np.cumsum([0, *map(len, along.shares)])
                 numbers = (jnp.arange(a, b, dtype=jnp.int32) for a, b in pairwise(stops))
-                found[path], start = along._replace(cohorts=tuple(numbers)), int(stops[-1])
+                along, start = AlongAxes(tuple(numbers), *along), int(stops[-1])
+            found[path] = along
         return found
 
     @property
     def growths(self) -> int:
         """How many cohorts come before those of single units."""
-        along_axes = (along for _, along in _flat(self.arrays, ()) if not along.cohorts)
-        return len(self.births) - sum(len(n) for along in along_axes for n in along.shares)
+        arrays = [along for _, along in _flat(self.arrays, ()) if isinstance(along, AlongUnits)]
+        return len(self.births) - sum(len(shares) for along in arrays for shares in along.shares)
 
     @property
     def is_renewable(self) -> bool:
         """Whether each unit is a cohort of its own."""
-        return any(not along.cohorts for _, along in _flat(self.arrays, ()))
+        return any(isinstance(along, AlongUnits) for _, along in _flat(self.arrays, ()))
 
     @property
     def order(self) -> Array:
         """A number for each cohort that is larger the later it was born: ``[cohorts]``."""
-        return self.births.at[0].set(-1)
+        # Of JAX's width for integers: beside wider numbers, XLA 0.10 fails to compile on a CPU.
+        return self.births.at[0].set(-1).astype(int)
 
 
-def _flat(node: Any, keys: tuple[str, ...]) -> Iterator[tuple[str, AlongAxes]]:
-    if isinstance(node, AlongAxes):
+def _flat(node: Any, keys: tuple[str, ...]) -> Iterator[tuple[str, AlongAxes | AlongUnits]]:
+    if isinstance(node, AlongAxes | AlongUnits):
         yield "/".join(keys), node
         return
     for key in sorted(node):  # as in any pytree, whose dicts are sorted by compiled functions
         yield from _flat(node[key], (*keys, key))
 
 
-def _nested(found: Mapping[str, AlongAxes]) -> PyTree:
+def _nested(found: Mapping[str, AlongAxes | AlongUnits]) -> PyTree:
     """Returns a tree of dicts by the parts of paths, which every checkpoint can hold."""
     tree: dict[str, Any] = {}
     for path, along in found.items():
@@ -114,8 +127,9 @@ def ages_of(stored: Mapping[str, Any]) -> Ages:
     """Returns ages from the nested dicts and lists that a checkpoint holds of them."""
 
     def arrays(node: Mapping[str, Any]) -> PyTree:
-        if {*AlongAxes._fields} >= node.keys() >= {"shares", "since"}:
-            return AlongAxes(*(tuple(node.get(name) or ()) for name in AlongAxes._fields))
+        for kind in (AlongAxes, AlongUnits):
+            if node.keys() == {*kind._fields}:
+                return kind(*(tuple(node[name]) for name in kind._fields))
         return {key: arrays(part) for key, part in node.items()}
 
     counts = tuple(stored["counts"])
@@ -267,8 +281,7 @@ def _by_unit(ages: Ages, growths: int) -> Ages:
     first = jnp.arange(growths, dtype=jnp.int32)
     numbers = jnp.concatenate([first, *[jnp.full(1, last)] * (last >= growths), *found])
     arrays = {
-        path: AlongAxes(
-            (),
+        path: AlongUnits(
             along.shares,
             tuple(jnp.where(n == last, min(last, growths), n) for n in along.since),
         )
@@ -290,7 +303,7 @@ def renewed_ages(
         masks: for each of them with such units, which are new along each axis.
     """
     arrays, moments = leaves_by_path(state), Moments(state, known)
-    found, is_new = dict[str, AlongAxes](), [jnp.zeros(ages.growths, bool)]
+    found, is_new = dict[str, AlongAxes | AlongUnits](), [jnp.zeros(ages.growths, bool)]
     for path, along in _flat(ages.arrays, ()):
         own = masks.get(path) or [jnp.zeros(len(n), bool) for n in along.shares]
         shares = (jnp.where(new, 1, n) for new, n in zip(own, along.shares, strict=True))

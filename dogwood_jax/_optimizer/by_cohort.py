@@ -206,13 +206,17 @@ class _CohortEvaluation:
         known = [(axis, tie) for axis, tie in enumerate(ties) if tie and tie[0] in self._cohorts]
         if not known:  # of entries that were there from the beginning
             return lanes.array[0]
-        merged, youngest = None, None
-        for axis, (path, own) in known:
-            numbers = self._cohorts[path][own]
+
+        def of(axis: int, tie: Tie) -> tuple[Array, Array]:
+            numbers = self._cohorts[tie[0]][tie[1]]
             born = along(self._births[numbers], axis, len(shape))
-            lane = _lanes_along(lanes, numbers, axis, len(shape))
-            merged = lane if youngest is None else jnp.where(born > youngest, lane, merged)
-            youngest = born if youngest is None else jnp.maximum(born, youngest)
+            return born, _lanes_along(lanes, numbers, axis, len(shape))
+
+        youngest, merged = of(*known[0])
+        for axis, tie in known[1:]:
+            born, lane = of(axis, tie)
+            merged = jnp.where(born > youngest, lane, merged)
+            youngest = jnp.maximum(born, youngest)
         return jnp.broadcast_to(merged, shape)
 
     def _cond(self, programs: Sequence[Any], values: Sequence[_Lanes]) -> list[_Lanes]:

@@ -1,0 +1,191 @@
+"""Recycle units while training runs: ``renew``."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from dogwood_jax import strategies
+from dogwood_jax._arrays.explicit_axes import explicit_shardings, with_automatic_axes
+from dogwood_jax._arrays.grow import expect_network
+from dogwood_jax._arrays.renew import new_along, renewal, renewed
+from dogwood_jax._base.arguments import (
+    BOOLEAN,
+    BY_WIDTH,
+    KEY,
+    OPTIMIZER,
+    STATE,
+    VARIABLES,
+    WIDTHS,
+    expect,
+    expect_given,
+)
+from dogwood_jax._base.described import described
+from dogwood_jax._base.problems import listed
+from dogwood_jax._base.trees import PyTree, in_order_of, leaves_by_path, rebuilt
+from dogwood_jax._optimizer.renew import expect_renewable, renewed_state
+from dogwood_jax._widths.layout import units_of
+from dogwood_jax._widths.widths import Width, Widths, no_such
+from dogwood_jax.strategies import Initializer, glorot
+
+
+def renew(
+    variables: PyTree,
+    opt_state: PyTree,
+    widths: Widths,
+    masks: Mapping[str, Array],
+    *,
+    key: Array,
+    tx: Any,
+    init: Initializer = glorot,
+    strict: bool = True,
+) -> tuple[PyTree, PyTree]:
+    """Makes new units of some old ones, such as dormant ones, while training runs.
+
+    For each unit that is renewed:
+
+    - Incoming weights are drawn as in a new layer. Outgoing weights are zero.
+    - Biases, scales and statistics are as new. A bias is zero, a running variance one.
+    - What the optimizer keeps is as after ``tx.init``. Moments are zero, and step counts begin
+      again. Schedules go on.
+
+    All else stays as it is, bit for bit. So outputs change by what the units contributed: not at
+    all if they were dormant in truth, zero for all inputs or with outgoing weights of zero. Where
+    a renewed unit feeds another one of another width, the weight belongs to the second and is
+    drawn.
+
+    Shapes and tree structures stay, and masks may be computed while training runs. So a renewal
+    works under ``jax.jit``, in ``jax.lax.cond`` and in ``jax.lax.scan``, and is compiled once.
+
+    Args:
+        variables: pytree of the network's arrays, of any floating dtype, on any devices. Arrays
+            that lie on a mesh stay where they are.
+        opt_state: the state of ``tx`` for these variables, or for one collection of them.
+        widths: from ``trace`` or ``chain``; static under ``jax.jit``.
+        masks: for each width, by name, the units that are renewed: booleans, ``[units]``. In a
+            stack over which a loop runs, they are those of every layer.
+        key: PRNG key for the new weights.
+        tx: the optimizer, ``dw.growable(tx, renewable=True)``, or one with such a link.
+        init: initializer of incoming weights, as in ``strategies.zero_outgoing``.
+        strict: whether a width is refused if new units would change outputs although their
+            outgoing weights are zero: if a norm or a softmax sees them, if they are inputs or
+            outputs, as an LSTM's state may be, or have no outgoing weights, as rows of a table.
+            With ``False``, outputs move as much as the new units move these: a router's new column
+            takes its share of a softmax. ``compare(apply, variables, apply, new, x)`` says by how
+            much. The widths tell, once while JAX traces, so nothing is evaluated.
+
+    Returns:
+        The variables and the state, with the shapes, dtypes and structures of the old ones.
+
+    Raises:
+        TypeError: if arguments are of the wrong kind, or in the wrong order.
+        ValueError: for widths that do not occur, or whose units have no side of their own, as in
+            tied weights; for masks of other lengths or dtypes; for variables of another network;
+            and for the state of an optimizer that does not say when each unit was born. All before
+            anything is computed.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> import dogwood_jax as dw
+        >>> layer = lambda i, o: {"kernel": jnp.ones((i, o)), "bias": jnp.ones(o)}
+        >>> params = {"up": layer(4, 8), "down": layer(8, 2)}
+        >>> widths = dw.chain(params, ("up", "down"))
+        >>> tx = dw.growable(optax.adam(1e-3), renewable=True)
+        >>> state = tx.init(params)
+        >>> @jax.jit
+        ... def recycled(params, state, key):
+        ...     dormant = params["up"]["bias"] > 0
+        ...     return dw.renew(params, state, widths, {"up": dormant}, key=key, tx=tx)
+        >>> params, state = recycled(params, state, jax.random.key(0))
+        >>> params["down"]["kernel"].sum()
+        Array(0., dtype=float32)
+
+    Reference:
+        Sokar et al., 2023, The Dormant Neuron Phenomenon in Deep Reinforcement Learning (ReDo).
+        Dohare et al., 2024, Loss of plasticity in deep continual learning.
+    """
+    expect(
+        "renew(variables, opt_state, widths, masks)",
+        variables=(VARIABLES, variables),
+        opt_state=(STATE, opt_state),
+        widths=(WIDTHS, widths),
+    )
+    expect("renew", masks=(BY_WIDTH, masks))
+    expect("renew", key=(KEY, key), tx=(OPTIMIZER, tx))
+    expect_given("renew", strict=(BOOLEAN, strict))
+    if problems := [
+        p for name, mask in masks.items() for p in _problems(widths, name, mask, strict)
+    ]:
+        raise ValueError(listed("cannot renew these units", problems))
+    masks = {widths[name].name: mask for name, mask in masks.items()}
+    growth = renewal(widths, [*masks], strategies.zero_outgoing(init))
+    leaves, known = leaves_by_path(variables), {leaf.path: leaf for leaf in widths.leaves}
+    expect_network("renew", variables, leaves, growth)
+    concerned = [leaf for leaf in widths.leaves if any(_touches(leaf, masks))]
+    problems = [
+        f"{leaf.path}: expected a floating array of shape {leaf.shape}, got {described(array)}"
+        for leaf in concerned
+        for array in [leaves.get(leaf.path)]
+        if array is None
+        or jnp.shape(array) != leaf.shape
+        or not jnp.issubdtype(array.dtype, jnp.inexact)
+    ]
+    if problems:
+        raise ValueError(listed("cannot renew units of these variables", problems))
+    expect_renewable(opt_state, tx, variables, known)
+
+    def run(
+        variables: PyTree, opt_state: PyTree, masks: PyTree, key: Array
+    ) -> tuple[PyTree, PyTree]:
+        arrays = renewed(leaves_by_path(variables), growth, masks, key)
+        new = in_order_of(variables, rebuilt(jax.tree.structure(variables), arrays))
+        places = {leaf.path: new_along(leaf, masks) for leaf in concerned}
+        return new, renewed_state(opt_state, tx, new, known, places)
+
+    arguments = variables, opt_state, masks, key
+    if shardings := explicit_shardings(arguments):
+        variables, opt_state = with_automatic_axes(run, shardings[:2], *arguments)
+        return variables, opt_state
+    return run(*arguments)
+
+
+def _touches(leaf: Any, masks: Mapping[str, Any]) -> Iterator[bool]:
+    return (units.width in masks for layout in leaf.axes for units in units_of(layout))
+
+
+def _problems(widths: Widths, name: str, mask: Any, strict: bool) -> Iterator[str]:
+    """Yields why units of a width cannot be renewed."""
+    if name not in widths:
+        yield no_such("width", name, widths)
+        return
+    width = widths[name]
+    if jnp.shape(mask) != (width.size,) or not jnp.issubdtype(jnp.result_type(mask), jnp.bool_):
+        yield (
+            f"{name}: pass a boolean for each unit, of shape {(width.size,)}, got {described(mask)}"
+        )
+    if width.fixed or width.inside:
+        yield f"{name}: where its units are is not known: {width.fixed or width.inside}"
+    elif both := [o for o in width.occurrences if o.role == "both"]:
+        places = ", ".join(f"{occurrence.path}[{occurrence.axis}]" for occurrence in both)
+        yield (
+            f"{name}: {places} both makes and reads its units, so no new one would be silent; "
+            "leave this width as it is"
+        )
+    elif strict and (reasons := [*_reasons(width)]):
+        yield (
+            f"{name}: renewing units would change outputs even where they are dormant: "
+            f"{'; '.join(reasons)}; strict=False renews them nevertheless"
+        )
+
+
+def _reasons(width: Width) -> Iterator[str]:
+    """Yields why new units change outputs although their outgoing weights are zero."""
+    if width.interface:
+        yield "they are inputs or outputs of the network"
+    elif all(occurrence.role == "incoming" for occurrence in width.occurrences):
+        yield "they have no outgoing weights"
+    yield from width.hazards

@@ -1,0 +1,134 @@
+"""The state of an optimizer in which the entries of some units begin anew: ``renewed_state``."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from dogwood_jax._arrays.moves import along
+from dogwood_jax._base.described import described
+from dogwood_jax._base.problems import listed
+from dogwood_jax._base.trees import PyTree, is_array, leaf_path, leaves_by_path, level, rebuilt
+from dogwood_jax._optimizer.ages import Ages, Moments, renewed_ages
+from dogwood_jax._optimizer.factored import read, written
+from dogwood_jax._optimizer.fields import Field, fields_in
+from dogwood_jax._optimizer.growable import (
+    has_growable,
+    is_growable,
+    rewrapped_state,
+    unwrapped_state,
+    with_ages_of,
+)
+from dogwood_jax._widths.widths import Leaf
+
+_WAY_OUT = (
+    "wrap the optimizer before training, tx = dw.growable(tx, renewable=True), and begin with "
+    "tx.init(variables)"
+)
+
+
+def expect_renewable(
+    opt_state: PyTree, tx: Any, variables: PyTree, known: Mapping[str, Leaf]
+) -> None:
+    """Raises if a state is not one of an optimizer whose units can be renewed.
+
+    Args:
+        opt_state: the state.
+        tx: the optimizer.
+        variables: the network's variables.
+        known: the arrays of the network by path.
+    """
+    if hasattr(opt_state, "opt_state"):
+        raise TypeError(
+            f"renew: opt_state must be the state of an optimizer, got {described(opt_state)}; pass "
+            "its opt_state, and its params as the variables"
+        )
+    if not has_growable(opt_state):
+        raise ValueError(f"renew: this state is of an optimizer that cannot renew; {_WAY_OUT}")
+    for node in jax.tree.leaves(opt_state, is_leaf=is_growable):
+        if is_growable(node) and Moments(node.inner_state, known).aged:
+            if not (isinstance(node.ages, Ages) and node.ages.is_renewable):
+                raise ValueError(
+                    f"renew: this state does not hold when each unit was born; {_WAY_OUT}"
+                )
+    plain = unwrapped_state(opt_state)
+    if found := list(fields_in(plain, known)):
+        begun = jax.eval_shape(tx.init, _followed(variables, found))
+        trees = unwrapped_state(begun), plain
+        structures, shapes = ([*map(f, trees)] for f in (jax.tree.structure, _shapes))
+        if structures[0] != structures[1] or shapes[0] != shapes[1] or not has_growable(begun):
+            raise ValueError(
+                f"renew: tx has no such state: expected {described(begun)}, got "
+                f"{described(opt_state)}; pass the optimizer whose init made it"
+            )
+    arrays = leaves_by_path(plain)
+    unknown = [
+        f"{field.place}: what it holds is not known"
+        for field in found
+        if field.known({})[0] is None and jnp.shape(arrays[field.place]) == field.leaf.shape
+    ]
+    if unknown:
+        raise ValueError(listed("renew: entries of this state cannot begin anew", unknown))
+
+
+def _shapes(tree: PyTree) -> list[tuple[int, ...]]:
+    return [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def renewed_state(
+    opt_state: PyTree,
+    tx: Any,
+    variables: PyTree,
+    known: Mapping[str, Leaf],
+    new: Mapping[str, Sequence[Array]],
+) -> PyTree:
+    """Returns a state in which the entries of some units are those of a new state.
+
+    Args:
+        opt_state: the state.
+        tx: the optimizer.
+        variables: the network's variables, in which the units began anew.
+        known: the arrays of the network by path.
+        new: for each array with such units, by path, which places along each axis are theirs.
+    """
+    plain = unwrapped_state(opt_state)
+    arrays, found = leaves_by_path(plain), list(fields_in(plain, known))
+    if not found:
+        return opt_state
+    begun = leaves_by_path(unwrapped_state(tx.init(_followed(variables, found))))
+    state = dict(arrays)
+    for field in found:
+        path, own = field.leaf.path, arrays[field.place]
+        if path not in new or field.is_factor:
+            continue
+        if field.axis is not None:
+            is_new = new[path][field.axis]
+            state[field.place] = jnp.where(is_new, begun[field.place], own)
+        elif field.factored or jnp.shape(own) == field.leaf.shape:  # else one for the whole array
+            array = read(field, arrays)
+            fresh = jnp.asarray(read(field, begun), array.dtype)
+            for axis, is_new in enumerate(new[path]):
+                array = jnp.where(along(is_new, axis, array.ndim), fresh, array)
+            state |= written(field, path, array, jnp.shape(own))
+    inner = {field.leaf.path: field.inner for field in found}
+    masks = {inner[path]: places for path, places in new.items() if path in inner}
+
+    def aged(node: Any) -> Any:
+        if not is_growable(node) or not node.ages:
+            return node
+        return node._replace(ages=renewed_ages(node.ages, node.inner_state, known, masks))
+
+    ages = jax.tree.map(aged, opt_state, is_leaf=is_growable)
+    renewed = rewrapped_state(rebuilt(jax.tree.structure(plain), state), opt_state)
+    return with_ages_of(renewed, ages)
+
+
+def _followed(variables: PyTree, found: Sequence[Field]) -> PyTree:
+    """Returns the arrays that an optimizer sees: all variables, or one collection of them."""
+    name = found[0].collection.rstrip("/")
+    parts = {leaf_path(keys): part for keys, part in level(variables)[0]} if name else {}
+    return jax.tree.map(
+        lambda leaf: leaf if is_array(leaf) else None, parts[name] if name else variables
+    )

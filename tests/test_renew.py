@@ -1,0 +1,450 @@
+"""Units that begin anew while training runs."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import networks
+import numpy as np
+import optax
+import pytest
+import test_every_optimizer as every
+from test_growable import OPTIMIZERS, gradients
+from test_growable import network as perceptron
+
+import dogwood_jax as dw
+
+RATE, KEY = 1e-2, jax.random.key(3)
+PARAMS = perceptron(8)
+WIDTHS = dw.chain(PARAMS, ("up", "down"))
+MASKS = [jnp.asarray(np.random.default_rng(seed).random(8) < 0.4) for seed in (1, 2)]
+NETWORKS = networks.load()
+
+
+def adam():
+    return dw.growable(optax.adam(RATE), renewable=True)
+
+
+def entries(mask):
+    """Which entries of the perceptron belong to units."""
+    return {
+        "up": {"kernel": jnp.broadcast_to(mask, (4, 8)), "bias": mask},
+        "down": {"kernel": jnp.broadcast_to(mask[:, None], (8, 3)), "bias": jnp.zeros(3, bool)},
+    }
+
+
+def chosen(mask, new, old):
+    return jax.tree.map(lambda at, a, b: jnp.where(at, a, b), entries(mask), new, old)
+
+
+def distance(tree, other):
+    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True)
+    return max(float(jnp.max(jnp.abs(a - b), initial=0)) for a, b in pairs)
+
+
+# The optimizer ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_old_entries_go_on_and_renewed_ones_begin(name):
+    """Three plain optimizers, of which two begin at a renewal, say what each entry does."""
+    plain = OPTIMIZERS[name]()
+    tx = dw.growable(plain, renewable=True)
+    update, reference = jax.jit(tx.update), jax.jit(plain.update)
+    renew = jax.jit(lambda p, s, mask, key: dw.renew(p, s, WIDTHS, {"up": mask}, key=key, tx=tx))
+    params, state = PARAMS, tx.init(PARAMS)
+    plains, masks = [plain.init(PARAMS)], []
+    for step in range(24):
+        if step in (8, 16):
+            masks.append(MASKS[len(masks)])
+            structure = jax.tree.map(jnp.shape, (params, state))
+            params, state = renew(params, state, masks[-1], jax.random.key(step))
+            assert jax.tree.map(jnp.shape, (params, state)) == structure
+            plains.append(plain.init(params))
+        gradient = gradients(params, step)
+        found, state = update(gradient, state, params)
+        wanted, plains[0] = reference(gradient, plains[0], params)
+        for number, mask in enumerate(masks, 1):
+            begun, plains[number] = reference(gradient, plains[number], params)
+            wanted = chosen(mask, begun, wanted)
+        assert distance(found, wanted) < 1e-14
+    assert update._cache_size() == renew._cache_size() == 1
+
+
+# Along an axis of a kernel, SM3 keeps the largest of all entries, renewed or not.
+NOT_EXACT = every.SEES_NEW_ENTRIES | every.NOT_ANEW | {"sm3", "scale_by_sm3", "lookahead"}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", sorted(every.TRANSFORMS.keys() - every.REFUSED - NOT_EXACT))
+def test_so_it_is_for_every_transform(name):
+    plain = every.made(name)
+    tx = dw.growable(plain, renewable=True)
+    with jax.numpy_rank_promotion("allow"):  # inside of Optax
+        run, old = (every.Run(name, one, every.SMALL) for one in (tx, plain))
+        for _ in range(4):
+            gradient = old.gradient()
+            run.step(gradient)
+            old.step(gradient)
+        widths = dw.trace(every.apply, every.SMALL, every.X)
+        params, run.state = dw.renew(
+            run.params, run.state, widths, {"up": MASKS[0]}, key=KEY, tx=tx
+        )
+        new = every.Run(name, plain, params)
+        run.params = old.params = params
+        for step in range(2):
+            gradient = gradients(params, step)
+            found, run.state = run.updates(gradient)
+            wanted, old.state = old.updates(gradient)
+            begun, new.state = new.updates(gradient)
+            assert every.distance(found, chosen(MASKS[0], begun, wanted)) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["adafactor", "sm3"])
+def test_factors_of_old_entries_stay(name):
+    """What Adafactor keeps of old entries, as rows times columns, does not change."""
+    size = {"min_dim_size_to_factor": 2} if name == "adafactor" else {}
+    plain = getattr(optax, name)(RATE, **size)
+    tx = dw.growable(plain, renewable=True)
+    state = tx.init(PARAMS)
+    for step in range(5):
+        _, state = tx.update(gradients(PARAMS, step), state, PARAMS)
+    _, after = dw.renew(PARAMS, state, WIDTHS, {"up": MASKS[0]}, key=KEY, tx=tx)
+
+    def moment(state):
+        inner = state.inner_state[0]
+        if name == "sm3":
+            rows, columns = (
+                a.reshape(s) for a, s in zip(inner.mu["up"]["kernel"], [(4, 1), (1, 8)])
+            )
+            return jnp.minimum(rows, columns)
+        rows, columns = inner.v_row["up"]["kernel"], inner.v_col["up"]["kernel"]
+        return rows[:, None] * columns[None] / jnp.mean(rows)
+
+    found, before = moment(after), moment(state)
+    assert float(jnp.max(found[:, MASKS[0]])) == 0
+    np.testing.assert_allclose(found[:, ~MASKS[0]], before[:, ~MASKS[0]], rtol=1e-12)
+
+
+def test_a_state_of_renewable_units_grows_and_goes_on_renewing():
+    """Entries of three ages, and a fourth after the growth."""
+    plain, tx = optax.adam(RATE), adam()
+    growth = dw.plan(WIDTHS, {"up": 12})
+    state, old = tx.init(PARAMS), plain.init(PARAMS)
+    for step in range(6):
+        gradient = gradients(PARAMS, step)
+        _, state = tx.update(gradient, state, PARAMS)
+        _, old = plain.update(gradient, old)
+    params, state = dw.renew(PARAMS, state, WIDTHS, {"up": MASKS[0]}, key=KEY, tx=tx)
+    middle = plain.init(params)
+    for step in range(3):
+        gradient = gradients(params, 20 + step)
+        _, state = tx.update(gradient, state, params)
+        (_, old), (_, middle) = plain.update(gradient, old), plain.update(gradient, middle)
+    wide = dw.grow(params, growth, key=KEY)
+    state = dw.grow_opt_state(state, growth, tx)
+    assert len(state.ages.births) == 2 + (4 + 12) + 12 + (12 + 3) + 3
+    new = plain.init(wide)
+    late = jnp.arange(12) >= 10
+    after, renewed = dw.renew(wide, state, growth.after, {"up": late}, key=KEY, tx=tx)
+    latest = plain.init(after)
+    update = jax.jit(tx.update)
+    for step in range(4):
+        gradient = gradients(wide, 40 + step)
+        own = jax.tree.map(lambda a, b: a[tuple(map(slice, b.shape))], gradient, PARAMS)
+        found, renewed = update(gradient, renewed, after)
+        parts = []
+        for ages in ("old", "middle"):
+            updates, kept = plain.update(own, {"old": old, "middle": middle}[ages])
+            parts.append(updates["up"]["kernel"])
+            old, middle = (kept, middle) if ages == "old" else (old, kept)
+        begun, new = plain.update(gradient, new)
+        last, latest = plain.update(gradient, latest)
+        first = jnp.where(MASKS[0][None], parts[1], parts[0])
+        wanted = jnp.hstack([first, begun["up"]["kernel"][:, 8:10], last["up"]["kernel"][:, 10:]])
+        np.testing.assert_allclose(found["up"]["kernel"], wanted, rtol=1e-12)
+
+
+def test_two_thousand_renewals_neither_compile_nor_grow():
+    traced = []
+    tx = adam()
+
+    def step(carry, key):
+        traced.append(1)
+        params, state = carry
+        gradient = jax.tree.map(jnp.sin, params)
+        updates, state = tx.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        return jax.lax.cond(
+            jax.random.bernoulli(key, 0.9),
+            lambda: dw.renew(
+                params, state, WIDTHS, {"up": jnp.abs(params["up"]["bias"]) < 0.1}, key=key, tx=tx
+            ),
+            lambda: (params, state),
+        ), None
+
+    run = jax.jit(lambda carry, keys: jax.lax.scan(step, carry, keys)[0])
+    carry = PARAMS, tx.init(PARAMS)
+    for part in range(2):
+        once = len(traced)
+        after = run(carry, jax.random.split(jax.random.key(part), 1000))
+        assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, carry)
+        assert part == 0 or len(traced) == once
+        carry = after
+    assert int(carry[1].ages.steps) == 2000
+    assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(carry))
+
+
+# The network --------------------------------------------------------------------------------------
+
+
+def is_renewable(width):
+    stands_in_the_way = width.fixed or width.interface or width.inside or width.hazards
+    sides = {occurrence.role for occurrence in width.occurrences}
+    return not stands_in_the_way and width.size > 1 and sides == {"incoming", "outgoing"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["mlp", "cnn", "lstm", "gru", "fused_qkv", "stacked_layers", "complex_and_fourier"],
+)
+def test_a_renewal_is_a_removal_and_a_growth_whose_units_take_old_places(name):
+    """So the two agree on every entry, old, zero or drawn, and dormant units go without a trace."""
+    model = NETWORKS[name].build()
+    variables = networks.fill(model.shapes, 0)
+    widths = dw.trace(model.apply, variables, *model.inputs)
+    tx = dw.growable(optax.sgd(RATE), renewable=True)
+    names = [width.name for width in widths.values() if is_renewable(width)]
+    assert names
+    for width in names:
+        mask = np.arange(widths[width].size) % 3 == 1
+        kept, new = (np.flatnonzero(one).tolist() for one in (~mask, mask))
+        removal = dw.plan(widths, keep={width: kept}, check=False)
+        growth = dw.plan(removal.after, {width: len(mask)}, check=False)
+        wanted = dw.grow(dw.grow(variables, removal), growth, key=KEY)
+        renewed, state = dw.renew(
+            variables, tx.init(None), widths, {width: jnp.asarray(mask)}, key=KEY, tx=tx
+        )
+        found = dw.grow(renewed, dw.plan(widths, keep={width: kept + new}, check=False))
+        drawn = 0
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+            assert bool(jnp.all((a == b) | (a != 0) & (b != 0)))
+            drawn += int(jnp.sum(a != b))
+        assert drawn
+        again, _ = dw.renew(
+            renewed, state, widths, {width: jnp.asarray(mask)}, key=jax.random.key(9), tx=tx
+        )
+        assert distance(again, renewed) > 0
+        before, after = (model.apply(tree, *model.inputs) for tree in (renewed, again))
+        for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_units_that_are_zero_for_all_inputs_go_without_a_trace():
+    """Their outgoing weights are not zero, but relu is, as of units that have died."""
+
+    def apply(params, x):
+        hidden = jax.nn.relu(x @ params["up"]["kernel"] + params["up"]["bias"])
+        return hidden @ params["down"]["kernel"] + params["down"]["bias"]
+
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(64, 4)))
+    dead = jnp.arange(8) % 2 == 0
+    params = PARAMS | {"up": PARAMS["up"] | {"bias": jnp.where(dead, -100, 0.1)}}
+    tx = adam()
+    new, _ = dw.renew(params, tx.init(params), WIDTHS, {"up": dead}, key=KEY, tx=tx)
+    with jax.numpy_rank_promotion("allow"):
+        np.testing.assert_array_equal(apply(new, x), apply(params, x))
+    np.testing.assert_array_equal(new["up"]["bias"], jnp.where(dead, 0, 0.1))
+    limit = (6 / (4 + 8)) ** 0.5
+    drawn = np.abs(new["up"]["kernel"][:, dead])
+    assert 0.5 * limit < drawn.max() <= limit and drawn.min() > 0
+    init = lambda key, shape, dtype: jnp.full(shape, 7, dtype)  # noqa: E731
+    new, _ = dw.renew(params, tx.init(params), WIDTHS, {"up": dead}, key=KEY, tx=tx, init=init)
+    np.testing.assert_array_equal(new["up"]["kernel"][:, dead], 7)
+
+
+class Normalized(nn.Module):
+    """With statistics of units, and a norm over units."""
+
+    over: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(6, name="up", param_dtype=jnp.float64)(x)
+        if self.over:
+            x = nn.LayerNorm(param_dtype=jnp.float64)(x)
+        else:
+            x = nn.BatchNorm(use_running_average=True, param_dtype=jnp.float64)(x)
+        return nn.Dense(3, name="down", param_dtype=jnp.float64)(nn.relu(x))
+
+
+def normalized(over):
+    module, x = Normalized(over), jnp.asarray(np.random.default_rng(0).normal(size=(5, 4)))
+    variables = module.init(KEY, x)
+    return module.apply, networks.fill(jax.eval_shape(lambda: variables), 1), x
+
+
+def test_statistics_begin_anew_beside_a_state_of_one_collection():
+    apply, variables, x = normalized(False)
+    tx = adam()
+    state = tx.init(variables["params"])
+    _, state = tx.update(variables["params"], state, variables["params"])
+    mask = jnp.arange(6) < 2
+    widths = dw.trace(apply, variables, x)
+    new, after = dw.renew(variables, state, widths, {"up": mask}, key=KEY, tx=tx)
+    statistics = new["batch_stats"]["BatchNorm_0"]
+    np.testing.assert_array_equal(statistics["mean"][:2], 0)
+    np.testing.assert_array_equal(statistics["var"][:2], 1)
+    np.testing.assert_array_equal(
+        statistics["var"][2:], variables["batch_stats"]["BatchNorm_0"]["var"][2:]
+    )
+    moments = after.inner_state[0].mu
+    np.testing.assert_array_equal(moments["BatchNorm_0"]["scale"] == 0, mask)
+    np.testing.assert_array_equal(jnp.all(moments["down"]["kernel"] == 0, axis=1), mask)
+    assert not jnp.any(moments["down"]["bias"] == 0)
+
+
+def test_a_norm_over_the_units_is_refused_unless_outputs_may_move():
+    apply, variables, x = normalized(True)
+    widths, tx = dw.trace(apply, variables, x), adam()
+    state, masks = tx.init(variables["params"]), {"up": jnp.arange(6) < 2}
+    renew = functools.partial(dw.renew, key=KEY, tx=tx)
+    with pytest.raises(
+        ValueError, match=r"up: renewing units would change outputs (.|\n)* strict=False"
+    ):
+        renew(variables, state, widths, masks)
+    new, state = renew(variables, state, widths, masks, strict=False)
+    again, _ = dw.renew(new, state, widths, masks, key=jax.random.key(8), tx=tx, strict=False)
+    assert dw.compare(apply, new, apply, again, x).absolute > 1e-3
+
+
+# Arguments ----------------------------------------------------------------------------------------
+
+
+def test_what_is_wrong_is_said_before_anything_is_computed():
+    tx = adam()
+    state, mask = tx.init(PARAMS), jnp.ones(8, bool)
+    renew = functools.partial(dw.renew, key=KEY, tx=tx)
+    masks = {"up": jnp.ones(7, bool), "no": mask, "down": jnp.ones(3, bool)}
+    with pytest.raises(ValueError) as raised:
+        renew(PARAMS, state, WIDTHS, masks)
+    for words in (
+        "up: pass a boolean for each unit, of shape (8,), got",
+        "no width 'no'",
+        "they are inputs or outputs of the network\n  strict=False renews them nevertheless",
+    ):
+        assert words in str(raised.value)
+    with pytest.raises(ValueError, match="pass a boolean for each unit"):
+        renew(PARAMS, state, WIDTHS, {"up": jnp.ones(8)})
+    with pytest.raises(ValueError, match="variables must hold .* got an optimizer's state"):
+        renew(state, PARAMS, WIDTHS, {"up": mask})
+    with pytest.raises(TypeError, match="masks must be a mapping from widths"):
+        renew(PARAMS, state, WIDTHS, mask)
+    with pytest.raises(ValueError, match="another network"):
+        renew({"other": jnp.ones(3)}, state, WIDTHS, {"up": mask})
+    with pytest.raises(ValueError, match=r"up/kernel: expected a floating array of shape \(4, 8\)"):
+        renew(perceptron(9), state, WIDTHS, {"up": mask})
+    whole = jax.tree.map(lambda array: array.astype(int), PARAMS)
+    with pytest.raises(ValueError, match=r"up/kernel: expected a floating array"):
+        renew(whole, state, WIDTHS, {"up": mask})
+    for plain in (optax.adam(RATE), optax.sgd(RATE)):
+        with pytest.raises(ValueError, match=r"tx = dw.growable\(tx, renewable=True\)"):
+            renew(PARAMS, plain.init(PARAMS), WIDTHS, {"up": mask})
+    with pytest.raises(ValueError, match="does not hold when each unit was born; wrap"):
+        renew(PARAMS, dw.growable(optax.adam(RATE)).init(PARAMS), WIDTHS, {"up": mask})
+    with pytest.raises(ValueError, match="tx has no such state"):
+        dw.renew(
+            *(PARAMS, state, WIDTHS, {"up": mask}),
+            key=KEY,
+            tx=dw.growable(optax.adabelief(RATE), renewable=True),
+        )
+
+
+def test_rows_of_a_table_have_no_weights_that_could_be_zero():
+    model = NETWORKS["experts_by_one_hot"].build()
+    variables = networks.fill(model.shapes, 0)
+    widths, tx = dw.trace(model.apply, variables, *model.inputs), adam()
+    state, mask = tx.init(variables), jnp.arange(9) < 2
+    renew = functools.partial(dw.renew, variables, state, widths, key=KEY, tx=tx)
+    with pytest.raises(ValueError, match="they have no outgoing weights\n  strict=False"):
+        renew({"up[0]": mask})
+    with pytest.raises(ValueError, match="router: .* would change outputs (.|\n)* the largest are"):
+        renew({"router": mask[:4]})
+    new, _ = renew({"up[0]": mask, "router": mask[:4]}, strict=False)
+    for name, axis in (("up", 0), ("down", 0), ("router", 1)):
+        moved = jnp.any(new[name] != variables[name], axis=tuple({*range(new[name].ndim)} - {axis}))
+        np.testing.assert_array_equal(moved, mask[: len(moved)])
+    model = NETWORKS["fused_gates"].build()
+    variables = networks.fill(model.shapes, 0)
+    widths = dw.trace(model.apply, variables, *model.inputs)
+    arguments = variables, tx.init(variables), widths, {"lstm/linear": mask[:5]}
+    with pytest.raises(ValueError, match="they are inputs or outputs of the network"):
+        dw.renew(*arguments, key=KEY, tx=tx)
+    new, _ = dw.renew(*arguments, key=KEY, tx=tx, strict=False)
+    kernel = new["lstm/linear"]["w"]  # [input | state, i | g | f | o]
+    gates = np.tile(mask[:5], 4)
+    assert not jnp.any(kernel[4:][mask[:5]][:, ~gates])
+    np.testing.assert_array_equal(
+        kernel[:, ~gates][4:][~mask[:5]], variables["lstm/linear"]["w"][:, ~gates][4:][~mask[:5]]
+    )
+    assert not jnp.any(kernel[:, gates] == variables["lstm/linear"]["w"][:, gates])
+    np.testing.assert_array_equal(new["lstm/linear"]["b"][gates], 0)
+
+
+def test_what_a_state_keeps_must_be_known():
+    tx = dw.growable(optax.ema(0.9), renewable=True)  # of gradients, or of parameters
+    with pytest.raises(ValueError, match="cannot begin anew(.|\n)*ema/up/kernel: what it holds"):
+        dw.renew(PARAMS, tx.init(PARAMS), WIDTHS, {"up": MASKS[0]}, key=KEY, tx=tx)
+
+
+def test_tied_weights_are_refused():
+    model = NETWORKS["tied_embedding"].build()
+    variables = networks.fill(model.shapes, 0)
+    widths, tx = dw.trace(model.apply, variables, *model.inputs), adam()
+    name = next(w.name for w in widths.values() for o in w.occurrences if o.role == "both")
+    masks = {name: jnp.ones(widths[name].size, bool)}
+    with pytest.raises(ValueError, match="both makes and reads its units"):
+        dw.renew(variables, tx.init(variables), widths, masks, key=KEY, tx=tx, strict=False)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+def test_dtypes_stay(dtype):
+    params = jax.tree.map(lambda array: array.astype(dtype), PARAMS)
+    tx = adam()
+    arguments = params, tx.init(params)
+    new = dw.renew(*arguments, WIDTHS, {"up": MASKS[0]}, key=KEY, tx=tx)
+    types = lambda leaf: (leaf.shape, leaf.dtype)  # noqa: E731
+    assert jax.tree.map(types, new) == jax.tree.map(types, arguments)
+
+
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+def test_arrays_on_a_mesh_stay_there(kind):
+    if jax.device_count() < 2:
+        pytest.skip("needs two devices")
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(getattr(jax.sharding.AxisType, kind),))
+    spec = jax.sharding.PartitionSpec
+    specs = {
+        "up": {"kernel": spec(None, "x"), "bias": spec("x")},
+        "down": {"kernel": spec("x", None), "bias": spec()},
+    }
+    shardings = jax.tree.map(lambda one: jax.sharding.NamedSharding(mesh, one), specs)
+    tx = adam()
+    params = jax.device_put(PARAMS, shardings)
+    state = tx.init(params)
+
+    @jax.jit
+    def train(params, state, mask):
+        for step in range(2):
+            gradient = jax.tree.map(jnp.sin, params)
+            updates, state = tx.update(gradient, state, params)
+            params = optax.apply_updates(params, updates)
+            if step == 0:
+                params, state = dw.renew(params, state, WIDTHS, {"up": mask}, key=KEY, tx=tx)
+        return params, state
+
+    wanted = train(PARAMS, tx.init(PARAMS), MASKS[0])
+    found = train(params, state, MASKS[0])
+    assert distance(jax.device_get(found), wanted) < 1e-12
+    for array, sharding in zip(jax.tree.leaves(found[0]), jax.tree.leaves(shardings), strict=True):
+        assert array.sharding.is_equivalent_to(sharding, array.ndim)
