@@ -264,6 +264,19 @@ def test_units_that_are_zero_for_all_inputs_go_without_a_trace():
     np.testing.assert_array_equal(new["up"]["kernel"][:, dead], 7)
 
 
+def test_a_weight_between_renewed_units_belongs_to_the_second():
+    shapes = {"a": (3, 6), "b": (6, 5), "c": (5, 2)}
+    params = {name: {"kernel": jnp.ones(shape)} for name, shape in shapes.items()}
+    a, b, tx = np.arange(6) < 2, np.arange(5) < 3, adam()
+    masks = {"a": jnp.asarray(a), "b": jnp.asarray(b)}
+    widths = dw.chain(params, ("a", "b", "c"))
+    new, _ = dw.renew(params, tx.init(params), widths, masks, key=KEY, tx=tx)
+    kernel = np.asarray(new["b"]["kernel"])
+    assert np.all(kernel[a][:, ~b] == 0) and np.all(kernel[~a][:, ~b] == 1)
+    assert np.all((kernel[:, b] != 0) & (np.abs(kernel[:, b]) < 1))
+    assert np.all(np.asarray(new["c"]["kernel"])[b] == 0)
+
+
 class Normalized(nn.Module):
     """With statistics of units, and a norm over units."""
 
