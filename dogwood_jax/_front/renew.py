@@ -64,8 +64,9 @@ def renew(
             that lie on a mesh stay where they are.
         opt_state: the state of ``tx`` for these variables, or for one collection of them.
         widths: from ``trace`` or ``chain``; static under ``jax.jit``.
-        masks: for each width, by name, the units that are renewed: booleans, ``[units]``. In a
-            stack over which a loop runs, they are those of every layer.
+        masks: for each width, by name, the units that are renewed: booleans, ``[units]``, as
+            ``dormant`` returns them. In a stack over which a loop runs, they are those of every
+            layer.
         key: PRNG key for the new weights.
         tx: the optimizer, ``dw.growable(tx, renewable=True)``, or one with such a link.
         init: initializer of incoming weights, as in ``strategies.zero_outgoing``.
