@@ -288,7 +288,8 @@ def gated_recurrent(p, x):
 
 
 def doubling(p, x):
-    return lax.while_loop(lambda x: jnp.sum(jnp.abs(x)) < 99, lambda x: x * 2 + jnp.sin(x), x)
+    x = lax.while_loop(lambda x: jnp.sum(jnp.abs(x)) < 99, lambda x: x * 2 + jnp.sin(x), x)
+    return x @ p["a"]
 
 
 def branching(p, x):

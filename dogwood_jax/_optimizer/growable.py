@@ -71,7 +71,9 @@ def growable(tx: Any, *, warmup: int = 0, renewable: bool = False) -> Any:
 
     Args:
         tx: an ``optax.GradientTransformation``: a whole optimizer, a chain, or one link of a chain.
-        warmup: the number of steps until the steps of new entries have their full length.
+        warmup: the number of steps until the steps of new entries have their full length. It
+            changes nothing where an optimizer keeps no second moments, as SGD, Lion, and Muon for
+            matrices.
         renewable: whether units may be renewed while training runs, see ``renew``. Then the state
             holds from ``tx.init`` on when each unit was born: a few numbers for each place along
             each axis of each array.
