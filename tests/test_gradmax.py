@@ -409,7 +409,7 @@ def test_errors_say_what_to_do():
     with pytest.raises(ValueError, match=r"up: strategies.firefly draws candidates; pass key="):
         wide = dw.grow(params, growth, key=jax.random.key(0))
         dw.grow(params, growth, fresh=wide)
-    with pytest.raises(ValueError, match=r"down: .* has incoming ones only; use .*zero_outgoing"):
+    with pytest.raises(ValueError, match=r"down: .* has incoming ones only\n  use .*zero_outgoing"):
         dw.plan(widths, {"down": 7}, strategy=strategy, interface=True)
 
     def of_the_smaller(params, x, y):
