@@ -409,7 +409,7 @@ class Growth:
         entry of a new layer, which may begin as a copy of an old one.
 
         With it only new weights are trained. For each entry this is one link behind the optimizer,
-        so that weight decay does not move old weights, either:
+        so that weight decay does not move old weights, either::
 
             frozen = optax.stateless(
                 lambda updates, params: jax.tree.map(
@@ -419,7 +419,7 @@ class Growth:
             tx = optax.chain(optax.adamw(1e-3), frozen)
 
         ``optax.masked`` and ``optax.multi_transform`` take one boolean for each array. They suit
-        new layers, and then no optimizer's state is kept for old arrays:
+        new layers, and then no optimizer's state is kept for old arrays::
 
             whole = jax.tree.map(lambda new: bool(new.all()), growth.is_new(params))
             tx = optax.multi_transform({True: optax.adamw(1e-3), False: optax.set_to_zero()}, whole)
