@@ -599,7 +599,9 @@ def test_a_sum_says_how_its_weights_must_follow_the_size() -> None:
     assert planned(lambda h: h.mean(-1)).notes == ()
     (note,) = planned(lambda h: h.sum(-1) * 0.125).notes
     assert "is multiplied by 0.125 (1 / 8), one over its size: the larger model must" in note
-    with pytest.raises(ValueError, match="same constant weight for every unit, 0.125; as jnp.mean"):
+    with pytest.raises(
+        ValueError, match="same constant weight for every unit, 0.125\n  as jnp.mean"
+    ):
         planned(lambda h: h @ jnp.full(8, 0.125))
 
 

@@ -10,7 +10,7 @@ from dogwood_jax._base.tables import MANY, layers_together, merged
 
 _LONGEST = 100  # characters of a line with more than one thought
 _MOST = 8  # lines of problems; where there are more, the last one names their places
-_PLACE = re.compile(r"(\S+): (.*)", re.DOTALL)
+_PLACE = re.compile(r"((?:\w+ of )?\S+): (.*)", re.DOTALL)
 
 
 def listed(what: str, problems: Iterable[str]) -> str:
@@ -30,7 +30,8 @@ def listed(what: str, problems: Iterable[str]) -> str:
     if len(lines) > _MOST:
         lines = _alike_together(lines)
     if len(lines) > _MOST:
-        places = [match[1] for line in lines[_MOST - 1 :] if (match := _PLACE.match(line))]
+        matches = ((_PLACE.match(line), line) for line in lines[_MOST - 1 :])
+        places = [match[1] if match else line for match, line in matches]
         rest = [path for _, path in merged(("", place) for place in places)]
         lines[_MOST - 1 :] = [f"and {len(lines) - _MOST + 1} more: {', '.join(rest)}"]
     return "\n".join([f"{what}:", *map(_item, lines)])
