@@ -178,6 +178,9 @@ class Row:
     refused: str
 
 
+_UNSHOWN = "cannot show that the deeper network computes what the old one does: "
+
+
 def measured(entry: Architecture) -> Row:
     """Grows an architecture in all its widths and numbers."""
     network = entry.build()
@@ -191,13 +194,13 @@ def measured(entry: Architecture) -> Row:
             network.by_size(widths, {name: 2 * hidden[name].size})
             by_size += 1
         except ValueError as error:
-            refused[f"{name} by size"] = reason(error)
+            refused[f"{name} by size"] = reason(error, name)
     changes: dict[str, float] = {}
     for name, sizes in entry.larger.items():
         try:
             changes[name] = network.into(widths, entry.build(**sizes))
         except ValueError as error:
-            refused[f"{name} by target"] = reason(error)
+            refused[f"{name} by target"] = reason(error, name)
     numbers = [name for name in entry.larger if name != "layers"]
     layers = "" if "layers" not in entry.larger else "yes" if "layers" in changes else "no"
     return Row(
@@ -214,12 +217,12 @@ def _of_a_window(width: dw.Width) -> bool:
     return bool(width.fixed) and (width.size == 1 or "spatial" in width.fixed)
 
 
-def reason(error: ValueError) -> str:
-    """Returns the first reason that an error tells, without ways out and places."""
+def reason(error: ValueError, name: str) -> str:
+    """Returns the first reason that an error tells, without the width, ways out and places."""
     problems = getattr(error, "problems", None) or [str(error).partition("\n- ")[2] or str(error)]
     first = next((p for p in problems if "would change outputs: " in p), problems[0])
     first = first.partition("would change outputs: ")[2] or first
-    return re.split(r"; |\n", first)[0]
+    return re.split(r"; |\n", first)[0].removeprefix(f"{name}: ").removeprefix(_UNSHOWN)
 
 
 def load() -> dict[str, Architecture]:
