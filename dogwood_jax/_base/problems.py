@@ -10,6 +10,7 @@ from dogwood_jax._base.tables import MANY, layers_together, merged
 
 _LONGEST = 100  # characters of a line with more than one thought
 _MOST = 8  # lines of problems; where there are more, the last one names their places
+ITEM, THOUGHT = "\n- ", "\n  "  # what begins a problem in a message, and another thought of it
 _PLACE = re.compile(r"((?:\w+ of )?\S+): (.*)", re.DOTALL)
 
 
@@ -34,7 +35,12 @@ def listed(what: str, problems: Iterable[str]) -> str:
         places = [match[1] if match else line for match, line in matches]
         rest = [path for _, path in merged(("", place) for place in places)]
         lines[_MOST - 1 :] = [f"and {len(lines) - _MOST + 1} more: {', '.join(rest)}"]
-    return "\n".join([f"{what}:", *map(_item, lines)])
+    return ITEM.join([f"{what}:", *map(_in_lines, lines)])
+
+
+def listed_in(message: str) -> list[str]:
+    """Returns the problems that ``listed`` has put into a message."""
+    return message.replace(THOUGHT, "; ").split(ITEM)[1:]
 
 
 def _thoughts(problem: str) -> list[str]:
@@ -53,7 +59,7 @@ def _thoughts(problem: str) -> list[str]:
 
 
 def _alike_together(lines: Iterable[str]) -> list[str]:
-    """Returns problems in which places of which the same is said are one."""
+    """Returns problems, as one those that say the same of several places."""
     found: dict[str, list[str]] = {}
     for line in lines:
         match = _PLACE.match(line)
@@ -63,11 +69,9 @@ def _alike_together(lines: Iterable[str]) -> list[str]:
     return [f"{place}: {t}" if place else t for t, its in places.items() for _, place in its]
 
 
-def _item(problem: str) -> str:
-    """Returns a problem as an item of a list: on one line, or one for each thought."""
-    if len(problem) <= _LONGEST:
-        return f"- {problem}"
-    return "- " + "\n  ".join(_thoughts(problem))
+def _in_lines(problem: str) -> str:
+    """Returns a problem on one line, or with a line for each thought."""
+    return problem if len(problem) <= _LONGEST else THOUGHT.join(_thoughts(problem))
 
 
 class Refused(ValueError):

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import jax
 
-from dogwood_jax._base.problems import Refused
+from dogwood_jax._base.problems import Refused, listed_in
 from dogwood_jax._base.trees import arrays_of, leaves_by_path
 from dogwood_jax._depth.insertions import NothingFits, fillings
 from dogwood_jax._depth.repeated import NO_STREAM, scaled_insertions
@@ -80,8 +80,7 @@ def _decided(request: Request) -> Growth:
     except ValueError as error:
         its = (family.instead(request.widths, shapes) for family in request.families)
         if instead := [*itertools.chain(*its)]:
-            _, *problems = str(error).replace("\n  ", "; ").split("\n- ")
-            raise Refused([*instead, *problems]) from error
+            raise Refused([*instead, *listed_in(str(error))]) from error
         raise
     try:
         return _with_larger(request, larger)

@@ -1,22 +1,20 @@
 """Errors about files, in text that a terminal can show whatever the file has for names."""
 
 from dogwood_jax._base.printable import printable
+from dogwood_jax._base.problems import ITEM, THOUGHT
 
 _LINE, _ALL = 1000, 3000  # characters of a line and of a message
 
 
 def shown(text: str) -> str:
     """Returns a message, a line or what ``listed`` makes, printable and of bounded length."""
-    lines = [
-        "\n  ".join(in_line(thought) for thought in line.split("\n  "))
-        for line in text.split("\n- ")
-    ]
+    lines = [THOUGHT.join(map(in_line, line.split(THOUGHT))) for line in text.split(ITEM)]
     fitting = 1
     while fitting < len(lines) and sum(map(len, lines[: fitting + 1])) <= _ALL:
         fitting += 1
     if fitting < len(lines):
         lines[fitting:] = [f"and {len(lines) - fitting:,} more"]
-    return "\n- ".join(lines)
+    return ITEM.join(lines)
 
 
 def in_line(text: str, most: int = _LINE) -> str:
