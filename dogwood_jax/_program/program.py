@@ -1,6 +1,7 @@
 """Programs of functions as JAX traces them: ``Program``."""
 
 import copy
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -63,10 +64,12 @@ class Program:
         used = (atom for atom in read if not isinstance(atom, jex.Literal) and atom in paths)
         return [paths[var] for var in dict.fromkeys(used)]
 
-    def returns_variables(self) -> bool:
-        """Whether an array of the variables is a result as it is."""
-        results = self.jaxpr.jaxpr.outvars
-        return any(atom in self.paths for atom in results if not isinstance(atom, jex.Literal))
+    def uses_variables(self) -> bool:
+        """Whether the program has no variables, or reads or returns some array of them."""
+        paths, program = self.paths, self.jaxpr.jaxpr
+        read = (atom for eqn in program.eqns for atom in eqn.invars)
+        used = itertools.chain(read, program.outvars)
+        return not paths or any(not isinstance(a, jex.Literal) and a in paths for a in used)
 
     def in_order(self, paths: Sequence[str]) -> "Program":
         """Returns the same program, which takes the arrays at these paths in this order."""

@@ -120,7 +120,7 @@ def trace(
     fixed, tied = _listed("fix", fix, "(path, axis)"), _listed("tie", tie, "(place, place)")
     with explaining(_CALL, "apply", function, variables, inputs):
         program = Program(apply, variables, inputs)
-    if program.paths and not program.reading_order() and not program.returns_variables():
+    if not program.uses_variables():
         raise ValueError(
             f"{_CALL}: let apply use the variables that it is called with. It reads none of its "
             f"{len(program.paths)} arrays, as a function does that closes over others: "

@@ -285,8 +285,8 @@ def _planned(
                 interface=interface,
             )
         except ValueError as error:
-            asked = None if target is not None else _not_called(new, widths, sizes)
-            refused = refused or asked or error
+            if refused is None:
+                refused = (_not_called(new, widths, sizes) if target is None else None) or error
         else:
             return larger, growth, old, new
     assert refused is not None
