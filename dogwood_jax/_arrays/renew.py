@@ -21,7 +21,7 @@ from dogwood_jax.strategies import Strategy
 
 
 def renewal(widths: Widths, names: list[str], strategy: Strategy) -> Growth:
-    """Returns the growth by no units that says how those that begin anew are filled in."""
+    """Returns a growth that adds no units, and says how units that begin anew are filled in."""
     sizes = {name: widths[name].size for name in names}
     changes = (Change(name, size, size, strategy) for name, size in sizes.items())
     return Growth(widths, tuple(changes))

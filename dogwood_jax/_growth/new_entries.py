@@ -18,7 +18,7 @@ from dogwood_jax._growth.leaf_map import AlongAxis, AxisMap, LeafMap
 
 @dataclass(frozen=True)
 class NewEntries:
-    """The new entries of one array: those that are new along one of its axes at least.
+    """The new entries of one array: an entry is new if it is new along any axis.
 
     Attributes:
         along: which entries are new along each axis.

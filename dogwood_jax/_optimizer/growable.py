@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from dogwood_jax._arrays import moves
 from dogwood_jax._base.arguments import BOOLEAN, INTEGER, OPTIMIZER, expect, expect_given
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import Keys, PyTree, is_array, leaf_path, leaves_by_path, struct
@@ -248,11 +249,11 @@ def _scale(
     """Returns what the steps of entries are multiplied by."""
     scale, grown = jnp.ones((1,) * len(shape)), jnp.ones((1,) * len(shape))
     for axis, numbers in enumerate(along.cohorts):
-        here = [-1 if a == axis else 1 for a in range(len(shape))]
-        scale = scale * share_now(along, axis, ages).reshape(here)
+        scale = scale * moves.along(share_now(along, axis, ages), axis, len(shape))
         if warmup:
             own = jnp.minimum((ages[numbers] + 1) / warmup, 1.0)
-            grown = jnp.minimum(grown, jnp.where(order[numbers] < 0, 1.0, own).reshape(here))
+            own = jnp.where(order[numbers] < 0, 1.0, own)
+            grown = jnp.minimum(grown, moves.along(own, axis, len(shape)))
     return scale * grown
 
 

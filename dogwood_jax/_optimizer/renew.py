@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from dogwood_jax._arrays.moves import along
-from dogwood_jax._base.described import described
+from dogwood_jax._base.described import described, is_train_state
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import PyTree, is_array, leaf_path, leaves_by_path, level, rebuilt
 from dogwood_jax._optimizer.ages import Ages, Moments, renewed_ages
@@ -40,7 +40,7 @@ def expect_renewable(
         variables: the network's variables.
         known: the arrays of the network by path.
     """
-    if hasattr(opt_state, "opt_state"):
+    if is_train_state(opt_state):
         raise TypeError(
             f"renew: opt_state must be the state of an optimizer, got {described(opt_state)}; pass "
             "its opt_state, and its params as the variables"

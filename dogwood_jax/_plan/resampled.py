@@ -167,7 +167,7 @@ def _by(sizes: Sequence[int]) -> str:
 def inputs_of(request: Request, shapes: Mapping[str, Any]) -> tuple[Any, ...] | None:
     """Returns the larger model's inputs, if positions or patches are resampled.
 
-    The sides of images are those of which the convolution makes the new grid, if its patches do not
+    Their images have the sides from which the convolution makes the new grid, if its patches do not
     overlap.
     """
     widths, network = request.widths, request.widths.network
