@@ -706,3 +706,26 @@ def test_unknown_second_moments_are_refused_and_momenta_are_not():
 def test_the_old_name_says_what_to_use():
     with pytest.raises(AttributeError, match=r"scale_by_growth is gone: use dw.growable\(tx\)"):
         dw.scale_by_growth  # noqa: B018
+
+
+@pytest.mark.parametrize("renewable", [False, True])
+@pytest.mark.parametrize("name", ["adam", "sgd", "adafactor"])
+def test_a_state_that_has_not_grown_along_is_named(name, renewable):
+    plain = optax.sgd(RATE, momentum=0.9) if name == "sgd" else getattr(optax, name)(RATE)
+    tx = dw.growable(plain, renewable=renewable)
+    state = tx.init(SMALL)
+    for update in (tx.update, jax.jit(tx.update)):
+        with pytest.raises(ValueError, match=r"go on with dw\.grow_opt_state\(state") as raised:
+            update(WIDE, state, WIDE)
+        said = "up/kernel: has shape (4, 8), but the update of up/kernel has (4, "
+        assert said in str(raised.value)
+    grown = dw.grow_opt_state(state, GROWTH, tx)
+    tx.update(WIDE, grown, WIDE)
+    with pytest.raises(ValueError, match=r"go on with dw\.grow_opt_state\(state"):
+        tx.update(SMALL, grown, SMALL)
+
+
+def test_other_errors_of_an_optimizer_stay_as_they_are():
+    tx = dw.growable(optax.adamw(RATE))
+    with pytest.raises(ValueError, match="You are using a transformation that requires"):
+        tx.update(SMALL, tx.init(SMALL))

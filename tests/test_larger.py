@@ -601,7 +601,7 @@ def test_a_larger_model_may_take_larger_inputs():
     widths = dw.trace(mlp(2.0, cut=0), shapes(5, 8), jax.ShapeDtypeStruct((4, 5), jnp.float64))
     options = {"target": shapes(7, 9), "target_apply": mlp(2.0, cut=0)}
     assert dw.plan(widths, **options, interface=True).sizes == {"up[0]": 7, "up": 9}
-    with pytest.raises(ValueError, match="cannot be traced with .* KeyError: 'sideways'"):
+    with pytest.raises(ValueError, match=r"function of target=\?[^$]*KeyError: 'sideways'"):
         dw.plan(widths, target=shapes(7, 9), target_apply=lambda params, x: params["sideways"])
     lacking = {"down": shapes(7, 9)["down"]}
     with pytest.raises(ValueError, match=r"KeyError: 'up' \(not in the target: up\)"):
@@ -743,7 +743,7 @@ def test_layers_are_not_inserted_while_inputs_grow():
     small, large = Net(3, 1), Net(4, 2)
     x, variables = shapes(small)
     widths = dw.trace(small.apply, variables, x)
-    with pytest.raises(ValueError, match="grow these first, .*: AssertionError: other inputs"):
+    with pytest.raises(ValueError, match=r"AssertionError: other inputs\n- .* grow these first"):
         dw.plan(widths, target=shapes(large)[1], target_apply=large.apply, interface=True)
 
 

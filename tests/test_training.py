@@ -499,6 +499,22 @@ def test_labels_that_are_not_classes_have_a_loss_alone():
     assert np.isnan(accuracy)
 
 
+def test_one_hot_labels_are_named_and_have_a_loss_of_their_own():
+    inputs, labels = classes_data(5)
+    options = {"batch_size": 2, "key": KEY, "epochs": 1}
+    for dtype in (np.int32, np.float64):
+        data, start = (inputs, np.eye(4, dtype=dtype)[labels]), linear_variables()
+        with pytest.raises(ValueError, match=r"one-hot labels .*loss=optax.softmax_cross_entropy"):
+            training.fit(linear, start, optax.adam(0.1), data, **options)
+        with pytest.raises(ValueError, match=r"one-hot labels .*loss=optax.softmax_cross_entropy"):
+            training.evaluate(linear, start, data, batch_size=2)
+        one_hot = training.evaluate(
+            linear, start, data, batch_size=2, loss=optax.softmax_cross_entropy
+        )
+        classes = training.evaluate(linear, start, (inputs, labels), batch_size=2)
+        assert one_hot[0] == pytest.approx(classes[0], rel=1e-12)
+
+
 def test_every_token_of_a_sequence_counts():
     rng = np.random.default_rng(4)
     inputs, labels = rng.normal(size=(5, 7, 3)), rng.integers(0, 4, (5, 7))

@@ -38,6 +38,10 @@ def apply(params: Any, x: Any) -> Any:
     return x
 
 
+def apply_deeper(params: Any, x: Any) -> Any:
+    return apply({"up": params["up"], "down": params["mid"]}, x) @ params["down"]["kernel"]
+
+
 def apply_in_params(variables: Any, x: Any) -> Any:
     return apply(variables["params"], x)
 
@@ -99,6 +103,10 @@ class Nnx(nnx.Module):
 
 LINEN = Linen()
 VARIABLES = jax.eval_shape(LINEN.init, KEY, X)
+LINEN_WIDE = jax.tree.map(
+    lambda array: jax.ShapeDtypeStruct(tuple(12 if n == 8 else n for n in array.shape), "float32"),
+    VARIABLES,
+)
 NORMED = jax.eval_shape(Normed().init, KEY, X)
 LINEN_WIDTHS = dw.trace(LINEN.apply, VARIABLES, X)
 NNX = Nnx()
@@ -349,6 +357,26 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
     "plan: a module as target_apply": (
         lambda: dw.plan(LINEN_WIDTHS, target=VARIABLES, target_apply=LINEN),
         ["target_apply", "Linen, a Flax Linen module", "module.apply"],
+    ),
+    "plan: the small model's function as target_apply": (
+        lambda: dw.plan(LINEN_WIDTHS, target=LINEN_WIDE, target_apply=LINEN.apply),
+        ["function of target=?", "Pass the larger model's", "is the small network's"],
+    ),
+    "plan: a deeper model's function as target_apply": (
+        lambda: dw.plan(WIDTHS, target=WIDE, target_apply=apply_deeper),
+        ["function of target=?", "Pass the larger model's", "KeyError: 'mid'"],
+    ),
+    "plan: as target_apply a function that reads no new layer": (
+        lambda: dw.plan(WIDTHS, target=DEEPER, target_apply=apply),
+        ["function of target=?", "reads no new array", "such as mid/bias", "the deeper model's"],
+    ),
+    "update of a growable optimizer: its inner state": (
+        lambda: dw.growable(TX).update(PARAMS, STATE, PARAMS),
+        ["update: state must be a GrowableState", "ScaleByAdamState", "tx.init(params)"],
+    ),
+    "update of a growable optimizer: arguments swapped": (
+        lambda: dw.growable(TX).update(dw.growable(TX).init(PARAMS), PARAMS, PARAMS),
+        ["update: state must be a GrowableState", "a dict of 4 arrays"],
     ),
     "plan: target_apply without sizes or a target": (
         lambda: dw.plan(WIDTHS, keep={"up": [0]}, target_apply=apply),

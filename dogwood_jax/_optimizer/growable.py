@@ -9,7 +9,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from dogwood_jax._arrays import moves
-from dogwood_jax._base.arguments import BOOLEAN, INTEGER, OPTIMIZER, expect, expect_given
+from dogwood_jax._base.arguments import (
+    BOOLEAN,
+    INTEGER,
+    OPTIMIZER,
+    ArgumentKind,
+    expect,
+    expect_given,
+)
 from dogwood_jax._base.problems import listed
 from dogwood_jax._base.trees import Keys, PyTree, is_array, leaf_path, leaves_by_path, struct
 from dogwood_jax._optimizer.ages import Ages, AlongAxes, Moments, ages_of, renewable_ages, share_now
@@ -30,6 +37,13 @@ class GrowableState(NamedTuple):
 
     inner_state: PyTree
     ages: Ages | tuple[()] = ()
+
+
+_STATE = ArgumentKind(
+    "a GrowableState, as tx.init returns it",
+    lambda value: isinstance(value, GrowableState),
+    lambda value: "begin with tx.init(params)",
+)
 
 
 def growable(tx: Any, *, warmup: int = 0, renewable: bool = False) -> Any:
@@ -86,7 +100,7 @@ def growable(tx: Any, *, warmup: int = 0, renewable: bool = False) -> Any:
         TypeError: if ``tx`` is no optimizer.
         ValueError: if ``tx`` is wrapped already, or keeps arrays of unknown meaning, which may be
             second moments. If ``tx.init`` needs the network's own parameters, the wrapped ``init``
-            raises this.
+            raises this. The wrapped ``update`` raises it for a state that has not grown along.
 
     Example:
         >>> import jax
@@ -131,14 +145,21 @@ def growable(tx: Any, *, warmup: int = 0, renewable: bool = False) -> Any:
     def update(
         updates: PyTree, state: GrowableState, params: PyTree = None, **extra: Any
     ) -> tuple[PyTree, GrowableState]:
-        if not isinstance(state.ages, Ages):
-            updates, inner_state = inner.update(updates, state.inner_state, params, **extra)
-            return updates, GrowableState(inner_state)
+        expect("update", state=(_STATE, state))
 
         def run(updates: PyTree, state: PyTree, params: PyTree) -> Any:
             return inner.update(updates, state, params, **extra)
 
-        return _updated(run, updates, state.inner_state, state.ages, params, warmup)
+        try:
+            if isinstance(state.ages, Ages):
+                return _updated(run, updates, state.inner_state, state.ages, params, warmup)
+            updates, inner_state = run(updates, state.inner_state, params)
+            return updates, GrowableState(inner_state)
+        except Exception as error:  # an optimizer may raise anything
+            if problems := _of_other_sizes(state.inner_state, updates):
+                of = "this state is not of the network that the updates are of"
+                raise ValueError(listed(f"growable: {of}", problems)) from error
+            raise
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -180,6 +201,18 @@ def _check(tx: Any, state: PyTree, params: PyTree) -> None:
         problems += unfollowed(arrays, found)
     if problems:
         raise ValueError(listed("growable: cannot wrap this optimizer", problems))
+
+
+def _of_other_sizes(state: PyTree, updates: PyTree) -> list[str]:
+    """Says which arrays of a state are those of a network before or after a growth."""
+    arrays = leaves_by_path(state)
+    return [
+        f"{field.place}: has shape {shape}, but the update of {field.inner} has "
+        f"{field.leaf.shape}; after a growth go on with dw.grow_opt_state(state, growth, tx)"
+        for field in fields_in(state, _known(updates))
+        if field.axis is None and not field.is_factor
+        if math.prod(shape := jnp.shape(arrays[field.place])) > 1 and shape != field.leaf.shape
+    ]
 
 
 def _updated(

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from dogwood_jax._base.described import first_line
 from dogwood_jax._base.trees import PyTree, arrays_of, leaves_by_path, struct
 from dogwood_jax._depth.layers import axis_of_layers, placements, with_kinds
 from dogwood_jax._depth.repeated import repeated_insertions
@@ -179,11 +180,16 @@ def read_larger(
             program = Program(target_apply, target, network.inputs)
         except Exception as error:  # a function may raise anything if it is given other inputs
             raise ValueError(
-                "target_apply= cannot be traced with the larger arrays and the network's inputs, "
-                "as it is to find where layers are inserted; if the larger model's inputs are "
-                "larger, too, grow these first, in a growth of its own: "
-                f"{_said(error, widths, shapes)}"
+                f"{_not_its_own(widths, target_apply, shapes, error)}\n- if the larger model's "
+                "inputs are larger, too, grow these first, in a growth of its own"
             ) from error
+        known = {leaf.path for leaf in widths.leaves}
+        new = {path: shape for path, shape in shapes.items() if path not in known}
+        if new and not program.uses(new):
+            raise ValueError(
+                "is target_apply= the function of target=? It reads no new array of the larger "
+                f"model, such as {next(iter(new))}; pass the deeper model's function"
+            )
         placed = placements(widths, program, wider=True)
     instead = [*other_images(widths, shapes)] if inputs is None else [_WITHOUT_FUNCTION]
     traced = dict[tuple[Any, ...], Widths]()
@@ -194,11 +200,7 @@ def read_larger(
             try:
                 traced[arrays] = trace(target_apply, target, *inputs)
             except Exception as error:
-                lines = [
-                    "target_apply= cannot be traced with the larger arrays and the network's "
-                    f"inputs: {_said(error, widths, shapes)}",
-                    *instead,
-                ]
+                lines = [_not_its_own(widths, target_apply, shapes, error), *instead]
                 raise ValueError("\n- ".join(lines)) from error
         return traced[arrays]
 
@@ -308,11 +310,18 @@ def _uses_new_layers(widths: Widths, program: Program) -> bool:
     return True
 
 
-def _said(error: Exception, widths: Widths, shapes: Mapping[str, Any]) -> str:
-    """Says what a function raised, and which arrays it may have missed."""
+def _not_its_own(
+    widths: Widths, target_apply: Callable[..., Any], shapes: Mapping[str, Any], error: Exception
+) -> str:
+    """Says that a function does not take the larger model's arrays, and what it raised."""
+    own = None if widths.network is None else widths.network.apply
+    is_own = " This one is the small network's." if target_apply == own else ""
     missing = [leaf.path for leaf in widths.leaves if leaf.path not in shapes]
     lacks = f" (not in the target: {', '.join(missing)})" if missing else ""
-    return f"{type(error).__name__}: {error}{lacks}"
+    return (
+        f"is target_apply= the function of target=? Pass the larger model's.{is_own}\n"
+        f"It fails with the larger arrays and the network's inputs: {first_line(error)}{lacks}"
+    )
 
 
 def is_deeper(widths: Widths, shapes: Mapping[str, Any]) -> bool:

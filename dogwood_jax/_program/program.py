@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -64,12 +64,12 @@ class Program:
         used = (atom for atom in read if not isinstance(atom, jex.Literal) and atom in paths)
         return [paths[var] for var in dict.fromkeys(used)]
 
-    def uses_variables(self) -> bool:
-        """Whether the program has no variables, or reads or returns some array of them."""
-        paths, program = self.paths, self.jaxpr.jaxpr
+    def uses(self, paths: Collection[str]) -> bool:
+        """Whether the program reads or returns one of the arrays at these paths."""
+        known, program = self.paths, self.jaxpr.jaxpr
         read = (atom for eqn in program.eqns for atom in eqn.invars)
         used = itertools.chain(read, program.outvars)
-        return not paths or any(not isinstance(a, jex.Literal) and a in paths for a in used)
+        return any(not isinstance(a, jex.Literal) and known.get(a) in paths for a in used)
 
     def in_order(self, paths: Sequence[str]) -> "Program":
         """Returns the same program, which takes the arrays at these paths in this order."""

@@ -120,10 +120,10 @@ def trace(
     fixed, tied = _listed("fix", fix, "(path, axis)"), _listed("tie", tie, "(place, place)")
     with explaining(_CALL, "apply", function, variables, inputs):
         program = Program(apply, variables, inputs)
-    if not program.uses_variables():
+    if (paths := {*program.paths.values()}) and not program.uses(paths):
         raise ValueError(
             f"{_CALL}: let apply use the variables that it is called with. It reads none of its "
-            f"{len(program.paths)} arrays, as a function does that closes over others: "
+            f"{len(paths)} arrays, as a function does that closes over others: "
             "`lambda v, x: model.apply(variables, x)`"
         )
     network = Network(apply, program.variables, tuple(program.inputs))

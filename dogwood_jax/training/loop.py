@@ -528,7 +528,19 @@ def _joined(values: list[tuple[jax.Array, jax.Array]]) -> tuple[NDArray[Any], ND
 
 
 def _score(outputs: Any, labels: jax.Array, loss: Loss) -> tuple[jax.Array, jax.Array]:
-    """Returns the mean loss of a batch and the number of labels that the outputs get right."""
+    """Returns the mean loss of a batch and the number of labels that the outputs get right.
+
+    Raises:
+        ValueError: if the default loss gets labels that are no classes. It is raised while JAX
+            traces, because shapes of outputs are known then.
+    """
+    classes = jnp.shape(outputs)[:-1] if isinstance(outputs, jax.Array) else labels.shape
+    if _takes_classes(loss) and len(classes) != labels.ndim:
+        raise ValueError(
+            f"training: expected a class for each sample, labels of shape {classes}, because "
+            f"outputs have shape {outputs.shape}, got {described(labels)}; for one-hot labels or "
+            "chances pass loss=optax.softmax_cross_entropy"
+        )
     values = loss(outputs, labels)
     value = jnp.mean(values, dtype=jnp.promote_types(values.dtype, jnp.float32))
     labels_are_classes = (
@@ -596,14 +608,17 @@ def _label_problems(data: Data, loss: Loss) -> list[str]:
     """Says whether labels are no classes, as the default loss takes them."""
     labels = data[1] if isinstance(data, tuple) else data[0][1]
     dtype = jnp.result_type(labels)
-    is_default = loss is optax.softmax_cross_entropy_with_integer_labels
-    if not is_default or jnp.issubdtype(dtype, jnp.integer):
+    if not _takes_classes(loss) or jnp.issubdtype(dtype, jnp.integer):
         return []
     return [
         f"data: expected classes as integers, which the default loss takes, got labels {dtype}"
         f"{[*np.shape(labels)]}; for one-hot labels or chances pass "
         "loss=optax.softmax_cross_entropy"
     ]
+
+
+def _takes_classes(loss: Loss) -> bool:
+    return loss is optax.softmax_cross_entropy_with_integer_labels
 
 
 def _variables_problems(variables: PyTree, trained: PyTree) -> list[str]:
