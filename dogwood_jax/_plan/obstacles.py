@@ -72,10 +72,10 @@ def fewer(width: Width, new: int) -> list[str]:
     """Returns why a width cannot take a size that is smaller than today's, if it is."""
     if new >= width.size:
         return []
+    ways_out = [of_heads(width), "say which units stay, keep={name: [0, 2, ...]}, or use dw.narrow"]
     return [
-        f"{width.name}: say which units stay, keep={{name: [0, 2, ...]}}, or use dw.narrow"
-        f"{of_heads(width)}; {new} units are fewer than today's {width.size}, and growing never "
-        "drops any"
+        f"{width.name}: {'; else '.join(filter(None, ways_out))}; {new} units are fewer than "
+        f"today's {width.size}, and growing never drops any"
     ]
 
 

@@ -32,7 +32,7 @@ def of_heads(width: Width) -> str:
     if width.label not in (HEAD_DIM, VALUE_DIM):
         return ""
     return (
-        "; if the larger model has more heads, give it heads of the old size, as by qkv_features= "
+        "if the larger model has more heads, give it heads of the old size, as by qkv_features= "
         "or qk_size="
     )
 
@@ -158,10 +158,9 @@ def _stated_sizes(
             doubtful.add(name)
         elif name not in asked and size < (today := widths[name].size):
             doubtful.add(name)
-            problems.append(
-                f"{name}: {size} units are fewer than today's {today}; {_NEVER_LESS}; "
-                f"see {source} in the target{of_heads(widths[name])}"
-            )
+            reasons = f"{size} units are fewer than today's {today}; {_NEVER_LESS}"
+            thoughts = [of_heads(widths[name]), reasons, f"see {source} in the target"]
+            problems.append(f"{name}: {'; '.join(filter(None, thoughts))}")
         else:
             known[name] = size
     return known, doubtful
