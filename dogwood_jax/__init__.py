@@ -23,6 +23,7 @@ The public names, each with a docstring of its own (``help(dw.plan)``):
         growable            wraps an optimizer once, before training
         grow_opt_state      grows the state of an Optax optimizer
         renew               makes new units of dormant ones while training runs
+        recycling           wraps an optimizer, which then does so by itself
         training            fit, distill, evaluate, and stages between which a network grows
     Choose
         cost                parameters, FLOPs and memory before and after: Cost, RunCost
@@ -93,6 +94,7 @@ if TYPE_CHECKING:
     from dogwood_jax._smaller.dead import find_dead
     from dogwood_jax._smaller.dormant import Utility, UtilityState, dormant, utility
     from dogwood_jax._smaller.narrow import merge_symmetric, narrow
+    from dogwood_jax._smaller.recycling import recycling
     from dogwood_jax._smaller.saliency import saliency
     from dogwood_jax._smaller.shrink import shrink
     from dogwood_jax._smaller.symmetry import activity, find_symmetric
@@ -149,6 +151,7 @@ __all__ = [
     "nnx",
     "plan",
     "plotting",
+    "recycling",
     "renew",
     "saliency",
     "shrink",
@@ -176,6 +179,7 @@ _NAMES_IN = {
     "_smaller.shrink": ("shrink",),
     "_smaller.dead": ("find_dead",),
     "_smaller.dormant": ("Utility", "UtilityState", "dormant", "utility"),
+    "_smaller.recycling": ("recycling",),
     "_smaller.symmetry": ("activity", "find_symmetric"),
     "_front.verify": ("verify",),
     "_front.widen": ("chain", "widen"),

@@ -168,6 +168,12 @@ def _problems(widths: Widths, name: str, mask: Any, strict: bool) -> Iterator[st
         yield (
             f"{name}: pass a boolean for each unit, of shape {(width.size,)}, got {described(mask)}"
         )
+    yield from never_renewed(width, strict)
+
+
+def never_renewed(width: Width, strict: bool) -> Iterator[str]:
+    """Yields why no units of a width can be renewed, whichever they are."""
+    name = width.name
     if width.fixed or width.inside:
         yield f"{name}: where its units are is not known: {width.fixed or width.inside}"
     elif both := [o for o in width.occurrences if o.role == "both"]:

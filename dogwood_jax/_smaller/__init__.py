@@ -13,6 +13,7 @@ known of each unit. ``plan`` and ``grow`` do the work. Nothing in the core impor
 | ``layer_scores`` | how much would be lost with each layer |
 | ``symmetry`` | ``find_symmetric`` and ``activity``: which units are alike, and how active |
 | ``dormant`` | ``dormant`` and ``utility``: units that are hardly active, or worth least |
+| ``recycling`` | an optimizer that renews units which learn nothing |
 | ``readings`` | what products with weights read of each unit |
 | ``dead`` | ``find_dead``: units that outputs do not depend on |
 | ``constant_units`` | what constant units add to their readers goes into biases |

@@ -1,0 +1,271 @@
+"""An optimizer that makes new units of those that learn nothing: ``recycling``."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from dogwood_jax._arrays.moves import along
+from dogwood_jax._arrays.renew import new_along
+from dogwood_jax._base.arguments import (
+    BY_WIDTH,
+    INTEGER,
+    KEY,
+    NUMBER,
+    OPTIMIZER,
+    WIDTHS,
+    ArgumentKind,
+    expect,
+    expect_given,
+)
+from dogwood_jax._base.problems import listed
+from dogwood_jax._base.trees import PyTree, leaves_by_path
+from dogwood_jax._depth.layers import axis_of_layers
+from dogwood_jax._front.renew import never_renewed, renew
+from dogwood_jax._optimizer.growable import growable, has_growable
+from dogwood_jax._smaller.symmetry import expect_arrays_of, hidden
+from dogwood_jax._widths.layout import units_along
+from dogwood_jax._widths.widths import Width, Widths
+from dogwood_jax.strategies import Initializer, glorot
+
+
+class RecyclingState(NamedTuple):
+    """The state of an optimizer that renews units.
+
+    Attributes:
+        inner_state: the state of the optimizer that was wrapped.
+        steps: the number of steps: int32.
+        scores: for each width, how large gradients were since units were last looked at, in the
+            order of the widths: float32 ``[layers, units]``, one layer where no loop runs.
+        renewed: the number of units that were renewed, in all steps and widths: int32.
+    """
+
+    inner_state: PyTree
+    steps: Array
+    scores: tuple[Array, ...]
+    renewed: Array
+
+
+_STATE = ArgumentKind(
+    "a RecyclingState, as tx.init returns it",
+    lambda value: isinstance(value, RecyclingState),
+    lambda value: "begin with tx.init(params)",
+)
+
+
+def recycling(
+    tx: Any,
+    widths: Widths,
+    *,
+    key: Array,
+    every: int = 1000,
+    tau: float = 0.025,
+    init: Initializer = glorot,
+) -> Any:
+    """Wraps an optimizer, which then renews units that learn nothing, as ``renew`` does.
+
+    It is for training loops that have an optimizer and no more, such as those with a ``TrainState``
+    of Flax: nothing but the optimizer changes. Such a loop shows no activations, so the units are
+    chosen by their gradients. The score of a unit is the mean magnitude of the gradients of its
+    incoming weights, divided by the mean of that over all units of the width. Every so many steps,
+    units whose score since the last time is at most ``tau`` begin anew. A unit that is zero for all
+    inputs has no gradient, so its score is zero.
+
+    A loop that knows more passes what it has found, and the optimizer renews these units in this
+    step, and no others: ``tx.update(grads, state, params, masks=dw.dormant(...))``.
+
+    The update of a renewed unit is what is missing to its new weights, so ``optax.apply_updates``
+    makes the unit new. Shapes stay, and nothing is compiled again. All other entries take the steps
+    of the optimizer that was wrapped, bit for bit.
+
+    Args:
+        tx: the optimizer. If it has no ``dw.growable(..., renewable=True)`` in it, it is wrapped in
+            one.
+        widths: from ``trace`` or ``chain``, of the parameters that the optimizer sees, or of
+            variables whose collection ``"params"`` these are. Looked at are hidden widths that
+            ``renew`` takes with ``strict=True``.
+        key: PRNG key for the new weights of all steps.
+        every: after how many steps units are looked at.
+        tau: the largest score of a unit that begins anew.
+        init: initializer of incoming weights, as in ``strategies.zero_outgoing``.
+
+    Returns:
+        An ``optax.GradientTransformation`` with a ``RecyclingState``. Its ``renewed`` says how many
+        units began anew so far. ``update`` needs the parameters. After a growth, wrap anew with
+        ``growth.after``. The state is ``tx.init(wide)`` with the grown ``inner_state`` of the old
+        one.
+
+    Raises:
+        TypeError: if arguments are of the wrong kind or swapped.
+        ValueError: if no width can be renewed, or a number is out of its range. The functions raise
+            it for parameters of another network, and where arrays of the units are not among the
+            parameters, such as running statistics.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> import dogwood_jax as dw
+        >>> apply = lambda params, x: jax.nn.relu(x @ params["up"]) @ params["down"]
+        >>> params = {"up": jnp.array([[1.0, -1.0, 2.0]]), "down": jnp.ones((3, 1))}
+        >>> x = jnp.ones((5, 1))
+        >>> widths = dw.trace(apply, params, x)
+        >>> tx = dw.recycling(optax.adam(1e-3), widths, key=jax.random.key(0), every=2)
+        >>> state = tx.init(params)
+        >>> for _ in range(2):
+        ...     grads = jax.grad(lambda params: apply(params, x).mean())(params)
+        ...     updates, state = tx.update(grads, state, params)
+        ...     params = optax.apply_updates(params, updates)
+        >>> int(state.renewed), params["down"][1].item()
+        (1, 0.0)
+
+    Reference:
+        Liu et al., 2025, Measure gradients, not activations!, for the score (GraMa). Sokar et al.,
+        2023, The Dormant Neuron Phenomenon in Deep Reinforcement Learning, for the schedule (ReDo).
+    """
+    import optax
+
+    expect("recycling(tx, widths)", tx=(OPTIMIZER, tx), widths=(WIDTHS, widths))
+    expect_given("recycling", key=(KEY, key), every=(INTEGER, every), tau=(NUMBER, tau))
+    if wrong := [
+        f"{name} must be {range}, got {number!r}"
+        for name, number, range, fits in (
+            ("every", every, "1 or more", every >= 1),
+            ("tau", tau, "zero or positive", tau >= 0),
+        )
+        if not fits
+    ]:
+        raise ValueError(listed("recycling: numbers out of their range", wrong))
+    found = {width.name: [*never_renewed(width, strict=True)] for width in hidden(widths)}
+    units = [widths[name] for name, reasons in found.items() if not reasons]
+    if not units:
+        reasons = [reason for each in found.values() for reason in each]
+        raise ValueError(listed("recycling: no width of this network can be renewed", reasons))
+    inner = _renewable(tx)
+
+    def begun(params: PyTree) -> RecyclingState:
+        _expect_all_arrays(params, widths, units)
+        arrays = leaves_by_path(_in_network(params, widths))
+        scores = tuple(jnp.zeros_like(_gradients_of(width, widths, arrays)) for width in units)
+        zero = jnp.zeros((), jnp.int32)
+        return RecyclingState(inner.init(params), zero, scores, zero)
+
+    def update(
+        updates: PyTree,
+        state: RecyclingState,
+        params: PyTree = None,
+        *,
+        masks: Mapping[str, Array] | None = None,
+        **extra: Any,
+    ) -> tuple[PyTree, RecyclingState]:
+        expect("update", state=(_STATE, state))
+        expect_given("update", masks=(BY_WIDTH, masks))
+        if params is None:
+            raise ValueError(
+                "update: pass the parameters, tx.update(grads, state, params), because the update "
+                "of a new unit is what is missing to its new weights"
+            )
+        gradients = leaves_by_path(_in_network(updates, widths))
+        now = [_gradients_of(width, widths, gradients) for width in units]
+        expected, came = ([*map(jnp.shape, scores)] for scores in (now, state.scores))
+        if expected != came:
+            raise ValueError(
+                f"update: expected scores of shapes {expected}, got {came}; after a growth wrap "
+                "the optimizer anew, with growth.after"
+            )
+        scores = tuple(map(jnp.add, state.scores, now))
+        steps = state.steps + 1
+        changes, inner_state = inner.update(updates, state.inner_state, params, **extra)
+
+        def anew(masks: Mapping[str, Array]) -> tuple[PyTree, PyTree, Array]:
+            old, drawn = _in_network(params, widths), jax.random.fold_in(key, steps)
+            new, state = renew(old, inner_state, widths, masks, key=drawn, tx=inner, init=init)
+            missing = leaves_by_path(jax.tree.map(jnp.subtract, new, old))
+            moves = leaves_by_path(_in_network(changes, widths))
+            for leaf in widths.leaves:
+                if leaf.path in moves:
+                    move = moves[leaf.path]
+                    for axis, is_new in enumerate(new_along(leaf, masks)):
+                        at = along(is_new, axis, move.ndim)
+                        move = jnp.where(at, missing[leaf.path].astype(move.dtype), move)
+                    moves[leaf.path] = move
+            moved = jax.tree.unflatten(jax.tree.structure(changes), moves.values())
+            new_units = jnp.concatenate([*map(jnp.asarray, masks.values())])
+            return moved, state, jnp.sum(new_units, dtype=jnp.int32)
+
+        if masks is not None:
+            changes, inner_state, count = anew(masks)
+            return changes, RecyclingState(inner_state, steps, state.scores, state.renewed + count)
+        idle = {w.name: _is_idle(each, tau) for w, each in zip(units, scores, strict=True)}
+        is_due = steps % every == 0
+        changes, inner_state, count = lax.cond(
+            is_due, lambda: anew(idle), lambda: (changes, inner_state, jnp.zeros((), jnp.int32))
+        )
+        scores = tuple(jnp.where(is_due, 0, each) for each in scores)
+        return changes, RecyclingState(inner_state, steps, scores, state.renewed + count)
+
+    return optax.GradientTransformationExtraArgs(begun, update)
+
+
+def _renewable(tx: Any) -> Any:
+    """Returns the optimizer, wrapped if it cannot go on after a renewal."""
+    import optax
+
+    try:
+        is_wrapped = has_growable(jax.eval_shape(tx.init, {"kernel": jnp.zeros((2, 3))}))
+    except Exception:  # an optimizer may know the arrays that it is for, and raise anything
+        is_wrapped = False
+    return optax.with_extra_args_support(tx if is_wrapped else growable(tx, renewable=True))
+
+
+def _in_network(params: PyTree, widths: Widths) -> PyTree:
+    """Returns parameters with the paths that they have in the network."""
+    known, found = {leaf.path for leaf in widths.leaves}, leaves_by_path(params)
+    is_inside = known.isdisjoint(found) and not known.isdisjoint(f"params/{p}" for p in found)
+    return {"params": params} if is_inside else params
+
+
+def _expect_all_arrays(params: PyTree, widths: Widths, units: list[Width]) -> None:
+    """Raises if the parameters are another network's, or lack arrays of the units."""
+    variables = _in_network(params, widths)
+    places = {place.path for width in units for place in width.occurrences}
+    gone = sorted(places - leaves_by_path(variables).keys())
+    if gone and len(gone) < len(places):
+        raise ValueError(
+            listed(
+                "recycling: arrays of the units are not among the parameters that the optimizer "
+                "sees, so it cannot make them new; use dw.renew in the training loop",
+                gone,
+            )
+        )
+    expect_arrays_of("recycling", variables, units)
+
+
+def _gradients_of(width: Width, widths: Widths, gradients: Mapping[str, Any]) -> Array:
+    """Returns the mean magnitudes of the gradients of incoming weights: ``[layers, units]``."""
+    total = jnp.zeros((1, width.size), jnp.float32)
+    known = {leaf.path: leaf for leaf in widths.leaves}
+    places = {(p.path, p.axis, p.layout) for p in width.occurrences if p.role == "incoming"}
+    for path, axis, layout in sorted(places, key=repr):
+        array = jnp.abs(gradients[path]).astype(jnp.float32)
+        layers = axis_of_layers(widths, known[path])[0]
+        others = [a for a in range(array.ndim) if a not in (axis, layers)]
+        mean = jnp.mean(array, others)
+        if layers is None:
+            mean = mean[None]
+        elif layers > axis:
+            mean = mean.T
+        numbers = units_along(layout, width.name, ("incoming",))
+        numbers = np.where(numbers < 0, width.size, numbers)
+        total = total + jax.ops.segment_sum(mean.T, numbers, width.size + 1)[:-1].T
+    return total
+
+
+def _is_idle(scores: Array, tau: float) -> Array:
+    """Returns which units learn hardly anything, in each layer and beside other units."""
+    mean = jnp.mean(scores, axis=-1, keepdims=True)
+    # Without any gradient, nothing is known of the units.
+    return jnp.all((scores <= tau * mean) & (mean > 0), axis=0)

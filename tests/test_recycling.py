@@ -1,0 +1,269 @@
+"""An optimizer that renews units by itself."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from flax.training.train_state import TrainState
+
+import dogwood_jax as dw
+
+KEY = jax.random.key(0)
+X = jax.random.normal(jax.random.key(1), (16, 4), jnp.float64)
+DEAD = [1, 4]
+
+
+def perceptron(dtype=jnp.float64):
+    """Parameters of a network whose units 1 and 4 are zero for all inputs."""
+    keys = jax.random.split(KEY, 2)
+    params = {
+        "up": {"kernel": jax.random.normal(keys[0], (4, 8)), "bias": jnp.zeros(8)},
+        "down": {"kernel": jax.random.normal(keys[1], (8, 3)), "bias": jnp.zeros(3)},
+    }
+    params["up"]["bias"] = params["up"]["bias"].at[jnp.array(DEAD)].set(-1e3)
+    return jax.tree.map(lambda array: array.astype(dtype), params)
+
+
+def apply(params, x):
+    up, down = params["up"], params["down"]
+    h = jax.nn.relu(x.astype(up["kernel"].dtype) @ up["kernel"] + up["bias"][None])
+    return h @ down["kernel"] + down["bias"][None]
+
+
+def gradients(params, step=0):
+    def loss(params):
+        return jnp.mean(jnp.square(apply(params, X) - jnp.cos(step)))
+
+    return jax.grad(loss)(params)
+
+
+WIDTHS = dw.trace(apply, perceptron(), X)
+OPTIMIZERS = {
+    "adamw": optax.adamw(1e-2),
+    "sgd": optax.sgd(1e-2, momentum=0.9),
+    "rmsprop": optax.rmsprop(1e-2),
+    "muon": optax.contrib.muon(1e-2),
+}
+
+
+def same(tree, other):
+    jax.tree.map(np.testing.assert_array_equal, tree, other)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_it_is_the_wrapped_optimizer_and_a_renewal(name):
+    plain = dw.growable(OPTIMIZERS[name], renewable=True)
+    tx = dw.recycling(OPTIMIZERS[name], WIDTHS, key=KEY, every=3)
+    update, renew = (
+        jax.jit(tx.update),
+        jax.jit(lambda p, s, masks, key: dw.renew(p, s, WIDTHS, masks, key=key, tx=plain)),
+    )
+    params = wanted = perceptron()
+    state, inner = tx.init(params), plain.init(params)
+    idle = {"up": jnp.zeros(8, bool).at[jnp.array(DEAD)].set(True)}
+    is_new = jax.tree.map(lambda array: jnp.zeros(array.shape, bool), params)
+    is_new["up"] = {"kernel": jnp.tile(idle["up"], (4, 1)), "bias": idle["up"]}
+    is_new["down"]["kernel"] = jnp.tile(idle["up"][:, None], (1, 3))
+    for step in range(1, 6):
+        gradient = gradients(params, step)
+        updates, state = update(gradient, state, params)
+        changes, inner = jax.jit(plain.update)(gradient, inner, wanted)
+        if step == 3:
+            anew, inner = renew(wanted, inner, idle, jax.random.fold_in(KEY, step))
+            moved = optax.apply_updates(wanted, changes)
+            wanted = jax.tree.map(jnp.where, is_new, anew, moved)
+        else:
+            wanted = optax.apply_updates(wanted, changes)
+        params = optax.apply_updates(params, updates)
+        if step == 3:
+            assert jnp.all(params["down"]["kernel"][jnp.array(DEAD)] == 0)
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), params, wanted)
+            old = jax.tree.map(jnp.logical_not, is_new)
+            same(*(jax.tree.map(lambda at, a: a[at], old, tree) for tree in (params, wanted)))
+            params = wanted  # to go on without the rounding
+        same(params, wanted)
+        same(state.inner_state, inner)
+        assert int(state.renewed) == (2 if step >= 3 else 0)
+
+
+def test_a_training_state_of_flax_needs_nothing_else():
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.relu(nn.Dense(8, name="up")(x))
+            return nn.Dense(3, name="down")(x)
+
+    model = Network()
+    variables = {"params": perceptron(jnp.float32)}
+    widths = dw.trace(model.apply, variables, jnp.float32(X))
+    tx = dw.recycling(optax.adam(1e-2), widths, key=KEY, every=20)
+    state = TrainState.create(apply_fn=model.apply, params=variables["params"], tx=tx)
+    traced = 0
+
+    @jax.jit
+    def run(state):
+        nonlocal traced
+        traced += 1
+
+        def step(state, number):
+            state = state.apply_gradients(grads=gradients(state.params, number))
+            return state, (state.opt_state.renewed, state.params["up"]["bias"])
+
+        return jax.lax.scan(step, state, jnp.arange(60))
+
+    state, (renewed, biases) = run(state)
+    run(state)
+    assert traced == 1
+    assert renewed[18] == 0 and renewed[19] >= 2
+    assert jnp.all(biases[18][jnp.array(DEAD)] < -900)
+    assert jnp.all(jnp.abs(biases[20][jnp.array(DEAD)]) < 1)
+    assert int(state.step) == 60
+
+
+def test_masks_of_the_loop_take_the_place_of_its_own():
+    tx = dw.recycling(optax.adam(1e-2), WIDTHS, key=KEY, every=1)
+    params = perceptron()
+    state = tx.init(params)
+    mask = jnp.arange(8) == 5
+    updates, state = tx.update(gradients(params), state, params, masks={"up": mask})
+    params = optax.apply_updates(params, updates)
+    assert jnp.all(params["down"]["kernel"][5] == 0)
+    assert jnp.all(params["down"]["kernel"][jnp.array(DEAD)] != 0)
+    assert int(state.renewed) == 1
+    mu = state.inner_state.inner_state[0].mu
+    assert jnp.all(mu["up"]["kernel"][:, 5] == 0) and jnp.any(mu["up"]["kernel"][:, 0] != 0)
+
+
+def test_without_gradients_nothing_is_renewed():
+    tx = dw.recycling(optax.adam(1e-2), WIDTHS, key=KEY, every=1)
+    params = perceptron()
+    state = tx.init(params)
+    updates, state = tx.update(jax.tree.map(jnp.zeros_like, params), state, params)
+    assert int(state.renewed) == 0
+    assert all(jnp.all(update == 0) for update in jax.tree.leaves(updates))
+
+
+def test_scores_count_from_the_last_time_on():
+    """A unit that had gradients in the first period only is renewed after the second one."""
+    tx = dw.recycling(optax.sgd(1e-2), WIDTHS, key=KEY, every=2)
+    params = perceptron()
+    state = tx.init(params)
+    first = jax.tree.map(jnp.ones_like, params)
+    second = first | {"up": jax.tree.map(lambda array: array.at[..., 3].set(0), first["up"])}
+    counts = []
+    for gradient in (first, second, second, second):
+        _, state = tx.update(gradient, state, params)
+        counts.append(int(state.renewed))
+    assert counts == [0, 0, 0, 1]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+def test_outgoing_weights_are_zero_in_any_dtype(dtype):
+    tx = dw.recycling(optax.adam(1e-2), WIDTHS, key=KEY, every=1)
+    params = perceptron(dtype)
+    updates, _ = tx.update(gradients(params), tx.init(params), params)
+    params = optax.apply_updates(params, updates)
+    assert jnp.all(params["down"]["kernel"][jnp.array(DEAD)] == 0)
+    assert params["up"]["kernel"].dtype == dtype
+
+
+def test_units_of_a_stack_are_idle_if_they_are_so_in_each_layer():
+    one, other = perceptron(), perceptron()
+    one["up"]["bias"] = one["up"]["bias"].at[2].set(-1e3)
+    stack = jax.tree.map(lambda *layers: jnp.stack(layers), one, other)
+    stack["down"] = {"kernel": jnp.ones((2, 8, 4)), "bias": jnp.zeros((2, 4))}
+
+    def deep(stack, x):
+        return jax.lax.scan(lambda x, layer: (x + apply(layer, x), None), x, stack)[0]
+
+    tx = dw.recycling(optax.adam(1e-2), dw.trace(deep, stack, X), key=KEY, every=1)
+    grads = jax.grad(lambda stack: jnp.mean(jnp.square(deep(stack, X))))(stack)
+    assert jnp.all(grads["up"]["kernel"][0, :, 2] == 0)
+    updates, state = tx.update(grads, tx.init(stack), stack)
+    stack = optax.apply_updates(stack, updates)
+    assert int(state.renewed) == 2
+    assert jnp.all(stack["down"]["kernel"][:, jnp.array(DEAD)] == 0)
+    assert jnp.all(stack["up"]["bias"][0, 2] < -900)
+
+
+def test_a_module_of_nnx_needs_nothing_else():
+    class Network(nnx.Module):
+        def __init__(self, rngs):
+            self.up = nnx.Linear(4, 8, rngs=rngs)
+            self.down = nnx.Linear(8, 3, rngs=rngs)
+
+        def __call__(self, x):
+            return self.down(nnx.relu(self.up(x)))
+
+    model, x = Network(nnx.Rngs(0)), jnp.float32(X)
+    model.up.bias[...] = perceptron(jnp.float32)["up"]["bias"]
+    tx = dw.recycling(optax.adam(1e-2), dw.nnx.trace(model, x), key=KEY, every=2)
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+
+    @nnx.jit
+    def step(model, optimizer):
+        grads = nnx.grad(lambda model: jnp.mean(jnp.square(model(x) - 1)))(model)
+        optimizer.update(model, grads)
+
+    for _ in range(2):
+        step(model, optimizer)
+    assert jnp.all(model.down.kernel[jnp.array(DEAD)] == 0)
+    assert jnp.all(jnp.abs(model.up.bias[jnp.array(DEAD)]) < 1)
+
+
+def test_a_grown_network_goes_on():
+    tx = dw.recycling(optax.adam(1e-2), WIDTHS, key=KEY, every=2)
+    params = perceptron()
+    state = tx.init(params)
+    _, state = tx.update(gradients(params), state, params)
+    growth = dw.plan(WIDTHS, {"up": 12})
+    wide = dw.grow(params, growth, key=KEY)
+    inner = dw.growable(optax.adam(1e-2), renewable=True)
+    grown = dw.grow_opt_state(state.inner_state, growth, inner)
+    anew = dw.recycling(inner, growth.after, key=KEY, every=2)
+    old = state
+    state = anew.init(wide)._replace(inner_state=grown)
+    for _ in range(2):
+        updates, state = anew.update(gradients(wide), state, wide)
+        wide = optax.apply_updates(wide, updates)
+    assert jnp.all(wide["down"]["kernel"][jnp.array(DEAD)] == 0)
+    with pytest.raises(ValueError, match="wrap the optimizer anew, with growth.after"):
+        anew.update(gradients(wide), old, wide)
+
+
+def test_wrong_arguments_are_named():
+    tx, params = optax.adam(1e-2), perceptron()
+    with pytest.raises(TypeError, match="the arguments are in the wrong order"):
+        dw.recycling(WIDTHS, tx, key=KEY)
+    with pytest.raises(ValueError, match="every must be 1 or more, got 0"):
+        dw.recycling(tx, WIDTHS, key=KEY, every=0)
+    with pytest.raises(ValueError, match="tau must be zero or positive, got -1"):
+        dw.recycling(tx, WIDTHS, key=KEY, tau=-1)
+    recycling = dw.recycling(tx, WIDTHS, key=KEY)
+    with pytest.raises(ValueError, match=r"pass the parameters, tx.update\(grads, state, params\)"):
+        recycling.update(params, recycling.init(params))
+    with pytest.raises(TypeError, match="state must be a RecyclingState, as tx.init returns it"):
+        recycling.update(params, tx.init(params), params)
+    with pytest.raises(ValueError, match="trace again"):
+        recycling.init({"up": params["up"], "down": params["up"]})
+    with pytest.raises(ValueError, match="up: pass a boolean for each unit"):
+        recycling.update(params, recycling.init(params), params, masks={"up": jnp.zeros(3, bool)})
+    tied = dw.trace(lambda p, x: x @ p @ p.T, jnp.ones((4, 8)), X)
+    with pytest.raises(ValueError, match="no width of this network can be renewed"):
+        dw.recycling(tx, tied, key=KEY)
+
+
+def test_running_statistics_are_not_the_optimizers():
+    class Normed(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.BatchNorm(use_running_average=True)(nn.Dense(8)(x))
+            return nn.Dense(3)(nn.relu(x))
+
+    variables = Normed().init(KEY, X)
+    tx = dw.recycling(optax.adam(1e-2), dw.trace(Normed().apply, variables, X), key=KEY)
+    with pytest.raises(ValueError, match=r"use dw.renew in the training loop:?\n- batch_stats/"):
+        tx.init(variables["params"])
