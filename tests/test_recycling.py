@@ -267,3 +267,38 @@ def test_running_statistics_are_not_the_optimizers():
     tx = dw.recycling(optax.adam(1e-2), dw.trace(Normed().apply, variables, X), key=KEY)
     with pytest.raises(ValueError, match=r"use dw.renew in the training loop:?\n- batch_stats/"):
         tx.init(variables["params"])
+
+
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+def test_arrays_on_a_mesh_stay_there(kind):
+    if jax.device_count() < 2:
+        pytest.skip("needs two devices")
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(getattr(jax.sharding.AxisType, kind),))
+    spec = jax.sharding.PartitionSpec
+    specs = {
+        "up": {"kernel": spec(None, "x"), "bias": spec("x")},
+        "down": {"kernel": spec("x", None), "bias": spec()},
+    }
+    shardings = jax.tree.map(lambda one: jax.sharding.NamedSharding(mesh, one), specs)
+    tx = dw.recycling(optax.adam(1e-2), WIDTHS, key=KEY, every=1)
+
+    def step(params):
+        # Each unit has a gradient but those of places 1 and 4.
+        gradient = jax.tree.map(jnp.cos, params)
+        gradient["up"] = jax.tree.map(
+            lambda g, a: jnp.where(a < -9, 0, g), gradient["up"], params["up"]
+        )
+        updates, state = tx.update(gradient, tx.init(params), params)
+        return optax.apply_updates(params, updates), state.renewed
+
+    params = perceptron()
+    params["up"]["kernel"] = params["up"]["kernel"].at[:, jnp.array(DEAD)].set(-10)
+    wanted, count = jax.jit(step)(params)
+    assert int(count) == 2
+    found, count = jax.jit(step)(jax.device_put(params, shardings))
+    assert int(count) == 2
+    for array, other, sharding in zip(
+        *map(jax.tree.leaves, (found, wanted, shardings)), strict=True
+    ):
+        np.testing.assert_allclose(jax.device_get(array), other, rtol=1e-12)
+        assert array.sharding.is_equivalent_to(sharding, array.ndim)

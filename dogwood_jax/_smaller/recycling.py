@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from dogwood_jax._arrays.explicit_axes import explicit_shardings, with_automatic_axes
 from dogwood_jax._arrays.moves import along
 from dogwood_jax._arrays.renew import new_along
 from dogwood_jax._base.arguments import (
@@ -22,7 +23,7 @@ from dogwood_jax._base.arguments import (
     expect_given,
 )
 from dogwood_jax._base.problems import listed
-from dogwood_jax._base.trees import PyTree, leaves_by_path
+from dogwood_jax._base.trees import PyTree, leaves_by_path, struct_of
 from dogwood_jax._depth.layers import axis_of_layers
 from dogwood_jax._front.renew import never_renewed, renew
 from dogwood_jax._optimizer.growable import growable, has_growable
@@ -146,10 +147,14 @@ def recycling(
         raise ValueError(listed("recycling: no width of this network can be renewed", reasons))
     inner = _renewable(tx)
 
+    def scores_of(gradients: PyTree) -> tuple[Array, ...]:
+        arrays = leaves_by_path(_in_network(gradients, widths))
+        return tuple(_gradients_of(width, widths, arrays) for width in units)
+
     def begun(params: PyTree) -> RecyclingState:
         _expect_all_arrays(params, widths, units)
-        arrays = leaves_by_path(_in_network(params, widths))
-        scores = tuple(jnp.zeros_like(_gradients_of(width, widths, arrays)) for width in units)
+        shapes = jax.eval_shape(scores_of, jax.tree.map(struct_of, params))
+        scores = tuple(jnp.zeros(each.shape, each.dtype) for each in shapes)
         zero = jnp.zeros((), jnp.int32)
         return RecyclingState(inner.init(params), zero, scores, zero)
 
@@ -168,46 +173,69 @@ def recycling(
                 "update: pass the parameters, tx.update(grads, state, params), because the update "
                 "of a new unit is what is missing to its new weights"
             )
-        gradients = leaves_by_path(_in_network(updates, widths))
-        now = [_gradients_of(width, widths, gradients) for width in units]
-        expected, came = ([*map(jnp.shape, scores)] for scores in (now, state.scores))
+        shapes = jax.eval_shape(scores_of, jax.tree.map(struct_of, updates))
+        expected, came = ([*map(jnp.shape, scores)] for scores in (shapes, state.scores))
         if expected != came:
             raise ValueError(
                 f"update: expected scores of shapes {expected}, got {came}; after a growth wrap "
                 "the optimizer anew, with growth.after"
             )
-        scores = tuple(map(jnp.add, state.scores, now))
-        steps = state.steps + 1
-        changes, inner_state = inner.update(updates, state.inner_state, params, **extra)
 
-        def anew(masks: Mapping[str, Array]) -> tuple[PyTree, PyTree, Array]:
-            old, drawn = _in_network(params, widths), jax.random.fold_in(key, steps)
-            new, state = renew(old, inner_state, widths, masks, key=drawn, tx=inner, init=init)
-            missing = leaves_by_path(jax.tree.map(jnp.subtract, new, old))
-            moves = leaves_by_path(_in_network(changes, widths))
-            for leaf in widths.leaves:
-                if leaf.path in moves:
-                    move = moves[leaf.path]
-                    for axis, is_new in enumerate(new_along(leaf, masks)):
-                        at = along(is_new, axis, move.ndim)
-                        move = jnp.where(at, missing[leaf.path].astype(move.dtype), move)
-                    moves[leaf.path] = move
-            moved = jax.tree.unflatten(jax.tree.structure(changes), moves.values())
-            new_units = jnp.concatenate([*map(jnp.asarray, masks.values())])
-            return moved, state, jnp.sum(new_units, dtype=jnp.int32)
+        def run(
+            updates: PyTree, state: RecyclingState, params: PyTree, masks: Any, key: Array
+        ) -> tuple[PyTree, RecyclingState]:
+            scores = tuple(map(jnp.add, state.scores, scores_of(updates)))
+            steps = state.steps + 1
+            changes, inner_state = inner.update(updates, state.inner_state, params, **extra)
 
-        if masks is not None:
-            changes, inner_state, count = anew(masks)
-            return changes, RecyclingState(inner_state, steps, state.scores, state.renewed + count)
-        idle = {w.name: _is_idle(each, tau) for w, each in zip(units, scores, strict=True)}
-        is_due = steps % every == 0
-        changes, inner_state, count = lax.cond(
-            is_due, lambda: anew(idle), lambda: (changes, inner_state, jnp.zeros((), jnp.int32))
-        )
-        scores = tuple(jnp.where(is_due, 0, each) for each in scores)
-        return changes, RecyclingState(inner_state, steps, scores, state.renewed + count)
+            def anew(masks: Mapping[str, Array]) -> tuple[PyTree, PyTree, Array]:
+                old, drawn = _in_network(params, widths), jax.random.fold_in(key, steps)
+                new, state = renew(old, inner_state, widths, masks, key=drawn, tx=inner, init=init)
+                missing = jax.tree.map(jnp.subtract, new, old)
+                count = jnp.concatenate([*map(jnp.asarray, masks.values())]).sum(dtype=jnp.int32)
+                return _with_new_units(changes, missing, widths, masks), state, count
+
+            if masks is not None:
+                changes, inner_state, count = anew(masks)
+                scores = state.scores
+            else:
+                idle = {w.name: _is_idle(each, tau) for w, each in zip(units, scores, strict=True)}
+                is_due, none = steps % every == 0, jnp.zeros((), jnp.int32)
+                changes, inner_state, count = lax.cond(
+                    is_due, lambda: anew(idle), lambda: (changes, inner_state, none)
+                )
+                scores = tuple(jnp.where(is_due, 0, each) for each in scores)
+            return changes, RecyclingState(inner_state, steps, scores, state.renewed + count)
+
+        arguments = updates, state, params, masks, key
+        if shardings := explicit_shardings(arguments):
+            changes, state = with_automatic_axes(run, shardings[:2], *arguments)
+            return changes, state
+        return run(*arguments)
 
     return optax.GradientTransformationExtraArgs(begun, update)
+
+
+def _with_new_units(
+    changes: PyTree, missing: PyTree, widths: Widths, masks: Mapping[str, Array]
+) -> PyTree:
+    """Returns updates in which those of some units are what is missing to new ones.
+
+    Args:
+        changes: the updates, of parameters as the optimizer sees them.
+        missing: new parameters less old ones, as the network has them.
+        widths: the network's widths.
+        masks: for each width with new units, by name, which ones are new.
+    """
+    moves, missing = leaves_by_path(_in_network(changes, widths)), leaves_by_path(missing)
+    for leaf in widths.leaves:
+        if leaf.path in moves:
+            move = moves[leaf.path]
+            for axis, is_new in enumerate(new_along(leaf, masks)):
+                at = along(is_new, axis, move.ndim)
+                move = jnp.where(at, missing[leaf.path].astype(move.dtype), move)
+            moves[leaf.path] = move
+    return jax.tree.unflatten(jax.tree.structure(changes), moves.values())
 
 
 def _renewable(tx: Any) -> Any:
