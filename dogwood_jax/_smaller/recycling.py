@@ -173,11 +173,10 @@ def recycling(
                 "update: pass the parameters, tx.update(grads, state, params), because the update "
                 "of a new unit is what is missing to its new weights"
             )
-        shapes = jax.eval_shape(scores_of, jax.tree.map(struct_of, updates))
-        expected, came = ([*map(jnp.shape, scores)] for scores in (shapes, state.scores))
-        if expected != came:
+        expected = {width.name: width.size for width in units}
+        if (came := [scores.shape[-1] for scores in state.scores]) != [*expected.values()]:
             raise ValueError(
-                f"update: expected scores of shapes {expected}, got {came}; after a growth wrap "
+                f"update: expected a state of units {expected}, got {came}; after a growth wrap "
                 "the optimizer anew, with growth.after"
             )
 
