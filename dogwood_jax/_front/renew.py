@@ -59,6 +59,11 @@ def renew(
     Shapes and tree structures stay, and masks may be computed while training runs. So a renewal
     works under ``jax.jit``, in ``jax.lax.cond`` and in ``jax.lax.scan``, and is compiled once.
 
+    Whatever the masks, new weights are drawn for whole arrays, which may take longer than a step of
+    training. Where most steps renew nothing, put the renewal into ``jax.lax.cond``. Under
+    ``jax.vmap`` ask all at once, by ``jax.lax.pmax`` of the predicate over the mapped axis, because
+    a mapped predicate makes ``jax.lax.cond`` compute both branches.
+
     Args:
         variables: pytree of the network's arrays, of any floating dtype, on any devices. Arrays
             that lie on a mesh stay where they are.
