@@ -25,6 +25,7 @@ def parse(
     *,
     counts: Mapping[str, tuple[int, str]] = EPOCHS,
     digits: bool = True,
+    quick: str = "",
 ) -> argparse.Namespace:
     """Parses the command line, and makes sure that what it asks for can be had.
 
@@ -33,9 +34,10 @@ def parse(
         arguments: the command line; that of the process by default.
         counts: options that are integers, 1 or more: name, default and what it is.
         digits: whether the example trains on MNIST.
+        quick: what the flag ``--quick`` does, if there is one.
 
     Returns:
-        The ``counts``, ``seed``, ``out``, a folder that exists, and maybe ``digits``.
+        The ``counts``, ``seed``, ``out``, a folder that exists, and maybe ``digits`` and ``quick``.
     """
     parser = argparse.ArgumentParser(
         description=description,
@@ -49,6 +51,8 @@ def parse(
             default="subset",
             help="12,000 digits that come with the package, or all 70,000 of tensorflow-datasets",
         )
+    if quick:
+        parser.add_argument("--quick", action="store_true", help=quick)
     for name, (default, meaning) in counts.items():
         parser.add_argument(f"--{name}", type=_at_least_one, default=default, help=meaning)
     parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
