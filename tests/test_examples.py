@@ -32,6 +32,7 @@ import grow_transformer  # noqa: E402
 import growbench  # noqa: E402
 import growth_vs_scratch  # noqa: E402
 import multi_device  # noqa: E402
+import permuted_mnist  # noqa: E402
 import shrink_and_heal  # noqa: E402
 import weight_symmetry  # noqa: E402
 from growing import data, law, networks, results, runs, tasks  # noqa: E402
@@ -535,6 +536,36 @@ def test_a_shrunk_transformer_heals(monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "of healing (5.0%)" in printed
     assert "kept (blocks/1/" in printed
+
+
+# permuted_mnist.py --------------------------------------------------------------------------------
+
+
+def test_networks_learn_permuted_digits_in_all_ways(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(permuted_mnist, "LAYERS", 1)
+    ways = [
+        way._replace(
+            sizes=(8, 16)[-len(way.sizes) :], every=way.every and 10, share=way.share and 0.05
+        )
+        for way in permuted_mnist.WAYS[2:]  # the first two are parts of the third
+    ]
+    monkeypatch.setattr(permuted_mnist, "WAYS", ways)
+    results = permuted_mnist.main(["--quick", "--seeds", "2", "--out", str(tmp_path)])
+    assert [(result.way, result.seed) for result in results] == [
+        (way.name, seed) for way in ways for seed in (0, 1)
+    ]
+    curves = np.array([result.accuracies for result in results])
+    assert curves.shape == (len(ways) * 2, 2) and 0.2 < curves.min() < curves.max() < 0.8
+    assert len({curve.tobytes() for curve in curves.reshape(len(ways), -1)}) == len(ways)
+    lines = permuted_mnist.table(permuted_mnist.read(tmp_path / "permuted_mnist.csv")).splitlines()
+    printed = capsys.readouterr().out
+    assert len(lines) == 2 + len(ways) and all(line in printed for line in lines)
+    assert (tmp_path / "permuted_mnist.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_documentation_has_the_table_of_permuted_digits():
+    found = permuted_mnist.read(ROOT / "docs/results/permuted_mnist.csv")
+    assert permuted_mnist.table(found) in (ROOT / "docs/results/permuted_mnist.md").read_text()
 
 
 # multi_device.py ----------------------------------------------------------------------------------

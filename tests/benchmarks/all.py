@@ -41,6 +41,7 @@ COMMANDS = {
     "growbench_predict": "examples/growbench.py predict",
     "grow_transformer": "examples/grow_transformer.py",
     "shrink_and_heal": "examples/shrink_and_heal.py",
+    "permuted_mnist": "examples/permuted_mnist.py",
 }
 
 

@@ -1,0 +1,336 @@
+"""Online permuted MNIST: does a network still learn after it has learned a hundred tasks?
+
+Each task permutes the pixels anew and shows each image once. The network goes on learning, and what
+counts is its online accuracy: what it predicts of a batch before it learns from the batch. Plain
+backprop learns late tasks worse than early ones, which is called loss of plasticity. The other ways
+regularize the weights, renew units by ``dw.renew``, or grow.
+
+Reference: Dohare et al., 2024, Loss of plasticity in deep continual learning. The setting is the
+smaller one of Kumar, Marklund and Van Roy, 2023, Maintaining plasticity via regenerative
+regularization.
+"""
+
+import csv
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from command_line import advance, bar, parse, run, say
+
+import dogwood_jax as dw
+
+Params = dict[str, dict[str, jax.Array]]
+
+PIXELS, LAYERS, UNITS, CLASSES = 784, 3, 100, 10  # hidden layers, and units of each
+IMAGES, BATCH_SIZE, RATE = 10_000, 16, 1e-3
+ENDS = 10  # tasks at the beginning, and at the end, that the table compares
+SCORED = 1000  # images that say which units are dormant
+SEEDS = "seeds"  # the axis over which all is mapped
+he = jax.nn.initializers.he_uniform()
+
+
+class Way(NamedTuple):
+    """A way to go on learning."""
+
+    name: str
+    sizes: tuple[int, ...] = (UNITS,)  # of each hidden layer, for equal parts of the tasks
+    decay: float = 0.0  # of weights, as a part of their gradient
+    noise: float = 0.0  # the deviation of what is added to weights in a step
+    every: int = 0  # so many steps ReDo renews units
+    tau: float = 0.0  # with a score of at most this
+    share: float = 0.0  # of the units that continual backprop renews in a step
+
+
+# All numbers below are powers of ten, or those of the papers, by the accuracy on another seed.
+WAYS = (
+    Way("plain backprop"),
+    Way("L2", decay=1e-3),
+    Way("shrink and perturb", decay=1e-3, noise=1e-4),
+    Way("ReDo", every=125, tau=0.1),
+    Way("continual backprop", share=1e-3),
+    Way("growing", sizes=(20, 40, 60, 80, 100)),
+)
+
+# The network --------------------------------------------------------------------------------------
+
+
+def init(key: jax.Array, units: int) -> Params:
+    """Returns random weights of a perceptron."""
+    sizes, keys = [PIXELS, *[units] * LAYERS, CLASSES], jax.random.split(key, LAYERS + 1)
+    return {
+        f"layer_{number}": {"kernel": he(one, sides), "bias": jnp.zeros(sides[1])}
+        for number, (one, sides) in enumerate(zip(keys, zip(sizes, sizes[1:])))
+    }
+
+
+def apply(params: Params, x: jax.Array) -> jax.Array:
+    """Returns logits ``[n, classes]`` of images ``[n, pixels]``, for a network of any size."""
+    *hidden, last = params.values()
+    for layer in hidden:
+        x = jax.nn.relu(x @ layer["kernel"] + layer["bias"][None])
+    return x @ last["kernel"] + last["bias"][None]
+
+
+def loss(params: Params, x: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the mean loss of a batch, and the share of right predictions."""
+    logits = apply(params, x)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return jnp.mean(losses), jnp.mean(logits.argmax(-1) == labels)
+
+
+# Learning -----------------------------------------------------------------------------------------
+
+
+class Learner(NamedTuple):
+    """A network that learns."""
+
+    params: Params
+    opt_state: Any
+    utility: Any = ()  # of units, where continual backprop renews them
+
+
+def optimizer(way: Way) -> Any:
+    """Returns Adam, with L2 as a part of the gradient, whose state may grow or be renewed."""
+    links = [optax.add_decayed_weights(way.decay)] if way.decay else []
+    tx = optax.chain(*links, optax.adam(RATE))
+    return dw.growable(tx, renewable=bool(way.every or way.share))
+
+
+def learning(way: Way, widths: dw.Widths, tx: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Returns how a learner begins, and how it learns a batch of images."""
+    utility = dw.utility(apply, widths, share=way.share) if way.share else None
+
+    def begin(key: jax.Array) -> Learner:
+        params = init(key, way.sizes[0])
+        return Learner(params, tx.init(params), utility.init(params) if utility else ())
+
+    def renewed(learner: Learner, masks: dict[str, jax.Array], key: jax.Array) -> Learner:
+        def renew() -> Learner:
+            new = dw.renew(*learner[:2], widths, masks, key=key, tx=tx, init=he)
+            return Learner(*new, learner.utility)
+
+        # Asked of all seeds, because a cond whose predicate is mapped runs both branches.
+        some = jax.lax.pmax(jnp.any(jnp.stack([*masks.values()])), SEEDS)
+        return jax.lax.cond(some, renew, lambda: learner)
+
+    def learn(
+        learner: Learner, x: jax.Array, labels: jax.Array, number: jax.Array, key: jax.Array
+    ) -> tuple[Learner, jax.Array]:
+        params, opt_state, used = learner
+        grads, right = jax.grad(loss, has_aux=True)(params, x, labels)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        after = optax.apply_updates(params, updates)
+        if way.noise:
+            noise = optax.tree_utils.tree_random_like(key, params)
+            after = jax.tree.map(lambda a, b: a + way.noise * b, after, noise)
+        if utility:
+            # Of the old weights, because their activations are there already.
+            masks, used = utility.update(used, params, x)
+            return renewed(Learner(after, opt_state, used), masks, key), right
+        learner = Learner(after, opt_state)
+        if not way.every:
+            return learner, right
+        return jax.lax.cond(
+            (number + 1) % way.every == 0,
+            lambda: renewed(learner, dw.dormant(apply, after, widths, x, tau=way.tau), key),
+            lambda: learner,
+        ), right
+
+    return begin, learn
+
+
+def grown(
+    learner: Learner, widths: dw.Widths, size: int, keys: jax.Array, tx: Any
+) -> tuple[Learner, dw.Widths]:
+    """Returns the learners of all seeds with so many units in each hidden layer."""
+    sizes = {f"layer_{number}": size for number in range(LAYERS)}
+    growth = dw.plan(widths, sizes, strategy=dw.strategies.zero_outgoing(he))
+
+    def grow(learner: Learner, key: jax.Array) -> Learner:
+        opt_state = dw.grow_opt_state(learner.opt_state, growth, tx)
+        return Learner(dw.grow(learner.params, growth, key=key), opt_state)
+
+    return jax.jit(jax.vmap(grow))(learner, keys), growth.after
+
+
+def task(key: jax.Array, images: jax.Array, steps: int) -> tuple[jax.Array, jax.Array]:
+    """Draws a permutation of the pixels, and images in a random order: ``[steps, batch]``."""
+    pixels_key, order_key = jax.random.split(key)
+    order = jax.random.permutation(order_key, len(images))[: steps * BATCH_SIZE]
+    pixels = jax.random.permutation(pixels_key, PIXELS)
+    return pixels, order.reshape(steps, BATCH_SIZE)
+
+
+def over_a_task(learn: Any, images: jax.Array, labels: jax.Array, steps: int) -> Any:
+    """Returns a compiled function by which the learners of all seeds learn a task each.
+
+    It returns the learners and their online accuracies.
+    """
+
+    def one(learner: Learner, key: jax.Array) -> tuple[Learner, jax.Array]:
+        pixels, order = task(key, images, steps)
+
+        def step(learner: Learner, now: Any) -> tuple[Learner, jax.Array]:
+            number, chosen, key = now
+            return learn(learner, images[chosen][:, pixels], labels[chosen], number, key)
+
+        keys = jax.random.split(jax.random.fold_in(key, 1), steps)
+        learner, right = jax.lax.scan(step, learner, (jnp.arange(steps), order, keys))
+        return learner, jnp.mean(right)
+
+    return jax.jit(jax.vmap(one, axis_name=SEEDS))
+
+
+# What comes of it ---------------------------------------------------------------------------------
+
+
+class Result(NamedTuple):
+    """What came of a way, for one seed."""
+
+    way: str
+    seed: int
+    seconds: float  # of a task, for all seeds
+    dormant: float  # units at the end, as a share
+    accuracies: tuple[float, ...]  # online, of each task
+
+
+def measured(
+    way: Way, digits: dw.mnist.Digits, seeds: Sequence[int], tasks: int, steps: int
+) -> list[Result]:
+    """Learns all tasks in one way, with all seeds at once."""
+    images = jnp.asarray(digits.train_images.reshape(-1, PIXELS) / 255, jnp.float32)
+    labels, tx = jnp.asarray(digits.train_labels, jnp.int32), optimizer(way)
+    keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+    fold = jax.jit(jax.vmap(jax.random.fold_in, (0, None)))
+    widths = dw.trace(apply, jax.eval_shape(lambda: init(keys[0], way.sizes[0])), images[:1])
+    learner = jax.jit(jax.vmap(learning(way, widths, tx)[0]))(keys)
+    curves, seconds = [], []
+    for size, part in zip(way.sizes, np.array_split(np.arange(tasks), len(way.sizes)), strict=True):
+        if size > widths["layer_0"].size:
+            learner, widths = grown(learner, widths, size, fold(keys, tasks + size), tx)
+        learn = over_a_task(learning(way, widths, tx)[1], images, labels, steps)
+        times = []
+        for number in part:
+            start = time.perf_counter()
+            learner, right = jax.block_until_ready(learn(learner, fold(keys, number)))
+            times.append(time.perf_counter() - start)
+            curves.append(right)
+            advance()
+        seconds += [min(times)] * len(times)  # because the machine may do something else at times
+
+    def dormant_share(params: Params, key: jax.Array) -> jax.Array:
+        pixels, _ = task(key, images, steps)
+        masks = dw.dormant(apply, params, widths, images[:SCORED][:, pixels])
+        return jnp.mean(jnp.concatenate([*masks.values()]))
+
+    shares = jax.jit(jax.vmap(dormant_share))(learner.params, fold(keys, tasks - 1))
+    return [
+        Result(way.name, seed, float(np.mean(seconds)), float(share), (*map(float, curve),))
+        for seed, share, curve in zip(seeds, shares, jnp.stack(curves, axis=1), strict=True)
+    ]
+
+
+def write(results: Iterable[Result], path: Path) -> None:
+    """Writes a row for each way and seed."""
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        for number, (*known, accuracies) in enumerate(results):
+            if not number:
+                rows.writerow([*Result._fields[:-1], *range(1, len(accuracies) + 1)])
+            rows.writerow(
+                [x if isinstance(x, str | int) else f"{x:.4f}" for x in (*known, *accuracies)]
+            )
+
+
+def read(path: Path) -> list[Result]:
+    """Returns the results that a file has."""
+    with path.open(newline="") as file:
+        _, *rows = csv.reader(file)
+    return [
+        Result(way, int(seed), float(seconds), float(dormant), (*map(float, accuracies),))
+        for way, seed, seconds, dormant, *accuracies in rows
+    ]
+
+
+def by_way(results: Iterable[Result]) -> dict[str, list[Result]]:
+    """Returns the results of each way."""
+    ways: dict[str, list[Result]] = {}
+    for result in results:
+        ways.setdefault(result.way, []).append(result)
+    return ways
+
+
+def table(results: Sequence[Result]) -> str:
+    """Returns a row for each way, in Markdown: means over seeds, and their standard errors."""
+    lines = [
+        f"| way | first {ENDS} tasks | last {ENDS} tasks | difference | dormant units | cost |",
+        "|---|---|---|---|---|---|",
+    ]
+    plain = results[0].seconds
+    for way, runs in by_way(results).items():
+        curves = np.array([run.accuracies for run in runs])
+        first, last = curves[:, :ENDS].mean(1), curves[:, -ENDS:].mean(1)
+        columns = [_mean(first, ""), _mean(last, ""), _mean(last - first, "+")]
+        dormant = np.mean([run.dormant for run in runs])
+        columns += [f"{dormant:.0%}", f"{runs[0].seconds / plain:.2f}"]
+        lines.append(f"| {way} | {' | '.join(columns)} |")
+    return "\n".join(lines)
+
+
+def _mean(shares: np.ndarray, sign: str) -> str:
+    error = np.std(shares, ddof=1) / len(shares) ** 0.5 if len(shares) > 1 else 0
+    return f"{np.mean(shares):{sign}.1%} ± {error:.1%}"
+
+
+def picture(results: Sequence[Result]) -> Any:
+    """Returns a figure of the online accuracy by task: means over seeds, and ranges."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    ax = figure.subplots()
+    for way, runs in by_way(results).items():
+        curves = np.array([run.accuracies for run in runs])
+        tasks = np.arange(1, curves.shape[1] + 1)
+        ax.plot(tasks, curves.mean(0), label=way)
+        ax.fill_between(tasks, curves.min(0), curves.max(0), alpha=0.2, linewidth=0)
+    ax.set(xlabel="task", ylabel="online accuracy")
+    ax.yaxis.set_major_formatter(lambda share, _: f"{share:.1%}")
+    figure.legend(loc="outside upper left", ncols=3)
+    return figure
+
+
+def main(arguments: list[str] | None = None) -> list[Result]:
+    """Runs the example; returns what was measured."""
+    options = parse(
+        __doc__,
+        arguments,
+        counts={
+            "tasks": (120, "permutations, one after the other"),
+            "seeds": (3, "how often each way is run"),
+        },
+        quick="few tasks of few steps",
+    )
+    ways, tasks, steps = [*WAYS], options.tasks, IMAGES // BATCH_SIZE
+    if options.quick:
+        ways, tasks, steps = [way._replace(sizes=way.sizes[-2:]) for way in WAYS], 2, 60
+    seeds = range(options.seed, options.seed + options.seeds)
+    results: list[Result] = []
+    with bar(len(ways) * tasks):
+        for way in ways:
+            results += measured(way, options.digits, seeds, tasks, steps)
+            say(f"{way.name}: {np.mean([run.accuracies for run in results[-len(seeds) :]]):.1%}")
+    write(results, options.out / "permuted_mnist.csv")
+    results = read(options.out / "permuted_mnist.csv")  # which has rounded figures
+    print(f"\n{table(results)}")
+    picture(results).savefig(options.out / "permuted_mnist.png", dpi=150)
+    print(f"\nwritten to {options.out}: permuted_mnist.csv, permuted_mnist.png")
+    return results
+
+
+if __name__ == "__main__":
+    run(main)
