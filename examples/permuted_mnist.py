@@ -241,16 +241,13 @@ def measured(
     ]
 
 
-def write(results: Iterable[Result], path: Path) -> None:
+def write(results: Sequence[Result], path: Path) -> None:
     """Writes a row for each way and seed."""
     with path.open("w", newline="") as file:
         rows = csv.writer(file)
-        for number, (*known, accuracies) in enumerate(results):
-            if not number:
-                rows.writerow([*Result._fields[:-1], *range(1, len(accuracies) + 1)])
-            rows.writerow(
-                [x if isinstance(x, str | int) else f"{x:.4f}" for x in (*known, *accuracies)]
-            )
+        rows.writerow([*Result._fields[:-1], *range(1, len(results[0].accuracies) + 1)])
+        for way, seed, *figures, curve in results:
+            rows.writerow([way, seed, *(f"{figure:.4f}" for figure in (*figures, *curve))])
 
 
 def read(path: Path) -> list[Result]:
