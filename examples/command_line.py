@@ -25,7 +25,7 @@ def parse(
     *,
     counts: Mapping[str, tuple[int, str]] = EPOCHS,
     digits: bool = True,
-    quick: str = "",
+    quick: Mapping[str, int] | None = None,
 ) -> argparse.Namespace:
     """Parses the command line, and makes sure that what it asks for can be had.
 
@@ -34,10 +34,10 @@ def parse(
         arguments: the command line; that of the process by default.
         counts: options that are integers, 1 or more: name, default and what it is.
         digits: whether the example trains on MNIST.
-        quick: what the flag ``--quick`` does, if there is one.
+        quick: what some of the counts are with ``--quick``.
 
     Returns:
-        The ``counts``, ``seed``, ``out``, a folder that exists, and maybe ``digits`` and ``quick``.
+        The ``counts``, ``seed``, ``out``, a folder that exists, and maybe ``digits``.
     """
     parser = argparse.ArgumentParser(
         description=description,
@@ -51,13 +51,16 @@ def parse(
             default="subset",
             help="12,000 digits that come with the package, or all 70,000 of tensorflow-datasets",
         )
-    if quick:
-        parser.add_argument("--quick", action="store_true", help=quick)
     for name, (default, meaning) in counts.items():
         parser.add_argument(f"--{name}", type=_at_least_one, default=default, help=meaning)
     parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for what is written")
+    if quick:
+        meaning = " ".join(f"--{name} {count}" for name, count in quick.items())
+        parser.add_argument("--quick", action="store_true", help=f"as {meaning}")
     options = parser.parse_args(arguments)
+    if quick and options.quick:
+        vars(options).update(quick)
     try:
         import matplotlib  # noqa: F401  # better missed now than after the training
     except ImportError:
