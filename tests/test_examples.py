@@ -33,7 +33,9 @@ import growbench  # noqa: E402
 import growth_vs_scratch  # noqa: E402
 import multi_device  # noqa: E402
 import permuted_mnist  # noqa: E402
+import recycled_agent  # noqa: E402
 import shrink_and_heal  # noqa: E402
+import two_domains  # noqa: E402
 import weight_symmetry  # noqa: E402
 from growing import data, law, networks, results, runs, tasks  # noqa: E402
 
@@ -566,6 +568,90 @@ def test_networks_learn_permuted_digits_in_all_ways(tmp_path, monkeypatch, capsy
 def test_the_documentation_has_the_table_of_permuted_digits():
     found = permuted_mnist.read(ROOT / "docs/results/permuted_mnist.csv")
     assert permuted_mnist.table(found) in (ROOT / "docs/results/permuted_mnist.md").read_text()
+
+
+# recycled_agent.py --------------------------------------------------------------------------------
+
+
+def test_an_agent_has_fewer_dormant_units_if_they_are_renewed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(recycled_agent, "SETTINGS", {4: (True,)})
+    monkeypatch.setattr(recycled_agent, "STEPS", 2000)
+    monkeypatch.setattr(recycled_agent, "TAU", 0.3)  # because it takes long until units are idle
+    found = recycled_agent.main(["--quick", "--out", str(tmp_path)])
+    left, renewed = recycled_agent.grouped(found).values()
+    assert left.shape == renewed.shape == (2, 1, 2)
+    assert 0 < renewed[1, 0, 1] < left[1, 0, 1] < 1
+    assert -1 <= left[0].min() <= left[0].max() <= 1
+    assert recorded_by(recycled_agent, recycled_agent.Game, tmp_path) == found
+    assert recycled_agent.table(found) in capsys.readouterr().out
+    assert (tmp_path / "recycled_agent.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_ball_is_caught_where_the_paddle_is():
+    balls = recycled_agent.jnp.arange(4)
+    boards = recycled_agent.Boards(0 * balls, balls, 0 * balls + 2)
+    for _ in range(9):
+        seen = recycled_agent.seen(boards, np.arange(50)[::-1])
+        assert (seen[:, ::-1].sum(-1) == 2).all()
+        boards, rewards, ended = recycled_agent.play(boards, np.sign(balls - boards.paddle) + 1)
+    assert ended.all() and (rewards == 1).all()
+    assert not recycled_agent.play(recycled_agent.fresh(jax.random.key(0)), balls)[1].any()
+
+
+# two_domains.py -----------------------------------------------------------------------------------
+
+
+def test_old_weights_stay_as_new_ones_learn_another_domain(tmp_path, monkeypatch, capsys):
+    small = dataclasses.replace(two_domains.SMALL, stream=24, mlp=24, depth=1)
+    deep = dataclasses.replace(small, depth=2)
+    monkeypatch.setattr(two_domains, "SMALL", small)
+    ways = {"all weights": (small, 0.5), "new layers": (deep, 0.0)}
+    ways = {name: two_domains.Way(*way) for name, way in ways.items()}
+    monkeypatch.setattr(two_domains, "WAYS", ways)
+    points = two_domains.main(["--quick", "--out", str(tmp_path)])
+    every, layers = two_domains.curves(points).values()
+    assert every.shape == layers.shape == (1, 1 + two_domains.PARTS, 2)
+    np.testing.assert_allclose(every[:, 0], layers[:, 0], atol=2e-4)
+    assert (every[:, -1, 1] < every[:, 0, 1]).all() and (layers[:, -1, 1] < layers[:, 0, 1]).all()
+    assert recorded_by(two_domains, two_domains.Point, tmp_path) == points
+    assert two_domains.table(points) in capsys.readouterr().out
+    assert (tmp_path / "two_domains.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_only_new_entries_are_trained():
+    is_new = {"kernel": np.array([[False, True]])}
+    tx = two_domains.optimizer(100, is_new)
+    params = {"kernel": np.ones((1, 2), np.float32)}
+    state = tx.init(params)
+    for _ in range(3):
+        updates, state = tx.update(params, state, params)
+    assert updates["kernel"][0, 0] == 0 > updates["kernel"][0, 1]
+
+
+def test_code_and_english_are_divided():
+    source = '"""Says."""\n\ndef f():\n    """Does."""  # why\n\n\nx = "# no"\n'
+    code, english = two_domains.divided(source)
+    assert code == "def f():\n    pass\nx = '# no'"
+    assert english == "Says.\nDoes.\nwhy"
+
+
+# What the documentation says of both --------------------------------------------------------------
+
+
+def recorded_by(example, kind, folder):
+    """What an example has measured, from its file."""
+    with open(folder / f"{example.__name__}.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [kind(*(of(row[name]) for name, of in kind.__annotations__.items())) for row in rows]
+
+
+@pytest.mark.parametrize(
+    "example, kind", [(recycled_agent, recycled_agent.Game), (two_domains, two_domains.Point)]
+)
+def test_the_documentation_has_the_table_of_what_was_recorded(example, kind):
+    folder = ROOT / "docs/results"
+    found = recorded_by(example, kind, folder)
+    assert example.table(found) in (folder / f"{example.__name__}.md").read_text()
 
 
 # multi_device.py ----------------------------------------------------------------------------------

@@ -42,6 +42,8 @@ COMMANDS = {
     "grow_transformer": "examples/grow_transformer.py",
     "shrink_and_heal": "examples/shrink_and_heal.py",
     "permuted_mnist": "examples/permuted_mnist.py",
+    "recycled_agent": "examples/recycled_agent.py",
+    "two_domains": "examples/two_domains.py",
 }
 
 
