@@ -27,7 +27,7 @@ import dogwood_jax as dw
 Params = dict[str, dict[str, jax.Array]]
 
 PIXELS, LAYERS, UNITS, CLASSES = 784, 3, 100, 10  # hidden layers, and units of each
-IMAGES, BATCH_SIZE, RATE = 10_000, 16, 1e-3
+BATCH_SIZE, RATE = 16, 1e-3
 ENDS = 10  # tasks at the beginning, and at the end, that the table compares
 SCORED = 1000  # images that say which units are dormant
 SEEDS = "seeds"  # the axis over which all is mapped
@@ -215,6 +215,8 @@ def measured(
     learner = jax.jit(jax.vmap(learning(way, widths, tx)[0]))(keys)
     curves, seconds = [], []
     for size, part in zip(way.sizes, np.array_split(np.arange(tasks), len(way.sizes)), strict=True):
+        if not part.size:
+            break  # there are fewer tasks than sizes
         if size > widths["layer_0"].size:
             learner, widths = grown(learner, widths, size, fold(keys, tasks + size), tx)
         learn = over_a_task(learning(way, widths, tx)[1], steps)
@@ -225,9 +227,8 @@ def measured(
             times.append(time.perf_counter() - start)
             curves.append(right)
             advance()
-        seconds += [min(times, default=0.0)] * len(
-            times
-        )  # because the machine may do something else at times
+        # The fastest one, because the machine may do something else at times.
+        seconds += [min(times)] * len(times)
 
     def dormant_share(params: Params, key: jax.Array) -> jax.Array:
         pixels, _ = task(key, images, steps)
@@ -314,17 +315,16 @@ def main(arguments: list[str] | None = None) -> list[Result]:
         arguments,
         counts={
             "tasks": (120, "permutations, one after the other"),
+            "images": (10_000, "of each task, in batches of 16"),
             "seeds": (3, "how often each way is run"),
         },
-        quick="few tasks of few steps",
+        quick={"tasks": 2, "images": 960},
     )
-    ways, tasks, steps = [*WAYS], options.tasks, IMAGES // BATCH_SIZE
-    if options.quick:
-        ways, tasks, steps = [way._replace(sizes=way.sizes[-2:]) for way in WAYS], 2, 60
+    tasks, steps = options.tasks, options.images // BATCH_SIZE
     seeds = range(options.seed, options.seed + options.seeds)
     results: list[Result] = []
-    with bar(len(ways) * tasks):
-        for way in ways:
+    with bar(len(WAYS) * tasks):
+        for way in WAYS:
             results += measured(way, options.digits, seeds, tasks, steps)
             say(f"{way.name}: {np.mean([run.accuracies for run in results[-len(seeds) :]]):.1%}")
     write(results, options.out / "permuted_mnist.csv")
