@@ -52,9 +52,10 @@ WAYS = (
     Way("plain backprop"),
     Way("L2", decay=1e-3),
     Way("shrink and perturb", decay=1e-3, noise=1e-4),
-    Way("ReDo", every=125, tau=0.1),
+    Way("ReDo", every=125, tau=0.025),
     Way("continual backprop", share=1e-3),
     Way("growing", sizes=(20, 40, 60, 80, 100)),
+    Way("growing, L2", sizes=(20, 40, 60, 80, 100), decay=1e-3),
 )
 
 # The network --------------------------------------------------------------------------------------
@@ -281,7 +282,7 @@ def table(results: Sequence[Result]) -> str:
         first, last = curves[:, :ENDS].mean(1), curves[:, -ENDS:].mean(1)
         columns = [_mean(first, ""), _mean(last, ""), _mean(last - first, "+")]
         dormant = np.mean([run.dormant for run in runs])
-        columns += [f"{dormant:.0%}", f"{runs[0].seconds / plain:.2f}"]
+        columns += [f"{dormant:.0%}", f"{runs[0].seconds / plain:.1f}"]
         lines.append(f"| {way} | {' | '.join(columns)} |")
     return "\n".join(lines)
 
