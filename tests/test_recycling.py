@@ -128,7 +128,8 @@ def test_masks_of_the_loop_take_the_place_of_its_own():
     params = perceptron()
     state = tx.init(params)
     mask = jnp.arange(8) == 5
-    updates, state = tx.update(gradients(params), state, params, masks={"up": mask})
+    update = jax.jit(tx.update)
+    updates, state = update(gradients(params), state, params, masks={"up": mask})
     params = optax.apply_updates(params, updates)
     assert jnp.all(params["down"]["kernel"][5] == 0)
     assert jnp.all(params["down"]["kernel"][jnp.array(DEAD)] != 0)
@@ -164,7 +165,7 @@ def test_scores_count_from_the_last_time_on():
 def test_outgoing_weights_are_zero_in_any_dtype(dtype):
     tx = dw.recycling(optax.adam(1e-2), WIDTHS, key=KEY, every=1)
     params = perceptron(dtype)
-    updates, _ = tx.update(gradients(params), tx.init(params), params)
+    updates, _ = jax.jit(tx.update)(gradients(params), tx.init(params), params)
     params = optax.apply_updates(params, updates)
     assert jnp.all(params["down"]["kernel"][jnp.array(DEAD)] == 0)
     assert params["up"]["kernel"].dtype == dtype
@@ -182,7 +183,7 @@ def test_units_of_a_stack_are_idle_if_they_are_so_in_each_layer():
     tx = dw.recycling(optax.adam(1e-2), dw.trace(deep, stack, X), key=KEY, every=1)
     grads = jax.grad(lambda stack: jnp.mean(jnp.square(deep(stack, X))))(stack)
     assert jnp.all(grads["up"]["kernel"][0, :, 2] == 0)
-    updates, state = tx.update(grads, tx.init(stack), stack)
+    updates, state = jax.jit(tx.update)(grads, tx.init(stack), stack)
     stack = optax.apply_updates(stack, updates)
     assert int(state.renewed) == 2
     assert jnp.all(stack["down"]["kernel"][:, jnp.array(DEAD)] == 0)
@@ -226,8 +227,9 @@ def test_a_grown_network_goes_on():
     anew = dw.recycling(inner, growth.after, key=KEY, every=2)
     old = state
     state = anew.init(wide)._replace(inner_state=grown)
+    update = jax.jit(anew.update)
     for _ in range(2):
-        updates, state = anew.update(gradients(wide), state, wide)
+        updates, state = update(gradients(wide), state, wide)
         wide = optax.apply_updates(wide, updates)
     assert jnp.all(wide["down"]["kernel"][jnp.array(DEAD)] == 0)
     with pytest.raises(ValueError, match="wrap the optimizer anew, with growth.after"):

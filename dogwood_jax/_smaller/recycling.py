@@ -1,6 +1,6 @@
 """An optimizer that makes new units of those that learn nothing: ``recycling``."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +23,7 @@ from dogwood_jax._base.arguments import (
     expect_given,
 )
 from dogwood_jax._base.problems import listed
-from dogwood_jax._base.trees import PyTree, leaves_by_path, struct_of
+from dogwood_jax._base.trees import PyTree, is_traced, leaves_by_path, struct_of
 from dogwood_jax._depth.layers import axis_of_layers
 from dogwood_jax._front.renew import never_renewed, renew
 from dogwood_jax._optimizer.growable import growable, has_growable
@@ -200,7 +200,9 @@ def recycling(
             else:
                 idle = {w.name: _is_idle(each, tau) for w, each in zip(units, scores, strict=True)}
                 is_due, none = steps % every == 0, jnp.zeros((), jnp.int32)
-                changes, inner_state, count = lax.cond(
+                # Outside of jit, a cond would be compiled in each step.
+                choose = lax.cond if is_traced(is_due) else _chosen
+                changes, inner_state, count = choose(
                     is_due, lambda: anew(idle), lambda: (changes, inner_state, none)
                 )
                 scores = tuple(jnp.where(is_due, 0, each) for each in scores)
@@ -213,6 +215,10 @@ def recycling(
         return run(*arguments)
 
     return optax.GradientTransformationExtraArgs(begun, update)
+
+
+def _chosen(is_true: Array, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:
+    return yes() if is_true else no()
 
 
 def _with_new_units(
