@@ -366,6 +366,9 @@ def test_what_is_wrong_is_said_before_anything_is_computed():
             renew(PARAMS, plain.init(PARAMS), WIDTHS, {"up": mask})
     with pytest.raises(ValueError, match="does not hold when each unit was born; wrap"):
         renew(PARAMS, dw.growable(optax.adam(RATE)).init(PARAMS), WIDTHS, {"up": mask})
+    wide = adam().init(perceptron(9))
+    with pytest.raises(ValueError, match=r"other sizes than the variables; after a growth go on"):
+        renew(PARAMS, wide, WIDTHS, {"up": mask})
     with pytest.raises(ValueError, match="tx has no such state"):
         dw.renew(
             *(PARAMS, state, WIDTHS, {"up": mask}),

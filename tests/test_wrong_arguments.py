@@ -749,6 +749,14 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
         lambda: dw.dormant(apply, PARAMS, WIDTHS, X, tau=-0.1),
         ["tau must be zero or positive, got -0.1"],
     ),
+    "dormant: tau of another kind": (
+        lambda: dw.dormant(apply, PARAMS, WIDTHS, X, tau="0.1"),
+        ["tau must be a number, got the str '0.1'"],
+    ),
+    "utility: of other kinds": (
+        lambda: dw.utility(apply, WIDTHS, maturity=1.5, share="1"),
+        ["maturity must be an integer", "share must be a number"],
+    ),
     "utility: swapped": (
         lambda: dw.utility(WIDTHS, apply),
         ["wrong order"],

@@ -36,6 +36,14 @@ def is_array(leaf: Any) -> bool:
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
 
+def only_data(tree: PyTree) -> PyTree:
+    """Returns a tree in which leaves that JAX cannot trace, such as functions, are None."""
+    return jax.tree.map(
+        lambda leaf: leaf if is_array(leaf) or isinstance(leaf, int | float | complex) else None,
+        tree,
+    )
+
+
 def leaves_by_path(tree: PyTree) -> dict[str, Any]:
     """Returns the leaves of a tree by path, in the order of ``jax.tree.leaves``."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)

@@ -24,7 +24,7 @@ from dogwood_jax._base.arguments import (
 )
 from dogwood_jax._base.described import described
 from dogwood_jax._base.problems import listed
-from dogwood_jax._base.trees import PyTree, in_order_of, leaves_by_path, rebuilt
+from dogwood_jax._base.trees import PyTree, in_order_of, is_array, leaves_by_path, rebuilt
 from dogwood_jax._optimizer.renew import expect_renewable, renewed_state
 from dogwood_jax._widths.layout import units_of
 from dogwood_jax._widths.widths import Width, Widths, no_such
@@ -169,7 +169,8 @@ def _problems(widths: Widths, name: str, mask: Any, strict: bool) -> Iterator[st
         yield no_such("width", name, widths)
         return
     width = widths[name]
-    if jnp.shape(mask) != (width.size,) or not jnp.issubdtype(jnp.result_type(mask), jnp.bool_):
+    is_mask = is_array(mask) and jnp.issubdtype(mask.dtype, jnp.bool_)
+    if not is_mask or jnp.shape(mask) != (width.size,):
         yield (
             f"{name}: pass a boolean for each unit, of shape {(width.size,)}, got {described(mask)}"
         )

@@ -17,8 +17,17 @@ from dogwood_jax._base.arguments import (
     expect,
     expect_given,
 )
+from dogwood_jax._base.described import described
 from dogwood_jax._base.problems import listed
-from dogwood_jax._base.trees import Keys, PyTree, is_array, leaf_path, leaves_by_path, struct
+from dogwood_jax._base.trees import (
+    Keys,
+    PyTree,
+    is_array,
+    leaf_path,
+    leaves_by_path,
+    only_data,
+    struct,
+)
 from dogwood_jax._optimizer.ages import Ages, AlongAxes, Moments, ages_of, renewable_ages, share_now
 from dogwood_jax._optimizer.by_cohort import updated
 from dogwood_jax._optimizer.factored import factored_axes
@@ -152,13 +161,16 @@ def growable(tx: Any, *, warmup: int = 0, renewable: bool = False) -> Any:
 
         try:
             if isinstance(state.ages, Ages):
-                return _updated(run, updates, state.inner_state, state.ages, params, warmup)
+                data = only_data(params)
+                return _updated(run, updates, state.inner_state, state.ages, data, warmup)
             updates, inner_state = run(updates, state.inner_state, params)
             return updates, GrowableState(inner_state)
         except Exception as error:  # an optimizer may raise anything
             if problems := _of_other_sizes(state.inner_state, updates):
                 of = "this state is not of the network that the updates are of"
                 raise ValueError(listed(f"growable: {of}", problems)) from error
+            if other := _of_another_optimizer(tx, state.inner_state, updates, params):
+                raise ValueError(f"growable: {other}") from error
             raise
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -213,6 +225,18 @@ def _of_other_sizes(state: PyTree, updates: PyTree) -> list[str]:
         if field.axis is None and not field.is_factor
         if math.prod(shape := jnp.shape(arrays[field.place])) > 1 and shape != field.leaf.shape
     ]
+
+
+def _of_another_optimizer(tx: Any, state: PyTree, updates: PyTree, params: PyTree) -> str | None:
+    """Says of which optimizer a state is, if it is not of this one."""
+    try:
+        begun = jax.eval_shape(tx.init, updates if params is None else params)
+    except Exception:  # an optimizer may raise anything
+        return None
+    wanted, came = described(begun), described(state)
+    if wanted == came:
+        return None
+    return f"expected {wanted}, got {came}; pass the state that this optimizer's init made"
 
 
 def _updated(

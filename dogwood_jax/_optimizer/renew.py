@@ -58,6 +58,19 @@ def expect_renewable(
         begun = jax.eval_shape(tx.init, _followed(variables, found))
         trees = unwrapped_state(begun), plain
         structures, shapes = ([*map(f, trees)] for f in (jax.tree.structure, _shapes))
+        if structures[0] == structures[1] and shapes[0] != shapes[1] and has_growable(begun):
+            places = leaves_by_path(plain)
+            raise ValueError(
+                listed(
+                    "renew: this state is of other sizes than the variables; after a growth go on "
+                    "with dw.grow_opt_state(state, growth, tx)",
+                    [
+                        f"{place}: expected shape {wanted}, got {came}"
+                        for place, wanted, came in zip(places, *shapes, strict=True)
+                        if wanted != came
+                    ],
+                )
+            )
         if structures[0] != structures[1] or shapes[0] != shapes[1] or not has_growable(begun):
             raise ValueError(
                 f"renew: tx has no such state: expected {described(begun)}, got "

@@ -5,16 +5,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from dogwood_jax._base.arguments import (
     FUNCTION,
+    INTEGER,
+    NUMBER,
     VARIABLES,
     WIDTHS,
     ArgumentKind,
     expect,
     expect_call,
+    expect_given,
     takes_inputs,
 )
 from dogwood_jax._base.problems import listed
@@ -74,7 +76,8 @@ def dormant(
         Sokar, Agarwal, Castro and Evci, 2023, The Dormant Neuron Phenomenon in Deep Reinforcement
         Learning.
     """
-    if not (isinstance(tau, int | float | np.number) and tau >= 0):
+    expect_given("dormant", tau=(NUMBER, tau))
+    if not tau >= 0:
         raise ValueError(f"dormant: tau must be zero or positive, got {tau!r}")
     found = _read("dormant", apply, variables, widths, *inputs)
 
@@ -197,6 +200,8 @@ def utility(
         the correction of bias is that of Dohare, Sutton and Mahmood, 2021, Continual Backprop.
     """
     expect("utility(apply, widths)", apply=(FUNCTION, apply), widths=(WIDTHS, widths))
+    numbers = {"decay": (NUMBER, decay), "share": (NUMBER, share)}
+    expect_given("utility", maturity=(INTEGER, maturity), **numbers)
     ranges = {
         "decay must be at least 0 and below 1": (decay, 0 <= decay < 1),
         "maturity must be 0 or more": (maturity, maturity >= 0),
