@@ -258,6 +258,79 @@ def test_wrong_arguments_are_named():
         dw.recycling(tx, tied, key=KEY)
 
 
+def test_an_optimizer_for_these_parameters_alone_may_be_wrapped_already():
+    labels = {"up": "adam", "down": "sgd"}
+    inner = optax.multi_transform({"adam": optax.adam(1e-2), "sgd": optax.sgd(1e-2)}, labels)
+    params, found = perceptron(), []
+    for tx in (inner, dw.growable(inner, renewable=True)):
+        tx = dw.recycling(tx, WIDTHS, key=KEY, every=1)
+        updates, state = jax.jit(tx.update)(gradients(params), tx.init(params), params)
+        assert int(state.renewed) == 2
+        found.append(updates)
+    same(*found)
+
+
+def test_a_module_of_equinox_may_hold_functions():
+    eqx = pytest.importorskip("equinox")
+    module = eqx.nn.MLP(4, 3, 8, 1, key=KEY)
+    module = eqx.tree_at(lambda m: m.layers[0].bias, module, perceptron()["up"]["bias"])
+
+    def batched(module, x):
+        return jax.vmap(module)(x)
+
+    arrays = eqx.filter(module, eqx.is_array)
+    widths = dw.trace(batched, module, X)
+    tx = dw.recycling(optax.adamw(1e-2), widths, key=KEY, every=1)
+    grads = eqx.filter_grad(lambda module: jnp.mean(jnp.square(batched(module, X))))(module)
+    found = [tx.update(grads, tx.init(arrays), params)[0] for params in (arrays, module)]
+    same(*found)
+    module = eqx.apply_updates(module, found[1])
+    assert jnp.all(module.layers[1].weight[:, jnp.array(DEAD)] == 0)
+
+
+def test_masks_may_have_former_names_or_be_none_at_all():
+    tx = dw.recycling(optax.adam(1e-2), WIDTHS, key=KEY, every=1)
+    params = perceptron()
+    _, state = tx.update(gradients(params), tx.init(params), params, masks={})
+    assert int(state.renewed) == 0
+
+    block, x = nn.MultiHeadDotProductAttention(2, qkv_features=8, out_features=3), jnp.float32(X)
+    params = block.init(KEY, x)
+    widths = dw.trace(block.apply, params, x)
+    former = {new: old for old, new in widths._former.items() if old != new}
+    name = next(name for name in former if name.endswith("[value_dim]"))
+    mask = jnp.arange(widths[name].size) == 1
+    tx = dw.recycling(optax.adam(1e-2), widths, key=KEY)
+    grads = jax.tree.map(jnp.ones_like, params)
+    one, other = (
+        tx.update(grads, tx.init(params), params, masks={key: mask})[0]
+        for key in (name, former[name])
+    )
+    same(one, other)
+
+
+def test_what_is_not_of_these_parameters_is_named():
+    tx, params = dw.recycling(optax.adam(1e-2), WIDTHS, key=KEY, every=1), perceptron()
+    state, grads = tx.init(params), gradients(params)
+    with pytest.raises(ValueError, match=r"not the gradients(.|\n)*- up/bias: .*got None"):
+        tx.update({"down": grads["down"]}, state, params)
+    with pytest.raises(ValueError, match=r"up/kernel: expected shape \(4, 8\), got an array"):
+        tx.update(jax.tree.map(lambda g: g[None], grads), state, params)
+    with pytest.raises(ValueError, match="this state is not of|expected an optimizer's state of"):
+        tx.update(grads, dw.recycling(optax.sgd(1e-2), WIDTHS, key=KEY).init(params), params)
+    with pytest.raises(ValueError, match="down: none of its units are renewed by this optimizer"):
+        tx.update(grads, state, params, masks={"down": jnp.zeros(3, bool)})
+    with pytest.raises(ValueError, match="pass masks of up alone:?\n- no width 'upp'"):
+        tx.update(grads, state, params, masks={"upp": jnp.zeros(8, bool)})
+    with pytest.raises(ValueError, match="up: pass a boolean for each unit, .* got a list"):
+        tx.update(grads, state, params, masks={"up": [True] * 8})
+    with pytest.raises(TypeError, match="init must be an initializer, got the str 'glorot'"):
+        dw.recycling(optax.adam(1e-2), WIDTHS, key=KEY, init="glorot")
+    growth = dw.plan(WIDTHS, {"up": 12})
+    with pytest.raises(ValueError, match="wrap the optimizer anew, with growth.after"):
+        dw.grow_opt_state(state, growth, tx)
+
+
 def test_running_statistics_are_not_the_optimizers():
     class Normed(nn.Module):
         @nn.compact

@@ -22,14 +22,21 @@ from dogwood_jax._base.arguments import (
     expect,
     expect_given,
 )
+from dogwood_jax._base.described import described
 from dogwood_jax._base.problems import listed
-from dogwood_jax._base.trees import PyTree, is_traced, leaves_by_path, struct_of
+from dogwood_jax._base.trees import (
+    PyTree,
+    is_traced,
+    leaves_by_path,
+    only_data,
+    struct_of,
+)
 from dogwood_jax._depth.layers import axis_of_layers
 from dogwood_jax._front.renew import never_renewed, renew
 from dogwood_jax._optimizer.growable import growable, has_growable
 from dogwood_jax._smaller.symmetry import expect_arrays_of, hidden
 from dogwood_jax._widths.layout import units_along
-from dogwood_jax._widths.widths import Width, Widths
+from dogwood_jax._widths.widths import Width, Widths, no_such
 from dogwood_jax.strategies import Initializer, glorot
 
 
@@ -79,8 +86,10 @@ def recycling(
     step, and no others: ``tx.update(grads, state, params, masks=dw.dormant(...))``.
 
     The update of a renewed unit is what is missing to its new weights, so ``optax.apply_updates``
-    makes the unit new. Shapes stay, and nothing is compiled again. All other entries take the steps
-    of the optimizer that was wrapped, bit for bit.
+    makes the unit new. Therefore ``recycling`` is the last link of a chain: what comes behind it,
+    such as a learning rate, would scale new weights. Shapes stay, and nothing is compiled again.
+    All other entries take the steps of the optimizer that was wrapped, bit for bit, unless XLA
+    rounds otherwise in the larger program.
 
     Args:
         tx: the optimizer. If it has no ``dw.growable(..., renewable=True)`` in it, it is wrapped in
@@ -131,6 +140,8 @@ def recycling(
 
     expect("recycling(tx, widths)", tx=(OPTIMIZER, tx), widths=(WIDTHS, widths))
     expect_given("recycling", key=(KEY, key), every=(INTEGER, every), tau=(NUMBER, tau))
+    if not callable(init):
+        raise TypeError(f"recycling: init must be an initializer, got {described(init)}")
     if wrong := [
         f"{name} must be {range}, got {number!r}"
         for name, number, range, fits in (
@@ -168,17 +179,21 @@ def recycling(
     ) -> tuple[PyTree, RecyclingState]:
         expect("update", state=(_STATE, state))
         expect_given("update", masks=(BY_WIDTH, masks))
+        masks = None if masks is None else _of_units(masks, widths, units)
         if params is None:
             raise ValueError(
                 "update: pass the parameters, tx.update(grads, state, params), because the update "
                 "of a new unit is what is missing to its new weights"
             )
+        params, zero = only_data(params), jnp.zeros((), jnp.int32)
         expected = {width.name: width.size for width in units}
         if (came := [scores.shape[-1] for scores in state.scores]) != [*expected.values()]:
             raise ValueError(
                 f"update: expected a state of units {expected}, got {came}; after a growth wrap "
                 "the optimizer anew, with growth.after"
             )
+
+        _expect_gradients(updates, params, widths, units)
 
         def run(
             updates: PyTree, state: RecyclingState, params: PyTree, masks: Any, key: Array
@@ -191,7 +206,7 @@ def recycling(
                 old, drawn = _in_network(params, widths), jax.random.fold_in(key, steps)
                 new, state = renew(old, inner_state, widths, masks, key=drawn, tx=inner, init=init)
                 missing = jax.tree.map(jnp.subtract, new, old)
-                count = jnp.concatenate([*map(jnp.asarray, masks.values())]).sum(dtype=jnp.int32)
+                count = sum((jnp.sum(m, dtype=jnp.int32) for m in masks.values()), zero)
                 return _with_new_units(changes, missing, widths, masks), state, count
 
             if masks is not None:
@@ -199,11 +214,11 @@ def recycling(
                 scores = state.scores
             else:
                 idle = {w.name: _is_idle(each, tau) for w, each in zip(units, scores, strict=True)}
-                is_due, none = steps % every == 0, jnp.zeros((), jnp.int32)
+                is_due = steps % every == 0
                 # Outside of jit, a cond would be compiled in each step.
                 choose = lax.cond if is_traced(is_due) else _chosen
                 changes, inner_state, count = choose(
-                    is_due, lambda: anew(idle), lambda: (changes, inner_state, none)
+                    is_due, lambda: anew(idle), lambda: (changes, inner_state, zero)
                 )
                 scores = tuple(jnp.where(is_due, 0, each) for each in scores)
             return changes, RecyclingState(inner_state, steps, scores, state.renewed + count)
@@ -247,11 +262,52 @@ def _renewable(tx: Any) -> Any:
     """Returns the optimizer, wrapped if it cannot go on after a renewal."""
     import optax
 
+    def fitting(params: PyTree) -> Any:
+        is_wrapped = has_growable(jax.eval_shape(tx.init, params))
+        return optax.with_extra_args_support(tx) if is_wrapped else growable(tx, renewable=True)
+
+    stand_ins = {"kernel": jnp.zeros((2, 3))}
     try:
-        is_wrapped = has_growable(jax.eval_shape(tx.init, {"kernel": jnp.zeros((2, 3))}))
+        jax.eval_shape(tx.init, stand_ins)
     except Exception:  # an optimizer may know the arrays that it is for, and raise anything
-        is_wrapped = False
-    return optax.with_extra_args_support(tx if is_wrapped else growable(tx, renewable=True))
+        pass
+    else:
+        return fitting(stand_ins)
+
+    def update(
+        updates: PyTree, state: PyTree, params: PyTree, **extra: Any
+    ) -> tuple[PyTree, PyTree]:
+        changes, state = fitting(params).update(updates, state, params, **extra)
+        return changes, state
+
+    return optax.GradientTransformationExtraArgs(lambda p: fitting(p).init(p), update)
+
+
+def _of_units(masks: Mapping[str, Array], widths: Widths, units: list[Width]) -> dict[str, Array]:
+    """Returns masks by the names of their widths, after checking that these are looked at."""
+    names = [width.name for width in units]
+    if wrong := [
+        f"{name}: none of its units are renewed by this optimizer"
+        if name in widths
+        else no_such("width", name, names)
+        for name in masks
+        if name not in widths or widths[name].name not in names
+    ]:
+        raise ValueError(listed(f"update: pass masks of {', '.join(names)} alone", wrong))
+    return {widths[name].name: mask for name, mask in masks.items()}
+
+
+def _expect_gradients(updates: PyTree, params: PyTree, widths: Widths, units: list[Width]) -> None:
+    """Raises if gradients are not those of the parameters, as far as units are concerned."""
+    known = {place.path: None for width in units for place in width.occurrences}
+    given, arrays = (leaves_by_path(_in_network(tree, widths)) for tree in (updates, params))
+    if wrong := [
+        f"{path}: expected shape {jnp.shape(arrays[path])}, got {described(given.get(path))}"
+        for path in known
+        if path in arrays
+        if path not in given or jnp.shape(given[path]) != jnp.shape(arrays[path])
+    ]:
+        raise ValueError(listed("update: these are not the gradients of the parameters", wrong))
 
 
 def _in_network(params: PyTree, widths: Widths) -> PyTree:
@@ -274,7 +330,8 @@ def _expect_all_arrays(params: PyTree, widths: Widths, units: list[Width]) -> No
                 gone,
             )
         )
-    expect_arrays_of("recycling", variables, units)
+    way_out = "trace again, and after a growth wrap the optimizer anew, with growth.after"
+    expect_arrays_of("recycling", variables, units, way_out)
 
 
 def _gradients_of(width: Width, widths: Widths, gradients: Mapping[str, Any]) -> Array:

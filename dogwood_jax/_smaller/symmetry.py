@@ -180,7 +180,9 @@ def expect_width(caller: str, variables: Any, width: Any, tolerance: Any) -> Non
     expect_arrays_of(caller, variables, [width])
 
 
-def expect_arrays_of(caller: str, variables: PyTree, widths: Iterable[Width]) -> None:
+def expect_arrays_of(
+    caller: str, variables: PyTree, widths: Iterable[Width], way_out: str = "trace again"
+) -> None:
     """Raises if an array of some widths is missing, or has another size there."""
     leaves = leaves_by_path(variables)
     known = {path: None for width in widths for path, _, _ in _places(width)}
@@ -201,7 +203,7 @@ def expect_arrays_of(caller: str, variables: PyTree, widths: Iterable[Width]) ->
         raise ValueError(
             listed(
                 f"{caller}: these are not the variables in which {names} "
-                f"{'were' if ', ' in names else 'was'} found; trace again",
+                f"{'were' if ', ' in names else 'was'} found; {way_out}",
                 list(problems),
             )
         )
