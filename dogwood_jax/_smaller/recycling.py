@@ -78,7 +78,8 @@ def recycling(
     It is for training loops that have an optimizer and no more, such as those with a ``TrainState``
     of Flax: nothing but the optimizer changes. Such a loop shows no activations, so the units are
     chosen by their gradients. The score of a unit is the mean magnitude of the gradients of its
-    incoming weights, divided by the mean of that over all units of the width. Every so many steps,
+    incoming weights and of its bias, added up, divided by the mean of that over all units of the
+    width. Every so many steps,
     units whose score since the last time is at most ``tau`` begin anew. A unit that is zero for all
     inputs has no gradient, so its score is zero.
 
@@ -87,9 +88,10 @@ def recycling(
 
     The update of a renewed unit is what is missing to its new weights, so ``optax.apply_updates``
     makes the unit new. Therefore ``recycling`` is the last link of a chain: what comes behind it,
-    such as a learning rate, would scale new weights. Shapes stay, and nothing is compiled again.
-    All other entries take the steps of the optimizer that was wrapped, bit for bit, unless XLA
-    rounds otherwise in the larger program.
+    such as a learning rate, would scale new weights. Outgoing weights that the optimizer freezes
+    become zero as well, and stay so. Shapes stay, and nothing is compiled again. All other entries
+    take the steps of the optimizer that was wrapped, bit for bit, unless XLA rounds otherwise in
+    the larger program.
 
     Args:
         tx: the optimizer. If it has no ``dw.growable(..., renewable=True)`` in it, it is wrapped in
