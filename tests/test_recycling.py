@@ -314,6 +314,9 @@ def test_what_is_not_of_these_parameters_is_named():
     state, grads = tx.init(params), gradients(params)
     with pytest.raises(ValueError, match=r"not the gradients(.|\n)*- up/bias: .*got None"):
         tx.update({"down": grads["down"]}, state, params)
+    wide = {"up": {"kernel": jnp.ones((4, 9)), "bias": jnp.ones(9)}, "down": params["down"]}
+    with pytest.raises(ValueError, match="these are not the variables in which up was found"):
+        tx.update(wide, state, wide)
     with pytest.raises(ValueError, match=r"up/kernel: expected shape \(4, 8\), got an array"):
         tx.update(jax.tree.map(lambda g: g[None], grads), state, params)
     with pytest.raises(ValueError, match="this state is not of|expected an optimizer's state of"):

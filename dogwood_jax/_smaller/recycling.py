@@ -195,6 +195,7 @@ def recycling(
                 "the optimizer anew, with growth.after"
             )
 
+        _expect_all_arrays(params, widths, units)
         _expect_gradients(updates, params, widths, units)
 
         def run(
