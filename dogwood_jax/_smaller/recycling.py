@@ -79,12 +79,14 @@ def recycling(
     of Flax: nothing but the optimizer changes. Such a loop shows no activations, so the units are
     chosen by their gradients. The score of a unit is the mean magnitude of the gradients of its
     incoming weights and of its bias, added up, divided by the mean of that over all units of the
-    width. Every so many steps,
-    units whose score since the last time is at most ``tau`` begin anew. A unit that is zero for all
-    inputs has no gradient, so its score is zero.
+    width. Every so many steps, units whose score since the last time is at most ``tau`` begin anew.
+    A unit that is zero for all inputs has no gradient, so its score is zero. A new unit has small
+    gradients at first, because its outgoing weights are zero. So after a few steps alone, it would
+    be renewed once more.
 
     A loop that knows more passes what it has found, and the optimizer renews these units in this
-    step, and no others: ``tx.update(grads, state, params, masks=dw.dormant(...))``.
+    step, and no others: ``tx.update(grads, state, params, masks=dw.dormant(...))``. Gradients of
+    such a step do not count.
 
     The update of a renewed unit is what is missing to its new weights, so ``optax.apply_updates``
     makes the unit new. Therefore ``recycling`` is the last link of a chain: what comes behind it,
@@ -187,7 +189,7 @@ def recycling(
                 "update: pass the parameters, tx.update(grads, state, params), because the update "
                 "of a new unit is what is missing to its new weights"
             )
-        params, zero = only_data(params), jnp.zeros((), jnp.int32)
+        params = only_data(params)
         expected = {width.name: width.size for width in units}
         if (came := [scores.shape[-1] for scores in state.scores]) != [*expected.values()]:
             raise ValueError(
@@ -202,7 +204,7 @@ def recycling(
             updates: PyTree, state: RecyclingState, params: PyTree, masks: Any, key: Array
         ) -> tuple[PyTree, RecyclingState]:
             scores = tuple(map(jnp.add, state.scores, scores_of(updates)))
-            steps = state.steps + 1
+            steps, zero = state.steps + 1, jnp.zeros((), jnp.int32)
             changes, inner_state = inner.update(updates, state.inner_state, params, **extra)
 
             def anew(masks: Mapping[str, Array]) -> tuple[PyTree, PyTree, Array]:
