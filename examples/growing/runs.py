@@ -10,7 +10,7 @@ import functools
 import hashlib
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from growing.data import Batch, Data
 
 Variables = Any
 Loss = Callable[..., jax.Array]
+Strategies = strategies.Strategy | Mapping[str, strategies.Strategy]
 
 CHUNK = 20  # steps of a compiled call
 DECAY = 0.2  # the share of a budget over which the rate decays
@@ -39,8 +40,8 @@ class Size:
     Attributes:
         model: the network.
         at: the share of the full budget that is spent when it begins.
-        strategy: how new units are filled in, or what makes it from this network's loss and a
-            batch.
+        strategy: how new units are filled in, in all widths or by the name of each, or what makes
+            it from this network's loss and a batch.
         depth: how new layers are filled in; None for silent ones behind the old ones.
         warmup: steps in which the rate of new weights rises.
         rate: what the learning rate is multiplied by while the network has this size.
@@ -48,7 +49,7 @@ class Size:
 
     model: nn.Module
     at: float = 0.0
-    strategy: strategies.Strategy | Callable[[Loss, Batch], strategies.Strategy] | None = None
+    strategy: Strategies | Callable[[Loss, Batch], Strategies] | None = None
     depth: strategies.DepthStrategy | None = None
     warmup: int = 0
     rate: float = 1.0

@@ -29,7 +29,7 @@ def grown(name: str, first: nn.Module, *others: Size) -> Way:
     return Way(name, (Size(first), *others))
 
 
-RANDOM = strategies.random()
+RANDOM, PAIRED = strategies.random(), strategies.paired()
 
 # Text ---------------------------------------------------------------------------------------------
 
@@ -66,6 +66,8 @@ def wider(name: str, at: float, strategy: Any = None) -> Way:
     return grown(name, decoder(6, 32, silent=True), Size(decoder(6, silent=True), at, strategy))
 
 
+# New units come in pairs wherever no norm sees them.
+HIDDEN = [name for i in range(6) for name in (f"up_{i}", f"attention_{i}/query[heads]")]
 STACK, BETWEEN = strategies.stack(), strategies.interpose(scaled=True)
 TEXT = Task(
     "text",
@@ -83,6 +85,7 @@ TEXT = Task(
         alone("stream of 32", decoder(6, 32, silent=True)),
         wider("stream of 32 to 64, random", 0.12, RANDOM),
         wider("stream of 32 to 64, outputs kept", 0.12),
+        wider("stream of 32 to 64, pairs", 0.12, dict.fromkeys(HIDDEN, PAIRED)),
     ),
     budgets=(0.45, 0.6, 0.75, 1.0),
     baselines=2,
@@ -179,6 +182,7 @@ PARITIES = Task(
         alone("64 units", MLP(64, 2)),
         grown("64 units to 256, random", MLP(64, 2), Size(MLP(256, 2), 0.15, RANDOM)),
         grown("64 units to 256, outputs kept", MLP(64, 2), Size(MLP(256, 2), 0.15)),
+        grown("64 units to 256, pairs", MLP(64, 2), Size(MLP(256, 2), 0.15, PAIRED)),
     ),
     budgets=BUDGETS,
     b2=0.999,
@@ -204,6 +208,7 @@ DIGITS_MLP = Task(
         alone("32 units", MLP(32)),
         grown("32 units to 256, random", MLP(32), Size(MLP(256), 0.15, RANDOM)),
         grown("32 units to 256, outputs kept", MLP(32), Size(MLP(256), 0.15)),
+        grown("32 units to 256, pairs", MLP(32), Size(MLP(256), 0.15, PAIRED)),
     ),
     budgets=BUDGETS,
     b2=0.999,
@@ -219,6 +224,7 @@ DIGITS_CNN = Task(
         alone("4 channels", CNN(4)),
         grown("4 channels to 16, random", CNN(4), Size(CNN(16), 0.15, RANDOM)),
         grown("4 channels to 16, outputs kept", CNN(4), Size(CNN(16), 0.15)),
+        grown("4 channels to 16, pairs", CNN(4), Size(CNN(16), 0.15, PAIRED)),
     ),
     budgets=BUDGETS,
     b2=0.999,
