@@ -64,6 +64,8 @@ SGD = optax.sgd(0.1, momentum=0.9)
 SAME_NAMES_STATE = SGD.init({"up": dense(4, 5), "down": dense(5, 2)})
 DEEPER = {**PARAMS, "mid": dense(8, 8)}
 TX = optax.adam(1e-3)
+GROWABLE = dw.growable(TX)
+GROWABLE_STATE = GROWABLE.init(PARAMS)
 STATE, IN_STATE = TX.init(PARAMS), TX.init(IN_PARAMS)
 WIDE_STATE = TX.init(WIDE)
 SGD_STATE = SGD.init(PARAMS)
@@ -371,11 +373,11 @@ CALLS: dict[str, tuple[Callable[[], Any], list[str]]] = {
         ["function of target=?", "reads no new array", "such as mid/bias", "the deeper model's"],
     ),
     "update of a growable optimizer: its inner state": (
-        lambda: dw.growable(TX).update(PARAMS, STATE, PARAMS),
+        lambda: GROWABLE.update(PARAMS, STATE, PARAMS),
         ["update: state must be a GrowableState", "ScaleByAdamState", "tx.init(params)"],
     ),
     "update of a growable optimizer: arguments swapped": (
-        lambda: dw.growable(TX).update(dw.growable(TX).init(PARAMS), PARAMS, PARAMS),
+        lambda: GROWABLE.update(GROWABLE_STATE, PARAMS, PARAMS),
         ["update: state must be a GrowableState", "a dict of 4 arrays"],
     ),
     "plan: target_apply without sizes or a target": (
