@@ -167,13 +167,16 @@ def test_tfds_reads_what_is_prepared(tmp_path, monkeypatch):
 def test_tfds_reads_without_tensorflow(tmp_path, monkeypatch):
     expected = write_prepared(tmp_path, seed=0)
 
-    def find_spec(name, *others):
-        if name.partition(".")[0] == "tensorflow":
-            raise ModuleNotFoundError(name)
+    def hiding(finder):
+        def find_spec(name, *others):
+            is_hidden = name.partition(".")[0] == "tensorflow"
+            return None if is_hidden else finder.find_spec(name, *others)
+
+        return SimpleNamespace(find_spec=find_spec)
 
     # Not by None in sys.modules, which tensorflow-datasets takes for a module that is loaded.
     monkeypatch.delitem(sys.modules, "tensorflow", raising=False)
-    monkeypatch.setattr(sys, "meta_path", [SimpleNamespace(find_spec=find_spec), *sys.meta_path])
+    monkeypatch.setattr(sys, "meta_path", [hiding(finder) for finder in sys.meta_path])
     assert_same(mnist.load("tfds", data_dir=tmp_path), expected)
 
 
