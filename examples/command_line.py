@@ -1,10 +1,11 @@
-"""What the examples share with their user: options, one bar for all trainings, and Ctrl-C."""
+"""What the examples share with their user: options, a bar for all trainings, results, Ctrl-C."""
 
 import argparse
 import contextlib
+import csv
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,20 @@ def _at_least_one(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected an integer, 1 or more, got {text!r}")
     return int(text)
+
+
+def mean_and_error(runs: np.ndarray, form: str) -> str:
+    """Returns the mean of some runs, and its standard error if there are several."""
+    error = f" ± {runs.std(ddof=1) / len(runs) ** 0.5:{form}}" if len(runs) > 1 else ""
+    return f"{runs.mean():{form}}{error}"
+
+
+def write(rows: Sequence[Any], figure: Any, folder: Path, name: str) -> None:
+    """Writes named tuples as a CSV file, and a figure beside it."""
+    with (folder / f"{name}.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([rows[0]._fields, *rows])
+    figure.savefig(folder / f"{name}.png", dpi=100)
+    print(f"\nwritten to {folder}: {name}.csv, {name}.png")
 
 
 def run(main: Callable[[], object]) -> None:

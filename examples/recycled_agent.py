@@ -7,10 +7,8 @@ updates, as ReDo does (Sokar et al., 2023). The replay ratio is the number of up
 All runs with the same one are one compiled program.
 """
 
-import csv
 from collections.abc import Iterable, Sequence
 from functools import cache, partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -18,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from command_line import advance, bar, parse, run, say
+from command_line import advance, bar, mean_and_error, parse, run, say, write
 from jax import Array, lax
 
 import dogwood_jax as dw
@@ -285,16 +283,12 @@ def table(found: Iterable[Game]) -> str:
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for (cells, ratio, way), (returns, dormant) in grouped(found).items():
         tenth = -(-returns.shape[1] // 10)
-        row = [cells, f"{ratio:g}", way, _mean(returns, ".2f"), _mean(returns[:, -tenth:], ".2f")]
-        row += [_mean(part, ".0%") for part in (dormant[:, :tenth], dormant[:, -tenth:])]
+        row = [cells, f"{ratio:g}", way]
+        row += [mean_and_error(part.mean(1), ".2f") for part in (returns, returns[:, -tenth:])]
+        parts = dormant[:, :tenth], dormant[:, -tenth:]
+        row += [mean_and_error(part.mean(1), ".0%") for part in parts]
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
-
-
-def _mean(runs: np.ndarray, form: str) -> str:
-    each = runs.mean(1)
-    error = f" ± {each.std(ddof=1) / len(each) ** 0.5:{form}}" if len(each) > 1 else ""
-    return f"{each.mean():{form}}{error}"
 
 
 def picture(found: Iterable[Game]) -> Any:
@@ -341,11 +335,7 @@ def main(arguments: list[str] | None = None) -> list[Game]:
             found += measured(updates, changes, options.games, key, options.seeds)
             advance()
     say(table(found))
-    path: Path = options.out / "recycled_agent.csv"
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([Game._fields, *found])
-    picture(found).savefig(path.with_suffix(".png"), dpi=100)
-    print(f"\nwritten to {options.out}: {path.name}, recycled_agent.png")
+    write(found, picture(found), options.out, "recycled_agent")
     return found
 
 

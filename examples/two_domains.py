@@ -8,7 +8,6 @@ Pro (Wu et al., 2024). All ways have the same learning rate and as many steps.
 
 import argparse
 import ast
-import csv
 import io
 import itertools
 import tokenize
@@ -22,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from command_line import bar, fit, parse, run, say
+from command_line import bar, fit, mean_and_error, parse, run, say, write
 from grow_transformer import CONTEXT, WINDOW, Transformer, Variables
 from growing.data import codes_of
 
@@ -30,7 +29,7 @@ import dogwood_jax as dw
 from dogwood_jax import strategies, training
 
 BATCH_SIZE, RATE = 16, 2e-3
-PARTS = 5  # of a training, after each of which it is tested
+PARTS = 5  # of a training; a test follows each part
 SMALL = Transformer(stream=48, heads=4, mlp=192, depth=3)
 # Both have as many new weights.
 WIDE = Transformer(stream=48, heads=4, mlp=480, depth=3)
@@ -244,14 +243,10 @@ def table(points: Sequence[Point]) -> str:
     rows = {"nothing yet": (0, before, before)}
     rows |= {p.way: (p.new_weights, before, found[p.way][:, -1]) for p in points}
     for way, (new, start, end) in rows.items():
-        losses = [_mean(end[:, 0]), _mean((end - start)[:, 0]), _mean(end[:, 1])]
+        parts = end[:, 0], (end - start)[:, 0], end[:, 1]
+        losses = [mean_and_error(part, ".3f") for part in parts]
         lines.append(f"| {' | '.join([way, f'{new:,}' if new else '', *losses])} |")
     return "\n".join(lines)
-
-
-def _mean(runs: np.ndarray) -> str:
-    error = f" ± {runs.std(ddof=1) / len(runs) ** 0.5:.3f}" if len(runs) > 1 else ""
-    return f"{runs.mean():.3f}{error}"
 
 
 def picture(points: Sequence[Point]) -> Any:
@@ -293,11 +288,7 @@ def main(arguments: list[str] | None = None) -> list[Point]:
             if point.step == options.second:
                 say(f"seed {point.seed}: {point.way}: {point.code:.3f} {point.english:.3f}")
     print(f"\n{table(points)}")
-    path: Path = options.out / "two_domains.csv"
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([Point._fields, *points])
-    picture(points).savefig(path.with_suffix(".png"), dpi=100)
-    print(f"\nwritten to {options.out}: {path.name}, two_domains.png")
+    write(points, picture(points), options.out, "two_domains")
     return points
 
 

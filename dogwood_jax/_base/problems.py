@@ -59,7 +59,7 @@ def _thoughts(problem: str) -> list[str]:
 
 
 def _alike_together(lines: Iterable[str]) -> list[str]:
-    """Returns problems, as one those that say the same of several places."""
+    """Returns problems; problems that say the same of several places become one."""
     found: dict[str, list[str]] = {}
     for line in lines:
         match = _PLACE.match(line)

@@ -228,7 +228,7 @@ def _of_other_sizes(state: PyTree, updates: PyTree) -> list[str]:
 
 
 def _of_another_optimizer(tx: Any, state: PyTree, updates: PyTree, params: PyTree) -> str | None:
-    """Says of which optimizer a state is, if it is not of this one."""
+    """Says what the state of this optimizer looks like, if another optimizer made the state."""
     try:
         begun = jax.eval_shape(tx.init, updates if params is None else params)
     except Exception:  # an optimizer may raise anything

@@ -1,4 +1,4 @@
-"""An optimizer that makes new units of those that learn nothing: ``recycling``."""
+"""An optimizer that renews the units that learn nothing: ``recycling``."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
