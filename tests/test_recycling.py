@@ -33,6 +33,7 @@ def apply(params, x):
     return h @ down["kernel"] + down["bias"][None]
 
 
+@jax.jit
 def gradients(params, step=0):
     def loss(params):
         return jnp.mean(jnp.square(apply(params, X) - jnp.cos(step)))
@@ -142,7 +143,7 @@ def test_without_gradients_nothing_is_renewed():
     tx = dw.recycling(optax.adam(1e-2), WIDTHS, key=KEY, every=1)
     params = perceptron()
     state = tx.init(params)
-    updates, state = tx.update(jax.tree.map(jnp.zeros_like, params), state, params)
+    updates, state = jax.jit(tx.update)(jax.tree.map(jnp.zeros_like, params), state, params)
     assert int(state.renewed) == 0
     assert all(jnp.all(update == 0) for update in jax.tree.leaves(updates))
 
@@ -154,9 +155,9 @@ def test_scores_count_from_the_last_time_on():
     state = tx.init(params)
     first = jax.tree.map(jnp.ones_like, params)
     second = first | {"up": jax.tree.map(lambda array: array.at[..., 3].set(0), first["up"])}
-    counts = []
+    counts, update = [], jax.jit(tx.update)
     for gradient in (first, second, second, second):
-        _, state = tx.update(gradient, state, params)
+        _, state = update(gradient, state, params)
         counts.append(int(state.renewed))
     assert counts == [0, 0, 0, 1]
 
@@ -220,7 +221,7 @@ def test_a_grown_network_goes_on():
     tx = dw.recycling(optax.adam(1e-2), WIDTHS, key=KEY, every=2)
     params = perceptron()
     state = tx.init(params)
-    _, state = tx.update(gradients(params), state, params)
+    _, state = jax.jit(tx.update)(gradients(params), state, params)
     growth = dw.plan(WIDTHS, {"up": 12})
     wide = dw.grow(params, growth, key=KEY)
     inner = dw.growable(optax.adam(1e-2), renewable=True)
@@ -283,7 +284,8 @@ def test_a_module_of_equinox_may_hold_functions():
     widths = dw.trace(batched, module, X)
     tx = dw.recycling(optax.adamw(1e-2), widths, key=KEY, every=1)
     grads = eqx.filter_grad(lambda module: jnp.mean(jnp.square(batched(module, X))))(module)
-    found = [tx.update(grads, tx.init(arrays), params)[0] for params in (arrays, module)]
+    update = eqx.filter_jit(tx.update)
+    found = [update(grads, tx.init(arrays), params)[0] for params in (arrays, module)]
     same(*found)
     module = eqx.apply_updates(module, found[1])
     assert jnp.all(module.layers[1].weight[:, jnp.array(DEAD)] == 0)
@@ -292,7 +294,7 @@ def test_a_module_of_equinox_may_hold_functions():
 def test_masks_may_have_former_names_or_be_none_at_all():
     tx = dw.recycling(optax.adam(1e-2), WIDTHS, key=KEY, every=1)
     params = perceptron()
-    _, state = tx.update(gradients(params), tx.init(params), params, masks={})
+    _, state = jax.jit(tx.update)(gradients(params), tx.init(params), params, masks={})
     assert int(state.renewed) == 0
 
     block, x = nn.MultiHeadDotProductAttention(2, qkv_features=8, out_features=3), jnp.float32(X)
@@ -304,7 +306,7 @@ def test_masks_may_have_former_names_or_be_none_at_all():
     tx = dw.recycling(optax.adam(1e-2), widths, key=KEY)
     grads = jax.tree.map(jnp.ones_like, params)
     one, other = (
-        tx.update(grads, tx.init(params), params, masks={key: mask})[0]
+        jax.jit(tx.update)(grads, tx.init(params), params, masks={key: mask})[0]
         for key in (name, former[name])
     )
     same(one, other)

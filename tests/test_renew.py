@@ -205,6 +205,10 @@ def is_renewable(width):
     return not stands_in_the_way and width.size > 1 and sides == {"incoming", "outgoing"}
 
 
+def renewed_units(widths, tx, width, mask, variables, state, key):
+    return dw.renew(variables, state, widths, {width: jnp.asarray(mask)}, key=key, tx=tx)
+
+
 @pytest.mark.parametrize(
     "name",
     ["mlp", "cnn", "lstm", "gru", "fused_qkv", "stacked_layers", "complex_and_fourier"],
@@ -214,29 +218,27 @@ def test_a_renewal_is_a_removal_and_a_growth_whose_units_take_old_places(name):
     model = NETWORKS[name].build()
     variables = networks.fill(model.shapes, 0)
     widths = dw.trace(model.apply, variables, *model.inputs)
-    tx = dw.growable(optax.sgd(RATE), renewable=True)
+    tx, apply = dw.growable(optax.sgd(RATE), renewable=True), jax.jit(model.apply)
     names = [width.name for width in widths.values() if is_renewable(width)]
     assert names
     for width in names:
         mask = np.arange(widths[width].size) % 3 == 1
         kept, new = (np.flatnonzero(one).tolist() for one in (~mask, mask))
+        renew = jax.jit(functools.partial(renewed_units, widths, tx, width, mask))
         removal = dw.plan(widths, keep={width: kept}, check=False)
         growth = dw.plan(removal.after, {width: len(mask)}, check=False)
-        wanted = dw.grow(dw.grow(variables, removal), growth, key=KEY)
-        renewed, state = dw.renew(
-            variables, tx.init(None), widths, {width: jnp.asarray(mask)}, key=KEY, tx=tx
-        )
-        found = dw.grow(renewed, dw.plan(widths, keep={width: kept + new}, check=False))
+        wanted = dw.grow(jax.jit(dw.grow)(variables, removal), growth, key=KEY)
+        renewed, state = renew(variables, tx.init(None), KEY)
+        moved = dw.plan(widths, keep={width: kept + new}, check=False)
+        found = jax.jit(dw.grow)(renewed, moved)
         drawn = 0
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
             assert bool(jnp.all((a == b) | (a != 0) & (b != 0)))
             drawn += int(jnp.sum(a != b))
         assert drawn
-        again, _ = dw.renew(
-            renewed, state, widths, {width: jnp.asarray(mask)}, key=jax.random.key(9), tx=tx
-        )
+        again, _ = renew(renewed, state, jax.random.key(9))
         assert distance(again, renewed) > 0
-        before, after = (model.apply(tree, *model.inputs) for tree in (renewed, again))
+        before, after = (apply(tree, *model.inputs) for tree in (renewed, again))
         for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
 
