@@ -149,7 +149,7 @@ def test_what_sees_whole_arrays_sees_the_grown_ones():
     for step in range(10):
         gradient = gradients(WIDE, step)
         updates, state = update(gradient, state, WIDE)
-        begun, fresh = plain.update(gradient, fresh, WIDE)
+        begun, fresh = jax.jit(plain.update)(gradient, fresh, WIDE)
         assert distance(updates, begun, same(NEW)) < 1e-10
 
 
@@ -164,7 +164,7 @@ def test_adafactor_begins_with_steps_like_those_of_a_new_one(factored):
     for step in range(10):
         gradient = gradients(WIDE, step)
         updates, state = update(gradient, state, WIDE)
-        begun, fresh = plain.update(gradient, fresh, WIDE)
+        begun, fresh = jax.jit(plain.update)(gradient, fresh, WIDE)
         norms = [jnp.linalg.norm(tree["down"]["kernel"][8:]) for tree in (updates, begun)]
         sizes.append(float(norms[0] / norms[1]))
     assert 0.7 < min(sizes) and max(sizes) < 1.4
@@ -193,7 +193,7 @@ def test_factored_moments_of_arrays_with_equal_axes_are_those_of_their_own_entri
     for step in range(6):
         gradient = gradients(wide, step)
         updates, state = update(gradient, state, wide)
-        begun, fresh = plain.update(gradient, fresh, wide)
+        begun, fresh = jax.jit(plain.update)(gradient, fresh, wide)
     ratio = jnp.median(jnp.abs(updates["in"][6:] / begun["in"][6:]))
     assert 0.8 < float(ratio) < 1.25
 
@@ -219,7 +219,7 @@ def test_a_gate_of_one_number_begins_anew():
         for step in range(5):
             gradient = gradients(deep, step)
             updates, state = update(gradient, state, deep)
-            begun, fresh = plain.update(gradient, fresh, deep)
+            begun, fresh = jax.jit(plain.update)(gradient, fresh, deep)
             np.testing.assert_allclose(updates["b"]["gate"], begun["b"]["gate"], rtol=1e-9)
 
 
@@ -243,7 +243,7 @@ def test_a_whole_optimizer_or_a_part_of_it_is_wrapped(wrap):
     scale = 1.0 if wrap == "group" else 0.8  # of the schedule, which goes on
     gradient = gradients(WIDE, 5)
     updates, state = jax.jit(tx.update)(gradient, state, WIDE)
-    wanted, _ = plain.update(old_part(gradient), before, SMALL)
+    wanted, _ = jax.jit(plain.update)(old_part(gradient), before, SMALL)
     assert distance(updates, wanted, {key: (OLD[key], np.s_[:]) for key in OLD}) < 1e-12
     new = updates["down"]["kernel"][8:]
     np.testing.assert_allclose(jnp.abs(new), scale * RATE, rtol=1e-5)
@@ -297,14 +297,14 @@ def test_a_network_that_grows_twice_has_entries_of_three_ages(name):
     state = dw.grow_opt_state(state, GROWTH, tx)
     fresh = [plain.init(SMALL), plain.init(WIDE)]
     for step in range(10):
-        fresh[0] = plain.update(gradients(SMALL, step), fresh[0])[1]
+        fresh[0] = jax.jit(plain.update)(gradients(SMALL, step), fresh[0])[1]
     update = jax.jit(tx.update)
     for step in range(15):
         gradient = gradients(WIDE, 50 + step)
         _, state = update(gradient, state, WIDE)
         fresh = [
-            plain.update(old_part(gradient), fresh[0])[1],
-            plain.update(gradient, fresh[1])[1],
+            jax.jit(plain.update)(old_part(gradient), fresh[0])[1],
+            jax.jit(plain.update)(gradient, fresh[1])[1],
         ]
     again = dw.plan(dw.chain(WIDE, LAYERS), {"up": 20})
     wider = dw.grow(WIDE, again, key=jax.random.key(2))
@@ -326,7 +326,7 @@ def test_a_network_that_grows_twice_has_entries_of_three_ages(name):
                     "bias": gradient["down"]["bias"],
                 },
             }
-            wanted, fresh[i] = plain.update(own, fresh[i])
+            wanted, fresh[i] = jax.jit(plain.update)(own, fresh[i])
             np.testing.assert_allclose(kernel[part], wanted["up"]["kernel"][part], rtol=1e-9)
 
 
@@ -376,8 +376,8 @@ def test_layers_that_are_inserted_begin_and_old_ones_go_on():
     for step in range(6):
         gradient = gradients(deep, step)
         updates, state = update(gradient, state, deep)
-        wanted, before = plain.update({"a": gradient["a"]}, before)
-        begun, fresh = plain.update(gradient, fresh)
+        wanted, before = jax.jit(plain.update)({"a": gradient["a"]}, before)
+        begun, fresh = jax.jit(plain.update)(gradient, fresh)
         for name in ("up", "down"):
             np.testing.assert_allclose(updates["a"][name], wanted["a"][name], rtol=1e-9)
             np.testing.assert_allclose(updates["b"][name], begun["b"][name], rtol=1e-9)
@@ -406,9 +406,9 @@ def test_layers_that_are_inserted_into_a_stack_begin_and_old_ones_go_on(axis):
     before, fresh = trained(plain, small, 12)[1], plain.init(deep)
     for step in range(3):
         gradient = gradients(deep, step)
-        updates, state = tx.update(gradient, state, deep)
-        wanted, before = plain.update(old(gradient), before)
-        begun, fresh = plain.update(gradient, fresh)
+        updates, state = jax.jit(tx.update)(gradient, state, deep)
+        wanted, before = jax.jit(plain.update)(old(gradient), before)
+        begun, fresh = jax.jit(plain.update)(gradient, fresh)
         for name in ("up", "down"):
             np.testing.assert_allclose(old(updates)[name], wanted[name], rtol=1e-9)
             new, its = (jnp.take(u[name], 2, axis) for u in (updates, begun))
@@ -460,8 +460,8 @@ def test_copies_move_together_at_first_and_part_later():
     assert float(jnp.min(jnp.max(apart, axis=0))) > 0.01
     # By then each takes whole steps, as the optimizer that was wrapped does.
     gradient = jax.grad(loss)(wide)
-    updates, _ = tx.update(gradient, grown, wide)
-    wanted, _ = optax.adam(RATE, eps=1e-12).update(gradient, grown.inner_state)
+    updates, _ = jax.jit(tx.update)(gradient, grown, wide)
+    wanted, _ = jax.jit(optax.adam(RATE, eps=1e-12).update)(gradient, grown.inner_state)
     for a, b in zip(jax.tree.leaves(updates), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
@@ -535,8 +535,8 @@ def test_a_template_to_restore_into_follows_from_shapes(tmp_path):
         np.testing.assert_array_equal(a, b)
     gradient = gradients(WIDE, 3)
     for a, b in zip(
-        jax.tree.leaves(tx.update(gradient, restored, WIDE)),
-        jax.tree.leaves(tx.update(gradient, state, WIDE)),
+        jax.tree.leaves(jax.jit(tx.update)(gradient, restored, WIDE)),
+        jax.tree.leaves(jax.jit(tx.update)(gradient, state, WIDE)),
         strict=True,
     ):
         np.testing.assert_array_equal(a, b)
@@ -613,7 +613,9 @@ def test_an_equinox_module_grows_with_its_optimizer():
     @eqx.filter_jit
     def step(module, state):
         gradient = eqx.filter_grad(lambda module: jnp.mean((apply(module, X) - Y) ** 2))(module)
-        updates, state = tx.update(gradient, state, eqx.filter(module, eqx.is_array))
+        updates, state = eqx.filter_jit(tx.update)(
+            gradient, state, eqx.filter(module, eqx.is_array)
+        )
         return eqx.apply_updates(module, updates), state
 
     module = make(8)
@@ -638,7 +640,7 @@ def test_variables_in_lists_grow():
     growth = dw.plan(dw.trace(apply, params, X), {("0", 1): 14})
     wide = dw.grow(params, growth, key=jax.random.key(0))
     state = dw.grow_opt_state(trained(tx, params, 20)[1], growth, tx)
-    updates, _ = tx.update(gradients(wide, 4), state, wide)
+    updates, _ = jax.jit(tx.update)(gradients(wide, 4), state, wide)
     np.testing.assert_allclose(jnp.abs(updates[1][8:]), RATE, rtol=1e-5)
 
 
@@ -668,7 +670,7 @@ def test_it_works_on_a_mesh(kind):
     gradient = jax.device_put(gradients(WIDE, 6), shardings)
     updates, state = jax.jit(tx.update)(gradient, state, jax.device_put(WIDE, shardings))
     wanted = dw.grow_opt_state(trained(tx, SMALL, 5)[1], GROWTH, tx)
-    wanted, _ = tx.update(gradients(WIDE, 6), wanted, WIDE)
+    wanted, _ = jax.jit(tx.update)(gradients(WIDE, 6), wanted, WIDE)
     for a, b in zip(jax.tree.leaves(updates), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(np.asarray(a), b, rtol=1e-10)
 

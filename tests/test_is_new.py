@@ -62,9 +62,14 @@ def entrywise(growth, tx):
 def trained(params, tx, apply=apply):
     state, start = tx.init(params), params
     loss = lambda params: jnp.mean((apply(params, X) - 1) ** 2)  # noqa: E731
-    for _ in range(3):
+
+    @jax.jit
+    def step(params, state):
         updates, state = tx.update(jax.grad(loss)(params), state, params)
-        params = optax.apply_updates(params, updates)
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(3):
+        params, state = step(params, state)
     return start, params
 
 

@@ -108,7 +108,7 @@ def test_the_optimizer_goes_along(tx, kept_layers):
     for step in range(3):
         for index, tree in enumerate((params, kept)):
             gradients = jax.tree.map(lambda a, step=step: jnp.cos(a + step), tree)
-            _, states[index] = tx.update(gradients, states[index], tree)
+            _, states[index] = jax.jit(tx.update)(gradients, states[index], tree)
     growth = dw.plan(dw.trace(by_names, params, X), keep={"layer": kept_layers})
     state = dw.grow_opt_state(states[0], growth, tx)
     gradients = jax.tree.map(jnp.sin, kept)

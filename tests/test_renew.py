@@ -109,7 +109,7 @@ def test_factors_of_old_entries_stay(name):
     tx = dw.growable(plain, renewable=True)
     state = tx.init(PARAMS)
     for step in range(5):
-        _, state = tx.update(gradients(PARAMS, step), state, PARAMS)
+        _, state = jax.jit(tx.update)(gradients(PARAMS, step), state, PARAMS)
     _, after = dw.renew(PARAMS, state, WIDTHS, {"up": MASKS[0]}, key=KEY, tx=tx)
 
     def moment(state):
@@ -134,14 +134,17 @@ def test_a_state_of_renewable_units_grows_and_goes_on_renewing():
     state, old = tx.init(PARAMS), plain.init(PARAMS)
     for step in range(6):
         gradient = gradients(PARAMS, step)
-        _, state = tx.update(gradient, state, PARAMS)
-        _, old = plain.update(gradient, old)
+        _, state = jax.jit(tx.update)(gradient, state, PARAMS)
+        _, old = jax.jit(plain.update)(gradient, old)
     params, state = dw.renew(PARAMS, state, WIDTHS, {"up": MASKS[0]}, key=KEY, tx=tx)
     middle = plain.init(params)
     for step in range(3):
         gradient = gradients(params, 20 + step)
-        _, state = tx.update(gradient, state, params)
-        (_, old), (_, middle) = plain.update(gradient, old), plain.update(gradient, middle)
+        _, state = jax.jit(tx.update)(gradient, state, params)
+        (_, old), (_, middle) = (
+            jax.jit(plain.update)(gradient, old),
+            jax.jit(plain.update)(gradient, middle),
+        )
     wide = dw.grow(params, growth, key=KEY)
     state = dw.grow_opt_state(state, growth, tx)
     assert len(state.ages.births) == 2 + (4 + 12) + 12 + (12 + 3) + 3
@@ -156,11 +159,11 @@ def test_a_state_of_renewable_units_grows_and_goes_on_renewing():
         found, renewed = update(gradient, renewed, after)
         parts = []
         for ages in ("old", "middle"):
-            updates, kept = plain.update(own, {"old": old, "middle": middle}[ages])
+            updates, kept = jax.jit(plain.update)(own, {"old": old, "middle": middle}[ages])
             parts.append(updates["up"]["kernel"])
             old, middle = (kept, middle) if ages == "old" else (old, kept)
-        begun, new = plain.update(gradient, new)
-        last, latest = plain.update(gradient, latest)
+        begun, new = jax.jit(plain.update)(gradient, new)
+        last, latest = jax.jit(plain.update)(gradient, latest)
         first = jnp.where(MASKS[0][None], parts[1], parts[0])
         wanted = jnp.hstack([first, begun["up"]["kernel"][:, 8:10], last["up"]["kernel"][:, 10:]])
         np.testing.assert_allclose(found["up"]["kernel"], wanted, rtol=1e-12)

@@ -188,10 +188,14 @@ def test_copies_may_begin_with_a_new_state(strategy):
     def loss(p):
         return jnp.sum((apply(p, X) - 1) ** 2)
 
+    @jax.jit
+    def step(at, opt_state):
+        updates, opt_state = tx.update(jax.grad(loss)(at), opt_state, at)
+        return optax.apply_updates(at, updates), opt_state
+
     at, opt_state = wide, dw.grow_opt_state(state, growth, tx)
     for _ in range(3):
-        updates, opt_state = tx.update(jax.grad(loss)(at), opt_state, at)
-        at = optax.apply_updates(at, updates)
+        at, opt_state = step(at, opt_state)
     kernel = np.asarray(at["up"]["kernel"])
     assert np.abs(kernel[:, :6] - kernel[:, 6:]).max() > 1e-3  # copies part
     with pytest.raises(ValueError, match="state must be 'copied' or 'new', got 'old'"):
