@@ -136,7 +136,7 @@ def trained(tx, tree, steps=2):
     state = tx.init(tree)
     for step in range(steps):
         gradient = jax.tree.map(lambda a, step=step: jnp.cos(a + step), tree)
-        state = tx.update(gradient, state, tree)[1]
+        state = jax.jit(tx.update)(gradient, state, tree)[1]
     return state
 
 

@@ -220,15 +220,17 @@ def fresh(name: str, sizes: Mapping[str, int]) -> dict[str, Any]:
 
 
 def thinned(growths: Iterable[tuple[str, str]]) -> Iterator[Any]:
-    """Yields all networks in which a function stands alone, and every third of the others.
+    """Yields all functions that stand alone, where new units are silent, and parts of the rest.
 
-    The rest is for ``-m slow``.
+    These are every third network around a function, and every second growth in another way. The
+    others are for ``-m slow``.
     """
     left = 0
     for case in cases("growth", growths):
-        is_around = case.values[1] not in PLAIN
-        left += is_around
-        is_slow = is_around and left % 3 != 0
+        strategy, name = case.values
+        every = (1 if name in PLAIN else 3) * (1 if strategy == "zero_outgoing" else 2)
+        left += every > 1
+        is_slow = every > 1 and left % every != 0
         marks = [*case.marks, *([pytest.mark.slow] if is_slow else [])]
         yield pytest.param(*case.values, marks=marks)
 

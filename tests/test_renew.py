@@ -76,8 +76,17 @@ def test_old_entries_go_on_and_renewed_ones_begin(name):
 NOT_EXACT = every.SEES_NEW_ENTRIES | every.NOT_ANEW | {"sm3", "scale_by_sm3", "lookahead"}
 
 
+KNOWN = every.TRANSFORMS.keys() - every.REFUSED - NOT_EXACT
+# Optimizers that consist of one of the others, or are among those above, are for -m slow.
+TRANSFORMS = [
+    pytest.param(name, marks=[pytest.mark.slow] * is_slow)
+    for name in sorted(KNOWN)
+    for is_slow in [name in OPTIMIZERS or f"scale_by_{name}" in KNOWN]
+]
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("name", sorted(every.TRANSFORMS.keys() - every.REFUSED - NOT_EXACT))
+@pytest.mark.parametrize("name", TRANSFORMS)
 def test_so_it_is_for_every_transform(name):
     plain = every.made(name)
     tx = dw.growable(plain, renewable=True)
