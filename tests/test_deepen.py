@@ -553,7 +553,7 @@ class Stages(nn.Module):
 def test_fresh_arrays_are_read_where_old_ones_go():
     x = jnp.linspace(-1, 1, 6).reshape(2, 3)
     small, large = Stages(1), Stages(2)
-    variables, fresh = (model.init(jax.random.key(1), x) for model in (small, large))
+    variables, fresh = (jax.jit(model.init)(jax.random.key(1), x) for model in (small, large))
     widths = dw.trace(small.apply, variables, x)
     growth = dw.plan(widths, target=fresh, target_apply=large.apply)
     grown = dw.grow(variables, growth, fresh=fresh, key=jax.random.key(2))
@@ -598,9 +598,9 @@ class EncoderDecoder(nn.Module):
 def test_layers_that_are_numbered_through_all_blocks_are_found_in_the_order_of_reading(network):
     small, large = network(2), network(4)
     x = jnp.linspace(-1, 1, 24).reshape(1, 6, 4)
-    variables = small.init(jax.random.key(1), x)
+    variables = jax.jit(small.init)(jax.random.key(1), x)
     target = jax.eval_shape(large.init, jax.random.key(0), x)
     growth = dw.plan(dw.trace(small.apply, variables, x), target=target, target_apply=large.apply)
     grown = dw.grow(variables, growth, key=jax.random.key(2))
-    old, new = small.apply(variables, x), large.apply(grown, x)
+    old, new = jax.jit(small.apply)(variables, x), jax.jit(large.apply)(grown, x)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-6), old, new)

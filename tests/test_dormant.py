@@ -131,7 +131,7 @@ class Convolutional(nn.Module):
 
 def test_convolutions_count_positions_and_pooling_comes_first():
     x, module = normal(6, 3, 8, 8, 2), Convolutional()
-    params = {"params": module.init(jax.random.key(0), x)["params"]}
+    params = {"params": jax.jit(module.init)(jax.random.key(0), x)["params"]}
     idle = params["params"]["Conv_1"]["bias"].at[2].set(-100.0)
     params["params"]["Conv_1"]["bias"] = idle
     apply = lambda params, x: module.apply(params, x, mutable=["other"])[0]  # noqa: E731
@@ -172,7 +172,7 @@ def test_heads_and_gated_units_are_found():
 def test_biases_make_no_weights_of_values():
     """Queries meet keys. Both hold biases along the units, but no weights read them."""
     module, x = nn.MultiHeadDotProductAttention(2), normal(7, 2, 5, 4)
-    params = module.init(jax.random.key(0), x)
+    params = jax.jit(module.init)(jax.random.key(0), x)
     widths = dw.trace(module.apply, params, x)
     assert "query[head_dim]" in widths
     assert {*dw.dormant(module.apply, params, widths, x)} == {"query[heads]", "value[value_dim]"}

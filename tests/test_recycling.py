@@ -298,7 +298,7 @@ def test_masks_may_have_former_names_or_be_none_at_all():
     assert int(state.renewed) == 0
 
     block, x = nn.MultiHeadDotProductAttention(2, qkv_features=8, out_features=3), jnp.float32(X)
-    params = block.init(KEY, x)
+    params = jax.jit(block.init)(KEY, x)
     widths = dw.trace(block.apply, params, x)
     former = {new: old for old, new in widths._former.items() if old != new}
     name = next(name for name in former if name.endswith("[value_dim]"))
@@ -344,7 +344,7 @@ def test_running_statistics_are_not_the_optimizers():
             x = nn.BatchNorm(use_running_average=True)(nn.Dense(8)(x))
             return nn.Dense(3)(nn.relu(x))
 
-    variables = Normed().init(KEY, X)
+    variables = jax.jit(Normed().init)(KEY, X)
     tx = dw.recycling(optax.adam(1e-2), dw.trace(Normed().apply, variables, X), key=KEY)
     with pytest.raises(ValueError, match=r"use dw.renew in the training loop:?\n- batch_stats/"):
         tx.init(variables["params"])

@@ -118,7 +118,7 @@ def test_the_optimizer_goes_along(tx, kept_layers):
 
 def test_a_layer_may_have_several_names():
     module = Deep()
-    variables = module.init(jax.random.key(0), X)
+    variables = jax.jit(module.init)(jax.random.key(0), X)
     widths = dw.trace(module.apply, variables, X)
     with pytest.raises(ValueError, match="blocks: nothing shows how the network does without"):
         dw.plan(widths, keep={"blocks": KEPT})
@@ -149,7 +149,7 @@ class Blocks(nn.Module):
 
 def blocks():
     module = Blocks(COUNT)
-    variables = module.init(jax.random.key(0), X)
+    variables = jax.jit(module.init)(jax.random.key(0), X)
     shift = lambda a: a + jnp.arange(a.size).reshape(a.shape) / a.size  # noqa: E731
     return module, jax.tree.map(shift, variables)
 

@@ -308,7 +308,7 @@ class Normalized(nn.Module):
 
 def normalized(over):
     module, x = Normalized(over), jnp.asarray(np.random.default_rng(0).normal(size=(5, 4)))
-    variables = module.init(KEY, x)
+    variables = jax.jit(module.init)(KEY, x)
     return module.apply, networks.fill(jax.eval_shape(lambda: variables), 1), x
 
 

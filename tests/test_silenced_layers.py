@@ -256,7 +256,7 @@ class Linen(nn.Module):
 
 def test_weight_norm_of_linen() -> None:
     old, new = Linen(1), Linen(2)
-    variables = old.init(jax.random.key(0), X)
+    variables = jax.jit(old.init)(jax.random.key(0), X)
     target = jax.eval_shape(new.init, jax.random.key(0), X)
     growth = dw.plan(dw.trace(old.apply, variables, X), target=target, target_apply=new.apply)
     deeper = dw.grow(variables, growth, key=jax.random.key(1))

@@ -126,9 +126,9 @@ def test_the_loss_goes_on_where_the_network_grows():
 def test_wider_and_deeper_with_functions_of_their_own():
     inputs, labels = data()
     small, large = Net(6), Net(10, layers=2)
-    target = large.init(jax.random.key(2), inputs)
+    target = jax.jit(large.init)(jax.random.key(2), inputs)
     stages = [Stage(epochs=1), Stage(epochs=0, target=target, apply=large.apply)]
-    start = small.init(jax.random.key(1), inputs)
+    start = jax.jit(small.init)(jax.random.key(1), inputs)
     run = training.fit(small.apply, start, TX, (inputs, labels), stages=stages, **SETTINGS)
     before = training.fit(small.apply, start, TX, (inputs, labels), epochs=1, **SETTINGS)
     assert run.apply == large.apply
@@ -154,14 +154,14 @@ def test_a_stage_may_stack_layers():
         Stage(epochs=1),
         Stage(epochs=1, target=target, apply=Net(6, 5).apply, depth=dw.strategies.stack()),
     ]
-    start = Net(6, layers=2).init(jax.random.key(1), inputs)
+    start = jax.jit(Net(6, layers=2).init)(jax.random.key(1), inputs)
     run = training.fit(Net(6, 2).apply, start, TX, (inputs, labels), stages=stages, **SETTINGS)
     assert len(run.variables["params"]) == 6
 
 
 def test_a_module_of_another_size_comes_with_its_function():
     inputs, labels = data()
-    start = Net(6).init(jax.random.key(1), inputs)
+    start = jax.jit(Net(6).init)(jax.random.key(1), inputs)
     stages = [Stage(epochs=1), Stage(epochs=1, sizes={"first": 9}, apply=Net(9).apply)]
     run = training.fit(Net(6).apply, start, TX, (inputs, labels), stages=stages, **SETTINGS)
     assert run.variables["params"]["last"]["kernel"].shape == (9, 2)
@@ -306,7 +306,7 @@ def test_a_clock_is_refused_where_several_processes_train(stages, monkeypatch):
 
 def test_a_function_that_knows_its_sizes_is_asked_for():
     inputs, labels = data()
-    start = Net(6).init(jax.random.key(1), inputs)
+    start = jax.jit(Net(6).init)(jax.random.key(1), inputs)
     stages = [Stage(epochs=1), Stage(epochs=1, sizes={"first": 9})]
     with pytest.raises(ValueError, match=r"stages\[1\]: apply does not take the grown variables"):
         training.fit(Net(6).apply, start, TX, (inputs, labels), stages=stages, **SETTINGS)

@@ -218,7 +218,7 @@ def test_a_wide_network_learns_separable_images():
     noisy = (prototypes[labels] + rng.integers(0, 256, (500, 28, 28))) // 2
     images = noisy.astype(np.uint8)
     model = Classifier()
-    variables = model.init(KEY, images[:1] / np.float32(255))
+    variables = jax.jit(model.init)(KEY, images[:1] / np.float32(255))
     train, test = (images[:400], labels[:400]), (images[400:], labels[400:])
     _, before = training.evaluate(model.apply, variables, test)
     run = training.fit(

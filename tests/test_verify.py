@@ -417,7 +417,7 @@ def in_training(hidden):
 
 def test_new_statistics_are_compared_where_old_units_are():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3, 3, 2)))
-    old = Normed(4).init(jax.random.key(0), x)
+    old = jax.jit(Normed(4).init)(jax.random.key(0), x)
     widths = dw.trace(in_training(4), old, x)
     growth = dw.plan(widths, target=jax.eval_shape(Normed(7).init, KEY, x))
     wide = dw.grow(old, growth, key=KEY)

@@ -65,7 +65,7 @@ def test_a_whole_model_is_cloned(norm, times):
     large = Encoder(8 * times, 2 * times, 12 * times, norm=norm)
     params = jax.tree.map(
         lambda leaf: leaf + 0.1 * jax.random.normal(KEY, leaf.shape, leaf.dtype),
-        small.init(KEY, x.astype(jnp.float32)),
+        jax.jit(small.init)(KEY, x.astype(jnp.float32)),
     )
     x = x.astype(jnp.float32)
     target = jax.eval_shape(large.init, KEY, x)

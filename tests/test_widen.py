@@ -450,7 +450,7 @@ class MLP(nn.Module):
 @pytest.mark.parametrize("container", [dict, freeze], ids=["dict", "FrozenDict"])
 def test_flax_variables(container):
     x = np.random.default_rng(0).normal(size=(5, 7)).astype("float32")
-    variables = container(MLP(3).init(jax.random.key(1), x))
+    variables = container(jax.jit(MLP(3).init)(jax.random.key(1), x))
     key = jax.random.key(2)
     wide = dw.widen(variables, "dense_1", into="dense_2", units=8, key=key)
     assert type(wide) is type(variables)
