@@ -139,21 +139,19 @@ def test_factors_of_old_entries_stay(name):
 def test_a_state_of_renewable_units_grows_and_goes_on_renewing():
     """Entries of three ages, and a fourth after the growth."""
     plain, tx = optax.adam(RATE), adam()
+    update, reference = jax.jit(tx.update), jax.jit(plain.update)
     growth = dw.plan(WIDTHS, {"up": 12})
     state, old = tx.init(PARAMS), plain.init(PARAMS)
     for step in range(6):
         gradient = gradients(PARAMS, step)
-        _, state = jax.jit(tx.update)(gradient, state, PARAMS)
-        _, old = jax.jit(plain.update)(gradient, old)
+        _, state = update(gradient, state, PARAMS)
+        _, old = reference(gradient, old)
     params, state = dw.renew(PARAMS, state, WIDTHS, {"up": MASKS[0]}, key=KEY, tx=tx)
     middle = plain.init(params)
     for step in range(3):
         gradient = gradients(params, 20 + step)
-        _, state = jax.jit(tx.update)(gradient, state, params)
-        (_, old), (_, middle) = (
-            jax.jit(plain.update)(gradient, old),
-            jax.jit(plain.update)(gradient, middle),
-        )
+        _, state = update(gradient, state, params)
+        (_, old), (_, middle) = (reference(gradient, one) for one in (old, middle))
     wide = dw.grow(params, growth, key=KEY)
     state = dw.grow_opt_state(state, growth, tx)
     assert len(state.ages.births) == 2 + (4 + 12) + 12 + (12 + 3) + 3
@@ -161,18 +159,17 @@ def test_a_state_of_renewable_units_grows_and_goes_on_renewing():
     late = jnp.arange(12) >= 10
     after, renewed = dw.renew(wide, state, growth.after, {"up": late}, key=KEY, tx=tx)
     latest = plain.init(after)
-    update = jax.jit(tx.update)
     for step in range(4):
         gradient = gradients(wide, 40 + step)
         own = jax.tree.map(lambda a, b: a[tuple(map(slice, b.shape))], gradient, PARAMS)
         found, renewed = update(gradient, renewed, after)
         parts = []
         for ages in ("old", "middle"):
-            updates, kept = jax.jit(plain.update)(own, {"old": old, "middle": middle}[ages])
+            updates, kept = reference(own, {"old": old, "middle": middle}[ages])
             parts.append(updates["up"]["kernel"])
             old, middle = (kept, middle) if ages == "old" else (old, kept)
-        begun, new = jax.jit(plain.update)(gradient, new)
-        last, latest = jax.jit(plain.update)(gradient, latest)
+        begun, new = reference(gradient, new)
+        last, latest = reference(gradient, latest)
         first = jnp.where(MASKS[0][None], parts[1], parts[0])
         wanted = jnp.hstack([first, begun["up"]["kernel"][:, 8:10], last["up"]["kernel"][:, 10:]])
         np.testing.assert_allclose(found["up"]["kernel"], wanted, rtol=1e-12)
