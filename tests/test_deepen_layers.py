@@ -252,7 +252,7 @@ def test_running_statistics_among_the_outputs():
 
 def test_inserted_normalizations_get_the_statistics_of_a_batch():
     old, new, x = Cnn(2), Cnn(4), jnp.linspace(-1, 2, 5 * 6 * 6 * 2).reshape(5, 6, 6, 2) ** 3
-    variables = fill(jax.jit(old.init)(jax.random.key(0), x), 1)
+    variables = fill(jax.eval_shape(old.init, jax.random.key(0), x), 1)
     # As after training, the running statistics are those of the data.
     train = lambda model: functools.partial(model.clone(training=True).apply, mutable="batch_stats")  # noqa: E731
     _, seen = train(old)(variables, x)

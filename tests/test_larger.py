@@ -398,7 +398,7 @@ def test_an_output_that_automatic_names_count_as_hidden_is_told():
             return nn.Dense(3)(x)
 
     x = jnp.ones((2, 4))
-    widths = dw.trace(MLP(2).apply, jax.jit(MLP(2).init)(jax.random.key(0), x), x)
+    widths = dw.trace(MLP(2).apply, jax.eval_shape(MLP(2).init, jax.random.key(0), x), x)
     target = jax.eval_shape(MLP(3).init, jax.random.key(0), x)
     with pytest.raises(ValueError, match="- give the last layer a name of its own in both models"):
         dw.plan(widths, target=target, target_apply=MLP(3).apply)

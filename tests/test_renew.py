@@ -214,10 +214,6 @@ def is_renewable(width):
     return not stands_in_the_way and width.size > 1 and sides == {"incoming", "outgoing"}
 
 
-def renewed_units(widths, tx, width, mask, variables, state, key):
-    return dw.renew(variables, state, widths, {width: jnp.asarray(mask)}, key=key, tx=tx)
-
-
 @pytest.mark.parametrize(
     "name",
     ["mlp", "cnn", "lstm", "gru", "fused_qkv", "stacked_layers", "complex_and_fourier"],
@@ -233,11 +229,12 @@ def test_a_renewal_is_a_removal_and_a_growth_whose_units_take_old_places(name):
     for width in names:
         mask = np.arange(widths[width].size) % 3 == 1
         kept, new = (np.flatnonzero(one).tolist() for one in (~mask, mask))
-        renew = jax.jit(functools.partial(renewed_units, widths, tx, width, mask))
+        masks = {width: jnp.asarray(mask)}
+        renew = jax.jit(functools.partial(dw.renew, widths=widths, masks=masks, tx=tx))
         removal = dw.plan(widths, keep={width: kept}, check=False)
         growth = dw.plan(removal.after, {width: len(mask)}, check=False)
         wanted = dw.grow(jax.jit(dw.grow)(variables, removal), growth, key=KEY)
-        renewed, state = renew(variables, tx.init(None), KEY)
+        renewed, state = renew(variables, tx.init(None), key=KEY)
         moved = dw.plan(widths, keep={width: kept + new}, check=False)
         found = jax.jit(dw.grow)(renewed, moved)
         drawn = 0
@@ -245,7 +242,7 @@ def test_a_renewal_is_a_removal_and_a_growth_whose_units_take_old_places(name):
             assert bool(jnp.all((a == b) | (a != 0) & (b != 0)))
             drawn += int(jnp.sum(a != b))
         assert drawn
-        again, _ = renew(renewed, state, jax.random.key(9))
+        again, _ = renew(renewed, state, key=jax.random.key(9))
         assert distance(again, renewed) > 0
         before, after = (apply(tree, *model.inputs) for tree in (renewed, again))
         for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
@@ -305,8 +302,7 @@ class Normalized(nn.Module):
 
 def normalized(over):
     module, x = Normalized(over), jnp.asarray(np.random.default_rng(0).normal(size=(5, 4)))
-    variables = jax.jit(module.init)(KEY, x)
-    return module.apply, networks.fill(jax.eval_shape(lambda: variables), 1), x
+    return module.apply, networks.fill(jax.eval_shape(module.init, KEY, x), 1), x
 
 
 def test_statistics_begin_anew_beside_a_state_of_one_collection():
