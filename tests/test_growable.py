@@ -1,5 +1,7 @@
 """An optimizer that can grow: what it does with each entry after its network has grown."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ from flax import nnx
 from flax.training.train_state import TrainState
 
 import dogwood_jax as dw
+from dogwood_jax._base.trees import leaves_by_path
 
 RATE = 1e-2
 LAYERS = ("up", "down")
@@ -151,6 +154,91 @@ def test_what_sees_whole_arrays_sees_the_grown_ones():
         updates, state = update(gradient, state, WIDE)
         begun, fresh = reference(gradient, fresh, WIDE)
         assert distance(updates, begun, same(NEW)) < 1e-10
+
+
+# Steps by hand, in which each entry has the count of its own age. They take a gradient, its
+# parameter, the moments, and the ages along each axis, this step included.
+
+
+def adam_by_hand(gradient, moments, ages, eps):
+    age = functools.reduce(np.minimum.outer, ages)
+    mu = 0.9 * moments["mu"] + 0.1 * gradient
+    nu = 0.999 * moments["nu"] + 0.001 * gradient**2
+    moments |= {"mu": mu, "nu": nu}
+    return mu / (1 - 0.9**age) / (np.sqrt(nu / (1 - 0.999**age)) + eps)
+
+
+def lamb_by_hand(gradient, param, moments, ages):
+    update = adam_by_hand(gradient, moments, ages, 1e-6)
+    return -RATE * update * np.linalg.norm(param) / np.linalg.norm(update)
+
+
+def adafactor_by_hand(gradient, param, moments, ages):
+    def decayed(name, mean, age):
+        rate = 1 - age**-0.8
+        moments[name] = rate * moments[name] + (1 - rate) * mean
+        return moments[name]
+
+    if moments["v"].shape == param.shape:
+        update = (
+            gradient / decayed("v", gradient**2, functools.reduce(np.minimum.outer, ages)) ** 0.5
+        )
+    else:
+        shorter, longer = np.argsort(param.shape)
+        row = decayed("v_row", np.mean(gradient**2, longer), ages[shorter])
+        column = decayed("v_col", np.mean(gradient**2, shorter), ages[longer])
+        row, column = np.expand_dims(row / row.mean(), longer), np.expand_dims(column, shorter)
+        update = gradient / np.sqrt(row * column)
+    rms = lambda array: np.sqrt(np.mean(array**2))  # noqa: E731
+    return -RATE * update / max(1, rms(update)) * max(rms(param), 1e-3)
+
+
+def clipped_by_hand(gradient, param, moments, ages):
+    return adam_by_hand(gradient, moments, ages, 1e-8)
+
+
+WHOLE_ARRAYS = {
+    "lamb": (optax.lamb(RATE), lamb_by_hand),
+    "adafactor": (optax.adafactor(RATE), adafactor_by_hand),
+    "factored": (optax.adafactor(RATE, min_dim_size_to_factor=2), adafactor_by_hand),
+    "clipped": (
+        optax.chain(optax.scale_by_adam(), optax.clip_by_global_norm(0.1)),
+        clipped_by_hand,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE_ARRAYS)
+def test_where_whole_arrays_are_seen_new_entries_have_a_count_of_their_own(name):
+    """All entries have gradients, so old ones take other steps if new ones are counted wrongly."""
+    plain, by_hand = WHOLE_ARRAYS[name]
+    tx = dw.growable(plain)
+    state = dw.grow_opt_state(trained(tx, SMALL, 50)[1], GROWTH, tx)
+    flat = {path: np.asarray(leaf) for path, leaf in leaves_by_path(WIDE).items()}
+    fields = ("mu", "nu") if name in ("lamb", "clipped") else ("v", "v_row", "v_col")
+    moments = {
+        path: {field: np.asarray(leaves_by_path(part)[path]) for field, part in kept.items()}
+        for kept in [{field: optax.tree_utils.tree_get(state, field) for field in fields}]
+        for path in flat
+    }
+    update = jax.jit(tx.update)
+    for step in range(1, 6):
+        gradient = gradients(WIDE, step)
+        updates, state = update(gradient, state, WIDE)
+        of_units = np.where(np.arange(14) < 8, 50 + step, step).astype(float)
+        ages = {"up/kernel": (np.full(4, 50.0 + step), of_units), "up/bias": (of_units,)}
+        ages |= {"down/kernel": (of_units, np.full(3, 50.0 + step))}
+        ages |= {"down/bias": (np.full(3, 50.0 + step),)}
+        wanted = {
+            path: by_hand(np.asarray(array), flat[path], moments[path], ages[path])
+            for path, array in leaves_by_path(gradient).items()
+        }
+        if name == "clipped":
+            norm = np.sqrt(sum(np.sum(array**2) for array in wanted.values()))
+            wanted = {path: 0.1 * array / norm for path, array in wanted.items()}
+        for path, found in leaves_by_path(updates).items():
+            # Adafactor computes its decay in float32.
+            np.testing.assert_allclose(found, wanted[path], 1e-6, err_msg=f"{path}, step {step}")
 
 
 @pytest.mark.parametrize("factored", [False, True])
