@@ -9,7 +9,8 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,14 @@ class Moved(Exception):
     """Outputs moved although the growth was planned to preserve them."""
 
 
+class Grown(NamedTuple):
+    """A growth into a larger network, its arrays, and the relative difference of outputs."""
+
+    growth: dw.Growth
+    variables: Any
+    change: float
+
+
 @dataclasses.dataclass(frozen=True)
 class Network:
     """A network of certain sizes: ``apply(variables, *inputs)`` and the shapes of its variables."""
@@ -39,17 +48,18 @@ class Network:
     def trace(self) -> dw.Widths:
         return dw.trace(self.apply, self.shapes, *self.inputs)
 
-    def by_size(self, widths: dw.Widths, sizes: dict[str, int]) -> None:
+    def by_size(self, widths: dw.Widths, sizes: dict[str, int]) -> dw.Growth:
         """Plans to grow widths by name; raises ValueError where this is refused."""
-        dw.plan(widths, sizes)
+        return dw.plan(widths, sizes)
 
-    def into(self, widths: dw.Widths, larger: Any) -> float:
-        """Grows into a larger network; returns the relative difference of outputs."""
+    def into(self, widths: dw.Widths, larger: Any) -> Grown:
+        """Grows into a larger network."""
         growth = dw.plan(widths, target=larger.shapes, target_apply=larger.apply)
         old = drawn(self.shapes)
         wide = dw.grow(old, growth, key=KEY)
         applies = self.jit(self.apply), self.jit(larger.apply)
-        return verified(dw.verify, applies[0], old, applies[1], wide, *self.inputs, growth=growth)
+        arguments = applies[0], old, applies[1], wide, *self.inputs
+        return Grown(growth, wide, verified(dw.verify, *arguments, growth=growth))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,14 +72,15 @@ class Module:
     def trace(self) -> dw.Widths:
         return dw.nnx.trace(self.module, *self.inputs)
 
-    def by_size(self, widths: dw.Widths, sizes: dict[str, int]) -> None:
-        dw.nnx.plan(widths, sizes)
+    def by_size(self, widths: dw.Widths, sizes: dict[str, int]) -> dw.Growth:
+        return dw.nnx.plan(widths, sizes)
 
-    def into(self, widths: dw.Widths, larger: Any) -> float:
+    def into(self, widths: dw.Widths, larger: Any) -> Grown:
         growth = dw.nnx.plan(widths, target=larger.module)
         old = self._with_values()
         wide = dw.nnx.grow(old, growth, key=KEY, fresh=larger._with_values())
-        return verified(dw.nnx.verify, old, wide, *self.inputs)
+        change = verified(dw.nnx.verify, old, wide, *self.inputs)
+        return Grown(growth, nnx.state(wide), change)
 
     def _with_values(self) -> nnx.Module:
         graph, state = nnx.split(self.module)
@@ -126,6 +137,11 @@ class Architecture:
     package: str
     build: Callable[..., Any]
     needs: str
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether it can be made here."""
+        return find_spec(self.needs) is not None
 
     @property
     def larger(self) -> dict[str, dict[str, int]]:
@@ -198,7 +214,7 @@ def measured(entry: Architecture) -> Row:
     changes: dict[str, float] = {}
     for name, sizes in entry.larger.items():
         try:
-            changes[name] = network.into(widths, entry.build(**sizes))
+            changes[name] = network.into(widths, entry.build(**sizes)).change
         except ValueError as error:
             refused[f"{name} by target"] = reason(error, name)
     numbers = [name for name in entry.larger if name != "layers"]

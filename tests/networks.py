@@ -10,7 +10,7 @@ import importlib
 import inspect
 import re
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -197,6 +197,41 @@ def fill(shapes: Any, seed: int) -> Any:
         return jax.device_put(values(leaf.shape, zlib.crc32(f"{path}{seed}".encode()), path))
 
     return jax.tree_util.tree_map_with_path(one, shapes)
+
+
+def cast(variables: Any, dtype: Any) -> Any:
+    """The same variables, in this dtype where they are floating."""
+
+    def one(leaf: Any) -> Any:
+        is_float = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+        # By NumPy, since JAX would compile a program for each shape.
+        return jax.device_put(np.asarray(leaf).astype(dtype)) if is_float else leaf
+
+    return jax.tree.map(one, variables)
+
+
+def new_size(size: int) -> int:
+    """A size that is no multiple of the old one, where there is such a size close by."""
+    return size + 2 if size > 2 else size + 1
+
+
+def build_larger(network: Network, *arguments: str) -> Model:
+    """The network with larger sizes for these arguments of its builder."""
+    return network.build(**{by: new_size(network.sizes[by]) for by in arguments})
+
+
+def larger_inputs(small: Model, big: Model) -> tuple[Any, ...]:
+    """The old inputs; where the larger model has more, the rest is its own."""
+
+    def one(a: Any, b: Any) -> Any:
+        return a if a.shape == b.shape else jax.lax.dynamic_update_slice(b, a, [0] * a.ndim)
+
+    return jax.tree.map(one, small.inputs, big.inputs)
+
+
+def cut(arrays: Iterable[Any], shapes: Iterable[Any]) -> list[Any]:
+    """The first entries of arrays, of these shapes."""
+    return [x[tuple(map(slice, shape))] for x, shape in zip(arrays, shapes, strict=True)]
 
 
 def data(*shape: int, seed: int = 0) -> jax.Array:

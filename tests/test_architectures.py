@@ -1,7 +1,6 @@
 """The table of architectures in the documentation is what the library does."""
 
 import dataclasses
-from importlib.util import find_spec
 
 import jax
 import pytest
@@ -20,11 +19,11 @@ def whats(refused):
 
 @pytest.mark.parametrize(
     "name",
-    [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in ARCHITECTURES],
+    [n if n in QUICK else pytest.param(n, marks=pytest.mark.long) for n in ARCHITECTURES],
 )
 def test_an_architecture_grows_as_recorded(name):
     entry, recorded = ARCHITECTURES[name], RECORDED[name]
-    if find_spec(entry.needs) is None:
+    if not entry.is_installed:
         pytest.skip(f"{entry.needs} is not installed")
     with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
         row = {k: str(v) for k, v in dataclasses.asdict(measured(entry)).items()}

@@ -3,6 +3,7 @@
 The examples are in ``primitive_examples_*``.
 """
 
+import contextlib
 import functools
 import itertools
 import re
@@ -190,19 +191,13 @@ GROWN = [
 ]
 
 
-@functools.cache
-def growths(strategy: str, name: str) -> list[tuple[dw.Growth, dict[str, int] | None]]:
-    """Whatever plan does not refuse, with the sizes of the larger network, if it has such sizes."""
-    found = []
+def growths(strategy: str, name: str) -> Iterator[dw.Growth]:
+    """Whatever plan does not refuse."""
     for sizes in requests(name, strategy == "tile"):
         interface = any(traced(name)[width].interface for width in sizes)
         how = (STRATEGIES | UNDER_NORMS)[strategy]
-        try:
-            growth = dw.plan(traced(name), sizes, strategy=how, interface=interface)
-        except ValueError:
-            continue
-        found.append((growth, sizes_like(EXAMPLES[name], growth.shapes)))
-    return found
+        with contextlib.suppress(ValueError):
+            yield dw.plan(traced(name), sizes, strategy=how, interface=interface)
 
 
 def fresh(name: str, sizes: Mapping[str, int]) -> dict[str, Any]:
@@ -223,7 +218,7 @@ def thinned(growths: Iterable[tuple[str, str]]) -> Iterator[Any]:
     """Yields all functions that stand alone, where new units are silent, and parts of the rest.
 
     These are every third network around a function, and every second growth in another way. The
-    others are for ``-m slow``.
+    others are for ``-m long``.
     """
     left = 0
     for case in cases("growth", growths):
@@ -231,31 +226,30 @@ def thinned(growths: Iterable[tuple[str, str]]) -> Iterator[Any]:
         every = (1 if name in PLAIN else 3) * (1 if strategy == "zero_outgoing" else 2)
         left += every > 1
         is_slow = every > 1 and left % every != 0
-        marks = [*case.marks, *([pytest.mark.slow] if is_slow else [])]
+        marks = [*case.marks, *([pytest.mark.long] if is_slow else [])]
         yield pytest.param(*case.values, marks=marks)
 
 
 @pytest.mark.parametrize(("strategy", "name"), [*thinned(GROWN)])
 def test_growth_is_exact(strategy: str, name: str) -> None:
     """Whatever plan does not refuse leaves outputs as they were, and finite."""
-    planned = growths(strategy, name)
-    problems = [
-        f"{growth.sizes}: the network has no such sizes: {growth.shapes}"
-        for growth, sizes in planned
-        if sizes is None
-    ]
-    example = EXAMPLES[name]
-    for growth, sizes in planned:
-        if sizes is None:
-            continue
-        # One operation after the other: what is compiled serves other examples, too.
-        grown = dw.grow(example.parameters(), growth, fresh=fresh(name, sizes))
-        found = jax.tree.leaves(example.apply(grown, *example.arguments(**sizes)))
-        for new, old in zip(found, outputs(name), strict=True):
-            new = np.asarray(new)[tuple(map(slice, old.shape))]
-            if moved := _moved(new, old, example.rounding):
-                problems.append(f"{growth.sizes}: {moved}")
-    assert not problems, "; ".join(problems)
+    found = {str(growth.sizes): moved(name, growth) for growth in growths(strategy, name)}
+    assert found == dict.fromkeys(found, "")
+
+
+def moved(name: str, growth: dw.Growth) -> str:
+    """Says how outputs of an example have changed, nothing if they have not."""
+    example, sizes = EXAMPLES[name], sizes_like(EXAMPLES[name], growth.shapes)
+    if sizes is None:
+        return f"the network has no such sizes: {growth.shapes}"
+    # One operation after the other: what is compiled serves other examples, too.
+    grown = dw.grow(example.parameters(), growth, fresh=fresh(name, sizes))
+    found = jax.tree.leaves(example.apply(grown, *example.arguments(**sizes)))
+    for new, old in zip(found, outputs(name), strict=True):
+        new = np.asarray(new)[tuple(map(slice, old.shape))]
+        if far := _moved(new, old, example.rounding):
+            return far
+    return ""
 
 
 def _moved(new: Any, old: Any, rounding: float) -> str:

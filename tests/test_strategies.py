@@ -14,20 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from networks import Model
+from networks import Model, build_larger, cast, cut, larger_inputs
 from test_opt_state import optimizers
 from test_trace_growth import (
     DRAWS_MASKS,
     NETWORKS,
     assert_close,
     assert_equal,
-    build_larger,
-    cast,
-    cut,
     float_paths,
     floats,
     hidden,
-    larger_inputs,
     old,
 )
 
@@ -55,7 +51,7 @@ def case(index: int, name: str) -> Any:
     dtype = DTYPES[index // len(STRATEGIES) % len(DTYPES)]
     optimizer = list(optimizers())[index % len(optimizers())]
     # Compiling the second derivatives of a loss takes long: once each, unless asked for.
-    marks = [pytest.mark.slow] * (strategy in CHOOSING and index >= len(STRATEGIES))
+    marks = [pytest.mark.long] * (strategy in CHOOSING and index >= len(STRATEGIES))
     name_of_test = f"{name}-{strategy}-{dtype}"
     return pytest.param(name, strategy, dtype, optimizer, marks=marks, id=name_of_test)
 

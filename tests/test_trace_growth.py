@@ -10,7 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from networks import ONE_OF_EACH_KIND, Expected, Model, Network, data, f64, fill, load
+from networks import (
+    ONE_OF_EACH_KIND,
+    Expected,
+    Model,
+    Network,
+    build_larger,
+    cast,
+    cut,
+    data,
+    f64,
+    fill,
+    larger_inputs,
+    load,
+    new_size,
+)
 
 import dogwood_jax as dw
 from dogwood_jax._base.trees import leaves_by_path
@@ -86,19 +100,6 @@ def floats(variables: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
         return jax.tree.unflatten(structure, mixed)
 
     return [x for x, is_float in zip(leaves, inexact) if is_float], rebuild
-
-
-def cut(arrays: Iterable[Any], shapes: Iterable[Any]) -> list[Any]:
-    return [x[tuple(map(slice, shape))] for x, shape in zip(arrays, shapes, strict=True)]
-
-
-def larger_inputs(small: Model, big: Model) -> tuple[Any, ...]:
-    """The old inputs; where the larger model has more, the rest is its own."""
-
-    def one(a: Any, b: Any) -> Any:
-        return a if a.shape == b.shape else jax.lax.dynamic_update_slice(b, a, [0] * a.ndim)
-
-    return jax.tree.map(one, small.inputs, big.inputs)
 
 
 def assert_same_outputs(before: Old, big: Model, variables: Any) -> None:
@@ -186,11 +187,6 @@ def can_grow(width: Expected) -> bool:
     return bool(width.by) and not width.fixed and not width.hazard
 
 
-def new_size(size: int) -> int:
-    """A size that is no multiple of the old one, where there is such a size close by."""
-    return size + 2 if size > 2 else size + 1
-
-
 def growable(network: Network) -> dict[str, dict[str, int]]:
     """New sizes of the widths that each argument of a builder makes larger."""
     found: dict[str, dict[str, int]] = {}
@@ -216,10 +212,6 @@ def copyable(network: Network) -> dict[str, dict[str, int]]:
     }
 
 
-def build_larger(network: Network, *arguments: str) -> Model:
-    return network.build(**{by: new_size(network.sizes[by]) for by in arguments})
-
-
 ALONE = [(name, by) for name, network in NETWORKS.items() for by in hidden(network)]
 # A larger width draws another dropout mask, which the growth says in its notes.
 DRAWS_MASKS = ("encoder_decoder", "hidden")
@@ -228,10 +220,10 @@ SINGLE_PRECISION = {"library_attention"}
 
 
 def every_third(names: Iterable[Any]) -> list[Any]:
-    """One network of each kind, every third of the others, and all if slow tests are asked for."""
+    """One network of each kind, every third of the others, and all if long tests are asked for."""
     cases = [n if isinstance(n, tuple) else (n,) for n in names]
     is_slow = [case[0] not in ONE_OF_EACH_KIND and i % 3 for i, case in enumerate(cases)]
-    return [pytest.param(*c, marks=[pytest.mark.slow] * bool(s)) for c, s in zip(cases, is_slow)]
+    return [pytest.param(*c, marks=[pytest.mark.long] * bool(s)) for c, s in zip(cases, is_slow)]
 
 
 @pytest.mark.parametrize(("name", "by"), every_third(ALONE))
@@ -249,7 +241,7 @@ def test_a_target_tells_which_width_grows(name: str, by: str) -> None:
         assert found.changes == growth.changes
 
 
-@pytest.mark.slow  # growing all widths at once finds what this does, but for what cancels
+@pytest.mark.long  # growing all widths at once finds what this does, but for what cancels
 @pytest.mark.parametrize(("name", "by"), ALONE, ids=map("-".join, ALONE))
 def test_each_hidden_width_grows_alone(name: str, by: str) -> None:
     before = old(name)
@@ -418,15 +410,6 @@ def assert_equal(found: Any, expected: Any) -> None:
             if not jnp.issubdtype(new.dtype, jax.dtypes.prng_key):
                 new, reference = np.asarray(new), np.asarray(reference)
             assert (new == reference).all()
-
-
-def cast(variables: Any, dtype: Any) -> Any:
-    def one(leaf: Any) -> Any:
-        is_float = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
-        # By NumPy, since JAX would compile a program for each shape.
-        return jax.device_put(np.asarray(leaf).astype(dtype)) if is_float else leaf
-
-    return jax.tree.map(one, variables)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

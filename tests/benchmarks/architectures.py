@@ -11,7 +11,6 @@ import datetime
 import os
 import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "jax")  # before Keras is imported
@@ -33,7 +32,7 @@ def main() -> None:
     recorded = {row["name"]: row for row in read()} if CSV.exists() else {}
     for name in names or table:
         entry = table[name]
-        if find_spec(entry.needs) is None:
+        if not entry.is_installed:
             print(f"not run, no {entry.needs}: {name}", flush=True)
             continue
         start = time.process_time()

@@ -35,12 +35,8 @@ def plans(network: Network) -> Iterator[tuple[str, Callable[[], Any]]]:
             yield f"{name}, by target_apply=", partial(dw.plan, widths, **larger)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--most", type=int, default=10)
-    most = parser.parse_args().most
-    found = []
-    jax.config.update("jax_enable_x64", True)  # the table holds float64
+def seconds_of_plans() -> Iterator[tuple[float, str]]:
+    """Yields the seconds of the processor that each plan takes, with its name."""
     for name, network in load().items():
         jax.clear_caches()
         for what, grow in plans(network):
@@ -49,8 +45,15 @@ def main() -> None:
                 grow()
             except ValueError:
                 what = f"{what}, refused"
-            found.append((time.process_time() - start, f"{name}: {what}"))
-    found.sort(reverse=True)
+            yield time.process_time() - start, f"{name}: {what}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--most", type=int, default=10)
+    most = parser.parse_args().most
+    jax.config.update("jax_enable_x64", True)  # the table holds float64
+    found = sorted(seconds_of_plans(), reverse=True)
     total = sum(seconds for seconds, _ in found)
     print(f"{len(found)} plans in {total:.0f} s of the processor; the slowest:")
     for seconds, what in found[:most]:
