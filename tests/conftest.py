@@ -2,14 +2,11 @@
 
 import gc
 import os
-import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import hypothesis
 import jax
 import pytest
-from networks import ONE_OF_EACH_KIND
 
 # Tests state their dtypes; with float64 disabled, asking for it would silently give float32.
 jax.config.update("jax_enable_x64", True)
@@ -76,50 +73,13 @@ def _bytes() -> int:
         return int(sizes.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+# Tests of one network share what they trace and compile.
 OF_NETWORKS = ("test_trace_growth.py", "test_strategies.py", "test_judge.py")
-
-# What ``pytest -m quick`` runs in two minutes, beside all tests of one network of each kind: the
-# tests of these files whose names begin so.
-QUICK = {
-    "test_checkpoint": "a_checkpoint_grows|a_folder|names_map|ready_tables",
-    "test_deepen": "programs_written_by_hand",
-    "test_dead": "",
-    "test_growth": "",
-    "test_judge": "what_pairs_have_found|evidence|the_last_line|new_units_must|a_rule_that",
-    "test_keras_h5": "",
-    "test_narrow": "",
-    "test_nnx": "grown_module|widths_|traces_|by_sizes|deepen_returns",
-    "test_opt_state": "(?!states_that|variables_in)",
-    "test_package": "",
-    "test_primitives": "every|zeros|what_is_linear|degrees|folded|growth_is_exact.*_between",
-    "test_reference": "",
-    "test_rooms": "",
-    "test_trace": "(?!widths)",
-    "test_upcycle": "twice_the_experts|experts_in_place",
-    "test_verify": "a_growth_that|all_outputs|a_value|integers|keys|nothing_hides",
-    "test_widen": "new|replicate|zeros|random|copies|both|arguments|flax",
-}
-
-
-def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Does not import files without quick tests where no others are asked for."""
-    is_wanted = collection_path.stem in QUICK or collection_path.name in OF_NETWORKS
-    is_left_out = config.option.markexpr == "quick" and collection_path.is_file() and not is_wanted
-    return True if is_left_out else None  # else pytest decides
-
-
-def is_quick(item: pytest.Item, network: str | None) -> bool:
-    """Whether a test is one of those that take two minutes together."""
-    if item.get_closest_marker("slow"):
-        return False
-    names = QUICK.get(item.path.stem)
-    is_named = names is not None and re.match(f"test_({names})", item.name) is not None
-    return is_named or network in ONE_OF_EACH_KIND
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks quick tests, and keeps tests that share work on one worker: those of a network."""
+    """Keeps tests that share work on one worker: those of a network, and those of examples."""
     for item in items:
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
         network = parameters.get("name") if item.path.name in OF_NETWORKS else None
@@ -127,5 +87,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group("examples"))
         elif network is not None:
             item.add_marker(pytest.mark.xdist_group(network))
-        if is_quick(item, network):
-            item.add_marker(pytest.mark.quick)

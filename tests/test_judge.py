@@ -52,9 +52,9 @@ def test_a_pair_is_accepted_if_and_only_if_outputs_agree(kind: str) -> None:
         assert str(pairs.failure(kind, seed)) == "None"
 
 
-# Some kinds, and the others where slow tests are asked for.
+# Some kinds, and the others where long tests are asked for.
 IN_TWINS = [
-    pytest.param(kind, marks=[pytest.mark.slow] * bool(k % 3)) for k, kind in enumerate(pairs.KINDS)
+    pytest.param(kind, marks=[pytest.mark.long] * bool(k % 3)) for k, kind in enumerate(pairs.KINDS)
 ]
 
 

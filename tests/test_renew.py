@@ -77,9 +77,9 @@ NOT_EXACT = every.SEES_NEW_ENTRIES | every.NOT_ANEW | {"sm3", "scale_by_sm3", "l
 
 
 KNOWN = every.TRANSFORMS.keys() - every.REFUSED - NOT_EXACT
-# Optimizers that consist of one of the others, or are among those above, are for -m slow.
+# Optimizers that consist of one of the others, or are among those above, are for -m long.
 TRANSFORMS = [
-    pytest.param(name, marks=[pytest.mark.slow] * is_slow)
+    pytest.param(name, marks=[pytest.mark.long] * is_slow)
     for name in sorted(KNOWN)
     for is_slow in [name in OPTIMIZERS or f"scale_by_{name}" in KNOWN]
 ]

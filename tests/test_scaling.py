@@ -105,9 +105,9 @@ def assert_close(new: Any, reference: Any, tolerance: float, scale: float) -> No
     np.testing.assert_allclose(new, reference, rtol=0, atol=tolerance * scale)
 
 
-# One size each, unless slow tests are asked for.
+# One size each, unless long tests are asked for.
 SIZES = [
-    pytest.param(name, new, marks=[pytest.mark.slow] * (new != case.sizes[-1]), id=f"{name}-{new}")
+    pytest.param(name, new, marks=[pytest.mark.long] * (new != case.sizes[-1]), id=f"{name}-{new}")
     for name, case in CASES.items()
     for new in case.sizes
 ]
